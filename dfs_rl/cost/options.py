@@ -1,0 +1,70 @@
+"""The menu of bit options: the one place that says which bit widths exist and what one of them costs."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from dfs_rl.errors import ConfigError
+
+SKIP = 0
+FULL = 32
+ALLOWED_BITS = (SKIP, 1, 2, 3, 4, 5, 6, 7, 8, 16, FULL)
+DEFAULT_BITS = (0, 2, 3, 4, 8, 32)
+
+
+def relative_cost(bits: int) -> float:
+    """Cost of one MAC at ``bits`` relative to full precision: ``(bits / 32)**2``, the measure of DFS (AAAI 2020)."""
+    return (bits / FULL) ** 2
+
+
+@dataclass(frozen=True)
+class BitOptions:
+    """An ascending menu of bit widths; an action is an index into it, never a bit number.
+
+    Attributes:
+        values: The bit widths, ascending and unique, each one of ``ALLOWED_BITS``; 0 skips the layer, 32 leaves it untouched.
+
+    Raises:
+        ConfigError: If the menu is empty, not ascending, or names a bit width that does not exist.
+    """
+
+    values: tuple[int, ...] = DEFAULT_BITS
+
+    def __post_init__(self) -> None:
+        unknown = [bits for bits in self.values if bits not in ALLOWED_BITS]
+        if unknown:
+            raise ConfigError(f"bit options {list(self.values)} contain {unknown[0]}; allowed are {list(ALLOWED_BITS)}.")
+        if not self.values or any(b <= a for a, b in zip(self.values, self.values[1:], strict=False)):
+            raise ConfigError(f"bit options {list(self.values)} must be a non-empty, strictly ascending list of bit widths.")
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.values)
+
+    def __getitem__(self, index: int) -> int:
+        return self.values[index]
+
+    def index(self, bits: int) -> int:
+        """Return the action that selects ``bits``.
+
+        Raises:
+            ConfigError: If ``bits`` is not on the menu.
+        """
+        if bits not in self.values:
+            raise ConfigError(f"{bits} bit is not on the menu {list(self.values)}.")
+        return self.values.index(bits)
+
+    def indices(self, bits: Iterable[int]) -> tuple[int, ...]:
+        """Return the actions that select each of ``bits``."""
+        return tuple(self.index(b) for b in bits)
+
+    @property
+    def full(self) -> int:
+        """Index of the dearest option, the menu's reference for accuracy."""
+        return len(self.values) - 1
+
+    @property
+    def quantized(self) -> tuple[int, ...]:
+        """The bit widths that quantize: neither skipped nor full precision."""
+        return tuple(bits for bits in self.values if bits not in (SKIP, FULL))
