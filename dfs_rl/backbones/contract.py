@@ -25,11 +25,25 @@ class WalkableBackbone(Protocol):
         costs: What each choice costs.
         layers: The gated layers, in order.
         feature_channels: Channels of the activation that enters each gated layer, one number per layer.
+        image_shape: Channels, height and width of the images it takes.
+        n_classes: Number of logits.
     """
 
     options: BitOptions
     costs: CostTable
     feature_channels: tuple[int, ...]
+    image_shape: tuple[int, int, int]
+    n_classes: int
+
+    @property
+    def feature_mean(self) -> Tensor:
+        """Mean of ``feature`` before each gated layer, float32 ``[layers, max channels]``, zero-padded."""
+        ...
+
+    @property
+    def feature_std(self) -> Tensor:
+        """Standard deviation of ``feature`` before each gated layer, float32 ``[layers, max channels]``, one-padded."""
+        ...
 
     @property
     def layers(self) -> Sequence[GatedLayer]:
