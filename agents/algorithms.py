@@ -1,0 +1,228 @@
+"""The learning algorithms by name, their hyperparameters with the reason for each default, and how to build one."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from gymnasium import spaces
+from stable_baselines3 import A2C, PPO
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.vec_env import VecEnv
+from torch import nn
+
+from agents.extractor import LayerwiseExtractor
+from agents.group_buffer import GroupRolloutBuffer, check_groups
+from dfs_rl.errors import ConfigError
+
+AlgorithmName = Literal["ppo", "a2c"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PPOConfig:
+    """Hyperparameters of ``--algo ppo``.
+
+    Attributes:
+        learning_rate: Adam's step size at the start; the networks are tiny and the minibatches large, which bears more than SB3's 3e-4.
+        final_learning_rate: Step size at the end, reached linearly; the last decisions are close calls that a large step undoes.
+        entropy: Weight of the entropy bonus at the start; it falls linearly to 0, because a gate that is deployed deterministic should
+            end deterministic.
+        epochs: Passes over each rollout; more than 4 buys little for twice the time.
+        minibatches: Minibatches per pass; a minibatch of envs x layers / 4 runs at the speed of memory, not of Python.
+        clip_range: PPO's bound on the change of probability per update.
+        gae_lambda: Bias against variance of the advantage with one rollout per image; unused with several.
+        value_weight: Weight of the critic's loss; actor and critic share no weights, so it only matters through gradient clipping.
+        max_grad_norm: Gradient clipping.
+    """
+
+    learning_rate: float = 3e-3
+    final_learning_rate: float = 3e-4
+    entropy: float = 0.01
+    epochs: int = 4
+    minibatches: int = 4
+    clip_range: float = 0.2
+    gae_lambda: float = 0.95
+    value_weight: float = 0.5
+    max_grad_norm: float = 0.5
+
+    def __post_init__(self) -> None:
+        _require(
+            self, positive=("learning_rate", "epochs", "minibatches", "clip_range", "max_grad_norm")
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class A2CConfig:
+    """Hyperparameters of ``--algo a2c``.
+
+    Attributes:
+        learning_rate: RMSprop's step size at the start; one step per rollout, so larger than PPO's.
+        final_learning_rate: Step size at the end, reached linearly.
+        entropy: Weight of the entropy bonus at the start; it falls linearly to 0.
+        gae_lambda: As for PPO.
+        value_weight: As for PPO.
+        max_grad_norm: Gradient clipping.
+    """
+
+    learning_rate: float = 3e-3
+    final_learning_rate: float = 3e-4
+    entropy: float = 0.01
+    gae_lambda: float = 0.95
+    value_weight: float = 0.5
+    max_grad_norm: float = 0.5
+
+    def __post_init__(self) -> None:
+        _require(self, positive=("learning_rate", "max_grad_norm"))
+
+
+AlgorithmConfig = PPOConfig | A2CConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class GateLearning:
+    """What every algorithm needs to know about the gate it learns.
+
+    Attributes:
+        feature_channels: Channels that enter each gated layer.
+        hidden: Width of each layer's own hidden layer, in actor and critic.
+        images_per_group: Rollouts of one image that share a baseline; 1 uses the critic instead.
+        episodes: Episodes per environment and update.
+        seed: Seed of the weights, of the sampled actions and of the minibatches.
+        device: Where the policy lives.
+    """
+
+    feature_channels: tuple[int, ...]
+    hidden: int
+    images_per_group: int
+    episodes: int
+    seed: int
+    device: str
+
+    @property
+    def n_steps(self) -> int:
+        """Steps per environment and update: whole episodes, one step per gated layer."""
+        return len(self.feature_channels) * self.episodes
+
+
+def build_algorithm(
+    config: AlgorithmConfig, env: VecEnv, learning: GateLearning
+) -> OnPolicyAlgorithm:
+    """Build an algorithm whose actor and critic are separate layer-wise networks.
+
+    Args:
+        config: Hyperparameters; their type says which algorithm.
+        env: The batched environment, its layers in lock-step; environments of one group are consecutive.
+        learning: The gate's size and how its advantages are made.
+
+    Raises:
+        ConfigError: If the environments do not divide into groups.
+    """
+    check_groups(env.num_envs, learning.images_per_group)
+    assert isinstance(env.action_space, spaces.Discrete)
+    options = int(env.action_space.n)
+    entry = next(entry for entry in ALGORITHMS.values() if isinstance(config, entry.config_type))
+    grouped = learning.images_per_group > 1
+    model = entry.algorithm(
+        "MultiInputPolicy",
+        env,
+        n_steps=learning.n_steps,
+        gamma=1.0,  # an episode is a handful of layers and its end is what counts
+        seed=learning.seed,
+        device=learning.device,
+        rollout_buffer_class=GroupRolloutBuffer if grouped else None,
+        rollout_buffer_kwargs={"images_per_group": learning.images_per_group} if grouped else None,
+        policy_kwargs=_policy_kwargs(
+            learning.feature_channels, hidden=learning.hidden, options=options
+        ),
+        **entry.arguments(config, env.num_envs * learning.n_steps),
+    )
+    action_net = model.policy.action_net
+    assert isinstance(action_net, nn.Linear)
+    # The extractor's scores are the logits already: each layer's own weights decide alone, nothing is shared.
+    with torch.no_grad():
+        action_net.weight.copy_(torch.eye(options))
+        action_net.bias.zero_()
+    action_net.requires_grad_(requires_grad=False)
+    return model
+
+
+def entropy_weight(config: AlgorithmConfig, progress: float) -> float:
+    """Weight of the entropy bonus after a share ``progress`` of training, in [0, 1]."""
+    return config.entropy * max(0.0, 1.0 - progress)
+
+
+@dataclass(frozen=True)
+class _Algorithm:
+    """How a name on the command line becomes an SB3 algorithm.
+
+    Attributes:
+        algorithm: The class, used as it is.
+        config_type: Its hyperparameters.
+        arguments: Translates them, and the number of samples per update, to the class's keyword arguments.
+    """
+
+    algorithm: Callable[..., OnPolicyAlgorithm]
+    config_type: type[AlgorithmConfig]
+    arguments: Callable[[Any, int], Mapping[str, Any]]
+
+
+def _shared_arguments(config: AlgorithmConfig) -> dict[str, Any]:
+    start, end = config.learning_rate, config.final_learning_rate
+    return {
+        "learning_rate": lambda remaining: end + (start - end) * remaining,
+        "ent_coef": config.entropy,
+        "gae_lambda": config.gae_lambda,
+        "vf_coef": config.value_weight,
+        "max_grad_norm": config.max_grad_norm,
+        "normalize_advantage": True,  # the useful size of a reward difference depends on the weights the user chose
+    }
+
+
+def _ppo_arguments(config: PPOConfig, samples: int) -> Mapping[str, Any]:
+    if samples % config.minibatches != 0 or samples == config.minibatches:
+        raise ConfigError(
+            f"ppo.minibatches is {config.minibatches}; it must divide the {samples} samples "
+            "of an update (num_envs x layers x episodes) into batches of at least 2."
+        )
+    return _shared_arguments(config) | {
+        "n_epochs": config.epochs,
+        "batch_size": samples // config.minibatches,
+        "clip_range": config.clip_range,
+    }
+
+
+def _a2c_arguments(config: A2CConfig, samples: int) -> Mapping[str, Any]:
+    del samples  # A2C takes one step on all of them
+    return _shared_arguments(config)
+
+
+ALGORITHMS: Mapping[AlgorithmName, _Algorithm] = {
+    "ppo": _Algorithm(PPO, PPOConfig, _ppo_arguments),
+    "a2c": _Algorithm(A2C, A2CConfig, _a2c_arguments),
+}
+
+
+def _policy_kwargs(feature_channels: Sequence[int], *, hidden: int, options: int) -> dict[str, Any]:
+    return {
+        "net_arch": {"pi": [], "vf": []},  # the extractor is the whole network
+        "share_features_extractor": False,  # only the actor ships, so the critic must not shape it
+        "features_extractor_class": LayerwiseExtractor,
+        "features_extractor_kwargs": {
+            "feature_channels": tuple(feature_channels),
+            "hidden": hidden,
+            "outputs": options,
+        },
+    }
+
+
+def _require(config: AlgorithmConfig, *, positive: Sequence[str]) -> None:
+    for name in positive:
+        value = getattr(config, name)
+        if not value > 0:
+            raise ConfigError(f"{name} is {value}; it must be positive.")
+    for name in ("final_learning_rate", "entropy", "value_weight"):
+        value = getattr(config, name)
+        if not value >= 0:
+            raise ConfigError(f"{name} is {value}; it must not be negative.")
+    if not 0.0 <= config.gae_lambda <= 1.0:
+        raise ConfigError(f"gae_lambda is {config.gae_lambda}; it must lie in [0, 1].")
