@@ -25,15 +25,21 @@ class WalkableBackbone(Protocol):
         costs: What each choice costs.
         layers: The gated layers, in order.
         feature_channels: Channels of the activation that enters each gated layer, one number per layer.
-        image_shape: Channels, height and width of the images it takes.
-        n_classes: Number of logits.
     """
 
     options: BitOptions
     costs: CostTable
     feature_channels: tuple[int, ...]
-    image_shape: tuple[int, int, int]
-    n_classes: int
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of the images it takes."""
+        ...
+
+    @property
+    def n_classes(self) -> int:
+        """Number of logits."""
+        ...
 
     @property
     def feature_mean(self) -> Tensor:
