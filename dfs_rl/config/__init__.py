@@ -1,0 +1,22 @@
+"""Strict YAML for frozen dataclasses: what a file says is checked in full, or refused in a sentence."""
+
+from dfs_rl.config.records import (
+    config_from_dict,
+    config_to_dict,
+    fields_from_dict,
+    load_config,
+    required_fields,
+    save_config,
+)
+from dfs_rl.config.yaml_core import dump_yaml, read_yaml
+
+__all__ = [
+    "config_from_dict",
+    "config_to_dict",
+    "dump_yaml",
+    "fields_from_dict",
+    "load_config",
+    "read_yaml",
+    "required_fields",
+    "save_config",
+]

@@ -1,0 +1,134 @@
+"""YAML by version 1.2's core rules.
+
+``1e-4`` is a number, ``no`` is text and ``010`` is ten; PyYAML alone reads YAML 1.1, where it is
+the other way round. Repeated keys, keys that are not text, and aliases are refused. Reading never
+executes code.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dfs_rl.errors import ConfigError
+
+_LINE_WIDTH = 100
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML file whose top level is a mapping; an empty file is an empty mapping.
+
+    Raises:
+        ConfigError: If it cannot be read or is not such a file.
+    """
+    try:
+        data = yaml.load(path.read_bytes(), Loader=_Loader)
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path} does not exist.") from error
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}.") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{path} is not valid YAML: {_one_line(error)}.") from error
+    if data is None:
+        return {}
+    if not isinstance(data, dict):
+        kind = "a list" if isinstance(data, list) else "a single value"
+        raise ConfigError(f"{path} holds {kind}; a configuration is a mapping of settings.")
+    return data
+
+
+def dump_yaml(data: Mapping[str, object]) -> str:
+    """Write plain values as YAML that ``read_yaml`` reads back to equal ones, keys in order."""
+    text: str = yaml.dump(
+        dict(data),
+        Dumper=_Dumper,
+        sort_keys=False,
+        allow_unicode=True,
+        width=_LINE_WIDTH,
+        default_flow_style=False,
+    )
+    return text
+
+
+class _Loader(yaml.SafeLoader):
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:  # noqa: ANN401 - PyYAML's signature
+        if self.check_event(yaml.events.AliasEvent):
+            raise yaml.constructor.ConstructorError(problem="aliases are not allowed")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002 - PyYAML's signature
+        seen = set()
+        for key, _ in node.value:
+            if key.tag != "tag:yaml.org,2002:str" or key.value in seen:
+                problem = "is given twice" if key.value in seen else "is not text"
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {key.value!r} {problem}", key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep=deep)
+
+
+class _Dumper(yaml.SafeDumper):
+    def ignore_aliases(self, data: object) -> bool:  # noqa: ARG002 - PyYAML's signature
+        """Write an object that occurs twice out twice, because the loader refuses aliases."""
+        return True
+
+
+_FLOAT = (
+    r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?"
+    r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)"
+)
+_CORE_TYPES = (
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("int", r"[-+]?[0-9]+|0x[0-9a-fA-F]+|0o[0-7]+", "-+0123456789"),
+    ("float", _FLOAT, "-+.0123456789"),
+)
+
+
+def _construct_int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
+    text = str(loader.construct_scalar(node))
+    return int(text, 0) if text.startswith(("0x", "0o")) else int(text)
+
+
+def _construct_float(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> float:
+    text = str(loader.construct_scalar(node)).lower()
+    return float(text.replace(".inf", "inf").replace(".nan", "nan"))
+
+
+def _represent_list(dumper: yaml.SafeDumper, items: Sequence[object]) -> yaml.Node:
+    """Keep lists of plain values on one line."""
+    flat = not any(isinstance(item, dict | list) for item in items)
+    return dumper.represent_sequence("tag:yaml.org,2002:seq", items, flow_style=flat)
+
+
+def _set_core_types() -> None:
+    for handler in (_Loader, _Dumper):
+        handler.yaml_implicit_resolvers = {}
+        for name, pattern, first in _CORE_TYPES:
+            handler.add_implicit_resolver(
+                f"tag:yaml.org,2002:{name}", re.compile(rf"(?:{pattern})\Z"), list(first)
+            )
+    # Without the constructors of dates, sets and binary data, their tags are refused.
+    core = {f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "str", "seq", "map")} | {None}
+    _Loader.yaml_constructors = {
+        tag: build for tag, build in yaml.SafeLoader.yaml_constructors.items() if tag in core
+    }
+    _Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
+    _Loader.add_constructor("tag:yaml.org,2002:float", _construct_float)
+    _Dumper.add_representer(list, _represent_list)
+
+
+_set_core_types()
+
+
+def _one_line(error: Exception) -> str:
+    """Say what PyYAML found, and where, without its picture of the place."""
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem:
+        mark = error.problem_mark
+        return error.problem + (f" (line {mark.line + 1})" if mark else "")
+    return " ".join(str(error).split()).rstrip(".")

@@ -1,0 +1,132 @@
+"""Atomic files and strict JSON: a reader sees the previous content or the new one, never a part of either."""
+
+import json
+import math
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NoReturn
+
+from dfs_rl.errors import RunFolderError
+
+_TEMPORARY_SUFFIX = ".tmp"
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary path to write to, which takes the place of ``path`` when the block ends well.
+
+    The new content reaches the disk before the name does, and the name before the block ends, so neither a killed
+    process nor a lost machine leaves a half-written file. What a killed process leaves behind is a hidden temporary
+    file that nothing reads.
+
+    Args:
+        path: The file to create or replace; its folder is created when missing.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(
+        dir=path.parent, prefix=f".{path.name}.", suffix=_TEMPORARY_SUFFIX
+    )
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        _sync(temporary)
+        temporary.chmod(0o666 & ~_umask())  # mkstemp's 0600 would lock out a group that shares runs
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync(path.parent)
+
+
+def write_bytes_atomic(path: Path, data: bytes) -> None:
+    """Create or replace ``path`` with ``data``, atomically."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write ``value`` as JSON that any parser reads, atomically; see ``to_json_value`` for what becomes of what."""
+    text = json.dumps(to_json_value(value), indent=2, allow_nan=False, ensure_ascii=False)
+    write_bytes_atomic(path, (text + "\n").encode())
+
+
+def read_json(path: Path) -> object:
+    """Read a JSON file.
+
+    Raises:
+        RunFolderError: If it is missing, unreadable or not strict JSON.
+    """
+    try:
+        return json.loads(path.read_bytes(), parse_constant=_refuse_constant)
+    except FileNotFoundError as error:
+        raise RunFolderError(f"{path} does not exist.") from error
+    except OSError as error:
+        raise RunFolderError(f"{path} cannot be read: {error.strerror}.") from error
+    except (ValueError, RecursionError) as error:
+        raise RunFolderError(
+            f"{path} is not valid JSON, so it is damaged or not ours: {error}."
+        ) from error
+
+
+def to_json_value(value: object) -> object:
+    """Turn records, mappings, sequences, paths, array scalars and small arrays into plain JSON values.
+
+    JSON has no NaN and no infinity; they become ``null``, which every parser reads and no plot mistakes for a number.
+
+    Raises:
+        TypeError: If a value has no JSON form, or a key is not a string, number or bool.
+    """
+    match value:
+        case None | bool() | int() | str():
+            return value
+        case float():
+            return value if math.isfinite(value) else None
+        case Mapping():
+            return {_key(key): to_json_value(item) for key, item in value.items()}
+        case list() | tuple():
+            return [to_json_value(item) for item in value]
+        case Path():
+            return str(value)
+    if hasattr(value, "tolist"):  # NumPy and torch scalars and arrays
+        return to_json_value(value.tolist())
+    raise TypeError(f"a {type(value).__name__} has no JSON form: {value!r}")
+
+
+def remove_stale_temporaries(folder: Path) -> None:
+    """Delete what killed writers left in ``folder``; only for a folder that has a single writer."""
+    for path in folder.glob(f".*{_TEMPORARY_SUFFIX}"):
+        path.unlink(missing_ok=True)
+
+
+def _key(key: object) -> str:
+    if isinstance(key, str):
+        return key
+    if isinstance(key, int | float):
+        return str(key)
+    raise TypeError(f"a {type(key).__name__} cannot be a JSON key: {key!r}")
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _sync(path: Path) -> None:
+    """Flush a file or, where the system can, a folder to the disk."""
+    if path.is_dir() and os.name == "nt":
+        return
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _umask() -> int:
+    """Return the process's umask; the only portable way to read it is to set it."""
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,31 @@
+"""Run folders and the crash-safe files in them; importing this package does not import torch."""
+
+from dfs_rl.files import (
+    read_json,
+    remove_stale_temporaries,
+    to_json_value,
+    write_bytes_atomic,
+    write_json,
+)
+from dfs_rl.runs.folder import RunFolder
+from dfs_rl.runs.tensors import (
+    Checkpoint,
+    load_checkpoint,
+    load_tensors,
+    save_checkpoint,
+    save_tensors,
+)
+
+__all__ = [
+    "Checkpoint",
+    "RunFolder",
+    "load_checkpoint",
+    "load_tensors",
+    "read_json",
+    "remove_stale_temporaries",
+    "save_checkpoint",
+    "save_tensors",
+    "to_json_value",
+    "write_bytes_atomic",
+    "write_json",
+]

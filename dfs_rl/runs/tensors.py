@@ -1,0 +1,137 @@
+"""Tensors in safetensors files, checksummed; a checkpoint is one such file with its JSON state inside it.
+
+One file means one rename: tensors and state can never come from two different moments. Loading executes no code.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from dfs_rl.errors import CheckpointError
+from dfs_rl.files import replacing, to_json_value
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_CHECKSUM = "sha256"
+_STATE = "state"
+
+
+class Checkpoint(NamedTuple):
+    """What a training needs to go on.
+
+    Attributes:
+        tensors: Weights and optimiser moments by name, on the CPU.
+        state: Everything else, as JSON values: counters, best score.
+    """
+
+    tensors: dict[str, "Tensor"]
+    state: dict[str, object]
+
+
+class _Stored(NamedTuple):
+    tensors: dict[str, "Tensor"]
+    metadata: dict[str, str]
+
+
+def save_tensors(
+    path: Path, tensors: Mapping[str, "Tensor"], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write tensors of any dtype, device and memory format to a safetensors file, atomically.
+
+    Args:
+        path: The file to create or replace.
+        tensors: What to write; shared or strided tensors are copied, so each name owns its values.
+        metadata: Text to keep in the file's header.
+    """
+    import torch
+    from safetensors.torch import save_file
+
+    owned = {
+        name: tensor.detach().to("cpu").clone(memory_format=torch.contiguous_format)
+        for name, tensor in tensors.items()
+    }
+    header = dict(metadata or {})
+    header[_CHECKSUM] = _checksum(owned, header)
+    with replacing(path) as temporary:
+        save_file(owned, temporary, metadata=header)
+
+
+def load_tensors(path: Path) -> dict[str, "Tensor"]:
+    """Read the tensors of a file that ``save_tensors`` or any other safetensors writer wrote; they land on the CPU.
+
+    Raises:
+        CheckpointError: If the file is missing, truncated or altered, or is not safetensors.
+    """
+    return _read(path).tensors
+
+
+def save_checkpoint(
+    path: Path, tensors: Mapping[str, "Tensor"], state: Mapping[str, object]
+) -> None:
+    """Write tensors and JSON state as one file, atomically.
+
+    Raises:
+        CheckpointError: If the state holds NaN or infinity, which would not come back from JSON as they were.
+    """
+    try:
+        text = json.dumps(state, allow_nan=False, default=to_json_value)
+    except ValueError as error:
+        raise CheckpointError(
+            f"the state for {path} holds a number that is not finite and cannot be restored."
+        ) from error
+    save_tensors(path, tensors, {_STATE: text})
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read what ``save_checkpoint`` wrote.
+
+    Raises:
+        CheckpointError: If it is missing, damaged, or a safetensors file without a state.
+    """
+    stored = _read(path)
+    if _STATE not in stored.metadata:
+        raise CheckpointError(
+            f"{path} holds tensors but no training state, so it is no checkpoint."
+        )
+    try:
+        state = json.loads(stored.metadata[_STATE])
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is damaged: its training state is not JSON.") from error
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path} is damaged: its training state is not a mapping.")
+    return Checkpoint(tensors=stored.tensors, state=state)
+
+
+def _read(path: Path) -> _Stored:
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise CheckpointError(f"{path} does not exist or is not a file.")
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            # Cloned: the reader maps the file into memory, and a tensor must outlive changes to it.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+            metadata = dict(file.metadata() or {})
+    except (SafetensorError, OSError, RuntimeError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} is damaged or not a safetensors file: {str(error).rstrip('.')}."
+        ) from error
+    expected = metadata.pop(_CHECKSUM, None)
+    if expected is not None and expected != _checksum(tensors, metadata):
+        raise CheckpointError(f"{path} is damaged: its content does not match its checksum.")
+    return _Stored(tensors=tensors, metadata=metadata)
+
+
+def _checksum(tensors: Mapping[str, "Tensor"], metadata: Mapping[str, str]) -> str:
+    """Hash names, dtypes, shapes, values and metadata of contiguous CPU tensors."""
+    import torch
+
+    digest = hashlib.sha256(json.dumps(dict(metadata), sort_keys=True).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
