@@ -1,0 +1,221 @@
+"""What a gate is compared with: rivals that cannot look at the image, or need no learning."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from dfs_rl.backbones.contract import WalkableBackbone
+from dfs_rl.cost import FULL, SKIP, BitOptions
+from dfs_rl.data.images import ImageSet
+from dfs_rl.evaluation.cascade import choose_cascade, run_cascade
+from dfs_rl.evaluation.records import GateRecords
+from dfs_rl.evaluation.run_gate import BATCH_SIZE, evaluate_options, evaluate_table
+from dfs_rl.evaluation.static_search import SearchLimits, SearchResult, search_static_table
+from dfs_rl.evaluation.tables import Table
+from dfs_rl.seeding import torch_generator
+
+Role = Literal["gate", "fixed", "matched"]
+
+RANDOM_DRAWS = 5
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Method:
+    """One line of a comparison.
+
+    Attributes:
+        key: Stable name in files: ``gate``, ``full``, ``uniform_8``, ``mode_table``, ``random``,
+            ``cascade``, ``static_table``.
+        label: Name in tables and plots.
+        role: ``"gate"``; ``"fixed"`` for reference points at a cost of their own; ``"matched"`` for
+            rivals made to cost what the gate costs.
+        records: One per draw; a single one for everything that draws nothing.
+        chosen_on: Split that its choices were made on, None where there was nothing to choose.
+        detail: What was chosen, in words; empty if nothing.
+        table: Option index per layer of a static table, None for all else.
+        search: How the table was found, None for all but the best static table.
+    """
+
+    key: str
+    label: str
+    role: Role
+    records: tuple[GateRecords, ...]
+    chosen_on: str | None = None
+    detail: str = ""
+    table: Table | None = None
+    search: SearchResult | None = None
+
+
+def mode_table(options: Tensor, n_options: int) -> Table:
+    """Return the most frequent option of each layer, the cheaper one of equals.
+
+    Args:
+        options: Option indices, int64 ``[n, layers]``.
+        n_options: Size of the menu.
+    """
+    columns = options.T
+    return tuple(int(torch.bincount(column, minlength=n_options).argmax()) for column in columns)
+
+
+def shuffled_options(options: Tensor, generator: torch.Generator) -> Tensor:
+    """Deal each layer's options out to the images anew, independently of the other layers.
+
+    How often each layer runs at each option stays exactly what it was, and so does the mean cost;
+    what is lost is which image gets which option. int64 ``[n, layers]`` in and out.
+    """
+    rank = torch.rand(options.shape, generator=generator).argsort(dim=0)
+    return options.gather(0, rank)
+
+
+def uniform_label(bits: int) -> str:
+    """Return how tables call a network that runs every layer at ``bits``."""
+    if bits == SKIP:
+        return "skip all"
+    return "full precision" if bits == FULL else f"uniform {bits} bit"
+
+
+def uniform_methods(
+    backbone: WalkableBackbone, image_set: ImageSet, *, batch_size: int = BATCH_SIZE
+) -> list[Method]:
+    """Run every option of the menu at all layers, in menu order."""
+    methods = []
+    for option, bits in enumerate(backbone.options):
+        label = uniform_label(bits)
+        table = (option,) * backbone.costs.n_layers
+        records = evaluate_table(backbone, image_set, table, name=label, batch_size=batch_size)
+        methods.append(
+            Method(
+                key="full" if bits == FULL else f"uniform_{bits}",
+                label=label,
+                role="fixed",
+                records=(records,),
+                table=table,
+            )
+        )
+    return methods
+
+
+def rival_methods(
+    backbone: WalkableBackbone,
+    *,
+    gate: GateRecords,
+    gate_selection: GateRecords,
+    reported: ImageSet,
+    selection: ImageSet,
+    uniform: Sequence[GateRecords],
+    split_names: tuple[str, str],
+    limits: SearchLimits | None = None,
+    batch_size: int = BATCH_SIZE,
+    progress: Callable[[str], None] = lambda _: None,
+) -> list[Method]:
+    """Run every rival at the gate's cost: best static table, cascade, mode table, random draws.
+
+    The mode table and the random draws take their options from the gate on the reported split,
+    which needs no label, so that their marginals are the very ones they are compared with. The
+    static table and the cascade use labels and are chosen on the selection split, under the
+    gate's mean computation there.
+
+    Args:
+        backbone: The backbone, on the device of both splits.
+        gate: The gate's records on the reported split.
+        gate_selection: The gate's records on the selection split.
+        reported: The split that figures are reported on.
+        selection: The split that choices are made on.
+        uniform: Records of every uniform option on the reported split, in menu order.
+        split_names: Names of the reported and of the selection split.
+        limits: How long to search for the static table.
+        batch_size: Images that run together.
+        progress: Told what is being done, in a few words.
+    """
+    costs = backbone.costs
+    reported_name, selection_name = split_names
+    cap = gate_selection.computation(costs).mean().item()
+    n_options = len(backbone.options)
+
+    progress(f"cascade, chosen on {selection_name}")
+    on_selection = [
+        method.records[0] for method in uniform_methods(backbone, selection, batch_size=batch_size)
+    ]
+    cascade = choose_cascade(on_selection, costs, cap)
+    cascade_records = run_cascade(uniform, cascade)
+
+    progress(f"best static table, searched on {selection_name}")
+    found = search_static_table(
+        backbone,
+        selection,
+        cap,
+        starts=[mode_table(gate_selection.options, n_options)],
+        limits=limits,
+        batch_size=batch_size,
+    )
+    static_records = evaluate_table(
+        backbone, reported, found.table, name="best static table", batch_size=batch_size
+    )
+
+    progress("mode table and random options")
+    mode = mode_table(gate.options, n_options)
+    mode_records = evaluate_table(
+        backbone, reported, mode, name="mode table", batch_size=batch_size
+    )
+    draws = tuple(
+        evaluate_options(
+            backbone,
+            reported,
+            shuffled_options(gate.options, torch_generator("random baseline", draw)),
+            name="random",
+            batch_size=batch_size,
+        )
+        for draw in range(RANDOM_DRAWS)
+    )
+    return [
+        Method(
+            key="static_table",
+            label="best static table",
+            role="matched",
+            records=(static_records,),
+            chosen_on=selection_name,
+            detail=f"bits {table_text(found.table, backbone.options)}",
+            table=found.table,
+            search=found,
+        ),
+        Method(
+            key="cascade",
+            label="confidence cascade",
+            role="matched",
+            records=(cascade_records,),
+            chosen_on=selection_name,
+            detail=_cascade_text(cascade.first, cascade.second, cascade_records, backbone.options),
+        ),
+        Method(
+            key="mode_table",
+            label="mode table",
+            role="matched",
+            records=(mode_records,),
+            chosen_on=reported_name,
+            detail=f"bits {table_text(mode, backbone.options)}",
+            table=mode,
+        ),
+        Method(
+            key="random",
+            label="random, same marginals",
+            role="matched",
+            records=draws,
+            chosen_on=reported_name,
+            detail=f"mean of {RANDOM_DRAWS} draws",
+        ),
+    ]
+
+
+def table_text(table: Table, options: BitOptions) -> str:
+    """Return the bits of a static table, layer by layer, as one word."""
+    return "-".join(str(options[option]) for option in table)
+
+
+def _cascade_text(first: int, second: int, records: GateRecords, options: BitOptions) -> str:
+    if records.first_pass is None:
+        return ""
+    share = 100.0 * records.first_pass.escalated.double().mean().item()
+    return f"{options[first]} bit, then {options[second]} bit for the least sure {share:.0f} %"

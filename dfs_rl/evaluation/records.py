@@ -1,0 +1,131 @@
+"""What a gate did on every image of a split, and what that amounts to."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dfs_rl.cost import CostTable, Counting
+from dfs_rl.errors import ConfigError
+from dfs_rl.evaluation.metrics import accuracy_percent, distinct_patterns, option_histogram
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FirstPass:
+    """A complete earlier pass over the backbone whose answer was kept only where it was confident.
+
+    Attributes:
+        options: Options of that pass, int64 ``[n, layers]``.
+        escalated: Images that were run again, which pay for both passes; bool ``[n]``.
+    """
+
+    options: Tensor
+    escalated: Tensor
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class GateRecords:
+    """Outcome of one method on every image of a split, on the CPU and in the split's order.
+
+    Attributes:
+        name: What chose the options, as tables print it.
+        predictions: Predicted class, int64 ``[n]``.
+        labels: True class, int64 ``[n]``.
+        options: Option index of each gated layer in the pass that gave the prediction, int64
+            ``[n, layers]``.
+        log_likelihood: Log-probability of the true class, float64 ``[n]``.
+        confidence: Largest class probability, float64 ``[n]``.
+        gate_macs: MACs per image of the gate, 0 for methods that decide without a network.
+        first_pass: The earlier pass of a cascade, None for everything that runs once.
+
+    Raises:
+        ConfigError: If there is no image or the fields do not cover the same ones.
+    """
+
+    name: str
+    predictions: Tensor
+    labels: Tensor
+    options: Tensor
+    log_likelihood: Tensor
+    confidence: Tensor
+    gate_macs: float = 0.0
+    first_pass: FirstPass | None = None
+
+    def __post_init__(self) -> None:
+        n = self.labels.shape[0]
+        if n == 0:
+            raise ConfigError(
+                f"the records of {self.name!r} hold no image; at least one is needed."
+            )
+        fields = {
+            "predictions": self.predictions,
+            "labels": self.labels,
+            "options": self.options,
+            "log_likelihood": self.log_likelihood,
+            "confidence": self.confidence,
+        }
+        if self.first_pass is not None:
+            fields["first_pass.options"] = self.first_pass.options
+            fields["first_pass.escalated"] = self.first_pass.escalated
+        for field, value in fields.items():
+            shape = "[n, layers]" if field.endswith("options") else "[n]"
+            if value.dim() != len(shape.split(",")) or value.shape[0] != n:
+                raise ConfigError(
+                    f"{field} of the records of {self.name!r} has shape {tuple(value.shape)}; "
+                    f"allowed is {shape} with n = {n}."
+                )
+
+    def __len__(self) -> int:
+        return self.labels.shape[0]
+
+    @property
+    def correct(self) -> Tensor:
+        """Whether each image was classified rightly; bool ``[n]``."""
+        return self.predictions == self.labels
+
+    @property
+    def accuracy(self) -> float:
+        """Accuracy in percent."""
+        return accuracy_percent(self.correct)
+
+    @property
+    def patterns(self) -> int:
+        """Number of distinct rows of options, one per way that an image ran through the layers."""
+        return distinct_patterns(self.options)
+
+    def histogram(self, n_options: int) -> Tensor:
+        """Return how often each layer ran at each option; float64 ``[layers, options]``."""
+        return option_histogram(self.options, n_options)
+
+    def computation(self, costs: CostTable, counting: Counting = "full") -> Tensor:
+        """Return each image's computation in percent; float64 ``[n]``."""
+        spent = costs.computation(self.options, gate_macs=self.gate_macs, counting=counting)
+        if self.first_pass is None:
+            return spent
+        first = costs.computation(self.first_pass.options, counting=counting)
+        return spent + first * self.first_pass.escalated
+
+    def bitops(self, costs: CostTable) -> Tensor:
+        """Return each image's BitOPs, fixed parts and gate included; float64 ``[n]``."""
+        spent = costs.bitops(self.options, gate_macs=self.gate_macs)
+        if self.first_pass is None:
+            return spent
+        return spent + costs.bitops(self.first_pass.options) * self.first_pass.escalated
+
+
+def concatenate(parts: Sequence[GateRecords]) -> GateRecords:
+    """Join the records of consecutive batches of one method that runs once.
+
+    Args:
+        parts: At least one, all of the same method.
+    """
+    return GateRecords(
+        name=parts[0].name,
+        predictions=torch.cat([part.predictions for part in parts]),
+        labels=torch.cat([part.labels for part in parts]),
+        options=torch.cat([part.options for part in parts]),
+        log_likelihood=torch.cat([part.log_likelihood for part in parts]),
+        confidence=torch.cat([part.confidence for part in parts]),
+        gate_macs=parts[0].gate_macs,
+    )

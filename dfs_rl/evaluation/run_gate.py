@@ -1,0 +1,108 @@
+"""Run a gate, or options fixed beforehand, over a split and record what happened."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from dfs_rl.backbones.contract import WalkableBackbone
+from dfs_rl.data.batching import batches
+from dfs_rl.data.images import ImageSet
+from dfs_rl.errors import ConfigError
+from dfs_rl.evaluation.records import GateRecords, concatenate
+from dfs_rl.gating.gates import Gate
+from dfs_rl.gating.rollout import rollout
+from dfs_rl.gating.walk import finish, start, step
+
+BATCH_SIZE = 256
+
+
+def evaluate_gate(
+    backbone: WalkableBackbone,
+    gate: Gate,
+    image_set: ImageSet,
+    *,
+    batch_size: int = BATCH_SIZE,
+    budget: float | None = None,
+) -> GateRecords:
+    """Let ``gate`` choose the options of every image; nothing is trained and no noise is added.
+
+    Args:
+        backbone: The backbone, on the device of ``image_set``.
+        gate: What chooses the options.
+        image_set: The images, in the order of the returned records.
+        batch_size: Images that walk together.
+        budget: Upper bound on each image's computation in percent, None for none.
+    """
+    parts = []
+    with torch.inference_mode():
+        for batch in batches(image_set, batch_size):
+            result = rollout(backbone, gate, batch.images, budget=budget)
+            parts.append(_record(gate.name, result.logits, batch.labels, result.options, gate.macs))
+    return concatenate(parts)
+
+
+def evaluate_options(
+    backbone: WalkableBackbone,
+    image_set: ImageSet,
+    options: Tensor,
+    *,
+    name: str,
+    batch_size: int = BATCH_SIZE,
+) -> GateRecords:
+    """Run every image at options that were fixed beforehand.
+
+    Args:
+        backbone: The backbone, on the device of ``image_set``.
+        image_set: The images.
+        options: Option index of each image at each gated layer, int64 ``[n, layers]``.
+        name: What the records are called.
+        batch_size: Images that walk together.
+
+    Raises:
+        ConfigError: If ``options`` has another number of rows than there are images.
+    """
+    if options.shape[0] != len(image_set):
+        raise ConfigError(
+            f"options of {name!r} have {options.shape[0]} rows; allowed is one per image, "
+            f"{len(image_set)}."
+        )
+    parts = []
+    with torch.inference_mode():
+        chosen = torch.split(options.to(image_set.images.device), batch_size)
+        for batch, rows in zip(batches(image_set, batch_size), chosen, strict=True):
+            state = start(backbone, batch.images)
+            for layer in range(rows.shape[1]):
+                state = step(backbone, state, rows[:, layer])
+            parts.append(_record(name, finish(backbone, state), batch.labels, rows, 0.0))
+    return concatenate(parts)
+
+
+def evaluate_table(
+    backbone: WalkableBackbone,
+    image_set: ImageSet,
+    table: Sequence[int],
+    *,
+    name: str,
+    batch_size: int = BATCH_SIZE,
+) -> GateRecords:
+    """Run every image at the same option index per layer."""
+    options = torch.tensor(table).expand(len(image_set), -1)
+    return evaluate_options(backbone, image_set, options, name=name, batch_size=batch_size)
+
+
+def _record(
+    name: str, logits: Tensor, labels: Tensor, options: Tensor, gate_macs: float
+) -> GateRecords:
+    log_probabilities = logits.double().log_softmax(dim=-1).cpu()  # [batch, classes]
+    labels = labels.cpu()
+    best = log_probabilities.max(dim=-1)
+    return GateRecords(
+        name=name,
+        predictions=best.indices,
+        labels=labels,
+        options=options.cpu(),
+        log_likelihood=log_probabilities.gather(1, labels[:, None]).squeeze(1),
+        confidence=best.values.exp(),
+        gate_macs=gate_macs,
+    )

@@ -1,0 +1,235 @@
+"""Search for the best static per-layer table under a cap on computation.
+
+Small spaces are enumerated. Larger ones are climbed, from the best uniform table and from the gate's
+mode table, by changing one layer, then by raising one layer and lowering another; the best tables
+met on the way are ranked again on the whole split, which takes back some of the luck of a search
+on part of it. The order is fixed, so the same inputs find the same table.
+"""
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from dfs_rl.backbones.contract import WalkableBackbone
+from dfs_rl.cost import CostTable
+from dfs_rl.data.images import ImageSet
+from dfs_rl.errors import ConfigError
+from dfs_rl.evaluation.run_gate import BATCH_SIZE
+from dfs_rl.evaluation.tables import Table, TableScore, score_tables
+
+_TOLERANCE = 1e-9
+
+_Moves = Callable[[Table, int, int], Iterator[Table]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchLimits:
+    """How long to search for the best static table.
+
+    Attributes:
+        images: Images that each table is scored on during the search, at least 1.
+        tables: Tables scored during the search, at least 1.
+        finalists: Best tables that are ranked again on the whole split, at least 1.
+    """
+
+    images: int = 1000
+    tables: int = 600
+    finalists: int = 8
+
+    def __post_init__(self) -> None:
+        for name in ("images", "tables", "finalists"):
+            value = getattr(self, name)
+            if value < 1:
+                raise ConfigError(f"search.{name} is {value}; allowed is 1 or more.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchResult:
+    """What the search found and how hard it looked.
+
+    Attributes:
+        table: Option index of each gated layer.
+        accuracy: Its accuracy on the selection split, in percent; it was picked for being high.
+        computation: Its computation in percent, fixed parts included.
+        cap: The computation it had to stay under, in percent.
+        tables: Tables scored.
+        images: Images that each of them was scored on.
+        finalists: Tables scored again on the whole split.
+        exhaustive: Whether every table under the cap was scored on the whole split.
+    """
+
+    table: Table
+    accuracy: float
+    computation: float
+    cap: float
+    tables: int
+    images: int
+    finalists: int
+    exhaustive: bool
+
+
+def search_static_table(
+    backbone: WalkableBackbone,
+    image_set: ImageSet,
+    cap: float,
+    *,
+    starts: Sequence[Table] = (),
+    limits: SearchLimits | None = None,
+    batch_size: int = BATCH_SIZE,
+) -> SearchResult:
+    """Find the static table of the highest accuracy whose computation is at most ``cap``.
+
+    Args:
+        backbone: The backbone, on the device of ``image_set``.
+        image_set: The selection split.
+        cap: Upper bound on computation in percent, fixed parts included.
+        starts: Tables to start from beside the uniform ones; lowered until they fit.
+        limits: How long to search; None for the defaults.
+        batch_size: Images that run together.
+
+    Raises:
+        ConfigError: If even the cheapest table is above ``cap``.
+    """
+    limits = limits or SearchLimits()
+    costs = backbone.costs
+    n_layers, n_options = costs.n_layers, len(costs.options)
+    cheapest = float(costs.computation(torch.zeros(1, n_layers, dtype=torch.int64)))
+    if cheapest > cap + _TOLERANCE:
+        raise ConfigError(
+            f"no static table costs at most {cap:.4g} %; the cheapest costs {cheapest:.4g} %."
+        )
+    n = len(image_set)
+    images = min(limits.images, n)
+    # Evenly spaced, so that a split sorted by class still gives every class its share.
+    part = image_set if images == n else image_set.subset(torch.arange(images) * n // images)
+    scorer = _Scorer(backbone, part, cap, limits.tables, batch_size)
+    enumerable = n_options**n_layers <= limits.tables
+    if enumerable:
+        scorer.score(itertools.product(range(n_options), repeat=n_layers))
+    else:
+        uniform = [(option,) * n_layers for option in range(n_options)]
+        begin = [best for best in [scorer.best(uniform)] if best is not None]
+        begin += [_lower(start, costs, cap) for start in starts]
+        for table in dict.fromkeys(begin):
+            _climb(table, scorer, n_options)
+    ranked = scorer.ranking()[: limits.finalists]
+    if images < n:
+        scores = score_tables(backbone, image_set, ranked, batch_size=batch_size)
+        again = sorted(zip(scores, ranked, strict=True), key=lambda pair: pair[0], reverse=True)
+        best_score, best = again[0]
+    else:
+        best, best_score = ranked[0], scorer.scores[ranked[0]]
+    return SearchResult(
+        table=best,
+        accuracy=100.0 * best_score.correct / n,
+        computation=float(costs.computation(torch.tensor([best]))),
+        cap=cap,
+        tables=len(scorer.scores),
+        images=images,
+        finalists=len(ranked) if images < n else 0,
+        exhaustive=enumerable and images == n,
+    )
+
+
+class _Scorer:
+    """Scores tables under the cap, each once, until the allowance is used up."""
+
+    def __init__(
+        self,
+        backbone: WalkableBackbone,
+        image_set: ImageSet,
+        cap: float,
+        allowance: int,
+        batch_size: int,
+    ) -> None:
+        self.scores: dict[Table, TableScore] = {}
+        self._backbone = backbone
+        self._image_set = image_set
+        self._cap = cap
+        self._allowance = allowance
+        self._batch_size = batch_size
+
+    @property
+    def exhausted(self) -> bool:
+        return len(self.scores) >= self._allowance
+
+    def score(self, tables: Iterable[Table]) -> list[Table]:
+        """Score those tables that fit, as far as the allowance goes; return the ones scored."""
+        costs = self._backbone.costs
+        wanted = [
+            table
+            for table in dict.fromkeys(tables)
+            if float(costs.computation(torch.tensor([table]))) <= self._cap + _TOLERANCE
+        ]
+        fresh = [table for table in wanted if table not in self.scores]
+        fresh = fresh[: self._allowance - len(self.scores)]
+        if fresh:
+            scores = score_tables(
+                self._backbone, self._image_set, fresh, batch_size=self._batch_size
+            )
+            self.scores.update(zip(fresh, scores, strict=True))
+        return [table for table in wanted if table in self.scores]
+
+    def best(self, tables: Iterable[Table]) -> Table | None:
+        """Return the best of those tables that fit, the first of equals; None if none does."""
+        return max(self.score(tables), key=self.scores.__getitem__, default=None)
+
+    def ranking(self) -> list[Table]:
+        """Return every table scored, the best first."""
+        return sorted(self.scores, key=self.scores.__getitem__, reverse=True)
+
+
+def _climb(table: Table, scorer: _Scorer, n_options: int) -> None:
+    """Improve ``table`` until no neighbour is better or the allowance is used up."""
+    if not scorer.score([table]):
+        return
+    while not scorer.exhausted:
+        before = table
+        table = _sweep(table, scorer, _single_changes, n_options)
+        if table == before:
+            table = _sweep(table, scorer, _exchanges, n_options)
+        if table == before:
+            return
+
+
+def _sweep(table: Table, scorer: _Scorer, moves: _Moves, n_options: int) -> Table:
+    """Take each layer's best move that improves, layer after layer."""
+    for layer in range(len(table)):
+        best = scorer.best(moves(table, layer, n_options))
+        if best is not None and scorer.scores[best] > scorer.scores[table]:
+            table = best
+    return table
+
+
+def _single_changes(table: Table, layer: int, n_options: int) -> Iterator[Table]:
+    """Every other option at ``layer``."""
+    for option in range(n_options):
+        if option != table[layer]:
+            yield (*table[:layer], option, *table[layer + 1 :])
+
+
+def _exchanges(table: Table, layer: int, n_options: int) -> Iterator[Table]:
+    """``layer`` one option dearer and one other layer one option cheaper."""
+    if table[layer] + 1 == n_options:
+        return
+    for other in range(len(table)):
+        if other != layer and table[other] > 0:
+            moved = list(table)
+            moved[layer] += 1
+            moved[other] -= 1
+            yield tuple(moved)
+
+
+def _lower(table: Table, costs: CostTable, cap: float) -> Table:
+    """Lower, one option at a time, the layer that saves most until ``table`` fits under ``cap``."""
+    price = costs.option_costs()
+    current = list(table)
+    while float(costs.computation(torch.tensor([current]))) > cap + _TOLERANCE:
+        savings = [
+            float(price[layer, option] - price[layer, option - 1]) if option > 0 else -1.0
+            for layer, option in enumerate(current)
+        ]
+        current[savings.index(max(savings))] -= 1
+    return tuple(current)

@@ -1,0 +1,114 @@
+"""What a gate's figures prove and what they do not, in words."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from dfs_rl.evaluation.metrics import PairedDifference
+
+Outcome = Literal["beats", "dearer", "level", "cheaper", "loses"]
+
+# Costs within 5 % count as equal: the rivals at the gate's cost cannot hit it exactly.
+_SAME_COST = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """The gate against one other method on the same images.
+
+    Attributes:
+        key: The other method, see ``Method``.
+        label: Its name in tables.
+        role: Its role, ``"fixed"`` or ``"matched"``.
+        difference: Accuracy of the gate minus its accuracy, in points.
+        low: Lower end of the 95 % interval.
+        high: Upper end of it.
+        relative_computation: The gate's computation over its computation, None where that is 0.
+        outcome: ``"beats"``: more accurate at no more computation; ``"dearer"``: more accurate at
+            more; ``"level"``: no difference shown; ``"cheaper"``: less accurate at less;
+            ``"loses"``: less accurate at no less. Computation within 5 % counts as equal.
+    """
+
+    key: str
+    label: str
+    role: str
+    difference: float
+    low: float
+    high: float
+    relative_computation: float | None
+    outcome: Outcome
+
+
+def outcome_of(difference: PairedDifference, relative_computation: float | None) -> Outcome:
+    """Decide what a difference in accuracy means at the costs that go with it."""
+    ratio = float("inf") if relative_computation is None else relative_computation
+    if difference.low > 0:
+        return "beats" if ratio <= 1 + _SAME_COST else "dearer"
+    if difference.high < 0:
+        return "loses" if ratio >= 1 - _SAME_COST else "cheaper"
+    return "level"
+
+
+def beyond_marginals(comparisons: Sequence[Comparison]) -> bool | None:
+    """Say whether the gate is more accurate than both its mode table and its shuffled options.
+
+    None if it was not compared with them.
+    """
+    rivals = [c for c in comparisons if c.key in ("mode_table", "random")]
+    return all(c.low > 0 for c in rivals) if rivals else None
+
+
+def verdict_sentences(
+    comparisons: Sequence[Comparison], accuracy: float, patterns: float
+) -> tuple[str, ...]:
+    """Put the comparisons into a few sentences.
+
+    Args:
+        comparisons: The gate against every other method.
+        accuracy: The gate's accuracy in percent.
+        patterns: Distinct bit patterns that the gate used.
+    """
+    sentences = []
+    reference = next((c for c in comparisons if c.key == "full"), None)
+    if reference is not None and reference.relative_computation is not None:
+        sentences.append(
+            f"The gate reaches {accuracy:.2f} %, {_signed(reference)} points from full precision, "
+            f"with {100 * reference.relative_computation:.3g} % of its computation."
+        )
+    rivals = [c for c in comparisons if c.role == "matched"]
+    won = [c for c in rivals if c.outcome == "beats"]
+    lost = [c for c in rivals if c.outcome != "beats"]
+    if won:
+        sentences.append(f"At its own cost it beats, at 95 %: {_listed(won)}.")
+    if lost:
+        sentences.append(f"It does not beat: {_listed(lost)}.")
+    learned = beyond_marginals(comparisons)
+    if patterns == 1:
+        sentences.append("It gives every image the same bits: it is a static table.")
+    if learned is True:
+        sentences.append(
+            "It has learned which image needs which bits: it is above both its mode table and "
+            "random options of the same marginals."
+        )
+    if learned is False:
+        sentences.append(
+            "It has learned nothing beyond its marginals: it is not shown to be above both its "
+            "mode table and random options of the same marginals."
+        )
+    return tuple(sentences)
+
+
+def _signed(comparison: Comparison) -> str:
+    return f"{comparison.difference:+.2f}"
+
+
+def _listed(comparisons: Sequence[Comparison]) -> str:
+    return "; ".join(f"{c.label} ({_signed(c)}{_cost_note(c)})" for c in comparisons)
+
+
+def _cost_note(comparison: Comparison) -> str:
+    """Say when a rival that should cost the same does not."""
+    ratio = comparison.relative_computation
+    if ratio is None or abs(ratio - 1) <= _SAME_COST:
+        return ""
+    return f" at {ratio:.2f} x its computation"

@@ -1,0 +1,84 @@
+import pytest
+import torch
+
+from dfs_rl.cost import BitOptions, CostTable, FixedCost
+from dfs_rl.errors import ConfigError
+from dfs_rl.evaluation.records import FirstPass, GateRecords, concatenate
+
+COSTS = CostTable(
+    options=BitOptions((0, 8, 32)),
+    layer_macs=(300, 700),
+    fixed=(FixedCost(name="stem", macs=100, bits=8),),
+)
+
+
+def records(rows, labels=None, **fields):
+    n = len(rows)
+    values = {
+        "name": "made up",
+        "predictions": torch.zeros(n, dtype=torch.int64),
+        "labels": torch.tensor(labels or [0] * n),
+        "options": torch.tensor(rows),
+        "log_likelihood": torch.zeros(n, dtype=torch.float64),
+        "confidence": torch.ones(n, dtype=torch.float64),
+    }
+    return GateRecords(**{**values, **fields})
+
+
+def test_accuracy_and_patterns():
+    made = records([[0, 1], [0, 1], [2, 1]], labels=[0, 1, 0])
+    assert len(made) == 3
+    assert made.correct.tolist() == [True, False, True]
+    assert made.accuracy == pytest.approx(200 / 3)
+    assert made.patterns == 2
+    assert made.histogram(3)[0].tolist() == pytest.approx([2 / 3, 0, 1 / 3])
+
+
+def test_computation_and_bitops_by_hand():
+    made = records([[1, 2], [0, 0]], gate_macs=10.0)
+    # 300 MACs at 8 bit are 300 / 16, the stem 100 / 16, the gate 10; of 1,000.
+    expected = [300 / 16 + 700, 0.0]
+    gated = made.computation(COSTS, "dfs")
+    whole = made.computation(COSTS)
+    assert gated.tolist() == pytest.approx([value / 10 for value in expected])
+    assert whole.tolist() == pytest.approx([(value + 100 / 16 + 10) / 10 for value in expected])
+    bitops = [300 * 64 + 700 * 1024 + 100 * 64 + 10 * 1024, 100 * 64 + 10 * 1024]
+    assert made.bitops(COSTS).tolist() == pytest.approx(bitops)
+
+
+def test_a_second_pass_pays_for_both_stem_included():
+    first = FirstPass(options=torch.tensor([[1, 1], [1, 1]]), escalated=torch.tensor([True, False]))
+    made = records([[2, 2], [1, 1]], first_pass=first)
+    one_pass = 6.25 + 0.625  # gated layers and stem
+    assert made.computation(COSTS).tolist() == pytest.approx([100 + 0.625 + one_pass, one_pass])
+    assert made.computation(COSTS, "dfs").tolist() == pytest.approx([106.25, 6.25])
+    ratio = made.bitops(COSTS) / made.computation(COSTS)
+    assert ratio.tolist() == pytest.approx([1000 * 1024 / 100] * 2)
+
+
+def test_batches_join_in_order():
+    joined = concatenate([records([[0, 1]], gate_macs=4.0), records([[2, 2]], gate_macs=4.0)])
+    assert joined.options.tolist() == [[0, 1], [2, 2]]
+    assert joined.gate_macs == 4.0
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"predictions": torch.zeros(2, dtype=torch.int64)}, "predictions"),
+        ({"confidence": torch.zeros(3, 1)}, "confidence"),
+        ({"options": torch.zeros(3, dtype=torch.int64)}, "options"),
+        (
+            {"first_pass": FirstPass(options=torch.zeros(3, 2), escalated=torch.zeros(2))},
+            "first_pass.escalated",
+        ),
+    ],
+)
+def test_fields_that_do_not_fit_are_refused(fields, message):
+    with pytest.raises(ConfigError, match=message):
+        records([[0, 0]] * 3, **fields)
+
+
+def test_no_image_is_refused():
+    with pytest.raises(ConfigError, match="no image"):
+        records(torch.zeros(0, 2, dtype=torch.int64).tolist(), labels=[])
