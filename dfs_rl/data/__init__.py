@@ -1,0 +1,22 @@
+"""Data sets in memory: sources, splits, batches, augmentation and statistics."""
+
+from dfs_rl.data.augment import augment
+from dfs_rl.data.batching import batches, epoch_batches
+from dfs_rl.data.images import SPLIT_NAMES, Dataset, ImageSet, SplitName
+from dfs_rl.data.load import load_dataset
+from dfs_rl.data.splits import SplitFractions
+from dfs_rl.data.statistics import ChannelStatistics, channel_statistics
+
+__all__ = [
+    "SPLIT_NAMES",
+    "ChannelStatistics",
+    "Dataset",
+    "ImageSet",
+    "SplitFractions",
+    "SplitName",
+    "augment",
+    "batches",
+    "channel_statistics",
+    "epoch_batches",
+    "load_dataset",
+]

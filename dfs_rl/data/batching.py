@@ -1,0 +1,55 @@
+"""Batches: shuffled indices for training, ordered slices for evaluation."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from dfs_rl.data.images import ImageSet
+from dfs_rl.errors import ConfigError
+from dfs_rl.seeding import numpy_generator
+
+
+def epoch_batches(
+    n: int, batch_size: int, *, seed: int, epoch: int, drop_last: bool
+) -> Iterator[Tensor]:
+    """Yield the shuffled indices of one epoch, a function of ``(seed, epoch)`` alone, so that training resumes at any epoch and step.
+
+    Args:
+        n: Number of images.
+        batch_size: Indices per batch.
+        seed: Seed of the run.
+        epoch: Number of the epoch.
+        drop_last: Whether to leave out the last batch when it is not full.
+
+    Yields:
+        int64 ``[batch]`` on the CPU; together each index at most once.
+
+    Raises:
+        ConfigError: If ``batch_size`` is not positive, or ``drop_last`` would leave no batch.
+    """
+    if batch_size < 1:
+        raise ConfigError(f"batch size is {batch_size}; it must be 1 or more.")
+    if drop_last and n < batch_size:
+        raise ConfigError(
+            f"batch size {batch_size} exceeds the {n} images, and incomplete batches are left out; use {n} or less."
+        )
+    order = torch.from_numpy(numpy_generator("epoch_batches", seed, epoch).permutation(n))
+    end = n - n % batch_size if drop_last else n
+    for start in range(0, end, batch_size):
+        yield order[start : min(start + batch_size, end)]
+
+
+def batches(image_set: ImageSet, batch_size: int) -> Iterator[ImageSet]:
+    """Yield the images in order, ``batch_size`` at a time, as views; the last batch may be smaller.
+
+    Raises:
+        ConfigError: If ``batch_size`` is not positive.
+    """
+    if batch_size < 1:
+        raise ConfigError(f"batch size is {batch_size}; it must be 1 or more.")
+    for start in range(0, len(image_set), batch_size):
+        yield ImageSet(
+            image_set.images[start : start + batch_size],
+            image_set.labels[start : start + batch_size],
+        )

@@ -1,0 +1,166 @@
+"""Encoded images into one preallocated uint8 array."""
+
+import io
+import os
+import struct
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from dfs_rl.data.images import MIN_SIDE
+from dfs_rl.errors import DataError
+
+# What Pillow's decoders raise on damaged or hostile input.
+_DAMAGE = (
+    ArithmeticError,
+    EOFError,
+    Image.DecompressionBombError,
+    LookupError,
+    OSError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    struct.error,
+)
+_CHANNELS = {"L": 1, "LA": 2, "RGB": 3, "RGBA": 4}
+_CONVERTED = {
+    "1": "L",
+    "CMYK": "RGB",
+    "HSV": "RGB",
+    "LAB": "RGB",
+    "P": "RGB",
+    "PA": "RGBA",
+    "RGBX": "RGB",
+    "YCbCr": "RGB",
+}
+_EXIF = "exif"
+
+
+class EncodedImage(NamedTuple):
+    """One image of a source, not yet decoded.
+
+    Attributes:
+        row: Its number within the source.
+        data: The encoded bytes, or the file that holds them.
+        place: Where it came from, for messages.
+    """
+
+    row: int
+    data: bytes | Path
+    place: str
+
+
+class ImageArray:
+    """An array uint8 ``[n, c, h, w]`` that fills image by image; the first one decides its shape.
+
+    A palette image becomes RGB, and so do CMYK and the like; black-and-white becomes grey. Where
+    grey and RGB images mix, as in many photo collections, all become RGB, without loss. Other
+    mixtures, and 16-bit or floating-point grey, are refused.
+
+    Each image is written to its final place, so the peak is ``n * c * h * w`` bytes and a little.
+    """
+
+    def __init__(self, n: int) -> None:
+        self._n = n
+        self._pixels: NDArray[np.uint8] | None = None
+        self._first = ""
+
+    @property
+    def pixels(self) -> NDArray[np.uint8]:
+        """The array; complete once every row was put."""
+        if self._pixels is None:
+            raise DataError("there is no image to read.")
+        return self._pixels
+
+    def put(self, index: int, image: EncodedImage) -> None:
+        """Decode ``image`` into row ``index``.
+
+        Raises:
+            DataError: If it cannot be decoded, or differs from the first one in size or kind.
+        """
+        source = io.BytesIO(image.data) if isinstance(image.data, bytes) else image.data
+        try:
+            with Image.open(source) as picture:
+                self._check_size(picture.size, image.place)
+                decoded = _decode(picture, image.place)
+        except DataError:
+            raise
+        except _DAMAGE as error:
+            raise DataError(
+                f"{image.place} is not a readable image ({_brief(error)}); allowed are JPEG, PNG "
+                "and the other formats of Pillow."
+            ) from error
+        self._store(index, decoded, image.place)
+
+    def _check_size(self, size: tuple[int, int], place: str) -> None:
+        """Refuse by the header, before a huge image is decoded."""
+        width, height = size
+        if min(size) < MIN_SIDE:
+            raise DataError(
+                f"{place} is {width} x {height} pixels; at least {MIN_SIDE} x {MIN_SIDE} are needed."
+            )
+        if self._pixels is None:
+            _check_memory(self._n * width * height, f"{self._n} images of {width} x {height}")
+            return
+        expected_height, expected_width = self._pixels.shape[2:]
+        if (width, height) != (expected_width, expected_height):
+            raise DataError(
+                f"{place} is {width} x {height} pixels but {self._first} is {expected_width} x "
+                f"{expected_height}; all images must have one size, resize them first."
+            )
+
+    def _store(self, index: int, picture: Image.Image, place: str) -> None:
+        channels = _CHANNELS[picture.mode]
+        if self._pixels is None:
+            self._first = place
+            width, height = picture.size
+            self._pixels = np.zeros((self._n, channels, height, width), dtype=np.uint8)
+        expected = self._pixels.shape[1]
+        if {channels, expected} == {_CHANNELS["L"], _CHANNELS["RGB"]}:
+            if expected == _CHANNELS["L"]:
+                self._pixels = np.repeat(self._pixels, _CHANNELS["RGB"], axis=1)
+            picture = picture.convert("RGB")
+        elif channels != expected:
+            kinds = {count: mode for mode, count in _CHANNELS.items()}
+            raise DataError(
+                f"{place} is {kinds[channels]} but {self._first} is {kinds[expected]}; images with "
+                "and without an alpha channel cannot be mixed."
+            )
+        values = np.asarray(picture)  # [h, w] or [h, w, c]
+        self._pixels[index] = values if values.ndim == 2 else values.transpose(2, 0, 1)  # noqa: PLR2004
+
+
+def _decode(picture: Image.Image, place: str) -> Image.Image:
+    mode = picture.mode
+    if mode not in _CHANNELS and mode not in _CONVERTED:
+        raise DataError(
+            f"{place} has pixels of kind {mode!r}; allowed are 8-bit images: grey, RGB, with or "
+            "without alpha, palette or CMYK."
+        )
+    if _EXIF in picture.info:  # photos that a camera stored lying on their side
+        picture = ImageOps.exif_transpose(picture)
+    if mode in _CONVERTED:
+        return picture.convert(_CONVERTED[mode])
+    picture.load()
+    return picture
+
+
+def _check_memory(n_bytes: int, what: str) -> None:
+    """Refuse what cannot fit instead of meeting the kernel's out-of-memory killer an hour later."""
+    try:
+        installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):  # not told on this system
+        return
+    if n_bytes > installed:
+        raise DataError(
+            f"{what} pixels need {n_bytes / 1e9:.1f} GB per channel, this machine has "
+            f"{installed / 1e9:.1f} GB; take fewer (limit) or smaller images."
+        )
+
+
+def _brief(error: Exception) -> str:
+    """First line of an error, or its type where it says nothing."""
+    return (str(error).splitlines() or [""])[0][:120] or type(error).__name__

@@ -1,0 +1,104 @@
+"""Data sets of the Hugging Face hub, through the ``datasets`` library."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from dfs_rl.data.source import Source, Sources
+from dfs_rl.data.tables import PlacedBatch, table_source
+from dfs_rl.errors import DataError
+
+if TYPE_CHECKING:
+    import datasets
+
+_BATCH_ROWS = 1024
+_PROBE_SECONDS = 10.0
+
+
+def hub_sources(spec: str) -> Sources:
+    """Download a data set, or take it from the cache of the ``datasets`` library.
+
+    Args:
+        spec: ``owner/name`` or ``owner/name:config``.
+
+    Raises:
+        DataError: If it is neither on the hub nor in the cache, or has no train split.
+    """
+    import datasets  # imported here: it takes a second and only hub ids need it
+    import huggingface_hub
+
+    name, _, config = spec.partition(":")
+    online = not huggingface_hub.constants.HF_HUB_OFFLINE and _is_reachable(name)
+    try:
+        if online:
+            splits = datasets.load_dataset(name, config or None)
+        else:
+            with _offline():
+                splits = datasets.load_dataset(name, config or None)
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        if not online:
+            raise DataError(
+                f"data set {spec!r} is no existing folder, the hub cannot be reached (no network, or "
+                "HF_HUB_OFFLINE is set), and it is not in the local cache."
+            ) from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataError(f"data set {spec!r} cannot be read from the hub ({reason}).") from error
+    return sources_of(spec, splits)
+
+
+def sources_of(spec: str, splits: "datasets.DatasetDict") -> Sources:
+    """Take ``train`` and ``test`` out of what the ``datasets`` library loaded.
+
+    Raises:
+        DataError: If there is no train split, or its columns are no images and labels.
+    """
+    if "train" not in splits:
+        raise DataError(f"data set {spec!r} has the splits {sorted(splits)}; 'train' is needed.")
+    test = _source(spec, splits, "test") if "test" in splits else None
+    return Sources(_source(spec, splits, "train"), test)
+
+
+def _source(spec: str, splits: "datasets.DatasetDict", split: str) -> Source:
+    from datasets.table import embed_table_storage
+
+    dataset = splits[split]
+    origin = f"{spec} {split}"
+
+    def batches(column: str) -> Iterator[PlacedBatch]:
+        first = 0
+        selected = dataset.select_columns([column]).with_format("arrow")
+        for table in selected.iter(batch_size=_BATCH_ROWS):
+            # Some data sets store where an image lies in the cache; embedding reads its bytes.
+            for rows in embed_table_storage(table).to_batches():
+                yield PlacedBatch(rows, origin, first)
+                first += len(rows)
+
+    return table_source(origin, dataset.features.arrow_schema, batches)
+
+
+def _is_reachable(name: str) -> bool:
+    """Ask the hub once: the library itself would retry for half a minute."""
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        huggingface_hub.HfApi().dataset_info(name, timeout=_PROBE_SECONDS)
+    except HfHubHTTPError:
+        return True  # it answered: unknown, private or gated, which loading will explain
+    except Exception:  # noqa: BLE001 - the hub's HTTP library has changed its error classes twice
+        return False
+    return True
+
+
+@contextmanager
+def _offline() -> Iterator[None]:
+    """Let the libraries look into their cache only, as HF_HUB_OFFLINE does when set before import."""
+    import datasets
+    import huggingface_hub
+
+    before = huggingface_hub.constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
+    huggingface_hub.constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        huggingface_hub.constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before

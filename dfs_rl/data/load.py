@@ -1,0 +1,174 @@
+"""The one entrance: what a user calls a data set, to tensors in four splits."""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dfs_rl.data.decode import ImageArray
+from dfs_rl.data.images import MIN_CLASSES, Dataset, ImageSet
+from dfs_rl.data.source import Source, Sources
+from dfs_rl.data.splits import SplitFractions, plan_splits
+from dfs_rl.errors import DataError
+
+DIGITS = "digits"
+DIGITS_FRACTIONS = SplitFractions(agent=0.25, val=0.12, test=0.23)
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(:[\w.-]+)?")
+_SHOWN = 12  # names in a message
+_FORMS = (
+    f"{DIGITS!r}, a folder with train*.parquet, a folder of class folders with images, or a hub id "
+    "such as 'uoft-cs/cifar10'"
+)
+
+
+def load_dataset(
+    spec: str, *, splits: SplitFractions | None = None, limit: int | None = None
+) -> Dataset:
+    """Load a data set into memory and split it, the same way every time.
+
+    The source's own test split stays the test split; agent and val are carved from its train images
+    class by class. Where there is no test split, one is carved too. A validation split of the source
+    is not used. Images keep their order in no split: each prefix of a split holds the classes in
+    proportion.
+
+    Args:
+        spec: ``digits`` (scikit-learn's 1,797 images of 8 x 8 pixels); a folder with
+            ``train*.parquet`` and perhaps ``test*.parquet`` whose columns are found by their types; a
+            folder with images as ``class/name.jpg``, or ``train/class/name.jpg`` and perhaps
+            ``test/class/name.jpg``; or a hub id ``owner/name`` or ``owner/name:config``, read
+            with the ``datasets`` library.
+        splits: Shares of the splits; None takes 10 % agent, 10 % val and, where the source has no
+            test split, 20 % test; for the digits 25 %, 12 % and 23 %.
+        limit: For quick trials: use at most this many images of the source's train and of its test
+            split each, the classes in proportion.
+
+    Returns:
+        The data set, ``n * c * h * w`` bytes of uint8 pixels; mirrored augmentation is on but for
+        the digits.
+
+    Raises:
+        ConfigError: If ``limit`` is not positive.
+        DataError: If the data set cannot be found, read or split.
+    """
+    if spec == DIGITS:
+        return _load_digits(splits or DIGITS_FRACTIONS, limit)
+    sources = _find_sources(spec)
+    names = _agree_on_classes(sources)
+    plan = plan_splits(
+        sources.train.labels,
+        None if sources.test is None else sources.test.labels,
+        splits or SplitFractions(),
+        class_names=names,
+        limit=limit,
+    )
+    carved = [plan.train, plan.agent, plan.val]
+    if sources.test is None:
+        carved.append(plan.test)
+    pixels = ImageArray(sum(map(len, plan)))
+    labels = [_fill(pixels, 0, sources.train, np.concatenate(carved))]
+    if sources.test is not None:
+        labels.append(_fill(pixels, len(labels[0]), sources.test, plan.test))
+    return _assemble(
+        spec, names, pixels.pixels, np.concatenate(labels), [len(rows) for rows in plan], flip=True
+    )
+
+
+def _load_digits(fractions: SplitFractions, limit: int | None) -> Dataset:
+    from sklearn.datasets import load_digits  # imported here: it takes a second
+
+    digits = load_digits()
+    labels = digits.target.astype(np.int64)
+    names = tuple(map(str, digits.target_names))
+    plan = plan_splits(labels, None, fractions, class_names=names, limit=limit)
+    rows = np.concatenate(plan)
+    grey = np.rint(digits.images * (255 / 16)).astype(np.uint8)  # published as 0 to 16
+    lengths = [len(part) for part in plan]
+    return _assemble(DIGITS, names, grey[rows, None], labels[rows], lengths, flip=False)
+
+
+def _find_sources(spec: str) -> Sources:
+    folder = Path(spec).expanduser()
+    try:
+        if folder.is_dir():
+            from dfs_rl.data.folders import folder_sources
+            from dfs_rl.data.tables import parquet_sources
+
+            return parquet_sources(folder) or folder_sources(folder)
+        exists = folder.exists()
+    except OSError as error:
+        raise DataError(f"{error.filename or spec} cannot be read ({error.strerror}).") from error
+    if exists:
+        raise DataError(f"data set {spec!r} is a file; allowed are {_FORMS}.")
+    if _HUB_ID.fullmatch(spec):
+        from dfs_rl.data.hub import hub_sources
+
+        return hub_sources(spec)
+    raise DataError(f"data set {spec!r} does not exist; allowed are {_FORMS}.")
+
+
+def _agree_on_classes(sources: Sources) -> tuple[str, ...]:
+    """Return the class names, which train and test must share."""
+    train, test = sources
+    names = train.class_names
+    if names is None:
+        values = np.unique(train.labels)
+        if not np.array_equal(values, np.arange(len(values))):
+            raise DataError(
+                f"{train.origin} has the labels {_few(values)} and no class names; labels must be 0 "
+                "to n - 1 with none left out."
+            )
+        names = tuple(map(str, values))
+    if len(names) < MIN_CLASSES:
+        raise DataError(
+            f"{train.origin} has only the class {list(names)}; {MIN_CLASSES} are needed."
+        )
+    if test is not None:
+        if test.class_names is not None and test.class_names != names:
+            raise DataError(
+                f"{test.origin} has the classes {_few(test.class_names)} but {train.origin} "
+                f"{_few(names)}; they must be the same."
+            )
+        if test.labels.max() >= len(names):
+            raise DataError(
+                f"{test.origin} has label {test.labels.max()} but {train.origin} only {len(names)} "
+                "classes; they must be the same."
+            )
+    return names
+
+
+def _few(values: Iterable[object]) -> str:
+    items = [str(value) for value in values]
+    rest = f", … ({len(items)} in all)" if len(items) > _SHOWN else ""
+    return ", ".join(items[:_SHOWN]) + rest
+
+
+def _fill(
+    pixels: ImageArray, start: int, source: Source, rows: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Decode ``rows`` of a source to ``start`` and following, and return their labels."""
+    target = np.full(len(source.labels), -1)
+    target[rows] = np.arange(start, start + len(rows))
+    for image in source.read(target >= 0):
+        pixels.put(target[image.row], image)
+    return source.labels[rows]
+
+
+def _assemble(
+    name: str,
+    class_names: tuple[str, ...],
+    pixels: NDArray[np.uint8],
+    labels: NDArray[np.int64],
+    lengths: list[int],
+    *,
+    flip: bool,
+) -> Dataset:
+    """Make the splits views of one array that holds them one after another."""
+    images = torch.split(torch.from_numpy(pixels), lengths)
+    classes = torch.split(torch.from_numpy(labels), lengths)
+    train, agent, val, test = map(ImageSet, images, classes)
+    return Dataset(
+        name=name, class_names=class_names, train=train, agent=agent, val=val, test=test, flip=flip
+    )

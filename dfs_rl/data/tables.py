@@ -1,0 +1,210 @@
+"""Tables of encoded images: which column holds images, which labels, and how rows become a source.
+
+Parquet files are read with pyarrow itself, batch by batch. The ``datasets`` library would first copy
+every file into an Arrow cache in the user's home and decode through two more layers; it serves for
+hub ids, whose tables end here too.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from pyarrow import parquet
+
+from dfs_rl.data.decode import EncodedImage
+from dfs_rl.data.source import Source, Sources
+from dfs_rl.errors import DataError
+
+_BATCH_ROWS = 1024
+_PREFERRED_IMAGES = ("image", "img")
+_PREFERRED_LABELS = ("label", "labels", "fine_label")
+_BYTES = "bytes"  # the field of an image struct that holds the encoded image
+
+
+class Columns(NamedTuple):
+    """The columns that matter, and what the labels mean."""
+
+    image: str
+    label: str
+    class_names: tuple[str, ...] | None
+
+
+class PlacedBatch(NamedTuple):
+    """Some rows, the file they are in, and the number of the first one."""
+
+    rows: pa.RecordBatch
+    file: str
+    first: int
+
+
+Batches = Callable[[str], Iterator[PlacedBatch]]
+
+
+def parquet_sources(folder: Path) -> Sources | None:
+    """Read ``train*.parquet`` and ``test*.parquet`` in a folder, or in its folder ``data``.
+
+    Returns:
+        The sources, or None where there is no parquet file at all.
+
+    Raises:
+        DataError: If there are parquet files but none for train, or one cannot be read.
+    """
+    for place in (folder, folder / "data"):
+        found = sorted(place.glob("*.parquet"))
+        train = [path for path in found if path.name.startswith("train")]
+        test = [path for path in found if path.name.startswith("test")]
+        if train:
+            return Sources(_parquet_source(train), _parquet_source(test) if test else None)
+        if found:
+            names = ", ".join(path.name for path in found[:3])
+            raise DataError(
+                f"{place} holds {names} but no train*.parquet; a parquet folder needs "
+                "train*.parquet and may have test*.parquet."
+            )
+    return None
+
+
+def table_source(origin: str, schema: pa.Schema, batches: Batches) -> Source:
+    """Make a source of Arrow batches.
+
+    Args:
+        origin: Where they are, for messages.
+        schema: Their columns; the ``huggingface`` metadata, if any, says what they mean.
+        batches: Yields the batches of one column, from the first row on, each time it is called.
+
+    Raises:
+        DataError: If images or labels cannot be told, or a label is missing.
+    """
+    columns = find_columns(schema, origin)
+
+    def read(wanted: NDArray[np.bool_]) -> Iterator[EncodedImage]:
+        start = 0
+        for batch in batches(columns.image):
+            column = batch.rows.column(0)
+            if pa.types.is_struct(column.type):
+                column = column.flatten()[column.type.get_field_index(_BYTES)]
+            for offset in np.flatnonzero(wanted[start : start + len(column)]).tolist():
+                place = f"{batch.file} row {batch.first + offset}"
+                data = column[offset].as_py()
+                if data is None:
+                    raise DataError(f"{place} has no image bytes in column {columns.image!r}.")
+                yield EncodedImage(start + offset, data, place)
+            start += len(column)
+
+    return Source(
+        origin=origin,
+        labels=_read_labels(batches(columns.label), columns.label),
+        class_names=columns.class_names,
+        read=read,
+    )
+
+
+def find_columns(schema: pa.Schema, origin: str) -> Columns:
+    """Tell the image and the label column by their types.
+
+    Images are encoded bytes: a struct with a binary field ``bytes``, or a binary column. Labels are
+    whole numbers. Columns that the ``huggingface`` metadata declares as ``Image`` or ``ClassLabel``
+    go first; where several remain, the usual names decide.
+
+    Raises:
+        DataError: If there is no such column, or several and none with a usual name.
+    """
+    features = _declared_features(schema)
+    images = [field.name for field in schema if _is_image(field.type)]
+    labels = [field.name for field in schema if pa.types.is_integer(field.type)]
+    declared_images = [name for name in images if features.get(name, {}).get("_type") == "Image"]
+    declared_labels = [
+        name for name in labels if features.get(name, {}).get("_type") == "ClassLabel"
+    ]
+    columns = ", ".join(f"{field.name} ({field.type})" for field in schema)
+    image = _choose(
+        declared_images or images,
+        _PREFERRED_IMAGES,
+        f"{origin} has the columns {columns}; the image column (encoded bytes)",
+    )
+    label = _choose(
+        declared_labels or labels,
+        _PREFERRED_LABELS,
+        f"{origin} has the columns {columns}; the label column (whole numbers)",
+    )
+    return Columns(image, label, _class_names(features.get(label, {})))
+
+
+def _is_image(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):
+        index = kind.get_field_index(_BYTES)
+        return index >= 0 and _is_image(kind.field(index).type)
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
+def _choose(candidates: Sequence[str], preferred: Sequence[str], subject: str) -> str:
+    if len(candidates) == 1:
+        return candidates[0]
+    for name in preferred:
+        if name in candidates:
+            return name
+    found = f"could be any of {', '.join(candidates)}" if candidates else "is missing"
+    raise DataError(f"{subject} {found}; one is needed, or one called {' or '.join(preferred)}.")
+
+
+def _declared_features(schema: pa.Schema) -> dict[str, dict[str, Any]]:
+    """What the ``datasets`` library wrote about the columns; empty where it wrote nothing of use."""
+    try:
+        text = (schema.metadata or {}).get(b"huggingface", b"{}")
+        features = json.loads(text)["info"]["features"]
+        return {name: spec for name, spec in features.items() if isinstance(spec, dict)}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return {}  # foreign metadata: column types and names decide
+
+
+def _class_names(feature: Mapping[str, Any]) -> tuple[str, ...] | None:
+    names = feature.get("names")
+    return tuple(map(str, names)) if isinstance(names, list) and names else None
+
+
+def _read_labels(batches: Iterator[PlacedBatch], name: str) -> NDArray[np.int64]:
+    chunks = [np.zeros(0, dtype=np.int64)]
+    for batch in batches:
+        column = batch.rows.column(0)
+        if column.null_count:
+            row = batch.first + int(
+                np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False))[0]
+            )
+            raise DataError(f"{batch.file} row {row} has no label in column {name!r}.")
+        chunks.append(column.to_numpy(zero_copy_only=False).astype(np.int64))
+    return np.concatenate(chunks)
+
+
+def _parquet_source(files: list[Path]) -> Source:
+    schema = _open(files[0]).schema_arrow
+
+    def batches(column: str) -> Iterator[PlacedBatch]:
+        for path in files:
+            file = _open(path)
+            if file.schema_arrow.field(column).type != schema.field(column).type:
+                raise DataError(f"{path} has column {column!r} of another type than {files[0]}.")
+            first = 0
+            try:
+                for rows in file.iter_batches(batch_size=_BATCH_ROWS, columns=[column]):
+                    yield PlacedBatch(rows, str(path), first)
+                    first += len(rows)
+            except (pa.ArrowException, OSError) as error:
+                raise _unreadable(path, error) from error
+
+    return table_source(str(files[0]), schema, batches)
+
+
+def _open(path: Path) -> parquet.ParquetFile:
+    try:
+        return parquet.ParquetFile(path)
+    except (pa.ArrowException, OSError) as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> DataError:
+    reason = (str(error).splitlines() or [""])[0][:160]
+    return DataError(f"{path} is not a readable parquet file ({reason}); it may be incomplete.")
