@@ -1,0 +1,130 @@
+"""The deployable network: a frozen backbone and the gate that steers it, in torch alone."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from dfs_rl.backbones.contract import WalkableBackbone
+from dfs_rl.errors import CheckpointError
+from dfs_rl.gating.gates import Gate, LayerwiseGate, TableGate
+from dfs_rl.gating.rollout import rollout
+from dfs_rl.gating.storage import load_gate
+
+BACKBONE_FOLDER = "backbone"
+GATE_FOLDER = "gate"
+
+
+class Trace(NamedTuple):
+    """What a gated network did with each image of a batch.
+
+    Attributes:
+        options: Option indices, int64 ``[batch, layers]``.
+        bits: The bit widths they stand for, int64 ``[batch, layers]``; 0 is a skipped layer.
+        computation: Percent of running every gated layer at 32 bit, the never-gated parts and the gate included, float64
+            ``[batch]``.
+    """
+
+    options: Tensor
+    bits: Tensor
+    computation: Tensor
+
+
+class GatedModel(nn.Module):
+    """A backbone with a gate that chooses every layer's bits for every image.
+
+    Args:
+        backbone: The network, usually its prepared form.
+        gate: What chooses.
+        budget: Upper bound on each image's computation in percent; ``None`` for none.
+
+    Raises:
+        CheckpointError: If the gate was made for another network.
+    """
+
+    def __init__(
+        self, backbone: WalkableBackbone, gate: Gate, *, budget: float | None = None
+    ) -> None:
+        super().__init__()
+        check_fit(backbone, gate)
+        self.backbone = backbone
+        self.gate = gate
+        self.budget = budget
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Trace]:
+        """Classify a batch.
+
+        Args:
+            images: uint8 ``[batch, c, h, w]``, or float in [0, 1]; normalised inside.
+
+        Returns:
+            Logits, float32 ``[batch, classes]``, and what was run.
+        """
+        result = rollout(self.backbone, self.gate, images, budget=self.budget)
+        menu = torch.tensor(self.backbone.options.values, device=result.options.device)
+        computation = self.backbone.costs.computation(result.options, gate_macs=self.gate.macs)
+        return result.logits, Trace(
+            options=result.options, bits=menu[result.options], computation=computation
+        )
+
+
+def check_fit(backbone: WalkableBackbone, gate: Gate) -> None:
+    """Refuse a gate that was made for another network.
+
+    Raises:
+        CheckpointError: If menu, number of layers or their channels differ.
+    """
+    if isinstance(gate, LayerwiseGate):
+        if gate.options != backbone.options:
+            raise CheckpointError(
+                f"gate {gate.name!r} chooses from {list(gate.options)} bit, but the backbone offers {list(backbone.options)}."
+            )
+        if gate.feature_channels != tuple(backbone.feature_channels):
+            raise CheckpointError(
+                f"gate {gate.name!r} reads layers with {list(gate.feature_channels)} channels, but the backbone has "
+                f"{list(backbone.feature_channels)}."
+            )
+    if isinstance(gate, TableGate):
+        n_layers, n_options = backbone.costs.n_layers, len(backbone.options)
+        if len(gate.table) != n_layers or not all(0 <= option < n_options for option in gate.table):
+            raise CheckpointError(
+                f"gate {gate.name!r} is the table {list(gate.table)}, but the backbone needs {n_layers} options from 0 to "
+                f"{n_options - 1}."
+            )
+
+
+def load(
+    run_dir: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    prepare: bool = True,
+    dtype: torch.dtype = torch.float32,
+) -> GatedModel:
+    """Load what ``train_agent`` left in a run folder; a gate that was trained for a budget keeps to it.
+
+    Args:
+        run_dir: The run folder.
+        device: Where to put it.
+        prepare: Run the frozen form of the backbone; ``False`` keeps the training form, which is slower and takes gradients.
+        dtype: What the frozen form computes in: float32, or bfloat16 where the hardware is fast at it.
+
+    Returns:
+        A model with ``logits, trace = model(images)``, in evaluation mode.
+
+    Raises:
+        CheckpointError: If the folder holds no backbone with a gate, or the two do not fit.
+    """
+    from dfs_rl.backbones import load_backbone
+
+    folder = Path(run_dir)
+    for part in (BACKBONE_FOLDER, GATE_FOLDER):
+        if not (folder / part).is_dir():
+            raise CheckpointError(
+                f"{folder} has no folder {part!r}, so it is not the run of a trained gate."
+            )
+    trained = load_backbone(folder / BACKBONE_FOLDER).eval()
+    backbone: WalkableBackbone = trained.prepare(dtype) if prepare else trained
+    gate = load_gate(folder / GATE_FOLDER)
+    model = GatedModel(backbone, gate, budget=gate.budget)
+    return model.to(device).eval()

@@ -1,0 +1,82 @@
+"""What a gate sees before it chooses: the activation's channels, the layer, and what has been spent."""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dfs_rl.backbones.contract import WalkableBackbone
+from dfs_rl.gating.masks import gated_budget
+from dfs_rl.gating.walk import WalkState
+
+FEATURE_LIMIT = 10.0
+CONTEXT_SIZE = 3
+MIN_STD = 1e-6
+"""A channel that never fires has no spread; it must not divide by zero."""
+
+
+class Observation(NamedTuple):
+    """What a gate sees of a batch whose samples are all at the same layer.
+
+    Attributes:
+        features: Pooled channels in standard deviations from their mean at this layer, clipped to [-10, 10] and padded with
+            zeros to the widest layer, float32 ``[batch, width]``.
+        layer: The layer to choose for.
+        context: What was spent, the budget and the previous option, each in [0, 1], float32 ``[batch, 3]``.
+    """
+
+    features: Tensor
+    layer: int
+    context: Tensor
+
+
+def observation_width(backbone: WalkableBackbone) -> int:
+    """Return the number of features an observation has: the channels of the widest layer."""
+    return max(backbone.feature_channels)
+
+
+def cost_scale(fraction: Tensor) -> Tensor:
+    """Map a cost fraction to [0, 1] so that low bit widths can be told apart.
+
+    ``32 * sqrt(fraction)`` is the uniform bit width that costs as much; its logarithm, scaled so that 32 bit gives 1, is
+    returned. 2, 4 and 8 bit map to 0.31, 0.46 and 0.63 where the fractions are 0.004, 0.016 and 0.063.
+    """
+    return torch.log2(1.0 + 32.0 * fraction.clamp(0.0, 1.0).sqrt()) / math.log2(33.0)
+
+
+def observe(backbone: WalkableBackbone, state: WalkState, *, budget: float | None) -> Observation:
+    """Describe where a batch stands.
+
+    After the last layer nothing is left to choose: the features are zero and the layer stays at the last one.
+
+    Args:
+        backbone: The network that is walked through.
+        state: Where the batch stands.
+        budget: Upper bound on computation in percent; ``None`` shows as 1.
+
+    Returns:
+        The observation of every sample.
+    """
+    n_layers = backbone.costs.n_layers
+    device = state.spent.device
+    features = torch.zeros(
+        len(state.spent), observation_width(backbone), dtype=torch.float32, device=device
+    )
+    if state.layer < n_layers:
+        channels = backbone.feature_channels[state.layer]
+        mean = backbone.feature_mean[state.layer, :channels]
+        std = backbone.feature_std[state.layer, :channels].clamp(min=MIN_STD)
+        normalised = (backbone.feature(state.hidden) - mean) / std  # [batch, channels]
+        features[:, :channels] = normalised.clamp_(-FEATURE_LIMIT, FEATURE_LIMIT)
+
+    context = torch.zeros(len(state.spent), CONTEXT_SIZE, dtype=torch.float32, device=device)
+    context[:, 0] = cost_scale(state.spent)
+    context[:, 1] = (
+        1.0
+        if budget is None
+        else float(cost_scale(torch.tensor(gated_budget(backbone.costs, budget))))
+    )
+    if state.layer > 0 and len(backbone.options) > 1:
+        context[:, 2] = state.options[:, state.layer - 1] / (len(backbone.options) - 1)
+    return Observation(features=features, layer=min(state.layer, n_layers - 1), context=context)

@@ -1,0 +1,85 @@
+"""A learned gate on disk: structure in JSON, weights in safetensors; loading executes no code."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import cast
+
+from dfs_rl.cost import BitOptions
+from dfs_rl.errors import CheckpointError, DfsRlError
+from dfs_rl.gating.gates import LayerwiseGate
+from dfs_rl.runs import load_tensors, read_json, save_tensors, write_json
+
+FORMAT = 1
+STRUCTURE_FILE = "gate.json"
+WEIGHTS_FILE = "gate.safetensors"
+
+
+def save_gate(gate: LayerwiseGate, folder: Path) -> None:
+    """Write ``gate.json`` and ``gate.safetensors`` into ``folder``, which is made if need be."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_tensors(folder / WEIGHTS_FILE, gate.state_dict())
+    write_json(
+        folder / STRUCTURE_FILE,
+        {
+            "format": FORMAT,
+            "kind": "layerwise",
+            "name": gate.name,
+            "bits": list(gate.options),
+            "feature_channels": list(gate.feature_channels),
+            "hidden": gate.hidden,
+            "budget": gate.budget,
+        },
+    )
+
+
+def load_gate(folder: Path) -> LayerwiseGate:
+    """Read a gate that ``save_gate`` wrote.
+
+    Raises:
+        CheckpointError: If it is missing, damaged or of another kind or format.
+    """
+    path = folder / STRUCTURE_FILE
+    try:
+        record = read_json(path)
+    except DfsRlError as error:
+        raise CheckpointError(f"no gate can be read from {folder}: {error}") from error
+    if (
+        not isinstance(record, Mapping)
+        or record.get("kind") != "layerwise"
+        or record.get("format") != FORMAT
+    ):
+        raise CheckpointError(
+            f"{path} does not describe a gate of kind 'layerwise' in format {FORMAT}."
+        )
+    try:
+        gate = LayerwiseGate(
+            _integers(record["feature_channels"]),
+            BitOptions(_integers(record["bits"])),
+            hidden=_integers([record["hidden"]])[0],
+            budget=None if record["budget"] is None else _number(record["budget"]),
+            name=str(record["name"]),
+        )
+    except (KeyError, TypeError, DfsRlError) as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from error
+    tensors = load_tensors(folder / WEIGHTS_FILE)
+    try:
+        gate.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"the weights in {folder / WEIGHTS_FILE} do not fit the gate that {path} describes."
+        ) from error
+    return gate.eval()
+
+
+def _integers(value: object) -> tuple[int, ...]:
+    """Return a JSON list of positive or zero whole numbers as a tuple."""
+    if not isinstance(value, list) or not all(type(item) is int and item >= 0 for item in value):
+        raise TypeError(f"{value!r} is not a list of whole numbers.")
+    return tuple(value)
+
+
+def _number(value: object) -> float:
+    """Return a JSON number as a float."""
+    if type(value) not in (int, float):
+        raise TypeError(f"{value!r} is not a number.")
+    return float(cast("float", value))

@@ -1,0 +1,122 @@
+import json
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from dfs_rl.cost import BitOptions
+from dfs_rl.errors import CheckpointError, ConfigError
+from dfs_rl.gating.gates import Gate, LayerwiseGate, RandomGate, TableGate
+from dfs_rl.gating.storage import load_gate, save_gate
+from tests.gating.toy import CHANNELS
+
+MENU = BitOptions((0, 2, 4, 8))
+
+
+@pytest.fixture
+def gate():
+    torch.manual_seed(0)
+    return LayerwiseGate(CHANNELS, MENU, hidden=5, budget=1.5, name="ppo")
+
+
+def test_macs_are_what_a_counter_counts(gate):
+    features, context = torch.randn(1, max(CHANNELS)), torch.rand(1, 3)
+    with FlopCounterMode(display=False) as counter:
+        for layer in range(len(CHANNELS)):
+            gate.decide(features, layer, context)
+    assert gate.macs == counter.get_total_flops() / 2
+    assert gate.macs == sum((c + 3) * 5 + 5 * 4 for c in CHANNELS)
+
+
+def test_a_layer_sees_its_own_channels_only(gate):
+    features, context = torch.randn(6, max(CHANNELS)), torch.rand(6, 3)
+    disturbed = features.clone()
+    disturbed[:, CHANNELS[0] :] += 100.0
+    assert torch.equal(gate(features, 0, context), gate(disturbed, 0, context))
+    by_hand = gate.networks[0][2].weight @ torch.tanh(
+        gate.networks[0][0].weight @ torch.cat([features[0, :2], context[0]])
+        + gate.networks[0][0].bias
+    )
+    torch.testing.assert_close(gate(features, 0, context)[0], by_hand + gate.networks[0][2].bias)
+
+
+def test_a_saved_gate_comes_back_the_same(gate, tmp_path):
+    save_gate(gate, tmp_path / "gate")
+    again = load_gate(tmp_path / "gate")
+    assert (again.name, again.options, again.feature_channels, again.hidden, again.budget) == (
+        "ppo",
+        MENU,
+        CHANNELS,
+        5,
+        1.5,
+    )
+    features, context = torch.randn(9, max(CHANNELS)), torch.rand(9, 3)
+    for layer in range(len(CHANNELS)):
+        assert torch.equal(gate(features, layer, context), again(features, layer, context))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"kind": "table"},
+        {"format": 99},
+        {"bits": [8, 2]},
+        {"hidden": "5"},
+        {"hidden": 6},
+        {"feature_channels": [2, True]},
+    ],
+)
+def test_a_changed_description_is_refused(gate, tmp_path, change):
+    save_gate(gate, tmp_path)
+    record = json.loads((tmp_path / "gate.json").read_text())
+    (tmp_path / "gate.json").write_text(json.dumps(record | change))
+    with pytest.raises(CheckpointError, match=r"gate\.(json|safetensors)"):
+        load_gate(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["gate.json", "gate.safetensors"])
+def test_missing_or_cut_files_are_refused(gate, tmp_path, name):
+    save_gate(gate, tmp_path)
+    whole = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(CheckpointError, match=str(tmp_path)):
+        load_gate(tmp_path)
+    (tmp_path / name).unlink()
+    with pytest.raises(CheckpointError, match=str(tmp_path)):
+        load_gate(tmp_path)
+
+
+def test_table_gate_repeats_its_table():
+    gate = TableGate([3, 0, 1, 2])
+    chosen = [
+        gate.decide(torch.zeros(2, 4), layer, torch.zeros(2, 3)).tolist() for layer in range(4)
+    ]
+    assert chosen == [[3, 3], [0, 0], [1, 1], [2, 2]]
+    assert gate.macs == 0
+
+
+def test_random_gate_follows_its_marginals_and_repeats_with_its_seed():
+    marginals = torch.tensor([[0.0, 0.25, 0.75], [1.0, 0.0, 0.0]])
+    features, context = torch.zeros(4000, 4), torch.zeros(4000, 3)
+    draws = RandomGate(marginals, seed=3).decide(features, 0, context)
+    again = RandomGate(marginals, seed=3).decide(features, 0, context)
+    other = RandomGate(marginals, seed=4).decide(features, 0, context)
+    assert torch.equal(draws, again)
+    assert not torch.equal(draws, other)
+    shares = torch.bincount(draws, minlength=3) / 4000
+    torch.testing.assert_close(shares, marginals[0], atol=0.03, rtol=0)  # 4 standard deviations
+    assert RandomGate(marginals, seed=3).decide(features, 1, context).eq(0).all()
+
+
+def test_bad_gates_are_refused():
+    with pytest.raises(ConfigError, match="sum to 1"):
+        RandomGate(torch.tensor([[0.5, 0.6]]), seed=0)
+    with pytest.raises(ConfigError, match="width is 0"):
+        LayerwiseGate(CHANNELS, MENU, hidden=0)
+
+
+def test_all_gates_satisfy_the_protocol(gate):
+    assert all(
+        isinstance(g, Gate)
+        for g in (gate, TableGate([0]), RandomGate(torch.tensor([[1.0]]), seed=0))
+    )

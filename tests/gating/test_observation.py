@@ -1,0 +1,71 @@
+import math
+
+import pytest
+import torch
+
+from dfs_rl.gating.observation import cost_scale, observe
+from dfs_rl.gating.walk import start, step
+from tests.gating.toy import CHANNELS, MACS, ToyBackbone, toy_images
+
+
+def test_features_are_standard_deviations_from_the_layers_mean_padded_with_zeros():
+    backbone = ToyBackbone()
+    state = start(backbone, toy_images(3))
+    seen = observe(backbone, state, budget=None)
+    assert seen.layer == 0
+    assert seen.features.shape == (3, max(CHANNELS))
+    assert seen.features.dtype == torch.float32
+    for channel in range(CHANNELS[0]):
+        mean = state.hidden[:, channel].reshape(3, -1).sum(dim=1) / 16
+        torch.testing.assert_close(
+            seen.features[:, channel], ((mean - channel) / 4.0).clamp(-10, 10)
+        )
+    assert seen.features[:, CHANNELS[0] :].eq(0).all()
+
+
+def test_features_are_clipped():
+    backbone = ToyBackbone()
+    backbone.feature_std.fill_(1e-3)
+    seen = observe(backbone, start(backbone, toy_images(4)), budget=None)
+    assert seen.features.abs().amax() == 10.0
+
+
+def test_a_channel_without_spread_does_not_divide_by_zero():
+    backbone = ToyBackbone()
+    backbone.feature_std.zero_()
+    assert observe(backbone, start(backbone, toy_images(4)), budget=None).features.isfinite().all()
+
+
+@pytest.mark.parametrize("bits", [0, 2, 4, 8, 32])
+def test_cost_scale_is_the_logarithm_of_the_equivalent_uniform_bits(bits):
+    fraction = torch.tensor([(bits / 32) ** 2], dtype=torch.float64)
+    assert float(cost_scale(fraction)) == pytest.approx(
+        math.log(1 + bits) / math.log(33), abs=1e-12
+    )
+
+
+def test_context_holds_spent_budget_and_previous_option():
+    backbone = ToyBackbone()
+    state = start(backbone, toy_images(2))
+    fixed = (160 * (8 / 32) ** 2 + 16) / sum(MACS)
+    budget = 100 * ((4 / 32) ** 2 + fixed)  # leaves what uniform 4 bit costs
+    begin = observe(backbone, state, budget=budget).context
+    four_bits = math.log(5) / math.log(33)
+    torch.testing.assert_close(begin, torch.tensor([[0.0, four_bits, 0.0]] * 2))
+
+    state = step(backbone, state, torch.tensor([0, 3]))
+    after = observe(backbone, state, budget=None).context
+    spent = MACS[0] / sum(MACS) * (8 / 32) ** 2
+    expected = math.log2(1 + 32 * math.sqrt(spent)) / math.log2(33)
+    torch.testing.assert_close(after, torch.tensor([[0.0, 1.0, 0.0], [expected, 1.0, 1.0]]))
+
+
+def test_after_the_last_layer_only_the_context_is_left():
+    backbone = ToyBackbone()
+    state = start(backbone, toy_images(2))
+    for _ in MACS:
+        state = step(backbone, state, torch.tensor([1, 2]))
+    seen = observe(backbone, state, budget=None)
+    assert seen.layer == len(MACS) - 1
+    assert seen.features.eq(0).all()
+    torch.testing.assert_close(seen.context[:, 2], torch.tensor([1 / 3, 2 / 3]))

@@ -1,0 +1,95 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dfs_rl.errors import ConfigError
+from dfs_rl.gating.reward import RewardWeights, judge, step_cost, terminal_reward
+
+LOGITS = torch.tensor([[2.0, 0.0], [0.0, 0.0], [-50.0, 50.0]])
+LABELS = torch.tensor([0, 1, 0])
+P_FIRST = 1 / (1 + math.exp(-2.0))
+
+
+def test_verdict_closed_form():
+    verdict = judge(LOGITS, LABELS)
+    assert verdict.prediction.tolist() == [0, 0, 1]
+    assert verdict.correct.tolist() == [True, False, False]
+    assert verdict.log_likelihood.tolist() == pytest.approx(
+        [math.log(P_FIRST), math.log(0.5), -100.0]
+    )
+
+
+def test_terminal_reward_closed_form():
+    weights = RewardWeights(
+        accuracy=0.7, log_likelihood=0.4, log_likelihood_floor=-2.0, cost=3.0, overshoot=5.0
+    )
+    spent = torch.tensor([0.1, 0.2, 0.3], dtype=torch.float64)
+    reward = terminal_reward(weights, judge(LOGITS, LABELS), spent, gated_budget=0.15)
+    expected = [
+        0.7 + 0.4 * math.log(P_FIRST) / 2.0,
+        0.4 * math.log(0.5) / 2.0 - 5.0 * 0.05,
+        -0.4 - 5.0 * 0.15,
+    ]
+    assert reward.tolist() == pytest.approx(expected)
+
+
+def test_without_a_budget_nothing_overshoots():
+    weights = RewardWeights(accuracy=0.0, log_likelihood=0.0, overshoot=100.0)
+    assert terminal_reward(
+        weights, judge(LOGITS, LABELS), torch.ones(3).double(), gated_budget=None
+    ).tolist() == [0, 0, 0]
+
+
+@given(costs=st.lists(st.floats(0, 0.3), min_size=3, max_size=3), price=st.floats(0, 100))
+def test_the_return_does_not_depend_on_when_cost_is_charged(costs, price):
+    spent = torch.tensor([sum(costs)] * 3, dtype=torch.float64)
+    returns = []
+    for timing in ("step", "terminal"):
+        weights = RewardWeights(cost=price, cost_timing=timing)
+        steps = sum(-step_cost(weights, torch.tensor([c] * 3, dtype=torch.float64)) for c in costs)
+        returns.append(
+            steps + terminal_reward(weights, judge(LOGITS, LABELS), spent, gated_budget=None)
+        )
+    torch.testing.assert_close(returns[0], returns[1])
+
+
+@given(
+    logits=st.lists(st.floats(-30, 30), min_size=2, max_size=2),
+    accuracy=st.floats(0, 2),
+    likelihood=st.floats(0, 2),
+    spent=st.floats(0, 1),
+)
+def test_the_return_stays_in_the_documented_range(logits, accuracy, likelihood, spent):
+    weights = RewardWeights(
+        accuracy=accuracy,
+        log_likelihood=likelihood,
+        cost=10.0,
+        overshoot=2.0,
+        cost_timing="terminal",
+    )
+    verdict = judge(torch.tensor([logits]), torch.tensor([0]))
+    reward = float(
+        terminal_reward(
+            weights, verdict, torch.tensor([spent], dtype=torch.float64), gated_budget=0.0
+        )
+    )
+    assert -(likelihood + 10.0 + 2.0) - 1e-9 <= reward <= accuracy + 1e-9
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("accuracy", -0.1),
+        ("log_likelihood", math.nan),
+        ("cost", math.inf),
+        ("overshoot", -1.0),
+        ("log_likelihood_floor", 0.0),
+        ("cost_timing", "later"),
+    ],
+)
+def test_values_out_of_range_are_refused_by_name(setting, value):
+    with pytest.raises(ConfigError, match=f"{setting} is"):
+        RewardWeights(**{setting: value})

@@ -1,0 +1,98 @@
+import pytest
+import torch
+
+from dfs_rl.cost import BitOptions
+from dfs_rl.errors import CheckpointError, ConfigError
+from dfs_rl.gating.gates import LayerwiseGate, RandomGate, TableGate
+from dfs_rl.gating.model import GatedModel
+from dfs_rl.gating.observation import observe
+from dfs_rl.gating.rollout import rollout
+from dfs_rl.gating.walk import start, step
+from tests.gating.toy import BITS, CHANNELS, MACS, ToyBackbone, toy_images, walk_alone
+
+
+def learned(seed=0):
+    torch.manual_seed(seed)
+    gate = LayerwiseGate(CHANNELS, BitOptions(BITS), hidden=4)
+    with torch.no_grad():
+        for parameter in gate.parameters():
+            parameter.mul_(4.0)  # large enough to choose different options for different images
+    return gate
+
+
+def test_a_table_runs_as_each_image_alone():
+    backbone, images, table = ToyBackbone(), toy_images(5), [3, 0, 2, 1]
+    result = rollout(backbone, TableGate(table), images)
+    expected = torch.stack([walk_alone(backbone, image, table) for image in images])
+    assert torch.equal(result.logits, backbone.head(expected))
+    assert result.options.tolist() == [table] * 5
+    assert result.spent.tolist() == pytest.approx(
+        [sum(m * (BITS[o] / 32) ** 2 for m, o in zip(MACS, table, strict=True)) / 1000] * 5
+    )
+
+
+def test_a_learned_gate_decides_the_same_in_any_batch():
+    backbone, gate, images = ToyBackbone(), learned(), toy_images(16)
+    together = rollout(backbone, gate, images)
+    assert len(together.options.unique(dim=0)) > 1
+    for i in range(16):
+        state = start(backbone, images[i : i + 1])
+        for layer in range(4):
+            seen = observe(backbone, state, budget=None)
+            state = step(backbone, state, gate.decide(seen.features, layer, seen.context))
+        assert torch.equal(state.options[0], together.options[i])
+
+
+def test_a_budget_is_kept_with_the_gate_counted():
+    backbone, images = ToyBackbone(), toy_images(64)
+    gate = RandomGate(torch.full((4, 4), 0.25), seed=1)
+    budget = 3.0
+    free = backbone.costs.computation(rollout(backbone, gate, images).options)
+    bound = backbone.costs.computation(rollout(backbone, gate, images, budget=budget).options)
+    assert free.max() > budget
+    assert bound.max() <= budget
+    assert bound.max() > 0.8 * budget
+
+    tiny = learned()
+    model = GatedModel(backbone, tiny, budget=30.0)
+    assert float(model(images)[1].computation.max()) <= 30.0
+    with pytest.raises(ConfigError, match="budget 2 %"):
+        GatedModel(backbone, tiny, budget=2.0)(images)
+
+
+def test_the_model_reports_bits_and_the_whole_computation():
+    backbone = ToyBackbone()
+    gate = learned()
+    logits, trace = GatedModel(backbone, gate)(toy_images(7))
+    assert logits.shape == (7, 3)
+    assert trace.bits.dtype == torch.int64
+    for i in range(7):
+        bits = trace.bits[i].tolist()
+        assert bits == [BITS[o] for o in trace.options[i].tolist()]
+        macs = (
+            sum(m * (b / 32) ** 2 for m, b in zip(MACS, bits, strict=True))
+            + 160 * (8 / 32) ** 2
+            + 16
+            + gate.macs
+        )
+        assert float(trace.computation[i]) == pytest.approx(100 * macs / sum(MACS))
+
+
+def test_float_images_in_0_1_equal_uint8_ones():
+    model = GatedModel(ToyBackbone(), learned()).eval()
+    images = toy_images(4)
+    assert torch.equal(model(images)[0], model(images.float() / 255)[0])
+
+
+@pytest.mark.parametrize(
+    ("gate", "complaint"),
+    [
+        (LayerwiseGate(CHANNELS, BitOptions((0, 2, 4))), r"chooses from \[0, 2, 4\] bit"),
+        (LayerwiseGate((2, 2, 4), BitOptions(BITS)), r"reads layers with \[2, 2, 4\] channels"),
+        (TableGate([0, 0, 0]), "needs 4 options"),
+        (TableGate([0, 0, 0, 4]), "from 0 to 3"),
+    ],
+)
+def test_a_gate_of_another_network_is_refused(gate, complaint):
+    with pytest.raises(CheckpointError, match=complaint):
+        GatedModel(ToyBackbone(), gate)

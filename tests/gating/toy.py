@@ -1,0 +1,89 @@
+"""A network of whole numbers that can be computed by hand: the same results for every batch size and grouping."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from dfs_rl.cost import BitOptions, CostTable, FixedCost
+
+BITS = (0, 2, 4, 8)
+MACS = (100, 300, 200, 400)
+CHANNELS = (2, 2, 2, 4)
+N_CLASSES = 3
+IMAGE_SHAPE = (2, 4, 4)
+RISES_AT = 2
+"""The layer that halves height and width and doubles the channels."""
+
+
+class ToyLayer:
+    """``shortcut + bits * weight * (shortcut rolled by one channel)``; ``bits`` of 0 leaves the shortcut."""
+
+    def __init__(self, weight: nn.Parameter, *, rises: bool) -> None:
+        self.weight = weight
+        self.rises = rises
+        self.seen: list[tuple[int, int]] = []  # (bits, samples) of every call
+
+    def __call__(self, hidden: Tensor, bits: int) -> Tensor:
+        self.seen.append((bits, len(hidden)))
+        shortcut = hidden
+        if self.rises:
+            small = hidden[:, :, ::2, ::2]
+            shortcut = torch.cat([small, torch.zeros_like(small)], dim=1)
+        if bits == 0:
+            return shortcut
+        return shortcut + bits * self.weight * shortcut.roll(1, dims=1)
+
+
+class ToyBackbone(nn.Module):
+    """Four gated layers on images of 2 x 4 x 4 pixels; every value stays a whole number below 2**24."""
+
+    def __init__(self, bits: Sequence[int] = BITS) -> None:
+        super().__init__()
+        self.options = BitOptions(tuple(bits))
+        self.costs = CostTable(
+            options=self.options,
+            layer_macs=MACS,
+            fixed=(
+                FixedCost(name="stem", macs=160, bits=8),
+                FixedCost(name="head", macs=16, bits=32),
+            ),
+        )
+        self.feature_channels = CHANNELS
+        self.image_shape = IMAGE_SHAPE
+        self.n_classes = N_CLASSES
+        self.weights = nn.ParameterList(nn.Parameter(torch.ones(1)) for _ in MACS)
+        self.layers = [ToyLayer(w, rises=i == RISES_AT) for i, w in enumerate(self.weights)]
+        self.feature_mean: Tensor
+        self.feature_std: Tensor
+        self.register_buffer("feature_mean", torch.arange(16.0).reshape(4, 4))
+        self.register_buffer("feature_std", torch.full((4, 4), 4.0))
+        self.register_buffer(
+            "readout",
+            torch.tensor([[1.0, -1.0, 0.0], [-1.0, 0.0, 1.0], [0.0, 1.0, -1.0], [2.0, -2.0, 1.0]]),
+        )
+
+    def stem(self, images: Tensor) -> Tensor:
+        pixels = images if images.dtype == torch.uint8 else (images * 255.0).round()
+        return (pixels // 16).float()
+
+    def feature(self, hidden: Tensor) -> Tensor:
+        return hidden.mean(dim=(2, 3), dtype=torch.float32)
+
+    def head(self, hidden: Tensor) -> Tensor:
+        return self.feature(hidden) @ self.readout / 512.0
+
+
+def toy_images(n: int, seed: int = 0) -> Tensor:
+    """Random uint8 images ``[n, 2, 4, 4]``."""
+    return torch.randint(
+        0, 256, (n, *IMAGE_SHAPE), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8
+    )
+
+
+def walk_alone(backbone: ToyBackbone, image: Tensor, options: Sequence[int]) -> Tensor:
+    """The last activation of one image ``[2, 4, 4]`` at the given options, layer by layer and without any grouping."""
+    hidden = backbone.stem(image[None])
+    for layer, option in zip(backbone.layers, options, strict=True):
+        hidden = layer(hidden, backbone.options[option])
+    return hidden[0]
