@@ -1,7 +1,12 @@
 """Dynamic fractional skipping: learn, per input, how many bits each layer of a network deserves."""
 
+import os
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
+
+# Read once, when torch loads OpenMP: workers that spin while another process wants their core make
+# torch slower by an order of magnitude. Whoever sets it beforehand keeps their choice.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if TYPE_CHECKING:
     from dfs_rl.gating.model import load as load

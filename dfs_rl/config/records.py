@@ -65,6 +65,7 @@ def fields_from_dict(data: Mapping[str, object], cls: type, source: str) -> dict
     """
     # Strict validation of JSON takes a list for a tuple and text for a path, which YAML cannot
     # tell apart either, and nothing else in place of something else.
+    data = {name: _over_default(cls, name, value) for name, value in data.items()}
     text = json.dumps(data)
     try:
         return _checker(cls).validate_json(text)
@@ -113,6 +114,27 @@ def _checker(cls: type) -> TypeAdapter[dict[str, Any]]:
     settings = TypedDict(cls.__name__, fields, total=False)  # type: ignore[misc]
     settings.__pydantic_config__ = ConfigDict(extra="forbid", strict=True)  # type: ignore[attr-defined]
     return TypeAdapter(cast("type[dict[str, Any]]", settings))
+
+
+def _over_default(cls: type, name: str, value: object) -> object:
+    """Complete a block of settings by the defaults that ``cls``, not the block's own class, gives it."""
+    field = next((field for field in dataclasses.fields(cls) if field.name == name), None)
+    if field is None or not isinstance(value, Mapping):
+        return value
+    factory = field.default_factory
+    default = field.default if factory is dataclasses.MISSING else factory()
+    if get_type_hints(cls)[name] is not type(default):  # a union: the block may be of another type
+        return value
+    return _overlay(default, value)
+
+
+def _overlay(default: object, values: Mapping[str, object]) -> dict[str, object]:
+    merged = config_to_dict(default) | dict(values)
+    for name, value in values.items():
+        block = getattr(default, name, None)
+        if dataclasses.is_dataclass(block) and isinstance(value, Mapping):
+            merged[name] = _overlay(block, value)
+    return merged
 
 
 def _plain(value: object) -> Any:  # noqa: ANN401 - plain values are any of YAML's types

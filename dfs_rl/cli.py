@@ -1,0 +1,230 @@
+"""What every command does around its own work: flags, configuration files, resuming, exit codes.
+
+A command module is a configuration, a main function and this wiring::
+
+    @dataclass(frozen=True, kw_only=True)
+    class TrainConfig:  # its docstring's "Attributes" become the help page
+        dataset: str = "digits"
+        seed: int = 0
+        run_dir: Path | None = None
+
+
+    def train(invocation: Invocation[TrainConfig]) -> None:
+        from dfs_rl.training import run  # heavy imports wait until the flags are right
+
+        config = invocation.config
+        folder = invocation.resume or RunFolder.create(
+            config.run_dir, kind=KIND, name="train", config=config, command=invocation.command
+        )
+        run(config, folder, resume=invocation.resume is not None)
+
+
+    def main(argv: Sequence[str] | None = None) -> int:
+        return run_command(
+            train, TrainConfig, prog="python -m dfs_rl.train", description="Train.", kind=KIND, argv=argv
+        )
+
+
+    if __name__ == "__main__":
+        sys.exit(main())
+
+A positional argument is a field of type ``tyro.conf.Positional[Path]``. Flags stand in the order of
+the fields; nested blocks come after them and give flags such as ``--ppo.clip-range``.
+"""
+
+import dataclasses
+import io
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stderr
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Generic, TypeVar
+
+import tyro
+
+from dfs_rl.config import fields_from_dict, load_config, read_yaml
+from dfs_rl.errors import ConfigError, DfsRlError
+from dfs_rl.runs import RunFolder
+
+ConfigT = TypeVar("ConfigT")
+
+EXIT_REFUSED = 2
+EXIT_INTERRUPTED = 130
+
+_SHARED_FLAGS = {
+    "config": "YAML file with any of these settings; flags win over it.",
+    "resume": "Go on with the run in this folder, with its own settings; takes no other flags.",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Invocation(Generic[ConfigT]):
+    """What a command was asked to do.
+
+    Attributes:
+        config: The resolved configuration.
+        resume: The run to go on with, or ``None`` for a new one.
+        command: The command line, for the run's record.
+    """
+
+    config: ConfigT
+    resume: RunFolder | None
+    command: tuple[str, ...]
+
+
+def run_command(
+    main: Callable[[Invocation[ConfigT]], None],
+    config_type: type[ConfigT],
+    *,
+    prog: str,
+    description: str,
+    kind: str | None = None,
+    argv: Sequence[str] | None = None,
+) -> int:
+    """Parse the command line, run ``main`` and return the exit code.
+
+    Bad input, from flags, files or data, is one sentence on stderr and exit code 2. Ctrl-C is exit
+    code 130; ``main`` may raise ``KeyboardInterrupt`` with a sentence that says how to go on. Any
+    other exception is a bug and keeps its traceback.
+
+    Args:
+        main: The work.
+        config_type: A frozen dataclass whose docstring documents its fields.
+        prog: How the command is called, for example ``"python -m dfs_rl.train_agent"``.
+        description: One or two sentences for the help page.
+        kind: The kind of the command's run folders; with it the command has ``--resume``.
+        argv: Arguments after the program's name; ``None`` takes the process's own.
+    """
+    arguments = tuple(sys.argv[1:] if argv is None else argv)
+    try:
+        main(_parse(arguments, config_type, prog, description, kind))
+    except DfsRlError as error:
+        _say(f"error: {error}")
+        return EXIT_REFUSED
+    except KeyboardInterrupt as error:
+        _say(str(error) or "Interrupted.")
+        return EXIT_INTERRUPTED
+    except SystemExit as request:  # tyro has printed its help page
+        return int(request.code or 0)
+    return 0
+
+
+def _parse(
+    arguments: tuple[str, ...],
+    config_type: type[ConfigT],
+    prog: str,
+    description: str,
+    kind: str | None,
+) -> Invocation[ConfigT]:
+    command = (*prog.split(), *arguments)
+    resume = _value_of("--resume", arguments) if kind is not None else None
+    if resume is not None and not {"-h", "--help"} & set(arguments):
+        folder = _resumable(Path(resume), kind, arguments)
+        config = load_config(folder.config_path, config_type)
+        return Invocation(config=config, resume=folder, command=command)
+
+    shared = ("config",) if kind is None else ("config", "resume")
+    parsed_type = _with_shared_flags(config_type, shared)
+    file = _value_of("--config", arguments)
+    given = {} if file is None else fields_from_dict(read_yaml(Path(file)), config_type, file)
+    default = _default(parsed_type, given)
+    parsed = _parse_flags(arguments, default, prog, description)
+    values = {f.name: getattr(parsed, f.name) for f in dataclasses.fields(config_type) if f.init}  # type: ignore[arg-type]
+    return Invocation(config=config_type(**values), resume=None, command=command)
+
+
+def _resumable(path: Path, kind: str | None, arguments: tuple[str, ...]) -> RunFolder:
+    others = [
+        argument
+        for argument in arguments
+        if argument.startswith("--") and argument.partition("=")[0] != "--resume"
+    ]
+    if others or len(arguments) > 2:  # noqa: PLR2004 - the flag and its value
+        other = others[0] if others else arguments[-1]
+        raise ConfigError(
+            f"--resume {path} goes on with the settings of that run; {other} cannot stand beside it."
+        )
+    return RunFolder.open(path, kind)
+
+
+def _value_of(flag: str, arguments: Sequence[str]) -> str | None:
+    """Find the value of a flag that must be known before the others can be parsed."""
+    values = []
+    for place, argument in enumerate(arguments):
+        if argument.startswith(f"{flag}="):
+            values.append(argument.partition("=")[2])
+        elif argument == flag:
+            following = arguments[place + 1 : place + 2]
+            if not following or following[0].startswith("--"):
+                raise ConfigError(f"{flag} needs a path after it.")
+            values.append(following[0])
+    if len(values) > 1:
+        raise ConfigError(f"{flag} is given {len(values)} times; once is allowed.")
+    return values[0] if values else None
+
+
+def _with_shared_flags(config_type: type, names: Sequence[str]) -> type:
+    """Derive the dataclass that tyro parses: the command's own fields, then the shared flags."""
+    return dataclasses.make_dataclass(
+        config_type.__name__,
+        [
+            (
+                name,
+                Annotated[Path | None, tyro.conf.arg(help=_SHARED_FLAGS[name])],
+                dataclasses.field(default=None),
+            )
+            for name in names
+        ],
+        bases=(config_type,),
+        # Checks across fields wait for the real class: tyro would draw a box around their sentence.
+        namespace={"__post_init__": lambda _: None},
+        frozen=True,
+        kw_only=True,
+    )
+
+
+def _default(parsed_type: type, given: Mapping[str, object]) -> object:
+    """Build what tyro starts from: what a file gives, else the field's default, else nothing yet."""
+    default: object = object.__new__(parsed_type)
+    for field in dataclasses.fields(parsed_type):
+        value: object = tyro.MISSING
+        if field.name in given:
+            value = given[field.name]
+        elif field.default is not dataclasses.MISSING:
+            value = field.default
+        elif field.default_factory is not dataclasses.MISSING:
+            value = field.default_factory()
+        object.__setattr__(default, field.name, value)
+    return default
+
+
+def _parse_flags(arguments: Sequence[str], default: object, prog: str, description: str) -> object:
+    complaint = io.StringIO()
+    try:
+        with redirect_stderr(complaint):
+            return tyro.cli(
+                type(default), prog=prog, description=description, args=arguments, default=default
+            )
+    except SystemExit as request:
+        if not request.code:
+            raise
+        raise ConfigError(f"{_sentence(complaint.getvalue())}; see {prog} --help.") from request
+
+
+def _sentence(complaint: str) -> str:
+    """Take what went wrong, and the flag tyro suggests instead, out of the box that tyro draws."""
+    inside = [line.strip(" │|") for line in complaint.splitlines() if line.startswith(("│", "|"))]
+    paragraphs = re.split(r"\n[─-]{3,}\n", "\n".join(inside))
+    what = " ".join(paragraphs[0].split()) or complaint.strip()
+    what = what.removeprefix("Error parsing ").rstrip(".")
+    meant = [
+        flag for text in paragraphs if "you meant" in text for flag in re.findall(r"--\S+", text)
+    ]
+    return f"{what}; the closest one is {meant[0]}" if meant else what
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()
