@@ -1,6 +1,7 @@
 """Encoded images into one preallocated uint8 array."""
 
 import io
+import math
 import os
 import struct
 from pathlib import Path
@@ -84,7 +85,6 @@ class ImageArray:
         source = io.BytesIO(image.data) if isinstance(image.data, bytes) else image.data
         try:
             with Image.open(source) as picture:
-                self._check_size(picture.size, image.place)
                 decoded = _decode(picture, image.place)
         except DataError:
             raise
@@ -95,30 +95,23 @@ class ImageArray:
             ) from error
         self._store(index, decoded, image.place)
 
-    def _check_size(self, size: tuple[int, int], place: str) -> None:
-        """Refuse by the header, before a huge image is decoded."""
-        width, height = size
-        if min(size) < MIN_SIDE:
-            raise DataError(
-                f"{place} is {width} x {height} pixels; at least {MIN_SIDE} x {MIN_SIDE} are needed."
-            )
+    def _store(self, index: int, picture: Image.Image, place: str) -> None:
+        width, height = picture.size
+        channels = _CHANNELS[picture.mode]
         if self._pixels is None:
-            _check_memory(self._n * width * height, f"{self._n} images of {width} x {height}")
-            return
-        expected_height, expected_width = self._pixels.shape[2:]
+            if min(picture.size) < MIN_SIDE:
+                raise DataError(
+                    f"{place} is {width} x {height} pixels; at least {MIN_SIDE} x {MIN_SIDE} are "
+                    "needed."
+                )
+            self._pixels = _allocate((self._n, channels, height, width))
+            self._first = place
+        _, expected, expected_height, expected_width = self._pixels.shape
         if (width, height) != (expected_width, expected_height):
             raise DataError(
                 f"{place} is {width} x {height} pixels but {self._first} is {expected_width} x "
                 f"{expected_height}; all images must have one size, resize them first."
             )
-
-    def _store(self, index: int, picture: Image.Image, place: str) -> None:
-        channels = _CHANNELS[picture.mode]
-        if self._pixels is None:
-            self._first = place
-            width, height = picture.size
-            self._pixels = np.zeros((self._n, channels, height, width), dtype=np.uint8)
-        expected = self._pixels.shape[1]
         if {channels, expected} == {_CHANNELS["L"], _CHANNELS["RGB"]}:
             if expected == _CHANNELS["L"]:
                 self._pixels = np.repeat(self._pixels, _CHANNELS["RGB"], axis=1)
@@ -130,7 +123,7 @@ class ImageArray:
                 "and without an alpha channel cannot be mixed."
             )
         values = np.asarray(picture)  # [h, w] or [h, w, c]
-        self._pixels[index] = values if values.ndim == 2 else values.transpose(2, 0, 1)  # noqa: PLR2004
+        self._pixels[index] = np.moveaxis(np.atleast_3d(values), 2, 0)
 
 
 def _decode(picture: Image.Image, place: str) -> Image.Image:
@@ -142,23 +135,27 @@ def _decode(picture: Image.Image, place: str) -> Image.Image:
         )
     if _EXIF in picture.info:  # photos that a camera stored lying on their side
         picture = ImageOps.exif_transpose(picture)
+    picture.info.pop("transparency", None)  # a palette's; Pillow warns where RGB cannot hold it
     if mode in _CONVERTED:
         return picture.convert(_CONVERTED[mode])
     picture.load()
     return picture
 
 
-def _check_memory(n_bytes: int, what: str) -> None:
+def _allocate(shape: tuple[int, int, int, int]) -> NDArray[np.uint8]:
     """Refuse what cannot fit instead of meeting the kernel's out-of-memory killer an hour later."""
+    n_bytes = math.prod(shape)
     try:
         installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, OSError, ValueError):  # not told on this system
-        return
+        installed = n_bytes
     if n_bytes > installed:
+        n, channels, height, width = shape
         raise DataError(
-            f"{what} pixels need {n_bytes / 1e9:.1f} GB per channel, this machine has "
-            f"{installed / 1e9:.1f} GB; take fewer (limit) or smaller images."
+            f"{n} images of {channels} x {height} x {width} need {n_bytes / 1e9:.1f} GB, this machine "
+            f"has {installed / 1e9:.1f} GB; take fewer (limit) or smaller images."
         )
+    return np.zeros(shape, dtype=np.uint8)
 
 
 def _brief(error: Exception) -> str:

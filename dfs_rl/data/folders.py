@@ -25,11 +25,12 @@ def folder_sources(folder: Path) -> Sources:
     Raises:
         DataError: If there are no class folders, or one of them holds no image.
     """
+    name = folder.resolve().name
     train = folder / "train"
-    if train.is_dir() and _subfolders(train):
-        test = folder / "test"
-        return Sources(_folder_source(train), _folder_source(test) if test.is_dir() else None)
-    return Sources(_folder_source(folder), None)
+    if not (train.is_dir() and _subfolders(train)):
+        return Sources(name, _folder_source(folder), None)
+    test = folder / "test"
+    return Sources(name, _folder_source(train), _folder_source(test) if test.is_dir() else None)
 
 
 def _folder_source(folder: Path) -> Source:
@@ -73,7 +74,7 @@ def _images(folder: Path) -> list[Path]:
 
     return sorted(
         Path(parent) / name
-        for parent, _, names in os.walk(folder, onerror=refuse, followlinks=True)
+        for parent, _, names in os.walk(folder, onerror=refuse)
         for name in names
         if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
     )

@@ -55,7 +55,7 @@ def sources_of(spec: str, splits: "datasets.DatasetDict") -> Sources:
     if "train" not in splits:
         raise DataError(f"data set {spec!r} has the splits {sorted(splits)}; 'train' is needed.")
     test = _source(spec, splits, "test") if "test" in splits else None
-    return Sources(_source(spec, splits, "train"), test)
+    return Sources(spec, _source(spec, splits, "train"), test)
 
 
 def _source(spec: str, splits: "datasets.DatasetDict", split: str) -> Source:

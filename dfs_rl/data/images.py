@@ -80,7 +80,7 @@ class Dataset:
     It holds ``n * c * h * w`` bytes of pixels for all splits together and 8 bytes per label: CIFAR-10 takes 178 MB, the digits 0.1 MB.
 
     Attributes:
-        name: What the user called it.
+        name: For reports: ``digits``, the name of the folder, or the hub id.
         class_names: Name of each class, in label order.
         train: For the weights of the backbone.
         agent: For gate learning; disjoint from ``train``, on which a backbone is nearly perfect.

@@ -31,7 +31,7 @@ def load_dataset(
 
     The source's own test split stays the test split; agent and val are carved from its train images
     class by class. Where there is no test split, one is carved too. A validation split of the source
-    is not used. Images keep their order in no split: each prefix of a split holds the classes in
+    is not used. Within a split the images are shuffled so that every prefix holds the classes in
     proportion.
 
     Args:
@@ -72,7 +72,12 @@ def load_dataset(
     if sources.test is not None:
         labels.append(_fill(pixels, len(labels[0]), sources.test, plan.test))
     return _assemble(
-        spec, names, pixels.pixels, np.concatenate(labels), [len(rows) for rows in plan], flip=True
+        sources.name,
+        names,
+        pixels.pixels,
+        np.concatenate(labels),
+        [len(rows) for rows in plan],
+        flip=True,
     )
 
 
@@ -90,8 +95,8 @@ def _load_digits(fractions: SplitFractions, limit: int | None) -> Dataset:
 
 
 def _find_sources(spec: str) -> Sources:
-    folder = Path(spec).expanduser()
     try:
+        folder = Path(spec).expanduser()
         if folder.is_dir():
             from dfs_rl.data.folders import folder_sources
             from dfs_rl.data.tables import parquet_sources
@@ -100,6 +105,10 @@ def _find_sources(spec: str) -> Sources:
         exists = folder.exists()
     except OSError as error:
         raise DataError(f"{error.filename or spec} cannot be read ({error.strerror}).") from error
+    except RuntimeError as error:  # ~name of no user
+        raise DataError(
+            f"data set {spec!r} has no such home folder; allowed are {_FORMS}."
+        ) from error
     if exists:
         raise DataError(f"data set {spec!r} is a file; allowed are {_FORMS}.")
     if _HUB_ID.fullmatch(spec):
@@ -111,7 +120,7 @@ def _find_sources(spec: str) -> Sources:
 
 def _agree_on_classes(sources: Sources) -> tuple[str, ...]:
     """Return the class names, which train and test must share."""
-    train, test = sources
+    _, train, test = sources
     names = train.class_names
     if names is None:
         values = np.unique(train.labels)

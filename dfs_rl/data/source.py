@@ -50,5 +50,6 @@ class Source:
 class Sources(NamedTuple):
     """The images of a data set as they were published: train, and test where there is one."""
 
+    name: str
     train: Source
     test: Source | None

@@ -58,7 +58,11 @@ def parquet_sources(folder: Path) -> Sources | None:
         train = [path for path in found if path.name.startswith("train")]
         test = [path for path in found if path.name.startswith("test")]
         if train:
-            return Sources(_parquet_source(train), _parquet_source(test) if test else None)
+            return Sources(
+                name=folder.resolve().name,
+                train=_parquet_source(train),
+                test=_parquet_source(test) if test else None,
+            )
         if found:
             names = ", ".join(path.name for path in found[:3])
             raise DataError(
@@ -185,8 +189,12 @@ def _parquet_source(files: list[Path]) -> Source:
     def batches(column: str) -> Iterator[PlacedBatch]:
         for path in files:
             file = _open(path)
-            if file.schema_arrow.field(column).type != schema.field(column).type:
-                raise DataError(f"{path} has column {column!r} of another type than {files[0]}.")
+            index = file.schema_arrow.get_field_index(column)  # -1 where missing or not unique
+            if index < 0 or file.schema_arrow.field(index).type != schema.field(column).type:
+                raise DataError(
+                    f"{path} has no column {column!r} of the type that {files[0]} has; all files of "
+                    "a split need the same columns."
+                )
             first = 0
             try:
                 for rows in file.iter_batches(batch_size=_BATCH_ROWS, columns=[column]):
