@@ -1,8 +1,8 @@
-"""The learning algorithms by name, their hyperparameters with the reason for each default, and how to build one."""
+"""The learning algorithms by name, and how to build one."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from gymnasium import spaces
@@ -13,69 +13,8 @@ from torch import nn
 
 from agents.extractor import LayerwiseExtractor
 from agents.group_buffer import GroupRolloutBuffer, check_groups
+from agents.hyperparameters import A2CConfig, AlgorithmConfig, AlgorithmName, PPOConfig
 from dfs_rl.errors import ConfigError
-
-AlgorithmName = Literal["ppo", "a2c"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class PPOConfig:
-    """Hyperparameters of ``--algo ppo``.
-
-    Attributes:
-        learning_rate: Adam's step size at the start; the networks are tiny and the minibatches large, which bears more than SB3's 3e-4.
-        final_learning_rate: Step size at the end, reached linearly; the last decisions are close calls that a large step undoes.
-        entropy: Weight of the entropy bonus at the start; it falls linearly to 0, because a gate that is deployed deterministic should
-            end deterministic.
-        epochs: Passes over each rollout; more than 4 buys little for twice the time.
-        minibatches: Minibatches per pass; a minibatch of envs x layers / 4 runs at the speed of memory, not of Python.
-        clip_range: PPO's bound on the change of probability per update.
-        gae_lambda: Bias against variance of the advantage with one rollout per image; unused with several.
-        value_weight: Weight of the critic's loss; actor and critic share no weights, so it only matters through gradient clipping.
-        max_grad_norm: Gradient clipping.
-    """
-
-    learning_rate: float = 3e-3
-    final_learning_rate: float = 3e-4
-    entropy: float = 0.01
-    epochs: int = 4
-    minibatches: int = 4
-    clip_range: float = 0.2
-    gae_lambda: float = 0.95
-    value_weight: float = 0.5
-    max_grad_norm: float = 0.5
-
-    def __post_init__(self) -> None:
-        _require(
-            self, positive=("learning_rate", "epochs", "minibatches", "clip_range", "max_grad_norm")
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class A2CConfig:
-    """Hyperparameters of ``--algo a2c``.
-
-    Attributes:
-        learning_rate: RMSprop's step size at the start; one step per rollout, so larger than PPO's.
-        final_learning_rate: Step size at the end, reached linearly.
-        entropy: Weight of the entropy bonus at the start; it falls linearly to 0.
-        gae_lambda: As for PPO.
-        value_weight: As for PPO.
-        max_grad_norm: Gradient clipping.
-    """
-
-    learning_rate: float = 3e-3
-    final_learning_rate: float = 3e-4
-    entropy: float = 0.01
-    gae_lambda: float = 0.95
-    value_weight: float = 0.5
-    max_grad_norm: float = 0.5
-
-    def __post_init__(self) -> None:
-        _require(self, positive=("learning_rate", "max_grad_norm"))
-
-
-AlgorithmConfig = PPOConfig | A2CConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,16 +152,3 @@ def _policy_kwargs(feature_channels: Sequence[int], *, hidden: int, options: int
             "outputs": options,
         },
     }
-
-
-def _require(config: AlgorithmConfig, *, positive: Sequence[str]) -> None:
-    for name in positive:
-        value = getattr(config, name)
-        if not value > 0:
-            raise ConfigError(f"{name} is {value}; it must be positive.")
-    for name in ("final_learning_rate", "entropy", "value_weight"):
-        value = getattr(config, name)
-        if not value >= 0:
-            raise ConfigError(f"{name} is {value}; it must not be negative.")
-    if not 0.0 <= config.gae_lambda <= 1.0:
-        raise ConfigError(f"gae_lambda is {config.gae_lambda}; it must lie in [0, 1].")

@@ -31,20 +31,19 @@ class LayerwiseExtractor(BaseFeaturesExtractor):
         outputs: int,
     ) -> None:
         super().__init__(observation_space, features_dim=outputs)
-        padded = sum(_width(observation_space, key) for key in ("features", "context"))  # F + C
-        missing = [
-            _width(observation_space, "features") - channels for channels in feature_channels
-        ]
-        layers = len(feature_channels)
+        self.feature_channels = tuple(feature_channels)
+        self.features_width = _width(observation_space, "features")  # F
+        context = _width(observation_space, "context")  # C
+        layers = len(self.feature_channels)
         # Every layer has weights for all F channels, so that one batched product serves a minibatch of mixed layers.
-        self.inner = nn.Parameter(torch.empty(layers, padded, hidden))
+        self.inner = nn.Parameter(torch.empty(layers, self.features_width + context, hidden))
         self.inner_bias = nn.Parameter(torch.zeros(layers, hidden))
         # Zero: every layer begins indifferent between its options, and its own features decide which way it leaves that point.
         self.outer = nn.Parameter(torch.zeros(layers, hidden, outputs))
         self.outer_bias = nn.Parameter(torch.zeros(layers, outputs))
         with torch.no_grad():
-            for weight, absent in zip(self.inner, missing, strict=True):
-                weight.uniform_(-1.0, 1.0).mul_((padded - absent) ** -0.5)
+            for weight, channels in zip(self.inner, self.feature_channels, strict=True):
+                weight.uniform_(-1.0, 1.0).mul_((channels + context) ** -0.5)
 
     def forward(self, observations: TensorDict) -> Tensor:
         """Score the options of a batch whose samples may stand at different layers.

@@ -1,0 +1,196 @@
+"""What happens between two updates: schedules, guards, logging, validation, checkpoints and interruption.
+
+Between two updates the state of a training is complete (whole episodes, no pending gradients), so this is where it is looked at,
+logged, saved and continued. Each callback keeps to that moment; a resumed run skips the moment at which it was saved.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+
+from agents.tracking import METRICS
+from dfs_rl.errors import TrainingError
+from dfs_rl.seeding import seed_everything, stream_seed
+
+
+@dataclass
+class Interruption:
+    """A wish to stop, and whether it was granted.
+
+    Attributes:
+        requested: Set by a signal handler; the current update is finished first.
+        granted: The state was saved and the training is ending.
+    """
+
+    requested: bool = False
+    granted: bool = False
+
+
+class BoundaryCallback(BaseCallback):
+    """A callback that acts between updates, before the first and after the last.
+
+    Args:
+        interruption: Shared by all callbacks of a training.
+        resumed_at: The step at which a resumed run was saved; everything for that moment was done then.
+    """
+
+    def __init__(self, interruption: Interruption, *, resumed_at: int | None = None) -> None:
+        super().__init__()
+        self.interruption = interruption
+        self._done_at = resumed_at
+
+    @property
+    def algorithm(self) -> OnPolicyAlgorithm:
+        """The algorithm that learns."""
+        assert isinstance(self.model, OnPolicyAlgorithm)
+        return self.model
+
+    @property
+    def ended(self) -> bool:
+        """Whether the last update was made."""
+        return self.algorithm.num_timesteps >= self.algorithm._total_timesteps
+
+    def between_updates(self, timesteps: int) -> None:
+        """Act; ``timesteps`` steps were made so far."""
+        raise NotImplementedError
+
+    def _on_rollout_start(self) -> None:
+        self._act()
+
+    def _on_training_end(self) -> None:
+        if not self.interruption.granted:
+            self._act()
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _act(self) -> None:
+        timesteps = self.algorithm.num_timesteps
+        if timesteps != self._done_at:
+            self.between_updates(timesteps)
+            self._done_at = timesteps
+
+
+class Schedules(BaseCallback):
+    """Makes an update a function of the seed and of the number of steps before it, and anneals the entropy bonus.
+
+    Args:
+        seed: Seed of the run.
+        entropy: Entropy weight by progress, from 0 to 1.
+    """
+
+    def __init__(self, *, seed: int, entropy: Callable[[float], float]) -> None:
+        super().__init__()
+        self._seed = seed
+        self._entropy = entropy
+
+    def _on_rollout_start(self) -> None:
+        # Actions and minibatches are drawn from the global generators; this way a resumed run needs none of their state.
+        seed_everything(stream_seed(self._seed, "update", self.model.num_timesteps) % 2**32)
+
+    def _on_rollout_end(self) -> None:
+        assert isinstance(self.model, OnPolicyAlgorithm)
+        self.model.ent_coef = self._entropy(self.model.num_timesteps / self.model._total_timesteps)
+
+    def _on_step(self) -> bool:
+        return True
+
+
+class FiniteGuard(BoundaryCallback):
+    """Stops a training whose figures are no longer finite, before anything is made of them."""
+
+    def _on_rollout_end(self) -> None:
+        rewards = self.algorithm.rollout_buffer.rewards
+        if not np.isfinite(rewards).all():
+            raise TrainingError(
+                f"training stopped after {self.algorithm.num_timesteps} steps: a reward is not finite, so the backbone's outputs are not."
+            )
+
+    def between_updates(self, timesteps: int) -> None:
+        """Look at the losses of the last update and at all weights."""
+        losses = {
+            name: value
+            for name, value in self.logger.name_to_value.items()
+            if name.endswith("loss")
+        }
+        bad = [name for name, value in losses.items() if not math.isfinite(value)]
+        if bad or not all(
+            bool(torch.isfinite(p).all()) for p in self.algorithm.policy.parameters()
+        ):
+            raise TrainingError(
+                f"training stopped after {timesteps} steps: {bad[0] if bad else 'a weight of the policy'} is no longer finite; a smaller "
+                "learning rate may help."
+            )
+
+
+class UpdateLog(BoundaryCallback):
+    """Logs each update once it is complete.
+
+    Args:
+        interruption: See ``BoundaryCallback``.
+        resumed_at: See ``BoundaryCallback``.
+    """
+
+    def __init__(self, interruption: Interruption, *, resumed_at: int | None = None) -> None:
+        super().__init__(interruption, resumed_at=resumed_at)
+        self.reward = math.nan
+        self._started = 0.0
+
+    def _on_training_start(self) -> None:
+        self._started = time.perf_counter()
+
+    def _on_rollout_end(self) -> None:
+        buffer = self.algorithm.rollout_buffer
+        self.reward = float(buffer.rewards.sum() / buffer.episode_starts.sum())
+        self.logger.record("rollout/reward", self.reward)
+        self.logger.record("train/entropy_weight", self.algorithm.ent_coef)
+
+    def between_updates(self, timesteps: int) -> None:
+        """Write what the update logged."""
+        if self.logger.name_to_value:
+            steps = timesteps - self.algorithm._num_timesteps_at_start
+            rate = steps / max(time.perf_counter() - self._started, 1e-9)
+            self.logger.record("time/steps_per_second", rate, exclude=(METRICS,))
+            self.logger.dump(timesteps)
+
+
+class Checkpointing(BoundaryCallback):
+    """Saves the training every so many steps and at its end, and ends it early on request.
+
+    Args:
+        save: Saves everything, given the number of steps.
+        every: Steps between two checkpoints.
+        interruption: See ``BoundaryCallback``.
+        resumed_at: See ``BoundaryCallback``.
+    """
+
+    def __init__(
+        self,
+        save: Callable[[], None],
+        *,
+        every: int,
+        interruption: Interruption,
+        resumed_at: int | None = None,
+    ) -> None:
+        super().__init__(interruption, resumed_at=resumed_at)
+        self._save = save
+        self._every = every
+        self._saved_at = resumed_at or 0
+
+    def between_updates(self, timesteps: int) -> None:
+        """Save if it is time."""
+        requested = self.interruption.requested  # once: it may change at any moment
+        due = timesteps // self._every > self._saved_at // self._every
+        if due or self.ended or requested:
+            self._save()
+            self._saved_at = timesteps
+        self.interruption.granted = requested
+
+    def _on_step(self) -> bool:
+        return not self.interruption.granted

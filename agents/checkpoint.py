@@ -1,0 +1,106 @@
+"""The whole state of a training between two updates, as tensors and JSON: what ``--resume`` starts from."""
+
+from collections.abc import Mapping
+from typing import Any, Protocol, cast
+
+import numpy as np
+import torch
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from torch import Tensor
+
+from dfs_rl.errors import CheckpointError
+from dfs_rl.runs import Checkpoint
+
+
+class ResumableEnv(Protocol):
+    """An environment that can be put back to where it was."""
+
+    def get_state(self) -> Mapping[str, object]:
+        """Return where the environment stands, as JSON values."""
+        ...
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Go back to a state that ``get_state`` gave."""
+        ...
+
+
+def capture(model: OnPolicyAlgorithm) -> Checkpoint:
+    """Describe a model between two updates.
+
+    Random streams take no part: they are functions of the seed and of the number of steps.
+
+    Args:
+        model: An algorithm over a ``ResumableEnv`` that has begun to learn.
+    """
+    assert isinstance(model._last_obs, dict)
+    assert model._last_episode_starts is not None
+    tensors = {f"policy.{name}": tensor for name, tensor in model.policy.state_dict().items()}
+    tensors |= optimizer_tensors(model.policy.optimizer, "optimizer")
+    tensors |= {
+        f"observation.{key}": torch.from_numpy(value) for key, value in model._last_obs.items()
+    }
+    tensors["episode_starts"] = torch.from_numpy(np.asarray(model._last_episode_starts, dtype=bool))
+    state = {
+        "timesteps": model.num_timesteps,
+        "updates": model._n_updates,
+        "env": dict(cast("ResumableEnv", model.get_env()).get_state()),
+    }
+    return Checkpoint(tensors=tensors, state=state)
+
+
+def restore(model: OnPolicyAlgorithm, checkpoint: Checkpoint) -> None:
+    """Put a new model, built from the same configuration, where ``capture`` found the old one.
+
+    Continue with ``model.learn(total - model.num_timesteps, reset_num_timesteps=False)``.
+
+    Raises:
+        CheckpointError: If the checkpoint belongs to another configuration.
+    """
+    tensors, state = checkpoint
+    try:
+        model.policy.load_state_dict(_under("policy", tensors))
+        restore_optimizer(model.policy.optimizer, tensors, "optimizer")
+        cast("ResumableEnv", model.get_env()).set_state(cast("Mapping[str, Any]", state["env"]))
+        model.num_timesteps = cast("int", state["timesteps"])
+        model._n_updates = cast("int", state["updates"])
+        model._last_obs = {
+            key: value.numpy() for key, value in _under("observation", tensors).items()
+        }
+        model._last_episode_starts = tensors["episode_starts"].numpy()
+    except (KeyError, RuntimeError, ValueError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(
+            f"the checkpoint does not fit this run's configuration: {reason}."
+        ) from error
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, prefix: str) -> dict[str, Tensor]:
+    """Flatten an optimiser's moments to ``prefix.<parameter>.<moment>``; its settings come from the configuration."""
+    moments = optimizer.state_dict()["state"]
+    return {
+        f"{prefix}.{index}.{name}": torch.as_tensor(value)
+        for index, entry in moments.items()
+        for name, value in entry.items()
+        if value is not None
+    }
+
+
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], prefix: str
+) -> None:
+    """Put back what ``optimizer_tensors`` gave."""
+    moments: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in _under(prefix, tensors).items():
+        index, name = key.split(".")
+        moments.setdefault(int(index), {})[name] = tensor
+    settings = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": moments, "param_groups": settings})
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    start = f"{prefix}."
+    return {
+        name.removeprefix(start): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(start)
+    }

@@ -1,0 +1,116 @@
+"""Hyperparameters, each default with its reason; free of torch, so that a help page is quick."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from dfs_rl.errors import ConfigError
+
+AlgorithmName = Literal["ppo", "a2c"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PPOConfig:
+    """Hyperparameters of ``--algo ppo``.
+
+    Attributes:
+        learning_rate: Adam's step size at the start; the networks are tiny and the minibatches large, which bears more than SB3's 3e-4.
+        final_learning_rate: Step size at the end, reached linearly; the last decisions are close calls that a large step undoes.
+        entropy: Weight of the entropy bonus at the start; it falls linearly to 0, because a gate that is deployed deterministic should
+            end deterministic.
+        epochs: Passes over each rollout; more than 4 buys little for twice the time.
+        minibatches: Minibatches per pass; a minibatch of envs x layers / 4 runs at the speed of memory, not of Python.
+        clip_range: PPO's bound on the change of probability per update.
+        gae_lambda: Bias against variance of the advantage with one rollout per image; unused with several.
+        value_weight: Weight of the critic's loss; actor and critic share no weights, so it only matters through gradient clipping.
+        max_grad_norm: Gradient clipping.
+    """
+
+    learning_rate: float = 3e-3
+    final_learning_rate: float = 3e-4
+    entropy: float = 0.01
+    epochs: int = 4
+    minibatches: int = 4
+    clip_range: float = 0.2
+    gae_lambda: float = 0.95
+    value_weight: float = 0.5
+    max_grad_norm: float = 0.5
+
+    def __post_init__(self) -> None:
+        _require(
+            self, positive=("learning_rate", "epochs", "minibatches", "clip_range", "max_grad_norm")
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class A2CConfig:
+    """Hyperparameters of ``--algo a2c``.
+
+    Attributes:
+        learning_rate: RMSprop's step size at the start; one step per rollout, so larger than PPO's.
+        final_learning_rate: Step size at the end, reached linearly.
+        entropy: Weight of the entropy bonus at the start; it falls linearly to 0.
+        gae_lambda: As for PPO.
+        value_weight: As for PPO.
+        max_grad_norm: Gradient clipping.
+    """
+
+    learning_rate: float = 3e-3
+    final_learning_rate: float = 3e-4
+    entropy: float = 0.01
+    gae_lambda: float = 0.95
+    value_weight: float = 0.5
+    max_grad_norm: float = 0.5
+
+    def __post_init__(self) -> None:
+        _require(self, positive=("learning_rate", "max_grad_norm"))
+
+
+AlgorithmConfig = PPOConfig | A2CConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class CoTrainConfig:
+    """How the backbone learns beside the gate, with ``--backbone-mode co-train``.
+
+    Attributes:
+        batch_size: Training images per step; one step follows each update of the gate. They count towards ``timesteps`` like
+            the gate's own images, so both modes see equally many.
+        learning_rate: Adam's step size, constant; small, because the norms keep the statistics they were calibrated to.
+        distillation: Weight of the gated pass's divergence from the full-precision pass, beside its loss with labels.
+        full_precision: Weight of the full-precision pass's own loss with labels, which keeps the teacher from drifting.
+
+    Raises:
+        ConfigError: If a value is out of range.
+    """
+
+    batch_size: int = 64
+    learning_rate: float = 1e-4
+    distillation: float = 1.0
+    full_precision: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ConfigError(f"cotrain.batch_size is {self.batch_size}; it must be at least 1.")
+        if not self.learning_rate > 0:
+            raise ConfigError(
+                f"cotrain.learning_rate is {self.learning_rate}; it must be positive."
+            )
+        for name in ("distillation", "full_precision"):
+            if not getattr(self, name) >= 0:
+                raise ConfigError(
+                    f"cotrain.{name} is {getattr(self, name)}; it must not be negative."
+                )
+
+
+def _require(config: AlgorithmConfig, *, positive: Sequence[str]) -> None:
+    for name in positive:
+        value = getattr(config, name)
+        if not value > 0:
+            raise ConfigError(f"{name} is {value}; it must be positive.")
+    for name in ("final_learning_rate", "entropy", "value_weight"):
+        value = getattr(config, name)
+        if not value >= 0:
+            raise ConfigError(f"{name} is {value}; it must not be negative.")
+    if not 0.0 <= config.gae_lambda <= 1.0:
+        raise ConfigError(f"gae_lambda is {config.gae_lambda}; it must lie in [0, 1].")

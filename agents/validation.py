@@ -1,0 +1,158 @@
+"""How good the gate is so far: the deterministic gate on the validation split, logged, and the best one kept."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from agents.callbacks import BoundaryCallback, Interruption
+from agents.deploy import deploy
+from agents.tracking import TensorBoard
+from dfs_rl.backbones.contract import WalkableBackbone
+from dfs_rl.cost import CostTable
+from dfs_rl.data import ImageSet
+from dfs_rl.evaluation.records import GateRecords
+from dfs_rl.evaluation.run_gate import evaluate_gate
+from dfs_rl.gating.gates import LayerwiseGate
+from dfs_rl.gating.masks import gated_budget
+from dfs_rl.gating.reward import RewardWeights, Verdict, step_cost, terminal_reward
+from dfs_rl.runs import RunFolder
+
+CELL = 24
+"""Pixels per layer and option in the picture of the histogram."""
+
+
+def mean_reward(
+    records: GateRecords, costs: CostTable, weights: RewardWeights, *, budget: float | None
+) -> float:
+    """Return the mean return of the walks in ``records``: what the environment would have paid for them."""
+    spent = costs.fractions(records.options)
+    verdict = Verdict(records.predictions, records.correct, records.log_likelihood)
+    allowed = None if budget is None else gated_budget(costs, budget)
+    total = terminal_reward(weights, verdict, spent, gated_budget=allowed) - step_cost(
+        weights, spent
+    )
+    return float(total.mean())
+
+
+def histogram_picture(histogram: Tensor) -> NDArray[np.uint8]:
+    """Draw how often each layer ran at each option, dark for often.
+
+    Args:
+        histogram: ``[layers, options]``, rows summing to 1.
+
+    Returns:
+        uint8 ``[options * 24, layers * 24, 3]``: layers from left to right, bits from bottom to top.
+    """
+    shares = histogram.numpy().T[::-1]  # [options, layers]
+    cells = np.repeat(np.repeat(shares, CELL, axis=0), CELL, axis=1)[..., None]
+    light, dark = np.array([255.0, 255.0, 255.0]), np.array([8.0, 48.0, 107.0])
+    picture: NDArray[np.uint8] = (light + (dark - light) * cells).round().astype(np.uint8)
+    return picture
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationSetup:
+    """What a gate is validated on.
+
+    Attributes:
+        images: The validation split.
+        weights: The reward that the agent learns from.
+        budget: Upper bound on computation in percent, or ``None``.
+        every: Steps between two validations.
+        name: What tables and plots call the gate.
+    """
+
+    images: ImageSet
+    weights: RewardWeights
+    budget: float | None
+    every: int
+    name: str
+
+
+class Validation(BoundaryCallback):
+    """Validates the gate before the first update, every so many steps and after the last, and keeps the best.
+
+    The best is the one with the largest mean reward on the validation split, deterministic, under the weights that the agent learns
+    from; among equals the latest. Being the largest of several noisy figures, that reward flatters: report another split.
+
+    Args:
+        setup: What to validate on.
+        backbone: Gives the backbone as it is now.
+        keep: Keeps a gate that is the best so far.
+        run: The run folder, for ``metrics.jsonl``.
+        board: TensorBoard.
+        report: Told about each validation: steps, and the record that was logged.
+        interruption: See ``BoundaryCallback``.
+        resumed: The ``state`` of the run that is continued, or ``None``.
+        resumed_at: See ``BoundaryCallback``.
+    """
+
+    def __init__(
+        self,
+        setup: ValidationSetup,
+        *,
+        backbone: Callable[[], WalkableBackbone],
+        keep: Callable[[LayerwiseGate], None],
+        run: RunFolder,
+        board: TensorBoard,
+        report: Callable[[int, Mapping[str, Any]], None],
+        interruption: Interruption,
+        resumed: Mapping[str, Any] | None = None,
+        resumed_at: int | None = None,
+    ) -> None:
+        super().__init__(interruption, resumed_at=resumed_at)
+        self._setup = setup
+        self._backbone = backbone
+        self._keep = keep
+        self._run = run
+        self._board = board
+        self._report = report
+        self._validated_at: int | None = resumed["validated_at"] if resumed else None
+        self.best: dict[str, Any] | None = resumed["best"] if resumed else None
+
+    @property
+    def state(self) -> dict[str, object]:
+        """What a checkpoint needs to keep, as JSON values."""
+        return {"validated_at": self._validated_at, "best": self.best}
+
+    def between_updates(self, timesteps: int) -> None:
+        """Validate if it is time."""
+        every = self._setup.every
+        if (
+            self._validated_at is None
+            or self.ended
+            or timesteps // every > self._validated_at // every
+        ):
+            self._validate(timesteps)
+            self._validated_at = timesteps
+
+    def _validate(self, timesteps: int) -> None:
+        setup, backbone = self._setup, self._backbone()
+        gate = deploy(self.algorithm, backbone.options, name=setup.name)
+        records = evaluate_gate(backbone, gate, setup.images, budget=setup.budget)
+        histogram = records.histogram(len(backbone.options))
+        figures = {
+            "accuracy": records.accuracy,
+            "computation": float(records.computation(backbone.costs).mean()),
+            "reward": mean_reward(records, backbone.costs, setup.weights, budget=setup.budget),
+            "patterns": records.patterns,
+        }
+        record = {
+            "kind": "validation",
+            "timesteps": timesteps,
+            **figures,
+            "histogram": histogram.tolist(),
+        }
+        self._run.log(record)
+        self._board.scalars(
+            {f"val/{key}": float(value) for key, value in figures.items()}, timesteps
+        )
+        self._board.image("val/options", histogram_picture(histogram), timesteps)
+        if self.best is None or figures["reward"] >= self.best["reward"]:
+            self.best = {"timesteps": timesteps, **figures}
+            self._keep(gate)
+        self._report(timesteps, record)
