@@ -59,6 +59,9 @@ _SHARED_FLAGS = {
 }
 
 
+_RULE = re.compile(r"[╭╰]|[\s│]*[─-]{3,}[\s│]*$")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Invocation(Generic[ConfigT]):
     """What a command was asked to do.
@@ -215,13 +218,18 @@ def _parse_flags(arguments: Sequence[str], default: object, prog: str, descripti
 
 def _sentence(complaint: str) -> str:
     """Take what went wrong, and the flag tyro suggests instead, out of the box that tyro draws."""
-    inside = [line.strip(" │|") for line in complaint.splitlines() if line.startswith(("│", "|"))]
-    paragraphs = re.split(r"\n[─-]{3,}\n", "\n".join(inside))
-    what = " ".join(paragraphs[0].split()) or complaint.strip()
+    paragraphs: list[list[str]] = [[]]
+    for line in complaint.splitlines():
+        if _RULE.match(line):
+            paragraphs.append([])
+        else:
+            paragraphs[-1].append(line.strip(" │"))
+    texts = [" ".join(words) for lines in paragraphs if (words := " ".join(lines).split())]
+    if "╭" not in complaint and len(texts) > 1:
+        texts = texts[1:]  # without box characters the title stands inside
+    what = texts[0] if texts else "the flags cannot be read"
     what = what.removeprefix("Error parsing ").rstrip(".")
-    meant = [
-        flag for text in paragraphs if "you meant" in text for flag in re.findall(r"--\S+", text)
-    ]
+    meant = [flag for text in texts if "you meant" in text for flag in re.findall(r"--\S+", text)]
     return f"{what}; the closest one is {meant[0]}" if meant else what
 
 
