@@ -1,9 +1,11 @@
 """Search for the best static per-layer table under a cap on computation.
 
 Small spaces are enumerated. Larger ones are climbed, from the best uniform table and from the gate's
-mode table, by changing one layer, then by raising one layer and lowering another; the best tables
-met on the way are ranked again on the whole split, which takes back some of the luck of a search
-on part of it. The order is fixed, so the same inputs find the same table.
+mode table, by changing one layer, then by raising one layer and lowering another; first by accuracy,
+then by the smoother log-likelihood. What is left of the allowance goes into kicks: the best table so
+far with some layers changed at random, climbed again. The best tables met on the way are ranked
+again by accuracy on the whole split, which takes back some of the luck of a search on part of it.
+Order and draws are fixed, so the same inputs find the same table.
 """
 
 import itertools
@@ -18,10 +20,14 @@ from dfs_rl.data.images import ImageSet
 from dfs_rl.errors import ConfigError
 from dfs_rl.evaluation.run_gate import BATCH_SIZE
 from dfs_rl.evaluation.tables import Table, TableScore, score_tables
+from dfs_rl.seeding import numpy_generator
 
 _TOLERANCE = 1e-9
+_KICKED_SHARE = 4  # a kick changes one layer in four, at least two
+_FRUITLESS_KICKS = 20
 
 _Moves = Callable[[Table, int, int], Iterator[Table]]
+_Key = Callable[[TableScore], tuple[float, float]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,10 +116,11 @@ def search_static_table(
         scorer.score(itertools.product(range(n_options), repeat=n_layers))
     else:
         uniform = [(option,) * n_layers for option in range(n_options)]
-        begin = [best for best in [scorer.best(uniform)] if best is not None]
+        begin = [best for best in [scorer.best(uniform, _by_accuracy)] if best is not None]
         begin += [_lower(start, costs, cap) for start in starts]
-        for table in dict.fromkeys(begin):
-            _climb(table, scorer, n_options)
+        for key, table in itertools.product((_by_accuracy, _by_likelihood), dict.fromkeys(begin)):
+            _climb(table, scorer, n_options, key)
+        _kick(scorer, costs, cap)
     ranked = scorer.ranking()[: limits.finalists]
     if images < n:
         scores = score_tables(backbone, image_set, ranked, batch_size=batch_size)
@@ -172,33 +179,57 @@ class _Scorer:
             self.scores.update(zip(fresh, scores, strict=True))
         return [table for table in wanted if table in self.scores]
 
-    def best(self, tables: Iterable[Table]) -> Table | None:
+    def best(self, tables: Iterable[Table], key: _Key) -> Table | None:
         """Return the best of those tables that fit, the first of equals; None if none does."""
-        return max(self.score(tables), key=self.scores.__getitem__, default=None)
+        return max(self.score(tables), key=lambda table: key(self.scores[table]), default=None)
 
     def ranking(self) -> list[Table]:
         """Return every table scored, the best first."""
         return sorted(self.scores, key=self.scores.__getitem__, reverse=True)
 
 
-def _climb(table: Table, scorer: _Scorer, n_options: int) -> None:
-    """Improve ``table`` until no neighbour is better or the allowance is used up."""
+def _by_accuracy(score: TableScore) -> tuple[float, float]:
+    return score.correct, score.log_likelihood
+
+
+def _by_likelihood(score: TableScore) -> tuple[float, float]:
+    return score.log_likelihood, score.correct
+
+
+def _climb(table: Table, scorer: _Scorer, n_options: int, key: _Key) -> None:
+    """Improve ``table`` by ``key`` until no neighbour is better or the allowance is used up."""
     if not scorer.score([table]):
         return
     while not scorer.exhausted:
         before = table
-        table = _sweep(table, scorer, _single_changes, n_options)
+        table = _sweep(table, scorer, _single_changes, n_options, key)
         if table == before:
-            table = _sweep(table, scorer, _exchanges, n_options)
+            table = _sweep(table, scorer, _exchanges, n_options, key)
         if table == before:
             return
 
 
-def _sweep(table: Table, scorer: _Scorer, moves: _Moves, n_options: int) -> Table:
+def _kick(scorer: _Scorer, costs: CostTable, cap: float) -> None:
+    """Climb from random changes of the best table until too many in a row bring nothing."""
+    draw = numpy_generator("static table search")
+    n_layers, n_options = costs.n_layers, len(costs.options)
+    changes = min(n_layers, max(2, n_layers // _KICKED_SHARE))
+    best, fruitless = scorer.ranking()[0], 0
+    while fruitless < _FRUITLESS_KICKS and not scorer.exhausted:
+        kicked = list(best)
+        for layer in draw.choice(n_layers, size=changes, replace=False):
+            kicked[layer] = int(draw.integers(n_options))
+        _climb(_lower(tuple(kicked), costs, cap), scorer, n_options, _by_accuracy)
+        leader = scorer.ranking()[0]
+        fruitless = fruitless + 1 if leader == best else 0
+        best = leader
+
+
+def _sweep(table: Table, scorer: _Scorer, moves: _Moves, n_options: int, key: _Key) -> Table:
     """Take each layer's best move that improves, layer after layer."""
     for layer in range(len(table)):
-        best = scorer.best(moves(table, layer, n_options))
-        if best is not None and scorer.scores[best] > scorer.scores[table]:
+        best = scorer.best(moves(table, layer, n_options), key)
+        if best is not None and key(scorer.scores[best]) > key(scorer.scores[table]):
             table = best
     return table
 

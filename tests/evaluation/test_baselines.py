@@ -1,0 +1,105 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dfs_rl.evaluation.baselines import (
+    RANDOM_DRAWS,
+    mode_table,
+    rival_methods,
+    shuffled_options,
+    uniform_methods,
+)
+from dfs_rl.evaluation.metrics import option_histogram
+from dfs_rl.evaluation.run_gate import evaluate_gate, evaluate_table
+
+
+def test_mode_table_takes_the_most_frequent_option_and_the_cheaper_of_equals():
+    options = torch.tensor([[2, 0, 1], [2, 1, 0], [1, 1, 1], [2, 0, 0]])
+    assert mode_table(options, 3) == (2, 0, 0)
+
+
+@given(st.integers(0, 2**31), st.integers(1, 40))
+def test_shuffling_keeps_marginals_exactly(seed, n):
+    generator = torch.Generator().manual_seed(seed)
+    options = torch.randint(0, 4, (n, 3), generator=generator)
+    dealt = shuffled_options(options, generator)
+    assert torch.equal(option_histogram(dealt, 4), option_histogram(options, 4))
+
+
+def test_shuffling_parts_options_from_images_and_layers_from_each_other():
+    # Every layer agrees with the image's half; afterwards neither holds.
+    options = torch.arange(2).repeat_interleave(2000)[:, None].expand(-1, 2).contiguous()
+    dealt = shuffled_options(options, torch.Generator().manual_seed(0)).double()
+    for first, second in ((dealt[:, 0], options[:, 0].double()), (dealt[:, 0], dealt[:, 1])):
+        # Agreement of independent halves is one half, with a standard error of 0.8 %.
+        assert (first == second).double().mean().item() == pytest.approx(0.5, abs=0.03)
+
+
+def test_uniform_methods_cover_the_menu(backbone, val):
+    methods = uniform_methods(backbone, val)
+    assert [method.key for method in methods] == ["uniform_0", "uniform_2", "full"]
+    assert [method.label for method in methods] == ["skip all", "uniform 2 bit", "full precision"]
+    costs = [method.records[0].computation(backbone.costs, "dfs").mean() for method in methods]
+    assert costs == pytest.approx([0.0, 100 * (2 / 32) ** 2, 100.0])
+    plain = backbone.logits(val.images, (2,) * 4).argmax(dim=1)
+    assert torch.equal(methods[2].records[0].predictions, plain)
+
+
+@pytest.fixture
+def rivals(backbone, val, test_set, look_gate):
+    gate = evaluate_gate(backbone, look_gate(), test_set)
+    gate_selection = evaluate_gate(backbone, look_gate(), val)
+    methods = rival_methods(
+        backbone,
+        gate=gate,
+        gate_selection=gate_selection,
+        reported=test_set,
+        selection=val,
+        uniform=[method.records[0] for method in uniform_methods(backbone, test_set)],
+        split_names=("test", "val"),
+    )
+    return gate, gate_selection, {method.key: method for method in methods}
+
+
+def test_rivals_keep_to_the_cost_of_the_gate(backbone, rivals):
+    gate, gate_selection, methods = rivals
+    costs = backbone.costs
+    assert list(methods) == ["static_table", "cascade", "mode_table", "random"]
+    cap = gate_selection.computation(costs).mean().item()
+    static = methods["static_table"]
+    assert static.search.cap == pytest.approx(cap)
+    assert static.records[0].computation(costs).max().item() <= cap
+    # Chosen on val at val's cost, so only about the same on test.
+    assert methods["cascade"].records[0].computation(costs).mean().item() <= cap * 1.15
+    gated = gate.computation(costs, "dfs").mean().item()
+    for records in methods["random"].records:
+        assert records.computation(costs, "dfs").mean().item() == pytest.approx(gated)
+
+
+def test_rivals_pay_for_no_gate_and_say_where_they_were_chosen(rivals):
+    _, _, methods = rivals
+    assert all(r.gate_macs == 0 for method in methods.values() for r in method.records)
+    chosen = {key: method.chosen_on for key, method in methods.items()}
+    assert chosen == {
+        "static_table": "val",
+        "cascade": "val",
+        "mode_table": "test",
+        "random": "test",
+    }
+    assert "bit, then" in methods["cascade"].detail
+
+
+def test_rivals_are_what_they_are_called(backbone, test_set, rivals):
+    gate, _, methods = rivals
+    mode = methods["mode_table"]
+    counted = tuple(int(column.mode().values) for column in gate.options.T)
+    assert mode.table == counted
+    alone = evaluate_table(backbone, test_set, counted, name="alone")
+    assert torch.equal(mode.records[0].predictions, alone.predictions)
+    draws = methods["random"].records
+    assert len(draws) == RANDOM_DRAWS
+    assert not torch.equal(draws[0].options, draws[1].options)
+    for records in draws:
+        assert torch.equal(records.histogram(3), gate.histogram(3))
+        assert not torch.equal(records.options, gate.options)
