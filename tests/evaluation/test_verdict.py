@@ -1,0 +1,93 @@
+import pytest
+
+from dfs_rl.evaluation.metrics import PairedDifference
+from dfs_rl.evaluation.verdict import (
+    Comparison,
+    beyond_marginals,
+    outcome_of,
+    verdict_sentences,
+)
+
+UP, FLAT, DOWN = (
+    PairedDifference(2.0, 1.0, 3.0),
+    PairedDifference(0.5, -0.5, 1.5),
+    PairedDifference(-2.0, -3.0, -1.0),
+)
+
+
+def comparison(key, difference, ratio=1.0, role="matched"):
+    return Comparison(
+        key=key,
+        label=key.replace("_", " "),
+        role=role,
+        difference=difference.difference,
+        low=difference.low,
+        high=difference.high,
+        relative_computation=ratio,
+        outcome=outcome_of(difference, ratio),
+    )
+
+
+@pytest.mark.parametrize(
+    ("difference", "ratio", "expected"),
+    [
+        (UP, 0.5, "beats"),
+        (UP, 1.04, "beats"),
+        (UP, 1.2, "dearer"),
+        (UP, None, "dearer"),  # the other costs nothing at all
+        (FLAT, 0.01, "level"),
+        (FLAT, 3.0, "level"),
+        (DOWN, 0.5, "cheaper"),
+        (DOWN, 0.97, "loses"),
+        (DOWN, 2.0, "loses"),
+    ],
+)
+def test_outcome_weighs_accuracy_with_cost(difference, ratio, expected):
+    assert outcome_of(difference, ratio) == expected
+
+
+def words(*comparisons, accuracy=85.0, patterns=40.0):
+    return " ".join(verdict_sentences(comparisons, accuracy, patterns))
+
+
+def test_a_gate_that_beats_all():
+    rivals = [comparison(k, UP) for k in ("static_table", "cascade", "mode_table", "random")]
+    full = comparison("full", DOWN, 0.0125, "fixed")
+    said = words(full, *rivals)
+    assert "reaches 85.00 %, -2.00 points from full precision, with 1.25 % of its" in said
+    assert "beats, at 95 %: static table (+2.00); cascade (+2.00); mode table" in said
+    assert "does not beat" not in said
+    assert "learned which image needs which bits" in said
+    assert beyond_marginals(rivals) is True
+
+
+@pytest.mark.parametrize(("mode", "random"), [(FLAT, UP), (UP, FLAT), (DOWN, UP), (FLAT, DOWN)])
+def test_a_gate_that_does_not_beat_its_own_marginals_has_learned_nothing(mode, random):
+    rivals = [
+        comparison("static_table", UP),
+        comparison("mode_table", mode),
+        comparison("random", random),
+    ]
+    assert beyond_marginals(rivals) is False
+    said = words(*rivals)
+    assert "has learned nothing beyond its marginals" in said
+    assert "learned which image" not in said
+    assert "does not beat: " in said
+
+
+def test_a_gate_of_one_pattern_is_called_a_static_table():
+    said = words(comparison("mode_table", FLAT), comparison("random", FLAT), patterns=1.0)
+    assert "same bits: it is a static table" in said
+    assert "learned nothing" in said
+
+
+def test_a_win_at_a_higher_cost_is_not_a_win():
+    said = words(comparison("mode_table", UP, 1.3), comparison("random", UP))
+    assert "does not beat: mode table (+2.00 at 1.30 x its computation)" in said
+    assert "beats, at 95 %: random (+2.00)." in said
+
+
+def test_reference_points_are_no_rivals_and_nothing_is_claimed_without_any():
+    uniform = comparison("uniform_4", DOWN, 0.5, "fixed")
+    assert words(uniform) == ""
+    assert beyond_marginals([uniform]) is None
