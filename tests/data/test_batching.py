@@ -23,9 +23,7 @@ def test_an_epoch_visits_each_image_once(n, size, drop, seed):
 
 
 def epoch(seed: int, number: int) -> list[int]:
-    return torch.cat(
-        list(epoch_batches(100, 7, seed=seed, epoch=number, drop_last=False))
-    ).tolist()
+    return torch.cat(list(epoch_batches(100, 7, seed=seed, epoch=number, drop_last=False))).tolist()
 
 
 def test_the_order_is_a_function_of_seed_and_epoch_alone():

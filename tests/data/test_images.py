@@ -70,7 +70,10 @@ def test_dataset_refuses_an_unknown_split():
         ({"class_names": ("a",)}, "at least 2"),
         ({"val": make_set(0)}, "'val' of data set 'toy' is empty"),
         ({"test": make_set(4, shape=(1, 5, 6))}, "one shape"),
-        ({"agent": ImageSet(make_set().images, torch.arange(4))}, "labels 0 to 3; allowed are 0 to 1"),
+        (
+            {"agent": ImageSet(make_set().images, torch.arange(4))},
+            "labels 0 to 3; allowed are 0 to 1",
+        ),
         ({"agent": ImageSet(make_set().images, torch.arange(4) - 1)}, "labels -1"),
     ],
 )

@@ -37,7 +37,13 @@ def test_no_images_have_no_statistics():
 
 @pytest.mark.parametrize(
     ("mean", "std"),
-    [((), ()), ((0.5,), (0.1, 0.1)), ((math.nan,), (0.1,)), ((0.5,), (0.0,)), ((0.5,), (math.inf,))],
+    [
+        ((), ()),
+        ((0.5,), (0.1, 0.1)),
+        ((math.nan,), (0.1,)),
+        ((0.5,), (0.0,)),
+        ((0.5,), (math.inf,)),
+    ],
 )
 def test_statistics_that_cannot_normalise_are_refused(mean, std):
     with pytest.raises(DataError, match="one positive std per channel"):
