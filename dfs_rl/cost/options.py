@@ -32,9 +32,15 @@ class BitOptions:
     def __post_init__(self) -> None:
         unknown = [bits for bits in self.values if bits not in ALLOWED_BITS]
         if unknown:
-            raise ConfigError(f"bit options {list(self.values)} contain {unknown[0]}; allowed are {list(ALLOWED_BITS)}.")
-        if not self.values or any(b <= a for a, b in zip(self.values, self.values[1:], strict=False)):
-            raise ConfigError(f"bit options {list(self.values)} must be a non-empty, strictly ascending list of bit widths.")
+            raise ConfigError(
+                f"bit options {list(self.values)} contain {unknown[0]}; allowed are {list(ALLOWED_BITS)}."
+            )
+        if not self.values or any(
+            b <= a for a, b in zip(self.values, self.values[1:], strict=False)
+        ):
+            raise ConfigError(
+                f"bit options {list(self.values)} must be a non-empty, strictly ascending list of bit widths."
+            )
 
     def __len__(self) -> int:
         return len(self.values)

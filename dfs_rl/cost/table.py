@@ -45,7 +45,9 @@ class CostTable:
 
     def __post_init__(self) -> None:
         if not self.layer_macs or min(self.layer_macs) <= 0:
-            raise ConfigError(f"layer_macs is {self.layer_macs}; every gated layer needs a positive count.")
+            raise ConfigError(
+                f"layer_macs is {self.layer_macs}; every gated layer needs a positive count."
+            )
 
     @property
     def total_macs(self) -> int:
@@ -81,7 +83,9 @@ class CostTable:
         layers = torch.arange(self.n_layers, device=options.device)
         return costs[layers, options.long()].sum(dim=-1)  # [batch, layers] -> [batch]
 
-    def computation(self, options: Tensor, *, gate_macs: float = 0.0, counting: Counting = "full") -> Tensor:
+    def computation(
+        self, options: Tensor, *, gate_macs: float = 0.0, counting: Counting = "full"
+    ) -> Tensor:
         """Computation of each image in percent.
 
         Args:
@@ -97,4 +101,8 @@ class CostTable:
 
     def bitops(self, options: Tensor, *, gate_macs: float = 0.0) -> Tensor:
         """BitOPs of each image: MACs x weight bits x activation bits, fixed parts and gate included; float64 ``[batch]``."""
-        return (self.fractions(options) + self.fixed_cost(gate_macs=gate_macs)) * self.total_macs * FULL**2
+        return (
+            (self.fractions(options) + self.fixed_cost(gate_macs=gate_macs))
+            * self.total_macs
+            * FULL**2
+        )

@@ -1,0 +1,38 @@
+"""Backbones: the gated-layer contract, ResNets, their frozen form, storage and supernet training."""
+
+from pathlib import Path
+
+from dfs_rl.backbones.contract import GatedLayer, WalkableBackbone
+from dfs_rl.backbones.prepared import PreparedResNet
+from dfs_rl.backbones.resnet import ResNet, ResNetConfig
+from dfs_rl.backbones.storage import (
+    BackboneInfo,
+    StoredBackbone,
+    load_backbone,
+    load_stored_backbone,
+    save_backbone,
+)
+
+PRETRAINED_DIGITS = Path(__file__).parent / "pretrained" / "digits"
+"""The small supernet for scikit-learn's digits that ships with the package."""
+
+
+def default_digits() -> ResNet:
+    """Load the digits supernet that ships with the package."""
+    return load_backbone(PRETRAINED_DIGITS)
+
+
+__all__ = [
+    "PRETRAINED_DIGITS",
+    "BackboneInfo",
+    "GatedLayer",
+    "PreparedResNet",
+    "ResNet",
+    "ResNetConfig",
+    "StoredBackbone",
+    "WalkableBackbone",
+    "default_digits",
+    "load_backbone",
+    "load_stored_backbone",
+    "save_backbone",
+]

@@ -1,0 +1,269 @@
+"""CIFAR ResNets (He et al., CVPR 2016, section 4.2) whose residual blocks run at any bit option."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dfs_rl.backbones.prepared import PreparedResNet, shortcut_of
+from dfs_rl.cost import (
+    ALLOWED_BITS,
+    DEFAULT_BITS,
+    FULL,
+    SKIP,
+    BitOptions,
+    CostTable,
+    FixedCost,
+)
+from dfs_rl.cost.macs import count_macs
+from dfs_rl.data import ChannelStatistics
+from dfs_rl.errors import ConfigError
+from dfs_rl.quant.layers import FractionalConv2d, FractionalLinear
+
+MAX_CHANNELS_IN = 4
+STAGES = 3
+FirstBlock = Literal["gated", "always"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResNetConfig:
+    """Shape and precision of a ResNet.
+
+    Attributes:
+        depth: Number of weighted layers, 6 n + 2: 8, 14, 20, 32, 38, 56, 74, 110, ...
+        width: Channels of the first stage; the second and third have twice and four times as many.
+        in_channels: Image channels, 1 to 4.
+        n_classes: Classes, at least 2.
+        image_size: Height and width of the images in pixels, at least 4; it only decides what a layer costs.
+        bits: The menu of every gated block, see ``BitOptions``.
+        stem_bits: Precision of the stem and the head, which no gate decides about.
+        first_block: ``"gated"`` like the others, or ``"always"``: it runs as part of the stem, as in SkipNet and DFS.
+        per_channel: One weight step per output channel instead of one per layer.
+
+    Raises:
+        ConfigError: If a value is outside its range.
+    """
+
+    depth: int = 20
+    width: int = 16
+    in_channels: int = 3
+    n_classes: int = 10
+    image_size: tuple[int, int] = (32, 32)
+    bits: tuple[int, ...] = DEFAULT_BITS
+    stem_bits: int = 8
+    first_block: FirstBlock = "gated"
+    per_channel: bool = False
+
+    def __post_init__(self) -> None:
+        BitOptions(self.bits)
+        if self.depth < 8 or (self.depth - 2) % 6:
+            raise ConfigError(
+                f"depth is {self.depth}; a CIFAR ResNet has 6 n + 2 layers: 8, 14, 20, 32, 38, ..."
+            )
+        if self.width < 1:
+            raise ConfigError(f"width is {self.width}; at least 1 channel is needed.")
+        if not 1 <= self.in_channels <= MAX_CHANNELS_IN:
+            raise ConfigError(
+                f"in_channels is {self.in_channels}; allowed are 1 to {MAX_CHANNELS_IN}."
+            )
+        if self.n_classes < 2:
+            raise ConfigError(f"n_classes is {self.n_classes}; a classifier needs at least 2.")
+        if min(self.image_size) < 4:
+            raise ConfigError(f"image_size is {self.image_size}; at least 4 x 4 pixels are needed.")
+        if self.stem_bits == SKIP or self.stem_bits not in ALLOWED_BITS:
+            raise ConfigError(
+                f"stem_bits is {self.stem_bits}; allowed are {list(ALLOWED_BITS[1:])}."
+            )
+
+    @property
+    def blocks_per_stage(self) -> int:
+        """Residual blocks in each of the three stages."""
+        return (self.depth - 2) // 6
+
+
+class ResidualBlock(nn.Module):
+    """Two convolutions and a parameter-free shortcut; 0 bit leaves the shortcut alone.
+
+    Args:
+        in_channels: Channels that enter.
+        out_channels: Channels that leave, at least ``in_channels``.
+        bits: The non-zero bit widths it runs at.
+        stride: 1, or 2 to halve height and width.
+        per_channel: See ``ResNetConfig``.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        bits: Sequence[int],
+        *,
+        stride: int = 1,
+        per_channel: bool = False,
+    ) -> None:
+        super().__init__()
+        self.stride = stride
+        self.extra_channels = out_channels - in_channels
+        self.conv1 = FractionalConv2d(
+            in_channels, out_channels, bits, stride=stride, per_channel=per_channel
+        )
+        self.conv2 = FractionalConv2d(out_channels, out_channels, bits, per_channel=per_channel)
+
+    def forward(self, hidden: Tensor, bits: int) -> Tensor:
+        """Map ``[batch, in, h, w]`` to ``[batch, out, h / stride, w / stride]`` at ``bits``."""
+        shortcut = shortcut_of(hidden, stride=self.stride, extra_channels=self.extra_channels)
+        if bits == SKIP:
+            return shortcut
+        branch = self.conv2(F.relu(self.conv1(hidden, bits)), bits)
+        return F.relu(branch + shortcut)
+
+
+class ResNet(nn.Module):
+    """A CIFAR ResNet whose residual blocks are gated layers; the training form of the backbone contract.
+
+    Args:
+        config: Shape and precision.
+        statistics: Mean and standard deviation of the training images' channels, in [0, 1] units.
+
+    Attributes:
+        options: The menu.
+        costs: What each choice costs.
+        layers: The gated blocks.
+        feature_channels: Channels that enter each gated block.
+        feature_mean: Mean of the pooled activation before each gated block, ``[layers, most channels]``, zero-padded.
+        feature_std: Its standard deviation, one where unused.
+    """
+
+    def __init__(self, config: ResNetConfig, statistics: ChannelStatistics) -> None:
+        super().__init__()
+        if len(statistics.mean) != config.in_channels:
+            raise ConfigError(
+                f"channel statistics have {len(statistics.mean)} channels, the backbone {config.in_channels}."
+            )
+        self.config = config
+        self.statistics = statistics
+        self.options = BitOptions(config.bits)
+        self.image_mean: Tensor
+        self.image_std: Tensor
+        self.feature_mean: Tensor
+        self.feature_std: Tensor
+        self.register_buffer("image_mean", torch.tensor(statistics.mean).reshape(1, -1, 1, 1))
+        self.register_buffer("image_std", torch.tensor(statistics.std).reshape(1, -1, 1, 1))
+        self.stem_conv = FractionalConv2d(
+            config.in_channels,
+            config.width,
+            (config.stem_bits,),
+            signed_input=True,
+            per_channel=config.per_channel,
+        )
+        widths = [config.width * 2**stage for stage in range(STAGES)]
+        outputs = [w for w in widths for _ in range(config.blocks_per_stage)]
+        inputs = [config.width, *outputs[:-1]]
+        run_bits = tuple(bits for bits in config.bits if bits != SKIP)
+        blocks = [
+            ResidualBlock(
+                i,
+                o,
+                (config.stem_bits,) if config.first_block == "always" and n == 0 else run_bits,
+                stride=2 if o > i else 1,
+                per_channel=config.per_channel,
+            )
+            for n, (i, o) in enumerate(zip(inputs, outputs, strict=True))
+        ]
+        never_gated = 1 if config.first_block == "always" else 0
+        self.stem_blocks = nn.ModuleList(blocks[:never_gated])
+        self.blocks = nn.ModuleList(blocks[never_gated:])
+        self.feature_channels = tuple(inputs[never_gated:])
+        self.classifier = FractionalLinear(widths[-1], config.n_classes, bits=config.stem_bits)
+        statistics_shape = (len(self.blocks), max(self.feature_channels))
+        self.register_buffer("feature_mean", torch.zeros(statistics_shape))
+        self.register_buffer("feature_std", torch.ones(statistics_shape))
+        self.costs = self._count()
+
+    @property
+    def layers(self) -> Sequence[ResidualBlock]:
+        """The gated blocks, in order."""
+        return cast("Sequence[ResidualBlock]", self.blocks)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of the images."""
+        return (self.config.in_channels, *self.config.image_size)
+
+    @property
+    def n_classes(self) -> int:
+        """Number of classes."""
+        return self.config.n_classes
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Turn uint8 images, or floats in [0, 1], ``[batch, c, h, w]`` into zero mean and unit variance."""
+        pixels = images.float() / 255.0 if images.dtype == torch.uint8 else images
+        pixels = (pixels - self.image_mean) / self.image_std
+        return pixels.contiguous(memory_format=torch.channels_last)
+
+    def stem(self, images: Tensor) -> Tensor:
+        """Return the activation before the first gated block, ``[batch, width, h, w]``."""
+        bits = self.config.stem_bits
+        hidden = F.relu(self.stem_conv(self.normalise(images), bits))
+        for block in self.stem_blocks:
+            hidden = block(hidden, bits)
+        return hidden
+
+    def feature(self, hidden: Tensor) -> Tensor:
+        """Average over positions: float32 ``[batch, channels]``."""
+        return hidden.mean(dim=(2, 3), dtype=torch.float32)
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Return logits, float32 ``[batch, classes]``."""
+        return cast("Tensor", self.classifier(self.feature(hidden))).float()
+
+    def forward(self, images: Tensor, bits: int | Sequence[int] = FULL) -> Tensor:
+        """Run every sample at the same bits.
+
+        Args:
+            images: uint8 or float in [0, 1], ``[batch, c, h, w]``.
+            bits: One bit width for all gated layers, or one for each.
+
+        Returns:
+            Logits ``[batch, classes]``.
+        """
+        setting = [bits] * len(self.blocks) if isinstance(bits, int) else list(bits)
+        if len(setting) != len(self.blocks):
+            raise ConfigError(
+                f"{len(setting)} bit widths given for {len(self.blocks)} gated layers."
+            )
+        hidden = self.stem(images)
+        for block, layer_bits in zip(self.blocks, setting, strict=True):
+            hidden = block(hidden, layer_bits)
+        return self.head(hidden)
+
+    def prepare(self, dtype: torch.dtype = torch.float32) -> PreparedResNet:
+        """Return the frozen form: norms folded, weights quantized once per option."""
+        return PreparedResNet(self, dtype=dtype)
+
+    def _count(self) -> CostTable:
+        """Count MACs by running one empty image through every part."""
+        was_training = self.training
+        self.eval()
+        image = torch.zeros(1, *self.image_shape)
+        dearest = self.options[self.options.full]
+        hidden = self.stem(image)
+        stem_macs = count_macs(lambda: self.stem(image))
+        layer_macs = []
+        for block in self.blocks:
+            x = hidden
+            layer_macs.append(count_macs(lambda block=block, x=x: block(x, dearest)))  # type: ignore[misc]
+            hidden = block(hidden, dearest)
+        head_macs = count_macs(lambda: self.head(hidden))
+        self.train(was_training)
+        return CostTable(
+            options=self.options,
+            layer_macs=tuple(layer_macs),
+            fixed=(
+                FixedCost(name="stem", macs=stem_macs, bits=self.config.stem_bits),
+                FixedCost(name="head", macs=head_macs, bits=self.config.stem_bits),
+            ),
+        )

@@ -1,0 +1,108 @@
+"""A backbone on disk: structure and provenance in JSON, weights in safetensors; loading executes no code."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dfs_rl.backbones.resnet import ResNet, ResNetConfig
+from dfs_rl.config import config_from_dict, config_to_dict
+from dfs_rl.data import ChannelStatistics
+from dfs_rl.errors import CheckpointError, DfsRlError
+from dfs_rl.runs import load_tensors, read_json, save_tensors, write_json
+
+FORMAT = 1
+STRUCTURE_FILE = "backbone.json"
+WEIGHTS_FILE = "backbone.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneInfo:
+    """Where a backbone comes from.
+
+    Attributes:
+        dataset: What the data set was called.
+        fingerprint: ``Dataset.fingerprint`` of the images it was trained on.
+        class_names: One name per class.
+        accuracy: Accuracy in percent on the val split, by setting: ``"32"``, ``"8"``, ... for uniform bits.
+    """
+
+    dataset: str
+    fingerprint: str
+    class_names: tuple[str, ...]
+    accuracy: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredBackbone:
+    """What ``load_stored_backbone`` returns.
+
+    Attributes:
+        backbone: The training form, in evaluation mode.
+        info: Where it comes from.
+    """
+
+    backbone: ResNet
+    info: BackboneInfo
+
+
+def save_backbone(backbone: ResNet, info: BackboneInfo, folder: Path) -> None:
+    """Write ``backbone.json`` and ``backbone.safetensors`` into ``folder``, which is made if need be."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_tensors(folder / WEIGHTS_FILE, backbone.state_dict())
+    write_json(
+        folder / STRUCTURE_FILE,
+        {
+            "format": FORMAT,
+            "kind": "resnet",
+            "config": config_to_dict(backbone.config),
+            "statistics": config_to_dict(backbone.statistics),
+            "info": config_to_dict(info),
+        },
+    )
+
+
+def load_stored_backbone(folder: Path) -> StoredBackbone:
+    """Read a backbone that ``save_backbone`` wrote.
+
+    Args:
+        folder: The folder with the two files, or a run folder that has them in ``backbone/``.
+
+    Raises:
+        CheckpointError: If it is missing, damaged or of another kind or format.
+    """
+    if (folder / "backbone" / STRUCTURE_FILE).is_file():
+        folder = folder / "backbone"
+    path = folder / STRUCTURE_FILE
+    try:
+        record = read_json(path)
+    except DfsRlError as error:
+        raise CheckpointError(f"no backbone can be read from {folder}: {error}") from error
+    if (
+        not isinstance(record, Mapping)
+        or record.get("kind") != "resnet"
+        or record.get("format") != FORMAT
+    ):
+        raise CheckpointError(
+            f"{path} does not describe a backbone of kind 'resnet' in format {FORMAT}."
+        )
+    try:
+        parts = {name: dict(record[name]) for name in ("config", "statistics", "info")}
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} is damaged: it lacks a part of the description.") from error
+    backbone = ResNet(
+        config_from_dict(parts["config"], ResNetConfig, source=str(path)),
+        config_from_dict(parts["statistics"], ChannelStatistics, source=str(path)),
+    )
+    info = config_from_dict(parts["info"], BackboneInfo, source=str(path))
+    try:
+        backbone.load_state_dict(load_tensors(folder / WEIGHTS_FILE))
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"the weights in {folder / WEIGHTS_FILE} do not fit the backbone that {path} describes."
+        ) from error
+    return StoredBackbone(backbone=backbone.eval(), info=info)
+
+
+def load_backbone(folder: Path) -> ResNet:
+    """Read the backbone alone, see ``load_stored_backbone``."""
+    return load_stored_backbone(folder).backbone

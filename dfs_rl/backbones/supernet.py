@@ -1,0 +1,312 @@
+"""Train a backbone in which every mix of bit options works.
+
+Each step takes one batch through the network twice: at the dearest option with the labels, and at a sampled low setting
+(a uniform one or a mix, skips included) with the first pass's probabilities as its target, as in slimmable and
+any-precision networks (Yu and Huang, "Universally Slimmable Networks", ICCV 2019; Yu et al., "Any-Precision Deep
+Neural Networks", AAAI 2021). The first epochs may run the first pass alone, so that quantizer steps start from weights
+that mean something.
+"""
+
+import copy
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from dfs_rl.backbones import precision
+from dfs_rl.backbones.calibration import (
+    calibrate_norms,
+    calibrate_steps,
+    copy_full_norms,
+    measure_features,
+)
+from dfs_rl.backbones.precision import Precision
+from dfs_rl.backbones.resnet import ResNet
+from dfs_rl.backbones.settings import Setting, calibration_settings, sample_low, uniform
+from dfs_rl.cost import SKIP
+from dfs_rl.data import Dataset, ImageSet, augment, epoch_batches
+from dfs_rl.errors import ConfigError, TrainingError
+from dfs_rl.seeding import torch_generator
+
+_STEP_IMAGES = 512  # images that set quantizer steps: every activation is seen thousands of times
+_CALIBRATION_BATCH = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class SupernetConfig:
+    """How a supernet is trained.
+
+    Attributes:
+        epochs: Passes over the train split.
+        warmup_epochs: How many of them run the dearest option alone.
+        batch_size: Images per step.
+        lr: Peak learning rate of SGD with Nesterov momentum; it rises over the first 5 % of all steps and falls along a
+            cosine to zero.
+        momentum: Of SGD.
+        weight_decay: On convolution and linear weights; steps, norms and biases have none.
+        ema_decay: Decay per step of the averaged weights that are kept in the end; 0 keeps the last weights.
+        pad: Zero padding in pixels before the random crop; 0 crops nothing.
+        calibration_rounds: Passes over the menu that measure the norms at the end.
+        precision: ``"auto"`` multiplies in bfloat16 where the hardware is fast at it.
+
+    Raises:
+        ConfigError: If a value is outside its range.
+    """
+
+    epochs: int = 30
+    warmup_epochs: int = 10
+    batch_size: int = 128
+    lr: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    ema_decay: float = 0.998
+    pad: int = 4
+    calibration_rounds: int = 12
+    precision: Precision = "auto"
+
+    def __post_init__(self) -> None:
+        ranges = {
+            "epochs": self.epochs >= 1,
+            "warmup_epochs": 0 <= self.warmup_epochs <= self.epochs,
+            "batch_size": self.batch_size >= 2,
+            "lr": self.lr > 0,
+            "momentum": 0 <= self.momentum < 1,
+            "weight_decay": self.weight_decay >= 0,
+            "ema_decay": 0 <= self.ema_decay < 1,
+            "pad": self.pad >= 0,
+            "calibration_rounds": self.calibration_rounds >= 1,
+        }
+        for name, fits in ranges.items():
+            if not fits:
+                raise ConfigError(
+                    f"{name} is {getattr(self, name)}; allowed are epochs >= 1, 0 <= warmup_epochs <= epochs, "
+                    "batch_size >= 2, lr > 0, 0 <= momentum < 1, weight_decay >= 0, 0 <= ema_decay < 1, pad >= 0 and "
+                    "calibration_rounds >= 1."
+                )
+
+
+class Position(NamedTuple):
+    """How far a training is.
+
+    Attributes:
+        epoch: Epochs completed.
+        step: Steps completed in the current epoch.
+    """
+
+    epoch: int
+    step: int
+
+
+class StepLosses(NamedTuple):
+    """Losses of one step; ``distillation`` is None when only the dearest option ran."""
+
+    labels: float
+    distillation: float | None
+
+
+def learning_rate(progress: float, *, peak: float, warmup: float = 0.05) -> float:
+    """Linear rise over the first ``warmup`` of the training, then half a cosine down to zero; ``progress`` in [0, 1]."""
+    if progress < warmup:
+        return peak * progress / warmup
+    return peak * 0.5 * (1.0 + math.cos(math.pi * (progress - warmup) / (1.0 - warmup)))
+
+
+def accuracy_of(
+    backbone: ResNet, images: ImageSet, setting: Setting, *, batch_size: int = 500
+) -> float:
+    """Accuracy in percent of the frozen form with every image at the same setting."""
+    frozen = backbone.prepare()
+    right = 0
+    with torch.inference_mode():
+        for start in range(0, len(images), batch_size):
+            hidden = frozen.stem(images.images[start : start + batch_size])
+            for layer, bits in zip(frozen.layers, setting, strict=True):
+                hidden = layer(hidden, bits)
+            predictions = frozen.head(hidden).argmax(dim=1)
+            right += int((predictions == images.labels[start : start + batch_size]).sum())
+    return 100.0 * right / len(images)
+
+
+class SupernetTrainer:
+    """Trains a backbone step by step; all randomness is a function of (seed, epoch, step), so any step can be resumed.
+
+    Args:
+        backbone: Trained in place.
+        dataset: Only its train split is used.
+        config: How.
+        seed: Seed of the run.
+        device: Where to compute.
+    """
+
+    def __init__(
+        self,
+        backbone: ResNet,
+        dataset: Dataset,
+        config: SupernetConfig,
+        *,
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        self.config = config
+        self.seed = seed
+        self.device = device
+        self.flip = dataset.flip
+        self.images = dataset.train.to(device)
+        self.backbone = backbone.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.dtype = precision.resolve(config.precision, device)
+        self.position = Position(epoch=0, step=0)
+        self.steps_per_epoch = len(self.images) // config.batch_size
+        if not self.steps_per_epoch:
+            raise ConfigError(
+                f"batch_size is {config.batch_size}; the train split has only {len(self.images)} images."
+            )
+        dearest = backbone.options[backbone.options.full]
+        self.full = uniform(dearest, len(backbone.blocks))
+        self.has_low_settings = len([b for b in backbone.options if b != SKIP]) > 1
+        decayed = [p for n, p in backbone.named_parameters() if n.endswith(".weight")]
+        others = [p for n, p in backbone.named_parameters() if not n.endswith(".weight")]
+        self.optimizer = torch.optim.SGD(
+            [
+                {"params": decayed, "weight_decay": config.weight_decay},
+                {"params": others, "weight_decay": 0.0},
+            ],
+            lr=config.lr,
+            momentum=config.momentum,
+            nesterov=config.momentum > 0,
+        )
+        first_images = self.images.images[:_STEP_IMAGES]
+        calibrate_steps(backbone, first_images, parts=[backbone])
+        self.average: AveragedModel | None = None
+        if config.ema_decay:
+            self.average = AveragedModel(
+                self.backbone, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay)
+            )
+
+    def train_epoch(self) -> Iterator[StepLosses]:
+        """Run the rest of the current epoch, yielding the losses after each step; leave off anywhere and go on later."""
+        epoch = self.position.epoch
+        if epoch == self.config.warmup_epochs and self.position.step == 0:
+            self._begin_low_settings()
+        self.backbone.train()
+        indices = epoch_batches(
+            len(self.images), self.config.batch_size, seed=self.seed, epoch=epoch, drop_last=True
+        )
+        for step, rows in enumerate(indices):
+            if step < self.position.step:
+                continue
+            losses = self._train_step(epoch, step, rows)
+            done = step + 1 == self.steps_per_epoch
+            self.position = Position(epoch + 1, 0) if done else Position(epoch, step + 1)
+            yield losses
+
+    def finish(self) -> ResNet:
+        """Return the averaged weights with measured norms and feature statistics, in evaluation mode."""
+        backbone = self.snapshot()
+        draws = torch_generator(self.seed, "calibration")
+        rounds = self.config.calibration_rounds
+        settings = calibration_settings(backbone.options, len(backbone.blocks), rounds, draws)
+        calibrate_norms(backbone, self._calibration_batches(), settings)
+        few = (
+            batch for batch, _ in zip(self._calibration_batches(), range(2 * rounds), strict=False)
+        )
+        measure_features(backbone, few, draws)
+        return backbone
+
+    def snapshot(self) -> ResNet:
+        """Return a copy to evaluate: averaged weights, with the running statistics of training."""
+
+        backbone = copy.deepcopy(self.backbone)
+        if self.average is not None:
+            averaged: ResNet = self.average.module
+            for mine, theirs in zip(backbone.parameters(), averaged.parameters(), strict=True):
+                mine.data.copy_(theirs.data)
+        return backbone.eval()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return everything that training changes, for a checkpoint."""
+        state = {f"backbone.{k}": v for k, v in self.backbone.state_dict().items()}
+        if self.average is not None:
+            state |= {f"average.{k}": v for k, v in self.average.state_dict().items()}
+        for i, slot in self.optimizer.state_dict()["state"].items():
+            if slot.get("momentum_buffer") is not None:
+                state[f"momentum.{i}"] = slot["momentum_buffer"]
+        return state
+
+    def restore(self, tensors: dict[str, Tensor], position: Position) -> None:
+        """Go back to where ``tensors()`` was called."""
+
+        def part(prefix: str) -> dict[str, Tensor]:
+            return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+        self.backbone.load_state_dict(part("backbone."))
+        if self.average is not None:
+            self.average.load_state_dict(part("average."))
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        for name, value in part("momentum.").items():
+            parameter = parameters[int(name)]
+            self.optimizer.state[parameter]["momentum_buffer"] = value.to(parameter).contiguous(
+                memory_format=torch.channels_last if value.dim() == 4 else torch.contiguous_format
+            )
+        self.position = position
+
+    def _train_step(self, epoch: int, step: int, rows: Tensor) -> StepLosses:
+        progress = (epoch + step / self.steps_per_epoch) / self.config.epochs
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(progress, peak=self.config.lr)
+        draws = torch_generator(self.seed, "augment", epoch, step, device=self.device)
+        batch = self.images.subset(rows)
+        images = augment(batch.images, draws, pad=self.config.pad, flip=self.flip)
+
+        self.optimizer.zero_grad()
+        with precision.autocast(self.dtype, self.device):
+            logits = self.backbone(images, self.full)
+        label_loss = F.cross_entropy(logits, batch.labels)
+        label_loss.backward()
+        distillation: float | None = None
+        if self.has_low_settings and epoch >= self.config.warmup_epochs:
+            target = logits.detach().softmax(dim=1)
+            choice = torch_generator(self.seed, "setting", epoch, step)
+            setting = sample_low(self.backbone.options, len(self.backbone.blocks), choice)
+            with precision.autocast(self.dtype, self.device):
+                low = self.backbone(images, setting)
+            low_loss = F.cross_entropy(low, target)
+            low_loss.backward()
+            distillation = low_loss.item()
+        self.optimizer.step()
+        if self.average is not None:
+            self.average.update_parameters(self.backbone)
+        losses = StepLosses(labels=label_loss.item(), distillation=distillation)
+        if not all(math.isfinite(loss) for loss in losses if loss is not None):
+            raise TrainingError(
+                f"the loss is no longer finite in epoch {epoch + 1}, step {step + 1}; a lower learning rate than "
+                f"{self.config.lr} may help."
+            )
+        return losses
+
+    def _begin_low_settings(self) -> None:
+        """Start quantizers and norms of all options from the network as it is now."""
+        first_images = self.images.images[:_STEP_IMAGES]
+        for backbone in [self.backbone, *([self.average.module] if self.average else [])]:
+            calibrate_steps(backbone, first_images, parts=[backbone.blocks])
+            copy_full_norms(backbone)
+
+    def _calibration_batches(self) -> Iterator[Tensor]:
+        """Unaugmented train images in a fixed shuffled order, without end."""
+        size = min(_CALIBRATION_BATCH, len(self.images))
+        epoch = 0
+        while True:
+            order = epoch_batches(
+                len(self.images),
+                size,
+                seed=self.seed,
+                epoch=self.config.epochs + epoch,
+                drop_last=True,
+            )
+            for rows in order:
+                yield self.images.images[rows.to(self.device)]
+            epoch += 1

@@ -1,0 +1,178 @@
+"""Layers that run at any bit width of a menu: shared weights, one step and one norm per bit width."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dfs_rl.cost import FULL, SKIP
+from dfs_rl.errors import ConfigError
+from dfs_rl.quant.functional import fake_quantize, grid, lsq_gradient_scale, mse_step
+
+NORM_MOMENTUM = 0.1
+NORM_EPSILON = 1e-5
+
+
+class LayerQuantizers(nn.Module):
+    """Learned steps of one layer, for its input and its weight, one of each per quantized bit width.
+
+    What is learned is the logarithm of a step, as in TQT (Jain et al., MLSys 2020): a step stays positive, and its updates
+    are relative to its size, which spans three orders of magnitude between 2 and 16 bit. Plain steps under SGD were driven
+    through zero, from where no gradient leads back.
+
+    Args:
+        bits: The bit widths the layer runs at; 32 needs no quantizer and is passed over.
+        signed_input: Whether the input has a sign (an image) or not (after a ReLU).
+        channels: Number of output channels for one weight step per channel, or None for one step per layer.
+    """
+
+    def __init__(
+        self, bits: Sequence[int], *, signed_input: bool, channels: int | None = None
+    ) -> None:
+        super().__init__()
+        self.bits = tuple(b for b in bits if b != FULL)
+        self.signed_input = signed_input
+        self.per_channel = channels is not None
+        weight_shape = (len(self.bits), channels) if channels is not None else (len(self.bits),)
+        self.input_log_step = nn.Parameter(torch.zeros(len(self.bits)))
+        self.weight_log_step = nn.Parameter(torch.zeros(weight_shape))
+
+    def input_step_of(self, bits: int) -> Tensor:
+        """Step of the input at ``bits``, a scalar."""
+        return self.input_log_step[self.bits.index(bits)].exp()
+
+    def weight_step_of(self, bits: int, weight: Tensor) -> Tensor:
+        """Step of the weight at ``bits``, broadcastable to ``weight``."""
+        step = self.weight_log_step[self.bits.index(bits)].exp()
+        return step.reshape(-1, *[1] * (weight.dim() - 1)) if self.per_channel else step
+
+    def forward(self, x: Tensor, weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+        """Quantize an input ``[batch, ...]`` and a weight to ``bits``; LSQ scales gradients by elements per sample."""
+        inputs, weights = grid(bits, signed=self.signed_input), grid(bits, signed=True)
+        per_step = weight[0].numel() if self.per_channel else weight.numel()
+        return (
+            fake_quantize(
+                x,
+                self.input_step_of(bits),
+                inputs,
+                gradient_scale=lsq_gradient_scale(x[0].numel(), inputs),
+            ),
+            fake_quantize(
+                weight,
+                self.weight_step_of(bits, weight),
+                weights,
+                gradient_scale=lsq_gradient_scale(per_step, weights),
+            ),
+        )
+
+    @torch.no_grad()
+    def calibrate(self, x: Tensor, weight: Tensor) -> None:
+        """Set every step to the one with the least squared error on this input and weight."""
+        for i, bits in enumerate(self.bits):
+            self.input_log_step[i] = mse_step(x, grid(bits, signed=self.signed_input)).log()
+            self.weight_log_step[i] = mse_step(
+                weight, grid(bits, signed=True), per_channel=self.per_channel
+            ).log()
+
+
+class FractionalConv2d(nn.Module):
+    """A 3 x 3 convolution followed by batch norm that runs at any of ``bits``.
+
+    The weight is shared; every bit width has its own quantizer steps and its own norm, because quantization moves the
+    statistics of what comes out (Jin et al., AdaBits, CVPR 2020).
+
+    Args:
+        in_channels: Channels that enter.
+        out_channels: Channels that leave.
+        bits: Bit widths, each 1 to 8, 16 or 32; never 0, since skipping a layer runs none of it.
+        stride: 1 or 2.
+        signed_input: Whether the input can be negative.
+        per_channel: One weight step per output channel instead of one per layer.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        bits: Sequence[int],
+        *,
+        stride: int = 1,
+        signed_input: bool = False,
+        per_channel: bool = False,
+    ) -> None:
+        super().__init__()
+        if SKIP in bits:
+            raise ConfigError(
+                f"a convolution cannot run at 0 bit, yet its bit widths are {list(bits)}."
+            )
+        self.bits = tuple(bits)
+        self.stride = stride
+        self.weight = nn.Parameter(torch.empty(out_channels, in_channels, 3, 3))
+        nn.init.kaiming_normal_(self.weight, mode="fan_out", nonlinearity="relu")
+        self.quantizers = LayerQuantizers(
+            bits, signed_input=signed_input, channels=out_channels if per_channel else None
+        )
+        self.norm_weight = nn.Parameter(torch.ones(len(self.bits), out_channels))
+        self.norm_bias = nn.Parameter(torch.zeros(len(self.bits), out_channels))
+        self.running_mean: Tensor
+        self.running_var: Tensor
+        self.register_buffer("running_mean", torch.zeros(len(self.bits), out_channels))
+        self.register_buffer("running_var", torch.ones(len(self.bits), out_channels))
+        self.momentum = NORM_MOMENTUM
+        self._calibrating = False
+
+    def forward(self, x: Tensor, bits: int) -> Tensor:
+        """Convolve and normalise ``[batch, in, h, w]`` at ``bits``."""
+        if self._calibrating:
+            self.quantizers.calibrate(x, self.weight)
+        weight = self.weight
+        if bits != FULL:
+            x, weight = self.quantizers(x, weight, bits)
+        i = self.bits.index(bits)
+        return F.batch_norm(
+            F.conv2d(x, weight, stride=self.stride, padding=1),
+            self.running_mean[i],
+            self.running_var[i],
+            self.norm_weight[i],
+            self.norm_bias[i],
+            training=self.training,
+            momentum=self.momentum,
+            eps=NORM_EPSILON,
+        )
+
+    def calibrate_steps(self, *, on: bool) -> None:
+        """While on, every forward pass sets the steps from the input it sees."""
+        self._calibrating = on
+
+
+class FractionalLinear(nn.Module):
+    """A linear layer at one fixed precision, for the head.
+
+    Args:
+        in_features: Inputs.
+        out_features: Outputs.
+        bits: 1 to 8, 16 or 32.
+    """
+
+    def __init__(self, in_features: int, out_features: int, *, bits: int) -> None:
+        super().__init__()
+        self.bits = bits
+        self.weight = nn.Parameter(torch.empty(out_features, in_features))
+        self.bias = nn.Parameter(torch.zeros(out_features))
+        nn.init.kaiming_uniform_(self.weight, a=5**0.5)
+        self.quantizers = LayerQuantizers((bits,), signed_input=False)
+        self._calibrating = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``[batch, in]`` to ``[batch, out]``."""
+        if self._calibrating:
+            self.quantizers.calibrate(x, self.weight)
+        weight = self.weight
+        if self.bits != FULL:
+            x, weight = self.quantizers(x, weight, self.bits)
+        return F.linear(x, weight, self.bias)
+
+    def calibrate_steps(self, *, on: bool) -> None:
+        """While on, every forward pass sets the steps from the input it sees."""
+        self._calibrating = on

@@ -1,0 +1,113 @@
+"""Frozen forms of the fractional layers: weights quantized once per bit width, the norm folded into scale and bias.
+
+A quantized convolution runs on integer codes held in floating point. Sums of such products are exact in float32 as long
+as they stay below 2**24, whatever the order they are added in, so a sample's result does not depend on its batch; the
+training form, which multiplies codes by steps first, agrees up to rounding.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dfs_rl.cost import FULL
+from dfs_rl.quant.functional import Grid, grid, to_codes
+from dfs_rl.quant.layers import NORM_EPSILON, FractionalConv2d, FractionalLinear, LayerQuantizers
+
+BF16_EXACT_BITS = 8
+
+
+def _quantize_input(x: Tensor, inverse_step: Tensor, codes: Grid) -> Tensor:
+    """Return the float32 codes of ``x``; a fresh tensor, never ``x`` itself."""
+    scaled = x.float() * inverse_step
+    if codes.gap == 1:
+        return scaled.round_().clamp_(codes.lowest, codes.highest)
+    return torch.where(scaled > 0, float(codes.highest), float(codes.lowest))
+
+
+def _input_and_weight_codes(
+    quantizers: LayerQuantizers, weight: Tensor, bits: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return (inverse input step, weight codes, product of both steps per output channel or scalar)."""
+    input_step = quantizers.input_step_of(bits)
+    weight_step = quantizers.weight_step_of(bits, weight)
+    codes = to_codes(weight, weight_step, grid(bits, signed=True))
+    return input_step.reciprocal(), codes, (input_step * weight_step).flatten()
+
+
+class PreparedConv2d(nn.Module):
+    """One bit width of a ``FractionalConv2d``, frozen: quantize, convolve codes, scale and shift.
+
+    Args:
+        source: The trained convolution with its running statistics.
+        bits: Which of its bit widths to freeze.
+        dtype: What it computes in; bfloat16 holds codes up to 8 bit exactly, but rounds what comes out.
+    """
+
+    def __init__(self, source: FractionalConv2d, bits: int, *, dtype: torch.dtype) -> None:
+        super().__init__()
+        i = source.bits.index(bits)
+        scale = source.norm_weight[i] * (source.running_var[i] + NORM_EPSILON).rsqrt()
+        bias = source.norm_bias[i] - source.running_mean[i] * scale
+        weight = source.weight
+        self.stride = source.stride
+        self.codes: Grid | None = None
+        self.inverse_step: Tensor
+        inverse_step = torch.ones(())
+        if bits == FULL:
+            weight = weight * scale.reshape(-1, 1, 1, 1)
+            scale = torch.ones_like(scale)
+        else:
+            self.codes = grid(bits, signed=source.quantizers.signed_input)
+            inverse_step, weight, product = _input_and_weight_codes(source.quantizers, weight, bits)
+            scale = scale * product
+        self.weight: Tensor
+        self.scale: Tensor
+        self.bias: Tensor
+        self.dtype = dtype
+        # Codes of more than 8 bit do not fit bfloat16's mantissa.
+        weight_dtype = torch.float32 if FULL > bits > BF16_EXACT_BITS else dtype
+        packed = weight.detach().to(weight_dtype).contiguous(memory_format=torch.channels_last)
+        self.register_buffer("inverse_step", inverse_step.detach().float())
+        self.register_buffer("weight", packed)
+        self.register_buffer("scale", scale.detach().reshape(1, -1, 1, 1).to(dtype))
+        self.register_buffer("bias", bias.detach().reshape(1, -1, 1, 1).to(dtype))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return a fresh ``[batch, out, h, w]`` that the caller may change in place."""
+        if self.codes is None:
+            return F.conv2d(x, self.weight, self.bias.flatten(), stride=self.stride, padding=1)
+        codes = _quantize_input(x, self.inverse_step, self.codes).to(self.weight.dtype)
+        out = F.conv2d(codes, self.weight, stride=self.stride, padding=1).to(self.dtype)
+        return out.mul_(self.scale).add_(self.bias)
+
+
+class PreparedLinear(nn.Module):
+    """A ``FractionalLinear``, frozen, in float32.
+
+    Args:
+        source: The trained layer.
+    """
+
+    def __init__(self, source: FractionalLinear) -> None:
+        super().__init__()
+        self.codes: Grid | None = None
+        inverse_step, weight, scale = torch.ones(()), source.weight, torch.ones(())
+        if source.bits != FULL:
+            self.codes = grid(source.bits, signed=False)
+            inverse_step, weight, scale = _input_and_weight_codes(
+                source.quantizers, weight, source.bits
+            )
+        self.inverse_step: Tensor
+        self.weight: Tensor
+        self.scale: Tensor
+        self.bias: Tensor
+        self.register_buffer("inverse_step", inverse_step.detach().clone())
+        self.register_buffer("weight", weight.detach().clone())
+        self.register_buffer("scale", scale.detach().clone())
+        self.register_buffer("bias", source.bias.detach().clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map float32 ``[batch, in]`` to ``[batch, out]``."""
+        if self.codes is not None:
+            x = _quantize_input(x, self.inverse_step, self.codes)
+        return F.linear(x, self.weight) * self.scale + self.bias
