@@ -11,6 +11,8 @@ from dfs_rl.backbones.settings import Setting, random_mix
 from dfs_rl.cost import SKIP
 from dfs_rl.quant.layers import NORM_MOMENTUM, FractionalConv2d, FractionalLinear
 
+_STILL = 1e-12  # variance below which a channel counts as constant
+
 
 @torch.no_grad()
 def calibrate_steps(backbone: ResNet, images: Tensor, *, parts: Iterable[nn.Module]) -> None:
@@ -108,6 +110,6 @@ def measure_features(
     mean = total / count
     variance = (squares / count - mean.square()).clamp(min=0.0)
     # A channel that never moves says nothing: a deviation of one leaves it at zero.
-    deviation = torch.where(variance > 1e-12, variance.sqrt(), torch.ones_like(variance))
+    deviation = torch.where(variance > _STILL, variance.sqrt(), torch.ones_like(variance))
     backbone.feature_mean.copy_(mean)
     backbone.feature_std.copy_(deviation)

@@ -11,7 +11,7 @@ Precision = Literal["auto", "float32", "bfloat16"]
 def has_fast_bfloat16(device: torch.device) -> bool:
     """Say whether the device multiplies bfloat16 in hardware; where it does not, emulation is slower than float32."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type == "cpu":
         capabilities = (
             torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 
 from dfs_rl.cost import SKIP
 from dfs_rl.quant.prepared import PreparedConv2d, PreparedLinear
@@ -18,7 +18,7 @@ def shortcut_of(hidden: Tensor, *, stride: int, extra_channels: int) -> Tensor:
     """Subsample and pad with zero channels (He et al., option A): it has no weights and costs no MACs."""
     if stride == 1 and extra_channels == 0:
         return hidden
-    return F.pad(hidden[:, :, ::stride, ::stride], (0, 0, 0, 0, 0, extra_channels))
+    return functional.pad(hidden[:, :, ::stride, ::stride], (0, 0, 0, 0, 0, extra_channels))
 
 
 class PreparedBlock(nn.Module):

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Literal, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 
 from dfs_rl.backbones.prepared import PreparedResNet, shortcut_of
 from dfs_rl.cost import (
@@ -20,10 +20,11 @@ from dfs_rl.cost import (
 )
 from dfs_rl.cost.macs import count_macs
 from dfs_rl.data import ChannelStatistics
+from dfs_rl.data.images import MAX_CHANNELS, MIN_CLASSES, MIN_SIDE
 from dfs_rl.errors import ConfigError
 from dfs_rl.quant.layers import FractionalConv2d, FractionalLinear
 
-MAX_CHANNELS_IN = 4
+MIN_DEPTH = 8
 STAGES = 3
 FirstBlock = Literal["gated", "always"]
 
@@ -59,20 +60,24 @@ class ResNetConfig:
 
     def __post_init__(self) -> None:
         BitOptions(self.bits)
-        if self.depth < 8 or (self.depth - 2) % 6:
+        if self.depth < MIN_DEPTH or (self.depth - 2) % 6:
             raise ConfigError(
                 f"depth is {self.depth}; a CIFAR ResNet has 6 n + 2 layers: 8, 14, 20, 32, 38, ..."
             )
         if self.width < 1:
             raise ConfigError(f"width is {self.width}; at least 1 channel is needed.")
-        if not 1 <= self.in_channels <= MAX_CHANNELS_IN:
+        if not 1 <= self.in_channels <= MAX_CHANNELS:
             raise ConfigError(
-                f"in_channels is {self.in_channels}; allowed are 1 to {MAX_CHANNELS_IN}."
+                f"in_channels is {self.in_channels}; allowed are 1 to {MAX_CHANNELS}."
             )
-        if self.n_classes < 2:
-            raise ConfigError(f"n_classes is {self.n_classes}; a classifier needs at least 2.")
-        if min(self.image_size) < 4:
-            raise ConfigError(f"image_size is {self.image_size}; at least 4 x 4 pixels are needed.")
+        if self.n_classes < MIN_CLASSES:
+            raise ConfigError(
+                f"n_classes is {self.n_classes}; a classifier needs at least {MIN_CLASSES}."
+            )
+        if min(self.image_size) < MIN_SIDE:
+            raise ConfigError(
+                f"image_size is {self.image_size}; sides of at least {MIN_SIDE} pixels are needed."
+            )
         if self.stem_bits == SKIP or self.stem_bits not in ALLOWED_BITS:
             raise ConfigError(
                 f"stem_bits is {self.stem_bits}; allowed are {list(ALLOWED_BITS[1:])}."
@@ -117,8 +122,8 @@ class ResidualBlock(nn.Module):
         shortcut = shortcut_of(hidden, stride=self.stride, extra_channels=self.extra_channels)
         if bits == SKIP:
             return shortcut
-        branch = self.conv2(F.relu(self.conv1(hidden, bits)), bits)
-        return F.relu(branch + shortcut)
+        branch = self.conv2(functional.relu(self.conv1(hidden, bits)), bits)
+        return functional.relu(branch + shortcut)
 
 
 class ResNet(nn.Module):
@@ -207,7 +212,7 @@ class ResNet(nn.Module):
     def stem(self, images: Tensor) -> Tensor:
         """Return the activation before the first gated block, ``[batch, width, h, w]``."""
         bits = self.config.stem_bits
-        hidden = F.relu(self.stem_conv(self.normalise(images), bits))
+        hidden = functional.relu(self.stem_conv(self.normalise(images), bits))
         for block in self.stem_blocks:
             hidden = block(hidden, bits)
         return hidden

@@ -27,7 +27,7 @@ def sample_low(options: BitOptions, n_layers: int, generator: torch.Generator) -
     The dearest option is left out of the uniform draws, because it has a pass of its own; full precision needs none.
     """
     candidates = [bits for bits in options.quantized if bits != options[options.full]]
-    if candidates and torch.rand((), generator=generator) < 0.5:
+    if candidates and bool(torch.randint(2, (), generator=generator)):
         pick = int(torch.randint(len(candidates), (), generator=generator))
         return uniform(candidates[pick], n_layers)
     return random_mix(options, n_layers, generator)

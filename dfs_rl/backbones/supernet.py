@@ -11,11 +11,11 @@ import copy
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from dfs_rl.backbones import precision
@@ -73,7 +73,7 @@ class SupernetConfig:
         ranges = {
             "epochs": self.epochs >= 1,
             "warmup_epochs": 0 <= self.warmup_epochs <= self.epochs,
-            "batch_size": self.batch_size >= 2,
+            "batch_size": self.batch_size > 1,
             "lr": self.lr > 0,
             "momentum": 0 <= self.momentum < 1,
             "weight_decay": self.weight_decay >= 0,
@@ -85,7 +85,7 @@ class SupernetConfig:
             if not fits:
                 raise ConfigError(
                     f"{name} is {getattr(self, name)}; allowed are epochs >= 1, 0 <= warmup_epochs <= epochs, "
-                    "batch_size >= 2, lr > 0, 0 <= momentum < 1, weight_decay >= 0, 0 <= ema_decay < 1, pad >= 0 and "
+                    "batch_size > 1, lr > 0, 0 <= momentum < 1, weight_decay >= 0, 0 <= ema_decay < 1, pad >= 0 and "
                     "calibration_rounds >= 1."
                 )
 
@@ -184,7 +184,8 @@ class SupernetTrainer:
         self.average: AveragedModel | None = None
         if config.ema_decay:
             self.average = AveragedModel(
-                self.backbone, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay)
+                self.backbone,
+                multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay),  # type: ignore[no-untyped-call]
             )
 
     def train_epoch(self) -> Iterator[StepLosses]:
@@ -219,11 +220,10 @@ class SupernetTrainer:
 
     def snapshot(self) -> ResNet:
         """Return a copy to evaluate: averaged weights, with the running statistics of training."""
-
-        backbone = copy.deepcopy(self.backbone)
+        backbone: ResNet = copy.deepcopy(self.backbone)
         if self.average is not None:
-            averaged: ResNet = self.average.module
-            for mine, theirs in zip(backbone.parameters(), averaged.parameters(), strict=True):
+            averaged = self.average.module.parameters()
+            for mine, theirs in zip(backbone.parameters(), averaged, strict=True):
                 mine.data.copy_(theirs.data)
         return backbone.eval()
 
@@ -249,9 +249,8 @@ class SupernetTrainer:
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         for name, value in part("momentum.").items():
             parameter = parameters[int(name)]
-            self.optimizer.state[parameter]["momentum_buffer"] = value.to(parameter).contiguous(
-                memory_format=torch.channels_last if value.dim() == 4 else torch.contiguous_format
-            )
+            momentum = torch.empty_like(parameter, memory_format=torch.preserve_format)
+            self.optimizer.state[parameter]["momentum_buffer"] = momentum.copy_(value)
         self.position = position
 
     def _train_step(self, epoch: int, step: int, rows: Tensor) -> StepLosses:
@@ -265,8 +264,8 @@ class SupernetTrainer:
         self.optimizer.zero_grad()
         with precision.autocast(self.dtype, self.device):
             logits = self.backbone(images, self.full)
-        label_loss = F.cross_entropy(logits, batch.labels)
-        label_loss.backward()
+        label_loss = functional.cross_entropy(logits, batch.labels)
+        label_loss.backward()  # type: ignore[no-untyped-call]
         distillation: float | None = None
         if self.has_low_settings and epoch >= self.config.warmup_epochs:
             target = logits.detach().softmax(dim=1)
@@ -274,8 +273,8 @@ class SupernetTrainer:
             setting = sample_low(self.backbone.options, len(self.backbone.blocks), choice)
             with precision.autocast(self.dtype, self.device):
                 low = self.backbone(images, setting)
-            low_loss = F.cross_entropy(low, target)
-            low_loss.backward()
+            low_loss = functional.cross_entropy(low, target)
+            low_loss.backward()  # type: ignore[no-untyped-call]
             distillation = low_loss.item()
         self.optimizer.step()
         if self.average is not None:
@@ -291,7 +290,8 @@ class SupernetTrainer:
     def _begin_low_settings(self) -> None:
         """Start quantizers and norms of all options from the network as it is now."""
         first_images = self.images.images[:_STEP_IMAGES]
-        for backbone in [self.backbone, *([self.average.module] if self.average else [])]:
+        averages = [] if self.average is None else [cast("ResNet", self.average.module)]
+        for backbone in [self.backbone, *averages]:
             calibrate_steps(backbone, first_images, parts=[backbone.blocks])
             copy_full_norms(backbone)
 

@@ -70,7 +70,13 @@ class _LearnedStep(torch.autograd.Function):
     """LSQ as one node: it keeps a single tensor for the backward pass, where composed operators would keep four."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, step: Tensor, codes: Grid, gradient_scale: float) -> Tensor:
+    def forward(  # torch types the context as Any
+        ctx: Any,  # noqa: ANN401
+        x: Tensor,
+        step: Tensor,
+        codes: Grid,
+        gradient_scale: float,
+    ) -> Tensor:
         scaled = x * step.reciprocal()
         ctx.save_for_backward(scaled, step)
         ctx.codes = codes
@@ -78,7 +84,10 @@ class _LearnedStep(torch.autograd.Function):
         return (round_to_grid(scaled, codes) * step).to(x.dtype)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(
+        ctx: Any,  # noqa: ANN401
+        *gradients: Tensor,
+    ) -> tuple[Tensor, Tensor, None, None]:
         gradient = gradients[0]
         scaled, step = ctx.saved_tensors
         outside = (scaled < ctx.codes.lowest).logical_or_(scaled > ctx.codes.highest)
@@ -106,7 +115,7 @@ def fake_quantize(x: Tensor, step: Tensor, codes: Grid, *, gradient_scale: float
     Returns:
         The quantized values, same shape and dtype as ``x``.
     """
-    out: Tensor = _LearnedStep.apply(x, step, codes, gradient_scale)
+    out: Tensor = _LearnedStep.apply(x, step, codes, gradient_scale)  # type: ignore[no-untyped-call]
     return out
 
 

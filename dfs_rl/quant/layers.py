@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 
 from dfs_rl.cost import FULL, SKIP
 from dfs_rl.errors import ConfigError
@@ -130,8 +130,8 @@ class FractionalConv2d(nn.Module):
         if bits != FULL:
             x, weight = self.quantizers(x, weight, bits)
         i = self.bits.index(bits)
-        return F.batch_norm(
-            F.conv2d(x, weight, stride=self.stride, padding=1),
+        return functional.batch_norm(
+            functional.conv2d(x, weight, stride=self.stride, padding=1),
             self.running_mean[i],
             self.running_var[i],
             self.norm_weight[i],
@@ -171,7 +171,7 @@ class FractionalLinear(nn.Module):
         weight = self.weight
         if self.bits != FULL:
             x, weight = self.quantizers(x, weight, self.bits)
-        return F.linear(x, weight, self.bias)
+        return functional.linear(x, weight, self.bias)
 
     def calibrate_steps(self, *, on: bool) -> None:
         """While on, every forward pass sets the steps from the input it sees."""

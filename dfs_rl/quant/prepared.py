@@ -6,8 +6,8 @@ training form, which multiplies codes by steps first, agrees up to rounding.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 
 from dfs_rl.cost import FULL
 from dfs_rl.quant.functional import Grid, grid, to_codes
@@ -48,7 +48,7 @@ class PreparedConv2d(nn.Module):
         i = source.bits.index(bits)
         scale = source.norm_weight[i] * (source.running_var[i] + NORM_EPSILON).rsqrt()
         bias = source.norm_bias[i] - source.running_mean[i] * scale
-        weight = source.weight
+        weight: Tensor = source.weight
         self.stride = source.stride
         self.codes: Grid | None = None
         self.inverse_step: Tensor
@@ -75,9 +75,11 @@ class PreparedConv2d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return a fresh ``[batch, out, h, w]`` that the caller may change in place."""
         if self.codes is None:
-            return F.conv2d(x, self.weight, self.bias.flatten(), stride=self.stride, padding=1)
+            return functional.conv2d(
+                x, self.weight, self.bias.flatten(), stride=self.stride, padding=1
+            )
         codes = _quantize_input(x, self.inverse_step, self.codes).to(self.weight.dtype)
-        out = F.conv2d(codes, self.weight, stride=self.stride, padding=1).to(self.dtype)
+        out = functional.conv2d(codes, self.weight, stride=self.stride, padding=1).to(self.dtype)
         return out.mul_(self.scale).add_(self.bias)
 
 
@@ -91,7 +93,8 @@ class PreparedLinear(nn.Module):
     def __init__(self, source: FractionalLinear) -> None:
         super().__init__()
         self.codes: Grid | None = None
-        inverse_step, weight, scale = torch.ones(()), source.weight, torch.ones(())
+        inverse_step, scale = torch.ones(()), torch.ones(())
+        weight: Tensor = source.weight
         if source.bits != FULL:
             self.codes = grid(source.bits, signed=False)
             inverse_step, weight, scale = _input_and_weight_codes(
@@ -110,4 +113,4 @@ class PreparedLinear(nn.Module):
         """Map float32 ``[batch, in]`` to ``[batch, out]``."""
         if self.codes is not None:
             x = _quantize_input(x, self.inverse_step, self.codes)
-        return F.linear(x, self.weight) * self.scale + self.bias
+        return functional.linear(x, self.weight) * self.scale + self.bias
