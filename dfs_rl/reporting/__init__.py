@@ -1,0 +1,1 @@
+"""Records and summaries to tables and pictures; the only place that draws."""

@@ -1,0 +1,163 @@
+"""Accuracy against computation: the gate among everything it is compared with."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from dfs_rl.evaluation.summary import EvaluationSummary, MethodSummary
+from dfs_rl.reporting import style
+from dfs_rl.reporting.labels import Label, place_labels
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Marker, colour and size of each kind of method.
+_LOOKS = {
+    "gate": ("*", style.VERMILION, 13.0),
+    "static_table": ("s", style.BLUE, 6.0),
+    "cascade": ("^", style.GREEN, 7.0),
+    "mode_table": ("D", style.PURPLE, 5.5),
+    "random": ("X", style.ORANGE, 7.0),
+}
+_FIXED_LOOK = ("o", style.MUTED, 5.0)
+# Reference points more than this many points below the gate and its rivals are named at the lower
+# edge: drawn to scale, "skip all" at chance would flatten everything else.
+_DEPTH = 12.0
+_AXIS = "computation per image, % of all gated layers at 32 bit"
+# Inches: the figure's height, and from its edges to the axes.
+_HEIGHT, _LEFT, _BOTTOM, _TOP, _RIGHT = 4.2, 0.62, 0.56, 0.44, 0.16
+_WIDE, _NARROW, _BETWEEN = 5.6, 3.1, 0.62
+
+
+def accuracy_plot(summary: EvaluationSummary) -> "Figure":
+    """Draw every method of a summary; bars are one standard error.
+
+    With a gate there are two panels: everything over a logarithmic axis, and the gate with its
+    rivals enlarged, which by design cost nearly the same.
+    """
+    drawn = [method for method in summary.methods if method.computation > 0]
+    own = [method for method in drawn if method.role != "fixed"]
+    panels = (_WIDE, _BETWEEN + _NARROW) if own else (_WIDE,)
+    figure = style.new_figure(_LEFT + sum(panels) + _RIGHT, _HEIGHT)
+    axes = _panel(figure, _LEFT, _WIDE)
+    axes.set_ylabel("accuracy, %")
+    axes.set_xlabel(f"{_AXIS}, log scale")
+    style.title(
+        axes,
+        f"{summary.dataset}, {summary.split} split, {summary.n:,} images; bars ± 1 standard error",
+    )
+    _draw_overview(axes, drawn, own)
+    if own:
+        near = _panel(figure, _LEFT + _WIDE + _BETWEEN, _NARROW)
+        near.set_xlabel("the same, linear scale")
+        style.title(near, "At the gate's cost")
+        _draw_near(near, drawn, own)
+    return figure
+
+
+def _panel(figure: "Figure", left: float, width: float) -> "Axes":
+    total, height = figure.get_size_inches()
+    axes = figure.add_axes(
+        (left / total, _BOTTOM / height, width / total, (height - _BOTTOM - _TOP) / height)
+    )
+    axes.grid(visible=True, which="major", color=style.FAINT, linewidth=0.6)
+    axes.set_axisbelow(True)
+    style.tidy(axes)
+    return axes
+
+
+def _draw_overview(
+    axes: "Axes", drawn: Sequence[MethodSummary], own: Sequence[MethodSummary]
+) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    floor = min([m.accuracy for m in own] or [max(m.accuracy for m in drawn)]) - _DEPTH
+    shown = [method for method in drawn if method.accuracy >= floor]
+    below = [method for method in drawn if method.accuracy < floor]
+    low, high = _span(shown)
+    margin = max(0.12 * (high - low), 0.4)
+    costs = [method.computation for method in drawn]
+    axes.set_xscale("log")
+    axes.set_xlim(min(costs) / 1.7, max(costs) * 1.7)
+    axes.set_ylim(low - (1.6 if below else 1.0) * margin, min(high, 100.0) + margin)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+    lines = _draw_points(axes, shown)
+    # The rivals are named in the other panel, where there is room.
+    named = [method for method in shown if method.role != "matched"]
+    labels = [_label(method) for method in sorted(named, key=lambda m: m.role == "fixed")]
+    bottom, top = axes.get_ylim()
+    edge = bottom + 0.025 * (top - bottom)
+    for method in below:
+        axes.plot(method.computation, edge, marker="v", markersize=5, color=style.MUTED, zorder=4)
+        text = f"{method.label}, {method.accuracy:.1f} %"
+        labels.append(Label(text, method.computation, edge, style.MUTED))
+    place_labels(axes, labels, lines, style.SMALL_SIZE)
+
+
+def _draw_near(axes: "Axes", drawn: Sequence[MethodSummary], own: Sequence[MethodSummary]) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    costs = [method.computation for method in own]
+    middle = (min(costs) + max(costs)) / 2
+    reach = max(0.9 * (max(costs) - min(costs)), 0.08 * middle)
+    low, high = _span(own)
+    margin = max(0.2 * (high - low), 0.2)
+    axes.set_xlim(middle - reach, middle + reach)
+    axes.set_ylim(low - margin, min(high, 100.0) + margin)
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    inside = [
+        method
+        for method in drawn
+        if abs(method.computation - middle) <= reach
+        and low - margin <= method.accuracy <= high + margin
+    ]
+    lines = _draw_points(axes, inside)
+    place_labels(axes, [_label(method) for method in inside], lines, style.SMALL_SIZE)
+
+
+def _span(methods: Sequence[MethodSummary]) -> tuple[float, float]:
+    """Return the lowest and the highest end of the methods' bars."""
+    return (
+        min(method.accuracy - method.accuracy_error for method in methods),
+        max(method.accuracy + method.accuracy_error for method in methods),
+    )
+
+
+def _draw_points(axes: "Axes", methods: Sequence[MethodSummary]) -> list[list[tuple[float, float]]]:
+    """Draw the methods, the fixed ones joined; return the lines that text should keep off."""
+    fixed = sorted((m for m in methods if m.role == "fixed"), key=lambda m: m.computation)
+    curve = [(method.computation, method.accuracy) for method in fixed]
+    if curve:
+        axes.plot(*zip(*curve, strict=True), color=style.MUTED, lw=0.8, ls=(0, (4, 3)), zorder=2)
+    for method in methods:
+        marker, colour, size = _LOOKS.get(method.key, _FIXED_LOOK)
+        axes.errorbar(
+            method.computation,
+            method.accuracy,
+            yerr=method.accuracy_error,
+            marker=marker,
+            markersize=size,
+            color=colour,
+            markeredgecolor="white",
+            markeredgewidth=0.6,
+            elinewidth=0.9,
+            linestyle="none",
+            zorder=5 if method.role == "gate" else 4,
+        )
+    bars = [
+        [
+            (m.computation, m.accuracy - m.accuracy_error),
+            (m.computation, m.accuracy + m.accuracy_error),
+        ]
+        for m in methods
+    ]
+    return [curve, *bars] if len(curve) > 1 else bars
+
+
+def _label(method: MethodSummary) -> Label:
+    colour = _LOOKS.get(method.key, _FIXED_LOOK)[1]
+    weight = "bold" if method.role == "gate" else "normal"
+    return Label(method.label, method.computation, method.accuracy, colour, weight)

@@ -1,0 +1,187 @@
+"""The images that a gate spends least and most on, with their bits."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dfs_rl.cost import BitOptions
+from dfs_rl.errors import ConfigError
+from dfs_rl.reporting import style
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Inches: an image's column and row without text, margins, a row of bits, a line of text.
+_COLUMN, _ROW = 1.12, 1.32
+_LEFT, _TOP, _BOTTOM = 0.16, 0.34, 0.42
+_LINE = 0.145
+_BITS_HEIGHT = 0.2
+_NUMBERED_LAYERS = 10
+_NAME_LENGTH = 12
+_LINE_LENGTH = 17
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ImageExample:
+    """One image and what the gate did with it.
+
+    Attributes:
+        image: uint8 ``[c, h, w]``, 1 to 4 channels: grey, grey and alpha, RGB, RGBA.
+        options: Option index of each gated layer.
+        prediction: Name of the predicted class.
+        label: Name of the true class.
+        computation: Percent, everything included.
+    """
+
+    image: NDArray[np.uint8]
+    options: tuple[int, ...]
+    prediction: str
+    label: str
+    computation: float
+
+
+class _Caption(NamedTuple):
+    text: str
+    colour: str
+    weight: str
+
+
+def images_plot(
+    cheapest: Sequence[ImageExample], dearest: Sequence[ImageExample], options: BitOptions
+) -> "Figure":
+    """Draw two rows of images, each with a strip of its layers' bits and what it was taken for.
+
+    Args:
+        cheapest: The images that cost least, cheapest first; at least one.
+        dearest: The images that cost most, dearest first; at least one.
+        options: The menu.
+
+    Raises:
+        ConfigError: If a row is empty.
+    """
+    if not cheapest or not dearest:
+        raise ConfigError("images_plot got an empty row; at least one image in each is needed.")
+    columns = max(len(cheapest), len(dearest))
+    width = 2 * _LEFT + columns * _COLUMN
+    lines = max(len(_captions(example)) for example in (*cheapest, *dearest))
+    row_height = _TOP + _ROW + lines * _LINE
+    height = 2 * row_height + _BOTTOM
+    figure = style.new_figure(width, height)
+    for row, (name, examples) in enumerate((("Cheapest", cheapest), ("Dearest", dearest))):
+        top = height - row * row_height
+        figure.text(
+            _LEFT / width,
+            (top - 0.24) / height,
+            f"{name} images",
+            fontsize=style.TITLE_SIZE,
+            color=style.INK,
+        )
+        for column, example in enumerate(examples):
+            left = _LEFT + column * _COLUMN
+            _draw_example(figure, example, options, left, top - _TOP)
+    _legend(figure, options)
+    return figure
+
+
+def to_rgb(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Turn uint8 ``[c, h, w]`` of 1 to 4 channels into ``[h, w, 3]``, alpha laid over white."""
+    channels = image.shape[0]
+    colour = image[: 3 if channels > 2 else 1]  # noqa: PLR2004 - grey with or without alpha
+    rgb = np.broadcast_to(colour, (3, *image.shape[1:])).astype(np.float64)
+    if channels % 2 == 0:
+        alpha = image[-1] / 255.0
+        rgb = rgb * alpha + 255.0 * (1 - alpha)
+    return np.ascontiguousarray(rgb.round().astype(np.uint8).transpose(1, 2, 0))
+
+
+def _draw_example(
+    figure: "Figure", example: ImageExample, options: BitOptions, left: float, top: float
+) -> None:
+    """Draw one image with its strip and text; ``left`` and ``top`` are inches."""
+    side = _COLUMN - 0.12
+    picture = _axes(figure, left, top - side, side, side)
+    picture.imshow(to_rgb(example.image), interpolation="nearest", aspect="equal")
+    strip = _axes(figure, left, top - side - _BITS_HEIGHT - 0.05, side, _BITS_HEIGHT)
+    _draw_bits(strip, example.options, options)
+    for line, caption in enumerate(_captions(example)):
+        strip.text(
+            0.5,
+            -0.25 - _LINE / _BITS_HEIGHT * line,
+            caption.text,
+            transform=strip.transAxes,
+            ha="center",
+            va="top",
+            fontsize=style.SMALL_SIZE - 0.5,
+            color=caption.colour,
+            fontweight=caption.weight,
+        )
+
+
+def _captions(example: ImageExample) -> list[_Caption]:
+    """Return the lines under an image: its cost, then what it was taken for."""
+    said, right = _short(example.prediction), example.prediction == example.label
+    lines = [said] if right else [f"says {said}, is {_short(example.label)}"]
+    if len(lines[0]) > _LINE_LENGTH and not right:
+        lines = [f"says {said},", f"is {_short(example.label)}"]
+    colour = style.MUTED if right else style.VERMILION
+    cost = _Caption(f"{example.computation:.2f} %", style.INK, "bold")
+    return [cost, *(_Caption(line, colour, "normal") for line in lines)]
+
+
+def _draw_bits(axes: "Axes", chosen: tuple[int, ...], options: BitOptions) -> None:
+    colours = style.option_colours(options)
+    for layer, option in enumerate(chosen):
+        colour = colours[option]
+        axes.axvspan(layer + 0.04, layer + 0.96, color=colour, linewidth=0)
+        if len(chosen) <= _NUMBERED_LAYERS:
+            axes.text(
+                layer + 0.5,
+                0.5,
+                str(options[option]),
+                ha="center",
+                va="center_baseline",
+                fontsize=5.5,
+                color=style.text_colour(colour),
+            )
+    axes.set_xlim(0, len(chosen))
+    axes.set_ylim(0, 1)
+
+
+def _legend(figure: "Figure", options: BitOptions) -> None:
+    from matplotlib.patches import Patch
+
+    width, height = figure.get_size_inches()
+    figure.legend(
+        handles=[
+            Patch(facecolor=colour, label=style.option_name(bits))
+            for colour, bits in zip(style.option_colours(options), options, strict=True)
+        ],
+        loc="lower left",
+        bbox_to_anchor=(_LEFT / width, 0.08 / height),
+        borderpad=0.0,
+        borderaxespad=0.0,
+        ncols=len(options),
+        frameon=False,
+        fontsize=style.SMALL_SIZE - 0.5,
+        handlelength=1.0,
+        handleheight=1.0,
+        columnspacing=1.2,
+    )
+
+
+def _axes(figure: "Figure", left: float, bottom: float, width: float, height: float) -> "Axes":
+    """Add axes without frame or ticks, placed in inches."""
+    whole_width, whole_height = figure.get_size_inches()
+    axes = figure.add_axes(
+        (left / whole_width, bottom / whole_height, width / whole_width, height / whole_height)
+    )
+    axes.set_axis_off()
+    return axes
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= _NAME_LENGTH else f"{name[: _NAME_LENGTH - 1]}…"

@@ -1,0 +1,100 @@
+"""One look for every picture: sizes, colours, and figures without pyplot's global state.
+
+matplotlib is imported where it is used, so that importing this package stays fast.
+"""
+
+import io
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dfs_rl.cost import SKIP, BitOptions
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+DPI = 200
+TITLE_SIZE = 10.5
+LABEL_SIZE = 9.0
+SMALL_SIZE = 8.0
+
+INK = "#222222"
+MUTED = "#6b6b6b"
+FAINT = "#dddddd"
+
+# Okabe and Ito (2008): told apart with any colour vision, and in grey by their lightness.
+VERMILION = "#d55e00"
+BLUE = "#0072b2"
+ORANGE = "#b07800"
+GREEN = "#009e73"
+PURPLE = "#aa4499"
+
+_SKIP_COLOUR = (0.89, 0.89, 0.89)
+_LIGHT = 0.55  # luminance from which black text reads better than white
+_LIGHTEST, _DARKEST = 0.22, 1.0  # part of the map that is told from white and from black
+
+
+def option_colours(options: BitOptions) -> list[tuple[float, float, float]]:
+    """Return a colour per option: grey for a skipped layer, then light for few bits to dark."""
+    from matplotlib import colormaps
+
+    running = [bits for bits in options if bits != SKIP]
+    places = np.linspace(_LIGHTEST, _DARKEST, num=max(len(running), 2))
+    scale = [tuple(float(v) for v in colormaps["YlGnBu"](place)[:3]) for place in places]
+    skipped = [_SKIP_COLOUR] * (len(options) - len(running))
+    return [*skipped, *scale[: len(running)]]  # type: ignore[list-item]
+
+
+def text_colour(background: Sequence[float]) -> str:
+    """Return black or white, whichever reads better on ``background`` (red, green, blue)."""
+    red, green, blue = background
+    return INK if 0.299 * red + 0.587 * green + 0.114 * blue > _LIGHT else "white"
+
+
+def option_name(bits: int) -> str:
+    """Return how legends call an option."""
+    return "skip" if bits == SKIP else f"{bits} bit"
+
+
+def new_figure(width: float, height: float) -> "Figure":
+    """Return an empty figure of ``width`` x ``height`` inches that renders anywhere, with Agg."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def tidy(axes: "Axes") -> None:
+    """Give axes the common look: two quiet spines, small ticks."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(MUTED)
+    axes.tick_params(which="both", labelsize=SMALL_SIZE, color=MUTED, labelcolor=INK)
+    axes.xaxis.label.set(fontsize=LABEL_SIZE, color=INK)
+    axes.yaxis.label.set(fontsize=LABEL_SIZE, color=INK)
+
+
+def title(axes: "Axes", text: str) -> None:
+    """Put a title at the left edge of the axes."""
+    axes.set_title(text, loc="left", fontsize=TITLE_SIZE, color=INK, pad=10)
+
+
+def to_png(figure: "Figure") -> bytes:
+    """Render a figure to the bytes of a PNG file."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=DPI)
+    return buffer.getvalue()
+
+
+def to_array(figure: "Figure") -> NDArray[np.uint8]:
+    """Render a figure to uint8 ``[height, width, 3]``."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()  # type: ignore[no-untyped-call]
+    pixels = np.asarray(canvas.buffer_rgba(), dtype=np.uint8)  # type: ignore[no-untyped-call]
+    return np.ascontiguousarray(pixels[..., :3])

@@ -1,0 +1,117 @@
+"""The summary of an evaluation as text for the screen."""
+
+import textwrap
+from collections.abc import Sequence
+
+from dfs_rl.evaluation.summary import EvaluationSummary, MethodSummary
+from dfs_rl.evaluation.verdict import Comparison
+
+WIDTH = 100
+_HEAD = ("method", "accuracy %", "computation %", "gated only %", "MBitOPs", "patterns")
+_HEAD_GATE = ("gate minus method, 95 %",)
+_GAP = "  "
+_MEASURE = (
+    "Computed, not measured: MACs x (bits / 32)², in percent of all gated layers at 32 bit; ± is the "
+    "standard error over images."
+)
+
+
+def summary_text(summary: EvaluationSummary) -> str:
+    """Return the whole report: what was evaluated, the table, what is always paid, the verdict."""
+    options = ", ".join(map(str, summary.options))
+    subject = (
+        f"{summary.dataset}, {summary.split} split, {summary.n:,} images, {summary.layers} gated "
+        f"layers, options {options} bit"
+    )
+    parts = [subject, methods_table(summary), _notes(summary)]
+    if summary.verdict:
+        parts.append("\n".join(textwrap.fill(sentence, WIDTH) for sentence in summary.verdict))
+    return "\n\n".join(parts) + "\n"
+
+
+def methods_table(summary: EvaluationSummary) -> str:
+    """Return one aligned line per method: the gate, its rivals at its cost, the fixed points."""
+    comparisons = {comparison.key: comparison for comparison in summary.comparisons}
+    gate, matched, fixed = (
+        [m for m in summary.methods if m.role == role] for role in ("gate", "matched", "fixed")
+    )
+    head = _HEAD + (_HEAD_GATE if gate else ())
+    groups = [
+        [_cells(method, comparisons.get(method.key))[: len(head)] for method in group]
+        for group in (gate, matched, fixed[::-1])
+        if group
+    ]
+    return _aligned(head, groups)
+
+
+def _cells(method: MethodSummary, comparison: Comparison | None) -> tuple[str, ...]:
+    return (
+        method.label,
+        f"{method.accuracy:.2f} ± {method.accuracy_error:.2f}",
+        _significant(method.computation),
+        _significant(method.computation_dfs),
+        _significant(method.bitops / 1e6),
+        f"{method.patterns:,.0f}",
+        ""
+        if comparison is None
+        else f"{comparison.difference:+.2f} [{comparison.low:+.2f}, {comparison.high:+.2f}]",
+    )
+
+
+def _significant(value: float) -> str:
+    """Three digits that matter, and no exponent."""
+    for digits, limit in ((0, 100.0), (1, 10.0), (2, 1.0)):
+        if abs(value) >= limit:
+            return f"{value:,.{digits}f}"
+    return f"{value:.3f}"
+
+
+def _aligned(head: Sequence[str], groups: Sequence[Sequence[Sequence[str]]]) -> str:
+    rows = [row for group in groups for row in group]
+    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
+
+    def line(row: Sequence[str]) -> str:
+        first = row[0].ljust(widths[0])
+        rest = [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
+        return _GAP.join([first, *rest]).rstrip()
+
+    rule = "─" * (sum(widths) + len(_GAP) * (len(widths) - 1))
+    lines = [line(head)]
+    for group in groups:
+        lines += [rule, *map(line, group)]
+    return "\n".join(lines)
+
+
+def _notes(summary: EvaluationSummary) -> str:
+    shares = ", ".join(f"{share.name} {_significant(share.percent)} %" for share in summary.shares)
+    notes = [_MEASURE]
+    if shares:
+        notes.append(f"Counted for every image beside the gated layers: {shares}.")
+    for method in summary.methods:
+        if method.detail:
+            chosen = f", chosen on {method.chosen_on}" if method.chosen_on else ""
+            spread = (
+                f", standard deviation {method.draws_deviation:.2f}"
+                if method.draws_deviation is not None
+                else ""
+            )
+            notes.append(
+                f"{method.label[0].upper()}{method.label[1:]}{chosen}: {method.detail}{spread}."
+            )
+    if summary.search is not None:
+        notes.append(_search_note(summary))
+    return "\n".join(
+        textwrap.fill(note, WIDTH, subsequent_indent="  ", break_on_hyphens=False) for note in notes
+    )
+
+
+def _search_note(summary: EvaluationSummary) -> str:
+    search = summary.search
+    assert search is not None, "only called with one"
+    how = "all tables under the cap" if search.exhaustive else f"{search.tables:,} tables"
+    again = f", the best {search.finalists} of them on all" if search.finalists else ""
+    return (
+        f"The static table is the best of {how} by accuracy on {search.images:,} images{again}: "
+        f"{search.accuracy:.2f} % there at {search.computation:.3g} % computation (cap "
+        f"{search.cap:.3g} %)."
+    )
