@@ -25,7 +25,6 @@ class GateLearning:
         feature_channels: Channels that enter each gated layer.
         hidden: Width of each layer's own hidden layer, in actor and critic.
         images_per_group: Rollouts of one image that share a baseline; 1 uses the critic instead.
-        episodes: Episodes per environment and update.
         seed: Seed of the weights, of the sampled actions and of the minibatches.
         device: Where the policy lives.
     """
@@ -33,14 +32,13 @@ class GateLearning:
     feature_channels: tuple[int, ...]
     hidden: int
     images_per_group: int
-    episodes: int
     seed: int
     device: str
 
     @property
     def n_steps(self) -> int:
-        """Steps per environment and update: whole episodes, one step per gated layer."""
-        return len(self.feature_channels) * self.episodes
+        """Steps per environment and update: one episode, one step per gated layer."""
+        return len(self.feature_channels)
 
 
 def build_algorithm(
@@ -108,7 +106,7 @@ class _Algorithm:
 def _shared_arguments(config: AlgorithmConfig) -> dict[str, Any]:
     start, end = config.learning_rate, config.final_learning_rate
     return {
-        "learning_rate": lambda remaining: end + (start - end) * remaining,
+        "learning_rate": lambda remaining: end + (start - end) * max(0.0, remaining),
         "ent_coef": config.entropy,
         "gae_lambda": config.gae_lambda,
         "vf_coef": config.value_weight,
@@ -121,7 +119,7 @@ def _ppo_arguments(config: PPOConfig, samples: int) -> Mapping[str, Any]:
     if samples % config.minibatches != 0 or samples == config.minibatches:
         raise ConfigError(
             f"ppo.minibatches is {config.minibatches}; it must divide the {samples} samples "
-            "of an update (num_envs x layers x episodes) into batches of at least 2."
+            "of an update (num_envs x layers) into batches of at least 2."
         )
     return _shared_arguments(config) | {
         "n_epochs": config.epochs,

@@ -17,33 +17,35 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from agents.tracking import METRICS
 from dfs_rl.errors import TrainingError
 from dfs_rl.seeding import seed_everything, stream_seed
+from envs.sb3 import SB3GatingVecEnv
 
 
 @dataclass
-class Interruption:
-    """A wish to stop, and whether it was granted.
+class Lifecycle:
+    """What the callbacks of a training share about its beginning and end.
 
     Attributes:
-        requested: Set by a signal handler; the current update is finished first.
-        granted: The state was saved and the training is ending.
+        resumed_at: The step at which a resumed run was saved; everything for that moment was done then.
+        stop_requested: Set by a signal handler; the current update is finished first.
+        stop_granted: The state was saved and the training is ending.
     """
 
-    requested: bool = False
-    granted: bool = False
+    resumed_at: int | None = None
+    stop_requested: bool = False
+    stop_granted: bool = False
 
 
 class BoundaryCallback(BaseCallback):
     """A callback that acts between updates, before the first and after the last.
 
     Args:
-        interruption: Shared by all callbacks of a training.
-        resumed_at: The step at which a resumed run was saved; everything for that moment was done then.
+        lifecycle: Shared by all callbacks of a training.
     """
 
-    def __init__(self, interruption: Interruption, *, resumed_at: int | None = None) -> None:
+    def __init__(self, lifecycle: Lifecycle) -> None:
         super().__init__()
-        self.interruption = interruption
-        self._done_at = resumed_at
+        self.lifecycle = lifecycle
+        self._done_at = lifecycle.resumed_at
 
     @property
     def algorithm(self) -> OnPolicyAlgorithm:
@@ -64,7 +66,7 @@ class BoundaryCallback(BaseCallback):
         self._act()
 
     def _on_training_end(self) -> None:
-        if not self.interruption.granted:
+        if not self.lifecycle.stop_granted:
             self._act()
 
     def _on_step(self) -> bool:
@@ -130,15 +132,14 @@ class FiniteGuard(BoundaryCallback):
 
 
 class UpdateLog(BoundaryCallback):
-    """Logs each update once it is complete.
+    """Logs each update once it is complete; ``reward`` is the mean return of the last one.
 
     Args:
-        interruption: See ``BoundaryCallback``.
-        resumed_at: See ``BoundaryCallback``.
+        lifecycle: See ``BoundaryCallback``.
     """
 
-    def __init__(self, interruption: Interruption, *, resumed_at: int | None = None) -> None:
-        super().__init__(interruption, resumed_at=resumed_at)
+    def __init__(self, lifecycle: Lifecycle) -> None:
+        super().__init__(lifecycle)
         self.reward = math.nan
         self._started = 0.0
 
@@ -146,9 +147,13 @@ class UpdateLog(BoundaryCallback):
         self._started = time.perf_counter()
 
     def _on_rollout_end(self) -> None:
-        buffer = self.algorithm.rollout_buffer
-        self.reward = float(buffer.rewards.sum() / buffer.episode_starts.sum())
-        self.logger.record("rollout/reward", self.reward)
+        env = self.algorithm.get_env()
+        assert isinstance(env, SB3GatingVecEnv)
+        stats = env.pop_stats()
+        self.reward = stats.mean_return
+        self.logger.record("rollout/reward", stats.mean_return)
+        self.logger.record("rollout/accuracy", 100.0 * stats.accuracy)
+        self.logger.record("rollout/computation", stats.computation)
         self.logger.record("train/entropy_weight", self.algorithm.ent_coef)
 
     def between_updates(self, timesteps: int) -> None:
@@ -164,33 +169,25 @@ class Checkpointing(BoundaryCallback):
     """Saves the training every so many steps and at its end, and ends it early on request.
 
     Args:
-        save: Saves everything, given the number of steps.
+        lifecycle: See ``BoundaryCallback``.
+        save: Saves everything.
         every: Steps between two checkpoints.
-        interruption: See ``BoundaryCallback``.
-        resumed_at: See ``BoundaryCallback``.
     """
 
-    def __init__(
-        self,
-        save: Callable[[], None],
-        *,
-        every: int,
-        interruption: Interruption,
-        resumed_at: int | None = None,
-    ) -> None:
-        super().__init__(interruption, resumed_at=resumed_at)
+    def __init__(self, lifecycle: Lifecycle, save: Callable[[], None], *, every: int) -> None:
+        super().__init__(lifecycle)
         self._save = save
         self._every = every
-        self._saved_at = resumed_at or 0
+        self._saved_at = lifecycle.resumed_at or 0
 
     def between_updates(self, timesteps: int) -> None:
         """Save if it is time."""
-        requested = self.interruption.requested  # once: it may change at any moment
+        requested = self.lifecycle.stop_requested  # once: it may change at any moment
         due = timesteps // self._every > self._saved_at // self._every
         if due or self.ended or requested:
             self._save()
             self._saved_at = timesteps
-        self.interruption.granted = requested
+        self.lifecycle.stop_granted = requested
 
     def _on_step(self) -> bool:
-        return not self.interruption.granted
+        return not self.lifecycle.stop_granted

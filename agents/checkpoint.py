@@ -5,6 +5,7 @@ from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from torch import Tensor
 
@@ -15,12 +16,12 @@ from dfs_rl.runs import Checkpoint
 class ResumableEnv(Protocol):
     """An environment that can be put back to where it was."""
 
-    def get_state(self) -> Mapping[str, object]:
+    def get_state(self) -> dict[str, Any]:
         """Return where the environment stands, as JSON values."""
         ...
 
-    def set_state(self, state: Mapping[str, Any]) -> None:
-        """Go back to a state that ``get_state`` gave."""
+    def set_state(self, state: dict[str, Any]) -> dict[str, NDArray[Any]]:
+        """Go back to a state that ``get_state`` gave, and return the observations that were handed out last."""
         ...
 
 
@@ -32,18 +33,12 @@ def capture(model: OnPolicyAlgorithm) -> Checkpoint:
     Args:
         model: An algorithm over a ``ResumableEnv`` that has begun to learn.
     """
-    assert isinstance(model._last_obs, dict)
-    assert model._last_episode_starts is not None
     tensors = {f"policy.{name}": tensor for name, tensor in model.policy.state_dict().items()}
     tensors |= optimizer_tensors(model.policy.optimizer, "optimizer")
-    tensors |= {
-        f"observation.{key}": torch.from_numpy(value) for key, value in model._last_obs.items()
-    }
-    tensors["episode_starts"] = torch.from_numpy(np.asarray(model._last_episode_starts, dtype=bool))
     state = {
         "timesteps": model.num_timesteps,
         "updates": model._n_updates,
-        "env": dict(cast("ResumableEnv", model.get_env()).get_state()),
+        "env": cast("ResumableEnv", model.get_env()).get_state(),
     }
     return Checkpoint(tensors=tensors, state=state)
 
@@ -60,13 +55,12 @@ def restore(model: OnPolicyAlgorithm, checkpoint: Checkpoint) -> None:
     try:
         model.policy.load_state_dict(_under("policy", tensors))
         restore_optimizer(model.policy.optimizer, tensors, "optimizer")
-        cast("ResumableEnv", model.get_env()).set_state(cast("Mapping[str, Any]", state["env"]))
+        model._last_obs = cast("ResumableEnv", model.get_env()).set_state(
+            cast("dict[str, Any]", state["env"])
+        )
+        model._last_episode_starts = np.ones(model.n_envs, dtype=bool)  # updates are whole episodes
         model.num_timesteps = cast("int", state["timesteps"])
         model._n_updates = cast("int", state["updates"])
-        model._last_obs = {
-            key: value.numpy() for key, value in _under("observation", tensors).items()
-        }
-        model._last_episode_starts = tensors["episode_starts"].numpy()
     except (KeyError, RuntimeError, ValueError, TypeError) as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(

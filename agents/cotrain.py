@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from agents.callbacks import BoundaryCallback, Interruption
+from agents.callbacks import BoundaryCallback, Lifecycle
 from agents.checkpoint import optimizer_tensors, restore_optimizer
 from agents.deploy import deploy
 from agents.hyperparameters import CoTrainConfig
@@ -179,21 +179,15 @@ class CoTraining(BoundaryCallback):
     """Follows each update of the gate with a step of the backbone, and renews the frozen form that the environment walks.
 
     Args:
+        lifecycle: See ``BoundaryCallback``.
         trainer: Makes the steps.
         renew: Puts the changed backbone into the environment.
-        interruption: See ``BoundaryCallback``.
-        resumed_at: See ``BoundaryCallback``.
     """
 
     def __init__(
-        self,
-        trainer: CoTrainer,
-        *,
-        renew: Callable[[], None],
-        interruption: Interruption,
-        resumed_at: int | None = None,
+        self, lifecycle: Lifecycle, trainer: CoTrainer, *, renew: Callable[[], None]
     ) -> None:
-        super().__init__(interruption, resumed_at=resumed_at)
+        super().__init__(lifecycle)
         self._trainer = trainer
         self._renew = renew
 

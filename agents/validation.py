@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from agents.callbacks import BoundaryCallback, Interruption
+from agents.callbacks import BoundaryCallback, Lifecycle
 from agents.deploy import deploy
 from agents.tracking import TensorBoard
 from dfs_rl.backbones.contract import WalkableBackbone
@@ -80,19 +80,19 @@ class Validation(BoundaryCallback):
     from; among equals the latest. Being the largest of several noisy figures, that reward flatters: report another split.
 
     Args:
+        lifecycle: See ``BoundaryCallback``.
         setup: What to validate on.
         backbone: Gives the backbone as it is now.
         keep: Keeps a gate that is the best so far.
         run: The run folder, for ``metrics.jsonl``.
         board: TensorBoard.
         report: Told about each validation: steps, and the record that was logged.
-        interruption: See ``BoundaryCallback``.
         resumed: The ``state`` of the run that is continued, or ``None``.
-        resumed_at: See ``BoundaryCallback``.
     """
 
     def __init__(
         self,
+        lifecycle: Lifecycle,
         setup: ValidationSetup,
         *,
         backbone: Callable[[], WalkableBackbone],
@@ -100,11 +100,9 @@ class Validation(BoundaryCallback):
         run: RunFolder,
         board: TensorBoard,
         report: Callable[[int, Mapping[str, Any]], None],
-        interruption: Interruption,
         resumed: Mapping[str, Any] | None = None,
-        resumed_at: int | None = None,
     ) -> None:
-        super().__init__(interruption, resumed_at=resumed_at)
+        super().__init__(lifecycle)
         self._setup = setup
         self._backbone = backbone
         self._keep = keep

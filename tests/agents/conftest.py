@@ -1,4 +1,4 @@
-"""A planted task: every image says in its pixels how many bits each layer must spend on it."""
+"""A planted task: every image says in its colours how many bits each layer must spend on it."""
 
 from collections.abc import Sequence
 
@@ -28,15 +28,15 @@ class PayingLayer:
 
 
 class PlantedBackbone:
-    """Classifies an image rightly only if every layer ran at the option that its pixels ask for, or a dearer one.
+    """Classifies an image rightly only if every layer ran at the option that its channels ask for, or a dearer one.
 
-    Pixel 0 is the label, pixels 1 and 2 the option that layers 0 and 1 need. No table of options is right for all images.
+    Channel 0 is the label, channels 1 and 2 the option that layers 0 and 1 need. No table of options is right for all images.
     """
 
     options = BitOptions(MENU)
     costs = CostTable(options=BitOptions(MENU), layer_macs=(100, 100))
     feature_channels = (3, 3)
-    image_shape = (3, 1, 1)
+    image_shape = (3, 4, 4)
     n_classes = 2
     feature_mean = torch.tensor([[0.5, 1.0, 1.0]] * LAYERS)
     feature_std = torch.tensor([[0.5, 0.8, 0.8]] * LAYERS)
@@ -46,7 +46,7 @@ class PlantedBackbone:
         return [PayingLayer(layer) for layer in range(LAYERS)]
 
     def stem(self, images: Tensor) -> Tensor:
-        return images.float()
+        return images.float().mean(dim=(2, 3), keepdim=True)
 
     def head(self, hidden: Tensor) -> Tensor:
         label = hidden[:, 0, 0, 0]
@@ -67,4 +67,5 @@ def planted_backbone() -> PlantedBackbone:
 def planted_images() -> ImageSet:
     """Every combination of label and needs, 18 images."""
     grid = torch.cartesian_prod(torch.arange(2), torch.arange(3), torch.arange(3))
-    return ImageSet(images=grid.to(torch.uint8)[:, :, None, None], labels=grid[:, 0].clone())
+    images = grid.to(torch.uint8)[:, :, None, None].expand(-1, -1, 4, 4).contiguous()
+    return ImageSet(images=images, labels=grid[:, 0].clone())

@@ -1,0 +1,311 @@
+"""One training of a gate, put together: environment, algorithm, callbacks, checkpoints, and going on from one."""
+
+import copy
+import signal
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any, Literal, cast
+
+import torch
+from stable_baselines3.common.callbacks import BaseCallback
+from torch import Tensor
+
+from agents.algorithms import GateLearning, build_algorithm, entropy_weight
+from agents.callbacks import Checkpointing, FiniteGuard, Lifecycle, Schedules, UpdateLog
+from agents.checkpoint import capture, restore
+from agents.cotrain import CoTrainer, CoTraining
+from agents.deploy import deploy
+from agents.hyperparameters import AlgorithmConfig, CoTrainConfig
+from agents.tracking import TensorBoard, make_logger
+from agents.validation import Validation, ValidationSetup
+from dfs_rl.backbones import PreparedResNet, StoredBackbone, save_backbone
+from dfs_rl.data import Dataset
+from dfs_rl.gating.gates import LayerwiseGate
+from dfs_rl.gating.model import BACKBONE_FOLDER, GATE_FOLDER
+from dfs_rl.gating.reward import RewardWeights
+from dfs_rl.gating.storage import save_gate
+from dfs_rl.runs import RunFolder
+from envs.sb3 import SB3GatingVecEnv
+from envs.task import Task
+
+BackboneMode = Literal["frozen", "co-train"]
+CHECKPOINT = "last"
+
+
+@dataclass(frozen=True, kw_only=True)
+class GateTraining:
+    """What to train and how.
+
+    Attributes:
+        algorithm: Hyperparameters; their type says which algorithm.
+        timesteps: Decisions to make in all. One image walked once is as many as there are gated layers; images that a co-trained
+            backbone learns from count too.
+        weights: What a walk is rewarded for.
+        budget: Upper bound on computation in percent, or ``None``.
+        images_per_group: Rollouts of one image that share a baseline.
+        num_envs: Walks side by side.
+        hidden: Width of the gate's hidden layers.
+        cotrain: How the backbone learns beside the gate; ``None`` leaves it frozen.
+        eval_every: Steps between two validations.
+        checkpoint_every: Steps between two checkpoints.
+        seed: Seed of everything.
+        device: Where to compute.
+        dtype: What the frozen backbone computes in.
+        name: What tables and plots call the gate.
+    """
+
+    algorithm: AlgorithmConfig
+    timesteps: int
+    weights: RewardWeights
+    budget: float | None
+    images_per_group: int
+    num_envs: int
+    hidden: int
+    cotrain: CoTrainConfig | None
+    eval_every: int
+    checkpoint_every: int
+    seed: int
+    device: str
+    dtype: torch.dtype
+    name: str
+
+    @property
+    def gate_timesteps(self) -> int:
+        """How many of ``timesteps`` are the gate's: each update walks ``num_envs`` images, and co-training takes a batch more."""
+        if self.cotrain is None:
+            return self.timesteps
+        return self.timesteps * self.num_envs // (self.num_envs + self.cotrain.batch_size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingResult:
+    """What came of a training.
+
+    Attributes:
+        best: Figures of the gate that was kept, on the validation split.
+        images_seen: Images walked for the gate and used for the backbone, repeats counted.
+    """
+
+    best: Mapping[str, Any]
+    images_seen: Mapping[str, int]
+
+
+class BestGate:
+    """The gate that was kept, and with a co-trained backbone the weights that it belongs to.
+
+    Args:
+        run: Where it is kept, under ``gate/`` and ``backbone/``.
+        stored: The backbone.
+        cotrained: Whether the backbone changes.
+    """
+
+    def __init__(self, run: RunFolder, stored: StoredBackbone, *, cotrained: bool) -> None:
+        self._run = run
+        self._stored = stored
+        self._cotrained = cotrained
+        self._tensors: dict[str, Tensor] = {}
+
+    def keep(self, gate: LayerwiseGate) -> None:
+        """Keep ``gate`` and the backbone as they are now."""
+        self._tensors = {
+            f"best_gate.{name}": value.clone() for name, value in gate.state_dict().items()
+        }
+        save_gate(gate, self._run.path / GATE_FOLDER)
+        if self._cotrained:
+            weights = self._stored.backbone.state_dict()
+            self._tensors |= {
+                f"best_backbone.{name}": value.clone() for name, value in weights.items()
+            }
+            save_backbone(
+                self._stored.backbone, self._stored.info, self._run.path / BACKBONE_FOLDER
+            )
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return what a checkpoint needs to keep."""
+        return dict(self._tensors)
+
+    def restore(self, template: LayerwiseGate, tensors: Mapping[str, Tensor]) -> None:
+        """Keep again what ``tensors`` gave; whatever was kept after that checkpoint is forgotten."""
+        self._tensors = {name: value for name, value in tensors.items() if name.startswith("best_")}
+        template.load_state_dict(_under("best_gate.", self._tensors))
+        save_gate(template, self._run.path / GATE_FOLDER)
+        if self._cotrained:
+            backbone = copy.deepcopy(self._stored.backbone)
+            backbone.load_state_dict(_under("best_backbone.", self._tensors))
+            save_backbone(backbone, self._stored.info, self._run.path / BACKBONE_FOLDER)
+
+
+def train_gate(
+    plan: GateTraining,
+    stored: StoredBackbone,
+    dataset: Dataset,
+    run: RunFolder,
+    *,
+    report: Callable[[int, Mapping[str, Any]], None],
+    watchers: tuple[BaseCallback, ...] = (),
+) -> TrainingResult:
+    """Train a gate to the end, or go on where the run's last checkpoint was made.
+
+    Ctrl-C finishes the update at hand, saves and ends; a second one ends at once.
+
+    Args:
+        plan: What and how.
+        stored: The backbone; changed in place with ``plan.cotrain``.
+        dataset: The gate learns on its agent split and is validated on its val split.
+        run: Where everything goes. A checkpoint in it is continued.
+        report: Told about each validation: steps, and the record that was logged.
+        watchers: Further callbacks, for a progress bar.
+
+    Returns:
+        What came of it.
+
+    Raises:
+        KeyboardInterrupt: After Ctrl-C, once everything is saved.
+        TrainingError: If a figure is no longer finite.
+        CheckpointError: If the checkpoint does not fit.
+    """
+    checkpoint = run.load_checkpoint(CHECKPOINT) if run.has_checkpoint(CHECKPOINT) else None
+    state: Mapping[str, Any] = (
+        checkpoint.state if checkpoint else {"timesteps": None, "metrics": 0, "validation": None}
+    )
+    run.truncate_metrics(state["metrics"])
+    lifecycle = Lifecycle(resumed_at=state["timesteps"])
+
+    device = torch.device(plan.device)
+    backbone = stored.backbone.to(device)
+    trainer = _make_trainer(plan, stored, dataset)
+    if trainer is not None and checkpoint is not None:
+        trainer.restore(checkpoint.tensors, state["backbone_steps"])
+    env = SB3GatingVecEnv(
+        Task(
+            backbone=_freeze(stored, plan),
+            images=dataset.agent.to(device),
+            weights=plan.weights,
+            budget=plan.budget,
+            class_names=dataset.class_names,
+        ),
+        plan.num_envs,
+        images_per_group=plan.images_per_group,
+        seed=plan.seed,
+    )
+    model = build_algorithm(
+        plan.algorithm,
+        env,
+        GateLearning(
+            feature_channels=backbone.feature_channels,
+            hidden=plan.hidden,
+            images_per_group=plan.images_per_group,
+            seed=plan.seed,
+            device=plan.device,
+        ),
+    )
+    best = BestGate(run, stored, cotrained=trainer is not None)
+    if checkpoint is not None:
+        restore(model, checkpoint)
+        best.restore(deploy(model, backbone.options, name=plan.name), checkpoint.tensors)
+
+    board = TensorBoard(run, purge_step=lifecycle.resumed_at)
+    model.set_logger(make_logger(run, board))
+    validation = Validation(
+        lifecycle,
+        ValidationSetup(
+            images=dataset.val.to(device),
+            weights=plan.weights,
+            budget=plan.budget,
+            every=plan.eval_every,
+            name=plan.name,
+        ),
+        backbone=lambda: env.task.backbone,
+        keep=best.keep,
+        run=run,
+        board=board,
+        report=report,
+        resumed=state["validation"],
+    )
+
+    def renew() -> None:
+        model._last_obs = cast("dict[str, Any]", env.set_backbone(_freeze(stored, plan)))
+
+    def save() -> None:
+        learned = capture(model)
+        tensors = learned.tensors | best.tensors() | (trainer.tensors() if trainer else {})
+        extra = {
+            "metrics": len(run.read_metrics()),
+            "validation": validation.state,
+            "backbone_steps": trainer.steps if trainer else 0,
+        }
+        run.save_checkpoint(CHECKPOINT, tensors, learned.state | extra)
+
+    callbacks: list[BaseCallback] = [
+        Schedules(
+            seed=plan.seed, entropy=lambda progress: entropy_weight(plan.algorithm, progress)
+        ),
+        FiniteGuard(lifecycle),
+        *([CoTraining(lifecycle, trainer, renew=renew)] if trainer else []),
+        UpdateLog(lifecycle),
+        validation,
+        Checkpointing(lifecycle, save, every=plan.checkpoint_every),
+        *watchers,
+    ]
+    try:
+        with _interruptible(lifecycle):
+            model.learn(
+                max(0, plan.gate_timesteps - model.num_timesteps),
+                callbacks,
+                log_interval=sys.maxsize,  # UpdateLog writes after an update; SB3 would before it
+                reset_num_timesteps=checkpoint is None,
+            )
+    finally:
+        board.close()
+    if lifecycle.stop_requested:
+        raise KeyboardInterrupt
+    assert validation.best is not None
+    walks = model.num_timesteps // backbone.costs.n_layers
+    return TrainingResult(
+        best=validation.best,
+        images_seen={"gate": walks, "backbone": trainer.images_seen if trainer else 0},
+    )
+
+
+def _make_trainer(plan: GateTraining, stored: StoredBackbone, dataset: Dataset) -> CoTrainer | None:
+    if plan.cotrain is None:
+        return None
+    images = dataset.train.to(plan.device)
+    return CoTrainer(
+        plan.cotrain, stored.backbone, images, flip=dataset.flip, seed=plan.seed, budget=plan.budget
+    )
+
+
+def _freeze(stored: StoredBackbone, plan: GateTraining) -> PreparedResNet:
+    return stored.backbone.prepare(plan.dtype).to(plan.device)
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {
+        name.removeprefix(prefix): value
+        for name, value in tensors.items()
+        if name.startswith(prefix)
+    }
+
+
+@contextmanager
+def _interruptible(lifecycle: Lifecycle) -> Iterator[None]:
+    """Turn the first Ctrl-C into a request, and leave the second one what it was; nothing to do outside the main thread."""
+
+    def request(number: int, frame: FrameType | None) -> None:
+        del number, frame
+        lifecycle.stop_requested = True
+        signal.signal(signal.SIGINT, previous)
+
+    try:
+        previous = signal.signal(signal.SIGINT, request)
+    except ValueError:  # not the main thread, which alone receives signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
