@@ -1,0 +1,263 @@
+"""Stable-Baselines3's vector environment over the same batch of walks."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import gymnasium
+import numpy as np
+from numpy.typing import NDArray
+from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
+
+from dfs_rl.backbones.contract import WalkableBackbone
+from dfs_rl.errors import CheckpointError, ConfigError
+from envs.core import Batch, Outcome, Walks, action_space, observation_space
+from envs.single import check_render_mode
+from envs.streams import ImageStreams
+from envs.task import Task
+
+
+class EpisodeStats(NamedTuple):
+    """Means over the episodes that ended since the last call of ``pop_stats``.
+
+    Attributes:
+        episodes: How many there were; all other fields are zero if none.
+        mean_return: Undiscounted return.
+        accuracy: Share of correct predictions.
+        computation: Percent, never-gated parts included, without the gate.
+        option_shares: How often each layer ran at each option, float64 ``[layers, options]``.
+    """
+
+    episodes: int
+    mean_return: float
+    accuracy: float
+    computation: float
+    option_shares: NDArray[np.float64]
+
+
+class SB3GatingVecEnv(VecEnv):
+    """Walks as Stable-Baselines3 wants them: reset in the step that ends them, ``info`` as one dictionary per environment.
+
+    ``images_per_group`` consecutive environments show the same image, so that their returns differ by the options alone:
+    environment ``i`` belongs to group ``i // images_per_group``, and group ``j`` draws as a single environment with seed
+    ``seed + j`` would. The last step's ``info`` holds what the single environment's does, ``terminal_observation``,
+    ``TimeLimit.truncated``, ``is_success``, and ``episode`` with return and length, so no ``VecMonitor`` is needed.
+
+    Args:
+        task: Backbone, images, reward, budget.
+        n_envs: Number of environments, a multiple of ``images_per_group``.
+        images_per_group: Environments that show the same image.
+        seed: Seed of the images' streams; ``None`` for entropy of the system.
+        render_mode: ``None`` or ``"rgb_array"``.
+
+    Raises:
+        ConfigError: If a value is not allowed.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        n_envs: int,
+        *,
+        images_per_group: int = 1,
+        seed: int | None = None,
+        render_mode: str | None = None,
+    ) -> None:
+        check_render_mode(render_mode)
+        if images_per_group < 1 or n_envs < 1 or n_envs % images_per_group:
+            raise ConfigError(
+                f"{n_envs} environments cannot be split into groups of images_per_group = {images_per_group}; it must divide them."
+            )
+        self.task = task
+        self.images_per_group = images_per_group
+        self.render_mode = render_mode
+        self._walks = Walks(task, n_envs)
+        self._streams = ImageStreams(n_envs // images_per_group)
+        self._returns: NDArray[np.float64] = np.zeros(n_envs)
+        self._actions: NDArray[np.int64] = np.zeros(n_envs, dtype=np.int64)
+        self._clear_stats()
+        super().__init__(n_envs, observation_space(task.backbone), action_space(task.backbone))
+        if seed is not None:
+            self.seed(seed)
+
+    def reset(self) -> VecEnvObs:
+        """Begin all walks anew; seeds and ``{"index": i}`` options set before are used once."""
+        self._streams.seed(self._seeds[: len(self._streams.keys)])
+        wanted = [options.get("index") for options in self._options]
+        observation = self._begin(None if wanted[0] is None else np.array(wanted, dtype=np.int64))
+        self.reset_infos = [{"index": index} for index in self._walks.indices.tolist()]
+        self._reset_seeds()
+        self._reset_options()
+        return observation
+
+    def step_async(self, actions: NDArray[np.int64]) -> None:
+        """Keep the actions until ``step_wait``."""
+        self._actions = actions
+
+    def step_wait(self) -> VecEnvStepReturn:
+        """Run the next layer, and begin anew after the last one."""
+        transition = self._walks.advance(self._actions)
+        observation = transition.observation
+        self._returns += transition.reward
+        dones = np.full(self.num_envs, transition.outcome is not None)
+        infos: list[dict[str, Any]]
+        if transition.outcome is None:
+            infos = [{} for _ in range(self.num_envs)]
+        else:
+            infos = self._final_infos(transition.outcome, observation)
+            self._add_stats(transition.outcome)
+            observation = self._begin(None)
+        return observation, transition.reward.astype(np.float32), dones, infos
+
+    def pop_stats(self) -> EpisodeStats:
+        """Return the means over all episodes that ended since the last call, and begin a new count."""
+        n = max(self._episodes, 1)
+        stats = EpisodeStats(
+            episodes=self._episodes,
+            mean_return=self._sum_returns / n,
+            accuracy=self._sum_correct / n,
+            computation=self._sum_computation / n,
+            option_shares=self._option_counts / n,
+        )
+        self._clear_stats()
+        return stats
+
+    def set_backbone(self, backbone: WalkableBackbone) -> Batch:
+        """Take up changed weights: every walk is replayed up to where it is.
+
+        Returns:
+            The observations that replace those handed out last.
+        """
+        self.task = replace(self.task, backbone=backbone)
+        indices, options = self._walks.indices, self._walks.options
+        self._walks.use(self.task)
+        return self._walks.replay(indices, options)
+
+    def get_state(self) -> dict[str, Any]:
+        """Return where streams and walks are, as JSON values; what ``pop_stats`` would return is not part of it."""
+        return {
+            "streams": self._streams.get_state(),
+            "indices": self._walks.indices.tolist(),
+            "options": self._walks.options.tolist(),
+            "returns": self._returns.tolist(),
+        }
+
+    def set_state(self, state: dict[str, Any]) -> Batch:
+        """Go on from a state that ``get_state`` returned: the walks are replayed up to where they were.
+
+        Returns:
+            The observations that were handed out last.
+
+        Raises:
+            CheckpointError: If the state is not one of as many environments and groups.
+        """
+        n_groups = len(self._streams.keys)
+        if len(state["indices"]) != self.num_envs or len(state["streams"]["keys"]) != n_groups:
+            raise CheckpointError(
+                f"the stored environments are {len(state['indices'])} in {len(state['streams']['keys'])} groups, but "
+                f"{self.num_envs} in {n_groups} are set up."
+            )
+        self._streams.set_state(state["streams"])
+        self._returns = np.array(state["returns"], dtype=np.float64)
+        options = np.array(state["options"], dtype=np.int64).reshape(self.num_envs, -1)
+        return self._walks.replay(np.array(state["indices"], dtype=np.int64), options)
+
+    def action_masks(self) -> NDArray[np.bool_]:
+        """Return which actions keep the cheapest completion within the budget, bool ``[n_envs, n]``."""
+        return self._walks.action_masks()
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+    def get_images(self) -> Sequence[NDArray[np.uint8] | None]:
+        """Return one picture per environment."""
+        if self.render_mode is None:
+            return [None] * self.num_envs
+        from envs.rendering import draw_walk
+
+        return [draw_walk(self._walks, i) for i in range(self.num_envs)]
+
+    def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
+        """Return an attribute of this object once per environment; they share everything."""
+        value = getattr(self, attr_name)
+        return [value for _ in self._get_indices(indices)]
+
+    def set_attr(self, attr_name: str, value: object, indices: VecEnvIndices = None) -> None:
+        """Refuse: the environments share everything, so none can be changed by itself."""
+        raise ConfigError(
+            f"attribute {attr_name!r} cannot be set to {value!r} for environments {indices}: they run as one batch."
+        )
+
+    def env_method(
+        self,
+        method_name: str,
+        *method_args: object,
+        indices: VecEnvIndices = None,
+        **method_kwargs: object,
+    ) -> list[Any]:
+        """Call a method of the batch and return each environment's part; ``action_masks`` is the one there is."""
+        if method_name != "action_masks" or method_args or method_kwargs:
+            raise AttributeError(
+                f"the environments have no method {method_name!r}; allowed is 'action_masks', without arguments."
+            )
+        masks = self.action_masks()
+        return [masks[i] for i in self._get_indices(indices)]
+
+    def env_is_wrapped(
+        self,
+        wrapper_class: type[gymnasium.Wrapper[Any, Any, Any, Any]],  # noqa: ARG002 - nothing is wrapped
+        indices: VecEnvIndices = None,
+    ) -> list[bool]:
+        """Return that no environment is wrapped."""
+        return [False for _ in self._get_indices(indices)]
+
+    def _begin(self, indices: NDArray[np.int64] | None) -> Batch:
+        if indices is None:
+            indices = np.repeat(self._streams.draw(len(self.task.images)), self.images_per_group)
+        self._returns = np.zeros(self.num_envs)
+        return self._walks.begin(indices)
+
+    def _final_infos(self, outcome: Outcome, observation: Batch) -> list[dict[str, Any]]:
+        named = {
+            key: list(value) if value.ndim > 1 else value.tolist()
+            for key, value in outcome.info().items()
+        }
+        keys = list(named)
+        length = self.task.backbone.costs.n_layers
+        features, layers, contexts = (
+            observation["features"],
+            observation["layer"],
+            observation["context"],
+        )
+        infos = []
+        for i, (values, total) in enumerate(
+            zip(zip(*named.values(), strict=True), self._returns.tolist(), strict=True)
+        ):
+            info: dict[str, Any] = dict(zip(keys, values, strict=True))
+            info["is_success"] = info["correct"]
+            info["TimeLimit.truncated"] = False
+            info["terminal_observation"] = {
+                "features": features[i],
+                "layer": layers[i],
+                "context": contexts[i],
+            }
+            info["episode"] = {"r": total, "l": length}
+            infos.append(info)
+        return infos
+
+    def _clear_stats(self) -> None:
+        costs = self.task.backbone.costs
+        self._episodes = 0
+        self._sum_returns = self._sum_correct = self._sum_computation = 0.0
+        self._option_counts: NDArray[np.float64] = np.zeros((costs.n_layers, len(costs.options)))
+
+    def _add_stats(self, outcome: Outcome) -> None:
+        self._episodes += self.num_envs
+        self._sum_returns += float(self._returns.sum())
+        self._sum_correct += float(outcome.correct.sum())
+        self._sum_computation += float(outcome.computation.sum())
+        options = self._walks.options  # [n, layers]
+        n_options = self._option_counts.shape[1]
+        for layer in range(options.shape[1]):
+            self._option_counts[layer] += np.bincount(options[:, layer], minlength=n_options)

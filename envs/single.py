@@ -1,0 +1,190 @@
+"""Gymnasium's single environment."""
+
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dfs_rl.backbones.contract import WalkableBackbone
+from dfs_rl.data import Dataset, ImageSet, SplitName
+from dfs_rl.errors import ConfigError
+from dfs_rl.gating.reward import RewardWeights
+from envs.core import METADATA, Batch, Outcome, Walks, action_space, observation_space
+from envs.streams import ImageStreams
+from envs.task import make_task
+
+Observation = dict[str, Any]
+
+
+class FractionalSkippingEnv(gymnasium.Env[Observation, np.int64]):
+    """Choose, for one image, how many bits each layer of a trained network runs at.
+
+    ## Description
+    An episode walks one image through the gated layers of a frozen network. At each layer the agent picks a bit width from a
+    menu: 0 skips the layer, 32 runs it in full precision, the others run it with weights and activations quantized to that
+    many bits. Few bits are cheap, and wrong for some images. The aim is to be right at little cost.
+
+    ## Action space
+    `Discrete(n)`: an index into the ascending menu, by default of 6 options.
+
+    | Action | 0 | 1 | 2 | 3 | 4 | 5 |
+    |---|---|---|---|---|---|---|
+    | Bits | 0 (skip) | 2 | 3 | 4 | 8 | 32 |
+    | Cost relative to 32 bit | 0 | 0.0039 | 0.0088 | 0.0156 | 0.0625 | 1 |
+
+    ## Observation space
+    A `Dict`; `gymnasium.wrappers.FlattenObservation` makes it a vector.
+
+    | Key | Space | What | Unit |
+    |---|---|---|---|
+    | `features` | `Box(-10, 10, (width,))` | channels of the activation that enters the layer, averaged over positions, zero-padded to the widest layer | standard deviations from the channel's mean at this layer |
+    | `layer` | `Discrete(layers)` | the layer to choose for | index |
+    | `context[0]` | 0 to 1 | spent so far | log2(1 + 32 sqrt(fraction)) / log2(33): 0.31, 0.46, 0.63, 1 for 2, 4, 8, 32 bit everywhere |
+    | `context[1]` | 0 to 1 | budget of the gated layers, 1 without one | the same |
+    | `context[2]` | 0 to 1 | previous action, 0 at the first layer | action / (n - 1) |
+
+    After the last layer `features` is zero and `layer` stays at the last one.
+
+    ## Reward
+    Minus `weights.cost` times the chosen option's share of the cost of all layers at 32 bit, at every step. At the last layer
+    `weights.accuracy` is added for a correct prediction, `weights.log_likelihood` times the label's log-likelihood clipped and
+    scaled to [-1, 0], and `weights.overshoot` times the fraction above the budget is subtracted. Ranges: `RewardWeights`.
+
+    ## Start
+    An image of the split, drawn uniformly with replacement. `reset(options={"index": i})` shows image `i` and leaves the
+    stream of draws where it is.
+
+    ## End
+    Terminated after the last gated layer, so an episode always has as many steps as there are gated layers. Never truncated.
+
+    ## Info
+    After `reset`: `index`, the image. After the last step: `index`, `label`, `prediction`, `correct`, `computation` (percent of
+    running every gated layer at 32 bit, the never-gated parts included, no gate) and `bits`, int64 `[layers]`.
+
+    ## Budget
+    `budget` bounds `computation`. It is advisory: `action_masks()` tells which actions keep the cheapest completion within it,
+    other actions run all the same, and what they overshoot is charged by `weights.overshoot`.
+
+    ## Arguments
+    See `__init__`. A training form of a backbone is frozen anew by each environment; pass `backbone.prepare()` to many.
+
+    ## Versions
+    v0: first version.
+
+    Args:
+        backbone: A folder that `save_backbone` wrote, a backbone, or `None` for the digits network that ships.
+        dataset: What `load_dataset` takes, a `Dataset`, an `ImageSet`, or `None` for the digits.
+        split: Which images of a data set to draw from: `train`, `agent`, `val` or `test`.
+        weights: What is rewarded; `None` for the defaults.
+        budget: Upper bound on computation in percent; `None` for none.
+        render_mode: `None` or `"rgb_array"`.
+        device: Where the backbone runs.
+
+    Raises:
+        ConfigError: If a value is not allowed.
+        DataError: If the data cannot be found or does not fit the backbone.
+        CheckpointError: If the backbone cannot be read.
+    """
+
+    metadata = METADATA
+
+    def __init__(
+        self,
+        *,
+        backbone: str | Path | WalkableBackbone | None = None,
+        dataset: str | Dataset | ImageSet | None = None,
+        split: SplitName = "agent",
+        weights: RewardWeights | None = None,
+        budget: float | None = None,
+        render_mode: str | None = None,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        check_render_mode(render_mode)
+        self.render_mode = render_mode
+        self.task = make_task(
+            backbone=backbone,
+            dataset=dataset,
+            split=split,
+            weights=weights,
+            budget=budget,
+            device=device,
+        )
+        self.observation_space = observation_space(self.task.backbone)
+        self.action_space = action_space(self.task.backbone)
+        self._walks = Walks(self.task, 1)
+        self._streams = ImageStreams(1)
+        self._running = False
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        """Show the next image.
+
+        Args:
+            seed: Start the stream of images anew from this seed.
+            options: `{"index": i}` shows image `i` of the split.
+        """
+        super().reset(seed=seed)
+        self._streams.seed([seed])
+        wanted = (options or {}).get("index")
+        if wanted is None:
+            indices = self._streams.draw(len(self.task.images))
+        else:
+            indices = np.array([wanted], dtype=np.int64)
+        observation = self._walks.begin(indices)
+        self._running = True
+        return _only(observation), {"index": int(indices[0])}
+
+    def step(self, action: np.int64) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+        """Run the next layer at option `action`."""
+        if not self._running:
+            raise gymnasium.error.ResetNeeded(
+                "the episode is over or none was begun: call reset() first."
+            )
+        transition = self._walks.advance(np.asarray(action).reshape(-1))
+        self._running = transition.outcome is None
+        info = {} if transition.outcome is None else single_info(transition.outcome, 0)
+        return (
+            _only(transition.observation),
+            float(transition.reward[0]),
+            not self._running,
+            False,
+            info,
+        )
+
+    def action_masks(self) -> NDArray[np.bool_]:
+        """Return which actions keep the cheapest completion within the budget, bool `[n]`."""
+        masks: NDArray[np.bool_] = self._walks.action_masks()[0]
+        return masks
+
+    def render(self) -> NDArray[np.uint8] | None:
+        """Return a picture of the walk, uint8 `[360, 640, 3]`, or `None` without a render mode."""
+        if self.render_mode is None:
+            return None
+        from envs.rendering import draw_walk
+
+        return draw_walk(self._walks, 0)
+
+
+def check_render_mode(render_mode: str | None) -> None:
+    """Refuse a render mode that does not exist."""
+    if render_mode is not None and render_mode not in METADATA["render_modes"]:
+        raise ConfigError(
+            f"render_mode is {render_mode!r}; allowed are None and {METADATA['render_modes']}."
+        )
+
+
+def single_info(outcome: Outcome, i: int) -> dict[str, Any]:
+    """Return the last step's `info` of walk `i`, in Python's own number types and arrays."""
+    values = {key: value[i] for key, value in outcome.info().items()}
+    return {
+        key: value if isinstance(value, np.ndarray) else value.item()
+        for key, value in values.items()
+    }
+
+
+def _only(observation: Batch) -> Observation:
+    return {key: value[0] for key, value in observation.items()}

@@ -1,0 +1,57 @@
+"""Which image each environment shows next."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from gymnasium.utils import seeding
+from numpy.typing import NDArray
+
+# SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014).
+_GOLDEN = 0x9E3779B97F4A7C15
+_MIX = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
+_LAST_SHIFT = 31
+
+
+class ImageStreams:
+    """Independent uniform draws with replacement, one stream per environment or group of environments.
+
+    A draw is a function of (key, episode), where the key comes from Gymnasium's generator for the stream's seed. So all
+    streams are drawn from at once, a stream gives the same images whoever it runs beside, and its state is two numbers.
+
+    Args:
+        n: Number of streams.
+    """
+
+    def __init__(self, n: int) -> None:
+        self.keys: NDArray[np.uint64] = np.zeros(n, dtype=np.uint64)
+        self.episodes: NDArray[np.uint64] = np.zeros(n, dtype=np.uint64)
+        self._seeded = False
+
+    def seed(self, seeds: Sequence[int | None]) -> None:
+        """Start each stream anew from its seed; where it is ``None``, go on, or begin with entropy of the system."""
+        for i, seed in enumerate(seeds):
+            if seed is None and self._seeded:
+                continue
+            generator, _ = seeding.np_random(seed)
+            self.keys[i] = generator.integers(2**63)
+            self.episodes[i] = 0
+        self._seeded = True
+
+    def draw(self, n_images: int) -> NDArray[np.int64]:
+        """Return the next image index of every stream, int64 ``[n]``."""
+        self.episodes += np.uint64(1)
+        z = self.keys + self.episodes * np.uint64(_GOLDEN)
+        for shift, factor in _MIX:
+            z = (z ^ (z >> np.uint64(shift))) * np.uint64(factor)
+        z ^= z >> np.uint64(_LAST_SHIFT)
+        return (z % np.uint64(n_images)).astype(np.int64)
+
+    def get_state(self) -> dict[str, list[int]]:
+        """Return the state as JSON values."""
+        return {"keys": self.keys.tolist(), "episodes": self.episodes.tolist()}
+
+    def set_state(self, state: dict[str, list[int]]) -> None:
+        """Go on from a state that ``get_state`` returned."""
+        self.keys = np.array(state["keys"], dtype=np.uint64)
+        self.episodes = np.array(state["episodes"], dtype=np.uint64)
+        self._seeded = True
