@@ -1,0 +1,147 @@
+import json
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dfs_rl.errors import RunFolderError
+from dfs_rl.files import (
+    read_json,
+    remove_stale_temporaries,
+    replacing,
+    to_json_value,
+    write_bytes_atomic,
+    write_json,
+)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_write_replaces_the_whole_file_and_leaves_nothing_else(tmp_path):
+    path = tmp_path / "new" / "file"
+    write_bytes_atomic(path, b"long first content")
+    write_bytes_atomic(path, b"second")
+    assert path.read_bytes() == b"second"
+    assert names(path.parent) == ["file"]
+
+
+def test_a_write_that_fails_leaves_the_previous_content_and_no_temporary(tmp_path):
+    path = tmp_path / "file"
+    write_bytes_atomic(path, b"old")
+
+    def fail() -> None:
+        with replacing(path) as temporary:
+            temporary.write_bytes(b"half of the ne")
+            raise RuntimeError("the writer broke")
+
+    with pytest.raises(RuntimeError, match="the writer broke"):
+        fail()
+    assert path.read_bytes() == b"old"
+    assert names(tmp_path) == ["file"]
+
+
+def test_the_previous_content_stands_until_the_block_ends(tmp_path):
+    path = tmp_path / "file"
+    write_bytes_atomic(path, b"old")
+    with replacing(path) as temporary:
+        temporary.write_bytes(b"new")
+        assert path.read_bytes() == b"old"
+    assert path.read_bytes() == b"new"
+
+
+def test_files_get_the_permissions_that_the_umask_allows(tmp_path):
+    before = os.umask(0o027)
+    try:
+        write_bytes_atomic(tmp_path / "file", b"")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o640
+
+
+def test_stale_temporaries_go_and_other_files_stay(tmp_path):
+    for name in [".last.safetensors.x1y2.tmp", ".hidden", "kept.tmp", "last.safetensors"]:
+        (tmp_path / name).touch()
+    remove_stale_temporaries(tmp_path)
+    assert names(tmp_path) == [".hidden", "kept.tmp", "last.safetensors"]
+
+
+def test_values_of_arrays_paths_and_tuples_get_their_plain_form():
+    record = {
+        "path": Path("a/b"),
+        "tuple": (1, 2.5),
+        "numpy": np.float32(0.5),
+        "array": np.arange(3),
+        "tensor": torch.tensor(7),
+        "flag": np.bool_(True),
+        3: None,
+        "nan": math.nan,
+        "deep": [{"inf": -math.inf}, torch.tensor(math.nan)],
+    }
+    assert to_json_value(record) == {
+        "path": "a/b",
+        "tuple": [1, 2.5],
+        "numpy": 0.5,
+        "array": [0, 1, 2],
+        "tensor": 7,
+        "flag": True,
+        "3": None,
+        "nan": None,
+        "deep": [{"inf": None}, None],
+    }
+
+
+def test_values_without_json_form_are_refused():
+    with pytest.raises(TypeError, match="a set has no JSON form"):
+        to_json_value({"a": {1}})
+    with pytest.raises(TypeError, match="a tuple cannot be a JSON key"):
+        to_json_value({(1, 2): 1})
+
+
+json_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=10,
+)
+
+
+@given(value=json_values)
+def test_json_comes_back_equal(tmp_path_factory, value):
+    path = tmp_path_factory.mktemp("json") / "value.json"
+    write_json(path, value)
+    assert read_json(path) == value
+
+
+def test_written_json_is_strict(tmp_path):
+    write_json(tmp_path / "a.json", {"x": math.nan, "y": [math.inf]})
+    text = (tmp_path / "a.json").read_text()
+    assert json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} in {text}")) == {
+        "x": None,
+        "y": [None],
+    }
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b'{"a": NaN}', b"\xff\x00", b"[" * 100_000])
+def test_damaged_json_is_one_sentence(tmp_path, content):
+    path = tmp_path / "a.json"
+    path.write_bytes(content)
+    with pytest.raises(
+        RunFolderError, match="is not valid JSON, so it is damaged or not ours: "
+    ) as caught:
+        read_json(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_json_is_named(tmp_path):
+    with pytest.raises(RunFolderError, match=r"a\.json does not exist\.$"):
+        read_json(tmp_path / "a.json")

@@ -1,0 +1,175 @@
+import json
+import math
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+import dfs_rl
+from dfs_rl.config import load_config
+from dfs_rl.errors import CheckpointError, RunFolderError
+from dfs_rl.runs import RunFolder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    seed: int = 5
+    device: str = "cpu"
+    rate: float = 1e-5
+
+
+def create(path: Path | None) -> RunFolder:
+    return RunFolder.create(
+        path, kind="train", name="demo", config=Config(), command=["python", "-m", "x"]
+    )
+
+
+def test_a_new_run_records_configuration_command_and_versions(tmp_path):
+    folder = create(tmp_path / "deep" / "run")
+    assert load_config(folder.config_path, Config) == Config()
+    record = json.loads((folder.path / "run.json").read_text())
+    assert record == folder.record()
+    assert record["kind"] == "train"
+    assert record["command"] == ["python", "-m", "x"]
+    assert (record["seed"], record["device"], record["format"]) == (5, "cpu", 1)
+    assert record["versions"]["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert record["versions"]["torch"] == torch.__version__
+    assert record["versions"]["dfs-rl"] == dfs_rl.__version__
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", record["created"])
+
+
+def test_default_folders_are_named_by_time_and_never_shared(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    paths = [create(None).path for _ in range(4)]
+    assert len(set(paths)) == 4
+    for path in paths:
+        assert re.fullmatch(r"runs/\d{8}-\d{6}-demo(-\d+)?", path.as_posix())
+
+
+@pytest.mark.parametrize("entry", ["run.json", "config.yaml", "metrics.jsonl", "checkpoints"])
+def test_a_folder_that_holds_a_run_is_refused_untouched(tmp_path, entry):
+    (tmp_path / entry).write_text("mine")
+    with pytest.raises(
+        RunFolderError, match=rf"holds a run already \(it has {entry}\); choose another"
+    ):
+        create(tmp_path)
+    assert (tmp_path / entry).read_text() == "mine"
+    assert [path.name for path in tmp_path.iterdir()] == [entry]
+
+
+def test_a_folder_with_other_files_is_taken(tmp_path):
+    (tmp_path / "notes.txt").touch()
+    assert RunFolder.open(create(tmp_path).path).kind == "train"
+
+
+def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(RunFolderError, match="file is a file; a run needs a folder"):
+        create(tmp_path / "file")
+    with pytest.raises(RunFolderError, match=r"cannot write a run to .*: Not a directory"):
+        create(tmp_path / "file" / "run")
+
+
+def test_opening_checks_what_is_there(tmp_path):
+    path = create(tmp_path / "run").path
+    assert RunFolder.open(path) == RunFolder.open(path, "train") == RunFolder(path, "train")
+    with pytest.raises(
+        RunFolderError, match="holds a train run; a run of kind evaluate is needed here"
+    ):
+        RunFolder.open(path, "evaluate")
+    with pytest.raises(RunFolderError, match="is not a folder, so it holds no run"):
+        RunFolder.open(tmp_path / "nope")
+    with pytest.raises(RunFolderError, match=r"holds no run: it has no run\.json"):
+        RunFolder.open(tmp_path)
+    for content, complaint in [
+        ("{", "is not valid JSON"),
+        ("[]", "is damaged: it does not say what kind"),
+        (
+            '{"kind": "train", "format": 2}',
+            "has run format 2; this version of dfs-rl reads format 1",
+        ),
+    ]:
+        (path / "run.json").write_text(content)
+        with pytest.raises(RunFolderError, match=complaint):
+            RunFolder.open(path)
+
+
+def test_metrics_come_back_in_order_with_null_for_nan(tmp_path):
+    folder = create(tmp_path / "run")
+    assert folder.read_metrics() == []
+    folder.log({"step": 1, "loss": math.nan, "text": "zwölf\nlines\u2028\r"})
+    folder.log({"step": torch.tensor(2), "loss": 0.5})
+    assert folder.read_metrics() == [
+        {"step": 1, "loss": None, "text": "zwölf\nlines\u2028\r"},
+        {"step": 2, "loss": 0.5},
+    ]
+
+
+@pytest.mark.parametrize("torn", [b"{", b'{"step": 3}', b'{"step": 3, "text": "caf\xc3'])
+def test_a_torn_last_line_is_ignored_and_overwritten_by_the_next(tmp_path, torn):
+    folder = create(tmp_path / "run")
+    folder.log({"step": 1})
+    folder.log({"step": 2})
+    with folder.metrics_path.open("ab") as file:
+        file.write(torn)
+    assert folder.read_metrics() == [{"step": 1}, {"step": 2}]
+    RunFolder.open(folder.path).log({"step": 3})
+    assert folder.read_metrics() == [{"step": 1}, {"step": 2}, {"step": 3}]
+
+
+def test_a_file_that_is_all_torn_starts_anew(tmp_path):
+    folder = create(tmp_path / "run")
+    folder.metrics_path.write_bytes(b'{"st')
+    folder.log({"step": 1})
+    assert folder.read_metrics() == [{"step": 1}]
+
+
+def test_resuming_cuts_the_metrics_to_what_the_checkpoint_knew(tmp_path):
+    folder = create(tmp_path / "run")
+    for step in range(5):
+        folder.log({"step": step})
+    with folder.metrics_path.open("ab") as file:
+        file.write(b'{"torn')
+    folder.truncate_metrics(3)
+    folder.log({"step": "again"})
+    assert [record["step"] for record in folder.read_metrics()] == [0, 1, 2, "again"]
+    with pytest.raises(RunFolderError, match="has 4 records, but the checkpoint was made after 9"):
+        folder.truncate_metrics(9)
+
+
+def test_a_damaged_line_amid_the_metrics_is_named(tmp_path):
+    folder = create(tmp_path / "run")
+    folder.metrics_path.write_bytes(b'{"step": 1}\n{"st\n{"step": 3}\n')
+    with pytest.raises(RunFolderError, match="is damaged in line 2"):
+        folder.read_metrics()
+
+
+def test_checkpoints_by_name(tmp_path):
+    folder = create(tmp_path / "run")
+    assert not folder.has_checkpoint("last")
+    with pytest.raises(CheckpointError, match="has no checkpoint 'last'"):
+        folder.load_checkpoint("last")
+    for step in (1, 2):
+        folder.save_checkpoint("last", {"w": torch.full((2,), step)}, {"step": step})
+    folder.save_checkpoint("best", {"w": torch.zeros(2)}, {"step": 1})
+    assert folder.load_checkpoint("last").state == {"step": 2}
+    assert folder.load_checkpoint("last").tensors["w"].tolist() == [2, 2]
+    assert sorted(p.name for p in folder.checkpoint_dir.iterdir()) == [
+        "best.safetensors",
+        "last.safetensors",
+    ]
+
+
+def test_what_a_killed_save_leaves_behind_is_harmless_and_goes(tmp_path):
+    folder = create(tmp_path / "run")
+    folder.save_checkpoint("last", {"w": torch.ones(3)}, {"step": 1})
+    complete = (folder.checkpoint_dir / "last.safetensors").read_bytes()
+    for number, left in enumerate([b"", complete[:40], complete]):
+        (folder.checkpoint_dir / f".last.safetensors.{number}.tmp").write_bytes(left)
+    assert folder.load_checkpoint("last").state == {"step": 1}
+    folder.save_checkpoint("last", {"w": torch.ones(3)}, {"step": 2})
+    assert folder.load_checkpoint("last").state == {"step": 2}
+    assert [p.name for p in folder.checkpoint_dir.iterdir()] == ["last.safetensors"]
