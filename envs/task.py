@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
+from dfs_rl.backbones import default_digits, load_backbone
 from dfs_rl.backbones.contract import WalkableBackbone
 from dfs_rl.data import Dataset, ImageSet, SplitName, load_dataset
 from dfs_rl.errors import ConfigError, DataError
@@ -99,8 +99,6 @@ def _resolve_backbone(backbone: object, device: torch.device) -> WalkableBackbon
     if backbone is None:
         backbone = _default_backbone()
     elif isinstance(backbone, str | Path):
-        from dfs_rl.backbones import load_backbone
-
         backbone = load_backbone(Path(backbone))
     if hasattr(backbone, "prepare"):
         backbone = backbone.prepare()
@@ -131,9 +129,7 @@ def _resolve_images(
 
 # The defaults are read once per process: a vector of n single environments asks n times.
 @cache
-def _default_backbone() -> Any:  # noqa: ANN401 - the shipped network comes from a module that is read on first use
-    from dfs_rl.backbones import default_digits
-
+def _default_backbone() -> WalkableBackbone:
     return default_digits().prepare()
 
 

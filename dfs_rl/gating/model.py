@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from dfs_rl.backbones import load_backbone
 from dfs_rl.backbones.contract import WalkableBackbone
 from dfs_rl.errors import CheckpointError
 from dfs_rl.gating.gates import Gate, LayerwiseGate, TableGate
@@ -115,8 +116,6 @@ def load(
     Raises:
         CheckpointError: If the folder holds no backbone with a gate, or the two do not fit.
     """
-    from dfs_rl.backbones import load_backbone
-
     folder = Path(run_dir)
     for part in (BACKBONE_FOLDER, GATE_FOLDER):
         if not (folder / part).is_dir():
