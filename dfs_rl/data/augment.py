@@ -1,4 +1,4 @@
-"""The standard augmentation for small images, batched: a random crop of the zero-padded image and a random mirror."""
+"""The standard augmentation of small images, batched: crop after zero padding, and mirror."""
 
 import torch
 from torch import Tensor
@@ -8,13 +8,15 @@ from dfs_rl.errors import ConfigError
 
 
 def augment(images: Tensor, generator: torch.Generator, *, pad: int, flip: bool) -> Tensor:
-    """Shift each image by its own random offset of up to ``pad`` pixels, filling with zeros, and mirror half of them.
+    """Shift each image by its own random offset of up to ``pad`` pixels and mirror half of them.
 
-    Every one of the ``(2 * pad + 1)**2`` offsets is equally likely. Same generator state, same result.
+    Every one of the ``(2 * pad + 1)**2`` offsets is equally likely; what moves in is zero. The same
+    generator state gives the same result.
 
     Args:
         images: uint8 ``[n, c, h, w]``, on any device.
-        generator: Source of the offsets. On the images' device it costs no transfer; a CPU generator serves any device.
+        generator: Source of the offsets. On the images' device it costs no transfer; a CPU
+            generator serves any device.
         pad: Largest shift in pixels; 0 leaves the images in place.
         flip: Whether to mirror left and right, with probability one half.
 
@@ -43,6 +45,6 @@ def augment(images: Tensor, generator: torch.Generator, *, pad: int, flip: bool)
     pixels = (
         rows[:, :, None] * (width + 2 * pad) + columns[:, None, :]
     )  # [n, h, w], into a flat padded channel
-    # One gather per channel beats windows by unfold and advanced indexing: 0.4 ms against 0.8 ms for 128 x 3 x 32 x 32 on one core.
+    # A gather takes half the time of windows by unfold and advanced indexing on a CPU.
     flat = pixels.view(n, 1, height * width).expand(n, channels, height * width)
     return padded.flatten(2).gather(2, flat).view(n, channels, height, width)

@@ -13,7 +13,9 @@ from dfs_rl.seeding import numpy_generator
 def epoch_batches(
     n: int, batch_size: int, *, seed: int, epoch: int, drop_last: bool
 ) -> Iterator[Tensor]:
-    """Yield the shuffled indices of one epoch, a function of ``(seed, epoch)`` alone, so that training resumes at any epoch and step.
+    """Yield the shuffled indices of one epoch, a function of ``(seed, epoch)`` alone.
+
+    Training therefore resumes at any epoch and step without stored random state.
 
     Args:
         n: Number of images.
@@ -32,7 +34,8 @@ def epoch_batches(
         raise ConfigError(f"batch size is {batch_size}; it must be 1 or more.")
     if drop_last and n < batch_size:
         raise ConfigError(
-            f"batch size {batch_size} exceeds the {n} images, and incomplete batches are left out; use {n} or less."
+            f"batch size {batch_size} exceeds the {n} images, and incomplete batches are left out; "
+            f"use {n} or less."
         )
     order = torch.from_numpy(numpy_generator("epoch_batches", seed, epoch).permutation(n))
     end = n - n % batch_size if drop_last else n

@@ -152,8 +152,8 @@ def _allocate(shape: tuple[int, int, int, int]) -> NDArray[np.uint8]:
     if n_bytes > installed:
         n, channels, height, width = shape
         raise DataError(
-            f"{n} images of {channels} x {height} x {width} need {n_bytes / 1e9:.1f} GB, this machine "
-            f"has {installed / 1e9:.1f} GB; take fewer (limit) or smaller images."
+            f"{n} images of {channels} x {height} x {width} need {n_bytes / 1e9:.1f} GB, this "
+            f"machine has {installed / 1e9:.1f} GB; take fewer (limit) or smaller images."
         )
     return np.zeros(shape, dtype=np.uint8)
 

@@ -12,15 +12,16 @@ from dfs_rl.data.source import Source, Sources
 from dfs_rl.errors import DataError
 
 IMAGE_SUFFIXES = (
-    ".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp",
-)  # fmt: skip
+    *(".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"),
+    *(".pbm", ".pgm", ".pnm", ".ppm"),
+)
 
 
 def folder_sources(folder: Path) -> Sources:
-    """Find the images of ``class/name.jpg``, or of ``train/class/name.jpg`` and ``test/class/name.jpg``.
+    """Find images as ``class/name.jpg``, or ``train/class/name.jpg`` and ``test/class/name.jpg``.
 
-    Files that are no images by their name are left out, and so are hidden files and folders. Classes
-    are numbered in the order of their names.
+    Files that are no images by their name are left out, and so are hidden files and folders.
+    Classes are numbered in the order of their names.
 
     Raises:
         DataError: If there are no class folders, or one of them holds no image.
@@ -37,8 +38,8 @@ def _folder_source(folder: Path) -> Source:
     classes = _subfolders(folder)
     if not classes:
         raise DataError(
-            f"{folder} holds neither train*.parquet nor class folders with images; allowed are parquet "
-            "files, class/name.jpg, or train/class/name.jpg with test/class/name.jpg."
+            f"{folder} holds neither train*.parquet nor class folders with images; allowed are "
+            "parquet files, class/name.jpg, or train/class/name.jpg with test/class/name.jpg."
         )
     files: list[Path] = []
     labels: list[int] = []

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 from dfs_rl.data.source import Source, Sources
@@ -38,8 +39,8 @@ def hub_sources(spec: str) -> Sources:
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         if not online:
             raise DataError(
-                f"data set {spec!r} is no existing folder, the hub cannot be reached (no network, or "
-                "HF_HUB_OFFLINE is set), and it is not in the local cache."
+                f"data set {spec!r} is no existing folder, the hub cannot be reached (no network, "
+                "or HF_HUB_OFFLINE is set), and it is not in the local cache."
             ) from error
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise DataError(f"data set {spec!r} cannot be read from the hub ({reason}).") from error
@@ -83,8 +84,9 @@ def _is_reachable(name: str) -> bool:
 
     try:
         huggingface_hub.HfApi().dataset_info(name, timeout=_PROBE_SECONDS)
-    except HfHubHTTPError:
-        return True  # it answered: unknown, private or gated, which loading will explain
+    except HfHubHTTPError as error:
+        # Unknown, private and gated ones loading will explain; a hub out of order is no hub.
+        return bool(error.response.status_code < HTTPStatus.INTERNAL_SERVER_ERROR)
     except Exception:  # noqa: BLE001 - the hub's HTTP library has changed its error classes twice
         return False
     return True
@@ -92,7 +94,7 @@ def _is_reachable(name: str) -> bool:
 
 @contextmanager
 def _offline() -> Iterator[None]:
-    """Let the libraries look into their cache only, as HF_HUB_OFFLINE does when set before import."""
+    """Let the libraries look into their cache only, as HF_HUB_OFFLINE does at their import."""
     import datasets
     import huggingface_hub
 

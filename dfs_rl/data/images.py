@@ -1,4 +1,4 @@
-"""Labelled images in memory: one split (`ImageSet`) and the four splits of a data set (`Dataset`)."""
+"""Labelled images in memory: one split (``ImageSet``), and a data set of four (``Dataset``)."""
 
 import hashlib
 from dataclasses import dataclass
@@ -42,16 +42,18 @@ class ImageSet:
         _, channels, height, width = images.shape
         if not 1 <= channels <= MAX_CHANNELS or min(height, width) < MIN_SIDE:
             raise DataError(
-                f"images are {channels} x {height} x {width} (channels x height x width); allowed are 1 to {MAX_CHANNELS} "
-                f"channels and sides of at least {MIN_SIDE} pixels."
+                f"images are {channels} x {height} x {width} (channels x height x width); allowed "
+                f"are 1 to {MAX_CHANNELS} channels and sides of at least {MIN_SIDE} pixels."
             )
         if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
             raise DataError(
-                f"labels are {labels.dtype} {list(labels.shape)}; they must be int64 [{len(images)}], one per image."
+                f"labels are {labels.dtype} {list(labels.shape)}; they must be int64 "
+                f"[{len(images)}], one per image."
             )
         if labels.device != images.device:
             raise DataError(
-                f"images are on {images.device} and labels on {labels.device}; both must be on one device."
+                f"images are on {images.device} and labels on {labels.device}; both must be on one "
+                "device."
             )
 
     def __len__(self) -> int:
@@ -77,7 +79,8 @@ class ImageSet:
 class Dataset:
     """A named data set in memory, split four ways.
 
-    It holds ``n * c * h * w`` bytes of pixels for all splits together and 8 bytes per label: CIFAR-10 takes 178 MB, the digits 0.1 MB.
+    It holds ``n * c * h * w`` bytes of pixels for all splits together and 8 bytes per label:
+    CIFAR-10 takes 178 MB, the digits 0.1 MB.
 
     Attributes:
         name: For reports: ``digits``, the name of the folder, or the hub id.
@@ -89,7 +92,8 @@ class Dataset:
         flip: Whether a mirrored image keeps its class: true but for the digits.
 
     Raises:
-        DataError: If a split is empty, the splits' images differ in shape, or labels and class names do not fit.
+        DataError: If a split is empty, the splits' images differ in shape, or labels and class
+            names do not fit.
     """
 
     name: str
@@ -103,7 +107,8 @@ class Dataset:
     def __post_init__(self) -> None:
         if len(self.class_names) < MIN_CLASSES:
             raise DataError(
-                f"data set {self.name!r} has the classes {list(self.class_names)}; at least {MIN_CLASSES} are needed."
+                f"data set {self.name!r} has the classes {list(self.class_names)}; at least "
+                f"{MIN_CLASSES} are needed."
             )
         for name in SPLIT_NAMES:
             split = self.split(name)
@@ -113,13 +118,14 @@ class Dataset:
                 )
             if split.image_shape != self.train.image_shape:
                 raise DataError(
-                    f"split {name!r} of data set {self.name!r} has images {split.image_shape}, split 'train' {self.train.image_shape}; "
-                    "all must have one shape."
+                    f"split {name!r} of data set {self.name!r} has images {split.image_shape}, "
+                    f"split 'train' {self.train.image_shape}; all must have one shape."
                 )
             lowest, highest = int(split.labels.min()), int(split.labels.max())
             if lowest < 0 or highest >= self.n_classes:
                 raise DataError(
-                    f"split {name!r} of data set {self.name!r} has labels {lowest} to {highest}; allowed are 0 to {self.n_classes - 1}."
+                    f"split {name!r} of data set {self.name!r} has labels {lowest} to {highest}; "
+                    f"allowed are 0 to {self.n_classes - 1}."
                 )
 
     def split(self, name: SplitName) -> ImageSet:
@@ -150,7 +156,7 @@ class Dataset:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Sixteen hex digits that change with any pixel, label, class name or split membership; not with the name."""
+        """Sixteen hex digits that change with any pixel, label, class name or split."""
         digest = hashlib.sha256(repr((self.image_shape, self.class_names)).encode())
         for name in SPLIT_NAMES:
             split = self.split(name)

@@ -1,6 +1,7 @@
 """The one entrance: what a user calls a data set, to tensors in four splits."""
 
 import re
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -30,14 +31,14 @@ def load_dataset(
     """Load a data set into memory and split it, the same way every time.
 
     The source's own test split stays the test split; agent and val are carved from its train images
-    class by class. Where there is no test split, one is carved too. A validation split of the source
-    is not used. Within a split the images are shuffled so that every prefix holds the classes in
-    proportion.
+    class by class. Where there is no test split, one is carved too. A validation split of the
+    source is not used. Within a split the images are shuffled so that every prefix holds the
+    classes in proportion.
 
     Args:
         spec: ``digits`` (scikit-learn's 1,797 images of 8 x 8 pixels); a folder with
-            ``train*.parquet`` and perhaps ``test*.parquet`` whose columns are found by their types; a
-            folder with images as ``class/name.jpg``, or ``train/class/name.jpg`` and perhaps
+            ``train*.parquet`` and perhaps ``test*.parquet`` whose columns are found by their types;
+            a folder with images as ``class/name.jpg``, or ``train/class/name.jpg`` and perhaps
             ``test/class/name.jpg``; or a hub id ``owner/name`` or ``owner/name:config``, read
             with the ``datasets`` library.
         splits: Shares of the splits; None takes 10 % agent, 10 % val and, where the source has no
@@ -97,12 +98,13 @@ def _load_digits(fractions: SplitFractions, limit: int | None) -> Dataset:
 def _find_sources(spec: str) -> Sources:
     try:
         folder = Path(spec).expanduser()
-        if folder.is_dir():
+        if spec and folder.is_dir():  # Path("") would be the current folder
+            next(folder.iterdir(), None)  # raises where the folder cannot be read; glob may not
             from dfs_rl.data.folders import folder_sources
             from dfs_rl.data.tables import parquet_sources
 
             return parquet_sources(folder) or folder_sources(folder)
-        exists = folder.exists()
+        exists = spec and folder.exists()
     except OSError as error:
         raise DataError(f"{error.filename or spec} cannot be read ({error.strerror}).") from error
     except RuntimeError as error:  # ~name of no user
@@ -126,8 +128,8 @@ def _agree_on_classes(sources: Sources) -> tuple[str, ...]:
         values = np.unique(train.labels)
         if not np.array_equal(values, np.arange(len(values))):
             raise DataError(
-                f"{train.origin} has the labels {_few(values)} and no class names; labels must be 0 "
-                "to n - 1 with none left out."
+                f"{train.origin} has the labels {_few(values)} and no class names; labels must be "
+                "0 to n - 1 with none left out."
             )
         names = tuple(map(str, values))
     if len(names) < MIN_CLASSES:
@@ -160,8 +162,11 @@ def _fill(
     """Decode ``rows`` of a source to ``start`` and following, and return their labels."""
     target = np.full(len(source.labels), -1)
     target[rows] = np.arange(start, start + len(rows))
-    for image in source.read(target >= 0):
-        pixels.put(target[image.row], image)
+    with warnings.catch_warnings():
+        # Pillow warns of odd metadata; what matters, undecodable pixels, is an error anyway.
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        for image in source.read(target >= 0):
+            pixels.put(target[image.row], image)
     return source.labels[rows]
 
 

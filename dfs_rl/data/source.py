@@ -1,4 +1,4 @@
-"""What every source of images offers before anything is decoded: labels, class names and encoded images."""
+"""What a source offers before anything is decoded: labels, class names, encoded images."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -36,14 +36,14 @@ class Source:
         row = int(self.labels.argmin())
         if self.labels[row] < 0:
             raise DataError(
-                f"{self.origin} has label {self.labels[row]} in row {row}, as sources do that withhold their labels; "
-                "labels must be 0 or more."
+                f"{self.origin} has label {self.labels[row]} in row {row}, as sources do that "
+                "withhold their labels; labels must be 0 or more."
             )
         row = int(self.labels.argmax())
         if self.class_names is not None and self.labels[row] >= len(self.class_names):
             raise DataError(
-                f"{self.origin} has label {self.labels[row]} in row {row} but names only {len(self.class_names)} classes; "
-                f"allowed are 0 to {len(self.class_names) - 1}."
+                f"{self.origin} has label {self.labels[row]} in row {row} but names only "
+                f"{len(self.class_names)} classes; allowed are 0 to {len(self.class_names) - 1}."
             )
 
 

@@ -1,4 +1,4 @@
-"""Which image goes into which split: deterministic and stratified, decided from the labels alone."""
+"""Which image goes into which split: deterministic, stratified, from the labels alone."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -46,7 +46,8 @@ class SplitFractions:
 class SplitPlan(NamedTuple):
     """Row numbers of each split, int64; every prefix of a split holds the classes in proportion.
 
-    ``test`` counts rows of the source's own test split where there is one, else rows of the same source.
+    ``test`` counts rows of the source's own test split where there is one, else rows of the same
+    source.
     """
 
     train: Indices
@@ -71,7 +72,7 @@ def stratified_order(labels: Indices, *, stream: str) -> Indices:
     _, starts, counts = np.unique(labels[by_class], return_index=True, return_counts=True)
     rank = np.arange(n) - np.repeat(starts, counts)  # position within the class
     progress = (rank + 0.5) / np.repeat(counts, counts)
-    # Equal progress, as in balanced data, is ordered by the shuffle, so no class always comes first.
+    # Equal progress, as in balanced data, is ordered by the shuffle: no class always comes first.
     ties = np.argsort(shuffle)[by_class]
     return by_class[np.lexsort((ties, progress))].astype(np.int64)
 
@@ -115,8 +116,8 @@ def plan_splits(
         if kept < MIN_PER_CLASS:
             among = "" if limit is None else f" among the first {len(order)} (limit {limit})"
             raise DataError(
-                f"class {class_name!r} has {len(positions)} train images{among}; at least {MIN_PER_CLASS} are needed in each of "
-                f"the splits {list(parts)}, which share them."
+                f"class {class_name!r} has {len(positions)} train images{among}; at least "
+                f"{MIN_PER_CLASS} are needed in each of the splits {list(parts)}, which share them."
             )
         ends = np.cumsum(list(counts.values()))
         for name, part in zip([*counts, "train"], np.split(positions, ends), strict=True):
@@ -135,6 +136,7 @@ def _own_test(labels: Indices, class_names: Sequence[str], limit: int | None) ->
         if label not in present:
             among = "" if limit is None else f" within the limit of {limit}"
             raise DataError(
-                f"the test images hold none of class {name!r}{among}; every class of the train images must be there."
+                f"the test images hold none of class {name!r}{among}; every class of the train "
+                "images must be there."
             )
     return order

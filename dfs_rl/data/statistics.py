@@ -18,10 +18,12 @@ class ChannelStatistics:
 
     Attributes:
         mean: One number per channel.
-        std: One positive number per channel; 1 for a channel that never changes, so that dividing by it is safe.
+        std: One positive number per channel; 1 for a channel that never changes, so that dividing
+            by it is safe.
 
     Raises:
-        DataError: If the two differ in length, are not finite, or a standard deviation is not positive.
+        DataError: If the two differ in length, are not finite, or a standard deviation is not
+            positive.
     """
 
     mean: tuple[float, ...]
@@ -31,7 +33,8 @@ class ChannelStatistics:
         fits = len(self.mean) == len(self.std) and all(map(math.isfinite, self.mean + self.std))
         if not fits or not self.mean or min(self.std) <= 0:
             raise DataError(
-                f"channel statistics have mean {self.mean} and std {self.std}; one finite mean and one positive std per channel."
+                f"channel statistics have mean {self.mean} and std {self.std}; one finite mean and "
+                "one positive std per channel."
             )
 
 

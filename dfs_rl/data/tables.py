@@ -1,8 +1,8 @@
 """Tables of encoded images: which column holds images, which labels, and how rows become a source.
 
-Parquet files are read with pyarrow itself, batch by batch. The ``datasets`` library would first copy
-every file into an Arrow cache in the user's home and decode through two more layers; it serves for
-hub ids, whose tables end here too.
+Parquet files are read with pyarrow itself, batch by batch. The ``datasets`` library would first
+copy every file into an Arrow cache in the user's home and decode through two more layers; it serves
+for hub ids, whose tables end here too.
 """
 
 import json
@@ -20,6 +20,7 @@ from dfs_rl.data.source import Source, Sources
 from dfs_rl.errors import DataError
 
 _BATCH_ROWS = 1024
+_DAMAGE = (pa.ArrowException, OSError, ValueError)
 _PREFERRED_IMAGES = ("image", "img")
 _PREFERRED_LABELS = ("label", "labels", "fine_label")
 _BYTES = "bytes"  # the field of an image struct that holds the encoded image
@@ -156,7 +157,7 @@ def _choose(candidates: Sequence[str], preferred: Sequence[str], subject: str) -
 
 
 def _declared_features(schema: pa.Schema) -> dict[str, dict[str, Any]]:
-    """What the ``datasets`` library wrote about the columns; empty where it wrote nothing of use."""
+    """What the ``datasets`` library wrote about the columns, if anything."""
     try:
         text = (schema.metadata or {}).get(b"huggingface", b"{}")
         features = json.loads(text)["info"]["features"]
@@ -192,15 +193,15 @@ def _parquet_source(files: list[Path]) -> Source:
             index = file.schema_arrow.get_field_index(column)  # -1 where missing or not unique
             if index < 0 or file.schema_arrow.field(index).type != schema.field(column).type:
                 raise DataError(
-                    f"{path} has no column {column!r} of the type that {files[0]} has; all files of "
-                    "a split need the same columns."
+                    f"{path} has no column {column!r} of the type that {files[0]} has; all files "
+                    "of a split need the same columns."
                 )
             first = 0
             try:
                 for rows in file.iter_batches(batch_size=_BATCH_ROWS, columns=[column]):
                     yield PlacedBatch(rows, str(path), first)
                     first += len(rows)
-            except (pa.ArrowException, OSError) as error:
+            except _DAMAGE as error:
                 raise _unreadable(path, error) from error
 
     return table_source(str(files[0]), schema, batches)
@@ -208,9 +209,11 @@ def _parquet_source(files: list[Path]) -> Source:
 
 def _open(path: Path) -> parquet.ParquetFile:
     try:
-        return parquet.ParquetFile(path)
-    except (pa.ArrowException, OSError) as error:
+        file = parquet.ParquetFile(path)
+        str(file.schema_arrow)  # decodes the names, which damage may have left undecodable
+    except _DAMAGE as error:
         raise _unreadable(path, error) from error
+    return file
 
 
 def _unreadable(path: Path, error: Exception) -> DataError:

@@ -1,0 +1,131 @@
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dfs_rl.data.decode import EncodedImage, ImageArray
+from dfs_rl.errors import DataError
+
+
+def encode(picture: Image.Image, kind: str = "PNG", **options: object) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def decode(*pictures: bytes) -> np.ndarray:
+    array = ImageArray(len(pictures))
+    for index, data in enumerate(pictures):
+        array.put(index, EncodedImage(index, data, f"picture {index}"))
+    return array.pixels
+
+
+@pytest.mark.parametrize(("mode", "channels"), [("L", 1), ("LA", 2), ("RGB", 3), ("RGBA", 4)])
+def test_eight_bit_kinds_keep_their_channels(numbered, mode, channels):
+    picture = numbered(0, mode=mode)
+    pixels = decode(encode(picture))
+    assert pixels.shape == (1, channels, 6, 6)
+    for channel, band in enumerate(picture.split()):
+        assert np.array_equal(pixels[0, channel], np.asarray(band))
+
+
+def test_black_and_white_becomes_grey(numbered):
+    picture = numbered(0, mode="1")
+    assert np.array_equal(decode(encode(picture))[0, 0], np.asarray(picture) * np.uint8(255))
+
+
+@pytest.mark.parametrize("transparency", [None, 3, bytes([0, 128, 255])])
+def test_palette_becomes_rgb_without_transparency(numbered, transparency):
+    picture = numbered(0, mode="P")
+    options = {} if transparency is None else {"transparency": transparency}
+    pixels = decode(encode(picture, **options))
+    palette = np.array(picture.getpalette()).reshape(-1, 3)
+    assert np.array_equal(pixels[0], palette[np.asarray(picture)].transpose(2, 0, 1))
+
+
+def test_cmyk_becomes_rgb():
+    picture = Image.new("CMYK", (5, 5), (255, 0, 0, 0))  # cyan
+    pixels = decode(encode(picture, "TIFF"))
+    assert pixels[0, :, 2, 2].tolist() == [0, 255, 255]
+
+
+@pytest.mark.parametrize("grey_first", [True, False])
+def test_grey_among_rgb_becomes_rgb(numbered, grey_first):
+    grey, colour = numbered(0, mode="L"), numbered(1)
+    pictures = [grey, colour] if grey_first else [colour, grey]
+    pixels = decode(*(encode(picture) for picture in pictures))
+    for picture, values in zip(pictures, pixels, strict=True):
+        assert np.array_equal(values, np.asarray(picture.convert("RGB")).transpose(2, 0, 1))
+
+
+def test_the_orientation_a_camera_stored_is_applied(numbered):
+    picture = numbered(0).resize((8, 5))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
+    pixels = decode(encode(picture, exif=exif))
+    upright = np.rot90(np.asarray(picture), -1)
+    assert np.array_equal(pixels[0], upright.transpose(2, 0, 1))
+    with pytest.raises(DataError, match="picture 1 is 8 x 5 pixels but picture 0 is 5 x 8"):
+        decode(encode(picture, exif=exif), encode(picture))
+
+
+def test_images_are_wider_than_high_without_being_turned(numbered):
+    picture = numbered(0).resize((9, 5))
+    pixels = decode(encode(picture))
+    assert pixels.shape == (1, 3, 5, 9)
+
+
+def refusal(*pictures: bytes) -> str:
+    with pytest.raises(DataError) as caught:
+        decode(*pictures)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I", "F"])
+def test_sixteen_bit_and_floating_point_are_refused(mode):
+    values = {"I;16": np.uint16, "I": np.int32, "F": np.float32}[mode]
+    picture = Image.fromarray(np.full((6, 6), 700).astype(values))
+    message = refusal(encode(picture, "TIFF"))
+    assert "picture 0 has pixels of kind" in message
+    assert "allowed are 8-bit images" in message
+
+
+def test_alpha_among_rgb_is_refused(numbered):
+    message = refusal(encode(numbered(0)), encode(numbered(0, mode="RGBA")))
+    assert "picture 1 is RGBA but picture 0 is RGB" in message
+
+
+def test_two_sizes_are_refused_by_name(numbered):
+    message = refusal(encode(numbered(0)), encode(numbered(0, side=7)))
+    assert message.startswith("picture 1 is 7 x 7 pixels but picture 0 is 6 x 6; all images must")
+
+
+def test_too_small_images_are_refused(numbered):
+    assert "3 x 3 pixels; at least 4 x 4" in refusal(encode(numbered(0, side=3)))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP"])
+@pytest.mark.parametrize("part", [0.0, 0.1, 0.5, 0.8])
+def test_truncated_images_are_refused(numbered, kind, part):
+    picture = numbered(0, side=32)
+    data = encode(picture, kind)
+    assert decode(data).shape == (1, 3, 32, 32)
+    assert "picture 0 is not a readable image" in refusal(data[: int(part * len(data))])
+
+
+def test_text_is_no_image():
+    message = refusal(b"hello, I am called cat.jpg")
+    assert "picture 0 is not a readable image" in message
+    assert "allowed are JPEG, PNG" in message
+
+
+def test_more_than_the_machine_holds_is_refused_at_once(numbered):
+    array = ImageArray(10**12)
+    with pytest.raises(DataError, match=r"1000000000000 images of 3 x 6 x 6 need 108000\.0 GB"):
+        array.put(0, EncodedImage(0, encode(numbered(0)), "picture 0"))
+
+
+def test_an_array_without_images_is_refused():
+    with pytest.raises(DataError, match="no image"):
+        _ = ImageArray(0).pixels

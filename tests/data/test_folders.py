@@ -1,0 +1,125 @@
+import os
+
+import numpy as np
+import pytest
+
+from dfs_rl.data import SPLIT_NAMES, load_dataset
+from dfs_rl.errors import DataError
+
+
+def refusal(folder) -> str:
+    with pytest.raises(DataError) as caught:
+        load_dataset(str(folder))
+    message = str(caught.value)
+    assert "\n" not in message
+    assert message.endswith(".")
+    return message
+
+
+def numbers(split, numbered, first: int, last: int) -> list[int]:
+    known = {np.asarray(numbered(i)).transpose(2, 0, 1).tobytes(): i for i in range(first, last)}
+    return [known[image.numpy().tobytes()] for image in split.images]
+
+
+def test_class_folders(image_folder, numbered):
+    dataset = load_dataset(str(image_folder({"dog": 20, "cat": 30})))
+    assert dataset.name == "pictures"
+    assert dataset.class_names == ("cat", "dog")
+    assert dataset.flip
+    assert [len(dataset.split(name)) for name in SPLIT_NAMES] == [30, 5, 5, 10]
+    found = []
+    for name in SPLIT_NAMES:
+        split = dataset.split(name)
+        rows = numbers(split, numbered, 0, 50)
+        assert split.labels.tolist() == [1 if row < 20 else 0 for row in rows]
+        found += rows
+    assert sorted(found) == list(range(50))
+
+
+def test_train_and_test_folders(image_folder, numbered):
+    image_folder({"cat": 10, "dog": 10}, under="train")
+    folder = image_folder({"cat": 3, "dog": 3}, under="test", first=20)
+    dataset = load_dataset(str(folder))
+    assert [len(dataset.split(name)) for name in SPLIT_NAMES] == [12, 4, 4, 6]
+    assert sorted(numbers(dataset.test, numbered, 20, 26)) == list(range(20, 26))
+
+
+def test_a_class_may_be_called_train(image_folder):
+    assert load_dataset(str(image_folder({"car": 10, "train": 10}))).class_names == ("car", "train")
+
+
+def test_other_and_hidden_files_and_nested_folders(image_folder):
+    folder = image_folder({"cat": 10, "dog": 10})
+    (folder / "README.txt").write_text("hello")
+    (folder / "cat" / "notes.txt").write_text("hello")
+    (folder / "cat" / "._000.png").write_text("hello")
+    (folder / ".thumbnails").mkdir()
+    (folder / "dog" / "more").mkdir()
+    next((folder / "dog").glob("*.png")).rename(folder / "dog" / "more" / "again.PNG")
+    dataset = load_dataset(str(folder))
+    assert dataset.class_names == ("cat", "dog")
+    assert sum(len(dataset.split(name)) for name in SPLIT_NAMES) == 20
+
+
+def test_an_empty_folder_says_what_is_allowed(tmp_path):
+    message = refusal(tmp_path)
+    assert f"{tmp_path} holds neither train*.parquet nor class folders" in message
+    assert "class/name.jpg" in message
+
+
+def test_images_without_class_folders_are_refused(tmp_path, numbered):
+    numbered(0).save(tmp_path / "a.png")
+    assert "nor class folders" in refusal(tmp_path)
+
+
+def test_a_class_folder_without_images_is_named(image_folder):
+    folder = image_folder({"cat": 10, "dog": 0})
+    (folder / "dog" / "list.txt").write_text("hello")
+    message = refusal(folder)
+    assert f"{folder / 'dog'} holds no image" in message
+    assert ".png" in message
+
+
+def test_a_single_class_is_refused(image_folder):
+    assert "only the class ['cat']" in refusal(image_folder({"cat": 20}))
+
+
+def test_a_small_class_is_named(image_folder):
+    assert "class 'dog' has 7 train images" in refusal(image_folder({"cat": 20, "dog": 7}))
+
+
+def test_text_called_jpg_is_named(image_folder):
+    folder = image_folder({"cat": 10, "dog": 10})
+    (folder / "cat" / "zz.jpg").write_text("hello")
+    assert "zz.jpg is not a readable image" in refusal(folder)
+
+
+def test_images_of_two_sizes_are_named(image_folder, numbered):
+    folder = image_folder({"cat": 10, "dog": 10})
+    numbered(0, side=8).save(folder / "dog" / "zz.png")
+    message = refusal(folder)
+    assert "zz.png is 8 x 8 pixels" in message
+    assert "000.png is 6 x 6" in message
+
+
+def test_a_broken_link_is_named(image_folder):
+    folder = image_folder({"cat": 10, "dog": 10})
+    (folder / "dog" / "zz.png").symlink_to(folder / "nowhere.png")
+    assert "zz.png is not a readable image" in refusal(folder)
+
+
+def test_test_folders_must_have_the_same_classes(image_folder):
+    image_folder({"cat": 10, "dog": 10}, under="train")
+    folder = image_folder({"cat": 3, "cow": 3}, under="test", first=20)
+    assert f"{folder / 'test'} has the classes cat, cow but" in refusal(folder)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+@pytest.mark.parametrize("locked", ["", "cat"])
+def test_an_unreadable_folder_is_named(image_folder, locked):
+    folder = image_folder({"cat": 10, "dog": 10})
+    (folder / locked).chmod(0)
+    try:
+        assert "cannot be read (Permission denied)" in refusal(folder)
+    finally:
+        (folder / locked).chmod(0o755)

@@ -1,0 +1,131 @@
+import io
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from pyarrow import parquet
+
+from dfs_rl.data import SPLIT_NAMES, SplitFractions, channel_statistics, load_dataset
+from dfs_rl.data.splits import plan_splits
+from dfs_rl.errors import ConfigError, DataError
+
+CIFAR = Path(__file__).resolve().parents[3] / "shared" / "data" / "cifar10-jpeg"
+
+
+def refusal(spec: str) -> str:
+    with pytest.raises(DataError) as caught:
+        load_dataset(spec)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert message.endswith(".")
+    return message
+
+
+def test_digits_are_scikit_learns():
+    from sklearn.datasets import load_digits
+
+    dataset = load_dataset("digits")
+    published = load_digits()
+    known = {
+        (image.astype(int).tobytes(), int(label))
+        for image, label in zip(published.images, published.target, strict=True)
+    }
+    found = set()
+    for name in SPLIT_NAMES:
+        split = dataset.split(name)
+        sixteenths = (split.images[:, 0].double() / 255 * 16).round().long()
+        assert split.images.max() == 255
+        found |= {
+            (image.numpy().tobytes(), int(label))
+            for image, label in zip(sixteenths, split.labels, strict=True)
+        }
+    assert found == known
+    assert dataset.class_names == tuple("0123456789")
+    assert dataset.image_shape == (1, 8, 8)
+    assert not dataset.flip
+
+
+def test_digits_are_shared_as_documented():
+    dataset = load_dataset("digits")
+    sizes = [len(dataset.split(name)) for name in SPLIT_NAMES]
+    assert sum(sizes) == 1797
+    assert [round(100 * size / 1797) for size in sizes] == [40, 25, 12, 23]
+    for name in SPLIT_NAMES:
+        counts = dataset.split(name).labels.bincount()
+        assert counts.min() >= 0.9 * counts.max()
+
+
+def test_shares_and_limit_can_be_chosen():
+    fractions = SplitFractions(agent=0.1, val=0.1, test=0.1)
+    dataset = load_dataset("digits", splits=fractions, limit=400)
+    assert [len(dataset.split(name)) for name in SPLIT_NAMES] == [280, 40, 40, 40]
+    with pytest.raises(ConfigError, match="limit is -1"):
+        load_dataset("digits", limit=-1)
+
+
+@pytest.mark.parametrize("spec", ["digit", "./nowhere", "/nowhere/at/all", "a/b/c", "", "x y/z"])
+def test_a_missing_folder_says_what_is_allowed(spec):
+    message = refusal(spec)
+    assert f"data set {spec!r} does not exist" in message
+    for allowed in ("'digits'", "train*.parquet", "class folders", "'uoft-cs/cifar10'"):
+        assert allowed in message
+
+
+def test_a_home_that_is_not_there_is_refused():
+    assert "no such home folder" in refusal("~nobody-of-this-name/data")
+
+
+def test_a_file_is_no_data_set(tmp_path):
+    path = tmp_path / "train.parquet"
+    path.write_text("hello")
+    assert "is a file; allowed are 'digits', a folder" in refusal(str(path))
+
+
+def test_importing_is_light():
+    code = (
+        "import sys, dfs_rl.data; "
+        "print([m for m in ('datasets', 'pyarrow', 'sklearn', 'pandas') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.skipif(not CIFAR.is_dir(), reason=f"needs ../shared/data/{CIFAR.name}")
+def test_cifar10_as_stated():
+    dataset = load_dataset(str(CIFAR))
+    assert dataset.name == "cifar10-jpeg"
+    assert dataset.class_names[:3] == ("airplane", "automobile", "bird")
+    assert dataset.n_classes == 10
+    assert dataset.memory_bytes == 58_000 * (3 * 32 * 32 + 8)
+    for name, size in zip(SPLIT_NAMES, (40_000, 5_000, 5_000, 8_000), strict=True):
+        split = dataset.split(name)
+        assert split.images.shape == (size, 3, 32, 32)
+        assert split.labels.bincount().tolist() == [size // 10] * 10
+    statistics = channel_statistics(dataset.train.images)
+    assert statistics.mean == pytest.approx((0.4914, 0.4822, 0.4465), abs=0.01)  # of the original
+    assert statistics.std == pytest.approx((0.2470, 0.2435, 0.2616), abs=0.01)
+
+
+@pytest.mark.skipif(not CIFAR.is_dir(), reason=f"needs ../shared/data/{CIFAR.name}")
+def test_cifar10_splits_are_disjoint_rows_of_the_files():
+    dataset = load_dataset(str(CIFAR), limit=2000)
+    tables = {name: parquet.read_table(CIFAR / f"{name}.parquet") for name in ("train", "test")}
+    labels = {name: table["label"].to_numpy() for name, table in tables.items()}
+    plan = plan_splits(
+        labels["train"],
+        labels["test"],
+        SplitFractions(),
+        class_names=dataset.class_names,
+        limit=2000,
+    )
+    assert len(set(np.concatenate(plan[:3]).tolist())) == 2000
+    for name, rows in plan._asdict().items():
+        table = tables["test" if name == "test" else "train"].take(rows)
+        split = dataset.split(name)
+        assert split.labels.tolist() == table["label"].to_pylist()
+        for image, encoded in zip(split.images, table["img"].to_pylist(), strict=True):
+            picture = Image.open(io.BytesIO(encoded["bytes"]))
+            assert np.array_equal(image.numpy(), np.asarray(picture).transpose(2, 0, 1))
