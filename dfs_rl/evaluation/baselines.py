@@ -11,9 +11,10 @@ from dfs_rl.backbones.contract import WalkableBackbone
 from dfs_rl.cost import FULL, SKIP, BitOptions
 from dfs_rl.data.images import ImageSet
 from dfs_rl.evaluation.cascade import choose_cascade, run_cascade
+from dfs_rl.evaluation.limits import SearchLimits
 from dfs_rl.evaluation.records import GateRecords
 from dfs_rl.evaluation.run_gate import BATCH_SIZE, evaluate_options, evaluate_table
-from dfs_rl.evaluation.static_search import SearchLimits, SearchResult, search_static_table
+from dfs_rl.evaluation.static_search import SearchResult, search_static_table
 from dfs_rl.evaluation.tables import Table
 from dfs_rl.seeding import torch_generator
 

@@ -18,6 +18,7 @@ from dfs_rl.backbones.contract import WalkableBackbone
 from dfs_rl.cost import CostTable
 from dfs_rl.data.images import ImageSet
 from dfs_rl.errors import ConfigError
+from dfs_rl.evaluation.limits import SearchLimits
 from dfs_rl.evaluation.run_gate import BATCH_SIZE
 from dfs_rl.evaluation.tables import Table, TableScore, score_tables
 from dfs_rl.seeding import numpy_generator
@@ -28,27 +29,6 @@ _FRUITLESS_KICKS = 20
 
 _Moves = Callable[[Table, int, int], Iterator[Table]]
 _Key = Callable[[TableScore], tuple[float, float]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class SearchLimits:
-    """How long to search for the best static table.
-
-    Attributes:
-        images: Images that each table is scored on during the search, at least 1.
-        tables: Tables scored during the search, at least 1.
-        finalists: Best tables that are ranked again on the whole split, at least 1.
-    """
-
-    images: int = 1000
-    tables: int = 600
-    finalists: int = 8
-
-    def __post_init__(self) -> None:
-        for name in ("images", "tables", "finalists"):
-            value = getattr(self, name)
-            if value < 1:
-                raise ConfigError(f"search.{name} is {value}; allowed is 1 or more.")
 
 
 @dataclass(frozen=True, kw_only=True)

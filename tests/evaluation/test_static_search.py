@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from dfs_rl.errors import ConfigError
+from dfs_rl.evaluation.limits import SearchLimits
 from dfs_rl.evaluation.run_gate import evaluate_table
-from dfs_rl.evaluation.static_search import SearchLimits, search_static_table
+from dfs_rl.evaluation.static_search import search_static_table
 
 TABLES = list(itertools.product(range(3), repeat=4))
 

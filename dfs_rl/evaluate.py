@@ -1,0 +1,329 @@
+"""Command: evaluate a run on its test split, with every rival that its gate should beat.
+
+It prints a table, and writes ``summary.json`` and pictures into the run folder. The test split is for
+one look: a run that was evaluated and has not changed since is not evaluated again; its stored table
+is printed. ``--split val`` writes ``summary-val.json``.
+"""
+
+import hashlib
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple, TextIO
+
+import tyro
+
+from dfs_rl.cli import Invocation, run_command
+from dfs_rl.config import config_from_dict, config_to_dict, read_yaml
+from dfs_rl.errors import ConfigError, DataError, RunFolderError
+from dfs_rl.evaluation.limits import SearchLimits
+from dfs_rl.runs import RunFolder, read_json, write_json
+
+if TYPE_CHECKING:
+    import torch
+
+    from dfs_rl.backbones import BackboneInfo, WalkableBackbone
+    from dfs_rl.data import Dataset
+    from dfs_rl.evaluation.summary import EvaluationSummary, Subject
+    from dfs_rl.gating.model import GatedModel
+    from dfs_rl.reporting.images_plot import ImageExample
+
+PROG = "python -m dfs_rl.evaluate"
+
+ReportedSplit = Literal["test", "val"]
+Precision = Literal["auto", "float32", "bfloat16"]
+_SELECTION: ReportedSplit = "val"
+_BACKBONE_KIND = "train_backbone"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """What to evaluate.
+
+    Attributes:
+        run: Folder of a train_agent run, or of a train_backbone run for its uniform options alone.
+        split: Split to report on; test is for one look at the end.
+        dataset: Where the run's data set is now, if it moved; it must hold the same images.
+        device: "auto", "cpu", "cuda", ...
+        batch_size: Images that run together.
+        threads: CPU threads.
+        precision: What the backbone computes in; float32 for figures to report, "auto" takes
+            bfloat16 where the hardware is fast at it.
+        search: How long to search for the best static table.
+    """
+
+    run: tyro.conf.Positional[Path]
+    split: ReportedSplit = "test"
+    dataset: str | None = None
+    device: str = "auto"
+    batch_size: int = 128
+    threads: int = 1
+    precision: Precision = "float32"
+    search: SearchLimits = field(default_factory=SearchLimits)
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "threads"):
+            value = getattr(self, name)
+            if value < 1:
+                raise ConfigError(f"{name} is {value}; allowed is 1 or more.")
+
+
+class Evaluation(NamedTuple):
+    """What came of an evaluation.
+
+    Attributes:
+        summary: The figures.
+        path: The file that holds them.
+        stored: Whether they had been stored before and nothing was run.
+    """
+
+    summary: "EvaluationSummary"
+    path: Path
+    stored: bool
+
+
+class _Loaded(NamedTuple):
+    """What a run trained; ``model`` is None for a backbone alone."""
+
+    backbone: "WalkableBackbone"
+    model: "GatedModel | None"
+    info: "BackboneInfo"
+
+
+class _Plan(NamedTuple):
+    split: ReportedSplit
+    batch_size: int
+    search: SearchLimits
+
+
+def evaluate_run(
+    run: RunFolder | Path,
+    *,
+    dataset: "Dataset | str | None" = None,
+    split: ReportedSplit = "test",
+    device: str = "auto",
+    batch_size: int = 128,
+    precision: Precision = "float32",
+    search: SearchLimits | None = None,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Evaluation:
+    """Evaluate a run and store ``summary.json`` and ``plots/`` in it, for val ``summary-val.json``.
+
+    Nothing is run if the stored figures belong to the same weights, images, precision and search
+    limits; if they do not, they are replaced.
+
+    Args:
+        run: The run; a backbone's run gets its uniform options alone.
+        dataset: Its data set, or where that is; None reads it from the run's configuration.
+        split: Split to report on; choices are always made on val.
+        device: Where to compute, as in ``EvaluateConfig``.
+        batch_size: Images that run together.
+        precision: What the backbone computes in, as in ``EvaluateConfig``.
+        search: How long to search for the best static table; None for the defaults.
+        progress: Told what is being done, in a few words.
+
+    Raises:
+        RunFolderError: If it is no run.
+        CheckpointError: If the run has no usable backbone or gate.
+        DataError: If the data set cannot be found or is not the one that the run was trained on.
+        ConfigError: If the device is not there.
+    """
+    from dfs_rl.evaluation.summary import Subject
+    from dfs_rl.reporting.pictures import write_pictures
+
+    folder = RunFolder.open(run) if isinstance(run, Path) else run
+    search = search or SearchLimits()
+    loaded = _load(folder, device, precision)
+    data = _dataset(folder, loaded.info, dataset)
+    path = folder.path / ("summary.json" if split == "test" else f"summary-{split}.json")
+    about = Subject(
+        identity=_identity(folder.path, data.fingerprint, split, precision, search),
+        dataset=data.name,
+        fingerprint=data.fingerprint,
+        split=split,
+        class_names=data.class_names,
+    )
+    known = _stored(path)
+    if known is not None and known.identity == about.identity:
+        return Evaluation(known, path, stored=True)
+    if path.exists():
+        progress(f"{path} belongs to other weights, images or settings and is replaced")
+    summary, examples = _measure(loaded, data, about, _Plan(split, batch_size, search), progress)
+    write_pictures(folder.plots_dir, "" if split == "test" else f"{split}-", summary, examples)
+    # Last: where there is a summary, there are its pictures.
+    write_json(path, config_to_dict(summary))
+    return Evaluation(summary, path, stored=False)
+
+
+def _load(folder: RunFolder, device: str, precision: Precision) -> _Loaded:
+    """Load what the run trained, ready to run."""
+    from dfs_rl.backbones import load_stored_backbone
+    from dfs_rl.backbones.precision import resolve
+    from dfs_rl.gating.model import BACKBONE_FOLDER, load
+
+    place = _device(device)
+    dtype = resolve(precision, place)
+    stored = load_stored_backbone(folder.path / BACKBONE_FOLDER)
+    if folder.kind == _BACKBONE_KIND:
+        return _Loaded(stored.backbone.prepare(dtype).to(place), None, stored.info)
+    model = load(folder.path, device=place, dtype=dtype)
+    return _Loaded(model.backbone, model, stored.info)
+
+
+def _device(name: str) -> "torch.device":
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(
+            f"device {name!r} is not there; allowed are 'auto', 'cpu' and what torch finds here."
+        ) from error
+    return device
+
+
+def _dataset(folder: RunFolder, info: "BackboneInfo", dataset: "Dataset | str | None") -> "Dataset":
+    """Load the data set and make sure that it is the run's."""
+    from dfs_rl.data import load_dataset
+
+    if dataset is None:
+        spec = read_yaml(folder.config_path).get("dataset")
+        if not isinstance(spec, str):
+            raise RunFolderError(
+                f"{folder.config_path} names no data set; give one with --dataset."
+            )
+        try:
+            data = load_dataset(spec)
+        except DataError as error:
+            raise DataError(f"{error} If it moved, say where it is with --dataset.") from error
+    else:
+        data = load_dataset(dataset) if isinstance(dataset, str) else dataset
+    if data.fingerprint != info.fingerprint:
+        raise DataError(
+            f"data set {data.name!r} (fingerprint {data.fingerprint}) is not the one that the backbone "
+            f"of {folder.path} was trained on, {info.dataset!r} ({info.fingerprint}); its images, "
+            "labels or splits differ."
+        )
+    return data
+
+
+def _identity(
+    folder: Path, fingerprint: str, split: str, precision: Precision, search: SearchLimits
+) -> str:
+    """Return a digest of everything that decides the figures."""
+    digest = hashlib.sha256(f"{fingerprint} {split} {precision} {search}".encode())
+    for part in ("backbone", "gate"):
+        for path in sorted((folder / part).glob("*")):
+            if path.suffix in (".json", ".safetensors") and not path.name.startswith("."):
+                digest.update(f" {part}/{path.name} {path.stat().st_size} ".encode())
+                digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _stored(path: Path) -> "EvaluationSummary | None":
+    """Return the stored summary, None if there is none of this format."""
+    from dfs_rl.evaluation.summary import FORMAT, EvaluationSummary
+
+    if not path.is_file():
+        return None
+    try:
+        record = read_json(path)
+        if not isinstance(record, Mapping) or record.get("format") != FORMAT:
+            return None
+        return config_from_dict(record, EvaluationSummary, str(path))
+    except (ConfigError, RunFolderError):  # damaged, so there is nothing to keep
+        return None
+
+
+def _measure(
+    loaded: _Loaded,
+    data: "Dataset",
+    about: "Subject",
+    plan: _Plan,
+    progress: Callable[[str], None],
+) -> "tuple[EvaluationSummary, tuple[list[ImageExample], list[ImageExample]] | None]":
+    """Run the gate, if there is one, and everything it is compared with."""
+    from dfs_rl.evaluation.baselines import Method, rival_methods, uniform_methods
+    from dfs_rl.evaluation.run_gate import evaluate_gate
+    from dfs_rl.evaluation.summary import summarize
+    from dfs_rl.reporting.pictures import cheapest_and_dearest
+
+    backbone, model, _ = loaded
+    place = backbone.feature_mean.device
+    reported, selection = data.split(plan.split).to(place), data.split(_SELECTION).to(place)
+    size = plan.batch_size
+    progress(f"every uniform option on {len(reported):,} {plan.split} images")
+    uniform = uniform_methods(backbone, reported, batch_size=size)
+    if model is None:
+        return summarize(uniform, backbone.costs, about), None
+    progress("the gate")
+    records, on_selection = (
+        evaluate_gate(backbone, model.gate, images, batch_size=size, budget=model.budget)
+        for images in (reported, selection)
+    )
+    rivals = rival_methods(
+        backbone,
+        gate=records,
+        gate_selection=on_selection,
+        reported=reported,
+        selection=selection,
+        uniform=[method.records[0] for method in uniform],
+        split_names=(plan.split, _SELECTION),
+        limits=plan.search,
+        batch_size=size,
+        progress=progress,
+    )
+    gate = Method(key="gate", label=records.name, role="gate", records=(records,))
+    summary = summarize([gate, *uniform, *rivals], backbone.costs, about)
+    examples = cheapest_and_dearest(records, reported.images, backbone.costs, about.class_names)
+    return summary, examples
+
+
+def _run(invocation: Invocation[EvaluateConfig]) -> None:
+    import torch
+
+    from dfs_rl.reporting.table import summary_text
+
+    config = invocation.config
+    torch.set_num_threads(config.threads)
+    result = evaluate_run(
+        config.run,
+        dataset=config.dataset,
+        split=config.split,
+        device=config.device,
+        batch_size=config.batch_size,
+        precision=config.precision,
+        search=config.search,
+        progress=lambda text: _write(sys.stderr, f"{text} ...\n"),
+    )
+    _write(sys.stdout, summary_text(result.summary))
+    if result.stored:
+        _write(
+            sys.stderr, f"Stored in {result.path}: neither the run nor the settings have changed.\n"
+        )
+    else:
+        _write(sys.stderr, f"Written to {result.path} and {config.run / 'plots'}.\n")
+
+
+def _write(stream: TextIO, text: str) -> None:
+    stream.write(text)
+    stream.flush()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    return run_command(
+        _run,
+        EvaluateConfig,
+        prog=PROG,
+        description="Evaluate a run on its test split, with every baseline.",
+        argv=argv,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
