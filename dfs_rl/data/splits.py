@@ -92,18 +92,20 @@ def plan_splits(
         test_labels: int64 ``[m]``, those of the source's own test split, or None to carve one.
         fractions: The shares.
         class_names: Name of each class, for the messages.
-        limit: At most this many images of either source, the classes in proportion.
+        limit: Use at most this many images of either source, the classes in proportion. What is
+            left of a split is a part of the whole split, so that no combination of limited and
+            unlimited runs mixes splits.
 
     Returns:
         Disjoint row numbers; without ``limit`` they cover every image.
 
     Raises:
         ConfigError: If ``limit`` is not positive.
-        DataError: If a class has too few images for every split to get two of it.
+        DataError: If a class has too few images for every split.
     """
     if limit is not None and limit < 1:
         raise ConfigError(f"limit is {limit}; it must be at least 1 image.")
-    order = stratified_order(labels, stream="train")[:limit]
+    order = stratified_order(labels, stream="train")
     shares = {"agent": fractions.agent, "val": fractions.val}
     if test_labels is None:
         shares["test"] = fractions.test
@@ -112,31 +114,41 @@ def plan_splits(
     for label, class_name in enumerate(class_names):
         positions = np.flatnonzero(labels[order] == label)
         counts = {name: max(MIN_PER_CLASS, round(f * len(positions))) for name, f in shares.items()}
-        kept = len(positions) - sum(counts.values())
-        if kept < MIN_PER_CLASS:
-            among = "" if limit is None else f" among the first {len(order)} (limit {limit})"
+        if len(positions) - sum(counts.values()) < MIN_PER_CLASS:
             raise DataError(
-                f"class {class_name!r} has {len(positions)} train images{among}; at least "
-                f"{MIN_PER_CLASS} are needed in each of the splits {list(parts)}, which share them."
+                f"class {class_name!r} has {len(positions)} train images; at least {MIN_PER_CLASS} "
+                f"are needed in each of the splits {list(parts)}, which share them."
             )
         ends = np.cumsum(list(counts.values()))
         for name, part in zip([*counts, "train"], np.split(positions, ends), strict=True):
             parts[name].append(part)
-
     rows = {name: order[np.sort(np.concatenate(chunks))] for name, chunks in parts.items()}
+    if limit is not None:
+        rows = _limited(rows, limit, least=MIN_PER_CLASS * len(class_names))
+    for name, split in rows.items():
+        _check_classes(labels[split], class_names, name, limit)
     if test_labels is not None:
-        rows["test"] = _own_test(test_labels, class_names, limit)
+        rows["test"] = stratified_order(test_labels, stream="test")[:limit]
+        _check_classes(test_labels[rows["test"]], class_names, "test", limit)
     return SplitPlan(**rows)
 
 
-def _own_test(labels: Indices, class_names: Sequence[str], limit: int | None) -> Indices:
-    order = stratified_order(labels, stream="test")[:limit]
-    present = set(labels[order].tolist())
-    for label, name in enumerate(class_names):
-        if label not in present:
-            among = "" if limit is None else f" within the limit of {limit}"
-            raise DataError(
-                f"the test images hold none of class {name!r}{among}; every class of the train "
-                "images must be there."
-            )
-    return order
+def _limited(rows: dict[str, Indices], limit: int, *, least: int) -> dict[str, Indices]:
+    """Keep a prefix of each split, in proportion but at least ``least``; train takes the rest."""
+    total = sum(map(len, rows.values()))
+    sizes = {name: max(least, len(part) * limit // total) for name, part in rows.items()}
+    sizes["train"] = max(0, limit - sum(sizes.values()) + sizes["train"])
+    return {name: part[: sizes[name]] for name, part in rows.items()}
+
+
+def _check_classes(
+    labels: Indices, class_names: Sequence[str], split: str, limit: int | None
+) -> None:
+    counts = np.bincount(labels, minlength=len(class_names))
+    if not counts.all():
+        missing = class_names[int(counts.argmin())]
+        cause = "" if limit is None else f" (limit {limit})"
+        raise DataError(
+            f"split {split!r} has no image of class {missing!r}{cause}; every split needs all of "
+            f"the {len(class_names)} classes."
+        )

