@@ -7,7 +7,7 @@ logged, saved and continued. Each callback keeps to that moment; a resumed run s
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 from agents.tracking import METRICS
 from dfs_rl.errors import TrainingError
+from dfs_rl.interrupts import StopRequest
 from dfs_rl.seeding import seed_everything, stream_seed
 from envs.sb3 import SB3GatingVecEnv
 
@@ -26,12 +27,12 @@ class Lifecycle:
 
     Attributes:
         resumed_at: The step at which a resumed run was saved; everything for that moment was done then.
-        stop_requested: Set by a signal handler; the current update is finished first.
+        stop: Whether the user asked to stop; the current update is finished first.
         stop_granted: The state was saved and the training is ending.
     """
 
     resumed_at: int | None = None
-    stop_requested: bool = False
+    stop: StopRequest = field(default_factory=StopRequest)
     stop_granted: bool = False
 
 
@@ -182,7 +183,7 @@ class Checkpointing(BoundaryCallback):
 
     def between_updates(self, timesteps: int) -> None:
         """Save if it is time."""
-        requested = self.lifecycle.stop_requested  # once: it may change at any moment
+        requested = self.lifecycle.stop.made  # once: it may change at any moment
         due = timesteps // self._every > self._saved_at // self._every
         if due or self.ended or requested:
             self._save()

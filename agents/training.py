@@ -1,12 +1,9 @@
 """One training of a gate, put together: environment, algorithm, callbacks, checkpoints, and going on from one."""
 
 import copy
-import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from types import FrameType
 from typing import Any, Literal, cast
 
 import torch
@@ -27,6 +24,7 @@ from dfs_rl.gating.gates import LayerwiseGate
 from dfs_rl.gating.model import BACKBONE_FOLDER, GATE_FOLDER
 from dfs_rl.gating.reward import RewardWeights
 from dfs_rl.gating.storage import save_gate
+from dfs_rl.interrupts import stop_on_interrupt
 from dfs_rl.runs import RunFolder
 from envs.sb3 import SB3GatingVecEnv
 from envs.task import Task
@@ -251,7 +249,7 @@ def train_gate(
         *watchers,
     ]
     try:
-        with _interruptible(lifecycle):
+        with stop_on_interrupt() as lifecycle.stop:
             model.learn(
                 max(0, plan.gate_timesteps - model.num_timesteps),
                 callbacks,
@@ -260,7 +258,7 @@ def train_gate(
             )
     finally:
         board.close()
-    if lifecycle.stop_requested:
+    if lifecycle.stop.made:
         raise KeyboardInterrupt
     assert validation.best is not None
     walks = model.num_timesteps // backbone.costs.n_layers
@@ -289,23 +287,3 @@ def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         for name, value in tensors.items()
         if name.startswith(prefix)
     }
-
-
-@contextmanager
-def _interruptible(lifecycle: Lifecycle) -> Iterator[None]:
-    """Turn the first Ctrl-C into a request, and leave the second one what it was; nothing to do outside the main thread."""
-
-    def request(number: int, frame: FrameType | None) -> None:
-        del number, frame
-        lifecycle.stop_requested = True
-        signal.signal(signal.SIGINT, previous)
-
-    try:
-        previous = signal.signal(signal.SIGINT, request)
-    except ValueError:  # not the main thread, which alone receives signals
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, previous)
