@@ -19,7 +19,7 @@ class GymnasiumWatcher:
     """A finder that finds nothing itself, and adds a step to the import of ``gymnasium``."""
 
     def find_spec(self, name: str, *_: object) -> ModuleSpec | None:
-        """Let the other finders find ``gymnasium`` and register the environments once it has run."""
+        """Let the other finders find ``gymnasium``; register the environments once it has run."""
         if name != "gymnasium":
             return None
         sys.meta_path.remove(self)

@@ -21,7 +21,7 @@ A command module is a configuration, a main function and this wiring::
 
     def main(argv: Sequence[str] | None = None) -> int:
         return run_command(
-            train, TrainConfig, prog="python -m dfs_rl.train", description="Train.", kind=KIND, argv=argv
+            train, TrainConfig, prog="python -m x", description="Train.", kind=KIND, argv=argv
         )
 
 

@@ -1,4 +1,4 @@
-"""Atomic files and strict JSON: a reader sees the previous content or the new one, never a part of either."""
+"""Atomic files and strict JSON: a reader sees the previous content or the new one, whole."""
 
 import json
 import math
@@ -16,11 +16,11 @@ _TEMPORARY_SUFFIX = ".tmp"
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary path to write to, which takes the place of ``path`` when the block ends well.
+    """Give a temporary path to write to; it takes the place of ``path`` when the block ends well.
 
-    The new content reaches the disk before the name does, and the name before the block ends, so neither a killed
-    process nor a lost machine leaves a half-written file. What a killed process leaves behind is a hidden temporary
-    file that nothing reads.
+    The new content reaches the disk before the name does, and the name before the block ends, so
+    neither a killed process nor a lost machine leaves a half-written file. What a killed process
+    leaves behind is a hidden temporary file that nothing reads.
 
     Args:
         path: The file to create or replace; its folder is created when missing.
@@ -49,7 +49,7 @@ def write_bytes_atomic(path: Path, data: bytes) -> None:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write ``value`` as JSON that any parser reads, atomically; see ``to_json_value`` for what becomes of what."""
+    """Write ``value`` as JSON that any parser reads, atomically; ``to_json_value`` gives its form."""
     text = json.dumps(to_json_value(value), indent=2, allow_nan=False, ensure_ascii=False)
     write_bytes_atomic(path, (text + "\n").encode())
 
@@ -73,9 +73,10 @@ def read_json(path: Path) -> object:
 
 
 def to_json_value(value: object) -> object:
-    """Turn records, mappings, sequences, paths, array scalars and small arrays into plain JSON values.
+    """Turn mappings, sequences, paths, scalars and small arrays into plain JSON values.
 
-    JSON has no NaN and no infinity; they become ``null``, which every parser reads and no plot mistakes for a number.
+    JSON has no NaN and no infinity; they become ``null``, which every parser reads and no plot
+    mistakes for a number.
 
     Raises:
         TypeError: If a value has no JSON form, or a key is not a string, number or bool.

@@ -1,7 +1,7 @@
 """Named random streams: the same keys always give the same numbers.
 
-Nothing that trains stores the state of a generator. A stream is a function of its keys, so a run that resumes at
-(seed, epoch, step) draws what the uninterrupted run would have drawn:
+Nothing that trains stores the state of a generator. A stream is a function of its keys, so a run
+that resumes at (seed, epoch, step) draws what the uninterrupted run would have drawn:
 
     >>> import torch
     >>> first = torch.rand(2, generator=torch_generator(7, "augment", 3))
@@ -20,7 +20,7 @@ _SEED_BITS = 63  # torch takes a signed 64-bit seed
 
 
 def _sequence(keys: tuple[int | str, ...]) -> np.random.SeedSequence:
-    """Turn keys into a seed sequence; 1 and "1", and ("ab", "c") and ("a", "bc"), are different keys."""
+    """Turn keys into a seed sequence; (1,) and ("1",), or ("ab", "c") and ("a", "bc"), differ."""
     text = "".join(f"{type(key).__name__}:{len(str(key))}:{key};" for key in keys)
     digest = hashlib.sha256(text.encode()).digest()
     return np.random.SeedSequence(np.frombuffer(digest, dtype="<u4").tolist())

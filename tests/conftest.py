@@ -1,4 +1,4 @@
-"""Settings of every test: one torch thread, no spinning OpenMP workers, no windows, no surprises in time."""
+"""Settings of every test: one torch thread, no spinning OpenMP workers, no windows."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""Strict YAML for frozen dataclasses: what a file says is checked in full, or refused in a sentence."""
+"""Strict YAML for frozen dataclasses: a file is checked in full, or refused in one sentence."""
 
 from dfs_rl.config.records import (
     config_from_dict,

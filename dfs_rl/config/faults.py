@@ -65,7 +65,7 @@ def describe(hint: object) -> str:
 
 
 def _path_in(data: object, location: Sequence[str | int]) -> tuple[str | int, ...]:
-    """Keep the steps of a pydantic location that lead through the data; others name union members."""
+    """Keep the steps of a location that lead through the data; others name members of unions."""
     path: list[str | int] = []
     for step in location:
         in_mapping = isinstance(data, Mapping) and step in data
@@ -107,7 +107,7 @@ def _hint_of_item(hint: object, step: str | int) -> object:
 
 
 def _field_names(hint: object) -> tuple[str, ...]:
-    """Return the settings of a dataclass, or of the dataclasses of a union; none for other types."""
+    """Return the settings of a dataclass, or of those in a union; none for other types."""
     hint = _bare(hint)
     if get_origin(hint) in (Union, types.UnionType):
         return tuple(name for argument in get_args(hint) for name in _field_names(argument))

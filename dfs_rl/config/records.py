@@ -117,7 +117,7 @@ def _checker(cls: type) -> TypeAdapter[dict[str, Any]]:
 
 
 def _over_default(cls: type, name: str, value: object) -> object:
-    """Complete a block of settings by the defaults that ``cls``, not the block's own class, gives it."""
+    """Complete a block of settings by the defaults that ``cls`` gives it, not its own class."""
     field = next((field for field in dataclasses.fields(cls) if field.name == name), None)
     if field is None or not isinstance(value, Mapping):
         return value

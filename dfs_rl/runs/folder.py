@@ -1,4 +1,4 @@
-"""The folder that every command writes: resolved configuration, versions, metrics, checkpoints, pictures."""
+"""The folder that every command writes: configuration, versions, metrics, checkpoints, pictures."""
 
 import json
 import os
@@ -37,8 +37,9 @@ _RECORDED_PACKAGES = ("dfs-rl", "torch", "numpy", "gymnasium", "stable-baselines
 class RunFolder:
     """One run on disk.
 
-    Layout: ``run.json`` (what ran, when, with which versions), ``config.yaml``, ``metrics.jsonl``, ``checkpoints/``,
-    ``tensorboard/``, ``plots/``. Make one with ``create`` or ``open``.
+    Layout: ``run.json`` (what ran, when, with which versions), ``config.yaml``,
+    ``metrics.jsonl``, ``checkpoints/``, ``tensorboard/``, ``plots/``. Make one with ``create`` or
+    ``open``.
 
     Attributes:
         path: The folder.
@@ -55,10 +56,12 @@ class RunFolder:
         """Start a new run.
 
         Args:
-            path: The folder, created when missing; ``None`` makes ``runs/<date>-<time>-<name>``, never twice the same.
+            path: The folder, created when missing; ``None`` makes ``runs/<date>-<time>-<name>``,
+                never twice the same.
             kind: Which command this is.
             name: What the default folder is called after.
-            config: The resolved configuration, a dataclass; its ``seed`` and ``device`` are recorded when it has them.
+            config: The resolved configuration, a dataclass; its ``seed`` and ``device`` are
+                recorded when it has them.
             command: The command line, program first.
 
         Raises:

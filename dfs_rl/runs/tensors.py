@@ -1,6 +1,7 @@
-"""Tensors in safetensors files, checksummed; a checkpoint is one such file with its JSON state inside it.
+"""Tensors in checksummed safetensors files; a checkpoint is one with its JSON state inside it.
 
-One file means one rename: tensors and state can never come from two different moments. Loading executes no code.
+One file means one rename: tensors and state can never come from two different moments. Loading
+executes no code.
 """
 
 import hashlib
@@ -43,7 +44,7 @@ def save_tensors(
 
     Args:
         path: The file to create or replace.
-        tensors: What to write; shared or strided tensors are copied, so each name owns its values.
+        tensors: What to write; each name gets values of its own, however they shared memory.
         metadata: Text to keep in the file's header.
     """
     import torch
@@ -60,7 +61,7 @@ def save_tensors(
 
 
 def load_tensors(path: Path) -> dict[str, "Tensor"]:
-    """Read the tensors of a file that ``save_tensors`` or any other safetensors writer wrote; they land on the CPU.
+    """Read the tensors of a safetensors file, ours or another writer's, to the CPU.
 
     Raises:
         CheckpointError: If the file is missing, truncated or altered, or is not safetensors.
