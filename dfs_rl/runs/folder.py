@@ -103,9 +103,7 @@ class RunFolder:
                 f"{path} has run format {record.get('format')!r}; this version of dfs-rl reads format {FORMAT}."
             )
         if kind is not None and found != kind:
-            raise RunFolderError(
-                f"{path} holds a {found} run; a run of kind {kind} is needed here."
-            )
+            raise RunFolderError(f"{path} holds a run of kind {found}; kind {kind} is needed here.")
         return cls(path, found)
 
     @property

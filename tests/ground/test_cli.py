@@ -198,7 +198,7 @@ def test_resume_takes_the_settings_of_the_run(tmp_path, capsys):
         assert invocation.resume == folder
     other = RunFolder.create(tmp_path / "o", kind="other", name="x", config=config, command=[])
     assert refuse(capsys, "--resume", str(other.path)) == (
-        f"{other.path} holds a other run; a run of kind train is needed here."
+        f"{other.path} holds a run of kind other; kind train is needed here."
     )
 
 

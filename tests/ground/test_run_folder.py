@@ -77,7 +77,7 @@ def test_opening_checks_what_is_there(tmp_path):
     path = create(tmp_path / "run").path
     assert RunFolder.open(path) == RunFolder.open(path, "train") == RunFolder(path, "train")
     with pytest.raises(
-        RunFolderError, match="holds a train run; a run of kind evaluate is needed here"
+        RunFolderError, match="holds a run of kind train; kind evaluate is needed here"
     ):
         RunFolder.open(path, "evaluate")
     with pytest.raises(RunFolderError, match="is not a folder, so it holds no run"):
