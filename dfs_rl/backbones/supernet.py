@@ -42,52 +42,45 @@ class SupernetConfig:
     """How a supernet is trained.
 
     Attributes:
-        epochs: Passes over the train split.
-        warmup_epochs: How many of them run the dearest option alone.
-        batch_size: Images per step.
+        warmup: Share of the epochs, rounded down, that run the dearest option alone, in [0, 1].
+        batch_size: Images per step, at least 2.
         lr: Peak learning rate of SGD with Nesterov momentum; it rises over the first 5 % of all steps and falls along a
             cosine to zero.
-        momentum: Of SGD.
+        momentum: Of SGD, in [0, 1).
         weight_decay: On convolution and linear weights; steps, norms and biases have none.
-        ema_decay: Decay per step of the averaged weights that are kept in the end; 0 keeps the last weights.
-        pad: Zero padding in pixels before the random crop; 0 crops nothing.
-        calibration_rounds: Passes over the menu that measure the norms at the end.
+        average_epochs: Horizon in epochs of the moving average of weights that is kept in the end; 0 keeps the last weights.
+        pad: Zero padding in pixels before the random crop; by default an eighth of the images' height.
+        calibration_rounds: Passes over the menu that measure the norms at the end, at least 1.
         precision: ``"auto"`` multiplies in bfloat16 where the hardware is fast at it.
 
     Raises:
         ConfigError: If a value is outside its range.
     """
 
-    epochs: int = 30
-    warmup_epochs: int = 10
+    warmup: float = 0.3
     batch_size: int = 128
     lr: float = 0.1
     momentum: float = 0.9
     weight_decay: float = 5e-4
-    ema_decay: float = 0.998
-    pad: int = 4
+    average_epochs: float = 1.5
+    pad: int | None = None
     calibration_rounds: int = 12
     precision: Precision = "auto"
 
     def __post_init__(self) -> None:
-        ranges = {
-            "epochs": self.epochs >= 1,
-            "warmup_epochs": 0 <= self.warmup_epochs <= self.epochs,
-            "batch_size": self.batch_size > 1,
-            "lr": self.lr > 0,
-            "momentum": 0 <= self.momentum < 1,
-            "weight_decay": self.weight_decay >= 0,
-            "ema_decay": 0 <= self.ema_decay < 1,
-            "pad": self.pad >= 0,
-            "calibration_rounds": self.calibration_rounds >= 1,
+        fits = {
+            "warmup": (0.0 <= self.warmup <= 1.0, "0 to 1"),
+            "batch_size": (self.batch_size > 1, "2 or more"),
+            "lr": (self.lr > 0.0, "numbers above 0"),
+            "momentum": (0.0 <= self.momentum < 1.0, "numbers from 0 to below 1"),
+            "weight_decay": (self.weight_decay >= 0.0, "0 or more"),
+            "average_epochs": (self.average_epochs >= 0.0, "0 or more"),
+            "pad": (self.pad is None or self.pad >= 0, "0 or more pixels"),
+            "calibration_rounds": (self.calibration_rounds >= 1, "1 or more"),
         }
-        for name, fits in ranges.items():
-            if not fits:
-                raise ConfigError(
-                    f"{name} is {getattr(self, name)}; allowed are epochs >= 1, 0 <= warmup_epochs <= epochs, "
-                    "batch_size > 1, lr > 0, 0 <= momentum < 1, weight_decay >= 0, 0 <= ema_decay < 1, pad >= 0 and "
-                    "calibration_rounds >= 1."
-                )
+        for name, (fit, allowed) in fits.items():
+            if not fit:
+                raise ConfigError(f"{name} is {getattr(self, name)}; allowed are {allowed}.")
 
 
 class Position(NamedTuple):
@@ -139,6 +132,7 @@ class SupernetTrainer:
         backbone: Trained in place.
         dataset: Only its train split is used.
         config: How.
+        epochs: Passes over the train split, at least 1.
         seed: Seed of the run.
         device: Where to compute.
     """
@@ -149,10 +143,16 @@ class SupernetTrainer:
         dataset: Dataset,
         config: SupernetConfig,
         *,
+        epochs: int,
         seed: int,
         device: torch.device,
     ) -> None:
+        if epochs < 1:
+            raise ConfigError(f"epochs is {epochs}; allowed are 1 or more.")
         self.config = config
+        self.epochs = epochs
+        self.warmup_epochs = int(epochs * config.warmup)
+        self.pad = dataset.image_shape[1] // 8 if config.pad is None else config.pad
         self.seed = seed
         self.device = device
         self.flip = dataset.flip
@@ -179,19 +179,18 @@ class SupernetTrainer:
             momentum=config.momentum,
             nesterov=config.momentum > 0,
         )
-        first_images = self.images.images[:_STEP_IMAGES]
-        calibrate_steps(backbone, first_images, parts=[backbone])
+        never_gated = [backbone.stem_conv, backbone.stem_blocks, backbone.classifier]
+        calibrate_steps(backbone, self.images.images[:_STEP_IMAGES], parts=never_gated)
         self.average: AveragedModel | None = None
-        if config.ema_decay:
-            self.average = AveragedModel(
-                self.backbone,
-                multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay),  # type: ignore[no-untyped-call]
-            )
+        if config.average_epochs:
+            decay = 1.0 - 1.0 / max(1.0, config.average_epochs * self.steps_per_epoch)
+            averaging = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+            self.average = AveragedModel(self.backbone, multi_avg_fn=averaging, use_buffers=True)
 
     def train_epoch(self) -> Iterator[StepLosses]:
         """Run the rest of the current epoch, yielding the losses after each step; leave off anywhere and go on later."""
         epoch = self.position.epoch
-        if epoch == self.config.warmup_epochs and self.position.step == 0:
+        if epoch == self.warmup_epochs and self.position.step == 0:
             self._begin_low_settings()
         self.backbone.train()
         indices = epoch_batches(
@@ -219,13 +218,9 @@ class SupernetTrainer:
         return backbone
 
     def snapshot(self) -> ResNet:
-        """Return a copy to evaluate: averaged weights, with the running statistics of training."""
-        backbone: ResNet = copy.deepcopy(self.backbone)
-        if self.average is not None:
-            averaged = self.average.module.parameters()
-            for mine, theirs in zip(backbone.parameters(), averaged, strict=True):
-                mine.data.copy_(theirs.data)
-        return backbone.eval()
+        """Return a copy to evaluate: averaged weights and running statistics."""
+        source = self.backbone if self.average is None else cast("ResNet", self.average.module)
+        return copy.deepcopy(source).eval()
 
     def tensors(self) -> dict[str, Tensor]:
         """Return everything that training changes, for a checkpoint."""
@@ -254,12 +249,12 @@ class SupernetTrainer:
         self.position = position
 
     def _train_step(self, epoch: int, step: int, rows: Tensor) -> StepLosses:
-        progress = (epoch + step / self.steps_per_epoch) / self.config.epochs
+        progress = (epoch + step / self.steps_per_epoch) / self.epochs
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(progress, peak=self.config.lr)
         draws = torch_generator(self.seed, "augment", epoch, step, device=self.device)
         batch = self.images.subset(rows)
-        images = augment(batch.images, draws, pad=self.config.pad, flip=self.flip)
+        images = augment(batch.images, draws, pad=self.pad, flip=self.flip)
 
         self.optimizer.zero_grad()
         with precision.autocast(self.dtype, self.device):
@@ -267,7 +262,7 @@ class SupernetTrainer:
         label_loss = functional.cross_entropy(logits, batch.labels)
         label_loss.backward()  # type: ignore[no-untyped-call]
         distillation: float | None = None
-        if self.has_low_settings and epoch >= self.config.warmup_epochs:
+        if self.has_low_settings and epoch >= self.warmup_epochs:
             target = logits.detach().softmax(dim=1)
             choice = torch_generator(self.seed, "setting", epoch, step)
             setting = sample_low(self.backbone.options, len(self.backbone.blocks), choice)
@@ -304,7 +299,7 @@ class SupernetTrainer:
                 len(self.images),
                 size,
                 seed=self.seed,
-                epoch=self.config.epochs + epoch,
+                epoch=self.epochs + epoch,
                 drop_last=True,
             )
             for rows in order:

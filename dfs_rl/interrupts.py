@@ -1,0 +1,41 @@
+"""Ctrl-C as a request that long work grants at its next safe point, so that nothing is lost or half-done."""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+class StopRequest:
+    """Whether the user asked to stop.
+
+    Attributes:
+        made: True from the first Ctrl-C on.
+    """
+
+    def __init__(self) -> None:
+        self.made = False
+
+
+@contextmanager
+def stop_on_interrupt() -> Iterator[StopRequest]:
+    """Turn the first Ctrl-C within the block into a request; a second one interrupts as usual.
+
+    Outside the main thread, which alone receives signals, the request is never made.
+    """
+    request = StopRequest()
+
+    def note(number: int, frame: FrameType | None) -> None:
+        del number, frame
+        request.made = True
+        signal.signal(signal.SIGINT, previous)
+
+    try:
+        previous = signal.signal(signal.SIGINT, note)
+    except ValueError:  # not the main thread
+        yield request
+        return
+    try:
+        yield request
+    finally:
+        signal.signal(signal.SIGINT, previous)

@@ -1,0 +1,282 @@
+"""Command: train a supernet, a backbone in which every mix of bit options works."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch.utils.tensorboard.writer import SummaryWriter
+from tqdm import tqdm
+
+from dfs_rl.backbones import BackboneInfo, ResNet, ResNetConfig, StoredBackbone, save_backbone
+from dfs_rl.backbones.resnet import FirstBlock
+from dfs_rl.backbones.settings import uniform
+from dfs_rl.backbones.supernet import Position, SupernetConfig, SupernetTrainer, accuracy_of
+from dfs_rl.cli import Invocation, run_command
+from dfs_rl.config import config_from_dict, config_to_dict
+from dfs_rl.cost import DEFAULT_BITS, FULL, SKIP
+from dfs_rl.data import Dataset, ImageSet, channel_statistics, load_dataset
+from dfs_rl.errors import ConfigError
+from dfs_rl.gating.model import BACKBONE_FOLDER
+from dfs_rl.interrupts import StopRequest, stop_on_interrupt
+from dfs_rl.runs import RunFolder, write_json
+from dfs_rl.seeding import stream_seed
+
+KIND = "train_backbone"
+PROG = "python -m dfs_rl.train_backbone"
+CHECKPOINT = "last"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainBackboneConfig:
+    """What to train on what.
+
+    Attributes:
+        dataset: digits, a folder with train/test parquet files, an image folder (class/name.jpg), or a hub id.
+        backbone: resnet8, resnet14, resnet20, resnet32, resnet38, resnet56, ...: any depth 6 n + 2.
+        bits: The menu of every gated layer, ascending: 0 skips it, 32 is full precision.
+        epochs: Passes over the train split.
+        plain: Train the network without any quantization, for an honest full-precision reference.
+        seed: Seed of weights, data order and sampled settings.
+        device: cpu, cuda, cuda:1, ...
+        run_dir: Where to write; by default a new folder under runs/.
+        width: Channels of the first stage.
+        stem_bits: Precision of stem and head, which no gate decides about.
+        first_block: Whether the first block is gated like the others, or always runs as part of the stem.
+        per_channel: One weight step per output channel instead of one per layer.
+        eval_images: Images of the val split that each epoch is measured on; the end is measured on all.
+        threads: CPU threads.
+        training: How the supernet is trained.
+    """
+
+    dataset: str = "digits"
+    backbone: str = "resnet20"
+    bits: tuple[int, ...] = DEFAULT_BITS
+    epochs: int = 30
+    plain: bool = False
+    seed: int = 0
+    device: str = "cpu"
+    run_dir: Path | None = None
+    width: int = 16
+    stem_bits: int = 8
+    first_block: FirstBlock = "gated"
+    per_channel: bool = False
+    eval_images: int = 2000
+    threads: int = 1
+    training: SupernetConfig = field(default_factory=SupernetConfig)
+
+    def __post_init__(self) -> None:
+        depth_of(self.backbone)
+        for name in ("epochs", "eval_images", "threads"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+
+
+def depth_of(name: str) -> int:
+    """Read the depth out of a backbone's name.
+
+    Raises:
+        ConfigError: If it is no ResNet.
+    """
+    depth = name.removeprefix("resnet")
+    if depth == name or not depth.isdecimal():
+        raise ConfigError(
+            f"backbone is {name!r}; allowed are resnet8, resnet14, resnet20, ... with 6 n + 2 layers."
+        )
+    return int(depth)
+
+
+def build(config: TrainBackboneConfig, dataset: Dataset) -> ResNet:
+    """Make the untrained backbone that a configuration asks for; the same seed gives the same weights."""
+    torch.manual_seed(stream_seed(config.seed, "weights"))
+    channels, height, width = dataset.image_shape
+    shape = ResNetConfig(
+        depth=depth_of(config.backbone),
+        width=config.width,
+        in_channels=channels,
+        n_classes=dataset.n_classes,
+        image_size=(height, width),
+        bits=(FULL,) if config.plain else config.bits,
+        stem_bits=FULL if config.plain else config.stem_bits,
+        first_block=config.first_block,
+        per_channel=config.per_channel,
+    )
+    return ResNet(shape, channel_statistics(dataset.train.images))
+
+
+def uniform_accuracies(backbone: ResNet, images: ImageSet) -> dict[str, float]:
+    """Accuracy in percent of every uniform setting that runs the layers, by its bits."""
+    n_layers = len(backbone.blocks)
+    return {
+        str(bits): accuracy_of(backbone, images, uniform(bits, n_layers))
+        for bits in backbone.options
+        if bits != SKIP
+    }
+
+
+def train_supernet(config: TrainBackboneConfig, dataset: Dataset, run: RunFolder) -> StoredBackbone:
+    """Train to the end, or go on where the run's last checkpoint was made; the result also lies in the run's ``backbone/``.
+
+    Args:
+        config: What to train.
+        dataset: Its train split teaches, its val split measures.
+        run: Where everything goes. A checkpoint in it is continued.
+
+    Raises:
+        KeyboardInterrupt: After Ctrl-C, once everything is saved.
+        TrainingError: If the loss is no longer finite.
+        CheckpointError: If the checkpoint does not fit.
+    """
+    device = torch.device(config.device)
+    trainer = SupernetTrainer(
+        build(config, dataset),
+        dataset,
+        config.training,
+        epochs=config.epochs,
+        seed=config.seed,
+        device=device,
+    )
+    progress = Progress()
+    if run.has_checkpoint(CHECKPOINT):
+        checkpoint = run.load_checkpoint(CHECKPOINT)
+        progress = config_from_dict(checkpoint.state, Progress, source=str(run.checkpoint_dir))
+        trainer.restore(checkpoint.tensors, Position(progress.epoch, progress.step))
+        run.truncate_metrics(progress.epoch)
+    few = dataset.val.subset(torch.arange(min(config.eval_images, len(dataset.val)))).to(device)
+    board = SummaryWriter(str(run.tensorboard_dir), purge_step=progress.epoch + 1)
+    try:
+        with stop_on_interrupt() as stop:
+            while progress.epoch < config.epochs:
+                progress = _train_epoch(trainer, progress, stop, total=config.epochs)
+                if progress.step == 0:
+                    accuracies = uniform_accuracies(trainer.snapshot(), few)
+                    _log_epoch(run, board, progress, accuracies)
+                    progress = Progress(epoch=progress.epoch)
+                run.save_checkpoint(CHECKPOINT, trainer.tensors(), config_to_dict(progress))
+                if stop.made and progress.epoch < config.epochs:
+                    raise KeyboardInterrupt(
+                        f"Stopped after {progress.epoch} of {config.epochs} epochs; everything is saved. "
+                        f"Go on with: {PROG} --resume {run.path}"
+                    )
+    finally:
+        board.close()
+    backbone = trainer.finish()
+    info = BackboneInfo(
+        dataset=dataset.name,
+        fingerprint=dataset.fingerprint,
+        class_names=dataset.class_names,
+        accuracy=uniform_accuracies(backbone, dataset.val.to(device)),
+    )
+    save_backbone(backbone, info, run.path / BACKBONE_FOLDER)
+    return StoredBackbone(backbone=backbone, info=info)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """How far a training is, with what the current epoch has added up.
+
+    Attributes:
+        epoch: Epochs completed.
+        step: Steps completed in the current epoch.
+        labels: Sum of their losses on labels.
+        distillation: Sum of their distillation losses.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    labels: float = 0.0
+    distillation: float = 0.0
+
+
+def _train_epoch(
+    trainer: SupernetTrainer, progress: Progress, stop: StopRequest, *, total: int
+) -> Progress:
+    """Run the rest of an epoch, or up to a request to stop; an epoch that is complete comes back with step 0."""
+    labels, distillation = progress.labels, progress.distillation
+    with tqdm(
+        desc=f"epoch {progress.epoch + 1}/{total}",
+        total=trainer.steps_per_epoch,
+        initial=progress.step,
+        unit="step",
+        disable=None,  # silent where stderr is no terminal; the epochs' lines remain
+        leave=False,
+    ) as bar:
+        for losses in trainer.train_epoch():
+            labels += losses.labels
+            distillation += losses.distillation or 0.0
+            bar.update()
+            bar.set_postfix(loss=f"{losses.labels:.3f}", refresh=False)
+            if stop.made:
+                break
+    epoch, step = trainer.position
+    if step == 0:
+        labels, distillation = (
+            labels / trainer.steps_per_epoch,
+            distillation / trainer.steps_per_epoch,
+        )
+    return Progress(epoch=epoch, step=step, labels=labels, distillation=distillation)
+
+
+def _log_epoch(
+    run: RunFolder, board: SummaryWriter, progress: Progress, accuracies: dict[str, float]
+) -> None:
+    """Record one epoch: its mean losses and the val accuracy of each uniform setting."""
+    figures = {
+        "loss/labels": progress.labels,
+        "loss/distillation": progress.distillation,
+        **{f"val_accuracy/{bits}_bit": value for bits, value in accuracies.items()},
+    }
+    run.log({"kind": "epoch", "epoch": progress.epoch, **figures})
+    for name, value in figures.items():
+        board.add_scalar(name, value, progress.epoch)
+    shown = ", ".join(f"{bits} bit {value:.1f} %" for bits, value in accuracies.items())
+    tqdm.write(
+        f"epoch {progress.epoch}: loss {progress.labels:.3f}, val accuracy {shown}", file=sys.stderr
+    )
+
+
+def train(invocation: Invocation[TrainBackboneConfig]) -> None:
+    """Run the command."""
+    config = invocation.config
+    torch.set_num_threads(config.threads)
+    dataset = load_dataset(config.dataset)
+    run = invocation.resume or RunFolder.create(
+        config.run_dir,
+        kind=KIND,
+        name=config.backbone,
+        config=config,
+        command=invocation.command,
+    )
+    stored = train_supernet(config, dataset, run)
+    write_json(run.path / "summary.json", {"val_accuracy": dict(stored.info.accuracy)})
+    sys.stdout.write(_table(stored, n_images=len(dataset.val)) + f"\nSaved in {run.path}\n")
+
+
+def _table(stored: StoredBackbone, *, n_images: int) -> str:
+    """Accuracy of every uniform setting as text."""
+    rows = [f"{'bits':>4}  {'accuracy on val %':>17}  {'computation %':>13}"]
+    costs = stored.backbone.costs
+    for bits, accuracy in stored.info.accuracy.items():
+        options = torch.full((1, costs.n_layers), costs.options.index(int(bits)))
+        rows.append(f"{bits:>4}  {accuracy:17.2f}  {costs.computation(options).item():13.2f}")
+    rows.append(
+        f"{n_images} images; computation counts MACs x (bits / 32)^2, stem and head included."
+    )
+    return "\n".join(rows)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse flags and train; returns the exit code."""
+    return run_command(
+        train,
+        TrainBackboneConfig,
+        prog=PROG,
+        description="Train a supernet: one network in which every layer works at every bit option.",
+        kind=KIND,
+        argv=argv,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
