@@ -69,8 +69,12 @@ def _source(spec: str, splits: "datasets.DatasetDict", split: str) -> Source:
         first = 0
         selected = dataset.select_columns([column]).with_format("arrow")
         for table in selected.iter(batch_size=_BATCH_ROWS):
-            # Some data sets store where an image lies in the cache; embedding reads its bytes.
-            for rows in embed_table_storage(table).to_batches():
+            try:
+                # Some data sets store where an image lies in the cache; embedding reads its bytes.
+                embedded = embed_table_storage(table)
+            except (OSError, ValueError) as error:
+                raise DataError(f"{origin} has images that cannot be read ({error}).") from error
+            for rows in embedded.to_batches():
                 yield PlacedBatch(rows, origin, first)
                 first += len(rows)
 

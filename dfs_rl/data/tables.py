@@ -46,31 +46,38 @@ Batches = Callable[[str], Iterator[PlacedBatch]]
 
 
 def parquet_sources(folder: Path) -> Sources | None:
-    """Read ``train*.parquet`` and ``test*.parquet`` in a folder, or in its folder ``data``.
+    """Read ``train*.parquet`` and ``test*.parquet`` in a folder, or in the one folder inside it.
+
+    Copies of hub data sets keep their files in a folder named ``data`` or after the configuration.
 
     Returns:
-        The sources, or None where there is no parquet file at all.
+        The sources, or None where there is no parquet file.
 
     Raises:
-        DataError: If there are parquet files but none for train, or one cannot be read.
+        DataError: If there are parquet files but none for train, if several folders inside have
+            some, or if one cannot be read.
     """
-    for place in (folder, folder / "data"):
-        found = sorted(place.glob("*.parquet"))
-        train = [path for path in found if path.name.startswith("train")]
-        test = [path for path in found if path.name.startswith("test")]
-        if train:
-            return Sources(
-                name=folder.resolve().name,
-                train=_parquet_source(train),
-                test=_parquet_source(test) if test else None,
-            )
-        if found:
-            names = ", ".join(path.name for path in found[:3])
+    inner = sorted(path for path in folder.iterdir() if path.is_dir())
+    places = [place for place in (folder, *inner) if any(place.glob("train*.parquet"))]
+    if not places:
+        others = sorted(path.name for path in folder.glob("*.parquet"))
+        if others:
             raise DataError(
-                f"{place} holds {names} but no train*.parquet; a parquet folder needs "
-                "train*.parquet and may have test*.parquet."
+                f"{folder} holds {', '.join(others[:3])} but no train*.parquet; a parquet folder "
+                "needs train*.parquet and may have test*.parquet."
             )
-    return None
+        return None
+    if len(places) > 1 and places[0] != folder:
+        raise DataError(
+            f"{folder} has train*.parquet in each of {', '.join(place.name for place in places)}; "
+            "give one of these folders."
+        )
+    test = sorted(places[0].glob("test*.parquet"))
+    return Sources(
+        name=folder.resolve().name,
+        train=_parquet_source(sorted(places[0].glob("train*.parquet"))),
+        test=_parquet_source(test) if test else None,
+    )
 
 
 def table_source(origin: str, schema: pa.Schema, batches: Batches) -> Source:

@@ -79,6 +79,17 @@ def test_images_that_lie_in_files_are_read_from_there(pets, numbered, tmp_path):
     assert data == [Path(path).read_bytes() for path in paths]
 
 
+def test_images_whose_files_are_gone_are_refused(tmp_path):
+    import datasets
+
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
+    columns = {"image": [str(tmp_path / "gone.png")], "label": [0]}
+    stored = datasets.DatasetDict(train=datasets.Dataset.from_dict(columns, features=features))
+    train = sources_of("somebody/files", stored).train
+    with pytest.raises(DataError, match=r"somebody/files train has images that .*gone\.png"):
+        next(train.read(np.ones(1, dtype=bool)))
+
+
 def test_a_train_split_is_needed(pets):
     del pets["train"]
     with pytest.raises(DataError, match=r"'somebody/pets' has the splits \['test'\]; 'train' is"):

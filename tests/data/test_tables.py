@@ -55,9 +55,13 @@ def test_without_a_test_file_the_test_split_is_carved(parquet_folder):
     assert [len(dataset.split(name)) for name in SPLIT_NAMES] == [24, 4, 4, 8]
 
 
-def test_files_may_lie_in_a_folder_called_data(parquet_folder):
-    inner = parquet_folder.rename(parquet_folder.with_name("data"))
-    assert load_dataset(str(inner.parent)).n_classes == 2
+def test_files_may_lie_in_one_folder_inside(parquet_folder, write_parquet):
+    outer = parquet_folder.parent
+    dataset = load_dataset(str(outer))
+    assert dataset.name == outer.name
+    assert dataset.class_names == ("cat", "dog")
+    write_parquet(outer / "other" / "train.parquet", [0, 1] * 10)
+    assert "in each of other, tiny; give one of these folders" in refusal(outer)
 
 
 def test_nothing_is_written_beside_the_data(parquet_folder):
