@@ -54,8 +54,13 @@ EXIT_REFUSED = 2
 EXIT_INTERRUPTED = 130
 
 _SHARED_FLAGS = {
-    "config": "YAML file with any of these settings; flags win over it.",
-    "resume": "Go on with the run in this folder, with its own settings; takes no other flags.",
+    "config": tyro.conf.arg(
+        metavar="FILE", help="YAML file with any of these settings; flags win over it."
+    ),
+    "resume": tyro.conf.arg(
+        metavar="DIR",
+        help="Go on with the run in this folder, with its own settings; takes no other flags.",
+    ),
 }
 
 
@@ -175,7 +180,7 @@ def _with_shared_flags(config_type: type, names: Sequence[str]) -> type:
         [
             (
                 name,
-                Annotated[Path | None, tyro.conf.arg(help=_SHARED_FLAGS[name])],
+                Annotated[Path | None, _SHARED_FLAGS[name]],
                 dataclasses.field(default=None),
             )
             for name in names
