@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Inches: an image's column and row without text, margins, a row of bits, a line of text.
+# Inches: an image's column and its row without text, the image and its strip, margins, a text line.
 _COLUMN, _ROW = 1.12, 1.32
+_SIDE, _STRIP = 1.0, 0.2
 _LEFT, _TOP, _BOTTOM = 0.16, 0.34, 0.42
 _LINE = 0.145
-_BITS_HEIGHT = 0.2
 _NUMBERED_LAYERS = 10
 _NAME_LENGTH = 12
 _LINE_LENGTH = 17
@@ -71,18 +71,16 @@ def images_plot(
     row_height = _TOP + _ROW + lines * _LINE
     height = 2 * row_height + _BOTTOM
     figure = style.new_figure(width, height)
+    canvas = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(0, height))  # data units: inches
+    canvas.set_axis_off()
     for row, (name, examples) in enumerate((("Cheapest", cheapest), ("Dearest", dearest))):
         top = height - row * row_height
-        figure.text(
-            _LEFT / width,
-            (top - 0.24) / height,
-            f"{name} images",
-            fontsize=style.TITLE_SIZE,
-            color=style.INK,
-        )
+        heading = f"{name} images"
+        canvas.text(_LEFT, top - 0.24, heading, fontsize=style.TITLE_SIZE, color=style.INK)
         for column, example in enumerate(examples):
             left = _LEFT + column * _COLUMN
-            _draw_example(figure, example, options, left, top - _TOP)
+            _draw_example(canvas, example, options, left, top - _TOP)
+    canvas.set(xlim=(0, width), ylim=(0, height), aspect="auto")  # pictures change them
     _legend(figure, options)
     return figure
 
@@ -99,20 +97,20 @@ def to_rgb(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _draw_example(
-    figure: "Figure", example: ImageExample, options: BitOptions, left: float, top: float
+    canvas: "Axes", example: ImageExample, options: BitOptions, left: float, top: float
 ) -> None:
-    """Draw one image with its strip and text; ``left`` and ``top`` are inches."""
-    side = _COLUMN - 0.12
-    picture = _axes(figure, left, top - side, side, side)
-    picture.imshow(to_rgb(example.image), interpolation="nearest", aspect="equal")
-    strip = _axes(figure, left, top - side - _BITS_HEIGHT - 0.05, side, _BITS_HEIGHT)
-    _draw_bits(strip, example.options, options)
+    """Draw one image with its strip and text below ``top``, in inches."""
+    rows, columns = example.image.shape[1:]
+    width, height = (_SIDE * n / max(rows, columns) for n in (columns, rows))
+    middle, foot = left + _SIDE / 2, top - _SIDE
+    extent = (middle - width / 2, middle + width / 2, foot, foot + height)
+    canvas.imshow(to_rgb(example.image), interpolation="nearest", extent=extent, aspect="auto")
+    _draw_bits(canvas, example.options, options, left, foot - _STRIP - 0.05)
     for line, caption in enumerate(_captions(example)):
-        strip.text(
-            0.5,
-            -0.25 - _LINE / _BITS_HEIGHT * line,
+        canvas.text(
+            middle,
+            foot - _STRIP - 0.1 - _LINE * line,
             caption.text,
-            transform=strip.transAxes,
             ha="center",
             va="top",
             fontsize=style.SMALL_SIZE - 0.5,
@@ -132,23 +130,27 @@ def _captions(example: ImageExample) -> list[_Caption]:
     return [cost, *(_Caption(line, colour, "normal") for line in lines)]
 
 
-def _draw_bits(axes: "Axes", chosen: tuple[int, ...], options: BitOptions) -> None:
+def _draw_bits(
+    canvas: "Axes", chosen: tuple[int, ...], options: BitOptions, left: float, bottom: float
+) -> None:
+    from matplotlib.patches import Rectangle
+
     colours = style.option_colours(options)
+    width = _SIDE / len(chosen)
     for layer, option in enumerate(chosen):
-        colour = colours[option]
-        axes.axvspan(layer + 0.04, layer + 0.96, color=colour, linewidth=0)
+        place = left + layer * width
+        cell = Rectangle((place, bottom), 0.92 * width, _STRIP, color=colours[option], linewidth=0)
+        canvas.add_patch(cell)
         if len(chosen) <= _NUMBERED_LAYERS:
-            axes.text(
-                layer + 0.5,
-                0.5,
+            canvas.text(
+                place + 0.46 * width,
+                bottom + _STRIP / 2,
                 str(options[option]),
                 ha="center",
                 va="center_baseline",
                 fontsize=5.5,
-                color=style.text_colour(colour),
+                color=style.text_colour(colours[option]),
             )
-    axes.set_xlim(0, len(chosen))
-    axes.set_ylim(0, 1)
 
 
 def _legend(figure: "Figure", options: BitOptions) -> None:
@@ -171,16 +173,6 @@ def _legend(figure: "Figure", options: BitOptions) -> None:
         handleheight=1.0,
         columnspacing=1.2,
     )
-
-
-def _axes(figure: "Figure", left: float, bottom: float, width: float, height: float) -> "Axes":
-    """Add axes without frame or ticks, placed in inches."""
-    whole_width, whole_height = figure.get_size_inches()
-    axes = figure.add_axes(
-        (left / whole_width, bottom / whole_height, width / whole_width, height / whole_height)
-    )
-    axes.set_axis_off()
-    return axes
 
 
 def _short(name: str) -> str:

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -38,22 +38,12 @@ class Label(NamedTuple):
     weight: str = "normal"
 
 
-class _Box(NamedTuple):
-    left: float
-    bottom: float
-    right: float
-    top: float
+class _Place(NamedTuple):
+    """Where a label goes: its distance from the point in points, its offset and box in pixels."""
 
-    def overlap(self, other: "_Box") -> float:
-        """Return the area that both cover."""
-        width = min(self.right, other.right) - max(self.left, other.left)
-        height = min(self.top, other.top) - max(self.bottom, other.bottom)
-        return max(0.0, width) * max(0.0, height)
-
-    def outside(self, frame: "_Box") -> float:
-        """Return the area that lies outside ``frame``."""
-        own = (self.right - self.left) * (self.top - self.bottom)
-        return own - self.overlap(frame)
+    distance: float
+    offset: tuple[float, float]
+    box: NDArray[np.float64]
 
 
 def place_labels(
@@ -75,16 +65,15 @@ def place_labels(
     Returns:
         The boxes of the texts, in pixels.
     """
-    figure = axes.figure
-    pixels = figure.dpi / 72.0  # per point
-    frame = _Box(*axes.get_window_extent().extents)
-    centres = [tuple(axes.transData.transform((label.x, label.y))) for label in labels]
-    taken = [_square(centre, _MARKER_RADIUS * pixels) for centre in centres]
+    pixels = axes.figure.dpi / 72.0  # per point
+    frame = np.asarray(axes.get_window_extent().extents)
+    centres = axes.transData.transform([(label.x, label.y) for label in labels])
+    taken = [_squares(centres, _MARKER_RADIUS * pixels)]
     for line in lines:
-        ends = axes.transData.transform(np.asarray(line, dtype=np.float64))
-        taken += [_square(place, _LINE_RADIUS * pixels) for place in _along(ends, pixels)]
+        places = _along(axes.transData.transform(line), 2 * _LINE_RADIUS * pixels)
+        taken.append(_squares(places, _LINE_RADIUS * pixels))
     boxes = []
-    for label, (x, y) in zip(labels, centres, strict=True):
+    for label, centre in zip(labels, centres, strict=True):
         text = axes.annotate(
             label.text,
             (label.x, label.y),
@@ -98,75 +87,64 @@ def place_labels(
             zorder=6,
         )
         extent = text.get_window_extent()
-        half = (
-            extent.width / 2 + _PADDING * pixels,
-            extent.height / 2 + _PADDING * pixels,
-        )
-        distance, dx, dy, box = _best_place((x, y), half, taken, frame, pixels)
-        text.set_position((dx / pixels, dy / pixels))
-        taken.append(box)
+        half = np.array([extent.width, extent.height]) / 2 + _PADDING * pixels
+        place = _best_place(centre, half, np.concatenate(taken), frame, pixels)
+        text.set_position((place.offset[0] / pixels, place.offset[1] / pixels))
+        taken.append(place.box[None])
         boxes.append(text.get_window_extent())
-        if distance > _LEADER_FROM:
-            _leader(axes, (x, y), (x + dx, y + dy), half, label.colour)
+        if place.distance > _LEADER_FROM:
+            _leader(axes, centre, place.box, label.colour)
     return boxes
 
 
-def _square(centre: Sequence[float], radius: float) -> _Box:
-    x, y = centre
-    return _Box(x - radius, y - radius, x + radius, y + radius)
+def _squares(centres: NDArray[np.float64], radius: float) -> NDArray[np.float64]:
+    """Return boxes (left, bottom, right, top) ``[n, 4]`` around ``centres`` ``[n, 2]``."""
+    return np.concatenate([centres - radius, centres + radius], axis=1)
 
 
-def _along(ends: NDArray[np.float64], pixels: float) -> Iterator[tuple[float, float]]:
-    """Yield places on a polyline, two line radii apart."""
-    for (x0, y0), (x1, y1) in itertools.pairwise(ends.tolist()):
-        steps = max(1, math.ceil(math.hypot(x1 - x0, y1 - y0) / (2 * _LINE_RADIUS * pixels)))
-        for i in range(steps + 1):
-            yield x0 + (x1 - x0) * i / steps, y0 + (y1 - y0) * i / steps
+def _along(ends: NDArray[np.float64], spacing: float) -> NDArray[np.float64]:
+    """Return places on a polyline ``[n, 2]``, at most ``spacing`` apart."""
+    pieces = []
+    for start, end in itertools.pairwise(ends):
+        steps = max(1, math.ceil(math.dist(start, end) / spacing))
+        pieces.append(start + (end - start) * np.linspace(0, 1, steps + 1)[:, None])
+    return np.concatenate(pieces)
+
+
+def _overlaps(first: NDArray[np.float64], second: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the areas ``[n, m]`` that boxes ``[n, 4]`` and ``[m, 4]`` have in common."""
+    low = np.maximum(first[:, None, :2], second[None, :, :2])
+    high = np.minimum(first[:, None, 2:], second[None, :, 2:])
+    areas: NDArray[np.float64] = np.clip(high - low, 0.0, None).prod(axis=2)
+    return areas
 
 
 def _best_place(
-    centre: tuple[float, float],
-    half: tuple[float, float],
-    taken: Sequence[_Box],
-    frame: _Box,
+    centre: NDArray[np.float64],
+    half: NDArray[np.float64],
+    taken: NDArray[np.float64],
+    frame: NDArray[np.float64],
     pixels: float,
-) -> tuple[float, float, float, _Box]:
-    """Return distance (points), offset (pixels) and box of the place that covers least."""
-    best = None
-    for distance in _DISTANCES:
-        for direction in range(_DIRECTIONS):
-            angle = 2 * math.pi * direction / _DIRECTIONS
-            # The edge of the box, not its middle, keeps the distance.
-            reach_x = distance * pixels * math.cos(angle) + half[0] * _unit(math.cos(angle))
-            reach_y = distance * pixels * math.sin(angle) + half[1] * _unit(math.sin(angle))
-            x, y = centre[0] + reach_x, centre[1] + reach_y
-            box = _Box(x - half[0], y - half[1], x + half[0], y + half[1])
-            covered = sum(box.overlap(other) for other in taken) + 4 * box.outside(frame)
-            # Right and above first, as one reads.
-            slant = 0.5 * (1 - math.cos(angle - math.pi / 6))
-            cost = (covered, distance + slant)
-            if best is None or cost < best[0]:
-                best = (cost, (distance, reach_x, reach_y, box))
-    assert best is not None, "there are places to choose from"
-    return best[1]
-
-
-def _unit(value: float) -> float:
-    """Squash a cosine so that a side's middle is reached before its corner."""
-    return max(-1.0, min(1.0, 1.4 * value))
+) -> _Place:
+    """Return the place, of a fan around the point, whose box covers least; the nearest of equals."""
+    angles = 2 * np.pi * np.arange(_DIRECTIONS) / _DIRECTIONS
+    distance, angle = (v.ravel() for v in np.meshgrid(_DISTANCES, angles, indexing="ij"))
+    direction = np.stack([np.cos(angle), np.sin(angle)], axis=1)  # [places, 2]
+    # The box's edge, not its middle, keeps the distance; a side's middle is reached before a corner.
+    offset = distance[:, None] * pixels * direction + half * np.clip(1.4 * direction, -1, 1)
+    boxes = np.concatenate([centre + offset - half, centre + offset + half], axis=1)
+    outside = 4 * half.prod() - _overlaps(boxes, frame[None])[:, 0]
+    covered = _overlaps(boxes, taken).sum(axis=1) + 4 * outside
+    # Right and above first, as one reads.
+    preference = distance + 0.5 * (1 - np.cos(angle - np.pi / 6))
+    best = int(np.lexsort((preference, covered.round(6)))[0])
+    return _Place(float(distance[best]), (offset[best, 0], offset[best, 1]), boxes[best])
 
 
 def _leader(
-    axes: "Axes",
-    point: tuple[float, float],
-    centre: tuple[float, float],
-    half: tuple[float, float],
-    colour: str,
+    axes: "Axes", point: NDArray[np.float64], box: NDArray[np.float64], colour: str
 ) -> None:
     """Draw a thin line from the point to the nearest place on the label's box."""
-    ends = [
-        point,
-        tuple(min(max(p, c - h), c + h) for p, c, h in zip(point, centre, half, strict=True)),
-    ]
-    data = axes.transData.inverted().transform(ends)
+    nearest = np.clip(point, box[:2], box[2:])
+    data = axes.transData.inverted().transform(np.stack([point, nearest]))
     axes.plot(data[:, 0], data[:, 1], color=colour, linewidth=0.6, alpha=0.7, zorder=3)

@@ -128,3 +128,13 @@ def summary() -> EvaluationSummary:
 @pytest.fixture(scope="session")
 def backbone_summary() -> EvaluationSummary:
     return summarize(fixed_methods(), COSTS, SUBJECT)
+
+
+@pytest.fixture(scope="session")
+def gate_records() -> GateRecords:
+    return gate_method().records[0]
+
+
+@pytest.fixture(scope="session")
+def costs() -> CostTable:
+    return COSTS
