@@ -32,7 +32,8 @@ clean: ## Remove caches and build products; runs and the environment stay
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -not -path "./$(VENV)/*" -prune -exec rm -rf {} +
 
-$(BIN)/python:
+# Not bin/python: a system without ensurepip leaves that behind, and then nothing to install with.
+$(BIN)/pip:
 	@command -v $(PYTHON) > /dev/null || \
 		{ echo "$(PYTHON) is not installed; give another one with: make PYTHON=/path/to/python3" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
@@ -40,10 +41,10 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 # A stamp is newer than the files it was installed from, so a second make installs nothing.
-$(VENV)/.installed: $(SOURCES) | $(BIN)/python
+$(VENV)/.installed: $(SOURCES) | $(BIN)/pip
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e .
 	touch $@
 
-$(VENV)/.installed-dev: $(SOURCES) | $(BIN)/python
+$(VENV)/.installed-dev: $(SOURCES) | $(BIN)/pip
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@ $(VENV)/.installed
