@@ -166,9 +166,7 @@ def train_gate(
         CheckpointError: If the checkpoint does not fit.
     """
     checkpoint = run.load_checkpoint(CHECKPOINT) if run.has_checkpoint(CHECKPOINT) else None
-    state: Mapping[str, Any] = (
-        checkpoint.state if checkpoint else {"timesteps": None, "metrics": 0, "validation": None}
-    )
+    state: Mapping[str, Any] = checkpoint.state if checkpoint else {"timesteps": None, "metrics": 0}
     run.truncate_metrics(state["metrics"])
     lifecycle = Lifecycle(resumed_at=state["timesteps"])
 
@@ -221,7 +219,7 @@ def train_gate(
         run=run,
         board=board,
         report=report,
-        resumed=state["validation"],
+        resumed=(state["validation"], checkpoint.tensors) if checkpoint else None,
     )
 
     def renew() -> None:
@@ -229,7 +227,8 @@ def train_gate(
 
     def save() -> None:
         learned = capture(model)
-        tensors = learned.tensors | best.tensors() | (trainer.tensors() if trainer else {})
+        tensors = learned.tensors | best.tensors() | validation.tensors()
+        tensors |= trainer.tensors() if trainer else {}
         extra = {
             "metrics": len(run.read_metrics()),
             "validation": validation.state,
@@ -238,14 +237,15 @@ def train_gate(
         run.save_checkpoint(CHECKPOINT, tensors, learned.state | extra)
 
     callbacks: list[BaseCallback] = [
-        Schedules(
-            seed=plan.seed, entropy=lambda progress: entropy_weight(plan.algorithm, progress)
-        ),
         FiniteGuard(lifecycle),
         *([CoTraining(lifecycle, trainer, renew=renew)] if trainer else []),
         UpdateLog(lifecycle),
         validation,
         Checkpointing(lifecycle, save, every=plan.checkpoint_every),
+        # After all of these, for some draw random numbers, and a resumed run skips them once.
+        Schedules(
+            seed=plan.seed, entropy=lambda progress: entropy_weight(plan.algorithm, progress)
+        ),
         *watchers,
     ]
     try:

@@ -1,0 +1,89 @@
+"""The deployed gate says exactly what the policy's actor says, and nothing of the critic ships."""
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from stable_baselines3 import PPO
+from stable_baselines3.common.vec_env import DummyVecEnv
+
+from agents.deploy import deploy
+from agents.extractor import LayerwiseExtractor
+from dfs_rl.cost import BitOptions
+from dfs_rl.gating.gates import LayerwiseGate
+
+CHANNELS = (3, 7, 5)
+OPTIONS = BitOptions((0, 2, 8, 32))
+
+
+class SpacesOnly(gymnasium.Env):
+    """Only the spaces matter."""
+
+    observation_space = spaces.Dict(
+        {
+            "features": spaces.Box(-10.0, 10.0, (7,), np.float32),
+            "layer": spaces.Discrete(3),
+            "context": spaces.Box(0.0, 1.0, (3,), np.float32),
+        }
+    )
+    action_space = spaces.Discrete(4)
+
+
+@pytest.fixture
+def model() -> PPO:
+    torch.manual_seed(0)
+    model = PPO(
+        "MultiInputPolicy",
+        DummyVecEnv([SpacesOnly]),
+        policy_kwargs={
+            "net_arch": {"pi": [], "vf": []},
+            "share_features_extractor": False,
+            "features_extractor_class": LayerwiseExtractor,
+            "features_extractor_kwargs": {"feature_channels": CHANNELS, "hidden": 6, "outputs": 4},
+        },
+        device="cpu",
+    )
+    with torch.no_grad():  # a policy in training, its shared head no identity
+        for parameter in model.policy.parameters():
+            parameter.normal_()
+    return model
+
+
+def test_logits_and_choices_equal_the_policys(model: PPO) -> None:
+    gate = deploy(model, OPTIONS, name="ppo")
+    generator = torch.Generator().manual_seed(1)
+    for layer, channels in enumerate(CHANNELS):
+        features = torch.zeros(50, 7)
+        features[:, :channels] = torch.randn(50, channels, generator=generator)
+        context = torch.rand(50, 3, generator=generator)
+        observation = {
+            "features": features,
+            "layer": torch.full((50,), layer),
+            "context": context,
+        }
+        policy_log_probabilities = model.policy.get_distribution(observation).distribution.logits
+        gate_logits = gate(features, layer, context)
+        torch.testing.assert_close(gate_logits.log_softmax(dim=1), policy_log_probabilities)
+        numpy_observation = {name: value.numpy() for name, value in observation.items()}
+        chosen, _ = model.predict(numpy_observation, deterministic=True)
+        np.testing.assert_array_equal(gate.decide(features, layer, context).numpy(), chosen)
+
+
+def test_only_the_actor_ships_and_its_cost_is_counted(model: PPO) -> None:
+    gate = deploy(model, OPTIONS, name="ppo")
+    assert isinstance(gate, LayerwiseGate)
+    assert gate.macs == sum((c + 3) * 6 + 6 * 4 for c in CHANNELS)
+    assert sum(p.numel() for p in gate.parameters()) == sum(
+        (c + 3) * 6 + 6 + 6 * 4 + 4 for c in CHANNELS
+    )
+    assert gate.name == "ppo"
+
+
+def test_a_deployed_gate_does_not_change_with_the_policy(model: PPO) -> None:
+    gate = deploy(model, OPTIONS, name="ppo")
+    before = {name: value.clone() for name, value in gate.state_dict().items()}
+    with torch.no_grad():
+        for parameter in model.policy.parameters():
+            parameter.add_(1.0)
+    assert all(torch.equal(value, before[name]) for name, value in gate.state_dict().items())

@@ -1,0 +1,196 @@
+"""Learning proved on a planted task that no untrained policy and no fixed table solves."""
+
+import itertools
+
+import pytest
+import torch
+from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+
+from agents.algorithms import ALGORITHMS, GateLearning, build_algorithm, entropy_weight
+from agents.callbacks import Schedules
+from agents.deploy import deploy
+from agents.group_buffer import GroupRolloutBuffer
+from agents.hyperparameters import A2CConfig, AlgorithmConfig, PPOConfig
+from agents.validation import rewards_of
+from dfs_rl.backbones.contract import WalkableBackbone
+from dfs_rl.data import ImageSet
+from dfs_rl.errors import ConfigError
+from dfs_rl.evaluation.run_gate import evaluate_gate, evaluate_table
+from dfs_rl.gating.reward import RewardWeights
+from envs.sb3 import SB3GatingVecEnv
+from envs.task import Task
+
+WEIGHTS = RewardWeights(accuracy=1.0, log_likelihood=0.0, cost=0.5)
+
+# Skipping everything is right for 1 image in 9, and that is what an untrained gate does.
+UNTRAINED_REWARD = 1.0 / 9.0
+# Both layers at their need: always right, at a mean cost of (0 + 1/8 + 1/2) / 3 per layer.
+BEST_REWARD = 1.0 - 0.5 * 2.0 * (0.0 + 0.125 + 0.5) / 3.0
+# Everything in full precision: always right, at cost 1. No other table is better.
+BEST_TABLE_REWARD = 0.5
+
+
+def make_model(
+    config: AlgorithmConfig,
+    backbone: WalkableBackbone,
+    images: ImageSet,
+    *,
+    group: int,
+    seed: int = 0,
+) -> OnPolicyAlgorithm:
+    task = Task(
+        backbone=backbone, images=images, weights=WEIGHTS, budget=None, class_names=("no", "yes")
+    )
+    env = SB3GatingVecEnv(task, 64, images_per_group=group, seed=seed)
+    learning = GateLearning(
+        feature_channels=backbone.feature_channels,
+        hidden=16,
+        images_per_group=group,
+        seed=seed,
+        device="cpu",
+    )
+    model = build_algorithm(config, env, learning)
+    model.set_logger(Logger(None, []))
+    return model
+
+
+def train(model: OnPolicyAlgorithm, config: AlgorithmConfig, steps: int, seed: int = 0) -> None:
+    schedules = Schedules(seed=seed, entropy=lambda progress: entropy_weight(config, progress))
+    model.learn(steps, [schedules], log_interval=10**9)
+
+
+def reward_of(model: OnPolicyAlgorithm, backbone: WalkableBackbone, images: ImageSet) -> float:
+    records = evaluate_gate(backbone, deploy(model, backbone.options, name="gate"), images)
+    return float(rewards_of(records, backbone.costs, WEIGHTS, budget=None).mean())
+
+
+@pytest.mark.parametrize(
+    ("config", "group", "steps", "solved"),
+    [
+        (PPOConfig(learning_rate=1e-2, minibatches=1), 8, 8_000, 0.75),
+        (PPOConfig(learning_rate=1e-2, minibatches=1), 1, 8_000, 0.75),
+        (A2CConfig(learning_rate=0.02), 8, 20_000, 0.70),
+        (A2CConfig(learning_rate=0.02), 1, 20_000, 0.70),
+    ],
+    ids=["ppo-groups", "ppo-critic", "a2c-groups", "a2c-critic"],
+)
+def test_algorithms_solve_what_an_untrained_policy_and_every_table_fail(
+    planted_backbone: WalkableBackbone,
+    planted_images: ImageSet,
+    config: AlgorithmConfig,
+    group: int,
+    steps: int,
+    solved: float,
+) -> None:
+    model = make_model(config, planted_backbone, planted_images, group=group)
+    assert reward_of(model, planted_backbone, planted_images) == pytest.approx(UNTRAINED_REWARD)
+    train(model, config, steps)
+    learned = reward_of(model, planted_backbone, planted_images)
+    assert solved <= learned <= BEST_REWARD + 1e-9
+    assert solved > BEST_TABLE_REWARD + 0.15
+
+
+def test_the_best_table_is_as_stated(
+    planted_backbone: WalkableBackbone, planted_images: ImageSet
+) -> None:
+    rewards = [
+        float(
+            rewards_of(
+                evaluate_table(planted_backbone, planted_images, table, name="table"),
+                planted_backbone.costs,
+                WEIGHTS,
+                budget=None,
+            ).mean()
+        )
+        for table in itertools.product(range(3), repeat=2)
+    ]
+    assert max(rewards) == pytest.approx(BEST_TABLE_REWARD)
+    assert rewards[0] == pytest.approx(UNTRAINED_REWARD)
+
+
+def test_same_seed_same_weights_other_seed_other_weights(
+    planted_backbone: WalkableBackbone, planted_images: ImageSet
+) -> None:
+    config = PPOConfig()
+    policies = []
+    for seed in (3, 3, 4):
+        model = make_model(config, planted_backbone, planted_images, group=8, seed=seed)
+        train(model, config, 512, seed)
+        policies.append(model.policy.state_dict())
+    same = [torch.equal(policies[0][name], policies[1][name]) for name in policies[0]]
+    other = [torch.equal(policies[0][name], policies[2][name]) for name in policies[0]]
+    assert all(same)
+    assert not all(other)
+
+
+def test_the_shared_action_head_passes_scores_through_and_stays_so(
+    planted_backbone: WalkableBackbone, planted_images: ImageSet
+) -> None:
+    config = PPOConfig()
+    model = make_model(config, planted_backbone, planted_images, group=8)
+    train(model, config, 512)
+    assert torch.equal(model.policy.action_net.weight, torch.eye(3))
+    assert torch.equal(model.policy.action_net.bias, torch.zeros(3))
+
+
+def test_actor_and_critic_share_nothing(
+    planted_backbone: WalkableBackbone, planted_images: ImageSet
+) -> None:
+    policy = make_model(PPOConfig(), planted_backbone, planted_images, group=8).policy
+    actor = {p.data_ptr() for p in policy.pi_features_extractor.parameters()}
+    critic = {p.data_ptr() for p in policy.vf_features_extractor.parameters()}
+    assert not actor & critic
+
+
+def test_groups_are_used_only_where_asked_for(
+    planted_backbone: WalkableBackbone, planted_images: ImageSet
+) -> None:
+    grouped = make_model(PPOConfig(), planted_backbone, planted_images, group=8)
+    alone = make_model(PPOConfig(), planted_backbone, planted_images, group=1)
+    assert isinstance(grouped.rollout_buffer, GroupRolloutBuffer)
+    assert not isinstance(alone.rollout_buffer, GroupRolloutBuffer)
+
+
+def test_schedules_run_from_start_to_end() -> None:
+    config = PPOConfig(entropy=0.02)
+    assert [entropy_weight(config, p) for p in (0.0, 0.5, 1.0, 1.1)] == [0.02, 0.01, 0.0, 0.0]
+
+
+def test_learning_rate_falls_linearly(
+    planted_backbone: WalkableBackbone, planted_images: ImageSet
+) -> None:
+    config = PPOConfig(learning_rate=1e-2, final_learning_rate=1e-3)
+    model = make_model(config, planted_backbone, planted_images, group=8)
+    rates = [model.lr_schedule(remaining) for remaining in (1.0, 0.5, 0.0, -0.1)]
+    assert rates == pytest.approx([1e-2, 5.5e-3, 1e-3, 1e-3])
+
+
+def test_every_algorithm_has_a_name_and_builds(
+    planted_backbone: WalkableBackbone, planted_images: ImageSet
+) -> None:
+    for entry in ALGORITHMS.values():
+        model = make_model(entry.config_type(), planted_backbone, planted_images, group=8)
+        assert isinstance(model, entry.algorithm)
+
+
+def test_minibatches_must_divide_an_update(
+    planted_backbone: WalkableBackbone, planted_images: ImageSet
+) -> None:
+    with pytest.raises(ConfigError, match=r"ppo.minibatches is 3; it must divide the 128 samples"):
+        make_model(PPOConfig(minibatches=3), planted_backbone, planted_images, group=8)
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda: PPOConfig(learning_rate=0.0), "learning_rate is 0.0; it must be positive"),
+        (lambda: PPOConfig(epochs=0), "epochs is 0; it must be positive"),
+        (lambda: PPOConfig(gae_lambda=1.5), r"gae_lambda is 1.5; it must lie in \[0, 1\]"),
+        (lambda: A2CConfig(entropy=-1.0), "entropy is -1.0; it must not be negative"),
+        (lambda: A2CConfig(learning_rate=float("nan")), "learning_rate is nan"),
+    ],
+)
+def test_impossible_hyperparameters_are_refused(make, sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        make()

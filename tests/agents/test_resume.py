@@ -1,0 +1,213 @@
+"""A training that was interrupted or killed ends exactly where an uninterrupted one ends."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from stable_baselines3.common.callbacks import BaseCallback
+
+from agents.hyperparameters import A2CConfig, AlgorithmConfig, CoTrainConfig, PPOConfig
+from agents.training import CHECKPOINT, GateTraining, TrainingResult, train_gate
+from dfs_rl.backbones import BackboneInfo, ResNet, ResNetConfig, StoredBackbone
+from dfs_rl.data import Dataset, ImageSet, channel_statistics
+from dfs_rl.errors import CheckpointError
+from dfs_rl.gating.reward import RewardWeights
+from dfs_rl.runs import RunFolder, load_tensors
+
+STEPS_PER_UPDATE = 16 * 3
+
+
+def make_dataset() -> Dataset:
+    generator = torch.Generator().manual_seed(0)
+
+    def images(n: int) -> ImageSet:
+        pixels = torch.randint(256, (n, 1, 8, 8), dtype=torch.uint8, generator=generator)
+        return ImageSet(images=pixels, labels=torch.arange(n) % 3)
+
+    return Dataset(
+        name="noise",
+        class_names=("a", "b", "c"),
+        train=images(30),
+        agent=images(24),
+        val=images(12),
+        test=images(12),
+        flip=True,
+    )
+
+
+def make_stored(dataset: Dataset) -> StoredBackbone:
+    torch.manual_seed(0)
+    config = ResNetConfig(
+        depth=8, width=4, in_channels=1, n_classes=3, image_size=(8, 8), bits=(0, 2, 8, 32)
+    )
+    backbone = ResNet(config, channel_statistics(dataset.train.images)).eval()
+    info = BackboneInfo(
+        dataset="noise", fingerprint=dataset.fingerprint, class_names=dataset.class_names
+    )
+    return StoredBackbone(backbone=backbone, info=info)
+
+
+def make_plan(
+    algorithm: AlgorithmConfig,
+    *,
+    group: int = 4,
+    cotrain: CoTrainConfig | None = None,
+    **changes: Any,
+) -> GateTraining:
+    settings: dict[str, Any] = {
+        "algorithm": algorithm,
+        "timesteps": 8 * STEPS_PER_UPDATE,
+        "weights": RewardWeights(),
+        "budget": None,
+        "images_per_group": group,
+        "num_envs": 16,
+        "hidden": 4,
+        "cotrain": cotrain,
+        "eval_every": 3 * STEPS_PER_UPDATE,
+        "checkpoint_every": 3 * STEPS_PER_UPDATE,
+        "seed": 5,
+        "device": "cpu",
+        "dtype": torch.float32,
+        "name": "gate",
+    }
+    return GateTraining(**(settings | changes))
+
+
+class SignalAt(BaseCallback):
+    """Sends this process a signal in the middle of a rollout."""
+
+    def __init__(self, timesteps: int, number: signal.Signals) -> None:
+        super().__init__()
+        self.at = timesteps
+        self.number = number
+
+    def _on_step(self) -> bool:
+        if self.model.num_timesteps == self.at:
+            os.kill(os.getpid(), self.number)
+        return True
+
+
+def new_run(path: Path) -> RunFolder:
+    return RunFolder.create(path, kind="test", name="test", config=PPOConfig(), command=("test",))
+
+
+def train(run: RunFolder, plan: GateTraining, *watchers: BaseCallback) -> TrainingResult:
+    dataset = make_dataset()
+    return train_gate(
+        plan, make_stored(dataset), dataset, run, report=lambda *_: None, watchers=watchers
+    )
+
+
+def train_and_be_killed(path: str, at: int) -> None:
+    """What the child process of the kill test runs."""
+    torch.set_num_threads(1)
+    train(new_run(Path(path)), make_plan(PPOConfig()), SignalAt(at, signal.SIGKILL))
+
+
+def assert_equal_runs(first: RunFolder, second: RunFolder) -> None:
+    assert first.metrics_path.read_text() == second.metrics_path.read_text()
+    weights = [load_tensors(run.path / "gate" / "gate.safetensors") for run in (first, second)]
+    assert weights[0].keys() == weights[1].keys()
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+    ends = [run.load_checkpoint(CHECKPOINT) for run in (first, second)]
+    assert ends[0].state == ends[1].state
+    assert ends[0].tensors.keys() == ends[1].tensors.keys()
+    assert all(torch.equal(value, ends[1].tensors[name]) for name, value in ends[0].tensors.items())
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        make_plan(PPOConfig()),
+        make_plan(PPOConfig(), group=1),
+        make_plan(A2CConfig()),
+        make_plan(PPOConfig(), cotrain=CoTrainConfig(batch_size=8)),
+    ],
+    ids=["ppo", "ppo-critic", "a2c", "ppo-cotrain"],
+)
+def test_ctrl_c_saves_and_the_run_goes_on_as_if_nothing_had_happened(
+    tmp_path: Path, plan: GateTraining
+) -> None:
+    whole = new_run(tmp_path / "whole")
+    result = train(whole, plan)
+    parts = new_run(tmp_path / "parts")
+    with pytest.raises(KeyboardInterrupt):
+        train(parts, plan, SignalAt(2 * STEPS_PER_UPDATE + 32, signal.SIGINT))
+    # The update at hand was finished, and that is where the checkpoint is.
+    assert parts.load_checkpoint(CHECKPOINT).state["timesteps"] == 3 * STEPS_PER_UPDATE
+    assert train(parts, plan) == result
+    assert_equal_runs(whole, parts)
+
+
+def test_kill_loses_only_what_came_after_the_checkpoint(tmp_path: Path) -> None:
+    plan = make_plan(PPOConfig())
+    whole = new_run(tmp_path / "whole")
+    result = train(whole, plan)
+    # In the sixth update: later than the checkpoint of the third, with records of the fifth.
+    code = "import runpy, sys; runpy.run_path(sys.argv[1])['train_and_be_killed'](sys.argv[2], int(sys.argv[3]))"
+    at = 5 * STEPS_PER_UPDATE + 16
+    child = subprocess.run(
+        [sys.executable, "-c", code, __file__, str(tmp_path / "parts"), str(at)], check=False
+    )
+    assert child.returncode == -signal.SIGKILL
+    parts = RunFolder.open(tmp_path / "parts")
+    assert parts.load_checkpoint(CHECKPOINT).state["timesteps"] == 3 * STEPS_PER_UPDATE
+    assert parts.read_metrics()[-1]["timesteps"] == 5 * STEPS_PER_UPDATE
+    assert train(parts, plan) == result
+    assert_equal_runs(whole, parts)
+
+
+def test_a_run_killed_before_its_first_checkpoint_begins_anew(tmp_path: Path) -> None:
+    plan = make_plan(PPOConfig(), timesteps=2 * STEPS_PER_UPDATE)
+    whole = new_run(tmp_path / "whole")
+    train(whole, plan)
+    parts = new_run(tmp_path / "parts")
+    parts.log({"kind": "update", "timesteps": STEPS_PER_UPDATE})  # all that a killed run left
+    train(parts, plan)
+    assert_equal_runs(whole, parts)
+
+
+def test_a_finished_run_stays_as_it_is(tmp_path: Path) -> None:
+    plan = make_plan(PPOConfig(), timesteps=2 * STEPS_PER_UPDATE)
+    run = new_run(tmp_path / "run")
+    result = train(run, plan)
+    before = run.metrics_path.read_text()
+    assert train(run, plan) == result
+    assert run.metrics_path.read_text() == before
+
+
+def test_same_seed_same_metrics_other_seed_other_metrics(tmp_path: Path) -> None:
+    texts = []
+    for name, seed in (("a", 5), ("b", 5), ("c", 6)):
+        run = new_run(tmp_path / name)
+        train(run, make_plan(PPOConfig(), timesteps=2 * STEPS_PER_UPDATE, seed=seed))
+        texts.append(run.metrics_path.read_text())
+    assert texts[0] == texts[1]
+    assert texts[0] != texts[2]
+
+
+def test_a_checkpoint_of_another_gate_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    run = new_run(tmp_path / "run")
+    train(run, make_plan(PPOConfig(), timesteps=STEPS_PER_UPDATE))
+    with pytest.raises(CheckpointError, match="does not fit this run's configuration"):
+        train(run, make_plan(PPOConfig(), timesteps=2 * STEPS_PER_UPDATE, hidden=5))
+
+
+def test_metrics_hold_updates_and_validations(tmp_path: Path) -> None:
+    run = new_run(tmp_path / "run")
+    train(run, make_plan(PPOConfig(), timesteps=4 * STEPS_PER_UPDATE))
+    records = run.read_metrics()
+    updates = [r["timesteps"] for r in records if r["kind"] == "update"]
+    validations = [r for r in records if r["kind"] == "validation"]
+    assert updates == [STEPS_PER_UPDATE * i for i in range(1, 5)]
+    assert [v["timesteps"] for v in validations] == [STEPS_PER_UPDATE * i for i in (0, 3, 4)]
+    for record in validations:
+        shares = torch.tensor(record["histogram"])
+        assert shares.shape == (3, 4)
+        torch.testing.assert_close(shares.sum(dim=1), torch.ones(3))
+    assert list(run.tensorboard_dir.glob("events.*"))
