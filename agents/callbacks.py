@@ -100,6 +100,7 @@ class Schedules(BaseCallback):
     def _on_rollout_end(self) -> None:
         assert isinstance(self.model, OnPolicyAlgorithm)
         self.model.ent_coef = self._entropy(self.model.num_timesteps / self.model._total_timesteps)
+        self.logger.record("train/entropy_weight", self.model.ent_coef)
 
     def _on_step(self) -> bool:
         return True
@@ -155,7 +156,6 @@ class UpdateLog(BoundaryCallback):
         self.logger.record("rollout/reward", stats.mean_return)
         self.logger.record("rollout/accuracy", 100.0 * stats.accuracy)
         self.logger.record("rollout/computation", stats.computation)
-        self.logger.record("train/entropy_weight", self.algorithm.ent_coef)
 
     def between_updates(self, timesteps: int) -> None:
         """Write what the update logged."""
