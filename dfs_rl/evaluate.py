@@ -2,7 +2,7 @@
 
 It prints a table, and writes ``summary.json`` and pictures into the run folder. The test split is for
 one look: a run that was evaluated and has not changed since is not evaluated again; its stored table
-is printed. ``--split val`` writes ``summary-val.json``.
+is printed. ``--split val`` writes ``summary-val.json``; a backbone's run gets ``summary-test.json``.
 """
 
 import hashlib
@@ -108,7 +108,9 @@ def evaluate_run(
     search: SearchLimits | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Evaluation:
-    """Evaluate a run and store ``summary.json`` and ``plots/`` in it, for val ``summary-val.json``.
+    """Evaluate a run and store ``summary.json`` and ``plots/`` in it.
+
+    The file is ``summary-val.json`` for the val split, and ``summary-test.json`` for a backbone's run.
 
     Nothing is run if the stored figures belong to the same weights, images, precision and search
     limits; if they do not, they are replaced.
@@ -136,7 +138,9 @@ def evaluate_run(
     search = search or SearchLimits()
     loaded = _load(folder, device, precision)
     data = _dataset(folder, loaded.info, dataset)
-    path = folder.path / ("summary.json" if split == "test" else f"summary-{split}.json")
+    # A backbone's run has a summary of its training already.
+    main_summary = split == "test" and loaded.model is not None
+    path = folder.path / ("summary.json" if main_summary else f"summary-{split}.json")
     about = Subject(
         identity=_identity(folder.path, data.fingerprint, split, precision, search),
         dataset=data.name,

@@ -11,6 +11,9 @@ Outcome = Literal["beats", "dearer", "level", "cheaper", "loses"]
 # Costs within 5 % count as equal: the rivals at the gate's cost cannot hit it exactly.
 _SAME_COST = 0.05
 
+# The rivals that know nothing but how often the gate runs each layer at each option.
+_MARGINALS = ("mode_table", "random")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
@@ -54,7 +57,7 @@ def beyond_marginals(comparisons: Sequence[Comparison]) -> bool | None:
 
     None if it was not compared with them.
     """
-    rivals = [c for c in comparisons if c.key in ("mode_table", "random")]
+    rivals = [c for c in comparisons if c.key in _MARGINALS]
     return all(c.low > 0 for c in rivals) if rivals else None
 
 
@@ -91,11 +94,23 @@ def verdict_sentences(
             "random options of the same marginals."
         )
     if learned is False:
-        sentences.append(
-            "It has learned nothing beyond its marginals: it is not shown to be above both its "
-            "mode table and random options of the same marginals."
-        )
+        sentences.append(_nothing_learned(comparisons))
     return tuple(sentences)
+
+
+def _nothing_learned(comparisons: Sequence[Comparison]) -> str:
+    """Tell a gate that is no better than its marginals from one of which these images cannot say."""
+    rivals = [c for c in comparisons if c.key in _MARGINALS and c.low <= 0]
+    if any(c.difference <= 0 for c in rivals):
+        return (
+            "It has learned nothing beyond its marginals: it is not above both its mode table and "
+            "random options of the same marginals."
+        )
+    above = " and ".join(f"{c.low:+.2f} to {c.high:+.2f} points from {c.label}" for c in rivals)
+    return (
+        "That it has learned anything beyond its marginals is not shown by these images: it lies "
+        f"{above}."
+    )
 
 
 def _signed(comparison: Comparison) -> str:

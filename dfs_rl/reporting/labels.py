@@ -18,6 +18,8 @@ _LEADER_FROM = 15.0  # a label farther away than this gets a line to its point
 _PADDING = 2.5
 _MARKER_RADIUS = 5.0
 _LINE_RADIUS = 1.5
+# What it costs, in points of distance, if a label lies wholly on other text or wholly on lines.
+_COVERING, _CROSSING = 5000.0, 200.0
 
 
 class Label(NamedTuple):
@@ -46,6 +48,46 @@ class _Place(NamedTuple):
     box: NDArray[np.float64]
 
 
+class _Fan(NamedTuple):
+    """Places for a label around its point, ``n`` of them; lengths in pixels but for ``distance``."""
+
+    distance: NDArray[np.float64]  # [n], points
+    angle: NDArray[np.float64]  # [n]
+    offset: NDArray[np.float64]  # [n, 2]
+    boxes: NDArray[np.float64]  # [n, 4]
+
+    @classmethod
+    def around(
+        cls, centre: NDArray[np.float64], half: NDArray[np.float64], pixels: float
+    ) -> "_Fan":
+        """Spread places for a text of half size ``half`` around ``centre``."""
+        angles = 2 * np.pi * np.arange(_DIRECTIONS) / _DIRECTIONS
+        distance, angle = (v.ravel() for v in np.meshgrid(_DISTANCES, angles, indexing="ij"))
+        direction = np.stack([np.cos(angle), np.sin(angle)], axis=1)
+        # The box's edge, not its middle, keeps the distance; sides are reached before corners.
+        offset = distance[:, None] * pixels * direction + half * np.clip(1.4 * direction, -1, 1)
+        boxes = np.concatenate([centre + offset - half, centre + offset + half], axis=1)
+        return cls(distance, angle, offset, boxes)
+
+    def best(
+        self, taken: NDArray[np.float64], crossed: NDArray[np.float64], frame: NDArray[np.float64]
+    ) -> _Place:
+        """Return the place that covers least of ``taken`` and ``crossed`` and is not far."""
+        area = (self.boxes[:, 2:] - self.boxes[:, :2]).prod(axis=1)
+        covered = _overlaps(self.boxes, taken).sum(axis=1)
+        outside = area - _overlaps(self.boxes, frame[None])[:, 0]
+        lines = _overlaps(self.boxes, crossed).sum(axis=1)
+        # Right and above first, as one reads.
+        slant = 0.5 * (1 - np.cos(self.angle - np.pi / 6))
+        price = (_COVERING * (covered + outside) + _CROSSING * lines) / area
+        best = int((self.distance + slant + price.round(6)).argmin())
+        return _Place(
+            float(self.distance[best]),
+            (float(self.offset[best, 0]), float(self.offset[best, 1])),
+            self.boxes[best],
+        )
+
+
 def place_labels(
     axes: "Axes",
     labels: Sequence[Label],
@@ -65,13 +107,17 @@ def place_labels(
     Returns:
         The boxes of the texts, in pixels.
     """
+    from matplotlib.patheffects import withStroke
+
     pixels = axes.figure.dpi / 72.0  # per point
     frame = np.asarray(axes.get_window_extent().extents)
     centres = axes.transData.transform([(label.x, label.y) for label in labels])
     taken = [_squares(centres, _MARKER_RADIUS * pixels)]
+    strokes = [np.empty((0, 4))]
     for line in lines:
         places = _along(axes.transData.transform(line), 2 * _LINE_RADIUS * pixels)
-        taken.append(_squares(places, _LINE_RADIUS * pixels))
+        strokes.append(_squares(places, _LINE_RADIUS * pixels))
+    crossed = np.concatenate(strokes)
     boxes = []
     for label, centre in zip(labels, centres, strict=True):
         text = axes.annotate(
@@ -85,10 +131,12 @@ def place_labels(
             ha="center",
             va="center",
             zorder=6,
+            path_effects=[withStroke(linewidth=2.5, foreground="white")],
         )
         extent = text.get_window_extent()
         half = np.array([extent.width, extent.height]) / 2 + _PADDING * pixels
-        place = _best_place(centre, half, np.concatenate(taken), frame, pixels)
+        fan = _Fan.around(centre, half, pixels)
+        place = fan.best(np.concatenate(taken), crossed, frame)
         text.set_position((place.offset[0] / pixels, place.offset[1] / pixels))
         taken.append(place.box[None])
         boxes.append(text.get_window_extent())
@@ -117,28 +165,6 @@ def _overlaps(first: NDArray[np.float64], second: NDArray[np.float64]) -> NDArra
     high = np.minimum(first[:, None, 2:], second[None, :, 2:])
     areas: NDArray[np.float64] = np.clip(high - low, 0.0, None).prod(axis=2)
     return areas
-
-
-def _best_place(
-    centre: NDArray[np.float64],
-    half: NDArray[np.float64],
-    taken: NDArray[np.float64],
-    frame: NDArray[np.float64],
-    pixels: float,
-) -> _Place:
-    """Return the place, of a fan around the point, whose box covers least; the nearest of equals."""
-    angles = 2 * np.pi * np.arange(_DIRECTIONS) / _DIRECTIONS
-    distance, angle = (v.ravel() for v in np.meshgrid(_DISTANCES, angles, indexing="ij"))
-    direction = np.stack([np.cos(angle), np.sin(angle)], axis=1)  # [places, 2]
-    # The box's edge, not its middle, keeps the distance; a side's middle is reached before a corner.
-    offset = distance[:, None] * pixels * direction + half * np.clip(1.4 * direction, -1, 1)
-    boxes = np.concatenate([centre + offset - half, centre + offset + half], axis=1)
-    outside = 4 * half.prod() - _overlaps(boxes, frame[None])[:, 0]
-    covered = _overlaps(boxes, taken).sum(axis=1) + 4 * outside
-    # Right and above first, as one reads.
-    preference = distance + 0.5 * (1 - np.cos(angle - np.pi / 6))
-    best = int(np.lexsort((preference, covered.round(6)))[0])
-    return _Place(float(distance[best]), (offset[best, 0], offset[best, 1]), boxes[best])
 
 
 def _leader(

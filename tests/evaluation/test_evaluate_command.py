@@ -145,8 +145,9 @@ def test_the_val_split_has_files_of_its_own(make_run, digits):
 
 def test_a_backbone_alone_gets_its_uniform_options(make_run, digits):
     run = make_run("train_backbone", gate=False)
-    summary = evaluate_run(run, dataset=digits).summary
-    assert {method.role for method in summary.methods} == {"fixed"}
+    result = evaluate_run(run, dataset=digits)
+    assert result.path == run.path / "summary-test.json"
+    assert {method.role for method in result.summary.methods} == {"fixed"}
     assert [path.name for path in run.plots_dir.iterdir()] == ["accuracy.png"]
 
 
