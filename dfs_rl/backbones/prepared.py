@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dfs_rl.cost import SKIP
-from dfs_rl.quant.prepared import PreparedConv2d, PreparedLinear
+from dfs_rl.quant.prepared import PreparedConv2d, PreparedLinear, convolve_twice
 
 if TYPE_CHECKING:
     from dfs_rl.backbones.resnet import ResidualBlock, ResNet
@@ -47,7 +47,8 @@ class PreparedBlock(nn.Module):
         if bits == SKIP:
             return shortcut
         i = self.bits.index(bits)
-        branch = cast("Tensor", self.second[i](self.first[i](hidden).relu_()))
+        first = cast("PreparedConv2d", self.first[i])
+        branch = convolve_twice(first, cast("PreparedConv2d", self.second[i]), hidden)
         return branch.add_(shortcut).relu_()
 
 

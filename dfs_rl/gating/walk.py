@@ -8,6 +8,7 @@ from torch import Tensor
 
 from dfs_rl.backbones.contract import GatedLayer, WalkableBackbone
 from dfs_rl.cost import SKIP, BitOptions, CostTable
+from dfs_rl.gating.rows import empty_rows, gather_rows, scatter_rows
 
 
 class WalkState(NamedTuple):
@@ -129,26 +130,14 @@ def _run_scattered(
     first = 0 if skipped is None else 1
     output: Tensor | None = None
     for rows, b in zip(groups[first:], bits[first:], strict=True):
-        # hidden[rows] keeps a channels_last layout, index_select would not.
-        result = layer(hidden[rows], b)
+        result = layer(gather_rows(hidden, rows), b)
         if output is None:
             if result.shape[1:] == hidden.shape[1:]:
                 output = hidden if reuse else hidden.clone()
             else:
-                output = _empty_batch(len(hidden), result)
+                output = empty_rows(len(hidden), result)
                 if skipped is not None:
-                    output[skipped] = layer(hidden[skipped], SKIP)
-        output[rows] = result
+                    scatter_rows(output, skipped, layer(gather_rows(hidden, skipped), SKIP))
+        scatter_rows(output, rows, result)
     assert output is not None, "of two groups at least one is not skipped"
     return output
-
-
-def _empty_batch(batch: int, like: Tensor) -> Tensor:
-    """Return an unset tensor of ``batch`` samples in the shape, type and memory layout of those of ``like``."""
-    channels_last = like.dim() == 4 and like.is_contiguous(memory_format=torch.channels_last)  # noqa: PLR2004
-    return torch.empty(
-        (batch, *like.shape[1:]),
-        dtype=like.dtype,
-        device=like.device,
-        memory_format=torch.channels_last if channels_last else torch.contiguous_format,
-    )

@@ -2,8 +2,11 @@
 
 A quantized convolution runs on integer codes held in floating point. Sums of such products are exact in float32 as long
 as they stay below 2**24, whatever the order they are added in, so a sample's result does not depend on its batch; the
-training form, which multiplies codes by steps first, agrees up to rounding.
+training form, which multiplies codes by steps first, agrees up to rounding. CPUs that can do the same sums in 8-bit
+integers do, with the same result.
 """
+
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -11,9 +14,11 @@ from torch.nn import functional
 
 from dfs_rl.cost import FULL
 from dfs_rl.quant.functional import Grid, grid, to_codes
+from dfs_rl.quant.integer import IntegerConv2d, integer_convolutions_are_exact, to_uint8_codes
 from dfs_rl.quant.layers import NORM_EPSILON, FractionalConv2d, FractionalLinear, LayerQuantizers
 
 BF16_EXACT_BITS = 8
+BYTE_BITS = 8
 
 
 def _quantize_input(x: Tensor, inverse_step: Tensor, codes: Grid) -> Tensor:
@@ -71,6 +76,28 @@ class PreparedConv2d(nn.Module):
         self.register_buffer("weight", packed)
         self.register_buffer("scale", scale.detach().reshape(1, -1, 1, 1).to(dtype))
         self.register_buffer("bias", bias.detach().reshape(1, -1, 1, 1).to(dtype))
+        self._integer: IntegerConv2d | None = None
+
+    def fits_integers(self, x: Tensor) -> bool:
+        """Whether ``x`` can be convolved in integer arithmetic: unsigned codes of up to 8 bit, on a CPU that is exact."""
+        return (
+            self.codes is not None
+            and self.codes.lowest == 0
+            and self.codes.highest < 2**BYTE_BITS
+            and self.dtype == x.dtype == torch.float32
+            and x.device.type == "cpu"
+            and not (x.requires_grad and torch.is_grad_enabled())
+            and integer_convolutions_are_exact()
+        )
+
+    @property
+    def integer(self) -> IntegerConv2d:
+        """The same convolution in integer arithmetic, made on first use."""
+        if self._integer is None:
+            self._integer = IntegerConv2d(
+                self.weight, self.scale.flatten(), self.bias.flatten(), stride=self.stride
+            )
+        return self._integer
 
     def forward(self, x: Tensor) -> Tensor:
         """Return a fresh ``[batch, out, h, w]`` that the caller may change in place."""
@@ -81,6 +108,20 @@ class PreparedConv2d(nn.Module):
         codes = _quantize_input(x, self.inverse_step, self.codes).to(self.weight.dtype)
         out = functional.conv2d(codes, self.weight, stride=self.stride, padding=1).to(self.dtype)
         return out.mul_(self.scale).add_(self.bias)
+
+
+def convolve_twice(first: PreparedConv2d, second: PreparedConv2d, x: Tensor) -> Tensor:
+    """Return ``second(first(x).relu_())``, on integers all the way where that gives the same."""
+    if (
+        first.codes is None
+        or second.codes is None
+        or not (first.fits_integers(x) and second.fits_integers(x))
+    ):
+        return cast("Tensor", second(first(x).relu_()))
+    codes = to_uint8_codes(x, first.inverse_step, first.codes.highest)
+    step = 1.0 / float(second.inverse_step)
+    codes = first.integer.to_codes(codes, step=step, highest=second.codes.highest)
+    return second.integer(codes)
 
 
 class PreparedLinear(nn.Module):

@@ -1,0 +1,139 @@
+"""Speed of the batched environment against single environments and against plain forwards of the same network.
+
+    OMP_WAIT_POLICY=PASSIVE python -m benchmarks.bench_environment
+
+Three figures, all on one frozen ResNet and on one thread, options drawn at random from the menu:
+
+- batched: layer-steps per second of ``SB3GatingVecEnv``, observations, rewards and infos included;
+- single: the same of Stable-Baselines3's ``DummyVecEnv`` over as many ``FractionalSkippingEnv``;
+- forward: layer-steps per second of uniform forwards through the network, every option of the menu but 0 equally often.
+
+Rounds of the three alternate and each figure is the median of its rounds. On one thread of a CPU the clock is the processor time of
+this process, which is the wall clock of an idle machine and suffers less from other load. The weights are untrained: they cost
+the same.
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+import tyro
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+
+from dfs_rl.backbones import ResNet, ResNetConfig, WalkableBackbone
+from dfs_rl.cost import DEFAULT_BITS, SKIP
+from dfs_rl.data import ChannelStatistics, ImageSet
+from envs.sb3 import SB3GatingVecEnv
+from envs.single import FractionalSkippingEnv
+from envs.task import make_task
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What to measure.
+
+    Attributes:
+        depth: Depth of the ResNet.
+        bits: The menu.
+        n_envs: Environments, and images of a plain forward.
+        rounds: How often each figure is taken.
+        threads: Torch threads.
+        dtype: What the frozen network computes in.
+        device: Where it runs.
+    """
+
+    depth: int = 20
+    bits: tuple[int, ...] = DEFAULT_BITS
+    n_envs: int = 256
+    rounds: int = 5
+    threads: int = 1
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    device: str = "cpu"
+
+
+def frozen_resnet(settings: Settings) -> WalkableBackbone:
+    """Return an untrained, frozen ResNet."""
+    torch.manual_seed(0)
+    statistics_ = ChannelStatistics(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+    network = ResNet(ResNetConfig(depth=settings.depth, bits=settings.bits), statistics_).eval()
+    return network.prepare(getattr(torch, settings.dtype)).to(settings.device)
+
+
+def random_images(n: int) -> ImageSet:
+    """Return noise with random labels."""
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (n, 3, 32, 32), generator=generator, dtype=torch.uint8)
+    return ImageSet(pixels, torch.randint(0, 10, (n,), generator=generator))
+
+
+def episode(env: VecEnv, n_layers: int, n_options: int, rng: np.random.Generator) -> None:
+    """Take every environment through one episode."""
+    for _ in range(n_layers):
+        env.step(rng.integers(n_options, size=env.num_envs))
+
+
+@torch.inference_mode()
+def forward(backbone: WalkableBackbone, images: torch.Tensor, bits: int) -> None:
+    """Run a batch at the same bits everywhere, stem and head included."""
+    hidden = backbone.stem(images)
+    for layer in backbone.layers:
+        hidden = layer(hidden, bits)
+    backbone.head(hidden).cpu()
+
+
+def measure(settings: Settings) -> dict[str, float]:
+    """Return the median layer-steps per second of each contestant."""
+    torch.set_num_threads(settings.threads)
+    one_thread = settings.threads == 1 and settings.device == "cpu"
+    clock = time.process_time if one_thread else time.perf_counter
+
+    def seconds(work: Callable[[], object]) -> float:
+        began = clock()
+        work()
+        return clock() - began
+
+    backbone, images = frozen_resnet(settings), random_images(2048)
+    n_layers, n_options, n = backbone.costs.n_layers, len(backbone.options), settings.n_envs
+    task = make_task(backbone=backbone, dataset=images, device=settings.device)
+    batched = SB3GatingVecEnv(task, n, seed=0)
+    single = DummyVecEnv(
+        [
+            lambda: FractionalSkippingEnv(
+                backbone=backbone, dataset=task.images, device=settings.device
+            )
+        ]
+        * n
+    )
+    batched.reset()
+    single.reset()
+    rng = np.random.default_rng(0)
+    pixels = task.images.images[:n]
+    running_bits = [bits for bits in settings.bits if bits != SKIP]
+
+    times: dict[str, list[float]] = {"batched": [], "single": [], "forward": []}
+    for _ in range(settings.rounds + 1):
+        for name, env in (("batched", batched), ("single", single)):
+            times[name].append(seconds(lambda env=env: episode(env, n_layers, n_options, rng)))  # type: ignore[misc]
+        each = [seconds(lambda b=bits: forward(backbone, pixels, b)) for bits in running_bits]  # type: ignore[misc]
+        times["forward"].append(statistics.mean(each))
+    # The first round warms up caches and allocators.
+    return {name: n * n_layers / statistics.median(values[1:]) for name, values in times.items()}
+
+
+def main(settings: Settings) -> None:
+    """Measure and print a table."""
+    rates = measure(settings)
+    print(f"{settings}\n")
+    print(f"{'':24}{'layer-steps/s':>15}")
+    for name, value in rates.items():
+        print(f"{name:24}{value:15,.0f}")
+    print(f"\nbatched / single   {rates['batched'] / rates['single']:.2f}  (target: at least 8)")
+    print(f"batched / forward  {rates['batched'] / rates['forward']:.2f}  (target: at least 0.6)")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Settings, description=__doc__))
