@@ -10,7 +10,9 @@ from dfs_rl.gating.gates import LayerwiseGate
 
 
 @torch.no_grad()
-def deploy(model: OnPolicyAlgorithm, options: BitOptions, *, name: str) -> LayerwiseGate:
+def deploy(
+    model: OnPolicyAlgorithm, options: BitOptions, *, name: str, budget: float | None = None
+) -> LayerwiseGate:
     """Copy a policy's actor into a gate whose logits are the policy's.
 
     The policy's shared action head is a linear map on top of each layer's linear scores, so it is folded into them; what belongs to
@@ -20,6 +22,7 @@ def deploy(model: OnPolicyAlgorithm, options: BitOptions, *, name: str) -> Layer
         model: An algorithm from ``build_algorithm``.
         options: The menu that its actions index.
         name: What tables and plots call the gate.
+        budget: Upper bound on computation in percent that it was trained for and keeps to; ``None`` for none.
 
     Returns:
         The gate, on the policy's device, sharing no memory with it.
@@ -29,7 +32,11 @@ def deploy(model: OnPolicyAlgorithm, options: BitOptions, *, name: str) -> Layer
     assert isinstance(extractor, LayerwiseExtractor)
     assert isinstance(head, nn.Linear)
     gate = LayerwiseGate(
-        extractor.feature_channels, options, hidden=extractor.inner.shape[2], name=name
+        extractor.feature_channels,
+        options,
+        hidden=extractor.inner.shape[2],
+        name=name,
+        budget=budget,
     )
     for layer, channels in enumerate(extractor.feature_channels):
         first, _, last = gate.networks[layer].children()

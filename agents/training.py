@@ -201,7 +201,8 @@ def train_gate(
     best = BestGate(run, stored, cotrained=trainer is not None)
     if checkpoint is not None:
         restore(model, checkpoint)
-        best.restore(deploy(model, backbone.options, name=plan.name), checkpoint.tensors)
+        template = deploy(model, backbone.options, name=plan.name, budget=plan.budget)
+        best.restore(template, checkpoint.tensors)
 
     board = TensorBoard(run, purge_step=lifecycle.resumed_at)
     model.set_logger(make_logger(run, board))

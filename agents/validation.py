@@ -155,7 +155,7 @@ class Validation(BoundaryCallback):
 
     def _validate(self, timesteps: int) -> None:
         setup, backbone = self._setup, self._backbone()
-        gate = deploy(self.algorithm, backbone.options, name=setup.name)
+        gate = deploy(self.algorithm, backbone.options, name=setup.name, budget=setup.budget)
         records = evaluate_gate(backbone, gate, setup.images, budget=setup.budget)
         histogram = records.histogram(len(backbone.options))
         rewards = rewards_of(records, backbone.costs, setup.weights, budget=setup.budget)

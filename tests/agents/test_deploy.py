@@ -1,5 +1,7 @@
 """The deployed gate says exactly what the policy's actor says, and nothing of the critic ships."""
 
+from pathlib import Path
+
 import gymnasium
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from agents.deploy import deploy
 from agents.extractor import LayerwiseExtractor
 from dfs_rl.cost import BitOptions
 from dfs_rl.gating.gates import LayerwiseGate
+from dfs_rl.gating.storage import load_gate, save_gate
 
 CHANNELS = (3, 7, 5)
 OPTIONS = BitOptions((0, 2, 8, 32))
@@ -87,3 +90,8 @@ def test_a_deployed_gate_does_not_change_with_the_policy(model: PPO) -> None:
         for parameter in model.policy.parameters():
             parameter.add_(1.0)
     assert all(torch.equal(value, before[name]) for name, value in gate.state_dict().items())
+
+
+def test_the_budget_that_it_was_trained_for_ships_with_the_gate(model: PPO, tmp_path: Path) -> None:
+    save_gate(deploy(model, OPTIONS, name="ppo", budget=1.5), tmp_path)
+    assert load_gate(tmp_path).budget == 1.5
