@@ -40,7 +40,7 @@ class FractionalSkippingEnv(gymnasium.Env[Observation, np.int64]):
 
     | Key | Space | What | Unit |
     |---|---|---|---|
-    | `features` | `Box(-10, 10, (width,))` | channels of the activation that enters the layer, averaged over positions, zero-padded to the widest layer | standard deviations from the channel's mean at this layer |
+    | `features` | `Box(-10, 10, (width,))` | mean of each channel that enters the layer | standard deviations from its usual value |
     | `layer` | `Discrete(layers)` | the layer to choose for | index |
     | `context[0]` | 0 to 1 | spent so far | log2(1 + 32 sqrt(fraction)) / log2(33): 0.31, 0.46, 0.63, 1 for 2, 4, 8, 32 bit everywhere |
     | `context[1]` | 0 to 1 | budget of the gated layers, 1 without one | the same |
