@@ -1,0 +1,86 @@
+"""Menus, MACs and what choices cost, against sums written out by hand."""
+
+import hypothesis.strategies as st
+import pytest
+import torch
+from hypothesis import given
+from torch import nn
+
+from dfs_rl.cost import ALLOWED_BITS, BitOptions, CostTable, FixedCost, relative_cost
+from dfs_rl.cost.macs import count_macs
+from dfs_rl.errors import ConfigError
+
+
+def test_cost_of_an_option_is_dfs_measure():
+    assert [relative_cost(b) for b in (0, 2, 3, 4, 8, 16, 32)] == [
+        0.0,
+        0.00390625,
+        0.0087890625,
+        0.015625,
+        0.0625,
+        0.25,
+        1.0,
+    ]
+
+
+@pytest.mark.parametrize("values", [(), (4, 2), (2, 2), (0, 9), (-1, 2), (2, 64)])
+def test_impossible_menus_are_refused(values):
+    with pytest.raises(ConfigError, match="bit options"):
+        BitOptions(values)
+
+
+def test_refusal_names_the_value_and_all_allowed_ones():
+    with pytest.raises(ConfigError, match=r"contain 9; allowed are \[0, 1, 2, 3, 4, 5, 6, 7, 8, 16, 32\]"):
+        BitOptions((0, 9))
+
+
+@given(st.sets(st.sampled_from(ALLOWED_BITS), min_size=1))
+def test_index_and_bits_are_inverse(values):
+    options = BitOptions(tuple(sorted(values)))
+    assert [options[options.index(b)] for b in options] == sorted(values)
+    assert options.indices(options) == tuple(range(len(options)))
+
+
+@st.composite
+def tables(draw):
+    menu = BitOptions(tuple(sorted(draw(st.sets(st.sampled_from(ALLOWED_BITS), min_size=1)))))
+    macs = tuple(draw(st.lists(st.integers(1, 10**6), min_size=1, max_size=6)))
+    fixed = (FixedCost(name="stem", macs=draw(st.integers(0, 10**6)), bits=8),)
+    return CostTable(options=menu, layer_macs=macs, fixed=fixed)
+
+
+@given(table=tables(), seed=st.integers(0, 2**31), gate=st.integers(0, 10**5))
+def test_computation_and_bitops_equal_a_loop(table, seed, gate):
+    generator = torch.Generator().manual_seed(seed)
+    options = torch.randint(len(table.options), (4, table.n_layers), generator=generator)
+    for row, full, dfs, bitops in zip(
+        options.tolist(),
+        table.computation(options, gate_macs=gate).tolist(),
+        table.computation(options, counting="dfs").tolist(),
+        table.bitops(options, gate_macs=gate).tolist(),
+        strict=True,
+    ):
+        gated = sum(
+            macs * table.options[option] ** 2
+            for macs, option in zip(table.layer_macs, row, strict=True)
+        )
+        fixed = sum(part.macs * part.bits**2 for part in table.fixed) + gate * 32**2
+        reference = sum(table.layer_macs) * 32**2
+        assert dfs == pytest.approx(100 * gated / reference)
+        assert full == pytest.approx(100 * (gated + fixed) / reference)
+        assert bitops == pytest.approx(gated + fixed)
+
+
+@given(table=tables())
+def test_cost_grows_with_bits_and_everything_full_costs_one(table):
+    costs = table.option_costs()
+    assert bool((costs.diff(dim=1) > 0).all())
+    if 32 in table.options:
+        assert costs[:, -1].sum().item() == pytest.approx(1.0)
+
+
+def test_macs_of_a_convolution_and_a_linear_layer():
+    conv = nn.Conv2d(3, 16, 3, stride=2, padding=1)
+    assert count_macs(lambda: conv(torch.zeros(1, 3, 8, 10))) == 16 * 3 * 9 * 4 * 5
+    linear = nn.Linear(7, 5)
+    assert count_macs(lambda: linear(torch.zeros(1, 7))) == 35
