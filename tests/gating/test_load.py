@@ -1,0 +1,126 @@
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import dfs_rl
+from dfs_rl.backbones import BackboneInfo, ResNet, ResNetConfig, save_backbone
+from dfs_rl.cost import BitOptions
+from dfs_rl.data import ChannelStatistics
+from dfs_rl.errors import CheckpointError
+from dfs_rl.gating.gates import LayerwiseGate, RandomGate, TableGate
+from dfs_rl.gating.model import GatedModel
+from dfs_rl.gating.rollout import rollout
+from dfs_rl.gating.storage import save_gate
+
+BITS = (0, 2, 4, 8)
+
+
+def network(bits=BITS):
+    torch.manual_seed(0)
+    config = ResNetConfig(depth=8, width=4, in_channels=1, image_size=(8, 8), bits=bits)
+    backbone = ResNet(config, ChannelStatistics(mean=(0.5,), std=(0.25,))).eval()
+    backbone.feature_std.fill_(0.1)
+    return backbone
+
+
+def images(n=24):
+    return torch.randint(
+        0, 256, (n, 1, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
+    )
+
+
+@pytest.fixture
+def run(tmp_path):
+    backbone = network()
+    info = BackboneInfo(dataset="noise", fingerprint="0" * 16, class_names=tuple("abcdefghij"))
+    save_backbone(backbone, info, tmp_path / "backbone")
+    gate = LayerwiseGate(backbone.feature_channels, BitOptions(BITS), hidden=4)
+    with torch.no_grad():
+        for parameter in gate.parameters():
+            parameter.mul_(5.0)
+    save_gate(gate, tmp_path / "gate")
+    return tmp_path
+
+
+def test_a_run_folder_becomes_a_model(run):
+    model = dfs_rl.load(run)
+    assert not model.training
+    logits, trace = model(images())
+    assert logits.shape == (24, 10)
+    assert trace.bits.shape == (24, 3)
+    assert len(trace.bits.unique(dim=0)) > 1
+    again, trace_again = dfs_rl.load(str(run)).to("cpu").eval()(images())
+    assert torch.equal(logits, again)
+    assert torch.equal(trace.computation, trace_again.computation)
+
+
+def test_an_image_is_treated_the_same_in_any_batch(run):
+    model = dfs_rl.load(run)
+    logits, trace = model(images())
+    for i in (0, 7, 23):
+        alone, trace_alone = model(images()[i : i + 1])
+        assert torch.equal(alone[0], logits[i])
+        assert torch.equal(trace_alone.bits[0], trace.bits[i])
+
+
+def test_the_frozen_form_agrees_with_the_training_form(run):
+    frozen, frozen_trace = dfs_rl.load(run)(images())
+    trained, trained_trace = dfs_rl.load(run, prepare=False)(images())
+    same = (frozen_trace.bits == trained_trace.bits).all(dim=1)
+    assert same.float().mean() > 0.9  # a rounding may fall the other way, and a choice with it
+    torch.testing.assert_close(frozen[same], trained[same], atol=0.05, rtol=0.05)
+
+
+def test_loading_needs_torch_alone(run):
+    code = (
+        "import sys, dfs_rl\n"
+        f"model = dfs_rl.load({str(run)!r})\n"
+        "banned = {'stable_baselines3', 'gymnasium', 'envs', 'agents', 'ray', 'matplotlib', 'datasets'}\n"
+        "sys.exit(str(banned & set(sys.modules)) if banned & set(sys.modules) else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_budget_that_was_trained_for_is_kept(run):
+    backbone = network()
+    cheapest = 100 * backbone.costs.fixed_cost()
+    gate = LayerwiseGate(
+        backbone.feature_channels, BitOptions(BITS), hidden=1, budget=cheapest + 8.0
+    )
+    with torch.no_grad():
+        for network_ in gate.networks:
+            network_[2].bias.copy_(torch.tensor([0.0, 0.0, 0.0, 100.0]))
+    save_gate(gate, run / "gate")
+    _, trace = dfs_rl.load(run)(images())
+    assert float(trace.computation.max()) <= cheapest + 8.0
+    assert (trace.bits == 8).any()
+
+
+def test_incomplete_or_foreign_folders_are_refused(run, tmp_path):
+    with pytest.raises(CheckpointError, match="no folder 'backbone'"):
+        dfs_rl.load(tmp_path / "nothing")
+    save_gate(LayerwiseGate((4, 4, 8), BitOptions((0, 2)), hidden=4), run / "gate")
+    with pytest.raises(CheckpointError, match=r"chooses from \[0, 2\] bit"):
+        dfs_rl.load(run)
+
+
+def test_a_gated_walk_equals_the_whole_network_at_those_bits():
+    backbone = network((0, 2, 4, 8, 32))
+    frozen = backbone.prepare()
+    table = [4, 1, 3]
+    logits, _ = GatedModel(frozen, TableGate(table))(images())
+    with torch.no_grad():
+        expected = backbone(images(), [backbone.options[o] for o in table])
+    torch.testing.assert_close(logits, expected, atol=1e-2, rtol=1e-2)
+
+
+def test_frozen_walks_do_not_depend_on_their_batch():
+    frozen = network().prepare()
+    gate = RandomGate(torch.full((3, 4), 0.25), seed=0)
+    together = rollout(frozen, gate, images())
+    for i in range(0, 24, 5):
+        alone = rollout(frozen, TableGate(together.options[i].tolist()), images()[i : i + 1])
+        assert torch.equal(alone.logits[0], together.logits[i])
