@@ -167,7 +167,7 @@ class UpdateLog(BoundaryCallback):
 
 
 class Checkpointing(BoundaryCallback):
-    """Saves the training every so many steps and at its end, and ends it early on request.
+    """Saves the training at its start, every so many steps and at its end, and ends it early on request.
 
     Args:
         lifecycle: See ``BoundaryCallback``.
@@ -179,12 +179,13 @@ class Checkpointing(BoundaryCallback):
         super().__init__(lifecycle)
         self._save = save
         self._every = every
-        self._saved_at = lifecycle.resumed_at or 0
+        self._saved_at = lifecycle.resumed_at
 
     def between_updates(self, timesteps: int) -> None:
         """Save if it is time."""
         requested = self.lifecycle.stop.made  # once: it may change at any moment
-        due = timesteps // self._every > self._saved_at // self._every
+        last = self._saved_at
+        due = last is None or timesteps // self._every > last // self._every
         if due or self.ended or requested:
             self._save()
             self._saved_at = timesteps

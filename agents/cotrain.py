@@ -17,7 +17,7 @@ from agents.deploy import deploy
 from agents.hyperparameters import CoTrainConfig
 from dfs_rl.backbones.contract import WalkableBackbone
 from dfs_rl.backbones.resnet import ResNet
-from dfs_rl.data import ImageSet, augment
+from dfs_rl.data import Dataset, augment
 from dfs_rl.errors import CheckpointError, TrainingError
 from dfs_rl.gating.gates import LayerwiseGate
 from dfs_rl.gating.observation import observe
@@ -77,8 +77,7 @@ class CoTrainer:
     Args:
         config: How to learn.
         backbone: The training form; changed in place, its norms staying in evaluation mode.
-        images: The split that the backbone was trained on.
-        flip: Whether mirrored images are images.
+        dataset: Its train split, which the backbone was trained on, teaches.
         seed: Seed of the run.
         budget: Upper bound on computation in percent, as the gate sees it, or ``None``.
     """
@@ -87,17 +86,16 @@ class CoTrainer:
         self,
         config: CoTrainConfig,
         backbone: ResNet,
-        images: ImageSet,
+        dataset: Dataset,
         *,
-        flip: bool,
         seed: int,
         budget: float | None,
     ) -> None:
         self.backbone = backbone.eval()
         self.steps = 0
         self._config = config
-        self._images = images
-        self._flip = flip
+        self._images = dataset.train.to(backbone.image_mean.device)
+        self._flip = dataset.flip
         self._seed = seed
         self._budget = budget
         self._optimizer = torch.optim.Adam(backbone.parameters(), lr=config.learning_rate)

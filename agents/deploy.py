@@ -5,8 +5,26 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from torch import nn
 
 from agents.extractor import LayerwiseExtractor
+from dfs_rl.backbones.contract import WalkableBackbone
 from dfs_rl.cost import BitOptions
 from dfs_rl.gating.gates import LayerwiseGate
+from dfs_rl.gating.observation import CONTEXT_SIZE
+
+GATE_SHARE = 0.0005
+"""Most that a gate should cost, of the gated layers' MACs; low bits cost 0.01 of them, and a gate must stay far below."""
+NARROWEST, WIDEST = 8, 32
+
+
+def affordable_width(backbone: WalkableBackbone) -> int:
+    """Return the hidden width at which a gate takes ``GATE_SHARE`` of the gated layers' MACs, within 8 to 32.
+
+    Fewer than 8 units tell the images of small networks apart badly, and there a gate is dear at any width; more than 32
+    brought nothing.
+    """
+    n_options = len(backbone.options)
+    per_unit = sum(c + CONTEXT_SIZE + n_options for c in backbone.feature_channels)
+    affordable = int(GATE_SHARE * backbone.costs.total_macs / per_unit)
+    return min(max(affordable, NARROWEST), WIDEST)
 
 
 @torch.no_grad()

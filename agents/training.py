@@ -14,7 +14,7 @@ from agents.algorithms import GateLearning, build_algorithm, entropy_weight
 from agents.callbacks import Checkpointing, FiniteGuard, Lifecycle, Schedules, UpdateLog
 from agents.checkpoint import capture, restore
 from agents.cotrain import CoTrainer, CoTraining
-from agents.deploy import deploy
+from agents.deploy import affordable_width, deploy
 from agents.hyperparameters import AlgorithmConfig, CoTrainConfig
 from agents.tracking import TensorBoard, make_logger
 from agents.validation import Validation, ValidationSetup
@@ -45,7 +45,7 @@ class GateTraining:
         budget: Upper bound on computation in percent, or ``None``.
         images_per_group: Rollouts of one image that share a baseline.
         num_envs: Walks side by side.
-        hidden: Width of the gate's hidden layers.
+        hidden: Width of the gate's hidden layers; ``None`` for ``affordable_width``.
         cotrain: How the backbone learns beside the gate; ``None`` leaves it frozen.
         eval_every: Steps between two validations.
         checkpoint_every: Steps between two checkpoints.
@@ -61,7 +61,7 @@ class GateTraining:
     budget: float | None
     images_per_group: int
     num_envs: int
-    hidden: int
+    hidden: int | None
     cotrain: CoTrainConfig | None
     eval_every: int
     checkpoint_every: int
@@ -192,7 +192,7 @@ def train_gate(
         env,
         GateLearning(
             feature_channels=backbone.feature_channels,
-            hidden=plan.hidden,
+            hidden=plan.hidden or affordable_width(backbone),
             images_per_group=plan.images_per_group,
             seed=plan.seed,
             device=plan.device,
@@ -272,10 +272,7 @@ def train_gate(
 def _make_trainer(plan: GateTraining, stored: StoredBackbone, dataset: Dataset) -> CoTrainer | None:
     if plan.cotrain is None:
         return None
-    images = dataset.train.to(plan.device)
-    return CoTrainer(
-        plan.cotrain, stored.backbone, images, flip=dataset.flip, seed=plan.seed, budget=plan.budget
-    )
+    return CoTrainer(plan.cotrain, stored.backbone, dataset, seed=plan.seed, budget=plan.budget)
 
 
 def _freeze(stored: StoredBackbone, plan: GateTraining) -> PreparedResNet:

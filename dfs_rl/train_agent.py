@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from dfs_rl.gating.reward import RewardWeights
 
 KIND = "train_agent"
+DIGITS = "digits"
 PROG = "python -m dfs_rl.train_agent"
+_TRAINING = "training.json"
 VALIDATIONS = 20
 """How often a run is validated where nothing else is asked for."""
 
@@ -65,7 +67,9 @@ class TrainAgentConfig:
         run_dir: New folder for the results; default runs/DATE-TIME-NAME.
         images_per_group: Rollouts of one image that share a baseline; 1 turns this off.
         num_envs: Images that walk side by side, repeats included.
-        hidden: Width of the gate's network at each layer.
+        hidden: Width of the gate's network at each layer; default as wide as 0.05 % of the gated layers' MACs
+            allows, but at least 8 and at most 32.
+        supernet_epochs: Epochs of the backbone that is trained where none is given.
         backbone_mode: Leave the backbone as it is, or train it under the gate's choices as well.
         eval_every: Timesteps between validations; default a twentieth of all.
         checkpoint_every: Timesteps between checkpoints; default like eval_every.
@@ -78,7 +82,7 @@ class TrainAgentConfig:
     """
 
     algo: AlgorithmName = "ppo"
-    dataset: str = "digits"
+    dataset: str = DIGITS
     backbone: Path | None = None
     cost_weight: float = 10.0
     budget: float | None = None
@@ -88,7 +92,8 @@ class TrainAgentConfig:
     run_dir: Path | None = None
     images_per_group: int = 8
     num_envs: int = 256
-    hidden: int = 16
+    hidden: int | None = None
+    supernet_epochs: int = 30
     backbone_mode: Literal["frozen", "co-train"] = "frozen"
     eval_every: int | None = None
     checkpoint_every: int | None = None
@@ -104,6 +109,7 @@ class TrainAgentConfig:
             "timesteps",
             "num_envs",
             "hidden",
+            "supernet_epochs",
             "threads",
             "images_per_group",
             "eval_every",
@@ -193,12 +199,16 @@ def find_backbone(config: TrainAgentConfig, dataset: "Dataset", device: str) -> 
     """
     from dfs_rl.backbones import PRETRAINED_DIGITS, load_stored_backbone
 
-    if config.backbone is None and dataset.name != "digits":
+    if _needs_supernet(config):
         return _own_supernet(config, dataset, device)
     folder = config.backbone or PRETRAINED_DIGITS
     stored = load_stored_backbone(folder)
     check_match(stored.info, stored.backbone, dataset, str(folder))
     return stored
+
+
+def _needs_supernet(config: TrainAgentConfig) -> bool:
+    return config.backbone is None and config.dataset != DIGITS
 
 
 def _own_supernet(config: TrainAgentConfig, dataset: "Dataset", device: str) -> "StoredBackbone":
@@ -210,7 +220,10 @@ def _own_supernet(config: TrainAgentConfig, dataset: "Dataset", device: str) -> 
     from dfs_rl.config import config_to_dict
 
     wanted = train_backbone.TrainBackboneConfig(
-        dataset=config.dataset, device=device, threads=config.threads
+        dataset=config.dataset,
+        epochs=config.supernet_epochs,
+        device=device,
+        threads=config.threads,
     )
     settings = config_to_dict(wanted)
     relevant = {
@@ -240,56 +253,68 @@ def _own_supernet(config: TrainAgentConfig, dataset: "Dataset", device: str) -> 
     return stored
 
 
-def _run(invocation: Invocation[TrainAgentConfig]) -> None:
-    import torch
+def _new_run(
+    config: TrainAgentConfig, dataset: "Dataset", device: str, command: Sequence[str]
+) -> RunFolder:
+    """Refuse what will not do before a folder is made, then make it."""
+    from dfs_rl.gating.masks import gated_budget
 
+    if not _needs_supernet(config):
+        costs = find_backbone(config, dataset, device).backbone.costs
+        if config.budget is not None:
+            gated_budget(costs, config.budget)
+    name = f"{config.algo}-{dataset.name}"
+    return RunFolder.create(config.run_dir, kind=KIND, name=name, config=config, command=command)
+
+
+def _train(config: TrainAgentConfig, dataset: "Dataset", run: RunFolder, device: str) -> None:
+    """Train the gate, or go on with it, and record how it went in ``training.json``."""
     from agents.progress import Progress
     from agents.training import train_gate
     from dfs_rl.backbones import load_stored_backbone, save_backbone
+    from dfs_rl.gating.model import BACKBONE_FOLDER
+    from dfs_rl.runs import write_json
+
+    folder = run.path / BACKBONE_FOLDER
+    if (folder / "backbone.json").is_file():
+        stored = load_stored_backbone(folder)
+    else:
+        stored = find_backbone(config, dataset, device)
+        save_backbone(stored.backbone, stored.info, folder)
+    plan = plan_of(config, device)
+    progress = Progress(plan.gate_timesteps, say=_say)
+    try:
+        result = train_gate(
+            plan, stored, dataset, run, report=progress.report, watchers=(progress,)
+        )
+    except KeyboardInterrupt:
+        again = f"{PROG} --resume {run.path}"
+        raise KeyboardInterrupt(f"Interrupted and saved; go on with: {again}") from None
+    record = {"best_on_val": result.best, "images_seen": result.images_seen}
+    write_json(run.path / _TRAINING, record)
+    _say(
+        f"Kept the gate of step {result.best['timesteps']:,}: the latest within one standard error of "
+        "the highest mean reward on the val split."
+    )
+
+
+def _run(invocation: Invocation[TrainAgentConfig]) -> None:
+    import torch
+
     from dfs_rl.data import load_dataset
     from dfs_rl.evaluate import evaluate_run
     from dfs_rl.reporting.table import summary_text
-    from dfs_rl.runs import write_json
 
-    config, run = invocation.config, invocation.resume
+    config = invocation.config
     torch.set_num_threads(config.threads)
     device = resolve_device(config.device)
-    plan = plan_of(config, device)
+    plan_of(config, device)  # refuses bad settings
     dataset = load_dataset(config.dataset)
-    if run is None:
-        if config.backbone is not None:  # refused before a folder is made
-            find_backbone(config, dataset, device)
-        run = RunFolder.create(
-            config.run_dir,
-            kind=KIND,
-            name=f"{config.algo}-{dataset.name}",
-            config=config,
-            command=invocation.command,
-        )
-    again = f"{PROG} --resume {run.path}"
-    finished = (run.path / "training.json").is_file()
-    if finished:
+    run = invocation.resume or _new_run(config, dataset, device, invocation.command)
+    if (run.path / _TRAINING).is_file():
         _say(f"The training in {run.path} is finished.")
     else:
-        if (run.path / "backbone").is_dir():
-            stored = load_stored_backbone(run.path / "backbone")
-        else:
-            stored = find_backbone(config, dataset, device)
-            save_backbone(stored.backbone, stored.info, run.path / "backbone")
-        progress = Progress(plan.gate_timesteps, say=_say)
-        try:
-            result = train_gate(
-                plan, stored, dataset, run, report=progress.report, watchers=(progress,)
-            )
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(f"Interrupted and saved; go on with: {again}") from None
-        write_json(
-            run.path / "training.json",
-            {"best_on_val": result.best, "images_seen": result.images_seen},
-        )
-        _say(
-            f"Kept the gate of step {result.best['timesteps']:,}, the best of the val split by mean reward."
-        )
+        _train(config, dataset, run, device)
     evaluation = evaluate_run(
         run, dataset=dataset, device=device, progress=lambda text: _say(f"Evaluating: {text} ...")
     )

@@ -167,7 +167,7 @@ def test_a_run_killed_before_its_first_checkpoint_begins_anew(tmp_path: Path) ->
     whole = new_run(tmp_path / "whole")
     train(whole, plan)
     parts = new_run(tmp_path / "parts")
-    parts.log({"kind": "update", "timesteps": STEPS_PER_UPDATE})  # all that a killed run left
+    parts.log({"kind": "validation", "timesteps": 0})  # all that a killed run left
     train(parts, plan)
     assert_equal_runs(whole, parts)
 

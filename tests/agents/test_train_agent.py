@@ -1,0 +1,171 @@
+"""The command from its flags to its run folder, and the sentences with which it refuses."""
+
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import dfs_rl
+from dfs_rl.backbones import BackboneInfo, ResNet, ResNetConfig, default_digits, save_backbone
+from dfs_rl.data import channel_statistics, load_dataset
+from dfs_rl.gating.reward import RewardWeights
+from dfs_rl.runs import RunFolder, read_json
+from dfs_rl.train_agent import RewardConfig, TrainAgentConfig, main, plan_of, weights_of
+
+TINY = ["--timesteps", "800", "--num-envs", "32", "--device", "cpu", "--precision", "float32"]
+
+
+def sentence(capsys: pytest.CaptureFixture[str]) -> str:
+    return capsys.readouterr().err.strip().splitlines()[-1]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("command") / "run"
+    assert main([*TINY, "--run-dir", str(path), "--cost-weight", "20"]) == 0
+    return path
+
+
+def test_a_run_folder_holds_all_that_is_needed_to_use_the_gate(finished: Path) -> None:
+    model = dfs_rl.load(finished)
+    digits = load_dataset("digits")
+    logits, trace = model(digits.test.images[:5])
+    assert logits.shape == (5, 10)
+    assert trace.bits.shape == (5, default_digits().costs.n_layers)
+    assert (finished / "summary.json").is_file()
+    assert list((finished / "plots").glob("*.png"))
+    assert "cost_weight: 20" in (finished / "config.yaml").read_text()
+
+
+def test_images_seen_are_counted(finished: Path) -> None:
+    record = read_json(finished / "training.json")
+    # 32 walks of 6 layers are 192 steps, so 800 steps take 5 updates.
+    assert record["images_seen"] == {"gate": 5 * 32, "backbone": 0}
+
+
+def test_a_folder_with_a_run_is_refused(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*TINY, "--run-dir", str(finished)]) == 2
+    assert "holds a run already" in sentence(capsys)
+
+
+def test_a_finished_run_says_so_and_shows_its_table_again(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    metrics = (finished / "metrics.jsonl").read_text()
+    assert main(["--resume", str(finished)]) == 0
+    shown = capsys.readouterr()
+    assert f"The training in {finished} is finished." in shown.err
+    assert "full precision" in shown.out
+    assert (finished / "metrics.jsonl").read_text() == metrics
+
+
+def test_cotraining_sees_as_many_images_and_changes_the_backbone(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    flags = ["--backbone-mode", "co-train", "--cotrain.batch-size", "32"]
+    assert main([*TINY, *flags, "--run-dir", str(path)]) == 0
+    # Half of 800 steps are the gate's: 3 updates of 192, each followed by a batch of 32.
+    assert read_json(path / "training.json")["images_seen"] == {"gate": 96, "backbone": 96}
+    assert RunFolder.open(path).kind == "train_agent"
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--images-per-group", "5"], "images_per_group must divide num_envs"),
+        (["--timesteps", "0"], "timesteps is 0; it must be at least 1"),
+        (["--dataset", "no/such/folder"], "no/such/folder"),
+        (["--device", "abacus"], "device is 'abacus'"),
+        (["--budget", "0.0001"], "budget 0.0001 % is not enough"),
+        (["--backbone", "nowhere"], "nowhere"),
+        (["--cost-weight", "-1"], "cost is -1"),
+        (["--algo", "sarsa"], "algo"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_leaves_no_folder(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    flags: list[str],
+    words: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main([*TINY, *flags]) == 2
+    shown = capsys.readouterr().err.strip()
+    assert words in shown
+    assert "\n" not in shown
+    assert not (tmp_path / "runs").exists()
+
+
+def backbone_folder(
+    path: Path, *, size: int = 8, names: tuple[str, ...] | None = None, fingerprint: str = "other"
+) -> Path:
+    digits = load_dataset("digits")
+    names = names or digits.class_names
+    config = ResNetConfig(
+        depth=8, width=4, in_channels=1, n_classes=len(names), image_size=(size, size)
+    )
+    backbone = ResNet(config, channel_statistics(digits.train.images))
+    info = BackboneInfo(dataset="letters", fingerprint=fingerprint, class_names=names)
+    save_backbone(backbone, info, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"size": 16}, r"takes images of [1, 16, 16]"),
+        ({"names": ("a", "b", "c")}, "tells the classes of 'letters' apart (a, b, c)"),
+        ({}, "was trained on other images or splits than those of data set 'digits'"),
+    ],
+    ids=["shape", "classes", "images"],
+)
+def test_a_backbone_for_other_data_is_refused_by_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, object], words: str
+) -> None:
+    folder = backbone_folder(tmp_path / "backbone", **changes)  # type: ignore[arg-type]
+    assert main([*TINY, "--backbone", str(folder), "--run-dir", str(tmp_path / "run")]) == 2
+    shown = sentence(capsys)
+    assert words in shown
+    assert str(folder) in shown
+    assert not (tmp_path / "run").exists()
+
+
+def test_other_data_without_a_backbone_trains_one_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    generator = torch.Generator().manual_seed(0)
+    for label in ("dark", "light"):
+        folder = tmp_path / "pictures" / label
+        folder.mkdir(parents=True)
+        for i in range(110):
+            level = torch.randint(100, (8, 8), dtype=torch.uint8, generator=generator)
+            pixels = level + (150 if label == "light" else 0)
+            Image.fromarray(pixels.numpy()).save(folder / f"{i}.png")
+    flags = [*TINY, "--dataset", "pictures", "--supernet-epochs", "1"]
+    assert main([*flags, "--run-dir", "first"]) == 0
+    assert "training resnet20 on 'pictures' first" in capsys.readouterr().err
+    assert main([*flags, "--run-dir", "second"]) == 0
+    assert "using the one trained before" in capsys.readouterr().err
+    (supernet,) = (tmp_path / "runs").iterdir()
+    kept = (supernet / "backbone" / "backbone.safetensors").read_bytes()
+    for run in ("first", "second"):
+        assert (tmp_path / run / "backbone" / "backbone.safetensors").read_bytes() == kept
+
+
+def test_reward_defaults_are_the_environments() -> None:
+    assert weights_of(TrainAgentConfig()) == RewardWeights(overshoot=RewardConfig().overshoot)
+    names = {field.name for field in fields(RewardWeights)} - {"cost"}
+    assert {field.name for field in fields(RewardConfig)} == names
+
+
+def test_flags_reach_the_training() -> None:
+    config = TrainAgentConfig(algo="a2c", timesteps=4000, cost_weight=3.0, hidden=7, budget=2.0)
+    plan = plan_of(config, "cpu")
+    assert plan.algorithm is config.a2c
+    assert plan.weights.cost == 3.0
+    assert (plan.hidden, plan.budget) == (7, 2.0)
+    assert plan.eval_every == plan.checkpoint_every == 200
+    assert plan.cotrain is None
