@@ -69,7 +69,7 @@ class FractionalSkippingEnv(gymnasium.Env[Observation, np.int64]):
     other actions run all the same, and what they overshoot is charged by `weights.overshoot`.
 
     ## Arguments
-    See `__init__`. A training form of a backbone is frozen anew by each environment; pass `backbone.prepare()` to many.
+    Listed below. A training form of a backbone is frozen anew by each environment; pass `backbone.prepare()` to many.
 
     ## Versions
     v0: first version.
