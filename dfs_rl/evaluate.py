@@ -21,7 +21,6 @@ from dfs_rl.evaluation.limits import SearchLimits
 from dfs_rl.runs import RunFolder, read_json, write_json
 
 if TYPE_CHECKING:
-    import torch
 
     from dfs_rl.backbones import BackboneInfo, WalkableBackbone
     from dfs_rl.data import Dataset
@@ -164,30 +163,16 @@ def _load(folder: RunFolder, device: str, precision: Precision) -> _Loaded:
     """Load what the run trained, ready to run."""
     from dfs_rl.backbones import load_stored_backbone
     from dfs_rl.backbones.precision import resolve
+    from dfs_rl.devices import resolve_device
     from dfs_rl.gating.model import BACKBONE_FOLDER, load
 
-    place = _device(device)
+    place = resolve_device(device)
     dtype = resolve(precision, place)
     stored = load_stored_backbone(folder.path / BACKBONE_FOLDER)
     if folder.kind == _BACKBONE_KIND:
         return _Loaded(stored.backbone.prepare(dtype).to(place), None, stored.info)
     model = load(folder.path, device=place, dtype=dtype)
     return _Loaded(model.backbone, model, stored.info)
-
-
-def _device(name: str) -> "torch.device":
-    import torch
-
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(
-            f"device {name!r} is not there; allowed are 'auto', 'cpu' and what torch finds here."
-        ) from error
-    return device
 
 
 def _dataset(folder: RunFolder, info: "BackboneInfo", dataset: "Dataset | str | None") -> "Dataset":

@@ -17,6 +17,7 @@ from dfs_rl.cli import Invocation, run_command
 from dfs_rl.config import config_from_dict, config_to_dict
 from dfs_rl.cost import DEFAULT_BITS, FULL, SKIP
 from dfs_rl.data import Dataset, ImageSet, channel_statistics, load_dataset
+from dfs_rl.devices import resolve_device
 from dfs_rl.errors import ConfigError
 from dfs_rl.gating.model import BACKBONE_FOLDER
 from dfs_rl.interrupts import StopRequest, stop_on_interrupt
@@ -39,7 +40,7 @@ class TrainBackboneConfig:
         epochs: Passes over the train split.
         plain: Train the network without any quantization, for an honest full-precision reference.
         seed: Seed of weights, data order and sampled settings.
-        device: cpu, cuda, cuda:1, ...
+        device: auto, cpu, cuda, cuda:1, ...
         run_dir: Where to write; by default a new folder under runs/.
         width: Channels of the first stage.
         stem_bits: Precision of stem and head, which no gate decides about.
@@ -56,7 +57,7 @@ class TrainBackboneConfig:
     epochs: int = 30
     plain: bool = False
     seed: int = 0
-    device: str = "cpu"
+    device: str = "auto"
     run_dir: Path | None = None
     width: int = 16
     stem_bits: int = 8
@@ -115,12 +116,31 @@ def uniform_accuracies(backbone: ResNet, images: ImageSet) -> dict[str, float]:
     }
 
 
-def train_supernet(config: TrainBackboneConfig, dataset: Dataset, run: RunFolder) -> StoredBackbone:
+def make_trainer(config: TrainBackboneConfig, dataset: Dataset) -> SupernetTrainer:
+    """Check every setting against the data and the machine, and return what trains.
+
+    Raises:
+        ConfigError: If a setting is impossible.
+    """
+    return SupernetTrainer(
+        build(config, dataset),
+        dataset,
+        config.training,
+        epochs=config.epochs,
+        seed=config.seed,
+        device=resolve_device(config.device),
+    )
+
+
+def train_supernet(
+    config: TrainBackboneConfig, trainer: SupernetTrainer, dataset: Dataset, run: RunFolder
+) -> StoredBackbone:
     """Train to the end, or go on where the run's last checkpoint was made; the result also lies in the run's ``backbone/``.
 
     Args:
         config: What to train.
-        dataset: Its train split teaches, its val split measures.
+        trainer: Made from it by ``make_trainer``.
+        dataset: Its val split measures.
         run: Where everything goes. A checkpoint in it is continued.
 
     Raises:
@@ -128,22 +148,15 @@ def train_supernet(config: TrainBackboneConfig, dataset: Dataset, run: RunFolder
         TrainingError: If the loss is no longer finite.
         CheckpointError: If the checkpoint does not fit.
     """
-    device = torch.device(config.device)
-    trainer = SupernetTrainer(
-        build(config, dataset),
-        dataset,
-        config.training,
-        epochs=config.epochs,
-        seed=config.seed,
-        device=device,
-    )
     progress = Progress()
     if run.has_checkpoint(CHECKPOINT):
         checkpoint = run.load_checkpoint(CHECKPOINT)
         progress = config_from_dict(checkpoint.state, Progress, source=str(run.checkpoint_dir))
         trainer.restore(checkpoint.tensors, Position(progress.epoch, progress.step))
         run.truncate_metrics(progress.epoch)
-    few = dataset.val.subset(torch.arange(min(config.eval_images, len(dataset.val)))).to(device)
+    few = dataset.val.subset(torch.arange(min(config.eval_images, len(dataset.val)))).to(
+        trainer.device
+    )
     board = SummaryWriter(str(run.tensorboard_dir), purge_step=progress.epoch + 1)
     try:
         with stop_on_interrupt() as stop:
@@ -166,7 +179,7 @@ def train_supernet(config: TrainBackboneConfig, dataset: Dataset, run: RunFolder
         dataset=dataset.name,
         fingerprint=dataset.fingerprint,
         class_names=dataset.class_names,
-        accuracy=uniform_accuracies(backbone, dataset.val.to(device)),
+        accuracy=uniform_accuracies(backbone, dataset.val.to(trainer.device)),
     )
     save_backbone(backbone, info, run.path / BACKBONE_FOLDER)
     return StoredBackbone(backbone=backbone, info=info)
@@ -241,6 +254,7 @@ def train(invocation: Invocation[TrainBackboneConfig]) -> None:
     config = invocation.config
     torch.set_num_threads(config.threads)
     dataset = load_dataset(config.dataset)
+    trainer = make_trainer(config, dataset)
     run = invocation.resume or RunFolder.create(
         config.run_dir,
         kind=KIND,
@@ -248,7 +262,7 @@ def train(invocation: Invocation[TrainBackboneConfig]) -> None:
         config=config,
         command=invocation.command,
     )
-    stored = train_supernet(config, dataset, run)
+    stored = train_supernet(config, trainer, dataset, run)
     write_json(run.path / "summary.json", {"val_accuracy": dict(stored.info.accuracy)})
     sys.stdout.write(_table(stored, n_images=len(dataset.val)) + f"\nSaved in {run.path}\n")
 

@@ -26,7 +26,9 @@ def small(**changes: object) -> ResNet:
 
 
 def pictures(n: int = 32) -> torch.Tensor:
-    return torch.randint(0, 256, (n, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(2))
+    return torch.randint(
+        0, 256, (n, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(2)
+    )
 
 
 def walk(net: WalkableBackbone, images: torch.Tensor, setting: list[int]) -> torch.Tensor:
@@ -55,7 +57,9 @@ def test_resnet20_has_the_published_size():
 
 def test_macs_equal_the_closed_form():
     net = ResNet(ResNetConfig(depth=20), RGB)
-    same = 2 * 16 * 16 * 9 * 32 * 32  # two convolutions; halving the side and doubling the channels keeps it
+    same = (
+        2 * 16 * 16 * 9 * 32 * 32
+    )  # two convolutions; halving the side and doubling the channels keeps it
     down = 16 * 32 * 9 * 16 * 16 + 32 * 32 * 9 * 16 * 16
     assert net.costs.layer_macs == (same, same, same, down, same, same, down, same, same)
     stem, head = net.costs.fixed
@@ -74,7 +78,8 @@ def test_a_first_block_that_always_runs_belongs_to_the_stem():
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"first_block": "always"}, {"per_channel": True}, {"stem_bits": 32}, {"depth": 14}]
+    "changes",
+    [{}, {"first_block": "always"}, {"per_channel": True}, {"stem_bits": 32}, {"depth": 14}],
 )
 @pytest.mark.parametrize("bits", [0, 2, 3, 4, 8, 32])
 def test_the_frozen_form_equals_the_training_form(changes, bits):

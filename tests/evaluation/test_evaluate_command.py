@@ -177,7 +177,7 @@ def test_a_data_set_that_is_gone_is_asked_for(make_run):
 
 
 def test_a_device_that_is_not_there_is_refused(make_run, digits):
-    with pytest.raises(ConfigError, match="device 'abacus' is not there"):
+    with pytest.raises(ConfigError, match="device is 'abacus', which torch does not find"):
         evaluate_run(make_run(), dataset=digits, device="abacus")
 
 

@@ -68,7 +68,9 @@ def test_step_gradient_equals_torch_learnable_operator(seed, bits, signed, step)
     torch.testing.assert_close(ours.grad, theirs.grad[0], rtol=1e-3, atol=1e-3)
 
 
-@given(seed=SEEDS, bits=st.sampled_from([1, 2, 3, 4, 5, 6, 7, 8, 16]), signed=st.booleans(), step=STEPS)
+@given(
+    seed=SEEDS, bits=st.sampled_from([1, 2, 3, 4, 5, 6, 7, 8, 16]), signed=st.booleans(), step=STEPS
+)
 def test_output_lies_on_the_grid_and_stays_there(seed, bits, signed, step):
     codes = grid(bits, signed=signed)
     once = fake_quantize(draw(seed, 50), torch.tensor(step), codes)

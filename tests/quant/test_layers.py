@@ -129,7 +129,9 @@ def test_linear_forms_equal_torch(bits):
         layer.calibrate_steps(on=False)
         q = layer.quantizers
         inputs = fake_quantize(x, q.input_step_of(bits), grid(bits, signed=False))
-        weight = fake_quantize(layer.weight, q.weight_step_of(bits, layer.weight), grid(bits, signed=True))
+        weight = fake_quantize(
+            layer.weight, q.weight_step_of(bits, layer.weight), grid(bits, signed=True)
+        )
     else:
         inputs, weight = x, layer.weight
     expected = torch.nn.functional.linear(inputs, weight, layer.bias)

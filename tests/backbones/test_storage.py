@@ -1,0 +1,130 @@
+"""Backbones on disk, and the one that ships."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from dfs_rl.backbones import (
+    PRETRAINED_DIGITS,
+    BackboneInfo,
+    ResNet,
+    ResNetConfig,
+    default_digits,
+    load_backbone,
+    load_stored_backbone,
+    save_backbone,
+)
+from dfs_rl.config import load_config
+from dfs_rl.data import ChannelStatistics, load_dataset
+from dfs_rl.errors import CheckpointError, ConfigError
+from dfs_rl.train_backbone import TrainBackboneConfig, uniform_accuracies
+
+INFO = BackboneInfo(
+    dataset="shapes", fingerprint="0123", class_names=("a", "b", "c"), accuracy={"32": 91.25}
+)
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    config = ResNetConfig(
+        depth=8,
+        width=2,
+        in_channels=1,
+        n_classes=3,
+        image_size=(6, 8),
+        bits=(0, 3, 32),
+        per_channel=True,
+    )
+    net = ResNet(config, ChannelStatistics((0.25,), (0.5,)))
+    net.feature_mean.normal_()
+    save_backbone(net, INFO, tmp_path)
+    return tmp_path
+
+
+def test_what_is_saved_comes_back(saved):
+    stored = load_stored_backbone(saved)
+    again = load_stored_backbone(saved)
+    assert stored.info == INFO
+    assert stored.backbone.config.image_size == (6, 8)
+    assert stored.backbone.statistics == ChannelStatistics((0.25,), (0.5,))
+    assert not stored.backbone.training
+    images = torch.randint(0, 256, (4, 1, 6, 8), dtype=torch.uint8)
+    assert torch.equal(stored.backbone(images, 3), again.backbone(images, 3))
+    assert torch.equal(stored.backbone.feature_mean, again.backbone.feature_mean)
+
+
+def test_a_run_folder_is_found_through_its_backbone_folder(saved, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (tmp_path / "backbone.json").rename(tmp_path / "b.json")
+    (run / "backbone").mkdir()
+    (tmp_path / "b.json").rename(run / "backbone" / "backbone.json")
+    (tmp_path / "backbone.safetensors").rename(run / "backbone" / "backbone.safetensors")
+    assert load_backbone(run).config.width == 2
+
+
+def test_nothing_there(tmp_path):
+    with pytest.raises(CheckpointError, match="no backbone can be read from"):
+        load_backbone(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", '{"kind": "vit", "format": 1}', '{"kind": "resnet", "format": 1}']
+)
+def test_a_damaged_description_is_refused(saved, text):
+    (saved / "backbone.json").write_text(text)
+    with pytest.raises(CheckpointError):
+        load_backbone(saved)
+
+
+def test_an_impossible_description_is_refused(saved):
+    record = json.loads((saved / "backbone.json").read_text())
+    record["config"]["depth"] = 9
+    (saved / "backbone.json").write_text(json.dumps(record))
+    with pytest.raises(ConfigError, match="depth is 9"):
+        load_backbone(saved)
+
+
+def test_weights_of_another_shape_are_refused(saved):
+    record = json.loads((saved / "backbone.json").read_text())
+    record["config"]["width"] = 4
+    (saved / "backbone.json").write_text(json.dumps(record))
+    with pytest.raises(CheckpointError, match="do not fit the backbone"):
+        load_backbone(saved)
+
+
+def test_truncated_weights_are_refused(saved):
+    path = saved / "backbone.safetensors"
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(CheckpointError, match="damaged"):
+        load_backbone(saved)
+
+
+def test_the_shipped_backbone_is_as_good_as_stated():
+    stored = load_stored_backbone(PRETRAINED_DIGITS)
+    data = load_dataset("digits")
+    assert stored.info.fingerprint == data.fingerprint
+    measured = uniform_accuracies(stored.backbone, data.val)
+    # A value on the edge between two codes may fall differently on another CPU: one of 216 images.
+    assert measured == pytest.approx(dict(stored.info.accuracy), abs=0.5)
+
+
+def test_the_shipped_backbone_offers_a_trade_off():
+    test = load_dataset("digits").test
+    accuracy = uniform_accuracies(default_digits(), test)
+    assert accuracy["32"] > 94.0
+    assert accuracy["32"] - accuracy["2"] >= 3.0
+
+
+def test_the_shipped_backbone_is_small_and_says_how_it_was_made():
+    assert sum(file.stat().st_size for file in PRETRAINED_DIGITS.iterdir()) < 500_000
+    recipe = load_config(PRETRAINED_DIGITS / "config.yaml", TrainBackboneConfig)
+    shape = default_digits().config
+    assert (recipe.backbone, recipe.width, recipe.bits) == (
+        f"resnet{shape.depth}",
+        shape.width,
+        shape.bits,
+    )

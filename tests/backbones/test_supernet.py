@@ -1,0 +1,136 @@
+"""Supernet training: it learns, it resumes exactly, and it stops with a sentence."""
+
+import math
+
+import pytest
+import torch
+
+from dfs_rl.backbones import ResNet, ResNetConfig
+from dfs_rl.backbones.settings import uniform
+from dfs_rl.backbones.supernet import (
+    Position,
+    SupernetConfig,
+    SupernetTrainer,
+    accuracy_of,
+    learning_rate,
+)
+from dfs_rl.data import Dataset, channel_statistics
+from dfs_rl.errors import ConfigError, TrainingError
+
+CPU = torch.device("cpu")
+
+
+def trainer(
+    halves: Dataset, *, epochs: int = 6, lr: float = 0.05, **changes: object
+) -> SupernetTrainer:
+    torch.manual_seed(0)
+    config = ResNetConfig(
+        depth=8, width=4, in_channels=1, n_classes=2, image_size=(8, 8), bits=(0, 2, 8, 32)
+    )
+    settings = {"batch_size": 16, "lr": lr, "pad": 0, "precision": "float32", **changes}
+    return SupernetTrainer(
+        ResNet(config, channel_statistics(halves.train.images)),
+        halves,
+        SupernetConfig(**settings),  # type: ignore[arg-type]
+        epochs=epochs,
+        seed=1,
+        device=CPU,
+    )
+
+
+def run(training: SupernetTrainer, *, steps: int | None = None) -> list[float]:
+    losses: list[float] = []
+    while training.position.epoch < training.epochs:
+        for loss in training.train_epoch():
+            losses.append(loss.labels)
+            if len(losses) == steps:
+                return losses
+    return losses
+
+
+def test_every_uniform_setting_works_after_training_and_none_before(halves):
+    training = trainer(halves)
+    untrained = [accuracy_of(training.snapshot(), halves.val, uniform(b, 3)) for b in (2, 8, 32)]
+    assert max(untrained) < 80.0  # 50 is chance
+    run(training)
+    backbone = training.finish()
+    for bits in (2, 8, 32):
+        assert accuracy_of(backbone, halves.val, uniform(bits, 3)) > 95.0
+    assert accuracy_of(backbone, halves.val, (2, 32, 8)) > 95.0
+    assert (backbone.feature_std != 1).any()
+
+
+@pytest.mark.parametrize("stop_after", [3, 6, 15])
+def test_a_resumed_training_is_the_uninterrupted_one(halves, stop_after):
+    whole = trainer(halves)
+    losses = run(whole)
+    first = trainer(halves)
+    before = run(first, steps=stop_after)
+    saved = {name: tensor.clone() for name, tensor in first.tensors().items()}
+    second = trainer(halves)
+    second.restore(saved, Position(*first.position))
+    assert before + run(second) == losses
+    for name, tensor in whole.tensors().items():
+        assert torch.equal(tensor, second.tensors()[name]), name
+
+
+def test_the_warm_up_runs_the_dearest_option_alone(halves):
+    training = trainer(halves, epochs=4, warmup=0.5)
+    kinds = []
+    while training.position.epoch < 4:
+        kinds.append({loss.distillation is None for loss in training.train_epoch()})
+    assert kinds == [{True}, {True}, {False}, {False}]
+
+
+def test_without_an_average_the_last_weights_are_kept(halves):
+    training = trainer(halves, epochs=1, average_epochs=0.0)
+    run(training)
+    assert torch.equal(training.snapshot().classifier.weight, training.backbone.classifier.weight)
+
+
+def test_the_average_is_the_exponential_mean_of_the_weights(halves):
+    training = trainer(halves, epochs=1, average_epochs=0.5)  # 6 steps an epoch: decay 1 - 1 / 3
+    expected = None
+    for _ in training.train_epoch():
+        now = training.backbone.classifier.weight.detach().clone()
+        expected = now if expected is None else expected * 2 / 3 + now / 3
+    torch.testing.assert_close(training.snapshot().classifier.weight.detach(), expected)
+
+
+def test_a_loss_that_is_not_finite_stops_with_a_sentence(halves):
+    training = trainer(halves)
+    with torch.no_grad():
+        training.backbone.classifier.bias.fill_(math.nan)
+    with pytest.raises(
+        TrainingError, match=r"no longer finite in epoch 1, step 1; a lower learning rate than 0.05"
+    ):
+        run(training)
+
+
+def test_the_schedule_rises_and_falls_to_zero():
+    assert learning_rate(0.0, peak=0.2) == 0.0
+    assert learning_rate(0.025, peak=0.2) == pytest.approx(0.1)
+    assert learning_rate(0.05, peak=0.2) == pytest.approx(0.2)
+    assert learning_rate(0.525, peak=0.2) == pytest.approx(0.1)
+    assert learning_rate(1.0, peak=0.2) == pytest.approx(0.0, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"warmup": 1.5}, "warmup is 1.5; allowed are 0 to 1"),
+        ({"batch_size": 1}, "batch_size is 1; allowed are 2 or more"),
+        ({"lr": 0.0}, "lr is 0.0"),
+        ({"momentum": 1.0}, "momentum is 1.0"),
+        ({"pad": -1}, "pad is -1"),
+        ({"calibration_rounds": 0}, "calibration_rounds is 0"),
+    ],
+)
+def test_impossible_settings_are_refused(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        SupernetConfig(**changes)
+
+
+def test_batches_larger_than_the_data_are_refused(halves):
+    with pytest.raises(ConfigError, match="batch_size is 200; the train split has only 96 images"):
+        trainer(halves, batch_size=200)

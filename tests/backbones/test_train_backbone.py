@@ -1,0 +1,137 @@
+"""The command, from flags to a stored backbone, and what it does when it is stopped."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from dfs_rl.backbones import load_stored_backbone
+from dfs_rl.config import load_config
+from dfs_rl.runs import RunFolder, load_tensors
+from dfs_rl.train_backbone import TrainBackboneConfig, main
+
+TINY = [
+    "--backbone",
+    "resnet8",
+    "--width",
+    "2",
+    "--bits",
+    "0",
+    "4",
+    "32",
+    "--training.calibration-rounds",
+    "1",
+]
+
+
+def metrics(run: Path) -> list[dict[str, object]]:
+    return RunFolder.open(run).read_metrics()
+
+
+def test_a_run_holds_everything(tmp_path, capsys):
+    run = tmp_path / "run"
+    assert main([*TINY, "--epochs", "2", "--run-dir", str(run)]) == 0
+    assert [record["epoch"] for record in metrics(run)] == [1, 2]
+    assert set(metrics(run)[0]) == {
+        "kind",
+        "epoch",
+        "loss/labels",
+        "loss/distillation",
+        "val_accuracy/4_bit",
+        "val_accuracy/32_bit",
+    }
+    stored = load_stored_backbone(run)
+    assert stored.info.dataset == "digits"
+    assert len(stored.info.class_names) == 10
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["val_accuracy"] == stored.info.accuracy
+    assert load_config(run / "config.yaml", TrainBackboneConfig).epochs == 2
+    assert list((run / "tensorboard").iterdir())
+    out, err = capsys.readouterr()
+    assert "computation %" in out
+    assert str(run) in out
+    assert "epoch 2: loss" in err
+
+
+def test_plain_has_no_quantizer_anywhere(tmp_path):
+    run = tmp_path / "run"
+    assert main([*TINY, "--plain", "--epochs", "1", "--run-dir", str(run)]) == 0
+    backbone = load_stored_backbone(run).backbone
+    assert tuple(backbone.options) == (32,)
+    assert backbone.config.stem_bits == 32
+    assert sum(p.numel() for n, p in backbone.named_parameters() if "log_step" in n) == 0
+
+
+def test_a_folder_that_holds_a_run_is_refused(tmp_path, capsys):
+    run = tmp_path / "run"
+    main([*TINY, "--epochs", "1", "--run-dir", str(run)])
+    before = (run / "config.yaml").read_bytes()
+    assert main([*TINY, "--epochs", "2", "--run-dir", str(run)]) == 2
+    assert "holds a run already" in capsys.readouterr().err
+    assert (run / "config.yaml").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--backbone", "vgg16"], "backbone is 'vgg16'; allowed are resnet8"),
+        (["--backbone", "resnet9"], "depth is 9"),
+        (["--epochs", "0"], "epochs is 0; it must be at least 1"),
+        (["--bits", "0", "9"], "bit options [0, 9] contain 9"),
+        (["--dataset", "no/such/folder"], "no/such/folder"),
+        (["--device", "quantum"], "device is 'quantum'"),
+        (["--training.lr", "-1"], "lr is -1.0"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_exit_code_2(flags, message, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert main([*flags, "--run-dir", str(run)]) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert err.count("\n") == 1
+    assert not run.exists()
+
+
+def start(run: Path, epochs: int) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-m", "dfs_rl.train_backbone", *TINY, "--run-dir", str(run)]
+    environment = {**os.environ, "PYTHONWARNINGS": "error"}
+    return subprocess.Popen(
+        [*command, "--epochs", str(epochs)], env=environment, stderr=subprocess.PIPE, text=True
+    )
+
+
+def wait_for_epoch(run: Path, process: "subprocess.Popen[str]") -> None:
+    path = run / "checkpoints" / "last.safetensors"
+    deadline = time.monotonic() + 90
+    while not path.exists():
+        assert process.poll() is None, process.stderr.read() if process.stderr else ""
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize(("how", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130)])
+def test_a_stopped_run_resumes_to_the_uninterrupted_result(tmp_path, how, code, capsys):
+    epochs = 12
+    stopped, whole = tmp_path / "stopped", tmp_path / "whole"
+    process = start(stopped, epochs)
+    wait_for_epoch(stopped, process)
+    process.send_signal(how)
+    message = process.communicate(timeout=60)[1]
+    assert process.returncode == code
+    if how is signal.SIGINT:
+        assert f"--resume {stopped}" in message
+    assert not (stopped / "summary.json").exists()
+
+    assert main(["--resume", str(stopped)]) == 0
+    assert main([*TINY, "--epochs", str(epochs), "--run-dir", str(whole)]) == 0
+    assert metrics(stopped) == metrics(whole)
+    ours, theirs = (
+        load_tensors(run / "backbone" / "backbone.safetensors") for run in (stopped, whole)
+    )
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
