@@ -1,0 +1,45 @@
+"""The README's Python examples run as they stand, and its commands parse."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from dfs_rl import evaluate, train_agent, train_backbone
+
+README = Path(__file__).parent.parent / "README.md"
+EXAMPLES = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+COMMANDS = re.findall(r"^python -m (dfs_rl\.\w+) (.*)$", README.read_text(encoding="utf-8"), re.MULTILINE)
+MAINS = {
+    "dfs_rl.train_agent": train_agent.main,
+    "dfs_rl.train_backbone": train_backbone.main,
+    "dfs_rl.evaluate": evaluate.main,
+}
+
+
+@pytest.fixture
+def demo(tmp_path, monkeypatch):
+    """A short run in place of the demo's."""
+    monkeypatch.chdir(tmp_path)
+    assert train_agent.main(["--timesteps", "3000", "--run-dir", "runs/demo"]) == 0
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_example_runs(example, demo, capsys):
+    exec(compile(example, str(README), "exec"), {})  # noqa: S102
+    assert capsys.readouterr().out.strip()
+
+
+@pytest.mark.parametrize(("module", "arguments"), COMMANDS)
+def test_command_parses(module, arguments, tmp_path, monkeypatch, capsys):
+    # Only the last flag is wrong: what stands in the README is accepted up to it.
+    monkeypatch.chdir(tmp_path)
+    known = shlex.split(arguments, comments=True)
+    assert MAINS[module]([*known, "--no-such-flag"]) == 2
+    assert "no-such-flag" in capsys.readouterr().err
+
+
+def test_there_is_something_to_test():
+    assert len(EXAMPLES) == 2
+    assert {module for module, _ in COMMANDS} == set(MAINS)
