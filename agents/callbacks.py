@@ -5,6 +5,7 @@ logged, saved and continued. Each callback keeps to that moment; a resumed run s
 """
 
 import math
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -117,20 +118,42 @@ class FiniteGuard(BoundaryCallback):
             )
 
     def between_updates(self, timesteps: int) -> None:
-        """Look at the losses of the last update and at all weights."""
-        losses = {
-            name: value
-            for name, value in self.logger.name_to_value.items()
-            if name.endswith("loss")
-        }
-        bad = [name for name, value in losses.items() if not math.isfinite(value)]
-        if bad or not all(
-            bool(torch.isfinite(p).all()) for p in self.algorithm.policy.parameters()
-        ):
-            raise TrainingError(
-                f"training stopped after {timesteps} steps: {bad[0] if bad else 'a weight of the policy'} is no longer finite; a smaller "
-                "learning rate may help."
-            )
+        """Look at all weights after the last update."""
+        if not has_finite_weights(self.algorithm):
+            raise TrainingError(_DIVERGED.format(timesteps))
+
+
+_DIVERGED = "training stopped after {} steps: the policy's weights are no longer finite; a smaller learning rate may help."
+
+
+def has_finite_weights(model: OnPolicyAlgorithm) -> bool:
+    """Say whether every weight of the policy is a number."""
+    return all(bool(torch.isfinite(p).all()) for p in model.policy.parameters())
+
+
+def learn(
+    model: OnPolicyAlgorithm, steps: int, callbacks: list[BaseCallback], *, fresh: bool
+) -> None:
+    """Let an algorithm learn for another ``steps`` steps.
+
+    Args:
+        model: The algorithm.
+        steps: How many; 0 only runs what the callbacks do at the end.
+        callbacks: They see to logging, too.
+        fresh: Whether to begin, and not to go on.
+
+    Raises:
+        TrainingError: If the policy's weights are no longer finite.
+    """
+    try:
+        # UpdateLog writes after an update; the algorithm's own log would be written before it.
+        model.learn(steps, callbacks, log_interval=sys.maxsize, reset_num_timesteps=fresh)
+    except (
+        ValueError
+    ) as error:  # in the middle of an update, torch refuses to draw from such a policy
+        if has_finite_weights(model):
+            raise
+        raise TrainingError(_DIVERGED.format(model.num_timesteps)) from error
 
 
 class UpdateLog(BoundaryCallback):

@@ -128,7 +128,7 @@ class CoTrainer:
         loss = losses[0] + config.distillation * losses[1] + config.full_precision * losses[2]
         if not bool(torch.isfinite(loss)):
             raise TrainingError(
-                f"co-training stopped at backbone step {self.steps}: its loss is {float(loss)}; a smaller cotrain.learning_rate may help."
+                f"co-training stopped at backbone step {self.steps}: its loss is {loss.item()}; a smaller cotrain.learning_rate may help."
             )
         self._optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]

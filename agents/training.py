@@ -1,7 +1,6 @@
 """One training of a gate, put together: environment, algorithm, callbacks, checkpoints, and going on from one."""
 
 import copy
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast
@@ -11,7 +10,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from torch import Tensor
 
 from agents.algorithms import GateLearning, build_algorithm, entropy_weight
-from agents.callbacks import Checkpointing, FiniteGuard, Lifecycle, Schedules, UpdateLog
+from agents.callbacks import Checkpointing, FiniteGuard, Lifecycle, Schedules, UpdateLog, learn
 from agents.checkpoint import capture, restore
 from agents.cotrain import CoTrainer, CoTraining
 from agents.deploy import affordable_width, deploy
@@ -251,12 +250,8 @@ def train_gate(
     ]
     try:
         with stop_on_interrupt() as lifecycle.stop:
-            model.learn(
-                max(0, plan.gate_timesteps - model.num_timesteps),
-                callbacks,
-                log_interval=sys.maxsize,  # UpdateLog writes after an update; SB3 would before it
-                reset_num_timesteps=checkpoint is None,
-            )
+            remaining = max(0, plan.gate_timesteps - model.num_timesteps)
+            learn(model, remaining, callbacks, fresh=checkpoint is None)
     finally:
         board.close()
     if lifecycle.stop.made:

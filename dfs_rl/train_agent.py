@@ -218,6 +218,7 @@ def _own_supernet(config: TrainAgentConfig, dataset: "Dataset", device: str) -> 
     from dfs_rl import train_backbone
     from dfs_rl.backbones import load_stored_backbone
     from dfs_rl.config import config_to_dict
+    from dfs_rl.gating.model import BACKBONE_FOLDER
 
     wanted = train_backbone.TrainBackboneConfig(
         dataset=config.dataset,
@@ -235,22 +236,24 @@ def _own_supernet(config: TrainAgentConfig, dataset: "Dataset", device: str) -> 
         repr((dataset.fingerprint, sorted(relevant.items()))).encode()
     ).hexdigest()[:8]
     path = Path("runs") / f"supernet-{dataset.name}-{digest}"
-    if not path.is_dir():
+    if (path / BACKBONE_FOLDER).is_dir():
+        _say(f"No backbone given: using the one trained before in {path}.")
+        stored = load_stored_backbone(path)
+        check_match(stored.info, stored.backbone, dataset, str(path))
+        return stored
+    trainer = train_backbone.make_trainer(wanted, dataset)
+    if path.is_dir():
+        _say(f"No backbone given: going on with the one begun in {path}.")
+        folder = RunFolder.open(path, train_backbone.KIND)
+    else:
         _say(
-            f"No backbone given: training {wanted.backbone} on {dataset.name!r} first, into {path}; the next run finds it there."
+            f"No backbone given: training {wanted.backbone} on {dataset.name!r} first, into {path}; "
+            "the next run finds it there."
         )
         folder = RunFolder.create(
             path, kind=train_backbone.KIND, name="supernet", config=wanted, command=(PROG,)
         )
-        return train_backbone.train_supernet(wanted, dataset, folder)
-    folder = RunFolder.open(path, train_backbone.KIND)
-    if not (path / "backbone").is_dir():
-        _say(f"No backbone given: going on with the one begun in {path}.")
-        return train_backbone.train_supernet(wanted, dataset, folder)
-    _say(f"No backbone given: using the one trained before in {path}.")
-    stored = load_stored_backbone(path)
-    check_match(stored.info, stored.backbone, dataset, str(path))
-    return stored
+    return train_backbone.train_supernet(wanted, trainer, dataset, folder)
 
 
 def _new_run(
@@ -272,18 +275,19 @@ def _train(config: TrainAgentConfig, dataset: "Dataset", run: RunFolder, device:
     from agents.progress import Progress
     from agents.training import train_gate
     from dfs_rl.backbones import load_stored_backbone, save_backbone
+    from dfs_rl.backbones.storage import STRUCTURE_FILE
     from dfs_rl.gating.model import BACKBONE_FOLDER
     from dfs_rl.runs import write_json
 
-    folder = run.path / BACKBONE_FOLDER
-    if (folder / "backbone.json").is_file():
-        stored = load_stored_backbone(folder)
-    else:
-        stored = find_backbone(config, dataset, device)
-        save_backbone(stored.backbone, stored.info, folder)
     plan = plan_of(config, device)
     progress = Progress(plan.gate_timesteps, say=_say)
+    folder = run.path / BACKBONE_FOLDER
     try:
+        if (folder / STRUCTURE_FILE).is_file():
+            stored = load_stored_backbone(folder)
+        else:
+            stored = find_backbone(config, dataset, device)
+            save_backbone(stored.backbone, stored.info, folder)
         result = train_gate(
             plan, stored, dataset, run, report=progress.report, watchers=(progress,)
         )
@@ -302,12 +306,13 @@ def _run(invocation: Invocation[TrainAgentConfig]) -> None:
     import torch
 
     from dfs_rl.data import load_dataset
+    from dfs_rl.devices import resolve_device
     from dfs_rl.evaluate import evaluate_run
     from dfs_rl.reporting.table import summary_text
 
     config = invocation.config
     torch.set_num_threads(config.threads)
-    device = resolve_device(config.device)
+    device = str(resolve_device(config.device))
     plan_of(config, device)  # refuses bad settings
     dataset = load_dataset(config.dataset)
     run = invocation.resume or _new_run(config, dataset, device, invocation.command)
@@ -323,25 +328,6 @@ def _run(invocation: Invocation[TrainAgentConfig]) -> None:
     _say(f"Everything is in {run.path}; pictures:")
     for picture in sorted(run.plots_dir.glob("*.png")):
         _say(f"  {picture}")
-
-
-def resolve_device(name: str) -> str:
-    """Turn ``"auto"`` into the best device there is, and refuse one that is not there.
-
-    Raises:
-        ConfigError: If torch does not know or have the device.
-    """
-    import torch
-
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(
-            f"device is {name!r}, which torch does not find here; 'auto' and 'cpu' always work."
-        ) from error
-    return name
 
 
 def _few(names: Sequence[str]) -> str:

@@ -1,0 +1,109 @@
+"""What happens when figures stop being finite, and how wide a gate may be."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import Logger
+
+from agents.algorithms import GateLearning, build_algorithm
+from agents.callbacks import FiniteGuard, Lifecycle, learn
+from agents.deploy import affordable_width
+from agents.hyperparameters import PPOConfig
+from dfs_rl.backbones import ResNet, ResNetConfig, default_digits
+from dfs_rl.backbones.contract import WalkableBackbone
+from dfs_rl.data import ChannelStatistics, ImageSet
+from dfs_rl.errors import TrainingError
+from dfs_rl.gating.reward import RewardWeights
+from envs.sb3 import SB3GatingVecEnv
+from envs.task import Task
+
+
+class Poison(BaseCallback):
+    """Spoils rewards or weights before the second update."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__()
+        self.what = what
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_end(self) -> None:
+        if self.what == "advantage" and self.model.num_timesteps == 128:
+            self.model.rollout_buffer.advantages[0, 0] = np.nan
+
+    def _on_rollout_start(self) -> None:
+        if self.what == "weight" and self.model.num_timesteps == 64:
+            with torch.no_grad():
+                self.model.policy.value_net.bias.fill_(np.inf)
+
+
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        (
+            "advantage",
+            "training stopped after 128 steps: the policy's weights are no longer finite",
+        ),
+        ("weight", "training stopped after 64 steps: the policy's weights are no longer finite"),
+    ],
+)
+def test_training_stops_with_a_sentence(
+    planted_backbone: WalkableBackbone, planted_images: ImageSet, what: str, words: str
+) -> None:
+    task = Task(
+        backbone=planted_backbone,
+        images=planted_images,
+        weights=RewardWeights(),
+        budget=None,
+        class_names=("no", "yes"),
+    )
+    learning = GateLearning(
+        feature_channels=(3, 3), hidden=4, images_per_group=8, seed=0, device="cpu"
+    )
+    env = SB3GatingVecEnv(task, 32, images_per_group=8, seed=0)
+    model = build_algorithm(PPOConfig(minibatches=2), env, learning)
+    model.set_logger(Logger(None, []))
+    with pytest.raises(TrainingError, match=words):
+        learn(model, 640, [Poison(what), FiniteGuard(Lifecycle())], fresh=True)
+
+
+def test_rewards_that_are_not_finite_are_the_backbones_fault(
+    planted_backbone: WalkableBackbone, planted_images: ImageSet
+) -> None:
+    broken = copy.copy(planted_backbone)
+    broken.head = lambda hidden: torch.full((len(hidden), 2), float("nan"))
+    task = Task(
+        backbone=broken,
+        images=planted_images,
+        weights=RewardWeights(),
+        budget=None,
+        class_names=("no", "yes"),
+    )
+    learning = GateLearning(
+        feature_channels=(3, 3), hidden=4, images_per_group=8, seed=0, device="cpu"
+    )
+    env = SB3GatingVecEnv(task, 32, images_per_group=8, seed=0)
+    model = build_algorithm(PPOConfig(), env, learning)
+    model.set_logger(Logger(None, []))
+    with pytest.raises(TrainingError, match="a reward is not finite"):
+        learn(model, 640, [FiniteGuard(Lifecycle())], fresh=True)
+
+
+@pytest.mark.parametrize(("depth", "width", "expected"), [(8, 4, 8), (20, 8, 22), (20, 16, 32)])
+def test_width_of_the_gate_follows_the_networks_macs(depth: int, width: int, expected: int) -> None:
+    statistics = ChannelStatistics(mean=(0.5,), std=(0.5,))
+    backbone = ResNet(ResNetConfig(depth=depth, width=width, in_channels=1), statistics)
+    assert affordable_width(backbone) == expected
+
+
+def test_the_gate_of_resnet20_costs_less_than_a_two_thousandth() -> None:
+    statistics = ChannelStatistics(mean=(0.5,) * 3, std=(0.5,) * 3)
+    backbone = ResNet(ResNetConfig(depth=20), statistics)
+    width = affordable_width(backbone)
+    macs = sum((c + 3) * width + width * 6 for c in backbone.feature_channels)
+    assert macs / backbone.costs.total_macs <= 0.0005
+    assert affordable_width(default_digits()) == 8

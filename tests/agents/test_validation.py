@@ -1,0 +1,61 @@
+"""Which gate is kept, what a walk is worth, and the picture of the histogram."""
+
+import numpy as np
+import pytest
+import torch
+
+from agents.validation import CELL, histogram_picture, is_as_good, rewards_of
+from dfs_rl.backbones.contract import WalkableBackbone
+from dfs_rl.data import ImageSet
+from dfs_rl.evaluation.run_gate import evaluate_gate
+from dfs_rl.gating.gates import TableGate
+from dfs_rl.gating.reward import RewardWeights
+from envs.sb3 import SB3GatingVecEnv
+from envs.task import Task
+
+
+@pytest.mark.parametrize("budget", [None, 40.0])
+@pytest.mark.parametrize("timing", ["step", "terminal"])
+def test_rewards_of_records_are_what_the_environment_pays(
+    planted_backbone: WalkableBackbone, planted_images: ImageSet, budget: float | None, timing: str
+) -> None:
+    weights = RewardWeights(accuracy=0.7, cost=0.4, overshoot=0.9, cost_timing=timing)
+    table = (1, 2)  # 62.5 %, so a budget of 40 % is overshot
+    records = evaluate_gate(planted_backbone, TableGate(table), planted_images)
+    task = Task(
+        backbone=planted_backbone,
+        images=planted_images,
+        weights=weights,
+        budget=budget,
+        class_names=("no", "yes"),
+    )
+    env = SB3GatingVecEnv(task, len(planted_images))
+    env.set_options([{"index": i} for i in range(len(planted_images))])
+    env.reset()
+    paid = sum(env.step(np.full(len(planted_images), option))[1] for option in table)
+    ours = rewards_of(records, planted_backbone.costs, weights, budget=budget)
+    np.testing.assert_allclose(ours.numpy(), paid, atol=1e-6)
+
+
+def test_a_later_gate_may_be_worse_by_one_standard_error() -> None:
+    highest = torch.zeros(100, dtype=torch.float64)
+    change = torch.tensor([1.0, -1.0] * 50, dtype=torch.float64)
+    error = float(change.std()) / 10.0  # of the mean of 100
+    assert is_as_good(highest + change - 0.99 * error, highest)
+    assert not is_as_good(highest + change - 1.01 * error, highest)
+    assert is_as_good(highest, highest)
+    assert not is_as_good(highest - 1e-9, highest)  # certainly worse: no image is better
+
+
+def test_picture_is_dark_where_an_option_is_frequent() -> None:
+    histogram = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.5, 0.5]])
+    picture = histogram_picture(histogram)
+    assert picture.shape == (3 * CELL, 2 * CELL, 3)
+    assert picture.dtype == np.uint8
+    cells = picture[CELL // 2 :: CELL, CELL // 2 :: CELL, 0]  # [options from the top, layers]
+    # Option 0 is at the bottom: always in layer 0, never in layer 1.
+    assert cells[2, 0] == 8
+    assert cells[2, 1] == 255
+    assert cells[0, 0] == cells[1, 0] == 255
+    assert cells[0, 1] == cells[1, 1]
+    assert 8 < cells[0, 1] < 255
