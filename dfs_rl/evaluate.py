@@ -21,7 +21,6 @@ from dfs_rl.evaluation.limits import SearchLimits
 from dfs_rl.runs import RunFolder, read_json, write_json
 
 if TYPE_CHECKING:
-
     from dfs_rl.backbones import BackboneInfo, WalkableBackbone
     from dfs_rl.data import Dataset
     from dfs_rl.evaluation.summary import EvaluationSummary, Subject

@@ -39,7 +39,7 @@ class RewardConfig:
         accuracy: Reward of a correct prediction.
         log_likelihood: Weight of the label's clipped log-likelihood, a term in [-1, 0] that tells near misses from far ones.
         log_likelihood_floor: Where it is clipped, below 0.
-        overshoot: Price of each fraction of computation above ``--budget``.
+        overshoot: Price of each fraction of computation above --budget.
         cost_timing: Charge each choice when it is made, or all at the end.
     """
 
@@ -74,7 +74,7 @@ class TrainAgentConfig:
         eval_every: Timesteps between validations; default a twentieth of all.
         checkpoint_every: Timesteps between checkpoints; default like eval_every.
         threads: CPU threads; with 1, runs repeat to the last bit.
-        precision: What the frozen backbone computes in; "auto" takes bfloat16 where the hardware is fast at it.
+        precision: What the frozen backbone computes in; "auto" takes bfloat16 where the hardware has it.
         reward: What an image is worth.
         ppo: Hyperparameters of PPO.
         a2c: Hyperparameters of A2C.
@@ -98,7 +98,7 @@ class TrainAgentConfig:
     eval_every: int | None = None
     checkpoint_every: int | None = None
     threads: int = 1
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = "float32"
     reward: RewardConfig = field(default_factory=RewardConfig)
     ppo: PPOConfig = field(default_factory=PPOConfig)
     a2c: A2CConfig = field(default_factory=A2CConfig)

@@ -7,9 +7,10 @@ from pathlib import Path
 from dfs_rl.backbones.resnet import ResNet, ResNetConfig
 from dfs_rl.config import config_from_dict, config_to_dict
 from dfs_rl.data import ChannelStatistics
-from dfs_rl.errors import CheckpointError, DfsRlError
-from dfs_rl.runs import load_tensors, read_json, save_tensors, write_json
+from dfs_rl.errors import CheckpointError
+from dfs_rl.runs import load_tensors, read_description, save_tensors, write_description
 
+KIND = "resnet"
 FORMAT = 1
 STRUCTURE_FILE = "backbone.json"
 WEIGHTS_FILE = "backbone.safetensors"
@@ -49,11 +50,11 @@ def save_backbone(backbone: ResNet, info: BackboneInfo, folder: Path) -> None:
     """Write ``backbone.json`` and ``backbone.safetensors`` into ``folder``, which is made if need be."""
     folder.mkdir(parents=True, exist_ok=True)
     save_tensors(folder / WEIGHTS_FILE, backbone.state_dict())
-    write_json(
+    write_description(
         folder / STRUCTURE_FILE,
-        {
-            "format": FORMAT,
-            "kind": "resnet",
+        kind=KIND,
+        version=FORMAT,
+        parts={
             "config": config_to_dict(backbone.config),
             "statistics": config_to_dict(backbone.statistics),
             "info": config_to_dict(info),
@@ -73,21 +74,10 @@ def load_stored_backbone(folder: Path) -> StoredBackbone:
     if (folder / "backbone" / STRUCTURE_FILE).is_file():
         folder = folder / "backbone"
     path = folder / STRUCTURE_FILE
+    record = read_description(path, what="backbone", kind=KIND, version=FORMAT)
     try:
-        record = read_json(path)
-    except DfsRlError as error:
-        raise CheckpointError(f"no backbone can be read from {folder}: {error}") from error
-    if (
-        not isinstance(record, Mapping)
-        or record.get("kind") != "resnet"
-        or record.get("format") != FORMAT
-    ):
-        raise CheckpointError(
-            f"{path} does not describe a backbone of kind 'resnet' in format {FORMAT}."
-        )
-    try:
-        parts = {name: dict(record[name]) for name in ("config", "statistics", "info")}
-    except (KeyError, TypeError, ValueError) as error:
+        parts = {name: _mapping(record[name]) for name in ("config", "statistics", "info")}
+    except (KeyError, TypeError) as error:
         raise CheckpointError(f"{path} is damaged: it lacks a part of the description.") from error
     backbone = ResNet(
         config_from_dict(parts["config"], ResNetConfig, source=str(path)),
@@ -106,3 +96,9 @@ def load_stored_backbone(folder: Path) -> StoredBackbone:
 def load_backbone(folder: Path) -> ResNet:
     """Read the backbone alone, see ``load_stored_backbone``."""
     return load_stored_backbone(folder).backbone
+
+
+def _mapping(value: object) -> dict[str, object]:
+    if not isinstance(value, dict):
+        raise TypeError(f"{value!r} is not a mapping.")
+    return value

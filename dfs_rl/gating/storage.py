@@ -1,14 +1,14 @@
 """A learned gate on disk: structure in JSON, weights in safetensors; loading executes no code."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
 
 from dfs_rl.cost import BitOptions
 from dfs_rl.errors import CheckpointError, DfsRlError
 from dfs_rl.gating.gates import LayerwiseGate
-from dfs_rl.runs import load_tensors, read_json, save_tensors, write_json
+from dfs_rl.runs import load_tensors, read_description, save_tensors, write_description
 
+KIND = "layerwise"
 FORMAT = 1
 STRUCTURE_FILE = "gate.json"
 WEIGHTS_FILE = "gate.safetensors"
@@ -18,11 +18,11 @@ def save_gate(gate: LayerwiseGate, folder: Path) -> None:
     """Write ``gate.json`` and ``gate.safetensors`` into ``folder``, which is made if need be."""
     folder.mkdir(parents=True, exist_ok=True)
     save_tensors(folder / WEIGHTS_FILE, gate.state_dict())
-    write_json(
+    write_description(
         folder / STRUCTURE_FILE,
-        {
-            "format": FORMAT,
-            "kind": "layerwise",
+        kind=KIND,
+        version=FORMAT,
+        parts={
             "name": gate.name,
             "bits": list(gate.options),
             "feature_channels": list(gate.feature_channels),
@@ -39,18 +39,7 @@ def load_gate(folder: Path) -> LayerwiseGate:
         CheckpointError: If it is missing, damaged or of another kind or format.
     """
     path = folder / STRUCTURE_FILE
-    try:
-        record = read_json(path)
-    except DfsRlError as error:
-        raise CheckpointError(f"no gate can be read from {folder}: {error}") from error
-    if (
-        not isinstance(record, Mapping)
-        or record.get("kind") != "layerwise"
-        or record.get("format") != FORMAT
-    ):
-        raise CheckpointError(
-            f"{path} does not describe a gate of kind 'layerwise' in format {FORMAT}."
-        )
+    record = read_description(path, what="gate", kind=KIND, version=FORMAT)
     try:
         gate = LayerwiseGate(
             _integers(record["feature_channels"]),

@@ -17,7 +17,9 @@ MIN_STEP = 1e-8
 """A calibrated step is at least this large, also where all values are zero."""
 
 _SEARCH_POINTS = 48
-_SEARCH_VALUES = 2**17  # per row: enough for an error far below the grid's own, and a search takes milliseconds
+_SEARCH_VALUES = (
+    2**17
+)  # per row: enough for an error far below the grid's own, and a search takes milliseconds
 
 
 class Grid(NamedTuple):

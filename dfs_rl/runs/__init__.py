@@ -7,6 +7,7 @@ from dfs_rl.files import (
     write_bytes_atomic,
     write_json,
 )
+from dfs_rl.runs.descriptions import read_description, write_description
 from dfs_rl.runs.folder import RunFolder
 from dfs_rl.runs.tensors import (
     Checkpoint,
@@ -21,11 +22,13 @@ __all__ = [
     "RunFolder",
     "load_checkpoint",
     "load_tensors",
+    "read_description",
     "read_json",
     "remove_stale_temporaries",
     "save_checkpoint",
     "save_tensors",
     "to_json_value",
     "write_bytes_atomic",
+    "write_description",
     "write_json",
 ]

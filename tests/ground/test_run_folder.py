@@ -36,7 +36,9 @@ def test_a_new_run_records_configuration_command_and_versions(tmp_path):
     assert record["command"] == ["python", "-m", "x"]
     assert (record["seed"], record["device"], record["format"]) == (5, "cpu", 1)
     assert record["versions"]["python"] == ".".join(map(str, sys.version_info[:3]))
-    assert torch.__version__.startswith(record["versions"]["torch"])  # +cpu, +cu130: not in metadata
+    assert torch.__version__.startswith(
+        record["versions"]["torch"]
+    )  # +cpu, +cu130: not in metadata
     assert record["versions"]["dfs-rl"] == dfs_rl.__version__
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", record["created"])
 
