@@ -74,7 +74,7 @@ class CoTrainConfig:
     """How the backbone learns beside the gate, with ``--backbone-mode co-train``.
 
     Attributes:
-        batch_size: Training images per step; one step follows each update of the gate. They count towards ``timesteps`` like
+        batch_size: Training images per step; one step follows each update of the gate. They count towards --timesteps like
             the gate's own images, so both modes see equally many.
         learning_rate: Adam's step size, constant; small, because the norms keep the statistics they were calibrated to.
         distillation: Weight of the gated pass's divergence from the full-precision pass, beside its loss with labels.

@@ -1,15 +1,14 @@
 """One training of a gate, put together: environment, algorithm, callbacks, checkpoints, and going on from one."""
 
-import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
-from torch import Tensor
 
 from agents.algorithms import GateLearning, build_algorithm, entropy_weight
+from agents.best_gate import BestGate
 from agents.callbacks import Checkpointing, FiniteGuard, Lifecycle, Schedules, UpdateLog, learn
 from agents.checkpoint import capture, restore
 from agents.cotrain import CoTrainer, CoTraining
@@ -17,19 +16,18 @@ from agents.deploy import affordable_width, deploy
 from agents.hyperparameters import AlgorithmConfig, CoTrainConfig
 from agents.tracking import TensorBoard, make_logger
 from agents.validation import Validation, ValidationSetup
-from dfs_rl.backbones import PreparedResNet, StoredBackbone, save_backbone
+from dfs_rl.backbones import PreparedResNet, StoredBackbone
 from dfs_rl.data import Dataset
-from dfs_rl.gating.gates import LayerwiseGate
-from dfs_rl.gating.model import BACKBONE_FOLDER, GATE_FOLDER
+from dfs_rl.errors import CheckpointError
 from dfs_rl.gating.reward import RewardWeights
-from dfs_rl.gating.storage import save_gate
 from dfs_rl.interrupts import stop_on_interrupt
-from dfs_rl.runs import RunFolder
+from dfs_rl.runs import Checkpoint, RunFolder
 from envs.sb3 import SB3GatingVecEnv
 from envs.task import Task
 
 BackboneMode = Literal["frozen", "co-train"]
 CHECKPOINT = "last"
+_STATE = {"timesteps", "updates", "env", "metrics", "validation", "backbone_steps"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,51 +88,6 @@ class TrainingResult:
     images_seen: Mapping[str, int]
 
 
-class BestGate:
-    """The gate that was kept, and with a co-trained backbone the weights that it belongs to.
-
-    Args:
-        run: Where it is kept, under ``gate/`` and ``backbone/``.
-        stored: The backbone.
-        cotrained: Whether the backbone changes.
-    """
-
-    def __init__(self, run: RunFolder, stored: StoredBackbone, *, cotrained: bool) -> None:
-        self._run = run
-        self._stored = stored
-        self._cotrained = cotrained
-        self._tensors: dict[str, Tensor] = {}
-
-    def keep(self, gate: LayerwiseGate) -> None:
-        """Keep ``gate`` and the backbone as they are now."""
-        self._tensors = {
-            f"best_gate.{name}": value.clone() for name, value in gate.state_dict().items()
-        }
-        save_gate(gate, self._run.path / GATE_FOLDER)
-        if self._cotrained:
-            weights = self._stored.backbone.state_dict()
-            self._tensors |= {
-                f"best_backbone.{name}": value.clone() for name, value in weights.items()
-            }
-            save_backbone(
-                self._stored.backbone, self._stored.info, self._run.path / BACKBONE_FOLDER
-            )
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Return what a checkpoint needs to keep."""
-        return dict(self._tensors)
-
-    def restore(self, template: LayerwiseGate, tensors: Mapping[str, Tensor]) -> None:
-        """Keep again what ``tensors`` gave; whatever was kept after that checkpoint is forgotten."""
-        self._tensors = {name: value for name, value in tensors.items() if name.startswith("best_")}
-        template.load_state_dict(_under("best_gate.", self._tensors))
-        save_gate(template, self._run.path / GATE_FOLDER)
-        if self._cotrained:
-            backbone = copy.deepcopy(self._stored.backbone)
-            backbone.load_state_dict(_under("best_backbone.", self._tensors))
-            save_backbone(backbone, self._stored.info, self._run.path / BACKBONE_FOLDER)
-
-
 def train_gate(
     plan: GateTraining,
     stored: StoredBackbone,
@@ -164,7 +117,7 @@ def train_gate(
         TrainingError: If a figure is no longer finite.
         CheckpointError: If the checkpoint does not fit.
     """
-    checkpoint = run.load_checkpoint(CHECKPOINT) if run.has_checkpoint(CHECKPOINT) else None
+    checkpoint = _last_checkpoint(run)
     state: Mapping[str, Any] = checkpoint.state if checkpoint else {"timesteps": None, "metrics": 0}
     run.truncate_metrics(state["metrics"])
     lifecycle = Lifecycle(resumed_at=state["timesteps"])
@@ -264,6 +217,18 @@ def train_gate(
     )
 
 
+def _last_checkpoint(run: RunFolder) -> Checkpoint | None:
+    if not run.has_checkpoint(CHECKPOINT):
+        return None
+    checkpoint = run.load_checkpoint(CHECKPOINT)
+    missing = _STATE - checkpoint.state.keys()
+    if missing:
+        raise CheckpointError(
+            f"the checkpoint in {run.checkpoint_dir} is not one of a gate's training: it lacks {sorted(missing)}."
+        )
+    return checkpoint
+
+
 def _make_trainer(plan: GateTraining, stored: StoredBackbone, dataset: Dataset) -> CoTrainer | None:
     if plan.cotrain is None:
         return None
@@ -272,11 +237,3 @@ def _make_trainer(plan: GateTraining, stored: StoredBackbone, dataset: Dataset) 
 
 def _freeze(stored: StoredBackbone, plan: GateTraining) -> PreparedResNet:
     return stored.backbone.prepare(plan.dtype).to(plan.device)
-
-
-def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {
-        name.removeprefix(prefix): value
-        for name, value in tensors.items()
-        if name.startswith(prefix)
-    }

@@ -198,6 +198,13 @@ def test_a_checkpoint_of_another_gate_is_refused_in_a_sentence(tmp_path: Path) -
         train(run, make_plan(PPOConfig(), timesteps=2 * STEPS_PER_UPDATE, hidden=5))
 
 
+def test_a_checkpoint_of_something_else_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    run = new_run(tmp_path / "run")
+    run.save_checkpoint(CHECKPOINT, {"weight": torch.zeros(1)}, {"timesteps": 3, "epoch": 1})
+    with pytest.raises(CheckpointError, match="is not one of a gate's training"):
+        train(run, make_plan(PPOConfig()))
+
+
 def test_metrics_hold_updates_and_validations(tmp_path: Path) -> None:
     run = new_run(tmp_path / "run")
     train(run, make_plan(PPOConfig(), timesteps=4 * STEPS_PER_UPDATE))
