@@ -86,12 +86,12 @@ class TrainAgentConfig:
     backbone: Path | None = None
     cost_weight: float = 10.0
     budget: float | None = None
-    timesteps: int = 300_000
+    timesteps: int = 600_000
     seed: int = 0
     device: str = "auto"
     run_dir: Path | None = None
     images_per_group: int = 8
-    num_envs: int = 256
+    num_envs: int = 512
     hidden: int | None = None
     supernet_epochs: int = 30
     backbone_mode: Literal["frozen", "co-train"] = "frozen"

@@ -68,10 +68,10 @@ def reward_of(model: OnPolicyAlgorithm, backbone: WalkableBackbone, images: Imag
 @pytest.mark.parametrize(
     ("config", "group", "steps", "solved"),
     [
-        (PPOConfig(learning_rate=1e-2, minibatches=1), 8, 8_000, 0.75),
-        (PPOConfig(learning_rate=1e-2, minibatches=1), 1, 8_000, 0.75),
-        (A2CConfig(learning_rate=0.02), 8, 20_000, 0.70),
-        (A2CConfig(learning_rate=0.02), 1, 20_000, 0.70),
+        (PPOConfig(minibatches=1), 8, 8_000, 0.75),
+        (PPOConfig(minibatches=1), 1, 8_000, 0.75),
+        (A2CConfig(), 8, 20_000, 0.70),
+        (A2CConfig(), 1, 20_000, 0.70),
     ],
     ids=["ppo-groups", "ppo-critic", "a2c-groups", "a2c-critic"],
 )
