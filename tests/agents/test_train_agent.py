@@ -8,7 +8,9 @@ import torch
 from PIL import Image
 
 import dfs_rl
+from agents.hyperparameters import PPOConfig
 from dfs_rl.backbones import BackboneInfo, ResNet, ResNetConfig, default_digits, save_backbone
+from dfs_rl.config import load_config, save_config
 from dfs_rl.data import channel_statistics, load_dataset
 from dfs_rl.gating.reward import RewardWeights
 from dfs_rl.runs import RunFolder, read_json
@@ -169,3 +171,15 @@ def test_flags_reach_the_training() -> None:
     assert (plan.hidden, plan.budget) == (7, 2.0)
     assert plan.eval_every == plan.checkpoint_every == 200
     assert plan.cotrain is None
+
+
+def test_every_setting_survives_the_run_folders_yaml(tmp_path: Path) -> None:
+    config = TrainAgentConfig(
+        backbone=tmp_path,
+        budget=1.5,
+        hidden=9,
+        reward=RewardConfig(cost_timing="terminal"),
+        ppo=PPOConfig(epochs=2),
+    )
+    save_config(config, tmp_path / "config.yaml")
+    assert load_config(tmp_path / "config.yaml", TrainAgentConfig) == config
