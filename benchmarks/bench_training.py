@@ -78,7 +78,7 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=3, help="updates per round")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--precision", choices=["auto", "float32", "bfloat16"], default="auto")
+    parser.add_argument("--precision", choices=["auto", "float32", "bfloat16"], default="float32")
     settings = parser.parse_args()
     torch.set_num_threads(settings.threads)
     dtype = precision.resolve(settings.precision, torch.device(settings.device))

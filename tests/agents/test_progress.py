@@ -1,0 +1,60 @@
+"""A bar in a terminal, lines elsewhere."""
+
+import io
+import sys
+
+import pytest
+from stable_baselines3.common.logger import Logger
+
+from agents.algorithms import GateLearning, build_algorithm
+from agents.callbacks import Lifecycle, UpdateLog, learn
+from agents.hyperparameters import PPOConfig
+from agents.progress import Progress
+from dfs_rl.backbones.contract import WalkableBackbone
+from dfs_rl.data import ImageSet
+from dfs_rl.gating.reward import RewardWeights
+from envs.sb3 import SB3GatingVecEnv
+from envs.task import Task
+
+RECORD = {"accuracy": 91.25, "computation": 1.2345, "reward": 0.5, "patterns": 7}
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("stream", [Terminal(), io.StringIO()], ids=["terminal", "file"])
+def test_progress_is_shown(
+    planted_backbone: WalkableBackbone,
+    planted_images: ImageSet,
+    monkeypatch: pytest.MonkeyPatch,
+    stream: io.StringIO,
+) -> None:
+    monkeypatch.setattr(sys, "stderr", stream)
+    said: list[str] = []
+    progress = Progress(192, say=said.append)
+    progress.report(0, RECORD)
+    task = Task(
+        backbone=planted_backbone,
+        images=planted_images,
+        weights=RewardWeights(),
+        budget=None,
+        class_names=("no", "yes"),
+    )
+    learning = GateLearning(
+        feature_channels=(3, 3), hidden=4, images_per_group=8, seed=0, device="cpu"
+    )
+    env = SB3GatingVecEnv(task, 32, images_per_group=8, seed=0)
+    model = build_algorithm(PPOConfig(), env, learning)
+    model.set_logger(Logger(None, []))
+    learn(model, 192, [UpdateLog(Lifecycle()), progress], fresh=True)
+    if stream.isatty():
+        assert "192/192" in stream.getvalue()
+        assert "val accuracy=91.2 %" in stream.getvalue()
+        assert said == []
+    else:
+        assert stream.getvalue() == ""
+        assert said == [
+            "step 0 of 192: val accuracy 91.25 %, computation 1.234 %, reward 0.5000, 7 patterns"
+        ]
