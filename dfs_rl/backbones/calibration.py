@@ -60,8 +60,7 @@ def calibrate_norms(
 ) -> None:
     """Replace all running statistics by plain averages over batches, one batch of images for each setting.
 
-    An average over many batches of frozen weights is less noisy than the running mean that training leaves behind, and
-    weights that were averaged (EMA) have no statistics of their own at all.
+    An average over many batches of frozen weights is less noisy than the running mean that training leaves behind.
 
     Args:
         backbone: Changed in place; left in evaluation mode.

@@ -1,10 +1,8 @@
 """Which bits the layers run at while a supernet learns."""
 
-from collections.abc import Iterator
-
 import torch
 
-from dfs_rl.cost import FULL, BitOptions
+from dfs_rl.cost import BitOptions
 
 Setting = tuple[int, ...]
 """Bits of each gated layer, in order."""
@@ -31,13 +29,3 @@ def sample_low(options: BitOptions, n_layers: int, generator: torch.Generator) -
         pick = int(torch.randint(len(candidates), (), generator=generator))
         return uniform(candidates[pick], n_layers)
     return random_mix(options, n_layers, generator)
-
-
-def calibration_settings(
-    options: BitOptions, n_layers: int, passes: int, generator: torch.Generator
-) -> Iterator[Setting]:
-    """Yield ``passes`` rounds of every uniform option that runs a layer, each followed by a random mix."""
-    for _ in range(passes):
-        for bits in (*options.quantized, *([FULL] if FULL in options else [])):
-            yield uniform(bits, n_layers)
-            yield random_mix(options, n_layers, generator)

@@ -8,15 +8,15 @@ that mean something.
 """
 
 import copy
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from dfs_rl.backbones import precision
 from dfs_rl.backbones.calibration import (
@@ -27,7 +27,7 @@ from dfs_rl.backbones.calibration import (
 )
 from dfs_rl.backbones.precision import Precision
 from dfs_rl.backbones.resnet import ResNet
-from dfs_rl.backbones.settings import Setting, calibration_settings, sample_low, uniform
+from dfs_rl.backbones.settings import Setting, sample_low, uniform
 from dfs_rl.cost import SKIP
 from dfs_rl.data import Dataset, ImageSet, augment, epoch_batches
 from dfs_rl.errors import ConfigError, TrainingError
@@ -48,7 +48,6 @@ class SupernetConfig:
             cosine to zero.
         momentum: Of SGD, in [0, 1).
         weight_decay: On convolution and linear weights; steps, norms and biases have none.
-        average_epochs: Horizon in epochs of the moving average of weights that is kept in the end; 0 keeps the last weights.
         pad: Zero padding in pixels before the random crop; by default an eighth of the images' height.
         calibration_rounds: Passes over the menu that measure the norms at the end, at least 1.
         precision: ``"auto"`` multiplies in bfloat16 where the hardware is fast at it.
@@ -62,7 +61,6 @@ class SupernetConfig:
     lr: float = 0.1
     momentum: float = 0.9
     weight_decay: float = 5e-4
-    average_epochs: float = 1.5
     pad: int | None = None
     calibration_rounds: int = 12
     precision: Precision = "auto"
@@ -74,7 +72,6 @@ class SupernetConfig:
             "lr": (self.lr > 0.0, "numbers above 0"),
             "momentum": (0.0 <= self.momentum < 1.0, "numbers from 0 to below 1"),
             "weight_decay": (self.weight_decay >= 0.0, "0 or more"),
-            "average_epochs": (self.average_epochs >= 0.0, "0 or more"),
             "pad": (self.pad is None or self.pad >= 0, "0 or more pixels"),
             "calibration_rounds": (self.calibration_rounds >= 1, "1 or more"),
         }
@@ -181,11 +178,6 @@ class SupernetTrainer:
         )
         never_gated = [backbone.stem_conv, backbone.stem_blocks, backbone.classifier]
         calibrate_steps(backbone, self.images.images[:_STEP_IMAGES], parts=never_gated)
-        self.average: AveragedModel | None = None
-        if config.average_epochs:
-            decay = 1.0 - 1.0 / max(1.0, config.average_epochs * self.steps_per_epoch)
-            averaging = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
-            self.average = AveragedModel(self.backbone, multi_avg_fn=averaging, use_buffers=True)
 
     def train_epoch(self) -> Iterator[StepLosses]:
         """Run the rest of the current epoch, yielding the losses after each step; leave off anywhere and go on later."""
@@ -205,28 +197,29 @@ class SupernetTrainer:
             yield losses
 
     def finish(self) -> ResNet:
-        """Return the averaged weights with measured norms and feature statistics, in evaluation mode."""
+        """Return a copy with measured norms and feature statistics, in evaluation mode."""
         backbone = self.snapshot()
-        draws = torch_generator(self.seed, "calibration")
+        n_layers = len(backbone.blocks)
         rounds = self.config.calibration_rounds
-        settings = calibration_settings(backbone.options, len(backbone.blocks), rounds, draws)
+        settings = [
+            uniform(bits, n_layers)
+            for _ in range(rounds)
+            for bits in backbone.options
+            if bits != SKIP
+        ]
         calibrate_norms(backbone, self._calibration_batches(), settings)
-        few = (
-            batch for batch, _ in zip(self._calibration_batches(), range(2 * rounds), strict=False)
-        )
-        measure_features(backbone, few, draws)
+        few = itertools.islice(self._calibration_batches(), 2 * rounds)
+        measure_features(backbone, few, torch_generator(self.seed, "features"))
         return backbone
 
     def snapshot(self) -> ResNet:
-        """Return a copy to evaluate: averaged weights and running statistics."""
-        source = self.backbone if self.average is None else cast("ResNet", self.average.module)
-        return copy.deepcopy(source).eval()
+        """Return a copy to evaluate, with the running statistics of training."""
+        backbone: ResNet = copy.deepcopy(self.backbone)
+        return backbone.eval()
 
     def tensors(self) -> dict[str, Tensor]:
         """Return everything that training changes, for a checkpoint."""
         state = {f"backbone.{k}": v for k, v in self.backbone.state_dict().items()}
-        if self.average is not None:
-            state |= {f"average.{k}": v for k, v in self.average.state_dict().items()}
         for i, slot in self.optimizer.state_dict()["state"].items():
             if slot.get("momentum_buffer") is not None:
                 state[f"momentum.{i}"] = slot["momentum_buffer"]
@@ -239,8 +232,6 @@ class SupernetTrainer:
             return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
         self.backbone.load_state_dict(part("backbone."))
-        if self.average is not None:
-            self.average.load_state_dict(part("average."))
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         for name, value in part("momentum.").items():
             parameter = parameters[int(name)]
@@ -252,9 +243,8 @@ class SupernetTrainer:
         progress = (epoch + step / self.steps_per_epoch) / self.epochs
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(progress, peak=self.config.lr)
-        draws = torch_generator(self.seed, "augment", epoch, step, device=self.device)
         batch = self.images.subset(rows)
-        images = augment(batch.images, draws, pad=self.pad, flip=self.flip)
+        images = self._augment(batch.images, epoch, step)
 
         self.optimizer.zero_grad()
         with precision.autocast(self.dtype, self.device):
@@ -272,8 +262,6 @@ class SupernetTrainer:
             low_loss.backward()  # type: ignore[no-untyped-call]
             distillation = low_loss.item()
         self.optimizer.step()
-        if self.average is not None:
-            self.average.update_parameters(self.backbone)
         losses = StepLosses(labels=label_loss.item(), distillation=distillation)
         if not all(math.isfinite(loss) for loss in losses if loss is not None):
             raise TrainingError(
@@ -285,23 +273,24 @@ class SupernetTrainer:
     def _begin_low_settings(self) -> None:
         """Start quantizers and norms of all options from the network as it is now."""
         first_images = self.images.images[:_STEP_IMAGES]
-        averages = [] if self.average is None else [cast("ResNet", self.average.module)]
-        for backbone in [self.backbone, *averages]:
-            calibrate_steps(backbone, first_images, parts=[backbone.blocks])
-            copy_full_norms(backbone)
+        calibrate_steps(self.backbone, first_images, parts=[self.backbone.blocks])
+        copy_full_norms(self.backbone)
 
     def _calibration_batches(self) -> Iterator[Tensor]:
-        """Unaugmented train images in a fixed shuffled order, without end."""
+        """Train images in a fixed shuffled order, without end.
+
+        They are augmented like those of training: the network knows the plain ones too well, and statistics taken from
+        them cost up to two points of accuracy on images that it has not seen.
+        """
         size = min(_CALIBRATION_BATCH, len(self.images))
-        epoch = 0
-        while True:
+        for epoch in itertools.count(self.epochs):
             order = epoch_batches(
-                len(self.images),
-                size,
-                seed=self.seed,
-                epoch=self.epochs + epoch,
-                drop_last=True,
+                len(self.images), size, seed=self.seed, epoch=epoch, drop_last=True
             )
-            for rows in order:
-                yield self.images.images[rows.to(self.device)]
-            epoch += 1
+            for step, rows in enumerate(order):
+                images = self.images.images[rows.to(self.device)]
+                yield self._augment(images, epoch, step)
+
+    def _augment(self, images: Tensor, epoch: int, step: int) -> Tensor:
+        draws = torch_generator(self.seed, "augment", epoch, step, device=self.device)
+        return augment(images, draws, pad=self.pad, flip=self.flip)

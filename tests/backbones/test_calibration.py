@@ -10,7 +10,7 @@ from dfs_rl.backbones.calibration import (
     copy_full_norms,
     measure_features,
 )
-from dfs_rl.backbones.settings import calibration_settings, random_mix, sample_low, uniform
+from dfs_rl.backbones.settings import random_mix, sample_low, uniform
 from dfs_rl.cost import BitOptions
 from dfs_rl.data import ChannelStatistics
 from dfs_rl.seeding import torch_generator
@@ -118,12 +118,6 @@ def test_low_settings_are_uniform_half_of_the_time_and_never_the_dearest():
     mixed = torch.tensor([setting for setting in drawn if len(set(setting)) > 1])
     for bits in options:
         assert (mixed == bits).float().mean().item() == pytest.approx(0.25, abs=0.02)
-
-
-def test_calibration_visits_every_option_that_runs():
-    settings = list(calibration_settings(BitOptions((0, 2, 8, 32)), 2, 3, torch_generator("c")))
-    assert len(settings) == 3 * 3 * 2
-    assert settings[0::2] == [(2, 2), (8, 8), (32, 32)] * 3
 
 
 def test_a_menu_of_full_precision_alone_has_no_low_setting_but_itself():

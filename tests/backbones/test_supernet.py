@@ -82,21 +82,6 @@ def test_the_warm_up_runs_the_dearest_option_alone(halves):
     assert kinds == [{True}, {True}, {False}, {False}]
 
 
-def test_without_an_average_the_last_weights_are_kept(halves):
-    training = trainer(halves, epochs=1, average_epochs=0.0)
-    run(training)
-    assert torch.equal(training.snapshot().classifier.weight, training.backbone.classifier.weight)
-
-
-def test_the_average_is_the_exponential_mean_of_the_weights(halves):
-    training = trainer(halves, epochs=1, average_epochs=0.5)  # 6 steps an epoch: decay 1 - 1 / 3
-    expected = None
-    for _ in training.train_epoch():
-        now = training.backbone.classifier.weight.detach().clone()
-        expected = now if expected is None else expected * 2 / 3 + now / 3
-    torch.testing.assert_close(training.snapshot().classifier.weight.detach(), expected)
-
-
 def test_a_loss_that_is_not_finite_stops_with_a_sentence(halves):
     training = trainer(halves)
     with torch.no_grad():
