@@ -213,7 +213,15 @@ class SupernetTrainer:
         return backbone
 
     def snapshot(self) -> ResNet:
-        """Return a copy to evaluate, with the running statistics of training."""
+        """Return a copy to evaluate, with the running statistics of training.
+
+        Raises:
+            TrainingError: If the last step left weights that are not finite, or steps beyond what float32 can invert.
+        """
+        for name, value in self.backbone.named_parameters():
+            checked = torch.stack([value.exp(), (-value).exp()]) if "log_step" in name else value
+            if not bool(torch.isfinite(checked).all()):
+                raise TrainingError(self._diverged(f"{name} is no longer finite"))
         backbone: ResNet = copy.deepcopy(self.backbone)
         return backbone.eval()
 
@@ -264,11 +272,15 @@ class SupernetTrainer:
         self.optimizer.step()
         losses = StepLosses(labels=label_loss.item(), distillation=distillation)
         if not all(math.isfinite(loss) for loss in losses if loss is not None):
-            raise TrainingError(
-                f"the loss is no longer finite in epoch {epoch + 1}, step {step + 1}; a lower learning rate than "
-                f"{self.config.lr} may help."
-            )
+            raise TrainingError(self._diverged("the loss is no longer finite"))
         return losses
+
+    def _diverged(self, what: str) -> str:
+        epoch, step = self.position
+        return (
+            f"{what} in epoch {epoch + 1} after step {step}; a lower learning rate than "
+            f"{self.config.lr} may help."
+        )
 
     def _begin_low_settings(self) -> None:
         """Start quantizers and norms of all options from the network as it is now."""

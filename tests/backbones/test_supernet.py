@@ -87,9 +87,30 @@ def test_a_loss_that_is_not_finite_stops_with_a_sentence(halves):
     with torch.no_grad():
         training.backbone.classifier.bias.fill_(math.nan)
     with pytest.raises(
-        TrainingError, match=r"no longer finite in epoch 1, step 1; a lower learning rate than 0.05"
+        TrainingError,
+        match=r"the loss is no longer finite in epoch 1 after step 0; a lower learning rate than 0.05",
     ):
         run(training)
+
+
+def test_steps_beyond_float32_stop_with_a_sentence(halves):
+    training = trainer(halves)
+    with torch.no_grad():
+        training.backbone.layers[0].conv2.quantizers.input_log_step[0] = 200.0
+    with pytest.raises(TrainingError, match=r"input_log_step is no longer finite in epoch 1"):
+        training.snapshot()
+
+
+@pytest.mark.parametrize("lr", [1e6, 1e30])
+def test_a_wild_learning_rate_ends_in_a_sentence(halves, lr):
+    training = trainer(halves, lr=lr, epochs=3)
+
+    def train_and_look() -> None:
+        run(training)
+        training.snapshot()
+
+    with pytest.raises(TrainingError, match="may help"):
+        train_and_look()
 
 
 def test_the_schedule_rises_and_falls_to_zero():
