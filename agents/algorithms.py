@@ -13,7 +13,13 @@ from torch import nn
 
 from agents.extractor import LayerwiseExtractor
 from agents.group_buffer import GroupRolloutBuffer, check_groups
-from agents.hyperparameters import A2CConfig, AlgorithmConfig, AlgorithmName, PPOConfig
+from agents.hyperparameters import (
+    A2CConfig,
+    AlgorithmConfig,
+    AlgorithmName,
+    PPOConfig,
+    step_sizes,
+)
 from dfs_rl.errors import ConfigError
 
 
@@ -27,6 +33,7 @@ class GateLearning:
         images_per_group: Rollouts of one image that share a baseline; 1 uses the critic instead.
         seed: Seed of the weights, of the sampled actions and of the minibatches.
         device: Where the policy lives.
+        timesteps: Length of the whole training, which the default step size follows.
     """
 
     feature_channels: tuple[int, ...]
@@ -34,6 +41,7 @@ class GateLearning:
     images_per_group: int
     seed: int
     device: str
+    timesteps: int
 
     @property
     def n_steps(self) -> int:
@@ -71,6 +79,7 @@ def build_algorithm(
         policy_kwargs=_policy_kwargs(
             learning.feature_channels, hidden=learning.hidden, options=options
         ),
+        **_shared_arguments(config, learning.timesteps),
         **entry.arguments(config, env.num_envs * learning.n_steps),
     )
     action_net = model.policy.action_net
@@ -95,7 +104,7 @@ class _Algorithm:
     Attributes:
         algorithm: The class, used as it is.
         config_type: Its hyperparameters.
-        arguments: Translates them, and the number of samples per update, to the class's keyword arguments.
+        arguments: Translates those that other algorithms lack, with the number of samples per update, to keyword arguments.
     """
 
     algorithm: Callable[..., OnPolicyAlgorithm]
@@ -103,8 +112,8 @@ class _Algorithm:
     arguments: Callable[[Any, int], Mapping[str, Any]]
 
 
-def _shared_arguments(config: AlgorithmConfig) -> dict[str, Any]:
-    start, end = config.learning_rate, config.final_learning_rate
+def _shared_arguments(config: AlgorithmConfig, timesteps: int) -> dict[str, Any]:
+    start, end = step_sizes(config, timesteps)
     return {
         "learning_rate": lambda remaining: end + (start - end) * max(0.0, remaining),
         "ent_coef": config.entropy,
@@ -121,7 +130,7 @@ def _ppo_arguments(config: PPOConfig, samples: int) -> Mapping[str, Any]:
             f"ppo.minibatches is {config.minibatches}; it must divide the {samples} samples "
             "of an update (num_envs x layers) into batches of at least 2."
         )
-    return _shared_arguments(config) | {
+    return {
         "n_epochs": config.epochs,
         "batch_size": samples // config.minibatches,
         "clip_range": config.clip_range,
@@ -129,8 +138,8 @@ def _ppo_arguments(config: PPOConfig, samples: int) -> Mapping[str, Any]:
 
 
 def _a2c_arguments(config: A2CConfig, samples: int) -> Mapping[str, Any]:
-    del samples  # A2C takes one step on all of them
-    return _shared_arguments(config)
+    del config, samples  # A2C takes one step on all of them
+    return {}
 
 
 ALGORITHMS: Mapping[AlgorithmName, _Algorithm] = {

@@ -148,6 +148,7 @@ def train_gate(
             images_per_group=plan.images_per_group,
             seed=plan.seed,
             device=plan.device,
+            timesteps=plan.timesteps,
         ),
     )
     best = BestGate(run, stored, cotrained=trainer is not None)

@@ -161,12 +161,12 @@ def evaluate_run(
 def _load(folder: RunFolder, device: str, precision: Precision) -> _Loaded:
     """Load what the run trained, ready to run."""
     from dfs_rl.backbones import load_stored_backbone
-    from dfs_rl.backbones.precision import resolve
+    from dfs_rl.backbones.precision import resolve_frozen
     from dfs_rl.devices import resolve_device
     from dfs_rl.gating.model import BACKBONE_FOLDER, load
 
     place = resolve_device(device)
-    dtype = resolve(precision, place)
+    dtype = resolve_frozen(precision, place)
     stored = load_stored_backbone(folder.path / BACKBONE_FOLDER)
     if folder.kind == _BACKBONE_KIND:
         return _Loaded(stored.backbone.prepare(dtype).to(place), None, stored.info)

@@ -74,7 +74,7 @@ class TrainAgentConfig:
         eval_every: Timesteps between validations; default a twentieth of all.
         checkpoint_every: Timesteps between checkpoints; default like eval_every.
         threads: CPU threads; with 1, runs repeat to the last bit.
-        precision: What the frozen backbone computes in; "auto" takes bfloat16 where the hardware has it.
+        precision: What the frozen backbone computes in; "auto" takes bfloat16 on GPUs.
         reward: What an image is worth.
         ppo: Hyperparameters of PPO.
         a2c: Hyperparameters of A2C.
@@ -98,7 +98,7 @@ class TrainAgentConfig:
     eval_every: int | None = None
     checkpoint_every: int | None = None
     threads: int = 1
-    precision: Literal["auto", "float32", "bfloat16"] = "float32"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
     reward: RewardConfig = field(default_factory=RewardConfig)
     ppo: PPOConfig = field(default_factory=PPOConfig)
     a2c: A2CConfig = field(default_factory=A2CConfig)
@@ -162,7 +162,7 @@ def plan_of(config: TrainAgentConfig, device: str) -> "GateTraining":
         checkpoint_every=config.checkpoint_every or eval_every,
         seed=config.seed,
         device=device,
-        dtype=precision.resolve(config.precision, torch.device(device)),
+        dtype=precision.resolve_frozen(config.precision, torch.device(device)),
         name=config.algo.upper(),
     )
 

@@ -62,7 +62,12 @@ def test_training_stops_with_a_sentence(
         class_names=("no", "yes"),
     )
     learning = GateLearning(
-        feature_channels=(3, 3), hidden=4, images_per_group=8, seed=0, device="cpu"
+        timesteps=600_000,
+        feature_channels=(3, 3),
+        hidden=4,
+        images_per_group=8,
+        seed=0,
+        device="cpu",
     )
     env = SB3GatingVecEnv(task, 32, images_per_group=8, seed=0)
     model = build_algorithm(PPOConfig(minibatches=2), env, learning)
@@ -84,7 +89,12 @@ def test_rewards_that_are_not_finite_are_the_backbones_fault(
         class_names=("no", "yes"),
     )
     learning = GateLearning(
-        feature_channels=(3, 3), hidden=4, images_per_group=8, seed=0, device="cpu"
+        timesteps=600_000,
+        feature_channels=(3, 3),
+        hidden=4,
+        images_per_group=8,
+        seed=0,
+        device="cpu",
     )
     env = SB3GatingVecEnv(task, 32, images_per_group=8, seed=0)
     model = build_algorithm(PPOConfig(), env, learning)

@@ -11,7 +11,7 @@ from agents.algorithms import ALGORITHMS, GateLearning, build_algorithm, entropy
 from agents.callbacks import Schedules
 from agents.deploy import deploy
 from agents.group_buffer import GroupRolloutBuffer
-from agents.hyperparameters import A2CConfig, AlgorithmConfig, PPOConfig
+from agents.hyperparameters import A2CConfig, AlgorithmConfig, PPOConfig, step_sizes
 from agents.validation import rewards_of
 from dfs_rl.backbones.contract import WalkableBackbone
 from dfs_rl.data import ImageSet
@@ -44,6 +44,7 @@ def make_model(
     )
     env = SB3GatingVecEnv(task, 64, images_per_group=group, seed=seed)
     learning = GateLearning(
+        timesteps=600_000,
         feature_channels=backbone.feature_channels,
         hidden=16,
         images_per_group=group,
@@ -164,6 +165,22 @@ def test_learning_rate_falls_linearly(
     model = make_model(config, planted_backbone, planted_images, group=8)
     rates = [model.lr_schedule(remaining) for remaining in (1.0, 0.5, 0.0, -0.1)]
     assert rates == pytest.approx([1e-2, 5.5e-3, 1e-3, 1e-3])
+
+
+@pytest.mark.parametrize(
+    ("config", "timesteps", "expected"),
+    [
+        (PPOConfig(), 600_000, (0.02, 0.001)),
+        (PPOConfig(), 3_000_000, (0.004, 0.0002)),
+        (A2CConfig(), 1_000, (0.03, 0.0015)),
+        (PPOConfig(learning_rate=0.1), 3_000_000, (0.1, 0.005)),
+        (PPOConfig(learning_rate=0.1, final_learning_rate=0.0), 5, (0.1, 0.0)),
+    ],
+)
+def test_default_step_sizes_shrink_with_the_length_of_the_training(
+    config, timesteps: int, expected: tuple[float, float]
+) -> None:
+    assert step_sizes(config, timesteps) == pytest.approx(expected)
 
 
 def test_every_algorithm_has_a_name_and_builds(

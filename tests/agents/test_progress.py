@@ -43,7 +43,12 @@ def test_progress_is_shown(
         class_names=("no", "yes"),
     )
     learning = GateLearning(
-        feature_channels=(3, 3), hidden=4, images_per_group=8, seed=0, device="cpu"
+        timesteps=600_000,
+        feature_channels=(3, 3),
+        hidden=4,
+        images_per_group=8,
+        seed=0,
+        device="cpu",
     )
     env = SB3GatingVecEnv(task, 32, images_per_group=8, seed=0)
     model = build_algorithm(PPOConfig(), env, learning)
