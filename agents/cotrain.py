@@ -133,6 +133,11 @@ class CoTrainer:
         self._optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         self._optimizer.step()
+        if not all(bool(torch.isfinite(p).all()) for p in self.backbone.parameters()):
+            raise TrainingError(
+                f"co-training stopped at backbone step {self.steps}: weights are no longer finite; a smaller "
+                "cotrain.learning_rate may help."
+            )
         self.steps += 1
         return CoTrainLosses(*(float(value.detach()) for value in losses))
 

@@ -119,9 +119,9 @@ class CoTrainConfig:
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise ConfigError(f"cotrain.batch_size is {self.batch_size}; it must be at least 1.")
-        if not self.learning_rate > 0:
+        if not 0 < self.learning_rate <= 1:
             raise ConfigError(
-                f"cotrain.learning_rate is {self.learning_rate}; it must be positive."
+                f"cotrain.learning_rate is {self.learning_rate}; it must be positive and at most 1."
             )
         for name in ("distillation", "full_precision"):
             if not getattr(self, name) >= 0:
@@ -135,6 +135,12 @@ def _require(config: AlgorithmConfig, *, positive: Sequence[str]) -> None:
         value = getattr(config, name)
         if value is not None and not value > 0:
             raise ConfigError(f"{name} is {value}; it must be positive.")
+    for name in ("learning_rate", "final_learning_rate"):
+        value = getattr(config, name)
+        if value is not None and value > 1.0:
+            raise ConfigError(
+                f"{name} is {value}; it must be at most 1, above which every training diverges."
+            )
     for name in ("final_learning_rate", "entropy", "value_weight"):
         value = getattr(config, name)
         if value is not None and not value >= 0:

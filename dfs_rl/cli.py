@@ -93,7 +93,8 @@ def run_command(
 ) -> int:
     """Parse the command line, run ``main`` and return the exit code.
 
-    Bad input, from flags, files or data, is one sentence on stderr and exit code 2. Ctrl-C is exit
+    Bad input, from flags, files or data, and a disk that is full or may not be written, is one
+    sentence on stderr and exit code 2. Ctrl-C is exit
     code 130; ``main`` may raise ``KeyboardInterrupt`` with a sentence that says how to go on. Any
     other exception is a bug and keeps its traceback.
 
@@ -110,6 +111,10 @@ def run_command(
         main(_parse(arguments, config_type, prog, description, kind))
     except DfsRlError as error:
         _say(f"error: {error}")
+        return EXIT_REFUSED
+    except OSError as error:  # a full disk, a folder that may not be written
+        place = f" {error.filename}" if error.filename else ""
+        _say(f"error: cannot read or write{place}: {error.strerror or error}.")
         return EXIT_REFUSED
     except KeyboardInterrupt as error:
         _say(str(error) or "Interrupted.")

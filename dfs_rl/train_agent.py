@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from dfs_rl.backbones import BackboneInfo, ResNet, StoredBackbone
     from dfs_rl.data import Dataset
     from dfs_rl.gating.reward import RewardWeights
+    from dfs_rl.train_backbone import TrainBackboneConfig
 
 KIND = "train_agent"
 DIGITS = "digits"
@@ -105,6 +106,8 @@ class TrainAgentConfig:
     cotrain: CoTrainConfig = field(default_factory=CoTrainConfig)
 
     def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**32:
+            raise ConfigError(f"seed is {self.seed}; allowed are 0 to {2**32 - 1}.")
         counts = (
             "timesteps",
             "num_envs",
@@ -211,21 +214,30 @@ def _needs_supernet(config: TrainAgentConfig) -> bool:
     return config.backbone is None and config.dataset != DIGITS
 
 
+def _supernet_config(config: TrainAgentConfig, device: str) -> "TrainBackboneConfig":
+    """What is trained where no backbone is given: the defaults of ``train_backbone``."""
+    from dfs_rl.train_backbone import TrainBackboneConfig
+
+    return TrainBackboneConfig(
+        dataset=config.dataset,
+        epochs=config.supernet_epochs,
+        device=device,
+        threads=config.threads,
+    )
+
+
 def _own_supernet(config: TrainAgentConfig, dataset: "Dataset", device: str) -> "StoredBackbone":
     """Return the supernet with ``train_backbone``'s defaults for a data set: an earlier run's, or a new one."""
     import hashlib
 
     from dfs_rl import train_backbone
     from dfs_rl.backbones import load_stored_backbone
+    from dfs_rl.backbones.storage import STRUCTURE_FILE
     from dfs_rl.config import config_to_dict
     from dfs_rl.gating.model import BACKBONE_FOLDER
+    from dfs_rl.runs.folder import RECORD
 
-    wanted = train_backbone.TrainBackboneConfig(
-        dataset=config.dataset,
-        epochs=config.supernet_epochs,
-        device=device,
-        threads=config.threads,
-    )
+    wanted = _supernet_config(config, device)
     settings = config_to_dict(wanted)
     relevant = {
         name: value
@@ -236,13 +248,13 @@ def _own_supernet(config: TrainAgentConfig, dataset: "Dataset", device: str) -> 
         repr((dataset.fingerprint, sorted(relevant.items()))).encode()
     ).hexdigest()[:8]
     path = Path("runs") / f"supernet-{dataset.name}-{digest}"
-    if (path / BACKBONE_FOLDER).is_dir():
+    if (path / BACKBONE_FOLDER / STRUCTURE_FILE).is_file():
         _say(f"No backbone given: using the one trained before in {path}.")
         stored = load_stored_backbone(path)
         check_match(stored.info, stored.backbone, dataset, str(path))
         return stored
     trainer = train_backbone.make_trainer(wanted, dataset)
-    if path.is_dir():
+    if (path / RECORD).is_file():
         _say(f"No backbone given: going on with the one begun in {path}.")
         folder = RunFolder.open(path, train_backbone.KIND)
     else:
@@ -260,12 +272,23 @@ def _new_run(
     config: TrainAgentConfig, dataset: "Dataset", device: str, command: Sequence[str]
 ) -> RunFolder:
     """Refuse what will not do before a folder is made, then make it."""
+    from agents.deploy import affordable_width
+    from dfs_rl.gating.gates import LayerwiseGate
     from dfs_rl.gating.masks import gated_budget
+    from dfs_rl.train_backbone import build
 
-    if not _needs_supernet(config):
-        costs = find_backbone(config, dataset, device).backbone.costs
-        if config.budget is not None:
-            gated_budget(costs, config.budget)
+    if _needs_supernet(config):
+        backbone = build(_supernet_config(config, device), dataset)  # untrained, it costs the same
+    else:
+        backbone = find_backbone(config, dataset, device).backbone
+    if len(backbone.options) == 1:
+        raise ConfigError(
+            f"backbone {config.backbone} runs at {backbone.options[0]} bit only; a gate needs two options to choose from."
+        )
+    if config.budget is not None:
+        width = config.hidden or affordable_width(backbone)
+        gate = LayerwiseGate(backbone.feature_channels, backbone.options, hidden=width)
+        gated_budget(backbone.costs, config.budget, gate_macs=gate.macs)
     name = f"{config.algo}-{dataset.name}"
     return RunFolder.create(config.run_dir, kind=KIND, name=name, config=config, command=command)
 

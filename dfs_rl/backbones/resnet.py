@@ -59,7 +59,10 @@ class ResNetConfig:
     per_channel: bool = False
 
     def __post_init__(self) -> None:
-        BitOptions(self.bits)
+        if BitOptions(self.bits).values == (SKIP,):
+            raise ConfigError(
+                "bits is [0], with which no layer can ever run; add a bit width above 0."
+            )
         if self.depth < MIN_DEPTH or (self.depth - 2) % 6:
             raise ConfigError(
                 f"depth is {self.depth}; a CIFAR ResNet has 6 n + 2 layers: 8, 14, 20, 32, 38, ..."

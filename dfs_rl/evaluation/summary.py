@@ -106,8 +106,8 @@ class EvaluationSummary:
         layers: Number of gated layers.
         methods: The gate first, if there is one.
         comparisons: The gate against each other method, in the same order.
-        beyond_marginals: Whether the gate beats both its mode table and random options of its own
-            marginals; None without a gate.
+        beyond_marginals: Whether the gate beats its mode table and its own options and patterns dealt out to
+            other images; None without a gate.
         verdict: The same in words, one sentence each.
         shares: What the gate and the fixed parts cost.
         histogram: How often the gate ran each layer at each option, in [0, 1]; empty without one.

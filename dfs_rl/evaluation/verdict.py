@@ -9,10 +9,10 @@ from dfs_rl.evaluation.metrics import PairedDifference
 Outcome = Literal["beats", "dearer", "level", "cheaper", "loses"]
 
 # Costs within 5 % count as equal: the rivals at the gate's cost cannot hit it exactly.
-_SAME_COST = 0.05
+SAME_COST = 0.05
 
-# The rivals that know nothing but how often the gate runs each layer at each option.
-_MARGINALS = ("mode_table", "random")
+# The rivals that know what the gate does, but not to which image.
+_MARGINALS = ("mode_table", "random", "patterns")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,14 +46,14 @@ def outcome_of(difference: PairedDifference, relative_computation: float | None)
     """Decide what a difference in accuracy means at the costs that go with it."""
     ratio = float("inf") if relative_computation is None else relative_computation
     if difference.low > 0:
-        return "beats" if ratio <= 1 + _SAME_COST else "dearer"
+        return "beats" if ratio <= 1 + SAME_COST else "dearer"
     if difference.high < 0:
-        return "loses" if ratio >= 1 - _SAME_COST else "cheaper"
+        return "loses" if ratio >= 1 - SAME_COST else "cheaper"
     return "level"
 
 
 def beyond_marginals(comparisons: Sequence[Comparison]) -> bool | None:
-    """Say whether the gate is more accurate than both its mode table and its shuffled options.
+    """Say whether the gate is more accurate than its mode table and its shuffled options and patterns.
 
     None if it was not compared with them.
     """
@@ -89,10 +89,8 @@ def verdict_sentences(
     if patterns == 1:
         sentences.append("It gives every image the same bits: it is a static table.")
     if learned is True:
-        sentences.append(
-            "It has learned which image needs which bits: it is above both its mode table and "
-            "random options of the same marginals."
-        )
+        above = "; ".join(c.label for c in comparisons if c.key in _MARGINALS)
+        sentences.append(f"It has learned which image needs which bits: it is above {above}.")
     if learned is False:
         sentences.append(_nothing_learned(comparisons))
     return tuple(sentences)
@@ -101,11 +99,10 @@ def verdict_sentences(
 def _nothing_learned(comparisons: Sequence[Comparison]) -> str:
     """Tell a gate that is no better than its marginals from one of which these images cannot say."""
     rivals = [c for c in comparisons if c.key in _MARGINALS and c.low <= 0]
-    if any(c.difference <= 0 for c in rivals):
-        return (
-            "It has learned nothing beyond its marginals: it is not above both its mode table and "
-            "random options of the same marginals."
-        )
+    below = [c for c in rivals if c.difference <= 0]
+    if below:
+        names = "; ".join(c.label for c in below)
+        return f"It has learned nothing beyond its marginals: it is not above {names}."
     above = " and ".join(f"{c.low:+.2f} to {c.high:+.2f} points from {c.label}" for c in rivals)
     return (
         "That it has learned anything beyond its marginals is not shown by these images: it lies "
@@ -124,6 +121,6 @@ def _listed(comparisons: Sequence[Comparison]) -> str:
 def _cost_note(comparison: Comparison) -> str:
     """Say when a rival that should cost the same does not."""
     ratio = comparison.relative_computation
-    if ratio is None or abs(ratio - 1) <= _SAME_COST:
+    if ratio is None or abs(ratio - 1) <= SAME_COST:
         return ""
     return f" at {ratio:.2f} x its computation"

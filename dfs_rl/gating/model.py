@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from dfs_rl.backbones import load_backbone
 from dfs_rl.backbones.contract import WalkableBackbone
-from dfs_rl.errors import CheckpointError
+from dfs_rl.errors import CheckpointError, DataError
 from dfs_rl.gating.gates import Gate, LayerwiseGate, TableGate
 from dfs_rl.gating.rollout import rollout
 from dfs_rl.gating.storage import load_gate
@@ -61,7 +61,17 @@ class GatedModel(nn.Module):
 
         Returns:
             Logits, float32 ``[batch, classes]``, and what was run.
+
+        Raises:
+            DataError: If the images have another shape or type than those the network was trained on.
         """
+        shape = self.backbone.image_shape
+        fits = images.dim() == len(shape) + 1 and tuple(images.shape[1:]) == shape and len(images)
+        if not fits or not (images.dtype == torch.uint8 or images.is_floating_point()):
+            raise DataError(
+                f"images are {images.dtype} {list(images.shape)}; this model takes uint8, or float in [0, 1], "
+                f"[batch, {', '.join(map(str, shape))}] with at least one image."
+            )
         result = rollout(self.backbone, self.gate, images, budget=self.budget)
         menu = torch.tensor(self.backbone.options.values, device=result.options.device)
         computation = self.backbone.costs.computation(result.options, gate_macs=self.gate.macs)

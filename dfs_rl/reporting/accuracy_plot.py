@@ -18,6 +18,7 @@ _LOOKS = {
     "cascade": ("^", style.GREEN, 7.0),
     "mode_table": ("D", style.PURPLE, 5.5),
     "random": ("X", style.ORANGE, 7.0),
+    "patterns": ("P", style.SKY, 7.0),
 }
 _FIXED_LOOK = ("o", style.MUTED, 5.0)
 # Reference points more than this many points below the gate and its rivals are named at the lower

@@ -31,6 +31,7 @@ BLUE = "#0072b2"
 ORANGE = "#b07800"
 GREEN = "#009e73"
 PURPLE = "#aa4499"
+SKY = "#3a97d4"
 
 _SKIP_COLOUR = (0.89, 0.89, 0.89)
 _LIGHT = 0.55  # luminance from which black text reads better than white

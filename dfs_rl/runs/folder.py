@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FORMAT = 1
-_RECORD = "run.json"
+RECORD = "run.json"
 _CONFIG = "config.yaml"
 _METRICS = "metrics.jsonl"
 _CHECKPOINTS = "checkpoints"
@@ -71,7 +71,7 @@ class RunFolder:
             folder = cls(_new_default_folder(name) if path is None else _claim(path), kind)
             save_config(config, folder.config_path)
             # Last, because this file makes the folder a run.
-            write_json(folder.path / _RECORD, _describe(kind, config, command))
+            write_json(folder.path / RECORD, _describe(kind, config, command))
         except OSError as error:
             place = path if path is not None else "runs/"
             raise RunFolderError(f"cannot write a run to {place}: {error.strerror}.") from error
@@ -90,13 +90,13 @@ class RunFolder:
         """
         if not path.is_dir():
             raise RunFolderError(f"{path} is not a folder, so it holds no run.")
-        if not (path / _RECORD).is_file():
-            raise RunFolderError(f"{path} holds no run: it has no {_RECORD}.")
-        record = read_json(path / _RECORD)
+        if not (path / RECORD).is_file():
+            raise RunFolderError(f"{path} holds no run: it has no {RECORD}.")
+        record = read_json(path / RECORD)
         found = record.get("kind") if isinstance(record, dict) else None
         if not isinstance(record, dict) or not isinstance(found, str):
             raise RunFolderError(
-                f"{path / _RECORD} is damaged: it does not say what kind of run this is."
+                f"{path / RECORD} is damaged: it does not say what kind of run this is."
             )
         if record.get("format") != FORMAT:
             raise RunFolderError(
@@ -133,9 +133,9 @@ class RunFolder:
 
     def record(self) -> dict[str, object]:
         """Return what ``run.json`` says: kind, command, versions, machine, seed, device, time."""
-        record = read_json(self.path / _RECORD)
+        record = read_json(self.path / RECORD)
         if not isinstance(record, dict):
-            raise RunFolderError(f"{self.path / _RECORD} is damaged: it is not a mapping.")
+            raise RunFolderError(f"{self.path / RECORD} is damaged: it is not a mapping.")
         return record
 
     def log(self, record: Mapping[str, object]) -> None:
@@ -231,12 +231,16 @@ def _new_default_folder(name: str) -> Path:
 def _claim(path: Path) -> Path:
     if path.exists() and not path.is_dir():
         raise RunFolderError(f"{path} is a file; a run needs a folder.")
-    held = [
-        entry for entry in (_RECORD, _CONFIG, _METRICS, _CHECKPOINTS) if (path / entry).exists()
-    ]
+    held = [entry for entry in (RECORD, _CONFIG, _METRICS, _CHECKPOINTS) if (path / entry).exists()]
+    if (
+        held and held[0] != RECORD
+    ):  # of a run that was killed in its first moment, or the user's own
+        raise RunFolderError(
+            f"{path} has {held[0]} but no {RECORD}, so it is neither a run nor free for one; choose another folder."
+        )
     if held:
         raise RunFolderError(
-            f"{path} holds a run already (it has {held[0]}); choose another folder, or go on with --resume {path}."
+            f"{path} holds a run already (it has {RECORD}); choose another folder, or go on with --resume {path}."
         )
     path.mkdir(parents=True, exist_ok=True)
     return path

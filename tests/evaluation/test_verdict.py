@@ -79,6 +79,23 @@ def test_a_gate_no_better_than_its_own_marginals_has_learned_nothing(mode, rando
     assert "does not beat: " in said
 
 
+@pytest.mark.parametrize("patterns", [FLAT, ZERO, DOWN])
+def test_a_gate_as_good_on_other_images_has_not_learned_which_image_needs_what(patterns):
+    # A coin that picks one of two good tables beats its mode table and its marginals, and sees no image.
+    coin = [*rivals(UP, UP), comparison("patterns", patterns)]
+    assert beyond_marginals(coin) is False
+    assert "has learned which image" not in words(*coin)
+
+
+def test_a_gate_above_its_own_patterns_has_learned_which_image_needs_what():
+    looking = [*rivals(UP, UP), comparison("patterns", UP)]
+    assert beyond_marginals(looking) is True
+    assert (
+        "learned which image needs which bits: it is above mode table; random; patterns"
+        in words(*looking)
+    )
+
+
 @pytest.mark.parametrize(("mode", "random"), [(FLAT, UP), (UP, FLAT), (FLAT, FLAT)])
 def test_a_gate_that_may_be_better_is_said_to_have_shown_nothing(mode, random):
     assert beyond_marginals(rivals(mode, random)) is False

@@ -2,13 +2,21 @@ import pytest
 import torch
 
 from dfs_rl.cost import BitOptions
-from dfs_rl.errors import CheckpointError, ConfigError
+from dfs_rl.errors import CheckpointError, ConfigError, DataError
 from dfs_rl.gating.gates import LayerwiseGate, RandomGate, TableGate
 from dfs_rl.gating.model import GatedModel
 from dfs_rl.gating.observation import observe
 from dfs_rl.gating.rollout import rollout
 from dfs_rl.gating.walk import start, step
-from tests.gating.toy import BITS, CHANNELS, MACS, ToyBackbone, toy_images, walk_alone
+from tests.gating.toy import (
+    BITS,
+    CHANNELS,
+    IMAGE_SHAPE,
+    MACS,
+    ToyBackbone,
+    toy_images,
+    walk_alone,
+)
 
 
 def learned(seed=0):
@@ -96,3 +104,18 @@ def test_float_images_in_0_1_equal_uint8_ones():
 def test_a_gate_of_another_network_is_refused(gate, complaint):
     with pytest.raises(CheckpointError, match=complaint):
         GatedModel(ToyBackbone(), gate)
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        torch.zeros(0, *IMAGE_SHAPE),
+        torch.zeros(*IMAGE_SHAPE),
+        torch.zeros(2, *IMAGE_SHAPE)[..., :-1],
+        torch.zeros(2, *IMAGE_SHAPE, dtype=torch.int64),
+    ],
+)
+def test_a_deployed_model_refuses_images_it_was_not_made_for(images):
+    model = GatedModel(ToyBackbone(), TableGate((0,) * ToyBackbone().costs.n_layers))
+    with pytest.raises(DataError, match=r"this model takes uint8, or float in \[0, 1\], \[batch, "):
+        model(images)

@@ -310,3 +310,13 @@ def test_as_a_process(locale):
         == "error: --seed: invalid literal for int() with base 10: 'x'; see p --help.\n"
     )
     assert "--seed INT" in run("--help").stdout
+
+
+def test_a_disk_that_fails_is_one_sentence(capsys):
+    def fill(invocation):
+        raise OSError(28, "No space left on device", "runs/x/metrics.jsonl")
+
+    code = run_command(fill, Train, prog="example", description="Fails.", argv=[])
+    assert code == 2
+    err = capsys.readouterr().err
+    assert err == "error: cannot read or write runs/x/metrics.jsonl: No space left on device.\n"

@@ -54,9 +54,12 @@ def test_default_folders_are_named_by_time_and_never_shared(tmp_path, monkeypatc
 @pytest.mark.parametrize("entry", ["run.json", "config.yaml", "metrics.jsonl", "checkpoints"])
 def test_a_folder_that_holds_a_run_is_refused_untouched(tmp_path, entry):
     (tmp_path / entry).write_text("mine")
-    with pytest.raises(
-        RunFolderError, match=rf"holds a run already \(it has {entry}\); choose another"
-    ):
+    message = (
+        r"holds a run already \(it has run.json\); choose another"
+        if entry == "run.json"
+        else rf"has {entry} but no run.json, so it is neither a run nor free for one; choose another"
+    )
+    with pytest.raises(RunFolderError, match=message):
         create(tmp_path)
     assert (tmp_path / entry).read_text() == "mine"
     assert [path.name for path in tmp_path.iterdir()] == [entry]
