@@ -103,7 +103,7 @@ def _nothing_learned(comparisons: Sequence[Comparison]) -> str:
     if below:
         names = "; ".join(c.label for c in below)
         return f"It has learned nothing beyond its marginals: it is not above {names}."
-    above = " and ".join(f"{c.low:+.2f} to {c.high:+.2f} points from {c.label}" for c in rivals)
+    above = "; ".join(f"{c.low:+.2f} to {c.high:+.2f} points from {c.label}" for c in rivals)
     return (
         "That it has learned anything beyond its marginals is not shown by these images: it lies "
         f"{above}."
