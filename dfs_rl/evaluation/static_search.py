@@ -4,7 +4,8 @@ Small spaces are enumerated. Larger ones are climbed, from the best uniform tabl
 mode table, by changing one layer, then by raising one layer and lowering another; first by accuracy,
 then by the smoother log-likelihood. What is left of the allowance goes into kicks: the best table so
 far with some layers changed at random, climbed again. The best tables met on the way are ranked
-again by accuracy on the whole split, which takes back some of the luck of a search on part of it.
+again by accuracy on the whole split, the starts among them, which takes back some of the luck of a
+search on part of it.
 Order and draws are fixed, so the same inputs find the same table.
 """
 
@@ -92,16 +93,18 @@ def search_static_table(
     part = image_set if images == n else image_set.subset(torch.arange(images) * n // images)
     scorer = _Scorer(backbone, part, cap, limits.tables, batch_size)
     enumerable = n_options**n_layers <= limits.tables
+    uniform = [(option,) * n_layers for option in range(n_options)]
+    begin = [best for best in [scorer.best(uniform, _by_accuracy)] if best is not None]
+    begin += [_lower(start, costs, cap) for start in starts]
     if enumerable:
         scorer.score(itertools.product(range(n_options), repeat=n_layers))
     else:
-        uniform = [(option,) * n_layers for option in range(n_options)]
-        begin = [best for best in [scorer.best(uniform, _by_accuracy)] if best is not None]
-        begin += [_lower(start, costs, cap) for start in starts]
         for key, table in itertools.product((_by_accuracy, _by_likelihood), dict.fromkeys(begin)):
             _climb(table, scorer, n_options, key)
         _kick(scorer, costs, cap)
-    ranked = scorer.ranking()[: limits.finalists]
+    # The starts are always finalists: the best of hundreds of tables on part of the images owes much of its lead to luck.
+    finalists = [*scorer.ranking()[: limits.finalists], *(t for t in begin if t in scorer.scores)]
+    ranked = list(dict.fromkeys(finalists))
     if images < n:
         scores = score_tables(backbone, image_set, ranked, batch_size=batch_size)
         again = sorted(zip(scores, ranked, strict=True), key=lambda pair: pair[0], reverse=True)

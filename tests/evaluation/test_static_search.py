@@ -83,3 +83,17 @@ def test_a_cap_below_the_cheapest_table_is_refused(backbone, val):
 def test_limits_must_be_positive():
     with pytest.raises(ConfigError, match=r"search.tables is 0; allowed is 1 or more"):
         SearchLimits(tables=0)
+
+
+@pytest.mark.parametrize("cap", [25.0, 50.0, 72.0])
+def test_a_start_is_ranked_on_the_whole_split_whatever_its_luck_on_a_part(backbone, val, cap):
+    affordable = [table for table in TABLES if cost(backbone, table) <= cap]
+    best = max(
+        affordable,
+        key=lambda table: evaluate_table(backbone, val, table, name="t").accuracy,
+    )
+    # Two images say next to nothing, and one finalist leaves no second look at any other table.
+    limits = SearchLimits(images=2, tables=60, finalists=1)
+    found = search_static_table(backbone, val, cap, starts=[best], limits=limits)
+    expected = evaluate_table(backbone, val, best, name="t").accuracy
+    assert found.accuracy == pytest.approx(expected)
