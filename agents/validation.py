@@ -4,8 +4,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
 from agents.callbacks import BoundaryCallback, Lifecycle
@@ -19,11 +17,10 @@ from dfs_rl.evaluation.run_gate import evaluate_gate
 from dfs_rl.gating.gates import LayerwiseGate
 from dfs_rl.gating.masks import gated_budget
 from dfs_rl.gating.reward import RewardWeights, Verdict, step_cost, terminal_reward
+from dfs_rl.reporting.options_plot import option_histogram_image
 from dfs_rl.runs import RunFolder
 
 _HIGHEST = "validation.highest"
-CELL = 24
-"""Pixels per layer and option in the picture of the histogram."""
 
 
 def rewards_of(
@@ -50,22 +47,6 @@ def is_as_good(rewards: Tensor, highest: Tensor) -> bool:
     difference = rewards - highest
     error = difference.std() / len(difference) ** 0.5
     return bool(difference.mean() >= -error)
-
-
-def histogram_picture(histogram: Tensor) -> NDArray[np.uint8]:
-    """Draw how often each layer ran at each option, dark for often.
-
-    Args:
-        histogram: ``[layers, options]``, rows summing to 1.
-
-    Returns:
-        uint8 ``[options * 24, layers * 24, 3]``: layers from left to right, bits from bottom to top.
-    """
-    shares = histogram.numpy().T[::-1]  # [options, layers]
-    cells = np.repeat(np.repeat(shares, CELL, axis=0), CELL, axis=1)[..., None]
-    light, dark = np.array([255.0, 255.0, 255.0]), np.array([8.0, 48.0, 107.0])
-    picture: NDArray[np.uint8] = (light + (dark - light) * cells).round().astype(np.uint8)
-    return picture
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,7 +156,8 @@ class Validation(BoundaryCallback):
         self._board.scalars(
             {f"val/{key}": float(value) for key, value in figures.items()}, timesteps
         )
-        self._board.image("val/options", histogram_picture(histogram), timesteps)
+        picture = option_histogram_image(histogram.tolist(), backbone.options)
+        self._board.image("val/options", picture, timesteps)
         if self._highest is None or is_as_good(rewards, self._highest):
             self.best = {"timesteps": timesteps, **figures}
             self._keep(gate)

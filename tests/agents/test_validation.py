@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from agents.validation import CELL, histogram_picture, is_as_good, rewards_of
+from agents.validation import is_as_good, rewards_of
 from dfs_rl.backbones.contract import WalkableBackbone
 from dfs_rl.data import ImageSet
 from dfs_rl.evaluation.run_gate import evaluate_gate
@@ -45,17 +45,3 @@ def test_a_later_gate_may_be_worse_by_one_standard_error() -> None:
     assert not is_as_good(highest + change - 1.01 * error, highest)
     assert is_as_good(highest, highest)
     assert not is_as_good(highest - 1e-9, highest)  # certainly worse: no image is better
-
-
-def test_picture_is_dark_where_an_option_is_frequent() -> None:
-    histogram = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.5, 0.5]])
-    picture = histogram_picture(histogram)
-    assert picture.shape == (3 * CELL, 2 * CELL, 3)
-    assert picture.dtype == np.uint8
-    cells = picture[CELL // 2 :: CELL, CELL // 2 :: CELL, 0]  # [options from the top, layers]
-    # Option 0 is at the bottom: always in layer 0, never in layer 1.
-    assert cells[2, 0] == 8
-    assert cells[2, 1] == 255
-    assert cells[0, 0] == cells[1, 0] == 255
-    assert cells[0, 1] == cells[1, 1]
-    assert 8 < cells[0, 1] < 255
