@@ -28,7 +28,7 @@ class GateLearning:
     """What every algorithm needs to know about the gate it learns.
 
     Attributes:
-        feature_channels: Channels that enter each gated layer.
+        feature_sizes: Numbers that describe each gated layer's input.
         hidden: Width of each layer's own hidden layer, in actor and critic.
         images_per_group: Rollouts of one image that share a baseline; 1 uses the critic instead.
         seed: Seed of the weights, of the sampled actions and of the minibatches.
@@ -36,7 +36,7 @@ class GateLearning:
         timesteps: Length of the whole training, which the default step size follows.
     """
 
-    feature_channels: tuple[int, ...]
+    feature_sizes: tuple[int, ...]
     hidden: int
     images_per_group: int
     seed: int
@@ -46,7 +46,7 @@ class GateLearning:
     @property
     def n_steps(self) -> int:
         """Steps per environment and update: one episode, one step per gated layer."""
-        return len(self.feature_channels)
+        return len(self.feature_sizes)
 
 
 def build_algorithm(
@@ -77,7 +77,7 @@ def build_algorithm(
         rollout_buffer_class=GroupRolloutBuffer if grouped else None,
         rollout_buffer_kwargs={"images_per_group": learning.images_per_group} if grouped else None,
         policy_kwargs=_policy_kwargs(
-            learning.feature_channels, hidden=learning.hidden, options=options
+            learning.feature_sizes, hidden=learning.hidden, options=options
         ),
         **_shared_arguments(config, learning.timesteps),
         **entry.arguments(config, env.num_envs * learning.n_steps),
@@ -148,13 +148,13 @@ ALGORITHMS: Mapping[AlgorithmName, _Algorithm] = {
 }
 
 
-def _policy_kwargs(feature_channels: Sequence[int], *, hidden: int, options: int) -> dict[str, Any]:
+def _policy_kwargs(feature_sizes: Sequence[int], *, hidden: int, options: int) -> dict[str, Any]:
     return {
         "net_arch": {"pi": [], "vf": []},  # the extractor is the whole network
         "share_features_extractor": False,  # only the actor ships, so the critic must not shape it
         "features_extractor_class": LayerwiseExtractor,
         "features_extractor_kwargs": {
-            "feature_channels": tuple(feature_channels),
+            "feature_sizes": tuple(feature_sizes),
             "hidden": hidden,
             "outputs": options,
         },

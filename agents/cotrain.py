@@ -98,7 +98,9 @@ class CoTrainer:
         self._flip = dataset.flip
         self._seed = seed
         self._budget = budget
-        self._optimizer = torch.optim.Adam(backbone.parameters(), lr=config.learning_rate)
+        self._optimizer = torch.optim.Adam(
+            [p for p in backbone.parameters() if p.requires_grad], lr=config.learning_rate
+        )
 
     @property
     def images_seen(self) -> int:
@@ -199,7 +201,12 @@ class CoTraining(BoundaryCallback):
         if timesteps == 0:
             return
         losses = self._trainer.step(
-            deploy(self.algorithm, self._trainer.backbone.options, name="policy")
+            deploy(
+                self.algorithm,
+                self._trainer.backbone.options,
+                feature_macs=self._trainer.backbone.feature_macs,
+                name="policy",
+            )
         )
         for name, value in losses._asdict().items():
             self.logger.record(f"backbone/{name}", value)

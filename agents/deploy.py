@@ -1,11 +1,14 @@
 """From a policy in training to the gate that ships: the actor alone, in plain torch."""
 
+from typing import NamedTuple
+
 import torch
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from torch import nn
 
 from agents.extractor import LayerwiseExtractor
-from dfs_rl.backbones.contract import WalkableBackbone
+from agents.hyperparameters import FeatureChoice
+from dfs_rl.backbones.contract import CONFIDENCE_SIZE, WalkableBackbone
 from dfs_rl.cost import BitOptions
 from dfs_rl.gating.gates import LayerwiseGate
 from dfs_rl.gating.observation import CONTEXT_SIZE
@@ -15,30 +18,57 @@ GATE_SHARE = 0.0005
 NARROWEST, WIDEST = 8, 32
 
 
-def affordable_width(backbone: WalkableBackbone) -> int:
-    """Return the hidden width at which a gate takes ``GATE_SHARE`` of the gated layers' MACs, within 8 to 32.
+class GateShape(NamedTuple):
+    """How large a gate is.
 
-    Fewer than 8 units tell the images of small networks apart badly, and there a gate is dear at any width; more than 32
-    brought nothing.
+    Attributes:
+        feature_sizes: How many features, from the first on, it looks at before each layer.
+        hidden: Width of each layer's own hidden layer.
     """
-    n_options = len(backbone.options)
-    per_unit = sum(c + CONTEXT_SIZE + n_options for c in backbone.feature_channels)
-    affordable = int(GATE_SHARE * backbone.costs.total_macs / per_unit)
-    return min(max(affordable, NARROWEST), WIDEST)
+
+    feature_sizes: tuple[int, ...]
+    hidden: int
+
+
+def gate_shape(
+    backbone: WalkableBackbone, *, features: FeatureChoice, hidden: int | None
+) -> GateShape:
+    """Return the shape of a gate over ``backbone``.
+
+    Args:
+        backbone: The network.
+        features: What the gate looks at.
+        hidden: Width of its hidden layers. By default the gate takes ``GATE_SHARE`` of the gated layers' MACs, within 8 to 32
+            units: fewer than 8 tell the images of small networks apart badly, and there a gate is dear at any width; more than
+            32 brought nothing.
+    """
+    available = tuple(backbone.feature_sizes)
+    sizes = available if features == "all" else tuple(min(s, CONFIDENCE_SIZE) for s in available)
+    if hidden is None:
+        per_unit = sum(size + CONTEXT_SIZE + len(backbone.options) for size in sizes)
+        left = GATE_SHARE * backbone.costs.total_macs - backbone.feature_macs
+        hidden = min(max(int(left / per_unit), NARROWEST), WIDEST)
+    return GateShape(feature_sizes=sizes, hidden=hidden)
 
 
 @torch.no_grad()
 def deploy(
-    model: OnPolicyAlgorithm, options: BitOptions, *, name: str, budget: float | None = None
+    model: OnPolicyAlgorithm,
+    options: BitOptions,
+    *,
+    feature_macs: float,
+    name: str,
+    budget: float | None = None,
 ) -> LayerwiseGate:
     """Copy a policy's actor into a gate whose logits are the policy's.
 
     The policy's shared action head is a linear map on top of each layer's linear scores, so it is folded into them; what belongs to
-    channels that a layer does not have is dropped.
+    features that a layer does not have is dropped.
 
     Args:
         model: An algorithm from ``build_algorithm``.
         options: The menu that its actions index.
+        feature_macs: What the features that it reads take, see ``WalkableBackbone``.
         name: What tables and plots call the gate.
         budget: Upper bound on computation in percent that it was trained for and keeps to; ``None`` for none.
 
@@ -50,18 +80,19 @@ def deploy(
     assert isinstance(extractor, LayerwiseExtractor)
     assert isinstance(head, nn.Linear)
     gate = LayerwiseGate(
-        extractor.feature_channels,
+        extractor.feature_sizes,
         options,
+        feature_macs=feature_macs,
         hidden=extractor.inner.shape[2],
         name=name,
         budget=budget,
     )
-    for layer, channels in enumerate(extractor.feature_channels):
+    for layer, size in enumerate(extractor.feature_sizes):
         first, _, last = gate.networks[layer].children()
         assert isinstance(first, nn.Linear)
         assert isinstance(last, nn.Linear)
-        weights = extractor.inner[layer]  # [F + C, hidden]
-        present = torch.cat([weights[:channels], weights[extractor.features_width :]])
+        weights = extractor.inner[layer]  # [S + C, hidden]
+        present = torch.cat([weights[:size], weights[extractor.features_width :]])
         first.weight.copy_(present.T)
         first.bias.copy_(extractor.inner_bias[layer])
         last.weight.copy_(head.weight @ extractor.outer[layer].T)

@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 
 class LayerwiseExtractor(BaseFeaturesExtractor):
-    """One two-layer perceptron per gated layer: channels and context in, one score per option out.
+    """One two-layer perceptron per gated layer: features and context in, one score per option out.
 
     A single network shared by all layers collapses to one pattern, because channel 3 of one layer has nothing to do with channel 3
-    of the next. The environment has already normalised the channels of each layer; those that a layer does not have are zero.
+    of the next. The environment has already normalised the features of each layer; those that a layer does not have are zero.
 
     Args:
         observation_space: The environment's ``Dict`` of ``features`` ``[F]``, ``layer`` and ``context`` ``[C]``.
-        feature_channels: Channels that really enter each gated layer; all of them at most F.
+        feature_sizes: How many of its features, from the first on, each gated layer looks at; all of them at most F.
         hidden: Width of the hidden layer.
         outputs: Scores per layer, the policy's ``features_dim``.
     """
@@ -26,24 +26,24 @@ class LayerwiseExtractor(BaseFeaturesExtractor):
         self,
         observation_space: spaces.Dict,
         *,
-        feature_channels: Sequence[int],
+        feature_sizes: Sequence[int],
         hidden: int,
         outputs: int,
     ) -> None:
         super().__init__(observation_space, features_dim=outputs)
-        self.feature_channels = tuple(feature_channels)
-        self.features_width = _width(observation_space, "features")  # F
+        self.feature_sizes = tuple(feature_sizes)
+        self.features_width = max(self.feature_sizes)  # S
         context = _width(observation_space, "context")  # C
-        layers = len(self.feature_channels)
-        # Every layer has weights for all F channels, so that one batched product serves a minibatch of mixed layers.
+        layers = len(self.feature_sizes)
+        # Every layer has weights for all S features, so that one batched product serves a minibatch of mixed layers.
         self.inner = nn.Parameter(torch.empty(layers, self.features_width + context, hidden))
         self.inner_bias = nn.Parameter(torch.zeros(layers, hidden))
         # Zero: every layer begins indifferent between its options, and its own features decide which way it leaves that point.
         self.outer = nn.Parameter(torch.zeros(layers, hidden, outputs))
         self.outer_bias = nn.Parameter(torch.zeros(layers, outputs))
         with torch.no_grad():
-            for weight, channels in zip(self.inner, self.feature_channels, strict=True):
-                weight.uniform_(-1.0, 1.0).mul_((channels + context) ** -0.5)
+            for weight, size in zip(self.inner, self.feature_sizes, strict=True):
+                weight.uniform_(-1.0, 1.0).mul_((size + context) ** -0.5)
 
     def forward(self, observations: TensorDict) -> Tensor:
         """Score the options of a batch whose samples may stand at different layers.
@@ -56,8 +56,8 @@ class LayerwiseExtractor(BaseFeaturesExtractor):
             float32 ``[batch, outputs]``.
         """
         inputs = torch.cat(
-            [observations["features"], observations["context"]], dim=1
-        )  # [batch, F + C]
+            [observations["features"][:, : self.features_width], observations["context"]], dim=1
+        )  # [batch, S + C]
         layer = observations["layer"].flatten(1).argmax(dim=1)  # [batch]
         first = int(layer[0])
         if bool((layer == first).all()):  # a rollout: all samples are at the same layer
@@ -67,7 +67,7 @@ class LayerwiseExtractor(BaseFeaturesExtractor):
         stacked = inputs.new_zeros(len(self.inner) * capacity, inputs.shape[1]).index_copy(
             0, slots, inputs
         )
-        stacked = stacked.view(len(self.inner), capacity, -1)  # [layers, capacity, F + C]
+        stacked = stacked.view(len(self.inner), capacity, -1)  # [layers, capacity, S + C]
         hidden = torch.tanh(
             torch.baddbmm(self.inner_bias[:, None], stacked, self.inner)
         )  # [layers, capacity, hidden]

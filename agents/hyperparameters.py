@@ -7,6 +7,8 @@ from typing import Literal, NamedTuple
 from dfs_rl.errors import ConfigError
 
 AlgorithmName = Literal["ppo", "a2c"]
+FeatureChoice = Literal["confidence", "all"]
+"""What a gate looks at: how sure a probe is, or the pooled channels beside it."""
 
 
 @dataclass(frozen=True, kw_only=True)

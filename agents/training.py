@@ -12,8 +12,8 @@ from agents.best_gate import BestGate
 from agents.callbacks import Checkpointing, FiniteGuard, Lifecycle, Schedules, UpdateLog, learn
 from agents.checkpoint import capture, restore
 from agents.cotrain import CoTrainer, CoTraining
-from agents.deploy import affordable_width, deploy
-from agents.hyperparameters import AlgorithmConfig, CoTrainConfig
+from agents.deploy import deploy, gate_shape
+from agents.hyperparameters import AlgorithmConfig, CoTrainConfig, FeatureChoice
 from agents.tracking import TensorBoard, make_logger
 from agents.validation import Validation, ValidationSetup
 from dfs_rl.backbones import PreparedResNet, StoredBackbone
@@ -42,7 +42,8 @@ class GateTraining:
         budget: Upper bound on computation in percent, or ``None``.
         images_per_group: Rollouts of one image that share a baseline.
         num_envs: Walks side by side.
-        hidden: Width of the gate's hidden layers; ``None`` for ``affordable_width``.
+        features: What the gate looks at.
+        hidden: Width of the gate's hidden layers; ``None`` for as wide as it may be, see ``gate_shape``.
         cotrain: How the backbone learns beside the gate; ``None`` leaves it frozen.
         eval_every: Steps between two validations.
         checkpoint_every: Steps between two checkpoints.
@@ -58,6 +59,7 @@ class GateTraining:
     budget: float | None
     images_per_group: int
     num_envs: int
+    features: FeatureChoice
     hidden: int | None
     cotrain: CoTrainConfig | None
     eval_every: int
@@ -139,12 +141,13 @@ def train_gate(
         images_per_group=plan.images_per_group,
         seed=plan.seed,
     )
+    shape = gate_shape(backbone, features=plan.features, hidden=plan.hidden)
     model = build_algorithm(
         plan.algorithm,
         env,
         GateLearning(
-            feature_channels=backbone.feature_channels,
-            hidden=plan.hidden or affordable_width(backbone),
+            feature_sizes=shape.feature_sizes,
+            hidden=shape.hidden,
             images_per_group=plan.images_per_group,
             seed=plan.seed,
             device=plan.device,
@@ -154,7 +157,13 @@ def train_gate(
     best = BestGate(run, stored, cotrained=trainer is not None)
     if checkpoint is not None:
         restore(model, checkpoint)
-        template = deploy(model, backbone.options, name=plan.name, budget=plan.budget)
+        template = deploy(
+            model,
+            backbone.options,
+            feature_macs=backbone.feature_macs,
+            name=plan.name,
+            budget=plan.budget,
+        )
         best.restore(template, checkpoint.tensors)
 
     board = TensorBoard(run, purge_step=lifecycle.resumed_at)

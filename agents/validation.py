@@ -136,7 +136,13 @@ class Validation(BoundaryCallback):
 
     def _validate(self, timesteps: int) -> None:
         setup, backbone = self._setup, self._backbone()
-        gate = deploy(self.algorithm, backbone.options, name=setup.name, budget=setup.budget)
+        gate = deploy(
+            self.algorithm,
+            backbone.options,
+            feature_macs=backbone.feature_macs,
+            name=setup.name,
+            budget=setup.budget,
+        )
         records = evaluate_gate(backbone, gate, setup.images, budget=setup.budget)
         histogram = records.histogram(len(backbone.options))
         rewards = rewards_of(records, backbone.costs, setup.weights, budget=setup.budget)

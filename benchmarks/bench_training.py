@@ -86,7 +86,7 @@ def main() -> None:
     env = make_env(settings.num_envs, 8, dtype, settings.device)
     learning = GateLearning(
         timesteps=600_000,
-        feature_channels=env.task.backbone.feature_channels,
+        feature_sizes=env.task.backbone.feature_sizes,
         hidden=16,
         images_per_group=8,
         seed=0,

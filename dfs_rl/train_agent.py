@@ -11,6 +11,7 @@ from agents.hyperparameters import (
     AlgorithmConfig,
     AlgorithmName,
     CoTrainConfig,
+    FeatureChoice,
     PPOConfig,
 )
 from dfs_rl.cli import Invocation, run_command
@@ -68,6 +69,8 @@ class TrainAgentConfig:
         run_dir: New folder for the results; default runs/DATE-TIME-NAME.
         images_per_group: Rollouts of one image that share a baseline; 1 turns this off.
         num_envs: Images that walk side by side, repeats included.
+        features: What the gate looks at before each layer: how sure a linear probe of the activation is, or all its channels as
+            well, which a few thousand images are too few for.
         hidden: Width of the gate's network at each layer; default as wide as 0.05 % of the gated layers' MACs
             allows, but at least 8 and at most 32.
         supernet_epochs: Epochs of the backbone that is trained where none is given.
@@ -93,6 +96,7 @@ class TrainAgentConfig:
     run_dir: Path | None = None
     images_per_group: int = 8
     num_envs: int = 512
+    features: FeatureChoice = "confidence"
     hidden: int | None = None
     supernet_epochs: int = 30
     backbone_mode: Literal["frozen", "co-train"] = "frozen"
@@ -159,6 +163,7 @@ def plan_of(config: TrainAgentConfig, device: str) -> "GateTraining":
         budget=config.budget,
         images_per_group=config.images_per_group,
         num_envs=config.num_envs,
+        features=config.features,
         hidden=config.hidden,
         cotrain=config.cotrain if config.backbone_mode == "co-train" else None,
         eval_every=eval_every,
@@ -272,7 +277,7 @@ def _new_run(
     config: TrainAgentConfig, dataset: "Dataset", device: str, command: Sequence[str]
 ) -> RunFolder:
     """Refuse what will not do before a folder is made, then make it."""
-    from agents.deploy import affordable_width
+    from agents.deploy import gate_shape
     from dfs_rl.gating.gates import LayerwiseGate
     from dfs_rl.gating.masks import gated_budget
     from dfs_rl.train_backbone import build
@@ -286,8 +291,13 @@ def _new_run(
             f"backbone {config.backbone} runs at {backbone.options[0]} bit only; a gate needs two options to choose from."
         )
     if config.budget is not None:
-        width = config.hidden or affordable_width(backbone)
-        gate = LayerwiseGate(backbone.feature_channels, backbone.options, hidden=width)
+        shape = gate_shape(backbone, features=config.features, hidden=config.hidden)
+        gate = LayerwiseGate(
+            shape.feature_sizes,
+            backbone.options,
+            feature_macs=backbone.feature_macs,
+            hidden=shape.hidden,
+        )
         gated_budget(backbone.costs, config.budget, gate_macs=gate.macs)
     name = f"{config.algo}-{dataset.name}"
     return RunFolder.create(config.run_dir, kind=KIND, name=name, config=config, command=command)

@@ -40,13 +40,14 @@ class FractionalSkippingEnv(gymnasium.Env[Observation, np.int64]):
 
     | Key | Space | What | Unit |
     |---|---|---|---|
-    | `features` | `Box(-10, 10, (width,))` | mean of each channel that enters the layer | standard deviations from its usual value |
+    | `features` | `Box(-10, 10, (width,))` | confidence of a probe, mean of every channel that enters | deviations from usual |
     | `layer` | `Discrete(layers)` | the layer to choose for | index |
     | `context[0]` | 0 to 1 | spent so far | log2(1 + 32 sqrt(fraction)) / log2(33): 0.31, 0.46, 0.63, 1 for 2, 4, 8, 32 bit everywhere |
     | `context[1]` | 0 to 1 | budget of the gated layers, 1 without one | the same |
     | `context[2]` | 0 to 1 | previous action, 0 at the first layer | action / (n - 1) |
 
-    After the last layer `features` is zero and `layer` stays at the last one.
+    The probe is a linear classifier of the channel means; its confidence are three numbers: the highest class probability, the
+    lead over the second highest and the entropy. After the last layer `features` is zero and `layer` stays at the last one.
 
     ## Reward
     Minus `weights.cost` times the chosen option's share of the cost of all layers at 32 bit, at every step. At the last layer

@@ -2,16 +2,20 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
+from dfs_rl.backbones.prepared import pool
+from dfs_rl.backbones.probe import confidence, fit_probe
 from dfs_rl.backbones.resnet import ResNet
-from dfs_rl.backbones.settings import Setting, random_mix
+from dfs_rl.backbones.settings import Setting, sample_low
 from dfs_rl.cost import SKIP
+from dfs_rl.data import ImageSet
 from dfs_rl.quant.layers import NORM_MOMENTUM, FractionalConv2d, FractionalLinear
 
-_STILL = 1e-12  # variance below which a channel counts as constant
+_STILL = 1e-12  # variance below which a feature counts as constant
 
 
 @torch.no_grad()
@@ -83,32 +87,34 @@ def calibrate_norms(
 
 @torch.no_grad()
 def measure_features(
-    backbone: ResNet, batches: Iterable[Tensor], generator: torch.Generator
+    backbone: ResNet, batches: Iterable[ImageSet], generator: torch.Generator
 ) -> None:
-    """Set ``feature_mean`` and ``feature_std`` from activations under random mixes, as a gate will meet them.
+    """Fit the probes and set ``feature_mean`` and ``feature_std``, under settings such as a gate may choose.
 
     Args:
         backbone: Changed in place.
-        batches: Images, uint8 ``[batch, c, h, w]``; each batch runs under a mix of its own.
-        generator: Draws the mixes.
+        batches: Images of the train split with their labels; each batch runs under a setting of its own.
+        generator: Draws the settings.
     """
     n_layers = len(backbone.blocks)
-    count = 0
-    total = torch.zeros_like(backbone.feature_mean, dtype=torch.float64)
-    squares = torch.zeros_like(total)
-    for images in batches:
-        hidden = backbone.stem(images)
-        setting = random_mix(backbone.options, n_layers, generator)
+    pooled: list[list[Tensor]] = [[] for _ in range(n_layers)]
+    labels = []
+    frozen = backbone.prepare()
+    for batch in batches:
+        labels.append(batch.labels)
+        hidden = frozen.stem(batch.images)
+        setting = sample_low(backbone.options, n_layers, generator)
         for layer, bits in enumerate(setting):
-            feature = backbone.feature(hidden).double()  # [batch, channels]
-            channels = feature.shape[1]
-            total[layer, :channels] += feature.sum(dim=0)
-            squares[layer, :channels] += feature.square().sum(dim=0)
-            hidden = backbone.layers[layer](hidden, bits)
-        count += len(images)
-    mean = total / count
-    variance = (squares / count - mean.square()).clamp(min=0.0)
-    # A channel that never moves says nothing: a deviation of one leaves it at zero.
-    deviation = torch.where(variance > _STILL, variance.sqrt(), torch.ones_like(variance))
-    backbone.feature_mean.copy_(mean)
-    backbone.feature_std.copy_(deviation)
+            pooled[layer].append(pool(hidden))
+            hidden = frozen.layers[layer](hidden, bits)
+    backbone.feature_mean.zero_()
+    backbone.feature_std.fill_(1.0)
+    for layer, probe in enumerate(backbone.probes):
+        channels = torch.cat(pooled[layer])  # [images, channels]
+        fit_probe(cast("FractionalLinear", probe), channels, torch.cat(labels))
+        features = torch.cat([confidence(probe(channels)), channels], dim=1).double()
+        deviation, mean = torch.std_mean(features, dim=0, correction=0)
+        # A feature that never moves says nothing: a deviation of one leaves it at zero.
+        deviation = torch.where(deviation.square() > _STILL, deviation, torch.ones_like(mean))
+        backbone.feature_mean[layer, : len(mean)] = mean
+        backbone.feature_std[layer, : len(mean)] = deviation

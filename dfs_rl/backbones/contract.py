@@ -16,6 +16,10 @@ class GatedLayer(Protocol):
         ...
 
 
+CONFIDENCE_SIZE = 3
+"""How many numbers say how sure a network is halfway; the first of every ``feature``."""
+
+
 @runtime_checkable
 class WalkableBackbone(Protocol):
     """A stem, an ordered list of gated layers and a head, with what a gate may look at in between.
@@ -24,12 +28,15 @@ class WalkableBackbone(Protocol):
         options: The menu of every gated layer.
         costs: What each choice costs.
         layers: The gated layers, in order.
-        feature_channels: Channels of the activation that enters each gated layer, one number per layer.
+        feature_sizes: How many numbers a gate may look at before each gated layer, see ``feature``.
+        feature_macs: What these numbers take per image over all layers, in multiply-accumulates at full precision; one at b bits
+            counts (b / 32)**2.
     """
 
     options: BitOptions
     costs: CostTable
-    feature_channels: tuple[int, ...]
+    feature_sizes: tuple[int, ...]
+    feature_macs: float
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -43,12 +50,12 @@ class WalkableBackbone(Protocol):
 
     @property
     def feature_mean(self) -> Tensor:
-        """Mean of ``feature`` before each gated layer, float32 ``[layers, max channels]``, zero-padded."""
+        """Mean of ``feature`` before each gated layer, float32 ``[layers, largest size]``, zero-padded."""
         ...
 
     @property
     def feature_std(self) -> Tensor:
-        """Standard deviation of ``feature`` before each gated layer, float32 ``[layers, max channels]``, one-padded."""
+        """Standard deviation of ``feature`` before each gated layer, float32 ``[layers, largest size]``, one-padded."""
         ...
 
     @property
@@ -64,6 +71,11 @@ class WalkableBackbone(Protocol):
         """Turn the last activation into logits, float32 ``[batch, classes]``."""
         ...
 
-    def feature(self, hidden: Tensor) -> Tensor:
-        """Pool an activation to float32 ``[batch, channels]`` for the gate."""
+    def feature(self, hidden: Tensor, layer: int) -> Tensor:
+        """Describe the activation that enters gated layer ``layer`` for the gate.
+
+        Returns:
+            float32 ``[batch, feature_sizes[layer]]``: first how sure a classifier of this activation is, see ``confidence``, then
+            the pooled channels. A gate may look at the first ``CONFIDENCE_SIZE`` alone.
+        """
         ...

@@ -7,11 +7,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dfs_rl.backbones.probe import confidence
 from dfs_rl.cost import SKIP
 from dfs_rl.quant.prepared import PreparedConv2d, PreparedLinear, convolve_twice
 
 if TYPE_CHECKING:
     from dfs_rl.backbones.resnet import ResidualBlock, ResNet
+    from dfs_rl.quant.layers import FractionalLinear
 
 
 def shortcut_of(hidden: Tensor, *, stride: int, extra_channels: int) -> Tensor:
@@ -19,6 +21,11 @@ def shortcut_of(hidden: Tensor, *, stride: int, extra_channels: int) -> Tensor:
     if stride == 1 and extra_channels == 0:
         return hidden
     return functional.pad(hidden[:, :, ::stride, ::stride], (0, 0, 0, 0, 0, extra_channels))
+
+
+def pool(hidden: Tensor) -> Tensor:
+    """Average ``[batch, channels, h, w]`` over positions: float32 ``[batch, channels]``."""
+    return hidden.mean(dim=(2, 3), dtype=torch.float32)
 
 
 class PreparedBlock(nn.Module):
@@ -64,7 +71,8 @@ class PreparedResNet(nn.Module):
         super().__init__()
         self.options = source.options
         self.costs = source.costs
-        self.feature_channels = source.feature_channels
+        self.feature_sizes = source.feature_sizes
+        self.feature_macs = source.feature_macs
         self.image_shape = source.image_shape
         self.n_classes = source.n_classes
         self.dtype = dtype
@@ -87,6 +95,9 @@ class PreparedResNet(nn.Module):
         )
         self.blocks = nn.ModuleList(PreparedBlock(block, dtype=dtype) for block in source.layers)
         self.classifier = PreparedLinear(source.classifier)
+        self.probes = nn.ModuleList(
+            PreparedLinear(cast("FractionalLinear", probe)) for probe in source.probes
+        )
         self.eval().requires_grad_(requires_grad=False)
 
     @property
@@ -105,10 +116,11 @@ class PreparedResNet(nn.Module):
             hidden = block(hidden, self.stem_bits)
         return cast("Tensor", hidden).to(self.dtype)
 
-    def feature(self, hidden: Tensor) -> Tensor:
-        """Average over positions: float32 ``[batch, channels]``."""
-        return hidden.mean(dim=(2, 3), dtype=torch.float32)
+    def feature(self, hidden: Tensor, layer: int) -> Tensor:
+        """Return the confidence of the layer's probe and the pooled channels, float32 ``[batch, 3 + channels]``."""
+        pooled = pool(hidden)
+        return torch.cat([confidence(self.probes[layer](pooled)), pooled], dim=1)
 
     def head(self, hidden: Tensor) -> Tensor:
         """Return logits, float32 ``[batch, classes]``."""
-        return cast("Tensor", self.classifier(self.feature(hidden)))
+        return cast("Tensor", self.classifier(pool(hidden)))

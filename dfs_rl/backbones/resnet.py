@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dfs_rl.backbones.prepared import PreparedResNet, shortcut_of
+from dfs_rl.backbones.contract import CONFIDENCE_SIZE
+from dfs_rl.backbones.prepared import PreparedResNet, pool, shortcut_of
+from dfs_rl.backbones.probe import confidence
 from dfs_rl.cost import (
     ALLOWED_BITS,
     DEFAULT_BITS,
@@ -17,6 +19,7 @@ from dfs_rl.cost import (
     BitOptions,
     CostTable,
     FixedCost,
+    relative_cost,
 )
 from dfs_rl.cost.macs import count_macs
 from dfs_rl.data import ChannelStatistics
@@ -140,8 +143,9 @@ class ResNet(nn.Module):
         options: The menu.
         costs: What each choice costs.
         layers: The gated blocks.
-        feature_channels: Channels that enter each gated block.
-        feature_mean: Mean of the pooled activation before each gated block, ``[layers, most channels]``, zero-padded.
+        feature_sizes: Numbers that ``feature`` returns before each gated block: the probe's confidence and its channels.
+        feature_macs: What the probes take per image; a multiply-accumulate at b bits counts (b / 32)**2.
+        feature_mean: Mean of ``feature`` before each gated block, ``[layers, largest size]``, zero-padded.
         feature_std: Its standard deviation, one where unused.
     """
 
@@ -184,9 +188,15 @@ class ResNet(nn.Module):
         never_gated = 1 if config.first_block == "always" else 0
         self.stem_blocks = nn.ModuleList(blocks[:never_gated])
         self.blocks = nn.ModuleList(blocks[never_gated:])
-        self.feature_channels = tuple(inputs[never_gated:])
         self.classifier = FractionalLinear(widths[-1], config.n_classes, bits=config.stem_bits)
-        statistics_shape = (len(self.blocks), max(self.feature_channels))
+        channels = inputs[never_gated:]
+        # Measured, not trained: gradients never reach them.
+        self.probes = nn.ModuleList(
+            FractionalLinear(c, config.n_classes, bits=config.stem_bits) for c in channels
+        ).requires_grad_(requires_grad=False)
+        self.feature_sizes = tuple(CONFIDENCE_SIZE + c for c in channels)
+        self.feature_macs = sum(channels) * config.n_classes * relative_cost(config.stem_bits)
+        statistics_shape = (len(self.blocks), max(self.feature_sizes))
         self.register_buffer("feature_mean", torch.zeros(statistics_shape))
         self.register_buffer("feature_std", torch.ones(statistics_shape))
         self.costs = self._count()
@@ -220,13 +230,14 @@ class ResNet(nn.Module):
             hidden = block(hidden, bits)
         return hidden
 
-    def feature(self, hidden: Tensor) -> Tensor:
-        """Average over positions: float32 ``[batch, channels]``."""
-        return hidden.mean(dim=(2, 3), dtype=torch.float32)
+    def feature(self, hidden: Tensor, layer: int) -> Tensor:
+        """Return the confidence of the layer's probe and the pooled channels, float32 ``[batch, 3 + channels]``."""
+        pooled = pool(hidden)
+        return torch.cat([confidence(self.probes[layer](pooled)), pooled], dim=1)
 
     def head(self, hidden: Tensor) -> Tensor:
         """Return logits, float32 ``[batch, classes]``."""
-        return cast("Tensor", self.classifier(self.feature(hidden))).float()
+        return cast("Tensor", self.classifier(pool(hidden))).float()
 
     def forward(self, images: Tensor, bits: int | Sequence[int] = FULL) -> Tensor:
         """Run every sample at the same bits.

@@ -11,7 +11,7 @@ from dfs_rl.errors import CheckpointError
 from dfs_rl.runs import load_tensors, read_description, save_tensors, write_description
 
 KIND = "resnet"
-FORMAT = 1
+FORMAT = 2
 STRUCTURE_FILE = "backbone.json"
 WEIGHTS_FILE = "backbone.safetensors"
 

@@ -35,6 +35,9 @@ from dfs_rl.seeding import torch_generator
 
 _STEP_IMAGES = 512  # images that set quantizer steps: every activation is seen thousands of times
 _CALIBRATION_BATCH = 256
+_FEATURE_BATCHES = (
+    80  # each with a setting of its own: 20,000 images for probes of a few hundred weights
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,8 +168,9 @@ class SupernetTrainer:
         dearest = backbone.options[backbone.options.full]
         self.full = uniform(dearest, len(backbone.blocks))
         self.has_low_settings = len([b for b in backbone.options if b != SKIP]) > 1
-        decayed = [p for n, p in backbone.named_parameters() if n.endswith(".weight")]
-        others = [p for n, p in backbone.named_parameters() if not n.endswith(".weight")]
+        trained = [(n, p) for n, p in backbone.named_parameters() if p.requires_grad]
+        decayed = [p for n, p in trained if n.endswith(".weight")]
+        others = [p for n, p in trained if not n.endswith(".weight")]
         self.optimizer = torch.optim.SGD(
             [
                 {"params": decayed, "weight_decay": config.weight_decay},
@@ -207,9 +211,10 @@ class SupernetTrainer:
             for bits in backbone.options
             if bits != SKIP
         ]
-        calibrate_norms(backbone, self._calibration_batches(), settings)
-        few = itertools.islice(self._calibration_batches(), 2 * rounds)
-        measure_features(backbone, few, torch_generator(self.seed, "features"))
+        batches = self._calibration_batches()
+        calibrate_norms(backbone, (batch.images for batch in batches), settings)
+        some = itertools.islice(self._calibration_batches(), _FEATURE_BATCHES)
+        measure_features(backbone, some, torch_generator(self.seed, "features"))
         return backbone
 
     def snapshot(self) -> ResNet:
@@ -288,7 +293,7 @@ class SupernetTrainer:
         calibrate_steps(self.backbone, first_images, parts=[self.backbone.blocks])
         copy_full_norms(self.backbone)
 
-    def _calibration_batches(self) -> Iterator[Tensor]:
+    def _calibration_batches(self) -> Iterator[ImageSet]:
         """Train images in a fixed shuffled order, without end.
 
         They are augmented like those of training: the network knows the plain ones too well, and statistics taken from
@@ -300,8 +305,8 @@ class SupernetTrainer:
                 len(self.images), size, seed=self.seed, epoch=epoch, drop_last=True
             )
             for step, rows in enumerate(order):
-                images = self.images.images[rows.to(self.device)]
-                yield self._augment(images, epoch, step)
+                batch = self.images.subset(rows)
+                yield ImageSet(self._augment(batch.images, epoch, step), batch.labels)
 
     def _augment(self, images: Tensor, epoch: int, step: int) -> Tensor:
         draws = torch_generator(self.seed, "augment", epoch, step, device=self.device)

@@ -23,7 +23,10 @@ class Gate(Protocol):
 
     @property
     def macs(self) -> float:
-        """Multiply-accumulates that its decisions take per image, over all layers, at full precision."""
+        """Multiply-accumulates that its decisions take per image, over all layers, at full precision.
+
+        What the backbone computes for its sake alone is part of them.
+        """
         ...
 
     def reset(self, batch_size: int) -> None:
@@ -34,7 +37,7 @@ class Gate(Protocol):
         """Choose an option for every image.
 
         Args:
-            features: Normalised channels, float32 ``[batch, width]``, see ``Observation``.
+            features: Normalised, float32 ``[batch, width]``, see ``Observation``.
             layer: The layer to choose for.
             context: What was spent, budget, previous option: float32 ``[batch, 3]``.
 
@@ -112,12 +115,13 @@ class RandomGate:
 class LayerwiseGate(nn.Module):
     """A learned gate with its own small network for each layer; the deployable actor of an agent.
 
-    Layer ``l`` maps its own channels and the context through ``Linear -> tanh -> Linear`` to one logit per option, and the
+    Layer ``l`` maps its own features and the context through ``Linear -> tanh -> Linear`` to one logit per option, and the
     largest wins.
 
     Args:
-        feature_channels: Channels of the activation that enters each gated layer.
+        feature_sizes: Numbers that the backbone describes each gated layer's input with.
         options: The menu that it chooses from.
+        feature_macs: What these numbers take, see ``WalkableBackbone``.
         hidden: Width of the hidden layer.
         budget: Upper bound on computation in percent that it was trained for; ``None`` for none.
         name: What tables and plots call it.
@@ -128,9 +132,10 @@ class LayerwiseGate(nn.Module):
 
     def __init__(
         self,
-        feature_channels: Sequence[int],
+        feature_sizes: Sequence[int],
         options: BitOptions,
         *,
+        feature_macs: float = 0.0,
         hidden: int = 16,
         budget: float | None = None,
         name: str = "layerwise",
@@ -138,24 +143,25 @@ class LayerwiseGate(nn.Module):
         super().__init__()
         if hidden < 1:
             raise ConfigError(f"gate width is {hidden}; it must be at least 1.")
-        self.feature_channels = tuple(feature_channels)
+        self.feature_sizes = tuple(feature_sizes)
+        self.feature_macs = feature_macs
         self.options = options
         self.hidden = hidden
         self.budget = budget
         self.name = name
         self.networks = nn.ModuleList(
             nn.Sequential(
-                nn.Linear(channels + CONTEXT_SIZE, hidden),
+                nn.Linear(size + CONTEXT_SIZE, hidden),
                 nn.Tanh(),
                 nn.Linear(hidden, len(options)),
             )
-            for channels in self.feature_channels
+            for size in self.feature_sizes
         )
 
     @property
     def macs(self) -> float:
-        """Multiply-accumulates per image over all layers."""
-        return float(
+        """Multiply-accumulates per image over all layers, those of the features included."""
+        return self.feature_macs + float(
             sum(
                 m.in_features * m.out_features
                 for m in self.networks.modules()
@@ -168,10 +174,8 @@ class LayerwiseGate(nn.Module):
 
     def forward(self, features: Tensor, layer: int, context: Tensor) -> Tensor:
         """Return logits, float32 ``[batch, options]``; arguments as in ``decide``."""
-        channels = self.feature_channels[layer]
-        return cast(
-            "Tensor", self.networks[layer](torch.cat([features[:, :channels], context], dim=1))
-        )
+        size = self.feature_sizes[layer]
+        return cast("Tensor", self.networks[layer](torch.cat([features[:, :size], context], dim=1)))
 
     @torch.no_grad()
     def decide(self, features: Tensor, layer: int, context: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from dfs_rl.backbones import load_backbone
-from dfs_rl.backbones.contract import WalkableBackbone
+from dfs_rl.backbones.contract import CONFIDENCE_SIZE, WalkableBackbone
 from dfs_rl.errors import CheckpointError, DataError
 from dfs_rl.gating.gates import Gate, LayerwiseGate, TableGate
 from dfs_rl.gating.rollout import rollout
@@ -84,17 +84,18 @@ def check_fit(backbone: WalkableBackbone, gate: Gate) -> None:
     """Refuse a gate that was made for another network.
 
     Raises:
-        CheckpointError: If menu, number of layers or their channels differ.
+        CheckpointError: If menu, number of layers or their features differ.
     """
     if isinstance(gate, LayerwiseGate):
         if gate.options != backbone.options:
             raise CheckpointError(
                 f"gate {gate.name!r} chooses from {list(gate.options)} bit, but the backbone offers {list(backbone.options)}."
             )
-        if gate.feature_channels != tuple(backbone.feature_channels):
+        offered = tuple(backbone.feature_sizes)
+        if gate.feature_sizes not in {offered, tuple(min(s, CONFIDENCE_SIZE) for s in offered)}:
             raise CheckpointError(
-                f"gate {gate.name!r} reads layers with {list(gate.feature_channels)} channels, but the backbone has "
-                f"{list(backbone.feature_channels)}."
+                f"gate {gate.name!r} reads {list(gate.feature_sizes)} features before the layers, but the backbone has "
+                f"{list(offered)}."
             )
     if isinstance(gate, TableGate):
         n_layers, n_options = backbone.costs.n_layers, len(backbone.options)

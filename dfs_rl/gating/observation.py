@@ -1,4 +1,4 @@
-"""What a gate sees before it chooses: the activation's channels, the layer, and what has been spent."""
+"""What a gate sees before it chooses: the backbone's features, the layer, and what has been spent."""
 
 import math
 from typing import NamedTuple
@@ -20,8 +20,8 @@ class Observation(NamedTuple):
     """What a gate sees of a batch whose samples are all at the same layer.
 
     Attributes:
-        features: Pooled channels in standard deviations from their mean at this layer, clipped to [-10, 10] and padded with
-            zeros to the widest layer, float32 ``[batch, width]``.
+        features: The backbone's ``feature`` in standard deviations from its mean at this layer, clipped to [-10, 10] and padded
+            with zeros to the widest layer, float32 ``[batch, width]``.
         layer: The layer to choose for.
         context: What was spent, the budget and the previous option, each in [0, 1], float32 ``[batch, 3]``.
     """
@@ -32,8 +32,8 @@ class Observation(NamedTuple):
 
 
 def observation_width(backbone: WalkableBackbone) -> int:
-    """Return the number of features an observation has: the channels of the widest layer."""
-    return max(backbone.feature_channels)
+    """Return the number of features an observation has: the most that any layer offers."""
+    return max(backbone.feature_sizes)
 
 
 def cost_scale(fraction: Tensor) -> Tensor:
@@ -64,11 +64,11 @@ def observe(backbone: WalkableBackbone, state: WalkState, *, budget: float | Non
         len(state.spent), observation_width(backbone), dtype=torch.float32, device=device
     )
     if state.layer < n_layers:
-        channels = backbone.feature_channels[state.layer]
-        mean = backbone.feature_mean[state.layer, :channels]
-        std = backbone.feature_std[state.layer, :channels].clamp(min=MIN_STD)
-        normalised = (backbone.feature(state.hidden) - mean) / std  # [batch, channels]
-        features[:, :channels] = normalised.clamp_(-FEATURE_LIMIT, FEATURE_LIMIT)
+        size = backbone.feature_sizes[state.layer]
+        mean = backbone.feature_mean[state.layer, :size]
+        std = backbone.feature_std[state.layer, :size].clamp(min=MIN_STD)
+        normalised = (backbone.feature(state.hidden, state.layer) - mean) / std  # [batch, size]
+        features[:, :size] = normalised.clamp_(-FEATURE_LIMIT, FEATURE_LIMIT)
 
     context = torch.zeros(len(state.spent), CONTEXT_SIZE, dtype=torch.float32, device=device)
     context[:, 0] = cost_scale(state.spent)

@@ -9,7 +9,7 @@ from dfs_rl.gating.gates import LayerwiseGate
 from dfs_rl.runs import load_tensors, read_description, save_tensors, write_description
 
 KIND = "layerwise"
-FORMAT = 1
+FORMAT = 2
 STRUCTURE_FILE = "gate.json"
 WEIGHTS_FILE = "gate.safetensors"
 
@@ -25,7 +25,8 @@ def save_gate(gate: LayerwiseGate, folder: Path) -> None:
         parts={
             "name": gate.name,
             "bits": list(gate.options),
-            "feature_channels": list(gate.feature_channels),
+            "feature_sizes": list(gate.feature_sizes),
+            "feature_macs": gate.feature_macs,
             "hidden": gate.hidden,
             "budget": gate.budget,
         },
@@ -42,8 +43,9 @@ def load_gate(folder: Path) -> LayerwiseGate:
     record = read_description(path, what="gate", kind=KIND, version=FORMAT)
     try:
         gate = LayerwiseGate(
-            _integers(record["feature_channels"]),
+            _integers(record["feature_sizes"]),
             BitOptions(_integers(record["bits"])),
+            feature_macs=_number(record["feature_macs"]),
             hidden=_integers([record["hidden"]])[0],
             budget=None if record["budget"] is None else _number(record["budget"]),
             name=str(record["name"]),

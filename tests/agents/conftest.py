@@ -35,7 +35,8 @@ class PlantedBackbone:
 
     options = BitOptions(MENU)
     costs = CostTable(options=BitOptions(MENU), layer_macs=(100, 100))
-    feature_channels = (3, 3)
+    feature_sizes = (3, 3)
+    feature_macs = 0.0
     image_shape = (3, 4, 4)
     n_classes = 2
     feature_mean = torch.tensor([[0.5, 1.0, 1.0]] * LAYERS)
@@ -54,7 +55,7 @@ class PlantedBackbone:
         side = torch.where(debt > 0, -1.0, 1.0) * (2.0 * label - 1.0)  # [batch]
         return 3.0 * torch.stack([-side, side], dim=1)
 
-    def feature(self, hidden: Tensor) -> Tensor:
+    def feature(self, hidden: Tensor, layer: int) -> Tensor:
         return hidden.mean(dim=(2, 3))
 
 

@@ -45,7 +45,7 @@ def backbone(dataset: Dataset) -> ResNet:
 
 def gate_for(backbone: ResNet, option: int) -> LayerwiseGate:
     """A gate that always chooses the same option."""
-    gate = LayerwiseGate(backbone.feature_channels, backbone.options, hidden=4)
+    gate = LayerwiseGate(backbone.feature_sizes, backbone.options, hidden=4)
     with torch.no_grad():
         for network in gate.networks:
             network[2].weight.zero_()

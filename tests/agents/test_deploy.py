@@ -43,7 +43,7 @@ def model() -> PPO:
             "net_arch": {"pi": [], "vf": []},
             "share_features_extractor": False,
             "features_extractor_class": LayerwiseExtractor,
-            "features_extractor_kwargs": {"feature_channels": CHANNELS, "hidden": 6, "outputs": 4},
+            "features_extractor_kwargs": {"feature_sizes": CHANNELS, "hidden": 6, "outputs": 4},
         },
         device="cpu",
     )
@@ -54,7 +54,7 @@ def model() -> PPO:
 
 
 def test_logits_and_choices_equal_the_policys(model: PPO) -> None:
-    gate = deploy(model, OPTIONS, name="ppo")
+    gate = deploy(model, OPTIONS, feature_macs=7.0, name="ppo")
     generator = torch.Generator().manual_seed(1)
     for layer, channels in enumerate(CHANNELS):
         features = torch.zeros(50, 7)
@@ -74,9 +74,9 @@ def test_logits_and_choices_equal_the_policys(model: PPO) -> None:
 
 
 def test_only_the_actor_ships_and_its_cost_is_counted(model: PPO) -> None:
-    gate = deploy(model, OPTIONS, name="ppo")
+    gate = deploy(model, OPTIONS, feature_macs=7.0, name="ppo")
     assert isinstance(gate, LayerwiseGate)
-    assert gate.macs == sum((c + 3) * 6 + 6 * 4 for c in CHANNELS)
+    assert gate.macs == 7.0 + sum((c + 3) * 6 + 6 * 4 for c in CHANNELS)
     assert sum(p.numel() for p in gate.parameters()) == sum(
         (c + 3) * 6 + 6 + 6 * 4 + 4 for c in CHANNELS
     )
@@ -84,7 +84,7 @@ def test_only_the_actor_ships_and_its_cost_is_counted(model: PPO) -> None:
 
 
 def test_a_deployed_gate_does_not_change_with_the_policy(model: PPO) -> None:
-    gate = deploy(model, OPTIONS, name="ppo")
+    gate = deploy(model, OPTIONS, feature_macs=7.0, name="ppo")
     before = {name: value.clone() for name, value in gate.state_dict().items()}
     with torch.no_grad():
         for parameter in model.policy.parameters():
@@ -93,5 +93,5 @@ def test_a_deployed_gate_does_not_change_with_the_policy(model: PPO) -> None:
 
 
 def test_the_budget_that_it_was_trained_for_ships_with_the_gate(model: PPO, tmp_path: Path) -> None:
-    save_gate(deploy(model, OPTIONS, name="ppo", budget=1.5), tmp_path)
+    save_gate(deploy(model, OPTIONS, feature_macs=7.0, name="ppo", budget=1.5), tmp_path)
     assert load_gate(tmp_path).budget == 1.5

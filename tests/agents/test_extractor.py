@@ -21,7 +21,7 @@ SPACE = spaces.Dict(
 
 def make_extractor(seed: int = 0) -> LayerwiseExtractor:
     torch.manual_seed(seed)
-    extractor = LayerwiseExtractor(SPACE, feature_channels=CHANNELS, hidden=4, outputs=6)
+    extractor = LayerwiseExtractor(SPACE, feature_sizes=CHANNELS, hidden=4, outputs=6)
     with torch.no_grad():
         for parameter in extractor.parameters():
             parameter.normal_()
@@ -95,7 +95,7 @@ def test_gradients_equal_those_of_the_plain_perceptrons() -> None:
 
 def test_a_new_extractor_is_indifferent_but_can_learn() -> None:
     torch.manual_seed(0)
-    extractor = LayerwiseExtractor(SPACE, feature_channels=CHANNELS, hidden=4, outputs=6)
+    extractor = LayerwiseExtractor(SPACE, feature_sizes=CHANNELS, hidden=4, outputs=6)
     scores = extractor(observe([0, 1, 2]))
     assert torch.equal(scores, torch.zeros(3, 6))
     scores[:, 2].sum().backward()

@@ -10,8 +10,8 @@ from stable_baselines3.common.logger import Logger
 
 from agents.algorithms import GateLearning, build_algorithm
 from agents.callbacks import FiniteGuard, Lifecycle, learn
-from agents.deploy import affordable_width
-from agents.hyperparameters import PPOConfig
+from agents.deploy import gate_shape
+from agents.hyperparameters import FeatureChoice, PPOConfig
 from dfs_rl.backbones import ResNet, ResNetConfig, default_digits
 from dfs_rl.backbones.contract import WalkableBackbone
 from dfs_rl.data import ChannelStatistics, ImageSet
@@ -63,7 +63,7 @@ def test_training_stops_with_a_sentence(
     )
     learning = GateLearning(
         timesteps=600_000,
-        feature_channels=(3, 3),
+        feature_sizes=(3, 3),
         hidden=4,
         images_per_group=8,
         seed=0,
@@ -90,7 +90,7 @@ def test_rewards_that_are_not_finite_are_the_backbones_fault(
     )
     learning = GateLearning(
         timesteps=600_000,
-        feature_channels=(3, 3),
+        feature_sizes=(3, 3),
         hidden=4,
         images_per_group=8,
         seed=0,
@@ -103,17 +103,36 @@ def test_rewards_that_are_not_finite_are_the_backbones_fault(
         learn(model, 640, [FiniteGuard(Lifecycle())], fresh=True)
 
 
-@pytest.mark.parametrize(("depth", "width", "expected"), [(8, 4, 8), (20, 8, 22), (20, 16, 32)])
-def test_width_of_the_gate_follows_the_networks_macs(depth: int, width: int, expected: int) -> None:
-    statistics = ChannelStatistics(mean=(0.5,), std=(0.5,))
-    backbone = ResNet(ResNetConfig(depth=depth, width=width, in_channels=1), statistics)
-    assert affordable_width(backbone) == expected
-
-
-def test_the_gate_of_resnet20_costs_less_than_a_two_thousandth() -> None:
+def resnet(depth: int, width: int) -> ResNet:
     statistics = ChannelStatistics(mean=(0.5,) * 3, std=(0.5,) * 3)
-    backbone = ResNet(ResNetConfig(depth=20), statistics)
-    width = affordable_width(backbone)
-    macs = sum((c + 3) * width + width * 6 for c in backbone.feature_channels)
+    return ResNet(ResNetConfig(depth=depth, width=width, in_channels=3), statistics)
+
+
+@pytest.mark.parametrize(
+    ("depth", "width", "features", "expected"),
+    [
+        (8, 4, "all", 8),
+        (20, 8, "all", 19),  # (0.0005 * 9,916,416 - 144 * 10 / 16) / (144 + 9 * (3 + 3 + 6)) = 19.3
+        (20, 8, "confidence", 32),
+        (20, 16, "all", 32),
+    ],
+)
+def test_width_of_the_gate_follows_the_networks_macs(
+    depth: int, width: int, features: FeatureChoice, expected: int
+) -> None:
+    assert gate_shape(resnet(depth, width), features=features, hidden=None).hidden == expected
+
+
+@pytest.mark.parametrize("features", ["confidence", "all"])
+def test_the_gate_of_resnet20_costs_less_than_a_two_thousandth(features: FeatureChoice) -> None:
+    backbone = resnet(20, 16)
+    sizes, width = gate_shape(backbone, features=features, hidden=None)
+    per_layer = sum((size + 3) * width + width * 6 for size in sizes)
+    macs = per_layer + 288 * 10 / 16  # probes of 288 channels for ten classes at 8 bit
     assert macs / backbone.costs.total_macs <= 0.0005
-    assert affordable_width(default_digits()) == 8
+
+
+def test_a_gate_looks_at_the_confidence_or_at_everything() -> None:
+    digits = default_digits()
+    assert gate_shape(digits, features="confidence", hidden=5) == ((3,) * 6, 5)
+    assert gate_shape(digits, features="all", hidden=None) == ((9, 9, 9, 15, 15, 27), 8)

@@ -45,7 +45,7 @@ def make_model(
     env = SB3GatingVecEnv(task, 64, images_per_group=group, seed=seed)
     learning = GateLearning(
         timesteps=600_000,
-        feature_channels=backbone.feature_channels,
+        feature_sizes=backbone.feature_sizes,
         hidden=16,
         images_per_group=group,
         seed=seed,
@@ -62,7 +62,9 @@ def train(model: OnPolicyAlgorithm, config: AlgorithmConfig, steps: int, seed: i
 
 
 def reward_of(model: OnPolicyAlgorithm, backbone: WalkableBackbone, images: ImageSet) -> float:
-    records = evaluate_gate(backbone, deploy(model, backbone.options, name="gate"), images)
+    records = evaluate_gate(
+        backbone, deploy(model, backbone.options, feature_macs=0.0, name="gate"), images
+    )
     return float(rewards_of(records, backbone.costs, WEIGHTS, budget=None).mean())
 
 

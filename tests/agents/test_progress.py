@@ -44,7 +44,7 @@ def test_progress_is_shown(
     )
     learning = GateLearning(
         timesteps=600_000,
-        feature_channels=(3, 3),
+        feature_sizes=(3, 3),
         hidden=4,
         images_per_group=8,
         seed=0,

@@ -66,6 +66,7 @@ def make_plan(
         "budget": None,
         "images_per_group": group,
         "num_envs": 16,
+        "features": "all",
         "hidden": 4,
         "cotrain": cotrain,
         "eval_every": 3 * STEPS_PER_UPDATE,

@@ -10,9 +10,10 @@ from dfs_rl.backbones.calibration import (
     copy_full_norms,
     measure_features,
 )
-from dfs_rl.backbones.settings import random_mix, sample_low, uniform
+from dfs_rl.backbones.probe import confidence
+from dfs_rl.backbones.settings import sample_low, uniform
 from dfs_rl.cost import BitOptions
-from dfs_rl.data import ChannelStatistics
+from dfs_rl.data import ChannelStatistics, ImageSet
 from dfs_rl.seeding import torch_generator
 
 
@@ -84,27 +85,43 @@ def test_norms_of_all_options_start_from_the_dearest(net):
 
 def test_feature_statistics_equal_a_second_walk(net):
     net.eval()
-    images = batches(3)
-    measure_features(net, images, torch_generator("mix"))
+    seen = [ImageSet(images, torch.arange(len(images)) % net.n_classes) for images in batches(3)]
+    measure_features(net, seen, torch_generator("mix"))
     draws = torch_generator("mix")
     rows: list[list[torch.Tensor]] = [[], [], []]
     with torch.no_grad():
-        for batch in images:
-            hidden = net.stem(batch)
-            for layer, bits in enumerate(random_mix(net.options, 3, draws)):
-                rows[layer].append(hidden.mean(dim=(2, 3)))
+        for batch in seen:
+            hidden = net.stem(batch.images)
+            for layer, bits in enumerate(sample_low(net.options, 3, draws)):
+                rows[layer].append(net.feature(hidden, layer))
                 hidden = net.layers[layer](hidden, bits)
-    for layer, seen in enumerate(rows):
-        features = torch.cat(seen)
-        channels = features.shape[1]
-        torch.testing.assert_close(net.feature_mean[layer, :channels], features.mean(dim=0))
+    for layer, features in enumerate(torch.cat(parts) for parts in rows):
+        size = net.feature_sizes[layer]
+        assert features.shape[1] == size
+        torch.testing.assert_close(
+            net.feature_mean[layer, :size], features.mean(dim=0), rtol=1e-3, atol=1e-4
+        )
         deviation = features.std(dim=0, correction=0)
         moving = deviation > 1e-5
         torch.testing.assert_close(
-            net.feature_std[layer, :channels][moving], deviation[moving], rtol=1e-3, atol=1e-5
+            net.feature_std[layer, :size][moving], deviation[moving], rtol=1e-2, atol=1e-4
         )
-        assert (net.feature_std[layer, channels:] == 1).all()
-        assert (net.feature_mean[layer, channels:] == 0).all()
+        assert (net.feature_std[layer, size:] == 1).all()
+        assert (net.feature_mean[layer, size:] == 0).all()
+
+
+def test_features_begin_with_the_confidence_of_the_layers_probe(net):
+    net.eval()
+    hidden = net.stem(batches(1)[0])
+    pooled = hidden.mean(dim=(2, 3))
+    expected = torch.cat([confidence(net.probes[0](pooled)), pooled], dim=1)
+    torch.testing.assert_close(net.feature(hidden, 0), expected)
+    torch.testing.assert_close(net.prepare().feature(hidden, 0), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_probes_cost_what_their_precision_says(net):
+    macs = sum(probe.weight.numel() for probe in net.probes)
+    assert net.feature_macs == macs * (net.config.stem_bits / 32) ** 2
 
 
 def test_low_settings_are_uniform_half_of_the_time_and_never_the_dearest():

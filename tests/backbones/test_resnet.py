@@ -41,7 +41,9 @@ def walk(net: WalkableBackbone, images: torch.Tensor, setting: list[int]) -> tor
 @pytest.mark.parametrize("depth", [8, 14, 20, 32, 38, 56, 74, 110])
 def test_depth_counts_weighted_layers(depth):
     net = ResNet(ResNetConfig(depth=depth, image_size=(8, 8)), RGB)
-    weighted = [name for name, _ in net.named_parameters() if name.endswith(".weight")]
+    weighted = [
+        name for name, p in net.named_parameters() if name.endswith(".weight") and p.requires_grad
+    ]
     assert len(weighted) == depth
     assert len(net.layers) == (depth - 2) // 2
 
@@ -52,7 +54,10 @@ def test_resnet20_has_the_published_size():
     convolutions = 3 * 16 * 9 + 6 * 16 * 16 * 9 + 16 * 32 * 9 + 5 * 32 * 32 * 9
     convolutions += 32 * 64 * 9 + 5 * 64 * 64 * 9
     norms = 2 * (7 * 16 + 6 * 32 + 6 * 64)
-    assert sum(p.numel() for p in net.parameters()) == convolutions + norms + 64 * 10 + 10
+    assert (
+        sum(p.numel() for p in net.parameters() if p.requires_grad)
+        == convolutions + norms + 64 * 10 + 10
+    )
 
 
 def test_macs_equal_the_closed_form():

@@ -49,7 +49,8 @@ class MixBackbone:
                 FixedCost(name="head", macs=10, bits=32),
             ),
         )
-        self.feature_channels = (CHANNELS,) * 4
+        self.feature_sizes = (CHANNELS,) * 4
+        self.feature_macs = 0.0
         self.image_shape = (1, 4, 4)
         self.n_classes = CLASSES
         self.feature_mean = torch.zeros(4, CHANNELS)
@@ -61,7 +62,7 @@ class MixBackbone:
     def stem(self, images: Tensor) -> Tensor:
         return (images.double() / 127.5 - 1) * self._embed[:, None, None]
 
-    def feature(self, hidden: Tensor) -> Tensor:
+    def feature(self, hidden: Tensor, layer: int) -> Tensor:
         return hidden.mean(dim=(2, 3)).float()
 
     def head(self, hidden: Tensor) -> Tensor:

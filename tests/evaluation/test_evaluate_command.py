@@ -34,7 +34,7 @@ def digits() -> Dataset:
 def save_gate_of(seed, folder, backbone, budget=None):
     torch.manual_seed(seed)
     gate = LayerwiseGate(
-        backbone.feature_channels, backbone.options, hidden=4, budget=budget, name="tiny gate"
+        backbone.feature_sizes, backbone.options, hidden=4, budget=budget, name="tiny gate"
     )
     save_gate(gate, folder.path / "gate")
 

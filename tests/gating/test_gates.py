@@ -43,7 +43,7 @@ def test_a_layer_sees_its_own_channels_only(gate):
 def test_a_saved_gate_comes_back_the_same(gate, tmp_path):
     save_gate(gate, tmp_path / "gate")
     again = load_gate(tmp_path / "gate")
-    assert (again.name, again.options, again.feature_channels, again.hidden, again.budget) == (
+    assert (again.name, again.options, again.feature_sizes, again.hidden, again.budget) == (
         "ppo",
         MENU,
         CHANNELS,
@@ -63,7 +63,8 @@ def test_a_saved_gate_comes_back_the_same(gate, tmp_path):
         {"bits": [8, 2]},
         {"hidden": "5"},
         {"hidden": 6},
-        {"feature_channels": [2, True]},
+        {"feature_sizes": [2, True]},
+        {"feature_macs": "3"},
     ],
 )
 def test_a_changed_description_is_refused(gate, tmp_path, change):

@@ -6,13 +6,15 @@ import torch
 
 import dfs_rl
 from dfs_rl.backbones import BackboneInfo, ResNet, ResNetConfig, save_backbone
+from dfs_rl.backbones.calibration import measure_features
 from dfs_rl.cost import BitOptions
-from dfs_rl.data import ChannelStatistics
+from dfs_rl.data import ChannelStatistics, ImageSet
 from dfs_rl.errors import CheckpointError
 from dfs_rl.gating.gates import LayerwiseGate, RandomGate, TableGate
 from dfs_rl.gating.model import GatedModel
 from dfs_rl.gating.rollout import rollout
 from dfs_rl.gating.storage import save_gate
+from dfs_rl.seeding import torch_generator
 
 BITS = (0, 2, 4, 8)
 
@@ -21,13 +23,14 @@ def network(bits=BITS):
     torch.manual_seed(0)
     config = ResNetConfig(depth=8, width=4, in_channels=1, image_size=(8, 8), bits=bits)
     backbone = ResNet(config, ChannelStatistics(mean=(0.5,), std=(0.25,))).eval()
-    backbone.feature_std.fill_(0.1)
+    seen = images(64, seed=1)
+    measure_features(backbone, [ImageSet(seen, torch.arange(64) % 10)], torch_generator("tests"))
     return backbone
 
 
-def images(n=24):
+def images(n=24, seed=0):
     return torch.randint(
-        0, 256, (n, 1, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
+        0, 256, (n, 1, 8, 8), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8
     )
 
 
@@ -36,7 +39,7 @@ def run(tmp_path):
     backbone = network()
     info = BackboneInfo(dataset="noise", fingerprint="0" * 16, class_names=tuple("abcdefghij"))
     save_backbone(backbone, info, tmp_path / "backbone")
-    gate = LayerwiseGate(backbone.feature_channels, BitOptions(BITS), hidden=4)
+    gate = LayerwiseGate(backbone.feature_sizes, BitOptions(BITS), hidden=4)
     with torch.no_grad():
         for parameter in gate.parameters():
             parameter.mul_(5.0)
@@ -87,9 +90,7 @@ def test_loading_needs_torch_alone(run):
 def test_the_budget_that_was_trained_for_is_kept(run):
     backbone = network()
     cheapest = 100 * backbone.costs.fixed_cost()
-    gate = LayerwiseGate(
-        backbone.feature_channels, BitOptions(BITS), hidden=1, budget=cheapest + 8.0
-    )
+    gate = LayerwiseGate(backbone.feature_sizes, BitOptions(BITS), hidden=1, budget=cheapest + 8.0)
     with torch.no_grad():
         for network_ in gate.networks:
             network_[2].bias.copy_(torch.tensor([0.0, 0.0, 0.0, 100.0]))

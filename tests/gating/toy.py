@@ -49,7 +49,8 @@ class ToyBackbone(nn.Module):
                 FixedCost(name="head", macs=16, bits=32),
             ),
         )
-        self.feature_channels = CHANNELS
+        self.feature_sizes = CHANNELS
+        self.feature_macs = 0.0
         self.image_shape = IMAGE_SHAPE
         self.n_classes = N_CLASSES
         self.weights = nn.ParameterList(nn.Parameter(torch.ones(1)) for _ in MACS)
@@ -67,11 +68,11 @@ class ToyBackbone(nn.Module):
         pixels = images if images.dtype == torch.uint8 else (images * 255.0).round()
         return (pixels // 16).float()
 
-    def feature(self, hidden: Tensor) -> Tensor:
+    def feature(self, hidden: Tensor, layer: int) -> Tensor:
         return hidden.mean(dim=(2, 3), dtype=torch.float32)
 
     def head(self, hidden: Tensor) -> Tensor:
-        return self.feature(hidden) @ self.readout / 512.0
+        return self.feature(hidden, 0) @ self.readout / 512.0
 
 
 def toy_images(n: int, seed: int = 0) -> Tensor:

@@ -1,0 +1,51 @@
+import math
+
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+
+from dfs_rl.backbones.probe import confidence, fit_probe
+from dfs_rl.quant.layers import FractionalLinear
+
+
+def test_confidence_of_two_known_distributions():
+    even = torch.zeros(4)
+    odds = torch.tensor([0.7, 0.2, 0.1, 1e-30]).log()
+    expected = [
+        [0.25, 0.0, math.log(4)],
+        [0.7, 0.5, -(0.7 * math.log(0.7) + 0.2 * math.log(0.2) + 0.1 * math.log(0.1))],
+    ]
+    torch.testing.assert_close(confidence(torch.stack([even, odds])), torch.tensor(expected))
+
+
+def test_a_certain_probe_is_finite():
+    sure = confidence(torch.tensor([[200.0, 0.0, -200.0]]))
+    torch.testing.assert_close(sure, torch.tensor([[1.0, 1.0, 0.0]]))
+
+
+@pytest.mark.parametrize("bits", [8, 32])
+def test_a_fitted_probe_predicts_like_scikit_learn(bits):
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(4, (600,), generator=generator)
+    centres = 2.0 + 3.0 * torch.rand(4, 6, generator=generator)
+    features = (centres[labels] + torch.randn(600, 6, generator=generator)).clamp(min=0.0)
+    features[:, 2] = 1.5  # a channel that never moves
+    probe = FractionalLinear(6, 4, bits=bits)
+    fit_probe(probe, features, labels)
+
+    deviation = features.std(dim=0, correction=0)
+    deviation[2] = 1.0
+    standardised = ((features - features.mean(dim=0)) / deviation).numpy()
+    # Our loss is the mean plus 1e-4 |w|^2; scikit-learn's is the sum plus |w|^2 / (2 C).
+    rival = LogisticRegression(C=1 / (2 * 1e-4 * 600), max_iter=1000, tol=1e-8)
+    expected = torch.from_numpy(rival.fit(standardised, labels.numpy()).predict_proba(standardised))
+    found = probe(features).softmax(dim=1).to(expected.dtype)
+    torch.testing.assert_close(found, expected, rtol=0.0, atol=0.05 if bits == 8 else 5e-3)
+
+
+def test_fitting_works_where_gradients_are_off():
+    probe = FractionalLinear(3, 2, bits=8).requires_grad_(requires_grad=False)
+    features = torch.rand(50, 3)
+    with torch.no_grad():
+        fit_probe(probe, features, (features[:, 0] > 0.5).long())
+    assert ((probe(features).argmax(dim=1) == (features[:, 0] > 0.5)).float().mean()) > 0.9
