@@ -29,7 +29,7 @@ class Progress(BaseCallback):
         if not sys.stderr.isatty():
             self._say(
                 f"step {timesteps:,} of {self._total:,}: val accuracy {record['accuracy']:.2f} %, computation "
-                f"{record['computation']:.3f} %, reward {record['reward']:.4f}, {record['patterns']} patterns"
+                f"{record['computation']:.3f} %, reward {record['reward']:.4f}, distinct patterns {record['patterns']}"
             )
 
     def _on_training_start(self) -> None:

@@ -4,14 +4,45 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
+from filelock import FileLock, Timeout
+
 from dfs_rl.errors import RunFolderError
 
 _TEMPORARY_SUFFIX = ".tmp"
+_LOCK = ".lock"
+
+
+@contextmanager
+def exclusive(folder: Path, *, waiting: Callable[[], None] | None = None) -> Iterator[None]:
+    """Keep other processes that ask the same out of ``folder`` until the block ends; a killed process keeps nobody out.
+
+    Args:
+        folder: Created when missing.
+        waiting: Called once where another process is in, before waiting for it to end; ``None`` refuses instead.
+
+    Raises:
+        RunFolderError: If another process is in and ``waiting`` is ``None``.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / _LOCK)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        if waiting is None:
+            raise RunFolderError(
+                f"another process is writing to {folder}; wait until it ends, or stop it first."
+            ) from None
+        waiting()
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextmanager

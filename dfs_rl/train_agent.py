@@ -1,5 +1,6 @@
 """``python -m dfs_rl.train_agent``: learn, by reinforcement, which bits each layer of a backbone should spend on each image."""
 
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -126,6 +127,10 @@ class TrainAgentConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} is {value}; it must be at least 1.")
+        if self.budget is not None and not 0 < self.budget < math.inf:
+            raise ConfigError(
+                f"budget is {self.budget:g} %; it must be positive and finite, or left out for no bound."
+            )
         if self.num_envs % self.images_per_group:
             raise ConfigError(
                 f"num_envs is {self.num_envs} and images_per_group is {self.images_per_group}; images_per_group must divide num_envs."
@@ -239,6 +244,7 @@ def _own_supernet(config: TrainAgentConfig, dataset: "Dataset", device: str) -> 
     from dfs_rl.backbones import load_stored_backbone
     from dfs_rl.backbones.storage import STRUCTURE_FILE
     from dfs_rl.config import config_to_dict
+    from dfs_rl.files import exclusive
     from dfs_rl.gating.model import BACKBONE_FOLDER
     from dfs_rl.runs.folder import RECORD
 
@@ -253,24 +259,28 @@ def _own_supernet(config: TrainAgentConfig, dataset: "Dataset", device: str) -> 
         repr((dataset.fingerprint, sorted(relevant.items()))).encode()
     ).hexdigest()[:8]
     path = Path("runs") / f"supernet-{dataset.name}-{digest}"
-    if (path / BACKBONE_FOLDER / STRUCTURE_FILE).is_file():
-        _say(f"No backbone given: using the one trained before in {path}.")
-        stored = load_stored_backbone(path)
-        check_match(stored.info, stored.backbone, dataset, str(path))
-        return stored
-    trainer = train_backbone.make_trainer(wanted, dataset)
-    if (path / RECORD).is_file():
-        _say(f"No backbone given: going on with the one begun in {path}.")
-        folder = RunFolder.open(path, train_backbone.KIND)
-    else:
-        _say(
-            f"No backbone given: training {wanted.backbone} on {dataset.name!r} first, into {path}; "
-            "the next run finds it there."
-        )
-        folder = RunFolder.create(
-            path, kind=train_backbone.KIND, name="supernet", config=wanted, command=(PROG,)
-        )
-    return train_backbone.train_supernet(wanted, trainer, dataset, folder)
+    with exclusive(
+        path,
+        waiting=lambda: _say(f"Another process trains the backbone in {path}; waiting for it."),
+    ):
+        if (path / BACKBONE_FOLDER / STRUCTURE_FILE).is_file():
+            _say(f"No backbone given: using the one trained before in {path}.")
+            stored = load_stored_backbone(path)
+            check_match(stored.info, stored.backbone, dataset, str(path))
+            return stored
+        trainer = train_backbone.make_trainer(wanted, dataset)
+        if (path / RECORD).is_file():
+            _say(f"No backbone given: going on with the one begun in {path}.")
+            folder = RunFolder.open(path, train_backbone.KIND)
+        else:
+            _say(
+                f"No backbone given: training {wanted.backbone} on {dataset.name!r} first, into {path}; "
+                "the next run finds it there."
+            )
+            folder = RunFolder.create(
+                path, kind=train_backbone.KIND, name="supernet", config=wanted, command=(PROG,)
+            )
+        return train_backbone.train_supernet(wanted, trainer, dataset, folder)
 
 
 def _new_run(
@@ -341,6 +351,7 @@ def _run(invocation: Invocation[TrainAgentConfig]) -> None:
     from dfs_rl.data import load_dataset
     from dfs_rl.devices import resolve_device
     from dfs_rl.evaluate import evaluate_run
+    from dfs_rl.files import exclusive
     from dfs_rl.reporting.table import summary_text
 
     config = invocation.config
@@ -349,13 +360,17 @@ def _run(invocation: Invocation[TrainAgentConfig]) -> None:
     plan_of(config, device)  # refuses bad settings
     dataset = load_dataset(config.dataset)
     run = invocation.resume or _new_run(config, dataset, device, invocation.command)
-    if (run.path / _TRAINING).is_file():
-        _say(f"The training in {run.path} is finished.")
-    else:
-        _train(config, dataset, run, device)
-    evaluation = evaluate_run(
-        run, dataset=dataset, device=device, progress=lambda text: _say(f"Evaluating: {text} ...")
-    )
+    with exclusive(run.path):
+        if (run.path / _TRAINING).is_file():
+            _say(f"The training in {run.path} is finished.")
+        else:
+            _train(config, dataset, run, device)
+        evaluation = evaluate_run(
+            run,
+            dataset=dataset,
+            device=device,
+            progress=lambda text: _say(f"Evaluating: {text} ..."),
+        )
     sys.stdout.write(summary_text(evaluation.summary))
     sys.stdout.flush()
     _say(f"Everything is in {run.path}; pictures:")

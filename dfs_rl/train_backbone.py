@@ -19,6 +19,7 @@ from dfs_rl.cost import DEFAULT_BITS, FULL, SKIP
 from dfs_rl.data import Dataset, ImageSet, channel_statistics, load_dataset
 from dfs_rl.devices import resolve_device
 from dfs_rl.errors import ConfigError
+from dfs_rl.files import exclusive
 from dfs_rl.gating.model import BACKBONE_FOLDER
 from dfs_rl.interrupts import StopRequest, stop_on_interrupt
 from dfs_rl.runs import RunFolder, write_json
@@ -262,8 +263,9 @@ def train(invocation: Invocation[TrainBackboneConfig]) -> None:
         config=config,
         command=invocation.command,
     )
-    stored = train_supernet(config, trainer, dataset, run)
-    write_json(run.path / "summary.json", {"val_accuracy": dict(stored.info.accuracy)})
+    with exclusive(run.path):
+        stored = train_supernet(config, trainer, dataset, run)
+        write_json(run.path / "summary.json", {"val_accuracy": dict(stored.info.accuracy)})
     sys.stdout.write(_table(stored, n_images=len(dataset.val)) + f"\nSaved in {run.path}\n")
 
 
