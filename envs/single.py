@@ -46,8 +46,9 @@ class FractionalSkippingEnv(gymnasium.Env[Observation, np.int64]):
     | `context[1]` | 0 to 1 | budget of the gated layers, 1 without one | the same |
     | `context[2]` | 0 to 1 | previous action, 0 at the first layer | action / (n - 1) |
 
-    The probe is a linear classifier of the channel means; its confidence are three numbers: the highest class probability, the
-    lead over the second highest and the entropy. After the last layer `features` is zero and `layer` stays at the last one.
+    The probe is a linear classifier of the channels' means over parts of the image. Its confidence are three numbers: the highest
+    class probability, the lead over the second highest and the entropy. After the last layer `features` is zero and `layer`
+    stays at the last one.
 
     ## Reward
     Minus `weights.cost` times the chosen option's share of the cost of all layers at 32 bit, at every step. At the last layer

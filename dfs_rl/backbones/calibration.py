@@ -7,8 +7,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from dfs_rl.backbones.prepared import pool
-from dfs_rl.backbones.probe import confidence, fit_probe
+from dfs_rl.backbones.probe import describe, fit_probe, pool_grid
 from dfs_rl.backbones.resnet import ResNet
 from dfs_rl.backbones.settings import Setting, sample_low
 from dfs_rl.cost import SKIP
@@ -97,7 +96,7 @@ def measure_features(
         generator: Draws the settings.
     """
     n_layers = len(backbone.blocks)
-    pooled: list[list[Tensor]] = [[] for _ in range(n_layers)]
+    parts: list[list[Tensor]] = [[] for _ in range(n_layers)]
     labels = []
     frozen = backbone.prepare()
     for batch in batches:
@@ -105,14 +104,15 @@ def measure_features(
         hidden = frozen.stem(batch.images)
         setting = sample_low(backbone.options, n_layers, generator)
         for layer, bits in enumerate(setting):
-            pooled[layer].append(pool(hidden))
+            parts[layer].append(pool_grid(hidden, grid=backbone.probe_grid))
             hidden = frozen.layers[layer](hidden, bits)
     backbone.feature_mean.zero_()
     backbone.feature_std.fill_(1.0)
     for layer, probe in enumerate(backbone.probes):
-        channels = torch.cat(pooled[layer])  # [images, channels]
-        fit_probe(cast("FractionalLinear", probe), channels, torch.cat(labels))
-        features = torch.cat([confidence(probe(channels)), channels], dim=1).double()
+        seen = torch.cat(parts[layer])  # [images, channels, parts]
+        parts[layer].clear()
+        fit_probe(cast("FractionalLinear", probe), seen.flatten(1), torch.cat(labels))
+        features = describe(seen, probe(seen.flatten(1))).double()
         deviation, mean = torch.std_mean(features, dim=0, correction=0)
         # A feature that never moves says nothing: a deviation of one leaves it at zero.
         deviation = torch.where(deviation.square() > _STILL, deviation, torch.ones_like(mean))

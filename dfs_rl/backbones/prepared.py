@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dfs_rl.backbones.probe import confidence
+from dfs_rl.backbones.probe import describe, pool_grid
 from dfs_rl.cost import SKIP
 from dfs_rl.quant.prepared import PreparedConv2d, PreparedLinear, convolve_twice
 
@@ -73,6 +73,7 @@ class PreparedResNet(nn.Module):
         self.costs = source.costs
         self.feature_sizes = source.feature_sizes
         self.feature_macs = source.feature_macs
+        self.probe_grid = source.probe_grid
         self.image_shape = source.image_shape
         self.n_classes = source.n_classes
         self.dtype = dtype
@@ -118,8 +119,8 @@ class PreparedResNet(nn.Module):
 
     def feature(self, hidden: Tensor, layer: int) -> Tensor:
         """Return the confidence of the layer's probe and the pooled channels, float32 ``[batch, 3 + channels]``."""
-        pooled = pool(hidden)
-        return torch.cat([confidence(self.probes[layer](pooled)), pooled], dim=1)
+        parts = pool_grid(hidden, grid=self.probe_grid)
+        return describe(parts, self.probes[layer](parts.flatten(1)))
 
     def head(self, hidden: Tensor) -> Tensor:
         """Return logits, float32 ``[batch, classes]``."""

@@ -1,4 +1,8 @@
-"""How sure a network is halfway: a linear probe on pooled channels, fitted once the network is trained."""
+"""How sure a network is halfway: a linear probe of the activation, fitted once the network is trained.
+
+A gate's few thousand images teach it when to spend bits from a handful of numbers that say how hard an image is, but not from all
+the channels: there it learns the images by heart. A probe learns from the many images of the train split what the channels mean.
+"""
 
 import torch
 from torch import Tensor
@@ -6,10 +10,50 @@ from torch.nn import functional
 
 from dfs_rl.quant.layers import FractionalLinear
 
-_PENALTY = (
-    1e-4  # on squared weights of standardised channels; enough to keep separable classes finite
-)
+GRIDS = (4, 2, 1)
+"""A probe sees each channel's mean in up to 4 x 4 parts of the image: halfway, its mean over all of it says much less."""
+PROBE_SHARE = 0.0002
+"""Most that the probes should cost, of the gated layers at 32 bit; the coarsest grid is taken even where it costs more."""
+
+_PENALTY = 1e-2  # on squared weights of standardised inputs: a thousand of them would fit the train split by heart
 _ITERATIONS = 100
+
+
+def grid_shape(height: int, width: int, *, grid: int) -> tuple[int, int]:
+    """Return into how many rows and columns ``pool_grid`` cuts an activation."""
+    return min(grid, height), min(grid, width)
+
+
+def pool_grid(hidden: Tensor, *, grid: int) -> Tensor:
+    """Average an activation over the parts of a grid.
+
+    Args:
+        hidden: ``[batch, channels, h, w]``.
+        grid: Rows and columns, fewer where the activation is smaller.
+
+    Returns:
+        float32 ``[batch, channels, parts]``, see ``grid_shape``.
+    """
+    height, width = hidden.shape[2:]
+    rows, columns = grid_shape(height, width, grid=grid)
+    if height % rows == 0 and width % columns == 0:  # the same, three times as fast on a CPU
+        parts = functional.avg_pool2d(hidden, (height // rows, width // columns))
+    else:
+        parts = functional.adaptive_avg_pool2d(hidden, (rows, columns))
+    return parts.flatten(2).float()
+
+
+def describe(parts: Tensor, logits: Tensor) -> Tensor:
+    """Put together what a gate may look at.
+
+    Args:
+        parts: What ``pool_grid`` returned.
+        logits: The probe's, ``[batch, classes]``.
+
+    Returns:
+        The probe's confidence and the mean of every channel, float32 ``[batch, 3 + channels]``.
+    """
+    return torch.cat([confidence(logits), parts.mean(dim=2)], dim=1)
 
 
 def confidence(logits: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Literal, cast
 
 import torch
@@ -10,7 +11,7 @@ from torch.nn import functional
 
 from dfs_rl.backbones.contract import CONFIDENCE_SIZE
 from dfs_rl.backbones.prepared import PreparedResNet, pool, shortcut_of
-from dfs_rl.backbones.probe import confidence
+from dfs_rl.backbones.probe import GRIDS, PROBE_SHARE, describe, grid_shape, pool_grid
 from dfs_rl.cost import (
     ALLOWED_BITS,
     DEFAULT_BITS,
@@ -190,16 +191,18 @@ class ResNet(nn.Module):
         self.blocks = nn.ModuleList(blocks[never_gated:])
         self.classifier = FractionalLinear(widths[-1], config.n_classes, bits=config.stem_bits)
         channels = inputs[never_gated:]
-        # Measured, not trained: gradients never reach them.
-        self.probes = nn.ModuleList(
-            FractionalLinear(c, config.n_classes, bits=config.stem_bits) for c in channels
-        ).requires_grad_(requires_grad=False)
         self.feature_sizes = tuple(CONFIDENCE_SIZE + c for c in channels)
-        self.feature_macs = sum(channels) * config.n_classes * relative_cost(config.stem_bits)
         statistics_shape = (len(self.blocks), max(self.feature_sizes))
         self.register_buffer("feature_mean", torch.zeros(statistics_shape))
         self.register_buffer("feature_std", torch.ones(statistics_shape))
         self.costs = self._count()
+        self.probe_grid, self.probe_sizes = self._probe_sizes(channels)
+        # Measured, not trained: gradients never reach them.
+        self.probes = nn.ModuleList(
+            FractionalLinear(size, config.n_classes, bits=config.stem_bits)
+            for size in self.probe_sizes
+        ).requires_grad_(requires_grad=False)
+        self.feature_macs = self._probe_macs(self.probe_sizes)
 
     @property
     def layers(self) -> Sequence[ResidualBlock]:
@@ -232,8 +235,8 @@ class ResNet(nn.Module):
 
     def feature(self, hidden: Tensor, layer: int) -> Tensor:
         """Return the confidence of the layer's probe and the pooled channels, float32 ``[batch, 3 + channels]``."""
-        pooled = pool(hidden)
-        return torch.cat([confidence(self.probes[layer](pooled)), pooled], dim=1)
+        parts = pool_grid(hidden, grid=self.probe_grid)
+        return describe(parts, self.probes[layer](parts.flatten(1)))
 
     def head(self, hidden: Tensor) -> Tensor:
         """Return logits, float32 ``[batch, classes]``."""
@@ -262,6 +265,26 @@ class ResNet(nn.Module):
     def prepare(self, dtype: torch.dtype = torch.float32) -> PreparedResNet:
         """Return the frozen form: norms folded, weights quantized once per option."""
         return PreparedResNet(self, dtype=dtype)
+
+    def _probe_sizes(self, channels: Sequence[int]) -> tuple[int, tuple[int, ...]]:
+        """Choose the probes' grid, the finest that is cheap enough, and count what each then looks at."""
+        height, width = self.config.image_size
+        sides = []  # a block that always runs is the first, which keeps the size
+        for block in self.layers:
+            sides.append((height, width))
+            height, width = -(-height // block.stride), -(-width // block.stride)
+        for grid in GRIDS:
+            sizes = tuple(
+                c * prod(grid_shape(*side, grid=grid))
+                for c, side in zip(channels, sides, strict=True)
+            )
+            if self._probe_macs(sizes) <= PROBE_SHARE * self.costs.total_macs:
+                break
+        return grid, sizes
+
+    def _probe_macs(self, sizes: Sequence[int]) -> float:
+        """What linear probes of so many inputs take, in multiply-accumulates at full precision."""
+        return sum(sizes) * self.config.n_classes * relative_cost(self.config.stem_bits)
 
     def _count(self) -> CostTable:
         """Count MACs by running one empty image through every part."""

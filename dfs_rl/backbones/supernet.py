@@ -35,9 +35,8 @@ from dfs_rl.seeding import torch_generator
 
 _STEP_IMAGES = 512  # images that set quantizer steps: every activation is seen thousands of times
 _CALIBRATION_BATCH = 256
-_FEATURE_BATCHES = (
-    80  # each with a setting of its own: 20,000 images for probes of a few hundred weights
-)
+_FEATURE_BATCHES = 80  # each with a setting of its own; 20,000 images
+_FEATURE_BYTES = 2**29  # that they may take at once, which only matters to deep networks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,7 +212,9 @@ class SupernetTrainer:
         ]
         batches = self._calibration_batches()
         calibrate_norms(backbone, (batch.images for batch in batches), settings)
-        some = itertools.islice(self._calibration_batches(), _FEATURE_BATCHES)
+        per_batch = 4 * _CALIBRATION_BATCH * sum(backbone.probe_sizes)
+        fitting = min(_FEATURE_BATCHES, max(1, _FEATURE_BYTES // per_batch))
+        some = itertools.islice(self._calibration_batches(), fitting)
         measure_features(backbone, some, torch_generator(self.seed, "features"))
         return backbone
 

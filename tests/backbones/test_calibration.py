@@ -10,7 +10,7 @@ from dfs_rl.backbones.calibration import (
     copy_full_norms,
     measure_features,
 )
-from dfs_rl.backbones.probe import confidence
+from dfs_rl.backbones.probe import confidence, pool_grid
 from dfs_rl.backbones.settings import sample_low, uniform
 from dfs_rl.cost import BitOptions
 from dfs_rl.data import ChannelStatistics, ImageSet
@@ -113,8 +113,9 @@ def test_feature_statistics_equal_a_second_walk(net):
 def test_features_begin_with_the_confidence_of_the_layers_probe(net):
     net.eval()
     hidden = net.stem(batches(1)[0])
-    pooled = hidden.mean(dim=(2, 3))
-    expected = torch.cat([confidence(net.probes[0](pooled)), pooled], dim=1)
+    parts = pool_grid(hidden, grid=net.probe_grid)
+    sure = confidence(net.probes[0](parts.flatten(1)))
+    expected = torch.cat([sure, hidden.mean(dim=(2, 3))], dim=1)
     torch.testing.assert_close(net.feature(hidden, 0), expected)
     torch.testing.assert_close(net.prepare().feature(hidden, 0), expected, rtol=1e-4, atol=1e-5)
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from dfs_rl.backbones.probe import confidence, fit_probe
+from dfs_rl.backbones.probe import confidence, fit_probe, pool_grid
 from dfs_rl.quant.layers import FractionalLinear
 
 
@@ -36,8 +36,8 @@ def test_a_fitted_probe_predicts_like_scikit_learn(bits):
     deviation = features.std(dim=0, correction=0)
     deviation[2] = 1.0
     standardised = ((features - features.mean(dim=0)) / deviation).numpy()
-    # Our loss is the mean plus 1e-4 |w|^2; scikit-learn's is the sum plus |w|^2 / (2 C).
-    rival = LogisticRegression(C=1 / (2 * 1e-4 * 600), max_iter=1000, tol=1e-8)
+    # Our loss is the mean plus 1e-2 |w|^2; scikit-learn's is the sum plus |w|^2 / (2 C).
+    rival = LogisticRegression(C=1 / (2 * 1e-2 * 600), max_iter=1000, tol=1e-8)
     expected = torch.from_numpy(rival.fit(standardised, labels.numpy()).predict_proba(standardised))
     found = probe(features).softmax(dim=1).to(expected.dtype)
     torch.testing.assert_close(found, expected, rtol=0.0, atol=0.05 if bits == 8 else 5e-3)
@@ -49,3 +49,19 @@ def test_fitting_works_where_gradients_are_off():
     with torch.no_grad():
         fit_probe(probe, features, (features[:, 0] > 0.5).long())
     assert ((probe(features).argmax(dim=1) == (features[:, 0] > 0.5)).float().mean()) > 0.9
+
+
+@pytest.mark.parametrize(("height", "width"), [(8, 8), (4, 4), (2, 2), (7, 10), (3, 9), (1, 1)])
+def test_parts_of_the_grid_are_means_of_what_they_cover(height, width):
+    hidden = torch.rand(3, 5, height, width, generator=torch.Generator().manual_seed(0))
+    parts = pool_grid(hidden, grid=4)
+    rows, columns = min(4, height), min(4, width)
+    assert parts.shape == (3, 5, rows * columns)
+    for row in range(rows):
+        for column in range(columns):  # the parts' borders are those of torch's adaptive pooling
+            top, bottom = row * height // rows, -(-(row + 1) * height // rows)
+            left, right = column * width // columns, -(-(column + 1) * width // columns)
+            expected = hidden[:, :, top:bottom, left:right].mean(dim=(2, 3))
+            torch.testing.assert_close(parts[:, :, row * columns + column], expected)
+    if height % rows == 0 and width % columns == 0:
+        torch.testing.assert_close(parts.mean(dim=2), hidden.mean(dim=(2, 3)))

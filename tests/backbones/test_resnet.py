@@ -158,3 +158,16 @@ def test_impossible_shapes_are_refused(changes, message):
 def test_a_wrong_number_of_bits_is_refused():
     with pytest.raises(ConfigError, match="2 bit widths given for 3 gated layers"):
         small()(pictures(), [4, 4])
+
+
+@pytest.mark.parametrize(
+    ("classes", "grid"), [(10, 4), (100, 2), (1000, 1)]
+)  # 288 channels x parts x classes / 16 against 0.0002 x 40,108,032
+def test_probes_look_as_closely_as_they_may_cost(classes, grid):
+    net = ResNet(ResNetConfig(depth=20, n_classes=classes), RGB)
+    assert net.probe_grid == grid
+    assert net.feature_macs == 288 * grid**2 * classes / 16
+    hidden = net.stem(torch.zeros(2, 3, 32, 32))
+    for layer, block in enumerate(net.layers):
+        assert net.feature(hidden, layer).shape == (2, net.feature_sizes[layer])
+        hidden = block(hidden, 8)
