@@ -61,5 +61,5 @@ def test_progress_is_shown(
     else:
         assert stream.getvalue() == ""
         assert said == [
-            "step 0 of 192: val accuracy 91.25 %, computation 1.234 %, reward 0.5000, 7 patterns"
+            "step 0 of 192: val accuracy 91.25 %, computation 1.234 %, reward 0.5000, distinct patterns 7"
         ]
