@@ -8,7 +8,7 @@ from torch import nn
 
 from agents.extractor import LayerwiseExtractor
 from agents.hyperparameters import FeatureChoice
-from dfs_rl.backbones.contract import CONFIDENCE_SIZE, WalkableBackbone
+from dfs_rl.backbones.contract import WalkableBackbone, confidence_sizes
 from dfs_rl.cost import BitOptions
 from dfs_rl.gating.gates import LayerwiseGate
 from dfs_rl.gating.observation import CONTEXT_SIZE
@@ -43,7 +43,7 @@ def gate_shape(
             32 brought nothing.
     """
     available = tuple(backbone.feature_sizes)
-    sizes = available if features == "all" else tuple(min(s, CONFIDENCE_SIZE) for s in available)
+    sizes = available if features == "all" else confidence_sizes(available)
     if hidden is None:
         per_unit = sum(size + CONTEXT_SIZE + len(backbone.options) for size in sizes)
         left = GATE_SHARE * backbone.costs.total_macs - backbone.feature_macs

@@ -20,6 +20,11 @@ CONFIDENCE_SIZE = 3
 """How many numbers say how sure a network is halfway; the first of every ``feature``."""
 
 
+def confidence_sizes(feature_sizes: Sequence[int]) -> tuple[int, ...]:
+    """Return how many of each layer's features a gate looks at that looks at the confidence alone."""
+    return tuple(min(size, CONFIDENCE_SIZE) for size in feature_sizes)
+
+
 @runtime_checkable
 class WalkableBackbone(Protocol):
     """A stem, an ordered list of gated layers and a head, with what a gate may look at in between.

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from dfs_rl.backbones import load_backbone
-from dfs_rl.backbones.contract import CONFIDENCE_SIZE, WalkableBackbone
+from dfs_rl.backbones.contract import CONFIDENCE_SIZE, WalkableBackbone, confidence_sizes
 from dfs_rl.errors import CheckpointError, DataError
 from dfs_rl.gating.gates import Gate, LayerwiseGate, TableGate
 from dfs_rl.gating.rollout import rollout
@@ -92,10 +92,10 @@ def check_fit(backbone: WalkableBackbone, gate: Gate) -> None:
                 f"gate {gate.name!r} chooses from {list(gate.options)} bit, but the backbone offers {list(backbone.options)}."
             )
         offered = tuple(backbone.feature_sizes)
-        if gate.feature_sizes not in {offered, tuple(min(s, CONFIDENCE_SIZE) for s in offered)}:
+        if gate.feature_sizes not in {offered, confidence_sizes(offered)}:
             raise CheckpointError(
                 f"gate {gate.name!r} reads {list(gate.feature_sizes)} features before the layers, but the backbone has "
-                f"{list(offered)}."
+                f"{list(offered)}, of which a gate takes all or the first {CONFIDENCE_SIZE}."
             )
     if isinstance(gate, TableGate):
         n_layers, n_options = backbone.costs.n_layers, len(backbone.options)
