@@ -16,6 +16,7 @@ PROBE_SHARE = 0.0002
 """Most that the probes should cost, of the gated layers at 32 bit; the coarsest grid is taken even where it costs more."""
 
 _PENALTY = 1e-2  # on squared weights of standardised inputs: a thousand of them would fit the train split by heart
+_LEAST_DEVIATION = 0.02  # of the largest input's
 _ITERATIONS = 100
 
 
@@ -80,6 +81,8 @@ def fit_probe(probe: FractionalLinear, features: Tensor, labels: Tensor) -> None
         labels: int64 ``[n]``.
     """
     deviation, mean = torch.std_mean(features, dim=0, correction=0)
+    # A channel that hardly moves would get weights so large that one quantizer step could not serve the others.
+    deviation = deviation.clamp(min=_LEAST_DEVIATION * float(deviation.max()))
     deviation = torch.where(deviation > 0, deviation, torch.ones_like(deviation))
     standardised = (features - mean) / deviation
     classes = probe.weight.shape[0]

@@ -65,3 +65,15 @@ def test_parts_of_the_grid_are_means_of_what_they_cover(height, width):
             torch.testing.assert_close(parts[:, :, row * columns + column], expected)
     if height % rows == 0 and width % columns == 0:
         torch.testing.assert_close(parts.mean(dim=2), hidden.mean(dim=(2, 3)))
+
+
+def test_an_input_that_hardly_moves_does_not_spoil_the_quantized_others():
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(3, (900,), generator=generator)
+    features = torch.rand(900, 4, generator=generator) + torch.eye(4)[labels]
+    features[:, 3] = 0.5 + 1e-4 * (labels == 0) * torch.rand(900, generator=generator)
+    probe = FractionalLinear(4, 3, bits=8)
+    fit_probe(probe, features, labels)
+    exact = torch.nn.functional.linear(features, probe.weight, probe.bias).argmax(dim=1)
+    assert (exact == labels).float().mean() > 0.9
+    assert (probe(features).argmax(dim=1) == exact).float().mean() > 0.98
