@@ -70,8 +70,8 @@ class TrainAgentConfig:
         run_dir: New folder for the results; default runs/DATE-TIME-NAME.
         images_per_group: Rollouts of one image that share a baseline; 1 turns this off.
         num_envs: Images that walk side by side, repeats included.
-        features: What the gate looks at before each layer: how sure a linear probe of the activation is, or all its channels as
-            well, which a few thousand images are too few for.
+        features: What the gate looks at before each layer: how sure a linear probe of the activation is, or its channels'
+            means as well.
         hidden: Width of the gate's network at each layer; default as wide as 0.05 % of the gated layers' MACs
             allows, but at least 8 and at most 32.
         supernet_epochs: Epochs of the backbone that is trained where none is given.

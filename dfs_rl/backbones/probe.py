@@ -1,7 +1,7 @@
 """How sure a network is halfway: a linear probe of the activation, fitted once the network is trained.
 
-A gate's few thousand images teach it when to spend bits from a handful of numbers that say how hard an image is, but not from all
-the channels: there it learns the images by heart. A probe learns from the many images of the train split what the channels mean.
+On CIFAR-10 a gate's 5,000 images taught it from a handful of numbers that say how hard an image is when to spend bits; from all the
+channels it learned the images by heart. A probe learns from the many images of the train split what the channels mean.
 """
 
 import torch

@@ -127,7 +127,7 @@ class LayerwiseGate(nn.Module):
         name: What tables and plots call it.
 
     Raises:
-        ConfigError: If ``hidden`` is not positive.
+        ConfigError: If ``hidden`` is not positive or ``feature_macs`` negative.
     """
 
     def __init__(
@@ -143,6 +143,8 @@ class LayerwiseGate(nn.Module):
         super().__init__()
         if hidden < 1:
             raise ConfigError(f"gate width is {hidden}; it must be at least 1.")
+        if not feature_macs >= 0:
+            raise ConfigError(f"feature_macs is {feature_macs}; it must not be negative.")
         self.feature_sizes = tuple(feature_sizes)
         self.feature_macs = feature_macs
         self.options = options

@@ -65,6 +65,7 @@ def test_a_saved_gate_comes_back_the_same(gate, tmp_path):
         {"hidden": 6},
         {"feature_sizes": [2, True]},
         {"feature_macs": "3"},
+        {"feature_macs": -1.0},
     ],
 )
 def test_a_changed_description_is_refused(gate, tmp_path, change):
