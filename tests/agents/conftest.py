@@ -4,11 +4,18 @@ from collections.abc import Sequence
 
 import pytest
 import torch
+from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from torch import Tensor
 
-from dfs_rl.backbones.contract import GatedLayer
+from agents.algorithms import GateLearning, build_algorithm
+from agents.hyperparameters import PPOConfig
+from dfs_rl.backbones.contract import GatedLayer, WalkableBackbone
 from dfs_rl.cost import BitOptions, CostTable
 from dfs_rl.data import ImageSet
+from dfs_rl.gating.reward import RewardWeights
+from envs.sb3 import SB3GatingVecEnv
+from envs.task import Task
 
 LAYERS = 2
 MENU = (0, 16, 32)
@@ -70,3 +77,28 @@ def planted_images() -> ImageSet:
     grid = torch.cartesian_prod(torch.arange(2), torch.arange(3), torch.arange(3))
     images = grid.to(torch.uint8)[:, :, None, None].expand(-1, -1, 4, 4).contiguous()
     return ImageSet(images=images, labels=grid[:, 0].clone())
+
+
+def small_ppo(
+    backbone: WalkableBackbone, images: ImageSet, config: PPOConfig | None = None
+) -> OnPolicyAlgorithm:
+    """PPO on 32 walks of the planted task, logging nowhere: 64 steps an update."""
+    task = Task(
+        backbone=backbone,
+        images=images,
+        weights=RewardWeights(),
+        budget=None,
+        class_names=("no", "yes"),
+    )
+    learning = GateLearning(
+        timesteps=600_000,
+        feature_sizes=backbone.feature_sizes,
+        hidden=4,
+        images_per_group=8,
+        seed=0,
+        device="cpu",
+    )
+    env = SB3GatingVecEnv(task, 32, images_per_group=8, seed=0)
+    model = build_algorithm(config or PPOConfig(), env, learning)
+    model.set_logger(Logger(None, []))
+    return model

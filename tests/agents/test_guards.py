@@ -6,9 +6,7 @@ import numpy as np
 import pytest
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.logger import Logger
 
-from agents.algorithms import GateLearning, build_algorithm
 from agents.callbacks import FiniteGuard, Lifecycle, learn
 from agents.deploy import gate_shape
 from agents.hyperparameters import FeatureChoice, PPOConfig
@@ -16,9 +14,7 @@ from dfs_rl.backbones import ResNet, ResNetConfig, default_digits
 from dfs_rl.backbones.contract import WalkableBackbone
 from dfs_rl.data import ChannelStatistics, ImageSet
 from dfs_rl.errors import TrainingError
-from dfs_rl.gating.reward import RewardWeights
-from envs.sb3 import SB3GatingVecEnv
-from envs.task import Task
+from tests.agents.conftest import small_ppo
 
 
 class Poison(BaseCallback):
@@ -54,24 +50,7 @@ class Poison(BaseCallback):
 def test_training_stops_with_a_sentence(
     planted_backbone: WalkableBackbone, planted_images: ImageSet, what: str, words: str
 ) -> None:
-    task = Task(
-        backbone=planted_backbone,
-        images=planted_images,
-        weights=RewardWeights(),
-        budget=None,
-        class_names=("no", "yes"),
-    )
-    learning = GateLearning(
-        timesteps=600_000,
-        feature_sizes=(3, 3),
-        hidden=4,
-        images_per_group=8,
-        seed=0,
-        device="cpu",
-    )
-    env = SB3GatingVecEnv(task, 32, images_per_group=8, seed=0)
-    model = build_algorithm(PPOConfig(minibatches=2), env, learning)
-    model.set_logger(Logger(None, []))
+    model = small_ppo(planted_backbone, planted_images, PPOConfig(minibatches=2))
     with pytest.raises(TrainingError, match=words):
         learn(model, 640, [Poison(what), FiniteGuard(Lifecycle())], fresh=True)
 
@@ -81,24 +60,7 @@ def test_rewards_that_are_not_finite_are_the_backbones_fault(
 ) -> None:
     broken = copy.copy(planted_backbone)
     broken.head = lambda hidden: torch.full((len(hidden), 2), float("nan"))
-    task = Task(
-        backbone=broken,
-        images=planted_images,
-        weights=RewardWeights(),
-        budget=None,
-        class_names=("no", "yes"),
-    )
-    learning = GateLearning(
-        timesteps=600_000,
-        feature_sizes=(3, 3),
-        hidden=4,
-        images_per_group=8,
-        seed=0,
-        device="cpu",
-    )
-    env = SB3GatingVecEnv(task, 32, images_per_group=8, seed=0)
-    model = build_algorithm(PPOConfig(), env, learning)
-    model.set_logger(Logger(None, []))
+    model = small_ppo(broken, planted_images)
     with pytest.raises(TrainingError, match="a reward is not finite"):
         learn(model, 640, [FiniteGuard(Lifecycle())], fresh=True)
 

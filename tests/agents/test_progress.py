@@ -4,17 +4,12 @@ import io
 import sys
 
 import pytest
-from stable_baselines3.common.logger import Logger
 
-from agents.algorithms import GateLearning, build_algorithm
 from agents.callbacks import Lifecycle, UpdateLog, learn
-from agents.hyperparameters import PPOConfig
 from agents.progress import Progress
 from dfs_rl.backbones.contract import WalkableBackbone
 from dfs_rl.data import ImageSet
-from dfs_rl.gating.reward import RewardWeights
-from envs.sb3 import SB3GatingVecEnv
-from envs.task import Task
+from tests.agents.conftest import small_ppo
 
 RECORD = {"accuracy": 91.25, "computation": 1.2345, "reward": 0.5, "patterns": 7}
 
@@ -35,24 +30,7 @@ def test_progress_is_shown(
     said: list[str] = []
     progress = Progress(192, say=said.append)
     progress.report(0, RECORD)
-    task = Task(
-        backbone=planted_backbone,
-        images=planted_images,
-        weights=RewardWeights(),
-        budget=None,
-        class_names=("no", "yes"),
-    )
-    learning = GateLearning(
-        timesteps=600_000,
-        feature_sizes=(3, 3),
-        hidden=4,
-        images_per_group=8,
-        seed=0,
-        device="cpu",
-    )
-    env = SB3GatingVecEnv(task, 32, images_per_group=8, seed=0)
-    model = build_algorithm(PPOConfig(), env, learning)
-    model.set_logger(Logger(None, []))
+    model = small_ppo(planted_backbone, planted_images)
     learn(model, 192, [UpdateLog(Lifecycle()), progress], fresh=True)
     if stream.isatty():
         assert "192/192" in stream.getvalue()
