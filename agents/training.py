@@ -76,6 +76,11 @@ class GateTraining:
             return self.timesteps
         return self.timesteps * self.num_envs // (self.num_envs + self.cotrain.batch_size)
 
+    def steps_made(self, n_layers: int) -> int:
+        """Return the gate's steps rounded up to whole walks of all environments, which is where a training ends."""
+        rollout = self.num_envs * n_layers
+        return -(-self.gate_timesteps // rollout) * rollout
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingResult:

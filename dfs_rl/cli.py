@@ -59,10 +59,13 @@ _SHARED_FLAGS = {
     ),
     "resume": tyro.conf.arg(
         metavar="DIR",
-        help="Go on with the run in this folder, with its own settings; takes no other flags.",
+        help="Go on with the run in this folder, with its own settings; --dataset may say where its data is now.",
     ),
 }
 
+
+_MOVABLE = ("--dataset",)
+"""What may stand beside --resume: where the data is now, never which images they are."""
 
 _RULE = re.compile(r"[╭╰]|[\s│]*[─-]{3,}[\s│]*$")
 
@@ -134,8 +137,12 @@ def _parse(
     command = (*prog.split(), *arguments)
     resume = _value_of("--resume", arguments) if kind is not None else None
     if resume is not None and not {"-h", "--help"} & set(arguments):
-        folder = _resumable(Path(resume), kind, arguments)
-        config = load_config(folder.config_path, config_type)
+        fields = {f.name for f in dataclasses.fields(config_type)}  # type: ignore[arg-type]
+        movable = [flag for flag in _MOVABLE if flag.removeprefix("--") in fields]
+        moved = {flag: _value_of(flag, arguments) for flag in movable}
+        folder = _resumable(Path(resume), kind, arguments, movable)
+        changes = {flag.removeprefix("--"): v for flag, v in moved.items() if v is not None}
+        config = dataclasses.replace(load_config(folder.config_path, config_type), **changes)  # type: ignore[type-var]
         return Invocation(config=config, resume=folder, command=command)
 
     shared = ("config",) if kind is None else ("config", "resume")
@@ -148,16 +155,18 @@ def _parse(
     return Invocation(config=config_type(**values), resume=None, command=command)
 
 
-def _resumable(path: Path, kind: str | None, arguments: tuple[str, ...]) -> RunFolder:
-    others = [
-        argument
-        for argument in arguments
-        if argument.startswith("--") and argument.partition("=")[0] != "--resume"
-    ]
-    if others or len(arguments) > 2:  # noqa: PLR2004 - the flag and its value
-        other = others[0] if others else arguments[-1]
+def _resumable(
+    path: Path, kind: str | None, arguments: tuple[str, ...], movable: Sequence[str]
+) -> RunFolder:
+    others = list(arguments)
+    for flag in ("--resume", *movable):
+        if flag in others:
+            place = others.index(flag)
+            del others[place : place + 2]
+        others = [argument for argument in others if not argument.startswith(f"{flag}=")]
+    if others:
         raise ConfigError(
-            f"--resume {path} goes on with the settings of that run; {other} cannot stand beside it."
+            f"--resume {path} goes on with the settings of that run; {others[0]} cannot stand beside it."
         )
     return RunFolder.open(path, kind)
 
@@ -171,7 +180,7 @@ def _value_of(flag: str, arguments: Sequence[str]) -> str | None:
         elif argument == flag:
             following = arguments[place + 1 : place + 2]
             if not following or following[0].startswith("--"):
-                raise ConfigError(f"{flag} needs a path after it.")
+                raise ConfigError(f"{flag} needs a value after it.")
             values.append(following[0])
     if len(values) > 1:
         raise ConfigError(f"{flag} is given {len(values)} times; once is allowed.")

@@ -323,14 +323,16 @@ def _train(config: TrainAgentConfig, dataset: "Dataset", run: RunFolder, device:
     from dfs_rl.runs import write_json
 
     plan = plan_of(config, device)
-    progress = Progress(plan.gate_timesteps, say=_say)
     folder = run.path / BACKBONE_FOLDER
     try:
         if (folder / STRUCTURE_FILE).is_file():
             stored = load_stored_backbone(folder)
+            check_match(stored.info, stored.backbone, dataset, str(folder))
         else:
             stored = find_backbone(config, dataset, device)
             save_backbone(stored.backbone, stored.info, folder)
+        n_layers = stored.backbone.costs.n_layers
+        progress = Progress(plan.steps_made(n_layers), say=_say)
         result = train_gate(
             plan, stored, dataset, run, report=progress.report, watchers=(progress,)
         )

@@ -2,23 +2,31 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 from torch.utils.tensorboard.writer import SummaryWriter
 from tqdm import tqdm
 
-from dfs_rl.backbones import BackboneInfo, ResNet, ResNetConfig, StoredBackbone, save_backbone
+from dfs_rl.backbones import (
+    BackboneInfo,
+    ResNet,
+    ResNetConfig,
+    StoredBackbone,
+    load_stored_backbone,
+    save_backbone,
+)
 from dfs_rl.backbones.resnet import FirstBlock
 from dfs_rl.backbones.settings import uniform
+from dfs_rl.backbones.storage import STRUCTURE_FILE
 from dfs_rl.backbones.supernet import Position, SupernetConfig, SupernetTrainer, accuracy_of
 from dfs_rl.cli import Invocation, run_command
 from dfs_rl.config import config_from_dict, config_to_dict
 from dfs_rl.cost import DEFAULT_BITS, FULL, SKIP
 from dfs_rl.data import Dataset, ImageSet, channel_statistics, load_dataset
 from dfs_rl.devices import resolve_device
-from dfs_rl.errors import ConfigError
+from dfs_rl.errors import ConfigError, DataError
 from dfs_rl.files import exclusive
 from dfs_rl.gating.model import BACKBONE_FOLDER
 from dfs_rl.interrupts import StopRequest, stop_on_interrupt
@@ -138,6 +146,8 @@ def train_supernet(
 ) -> StoredBackbone:
     """Train to the end, or go on where the run's last checkpoint was made; the result also lies in the run's ``backbone/``.
 
+    A run that has come to its end is only loaded.
+
     Args:
         config: What to train.
         trainer: Made from it by ``make_trainer``.
@@ -148,11 +158,20 @@ def train_supernet(
         KeyboardInterrupt: After Ctrl-C, once everything is saved.
         TrainingError: If the loss is no longer finite.
         CheckpointError: If the checkpoint does not fit.
+        DataError: If the checkpoint was made on other images.
     """
-    progress = Progress()
+    if (run.path / BACKBONE_FOLDER / STRUCTURE_FILE).is_file():  # written last
+        sys.stderr.write(f"The training in {run.path} is finished.\n")
+        return load_stored_backbone(run.path)
+    progress = Progress(fingerprint=dataset.fingerprint)
     if run.has_checkpoint(CHECKPOINT):
         checkpoint = run.load_checkpoint(CHECKPOINT)
         progress = config_from_dict(checkpoint.state, Progress, source=str(run.checkpoint_dir))
+        if progress.fingerprint != dataset.fingerprint:
+            raise DataError(
+                f"{run.path} was begun on other images or splits than those of data set {dataset.name!r} (fingerprint "
+                f"{progress.fingerprint}, not {dataset.fingerprint}); it can only go on with its own."
+            )
         trainer.restore(checkpoint.tensors, Position(progress.epoch, progress.step))
         run.truncate_metrics(progress.epoch)
     few = dataset.val.subset(torch.arange(min(config.eval_images, len(dataset.val)))).to(
@@ -166,7 +185,7 @@ def train_supernet(
                 if progress.step == 0:
                     accuracies = uniform_accuracies(trainer.snapshot(), few)
                     _log_epoch(run, board, progress, accuracies)
-                    progress = Progress(epoch=progress.epoch)
+                    progress = Progress(fingerprint=dataset.fingerprint, epoch=progress.epoch)
                 run.save_checkpoint(CHECKPOINT, trainer.tensors(), config_to_dict(progress))
                 if stop.made and progress.epoch < config.epochs:
                     raise KeyboardInterrupt(
@@ -191,12 +210,14 @@ class Progress:
     """How far a training is, with what the current epoch has added up.
 
     Attributes:
+        fingerprint: ``Dataset.fingerprint`` of the images.
         epoch: Epochs completed.
         step: Steps completed in the current epoch.
         labels: Sum of their losses on labels.
         distillation: Sum of their distillation losses.
     """
 
+    fingerprint: str
     epoch: int = 0
     step: int = 0
     labels: float = 0.0
@@ -229,7 +250,7 @@ def _train_epoch(
             labels / trainer.steps_per_epoch,
             distillation / trainer.steps_per_epoch,
         )
-    return Progress(epoch=epoch, step=step, labels=labels, distillation=distillation)
+    return replace(progress, epoch=epoch, step=step, labels=labels, distillation=distillation)
 
 
 def _log_epoch(

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+
 from dfs_rl.backbones.resnet import ResNet, ResNetConfig
 from dfs_rl.config import config_from_dict, config_to_dict
 from dfs_rl.data import ChannelStatistics
@@ -79,13 +81,15 @@ def load_stored_backbone(folder: Path) -> StoredBackbone:
         parts = {name: _mapping(record[name]) for name in ("config", "statistics", "info")}
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{path} is damaged: it lacks a part of the description.") from error
-    backbone = ResNet(
-        config_from_dict(parts["config"], ResNetConfig, source=str(path)),
-        config_from_dict(parts["statistics"], ChannelStatistics, source=str(path)),
-    )
+    config = config_from_dict(parts["config"], ResNetConfig, source=str(path))
+    statistics = config_from_dict(parts["statistics"], ChannelStatistics, source=str(path))
     info = config_from_dict(parts["info"], BackboneInfo, source=str(path))
+    weights = load_tensors(folder / WEIGHTS_FILE)
+    # Without memory of its own, the network takes the file's tensors, and no description, however absurd, makes it take more.
+    with torch.device("meta"):
+        backbone = ResNet(config, statistics)
     try:
-        backbone.load_state_dict(load_tensors(folder / WEIGHTS_FILE))
+        backbone.load_state_dict({n: t.float() for n, t in weights.items()}, assign=True)
     except RuntimeError as error:
         raise CheckpointError(
             f"the weights in {folder / WEIGHTS_FILE} do not fit the backbone that {path} describes."

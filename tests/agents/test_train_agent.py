@@ -1,11 +1,10 @@
 """The command from its flags to its run folder, and the sentences with which it refuses."""
 
+import shutil
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
-import torch
-from PIL import Image
 
 import dfs_rl
 from agents.hyperparameters import PPOConfig
@@ -15,6 +14,7 @@ from dfs_rl.data import channel_statistics, load_dataset
 from dfs_rl.gating.reward import RewardWeights
 from dfs_rl.runs import RunFolder, read_json
 from dfs_rl.train_agent import RewardConfig, TrainAgentConfig, main, plan_of, weights_of
+from tests.pictures import write_pictures
 
 TINY = ["--timesteps", "800", "--num-envs", "32", "--device", "cpu", "--precision", "float32"]
 
@@ -61,6 +61,17 @@ def test_a_finished_run_says_so_and_shows_its_table_again(
     assert f"The training in {finished} is finished." in shown.err
     assert "full precision" in shown.out
     assert (finished / "metrics.jsonl").read_text() == metrics
+
+
+def test_a_run_never_goes_on_with_other_images(
+    tmp_path: Path, finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    (run / "training.json").unlink()  # as if it had been killed before the end
+    backbone_folder(run / "backbone")
+    assert main(["--resume", str(run)]) == 2
+    assert "was trained on other images or splits" in sentence(capsys)
 
 
 def test_cotraining_sees_as_many_images_and_changes_the_backbone(tmp_path: Path) -> None:
@@ -138,14 +149,7 @@ def test_other_data_without_a_backbone_trains_one_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    generator = torch.Generator().manual_seed(0)
-    for label in ("dark", "light"):
-        folder = tmp_path / "pictures" / label
-        folder.mkdir(parents=True)
-        for i in range(110):
-            level = torch.randint(100, (8, 8), dtype=torch.uint8, generator=generator)
-            pixels = level + (150 if label == "light" else 0)
-            Image.fromarray(pixels.numpy()).save(folder / f"{i}.png")
+    write_pictures(tmp_path / "pictures")
     flags = [*TINY, "--dataset", "pictures", "--supernet-epochs", "1"]
     assert main([*flags, "--run-dir", "first"]) == 0
     assert "training resnet20 on 'pictures' first" in capsys.readouterr().err

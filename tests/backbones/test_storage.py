@@ -96,6 +96,15 @@ def test_weights_of_another_shape_are_refused(saved):
         load_backbone(saved)
 
 
+@pytest.mark.parametrize("change", [{"width": 10**7}, {"n_classes": 10**12}])
+def test_an_absurd_description_takes_no_memory(saved, change):
+    record = json.loads((saved / "backbone.json").read_text())
+    record["config"] |= change
+    (saved / "backbone.json").write_text(json.dumps(record))
+    with pytest.raises(CheckpointError, match="do not fit the backbone"):
+        load_backbone(saved)
+
+
 def test_truncated_weights_are_refused(saved):
     path = saved / "backbone.safetensors"
     path.write_bytes(path.read_bytes()[:-10])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from dfs_rl.backbones import load_stored_backbone
 from dfs_rl.config import load_config
 from dfs_rl.runs import RunFolder, load_tensors
 from dfs_rl.train_backbone import TrainBackboneConfig, main
+from tests.pictures import write_pictures
 
 TINY = [
     "--backbone",
@@ -135,3 +137,29 @@ def test_a_stopped_run_resumes_to_the_uninterrupted_result(tmp_path, how, code, 
         load_tensors(run / "backbone" / "backbone.safetensors") for run in (stopped, whole)
     )
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_finished_run_is_shown_again_and_not_trained(tmp_path, capsys):
+    run = tmp_path / "run"
+    assert main([*TINY, "--epochs", "1", "--run-dir", str(run)]) == 0
+    table = capsys.readouterr().out
+    written = (run / "backbone" / "backbone.safetensors").stat().st_mtime_ns
+    assert main(["--resume", str(run)]) == 0
+    shown = capsys.readouterr()
+    assert shown.out == table
+    assert f"The training in {run} is finished." in shown.err
+    assert (run / "backbone" / "backbone.safetensors").stat().st_mtime_ns == written
+
+
+def test_a_run_goes_on_where_its_data_moved_to_but_not_on_other_data(tmp_path, capsys):
+    run, first = tmp_path / "run", write_pictures(tmp_path / "first")
+    flags = [*TINY, "--dataset", str(first), "--run-dir", str(run)]
+    assert main([*flags, "--epochs", "1"]) == 0
+    shutil.rmtree(run / "backbone")  # as if it had been killed before the end
+    first.rename(tmp_path / "moved")
+    other = write_pictures(tmp_path / "other", seed=1)
+    capsys.readouterr()
+    assert main(["--resume", str(run), "--dataset", str(other)]) == 2
+    assert "was begun on other images or splits" in capsys.readouterr().err
+    assert main(["--resume", str(run), "--dataset", str(tmp_path / "moved")]) == 0
+    assert (run / "backbone" / "backbone.safetensors").is_file()

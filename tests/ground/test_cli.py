@@ -1,7 +1,7 @@
 import json
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -41,6 +41,7 @@ class Train:
         budget: Upper bound in percent.
         verbose: Say more.
         seed: The seed.
+        dataset: The images.
         run_dir: Where to write.
     """
 
@@ -50,6 +51,7 @@ class Train:
     budget: float | None = None
     verbose: bool = False
     seed: int = 0
+    dataset: str = "digits"
     run_dir: Path | None = None
 
     def __post_init__(self):
@@ -153,8 +155,8 @@ def test_checks_across_fields_see_files_and_flags_together(tmp_path, capsys):
         ("--bits 0 x", "--bits: "),
         ("--ppo.clip-range -1", "ppo: clip_range is -1.0; it must not be negative; "),
         ("--budget 0", "budget is 0.0; it must be positive."),
-        ("--config", "--config needs a path after it."),
-        ("--config --seed 1", "--config needs a path after it."),
+        ("--config", "--config needs a value after it."),
+        ("--config --seed 1", "--config needs a value after it."),
         ("--config a --config b", "--config is given 2 times; once is allowed."),
         ("--config=a --config b", "--config is given 2 times; once is allowed."),
         ("--config nope.yaml", "nope.yaml does not exist."),
@@ -196,6 +198,12 @@ def test_resume_takes_the_settings_of_the_run(tmp_path, capsys):
         invocation = invoke(*argv)
         assert invocation.config == config
         assert invocation.resume == folder
+    for beside in (["--dataset", "moved"], ["--dataset=moved"]):
+        invocation = invoke("--resume", str(folder.path), *beside)
+        assert invocation.config == replace(config, dataset="moved")
+    assert refuse(capsys, "--resume", str(folder.path), "--dataset") == (
+        "--dataset needs a value after it."
+    )
     other = RunFolder.create(tmp_path / "o", kind="other", name="x", config=config, command=[])
     assert refuse(capsys, "--resume", str(other.path)) == (
         f"{other.path} holds a run of kind other; kind train is needed here."
