@@ -82,11 +82,12 @@ class Evaluation(NamedTuple):
 
 
 class _Loaded(NamedTuple):
-    """What a run trained; ``model`` is None for a backbone alone."""
+    """What a run trained; ``model`` is None for a backbone alone, ``before`` is what a co-trained backbone was."""
 
     backbone: "WalkableBackbone"
     model: "GatedModel | None"
     info: "BackboneInfo"
+    before: "WalkableBackbone | None"
 
 
 class _Plan(NamedTuple):
@@ -163,15 +164,19 @@ def _load(folder: RunFolder, device: str, precision: Precision) -> _Loaded:
     from dfs_rl.backbones import load_stored_backbone
     from dfs_rl.backbones.precision import resolve_frozen
     from dfs_rl.devices import resolve_device
-    from dfs_rl.gating.model import BACKBONE_FOLDER, load
+    from dfs_rl.gating.model import BACKBONE_FOLDER, BEFORE_FOLDER, load
 
     place = resolve_device(device)
     dtype = resolve_frozen(precision, place)
     stored = load_stored_backbone(folder.path / BACKBONE_FOLDER)
     if folder.kind == _BACKBONE_KIND:
-        return _Loaded(stored.backbone.prepare(dtype).to(place), None, stored.info)
+        return _Loaded(stored.backbone.prepare(dtype).to(place), None, stored.info, None)
     model = load(folder.path, device=place, dtype=dtype)
-    return _Loaded(model.backbone, model, stored.info)
+    before = None
+    if (folder.path / BEFORE_FOLDER).is_dir():
+        before = load_stored_backbone(folder.path / BEFORE_FOLDER).backbone
+    frozen = None if before is None else before.prepare(dtype).to(place)
+    return _Loaded(model.backbone, model, stored.info, frozen)
 
 
 def _dataset(folder: RunFolder, info: "BackboneInfo", dataset: "Dataset | str | None") -> "Dataset":
@@ -203,8 +208,10 @@ def _identity(
     folder: Path, fingerprint: str, split: str, precision: Precision, search: SearchLimits
 ) -> str:
     """Return a digest of everything that decides the figures."""
+    from dfs_rl.gating.model import BACKBONE_FOLDER, BEFORE_FOLDER, GATE_FOLDER
+
     digest = hashlib.sha256(f"{fingerprint} {split} {precision} {search}".encode())
-    for part in ("backbone", "gate"):
+    for part in (BACKBONE_FOLDER, BEFORE_FOLDER, GATE_FOLDER):
         for path in sorted((folder / part).glob("*")):
             if path.suffix in (".json", ".safetensors") and not path.name.startswith("."):
                 digest.update(f" {part}/{path.name} {path.stat().st_size} ".encode())
@@ -235,12 +242,12 @@ def _measure(
     progress: Callable[[str], None],
 ) -> "tuple[EvaluationSummary, tuple[list[ImageExample], list[ImageExample]] | None]":
     """Run the gate, if there is one, and everything it is compared with."""
-    from dfs_rl.evaluation.baselines import Method, rival_methods, uniform_methods
+    from dfs_rl.evaluation.baselines import Arena, Method, rival_methods, uniform_methods
     from dfs_rl.evaluation.run_gate import evaluate_gate
     from dfs_rl.evaluation.summary import summarize
     from dfs_rl.reporting.pictures import cheapest_and_dearest
 
-    backbone, model, _ = loaded
+    backbone, model = loaded.backbone, loaded.model
     place = backbone.feature_mean.device
     reported, selection = data.split(plan.split).to(place), data.split(_SELECTION).to(place)
     size = plan.batch_size
@@ -253,17 +260,22 @@ def _measure(
         evaluate_gate(backbone, model.gate, images, batch_size=size, budget=model.budget)
         for images in (reported, selection)
     )
-    rivals = rival_methods(
-        backbone,
-        gate=records,
-        gate_selection=on_selection,
+    arena = Arena(
         reported=reported,
         selection=selection,
-        uniform=[method.records[0] for method in uniform],
-        split_names=(plan.split, _SELECTION),
+        reported_name=plan.split,
+        selection_name=_SELECTION,
         limits=plan.search,
         batch_size=size,
         progress=progress,
+    )
+    rivals = rival_methods(
+        backbone,
+        arena,
+        gate=records,
+        gate_selection=on_selection,
+        uniform=[method.records[0] for method in uniform],
+        before=loaded.before,
     )
     gate = Method(key="gate", label=records.name, role="gate", records=(records,))
     summary = summarize([gate, *uniform, *rivals], backbone.costs, about)

@@ -319,7 +319,7 @@ def _train(config: TrainAgentConfig, dataset: "Dataset", run: RunFolder, device:
     from agents.training import train_gate
     from dfs_rl.backbones import load_stored_backbone, save_backbone
     from dfs_rl.backbones.storage import STRUCTURE_FILE
-    from dfs_rl.gating.model import BACKBONE_FOLDER
+    from dfs_rl.gating.model import BACKBONE_FOLDER, BEFORE_FOLDER
     from dfs_rl.runs import write_json
 
     plan = plan_of(config, device)
@@ -330,6 +330,8 @@ def _train(config: TrainAgentConfig, dataset: "Dataset", run: RunFolder, device:
             check_match(stored.info, stored.backbone, dataset, str(folder))
         else:
             stored = find_backbone(config, dataset, device)
+            if plan.cotrain is not None:  # what its rivals need, see evaluate
+                save_backbone(stored.backbone, stored.info, run.path / BEFORE_FOLDER)
             save_backbone(stored.backbone, stored.info, folder)
         n_layers = stored.backbone.costs.n_layers
         progress = Progress(plan.steps_made(n_layers), say=_say)

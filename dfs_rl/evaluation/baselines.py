@@ -30,7 +30,7 @@ class Method:
 
     Attributes:
         key: Stable name in files: ``gate``, ``full``, ``uniform_8``, ``mode_table``, ``random``,
-            ``patterns``, ``cascade``, ``static_table``.
+            ``patterns``, ``cascade``, ``static_table``; the last two with ``_before`` on the backbone before co-training.
         label: Name in tables and plots.
         role: ``"gate"``; ``"fixed"`` for reference points at a cost of their own; ``"matched"`` for
             rivals made to cost what the gate costs.
@@ -109,108 +109,165 @@ def uniform_methods(
     return methods
 
 
-def rival_methods(
-    backbone: WalkableBackbone,
-    *,
-    gate: GateRecords,
-    gate_selection: GateRecords,
-    reported: ImageSet,
-    selection: ImageSet,
-    uniform: Sequence[GateRecords],
-    split_names: tuple[str, str],
-    limits: SearchLimits | None = None,
-    batch_size: int = BATCH_SIZE,
-    progress: Callable[[str], None] = lambda _: None,
-) -> list[Method]:
-    """Run every rival at the gate's cost: best static table, cascade, mode table, shuffled options.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Arena:
+    """The ground on which methods compete: the same images and the same rules for all.
 
-    The mode table and the shuffles take their options from the gate on the reported split,
-    which needs no label, so that their marginals are the very ones they are compared with. The
-    static table and the cascade use labels and are chosen on the selection split, under the
-    gate's mean computation there; the table, whose cost moves in steps, under 5 % more, since a
-    gate is said to beat a rival also at 5 % more than the rival's cost.
-
-    Args:
-        backbone: The backbone, on the device of both splits.
-        gate: The gate's records on the reported split.
-        gate_selection: The gate's records on the selection split.
+    Attributes:
         reported: The split that figures are reported on.
         selection: The split that choices are made on.
-        uniform: Records of every uniform option on the reported split, in menu order.
-        split_names: Names of the reported and of the selection split.
-        limits: How long to search for the static table.
+        reported_name: What the reported split is called.
+        selection_name: What the selection split is called.
+        limits: How long to search for a static table; None for the defaults.
         batch_size: Images that run together.
         progress: Told what is being done, in a few words.
     """
-    costs = backbone.costs
-    reported_name, selection_name = split_names
-    cap = gate_selection.computation(costs).mean().item()
-    n_options = len(backbone.options)
 
-    progress(f"cascade, chosen on {selection_name}")
+    reported: ImageSet
+    selection: ImageSet
+    reported_name: str
+    selection_name: str
+    limits: SearchLimits | None = None
+    batch_size: int = BATCH_SIZE
+    progress: Callable[[str], None] = lambda _: None
+
+
+def searched_methods(
+    backbone: WalkableBackbone,
+    arena: Arena,
+    *,
+    cap: float,
+    starts: Sequence[Table],
+    uniform: Sequence[GateRecords],
+    before: bool = False,
+) -> list[Method]:
+    """Find and run the best static table and the confidence cascade.
+
+    Both use labels and are chosen on the selection split under ``cap``; the table, whose cost moves in steps, under 5 % more,
+    since a gate is said to beat a rival also at 5 % more than the rival's cost.
+
+    Args:
+        backbone: The backbone, on the device of both splits.
+        arena: Images and rules.
+        cap: Upper bound on mean computation in percent.
+        starts: Tables that the search starts from beside the uniform ones.
+        uniform: Records of every uniform option on the reported split, in menu order.
+        before: Whether this is the backbone as it was before it was trained with the gate.
+    """
+    when = ", before co-training" if before else ""
+    arena.progress(f"cascade{when}, chosen on {arena.selection_name}")
     on_selection = [
-        method.records[0] for method in uniform_methods(backbone, selection, batch_size=batch_size)
+        method.records[0]
+        for method in uniform_methods(backbone, arena.selection, batch_size=arena.batch_size)
     ]
-    cascade = choose_cascade(on_selection, costs, cap)
+    cascade = choose_cascade(on_selection, backbone.costs, cap)
     cascade_records = run_cascade(uniform, cascade)
 
-    progress(f"best static table, searched on {selection_name}")
+    arena.progress(f"best static table{when}, searched on {arena.selection_name}")
     found = search_static_table(
         backbone,
-        selection,
+        arena.selection,
         cap * (1 + SAME_COST),
-        starts=[mode_table(gate_selection.options, n_options)],
-        limits=limits,
-        batch_size=batch_size,
+        starts=starts,
+        limits=arena.limits,
+        batch_size=arena.batch_size,
     )
     static_records = evaluate_table(
-        backbone, reported, found.table, name="best static table", batch_size=batch_size
+        backbone,
+        arena.reported,
+        found.table,
+        name="best static table",
+        batch_size=arena.batch_size,
     )
+    suffix = "_before" if before else ""
+    return [
+        Method(
+            key=f"static_table{suffix}",
+            label=f"best static table{when}",
+            role="matched",
+            records=(static_records,),
+            chosen_on=arena.selection_name,
+            detail=f"bits {table_text(found.table, backbone.options)}",
+            table=found.table,
+            search=found,
+        ),
+        Method(
+            key=f"cascade{suffix}",
+            label=f"confidence cascade{when}",
+            role="matched",
+            records=(cascade_records,),
+            chosen_on=arena.selection_name,
+            detail=_cascade_text(cascade.first, cascade.second, cascade_records, backbone.options),
+        ),
+    ]
 
-    progress("mode table and shuffled options")
+
+def rival_methods(
+    backbone: WalkableBackbone,
+    arena: Arena,
+    *,
+    gate: GateRecords,
+    gate_selection: GateRecords,
+    uniform: Sequence[GateRecords],
+    before: WalkableBackbone | None = None,
+) -> list[Method]:
+    """Run every rival at the gate's cost: best static table, cascade, mode table, shuffled options.
+
+    The static table and the cascade are chosen under the gate's mean computation on the selection split, see
+    ``searched_methods``. The mode table and the shuffles take their options from the gate on the reported split,
+    which needs no label, so that their marginals are the very ones they are compared with.
+
+    Args:
+        backbone: The backbone, on the device of both splits.
+        arena: Images and rules.
+        gate: The gate's records on the reported split.
+        gate_selection: The gate's records on the selection split.
+        uniform: Records of every uniform option on the reported split, in menu order.
+        before: The backbone as it was before it was trained with the gate, None if it was not. Training under the gate makes
+            a backbone worse at what the gate does not choose, so rivals need the one from before as well.
+    """
+    cap = gate_selection.computation(backbone.costs).mean().item()
+    n_options = len(backbone.options)
+    starts = [mode_table(gate_selection.options, n_options)]
+    searched = searched_methods(backbone, arena, cap=cap, starts=starts, uniform=uniform)
+    if before is not None:
+        then = uniform_methods(before, arena.reported, batch_size=arena.batch_size)
+        searched += searched_methods(
+            before,
+            arena,
+            cap=cap,
+            starts=starts,
+            uniform=[method.records[0] for method in then],
+            before=True,
+        )
+
+    arena.progress("mode table and shuffled options")
     mode = mode_table(gate.options, n_options)
     mode_records = evaluate_table(
-        backbone, reported, mode, name="mode table", batch_size=batch_size
+        backbone, arena.reported, mode, name="mode table", batch_size=arena.batch_size
     )
     shuffles = {"random": shuffled_options, "patterns": shuffled_patterns}
     draws = {
         key: tuple(
             evaluate_options(
                 backbone,
-                reported,
+                arena.reported,
                 shuffle(gate.options, torch_generator(f"{key} baseline", draw)),
                 name=key,
-                batch_size=batch_size,
+                batch_size=arena.batch_size,
             )
             for draw in range(RANDOM_DRAWS)
         )
         for key, shuffle in shuffles.items()
     }
     return [
-        Method(
-            key="static_table",
-            label="best static table",
-            role="matched",
-            records=(static_records,),
-            chosen_on=selection_name,
-            detail=f"bits {table_text(found.table, backbone.options)}",
-            table=found.table,
-            search=found,
-        ),
-        Method(
-            key="cascade",
-            label="confidence cascade",
-            role="matched",
-            records=(cascade_records,),
-            chosen_on=selection_name,
-            detail=_cascade_text(cascade.first, cascade.second, cascade_records, backbone.options),
-        ),
+        *searched,
         Method(
             key="mode_table",
             label="mode table",
             role="matched",
             records=(mode_records,),
-            chosen_on=reported_name,
+            chosen_on=arena.reported_name,
             detail=f"bits {table_text(mode, backbone.options)}",
             table=mode,
         ),
@@ -219,7 +276,7 @@ def rival_methods(
             label="random, same marginals",
             role="matched",
             records=draws["random"],
-            chosen_on=reported_name,
+            chosen_on=arena.reported_name,
             detail=f"mean of {RANDOM_DRAWS} draws",
         ),
         Method(
@@ -227,7 +284,7 @@ def rival_methods(
             label="own patterns, shuffled",
             role="matched",
             records=draws["patterns"],
-            chosen_on=reported_name,
+            chosen_on=arena.reported_name,
             detail=f"mean of {RANDOM_DRAWS} draws",
         ),
     ]

@@ -15,6 +15,8 @@ from dfs_rl.gating.storage import load_gate
 
 BACKBONE_FOLDER = "backbone"
 GATE_FOLDER = "gate"
+BEFORE_FOLDER = "backbone-before"
+"""Beside a co-trained backbone: what it was before."""
 
 
 class Trace(NamedTuple):

@@ -19,6 +19,8 @@ _LOOKS = {
     "mode_table": ("D", style.PURPLE, 5.5),
     "random": ("X", style.ORANGE, 7.0),
     "patterns": ("P", style.SKY, 7.0),
+    "static_table_before": ("s", style.MUTED, 6.0),
+    "cascade_before": ("^", style.MUTED, 7.0),
 }
 _FIXED_LOOK = ("o", style.MUTED, 5.0)
 # Reference points more than this many points below the gate and its rivals are named at the lower

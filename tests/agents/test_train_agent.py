@@ -8,7 +8,14 @@ import pytest
 
 import dfs_rl
 from agents.hyperparameters import PPOConfig
-from dfs_rl.backbones import BackboneInfo, ResNet, ResNetConfig, default_digits, save_backbone
+from dfs_rl.backbones import (
+    PRETRAINED_DIGITS,
+    BackboneInfo,
+    ResNet,
+    ResNetConfig,
+    default_digits,
+    save_backbone,
+)
 from dfs_rl.config import load_config, save_config
 from dfs_rl.data import channel_statistics, load_dataset
 from dfs_rl.gating.reward import RewardWeights
@@ -80,6 +87,11 @@ def test_cotraining_sees_as_many_images_and_changes_the_backbone(tmp_path: Path)
     assert main([*TINY, *flags, "--run-dir", str(path)]) == 0
     # Half of 800 steps are the gate's: 3 updates of 192, each followed by a batch of 32.
     assert read_json(path / "training.json")["images_seen"] == {"gate": 96, "backbone": 96}
+    shipped = (PRETRAINED_DIGITS / "backbone.safetensors").read_bytes()
+    assert (path / "backbone-before" / "backbone.safetensors").read_bytes() == shipped
+    assert (path / "backbone" / "backbone.safetensors").read_bytes() != shipped
+    keys = [method["key"] for method in read_json(path / "summary.json")["methods"]]
+    assert {"static_table_before", "cascade_before"} < set(keys)
     assert RunFolder.open(path).kind == "train_agent"
 
 

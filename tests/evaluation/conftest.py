@@ -8,6 +8,7 @@ from torch import Tensor
 
 from dfs_rl.cost import FULL, SKIP, BitOptions, CostTable, FixedCost
 from dfs_rl.data.images import ImageSet
+from dfs_rl.evaluation.baselines import Arena
 
 CHANNELS = 6
 CLASSES = 4
@@ -99,6 +100,11 @@ def val(backbone) -> ImageSet:
 @pytest.fixture
 def test_set(backbone) -> ImageSet:
     return make_images(backbone, 201, seed=2)
+
+
+@pytest.fixture
+def arena(val, test_set) -> Arena:
+    return Arena(reported=test_set, selection=val, reported_name="test", selection_name="val")
 
 
 @pytest.fixture

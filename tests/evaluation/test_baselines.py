@@ -12,6 +12,7 @@ from dfs_rl.evaluation.baselines import (
 )
 from dfs_rl.evaluation.metrics import option_histogram
 from dfs_rl.evaluation.run_gate import evaluate_gate, evaluate_table
+from tests.evaluation.conftest import MixBackbone
 
 
 def test_mode_table_takes_the_most_frequent_option_and_the_cheaper_of_equals():
@@ -47,17 +48,15 @@ def test_uniform_methods_cover_the_menu(backbone, val):
 
 
 @pytest.fixture
-def rivals(backbone, val, test_set, look_gate):
+def rivals(backbone, arena, val, test_set, look_gate):
     gate = evaluate_gate(backbone, look_gate(), test_set)
     gate_selection = evaluate_gate(backbone, look_gate(), val)
     methods = rival_methods(
         backbone,
+        arena,
         gate=gate,
         gate_selection=gate_selection,
-        reported=test_set,
-        selection=val,
         uniform=[method.records[0] for method in uniform_methods(backbone, test_set)],
-        split_names=("test", "val"),
     )
     return gate, gate_selection, {method.key: method for method in methods}
 
@@ -107,3 +106,29 @@ def test_rivals_are_what_they_are_called(backbone, test_set, rivals):
     for records in methods["patterns"].records:
         assert sorted(records.options.tolist()) == sorted(gate.options.tolist())
         assert not torch.equal(records.options, gate.options)
+
+
+def test_rivals_on_the_backbone_from_before_join_those_on_the_trained_one(
+    backbone, arena, look_gate
+):
+    gate = evaluate_gate(backbone, look_gate(), arena.reported)
+    before = MixBackbone((0, 2, 32), seed=4)
+    methods = rival_methods(
+        backbone,
+        arena,
+        gate=gate,
+        gate_selection=evaluate_gate(backbone, look_gate(), arena.selection),
+        uniform=[method.records[0] for method in uniform_methods(backbone, arena.reported)],
+        before=before,
+    )
+    found = {method.key: method for method in methods}
+    assert list(found)[:4] == ["static_table", "cascade", "static_table_before", "cascade_before"]
+    static = found["static_table_before"]
+    alone = evaluate_table(before, arena.reported, static.table, name="alone")
+    assert torch.equal(static.records[0].predictions, alone.predictions)
+    # Trained as they are on other weights, the two networks cannot agree on every image.
+    assert not torch.equal(alone.predictions, found["static_table"].records[0].predictions)
+    uniform = [method.records[0] for method in uniform_methods(before, arena.reported)]
+    cascade = found["cascade_before"].records[0]
+    first = torch.stack([records.predictions for records in uniform])
+    assert (first == cascade.predictions).any(dim=0).all()

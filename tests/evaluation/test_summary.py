@@ -21,17 +21,15 @@ SUBJECT = Subject(
 
 
 @pytest.fixture
-def methods(backbone, val, test_set, look_gate):
+def methods(backbone, arena, val, test_set, look_gate):
     gate = evaluate_gate(backbone, look_gate(), test_set)
     uniform = uniform_methods(backbone, test_set)
     rivals = rival_methods(
         backbone,
+        arena,
         gate=gate,
         gate_selection=evaluate_gate(backbone, look_gate(), val),
-        reported=test_set,
-        selection=val,
         uniform=[method.records[0] for method in uniform],
-        split_names=("test", "val"),
     )
     return [Method(key="gate", label="gate", role="gate", records=(gate,)), *uniform, *rivals]
 
