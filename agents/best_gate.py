@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from dfs_rl.backbones import StoredBackbone, save_backbone
-from dfs_rl.gating.gates import LayerwiseGate
+from dfs_rl.gating.learned import LearnedGate
 from dfs_rl.gating.model import BACKBONE_FOLDER, GATE_FOLDER
 from dfs_rl.gating.storage import save_gate
 from dfs_rl.runs import RunFolder
@@ -27,7 +27,7 @@ class BestGate:
         self._cotrained = cotrained
         self._tensors: dict[str, Tensor] = {}
 
-    def keep(self, gate: LayerwiseGate) -> None:
+    def keep(self, gate: LearnedGate) -> None:
         """Keep ``gate`` and the backbone as they are now."""
         self._tensors = {
             f"best_gate.{name}": value.clone() for name, value in gate.state_dict().items()
@@ -46,7 +46,7 @@ class BestGate:
         """Return what a checkpoint needs to keep."""
         return dict(self._tensors)
 
-    def restore(self, template: LayerwiseGate, tensors: Mapping[str, Tensor]) -> None:
+    def restore(self, template: LearnedGate, tensors: Mapping[str, Tensor]) -> None:
         """Keep again what ``tensors`` gave; whatever was kept after that checkpoint is forgotten."""
         self._tensors = {name: value for name, value in tensors.items() if name.startswith("best_")}
         template.load_state_dict(_under("best_gate.", self._tensors))

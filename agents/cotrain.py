@@ -19,7 +19,7 @@ from dfs_rl.backbones.contract import WalkableBackbone
 from dfs_rl.backbones.resnet import ResNet
 from dfs_rl.data import Dataset, augment
 from dfs_rl.errors import CheckpointError, TrainingError
-from dfs_rl.gating.gates import LayerwiseGate
+from dfs_rl.gating.learned import LayerwiseGate
 from dfs_rl.gating.observation import observe
 from dfs_rl.gating.walk import finish, start, step
 from dfs_rl.seeding import torch_generator

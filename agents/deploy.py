@@ -10,7 +10,7 @@ from agents.extractor import LayerwiseExtractor
 from agents.hyperparameters import FeatureChoice
 from dfs_rl.backbones.contract import WalkableBackbone, confidence_sizes
 from dfs_rl.cost import BitOptions
-from dfs_rl.gating.gates import LayerwiseGate
+from dfs_rl.gating.learned import LayerwiseGate
 from dfs_rl.gating.observation import CONTEXT_SIZE
 
 GATE_SHARE = 0.0005

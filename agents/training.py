@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, cast
 
 import torch
@@ -15,7 +16,7 @@ from agents.cotrain import CoTrainer, CoTraining
 from agents.deploy import deploy, gate_shape
 from agents.hyperparameters import AlgorithmConfig, CoTrainConfig, FeatureChoice
 from agents.tracking import TensorBoard, make_logger
-from agents.validation import Validation, ValidationSetup
+from agents.validation import Validation, ValidationSetup, Validator, rewards_of
 from dfs_rl.backbones import PreparedResNet, StoredBackbone
 from dfs_rl.data import Dataset
 from dfs_rl.errors import CheckpointError
@@ -173,14 +174,11 @@ def train_gate(
 
     board = TensorBoard(run, purge_step=lifecycle.resumed_at)
     model.set_logger(make_logger(run, board))
-    validation = Validation(
-        lifecycle,
+    validator = Validator(
         ValidationSetup(
             images=dataset.val.to(device),
-            weights=plan.weights,
-            budget=plan.budget,
+            reward=partial(rewards_of, weights=plan.weights, budget=plan.budget),
             every=plan.eval_every,
-            name=plan.name,
         ),
         backbone=lambda: env.task.backbone,
         keep=best.keep,
@@ -195,11 +193,11 @@ def train_gate(
 
     def save() -> None:
         learned = capture(model)
-        tensors = learned.tensors | best.tensors() | validation.tensors()
+        tensors = learned.tensors | best.tensors() | validator.tensors()
         tensors |= trainer.tensors() if trainer else {}
         extra = {
             "metrics": len(run.read_metrics()),
-            "validation": validation.state,
+            "validation": validator.state,
             "backbone_steps": trainer.steps if trainer else 0,
         }
         run.save_checkpoint(CHECKPOINT, tensors, learned.state | extra)
@@ -208,7 +206,7 @@ def train_gate(
         FiniteGuard(lifecycle),
         *([CoTraining(lifecycle, trainer, renew=renew)] if trainer else []),
         UpdateLog(lifecycle),
-        validation,
+        Validation(lifecycle, validator, name=plan.name, budget=plan.budget),
         Checkpointing(lifecycle, save, every=plan.checkpoint_every),
         # After all of these, for some draw random numbers, and a resumed run skips them once.
         Schedules(
@@ -224,10 +222,10 @@ def train_gate(
         board.close()
     if lifecycle.stop.made:
         raise KeyboardInterrupt
-    assert validation.best is not None
+    assert validator.best is not None
     walks = model.num_timesteps // backbone.costs.n_layers
     return TrainingResult(
-        best=validation.best,
+        best=validator.best,
         images_seen={"gate": walks, "backbone": trainer.images_seen if trainer else 0},
     )
 

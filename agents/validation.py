@@ -14,7 +14,7 @@ from dfs_rl.cost import CostTable
 from dfs_rl.data import ImageSet
 from dfs_rl.evaluation.records import GateRecords
 from dfs_rl.evaluation.run_gate import evaluate_gate
-from dfs_rl.gating.gates import LayerwiseGate
+from dfs_rl.gating.learned import LearnedGate
 from dfs_rl.gating.masks import gated_budget
 from dfs_rl.gating.reward import RewardWeights, Verdict, step_cost, terminal_reward
 from dfs_rl.reporting.options_plot import option_histogram_image
@@ -55,21 +55,17 @@ class ValidationSetup:
 
     Attributes:
         images: The validation split.
-        weights: The reward that the agent learns from.
-        budget: Upper bound on computation in percent, or ``None``.
+        reward: What each of its images is worth under a gate, ``[n]``.
         every: Steps between two validations.
-        name: What tables and plots call the gate.
     """
 
     images: ImageSet
-    weights: RewardWeights
-    budget: float | None
+    reward: Callable[[GateRecords, CostTable], Tensor]
     every: int
-    name: str
 
 
-class Validation(BoundaryCallback):
-    """Validates the gate before the first update, every so many steps and after the last, and keeps the best.
+class Validator:
+    """Measures gates on the validation split, logs what it finds and keeps the best.
 
     What counts is the mean reward of the deterministic gate on the validation split, under the weights
     that the agent learns from. The best is the latest gate that is within one standard error of the
@@ -77,7 +73,6 @@ class Validation(BoundaryCallback):
     explored more, deserve the benefit of the doubt. Either way the figure flatters; report another split.
 
     Args:
-        lifecycle: See ``BoundaryCallback``.
         setup: What to validate on.
         backbone: Gives the backbone as it is now.
         keep: Keeps a gate that is the best so far.
@@ -89,19 +84,17 @@ class Validation(BoundaryCallback):
 
     def __init__(
         self,
-        lifecycle: Lifecycle,
         setup: ValidationSetup,
         *,
         backbone: Callable[[], WalkableBackbone],
-        keep: Callable[[LayerwiseGate], None],
+        keep: Callable[[LearnedGate], None],
         run: RunFolder,
         board: TensorBoard,
         report: Callable[[int, Mapping[str, Any]], None],
         resumed: tuple[Mapping[str, Any], Mapping[str, Tensor]] | None = None,
     ) -> None:
-        super().__init__(lifecycle)
-        self._setup = setup
-        self._backbone = backbone
+        self.setup = setup
+        self.backbone = backbone
         self._keep = keep
         self._run = run
         self._board = board
@@ -123,29 +116,17 @@ class Validation(BoundaryCallback):
         """Return what else a checkpoint needs to keep."""
         return {} if self._highest is None else {_HIGHEST: self._highest}
 
-    def between_updates(self, timesteps: int) -> None:
-        """Validate if it is time."""
-        every = self._setup.every
-        if (
-            self._validated_at is None
-            or self.ended
-            or timesteps // every > self._validated_at // every
-        ):
-            self._validate(timesteps)
-            self._validated_at = timesteps
+    def is_due(self, timesteps: int) -> bool:
+        """Whether none was made yet, or the time for the next one has come."""
+        last, every = self._validated_at, self.setup.every
+        return last is None or timesteps // every > last // every
 
-    def _validate(self, timesteps: int) -> None:
-        setup, backbone = self._setup, self._backbone()
-        gate = deploy(
-            self.algorithm,
-            backbone.options,
-            feature_macs=backbone.feature_macs,
-            name=setup.name,
-            budget=setup.budget,
-        )
-        records = evaluate_gate(backbone, gate, setup.images, budget=setup.budget)
+    def validate(self, gate: LearnedGate, timesteps: int) -> None:
+        """Measure ``gate``, and keep it if it is the best."""
+        setup, backbone = self.setup, self.backbone()
+        records = evaluate_gate(backbone, gate, setup.images, budget=gate.budget)
         histogram = records.histogram(len(backbone.options))
-        rewards = rewards_of(records, backbone.costs, setup.weights, budget=setup.budget)
+        rewards = setup.reward(records, backbone.costs)
         figures = {
             "accuracy": records.accuracy,
             "computation": float(records.computation(backbone.costs).mean()),
@@ -169,4 +150,38 @@ class Validation(BoundaryCallback):
             self._keep(gate)
         if self._highest is None or rewards.mean() > self._highest.mean():
             self._highest = rewards
+        self._validated_at = timesteps
         self._report(timesteps, record)
+
+
+class Validation(BoundaryCallback):
+    """Validates a policy's gate before the first update, every so many steps and after the last.
+
+    Args:
+        lifecycle: See ``BoundaryCallback``.
+        validator: Does it.
+        name: What tables and plots call the gate.
+        budget: Upper bound on each image's computation in percent that the gate is trained for; ``None`` for none.
+    """
+
+    def __init__(
+        self, lifecycle: Lifecycle, validator: Validator, *, name: str, budget: float | None
+    ) -> None:
+        super().__init__(lifecycle)
+        self._validator = validator
+        self._name = name
+        self._budget = budget
+
+    def between_updates(self, timesteps: int) -> None:
+        """Validate if it is time."""
+        if not (self._validator.is_due(timesteps) or self.ended):
+            return
+        backbone = self._validator.backbone()
+        gate = deploy(
+            self.algorithm,
+            backbone.options,
+            feature_macs=backbone.feature_macs,
+            name=self._name,
+            budget=self._budget,
+        )
+        self._validator.validate(gate, timesteps)

@@ -288,7 +288,7 @@ def _new_run(
 ) -> RunFolder:
     """Refuse what will not do before a folder is made, then make it."""
     from agents.deploy import gate_shape
-    from dfs_rl.gating.gates import LayerwiseGate
+    from dfs_rl.gating.learned import LayerwiseGate
     from dfs_rl.gating.masks import gated_budget
     from dfs_rl.train_backbone import build
 

@@ -76,7 +76,7 @@ def load_stored_backbone(folder: Path) -> StoredBackbone:
     if (folder / "backbone" / STRUCTURE_FILE).is_file():
         folder = folder / "backbone"
     path = folder / STRUCTURE_FILE
-    record = read_description(path, what="backbone", kind=KIND, version=FORMAT)
+    record = read_description(path, what="backbone", kinds=[KIND], version=FORMAT)
     try:
         parts = {name: _mapping(record[name]) for name in ("config", "statistics", "info")}
     except (KeyError, TypeError) as error:

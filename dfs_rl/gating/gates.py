@@ -1,14 +1,12 @@
-"""Gates: anything that chooses an option per layer and image, and the learned one that ships."""
+"""Gates: anything that chooses an option per layer and image, and those that need no learning."""
 
 from collections.abc import Sequence
-from typing import Protocol, cast, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from dfs_rl.cost import BitOptions
 from dfs_rl.errors import ConfigError
-from dfs_rl.gating.observation import CONTEXT_SIZE
 from dfs_rl.seeding import torch_generator
 
 
@@ -110,76 +108,3 @@ class RandomGate:
             self.marginals[layer], len(features), replacement=True, generator=self._generator
         )
         return draws.to(features.device)
-
-
-class LayerwiseGate(nn.Module):
-    """A learned gate with its own small network for each layer; the deployable actor of an agent.
-
-    Layer ``l`` maps its own features and the context through ``Linear -> tanh -> Linear`` to one logit per option, and the
-    largest wins.
-
-    Args:
-        feature_sizes: Numbers that the backbone describes each gated layer's input with.
-        options: The menu that it chooses from.
-        feature_macs: What these numbers take, see ``WalkableBackbone``.
-        hidden: Width of the hidden layer.
-        budget: Upper bound on computation in percent that it was trained for; ``None`` for none.
-        name: What tables and plots call it.
-
-    Raises:
-        ConfigError: If ``hidden`` is not positive or ``feature_macs`` negative.
-    """
-
-    def __init__(
-        self,
-        feature_sizes: Sequence[int],
-        options: BitOptions,
-        *,
-        feature_macs: float = 0.0,
-        hidden: int = 16,
-        budget: float | None = None,
-        name: str = "layerwise",
-    ) -> None:
-        super().__init__()
-        if hidden < 1:
-            raise ConfigError(f"gate width is {hidden}; it must be at least 1.")
-        if not feature_macs >= 0:
-            raise ConfigError(f"feature_macs is {feature_macs}; it must not be negative.")
-        self.feature_sizes = tuple(feature_sizes)
-        self.feature_macs = feature_macs
-        self.options = options
-        self.hidden = hidden
-        self.budget = budget
-        self.name = name
-        self.networks = nn.ModuleList(
-            nn.Sequential(
-                nn.Linear(size + CONTEXT_SIZE, hidden),
-                nn.Tanh(),
-                nn.Linear(hidden, len(options)),
-            )
-            for size in self.feature_sizes
-        )
-
-    @property
-    def macs(self) -> float:
-        """Multiply-accumulates per image over all layers, those of the features included."""
-        return self.feature_macs + float(
-            sum(
-                m.in_features * m.out_features
-                for m in self.networks.modules()
-                if isinstance(m, nn.Linear)
-            )
-        )
-
-    def reset(self, batch_size: int) -> None:
-        """Keep nothing from walk to walk."""
-
-    def forward(self, features: Tensor, layer: int, context: Tensor) -> Tensor:
-        """Return logits, float32 ``[batch, options]``; arguments as in ``decide``."""
-        size = self.feature_sizes[layer]
-        return cast("Tensor", self.networks[layer](torch.cat([features[:, :size], context], dim=1)))
-
-    @torch.no_grad()
-    def decide(self, features: Tensor, layer: int, context: Tensor) -> Tensor:
-        """Return the option with the largest logit for every image."""
-        return self.forward(features, layer, context).argmax(dim=1)

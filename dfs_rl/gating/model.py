@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from dfs_rl.backbones import load_backbone
 from dfs_rl.backbones.contract import CONFIDENCE_SIZE, WalkableBackbone, confidence_sizes
 from dfs_rl.errors import CheckpointError, DataError
-from dfs_rl.gating.gates import Gate, LayerwiseGate, TableGate
+from dfs_rl.gating.gates import Gate, TableGate
+from dfs_rl.gating.learned import LearnedGate
 from dfs_rl.gating.rollout import rollout
 from dfs_rl.gating.storage import load_gate
 
@@ -88,7 +89,7 @@ def check_fit(backbone: WalkableBackbone, gate: Gate) -> None:
     Raises:
         CheckpointError: If menu, number of layers or their features differ.
     """
-    if isinstance(gate, LayerwiseGate):
+    if isinstance(gate, LearnedGate):
         if gate.options != backbone.options:
             raise CheckpointError(
                 f"gate {gate.name!r} chooses from {list(gate.options)} bit, but the backbone offers {list(backbone.options)}."

@@ -5,22 +5,25 @@ from typing import cast
 
 from dfs_rl.cost import BitOptions
 from dfs_rl.errors import CheckpointError, DfsRlError
-from dfs_rl.gating.gates import LayerwiseGate
+from dfs_rl.gating.learned import LayerwiseGate, LearnedGate, RecurrentGate
 from dfs_rl.runs import load_tensors, read_description, save_tensors, write_description
 
-KIND = "layerwise"
+KINDS: dict[str, type[LayerwiseGate | RecurrentGate]] = {
+    "layerwise": LayerwiseGate,
+    "recurrent": RecurrentGate,
+}
 FORMAT = 2
 STRUCTURE_FILE = "gate.json"
 WEIGHTS_FILE = "gate.safetensors"
 
 
-def save_gate(gate: LayerwiseGate, folder: Path) -> None:
+def save_gate(gate: LearnedGate, folder: Path) -> None:
     """Write ``gate.json`` and ``gate.safetensors`` into ``folder``, which is made if need be."""
     folder.mkdir(parents=True, exist_ok=True)
     save_tensors(folder / WEIGHTS_FILE, gate.state_dict())
     write_description(
         folder / STRUCTURE_FILE,
-        kind=KIND,
+        kind=next(kind for kind, made in KINDS.items() if type(gate) is made),
         version=FORMAT,
         parts={
             "name": gate.name,
@@ -33,16 +36,16 @@ def save_gate(gate: LayerwiseGate, folder: Path) -> None:
     )
 
 
-def load_gate(folder: Path) -> LayerwiseGate:
+def load_gate(folder: Path) -> LearnedGate:
     """Read a gate that ``save_gate`` wrote.
 
     Raises:
         CheckpointError: If it is missing, damaged or of another kind or format.
     """
     path = folder / STRUCTURE_FILE
-    record = read_description(path, what="gate", kind=KIND, version=FORMAT)
+    record = read_description(path, what="gate", kinds=tuple(KINDS), version=FORMAT)
     try:
-        gate = LayerwiseGate(
+        gate = KINDS[str(record["kind"])](
             _integers(record["feature_sizes"]),
             BitOptions(_integers(record["bits"])),
             feature_macs=_number(record["feature_macs"]),

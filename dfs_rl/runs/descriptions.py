@@ -1,6 +1,6 @@
 """What a stored model says of itself: JSON beside its weights, with the kind of thing it is and the format it is written in."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from dfs_rl.errors import CheckpointError, DfsRlError
@@ -12,13 +12,15 @@ def write_description(path: Path, *, kind: str, version: int, parts: Mapping[str
     write_json(path, {"format": version, "kind": kind, **parts})
 
 
-def read_description(path: Path, *, what: str, kind: str, version: int) -> dict[str, object]:
+def read_description(
+    path: Path, *, what: str, kinds: Sequence[str], version: int
+) -> dict[str, object]:
     """Read what ``write_description`` wrote.
 
     Args:
         path: The file.
         what: For the message: ``"backbone"``, ``"gate"``.
-        kind: The kind it must be.
+        kinds: The kinds it may be of.
         version: The format it must have.
 
     Raises:
@@ -28,11 +30,11 @@ def read_description(path: Path, *, what: str, kind: str, version: int) -> dict[
         record = read_json(path)
     except DfsRlError as error:
         raise CheckpointError(f"no {what} can be read from {path.parent}: {error}") from error
-    if not isinstance(record, dict) or (record.get("kind"), record.get("format")) != (
-        kind,
-        version,
+    if not (
+        isinstance(record, dict) and record.get("kind") in kinds and record.get("format") == version
     ):
+        allowed = " or ".join(repr(kind) for kind in kinds)
         raise CheckpointError(
-            f"{path} does not describe a {what} of kind {kind!r} in format {version}."
+            f"{path} does not describe a {what} of kind {allowed} in format {version}."
         )
     return record

@@ -10,7 +10,7 @@ from dfs_rl.backbones import ResNet, ResNetConfig
 from dfs_rl.backbones.calibration import calibrate_steps
 from dfs_rl.data import Dataset, ImageSet, channel_statistics
 from dfs_rl.errors import ConfigError, TrainingError
-from dfs_rl.gating.gates import LayerwiseGate
+from dfs_rl.gating.learned import LayerwiseGate
 
 BITS = (0, 2, 8, 32)
 

@@ -13,7 +13,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from agents.deploy import deploy
 from agents.extractor import LayerwiseExtractor
 from dfs_rl.cost import BitOptions
-from dfs_rl.gating.gates import LayerwiseGate
+from dfs_rl.gating.learned import LayerwiseGate
 from dfs_rl.gating.storage import load_gate, save_gate
 
 CHANNELS = (3, 7, 5)

@@ -12,7 +12,7 @@ from dfs_rl.data import Dataset, ImageSet, channel_statistics, load_dataset
 from dfs_rl.errors import CheckpointError, ConfigError, DataError, RunFolderError
 from dfs_rl.evaluate import evaluate_run, main
 from dfs_rl.evaluation.limits import SearchLimits
-from dfs_rl.gating.gates import LayerwiseGate
+from dfs_rl.gating.learned import LayerwiseGate
 from dfs_rl.gating.model import load
 from dfs_rl.gating.storage import save_gate
 from dfs_rl.runs import RunFolder

@@ -6,17 +6,18 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dfs_rl.cost import BitOptions
 from dfs_rl.errors import CheckpointError, ConfigError
-from dfs_rl.gating.gates import Gate, LayerwiseGate, RandomGate, TableGate
+from dfs_rl.gating.gates import Gate, RandomGate, TableGate
+from dfs_rl.gating.learned import LayerwiseGate, RecurrentGate
 from dfs_rl.gating.storage import load_gate, save_gate
 from tests.gating.toy import CHANNELS
 
 MENU = BitOptions((0, 2, 4, 8))
 
 
-@pytest.fixture
-def gate():
+@pytest.fixture(params=[LayerwiseGate, RecurrentGate], ids=["layerwise", "recurrent"])
+def gate(request):
     torch.manual_seed(0)
-    return LayerwiseGate(CHANNELS, MENU, hidden=5, budget=1.5, name="ppo")
+    return request.param(CHANNELS, MENU, hidden=5, budget=1.5, name="ppo")
 
 
 def test_macs_are_what_a_counter_counts(gate):
@@ -25,10 +26,12 @@ def test_macs_are_what_a_counter_counts(gate):
         for layer in range(len(CHANNELS)):
             gate.decide(features, layer, context)
     assert gate.macs == counter.get_total_flops() / 2
-    assert gate.macs == sum((c + 3) * 5 + 5 * 4 for c in CHANNELS)
+    cell = 4 * 5 * (5 + 5) if isinstance(gate, RecurrentGate) else 0
+    assert gate.macs == sum((c + 3) * 5 + cell + 5 * 4 for c in CHANNELS)
 
 
-def test_a_layer_sees_its_own_channels_only(gate):
+def test_a_layer_sees_its_own_channels_only():
+    gate = LayerwiseGate(CHANNELS, MENU, hidden=5)
     features, context = torch.randn(6, max(CHANNELS)), torch.rand(6, 3)
     disturbed = features.clone()
     disturbed[:, CHANNELS[0] :] += 100.0
@@ -38,6 +41,24 @@ def test_a_layer_sees_its_own_channels_only(gate):
         + gate.networks[0][0].bias
     )
     torch.testing.assert_close(gate(features, 0, context)[0], by_hand + gate.networks[0][2].bias)
+
+
+def test_a_recurrent_gate_is_torchs_lstm_and_forgets_at_reset():
+    gate = RecurrentGate(CHANNELS, MENU, hidden=5)
+    features, context = torch.randn(6, max(CHANNELS)), torch.rand(len(CHANNELS), 6, 3)
+    walks = []
+    for _ in range(2):
+        gate.reset(6)
+        walks.append([gate(features, layer, context[layer]) for layer in range(len(CHANNELS))])
+    lstm = torch.nn.LSTM(5, 5)
+    lstm.load_state_dict({f"{name}_l0": w for name, w in gate.cell.state_dict().items()})
+    embedded = [
+        embedding(torch.cat([features[:, :size], seen], dim=1))
+        for embedding, size, seen in zip(gate.embeddings, CHANNELS, context, strict=True)
+    ]
+    expected = gate.scores(lstm(torch.stack(embedded))[0])  # [layers, batch, options]
+    for walk in walks:
+        torch.testing.assert_close(torch.stack(walk), expected)
 
 
 def test_a_saved_gate_comes_back_the_same(gate, tmp_path):
@@ -50,6 +71,7 @@ def test_a_saved_gate_comes_back_the_same(gate, tmp_path):
         5,
         1.5,
     )
+    assert type(again) is type(gate)
     features, context = torch.randn(9, max(CHANNELS)), torch.rand(9, 3)
     for layer in range(len(CHANNELS)):
         assert torch.equal(gate(features, layer, context), again(features, layer, context))

@@ -10,7 +10,8 @@ from dfs_rl.backbones.calibration import measure_features
 from dfs_rl.cost import BitOptions
 from dfs_rl.data import ChannelStatistics, ImageSet
 from dfs_rl.errors import CheckpointError
-from dfs_rl.gating.gates import LayerwiseGate, RandomGate, TableGate
+from dfs_rl.gating.gates import RandomGate, TableGate
+from dfs_rl.gating.learned import LayerwiseGate
 from dfs_rl.gating.model import GatedModel
 from dfs_rl.gating.rollout import rollout
 from dfs_rl.gating.storage import save_gate

@@ -3,7 +3,8 @@ import torch
 
 from dfs_rl.cost import BitOptions
 from dfs_rl.errors import CheckpointError, ConfigError, DataError
-from dfs_rl.gating.gates import LayerwiseGate, RandomGate, TableGate
+from dfs_rl.gating.gates import RandomGate, TableGate
+from dfs_rl.gating.learned import LayerwiseGate
 from dfs_rl.gating.model import GatedModel
 from dfs_rl.gating.observation import observe
 from dfs_rl.gating.rollout import rollout

@@ -1,0 +1,143 @@
+"""The gates that are learned and ship: small networks that tell one logit per option."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from dfs_rl.cost import BitOptions
+from dfs_rl.errors import ConfigError
+from dfs_rl.gating.observation import CONTEXT_SIZE
+
+_PARTS_OF_A_CELL = 4  # input, forget, cell and output of an LSTM
+
+
+class LearnedGate(nn.Module, ABC):
+    """A gate that tells logits, of which the largest wins.
+
+    Args:
+        feature_sizes: How many of the numbers that the backbone describes each gated layer's input with the gate reads.
+        options: The menu that it chooses from.
+        feature_macs: What these numbers take, see ``WalkableBackbone``.
+        hidden: Width of its hidden layers.
+        budget: Upper bound on each image's computation in percent that it was trained for; ``None`` for none.
+        name: What tables and plots call it.
+
+    Raises:
+        ConfigError: If ``hidden`` is not positive or ``feature_macs`` negative.
+    """
+
+    def __init__(
+        self,
+        feature_sizes: Sequence[int],
+        options: BitOptions,
+        *,
+        feature_macs: float = 0.0,
+        hidden: int = 16,
+        budget: float | None = None,
+        name: str = "gate",
+    ) -> None:
+        super().__init__()
+        if hidden < 1:
+            raise ConfigError(f"gate width is {hidden}; it must be at least 1.")
+        if not feature_macs >= 0:
+            raise ConfigError(f"feature_macs is {feature_macs}; it must not be negative.")
+        self.feature_sizes = tuple(feature_sizes)
+        self.feature_macs = feature_macs
+        self.options = options
+        self.hidden = hidden
+        self.budget = budget
+        self.name = name
+        self._build([size + CONTEXT_SIZE for size in self.feature_sizes])
+
+    @abstractmethod
+    def _build(self, sizes: list[int]) -> None:
+        """Make the networks; each layer's input has ``sizes[layer]`` numbers, context included."""
+
+    @property
+    @abstractmethod
+    def own_macs(self) -> int:
+        """Multiply-accumulates of its own network per image, over all layers."""
+
+    @property
+    def macs(self) -> float:
+        """Multiply-accumulates per image over all layers, those of the features included."""
+        return self.feature_macs + float(self.own_macs)
+
+    def reset(self, batch_size: int) -> None:
+        """Begin a walk."""
+
+    @abstractmethod
+    def forward(self, features: Tensor, layer: int, context: Tensor) -> Tensor:
+        """Return logits, float32 ``[batch, options]``; arguments as in ``decide``."""
+
+    @torch.no_grad()
+    def decide(self, features: Tensor, layer: int, context: Tensor) -> Tensor:
+        """Return the option with the largest logit for every image, see ``Gate``."""
+        return self.forward(features, layer, context).argmax(dim=1)
+
+    def _inputs(self, features: Tensor, layer: int, context: Tensor) -> Tensor:
+        """What layer ``layer`` looks at, ``[batch, size + 3]``."""
+        return torch.cat([features[:, : self.feature_sizes[layer]], context], dim=1)
+
+
+class LayerwiseGate(LearnedGate):
+    """A small network of its own for each layer; the deployable actor of an agent.
+
+    Layer ``l`` maps its own features and the context through ``Linear -> tanh -> Linear`` to the logits. Arguments as for
+    ``LearnedGate``.
+    """
+
+    def _build(self, sizes: list[int]) -> None:
+        self.networks = nn.ModuleList(
+            nn.Sequential(
+                nn.Linear(size, self.hidden),
+                nn.Tanh(),
+                nn.Linear(self.hidden, len(self.options)),
+            )
+            for size in sizes
+        )
+
+    @property
+    def own_macs(self) -> int:
+        """See ``LearnedGate``."""
+        each = CONTEXT_SIZE + len(self.options)
+        return sum(self.hidden * (size + each) for size in self.feature_sizes)
+
+    def forward(self, features: Tensor, layer: int, context: Tensor) -> Tensor:
+        """See ``LearnedGate``."""
+        return cast("Tensor", self.networks[layer](self._inputs(features, layer, context)))
+
+
+class RecurrentGate(LearnedGate):
+    """One LSTM for all layers, over an embedding of its own for each, as in DFS and SkipNet.
+
+    Embedding, memory and logits are ``hidden`` wide, 10 in DFS (Shen et al., AAAI 2020). It remembers what it saw at earlier
+    layers of the same walk, so layers must be asked in order, after ``reset``. Arguments as for ``LearnedGate``.
+    """
+
+    def _build(self, sizes: list[int]) -> None:
+        self.embeddings = nn.ModuleList(nn.Linear(size, self.hidden) for size in sizes)
+        self.cell = nn.LSTMCell(self.hidden, self.hidden)
+        self.scores = nn.Linear(self.hidden, len(self.options))
+        self._memory: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def own_macs(self) -> int:
+        """See ``LearnedGate``."""
+        # A cell reads the embedding and its memory.
+        each = CONTEXT_SIZE + _PARTS_OF_A_CELL * 2 * self.hidden + len(self.options)
+        return sum(self.hidden * (size + each) for size in self.feature_sizes)
+
+    def reset(self, batch_size: int) -> None:
+        """Forget the last walk."""
+        del batch_size
+        self._memory = None
+
+    def forward(self, features: Tensor, layer: int, context: Tensor) -> Tensor:
+        """See ``LearnedGate``; the memory moves on."""
+        embedding = self.embeddings[layer](self._inputs(features, layer, context))
+        self._memory = self.cell(embedding, self._memory)
+        return cast("Tensor", self.scores(self._memory[0]))
