@@ -1,5 +1,6 @@
 """Hyperparameters, each default with its reason; free of torch, so that a help page is quick."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -7,6 +8,10 @@ from typing import Literal, NamedTuple
 from dfs_rl.errors import ConfigError
 
 AlgorithmName = Literal["ppo", "a2c"]
+Method = Literal["gumbel", "dfs"]
+"""How a gate learns by supervision, see ``agents.supervised``."""
+GateKind = Literal["ff", "lstm"]
+"""A small network for each layer, or one LSTM for all."""
 FeatureChoice = Literal["confidence", "all"]
 """What a gate looks at: how sure a probe is, or the pooled channels beside it."""
 
@@ -128,6 +133,54 @@ class CoTrainConfig:
             if not getattr(self, name) >= 0:
                 raise ConfigError(
                     f"cotrain.{name} is {getattr(self, name)}; it must not be negative."
+                )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SupervisedConfig:
+    """Hyperparameters of gates that learn by supervision.
+
+    Attributes:
+        batch_size: Images per step.
+        learning_rate: Adam's step size at the start; it falls along a cosine to zero.
+        temperature: Of the Gumbel-softmax at the start.
+        final_temperature: At the end, reached exponentially: nearer to the draw, but with noisier gradients.
+        price: Weight of computation relative to the budget: where it starts with gumbel, and for good with dfs.
+        price_rate: How fast gumbel's price follows overspending: the change of its logarithm per step at twice the budget.
+        distillation: Weight of the divergence from the full-precision network, beside the loss with labels.
+        max_grad_norm: Gradient clipping.
+
+    Raises:
+        ConfigError: If a value is out of range.
+    """
+
+    batch_size: int = 64
+    learning_rate: float = 0.01
+    temperature: float = 2.0
+    final_temperature: float = 0.5
+    price: float = 0.1
+    price_rate: float = 0.02
+    distillation: float = 0.0
+    max_grad_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        positive = (
+            "batch_size",
+            "learning_rate",
+            "temperature",
+            "final_temperature",
+            "price",
+            "max_grad_norm",
+        )
+        for name in positive:
+            if not 0 < getattr(self, name) < math.inf:
+                raise ConfigError(
+                    f"{name} is {getattr(self, name)}; it must be positive and finite."
+                )
+        for name in ("price_rate", "distillation"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ConfigError(
+                    f"{name} is {getattr(self, name)}; it must be finite and not negative."
                 )
 
 

@@ -8,16 +8,15 @@ from stable_baselines3.common.callbacks import BaseCallback
 from tqdm import tqdm
 
 
-class Progress(BaseCallback):
-    """Shows steps, the reward while exploring, and the last validation.
+class ProgressBar:
+    """Shows timesteps, a figure of the training and the last validation.
 
     Args:
-        total: Steps of the whole training.
+        total: Timesteps of the whole training.
         say: Prints a line; used where stderr is not a terminal, once per validation.
     """
 
     def __init__(self, total: int, *, say: Callable[[str], None]) -> None:
-        super().__init__()
         self._total = total
         self._say = say
         self._bar: tqdm[Any] | None = None
@@ -32,29 +31,53 @@ class Progress(BaseCallback):
                 f"{record['computation']:.3f} %, reward {record['reward']:.4f}, distinct patterns {record['patterns']}"
             )
 
-    def _on_training_start(self) -> None:
+    def start(self, timesteps: int) -> None:
+        """Show the bar, if there is a terminal, with so many steps made."""
         if sys.stderr.isatty():
             self._bar = tqdm(
                 total=self._total,
-                initial=min(self.model.num_timesteps, self._total),
+                initial=min(timesteps, self._total),
                 unit="step",
                 unit_scale=True,
             )
+
+    def update(self, timesteps: int, **figures: str) -> None:
+        """Move the bar to so many steps and show figures beside it."""
+        if self._bar is None:
+            return
+        self._bar.n = min(timesteps, self._total)
+        if self._validated:
+            figures["val accuracy"] = f"{self._validated['accuracy']:.1f} %"
+            figures["computation"] = f"{self._validated['computation']:.2f} %"
+        self._bar.set_postfix(figures, refresh=False)
+        self._bar.refresh()
+
+    def close(self) -> None:
+        """Leave the bar as it stands."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+class Progress(BaseCallback):
+    """Moves a bar with an algorithm's rollouts, beside the reward while exploring.
+
+    Args:
+        bar: What is shown.
+    """
+
+    def __init__(self, bar: ProgressBar) -> None:
+        super().__init__()
+        self._bar = bar
+
+    def _on_training_start(self) -> None:
+        self._bar.start(self.model.num_timesteps)
 
     def _on_step(self) -> bool:
         return True
 
     def _on_rollout_end(self) -> None:
-        if self._bar is None:
-            return
-        self._bar.n = min(self.model.num_timesteps, self._total)
-        shown = {"reward": f"{self.logger.name_to_value['rollout/reward']:.3f}"}
-        if self._validated:
-            shown["val accuracy"] = f"{self._validated['accuracy']:.1f} %"
-            shown["computation"] = f"{self._validated['computation']:.2f} %"
-        self._bar.set_postfix(shown, refresh=False)
-        self._bar.refresh()
+        reward = self.logger.name_to_value["rollout/reward"]
+        self._bar.update(self.model.num_timesteps, reward=f"{reward:.3f}")
 
     def _on_training_end(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
+        self._bar.close()

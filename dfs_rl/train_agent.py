@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -16,22 +16,25 @@ from agents.hyperparameters import (
     PPOConfig,
 )
 from dfs_rl.cli import Invocation, run_command
-from dfs_rl.errors import ConfigError, DataError
+from dfs_rl.errors import ConfigError
+from dfs_rl.gate_runs import (
+    DIGITS,
+    VALIDATIONS,
+    BackboneChoice,
+    backbone_of_run,
+    preview_backbone,
+    say,
+    train_and_evaluate,
+)
 from dfs_rl.runs import RunFolder
 
 if TYPE_CHECKING:
     from agents.training import GateTraining
-    from dfs_rl.backbones import BackboneInfo, ResNet, StoredBackbone
     from dfs_rl.data import Dataset
     from dfs_rl.gating.reward import RewardWeights
-    from dfs_rl.train_backbone import TrainBackboneConfig
 
 KIND = "train_agent"
-DIGITS = "digits"
 PROG = "python -m dfs_rl.train_agent"
-_TRAINING = "training.json"
-VALIDATIONS = 20
-"""How often a run is validated where nothing else is asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,109 +183,6 @@ def plan_of(config: TrainAgentConfig, device: str) -> "GateTraining":
     )
 
 
-def check_match(info: "BackboneInfo", backbone: "ResNet", dataset: "Dataset", source: str) -> None:
-    """Refuse a backbone that was made for other data.
-
-    Raises:
-        DataError: If image shape, classes or images differ.
-    """
-    if backbone.image_shape != dataset.image_shape:
-        raise DataError(
-            f"backbone {source} takes images of {list(backbone.image_shape)} (channels, height, width), but those of data set "
-            f"{dataset.name!r} are {list(dataset.image_shape)}."
-        )
-    if info.class_names != dataset.class_names:
-        raise DataError(
-            f"backbone {source} tells the classes of {info.dataset!r} apart ({_few(info.class_names)}), but data set "
-            f"{dataset.name!r} has {_few(dataset.class_names)}."
-        )
-    if info.fingerprint != dataset.fingerprint:
-        raise DataError(
-            f"backbone {source} was trained on other images or splits than those of data set {dataset.name!r} (fingerprint "
-            f"{info.fingerprint}, not {dataset.fingerprint}); a gate needs images that its backbone has not seen."
-        )
-
-
-def find_backbone(config: TrainAgentConfig, dataset: "Dataset", device: str) -> "StoredBackbone":
-    """Load the backbone that a configuration names, or the one for its data set, which is trained first if need be.
-
-    Raises:
-        CheckpointError: If it cannot be read.
-        DataError: If it was made for other data.
-    """
-    from dfs_rl.backbones import PRETRAINED_DIGITS, load_stored_backbone
-
-    if _needs_supernet(config):
-        return _own_supernet(config, dataset, device)
-    folder = config.backbone or PRETRAINED_DIGITS
-    stored = load_stored_backbone(folder)
-    check_match(stored.info, stored.backbone, dataset, str(folder))
-    return stored
-
-
-def _needs_supernet(config: TrainAgentConfig) -> bool:
-    return config.backbone is None and config.dataset != DIGITS
-
-
-def _supernet_config(config: TrainAgentConfig, device: str) -> "TrainBackboneConfig":
-    """What is trained where no backbone is given: the defaults of ``train_backbone``."""
-    from dfs_rl.train_backbone import TrainBackboneConfig
-
-    return TrainBackboneConfig(
-        dataset=config.dataset,
-        epochs=config.supernet_epochs,
-        device=device,
-        threads=config.threads,
-    )
-
-
-def _own_supernet(config: TrainAgentConfig, dataset: "Dataset", device: str) -> "StoredBackbone":
-    """Return the supernet with ``train_backbone``'s defaults for a data set: an earlier run's, or a new one."""
-    import hashlib
-
-    from dfs_rl import train_backbone
-    from dfs_rl.backbones import load_stored_backbone
-    from dfs_rl.backbones.storage import STRUCTURE_FILE
-    from dfs_rl.config import config_to_dict
-    from dfs_rl.files import exclusive
-    from dfs_rl.gating.model import BACKBONE_FOLDER
-    from dfs_rl.runs.folder import RECORD
-
-    wanted = _supernet_config(config, device)
-    settings = config_to_dict(wanted)
-    relevant = {
-        name: value
-        for name, value in settings.items()
-        if name not in ("dataset", "device", "threads", "run_dir")
-    }
-    digest = hashlib.sha256(
-        repr((dataset.fingerprint, sorted(relevant.items()))).encode()
-    ).hexdigest()[:8]
-    path = Path("runs") / f"supernet-{dataset.name}-{digest}"
-    with exclusive(
-        path,
-        waiting=lambda: _say(f"Another process trains the backbone in {path}; waiting for it."),
-    ):
-        if (path / BACKBONE_FOLDER / STRUCTURE_FILE).is_file():
-            _say(f"No backbone given: using the one trained before in {path}.")
-            stored = load_stored_backbone(path)
-            check_match(stored.info, stored.backbone, dataset, str(path))
-            return stored
-        trainer = train_backbone.make_trainer(wanted, dataset)
-        if (path / RECORD).is_file():
-            _say(f"No backbone given: going on with the one begun in {path}.")
-            folder = RunFolder.open(path, train_backbone.KIND)
-        else:
-            _say(
-                f"No backbone given: training {wanted.backbone} on {dataset.name!r} first, into {path}; "
-                "the next run finds it there."
-            )
-            folder = RunFolder.create(
-                path, kind=train_backbone.KIND, name="supernet", config=wanted, command=(PROG,)
-            )
-        return train_backbone.train_supernet(wanted, trainer, dataset, folder)
-
-
 def _new_run(
     config: TrainAgentConfig, dataset: "Dataset", device: str, command: Sequence[str]
 ) -> RunFolder:
@@ -290,16 +190,8 @@ def _new_run(
     from agents.deploy import gate_shape
     from dfs_rl.gating.learned import LayerwiseGate
     from dfs_rl.gating.masks import gated_budget
-    from dfs_rl.train_backbone import build
 
-    if _needs_supernet(config):
-        backbone = build(_supernet_config(config, device), dataset)  # untrained, it costs the same
-    else:
-        backbone = find_backbone(config, dataset, device).backbone
-    if len(backbone.options) == 1:
-        raise ConfigError(
-            f"backbone {config.backbone} runs at {backbone.options[0]} bit only; a gate needs two options to choose from."
-        )
+    backbone = preview_backbone(_choice(config, device), dataset)
     if config.budget is not None:
         shape = gate_shape(backbone, features=config.features, hidden=config.hidden)
         gate = LayerwiseGate(
@@ -313,40 +205,36 @@ def _new_run(
     return RunFolder.create(config.run_dir, kind=KIND, name=name, config=config, command=command)
 
 
-def _train(config: TrainAgentConfig, dataset: "Dataset", run: RunFolder, device: str) -> None:
-    """Train the gate, or go on with it, and record how it went in ``training.json``."""
-    from agents.progress import Progress
+def _choice(config: TrainAgentConfig, device: str) -> BackboneChoice:
+    return BackboneChoice(
+        dataset=config.dataset,
+        folder=config.backbone,
+        epochs=config.supernet_epochs,
+        device=device,
+        threads=config.threads,
+    )
+
+
+def _train(
+    config: TrainAgentConfig, dataset: "Dataset", run: RunFolder, device: str
+) -> Mapping[str, Mapping[str, object]]:
+    """Train the gate, or go on with it, and say how it went."""
+    from agents.progress import Progress, ProgressBar
     from agents.training import train_gate
-    from dfs_rl.backbones import load_stored_backbone, save_backbone
-    from dfs_rl.backbones.storage import STRUCTURE_FILE
-    from dfs_rl.gating.model import BACKBONE_FOLDER, BEFORE_FOLDER
-    from dfs_rl.runs import write_json
 
     plan = plan_of(config, device)
-    folder = run.path / BACKBONE_FOLDER
     try:
-        if (folder / STRUCTURE_FILE).is_file():
-            stored = load_stored_backbone(folder)
-            check_match(stored.info, stored.backbone, dataset, str(folder))
-        else:
-            stored = find_backbone(config, dataset, device)
-            if plan.cotrain is not None:  # what its rivals need, see evaluate
-                save_backbone(stored.backbone, stored.info, run.path / BEFORE_FOLDER)
-            save_backbone(stored.backbone, stored.info, folder)
-        n_layers = stored.backbone.costs.n_layers
-        progress = Progress(plan.steps_made(n_layers), say=_say)
+        stored = backbone_of_run(
+            run, _choice(config, device), dataset, keep_original=plan.cotrain is not None
+        )
+        bar = ProgressBar(plan.steps_made(stored.backbone.costs.n_layers), say=say)
         result = train_gate(
-            plan, stored, dataset, run, report=progress.report, watchers=(progress,)
+            plan, stored, dataset, run, report=bar.report, watchers=(Progress(bar),)
         )
     except KeyboardInterrupt:
         again = f"{PROG} --resume {run.path}"
         raise KeyboardInterrupt(f"Interrupted and saved; go on with: {again}") from None
-    record = {"best_on_val": result.best, "images_seen": result.images_seen}
-    write_json(run.path / _TRAINING, record)
-    _say(
-        f"Kept the gate of step {result.best['timesteps']:,}: the latest within one standard error of "
-        "the highest mean reward on the val split."
-    )
+    return {"best_on_val": result.best, "images_seen": result.images_seen}
 
 
 def _run(invocation: Invocation[TrainAgentConfig]) -> None:
@@ -354,9 +242,6 @@ def _run(invocation: Invocation[TrainAgentConfig]) -> None:
 
     from dfs_rl.data import load_dataset
     from dfs_rl.devices import resolve_device
-    from dfs_rl.evaluate import evaluate_run
-    from dfs_rl.files import exclusive
-    from dfs_rl.reporting.table import summary_text
 
     config = invocation.config
     torch.set_num_threads(config.threads)
@@ -364,32 +249,7 @@ def _run(invocation: Invocation[TrainAgentConfig]) -> None:
     plan_of(config, device)  # refuses bad settings
     dataset = load_dataset(config.dataset)
     run = invocation.resume or _new_run(config, dataset, device, invocation.command)
-    with exclusive(run.path):
-        if (run.path / _TRAINING).is_file():
-            _say(f"The training in {run.path} is finished.")
-        else:
-            _train(config, dataset, run, device)
-        evaluation = evaluate_run(
-            run,
-            dataset=dataset,
-            device=device,
-            progress=lambda text: _say(f"Evaluating: {text} ..."),
-        )
-    sys.stdout.write(summary_text(evaluation.summary))
-    sys.stdout.flush()
-    _say(f"Everything is in {run.path}; pictures:")
-    for picture in sorted(run.plots_dir.glob("*.png")):
-        _say(f"  {picture}")
-
-
-def _few(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:4])
-    return f"{shown}, ... {len(names)} in all" if len(names) > 4 else shown  # noqa: PLR2004 - enough to recognise them
-
-
-def _say(text: str) -> None:
-    sys.stderr.write(f"{text}\n")
-    sys.stderr.flush()
+    train_and_evaluate(run, dataset, device, lambda: _train(config, dataset, run, device))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from agents.callbacks import Lifecycle, UpdateLog, learn
-from agents.progress import Progress
+from agents.progress import Progress, ProgressBar
 from dfs_rl.backbones.contract import WalkableBackbone
 from dfs_rl.data import ImageSet
 from tests.agents.conftest import small_ppo
@@ -28,10 +28,10 @@ def test_progress_is_shown(
 ) -> None:
     monkeypatch.setattr(sys, "stderr", stream)
     said: list[str] = []
-    progress = Progress(192, say=said.append)
-    progress.report(0, RECORD)
+    bar = ProgressBar(192, say=said.append)
+    bar.report(0, RECORD)
     model = small_ppo(planted_backbone, planted_images)
-    learn(model, 192, [UpdateLog(Lifecycle()), progress], fresh=True)
+    learn(model, 192, [UpdateLog(Lifecycle()), Progress(bar)], fresh=True)
     if stream.isatty():
         assert "192/192" in stream.getvalue()
         assert "val accuracy=91.2 %" in stream.getvalue()

@@ -1,0 +1,215 @@
+"""Gates that learn by supervision: hard choices, gradients through a relaxation, and a budget that is held on average.
+
+Two methods share one loop. ``gumbel`` draws by the straight-through Gumbel-softmax and pays a price for computation that rises
+while the gate spends more than its budget and falls while it spends less. ``dfs`` is the gate of Dynamic Fractional Skipping (Shen
+et al., AAAI 2020): no noise, and a cost term of fixed weight whose sign flips at the budget, after a first phase in which the gate
+learns to execute everything.
+"""
+
+import math
+from collections.abc import Mapping
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from agents.checkpoint import optimizer_tensors, restore_optimizer
+from agents.hyperparameters import Method, SupervisedConfig
+from agents.soft_walk import Estimator, argmax_choice, gumbel_choice, soft_walk
+from dfs_rl.backbones.contract import WalkableBackbone
+from dfs_rl.data import ImageSet
+from dfs_rl.data.batching import epoch_batches
+from dfs_rl.errors import CheckpointError, TrainingError
+from dfs_rl.gating.learned import LearnedGate
+from dfs_rl.seeding import torch_generator
+
+_LARGEST_RISE = (
+    1.0  # of the relative overspending that moves the price: a gate begins at many times its budget
+)
+_EXECUTES_EVERYTHING = 0.95  # of the gated layers' full cost, where the first phase of dfs ends
+
+
+class SupervisedLosses(NamedTuple):
+    """What one step was like.
+
+    Attributes:
+        labels: Cross-entropy.
+        divergence: From the full-precision network, None where it was not asked for.
+        accuracy: Of the batch under the hard choices, in percent.
+        spent: Cost of the gated layers over what the budget leaves for them.
+        price: Weight of that ratio in the loss; negative where spending is rewarded.
+    """
+
+    labels: float
+    divergence: float | None
+    accuracy: float
+    spent: float
+    price: float
+
+
+class SupervisedTrainer:
+    """Trains a gate on a frozen backbone, step by step.
+
+    All randomness is a function of the seed and of the number of steps made, so any step can be resumed.
+
+    Args:
+        method: How choices are made and the budget is held.
+        config: Hyperparameters.
+        backbone: The training form, in evaluation mode; its weights are left alone.
+        frozen: The same network in its frozen form.
+        gate: Trained in place.
+        images: The split to learn from.
+        target: What the gated layers may cost on average, as a fraction.
+        steps: Length of the training.
+        seed: Seed of the run.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        config: SupervisedConfig,
+        *,
+        backbone: WalkableBackbone,
+        frozen: WalkableBackbone,
+        gate: LearnedGate,
+        images: ImageSet,
+        target: float,
+        steps: int,
+        seed: int,
+    ) -> None:
+        self.gate = gate
+        self.steps = 0
+        self._method = method
+        self._config = config
+        self._backbone = backbone
+        self._frozen = frozen
+        self._images = images
+        self._target = target
+        self._total = steps
+        self._seed = seed
+        self._price = config.price
+        self._executed_everything = method != "dfs"
+        self._batch_size = min(config.batch_size, len(images))
+        self._order: tuple[int, list[Tensor]] | None = None
+        self._optimizer = torch.optim.Adam(gate.parameters(), lr=config.learning_rate)
+
+    def step(self) -> SupervisedLosses:
+        """Learn from one batch.
+
+        Raises:
+            TrainingError: If the loss is no longer finite.
+        """
+        config, progress = self._config, self.steps / self._total
+        for group in self._optimizer.param_groups:
+            group["lr"] = config.learning_rate * 0.5 * (1.0 + math.cos(math.pi * progress))
+        batch = self._images.subset(self._rows())
+        self.gate.train()
+        walk = soft_walk(self._backbone, self._frozen, self.gate, batch.images, self._estimator())
+        labels = functional.cross_entropy(walk.logits, batch.labels)
+        spent = walk.spent.mean() / self._target
+        price = self._signed_price(float(spent.detach()))
+        loss = labels + price * spent
+        divergence: Tensor | None = None
+        if config.distillation:
+            divergence = self._divergence(batch.images, walk.logits)
+            loss = loss + config.distillation * divergence
+        if not bool(torch.isfinite(loss)):
+            raise TrainingError(
+                f"training stopped at step {self.steps}: its loss is {loss.item()}; a smaller learning_rate may help."
+            )
+        self._optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(self.gate.parameters(), config.max_grad_norm)
+        self._optimizer.step()
+        self._adjust(float(spent.detach()))
+        self.steps += 1
+        right = (walk.logits.argmax(dim=1) == batch.labels).double().mean()
+        return SupervisedLosses(
+            labels=float(labels.detach()),
+            divergence=None if divergence is None else float(divergence.detach()),
+            accuracy=100.0 * float(right),
+            spent=float(spent.detach()),
+            price=price,
+        )
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return weights and moments for a checkpoint."""
+        weights = {f"gate.{name}": tensor for name, tensor in self.gate.state_dict().items()}
+        return weights | optimizer_tensors(self._optimizer, "optimizer")
+
+    @property
+    def state(self) -> dict[str, object]:
+        """What else a checkpoint needs, as JSON values."""
+        return {
+            "steps": self.steps,
+            "price": self._price,
+            "executed_everything": self._executed_everything,
+        }
+
+    def restore(self, tensors: Mapping[str, Tensor], state: Mapping[str, object]) -> None:
+        """Go back to where ``tensors`` and ``state`` were taken.
+
+        Raises:
+            CheckpointError: If they are of another training.
+        """
+        weights = {
+            name.removeprefix("gate."): t for name, t in tensors.items() if name.startswith("gate.")
+        }
+        try:
+            self.gate.load_state_dict(weights)
+            restore_optimizer(self._optimizer, tensors, "optimizer")
+            self.steps = int(str(state["steps"]))
+            self._price = float(str(state["price"]))
+            self._executed_everything = bool(state["executed_everything"])
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise CheckpointError("the checkpoint does not fit this run's gate.") from error
+
+    def _estimator(self) -> Estimator:
+        if self._method == "dfs":
+            return argmax_choice
+        config = self._config
+        ratio = config.final_temperature / config.temperature
+        temperature = config.temperature * ratio ** (self.steps / self._total)
+        device = self._images.labels.device
+        generator = torch_generator(self._seed, "gumbel", self.steps, device=device)
+        return partial(gumbel_choice, temperature=temperature, generator=generator)
+
+    def _signed_price(self, spent: float) -> float:
+        if self._method == "gumbel":
+            return self._price
+        if not self._executed_everything:
+            return -self._price
+        return math.copysign(self._price, spent - 1.0)
+
+    def _adjust(self, spent: float) -> None:
+        """Move the price, or the phase, by what the last batch cost relative to the target."""
+        if self._method == "gumbel":
+            over = max(-_LARGEST_RISE, min(spent - 1.0, _LARGEST_RISE))
+            self._price *= math.exp(self._config.price_rate * over)
+        elif spent * self._target >= _EXECUTES_EVERYTHING:
+            self._executed_everything = True
+
+    def _divergence(self, images: Tensor, logits: Tensor) -> Tensor:
+        """Kullback-Leibler divergence of the walk's answer from the full-precision network's."""
+        frozen = self._frozen
+        with torch.no_grad():
+            hidden = frozen.stem(images)
+            for layer in frozen.layers:
+                hidden = layer(hidden, frozen.options[frozen.options.full])
+            teacher = frozen.head(hidden).log_softmax(dim=1)
+        return functional.kl_div(
+            logits.log_softmax(dim=1), teacher, reduction="batchmean", log_target=True
+        )
+
+    def _rows(self) -> Tensor:
+        """Which images the next step sees: every image once per pass."""
+        per_epoch = len(self._images) // self._batch_size
+        epoch, place = divmod(self.steps, per_epoch)
+        if self._order is None or self._order[0] != epoch:
+            order = epoch_batches(
+                len(self._images), self._batch_size, seed=self._seed, epoch=epoch, drop_last=True
+            )
+            self._order = (epoch, list(order))
+        return self._order[1][place]

@@ -1,0 +1,221 @@
+"""One training of a gate by supervision, put together: checkpoints, validation, interruption, and going on."""
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from agents.best_gate import BestGate
+from agents.deploy import gate_shape
+from agents.hyperparameters import FeatureChoice, GateKind, Method, SupervisedConfig
+from agents.progress import ProgressBar
+from agents.supervised import SupervisedTrainer
+from agents.tracking import TensorBoard
+from agents.training import TrainingResult
+from agents.validation import ValidationSetup, Validator, rewards_of
+from dfs_rl.backbones import ResNet, StoredBackbone
+from dfs_rl.backbones.contract import WalkableBackbone
+from dfs_rl.cost import CostTable
+from dfs_rl.data import Dataset
+from dfs_rl.errors import CheckpointError
+from dfs_rl.evaluation.records import GateRecords
+from dfs_rl.gating.learned import LayerwiseGate, LearnedGate, RecurrentGate
+from dfs_rl.gating.masks import gated_budget
+from dfs_rl.gating.reward import RewardWeights
+from dfs_rl.interrupts import stop_on_interrupt
+from dfs_rl.runs import RunFolder
+from dfs_rl.seeding import seed_everything, stream_seed
+
+CHECKPOINT = "last"
+RECURRENT_WIDTH = 10
+"""Of embedding and LSTM, as in DFS; there is one for all layers, so it costs the same in each."""
+OVERSHOOT = 50.0
+"""Price of each fraction of mean computation above the budget, when gates are selected; as --reward.overshoot of agents."""
+_STATE = {"trainer", "metrics", "validation"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SupervisedTraining:
+    """What to train and how.
+
+    Attributes:
+        method: How choices are made and the budget is held.
+        kind: A network for each layer, or one LSTM.
+        config: Hyperparameters.
+        timesteps: Decisions to learn from; one image walked once is as many as there are gated layers.
+        budget: What images may cost on average, in percent, everything included.
+        features: What the gate looks at.
+        hidden: Width of the gate; ``None`` for its kind's own.
+        eval_every: Timesteps between two validations.
+        checkpoint_every: Timesteps between two checkpoints.
+        seed: Seed of everything.
+        device: Where to compute.
+        dtype: What the frozen backbone computes in.
+        name: What tables and plots call the gate.
+    """
+
+    method: Method
+    kind: GateKind
+    config: SupervisedConfig
+    timesteps: int
+    budget: float
+    features: FeatureChoice
+    hidden: int | None
+    eval_every: int
+    checkpoint_every: int
+    seed: int
+    device: str
+    dtype: torch.dtype
+    name: str
+
+    def per_step(self, n_layers: int, n_images: int) -> int:
+        """Return the timesteps of one batch."""
+        return n_layers * min(self.config.batch_size, n_images)
+
+    def timesteps_made(self, n_layers: int, n_images: int) -> int:
+        """Return ``timesteps`` rounded up to whole batches."""
+        each = self.per_step(n_layers, n_images)
+        return -(-self.timesteps // each) * each
+
+
+def build_gate(plan: SupervisedTraining, backbone: WalkableBackbone) -> LearnedGate:
+    """Build the untrained gate; the same seed gives the same weights."""
+    seed_everything(stream_seed(plan.seed, "gate") % 2**32)
+    shape = gate_shape(backbone, features=plan.features, hidden=plan.hidden)
+    if plan.kind == "lstm":
+        return RecurrentGate(
+            shape.feature_sizes,
+            backbone.options,
+            feature_macs=backbone.feature_macs,
+            hidden=plan.hidden or RECURRENT_WIDTH,
+            name=plan.name,
+        )
+    return LayerwiseGate(
+        shape.feature_sizes,
+        backbone.options,
+        feature_macs=backbone.feature_macs,
+        hidden=shape.hidden,
+        name=plan.name,
+    )
+
+
+def rewards_within(records: GateRecords, costs: CostTable, *, budget: float) -> Tensor:
+    """Return what each image is worth to a gate whose mean computation has an upper bound, float64 ``[n]``.
+
+    Accuracy and likelihood count as for an agent; what the mean is above the budget costs all images alike.
+    """
+    weights = RewardWeights(cost=0.0)
+    over = max(0.0, float(records.computation(costs).mean()) - budget) / 100.0
+    return rewards_of(records, costs, weights, budget=None) - OVERSHOOT * over
+
+
+def train_supervised(
+    plan: SupervisedTraining,
+    stored: StoredBackbone,
+    dataset: Dataset,
+    run: RunFolder,
+    *,
+    bar: ProgressBar,
+) -> TrainingResult:
+    """Train a gate to the end, or go on where the run's last checkpoint was made.
+
+    Ctrl-C finishes the batch at hand, saves and ends; a second one ends at once.
+
+    Args:
+        plan: What and how.
+        stored: The backbone, which stays as it is.
+        dataset: The gate learns on its agent split and is validated on its val split.
+        run: Where everything goes. A checkpoint in it is continued.
+        bar: Shows how far it is.
+
+    Raises:
+        KeyboardInterrupt: After Ctrl-C, once everything is saved.
+        ConfigError: If the budget does not suffice for the cheapest choices.
+        TrainingError: If the loss is no longer finite.
+        CheckpointError: If the checkpoint does not fit.
+    """
+    device = torch.device(plan.device)
+    backbone: ResNet = stored.backbone.to(device).eval().requires_grad_(requires_grad=False)
+    frozen = backbone.prepare(plan.dtype).to(device)
+    agent = dataset.agent.to(device)
+    gate = build_gate(plan, backbone).to(device)
+    each = plan.per_step(backbone.costs.n_layers, len(agent))
+    total = plan.timesteps_made(backbone.costs.n_layers, len(agent)) // each
+    trainer = SupervisedTrainer(
+        plan.method,
+        plan.config,
+        backbone=backbone,
+        frozen=frozen,
+        gate=gate,
+        images=agent,
+        target=gated_budget(backbone.costs, plan.budget, gate_macs=gate.macs),
+        steps=total,
+        seed=plan.seed,
+    )
+    best = BestGate(run, stored, cotrained=False)
+    checkpoint = run.load_checkpoint(CHECKPOINT) if run.has_checkpoint(CHECKPOINT) else None
+    state: dict[str, Any] = {} if checkpoint is None else checkpoint.state
+    if checkpoint is not None:
+        missing = _STATE - state.keys()
+        if missing:
+            raise CheckpointError(
+                f"the checkpoint in {run.checkpoint_dir} is not one of this training: it lacks {sorted(missing)}."
+            )
+        trainer.restore(checkpoint.tensors, state["trainer"])
+        best.restore(build_gate(plan, backbone), checkpoint.tensors)
+    run.truncate_metrics(state.get("metrics", 0))
+    board = TensorBoard(run, purge_step=trainer.steps * each if checkpoint else None)
+    validator = Validator(
+        ValidationSetup(
+            images=dataset.val.to(device),
+            reward=lambda records, costs: rewards_within(records, costs, budget=plan.budget),
+            every=plan.eval_every,
+        ),
+        backbone=lambda: frozen,
+        keep=best.keep,
+        run=run,
+        board=board,
+        report=bar.report,
+        resumed=(state["validation"], checkpoint.tensors) if checkpoint else None,
+    )
+
+    def save() -> None:
+        tensors = trainer.tensors() | best.tensors() | validator.tensors()
+        extra = {"metrics": len(run.read_metrics()), "validation": validator.state}
+        run.save_checkpoint(CHECKPOINT, tensors, {"trainer": trainer.state} | extra)
+
+    if checkpoint is None:
+        validator.validate(gate.eval(), 0)
+        save()
+    began, first = time.perf_counter(), trainer.steps
+    bar.start(trainer.steps * each)
+    try:
+        with stop_on_interrupt() as stop:
+            while trainer.steps < total:
+                losses = trainer.step()
+                timesteps = trainer.steps * each
+                run.log({"kind": "update", "timesteps": timesteps, **losses._asdict()})
+                figures = {k: v for k, v in losses._asdict().items() if v is not None}
+                rate = (trainer.steps - first) * each / (time.perf_counter() - began)
+                figures["steps_per_second"] = rate
+                board.scalars({f"train/{k}": v for k, v in figures.items()}, timesteps)
+                bar.update(timesteps, loss=f"{losses.labels:.3f}")
+                ended = trainer.steps == total
+                if validator.is_due(timesteps) or ended:
+                    validator.validate(gate.eval(), timesteps)
+                requested = stop.made  # once: it may change at any moment
+                due = timesteps // plan.checkpoint_every > (
+                    (timesteps - each) // plan.checkpoint_every
+                )
+                if due or ended or requested:
+                    save()
+                if requested and not ended:
+                    raise KeyboardInterrupt
+    finally:
+        bar.close()
+        board.close()
+    assert validator.best is not None
+    walks = trainer.steps * each // backbone.costs.n_layers
+    return TrainingResult(best=validator.best, images_seen={"gate": walks, "backbone": 0})
