@@ -1,0 +1,116 @@
+"""The command from its flags to its run folder, and the sentences with which it refuses."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import dfs_rl
+from agents.hyperparameters import SupervisedConfig
+from dfs_rl.config import load_config, save_config
+from dfs_rl.cost import BitOptions
+from dfs_rl.data import load_dataset
+from dfs_rl.gating.learned import LayerwiseGate, RecurrentGate
+from dfs_rl.gating.storage import load_gate
+from dfs_rl.runs import read_json
+from dfs_rl.train_gumbel import TrainGumbelConfig, main, plan_of
+
+TINY = [
+    "--timesteps",
+    "1000",
+    "--device",
+    "cpu",
+    "--precision",
+    "float32",
+    "--training.batch-size",
+    "32",
+]
+
+
+def sentence(capsys: pytest.CaptureFixture[str]) -> str:
+    return capsys.readouterr().err.strip().splitlines()[-1]
+
+
+@pytest.fixture(scope="module", params=["ff", "lstm"])
+def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("command") / "run"
+    flags = ["--gate", request.param, "--budget", "5", "--run-dir", str(path)]
+    assert main([*TINY, *flags]) == 0
+    return path
+
+
+def test_a_run_folder_holds_all_that_is_needed_to_use_the_gate(finished: Path) -> None:
+    model = dfs_rl.load(finished)
+    digits = load_dataset("digits")
+    logits, trace = model(digits.test.images[:5])
+    assert logits.shape == (5, 10)
+    again, _ = model(digits.test.images[:5])
+    assert torch.equal(logits, again)  # no noise, no memory from walk to walk
+    assert set(trace.bits.flatten().tolist()) <= set(BitOptions((0, 2, 3, 4, 8, 32)))
+    summary = read_json(finished / "summary.json")
+    assert {"gate", "static_table", "cascade", "patterns"} <= {m["key"] for m in summary["methods"]}
+    kind = load_config(finished / "config.yaml", TrainGumbelConfig).gate
+    made = {"ff": LayerwiseGate, "lstm": RecurrentGate}[kind]
+    assert isinstance(load_gate(finished / "gate"), made)
+    # 32 images of 6 layers are 192 timesteps, so 1000 take 6 batches.
+    assert read_json(finished / "training.json")["images_seen"] == {"gate": 6 * 32, "backbone": 0}
+
+
+def test_a_finished_run_says_so_and_shows_its_table_again(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    metrics = (finished / "metrics.jsonl").read_text()
+    assert main(["--resume", str(finished)]) == 0
+    shown = capsys.readouterr()
+    assert f"The training in {finished} is finished." in shown.err
+    assert "full precision" in shown.out
+    assert (finished / "metrics.jsonl").read_text() == metrics
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--budget", "0.3"], "budget 0.3 % is not enough"),
+        (
+            ["--gate", "lstm"],
+            "budget 1 % is not enough",
+        ),  # of 10, it costs more than that on digits
+        (["--budget", "inf"], "budget is inf %; it must be positive and finite"),
+        (["--timesteps", "0"], "timesteps is 0; it must be at least 1"),
+        (["--hidden", "0"], "hidden is 0; it must be at least 1"),
+        (["--seed", "-1"], "seed is -1"),
+        (["--method", "sarsa"], "method"),
+        (["--training.temperature", "0"], "temperature is 0.0; it must be positive"),
+        (["--dataset", "no/such/folder"], "no/such/folder"),
+        (["--backbone", "nowhere"], "nowhere"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_leaves_no_folder(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    flags: list[str],
+    words: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main([*TINY, *flags]) == 2
+    shown = capsys.readouterr().err.strip()
+    assert words in shown
+    assert "\n" not in shown
+    assert not (tmp_path / "runs").exists()
+
+
+def test_flags_reach_the_training() -> None:
+    config = TrainGumbelConfig(method="dfs", gate="lstm", timesteps=4000, hidden=7, budget=2.0)
+    plan = plan_of(config, "cpu")
+    assert (plan.method, plan.kind, plan.hidden, plan.budget) == ("dfs", "lstm", 7, 2.0)
+    assert plan.eval_every == plan.checkpoint_every == 200
+    assert plan.name == "DFS LSTM"
+
+
+def test_every_setting_survives_the_run_folders_yaml(tmp_path: Path) -> None:
+    config = TrainGumbelConfig(
+        backbone=tmp_path, budget=1.5, training=SupervisedConfig(distillation=1.0)
+    )
+    save_config(config, tmp_path / "config.yaml")
+    assert load_config(tmp_path / "config.yaml", TrainGumbelConfig) == config
