@@ -23,6 +23,7 @@ from dfs_rl.runs import RunFolder, read_json, write_json
 if TYPE_CHECKING:
     from dfs_rl.backbones import BackboneInfo, WalkableBackbone
     from dfs_rl.data import Dataset
+    from dfs_rl.evaluation.baselines import Method
     from dfs_rl.evaluation.summary import EvaluationSummary, Subject
     from dfs_rl.gating.model import GatedModel
     from dfs_rl.reporting.images_plot import ImageExample
@@ -73,11 +74,13 @@ class Evaluation(NamedTuple):
     Attributes:
         summary: The figures.
         path: The file that holds them.
+        outcomes: The file that holds what every method did with every image.
         stored: Whether they had been stored before and nothing was run.
     """
 
     summary: "EvaluationSummary"
     path: Path
+    outcomes: Path
     stored: bool
 
 
@@ -130,7 +133,8 @@ def evaluate_run(
         DataError: If the data set cannot be found or is not the one that the run was trained on.
         ConfigError: If the device is not there.
     """
-    from dfs_rl.evaluation.summary import Subject
+    from dfs_rl.evaluation.outcomes import outcomes_of, save_outcomes
+    from dfs_rl.evaluation.summary import Subject, summarize
     from dfs_rl.reporting.pictures import write_pictures
 
     folder = RunFolder.open(run) if isinstance(run, Path) else run
@@ -147,16 +151,20 @@ def evaluate_run(
         split=split,
         class_names=data.class_names,
     )
+    outcomes = path.with_name(path.name.replace("summary", "outcomes")).with_suffix(".safetensors")
     known = _stored(path)
-    if known is not None and known.identity == about.identity:
-        return Evaluation(known, path, stored=True)
+    if known is not None and known.identity == about.identity and outcomes.is_file():
+        return Evaluation(known, path, outcomes, stored=True)
     if path.exists():
         progress(f"{path} belongs to other weights, images or settings and is replaced")
-    summary, examples = _measure(loaded, data, about, _Plan(split, batch_size, search), progress)
+    methods, examples = _measure(loaded, data, about, _Plan(split, batch_size, search), progress)
+    costs = loaded.backbone.costs
+    summary = summarize(methods, costs, about)
+    save_outcomes(outcomes, outcomes_of(methods, costs))
     write_pictures(folder.plots_dir, "" if split == "test" else f"{split}-", summary, examples)
     # Last: where there is a summary, there are its pictures.
     write_json(path, config_to_dict(summary))
-    return Evaluation(summary, path, stored=False)
+    return Evaluation(summary, path, outcomes, stored=False)
 
 
 def _load(folder: RunFolder, device: str, precision: Precision) -> _Loaded:
@@ -240,11 +248,10 @@ def _measure(
     about: "Subject",
     plan: _Plan,
     progress: Callable[[str], None],
-) -> "tuple[EvaluationSummary, tuple[list[ImageExample], list[ImageExample]] | None]":
+) -> "tuple[list[Method], tuple[list[ImageExample], list[ImageExample]] | None]":
     """Run the gate, if there is one, and everything it is compared with."""
     from dfs_rl.evaluation.baselines import Arena, Method, rival_methods, uniform_methods
     from dfs_rl.evaluation.run_gate import evaluate_gate
-    from dfs_rl.evaluation.summary import summarize
     from dfs_rl.reporting.pictures import cheapest_and_dearest
 
     backbone, model = loaded.backbone, loaded.model
@@ -252,9 +259,9 @@ def _measure(
     reported, selection = data.split(plan.split).to(place), data.split(_SELECTION).to(place)
     size = plan.batch_size
     progress(f"every uniform option on {len(reported):,} {plan.split} images")
-    uniform = uniform_methods(backbone, reported, batch_size=size)
+    uniform = uniform_methods(backbone, reported, selection=selection, batch_size=size)
     if model is None:
-        return summarize(uniform, backbone.costs, about), None
+        return uniform, None
     progress("the gate")
     records, on_selection = (
         evaluate_gate(backbone, model.gate, images, batch_size=size, budget=model.budget)
@@ -274,13 +281,14 @@ def _measure(
         arena,
         gate=records,
         gate_selection=on_selection,
-        uniform=[method.records[0] for method in uniform],
+        uniform=uniform,
         before=loaded.before,
     )
-    gate = Method(key="gate", label=records.name, role="gate", records=(records,))
-    summary = summarize([gate, *uniform, *rivals], backbone.costs, about)
+    gate = Method(
+        key="gate", label=records.name, role="gate", records=(records,), selection=on_selection
+    )
     examples = cheapest_and_dearest(records, reported.images, backbone.costs, about.class_names)
-    return summary, examples
+    return [gate, *uniform, *rivals], examples
 
 
 def _run(invocation: Invocation[EvaluateConfig]) -> None:

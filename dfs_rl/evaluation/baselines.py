@@ -35,6 +35,7 @@ class Method:
         role: ``"gate"``; ``"fixed"`` for reference points at a cost of their own; ``"matched"`` for
             rivals made to cost what the gate costs.
         records: One per draw; a single one for everything that draws nothing.
+        selection: The same on the selection split, for those that one could ship; None for the others.
         chosen_on: Split that its choices were made on, None where there was nothing to choose.
         detail: What was chosen, in words; empty if nothing.
         table: Option index per layer of a static table, None for all else.
@@ -45,6 +46,7 @@ class Method:
     label: str
     role: Role
     records: tuple[GateRecords, ...]
+    selection: GateRecords | None = None
     chosen_on: str | None = None
     detail: str = ""
     table: Table | None = None
@@ -89,20 +91,29 @@ def uniform_label(bits: int) -> str:
 
 
 def uniform_methods(
-    backbone: WalkableBackbone, image_set: ImageSet, *, batch_size: int = BATCH_SIZE
+    backbone: WalkableBackbone,
+    reported: ImageSet,
+    *,
+    selection: ImageSet | None = None,
+    batch_size: int = BATCH_SIZE,
 ) -> list[Method]:
-    """Run every option of the menu at all layers, in menu order."""
+    """Run every option of the menu at all layers, in menu order, on one split or on both."""
     methods = []
     for option, bits in enumerate(backbone.options):
         label = uniform_label(bits)
         table = (option,) * backbone.costs.n_layers
-        records = evaluate_table(backbone, image_set, table, name=label, batch_size=batch_size)
+        records, *others = (
+            evaluate_table(backbone, images, table, name=label, batch_size=batch_size)
+            for images in (reported, selection)
+            if images is not None
+        )
         methods.append(
             Method(
                 key="full" if bits == FULL else f"uniform_{bits}",
                 label=label,
                 role="fixed",
                 records=(records,),
+                selection=others[0] if others else None,
                 table=table,
             )
         )
@@ -138,7 +149,7 @@ def searched_methods(
     *,
     cap: float,
     starts: Sequence[Table],
-    uniform: Sequence[GateRecords],
+    uniform: Sequence[Method],
     before: bool = False,
 ) -> list[Method]:
     """Find and run the best static table and the confidence cascade.
@@ -151,17 +162,14 @@ def searched_methods(
         arena: Images and rules.
         cap: Upper bound on mean computation in percent.
         starts: Tables that the search starts from beside the uniform ones.
-        uniform: Records of every uniform option on the reported split, in menu order.
+        uniform: Every uniform option on both splits, in menu order.
         before: Whether this is the backbone as it was before it was trained with the gate.
     """
     when = ", before co-training" if before else ""
     arena.progress(f"cascade{when}, chosen on {arena.selection_name}")
-    on_selection = [
-        method.records[0]
-        for method in uniform_methods(backbone, arena.selection, batch_size=arena.batch_size)
-    ]
+    on_selection = [m.selection for m in uniform if m.selection is not None]
     cascade = choose_cascade(on_selection, backbone.costs, cap)
-    cascade_records = run_cascade(uniform, cascade)
+    cascade_records = run_cascade([m.records[0] for m in uniform], cascade)
 
     arena.progress(f"best static table{when}, searched on {arena.selection_name}")
     found = search_static_table(
@@ -172,12 +180,11 @@ def searched_methods(
         limits=arena.limits,
         batch_size=arena.batch_size,
     )
-    static_records = evaluate_table(
-        backbone,
-        arena.reported,
-        found.table,
-        name="best static table",
-        batch_size=arena.batch_size,
+    static_records, static_selection = (
+        evaluate_table(
+            backbone, images, found.table, name="best static table", batch_size=arena.batch_size
+        )
+        for images in (arena.reported, arena.selection)
     )
     suffix = "_before" if before else ""
     return [
@@ -186,6 +193,7 @@ def searched_methods(
             label=f"best static table{when}",
             role="matched",
             records=(static_records,),
+            selection=static_selection,
             chosen_on=arena.selection_name,
             detail=f"bits {table_text(found.table, backbone.options)}",
             table=found.table,
@@ -196,6 +204,7 @@ def searched_methods(
             label=f"confidence cascade{when}",
             role="matched",
             records=(cascade_records,),
+            selection=run_cascade(on_selection, cascade),
             chosen_on=arena.selection_name,
             detail=_cascade_text(cascade.first, cascade.second, cascade_records, backbone.options),
         ),
@@ -208,7 +217,7 @@ def rival_methods(
     *,
     gate: GateRecords,
     gate_selection: GateRecords,
-    uniform: Sequence[GateRecords],
+    uniform: Sequence[Method],
     before: WalkableBackbone | None = None,
 ) -> list[Method]:
     """Run every rival at the gate's cost: best static table, cascade, mode table, shuffled options.
@@ -222,7 +231,7 @@ def rival_methods(
         arena: Images and rules.
         gate: The gate's records on the reported split.
         gate_selection: The gate's records on the selection split.
-        uniform: Records of every uniform option on the reported split, in menu order.
+        uniform: Every uniform option on both splits, in menu order.
         before: The backbone as it was before it was trained with the gate, None if it was not. Training under the gate makes
             a backbone worse at what the gate does not choose, so rivals need the one from before as well.
     """
@@ -231,13 +240,15 @@ def rival_methods(
     starts = [mode_table(gate_selection.options, n_options)]
     searched = searched_methods(backbone, arena, cap=cap, starts=starts, uniform=uniform)
     if before is not None:
-        then = uniform_methods(before, arena.reported, batch_size=arena.batch_size)
+        then = uniform_methods(
+            before, arena.reported, selection=arena.selection, batch_size=arena.batch_size
+        )
         searched += searched_methods(
             before,
             arena,
             cap=cap,
             starts=starts,
-            uniform=[method.records[0] for method in then],
+            uniform=then,
             before=True,
         )
 

@@ -41,7 +41,7 @@ def methods_table(summary: EvaluationSummary) -> str:
         for group in (gate, matched, fixed[::-1])
         if group
     ]
-    return _aligned(head, groups)
+    return aligned(head, groups)
 
 
 def _cells(method: MethodSummary, comparison: Comparison | None) -> tuple[str, ...]:
@@ -66,7 +66,8 @@ def _significant(value: float) -> str:
     return f"{value:.3f}"
 
 
-def _aligned(head: Sequence[str], groups: Sequence[Sequence[Sequence[str]]]) -> str:
+def aligned(head: Sequence[str], groups: Sequence[Sequence[Sequence[str]]]) -> str:
+    """Return rows in aligned columns, the first to the left, with a rule above each group."""
     rows = [row for group in groups for row in group]
     widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
 

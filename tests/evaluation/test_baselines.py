@@ -56,7 +56,7 @@ def rivals(backbone, arena, val, test_set, look_gate):
         arena,
         gate=gate,
         gate_selection=gate_selection,
-        uniform=[method.records[0] for method in uniform_methods(backbone, test_set)],
+        uniform=uniform_methods(backbone, test_set, selection=val),
     )
     return gate, gate_selection, {method.key: method for method in methods}
 
@@ -118,7 +118,7 @@ def test_rivals_on_the_backbone_from_before_join_those_on_the_trained_one(
         arena,
         gate=gate,
         gate_selection=evaluate_gate(backbone, look_gate(), arena.selection),
-        uniform=[method.records[0] for method in uniform_methods(backbone, arena.reported)],
+        uniform=uniform_methods(backbone, arena.reported, selection=arena.selection),
         before=before,
     )
     found = {method.key: method for method in methods}

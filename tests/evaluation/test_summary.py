@@ -23,13 +23,13 @@ SUBJECT = Subject(
 @pytest.fixture
 def methods(backbone, arena, val, test_set, look_gate):
     gate = evaluate_gate(backbone, look_gate(), test_set)
-    uniform = uniform_methods(backbone, test_set)
+    uniform = uniform_methods(backbone, test_set, selection=val)
     rivals = rival_methods(
         backbone,
         arena,
         gate=gate,
         gate_selection=evaluate_gate(backbone, look_gate(), val),
-        uniform=[method.records[0] for method in uniform],
+        uniform=uniform,
     )
     return [Method(key="gate", label="gate", role="gate", records=(gate,)), *uniform, *rivals]
 

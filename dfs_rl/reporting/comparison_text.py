@@ -1,0 +1,84 @@
+"""A comparison of runs as text for the screen and as rows for a spreadsheet."""
+
+import csv
+import io
+import textwrap
+
+from dfs_rl.evaluation.comparison import GATE, Comparison, Point, Spread
+from dfs_rl.reporting.table import WIDTH, aligned
+
+HEAD = (
+    "method",
+    "seeds",
+    "accuracy %",
+    "computation %",
+    "patterns",
+    "minus static",
+    "minus cascade",
+    "minus own shuffled",
+)
+_GAINS = ("static_table", "cascade", "patterns")
+
+
+def comparison_text(comparison: Comparison) -> str:
+    """Return the table and the verdict."""
+    head = (
+        f"{comparison.dataset}, {comparison.split} split, {comparison.n:,} images, options "
+        f"{', '.join(map(str, comparison.options))} bit; ± is the standard deviation over seeds"
+    )
+    verdict = "\n".join(
+        textwrap.fill(said, WIDTH, subsequent_indent="  ") for said in comparison.verdict
+    )
+    return f"{head}\n\n{aligned(HEAD, row_groups(comparison))}\n\n{verdict}\n"
+
+
+def row_groups(comparison: Comparison) -> list[list[tuple[str, ...]]]:
+    """Return the table's cells: gates, what could be shipped instead of them, references."""
+    gates = [point for point in comparison.points if point.kind == GATE]
+    rivals = [point for point in comparison.points if point.kind != GATE]
+    groups = (gates, rivals, list(comparison.references))
+    return [[_cells(point) for point in group] for group in groups if group]
+
+
+def comparison_csv(comparison: Comparison) -> str:
+    """Return one line per point, means and deviations in columns of their own."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    fields = ("accuracy", "computation", *_GAINS)
+    writer.writerow(
+        ["label", "kind", "seeds", *(f"{f}_{part}" for f in fields for part in ("mean", "sd"))]
+    )
+    for point in (*comparison.points, *comparison.references):
+        spreads = [point.accuracy, point.computation, *(point.gains.get(key) for key in _GAINS)]
+        values = [
+            value
+            for s in spreads
+            for value in ((None, None) if s is None else (s.mean, s.deviation))
+        ]
+        writer.writerow([point.label, point.kind, len(point.seeds), *values])
+    return buffer.getvalue()
+
+
+def _cells(point: Point) -> tuple[str, ...]:
+    gains = [_signed(point.gains.get(key)) for key in _GAINS]
+    patterns = "" if point.patterns is None else f"{point.patterns.mean:,.0f}"
+    return (
+        point.label,
+        str(len(point.seeds)),
+        _spread(point.accuracy, 2),
+        _spread(point.computation, 3),
+        patterns,
+        *gains,
+    )
+
+
+def _spread(value: Spread, digits: int) -> str:
+    deviation = "" if value.deviation is None else f" ± {value.deviation:.{digits}f}"
+    return f"{value.mean:.{digits}f}{deviation}"
+
+
+def _signed(value: Spread | None) -> str:
+    if value is None:
+        return ""
+    deviation = "" if value.deviation is None else f" ± {value.deviation:.2f}"
+    return f"{value.mean:+.2f}{deviation}"

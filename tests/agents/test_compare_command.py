@@ -1,0 +1,100 @@
+"""The command over real runs, from their folders to the report, and the sentences with which it refuses."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from dfs_rl import compare, train_gumbel
+from dfs_rl.config import config_from_dict
+from dfs_rl.evaluation.comparison import Comparison
+from dfs_rl.runs import RunFolder, read_json
+
+TINY = [
+    "--timesteps",
+    "400",
+    "--budget",
+    "5",
+    "--training.batch-size",
+    "32",
+    "--device",
+    "cpu",
+    "--precision",
+    "float32",
+]
+
+
+def sentence(capsys: pytest.CaptureFixture[str]) -> str:
+    return capsys.readouterr().err.strip().splitlines()[-1]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("runs")
+    made = []
+    for name, flags in (("s0", []), ("s1", ["--seed", "1"]), ("dfs", ["--method", "dfs"])):
+        made.append(folder / name)
+        assert train_gumbel.main([*TINY, *flags, "--run-dir", str(made[-1])]) == 0
+    return made
+
+
+def test_finished_runs_become_a_report(
+    tmp_path: Path, runs: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = [(run / "summary.json").stat().st_mtime_ns for run in runs]
+    report = tmp_path / "report"
+    assert compare.main([*map(str, runs), "--run-dir", str(report)]) == 0
+    shown = capsys.readouterr()
+    assert "To ship, chosen on val" in shown.out
+    assert str(report / "report.html") in shown.err
+    # Evaluated once, when they were trained.
+    assert [(run / "summary.json").stat().st_mtime_ns for run in runs] == before
+    path = report / "comparison.json"
+    comparison = config_from_dict(read_json(path), Comparison, str(path))
+    gates = {point.label: point for point in comparison.points if point.kind == "gate"}
+    assert set(gates) == {"Gumbel FF", "DFS FF"}
+    accuracies = [read_json(run / "summary.json")["methods"][0]["accuracy"] for run in runs]
+    assert gates["Gumbel FF"].seeds == (0, 1)
+    assert gates["Gumbel FF"].accuracy.mean == pytest.approx(sum(accuracies[:2]) / 2, rel=1e-5)
+    assert gates["DFS FF"].accuracy.mean == pytest.approx(accuracies[2], rel=1e-5)
+    page = (report / "report.html").read_text()
+    assert page.count("<img") == 1 + 2 * 2
+    assert f"--run-dir {runs[1]}" in page
+    assert {"frontier.png", "points.csv", "config.yaml"} <= {p.name for p in report.iterdir()}
+    assert RunFolder.open(report).kind == "compare"
+
+
+def test_a_run_without_stored_outcomes_is_evaluated_again(
+    tmp_path: Path, runs: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(runs[0], run)
+    (run / "outcomes.safetensors").unlink()
+    assert compare.main([str(run), "--run-dir", str(tmp_path / "report")]) == 0
+    assert "best static table, searched on val" in capsys.readouterr().err
+    assert (run / "outcomes.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "runs"),
+        (["{0}", "{0}"], "is given more than once; each run counts once"),
+        (["nowhere"], "nowhere is not a folder, so it holds no run"),
+        (["{0}", "--threads", "0"], "threads is 0"),
+        (["{0}", "--run-dir", "{0}"], "holds a run already"),
+        (["{0}", "--dataset", "no/such"], "no/such"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_exit_code_2(
+    runs: list[Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    words: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert compare.main([argument.format(runs[0]) for argument in arguments]) == 2
+    assert words in sentence(capsys)
+    assert not (tmp_path / "runs").exists()

@@ -1,0 +1,103 @@
+"""Runs that were never made, with outcomes written down by hand."""
+
+import torch
+
+from dfs_rl.evaluation.comparison import EvaluatedRun
+from dfs_rl.evaluation.outcomes import Outcome, Outcomes
+from dfs_rl.evaluation.summary import EvaluationSummary, MethodSummary
+
+N = 200
+LABELS = {
+    "static_table": "best static table",
+    "cascade": "confidence cascade",
+    "uniform_0": "skip all",
+    "uniform_2": "uniform 2 bit",
+    "full": "full precision",
+}
+FIXED = {"uniform_0": (20, 0.1), "uniform_2": (120, 0.5), "full": (190, 100.0)}
+"""How many of 200 images are right, and the computation."""
+
+
+def outcome(right: int, computation: float) -> Outcome:
+    correct = (torch.arange(N) < right).float()
+    return Outcome(correct, torch.full((N,), computation))
+
+
+def made_up_run(
+    name: str,
+    gate: tuple[int, float],
+    *,
+    label: str = "PPO",
+    seed: int = 0,
+    static: tuple[int, float] = (150, 0.8),
+    cascade: tuple[int, float] = (160, 0.8),
+    selection: dict[str, tuple[int, float]] | None = None,
+    fingerprint: str = "abc",
+    backbone: str = "b0",
+    options: tuple[int, ...] = (0, 2, 32),
+    **settings: object,
+) -> EvaluatedRun:
+    """Return a run of which every method gets so many images right at such a computation.
+
+    Args:
+        name: Its folder.
+        gate: Right answers and computation of its gate.
+        label: Kind of gate.
+        seed: Its seed.
+        static: Right answers and computation of the best static table.
+        cascade: Those of the cascade.
+        selection: Those on the selection split where they differ from the reported one.
+        fingerprint: Of its images.
+        backbone: Digest of its backbone.
+        options: Its menu.
+        settings: Its other settings.
+    """
+    figures = {"gate": gate, **FIXED, "static_table": static, "cascade": cascade}
+    methods = tuple(
+        MethodSummary(
+            key=key,
+            label=label if key == "gate" else LABELS[key],
+            role="gate" if key == "gate" else "fixed" if key in FIXED else "matched",
+            n=N,
+            accuracy=100.0 * right / N,
+            accuracy_error=1.0,
+            draws=1,
+            draws_deviation=None,
+            computation=computation,
+            computation_dfs=computation,
+            bitops=1e6,
+            patterns=7.0,
+            class_accuracy=(50.0,),
+            chosen_on=None,
+            detail="",
+            table=None,
+        )
+        for key, (right, computation) in figures.items()
+    )
+    summary = EvaluationSummary(
+        identity="0",
+        dataset="made up",
+        fingerprint=fingerprint,
+        split="test",
+        n=N,
+        class_names=("a",),
+        options=options,
+        layers=3,
+        methods=methods,
+        comparisons=(),
+        beyond_marginals=None,
+        verdict=(),
+        shares=(),
+        histogram=(),
+        search=None,
+    )
+    reported = {key: outcome(*values) for key, values in figures.items()}
+    chosen = {key: outcome(*values) for key, values in (figures | (selection or {})).items()}
+    return EvaluatedRun(
+        path=name,
+        settings={"seed": seed, **settings},
+        command=("python", "-m", "dfs_rl.train_agent", "--seed", str(seed)),
+        backbone=backbone,
+        summary=summary,
+        outcomes=Outcomes(reported, chosen),
+    )

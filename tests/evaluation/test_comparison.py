@@ -1,0 +1,139 @@
+import statistics
+
+import pytest
+
+from dfs_rl.config import config_from_dict, config_to_dict
+from dfs_rl.errors import DataError
+from dfs_rl.evaluation.comparison import Comparison, Spread, compare_runs, is_above, spread
+from dfs_rl.evaluation.metrics import paired_difference
+from dfs_rl.runs import read_json, write_json
+from tests.evaluation.made_up import made_up_run
+
+
+def test_seeds_of_one_gate_are_one_point_with_a_spread():
+    runs = [made_up_run(f"r{i}", (150 + 4 * i, 0.78 + 0.02 * i), seed=i) for i in range(3)]
+    (gate,) = [p for p in compare_runs(runs).points if p.kind == "gate"]
+    assert (gate.label, gate.runs, gate.seeds) == ("PPO", ("r0", "r1", "r2"), (0, 1, 2))
+    accuracies = [75.0, 77.0, 79.0]
+    assert gate.accuracy.mean == pytest.approx(77.0)
+    assert gate.accuracy.deviation == pytest.approx(statistics.stdev(accuracies))
+    assert gate.computation.mean == pytest.approx(0.80)
+    gains = [(a - 75.0) for a in accuracies]
+    assert gate.gains["static_table"].mean == pytest.approx(statistics.fmean(gains))
+    assert gate.gains["static_table"].deviation == pytest.approx(statistics.stdev(gains))
+    assert gate.gains["cascade"].mean == pytest.approx(-3.0)
+
+
+def test_gates_are_named_by_what_they_differ_in():
+    runs = [
+        made_up_run("a", (150, 0.8), cost_weight=4.0, hidden=8, run_dir="a"),
+        made_up_run("b", (150, 0.7), cost_weight=6.0, hidden=8, run_dir="b", seed=3),
+        made_up_run("c", (150, 0.9), label="Gumbel FF", budget=1.0),
+    ]
+    labels = {p.label for p in compare_runs(runs).points if p.kind == "gate"}
+    assert labels == {"PPO, cost weight 4.0", "PPO, cost weight 6.0", "Gumbel FF"}
+
+
+def test_what_to_ship_is_chosen_on_val_and_reported_on_test():
+    lucky = made_up_run("lucky", (185, 0.7), label="Lucky", selection={"gate": (100, 0.7)})
+    steady = made_up_run("steady", (170, 0.9), label="Steady", selection={"gate": (175, 0.9)})
+    comparison = compare_runs([lucky, steady])
+    assert comparison.frontier == (
+        "uniform 2 bit",
+        "confidence cascade at 0.8 %",
+        "Steady",
+        "full precision",
+    )
+    assert comparison.verdict[0] == (
+        "To ship, chosen on val: from 0.5 % computation on, uniform 2 bit (60.00 %); from 0.8 % computation on, confidence "
+        "cascade at 0.8 % (80.00 %); from 0.9 % computation on, Steady (85.00 %); from 100 % computation on, full precision "
+        "(95.00 %)."
+    )
+
+
+def test_gates_of_about_the_same_cost_are_paired_over_images():
+    runs = [
+        made_up_run("a", (150, 0.80), label="A"),
+        made_up_run("b", (170, 0.83), label="B"),
+        made_up_run("c", (170, 0.90), label="C"),
+    ]
+    comparison = compare_runs(runs)
+    (pair,) = comparison.pairs
+    assert (pair.first, pair.second) == ("A", "B")
+    expected = paired_difference(
+        runs[0].outcomes.reported["gate"].correct, runs[1].outcomes.reported["gate"].correct
+    )
+    assert (pair.difference, pair.low, pair.high) == pytest.approx(expected)
+    assert comparison.verdict[-1] == (
+        "At about the same cost B is 10.00 points above A, beyond chance over images."
+    )
+
+
+def test_a_gain_counts_from_twice_its_deviation_on_and_never_for_one_seed():
+    assert is_above(Spread(mean=1.0, deviation=0.49))
+    assert not is_above(Spread(mean=1.0, deviation=0.51))
+    assert not is_above(Spread(mean=-1.0, deviation=0.0))
+    assert not is_above(spread([9.0]))
+
+
+def test_the_verdict_tells_which_gates_are_above_their_rivals():
+    runs = [made_up_run(f"r{i}", (170 + i, 0.8), seed=i) for i in range(3)]
+    verdict = compare_runs(runs).verdict
+    assert (
+        "Above the best static table of the same cost by more than two standard deviations over seeds: PPO."
+        in verdict
+    )
+    level = [made_up_run(f"r{i}", (150 + 20 * i, 0.8), seed=i) for i in range(3)]
+    assert compare_runs(level).verdict[1].endswith("no gate.")
+
+
+def test_a_cotrained_gate_is_measured_against_the_better_of_both_backbones():
+    run = made_up_run("a", (150, 0.8))
+    extra = made_up_run("x", (0, 0.8), static=(155, 0.79), cascade=(140, 0.81)).outcomes
+    outcomes = run.outcomes._replace(
+        reported=run.outcomes.reported
+        | {f"{k}_before": extra.reported[k] for k in ("static_table", "cascade")},
+        selection=run.outcomes.selection
+        | {f"{k}_before": extra.selection[k] for k in ("static_table", "cascade")},
+    )
+    methods = [
+        *run.summary.methods,
+        *(
+            type(m)(**{**vars(m), "key": f"{m.key}_before", "label": f"{m.label}, before"})
+            for m in run.summary.methods
+            if m.key in ("static_table", "cascade")
+        ),
+    ]
+    summary = type(run.summary)(**{**vars(run.summary), "methods": tuple(methods)})
+    cotrained = type(run)(**{**vars(run), "outcomes": outcomes, "summary": summary})
+    comparison = compare_runs([cotrained])
+    gate = next(p for p in comparison.points if p.kind == "gate")
+    assert gate.gains["static_table"].mean == pytest.approx(-2.5)  # the one from before
+    assert gate.gains["cascade"].mean == pytest.approx(-5.0)  # the one on the co-trained backbone
+    labels = {p.label for p in comparison.points}
+    assert {
+        "best static table at 0.79 %",
+        "best static table on the co-trained backbone at 0.8 %",
+    } <= labels
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({"fingerprint": "xyz"}, "images of its own (xyz, not abc)"),
+        ({"options": (0, 4, 32)}, "a menu of its own ([0, 4, 32], not [0, 2, 32])"),
+        ({"backbone": "b1"}, "a backbone of its own (b1, not b0)"),
+    ],
+)
+def test_runs_of_something_else_are_refused_by_name(change, what):
+    runs = [made_up_run("first", (150, 0.8)), made_up_run("other", (150, 0.8), **change)]
+    with pytest.raises(DataError) as caught:
+        compare_runs(runs)
+    assert str(caught.value) == f"other cannot be compared with first: it has {what}."
+
+
+def test_a_comparison_round_trips_through_strict_json(tmp_path):
+    comparison = compare_runs([made_up_run(f"r{i}", (150, 0.8), seed=i) for i in range(2)])
+    path = tmp_path / "comparison.json"
+    write_json(path, config_to_dict(comparison))
+    assert config_from_dict(read_json(path), Comparison, str(path)) == comparison

@@ -1,0 +1,125 @@
+"""The report of a comparison: as text, as a spreadsheet, as a page that a real browser shows without complaint."""
+
+import csv
+import io
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from dfs_rl.evaluation.comparison import Comparison, compare_runs
+from dfs_rl.reporting import style
+from dfs_rl.reporting.comparison_text import comparison_csv, comparison_text
+from dfs_rl.reporting.frontier_plot import frontier_plot
+from dfs_rl.reporting.html_report import GateSection, html_report
+from tests.evaluation.made_up import made_up_run
+
+
+@pytest.fixture(scope="module")
+def comparison() -> Comparison:
+    return compare_runs(
+        [
+            *(made_up_run(f"ppo{i}", (150 + 4 * i, 0.8), seed=i, cost_weight=4) for i in range(3)),
+            made_up_run("g", (165, 1.0), label='Gumbel <b>"FF"</b>', cascade=(170, 1.0)),
+        ]
+    )
+
+
+@pytest.fixture(scope="module")
+def page(comparison: Comparison) -> str:
+    section = GateSection(
+        label='Gumbel <b>"FF"</b>',
+        pictures={"Bits at each layer": style.to_png(style.new_figure(2, 1))},
+        commands=["python -m dfs_rl.train_gumbel --seed 0"],
+        settings="budget: 1.0\nname: <script>alert(1)</script>\n",
+    )
+    return html_report(comparison, style.to_png(frontier_plot(comparison)), [section])
+
+
+def test_the_table_tells_means_and_deviations(comparison: Comparison) -> None:
+    text = comparison_text(comparison)
+    (line,) = [line for line in text.splitlines() if line.startswith("PPO")]
+    assert line.split("  ")[0] == "PPO"
+    assert "77.00 ± 2.00" in line
+    assert "+2.00 ± 2.00" in line  # over the static table, at 75 %
+    assert "To ship, chosen on val" in text
+
+
+def test_the_spreadsheet_has_every_point(comparison: Comparison) -> None:
+    rows = list(csv.DictReader(io.StringIO(comparison_csv(comparison))))
+    assert len(rows) == len(comparison.points) + len(comparison.references)
+    ppo = next(row for row in rows if row["label"] == "PPO")
+    assert float(ppo["accuracy_mean"]) == pytest.approx(77.0)
+    assert float(ppo["accuracy_sd"]) == pytest.approx(2.0)
+    assert float(ppo["static_table_mean"]) == pytest.approx(2.0)
+    assert next(row for row in rows if row["kind"] == "full")["accuracy_sd"] == ""
+
+
+class Outline(HTMLParser):
+    """Collects tags, texts and addresses, and checks that every tag is closed."""
+
+    VOID = ("meta", "img")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.addresses: list[str] = []
+        self.images = 0
+        self.cells: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.images += tag == "img"
+        self.addresses += [v or "" for name, v in attrs if name in ("src", "href")]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] == "td":
+            self.cells.append(data)
+
+
+def test_the_page_is_well_formed_self_contained_and_escapes_what_users_wrote(page: str) -> None:
+    outline = Outline()
+    outline.feed(page)
+    outline.close()
+    assert outline.open == []
+    assert outline.images == 2
+    assert all(address.startswith("data:image/png;base64,") for address in outline.addresses)
+    assert 'Gumbel <b>"FF"</b>' in outline.cells
+    assert "<script" not in page
+    assert "default-src 'none'" in page
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")
+def test_a_browser_shows_the_page_without_complaint(page: str, tmp_path: Path) -> None:
+    path = tmp_path / "report.html"
+    # The browser says itself, in the title, which figures it decoded; the page's own policy forbids scripts.
+    probe = "<script>addEventListener('load', () => document.title = [...document.images].map(i => i.naturalWidth > 0).join())</script>"
+    path.write_text(
+        page.replace(
+            "default-src 'none';", "default-src 'none'; script-src 'unsafe-inline';"
+        ).replace("</body>", f"{probe}</body>")
+    )
+    done = subprocess.run(
+        [
+            "chromium",
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--enable-logging=stderr",
+            f"--user-data-dir={tmp_path / 'profile'}",
+            "--dump-dom",
+            path.as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert "<title>true,true</title>" in done.stdout
+    assert "CONSOLE" not in done.stderr
