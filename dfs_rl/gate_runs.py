@@ -1,15 +1,18 @@
 """What commands that train a gate share: finding or training its backbone, and what follows the training."""
 
+import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
+from dfs_rl.cli import Invocation
 from dfs_rl.errors import ConfigError, DataError
 from dfs_rl.runs import RunFolder
 
 if TYPE_CHECKING:
+    from agents.training import TrainingResult
     from dfs_rl.backbones import BackboneInfo, ResNet, StoredBackbone
     from dfs_rl.cost import BitOptions
     from dfs_rl.data import Dataset
@@ -19,6 +22,54 @@ DIGITS = "digits"
 VALIDATIONS = 20
 """How often a run is validated where nothing else is asked for."""
 _TRAINING = "training.json"
+
+SettingsT = TypeVar("SettingsT", bound="GateSettings")
+
+
+class GateSettings(Protocol):
+    """What the configurations of all commands that train a gate have in common, see ``TrainAgentConfig``."""
+
+    @property
+    def dataset(self) -> str: ...  # noqa: D102
+    @property
+    def backbone(self) -> Path | None: ...  # noqa: D102
+    @property
+    def budget(self) -> float | None: ...  # noqa: D102
+    @property
+    def seed(self) -> int: ...  # noqa: D102
+    @property
+    def device(self) -> str: ...  # noqa: D102
+    @property
+    def run_dir(self) -> Path | None: ...  # noqa: D102
+    @property
+    def supernet_epochs(self) -> int: ...  # noqa: D102
+    @property
+    def threads(self) -> int: ...  # noqa: D102
+
+
+_COUNTS = ("timesteps", "hidden", "supernet_epochs", "threads", "eval_every", "checkpoint_every")
+
+
+def check_settings(config: GateSettings, *counts: str) -> None:
+    """Refuse settings that no gate can be trained with.
+
+    Args:
+        config: The settings.
+        counts: Names of further ones that must be at least 1.
+
+    Raises:
+        ConfigError: If one is out of range.
+    """
+    if not 0 <= config.seed < 2**32:
+        raise ConfigError(f"seed is {config.seed}; allowed are 0 to {2**32 - 1}.")
+    for name in (*_COUNTS, *counts):
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise ConfigError(f"{name} is {value}; it must be at least 1.")
+    if config.budget is not None and not 0 < config.budget < math.inf:
+        raise ConfigError(
+            f"budget is {config.budget:g} %; it must be positive and finite, or left out where it may be."
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +103,17 @@ class BackboneChoice:
         return TrainBackboneConfig(
             dataset=self.dataset, epochs=self.epochs, device=self.device, threads=self.threads
         )
+
+
+def choice_of(config: GateSettings, device: str) -> BackboneChoice:
+    """Return which backbone a configuration asks for."""
+    return BackboneChoice(
+        dataset=config.dataset,
+        folder=config.backbone,
+        epochs=config.supernet_epochs,
+        device=device,
+        threads=config.threads,
+    )
 
 
 def find_backbone(choice: BackboneChoice, dataset: "Dataset") -> "StoredBackbone":
@@ -138,33 +200,57 @@ def check_match(info: "BackboneInfo", backbone: "ResNet", dataset: "Dataset", so
 
 
 def train_and_evaluate(
-    run: RunFolder,
-    dataset: "Dataset",
-    device: str,
-    train: Callable[[], Mapping[str, Mapping[str, object]]],
+    invocation: Invocation[SettingsT],
+    *,
+    kind: str,
+    prog: str,
+    prepare: "Callable[[SettingsT, Dataset, str], str]",
+    train: "Callable[[SettingsT, Dataset, RunFolder, str], TrainingResult]",
 ) -> None:
-    """Train a gate, unless the run is finished, evaluate it and show what came out.
+    """Run a command that trains a gate: train it, unless the run is finished, evaluate it and show what came out.
 
     Args:
-        run: The run's folder, which no other process may write to meanwhile.
-        dataset: Its data set.
-        device: Where to evaluate.
-        train: Trains the gate, or goes on with it, and returns the record for ``training.json``, whose ``best_on_val`` describes
-            the gate that was kept.
+        invocation: What was asked for.
+        kind: Kind of the command's run folders.
+        prog: How the command is called.
+        prepare: Refuses what will not do before a folder is made, and returns what the run is called after.
+        train: Trains the gate on a data set and device, or goes on with it.
     """
+    import torch
+
+    from dfs_rl.data import load_dataset
+    from dfs_rl.devices import resolve_device
     from dfs_rl.evaluate import evaluate_run
     from dfs_rl.files import exclusive
     from dfs_rl.reporting.table import summary_text
     from dfs_rl.runs import write_json
 
+    config = invocation.config
+    torch.set_num_threads(config.threads)
+    device = str(resolve_device(config.device))
+    dataset = load_dataset(config.dataset)
+    run = invocation.resume or RunFolder.create(
+        config.run_dir,
+        kind=kind,
+        name=prepare(config, dataset, device),
+        config=config,
+        command=invocation.command,
+    )
     with exclusive(run.path):
         if (run.path / _TRAINING).is_file():
             say(f"The training in {run.path} is finished.")
         else:
-            record = train()
-            write_json(run.path / _TRAINING, record)
+            try:
+                result = train(config, dataset, run, device)
+            except KeyboardInterrupt:
+                again = f"{prog} --resume {run.path}"
+                raise KeyboardInterrupt(f"Interrupted and saved; go on with: {again}") from None
+            write_json(
+                run.path / _TRAINING,
+                {"best_on_val": result.best, "images_seen": result.images_seen},
+            )
             say(
-                f"Kept the gate of step {record['best_on_val']['timesteps']:,}: the latest within one standard error of "
+                f"Kept the gate of step {result.best['timesteps']:,}: the latest within one standard error of "
                 "the highest mean reward on the val split."
             )
         evaluation = evaluate_run(

@@ -1,8 +1,7 @@
 """``python -m dfs_rl.train_agent``: learn, by reinforcement, which bits each layer of a backbone should spend on each image."""
 
-import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -20,8 +19,9 @@ from dfs_rl.errors import ConfigError
 from dfs_rl.gate_runs import (
     DIGITS,
     VALIDATIONS,
-    BackboneChoice,
     backbone_of_run,
+    check_settings,
+    choice_of,
     preview_backbone,
     say,
     train_and_evaluate,
@@ -29,7 +29,7 @@ from dfs_rl.gate_runs import (
 from dfs_rl.runs import RunFolder
 
 if TYPE_CHECKING:
-    from agents.training import GateTraining
+    from agents.training import GateTraining, TrainingResult
     from dfs_rl.data import Dataset
     from dfs_rl.gating.reward import RewardWeights
 
@@ -114,26 +114,7 @@ class TrainAgentConfig:
     cotrain: CoTrainConfig = field(default_factory=CoTrainConfig)
 
     def __post_init__(self) -> None:
-        if not 0 <= self.seed < 2**32:
-            raise ConfigError(f"seed is {self.seed}; allowed are 0 to {2**32 - 1}.")
-        counts = (
-            "timesteps",
-            "num_envs",
-            "hidden",
-            "supernet_epochs",
-            "threads",
-            "images_per_group",
-            "eval_every",
-            "checkpoint_every",
-        )
-        for name in counts:
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"{name} is {value}; it must be at least 1.")
-        if self.budget is not None and not 0 < self.budget < math.inf:
-            raise ConfigError(
-                f"budget is {self.budget:g} %; it must be positive and finite, or left out for no bound."
-            )
+        check_settings(self, "num_envs", "images_per_group")
         if self.num_envs % self.images_per_group:
             raise ConfigError(
                 f"num_envs is {self.num_envs} and images_per_group is {self.images_per_group}; images_per_group must divide num_envs."
@@ -183,15 +164,14 @@ def plan_of(config: TrainAgentConfig, device: str) -> "GateTraining":
     )
 
 
-def _new_run(
-    config: TrainAgentConfig, dataset: "Dataset", device: str, command: Sequence[str]
-) -> RunFolder:
-    """Refuse what will not do before a folder is made, then make it."""
+def _prepare(config: TrainAgentConfig, dataset: "Dataset", device: str) -> str:
+    """Refuse what will not do, and name the run."""
     from agents.deploy import gate_shape
     from dfs_rl.gating.learned import LayerwiseGate
     from dfs_rl.gating.masks import gated_budget
 
-    backbone = preview_backbone(_choice(config, device), dataset)
+    plan_of(config, device)  # refuses bad settings
+    backbone = preview_backbone(choice_of(config, device), dataset)
     if config.budget is not None:
         shape = gate_shape(backbone, features=config.features, hidden=config.hidden)
         gate = LayerwiseGate(
@@ -201,55 +181,26 @@ def _new_run(
             hidden=shape.hidden,
         )
         gated_budget(backbone.costs, config.budget, gate_macs=gate.macs)
-    name = f"{config.algo}-{dataset.name}"
-    return RunFolder.create(config.run_dir, kind=KIND, name=name, config=config, command=command)
-
-
-def _choice(config: TrainAgentConfig, device: str) -> BackboneChoice:
-    return BackboneChoice(
-        dataset=config.dataset,
-        folder=config.backbone,
-        epochs=config.supernet_epochs,
-        device=device,
-        threads=config.threads,
-    )
+    return f"{config.algo}-{dataset.name}"
 
 
 def _train(
     config: TrainAgentConfig, dataset: "Dataset", run: RunFolder, device: str
-) -> Mapping[str, Mapping[str, object]]:
-    """Train the gate, or go on with it, and say how it went."""
+) -> "TrainingResult":
+    """Train the gate, or go on with it."""
     from agents.progress import Progress, ProgressBar
     from agents.training import train_gate
 
     plan = plan_of(config, device)
-    try:
-        stored = backbone_of_run(
-            run, _choice(config, device), dataset, keep_original=plan.cotrain is not None
-        )
-        bar = ProgressBar(plan.steps_made(stored.backbone.costs.n_layers), say=say)
-        result = train_gate(
-            plan, stored, dataset, run, report=bar.report, watchers=(Progress(bar),)
-        )
-    except KeyboardInterrupt:
-        again = f"{PROG} --resume {run.path}"
-        raise KeyboardInterrupt(f"Interrupted and saved; go on with: {again}") from None
-    return {"best_on_val": result.best, "images_seen": result.images_seen}
+    stored = backbone_of_run(
+        run, choice_of(config, device), dataset, keep_original=plan.cotrain is not None
+    )
+    bar = ProgressBar(plan.steps_made(stored.backbone.costs.n_layers), say=say)
+    return train_gate(plan, stored, dataset, run, report=bar.report, watchers=(Progress(bar),))
 
 
 def _run(invocation: Invocation[TrainAgentConfig]) -> None:
-    import torch
-
-    from dfs_rl.data import load_dataset
-    from dfs_rl.devices import resolve_device
-
-    config = invocation.config
-    torch.set_num_threads(config.threads)
-    device = str(resolve_device(config.device))
-    plan_of(config, device)  # refuses bad settings
-    dataset = load_dataset(config.dataset)
-    run = invocation.resume or _new_run(config, dataset, device, invocation.command)
-    train_and_evaluate(run, dataset, device, lambda: _train(config, dataset, run, device))
+    train_and_evaluate(invocation, kind=KIND, prog=PROG, prepare=_prepare, train=_train)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

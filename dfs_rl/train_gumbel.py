@@ -1,20 +1,19 @@
 """``python -m dfs_rl.train_gumbel``: learn by supervision which bits each layer of a backbone should spend on each image."""
 
-import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from agents.hyperparameters import FeatureChoice, GateKind, Method, SupervisedConfig
 from dfs_rl.cli import Invocation, run_command
-from dfs_rl.errors import ConfigError
 from dfs_rl.gate_runs import (
     DIGITS,
     VALIDATIONS,
-    BackboneChoice,
     backbone_of_run,
+    check_settings,
+    choice_of,
     preview_backbone,
     say,
     train_and_evaluate,
@@ -23,6 +22,7 @@ from dfs_rl.runs import RunFolder
 
 if TYPE_CHECKING:
     from agents.supervised_run import SupervisedTraining
+    from agents.training import TrainingResult
     from dfs_rl.data import Dataset
 
 KIND = "train_gumbel"
@@ -76,22 +76,7 @@ class TrainGumbelConfig:
     training: SupervisedConfig = field(default_factory=SupervisedConfig)
 
     def __post_init__(self) -> None:
-        if not 0 <= self.seed < 2**32:
-            raise ConfigError(f"seed is {self.seed}; allowed are 0 to {2**32 - 1}.")
-        counts = (
-            "timesteps",
-            "hidden",
-            "supernet_epochs",
-            "threads",
-            "eval_every",
-            "checkpoint_every",
-        )
-        for name in counts:
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"{name} is {value}; it must be at least 1.")
-        if not 0 < self.budget < math.inf:
-            raise ConfigError(f"budget is {self.budget:g} %; it must be positive and finite.")
+        check_settings(self)
 
 
 def plan_of(config: TrainGumbelConfig, device: str) -> "SupervisedTraining":
@@ -119,62 +104,32 @@ def plan_of(config: TrainGumbelConfig, device: str) -> "SupervisedTraining":
     )
 
 
-def _new_run(
-    config: TrainGumbelConfig, dataset: "Dataset", device: str, command: Sequence[str]
-) -> RunFolder:
-    """Refuse what will not do before a folder is made, then make it."""
+def _prepare(config: TrainGumbelConfig, dataset: "Dataset", device: str) -> str:
+    """Refuse what will not do, and name the run."""
     from agents.supervised_run import build_gate
     from dfs_rl.gating.masks import gated_budget
 
-    backbone = preview_backbone(_choice(config, device), dataset)
+    backbone = preview_backbone(choice_of(config, device), dataset)
     gate = build_gate(plan_of(config, device), backbone)
     gated_budget(backbone.costs, config.budget, gate_macs=gate.macs)
-    name = f"{config.method}-{config.gate}-{dataset.name}"
-    return RunFolder.create(config.run_dir, kind=KIND, name=name, config=config, command=command)
-
-
-def _choice(config: TrainGumbelConfig, device: str) -> BackboneChoice:
-    return BackboneChoice(
-        dataset=config.dataset,
-        folder=config.backbone,
-        epochs=config.supernet_epochs,
-        device=device,
-        threads=config.threads,
-    )
+    return f"{config.method}-{config.gate}-{dataset.name}"
 
 
 def _train(
     config: TrainGumbelConfig, dataset: "Dataset", run: RunFolder, device: str
-) -> Mapping[str, Mapping[str, object]]:
-    """Train the gate, or go on with it, and say how it went."""
+) -> "TrainingResult":
+    """Train the gate, or go on with it."""
     from agents.progress import ProgressBar
     from agents.supervised_run import train_supervised
 
     plan = plan_of(config, device)
-    try:
-        stored = backbone_of_run(run, _choice(config, device), dataset)
-        total = plan.timesteps_made(stored.backbone.costs.n_layers, len(dataset.agent))
-        bar = ProgressBar(total, say=say)
-        result = train_supervised(plan, stored, dataset, run, bar=bar)
-    except KeyboardInterrupt:
-        again = f"{PROG} --resume {run.path}"
-        raise KeyboardInterrupt(f"Interrupted and saved; go on with: {again}") from None
-    return {"best_on_val": result.best, "images_seen": result.images_seen}
+    stored = backbone_of_run(run, choice_of(config, device), dataset)
+    total = plan.timesteps_made(stored.backbone.costs.n_layers, len(dataset.agent))
+    return train_supervised(plan, stored, dataset, run, bar=ProgressBar(total, say=say))
 
 
 def _run(invocation: Invocation[TrainGumbelConfig]) -> None:
-    import torch
-
-    from dfs_rl.data import load_dataset
-    from dfs_rl.devices import resolve_device
-
-    config = invocation.config
-    torch.set_num_threads(config.threads)
-    device = str(resolve_device(config.device))
-    plan_of(config, device)  # refuses bad settings
-    dataset = load_dataset(config.dataset)
-    run = invocation.resume or _new_run(config, dataset, device, invocation.command)
-    train_and_evaluate(run, dataset, device, lambda: _train(config, dataset, run, device))
+    train_and_evaluate(invocation, kind=KIND, prog=PROG, prepare=_prepare, train=_train)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
