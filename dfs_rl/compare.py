@@ -12,7 +12,7 @@ import tyro
 
 from dfs_rl.cli import Invocation, run_command
 from dfs_rl.config import config_to_dict, read_yaml
-from dfs_rl.errors import ConfigError, DataError
+from dfs_rl.errors import CheckpointError, ConfigError, DataError
 from dfs_rl.evaluation.limits import SearchLimits
 from dfs_rl.files import write_bytes_atomic
 from dfs_rl.runs import RunFolder, write_json
@@ -144,11 +144,17 @@ def _run(invocation: Invocation[CompareConfig]) -> None:
 
     config = invocation.config
     torch.set_num_threads(config.threads)
-    runs = []
+    runs, failed = [], {}
     for path in config.runs:
-        runs.append(_evaluated(path, config))
+        try:
+            runs.append(_evaluated(path, config))
+        except CheckpointError as error:  # one gate that cannot be read must not lose the others
+            failed[str(path)] = str(error)
+            _say(f"  failed: {error}")
         check_comparable(runs)
-    comparison = compare_runs(runs)
+    if not runs:
+        raise CheckpointError(f"none of the runs can be evaluated; {next(iter(failed.values()))}")
+    comparison = compare_runs(runs, failed)
     folder = RunFolder.create(
         config.run_dir, kind=KIND, name="compare", config=config, command=invocation.command
     )

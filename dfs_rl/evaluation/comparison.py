@@ -121,6 +121,7 @@ class Comparison:
         frontier: Labels of the points, references among them, that no other point beats in both accuracy and computation on
             the selection split, cheapest first. The reported split has no part in this choice.
         verdict: What to ship, in sentences.
+        failed: Runs that could not be evaluated, each with its reason.
     """
 
     dataset: str
@@ -132,6 +133,7 @@ class Comparison:
     pairs: tuple[Pair, ...]
     frontier: tuple[str, ...]
     verdict: tuple[str, ...]
+    failed: Mapping[str, str]
 
 
 def check_comparable(runs: Sequence[EvaluatedRun]) -> None:
@@ -140,8 +142,8 @@ def check_comparable(runs: Sequence[EvaluatedRun]) -> None:
     Raises:
         DataError: If images, split, menu or backbone differ.
     """
-    first = runs[0]
     for run in runs[1:]:
+        first = runs[0]
         for what, ours, theirs in (
             ("images", first.summary.fingerprint, run.summary.fingerprint),
             ("a split", first.summary.split, run.summary.split),
@@ -154,11 +156,14 @@ def check_comparable(runs: Sequence[EvaluatedRun]) -> None:
                 )
 
 
-def compare_runs(runs: Sequence[EvaluatedRun]) -> Comparison:
+def compare_runs(
+    runs: Sequence[EvaluatedRun], failed: Mapping[str, str] | None = None
+) -> Comparison:
     """Put runs side by side; those that differ in nothing but the seed are one gate.
 
     Args:
         runs: At least one, of the same data, split, menu and backbone.
+        failed: Runs that could not be evaluated, each with its reason, to be told of.
 
     Raises:
         DataError: If they are not.
@@ -195,6 +200,7 @@ def compare_runs(runs: Sequence[EvaluatedRun]) -> Comparison:
         pairs=pairs,
         frontier=tuple(point.label for point in frontier),
         verdict=tuple(_verdict(gates, frontier, pairs)),
+        failed=dict(failed or {}),
     )
 
 

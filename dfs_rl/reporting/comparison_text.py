@@ -29,7 +29,11 @@ def comparison_text(comparison: Comparison) -> str:
     verdict = "\n".join(
         textwrap.fill(said, WIDTH, subsequent_indent="  ") for said in comparison.verdict
     )
-    return f"{head}\n\n{aligned(HEAD, row_groups(comparison))}\n\n{verdict}\n"
+    parts = [head, aligned(HEAD, row_groups(comparison)), verdict]
+    if comparison.failed:
+        told = (f"Failed: {path}: {reason}" for path, reason in comparison.failed.items())
+        parts.append("\n".join(told))
+    return "\n\n".join(parts) + "\n"
 
 
 def row_groups(comparison: Comparison) -> list[list[tuple[str, ...]]]:

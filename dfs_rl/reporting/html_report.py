@@ -73,6 +73,7 @@ def html_report(comparison: Comparison, frontier: bytes, sections: Sequence[Gate
         "<h2>All methods</h2>",
         _table(comparison),
         _pairs(comparison),
+        _failures(comparison),
         "<h2>Gate by gate</h2>",
         *(_section(section) for section in sections),
     ]
@@ -114,6 +115,16 @@ def _pairs(comparison: Comparison) -> str:
         for p in comparison.pairs
     )
     return f"<h2>Gates at about the same cost</h2><ul>{rows}</ul>"
+
+
+def _failures(comparison: Comparison) -> str:
+    if not comparison.failed:
+        return ""
+    rows = "".join(
+        f"<li>{html.escape(path)}: {html.escape(reason)}</li>"
+        for path, reason in comparison.failed.items()
+    )
+    return f"<h2>Failed</h2><ul>{rows}</ul>"
 
 
 def _section(section: GateSection) -> str:

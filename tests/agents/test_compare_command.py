@@ -75,6 +75,22 @@ def test_a_run_without_stored_outcomes_is_evaluated_again(
     assert (run / "outcomes.safetensors").is_file()
 
 
+def test_a_gate_that_cannot_be_read_does_not_lose_the_others(
+    tmp_path: Path, runs: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(runs[0], broken)
+    (broken / "gate" / "gate.safetensors").write_bytes(b"no tensors")
+    report = tmp_path / "report"
+    assert compare.main([str(broken), str(runs[2]), "--run-dir", str(report)]) == 0
+    shown = capsys.readouterr().out
+    assert "DFS FF" in shown
+    assert f"Failed: {broken}: " in shown
+    assert str(broken) in (report / "report.html").read_text()
+    assert compare.main([str(broken), "--run-dir", str(tmp_path / "other")]) == 2
+    assert "none of the runs can be evaluated" in sentence(capsys)
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
