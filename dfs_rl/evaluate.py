@@ -250,7 +250,13 @@ def _measure(
     progress: Callable[[str], None],
 ) -> "tuple[list[Method], tuple[list[ImageExample], list[ImageExample]] | None]":
     """Run the gate, if there is one, and everything it is compared with."""
-    from dfs_rl.evaluation.baselines import Arena, Method, rival_methods, uniform_methods
+    from dfs_rl.evaluation.baselines import (
+        Arena,
+        Method,
+        oracle_method,
+        rival_methods,
+        uniform_methods,
+    )
     from dfs_rl.evaluation.run_gate import evaluate_gate
     from dfs_rl.reporting.pictures import cheapest_and_dearest
 
@@ -288,7 +294,7 @@ def _measure(
         key="gate", label=records.name, role="gate", records=(records,), selection=on_selection
     )
     examples = cheapest_and_dearest(records, reported.images, backbone.costs, about.class_names)
-    return [gate, *uniform, *rivals], examples
+    return [gate, *uniform, *rivals, oracle_method(uniform)], examples
 
 
 def _run(invocation: Invocation[EvaluateConfig]) -> None:

@@ -19,7 +19,7 @@ from dfs_rl.evaluation.tables import Table
 from dfs_rl.evaluation.verdict import SAME_COST
 from dfs_rl.seeding import torch_generator
 
-Role = Literal["gate", "fixed", "matched"]
+Role = Literal["gate", "fixed", "matched", "oracle"]
 
 RANDOM_DRAWS = 5
 
@@ -30,10 +30,10 @@ class Method:
 
     Attributes:
         key: Stable name in files: ``gate``, ``full``, ``uniform_8``, ``mode_table``, ``random``,
-            ``patterns``, ``cascade``, ``static_table``; the last two with ``_before`` on the backbone before co-training.
+            ``patterns``, ``cascade``, ``static_table``, ``oracle``; the last two with ``_before`` on the backbone before co-training.
         label: Name in tables and plots.
         role: ``"gate"``; ``"fixed"`` for reference points at a cost of their own; ``"matched"`` for
-            rivals made to cost what the gate costs.
+            rivals made to cost what the gate costs; ``"oracle"`` for what knows the answer and is no gate.
         records: One per draw; a single one for everything that draws nothing.
         selection: The same on the selection split, for those that one could ship; None for the others.
         chosen_on: Split that its choices were made on, None where there was nothing to choose.
@@ -118,6 +118,39 @@ def uniform_methods(
             )
         )
     return methods
+
+
+def oracle_method(uniform: Sequence[Method]) -> Method:
+    """Give every image the cheapest uniform option that classifies it rightly, and the cheapest of all where none does.
+
+    It looks at the labels, so no gate can be like it; it says how much choosing could gain at most, uniform bits only.
+
+    Args:
+        uniform: Every uniform option on the reported split, in menu order.
+    """
+    passes = [method.records[0] for method in uniform]
+    right = torch.stack([records.correct for records in passes])  # [options, n]
+    chosen = right.int().argmax(dim=0)  # the first that is right, 0 if none is
+    images = torch.arange(right.shape[1])
+
+    def picked(values: Sequence[Tensor]) -> Tensor:
+        return torch.stack(list(values))[chosen, images]
+
+    records = GateRecords(
+        name="oracle",
+        predictions=picked([p.predictions for p in passes]),
+        labels=passes[0].labels,
+        options=picked([p.options for p in passes]),
+        log_likelihood=picked([p.log_likelihood for p in passes]),
+        confidence=picked([p.confidence for p in passes]),
+    )
+    return Method(
+        key="oracle",
+        label="oracle, no gate",
+        role="oracle",
+        records=(records,),
+        detail="for each image the cheapest uniform option that is right, which takes its label to know",
+    )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

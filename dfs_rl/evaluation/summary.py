@@ -26,7 +26,7 @@ class MethodSummary:
     Attributes:
         key: Stable name, see ``Method``.
         label: Name in tables and plots.
-        role: ``"gate"``, ``"fixed"`` or ``"matched"``, see ``Method``.
+        role: ``"gate"``, ``"fixed"``, ``"matched"`` or ``"oracle"``, see ``Method``.
         n: Number of images.
         accuracy: Percent; the mean over the draws.
         accuracy_error: Binomial standard error in points: the choice of images, not the seed.

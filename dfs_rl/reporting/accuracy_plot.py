@@ -19,6 +19,7 @@ _LOOKS = {
     "mode_table": ("D", style.PURPLE, 5.5),
     "random": ("X", style.ORANGE, 7.0),
     "patterns": ("P", style.SKY, 7.0),
+    "oracle": ("p", style.MUTED, 7.0),
     "static_table_before": ("s", style.MUTED, 6.0),
     "cascade_before": ("^", style.MUTED, 7.0),
 }
@@ -39,7 +40,7 @@ def accuracy_plot(summary: EvaluationSummary) -> "Figure":
     rivals enlarged, which by design cost nearly the same.
     """
     drawn = [method for method in summary.methods if method.computation > 0]
-    own = [method for method in drawn if method.role != "fixed"]
+    own = [method for method in drawn if method.role in ("gate", "matched")]
     panels = (_WIDE, _BETWEEN + _NARROW) if own else (_WIDE,)
     figure = style.new_figure(_LEFT + sum(panels) + _RIGHT, _HEIGHT)
     axes = _panel(figure, _LEFT, _WIDE)
@@ -114,7 +115,8 @@ def _draw_near(axes: "Axes", drawn: Sequence[MethodSummary], own: Sequence[Metho
     inside = [
         method
         for method in drawn
-        if abs(method.computation - middle) <= reach
+        if method.role != "oracle"
+        and abs(method.computation - middle) <= reach
         and low - margin <= method.accuracy <= high + margin
     ]
     lines = _draw_points(axes, inside)

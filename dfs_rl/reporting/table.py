@@ -32,13 +32,14 @@ def summary_text(summary: EvaluationSummary) -> str:
 def methods_table(summary: EvaluationSummary) -> str:
     """Return one aligned line per method: the gate, its rivals at its cost, the fixed points."""
     comparisons = {comparison.key: comparison for comparison in summary.comparisons}
-    gate, matched, fixed = (
-        [m for m in summary.methods if m.role == role] for role in ("gate", "matched", "fixed")
+    gate, matched, fixed, oracle = (
+        [m for m in summary.methods if m.role == role]
+        for role in ("gate", "matched", "fixed", "oracle")
     )
     head = _HEAD + (_HEAD_GATE if gate else ())
     groups = [
         [_cells(method, comparisons.get(method.key))[: len(head)] for method in group]
-        for group in (gate, matched, fixed[::-1])
+        for group in (gate, matched, fixed[::-1], oracle)
         if group
     ]
     return aligned(head, groups)

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from dfs_rl.evaluation.baselines import (
     RANDOM_DRAWS,
     mode_table,
+    oracle_method,
     rival_methods,
     shuffled_options,
     uniform_methods,
@@ -132,3 +133,14 @@ def test_rivals_on_the_backbone_from_before_join_those_on_the_trained_one(
     cascade = found["cascade_before"].records[0]
     first = torch.stack([records.predictions for records in uniform])
     assert (first == cascade.predictions).any(dim=0).all()
+
+
+def test_the_oracle_takes_the_cheapest_option_that_is_right(backbone, test_set):
+    uniform = uniform_methods(backbone, test_set)
+    records = oracle_method(uniform).records[0]
+    for image in range(len(test_set)):
+        right = [o for o, method in enumerate(uniform) if bool(method.records[0].correct[image])]
+        assert records.options[image].tolist() == [min(right, default=0)] * 4
+        assert bool(records.correct[image]) == bool(right)
+    best = max(method.records[0].accuracy for method in uniform)
+    assert records.accuracy > best

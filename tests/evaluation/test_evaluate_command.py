@@ -84,6 +84,7 @@ def test_a_run_gets_its_summary_and_pictures(make_run, digits):
         "mode_table",
         "random",
         "patterns",
+        "oracle",
     ]
     assert (summary.split, summary.n, summary.dataset) == ("test", len(digits.test), "digits")
     stored = json.loads(result.path.read_text())
