@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dfs_rl import evaluate, train_agent, train_backbone
+from dfs_rl import compare, evaluate, train_agent, train_backbone, train_gumbel
 
 README = Path(__file__).parent.parent / "README.md"
 EXAMPLES = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
@@ -14,9 +14,8 @@ COMMANDS = re.findall(
     r"^python -m (dfs_rl\.\w+) (.*)$", README.read_text(encoding="utf-8"), re.MULTILINE
 )
 MAINS = {
-    "dfs_rl.train_agent": train_agent.main,
-    "dfs_rl.train_backbone": train_backbone.main,
-    "dfs_rl.evaluate": evaluate.main,
+    f"dfs_rl.{module.__name__.rpartition('.')[2]}": module.main
+    for module in (compare, evaluate, train_agent, train_backbone, train_gumbel)
 }
 
 
