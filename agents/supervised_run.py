@@ -52,7 +52,6 @@ class SupervisedTraining:
         checkpoint_every: Timesteps between two checkpoints.
         seed: Seed of everything.
         device: Where to compute.
-        dtype: What the frozen backbone computes in.
         name: What tables and plots call the gate.
     """
 
@@ -67,7 +66,6 @@ class SupervisedTraining:
     checkpoint_every: int
     seed: int
     device: str
-    dtype: torch.dtype
     name: str
 
     def per_step(self, n_layers: int, n_images: int) -> int:
@@ -138,7 +136,7 @@ def train_supervised(
     """
     device = torch.device(plan.device)
     backbone: ResNet = stored.backbone.to(device).eval().requires_grad_(requires_grad=False)
-    frozen = backbone.prepare(plan.dtype).to(device)
+    frozen = backbone.prepare().to(device)  # in float32, as the form that it is mixed with
     agent = dataset.agent.to(device)
     gate = build_gate(plan, backbone).to(device)
     each = plan.per_step(backbone.costs.n_layers, len(agent))

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from agents.hyperparameters import FeatureChoice, GateKind, Method, SupervisedConfig
 from dfs_rl.cli import Invocation, run_command
@@ -53,7 +53,6 @@ class TrainGumbelConfig:
         eval_every: Timesteps between validations; default a twentieth of all.
         checkpoint_every: Timesteps between checkpoints; default like eval_every.
         threads: CPU threads; with 1, runs repeat to the last bit.
-        precision: What the frozen backbone computes in; "auto" takes bfloat16 on GPUs.
         training: Hyperparameters.
     """
 
@@ -72,7 +71,6 @@ class TrainGumbelConfig:
     eval_every: int | None = None
     checkpoint_every: int | None = None
     threads: int = 1
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
     training: SupervisedConfig = field(default_factory=SupervisedConfig)
 
     def __post_init__(self) -> None:
@@ -81,10 +79,7 @@ class TrainGumbelConfig:
 
 def plan_of(config: TrainGumbelConfig, device: str) -> "SupervisedTraining":
     """Translate the command's settings into a training."""
-    import torch
-
     from agents.supervised_run import SupervisedTraining
-    from dfs_rl.backbones import precision
 
     eval_every = config.eval_every or max(1, config.timesteps // VALIDATIONS)
     return SupervisedTraining(
@@ -99,7 +94,6 @@ def plan_of(config: TrainGumbelConfig, device: str) -> "SupervisedTraining":
         checkpoint_every=config.checkpoint_every or eval_every,
         seed=config.seed,
         device=device,
-        dtype=precision.resolve_frozen(config.precision, torch.device(device)),
         name=f"{_NAMES[config.method]} {config.gate.upper()}",
     )
 

@@ -19,8 +19,6 @@ TINY = [
     "32",
     "--device",
     "cpu",
-    "--precision",
-    "float32",
 ]
 
 

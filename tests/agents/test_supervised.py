@@ -182,7 +182,6 @@ def make_plan(**changes: object) -> SupervisedTraining:
         "checkpoint_every": 4 * PER_STEP,
         "seed": 5,
         "device": "cpu",
-        "dtype": torch.float32,
         "name": "gate",
     }
     return SupervisedTraining(**(settings | changes))  # type: ignore[arg-type]

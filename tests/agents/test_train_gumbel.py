@@ -20,8 +20,6 @@ TINY = [
     "1000",
     "--device",
     "cpu",
-    "--precision",
-    "float32",
     "--training.batch-size",
     "32",
 ]
