@@ -18,7 +18,7 @@ from dfs_rl.files import write_bytes_atomic
 from dfs_rl.runs import RunFolder, write_json
 
 if TYPE_CHECKING:
-    from dfs_rl.evaluation.comparison import Comparison, EvaluatedRun
+    from dfs_rl.evaluation.comparison_records import ComparisonOfRuns, EvaluatedRun
     from dfs_rl.reporting.html_report import GateSection
 
 KIND = "compare"
@@ -62,7 +62,7 @@ class CompareConfig:
 def _evaluated(path: Path, config: CompareConfig) -> "EvaluatedRun":
     """Evaluate a run, or take what its evaluation stored."""
     from dfs_rl.evaluate import evaluate_run
-    from dfs_rl.evaluation.comparison import EvaluatedRun
+    from dfs_rl.evaluation.comparison_records import EvaluatedRun
     from dfs_rl.evaluation.outcomes import load_outcomes
 
     folder = RunFolder.open(path)
@@ -109,9 +109,11 @@ def _backbone_digest(folder: RunFolder) -> str:
     return hashlib.sha256((place / WEIGHTS_FILE).read_bytes()).hexdigest()[:16]
 
 
-def _sections(comparison: "Comparison", runs: Sequence["EvaluatedRun"]) -> list["GateSection"]:
+def _sections(
+    comparison: "ComparisonOfRuns", runs: Sequence["EvaluatedRun"]
+) -> list["GateSection"]:
     """Gather each gate's pictures, commands and settings."""
-    from dfs_rl.evaluation.comparison import GATE
+    from dfs_rl.evaluation.comparison_records import GATE
     from dfs_rl.reporting.html_report import GateSection
 
     by_path = {run.path: run for run in runs}

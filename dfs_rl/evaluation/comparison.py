@@ -3,137 +3,38 @@
 import itertools
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from dfs_rl.errors import DataError
+from dfs_rl.evaluation.comparison_records import (
+    GATE,
+    ComparisonOfRuns,
+    Curve,
+    EvaluatedRun,
+    Pair,
+    Point,
+    Spread,
+)
+from dfs_rl.evaluation.curves import CurvePoint, accuracy_at, hypervolume
 from dfs_rl.evaluation.metrics import paired_difference
-from dfs_rl.evaluation.outcomes import Outcomes
-from dfs_rl.evaluation.summary import EvaluationSummary
 from dfs_rl.evaluation.verdict import SAME_COST
 
-GATE = "gate"
 RIVALS = ("static_table", "cascade", "random", "patterns")
 """The rivals that every gate has at its own cost; the mode table is left to each run's own report."""
+_KNOBS = ("budget", "cost_weight")
+"""The settings that move a gate along its curve."""
+WORST_COMPUTATION = 10.0
+"""Percent; where areas end: every low bit width lies left of it."""
+COMPUTATIONS = (0.5, 0.75, 1.0, 1.5, 3.0)
+"""Percent; where curves are read off."""
 _BEFORE = "_before"
 _SKIP_ALL = "uniform_0"
 _ALTERNATIVES = ("static_table", "cascade")
 """The rivals that one could ship instead of a gate."""
 _UNTOLD = ("seed", "run_dir", "device", "threads", "dataset", "backbone", "eval_every")
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class EvaluatedRun:
-    """A run with what its evaluation found.
-
-    Attributes:
-        path: Its folder, as the user named it.
-        settings: Its configuration, flat, by dotted name.
-        command: The command line that made it.
-        backbone: Digest of the backbone's weights, before co-training if there was any.
-        summary: Figures of its gate and rivals.
-        outcomes: What each of them did with every image.
-    """
-
-    path: str
-    settings: Mapping[str, object]
-    command: Sequence[str]
-    backbone: str
-    summary: EvaluationSummary
-    outcomes: Outcomes
-
-
-@dataclass(frozen=True, kw_only=True)
-class Spread:
-    """A figure over seeds.
-
-    Attributes:
-        mean: Its mean.
-        deviation: Its standard deviation, None for a single seed.
-    """
-
-    mean: float
-    deviation: float | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Point:
-    """One gate, over its seeds.
-
-    Attributes:
-        label: What tables and plots call it.
-        kind: ``"gate"``, or the key of a rival for a point that is one.
-        runs: Folders of its runs.
-        seeds: Their seeds.
-        accuracy: In percent.
-        computation: Mean over images in percent, everything included.
-        selection_accuracy: Mean accuracy on the selection split, by which points are chosen.
-        selection_computation: Mean computation there.
-        patterns: Distinct bit patterns; of rivals None.
-        gains: Accuracy minus that of each rival at the same cost, in points, by the rival's key; empty for rivals.
-    """
-
-    label: str
-    kind: str
-    runs: tuple[str, ...]
-    seeds: tuple[int, ...]
-    accuracy: Spread
-    computation: Spread
-    selection_accuracy: float
-    selection_computation: float
-    patterns: Spread | None
-    gains: Mapping[str, Spread]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pair:
-    """Two gates at about the same cost.
-
-    Attributes:
-        first: Label of the one.
-        second: Label of the other.
-        difference: Accuracy of the first minus that of the second, mean over their seeds, in points.
-        low: Lower end of the 95 % interval over images.
-        high: Upper end of it.
-    """
-
-    first: str
-    second: str
-    difference: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Comparison:
-    """All figures of a comparison of runs.
-
-    Attributes:
-        dataset: Name of the data set.
-        split: The reported split.
-        n: Its number of images.
-        options: The menu of bits.
-        points: Gates and their rivals, cheapest first.
-        references: Uniform settings and full precision, cheapest first.
-        pairs: Gates that cost about the same, each with each.
-        frontier: Labels of the points, references among them, that no other point beats in both accuracy and computation on
-            the selection split, cheapest first. The reported split has no part in this choice.
-        verdict: What to ship, in sentences.
-        failed: Runs that could not be evaluated, each with its reason.
-    """
-
-    dataset: str
-    split: str
-    n: int
-    options: tuple[int, ...]
-    points: tuple[Point, ...]
-    references: tuple[Point, ...]
-    pairs: tuple[Pair, ...]
-    frontier: tuple[str, ...]
-    verdict: tuple[str, ...]
-    failed: Mapping[str, str]
 
 
 def check_comparable(runs: Sequence[EvaluatedRun]) -> None:
@@ -158,7 +59,7 @@ def check_comparable(runs: Sequence[EvaluatedRun]) -> None:
 
 def compare_runs(
     runs: Sequence[EvaluatedRun], failed: Mapping[str, str] | None = None
-) -> Comparison:
+) -> ComparisonOfRuns:
     """Put runs side by side; those that differ in nothing but the seed are one gate.
 
     Args:
@@ -169,13 +70,7 @@ def compare_runs(
         DataError: If they are not.
     """
     check_comparable(runs)
-    groups: dict[tuple[object, ...], list[EvaluatedRun]] = {}
-    for run in runs:
-        told = sorted((k, repr(v)) for k, v in run.settings.items() if k not in _UNTOLD)
-        key = (run.summary.methods[0].label, *told)
-        groups.setdefault(key, []).append(run)
-    labels = _labels([group[0] for group in groups.values()])
-    named = dict(zip(labels, groups.values(), strict=True))
+    named = _grouped(runs, untold=_UNTOLD)
     gates = [_gate_point(label, group) for label, group in named.items()]
     rivals = [
         _rival_point(key, group)
@@ -190,7 +85,7 @@ def compare_runs(
     frontier = _frontier([*points, *running])
     about = runs[0].summary
     pairs = tuple(_pairs(named, gates))
-    return Comparison(
+    return ComparisonOfRuns(
         dataset=about.dataset,
         split=about.split,
         n=about.n,
@@ -198,6 +93,7 @@ def compare_runs(
         points=tuple(points),
         references=tuple(references),
         pairs=pairs,
+        curves=tuple(_curves(runs, running[0])),
         frontier=tuple(point.label for point in frontier),
         verdict=tuple(_verdict(gates, frontier, pairs)),
         failed=dict(failed or {}),
@@ -210,7 +106,20 @@ def spread(values: Sequence[float]) -> Spread:
     return Spread(mean=statistics.fmean(values), deviation=deviation)
 
 
-def _labels(runs: Sequence[EvaluatedRun]) -> list[str]:
+def _grouped(
+    runs: Sequence[EvaluatedRun], *, untold: Sequence[str]
+) -> dict[str, list[EvaluatedRun]]:
+    """Put runs together that differ in nothing but ``untold``, by a name that tells them apart."""
+    groups: dict[tuple[object, ...], list[EvaluatedRun]] = {}
+    for run in runs:
+        told = sorted((k, repr(v)) for k, v in run.settings.items() if k not in untold)
+        key = (run.summary.methods[0].label, *told)
+        groups.setdefault(key, []).append(run)
+    labels = _labels([group[0] for group in groups.values()], untold=untold)
+    return dict(zip(labels, groups.values(), strict=True))
+
+
+def _labels(runs: Sequence[EvaluatedRun], *, untold: Sequence[str]) -> list[str]:
     """Name each gate by its kind and by every setting in which it differs from another one of that kind."""
     kinds = [run.summary.methods[0].label for run in runs]
     labels = []
@@ -219,7 +128,7 @@ def _labels(runs: Sequence[EvaluatedRun]) -> list[str]:
         differing = sorted(
             name
             for name in run.settings
-            if name not in _UNTOLD
+            if name not in untold
             and any(other.settings.get(name) != run.settings[name] for other in others)
         )
         told = [f"{name.replace('_', ' ')} {run.settings[name]}" for name in differing]
@@ -326,6 +235,46 @@ def _pairs(named: Mapping[str, Sequence[EvaluatedRun]], gates: Sequence[Point]) 
             low=difference.low,
             high=difference.high,
         )
+
+
+def _curves(runs: Sequence[EvaluatedRun], cheapest: Point) -> Iterator[Curve]:
+    """Make a curve of every gate that has more than one budget or price, and of its rivals at the same costs."""
+    worst = CurvePoint(WORST_COMPUTATION, cheapest.accuracy.mean)
+    for label, family in _grouped(runs, untold=(*_UNTOLD, *_KNOBS)).items():
+        knobs = {tuple(repr(run.settings.get(knob)) for knob in _KNOBS) for run in family}
+        if len(knobs) == 1:
+            continue
+        seeds: dict[object, list[EvaluatedRun]] = {}
+        for run in family:
+            seeds.setdefault(run.settings.get("seed"), []).append(run)
+        for key in (GATE, *_ALTERNATIVES):
+            traced = [[_curve_point(run, key) for run in group] for group in seeds.values()]
+            method = family[0].summary.method(key)
+            assert method is not None, "every run has its rivals"
+            yield Curve(
+                label=label if key == GATE else f"{method.label}s at the costs of {label}",
+                points=len(knobs),
+                hypervolume=spread([hypervolume(points, worst=worst) for points in traced]),
+                accuracy_at=_read_off(traced),
+            )
+
+
+def _curve_point(run: EvaluatedRun, key: str) -> CurvePoint:
+    outcome = run.outcomes.reported[key]
+    return CurvePoint(
+        float(outcome.computation.double().mean()), 100.0 * float(outcome.correct.double().mean())
+    )
+
+
+def _read_off(traced: Sequence[Sequence[CurvePoint]]) -> dict[str, Spread]:
+    """Read curves, one for each seed, off at fixed computations."""
+    found = {}
+    for computation in COMPUTATIONS:
+        values = [accuracy_at(points, computation) for points in traced]
+        inside = [value for value in values if value is not None]
+        if len(inside) == len(values):
+            found[f"{computation:g}"] = spread(inside)
+    return found
 
 
 def _mean_correct(group: Sequence[EvaluatedRun]) -> Tensor:

@@ -4,7 +4,8 @@ import csv
 import io
 import textwrap
 
-from dfs_rl.evaluation.comparison import GATE, Comparison, Point, Spread
+from dfs_rl.evaluation.comparison import COMPUTATIONS
+from dfs_rl.evaluation.comparison_records import GATE, ComparisonOfRuns, Point, Spread
 from dfs_rl.reporting.table import WIDTH, aligned
 
 HEAD = (
@@ -20,7 +21,7 @@ HEAD = (
 _GAINS = ("static_table", "cascade", "patterns")
 
 
-def comparison_text(comparison: Comparison) -> str:
+def comparison_text(comparison: ComparisonOfRuns) -> str:
     """Return the table and the verdict."""
     head = (
         f"{comparison.dataset}, {comparison.split} split, {comparison.n:,} images, options "
@@ -29,14 +30,17 @@ def comparison_text(comparison: Comparison) -> str:
     verdict = "\n".join(
         textwrap.fill(said, WIDTH, subsequent_indent="  ") for said in comparison.verdict
     )
-    parts = [head, aligned(HEAD, row_groups(comparison)), verdict]
+    parts = [head, aligned(HEAD, row_groups(comparison))]
+    if comparison.curves:
+        parts.append(aligned(*curve_table(comparison)))
+    parts.append(verdict)
     if comparison.failed:
         told = (f"Failed: {path}: {reason}" for path, reason in comparison.failed.items())
         parts.append("\n".join(told))
     return "\n\n".join(parts) + "\n"
 
 
-def row_groups(comparison: Comparison) -> list[list[tuple[str, ...]]]:
+def row_groups(comparison: ComparisonOfRuns) -> list[list[tuple[str, ...]]]:
     """Return the table's cells: gates, what could be shipped instead of them, references."""
     gates = [point for point in comparison.points if point.kind == GATE]
     rivals = [point for point in comparison.points if point.kind != GATE]
@@ -44,7 +48,27 @@ def row_groups(comparison: Comparison) -> list[list[tuple[str, ...]]]:
     return [[_cells(point) for point in group] for group in groups if group]
 
 
-def comparison_csv(comparison: Comparison) -> str:
+def curve_table(
+    comparison: ComparisonOfRuns,
+) -> tuple[tuple[str, ...], list[list[tuple[str, ...]]]]:
+    """Return the head and the cells of the table of curves: areas, and accuracies at fixed computations."""
+    shown = [
+        f"{c:g}" for c in COMPUTATIONS if any(f"{c:g}" in v.accuracy_at for v in comparison.curves)
+    ]
+    head = ("curve", "points", "area, points x decades", *(f"at {c} %" for c in shown))
+    rows = [
+        (
+            curve.label,
+            str(curve.points),
+            _spread(curve.hypervolume, 2),
+            *(_spread(v, 2) if (v := curve.accuracy_at.get(c)) else "" for c in shown),
+        )
+        for curve in comparison.curves
+    ]
+    return head, [rows]
+
+
+def comparison_csv(comparison: ComparisonOfRuns) -> str:
     """Return one line per point, means and deviations in columns of their own."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")

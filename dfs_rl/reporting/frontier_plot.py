@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from dfs_rl.evaluation.comparison import GATE, Comparison, Point
+from dfs_rl.evaluation.comparison_records import GATE, ComparisonOfRuns, Point
 from dfs_rl.reporting import style
 from dfs_rl.reporting.labels import Label, place_labels
 
@@ -22,7 +22,7 @@ _BELOW = 6.0
 """References this many points below every gate are left out: drawn to scale they would flatten everything else."""
 
 
-def frontier_plot(comparison: Comparison) -> "Figure":
+def frontier_plot(comparison: ComparisonOfRuns) -> "Figure":
     """Draw every gate of a comparison over a logarithmic axis; bars are one standard deviation over seeds."""
     figure = style.new_figure(*_SIZE)
     figure.subplots_adjust(**_MARGINS)

@@ -5,8 +5,8 @@ import html
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from dfs_rl.evaluation.comparison import Comparison
-from dfs_rl.reporting.comparison_text import HEAD, row_groups
+from dfs_rl.evaluation.comparison_records import ComparisonOfRuns
+from dfs_rl.reporting.comparison_text import HEAD, curve_table, row_groups
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #222; --muted: #6b6b6b; --faint: #ddd; --paper: #fff; --raised: #f6f6f4; }
@@ -49,7 +49,9 @@ class GateSection(NamedTuple):
     settings: str
 
 
-def html_report(comparison: Comparison, frontier: bytes, sections: Sequence[GateSection]) -> str:
+def html_report(
+    comparison: ComparisonOfRuns, frontier: bytes, sections: Sequence[GateSection]
+) -> str:
     """Return the whole page.
 
     Args:
@@ -71,7 +73,8 @@ def html_report(comparison: Comparison, frontier: bytes, sections: Sequence[Gate
         "<h2>Accuracy against computation</h2>",
         _image(frontier, "Accuracy against computation of every gate and its rivals"),
         "<h2>All methods</h2>",
-        _table(comparison),
+        _table(HEAD, row_groups(comparison)),
+        _curves(comparison),
         _pairs(comparison),
         _failures(comparison),
         "<h2>Gate by gate</h2>",
@@ -92,8 +95,8 @@ def _image(png: bytes, alt: str) -> str:
     return f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{data}">'
 
 
-def _table(comparison: Comparison) -> str:
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in HEAD)
+def _table(names: Sequence[str], groups: Sequence[Sequence[Sequence[str]]]) -> str:
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in names)
     bodies = "".join(
         "<tbody>"
         + "".join(
@@ -101,12 +104,22 @@ def _table(comparison: Comparison) -> str:
             for row in group
         )
         + "</tbody>"
-        for group in row_groups(comparison)
+        for group in groups
     )
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead>{bodies}</table></div>'
 
 
-def _pairs(comparison: Comparison) -> str:
+def _curves(comparison: ComparisonOfRuns) -> str:
+    if not comparison.curves:
+        return ""
+    about = (
+        "The area that each dominates, accuracy over the logarithm of computation, above the cheapest uniform setting; "
+        "and the accuracy at fixed computations, interpolated."
+    )
+    return f'<h2>Curves</h2><p class="muted">{about}</p>{_table(*curve_table(comparison))}'
+
+
+def _pairs(comparison: ComparisonOfRuns) -> str:
     if not comparison.pairs:
         return ""
     rows = "".join(
@@ -117,7 +130,7 @@ def _pairs(comparison: Comparison) -> str:
     return f"<h2>Gates at about the same cost</h2><ul>{rows}</ul>"
 
 
-def _failures(comparison: Comparison) -> str:
+def _failures(comparison: ComparisonOfRuns) -> str:
     if not comparison.failed:
         return ""
     rows = "".join(

@@ -7,7 +7,7 @@ import pytest
 
 from dfs_rl import compare, train_gumbel
 from dfs_rl.config import config_from_dict
-from dfs_rl.evaluation.comparison import Comparison
+from dfs_rl.evaluation.comparison_records import ComparisonOfRuns
 from dfs_rl.runs import RunFolder, read_json
 
 TINY = [
@@ -48,7 +48,7 @@ def test_finished_runs_become_a_report(
     # Evaluated once, when they were trained.
     assert [(run / "summary.json").stat().st_mtime_ns for run in runs] == before
     path = report / "comparison.json"
-    comparison = config_from_dict(read_json(path), Comparison, str(path))
+    comparison = config_from_dict(read_json(path), ComparisonOfRuns, str(path))
     gates = {point.label: point for point in comparison.points if point.kind == "gate"}
     assert set(gates) == {"Gumbel FF", "DFS FF"}
     accuracies = [read_json(run / "summary.json")["methods"][0]["accuracy"] for run in runs]

@@ -2,7 +2,7 @@
 
 import torch
 
-from dfs_rl.evaluation.comparison import EvaluatedRun
+from dfs_rl.evaluation.comparison_records import EvaluatedRun
 from dfs_rl.evaluation.outcomes import Outcome, Outcomes
 from dfs_rl.evaluation.summary import EvaluationSummary, MethodSummary
 

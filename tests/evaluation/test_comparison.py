@@ -1,10 +1,13 @@
+import math
 import statistics
 
 import pytest
 
 from dfs_rl.config import config_from_dict, config_to_dict
 from dfs_rl.errors import DataError
-from dfs_rl.evaluation.comparison import Comparison, Spread, compare_runs, is_above, spread
+from dfs_rl.evaluation.comparison import compare_runs, is_above, spread
+from dfs_rl.evaluation.comparison_records import ComparisonOfRuns, Spread
+from dfs_rl.evaluation.curves import CurvePoint, hypervolume
 from dfs_rl.evaluation.metrics import paired_difference
 from dfs_rl.runs import read_json, write_json
 from tests.evaluation.made_up import made_up_run
@@ -136,4 +139,36 @@ def test_a_comparison_round_trips_through_strict_json(tmp_path):
     comparison = compare_runs([made_up_run(f"r{i}", (150, 0.8), seed=i) for i in range(2)])
     path = tmp_path / "comparison.json"
     write_json(path, config_to_dict(comparison))
-    assert config_from_dict(read_json(path), Comparison, str(path)) == comparison
+    assert config_from_dict(read_json(path), ComparisonOfRuns, str(path)) == comparison
+
+
+def test_budgets_of_one_gate_are_a_curve_beside_its_rivals():
+    runs = [
+        made_up_run(
+            f"{budget}-{seed}",
+            (right + seed, budget),
+            seed=seed,
+            budget=budget,
+            static=(right - 10, budget),
+            cascade=(right, budget),
+        )
+        for seed in (0, 2)
+        for budget, right in ((0.6, 140), (1.2, 160))
+    ]
+    runs.append(made_up_run("alone", (150, 0.8), label="Alone"))
+    gate, static, cascade = compare_runs(runs).curves
+    assert (gate.label, gate.points) == ("PPO", 2)
+    assert static.label == "best static tables at the costs of PPO"
+    worst = CurvePoint(10.0, 60.0)  # uniform 2 bit
+    areas = [
+        hypervolume(
+            [CurvePoint(0.6, (140 + seed) / 2), CurvePoint(1.2, (160 + seed) / 2)], worst=worst
+        )
+        for seed in (0, 2)
+    ]
+    assert gate.hypervolume.mean == pytest.approx(statistics.fmean(areas), rel=1e-5)
+    assert gate.hypervolume.deviation == pytest.approx(statistics.stdev(areas), rel=1e-4)
+    assert static.hypervolume.mean < cascade.hypervolume.mean < gate.hypervolume.mean
+    assert set(gate.accuracy_at) == {"0.75", "1"}
+    share = math.log(1 / 0.6) / math.log(2)
+    assert gate.accuracy_at["1"].mean == pytest.approx(70.5 + 10 * share, rel=1e-5)

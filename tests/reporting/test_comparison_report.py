@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from dfs_rl.evaluation.comparison import Comparison, compare_runs
+from dfs_rl.evaluation.comparison import compare_runs
+from dfs_rl.evaluation.comparison_records import ComparisonOfRuns
 from dfs_rl.reporting import style
 from dfs_rl.reporting.comparison_text import comparison_csv, comparison_text
 from dfs_rl.reporting.frontier_plot import frontier_plot
@@ -18,7 +19,7 @@ from tests.evaluation.made_up import made_up_run
 
 
 @pytest.fixture(scope="module")
-def comparison() -> Comparison:
+def comparison() -> ComparisonOfRuns:
     return compare_runs(
         [
             *(made_up_run(f"ppo{i}", (150 + 4 * i, 0.8), seed=i, cost_weight=4) for i in range(3)),
@@ -28,7 +29,7 @@ def comparison() -> Comparison:
 
 
 @pytest.fixture(scope="module")
-def page(comparison: Comparison) -> str:
+def page(comparison: ComparisonOfRuns) -> str:
     section = GateSection(
         label='Gumbel <b>"FF"</b>',
         pictures={"Bits at each layer": style.to_png(style.new_figure(2, 1))},
@@ -38,7 +39,7 @@ def page(comparison: Comparison) -> str:
     return html_report(comparison, style.to_png(frontier_plot(comparison)), [section])
 
 
-def test_the_table_tells_means_and_deviations(comparison: Comparison) -> None:
+def test_the_table_tells_means_and_deviations(comparison: ComparisonOfRuns) -> None:
     text = comparison_text(comparison)
     (line,) = [line for line in text.splitlines() if line.startswith("PPO")]
     assert line.split("  ")[0] == "PPO"
@@ -47,7 +48,20 @@ def test_the_table_tells_means_and_deviations(comparison: Comparison) -> None:
     assert "To ship, chosen on val" in text
 
 
-def test_the_spreadsheet_has_every_point(comparison: Comparison) -> None:
+def test_curves_have_a_table_of_their_own(page: str) -> None:
+    runs = [
+        made_up_run(f"b{budget}", (right, budget), budget=budget, static=(right, budget))
+        for budget, right in ((0.7, 150), (1.4, 170))
+    ]
+    comparison = compare_runs(runs)
+    text = comparison_text(comparison)
+    assert "at 0.75 %" in text
+    assert "at 1.5 %" not in text
+    assert "best static tables at the costs of PPO" in html_report(comparison, b"", [])
+    assert "<h2>Curves</h2>" not in page
+
+
+def test_the_spreadsheet_has_every_point(comparison: ComparisonOfRuns) -> None:
     rows = list(csv.DictReader(io.StringIO(comparison_csv(comparison))))
     assert len(rows) == len(comparison.points) + len(comparison.references)
     ppo = next(row for row in rows if row["label"] == "PPO")

@@ -1,0 +1,142 @@
+"""What a comparison of runs is made from and what comes of it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from dfs_rl.evaluation.outcomes import Outcomes
+from dfs_rl.evaluation.summary import EvaluationSummary
+
+GATE = "gate"
+"""Kind of a point that is a gate, and key of a gate's outcomes."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class EvaluatedRun:
+    """A run with what its evaluation found.
+
+    Attributes:
+        path: Its folder, as the user named it.
+        settings: Its configuration, flat, by dotted name.
+        command: The command line that made it.
+        backbone: Digest of the backbone's weights, before co-training if there was any.
+        summary: Figures of its gate and rivals.
+        outcomes: What each of them did with every image.
+    """
+
+    path: str
+    settings: Mapping[str, object]
+    command: Sequence[str]
+    backbone: str
+    summary: EvaluationSummary
+    outcomes: Outcomes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spread:
+    """A figure over seeds.
+
+    Attributes:
+        mean: Its mean.
+        deviation: Its standard deviation, None for a single seed.
+    """
+
+    mean: float
+    deviation: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """One gate, over its seeds.
+
+    Attributes:
+        label: What tables and plots call it.
+        kind: ``"gate"``, or the key of a rival for a point that is one.
+        runs: Folders of its runs.
+        seeds: Their seeds.
+        accuracy: In percent.
+        computation: Mean over images in percent, everything included.
+        selection_accuracy: Mean accuracy on the selection split, by which points are chosen.
+        selection_computation: Mean computation there.
+        patterns: Distinct bit patterns; of rivals None.
+        gains: Accuracy minus that of each rival at the same cost, in points, by the rival's key; empty for rivals.
+    """
+
+    label: str
+    kind: str
+    runs: tuple[str, ...]
+    seeds: tuple[int, ...]
+    accuracy: Spread
+    computation: Spread
+    selection_accuracy: float
+    selection_computation: float
+    patterns: Spread | None
+    gains: Mapping[str, Spread]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """Two gates at about the same cost.
+
+    Attributes:
+        first: Label of the one.
+        second: Label of the other.
+        difference: Accuracy of the first minus that of the second, mean over their seeds, in points.
+        low: Lower end of the 95 % interval over images.
+        high: Upper end of it.
+    """
+
+    first: str
+    second: str
+    difference: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """A kind of gate over all budgets or prices that it was trained for, or what one could ship instead at the same costs.
+
+    Attributes:
+        label: What tables call it.
+        points: How many budgets or prices.
+        hypervolume: Area that it dominates in each seed, percent of accuracy times decades of computation, above the cheapest
+            uniform setting and left of 10 % computation.
+        accuracy_at: Accuracy at fixed computations, for those within the range of every seed.
+    """
+
+    label: str
+    points: int
+    hypervolume: Spread
+    accuracy_at: Mapping[str, Spread]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparisonOfRuns:
+    """All figures of a comparison of runs.
+
+    Attributes:
+        dataset: Name of the data set.
+        split: The reported split.
+        n: Its number of images.
+        options: The menu of bits.
+        points: Gates and their rivals, cheapest first.
+        references: Uniform settings and full precision, cheapest first.
+        pairs: Gates that cost about the same, each with each.
+        curves: Gates with more than one budget or price as curves, each with its rivals at the same costs.
+        frontier: Labels of the points, references among them, that no other point beats in both accuracy and computation on
+            the selection split, cheapest first. The reported split has no part in this choice.
+        verdict: What to ship, in sentences.
+        failed: Runs that could not be evaluated, each with its reason.
+    """
+
+    dataset: str
+    split: str
+    n: int
+    options: tuple[int, ...]
+    points: tuple[Point, ...]
+    references: tuple[Point, ...]
+    pairs: tuple[Pair, ...]
+    curves: tuple[Curve, ...]
+    frontier: tuple[str, ...]
+    verdict: tuple[str, ...]
+    failed: Mapping[str, str]

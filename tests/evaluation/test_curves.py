@@ -1,0 +1,78 @@
+import itertools
+import math
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from dfs_rl.errors import ConfigError
+from dfs_rl.evaluation.curves import CurvePoint, accuracy_at, hypervolume, staircase
+
+WORST = CurvePoint(10.0, 50.0)
+POINTS = st.lists(
+    st.builds(CurvePoint, st.floats(0.01, 20.0), st.floats(0.0, 100.0)), min_size=1, max_size=8
+)
+
+
+def test_hypervolume_of_two_known_steps():
+    points = [CurvePoint(0.1, 60.0), CurvePoint(1.0, 80.0)]
+    # A decade at 10 points above the worst, then one at 30.
+    assert hypervolume(points, worst=WORST) == pytest.approx(10.0 + 30.0)
+    assert hypervolume([], worst=WORST) == 0.0
+    assert hypervolume([CurvePoint(10.0, 90.0), CurvePoint(1.0, 40.0)], worst=WORST) == 0.0
+
+
+@given(POINTS)
+def test_hypervolume_is_what_counting_cells_gives(points):
+    cells = 4000
+    low = math.log10(0.01)
+    width = (math.log10(WORST.computation) - low) / cells
+    area = 0.0
+    for i in range(cells):
+        cost = 10 ** (low + (i + 0.5) * width)
+        best = max((p.accuracy for p in points if p.computation <= cost), default=0.0)
+        area += width * max(0.0, best - WORST.accuracy)
+    # Each step of the staircase may fall anywhere within a cell.
+    assert hypervolume(points, worst=WORST) == pytest.approx(area, abs=len(points) * 50 * width)
+
+
+@given(POINTS, st.builds(CurvePoint, st.floats(0.01, 20.0), st.floats(0.0, 100.0)))
+def test_a_further_point_never_takes_area_away(points, further):
+    more = hypervolume([*points, further], worst=WORST)
+    assert more >= hypervolume(points, worst=WORST) - 1e-9
+
+
+@given(POINTS)
+def test_a_staircase_only_rises_and_covers_every_point(points):
+    steps = staircase(points)
+    assert all(a.computation < b.computation for a, b in itertools.pairwise(steps))
+    assert all(a.accuracy < b.accuracy for a, b in itertools.pairwise(steps))
+    for point in points:
+        assert any(
+            s.computation <= point.computation and s.accuracy >= point.accuracy for s in steps
+        )
+
+
+def test_interpolation_is_linear_over_the_logarithm():
+    points = [CurvePoint(0.1, 60.0), CurvePoint(10.0, 80.0), CurvePoint(1.0, 55.0)]
+    assert accuracy_at(points, 1.0) == pytest.approx(70.0)  # the dear bad point does not count
+    assert accuracy_at(points, 0.1) == 60.0
+    assert accuracy_at(points, 10.0) == 80.0
+    assert accuracy_at(points, 0.09) is None
+    assert accuracy_at(points, 11.0) is None
+    assert accuracy_at([], 1.0) is None
+
+
+@given(POINTS, st.floats(0.01, 20.0))
+def test_interpolation_stays_between_its_neighbours(points, computation):
+    value = accuracy_at(points, computation)
+    assume(value is not None)
+    steps = staircase(points)
+    below = max(s.accuracy for s in steps if s.computation <= computation)
+    above = min(s.accuracy for s in steps if s.computation >= computation)
+    assert below - 1e-9 <= value <= above + 1e-9
+
+
+def test_a_logarithm_needs_positive_costs():
+    with pytest.raises(ConfigError, match=r"computation is 0\.0"):
+        hypervolume([CurvePoint(0.0, 1.0)], worst=WORST)
