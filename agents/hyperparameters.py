@@ -177,11 +177,12 @@ class SupervisedConfig:
                 raise ConfigError(
                     f"{name} is {getattr(self, name)}; it must be positive and finite."
                 )
-        for name in ("price_rate", "distillation"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ConfigError(
-                    f"{name} is {getattr(self, name)}; it must be finite and not negative."
-                )
+        if not 0 <= self.price_rate <= 1:
+            raise ConfigError(f"price_rate is {self.price_rate}; it must lie in [0, 1].")
+        if not 0 <= self.distillation < math.inf:
+            raise ConfigError(
+                f"distillation is {self.distillation}; it must be finite and not negative."
+            )
 
 
 def _require(config: AlgorithmConfig, *, positive: Sequence[str]) -> None:

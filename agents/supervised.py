@@ -21,14 +21,18 @@ from agents.soft_walk import Estimator, argmax_choice, gumbel_choice, soft_walk
 from dfs_rl.backbones.contract import WalkableBackbone
 from dfs_rl.data import ImageSet
 from dfs_rl.data.batching import epoch_batches
-from dfs_rl.errors import CheckpointError, TrainingError
+from dfs_rl.errors import CheckpointError, ConfigError, TrainingError
 from dfs_rl.gating.learned import LearnedGate
 from dfs_rl.seeding import torch_generator
 
 _LARGEST_RISE = (
     1.0  # of the relative overspending that moves the price: a gate begins at many times its budget
 )
-_EXECUTES_EVERYTHING = 0.95  # of the gated layers' full cost, where the first phase of dfs ends
+_EXECUTES_EVERYTHING = 0.95  # of what the dearest options cost, where the first phase of dfs ends
+_CHEAPEST, _DEAREST = (
+    1e-6,
+    1e6,
+)  # bounds of the price, which a product could otherwise lose to 0 or infinity
 
 
 class SupervisedLosses(NamedTuple):
@@ -64,6 +68,9 @@ class SupervisedTrainer:
         target: What the gated layers may cost on average, as a fraction.
         steps: Length of the training.
         seed: Seed of the run.
+
+    Raises:
+        ConfigError: If ``target`` is not positive.
     """
 
     def __init__(
@@ -79,8 +86,13 @@ class SupervisedTrainer:
         steps: int,
         seed: int,
     ) -> None:
+        if not target > 0:
+            raise ConfigError(
+                "the budget leaves nothing for the gated layers; it must be above what the gate and the fixed parts cost."
+            )
         self.gate = gate
         self.steps = 0
+        self._dearest = float(backbone.costs.option_costs().amax(dim=1).sum())
         self._method = method
         self._config = config
         self._backbone = backbone
@@ -187,8 +199,9 @@ class SupervisedTrainer:
         """Move the price, or the phase, by what the last batch cost relative to the target."""
         if self._method == "gumbel":
             over = max(-_LARGEST_RISE, min(spent - 1.0, _LARGEST_RISE))
-            self._price *= math.exp(self._config.price_rate * over)
-        elif spent * self._target >= _EXECUTES_EVERYTHING:
+            price = self._price * math.exp(self._config.price_rate * over)
+            self._price = max(_CHEAPEST, min(price, _DEAREST))
+        elif spent * self._target >= _EXECUTES_EVERYTHING * self._dearest:
             self._executed_everything = True
 
     def _divergence(self, images: Tensor, logits: Tensor) -> Tensor:

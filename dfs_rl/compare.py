@@ -14,7 +14,8 @@ from dfs_rl.cli import Invocation, run_command
 from dfs_rl.config import config_to_dict, read_yaml
 from dfs_rl.errors import CheckpointError, ConfigError, DataError
 from dfs_rl.evaluation.limits import SearchLimits
-from dfs_rl.files import write_bytes_atomic
+from dfs_rl.files import exclusive, write_bytes_atomic
+from dfs_rl.gate_runs import GATE_KINDS, TRAINING
 from dfs_rl.runs import RunFolder, write_json
 
 if TYPE_CHECKING:
@@ -31,7 +32,8 @@ class CompareConfig:
     """What to compare.
 
     Attributes:
-        runs: Folders of train_agent or train_gumbel runs; those that differ in nothing but the seed are one gate.
+        runs: Folders of finished train_agent or train_gumbel runs; those that differ in nothing but the seed, and in where they
+            ran, are one gate.
         split: Split to report on; what to ship is chosen on val in either case.
         dataset: Where the runs' data set is now, if it moved.
         run_dir: New folder for the report; default runs/DATE-TIME-compare.
@@ -59,27 +61,37 @@ class CompareConfig:
             raise ConfigError(f"threads is {self.threads}; allowed is 1 or more.")
 
 
-def _evaluated(path: Path, config: CompareConfig) -> "EvaluatedRun":
+def _opened(path: Path) -> RunFolder:
+    """Open a run that trained a gate."""
+    folder = RunFolder.open(path)
+    if folder.kind not in GATE_KINDS:
+        raise DataError(f"{path} is a run of kind {folder.kind} and has no gate to compare.")
+    return folder
+
+
+def _evaluated(folder: RunFolder, config: CompareConfig) -> "EvaluatedRun":
     """Evaluate a run, or take what its evaluation stored."""
     from dfs_rl.evaluate import evaluate_run
     from dfs_rl.evaluation.comparison_records import EvaluatedRun
     from dfs_rl.evaluation.outcomes import load_outcomes
 
-    folder = RunFolder.open(path)
-    _say(f"{path} ...")
-    evaluation = evaluate_run(
-        folder,
-        dataset=config.dataset,
-        split=config.split,
-        device=config.device,
-        search=config.search,
-        progress=lambda text: _say(f"  {text}"),
-    )
-    if not evaluation.summary.comparisons:
-        raise DataError(f"{path} is a run of kind {folder.kind} and has no gate to compare.")
+    _say(f"{folder.path} ...")
+    if not (folder.path / TRAINING).is_file():
+        raise CheckpointError(
+            f"its training is not finished; go on with python -m dfs_rl.{folder.kind} --resume {folder.path}."
+        )
+    with exclusive(folder.path):
+        evaluation = evaluate_run(
+            folder,
+            dataset=config.dataset,
+            split=config.split,
+            device=config.device,
+            search=config.search,
+            progress=lambda text: _say(f"  {text}"),
+        )
     command = folder.record().get("command")
     return EvaluatedRun(
-        path=str(path),
+        path=str(folder.path),
         settings=_flat(read_yaml(folder.config_path)),
         command=[str(word) for word in command] if isinstance(command, list) else [],
         backbone=_backbone_digest(folder),
@@ -147,15 +159,16 @@ def _run(invocation: Invocation[CompareConfig]) -> None:
     config = invocation.config
     torch.set_num_threads(config.threads)
     runs, failed = [], {}
-    for path in config.runs:
+    for opened in [_opened(path) for path in config.runs]:
         try:
-            runs.append(_evaluated(path, config))
+            runs.append(_evaluated(opened, config))
         except CheckpointError as error:  # one gate that cannot be read must not lose the others
-            failed[str(path)] = str(error)
+            failed[str(opened.path)] = str(error)
             _say(f"  failed: {error}")
         check_comparable(runs)
     if not runs:
-        raise CheckpointError(f"none of the runs can be evaluated; {next(iter(failed.values()))}")
+        path, reason = next(iter(failed.items()))
+        raise CheckpointError(f"none of the runs can be evaluated; {path}: {reason}")
     comparison = compare_runs(runs, failed)
     folder = RunFolder.create(
         config.run_dir, kind=KIND, name="compare", config=config, command=invocation.command

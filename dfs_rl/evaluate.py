@@ -160,6 +160,9 @@ def evaluate_run(
     methods, examples = _measure(loaded, data, about, _Plan(split, batch_size, search), progress)
     costs = loaded.backbone.costs
     summary = summarize(methods, costs, about)
+    path.unlink(
+        missing_ok=True
+    )  # a summary must never stand beside the outcomes of another evaluation
     save_outcomes(outcomes, outcomes_of(methods, costs))
     write_pictures(folder.plots_dir, "" if split == "test" else f"{split}-", summary, examples)
     # Last: where there is a summary, there are its pictures.

@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 DIGITS = "digits"
 VALIDATIONS = 20
 """How often a run is validated where nothing else is asked for."""
-_TRAINING = "training.json"
+TRAINING = "training.json"
+"""Written when a training has come to its end."""
+GATE_KINDS = ("train_agent", "train_gumbel")
+"""Kinds of runs that have a gate."""
 
 SettingsT = TypeVar("SettingsT", bound="GateSettings")
 
@@ -237,7 +240,7 @@ def train_and_evaluate(
         command=invocation.command,
     )
     with exclusive(run.path):
-        if (run.path / _TRAINING).is_file():
+        if (run.path / TRAINING).is_file():
             say(f"The training in {run.path} is finished.")
         else:
             try:
@@ -246,7 +249,7 @@ def train_and_evaluate(
                 again = f"{prog} --resume {run.path}"
                 raise KeyboardInterrupt(f"Interrupted and saved; go on with: {again}") from None
             write_json(
-                run.path / _TRAINING,
+                run.path / TRAINING,
                 {"best_on_val": result.best, "images_seen": result.images_seen},
             )
             say(

@@ -28,7 +28,7 @@ from dfs_rl.data.images import MAX_CHANNELS, MIN_CLASSES, MIN_SIDE
 from dfs_rl.errors import ConfigError
 from dfs_rl.quant.layers import FractionalConv2d, FractionalLinear
 
-MIN_DEPTH = 8
+MIN_DEPTH, MAX_DEPTH = 8, 1202  # the deepest in He et al.
 STAGES = 3
 FirstBlock = Literal["gated", "always"]
 
@@ -67,9 +67,9 @@ class ResNetConfig:
             raise ConfigError(
                 "bits is [0], with which no layer can ever run; add a bit width above 0."
             )
-        if self.depth < MIN_DEPTH or (self.depth - 2) % 6:
+        if not MIN_DEPTH <= self.depth <= MAX_DEPTH or (self.depth - 2) % 6:
             raise ConfigError(
-                f"depth is {self.depth}; a CIFAR ResNet has 6 n + 2 layers: 8, 14, 20, 32, 38, ..."
+                f"depth is {self.depth}; a CIFAR ResNet has 6 n + 2 layers: 8, 14, 20, 32, 38, ..., {MAX_DEPTH}."
             )
         if self.width < 1:
             raise ConfigError(f"width is {self.width}; at least 1 channel is needed.")

@@ -85,7 +85,7 @@ def load_stored_backbone(folder: Path) -> StoredBackbone:
     statistics = config_from_dict(parts["statistics"], ChannelStatistics, source=str(path))
     info = config_from_dict(parts["info"], BackboneInfo, source=str(path))
     weights = load_tensors(folder / WEIGHTS_FILE)
-    # Without memory of its own, the network takes the file's tensors, and no description, however absurd, makes it take more.
+    # Without memory of its own the network takes the file's tensors, so layers that the file does not hold are never allocated.
     with torch.device("meta"):
         backbone = ResNet(config, statistics)
     try:

@@ -20,6 +20,7 @@ from dfs_rl.evaluation.comparison_records import (
 )
 from dfs_rl.evaluation.curves import CurvePoint, accuracy_at, hypervolume
 from dfs_rl.evaluation.metrics import paired_difference
+from dfs_rl.evaluation.outcomes import Outcome
 from dfs_rl.evaluation.verdict import SAME_COST
 
 RIVALS = ("static_table", "cascade", "random", "patterns")
@@ -34,7 +35,8 @@ _BEFORE = "_before"
 _SKIP_ALL = "uniform_0"
 _ALTERNATIVES = ("static_table", "cascade")
 """The rivals that one could ship instead of a gate."""
-_UNTOLD = ("seed", "run_dir", "device", "threads", "dataset", "backbone", "eval_every")
+_UNTOLD = ("seed", "run_dir", "device", "threads", "dataset", "backbone", "checkpoint_every")
+"""Settings that do not make another gate: the seed, and where and how a run ran. Data and backbone are compared by content."""
 
 
 def check_comparable(runs: Sequence[EvaluatedRun]) -> None:
@@ -67,19 +69,21 @@ def compare_runs(
         failed: Runs that could not be evaluated, each with its reason, to be told of.
 
     Raises:
-        DataError: If they are not.
+        DataError: If they are not, or if a gate has the same seed twice.
     """
     check_comparable(runs)
     named = _grouped(runs, untold=_UNTOLD)
+    for label, group in named.items():
+        _check_seeds(label, group)
     gates = [_gate_point(label, group) for label, group in named.items()]
     rivals = [
-        _rival_point(key, group)
-        for group in named.values()
+        (label, _rival_point(key, group))
+        for label, group in named.items()
         for name in _ALTERNATIVES
         for key in (name, f"{name}{_BEFORE}")
         if key in group[0].outcomes.reported
     ]
-    points = sorted([*gates, *rivals], key=lambda point: point.computation.mean)
+    points = sorted([*gates, *_told_apart(rivals)], key=lambda point: point.computation.mean)
     references = _references(next((run for run in runs if not _is_cotrained(run)), runs[0]))
     running = [point for point in references if point.kind != _SKIP_ALL]
     frontier = _frontier([*points, *running])
@@ -112,11 +116,14 @@ def _grouped(
     """Put runs together that differ in nothing but ``untold``, by a name that tells them apart."""
     groups: dict[tuple[object, ...], list[EvaluatedRun]] = {}
     for run in runs:
-        told = sorted((k, repr(v)) for k, v in run.settings.items() if k not in untold)
-        key = (run.summary.methods[0].label, *told)
+        # A setting of None is one that is left out, as by an earlier version that did not have it.
+        told = [(k, v) for k, v in run.settings.items() if k not in untold and v is not None]
+        key = (run.summary.methods[0].label, *sorted((k, repr(v)) for k, v in told))
         groups.setdefault(key, []).append(run)
     labels = _labels([group[0] for group in groups.values()], untold=untold)
-    return dict(zip(labels, groups.values(), strict=True))
+    named = dict(zip(labels, groups.values(), strict=True))
+    assert len(named) == len(groups), "labels name everything that groups differ in"
+    return named
 
 
 def _labels(runs: Sequence[EvaluatedRun], *, untold: Sequence[str]) -> list[str]:
@@ -125,35 +132,65 @@ def _labels(runs: Sequence[EvaluatedRun], *, untold: Sequence[str]) -> list[str]
     labels = []
     for run, kind in zip(runs, kinds, strict=True):
         others = [other for other, k in zip(runs, kinds, strict=True) if k == kind]
-        differing = sorted(
-            name
-            for name in run.settings
-            if name not in untold
-            and any(other.settings.get(name) != run.settings[name] for other in others)
-        )
-        told = [f"{name.replace('_', ' ')} {run.settings[name]}" for name in differing]
+        names = sorted({name for other in others for name in other.settings} - set(untold))
+        told = []
+        for name in names:
+            value = run.settings.get(name)
+            if any(other.settings.get(name) != value for other in others):
+                shown = "default" if value is None else value
+                told.append(f"{name.replace('_', ' ')} {shown}")
         labels.append(", ".join([kind, *told]))
     return labels
 
 
+def _check_seeds(label: str, group: Sequence[EvaluatedRun]) -> None:
+    """Refuse the same seed twice: it would pass for a spread of zero."""
+    by_seed: dict[object, str] = {}
+    for run in group:
+        seed = run.settings.get("seed")
+        if seed in by_seed:
+            raise DataError(
+                f"{run.path} and {by_seed[seed]} are the same gate, {label}, with the same seed {seed}; leave one out."
+            )
+        by_seed[seed] = run.path
+
+
+def _told_apart(rivals: Sequence[tuple[str, Point]]) -> list[Point]:
+    """Add the gate's label to the labels that two rivals share."""
+    labels = [point.label for _, point in rivals]
+    return [
+        point
+        if labels.count(point.label) == 1
+        else replace(point, label=f"{point.label}, beside {gate}")
+        for gate, point in rivals
+    ]
+
+
 def _gate_point(label: str, group: Sequence[EvaluatedRun]) -> Point:
-    gains = {}
+    gains, above = {}, []
     for key in RIVALS:
         if all(key in run.outcomes.reported for run in group):
             gains[key] = spread([_gain(run, key) for run in group])
+            theirs = torch.stack([_rival_outcome(run, key).correct for run in group]).mean(dim=0)
+            over_images = paired_difference(_mean_correct(group), theirs)
+            if exceeds_seeds(gains[key]) and over_images.low > 0:
+                above.append(key)
     patterns = spread([run.summary.methods[0].patterns for run in group])
-    return _point(label, GATE, group, patterns=patterns, gains=gains)
+    point = _point(label, GATE, group, patterns=patterns, gains=gains)
+    return replace(point, above=tuple(above))
 
 
 def _gain(run: EvaluatedRun, key: str) -> float:
-    """Accuracy of a run's gate minus a rival's, in points.
+    """Accuracy of a run's gate minus a rival's, in points."""
+    ours, theirs = run.outcomes.reported[GATE].correct, _rival_outcome(run, key).correct
+    return 100.0 * float((ours.double() - theirs.double()).mean())
 
-    A co-trained gate has two of each rival; the one that is better on the selection split counts.
-    """
-    candidates = [k for k in (key, f"{key}{_BEFORE}") if k in run.outcomes.selection] or [key]
-    rival = max(candidates, key=lambda k: _selection_accuracy(run, k) if len(candidates) > 1 else 0)
-    ours, theirs = (run.outcomes.reported[k].correct.double() for k in (GATE, rival))
-    return 100.0 * float((ours - theirs).mean())
+
+def _rival_outcome(run: EvaluatedRun, key: str) -> Outcome:
+    """What a rival did; a co-trained gate has two of each, and the one that is better on the selection split counts."""
+    keys = [k for k in (key, f"{key}{_BEFORE}") if k in run.outcomes.selection]
+    best = max(keys, key=lambda k: _selection_accuracy(run, k)) if len(keys) > 1 else key
+    return run.outcomes.reported[best]
 
 
 def _selection_accuracy(run: EvaluatedRun, key: str) -> float:
@@ -206,9 +243,10 @@ def _rival_point(key: str, group: Sequence[EvaluatedRun]) -> Point:
 
 
 def _references(run: EvaluatedRun) -> list[Point]:
-    """Uniform settings of the backbone, which are the same in every run."""
+    """Uniform settings of the backbone, which are the same in every run whose backbone was left alone."""
+    changed = " on the co-trained backbone" if _is_cotrained(run) else ""
     fixed = [m for m in run.summary.methods if m.role == "fixed"]
-    points = [_point(m.label, m.key, [run], patterns=None, gains={}) for m in fixed]
+    points = [_point(f"{m.label}{changed}", m.key, [run], patterns=None, gains={}) for m in fixed]
     return sorted(points, key=lambda point: point.computation.mean)
 
 
@@ -247,20 +285,25 @@ def _curves(runs: Sequence[EvaluatedRun], cheapest: Point) -> Iterator[Curve]:
         seeds: dict[object, list[EvaluatedRun]] = {}
         for run in family:
             seeds.setdefault(run.settings.get("seed"), []).append(run)
+        # A seed that lacks a point would differ in area for that reason alone.
+        whole = [group for group in seeds.values() if len(group) == len(knobs)]
+        if not whole:
+            continue
         for key in (GATE, *_ALTERNATIVES):
-            traced = [[_curve_point(run, key) for run in group] for group in seeds.values()]
+            traced = [[_curve_point(run, key) for run in group] for group in whole]
             method = family[0].summary.method(key)
             assert method is not None, "every run has its rivals"
             yield Curve(
                 label=label if key == GATE else f"{method.label}s at the costs of {label}",
                 points=len(knobs),
+                seeds=len(whole),
                 hypervolume=spread([hypervolume(points, worst=worst) for points in traced]),
                 accuracy_at=_read_off(traced),
             )
 
 
 def _curve_point(run: EvaluatedRun, key: str) -> CurvePoint:
-    outcome = run.outcomes.reported[key]
+    outcome = run.outcomes.reported[GATE] if key == GATE else _rival_outcome(run, key)
     return CurvePoint(
         float(outcome.computation.double().mean()), 100.0 * float(outcome.correct.double().mean())
     )
@@ -292,9 +335,10 @@ def _verdict(
     )
     yield f"To ship, chosen on val: {listed}."
     for key, name in (("static_table", "best static table"), ("cascade", "confidence cascade")):
-        above = "; ".join(g.label for g in gates if key in g.gains and is_above(g.gains[key]))
+        above = "; ".join(gate.label for gate in gates if key in gate.above)
         yield (
-            f"Above the {name} of the same cost by more than two standard deviations over seeds: {above or 'no gate'}."
+            f"Above the {name} at no more than its cost, by more than two standard deviations over seeds and beyond chance over "
+            f"images: {above or 'no gate'}."
         )
     for pair in pairs:
         if pair.low > 0 or pair.high < 0:
@@ -302,6 +346,6 @@ def _verdict(
             yield f"At about the same cost {better} is {abs(pair.difference):.2f} points above {worse}, beyond chance over images."
 
 
-def is_above(gain: Spread) -> bool:
+def exceeds_seeds(gain: Spread) -> bool:
     """Whether a gain is more than twice its standard deviation over seeds; a single seed cannot show it."""
     return gain.deviation is not None and gain.mean > 2 * gain.deviation

@@ -58,7 +58,8 @@ class Point:
         selection_accuracy: Mean accuracy on the selection split, by which points are chosen.
         selection_computation: Mean computation there.
         patterns: Distinct bit patterns; of rivals None.
-        gains: Accuracy minus that of each rival at the same cost, in points, by the rival's key; empty for rivals.
+        gains: Accuracy minus that of each rival at no more than its cost, in points, by the rival's key; empty for rivals.
+        above: The rivals that it is above by more than two standard deviations over seeds, and beyond chance over images.
     """
 
     label: str
@@ -71,6 +72,7 @@ class Point:
     selection_computation: float
     patterns: Spread | None
     gains: Mapping[str, Spread]
+    above: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +101,7 @@ class Curve:
     Attributes:
         label: What tables call it.
         points: How many budgets or prices.
+        seeds: How many seeds have all of them; the others do not count.
         hypervolume: Area that it dominates in each seed, percent of accuracy times decades of computation, above the cheapest
             uniform setting and left of 10 % computation.
         accuracy_at: Accuracy at fixed computations, for those within the range of every seed.
@@ -106,6 +109,7 @@ class Curve:
 
     label: str
     points: int
+    seeds: int
     hypervolume: Spread
     accuracy_at: Mapping[str, Spread]
 

@@ -22,7 +22,7 @@ class Comparison:
     Attributes:
         key: The other method, see ``Method``.
         label: Its name in tables.
-        role: Its role, ``"fixed"`` or ``"matched"``.
+        role: Its role, see ``Method``.
         difference: Accuracy of the gate minus its accuracy, in points.
         low: Lower end of the 95 % interval.
         high: Upper end of it.

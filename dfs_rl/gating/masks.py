@@ -33,9 +33,11 @@ def gated_budget(costs: CostTable, budget: float, *, gate_macs: float = 0.0) -> 
     cheapest = float(costs.option_costs().amin(dim=1).sum())
     if not left >= cheapest - _TOLERANCE:
         least = 100.0 * (cheapest + costs.fixed_cost(gate_macs=gate_macs))
+        share = 100.0 * gate_macs / costs.total_macs
+        gate = f" and the gate's own {share:.3g} %" if gate_macs else ""
         raise ConfigError(
-            f"budget {budget:g} % is not enough for the cheapest choice of every layer, which with the fixed parts of the network "
-            f"comes to {least:.4g} %."
+            f"budget {budget:g} % is not enough for the cheapest choice of every layer, which with the fixed parts of the "
+            f"network{gate} comes to {least:.4g} %."
         )
     return left
 

@@ -55,11 +55,12 @@ def curve_table(
     shown = [
         f"{c:g}" for c in COMPUTATIONS if any(f"{c:g}" in v.accuracy_at for v in comparison.curves)
     ]
-    head = ("curve", "points", "area, points x decades", *(f"at {c} %" for c in shown))
+    head = ("curve", "points", "seeds", "area, points x decades", *(f"at {c} %" for c in shown))
     rows = [
         (
             curve.label,
             str(curve.points),
+            str(curve.seeds),
             _spread(curve.hypervolume, 2),
             *(_spread(v, 2) if (v := curve.accuracy_at.get(c)) else "" for c in shown),
         )

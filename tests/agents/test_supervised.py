@@ -14,6 +14,7 @@ from agents.progress import ProgressBar
 from agents.supervised import SupervisedTrainer
 from agents.supervised_run import CHECKPOINT, SupervisedTraining, rewards_within, train_supervised
 from agents.training import TrainingResult
+from dfs_rl.cost import BitOptions, CostTable
 from dfs_rl.data import ImageSet
 from dfs_rl.errors import CheckpointError, ConfigError, TrainingError
 from dfs_rl.evaluation.run_gate import evaluate_gate, evaluate_table
@@ -119,6 +120,52 @@ def test_dfs_executes_everything_first_and_then_flips_its_sign_at_the_budget(
     assert {losses.price for losses in history[full + 1 :]} == {0.3, -0.3}
 
 
+def test_dfs_ends_its_first_phase_on_a_menu_without_full_precision(
+    planted_images: ImageSet,
+) -> None:
+    backbone = SmoothPlantedBackbone()
+    backbone.options = BitOptions((0, 16))
+    backbone.costs = CostTable(options=backbone.options, layer_macs=(100, 100))
+    torch.manual_seed(0)
+    gate = LayerwiseGate((3, 3), backbone.options, hidden=16)
+    trainer = SupervisedTrainer(
+        "dfs",
+        SupervisedConfig(batch_size=18, learning_rate=0.03, price=0.3),
+        backbone=backbone,
+        frozen=backbone,
+        gate=gate,
+        images=planted_images,
+        target=0.1,
+        steps=300,
+        seed=0,
+    )
+    assert {trainer.step().price for _ in range(300)} == {-0.3, 0.3}
+
+
+def test_the_price_never_leaves_its_bounds(planted_images: ImageSet) -> None:
+    cheap = make_trainer(make_gate("ff"), planted_images, price=1e-6, price_rate=1.0)
+    with torch.no_grad():
+        for network in cheap.gate.networks:
+            network[2].bias.copy_(torch.tensor([50.0, 0.0, 0.0]))
+    assert [cheap.step().price for _ in range(3)] == [1e-6] * 3
+
+
+def test_a_budget_that_leaves_nothing_is_refused(planted_images: ImageSet) -> None:
+    backbone = SmoothPlantedBackbone()
+    with pytest.raises(ConfigError, match="leaves nothing for the gated layers"):
+        SupervisedTrainer(
+            "gumbel",
+            SupervisedConfig(),
+            backbone=backbone,
+            frozen=backbone,
+            gate=make_gate("ff"),
+            images=planted_images,
+            target=0.0,
+            steps=1,
+            seed=0,
+        )
+
+
 def test_spending_above_the_budget_costs_every_image_alike(planted_images: ImageSet) -> None:
     backbone = SmoothPlantedBackbone()
     cheap, dear = (
@@ -145,7 +192,7 @@ def test_a_loss_that_is_not_finite_stops_in_a_sentence(planted_images: ImageSet)
     [
         ({"learning_rate": 0.0}, "learning_rate is 0.0; it must be positive and finite"),
         ({"temperature": math.inf}, "temperature is inf; it must be positive and finite"),
-        ({"price_rate": -1.0}, "price_rate is -1.0; it must be finite and not negative"),
+        ({"price_rate": -1.0}, r"price_rate is -1.0; it must lie in \[0, 1\]"),
         ({"batch_size": 0}, "batch_size is 0; it must be positive"),
     ],
 )

@@ -5,7 +5,7 @@ import pytest
 
 from dfs_rl.config import config_from_dict, config_to_dict
 from dfs_rl.errors import DataError
-from dfs_rl.evaluation.comparison import compare_runs, is_above, spread
+from dfs_rl.evaluation.comparison import compare_runs, exceeds_seeds, spread
 from dfs_rl.evaluation.comparison_records import ComparisonOfRuns, Spread
 from dfs_rl.evaluation.curves import CurvePoint, hypervolume
 from dfs_rl.evaluation.metrics import paired_difference
@@ -39,7 +39,14 @@ def test_gates_are_named_by_what_they_differ_in():
 
 def test_what_to_ship_is_chosen_on_val_and_reported_on_test():
     lucky = made_up_run("lucky", (185, 0.7), label="Lucky", selection={"gate": (100, 0.7)})
-    steady = made_up_run("steady", (170, 0.9), label="Steady", selection={"gate": (175, 0.9)})
+    steady = made_up_run(
+        "steady",
+        (170, 0.9),
+        label="Steady",
+        selection={"gate": (175, 0.9)},
+        static=(150, 0.85),
+        cascade=(155, 0.85),
+    )
     comparison = compare_runs([lucky, steady])
     assert comparison.frontier == (
         "uniform 2 bit",
@@ -73,18 +80,18 @@ def test_gates_of_about_the_same_cost_are_paired_over_images():
 
 
 def test_a_gain_counts_from_twice_its_deviation_on_and_never_for_one_seed():
-    assert is_above(Spread(mean=1.0, deviation=0.49))
-    assert not is_above(Spread(mean=1.0, deviation=0.51))
-    assert not is_above(Spread(mean=-1.0, deviation=0.0))
-    assert not is_above(spread([9.0]))
+    assert exceeds_seeds(Spread(mean=1.0, deviation=0.49))
+    assert not exceeds_seeds(Spread(mean=1.0, deviation=0.51))
+    assert not exceeds_seeds(Spread(mean=-1.0, deviation=0.0))
+    assert not exceeds_seeds(spread([9.0]))
 
 
 def test_the_verdict_tells_which_gates_are_above_their_rivals():
     runs = [made_up_run(f"r{i}", (170 + i, 0.8), seed=i) for i in range(3)]
     verdict = compare_runs(runs).verdict
-    assert (
-        "Above the best static table of the same cost by more than two standard deviations over seeds: PPO."
-        in verdict
+    assert verdict[1] == (
+        "Above the best static table at no more than its cost, by more than two standard deviations over seeds and beyond "
+        "chance over images: PPO."
     )
     level = [made_up_run(f"r{i}", (150 + 20 * i, 0.8), seed=i) for i in range(3)]
     assert compare_runs(level).verdict[1].endswith("no gate.")
@@ -172,3 +179,44 @@ def test_budgets_of_one_gate_are_a_curve_beside_its_rivals():
     assert set(gate.accuracy_at) == {"0.75", "1"}
     share = math.log(1 / 0.6) / math.log(2)
     assert gate.accuracy_at["1"].mean == pytest.approx(70.5 + 10 * share, rel=1e-5)
+
+
+def test_a_tie_of_one_image_in_every_seed_proves_nothing():
+    runs = [made_up_run(f"r{i}", (151, 0.8), seed=i) for i in range(3)]
+    comparison = compare_runs(runs)
+    gate = next(p for p in comparison.points if p.kind == "gate")
+    assert exceeds_seeds(gate.gains["static_table"])
+    assert gate.above == ()
+    assert comparison.verdict[1].endswith("no gate.")
+
+
+def test_the_same_seed_twice_is_refused():
+    runs = [made_up_run("a", (150, 0.8)), made_up_run("b", (150, 0.8), device="cuda")]
+    with pytest.raises(DataError, match="b and a are the same gate, PPO, with the same seed 0"):
+        compare_runs(runs)
+
+
+def test_a_setting_that_is_none_is_one_that_is_left_out():
+    runs = [made_up_run("a", (150, 0.8)), made_up_run("b", (150, 0.8), seed=1, hidden=None)]
+    (gate,) = [p for p in compare_runs(runs).points if p.kind == "gate"]
+    assert gate.seeds == (0, 1)
+    runs.append(made_up_run("c", (150, 0.8), hidden=8))
+    labels = {p.label for p in compare_runs(runs).points if p.kind == "gate"}
+    assert labels == {"PPO, hidden default", "PPO, hidden 8"}
+
+
+def test_rivals_of_one_cost_are_told_apart():
+    runs = [made_up_run("a", (150, 0.8), label="A"), made_up_run("b", (150, 0.8), label="B")]
+    labels = [p.label for p in compare_runs(runs).points]
+    assert len(set(labels)) == len(labels)
+    assert "best static table at 0.8 %, beside A" in labels
+
+
+def test_a_seed_that_lacks_a_budget_has_no_curve():
+    runs = [
+        made_up_run(f"{budget}-{seed}", (140, budget), seed=seed, budget=budget)
+        for seed, budget in ((0, 0.6), (0, 1.2), (1, 0.6))
+    ]
+    gate = compare_runs(runs).curves[0]
+    assert (gate.points, gate.seeds, gate.hypervolume.deviation) == (2, 1, None)
+    assert compare_runs(runs[1:]).curves == ()
