@@ -238,7 +238,9 @@ def train_and_evaluate(
         name=prepare(config, dataset, device),
         config=config,
         command=invocation.command,
+        fingerprint=dataset.fingerprint,
     )
+    run.check_data(dataset.fingerprint, dataset.name)
     with exclusive(run.path):
         if (run.path / TRAINING).is_file():
             say(f"The training in {run.path} is finished.")
@@ -297,7 +299,9 @@ def _own_supernet(choice: BackboneChoice, dataset: "Dataset") -> "StoredBackbone
     digest = hashlib.sha256(
         repr((dataset.fingerprint, sorted(relevant.items()))).encode()
     ).hexdigest()[:8]
-    path = Path("runs") / f"supernet-{dataset.name}-{digest}"
+    # The digest tells the data by its content; what the data set is called may have changed since.
+    earlier = sorted(p for p in Path("runs").glob(f"supernet-*-{digest}") if p.is_dir())
+    path = earlier[0] if earlier else Path("runs") / f"supernet-{dataset.name}-{digest}"
     with exclusive(
         path,
         waiting=lambda: say(f"Another process trains the backbone in {path}; waiting for it."),
@@ -322,6 +326,7 @@ def _own_supernet(choice: BackboneChoice, dataset: "Dataset") -> "StoredBackbone
                 name="supernet",
                 config=wanted,
                 command=(train_backbone.PROG,),
+                fingerprint=dataset.fingerprint,
             )
         return train_backbone.train_supernet(wanted, trainer, dataset, folder)
 

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -26,7 +26,7 @@ from dfs_rl.config import config_from_dict, config_to_dict
 from dfs_rl.cost import DEFAULT_BITS, FULL, SKIP
 from dfs_rl.data import Dataset, ImageSet, channel_statistics, load_dataset
 from dfs_rl.devices import resolve_device
-from dfs_rl.errors import ConfigError, DataError
+from dfs_rl.errors import ConfigError
 from dfs_rl.files import exclusive
 from dfs_rl.gating.model import BACKBONE_FOLDER
 from dfs_rl.interrupts import StopRequest, stop_on_interrupt
@@ -158,20 +158,16 @@ def train_supernet(
         KeyboardInterrupt: After Ctrl-C, once everything is saved.
         TrainingError: If the loss is no longer finite.
         CheckpointError: If the checkpoint does not fit.
-        DataError: If the checkpoint was made on other images.
+        DataError: If the run was begun on other images.
     """
+    run.check_data(dataset.fingerprint, dataset.name)
     if (run.path / BACKBONE_FOLDER / STRUCTURE_FILE).is_file():  # written last
         sys.stderr.write(f"The training in {run.path} is finished.\n")
         return load_stored_backbone(run.path)
-    progress = Progress(fingerprint=dataset.fingerprint)
+    progress = Progress()
     if run.has_checkpoint(CHECKPOINT):
         checkpoint = run.load_checkpoint(CHECKPOINT)
         progress = config_from_dict(checkpoint.state, Progress, source=str(run.checkpoint_dir))
-        if progress.fingerprint != dataset.fingerprint:
-            raise DataError(
-                f"{run.path} was begun on other images or splits than those of data set {dataset.name!r} (fingerprint "
-                f"{progress.fingerprint}, not {dataset.fingerprint}); it can only go on with its own."
-            )
         trainer.restore(checkpoint.tensors, Position(progress.epoch, progress.step))
         run.truncate_metrics(progress.epoch)
     few = dataset.val.subset(torch.arange(min(config.eval_images, len(dataset.val)))).to(
@@ -185,7 +181,7 @@ def train_supernet(
                 if progress.step == 0:
                     accuracies = uniform_accuracies(trainer.snapshot(), few)
                     _log_epoch(run, board, progress, accuracies)
-                    progress = Progress(fingerprint=dataset.fingerprint, epoch=progress.epoch)
+                    progress = Progress(epoch=progress.epoch)
                 run.save_checkpoint(CHECKPOINT, trainer.tensors(), config_to_dict(progress))
                 if stop.made and progress.epoch < config.epochs:
                     raise KeyboardInterrupt(
@@ -210,14 +206,12 @@ class Progress:
     """How far a training is, with what the current epoch has added up.
 
     Attributes:
-        fingerprint: ``Dataset.fingerprint`` of the images.
         epoch: Epochs completed.
         step: Steps completed in the current epoch.
         labels: Sum of their losses on labels.
         distillation: Sum of their distillation losses.
     """
 
-    fingerprint: str
     epoch: int = 0
     step: int = 0
     labels: float = 0.0
@@ -250,7 +244,7 @@ def _train_epoch(
             labels / trainer.steps_per_epoch,
             distillation / trainer.steps_per_epoch,
         )
-    return replace(progress, epoch=epoch, step=step, labels=labels, distillation=distillation)
+    return Progress(epoch=epoch, step=step, labels=labels, distillation=distillation)
 
 
 def _log_epoch(
@@ -283,6 +277,7 @@ def train(invocation: Invocation[TrainBackboneConfig]) -> None:
         name=config.backbone,
         config=config,
         command=invocation.command,
+        fingerprint=dataset.fingerprint,
     )
     with exclusive(run.path):
         stored = train_supernet(config, trainer, dataset, run)

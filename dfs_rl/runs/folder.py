@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dfs_rl.config import save_config
-from dfs_rl.errors import CheckpointError, RunFolderError
+from dfs_rl.errors import CheckpointError, DataError, RunFolderError
 from dfs_rl.files import (
     read_json,
     remove_stale_temporaries,
@@ -51,7 +51,14 @@ class RunFolder:
 
     @classmethod
     def create(
-        cls, path: Path | None, *, kind: str, name: str, config: object, command: Sequence[str]
+        cls,
+        path: Path | None,
+        *,
+        kind: str,
+        name: str,
+        config: object,
+        command: Sequence[str],
+        fingerprint: str | None = None,
     ) -> "RunFolder":
         """Start a new run.
 
@@ -63,6 +70,7 @@ class RunFolder:
             config: The resolved configuration, a dataclass; its ``seed`` and ``device`` are
                 recorded when it has them.
             command: The command line, program first.
+            fingerprint: ``Dataset.fingerprint`` of the images that it is about, see ``check_data``.
 
         Raises:
             RunFolderError: If the folder holds a run already, or cannot be written.
@@ -71,7 +79,10 @@ class RunFolder:
             folder = cls(_new_default_folder(name) if path is None else _claim(path), kind)
             save_config(config, folder.config_path)
             # Last, because this file makes the folder a run.
-            write_json(folder.path / RECORD, _describe(kind, config, command))
+            write_json(
+                folder.path / RECORD,
+                {**_describe(kind, config, command), "data": fingerprint},
+            )
         except OSError as error:
             place = path if path is not None else "runs/"
             raise RunFolderError(f"cannot write a run to {place}: {error.strerror}.") from error
@@ -137,6 +148,23 @@ class RunFolder:
         if not isinstance(record, dict):
             raise RunFolderError(f"{self.path / RECORD} is damaged: it is not a mapping.")
         return record
+
+    def check_data(self, fingerprint: str, name: str) -> None:
+        """Refuse to go on with other images than the run was begun on.
+
+        Args:
+            fingerprint: Of the images at hand.
+            name: What their data set is called.
+
+        Raises:
+            DataError: If they are not the run's.
+        """
+        begun_on = self.record().get("data")
+        if begun_on not in (None, fingerprint):
+            raise DataError(
+                f"{self.path} was begun on other images or splits than those of data set {name!r} (fingerprint {begun_on}, not "
+                f"{fingerprint}); it can only go on with its own."
+            )
 
     def log(self, record: Mapping[str, object]) -> None:
         """Append one record to the metrics; NaN and infinities become ``null``."""

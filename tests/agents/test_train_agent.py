@@ -76,6 +76,9 @@ def test_a_run_never_goes_on_with_other_images(
     run = tmp_path / "run"
     shutil.copytree(finished, run)
     (run / "training.json").unlink()  # as if it had been killed before the end
+    other = write_pictures(tmp_path / "other")
+    assert main(["--resume", str(run), "--dataset", str(other)]) == 2
+    assert f"{run} was begun on other images or splits" in sentence(capsys)
     backbone_folder(run / "backbone")
     assert main(["--resume", str(run)]) == 2
     assert "was trained on other images or splits" in sentence(capsys)
@@ -167,9 +170,13 @@ def test_other_data_without_a_backbone_trains_one_once(
     assert "training resnet20 on 'pictures' first" in capsys.readouterr().err
     assert main([*flags, "--run-dir", "second"]) == 0
     assert "using the one trained before" in capsys.readouterr().err
+    (tmp_path / "pictures").rename(tmp_path / "moved")
+    moved = [*TINY, "--dataset", "moved", "--supernet-epochs", "1"]
+    assert main([*moved, "--run-dir", "third"]) == 0
+    assert "using the one trained before" in capsys.readouterr().err
     (supernet,) = (tmp_path / "runs").iterdir()
     kept = (supernet / "backbone" / "backbone.safetensors").read_bytes()
-    for run in ("first", "second"):
+    for run in ("first", "second", "third"):
         assert (tmp_path / run / "backbone" / "backbone.safetensors").read_bytes() == kept
 
 
