@@ -25,14 +25,12 @@ from dfs_rl.errors import CheckpointError, ConfigError, TrainingError
 from dfs_rl.gating.learned import LearnedGate
 from dfs_rl.seeding import torch_generator
 
-_LARGEST_RISE = (
-    1.0  # of the relative overspending that moves the price: a gate begins at many times its budget
-)
-_EXECUTES_EVERYTHING = 0.95  # of what the dearest options cost, where the first phase of dfs ends
-_CHEAPEST, _DEAREST = (
-    1e-6,
-    1e6,
-)  # bounds of the price, which a product could otherwise lose to 0 or infinity
+_LARGEST_RISE = 1.0
+"""Of the relative overspending that moves the price: a gate begins at many times its budget."""
+_EXECUTES_EVERYTHING = 0.95
+"""Of what the dearest options cost, where the first phase of dfs ends."""
+_CHEAPEST, _DEAREST = 1e-6, 1e6
+"""Bounds of the price, which a product could otherwise lose to 0 or infinity."""
 
 
 class SupervisedLosses(NamedTuple):

@@ -15,7 +15,7 @@ from dfs_rl.config import config_to_dict, read_yaml
 from dfs_rl.errors import CheckpointError, ConfigError, DataError
 from dfs_rl.evaluation.limits import SearchLimits
 from dfs_rl.files import exclusive, write_bytes_atomic
-from dfs_rl.gate_runs import GATE_KINDS, TRAINING
+from dfs_rl.gate_runs import GATE_KINDS, TRAINING, say
 from dfs_rl.runs import RunFolder, write_json
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def _evaluated(folder: RunFolder, config: CompareConfig) -> "EvaluatedRun":
     from dfs_rl.evaluation.comparison_records import EvaluatedRun
     from dfs_rl.evaluation.outcomes import load_outcomes
 
-    _say(f"{folder.path} ...")
+    say(f"{folder.path} ...")
     if not (folder.path / TRAINING).is_file():
         raise CheckpointError(
             f"its training is not finished; go on with python -m dfs_rl.{folder.kind} --resume {folder.path}."
@@ -87,7 +87,7 @@ def _evaluated(folder: RunFolder, config: CompareConfig) -> "EvaluatedRun":
             split=config.split,
             device=config.device,
             search=config.search,
-            progress=lambda text: _say(f"  {text}"),
+            progress=lambda text: say(f"  {text}"),
         )
     command = folder.record().get("command")
     return EvaluatedRun(
@@ -164,7 +164,7 @@ def _run(invocation: Invocation[CompareConfig]) -> None:
             runs.append(_evaluated(opened, config))
         except CheckpointError as error:  # one gate that cannot be read must not lose the others
             failed[str(opened.path)] = str(error)
-            _say(f"  failed: {error}")
+            say(f"  failed: {error}")
         check_comparable(runs)
     if not runs:
         path, reason = next(iter(failed.items()))
@@ -181,12 +181,7 @@ def _run(invocation: Invocation[CompareConfig]) -> None:
     write_bytes_atomic(folder.path / "report.html", page.encode())
     sys.stdout.write(comparison_text(comparison))
     sys.stdout.flush()
-    _say(f"The report is {folder.path / 'report.html'}.")
-
-
-def _say(text: str) -> None:
-    sys.stderr.write(f"{text}\n")
-    sys.stderr.flush()
+    say(f"The report is {folder.path / 'report.html'}.")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
