@@ -16,6 +16,10 @@ FeatureChoice = Literal["confidence", "all"]
 """What a gate looks at: how sure a probe is, or the pooled channels beside it."""
 
 
+OVERSHOOT = 50.0
+"""Price of each fraction of computation above a budget: of an image's for an agent, of the mean where a supervised gate is chosen."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class PPOConfig:
     """Hyperparameters of ``--algo ppo``.

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from agents.best_gate import BestGate
 from agents.deploy import gate_shape
-from agents.hyperparameters import FeatureChoice, GateKind, Method, SupervisedConfig
+from agents.hyperparameters import OVERSHOOT, FeatureChoice, GateKind, Method, SupervisedConfig
 from agents.progress import ProgressBar
 from agents.supervised import SupervisedTrainer
 from agents.tracking import TensorBoard
@@ -31,8 +31,6 @@ from dfs_rl.seeding import seed_everything, stream_seed
 CHECKPOINT = "last"
 RECURRENT_WIDTH = 10
 """Of embedding and LSTM, as in DFS; there is one for all layers, so it costs the same in each."""
-OVERSHOOT = 50.0
-"""Price of each fraction of mean computation above the budget, when gates are selected; as --reward.overshoot of agents."""
 _STATE = {"trainer", "metrics", "validation"}
 
 

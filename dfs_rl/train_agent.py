@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from agents.hyperparameters import (
+    OVERSHOOT,
     A2CConfig,
     AlgorithmConfig,
     AlgorithmName,
@@ -52,7 +53,7 @@ class RewardConfig:
     accuracy: float = 0.5
     log_likelihood: float = 0.5
     log_likelihood_floor: float = -3.0
-    overshoot: float = 50.0
+    overshoot: float = OVERSHOOT
     cost_timing: Literal["step", "terminal"] = "step"
 
 
