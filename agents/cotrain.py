@@ -8,12 +8,12 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from torch import Tensor
 from torch.nn import functional
 
 from agents.callbacks import BoundaryCallback, Lifecycle
 from agents.checkpoint import optimizer_tensors, restore_optimizer
-from agents.deploy import deploy
 from agents.hyperparameters import CoTrainConfig
 from dfs_rl.backbones.contract import WalkableBackbone
 from dfs_rl.backbones.resnet import ResNet
@@ -59,10 +59,14 @@ def sampled_walk(
     Returns:
         Logits ``[batch, classes]``.
     """
+    # With a dial, every image has a price of its own, as it has for the gate.
+    positions = None
+    if gate.dial is not None:
+        positions = torch.rand(len(images), generator=generator, device=images.device)
     state = start(backbone, images)
     while state.layer < backbone.costs.n_layers:
         with torch.no_grad():
-            seen = observe(backbone, state, budget=budget)
+            seen = observe(backbone, state, budget=budget, positions=positions)
             chances = gate(seen.features, seen.layer, seen.context).softmax(dim=1)
             options = torch.multinomial(chances, 1, generator=generator).squeeze(1)
         state = step(backbone, state, options)
@@ -186,28 +190,28 @@ class CoTraining(BoundaryCallback):
     Args:
         lifecycle: See ``BoundaryCallback``.
         trainer: Makes the steps.
+        export: Turns the policy into a gate.
         renew: Puts the changed backbone into the environment.
     """
 
     def __init__(
-        self, lifecycle: Lifecycle, trainer: CoTrainer, *, renew: Callable[[], None]
+        self,
+        lifecycle: Lifecycle,
+        trainer: CoTrainer,
+        *,
+        export: Callable[[OnPolicyAlgorithm], LayerwiseGate],
+        renew: Callable[[], None],
     ) -> None:
         super().__init__(lifecycle)
         self._trainer = trainer
+        self._export = export
         self._renew = renew
 
     def between_updates(self, timesteps: int) -> None:
         """Make a step, but not before the gate's first update."""
         if timesteps == 0:
             return
-        losses = self._trainer.step(
-            deploy(
-                self.algorithm,
-                self._trainer.backbone.options,
-                feature_macs=self._trainer.backbone.feature_macs,
-                name="policy",
-            )
-        )
+        losses = self._trainer.step(self._export(self.algorithm))
         for name, value in losses._asdict().items():
             self.logger.record(f"backbone/{name}", value)
         self._renew()

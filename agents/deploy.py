@@ -10,8 +10,9 @@ from agents.extractor import LayerwiseExtractor
 from agents.hyperparameters import FeatureChoice
 from dfs_rl.backbones.contract import WalkableBackbone, confidence_sizes
 from dfs_rl.cost import BitOptions
+from dfs_rl.gating.dial import Dial
 from dfs_rl.gating.learned import LayerwiseGate
-from dfs_rl.gating.observation import CONTEXT_SIZE
+from dfs_rl.gating.observation import context_size
 
 GATE_SHARE = 0.0005
 """Most that a gate should cost, of the gated layers' MACs; low bits cost 0.01 of them, and a gate must stay far below."""
@@ -31,7 +32,7 @@ class GateShape(NamedTuple):
 
 
 def gate_shape(
-    backbone: WalkableBackbone, *, features: FeatureChoice, hidden: int | None
+    backbone: WalkableBackbone, *, features: FeatureChoice, hidden: int | None, dial: bool
 ) -> GateShape:
     """Return the shape of a gate over ``backbone``.
 
@@ -41,11 +42,13 @@ def gate_shape(
         hidden: Width of its hidden layers. By default the gate takes ``GATE_SHARE`` of the gated layers' MACs, within 8 to 32
             units: fewer than 8 tell the images of small networks apart badly, and there a gate is dear at any width; more than
             32 brought nothing.
+        dial: Whether it is one gate for all budgets.
     """
     available = tuple(backbone.feature_sizes)
     sizes = available if features == "all" else confidence_sizes(available)
     if hidden is None:
-        per_unit = sum(size + CONTEXT_SIZE + len(backbone.options) for size in sizes)
+        others = context_size(dial=dial) + len(backbone.options)
+        per_unit = sum(size + others for size in sizes)
         left = GATE_SHARE * backbone.costs.total_macs - backbone.feature_macs
         hidden = min(max(int(left / per_unit), NARROWEST), WIDEST)
     return GateShape(feature_sizes=sizes, hidden=hidden)
@@ -59,6 +62,8 @@ def deploy(
     feature_macs: float,
     name: str,
     budget: float | None = None,
+    dial: Dial | None = None,
+    position: float = 1.0,
 ) -> LayerwiseGate:
     """Copy a policy's actor into a gate whose logits are the policy's.
 
@@ -71,6 +76,8 @@ def deploy(
         feature_macs: What the features that it reads take, see ``WalkableBackbone``.
         name: What tables and plots call the gate.
         budget: Upper bound on computation in percent that it was trained for and keeps to; ``None`` for none.
+        dial: The prices that it was trained for, if they were many.
+        position: Where it is turned to.
 
     Returns:
         The gate, on the policy's device, sharing no memory with it.
@@ -86,6 +93,8 @@ def deploy(
         hidden=extractor.inner.shape[2],
         name=name,
         budget=budget,
+        dial=dial,
+        position=position,
     )
     for layer, size in enumerate(extractor.feature_sizes):
         first, _, last = gate.networks[layer].children()

@@ -108,6 +108,7 @@ def soft_walk(
     choose: Estimator,
     *,
     budget: float | None = None,
+    positions: Tensor | None = None,
 ) -> SoftWalk:
     """Walk a batch with a gate in training.
 
@@ -120,12 +121,13 @@ def soft_walk(
         images: uint8 ``[batch, c, h, w]``.
         choose: What turns logits into choices.
         budget: As the gate sees it.
+        positions: Of the gate's dial for each image, float32 ``[batch]``; ``None`` for gates without one.
     """
     gate.reset(len(images))
     state = start(backbone, images)
     while state.layer < backbone.costs.n_layers:
         with torch.no_grad():
-            seen = observe(frozen, state, budget=budget)
+            seen = observe(frozen, state, budget=budget, positions=positions)
         choice = choose(gate(seen.features, seen.layer, seen.context))
         state = soft_step(backbone, frozen, state, choice)
     return SoftWalk(finish(backbone, state), state.spent, state.options)

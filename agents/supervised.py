@@ -61,9 +61,9 @@ class SupervisedTrainer:
         config: Hyperparameters.
         backbone: The training form, in evaluation mode; its weights are left alone.
         frozen: The same network in its frozen form.
-        gate: Trained in place.
+        gate: Trained in place. With a dial it learns all its prices at once: each image draws one, and no budget is held.
         images: The split to learn from.
-        target: What the gated layers may cost on average, as a fraction.
+        target: What the gated layers may cost on average, as a fraction; with a dial, the unit that spending is logged in.
         steps: Length of the training.
         seed: Seed of the run.
 
@@ -116,11 +116,19 @@ class SupervisedTrainer:
             group["lr"] = config.learning_rate * 0.5 * (1.0 + math.cos(math.pi * progress))
         batch = self._images.subset(self._rows())
         self.gate.train()
-        walk = soft_walk(self._backbone, self._frozen, self.gate, batch.images, self._estimator())
+        positions = self._positions(batch.images)
+        walk = soft_walk(
+            self._backbone,
+            self._frozen,
+            self.gate,
+            batch.images,
+            self._estimator(),
+            positions=positions,
+        )
         labels = functional.cross_entropy(walk.logits, batch.labels)
         spent = walk.spent.mean() / self._target
-        price = self._signed_price(float(spent.detach()))
-        loss = labels + price * spent
+        charge, price = self._charge(walk.spent, positions)
+        loss = labels + charge
         divergence: Tensor | None = None
         if config.distillation:
             divergence = self._divergence(batch.images, walk.logits)
@@ -133,7 +141,8 @@ class SupervisedTrainer:
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.gate.parameters(), config.max_grad_norm)
         self._optimizer.step()
-        self._adjust(float(spent.detach()))
+        if positions is None:
+            self._adjust(float(spent.detach()))
         self.steps += 1
         right = (walk.logits.argmax(dim=1) == batch.labels).double().mean()
         return SupervisedLosses(
@@ -185,6 +194,23 @@ class SupervisedTrainer:
         device = self._images.labels.device
         generator = torch_generator(self._seed, "gumbel", self.steps, device=device)
         return partial(gumbel_choice, temperature=temperature, generator=generator)
+
+    def _positions(self, images: Tensor) -> Tensor | None:
+        """Draw a position of the gate's dial for each image, ``None`` without a dial."""
+        if self.gate.dial is None:
+            return None
+        generator = torch_generator(self._seed, "dial", self.steps, device=images.device)
+        return torch.rand(len(images), generator=generator, device=images.device)
+
+    def _charge(self, spent: Tensor, positions: Tensor | None) -> tuple[Tensor, float]:
+        """Return what computation adds to the loss, and the mean weight of what it is relative to the target."""
+        dial = self.gate.dial
+        if dial is None or positions is None:
+            relative = spent.mean() / self._target
+            price = self._signed_price(float(relative.detach()))
+            return price * relative, price
+        weights = dial.weights(positions.double())
+        return (weights * spent).mean(), float(weights.mean()) * self._target
 
     def _signed_price(self, spent: float) -> float:
         if self._method == "gumbel":

@@ -1,7 +1,9 @@
 """One training of a gate by supervision, put together: checkpoints, validation, interruption, and going on."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,6 +23,7 @@ from dfs_rl.cost import CostTable
 from dfs_rl.data import Dataset
 from dfs_rl.errors import CheckpointError
 from dfs_rl.evaluation.records import GateRecords
+from dfs_rl.gating.dial import Dial
 from dfs_rl.gating.learned import LayerwiseGate, LearnedGate, RecurrentGate
 from dfs_rl.gating.masks import gated_budget
 from dfs_rl.gating.reward import RewardWeights
@@ -31,6 +34,8 @@ from dfs_rl.seeding import seed_everything, stream_seed
 CHECKPOINT = "last"
 RECURRENT_WIDTH = 10
 """Of embedding and LSTM, as in DFS; there is one for all layers, so it costs the same in each."""
+LIKELIHOOD_SPAN = -RewardWeights().log_likelihood_floor
+"""The weight at which the reward's term of the likelihood is the log-likelihood itself."""
 _STATE = {"trainer", "metrics", "validation"}
 
 
@@ -43,7 +48,8 @@ class SupervisedTraining:
         kind: A network for each layer, or one LSTM.
         config: Hyperparameters.
         timesteps: Decisions to learn from; one image walked once is as many as there are gated layers.
-        budget: What images may cost on average, in percent, everything included.
+        budget: What images may cost on average, in percent, everything included; with a dial, without effect.
+        dial: Prices of computation that one gate for all budgets learns; ``None`` for one that learns the budget alone.
         features: What the gate looks at.
         hidden: Width of the gate; ``None`` for its kind's own.
         eval_every: Timesteps between two validations.
@@ -58,6 +64,7 @@ class SupervisedTraining:
     config: SupervisedConfig
     timesteps: int
     budget: float
+    dial: Dial | None
     features: FeatureChoice
     hidden: int | None
     eval_every: int
@@ -79,13 +86,16 @@ class SupervisedTraining:
 def build_gate(plan: SupervisedTraining, backbone: WalkableBackbone) -> LearnedGate:
     """Build the untrained gate; the same seed gives the same weights."""
     seed_everything(stream_seed(plan.seed, "gate") % 2**32)
-    shape = gate_shape(backbone, features=plan.features, hidden=plan.hidden)
+    shape = gate_shape(
+        backbone, features=plan.features, hidden=plan.hidden, dial=plan.dial is not None
+    )
     if plan.kind == "lstm":
         return RecurrentGate(
             shape.feature_sizes,
             backbone.options,
             feature_macs=backbone.feature_macs,
             hidden=plan.hidden or RECURRENT_WIDTH,
+            dial=plan.dial,
             name=plan.name,
         )
     return LayerwiseGate(
@@ -93,6 +103,7 @@ def build_gate(plan: SupervisedTraining, backbone: WalkableBackbone) -> LearnedG
         backbone.options,
         feature_macs=backbone.feature_macs,
         hidden=shape.hidden,
+        dial=plan.dial,
         name=plan.name,
     )
 
@@ -105,6 +116,15 @@ def rewards_within(records: GateRecords, costs: CostTable, *, budget: float) -> 
     weights = RewardWeights(cost=0.0)
     over = max(0.0, float(records.computation(costs).mean()) - budget) / 100.0
     return rewards_of(records, costs, weights, budget=None) - OVERSHOOT * over
+
+
+def _reward_of(plan: SupervisedTraining) -> Callable[[GateRecords, CostTable], Tensor]:
+    """Return what validation images are worth under a plan's gates."""
+    if plan.dial is None:
+        return partial(rewards_within, budget=plan.budget)
+    # What it learns from: cross-entropy, but for the clipping, plus each image's own price.
+    weights = RewardWeights(accuracy=0.0, log_likelihood=LIKELIHOOD_SPAN, cost=0.0)
+    return partial(rewards_of, weights=weights, budget=None, dial=plan.dial)
 
 
 def train_supervised(
@@ -166,7 +186,7 @@ def train_supervised(
     validator = Validator(
         ValidationSetup(
             images=dataset.val.to(device),
-            reward=lambda records, costs: rewards_within(records, costs, budget=plan.budget),
+            reward=_reward_of(plan),
             every=plan.eval_every,
         ),
         backbone=lambda: frozen,

@@ -20,6 +20,7 @@ from agents.validation import Validation, ValidationSetup, Validator, rewards_of
 from dfs_rl.backbones import PreparedResNet, StoredBackbone
 from dfs_rl.data import Dataset
 from dfs_rl.errors import CheckpointError
+from dfs_rl.gating.dial import Dial
 from dfs_rl.gating.reward import RewardWeights
 from dfs_rl.interrupts import stop_on_interrupt
 from dfs_rl.runs import Checkpoint, RunFolder
@@ -41,6 +42,8 @@ class GateTraining:
             backbone learns from count too.
         weights: What a walk is rewarded for.
         budget: Upper bound on computation in percent, or ``None``.
+        dial: Prices of computation, drawn anew for each image, for one gate for all budgets; ``None`` for ``weights.cost`` alone.
+        position: Where the gate is turned to when it ships.
         images_per_group: Rollouts of one image that share a baseline.
         num_envs: Walks side by side.
         features: What the gate looks at.
@@ -58,6 +61,8 @@ class GateTraining:
     timesteps: int
     weights: RewardWeights
     budget: float | None
+    dial: Dial | None
+    position: float
     images_per_group: int
     num_envs: int
     features: FeatureChoice
@@ -142,12 +147,15 @@ def train_gate(
             weights=plan.weights,
             budget=plan.budget,
             class_names=dataset.class_names,
+            dial=plan.dial,
         ),
         plan.num_envs,
         images_per_group=plan.images_per_group,
         seed=plan.seed,
     )
-    shape = gate_shape(backbone, features=plan.features, hidden=plan.hidden)
+    shape = gate_shape(
+        backbone, features=plan.features, hidden=plan.hidden, dial=plan.dial is not None
+    )
     model = build_algorithm(
         plan.algorithm,
         env,
@@ -161,23 +169,25 @@ def train_gate(
         ),
     )
     best = BestGate(run, stored, cotrained=trainer is not None)
+    export = partial(
+        deploy,
+        options=backbone.options,
+        feature_macs=backbone.feature_macs,
+        name=plan.name,
+        budget=plan.budget,
+        dial=plan.dial,
+        position=plan.position,
+    )
     if checkpoint is not None:
         restore(model, checkpoint)
-        template = deploy(
-            model,
-            backbone.options,
-            feature_macs=backbone.feature_macs,
-            name=plan.name,
-            budget=plan.budget,
-        )
-        best.restore(template, checkpoint.tensors)
+        best.restore(export(model), checkpoint.tensors)
 
     board = TensorBoard(run, purge_step=lifecycle.resumed_at)
     model.set_logger(make_logger(run, board))
     validator = Validator(
         ValidationSetup(
             images=dataset.val.to(device),
-            reward=partial(rewards_of, weights=plan.weights, budget=plan.budget),
+            reward=partial(rewards_of, weights=plan.weights, budget=plan.budget, dial=plan.dial),
             every=plan.eval_every,
         ),
         backbone=lambda: env.task.backbone,
@@ -204,9 +214,9 @@ def train_gate(
 
     callbacks: list[BaseCallback] = [
         FiniteGuard(lifecycle),
-        *([CoTraining(lifecycle, trainer, renew=renew)] if trainer else []),
+        *([CoTraining(lifecycle, trainer, export=export, renew=renew)] if trainer else []),
         UpdateLog(lifecycle),
-        Validation(lifecycle, validator, name=plan.name, budget=plan.budget),
+        Validation(lifecycle, validator, export=export),
         Checkpointing(lifecycle, save, every=plan.checkpoint_every),
         # After all of these, for some draw random numbers, and a resumed run skips them once.
         Schedules(

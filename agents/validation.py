@@ -4,16 +4,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from torch import Tensor
 
 from agents.callbacks import BoundaryCallback, Lifecycle
-from agents.deploy import deploy
 from agents.tracking import TensorBoard
 from dfs_rl.backbones.contract import WalkableBackbone
 from dfs_rl.cost import CostTable
 from dfs_rl.data import ImageSet
 from dfs_rl.evaluation.records import GateRecords
 from dfs_rl.evaluation.run_gate import evaluate_gate
+from dfs_rl.gating.dial import Dial, even_positions
 from dfs_rl.gating.learned import LearnedGate
 from dfs_rl.gating.masks import gated_budget
 from dfs_rl.gating.reward import RewardWeights, Verdict, step_cost, terminal_reward
@@ -24,14 +25,28 @@ _HIGHEST = "validation.highest"
 
 
 def rewards_of(
-    records: GateRecords, costs: CostTable, weights: RewardWeights, *, budget: float | None
+    records: GateRecords,
+    costs: CostTable,
+    weights: RewardWeights,
+    *,
+    budget: float | None,
+    dial: Dial | None = None,
 ) -> Tensor:
-    """Return what the environment would have paid for each walk in ``records``, float64 ``[n]``."""
+    """Return what the environment would have paid for each walk in ``records``, float64 ``[n]``.
+
+    Args:
+        records: Of the validation images; with a dial, image ``i`` walked at the ``i``-th of ``even_positions``.
+        costs: The backbone's.
+        weights: What is rewarded.
+        budget: Upper bound on each image's computation in percent; ``None`` for none.
+        dial: The prices of computation if they are many; ``None`` for ``weights.cost``.
+    """
+    prices = None if dial is None else dial.weights(even_positions(len(records.options)).double())
     spent = costs.fractions(records.options)
     verdict = Verdict(records.predictions, records.correct, records.log_likelihood)
     allowed = None if budget is None else gated_budget(costs, budget)
-    terminal = terminal_reward(weights, verdict, spent, gated_budget=allowed)
-    return terminal - step_cost(weights, spent)
+    terminal = terminal_reward(weights, verdict, spent, gated_budget=allowed, prices=prices)
+    return terminal - step_cost(weights, spent, prices=prices)
 
 
 def is_as_good(rewards: Tensor, highest: Tensor) -> bool:
@@ -68,7 +83,7 @@ class Validator:
     """Measures gates on the validation split, logs what it finds and keeps the best.
 
     What counts is the mean reward of the deterministic gate on the validation split, under the weights
-    that the agent learns from. The best is the latest gate that is within one standard error of the
+    that the agent learns from; a gate with a dial walks every image at another position of it. The best is the latest gate that is within one standard error of the
     highest: the highest of many noisy figures is often an early gate with luck, and later ones, which
     explored more, deserve the benefit of the doubt. Either way the figure flatters; report another split.
 
@@ -124,7 +139,12 @@ class Validator:
     def validate(self, gate: LearnedGate, timesteps: int) -> None:
         """Measure ``gate``, and keep it if it is the best."""
         setup, backbone = self.setup, self.backbone()
-        records = evaluate_gate(backbone, gate, setup.images, budget=gate.budget)
+        positions = None
+        if gate.dial is not None:  # one pass shows the whole dial: every image at a position of its own
+            positions = even_positions(len(setup.images)).to(setup.images.images.device)
+        records = evaluate_gate(
+            backbone, gate, setup.images, budget=gate.budget, positions=positions
+        )
         histogram = records.histogram(len(backbone.options))
         rewards = setup.reward(records, backbone.costs)
         figures = {
@@ -160,28 +180,22 @@ class Validation(BoundaryCallback):
     Args:
         lifecycle: See ``BoundaryCallback``.
         validator: Does it.
-        name: What tables and plots call the gate.
-        budget: Upper bound on each image's computation in percent that the gate is trained for; ``None`` for none.
+        export: Turns the policy into the gate that would ship.
     """
 
     def __init__(
-        self, lifecycle: Lifecycle, validator: Validator, *, name: str, budget: float | None
+        self,
+        lifecycle: Lifecycle,
+        validator: Validator,
+        *,
+        export: Callable[[OnPolicyAlgorithm], LearnedGate],
     ) -> None:
         super().__init__(lifecycle)
         self._validator = validator
-        self._name = name
-        self._budget = budget
+        self._export = export
 
     def between_updates(self, timesteps: int) -> None:
         """Validate if it is time."""
         if not (self._validator.is_due(timesteps) or self.ended):
             return
-        backbone = self._validator.backbone()
-        gate = deploy(
-            self.algorithm,
-            backbone.options,
-            feature_macs=backbone.feature_macs,
-            name=self._name,
-            budget=self._budget,
-        )
-        self._validator.validate(gate, timesteps)
+        self._validator.validate(self._export(self.algorithm), timesteps)

@@ -43,6 +43,7 @@ class EvaluateConfig:
     Attributes:
         run: Folder of a train_agent run, or of a train_backbone run for its uniform options alone.
         split: Split to report on; test is for one look at the end.
+        budget: Turn a gate for all budgets to what images may cost on average, in percent.
         dataset: Where the run's data set is now, if it moved; it must hold the same images.
         device: "auto", "cpu", "cuda", ...
         batch_size: Images that run together.
@@ -54,6 +55,7 @@ class EvaluateConfig:
 
     run: tyro.conf.Positional[Path]
     split: ReportedSplit = "test"
+    budget: float | None = None
     dataset: str | None = None
     device: str = "auto"
     batch_size: int = 128
@@ -104,6 +106,7 @@ def evaluate_run(
     *,
     dataset: "Dataset | str | None" = None,
     split: ReportedSplit = "test",
+    budget: float | None = None,
     device: str = "auto",
     batch_size: int = 128,
     precision: Precision = "float32",
@@ -112,7 +115,8 @@ def evaluate_run(
 ) -> Evaluation:
     """Evaluate a run and store ``summary.json`` and ``plots/`` in it.
 
-    The file is ``summary-val.json`` for the val split, and ``summary-test.json`` for a backbone's run.
+    The file is ``summary-val.json`` for the val split, ``summary-test.json`` for a backbone's run, and ``summary-at-0.8.json``
+    where a gate for all budgets is turned to 0.8 %.
 
     Nothing is run if the stored figures belong to the same weights, images, precision and search
     limits; if they do not, they are replaced.
@@ -121,6 +125,7 @@ def evaluate_run(
         run: The run; a backbone's run gets its uniform options alone.
         dataset: Its data set, or where that is; None reads it from the run's configuration.
         split: Split to report on; choices are always made on val.
+        budget: Turn a gate for all budgets to what images may cost on average, in percent; None leaves it where it is.
         device: Where to compute, as in ``EvaluateConfig``.
         batch_size: Images that run together.
         precision: What the backbone computes in, as in ``EvaluateConfig``.
@@ -131,7 +136,7 @@ def evaluate_run(
         RunFolderError: If it is no run.
         CheckpointError: If the run has no usable backbone or gate.
         DataError: If the data set cannot be found or is not the one that the run was trained on.
-        ConfigError: If the device is not there.
+        ConfigError: If the device is not there, or the gate cannot be turned to ``budget``.
     """
     from dfs_rl.evaluation.outcomes import outcomes_of, save_outcomes
     from dfs_rl.evaluation.summary import Subject, summarize
@@ -139,13 +144,14 @@ def evaluate_run(
 
     folder = RunFolder.open(run) if isinstance(run, Path) else run
     search = search or SearchLimits()
-    loaded = _load(folder, device, precision)
+    loaded = _load(folder, device, precision, budget)
     data = _dataset(folder, loaded.info, dataset)
     # A backbone's run has a summary of its training already.
-    main_summary = split == "test" and loaded.model is not None
-    path = folder.path / ("summary.json" if main_summary else f"summary-{split}.json")
+    shown = [split] if split != "test" or loaded.model is None else []
+    variant = "-".join([*shown, *([] if budget is None else [f"at-{budget:g}"])])
+    path = folder.path / (f"summary-{variant}.json" if variant else "summary.json")
     about = Subject(
-        identity=_identity(folder.path, data.fingerprint, split, precision, search),
+        identity=_identity(folder.path, data.fingerprint, split, precision, search, budget),
         dataset=data.name,
         fingerprint=data.fingerprint,
         split=split,
@@ -164,13 +170,18 @@ def evaluate_run(
         missing_ok=True
     )  # a summary must never stand beside the outcomes of another evaluation
     save_outcomes(outcomes, outcomes_of(methods, costs))
-    write_pictures(folder.plots_dir, "" if split == "test" else f"{split}-", summary, examples)
+    write_pictures(folder.plots_dir, picture_prefix(split, budget), summary, examples)
     # Last: where there is a summary, there are its pictures.
     write_json(path, config_to_dict(summary))
     return Evaluation(summary, path, outcomes, stored=False)
 
 
-def _load(folder: RunFolder, device: str, precision: Precision) -> _Loaded:
+def picture_prefix(split: ReportedSplit, budget: float | None) -> str:
+    """Return what the names of an evaluation's pictures begin with."""
+    return ("" if split == "test" else f"{split}-") + ("" if budget is None else f"at-{budget:g}-")
+
+
+def _load(folder: RunFolder, device: str, precision: Precision, budget: float | None) -> _Loaded:
     """Load what the run trained, ready to run."""
     from dfs_rl.backbones import load_stored_backbone
     from dfs_rl.backbones.precision import resolve_frozen
@@ -181,8 +192,12 @@ def _load(folder: RunFolder, device: str, precision: Precision) -> _Loaded:
     dtype = resolve_frozen(precision, place)
     stored = load_stored_backbone(folder.path / BACKBONE_FOLDER)
     if folder.kind == _BACKBONE_KIND:
+        if budget is not None:
+            raise ConfigError(
+                f"budget is {budget:g} %, but {folder.path} is the run of a backbone and has no gate to turn."
+            )
         return _Loaded(stored.backbone.prepare(dtype).to(place), None, stored.info, None)
-    model = load(folder.path, device=place, dtype=dtype)
+    model = load(folder.path, device=place, dtype=dtype, budget=budget)
     before = None
     if (folder.path / BEFORE_FOLDER).is_dir():
         before = load_stored_backbone(folder.path / BEFORE_FOLDER).backbone
@@ -216,12 +231,18 @@ def _dataset(folder: RunFolder, info: "BackboneInfo", dataset: "Dataset | str | 
 
 
 def _identity(
-    folder: Path, fingerprint: str, split: str, precision: Precision, search: SearchLimits
+    folder: Path,
+    fingerprint: str,
+    split: str,
+    precision: Precision,
+    search: SearchLimits,
+    budget: float | None,
 ) -> str:
     """Return a digest of everything that decides the figures."""
     from dfs_rl.gating.model import BACKBONE_FOLDER, BEFORE_FOLDER, GATE_FOLDER
 
-    digest = hashlib.sha256(f"{fingerprint} {split} {precision} {search}".encode())
+    at = "" if budget is None else f" {budget}"
+    digest = hashlib.sha256(f"{fingerprint} {split} {precision} {search}{at}".encode())
     for part in (BACKBONE_FOLDER, BEFORE_FOLDER, GATE_FOLDER):
         for path in sorted((folder / part).glob("*")):
             if path.suffix in (".json", ".safetensors") and not path.name.startswith("."):
@@ -311,6 +332,7 @@ def _run(invocation: Invocation[EvaluateConfig]) -> None:
         config.run,
         dataset=config.dataset,
         split=config.split,
+        budget=config.budget,
         device=config.device,
         batch_size=config.batch_size,
         precision=config.precision,

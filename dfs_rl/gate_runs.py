@@ -250,6 +250,7 @@ def train_and_evaluate(
             except KeyboardInterrupt:
                 again = f"{prog} --resume {run.path}"
                 raise KeyboardInterrupt(f"Interrupted and saved; go on with: {again}") from None
+            _turn(run, dataset, device, budget=config.budget)
             write_json(
                 run.path / TRAINING,
                 {"best_on_val": result.best, "images_seen": result.images_seen},
@@ -269,6 +270,28 @@ def train_and_evaluate(
     say(f"Everything is in {run.path}; pictures:")
     for picture in sorted(run.plots_dir.glob("*.png")):
         say(f"  {picture}")
+
+
+def _turn(run: RunFolder, dataset: "Dataset", device: str, *, budget: float | None) -> None:
+    """Measure what a gate for all budgets costs at each position of its dial, and turn it to the budget if there is one."""
+    from dfs_rl.backbones import load_backbone
+    from dfs_rl.evaluation.dial import measure_dial
+    from dfs_rl.gating.model import BACKBONE_FOLDER, GATE_FOLDER
+    from dfs_rl.gating.storage import load_gate, save_gate
+
+    gate = load_gate(run.path / GATE_FOLDER).to(device)
+    if gate.dial is None:
+        return
+    say("Measuring on the val split what the gate costs at each position of its dial ...")
+    backbone = load_backbone(run.path / BACKBONE_FOLDER).eval().prepare().to(device)
+    gate.dial = measure_dial(backbone, gate, dataset.val.to(device))
+    least, most = gate.dial.reach
+    say(f"Its images cost {least:.3g} % to {most:.3g} % on average.")
+    if budget is not None:
+        if budget < least:  # too late to refuse: what was learned must not be lost
+            say(f"It cannot be turned down to {budget:g} %, and is turned to {least:.3g} %.")
+        gate.position = gate.dial.position_within(max(budget, least))
+    save_gate(gate, run.path / GATE_FOLDER)
 
 
 def say(text: str) -> None:

@@ -32,10 +32,13 @@ from dfs_rl.runs import RunFolder
 if TYPE_CHECKING:
     from agents.training import GateTraining, TrainingResult
     from dfs_rl.data import Dataset
+    from dfs_rl.gating.dial import Dial
     from dfs_rl.gating.reward import RewardWeights
 
 KIND = "train_agent"
 PROG = "python -m dfs_rl.train_agent"
+COST_WEIGHT = 10.0
+"""Where nothing else is asked for: on the digits it comes to about 0.8 %."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +49,7 @@ class RewardConfig:
         accuracy: Reward of a correct prediction.
         log_likelihood: Weight of the label's clipped log-likelihood, a term in [-1, 0] that tells near misses from far ones.
         log_likelihood_floor: Where it is clipped, below 0.
-        overshoot: Price of each fraction of computation above --budget.
+        overshoot: Price of each fraction of an image's computation above --hard-budget.
         cost_timing: Charge each choice when it is made, or all at the end.
     """
 
@@ -66,8 +69,13 @@ class TrainAgentConfig:
         dataset: "digits"; a folder with train/test parquet files or with class/name.jpg; or a hub id such as uoft-cs/cifar10.
         backbone: Run of train_backbone, or a backbone's folder. Without it the digits use the one that ships; for other data one
             is trained first and kept for the next run.
-        cost_weight: Price of computation: 1 is the price of running everything in full precision. Useful between 1 and 100.
-        budget: Upper bound on computation in percent, stem and head included.
+        budget: What images may cost on average, in percent, gate, stem and head included. The gate learns all budgets and is turned
+            to this one; evaluate and load turn it to others.
+        cost_weight: Price of computation that the gate is turned to instead: 1 is the price of running everything in full
+            precision; default 10.
+        cost_weights: Lowest and highest price that the gate learns; each image draws one.
+        fixed_budget: Learn for --cost-weight alone.
+        hard_budget: Upper bound on the computation of every single image in percent, gate, stem and head included.
         timesteps: Decisions to learn from; an image takes one per gated layer.
         seed: Same seed, same machine, same threads: same gate.
         device: "auto", "cpu", "cuda", ...
@@ -93,8 +101,11 @@ class TrainAgentConfig:
     algo: AlgorithmName = "ppo"
     dataset: str = DIGITS
     backbone: Path | None = None
-    cost_weight: float = 10.0
     budget: float | None = None
+    cost_weight: float | None = None
+    cost_weights: tuple[float, float] = (0.3, 30.0)
+    fixed_budget: bool = False
+    hard_budget: float | None = None
     timesteps: int = 600_000
     seed: int = 0
     device: str = "auto"
@@ -120,6 +131,23 @@ class TrainAgentConfig:
             raise ConfigError(
                 f"num_envs is {self.num_envs} and images_per_group is {self.images_per_group}; images_per_group must divide num_envs."
             )
+        if self.budget is not None and self.cost_weight is not None:
+            raise ConfigError(
+                f"budget is {self.budget:g} and cost_weight is {self.cost_weight:g}; each says where to turn the gate to, so give one."
+            )
+        if self.budget is not None and self.fixed_budget:
+            raise ConfigError(
+                f"budget is {self.budget:g}, but with --fixed-budget the gate learns for one price of computation; give --cost-weight."
+            )
+
+
+def dial_of(config: TrainAgentConfig) -> "Dial | None":
+    """Return the prices that a configuration has a gate learn, ``None`` if it is one alone."""
+    from dfs_rl.gating.dial import Dial
+
+    if config.fixed_budget:
+        return None
+    return Dial(lowest=config.cost_weights[0], highest=config.cost_weights[1])
 
 
 def weights_of(config: TrainAgentConfig) -> "RewardWeights":
@@ -131,7 +159,7 @@ def weights_of(config: TrainAgentConfig) -> "RewardWeights":
         accuracy=reward.accuracy,
         log_likelihood=reward.log_likelihood,
         log_likelihood_floor=reward.log_likelihood_floor,
-        cost=config.cost_weight,
+        cost=COST_WEIGHT if config.cost_weight is None else config.cost_weight,
         overshoot=reward.overshoot,
         cost_timing=reward.cost_timing,
     )
@@ -146,11 +174,15 @@ def plan_of(config: TrainAgentConfig, device: str) -> "GateTraining":
 
     algorithms: dict[AlgorithmName, AlgorithmConfig] = {"ppo": config.ppo, "a2c": config.a2c}
     eval_every = config.eval_every or max(1, config.timesteps // VALIDATIONS)
+    weights, dial = weights_of(config), dial_of(config)
     return GateTraining(
         algorithm=algorithms[config.algo],
         timesteps=config.timesteps,
-        weights=weights_of(config),
-        budget=config.budget,
+        weights=weights,
+        budget=config.hard_budget,
+        dial=dial,
+        # A budget is found on the dial once the gate has learned.
+        position=1.0 if dial is None or config.budget is not None else dial.position(weights.cost),
         images_per_group=config.images_per_group,
         num_envs=config.num_envs,
         features=config.features,
@@ -171,17 +203,21 @@ def _prepare(config: TrainAgentConfig, dataset: "Dataset", device: str) -> str:
     from dfs_rl.gating.learned import LayerwiseGate
     from dfs_rl.gating.masks import gated_budget
 
-    plan_of(config, device)  # refuses bad settings
+    plan = plan_of(config, device)  # refuses bad settings
     backbone = preview_backbone(choice_of(config, device), dataset)
-    if config.budget is not None:
-        shape = gate_shape(backbone, features=config.features, hidden=config.hidden)
-        gate = LayerwiseGate(
-            shape.feature_sizes,
-            backbone.options,
-            feature_macs=backbone.feature_macs,
-            hidden=shape.hidden,
-        )
-        gated_budget(backbone.costs, config.budget, gate_macs=gate.macs)
+    shape = gate_shape(
+        backbone, features=config.features, hidden=config.hidden, dial=plan.dial is not None
+    )
+    gate = LayerwiseGate(
+        shape.feature_sizes,
+        backbone.options,
+        feature_macs=backbone.feature_macs,
+        hidden=shape.hidden,
+        dial=plan.dial,
+    )
+    for budget in (config.budget, config.hard_budget):
+        if budget is not None:
+            gated_budget(backbone.costs, budget, gate_macs=gate.macs)
     return f"{config.algo}-{dataset.name}"
 
 

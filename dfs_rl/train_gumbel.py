@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from agents.supervised_run import SupervisedTraining
     from agents.training import TrainingResult
     from dfs_rl.data import Dataset
+    from dfs_rl.gating.dial import Dial
 
 KIND = "train_gumbel"
 PROG = "python -m dfs_rl.train_gumbel"
@@ -40,7 +41,10 @@ class TrainGumbelConfig:
         dataset: "digits"; a folder with train/test parquet files or with class/name.jpg; or a hub id such as uoft-cs/cifar10.
         backbone: Run of train_backbone, or a backbone's folder. Without it the digits use the one that ships; for other data one
             is trained first and kept for the next run.
-        budget: What images may cost on average, in percent, gate, stem and head included.
+        budget: What images may cost on average, in percent, gate, stem and head included. A Gumbel gate learns all budgets and is
+            turned to this one; evaluate and load turn it to others.
+        cost_weights: Lowest and highest price of computation that such a gate learns; each image draws one.
+        fixed_budget: Learn for --budget alone; DFS's gate always does.
         timesteps: Decisions to learn from; an image takes one per gated layer.
         seed: Same seed, same machine, same threads: same gate.
         device: "auto", "cpu", "cuda", ...
@@ -61,6 +65,8 @@ class TrainGumbelConfig:
     dataset: str = DIGITS
     backbone: Path | None = None
     budget: float = 1.0
+    cost_weights: tuple[float, float] = (1.0, 100.0)
+    fixed_budget: bool = False
     timesteps: int = 600_000
     seed: int = 0
     device: str = "auto"
@@ -77,6 +83,15 @@ class TrainGumbelConfig:
         check_settings(self)
 
 
+def dial_of(config: TrainGumbelConfig) -> "Dial | None":
+    """Return the prices that a configuration has a gate learn, ``None`` if it holds one budget."""
+    from dfs_rl.gating.dial import Dial
+
+    if config.fixed_budget or config.method == "dfs":
+        return None
+    return Dial(lowest=config.cost_weights[0], highest=config.cost_weights[1])
+
+
 def plan_of(config: TrainGumbelConfig, device: str) -> "SupervisedTraining":
     """Translate the command's settings into a training."""
     from agents.supervised_run import SupervisedTraining
@@ -88,6 +103,7 @@ def plan_of(config: TrainGumbelConfig, device: str) -> "SupervisedTraining":
         config=config.training,
         timesteps=config.timesteps,
         budget=config.budget,
+        dial=dial_of(config),
         features=config.features,
         hidden=config.hidden,
         eval_every=eval_every,

@@ -11,15 +11,16 @@ from numpy.typing import NDArray
 from dfs_rl.backbones.contract import WalkableBackbone
 from dfs_rl.errors import ConfigError
 from dfs_rl.gating.masks import action_masks, gated_budget
-from dfs_rl.gating.observation import CONTEXT_SIZE, FEATURE_LIMIT, observation_width, observe
+from dfs_rl.gating.observation import FEATURE_LIMIT, context_size, observation_width, observe
 from dfs_rl.gating.reward import judge, step_cost, terminal_reward
 from dfs_rl.gating.walk import finish, start, step
+from envs.streams import ImageStreams
 from envs.task import Task
 
 METADATA: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 2}
 
 Batch = dict[str, NDArray[Any]]
-"""Observations: ``features`` float32 ``[n, width]``, ``layer`` int64 ``[n]``, ``context`` float32 ``[n, 3]``."""
+"""Observations: ``features`` float32 ``[n, width]``, ``layer`` int64 ``[n]``, ``context`` float32 ``[n, 3 or 4]``."""
 
 
 class Outcome(NamedTuple):
@@ -64,21 +65,54 @@ class Transition(NamedTuple):
     outcome: Outcome | None
 
 
-def observation_space(backbone: WalkableBackbone) -> spaces.Dict:
+def observation_space(task: Task) -> spaces.Dict:
     """Return the observation space of one environment."""
+    backbone = task.backbone
     width = observation_width(backbone)
+    context = context_size(dial=task.dial is not None)
     return spaces.Dict(
         {
             "features": spaces.Box(-FEATURE_LIMIT, FEATURE_LIMIT, (width,), np.float32),
             "layer": spaces.Discrete(backbone.costs.n_layers),
-            "context": spaces.Box(0.0, 1.0, (CONTEXT_SIZE,), np.float32),
+            "context": spaces.Box(0.0, 1.0, (context,), np.float32),
         }
     )
 
 
-def action_space(backbone: WalkableBackbone) -> spaces.Discrete:
+def action_space(task: Task) -> spaces.Discrete:
     """Return the action space of one environment."""
-    return spaces.Discrete(len(backbone.options))
+    return spaces.Discrete(len(task.backbone.options))
+
+
+def choose_positions(
+    task: Task, streams: ImageStreams, wanted: object, *, repeats: int = 1
+) -> NDArray[np.float64] | None:
+    """Return where each walk's price lies on the task's dial: as wanted, or as drawn.
+
+    Args:
+        task: What is walked.
+        streams: Give the draws.
+        wanted: A cost weight, or one for each walk; ``None`` draws.
+        repeats: Walks that share a draw.
+
+    Returns:
+        float64 ``[n]``, or ``None`` where the task has no dial.
+
+    Raises:
+        ConfigError: If a cost weight is wanted that the task does not draw from.
+    """
+    if task.dial is None:
+        if wanted is not None:
+            raise ConfigError(
+                f"options['cost_weight'] is {wanted!r}, but this environment was made without cost_weights and has one price, "
+                f"{task.weights.cost:g}."
+            )
+        return None
+    if wanted is None:
+        return np.repeat(streams.positions(), repeats)
+    n = len(streams.keys) * repeats
+    weights = np.broadcast_to(np.asarray(wanted, dtype=np.float64), (n,))
+    return np.array([task.dial.position(float(weight)) for weight in weights])
 
 
 class Walks:
@@ -94,6 +128,7 @@ class Walks:
             raise ConfigError(f"num_envs is {n}; at least 1 is needed.")
         self.n = n
         self.indices: NDArray[np.int64] = np.zeros(n, dtype=np.int64)
+        self.positions: NDArray[np.float64] | None = None
         self.outcome: Outcome | None = None
         self.use(task)
 
@@ -127,25 +162,38 @@ class Walks:
         return self._menu[self.options]
 
     @property
+    def prices(self) -> NDArray[np.float64] | None:
+        """Cost weight of each walk, float64 ``[n]``; ``None`` where the task has no dial."""
+        return None if self._prices is None else _to_numpy(self._prices)
+
+    @property
     def computation(self) -> NDArray[np.float64]:
         """Percent spent so far, never-gated parts included, float64 ``[n]``."""
         fixed = self.task.backbone.costs.fixed_cost()
         return 100.0 * (_to_numpy(self._state.spent) + fixed)
 
     @torch.inference_mode()
-    def begin(self, indices: NDArray[np.int64]) -> Batch:
-        """Show image ``indices[i]`` of the split to walk ``i`` and run the stem."""
+    def begin(
+        self, indices: NDArray[np.int64], positions: NDArray[np.float64] | None = None
+    ) -> Batch:
+        """Show image ``indices[i]`` of the split to walk ``i`` and run the stem.
+
+        Args:
+            indices: int64 ``[n]``.
+            positions: Of the task's dial for each walk, float64 ``[n]``; ``None`` where there is none.
+        """
         n_images = len(self.task.images)
         if indices.shape != (self.n,) or indices.min() < 0 or indices.max() >= n_images:
             raise ConfigError(
                 f"image index {indices.tolist()} is not allowed; needed are {self.n} numbers from 0 to {n_images - 1}."
             )
-        self.indices = indices
+        self.indices, self.positions = indices, positions
         self.outcome = None
         images = self.task.images
         rows = torch.from_numpy(indices).to(self._device)
         self._labels = images.labels[rows]
         self._state = start(self.task.backbone, images.images[rows])
+        self._turn(positions)
         return self._observe()
 
     @torch.inference_mode()
@@ -154,12 +202,16 @@ class Walks:
         task, before = self.task, self._state.spent
         options = torch.from_numpy(self._checked(actions)).to(self._device)
         self._state = step(task.backbone, self._state, options, reuse=True)
-        reward = -step_cost(task.weights, self._state.spent - before)
+        reward = -step_cost(task.weights, self._state.spent - before, prices=self._prices)
         if self.done:
             logits = finish(task.backbone, self._state)
             verdict = judge(logits, self._labels)
             reward += terminal_reward(
-                task.weights, verdict, self._state.spent, gated_budget=self._gated_budget
+                task.weights,
+                verdict,
+                self._state.spent,
+                gated_budget=self._gated_budget,
+                prices=self._prices,
             )
             self.outcome = Outcome(
                 image=self.indices,
@@ -175,9 +227,14 @@ class Walks:
         )
 
     @torch.inference_mode()
-    def replay(self, indices: NDArray[np.int64], options: NDArray[np.int64]) -> Batch:
+    def replay(
+        self,
+        indices: NDArray[np.int64],
+        options: NDArray[np.int64],
+        positions: NDArray[np.float64] | None = None,
+    ) -> Batch:
         """Begin at ``indices`` and walk on at ``options``, int64 ``[n, layer]``; used to restore walks, without rewards."""
-        observation = self.begin(indices)
+        observation = self.begin(indices, positions)
         for layer in range(options.shape[1]):
             chosen = torch.from_numpy(self._checked(options[:, layer])).to(self._device)
             self._state = step(self.task.backbone, self._state, chosen, reuse=True)
@@ -193,8 +250,20 @@ class Walks:
             action_masks(costs, self._state.layer, self._state.spent, self.task.budget)
         )
 
+    def _turn(self, positions: NDArray[np.float64] | None) -> None:
+        """Keep what the positions of the dial mean: what the gate sees, and the prices."""
+        dial = self.task.dial
+        if dial is None:
+            self._turned = self._prices = None
+            return
+        assert positions is not None, "with a dial, each walk has its position"
+        exact = torch.from_numpy(positions).to(self._device)
+        self._turned, self._prices = exact.float(), dial.weights(exact)
+
     def _observe(self) -> Batch:
-        seen = observe(self.task.backbone, self._state, budget=self.task.budget)
+        seen = observe(
+            self.task.backbone, self._state, budget=self.task.budget, positions=self._turned
+        )
         return {
             "features": _to_numpy(seen.features),
             "layer": np.full(self.n, seen.layer, dtype=np.int64),

@@ -12,7 +12,14 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvO
 
 from dfs_rl.backbones.contract import WalkableBackbone
 from dfs_rl.errors import CheckpointError, ConfigError
-from envs.core import Batch, Outcome, Walks, action_space, observation_space
+from envs.core import (
+    Batch,
+    Outcome,
+    Walks,
+    action_space,
+    choose_positions,
+    observation_space,
+)
 from envs.single import check_render_mode
 from envs.streams import ImageStreams
 from envs.task import Task
@@ -39,7 +46,7 @@ class EpisodeStats(NamedTuple):
 class SB3GatingVecEnv(VecEnv):
     """Walks as Stable-Baselines3 wants them: reset in the step that ends them, ``info`` as one dictionary per environment.
 
-    ``images_per_group`` consecutive environments show the same image, so that their returns differ by the options alone:
+    ``images_per_group`` consecutive environments show the same image at the same price, so that their returns differ by the options alone:
     environment ``i`` belongs to group ``i // images_per_group``, and group ``j`` draws as a single environment with seed
     ``seed + j`` would. The last step's ``info`` holds what the single environment's does, ``terminal_observation``,
     ``TimeLimit.truncated``, ``is_success``, and ``episode`` with return and length, so no ``VecMonitor`` is needed.
@@ -77,7 +84,7 @@ class SB3GatingVecEnv(VecEnv):
         self._returns: NDArray[np.float64] = np.zeros(n_envs)
         self._actions: NDArray[np.int64] = np.zeros(n_envs, dtype=np.int64)
         self._clear_stats()
-        super().__init__(n_envs, observation_space(task.backbone), action_space(task.backbone))
+        super().__init__(n_envs, observation_space(task), action_space(task))
         if seed is not None:
             self.seed(seed)
 
@@ -87,6 +94,9 @@ class SB3GatingVecEnv(VecEnv):
         wanted = [options.get("index") for options in self._options]
         observation = self._begin(None if wanted[0] is None else np.array(wanted, dtype=np.int64))
         self.reset_infos = [{"index": index} for index in self._walks.indices.tolist()]
+        if self._walks.prices is not None:
+            for info, price in zip(self.reset_infos, self._walks.prices.tolist(), strict=True):
+                info["cost_weight"] = price
         self._reset_seeds()
         self._reset_options()
         return observation
@@ -130,9 +140,10 @@ class SB3GatingVecEnv(VecEnv):
             The observations that replace those handed out last.
         """
         self.task = replace(self.task, backbone=backbone)
-        indices, options = self._walks.indices, self._walks.options
-        self._walks.use(self.task)
-        return self._walks.replay(indices, options)
+        walks = self._walks
+        indices, options, positions = walks.indices, walks.options, walks.positions
+        walks.use(self.task)
+        return walks.replay(indices, options, positions)
 
     def get_state(self) -> dict[str, Any]:
         """Return where streams and walks are, as JSON values; what ``pop_stats`` would return is not part of it."""
@@ -141,6 +152,7 @@ class SB3GatingVecEnv(VecEnv):
             "indices": self._walks.indices.tolist(),
             "options": self._walks.options.tolist(),
             "returns": self._returns.tolist(),
+            "positions": None if self._walks.positions is None else self._walks.positions.tolist(),
         }
 
     def set_state(self, state: dict[str, Any]) -> Batch:
@@ -161,7 +173,8 @@ class SB3GatingVecEnv(VecEnv):
         self._streams.set_state(state["streams"])
         self._returns = np.array(state["returns"], dtype=np.float64)
         options = np.array(state["options"], dtype=np.int64).reshape(self.num_envs, -1)
-        return self._walks.replay(np.array(state["indices"], dtype=np.int64), options)
+        positions = None if self.task.dial is None else np.array(state["positions"], dtype=float)
+        return self._walks.replay(np.array(state["indices"], dtype=np.int64), options, positions)
 
     def action_masks(self) -> NDArray[np.bool_]:
         """Return which actions keep the cheapest completion within the budget, bool ``[n_envs, n]``."""
@@ -216,7 +229,10 @@ class SB3GatingVecEnv(VecEnv):
         if indices is None:
             indices = np.repeat(self._streams.draw(len(self.task.images)), self.images_per_group)
         self._returns = np.zeros(self.num_envs)
-        return self._walks.begin(indices)
+        positions = choose_positions(
+            self.task, self._streams, None, repeats=self.images_per_group
+        )
+        return self._walks.begin(indices, positions)
 
     def _final_infos(self, outcome: Outcome, observation: Batch) -> list[dict[str, Any]]:
         named = {

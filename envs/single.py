@@ -12,7 +12,15 @@ from dfs_rl.backbones.contract import WalkableBackbone
 from dfs_rl.data import Dataset, ImageSet, SplitName
 from dfs_rl.errors import ConfigError
 from dfs_rl.gating.reward import RewardWeights
-from envs.core import METADATA, Batch, Outcome, Walks, action_space, observation_space
+from envs.core import (
+    METADATA,
+    Batch,
+    Outcome,
+    Walks,
+    action_space,
+    choose_positions,
+    observation_space,
+)
 from envs.streams import ImageStreams
 from envs.task import make_task
 
@@ -45,6 +53,7 @@ class FractionalSkippingEnv(gymnasium.Env[Observation, np.int64]):
     | `context[0]` | 0 to 1 | spent so far | log2(1 + 32 sqrt(fraction)) / log2(33): 0.31, 0.46, 0.63, 1 for 2, 4, 8, 32 bit everywhere |
     | `context[1]` | 0 to 1 | budget of the gated layers, 1 without one | the same |
     | `context[2]` | 0 to 1 | previous action, 0 at the first layer | action / (n - 1) |
+    | `context[3]` | 0 to 1 | with `cost_weights` alone: the episode's price, 0 is the highest | logarithmic |
 
     The probe is a linear classifier of the channels' means over parts of the image. Its confidence are three numbers: the highest
     class probability, the lead over the second highest and the entropy. After the last layer `features` is zero and `layer`
@@ -55,6 +64,9 @@ class FractionalSkippingEnv(gymnasium.Env[Observation, np.int64]):
     `weights.accuracy` is added for a correct prediction, `weights.log_likelihood` times the label's log-likelihood clipped and
     scaled to [-1, 0], and `weights.overshoot` times the fraction above the budget is subtracted. Ranges: `RewardWeights`.
 
+    With `cost_weights=(lowest, highest)` each episode draws its price of computation between them, log-uniformly and
+    independently of the image, and `weights.cost` plays no part: one gate then learns all trade-offs at once.
+
     ## Start
     An image of the split, drawn uniformly with replacement. `reset(options={"index": i})` shows image `i` and leaves the
     stream of draws where it is.
@@ -63,7 +75,7 @@ class FractionalSkippingEnv(gymnasium.Env[Observation, np.int64]):
     Terminated after the last gated layer, so an episode always has as many steps as there are gated layers. Never truncated.
 
     ## Info
-    After `reset`: `index`, the image. After the last step: `index`, `label`, `prediction`, `correct`, `computation` (percent of
+    After `reset`: `index`, the image, and with `cost_weights` the episode's `cost_weight`. After the last step: `index`, `label`, `prediction`, `correct`, `computation` (percent of
     running every gated layer at 32 bit, the never-gated parts included, no gate) and `bits`, int64 `[layers]`.
 
     ## Budget
@@ -82,6 +94,7 @@ class FractionalSkippingEnv(gymnasium.Env[Observation, np.int64]):
         split: Which images of a data set to draw from: `train`, `agent`, `val` or `test`.
         weights: What is rewarded; `None` for the defaults.
         budget: Upper bound on computation in percent; `None` for none.
+        cost_weights: Lowest and highest price of computation; `None` for `weights.cost` in every episode.
         render_mode: `None` or `"rgb_array"`.
         device: Where the backbone runs.
 
@@ -101,6 +114,7 @@ class FractionalSkippingEnv(gymnasium.Env[Observation, np.int64]):
         split: SplitName = "agent",
         weights: RewardWeights | None = None,
         budget: float | None = None,
+        cost_weights: tuple[float, float] | None = None,
         render_mode: str | None = None,
         device: str | torch.device = "cpu",
     ) -> None:
@@ -112,10 +126,11 @@ class FractionalSkippingEnv(gymnasium.Env[Observation, np.int64]):
             split=split,
             weights=weights,
             budget=budget,
+            cost_weights=cost_weights,
             device=device,
         )
-        self.observation_space = observation_space(self.task.backbone)
-        self.action_space = action_space(self.task.backbone)
+        self.observation_space = observation_space(self.task)
+        self.action_space = action_space(self.task)
         self._walks = Walks(self.task, 1)
         self._streams = ImageStreams(1)
         self._running = False
@@ -127,18 +142,24 @@ class FractionalSkippingEnv(gymnasium.Env[Observation, np.int64]):
 
         Args:
             seed: Start the stream of images anew from this seed.
-            options: `{"index": i}` shows image `i` of the split.
+            options: `{"index": i}` shows image `i` of the split; `{"cost_weight": w}` makes computation cost `w`, which must lie
+                within the `cost_weights` of the environment.
         """
         super().reset(seed=seed)
         self._streams.seed([seed])
-        wanted = (options or {}).get("index")
+        options = options or {}
+        wanted = options.get("index")
         if wanted is None:
             indices = self._streams.draw(len(self.task.images))
         else:
             indices = np.array([wanted], dtype=np.int64)
-        observation = self._walks.begin(indices)
+        positions = choose_positions(self.task, self._streams, options.get("cost_weight"))
+        observation = self._walks.begin(indices, positions)
         self._running = True
-        return _only(observation), {"index": int(indices[0])}
+        info: dict[str, Any] = {"index": int(indices[0])}
+        if self._walks.prices is not None:
+            info["cost_weight"] = float(self._walks.prices[0])
+        return _only(observation), info
 
     def step(self, action: np.int64) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Run the next layer at option `action`."""

@@ -1,4 +1,4 @@
-"""Which image each environment shows next."""
+"""Which image each environment shows next, and at which price of computation."""
 
 from collections.abc import Sequence
 
@@ -10,6 +10,11 @@ from numpy.typing import NDArray
 _GOLDEN = 0x9E3779B97F4A7C15
 _MIX = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
 _LAST_SHIFT = 31
+
+
+_SALT = 0xD1A1_0F_9B1CE5
+"""Tells the numbers of an episode apart: the image's index, and this one's for the price."""
+_BITS_OF_A_DOUBLE = 53
 
 
 class ImageStreams:
@@ -40,11 +45,20 @@ class ImageStreams:
     def draw(self, n_images: int) -> NDArray[np.int64]:
         """Return the next image index of every stream, int64 ``[n]``."""
         self.episodes += np.uint64(1)
-        z = self.keys + self.episodes * np.uint64(_GOLDEN)
+        return (self._mixed(self.keys) % np.uint64(n_images)).astype(np.int64)
+
+    def positions(self) -> NDArray[np.float64]:
+        """Return a number in [0, 1) that belongs to every stream's episode, independent of its image, float64 ``[n]``."""
+        z = self._mixed(self.keys ^ np.uint64(_SALT))
+        high = (z >> np.uint64(64 - _BITS_OF_A_DOUBLE)).astype(np.float64)
+        return np.ldexp(high, -_BITS_OF_A_DOUBLE)
+
+    def _mixed(self, keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
+        z = keys + self.episodes * np.uint64(_GOLDEN)
         for shift, factor in _MIX:
             z = (z ^ (z >> np.uint64(shift))) * np.uint64(factor)
         z ^= z >> np.uint64(_LAST_SHIFT)
-        return (z % np.uint64(n_images)).astype(np.int64)
+        return z
 
     def get_state(self) -> dict[str, list[int]]:
         """Return the state as JSON values."""

@@ -11,6 +11,7 @@ from dfs_rl.backbones import default_digits, load_backbone
 from dfs_rl.backbones.contract import WalkableBackbone
 from dfs_rl.data import Dataset, ImageSet, SplitName, load_dataset
 from dfs_rl.errors import ConfigError, DataError
+from dfs_rl.gating.dial import Dial
 from dfs_rl.gating.masks import gated_budget
 from dfs_rl.gating.reward import RewardWeights
 
@@ -26,6 +27,7 @@ class Task:
         images: The images that episodes draw from, on the backbone's device.
         weights: What a walk is rewarded for.
         budget: Upper bound on computation in percent, fixed parts included and without a gate; ``None`` for none.
+        dial: The prices of computation that episodes draw from, instead of ``weights.cost``; ``None`` for that alone.
         class_names: Name of each class, in label order.
 
     Raises:
@@ -38,6 +40,7 @@ class Task:
     weights: RewardWeights
     budget: float | None
     class_names: tuple[str, ...]
+    dial: Dial | None = None
 
     def __post_init__(self) -> None:
         if self.budget is not None:
@@ -66,6 +69,7 @@ def make_task(
     split: SplitName = "agent",
     weights: RewardWeights | None = None,
     budget: float | None = None,
+    cost_weights: tuple[float, float] | None = None,
     device: str | torch.device = "cpu",
 ) -> Task:
     """Build a task from what a user may pass to an environment.
@@ -77,6 +81,7 @@ def make_task(
         split: Which images of a data set to draw from.
         weights: What a walk is rewarded for; ``None`` for the defaults.
         budget: Upper bound on computation in percent; ``None`` for none.
+        cost_weights: Lowest and highest price of computation, of which each episode draws one; ``None`` for ``weights.cost``.
         device: Where backbone and images live.
 
     Raises:
@@ -92,6 +97,7 @@ def make_task(
         weights=RewardWeights() if weights is None else weights,
         budget=budget,
         class_names=class_names,
+        dial=None if cost_weights is None else Dial(lowest=cost_weights[0], highest=cost_weights[1]),
     )
 
 

@@ -15,7 +15,15 @@ from dfs_rl.backbones.contract import WalkableBackbone
 from dfs_rl.data import Dataset, ImageSet, SplitName
 from dfs_rl.errors import ConfigError
 from dfs_rl.gating.reward import RewardWeights
-from envs.core import METADATA, Batch, Outcome, Walks, action_space, observation_space
+from envs.core import (
+    METADATA,
+    Batch,
+    Outcome,
+    Walks,
+    action_space,
+    choose_positions,
+    observation_space,
+)
 from envs.single import check_render_mode
 from envs.streams import ImageStreams
 from envs.task import make_task
@@ -38,6 +46,7 @@ class FractionalSkippingVectorEnv(VectorEnv[Batch, NDArray[np.int64], NDArray[An
         split: See there.
         weights: See there.
         budget: See there.
+        cost_weights: See there.
         render_mode: See there; `render` returns one picture per environment.
         device: See there.
 
@@ -57,6 +66,7 @@ class FractionalSkippingVectorEnv(VectorEnv[Batch, NDArray[np.int64], NDArray[An
         split: SplitName = "agent",
         weights: RewardWeights | None = None,
         budget: float | None = None,
+        cost_weights: tuple[float, float] | None = None,
         render_mode: str | None = None,
         device: str | torch.device = "cpu",
     ) -> None:
@@ -71,11 +81,12 @@ class FractionalSkippingVectorEnv(VectorEnv[Batch, NDArray[np.int64], NDArray[An
             split=split,
             weights=weights,
             budget=budget,
+            cost_weights=cost_weights,
             device=device,
         )
         self.num_envs = num_envs
-        self.single_observation_space = observation_space(self.task.backbone)
-        self.single_action_space = action_space(self.task.backbone)
+        self.single_observation_space = observation_space(self.task)
+        self.single_action_space = action_space(self.task)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self._walks = Walks(self.task, num_envs)
@@ -93,6 +104,7 @@ class FractionalSkippingVectorEnv(VectorEnv[Batch, NDArray[np.int64], NDArray[An
         Args:
             seed: Environment `i` starts its stream of images anew from `seed + i`, or from `seed[i]`.
             options: `{"index": ...}` shows one image of the split to all, or image `index[i]` to environment `i`.
+                `{"cost_weight": ...}` likewise sets what computation costs, see there.
                 `{"reset_mask": ...}` is accepted where it selects all environments: they end together, too.
         """
         super().reset(seed=seed if isinstance(seed, int) else None)
@@ -100,7 +112,7 @@ class FractionalSkippingVectorEnv(VectorEnv[Batch, NDArray[np.int64], NDArray[An
         if "reset_mask" in options:
             self._check_mask(options["reset_mask"])
         self._streams.seed(self._seeds(seed))
-        return self._begin(options.get("index"))
+        return self._begin(options.get("index"), options.get("cost_weight"))
 
     def step(self, actions: NDArray[np.int64]) -> StepReturn:
         """Run the next layer, environment `i` at option `actions[i]`."""
@@ -114,7 +126,7 @@ class FractionalSkippingVectorEnv(VectorEnv[Batch, NDArray[np.int64], NDArray[An
             infos = self._batched(transition.outcome.info())
             if self.autoreset_mode is AutoresetMode.SAME_STEP:
                 final = {"final_obs": self._separate(observation), "final_info": infos}
-                observation, infos = self._begin(None)
+                observation, infos = self._begin()
                 infos |= self._batched(final)
         terminations = np.full(self.num_envs, ended)
         return (
@@ -142,23 +154,29 @@ class FractionalSkippingVectorEnv(VectorEnv[Batch, NDArray[np.int64], NDArray[An
         """What came of the walks if they have just ended."""
         return self._walks.outcome
 
-    def _begin(self, wanted: object) -> tuple[Batch, dict[str, Any]]:
+    def _begin(
+        self, wanted: object = None, cost_weight: object = None
+    ) -> tuple[Batch, dict[str, Any]]:
         if wanted is None:
             indices = self._streams.draw(len(self.task.images))
         else:
             indices = np.array(
                 np.broadcast_to(np.asarray(wanted, dtype=np.int64), (self.num_envs,))
             )
-        observation = self._walks.begin(indices)
+        positions = choose_positions(self.task, self._streams, cost_weight)
+        observation = self._walks.begin(indices, positions)
         self._running = True
-        return observation, self._batched({"index": indices})
+        begun: dict[str, Any] = {"index": indices}
+        if self._walks.prices is not None:
+            begun["cost_weight"] = self._walks.prices
+        return observation, self._batched(begun)
 
     def _step_after_end(self) -> StepReturn:
         if self.autoreset_mode is not AutoresetMode.NEXT_STEP or self._walks.outcome is None:
             raise gymnasium.error.ResetNeeded(
                 "the episodes are over or none was begun: call reset() first."
             )
-        observation, infos = self._begin(None)
+        observation, infos = self._begin()
         no = np.zeros(self.num_envs, dtype=np.bool_)
         return observation, np.zeros(self.num_envs), no, no.copy(), infos
 

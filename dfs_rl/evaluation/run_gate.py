@@ -24,6 +24,7 @@ def evaluate_gate(
     *,
     batch_size: int = BATCH_SIZE,
     budget: float | None = None,
+    positions: Tensor | None = None,
 ) -> GateRecords:
     """Let ``gate`` choose the options of every image; nothing is trained and no noise is added.
 
@@ -33,11 +34,14 @@ def evaluate_gate(
         image_set: The images, in the order of the returned records.
         batch_size: Images that walk together.
         budget: Upper bound on each image's computation in percent, None for none.
+        positions: Of the gate's dial for each image, float32 ``[n]``; None for the gate's own.
     """
-    parts = []
+    parts, seen = [], 0
     with torch.inference_mode():
         for batch in batches(image_set, batch_size):
-            result = rollout(backbone, gate, batch.images, budget=budget)
+            turned = None if positions is None else positions[seen : seen + len(batch.images)]
+            seen += len(batch.images)
+            result = rollout(backbone, gate, batch.images, budget=budget, positions=turned)
             parts.append(_record(gate.name, result.logits, batch.labels, result.options, gate.macs))
     return concatenate(parts)
 

@@ -37,7 +37,7 @@ class Gate(Protocol):
         Args:
             features: Normalised, float32 ``[batch, width]``, see ``Observation``.
             layer: The layer to choose for.
-            context: What was spent, budget, previous option: float32 ``[batch, 3]``.
+            context: What was spent, budget, previous option, position of the dial if there is one: float32 ``[batch, 3 or 4]``.
 
         Returns:
             Option indices, int64 ``[batch]``.

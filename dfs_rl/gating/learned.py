@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from dfs_rl.cost import BitOptions
 from dfs_rl.errors import ConfigError
-from dfs_rl.gating.observation import CONTEXT_SIZE
+from dfs_rl.gating.dial import Dial
+from dfs_rl.gating.observation import context_size
 
 _PARTS_OF_A_CELL = 4  # input, forget, cell and output of an LSTM
 
@@ -23,6 +24,8 @@ class LearnedGate(nn.Module, ABC):
         feature_macs: What these numbers take, see ``WalkableBackbone``.
         hidden: Width of its hidden layers.
         budget: Upper bound on each image's computation in percent that it was trained for; ``None`` for none.
+        dial: What it is turned by if it is one gate for all budgets; ``None`` if it was trained for one.
+        position: Of the dial, see ``Dial``; without effect where there is none.
         name: What tables and plots call it.
 
     Raises:
@@ -37,9 +40,13 @@ class LearnedGate(nn.Module, ABC):
         feature_macs: float = 0.0,
         hidden: int = 16,
         budget: float | None = None,
+        dial: Dial | None = None,
+        position: float = 1.0,
         name: str = "gate",
     ) -> None:
         super().__init__()
+        if not 0.0 <= position <= 1.0:
+            raise ConfigError(f"position of the dial is {position}; it must lie in [0, 1].")
         if hidden < 1:
             raise ConfigError(f"gate width is {hidden}; it must be at least 1.")
         if not feature_macs >= 0:
@@ -49,8 +56,21 @@ class LearnedGate(nn.Module, ABC):
         self.options = options
         self.hidden = hidden
         self.budget = budget
+        self.dial = dial
+        self.position = position
         self.name = name
-        self._build([size + CONTEXT_SIZE for size in self.feature_sizes])
+        self._build([size + self.context_size for size in self.feature_sizes])
+
+    @property
+    def context_size(self) -> int:
+        """How many numbers of context it reads."""
+        return context_size(dial=self.dial is not None)
+
+    def positions(self, batch_size: int, device: torch.device) -> Tensor | None:
+        """Return its position for each image of a batch, float32 ``[batch]``, or ``None`` without a dial."""
+        if self.dial is None:
+            return None
+        return torch.full((batch_size,), self.position, device=device)
 
     @abstractmethod
     def _build(self, sizes: list[int]) -> None:
@@ -79,7 +99,7 @@ class LearnedGate(nn.Module, ABC):
         return self.forward(features, layer, context).argmax(dim=1)
 
     def _inputs(self, features: Tensor, layer: int, context: Tensor) -> Tensor:
-        """What layer ``layer`` looks at, ``[batch, size + 3]``."""
+        """What layer ``layer`` looks at, ``[batch, size + 3 or 4]``."""
         return torch.cat([features[:, : self.feature_sizes[layer]], context], dim=1)
 
 
@@ -103,7 +123,7 @@ class LayerwiseGate(LearnedGate):
     @property
     def own_macs(self) -> int:
         """See ``LearnedGate``."""
-        each = CONTEXT_SIZE + len(self.options)
+        each = self.context_size + len(self.options)
         return sum(self.hidden * (size + each) for size in self.feature_sizes)
 
     def forward(self, features: Tensor, layer: int, context: Tensor) -> Tensor:
@@ -128,7 +148,7 @@ class RecurrentGate(LearnedGate):
     def own_macs(self) -> int:
         """See ``LearnedGate``."""
         # A cell reads the embedding and its memory.
-        each = CONTEXT_SIZE + _PARTS_OF_A_CELL * 2 * self.hidden + len(self.options)
+        each = self.context_size + _PARTS_OF_A_CELL * 2 * self.hidden + len(self.options)
         return sum(self.hidden * (size + each) for size in self.feature_sizes)
 
     def reset(self, batch_size: int) -> None:

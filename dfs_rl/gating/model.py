@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from dfs_rl.backbones import load_backbone
 from dfs_rl.backbones.contract import CONFIDENCE_SIZE, WalkableBackbone, confidence_sizes
-from dfs_rl.errors import CheckpointError, DataError
+from dfs_rl.errors import CheckpointError, ConfigError, DataError
 from dfs_rl.gating.gates import Gate, TableGate
 from dfs_rl.gating.learned import LearnedGate
 from dfs_rl.gating.rollout import rollout
@@ -55,6 +55,24 @@ class GatedModel(nn.Module):
         self.backbone = backbone
         self.gate = gate
         self.budget = budget
+
+    def set_budget(self, budget: float) -> None:
+        """Turn a gate for all budgets to another one.
+
+        Args:
+            budget: What images may cost on average, in percent, everything included. It is kept on images like those of the
+                validation split, where the cost of each position was measured.
+
+        Raises:
+            ConfigError: If the gate learned one budget alone, or cannot be turned down as far.
+        """
+        dial = self.gate.dial if isinstance(self.gate, LearnedGate) else None
+        if dial is None:
+            raise ConfigError(
+                f"budget is {budget:g} %, but gate {self.gate.name!r} learned one budget alone and cannot be turned to another."
+            )
+        assert isinstance(self.gate, LearnedGate)
+        self.gate.position = dial.position_within(budget)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Trace]:
         """Classify a batch.
@@ -115,20 +133,24 @@ def load(
     device: str | torch.device = "cpu",
     prepare: bool = True,
     dtype: torch.dtype = torch.float32,
+    budget: float | None = None,
 ) -> GatedModel:
-    """Load what ``train_agent`` left in a run folder; a gate that was trained for a budget keeps to it.
+    """Load what ``train_agent`` or ``train_gumbel`` left in a run folder; a gate that learned a hard budget keeps to it.
 
     Args:
         run_dir: The run folder.
         device: Where to put it.
         prepare: Run the frozen form of the backbone; ``False`` keeps the training form, which is slower and takes gradients.
         dtype: What the frozen form computes in: float32, or bfloat16 where the hardware is fast at it.
+        budget: What images may cost on average, in percent, see ``GatedModel.set_budget``; ``None`` for what the run was trained
+            or turned to.
 
     Returns:
         A model with ``logits, trace = model(images)``, in evaluation mode.
 
     Raises:
         CheckpointError: If the folder holds no backbone with a gate, or the two do not fit.
+        ConfigError: If the gate cannot be turned to ``budget``.
     """
     folder = Path(run_dir)
     for part in (BACKBONE_FOLDER, GATE_FOLDER):
@@ -140,4 +162,6 @@ def load(
     backbone: WalkableBackbone = trained.prepare(dtype) if prepare else trained
     gate = load_gate(folder / GATE_FOLDER)
     model = GatedModel(backbone, gate, budget=gate.budget)
+    if budget is not None:
+        model.set_budget(budget)
     return model.to(device).eval()

@@ -12,6 +12,7 @@ from dfs_rl.gating.walk import WalkState
 
 FEATURE_LIMIT = 10.0
 CONTEXT_SIZE = 3
+"""Without a dial; its position is one more."""
 MIN_STD = 1e-6
 """A channel that never fires has no spread; it must not divide by zero."""
 
@@ -23,7 +24,8 @@ class Observation(NamedTuple):
         features: The backbone's ``feature`` in standard deviations from its mean at this layer, clipped to [-10, 10] and padded
             with zeros to the widest layer, float32 ``[batch, width]``.
         layer: The layer to choose for.
-        context: What was spent, the budget and the previous option, each in [0, 1], float32 ``[batch, 3]``.
+        context: What was spent, the budget, the previous option and, for a gate with a dial, its position, each in [0, 1],
+            float32 ``[batch, 3]`` or ``[batch, 4]``.
     """
 
     features: Tensor
@@ -36,6 +38,11 @@ def observation_width(backbone: WalkableBackbone) -> int:
     return max(backbone.feature_sizes)
 
 
+def context_size(*, dial: bool) -> int:
+    """Return how many numbers of context a gate sees, with a dial or without."""
+    return CONTEXT_SIZE + dial
+
+
 def cost_scale(fraction: Tensor) -> Tensor:
     """Map a cost fraction to [0, 1] so that low bit widths can be told apart.
 
@@ -45,7 +52,13 @@ def cost_scale(fraction: Tensor) -> Tensor:
     return torch.log2(1.0 + 32.0 * fraction.clamp(0.0, 1.0).sqrt()) / math.log2(33.0)
 
 
-def observe(backbone: WalkableBackbone, state: WalkState, *, budget: float | None) -> Observation:
+def observe(
+    backbone: WalkableBackbone,
+    state: WalkState,
+    *,
+    budget: float | None,
+    positions: Tensor | None = None,
+) -> Observation:
     """Describe where a batch stands.
 
     After the last layer nothing is left to choose: the features are zero and the layer stays at the last one.
@@ -54,6 +67,7 @@ def observe(backbone: WalkableBackbone, state: WalkState, *, budget: float | Non
         backbone: The network that is walked through.
         state: Where the batch stands.
         budget: Upper bound on computation in percent; ``None`` shows as 1.
+        positions: Of the dial for each sample, float32 ``[batch]``; ``None`` for gates without one.
 
     Returns:
         The observation of every sample.
@@ -70,7 +84,8 @@ def observe(backbone: WalkableBackbone, state: WalkState, *, budget: float | Non
         normalised = (backbone.feature(state.hidden, state.layer) - mean) / std  # [batch, size]
         features[:, :size] = normalised.clamp_(-FEATURE_LIMIT, FEATURE_LIMIT)
 
-    context = torch.zeros(len(state.spent), CONTEXT_SIZE, dtype=torch.float32, device=device)
+    width = context_size(dial=positions is not None)
+    context = torch.zeros(len(state.spent), width, dtype=torch.float32, device=device)
     context[:, 0] = cost_scale(state.spent)
     context[:, 1] = (
         1.0
@@ -79,4 +94,6 @@ def observe(backbone: WalkableBackbone, state: WalkState, *, budget: float | Non
     )
     if state.layer > 0 and len(backbone.options) > 1:
         context[:, 2] = state.options[:, state.layer - 1] / (len(backbone.options) - 1)
+    if positions is not None:
+        context[:, CONTEXT_SIZE] = positions
     return Observation(features=features, layer=min(state.layer, n_layers - 1), context=context)

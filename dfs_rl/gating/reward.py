@@ -83,21 +83,29 @@ def judge(logits: Tensor, labels: Tensor) -> Verdict:
     )
 
 
-def step_cost(weights: RewardWeights, cost: Tensor) -> Tensor:
+def step_cost(weights: RewardWeights, cost: Tensor, *, prices: Tensor | None = None) -> Tensor:
     """Return the charge for one layer's choices, to be subtracted from the reward of that step.
 
     Args:
         weights: The reward weights.
         cost: Fractions of the choices, float64 ``[batch]``.
+        prices: What counts instead of ``weights.cost`` for each walk, float64 ``[batch]``.
 
     Returns:
         float64 ``[batch]``, at least 0; zeros if the cost is charged at the end.
     """
-    return cost * (weights.cost if weights.cost_timing == "step" else 0.0)
+    if weights.cost_timing != "step":
+        return torch.zeros_like(cost)
+    return cost * (weights.cost if prices is None else prices)
 
 
 def terminal_reward(
-    weights: RewardWeights, verdict: Verdict, spent: Tensor, *, gated_budget: float | None
+    weights: RewardWeights,
+    verdict: Verdict,
+    spent: Tensor,
+    *,
+    gated_budget: float | None,
+    prices: Tensor | None = None,
 ) -> Tensor:
     """Return what the last step brings on top of its own ``step_cost``.
 
@@ -106,6 +114,7 @@ def terminal_reward(
         verdict: The outcome of the walk.
         spent: Fraction spent in all layers, float64 ``[batch]``.
         gated_budget: What the gated layers were allowed to spend, as a fraction; ``None`` if there is no budget.
+        prices: What counts instead of ``weights.cost`` for each walk, float64 ``[batch]``.
 
     Returns:
         float64 ``[batch]``.
@@ -114,7 +123,7 @@ def terminal_reward(
     likelihood = verdict.log_likelihood.clamp(min=floor) / -floor  # in [-1, 0]
     reward = weights.accuracy * verdict.correct.double() + weights.log_likelihood * likelihood
     if weights.cost_timing == "terminal":
-        reward = reward - weights.cost * spent
+        reward = reward - (weights.cost if prices is None else prices) * spent
     if gated_budget is not None:
         reward = reward - weights.overshoot * (spent - gated_budget).clamp(min=0.0)
     return reward

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from dfs_rl.backbones.contract import WalkableBackbone
 from dfs_rl.gating.gates import Gate
+from dfs_rl.gating.learned import LearnedGate
 from dfs_rl.gating.masks import action_masks, clamp_options
 from dfs_rl.gating.observation import observe
 from dfs_rl.gating.walk import finish, start, step
@@ -28,7 +29,12 @@ class RolloutResult(NamedTuple):
 
 @torch.no_grad()
 def rollout(
-    backbone: WalkableBackbone, gate: Gate, images: Tensor, *, budget: float | None = None
+    backbone: WalkableBackbone,
+    gate: Gate,
+    images: Tensor,
+    *,
+    budget: float | None = None,
+    positions: Tensor | None = None,
 ) -> RolloutResult:
     """Walk a batch through the network with a gate choosing at every layer.
 
@@ -38,6 +44,7 @@ def rollout(
         images: uint8 ``[batch, c, h, w]``, or float in [0, 1].
         budget: Upper bound on each image's computation in percent, fixed parts and gate included. A choice that would break it is
             lowered to the dearest one that does not.
+        positions: Of the gate's dial for each image, float32 ``[batch]``; ``None`` for the gate's own.
 
     Returns:
         Logits and what was run.
@@ -45,10 +52,12 @@ def rollout(
     Raises:
         ConfigError: If the budget does not suffice for the cheapest choices.
     """
+    if positions is None and isinstance(gate, LearnedGate):
+        positions = gate.positions(len(images), images.device)
     gate.reset(len(images))
     state = start(backbone, images)
     while state.layer < backbone.costs.n_layers:
-        seen = observe(backbone, state, budget=budget)
+        seen = observe(backbone, state, budget=budget, positions=positions)
         options = gate.decide(seen.features, seen.layer, seen.context)
         if budget is not None:
             mask = action_masks(

@@ -1,10 +1,13 @@
 """A learned gate on disk: structure in JSON, weights in safetensors; loading executes no code."""
 
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from dfs_rl.cost import BitOptions
 from dfs_rl.errors import CheckpointError, DfsRlError
+from dfs_rl.gating.dial import Dial
 from dfs_rl.gating.learned import LayerwiseGate, LearnedGate, RecurrentGate
 from dfs_rl.runs import load_tensors, read_description, save_tensors, write_description
 
@@ -32,7 +35,8 @@ def save_gate(gate: LearnedGate, folder: Path) -> None:
             "feature_macs": gate.feature_macs,
             "hidden": gate.hidden,
             "budget": gate.budget,
-        },
+        }
+        | _dial_parts(gate),
     )
 
 
@@ -52,6 +56,7 @@ def load_gate(folder: Path) -> LearnedGate:
             hidden=_integers([record["hidden"]])[0],
             budget=None if record["budget"] is None else _number(record["budget"]),
             name=str(record["name"]),
+            **_dial_of(record),
         )
     except (KeyError, TypeError, DfsRlError) as error:
         raise CheckpointError(f"{path} is damaged: {error}") from error
@@ -63,6 +68,29 @@ def load_gate(folder: Path) -> LearnedGate:
             f"the weights in {folder / WEIGHTS_FILE} do not fit the gate that {path} describes."
         ) from error
     return gate.eval()
+
+
+def _dial_parts(gate: LearnedGate) -> dict[str, object]:
+    if gate.dial is None:
+        return {}
+    return {"dial": asdict(gate.dial), "position": gate.position}
+
+
+def _dial_of(record: Mapping[str, object]) -> dict[str, Any]:
+    """Return dial and position as keywords; gates that were trained for one budget have none."""
+    dial = record.get("dial")
+    if dial is None:
+        return {}
+    if not isinstance(dial, dict) or not isinstance(dial["computations"], list):
+        raise TypeError(f"{dial!r} describes no dial.")
+    return {
+        "dial": Dial(
+            lowest=_number(dial["lowest"]),
+            highest=_number(dial["highest"]),
+            computations=tuple(_number(figure) for figure in dial["computations"]),
+        ),
+        "position": _number(record["position"]),
+    }
 
 
 def _integers(value: object) -> tuple[int, ...]:

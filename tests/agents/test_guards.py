@@ -87,13 +87,13 @@ def resnet(depth: int, width: int) -> ResNet:
 def test_width_of_the_gate_follows_the_networks_macs(
     depth: int, width: int, features: FeatureChoice, expected: int
 ) -> None:
-    assert gate_shape(resnet(depth, width), features=features, hidden=None).hidden == expected
+    assert gate_shape(resnet(depth, width), features=features, hidden=None, dial=False).hidden == expected
 
 
 @pytest.mark.parametrize("features", ["confidence", "all"])
 def test_the_gate_of_resnet20_costs_less_than_a_two_thousandth(features: FeatureChoice) -> None:
     backbone = resnet(20, 16)
-    sizes, width = gate_shape(backbone, features=features, hidden=None)
+    sizes, width = gate_shape(backbone, features=features, hidden=None, dial=False)
     per_layer = sum((size + 3) * width + width * 6 for size in sizes)
     macs = per_layer + 288 * 16 * 10 / 16  # probes of 288 channels in 16 parts, ten classes, 8 bit
     assert macs / backbone.costs.total_macs <= 0.0005
@@ -101,5 +101,5 @@ def test_the_gate_of_resnet20_costs_less_than_a_two_thousandth(features: Feature
 
 def test_a_gate_looks_at_the_confidence_or_at_everything() -> None:
     digits = default_digits()
-    assert gate_shape(digits, features="confidence", hidden=5) == ((3,) * 6, 5)
-    assert gate_shape(digits, features="all", hidden=None) == ((9, 9, 9, 15, 15, 27), 8)
+    assert gate_shape(digits, features="confidence", hidden=5, dial=False) == ((3,) * 6, 5)
+    assert gate_shape(digits, features="all", hidden=None, dial=False) == ((9, 9, 9, 15, 15, 27), 8)

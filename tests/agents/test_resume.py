@@ -64,6 +64,8 @@ def make_plan(
         "timesteps": 8 * STEPS_PER_UPDATE,
         "weights": RewardWeights(),
         "budget": None,
+        "dial": None,
+        "position": 1.0,
         "images_per_group": group,
         "num_envs": 16,
         "features": "all",

@@ -223,6 +223,7 @@ def make_plan(**changes: object) -> SupervisedTraining:
         "config": SupervisedConfig(batch_size=8, distillation=0.5),
         "timesteps": 10 * PER_STEP,
         "budget": 20.0,
+        "dial": None,
         "features": "all",
         "hidden": 4,
         "eval_every": 3 * PER_STEP,

@@ -33,9 +33,10 @@ def assert_observations_equal(ours, theirs):
         assert ours[key].dtype == theirs[key].dtype
 
 
-def test_equals_dummy_vec_env_step_for_step():
-    ours = make(seed=3)
-    theirs = DummyVecEnv([lambda: FractionalSkippingEnv(**toy_kwargs())] * N)
+@pytest.mark.parametrize("prices", [None, (1.0, 50.0)])
+def test_equals_dummy_vec_env_step_for_step(prices):
+    ours = make(seed=3, cost_weights=prices)
+    theirs = DummyVecEnv([lambda: FractionalSkippingEnv(**toy_kwargs(cost_weights=prices))] * N)
     theirs.seed(3)
     assert_observations_equal(ours.reset(), theirs.reset())
     assert ours.reset_infos == theirs.reset_infos
@@ -73,6 +74,13 @@ def test_groups_share_their_images_and_draw_like_single_environments():
         expected = [s.reset()[1]["index"] for s in single]
 
 
+def test_groups_share_their_price_as_well():
+    env = make(images_per_group=3, cost_weights=(1.0, 50.0))
+    turned = env.reset()["context"][:, 3]
+    assert turned[:3].tolist() == [turned[0]] * 3
+    assert turned[0] != turned[3]
+
+
 def test_episode_returns_and_statistics_are_sums_of_what_was_returned():
     env = make()
     env.reset()
@@ -100,15 +108,16 @@ def test_episode_returns_and_statistics_are_sums_of_what_was_returned():
     assert env.pop_stats().episodes == 0
 
 
+@pytest.mark.parametrize("prices", [None, (1.0, 50.0)])
 @pytest.mark.parametrize("steps", [0, 2, len(MACS), 2 * len(MACS) + 3])
-def test_a_restored_state_goes_on_exactly(steps):
+def test_a_restored_state_goes_on_exactly(steps, prices):
     actions = random_actions(steps + 9)
-    first = make(seed=1, images_per_group=2)
+    first = make(seed=1, images_per_group=2, cost_weights=prices)
     observation = first.reset()
     for row in actions[:steps]:
         observation = first.step(row)[0]
     state = json.loads(json.dumps(first.get_state()))
-    second = make(seed=None, images_per_group=2)
+    second = make(seed=None, images_per_group=2, cost_weights=prices)
     assert_observations_equal(second.set_state(state), observation)
     for row in actions[steps:]:
         ours, theirs = second.step(row), first.step(row)

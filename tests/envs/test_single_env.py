@@ -7,6 +7,7 @@ from stable_baselines3.common.env_checker import check_env as check_env_sb3
 
 import envs
 from dfs_rl.errors import ConfigError, DataError
+from dfs_rl.gating.reward import RewardWeights
 from envs.single import FractionalSkippingEnv
 from tests.envs.problem import N_IMAGES, WEIGHTS, toy_image_set, toy_kwargs
 from tests.gating.toy import BITS, MACS, ToyBackbone, walk_alone
@@ -58,6 +59,39 @@ def test_an_episode_against_the_closed_form():
         "prediction": int(logits.argmax()),
         "correct": correct,
     }
+
+
+@pytest.mark.parametrize("timing", ["step", "terminal"])
+def test_an_episode_with_a_price_of_its_own_against_the_closed_form(timing):
+    weights = RewardWeights(accuracy=0.0, log_likelihood=0.0, cost=999.0, cost_timing=timing)
+    env = FractionalSkippingEnv(**toy_kwargs(weights=weights, cost_weights=(2.0, 32.0)))
+    observation, info = env.reset(options={"index": 7, "cost_weight": 8.0})
+    assert info == {"index": 7, "cost_weight": pytest.approx(8.0)}
+    assert observation["context"][3] == pytest.approx(0.5)  # halfway between 32 and 2
+    actions = [1, 0, 3, 2]
+    transitions, total = play(env, actions)
+    shares = [m / sum(MACS) * (BITS[a] / 32) ** 2 for m, a in zip(MACS, actions, strict=True)]
+    assert total == pytest.approx(-8.0 * sum(shares))
+    assert [t[0]["context"][3] for t in transitions] == pytest.approx([0.5] * 4)
+
+
+def test_prices_are_log_uniform_and_independent_of_the_image():
+    env = FractionalSkippingEnv(**toy_kwargs(cost_weights=(1.0, 100.0)))
+    env.reset(seed=0)
+    infos = [env.reset()[1] for _ in range(2000)]
+    where = np.log([info["cost_weight"] for info in infos]) / np.log(100.0)
+    counts = np.histogram(where, bins=20, range=(0.0, 1.0))[0]
+    assert ((counts - 100) ** 2 / 100).sum() < 43.8  # chi-squared, 19 degrees, p = 0.001
+    images = np.array([info["index"] for info in infos])
+    assert abs(np.corrcoef(where, images)[0, 1]) < 0.075  # 3.3 standard deviations
+
+
+def test_prices_leave_the_stream_of_images_alone():
+    plain, priced = (
+        FractionalSkippingEnv(**toy_kwargs(cost_weights=prices)) for prices in (None, (1.0, 9.0))
+    )
+    drawn = [[env.reset(seed=s)[1]["index"] for s in (4, None, None)] for env in (plain, priced)]
+    assert drawn[0] == drawn[1]
 
 
 def test_the_same_seed_repeats_everything():
@@ -146,6 +180,7 @@ def test_misuse_is_refused():
         ({"budget": 0.5}, ConfigError, "budget 0.5 % is not enough"),
         ({"render_mode": "human"}, ConfigError, "render_mode is 'human'"),
         ({"backbone": 3}, ConfigError, "backbone is a int"),
+        ({"cost_weights": (5.0, 1.0)}, ConfigError, "the cost weights run from 5 to 1"),
         ({"dataset": 3}, ConfigError, "dataset is a int"),
         ({"dataset": "digits"}, DataError, r"images are \[1, 8, 8\]"),
     ],
@@ -153,6 +188,14 @@ def test_misuse_is_refused():
 def test_bad_settings_are_refused_with_a_sentence(changes, error, complaint):
     with pytest.raises(error, match=complaint):
         FractionalSkippingEnv(**toy_kwargs(**changes))
+
+
+def test_a_price_that_is_not_drawn_from_is_refused():
+    with pytest.raises(ConfigError, match=r"was made without cost_weights and has one price, 20"):
+        FractionalSkippingEnv(**toy_kwargs()).reset(options={"cost_weight": 3.0})
+    env = FractionalSkippingEnv(**toy_kwargs(cost_weights=(1.0, 9.0)))
+    with pytest.raises(ConfigError, match="cost weight 99 is not among"):
+        env.reset(options={"cost_weight": 99.0})
 
 
 def test_labels_beyond_the_backbones_classes_are_refused():

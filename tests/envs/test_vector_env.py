@@ -39,10 +39,11 @@ def assert_same(ours, theirs):
         np.testing.assert_array_equal(ours, theirs)
 
 
+@pytest.mark.parametrize("prices", [None, (1.0, 50.0)])
 @pytest.mark.parametrize("budget", [None, 3.0])
 @pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP])
-def test_equals_single_environments_step_for_step(mode, budget):
-    ours, theirs = pair(mode, budget=budget)
+def test_equals_single_environments_step_for_step(mode, budget, prices):
+    ours, theirs = pair(mode, budget=budget, cost_weights=prices)
     assert ours.observation_space == theirs.observation_space
     assert ours.action_space == theirs.action_space
     assert ours.metadata["autoreset_mode"] is theirs.metadata["autoreset_mode"] is mode
@@ -55,6 +56,9 @@ def test_equals_single_environments_step_for_step(mode, budget):
     assert_same(ours.reset(), theirs.reset())
     assert_same(ours.reset(seed=[4, 9, 1, 4, 2]), theirs.reset(seed=[4, 9, 1, 4, 2]))
     assert_same(ours.reset(options={"index": 3}), theirs.reset(options={"index": 3}))
+    if prices:
+        wanted = {"cost_weight": 7.0}
+        assert_same(ours.reset(options=wanted), theirs.reset(options=wanted))
 
 
 def test_equals_single_environments_without_autoreset():

@@ -1,0 +1,110 @@
+"""One gate for all budgets: the range of prices that it is trained for, and what each of them comes to."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dfs_rl.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dial:
+    """What a gate for all budgets is turned by.
+
+    A position lies in [0, 1]: 0 is the highest price of computation and so the cheapest behaviour, 1 the lowest price; prices
+    between them are spaced evenly on a logarithmic axis. The gate sees the position, and is trained at all of them.
+
+    Attributes:
+        lowest: Lowest cost weight, above 0.
+        highest: Highest cost weight, above ``lowest``.
+        computations: Mean computation in percent, everything included, that a trained gate came to on the validation split at
+            evenly spaced positions from 0 to 1; empty before it was measured.
+
+    Raises:
+        ConfigError: If the range is empty or a figure is out of range.
+    """
+
+    lowest: float
+    highest: float
+    computations: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not 0 < self.lowest < self.highest < math.inf:
+            raise ConfigError(
+                f"the cost weights run from {self.lowest:g} to {self.highest:g}; they must be positive and finite, the lower one first."
+            )
+        if len(self.computations) == 1 or not all(0 < c < math.inf for c in self.computations):
+            raise ConfigError(
+                f"the dial's computations are {list(self.computations)}; needed are two positive figures or more, or none."
+            )
+
+    def weights(self, positions: Tensor) -> Tensor:
+        """Return the cost weight at each position, in the positions' shape and type."""
+        return self.highest * (self.lowest / self.highest) ** positions
+
+    def position(self, weight: float) -> float:
+        """Return where a cost weight lies.
+
+        Raises:
+            ConfigError: If it is out of range.
+        """
+        if not self.lowest <= weight <= self.highest:
+            raise ConfigError(
+                f"cost weight {weight:g} is not among those that the gate is trained for, {self.lowest:g} to {self.highest:g}."
+            )
+        return math.log(self.highest / weight) / math.log(self.highest / self.lowest)
+
+    @property
+    def reach(self) -> tuple[float, float]:
+        """The least and the most that images cost on average, in percent.
+
+        Raises:
+            ConfigError: If it was not measured.
+        """
+        if not self.computations:
+            raise ConfigError("what this gate costs at which price was not measured.")
+        return min(self.computations), max(self.computations)
+
+    def position_within(self, budget: float) -> float:
+        """Return the furthest position at which images cost no more than ``budget`` percent on average.
+
+        Between the measured positions, the logarithm of the cost is taken to be linear.
+
+        Raises:
+            ConfigError: If all positions cost more, or none was measured.
+        """
+        least, most = self.reach
+        if not budget >= least:
+            raise ConfigError(
+                f"budget {budget:g} % is less than this gate can be turned down to; its images cost {least:.4g} % to {most:.4g} % "
+                "on average."
+            )
+        measured = np.log(self.computations)
+        above = np.flatnonzero(measured > math.log(budget))
+        if not len(above):
+            return 1.0
+        steps = len(measured) - 1
+        if above[0] == 0:  # not monotone there: the first position that is cheap enough
+            return float(np.flatnonzero(measured <= math.log(budget))[0]) / steps
+        before, after = measured[above[0] - 1], measured[above[0]]
+        share = (math.log(budget) - before) / (after - before)
+        return float(above[0] - 1 + share) / steps
+
+
+def even_positions(n: int) -> Tensor:
+    """Return ``n`` positions that cover the dial evenly whatever their order is cut into, float32 ``[n]``.
+
+    They are the fractional parts of multiples of the golden ratio: neighbours are far apart and every stretch of them is spread out,
+    so images dealt out this way show every position to every class.
+    """
+    golden = (math.sqrt(5.0) - 1.0) / 2.0
+    return torch.from_numpy(np.mod((np.arange(n) + 0.5) * golden, 1.0)).float()
+
+
+def measured_positions(n: int) -> Sequence[float]:
+    """Return the positions that ``Dial.computations`` stand for."""
+    return [i / (n - 1) for i in range(n)]
