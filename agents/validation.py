@@ -83,9 +83,10 @@ class Validator:
     """Measures gates on the validation split, logs what it finds and keeps the best.
 
     What counts is the mean reward of the deterministic gate on the validation split, under the weights
-    that the agent learns from; a gate with a dial walks every image at another position of it. The best is the latest gate that is within one standard error of the
-    highest: the highest of many noisy figures is often an early gate with luck, and later ones, which
-    explored more, deserve the benefit of the doubt. Either way the figure flatters; report another split.
+    that the agent learns from; a gate with a dial walks every image at another position of it. The best
+    is the latest gate that is within one standard error of the highest: the highest of many noisy figures
+    is often an early gate with luck, and later ones, which explored more, deserve the benefit of the
+    doubt. Either way the figure flatters; report another split.
 
     Args:
         setup: What to validate on.
@@ -140,7 +141,9 @@ class Validator:
         """Measure ``gate``, and keep it if it is the best."""
         setup, backbone = self.setup, self.backbone()
         positions = None
-        if gate.dial is not None:  # one pass shows the whole dial: every image at a position of its own
+        if (
+            gate.dial is not None
+        ):  # one pass shows the whole dial: every image at a position of its own
             positions = even_positions(len(setup.images)).to(setup.images.images.device)
         records = evaluate_gate(
             backbone, gate, setup.images, budget=gate.budget, positions=positions

@@ -69,10 +69,12 @@ def check_settings(config: GateSettings, *counts: str) -> None:
         value = getattr(config, name)
         if value is not None and value < 1:
             raise ConfigError(f"{name} is {value}; it must be at least 1.")
-    if config.budget is not None and not 0 < config.budget < math.inf:
-        raise ConfigError(
-            f"budget is {config.budget:g} %; it must be positive and finite, or left out where it may be."
-        )
+    for name in ("budget", "hard_budget"):
+        budget = getattr(config, name, None)
+        if budget is not None and not 0 < budget < math.inf:
+            raise ConfigError(
+                f"{name} is {budget:g} %; it must be positive and finite, or left out where it may be."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,6 @@ import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from dfs_rl.backbones.contract import WalkableBackbone
 from dfs_rl.errors import ConfigError
 from dfs_rl.gating.masks import action_masks, gated_budget
 from dfs_rl.gating.observation import FEATURE_LIMIT, context_size, observation_width, observe

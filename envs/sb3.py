@@ -229,9 +229,7 @@ class SB3GatingVecEnv(VecEnv):
         if indices is None:
             indices = np.repeat(self._streams.draw(len(self.task.images)), self.images_per_group)
         self._returns = np.zeros(self.num_envs)
-        positions = choose_positions(
-            self.task, self._streams, None, repeats=self.images_per_group
-        )
+        positions = choose_positions(self.task, self._streams, None, repeats=self.images_per_group)
         return self._walks.begin(indices, positions)
 
     def _final_infos(self, outcome: Outcome, observation: Batch) -> list[dict[str, Any]]:

@@ -75,8 +75,9 @@ class FractionalSkippingEnv(gymnasium.Env[Observation, np.int64]):
     Terminated after the last gated layer, so an episode always has as many steps as there are gated layers. Never truncated.
 
     ## Info
-    After `reset`: `index`, the image, and with `cost_weights` the episode's `cost_weight`. After the last step: `index`, `label`, `prediction`, `correct`, `computation` (percent of
-    running every gated layer at 32 bit, the never-gated parts included, no gate) and `bits`, int64 `[layers]`.
+    After `reset`: `index`, the image, and with `cost_weights` the episode's `cost_weight`. After the last step: `index`,
+    `label`, `prediction`, `correct`, `computation` (percent of running every gated layer at 32 bit, the never-gated parts
+    included, no gate) and `bits`, int64 `[layers]`.
 
     ## Budget
     `budget` bounds `computation`. It is advisory: `action_masks()` tells which actions keep the cheapest completion within it,

@@ -97,7 +97,9 @@ def make_task(
         weights=RewardWeights() if weights is None else weights,
         budget=budget,
         class_names=class_names,
-        dial=None if cost_weights is None else Dial(lowest=cost_weights[0], highest=cost_weights[1]),
+        dial=None
+        if cost_weights is None
+        else Dial(lowest=cost_weights[0], highest=cost_weights[1]),
     )
 
 

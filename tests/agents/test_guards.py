@@ -87,7 +87,10 @@ def resnet(depth: int, width: int) -> ResNet:
 def test_width_of_the_gate_follows_the_networks_macs(
     depth: int, width: int, features: FeatureChoice, expected: int
 ) -> None:
-    assert gate_shape(resnet(depth, width), features=features, hidden=None, dial=False).hidden == expected
+    assert (
+        gate_shape(resnet(depth, width), features=features, hidden=None, dial=False).hidden
+        == expected
+    )
 
 
 @pytest.mark.parametrize("features", ["confidence", "all"])

@@ -16,6 +16,7 @@ from agents.training import CHECKPOINT, GateTraining, TrainingResult, train_gate
 from dfs_rl.backbones import BackboneInfo, ResNet, ResNetConfig, StoredBackbone
 from dfs_rl.data import Dataset, ImageSet, channel_statistics
 from dfs_rl.errors import CheckpointError
+from dfs_rl.gating.dial import Dial
 from dfs_rl.gating.reward import RewardWeights
 from dfs_rl.runs import RunFolder, load_tensors
 
@@ -50,6 +51,9 @@ def make_stored(dataset: Dataset) -> StoredBackbone:
         dataset="noise", fingerprint=dataset.fingerprint, class_names=dataset.class_names
     )
     return StoredBackbone(backbone=backbone, info=info)
+
+
+DIAL = Dial(lowest=1.0, highest=50.0)
 
 
 def make_plan(
@@ -130,8 +134,10 @@ def assert_equal_runs(first: RunFolder, second: RunFolder) -> None:
         make_plan(PPOConfig(), group=1),
         make_plan(A2CConfig()),
         make_plan(PPOConfig(), cotrain=CoTrainConfig(batch_size=8)),
+        make_plan(PPOConfig(), dial=DIAL),
+        make_plan(PPOConfig(), dial=DIAL, cotrain=CoTrainConfig(batch_size=8)),
     ],
-    ids=["ppo", "ppo-critic", "a2c", "ppo-cotrain"],
+    ids=["ppo", "ppo-critic", "a2c", "ppo-cotrain", "ppo-dial", "ppo-dial-cotrain"],
 )
 def test_ctrl_c_saves_and_the_run_goes_on_as_if_nothing_had_happened(
     tmp_path: Path, plan: GateTraining

@@ -18,6 +18,7 @@ from dfs_rl.cost import BitOptions, CostTable
 from dfs_rl.data import ImageSet
 from dfs_rl.errors import CheckpointError, ConfigError, TrainingError
 from dfs_rl.evaluation.run_gate import evaluate_gate, evaluate_table
+from dfs_rl.gating.dial import Dial
 from dfs_rl.gating.learned import LayerwiseGate, LearnedGate, RecurrentGate
 from dfs_rl.runs import RunFolder
 from tests.agents.conftest import PlantedBackbone
@@ -249,7 +250,13 @@ def new_run(path: Path) -> RunFolder:
 
 
 @pytest.mark.parametrize(
-    "plan", [make_plan(), make_plan(method="dfs", kind="ff")], ids=["gumbel-lstm", "dfs-ff"]
+    "plan",
+    [
+        make_plan(),
+        make_plan(method="dfs", kind="ff"),
+        make_plan(dial=Dial(lowest=1.0, highest=50.0)),
+    ],
+    ids=["gumbel-lstm", "dfs-ff", "gumbel-lstm-dial"],
 )
 def test_ctrl_c_saves_and_the_run_goes_on_as_if_nothing_had_happened(
     tmp_path: Path, plan: SupervisedTraining

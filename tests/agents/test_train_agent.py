@@ -5,6 +5,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+import torch
 
 import dfs_rl
 from agents.hyperparameters import PPOConfig
@@ -18,7 +19,9 @@ from dfs_rl.backbones import (
 )
 from dfs_rl.config import load_config, save_config
 from dfs_rl.data import channel_statistics, load_dataset
+from dfs_rl.gating.dial import Dial
 from dfs_rl.gating.reward import RewardWeights
+from dfs_rl.gating.storage import load_gate
 from dfs_rl.runs import RunFolder, read_json
 from dfs_rl.train_agent import RewardConfig, TrainAgentConfig, main, plan_of, weights_of
 from tests.pictures import write_pictures
@@ -46,6 +49,31 @@ def test_a_run_folder_holds_all_that_is_needed_to_use_the_gate(finished: Path) -
     assert (finished / "summary.json").is_file()
     assert list((finished / "plots").glob("*.png"))
     assert "cost_weight: 20" in (finished / "config.yaml").read_text()
+
+
+def test_the_gate_is_turned_to_its_price_and_can_be_turned_to_others(finished: Path) -> None:
+    gate = load_gate(finished / "gate")
+    assert gate.dial is not None
+    assert float(gate.dial.weights(torch.tensor(gate.position))) == pytest.approx(20.0)
+    least, most = gate.dial.reach
+    digits = load_dataset("digits")
+    model = dfs_rl.load(finished, budget=(least + most) / 2)
+    _, trace = model(digits.val.images)
+    assert least <= float(trace.computation.mean()) <= most + 1e-6
+
+
+def test_a_budget_is_held_on_the_images_it_was_measured_on(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    assert main([*TINY, "--run-dir", str(path), "--budget", "20"]) == 0
+    gate, (_, trace) = (
+        load_gate(path / "gate"),
+        dfs_rl.load(path)(load_dataset("digits").val.images),
+    )
+    assert gate.dial is not None
+    assert gate.position == gate.dial.position_within(max(20.0, gate.dial.reach[0]))
+    if gate.position in (0.0, 1.0):  # else it lies between two measured positions
+        measured = gate.dial.computations[0 if gate.position == 0.0 else -1]
+        assert float(trace.computation.mean()) == pytest.approx(measured)
 
 
 def test_images_seen_are_counted(finished: Path) -> None:
@@ -106,6 +134,12 @@ def test_cotraining_sees_as_many_images_and_changes_the_backbone(tmp_path: Path)
         (["--dataset", "no/such/folder"], "no/such/folder"),
         (["--device", "abacus"], "device is 'abacus'"),
         (["--budget", "0.0001"], "budget 0.0001 % is not enough"),
+        (["--hard-budget", "0.0001"], "budget 0.0001 % is not enough"),
+        (["--hard-budget", "-1"], "hard_budget is -1 %; it must be positive and finite"),
+        (["--budget", "1", "--cost-weight", "5"], "budget is 1 and cost_weight is 5"),
+        (["--budget", "1", "--fixed-budget"], "the gate learns for one price"),
+        (["--cost-weight", "31"], "cost weight 31 is not among those"),
+        (["--cost-weights", "5", "1"], "the cost weights run from 5 to 1"),
         (["--backbone", "nowhere"], "nowhere"),
         (["--cost-weight", "-1"], "cost is -1"),
         (["--algo", "sarsa"], "algo"),
@@ -187,19 +221,30 @@ def test_reward_defaults_are_the_environments() -> None:
 
 
 def test_flags_reach_the_training() -> None:
-    config = TrainAgentConfig(algo="a2c", timesteps=4000, cost_weight=3.0, hidden=7, budget=2.0)
+    config = TrainAgentConfig(
+        algo="a2c",
+        timesteps=4000,
+        cost_weight=3.0,
+        cost_weights=(1.0, 9.0),
+        hidden=7,
+        hard_budget=2.0,
+    )
     plan = plan_of(config, "cpu")
     assert plan.algorithm is config.a2c
     assert plan.weights.cost == 3.0
     assert (plan.hidden, plan.budget) == (7, 2.0)
+    assert plan.dial == Dial(lowest=1.0, highest=9.0)
+    assert plan.position == pytest.approx(0.5)
     assert plan.eval_every == plan.checkpoint_every == 200
     assert plan.cotrain is None
+    assert plan_of(TrainAgentConfig(fixed_budget=True), "cpu").dial is None
 
 
 def test_every_setting_survives_the_run_folders_yaml(tmp_path: Path) -> None:
     config = TrainAgentConfig(
         backbone=tmp_path,
         budget=1.5,
+        cost_weights=(2.0, 20.0),
         hidden=9,
         reward=RewardConfig(cost_timing="terminal"),
         ppo=PPOConfig(epochs=2),

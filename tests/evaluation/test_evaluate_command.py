@@ -12,6 +12,7 @@ from dfs_rl.data import Dataset, ImageSet, channel_statistics, load_dataset
 from dfs_rl.errors import CheckpointError, ConfigError, DataError, RunFolderError
 from dfs_rl.evaluate import evaluate_run, main
 from dfs_rl.evaluation.limits import SearchLimits
+from dfs_rl.gating.dial import Dial
 from dfs_rl.gating.learned import LayerwiseGate
 from dfs_rl.gating.model import load
 from dfs_rl.gating.storage import save_gate
@@ -143,6 +144,35 @@ def test_the_val_split_has_files_of_its_own(make_run, digits):
     assert not (run.path / "summary.json").exists()
     names = sorted(path.name for path in run.plots_dir.iterdir())
     assert names == [f"val-{name}" for name in GATE_FILES]
+
+
+def test_a_gate_for_all_budgets_is_turned_and_each_budget_has_files_of_its_own(make_run, digits):
+    folder = make_run()
+    backbone = load(folder.path).backbone
+    torch.manual_seed(1)
+    dial = Dial(lowest=1.0, highest=100.0, computations=(0.5, 60.0))
+    gate = LayerwiseGate(backbone.feature_sizes, backbone.options, hidden=4, dial=dial)
+    save_gate(gate, folder.path / "gate")
+    short = SearchLimits(tables=4)
+    own = evaluate_run(folder, dataset=digits, search=short)
+    low = evaluate_run(folder, dataset=digits, search=short, budget=0.5)
+    assert (own.path.name, low.path.name) == ("summary.json", "summary-at-0.5.json")
+    assert low.outcomes.name == "outcomes-at-0.5.safetensors"
+    names = {path.name for path in (folder.path / "plots").glob("*.png")}
+    assert names == {*GATE_FILES, *(f"at-0.5-{name}" for name in GATE_FILES)}
+    assert evaluate_run(folder, dataset=digits, search=short, budget=0.5).stored
+    # The figures are those of the gate at that position.
+    _, trace = load(folder.path, budget=0.5)(digits.test.images)
+    assert low.summary.methods[0].computation == pytest.approx(float(trace.computation.mean()))
+    with pytest.raises(ConfigError, match=r"budget 0.2 % is less than this gate can be turned"):
+        evaluate_run(folder, dataset=digits, budget=0.2)
+
+
+def test_only_a_gate_for_all_budgets_is_turned(make_run, digits):
+    with pytest.raises(ConfigError, match="learned one budget alone"):
+        evaluate_run(make_run(), dataset=digits, budget=2.0)
+    with pytest.raises(ConfigError, match="has no gate to turn"):
+        evaluate_run(make_run("train_backbone", gate=False), dataset=digits, budget=2.0)
 
 
 def test_a_backbone_alone_gets_its_uniform_options(make_run, digits):

@@ -19,9 +19,7 @@ def test_a_price_and_its_position_are_each_others_inverse(range_, position):
     dial = Dial(lowest=range_[0], highest=range_[1])
     weight = float(dial.weights(torch.tensor([position], dtype=torch.float64))[0])
     # By hand: equal steps are equal ratios, from the highest price down.
-    by_hand = math.exp(
-        math.log(range_[1]) + position * (math.log(range_[0]) - math.log(range_[1]))
-    )
+    by_hand = math.exp(math.log(range_[1]) + position * (math.log(range_[0]) - math.log(range_[1])))
     assert weight == pytest.approx(by_hand, rel=1e-9)
     inside = min(max(weight, dial.lowest), dial.highest)  # the ends may be rounded across
     assert dial.position(inside) == pytest.approx(position, abs=1e-6)

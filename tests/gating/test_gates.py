@@ -6,6 +6,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dfs_rl.cost import BitOptions
 from dfs_rl.errors import CheckpointError, ConfigError
+from dfs_rl.gating.dial import Dial
 from dfs_rl.gating.gates import Gate, RandomGate, TableGate
 from dfs_rl.gating.learned import LayerwiseGate, RecurrentGate
 from dfs_rl.gating.storage import load_gate, save_gate
@@ -75,6 +76,26 @@ def test_a_saved_gate_comes_back_the_same(gate, tmp_path):
     features, context = torch.randn(9, max(CHANNELS)), torch.rand(9, 3)
     for layer in range(len(CHANNELS)):
         assert torch.equal(gate(features, layer, context), again(features, layer, context))
+
+
+def test_a_saved_gate_with_a_dial_stays_where_it_was_turned_to(tmp_path):
+    dial = Dial(lowest=0.5, highest=20.0, computations=(0.5, 0.75, 3.0))
+    gate = LayerwiseGate(CHANNELS, MENU, hidden=5, dial=dial, position=0.25)
+    save_gate(gate, tmp_path)
+    again = load_gate(tmp_path)
+    assert (again.dial, again.position) == (dial, 0.25)
+    assert again.positions(3, torch.device("cpu")).tolist() == [0.25] * 3
+    record = json.loads((tmp_path / "gate.json").read_text())
+    for damage in (
+        {"dial": 3},
+        {"dial": record["dial"] | {"lowest": 0.0}},
+        {"dial": record["dial"] | {"computations": ["1"]}},
+        {"position": 1.5},
+        {"dial": None},  # its weights are for four numbers of context
+    ):
+        (tmp_path / "gate.json").write_text(json.dumps(record | damage))
+        with pytest.raises(CheckpointError, match=r"gate\.(json|safetensors)"):
+            load_gate(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ from dfs_rl.backbones import BackboneInfo, ResNet, ResNetConfig, save_backbone
 from dfs_rl.backbones.calibration import measure_features
 from dfs_rl.cost import BitOptions
 from dfs_rl.data import ChannelStatistics, ImageSet
-from dfs_rl.errors import CheckpointError
+from dfs_rl.errors import CheckpointError, ConfigError
+from dfs_rl.gating.dial import Dial
 from dfs_rl.gating.gates import RandomGate, TableGate
 from dfs_rl.gating.learned import LayerwiseGate
 from dfs_rl.gating.model import GatedModel
@@ -99,6 +100,45 @@ def test_the_budget_that_was_trained_for_is_kept(run):
     _, trace = dfs_rl.load(run)(images())
     assert float(trace.computation.max()) <= cheapest + 8.0
     assert (trace.bits == 8).any()
+
+
+def turnable_gate(backbone):
+    """At the bottom of its dial it skips everything, at the top it takes 8 bit, whatever it sees."""
+    dial = Dial(lowest=1.0, highest=100.0, computations=(2.0, 4.0, 8.0))
+    gate = LayerwiseGate(backbone.feature_sizes, BitOptions(BITS), hidden=1, dial=dial)
+    with torch.no_grad():
+        for first, _, last in gate.networks:
+            first.weight.zero_()
+            first.weight[0, -1] = 10.0
+            first.bias.fill_(-5.0)
+            last.weight.copy_(torch.tensor([[-1.0], [0.0], [0.0], [1.0]]))
+            last.bias.zero_()
+    return gate
+
+
+def test_a_budget_turns_a_gate_for_all_budgets(run):
+    save_gate(turnable_gate(network()), run / "gate")
+    assert (dfs_rl.load(run, budget=8.0)(images())[1].bits == 8).all()
+    model = dfs_rl.load(run, budget=2.0)
+    assert (model(images())[1].bits == 0).all()
+    model.set_budget(7.0)
+    assert (model(images())[1].bits == 8).all()
+    with pytest.raises(ConfigError, match=r"budget 1 % is less than .* cost 2 % to 8 % on average"):
+        model.set_budget(1.0)
+
+
+def test_a_gate_for_one_budget_is_not_turned(run):
+    with pytest.raises(ConfigError, match="learned one budget alone and cannot be turned"):
+        dfs_rl.load(run, budget=2.0)
+
+
+def test_positions_may_differ_between_the_images_of_a_batch():
+    backbone = network().prepare()
+    gate = turnable_gate(backbone)
+    positions = torch.tensor([0.0, 1.0] * 12)
+    walked = rollout(backbone, gate, images(), positions=positions)
+    assert (walked.options[::2] == 0).all()
+    assert (walked.options[1::2] == len(BITS) - 1).all()
 
 
 def test_incomplete_or_foreign_folders_are_refused(run, tmp_path):
