@@ -76,7 +76,7 @@ def deploy(
         feature_macs: What the features that it reads take, see ``WalkableBackbone``.
         name: What tables and plots call the gate.
         budget: Upper bound on computation in percent that it was trained for and keeps to; ``None`` for none.
-        dial: The prices that it was trained for, if they were many.
+        dial: What it is turned by, if it learned all budgets.
         position: Where it is turned to.
 
     Returns:

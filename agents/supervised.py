@@ -1,21 +1,23 @@
 """Gates that learn by supervision: hard choices, gradients through a relaxation, and a budget that is held on average.
 
 Two methods share one loop. ``gumbel`` draws by the straight-through Gumbel-softmax and pays a price for computation that rises
-while the gate spends more than its budget and falls while it spends less. ``dfs`` is the gate of Dynamic Fractional Skipping (Shen
+while the gate spends more than its budget and falls while it spends less; with a dial it learns many budgets at once, each with a
+price of its own. ``dfs`` is the gate of Dynamic Fractional Skipping (Shen
 et al., AAAI 2020): no noise, and a cost term of fixed weight whose sign flips at the budget, after a first phase in which the gate
 learns to execute everything.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from agents.checkpoint import optimizer_tensors, restore_optimizer
+from agents.dial_prices import DialPrices
 from agents.hyperparameters import Method, SupervisedConfig
 from agents.soft_walk import Estimator, argmax_choice, gumbel_choice, soft_walk
 from dfs_rl.backbones.contract import WalkableBackbone
@@ -25,12 +27,10 @@ from dfs_rl.errors import CheckpointError, ConfigError, TrainingError
 from dfs_rl.gating.learned import LearnedGate
 from dfs_rl.seeding import torch_generator
 
-_LARGEST_RISE = 1.0
-"""Of the relative overspending that moves the price: a gate begins at many times its budget."""
 _EXECUTES_EVERYTHING = 0.95
 """Of what the dearest options cost, where the first phase of dfs ends."""
-_CHEAPEST, _DEAREST = 1e-6, 1e6
-"""Bounds of the price, which a product could otherwise lose to 0 or infinity."""
+_KNOTS = 9
+"""Of the prices along a dial, between which they are interpolated."""
 
 
 class SupervisedLosses(NamedTuple):
@@ -61,9 +61,10 @@ class SupervisedTrainer:
         config: Hyperparameters.
         backbone: The training form, in evaluation mode; its weights are left alone.
         frozen: The same network in its frozen form.
-        gate: Trained in place. With a dial it learns all its prices at once: each image draws one, and no budget is held.
+        gate: Trained in place. With a dial it learns many budgets at once: each image draws a position.
         images: The split to learn from.
-        target: What the gated layers may cost on average, as a fraction; with a dial, the unit that spending is logged in.
+        target: What the gated layers may cost on average, as a fraction, at each position, float64 ``[n]`` in and out; without a
+            dial it is asked for position 1 alone.
         steps: Length of the training.
         seed: Seed of the run.
 
@@ -80,11 +81,11 @@ class SupervisedTrainer:
         frozen: WalkableBackbone,
         gate: LearnedGate,
         images: ImageSet,
-        target: float,
+        target: Callable[[Tensor], Tensor],
         steps: int,
         seed: int,
     ) -> None:
-        if not target > 0:
+        if not bool((target(torch.tensor([0.0, 1.0], dtype=torch.float64)) > 0).all()):
             raise ConfigError(
                 "the budget leaves nothing for the gated layers; it must be above what the gate and the fixed parts cost."
             )
@@ -99,7 +100,7 @@ class SupervisedTrainer:
         self._target = target
         self._total = steps
         self._seed = seed
-        self._price = config.price
+        self._prices = DialPrices(_KNOTS if gate.dial is not None else 1, config.price)
         self._executed_everything = method != "dfs"
         self._batch_size = min(config.batch_size, len(images))
         self._order: tuple[int, list[Tensor]] | None = None
@@ -126,9 +127,11 @@ class SupervisedTrainer:
             positions=positions,
         )
         labels = functional.cross_entropy(walk.logits, batch.labels)
-        spent = walk.spent.mean() / self._target
-        charge, price = self._charge(walk.spent, positions)
-        loss = labels + charge
+        where = torch.ones(len(batch.images)) if positions is None else positions.cpu()
+        relative = walk.spent / self._target(where.double()).to(walk.spent.device)  # [batch]
+        spent = float(relative.detach().mean())
+        prices = self._signed_prices(where, spent)
+        loss = labels + (prices.to(relative.device) * relative).mean()
         divergence: Tensor | None = None
         if config.distillation:
             divergence = self._divergence(batch.images, walk.logits)
@@ -141,16 +144,15 @@ class SupervisedTrainer:
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.gate.parameters(), config.max_grad_norm)
         self._optimizer.step()
-        if positions is None:
-            self._adjust(float(spent.detach()))
+        self._adjust(where, relative.detach().cpu())
         self.steps += 1
         right = (walk.logits.argmax(dim=1) == batch.labels).double().mean()
         return SupervisedLosses(
             labels=float(labels.detach()),
             divergence=None if divergence is None else float(divergence.detach()),
             accuracy=100.0 * float(right),
-            spent=float(spent.detach()),
-            price=price,
+            spent=spent,
+            price=float(prices.mean()),
         )
 
     def tensors(self) -> dict[str, Tensor]:
@@ -163,7 +165,7 @@ class SupervisedTrainer:
         """What else a checkpoint needs, as JSON values."""
         return {
             "steps": self.steps,
-            "price": self._price,
+            "prices": self._prices.knots.tolist(),
             "executed_everything": self._executed_everything,
         }
 
@@ -180,7 +182,7 @@ class SupervisedTrainer:
             self.gate.load_state_dict(weights)
             restore_optimizer(self._optimizer, tensors, "optimizer")
             self.steps = int(str(state["steps"]))
-            self._price = float(str(state["price"]))
+            self._prices.restore(cast("list[float]", state["prices"]))
             self._executed_everything = bool(state["executed_everything"])
         except (KeyError, RuntimeError, ValueError) as error:
             raise CheckpointError("the checkpoint does not fit this run's gate.") from error
@@ -202,31 +204,22 @@ class SupervisedTrainer:
         generator = torch_generator(self._seed, "dial", self.steps, device=images.device)
         return torch.rand(len(images), generator=generator, device=images.device)
 
-    def _charge(self, spent: Tensor, positions: Tensor | None) -> tuple[Tensor, float]:
-        """Return what computation adds to the loss, and the mean weight of what it is relative to the target."""
-        dial = self.gate.dial
-        if dial is None or positions is None:
-            relative = spent.mean() / self._target
-            price = self._signed_price(float(relative.detach()))
-            return price * relative, price
-        weights = dial.weights(positions.double())
-        return (weights * spent).mean(), float(weights.mean()) * self._target
-
-    def _signed_price(self, spent: float) -> float:
+    def _signed_prices(self, positions: Tensor, spent: float) -> Tensor:
+        """Return what each image pays for its computation relative to its target, float64 ``[batch]``."""
+        prices = self._prices.at(positions)
         if self._method == "gumbel":
-            return self._price
-        if not self._executed_everything:
-            return -self._price
-        return math.copysign(self._price, spent - 1.0)
+            return prices
+        rewarded = not self._executed_everything or spent < 1.0
+        return -prices if rewarded else prices
 
-    def _adjust(self, spent: float) -> None:
-        """Move the price, or the phase, by what the last batch cost relative to the target."""
+    def _adjust(self, positions: Tensor, relative: Tensor) -> None:
+        """Move the prices, or the phase, by what the images of the last batch cost relative to their targets."""
         if self._method == "gumbel":
-            over = max(-_LARGEST_RISE, min(spent - 1.0, _LARGEST_RISE))
-            price = self._price * math.exp(self._config.price_rate * over)
-            self._price = max(_CHEAPEST, min(price, _DEAREST))
-        elif spent * self._target >= _EXECUTES_EVERYTHING * self._dearest:
-            self._executed_everything = True
+            self._prices.follow(positions, relative, rate=self._config.price_rate)
+        else:
+            spent = float((relative * self._target(positions.double())).mean())
+            if spent >= _EXECUTES_EVERYTHING * self._dearest:
+                self._executed_everything = True
 
     def _divergence(self, images: Tensor, logits: Tensor) -> Tensor:
         """Kullback-Leibler divergence of the walk's answer from the full-precision network's."""

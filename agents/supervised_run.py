@@ -19,11 +19,11 @@ from agents.training import TrainingResult
 from agents.validation import ValidationSetup, Validator, rewards_of
 from dfs_rl.backbones import ResNet, StoredBackbone
 from dfs_rl.backbones.contract import WalkableBackbone
-from dfs_rl.cost import CostTable
+from dfs_rl.cost import SKIP, CostTable
 from dfs_rl.data import Dataset
 from dfs_rl.errors import CheckpointError
 from dfs_rl.evaluation.records import GateRecords
-from dfs_rl.gating.dial import Dial
+from dfs_rl.gating.dial import BudgetRange, Dial, even_positions
 from dfs_rl.gating.learned import LayerwiseGate, LearnedGate, RecurrentGate
 from dfs_rl.gating.masks import gated_budget
 from dfs_rl.gating.reward import RewardWeights
@@ -34,8 +34,9 @@ from dfs_rl.seeding import seed_everything, stream_seed
 CHECKPOINT = "last"
 RECURRENT_WIDTH = 10
 """Of embedding and LSTM, as in DFS; there is one for all layers, so it costs the same in each."""
-LIKELIHOOD_SPAN = -RewardWeights().log_likelihood_floor
-"""The weight at which the reward's term of the likelihood is the log-likelihood itself."""
+_SPAN = 8.0
+_STRETCHES = 8
+"""Of the dial, within each of which images together hold its budgets."""
 _STATE = {"trainer", "metrics", "validation"}
 
 
@@ -48,8 +49,9 @@ class SupervisedTraining:
         kind: A network for each layer, or one LSTM.
         config: Hyperparameters.
         timesteps: Decisions to learn from; one image walked once is as many as there are gated layers.
-        budget: What images may cost on average, in percent, everything included; with a dial, without effect.
-        dial: Prices of computation that one gate for all budgets learns; ``None`` for one that learns the budget alone.
+        budget: What images may cost on average, in percent, everything included.
+        all_budgets: Whether to learn one gate for many budgets, ``budget`` among them, or one for ``budget`` alone.
+        budgets: Those many; ``None`` for the usual ones, see ``budgets_of``.
         features: What the gate looks at.
         hidden: Width of the gate; ``None`` for its kind's own.
         eval_every: Timesteps between two validations.
@@ -64,7 +66,8 @@ class SupervisedTraining:
     config: SupervisedConfig
     timesteps: int
     budget: float
-    dial: Dial | None
+    all_budgets: bool
+    budgets: BudgetRange | None
     features: FeatureChoice
     hidden: int | None
     eval_every: int
@@ -86,16 +89,15 @@ class SupervisedTraining:
 def build_gate(plan: SupervisedTraining, backbone: WalkableBackbone) -> LearnedGate:
     """Build the untrained gate; the same seed gives the same weights."""
     seed_everything(stream_seed(plan.seed, "gate") % 2**32)
-    shape = gate_shape(
-        backbone, features=plan.features, hidden=plan.hidden, dial=plan.dial is not None
-    )
+    shape = gate_shape(backbone, features=plan.features, hidden=plan.hidden, dial=plan.all_budgets)
+    dial = Dial() if plan.all_budgets else None
     if plan.kind == "lstm":
         return RecurrentGate(
             shape.feature_sizes,
             backbone.options,
             feature_macs=backbone.feature_macs,
             hidden=plan.hidden or RECURRENT_WIDTH,
-            dial=plan.dial,
+            dial=dial,
             name=plan.name,
         )
     return LayerwiseGate(
@@ -103,28 +105,72 @@ def build_gate(plan: SupervisedTraining, backbone: WalkableBackbone) -> LearnedG
         backbone.options,
         feature_macs=backbone.feature_macs,
         hidden=shape.hidden,
-        dial=plan.dial,
+        dial=dial,
         name=plan.name,
     )
 
 
-def rewards_within(records: GateRecords, costs: CostTable, *, budget: float) -> Tensor:
+def rewards_within(
+    records: GateRecords, costs: CostTable, *, budget: float, budgets: BudgetRange | None = None
+) -> Tensor:
     """Return what each image is worth to a gate whose mean computation has an upper bound, float64 ``[n]``.
 
     Accuracy and likelihood count as for an agent; what the mean is above the budget costs all images alike.
+
+    Args:
+        records: Of the validation images; with ``budgets``, image ``i`` walked at the ``i``-th of ``even_positions``.
+        costs: The backbone's.
+        budget: In percent.
+        budgets: Where there are many: each stretch of the dial, with all of its images, has its own, and ``budget`` none.
     """
-    weights = RewardWeights(cost=0.0)
-    over = max(0.0, float(records.computation(costs).mean()) - budget) / 100.0
-    return rewards_of(records, costs, weights, budget=None) - OVERSHOOT * over
+    rewards = rewards_of(records, costs, RewardWeights(cost=0.0), budget=None)
+    computation = records.computation(costs)
+    if budgets is None:
+        return rewards - OVERSHOOT * max(0.0, float(computation.mean()) - budget) / 100.0
+    positions = even_positions(len(computation)).double()
+    over = computation - budgets.budgets(positions)
+    stretch = (positions * _STRETCHES).long()  # [n]
+    total = torch.zeros(_STRETCHES, dtype=torch.float64).index_add(0, stretch, over)
+    mean = total / torch.bincount(stretch, minlength=_STRETCHES).clamp(min=1)
+    return rewards - OVERSHOOT * mean.clamp(min=0.0)[stretch] / 100.0
 
 
-def _reward_of(plan: SupervisedTraining) -> Callable[[GateRecords, CostTable], Tensor]:
-    """Return what validation images are worth under a plan's gates."""
-    if plan.dial is None:
-        return partial(rewards_within, budget=plan.budget)
-    # What it learns from: cross-entropy, but for the clipping, plus each image's own price.
-    weights = RewardWeights(accuracy=0.0, log_likelihood=LIKELIHOOD_SPAN, cost=0.0)
-    return partial(rewards_of, weights=weights, budget=None, dial=plan.dial)
+def budgets_of(
+    plan: SupervisedTraining, costs: CostTable, *, gate_macs: float
+) -> BudgetRange | None:
+    """Return the budgets that a gate learns, ``None`` if it is one alone.
+
+    The usual ones run from what it costs to run every layer at the lowest bits, which is about as little as a gate can do with
+    without skipping, to eight times that, where low bits have lost all they can gain; and as far as the plan's own budget.
+    """
+    if not plan.all_budgets:
+        return None
+    if plan.budgets is not None:
+        return plan.budgets
+    fixed = 100.0 * costs.fixed_cost(gate_macs=gate_macs)
+    first = 1 if costs.options[0] == SKIP else 0
+    lowest = 100.0 * float(costs.option_costs()[:, first].sum())
+    return BudgetRange(
+        lowest=min(fixed + lowest, plan.budget),
+        highest=max(fixed + _SPAN * lowest, plan.budget),
+    )
+
+
+def targets(
+    plan: SupervisedTraining, costs: CostTable, *, gate_macs: float
+) -> Callable[[Tensor], Tensor]:
+    """Return what the gated layers may cost at each position of the dial, as a fraction, float64 in and out.
+
+    Raises:
+        ConfigError: If a budget does not suffice for the cheapest choices.
+    """
+    budgets = budgets_of(plan, costs, gate_macs=gate_macs)
+    lowest = plan.budget if budgets is None else budgets.lowest
+    left = gated_budget(costs, lowest, gate_macs=gate_macs)
+    if budgets is None:
+        return lambda positions: torch.full_like(positions, left)
+    fixed = 100.0 * costs.fixed_cost(gate_macs=gate_macs)
+    return lambda positions: (budgets.budgets(positions) - fixed) / 100.0
 
 
 def train_supervised(
@@ -166,7 +212,7 @@ def train_supervised(
         frozen=frozen,
         gate=gate,
         images=agent,
-        target=gated_budget(backbone.costs, plan.budget, gate_macs=gate.macs),
+        target=targets(plan, backbone.costs, gate_macs=gate.macs),
         steps=total,
         seed=plan.seed,
     )
@@ -186,7 +232,11 @@ def train_supervised(
     validator = Validator(
         ValidationSetup(
             images=dataset.val.to(device),
-            reward=_reward_of(plan),
+            reward=partial(
+                rewards_within,
+                budget=plan.budget,
+                budgets=budgets_of(plan, backbone.costs, gate_macs=gate.macs),
+            ),
             every=plan.eval_every,
         ),
         backbone=lambda: frozen,

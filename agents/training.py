@@ -20,7 +20,7 @@ from agents.validation import Validation, ValidationSetup, Validator, rewards_of
 from dfs_rl.backbones import PreparedResNet, StoredBackbone
 from dfs_rl.data import Dataset
 from dfs_rl.errors import CheckpointError
-from dfs_rl.gating.dial import Dial
+from dfs_rl.gating.dial import Dial, PriceRange
 from dfs_rl.gating.reward import RewardWeights
 from dfs_rl.interrupts import stop_on_interrupt
 from dfs_rl.runs import Checkpoint, RunFolder
@@ -42,7 +42,7 @@ class GateTraining:
             backbone learns from count too.
         weights: What a walk is rewarded for.
         budget: Upper bound on computation in percent, or ``None``.
-        dial: Prices of computation, drawn anew for each image, for one gate for all budgets; ``None`` for ``weights.cost`` alone.
+        prices: Of computation, drawn anew for each image, for one gate for all budgets; ``None`` for ``weights.cost`` alone.
         position: Where the gate is turned to when it ships.
         images_per_group: Rollouts of one image that share a baseline.
         num_envs: Walks side by side.
@@ -61,7 +61,7 @@ class GateTraining:
     timesteps: int
     weights: RewardWeights
     budget: float | None
-    dial: Dial | None
+    prices: PriceRange | None
     position: float
     images_per_group: int
     num_envs: int
@@ -147,14 +147,14 @@ def train_gate(
             weights=plan.weights,
             budget=plan.budget,
             class_names=dataset.class_names,
-            dial=plan.dial,
+            prices=plan.prices,
         ),
         plan.num_envs,
         images_per_group=plan.images_per_group,
         seed=plan.seed,
     )
     shape = gate_shape(
-        backbone, features=plan.features, hidden=plan.hidden, dial=plan.dial is not None
+        backbone, features=plan.features, hidden=plan.hidden, dial=plan.prices is not None
     )
     model = build_algorithm(
         plan.algorithm,
@@ -175,7 +175,7 @@ def train_gate(
         feature_macs=backbone.feature_macs,
         name=plan.name,
         budget=plan.budget,
-        dial=plan.dial,
+        dial=None if plan.prices is None else Dial(),
         position=plan.position,
     )
     if checkpoint is not None:
@@ -187,7 +187,9 @@ def train_gate(
     validator = Validator(
         ValidationSetup(
             images=dataset.val.to(device),
-            reward=partial(rewards_of, weights=plan.weights, budget=plan.budget, dial=plan.dial),
+            reward=partial(
+                rewards_of, weights=plan.weights, budget=plan.budget, prices=plan.prices
+            ),
             every=plan.eval_every,
         ),
         backbone=lambda: env.task.backbone,

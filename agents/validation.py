@@ -14,7 +14,7 @@ from dfs_rl.cost import CostTable
 from dfs_rl.data import ImageSet
 from dfs_rl.evaluation.records import GateRecords
 from dfs_rl.evaluation.run_gate import evaluate_gate
-from dfs_rl.gating.dial import Dial, even_positions
+from dfs_rl.gating.dial import PriceRange, even_positions
 from dfs_rl.gating.learned import LearnedGate
 from dfs_rl.gating.masks import gated_budget
 from dfs_rl.gating.reward import RewardWeights, Verdict, step_cost, terminal_reward
@@ -30,7 +30,7 @@ def rewards_of(
     weights: RewardWeights,
     *,
     budget: float | None,
-    dial: Dial | None = None,
+    prices: PriceRange | None = None,
 ) -> Tensor:
     """Return what the environment would have paid for each walk in ``records``, float64 ``[n]``.
 
@@ -39,14 +39,16 @@ def rewards_of(
         costs: The backbone's.
         weights: What is rewarded.
         budget: Upper bound on each image's computation in percent; ``None`` for none.
-        dial: The prices of computation if they are many; ``None`` for ``weights.cost``.
+        prices: Those of computation if they are many; ``None`` for ``weights.cost``.
     """
-    prices = None if dial is None else dial.weights(even_positions(len(records.options)).double())
+    charged = None
+    if prices is not None:
+        charged = prices.weights(even_positions(len(records.options)).double())
     spent = costs.fractions(records.options)
     verdict = Verdict(records.predictions, records.correct, records.log_likelihood)
     allowed = None if budget is None else gated_budget(costs, budget)
-    terminal = terminal_reward(weights, verdict, spent, gated_budget=allowed, prices=prices)
-    return terminal - step_cost(weights, spent, prices=prices)
+    terminal = terminal_reward(weights, verdict, spent, gated_budget=allowed, prices=charged)
+    return terminal - step_cost(weights, spent, prices=charged)
 
 
 def is_as_good(rewards: Tensor, highest: Tensor) -> bool:

@@ -32,7 +32,7 @@ from dfs_rl.runs import RunFolder
 if TYPE_CHECKING:
     from agents.training import GateTraining, TrainingResult
     from dfs_rl.data import Dataset
-    from dfs_rl.gating.dial import Dial
+    from dfs_rl.gating.dial import PriceRange
     from dfs_rl.gating.reward import RewardWeights
 
 KIND = "train_agent"
@@ -141,13 +141,13 @@ class TrainAgentConfig:
             )
 
 
-def dial_of(config: TrainAgentConfig) -> "Dial | None":
+def prices_of(config: TrainAgentConfig) -> "PriceRange | None":
     """Return the prices that a configuration has a gate learn, ``None`` if it is one alone."""
-    from dfs_rl.gating.dial import Dial
+    from dfs_rl.gating.dial import PriceRange
 
     if config.fixed_budget:
         return None
-    return Dial(lowest=config.cost_weights[0], highest=config.cost_weights[1])
+    return PriceRange(lowest=config.cost_weights[0], highest=config.cost_weights[1])
 
 
 def weights_of(config: TrainAgentConfig) -> "RewardWeights":
@@ -174,15 +174,17 @@ def plan_of(config: TrainAgentConfig, device: str) -> "GateTraining":
 
     algorithms: dict[AlgorithmName, AlgorithmConfig] = {"ppo": config.ppo, "a2c": config.a2c}
     eval_every = config.eval_every or max(1, config.timesteps // VALIDATIONS)
-    weights, dial = weights_of(config), dial_of(config)
+    weights, prices = weights_of(config), prices_of(config)
     return GateTraining(
         algorithm=algorithms[config.algo],
         timesteps=config.timesteps,
         weights=weights,
         budget=config.hard_budget,
-        dial=dial,
+        prices=prices,
         # A budget is found on the dial once the gate has learned.
-        position=1.0 if dial is None or config.budget is not None else dial.position(weights.cost),
+        position=1.0
+        if prices is None or config.budget is not None
+        else prices.position(weights.cost),
         images_per_group=config.images_per_group,
         num_envs=config.num_envs,
         features=config.features,
@@ -200,20 +202,21 @@ def plan_of(config: TrainAgentConfig, device: str) -> "GateTraining":
 def _prepare(config: TrainAgentConfig, dataset: "Dataset", device: str) -> str:
     """Refuse what will not do, and name the run."""
     from agents.deploy import gate_shape
+    from dfs_rl.gating.dial import Dial
     from dfs_rl.gating.learned import LayerwiseGate
     from dfs_rl.gating.masks import gated_budget
 
     plan = plan_of(config, device)  # refuses bad settings
     backbone = preview_backbone(choice_of(config, device), dataset)
     shape = gate_shape(
-        backbone, features=config.features, hidden=config.hidden, dial=plan.dial is not None
+        backbone, features=config.features, hidden=config.hidden, dial=plan.prices is not None
     )
     gate = LayerwiseGate(
         shape.feature_sizes,
         backbone.options,
         feature_macs=backbone.feature_macs,
         hidden=shape.hidden,
-        dial=plan.dial,
+        dial=None if plan.prices is None else Dial(),
     )
     for budget in (config.budget, config.hard_budget):
         if budget is not None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from agents.hyperparameters import FeatureChoice, GateKind, Method, SupervisedConfig
 from dfs_rl.cli import Invocation, run_command
+from dfs_rl.errors import ConfigError
 from dfs_rl.gate_runs import (
     DIGITS,
     VALIDATIONS,
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from agents.supervised_run import SupervisedTraining
     from agents.training import TrainingResult
     from dfs_rl.data import Dataset
-    from dfs_rl.gating.dial import Dial
 
 KIND = "train_gumbel"
 PROG = "python -m dfs_rl.train_gumbel"
@@ -43,7 +43,7 @@ class TrainGumbelConfig:
             is trained first and kept for the next run.
         budget: What images may cost on average, in percent, gate, stem and head included. A Gumbel gate learns all budgets and is
             turned to this one; evaluate and load turn it to others.
-        cost_weights: Lowest and highest price of computation that such a gate learns; each image draws one.
+        budgets: Lowest and highest budget that such a gate learns; by default from all layers at the lowest bits to eight times that.
         fixed_budget: Learn for --budget alone; DFS's gate always does.
         timesteps: Decisions to learn from; an image takes one per gated layer.
         seed: Same seed, same machine, same threads: same gate.
@@ -65,7 +65,7 @@ class TrainGumbelConfig:
     dataset: str = DIGITS
     backbone: Path | None = None
     budget: float = 1.0
-    cost_weights: tuple[float, float] = (1.0, 100.0)
+    budgets: tuple[float, float] | None = None
     fixed_budget: bool = False
     timesteps: int = 600_000
     seed: int = 0
@@ -81,20 +81,17 @@ class TrainGumbelConfig:
 
     def __post_init__(self) -> None:
         check_settings(self)
-
-
-def dial_of(config: TrainGumbelConfig) -> "Dial | None":
-    """Return the prices that a configuration has a gate learn, ``None`` if it holds one budget."""
-    from dfs_rl.gating.dial import Dial
-
-    if config.fixed_budget or config.method == "dfs":
-        return None
-    return Dial(lowest=config.cost_weights[0], highest=config.cost_weights[1])
+        if self.budgets is not None and not self.budgets[0] <= self.budget <= self.budgets[1]:
+            lowest, highest = self.budgets
+            raise ConfigError(
+                f"budget is {self.budget:g} %, which is not among the budgets that the gate learns, {lowest:g} % to {highest:g} %."
+            )
 
 
 def plan_of(config: TrainGumbelConfig, device: str) -> "SupervisedTraining":
     """Translate the command's settings into a training."""
     from agents.supervised_run import SupervisedTraining
+    from dfs_rl.gating.dial import BudgetRange
 
     eval_every = config.eval_every or max(1, config.timesteps // VALIDATIONS)
     return SupervisedTraining(
@@ -103,7 +100,8 @@ def plan_of(config: TrainGumbelConfig, device: str) -> "SupervisedTraining":
         config=config.training,
         timesteps=config.timesteps,
         budget=config.budget,
-        dial=dial_of(config),
+        all_budgets=not (config.fixed_budget or config.method == "dfs"),
+        budgets=config.budgets and BudgetRange(lowest=config.budgets[0], highest=config.budgets[1]),
         features=config.features,
         hidden=config.hidden,
         eval_every=eval_every,
@@ -116,12 +114,10 @@ def plan_of(config: TrainGumbelConfig, device: str) -> "SupervisedTraining":
 
 def _prepare(config: TrainGumbelConfig, dataset: "Dataset", device: str) -> str:
     """Refuse what will not do, and name the run."""
-    from agents.supervised_run import build_gate
-    from dfs_rl.gating.masks import gated_budget
+    from agents.supervised_run import build_gate, targets
 
-    backbone = preview_backbone(choice_of(config, device), dataset)
-    gate = build_gate(plan_of(config, device), backbone)
-    gated_budget(backbone.costs, config.budget, gate_macs=gate.macs)
+    backbone, plan = preview_backbone(choice_of(config, device), dataset), plan_of(config, device)
+    targets(plan, backbone.costs, gate_macs=build_gate(plan, backbone).macs)
     return f"{config.method}-{config.gate}-{dataset.name}"
 
 

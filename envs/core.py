@@ -68,7 +68,7 @@ def observation_space(task: Task) -> spaces.Dict:
     """Return the observation space of one environment."""
     backbone = task.backbone
     width = observation_width(backbone)
-    context = context_size(dial=task.dial is not None)
+    context = context_size(dial=task.prices is not None)
     return spaces.Dict(
         {
             "features": spaces.Box(-FEATURE_LIMIT, FEATURE_LIMIT, (width,), np.float32),
@@ -100,7 +100,7 @@ def choose_positions(
     Raises:
         ConfigError: If a cost weight is wanted that the task does not draw from.
     """
-    if task.dial is None:
+    if task.prices is None:
         if wanted is not None:
             raise ConfigError(
                 f"options['cost_weight'] is {wanted!r}, but this environment was made without cost_weights and has one price, "
@@ -111,7 +111,7 @@ def choose_positions(
         return np.repeat(streams.positions(), repeats)
     n = len(streams.keys) * repeats
     weights = np.broadcast_to(np.asarray(wanted, dtype=np.float64), (n,))
-    return np.array([task.dial.position(float(weight)) for weight in weights])
+    return np.array([task.prices.position(float(weight)) for weight in weights])
 
 
 class Walks:
@@ -251,13 +251,13 @@ class Walks:
 
     def _turn(self, positions: NDArray[np.float64] | None) -> None:
         """Keep what the positions of the dial mean: what the gate sees, and the prices."""
-        dial = self.task.dial
-        if dial is None:
+        range_ = self.task.prices
+        if range_ is None:
             self._turned = self._prices = None
             return
         assert positions is not None, "with a dial, each walk has its position"
         exact = torch.from_numpy(positions).to(self._device)
-        self._turned, self._prices = exact.float(), dial.weights(exact)
+        self._turned, self._prices = exact.float(), range_.weights(exact)
 
     def _observe(self) -> Batch:
         seen = observe(

@@ -173,7 +173,7 @@ class SB3GatingVecEnv(VecEnv):
         self._streams.set_state(state["streams"])
         self._returns = np.array(state["returns"], dtype=np.float64)
         options = np.array(state["options"], dtype=np.int64).reshape(self.num_envs, -1)
-        positions = None if self.task.dial is None else np.array(state["positions"], dtype=float)
+        positions = None if self.task.prices is None else np.array(state["positions"], dtype=float)
         return self._walks.replay(np.array(state["indices"], dtype=np.int64), options, positions)
 
     def action_masks(self) -> NDArray[np.bool_]:

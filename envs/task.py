@@ -11,7 +11,7 @@ from dfs_rl.backbones import default_digits, load_backbone
 from dfs_rl.backbones.contract import WalkableBackbone
 from dfs_rl.data import Dataset, ImageSet, SplitName, load_dataset
 from dfs_rl.errors import ConfigError, DataError
-from dfs_rl.gating.dial import Dial
+from dfs_rl.gating.dial import PriceRange
 from dfs_rl.gating.masks import gated_budget
 from dfs_rl.gating.reward import RewardWeights
 
@@ -27,7 +27,7 @@ class Task:
         images: The images that episodes draw from, on the backbone's device.
         weights: What a walk is rewarded for.
         budget: Upper bound on computation in percent, fixed parts included and without a gate; ``None`` for none.
-        dial: The prices of computation that episodes draw from, instead of ``weights.cost``; ``None`` for that alone.
+        prices: Of computation, of which each episode draws one, instead of ``weights.cost``; ``None`` for that alone.
         class_names: Name of each class, in label order.
 
     Raises:
@@ -40,7 +40,7 @@ class Task:
     weights: RewardWeights
     budget: float | None
     class_names: tuple[str, ...]
-    dial: Dial | None = None
+    prices: PriceRange | None = None
 
     def __post_init__(self) -> None:
         if self.budget is not None:
@@ -97,9 +97,9 @@ def make_task(
         weights=RewardWeights() if weights is None else weights,
         budget=budget,
         class_names=class_names,
-        dial=None
+        prices=None
         if cost_weights is None
-        else Dial(lowest=cost_weights[0], highest=cost_weights[1]),
+        else PriceRange(lowest=cost_weights[0], highest=cost_weights[1]),
     )
 
 

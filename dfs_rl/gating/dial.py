@@ -1,4 +1,4 @@
-"""One gate for all budgets: the range of prices that it is trained for, and what each of them comes to."""
+"""One gate for all budgets: what it is turned by, and what each position comes to."""
 
 import math
 from collections.abc import Sequence
@@ -15,48 +15,24 @@ from dfs_rl.errors import ConfigError
 class Dial:
     """What a gate for all budgets is turned by.
 
-    A position lies in [0, 1]: 0 is the highest price of computation and so the cheapest behaviour, 1 the lowest price; prices
-    between them are spaced evenly on a logarithmic axis. The gate sees the position, and is trained at all of them.
+    A position lies in [0, 1]; 0 is where computation is dearest, so that little of it is used, 1 where most is. The gate sees the
+    position beside everything else, and is trained at all of them.
 
     Attributes:
-        lowest: Lowest cost weight, above 0.
-        highest: Highest cost weight, above ``lowest``.
-        computations: Mean computation in percent, everything included, that a trained gate came to on the validation split at
+        computations: Mean computation in percent, everything included, that the trained gate came to on the validation split at
             evenly spaced positions from 0 to 1; empty before it was measured.
 
     Raises:
-        ConfigError: If the range is empty or a figure is out of range.
+        ConfigError: If a figure is not positive, or there is one alone.
     """
 
-    lowest: float
-    highest: float
     computations: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        if not 0 < self.lowest < self.highest < math.inf:
-            raise ConfigError(
-                f"the cost weights run from {self.lowest:g} to {self.highest:g}; they must be positive and finite, the lower one first."
-            )
         if len(self.computations) == 1 or not all(0 < c < math.inf for c in self.computations):
             raise ConfigError(
                 f"the dial's computations are {list(self.computations)}; needed are two positive figures or more, or none."
             )
-
-    def weights(self, positions: Tensor) -> Tensor:
-        """Return the cost weight at each position, in the positions' shape and type."""
-        return self.highest * (self.lowest / self.highest) ** positions
-
-    def position(self, weight: float) -> float:
-        """Return where a cost weight lies.
-
-        Raises:
-            ConfigError: If it is out of range.
-        """
-        if not self.lowest <= weight <= self.highest:
-            raise ConfigError(
-                f"cost weight {weight:g} is not among those that the gate is trained for, {self.lowest:g} to {self.highest:g}."
-            )
-        return math.log(self.highest / weight) / math.log(self.highest / self.lowest)
 
     @property
     def reach(self) -> tuple[float, float]:
@@ -66,11 +42,11 @@ class Dial:
             ConfigError: If it was not measured.
         """
         if not self.computations:
-            raise ConfigError("what this gate costs at which price was not measured.")
+            raise ConfigError("what this gate costs at which position was not measured.")
         return min(self.computations), max(self.computations)
 
     def position_within(self, budget: float) -> float:
-        """Return the furthest position at which images cost no more than ``budget`` percent on average.
+        """Return the furthest position, from 0 on, up to which images cost no more than ``budget`` percent on average.
 
         Between the measured positions, the logarithm of the cost is taken to be linear.
 
@@ -93,6 +69,70 @@ class Dial:
         before, after = measured[above[0] - 1], measured[above[0]]
         share = (math.log(budget) - before) / (after - before)
         return float(above[0] - 1 + share) / steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class PriceRange:
+    """The prices of computation that an agent learns, along its dial: the highest at position 0, evenly on a logarithmic axis.
+
+    Attributes:
+        lowest: Lowest cost weight, above 0.
+        highest: Highest cost weight, above ``lowest``.
+
+    Raises:
+        ConfigError: If the range is empty.
+    """
+
+    lowest: float
+    highest: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.lowest < self.highest < math.inf:
+            raise ConfigError(
+                f"the cost weights run from {self.lowest:g} to {self.highest:g}; they must be positive and finite, the lower one first."
+            )
+
+    def weights(self, positions: Tensor) -> Tensor:
+        """Return the cost weight at each position, in the positions' shape and type."""
+        return self.highest * (self.lowest / self.highest) ** positions
+
+    def position(self, weight: float) -> float:
+        """Return where a cost weight lies.
+
+        Raises:
+            ConfigError: If it is out of range.
+        """
+        if not self.lowest <= weight <= self.highest:
+            raise ConfigError(
+                f"cost weight {weight:g} is not among those that the gate learns, {self.lowest:g} to {self.highest:g}."
+            )
+        return math.log(self.highest / weight) / math.log(self.highest / self.lowest)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BudgetRange:
+    """The budgets that a supervised gate learns, along its dial: the lowest at position 0, evenly on a logarithmic axis.
+
+    Attributes:
+        lowest: Lowest mean computation in percent, everything included, above 0.
+        highest: Highest one, above ``lowest``.
+
+    Raises:
+        ConfigError: If the range is empty.
+    """
+
+    lowest: float
+    highest: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.lowest < self.highest < math.inf:
+            raise ConfigError(
+                f"the budgets run from {self.lowest:g} % to {self.highest:g} %; they must be positive and finite, the lower one first."
+            )
+
+    def budgets(self, positions: Tensor) -> Tensor:
+        """Return the budget in percent at each position, in the positions' shape and type."""
+        return self.lowest * (self.highest / self.lowest) ** positions
 
 
 def even_positions(n: int) -> Tensor:

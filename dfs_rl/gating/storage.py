@@ -84,11 +84,7 @@ def _dial_of(record: Mapping[str, object]) -> dict[str, Any]:
     if not isinstance(dial, dict) or not isinstance(dial["computations"], list):
         raise TypeError(f"{dial!r} describes no dial.")
     return {
-        "dial": Dial(
-            lowest=_number(dial["lowest"]),
-            highest=_number(dial["highest"]),
-            computations=tuple(_number(figure) for figure in dial["computations"]),
-        ),
+        "dial": Dial(computations=tuple(_number(figure) for figure in dial["computations"])),
         "position": _number(record["position"]),
     }
 

@@ -16,7 +16,7 @@ from agents.training import CHECKPOINT, GateTraining, TrainingResult, train_gate
 from dfs_rl.backbones import BackboneInfo, ResNet, ResNetConfig, StoredBackbone
 from dfs_rl.data import Dataset, ImageSet, channel_statistics
 from dfs_rl.errors import CheckpointError
-from dfs_rl.gating.dial import Dial
+from dfs_rl.gating.dial import PriceRange
 from dfs_rl.gating.reward import RewardWeights
 from dfs_rl.runs import RunFolder, load_tensors
 
@@ -53,7 +53,7 @@ def make_stored(dataset: Dataset) -> StoredBackbone:
     return StoredBackbone(backbone=backbone, info=info)
 
 
-DIAL = Dial(lowest=1.0, highest=50.0)
+PRICES = PriceRange(lowest=1.0, highest=50.0)
 
 
 def make_plan(
@@ -68,7 +68,7 @@ def make_plan(
         "timesteps": 8 * STEPS_PER_UPDATE,
         "weights": RewardWeights(),
         "budget": None,
-        "dial": None,
+        "prices": None,
         "position": 1.0,
         "images_per_group": group,
         "num_envs": 16,
@@ -134,8 +134,8 @@ def assert_equal_runs(first: RunFolder, second: RunFolder) -> None:
         make_plan(PPOConfig(), group=1),
         make_plan(A2CConfig()),
         make_plan(PPOConfig(), cotrain=CoTrainConfig(batch_size=8)),
-        make_plan(PPOConfig(), dial=DIAL),
-        make_plan(PPOConfig(), dial=DIAL, cotrain=CoTrainConfig(batch_size=8)),
+        make_plan(PPOConfig(), prices=PRICES),
+        make_plan(PPOConfig(), prices=PRICES, cotrain=CoTrainConfig(batch_size=8)),
     ],
     ids=["ppo", "ppo-critic", "a2c", "ppo-cotrain", "ppo-dial", "ppo-dial-cotrain"],
 )

@@ -19,7 +19,7 @@ from dfs_rl.backbones import (
 )
 from dfs_rl.config import load_config, save_config
 from dfs_rl.data import channel_statistics, load_dataset
-from dfs_rl.gating.dial import Dial
+from dfs_rl.gating.dial import PriceRange
 from dfs_rl.gating.reward import RewardWeights
 from dfs_rl.gating.storage import load_gate
 from dfs_rl.runs import RunFolder, read_json
@@ -54,7 +54,8 @@ def test_a_run_folder_holds_all_that_is_needed_to_use_the_gate(finished: Path) -
 def test_the_gate_is_turned_to_its_price_and_can_be_turned_to_others(finished: Path) -> None:
     gate = load_gate(finished / "gate")
     assert gate.dial is not None
-    assert float(gate.dial.weights(torch.tensor(gate.position))) == pytest.approx(20.0)
+    prices = PriceRange(lowest=0.3, highest=30.0)
+    assert float(prices.weights(torch.tensor(gate.position))) == pytest.approx(20.0)
     least, most = gate.dial.reach
     digits = load_dataset("digits")
     model = dfs_rl.load(finished, budget=(least + most) / 2)
@@ -233,11 +234,11 @@ def test_flags_reach_the_training() -> None:
     assert plan.algorithm is config.a2c
     assert plan.weights.cost == 3.0
     assert (plan.hidden, plan.budget) == (7, 2.0)
-    assert plan.dial == Dial(lowest=1.0, highest=9.0)
+    assert plan.prices == PriceRange(lowest=1.0, highest=9.0)
     assert plan.position == pytest.approx(0.5)
     assert plan.eval_every == plan.checkpoint_every == 200
     assert plan.cotrain is None
-    assert plan_of(TrainAgentConfig(fixed_budget=True), "cpu").dial is None
+    assert plan_of(TrainAgentConfig(fixed_budget=True), "cpu").prices is None
 
 
 def test_every_setting_survives_the_run_folders_yaml(tmp_path: Path) -> None:

@@ -150,7 +150,7 @@ def test_a_gate_for_all_budgets_is_turned_and_each_budget_has_files_of_its_own(m
     folder = make_run()
     backbone = load(folder.path).backbone
     torch.manual_seed(1)
-    dial = Dial(lowest=1.0, highest=100.0, computations=(0.5, 60.0))
+    dial = Dial(computations=(0.5, 60.0))
     gate = LayerwiseGate(backbone.feature_sizes, backbone.options, hidden=4, dial=dial)
     save_gate(gate, folder.path / "gate")
     short = SearchLimits(tables=4)

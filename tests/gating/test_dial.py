@@ -9,20 +9,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dfs_rl.errors import ConfigError
-from dfs_rl.gating.dial import Dial, even_positions, measured_positions
+from dfs_rl.gating.dial import (
+    BudgetRange,
+    Dial,
+    PriceRange,
+    even_positions,
+    measured_positions,
+)
 
 RANGES = st.tuples(st.floats(1e-3, 10.0), st.floats(1.01, 1e3)).map(lambda r: (r[0], r[0] * r[1]))
 
 
 @given(RANGES, st.floats(0.0, 1.0))
 def test_a_price_and_its_position_are_each_others_inverse(range_, position):
-    dial = Dial(lowest=range_[0], highest=range_[1])
-    weight = float(dial.weights(torch.tensor([position], dtype=torch.float64))[0])
+    prices = PriceRange(lowest=range_[0], highest=range_[1])
+    weight = float(prices.weights(torch.tensor([position], dtype=torch.float64))[0])
     # By hand: equal steps are equal ratios, from the highest price down.
     by_hand = math.exp(math.log(range_[1]) + position * (math.log(range_[0]) - math.log(range_[1])))
     assert weight == pytest.approx(by_hand, rel=1e-9)
-    inside = min(max(weight, dial.lowest), dial.highest)  # the ends may be rounded across
-    assert dial.position(inside) == pytest.approx(position, abs=1e-6)
+    inside = min(max(weight, prices.lowest), prices.highest)  # the ends may be rounded across
+    assert prices.position(inside) == pytest.approx(position, abs=1e-6)
 
 
 @given(
@@ -30,7 +36,7 @@ def test_a_price_and_its_position_are_each_others_inverse(range_, position):
     st.floats(0.05, 80.0),
 )
 def test_a_budget_is_never_exceeded_where_cost_rises_with_the_position(computations, budget):
-    dial = Dial(lowest=1.0, highest=10.0, computations=tuple(computations))
+    dial = Dial(computations=tuple(computations))
     if budget < computations[0]:
         with pytest.raises(ConfigError, match="less than this gate can be turned down to"):
             dial.position_within(budget)
@@ -45,42 +51,44 @@ def test_a_budget_is_never_exceeded_where_cost_rises_with_the_position(computati
 
 
 def test_a_budget_above_everything_turns_it_all_the_way():
-    assert Dial(lowest=1.0, highest=2.0, computations=(0.5, 0.9)).position_within(7.0) == 1.0
+    assert Dial(computations=(0.5, 0.9)).position_within(7.0) == 1.0
 
 
 def test_between_two_measured_positions_the_logarithm_is_linear():
-    dial = Dial(lowest=1.0, highest=2.0, computations=(1.0, 4.0, 8.0))
+    dial = Dial(computations=(1.0, 4.0, 8.0))
     assert dial.position_within(2.0) == pytest.approx(0.25)
     assert dial.position_within(4.0) == pytest.approx(0.5)
 
 
 def test_where_the_cheapest_end_is_not_the_cheapest_a_cheap_position_is_found():
-    dial = Dial(lowest=1.0, highest=2.0, computations=(1.2, 1.0, 2.0))
+    dial = Dial(computations=(1.2, 1.0, 2.0))
     assert dial.reach == (1.0, 2.0)
     assert dial.position_within(1.1) == 0.5
 
 
-@pytest.mark.parametrize(
-    ("changes", "sentence"),
-    [
-        ({"lowest": 0.0}, "the cost weights run from 0 to 10; they must be positive and finite"),
-        ({"lowest": 10.0}, "the cost weights run from 10 to 10"),
-        ({"highest": math.inf}, "the cost weights run from 1 to inf"),
-        ({"computations": (1.0,)}, r"the dial's computations are \[1.0\]"),
-        ({"computations": (1.0, -1.0)}, r"the dial's computations are \[1.0, -1.0\]"),
-    ],
-)
-def test_impossible_dials_are_refused(changes, sentence):
-    with pytest.raises(ConfigError, match=sentence):
-        Dial(**({"lowest": 1.0, "highest": 10.0} | changes))
+def test_budgets_are_spaced_by_equal_ratios():
+    budgets = BudgetRange(lowest=0.5, highest=8.0).budgets(torch.tensor([0.0, 0.25, 0.5, 1.0]))
+    torch.testing.assert_close(budgets, torch.tensor([0.5, 1.0, 2.0, 8.0]))
+
+
+@pytest.mark.parametrize("kind", [PriceRange, BudgetRange])
+@pytest.mark.parametrize(("lowest", "highest"), [(0.0, 1.0), (10.0, 10.0), (1.0, math.inf)])
+def test_impossible_ranges_are_refused(kind, lowest, highest):
+    with pytest.raises(ConfigError, match=rf"run from {lowest:g}( %)? to {highest:g}"):
+        kind(lowest=lowest, highest=highest)
+
+
+@pytest.mark.parametrize("computations", [(1.0,), (1.0, -1.0), (math.nan, 1.0)])
+def test_impossible_measurements_are_refused(computations):
+    with pytest.raises(ConfigError, match="the dial's computations are"):
+        Dial(computations=computations)
 
 
 def test_prices_out_of_range_and_costs_never_measured_are_refused():
-    dial = Dial(lowest=1.0, highest=10.0)
     with pytest.raises(ConfigError, match=r"cost weight 11 is not among .*, 1 to 10"):
-        dial.position(11.0)
+        PriceRange(lowest=1.0, highest=10.0).position(11.0)
     with pytest.raises(ConfigError, match="was not measured"):
-        dial.position_within(1.0)
+        Dial().position_within(1.0)
 
 
 @pytest.mark.parametrize("n", [64, 500])

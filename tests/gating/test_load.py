@@ -104,7 +104,7 @@ def test_the_budget_that_was_trained_for_is_kept(run):
 
 def turnable_gate(backbone):
     """At the bottom of its dial it skips everything, at the top it takes 8 bit, whatever it sees."""
-    dial = Dial(lowest=1.0, highest=100.0, computations=(2.0, 4.0, 8.0))
+    dial = Dial(computations=(2.0, 4.0, 8.0))
     gate = LayerwiseGate(backbone.feature_sizes, BitOptions(BITS), hidden=1, dial=dial)
     with torch.no_grad():
         for first, _, last in gate.networks:
