@@ -1,6 +1,7 @@
-"""``python -m dfs_rl.compare RUN RUN ...``: put finished gates side by side and say which one to ship."""
+"""``python -m dfs_rl.compare``: train every kind of gate, or take finished ones, put them side by side and say which one to ship."""
 
 import hashlib
+import math
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -12,18 +13,23 @@ import tyro
 
 from dfs_rl.cli import Invocation, run_command
 from dfs_rl.config import config_to_dict, read_yaml
+from dfs_rl.contest import COMMANDS, GateName, Terms, given_settings, hold, plan_jobs
 from dfs_rl.errors import CheckpointError, ConfigError, DataError
+from dfs_rl.evaluation.curves import COMPUTATIONS
 from dfs_rl.evaluation.limits import SearchLimits
 from dfs_rl.files import exclusive, write_bytes_atomic
-from dfs_rl.gate_runs import GATE_KINDS, TRAINING, say
-from dfs_rl.runs import RunFolder, write_json
+from dfs_rl.gate_runs import TRAINING
+from dfs_rl.messages import say
+from dfs_rl.runs import RunFolder, read_json, write_json
 
 if TYPE_CHECKING:
+    from dfs_rl.data import Dataset
     from dfs_rl.evaluation.comparison_records import ComparisonOfRuns, EvaluatedRun
     from dfs_rl.reporting.html_report import GateSection
 
 KIND = "compare"
 PROG = "python -m dfs_rl.compare"
+GATES_FOLDER = "gates"
 _SHOWN = {"options": "Bits at each layer", "images": "Cheapest and dearest images"}
 
 
@@ -32,69 +38,164 @@ class CompareConfig:
     """What to compare.
 
     Attributes:
-        runs: Folders of finished train_agent or train_gumbel runs; those that differ in nothing but the seed, and in where they
-            ran, are one gate.
+        runs: Folders of finished runs of commands that train gates; those that differ in nothing but the seed, and in where they
+            ran, are one gate. Without any, the gates are trained.
+        dataset: What to train gates on; with runs, where their data set is now, if it moved.
+        backbone: What to train gates for: run of train_backbone, or a backbone's folder.
+        budgets: What images may cost on average, in percent. Gates for all budgets are turned to each; the others are trained for
+            each. By default 0.5, 0.75, 1, 1.5 and 3 where gates are trained, and finished ones stay where they are.
+        gates: Kinds of gates to train.
+        seeds: Trainings of each.
+        timesteps: Decisions that a gate learns from for each budget; one for all budgets learns from as many as the others together.
+        agent: YAML file with further settings of train_agent, for all gates that it trains.
+        gumbel: The same of train_gumbel.
         split: Split to report on; what to ship is chosen on val in either case.
-        dataset: Where the runs' data set is now, if it moved.
-        run_dir: New folder for the report; default runs/DATE-TIME-compare.
-        device: Where to evaluate runs that were not yet: "auto", "cpu", "cuda", ...
+        run_dir: New folder for the report and the trained gates; default runs/DATE-TIME-compare.
+        device: Where to compute: "auto", "cpu", "cuda", ...
         threads: CPU threads.
-        search: How long to search for each run's best static table.
+        search: How long to search for each gate's best static table.
     """
 
-    runs: tyro.conf.Positional[tuple[Path, ...]]
-    split: Literal["test", "val"] = "test"
+    runs: tyro.conf.Positional[tuple[Path, ...]] = ()
     dataset: str | None = None
+    backbone: Path | None = None
+    budgets: tuple[float, ...] = ()
+    gates: tuple[GateName, ...] = ("ppo", "gumbel-ff", "gumbel-lstm", "dfs-ff", "dfs-lstm")
+    seeds: int = 3
+    timesteps: int = 600_000
+    agent: Path | None = None
+    gumbel: Path | None = None
+    split: Literal["test", "val"] = "test"
     run_dir: Path | None = None
     device: str = "auto"
     threads: int = 1
     search: SearchLimits = field(default_factory=SearchLimits)
 
     def __post_init__(self) -> None:
-        if not self.runs:
-            raise ConfigError("no run is given; name the folders of the runs to compare.")
-        resolved = [run.resolve() for run in self.runs]
-        twice = [str(run) for run in self.runs if resolved.count(run.resolve()) > 1]
-        if twice:
-            raise ConfigError(f"{twice[0]} is given more than once; each run counts once.")
-        if self.threads < 1:
-            raise ConfigError(f"threads is {self.threads}; allowed is 1 or more.")
+        if not self.runs and self.dataset is None:
+            raise ConfigError(
+                "no run is given; name the folders of runs to compare, or with --dataset what to train gates on."
+            )
+        if self.runs and self.backbone is not None:
+            raise ConfigError(
+                f"backbone is {self.backbone}, but finished runs have theirs; leave out one or the other."
+            )
+        if not self.gates:
+            raise ConfigError("gates is empty; name at least one.")
+        _check_once("runs", [run.resolve() for run in self.runs])
+        _check_once("budgets", self.budgets)
+        _check_once("gates", self.gates)
+        for budget in self.budgets:
+            if not 0 < budget < math.inf:
+                raise ConfigError(f"budgets has {budget:g} %; it must be positive and finite.")
+        for name in ("seeds", "timesteps", "threads"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; allowed is 1 or more.")
+
+
+def _check_once(name: str, values: Sequence[object]) -> None:
+    for value in values:
+        if values.count(value) > 1:
+            raise ConfigError(f"{name} has {value} more than once; each counts once.")
 
 
 def _opened(path: Path) -> RunFolder:
     """Open a run that trained a gate."""
     folder = RunFolder.open(path)
-    if folder.kind not in GATE_KINDS:
+    if folder.kind not in COMMANDS:
         raise DataError(f"{path} is a run of kind {folder.kind} and has no gate to compare.")
     return folder
 
 
-def _evaluated(folder: RunFolder, config: CompareConfig) -> "EvaluatedRun":
-    """Evaluate a run, or take what its evaluation stored."""
-    from dfs_rl.evaluate import evaluate_run
+def _trained(
+    config: CompareConfig, folder: RunFolder, dataset: "Dataset", argv: tuple[str, ...]
+) -> tuple[list[RunFolder], dict[str, str]]:
+    """Train the gates of a contest, or go on with them; returns their folders, and those that failed with their reasons."""
+    assert config.dataset is not None
+    terms = Terms(
+        dataset=config.dataset,
+        backbone=config.backbone,
+        budgets=config.budgets or COMPUTATIONS,
+        seeds=config.seeds,
+        timesteps=config.timesteps,
+        device=config.device,
+        threads=config.threads,
+        given=_given(config),
+    )
+    jobs = plan_jobs(config.gates, terms, folder.path / GATES_FOLDER)
+    failed = hold(jobs, dataset, argv=argv)
+    return [RunFolder.open(job.config.run_dir) for job in jobs if job.name not in failed], failed
+
+
+def _given(config: CompareConfig) -> dict[str, Mapping[str, object]]:
+    files = {"train_agent": config.agent, "train_gumbel": config.gumbel}
+    return {kind: given_settings(path, COMMANDS[kind]) for kind, path in files.items()}
+
+
+def _evaluated(
+    folder: RunFolder, dataset: "Dataset | str | None", config: CompareConfig
+) -> "tuple[list[EvaluatedRun], dict[str, str]]":
+    """Evaluate a run at every budget that it can be turned to, or take what its evaluations stored.
+
+    Returns:
+        What was found, and what failed with its reasons.
+    """
+    from dfs_rl.gating.model import GATE_FOLDER
+    from dfs_rl.gating.storage import load_gate
+
+    say(f"{folder.path} ...")
+    found, failed = [], {}
+    if not (folder.path / TRAINING).is_file():
+        again = f"{COMMANDS[folder.kind].prog} --resume {folder.path}"
+        return [], {str(folder.path): f"its training is not finished; go on with {again}."}
+    try:
+        turns = load_gate(folder.path / GATE_FOLDER).dial is not None
+    except CheckpointError as error:
+        return [], {str(folder.path): str(error)}
+    wanted = config.budgets or (() if config.runs else COMPUTATIONS)
+    for budget in wanted if turns and wanted else (None,):
+        name = str(folder.path) if budget is None else f"{folder.path} at {budget:g} %"
+        try:
+            found.append(_evaluated_at(folder, dataset, budget, config))
+        except (CheckpointError, ConfigError) as error:  # must not lose the others
+            failed[name] = str(error)
+            say(f"  failed: {error}")
+    return found, failed
+
+
+def _evaluated_at(
+    folder: RunFolder, dataset: "Dataset | str | None", budget: float | None, config: CompareConfig
+) -> "EvaluatedRun":
+    from dfs_rl.evaluate import evaluate_run, picture_prefix
     from dfs_rl.evaluation.comparison_records import EvaluatedRun
     from dfs_rl.evaluation.outcomes import load_outcomes
 
-    say(f"{folder.path} ...")
-    if not (folder.path / TRAINING).is_file():
-        raise CheckpointError(
-            f"its training is not finished; go on with python -m dfs_rl.{folder.kind} --resume {folder.path}."
-        )
+    if budget is not None:
+        say(f"  at {budget:g} %")
     with exclusive(folder.path):
         evaluation = evaluate_run(
             folder,
-            dataset=config.dataset,
+            dataset=dataset,
             split=config.split,
+            budget=budget,
             device=config.device,
             search=config.search,
             progress=lambda text: say(f"  {text}"),
         )
+    settings = _flat(read_yaml(folder.config_path))
+    if budget is not None:
+        settings |= {"budget": budget, "cost_weight": None}
     command = folder.record().get("command")
+    training = read_json(folder.path / TRAINING)
+    assert isinstance(training, dict)
     return EvaluatedRun(
         path=str(folder.path),
-        settings=_flat(read_yaml(folder.config_path)),
+        settings=settings,
         command=[str(word) for word in command] if isinstance(command, list) else [],
         backbone=_backbone_digest(folder),
+        pictures=picture_prefix(config.split, budget),
+        images_seen=sum(training["images_seen"].values()),
+        seconds=training.get("seconds"),
         summary=evaluation.summary,
         outcomes=load_outcomes(evaluation.outcomes),
     )
@@ -128,51 +229,61 @@ def _sections(
     from dfs_rl.evaluation.comparison_records import GATE
     from dfs_rl.reporting.html_report import GateSection
 
-    by_path = {run.path: run for run in runs}
-    prefix = "" if comparison.split == "test" else f"{comparison.split}-"
+    prefixes = {(run.path, run.settings.get("budget")): run.pictures for run in runs}
+    commands = {run.path: shlex.join(run.command) for run in runs}
     sections = []
     for point in comparison.points:
         if point.kind != GATE:
             continue
         folder = RunFolder.open(Path(point.runs[0]))
+        prefix = prefixes[point.runs[0], point.budget]
         files = {what: folder.plots_dir / f"{prefix}{name}.png" for name, what in _SHOWN.items()}
         sections.append(
             GateSection(
                 label=point.label,
                 pictures={w: file.read_bytes() for w, file in files.items() if file.is_file()},
-                commands=[shlex.join(by_path[path].command) for path in point.runs],
+                commands=list(dict.fromkeys(commands[path] for path in point.runs)),
                 settings=folder.config_path.read_text(encoding="utf-8"),
             )
         )
     return sections
 
 
-def _run(invocation: Invocation[CompareConfig]) -> None:
-    import torch
+def _compared(
+    folders: Sequence[RunFolder],
+    failed: Mapping[str, str],
+    dataset: "Dataset | str | None",
+    config: CompareConfig,
+) -> "tuple[ComparisonOfRuns, list[EvaluatedRun]]":
+    """Evaluate runs and put them side by side.
 
+    Raises:
+        CheckpointError: If none can be evaluated.
+    """
     from dfs_rl.evaluation.comparison import check_comparable, compare_runs
+
+    runs: list[EvaluatedRun] = []
+    all_failed = dict(failed)
+    for folder in folders:
+        found, reasons = _evaluated(folder, dataset, config)
+        runs += found
+        all_failed |= reasons
+        check_comparable(runs)
+    if not runs:
+        path, reason = next(iter(all_failed.items()))
+        raise CheckpointError(f"none of the runs can be evaluated; {path}: {reason}")
+    return compare_runs(runs, all_failed), runs
+
+
+def _write(
+    folder: RunFolder, comparison: "ComparisonOfRuns", runs: "Sequence[EvaluatedRun]"
+) -> None:
+    """Write the report into a folder, and the table to the screen."""
     from dfs_rl.reporting import style
     from dfs_rl.reporting.comparison_text import comparison_csv, comparison_text
     from dfs_rl.reporting.frontier_plot import frontier_plot
     from dfs_rl.reporting.html_report import html_report
 
-    config = invocation.config
-    torch.set_num_threads(config.threads)
-    runs, failed = [], {}
-    for opened in [_opened(path) for path in config.runs]:
-        try:
-            runs.append(_evaluated(opened, config))
-        except CheckpointError as error:  # one gate that cannot be read must not lose the others
-            failed[str(opened.path)] = str(error)
-            say(f"  failed: {error}")
-        check_comparable(runs)
-    if not runs:
-        path, reason = next(iter(failed.items()))
-        raise CheckpointError(f"none of the runs can be evaluated; {path}: {reason}")
-    comparison = compare_runs(runs, failed)
-    folder = RunFolder.create(
-        config.run_dir, kind=KIND, name="compare", config=config, command=invocation.command
-    )
     picture = style.to_png(frontier_plot(comparison))
     page = html_report(comparison, picture, _sections(comparison, runs))
     write_bytes_atomic(folder.path / "frontier.png", picture)
@@ -184,13 +295,51 @@ def _run(invocation: Invocation[CompareConfig]) -> None:
     say(f"The report is {folder.path / 'report.html'}.")
 
 
+def _run(invocation: Invocation[CompareConfig]) -> None:
+    import torch
+
+    from dfs_rl.data import load_dataset
+    from dfs_rl.devices import resolve_device
+
+    config = invocation.config
+    torch.set_num_threads(config.threads)
+    resolve_device(config.device)
+    folder = invocation.resume
+
+    def created() -> RunFolder:
+        return RunFolder.create(
+            config.run_dir, kind=KIND, name="compare", config=config, command=invocation.command
+        )
+
+    if config.runs:
+        comparison, runs = _compared(
+            [_opened(path) for path in config.runs], {}, config.dataset, config
+        )
+        _write(folder or created(), comparison, runs)
+        return
+    assert config.dataset is not None
+    dataset = load_dataset(config.dataset)
+    _given(config)  # refuses bad files before there is a folder
+    folder = folder or created()
+    try:
+        folders, failed = _trained(config, folder, dataset, invocation.command)
+        comparison, runs = _compared(folders, failed, dataset, config)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            f"Interrupted and saved; go on with: {PROG} --resume {folder.path}"
+        ) from None
+    _write(folder, comparison, runs)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     return run_command(
         _run,
         CompareConfig,
         prog=PROG,
-        description="Put finished gates side by side, with what could be shipped instead, and say which one to ship.",
+        description="Train every kind of gate, or take finished ones, put them side by side with what could be shipped instead, and say "
+        "which one to ship.",
+        kind=KIND,
         argv=argv,
     )
 

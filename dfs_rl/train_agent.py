@@ -15,18 +15,17 @@ from agents.hyperparameters import (
     FeatureChoice,
     PPOConfig,
 )
+from dfs_rl.backbone_choice import DIGITS, backbone_of_run, preview_backbone
 from dfs_rl.cli import Invocation, run_command
 from dfs_rl.errors import ConfigError
 from dfs_rl.gate_runs import (
-    DIGITS,
     VALIDATIONS,
-    backbone_of_run,
+    GateCommand,
     check_settings,
     choice_of,
-    preview_backbone,
-    say,
     train_and_evaluate,
 )
+from dfs_rl.messages import say
 from dfs_rl.runs import RunFolder
 
 if TYPE_CHECKING:
@@ -35,8 +34,6 @@ if TYPE_CHECKING:
     from dfs_rl.gating.dial import PriceRange
     from dfs_rl.gating.reward import RewardWeights
 
-KIND = "train_agent"
-PROG = "python -m dfs_rl.train_agent"
 COST_WEIGHT = 10.0
 """Where nothing else is asked for: on the digits it comes to about 0.8 %."""
 
@@ -239,8 +236,13 @@ def _train(
     return train_gate(plan, stored, dataset, run, report=bar.report, watchers=(Progress(bar),))
 
 
+COMMAND = GateCommand(
+    kind="train_agent", config_type=TrainAgentConfig, prepare=_prepare, train=_train
+)
+
+
 def _run(invocation: Invocation[TrainAgentConfig]) -> None:
-    train_and_evaluate(invocation, kind=KIND, prog=PROG, prepare=_prepare, train=_train)
+    train_and_evaluate(invocation, COMMAND)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -248,9 +250,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_command(
         _run,
         TrainAgentConfig,
-        prog=PROG,
+        prog=COMMAND.prog,
         description="Learn which bits each layer of a backbone should spend on each image.",
-        kind=KIND,
+        kind=COMMAND.kind,
         argv=argv,
     )
 

@@ -7,18 +7,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from agents.hyperparameters import FeatureChoice, GateKind, Method, SupervisedConfig
+from dfs_rl.backbone_choice import DIGITS, backbone_of_run, preview_backbone
 from dfs_rl.cli import Invocation, run_command
 from dfs_rl.errors import ConfigError
 from dfs_rl.gate_runs import (
-    DIGITS,
     VALIDATIONS,
-    backbone_of_run,
+    GateCommand,
     check_settings,
     choice_of,
-    preview_backbone,
-    say,
     train_and_evaluate,
 )
+from dfs_rl.messages import say
 from dfs_rl.runs import RunFolder
 
 if TYPE_CHECKING:
@@ -26,8 +25,6 @@ if TYPE_CHECKING:
     from agents.training import TrainingResult
     from dfs_rl.data import Dataset
 
-KIND = "train_gumbel"
-PROG = "python -m dfs_rl.train_gumbel"
 _NAMES: dict[Method, str] = {"gumbel": "Gumbel", "dfs": "DFS"}
 
 
@@ -134,8 +131,13 @@ def _train(
     return train_supervised(plan, stored, dataset, run, bar=ProgressBar(total, say=say))
 
 
+COMMAND = GateCommand(
+    kind="train_gumbel", config_type=TrainGumbelConfig, prepare=_prepare, train=_train
+)
+
+
 def _run(invocation: Invocation[TrainGumbelConfig]) -> None:
-    train_and_evaluate(invocation, kind=KIND, prog=PROG, prepare=_prepare, train=_train)
+    train_and_evaluate(invocation, COMMAND)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -143,9 +145,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_command(
         _run,
         TrainGumbelConfig,
-        prog=PROG,
+        prog=COMMAND.prog,
         description="Learn by supervision which bits each layer of a backbone should spend on each image.",
-        kind=KIND,
+        kind=COMMAND.kind,
         argv=argv,
     )
 

@@ -4,6 +4,7 @@ import itertools
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from dfs_rl.evaluation.comparison_records import (
     Point,
     Spread,
 )
-from dfs_rl.evaluation.curves import CurvePoint, accuracy_at, hypervolume
+from dfs_rl.evaluation.curves import COMPUTATIONS, CurvePoint, accuracy_at, hypervolume
 from dfs_rl.evaluation.metrics import paired_difference
 from dfs_rl.evaluation.outcomes import Outcome
 from dfs_rl.evaluation.verdict import SAME_COST
@@ -29,8 +30,6 @@ _KNOBS = ("budget", "cost_weight")
 """The settings that move a gate along its curve."""
 WORST_COMPUTATION = 10.0
 """Percent; where areas end: every low bit width lies left of it."""
-COMPUTATIONS = (0.5, 0.75, 1.0, 1.5, 3.0)
-"""Percent; where curves are read off."""
 _BEFORE = "_before"
 _SKIP_ALL = "uniform_0"
 _ALTERNATIVES = ("static_table", "cascade")
@@ -216,6 +215,7 @@ def _point(
         kind=key,
         runs=tuple(run.path for run in group),
         seeds=tuple(int(str(run.settings.get("seed", 0))) for run in group),
+        budget=cast("float | None", group[0].settings.get("budget")),
         accuracy=spread([100.0 * float(o.correct.double().mean()) for o in outcomes]),
         computation=spread([float(o.computation.double().mean()) for o in outcomes]),
         selection_accuracy=statistics.fmean(

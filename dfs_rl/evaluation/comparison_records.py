@@ -19,6 +19,9 @@ class EvaluatedRun:
         settings: Its configuration, flat, by dotted name.
         command: The command line that made it.
         backbone: Digest of the backbone's weights, before co-training if there was any.
+        pictures: What the names of its evaluation's pictures begin with.
+        images_seen: How many images it learned from, repeats counted.
+        seconds: How long that took, None where it was not recorded.
         summary: Figures of its gate and rivals.
         outcomes: What each of them did with every image.
     """
@@ -27,6 +30,9 @@ class EvaluatedRun:
     settings: Mapping[str, object]
     command: Sequence[str]
     backbone: str
+    pictures: str
+    images_seen: int
+    seconds: float | None
     summary: EvaluationSummary
     outcomes: Outcomes
 
@@ -53,6 +59,7 @@ class Point:
         kind: ``"gate"``, or the key of a rival for a point that is one.
         runs: Folders of its runs.
         seeds: Their seeds.
+        budget: What images may cost on average, in percent, if that was asked for.
         accuracy: In percent.
         computation: Mean over images in percent, everything included.
         selection_accuracy: Mean accuracy on the selection split, by which points are chosen.
@@ -66,6 +73,7 @@ class Point:
     kind: str
     runs: tuple[str, ...]
     seeds: tuple[int, ...]
+    budget: float | None
     accuracy: Spread
     computation: Spread
     selection_accuracy: float

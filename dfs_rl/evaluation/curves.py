@@ -7,6 +7,9 @@ from typing import NamedTuple
 
 from dfs_rl.errors import ConfigError
 
+COMPUTATIONS = (0.5, 0.75, 1.0, 1.5, 3.0)
+"""Percent; where gates are compared where nothing else is asked for."""
+
 
 class CurvePoint(NamedTuple):
     """One operating point.

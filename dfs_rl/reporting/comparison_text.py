@@ -4,8 +4,8 @@ import csv
 import io
 import textwrap
 
-from dfs_rl.evaluation.comparison import COMPUTATIONS
 from dfs_rl.evaluation.comparison_records import GATE, ComparisonOfRuns, Point, Spread
+from dfs_rl.evaluation.curves import COMPUTATIONS
 from dfs_rl.reporting.table import WIDTH, aligned
 
 HEAD = (

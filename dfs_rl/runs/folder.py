@@ -30,6 +30,7 @@ RECORD = "run.json"
 _CONFIG = "config.yaml"
 _METRICS = "metrics.jsonl"
 _CHECKPOINTS = "checkpoints"
+_TIMING = "timing.json"
 _RECORDED_PACKAGES = ("dfs-rl", "torch", "numpy", "gymnasium", "stable-baselines3")
 
 
@@ -202,6 +203,19 @@ class RunFolder:
                 f"{self.metrics_path} has {len(lines)} records, but the checkpoint was made after {n_lines}."
             )
         write_bytes_atomic(self.metrics_path, b"".join(lines[:n_lines]))
+
+    def add_seconds(self, seconds: float) -> float:
+        """Count time that was spent on the run, over all of its resumptions; what a killed process spent is lost.
+
+        Returns:
+            All that was counted.
+        """
+        path = self.path / _TIMING
+        known = read_json(path) if path.is_file() else {}
+        before = known.get("seconds", 0.0) if isinstance(known, dict) else 0.0
+        total = float(before) + seconds
+        write_json(path, {"seconds": total})
+        return total
 
     def has_checkpoint(self, name: str) -> bool:
         """Say whether a checkpoint of that name was ever completed."""

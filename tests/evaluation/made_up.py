@@ -98,6 +98,9 @@ def made_up_run(
         settings={"seed": seed, **settings},
         command=("python", "-m", "dfs_rl.train_agent", "--seed", str(seed)),
         backbone=backbone,
+        pictures="",
+        images_seen=1000,
+        seconds=2.5,
         summary=summary,
         outcomes=Outcomes(reported, chosen),
     )

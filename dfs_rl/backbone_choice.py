@@ -1,0 +1,200 @@
+"""Which backbone a gate is trained for: one that is given, the one that ships, or one that is trained first."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dfs_rl.errors import ConfigError, DataError
+from dfs_rl.messages import say
+from dfs_rl.runs import RunFolder
+
+if TYPE_CHECKING:
+    from dfs_rl.backbones import BackboneInfo, ResNet, StoredBackbone
+    from dfs_rl.cost import BitOptions
+    from dfs_rl.data import Dataset
+    from dfs_rl.train_backbone import TrainBackboneConfig
+
+DIGITS = "digits"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneChoice:
+    """Which backbone a gate is trained for.
+
+    Attributes:
+        dataset: The data set, as the command was given it.
+        folder: Run of ``train_backbone``, or a backbone's folder. Without it the digits use the one that ships; for other data one
+            is trained first and kept for the next run.
+        epochs: Epochs of the backbone that is trained where none is given.
+        device: Where to train it.
+        threads: CPU threads.
+    """
+
+    dataset: str
+    folder: Path | None
+    epochs: int
+    device: str
+    threads: int
+
+    @property
+    def needs_supernet(self) -> bool:
+        """Whether a backbone must be trained, or was by an earlier run."""
+        return self.folder is None and self.dataset != DIGITS
+
+    def supernet_config(self) -> "TrainBackboneConfig":
+        """Return what is trained where no backbone is given: the defaults of ``train_backbone``."""
+        from dfs_rl.train_backbone import TrainBackboneConfig
+
+        return TrainBackboneConfig(
+            dataset=self.dataset, epochs=self.epochs, device=self.device, threads=self.threads
+        )
+
+
+def find_backbone(choice: BackboneChoice, dataset: "Dataset") -> "StoredBackbone":
+    """Load the backbone of that choice; train it first if need be.
+
+    Raises:
+        CheckpointError: If it cannot be read.
+        DataError: If it was made for other data.
+    """
+    from dfs_rl.backbones import PRETRAINED_DIGITS, load_stored_backbone
+
+    if choice.needs_supernet:
+        return _own_supernet(choice, dataset)
+    folder = choice.folder or PRETRAINED_DIGITS
+    stored = load_stored_backbone(folder)
+    check_match(stored.info, stored.backbone, dataset, str(folder))
+    return stored
+
+
+def preview_backbone(choice: BackboneChoice, dataset: "Dataset") -> "ResNet":
+    """Return a backbone of the right shape, trained or not, so that bad settings are refused before anything is made.
+
+    Raises:
+        ConfigError: If a gate would have nothing to choose from.
+    """
+    from dfs_rl.train_backbone import build
+
+    if choice.needs_supernet:
+        backbone = build(choice.supernet_config(), dataset)  # untrained, it costs the same
+    else:
+        backbone = find_backbone(choice, dataset).backbone
+    _check_menu(backbone.options, str(choice.folder))
+    return backbone
+
+
+def backbone_of_run(
+    run: RunFolder, choice: BackboneChoice, dataset: "Dataset", *, keep_original: bool = False
+) -> "StoredBackbone":
+    """Return the copy of the backbone in a run's folder, which is made on first use.
+
+    Args:
+        run: The run.
+        choice: Where the backbone comes from.
+        dataset: It must have been made for.
+        keep_original: Whether to keep a second copy, because training will change the first.
+    """
+    from dfs_rl.backbones import load_stored_backbone, save_backbone
+    from dfs_rl.backbones.storage import STRUCTURE_FILE
+    from dfs_rl.gating.model import BACKBONE_FOLDER, BEFORE_FOLDER
+
+    folder = run.path / BACKBONE_FOLDER
+    if (folder / STRUCTURE_FILE).is_file():
+        stored = load_stored_backbone(folder)
+        check_match(stored.info, stored.backbone, dataset, str(folder))
+        return stored
+    stored = find_backbone(choice, dataset)
+    if keep_original:  # what its rivals need, see evaluate
+        save_backbone(stored.backbone, stored.info, run.path / BEFORE_FOLDER)
+    save_backbone(stored.backbone, stored.info, folder)
+    return stored
+
+
+def check_match(info: "BackboneInfo", backbone: "ResNet", dataset: "Dataset", source: str) -> None:
+    """Refuse a backbone that was made for other data.
+
+    Raises:
+        DataError: If image shape, classes or images differ.
+    """
+    if backbone.image_shape != dataset.image_shape:
+        raise DataError(
+            f"backbone {source} takes images of {list(backbone.image_shape)} (channels, height, width), but those of data set "
+            f"{dataset.name!r} are {list(dataset.image_shape)}."
+        )
+    if info.class_names != dataset.class_names:
+        raise DataError(
+            f"backbone {source} tells the classes of {info.dataset!r} apart ({_few(info.class_names)}), but data set "
+            f"{dataset.name!r} has {_few(dataset.class_names)}."
+        )
+    if info.fingerprint != dataset.fingerprint:
+        raise DataError(
+            f"backbone {source} was trained on other images or splits than those of data set {dataset.name!r} (fingerprint "
+            f"{info.fingerprint}, not {dataset.fingerprint}); a gate needs images that its backbone has not seen."
+        )
+
+
+def _own_supernet(choice: BackboneChoice, dataset: "Dataset") -> "StoredBackbone":
+    """Return the supernet with ``train_backbone``'s defaults for a data set: an earlier run's, or a new one."""
+    import hashlib
+
+    from dfs_rl import train_backbone
+    from dfs_rl.backbones import load_stored_backbone
+    from dfs_rl.backbones.storage import STRUCTURE_FILE
+    from dfs_rl.config import config_to_dict
+    from dfs_rl.files import exclusive
+    from dfs_rl.gating.model import BACKBONE_FOLDER
+    from dfs_rl.runs.folder import RECORD
+
+    wanted = choice.supernet_config()
+    settings = config_to_dict(wanted)
+    relevant = {
+        name: value
+        for name, value in settings.items()
+        if name not in ("dataset", "device", "threads", "run_dir")
+    }
+    digest = hashlib.sha256(
+        repr((dataset.fingerprint, sorted(relevant.items()))).encode()
+    ).hexdigest()[:8]
+    # The digest tells the data by its content; what the data set is called may have changed since.
+    earlier = sorted(p for p in Path("runs").glob(f"supernet-*-{digest}") if p.is_dir())
+    path = earlier[0] if earlier else Path("runs") / f"supernet-{dataset.name}-{digest}"
+    with exclusive(
+        path,
+        waiting=lambda: say(f"Another process trains the backbone in {path}; waiting for it."),
+    ):
+        if (path / BACKBONE_FOLDER / STRUCTURE_FILE).is_file():
+            say(f"No backbone given: using the one trained before in {path}.")
+            stored = load_stored_backbone(path)
+            check_match(stored.info, stored.backbone, dataset, str(path))
+            return stored
+        trainer = train_backbone.make_trainer(wanted, dataset)
+        if (path / RECORD).is_file():
+            say(f"No backbone given: going on with the one begun in {path}.")
+            folder = RunFolder.open(path, train_backbone.KIND)
+        else:
+            say(
+                f"No backbone given: training {wanted.backbone} on {dataset.name!r} first, into {path}; "
+                "the next run finds it there."
+            )
+            folder = RunFolder.create(
+                path,
+                kind=train_backbone.KIND,
+                name="supernet",
+                config=wanted,
+                command=(train_backbone.PROG,),
+                fingerprint=dataset.fingerprint,
+            )
+        return train_backbone.train_supernet(wanted, trainer, dataset, folder)
+
+
+def _check_menu(options: "BitOptions", source: str) -> None:
+    if len(options) == 1:
+        raise ConfigError(
+            f"backbone {source} runs at {options[0]} bit only; a gate needs two options to choose from."
+        )
+
+
+def _few(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:4])
+    return f"{shown}, ... {len(names)} in all" if len(names) > 4 else shown  # noqa: PLR2004 - enough to recognise them

@@ -1,0 +1,228 @@
+"""The gates that ``compare`` trains: which there are, with which settings, and one after another."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from agents.hyperparameters import GateKind, Method
+from dfs_rl import train_agent, train_gumbel
+from dfs_rl.config import fields_from_dict, load_config, read_yaml
+from dfs_rl.errors import ConfigError, DfsRlError
+from dfs_rl.files import exclusive
+from dfs_rl.gate_runs import GateCommand, create_run, train_run
+from dfs_rl.messages import say
+from dfs_rl.runs import RunFolder
+from dfs_rl.runs.folder import RECORD
+
+if TYPE_CHECKING:
+    from dfs_rl.data import Dataset
+
+GateName = Literal["ppo", "a2c", "gumbel-ff", "gumbel-lstm", "dfs-ff", "dfs-lstm"]
+
+COMMANDS: Mapping[str, GateCommand[Any]] = {
+    command.kind: command for command in (train_agent.COMMAND, train_gumbel.COMMAND)
+}
+"""The commands that train gates, by the kind of their run folders."""
+
+_OURS = (
+    "dataset",
+    "backbone",
+    "seed",
+    "device",
+    "threads",
+    "run_dir",
+    "timesteps",
+    "budget",
+    "budgets",
+    "fixed_budget",
+)
+"""Settings that a comparison gives to all gates alike, so that none has an advantage."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entrant:
+    """A kind of gate.
+
+    Attributes:
+        command: What trains it.
+        settings: What makes it this kind.
+        all_budgets: Whether one training serves all budgets.
+    """
+
+    command: GateCommand[Any]
+    settings: Mapping[str, object]
+    all_budgets: bool
+
+
+def _supervised(method: Method, gate: GateKind) -> Entrant:
+    return Entrant(
+        command=train_gumbel.COMMAND,
+        settings={"method": method, "gate": gate},
+        all_budgets=method == "gumbel",  # DFS flips a sign at the one budget that it has
+    )
+
+
+ENTRANTS: Mapping[GateName, Entrant] = {
+    "ppo": Entrant(command=train_agent.COMMAND, settings={"algo": "ppo"}, all_budgets=True),
+    "a2c": Entrant(command=train_agent.COMMAND, settings={"algo": "a2c"}, all_budgets=True),
+    "gumbel-ff": _supervised("gumbel", "ff"),
+    "gumbel-lstm": _supervised("gumbel", "lstm"),
+    "dfs-ff": _supervised("dfs", "ff"),
+    "dfs-lstm": _supervised("dfs", "lstm"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Terms:
+    """What all gates of a contest have in common.
+
+    Attributes:
+        dataset: The data set, as ``load_dataset`` takes it.
+        backbone: Run of ``train_backbone``, or a backbone's folder; ``None`` as for the commands.
+        budgets: Mean computation in percent.
+        seeds: How many; 0 is the first.
+        timesteps: Decisions to learn from for each budget; a gate for all budgets learns from as many as the others together.
+        device: Where to compute.
+        threads: CPU threads.
+        given: Further settings of a command, by its kind.
+    """
+
+    dataset: str
+    backbone: Path | None
+    budgets: tuple[float, ...]
+    seeds: int
+    timesteps: int
+    device: str
+    threads: int
+    given: Mapping[str, Mapping[str, object]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One training.
+
+    Attributes:
+        name: Of its folder.
+        command: What trains it.
+        config: Its settings, with its folder.
+    """
+
+    name: str
+    command: GateCommand[Any]
+    config: Any
+
+
+def given_settings(path: Path | None, command: GateCommand[Any]) -> Mapping[str, object]:
+    """Read settings for all gates of a command from a file.
+
+    Raises:
+        ConfigError: If the file gives something else, or what a comparison sets itself.
+    """
+    if path is None:
+        return {}
+    given = fields_from_dict(read_yaml(path), command.config_type, str(path))
+    taken = sorted(set(given) & set(_OURS))
+    if taken:
+        raise ConfigError(
+            f"{path} sets {taken[0]}, which a comparison sets for all gates alike; leave it out there."
+        )
+    return given
+
+
+def plan_jobs(names: Sequence[GateName], terms: Terms, folder: Path) -> list[Job]:
+    """Return every training that a contest takes, seed by seed, so that all gates have one seed before any has two.
+
+    Args:
+        names: The gates.
+        terms: What they have in common.
+        folder: Where their folders go.
+
+    Raises:
+        ConfigError: If a gate's settings will not do.
+    """
+    jobs = []
+    for seed in range(terms.seeds):
+        for name in names:
+            entrant = ENTRANTS[name]
+            shared = {
+                "dataset": terms.dataset,
+                "backbone": terms.backbone,
+                "seed": seed,
+                "device": terms.device,
+                "threads": terms.threads,
+                **terms.given.get(entrant.command.kind, {}),
+                **entrant.settings,
+            }
+            for label, settings in _budget_settings(entrant, terms):
+                job = f"{name}-seed{seed}{label}"
+                config = entrant.command.config_type(**shared, **settings, run_dir=folder / job)
+                jobs.append(Job(name=job, command=entrant.command, config=config))
+    return jobs
+
+
+def _budget_settings(entrant: Entrant, terms: Terms) -> list[tuple[str, dict[str, object]]]:
+    """Return the trainings that a gate takes for one seed: the end of their names, and what sets their budgets."""
+    lowest, highest = min(terms.budgets), max(terms.budgets)
+    if not entrant.all_budgets:
+        return [
+            (f"-at-{budget:g}", {"budget": budget, "timesteps": terms.timesteps})
+            for budget in terms.budgets
+        ]
+    settings: dict[str, object] = {"timesteps": terms.timesteps * len(terms.budgets)}
+    if entrant.command is train_gumbel.COMMAND:
+        settings["budget"] = lowest
+        if lowest < highest:
+            settings["budgets"] = (lowest, highest)
+    return [("", settings)]
+
+
+def hold(jobs: Sequence[Job], dataset: "Dataset", *, argv: tuple[str, ...]) -> dict[str, str]:
+    """Run every training that is not finished.
+
+    A gate that fails does not stop the others.
+
+    Args:
+        jobs: What to train.
+        dataset: Their data set.
+        argv: The comparison's command line, for the runs' records.
+
+    Returns:
+        The names of those that failed, each with its reason.
+
+    Raises:
+        KeyboardInterrupt: After Ctrl-C, once the training at hand is saved.
+    """
+    from dfs_rl.devices import resolve_device
+
+    failed = {}
+    for number, job in enumerate(jobs, start=1):
+        say(f"[{number} of {len(jobs)}] {job.name}")
+        try:
+            device = str(resolve_device(job.config.device))
+            run = _folder_of(job, dataset, device=device, argv=argv)
+            with exclusive(run.path):
+                train_run(job.command, job.config, dataset, run, device=device)
+        except (DfsRlError, RuntimeError, MemoryError) as error:
+            failed[job.name] = " ".join(str(error).split()) or type(error).__name__
+            say(f"  failed: {failed[job.name]}")
+    return failed
+
+
+def _folder_of(job: Job, dataset: "Dataset", *, device: str, argv: tuple[str, ...]) -> RunFolder:
+    """Make a job's folder, or open the one that an earlier session made.
+
+    Raises:
+        ConfigError: If that one has other settings.
+    """
+    path = job.config.run_dir
+    if not (path / RECORD).is_file():
+        return create_run(job.command, job.config, dataset, device=device, argv=argv)
+    run = RunFolder.open(path, job.command.kind)
+    before = load_config(run.config_path, job.command.config_type)
+    # Where the data is may have changed; which images they are is checked elsewhere.
+    if replace(before, dataset=job.config.dataset) != job.config:
+        raise ConfigError(
+            f"{path} was trained with other settings than this comparison asks for; choose another folder."
+        )
+    return run

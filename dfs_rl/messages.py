@@ -1,0 +1,9 @@
+"""What commands tell the user while they work."""
+
+import sys
+
+
+def say(text: str) -> None:
+    """Tell the user, at once."""
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()

@@ -1,0 +1,143 @@
+"""A comparison that trains its gates: all on the same terms, each once, and none of them lost by another's failure."""
+
+from pathlib import Path
+
+import pytest
+
+from dfs_rl import compare
+from dfs_rl.config import config_from_dict, load_config
+from dfs_rl.contest import COMMANDS, ENTRANTS, Terms, given_settings, plan_jobs
+from dfs_rl.errors import ConfigError
+from dfs_rl.evaluation.comparison_records import ComparisonOfRuns
+from dfs_rl.runs import read_json
+from dfs_rl.train_agent import TrainAgentConfig
+from dfs_rl.train_gumbel import TrainGumbelConfig
+
+AGENT = "num_envs: 32\nprecision: float32\n"
+GUMBEL = "training:\n  batch_size: 32\n"
+
+
+def terms(**changes) -> Terms:
+    settings = {
+        "dataset": "digits",
+        "backbone": None,
+        "budgets": (1.5, 0.75, 3.0),
+        "seeds": 2,
+        "timesteps": 1000,
+        "device": "cpu",
+        "threads": 1,
+        "given": {},
+    }
+    return Terms(**(settings | changes))  # type: ignore[arg-type]
+
+
+def test_every_gate_learns_from_as_many_images_for_all_budgets_together(tmp_path: Path) -> None:
+    jobs = plan_jobs(tuple(ENTRANTS), terms(), tmp_path)
+    seen: dict[tuple[str, int], int] = {}
+    for job in jobs:
+        kind = job.name.split("-seed")[0]
+        key = (kind, job.config.seed)
+        seen[key] = seen.get(key, 0) + job.config.timesteps
+    assert seen == {(name, seed): 3000 for name in ENTRANTS for seed in (0, 1)}
+    assert len({job.config.run_dir for job in jobs}) == len(jobs)
+    assert all(job.config.run_dir == tmp_path / job.name for job in jobs)
+
+
+def test_each_gate_is_what_its_name_says(tmp_path: Path) -> None:
+    by_name = {job.name: job.config for job in plan_jobs(tuple(ENTRANTS), terms(seeds=1), tmp_path)}
+    assert isinstance(by_name["a2c-seed0"], TrainAgentConfig)
+    assert by_name["a2c-seed0"].algo == "a2c"
+    gumbel = by_name["gumbel-lstm-seed0"]
+    assert isinstance(gumbel, TrainGumbelConfig)
+    assert (gumbel.method, gumbel.gate, gumbel.budgets) == ("gumbel", "lstm", (0.75, 3.0))
+    assert {name for name in by_name if name.startswith("dfs-ff")} == {
+        "dfs-ff-seed0-at-1.5",
+        "dfs-ff-seed0-at-0.75",
+        "dfs-ff-seed0-at-3",
+    }
+    dfs = by_name["dfs-ff-seed0-at-1.5"]
+    assert (dfs.method, dfs.gate, dfs.budget, dfs.budgets) == ("dfs", "ff", 1.5, None)
+
+
+def test_all_gates_have_one_seed_before_any_has_two(tmp_path: Path) -> None:
+    seeds = [job.config.seed for job in plan_jobs(tuple(ENTRANTS), terms(), tmp_path)]
+    assert seeds == sorted(seeds)
+
+
+def test_further_settings_reach_their_gates_but_not_what_all_have_in_common(tmp_path: Path) -> None:
+    file = tmp_path / "agent.yaml"
+    file.write_text("ppo:\n  epochs: 2\n")
+    given = {"train_agent": given_settings(file, COMMANDS["train_agent"])}
+    jobs = plan_jobs(("ppo", "gumbel-ff"), terms(seeds=1, given=given), tmp_path)
+    assert jobs[0].config.ppo.epochs == 2
+    assert jobs[1].config == TrainGumbelConfig(
+        seed=0,
+        device="cpu",
+        timesteps=3000,
+        budget=0.75,
+        budgets=(0.75, 3.0),
+        run_dir=tmp_path / "gumbel-ff-seed0",
+    )
+    file.write_text("seed: 3\n")
+    with pytest.raises(ConfigError, match=r"agent.yaml sets seed, which a comparison sets"):
+        given_settings(file, COMMANDS["train_agent"])
+    file.write_text("speed: 3\n")
+    with pytest.raises(ConfigError, match="speed"):
+        given_settings(file, COMMANDS["train_agent"])
+
+
+def test_a_comparison_trains_reports_failures_and_goes_on_where_it_was(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "agent.yaml").write_text(AGENT)
+    (tmp_path / "gumbel.yaml").write_text(GUMBEL)
+    folder = tmp_path / "contest"
+    flags = ["--dataset", "digits", "--budgets", "1.5", "90", "--seeds", "1", "--timesteps", "200"]
+    flags += ["--gates", "ppo", "gumbel-ff", "dfs-lstm", "--device", "cpu"]
+    flags += ["--search.tables", "4"]
+    flags += ["--agent", str(tmp_path / "agent.yaml"), "--gumbel", str(tmp_path / "gumbel.yaml")]
+    assert compare.main([*flags, "--run-dir", str(folder)]) == 0
+    shown = capsys.readouterr()
+    # The LSTM costs more than 1.5 % of this small network.
+    assert "Failed: dfs-lstm-seed0-at-1.5: budget 1.5 % is not enough" in shown.out
+    runs = {path.name for path in (folder / "gates").iterdir()}
+    assert runs == {"ppo-seed0", "gumbel-ff-seed0", "dfs-lstm-seed0-at-90"}
+    path = folder / "comparison.json"
+    comparison = config_from_dict(read_json(path), ComparisonOfRuns, str(path))
+    gates = [point for point in comparison.points if point.kind == "gate"]
+    at_90 = {point.label for point in gates if point.budget == 90.0}
+    assert len(at_90) == 3
+    assert (folder / "gates" / "ppo-seed0" / "summary-at-90.json").is_file()
+    page = (folder / "report.html").read_text()
+    assert "dfs-lstm-seed0-at-1.5" in page
+
+    # Nothing that is finished is done again; what is missing is.
+    finished = folder / "gates" / "gumbel-ff-seed0"
+    before = {p: p.stat().st_mtime_ns for p in finished.rglob("*.json")}
+    (folder / "gates" / "ppo-seed0" / "training.json").unlink()
+    (folder / "report.html").unlink()
+    assert compare.main(["--resume", str(folder)]) == 0
+    again = capsys.readouterr()
+    assert again.out == shown.out
+    assert {p: p.stat().st_mtime_ns for p in before} == before
+    assert (folder / "gates" / "ppo-seed0" / "training.json").is_file()
+    assert (folder / "report.html").is_file()
+
+
+def test_gates_of_another_contest_are_not_taken_for_its_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "gumbel.yaml").write_text(GUMBEL)
+    folder = tmp_path / "contest"
+    flags = ["--dataset", "digits", "--budgets", "90", "--seeds", "1", "--timesteps", "200"]
+    flags += ["--gates", "gumbel-ff", "--gumbel", str(tmp_path / "gumbel.yaml"), "--device", "cpu"]
+    flags += ["--search.tables", "4"]
+    assert compare.main([*flags, "--run-dir", str(folder)]) == 0
+    (tmp_path / "gumbel.yaml").write_text(f"{GUMBEL}  learning_rate: 0.02\n")
+    capsys.readouterr()
+    assert compare.main(["--resume", str(folder)]) == 2
+    assert (
+        "was trained with other settings than this comparison asks for" in capsys.readouterr().err
+    )
+    config = load_config(folder / "gates" / "gumbel-ff-seed0" / "config.yaml", TrainGumbelConfig)
+    assert config.training.learning_rate == 0.01
