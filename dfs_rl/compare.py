@@ -1,6 +1,5 @@
 """``python -m dfs_rl.compare``: train every kind of gate, or take finished ones, put them side by side and say which one to ship."""
 
-import hashlib
 import math
 import shlex
 import sys
@@ -25,6 +24,7 @@ from dfs_rl.runs import RunFolder, read_json, write_json
 if TYPE_CHECKING:
     from dfs_rl.data import Dataset
     from dfs_rl.evaluation.comparison_records import ComparisonOfRuns, EvaluatedRun
+    from dfs_rl.evaluation.memory import Memory
     from dfs_rl.reporting.html_report import GateSection
 
 KIND = "compare"
@@ -133,7 +133,7 @@ def _given(config: CompareConfig) -> dict[str, Mapping[str, object]]:
 
 
 def _evaluated(
-    folder: RunFolder, dataset: "Dataset | str | None", config: CompareConfig
+    folder: RunFolder, dataset: "Dataset | str | None", config: CompareConfig, memory: "Memory"
 ) -> "tuple[list[EvaluatedRun], dict[str, str]]":
     """Evaluate a run at every budget that it can be turned to, or take what its evaluations stored.
 
@@ -156,7 +156,7 @@ def _evaluated(
     for budget in wanted if turns and wanted else (None,):
         name = str(folder.path) if budget is None else f"{folder.path} at {budget:g} %"
         try:
-            found.append(_evaluated_at(folder, dataset, budget, config))
+            found.append(_evaluated_at(folder, dataset, budget, config, memory))
         except (CheckpointError, ConfigError) as error:  # must not lose the others
             failed[name] = str(error)
             say(f"  failed: {error}")
@@ -164,7 +164,11 @@ def _evaluated(
 
 
 def _evaluated_at(
-    folder: RunFolder, dataset: "Dataset | str | None", budget: float | None, config: CompareConfig
+    folder: RunFolder,
+    dataset: "Dataset | str | None",
+    budget: float | None,
+    config: CompareConfig,
+    memory: "Memory",
 ) -> "EvaluatedRun":
     from dfs_rl.evaluate import evaluate_run, picture_prefix
     from dfs_rl.evaluation.comparison_records import EvaluatedRun
@@ -181,6 +185,7 @@ def _evaluated_at(
             device=config.device,
             search=config.search,
             progress=lambda text: say(f"  {text}"),
+            memory=memory,
         )
     settings = _flat(read_yaml(folder.config_path))
     if budget is not None:
@@ -214,12 +219,11 @@ def _flat(settings: Mapping[str, object], prefix: str = "") -> dict[str, object]
 
 def _backbone_digest(folder: RunFolder) -> str:
     """Return a digest of the backbone that the run's gate was given."""
-    from dfs_rl.backbones.storage import WEIGHTS_FILE
+    from dfs_rl.backbones.storage import weights_digest
     from dfs_rl.gating.model import BACKBONE_FOLDER, BEFORE_FOLDER
 
     before = folder.path / BEFORE_FOLDER
-    place = before if before.is_dir() else folder.path / BACKBONE_FOLDER
-    return hashlib.sha256((place / WEIGHTS_FILE).read_bytes()).hexdigest()[:16]
+    return weights_digest(before if before.is_dir() else folder.path / BACKBONE_FOLDER)
 
 
 def _sections(
@@ -261,11 +265,13 @@ def _compared(
         CheckpointError: If none can be evaluated.
     """
     from dfs_rl.evaluation.comparison import check_comparable, compare_runs
+    from dfs_rl.evaluation.memory import Memory
 
     runs: list[EvaluatedRun] = []
+    memory = Memory()  # the search for static tables is most of an evaluation's time
     all_failed = dict(failed)
     for folder in folders:
-        found, reasons = _evaluated(folder, dataset, config)
+        found, reasons = _evaluated(folder, dataset, config, memory)
         runs += found
         all_failed |= reasons
         check_comparable(runs)

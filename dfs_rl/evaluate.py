@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from dfs_rl.backbones import BackboneInfo, WalkableBackbone
     from dfs_rl.data import Dataset
     from dfs_rl.evaluation.baselines import Method
+    from dfs_rl.evaluation.memory import Memory
     from dfs_rl.evaluation.summary import EvaluationSummary, Subject
     from dfs_rl.gating.model import GatedModel
     from dfs_rl.reporting.images_plot import ImageExample
@@ -99,6 +100,8 @@ class _Plan(NamedTuple):
     split: ReportedSplit
     batch_size: int
     search: SearchLimits
+    memory: "Memory"
+    ground: str
 
 
 def evaluate_run(
@@ -112,6 +115,7 @@ def evaluate_run(
     precision: Precision = "float32",
     search: SearchLimits | None = None,
     progress: Callable[[str], None] = lambda _: None,
+    memory: "Memory | None" = None,
 ) -> Evaluation:
     """Evaluate a run and store ``summary.json`` and ``plots/`` in it.
 
@@ -131,6 +135,7 @@ def evaluate_run(
         precision: What the backbone computes in, as in ``EvaluateConfig``.
         search: How long to search for the best static table; None for the defaults.
         progress: Told what is being done, in a few words.
+        memory: What evaluations of other runs found; pass the same one to save what they have in common.
 
     Raises:
         RunFolderError: If it is no run.
@@ -138,8 +143,11 @@ def evaluate_run(
         DataError: If the data set cannot be found or is not the one that the run was trained on.
         ConfigError: If the device is not there, or the gate cannot be turned to ``budget``.
     """
+    from dfs_rl.backbones.storage import weights_digest
+    from dfs_rl.evaluation.memory import Memory
     from dfs_rl.evaluation.outcomes import outcomes_of, save_outcomes
     from dfs_rl.evaluation.summary import Subject, summarize
+    from dfs_rl.gating.model import BACKBONE_FOLDER
     from dfs_rl.reporting.pictures import write_pictures
 
     folder = RunFolder.open(run) if isinstance(run, Path) else run
@@ -163,7 +171,10 @@ def evaluate_run(
         return Evaluation(known, path, outcomes, stored=True)
     if path.exists():
         progress(f"{path} belongs to other weights, images or settings and is replaced")
-    methods, examples = _measure(loaded, data, about, _Plan(split, batch_size, search), progress)
+    digest = weights_digest(folder.path / BACKBONE_FOLDER)
+    ground = f"{digest} {data.fingerprint} {precision} {batch_size}"
+    plan = _Plan(split, batch_size, search, memory or Memory(), ground)
+    methods, examples = _measure(loaded, data, about, plan, progress)
     costs = loaded.backbone.costs
     summary = summarize(methods, costs, about)
     path.unlink(
@@ -289,7 +300,11 @@ def _measure(
     reported, selection = data.split(plan.split).to(place), data.split(_SELECTION).to(place)
     size = plan.batch_size
     progress(f"every uniform option on {len(reported):,} {plan.split} images")
-    uniform = uniform_methods(backbone, reported, selection=selection, batch_size=size)
+    memory, ground = plan.memory, plan.ground
+    uniform = memory.uniform(
+        f"{ground} {plan.split}",
+        lambda: uniform_methods(backbone, reported, selection=selection, batch_size=size),
+    )
     if model is None:
         return uniform, None
     progress("the gate")
@@ -305,6 +320,7 @@ def _measure(
         limits=plan.search,
         batch_size=size,
         progress=progress,
+        known=memory.scores(f"{ground} {plan.search.images}"),
     )
     rivals = rival_methods(
         backbone,

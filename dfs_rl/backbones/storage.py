@@ -1,5 +1,6 @@
 """A backbone on disk: structure and provenance in JSON, weights in safetensors; loading executes no code."""
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -106,3 +107,8 @@ def _mapping(value: object) -> dict[str, object]:
     if not isinstance(value, dict):
         raise TypeError(f"{value!r} is not a mapping.")
     return value
+
+
+def weights_digest(folder: Path) -> str:
+    """Return a short digest of a stored backbone's weights, which tells it from every other."""
+    return hashlib.sha256((folder / WEIGHTS_FILE).read_bytes()).hexdigest()[:16]

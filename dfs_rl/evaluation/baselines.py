@@ -15,7 +15,7 @@ from dfs_rl.evaluation.limits import SearchLimits
 from dfs_rl.evaluation.records import GateRecords
 from dfs_rl.evaluation.run_gate import BATCH_SIZE, evaluate_options, evaluate_table
 from dfs_rl.evaluation.static_search import SearchResult, search_static_table
-from dfs_rl.evaluation.tables import Table
+from dfs_rl.evaluation.tables import Table, TableScore
 from dfs_rl.evaluation.verdict import SAME_COST
 from dfs_rl.seeding import torch_generator
 
@@ -165,6 +165,7 @@ class Arena:
         limits: How long to search for a static table; None for the defaults.
         batch_size: Images that run together.
         progress: Told what is being done, in a few words.
+        known: Scores of static tables from earlier searches on the same ground, see ``search_static_table``; None for none.
     """
 
     reported: ImageSet
@@ -174,6 +175,7 @@ class Arena:
     limits: SearchLimits | None = None
     batch_size: int = BATCH_SIZE
     progress: Callable[[str], None] = lambda _: None
+    known: dict[Table, TableScore] | None = None
 
 
 def searched_methods(
@@ -212,6 +214,7 @@ def searched_methods(
         starts=starts,
         limits=arena.limits,
         batch_size=arena.batch_size,
+        known=None if before else arena.known,
     )
     static_records, static_selection = (
         evaluate_table(

@@ -65,6 +65,7 @@ def search_static_table(
     starts: Sequence[Table] = (),
     limits: SearchLimits | None = None,
     batch_size: int = BATCH_SIZE,
+    known: dict[Table, TableScore] | None = None,
 ) -> SearchResult:
     """Find the static table of the highest accuracy whose computation is at most ``cap``.
 
@@ -75,6 +76,8 @@ def search_static_table(
         starts: Tables to start from beside the uniform ones; lowered until they fit.
         limits: How long to search; None for the defaults.
         batch_size: Images that run together.
+        known: Scores of earlier searches with the same backbone, images, number of them, and batch size, which are taken over and
+            added to. They save time and change nothing else.
 
     Raises:
         ConfigError: If even the cheapest table is above ``cap``.
@@ -91,7 +94,7 @@ def search_static_table(
     images = min(limits.images, n)
     # Evenly spaced, so that a split sorted by class still gives every class its share.
     part = image_set if images == n else image_set.subset(torch.arange(images) * n // images)
-    scorer = _Scorer(backbone, part, cap, limits.tables, batch_size)
+    scorer = _Scorer(backbone, part, cap, limits.tables, batch_size, {} if known is None else known)
     enumerable = n_options**n_layers <= limits.tables
     uniform = [(option,) * n_layers for option in range(n_options)]
     begin = [best for best in [scorer.best(uniform, _by_accuracy)] if best is not None]
@@ -133,6 +136,7 @@ class _Scorer:
         cap: float,
         allowance: int,
         batch_size: int,
+        known: dict[Table, TableScore],
     ) -> None:
         self.scores: dict[Table, TableScore] = {}
         self._backbone = backbone
@@ -140,6 +144,7 @@ class _Scorer:
         self._cap = cap
         self._allowance = allowance
         self._batch_size = batch_size
+        self._known = known
 
     @property
     def exhausted(self) -> bool:
@@ -155,11 +160,13 @@ class _Scorer:
         ]
         fresh = [table for table in wanted if table not in self.scores]
         fresh = fresh[: self._allowance - len(self.scores)]
-        if fresh:
+        unknown = [table for table in fresh if table not in self._known]
+        if unknown:
             scores = score_tables(
-                self._backbone, self._image_set, fresh, batch_size=self._batch_size
+                self._backbone, self._image_set, unknown, batch_size=self._batch_size
             )
-            self.scores.update(zip(fresh, scores, strict=True))
+            self._known.update(zip(unknown, scores, strict=True))
+        self.scores.update((table, self._known[table]) for table in fresh)
         return [table for table in wanted if table in self.scores]
 
     def best(self, tables: Iterable[Table], key: _Key) -> Table | None:

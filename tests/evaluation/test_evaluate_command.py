@@ -12,6 +12,7 @@ from dfs_rl.data import Dataset, ImageSet, channel_statistics, load_dataset
 from dfs_rl.errors import CheckpointError, ConfigError, DataError, RunFolderError
 from dfs_rl.evaluate import evaluate_run, main
 from dfs_rl.evaluation.limits import SearchLimits
+from dfs_rl.evaluation.memory import Memory
 from dfs_rl.gating.dial import Dial
 from dfs_rl.gating.learned import LayerwiseGate
 from dfs_rl.gating.model import load
@@ -256,3 +257,16 @@ def test_help_needs_no_torch():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "--split" in done.stdout
+
+
+def test_what_evaluations_have_in_common_changes_no_figure(make_run, digits):
+    alone, other = make_run(), make_run("train_gumbel")
+    save_gate_of(7, other, load(other.path).backbone)
+    short = SearchLimits(tables=12)
+    expected = [evaluate_run(run, dataset=digits, search=short).summary for run in (alone, other)]
+    memory = Memory()
+    for run, summary in zip((alone, other), expected, strict=True):
+        (run.path / "summary.json").unlink()
+        found = evaluate_run(run, dataset=digits, search=short, memory=memory)
+        assert not found.stored
+        assert found.summary == summary

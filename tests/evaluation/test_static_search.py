@@ -97,3 +97,19 @@ def test_a_start_is_ranked_on_the_whole_split_whatever_its_luck_on_a_part(backbo
     found = search_static_table(backbone, val, cap, starts=[best], limits=limits)
     expected = evaluate_table(backbone, val, best, name="t").accuracy
     assert found.accuracy == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("images", [32, 10_000])
+def test_scores_of_earlier_searches_save_time_and_change_nothing(backbone, val, images):
+    limits = SearchLimits(tables=30, images=images)
+    fresh = [search_static_table(backbone, val, cap, limits=limits) for cap in (25.0, 50.0, 72.0)]
+    known = {}
+    again = [
+        search_static_table(backbone, val, cap, limits=limits, known=known)
+        for cap in (25.0, 50.0, 72.0)
+    ]
+    assert again == fresh
+    assert len(known) < sum(found.tables for found in fresh)  # some were met more than once
+    before = dict(known)
+    assert search_static_table(backbone, val, 50.0, limits=limits, known=known) == fresh[1]
+    assert known == before
