@@ -285,14 +285,16 @@ def _write(
     folder: RunFolder, comparison: "ComparisonOfRuns", runs: "Sequence[EvaluatedRun]"
 ) -> None:
     """Write the report into a folder, and the table to the screen."""
-    from dfs_rl.reporting import style
+    from dfs_rl.reporting.comparison_pictures import comparison_pictures
     from dfs_rl.reporting.comparison_text import comparison_csv, comparison_text
-    from dfs_rl.reporting.frontier_plot import frontier_plot
     from dfs_rl.reporting.html_report import html_report
 
-    picture = style.to_png(frontier_plot(comparison))
-    page = html_report(comparison, picture, _sections(comparison, runs))
-    write_bytes_atomic(folder.path / "frontier.png", picture)
+    pictures = comparison_pictures(comparison)
+    page = html_report(comparison, pictures, _sections(comparison, runs))
+    write_bytes_atomic(folder.path / "frontier.png", pictures.frontier)
+    write_bytes_atomic(folder.path / "spending.png", pictures.spending)
+    for number, png in enumerate(pictures.mixes.values(), start=1):
+        write_bytes_atomic(folder.path / f"options-{number}.png", png)
     write_bytes_atomic(folder.path / "points.csv", comparison_csv(comparison).encode())
     write_json(folder.path / "comparison.json", config_to_dict(comparison))
     write_bytes_atomic(folder.path / "report.html", page.encode())

@@ -13,15 +13,19 @@ from dfs_rl.errors import DataError
 from dfs_rl.evaluation.comparison_records import (
     GATE,
     ComparisonOfRuns,
-    Curve,
+    CurvePair,
     EvaluatedRun,
     Pair,
     Point,
     Spread,
+    TrainingCost,
+    spread,
 )
-from dfs_rl.evaluation.curves import COMPUTATIONS, CurvePoint, accuracy_at, hypervolume
+from dfs_rl.evaluation.curves import CurvePoint
 from dfs_rl.evaluation.metrics import paired_difference
 from dfs_rl.evaluation.outcomes import Outcome
+from dfs_rl.evaluation.spending import SKIP_ALL, difficulty_of, spending_of
+from dfs_rl.evaluation.tradeoffs import Traced, curve_pairs
 from dfs_rl.evaluation.verdict import SAME_COST
 
 RIVALS = ("static_table", "cascade", "mode_table", "random", "patterns")
@@ -31,7 +35,6 @@ _KNOBS = ("budget", "cost_weight")
 WORST_COMPUTATION = 10.0
 """Percent; where areas end: every low bit width lies left of it."""
 _BEFORE = "_before"
-_SKIP_ALL = "uniform_0"
 _ALTERNATIVES = ("static_table", "cascade")
 """The rivals that one could ship instead of a gate."""
 _UNTOLD = ("seed", "run_dir", "device", "threads", "dataset", "backbone", "checkpoint_every")
@@ -74,7 +77,13 @@ def compare_runs(
     named = _grouped(runs, untold=_UNTOLD)
     for label, group in named.items():
         _check_seeds(label, group)
-    gates = [_gate_point(label, group) for label, group in named.items()]
+    family_of = {
+        (run.path, _knob(run)): label for label, family in _families(runs).items() for run in family
+    }
+    gates = [
+        replace(_gate_point(label, group), family=family_of[group[0].path, _knob(group[0])])
+        for label, group in named.items()
+    ]
     rivals = [
         (label, _rival_point(key, group))
         for label, group in named.items()
@@ -84,9 +93,12 @@ def compare_runs(
     ]
     points = sorted([*gates, *_told_apart(rivals)], key=lambda point: point.computation.mean)
     references = _references(next((run for run in runs if not _is_cotrained(run)), runs[0]))
-    running = [point for point in references if point.kind != _SKIP_ALL]
+    running = [point for point in references if point.kind != SKIP_ALL]
     frontier = _frontier([*points, *running])
     about = runs[0].summary
+    traced = list(_traced(runs, running[0]))
+    curve_differences = tuple(curve_pairs(traced))
+    difficulty = difficulty_of(runs[0])
     pairs = tuple(_pairs(named, gates))
     return ComparisonOfRuns(
         dataset=about.dataset,
@@ -96,17 +108,16 @@ def compare_runs(
         points=tuple(points),
         references=tuple(references),
         pairs=pairs,
-        curves=tuple(_curves(runs, running[0])),
+        curves=tuple(method.curve() for method in traced),
+        curve_pairs=curve_differences,
+        trainings=tuple(_trainings(runs)),
+        difficulty=difficulty.classes,
+        difficulty_shares=difficulty.shares,
+        spending=tuple(spending_of(named, difficulty)),
         frontier=tuple(point.label for point in frontier),
-        verdict=tuple(_verdict(gates, frontier, pairs)),
+        verdict=tuple(_verdict(gates, frontier, pairs, curve_differences)),
         failed=dict(failed or {}),
     )
-
-
-def spread(values: Sequence[float]) -> Spread:
-    """Return mean and standard deviation."""
-    deviation = statistics.stdev(values) if len(values) > 1 else None
-    return Spread(mean=statistics.fmean(values), deviation=deviation)
 
 
 def _grouped(
@@ -136,7 +147,9 @@ def _labels(runs: Sequence[EvaluatedRun], *, untold: Sequence[str]) -> list[str]
         for name in names:
             value = run.settings.get(name)
             if any(other.settings.get(name) != value for other in others):
-                shown = "default" if value is None else value
+                shown = (
+                    "default" if value is None else f"{value:g}" if type(value) is float else value
+                )
                 told.append(f"{name.replace('_', ' ')} {shown}")
         labels.append(", ".join([kind, *told]))
     return labels
@@ -155,13 +168,16 @@ def _check_seeds(label: str, group: Sequence[EvaluatedRun]) -> None:
 
 
 def _told_apart(rivals: Sequence[tuple[str, Point]]) -> list[Point]:
-    """Add the gate's label to the labels that two rivals share."""
-    labels = [point.label for _, point in rivals]
+    """Leave out rivals that are the same as an earlier one, and add the gate's label to the labels that different ones share."""
+    different: dict[tuple[object, ...], tuple[str, Point]] = {}
+    for gate, point in rivals:
+        different.setdefault((point.label, point.accuracy, point.computation), (gate, point))
+    labels = [point.label for _, point in different.values()]
     return [
         point
         if labels.count(point.label) == 1
         else replace(point, label=f"{point.label}, beside {gate}")
-        for gate, point in rivals
+        for gate, point in different.values()
     ]
 
 
@@ -213,6 +229,7 @@ def _point(
     return Point(
         label=label,
         kind=key,
+        family=label,
         runs=tuple(run.path for run in group),
         seeds=tuple(int(str(run.settings.get("seed", 0))) for run in group),
         budget=cast("float | None", group[0].settings.get("budget")),
@@ -262,6 +279,9 @@ def _frontier(points: Sequence[Point]) -> list[Point]:
 def _pairs(named: Mapping[str, Sequence[EvaluatedRun]], gates: Sequence[Point]) -> Iterator[Pair]:
     """Compare the gates whose costs differ by at most 5 %, on the same images."""
     for first, second in itertools.combinations(gates, 2):
+        budgets = {first.budget, second.budget} - {None}
+        if first.family == second.family or len(budgets) > 1:
+            continue  # of one curve, or each at a budget of its own
         ratio = first.computation.mean / second.computation.mean
         if not 1 / (1 + SAME_COST) <= ratio <= 1 + SAME_COST:
             continue
@@ -275,49 +295,67 @@ def _pairs(named: Mapping[str, Sequence[EvaluatedRun]], gates: Sequence[Point]) 
         )
 
 
-def _curves(runs: Sequence[EvaluatedRun], cheapest: Point) -> Iterator[Curve]:
-    """Make a curve of every gate that has more than one budget or price, and of its rivals at the same costs."""
+def _traced(runs: Sequence[EvaluatedRun], cheapest: Point) -> Iterator[Traced]:
+    """Trace every gate that has more than one budget or price, and its rivals at the same costs."""
     worst = CurvePoint(WORST_COMPUTATION, cheapest.accuracy.mean)
-    for label, family in _grouped(runs, untold=(*_UNTOLD, *_KNOBS)).items():
-        knobs = {tuple(repr(run.settings.get(knob)) for knob in _KNOBS) for run in family}
+    for label, family in _families(runs).items():
+        knobs = sorted({_knob(run) for run in family})
         if len(knobs) == 1:
             continue
-        seeds: dict[object, list[EvaluatedRun]] = {}
+        seeds: dict[object, dict[tuple[str, ...], EvaluatedRun]] = {}
         for run in family:
-            seeds.setdefault(run.settings.get("seed"), []).append(run)
+            seeds.setdefault(run.settings.get("seed"), {})[_knob(run)] = run
         # A seed that lacks a point would differ in area for that reason alone.
-        whole = [group for group in seeds.values() if len(group) == len(knobs)]
+        whole = {
+            seed: [by[knob] for knob in knobs]
+            for seed, by in seeds.items()
+            if len(by) == len(knobs)
+        }
         if not whole:
             continue
         for key in (GATE, *_ALTERNATIVES):
-            traced = [[_curve_point(run, key) for run in group] for group in whole]
             method = family[0].summary.method(key)
             assert method is not None, "every run has its rivals"
-            yield Curve(
-                label=label if key == GATE else f"{method.label}s at the costs of {label}",
-                points=len(knobs),
-                seeds=len(whole),
-                hypervolume=spread([hypervolume(points, worst=worst) for points in traced]),
-                accuracy_at=_read_off(traced),
+            is_gate = key == GATE
+            yield Traced(
+                label=label if is_gate else f"{method.label}s at the costs of {label}",
+                gate=label,
+                seeds=tuple(whole),
+                outcomes=[[_outcome(run, key) for run in group] for group in whole.values()],
+                histograms=[
+                    [torch.tensor(run.summary.histogram) for run in group]
+                    for group in whole.values()
+                ]
+                if is_gate
+                else [],
+                worst=worst,
             )
 
 
-def _curve_point(run: EvaluatedRun, key: str) -> CurvePoint:
-    outcome = run.outcomes.reported[GATE] if key == GATE else _rival_outcome(run, key)
-    return CurvePoint(
-        float(outcome.computation.double().mean()), 100.0 * float(outcome.correct.double().mean())
-    )
+def _families(runs: Sequence[EvaluatedRun]) -> dict[str, list[EvaluatedRun]]:
+    """Put runs together that differ in nothing but seed and budget or price."""
+    return _grouped(runs, untold=(*_UNTOLD, *_KNOBS))
 
 
-def _read_off(traced: Sequence[Sequence[CurvePoint]]) -> dict[str, Spread]:
-    """Read curves, one for each seed, off at fixed computations."""
-    found = {}
-    for computation in COMPUTATIONS:
-        values = [accuracy_at(points, computation) for points in traced]
-        inside = [value for value in values if value is not None]
-        if len(inside) == len(values):
-            found[f"{computation:g}"] = spread(inside)
-    return found
+def _knob(run: EvaluatedRun) -> tuple[str, ...]:
+    return tuple(repr(run.settings.get(knob)) for knob in _KNOBS)
+
+
+def _outcome(run: EvaluatedRun, key: str) -> Outcome:
+    return run.outcomes.reported[GATE] if key == GATE else _rival_outcome(run, key)
+
+
+def _trainings(runs: Sequence[EvaluatedRun]) -> Iterator[TrainingCost]:
+    """Count what training each kind of gate took; a run that was evaluated at several budgets was trained once."""
+    for label, family in _families(runs).items():
+        trained = list({run.path: run for run in family}.values())
+        seconds = [run.seconds for run in trained if run.seconds is not None]
+        yield TrainingCost(
+            label=label,
+            trainings=len(trained),
+            images=sum(run.images_seen for run in trained),
+            seconds=sum(seconds) if len(seconds) == len(trained) else None,
+        )
 
 
 def _mean_correct(group: Sequence[EvaluatedRun]) -> Tensor:
@@ -326,7 +364,10 @@ def _mean_correct(group: Sequence[EvaluatedRun]) -> Tensor:
 
 
 def _verdict(
-    gates: Sequence[Point], frontier: Sequence[Point], pairs: Sequence[Pair]
+    gates: Sequence[Point],
+    frontier: Sequence[Point],
+    pairs: Sequence[Pair],
+    curve_differences: Sequence[CurvePair],
 ) -> Iterator[str]:
     """Say what to ship at which cost, and what the gates are worth."""
     listed = "; ".join(
@@ -344,6 +385,27 @@ def _verdict(
         if pair.low > 0 or pair.high < 0:
             better, worse = (pair.first, pair.second) if pair.low > 0 else (pair.second, pair.first)
             yield f"At about the same cost {better} is {abs(pair.difference):.2f} points above {worse}, beyond chance over images."
+    for differs in curve_differences:
+        low, high = differs.interval.low, differs.interval.high
+        if low <= 0 <= high:
+            continue
+        better, worse = (
+            (differs.first, differs.second) if low > 0 else (differs.second, differs.first)
+        )
+        over_seeds = differs.spread is not None and exceeds_seeds(
+            differs.spread
+            if low > 0
+            else Spread(mean=-differs.spread.mean, deviation=differs.spread.deviation)
+        )
+        also = (
+            "and by more than two standard deviations over seeds"
+            if over_seeds
+            else "but not beyond seeds"
+        )
+        yield (
+            f"Over all budgets the area of {better} is {abs(differs.difference):.2f} above that of {worse}, beyond chance over "
+            f"images, {also}."
+        )
 
 
 def exceeds_seeds(gain: Spread) -> bool:

@@ -1,5 +1,6 @@
 """What a comparison of runs is made from and what comes of it."""
 
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -50,6 +51,25 @@ class Spread:
     deviation: float | None
 
 
+def spread(values: Sequence[float]) -> Spread:
+    """Return mean and standard deviation."""
+    deviation = statistics.stdev(values) if len(values) > 1 else None
+    return Spread(mean=statistics.fmean(values), deviation=deviation)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interval:
+    """Where a figure would lie with other test images, in 95 of 100 cases.
+
+    Attributes:
+        low: Lower end.
+        high: Upper end.
+    """
+
+    low: float
+    high: float
+
+
 @dataclass(frozen=True, kw_only=True)
 class Point:
     """One gate, over its seeds.
@@ -57,6 +77,7 @@ class Point:
     Attributes:
         label: What tables and plots call it.
         kind: ``"gate"``, or the key of a rival for a point that is one.
+        family: Label of a gate without its budget or price, which all points of its curve share.
         runs: Folders of its runs.
         seeds: Their seeds.
         budget: What images may cost on average, in percent, if that was asked for.
@@ -71,6 +92,7 @@ class Point:
 
     label: str
     kind: str
+    family: str
     runs: tuple[str, ...]
     seeds: tuple[int, ...]
     budget: float | None
@@ -112,14 +134,72 @@ class Curve:
         seeds: How many seeds have all of them; the others do not count.
         hypervolume: Area that it dominates in each seed, percent of accuracy times decades of computation, above the cheapest
             uniform setting and left of 10 % computation.
+        interval: Of the area's mean over seeds, over images.
         accuracy_at: Accuracy at fixed computations, for those within the range of every seed.
+        accuracy_interval: Of their means over seeds, over images; for those that are within the range in nearly every draw.
+        histograms: How often each layer runs at each option, mean over seeds, ``[points, layers, options]``, cheapest first;
+            empty for what could be shipped instead.
+        computations: Mean computation at each of these points.
     """
 
     label: str
     points: int
     seeds: int
     hypervolume: Spread
+    interval: Interval
     accuracy_at: Mapping[str, Spread]
+    accuracy_interval: Mapping[str, Interval]
+    histograms: tuple[tuple[tuple[float, ...], ...], ...]
+    computations: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurvePair:
+    """Two curves over the same images.
+
+    Attributes:
+        first: Label of the one.
+        second: Label of the other.
+        difference: Area of the first minus that of the second, means over their seeds.
+        interval: Of it, over images.
+        spread: Of it, over the seeds that both have; None for a single one, and for different ones.
+    """
+
+    first: str
+    second: str
+    difference: float
+    interval: Interval
+    spread: Spread | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingCost:
+    """What it took to train one kind of gate.
+
+    Attributes:
+        label: What tables call it.
+        trainings: How many there were.
+        images: Images that all of them learned from, repeats counted.
+        seconds: How long they took together, None where that was not recorded.
+    """
+
+    label: str
+    trainings: int
+    images: int
+    seconds: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spending:
+    """How much a gate spends on images of different difficulty.
+
+    Attributes:
+        label: The gate.
+        relative: Mean computation of the images of each class, over that of all images; None for a class without images.
+    """
+
+    label: str
+    relative: tuple[float | None, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,6 +215,11 @@ class ComparisonOfRuns:
         references: Uniform settings and full precision, cheapest first.
         pairs: Gates that cost about the same, each with each.
         curves: Gates with more than one budget or price as curves, each with its rivals at the same costs.
+        curve_pairs: Each curve of a gate with its rivals' and with every other gate's.
+        trainings: What training each kind of gate took.
+        difficulty: Names of classes of images: which uniform bits are the fewest that classify them rightly.
+        difficulty_shares: Share of the images in each.
+        spending: What each gate spends on them.
         frontier: Labels of the points, references among them, that no other point beats in both accuracy and computation on
             the selection split, cheapest first. The reported split has no part in this choice.
         verdict: What to ship, in sentences.
@@ -149,6 +234,11 @@ class ComparisonOfRuns:
     references: tuple[Point, ...]
     pairs: tuple[Pair, ...]
     curves: tuple[Curve, ...]
+    curve_pairs: tuple[CurvePair, ...]
+    trainings: tuple[TrainingCost, ...]
+    difficulty: tuple[str, ...]
+    difficulty_shares: tuple[float, ...]
+    spending: tuple[Spending, ...]
     frontier: tuple[str, ...]
     verdict: tuple[str, ...]
     failed: Mapping[str, str]

@@ -4,7 +4,14 @@ import csv
 import io
 import textwrap
 
-from dfs_rl.evaluation.comparison_records import GATE, ComparisonOfRuns, Point, Spread
+from dfs_rl.evaluation.comparison_records import (
+    GATE,
+    ComparisonOfRuns,
+    Curve,
+    Interval,
+    Point,
+    Spread,
+)
 from dfs_rl.evaluation.curves import COMPUTATIONS
 from dfs_rl.reporting.table import WIDTH, aligned
 
@@ -33,6 +40,7 @@ def comparison_text(comparison: ComparisonOfRuns) -> str:
     parts = [head, aligned(HEAD, row_groups(comparison))]
     if comparison.curves:
         parts.append(aligned(*curve_table(comparison)))
+    parts.append(aligned(TRAINING_HEAD, [training_rows(comparison)]))
     parts.append(verdict)
     if comparison.failed:
         told = (f"Failed: {path}: {reason}" for path, reason in comparison.failed.items())
@@ -61,12 +69,26 @@ def curve_table(
             curve.label,
             str(curve.points),
             str(curve.seeds),
-            _spread(curve.hypervolume, 2),
-            *(_spread(v, 2) if (v := curve.accuracy_at.get(c)) else "" for c in shown),
+            f"{_spread(curve.hypervolume, 2)} {_interval(curve.interval)}",
+            *(_read_off(curve, c) for c in shown),
         )
         for curve in comparison.curves
     ]
     return head, [rows]
+
+
+TRAINING_HEAD = ("gate", "trainings", "images", "minutes", "images per second")
+
+
+def training_rows(comparison: ComparisonOfRuns) -> list[tuple[str, ...]]:
+    """Return what training each kind of gate took."""
+    rows: list[tuple[str, ...]] = []
+    for cost in comparison.trainings:
+        known = cost.seconds is not None and cost.seconds > 0
+        minutes = f"{cost.seconds / 60:.1f}" if cost.seconds is not None else ""
+        rate = f"{cost.images / cost.seconds:,.0f}" if known and cost.seconds else ""
+        rows.append((cost.label, str(cost.trainings), f"{cost.images:,}", minutes, rate))
+    return rows
 
 
 def comparison_csv(comparison: ComparisonOfRuns) -> str:
@@ -104,6 +126,18 @@ def _cells(point: Point) -> tuple[str, ...]:
 def _spread(value: Spread, digits: int) -> str:
     deviation = "" if value.deviation is None else f" ± {value.deviation:.{digits}f}"
     return f"{value.mean:.{digits}f}{deviation}"
+
+
+def _interval(value: Interval) -> str:
+    return f"[{value.low:.2f}, {value.high:.2f}]"
+
+
+def _read_off(curve: Curve, computation: str) -> str:
+    value = curve.accuracy_at.get(computation)
+    if value is None:
+        return ""
+    over_images = curve.accuracy_interval.get(computation)
+    return " ".join([_spread(value, 2), *([_interval(over_images)] if over_images else [])])
 
 
 def _signed(value: Spread | None) -> str:

@@ -1,6 +1,6 @@
 """Accuracy against computation of many gates: points over seeds, rivals joined to curves, references behind them."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from dfs_rl.evaluation.comparison_records import GATE, ComparisonOfRuns, Point
 from dfs_rl.reporting import style
@@ -10,8 +10,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_COLOURS = (style.VERMILION, style.PURPLE, style.ORANGE, style.SKY)
-_MARKERS = "*osDXPv^<>"
 _CURVES = {
     "static_table": ("best static tables", style.BLUE, "s"),
     "cascade": ("confidence cascades", style.GREEN, "^"),
@@ -45,17 +43,56 @@ def frontier_plot(comparison: ComparisonOfRuns) -> "Figure":
         if rivals:
             lines.append(_curve(axes, rivals, colour, marker, name))
     labels = []
-    gates = [point for point in comparison.points if point.kind == GATE]
-    for i, point in enumerate(gates):
-        colour = _COLOURS[i % len(_COLOURS)]
-        _draw(axes, point, colour, _MARKERS[i % len(_MARKERS)])
-        labels.append(_label(point, colour, weight="bold"))
+    families: dict[str, list[Point]] = {}
+    for point in comparison.points:
+        if point.kind == GATE:
+            families.setdefault(point.family, []).append(point)
+    for i, (name, points) in enumerate(families.items()):
+        colour = style.GATE_COLOURS[i % len(style.GATE_COLOURS)]
+        marker = style.GATE_MARKERS[i % len(style.GATE_MARKERS)]
+        for point in points:
+            _draw(axes, point, colour, marker)
+        if len(points) > 1:
+            lines.append(_curve(axes, points, colour, marker, name))
+        else:
+            labels.append(_label(points[0], colour, weight="bold"))
     labels += [_label(point, style.MUTED) for point in references]
     _finish_axes(axes)
     if len(lines) > 1:
         axes.legend(loc="lower right", fontsize=style.SMALL_SIZE, frameon=False)
     place_labels(axes, labels, [line for line in lines if len(line) > 1], style.SMALL_SIZE)
     return figure
+
+
+class PlacedPoint(NamedTuple):
+    """Where a point is in the picture.
+
+    Attributes:
+        text: What there is to say about it.
+        left: From the left edge, as a fraction of the width.
+        top: From the upper edge, as a fraction of the height.
+    """
+
+    text: str
+    left: float
+    top: float
+
+
+def placed_points(figure: "Figure", comparison: ComparisonOfRuns) -> list[PlacedPoint]:
+    """Return where ``frontier_plot`` drew what, for a page that tells more where one points at it."""
+    (axes,) = figure.axes
+    low, high = axes.get_ylim()
+    placed = []
+    for point in (*comparison.points, *comparison.references):
+        if not low <= point.accuracy.mean <= high:
+            continue
+        at = axes.transData.transform((point.computation.mean, point.accuracy.mean))
+        left, bottom = figure.transFigure.inverted().transform(at)
+        text = f"{point.label}: {point.accuracy.mean:.2f} % right at {point.computation.mean:.3g} %"
+        if len(point.seeds) > 1:
+            text += f", {len(point.seeds)} seeds"
+        placed.append(PlacedPoint(text, float(left), 1.0 - float(bottom)))
+    return placed
 
 
 def _curve(

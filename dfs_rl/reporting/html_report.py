@@ -6,7 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from dfs_rl.evaluation.comparison_records import ComparisonOfRuns
-from dfs_rl.reporting.comparison_text import HEAD, curve_table, row_groups
+from dfs_rl.reporting.comparison_pictures import ComparisonPictures
+from dfs_rl.reporting.comparison_text import (
+    HEAD,
+    TRAINING_HEAD,
+    curve_table,
+    row_groups,
+    training_rows,
+)
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #222; --muted: #6b6b6b; --faint: #ddd; --paper: #fff; --raised: #f6f6f4; }
@@ -25,6 +32,15 @@ th:first-child, td:first-child { text-align: left; white-space: normal; min-widt
 tbody + tbody { border-top: 2px solid var(--muted); }
 img { max-width: 100%; height: auto; background: #fff; border-radius: 4px; }
 pre { overflow-x: auto; background: var(--raised); padding: .6rem; font-size: .85rem; }
+.plot { position: relative; }
+.plot img { display: block; }
+.plot span { position: absolute; width: 18px; height: 18px; margin: -9px 0 0 -9px; border-radius: 50%; }
+.plot span:hover { box-shadow: 0 0 0 2px #222; }
+.plot span::after { content: attr(data-told); display: none; position: absolute; left: 14px; top: 14px; z-index: 1; width: max-content;
+  max-width: 15rem; padding: .2rem .5rem; border-radius: 4px; font-size: .8rem; color: #fff; background: #222; pointer-events: none; }
+.plot span.right::after { left: auto; right: 14px; }
+.plot span:hover::after { display: block; }
+@media print { details { display: block; } details > * { display: block; } }
 .muted { color: var(--muted); font-size: .9rem; }
 """
 
@@ -50,13 +66,13 @@ class GateSection(NamedTuple):
 
 
 def html_report(
-    comparison: ComparisonOfRuns, frontier: bytes, sections: Sequence[GateSection]
+    comparison: ComparisonOfRuns, pictures: ComparisonPictures, sections: Sequence[GateSection]
 ) -> str:
     """Return the whole page.
 
     Args:
         comparison: All figures.
-        frontier: The frontier as PNG.
+        pictures: Those of all gates.
         sections: One for each gate.
     """
     title = f"Which gate to ship: {comparison.dataset}"
@@ -71,11 +87,17 @@ def html_report(
         f'<p class="muted">{html.escape(about)}</p>',
         f'<div class="verdict">{verdict}</div>',
         "<h2>Accuracy against computation</h2>",
-        _image(frontier, "Accuracy against computation of every gate and its rivals"),
+        _frontier(pictures),
         "<h2>All methods</h2>",
         _table(HEAD, row_groups(comparison)),
         _curves(comparison),
+        *(_mix(label, png) for label, png in pictures.mixes.items()),
         _pairs(comparison),
+        "<h2>Easy and hard images</h2>",
+        '<p class="muted">A gate that does not look at its images stays level at 1.</p>',
+        _image(pictures.spending, "What every gate spends on images of each difficulty"),
+        "<h2>What training took</h2>",
+        _table(TRAINING_HEAD, [training_rows(comparison)]),
         _failures(comparison),
         "<h2>Gate by gate</h2>",
         *(_section(section) for section in sections),
@@ -93,6 +115,21 @@ def html_report(
 def _image(png: bytes, alt: str) -> str:
     data = base64.b64encode(png).decode()
     return f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{data}">'
+
+
+def _frontier(pictures: ComparisonPictures) -> str:
+    middle = 0.5
+    spots = "".join(
+        f'<span{" class=right" if point.left > middle else ""} data-told="{html.escape(point.text)}" '
+        f'style="left:{100 * point.left:.2f}%;top:{100 * point.top:.2f}%"></span>'
+        for point in pictures.points
+    )
+    image = _image(pictures.frontier, "Accuracy against computation of every gate and its rivals")
+    return f'<div class="plot">{image}{spots}</div>'
+
+
+def _mix(label: str, png: bytes) -> str:
+    return f"<h3>{html.escape(label)}: options as the budget grows</h3>{_image(png, f'Options of {label}')}"
 
 
 def _table(names: Sequence[str], groups: Sequence[Sequence[Sequence[str]]]) -> str:
@@ -114,12 +151,24 @@ def _curves(comparison: ComparisonOfRuns) -> str:
         return ""
     about = (
         "The area that each dominates, accuracy over the logarithm of computation, above the cheapest uniform setting; "
-        "and the accuracy at fixed computations, interpolated."
+        "and the accuracy at fixed computations, interpolated. ± is the standard deviation over seeds, in brackets is where the mean "
+        "would lie with other test images, in 95 of 100 cases."
     )
     return f'<h2>Curves</h2><p class="muted">{about}</p>{_table(*curve_table(comparison))}'
 
 
 def _pairs(comparison: ComparisonOfRuns) -> str:
+    areas = "".join(
+        f"<li>{html.escape(p.first)} minus {html.escape(p.second)}: {p.difference:+.3f}, 95 % interval over images "
+        f"[{p.interval.low:+.3f}, {p.interval.high:+.3f}]"
+        + (f", over seeds {p.spread.mean:+.3f} ± {p.spread.deviation:.3f}" if p.spread else "")
+        + "</li>"
+        for p in comparison.curve_pairs
+    )
+    return (f"<h2>Areas compared</h2><ul>{areas}</ul>" if areas else "") + _point_pairs(comparison)
+
+
+def _point_pairs(comparison: ComparisonOfRuns) -> str:
     if not comparison.pairs:
         return ""
     rows = "".join(

@@ -33,6 +33,10 @@ GREEN = "#009e73"
 PURPLE = "#aa4499"
 SKY = "#3a97d4"
 
+GATE_COLOURS = (VERMILION, PURPLE, ORANGE, SKY)
+GATE_MARKERS = "*osDXPv^<>"
+"""More of them than colours, and no multiple, so that two gates differ in one or the other."""
+
 _SKIP_COLOUR = (0.89, 0.89, 0.89)
 _LIGHT = 0.55  # luminance from which black text reads better than white
 _LIGHTEST, _DARKEST = 0.22, 1.0  # part of the map that is told from white and from black

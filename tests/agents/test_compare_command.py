@@ -56,7 +56,7 @@ def test_finished_runs_become_a_report(
     assert gates["Gumbel FF"].accuracy.mean == pytest.approx(sum(accuracies[:2]) / 2, rel=1e-5)
     assert gates["DFS FF"].accuracy.mean == pytest.approx(accuracies[2], rel=1e-5)
     page = (report / "report.html").read_text()
-    assert page.count("<img") == 1 + 2 * 2
+    assert page.count("<img") == 2 + 2 * 2
     assert f"--run-dir {runs[1]}" in page
     assert {"frontier.png", "points.csv", "config.yaml"} <= {p.name for p in report.iterdir()}
     assert RunFolder.open(report).kind == "compare"

@@ -88,7 +88,7 @@ def made_up_run(
         beyond_marginals=None,
         verdict=(),
         shares=(),
-        histogram=(),
+        histogram=((0.5, 0.5, 0.0),) * 3,
         search=None,
     )
     reported = {key: outcome(*values) for key, values in figures.items()}

@@ -1,12 +1,15 @@
 import math
 import statistics
+from dataclasses import replace
 
 import pytest
+import torch
 
 from dfs_rl.config import config_from_dict, config_to_dict
 from dfs_rl.errors import DataError
-from dfs_rl.evaluation.comparison import compare_runs, exceeds_seeds, spread
-from dfs_rl.evaluation.comparison_records import ComparisonOfRuns, Spread
+from dfs_rl.evaluation.bootstrap import resampled_means
+from dfs_rl.evaluation.comparison import compare_runs, exceeds_seeds
+from dfs_rl.evaluation.comparison_records import ComparisonOfRuns, Spread, spread
 from dfs_rl.evaluation.curves import CurvePoint, hypervolume
 from dfs_rl.evaluation.metrics import paired_difference
 from dfs_rl.runs import read_json, write_json
@@ -34,7 +37,7 @@ def test_gates_are_named_by_what_they_differ_in():
         made_up_run("c", (150, 0.9), label="Gumbel FF", budget=1.0),
     ]
     labels = {p.label for p in compare_runs(runs).points if p.kind == "gate"}
-    assert labels == {"PPO, cost weight 4.0", "PPO, cost weight 6.0", "Gumbel FF"}
+    assert labels == {"PPO, cost weight 4", "PPO, cost weight 6", "Gumbel FF"}
 
 
 def test_what_to_ship_is_chosen_on_val_and_reported_on_test():
@@ -206,10 +209,14 @@ def test_a_setting_that_is_none_is_one_that_is_left_out():
 
 
 def test_rivals_of_one_cost_are_told_apart():
-    runs = [made_up_run("a", (150, 0.8), label="A"), made_up_run("b", (150, 0.8), label="B")]
+    runs = [
+        made_up_run("a", (150, 0.8), label="A"),
+        made_up_run("b", (150, 0.8), label="B", static=(155, 0.8)),
+    ]
     labels = [p.label for p in compare_runs(runs).points]
     assert len(set(labels)) == len(labels)
     assert "best static table at 0.8 %, beside A" in labels
+    assert labels.count("confidence cascade at 0.8 %") == 1  # the same beside both
 
 
 def test_a_seed_that_lacks_a_budget_has_no_curve():
@@ -220,3 +227,86 @@ def test_a_seed_that_lacks_a_budget_has_no_curve():
     gate = compare_runs(runs).curves[0]
     assert (gate.points, gate.seeds, gate.hypervolume.deviation) == (2, 1, None)
     assert compare_runs(runs[1:]).curves == ()
+
+
+def curves_of_two(seeds=(0, 1), gap=12):
+    """Two kinds of gates at two budgets, the second one with ``gap`` more right answers."""
+    return [
+        made_up_run(
+            f"{label}-{budget}-{seed}",
+            (right + more + seed, budget),
+            label=label,
+            seed=seed,
+            budget=budget,
+            static=(right - 20, budget),
+            cascade=(right + more + seed, budget),
+        )
+        for label, more in (("A", 0), ("B", gap))
+        for seed in seeds
+        for budget, right in ((0.6, 140), (1.2, 160))
+    ]
+
+
+def test_points_of_one_curve_are_one_family_and_not_paired():
+    comparison = compare_runs(curves_of_two())
+    gates = [p for p in comparison.points if p.kind == "gate"]
+    assert {(p.label, p.family, p.budget) for p in gates} == {
+        (f"{name}, budget {budget:g}", name, budget) for name in "AB" for budget in (0.6, 1.2)
+    }
+    pairs = {(pair.first, pair.second) for pair in comparison.pairs}
+    assert pairs == {(f"A, budget {b}", f"B, budget {b}") for b in ("0.6", "1.2")}
+
+
+def test_curves_are_compared_over_the_same_draws_of_images():
+    comparison = compare_runs(curves_of_two())
+    by_name = {(p.first, p.second): p for p in comparison.curve_pairs}
+    between = by_name["A", "B"]
+    areas = {curve.label: curve.hypervolume.mean for curve in comparison.curves}
+    assert between.difference == pytest.approx(areas["A"] - areas["B"])
+    assert between.interval.low < between.difference < between.interval.high < 0
+    # What B has more than A are the same images in every draw: the spread is that of their number alone.
+    assert between.interval.high - between.interval.low < 0.7 * (
+        comparison.curves[0].interval.high - comparison.curves[0].interval.low
+    )
+    # The cascade does as the gate does, image by image, so nothing can tell them apart.
+    same = by_name["A", "confidence cascades at the costs of A"]
+    assert (same.difference, same.interval.low, same.interval.high) == (0.0, 0.0, 0.0)
+    told = [said for said in comparison.verdict if said.startswith("Over all budgets")]
+    assert any("the area of B is" in said and "above that of A" in said for said in told)
+    assert not any("cascades" in said for said in told if "area of A is" in said)
+
+
+def test_the_interval_is_what_the_normal_approximation_gives():
+    runs = curves_of_two(seeds=(0,))
+    curve = compare_runs(runs).curves[0]
+    # 70 % right of 200 images at 0.6 %: the binomial standard error is 3.24 points.
+    found = resampled_means(runs[0].outcomes.reported["gate"].correct)
+    assert float(found.std()) == pytest.approx(math.sqrt(0.7 * 0.3 / 200), rel=0.15)
+    assert curve.interval.low < curve.hypervolume.mean < curve.interval.high
+
+
+def test_images_are_sorted_by_the_fewest_bits_that_are_right():
+    # 120 of 200 images are right at 2 bit, 70 more in full precision only, and 10 never.
+    run = made_up_run("a", (150, 0.8))
+    spent = torch.cat([torch.full((120,), 0.5), torch.full((80,), 1.25)])
+    gate = run.outcomes.reported["gate"]._replace(computation=spent)
+    reported = {**run.outcomes.reported, "gate": gate}
+    run = replace(run, outcomes=run.outcomes._replace(reported=reported))
+    comparison = compare_runs([run])
+    assert comparison.difficulty == ("uniform 2 bit", "full precision", "none is right")
+    assert comparison.difficulty_shares == pytest.approx((0.6, 0.35, 0.05))
+    (spending,) = comparison.spending
+    mean = 0.6 * 0.5 + 0.4 * 1.25
+    assert spending.relative == pytest.approx((0.5 / mean, 1.25 / mean, 1.25 / mean))
+
+
+def test_a_run_evaluated_at_many_budgets_was_trained_once():
+    runs = [
+        replace(made_up_run("r", (140, budget), budget=budget), seconds=60.0)
+        for budget in (0.6, 1.2)
+    ]
+    runs.append(replace(made_up_run("s", (140, 0.6), budget=0.6, seed=1), seconds=None))
+    (cost,) = compare_runs(runs).trainings
+    assert (cost.label, cost.trainings, cost.images, cost.seconds) == ("PPO", 2, 2000, None)
+    (known,) = compare_runs(runs[:2]).trainings
+    assert (known.trainings, known.images, known.seconds) == (1, 1000, 60.0)

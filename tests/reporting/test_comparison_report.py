@@ -7,13 +7,15 @@ import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from dfs_rl.evaluation.comparison import compare_runs
 from dfs_rl.evaluation.comparison_records import ComparisonOfRuns
 from dfs_rl.reporting import style
+from dfs_rl.reporting.comparison_pictures import comparison_pictures
 from dfs_rl.reporting.comparison_text import comparison_csv, comparison_text
-from dfs_rl.reporting.frontier_plot import frontier_plot
 from dfs_rl.reporting.html_report import GateSection, html_report
 from tests.evaluation.made_up import made_up_run
 
@@ -36,15 +38,16 @@ def page(comparison: ComparisonOfRuns) -> str:
         commands=["python -m dfs_rl.train_gumbel --seed 0"],
         settings="budget: 1.0\nname: <script>alert(1)</script>\n",
     )
-    return html_report(comparison, style.to_png(frontier_plot(comparison)), [section])
+    return html_report(comparison, comparison_pictures(comparison), [section])
 
 
 def test_the_table_tells_means_and_deviations(comparison: ComparisonOfRuns) -> None:
     text = comparison_text(comparison)
-    (line,) = [line for line in text.splitlines() if line.startswith("PPO")]
+    line, training = [line for line in text.splitlines() if line.startswith("PPO")]
     assert line.split("  ")[0] == "PPO"
     assert "77.00 ± 2.00" in line
     assert "+2.00 ± 2.00" in line  # over the static table, at 75 %
+    assert training.split() == ["PPO", "3", "3,000", "0.1", "400"]  # 1,000 images in 2.5 s each
     assert "To ship, chosen on val" in text
 
 
@@ -57,8 +60,22 @@ def test_curves_have_a_table_of_their_own(page: str) -> None:
     text = comparison_text(comparison)
     assert "at 0.75 %" in text
     assert "at 1.5 %" not in text
-    assert "best static tables at the costs of PPO" in html_report(comparison, b"", [])
+    curves = html_report(comparison, comparison_pictures(comparison), [])
+    assert "best static tables at the costs of PPO" in curves
+    assert "<h2>Areas compared</h2>" in curves
+    assert curves.count("<img") == 3  # frontier, options of PPO, spending
     assert "<h2>Curves</h2>" not in page
+
+
+def test_points_are_told_where_they_are_drawn(comparison: ComparisonOfRuns) -> None:
+    pictures = comparison_pictures(comparison)
+    pixels = np.asarray(Image.open(io.BytesIO(pictures.frontier)).convert("RGB"))
+    height, width, _ = pixels.shape
+    gate = next(point for point in pictures.points if point.text.startswith("PPO"))
+    assert gate.text == "PPO: 77.00 % right at 0.8 %, 3 seeds"
+    found = pixels[round(gate.top * height), round(gate.left * width)]
+    colour = [int(style.VERMILION[i : i + 2], 16) for i in (1, 3, 5)]
+    assert np.abs(found.astype(int) - colour).max() < 8
 
 
 def test_the_spreadsheet_has_every_point(comparison: ComparisonOfRuns) -> None:
@@ -102,7 +119,7 @@ def test_the_page_is_well_formed_self_contained_and_escapes_what_users_wrote(pag
     outline.feed(page)
     outline.close()
     assert outline.open == []
-    assert outline.images == 2
+    assert outline.images == 3
     assert all(address.startswith("data:image/png;base64,") for address in outline.addresses)
     assert 'Gumbel <b>"FF"</b>' in outline.cells
     assert "<script" not in page
@@ -135,5 +152,5 @@ def test_a_browser_shows_the_page_without_complaint(page: str, tmp_path: Path) -
         timeout=60,
         check=True,
     )
-    assert "<title>true,true</title>" in done.stdout
+    assert "<title>true,true,true</title>" in done.stdout
     assert "CONSOLE" not in done.stderr

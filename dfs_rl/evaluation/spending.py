@@ -1,0 +1,52 @@
+"""What gates spend on images that need little and on images that need much."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dfs_rl.evaluation.comparison_records import GATE, EvaluatedRun, Spending
+
+SKIP_ALL = "uniform_0"
+"""Key of the setting that skips every layer: a reference, but nothing that one would run."""
+
+
+class Difficulty(NamedTuple):
+    """Images sorted by the fewest uniform bits that classify them rightly, skipping aside.
+
+    Attributes:
+        classes: Names, the last one of the images that no bits classify rightly.
+        shares: Share of the images in each.
+        of_image: Class of each image, int64 ``[n]``.
+    """
+
+    classes: tuple[str, ...]
+    shares: tuple[float, ...]
+    of_image: Tensor
+
+
+def difficulty_of(run: EvaluatedRun) -> Difficulty:
+    """Sort the images of a run's reported split; the uniform settings, not the gate, decide."""
+    fixed = [m for m in run.summary.methods if m.role == "fixed" and m.key != SKIP_ALL]
+    cheapest_first = sorted(fixed, key=lambda m: m.computation)
+    right = torch.stack([run.outcomes.reported[m.key].correct > 0 for m in cheapest_first])
+    none = torch.ones(1, right.shape[1], dtype=torch.bool)
+    first = torch.cat([right, none]).int().argmax(dim=0)  # the first that is right
+    classes = (*(m.label for m in cheapest_first), "none is right")
+    counts = torch.bincount(first, minlength=len(classes)).double()
+    return Difficulty(classes, tuple((counts / len(first)).tolist()), first)
+
+
+def spending_of(
+    gates: Mapping[str, Sequence[EvaluatedRun]], difficulty: Difficulty
+) -> Iterator[Spending]:
+    """Say what each gate, by its label, spends on the images of each class, mean over its seeds, relative to its mean."""
+    for label, group in gates.items():
+        costs = torch.stack([run.outcomes.reported[GATE].computation for run in group]).double()
+        mean = costs.mean(dim=0)  # [n]
+        members = [mean[difficulty.of_image == i] for i in range(len(difficulty.classes))]
+        yield Spending(
+            label=label,
+            relative=tuple(float(m.mean() / mean.mean()) if len(m) else None for m in members),
+        )

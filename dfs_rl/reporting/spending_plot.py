@@ -1,0 +1,49 @@
+"""Whether a gate spends more on images that need more."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dfs_rl.evaluation.comparison_records import ComparisonOfRuns
+from dfs_rl.reporting import style
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_SIZE = (8.6, 4.0)
+_MOST_NAMED = 12
+"""More names than this do not fit beside the lines."""
+
+
+def spending_plot(comparison: ComparisonOfRuns) -> "Figure":
+    """Draw what each gate spends on the images of each class of difficulty, over what it spends on all.
+
+    A gate that does not look at its images is a level line at 1; one that sees what they need rises to the right.
+    """
+    figure = style.new_figure(*_SIZE)
+    figure.subplots_adjust(left=0.08, right=0.7, bottom=0.2, top=0.9)
+    axes = figure.add_subplot()
+    style.tidy(axes)
+    axes.grid(visible=True, axis="y", color=style.FAINT, linewidth=0.6)
+    places = np.arange(len(comparison.difficulty))
+    for i, gate in enumerate(comparison.spending):
+        values = [np.nan if value is None else value for value in gate.relative]
+        axes.plot(
+            places,
+            values,
+            color=style.GATE_COLOURS[i % len(style.GATE_COLOURS)],
+            marker=style.GATE_MARKERS[i % len(style.GATE_MARKERS)],
+            markersize=5,
+            lw=1.1,
+            label=gate.label if i < _MOST_NAMED else None,
+        )
+    axes.axhline(1.0, color=style.MUTED, lw=0.8, ls=(0, (4, 3)))
+    names = zip(comparison.difficulty, comparison.difficulty_shares, strict=True)
+    axes.set_xticks(places, [f"{name}\n{100 * share:.1f} %" for name, share in names])
+    axes.set_xlabel("fewest uniform bits that are right, and share of the images")
+    axes.set_ylabel("computation relative to the gate's mean")
+    style.title(axes, "What gates spend on easy and on hard images")
+    axes.legend(
+        loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=style.SMALL_SIZE
+    )
+    return figure
