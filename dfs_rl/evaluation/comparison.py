@@ -113,7 +113,7 @@ def compare_runs(
         trainings=tuple(_trainings(runs)),
         difficulty=difficulty.classes,
         difficulty_shares=difficulty.shares,
-        spending=tuple(spending_of(named, difficulty)),
+        spending=tuple(spending_of(gates, named, difficulty)),
         frontier=tuple(point.label for point in frontier),
         verdict=tuple(_verdict(gates, frontier, pairs, curve_differences)),
         failed=dict(failed or {}),

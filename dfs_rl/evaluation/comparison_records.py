@@ -195,10 +195,12 @@ class Spending:
 
     Attributes:
         label: The gate.
-        relative: Mean computation of the images of each class, over that of all images; None for a class without images.
+        family: Its label without its budget or price.
+        relative: Mean computation of the images of each class, over that of all images; None for a class of hardly any images.
     """
 
     label: str
+    family: str
     relative: tuple[float | None, ...]
 
 

@@ -6,10 +6,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dfs_rl.evaluation.comparison_records import GATE, EvaluatedRun, Spending
+from dfs_rl.evaluation.comparison_records import GATE, EvaluatedRun, Point, Spending
 
 SKIP_ALL = "uniform_0"
 """Key of the setting that skips every layer: a reference, but nothing that one would run."""
+
+
+_FEWEST = 10
+"""The mean over fewer images says nothing."""
 
 
 class Difficulty(NamedTuple):
@@ -39,14 +43,24 @@ def difficulty_of(run: EvaluatedRun) -> Difficulty:
 
 
 def spending_of(
-    gates: Mapping[str, Sequence[EvaluatedRun]], difficulty: Difficulty
+    gates: Sequence[Point], runs: Mapping[str, Sequence[EvaluatedRun]], difficulty: Difficulty
 ) -> Iterator[Spending]:
-    """Say what each gate, by its label, spends on the images of each class, mean over its seeds, relative to its mean."""
-    for label, group in gates.items():
+    """Say what each gate spends on the images of each class, mean over its seeds, relative to its mean.
+
+    Args:
+        gates: The gates.
+        runs: The runs of each, by its label.
+        difficulty: The classes.
+    """
+    for gate in gates:
+        group = runs[gate.label]
         costs = torch.stack([run.outcomes.reported[GATE].computation for run in group]).double()
         mean = costs.mean(dim=0)  # [n]
         members = [mean[difficulty.of_image == i] for i in range(len(difficulty.classes))]
         yield Spending(
-            label=label,
-            relative=tuple(float(m.mean() / mean.mean()) if len(m) else None for m in members),
+            label=gate.label,
+            family=gate.family,
+            relative=tuple(
+                float(m.mean() / mean.mean()) if len(m) >= _FEWEST else None for m in members
+            ),
         )

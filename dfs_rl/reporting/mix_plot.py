@@ -74,6 +74,10 @@ def _panel(
 ) -> None:
     from matplotlib.ticker import NullFormatter, NullLocator
 
+    low, high = float(computations.min()), float(computations.max())
+    if low == high:  # a gate that its budget does not move: a band in place of a line
+        low, high = 0.9 * low, 1.1 * high
+        computations, shares = np.array([low, high]), shares[[0, 0]]
     axes.stackplot(
         computations,
         *(100 * shares.T),
@@ -83,9 +87,6 @@ def _panel(
         linewidth=0.3,
     )
     axes.set_xscale("log")
-    low, high = float(computations.min()), float(computations.max())
-    if low == high:  # a gate that its budget does not move
-        low, high = 0.9 * low, 1.1 * high
     axes.set_xlim(low, high)
     axes.set_ylim(0, 100)
     axes.set_yticks([0, 50, 100])

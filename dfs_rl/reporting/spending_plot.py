@@ -11,14 +11,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _SIZE = (8.6, 4.0)
-_MOST_NAMED = 12
-"""More names than this do not fit beside the lines."""
 
 
 def spending_plot(comparison: ComparisonOfRuns) -> "Figure":
     """Draw what each gate spends on the images of each class of difficulty, over what it spends on all.
 
-    A gate that does not look at its images is a level line at 1; one that sees what they need rises to the right.
+    A gate that does not look at its images is a level line at 1; one that sees what they need rises to the right. Each budget of a
+    gate is a line.
     """
     figure = style.new_figure(*_SIZE)
     figure.subplots_adjust(left=0.08, right=0.7, bottom=0.2, top=0.9)
@@ -26,7 +25,10 @@ def spending_plot(comparison: ComparisonOfRuns) -> "Figure":
     style.tidy(axes)
     axes.grid(visible=True, axis="y", color=style.FAINT, linewidth=0.6)
     places = np.arange(len(comparison.difficulty))
-    for i, gate in enumerate(comparison.spending):
+    families = list(dict.fromkeys(gate.family for gate in comparison.spending))
+    named: set[str] = set()
+    for gate in comparison.spending:
+        i = families.index(gate.family)
         values = [np.nan if value is None else value for value in gate.relative]
         axes.plot(
             places,
@@ -35,8 +37,10 @@ def spending_plot(comparison: ComparisonOfRuns) -> "Figure":
             marker=style.GATE_MARKERS[i % len(style.GATE_MARKERS)],
             markersize=5,
             lw=1.1,
-            label=gate.label if i < _MOST_NAMED else None,
+            alpha=0.8,
+            label=None if gate.family in named else gate.family,
         )
+        named.add(gate.family)
     axes.axhline(1.0, color=style.MUTED, lw=0.8, ls=(0, (4, 3)))
     names = zip(comparison.difficulty, comparison.difficulty_shares, strict=True)
     axes.set_xticks(places, [f"{name}\n{100 * share:.1f} %" for name, share in names])
