@@ -100,7 +100,7 @@ class TrainAgentConfig:
     backbone: Path | None = None
     budget: float | None = None
     cost_weight: float | None = None
-    cost_weights: tuple[float, float] = (0.3, 30.0)
+    cost_weights: tuple[float, float] = (0.1, 30.0)
     fixed_budget: bool = False
     hard_budget: float | None = None
     timesteps: int = 600_000

@@ -54,7 +54,7 @@ def test_a_run_folder_holds_all_that_is_needed_to_use_the_gate(finished: Path) -
 def test_the_gate_is_turned_to_its_price_and_can_be_turned_to_others(finished: Path) -> None:
     gate = load_gate(finished / "gate")
     assert gate.dial is not None
-    prices = PriceRange(lowest=0.3, highest=30.0)
+    prices = PriceRange(lowest=0.1, highest=30.0)
     assert float(prices.weights(torch.tensor(gate.position))) == pytest.approx(20.0)
     least, most = gate.dial.reach
     digits = load_dataset("digits")
