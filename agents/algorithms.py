@@ -1,22 +1,26 @@
 """The learning algorithms by name, and how to build one."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from gymnasium import spaces
+from sb3_contrib import MaskablePPO
 from stable_baselines3 import A2C, PPO
-from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import VecEnv
 from torch import nn
 
 from agents.extractor import LayerwiseExtractor
-from agents.group_buffer import GroupRolloutBuffer, check_groups
+from agents.group_buffer import GroupRolloutBuffer, MaskableGroupRolloutBuffer, check_groups
 from agents.hyperparameters import (
     A2CConfig,
     AlgorithmConfig,
     AlgorithmName,
+    MaskablePPOConfig,
+    OnPolicyConfig,
+    PolicyGradientConfig,
     PPOConfig,
     step_sizes,
 )
@@ -49,10 +53,8 @@ class GateLearning:
         return len(self.feature_sizes)
 
 
-def build_algorithm(
-    config: AlgorithmConfig, env: VecEnv, learning: GateLearning
-) -> OnPolicyAlgorithm:
-    """Build an algorithm whose actor and critic are separate layer-wise networks.
+def build_algorithm(config: AlgorithmConfig, env: VecEnv, learning: GateLearning) -> BaseAlgorithm:
+    """Build an algorithm whose networks are layer-wise, with nothing shared between layers, or between actor and critic.
 
     Args:
         config: Hyperparameters; their type says which algorithm.
@@ -63,38 +65,99 @@ def build_algorithm(
         ConfigError: If the environments do not divide into groups.
     """
     check_groups(env.num_envs, learning.images_per_group)
-    assert isinstance(env.action_space, spaces.Discrete)
-    options = int(env.action_space.n)
-    entry = next(entry for entry in ALGORITHMS.values() if isinstance(config, entry.config_type))
-    grouped = learning.images_per_group > 1
+    entry = next(entry for entry in ALGORITHMS.values() if type(config) is entry.config_type)
+    start, end = step_sizes(config, learning.timesteps)
     model = entry.algorithm(
         "MultiInputPolicy",
         env,
-        n_steps=learning.n_steps,
+        learning_rate=lambda remaining: end + (start - end) * max(0.0, remaining),
         gamma=1.0,  # an episode is a handful of layers and its end is what counts
         seed=learning.seed,
         device=learning.device,
-        rollout_buffer_class=GroupRolloutBuffer if grouped else None,
-        rollout_buffer_kwargs={"images_per_group": learning.images_per_group} if grouped else None,
-        policy_kwargs=_policy_kwargs(
-            learning.feature_sizes, hidden=learning.hidden, options=options
-        ),
-        **_shared_arguments(config, learning.timesteps),
-        **entry.arguments(config, env.num_envs * learning.n_steps),
+        **entry.arguments(config, env, learning),
     )
-    action_net = model.policy.action_net
-    assert isinstance(action_net, nn.Linear)
-    # The extractor's scores are the logits already: each layer's own weights decide alone, nothing is shared.
-    with torch.no_grad():
-        action_net.weight.copy_(torch.eye(options))
-        action_net.bias.zero_()
-    action_net.requires_grad_(requires_grad=False)
+    entry.finish(model)
     return model
 
 
-def entropy_weight(config: AlgorithmConfig, progress: float) -> float:
-    """Weight of the entropy bonus after a share ``progress`` of training, in [0, 1]."""
-    return config.entropy * max(0.0, 1.0 - progress)
+def _on_policy(
+    config: OnPolicyConfig,
+    env: VecEnv,
+    learning: GateLearning,
+    buffer: type[GroupRolloutBuffer] = GroupRolloutBuffer,
+) -> dict[str, Any]:
+    """Arguments of all algorithms with an actor, a critic and a rollout."""
+    grouped = learning.images_per_group > 1
+    return {
+        "n_steps": learning.n_steps,
+        "gae_lambda": config.gae_lambda,
+        "normalize_advantage": True,  # the useful size of a reward difference depends on the weights the user chose
+        "rollout_buffer_class": buffer if grouped else None,
+        "rollout_buffer_kwargs": {"images_per_group": learning.images_per_group}
+        if grouped
+        else None,
+        "policy_kwargs": {
+            "net_arch": {"pi": [], "vf": []},  # the extractor is the whole network
+            "share_features_extractor": False,  # only the actor ships, so the critic must not shape it
+            **_extractor(learning, outputs=_options(env)),
+        },
+    }
+
+
+def _policy_gradient(config: PolicyGradientConfig) -> dict[str, Any]:
+    return {
+        "ent_coef": config.entropy,
+        "vf_coef": config.value_weight,
+        "max_grad_norm": config.max_grad_norm,
+    }
+
+
+def _ppo(
+    config: PPOConfig,
+    env: VecEnv,
+    learning: GateLearning,
+    buffer: type[GroupRolloutBuffer] = GroupRolloutBuffer,
+) -> dict[str, Any]:
+    samples = env.num_envs * learning.n_steps
+    if samples % config.minibatches != 0 or samples == config.minibatches:
+        raise ConfigError(
+            f"minibatches is {config.minibatches}; it must divide the {samples} samples "
+            "of an update (num_envs x layers) into batches of at least 2."
+        )
+    return {
+        **_on_policy(config, env, learning, buffer),
+        **_policy_gradient(config),
+        "n_epochs": config.epochs,
+        "batch_size": samples // config.minibatches,
+        "clip_range": config.clip_range,
+    }
+
+
+def _maskable_ppo(config: MaskablePPOConfig, env: VecEnv, learning: GateLearning) -> dict[str, Any]:
+    return _ppo(config, env, learning, MaskableGroupRolloutBuffer)
+
+
+def _a2c(config: A2CConfig, env: VecEnv, learning: GateLearning) -> dict[str, Any]:
+    return _on_policy(config, env, learning) | _policy_gradient(config)
+
+
+def _remove_action_head(model: Any) -> None:  # noqa: ANN401 - one of several classes with such a policy
+    """Let the extractor's scores be the logits: each layer's own weights decide alone, nothing is shared.
+
+    What takes its place has no parameters, because TRPO differentiates by all that the policy has.
+    """
+    policy: ActorCriticPolicy = model.policy
+    policy.action_net = nn.Identity()
+    _renew_optimizer(policy, policy)
+
+
+def _renew_optimizer(policy: ActorCriticPolicy, learner: nn.Module) -> None:
+    """Give the policy an optimiser over what ``learner`` has now."""
+    policy.optimizer = policy.optimizer_class(
+        learner.parameters(),
+        lr=policy.optimizer.param_groups[0]["lr"],  # type: ignore[call-arg] # all but the base class have one
+        **policy.optimizer_kwargs,
+    )
 
 
 @dataclass(frozen=True)
@@ -104,58 +167,34 @@ class _Algorithm:
     Attributes:
         algorithm: The class, used as it is.
         config_type: Its hyperparameters.
-        arguments: Translates those that other algorithms lack, with the number of samples per update, to keyword arguments.
+        arguments: Translates them, for an environment and a gate, to keyword arguments that not all algorithms take.
+        finish: Takes out of the new algorithm's policy what must not be there.
     """
 
-    algorithm: Callable[..., OnPolicyAlgorithm]
+    algorithm: Callable[..., BaseAlgorithm]
     config_type: type[AlgorithmConfig]
-    arguments: Callable[[Any, int], Mapping[str, Any]]
-
-
-def _shared_arguments(config: AlgorithmConfig, timesteps: int) -> dict[str, Any]:
-    start, end = step_sizes(config, timesteps)
-    return {
-        "learning_rate": lambda remaining: end + (start - end) * max(0.0, remaining),
-        "ent_coef": config.entropy,
-        "gae_lambda": config.gae_lambda,
-        "vf_coef": config.value_weight,
-        "max_grad_norm": config.max_grad_norm,
-        "normalize_advantage": True,  # the useful size of a reward difference depends on the weights the user chose
-    }
-
-
-def _ppo_arguments(config: PPOConfig, samples: int) -> Mapping[str, Any]:
-    if samples % config.minibatches != 0 or samples == config.minibatches:
-        raise ConfigError(
-            f"ppo.minibatches is {config.minibatches}; it must divide the {samples} samples "
-            "of an update (num_envs x layers) into batches of at least 2."
-        )
-    return {
-        "n_epochs": config.epochs,
-        "batch_size": samples // config.minibatches,
-        "clip_range": config.clip_range,
-    }
-
-
-def _a2c_arguments(config: A2CConfig, samples: int) -> Mapping[str, Any]:
-    del config, samples  # A2C takes one step on all of them
-    return {}
+    arguments: Callable[[Any, VecEnv, GateLearning], Mapping[str, Any]]
+    finish: Callable[[Any], None] = _remove_action_head
 
 
 ALGORITHMS: Mapping[AlgorithmName, _Algorithm] = {
-    "ppo": _Algorithm(PPO, PPOConfig, _ppo_arguments),
-    "a2c": _Algorithm(A2C, A2CConfig, _a2c_arguments),
+    "ppo": _Algorithm(PPO, PPOConfig, _ppo),
+    "a2c": _Algorithm(A2C, A2CConfig, _a2c),
+    "maskable_ppo": _Algorithm(MaskablePPO, MaskablePPOConfig, _maskable_ppo),
 }
 
 
-def _policy_kwargs(feature_sizes: Sequence[int], *, hidden: int, options: int) -> dict[str, Any]:
+def _extractor(learning: GateLearning, *, outputs: int) -> dict[str, Any]:
     return {
-        "net_arch": {"pi": [], "vf": []},  # the extractor is the whole network
-        "share_features_extractor": False,  # only the actor ships, so the critic must not shape it
         "features_extractor_class": LayerwiseExtractor,
         "features_extractor_kwargs": {
-            "feature_sizes": tuple(feature_sizes),
-            "hidden": hidden,
-            "outputs": options,
+            "feature_sizes": learning.feature_sizes,
+            "hidden": learning.hidden,
+            "outputs": outputs,
         },
     }
+
+
+def _options(env: VecEnv) -> int:
+    assert isinstance(env.action_space, spaces.Discrete)
+    return int(env.action_space.n)

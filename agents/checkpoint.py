@@ -6,7 +6,7 @@ from typing import Any, Protocol, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.base_class import BaseAlgorithm
 from torch import Tensor
 
 from dfs_rl.errors import CheckpointError
@@ -25,7 +25,7 @@ class ResumableEnv(Protocol):
         ...
 
 
-def capture(model: OnPolicyAlgorithm) -> Checkpoint:
+def capture(model: BaseAlgorithm) -> Checkpoint:
     """Describe a model between two updates.
 
     Random streams take no part: they are functions of the seed and of the number of steps.
@@ -43,7 +43,7 @@ def capture(model: OnPolicyAlgorithm) -> Checkpoint:
     return Checkpoint(tensors=tensors, state=state)
 
 
-def restore(model: OnPolicyAlgorithm, checkpoint: Checkpoint) -> None:
+def restore(model: BaseAlgorithm, checkpoint: Checkpoint) -> None:
     """Put a new model, built from the same configuration, where ``capture`` found the old one.
 
     Continue with ``model.learn(total - model.num_timesteps, reset_num_timesteps=False)``.

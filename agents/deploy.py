@@ -3,14 +3,14 @@
 from typing import NamedTuple
 
 import torch
-from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.base_class import BaseAlgorithm
 from torch import nn
 
 from agents.extractor import LayerwiseExtractor
 from agents.hyperparameters import FeatureChoice
 from dfs_rl.backbones.contract import WalkableBackbone, confidence_sizes
 from dfs_rl.cost import BitOptions
-from dfs_rl.gating.learned import LayerwiseGate
+from dfs_rl.gating.learned import LayerwiseGate, LearnedGate
 from dfs_rl.gating.observation import CONTEXT_SIZE
 
 GATE_SHARE = 0.0005
@@ -51,19 +51,46 @@ def gate_shape(
     return GateShape(feature_sizes=sizes, hidden=hidden)
 
 
+def untrained_gate(
+    backbone: WalkableBackbone,
+    *,
+    features: FeatureChoice,
+    hidden: int | None,
+    name: str = "gate",
+    budget: float | None = None,
+) -> LearnedGate:
+    """Return a gate as an agent will deploy it, but for its weights: what it costs is known before anything is learned.
+
+    Args:
+        backbone: The network.
+        features: What the gate looks at.
+        hidden: Width of its hidden layers, see ``gate_shape``.
+        name: What tables and plots call it.
+        budget: Upper bound on computation in percent that it will be trained for; ``None`` for none.
+    """
+    shape = gate_shape(backbone, features=features, hidden=hidden)
+    return LayerwiseGate(
+        shape.feature_sizes,
+        backbone.options,
+        feature_macs=backbone.feature_macs,
+        hidden=shape.hidden,
+        name=name,
+        budget=budget,
+    )
+
+
 @torch.no_grad()
 def deploy(
-    model: OnPolicyAlgorithm,
+    model: BaseAlgorithm,
     options: BitOptions,
     *,
     feature_macs: float,
     name: str,
     budget: float | None = None,
-) -> LayerwiseGate:
+) -> LearnedGate:
     """Copy a policy's actor into a gate whose logits are the policy's.
 
-    The policy's shared action head is a linear map on top of each layer's linear scores, so it is folded into them; what belongs to
-    features that a layer does not have is dropped.
+    What belongs to features that a layer does not have is dropped.
 
     Args:
         model: An algorithm from ``build_algorithm``.
@@ -76,9 +103,7 @@ def deploy(
         The gate, on the policy's device, sharing no memory with it.
     """
     extractor = model.policy.pi_features_extractor
-    head = model.policy.action_net
     assert isinstance(extractor, LayerwiseExtractor)
-    assert isinstance(head, nn.Linear)
     gate = LayerwiseGate(
         extractor.feature_sizes,
         options,
@@ -95,6 +120,6 @@ def deploy(
         present = torch.cat([weights[:size], weights[extractor.features_width :]])
         first.weight.copy_(present.T)
         first.bias.copy_(extractor.inner_bias[layer])
-        last.weight.copy_(head.weight @ extractor.outer[layer].T)
-        last.bias.copy_(head.weight @ extractor.outer_bias[layer] + head.bias)
+        last.weight.copy_(extractor.outer[layer].T)
+        last.bias.copy_(extractor.outer_bias[layer])
     return gate.to(model.policy.device).eval()

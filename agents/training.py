@@ -8,12 +8,12 @@ from typing import Any, Literal, cast
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
 
-from agents.algorithms import GateLearning, build_algorithm, entropy_weight
+from agents.algorithms import GateLearning, build_algorithm
 from agents.best_gate import BestGate
 from agents.callbacks import Checkpointing, FiniteGuard, Lifecycle, Schedules, UpdateLog, learn
 from agents.checkpoint import capture, restore
 from agents.cotrain import CoTrainer, CoTraining
-from agents.deploy import deploy, gate_shape
+from agents.deploy import untrained_gate
 from agents.hyperparameters import AlgorithmConfig, CoTrainConfig, FeatureChoice
 from agents.tracking import TensorBoard, make_logger
 from agents.validation import Validation, ValidationSetup, Validator, rewards_of
@@ -135,6 +135,9 @@ def train_gate(
     trainer = _make_trainer(plan, stored, dataset)
     if trainer is not None and checkpoint is not None:
         trainer.restore(checkpoint.tensors, state["backbone_steps"])
+    gate = untrained_gate(
+        backbone, features=plan.features, hidden=plan.hidden, name=plan.name, budget=plan.budget
+    )
     env = SB3GatingVecEnv(
         Task(
             backbone=_freeze(stored, plan),
@@ -142,18 +145,18 @@ def train_gate(
             weights=plan.weights,
             budget=plan.budget,
             class_names=dataset.class_names,
+            gate_macs=gate.macs,
         ),
         plan.num_envs,
         images_per_group=plan.images_per_group,
         seed=plan.seed,
     )
-    shape = gate_shape(backbone, features=plan.features, hidden=plan.hidden)
     model = build_algorithm(
         plan.algorithm,
         env,
         GateLearning(
-            feature_sizes=shape.feature_sizes,
-            hidden=shape.hidden,
+            feature_sizes=gate.feature_sizes,
+            hidden=gate.hidden,
             images_per_group=plan.images_per_group,
             seed=plan.seed,
             device=plan.device,
@@ -163,14 +166,7 @@ def train_gate(
     best = BestGate(run, stored, cotrained=trainer is not None)
     if checkpoint is not None:
         restore(model, checkpoint)
-        template = deploy(
-            model,
-            backbone.options,
-            feature_macs=backbone.feature_macs,
-            name=plan.name,
-            budget=plan.budget,
-        )
-        best.restore(template, checkpoint.tensors)
+        best.restore(gate, checkpoint.tensors)
 
     board = TensorBoard(run, purge_step=lifecycle.resumed_at)
     model.set_logger(make_logger(run, board))
@@ -209,9 +205,7 @@ def train_gate(
         Validation(lifecycle, validator, name=plan.name, budget=plan.budget),
         Checkpointing(lifecycle, save, every=plan.checkpoint_every),
         # After all of these, for some draw random numbers, and a resumed run skips them once.
-        Schedules(
-            seed=plan.seed, entropy=lambda progress: entropy_weight(plan.algorithm, progress)
-        ),
+        Schedules(seed=plan.seed, config=plan.algorithm),
         *watchers,
     ]
     try:

@@ -29,7 +29,7 @@ def rewards_of(
     """Return what the environment would have paid for each walk in ``records``, float64 ``[n]``."""
     spent = costs.fractions(records.options)
     verdict = Verdict(records.predictions, records.correct, records.log_likelihood)
-    allowed = None if budget is None else gated_budget(costs, budget)
+    allowed = None if budget is None else gated_budget(costs, budget, gate_macs=records.gate_macs)
     terminal = terminal_reward(weights, verdict, spent, gated_budget=allowed)
     return terminal - step_cost(weights, spent)
 

@@ -13,7 +13,9 @@ from agents.hyperparameters import (
     AlgorithmName,
     CoTrainConfig,
     FeatureChoice,
+    MaskablePPOConfig,
     PPOConfig,
+    rollouts_per_image,
 )
 from dfs_rl.cli import Invocation, run_command
 from dfs_rl.errors import ConfigError
@@ -62,7 +64,8 @@ class TrainAgentConfig:
     """Settings of ``train_agent``.
 
     Attributes:
-        algo: Learning algorithm.
+        algo: Learning algorithm. maskable_ppo never spends more than --budget on an image, not even while it learns; the others
+            pay for what is above it, and are held to it once the gate is deployed.
         dataset: "digits"; a folder with train/test parquet files or with class/name.jpg; or a hub id such as uoft-cs/cifar10.
         backbone: Run of train_backbone, or a backbone's folder. Without it the digits use the one that ships; for other data one
             is trained first and kept for the next run.
@@ -72,7 +75,7 @@ class TrainAgentConfig:
         seed: Same seed, same machine, same threads: same gate.
         device: "auto", "cpu", "cuda", ...
         run_dir: New folder for the results; default runs/DATE-TIME-NAME.
-        images_per_group: Rollouts of one image that share a baseline; 1 turns this off.
+        images_per_group: Rollouts of one image that share a baseline; 1 turns this off. Default 8.
         num_envs: Images that walk side by side, repeats included.
         features: What the gate looks at before each layer: how sure a linear probe of the activation is, or its channels'
             means as well.
@@ -87,6 +90,7 @@ class TrainAgentConfig:
         reward: What an image is worth.
         ppo: Hyperparameters of PPO.
         a2c: Hyperparameters of A2C.
+        maskable_ppo: Hyperparameters of PPO within a hard budget.
         cotrain: How the backbone learns with --backbone-mode co-train.
     """
 
@@ -99,7 +103,7 @@ class TrainAgentConfig:
     seed: int = 0
     device: str = "auto"
     run_dir: Path | None = None
-    images_per_group: int = 8
+    images_per_group: int | None = None
     num_envs: int = 512
     features: FeatureChoice = "confidence"
     hidden: int | None = None
@@ -112,14 +116,27 @@ class TrainAgentConfig:
     reward: RewardConfig = field(default_factory=RewardConfig)
     ppo: PPOConfig = field(default_factory=PPOConfig)
     a2c: A2CConfig = field(default_factory=A2CConfig)
+    maskable_ppo: MaskablePPOConfig = field(default_factory=MaskablePPOConfig)
     cotrain: CoTrainConfig = field(default_factory=CoTrainConfig)
 
     def __post_init__(self) -> None:
         check_settings(self, "num_envs", "images_per_group")
-        if self.num_envs % self.images_per_group:
+        group = rollouts_per_image(self.algorithm, self.images_per_group)
+        if self.num_envs % group:
             raise ConfigError(
-                f"num_envs is {self.num_envs} and images_per_group is {self.images_per_group}; images_per_group must divide num_envs."
+                f"num_envs is {self.num_envs} and images_per_group is {group}; images_per_group must divide num_envs."
             )
+        if self.algorithm.needs_budget and self.budget is None:
+            raise ConfigError(
+                f"algo is {self.algo!r}, which keeps every image within a budget, but budget is None; give one in percent, "
+                "or take another algorithm."
+            )
+
+    @property
+    def algorithm(self) -> AlgorithmConfig:
+        """Hyperparameters of the algorithm that was chosen."""
+        chosen: AlgorithmConfig = getattr(self, self.algo)
+        return chosen
 
 
 def weights_of(config: TrainAgentConfig) -> "RewardWeights":
@@ -144,14 +161,13 @@ def plan_of(config: TrainAgentConfig, device: str) -> "GateTraining":
     from agents.training import GateTraining
     from dfs_rl.backbones import precision
 
-    algorithms: dict[AlgorithmName, AlgorithmConfig] = {"ppo": config.ppo, "a2c": config.a2c}
     eval_every = config.eval_every or max(1, config.timesteps // VALIDATIONS)
     return GateTraining(
-        algorithm=algorithms[config.algo],
+        algorithm=config.algorithm,
         timesteps=config.timesteps,
         weights=weights_of(config),
         budget=config.budget,
-        images_per_group=config.images_per_group,
+        images_per_group=rollouts_per_image(config.algorithm, config.images_per_group),
         num_envs=config.num_envs,
         features=config.features,
         hidden=config.hidden,
@@ -161,26 +177,19 @@ def plan_of(config: TrainAgentConfig, device: str) -> "GateTraining":
         seed=config.seed,
         device=device,
         dtype=precision.resolve_frozen(config.precision, torch.device(device)),
-        name=config.algo.upper(),
+        name=config.algorithm.label,
     )
 
 
 def _prepare(config: TrainAgentConfig, dataset: "Dataset", device: str) -> str:
     """Refuse what will not do, and name the run."""
-    from agents.deploy import gate_shape
-    from dfs_rl.gating.learned import LayerwiseGate
+    from agents.deploy import untrained_gate
     from dfs_rl.gating.masks import gated_budget
 
     plan_of(config, device)  # refuses bad settings
     backbone = preview_backbone(choice_of(config, device), dataset)
     if config.budget is not None:
-        shape = gate_shape(backbone, features=config.features, hidden=config.hidden)
-        gate = LayerwiseGate(
-            shape.feature_sizes,
-            backbone.options,
-            feature_macs=backbone.feature_macs,
-            hidden=shape.hidden,
-        )
+        gate = untrained_gate(backbone, features=config.features, hidden=config.hidden)
         gated_budget(backbone.costs, config.budget, gate_macs=gate.macs)
     return f"{config.algo}-{dataset.name}"
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from dfs_rl.backbones.contract import WalkableBackbone
 from dfs_rl.errors import ConfigError
-from dfs_rl.gating.masks import action_masks, gated_budget
+from dfs_rl.gating.masks import action_masks
 from dfs_rl.gating.observation import CONTEXT_SIZE, FEATURE_LIMIT, observation_width, observe
 from dfs_rl.gating.reward import judge, step_cost, terminal_reward
 from dfs_rl.gating.walk import finish, start, step
@@ -102,9 +102,7 @@ class Walks:
         self.task = task
         self._device = task.images.images.device
         self._menu = np.array(task.backbone.options.values, dtype=np.int64)
-        self._gated_budget = (
-            None if task.budget is None else gated_budget(task.backbone.costs, task.budget)
-        )
+        self._gated_budget = task.gated_budget
 
     @property
     def layer(self) -> int:
@@ -188,9 +186,11 @@ class Walks:
         """Return which options keep the cheapest completion within the budget, bool ``[n, options]``."""
         if self.done:
             return np.ones((self.n, len(self._menu)), dtype=np.bool_)
-        costs = self.task.backbone.costs
+        task, state = self.task, self._state
         return _to_numpy(
-            action_masks(costs, self._state.layer, self._state.spent, self.task.budget)
+            action_masks(
+                task.backbone.costs, state.layer, state.spent, task.budget, gate_macs=task.gate_macs
+            )
         )
 
     def _observe(self) -> Batch:

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import pytest
 import torch
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.logger import Logger
-from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from torch import Tensor
 
 from agents.algorithms import GateLearning, build_algorithm
@@ -81,7 +81,7 @@ def planted_images() -> ImageSet:
 
 def small_ppo(
     backbone: WalkableBackbone, images: ImageSet, config: PPOConfig | None = None
-) -> OnPolicyAlgorithm:
+) -> BaseAlgorithm:
     """PPO on 32 walks of the planted task, logging nowhere: 64 steps an update."""
     task = Task(
         backbone=backbone,

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from stable_baselines3 import PPO
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import DummyVecEnv
 
+from agents.algorithms import GateLearning, build_algorithm
 from agents.deploy import deploy
-from agents.extractor import LayerwiseExtractor
+from agents.hyperparameters import PPOConfig
 from dfs_rl.cost import BitOptions
 from dfs_rl.gating.learned import LayerwiseGate
 from dfs_rl.gating.storage import load_gate, save_gate
@@ -34,26 +35,18 @@ class SpacesOnly(gymnasium.Env):
 
 
 @pytest.fixture
-def model() -> PPO:
-    torch.manual_seed(0)
-    model = PPO(
-        "MultiInputPolicy",
-        DummyVecEnv([SpacesOnly]),
-        policy_kwargs={
-            "net_arch": {"pi": [], "vf": []},
-            "share_features_extractor": False,
-            "features_extractor_class": LayerwiseExtractor,
-            "features_extractor_kwargs": {"feature_sizes": CHANNELS, "hidden": 6, "outputs": 4},
-        },
-        device="cpu",
+def model() -> BaseAlgorithm:
+    learning = GateLearning(
+        timesteps=1000, feature_sizes=CHANNELS, hidden=6, images_per_group=1, seed=0, device="cpu"
     )
-    with torch.no_grad():  # a policy in training, its shared head no identity
+    model = build_algorithm(PPOConfig(minibatches=1), DummyVecEnv([SpacesOnly]), learning)
+    with torch.no_grad():  # a policy in training
         for parameter in model.policy.parameters():
             parameter.normal_()
     return model
 
 
-def test_logits_and_choices_equal_the_policys(model: PPO) -> None:
+def test_logits_and_choices_equal_the_policys(model: BaseAlgorithm) -> None:
     gate = deploy(model, OPTIONS, feature_macs=7.0, name="ppo")
     generator = torch.Generator().manual_seed(1)
     for layer, channels in enumerate(CHANNELS):
@@ -73,7 +66,7 @@ def test_logits_and_choices_equal_the_policys(model: PPO) -> None:
         np.testing.assert_array_equal(gate.decide(features, layer, context).numpy(), chosen)
 
 
-def test_only_the_actor_ships_and_its_cost_is_counted(model: PPO) -> None:
+def test_only_the_actor_ships_and_its_cost_is_counted(model: BaseAlgorithm) -> None:
     gate = deploy(model, OPTIONS, feature_macs=7.0, name="ppo")
     assert isinstance(gate, LayerwiseGate)
     assert gate.macs == 7.0 + sum((c + 3) * 6 + 6 * 4 for c in CHANNELS)
@@ -83,7 +76,7 @@ def test_only_the_actor_ships_and_its_cost_is_counted(model: PPO) -> None:
     assert gate.name == "ppo"
 
 
-def test_a_deployed_gate_does_not_change_with_the_policy(model: PPO) -> None:
+def test_a_deployed_gate_does_not_change_with_the_policy(model: BaseAlgorithm) -> None:
     gate = deploy(model, OPTIONS, feature_macs=7.0, name="ppo")
     before = {name: value.clone() for name, value in gate.state_dict().items()}
     with torch.no_grad():
@@ -92,6 +85,8 @@ def test_a_deployed_gate_does_not_change_with_the_policy(model: PPO) -> None:
     assert all(torch.equal(value, before[name]) for name, value in gate.state_dict().items())
 
 
-def test_the_budget_that_it_was_trained_for_ships_with_the_gate(model: PPO, tmp_path: Path) -> None:
+def test_the_budget_that_it_was_trained_for_ships_with_the_gate(
+    model: BaseAlgorithm, tmp_path: Path
+) -> None:
     save_gate(deploy(model, OPTIONS, feature_macs=7.0, name="ppo", budget=1.5), tmp_path)
     assert load_gate(tmp_path).budget == 1.5

@@ -11,7 +11,13 @@ import pytest
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
 
-from agents.hyperparameters import A2CConfig, AlgorithmConfig, CoTrainConfig, PPOConfig
+from agents.hyperparameters import (
+    A2CConfig,
+    AlgorithmConfig,
+    CoTrainConfig,
+    MaskablePPOConfig,
+    PPOConfig,
+)
 from agents.training import CHECKPOINT, GateTraining, TrainingResult, train_gate
 from dfs_rl.backbones import BackboneInfo, ResNet, ResNetConfig, StoredBackbone
 from dfs_rl.data import Dataset, ImageSet, channel_statistics
@@ -128,8 +134,9 @@ def assert_equal_runs(first: RunFolder, second: RunFolder) -> None:
         make_plan(PPOConfig(), group=1),
         make_plan(A2CConfig()),
         make_plan(PPOConfig(), cotrain=CoTrainConfig(batch_size=8)),
+        make_plan(MaskablePPOConfig(), budget=80.0, cotrain=CoTrainConfig(batch_size=8)),
     ],
-    ids=["ppo", "ppo-critic", "a2c", "ppo-cotrain"],
+    ids=["ppo", "ppo-critic", "a2c", "ppo-cotrain", "maskable-ppo-cotrain"],
 )
 def test_ctrl_c_saves_and_the_run_goes_on_as_if_nothing_had_happened(
     tmp_path: Path, plan: GateTraining

@@ -3,11 +3,13 @@
 import shutil
 from dataclasses import fields
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 import dfs_rl
-from agents.hyperparameters import PPOConfig
+from agents.algorithms import ALGORITHMS
+from agents.hyperparameters import AlgorithmName, PPOConfig
 from dfs_rl.backbones import (
     PRETRAINED_DIGITS,
     BackboneInfo,
@@ -109,6 +111,10 @@ def test_cotraining_sees_as_many_images_and_changes_the_backbone(tmp_path: Path)
         (["--backbone", "nowhere"], "nowhere"),
         (["--cost-weight", "-1"], "cost is -1"),
         (["--algo", "sarsa"], "algo"),
+        (
+            ["--algo", "maskable_ppo"],
+            "algo is 'maskable_ppo', which keeps every image within a budget",
+        ),
     ],
 )
 def test_bad_input_is_one_sentence_and_leaves_no_folder(
@@ -184,6 +190,21 @@ def test_reward_defaults_are_the_environments() -> None:
     assert weights_of(TrainAgentConfig()) == RewardWeights(overshoot=RewardConfig().overshoot)
     names = {field.name for field in fields(RewardWeights)} - {"cost"}
     assert {field.name for field in fields(RewardConfig)} == names
+
+
+def test_every_algorithm_has_its_settings_and_its_entry() -> None:
+    names = set(get_args(AlgorithmName))
+    assert names == ALGORITHMS.keys()
+    for name in names:
+        config = TrainAgentConfig(algo=name, budget=5.0)
+        assert type(config.algorithm) is ALGORITHMS[name].config_type
+
+
+def test_no_test_image_of_a_masked_gate_exceeds_the_budget(tmp_path: Path) -> None:
+    flags = ["--algo", "maskable_ppo", "--budget", "4", "--cost-weight", "0"]
+    assert main([*TINY, *flags, "--run-dir", str(tmp_path / "run")]) == 0
+    _, trace = dfs_rl.load(tmp_path / "run")(load_dataset("digits").test.images)
+    assert 3.5 < float(trace.computation.max()) <= 4.0
 
 
 def test_flags_reach_the_training() -> None:
