@@ -4,8 +4,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from gymnasium import spaces
-from sb3_contrib import MaskablePPO
+from sb3_contrib import TRPO, MaskablePPO
 from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
@@ -22,6 +23,7 @@ from agents.hyperparameters import (
     OnPolicyConfig,
     PolicyGradientConfig,
     PPOConfig,
+    TRPOConfig,
     step_sizes,
 )
 from dfs_rl.errors import ConfigError
@@ -118,17 +120,11 @@ def _ppo(
     learning: GateLearning,
     buffer: type[GroupRolloutBuffer] = GroupRolloutBuffer,
 ) -> dict[str, Any]:
-    samples = env.num_envs * learning.n_steps
-    if samples % config.minibatches != 0 or samples == config.minibatches:
-        raise ConfigError(
-            f"minibatches is {config.minibatches}; it must divide the {samples} samples "
-            "of an update (num_envs x layers) into batches of at least 2."
-        )
     return {
         **_on_policy(config, env, learning, buffer),
         **_policy_gradient(config),
         "n_epochs": config.epochs,
-        "batch_size": samples // config.minibatches,
+        "batch_size": _batch_size(config.minibatches, env, learning),
         "clip_range": config.clip_range,
     }
 
@@ -139,6 +135,34 @@ def _maskable_ppo(config: MaskablePPOConfig, env: VecEnv, learning: GateLearning
 
 def _a2c(config: A2CConfig, env: VecEnv, learning: GateLearning) -> dict[str, Any]:
     return _on_policy(config, env, learning) | _policy_gradient(config)
+
+
+def _trpo(config: TRPOConfig, env: VecEnv, learning: GateLearning) -> dict[str, Any]:
+    return {
+        **_on_policy(config, env, learning),
+        "target_kl": config.target_kl,
+        "n_critic_updates": config.critic_updates,
+        "batch_size": _batch_size(config.minibatches, env, learning),
+    }
+
+
+def _batch_size(minibatches: int, env: VecEnv, learning: GateLearning) -> int:
+    samples = env.num_envs * learning.n_steps
+    if samples % minibatches != 0 or samples == minibatches:
+        raise ConfigError(
+            f"minibatches is {minibatches}; it must divide the {samples} samples of an update (num_envs x layers) into "
+            "batches of at least 2."
+        )
+    return samples // minibatches
+
+
+class CalmTRPO(TRPO):
+    """TRPO that leaves the policy alone where no choice turned out better than another; its line search divides by zero there."""
+
+    def train(self) -> None:
+        """Update the policy from the rollout, if there is anything to learn from it."""
+        if np.ptp(self.rollout_buffer.advantages) > 0.0:
+            super().train()
 
 
 def _remove_action_head(model: Any) -> None:  # noqa: ANN401 - one of several classes with such a policy
@@ -165,7 +189,7 @@ class _Algorithm:
     """How a name on the command line becomes an SB3 algorithm.
 
     Attributes:
-        algorithm: The class, used as it is.
+        algorithm: The class.
         config_type: Its hyperparameters.
         arguments: Translates them, for an environment and a gate, to keyword arguments that not all algorithms take.
         finish: Takes out of the new algorithm's policy what must not be there.
@@ -181,6 +205,7 @@ ALGORITHMS: Mapping[AlgorithmName, _Algorithm] = {
     "ppo": _Algorithm(PPO, PPOConfig, _ppo),
     "a2c": _Algorithm(A2C, A2CConfig, _a2c),
     "maskable_ppo": _Algorithm(MaskablePPO, MaskablePPOConfig, _maskable_ppo),
+    "trpo": _Algorithm(CalmTRPO, TRPOConfig, _trpo),
 }
 
 

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal, NamedTuple
 
 from dfs_rl.errors import ConfigError
 
-AlgorithmName = Literal["ppo", "a2c", "maskable_ppo"]
+AlgorithmName = Literal["ppo", "a2c", "maskable_ppo", "trpo"]
 Method = Literal["gumbel", "dfs"]
 """How a gate learns by supervision, see ``agents.supervised``."""
 GateKind = Literal["ff", "lstm"]
@@ -136,6 +136,27 @@ class MaskablePPOConfig(PPOConfig):
 
     label = "MaskablePPO"
     needs_budget = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class TRPOConfig(OnPolicyConfig):
+    """Hyperparameters of ``--algo trpo``. The step sizes are the critic's alone; the actor's follow from ``target_kl``.
+
+    Attributes:
+        target_kl: How far an update may move the policy, as the mean divergence in nats over the states that it saw.
+        critic_updates: Passes of the critic over each rollout; with several rollouts per image it only watches, so few will do.
+        minibatches: Minibatches per pass of the critic.
+    """
+
+    label = "TRPO"
+
+    target_kl: float = 0.01
+    critic_updates: int = 4
+    minibatches: int = 4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check(positive=("target_kl", "critic_updates", "minibatches"))
 
 
 @dataclass(frozen=True, kw_only=True)

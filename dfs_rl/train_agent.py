@@ -15,6 +15,7 @@ from agents.hyperparameters import (
     FeatureChoice,
     MaskablePPOConfig,
     PPOConfig,
+    TRPOConfig,
     rollouts_per_image,
 )
 from dfs_rl.cli import Invocation, run_command
@@ -91,6 +92,7 @@ class TrainAgentConfig:
         ppo: Hyperparameters of PPO.
         a2c: Hyperparameters of A2C.
         maskable_ppo: Hyperparameters of PPO within a hard budget.
+        trpo: Hyperparameters of TRPO.
         cotrain: How the backbone learns with --backbone-mode co-train.
     """
 
@@ -117,6 +119,7 @@ class TrainAgentConfig:
     ppo: PPOConfig = field(default_factory=PPOConfig)
     a2c: A2CConfig = field(default_factory=A2CConfig)
     maskable_ppo: MaskablePPOConfig = field(default_factory=MaskablePPOConfig)
+    trpo: TRPOConfig = field(default_factory=TRPOConfig)
     cotrain: CoTrainConfig = field(default_factory=CoTrainConfig)
 
     def __post_init__(self) -> None:

@@ -11,7 +11,14 @@ from agents.algorithms import ALGORITHMS, GateLearning, build_algorithm
 from agents.callbacks import Schedules
 from agents.deploy import deploy
 from agents.group_buffer import GroupRolloutBuffer
-from agents.hyperparameters import A2CConfig, AlgorithmConfig, PPOConfig, entropy_weight, step_sizes
+from agents.hyperparameters import (
+    A2CConfig,
+    AlgorithmConfig,
+    PPOConfig,
+    TRPOConfig,
+    entropy_weight,
+    step_sizes,
+)
 from agents.validation import rewards_of
 from dfs_rl.backbones.contract import WalkableBackbone
 from dfs_rl.data import ImageSet
@@ -74,8 +81,10 @@ def reward_of(model: BaseAlgorithm, backbone: WalkableBackbone, images: ImageSet
         (PPOConfig(minibatches=1), 1, 8_000, 0.75),
         (A2CConfig(), 8, 20_000, 0.70),
         (A2CConfig(), 1, 20_000, 0.70),
+        (TRPOConfig(), 8, 8_000, 0.75),
+        (TRPOConfig(), 1, 8_000, 0.75),
     ],
-    ids=["ppo-groups", "ppo-critic", "a2c-groups", "a2c-critic"],
+    ids=["ppo-groups", "ppo-critic", "a2c-groups", "a2c-critic", "trpo-groups", "trpo-critic"],
 )
 def test_algorithms_solve_what_an_untrained_policy_and_every_table_fail(
     planted_backbone: WalkableBackbone,

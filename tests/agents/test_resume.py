@@ -17,6 +17,7 @@ from agents.hyperparameters import (
     CoTrainConfig,
     MaskablePPOConfig,
     PPOConfig,
+    TRPOConfig,
 )
 from agents.training import CHECKPOINT, GateTraining, TrainingResult, train_gate
 from dfs_rl.backbones import BackboneInfo, ResNet, ResNetConfig, StoredBackbone
@@ -135,8 +136,9 @@ def assert_equal_runs(first: RunFolder, second: RunFolder) -> None:
         make_plan(A2CConfig()),
         make_plan(PPOConfig(), cotrain=CoTrainConfig(batch_size=8)),
         make_plan(MaskablePPOConfig(), budget=80.0, cotrain=CoTrainConfig(batch_size=8)),
+        make_plan(TRPOConfig()),
     ],
-    ids=["ppo", "ppo-critic", "a2c", "ppo-cotrain", "maskable-ppo-cotrain"],
+    ids=["ppo", "ppo-critic", "a2c", "ppo-cotrain", "maskable-ppo-cotrain", "trpo"],
 )
 def test_ctrl_c_saves_and_the_run_goes_on_as_if_nothing_had_happened(
     tmp_path: Path, plan: GateTraining
