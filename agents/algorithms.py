@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 from gymnasium import spaces
-from sb3_contrib import TRPO, MaskablePPO
-from stable_baselines3 import A2C, PPO
+from sb3_contrib import QRDQN, TRPO, MaskablePPO
+from stable_baselines3 import A2C, DQN, PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.vec_env import VecEnv
 from torch import nn
 
@@ -19,14 +19,21 @@ from agents.hyperparameters import (
     A2CConfig,
     AlgorithmConfig,
     AlgorithmName,
+    DQNConfig,
     MaskablePPOConfig,
     OnPolicyConfig,
     PolicyGradientConfig,
     PPOConfig,
+    QLearningConfig,
+    QRDQNConfig,
     TRPOConfig,
+    UpdateSize,
+    batch_size,
+    rollouts_per_image,
     step_sizes,
 )
-from dfs_rl.errors import ConfigError
+from agents.q_learning import WalkDQN, WalkQRDQN
+from envs.core import observation_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +42,8 @@ class GateLearning:
 
     Attributes:
         feature_sizes: Numbers that describe each gated layer's input.
-        hidden: Width of each layer's own hidden layer, in actor and critic.
-        images_per_group: Rollouts of one image that share a baseline; 1 uses the critic instead.
+        hidden: Width of each layer's own hidden layer, in all networks.
+        images_per_group: Rollouts of one image that share a baseline; 1 uses no such baseline.
         seed: Seed of the weights, of the sampled actions and of the minibatches.
         device: Where the policy lives.
         timesteps: Length of the whole training, which the default step size follows.
@@ -64,9 +71,9 @@ def build_algorithm(config: AlgorithmConfig, env: VecEnv, learning: GateLearning
         learning: The gate's size and how its advantages are made.
 
     Raises:
-        ConfigError: If the environments do not divide into groups.
+        ConfigError: If the environments do not divide into groups, or the algorithm has no use for them.
     """
-    check_groups(env.num_envs, learning.images_per_group)
+    check_groups(env.num_envs, rollouts_per_image(config, learning.images_per_group))
     entry = next(entry for entry in ALGORITHMS.values() if type(config) is entry.config_type)
     start, end = step_sizes(config, learning.timesteps)
     model = entry.algorithm(
@@ -124,7 +131,7 @@ def _ppo(
         **_on_policy(config, env, learning, buffer),
         **_policy_gradient(config),
         "n_epochs": config.epochs,
-        "batch_size": _batch_size(config.minibatches, env, learning),
+        "batch_size": batch_size(config.minibatches, _update_size(env, learning)),
         "clip_range": config.clip_range,
     }
 
@@ -142,18 +149,8 @@ def _trpo(config: TRPOConfig, env: VecEnv, learning: GateLearning) -> dict[str, 
         **_on_policy(config, env, learning),
         "target_kl": config.target_kl,
         "n_critic_updates": config.critic_updates,
-        "batch_size": _batch_size(config.minibatches, env, learning),
+        "batch_size": batch_size(config.minibatches, _update_size(env, learning)),
     }
-
-
-def _batch_size(minibatches: int, env: VecEnv, learning: GateLearning) -> int:
-    samples = env.num_envs * learning.n_steps
-    if samples % minibatches != 0 or samples == minibatches:
-        raise ConfigError(
-            f"minibatches is {minibatches}; it must divide the {samples} samples of an update (num_envs x layers) into "
-            "batches of at least 2."
-        )
-    return samples // minibatches
 
 
 class CalmTRPO(TRPO):
@@ -163,6 +160,35 @@ class CalmTRPO(TRPO):
         """Update the policy from the rollout, if there is anything to learn from it."""
         if np.ptp(self.rollout_buffer.advantages) > 0.0:
             super().train()
+
+
+def _dqn(
+    config: QLearningConfig, env: VecEnv, learning: GateLearning, quantiles: int = 1
+) -> dict[str, Any]:
+    return {
+        "buffer_size": config.remembered(_update_size(env, learning)),
+        "learning_starts": 0,
+        "batch_size": config.batch_size,
+        "train_freq": learning.n_steps,
+        "gradient_steps": config.gradient_steps,
+        # Once per update: the target stands still while the network moves, and the end of a walk is a handful of layers away.
+        "target_update_interval": env.num_envs * learning.n_steps,
+        "tau": 1.0,
+        "exploration_fraction": config.exploration,
+        "exploration_initial_eps": 1.0,
+        "exploration_final_eps": config.final_exploration,
+        "max_grad_norm": config.max_grad_norm,
+        "policy_kwargs": {
+            "net_arch": [],  # the extractor is the whole network
+            **_extractor(learning, outputs=quantiles * _options(env)),
+        },
+    }
+
+
+def _qrdqn(config: QRDQNConfig, env: VecEnv, learning: GateLearning) -> dict[str, Any]:
+    arguments = _dqn(config, env, learning, config.quantiles)
+    arguments["policy_kwargs"]["n_quantiles"] = config.quantiles
+    return arguments
 
 
 def _remove_action_head(model: Any) -> None:  # noqa: ANN401 - one of several classes with such a policy
@@ -175,7 +201,21 @@ def _remove_action_head(model: Any) -> None:  # noqa: ANN401 - one of several cl
     _renew_optimizer(policy, policy)
 
 
-def _renew_optimizer(policy: ActorCriticPolicy, learner: nn.Module) -> None:
+def _remove_q_heads(model: DQN) -> None:
+    """The same for the network that learns and for its target."""
+    policy = model.policy
+    policy.q_net.q_net = policy.q_net_target.q_net = nn.Sequential()
+    _renew_optimizer(policy, policy.q_net)
+
+
+def _remove_quantile_heads(model: QRDQN) -> None:
+    """The same for networks of quantiles."""
+    policy = model.policy
+    policy.quantile_net.quantile_net = policy.quantile_net_target.quantile_net = nn.Sequential()
+    _renew_optimizer(policy, policy.quantile_net)
+
+
+def _renew_optimizer(policy: BasePolicy, learner: nn.Module) -> None:
     """Give the policy an optimiser over what ``learner`` has now."""
     policy.optimizer = policy.optimizer_class(
         learner.parameters(),
@@ -206,6 +246,8 @@ ALGORITHMS: Mapping[AlgorithmName, _Algorithm] = {
     "a2c": _Algorithm(A2C, A2CConfig, _a2c),
     "maskable_ppo": _Algorithm(MaskablePPO, MaskablePPOConfig, _maskable_ppo),
     "trpo": _Algorithm(CalmTRPO, TRPOConfig, _trpo),
+    "dqn": _Algorithm(WalkDQN, DQNConfig, _dqn, _remove_q_heads),
+    "qrdqn": _Algorithm(WalkQRDQN, QRDQNConfig, _qrdqn, _remove_quantile_heads),
 }
 
 
@@ -223,3 +265,8 @@ def _extractor(learning: GateLearning, *, outputs: int) -> dict[str, Any]:
 def _options(env: VecEnv) -> int:
     assert isinstance(env.action_space, spaces.Discrete)
     return int(env.action_space.n)
+
+
+def _update_size(env: VecEnv, learning: GateLearning) -> UpdateSize:
+    assert isinstance(env.observation_space, spaces.Dict)
+    return UpdateSize(env.num_envs, learning.n_steps, observation_bytes(env.observation_space))

@@ -98,6 +98,10 @@ class Schedules(BaseCallback):
     def _on_rollout_start(self) -> None:
         # Actions and minibatches are drawn from the global generators; this way a resumed run needs none of their state.
         seed_everything(stream_seed(self._seed, "update", self.model.num_timesteps) % 2**32)
+        # Schedules follow; an algorithm that goes on would notice after its first step only how far it is.
+        self.model._update_current_progress_remaining(
+            self.model.num_timesteps, self.model._total_timesteps
+        )
 
     def _on_rollout_end(self) -> None:
         if not isinstance(self._config, PolicyGradientConfig):

@@ -3,7 +3,9 @@
 from typing import NamedTuple
 
 import torch
+from sb3_contrib.qrdqn.policies import QRDQNPolicy
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.dqn.policies import DQNPolicy
 from torch import nn
 
 from agents.extractor import LayerwiseExtractor
@@ -88,7 +90,7 @@ def deploy(
     name: str,
     budget: float | None = None,
 ) -> LearnedGate:
-    """Copy a policy's actor into a gate whose logits are the policy's.
+    """Copy a policy's actor into a gate whose logits are the policy's, or what it expects each option to be worth.
 
     What belongs to features that a layer does not have is dropped.
 
@@ -102,8 +104,7 @@ def deploy(
     Returns:
         The gate, on the policy's device, sharing no memory with it.
     """
-    extractor = model.policy.pi_features_extractor
-    assert isinstance(extractor, LayerwiseExtractor)
+    extractor = _extractor(model)
     gate = LayerwiseGate(
         extractor.feature_sizes,
         options,
@@ -112,6 +113,7 @@ def deploy(
         name=name,
         budget=budget,
     )
+    parts = (extractor.features_dim // len(options), len(options))
     for layer, size in enumerate(extractor.feature_sizes):
         first, _, last = gate.networks[layer].children()
         assert isinstance(first, nn.Linear)
@@ -120,6 +122,20 @@ def deploy(
         present = torch.cat([weights[:size], weights[extractor.features_width :]])
         first.weight.copy_(present.T)
         first.bias.copy_(extractor.inner_bias[layer])
-        last.weight.copy_(extractor.outer[layer].T)
-        last.bias.copy_(extractor.outer_bias[layer])
+        # All but QR-DQN have one score per option; of its quantiles the mean decides, which is linear as well.
+        last.weight.copy_(extractor.outer[layer].view(-1, *parts).mean(dim=1).T)
+        last.bias.copy_(extractor.outer_bias[layer].view(parts).mean(dim=0))
     return gate.to(model.policy.device).eval()
+
+
+def _extractor(model: BaseAlgorithm) -> LayerwiseExtractor:
+    """Return the network that decides."""
+    policy = model.policy
+    if isinstance(policy, DQNPolicy):
+        extractor: object = policy.q_net.features_extractor
+    elif isinstance(policy, QRDQNPolicy):
+        extractor = policy.quantile_net.features_extractor
+    else:
+        extractor = policy.pi_features_extractor
+    assert isinstance(extractor, LayerwiseExtractor)
+    return extractor

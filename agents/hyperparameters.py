@@ -7,7 +7,7 @@ from typing import ClassVar, Literal, NamedTuple
 
 from dfs_rl.errors import ConfigError
 
-AlgorithmName = Literal["ppo", "a2c", "maskable_ppo", "trpo"]
+AlgorithmName = Literal["ppo", "a2c", "maskable_ppo", "trpo", "dqn", "qrdqn"]
 Method = Literal["gumbel", "dfs"]
 """How a gate learns by supervision, see ``agents.supervised``."""
 GateKind = Literal["ff", "lstm"]
@@ -22,6 +22,25 @@ OVERSHOOT = 50.0
 
 ROLLOUTS_PER_IMAGE = 8
 """That share a baseline where nothing else is asked for."""
+
+
+class UpdateSize(NamedTuple):
+    """What an algorithm gets to learn from at once.
+
+    Attributes:
+        walks: Side by side.
+        layers: Decisions of each.
+        observation_bytes: What is seen before one decision takes.
+    """
+
+    walks: int
+    layers: int
+    observation_bytes: int
+
+    @property
+    def decisions(self) -> int:
+        """Of all walks."""
+        return self.walks * self.layers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +72,13 @@ class AlgorithmConfig:
                 raise ConfigError(
                     f"{name} is {value}; it must be at most 1, above which every training diverges."
                 )
+
+    def check_update(self, update: "UpdateSize") -> None:
+        """Refuse settings that do not suit an update of that size.
+
+        Raises:
+            ConfigError: In a sentence that names both.
+        """
 
     def _check(
         self,
@@ -129,6 +155,10 @@ class PPOConfig(PolicyGradientConfig):
         super().__post_init__()
         self._check(positive=("epochs", "minibatches", "clip_range"))
 
+    def check_update(self, update: UpdateSize) -> None:
+        """See ``AlgorithmConfig``."""
+        batch_size(self.minibatches, update)
+
 
 @dataclass(frozen=True, kw_only=True)
 class MaskablePPOConfig(PPOConfig):
@@ -158,12 +188,97 @@ class TRPOConfig(OnPolicyConfig):
         super().__post_init__()
         self._check(positive=("target_kl", "critic_updates", "minibatches"))
 
+    def check_update(self, update: UpdateSize) -> None:
+        """See ``AlgorithmConfig``."""
+        batch_size(self.minibatches, update)
+
 
 @dataclass(frozen=True, kw_only=True)
 class A2CConfig(PolicyGradientConfig):
     """Hyperparameters of ``--algo a2c``; its optimiser is RMSprop."""
 
     label = "A2C"
+
+
+@dataclass(frozen=True, kw_only=True)
+class QLearningConfig(AlgorithmConfig):
+    """What the algorithms that learn the worth of each option from remembered decisions have in common.
+
+    Attributes:
+        learning_rate: Adam's step size at the start; larger ones make the target, which is learned too, run away.
+        exploration: Share of the training in which random options grow rare, linearly from all; it ends well before the training
+            does, so that late layers are learned on what early layers will really choose.
+        final_exploration: Share of random options from then on, so that none is forgotten.
+        gradient_steps: Steps per update, which is one walk of all environments: a remembered decision is used a few times.
+        batch_size: Decisions per step; large, because the rewards of one option differ mostly by the images.
+        replay_megabytes: Memory for past decisions, and the size of a checkpoint.
+        max_grad_norm: Gradient clipping; wide, for the loss is linear in large errors.
+    """
+
+    learning_rate: float | None = 0.003
+    exploration: float = 0.5
+    final_exploration: float = 0.05
+    gradient_steps: int = 32
+    batch_size: int = 512
+    replay_megabytes: float = 64.0
+    max_grad_norm: float = 10.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check(
+            positive=(
+                "exploration",
+                "gradient_steps",
+                "batch_size",
+                "replay_megabytes",
+                "max_grad_norm",
+            ),
+            shares=("exploration", "final_exploration"),
+        )
+
+    def check_update(self, update: UpdateSize) -> None:
+        """See ``AlgorithmConfig``."""
+        self.remembered(update)
+
+    def remembered(self, update: UpdateSize) -> int:
+        """Return how many decisions fit into the memory.
+
+        Raises:
+            ConfigError: If those of one update do not.
+        """
+        # What was seen before and after, the action as int64, and reward, end and cut as float32.
+        each = 2 * update.observation_bytes + 8 + 3 * 4
+        decisions = int(self.replay_megabytes * 1e6 / each)
+        if decisions < update.decisions:
+            raise ConfigError(
+                f"replay_megabytes is {self.replay_megabytes}, which holds {decisions} decisions; one update of {update.walks} "
+                f"walks of {update.layers} layers makes {update.decisions}, {update.decisions * each / 1e6:.3g} megabytes."
+            )
+        return decisions
+
+
+@dataclass(frozen=True, kw_only=True)
+class DQNConfig(QLearningConfig):
+    """Hyperparameters of ``--algo dqn``."""
+
+    label = "DQN"
+
+
+@dataclass(frozen=True, kw_only=True)
+class QRDQNConfig(QLearningConfig):
+    """Hyperparameters of ``--algo qrdqn``.
+
+    Attributes:
+        quantiles: Of each option's worth; few, because a walk ends right or wrong and little lies between.
+    """
+
+    label = "QR-DQN"
+
+    quantiles: int = 16
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check(positive=("quantiles",))
 
 
 def rollouts_per_image(config: AlgorithmConfig, asked: int | None) -> int:
@@ -184,6 +299,20 @@ def rollouts_per_image(config: AlgorithmConfig, asked: int | None) -> int:
             "image; leave it out, or give 1."
         )
     return 1
+
+
+def batch_size(minibatches: int, update: UpdateSize) -> int:
+    """Return the size of each of so many minibatches of an update.
+
+    Raises:
+        ConfigError: If they would not be equal, or of 1.
+    """
+    if update.decisions % minibatches != 0 or update.decisions == minibatches:
+        raise ConfigError(
+            f"minibatches is {minibatches}; it must divide the {update.decisions} samples of an update (num_envs x layers) into "
+            "batches of at least 2."
+        )
+    return update.decisions // minibatches
 
 
 PATH_LENGTH = 12_000.0

@@ -12,10 +12,13 @@ from agents.hyperparameters import (
     AlgorithmConfig,
     AlgorithmName,
     CoTrainConfig,
+    DQNConfig,
     FeatureChoice,
     MaskablePPOConfig,
     PPOConfig,
+    QRDQNConfig,
     TRPOConfig,
+    UpdateSize,
     rollouts_per_image,
 )
 from dfs_rl.cli import Invocation, run_command
@@ -76,7 +79,8 @@ class TrainAgentConfig:
         seed: Same seed, same machine, same threads: same gate.
         device: "auto", "cpu", "cuda", ...
         run_dir: New folder for the results; default runs/DATE-TIME-NAME.
-        images_per_group: Rollouts of one image that share a baseline; 1 turns this off. Default 8.
+        images_per_group: Rollouts of one image that share a baseline; 1 turns this off. Default 8; 1 for dqn and
+            qrdqn, which learn from single decisions.
         num_envs: Images that walk side by side, repeats included.
         features: What the gate looks at before each layer: how sure a linear probe of the activation is, or its channels'
             means as well.
@@ -93,6 +97,8 @@ class TrainAgentConfig:
         a2c: Hyperparameters of A2C.
         maskable_ppo: Hyperparameters of PPO within a hard budget.
         trpo: Hyperparameters of TRPO.
+        dqn: Hyperparameters of DQN.
+        qrdqn: Hyperparameters of quantile-regression DQN.
         cotrain: How the backbone learns with --backbone-mode co-train.
     """
 
@@ -120,6 +126,8 @@ class TrainAgentConfig:
     a2c: A2CConfig = field(default_factory=A2CConfig)
     maskable_ppo: MaskablePPOConfig = field(default_factory=MaskablePPOConfig)
     trpo: TRPOConfig = field(default_factory=TRPOConfig)
+    dqn: DQNConfig = field(default_factory=DQNConfig)
+    qrdqn: QRDQNConfig = field(default_factory=QRDQNConfig)
     cotrain: CoTrainConfig = field(default_factory=CoTrainConfig)
 
     def __post_init__(self) -> None:
@@ -188,9 +196,16 @@ def _prepare(config: TrainAgentConfig, dataset: "Dataset", device: str) -> str:
     """Refuse what will not do, and name the run."""
     from agents.deploy import untrained_gate
     from dfs_rl.gating.masks import gated_budget
+    from envs.core import observation_bytes, observation_space
 
     plan_of(config, device)  # refuses bad settings
     backbone = preview_backbone(choice_of(config, device), dataset)
+    update = UpdateSize(
+        walks=config.num_envs,
+        layers=backbone.costs.n_layers,
+        observation_bytes=observation_bytes(observation_space(backbone)),
+    )
+    config.algorithm.check_update(update)
     if config.budget is not None:
         gate = untrained_gate(backbone, features=config.features, hidden=config.hidden)
         gated_budget(backbone.costs, config.budget, gate_macs=gate.macs)

@@ -1,5 +1,6 @@
 """The one implementation underneath every form of the environment: a batch of walks in lock-step."""
 
+import math
 from typing import Any, NamedTuple
 
 import gymnasium
@@ -74,6 +75,12 @@ def observation_space(backbone: WalkableBackbone) -> spaces.Dict:
             "context": spaces.Box(0.0, 1.0, (CONTEXT_SIZE,), np.float32),
         }
     )
+
+
+def observation_bytes(space: spaces.Dict) -> int:
+    """Return what one observation takes in memory."""
+    parts = space.spaces.values()
+    return sum(np.dtype(part.dtype).itemsize * math.prod(part.shape or ()) for part in parts)
 
 
 def action_space(backbone: WalkableBackbone) -> spaces.Discrete:

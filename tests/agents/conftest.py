@@ -84,6 +84,8 @@ def small_agent(
     images: ImageSet,
     config: AlgorithmConfig,
     weights: RewardWeights | None = None,
+    *,
+    group: int = 8,
 ) -> BaseAlgorithm:
     """An algorithm on 32 walks of the planted task, logging nowhere: 64 steps an update."""
     task = Task(
@@ -97,11 +99,11 @@ def small_agent(
         timesteps=600_000,
         feature_sizes=backbone.feature_sizes,
         hidden=4,
-        images_per_group=8,
+        images_per_group=group,
         seed=0,
         device="cpu",
     )
-    env = SB3GatingVecEnv(task, 32, images_per_group=8, seed=0)
+    env = SB3GatingVecEnv(task, 32, images_per_group=group, seed=0)
     model = build_algorithm(config, env, learning)
     model.set_logger(Logger(None, []))
     return model

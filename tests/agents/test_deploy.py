@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from sb3_contrib import QRDQN
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from agents.algorithms import GateLearning, build_algorithm
 from agents.deploy import deploy
-from agents.hyperparameters import PPOConfig
+from agents.hyperparameters import AlgorithmConfig, DQNConfig, PPOConfig, QRDQNConfig
 from dfs_rl.cost import BitOptions
 from dfs_rl.gating.learned import LayerwiseGate
 from dfs_rl.gating.storage import load_gate, save_gate
@@ -36,10 +37,14 @@ class SpacesOnly(gymnasium.Env):
 
 @pytest.fixture
 def model() -> BaseAlgorithm:
+    return make_model(PPOConfig(minibatches=1))
+
+
+def make_model(config: AlgorithmConfig) -> BaseAlgorithm:
     learning = GateLearning(
         timesteps=1000, feature_sizes=CHANNELS, hidden=6, images_per_group=1, seed=0, device="cpu"
     )
-    model = build_algorithm(PPOConfig(minibatches=1), DummyVecEnv([SpacesOnly]), learning)
+    model = build_algorithm(config, DummyVecEnv([SpacesOnly]), learning)
     with torch.no_grad():  # a policy in training
         for parameter in model.policy.parameters():
             parameter.normal_()
@@ -61,6 +66,33 @@ def test_logits_and_choices_equal_the_policys(model: BaseAlgorithm) -> None:
         policy_log_probabilities = model.policy.get_distribution(observation).distribution.logits
         gate_logits = gate(features, layer, context)
         torch.testing.assert_close(gate_logits.log_softmax(dim=1), policy_log_probabilities)
+        numpy_observation = {name: value.numpy() for name, value in observation.items()}
+        chosen, _ = model.predict(numpy_observation, deterministic=True)
+        np.testing.assert_array_equal(gate.decide(features, layer, context).numpy(), chosen)
+
+
+@pytest.mark.parametrize("config", [DQNConfig(), QRDQNConfig(quantiles=5)], ids=["dqn", "qrdqn"])
+def test_a_network_of_values_ships_as_what_it_expects_each_option_to_be_worth(
+    config: AlgorithmConfig,
+) -> None:
+    model = make_model(config)
+    gate = deploy(model, OPTIONS, feature_macs=7.0, name="q")
+    assert gate.macs == 7.0 + sum((c + 3) * 6 + 6 * 4 for c in CHANNELS)
+    generator = torch.Generator().manual_seed(1)
+    for layer, channels in enumerate(CHANNELS):
+        features = torch.zeros(50, 7)
+        features[:, :channels] = torch.randn(50, channels, generator=generator)
+        context = torch.rand(50, 3, generator=generator)
+        observation = {
+            "features": features,
+            "layer": torch.full((50,), layer),
+            "context": context,
+        }
+        if isinstance(model, QRDQN):
+            worth = model.policy.quantile_net(observation).mean(dim=1)
+        else:
+            worth = model.policy.q_net(observation)
+        torch.testing.assert_close(gate(features, layer, context), worth)
         numpy_observation = {name: value.numpy() for name, value in observation.items()}
         chosen, _ = model.predict(numpy_observation, deterministic=True)
         np.testing.assert_array_equal(gate.decide(features, layer, context).numpy(), chosen)

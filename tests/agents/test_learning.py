@@ -14,9 +14,12 @@ from agents.group_buffer import GroupRolloutBuffer
 from agents.hyperparameters import (
     A2CConfig,
     AlgorithmConfig,
+    DQNConfig,
     PPOConfig,
+    QRDQNConfig,
     TRPOConfig,
     entropy_weight,
+    rollouts_per_image,
     step_sizes,
 )
 from agents.validation import rewards_of
@@ -83,8 +86,19 @@ def reward_of(model: BaseAlgorithm, backbone: WalkableBackbone, images: ImageSet
         (A2CConfig(), 1, 20_000, 0.70),
         (TRPOConfig(), 8, 8_000, 0.75),
         (TRPOConfig(), 1, 8_000, 0.75),
+        (DQNConfig(learning_rate=0.01, gradient_steps=8), 1, 8_000, 0.75),
+        (QRDQNConfig(learning_rate=0.01, gradient_steps=8), 1, 8_000, 0.75),
     ],
-    ids=["ppo-groups", "ppo-critic", "a2c-groups", "a2c-critic", "trpo-groups", "trpo-critic"],
+    ids=[
+        "ppo-groups",
+        "ppo-critic",
+        "a2c-groups",
+        "a2c-critic",
+        "trpo-groups",
+        "trpo-critic",
+        "dqn",
+        "qrdqn",
+    ],
 )
 def test_algorithms_solve_what_an_untrained_policy_and_every_table_fail(
     planted_backbone: WalkableBackbone,
@@ -196,7 +210,9 @@ def test_every_algorithm_has_a_name_and_builds(
     planted_backbone: WalkableBackbone, planted_images: ImageSet
 ) -> None:
     for entry in ALGORITHMS.values():
-        model = make_model(entry.config_type(), planted_backbone, planted_images, group=8)
+        config = entry.config_type()
+        group = rollouts_per_image(config, None)
+        model = make_model(config, planted_backbone, planted_images, group=group)
         assert isinstance(model, entry.algorithm)
 
 

@@ -111,6 +111,12 @@ def test_cotraining_sees_as_many_images_and_changes_the_backbone(tmp_path: Path)
         (["--backbone", "nowhere"], "nowhere"),
         (["--cost-weight", "-1"], "cost is -1"),
         (["--algo", "sarsa"], "algo"),
+        (["--ppo.minibatches", "7"], "minibatches is 7; it must divide the 192 samples"),
+        (
+            ["--algo", "dqn", "--images-per-group", "4"],
+            "images_per_group is 4, but DQN learns from",
+        ),
+        (["--algo", "dqn", "--dqn.replay-megabytes", "0.01"], "one update of 32 walks of 6 layers"),
         (
             ["--algo", "maskable_ppo"],
             "algo is 'maskable_ppo', which keeps every image within a budget",
