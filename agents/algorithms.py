@@ -6,15 +6,21 @@ from typing import Any
 
 import numpy as np
 from gymnasium import spaces
-from sb3_contrib import QRDQN, TRPO, MaskablePPO
+from sb3_contrib import QRDQN, TRPO, MaskablePPO, RecurrentPPO
+from sb3_contrib.common.recurrent.buffers import RecurrentDictRolloutBuffer
 from stable_baselines3 import A2C, DQN, PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.vec_env import VecEnv
 from torch import nn
 
-from agents.extractor import LayerwiseExtractor
-from agents.group_buffer import GroupRolloutBuffer, MaskableGroupRolloutBuffer, check_groups
+from agents.extractor import LayerwiseEmbedding, LayerwiseExtractor
+from agents.group_buffer import (
+    GroupRolloutBuffer,
+    MaskableGroupRolloutBuffer,
+    RecurrentGroupRolloutBuffer,
+    check_groups,
+)
 from agents.hyperparameters import (
     A2CConfig,
     AlgorithmConfig,
@@ -26,6 +32,7 @@ from agents.hyperparameters import (
     PPOConfig,
     QLearningConfig,
     QRDQNConfig,
+    RecurrentPPOConfig,
     TRPOConfig,
     UpdateSize,
     batch_size,
@@ -77,7 +84,7 @@ def build_algorithm(config: AlgorithmConfig, env: VecEnv, learning: GateLearning
     entry = next(entry for entry in ALGORITHMS.values() if type(config) is entry.config_type)
     start, end = step_sizes(config, learning.timesteps)
     model = entry.algorithm(
-        "MultiInputPolicy",
+        entry.policy,
         env,
         learning_rate=lambda remaining: end + (start - end) * max(0.0, remaining),
         gamma=1.0,  # an episode is a handful of layers and its end is what counts
@@ -144,6 +151,21 @@ def _a2c(config: A2CConfig, env: VecEnv, learning: GateLearning) -> dict[str, An
     return _on_policy(config, env, learning) | _policy_gradient(config)
 
 
+def _recurrent_ppo(
+    config: RecurrentPPOConfig, env: VecEnv, learning: GateLearning
+) -> dict[str, Any]:
+    arguments = _ppo(config, env, learning, RecurrentGroupRolloutBuffer)
+    arguments["policy_kwargs"] |= {
+        "features_extractor_class": LayerwiseEmbedding,
+        "features_extractor_kwargs": {
+            "feature_sizes": learning.feature_sizes,
+            "outputs": learning.hidden,
+        },
+        "lstm_hidden_size": learning.hidden,
+    }
+    return arguments
+
+
 def _trpo(config: TRPOConfig, env: VecEnv, learning: GateLearning) -> dict[str, Any]:
     return {
         **_on_policy(config, env, learning),
@@ -151,6 +173,39 @@ def _trpo(config: TRPOConfig, env: VecEnv, learning: GateLearning) -> dict[str, 
         "n_critic_updates": config.critic_updates,
         "batch_size": batch_size(config.minibatches, _update_size(env, learning)),
     }
+
+
+class GroupRecurrentPPO(RecurrentPPO):
+    """RecurrentPPO whose rollouts go where other on-policy algorithms would be told to put them.
+
+    Args:
+        rollout_buffer_class: ``None`` for upstream's.
+        rollout_buffer_kwargs: Its further arguments.
+        args: What ``RecurrentPPO`` takes.
+        kwargs: Further ones.
+    """
+
+    def __init__(
+        self,
+        *args: Any,  # noqa: ANN401 - passed on
+        rollout_buffer_class: type[RecurrentGroupRolloutBuffer] | None,
+        rollout_buffer_kwargs: Mapping[str, Any] | None,
+        **kwargs: Any,  # noqa: ANN401 - passed on
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        if rollout_buffer_class is not None:
+            assert isinstance(self.observation_space, spaces.Dict)
+            assert isinstance(self.rollout_buffer, RecurrentDictRolloutBuffer)
+            self.rollout_buffer = rollout_buffer_class(
+                self.n_steps,
+                self.observation_space,
+                self.action_space,
+                self.rollout_buffer.hidden_state_shape,
+                self.device,
+                gamma=self.gamma,
+                n_envs=self.n_envs,
+                **(rollout_buffer_kwargs or {}),
+            )
 
 
 class CalmTRPO(TRPO):
@@ -201,6 +256,12 @@ def _remove_action_head(model: Any) -> None:  # noqa: ANN401 - one of several cl
     _renew_optimizer(policy, policy)
 
 
+def _begin_indifferent(model: RecurrentPPO) -> None:
+    """Let the memory's scores begin at zero, as those of the other gates do; its head is shared by all layers, as in DFS."""
+    assert isinstance(model.policy.action_net, nn.Linear)
+    nn.init.zeros_(model.policy.action_net.weight)
+
+
 def _remove_q_heads(model: DQN) -> None:
     """The same for the network that learns and for its target."""
     policy = model.policy
@@ -232,13 +293,15 @@ class _Algorithm:
         algorithm: The class.
         config_type: Its hyperparameters.
         arguments: Translates them, for an environment and a gate, to keyword arguments that not all algorithms take.
-        finish: Takes out of the new algorithm's policy what must not be there.
+        finish: Changes in the new algorithm's policy what its class would have otherwise.
+        policy: The class's name for policies of several inputs.
     """
 
     algorithm: Callable[..., BaseAlgorithm]
     config_type: type[AlgorithmConfig]
     arguments: Callable[[Any, VecEnv, GateLearning], Mapping[str, Any]]
     finish: Callable[[Any], None] = _remove_action_head
+    policy: str = "MultiInputPolicy"
 
 
 ALGORITHMS: Mapping[AlgorithmName, _Algorithm] = {
@@ -246,6 +309,13 @@ ALGORITHMS: Mapping[AlgorithmName, _Algorithm] = {
     "a2c": _Algorithm(A2C, A2CConfig, _a2c),
     "maskable_ppo": _Algorithm(MaskablePPO, MaskablePPOConfig, _maskable_ppo),
     "trpo": _Algorithm(CalmTRPO, TRPOConfig, _trpo),
+    "recurrent_ppo": _Algorithm(
+        GroupRecurrentPPO,
+        RecurrentPPOConfig,
+        _recurrent_ppo,
+        _begin_indifferent,
+        policy="MultiInputLstmPolicy",
+    ),
     "dqn": _Algorithm(WalkDQN, DQNConfig, _dqn, _remove_q_heads),
     "qrdqn": _Algorithm(WalkQRDQN, QRDQNConfig, _qrdqn, _remove_quantile_heads),
 }

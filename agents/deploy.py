@@ -1,23 +1,26 @@
 """From a policy in training to the gate that ships: the actor alone, in plain torch."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
 from sb3_contrib.qrdqn.policies import QRDQNPolicy
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.dqn.policies import DQNPolicy
-from torch import nn
+from torch import Tensor, nn
 
-from agents.extractor import LayerwiseExtractor
-from agents.hyperparameters import FeatureChoice
+from agents.extractor import LayerwiseEmbedding, LayerwiseExtractor, OwnWeights
+from agents.hyperparameters import FeatureChoice, GateKind
 from dfs_rl.backbones.contract import WalkableBackbone, confidence_sizes
 from dfs_rl.cost import BitOptions
-from dfs_rl.gating.learned import LayerwiseGate, LearnedGate
+from dfs_rl.gating.learned import LayerwiseGate, LearnedGate, RecurrentGate
 from dfs_rl.gating.observation import CONTEXT_SIZE
 
 GATE_SHARE = 0.0005
 """Most that a gate should cost, of the gated layers' MACs; low bits cost 0.01 of them, and a gate must stay far below."""
 NARROWEST, WIDEST = 8, 32
+RECURRENT_WIDTH = 10
+"""Of embedding and LSTM, as in DFS; there is one for all layers, so it costs the same in each."""
 
 
 class GateShape(NamedTuple):
@@ -56,29 +59,35 @@ def gate_shape(
 def untrained_gate(
     backbone: WalkableBackbone,
     *,
+    kind: GateKind,
     features: FeatureChoice,
     hidden: int | None,
     name: str = "gate",
     budget: float | None = None,
 ) -> LearnedGate:
-    """Return a gate as an agent will deploy it, but for its weights: what it costs is known before anything is learned.
+    """Return a gate as it will be deployed, but for its weights: what it costs is known before anything is learned.
 
     Args:
         backbone: The network.
+        kind: A network for each layer, or one LSTM.
         features: What the gate looks at.
-        hidden: Width of its hidden layers, see ``gate_shape``.
+        hidden: Its width; ``None`` for its kind's own, see ``gate_shape`` and ``RECURRENT_WIDTH``.
         name: What tables and plots call it.
         budget: Upper bound on computation in percent that it will be trained for; ``None`` for none.
     """
     shape = gate_shape(backbone, features=features, hidden=hidden)
-    return LayerwiseGate(
+    width = hidden or RECURRENT_WIDTH if kind == "lstm" else shape.hidden
+    return _GATES[kind](
         shape.feature_sizes,
         backbone.options,
         feature_macs=backbone.feature_macs,
-        hidden=shape.hidden,
+        hidden=width,
         name=name,
         budget=budget,
     )
+
+
+_GATES: Mapping[GateKind, type[LearnedGate]] = {"ff": LayerwiseGate, "lstm": RecurrentGate}
 
 
 @torch.no_grad()
@@ -105,7 +114,8 @@ def deploy(
         The gate, on the policy's device, sharing no memory with it.
     """
     extractor = _extractor(model)
-    gate = LayerwiseGate(
+    recurrent = isinstance(extractor, LayerwiseEmbedding)
+    gate = _GATES["lstm" if recurrent else "ff"](
         extractor.feature_sizes,
         options,
         feature_macs=feature_macs,
@@ -113,22 +123,14 @@ def deploy(
         name=name,
         budget=budget,
     )
-    parts = (extractor.features_dim // len(options), len(options))
-    for layer, size in enumerate(extractor.feature_sizes):
-        first, _, last = gate.networks[layer].children()
-        assert isinstance(first, nn.Linear)
-        assert isinstance(last, nn.Linear)
-        weights = extractor.inner[layer]  # [S + C, hidden]
-        present = torch.cat([weights[:size], weights[extractor.features_width :]])
-        first.weight.copy_(present.T)
-        first.bias.copy_(extractor.inner_bias[layer])
-        # All but QR-DQN have one score per option; of its quantiles the mean decides, which is linear as well.
-        last.weight.copy_(extractor.outer[layer].view(-1, *parts).mean(dim=1).T)
-        last.bias.copy_(extractor.outer_bias[layer].view(parts).mean(dim=0))
+    if isinstance(gate, RecurrentGate):
+        _copy_memory(model, extractor, gate)
+    elif isinstance(gate, LayerwiseGate):
+        _copy_networks(extractor, gate)
     return gate.to(model.policy.device).eval()
 
 
-def _extractor(model: BaseAlgorithm) -> LayerwiseExtractor:
+def _extractor(model: BaseAlgorithm) -> OwnWeights:
     """Return the network that decides."""
     policy = model.policy
     if isinstance(policy, DQNPolicy):
@@ -137,5 +139,36 @@ def _extractor(model: BaseAlgorithm) -> LayerwiseExtractor:
         extractor = policy.quantile_net.features_extractor
     else:
         extractor = policy.pi_features_extractor
-    assert isinstance(extractor, LayerwiseExtractor)
+    assert isinstance(extractor, OwnWeights)
     return extractor
+
+
+def _copy_networks(extractor: OwnWeights, gate: LayerwiseGate) -> None:
+    assert isinstance(extractor, LayerwiseExtractor)
+    parts = (extractor.features_dim // len(gate.options), len(gate.options))
+    for layer, network in enumerate(gate.networks):
+        first, _, last = network.children()
+        _copy_linear(first, *extractor.own_weights(layer))
+        # All but QR-DQN have one score per option; of its quantiles the mean decides, which is linear as well.
+        _copy_linear(
+            last,
+            extractor.outer[layer].view(-1, *parts).mean(dim=1).T,
+            extractor.outer_bias[layer].view(parts).mean(dim=0),
+        )
+
+
+def _copy_memory(model: BaseAlgorithm, extractor: OwnWeights, gate: RecurrentGate) -> None:
+    for layer, embedding in enumerate(gate.embeddings):
+        _copy_linear(embedding, *extractor.own_weights(layer))
+    lstm, head = model.policy.lstm_actor, model.policy.action_net
+    assert isinstance(lstm, nn.LSTM)
+    assert isinstance(head, nn.Linear)
+    for name, parameter in gate.cell.named_parameters():  # a cell is one layer of an LSTM
+        parameter.copy_(lstm.get_parameter(f"{name}_l0"))
+    _copy_linear(gate.scores, head.weight, head.bias)
+
+
+def _copy_linear(linear: nn.Module, weight: Tensor, bias: Tensor) -> None:
+    assert isinstance(linear, nn.Linear)
+    linear.weight.copy_(weight)
+    linear.bias.copy_(bias)

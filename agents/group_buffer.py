@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from sb3_contrib.common.maskable.buffers import MaskableDictRolloutBuffer
+from sb3_contrib.common.recurrent.buffers import RecurrentDictRolloutBuffer
 from stable_baselines3.common.buffers import DictRolloutBuffer
 from torch import Tensor
 
@@ -104,6 +105,10 @@ class GroupRolloutBuffer(DictRolloutBuffer):
 
 class MaskableGroupRolloutBuffer(GroupRolloutBuffer, MaskableDictRolloutBuffer):
     """The same for ``MaskablePPO``: it remembers which options were allowed as well."""
+
+
+class RecurrentGroupRolloutBuffer(GroupRolloutBuffer, RecurrentDictRolloutBuffer):
+    """The same for ``RecurrentPPO``: it remembers the policy's memory as well."""
 
 
 def check_groups(n_envs: int, images_per_group: int) -> None:

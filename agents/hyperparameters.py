@@ -7,7 +7,7 @@ from typing import ClassVar, Literal, NamedTuple
 
 from dfs_rl.errors import ConfigError
 
-AlgorithmName = Literal["ppo", "a2c", "maskable_ppo", "trpo", "dqn", "qrdqn"]
+AlgorithmName = Literal["ppo", "a2c", "maskable_ppo", "trpo", "dqn", "qrdqn", "recurrent_ppo"]
 Method = Literal["gumbel", "dfs"]
 """How a gate learns by supervision, see ``agents.supervised``."""
 GateKind = Literal["ff", "lstm"]
@@ -60,6 +60,8 @@ class AlgorithmConfig:
     """What tables and plots call its gates."""
     needs_budget: ClassVar[bool] = False
     """Whether it is about keeping every image within a budget."""
+    gate: ClassVar[GateKind] = "ff"
+    """What it learns."""
 
     learning_rate: float | None = None
     final_learning_rate: float | None = None
@@ -166,6 +168,14 @@ class MaskablePPOConfig(PPOConfig):
 
     label = "MaskablePPO"
     needs_budget = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecurrentPPOConfig(PPOConfig):
+    """Hyperparameters of ``--algo recurrent_ppo``: PPO's, for the gate of DFS, one LSTM for all layers."""
+
+    label = "RecurrentPPO"
+    gate = "lstm"
 
 
 @dataclass(frozen=True, kw_only=True)

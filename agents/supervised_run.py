@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from agents.best_gate import BestGate
-from agents.deploy import gate_shape
+from agents.deploy import untrained_gate
 from agents.hyperparameters import OVERSHOOT, FeatureChoice, GateKind, Method, SupervisedConfig
 from agents.progress import ProgressBar
 from agents.supervised import SupervisedTrainer
@@ -21,7 +21,7 @@ from dfs_rl.cost import CostTable
 from dfs_rl.data import Dataset
 from dfs_rl.errors import CheckpointError
 from dfs_rl.evaluation.records import GateRecords
-from dfs_rl.gating.learned import LayerwiseGate, LearnedGate, RecurrentGate
+from dfs_rl.gating.learned import LearnedGate
 from dfs_rl.gating.masks import gated_budget
 from dfs_rl.gating.reward import RewardWeights
 from dfs_rl.interrupts import stop_on_interrupt
@@ -29,8 +29,6 @@ from dfs_rl.runs import RunFolder
 from dfs_rl.seeding import seed_everything, stream_seed
 
 CHECKPOINT = "last"
-RECURRENT_WIDTH = 10
-"""Of embedding and LSTM, as in DFS; there is one for all layers, so it costs the same in each."""
 _STATE = {"trainer", "metrics", "validation"}
 
 
@@ -79,21 +77,8 @@ class SupervisedTraining:
 def build_gate(plan: SupervisedTraining, backbone: WalkableBackbone) -> LearnedGate:
     """Build the untrained gate; the same seed gives the same weights."""
     seed_everything(stream_seed(plan.seed, "gate") % 2**32)
-    shape = gate_shape(backbone, features=plan.features, hidden=plan.hidden)
-    if plan.kind == "lstm":
-        return RecurrentGate(
-            shape.feature_sizes,
-            backbone.options,
-            feature_macs=backbone.feature_macs,
-            hidden=plan.hidden or RECURRENT_WIDTH,
-            name=plan.name,
-        )
-    return LayerwiseGate(
-        shape.feature_sizes,
-        backbone.options,
-        feature_macs=backbone.feature_macs,
-        hidden=shape.hidden,
-        name=plan.name,
+    return untrained_gate(
+        backbone, kind=plan.kind, features=plan.features, hidden=plan.hidden, name=plan.name
     )
 
 

@@ -136,7 +136,12 @@ def train_gate(
     if trainer is not None and checkpoint is not None:
         trainer.restore(checkpoint.tensors, state["backbone_steps"])
     gate = untrained_gate(
-        backbone, features=plan.features, hidden=plan.hidden, name=plan.name, budget=plan.budget
+        backbone,
+        kind=plan.algorithm.gate,
+        features=plan.features,
+        hidden=plan.hidden,
+        name=plan.name,
+        budget=plan.budget,
     )
     env = SB3GatingVecEnv(
         Task(

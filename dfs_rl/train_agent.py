@@ -17,6 +17,7 @@ from agents.hyperparameters import (
     MaskablePPOConfig,
     PPOConfig,
     QRDQNConfig,
+    RecurrentPPOConfig,
     TRPOConfig,
     UpdateSize,
     rollouts_per_image,
@@ -85,7 +86,7 @@ class TrainAgentConfig:
         features: What the gate looks at before each layer: how sure a linear probe of the activation is, or its channels'
             means as well.
         hidden: Width of the gate's network at each layer; default as wide as 0.05 % of the gated layers' MACs
-            allows, but at least 8 and at most 32.
+            allows, but at least 8 and at most 32. An LSTM is 10 wide.
         supernet_epochs: Epochs of the backbone that is trained where none is given.
         backbone_mode: Leave the backbone as it is, or train it under the gate's choices as well.
         eval_every: Timesteps between validations; default a twentieth of all.
@@ -97,6 +98,7 @@ class TrainAgentConfig:
         a2c: Hyperparameters of A2C.
         maskable_ppo: Hyperparameters of PPO within a hard budget.
         trpo: Hyperparameters of TRPO.
+        recurrent_ppo: Hyperparameters of PPO for one LSTM over all layers.
         dqn: Hyperparameters of DQN.
         qrdqn: Hyperparameters of quantile-regression DQN.
         cotrain: How the backbone learns with --backbone-mode co-train.
@@ -126,6 +128,7 @@ class TrainAgentConfig:
     a2c: A2CConfig = field(default_factory=A2CConfig)
     maskable_ppo: MaskablePPOConfig = field(default_factory=MaskablePPOConfig)
     trpo: TRPOConfig = field(default_factory=TRPOConfig)
+    recurrent_ppo: RecurrentPPOConfig = field(default_factory=RecurrentPPOConfig)
     dqn: DQNConfig = field(default_factory=DQNConfig)
     qrdqn: QRDQNConfig = field(default_factory=QRDQNConfig)
     cotrain: CoTrainConfig = field(default_factory=CoTrainConfig)
@@ -207,7 +210,12 @@ def _prepare(config: TrainAgentConfig, dataset: "Dataset", device: str) -> str:
     )
     config.algorithm.check_update(update)
     if config.budget is not None:
-        gate = untrained_gate(backbone, features=config.features, hidden=config.hidden)
+        gate = untrained_gate(
+            backbone,
+            kind=config.algorithm.gate,
+            features=config.features,
+            hidden=config.hidden,
+        )
         gated_budget(backbone.costs, config.budget, gate_macs=gate.macs)
     return f"{config.algo}-{dataset.name}"
 

@@ -13,9 +13,15 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from agents.algorithms import GateLearning, build_algorithm
 from agents.deploy import deploy
-from agents.hyperparameters import AlgorithmConfig, DQNConfig, PPOConfig, QRDQNConfig
+from agents.hyperparameters import (
+    AlgorithmConfig,
+    DQNConfig,
+    PPOConfig,
+    QRDQNConfig,
+    RecurrentPPOConfig,
+)
 from dfs_rl.cost import BitOptions
-from dfs_rl.gating.learned import LayerwiseGate
+from dfs_rl.gating.learned import LayerwiseGate, RecurrentGate
 from dfs_rl.gating.storage import load_gate, save_gate
 
 CHANNELS = (3, 7, 5)
@@ -96,6 +102,37 @@ def test_a_network_of_values_ships_as_what_it_expects_each_option_to_be_worth(
         numpy_observation = {name: value.numpy() for name, value in observation.items()}
         chosen, _ = model.predict(numpy_observation, deterministic=True)
         np.testing.assert_array_equal(gate.decide(features, layer, context).numpy(), chosen)
+
+
+def test_a_memory_ships_as_it_is() -> None:
+    model = make_model(RecurrentPPOConfig(minibatches=1))
+    with torch.no_grad():  # saturated and biased, it would choose the same for all
+        for parameter in model.policy.parameters():
+            parameter.mul_(0.5)
+        model.policy.action_net.bias.zero_()
+    gate = deploy(model, OPTIONS, feature_macs=7.0, name="lstm")
+    assert isinstance(gate, RecurrentGate)
+    # An embedding for each layer, four gates over embedding and memory, and the scores.
+    assert gate.macs == 7.0 + sum((c + 3) * 6 + 4 * (6 + 6) * 6 + 6 * 4 for c in CHANNELS)
+    generator = torch.Generator().manual_seed(1)
+    state, memory = None, (torch.zeros(1, 50, 6), torch.zeros(1, 50, 6))
+    gate.reset(50)
+    for layer, channels in enumerate(CHANNELS):
+        features = torch.zeros(50, 7)
+        features[:, :channels] = torch.randn(50, channels, generator=generator)
+        context = torch.rand(50, 3, generator=generator)
+        observation = {
+            "features": features,
+            "layer": torch.full((50,), layer),
+            "context": context,
+        }
+        distribution, memory = model.policy.get_distribution(observation, memory, torch.zeros(50))
+        numpy_observation = {name: value.numpy() for name, value in observation.items()}
+        chosen, state = model.predict(numpy_observation, state, deterministic=True)
+        logits = gate(features, layer, context)
+        torch.testing.assert_close(logits.log_softmax(dim=1), distribution.distribution.logits)
+        np.testing.assert_array_equal(logits.argmax(dim=1).numpy(), chosen)
+        assert len(np.unique(chosen)) > 1
 
 
 def test_only_the_actor_ships_and_its_cost_is_counted(model: BaseAlgorithm) -> None:

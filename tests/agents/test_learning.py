@@ -15,8 +15,10 @@ from agents.hyperparameters import (
     A2CConfig,
     AlgorithmConfig,
     DQNConfig,
+    MaskablePPOConfig,
     PPOConfig,
     QRDQNConfig,
+    RecurrentPPOConfig,
     TRPOConfig,
     entropy_weight,
     rollouts_per_image,
@@ -86,6 +88,8 @@ def reward_of(model: BaseAlgorithm, backbone: WalkableBackbone, images: ImageSet
         (A2CConfig(), 1, 20_000, 0.70),
         (TRPOConfig(), 8, 8_000, 0.75),
         (TRPOConfig(), 1, 8_000, 0.75),
+        (RecurrentPPOConfig(minibatches=1), 8, 8_000, 0.75),
+        (RecurrentPPOConfig(minibatches=1), 1, 8_000, 0.75),
         (DQNConfig(learning_rate=0.01, gradient_steps=8), 1, 8_000, 0.75),
         (QRDQNConfig(learning_rate=0.01, gradient_steps=8), 1, 8_000, 0.75),
     ],
@@ -96,6 +100,8 @@ def reward_of(model: BaseAlgorithm, backbone: WalkableBackbone, images: ImageSet
         "a2c-critic",
         "trpo-groups",
         "trpo-critic",
+        "recurrent-ppo-groups",
+        "recurrent-ppo-critic",
         "dqn",
         "qrdqn",
     ],
@@ -170,10 +176,17 @@ def test_actor_and_critic_share_nothing(
 def test_groups_are_used_only_where_asked_for(
     planted_backbone: WalkableBackbone, planted_images: ImageSet
 ) -> None:
-    grouped = make_model(PPOConfig(), planted_backbone, planted_images, group=8)
-    alone = make_model(PPOConfig(), planted_backbone, planted_images, group=1)
-    assert isinstance(grouped.rollout_buffer, GroupRolloutBuffer)
-    assert not isinstance(alone.rollout_buffer, GroupRolloutBuffer)
+    for config in (
+        PPOConfig(),
+        A2CConfig(),
+        MaskablePPOConfig(),
+        TRPOConfig(),
+        RecurrentPPOConfig(),
+    ):
+        grouped = make_model(config, planted_backbone, planted_images, group=8)
+        alone = make_model(config, planted_backbone, planted_images, group=1)
+        assert isinstance(grouped.rollout_buffer, GroupRolloutBuffer)
+        assert not isinstance(alone.rollout_buffer, GroupRolloutBuffer)
 
 
 def test_schedules_run_from_start_to_end() -> None:

@@ -19,6 +19,7 @@ from agents.hyperparameters import (
     MaskablePPOConfig,
     PPOConfig,
     QRDQNConfig,
+    RecurrentPPOConfig,
     TRPOConfig,
 )
 from agents.training import CHECKPOINT, GateTraining, TrainingResult, train_gate
@@ -139,11 +140,24 @@ def assert_equal_runs(first: RunFolder, second: RunFolder) -> None:
         make_plan(PPOConfig(), cotrain=CoTrainConfig(batch_size=8)),
         make_plan(MaskablePPOConfig(), budget=80.0, cotrain=CoTrainConfig(batch_size=8)),
         make_plan(TRPOConfig()),
+        make_plan(RecurrentPPOConfig()),
+        make_plan(RecurrentPPOConfig(), group=1),
         make_plan(DQNConfig(gradient_steps=4), group=1),
         # Memory for two updates of eight.
         make_plan(QRDQNConfig(gradient_steps=4, replay_megabytes=0.03), group=1),
     ],
-    ids=["ppo", "ppo-critic", "a2c", "ppo-cotrain", "maskable-ppo-cotrain", "trpo", "dqn", "qrdqn"],
+    ids=[
+        "ppo",
+        "ppo-critic",
+        "a2c",
+        "ppo-cotrain",
+        "maskable-ppo-cotrain",
+        "trpo",
+        "recurrent-ppo",
+        "recurrent-ppo-critic",
+        "dqn",
+        "qrdqn",
+    ],
 )
 def test_ctrl_c_saves_and_the_run_goes_on_as_if_nothing_had_happened(
     tmp_path: Path, plan: GateTraining

@@ -111,6 +111,7 @@ def test_cotraining_sees_as_many_images_and_changes_the_backbone(tmp_path: Path)
         (["--backbone", "nowhere"], "nowhere"),
         (["--cost-weight", "-1"], "cost is -1"),
         (["--algo", "sarsa"], "algo"),
+        (["--algo", "recurrent_ppo", "--budget", "2"], "budget 2 % is not enough"),
         (["--ppo.minibatches", "7"], "minibatches is 7; it must divide the 192 samples"),
         (
             ["--algo", "dqn", "--images-per-group", "4"],
