@@ -70,7 +70,9 @@ class GateLearning:
 
 
 def build_algorithm(config: AlgorithmConfig, env: VecEnv, learning: GateLearning) -> BaseAlgorithm:
-    """Build an algorithm whose networks are layer-wise, with nothing shared between layers, or between actor and critic.
+    """Build an algorithm whose actor and critic, or target, are separate networks with weights of their own for every layer.
+
+    A recurrent one's memory alone is shared by all layers.
 
     Args:
         config: Hyperparameters; their type says which algorithm.

@@ -215,7 +215,8 @@ class QLearningConfig(AlgorithmConfig):
     """What the algorithms that learn the worth of each option from remembered decisions have in common.
 
     Attributes:
-        learning_rate: Adam's step size at the start; larger ones make the target, which is learned too, run away.
+        learning_rate: Adam's step size at the start; smaller than a policy gradient's default, for the target is learned as well
+            and moves with each step.
         exploration: Share of the training in which random options grow rare, linearly from all; it ends well before the training
             does, so that late layers are learned on what early layers will really choose.
         final_exploration: Share of random options from then on, so that none is forgotten.
