@@ -12,9 +12,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
+from agents.hyperparameters import AlgorithmConfig, PolicyGradientConfig, entropy_weight
 from agents.tracking import METRICS
 from dfs_rl.errors import TrainingError
 from dfs_rl.interrupts import StopRequest
@@ -50,9 +52,8 @@ class BoundaryCallback(BaseCallback):
         self._done_at = lifecycle.resumed_at
 
     @property
-    def algorithm(self) -> OnPolicyAlgorithm:
+    def algorithm(self) -> BaseAlgorithm:
         """The algorithm that learns."""
-        assert isinstance(self.model, OnPolicyAlgorithm)
         return self.model
 
     @property
@@ -86,21 +87,28 @@ class Schedules(BaseCallback):
 
     Args:
         seed: Seed of the run.
-        entropy: Entropy weight by progress, from 0 to 1.
+        config: Hyperparameters of the algorithm.
     """
 
-    def __init__(self, *, seed: int, entropy: Callable[[float], float]) -> None:
+    def __init__(self, *, seed: int, config: AlgorithmConfig) -> None:
         super().__init__()
         self._seed = seed
-        self._entropy = entropy
+        self._config = config
 
     def _on_rollout_start(self) -> None:
         # Actions and minibatches are drawn from the global generators; this way a resumed run needs none of their state.
         seed_everything(stream_seed(self._seed, "update", self.model.num_timesteps) % 2**32)
+        # Schedules follow; an algorithm that goes on would notice after its first step only how far it is.
+        self.model._update_current_progress_remaining(
+            self.model.num_timesteps, self.model._total_timesteps
+        )
 
     def _on_rollout_end(self) -> None:
+        if not isinstance(self._config, PolicyGradientConfig):
+            return
         assert isinstance(self.model, OnPolicyAlgorithm)
-        self.model.ent_coef = self._entropy(self.model.num_timesteps / self.model._total_timesteps)
+        progress = self.model.num_timesteps / self.model._total_timesteps
+        self.model.ent_coef = entropy_weight(self._config, progress)
         self.logger.record("train/entropy_weight", self.model.ent_coef)
 
     def _on_step(self) -> bool:
@@ -110,12 +118,12 @@ class Schedules(BaseCallback):
 class FiniteGuard(BoundaryCallback):
     """Stops a training whose figures are no longer finite, before anything is made of them."""
 
-    def _on_rollout_end(self) -> None:
-        rewards = self.algorithm.rollout_buffer.rewards
-        if not np.isfinite(rewards).all():
+    def _on_step(self) -> bool:
+        if not np.isfinite(self.locals["rewards"]).all():
             raise TrainingError(
                 f"training stopped after {self.algorithm.num_timesteps} steps: a reward is not finite, so the backbone's outputs are not."
             )
+        return True
 
     def between_updates(self, timesteps: int) -> None:
         """Look at all weights after the last update."""
@@ -126,14 +134,12 @@ class FiniteGuard(BoundaryCallback):
 _DIVERGED = "training stopped after {} steps: the policy's weights are no longer finite; a smaller learning rate may help."
 
 
-def has_finite_weights(model: OnPolicyAlgorithm) -> bool:
+def has_finite_weights(model: BaseAlgorithm) -> bool:
     """Say whether every weight of the policy is a number."""
     return all(bool(torch.isfinite(p).all()) for p in model.policy.parameters())
 
 
-def learn(
-    model: OnPolicyAlgorithm, steps: int, callbacks: list[BaseCallback], *, fresh: bool
-) -> None:
+def learn(model: BaseAlgorithm, steps: int, callbacks: list[BaseCallback], *, fresh: bool) -> None:
     """Let an algorithm learn for another ``steps`` steps.
 
     Args:

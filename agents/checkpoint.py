@@ -6,9 +6,12 @@ from typing import Any, Protocol, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.buffers import DictReplayBuffer
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from torch import Tensor
 
+from agents.q_learning import replay_tensors, restore_replay
 from dfs_rl.errors import CheckpointError
 from dfs_rl.runs import Checkpoint
 
@@ -25,10 +28,10 @@ class ResumableEnv(Protocol):
         ...
 
 
-def capture(model: OnPolicyAlgorithm) -> Checkpoint:
+def capture(model: BaseAlgorithm) -> Checkpoint:
     """Describe a model between two updates.
 
-    Random streams take no part: they are functions of the seed and of the number of steps.
+    Random streams and schedules take no part: they are functions of the seed and of the number of steps.
 
     Args:
         model: An algorithm over a ``ResumableEnv`` that has begun to learn.
@@ -40,10 +43,14 @@ def capture(model: OnPolicyAlgorithm) -> Checkpoint:
         "updates": model._n_updates,
         "env": cast("ResumableEnv", model.get_env()).get_state(),
     }
+    if isinstance(model, OffPolicyAlgorithm):
+        assert isinstance(model.replay_buffer, DictReplayBuffer)
+        tensors |= replay_tensors(model.replay_buffer, "replay")
+        state["replay"] = model.replay_buffer.pos
     return Checkpoint(tensors=tensors, state=state)
 
 
-def restore(model: OnPolicyAlgorithm, checkpoint: Checkpoint) -> None:
+def restore(model: BaseAlgorithm, checkpoint: Checkpoint) -> None:
     """Put a new model, built from the same configuration, where ``capture`` found the old one.
 
     Continue with ``model.learn(total - model.num_timesteps, reset_num_timesteps=False)``.
@@ -61,6 +68,10 @@ def restore(model: OnPolicyAlgorithm, checkpoint: Checkpoint) -> None:
         model._last_episode_starts = np.ones(model.n_envs, dtype=bool)  # updates are whole episodes
         model.num_timesteps = cast("int", state["timesteps"])
         model._n_updates = cast("int", state["updates"])
+        if isinstance(model, OffPolicyAlgorithm):
+            assert isinstance(model.replay_buffer, DictReplayBuffer)
+            position = cast("int", state["replay"])
+            restore_replay(model.replay_buffer, tensors, "replay", position=position)
     except (KeyError, RuntimeError, ValueError, TypeError) as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
-from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.base_class import BaseAlgorithm
 from torch import Tensor
 from torch.nn import functional
 
@@ -19,7 +19,8 @@ from dfs_rl.backbones.contract import WalkableBackbone
 from dfs_rl.backbones.resnet import ResNet
 from dfs_rl.data import Dataset, augment
 from dfs_rl.errors import CheckpointError, TrainingError
-from dfs_rl.gating.learned import LayerwiseGate
+from dfs_rl.gating.learned import LearnedGate
+from dfs_rl.gating.masks import action_masks
 from dfs_rl.gating.observation import observe
 from dfs_rl.gating.walk import finish, start, step
 from dfs_rl.seeding import torch_generator
@@ -41,7 +42,7 @@ class CoTrainLosses(NamedTuple):
 
 def sampled_walk(
     backbone: WalkableBackbone,
-    gate: LayerwiseGate,
+    gate: LearnedGate,
     images: Tensor,
     generator: torch.Generator,
     *,
@@ -54,7 +55,8 @@ def sampled_walk(
         gate: The policy's actor.
         images: uint8 ``[batch, c, h, w]``.
         generator: Draws the options.
-        budget: As the gate sees it.
+        budget: Upper bound on each image's computation in percent, fixed parts and gate included; only options that keep it are
+            drawn, as they are where the gate is deployed.
 
     Returns:
         Logits ``[batch, classes]``.
@@ -63,11 +65,16 @@ def sampled_walk(
     positions = None
     if gate.dial is not None:
         positions = torch.rand(len(images), generator=generator, device=images.device)
+    gate.reset(len(images))
     state = start(backbone, images)
     while state.layer < backbone.costs.n_layers:
         with torch.no_grad():
             seen = observe(backbone, state, budget=budget, positions=positions)
-            chances = gate(seen.features, seen.layer, seen.context).softmax(dim=1)
+            logits = gate(seen.features, seen.layer, seen.context)
+            allowed = action_masks(
+                backbone.costs, state.layer, state.spent, budget, gate_macs=gate.macs
+            )
+            chances = logits.masked_fill(~allowed, -torch.inf).softmax(dim=1)
             options = torch.multinomial(chances, 1, generator=generator).squeeze(1)
         state = step(backbone, state, options)
     return finish(backbone, state)
@@ -83,7 +90,7 @@ class CoTrainer:
         backbone: The training form; changed in place, its norms staying in evaluation mode.
         dataset: Its train split, which the backbone was trained on, teaches.
         seed: Seed of the run.
-        budget: Upper bound on computation in percent, as the gate sees it, or ``None``.
+        budget: Upper bound on computation in percent that the gate keeps to, or ``None``.
     """
 
     def __init__(
@@ -111,7 +118,7 @@ class CoTrainer:
         """Training images used so far, repeats counted."""
         return self.steps * self._config.batch_size
 
-    def step(self, gate: LayerwiseGate) -> CoTrainLosses:
+    def step(self, gate: LearnedGate) -> CoTrainLosses:
         """Make one step under ``gate``.
 
         Raises:
@@ -199,7 +206,7 @@ class CoTraining(BoundaryCallback):
         lifecycle: Lifecycle,
         trainer: CoTrainer,
         *,
-        export: Callable[[OnPolicyAlgorithm], LayerwiseGate],
+        export: Callable[[BaseAlgorithm], LearnedGate],
         renew: Callable[[], None],
     ) -> None:
         super().__init__(lifecycle)

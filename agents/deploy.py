@@ -1,22 +1,27 @@
 """From a policy in training to the gate that ships: the actor alone, in plain torch."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
-from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
-from torch import nn
+from sb3_contrib.qrdqn.policies import QRDQNPolicy
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.dqn.policies import DQNPolicy
+from torch import Tensor, nn
 
-from agents.extractor import LayerwiseExtractor
-from agents.hyperparameters import FeatureChoice
+from agents.extractor import LayerwiseEmbedding, LayerwiseExtractor, OwnWeights
+from agents.hyperparameters import FeatureChoice, GateKind
 from dfs_rl.backbones.contract import WalkableBackbone, confidence_sizes
 from dfs_rl.cost import BitOptions
 from dfs_rl.gating.dial import Dial
-from dfs_rl.gating.learned import LayerwiseGate
+from dfs_rl.gating.learned import LayerwiseGate, LearnedGate, RecurrentGate
 from dfs_rl.gating.observation import context_size
 
 GATE_SHARE = 0.0005
 """Most that a gate should cost, of the gated layers' MACs; low bits cost 0.01 of them, and a gate must stay far below."""
 NARROWEST, WIDEST = 8, 32
+RECURRENT_WIDTH = 10
+"""Of embedding and LSTM, as in DFS; there is one for all layers, so it costs the same in each."""
 
 
 class GateShape(NamedTuple):
@@ -54,9 +59,46 @@ def gate_shape(
     return GateShape(feature_sizes=sizes, hidden=hidden)
 
 
+def untrained_gate(
+    backbone: WalkableBackbone,
+    *,
+    kind: GateKind,
+    features: FeatureChoice,
+    hidden: int | None,
+    name: str = "gate",
+    budget: float | None = None,
+    dial: Dial | None = None,
+) -> LearnedGate:
+    """Return a gate as it will be deployed, but for its weights: what it costs is known before anything is learned.
+
+    Args:
+        backbone: The network.
+        kind: A network for each layer, or one LSTM.
+        features: What the gate looks at.
+        hidden: Its width; ``None`` for its kind's own, see ``gate_shape`` and ``RECURRENT_WIDTH``.
+        name: What tables and plots call it.
+        budget: Upper bound on computation in percent that it will be trained for; ``None`` for none.
+        dial: What it will be turned by, if it learns all budgets.
+    """
+    shape = gate_shape(backbone, features=features, hidden=hidden, dial=dial is not None)
+    width = hidden or RECURRENT_WIDTH if kind == "lstm" else shape.hidden
+    return _GATES[kind](
+        shape.feature_sizes,
+        backbone.options,
+        feature_macs=backbone.feature_macs,
+        hidden=width,
+        name=name,
+        budget=budget,
+        dial=dial,
+    )
+
+
+_GATES: Mapping[GateKind, type[LearnedGate]] = {"ff": LayerwiseGate, "lstm": RecurrentGate}
+
+
 @torch.no_grad()
 def deploy(
-    model: OnPolicyAlgorithm,
+    model: BaseAlgorithm,
     options: BitOptions,
     *,
     feature_macs: float,
@@ -64,11 +106,10 @@ def deploy(
     budget: float | None = None,
     dial: Dial | None = None,
     position: float = 1.0,
-) -> LayerwiseGate:
-    """Copy a policy's actor into a gate whose logits are the policy's.
+) -> LearnedGate:
+    """Copy a policy's actor into a gate whose logits are the policy's, or what it expects each option to be worth.
 
-    The policy's shared action head is a linear map on top of each layer's linear scores, so it is folded into them; what belongs to
-    features that a layer does not have is dropped.
+    What belongs to features that a layer does not have is dropped.
 
     Args:
         model: An algorithm from ``build_algorithm``.
@@ -82,11 +123,9 @@ def deploy(
     Returns:
         The gate, on the policy's device, sharing no memory with it.
     """
-    extractor = model.policy.pi_features_extractor
-    head = model.policy.action_net
-    assert isinstance(extractor, LayerwiseExtractor)
-    assert isinstance(head, nn.Linear)
-    gate = LayerwiseGate(
+    extractor = _extractor(model)
+    recurrent = isinstance(extractor, LayerwiseEmbedding)
+    gate = _GATES["lstm" if recurrent else "ff"](
         extractor.feature_sizes,
         options,
         feature_macs=feature_macs,
@@ -96,14 +135,52 @@ def deploy(
         dial=dial,
         position=position,
     )
-    for layer, size in enumerate(extractor.feature_sizes):
-        first, _, last = gate.networks[layer].children()
-        assert isinstance(first, nn.Linear)
-        assert isinstance(last, nn.Linear)
-        weights = extractor.inner[layer]  # [S + C, hidden]
-        present = torch.cat([weights[:size], weights[extractor.features_width :]])
-        first.weight.copy_(present.T)
-        first.bias.copy_(extractor.inner_bias[layer])
-        last.weight.copy_(head.weight @ extractor.outer[layer].T)
-        last.bias.copy_(head.weight @ extractor.outer_bias[layer] + head.bias)
+    if isinstance(gate, RecurrentGate):
+        _copy_memory(model, extractor, gate)
+    elif isinstance(gate, LayerwiseGate):
+        _copy_networks(extractor, gate)
     return gate.to(model.policy.device).eval()
+
+
+def _extractor(model: BaseAlgorithm) -> OwnWeights:
+    """Return the network that decides."""
+    policy = model.policy
+    if isinstance(policy, DQNPolicy):
+        extractor: object = policy.q_net.features_extractor
+    elif isinstance(policy, QRDQNPolicy):
+        extractor = policy.quantile_net.features_extractor
+    else:
+        extractor = policy.pi_features_extractor
+    assert isinstance(extractor, OwnWeights)
+    return extractor
+
+
+def _copy_networks(extractor: OwnWeights, gate: LayerwiseGate) -> None:
+    assert isinstance(extractor, LayerwiseExtractor)
+    parts = (extractor.features_dim // len(gate.options), len(gate.options))
+    for layer, network in enumerate(gate.networks):
+        first, _, last = network.children()
+        _copy_linear(first, *extractor.own_weights(layer))
+        # All but QR-DQN have one score per option; of its quantiles the mean decides, which is linear as well.
+        _copy_linear(
+            last,
+            extractor.outer[layer].view(-1, *parts).mean(dim=1).T,
+            extractor.outer_bias[layer].view(parts).mean(dim=0),
+        )
+
+
+def _copy_memory(model: BaseAlgorithm, extractor: OwnWeights, gate: RecurrentGate) -> None:
+    for layer, embedding in enumerate(gate.embeddings):
+        _copy_linear(embedding, *extractor.own_weights(layer))
+    lstm, head = model.policy.lstm_actor, model.policy.action_net
+    assert isinstance(lstm, nn.LSTM)
+    assert isinstance(head, nn.Linear)
+    for name, parameter in gate.cell.named_parameters():  # a cell is one layer of an LSTM
+        parameter.copy_(lstm.get_parameter(f"{name}_l0"))
+    _copy_linear(gate.scores, head.weight, head.bias)
+
+
+def _copy_linear(linear: nn.Module, weight: Tensor, bias: Tensor) -> None:
+    assert isinstance(linear, nn.Linear)
+    linear.weight.copy_(weight)
+    linear.bias.copy_(bias)

@@ -1,5 +1,6 @@
 """What the policy sees: a small network of its own for every gated layer, as a Stable-Baselines3 features extractor."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -9,8 +10,8 @@ from stable_baselines3.common.type_aliases import TensorDict
 from torch import Tensor, nn
 
 
-class LayerwiseExtractor(BaseFeaturesExtractor):
-    """One two-layer perceptron per gated layer: features and context in, one score per option out.
+class OwnWeights(BaseFeaturesExtractor, ABC):
+    """Weights of its own for every gated layer, on the features and the context that it sees.
 
     A single network shared by all layers collapses to one pattern, because channel 3 of one layer has nothing to do with channel 3
     of the next. The environment has already normalised the features of each layer; those that a layer does not have are zero.
@@ -18,8 +19,8 @@ class LayerwiseExtractor(BaseFeaturesExtractor):
     Args:
         observation_space: The environment's ``Dict`` of ``features`` ``[F]``, ``layer`` and ``context`` ``[C]``.
         feature_sizes: How many of its features, from the first on, each gated layer looks at; all of them at most F.
-        hidden: Width of the hidden layer.
-        outputs: Scores per layer, the policy's ``features_dim``.
+        width: What each layer's features and context are mapped to.
+        outputs: What is handed on, the policy's ``features_dim``.
     """
 
     def __init__(
@@ -27,7 +28,7 @@ class LayerwiseExtractor(BaseFeaturesExtractor):
         observation_space: spaces.Dict,
         *,
         feature_sizes: Sequence[int],
-        hidden: int,
+        width: int,
         outputs: int,
     ) -> None:
         super().__init__(observation_space, features_dim=outputs)
@@ -36,17 +37,28 @@ class LayerwiseExtractor(BaseFeaturesExtractor):
         context = _width(observation_space, "context")  # C
         layers = len(self.feature_sizes)
         # Every layer has weights for all S features, so that one batched product serves a minibatch of mixed layers.
-        self.inner = nn.Parameter(torch.empty(layers, self.features_width + context, hidden))
-        self.inner_bias = nn.Parameter(torch.zeros(layers, hidden))
-        # Zero: every layer begins indifferent between its options, and its own features decide which way it leaves that point.
-        self.outer = nn.Parameter(torch.zeros(layers, hidden, outputs))
-        self.outer_bias = nn.Parameter(torch.zeros(layers, outputs))
+        self.inner = nn.Parameter(torch.empty(layers, self.features_width + context, width))
+        self.inner_bias = nn.Parameter(torch.zeros(layers, width))
         with torch.no_grad():
             for weight, size in zip(self.inner, self.feature_sizes, strict=True):
                 weight.uniform_(-1.0, 1.0).mul_((size + context) ** -0.5)
 
+    def own_weights(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Return weights ``[width, size + C]`` and bias ``[width]`` of one layer, for the features that it looks at."""
+        weights, size = self.inner[layer], self.feature_sizes[layer]
+        present = torch.cat([weights[:size], weights[self.features_width :]])
+        return present.T, self.inner_bias[layer]
+
+    @abstractmethod
+    def one_layer(self, inputs: Tensor, layer: int) -> Tensor:
+        """Return what layer ``layer`` makes of inputs ``[batch, S + C]``, ``[batch, outputs]``."""
+
+    @abstractmethod
+    def all_layers(self, inputs: Tensor) -> Tensor:
+        """Return what each layer makes of its own inputs ``[layers, n, S + C]``, ``[layers, n, outputs]``."""
+
     def forward(self, observations: TensorDict) -> Tensor:
-        """Score the options of a batch whose samples may stand at different layers.
+        """Map a batch whose samples may stand at different layers.
 
         Args:
             observations: ``features`` ``[batch, F]``, ``context`` ``[batch, C]`` and ``layer``, one-hot ``[batch, (1,) layers]`` as
@@ -61,20 +73,75 @@ class LayerwiseExtractor(BaseFeaturesExtractor):
         layer = observations["layer"].flatten(1).argmax(dim=1)  # [batch]
         first = int(layer[0])
         if bool((layer == first).all()):  # a rollout: all samples are at the same layer
-            hidden = torch.tanh(torch.addmm(self.inner_bias[first], inputs, self.inner[first]))
-            return torch.addmm(self.outer_bias[first], hidden, self.outer[first])
+            return self.one_layer(inputs, first)
         slots, capacity = _slots(layer, len(self.inner))
         stacked = inputs.new_zeros(len(self.inner) * capacity, inputs.shape[1]).index_copy(
             0, slots, inputs
         )
         stacked = stacked.view(len(self.inner), capacity, -1)  # [layers, capacity, S + C]
-        hidden = torch.tanh(
-            torch.baddbmm(self.inner_bias[:, None], stacked, self.inner)
-        )  # [layers, capacity, hidden]
-        scores = torch.baddbmm(
-            self.outer_bias[:, None], hidden, self.outer
-        )  # [layers, capacity, outputs]
-        return scores.flatten(0, 1).index_select(0, slots)
+        return self.all_layers(stacked).flatten(0, 1).index_select(0, slots)
+
+
+class LayerwiseExtractor(OwnWeights):
+    """One two-layer perceptron per gated layer: features and context in, one score per option out.
+
+    Args:
+        observation_space: See ``OwnWeights``.
+        feature_sizes: See ``OwnWeights``.
+        hidden: Width of the hidden layer.
+        outputs: Scores per layer.
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Dict,
+        *,
+        feature_sizes: Sequence[int],
+        hidden: int,
+        outputs: int,
+    ) -> None:
+        super().__init__(
+            observation_space, feature_sizes=feature_sizes, width=hidden, outputs=outputs
+        )
+        layers = len(self.feature_sizes)
+        # Zero: every layer begins indifferent between its options, and its own features decide which way it leaves that point.
+        self.outer = nn.Parameter(torch.zeros(layers, hidden, outputs))
+        self.outer_bias = nn.Parameter(torch.zeros(layers, outputs))
+
+    def one_layer(self, inputs: Tensor, layer: int) -> Tensor:
+        """See ``OwnWeights``."""
+        hidden = torch.tanh(torch.addmm(self.inner_bias[layer], inputs, self.inner[layer]))
+        return torch.addmm(self.outer_bias[layer], hidden, self.outer[layer])
+
+    def all_layers(self, inputs: Tensor) -> Tensor:
+        """See ``OwnWeights``."""
+        hidden = torch.tanh(torch.baddbmm(self.inner_bias[:, None], inputs, self.inner))
+        return torch.baddbmm(self.outer_bias[:, None], hidden, self.outer)
+
+
+class LayerwiseEmbedding(OwnWeights):
+    """One linear map per gated layer, for a memory that all layers share.
+
+    Args:
+        observation_space: See ``OwnWeights``.
+        feature_sizes: See ``OwnWeights``.
+        outputs: Width of the embedding.
+    """
+
+    def __init__(
+        self, observation_space: spaces.Dict, *, feature_sizes: Sequence[int], outputs: int
+    ) -> None:
+        super().__init__(
+            observation_space, feature_sizes=feature_sizes, width=outputs, outputs=outputs
+        )
+
+    def one_layer(self, inputs: Tensor, layer: int) -> Tensor:
+        """See ``OwnWeights``."""
+        return torch.addmm(self.inner_bias[layer], inputs, self.inner[layer])
+
+    def all_layers(self, inputs: Tensor) -> Tensor:
+        """See ``OwnWeights``."""
+        return torch.baddbmm(self.inner_bias[:, None], inputs, self.inner)
 
 
 def _slots(layer: Tensor, layers: int) -> tuple[Tensor, int]:

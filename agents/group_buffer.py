@@ -1,9 +1,11 @@
 """Several rollouts of one image as each other's baseline: group-relative advantages for any on-policy algorithm."""
 
+from typing import Any
+
 import numpy as np
-import torch
-from gymnasium import spaces
 from numpy.typing import NDArray
+from sb3_contrib.common.maskable.buffers import MaskableDictRolloutBuffer
+from sb3_contrib.common.recurrent.buffers import RecurrentDictRolloutBuffer
 from stable_baselines3.common.buffers import DictRolloutBuffer
 from torch import Tensor
 
@@ -66,40 +68,23 @@ class GroupRolloutBuffer(DictRolloutBuffer):
     value function of the pooled channels does not resolve. Rollouts of the same image share the difficulty, so it cancels.
 
     Args:
-        buffer_size: Steps per environment.
-        observation_space: The environment's.
-        action_space: The environment's.
-        device: Where samples are served.
-        gae_lambda: Not used: returns are not bootstrapped.
-        gamma: Discount per step.
-        n_envs: Environments, a multiple of ``images_per_group``.
+        args: What the buffers of Stable-Baselines3 take. ``n_envs`` must be a multiple of ``images_per_group``, and ``gae_lambda``
+            is not used: returns are not bootstrapped.
         images_per_group: Rollouts of one image, in consecutive environments, at least 2.
+        kwargs: Further ones.
 
     Raises:
         ConfigError: If the environments cannot be divided into such groups.
     """
 
-    def __init__(
-        self,
-        buffer_size: int,
-        observation_space: spaces.Dict,
-        action_space: spaces.Space[np.int64],
-        device: torch.device | str = "auto",
-        gae_lambda: float = 1.0,
-        gamma: float = 1.0,
-        n_envs: int = 1,
-        *,
-        images_per_group: int,
-    ) -> None:
-        check_groups(n_envs, images_per_group)
+    def __init__(self, *args: Any, images_per_group: int, **kwargs: Any) -> None:  # noqa: ANN401 - passed on
+        super().__init__(*args, **kwargs)
+        check_groups(self.n_envs, images_per_group)
         if images_per_group == 1:
             raise ConfigError(
                 "images_per_group is 1, which leaves no other rollout to compare with; use a plain rollout buffer."
             )
         self.images_per_group = images_per_group
-        super().__init__(
-            buffer_size, observation_space, action_space, device, gae_lambda, gamma, n_envs
-        )
 
     def compute_returns_and_advantage(self, last_values: Tensor, dones: np.ndarray) -> None:
         """Fill ``returns`` (the value function's target) and ``advantages`` from the rewards.
@@ -116,6 +101,14 @@ class GroupRolloutBuffer(DictRolloutBuffer):
             gamma=self.gamma,
         )
         self.advantages = self.returns - leave_one_out_baseline(self.returns, self.images_per_group)
+
+
+class MaskableGroupRolloutBuffer(GroupRolloutBuffer, MaskableDictRolloutBuffer):
+    """The same for ``MaskablePPO``: it remembers which options were allowed as well."""
+
+
+class RecurrentGroupRolloutBuffer(GroupRolloutBuffer, RecurrentDictRolloutBuffer):
+    """The same for ``RecurrentPPO``: it remembers the policy's memory as well."""
 
 
 def check_groups(n_envs: int, images_per_group: int) -> None:

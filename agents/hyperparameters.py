@@ -3,11 +3,11 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 from dfs_rl.errors import ConfigError
 
-AlgorithmName = Literal["ppo", "a2c"]
+AlgorithmName = Literal["ppo", "a2c", "maskable_ppo", "trpo", "dqn", "qrdqn", "recurrent_ppo"]
 Method = Literal["gumbel", "dfs"]
 """How a gate learns by supervision, see ``agents.supervised``."""
 GateKind = Literal["ff", "lstm"]
@@ -20,65 +20,311 @@ OVERSHOOT = 50.0
 """Price of each fraction of computation above a budget: of an image's for an agent, of the mean where a supervised gate is chosen."""
 
 
+ROLLOUTS_PER_IMAGE = 8
+"""That share a baseline where nothing else is asked for."""
+
+
+class UpdateSize(NamedTuple):
+    """What an algorithm gets to learn from at once.
+
+    Attributes:
+        walks: Side by side.
+        layers: Decisions of each.
+        observation_bytes: What is seen before one decision takes.
+    """
+
+    walks: int
+    layers: int
+    observation_bytes: int
+
+    @property
+    def decisions(self) -> int:
+        """Of all walks."""
+        return self.walks * self.layers
+
+
 @dataclass(frozen=True, kw_only=True)
-class PPOConfig:
-    """Hyperparameters of ``--algo ppo``.
+class AlgorithmConfig:
+    """What all algorithms have in common.
 
     Attributes:
         learning_rate: Adam's step size at the start; by default inversely proportional to the timesteps, see ``step_sizes``.
         final_learning_rate: Step size at the end, reached linearly, because the last decisions are close calls that a large step
             undoes; by default a twentieth of the first.
+
+    Raises:
+        ConfigError: If a value is out of range.
+    """
+
+    label: ClassVar[str]
+    """What tables and plots call its gates."""
+    needs_budget: ClassVar[bool] = False
+    """Whether it is about keeping every image within a budget."""
+    gate: ClassVar[GateKind] = "ff"
+    """What it learns."""
+
+    learning_rate: float | None = None
+    final_learning_rate: float | None = None
+
+    def __post_init__(self) -> None:
+        self._check(positive=("learning_rate",), not_negative=("final_learning_rate",))
+        for name in ("learning_rate", "final_learning_rate"):
+            value = getattr(self, name)
+            if value is not None and value > 1.0:
+                raise ConfigError(
+                    f"{name} is {value}; it must be at most 1, above which every training diverges."
+                )
+
+    def check_update(self, update: "UpdateSize") -> None:
+        """Refuse settings that do not suit an update of that size.
+
+        Raises:
+            ConfigError: In a sentence that names both.
+        """
+
+    def _check(
+        self,
+        *,
+        positive: Sequence[str] = (),
+        not_negative: Sequence[str] = (),
+        shares: Sequence[str] = (),
+    ) -> None:
+        """Refuse values outside the ranges that the names stand for; ``None`` is in all of them."""
+        for name in (*positive, *not_negative, *shares):
+            value = getattr(self, name)
+            if value is None:
+                continue
+            if name in positive and not value > 0:
+                raise ConfigError(f"{name} is {value}; it must be positive.")
+            if name in not_negative and not value >= 0:
+                raise ConfigError(f"{name} is {value}; it must not be negative.")
+            if name in shares and not 0 <= value <= 1:
+                raise ConfigError(f"{name} is {value}; it must lie in [0, 1].")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnPolicyConfig(AlgorithmConfig):
+    """What the algorithms that learn from their latest rollout alone have in common.
+
+    Attributes:
+        gae_lambda: Bias against variance of the advantage with one rollout per image; unused with several.
+    """
+
+    gae_lambda: float = 0.95
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check(shares=("gae_lambda",))
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyGradientConfig(OnPolicyConfig):
+    """What the algorithms that follow one gradient of policy, entropy and value have in common.
+
+    Attributes:
         entropy: Weight of the entropy bonus at the start, which keeps the first good table from ending the search; it falls
             linearly to 0, because a gate that is deployed deterministic should end deterministic.
-        epochs: Passes over each rollout; more than 4 buys little for twice the time.
-        minibatches: Minibatches per pass; a minibatch of envs x layers / 4 runs at the speed of memory, not of Python.
-        clip_range: PPO's bound on the change of probability per update.
-        gae_lambda: Bias against variance of the advantage with one rollout per image; unused with several.
         value_weight: Weight of the critic's loss; actor and critic share no weights, so it only matters through gradient clipping.
         max_grad_norm: Gradient clipping.
     """
 
-    learning_rate: float | None = None
-    final_learning_rate: float | None = None
     entropy: float = 0.03
-    epochs: int = 4
-    minibatches: int = 4
-    clip_range: float = 0.2
-    gae_lambda: float = 0.95
     value_weight: float = 0.5
     max_grad_norm: float = 0.5
 
     def __post_init__(self) -> None:
-        _require(
-            self, positive=("learning_rate", "epochs", "minibatches", "clip_range", "max_grad_norm")
-        )
+        super().__post_init__()
+        self._check(positive=("max_grad_norm",), not_negative=("entropy", "value_weight"))
 
 
 @dataclass(frozen=True, kw_only=True)
-class A2CConfig:
-    """Hyperparameters of ``--algo a2c``.
+class PPOConfig(PolicyGradientConfig):
+    """Hyperparameters of ``--algo ppo``.
 
     Attributes:
-        learning_rate: RMSprop's step size at the start; as for PPO.
-        final_learning_rate: Step size at the end; as for PPO.
-        entropy: As for PPO.
-        gae_lambda: As for PPO.
-        value_weight: As for PPO.
-        max_grad_norm: Gradient clipping.
+        epochs: Passes over each rollout; more than 4 buys little for twice the time.
+        minibatches: Minibatches per pass; a minibatch of envs x layers / 4 runs at the speed of memory, not of Python.
+        clip_range: PPO's bound on the change of probability per update.
     """
 
-    learning_rate: float | None = None
-    final_learning_rate: float | None = None
-    entropy: float = 0.03
-    gae_lambda: float = 0.95
-    value_weight: float = 0.5
-    max_grad_norm: float = 0.5
+    label = "PPO"
+
+    epochs: int = 4
+    minibatches: int = 4
+    clip_range: float = 0.2
 
     def __post_init__(self) -> None:
-        _require(self, positive=("learning_rate", "max_grad_norm"))
+        super().__post_init__()
+        self._check(positive=("epochs", "minibatches", "clip_range"))
+
+    def check_update(self, update: UpdateSize) -> None:
+        """See ``AlgorithmConfig``."""
+        batch_size(self.minibatches, update)
 
 
-AlgorithmConfig = PPOConfig | A2CConfig
+@dataclass(frozen=True, kw_only=True)
+class MaskablePPOConfig(PPOConfig):
+    """Hyperparameters of ``--algo maskable_ppo``: PPO's, for it differs only in the options that it may draw."""
+
+    label = "MaskablePPO"
+    needs_budget = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecurrentPPOConfig(PPOConfig):
+    """Hyperparameters of ``--algo recurrent_ppo``: PPO's, for the gate of DFS, one LSTM for all layers."""
+
+    label = "RecurrentPPO"
+    gate = "lstm"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TRPOConfig(OnPolicyConfig):
+    """Hyperparameters of ``--algo trpo``. The step sizes are the critic's alone; the actor's follow from ``target_kl``.
+
+    Attributes:
+        target_kl: How far an update may move the policy, as the mean divergence in nats over the states that it saw.
+        critic_updates: Passes of the critic over each rollout; with several rollouts per image it only watches, so few will do.
+        minibatches: Minibatches per pass of the critic.
+    """
+
+    label = "TRPO"
+
+    target_kl: float = 0.01
+    critic_updates: int = 4
+    minibatches: int = 4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check(positive=("target_kl", "critic_updates", "minibatches"))
+
+    def check_update(self, update: UpdateSize) -> None:
+        """See ``AlgorithmConfig``."""
+        batch_size(self.minibatches, update)
+
+
+@dataclass(frozen=True, kw_only=True)
+class A2CConfig(PolicyGradientConfig):
+    """Hyperparameters of ``--algo a2c``; its optimiser is RMSprop."""
+
+    label = "A2C"
+
+
+@dataclass(frozen=True, kw_only=True)
+class QLearningConfig(AlgorithmConfig):
+    """What the algorithms that learn the worth of each option from remembered decisions have in common.
+
+    Attributes:
+        learning_rate: Adam's step size at the start; smaller than a policy gradient's default, for the target is learned as well
+            and moves with each step.
+        exploration: Share of the training in which random options grow rare, linearly from all; it ends well before the training
+            does, so that late layers are learned on what early layers will really choose.
+        final_exploration: Share of random options from then on, so that none is forgotten.
+        gradient_steps: Steps per update, which is one walk of all environments: a remembered decision is used a few times.
+        batch_size: Decisions per step; large, because the rewards of one option differ mostly by the images.
+        replay_megabytes: Memory for past decisions, and the size of a checkpoint.
+        max_grad_norm: Gradient clipping; wide, for the loss is linear in large errors.
+    """
+
+    learning_rate: float | None = 0.003
+    exploration: float = 0.5
+    final_exploration: float = 0.05
+    gradient_steps: int = 32
+    batch_size: int = 512
+    replay_megabytes: float = 64.0
+    max_grad_norm: float = 10.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check(
+            positive=(
+                "exploration",
+                "gradient_steps",
+                "batch_size",
+                "replay_megabytes",
+                "max_grad_norm",
+            ),
+            shares=("exploration", "final_exploration"),
+        )
+
+    def check_update(self, update: UpdateSize) -> None:
+        """See ``AlgorithmConfig``."""
+        self.remembered(update)
+
+    def remembered(self, update: UpdateSize) -> int:
+        """Return how many decisions fit into the memory.
+
+        Raises:
+            ConfigError: If those of one update do not.
+        """
+        # What was seen before and after, the action as int64, and reward, end and cut as float32.
+        each = 2 * update.observation_bytes + 8 + 3 * 4
+        decisions = int(self.replay_megabytes * 1e6 / each)
+        if decisions < update.decisions:
+            raise ConfigError(
+                f"replay_megabytes is {self.replay_megabytes}, which holds {decisions} decisions; one update of {update.walks} "
+                f"walks of {update.layers} layers makes {update.decisions}, {update.decisions * each / 1e6:.3g} megabytes."
+            )
+        return decisions
+
+
+@dataclass(frozen=True, kw_only=True)
+class DQNConfig(QLearningConfig):
+    """Hyperparameters of ``--algo dqn``."""
+
+    label = "DQN"
+
+
+@dataclass(frozen=True, kw_only=True)
+class QRDQNConfig(QLearningConfig):
+    """Hyperparameters of ``--algo qrdqn``.
+
+    Attributes:
+        quantiles: Of each option's worth; few, because a walk ends right or wrong and little lies between.
+    """
+
+    label = "QR-DQN"
+
+    quantiles: int = 16
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check(positive=("quantiles",))
+
+
+def rollouts_per_image(config: AlgorithmConfig, asked: int | None) -> int:
+    """Return how many rollouts of one image share a baseline.
+
+    Args:
+        config: Hyperparameters; their type says which algorithm.
+        asked: What the user asked for; ``None`` for the algorithm's default.
+
+    Raises:
+        ConfigError: If the algorithm has no use for as many.
+    """
+    if isinstance(config, OnPolicyConfig):
+        return ROLLOUTS_PER_IMAGE if asked is None else asked
+    if asked not in (None, 1):
+        raise ConfigError(
+            f"images_per_group is {asked}, but {config.label} learns from single decisions and compares no rollouts of one "
+            "image; leave it out, or give 1."
+        )
+    return 1
+
+
+def batch_size(minibatches: int, update: UpdateSize) -> int:
+    """Return the size of each of so many minibatches of an update.
+
+    Raises:
+        ConfigError: If they would not be equal, or of 1.
+    """
+    if update.decisions % minibatches != 0 or update.decisions == minibatches:
+        raise ConfigError(
+            f"minibatches is {minibatches}; it must divide the {update.decisions} samples of an update (num_envs x layers) into "
+            "batches of at least 2."
+        )
+    return update.decisions // minibatches
+
 
 PATH_LENGTH = 12_000.0
 LARGEST_STEP = 0.03
@@ -104,6 +350,11 @@ def step_sizes(config: AlgorithmConfig, timesteps: int) -> StepSizes:
         start = min(LARGEST_STEP, PATH_LENGTH / timesteps)
     end = config.final_learning_rate
     return StepSizes(start, start / 20 if end is None else end)
+
+
+def entropy_weight(config: PolicyGradientConfig, progress: float) -> float:
+    """Return the weight of the entropy bonus after a share ``progress`` of training, in [0, 1]."""
+    return config.entropy * max(0.0, 1.0 - progress)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,22 +438,3 @@ class SupervisedConfig:
             raise ConfigError(
                 f"distillation is {self.distillation}; it must be finite and not negative."
             )
-
-
-def _require(config: AlgorithmConfig, *, positive: Sequence[str]) -> None:
-    for name in positive:
-        value = getattr(config, name)
-        if value is not None and not value > 0:
-            raise ConfigError(f"{name} is {value}; it must be positive.")
-    for name in ("learning_rate", "final_learning_rate"):
-        value = getattr(config, name)
-        if value is not None and value > 1.0:
-            raise ConfigError(
-                f"{name} is {value}; it must be at most 1, above which every training diverges."
-            )
-    for name in ("final_learning_rate", "entropy", "value_weight"):
-        value = getattr(config, name)
-        if value is not None and not value >= 0:
-            raise ConfigError(f"{name} is {value}; it must not be negative.")
-    if not 0.0 <= config.gae_lambda <= 1.0:
-        raise ConfigError(f"gae_lambda is {config.gae_lambda}; it must lie in [0, 1].")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from agents.best_gate import BestGate
-from agents.deploy import gate_shape
+from agents.deploy import untrained_gate
 from agents.hyperparameters import OVERSHOOT, FeatureChoice, GateKind, Method, SupervisedConfig
 from agents.progress import ProgressBar
 from agents.supervised import SupervisedTrainer
@@ -24,7 +24,7 @@ from dfs_rl.data import Dataset
 from dfs_rl.errors import CheckpointError
 from dfs_rl.evaluation.records import GateRecords
 from dfs_rl.gating.dial import BudgetRange, Dial, even_positions
-from dfs_rl.gating.learned import LayerwiseGate, LearnedGate, RecurrentGate
+from dfs_rl.gating.learned import LearnedGate
 from dfs_rl.gating.masks import gated_budget
 from dfs_rl.gating.reward import RewardWeights
 from dfs_rl.interrupts import stop_on_interrupt
@@ -32,8 +32,6 @@ from dfs_rl.runs import RunFolder
 from dfs_rl.seeding import seed_everything, stream_seed
 
 CHECKPOINT = "last"
-RECURRENT_WIDTH = 10
-"""Of embedding and LSTM, as in DFS; there is one for all layers, so it costs the same in each."""
 _SPAN = 8.0
 _STRETCHES = 8
 """Of the dial, within each of which images together hold its budgets."""
@@ -89,23 +87,12 @@ class SupervisedTraining:
 def build_gate(plan: SupervisedTraining, backbone: WalkableBackbone) -> LearnedGate:
     """Build the untrained gate; the same seed gives the same weights."""
     seed_everything(stream_seed(plan.seed, "gate") % 2**32)
-    shape = gate_shape(backbone, features=plan.features, hidden=plan.hidden, dial=plan.all_budgets)
-    dial = Dial() if plan.all_budgets else None
-    if plan.kind == "lstm":
-        return RecurrentGate(
-            shape.feature_sizes,
-            backbone.options,
-            feature_macs=backbone.feature_macs,
-            hidden=plan.hidden or RECURRENT_WIDTH,
-            dial=dial,
-            name=plan.name,
-        )
-    return LayerwiseGate(
-        shape.feature_sizes,
-        backbone.options,
-        feature_macs=backbone.feature_macs,
-        hidden=shape.hidden,
-        dial=dial,
+    return untrained_gate(
+        backbone,
+        kind=plan.kind,
+        features=plan.features,
+        hidden=plan.hidden,
+        dial=Dial() if plan.all_budgets else None,
         name=plan.name,
     )
 

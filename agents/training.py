@@ -8,12 +8,12 @@ from typing import Any, Literal, cast
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
 
-from agents.algorithms import GateLearning, build_algorithm, entropy_weight
+from agents.algorithms import GateLearning, build_algorithm
 from agents.best_gate import BestGate
 from agents.callbacks import Checkpointing, FiniteGuard, Lifecycle, Schedules, UpdateLog, learn
 from agents.checkpoint import capture, restore
 from agents.cotrain import CoTrainer, CoTraining
-from agents.deploy import deploy, gate_shape
+from agents.deploy import deploy, untrained_gate
 from agents.hyperparameters import AlgorithmConfig, CoTrainConfig, FeatureChoice
 from agents.tracking import TensorBoard, make_logger
 from agents.validation import Validation, ValidationSetup, Validator, rewards_of
@@ -140,6 +140,16 @@ def train_gate(
     trainer = _make_trainer(plan, stored, dataset)
     if trainer is not None and checkpoint is not None:
         trainer.restore(checkpoint.tensors, state["backbone_steps"])
+    dial = None if plan.prices is None else Dial()
+    gate = untrained_gate(
+        backbone,
+        kind=plan.algorithm.gate,
+        features=plan.features,
+        hidden=plan.hidden,
+        name=plan.name,
+        budget=plan.budget,
+        dial=dial,
+    )
     env = SB3GatingVecEnv(
         Task(
             backbone=_freeze(stored, plan),
@@ -148,20 +158,18 @@ def train_gate(
             budget=plan.budget,
             class_names=dataset.class_names,
             prices=plan.prices,
+            gate_macs=gate.macs,
         ),
         plan.num_envs,
         images_per_group=plan.images_per_group,
         seed=plan.seed,
     )
-    shape = gate_shape(
-        backbone, features=plan.features, hidden=plan.hidden, dial=plan.prices is not None
-    )
     model = build_algorithm(
         plan.algorithm,
         env,
         GateLearning(
-            feature_sizes=shape.feature_sizes,
-            hidden=shape.hidden,
+            feature_sizes=gate.feature_sizes,
+            hidden=gate.hidden,
             images_per_group=plan.images_per_group,
             seed=plan.seed,
             device=plan.device,
@@ -175,12 +183,13 @@ def train_gate(
         feature_macs=backbone.feature_macs,
         name=plan.name,
         budget=plan.budget,
-        dial=None if plan.prices is None else Dial(),
+        dial=dial,
         position=plan.position,
     )
     if checkpoint is not None:
         restore(model, checkpoint)
-        best.restore(export(model), checkpoint.tensors)
+        gate.position = plan.position
+        best.restore(gate, checkpoint.tensors)
 
     board = TensorBoard(run, purge_step=lifecycle.resumed_at)
     model.set_logger(make_logger(run, board))
@@ -221,9 +230,7 @@ def train_gate(
         Validation(lifecycle, validator, export=export),
         Checkpointing(lifecycle, save, every=plan.checkpoint_every),
         # After all of these, for some draw random numbers, and a resumed run skips them once.
-        Schedules(
-            seed=plan.seed, entropy=lambda progress: entropy_weight(plan.algorithm, progress)
-        ),
+        Schedules(seed=plan.seed, config=plan.algorithm),
         *watchers,
     ]
     try:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.base_class import BaseAlgorithm
 from torch import Tensor
 
 from agents.callbacks import BoundaryCallback, Lifecycle
@@ -46,7 +46,7 @@ def rewards_of(
         charged = prices.weights(even_positions(len(records.options)).double())
     spent = costs.fractions(records.options)
     verdict = Verdict(records.predictions, records.correct, records.log_likelihood)
-    allowed = None if budget is None else gated_budget(costs, budget)
+    allowed = None if budget is None else gated_budget(costs, budget, gate_macs=records.gate_macs)
     terminal = terminal_reward(weights, verdict, spent, gated_budget=allowed, prices=charged)
     return terminal - step_cost(weights, spent, prices=charged)
 
@@ -193,7 +193,7 @@ class Validation(BoundaryCallback):
         lifecycle: Lifecycle,
         validator: Validator,
         *,
-        export: Callable[[OnPolicyAlgorithm], LearnedGate],
+        export: Callable[[BaseAlgorithm], LearnedGate],
     ) -> None:
         super().__init__(lifecycle)
         self._validator = validator

@@ -12,8 +12,15 @@ from agents.hyperparameters import (
     AlgorithmConfig,
     AlgorithmName,
     CoTrainConfig,
+    DQNConfig,
     FeatureChoice,
+    MaskablePPOConfig,
     PPOConfig,
+    QRDQNConfig,
+    RecurrentPPOConfig,
+    TRPOConfig,
+    UpdateSize,
+    rollouts_per_image,
 )
 from dfs_rl.backbone_choice import DIGITS, backbone_of_run, preview_backbone
 from dfs_rl.cli import Invocation, run_command
@@ -62,7 +69,8 @@ class TrainAgentConfig:
     """Settings of ``train_agent``.
 
     Attributes:
-        algo: Learning algorithm.
+        algo: Learning algorithm. maskable_ppo never spends more than --budget on an image, not even while it learns; the others
+            pay for what is above it, and are held to it once the gate is deployed.
         dataset: "digits"; a folder with train/test parquet files or with class/name.jpg; or a hub id such as uoft-cs/cifar10.
         backbone: Run of train_backbone, or a backbone's folder. Without it the digits use the one that ships; for other data one
             is trained first and kept for the next run.
@@ -77,12 +85,13 @@ class TrainAgentConfig:
         seed: Same seed, same machine, same threads: same gate.
         device: "auto", "cpu", "cuda", ...
         run_dir: New folder for the results; default runs/DATE-TIME-NAME.
-        images_per_group: Rollouts of one image that share a baseline; 1 turns this off.
+        images_per_group: Rollouts of one image that share a baseline; 1 turns this off. Default 8; 1 for dqn and
+            qrdqn, which learn from single decisions.
         num_envs: Images that walk side by side, repeats included.
         features: What the gate looks at before each layer: how sure a linear probe of the activation is, or its channels'
             means as well.
         hidden: Width of the gate's network at each layer; default as wide as 0.05 % of the gated layers' MACs
-            allows, but at least 8 and at most 32.
+            allows, but at least 8 and at most 32. An LSTM is 10 wide.
         supernet_epochs: Epochs of the backbone that is trained where none is given.
         backbone_mode: Leave the backbone as it is, or train it under the gate's choices as well.
         eval_every: Timesteps between validations; default a twentieth of all.
@@ -92,6 +101,11 @@ class TrainAgentConfig:
         reward: What an image is worth.
         ppo: Hyperparameters of PPO.
         a2c: Hyperparameters of A2C.
+        maskable_ppo: Hyperparameters of PPO within a hard budget.
+        trpo: Hyperparameters of TRPO.
+        recurrent_ppo: Hyperparameters of PPO for one LSTM over all layers.
+        dqn: Hyperparameters of DQN.
+        qrdqn: Hyperparameters of quantile-regression DQN.
         cotrain: How the backbone learns with --backbone-mode co-train.
     """
 
@@ -107,7 +121,7 @@ class TrainAgentConfig:
     seed: int = 0
     device: str = "auto"
     run_dir: Path | None = None
-    images_per_group: int = 8
+    images_per_group: int | None = None
     num_envs: int = 512
     features: FeatureChoice = "confidence"
     hidden: int | None = None
@@ -120,13 +134,19 @@ class TrainAgentConfig:
     reward: RewardConfig = field(default_factory=RewardConfig)
     ppo: PPOConfig = field(default_factory=PPOConfig)
     a2c: A2CConfig = field(default_factory=A2CConfig)
+    maskable_ppo: MaskablePPOConfig = field(default_factory=MaskablePPOConfig)
+    trpo: TRPOConfig = field(default_factory=TRPOConfig)
+    recurrent_ppo: RecurrentPPOConfig = field(default_factory=RecurrentPPOConfig)
+    dqn: DQNConfig = field(default_factory=DQNConfig)
+    qrdqn: QRDQNConfig = field(default_factory=QRDQNConfig)
     cotrain: CoTrainConfig = field(default_factory=CoTrainConfig)
 
     def __post_init__(self) -> None:
         check_settings(self, "num_envs", "images_per_group")
-        if self.num_envs % self.images_per_group:
+        group = rollouts_per_image(self.algorithm, self.images_per_group)
+        if self.num_envs % group:
             raise ConfigError(
-                f"num_envs is {self.num_envs} and images_per_group is {self.images_per_group}; images_per_group must divide num_envs."
+                f"num_envs is {self.num_envs} and images_per_group is {group}; images_per_group must divide num_envs."
             )
         if self.budget is not None and self.cost_weight is not None:
             raise ConfigError(
@@ -136,6 +156,17 @@ class TrainAgentConfig:
             raise ConfigError(
                 f"budget is {self.budget:g}, but with --fixed-budget the gate learns for one price of computation; give --cost-weight."
             )
+        if self.algorithm.needs_budget and self.hard_budget is None:
+            raise ConfigError(
+                f"algo is {self.algo!r}, which keeps every image within a hard budget, but hard_budget is None; give one in percent, "
+                "or take another algorithm."
+            )
+
+    @property
+    def algorithm(self) -> AlgorithmConfig:
+        """Hyperparameters of the algorithm that was chosen."""
+        chosen: AlgorithmConfig = getattr(self, self.algo)
+        return chosen
 
 
 def prices_of(config: TrainAgentConfig) -> "PriceRange | None":
@@ -169,11 +200,10 @@ def plan_of(config: TrainAgentConfig, device: str) -> "GateTraining":
     from agents.training import GateTraining
     from dfs_rl.backbones import precision
 
-    algorithms: dict[AlgorithmName, AlgorithmConfig] = {"ppo": config.ppo, "a2c": config.a2c}
     eval_every = config.eval_every or max(1, config.timesteps // VALIDATIONS)
     weights, prices = weights_of(config), prices_of(config)
     return GateTraining(
-        algorithm=algorithms[config.algo],
+        algorithm=config.algorithm,
         timesteps=config.timesteps,
         weights=weights,
         budget=config.hard_budget,
@@ -182,7 +212,7 @@ def plan_of(config: TrainAgentConfig, device: str) -> "GateTraining":
         position=1.0
         if prices is None or config.budget is not None
         else prices.position(weights.cost),
-        images_per_group=config.images_per_group,
+        images_per_group=rollouts_per_image(config.algorithm, config.images_per_group),
         num_envs=config.num_envs,
         features=config.features,
         hidden=config.hidden,
@@ -192,27 +222,32 @@ def plan_of(config: TrainAgentConfig, device: str) -> "GateTraining":
         seed=config.seed,
         device=device,
         dtype=precision.resolve_frozen(config.precision, torch.device(device)),
-        name=config.algo.upper(),
+        name=config.algorithm.label,
     )
 
 
 def _prepare(config: TrainAgentConfig, dataset: "Dataset", device: str) -> str:
     """Refuse what will not do, and name the run."""
-    from agents.deploy import gate_shape
+    from agents.deploy import untrained_gate
     from dfs_rl.gating.dial import Dial
-    from dfs_rl.gating.learned import LayerwiseGate
     from dfs_rl.gating.masks import gated_budget
+    from envs.core import observation_bytes, observation_space
 
     plan = plan_of(config, device)  # refuses bad settings
     backbone = preview_backbone(choice_of(config, device), dataset)
-    shape = gate_shape(
-        backbone, features=config.features, hidden=config.hidden, dial=plan.prices is not None
+    update = UpdateSize(
+        walks=config.num_envs,
+        layers=backbone.costs.n_layers,
+        observation_bytes=observation_bytes(
+            observation_space(backbone, dial=plan.prices is not None)
+        ),
     )
-    gate = LayerwiseGate(
-        shape.feature_sizes,
-        backbone.options,
-        feature_macs=backbone.feature_macs,
-        hidden=shape.hidden,
+    config.algorithm.check_update(update)
+    gate = untrained_gate(
+        backbone,
+        kind=config.algorithm.gate,
+        features=config.features,
+        hidden=config.hidden,
         dial=None if plan.prices is None else Dial(),
     )
     for budget in (config.budget, config.hard_budget):

@@ -1,5 +1,6 @@
 """The one implementation underneath every form of the environment: a batch of walks in lock-step."""
 
+import math
 from typing import Any, NamedTuple
 
 import gymnasium
@@ -8,8 +9,9 @@ import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
 
+from dfs_rl.backbones.contract import WalkableBackbone
 from dfs_rl.errors import ConfigError
-from dfs_rl.gating.masks import action_masks, gated_budget
+from dfs_rl.gating.masks import action_masks
 from dfs_rl.gating.observation import FEATURE_LIMIT, context_size, observation_width, observe
 from dfs_rl.gating.reward import judge, step_cost, terminal_reward
 from dfs_rl.gating.walk import finish, start, step
@@ -64,11 +66,9 @@ class Transition(NamedTuple):
     outcome: Outcome | None
 
 
-def observation_space(task: Task) -> spaces.Dict:
-    """Return the observation space of one environment."""
-    backbone = task.backbone
-    width = observation_width(backbone)
-    context = context_size(dial=task.prices is not None)
+def observation_space(backbone: WalkableBackbone, *, dial: bool) -> spaces.Dict:
+    """Return the observation space of one environment, with the position of a dial or without."""
+    width, context = observation_width(backbone), context_size(dial=dial)
     return spaces.Dict(
         {
             "features": spaces.Box(-FEATURE_LIMIT, FEATURE_LIMIT, (width,), np.float32),
@@ -78,9 +78,15 @@ def observation_space(task: Task) -> spaces.Dict:
     )
 
 
-def action_space(task: Task) -> spaces.Discrete:
+def observation_bytes(space: spaces.Dict) -> int:
+    """Return what one observation takes in memory."""
+    parts = space.spaces.values()
+    return sum(np.dtype(part.dtype).itemsize * math.prod(part.shape or ()) for part in parts)
+
+
+def action_space(backbone: WalkableBackbone) -> spaces.Discrete:
     """Return the action space of one environment."""
-    return spaces.Discrete(len(task.backbone.options))
+    return spaces.Discrete(len(backbone.options))
 
 
 def choose_positions(
@@ -136,9 +142,7 @@ class Walks:
         self.task = task
         self._device = task.images.images.device
         self._menu = np.array(task.backbone.options.values, dtype=np.int64)
-        self._gated_budget = (
-            None if task.budget is None else gated_budget(task.backbone.costs, task.budget)
-        )
+        self._gated_budget = task.gated_budget
 
     @property
     def layer(self) -> int:
@@ -244,9 +248,11 @@ class Walks:
         """Return which options keep the cheapest completion within the budget, bool ``[n, options]``."""
         if self.done:
             return np.ones((self.n, len(self._menu)), dtype=np.bool_)
-        costs = self.task.backbone.costs
+        task, state = self.task, self._state
         return _to_numpy(
-            action_masks(costs, self._state.layer, self._state.spent, self.task.budget)
+            action_masks(
+                task.backbone.costs, state.layer, state.spent, task.budget, gate_macs=task.gate_macs
+            )
         )
 
     def _turn(self, positions: NDArray[np.float64] | None) -> None:

@@ -84,7 +84,8 @@ class SB3GatingVecEnv(VecEnv):
         self._returns: NDArray[np.float64] = np.zeros(n_envs)
         self._actions: NDArray[np.int64] = np.zeros(n_envs, dtype=np.int64)
         self._clear_stats()
-        super().__init__(n_envs, observation_space(task), action_space(task))
+        observations = observation_space(task.backbone, dial=task.prices is not None)
+        super().__init__(n_envs, observations, action_space(task.backbone))
         if seed is not None:
             self.seed(seed)
 

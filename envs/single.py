@@ -130,8 +130,10 @@ class FractionalSkippingEnv(gymnasium.Env[Observation, np.int64]):
             cost_weights=cost_weights,
             device=device,
         )
-        self.observation_space = observation_space(self.task)
-        self.action_space = action_space(self.task)
+        self.observation_space = observation_space(
+            self.task.backbone, dial=self.task.prices is not None
+        )
+        self.action_space = action_space(self.task.backbone)
         self._walks = Walks(self.task, 1)
         self._streams = ImageStreams(1)
         self._running = False

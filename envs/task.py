@@ -26,9 +26,10 @@ class Task:
         backbone: The network, frozen.
         images: The images that episodes draw from, on the backbone's device.
         weights: What a walk is rewarded for.
-        budget: Upper bound on computation in percent, fixed parts included and without a gate; ``None`` for none.
+        budget: Upper bound on computation in percent, fixed parts and gate included; ``None`` for none.
         prices: Of computation, of which each episode draws one, instead of ``weights.cost``; ``None`` for that alone.
         class_names: Name of each class, in label order.
+        gate_macs: MACs per image of the gate that walks, which count towards the budget alone; 0 where it is not known.
 
     Raises:
         ConfigError: If the budget does not suffice for the cheapest choices.
@@ -41,10 +42,17 @@ class Task:
     budget: float | None
     class_names: tuple[str, ...]
     prices: PriceRange | None = None
+    gate_macs: float = 0.0
+
+    @property
+    def gated_budget(self) -> float | None:
+        """What the gated layers may spend, as a fraction; ``None`` if there is no budget."""
+        if self.budget is None:
+            return None
+        return gated_budget(self.backbone.costs, self.budget, gate_macs=self.gate_macs)
 
     def __post_init__(self) -> None:
-        if self.budget is not None:
-            gated_budget(self.backbone.costs, self.budget)
+        _ = self.gated_budget  # refuses one that is not enough
         expected = tuple(self.backbone.image_shape)
         if self.images.image_shape != expected:
             raise DataError(

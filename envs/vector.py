@@ -85,8 +85,10 @@ class FractionalSkippingVectorEnv(VectorEnv[Batch, NDArray[np.int64], NDArray[An
             device=device,
         )
         self.num_envs = num_envs
-        self.single_observation_space = observation_space(self.task)
-        self.single_action_space = action_space(self.task)
+        self.single_observation_space = observation_space(
+            self.task.backbone, dial=self.task.prices is not None
+        )
+        self.single_action_space = action_space(self.task.backbone)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self._walks = Walks(self.task, num_envs)

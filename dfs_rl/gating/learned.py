@@ -94,9 +94,21 @@ class LearnedGate(nn.Module, ABC):
         """Return logits, float32 ``[batch, options]``; arguments as in ``decide``."""
 
     @torch.no_grad()
-    def decide(self, features: Tensor, layer: int, context: Tensor) -> Tensor:
-        """Return the option with the largest logit for every image, see ``Gate``."""
-        return self.forward(features, layer, context).argmax(dim=1)
+    def decide(
+        self, features: Tensor, layer: int, context: Tensor, allowed: Tensor | None = None
+    ) -> Tensor:
+        """Return the option with the largest logit for every image, see ``Gate``.
+
+        Args:
+            features: As for ``Gate``.
+            layer: As for ``Gate``.
+            context: As for ``Gate``.
+            allowed: Options to choose among, bool ``[batch, options]``, one at least in each row; ``None`` for all.
+        """
+        logits = self.forward(features, layer, context)
+        if allowed is not None:
+            logits = logits.masked_fill(~allowed, -torch.inf)
+        return logits.argmax(dim=1)
 
     def _inputs(self, features: Tensor, layer: int, context: Tensor) -> Tensor:
         """What layer ``layer`` looks at, ``[batch, size + 3 or 4]``."""

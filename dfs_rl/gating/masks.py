@@ -1,7 +1,8 @@
 """Hard budgets: which options still allow a completion within the budget.
 
-A budget bounds ``CostTable.computation(options)`` in percent: the gated layers and the never-gated parts. The gate's own MACs
-count too where the gate is known (``gate_macs``); while one is still being learned they are zero.
+A budget bounds ``CostTable.computation(options)`` in percent: the gated layers, the never-gated parts and the gate's own MACs
+(``gate_macs``). A gate costs the same before it has learned anything, so learning and deployment mask alike; where nobody knows
+which gate will choose, as in an environment by itself, they are zero.
 """
 
 import torch

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 
 import pytest
 import torch
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.logger import Logger
-from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from torch import Tensor
 
 from agents.algorithms import GateLearning, build_algorithm
-from agents.hyperparameters import PPOConfig
+from agents.hyperparameters import AlgorithmConfig
 from dfs_rl.backbones.contract import GatedLayer, WalkableBackbone
 from dfs_rl.cost import BitOptions, CostTable
 from dfs_rl.data import ImageSet
@@ -79,14 +79,19 @@ def planted_images() -> ImageSet:
     return ImageSet(images=images, labels=grid[:, 0].clone())
 
 
-def small_ppo(
-    backbone: WalkableBackbone, images: ImageSet, config: PPOConfig | None = None
-) -> OnPolicyAlgorithm:
-    """PPO on 32 walks of the planted task, logging nowhere: 64 steps an update."""
+def small_agent(
+    backbone: WalkableBackbone,
+    images: ImageSet,
+    config: AlgorithmConfig,
+    weights: RewardWeights | None = None,
+    *,
+    group: int = 8,
+) -> BaseAlgorithm:
+    """An algorithm on 32 walks of the planted task, logging nowhere: 64 steps an update."""
     task = Task(
         backbone=backbone,
         images=images,
-        weights=RewardWeights(),
+        weights=weights or RewardWeights(),
         budget=None,
         class_names=("no", "yes"),
     )
@@ -94,11 +99,11 @@ def small_ppo(
         timesteps=600_000,
         feature_sizes=backbone.feature_sizes,
         hidden=4,
-        images_per_group=8,
+        images_per_group=group,
         seed=0,
         device="cpu",
     )
-    env = SB3GatingVecEnv(task, 32, images_per_group=8, seed=0)
-    model = build_algorithm(config or PPOConfig(), env, learning)
+    env = SB3GatingVecEnv(task, 32, images_per_group=group, seed=0)
+    model = build_algorithm(config, env, learning)
     model.set_logger(Logger(None, []))
     return model

@@ -6,7 +6,7 @@ import pytest
 import torch
 from stable_baselines3.common.logger import Logger
 
-from agents.algorithms import GateLearning, build_algorithm, entropy_weight
+from agents.algorithms import GateLearning, build_algorithm
 from agents.callbacks import Schedules
 from agents.deploy import deploy
 from agents.hyperparameters import PPOConfig, SupervisedConfig
@@ -77,7 +77,7 @@ def by_reinforcement(backbone: WalkableBackbone, images: ImageSet) -> LearnedGat
         config, SB3GatingVecEnv(task, 512, images_per_group=8, seed=0), learning
     )
     model.set_logger(Logger(None, []))
-    schedules = Schedules(seed=0, entropy=lambda progress: entropy_weight(config, progress))
+    schedules = Schedules(seed=0, config=config)
     model.learn(100_000, [schedules], log_interval=10**9)
     return deploy(model, backbone.options, feature_macs=0.0, name="gate", dial=Dial())
 

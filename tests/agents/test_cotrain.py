@@ -65,6 +65,16 @@ def test_a_walk_under_a_constant_gate_is_the_plain_pass(
     torch.testing.assert_close(walked, backbone(images, BITS[option]))
 
 
+def test_options_beyond_the_budget_are_not_drawn(backbone: ResNet, dataset: Dataset) -> None:
+    gate = gate_for(backbone, 3)  # it wants full precision
+    skipped = torch.zeros(1, backbone.costs.n_layers, dtype=torch.int64)
+    budget = float(backbone.costs.computation(skipped, gate_macs=gate.macs)) + 1e-6
+    images = dataset.train.images[:6]
+    generator = torch.Generator().manual_seed(0)
+    walked = sampled_walk(backbone, gate, images, generator, budget=budget)
+    torch.testing.assert_close(walked, backbone(images, 0))
+
+
 def test_losses_are_those_of_torch_and_the_divergence_of_equal_passes_is_zero(
     backbone: ResNet, dataset: Dataset
 ) -> None:

@@ -7,7 +7,7 @@ from gymnasium import spaces
 from stable_baselines3.common.preprocessing import preprocess_obs
 from torch import Tensor
 
-from agents.extractor import LayerwiseExtractor
+from agents.extractor import LayerwiseEmbedding, LayerwiseExtractor
 
 CHANNELS = (3, 5, 4)
 SPACE = spaces.Dict(
@@ -65,6 +65,24 @@ def test_every_sample_goes_through_the_network_of_its_own_layer(layers: list[int
     )
     assert scores.shape == (len(layers), 6)
     torch.testing.assert_close(scores, expected)
+
+
+@pytest.mark.parametrize("layers", [[0, 2, 1, 1, 0, 2, 2], [1, 1, 1]])
+def test_every_sample_is_embedded_by_the_map_of_its_own_layer(layers: list[int]) -> None:
+    torch.manual_seed(0)
+    embedding = LayerwiseEmbedding(SPACE, feature_sizes=CHANNELS, outputs=4)
+    with torch.no_grad():
+        embedding.inner_bias.normal_()
+    observations = observe(layers)
+    expected = torch.stack(
+        [
+            torch.cat([features, context]) @ embedding.inner[layer] + embedding.inner_bias[layer]
+            for features, context, layer in zip(
+                observations["features"], observations["context"], layers, strict=True
+            )
+        ]
+    )
+    torch.testing.assert_close(embedding(observations), expected)
 
 
 def test_gradients_reach_only_the_layers_in_the_batch() -> None:

@@ -8,8 +8,15 @@ import torch
 from gymnasium import spaces
 from hypothesis import given
 from hypothesis import strategies as st
+from sb3_contrib.common.recurrent.type_aliases import RNNStates
 
-from agents.group_buffer import GroupRolloutBuffer, leave_one_out_baseline, returns_to_go
+from agents.group_buffer import (
+    GroupRolloutBuffer,
+    MaskableGroupRolloutBuffer,
+    RecurrentGroupRolloutBuffer,
+    leave_one_out_baseline,
+    returns_to_go,
+)
 from dfs_rl.errors import ConfigError
 
 SPACE = spaces.Dict({"features": spaces.Box(-1.0, 1.0, (1,), np.float32)})
@@ -46,6 +53,31 @@ def test_one_episode_by_hand() -> None:
     np.testing.assert_array_equal(
         buffer.advantages, [[7.0, -7.0, 2.0, -2.0], [5.0, -5.0, 0.0, 0.0]]
     )
+
+
+def test_buffers_of_other_algorithms_make_the_same_advantages_and_keep_their_own() -> None:
+    rewards = np.array([[-1.0, -3.0, 0.0, -2.0], [9.0, 4.0, 1.0, 1.0]], np.float32)
+    starts = np.array([[1, 1, 1, 1], [0, 0, 0, 0]], np.float32)
+    expected = fill(rewards, starts, group=2)
+    space = (SPACE, spaces.Discrete(2))
+    masked = MaskableGroupRolloutBuffer(2, *space, "cpu", gamma=1.0, n_envs=4, images_per_group=2)
+    shape = (2, 1, 4, 3)
+    recurrent = RecurrentGroupRolloutBuffer(
+        2, *space, shape, "cpu", gamma=1.0, n_envs=4, images_per_group=2
+    )
+    masks = np.array([[1, 0], [1, 1], [1, 0], [1, 1]])
+    memory = torch.arange(12.0).view(1, 4, 3)
+    for step in range(2):
+        given = ({"features": np.zeros((4, 1), np.float32)}, np.zeros(4), rewards[step])
+        given += (starts[step], torch.zeros(4), torch.zeros(4))
+        masked.add(*given, action_masks=masks)
+        recurrent.add(*given, lstm_states=RNNStates((memory, memory), (memory, memory)))
+    for buffer in (masked, recurrent):
+        buffer.compute_returns_and_advantage(torch.zeros(4, 1), np.full(4, True))
+        np.testing.assert_array_equal(buffer.returns, expected.returns)
+        np.testing.assert_array_equal(buffer.advantages, expected.advantages)
+    assert masked.action_masks[1].tolist() == masks.tolist()
+    assert recurrent.hidden_states_pi[1, 0].tolist() == memory[0].tolist()
 
 
 def test_returns_stop_at_the_end_of_an_episode() -> None:

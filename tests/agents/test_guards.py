@@ -9,12 +9,13 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 from agents.callbacks import FiniteGuard, Lifecycle, learn
 from agents.deploy import gate_shape
-from agents.hyperparameters import FeatureChoice, PPOConfig
+from agents.hyperparameters import FeatureChoice, PPOConfig, TRPOConfig
 from dfs_rl.backbones import ResNet, ResNetConfig, default_digits
 from dfs_rl.backbones.contract import WalkableBackbone
 from dfs_rl.data import ChannelStatistics, ImageSet
 from dfs_rl.errors import TrainingError
-from tests.agents.conftest import small_ppo
+from dfs_rl.gating.reward import RewardWeights
+from tests.agents.conftest import small_agent
 
 
 class Poison(BaseCallback):
@@ -50,7 +51,7 @@ class Poison(BaseCallback):
 def test_training_stops_with_a_sentence(
     planted_backbone: WalkableBackbone, planted_images: ImageSet, what: str, words: str
 ) -> None:
-    model = small_ppo(planted_backbone, planted_images, PPOConfig(minibatches=2))
+    model = small_agent(planted_backbone, planted_images, PPOConfig(minibatches=2))
     with pytest.raises(TrainingError, match=words):
         learn(model, 640, [Poison(what), FiniteGuard(Lifecycle())], fresh=True)
 
@@ -60,9 +61,20 @@ def test_rewards_that_are_not_finite_are_the_backbones_fault(
 ) -> None:
     broken = copy.copy(planted_backbone)
     broken.head = lambda hidden: torch.full((len(hidden), 2), float("nan"))
-    model = small_ppo(broken, planted_images)
+    model = small_agent(broken, planted_images, PPOConfig())
     with pytest.raises(TrainingError, match="a reward is not finite"):
         learn(model, 640, [FiniteGuard(Lifecycle())], fresh=True)
+
+
+def test_trpo_leaves_the_policy_alone_where_every_choice_is_worth_the_same(
+    planted_backbone: WalkableBackbone, planted_images: ImageSet
+) -> None:
+    nothing = RewardWeights(accuracy=0.0, log_likelihood=0.0, cost=0.0)
+    model = small_agent(planted_backbone, planted_images, TRPOConfig(), nothing)
+    before = {name: value.clone() for name, value in model.policy.state_dict().items()}
+    learn(model, 128, [], fresh=True)
+    after = model.policy.state_dict()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
 
 
 def resnet(depth: int, width: int) -> ResNet:

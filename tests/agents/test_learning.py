@@ -4,14 +4,26 @@ import itertools
 
 import pytest
 import torch
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.logger import Logger
-from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
-from agents.algorithms import ALGORITHMS, GateLearning, build_algorithm, entropy_weight
+from agents.algorithms import ALGORITHMS, GateLearning, build_algorithm
 from agents.callbacks import Schedules
 from agents.deploy import deploy
 from agents.group_buffer import GroupRolloutBuffer
-from agents.hyperparameters import A2CConfig, AlgorithmConfig, PPOConfig, step_sizes
+from agents.hyperparameters import (
+    A2CConfig,
+    AlgorithmConfig,
+    DQNConfig,
+    MaskablePPOConfig,
+    PPOConfig,
+    QRDQNConfig,
+    RecurrentPPOConfig,
+    TRPOConfig,
+    entropy_weight,
+    rollouts_per_image,
+    step_sizes,
+)
 from agents.validation import rewards_of
 from dfs_rl.backbones.contract import WalkableBackbone
 from dfs_rl.data import ImageSet
@@ -38,7 +50,7 @@ def make_model(
     *,
     group: int,
     seed: int = 0,
-) -> OnPolicyAlgorithm:
+) -> BaseAlgorithm:
     task = Task(
         backbone=backbone, images=images, weights=WEIGHTS, budget=None, class_names=("no", "yes")
     )
@@ -56,12 +68,11 @@ def make_model(
     return model
 
 
-def train(model: OnPolicyAlgorithm, config: AlgorithmConfig, steps: int, seed: int = 0) -> None:
-    schedules = Schedules(seed=seed, entropy=lambda progress: entropy_weight(config, progress))
-    model.learn(steps, [schedules], log_interval=10**9)
+def train(model: BaseAlgorithm, config: AlgorithmConfig, steps: int, seed: int = 0) -> None:
+    model.learn(steps, [Schedules(seed=seed, config=config)], log_interval=10**9)
 
 
-def reward_of(model: OnPolicyAlgorithm, backbone: WalkableBackbone, images: ImageSet) -> float:
+def reward_of(model: BaseAlgorithm, backbone: WalkableBackbone, images: ImageSet) -> float:
     records = evaluate_gate(
         backbone, deploy(model, backbone.options, feature_macs=0.0, name="gate"), images
     )
@@ -75,8 +86,25 @@ def reward_of(model: OnPolicyAlgorithm, backbone: WalkableBackbone, images: Imag
         (PPOConfig(minibatches=1), 1, 8_000, 0.75),
         (A2CConfig(), 8, 20_000, 0.70),
         (A2CConfig(), 1, 20_000, 0.70),
+        (TRPOConfig(), 8, 8_000, 0.75),
+        (TRPOConfig(), 1, 8_000, 0.75),
+        (RecurrentPPOConfig(minibatches=1), 8, 8_000, 0.75),
+        (RecurrentPPOConfig(minibatches=1), 1, 8_000, 0.75),
+        (DQNConfig(learning_rate=0.01, gradient_steps=8), 1, 8_000, 0.75),
+        (QRDQNConfig(learning_rate=0.01, gradient_steps=8), 1, 8_000, 0.75),
     ],
-    ids=["ppo-groups", "ppo-critic", "a2c-groups", "a2c-critic"],
+    ids=[
+        "ppo-groups",
+        "ppo-critic",
+        "a2c-groups",
+        "a2c-critic",
+        "trpo-groups",
+        "trpo-critic",
+        "recurrent-ppo-groups",
+        "recurrent-ppo-critic",
+        "dqn",
+        "qrdqn",
+    ],
 )
 def test_algorithms_solve_what_an_untrained_policy_and_every_table_fail(
     planted_backbone: WalkableBackbone,
@@ -127,14 +155,13 @@ def test_same_seed_same_weights_other_seed_other_weights(
     assert not all(other)
 
 
-def test_the_shared_action_head_passes_scores_through_and_stays_so(
+def test_layers_share_no_action_head(
     planted_backbone: WalkableBackbone, planted_images: ImageSet
 ) -> None:
-    config = PPOConfig()
-    model = make_model(config, planted_backbone, planted_images, group=8)
-    train(model, config, 512)
-    assert torch.equal(model.policy.action_net.weight, torch.eye(3))
-    assert torch.equal(model.policy.action_net.bias, torch.zeros(3))
+    model = make_model(PPOConfig(), planted_backbone, planted_images, group=8)
+    assert not list(model.policy.action_net.parameters())
+    learned = {id(p) for group in model.policy.optimizer.param_groups for p in group["params"]}
+    assert learned == {id(p) for p in model.policy.parameters()}
 
 
 def test_actor_and_critic_share_nothing(
@@ -149,10 +176,17 @@ def test_actor_and_critic_share_nothing(
 def test_groups_are_used_only_where_asked_for(
     planted_backbone: WalkableBackbone, planted_images: ImageSet
 ) -> None:
-    grouped = make_model(PPOConfig(), planted_backbone, planted_images, group=8)
-    alone = make_model(PPOConfig(), planted_backbone, planted_images, group=1)
-    assert isinstance(grouped.rollout_buffer, GroupRolloutBuffer)
-    assert not isinstance(alone.rollout_buffer, GroupRolloutBuffer)
+    for config in (
+        PPOConfig(),
+        A2CConfig(),
+        MaskablePPOConfig(),
+        TRPOConfig(),
+        RecurrentPPOConfig(),
+    ):
+        grouped = make_model(config, planted_backbone, planted_images, group=8)
+        alone = make_model(config, planted_backbone, planted_images, group=1)
+        assert isinstance(grouped.rollout_buffer, GroupRolloutBuffer)
+        assert not isinstance(alone.rollout_buffer, GroupRolloutBuffer)
 
 
 def test_schedules_run_from_start_to_end() -> None:
@@ -189,14 +223,16 @@ def test_every_algorithm_has_a_name_and_builds(
     planted_backbone: WalkableBackbone, planted_images: ImageSet
 ) -> None:
     for entry in ALGORITHMS.values():
-        model = make_model(entry.config_type(), planted_backbone, planted_images, group=8)
+        config = entry.config_type()
+        group = rollouts_per_image(config, None)
+        model = make_model(config, planted_backbone, planted_images, group=group)
         assert isinstance(model, entry.algorithm)
 
 
 def test_minibatches_must_divide_an_update(
     planted_backbone: WalkableBackbone, planted_images: ImageSet
 ) -> None:
-    with pytest.raises(ConfigError, match=r"ppo.minibatches is 3; it must divide the 128 samples"):
+    with pytest.raises(ConfigError, match=r"minibatches is 3; it must divide the 128 samples"):
         make_model(PPOConfig(minibatches=3), planted_backbone, planted_images, group=8)
 
 

@@ -6,10 +6,11 @@ import sys
 import pytest
 
 from agents.callbacks import Lifecycle, UpdateLog, learn
+from agents.hyperparameters import PPOConfig
 from agents.progress import Progress, ProgressBar
 from dfs_rl.backbones.contract import WalkableBackbone
 from dfs_rl.data import ImageSet
-from tests.agents.conftest import small_ppo
+from tests.agents.conftest import small_agent
 
 RECORD = {"accuracy": 91.25, "computation": 1.2345, "reward": 0.5, "patterns": 7}
 
@@ -30,7 +31,7 @@ def test_progress_is_shown(
     said: list[str] = []
     bar = ProgressBar(192, say=said.append)
     bar.report(0, RECORD)
-    model = small_ppo(planted_backbone, planted_images)
+    model = small_agent(planted_backbone, planted_images, PPOConfig())
     learn(model, 192, [UpdateLog(Lifecycle()), Progress(bar)], fresh=True)
     if stream.isatty():
         assert "192/192" in stream.getvalue()

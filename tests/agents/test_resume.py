@@ -11,7 +11,17 @@ import pytest
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
 
-from agents.hyperparameters import A2CConfig, AlgorithmConfig, CoTrainConfig, PPOConfig
+from agents.hyperparameters import (
+    A2CConfig,
+    AlgorithmConfig,
+    CoTrainConfig,
+    DQNConfig,
+    MaskablePPOConfig,
+    PPOConfig,
+    QRDQNConfig,
+    RecurrentPPOConfig,
+    TRPOConfig,
+)
 from agents.training import CHECKPOINT, GateTraining, TrainingResult, train_gate
 from dfs_rl.backbones import BackboneInfo, ResNet, ResNetConfig, StoredBackbone
 from dfs_rl.data import Dataset, ImageSet, channel_statistics
@@ -136,8 +146,28 @@ def assert_equal_runs(first: RunFolder, second: RunFolder) -> None:
         make_plan(PPOConfig(), cotrain=CoTrainConfig(batch_size=8)),
         make_plan(PPOConfig(), prices=PRICES),
         make_plan(PPOConfig(), prices=PRICES, cotrain=CoTrainConfig(batch_size=8)),
+        make_plan(MaskablePPOConfig(), budget=80.0, cotrain=CoTrainConfig(batch_size=8)),
+        make_plan(TRPOConfig()),
+        make_plan(RecurrentPPOConfig(), prices=PRICES),
+        make_plan(RecurrentPPOConfig(), group=1),
+        make_plan(DQNConfig(gradient_steps=4), group=1),
+        # Memory for two updates of eight.
+        make_plan(QRDQNConfig(gradient_steps=4, replay_megabytes=0.03), group=1, prices=PRICES),
     ],
-    ids=["ppo", "ppo-critic", "a2c", "ppo-cotrain", "ppo-dial", "ppo-dial-cotrain"],
+    ids=[
+        "ppo",
+        "ppo-critic",
+        "a2c",
+        "ppo-cotrain",
+        "ppo-dial",
+        "ppo-dial-cotrain",
+        "maskable-ppo-cotrain",
+        "trpo",
+        "recurrent-ppo-dial",
+        "recurrent-ppo-critic",
+        "dqn",
+        "qrdqn-dial",
+    ],
 )
 def test_ctrl_c_saves_and_the_run_goes_on_as_if_nothing_had_happened(
     tmp_path: Path, plan: GateTraining

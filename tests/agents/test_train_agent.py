@@ -3,12 +3,14 @@
 import shutil
 from dataclasses import fields
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
 
 import dfs_rl
-from agents.hyperparameters import PPOConfig
+from agents.algorithms import ALGORITHMS
+from agents.hyperparameters import AlgorithmName, PPOConfig
 from dfs_rl.backbones import (
     PRETRAINED_DIGITS,
     BackboneInfo,
@@ -144,6 +146,17 @@ def test_cotraining_sees_as_many_images_and_changes_the_backbone(tmp_path: Path)
         (["--backbone", "nowhere"], "nowhere"),
         (["--cost-weight", "-1"], "cost is -1"),
         (["--algo", "sarsa"], "algo"),
+        (["--algo", "recurrent_ppo", "--budget", "2"], "budget 2 % is not enough"),
+        (["--ppo.minibatches", "7"], "minibatches is 7; it must divide the 192 samples"),
+        (
+            ["--algo", "dqn", "--images-per-group", "4"],
+            "images_per_group is 4, but DQN learns from",
+        ),
+        (["--algo", "dqn", "--dqn.replay-megabytes", "0.01"], "one update of 32 walks of 6 layers"),
+        (
+            ["--algo", "maskable_ppo"],
+            "algo is 'maskable_ppo', which keeps every image within a hard budget",
+        ),
     ],
 )
 def test_bad_input_is_one_sentence_and_leaves_no_folder(
@@ -219,6 +232,21 @@ def test_reward_defaults_are_the_environments() -> None:
     assert weights_of(TrainAgentConfig()) == RewardWeights(overshoot=RewardConfig().overshoot)
     names = {field.name for field in fields(RewardWeights)} - {"cost"}
     assert {field.name for field in fields(RewardConfig)} == names
+
+
+def test_every_algorithm_has_its_settings_and_its_entry() -> None:
+    names = set(get_args(AlgorithmName))
+    assert names == ALGORITHMS.keys()
+    for name in names:
+        config = TrainAgentConfig(algo=name, hard_budget=5.0)
+        assert type(config.algorithm) is ALGORITHMS[name].config_type
+
+
+def test_no_test_image_of_a_masked_gate_exceeds_the_budget(tmp_path: Path) -> None:
+    flags = ["--algo", "maskable_ppo", "--hard-budget", "4", "--cost-weight", "0.1"]
+    assert main([*TINY, *flags, "--run-dir", str(tmp_path / "run")]) == 0
+    _, trace = dfs_rl.load(tmp_path / "run")(load_dataset("digits").test.images)
+    assert 3.5 < float(trace.computation.max()) <= 4.0
 
 
 def test_flags_reach_the_training() -> None:

@@ -1,5 +1,7 @@
 """Which gate is kept, what a walk is worth, and the picture of the histogram."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -14,20 +16,26 @@ from envs.sb3 import SB3GatingVecEnv
 from envs.task import Task
 
 
-@pytest.mark.parametrize("budget", [None, 40.0])
+@pytest.mark.parametrize(("budget", "gate_macs"), [(None, 0.0), (40.0, 0.0), (40.0, 20.0)])
 @pytest.mark.parametrize("timing", ["step", "terminal"])
 def test_rewards_of_records_are_what_the_environment_pays(
-    planted_backbone: WalkableBackbone, planted_images: ImageSet, budget: float | None, timing: str
+    planted_backbone: WalkableBackbone,
+    planted_images: ImageSet,
+    budget: float | None,
+    gate_macs: float,
+    timing: str,
 ) -> None:
     weights = RewardWeights(accuracy=0.7, cost=0.4, overshoot=0.9, cost_timing=timing)
     table = (1, 2)  # 62.5 %, so a budget of 40 % is overshot
     records = evaluate_gate(planted_backbone, TableGate(table), planted_images)
+    records = replace(records, gate_macs=gate_macs)  # as if a gate of that cost had chosen the same
     task = Task(
         backbone=planted_backbone,
         images=planted_images,
         weights=weights,
         budget=budget,
         class_names=("no", "yes"),
+        gate_macs=gate_macs,
     )
     env = SB3GatingVecEnv(task, len(planted_images))
     env.set_options([{"index": i} for i in range(len(planted_images))])

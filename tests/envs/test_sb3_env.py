@@ -1,8 +1,11 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from stable_baselines3 import A2C
 from stable_baselines3.common.vec_env import DummyVecEnv
 
@@ -162,6 +165,33 @@ def test_masks_reach_maskable_algorithms():
     assert not masks.all()
     assert env.env_method("action_masks", indices=[1]) == [pytest.approx(masks[1])]
     assert not env.has_attr("no_such_thing")
+
+
+@settings(max_examples=40)
+@given(
+    budget=st.floats(7.5, 20.0),
+    gate_macs=st.sampled_from([0.0, 5.0, 40.0]),
+    seed=st.integers(0, 99),
+)
+def test_masked_walks_can_always_be_completed_within_the_budget_and_nothing_else_is_masked(
+    budget, gate_macs, seed
+):
+    task = replace(make_task(**toy_kwargs(budget=budget)), gate_macs=gate_macs)
+    costs, rng = task.backbone.costs, np.random.default_rng(seed)
+    env = SB3GatingVecEnv(task, N, seed=seed)
+    env.reset()
+    every = torch.cartesian_prod(*(torch.arange(len(BITS)) for _ in MACS))  # [256, layers]
+    within = costs.computation(every, gate_macs=gate_macs) <= budget
+    walked = torch.zeros(N, 0, dtype=torch.int64)
+    for layer in range(len(MACS)):
+        masks = env.action_masks()
+        for mask, prefix in zip(masks, walked, strict=True):
+            reachable = every[within & (every[:, :layer] == prefix).all(dim=1), layer]
+            assert np.flatnonzero(mask).tolist() == reachable.unique().tolist()
+        actions = np.array([rng.choice(np.flatnonzero(mask)) for mask in masks])
+        walked = torch.cat([walked, torch.from_numpy(actions)[:, None]], dim=1)
+        env.step(actions)
+    assert float(costs.computation(walked, gate_macs=gate_macs).max()) <= budget
 
 
 def test_an_algorithm_as_it_is_learns_on_it():

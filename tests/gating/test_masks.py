@@ -22,25 +22,31 @@ def table_of(menu):
     )
 
 
-@given(menu=menus, budget=budgets, prefix=st.lists(st.integers(0, 2), max_size=3))
-def test_masks_agree_with_trying_every_completion(menu, budget, prefix):
+@given(
+    menu=menus,
+    budget=budgets,
+    prefix=st.lists(st.integers(0, 2), max_size=3),
+    gate_macs=st.sampled_from([0.0, 7.0, 30.0]),
+)
+def test_masks_agree_with_trying_every_completion(menu, budget, prefix, gate_macs):
     costs = table_of(menu)
     layer = len(prefix)
     done = sum(float(costs.option_costs()[i, o]) for i, o in enumerate(prefix))
     reachable = {
         option: any(
-            float(costs.computation(torch.tensor([[*prefix, option, *rest]]))) <= budget + 1e-9
+            float(costs.computation(torch.tensor([[*prefix, option, *rest]]), gate_macs=gate_macs))
+            <= budget + 1e-9
             for rest in itertools.product(range(len(menu)), repeat=3 - layer)
         )
         for option in range(len(menu))
     }
-    cheapest = float(costs.computation(torch.tensor([[0, 0, 0, 0]])))
+    cheapest = float(costs.computation(torch.tensor([[0, 0, 0, 0]]), gate_macs=gate_macs))
     spent = torch.tensor([done], dtype=torch.float64)
     if cheapest > budget:
         with pytest.raises(ConfigError, match="budget"):
-            action_masks(costs, layer, spent, budget)
+            action_masks(costs, layer, spent, budget, gate_macs=gate_macs)
         return
-    mask = action_masks(costs, layer, spent, budget)[0].tolist()
+    mask = action_masks(costs, layer, spent, budget, gate_macs=gate_macs)[0].tolist()
     reachable[0] = True
     assert mask == list(reachable.values())
 

@@ -69,6 +69,21 @@ def test_a_budget_is_kept_with_the_gate_counted():
         GatedModel(backbone, tiny, budget=2.0)(images)
 
 
+def test_within_a_budget_a_learned_gate_takes_the_best_allowed_option_and_others_the_dearest():
+    backbone, images = ToyBackbone(), toy_images(3)
+    gate = LayerwiseGate(CHANNELS, BitOptions(BITS), hidden=1)
+    with torch.no_grad():
+        for network in gate.networks:
+            network[2].weight.zero_()
+            network[2].bias.copy_(torch.tensor([1.0, 2.0, 0.0, 3.0]))  # 8 bit, else 2, else none
+    # Beside stem, head and gate there is room for 8 bit in the first layers, but not in the last, and for 4 bit there.
+    wanted = float(backbone.costs.computation(torch.tensor([[3, 3, 3, 2]]), gate_macs=gate.macs))
+    assert rollout(backbone, gate, images, budget=wanted).options.tolist() == [[3, 3, 3, 1]] * 3
+    table = TableGate([3, 3, 3, 3])
+    wanted = float(backbone.costs.computation(torch.tensor([[3, 3, 3, 2]])))
+    assert rollout(backbone, table, images, budget=wanted).options.tolist() == [[3, 3, 3, 2]] * 3
+
+
 def test_the_model_reports_bits_and_the_whole_computation():
     backbone = ToyBackbone()
     gate = learned()

@@ -1,0 +1,81 @@
+"""DQN and QR-DQN for walks in lock-step: how they explore, and what a checkpoint keeps of what they remember."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from sb3_contrib import QRDQN
+from stable_baselines3 import DQN
+from stable_baselines3.common.buffers import DictReplayBuffer
+from torch import Tensor
+
+
+class ExploringWalks:
+    """Lets every walk explore by itself.
+
+    Upstream draws once for all environments, which suits those that differ in where they stand. Here all are at the same layer, so
+    it would be whole layers that are walked at random or not.
+    """
+
+    def predict(
+        self,
+        observation: np.ndarray | dict[str, np.ndarray],
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,  # noqa: FBT001, FBT002 - upstream's signature
+    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
+        """Return the best action of each walk, or, unless ``deterministic``, one drawn at random as often as is scheduled."""
+        model: Any = self
+        actions, state = model.policy.predict(observation, state, episode_start, deterministic=True)
+        if not deterministic:
+            rate = model.exploration_schedule(model._current_progress_remaining)
+            explores = np.random.random_sample(actions.shape) < rate  # noqa: NPY002 - seeded before each update
+            random = np.random.randint(model.action_space.n, size=actions.shape)  # noqa: NPY002
+            actions = np.where(explores, random, actions)
+        return actions, state
+
+
+class WalkDQN(ExploringWalks, DQN):
+    """DQN in which every walk explores by itself."""
+
+
+class WalkQRDQN(ExploringWalks, QRDQN):
+    """QR-DQN in which every walk explores by itself."""
+
+
+def replay_tensors(buffer: DictReplayBuffer, prefix: str) -> dict[str, Tensor]:
+    """Return what the buffer holds so far, ``prefix.<part>`` ``[rows, walks, ...]``; it shares memory with the buffer."""
+    rows = buffer.buffer_size if buffer.full else buffer.pos
+    return {
+        f"{prefix}.{name}": torch.from_numpy(part[:rows]) for name, part in _parts(buffer).items()
+    }
+
+
+def restore_replay(
+    buffer: DictReplayBuffer, tensors: Mapping[str, Tensor], prefix: str, *, position: int
+) -> None:
+    """Put back what ``replay_tensors`` gave.
+
+    Args:
+        buffer: An empty buffer of the same size.
+        tensors: By name.
+        prefix: As it was.
+        position: ``buffer.pos`` as it was.
+
+    Raises:
+        KeyError: If a part is missing.
+        ValueError: If a part has another shape.
+    """
+    for name, part in _parts(buffer).items():
+        kept = tensors[f"{prefix}.{name}"].numpy()
+        part[: len(kept)] = kept
+    buffer.pos = position
+    buffer.full = len(kept) == buffer.buffer_size
+
+
+def _parts(buffer: DictReplayBuffer) -> dict[str, np.ndarray]:
+    parts = {"actions": buffer.actions, "rewards": buffer.rewards, "dones": buffer.dones}
+    parts |= {f"before.{name}": part for name, part in buffer.observations.items()}
+    parts |= {f"after.{name}": part for name, part in buffer.next_observations.items()}
+    return parts
