@@ -89,11 +89,15 @@ def check_fit(backbone: WalkableBackbone, gate: Gate) -> None:
     Raises:
         CheckpointError: If menu, number of layers or their features differ.
     """
+    if (
+        isinstance(gate, LearnedGate | TableGate)
+        and gate.options is not None
+        and gate.options != backbone.options
+    ):
+        raise CheckpointError(
+            f"gate {gate.name!r} chooses from {list(gate.options)} bit, but the backbone offers {list(backbone.options)}."
+        )
     if isinstance(gate, LearnedGate):
-        if gate.options != backbone.options:
-            raise CheckpointError(
-                f"gate {gate.name!r} chooses from {list(gate.options)} bit, but the backbone offers {list(backbone.options)}."
-            )
         offered = tuple(backbone.feature_sizes)
         if gate.feature_sizes not in {offered, confidence_sizes(offered)}:
             raise CheckpointError(
@@ -116,7 +120,7 @@ def load(
     prepare: bool = True,
     dtype: torch.dtype = torch.float32,
 ) -> GatedModel:
-    """Load what ``train_agent`` left in a run folder; a gate that was trained for a budget keeps to it.
+    """Load what a command that trains a gate left in a run folder; a gate that was trained for a budget keeps to it.
 
     Args:
         run_dir: The run folder.
