@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from torch import Tensor
 
@@ -17,10 +17,13 @@ from dfs_rl.evaluation.run_gate import evaluate_gate
 from dfs_rl.gating.learned import LearnedGate
 from dfs_rl.gating.masks import gated_budget
 from dfs_rl.gating.reward import RewardWeights, Verdict, step_cost, terminal_reward
+from dfs_rl.gating.storage import StoredGate
 from dfs_rl.reporting.options_plot import option_histogram_image
 from dfs_rl.runs import RunFolder
 
 _HIGHEST = "validation.highest"
+
+GateT = TypeVar("GateT", bound=StoredGate)
 
 
 def rewards_of(
@@ -64,7 +67,7 @@ class ValidationSetup:
     every: int
 
 
-class Validator:
+class Validator(Generic[GateT]):
     """Measures gates on the validation split, logs what it finds and keeps the best.
 
     What counts is the mean reward of the deterministic gate on the validation split, under the weights
@@ -87,7 +90,7 @@ class Validator:
         setup: ValidationSetup,
         *,
         backbone: Callable[[], WalkableBackbone],
-        keep: Callable[[LearnedGate], None],
+        keep: Callable[[GateT], None],
         run: RunFolder,
         board: TensorBoard,
         report: Callable[[int, Mapping[str, Any]], None],
@@ -121,7 +124,7 @@ class Validator:
         last, every = self._validated_at, self.setup.every
         return last is None or timesteps // every > last // every
 
-    def validate(self, gate: LearnedGate, timesteps: int) -> None:
+    def validate(self, gate: GateT, timesteps: int) -> None:
         """Measure ``gate``, and keep it if it is the best."""
         setup, backbone = self.setup, self.backbone()
         records = evaluate_gate(backbone, gate, setup.images, budget=gate.budget)
@@ -165,7 +168,12 @@ class Validation(BoundaryCallback):
     """
 
     def __init__(
-        self, lifecycle: Lifecycle, validator: Validator, *, name: str, budget: float | None
+        self,
+        lifecycle: Lifecycle,
+        validator: Validator[LearnedGate],
+        *,
+        name: str,
+        budget: float | None,
     ) -> None:
         super().__init__(lifecycle)
         self._validator = validator

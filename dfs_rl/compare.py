@@ -32,8 +32,8 @@ class CompareConfig:
     """What to compare.
 
     Attributes:
-        runs: Folders of finished train_agent or train_gumbel runs; those that differ in nothing but the seed, and in where they
-            ran, are one gate.
+        runs: Folders of finished train_agent, train_gumbel or train_static runs; those that differ in nothing but the seed, and in
+            where they ran, are one gate.
         split: Split to report on; what to ship is chosen on val in either case.
         dataset: Where the runs' data set is now, if it moved.
         run_dir: New folder for the report; default runs/DATE-TIME-compare.

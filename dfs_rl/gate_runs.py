@@ -23,7 +23,7 @@ VALIDATIONS = 20
 """How often a run is validated where nothing else is asked for."""
 TRAINING = "training.json"
 """Written when a training has come to its end."""
-GATE_KINDS = ("train_agent", "train_gumbel")
+GATE_KINDS = ("train_agent", "train_gumbel", "train_static")
 """Kinds of runs that have a gate."""
 
 SettingsT = TypeVar("SettingsT", bound="GateSettings")
@@ -66,7 +66,7 @@ def check_settings(config: GateSettings, *counts: str) -> None:
     if not 0 <= config.seed < 2**32:
         raise ConfigError(f"seed is {config.seed}; allowed are 0 to {2**32 - 1}.")
     for name in (*_COUNTS, *counts):
-        value = getattr(config, name)
+        value = getattr(config, name, None)  # a command may have no such setting
         if value is not None and value < 1:
             raise ConfigError(f"{name} is {value}; it must be at least 1.")
     if config.budget is not None and not 0 < config.budget < math.inf:
