@@ -28,7 +28,10 @@ from envs.network_wide import NetworkWideEnv
 
 CHECKPOINT = "scores"
 FINALISTS = 8
-"""Best tables by the batch of which the best by val is taken, which takes back some of the luck of having tried hundreds."""
+"""Best tables by the batch of which the best by val is taken, which takes back some of the luck of having tried hundreds.
+
+A greedy search's neighbours count as tried, so its last steps are among them where they keep to the budget.
+"""
 _SPLITS = ("agent", "val")
 
 
