@@ -12,6 +12,8 @@ Method = Literal["gumbel", "dfs"]
 """How a gate learns by supervision, see ``agents.supervised``."""
 GateKind = Literal["ff", "lstm"]
 """A small network for each layer, or one LSTM for all."""
+StaticMethod = Literal["ddpg", "td3", "sac", "ppo", "greedy"]
+"""How one table for all images is found, see ``agents.static_methods``."""
 FeatureChoice = Literal["confidence", "all"]
 """What a gate looks at: how sure a probe is, or the pooled channels beside it."""
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from stable_baselines3.common.base_class import BaseAlgorithm
 from torch import Tensor
@@ -18,10 +18,13 @@ from dfs_rl.gating.dial import PriceRange, even_positions
 from dfs_rl.gating.learned import LearnedGate
 from dfs_rl.gating.masks import gated_budget
 from dfs_rl.gating.reward import RewardWeights, Verdict, step_cost, terminal_reward
+from dfs_rl.gating.storage import StoredGate
 from dfs_rl.reporting.options_plot import option_histogram_image
 from dfs_rl.runs import RunFolder
 
 _HIGHEST = "validation.highest"
+
+GateT = TypeVar("GateT", bound=StoredGate)
 
 
 def rewards_of(
@@ -81,7 +84,7 @@ class ValidationSetup:
     every: int
 
 
-class Validator:
+class Validator(Generic[GateT]):
     """Measures gates on the validation split, logs what it finds and keeps the best.
 
     What counts is the mean reward of the deterministic gate on the validation split, under the weights
@@ -105,7 +108,7 @@ class Validator:
         setup: ValidationSetup,
         *,
         backbone: Callable[[], WalkableBackbone],
-        keep: Callable[[LearnedGate], None],
+        keep: Callable[[GateT], None],
         run: RunFolder,
         board: TensorBoard,
         report: Callable[[int, Mapping[str, Any]], None],
@@ -139,7 +142,7 @@ class Validator:
         last, every = self._validated_at, self.setup.every
         return last is None or timesteps // every > last // every
 
-    def validate(self, gate: LearnedGate, timesteps: int) -> None:
+    def validate(self, gate: GateT, timesteps: int) -> None:
         """Measure ``gate``, and keep it if it is the best."""
         setup, backbone = self.setup, self.backbone()
         positions = None
@@ -191,7 +194,7 @@ class Validation(BoundaryCallback):
     def __init__(
         self,
         lifecycle: Lifecycle,
-        validator: Validator,
+        validator: Validator[LearnedGate],
         *,
         export: Callable[[BaseAlgorithm], LearnedGate],
     ) -> None:

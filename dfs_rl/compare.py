@@ -44,7 +44,7 @@ class CompareConfig:
         backbone: What to train gates for: run of train_backbone, or a backbone's folder.
         budgets: What images may cost on average, in percent. Gates for all budgets are turned to each; the others are trained for
             each. By default 0.5, 0.75, 1, 1.5 and 3 where gates are trained, and finished ones stay where they are.
-        gates: Kinds of gates to train.
+        gates: Kinds of gates to train. The budget of maskable-ppo bounds every single image, that of the others the mean.
         seeds: Trainings of each.
         timesteps: Decisions that a gate learns from for each budget; one for all budgets learns from as many as the others together.
         agent: YAML file with further settings of train_agent, for all gates that it trains.

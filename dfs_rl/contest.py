@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from agents.hyperparameters import GateKind, Method
-from dfs_rl import train_agent, train_gumbel
+from agents.hyperparameters import AlgorithmName, GateKind, Method, StaticMethod
+from dfs_rl import train_agent, train_gumbel, train_static
 from dfs_rl.config import fields_from_dict, load_config, read_yaml
 from dfs_rl.errors import ConfigError, DfsRlError
 from dfs_rl.files import exclusive
@@ -18,10 +18,25 @@ from dfs_rl.runs.folder import RECORD
 if TYPE_CHECKING:
     from dfs_rl.data import Dataset
 
-GateName = Literal["ppo", "a2c", "gumbel-ff", "gumbel-lstm", "dfs-ff", "dfs-lstm"]
+GateName = Literal[
+    "ppo",
+    "a2c",
+    "trpo",
+    "recurrent-ppo",
+    "dqn",
+    "qrdqn",
+    "maskable-ppo",
+    "gumbel-ff",
+    "gumbel-lstm",
+    "dfs-ff",
+    "dfs-lstm",
+    "static-ddpg",
+    "static-greedy",
+]
 
 COMMANDS: Mapping[str, GateCommand[Any]] = {
-    command.kind: command for command in (train_agent.COMMAND, train_gumbel.COMMAND)
+    command.kind: command
+    for command in (train_agent.COMMAND, train_gumbel.COMMAND, train_static.COMMAND)
 }
 """The commands that train gates, by the kind of their run folders."""
 
@@ -35,6 +50,7 @@ _OURS = (
     "timesteps",
     "budget",
     "budgets",
+    "hard_budget",
     "fixed_budget",
 )
 """Settings that a comparison gives to all gates alike, so that none has an advantage."""
@@ -47,29 +63,57 @@ class Entrant:
     Attributes:
         command: What trains it.
         settings: What makes it this kind.
-        all_budgets: Whether one training serves all budgets.
+        budget: The setting that a budget goes to; ``None`` for a gate of which one training serves all budgets.
+        timesteps: Whether the length of its training is given in timesteps; its command has one of its own otherwise.
     """
 
     command: GateCommand[Any]
     settings: Mapping[str, object]
-    all_budgets: bool
+    budget: Literal["budget", "hard_budget"] | None
+    timesteps: bool = True
+
+
+def _agent(algorithm: AlgorithmName) -> Entrant:
+    return Entrant(command=train_agent.COMMAND, settings={"algo": algorithm}, budget=None)
 
 
 def _supervised(method: Method, gate: GateKind) -> Entrant:
     return Entrant(
         command=train_gumbel.COMMAND,
         settings={"method": method, "gate": gate},
-        all_budgets=method == "gumbel",  # DFS flips a sign at the one budget that it has
+        # DFS flips a sign at the one budget that it has.
+        budget=None if method == "gumbel" else "budget",
+    )
+
+
+def _static(method: StaticMethod) -> Entrant:
+    return Entrant(
+        command=train_static.COMMAND,
+        settings={"method": method},
+        budget="budget",
+        timesteps=False,
     )
 
 
 ENTRANTS: Mapping[GateName, Entrant] = {
-    "ppo": Entrant(command=train_agent.COMMAND, settings={"algo": "ppo"}, all_budgets=True),
-    "a2c": Entrant(command=train_agent.COMMAND, settings={"algo": "a2c"}, all_budgets=True),
+    "ppo": _agent("ppo"),
+    "a2c": _agent("a2c"),
+    "trpo": _agent("trpo"),
+    "recurrent-ppo": _agent("recurrent_ppo"),
+    "dqn": _agent("dqn"),
+    "qrdqn": _agent("qrdqn"),
+    "maskable-ppo": Entrant(
+        command=train_agent.COMMAND,
+        # The budget is what holds computation down; a small price is left to break ties.
+        settings={"algo": "maskable_ppo", "fixed_budget": True, "cost_weight": 0.1},
+        budget="hard_budget",
+    ),
     "gumbel-ff": _supervised("gumbel", "ff"),
     "gumbel-lstm": _supervised("gumbel", "lstm"),
     "dfs-ff": _supervised("dfs", "ff"),
     "dfs-lstm": _supervised("dfs", "lstm"),
+    "static-ddpg": _static("ddpg"),
+    "static-greedy": _static("greedy"),
 }
 
 
@@ -163,14 +207,12 @@ def plan_jobs(names: Sequence[GateName], terms: Terms, folder: Path) -> list[Job
 
 def _budget_settings(entrant: Entrant, terms: Terms) -> list[tuple[str, dict[str, object]]]:
     """Return the trainings that a gate takes for one seed: the end of their names, and what sets their budgets."""
-    lowest, highest = min(terms.budgets), max(terms.budgets)
-    if not entrant.all_budgets:
-        return [
-            (f"-at-{budget:g}", {"budget": budget, "timesteps": terms.timesteps})
-            for budget in terms.budgets
-        ]
+    if entrant.budget is not None:
+        length = {"timesteps": terms.timesteps} if entrant.timesteps else {}
+        return [(f"-at-{budget:g}", {entrant.budget: budget, **length}) for budget in terms.budgets]
     settings: dict[str, object] = {"timesteps": terms.timesteps * len(terms.budgets)}
     if entrant.command is train_gumbel.COMMAND:
+        lowest, highest = min(terms.budgets), max(terms.budgets)
         settings["budget"] = lowest
         if lowest < highest:
             settings["budgets"] = (lowest, highest)

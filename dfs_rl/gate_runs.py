@@ -64,7 +64,7 @@ def check_settings(config: GateSettings, *counts: str) -> None:
     if not 0 <= config.seed < 2**32:
         raise ConfigError(f"seed is {config.seed}; allowed are 0 to {2**32 - 1}.")
     for name in (*_COUNTS, *counts):
-        value = getattr(config, name)
+        value = getattr(config, name, None)  # a command may have no such setting
         if value is not None and value < 1:
             raise ConfigError(f"{name} is {value}; it must be at least 1.")
     for name in ("budget", "hard_budget"):
@@ -221,12 +221,14 @@ def _turn(run: RunFolder, dataset: "Dataset", device: str, *, budget: float | No
     """Measure what a gate for all budgets costs at each position of its dial, and turn it to the budget if there is one."""
     from dfs_rl.backbones import load_backbone
     from dfs_rl.evaluation.dial import measure_dial
+    from dfs_rl.gating.learned import LearnedGate
     from dfs_rl.gating.model import BACKBONE_FOLDER, GATE_FOLDER
     from dfs_rl.gating.storage import load_gate, save_gate
 
-    gate = load_gate(run.path / GATE_FOLDER).to(device)
-    if gate.dial is None:
+    gate = load_gate(run.path / GATE_FOLDER)
+    if not isinstance(gate, LearnedGate) or gate.dial is None:
         return
+    gate.to(device)
     say("Measuring on the val split what the gate costs at each position of its dial ...")
     backbone = load_backbone(run.path / BACKBONE_FOLDER).eval().prepare().to(device)
     gate.dial = measure_dial(backbone, gate, dataset.val.to(device))

@@ -1,6 +1,7 @@
 """Registration of the environments; it imports next to nothing, so that it costs nothing where they are not used."""
 
 ENV_ID = "dfs_rl/FractionalSkipping-v0"
+NETWORK_WIDE_ID = "dfs_rl/NetworkWide-v0"
 
 
 def register_envs() -> None:
@@ -15,3 +16,4 @@ def register_envs() -> None:
         entry_point="envs.single:FractionalSkippingEnv",
         vector_entry_point="envs.vector:FractionalSkippingVectorEnv",
     )
+    register(id=NETWORK_WIDE_ID, entry_point="envs.network_wide:NetworkWideEnv")

@@ -30,7 +30,7 @@ from dfs_rl.evaluation.verdict import SAME_COST
 
 RIVALS = ("static_table", "cascade", "mode_table", "random", "patterns")
 """The rivals that every gate has at its own cost."""
-_KNOBS = ("budget", "cost_weight")
+_KNOBS = ("budget", "hard_budget", "cost_weight")
 """The settings that move a gate along its curve."""
 WORST_COMPUTATION = 10.0
 """Percent; where areas end: every low bit width lies left of it."""

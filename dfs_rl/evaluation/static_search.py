@@ -10,21 +10,19 @@ Order and draws are fixed, so the same inputs find the same table.
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-
-import torch
 
 from dfs_rl.backbones.contract import WalkableBackbone
 from dfs_rl.cost import CostTable
 from dfs_rl.data.images import ImageSet
 from dfs_rl.errors import ConfigError
 from dfs_rl.evaluation.limits import SearchLimits
+from dfs_rl.evaluation.lowering import fits, lower_dearest_first, table_computation
 from dfs_rl.evaluation.run_gate import BATCH_SIZE
-from dfs_rl.evaluation.tables import Table, TableScore, score_tables
+from dfs_rl.evaluation.tables import Table, TableScore, TableScorer, score_tables, spread_subset
 from dfs_rl.seeding import numpy_generator
 
-_TOLERANCE = 1e-9
 _KICKED_SHARE = 4  # a kick changes one layer in four, at least two
 _FRUITLESS_KICKS = 20
 
@@ -85,20 +83,19 @@ def search_static_table(
     limits = limits or SearchLimits()
     costs = backbone.costs
     n_layers, n_options = costs.n_layers, len(costs.options)
-    cheapest = float(costs.computation(torch.zeros(1, n_layers, dtype=torch.int64)))
-    if cheapest > cap + _TOLERANCE:
+    cheapest = (0,) * n_layers
+    if not fits(costs, cheapest, cap):
         raise ConfigError(
-            f"no static table costs at most {cap:.4g} %; the cheapest costs {cheapest:.4g} %."
+            f"no static table costs at most {cap:.4g} %; the cheapest costs {table_computation(costs, cheapest):.4g} %."
         )
     n = len(image_set)
-    images = min(limits.images, n)
-    # Evenly spaced, so that a split sorted by class still gives every class its share.
-    part = image_set if images == n else image_set.subset(torch.arange(images) * n // images)
-    scorer = _Scorer(backbone, part, cap, limits.tables, batch_size, {} if known is None else known)
+    part = spread_subset(image_set, limits.images)
+    images = len(part)
+    scorer = _Scorer(backbone, part, cap, limits.tables, batch_size, known)
     enumerable = n_options**n_layers <= limits.tables
     uniform = [(option,) * n_layers for option in range(n_options)]
     begin = [best for best in [scorer.best(uniform, _by_accuracy)] if best is not None]
-    begin += [_lower(start, costs, cap) for start in starts]
+    begin += [lower_dearest_first(start, costs, cap) for start in starts]
     if enumerable:
         scorer.score(itertools.product(range(n_options), repeat=n_layers))
     else:
@@ -117,7 +114,7 @@ def search_static_table(
     return SearchResult(
         table=best,
         accuracy=100.0 * best_score.correct / n,
-        computation=float(costs.computation(torch.tensor([best]))),
+        computation=table_computation(costs, best),
         cap=cap,
         tables=len(scorer.scores),
         images=images,
@@ -136,15 +133,17 @@ class _Scorer:
         cap: float,
         allowance: int,
         batch_size: int,
-        known: dict[Table, TableScore],
+        known: dict[Table, TableScore] | None,
     ) -> None:
-        self.scores: dict[Table, TableScore] = {}
-        self._backbone = backbone
-        self._image_set = image_set
+        self._scorer = TableScorer(backbone, image_set, known=known, batch_size=batch_size)
+        self._costs = backbone.costs
         self._cap = cap
         self._allowance = allowance
-        self._batch_size = batch_size
-        self._known = known
+
+    @property
+    def scores(self) -> Mapping[Table, TableScore]:
+        """Every table scored so far."""
+        return self._scorer.scores
 
     @property
     def exhausted(self) -> bool:
@@ -152,21 +151,9 @@ class _Scorer:
 
     def score(self, tables: Iterable[Table]) -> list[Table]:
         """Score those tables that fit, as far as the allowance goes; return the ones scored."""
-        costs = self._backbone.costs
-        wanted = [
-            table
-            for table in dict.fromkeys(tables)
-            if float(costs.computation(torch.tensor([table]))) <= self._cap + _TOLERANCE
-        ]
+        wanted = [table for table in dict.fromkeys(tables) if fits(self._costs, table, self._cap)]
         fresh = [table for table in wanted if table not in self.scores]
-        fresh = fresh[: self._allowance - len(self.scores)]
-        unknown = [table for table in fresh if table not in self._known]
-        if unknown:
-            scores = score_tables(
-                self._backbone, self._image_set, unknown, batch_size=self._batch_size
-            )
-            self._known.update(zip(unknown, scores, strict=True))
-        self.scores.update((table, self._known[table]) for table in fresh)
+        self._scorer.score(fresh[: self._allowance - len(self.scores)])
         return [table for table in wanted if table in self.scores]
 
     def best(self, tables: Iterable[Table], key: _Key) -> Table | None:
@@ -175,7 +162,7 @@ class _Scorer:
 
     def ranking(self) -> list[Table]:
         """Return every table scored, the best first."""
-        return sorted(self.scores, key=self.scores.__getitem__, reverse=True)
+        return sorted(self.scores, key=lambda table: self.scores[table], reverse=True)
 
 
 def _by_accuracy(score: TableScore) -> tuple[float, float]:
@@ -209,7 +196,7 @@ def _kick(scorer: _Scorer, costs: CostTable, cap: float) -> None:
         kicked = list(best)
         for layer in draw.choice(n_layers, size=changes, replace=False):
             kicked[layer] = int(draw.integers(n_options))
-        _climb(_lower(tuple(kicked), costs, cap), scorer, n_options, _by_accuracy)
+        _climb(lower_dearest_first(tuple(kicked), costs, cap), scorer, n_options, _by_accuracy)
         leader = scorer.ranking()[0]
         fruitless = fruitless + 1 if leader == best else 0
         best = leader
@@ -241,16 +228,3 @@ def _exchanges(table: Table, layer: int, n_options: int) -> Iterator[Table]:
             moved[layer] += 1
             moved[other] -= 1
             yield tuple(moved)
-
-
-def _lower(table: Table, costs: CostTable, cap: float) -> Table:
-    """Lower, one option at a time, the layer that saves most until ``table`` fits under ``cap``."""
-    price = costs.option_costs()
-    current = list(table)
-    while float(costs.computation(torch.tensor([current]))) > cap + _TOLERANCE:
-        savings = [
-            float(price[layer, option] - price[layer, option - 1]) if option > 0 else -1.0
-            for layer, option in enumerate(current)
-        ]
-        current[savings.index(max(savings))] -= 1
-    return tuple(current)

@@ -1,6 +1,6 @@
-"""Score many static per-layer tables at once, running every shared beginning of theirs once."""
+"""Score static per-layer tables: many at once, every shared beginning of theirs run once, and none twice."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -19,6 +19,15 @@ class TableScore(NamedTuple):
 
     correct: int
     log_likelihood: float
+
+
+def spread_subset(image_set: ImageSet, n: int) -> ImageSet:
+    """Return ``n`` images, or all where there are no more.
+
+    They are evenly spaced, so that a split sorted by class still gives every class its share.
+    """
+    total = len(image_set)
+    return image_set if n >= total else image_set.subset(torch.arange(n) * total // n)
 
 
 def score_tables(
@@ -69,3 +78,54 @@ def score_tables(
     return [
         TableScore(right, total / n) for right, total in zip(correct, log_likelihood, strict=True)
     ]
+
+
+class TableScorer:
+    """Scores static tables on the same images, each once.
+
+    Args:
+        backbone: The backbone, on the device of ``image_set``.
+        image_set: The images.
+        known: Scores on these very images from before, which are taken and not measured again when they are asked for; new ones
+            are added to them.
+        batch_size: Images that run together.
+
+    Attributes:
+        scores: Every table that was asked for, in the order in which it first was.
+    """
+
+    def __init__(
+        self,
+        backbone: WalkableBackbone,
+        image_set: ImageSet,
+        *,
+        known: dict[Table, TableScore] | None = None,
+        batch_size: int = BATCH_SIZE,
+    ) -> None:
+        self.scores: dict[Table, TableScore] = {}
+        self.image_set = image_set
+        self._backbone = backbone
+        self._known = {} if known is None else known
+        self._batch_size = batch_size
+
+    def score(self, tables: Iterable[Table]) -> list[TableScore]:
+        """Return how each table does; those that are new run together, see ``score_tables``."""
+        wanted = list(tables)
+        new = [table for table in dict.fromkeys(wanted) if table not in self.scores]
+        unknown = [table for table in new if table not in self._known]
+        if unknown:
+            measured = score_tables(
+                self._backbone, self.image_set, unknown, batch_size=self._batch_size
+            )
+            self._known.update(zip(unknown, measured, strict=True))
+        self.scores.update((table, self._known[table]) for table in new)
+        return [self.scores[table] for table in wanted]
+
+    def accuracy(self, table: Table) -> float:
+        """Return a table's accuracy in percent."""
+        (score,) = self.score([table])
+        return 100.0 * score.correct / len(self.image_set)
+
+    def known(self) -> dict[Table, TableScore]:
+        """Return every score there is, for another scorer of the same images to start from."""
+        return dict(self._known)

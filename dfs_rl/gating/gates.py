@@ -6,6 +6,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from dfs_rl.cost import BitOptions
 from dfs_rl.errors import ConfigError
 from dfs_rl.seeding import torch_generator
 
@@ -50,14 +51,30 @@ class TableGate:
 
     Args:
         table: Option index for each layer.
+        options: The menu that the indices belong to, which a table that is stored must know; ``None`` for that of whatever
+            network it steers.
         name: What tables and plots call it.
+
+    Raises:
+        ConfigError: If an index is not on the menu.
     """
 
     macs = 0.0
+    budget: float | None = None
+    """What it costs was known when it was made, so nothing is left to enforce."""
+    dial = None
+    """There is nothing to turn."""
 
-    def __init__(self, table: Sequence[int], *, name: str = "table") -> None:
+    def __init__(
+        self, table: Sequence[int], *, options: BitOptions | None = None, name: str = "table"
+    ) -> None:
         self.table = tuple(int(option) for option in table)
+        self.options = options
         self.name = name
+        if options is not None and not all(0 <= option < len(options) for option in self.table):
+            raise ConfigError(
+                f"table {list(self.table)} holds an option that is not on the menu {list(options)}; allowed are 0 to {options.full}."
+            )
 
     def reset(self, batch_size: int) -> None:
         """Keep nothing from walk to walk."""

@@ -107,11 +107,15 @@ def check_fit(backbone: WalkableBackbone, gate: Gate) -> None:
     Raises:
         CheckpointError: If menu, number of layers or their features differ.
     """
+    if (
+        isinstance(gate, LearnedGate | TableGate)
+        and gate.options is not None
+        and gate.options != backbone.options
+    ):
+        raise CheckpointError(
+            f"gate {gate.name!r} chooses from {list(gate.options)} bit, but the backbone offers {list(backbone.options)}."
+        )
     if isinstance(gate, LearnedGate):
-        if gate.options != backbone.options:
-            raise CheckpointError(
-                f"gate {gate.name!r} chooses from {list(gate.options)} bit, but the backbone offers {list(backbone.options)}."
-            )
         offered = tuple(backbone.feature_sizes)
         if gate.feature_sizes not in {offered, confidence_sizes(offered)}:
             raise CheckpointError(
@@ -135,7 +139,7 @@ def load(
     dtype: torch.dtype = torch.float32,
     budget: float | None = None,
 ) -> GatedModel:
-    """Load what ``train_agent`` or ``train_gumbel`` left in a run folder; a gate that learned a hard budget keeps to it.
+    """Load what a command that trains a gate left in a run folder; a gate that learned a hard budget keeps to it.
 
     Args:
         run_dir: The run folder.

@@ -1,4 +1,4 @@
-"""A learned gate on disk: structure in JSON, weights in safetensors; loading executes no code."""
+"""A gate on disk: structure in JSON, weights, where it has any, in safetensors; loading executes no code."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any, cast
 
 from dfs_rl.cost import BitOptions
-from dfs_rl.errors import CheckpointError, DfsRlError
+from dfs_rl.errors import CheckpointError, ConfigError, DfsRlError
 from dfs_rl.gating.dial import Dial
+from dfs_rl.gating.gates import TableGate
 from dfs_rl.gating.learned import LayerwiseGate, LearnedGate, RecurrentGate
 from dfs_rl.runs import load_tensors, read_description, save_tensors, write_description
 
@@ -15,14 +16,26 @@ KINDS: dict[str, type[LayerwiseGate | RecurrentGate]] = {
     "layerwise": LayerwiseGate,
     "recurrent": RecurrentGate,
 }
+TABLE = "table"
+"""The kind of a static table, which has no weights."""
 FORMAT = 2
 STRUCTURE_FILE = "gate.json"
 WEIGHTS_FILE = "gate.safetensors"
 
+StoredGate = LearnedGate | TableGate
+"""What can be stored."""
 
-def save_gate(gate: LearnedGate, folder: Path) -> None:
-    """Write ``gate.json`` and ``gate.safetensors`` into ``folder``, which is made if need be."""
+
+def save_gate(gate: StoredGate, folder: Path) -> None:
+    """Write ``gate.json``, and ``gate.safetensors`` for a learned gate, into ``folder``, which is made if need be.
+
+    Raises:
+        ConfigError: If it is a table that does not know its menu.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    if isinstance(gate, TableGate):
+        _save_table(gate, folder)
+        return
     save_tensors(folder / WEIGHTS_FILE, gate.state_dict())
     write_description(
         folder / STRUCTURE_FILE,
@@ -40,15 +53,21 @@ def save_gate(gate: LearnedGate, folder: Path) -> None:
     )
 
 
-def load_gate(folder: Path) -> LearnedGate:
+def load_gate(folder: Path) -> StoredGate:
     """Read a gate that ``save_gate`` wrote.
 
     Raises:
         CheckpointError: If it is missing, damaged or of another kind or format.
     """
     path = folder / STRUCTURE_FILE
-    record = read_description(path, what="gate", kinds=tuple(KINDS), version=FORMAT)
+    record = read_description(path, what="gate", kinds=(*KINDS, TABLE), version=FORMAT)
     try:
+        if record["kind"] == TABLE:
+            return TableGate(
+                _integers(record["table"]),
+                options=BitOptions(_integers(record["bits"])),
+                name=str(record["name"]),
+            )
         gate = KINDS[str(record["kind"])](
             _integers(record["feature_sizes"]),
             BitOptions(_integers(record["bits"])),
@@ -87,6 +106,19 @@ def _dial_of(record: Mapping[str, object]) -> dict[str, Any]:
         "dial": Dial(computations=tuple(_number(figure) for figure in dial["computations"])),
         "position": _number(record["position"]),
     }
+
+
+def _save_table(gate: TableGate, folder: Path) -> None:
+    if gate.options is None:
+        raise ConfigError(
+            f"gate {gate.name!r} is a table without a menu; only one that knows its menu can be stored."
+        )
+    write_description(
+        folder / STRUCTURE_FILE,
+        kind=TABLE,
+        version=FORMAT,
+        parts={"name": gate.name, "bits": list(gate.options), "table": list(gate.table)},
+    )
 
 
 def _integers(value: object) -> tuple[int, ...]:

@@ -12,6 +12,7 @@ from dfs_rl.evaluation.comparison_records import ComparisonOfRuns
 from dfs_rl.runs import read_json
 from dfs_rl.train_agent import TrainAgentConfig
 from dfs_rl.train_gumbel import TrainGumbelConfig
+from dfs_rl.train_static import TrainStaticConfig
 
 AGENT = "num_envs: 32\nprecision: float32\n"
 GUMBEL = "training:\n  batch_size: 32\n"
@@ -37,13 +38,17 @@ def terms(**changes) -> Terms:
 
 
 def test_every_gate_learns_from_as_many_images_for_all_budgets_together(tmp_path: Path) -> None:
-    jobs = plan_jobs(tuple(ENTRANTS), terms(), tmp_path)
+    jobs = [
+        job for job in plan_jobs(tuple(ENTRANTS), terms(), tmp_path) if "static" not in job.name
+    ]
     seen: dict[tuple[str, int], int] = {}
     for job in jobs:
         kind = job.name.split("-seed")[0]
         key = (kind, job.config.seed)
         seen[key] = seen.get(key, 0) + job.config.timesteps
-    assert seen == {(name, seed): 3000 for name in ENTRANTS for seed in (0, 1)}
+    names = [name for name in ENTRANTS if not name.startswith("static")]  # those count tables
+    assert seen == {(name, seed): 3000 for name in names for seed in (0, 1)}
+    jobs = plan_jobs(tuple(ENTRANTS), terms(), tmp_path)
     assert len({job.config.run_dir for job in jobs}) == len(jobs)
     assert all(job.config.run_dir == tmp_path / job.name for job in jobs)
 
@@ -60,6 +65,11 @@ def test_each_gate_is_what_its_name_says(tmp_path: Path) -> None:
         "dfs-ff-seed0-at-0.75",
         "dfs-ff-seed0-at-3",
     }
+    masked = by_name["maskable-ppo-seed0-at-3"]
+    assert (masked.algo, masked.hard_budget, masked.budget) == ("maskable_ppo", 3.0, None)
+    table = by_name["static-greedy-seed0-at-0.75"]
+    assert isinstance(table, TrainStaticConfig)
+    assert (table.method, table.budget) == ("greedy", 0.75)
     dfs = by_name["dfs-ff-seed0-at-1.5"]
     assert (dfs.method, dfs.gate, dfs.budget, dfs.budgets) == ("dfs", "ff", 1.5, None)
 

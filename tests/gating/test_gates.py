@@ -141,6 +141,48 @@ def test_table_gate_repeats_its_table():
     assert gate.macs == 0
 
 
+def test_a_stored_table_comes_back_the_same_without_weights(tmp_path):
+    gate = TableGate([3, 0, 1, 2], options=MENU, name="static")
+    save_gate(gate, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["gate.json"]
+    again = load_gate(tmp_path)
+    assert isinstance(again, TableGate)
+    assert (again.table, again.options, again.name, again.budget) == (
+        (3, 0, 1, 2),
+        MENU,
+        "static",
+        None,
+    )
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"table": [3, 0, 1, 4]},
+        {"table": [3, 0, -1, 2]},
+        {"table": [3, 0, True, 2]},
+        {"table": "3012"},
+        {"bits": [8, 2]},
+        {"bits": []},
+        {"kind": "layerwise"},
+        {"format": 99},
+    ],
+)
+def test_a_changed_table_is_refused(tmp_path, change):
+    save_gate(TableGate([3, 0, 1, 2], options=MENU), tmp_path)
+    record = json.loads((tmp_path / "gate.json").read_text())
+    (tmp_path / "gate.json").write_text(json.dumps(record | change))
+    with pytest.raises(CheckpointError, match=r"gate\.json"):
+        load_gate(tmp_path)
+
+
+def test_a_table_without_a_menu_is_not_stored(tmp_path):
+    with pytest.raises(ConfigError, match="only one that knows its menu can be stored"):
+        save_gate(TableGate([3, 0, 1, 2]), tmp_path)
+    with pytest.raises(ConfigError, match=r"table \[4\] holds an option that is not on the menu"):
+        TableGate([4], options=MENU)
+
+
 def test_random_gate_follows_its_marginals_and_repeats_with_its_seed():
     marginals = torch.tensor([[0.0, 0.25, 0.75], [1.0, 0.0, 0.0]])
     features, context = torch.zeros(4000, 4), torch.zeros(4000, 3)

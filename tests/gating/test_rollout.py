@@ -113,6 +113,7 @@ def test_float_images_in_0_1_equal_uint8_ones():
     [
         (LayerwiseGate(CHANNELS, BitOptions((0, 2, 4))), r"chooses from \[0, 2, 4\] bit"),
         (LayerwiseGate((2, 2, 4), BitOptions(BITS)), r"reads \[2, 2, 4\] features"),
+        (TableGate([0, 0, 0, 0], options=BitOptions((0, 2, 4))), r"chooses from \[0, 2, 4\] bit"),
         (TableGate([0, 0, 0]), "needs 4 options"),
         (TableGate([0, 0, 0, 4]), "from 0 to 3"),
     ],

@@ -1,0 +1,56 @@
+"""Static tables under a cap on computation: what a table costs, whether it fits, and two ways to lower one until it does."""
+
+import torch
+
+from dfs_rl.cost import CostTable
+from dfs_rl.evaluation.tables import Table
+
+_TOLERANCE = 1e-9
+"""Percent; sums of the same costs in another order must not decide whether a table fits."""
+
+
+def table_computation(costs: CostTable, table: Table) -> float:
+    """Return what a table costs in percent, fixed parts included and without a gate."""
+    return float(costs.computation(torch.tensor([table])))
+
+
+def fits(costs: CostTable, table: Table, cap: float) -> bool:
+    """Say whether a table costs at most ``cap`` percent."""
+    return table_computation(costs, table) <= cap + _TOLERANCE
+
+
+def lower_dearest_first(table: Table, costs: CostTable, cap: float) -> Table:
+    """Lower, one option at a time, the layer that saves most until a table fits under a cap.
+
+    Args:
+        table: Option index of each layer.
+        costs: What they cost.
+        cap: Upper bound on computation in percent; the cheapest table must fit.
+    """
+    price = costs.option_costs()
+    current = list(table)
+    while not fits(costs, tuple(current), cap):
+        savings = [
+            float(price[layer, option] - price[layer, option - 1]) if option > 0 else -1.0
+            for layer, option in enumerate(current)
+        ]
+        current[savings.index(max(savings))] -= 1
+    return tuple(current)
+
+
+def lower_last_first(table: Table, costs: CostTable, cap: float) -> Table:
+    """Lower layer after layer by one option, from the last to the first and round again, until a table fits under a cap.
+
+    The rule of HAQ (Wang et al., CVPR 2019, section 3.2), which keeps the earlier layers at what they were given.
+
+    Args:
+        table: Option index of each layer.
+        costs: What they cost.
+        cap: Upper bound on computation in percent; the cheapest table must fit.
+    """
+    current = list(table)
+    layer = len(current)
+    while not fits(costs, tuple(current), cap):
+        layer = (layer or len(current)) - 1
+        current[layer] = max(0, current[layer] - 1)
+    return tuple(current)

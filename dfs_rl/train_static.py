@@ -1,0 +1,123 @@
+"""``python -m dfs_rl.train_static``: find one table of bits for all images, the rival of every gate that looks at its image."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from agents.hyperparameters import StaticMethod
+from dfs_rl.backbone_choice import DIGITS, backbone_of_run, preview_backbone
+from dfs_rl.cli import Invocation, run_command
+from dfs_rl.gate_runs import (
+    VALIDATIONS,
+    GateCommand,
+    check_settings,
+    choice_of,
+    train_and_evaluate,
+)
+from dfs_rl.messages import say
+from dfs_rl.runs import RunFolder
+
+if TYPE_CHECKING:
+    from agents.static_run import StaticTraining
+    from agents.training import TrainingResult
+    from dfs_rl.data import Dataset
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainStaticConfig:
+    """Settings of ``train_static``.
+
+    Attributes:
+        method: A learner that gives layer after layer its bits, as HAQ does, or a greedy search by sensitivity.
+        dataset: "digits"; a folder with train/test parquet files or with class/name.jpg; or a hub id such as uoft-cs/cifar10.
+        backbone: Run of train_backbone, or a backbone's folder. Without it the digits use the one that ships; for other data one
+            is trained first and kept for the next run.
+        budget: Upper bound on computation in percent, stem and head included; a table has no gate to pay for.
+        episodes: Tables that a learner tries; a greedy search ends by itself.
+        images: Images of the agent split that each table is tried on.
+        seed: Same seed, same machine, same threads: same table. A greedy search draws nothing.
+        device: "auto", "cpu", "cuda", ...
+        run_dir: New folder for the results; default runs/DATE-TIME-NAME.
+        supernet_epochs: Epochs of the backbone that is trained where none is given.
+        threads: CPU threads; with 1, runs repeat to the last bit.
+    """
+
+    method: StaticMethod = "ddpg"
+    dataset: str = DIGITS
+    backbone: Path | None = None
+    budget: float = 1.0
+    episodes: int = 600
+    images: int = 1000
+    seed: int = 0
+    device: str = "auto"
+    run_dir: Path | None = None
+    supernet_epochs: int = 30
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        check_settings(self, "episodes", "images")
+
+
+def plan_of(config: TrainStaticConfig, device: str, n_layers: int) -> "StaticTraining":
+    """Translate the command's settings into a search."""
+    from agents.static_run import StaticTraining
+
+    return StaticTraining(
+        method=config.method,
+        budget=config.budget,
+        episodes=config.episodes,
+        images=config.images,
+        eval_every=n_layers * max(1, config.episodes // VALIDATIONS),
+        seed=config.seed,
+        device=device,
+    )
+
+
+def _prepare(config: TrainStaticConfig, dataset: "Dataset", device: str) -> str:
+    """Refuse what will not do, and name the run."""
+    from dfs_rl.gating.masks import gated_budget
+
+    backbone = preview_backbone(choice_of(config, device), dataset)
+    gated_budget(backbone.costs, config.budget)
+    return f"static-{config.method}-{dataset.name}"
+
+
+def _train(
+    config: TrainStaticConfig, dataset: "Dataset", run: RunFolder, device: str
+) -> "TrainingResult":
+    """Search the table, or go on with it."""
+    from agents.progress import ProgressBar
+    from agents.static_run import train_static
+
+    stored = backbone_of_run(run, choice_of(config, device), dataset)
+    costs = stored.backbone.costs
+    plan = plan_of(config, device, costs.n_layers)
+    total = plan.timesteps(costs.n_layers, len(costs.options))
+    return train_static(plan, stored, dataset, run, bar=ProgressBar(total, say=say))
+
+
+COMMAND = GateCommand(
+    kind="train_static", config_type=TrainStaticConfig, prepare=_prepare, train=_train
+)
+
+
+def _run(invocation: Invocation[TrainStaticConfig]) -> None:
+    train_and_evaluate(invocation, COMMAND)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    return run_command(
+        _run,
+        TrainStaticConfig,
+        prog=COMMAND.prog,
+        description="Find one table of bits for all images, by reinforcement or by a greedy search.",
+        kind=COMMAND.kind,
+        argv=argv,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
