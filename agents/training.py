@@ -17,10 +17,12 @@ from agents.deploy import deploy, untrained_gate
 from agents.hyperparameters import AlgorithmConfig, CoTrainConfig, FeatureChoice
 from agents.tracking import TensorBoard, make_logger
 from agents.validation import Validation, ValidationSetup, Validator, rewards_of
+from agents.warm_start import start_from
 from dfs_rl.backbones import PreparedResNet, StoredBackbone
 from dfs_rl.data import Dataset
 from dfs_rl.errors import CheckpointError
 from dfs_rl.gating.dial import Dial, PriceRange
+from dfs_rl.gating.learned import LearnedGate
 from dfs_rl.gating.reward import RewardWeights
 from dfs_rl.interrupts import stop_on_interrupt
 from dfs_rl.runs import Checkpoint, RunFolder
@@ -55,6 +57,7 @@ class GateTraining:
         device: Where to compute.
         dtype: What the frozen backbone computes in.
         name: What tables and plots call the gate.
+        initial: Gate to go on from; ``None`` begins from nothing.
     """
 
     algorithm: AlgorithmConfig
@@ -74,6 +77,7 @@ class GateTraining:
     device: str
     dtype: torch.dtype
     name: str
+    initial: LearnedGate | None = None
 
     @property
     def gate_timesteps(self) -> int:
@@ -186,6 +190,8 @@ def train_gate(
         dial=dial,
         position=plan.position,
     )
+    if checkpoint is None and plan.initial is not None:
+        start_from(model, plan.initial)
     if checkpoint is not None:
         restore(model, checkpoint)
         gate.position = plan.position

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from dfs_rl.backbones import BackboneInfo, ResNet, StoredBackbone
     from dfs_rl.cost import BitOptions
     from dfs_rl.data import Dataset
+    from dfs_rl.gating.learned import LearnedGate
     from dfs_rl.train_backbone import TrainBackboneConfig
 
 DIGITS = "digits"
@@ -109,6 +110,48 @@ def backbone_of_run(
         save_backbone(stored.backbone, stored.info, run.path / BEFORE_FOLDER)
     save_backbone(stored.backbone, stored.info, folder)
     return stored
+
+
+def learned_gate(run: Path) -> "LearnedGate":
+    """Load the gate that a run learned.
+
+    Raises:
+        CheckpointError: If it has none.
+        ConfigError: If it is a table, from which nothing can be learned on.
+    """
+    from dfs_rl.gating.learned import LearnedGate
+    from dfs_rl.gating.model import GATE_FOLDER
+    from dfs_rl.gating.storage import load_gate
+
+    gate = load_gate(run / GATE_FOLDER)
+    if not isinstance(gate, LearnedGate):
+        raise ConfigError(
+            f"the gate of {run} is a table; a gate goes on from one that looks at its images."
+        )
+    return gate
+
+
+def check_backbone_of(run: Path, dataset: "Dataset", choice: BackboneChoice) -> None:
+    """Refuse a run whose gate steers another backbone than the chosen one, or was learned on other images.
+
+    Raises:
+        DataError: If images or weights differ.
+    """
+    import torch
+
+    from dfs_rl.backbones import load_stored_backbone
+    from dfs_rl.gating.model import BACKBONE_FOLDER
+
+    theirs = load_stored_backbone(run / BACKBONE_FOLDER)
+    check_match(theirs.info, theirs.backbone, dataset, str(run))
+    ours = find_backbone(choice, dataset).backbone.state_dict()
+    weights = theirs.backbone.state_dict()
+    same = ours.keys() == weights.keys() and all(torch.equal(ours[k], weights[k]) for k in ours)
+    if not same:
+        raise DataError(
+            f"the gate of {run} was learned on a backbone of its own, not on {choice.folder or 'the one that is used here'}; give its "
+            f"own with --backbone {run / BACKBONE_FOLDER}."
+        )
 
 
 def check_match(info: "BackboneInfo", backbone: "ResNet", dataset: "Dataset", source: str) -> None:

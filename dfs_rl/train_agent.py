@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -15,6 +15,7 @@ from agents.hyperparameters import (
     DQNConfig,
     FeatureChoice,
     MaskablePPOConfig,
+    OnPolicyConfig,
     PPOConfig,
     QRDQNConfig,
     RecurrentPPOConfig,
@@ -22,7 +23,14 @@ from agents.hyperparameters import (
     UpdateSize,
     rollouts_per_image,
 )
-from dfs_rl.backbone_choice import DIGITS, backbone_of_run, preview_backbone
+from dfs_rl.backbone_choice import (
+    DIGITS,
+    BackboneChoice,
+    backbone_of_run,
+    check_backbone_of,
+    learned_gate,
+    preview_backbone,
+)
 from dfs_rl.cli import Invocation, run_command
 from dfs_rl.errors import ConfigError
 from dfs_rl.gate_runs import (
@@ -39,8 +47,11 @@ if TYPE_CHECKING:
     from agents.training import GateTraining, TrainingResult
     from dfs_rl.data import Dataset
     from dfs_rl.gating.dial import PriceRange
+    from dfs_rl.gating.learned import LearnedGate
     from dfs_rl.gating.reward import RewardWeights
 
+_INITIAL = "initial"
+"""Where a run keeps the gate that it went on from, under the name that gates have in runs."""
 COST_WEIGHT = 10.0
 """Where nothing else is asked for: on the digits it comes to about 0.8 %."""
 
@@ -93,6 +104,7 @@ class TrainAgentConfig:
         hidden: Width of the gate's network at each layer; default as wide as 0.05 % of the gated layers' MACs
             allows, but at least 8 and at most 32. An LSTM is 10 wide.
         supernet_epochs: Epochs of the backbone that is trained where none is given.
+        init_gate: Run whose gate to go on from, of the same kind on the same backbone; for example one of train_gumbel.
         backbone_mode: Leave the backbone as it is, or train it under the gate's choices as well.
         eval_every: Timesteps between validations; default a twentieth of all.
         checkpoint_every: Timesteps between checkpoints; default like eval_every.
@@ -126,6 +138,7 @@ class TrainAgentConfig:
     features: FeatureChoice = "confidence"
     hidden: int | None = None
     supernet_epochs: int = 30
+    init_gate: Path | None = None
     backbone_mode: Literal["frozen", "co-train"] = "frozen"
     eval_every: int | None = None
     checkpoint_every: int | None = None
@@ -155,6 +168,11 @@ class TrainAgentConfig:
         if self.budget is not None and self.fixed_budget:
             raise ConfigError(
                 f"budget is {self.budget:g}, but with --fixed-budget the gate learns for one price of computation; give --cost-weight."
+            )
+        if self.init_gate is not None and not isinstance(self.algorithm, OnPolicyConfig):
+            raise ConfigError(
+                f"init_gate is {self.init_gate}, but {self.algorithm.label} learns what options are worth, which the scores of a gate do "
+                "not tell; take an algorithm with an actor."
             )
         if self.algorithm.needs_budget and self.hard_budget is None:
             raise ConfigError(
@@ -193,8 +211,10 @@ def weights_of(config: TrainAgentConfig) -> "RewardWeights":
     )
 
 
-def plan_of(config: TrainAgentConfig, device: str) -> "GateTraining":
-    """Translate the command's settings into a training."""
+def plan_of(
+    config: TrainAgentConfig, device: str, *, initial: "LearnedGate | None" = None
+) -> "GateTraining":
+    """Translate the command's settings, and the gate that ``init_gate`` stands for, into a training."""
     import torch
 
     from agents.training import GateTraining
@@ -215,7 +235,8 @@ def plan_of(config: TrainAgentConfig, device: str) -> "GateTraining":
         images_per_group=rollouts_per_image(config.algorithm, config.images_per_group),
         num_envs=config.num_envs,
         features=config.features,
-        hidden=config.hidden,
+        # The gate that is gone on from has its width.
+        hidden=config.hidden if initial is None else config.hidden or initial.hidden,
         cotrain=config.cotrain if config.backbone_mode == "co-train" else None,
         eval_every=eval_every,
         checkpoint_every=config.checkpoint_every or eval_every,
@@ -223,18 +244,43 @@ def plan_of(config: TrainAgentConfig, device: str) -> "GateTraining":
         device=device,
         dtype=precision.resolve_frozen(config.precision, torch.device(device)),
         name=config.algorithm.label,
+        initial=initial,
     )
+
+
+def _choice_of(config: TrainAgentConfig, device: str) -> BackboneChoice:
+    """Return which backbone is asked for: where a gate is gone on from, its own unless another one is named."""
+    choice = choice_of(config, device)
+    if choice.folder is None and config.init_gate is not None:
+        return replace(choice, folder=config.init_gate)
+    return choice
+
+
+def _initial_gate(config: TrainAgentConfig, run: RunFolder) -> "LearnedGate | None":
+    """Return the gate to go on from, kept in the run's folder so that the run needs no other."""
+    from dfs_rl.gating.model import GATE_FOLDER
+    from dfs_rl.gating.storage import save_gate
+
+    if config.init_gate is None:
+        return None
+    kept = run.path / _INITIAL
+    if not (kept / GATE_FOLDER).is_dir():
+        save_gate(learned_gate(config.init_gate), kept / GATE_FOLDER)
+    return learned_gate(kept)
 
 
 def _prepare(config: TrainAgentConfig, dataset: "Dataset", device: str) -> str:
     """Refuse what will not do, and name the run."""
     from agents.deploy import untrained_gate
+    from agents.warm_start import check_start
     from dfs_rl.gating.dial import Dial
     from dfs_rl.gating.masks import gated_budget
     from envs.core import observation_bytes, observation_space
 
-    plan = plan_of(config, device)  # refuses bad settings
-    backbone = preview_backbone(choice_of(config, device), dataset)
+    initial = None if config.init_gate is None else learned_gate(config.init_gate)
+    plan = plan_of(config, device, initial=initial)  # refuses bad settings
+    choice = _choice_of(config, device)
+    backbone = preview_backbone(choice, dataset)
     update = UpdateSize(
         walks=config.num_envs,
         layers=backbone.costs.n_layers,
@@ -247,9 +293,12 @@ def _prepare(config: TrainAgentConfig, dataset: "Dataset", device: str) -> str:
         backbone,
         kind=config.algorithm.gate,
         features=config.features,
-        hidden=config.hidden,
+        hidden=plan.hidden,
         dial=None if plan.prices is None else Dial(),
     )
+    if config.init_gate is not None and initial is not None:
+        check_start(initial, gate, str(config.init_gate))
+        check_backbone_of(config.init_gate, dataset, choice)
     for budget in (config.budget, config.hard_budget):
         if budget is not None:
             gated_budget(backbone.costs, budget, gate_macs=gate.macs)
@@ -263,9 +312,9 @@ def _train(
     from agents.progress import Progress, ProgressBar
     from agents.training import train_gate
 
-    plan = plan_of(config, device)
+    plan = plan_of(config, device, initial=_initial_gate(config, run))
     stored = backbone_of_run(
-        run, choice_of(config, device), dataset, keep_original=plan.cotrain is not None
+        run, _choice_of(config, device), dataset, keep_original=plan.cotrain is not None
     )
     bar = ProgressBar(plan.steps_made(stored.backbone.costs.n_layers), say=say)
     return train_gate(plan, stored, dataset, run, report=bar.report, watchers=(Progress(bar),))

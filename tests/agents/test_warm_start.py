@@ -1,0 +1,213 @@
+"""Reinforcement that goes on from a gate: it begins as that gate, keeps what it knew, and refuses what does not fit."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from stable_baselines3.common.logger import Logger
+
+import dfs_rl
+from agents.algorithms import GateLearning, build_algorithm
+from agents.deploy import deploy
+from agents.hyperparameters import (
+    A2CConfig,
+    AlgorithmConfig,
+    PPOConfig,
+    RecurrentPPOConfig,
+    TRPOConfig,
+)
+from agents.warm_start import check_start, start_from
+from dfs_rl import train_agent, train_gumbel, train_static
+from dfs_rl.cost import BitOptions
+from dfs_rl.data import load_dataset
+from dfs_rl.errors import ConfigError
+from dfs_rl.gating.dial import Dial, PriceRange
+from dfs_rl.gating.learned import LayerwiseGate, LearnedGate, RecurrentGate
+from dfs_rl.gating.reward import RewardWeights
+from dfs_rl.gating.storage import load_gate
+from envs.sb3 import SB3GatingVecEnv
+from envs.task import Task
+from tests.agents.conftest import PlantedBackbone
+
+HIDDEN = 6
+
+
+def make_gate(
+    kind: type[LayerwiseGate | RecurrentGate], *, dial: bool, position: float = 0.3
+) -> LearnedGate:
+    torch.manual_seed(4)
+    return kind(
+        (3, 3),
+        PlantedBackbone.options,
+        hidden=HIDDEN,
+        dial=Dial() if dial else None,
+        position=position,
+    )
+
+
+def make_model(config: AlgorithmConfig, images, *, dial: bool):
+    task = Task(
+        backbone=PlantedBackbone(),
+        images=images,
+        weights=RewardWeights(),
+        budget=None,
+        class_names=("no", "yes"),
+        prices=PriceRange(lowest=1.0, highest=10.0) if dial else None,
+    )
+    learning = GateLearning(
+        timesteps=600_000,
+        feature_sizes=(3, 3),
+        hidden=HIDDEN,
+        images_per_group=8,
+        seed=0,
+        device="cpu",
+    )
+    env = SB3GatingVecEnv(task, 32, images_per_group=8, seed=0)
+    model = build_algorithm(config, env, learning)
+    model.set_logger(Logger(None, []))
+    return model
+
+
+def logits(gate: LearnedGate, context: torch.Tensor) -> torch.Tensor:
+    features = torch.randn(9, 3, generator=torch.Generator().manual_seed(0))
+    gate.reset(9)
+    return torch.stack([gate(features, layer, context) for layer in range(2)])
+
+
+@pytest.mark.parametrize("dial", [False, True])
+@pytest.mark.parametrize(
+    ("config", "kind"),
+    [
+        (PPOConfig(), LayerwiseGate),
+        (A2CConfig(), LayerwiseGate),
+        (TRPOConfig(), LayerwiseGate),
+        (RecurrentPPOConfig(), RecurrentGate),
+    ],
+    ids=["ppo", "a2c", "trpo", "recurrent-ppo"],
+)
+def test_the_policy_begins_as_the_gate(planted_images, config, kind, dial: bool) -> None:
+    gate, model = make_gate(kind, dial=dial), make_model(config, planted_images, dial=dial)
+    start_from(model, gate)
+    again = deploy(
+        model,
+        PlantedBackbone.options,
+        feature_macs=0.0,
+        name="gate",
+        dial=Dial() if dial else None,
+    )
+    context = torch.rand(9, 3 + dial, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(logits(again, context), logits(gate, context))
+
+
+def test_a_gate_for_one_budget_begins_the_same_at_all_prices(planted_images) -> None:
+    gate = make_gate(LayerwiseGate, dial=False)
+    model = make_model(PPOConfig(), planted_images, dial=True)
+    start_from(model, gate)
+    again = deploy(model, PlantedBackbone.options, feature_macs=0.0, name="gate", dial=Dial())
+    context = torch.rand(9, 4)
+    torch.testing.assert_close(logits(again, context), logits(gate, context[:, :3]))
+
+
+def test_a_gate_for_all_budgets_begins_where_it_was_turned_to(planted_images) -> None:
+    gate = make_gate(LayerwiseGate, dial=True, position=0.7)
+    model = make_model(PPOConfig(), planted_images, dial=False)
+    start_from(model, gate)
+    again = deploy(model, PlantedBackbone.options, feature_macs=0.0, name="gate")
+    context = torch.rand(9, 3)
+    turned = torch.cat([context, torch.full((9, 1), 0.7)], dim=1)
+    torch.testing.assert_close(logits(again, context), logits(gate, turned))
+
+
+@pytest.mark.parametrize(
+    ("other", "sentence"),
+    [
+        (RecurrentGate((3, 3), PlantedBackbone.options, hidden=6), "is RecurrentGate"),
+        (LayerwiseGate((3, 3), BitOptions((0, 8)), hidden=6), r"chooses from bits \[0, 8\]"),
+        (LayerwiseGate((3, 2), PlantedBackbone.options, hidden=6), r"reads features \[3, 2\]"),
+        (LayerwiseGate((3, 3), PlantedBackbone.options, hidden=7), "is as wide as 7"),
+    ],
+)
+def test_a_gate_that_does_not_fit_is_refused_by_name(other: LearnedGate, sentence: str) -> None:
+    with pytest.raises(ConfigError, match=f"the gate of runs/other {sentence}"):
+        check_start(other, make_gate(LayerwiseGate, dial=False), "runs/other")
+
+
+@pytest.fixture(scope="module")
+def supervised(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("init") / "gumbel"
+    flags = ["--timesteps", "2000", "--training.batch-size", "32", "--device", "cpu"]
+    assert (
+        train_gumbel.main([*flags, "--budget", "5", "--hidden", "9", "--run-dir", str(path)]) == 0
+    )
+    return path
+
+
+TINY = ["--timesteps", "400", "--num-envs", "32", "--device", "cpu", "--precision", "float32"]
+
+
+def test_the_command_goes_on_from_a_run_and_needs_it_no_more(
+    tmp_path: Path, supervised: Path
+) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(supervised, source)
+    path = tmp_path / "run"
+    slow = ["--ppo.learning-rate", "1e-9"]
+    assert train_agent.main([*TINY, *slow, "--init-gate", str(source), "--run-dir", str(path)]) == 0
+    ours, theirs = load_gate(path / "gate"), load_gate(source / "gate")
+    assert ours.hidden == theirs.hidden == 9
+    images = load_dataset("digits").val.images
+    models = [dfs_rl.load(run) for run in (path, source)]
+    for model in models:
+        model.gate.position = 0.5
+    bits = [model(images)[1].bits for model in models]
+    assert (bits[0] == bits[1]).float().mean() > 0.99  # a step of 1e-9 changes next to nothing
+    shutil.rmtree(source)
+    (path / "training.json").unlink()
+    assert train_agent.main(["--resume", str(path)]) == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--init-gate", "nowhere"], "nowhere"),
+        (["--init-gate", "{0}", "--hidden", "8"], "is as wide as 9, but the one to be learned"),
+        (["--init-gate", "{0}", "--features", "all"], "reads features"),
+        (["--init-gate", "{0}", "--algo", "recurrent_ppo"], "is LayerwiseGate"),
+        (["--init-gate", "{0}", "--algo", "dqn"], "DQN learns what options are worth"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_leaves_no_folder(
+    tmp_path: Path,
+    supervised: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    flags: list[str],
+    words: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert train_agent.main([*TINY, *(flag.format(supervised) for flag in flags)]) == 2
+    shown = capsys.readouterr().err.strip()
+    assert words in shown
+    assert "\n" not in shown
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_gate_of_another_backbone_and_a_table_are_refused(
+    tmp_path: Path, supervised: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other"
+    flags = ["--backbone-mode", "co-train", "--cotrain.batch-size", "32"]
+    assert train_agent.main([*TINY, *flags, "--run-dir", str(other)]) == 0
+    capsys.readouterr()
+    chosen = ["--init-gate", str(supervised), "--backbone", str(other)]
+    assert train_agent.main([*TINY, *chosen, "--run-dir", str(tmp_path / "a")]) == 2
+    assert "was learned on a backbone of its own" in capsys.readouterr().err
+    table = tmp_path / "table"
+    search = ["--method", "greedy", "--images", "20", "--device", "cpu", "--budget", "5"]
+    assert train_static.main([*search, "--run-dir", str(table)]) == 0
+    capsys.readouterr()
+    assert (
+        train_agent.main([*TINY, "--init-gate", str(table), "--run-dir", str(tmp_path / "b")]) == 2
+    )
+    assert "is a table; a gate goes on from one that looks" in capsys.readouterr().err
