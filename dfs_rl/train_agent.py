@@ -129,7 +129,7 @@ class TrainAgentConfig:
     cost_weights: tuple[float, float] = (0.1, 30.0)
     fixed_budget: bool = False
     hard_budget: float | None = None
-    timesteps: int = 600_000
+    timesteps: int = 1_200_000
     seed: int = 0
     device: str = "auto"
     run_dir: Path | None = None
