@@ -27,6 +27,7 @@ def lower_dearest_first(table: Table, costs: CostTable, cap: float) -> Table:
         costs: What they cost.
         cap: Upper bound on computation in percent; the cheapest table must fit.
     """
+    assert fits(costs, (0,) * len(table), cap), "or there would be no end"
     price = costs.option_costs()
     current = list(table)
     while not fits(costs, tuple(current), cap):
@@ -48,6 +49,7 @@ def lower_last_first(table: Table, costs: CostTable, cap: float) -> Table:
         costs: What they cost.
         cap: Upper bound on computation in percent; the cheapest table must fit.
     """
+    assert fits(costs, (0,) * len(table), cap), "or there would be no end"
     current = list(table)
     layer = len(current)
     while not fits(costs, tuple(current), cap):

@@ -78,7 +78,10 @@ def verdict_sentences(
             f"The gate reaches {accuracy:.2f} %, {_signed(reference)} points from full precision, "
             f"with {100 * reference.relative_computation:.3g} % of its computation."
         )
-    rivals = [c for c in comparisons if c.role == "matched"]
+    static = patterns == 1  # then the rivals with its marginals are itself
+    rivals = [
+        c for c in comparisons if c.role == "matched" and not (static and c.key in _MARGINALS)
+    ]
     won = [c for c in rivals if c.outcome == "beats"]
     lost = [c for c in rivals if c.outcome != "beats"]
     if won:
@@ -86,8 +89,9 @@ def verdict_sentences(
     if lost:
         sentences.append(f"It does not beat: {_listed(lost)}.")
     learned = beyond_marginals(comparisons)
-    if patterns == 1:
+    if static:
         sentences.append("It gives every image the same bits: it is a static table.")
+        return tuple(sentences)
     if learned is True:
         above = "; ".join(c.label for c in comparisons if c.key in _MARGINALS)
         sentences.append(f"It has learned which image needs which bits: it is above {above}.")

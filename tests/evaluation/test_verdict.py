@@ -108,8 +108,9 @@ def test_a_gate_that_may_be_better_is_said_to_have_shown_nothing(mode, random):
 
 def test_a_gate_of_one_pattern_is_called_a_static_table():
     said = words(comparison("mode_table", ZERO), comparison("random", ZERO), patterns=1.0)
-    assert "same bits: it is a static table" in said
-    assert "learned nothing" in said
+    # Its marginals are itself, so there is nothing more to say.
+    assert said.strip().endswith("It gives every image the same bits: it is a static table.")
+    assert "does not beat" not in said
 
 
 def test_a_win_at_a_higher_cost_is_not_a_win():
