@@ -9,11 +9,14 @@ from stable_baselines3.common.logger import Logger
 from agents.algorithms import GateLearning, build_algorithm
 from agents.callbacks import Schedules
 from agents.deploy import deploy
-from agents.hyperparameters import PPOConfig, SupervisedConfig
+from agents.hyperparameters import OVERSHOOT, PPOConfig, SupervisedConfig
 from agents.supervised import SupervisedTrainer
+from agents.supervised_run import budgets_of, rewards_within, targets
 from agents.validation import rewards_of
 from dfs_rl.backbones.contract import WalkableBackbone
+from dfs_rl.cost import BitOptions, CostTable
 from dfs_rl.data import ImageSet
+from dfs_rl.errors import ConfigError
 from dfs_rl.evaluation.dial import POSITIONS, measure_dial
 from dfs_rl.evaluation.run_gate import evaluate_gate, evaluate_table
 from dfs_rl.gating.dial import BudgetRange, Dial, PriceRange, even_positions
@@ -21,7 +24,7 @@ from dfs_rl.gating.learned import LayerwiseGate, LearnedGate
 from dfs_rl.gating.reward import RewardWeights
 from envs.sb3 import SB3GatingVecEnv
 from envs.task import Task
-from tests.agents.test_supervised import SmoothPlantedBackbone
+from tests.agents.test_supervised import SmoothPlantedBackbone, make_plan
 
 WEIGHTS = RewardWeights(accuracy=1.0, log_likelihood=0.0)
 COSTS = (0.0, 0.125, 0.5)
@@ -155,3 +158,64 @@ def test_validation_rewards_each_image_at_a_price_of_its_own(planted_images: Ima
         price = 6.0 * (0.25 / 6.0) ** position
         expected = float(records.correct[i]) - price * spent
         assert float(rewards[i]) == pytest.approx(expected, rel=1e-5)
+
+
+def test_each_stretch_of_the_dial_holds_its_own_budgets() -> None:
+    # 64 images, all right and at one table of 62.5 % computation, and budgets from 40 to 160 %.
+    backbone = SmoothPlantedBackbone()
+    grid = torch.zeros(64, 3, 4, 4, dtype=torch.uint8)
+    records = evaluate_table(
+        backbone, ImageSet(grid, torch.zeros(64, dtype=torch.int64)), (1, 2), name="table"
+    )
+    budgets = BudgetRange(lowest=40.0, highest=160.0)
+    rewards = rewards_within(records, backbone.costs, budget=1.0, budgets=budgets)
+    free = rewards_within(records, backbone.costs, budget=1e9)
+    charged = (free - rewards) / OVERSHOOT * 100  # percent above the budget
+    positions = even_positions(64)
+    for stretch in range(8):
+        inside = (positions * 8).long() == stretch
+        allowed = [40.0 * 4.0**p for p in positions[inside].double().tolist()]
+        over = max(0.0, 62.5 - sum(allowed) / len(allowed))
+        torch.testing.assert_close(
+            charged[inside], torch.full((int(inside.sum()),), over, dtype=torch.float64)
+        )
+    assert float(charged.max()) > 15 > float(charged.min()) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("bits", "budget", "expected"),
+    [
+        ((0, 2, 4, 32), 2.0, (0.0039, 0.0312)),  # 2 bit everywhere is (2 / 32)²
+        ((2, 4, 32), 2.0, (0.0039, 0.0312)),
+        ((0, 8, 32), 10.0, (0.0625, 0.5)),
+        ((0, 2, 4, 32), 9.0, (0.0039, 0.09)),  # as far as its own budget
+    ],
+)
+def test_the_usual_budgets_begin_at_the_lowest_bits(bits, budget, expected) -> None:
+    costs = CostTable(options=BitOptions(bits), layer_macs=(300, 100))
+    plan = make_plan(all_budgets=True, budget=budget)
+    found = budgets_of(plan, costs, gate_macs=0.0)
+    assert found is not None
+    assert (found.lowest / 100, found.highest / 100) == pytest.approx(expected, rel=0.01)
+    # What a gate costs is added to both ends, and left out of what the layers may spend.
+    with_gate = budgets_of(plan, costs, gate_macs=4.0)
+    assert with_gate is not None
+    assert with_gate.lowest == pytest.approx(found.lowest + 1.0)
+    spend = targets(plan, costs, gate_macs=4.0)(torch.tensor([0.0], dtype=torch.float64))
+    assert float(spend) == pytest.approx(found.lowest / 100)
+
+
+def test_one_budget_has_one_target_and_no_range() -> None:
+    costs = CostTable(options=BitOptions((0, 2, 32)), layer_macs=(300, 100))
+    plan = make_plan(all_budgets=False, budget=3.0)
+    assert budgets_of(plan, costs, gate_macs=0.0) is None
+    spend = targets(plan, costs, gate_macs=4.0)(torch.tensor([0.1, 0.9], dtype=torch.float64))
+    assert spend.tolist() == pytest.approx([0.02, 0.02])
+
+
+def test_budgets_below_the_cheapest_choices_are_refused() -> None:
+    costs = CostTable(options=BitOptions((2, 32)), layer_macs=(300, 100))
+    budgets = BudgetRange(lowest=0.1, highest=3.0)
+    plan = make_plan(all_budgets=True, budget=1.0, budgets=budgets)
+    with pytest.raises(ConfigError, match=r"budget 0.1 % is not enough"):
+        targets(plan, costs, gate_macs=0.0)
