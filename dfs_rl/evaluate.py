@@ -42,7 +42,7 @@ class EvaluateConfig:
     """What to evaluate.
 
     Attributes:
-        run: Folder of a train_agent run, or of a train_backbone run for its uniform options alone.
+        run: Folder of a run that trained a gate, or of a train_backbone run for its uniform options alone.
         split: Split to report on; test is for one look at the end.
         budget: Turn a gate for all budgets to what images may cost on average, in percent.
         dataset: Where the run's data set is now, if it moved; it must hold the same images.
