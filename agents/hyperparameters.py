@@ -212,6 +212,10 @@ class A2CConfig(PolicyGradientConfig):
     label = "A2C"
 
 
+_MOST_MEGABYTES = 16_384.0
+"""A checkpoint holds as much."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class QLearningConfig(AlgorithmConfig):
     """What the algorithms that learn the worth of each option from remembered decisions have in common.
@@ -248,6 +252,10 @@ class QLearningConfig(AlgorithmConfig):
             ),
             shares=("exploration", "final_exploration"),
         )
+        if self.replay_megabytes > _MOST_MEGABYTES:
+            raise ConfigError(
+                f"replay_megabytes is {self.replay_megabytes:g}; it must be at most {_MOST_MEGABYTES:g}."
+            )
 
     def check_update(self, update: UpdateSize) -> None:
         """See ``AlgorithmConfig``."""

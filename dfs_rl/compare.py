@@ -1,4 +1,4 @@
-"""``python -m dfs_rl.compare``: train every kind of gate, or take finished ones, put them side by side and say which one to ship."""
+"""``python -m dfs_rl.compare``: train kinds of gates, or take finished ones, put them side by side and say which one to ship."""
 
 import math
 import shlex
@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Literal
 
 import tyro
 
+from dfs_rl.backbone_choice import preview_backbone
 from dfs_rl.cli import Invocation, run_command
-from dfs_rl.config import config_to_dict, read_yaml
+from dfs_rl.config import config_to_dict, dump_yaml, flat_settings, read_yaml
 from dfs_rl.contest import COMMANDS, GateName, Terms, given_settings, hold, plan_jobs
 from dfs_rl.errors import CheckpointError, ConfigError, DataError
 from dfs_rl.evaluation.curves import COMPUTATIONS
 from dfs_rl.evaluation.limits import SearchLimits
 from dfs_rl.files import exclusive, write_bytes_atomic
-from dfs_rl.gate_runs import TRAINING
+from dfs_rl.gate_runs import TRAINING, choice_of
 from dfs_rl.messages import say
 from dfs_rl.runs import RunFolder, read_json, write_json
 
@@ -25,11 +26,14 @@ if TYPE_CHECKING:
     from dfs_rl.data import Dataset
     from dfs_rl.evaluation.comparison_records import ComparisonOfRuns, EvaluatedRun
     from dfs_rl.evaluation.memory import Memory
+    from dfs_rl.gating.dial import Dial
     from dfs_rl.reporting.html_report import GateSection
 
 KIND = "compare"
 PROG = "python -m dfs_rl.compare"
 GATES_FOLDER = "gates"
+_GIVEN = "{}.yaml"
+"""Where a comparison keeps the further settings of a command's gates."""
 _SHOWN = {"options": "Bits at each layer", "images": "Cheapest and dearest images"}
 
 
@@ -76,10 +80,12 @@ class CompareConfig:
             raise ConfigError(
                 "no run is given; name the folders of runs to compare, or with --dataset what to train gates on."
             )
-        if self.runs and self.backbone is not None:
-            raise ConfigError(
-                f"backbone is {self.backbone}, but finished runs have theirs; leave out one or the other."
-            )
+        for name in ("backbone", "gates", "seeds", "timesteps", "agent", "gumbel"):
+            if self.runs and getattr(self, name) != getattr(type(self), name, None):
+                raise ConfigError(
+                    f"{name} is {getattr(self, name)}, which is for gates that are trained, but {self.runs[0]} is a finished run; leave "
+                    "out one or the other."
+                )
         if not self.gates:
             raise ConfigError("gates is empty; name at least one.")
         _check_once("runs", [run.resolve() for run in self.runs])
@@ -107,12 +113,10 @@ def _opened(path: Path) -> RunFolder:
     return folder
 
 
-def _trained(
-    config: CompareConfig, folder: RunFolder, dataset: "Dataset", argv: tuple[str, ...]
-) -> tuple[list[RunFolder], dict[str, str]]:
-    """Train the gates of a contest, or go on with them; returns their folders, and those that failed with their reasons."""
+def _terms(config: CompareConfig, given: Mapping[str, Mapping[str, object]]) -> Terms:
+    """Return what all gates of a contest have in common."""
     assert config.dataset is not None
-    terms = Terms(
+    return Terms(
         dataset=config.dataset,
         backbone=config.backbone,
         budgets=config.budgets or COMPUTATIONS,
@@ -120,16 +124,37 @@ def _trained(
         timesteps=config.timesteps,
         device=config.device,
         threads=config.threads,
-        given=_given(config),
+        given=given,
     )
-    jobs = plan_jobs(config.gates, terms, folder.path / GATES_FOLDER)
-    failed = hold(jobs, dataset, argv=argv)
-    return [RunFolder.open(job.config.run_dir) for job in jobs if job.name not in failed], failed
 
 
-def _given(config: CompareConfig) -> dict[str, Mapping[str, object]]:
+def _begin(config: CompareConfig, dataset: "Dataset", command: tuple[str, ...]) -> RunFolder:
+    """Make the folder of a contest, unless its settings will not do; further settings of the gates are kept in it."""
     files = {"train_agent": config.agent, "train_gumbel": config.gumbel}
-    return {kind: given_settings(path, COMMANDS[kind]) for kind, path in files.items()}
+    given = {kind: given_settings(path, COMMANDS[kind]) for kind, path in files.items()}
+    (job, *_) = plan_jobs(config.gates, _terms(config, given), Path(GATES_FOLDER))
+    preview_backbone(choice_of(job.config, config.device), dataset)
+    folder = RunFolder.create(
+        config.run_dir, kind=KIND, name="compare", config=config, command=command
+    )
+    for kind, path in files.items():
+        if path is not None:
+            text = dump_yaml(read_yaml(path))
+            write_bytes_atomic(folder.path / _GIVEN.format(kind), text.encode())
+    return folder
+
+
+def _trained(
+    config: CompareConfig, folder: RunFolder, dataset: "Dataset"
+) -> tuple[list[RunFolder], dict[str, str]]:
+    """Train the gates of a contest, or go on with them; returns their folders, and those that failed with their reasons."""
+    given = {}
+    for kind, command in COMMANDS.items():
+        kept = folder.path / _GIVEN.format(kind)
+        given[kind] = given_settings(kept if kept.is_file() else None, command)
+    jobs = plan_jobs(config.gates, _terms(config, given), folder.path / GATES_FOLDER)
+    failed = hold(jobs, dataset)
+    return [RunFolder.open(job.config.run_dir) for job in jobs if job.name not in failed], failed
 
 
 def _evaluated(
@@ -144,29 +169,28 @@ def _evaluated(
     from dfs_rl.gating.storage import load_gate
 
     say(f"{folder.path} ...")
-    found, failed = [], {}
+    found: list[EvaluatedRun] = []
     if not (folder.path / TRAINING).is_file():
         again = f"{COMMANDS[folder.kind].prog} --resume {folder.path}"
-        return [], {str(folder.path): f"its training is not finished; go on with {again}."}
-    try:
-        turns = load_gate(folder.path / GATE_FOLDER).dial is not None
-    except CheckpointError as error:
-        return [], {str(folder.path): str(error)}
+        return found, {str(folder.path): f"its training is not finished; go on with {again}."}
     wanted = config.budgets or (() if config.runs else COMPUTATIONS)
-    for budget in wanted if turns and wanted else (None,):
-        name = str(folder.path) if budget is None else f"{folder.path} at {budget:g} %"
-        try:
-            found.append(_evaluated_at(folder, dataset, budget, config, memory))
-        except (CheckpointError, ConfigError) as error:  # must not lose the others
-            failed[name] = str(error)
-            say(f"  failed: {error}")
-    return found, failed
+    try:
+        dial = load_gate(folder.path / GATE_FOLDER).dial
+        found += [
+            _evaluated_at(folder, dataset, budget, dial, config, memory)
+            for budget in (wanted if dial is not None and wanted else (None,))
+        ]
+    except CheckpointError as error:  # one gate that cannot be read must not lose the others
+        say(f"  failed: {error}")
+        return [], {str(folder.path): str(error)}
+    return found, {}
 
 
 def _evaluated_at(
     folder: RunFolder,
     dataset: "Dataset | str | None",
     budget: float | None,
+    dial: "Dial | None",
     config: CompareConfig,
     memory: "Memory",
 ) -> "EvaluatedRun":
@@ -174,31 +198,36 @@ def _evaluated_at(
     from dfs_rl.evaluation.comparison_records import EvaluatedRun
     from dfs_rl.evaluation.outcomes import load_outcomes
 
-    if budget is not None:
+    turned = budget
+    if budget is not None and dial is not None:
         say(f"  at {budget:g} %")
+        # A gate that cannot go as low is told of where it is; rounded up, so that the figure says the same when it is typed.
+        turned = max(budget, math.ceil(1e4 * dial.reach[0]) / 1e4)
     with exclusive(folder.path):
         evaluation = evaluate_run(
             folder,
             dataset=dataset,
             split=config.split,
-            budget=budget,
+            budget=turned,
             device=config.device,
             search=config.search,
             progress=lambda text: say(f"  {text}"),
             memory=memory,
         )
-    settings = _flat(read_yaml(folder.config_path))
+    settings = flat_settings(read_yaml(folder.config_path))
     if budget is not None:
         settings |= {"budget": budget, "cost_weight": None}
-    command = folder.record().get("command")
+    recorded = folder.record().get("command")
+    command = [str(word) for word in recorded] if isinstance(recorded, list) else []
     training = read_json(folder.path / TRAINING)
     assert isinstance(training, dict)
     return EvaluatedRun(
         path=str(folder.path),
         settings=settings,
-        command=[str(word) for word in command] if isinstance(command, list) else [],
+        command=shlex.join(command),
+        evaluation=_evaluation_command(folder, turned),
         backbone=_backbone_digest(folder),
-        pictures=picture_prefix(config.split, budget),
+        pictures=picture_prefix(config.split, turned),
         images_seen=sum(training["images_seen"].values()),
         seconds=training.get("seconds"),
         summary=evaluation.summary,
@@ -206,15 +235,10 @@ def _evaluated_at(
     )
 
 
-def _flat(settings: Mapping[str, object], prefix: str = "") -> dict[str, object]:
-    """Return nested settings by their dotted names."""
-    flat: dict[str, object] = {}
-    for name, value in settings.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[f"{prefix}{name}"] = value
-    return flat
+def _evaluation_command(folder: RunFolder, budget: float | None) -> str:
+    """Return the command that shows a run's figures."""
+    words = ["python", "-m", "dfs_rl.evaluate", str(folder.path)]
+    return shlex.join([*words, *([] if budget is None else ["--budget", f"{budget:g}"])])
 
 
 def _backbone_digest(folder: RunFolder) -> str:
@@ -234,7 +258,9 @@ def _sections(
     from dfs_rl.reporting.html_report import GateSection
 
     prefixes = {(run.path, run.settings.get("budget")): run.pictures for run in runs}
-    commands = {run.path: shlex.join(run.command) for run in runs}
+    commands = {
+        (run.path, run.settings.get("budget")): (run.command, run.evaluation) for run in runs
+    }
     sections = []
     for point in comparison.points:
         if point.kind != GATE:
@@ -246,7 +272,7 @@ def _sections(
             GateSection(
                 label=point.label,
                 pictures={w: file.read_bytes() for w, file in files.items() if file.is_file()},
-                commands=list(dict.fromkeys(commands[path] for path in point.runs)),
+                commands=[line for path in point.runs for line in commands[path, point.budget]],
                 settings=folder.config_path.read_text(encoding="utf-8"),
             )
         )
@@ -293,6 +319,8 @@ def _write(
     page = html_report(comparison, pictures, _sections(comparison, runs))
     write_bytes_atomic(folder.path / "frontier.png", pictures.frontier)
     write_bytes_atomic(folder.path / "spending.png", pictures.spending)
+    for stale in folder.path.glob("options-*.png"):
+        stale.unlink()
     for number, png in enumerate(pictures.mixes.values(), start=1):
         write_bytes_atomic(folder.path / f"options-{number}.png", png)
     write_bytes_atomic(folder.path / "points.csv", comparison_csv(comparison).encode())
@@ -314,23 +342,20 @@ def _run(invocation: Invocation[CompareConfig]) -> None:
     resolve_device(config.device)
     folder = invocation.resume
 
-    def created() -> RunFolder:
-        return RunFolder.create(
-            config.run_dir, kind=KIND, name="compare", config=config, command=invocation.command
-        )
-
     if config.runs:
         comparison, runs = _compared(
             [_opened(path) for path in config.runs], {}, config.dataset, config
         )
-        _write(folder or created(), comparison, runs)
+        folder = folder or RunFolder.create(
+            config.run_dir, kind=KIND, name="compare", config=config, command=invocation.command
+        )
+        _write(folder, comparison, runs)
         return
     assert config.dataset is not None
     dataset = load_dataset(config.dataset)
-    _given(config)  # refuses bad files before there is a folder
-    folder = folder or created()
+    folder = folder or _begin(config, dataset, invocation.command)
     try:
-        folders, failed = _trained(config, folder, dataset, invocation.command)
+        folders, failed = _trained(config, folder, dataset)
         comparison, runs = _compared(folders, failed, dataset, config)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
@@ -345,8 +370,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         _run,
         CompareConfig,
         prog=PROG,
-        description="Train every kind of gate, or take finished ones, put them side by side with what could be shipped instead, and say "
-        "which one to ship.",
+        description="Train several kinds of gates, or take finished ones, put them side by side with what could be shipped instead, and "
+        "say which one to ship.",
         kind=KIND,
         argv=argv,
     )

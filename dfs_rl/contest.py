@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from agents.hyperparameters import AlgorithmName, GateKind, Method, StaticMethod
 from dfs_rl import train_agent, train_gumbel, train_static
-from dfs_rl.config import fields_from_dict, load_config, read_yaml
+from dfs_rl.config import config_to_dict, fields_from_dict, flat_settings, load_config, read_yaml
 from dfs_rl.errors import ConfigError, DfsRlError
 from dfs_rl.files import exclusive
 from dfs_rl.gate_runs import GateCommand, create_run, train_run
@@ -52,6 +52,10 @@ _OURS = (
     "budgets",
     "hard_budget",
     "fixed_budget",
+    "cost_weight",
+    "algo",
+    "method",
+    "gate",
 )
 """Settings that a comparison gives to all gates alike, so that none has an advantage."""
 
@@ -65,12 +69,14 @@ class Entrant:
         settings: What makes it this kind.
         budget: The setting that a budget goes to; ``None`` for a gate of which one training serves all budgets.
         timesteps: Whether the length of its training is given in timesteps; its command has one of its own otherwise.
+        draws: Whether another seed gives another gate.
     """
 
     command: GateCommand[Any]
     settings: Mapping[str, object]
     budget: Literal["budget", "hard_budget"] | None
     timesteps: bool = True
+    draws: bool = True
 
 
 def _agent(algorithm: AlgorithmName) -> Entrant:
@@ -92,6 +98,7 @@ def _static(method: StaticMethod) -> Entrant:
         settings={"method": method},
         budget="budget",
         timesteps=False,
+        draws=method != "greedy",
     )
 
 
@@ -171,6 +178,10 @@ def given_settings(path: Path | None, command: GateCommand[Any]) -> Mapping[str,
         raise ConfigError(
             f"{path} sets {taken[0]}, which a comparison sets for all gates alike; leave it out there."
         )
+    try:
+        command.config_type(**given)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
     return given
 
 
@@ -189,6 +200,8 @@ def plan_jobs(names: Sequence[GateName], terms: Terms, folder: Path) -> list[Job
     for seed in range(terms.seeds):
         for name in names:
             entrant = ENTRANTS[name]
+            if seed > 0 and not entrant.draws:
+                continue
             shared = {
                 "dataset": terms.dataset,
                 "backbone": terms.backbone,
@@ -219,7 +232,24 @@ def _budget_settings(entrant: Entrant, terms: Terms) -> list[tuple[str, dict[str
     return [("", settings)]
 
 
-def hold(jobs: Sequence[Job], dataset: "Dataset", *, argv: tuple[str, ...]) -> dict[str, str]:
+def command_line(command: GateCommand[Any], config: object) -> tuple[str, ...]:
+    """Return the command line that stands for a configuration, but for the run's folder: what differs from the defaults."""
+    values = flat_settings(config_to_dict(config))
+    usual = flat_settings(config_to_dict(command.config_type()))
+    words = command.prog.split()
+    for name, value in values.items():
+        if value == usual.get(name) or value is None or name == "run_dir":
+            continue
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            several = value if isinstance(value, list | tuple) else [value]
+            words += [f"--{flag}", *(str(one) for one in several)]
+    return tuple(words)
+
+
+def hold(jobs: Sequence[Job], dataset: "Dataset") -> dict[str, str]:
     """Run every training that is not finished.
 
     A gate that fails does not stop the others.
@@ -227,7 +257,6 @@ def hold(jobs: Sequence[Job], dataset: "Dataset", *, argv: tuple[str, ...]) -> d
     Args:
         jobs: What to train.
         dataset: Their data set.
-        argv: The comparison's command line, for the runs' records.
 
     Returns:
         The names of those that failed, each with its reason.
@@ -242,7 +271,7 @@ def hold(jobs: Sequence[Job], dataset: "Dataset", *, argv: tuple[str, ...]) -> d
         say(f"[{number} of {len(jobs)}] {job.name}")
         try:
             device = str(resolve_device(job.config.device))
-            run = _folder_of(job, dataset, device=device, argv=argv)
+            run = _folder_of(job, dataset, device=device)
             with exclusive(run.path):
                 train_run(job.command, job.config, dataset, run, device=device)
         except (DfsRlError, RuntimeError, MemoryError) as error:
@@ -251,7 +280,7 @@ def hold(jobs: Sequence[Job], dataset: "Dataset", *, argv: tuple[str, ...]) -> d
     return failed
 
 
-def _folder_of(job: Job, dataset: "Dataset", *, device: str, argv: tuple[str, ...]) -> RunFolder:
+def _folder_of(job: Job, dataset: "Dataset", *, device: str) -> RunFolder:
     """Make a job's folder, or open the one that an earlier session made.
 
     Raises:
@@ -259,11 +288,12 @@ def _folder_of(job: Job, dataset: "Dataset", *, device: str, argv: tuple[str, ..
     """
     path = job.config.run_dir
     if not (path / RECORD).is_file():
+        argv = command_line(job.command, job.config)
         return create_run(job.command, job.config, dataset, device=device, argv=argv)
     run = RunFolder.open(path, job.command.kind)
     before = load_config(run.config_path, job.command.config_type)
-    # Where the data is may have changed; which images they are is checked elsewhere.
-    if replace(before, dataset=job.config.dataset) != job.config:
+    # Where runs and data are may have changed; which images they are is checked elsewhere.
+    if replace(before, dataset=job.config.dataset, run_dir=path) != job.config:
         raise ConfigError(
             f"{path} was trained with other settings than this comparison asks for; choose another folder."
         )

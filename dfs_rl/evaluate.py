@@ -6,6 +6,7 @@ is printed. ``--split val`` writes ``summary-val.json``; a backbone's run gets `
 """
 
 import hashlib
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -69,6 +70,8 @@ class EvaluateConfig:
             value = getattr(self, name)
             if value < 1:
                 raise ConfigError(f"{name} is {value}; allowed is 1 or more.")
+        if self.budget is not None and not 0 < self.budget < math.inf:
+            raise ConfigError(f"budget is {self.budget:g} %; it must be positive and finite.")
 
 
 class Evaluation(NamedTuple):

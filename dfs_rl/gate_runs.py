@@ -70,9 +70,7 @@ def check_settings(config: GateSettings, *counts: str) -> None:
     for name in ("budget", "hard_budget"):
         budget = getattr(config, name, None)
         if budget is not None and not 0 < budget < math.inf:
-            raise ConfigError(
-                f"{name} is {budget:g} %; it must be positive and finite, or left out where it may be."
-            )
+            raise ConfigError(f"{name} is {budget:g} %; it must be positive and finite.")
 
 
 def choice_of(config: GateSettings, device: str) -> BackboneChoice:

@@ -52,6 +52,8 @@ if TYPE_CHECKING:
 
 _INITIAL = "initial"
 """Where a run keeps the gate that it went on from, under the name that gates have in runs."""
+_COST_WEIGHTS = (0.1, 30.0)
+"""From where 8 bit pay to where 2 bit do."""
 COST_WEIGHT = 10.0
 """Where nothing else is asked for: on the digits it comes to about 0.8 %."""
 
@@ -80,7 +82,7 @@ class TrainAgentConfig:
     """Settings of ``train_agent``.
 
     Attributes:
-        algo: Learning algorithm. maskable_ppo never spends more than --budget on an image, not even while it learns; the others
+        algo: Learning algorithm. maskable_ppo never spends more than --hard-budget on an image, not even while it learns; the others
             pay for what is above it, and are held to it once the gate is deployed.
         dataset: "digits"; a folder with train/test parquet files or with class/name.jpg; or a hub id such as uoft-cs/cifar10.
         backbone: Run of train_backbone, or a backbone's folder. Without it the digits use the one that ships; for other data one
@@ -126,7 +128,7 @@ class TrainAgentConfig:
     backbone: Path | None = None
     budget: float | None = None
     cost_weight: float | None = None
-    cost_weights: tuple[float, float] = (0.1, 30.0)
+    cost_weights: tuple[float, float] = _COST_WEIGHTS
     fixed_budget: bool = False
     hard_budget: float | None = None
     timesteps: int = 1_200_000
@@ -168,6 +170,11 @@ class TrainAgentConfig:
         if self.budget is not None and self.fixed_budget:
             raise ConfigError(
                 f"budget is {self.budget:g}, but with --fixed-budget the gate learns for one price of computation; give --cost-weight."
+            )
+        if self.fixed_budget and self.cost_weights != _COST_WEIGHTS:
+            lowest, highest = self.cost_weights
+            raise ConfigError(
+                f"cost_weights is {lowest:g} to {highest:g}, but with --fixed-budget the gate learns for one price; give --cost-weight."
             )
         if self.init_gate is not None and not isinstance(self.algorithm, OnPolicyConfig):
             raise ConfigError(
@@ -299,9 +306,10 @@ def _prepare(config: TrainAgentConfig, dataset: "Dataset", device: str) -> str:
     if config.init_gate is not None and initial is not None:
         check_start(initial, gate, str(config.init_gate))
         check_backbone_of(config.init_gate, dataset, choice)
-    for budget in (config.budget, config.hard_budget):
+    for name in ("budget", "hard_budget"):
+        budget = getattr(config, name)
         if budget is not None:
-            gated_budget(backbone.costs, budget, gate_macs=gate.macs)
+            gated_budget(backbone.costs, budget, gate_macs=gate.macs, name=name)
     return f"{config.algo}-{dataset.name}"
 
 

@@ -1,5 +1,6 @@
 """``python -m dfs_rl.train_gumbel``: learn by supervision which bits each layer of a backbone should spend on each image."""
 
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -78,8 +79,18 @@ class TrainGumbelConfig:
 
     def __post_init__(self) -> None:
         check_settings(self)
-        if self.budgets is not None and not self.budgets[0] <= self.budget <= self.budgets[1]:
-            lowest, highest = self.budgets
+        if self.budgets is None:
+            return
+        lowest, highest = self.budgets
+        if self.fixed_budget or self.method == "dfs":
+            raise ConfigError(
+                f"budgets is {lowest:g} to {highest:g} %, but this gate learns one budget alone; give --budget, or leave out what fixes it."
+            )
+        if not 0 < lowest < highest < math.inf:
+            raise ConfigError(
+                f"budgets is {lowest:g} to {highest:g} %; they must be positive and finite, the lower one first."
+            )
+        if not lowest <= self.budget <= highest:
             raise ConfigError(
                 f"budget is {self.budget:g} %, which is not among the budgets that the gate learns, {lowest:g} % to {highest:g} %."
             )

@@ -1,5 +1,6 @@
 """What an environment is about: a frozen backbone, images, a reward and perhaps a budget."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -99,16 +100,23 @@ def make_task(
     """
     frozen = _resolve_backbone(backbone, torch.device(device))
     images, class_names = _resolve_images(dataset, split, frozen.n_classes)
+    prices = None if cost_weights is None else _price_range(cost_weights)
     return Task(
         backbone=frozen,
         images=images.to(device),
         weights=RewardWeights() if weights is None else weights,
         budget=budget,
         class_names=class_names,
-        prices=None
-        if cost_weights is None
-        else PriceRange(lowest=cost_weights[0], highest=cost_weights[1]),
+        prices=prices,
     )
+
+
+def _price_range(cost_weights: object) -> PriceRange:
+    if not isinstance(cost_weights, Sequence) or len(cost_weights) != 2:  # noqa: PLR2004 - two ends
+        raise ConfigError(
+            f"cost_weights is {cost_weights!r}; allowed is a pair, the lowest and the highest."
+        )
+    return PriceRange(lowest=float(cost_weights[0]), highest=float(cost_weights[1]))
 
 
 def _resolve_backbone(backbone: object, device: torch.device) -> WalkableBackbone:

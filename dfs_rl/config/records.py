@@ -97,6 +97,17 @@ def config_to_dict(config: object) -> dict[str, Any]:
     return plain
 
 
+def flat_settings(settings: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+    """Return nested settings by their dotted names."""
+    flat: dict[str, object] = {}
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            flat |= flat_settings(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
 def save_config(config: object, path: Path) -> None:
     """Write a dataclass as YAML that ``load_config`` reads back to an equal one, atomically."""
     write_bytes_atomic(path, dump_yaml(config_to_dict(config)).encode())

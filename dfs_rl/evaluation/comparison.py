@@ -13,6 +13,7 @@ from dfs_rl.errors import DataError
 from dfs_rl.evaluation.comparison_records import (
     GATE,
     ComparisonOfRuns,
+    Curve,
     CurvePair,
     EvaluatedRun,
     Pair,
@@ -21,7 +22,7 @@ from dfs_rl.evaluation.comparison_records import (
     TrainingCost,
     spread,
 )
-from dfs_rl.evaluation.curves import CurvePoint
+from dfs_rl.evaluation.curves import WORST_COMPUTATION, CurvePoint
 from dfs_rl.evaluation.metrics import paired_difference
 from dfs_rl.evaluation.outcomes import Outcome
 from dfs_rl.evaluation.spending import SKIP_ALL, difficulty_of, spending_of
@@ -32,8 +33,6 @@ RIVALS = ("static_table", "cascade", "mode_table", "random", "patterns")
 """The rivals that every gate has at its own cost."""
 _KNOBS = ("budget", "hard_budget", "cost_weight")
 """The settings that move a gate along its curve."""
-WORST_COMPUTATION = 10.0
-"""Percent; where areas end: every low bit width lies left of it."""
 _BEFORE = "_before"
 _ALTERNATIVES = ("static_table", "cascade")
 """The rivals that one could ship instead of a gate."""
@@ -97,6 +96,7 @@ def compare_runs(
     frontier = _frontier([*points, *running])
     about = runs[0].summary
     traced = list(_traced(runs, running[0]))
+    curves = tuple(method.curve() for method in traced)
     curve_differences = tuple(curve_pairs(traced))
     difficulty = difficulty_of(runs[0])
     pairs = tuple(_pairs(named, gates))
@@ -108,14 +108,14 @@ def compare_runs(
         points=tuple(points),
         references=tuple(references),
         pairs=pairs,
-        curves=tuple(method.curve() for method in traced),
+        curves=curves,
         curve_pairs=curve_differences,
         trainings=tuple(_trainings(runs)),
         difficulty=difficulty.classes,
         difficulty_shares=difficulty.shares,
         spending=tuple(spending_of(gates, named, difficulty)),
         frontier=tuple(point.label for point in frontier),
-        verdict=tuple(_verdict(gates, frontier, pairs, curve_differences)),
+        verdict=tuple(_verdict(gates, frontier, pairs, curves, curve_differences)),
         failed=dict(failed or {}),
     )
 
@@ -247,7 +247,7 @@ def _point(
 
 
 def _rival_point(key: str, group: Sequence[EvaluatedRun]) -> Point:
-    """A rival at the cost of one gate, over that gate's seeds."""
+    """A rival at the cost of one gate: that of its first seed, for another seed's is another table, and one ships one of them."""
     method = group[0].summary.method(key)
     assert method is not None, "a summary and its outcomes cover the same methods"
     name = key.removesuffix(_BEFORE)
@@ -255,7 +255,7 @@ def _rival_point(key: str, group: Sequence[EvaluatedRun]) -> Point:
     label = method.label if base is None else base.label
     if _is_cotrained(group[0]) and not key.endswith(_BEFORE):
         label += " on the co-trained backbone"
-    point = _point(method.label, key, group, patterns=None, gains={})
+    point = _point(method.label, key, group[:1], patterns=None, gains={})
     return replace(point, kind=name, label=f"{label} at {point.computation.mean:.3g} %")
 
 
@@ -313,12 +313,14 @@ def _traced(runs: Sequence[EvaluatedRun], cheapest: Point) -> Iterator[Traced]:
         }
         if not whole:
             continue
+        lacking = len(seeds) - len(whole)
         for key in (GATE, *_ALTERNATIVES):
             method = family[0].summary.method(key)
             assert method is not None, "every run has its rivals"
             is_gate = key == GATE
             yield Traced(
                 label=label if is_gate else f"{method.label}s at the costs of {label}",
+                lacking=lacking,
                 gate=label,
                 seeds=tuple(whole),
                 outcomes=[[_outcome(run, key) for run in group] for group in whole.values()],
@@ -367,9 +369,14 @@ def _verdict(
     gates: Sequence[Point],
     frontier: Sequence[Point],
     pairs: Sequence[Pair],
+    curves: Sequence[Curve],
     curve_differences: Sequence[CurvePair],
 ) -> Iterator[str]:
     """Say what to ship at which cost, and what the gates are worth."""
+    over = [p for p in gates if _misses(p)]
+    if over:
+        missed = "; ".join(f"{p.label} ({p.computation.mean:.3g} %)" for p in over)
+        yield f"More than 5 % above the budget that was asked for: {missed}."
     listed = "; ".join(
         f"from {p.computation.mean:.3g} % computation on, {p.label} ({p.accuracy.mean:.2f} %)"
         for p in frontier
@@ -385,6 +392,12 @@ def _verdict(
         if pair.low > 0 or pair.high < 0:
             better, worse = (pair.first, pair.second) if pair.low > 0 else (pair.second, pair.first)
             yield f"At about the same cost {better} is {abs(pair.difference):.2f} points above {worse}, beyond chance over images."
+    for curve in curves:
+        if curve.lacking and curve.histograms:
+            yield (
+                f"{curve.lacking} of {curve.lacking + curve.seeds} seeds of {curve.label} lack a budget that others have, and have no part "
+                "in its curve."
+            )
     for differs in curve_differences:
         low, high = differs.interval.low, differs.interval.high
         if low <= 0 <= high:
@@ -406,6 +419,11 @@ def _verdict(
             f"Over all budgets the area of {better} is {abs(differs.difference):.2f} above that of {worse}, beyond chance over "
             f"images, {also}."
         )
+
+
+def _misses(gate: Point) -> bool:
+    """Whether a gate spends more than it was asked to, but for chance."""
+    return gate.budget is not None and gate.computation.mean > (1 + SAME_COST) * gate.budget
 
 
 def exceeds_seeds(gain: Spread) -> bool:

@@ -19,6 +19,7 @@ class EvaluatedRun:
         path: Its folder, as the user named it.
         settings: Its configuration, flat, by dotted name.
         command: The command line that made it.
+        evaluation: The one that shows these figures.
         backbone: Digest of the backbone's weights, before co-training if there was any.
         pictures: What the names of its evaluation's pictures begin with.
         images_seen: How many images it learned from, repeats counted.
@@ -29,7 +30,8 @@ class EvaluatedRun:
 
     path: str
     settings: Mapping[str, object]
-    command: Sequence[str]
+    command: str
+    evaluation: str
     backbone: str
     pictures: str
     images_seen: int
@@ -132,6 +134,7 @@ class Curve:
         label: What tables call it.
         points: How many budgets or prices.
         seeds: How many seeds have all of them; the others do not count.
+        lacking: How many others there are.
         hypervolume: Area that it dominates in each seed, percent of accuracy times decades of computation, above the cheapest
             uniform setting and left of 10 % computation.
         interval: Of the area's mean over seeds, over images.
@@ -145,6 +148,7 @@ class Curve:
     label: str
     points: int
     seeds: int
+    lacking: int
     hypervolume: Spread
     interval: Interval
     accuracy_at: Mapping[str, Spread]
@@ -244,3 +248,8 @@ class ComparisonOfRuns:
     frontier: tuple[str, ...]
     verdict: tuple[str, ...]
     failed: Mapping[str, str]
+
+    @property
+    def families(self) -> list[str]:
+        """Labels of the gates without budgets, in the order in which pictures colour them."""
+        return list(dict.fromkeys(point.family for point in self.points if point.kind == GATE))

@@ -11,6 +11,10 @@ COMPUTATIONS = (0.5, 0.75, 1.0, 1.5, 3.0)
 """Percent; where gates are compared where nothing else is asked for."""
 
 
+WORST_COMPUTATION = 10.0
+"""Percent; where areas end: every low bit width lies left of it."""
+
+
 class CurvePoint(NamedTuple):
     """One operating point.
 
@@ -65,12 +69,15 @@ def hypervolume(points: Sequence[CurvePoint], *, worst: CurvePoint) -> float:
 def accuracy_at(points: Sequence[CurvePoint], computation: float) -> float | None:
     """Return the accuracy of a method at a computation between those of its points, linear over the logarithm.
 
-    Points that a cheaper one beats do not count, for nobody would use them. None outside the points' range.
+    Points that a cheaper one beats do not count, for nobody would use them; up to the dearest of them the best one holds. None
+    outside the points' range.
     """
     steps = staircase(points)
     costs = [point.computation for point in steps]
-    if not steps or not costs[0] <= computation <= costs[-1]:
+    if not steps or not costs[0] <= computation <= max(point.computation for point in points):
         return None
+    if computation >= costs[-1]:
+        return steps[-1].accuracy
     after = bisect.bisect_left(costs, computation)
     if costs[after] == computation:
         return steps[after].accuracy

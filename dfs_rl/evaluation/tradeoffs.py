@@ -32,6 +32,7 @@ class Traced:
         outcomes: What it did, ``[seeds][points]``.
         histograms: How often each layer ran at each option, ``[seeds][points]`` of ``[layers, options]``; empty for no gate.
         worst: The corner that areas end at.
+        lacking: Seeds that have no part in it, because they lack a point.
     """
 
     label: str
@@ -40,6 +41,7 @@ class Traced:
     outcomes: Sequence[Sequence[Outcome]]
     histograms: Sequence[Sequence[Tensor]]
     worst: CurvePoint
+    lacking: int
 
     def curve(self) -> Curve:
         """Return its figures."""
@@ -58,6 +60,7 @@ class Traced:
             label=self.label,
             points=correct.shape[1],
             seeds=len(self.seeds),
+            lacking=self.lacking,
             hypervolume=spread(self.areas()),
             interval=interval(self.drawn_areas(drawn)),
             accuracy_at=dict(_read_off(means)),

@@ -46,7 +46,7 @@ class Dial:
         return min(self.computations), max(self.computations)
 
     def position_within(self, budget: float) -> float:
-        """Return the furthest position, from 0 on, up to which images cost no more than ``budget`` percent on average.
+        """Return the furthest position at which images cost no more than ``budget`` percent on average.
 
         Between the measured positions, the logarithm of the cost is taken to be linear.
 
@@ -56,19 +56,15 @@ class Dial:
         least, most = self.reach
         if not budget >= least:
             raise ConfigError(
-                f"budget {budget:g} % is less than this gate can be turned down to; its images cost {least:.4g} % to {most:.4g} % "
+                f"budget {budget:g} % is less than this gate can be turned down to; its images cost {least:.6g} % to {most:.6g} % "
                 "on average."
             )
-        measured = np.log(self.computations)
-        above = np.flatnonzero(measured > math.log(budget))
-        if not len(above):
+        last = max(i for i, cost in enumerate(self.computations) if cost <= budget)
+        steps = len(self.computations) - 1
+        if last == steps:
             return 1.0
-        steps = len(measured) - 1
-        if above[0] == 0:  # not monotone there: the first position that is cheap enough
-            return float(np.flatnonzero(measured <= math.log(budget))[0]) / steps
-        before, after = measured[above[0] - 1], measured[above[0]]
-        share = (math.log(budget) - before) / (after - before)
-        return float(above[0] - 1 + share) / steps
+        before, after = self.computations[last], self.computations[last + 1]
+        return (last + math.log(budget / before) / math.log(after / before)) / steps
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,13 +16,16 @@ _TOLERANCE = 1e-12
 """Sums of the same costs in another order must not decide whether a choice is within the budget."""
 
 
-def gated_budget(costs: CostTable, budget: float, *, gate_macs: float = 0.0) -> float:
+def gated_budget(
+    costs: CostTable, budget: float, *, gate_macs: float = 0.0, name: str = "budget"
+) -> float:
     """Turn a budget in percent into what the gated layers may spend, as a fraction.
 
     Args:
         costs: The cost table of the backbone.
         budget: Upper bound on computation in percent, fixed parts included.
         gate_macs: MACs per image of the gate, at full precision.
+        name: What the user knows the budget by.
 
     Returns:
         The fraction that is left for the gated layers.
@@ -37,8 +40,8 @@ def gated_budget(costs: CostTable, budget: float, *, gate_macs: float = 0.0) -> 
         share = 100.0 * gate_macs / costs.total_macs
         gate = f" and the gate's own {share:.3g} %" if gate_macs else ""
         raise ConfigError(
-            f"budget {budget:g} % is not enough for the cheapest choice of every layer, which with the fixed parts of the "
-            f"network{gate} comes to {least:.4g} %."
+            f"{name} {budget:g} % is not enough for the cheapest choice of every layer, which with the fixed parts of the "
+            f"network{gate} comes to {least:.6g} %."
         )
     return left
 

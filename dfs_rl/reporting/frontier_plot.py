@@ -43,11 +43,8 @@ def frontier_plot(comparison: ComparisonOfRuns) -> "Figure":
         if rivals:
             lines.append(_curve(axes, rivals, colour, marker, name))
     labels = []
-    families: dict[str, list[Point]] = {}
-    for point in comparison.points:
-        if point.kind == GATE:
-            families.setdefault(point.family, []).append(point)
-    for i, (name, points) in enumerate(families.items()):
+    for i, name in enumerate(comparison.families):
+        points = [p for p in comparison.points if p.kind == GATE and p.family == name]
         colour = style.GATE_COLOURS[i % len(style.GATE_COLOURS)]
         marker = style.GATE_MARKERS[i % len(style.GATE_MARKERS)]
         for point in points:

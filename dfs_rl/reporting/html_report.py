@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from dfs_rl.evaluation.comparison_records import ComparisonOfRuns
+from dfs_rl.evaluation.curves import WORST_COMPUTATION
 from dfs_rl.reporting.comparison_pictures import ComparisonPictures
 from dfs_rl.reporting.comparison_text import (
     HEAD,
@@ -150,7 +151,8 @@ def _curves(comparison: ComparisonOfRuns) -> str:
     if not comparison.curves:
         return ""
     about = (
-        "The area that each dominates, accuracy over the logarithm of computation, above the cheapest uniform setting; "
+        "The area that each dominates, accuracy over the logarithm of computation, above the accuracy of the cheapest uniform setting "
+        f"and left of {WORST_COMPUTATION:g} % computation, both held fixed; what is dearer adds nothing. "
         "and the accuracy at fixed computations, interpolated. ± is the standard deviation over seeds, in brackets is where the mean "
         "would lie with other test images, in 95 of 100 cases."
     )

@@ -74,7 +74,8 @@ def _panel(
 ) -> None:
     from matplotlib.ticker import NullFormatter, NullLocator
 
-    low, high = float(computations.min()), float(computations.max())
+    spent = computations.tolist()
+    low, high = min(spent), max(spent)
     if low == high:  # a gate that its budget does not move: a band in place of a line
         low, high = 0.9 * low, 1.1 * high
         computations, shares = np.array([low, high]), shares[[0, 0]]
@@ -92,9 +93,11 @@ def _panel(
     axes.set_yticks([0, 50, 100])
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set_xticks([low, high], [f"{low:.2g}", f"{high:.2g}"])
+    ends = [low, high] if len(set(spent)) > 1 else [spent[0]]
+    axes.set_xticks(ends, [f"{end:.2g}" for end in ends])
     axes.tick_params(labelsize=style.SMALL_SIZE - 1)
     # Inwards, or the labels of neighbouring panels would meet.
-    axes.get_xticklabels()[0].set_horizontalalignment("left")
-    axes.get_xticklabels()[-1].set_horizontalalignment("right")
+    if len(ends) > 1:
+        axes.get_xticklabels()[0].set_horizontalalignment("left")
+        axes.get_xticklabels()[-1].set_horizontalalignment("right")
     axes.set_title(name, fontsize=style.SMALL_SIZE, loc="left", pad=3)

@@ -25,7 +25,7 @@ def spending_plot(comparison: ComparisonOfRuns) -> "Figure":
     style.tidy(axes)
     axes.grid(visible=True, axis="y", color=style.FAINT, linewidth=0.6)
     places = np.arange(len(comparison.difficulty))
-    families = list(dict.fromkeys(gate.family for gate in comparison.spending))
+    families = comparison.families
     named: set[str] = set()
     for gate in comparison.spending:
         i = families.index(gate.family)
@@ -44,7 +44,9 @@ def spending_plot(comparison: ComparisonOfRuns) -> "Figure":
     axes.axhline(1.0, color=style.MUTED, lw=0.8, ls=(0, (4, 3)))
     names = zip(comparison.difficulty, comparison.difficulty_shares, strict=True)
     axes.set_xticks(places, [f"{name}\n{100 * share:.1f} %" for name, share in names])
-    axes.set_xlabel("fewest uniform bits that are right, and share of the images")
+    axes.set_xlabel(
+        "fewest uniform bits that are right, and share of the images; nothing is said of fewer than 10"
+    )
     axes.set_ylabel("computation relative to the gate's mean")
     style.title(axes, "What gates spend on easy and on hard images")
     axes.legend(

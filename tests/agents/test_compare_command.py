@@ -94,7 +94,12 @@ def test_a_gate_that_cannot_be_read_does_not_lose_the_others(
     [
         ([], "runs"),
         (["{0}", "{0}"], "more than once; each counts once"),
-        (["{0}", "--backbone", "nowhere"], "finished runs have theirs"),
+        (
+            ["{0}", "--backbone", "nowhere"],
+            "backbone is nowhere, which is for gates that are trained",
+        ),
+        (["{0}", "--seeds", "5"], "seeds is 5, which is for gates that are trained"),
+        (["--dataset", "digits", "--backbone", "nowhere"], "nowhere"),
         (["--dataset", "digits", "--budgets", "1", "1"], "budgets has 1.0 more than once"),
         (["--dataset", "digits", "--budgets", "-1"], "budgets has -1 %; it must be positive"),
         (["--dataset", "digits", "--seeds", "0"], "seeds is 0; allowed is 1 or more"),

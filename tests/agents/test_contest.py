@@ -4,12 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from dfs_rl import compare
-from dfs_rl.config import config_from_dict, load_config
+from dfs_rl import compare, train_gumbel
+from dfs_rl.config import config_from_dict
 from dfs_rl.contest import COMMANDS, ENTRANTS, Terms, given_settings, plan_jobs
 from dfs_rl.errors import ConfigError
 from dfs_rl.evaluation.comparison_records import ComparisonOfRuns
-from dfs_rl.runs import read_json
+from dfs_rl.gating.storage import load_gate
+from dfs_rl.runs import RunFolder, read_json
 from dfs_rl.train_agent import TrainAgentConfig
 from dfs_rl.train_gumbel import TrainGumbelConfig
 from dfs_rl.train_static import TrainStaticConfig
@@ -96,6 +97,12 @@ def test_further_settings_reach_their_gates_but_not_what_all_have_in_common(tmp_
     file.write_text("seed: 3\n")
     with pytest.raises(ConfigError, match=r"agent.yaml sets seed, which a comparison sets"):
         given_settings(file, COMMANDS["train_agent"])
+    file.write_text("algo: a2c\n")
+    with pytest.raises(ConfigError, match=r"agent.yaml sets algo, which a comparison sets"):
+        given_settings(file, COMMANDS["train_agent"])
+    file.write_text("num_envs: 100\n")
+    with pytest.raises(ConfigError, match=r"agent.yaml: num_envs is 100"):
+        given_settings(file, COMMANDS["train_agent"])
     file.write_text("speed: 3\n")
     with pytest.raises(ConfigError, match="speed"):
         given_settings(file, COMMANDS["train_agent"])
@@ -139,20 +146,72 @@ def test_a_comparison_trains_reports_failures_and_goes_on_where_it_was(
     assert (folder / "report.html").is_file()
 
 
-def test_gates_of_another_contest_are_not_taken_for_its_own(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def small_contest(tmp_path: Path) -> Path:
     (tmp_path / "gumbel.yaml").write_text(GUMBEL)
     folder = tmp_path / "contest"
-    flags = ["--dataset", "digits", "--budgets", "90", "--seeds", "1", "--timesteps", "200"]
+    flags = ["--dataset", "digits", "--budgets", "0.5", "90", "--seeds", "1", "--timesteps", "200"]
     flags += ["--gates", "gumbel-ff", "--gumbel", str(tmp_path / "gumbel.yaml"), "--device", "cpu"]
-    flags += ["--search.tables", "4"]
-    assert compare.main([*flags, "--run-dir", str(folder)]) == 0
-    (tmp_path / "gumbel.yaml").write_text(f"{GUMBEL}  learning_rate: 0.02\n")
+    assert compare.main([*flags, "--search.tables", "4", "--run-dir", str(folder)]) == 0
+    return folder
+
+
+def test_a_contest_goes_on_wherever_it_is_and_whatever_became_of_its_files(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = small_contest(tmp_path)
+    first = capsys.readouterr().out
+    (tmp_path / "gumbel.yaml").unlink()
+    moved = folder.rename(tmp_path / "moved")
+    assert compare.main(["--resume", str(moved)]) == 0
+    assert figures(capsys.readouterr().out) == figures(first)
+
+
+def test_a_gate_that_cannot_go_as_low_is_told_of_where_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = small_contest(tmp_path)
+    shown = capsys.readouterr().out
+    assert "Failed" not in shown
+    assert "More than 5 % above the budget that was asked for: Gumbel FF, budget 0.5 (" in shown
+    path = folder / "comparison.json"
+    comparison = config_from_dict(read_json(path), ComparisonOfRuns, str(path))
+    low = next(p for p in comparison.points if p.kind == "gate" and p.budget == 0.5)
+    gate = load_gate(folder / "gates" / "gumbel-ff-seed0" / "gate")
+    assert gate.dial is not None
+    assert low.selection_computation == pytest.approx(gate.dial.reach[0], rel=0.01)
+
+
+def test_gates_of_other_settings_are_not_taken_for_its_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = small_contest(tmp_path)
+    config = folder / "gates" / "gumbel-ff-seed0" / "config.yaml"
+    config.write_text(config.read_text().replace("learning_rate: 0.01", "learning_rate: 0.02"))
     capsys.readouterr()
     assert compare.main(["--resume", str(folder)]) == 2
-    assert (
-        "was trained with other settings than this comparison asks for" in capsys.readouterr().err
-    )
-    config = load_config(folder / "gates" / "gumbel-ff-seed0" / "config.yaml", TrainGumbelConfig)
-    assert config.training.learning_rate == 0.01
+    assert "trained with other settings than this comparison asks for" in capsys.readouterr().err
+
+
+def test_each_gate_can_be_made_again_by_the_command_that_stands_in_its_record(
+    tmp_path: Path,
+) -> None:
+    folder = small_contest(tmp_path)
+    run = RunFolder.open(folder / "gates" / "gumbel-ff-seed0")
+    words = run.record()["command"]
+    assert words[:3] == ["python", "-m", "dfs_rl.train_gumbel"]
+    assert train_gumbel.main([*words[3:], "--run-dir", str(tmp_path / "again")]) == 0
+    weights = [
+        (p / "gate" / "gate.safetensors").read_bytes() for p in (run.path, tmp_path / "again")
+    ]
+    assert weights[0] == weights[1]
+    page = (folder / "report.html").read_text()
+    assert " ".join(words) in page
+    assert f"python -m dfs_rl.evaluate {run.path} --budget 90" in page
+
+
+def test_a_search_that_draws_nothing_is_made_once(tmp_path: Path) -> None:
+    jobs = plan_jobs(("static-greedy", "static-ddpg"), terms(seeds=3, budgets=(1.0,)), tmp_path)
+    assert [job.name for job in jobs] == [
+        "static-greedy-seed0-at-1",
+        *(f"static-ddpg-seed{seed}-at-1" for seed in range(3)),
+    ]

@@ -96,7 +96,8 @@ def made_up_run(
     return EvaluatedRun(
         path=name,
         settings={"seed": seed, **settings},
-        command=("python", "-m", "dfs_rl.train_agent", "--seed", str(seed)),
+        command=f"python -m dfs_rl.train_agent --seed {seed}",
+        evaluation=f"python -m dfs_rl.evaluate {name}",
         backbone=backbone,
         pictures="",
         images_seen=1000,

@@ -310,3 +310,23 @@ def test_a_run_evaluated_at_many_budgets_was_trained_once():
     assert (cost.label, cost.trainings, cost.images, cost.seconds) == ("PPO", 2, 2000, None)
     (known,) = compare_runs(runs[:2]).trainings
     assert (known.trainings, known.images, known.seconds) == (1, 1000, 60.0)
+
+
+def test_gates_above_their_budget_and_seeds_without_a_point_are_told_of():
+    runs = [made_up_run(f"{b}-0", (140, 0.62), seed=0, budget=b) for b in (0.6, 1.2)]
+    runs += [made_up_run("dear", (150, 0.64), label="Dear", budget=0.6)]
+    runs += [made_up_run("0.6-1", (140, 0.6), seed=1, budget=0.6)]
+    verdict = compare_runs(runs).verdict
+    assert verdict[0] == "More than 5 % above the budget that was asked for: Dear (0.64 %)."
+    assert any("1 of 2 seeds of PPO lack a budget that others have" in said for said in verdict)
+
+
+def test_what_could_be_shipped_instead_is_one_table_and_no_mean_of_several():
+    runs = [
+        made_up_run(f"r{i}", (150, 0.8 + i), seed=i, static=(150 + i, 0.5 + i)) for i in range(2)
+    ]
+    comparison = compare_runs(runs)
+    (static,) = [p for p in comparison.points if p.kind == "static_table"]
+    assert (static.label, static.seeds) == ("best static table at 0.5 %", (0,))
+    gate = next(p for p in comparison.points if p.kind == "gate")
+    assert gate.gains["static_table"].mean == pytest.approx(-0.25)  # over both seeds

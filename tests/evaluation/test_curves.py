@@ -60,6 +60,8 @@ def test_interpolation_is_linear_over_the_logarithm():
     assert accuracy_at(points, 10.0) == 80.0
     assert accuracy_at(points, 0.09) is None
     assert accuracy_at(points, 11.0) is None
+    falling = [CurvePoint(0.5, 80.0), CurvePoint(1.0, 85.0), CurvePoint(3.0, 84.9)]
+    assert [accuracy_at(falling, c) for c in (1.0, 2.0, 3.0, 3.1)] == [85.0, 85.0, 85.0, None]
     assert accuracy_at([], 1.0) is None
 
 
@@ -69,8 +71,10 @@ def test_interpolation_stays_between_its_neighbours(points, computation):
     assume(value is not None)
     steps = staircase(points)
     below = max(s.accuracy for s in steps if s.computation <= computation)
-    above = min(s.accuracy for s in steps if s.computation >= computation)
+    # Beyond the last useful point it holds as far as a point was measured.
+    above = min((s.accuracy for s in steps if s.computation >= computation), default=below)
     assert below - 1e-9 <= value <= above + 1e-9
+    assert computation <= max(p.computation for p in points)
 
 
 def test_a_logarithm_needs_positive_costs():

@@ -63,7 +63,16 @@ def test_between_two_measured_positions_the_logarithm_is_linear():
 def test_where_the_cheapest_end_is_not_the_cheapest_a_cheap_position_is_found():
     dial = Dial(computations=(1.2, 1.0, 2.0))
     assert dial.reach == (1.0, 2.0)
-    assert dial.position_within(1.1) == 0.5
+    assert dial.position_within(1.0) == 0.5
+    assert dial.position_within(1.1) == pytest.approx(0.5 + 0.5 * math.log2(1.1))
+
+
+@given(st.lists(st.floats(0.01, 100.0), min_size=2, max_size=17))
+def test_what_a_gate_can_be_turned_down_to_it_can_be_turned_to(computations):
+    dial = Dial(computations=tuple(computations))
+    least = dial.reach[0]
+    last = max(i for i, cost in enumerate(computations) if cost == least)
+    assert dial.position_within(least) == pytest.approx(last / (len(computations) - 1))
 
 
 def test_budgets_are_spaced_by_equal_ratios():

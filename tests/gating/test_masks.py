@@ -72,7 +72,7 @@ def test_the_gate_counts_where_it_is_known():
     costs = table_of((2, 4))
     budget = float(costs.computation(torch.zeros(1, 4, dtype=torch.int64)))
     assert gated_budget(costs, budget) == pytest.approx((2 / 32) ** 2)
-    with pytest.raises(ConfigError, match=r"comes to 0\.8906 %"):
+    with pytest.raises(ConfigError, match=r"comes to 0\.890625 %"):
         gated_budget(costs, budget, gate_macs=4.0)
 
 
