@@ -142,6 +142,8 @@ def test_cotraining_sees_as_many_images_and_changes_the_backbone(tmp_path: Path)
         (["--budget", "1", "--cost-weight", "5"], "budget is 1 and cost_weight is 5"),
         (["--budget", "1", "--fixed-budget"], "the gate learns for one price"),
         (["--cost-weight", "31"], "cost weight 31 is not among those"),
+        (["--cost-weights", "3", "4", "--fixed-budget"], "the gate learns for one price"),
+        (["--algo", "dqn", "--dqn.replay-megabytes", "inf"], "replay_megabytes is inf"),
         (["--cost-weights", "5", "1"], "the cost weights run from 5 to 1"),
         (["--backbone", "nowhere"], "nowhere"),
         (["--cost-weight", "-1"], "cost is -1"),

@@ -73,6 +73,10 @@ def test_a_finished_run_says_so_and_shows_its_table_again(
             ["--gate", "lstm"],
             "budget 1 % is not enough",
         ),  # of 10, it costs more than that on digits
+        (["--budgets", "0.5", "0.9"], "budget is 1 %, which is not among the budgets"),
+        (["--budgets", "2", "0.5"], "the lower one first"),
+        (["--budgets", "0.5", "2", "--fixed-budget"], "this gate learns one budget alone"),
+        (["--budgets", "0.5", "2", "--method", "dfs"], "this gate learns one budget alone"),
         (["--budget", "inf"], "budget is inf %; it must be positive and finite"),
         (["--timesteps", "0"], "timesteps is 0; it must be at least 1"),
         (["--hidden", "0"], "hidden is 0; it must be at least 1"),
