@@ -8,8 +8,9 @@ import torch
 from dfs_rl.config import config_from_dict, config_to_dict
 from dfs_rl.errors import DataError
 from dfs_rl.evaluation.bootstrap import resampled_means
-from dfs_rl.evaluation.comparison import compare_runs, exceeds_seeds
+from dfs_rl.evaluation.comparison import compare_runs
 from dfs_rl.evaluation.comparison_records import ComparisonOfRuns, Spread, spread
+from dfs_rl.evaluation.comparison_words import exceeds_seeds
 from dfs_rl.evaluation.curves import CurvePoint, hypervolume
 from dfs_rl.evaluation.metrics import paired_difference
 from dfs_rl.runs import read_json, write_json
