@@ -1,6 +1,6 @@
 """From a policy in training to the gate that ships: the actor alone, in plain torch."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -68,6 +68,7 @@ def untrained_gate(
     name: str = "gate",
     budget: float | None = None,
     dial: Dial | None = None,
+    choices: Sequence[int] | None = None,
 ) -> LearnedGate:
     """Return a gate as it will be deployed, but for its weights: what it costs is known before anything is learned.
 
@@ -79,6 +80,7 @@ def untrained_gate(
         name: What tables and plots call it.
         budget: Upper bound on computation in percent that it will be trained for; ``None`` for none.
         dial: What it will be turned by, if it learns all budgets.
+        choices: Indices of the options that it may choose; ``None`` for the whole menu.
     """
     shape = gate_shape(backbone, features=features, hidden=hidden, dial=dial is not None)
     width = hidden or RECURRENT_WIDTH if kind == "lstm" else shape.hidden
@@ -90,6 +92,7 @@ def untrained_gate(
         name=name,
         budget=budget,
         dial=dial,
+        choices=choices,
     )
 
 

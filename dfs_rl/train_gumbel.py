@@ -4,9 +4,10 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
-from agents.hyperparameters import FeatureChoice, GateKind, Method, SupervisedConfig
+from agents.hyperparameters import FeatureChoice, GateKind, Method, RelaxedMethod, SupervisedConfig
+from agents.skipping_hyperparameters import SkipNetConfig
 from dfs_rl.backbone_choice import DIGITS, backbone_of_run, preview_backbone
 from dfs_rl.cli import Invocation, run_command
 from dfs_rl.errors import ConfigError
@@ -25,7 +26,11 @@ if TYPE_CHECKING:
     from agents.training import TrainingResult
     from dfs_rl.data import Dataset
 
-_NAMES: dict[Method, str] = {"gumbel": "Gumbel", "dfs": "DFS"}
+_NAMES: dict[Method, str] = {
+    "gumbel": "Gumbel",
+    "dfs": "DFS",
+    "skipnet": "SkipNet",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +38,8 @@ class TrainGumbelConfig:
     """Settings of ``train_gumbel``.
 
     Attributes:
-        method: Straight-through Gumbel-softmax, or the gate of DFS: no noise, and a cost term that changes its sign at the budget.
+        method: Straight-through Gumbel-softmax; the gate of DFS: no noise, and a cost term that changes its sign at the budget; or that
+            of SkipNet: each layer is skipped or runs at 32 bit, by supervision and then with reinforcement on top.
         gate: A small network for each layer, or one LSTM for all.
         dataset: "digits"; a folder with train/test parquet files or with class/name.jpg; or a hub id such as uoft-cs/cifar10.
         backbone: Run of train_backbone, or a backbone's folder. Without it the digits use the one that ships; for other data one
@@ -41,7 +47,7 @@ class TrainGumbelConfig:
         budget: What images may cost on average, in percent, gate, stem and head included. A Gumbel gate learns all budgets and is
             turned to this one; evaluate and load turn it to others.
         budgets: Lowest and highest budget that such a gate learns; by default from all layers at the lowest bits to eight times that.
-        fixed_budget: Learn for --budget alone; DFS's gate always does.
+        fixed_budget: Learn for --budget alone; all but a Gumbel gate always do.
         timesteps: Decisions to learn from; an image takes one per gated layer.
         seed: Same seed, same machine, same threads: same gate.
         device: "auto", "cpu", "cuda", ...
@@ -54,7 +60,8 @@ class TrainGumbelConfig:
         eval_every: Timesteps between validations; default a twentieth of all.
         checkpoint_every: Timesteps between checkpoints; default like eval_every.
         threads: CPU threads; with 1, runs repeat to the last bit.
-        training: Hyperparameters.
+        training: Hyperparameters of all methods.
+        skipnet: Those of SkipNet alone.
     """
 
     method: Method = "gumbel"
@@ -75,6 +82,7 @@ class TrainGumbelConfig:
     checkpoint_every: int | None = None
     threads: int = 1
     training: SupervisedConfig = field(default_factory=SupervisedConfig)
+    skipnet: SkipNetConfig = field(default_factory=SkipNetConfig)
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -82,6 +90,11 @@ class TrainGumbelConfig:
             lowest, highest = self.budgets
             raise ConfigError(
                 f"budget is {self.budget:g} %, which is not among the budgets that the gate learns, {lowest:g} % to {highest:g} %."
+            )
+        if self.training.distillation and self.method not in get_args(RelaxedMethod):
+            raise ConfigError(
+                f"training.distillation is {self.training.distillation}, but method {self.method!r} learns from labels alone; leave it "
+                f"at 0, or take one of {', '.join(get_args(RelaxedMethod))}."
             )
 
 
@@ -95,9 +108,10 @@ def plan_of(config: TrainGumbelConfig, device: str) -> "SupervisedTraining":
         method=config.method,
         kind=config.gate,
         config=config.training,
+        skipnet=config.skipnet,
         timesteps=config.timesteps,
         budget=config.budget,
-        all_budgets=not (config.fixed_budget or config.method == "dfs"),
+        all_budgets=config.method == "gumbel" and not config.fixed_budget,
         budgets=config.budgets and BudgetRange(lowest=config.budgets[0], highest=config.budgets[1]),
         features=config.features,
         hidden=config.hidden,
