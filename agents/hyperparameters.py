@@ -14,6 +14,8 @@ Method = Literal["gumbel", "dfs", "skipnet", "blockdrop"]
 """How a gate learns in ``train_gumbel``: by supervision, or as ``agents.skipnet`` and ``agents.blockdrop`` do."""
 GateKind = Literal["ff", "lstm"]
 """A small network for each layer, or one LSTM for all."""
+BuiltKind = Literal["ff", "lstm", "oneshot"]
+"""Of a gate, see ``agents.deploy``; one that decides everything at once is BlockDrop's alone."""
 StaticMethod = Literal["ddpg", "td3", "sac", "ppo", "greedy"]
 """How one table for all images is found, see ``agents.static_methods``."""
 FeatureChoice = Literal["confidence", "all"]

@@ -34,7 +34,8 @@ def entropy(chances: Tensor, choices: Sequence[int]) -> Tensor:
         chances: ``[batch, layers, options]``.
         choices: Indices of the options that may be chosen; the chances of the others are 0 and would have no gradient.
     """
-    return torch.special.entr(chances[:, :, list(choices)]).sum(dim=(1, 2)).mean()
+    each: Tensor = torch.special.entr(chances[:, :, list(choices)])  # [batch, layers, choices]
+    return each.sum(dim=(1, 2)).mean()
 
 
 def surrogate(chances: Tensor, options: Tensor, advantages: Tensor) -> Tensor:

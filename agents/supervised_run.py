@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from agents.best_gate import BestGate
+from agents.blockdrop import BlockDropTrainer
 from agents.deploy import untrained_gate
 from agents.gate_trainer import GateTask, GateTrainer
-from agents.hyperparameters import OVERSHOOT, FeatureChoice, GateKind, Method, SupervisedConfig
+from agents.hyperparameters import OVERSHOOT, BuiltKind, FeatureChoice, Method, SupervisedConfig
 from agents.progress import ProgressBar
 from agents.skipnet import SkipNetTrainer, skip_or_run
-from agents.skipping_hyperparameters import SkipNetConfig
+from agents.skipping_hyperparameters import BlockDropConfig, SkipNetConfig
 from agents.supervised import SupervisedTrainer
 from agents.tracking import TensorBoard
 from agents.training import TrainingResult
@@ -47,9 +48,10 @@ class SupervisedTraining:
 
     Attributes:
         method: How choices are made and the budget is held.
-        kind: A network for each layer, or one LSTM.
+        kind: What the gate is.
         config: Hyperparameters of all methods.
         skipnet: Those of SkipNet alone.
+        blockdrop: Those of BlockDrop alone, which takes a gate that decides everything at once.
         timesteps: Decisions to learn from; one image walked once is as many as there are gated layers.
         budget: What images may cost on average, in percent, everything included.
         all_budgets: Whether to learn one gate for many budgets, ``budget`` among them, or one for ``budget`` alone.
@@ -64,9 +66,10 @@ class SupervisedTraining:
     """
 
     method: Method
-    kind: GateKind
+    kind: BuiltKind
     config: SupervisedConfig
     skipnet: SkipNetConfig
+    blockdrop: BlockDropConfig
     timesteps: int
     budget: float
     all_budgets: bool
@@ -111,6 +114,8 @@ def build_trainer(plan: SupervisedTraining, task: GateTask) -> GateTrainer:
     """Build what trains ``plan``'s gate."""
     if plan.method == "skipnet":
         return SkipNetTrainer(plan.skipnet, plan.config, task)
+    if plan.method == "blockdrop":
+        return BlockDropTrainer(plan.blockdrop, plan.config, task)
     return SupervisedTrainer(plan.method, plan.config, task)
 
 

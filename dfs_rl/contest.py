@@ -32,6 +32,7 @@ GateName = Literal[
     "dfs-lstm",
     "skipnet-ff",
     "skipnet-lstm",
+    "blockdrop",
     "static-ddpg",
     "static-greedy",
 ]
@@ -116,6 +117,7 @@ ENTRANTS: Mapping[GateName, Entrant] = {
     "dfs-lstm": _supervised("dfs", "lstm"),
     "skipnet-ff": _supervised("skipnet", "ff"),
     "skipnet-lstm": _supervised("skipnet", "lstm"),
+    "blockdrop": _supervised("blockdrop", "ff"),
     "static-ddpg": _static("ddpg"),
     "static-greedy": _static("greedy"),
 }

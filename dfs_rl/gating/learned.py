@@ -195,3 +195,40 @@ class RecurrentGate(LearnedGate):
         embedding = self.embeddings[layer](self._inputs(features, layer, context))
         self._memory = self.cell(embedding, self._memory)
         return cast("Tensor", self.scores(self._memory[0]))
+
+
+class OneShotGate(LearnedGate):
+    """One small network that decides for all layers before the first of them, after BlockDrop (Wu et al., CVPR 2018).
+
+    It maps the features and the context before layer 0 through ``Linear -> tanh -> Linear`` to the logits of all layers and looks
+    at nothing later, so layer 0 must be asked first, after ``reset``. The paper decides by a ResNet of its own on the image; this
+    reads what the backbone's stem has made of it. ``feature_macs`` count as for the other gates, later layers' included, although
+    it has no use for those. Arguments as for ``LearnedGate``.
+    """
+
+    def _build(self, sizes: list[int]) -> None:
+        self.network = nn.Sequential(
+            nn.Linear(sizes[0], self.hidden),
+            nn.Tanh(),
+            nn.Linear(self.hidden, len(sizes) * len(self.choices)),
+        )
+        self._decided: Tensor | None = None
+
+    @property
+    def own_macs(self) -> int:
+        """See ``LearnedGate``."""
+        outputs = len(self.feature_sizes) * len(self.choices)
+        return self.hidden * (self.feature_sizes[0] + self.context_size + outputs)
+
+    def reset(self, batch_size: int) -> None:
+        """Forget the last walk."""
+        del batch_size
+        self._decided = None
+
+    def _score(self, features: Tensor, layer: int, context: Tensor) -> Tensor:
+        """See ``LearnedGate``; what later layers are asked with changes nothing."""
+        if layer == 0:
+            scores = self.network(self._inputs(features, 0, context))
+            self._decided = scores.unflatten(1, (len(self.feature_sizes), len(self.choices)))
+        assert self._decided is not None, "the first layer is asked first"
+        return self._decided[:, layer]  # of [batch, layers, choices]

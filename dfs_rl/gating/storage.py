@@ -9,12 +9,13 @@ from dfs_rl.cost import BitOptions
 from dfs_rl.errors import CheckpointError, ConfigError, DfsRlError
 from dfs_rl.gating.dial import Dial
 from dfs_rl.gating.gates import TableGate
-from dfs_rl.gating.learned import LayerwiseGate, LearnedGate, RecurrentGate
+from dfs_rl.gating.learned import LayerwiseGate, LearnedGate, OneShotGate, RecurrentGate
 from dfs_rl.runs import load_tensors, read_description, save_tensors, write_description
 
-KINDS: dict[str, type[LayerwiseGate | RecurrentGate]] = {
+KINDS: dict[str, type[LayerwiseGate | RecurrentGate | OneShotGate]] = {
     "layerwise": LayerwiseGate,
     "recurrent": RecurrentGate,
+    "oneshot": OneShotGate,
 }
 TABLE = "table"
 """The kind of a static table, which has no weights."""

@@ -184,6 +184,6 @@ def test_entropy_has_a_gradient_where_choices_are_missing() -> None:
     bonus = entropy(logits.softmax(dim=2), CHOICES)
     chance = 1 / (1 + math.e)
     second = -chance * math.log(chance) - (1 - chance) * math.log(1 - chance)
-    assert float(bonus) == pytest.approx(math.log(2) + second)
+    assert bonus.item() == pytest.approx(math.log(2) + second)
     (gradient,) = torch.autograd.grad(bonus, logits)
     assert bool(gradient.isfinite().all())

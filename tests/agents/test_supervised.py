@@ -12,7 +12,7 @@ from torch import Tensor
 from agents.gate_trainer import GateTask
 from agents.hyperparameters import GateKind, RelaxedMethod, SupervisedConfig
 from agents.progress import ProgressBar
-from agents.skipping_hyperparameters import SkipNetConfig
+from agents.skipping_hyperparameters import BlockDropConfig, SkipNetConfig
 from agents.supervised import SupervisedTrainer
 from agents.supervised_run import CHECKPOINT, SupervisedTraining, rewards_within, train_supervised
 from agents.training import TrainingResult
@@ -220,6 +220,7 @@ def make_plan(**changes: object) -> SupervisedTraining:
         "kind": "lstm",
         "config": SupervisedConfig(batch_size=8, distillation=0.5),
         "skipnet": SkipNetConfig(),
+        "blockdrop": BlockDropConfig(),
         "timesteps": 10 * PER_STEP,
         "budget": 20.0,
         "all_budgets": False,
@@ -256,8 +257,9 @@ def new_run(path: Path) -> RunFolder:
         make_plan(all_budgets=True),
         make_plan(method="skipnet"),
         make_plan(method="skipnet", kind="ff", skipnet=SkipNetConfig(pretraining=0.7)),
+        make_plan(method="blockdrop", kind="oneshot"),
     ],
-    ids=["gumbel-lstm", "dfs-ff", "gumbel-lstm-all", "skipnet-lstm", "skipnet-ff"],
+    ids=["gumbel-lstm", "dfs-ff", "gumbel-lstm-all", "skipnet-lstm", "skipnet-ff", "blockdrop"],
 )
 def test_ctrl_c_saves_and_the_run_goes_on_as_if_nothing_had_happened(
     tmp_path: Path, plan: SupervisedTraining

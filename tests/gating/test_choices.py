@@ -10,12 +10,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from dfs_rl.cost import BitOptions
 from dfs_rl.errors import CheckpointError, ConfigError
 from dfs_rl.gating.gates import TableGate
-from dfs_rl.gating.learned import LayerwiseGate, LearnedGate, RecurrentGate
+from dfs_rl.gating.learned import LayerwiseGate, LearnedGate, OneShotGate, RecurrentGate
 from dfs_rl.gating.storage import load_gate, save_gate
 from tests.gating.toy import CHANNELS
 
 MENU = BitOptions((0, 2, 4, 8))
-KINDS = [LayerwiseGate, RecurrentGate]
+KINDS = [LayerwiseGate, RecurrentGate, OneShotGate]
 CHOICES = [(0,), (3,), (0, 3), (1, 2), (0, 1, 3)]
 
 
