@@ -1,6 +1,6 @@
 """From a policy in training to the gate that ships: the actor alone, in plain torch."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -10,11 +10,11 @@ from stable_baselines3.dqn.policies import DQNPolicy
 from torch import Tensor, nn
 
 from agents.extractor import LayerwiseEmbedding, LayerwiseExtractor, OwnWeights
-from agents.hyperparameters import FeatureChoice, GateKind
+from agents.hyperparameters import BuiltKind, FeatureChoice
 from dfs_rl.backbones.contract import WalkableBackbone, confidence_sizes
 from dfs_rl.cost import BitOptions
 from dfs_rl.gating.dial import Dial
-from dfs_rl.gating.learned import LayerwiseGate, LearnedGate, RecurrentGate
+from dfs_rl.gating.learned import LayerwiseGate, LearnedGate, OneShotGate, RecurrentGate
 from dfs_rl.gating.observation import context_size
 
 GATE_SHARE = 0.0005
@@ -53,47 +53,64 @@ def gate_shape(
     sizes = available if features == "all" else confidence_sizes(available)
     if hidden is None:
         others = context_size(dial=dial) + len(backbone.options)
-        per_unit = sum(size + others for size in sizes)
-        left = GATE_SHARE * backbone.costs.total_macs - backbone.feature_macs
-        hidden = min(max(int(left / per_unit), NARROWEST), WIDEST)
+        hidden = _affordable(backbone, sum(size + others for size in sizes))
     return GateShape(feature_sizes=sizes, hidden=hidden)
+
+
+def _affordable(backbone: WalkableBackbone, per_unit: int) -> int:
+    """Return the default width of a gate of which each hidden unit takes ``per_unit`` MACs per image, see ``gate_shape``."""
+    left = GATE_SHARE * backbone.costs.total_macs - backbone.feature_macs
+    return min(max(int(left / per_unit), NARROWEST), WIDEST)
 
 
 def untrained_gate(
     backbone: WalkableBackbone,
     *,
-    kind: GateKind,
+    kind: BuiltKind,
     features: FeatureChoice,
     hidden: int | None,
     name: str = "gate",
     budget: float | None = None,
     dial: Dial | None = None,
+    choices: Sequence[int] | None = None,
 ) -> LearnedGate:
     """Return a gate as it will be deployed, but for its weights: what it costs is known before anything is learned.
 
     Args:
         backbone: The network.
-        kind: A network for each layer, or one LSTM.
+        kind: A network for each layer, one LSTM, or one network that decides for all layers before the first.
         features: What the gate looks at.
         hidden: Its width; ``None`` for its kind's own, see ``gate_shape`` and ``RECURRENT_WIDTH``.
         name: What tables and plots call it.
         budget: Upper bound on computation in percent that it will be trained for; ``None`` for none.
         dial: What it will be turned by, if it learns all budgets.
+        choices: Indices of the options that it may choose; ``None`` for the whole menu.
     """
     shape = gate_shape(backbone, features=features, hidden=hidden, dial=dial is not None)
-    width = hidden or RECURRENT_WIDTH if kind == "lstm" else shape.hidden
+    sizes, width = shape
+    if kind == "lstm":
+        width = hidden or RECURRENT_WIDTH
+    elif kind == "oneshot":
+        outputs = len(sizes) * len(choices or backbone.options)
+        inputs = sizes[0] + context_size(dial=dial is not None)
+        width = hidden or _affordable(backbone, inputs + outputs)
     return _GATES[kind](
-        shape.feature_sizes,
+        sizes,
         backbone.options,
         feature_macs=backbone.feature_macs,
         hidden=width,
         name=name,
         budget=budget,
         dial=dial,
+        choices=choices,
     )
 
 
-_GATES: Mapping[GateKind, type[LearnedGate]] = {"ff": LayerwiseGate, "lstm": RecurrentGate}
+_GATES: Mapping[BuiltKind, type[LearnedGate]] = {
+    "ff": LayerwiseGate,
+    "lstm": RecurrentGate,
+    "oneshot": OneShotGate,
+}
 
 
 @torch.no_grad()

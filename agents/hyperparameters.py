@@ -8,10 +8,14 @@ from typing import ClassVar, Literal, NamedTuple
 from dfs_rl.errors import ConfigError
 
 AlgorithmName = Literal["ppo", "a2c", "maskable_ppo", "trpo", "dqn", "qrdqn", "recurrent_ppo"]
-Method = Literal["gumbel", "dfs"]
-"""How a gate learns by supervision, see ``agents.supervised``."""
+RelaxedMethod = Literal["gumbel", "dfs"]
+"""How a gate learns by supervision alone, see ``agents.supervised``."""
+Method = Literal["gumbel", "dfs", "skipnet", "blockdrop"]
+"""How a gate learns in ``train_gumbel``: by supervision, or as ``agents.skipnet`` and ``agents.blockdrop`` do."""
 GateKind = Literal["ff", "lstm"]
 """A small network for each layer, or one LSTM for all."""
+BuiltKind = Literal["ff", "lstm", "oneshot"]
+"""Of a gate, see ``agents.deploy``; one that decides everything at once is BlockDrop's alone."""
 StaticMethod = Literal["ddpg", "td3", "sac", "ppo", "greedy"]
 """How one table for all images is found, see ``agents.static_methods``."""
 FeatureChoice = Literal["confidence", "all"]
@@ -403,16 +407,16 @@ class CoTrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SupervisedConfig:
-    """Hyperparameters of gates that learn by supervision.
+    """Hyperparameters of gates that learn by supervision, or by reinforcement beside it.
 
     Attributes:
         batch_size: Images per step.
         learning_rate: Adam's step size at the start; it falls along a cosine to zero.
-        temperature: Of the Gumbel-softmax at the start.
+        temperature: Of the Gumbel-softmax at the start; for gumbel alone, as the next.
         final_temperature: At the end, reached exponentially: nearer to the draw, but with noisier gradients.
-        price: Weight of computation relative to the budget: where it starts with gumbel, and for good with dfs.
-        price_rate: How fast gumbel's price follows overspending: the change of its logarithm per step at twice the budget.
-        distillation: Weight of the divergence from the full-precision network, beside the loss with labels.
+        price: Weight of computation relative to the budget: for good with dfs, and where it starts with the others.
+        price_rate: How fast their price follows overspending: the change of its logarithm per step at twice the budget.
+        distillation: Weight of the divergence from the full-precision network, beside the loss with labels; for gumbel and dfs.
         max_grad_norm: Gradient clipping.
 
     Raises:

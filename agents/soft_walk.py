@@ -35,15 +35,30 @@ def gumbel_choice(logits: Tensor, *, temperature: float, generator: torch.Genera
         temperature: Of the softmax that gradients flow through, above 0: low is near the draw but noisy.
         generator: Draws the noise.
     """
-    uniform = torch.rand(logits.shape, generator=generator, device=logits.device)
-    tiny = torch.finfo(uniform.dtype).tiny
-    noisy = logits - torch.log(-torch.log(uniform.clamp(min=tiny)) + tiny)
+    noisy = _perturbed(logits, generator)
     return Choice(noisy.argmax(dim=1), (noisy / temperature).softmax(dim=1))
+
+
+def drawn_choice(logits: Tensor, *, generator: torch.Generator) -> Choice:
+    """Draw by the softmax and let gradients flow through it, without noise.
+
+    Args:
+        logits: ``[batch, options]``.
+        generator: Draws.
+    """
+    return Choice(_perturbed(logits, generator).argmax(dim=1), logits.softmax(dim=1))
 
 
 def argmax_choice(logits: Tensor) -> Choice:
     """Take the largest logit and let gradients flow through the softmax, without noise, as DFS does."""
     return Choice(logits.argmax(dim=1), logits.softmax(dim=1))
+
+
+def _perturbed(logits: Tensor, generator: torch.Generator) -> Tensor:
+    """Add Gumbel noise, with which the largest of ``logits`` is a draw from their softmax."""
+    uniform = torch.rand(logits.shape, generator=generator, device=logits.device)
+    tiny = torch.finfo(uniform.dtype).tiny
+    return logits - torch.log(-torch.log(uniform.clamp(min=tiny)) + tiny)
 
 
 class TrainableGate(Protocol):
@@ -65,11 +80,13 @@ class SoftWalk(NamedTuple):
         logits: float32 ``[batch, classes]``.
         spent: Cost of the gated layers as a fraction, float64 ``[batch]``; gradients reach the gate through it as well.
         options: What was run, int64 ``[batch, layers]``.
+        chances: What gradients flow through, float32 ``[batch, layers, options]``, see ``Choice``.
     """
 
     logits: Tensor
     spent: Tensor
     options: Tensor
+    chances: Tensor
 
 
 def soft_step(
@@ -78,7 +95,8 @@ def soft_step(
     """Run the next layer at the chosen options, with gradients as if each image ran a mixture of all of them.
 
     The value is ``sum_o p_o f_o(h)`` with ``p`` one-hot; its gradient with respect to ``p_o`` is ``f_o(h)``, which takes the
-    outputs of the options that were not chosen, but no gradient through them. They come from the frozen form.
+    outputs of the options that were not chosen, but no gradient through them. They come from the frozen form. Options without a
+    chance have no gradient either, and do not run.
 
     Args:
         backbone: The form that gradients flow through to earlier layers.
@@ -90,12 +108,11 @@ def soft_step(
     costs = option_costs(backbone.costs, choice.options.device)[layer]
     after = step(backbone, state, choice.options)
     ghost = choice.chances - choice.chances.detach()  # zero, but for its gradient
-    with torch.no_grad():
-        seen = state.hidden.detach()
-        outputs = [frozen.layers[layer](seen, bits) for bits in backbone.options]
     shape = (-1, *[1] * (after.hidden.dim() - 1))
     hidden = after.hidden
-    for option, output in enumerate(outputs):
+    for option in choice.chances.detach().amax(dim=0).nonzero().flatten().tolist():
+        with torch.no_grad():
+            output = frozen.layers[layer](state.hidden.detach(), backbone.options[option])
         hidden = hidden + ghost[:, option].reshape(shape) * output
     return after._replace(hidden=hidden, spent=after.spent + ghost.double() @ costs)
 
@@ -124,10 +141,13 @@ def soft_walk(
         positions: Of the gate's dial for each image, float32 ``[batch]``; ``None`` for gates without one.
     """
     gate.reset(len(images))
-    state = start(backbone, images)
+    state, chances = start(backbone, images), []
     while state.layer < backbone.costs.n_layers:
         with torch.no_grad():
             seen = observe(frozen, state, budget=budget, positions=positions)
         choice = choose(gate(seen.features, seen.layer, seen.context))
         state = soft_step(backbone, frozen, state, choice)
-    return SoftWalk(finish(backbone, state), state.spent, state.options)
+        chances.append(choice.chances)
+    return SoftWalk(
+        finish(backbone, state), state.spent, state.options, torch.stack(chances, dim=1)
+    )

@@ -10,9 +10,13 @@ import torch
 from torch import Tensor
 
 from agents.best_gate import BestGate
+from agents.blockdrop import BlockDropTrainer
 from agents.deploy import untrained_gate
-from agents.hyperparameters import OVERSHOOT, FeatureChoice, GateKind, Method, SupervisedConfig
+from agents.gate_trainer import GateTask, GateTrainer
+from agents.hyperparameters import OVERSHOOT, BuiltKind, FeatureChoice, Method, SupervisedConfig
 from agents.progress import ProgressBar
+from agents.skipnet import SkipNetTrainer, skip_or_run
+from agents.skipping_hyperparameters import BlockDropConfig, SkipNetConfig
 from agents.supervised import SupervisedTrainer
 from agents.tracking import TensorBoard
 from agents.training import TrainingResult
@@ -44,8 +48,10 @@ class SupervisedTraining:
 
     Attributes:
         method: How choices are made and the budget is held.
-        kind: A network for each layer, or one LSTM.
-        config: Hyperparameters.
+        kind: What the gate is.
+        config: Hyperparameters of all methods.
+        skipnet: Those of SkipNet alone.
+        blockdrop: Those of BlockDrop alone, which takes a gate that decides everything at once.
         timesteps: Decisions to learn from; one image walked once is as many as there are gated layers.
         budget: What images may cost on average, in percent, everything included.
         all_budgets: Whether to learn one gate for many budgets, ``budget`` among them, or one for ``budget`` alone.
@@ -60,8 +66,10 @@ class SupervisedTraining:
     """
 
     method: Method
-    kind: GateKind
+    kind: BuiltKind
     config: SupervisedConfig
+    skipnet: SkipNetConfig
+    blockdrop: BlockDropConfig
     timesteps: int
     budget: float
     all_budgets: bool
@@ -85,7 +93,11 @@ class SupervisedTraining:
 
 
 def build_gate(plan: SupervisedTraining, backbone: WalkableBackbone) -> LearnedGate:
-    """Build the untrained gate; the same seed gives the same weights."""
+    """Build the untrained gate; the same seed gives the same weights.
+
+    Raises:
+        ConfigError: If the method needs options that the backbone lacks.
+    """
     seed_everything(stream_seed(plan.seed, "gate") % 2**32)
     return untrained_gate(
         backbone,
@@ -93,8 +105,18 @@ def build_gate(plan: SupervisedTraining, backbone: WalkableBackbone) -> LearnedG
         features=plan.features,
         hidden=plan.hidden,
         dial=Dial() if plan.all_budgets else None,
+        choices=skip_or_run(backbone.options) if plan.method == "skipnet" else None,
         name=plan.name,
     )
+
+
+def build_trainer(plan: SupervisedTraining, task: GateTask) -> GateTrainer:
+    """Build what trains ``plan``'s gate."""
+    if plan.method == "skipnet":
+        return SkipNetTrainer(plan.skipnet, plan.config, task)
+    if plan.method == "blockdrop":
+        return BlockDropTrainer(plan.blockdrop, plan.config, task)
+    return SupervisedTrainer(plan.method, plan.config, task)
 
 
 def rewards_within(
@@ -192,16 +214,17 @@ def train_supervised(
     gate = build_gate(plan, backbone).to(device)
     each = plan.per_step(backbone.costs.n_layers, len(agent))
     total = plan.timesteps_made(backbone.costs.n_layers, len(agent)) // each
-    trainer = SupervisedTrainer(
-        plan.method,
-        plan.config,
-        backbone=backbone,
-        frozen=frozen,
-        gate=gate,
-        images=agent,
-        target=targets(plan, backbone.costs, gate_macs=gate.macs),
-        steps=total,
-        seed=plan.seed,
+    trainer = build_trainer(
+        plan,
+        GateTask(
+            backbone=backbone,
+            frozen=frozen,
+            gate=gate,
+            images=agent,
+            target=targets(plan, backbone.costs, gate_macs=gate.macs),
+            steps=total,
+            seed=plan.seed,
+        ),
     )
     best = BestGate(run, stored, cotrained=False)
     checkpoint = run.load_checkpoint(CHECKPOINT) if run.has_checkpoint(CHECKPOINT) else None

@@ -23,11 +23,12 @@ def check_start(gate: LearnedGate, wanted: LearnedGate, source: str) -> None:
         source: Where the first is from.
 
     Raises:
-        ConfigError: If kind, menu, features or width differ.
+        ConfigError: If kind, menu, what may be chosen of it, features or width differ.
     """
     for what, has, needs in (
         ("is", type(gate).__name__, type(wanted).__name__),
         ("chooses from bits", list(gate.options), list(wanted.options)),
+        ("may choose the options", list(gate.choices), list(wanted.choices)),
         ("reads features", list(gate.feature_sizes), list(wanted.feature_sizes)),
         ("is as wide as", gate.hidden, wanted.hidden),
     ):

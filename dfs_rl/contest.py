@@ -30,6 +30,9 @@ GateName = Literal[
     "gumbel-lstm",
     "dfs-ff",
     "dfs-lstm",
+    "skipnet-ff",
+    "skipnet-lstm",
+    "blockdrop",
     "static-ddpg",
     "static-greedy",
 ]
@@ -87,7 +90,7 @@ def _supervised(method: Method, gate: GateKind) -> Entrant:
     return Entrant(
         command=train_gumbel.COMMAND,
         settings={"method": method, "gate": gate},
-        # DFS flips a sign at the one budget that it has.
+        # The others have one price, or flip a sign at the one budget that they have.
         budget=None if method == "gumbel" else "budget",
     )
 
@@ -119,6 +122,9 @@ ENTRANTS: Mapping[GateName, Entrant] = {
     "gumbel-lstm": _supervised("gumbel", "lstm"),
     "dfs-ff": _supervised("dfs", "ff"),
     "dfs-lstm": _supervised("dfs", "lstm"),
+    "skipnet-ff": _supervised("skipnet", "ff"),
+    "skipnet-lstm": _supervised("skipnet", "lstm"),
+    "blockdrop": _supervised("blockdrop", "ff"),
     "static-ddpg": _static("ddpg"),
     "static-greedy": _static("greedy"),
 }

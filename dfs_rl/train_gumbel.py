@@ -5,9 +5,10 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
-from agents.hyperparameters import FeatureChoice, GateKind, Method, SupervisedConfig
+from agents.hyperparameters import FeatureChoice, GateKind, Method, RelaxedMethod, SupervisedConfig
+from agents.skipping_hyperparameters import BlockDropConfig, SkipNetConfig
 from dfs_rl.backbone_choice import DIGITS, backbone_of_run, preview_backbone
 from dfs_rl.cli import Invocation, run_command
 from dfs_rl.errors import ConfigError
@@ -26,7 +27,12 @@ if TYPE_CHECKING:
     from agents.training import TrainingResult
     from dfs_rl.data import Dataset
 
-_NAMES: dict[Method, str] = {"gumbel": "Gumbel", "dfs": "DFS"}
+_NAMES: dict[Method, str] = {
+    "gumbel": "Gumbel",
+    "dfs": "DFS",
+    "skipnet": "SkipNet",
+    "blockdrop": "BlockDrop",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,28 +40,32 @@ class TrainGumbelConfig:
     """Settings of ``train_gumbel``.
 
     Attributes:
-        method: Straight-through Gumbel-softmax, or the gate of DFS: no noise, and a cost term that changes its sign at the budget.
-        gate: A small network for each layer, or one LSTM for all.
+        method: Straight-through Gumbel-softmax; the gate of DFS: no noise, and a cost term that changes its sign at the budget; that of
+            SkipNet: each layer is skipped or runs at 32 bit, by supervision and then with reinforcement on top; or that of BlockDrop:
+            reinforcement alone, and all layers are decided on before the first.
+        gate: A small network for each layer, or one LSTM for all; BlockDrop has one network that is neither, and leaves this at ff.
         dataset: "digits"; a folder with train/test parquet files or with class/name.jpg; or a hub id such as uoft-cs/cifar10.
         backbone: Run of train_backbone, or a backbone's folder. Without it the digits use the one that ships; for other data one
             is trained first and kept for the next run.
         budget: What images may cost on average, in percent, gate, stem and head included. A Gumbel gate learns all budgets and is
             turned to this one; evaluate and load turn it to others.
         budgets: Lowest and highest budget that such a gate learns; by default from all layers at the lowest bits to eight times that.
-        fixed_budget: Learn for --budget alone; DFS's gate always does.
+        fixed_budget: Learn for --budget alone; all but a Gumbel gate always do.
         timesteps: Decisions to learn from; an image takes one per gated layer.
         seed: Same seed, same machine, same threads: same gate.
         device: "auto", "cpu", "cuda", ...
         run_dir: New folder for the results; default runs/DATE-TIME-NAME.
-        features: What the gate looks at before each layer: how sure a linear probe of the activation is, or its channels'
-            means as well.
+        features: What the gate looks at before each layer: how sure a linear probe of the activation is, the default, or its
+            channels' means as well, which BlockDrop, with the stem's alone, does by default.
         hidden: Width of the gate; by default 10 for an LSTM, and for networks of their own as wide as 0.05 % of the gated layers'
             MACs allows, but at least 8 and at most 32.
         supernet_epochs: Epochs of the backbone that is trained where none is given.
         eval_every: Timesteps between validations; default a twentieth of all.
         checkpoint_every: Timesteps between checkpoints; default like eval_every.
         threads: CPU threads; with 1, runs repeat to the last bit.
-        training: Hyperparameters.
+        training: Hyperparameters of all methods.
+        skipnet: Those of SkipNet alone.
+        blockdrop: Those of BlockDrop alone.
     """
 
     method: Method = "gumbel"
@@ -69,20 +79,37 @@ class TrainGumbelConfig:
     seed: int = 0
     device: str = "auto"
     run_dir: Path | None = None
-    features: FeatureChoice = "confidence"
+    features: FeatureChoice | None = None
     hidden: int | None = None
     supernet_epochs: int = 30
     eval_every: int | None = None
     checkpoint_every: int | None = None
     threads: int = 1
     training: SupervisedConfig = field(default_factory=SupervisedConfig)
+    skipnet: SkipNetConfig = field(default_factory=SkipNetConfig)
+    blockdrop: BlockDropConfig = field(default_factory=BlockDropConfig)
 
     def __post_init__(self) -> None:
         check_settings(self)
-        if self.budgets is None:
-            return
-        lowest, highest = self.budgets
-        if self.fixed_budget or self.method == "dfs":
+        if self.method == "blockdrop" and self.gate != "ff":
+            raise ConfigError(
+                f"gate is {self.gate!r}, but method 'blockdrop' decides on all layers at once and remembers nothing; leave it out."
+            )
+        if self.training.distillation and self.method not in get_args(RelaxedMethod):
+            raise ConfigError(
+                f"training.distillation is {self.training.distillation}, but method {self.method!r} learns from labels alone; leave it "
+                f"at 0, or take one of {', '.join(get_args(RelaxedMethod))}."
+            )
+        if self.budgets is not None:
+            self._check_budgets(*self.budgets)
+
+    @property
+    def all_budgets(self) -> bool:
+        """Whether one gate learns many budgets."""
+        return self.method == "gumbel" and not self.fixed_budget
+
+    def _check_budgets(self, lowest: float, highest: float) -> None:
+        if not self.all_budgets:
             raise ConfigError(
                 f"budgets is {lowest:g} to {highest:g} %, but this gate learns one budget alone; give --budget, or leave out what fixes it."
             )
@@ -102,21 +129,24 @@ def plan_of(config: TrainGumbelConfig, device: str) -> "SupervisedTraining":
     from dfs_rl.gating.dial import BudgetRange
 
     eval_every = config.eval_every or max(1, config.timesteps // VALIDATIONS)
+    at_once = config.method == "blockdrop"
     return SupervisedTraining(
         method=config.method,
-        kind=config.gate,
+        kind="oneshot" if at_once else config.gate,
         config=config.training,
+        skipnet=config.skipnet,
+        blockdrop=config.blockdrop,
         timesteps=config.timesteps,
         budget=config.budget,
-        all_budgets=not (config.fixed_budget or config.method == "dfs"),
+        all_budgets=config.all_budgets,
         budgets=config.budgets and BudgetRange(lowest=config.budgets[0], highest=config.budgets[1]),
-        features=config.features,
+        features=config.features or ("all" if at_once else "confidence"),
         hidden=config.hidden,
         eval_every=eval_every,
         checkpoint_every=config.checkpoint_every or eval_every,
         seed=config.seed,
         device=device,
-        name=f"{_NAMES[config.method]} {config.gate.upper()}",
+        name=_NAMES[config.method] if at_once else f"{_NAMES[config.method]} {config.gate.upper()}",
     )
 
 
@@ -126,7 +156,8 @@ def _prepare(config: TrainGumbelConfig, dataset: "Dataset", device: str) -> str:
 
     backbone, plan = preview_backbone(choice_of(config, device), dataset), plan_of(config, device)
     targets(plan, backbone.costs, gate_macs=build_gate(plan, backbone).macs)
-    return f"{config.method}-{config.gate}-{dataset.name}"
+    kind = "" if config.method == "blockdrop" else f"-{config.gate}"
+    return f"{config.method}{kind}-{dataset.name}"
 
 
 def _train(

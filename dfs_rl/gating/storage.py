@@ -9,12 +9,13 @@ from dfs_rl.cost import BitOptions
 from dfs_rl.errors import CheckpointError, ConfigError, DfsRlError
 from dfs_rl.gating.dial import Dial
 from dfs_rl.gating.gates import TableGate
-from dfs_rl.gating.learned import LayerwiseGate, LearnedGate, RecurrentGate
+from dfs_rl.gating.learned import LayerwiseGate, LearnedGate, OneShotGate, RecurrentGate
 from dfs_rl.runs import load_tensors, read_description, save_tensors, write_description
 
-KINDS: dict[str, type[LayerwiseGate | RecurrentGate]] = {
+KINDS: dict[str, type[LayerwiseGate | RecurrentGate | OneShotGate]] = {
     "layerwise": LayerwiseGate,
     "recurrent": RecurrentGate,
+    "oneshot": OneShotGate,
 }
 TABLE = "table"
 """The kind of a static table, which has no weights."""
@@ -49,7 +50,8 @@ def save_gate(gate: StoredGate, folder: Path) -> None:
             "hidden": gate.hidden,
             "budget": gate.budget,
         }
-        | _dial_parts(gate),
+        | _dial_parts(gate)
+        | _choice_parts(gate),
     )
 
 
@@ -75,6 +77,7 @@ def load_gate(folder: Path) -> StoredGate:
             hidden=_integers([record["hidden"]])[0],
             budget=None if record["budget"] is None else _number(record["budget"]),
             name=str(record["name"]),
+            choices=_integers(record["choices"]) if "choices" in record else None,
             **_dial_of(record),
         )
     except (KeyError, TypeError, DfsRlError) as error:
@@ -106,6 +109,13 @@ def _dial_of(record: Mapping[str, object]) -> dict[str, Any]:
         "dial": Dial(computations=tuple(_number(figure) for figure in dial["computations"])),
         "position": _number(record["position"]),
     }
+
+
+def _choice_parts(gate: LearnedGate) -> dict[str, object]:
+    """Return the options that it may choose; a gate that may choose all of them tells none."""
+    if len(gate.choices) == len(gate.options):
+        return {}
+    return {"choices": list(gate.choices)}
 
 
 def _save_table(gate: TableGate, folder: Path) -> None:

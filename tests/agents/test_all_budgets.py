@@ -9,6 +9,7 @@ from stable_baselines3.common.logger import Logger
 from agents.algorithms import GateLearning, build_algorithm
 from agents.callbacks import Schedules
 from agents.deploy import deploy
+from agents.gate_trainer import GateTask
 from agents.hyperparameters import OVERSHOOT, PPOConfig, SupervisedConfig
 from agents.supervised import SupervisedTrainer
 from agents.supervised_run import budgets_of, rewards_within, targets
@@ -91,13 +92,15 @@ def by_supervision(backbone: WalkableBackbone, images: ImageSet) -> LearnedGate:
     trainer = SupervisedTrainer(
         "gumbel",
         SupervisedConfig(batch_size=18, learning_rate=0.03),
-        backbone=backbone,
-        frozen=backbone,
-        gate=gate,
-        images=images,
-        target=lambda positions: BUDGETS.budgets(positions) / 100,
-        steps=1200,
-        seed=0,
+        GateTask(
+            backbone=backbone,
+            frozen=backbone,
+            gate=gate,
+            images=images,
+            target=lambda positions: BUDGETS.budgets(positions) / 100,
+            steps=1200,
+            seed=0,
+        ),
     )
     for _ in range(1200):
         trainer.step()

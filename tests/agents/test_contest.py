@@ -71,6 +71,9 @@ def test_each_gate_is_what_its_name_says(tmp_path: Path) -> None:
     table = by_name["static-greedy-seed0-at-0.75"]
     assert isinstance(table, TrainStaticConfig)
     assert (table.method, table.budget) == ("greedy", 0.75)
+    skipnet, blockdrop = by_name["skipnet-lstm-seed0-at-3"], by_name["blockdrop-seed0-at-0.75"]
+    assert (skipnet.method, skipnet.gate, skipnet.budget) == ("skipnet", "lstm", 3.0)
+    assert (blockdrop.method, blockdrop.budget, blockdrop.budgets) == ("blockdrop", 0.75, None)
     dfs = by_name["dfs-ff-seed0-at-1.5"]
     assert (dfs.method, dfs.gate, dfs.budget, dfs.budgets) == ("dfs", "ff", 1.5, None)
 

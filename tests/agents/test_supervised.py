@@ -9,8 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from agents.hyperparameters import GateKind, Method, SupervisedConfig
+from agents.gate_trainer import GateTask
+from agents.hyperparameters import GateKind, RelaxedMethod, SupervisedConfig
 from agents.progress import ProgressBar
+from agents.skipping_hyperparameters import BlockDropConfig, SkipNetConfig
 from agents.supervised import SupervisedTrainer
 from agents.supervised_run import CHECKPOINT, SupervisedTraining, rewards_within, train_supervised
 from agents.training import TrainingResult
@@ -39,25 +41,38 @@ class SmoothPlantedBackbone(PlantedBackbone):
         return 3.0 * torch.stack([-side, side], dim=1)
 
 
-def make_trainer(
+def make_task(
     gate: LearnedGate,
     images: ImageSet,
     *,
-    method: Method = "gumbel",
+    backbone: PlantedBackbone | None = None,
+    budget: float = BUDGET,
     steps: int = 600,
-    **changes: float,
-) -> SupervisedTrainer:
-    backbone = SmoothPlantedBackbone()
-    return SupervisedTrainer(
-        method,
-        SupervisedConfig(**({"batch_size": 18, "learning_rate": 0.03} | changes)),  # type: ignore[arg-type]
+) -> GateTask:
+    backbone = backbone or SmoothPlantedBackbone()
+    return GateTask(
         backbone=backbone,
         frozen=backbone,
         gate=gate,
         images=images,
-        target=lambda positions: torch.full_like(positions, BUDGET),
+        target=lambda positions: torch.full_like(positions, budget),
         steps=steps,
         seed=0,
+    )
+
+
+def make_trainer(
+    gate: LearnedGate,
+    images: ImageSet,
+    *,
+    method: RelaxedMethod = "gumbel",
+    steps: int = 600,
+    **changes: float,
+) -> SupervisedTrainer:
+    return SupervisedTrainer(
+        method,
+        SupervisedConfig(**({"batch_size": 18, "learning_rate": 0.03} | changes)),  # type: ignore[arg-type]
+        make_task(gate, images, steps=steps),
     )
 
 
@@ -79,7 +94,7 @@ def is_solved(gate: LearnedGate, images: ImageSet) -> bool:
     ("method", "kind"), [("gumbel", "ff"), ("gumbel", "lstm"), ("dfs", "ff"), ("dfs", "lstm")]
 )
 def test_gates_learn_what_no_table_within_the_budget_can(
-    planted_images: ImageSet, method: Method, kind: GateKind
+    planted_images: ImageSet, method: RelaxedMethod, kind: GateKind
 ) -> None:
     gate = make_gate(kind)
     assert not is_solved(gate, planted_images)
@@ -131,13 +146,7 @@ def test_dfs_ends_its_first_phase_on_a_menu_without_full_precision(
     trainer = SupervisedTrainer(
         "dfs",
         SupervisedConfig(batch_size=18, learning_rate=0.03, price=0.3),
-        backbone=backbone,
-        frozen=backbone,
-        gate=gate,
-        images=planted_images,
-        target=lambda positions: torch.full_like(positions, 0.1),
-        steps=300,
-        seed=0,
+        make_task(gate, planted_images, backbone=backbone, budget=0.1, steps=300),
     )
     assert {round(trainer.step().price, 9) for _ in range(300)} == {-0.3, 0.3}
 
@@ -151,19 +160,8 @@ def test_the_price_never_leaves_its_bounds(planted_images: ImageSet) -> None:
 
 
 def test_a_budget_that_leaves_nothing_is_refused(planted_images: ImageSet) -> None:
-    backbone = SmoothPlantedBackbone()
     with pytest.raises(ConfigError, match="leaves nothing for the gated layers"):
-        SupervisedTrainer(
-            "gumbel",
-            SupervisedConfig(),
-            backbone=backbone,
-            frozen=backbone,
-            gate=make_gate("ff"),
-            images=planted_images,
-            target=torch.zeros_like,
-            steps=1,
-            seed=0,
-        )
+        make_task(make_gate("ff"), planted_images, budget=0.0)
 
 
 def test_spending_above_the_budget_costs_every_image_alike(planted_images: ImageSet) -> None:
@@ -221,6 +219,8 @@ def make_plan(**changes: object) -> SupervisedTraining:
         "method": "gumbel",
         "kind": "lstm",
         "config": SupervisedConfig(batch_size=8, distillation=0.5),
+        "skipnet": SkipNetConfig(),
+        "blockdrop": BlockDropConfig(),
         "timesteps": 10 * PER_STEP,
         "budget": 20.0,
         "all_budgets": False,
@@ -255,8 +255,11 @@ def new_run(path: Path) -> RunFolder:
         make_plan(),
         make_plan(method="dfs", kind="ff"),
         make_plan(all_budgets=True),
+        make_plan(method="skipnet"),
+        make_plan(method="skipnet", kind="ff", skipnet=SkipNetConfig(pretraining=0.7)),
+        make_plan(method="blockdrop", kind="oneshot"),
     ],
-    ids=["gumbel-lstm", "dfs-ff", "gumbel-lstm-all"],
+    ids=["gumbel-lstm", "dfs-ff", "gumbel-lstm-all", "skipnet-lstm", "skipnet-ff", "blockdrop"],
 )
 def test_ctrl_c_saves_and_the_run_goes_on_as_if_nothing_had_happened(
     tmp_path: Path, plan: SupervisedTraining

@@ -7,10 +7,12 @@ import torch
 
 import dfs_rl
 from agents.hyperparameters import SupervisedConfig
+from agents.skipping_hyperparameters import BlockDropConfig
+from dfs_rl.backbones import BackboneInfo, ResNet, ResNetConfig, save_backbone
 from dfs_rl.config import load_config, save_config
 from dfs_rl.cost import BitOptions
-from dfs_rl.data import load_dataset
-from dfs_rl.gating.learned import LayerwiseGate, RecurrentGate
+from dfs_rl.data import channel_statistics, load_dataset
+from dfs_rl.gating.learned import LayerwiseGate, LearnedGate, OneShotGate, RecurrentGate
 from dfs_rl.gating.storage import load_gate
 from dfs_rl.runs import read_json
 from dfs_rl.train_gumbel import TrainGumbelConfig, main, plan_of
@@ -83,6 +85,13 @@ def test_a_finished_run_says_so_and_shows_its_table_again(
         (["--seed", "-1"], "seed is -1"),
         (["--method", "sarsa"], "method"),
         (["--training.temperature", "0"], "temperature is 0.0; it must be positive"),
+        (["--method", "blockdrop", "--gate", "lstm"], "gate is 'lstm', but method 'blockdrop'"),
+        (
+            ["--method", "skipnet", "--training.distillation", "1"],
+            "training.distillation is 1.0, but method 'skipnet' learns from labels alone",
+        ),
+        (["--skipnet.pretraining", "1"], "skipnet.pretraining is 1.0; it must be"),
+        (["--blockdrop.bound", "0.3"], "blockdrop.bound is 0.3; it must be above 0.5"),
         (["--dataset", "no/such/folder"], "no/such/folder"),
         (["--backbone", "nowhere"], "nowhere"),
     ],
@@ -108,6 +117,57 @@ def test_flags_reach_the_training() -> None:
     assert (plan.method, plan.kind, plan.hidden, plan.budget) == ("dfs", "lstm", 7, 2.0)
     assert plan.eval_every == plan.checkpoint_every == 200
     assert plan.name == "DFS LSTM"
+    assert plan.features == "confidence"
+    once = plan_of(
+        TrainGumbelConfig(method="blockdrop", blockdrop=BlockDropConfig(bound=0.9)), "cpu"
+    )
+    assert (once.kind, once.features, once.all_budgets) == ("oneshot", "all", False)
+    assert once.blockdrop.bound == 0.9
+
+
+@pytest.mark.parametrize(
+    ("flags", "kind", "bits", "name"),
+    [
+        (["--method", "skipnet"], LayerwiseGate, {0, 32}, "SkipNet FF"),
+        (["--method", "blockdrop"], OneShotGate, {0, 2, 3, 4, 8, 32}, "BlockDrop"),
+    ],
+    ids=["skipnet", "blockdrop"],
+)
+def test_gates_of_the_literature_are_trained_evaluated_and_loaded(
+    tmp_path: Path, flags: list[str], kind: type[LearnedGate], bits: set[int], name: str
+) -> None:
+    path = tmp_path / "run"
+    assert main([*TINY, *flags, "--budget", "60", "--run-dir", str(path)]) == 0
+    gate = load_gate(path / "gate")
+    assert isinstance(gate, kind)
+    assert {gate.options[choice] for choice in gate.choices} == bits
+    assert (gate.name, gate.dial) == (name, None)
+    model = dfs_rl.load(path)
+    _, trace = model(load_dataset("digits").test.images[:40])
+    assert set(trace.bits.flatten().tolist()) <= bits
+    summary = read_json(path / "summary.json")
+    assert {m["label"] for m in summary["methods"]} >= {name}
+
+
+def test_a_backbone_that_cannot_skip_or_run_in_full_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = load_dataset("digits")
+    torch.manual_seed(0)
+    config = ResNetConfig(
+        depth=8, width=4, in_channels=1, n_classes=10, image_size=(8, 8), bits=(0, 2, 8)
+    )
+    backbone = ResNet(config, channel_statistics(dataset.train.images)).eval()
+    info = BackboneInfo(
+        dataset="digits", fingerprint=dataset.fingerprint, class_names=dataset.class_names
+    )
+    save_backbone(backbone, info, tmp_path / "backbone")
+    monkeypatch.chdir(tmp_path)
+    assert main([*TINY, "--method", "skipnet", "--budget", "50", "--backbone", "backbone"]) == 2
+    shown = capsys.readouterr().err.strip()
+    assert "method is 'skipnet', which skips a layer or runs it at 32 bit" in shown
+    assert "menu [0, 2, 8] lacks 32 bit" in shown
+    assert not (tmp_path / "runs").exists()
 
 
 def test_every_setting_survives_the_run_folders_yaml(tmp_path: Path) -> None:

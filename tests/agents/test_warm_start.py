@@ -124,6 +124,10 @@ def test_a_gate_for_all_budgets_begins_where_it_was_turned_to(planted_images) ->
     [
         (RecurrentGate((3, 3), PlantedBackbone.options, hidden=6), "is RecurrentGate"),
         (LayerwiseGate((3, 3), BitOptions((0, 8)), hidden=6), r"chooses from bits \[0, 8\]"),
+        (
+            LayerwiseGate((3, 3), PlantedBackbone.options, hidden=6, choices=(0, 2)),
+            r"may choose the options \[0, 2\], but the one to be learned from it \[0, 1, 2\]",
+        ),
         (LayerwiseGate((3, 2), PlantedBackbone.options, hidden=6), r"reads features \[3, 2\]"),
         (LayerwiseGate((3, 3), PlantedBackbone.options, hidden=7), "is as wide as 7"),
     ],
