@@ -39,27 +39,36 @@ def verdict_of(
                 f"{curve.lacking} of {curve.lacking + curve.seeds} seeds of {curve.label} lack a budget that others have, and have no part "
                 "in its curve."
             )
-    for differs in curve_differences:
-        low, high = differs.interval.low, differs.interval.high
+    yield from _areas(curves, curve_differences)
+
+
+def _areas(curves: Sequence[Curve], differences: Sequence[CurvePair]) -> Iterator[str]:
+    """Rank the gates by area, and say which differences hold over images, and over seeds as well."""
+    gates = sorted((c for c in curves if c.histograms), key=lambda c: -c.hypervolume.mean)
+    if not gates:
+        return
+    ranked = ", ".join(f"{c.label} {c.hypervolume.mean:.2f}" for c in gates)
+    yield f"By area over all budgets: {ranked}."
+    sure: list[str] = []
+    unsure: list[str] = []
+    for pair in differences:
+        low, high = pair.interval.low, pair.interval.high
         if low <= 0 <= high:
             continue
-        better, worse = (
-            (differs.first, differs.second) if low > 0 else (differs.second, differs.first)
-        )
-        over_seeds = differs.spread is not None and exceeds_seeds(
-            differs.spread
-            if low > 0
-            else Spread(mean=-differs.spread.mean, deviation=differs.spread.deviation)
-        )
-        also = (
-            "and by more than two standard deviations over seeds"
-            if over_seeds
-            else "but not beyond seeds"
-        )
-        yield (
-            f"Over all budgets the area of {better} is {abs(differs.difference):.2f} above that of {worse}, beyond chance over "
-            f"images, {also}."
-        )
+        names = (pair.first, pair.second) if low > 0 else (pair.second, pair.first)
+        told = f"{names[0]} above {names[1]} (+{abs(pair.difference):.2f})"
+        (sure if _holds_over_seeds(pair) else unsure).append(told)
+    if sure:
+        yield f"Areas that differ beyond chance over images and by two standard deviations over seeds: {'; '.join(sure)}."
+    if unsure:
+        yield f"Areas that differ beyond chance over images, but not over seeds: {'; '.join(unsure)}."
+
+
+def _holds_over_seeds(pair: CurvePair) -> bool:
+    """Whether a difference of areas is more than twice its standard deviation over seeds."""
+    if pair.spread is None:
+        return False
+    return exceeds_seeds(Spread(mean=abs(pair.spread.mean), deviation=pair.spread.deviation))
 
 
 def _misses(gate: Point) -> bool:

@@ -272,9 +272,11 @@ def test_curves_are_compared_over_the_same_draws_of_images():
     # The cascade does as the gate does, image by image, so nothing can tell them apart.
     same = by_name["A", "confidence cascades at the costs of A"]
     assert (same.difference, same.interval.low, same.interval.high) == (0.0, 0.0, 0.0)
-    told = [said for said in comparison.verdict if said.startswith("Over all budgets")]
-    assert any("the area of B is" in said and "above that of A" in said for said in told)
-    assert not any("cascades" in said for said in told if "area of A is" in said)
+    ranked, sure = comparison.verdict[-2:]
+    assert ranked == f"By area over all budgets: B {areas['B']:.2f}, A {areas['A']:.2f}."
+    assert f"B above A (+{areas['B'] - areas['A']:.2f})" in sure
+    assert "best static tables at the costs of A" in sure
+    assert "cascades" not in sure
 
 
 def test_the_interval_is_what_the_normal_approximation_gives():
