@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from dfs_rl.backbone_choice import BackboneChoice
-from dfs_rl.cli import Invocation
+from dfs_rl.cli import Invocation, run_command
 from dfs_rl.errors import ConfigError
 from dfs_rl.messages import say
 from dfs_rl.runs import RunFolder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from agents.training import TrainingResult
     from dfs_rl.data import Dataset
@@ -90,6 +90,7 @@ class GateCommand(Generic[SettingsT]):
 
     Attributes:
         kind: Its name, and the kind of its run folders.
+        description: One sentence for its help page.
         config_type: Its settings.
         prepare: Refuses what will not do before a folder is made, and returns what the run is called after; takes settings, data set
             and device.
@@ -97,6 +98,7 @@ class GateCommand(Generic[SettingsT]):
     """
 
     kind: str
+    description: str
     config_type: type[SettingsT]
     prepare: "Callable[[SettingsT, Dataset, str], str]"
     train: "Callable[[SettingsT, Dataset, RunFolder, str], TrainingResult]"
@@ -213,6 +215,18 @@ def train_and_evaluate(invocation: Invocation[SettingsT], command: GateCommand[S
     say(f"Everything is in {run.path}; pictures:")
     for picture in sorted(run.plots_dir.glob("*.png")):
         say(f"  {picture}")
+
+
+def run_gate_command(command: GateCommand[SettingsT], argv: "Sequence[str] | None") -> int:
+    """Run a command that trains a gate from the command line; returns its exit code."""
+    return run_command(
+        lambda invocation: train_and_evaluate(invocation, command),
+        command.config_type,
+        prog=command.prog,
+        description=command.description,
+        kind=command.kind,
+        argv=argv,
+    )
 
 
 def _turn(run: RunFolder, dataset: "Dataset", device: str, *, budget: float | None) -> None:

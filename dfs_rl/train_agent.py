@@ -31,14 +31,13 @@ from dfs_rl.backbone_choice import (
     learned_gate,
     preview_backbone,
 )
-from dfs_rl.cli import Invocation, run_command
 from dfs_rl.errors import ConfigError
 from dfs_rl.gate_runs import (
     VALIDATIONS,
     GateCommand,
     check_settings,
     choice_of,
-    train_and_evaluate,
+    run_gate_command,
 )
 from dfs_rl.messages import say
 from dfs_rl.runs import RunFolder
@@ -329,24 +328,17 @@ def _train(
 
 
 COMMAND = GateCommand(
-    kind="train_agent", config_type=TrainAgentConfig, prepare=_prepare, train=_train
+    kind="train_agent",
+    description="Learn which bits each layer of a backbone should spend on each image.",
+    config_type=TrainAgentConfig,
+    prepare=_prepare,
+    train=_train,
 )
-
-
-def _run(invocation: Invocation[TrainAgentConfig]) -> None:
-    train_and_evaluate(invocation, COMMAND)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    return run_command(
-        _run,
-        TrainAgentConfig,
-        prog=COMMAND.prog,
-        description="Learn which bits each layer of a backbone should spend on each image.",
-        kind=COMMAND.kind,
-        argv=argv,
-    )
+    return run_gate_command(COMMAND, argv)
 
 
 if __name__ == "__main__":

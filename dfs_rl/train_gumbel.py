@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, get_args
 from agents.hyperparameters import FeatureChoice, GateKind, Method, RelaxedMethod, SupervisedConfig
 from agents.skipping_hyperparameters import BlockDropConfig, SkipNetConfig
 from dfs_rl.backbone_choice import DIGITS, backbone_of_run, preview_backbone
-from dfs_rl.cli import Invocation, run_command
 from dfs_rl.errors import ConfigError
 from dfs_rl.gate_runs import (
     VALIDATIONS,
     GateCommand,
     check_settings,
     choice_of,
-    train_and_evaluate,
+    run_gate_command,
 )
 from dfs_rl.messages import say
 from dfs_rl.runs import RunFolder
@@ -174,24 +173,17 @@ def _train(
 
 
 COMMAND = GateCommand(
-    kind="train_gumbel", config_type=TrainGumbelConfig, prepare=_prepare, train=_train
+    kind="train_gumbel",
+    description="Learn by supervision which bits each layer of a backbone should spend on each image.",
+    config_type=TrainGumbelConfig,
+    prepare=_prepare,
+    train=_train,
 )
-
-
-def _run(invocation: Invocation[TrainGumbelConfig]) -> None:
-    train_and_evaluate(invocation, COMMAND)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    return run_command(
-        _run,
-        TrainGumbelConfig,
-        prog=COMMAND.prog,
-        description="Learn by supervision which bits each layer of a backbone should spend on each image.",
-        kind=COMMAND.kind,
-        argv=argv,
-    )
+    return run_gate_command(COMMAND, argv)
 
 
 if __name__ == "__main__":

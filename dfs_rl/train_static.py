@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING
 
 from agents.hyperparameters import StaticMethod
 from dfs_rl.backbone_choice import DIGITS, backbone_of_run, preview_backbone
-from dfs_rl.cli import Invocation, run_command
 from dfs_rl.gate_runs import (
     VALIDATIONS,
     GateCommand,
     check_settings,
     choice_of,
-    train_and_evaluate,
+    run_gate_command,
 )
 from dfs_rl.messages import say
 from dfs_rl.runs import RunFolder
@@ -99,24 +98,17 @@ def _train(
 
 
 COMMAND = GateCommand(
-    kind="train_static", config_type=TrainStaticConfig, prepare=_prepare, train=_train
+    kind="train_static",
+    description="Find one table of bits for all images, by reinforcement or by a greedy search.",
+    config_type=TrainStaticConfig,
+    prepare=_prepare,
+    train=_train,
 )
-
-
-def _run(invocation: Invocation[TrainStaticConfig]) -> None:
-    train_and_evaluate(invocation, COMMAND)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    return run_command(
-        _run,
-        TrainStaticConfig,
-        prog=COMMAND.prog,
-        description="Find one table of bits for all images, by reinforcement or by a greedy search.",
-        kind=COMMAND.kind,
-        argv=argv,
-    )
+    return run_gate_command(COMMAND, argv)
 
 
 if __name__ == "__main__":
