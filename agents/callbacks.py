@@ -7,6 +7,7 @@ logged, saved and continued. Each callback keeps to that moment; a resumed run s
 import math
 import sys
 import time
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -61,9 +62,9 @@ class BoundaryCallback(BaseCallback):
         """Whether the last update was made."""
         return self.algorithm.num_timesteps >= self.algorithm._total_timesteps
 
+    @abstractmethod
     def between_updates(self, timesteps: int) -> None:
         """Act; ``timesteps`` steps were made so far."""
-        raise NotImplementedError
 
     def _on_rollout_start(self) -> None:
         self._act()

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -68,12 +69,12 @@ class Dial:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PriceRange:
-    """The prices of computation that an agent learns, along its dial: the highest at position 0, evenly on a logarithmic axis.
+class _Range:
+    """Two ends, and what lies between them evenly on a logarithmic axis.
 
     Attributes:
-        lowest: Lowest cost weight, above 0.
-        highest: Highest cost weight, above ``lowest``.
+        lowest: Above 0.
+        highest: Above ``lowest``.
 
     Raises:
         ConfigError: If the range is empty.
@@ -81,12 +82,22 @@ class PriceRange:
 
     lowest: float
     highest: float
+    _what: ClassVar[str]
+    _unit: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
         if not 0 < self.lowest < self.highest < math.inf:
             raise ConfigError(
-                f"the cost weights run from {self.lowest:g} to {self.highest:g}; they must be positive and finite, the lower one first."
+                f"the {self._what} run from {self.lowest:g}{self._unit} to {self.highest:g}{self._unit}; they must be positive and "
+                "finite, the lower one first."
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PriceRange(_Range):
+    """The cost weights that an agent learns along its dial: the highest at position 0."""
+
+    _what = "cost weights"
 
     def weights(self, positions: Tensor) -> Tensor:
         """Return the cost weight at each position, in the positions' shape and type."""
@@ -106,25 +117,11 @@ class PriceRange:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BudgetRange:
-    """The budgets that a supervised gate learns, along its dial: the lowest at position 0, evenly on a logarithmic axis.
+class BudgetRange(_Range):
+    """The mean computations in percent, everything included, that a supervised gate may learn along its dial: the lowest at 0."""
 
-    Attributes:
-        lowest: Lowest mean computation in percent, everything included, above 0.
-        highest: Highest one, above ``lowest``.
-
-    Raises:
-        ConfigError: If the range is empty.
-    """
-
-    lowest: float
-    highest: float
-
-    def __post_init__(self) -> None:
-        if not 0 < self.lowest < self.highest < math.inf:
-            raise ConfigError(
-                f"the budgets run from {self.lowest:g} % to {self.highest:g} %; they must be positive and finite, the lower one first."
-            )
+    _what = "budgets"
+    _unit = " %"
 
     def budgets(self, positions: Tensor) -> Tensor:
         """Return the budget in percent at each position, in the positions' shape and type."""
