@@ -12,10 +12,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from agents.gate_trainer import GateTask, GateTrainer, StepLosses, accuracy_of
-from agents.hyperparameters import SupervisedConfig
 from agents.policy_gradient import surrogate
-from agents.skipping_hyperparameters import BlockDropConfig
 from agents.soft_walk import drawn_choice
+from agents.supervised_hyperparameters import BlockDropConfig, SupervisedConfig
 from dfs_rl.backbones.contract import WalkableBackbone
 from dfs_rl.data import ImageSet
 from dfs_rl.gating.learned import LearnedGate

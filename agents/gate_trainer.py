@@ -11,7 +11,7 @@ from torch import Tensor
 
 from agents.checkpoint import optimizer_tensors, restore_optimizer
 from agents.dial_prices import DialPrices
-from agents.hyperparameters import SupervisedConfig
+from agents.supervised_hyperparameters import SupervisedConfig
 from dfs_rl.backbones.contract import WalkableBackbone
 from dfs_rl.data import ImageSet
 from dfs_rl.data.batching import epoch_batches

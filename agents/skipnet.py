@@ -14,10 +14,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from agents.gate_trainer import GateTask, GateTrainer, StepLosses, accuracy_of
-from agents.hyperparameters import SupervisedConfig
 from agents.policy_gradient import above_the_others, entropy, returns_to_go, surrogate
-from agents.skipping_hyperparameters import SkipNetConfig
 from agents.soft_walk import SoftWalk, argmax_choice, drawn_choice, soft_walk
+from agents.supervised_hyperparameters import SkipNetConfig, SupervisedConfig
 from dfs_rl.cost import FULL, SKIP, BitOptions
 from dfs_rl.data import ImageSet
 from dfs_rl.errors import ConfigError

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from agents.gate_trainer import GateTask, GateTrainer, StepLosses, accuracy_of
-from agents.hyperparameters import RelaxedMethod, SupervisedConfig
 from agents.soft_walk import Estimator, argmax_choice, gumbel_choice, soft_walk
+from agents.supervised_hyperparameters import RelaxedMethod, SupervisedConfig
 from dfs_rl.data import ImageSet
 from dfs_rl.seeding import torch_generator
 

@@ -13,11 +13,16 @@ from agents.best_gate import BestGate
 from agents.blockdrop import BlockDropTrainer
 from agents.deploy import untrained_gate
 from agents.gate_trainer import GateTask, GateTrainer
-from agents.hyperparameters import OVERSHOOT, BuiltKind, FeatureChoice, Method, SupervisedConfig
+from agents.hyperparameters import OVERSHOOT, BuiltKind, FeatureChoice
 from agents.progress import ProgressBar
 from agents.skipnet import SkipNetTrainer, skip_or_run
-from agents.skipping_hyperparameters import BlockDropConfig, SkipNetConfig
 from agents.supervised import SupervisedTrainer
+from agents.supervised_hyperparameters import (
+    BlockDropConfig,
+    Method,
+    SkipNetConfig,
+    SupervisedConfig,
+)
 from agents.tracking import TensorBoard
 from agents.training import TrainingResult
 from agents.validation import ValidationSetup, Validator, rewards_of

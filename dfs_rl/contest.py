@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from agents.hyperparameters import AlgorithmName, GateKind, Method, StaticMethod
+from agents.hyperparameters import AlgorithmName, GateKind, StaticMethod
+from agents.supervised_hyperparameters import Method
 from dfs_rl import train_agent, train_gumbel, train_static
 from dfs_rl.config import config_to_dict, fields_from_dict, flat_settings, load_config, read_yaml
 from dfs_rl.errors import ConfigError, DfsRlError

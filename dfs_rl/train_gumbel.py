@@ -7,8 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
-from agents.hyperparameters import FeatureChoice, GateKind, Method, RelaxedMethod, SupervisedConfig
-from agents.skipping_hyperparameters import BlockDropConfig, SkipNetConfig
+from agents.hyperparameters import FeatureChoice, GateKind
+from agents.supervised_hyperparameters import (
+    BlockDropConfig,
+    Method,
+    RelaxedMethod,
+    SkipNetConfig,
+    SupervisedConfig,
+)
 from dfs_rl.backbone_choice import DIGITS, backbone_of_run, preview_backbone
 from dfs_rl.errors import ConfigError
 from dfs_rl.gate_runs import (

@@ -10,8 +10,9 @@ from agents.algorithms import GateLearning, build_algorithm
 from agents.callbacks import Schedules
 from agents.deploy import deploy
 from agents.gate_trainer import GateTask
-from agents.hyperparameters import OVERSHOOT, PPOConfig, SupervisedConfig
+from agents.hyperparameters import OVERSHOOT, PPOConfig
 from agents.supervised import SupervisedTrainer
+from agents.supervised_hyperparameters import SupervisedConfig
 from agents.supervised_run import budgets_of, rewards_within, targets
 from agents.validation import rewards_of
 from dfs_rl.backbones.contract import WalkableBackbone

@@ -15,9 +15,8 @@ from agents.blockdrop import (
     rewards_of_answers,
     run_options,
 )
-from agents.hyperparameters import SupervisedConfig
 from agents.policy_gradient import surrogate
-from agents.skipping_hyperparameters import BlockDropConfig
+from agents.supervised_hyperparameters import BlockDropConfig, SupervisedConfig
 from dfs_rl.data import ImageSet
 from dfs_rl.errors import ConfigError, TrainingError
 from dfs_rl.evaluation.run_gate import evaluate_gate

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from agents.hyperparameters import GateKind, SupervisedConfig
+from agents.hyperparameters import GateKind
 from agents.policy_gradient import above_the_others, entropy, returns_to_go
 from agents.skipnet import SkipNetTrainer, hybrid_loss, skip_or_run
-from agents.skipping_hyperparameters import SkipNetConfig
 from agents.soft_walk import Choice, drawn_choice, soft_walk
+from agents.supervised_hyperparameters import SkipNetConfig, SupervisedConfig
 from dfs_rl.cost import BitOptions
 from dfs_rl.data import ImageSet
 from dfs_rl.errors import ConfigError

@@ -10,10 +10,15 @@ import torch
 from torch import Tensor
 
 from agents.gate_trainer import GateTask
-from agents.hyperparameters import GateKind, RelaxedMethod, SupervisedConfig
+from agents.hyperparameters import GateKind
 from agents.progress import ProgressBar
-from agents.skipping_hyperparameters import BlockDropConfig, SkipNetConfig
 from agents.supervised import SupervisedTrainer
+from agents.supervised_hyperparameters import (
+    BlockDropConfig,
+    RelaxedMethod,
+    SkipNetConfig,
+    SupervisedConfig,
+)
 from agents.supervised_run import CHECKPOINT, SupervisedTraining, rewards_within, train_supervised
 from agents.training import TrainingResult
 from dfs_rl.cost import BitOptions, CostTable

@@ -6,8 +6,7 @@ import pytest
 import torch
 
 import dfs_rl
-from agents.hyperparameters import SupervisedConfig
-from agents.skipping_hyperparameters import BlockDropConfig
+from agents.supervised_hyperparameters import BlockDropConfig, SupervisedConfig
 from dfs_rl.backbones import BackboneInfo, ResNet, ResNetConfig, save_backbone
 from dfs_rl.config import load_config, save_config
 from dfs_rl.cost import BitOptions
