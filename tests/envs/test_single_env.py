@@ -65,14 +65,16 @@ def test_an_episode_against_the_closed_form():
 def test_an_episode_with_a_price_of_its_own_against_the_closed_form(timing):
     weights = RewardWeights(accuracy=0.0, log_likelihood=0.0, cost=999.0, cost_timing=timing)
     env = FractionalSkippingEnv(**toy_kwargs(weights=weights, cost_weights=(2.0, 32.0)))
-    observation, info = env.reset(options={"index": 7, "cost_weight": 8.0})
-    assert info == {"index": 7, "cost_weight": pytest.approx(8.0)}
-    assert observation["context"][3] == pytest.approx(0.5)  # halfway between 32 and 2
+    observation, info = env.reset(options={"index": 7, "cost_weight": 4.0})
+    assert info == {"index": 7, "cost_weight": pytest.approx(4.0)}
+    assert observation["context"][3] == pytest.approx(
+        0.75
+    )  # of the way from 32 to 2; halfway could not tell the ends apart
     actions = [1, 0, 3, 2]
     transitions, total = play(env, actions)
     shares = [m / sum(MACS) * (BITS[a] / 32) ** 2 for m, a in zip(MACS, actions, strict=True)]
-    assert total == pytest.approx(-8.0 * sum(shares))
-    assert [t[0]["context"][3] for t in transitions] == pytest.approx([0.5] * 4)
+    assert total == pytest.approx(-4.0 * sum(shares))
+    assert [t[0]["context"][3] for t in transitions] == pytest.approx([0.75] * 4)
 
 
 def test_prices_are_log_uniform_and_independent_of_the_image():
