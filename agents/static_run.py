@@ -114,6 +114,7 @@ class StaticSearch:
                     records, costs, RewardWeights(cost=0.0), budget=None
                 ),
                 every=plan.eval_every,
+                total=plan.timesteps(self.backbone.costs.n_layers, len(self.backbone.options)),
             ),
             backbone=lambda: self.backbone,
             keep=lambda gate: save_gate(gate, run.path / GATE_FOLDER),

@@ -253,6 +253,7 @@ def train_supervised(
                 budgets=budgets_of(plan, backbone.costs, gate_macs=gate.macs),
             ),
             every=plan.eval_every,
+            total=total * each,
         ),
         backbone=lambda: frozen,
         keep=best.keep,

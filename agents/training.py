@@ -206,6 +206,7 @@ def train_gate(
                 rewards_of, weights=plan.weights, budget=plan.budget, prices=plan.prices
             ),
             every=plan.eval_every,
+            total=plan.steps_made(backbone.costs.n_layers),
         ),
         backbone=lambda: env.task.backbone,
         keep=best.keep,

@@ -12,6 +12,7 @@ from agents.tracking import TensorBoard
 from dfs_rl.backbones.contract import WalkableBackbone
 from dfs_rl.cost import CostTable
 from dfs_rl.data import ImageSet
+from dfs_rl.evaluation.dial import points_along
 from dfs_rl.evaluation.records import GateRecords
 from dfs_rl.evaluation.run_gate import evaluate_gate
 from dfs_rl.gating.dial import PriceRange, even_positions
@@ -77,11 +78,13 @@ class ValidationSetup:
         images: The validation split.
         reward: What each of its images is worth under a gate, ``[n]``.
         every: Steps between two validations.
+        total: Steps of the whole training.
     """
 
     images: ImageSet
     reward: Callable[[GateRecords, CostTable], Tensor]
     every: int
+    total: int
 
 
 class Validator(Generic[GateT]):
@@ -155,16 +158,23 @@ class Validator(Generic[GateT]):
         )
         histogram = records.histogram(len(backbone.options))
         rewards = setup.reward(records, backbone.costs)
+        computation = records.computation(backbone.costs)
+        points = [(float(computation.mean()), records.accuracy)]
+        if positions is not None:
+            along = points_along(computation, records.correct, positions.cpu())
+            points = [(point.computation, point.accuracy) for point in along]
         figures = {
             "accuracy": records.accuracy,
-            "computation": float(records.computation(backbone.costs).mean()),
+            "computation": float(computation.mean()),
             "reward": float(rewards.mean()),
             "patterns": records.patterns,
         }
         record = {
             "kind": "validation",
             "timesteps": timesteps,
+            "progress": min(1.0, timesteps / setup.total),
             **figures,
+            "points": points,
             "histogram": histogram.tolist(),
         }
         self._run.log(record)

@@ -170,11 +170,14 @@ def train_run(
         raise KeyboardInterrupt(f"Interrupted and saved; go on with: {again}") from None
     finally:
         seconds = run.add_seconds(time.perf_counter() - began)
-    _turn(run, dataset, device, budget=config.budget)
+    points = _turn(run, dataset, device, budget=config.budget)
+    if not points:
+        points = ((result.best["computation"], result.best["accuracy"]),)
     write_json(
         run.path / TRAINING,
         {
             "best_on_val": result.best,
+            "points_on_val": [list(point) for point in points],
             "images_seen": result.images_seen,
             "seconds": round(seconds, 1),
         },
@@ -229,8 +232,14 @@ def run_gate_command(command: GateCommand[SettingsT], argv: "Sequence[str] | Non
     )
 
 
-def _turn(run: RunFolder, dataset: "Dataset", device: str, *, budget: float | None) -> None:
-    """Measure what a gate for all budgets costs at each position of its dial, and turn it to the budget if there is one."""
+def _turn(
+    run: RunFolder, dataset: "Dataset", device: str, *, budget: float | None
+) -> "tuple[tuple[float, float], ...]":
+    """Measure what a gate for all budgets costs at each position of its dial, and turn it to the budget if there is one.
+
+    Returns:
+        Computation and accuracy at each position; nothing for a gate without a dial.
+    """
     from dfs_rl.backbones import load_backbone
     from dfs_rl.evaluation.dial import measure_dial
     from dfs_rl.gating.learned import LearnedGate
@@ -239,11 +248,11 @@ def _turn(run: RunFolder, dataset: "Dataset", device: str, *, budget: float | No
 
     gate = load_gate(run.path / GATE_FOLDER)
     if not isinstance(gate, LearnedGate) or gate.dial is None:
-        return
+        return ()
     gate.to(device)
     say("Measuring on the val split what the gate costs at each position of its dial ...")
     backbone = load_backbone(run.path / BACKBONE_FOLDER).eval().prepare().to(device)
-    gate.dial = measure_dial(backbone, gate, dataset.val.to(device))
+    gate.dial, points = measure_dial(backbone, gate, dataset.val.to(device))
     least, most = gate.dial.reach
     say(f"Its images cost {least:.3g} % to {most:.3g} % on average.")
     if budget is not None:
@@ -251,3 +260,4 @@ def _turn(run: RunFolder, dataset: "Dataset", device: str, *, budget: float | No
             say(f"It cannot be turned down to {budget:g} %, and is turned to {least:.3g} %.")
         gate.position = gate.dial.position_within(max(budget, least))
     save_gate(gate, run.path / GATE_FOLDER)
+    return points

@@ -1,7 +1,7 @@
 """Command: train a supernet, a backbone in which every mix of bit options works."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from dfs_rl.cost import DEFAULT_BITS, FULL, SKIP
 from dfs_rl.data import Dataset, ImageSet, channel_statistics, load_dataset
 from dfs_rl.devices import resolve_device
 from dfs_rl.errors import ConfigError
+from dfs_rl.evaluation.curves import CurvePoint
 from dfs_rl.files import exclusive
 from dfs_rl.gating.model import BACKBONE_FOLDER
 from dfs_rl.interrupts import StopRequest, stop_on_interrupt
@@ -125,6 +126,16 @@ def uniform_accuracies(backbone: ResNet, images: ImageSet) -> dict[str, float]:
     }
 
 
+def uniform_points(backbone: ResNet, accuracies: Mapping[str, float]) -> list[CurvePoint]:
+    """Return what every uniform setting costs and gets right, in percent, from the accuracies that ``uniform_accuracies`` gives."""
+    costs = backbone.costs
+    settings = [torch.full((1, costs.n_layers), costs.options.index(int(b))) for b in accuracies]
+    return [
+        CurvePoint(costs.computation(options).item(), accuracy)
+        for options, accuracy in zip(settings, accuracies.values(), strict=True)
+    ]
+
+
 def make_trainer(config: TrainBackboneConfig, dataset: Dataset) -> SupernetTrainer:
     """Check every setting against the data and the machine, and return what trains.
 
@@ -179,8 +190,7 @@ def train_supernet(
             while progress.epoch < config.epochs:
                 progress = _train_epoch(trainer, progress, stop, total=config.epochs)
                 if progress.step == 0:
-                    accuracies = uniform_accuracies(trainer.snapshot(), few)
-                    _log_epoch(run, board, progress, accuracies)
+                    _log_epoch(run, board, progress, trainer.snapshot(), few, total=config.epochs)
                     progress = Progress(epoch=progress.epoch)
                 run.save_checkpoint(CHECKPOINT, trainer.tensors(), config_to_dict(progress))
                 if stop.made and progress.epoch < config.epochs:
@@ -248,15 +258,26 @@ def _train_epoch(
 
 
 def _log_epoch(
-    run: RunFolder, board: SummaryWriter, progress: Progress, accuracies: dict[str, float]
+    run: RunFolder,
+    board: SummaryWriter,
+    progress: Progress,
+    backbone: ResNet,
+    images: ImageSet,
+    *,
+    total: int,
 ) -> None:
-    """Record one epoch: its mean losses and the val accuracy of each uniform setting."""
+    """Record one epoch: its mean losses and the accuracy of each uniform setting on images of the val split."""
+    accuracies = uniform_accuracies(backbone, images)
     figures = {
         "loss/labels": progress.labels,
         "loss/distillation": progress.distillation,
         **{f"val_accuracy/{bits}_bit": value for bits, value in accuracies.items()},
     }
-    run.log({"kind": "epoch", "epoch": progress.epoch, **figures})
+    reached = {
+        "progress": progress.epoch / total,
+        "points": uniform_points(backbone, accuracies),
+    }
+    run.log({"kind": "epoch", "epoch": progress.epoch, **reached, **figures})
     for name, value in figures.items():
         board.add_scalar(name, value, progress.epoch)
     shown = ", ".join(f"{bits} bit {value:.1f} %" for bits, value in accuracies.items())
@@ -287,11 +308,10 @@ def train(invocation: Invocation[TrainBackboneConfig]) -> None:
 
 def _table(stored: StoredBackbone, *, n_images: int) -> str:
     """Accuracy of every uniform setting as text."""
+    accuracies = stored.info.accuracy
     rows = [f"{'bits':>4}  {'accuracy on val %':>17}  {'computation %':>13}"]
-    costs = stored.backbone.costs
-    for bits, accuracy in stored.info.accuracy.items():
-        options = torch.full((1, costs.n_layers), costs.options.index(int(bits)))
-        rows.append(f"{bits:>4}  {accuracy:17.2f}  {costs.computation(options).item():13.2f}")
+    for bits, point in zip(accuracies, uniform_points(stored.backbone, accuracies), strict=True):
+        rows.append(f"{bits:>4}  {point.accuracy:17.2f}  {point.computation:13.2f}")
     rows.append(
         f"{n_images} images; computation counts MACs x (bits / 32)^2, stem and head included."
     )

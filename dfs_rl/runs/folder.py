@@ -4,8 +4,8 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -45,10 +45,12 @@ class RunFolder:
     Attributes:
         path: The folder.
         kind: Which command wrote it, for example ``"train_agent"``.
+        after_save: Called after each checkpoint, for whoever watches the run from outside.
     """
 
     path: Path
     kind: str
+    after_save: Callable[[], None] | None = field(default=None, compare=False, repr=False)
 
     @classmethod
     def create(
@@ -233,6 +235,8 @@ class RunFolder:
         """
         remove_stale_temporaries(self.checkpoint_dir)
         save_checkpoint(self._checkpoint_path(name), tensors, state)
+        if self.after_save is not None:
+            self.after_save()
 
     def load_checkpoint(self, name: str) -> Checkpoint:
         """Return the newest complete checkpoint ``name``.

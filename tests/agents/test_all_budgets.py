@@ -144,7 +144,7 @@ def test_the_dial_is_measured_from_end_to_end(planted_images: ImageSet) -> None:
     backbone = SmoothPlantedBackbone()
     torch.manual_seed(0)
     gate = LayerwiseGate((3, 3), backbone.options, hidden=16, dial=Dial())
-    measured = measure_dial(backbone, gate, planted_images)
+    measured = measure_dial(backbone, gate, planted_images).dial
     assert len(measured.computations) == POSITIONS
     for end, position in ((0, 0.0), (-1, 1.0)):
         gate.position = position

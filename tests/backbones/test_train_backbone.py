@@ -43,11 +43,17 @@ def test_a_run_holds_everything(tmp_path, capsys):
     assert set(metrics(run)[0]) == {
         "kind",
         "epoch",
+        "progress",
+        "points",
         "loss/labels",
         "loss/distillation",
         "val_accuracy/4_bit",
         "val_accuracy/32_bit",
     }
+    assert [record["progress"] for record in metrics(run)] == [0.5, 1.0]
+    last = metrics(run)[-1]
+    measured = [last["val_accuracy/4_bit"], last["val_accuracy/32_bit"]]
+    assert [accuracy for _, accuracy in last["points"]] == measured
     stored = load_stored_backbone(run)
     assert stored.info.dataset == "digits"
     assert len(stored.info.class_names) == 10
