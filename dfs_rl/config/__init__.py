@@ -9,9 +9,10 @@ from dfs_rl.config.records import (
     required_fields,
     save_config,
 )
-from dfs_rl.config.yaml_core import dump_yaml, read_yaml
+from dfs_rl.config.yaml_core import YamlSettings, dump_yaml, read_yaml
 
 __all__ = [
+    "YamlSettings",
     "config_from_dict",
     "config_to_dict",
     "dump_yaml",

@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 from pydantic_core import ErrorDetails
 
+from dfs_rl.config.yaml_core import Place
+
 _LONGEST_VALUE = 60
 _PLAIN_NAMES = {
     bool: "true or false",
@@ -29,7 +31,7 @@ def sentence(fault: ErrorDetails, data: Mapping[str, object], cls: type) -> str:
         data: The values that were checked.
         cls: The dataclass they were checked against.
     """
-    path = _path_in(data, fault["loc"])
+    path = place_of(fault, data)
     if fault["type"] in _UNKNOWN:
         names = _field_names(_hint_at(cls, path[:-1]))
         return f"{_dotted(path)} is not a setting; {_allowed_names(str(path[-1]), names)}."
@@ -40,6 +42,11 @@ def sentence(fault: ErrorDetails, data: Mapping[str, object], cls: type) -> str:
         return f"{_dotted(path)}: {own}"
     value = _show(_value_at(data, path))
     return f"{_dotted(path)} is {value}; allowed is {describe(_hint_at(cls, path))}."
+
+
+def place_of(fault: ErrorDetails, data: Mapping[str, object]) -> Place:
+    """Return where in ``data`` a fault that pydantic found lies."""
+    return _path_in(data, fault["loc"])
 
 
 def describe(hint: object) -> str:
@@ -64,7 +71,7 @@ def describe(hint: object) -> str:
     return str(hint)
 
 
-def _path_in(data: object, location: Sequence[str | int]) -> tuple[str | int, ...]:
+def _path_in(data: object, location: Sequence[str | int]) -> Place:
     """Keep the steps of a location that lead through the data; others name members of unions."""
     path: list[str | int] = []
     for step in location:

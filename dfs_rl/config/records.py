@@ -10,8 +10,8 @@ from typing import Any, TypeVar, cast, get_type_hints
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
-from dfs_rl.config.faults import sentence
-from dfs_rl.config.yaml_core import dump_yaml, read_yaml
+from dfs_rl.config.faults import place_of, sentence
+from dfs_rl.config.yaml_core import YamlSettings, dump_yaml, read_yaml
 from dfs_rl.errors import ConfigError
 from dfs_rl.files import write_bytes_atomic
 
@@ -65,13 +65,15 @@ def fields_from_dict(data: Mapping[str, object], cls: type, source: str) -> dict
     """
     # Strict validation of JSON takes a list for a tuple and text for a path, which YAML cannot
     # tell apart either, and nothing else in place of something else.
-    data = {name: _over_default(cls, name, value) for name, value in data.items()}
-    text = json.dumps(data)
+    whole = {name: _over_default(cls, name, value) for name, value in data.items()}
+    text = json.dumps(whole)
     try:
         return _checker(cls).validate_json(text)
     except ValidationError as error:
         fault = error.errors(include_url=False)[0]
-        raise ConfigError(f"{source}: {sentence(fault, data, cls)}") from error
+        line = data.line(place_of(fault, whole)) if isinstance(data, YamlSettings) else None
+        where = source if line is None else f"{source}, line {line}"
+        raise ConfigError(f"{where}: {sentence(fault, whole, cls)}") from error
 
 
 def required_fields(cls: type) -> tuple[str, ...]:

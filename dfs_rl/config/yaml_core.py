@@ -6,7 +6,7 @@ executes code.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +15,42 @@ import yaml
 from dfs_rl.errors import ConfigError
 
 _LINE_WIDTH = 100
+Place = tuple[str | int, ...]
+"""Keys and list positions that lead to a value."""
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
+class YamlSettings(dict[str, Any]):
+    """The settings of a YAML file.
+
+    Attributes:
+        lines: The line that each value stands in, from 1, by its place.
+    """
+
+    def __init__(self, settings: Mapping[str, Any], lines: Mapping[Place, int]) -> None:
+        super().__init__(settings)
+        self.lines = lines
+
+    def line(self, place: Place) -> int | None:
+        """Return the line of the value at ``place``, or of what holds it; ``None`` if there is nothing."""
+        while place and place not in self.lines:
+            place = place[:-1]
+        return self.lines.get(place)
+
+    def part(self, name: str) -> "YamlSettings":
+        """Return the block of that name, empty if there is none."""
+        inside = {place[1:]: line for place, line in self.lines.items() if place[0] == name}
+        return YamlSettings(self.get(name, {}), inside)
+
+
+def read_yaml(path: Path) -> YamlSettings:
     """Read a YAML file whose top level is a mapping; an empty file is an empty mapping.
 
     Raises:
         ConfigError: If it cannot be read or is not such a file.
     """
     try:
-        data = yaml.load(path.read_bytes(), Loader=_Loader)
+        text = path.read_bytes()
+        data = yaml.load(text, Loader=_Loader)
     except FileNotFoundError as error:
         raise ConfigError(f"{path} does not exist.") from error
     except OSError as error:
@@ -32,11 +58,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is not valid YAML: {_one_line(error)}.") from error
     if data is None:
-        return {}
+        return YamlSettings({}, {})
     if not isinstance(data, dict):
         kind = "a list" if isinstance(data, list) else "a single value"
         raise ConfigError(f"{path} holds {kind}; a configuration is a mapping of settings.")
-    return data
+    return YamlSettings(data, dict(_lines(yaml.compose(text, Loader=_Loader), ())))
 
 
 def dump_yaml(data: Mapping[str, object]) -> str:
@@ -122,6 +148,18 @@ def _set_core_types() -> None:
 
 
 _set_core_types()
+
+
+def _lines(node: yaml.Node | None, place: Place) -> Iterator[tuple[Place, int]]:
+    """Yield the line of every value, which is that of its key if it has one."""
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            yield (*place, key.value), key.start_mark.line + 1
+            yield from _lines(value, (*place, key.value))
+    elif isinstance(node, yaml.SequenceNode):
+        for index, item in enumerate(node.value):
+            yield (*place, index), item.start_mark.line + 1
+            yield from _lines(item, (*place, index))
 
 
 def _one_line(error: Exception) -> str:

@@ -188,7 +188,7 @@ def test_bad_flags_are_one_sentence_and_exit_code_2(capsys, argv, sentence):
 )
 def test_bad_files_are_one_sentence_and_exit_code_2(tmp_path, capsys, text, sentence):
     file = write(tmp_path / "c.yaml", text)
-    assert refuse(capsys, "--config", file).startswith(f"{file}: {sentence}")
+    assert refuse(capsys, "--config", file).startswith(f"{file}, line 1: {sentence}")
 
 
 def test_resume_takes_the_settings_of_the_run(tmp_path, capsys):

@@ -111,14 +111,27 @@ def test_values_arrive_with_their_declared_type(tmp_path, text, name, value):
         ("limits: {a: x}", "limits.a is 'x'; allowed is a whole number."),
         ("run: 1", "run is 1; allowed is text."),
         ("ppo: {clip_range: -1}", "ppo: clip_range is -1.0; it must not be negative."),
-        ("steps: 13", "steps is 13; thirteen is not allowed."),
     ],
 )
-def test_a_fault_is_one_sentence_with_file_key_value_and_what_is_allowed(tmp_path, text, sentence):
+def test_a_fault_is_one_sentence_with_file_line_key_value_and_what_is_allowed(
+    tmp_path, text, sentence
+):
     with pytest.raises(ConfigError) as caught:
-        load(tmp_path, text)
-    assert str(caught.value).startswith(f"{tmp_path / 'train.yaml'}: {sentence}")
+        load(tmp_path, f"# a comment\n\n{text}")
+    assert str(caught.value).startswith(f"{tmp_path / 'train.yaml'}, line 3: {sentence}")
     assert "\n" not in str(caught.value)
+
+
+def test_a_fault_in_a_block_stands_in_the_line_of_its_key(tmp_path):
+    with pytest.raises(ConfigError, match=r"train.yaml, line 4: limits.b is 'x'"):
+        load(tmp_path, "steps: 2\nlimits:\n  a: 1\n  b: x\n")
+    with pytest.raises(ConfigError, match=r"train.yaml, line 3: bits\[1\] is 'x'"):
+        load(tmp_path, "bits:\n  - 1\n  - x\n")
+
+
+def test_what_settings_are_together_has_no_line(tmp_path):
+    with pytest.raises(ConfigError, match=r"train.yaml: steps is 13; thirteen is not allowed"):
+        load(tmp_path, "steps: 13")
 
 
 def test_a_block_given_in_part_keeps_the_other_defaults_of_its_owner(tmp_path):
