@@ -239,11 +239,11 @@ def _budget_settings(entrant: Entrant, terms: Terms) -> list[tuple[str, dict[str
     return [("", settings)]
 
 
-def command_line(command: GateCommand[Any], config: object) -> tuple[str, ...]:
+def command_line(prog: str, config: object) -> tuple[str, ...]:
     """Return the command line that stands for a configuration, but for the run's folder: what differs from the defaults."""
     values = flat_settings(config_to_dict(config))
-    usual = flat_settings(config_to_dict(command.config_type()))
-    words = command.prog.split()
+    usual = flat_settings(config_to_dict(type(config)()))
+    words = prog.split()
     for name, value in values.items():
         if value == usual.get(name) or value is None or name == "run_dir":
             continue
@@ -295,7 +295,7 @@ def _folder_of(job: Job, dataset: "Dataset", *, device: str) -> RunFolder:
     """
     path = job.config.run_dir
     if not (path / RECORD).is_file():
-        argv = command_line(job.command, job.config)
+        argv = command_line(job.command.prog, job.config)
         return create_run(job.command, job.config, dataset, device=device, argv=argv)
     run = RunFolder.open(path, job.command.kind)
     before = load_config(run.config_path, job.command.config_type)

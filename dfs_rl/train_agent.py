@@ -187,6 +187,11 @@ class TrainAgentConfig:
             )
 
     @property
+    def all_budgets(self) -> bool:
+        """Whether one gate learns all prices of computation."""
+        return not self.fixed_budget
+
+    @property
     def algorithm(self) -> AlgorithmConfig:
         """Hyperparameters of the algorithm that was chosen."""
         chosen: AlgorithmConfig = getattr(self, self.algo)
@@ -197,7 +202,7 @@ def prices_of(config: TrainAgentConfig) -> "PriceRange | None":
     """Return the prices that a configuration has a gate learn, ``None`` if it is one alone."""
     from dfs_rl.gating.dial import PriceRange
 
-    if config.fixed_budget:
+    if not config.all_budgets:
         return None
     return PriceRange(lowest=config.cost_weights[0], highest=config.cost_weights[1])
 

@@ -1,0 +1,98 @@
+"""The commands whose settings a sweep searches, seen alike: how a training begins, goes on, and what came of it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from dfs_rl.contest import COMMANDS as GATE_COMMANDS
+from dfs_rl.contest import command_line
+from dfs_rl.evaluation.curves import CurvePoint
+from dfs_rl.gate_runs import TRAINING, GateCommand, create_run, train_run
+from dfs_rl.runs import RunFolder, read_json, write_json
+
+if TYPE_CHECKING:
+    from dfs_rl.data import Dataset
+
+CommandName = Literal["train_agent", "train_gumbel", "train_static", "train_backbone"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepCommand:
+    """A command that a sweep can run.
+
+    Attributes:
+        config_type: Its settings.
+        prog: How it is called.
+        trains_gates: Whether it trains gates on a backbone, or backbones.
+        begin: Makes the folder of a run; takes settings, data set and device.
+        train: Trains in a folder, or goes on with it; takes settings, data set, folder and device.
+        reached: What a finished run's result costs and gets right on val; takes the folder.
+    """
+
+    config_type: type
+    prog: str
+    trains_gates: bool
+    begin: "Callable[[Any, Dataset, str], RunFolder]"
+    train: "Callable[[Any, Dataset, RunFolder, str], None]"
+    reached: Callable[[RunFolder], tuple[CurvePoint, ...]]
+
+
+def command_of(name: CommandName) -> SweepCommand:
+    """Return the command of that name."""
+    return _backbones() if name == "train_backbone" else _gates(GATE_COMMANDS[name])
+
+
+def _gates(command: GateCommand[Any]) -> SweepCommand:
+    def begin(config: Any, dataset: "Dataset", device: str) -> RunFolder:  # noqa: ANN401
+        argv = command_line(command.prog, config)
+        return create_run(command, config, dataset, device=device, argv=argv)
+
+    def train(config: Any, dataset: "Dataset", run: RunFolder, device: str) -> None:  # noqa: ANN401
+        train_run(command, config, dataset, run, device=device)
+
+    return SweepCommand(
+        config_type=command.config_type,
+        prog=command.prog,
+        trains_gates=True,
+        begin=begin,
+        train=train,
+        reached=lambda run: _points(run, TRAINING),
+    )
+
+
+def _backbones() -> SweepCommand:
+    from dfs_rl import train_backbone as command
+
+    summary = "summary.json"
+
+    def begin(config: Any, dataset: "Dataset", device: str) -> RunFolder:  # noqa: ANN401, ARG001
+        command.make_trainer(config, dataset)  # refuses what will not do
+        return RunFolder.create(
+            config.run_dir,
+            kind=command.KIND,
+            name=config.backbone,
+            config=config,
+            command=command_line(command.PROG, config),
+            fingerprint=dataset.fingerprint,
+        )
+
+    def train(config: Any, dataset: "Dataset", run: RunFolder, device: str) -> None:  # noqa: ANN401, ARG001
+        trainer = command.make_trainer(config, dataset)
+        stored = command.train_supernet(config, trainer, dataset, run)
+        points = command.uniform_points(stored.backbone, stored.info.accuracy)
+        write_json(run.path / summary, {"points_on_val": points})
+
+    return SweepCommand(
+        config_type=command.TrainBackboneConfig,
+        prog=command.PROG,
+        trains_gates=False,
+        begin=begin,
+        train=train,
+        reached=lambda run: _points(run, summary),
+    )
+
+
+def _points(run: RunFolder, file: str) -> tuple[CurvePoint, ...]:
+    record = read_json(run.path / file)
+    assert isinstance(record, dict)
+    return tuple(CurvePoint(*point) for point in record["points_on_val"])

@@ -1,0 +1,192 @@
+"""Reading a sweep's file: everything in it is checked, and said with file and line, before anything is started."""
+
+import difflib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from dfs_rl.backbone_choice import DIGITS
+from dfs_rl.config import YamlSettings, config_from_dict, fields_from_dict, flat_settings, read_yaml
+from dfs_rl.errors import ConfigError
+from dfs_rl.sweeping.commands import command_of
+from dfs_rl.sweeping.objective import check_is_no_training_figure
+from dfs_rl.sweeping.space import look_up, place
+from dfs_rl.sweeping.sweep_file import SweepFile
+
+_NOT_SEARCHED = ("seed", "run_dir", "dataset", "backbone", "device", "threads")
+"""Settings in which trials must not differ, or which a sweep gives them itself."""
+
+
+def load_sweep_file(path: Path, changes: Mapping[str, object] | None = None) -> SweepFile:
+    """Read a sweep.
+
+    Args:
+        path: The file.
+        changes: Settings of the command that are given beside it, by dotted name.
+
+    Raises:
+        ConfigError: If something in it is unknown, of the wrong type, out of range, or does not go together.
+    """
+    given = read_yaml(path)
+    where = Lines(str(path), given)
+    objective = given.get("objective")
+    if isinstance(objective, dict):
+        with where.line("objective", "name"):
+            check_is_no_training_figure(objective.get("name"))
+    settings = given.get("settings", {})
+    if isinstance(settings, dict):
+        given["settings"] = place(settings, changes or {})
+    file = config_from_dict(given, SweepFile, str(path))
+    fields_from_dict(given.part("settings"), command_of(file.command).config_type, str(path))
+    check(file, where)
+    return file
+
+
+class Lines:
+    """Adds file and line to what is said against a place in a YAML file.
+
+    Args:
+        source: The file.
+        given: What it holds.
+    """
+
+    def __init__(self, source: str, given: YamlSettings) -> None:
+        self._source = source
+        self._given = given
+
+    @contextmanager
+    def line(self, *place: str) -> Iterator[None]:
+        """Within the block, a ``ConfigError`` is about the value at ``place``."""
+        try:
+            yield
+        except ConfigError as error:
+            number = self._given.line(place)
+            where = self._source if number is None else f"{self._source}, line {number}"
+            raise ConfigError(f"{where}: {error}") from error
+
+
+def check(file: SweepFile, where: Lines) -> None:
+    """Refuse what does not go together.
+
+    Raises:
+        ConfigError: With file and line.
+    """
+    with where.line("settings"):
+        _check_settings(file)
+    for name in file.search:
+        with where.line("search", name):
+            _check_search(file, name)
+    with where.line("trials"):
+        _check_trials(file)
+    with where.line("searcher"):
+        _check_searcher(file)
+    with where.line("scheduler", "name"):
+        _check_scheduler(file)
+    with where.line("objective", "name"):
+        _check_objective(file)
+
+
+def _check_settings(file: SweepFile) -> None:
+    if "run_dir" in file.settings:
+        raise ConfigError(
+            "settings has run_dir, which the sweep gives to each trial; leave it out."
+        )
+    base = file.base
+    if base["dataset"] != DIGITS and command_of(file.command).trains_gates and not base["backbone"]:
+        raise ConfigError(
+            f"settings has data set {base['dataset']!r} but no backbone; train one with train_backbone and name its run, or every trial "
+            "would train its own."
+        )
+
+
+def _check_search(file: SweepFile, name: str) -> None:
+    if name.split(".")[0] in _NOT_SEARCHED:
+        raise ConfigError(f"{name} cannot be searched; trials must agree in it.")
+    base = file.base
+    try:
+        look_up(base, name)
+    except KeyError as error:
+        known = [known for known in flat_settings(base) if known not in _NOT_SEARCHED]
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f"the closest one is {close[0]}" if close else f"allowed are {', '.join(known)}"
+        raise ConfigError(f"{name} is not a setting of {file.command}; {hint}.") from error
+    for value in file.search[name].samples():
+        _check_value(file, name, value)
+
+
+def _check_value(file: SweepFile, name: str, value: object) -> None:
+    try:
+        file.config({name: value})
+    except ConfigError as error:
+        said = str(error).removeprefix("a trial: ")
+        raise ConfigError(f"{name} may be {value}, which is not allowed: {said}") from error
+
+
+def _check_trials(file: SweepFile) -> None:
+    if not file.search:
+        raise ConfigError("search is empty; name at least one setting.")
+    for name in ("trials", "seeds"):
+        if getattr(file, name) < 1:
+            raise ConfigError(f"{name} is {getattr(file, name)}; it must be at least 1.")
+    grids = file.combinations
+    if file.trials % grids:
+        raise ConfigError(
+            f"trials is {file.trials}, but the grids have {grids} combinations; give a multiple of that."
+        )
+    if file.trials > grids and all(domain.grid for domain in file.search.values()):
+        raise ConfigError(
+            f"trials is {file.trials}, but the grids have {grids} combinations and nothing else is searched; give {grids}."
+        )
+
+
+def _check_searcher(file: SweepFile) -> None:
+    grids = [name for name, domain in file.search.items() if domain.grid]
+    if grids and file.searcher != "random":
+        raise ConfigError(
+            f"searcher is {file.searcher!r}, but {grids[0]} is a grid; take random, or make it a choice."
+        )
+    if file.searcher == "nsga2" and len(file.objective.names) == 1:
+        raise ConfigError(
+            f"searcher is 'nsga2', but {file.objective.name} is one objective; take tpe, or objective frontier."
+        )
+
+
+def _check_scheduler(file: SweepFile) -> None:
+    name = file.scheduler.name
+    if name != "none" and len(file.objective.names) > 1:
+        raise ConfigError(
+            f"scheduler.name is {name!r}, which needs one objective to go by; take none, or another objective than frontier."
+        )
+    if not file.scheduler.is_population:
+        return
+    if file.searcher != "random":
+        raise ConfigError(
+            f"scheduler.name is {name!r}, which changes settings itself; searcher must be random, not {file.searcher!r}."
+        )
+    stiff = [setting for setting, domain in file.search.items() if not domain.is_continuous]
+    if stiff:
+        raise ConfigError(
+            f"scheduler.name is {name!r}, which changes settings in mid-training; {stiff[0]} must be uniform or loguniform, or stand in "
+            "settings."
+        )
+    if file.seeds > 1 or file.trials == 1:
+        raise ConfigError(
+            f"scheduler.name is {name!r}, but there are {file.trials} trials of {file.seeds} seeds; a population needs several trials "
+            "of one seed each."
+        )
+
+
+def _check_objective(file: SweepFile) -> None:
+    if len(file.objective.names) == 1:
+        return
+    if not command_of(file.command).trains_gates:
+        raise ConfigError(
+            "objective.name is 'frontier', but a backbone has a point for every bit width; take another objective."
+        )
+    for name, domain in file.search.items():
+        for value in domain.samples():
+            if getattr(file.config({name: value}), "all_budgets", False):
+                raise ConfigError(
+                    "objective.name is 'frontier', but these gates learn all budgets and have no single point; set fixed_budget: true, "
+                    "or take hypervolume."
+                )
