@@ -1,0 +1,151 @@
+"""Ray Tune's two experiments of a sweep: the search, and the best configurations on fresh seeds."""
+
+import logging
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+from ray.tune import ResultGrid
+
+from dfs_rl.errors import TrainingError
+from dfs_rl.ray_start import ray_deprecations_ignored
+from dfs_rl.sweeping.live import LiveView
+from dfs_rl.sweeping.search import param_space, tune_config
+from dfs_rl.sweeping.sharing import SharedDataset
+from dfs_rl.sweeping.trial import (
+    CANDIDATE,
+    SEED,
+    TrialPlan,
+    fresh_trial,
+    search_trial,
+)
+
+SEARCH = "search"
+FRESH = "fresh"
+_KEPT = 2
+"""Checkpoints of a trial; the one before the last is there while the last is written."""
+
+
+def run_search(plan: TrialPlan, shared: SharedDataset, storage: str) -> ResultGrid:
+    """Search, or go on with a search that was begun in ``storage``.
+
+    Args:
+        plan: What to search.
+        shared: The data set.
+        storage: Folder or URI that all nodes can write to.
+
+    Raises:
+        TrainingError: If the experiment cannot go on.
+    """
+    file = plan.file
+    names = file.objective.names
+    view = LiveView("trial", file.trials, metric=names[0], mode=file.objective.modes[0])
+    return _fit(
+        _trainable(search_trial, plan, shared),
+        f"{storage}/{SEARCH}",
+        lambda trainable, run: tune.Tuner(
+            trainable, param_space=param_space(file), tune_config=tune_config(file), run_config=run
+        ),
+        _run_config(
+            plan, storage, SEARCH, view, keep=None if file.scheduler.is_population else _KEPT
+        ),
+    )
+
+
+def run_fresh(
+    plan: TrialPlan, shared: SharedDataset, storage: str, seeds: tuple[int, ...]
+) -> ResultGrid:
+    """Train every candidate of ``plan`` on every seed, or go on with that.
+
+    Args:
+        plan: With the candidates.
+        shared: The data set.
+        storage: As for ``run_search``.
+        seeds: None of them was searched with.
+
+    Raises:
+        TrainingError: If the experiment cannot go on.
+    """
+    objective = plan.file.objective
+    grid = {
+        CANDIDATE: tune.grid_search(list(range(len(plan.candidates)))),
+        SEED: tune.grid_search(list(seeds)),
+    }
+    total = len(plan.candidates) * len(seeds)
+    view = LiveView("again", total, metric=objective.names[0], mode=objective.modes[0])
+    return _fit(
+        _trainable(fresh_trial, plan, shared),
+        f"{storage}/{FRESH}",
+        lambda trainable, run: tune.Tuner(
+            trainable,
+            param_space=grid,
+            tune_config=tune.TuneConfig(reuse_actors=True),
+            run_config=run,
+        ),
+        _run_config(plan, storage, FRESH, view, keep=_KEPT),
+    )
+
+
+def _trainable(function: Callable[..., None], plan: TrialPlan, shared: SharedDataset) -> Any:  # noqa: ANN401 - what Tune makes of a function
+    resources = plan.file.resources
+    with_objects = tune.with_parameters(function, plan=plan, shared=shared)
+    return tune.with_resources(with_objects, {"cpu": resources.cpus, "gpu": resources.gpus})
+
+
+def _run_config(
+    plan: TrialPlan, storage: str, name: str, view: LiveView, *, keep: int | None
+) -> tune.RunConfig:
+    stop = plan.file.stop
+    return tune.RunConfig(
+        name=name,
+        storage_path=storage,
+        failure_config=tune.FailureConfig(max_failures=stop.retries),
+        checkpoint_config=tune.CheckpointConfig(num_to_keep=keep),
+        stop={"time_total_s": stop.trial_seconds} if stop.trial_seconds else None,
+        callbacks=[view],
+        verbose=0,
+    )
+
+
+def _fit(
+    trainable: Any,  # noqa: ANN401
+    path: str,
+    make: Callable[[Any, tune.RunConfig], tune.Tuner],
+    run: tune.RunConfig,
+) -> ResultGrid:
+    with ray_deprecations_ignored(), _quiet():
+        if tune.Tuner.can_restore(path):
+            tuner = tune.Tuner.restore(
+                path, trainable=trainable, resume_unfinished=True, resume_errored=True
+            )
+        else:
+            tuner = make(trainable, run)
+        try:
+            return tuner.fit()
+        except tune.TuneError as error:
+            raise TrainingError(
+                f"the search in {path} cannot go on: {' '.join(str(error).split())}"
+            ) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Tune's own tables and advice off the screen; what it has to say of trials is in the live view."""
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
+    loggers = [logging.getLogger(name) for name in ("ray.tune", "ray.train")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def absolute(storage: str) -> str:
+    """Return a storage path as Ray takes it: a URI as it is, a folder from the root."""
+    return storage if "://" in storage else str(Path(storage).resolve())

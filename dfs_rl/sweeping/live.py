@@ -1,0 +1,113 @@
+"""What a sweep shows while it runs: one line for every trial that ends, and now and then where the others are."""
+
+import time
+from typing import Any, Literal
+
+from ray.tune import Callback
+from ray.tune.experiment import Trial
+
+from dfs_rl.messages import say
+from dfs_rl.sweeping.trial import FAILED, PROGRESS
+
+_EVERY = 30.0
+"""Seconds between two lines about trials that run."""
+_WHOLE = 100.0
+_HEAD = "{:>8}  {:>7}  {:>8}  {:>8}  {:>12}  {:>12}  {}"
+
+
+class LiveView(Callback):
+    """Writes a table that reads as well on a terminal as in a log file.
+
+    It holds nothing but what is there to be seen in Tune's trials, so that a sweep that is gone on with shows what it did before.
+
+    Args:
+        what: What the second column counts.
+        total: How many trials there will be.
+        metric: The objective's name.
+        mode: Whether its highest or lowest value is the best.
+    """
+
+    def __init__(self, what: str, total: int, *, metric: str, mode: Literal["max", "min"]) -> None:
+        self._what = what
+        self._total = total
+        self._metric = metric
+        self._best = max if mode == "max" else min
+        self._began: float | None = None
+        self._made_before = 0.0
+        self._told_at = 0.0
+        self._told: set[str] = set()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Forget the clock and what was told, for Tune stores its callbacks."""
+        return {**self.__dict__, "_began": None, "_told": set()}
+
+    def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:  # noqa: ARG002, ANN401
+        """Tell of trials that ended, and now and then of the others."""
+        now = time.monotonic()
+        if self._began is None:
+            self._began = self._told_at = now
+            self._made_before = _made(trials)
+            say(
+                _HEAD.format(
+                    "minutes", self._what, "done", "progress", self._metric, "best", "left"
+                )
+            )
+        for trial in trials:
+            if trial.is_finished() and trial.trial_id not in self._told:
+                self._told.add(trial.trial_id)
+                self._tell(_name(trial, trials), trial, trials)
+                self._told_at = now
+        if now - self._told_at >= _EVERY:
+            self._told_at = now
+            running = [trial for trial in trials if trial.status == Trial.RUNNING]
+            if running:
+                furthest = max(running, key=_progress)
+                self._tell(f"{len(running)} run", furthest, trials)
+
+    def _tell(self, name: str, trial: Trial, trials: list[Trial]) -> None:
+        assert self._began is not None
+        minutes = (time.monotonic() - self._began) / 60
+        done = sum(t.is_finished() for t in trials)
+        values = [t.last_result[self._metric] for t in trials if _has_value(t, self._metric)]
+        value = trial.last_result[self._metric] if _has_value(trial, self._metric) else None
+        left = self._left(trials, minutes)
+        reason = trial.last_result.get(FAILED) or (
+            "its process died too often" if trial.status == Trial.ERROR else ""
+        )
+        say(
+            _HEAD.format(
+                f"{minutes:.1f}",
+                name,
+                f"{done}/{self._total}",
+                f"{_progress(trial):.0f} %",
+                "failed" if reason else ("" if value is None else f"{value:.4g}"),
+                f"{self._best(values):.4g}" if values else "",
+                f"failed: {reason}" if reason else left,
+            )
+        )
+
+    def _left(self, trials: list[Trial], minutes: float) -> str:
+        """Say how long the rest will take if it goes on like this."""
+        made = _made(trials)
+        if made <= self._made_before:
+            return ""
+        rest = self._total - made
+        return f"about {minutes * rest / (made - self._made_before):.1f} min"
+
+
+def _made(trials: list[Trial]) -> float:
+    """Return the share of all trials' work that is done, in trials; one that ended early has none left."""
+    return sum(1.0 if t.is_finished() else _progress(t) / _WHOLE for t in trials)
+
+
+def _progress(trial: Trial) -> float:
+    return float(trial.last_result.get(PROGRESS, 0.0)) if trial.last_result else 0.0
+
+
+def _has_value(trial: Trial, metric: str) -> bool:
+    result = trial.last_result
+    return bool(result) and metric in result and not result.get(FAILED)
+
+
+def _name(trial: Trial, trials: list[Trial]) -> str:
+    return f"{trials.index(trial) + 1:03d}"

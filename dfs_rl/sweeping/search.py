@@ -1,0 +1,121 @@
+"""Searchers and schedulers of Ray Tune and Optuna, from what a sweep's file asks for."""
+
+import warnings
+from typing import Any
+
+import optuna
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from ray import tune
+from ray.tune.schedulers import (
+    ASHAScheduler,
+    FIFOScheduler,
+    MedianStoppingRule,
+    PopulationBasedTraining,
+    TrialScheduler,
+)
+from ray.tune.schedulers.pb2 import PB2
+from ray.tune.search.basic_variant import BasicVariantGenerator
+from ray.tune.search.optuna import OptunaSearch
+
+from dfs_rl.sweeping.space import Domain, to_word
+from dfs_rl.sweeping.sweep_file import SweepFile
+from dfs_rl.sweeping.trial import PROGRESS
+
+_WHOLE = 100
+
+
+def tune_config(file: SweepFile) -> tune.TuneConfig:
+    """Return how Tune is to search."""
+    return tune.TuneConfig(
+        num_samples=file.trials // file.combinations,
+        search_alg=_searcher(file),
+        scheduler=_scheduler(file),
+        time_budget_s=file.stop.seconds,
+        reuse_actors=True,  # a worker that has loaded everything serves many trials
+    )
+
+
+def param_space(file: SweepFile) -> dict[str, Any]:
+    """Return what Tune draws from; nothing where a searcher of its own does."""
+    if file.searcher != "random":
+        return {}
+    return {name: _tune_domain(domain) for name, domain in file.search.items()}
+
+
+def _searcher(file: SweepFile) -> BasicVariantGenerator | OptunaSearch:
+    if file.searcher == "random":
+        return BasicVariantGenerator(random_state=file.seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        sampler: optuna.samplers.BaseSampler = (
+            optuna.samplers.NSGAIISampler(seed=file.seed)
+            if file.searcher == "nsga2"
+            # Trials that run beside each other are counted as bad until they are known, so that they differ.
+            else optuna.samplers.TPESampler(seed=file.seed, constant_liar=True)
+        )
+    names = list(file.objective.names)
+    modes: list[str] = list(file.objective.modes)
+    single = len(names) == 1
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    return OptunaSearch(
+        space={name: optuna_distribution(domain) for name, domain in file.search.items()},
+        metric=names[0] if single else names,
+        mode=modes[0] if single else modes,
+        sampler=sampler,
+    )
+
+
+def _scheduler(file: SweepFile) -> TrialScheduler:
+    """Return the scheduler; all of them count in percent of a training."""
+    scheduler = file.scheduler
+    if scheduler.name == "none":
+        return FIFOScheduler()  # type: ignore[no-untyped-call]
+    goal: dict[str, Any] = {
+        "time_attr": PROGRESS,
+        "metric": file.objective.names[0],
+        "mode": file.objective.modes[0],
+    }
+    if scheduler.name == "asha":
+        return ASHAScheduler(
+            **goal,
+            max_t=_WHOLE,
+            grace_period=max(1, round(_WHOLE * scheduler.grace)),
+            reduction_factor=scheduler.reduction,
+        )
+    if scheduler.name == "median":
+        return MedianStoppingRule(**goal, grace_period=_WHOLE * scheduler.grace)
+    goal["perturbation_interval"] = _WHOLE * scheduler.interval
+    if scheduler.name == "pbt":
+        mutations = {name: _tune_domain(domain) for name, domain in file.search.items()}
+        return PopulationBasedTraining(**goal, hyperparam_mutations=mutations, log_config=False)
+    bounds: dict[str, Any] = {name: list(domain.ends) for name, domain in file.search.items()}
+    return PB2(**goal, hyperparam_bounds=bounds, log_config=False)
+
+
+def _tune_domain(domain: Domain) -> Any:  # noqa: ANN401 - Tune's grids are plain mappings
+    if domain.values:
+        words = [to_word(value) for value in domain.values]
+        return tune.grid_search(words) if domain.grid else tune.choice(words)
+    if domain.quniform is not None:
+        return tune.quniform(*domain.quniform)
+    if domain.randint is not None:
+        first, last = domain.randint
+        return tune.randint(first, last + 1)  # Tune leaves the upper end out
+    return (tune.loguniform if domain.loguniform else tune.uniform)(*domain.ends)
+
+
+def optuna_distribution(domain: Domain) -> BaseDistribution:
+    """Return a domain as Optuna draws from it; values of a choice are written as text."""
+    if domain.values:
+        return CategoricalDistribution([to_word(value) for value in domain.values])
+    if domain.randint is not None:
+        return IntDistribution(*domain.randint)
+    low, high = domain.ends
+    if domain.quniform is not None:
+        return FloatDistribution(low, high, step=domain.quniform[2])
+    return FloatDistribution(low, high, log=domain.loguniform is not None)

@@ -1,0 +1,207 @@
+"""One trial of a sweep, in a worker process: the command's own training in its own run folder, watched by Ray Tune.
+
+There is no second training loop. The run folder is what Tune checkpoints, so that a trial goes on, or is copied by population-based
+training, as ``--resume`` goes on with a run.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from ray import tune
+
+from dfs_rl.config import load_config, save_config
+from dfs_rl.devices import resolve_device
+from dfs_rl.evaluation.curves import CurvePoint
+from dfs_rl.files import exclusive
+from dfs_rl.runs import RunFolder
+from dfs_rl.runs.folder import RECORD
+from dfs_rl.sweeping.commands import SweepCommand, command_of
+from dfs_rl.sweeping.sharing import SharedDataset, unshare
+from dfs_rl.sweeping.space import from_word
+from dfs_rl.sweeping.sweep_file import SweepFile
+
+PROGRESS = "progress"
+"""Percent of the whole training, which schedulers count by."""
+FAILED = "failed"
+"""Why a trial failed."""
+POINTS = "points"
+"""What the trial's result costs and gets right on val, as JSON; of each seed."""
+CANDIDATE = "candidate"
+SEED = "seed"
+_WHOLE = 100.0
+_CHECKPOINT = "last"
+_VALIDATION = "validation"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialPlan:
+    """What all trials have in common.
+
+    Attributes:
+        file: The sweep.
+        corner: Where areas end.
+        seeds: Of each trial's trainings.
+        candidates: Searched settings that are trained on fresh seeds.
+    """
+
+    file: SweepFile
+    corner: CurvePoint
+    seeds: tuple[int, ...]
+    candidates: tuple[Mapping[str, object], ...] = ()
+
+
+def search_trial(config: dict[str, Any], *, plan: TrialPlan, shared: SharedDataset) -> None:
+    """Try what the searcher suggests; Tune calls this."""
+    values = {
+        name: from_word(value) if plan.file.search[name].values else value
+        for name, value in config.items()
+    }
+    _run(values, plan.seeds, plan, shared)
+
+
+def fresh_trial(config: dict[str, Any], *, plan: TrialPlan, shared: SharedDataset) -> None:
+    """Train a candidate on a fresh seed; Tune calls this."""
+    _run(plan.candidates[config[CANDIDATE]], (config[SEED],), plan, shared)
+
+
+def run_name(seed: int) -> str:
+    """Return what the folder of a trial's training is called."""
+    return f"seed{seed}"
+
+
+def _run(
+    values: Mapping[str, object], seeds: tuple[int, ...], plan: TrialPlan, shared: SharedDataset
+) -> None:
+    """Train every seed, and report; what fails by itself is reported too, and not tried again."""
+    folder = _fresh_folder()
+    checkpoint = tune.get_checkpoint()
+    if checkpoint is not None:
+        checkpoint.to_directory(str(folder))
+    watcher = _Watcher(plan, folder, len(seeds))
+    command = command_of(plan.file.command)
+    try:
+        dataset = unshare(shared)
+        for seed in seeds:
+            config = plan.file.config(values, seed=seed, run_dir=str(folder / run_name(seed)))
+            torch.set_num_threads(config.threads)
+            device = str(resolve_device(config.device))
+            run = _begun(command, config) or command.begin(config, dataset, device)
+            with exclusive(run.path):
+                watched = replace(run, after_save=lambda run=run: watcher.look(run))
+                command.train(config, dataset, watched, device)
+            watcher.add(run, command.reached(run))
+        watcher.finish()
+    except Exception as error:  # noqa: BLE001 - whatever one trial dies of, the others go on
+        watcher.fail(error)
+
+
+def _fresh_folder() -> Path:
+    """Return an empty folder on this machine; a worker that was killed may have left something there."""
+    folder = Path(tune.get_context().get_trial_dir()) / "runs"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder
+
+
+def _begun(command: SweepCommand, config: Any) -> RunFolder | None:  # noqa: ANN401 - the command's own type
+    """Open a training that was begun before, under these settings or, copied from another trial, under others."""
+    path = config.run_dir
+    if not (path / RECORD).is_file():
+        return None
+    run = RunFolder.open(path)
+    if replace(load_config(run.config_path, command.config_type), run_dir=path) != config:
+        save_config(config, run.config_path)
+        _forget_the_best(run)
+    return run
+
+
+def _forget_the_best(run: RunFolder) -> None:
+    """Have the best gate chosen anew, for under other rewards it may be another one."""
+    if not run.has_checkpoint(_CHECKPOINT):
+        return
+    tensors, state = run.load_checkpoint(_CHECKPOINT)
+    if _VALIDATION in state:
+        run.save_checkpoint(_CHECKPOINT, tensors, {**state, _VALIDATION: None})
+
+
+class _Watcher:
+    """Turns what a trial's runs log into reports.
+
+    Args:
+        plan: What all trials have in common.
+        folder: Of the trial's runs.
+        n_seeds: How many there will be.
+    """
+
+    def __init__(self, plan: TrialPlan, folder: Path, n_seeds: int) -> None:
+        self._plan = plan
+        self._folder = folder
+        self._n_seeds = n_seeds
+        self._done: list[dict[str, float]] = []
+        self._points: list[tuple[CurvePoint, ...]] = []
+        self._progress = 0.0
+
+    def look(self, run: RunFolder) -> None:
+        """Report what a run has logged, if it was validated since the last report and is not at its end."""
+        seen = validations(run)
+        if not seen:
+            return
+        progress, _ = seen[-1]
+        overall = _WHOLE * (len(self._done) + progress) / self._n_seeds
+        if progress < 1.0 and overall > self._progress:
+            self._report(overall, self._values([*self._done, self._value(run)]))
+
+    def add(self, run: RunFolder, reached: tuple[CurvePoint, ...]) -> None:
+        """Take note of a run that has come to its end, and report it unless it is the last one."""
+        self._done.append(self._value(run))
+        self._points.append(reached)
+        if len(self._done) < self._n_seeds:
+            self._report(_WHOLE * len(self._done) / self._n_seeds, self._values(self._done))
+
+    def finish(self) -> None:
+        """Report the whole trial."""
+        self._report(_WHOLE, self._values(self._done))
+
+    def fail(self, error: Exception) -> None:
+        """Report that the trial cannot go on."""
+        reason = " ".join(str(error).split()) or type(error).__name__
+        tune.report(
+            {
+                PROGRESS: self._progress,
+                **self._plan.file.objective.worst,
+                FAILED: reason,
+                POINTS: "[]",
+            }
+        )
+
+    def _value(self, run: RunFolder) -> dict[str, float]:
+        """Return a run's objective, the untrained gate left out."""
+        objective, corner = self._plan.file.objective, self._plan.corner
+        learned = [points for progress, points in validations(run) if progress > 0]
+        return objective.mean_of_last([objective.values(points, corner) for points in learned])
+
+    def _values(self, of_seeds: list[dict[str, float]]) -> dict[str, float]:
+        names = self._plan.file.objective.names
+        return {name: sum(v[name] for v in of_seeds) / len(of_seeds) for name in names}
+
+    def _report(self, progress: float, values: Mapping[str, float]) -> None:
+        self._progress = progress
+        tune.report(
+            {PROGRESS: progress, **values, FAILED: "", POINTS: json.dumps(self._points)},
+            checkpoint=tune.Checkpoint.from_directory(str(self._folder)),
+        )
+
+
+def validations(run: RunFolder) -> list[tuple[float, list[CurvePoint]]]:
+    """Return the progress of a run's validations, in [0, 1], with what they showed."""
+    logged: list[dict[str, Any]] = run.read_metrics()
+    return [
+        (record["progress"], [CurvePoint(*point) for point in record["points"]])
+        for record in logged
+        if "points" in record
+    ]
