@@ -73,8 +73,6 @@ def _panel(figure: "Figure", left: float, width: float) -> "Axes":
 def _draw_overview(
     axes: "Axes", drawn: Sequence[MethodSummary], own: Sequence[MethodSummary]
 ) -> None:
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
     floor = min([m.accuracy for m in own] or [max(m.accuracy for m in drawn)]) - _DEPTH
     shown = [method for method in drawn if method.accuracy >= floor]
     below = [method for method in drawn if method.accuracy < floor]
@@ -84,9 +82,7 @@ def _draw_overview(
     axes.set_xscale("log")
     axes.set_xlim(min(costs) / 1.7, max(costs) * 1.7)
     axes.set_ylim(low - (1.6 if below else 1.0) * margin, min(high, 100.0) + margin)
-    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    style.log_ticks(axes)
 
     lines = _draw_points(axes, shown)
     # The rivals are named in the other panel, where there is room.

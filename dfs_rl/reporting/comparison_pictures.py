@@ -5,8 +5,9 @@ from typing import NamedTuple
 
 from dfs_rl.evaluation.comparison_records import ComparisonOfRuns
 from dfs_rl.reporting import style
-from dfs_rl.reporting.frontier_plot import PlacedPoint, frontier_plot, placed_points
+from dfs_rl.reporting.frontier_plot import frontier_plot, placed_points
 from dfs_rl.reporting.mix_plot import mix_plot
+from dfs_rl.reporting.placed import PlacedPoint
 from dfs_rl.reporting.spending_plot import spending_plot
 
 

@@ -1,10 +1,11 @@
 """Accuracy against computation of many gates: points over seeds, rivals joined to curves, references behind them."""
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from dfs_rl.evaluation.comparison_records import GATE, ComparisonOfRuns, Point
 from dfs_rl.reporting import style
 from dfs_rl.reporting.labels import Label, place_labels
+from dfs_rl.reporting.placed import PlacedPoint, placed
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -61,35 +62,19 @@ def frontier_plot(comparison: ComparisonOfRuns) -> "Figure":
     return figure
 
 
-class PlacedPoint(NamedTuple):
-    """Where a point is in the picture.
-
-    Attributes:
-        text: What there is to say about it.
-        left: From the left edge, as a fraction of the width.
-        top: From the upper edge, as a fraction of the height.
-    """
-
-    text: str
-    left: float
-    top: float
-
-
 def placed_points(figure: "Figure", comparison: ComparisonOfRuns) -> list[PlacedPoint]:
     """Return where ``frontier_plot`` drew what, for a page that tells more where one points at it."""
     (axes,) = figure.axes
     low, high = axes.get_ylim()
-    placed = []
+    points = []
     for point in (*comparison.points, *comparison.references):
         if not low <= point.accuracy.mean <= high:
             continue
-        at = axes.transData.transform((point.computation.mean, point.accuracy.mean))
-        left, bottom = figure.transFigure.inverted().transform(at)
         text = f"{point.label}: {point.accuracy.mean:.2f} % right at {point.computation.mean:.3g} %"
         if len(point.seeds) > 1:
             text += f", {len(point.seeds)} seeds"
-        placed.append(PlacedPoint(text, float(left), 1.0 - float(bottom)))
-    return placed
+        points.append(placed(axes, point.computation.mean, point.accuracy.mean, text))
+    return points
 
 
 def _curve(
@@ -132,11 +117,7 @@ def _label(point: Point, colour: str, *, weight: str = "normal") -> Label:
 
 def _finish_axes(axes: "Axes") -> None:
     """Leave room around what was drawn and fix the limits, which labels need."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
     axes.margins(x=0.12, y=0.12)
     axes.set_xlim(*axes.get_xlim())
     axes.set_ylim(*axes.get_ylim())
-    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    style.log_ticks(axes)

@@ -83,6 +83,15 @@ def tidy(axes: "Axes") -> None:
     axes.yaxis.label.set(fontsize=LABEL_SIZE, color=INK)
 
 
+def log_ticks(axes: "Axes") -> None:
+    """Mark a logarithmic horizontal axis at 1, 2 and 5 times powers of ten, in plain figures."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
 def title(axes: "Axes", text: str) -> None:
     """Put a title at the left edge of the axes."""
     axes.set_title(text, loc="left", fontsize=TITLE_SIZE, color=INK, pad=10)
