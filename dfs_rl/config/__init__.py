@@ -9,7 +9,7 @@ from dfs_rl.config.records import (
     required_fields,
     save_config,
 )
-from dfs_rl.config.yaml_core import YamlSettings, dump_yaml, read_yaml
+from dfs_rl.config.yaml_core import YamlSettings, dump_yaml, parse_value, read_yaml
 
 __all__ = [
     "YamlSettings",
@@ -19,6 +19,7 @@ __all__ = [
     "fields_from_dict",
     "flat_settings",
     "load_config",
+    "parse_value",
     "read_yaml",
     "required_fields",
     "save_config",

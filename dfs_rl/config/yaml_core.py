@@ -65,6 +65,18 @@ def read_yaml(path: Path) -> YamlSettings:
     return YamlSettings(data, dict(_lines(yaml.compose(text, Loader=_Loader), ())))
 
 
+def parse_value(text: str) -> object:
+    """Read a single value as it would be read in a YAML file.
+
+    Raises:
+        ConfigError: If it is not valid.
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{text!r} is not a value: {_one_line(error)}.") from error
+
+
 def dump_yaml(data: Mapping[str, object]) -> str:
     """Write plain values as YAML that ``read_yaml`` reads back to equal ones, keys in order."""
     text: str = yaml.dump(

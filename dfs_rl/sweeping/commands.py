@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from dfs_rl.contest import COMMANDS as GATE_COMMANDS
 from dfs_rl.contest import command_line
+from dfs_rl.devices import resolve_device
 from dfs_rl.evaluation.curves import CurvePoint
 from dfs_rl.gate_runs import TRAINING, GateCommand, create_run, train_run
 from dfs_rl.runs import RunFolder, read_json, write_json
@@ -24,6 +25,7 @@ class SweepCommand:
         config_type: Its settings.
         prog: How it is called.
         trains_gates: Whether it trains gates on a backbone, or backbones.
+        check: Refuses settings that will not do with the data set; takes both.
         begin: Makes the folder of a run; takes settings, data set and device.
         train: Trains in a folder, or goes on with it; takes settings, data set, folder and device.
         reached: What a finished run's result costs and gets right on val; takes the folder.
@@ -32,6 +34,7 @@ class SweepCommand:
     config_type: type
     prog: str
     trains_gates: bool
+    check: "Callable[[Any, Dataset], None]"
     begin: "Callable[[Any, Dataset, str], RunFolder]"
     train: "Callable[[Any, Dataset, RunFolder, str], None]"
     reached: Callable[[RunFolder], tuple[CurvePoint, ...]]
@@ -43,6 +46,9 @@ def command_of(name: CommandName) -> SweepCommand:
 
 
 def _gates(command: GateCommand[Any]) -> SweepCommand:
+    def check(config: Any, dataset: "Dataset") -> None:  # noqa: ANN401
+        command.prepare(config, dataset, str(resolve_device(config.device)))
+
     def begin(config: Any, dataset: "Dataset", device: str) -> RunFolder:  # noqa: ANN401
         argv = command_line(command.prog, config)
         return create_run(command, config, dataset, device=device, argv=argv)
@@ -54,6 +60,7 @@ def _gates(command: GateCommand[Any]) -> SweepCommand:
         config_type=command.config_type,
         prog=command.prog,
         trains_gates=True,
+        check=check,
         begin=begin,
         train=train,
         reached=lambda run: _points(run, TRAINING),
@@ -65,8 +72,10 @@ def _backbones() -> SweepCommand:
 
     summary = "summary.json"
 
+    def check(config: Any, dataset: "Dataset") -> None:  # noqa: ANN401
+        command.make_trainer(config, dataset)
+
     def begin(config: Any, dataset: "Dataset", device: str) -> RunFolder:  # noqa: ANN401, ARG001
-        command.make_trainer(config, dataset)  # refuses what will not do
         return RunFolder.create(
             config.run_dir,
             kind=command.KIND,
@@ -86,6 +95,7 @@ def _backbones() -> SweepCommand:
         config_type=command.TrainBackboneConfig,
         prog=command.PROG,
         trains_gates=False,
+        check=check,
         begin=begin,
         train=train,
         reached=lambda run: _points(run, summary),

@@ -38,6 +38,7 @@ def run_search(plan: TrialPlan, shared: SharedDataset, storage: str) -> ResultGr
         storage: Folder or URI that all nodes can write to.
 
     Raises:
+        KeyboardInterrupt: After Ctrl-C, once everything is saved.
         TrainingError: If the experiment cannot go on.
     """
     file = plan.file
@@ -67,6 +68,7 @@ def run_fresh(
         seeds: None of them was searched with.
 
     Raises:
+        KeyboardInterrupt: After Ctrl-C, once everything is saved.
         TrainingError: If the experiment cannot go on.
     """
     objective = plan.file.objective
@@ -124,11 +126,15 @@ def _fit(
         else:
             tuner = make(trainable, run)
         try:
-            return tuner.fit()
+            grid = tuner.fit()
         except tune.TuneError as error:
             raise TrainingError(
                 f"the search in {path} cannot go on: {' '.join(str(error).split())}"
             ) from error
+    # Tune takes Ctrl-C for itself, saves, and returns as if nothing had happened.
+    if not all(trial.is_finished() for trial in grid._experiment_analysis.trials):
+        raise KeyboardInterrupt
+    return grid
 
 
 @contextmanager
@@ -146,6 +152,8 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def absolute(storage: str) -> str:
+def absolute(storage: str | Path) -> str:
     """Return a storage path as Ray takes it: a URI as it is, a folder from the root."""
-    return storage if "://" in storage else str(Path(storage).resolve())
+    return (
+        storage if isinstance(storage, str) and "://" in storage else str(Path(storage).resolve())
+    )

@@ -1,12 +1,20 @@
 """Reading a sweep's file: everything in it is checked, and said with file and line, before anything is started."""
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from dfs_rl.backbone_choice import DIGITS
-from dfs_rl.config import YamlSettings, config_from_dict, fields_from_dict, flat_settings, read_yaml
+from dfs_rl.config import (
+    YamlSettings,
+    config_from_dict,
+    fields_from_dict,
+    flat_settings,
+    parse_value,
+    read_yaml,
+)
+from dfs_rl.data import Dataset
 from dfs_rl.errors import ConfigError
 from dfs_rl.sweeping.commands import command_of
 from dfs_rl.sweeping.objective import check_is_no_training_figure
@@ -17,12 +25,17 @@ _NOT_SEARCHED = ("seed", "run_dir", "dataset", "backbone", "device", "threads")
 """Settings in which trials must not differ, or which a sweep gives them itself."""
 
 
-def load_sweep_file(path: Path, changes: Mapping[str, object] | None = None) -> SweepFile:
+def load_sweep_file(
+    path: Path,
+    settings: Mapping[str, object] | None = None,
+    own: Mapping[str, object] | None = None,
+) -> SweepFile:
     """Read a sweep.
 
     Args:
         path: The file.
-        changes: Settings of the command that are given beside it, by dotted name.
+        settings: Settings of the command that are given beside it, by dotted name.
+        own: What is given beside it of the sweep itself, by dotted name.
 
     Raises:
         ConfigError: If something in it is unknown, of the wrong type, out of range, or does not go together.
@@ -33,13 +46,31 @@ def load_sweep_file(path: Path, changes: Mapping[str, object] | None = None) -> 
     if isinstance(objective, dict):
         with where.line("objective", "name"):
             check_is_no_training_figure(objective.get("name"))
-    settings = given.get("settings", {})
-    if isinstance(settings, dict):
-        given["settings"] = place(settings, changes or {})
+    shared = given.get("settings", {})
+    if isinstance(shared, dict):
+        given["settings"] = place(shared, settings or {})
+    given.update(place(given, own or {}))
     file = config_from_dict(given, SweepFile, str(path))
     fields_from_dict(given.part("settings"), command_of(file.command).config_type, str(path))
     check(file, where)
     return file
+
+
+def parse_changes(words: Sequence[str]) -> dict[str, object]:
+    """Read settings that are written as NAME=VALUE, the value as in YAML.
+
+    Raises:
+        ConfigError: If one is not, or two have the same name.
+    """
+    changes: dict[str, object] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not (name and equals):
+            raise ConfigError(f"--set {word} is no setting; write NAME=VALUE.")
+        if name in changes:
+            raise ConfigError(f"--set gives {name} twice; once is allowed.")
+        changes[name.replace("-", "_")] = parse_value(value)
+    return changes
 
 
 class Lines:
@@ -86,6 +117,31 @@ def check(file: SweepFile, where: Lines) -> None:
         _check_objective(file)
 
 
+def check_on_data(file: SweepFile, dataset: Dataset, source: Path) -> None:
+    """Refuse what only data and backbone tell, for every value that is searched and can be named.
+
+    Raises:
+        ConfigError: With file and line.
+    """
+    command = command_of(file.command)
+    where = Lines(str(source), read_yaml(source))
+    with where.line("settings"):
+        command.check(file.config({}), dataset)
+    for name, domain in file.search.items():
+        for value in domain.samples():
+            with where.line("search", name), _about(f"{name} may be {value}"):
+                command.check(file.config({name: value}), dataset)
+
+
+@contextmanager
+def _about(what: str) -> Iterator[None]:
+    try:
+        yield
+    except ConfigError as error:
+        said = str(error).removeprefix("a trial: ")
+        raise ConfigError(f"{what}, which is not allowed: {said}") from error
+
+
 def _check_settings(file: SweepFile) -> None:
     if "run_dir" in file.settings:
         raise ConfigError(
@@ -111,15 +167,8 @@ def _check_search(file: SweepFile, name: str) -> None:
         hint = f"the closest one is {close[0]}" if close else f"allowed are {', '.join(known)}"
         raise ConfigError(f"{name} is not a setting of {file.command}; {hint}.") from error
     for value in file.search[name].samples():
-        _check_value(file, name, value)
-
-
-def _check_value(file: SweepFile, name: str, value: object) -> None:
-    try:
-        file.config({name: value})
-    except ConfigError as error:
-        said = str(error).removeprefix("a trial: ")
-        raise ConfigError(f"{name} may be {value}, which is not allowed: {said}") from error
+        with _about(f"{name} may be {value}"):
+            file.config({name: value})
 
 
 def _check_trials(file: SweepFile) -> None:

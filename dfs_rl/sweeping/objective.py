@@ -16,6 +16,7 @@ from dfs_rl.evaluation.curves import CurvePoint, accuracy_at, hypervolume, stair
 from dfs_rl.evaluation.sweep_records import ObjectiveRecord
 
 ObjectiveName = Literal["hypervolume", "accuracy", "reward", "frontier"]
+_UNITS = {"hypervolume": "% x decades", "accuracy": "%", "computation": "%", "reward": ""}
 _FORBIDDEN = ("loss", "train", "rollout", "episode_reward", "return")
 """What names of training figures contain."""
 
@@ -91,6 +92,7 @@ class ObjectiveConfig:
         }
         return ObjectiveRecord(
             names=self.names,
+            units=tuple(_UNITS[name] for name in self.names),
             highest=tuple(mode == "max" for mode in self.modes),
             about=f"{about[self.name]}; on val, mean of the last {self.last} validations",
         )

@@ -1,9 +1,8 @@
 """What a sweep's trials came to, as records that reports read."""
 
 import json
-import math
 from collections.abc import Mapping, Sequence
-from typing import Any, get_args
+from typing import Any
 
 import optuna
 from optuna.trial import create_trial
@@ -14,12 +13,10 @@ from dfs_rl.evaluation.curves import CurvePoint
 from dfs_rl.evaluation.sweep_records import RetrainedRecord, TrialRecord, TrialStatus
 from dfs_rl.sweeping.commands import command_of
 from dfs_rl.sweeping.search import optuna_distribution
-from dfs_rl.sweeping.space import from_word
+from dfs_rl.sweeping.space import from_word, to_word
 from dfs_rl.sweeping.sweep_file import SweepFile
 from dfs_rl.sweeping.trial import CANDIDATE, FAILED, POINTS, PROGRESS, SEED
 
-DEFAULTS = "defaults"
-"""Name of the configuration in which nothing is searched, among those that are trained again."""
 _WHOLE = 100.0
 _FEWEST = 4
 """Trials below which nothing can be said of what matters."""
@@ -28,7 +25,7 @@ _FEWEST = 4
 def trial_records(grid: ResultGrid, file: SweepFile) -> tuple[TrialRecord, ...]:
     """Return what came of the search, in the order in which trials were made."""
     return tuple(
-        _trial_record(f"{number:03d}", result, file) for number, result in enumerate(grid, start=1)
+        _trial_record(f"{number + 1:03d}", grid[number], file) for number in range(len(grid))
     )
 
 
@@ -88,16 +85,24 @@ def _points(metrics: Mapping[str, Any]) -> tuple[CurvePoint, ...]:
     return tuple(CurvePoint(*point) for points in of_seeds for point in points)
 
 
-def best_names(trials: Sequence[TrialRecord], file: SweepFile) -> tuple[str, ...]:
-    """Return the trials that came to their end, the best one first.
+def best_trials(trials: Sequence[TrialRecord], file: SweepFile) -> tuple[str, ...]:
+    """Return the names of the trials that came to their end, the best one first.
 
     With two objectives, those that no other trial beats in both, the most accurate one first.
     """
-    finished = [trial for trial in trials if trial.status == "finished"]
-    sign = {n: 1 if m == "max" else -1 for n, m in zip(file.objective.names, file.objective.modes, strict=True)}
+    sign = _signs(file)
     first = file.objective.names[0]
-    ranked = sorted(finished, key=lambda t: sign[first] * t.values[first], reverse=True)
-    return tuple(t.name for t in ranked if not any(_beats(o, t, sign) for o in finished))if len(sign) > 1 else tuple(t.name for t in ranked)
+    finished = [trial for trial in trials if trial.status == "finished"]
+    ranked = sorted(finished, key=lambda trial: sign[first] * trial.values[first], reverse=True)
+    if len(sign) > 1:
+        ranked = [t for t in ranked if not any(_beats(other, t, sign) for other in finished)]
+    return tuple(trial.name for trial in ranked)
+
+
+def _signs(file: SweepFile) -> dict[str, int]:
+    objective = file.objective
+    directions = zip(objective.names, objective.modes, strict=True)
+    return {name: 1 if mode == "max" else -1 for name, mode in directions}
 
 
 def _beats(one: TrialRecord, other: TrialRecord, sign: Mapping[str, int]) -> bool:
@@ -109,17 +114,86 @@ def _beats(one: TrialRecord, other: TrialRecord, sign: Mapping[str, int]) -> boo
 def importances(trials: Sequence[TrialRecord], file: SweepFile) -> dict[str, float]:
     """Return the share of the first objective's variation that each setting explains (fANOVA, Hutter et al., 2014).
 
-    Trials that were stopped early count too, so all are compared where the one that was stopped first stood; otherwise what was
+    Trials that were stopped early count as well. All are compared at the latest point that each of them came to; otherwise what is
     told apart would be how far they came.
     """
-    compared = [trial for trial in trials if trial.status in ("finished", "stopped") and trial.history]
+    compared = [t for t in trials if t.status in ("finished", "stopped") and t.history]
     if len(compared) < _FEWEST:
         return {}
-    common = min(trial.history[-1][0] for trial in compared)
-    values = [max(h for h in trial.history if h[0] <= common)[1] if trial.history[0][0] <= common else None for trial in compared]
+    earliest_end = min(trial.history[-1][0] for trial in compared)
+    common = max([earliest_end, *(trial.history[0][0] for trial in compared)])
+    values = [[v for progress, v in trial.history if progress <= common][-1] for trial in compared]
+    if min(values) == max(values):
+        return {}
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    study = optuna.create_study(
+        direction="maximize" if file.objective.modes[0] == "max" else "minimize"
+    )
     distributions = {name: optuna_distribution(domain) for name, domain in file.search.items()}
-    study = optuna.create_study(direction="maximize" if file.objective.modes[0] == "max" else "minimize")
     for trial, value in zip(compared, values, strict=True):
-        if value is not None:
-            study.add_trial(create_trial(params=_params(trial, file), distributions=distributions, value=value))
-    return {}
+        params = {
+            name: to_word(setting) if file.search[name].values else setting
+            for name, setting in trial.settings.items()
+        }
+        study.add_trial(create_trial(params=params, distributions=distributions, value=value))
+    evaluator = optuna.importance.FanovaImportanceEvaluator(seed=file.seed)
+    return dict(optuna.importance.get_param_importances(study, evaluator=evaluator))
+
+
+def retrained_records(
+    grid: ResultGrid,
+    candidates: Mapping[str, Mapping[str, object]],
+    trials: Sequence[TrialRecord],
+    file: SweepFile,
+) -> tuple[RetrainedRecord, ...]:
+    """Return what the candidates came to on fresh seeds.
+
+    Args:
+        grid: What Tune says.
+        candidates: Searched settings by the name of a trial, or ``DEFAULTS``.
+        trials: Of the search.
+        file: The sweep.
+    """
+    own = {trial.name: trial.values for trial in trials}
+    records = []
+    everything = [grid[index] for index in range(len(grid))]
+    for number, (name, settings) in enumerate(candidates.items()):
+        results = [r for r in everything if (r.config or {})[CANDIDATE] == number]
+        done = [r for r in results if _status(r.metrics or {}, _reason(r)) == "finished"]
+        metrics: list[Mapping[str, Any]] = [r.metrics or {} for r in done]
+        records.append(
+            RetrainedRecord(
+                name=name,
+                settings=settings,  # type: ignore[arg-type]
+                own=own.get(name, {}),
+                seeds=tuple((r.config or {})[SEED] for r in done),
+                values={n: tuple(float(m[n]) for m in metrics) for n in file.objective.names},
+                points=tuple(_points(m) for m in metrics),
+                failed={
+                    (r.config or {})[SEED]: _reason(r) or "it was ended before its end"
+                    for r in results
+                    if r not in done
+                },
+            )
+        )
+    return tuple(records)
+
+
+def best_settings(file: SweepFile, values: Mapping[str, object]) -> dict[str, Any]:
+    """Return what has to stand in a configuration file of the command to train with ``values``: what differs from the defaults."""
+    config_type = command_of(file.command).config_type
+    chosen = differing(config_to_dict(file.config(values)), config_to_dict(config_type()))
+    return {name: value for name, value in chosen.items() if name not in ("seed", "run_dir")}
+
+
+def differing(values: Mapping[str, Any], usual: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the entries of nested settings that are not as usual."""
+    found = {}
+    for name, value in values.items():
+        before = usual.get(name)
+        if isinstance(value, Mapping) and isinstance(before, Mapping):
+            if inside := differing(value, before):
+                found[name] = inside
+        elif value != before:
+            found[name] = value
+    return found

@@ -1,13 +1,14 @@
 """A data set in Ray's object store: loaded once, then mapped into every worker process instead of being read or copied again."""
 
 import warnings
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dfs_rl.data import SPLIT_NAMES, Dataset, ImageSet
+from dfs_rl.data import SPLIT_NAMES, Dataset, ImageSet, SplitName
 
 
 class SharedSplit(NamedTuple):
@@ -34,7 +35,7 @@ class SharedDataset(NamedTuple):
 
     name: str
     class_names: tuple[str, ...]
-    splits: dict[str, SharedSplit]
+    splits: Mapping[SplitName, SharedSplit]
     flip: bool
 
     @property

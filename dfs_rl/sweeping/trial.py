@@ -8,6 +8,7 @@ import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,7 @@ def _run(
             device = str(resolve_device(config.device))
             run = _begun(command, config) or command.begin(config, dataset, device)
             with exclusive(run.path):
-                watched = replace(run, after_save=lambda run=run: watcher.look(run))
+                watched = replace(run, after_save=partial(watcher.look, run))
                 command.train(config, dataset, watched, device)
             watcher.add(run, command.reached(run))
         watcher.finish()

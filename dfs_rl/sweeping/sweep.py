@@ -1,0 +1,184 @@
+"""A whole sweep: the search, what it found, the same again on fresh seeds, and the report."""
+
+import shlex
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from ray.tune import ResultGrid
+
+from dfs_rl.config import config_to_dict, dump_yaml
+from dfs_rl.data import Dataset
+from dfs_rl.devices import resolve_device
+from dfs_rl.errors import TrainingError
+from dfs_rl.evaluation.curves import WORST_COMPUTATION, CurvePoint
+from dfs_rl.evaluation.sweep_records import DEFAULTS, RetrainedRecord, SweepRecord, TrialRecord
+from dfs_rl.files import write_bytes_atomic
+from dfs_rl.gate_runs import choice_of
+from dfs_rl.messages import say
+from dfs_rl.reporting.sweep_pictures import sweep_pictures
+from dfs_rl.reporting.sweep_report import sweep_report
+from dfs_rl.reporting.sweep_text import sweep_csv, sweep_text
+from dfs_rl.runs import RunFolder, write_json
+from dfs_rl.sweeping.commands import command_of
+from dfs_rl.sweeping.experiment import absolute, run_fresh, run_search
+from dfs_rl.sweeping.results import (
+    best_settings,
+    best_trials,
+    importances,
+    retrained_records,
+    trial_records,
+)
+from dfs_rl.sweeping.sharing import SharedDataset
+from dfs_rl.sweeping.sweep_file import SweepFile
+from dfs_rl.sweeping.trial import TrialPlan, run_name
+
+FILE = "sweep.yaml"
+"""The folder's own copy of the sweep, as it was resolved."""
+BEST = "best.yaml"
+BEST_RUNS = "best"
+RESULTS = "results.csv"
+_TUNE = "tune"
+_FRESH = 1000
+"""What fresh seeds begin at, above those that are searched with."""
+_PERCENT = 100.0
+
+
+def corner_of(file: SweepFile, dataset: Dataset) -> CurvePoint:
+    """Return where areas end: what the file says, or where any useful setting is left and above.
+
+    For gates, that is the val accuracy of the backbone at its lowest bit width everywhere; for backbones, chance.
+    """
+    if file.objective.corner is not None:
+        return CurvePoint(*file.objective.corner)
+    if not command_of(file.command).trains_gates:
+        return CurvePoint(WORST_COMPUTATION, _PERCENT / dataset.n_classes)
+    from dfs_rl.backbone_choice import find_backbone
+
+    config = file.config({})
+    accuracy = find_backbone(
+        choice_of(config, str(resolve_device(config.device))), dataset
+    ).info.accuracy
+    return CurvePoint(WORST_COMPUTATION, accuracy[min(accuracy, key=int)])
+
+
+def hold_sweep(
+    file: SweepFile,
+    shared: SharedDataset,
+    corner: CurvePoint,
+    folder: RunFolder,
+    *,
+    storage: str | None,
+) -> None:
+    """Hold a sweep, or go on with it, and write everything into its folder.
+
+    Args:
+        file: The sweep.
+        shared: Its data set.
+        corner: Where areas end.
+        folder: Its folder.
+        storage: Where trials are stored, under the folder's own name; ``None`` for inside the folder.
+
+    Raises:
+        KeyboardInterrupt: After Ctrl-C.
+        TrainingError: If no trial came to its end.
+    """
+    began = time.perf_counter()
+    where = absolute(folder.path / _TUNE if storage is None else f"{storage}/{folder.path.name}")
+    first = file.base["seed"]
+    plan = TrialPlan(file=file, corner=corner, seeds=tuple(range(first, first + file.seeds)))
+    grid = run_search(plan, shared, where)
+    trials = trial_records(grid, file)
+    best = best_trials(trials, file)
+    chosen = [trial for name in best[: file.retrain.best] for trial in trials if trial.name == name]
+    _keep(grid, trials, chosen, folder)
+    retrained: tuple[RetrainedRecord, ...] = ()
+    if chosen:
+        text = dump_yaml(best_settings(file, chosen[0].settings))
+        write_bytes_atomic(folder.path / BEST, text.encode())
+    if chosen and file.retrain.seeds:
+        candidates = {trial.name: trial.settings for trial in chosen} | {DEFAULTS: file.defaults}
+        again = replace(plan, candidates=tuple(candidates.values()))
+        seeds = tuple(range(first + _FRESH, first + _FRESH + file.retrain.seeds))
+        say(f"Training {len(candidates)} settings again on {len(seeds)} fresh seeds ...")
+        retrained = retrained_records(
+            run_fresh(again, shared, where, seeds), candidates, trials, file
+        )
+    _write(
+        folder,
+        SweepRecord(
+            title=f"{folder.path.name}: {file.command} on {shared.name}",
+            about=_about(file, shared),
+            objective=file.objective.record(corner),
+            scales={name: domain.scale for name, domain in file.search.items()},
+            trials=trials,
+            best=best,
+            retrained=retrained,
+            importance=importances(trials, file),
+            worst=corner,
+            commands=_commands(file, folder, chosen),
+            settings=(folder.path / FILE).read_text(encoding="utf-8"),
+            seconds=folder.add_seconds(time.perf_counter() - began),
+        ),
+    )
+    if not best:
+        raise TrainingError(
+            f"none of the {len(trials)} trials came to its end; the reasons are in {folder.path / RESULTS}."
+        )
+
+
+def _keep(
+    grid: ResultGrid,
+    trials: Sequence[TrialRecord],
+    chosen: Sequence[TrialRecord],
+    folder: RunFolder,
+) -> None:
+    """Copy from where Tune stores trials: the runs of the best, and what all of them showed on TensorBoard."""
+    for place in (folder.path / BEST_RUNS, folder.tensorboard_dir):
+        shutil.rmtree(place, ignore_errors=True)
+    for index, trial in enumerate(trials):
+        checkpoint = grid[index].checkpoint
+        if checkpoint is None:
+            continue
+        with checkpoint.as_directory() as stored:
+            if trial in chosen:
+                shutil.copytree(stored, folder.path / BEST_RUNS / trial.name)
+            for run in sorted(Path(stored).glob("seed*")):
+                shown = folder.tensorboard_dir / trial.name / run.name
+                shutil.copytree(run / "tensorboard", shown)
+
+
+def _about(file: SweepFile, shared: SharedDataset) -> str:
+    n = len(shared.splits["val"].labels)
+    seeds = "one seed" if file.seeds == 1 else f"{file.seeds} seeds"
+    return f"{n:,} val images; searcher {file.searcher}, scheduler {file.scheduler.name}, {seeds} a trial"
+
+
+def _commands(file: SweepFile, folder: RunFolder, chosen: Sequence[TrialRecord]) -> tuple[str, ...]:
+    """Return how to go on from here, and how to come here."""
+    lines = []
+    prog = command_of(file.command).prog.split()
+    if chosen:
+        lines.append(shlex.join([*prog, "--config", str(folder.path / BEST)]))
+        run = folder.path / BEST_RUNS / chosen[0].name / run_name(file.base["seed"])
+        if command_of(file.command).trains_gates:
+            lines.append(shlex.join(["python", "-m", "dfs_rl.evaluate", str(run)]))
+    recorded = folder.record().get("command")
+    if isinstance(recorded, list):
+        lines.append(shlex.join(str(word) for word in recorded))
+    return tuple(lines)
+
+
+def _write(folder: RunFolder, record: SweepRecord) -> None:
+    """Write the report into the folder, and what there is to say to the screen."""
+    write_bytes_atomic(folder.path / RESULTS, sweep_csv(record).encode())
+    write_json(folder.path / "sweep.json", config_to_dict(record))
+    pictures = sweep_pictures(record)
+    page = sweep_report(record, pictures)
+    write_bytes_atomic(folder.path / "report.html", page.encode())
+    sys.stdout.write(sweep_text(record))
+    sys.stdout.flush()
+    say(f"The report is {folder.path / 'report.html'}.")
