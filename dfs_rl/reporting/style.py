@@ -64,6 +64,11 @@ def option_name(bits: int) -> str:
     return "skip" if bits == SKIP else f"{bits} bit"
 
 
+def short(text: str, length: int) -> str:
+    """Return ``text`` cut to ``length`` characters."""
+    return text if len(text) <= length else f"{text[: length - 1]}…"
+
+
 def new_figure(width: float, height: float) -> "Figure":
     """Return an empty figure of ``width`` x ``height`` inches that renders anywhere, with Agg."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
