@@ -14,6 +14,7 @@ from dfs_rl.cost import SKIP, BitOptions
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.colors import Colormap
     from matplotlib.figure import Figure
 
 DPI = 200
@@ -51,6 +52,15 @@ def option_colours(options: BitOptions) -> list[tuple[float, float, float]]:
     scale = [tuple(float(v) for v in colormaps["YlGnBu"](place)[:3]) for place in places]
     skipped = [_SKIP_COLOUR] * (len(options) - len(running))
     return [*skipped, *scale[: len(running)]]  # type: ignore[list-item]
+
+
+def value_colours(*, highest: bool) -> "Colormap":
+    """Return colours for values, the best ones dark: the highest, or the lowest."""
+    from matplotlib import colormaps
+    from matplotlib.colors import ListedColormap
+
+    places = np.linspace(_LIGHTEST, _DARKEST, num=256)
+    return ListedColormap(colormaps["YlGnBu"](places if highest else places[::-1]))
 
 
 def text_colour(background: Sequence[float]) -> str:

@@ -11,9 +11,9 @@ from dfs_rl.evaluation.sweep_words import STATUSES, fresh_values, sweep_verdict
 from dfs_rl.reporting.style import short
 from dfs_rl.reporting.table import WIDTH, aligned
 
-_MOST_COLUMNS = 5
+_MOST_COLUMNS = 4
 """Best trials beside each other on a screen."""
-_LONGEST = 22
+_LONGEST = 18
 """Characters of a setting on a screen."""
 
 Rows = list[tuple[str, ...]]
