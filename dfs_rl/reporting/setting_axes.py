@@ -84,8 +84,12 @@ def setting_axis(record: SweepRecord, name: str, also: Sequence[Setting] = ()) -
         )
     log = scale == "log"
     numbers = [float(v) for v in (*tried, *also) if _is_number(v) and (v > 0 or not log)]
-    placed = [math.log10(v) if log else v for v in numbers] or [0.0]
-    return SettingAxis(name, log=log, low=min(placed), high=max(placed), choices=())
+    return number_axis(name, [math.log10(v) if log else v for v in numbers] or [0.0], log=log)
+
+
+def number_axis(name: str, values: Sequence[float], *, log: bool = False) -> SettingAxis:
+    """Return an axis that holds ``values``, which are logarithms if ``log``."""
+    return SettingAxis(name, log=log, low=min(values), high=max(values), choices=())
 
 
 def _is_number(value: Setting) -> TypeGuard[int | float]:
@@ -93,12 +97,14 @@ def _is_number(value: Setting) -> TypeGuard[int | float]:
 
 
 def _rank(value: Setting) -> tuple[int, float, str]:
-    """Order choices: what is no value, then numbers by size, then the rest by name."""
+    """Order choices: what is no value, then numbers by size, lists by length, words by name."""
     if value is None:
         return (0, 0.0, "")
     if isinstance(value, int | float):
         return (1, float(value), "")
-    return (2, 0.0, setting_text(value))
+    if isinstance(value, tuple):
+        return (2, float(len(value)), setting_text(value))
+    return (3, 0.0, value)
 
 
 def _plain(value: float) -> str:

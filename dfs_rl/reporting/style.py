@@ -76,7 +76,7 @@ def option_name(bits: int) -> str:
 
 def short(text: str, length: int) -> str:
     """Return ``text`` cut to ``length`` characters."""
-    return text if len(text) <= length else f"{text[: length - 1]}…"
+    return text if len(text) <= length else f"{text[: length - 1].rstrip()}…"
 
 
 def new_figure(width: float, height: float) -> "Figure":

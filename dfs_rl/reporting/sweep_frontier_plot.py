@@ -10,7 +10,15 @@ from dfs_rl.evaluation.sweep_records import DEFAULTS, RetrainedRecord, SweepReco
 from dfs_rl.evaluation.sweep_words import STATUSES, sweep_points
 from dfs_rl.reporting import style
 from dfs_rl.reporting.placed import PlacedPoint, placed
-from dfs_rl.reporting.sweep_looks import Look, best_looks, value_label, value_range
+from dfs_rl.reporting.sweep_looks import (
+    STATUS_LOOKS,
+    Look,
+    best_last,
+    best_looks,
+    legend_below,
+    value_label,
+    value_range,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,14 +29,7 @@ _SIZE = (8.0, 5.4)
 _MARGINS = {"left": 0.085, "right": 0.93, "bottom": 0.2, "top": 0.92}
 _BELOW = 6.0
 """Points this far below every best trial are left out: drawn to scale they would flatten everything else."""
-_STATUS_COLOURS = {
-    "finished": style.BLUE,
-    "stopped": style.ORANGE,
-    "unfinished": style.MUTED,
-    "failed": style.INK,
-}
 _DEFAULTS_LOOK = Look(style.INK, "o", "defaults")
-_LEGEND_COLUMNS = 4
 
 
 def sweep_frontier_plot(record: SweepRecord) -> "Figure":
@@ -50,14 +51,13 @@ def sweep_frontier_plot(record: SweepRecord) -> "Figure":
     _set_limits(axes, record)
     _draw_envelope(axes, record)
     _draw_cloud(axes, record)
-    for trial in record.trials:
-        if trial.name in looks:
-            _draw_best(axes, trial, looks[trial.name])
-    for again in record.retrained:
+    for name in reversed(record.best):
+        _draw_best(axes, record.trial(name), looks[name])
+    for again in reversed(record.retrained):
         _draw_retrained(axes, again, looks.get(again.name, _DEFAULTS_LOOK))
     hidden = sum(point.accuracy < axes.get_ylim()[0] for point in sweep_points(record))
     style.title(axes, _title(record, hidden))
-    _legend(picture, axes)
+    legend_below(picture, axes)
     return picture
 
 
@@ -66,7 +66,7 @@ def sweep_placed_points(picture: "Figure", record: SweepRecord) -> list[PlacedPo
     axes = picture.axes[0]
     low, high = axes.get_ylim()
     told: list[tuple[CurvePoint, str]] = []
-    for trial in sorted(record.trials, key=lambda trial: trial.name in record.best):
+    for trial in best_last(record):
         values = "".join(f", {name} {figure(value)}" for name, value in trial.values.items())
         about = f"trial {trial.name}, {STATUSES[trial.status]}{values}"
         told += [
@@ -137,9 +137,9 @@ def _draw_cloud(axes: "Axes", record: SweepRecord) -> None:
     (name, *more) = record.objective.names
     valued = [trial for trial in record.trials if name in trial.values and trial.points]
     if more or not valued:
-        for status, called in STATUSES.items():
+        for status, look in STATUS_LOOKS.items():
             trials = [trial for trial in record.trials if trial.status == status]
-            _dots(axes, trials, color=_STATUS_COLOURS[status], alpha=0.55, label=called)
+            _dots(axes, trials, color=look.colour, alpha=0.55, label=look.name)
         return
     others = [trial for trial in record.trials if name not in trial.values]
     _dots(axes, others, color=style.MUTED, alpha=0.5, label="without a value")
@@ -220,17 +220,3 @@ def _over_seeds(again: RetrainedRecord) -> list[tuple[Spread, Spread]]:
 
 def _mean(points: Sequence[CurvePoint]) -> tuple[Spread, Spread]:
     return spread([p.computation for p in points]), spread([p.accuracy for p in points])
-
-
-def _legend(picture: "Figure", axes: "Axes") -> None:
-    handles, names = axes.get_legend_handles_labels()
-    once = dict(zip(names, handles, strict=True))
-    picture.legend(
-        once.values(),
-        once.keys(),
-        loc="lower left",
-        ncols=_LEGEND_COLUMNS,
-        bbox_to_anchor=(0.07, 0.0),
-        frameon=False,
-        fontsize=style.SMALL_SIZE,
-    )

@@ -1,15 +1,23 @@
 """What all pictures of a sweep share: how its best trials look, what axes are called, and how far they reach."""
 
+import re
 import statistics
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from dfs_rl.evaluation.sweep_records import SweepRecord
+from dfs_rl.evaluation.sweep_records import SweepRecord, TrialRecord, TrialStatus
+from dfs_rl.evaluation.sweep_words import STATUSES
 from dfs_rl.reporting import style
+
+if TYPE_CHECKING:
+    from matplotlib.artist import Artist
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _REACH = 4.0
 """How often the way from the median to the best value fits on an axis below the median; what diverged lies beyond."""
-_LONGEST_NAME = 28
+_LONGEST_NAME = 16
+_LEGEND_COLUMNS = 4
 
 
 class Look(NamedTuple):
@@ -26,6 +34,15 @@ class Look(NamedTuple):
     name: str
 
 
+STATUS_LOOKS: dict[TrialStatus, Look] = {
+    "finished": Look(style.BLUE, "o", STATUSES["finished"]),
+    "stopped": Look(style.MUTED, "s", STATUSES["stopped"]),
+    "failed": Look(style.INK, "x", STATUSES["failed"]),
+    "unfinished": Look(style.GREEN, "^", STATUSES["unfinished"]),
+}
+"""How trials are drawn that are not among the best, by how they ended."""
+
+
 def best_looks(record: SweepRecord) -> dict[str, Look]:
     """Return how the best trials look, by name: each in its colour, or all in one if there are more of them than colours."""
     if len(record.best) > len(style.GATE_COLOURS):
@@ -35,6 +52,31 @@ def best_looks(record: SweepRecord) -> dict[str, Look]:
         name: Look(colour, marker, f"trial {style.short(name, _LONGEST_NAME)}")
         for name, colour, marker in looks
     }
+
+
+def best_last(record: SweepRecord) -> list[TrialRecord]:
+    """Return the trials in the order in which they are drawn, the best one last and so on top."""
+    others = [trial for trial in record.trials if trial.name not in record.best]
+    return [*others, *(record.trial(name) for name in reversed(record.best))]
+
+
+def legend_below(figure: "Figure", *all_axes: "Axes") -> None:
+    """Name everything once that was drawn, below the axes, what was drawn last first."""
+    named: dict[str, Artist] = {}
+    for axes in all_axes:
+        named |= {
+            name: handle for handle, name in zip(*axes.get_legend_handles_labels(), strict=True)
+        }
+    if named:
+        figure.legend(
+            list(named.values())[::-1],
+            list(named)[::-1],
+            loc="lower left",
+            ncols=_LEGEND_COLUMNS,
+            bbox_to_anchor=(0.02, 0.0),
+            frameon=False,
+            fontsize=style.SMALL_SIZE,
+        )
 
 
 def value_label(record: SweepRecord, name: str) -> str:
@@ -59,11 +101,20 @@ def value_range(values: Sequence[float], *, highest: bool) -> tuple[float, float
 
 
 def wrapped(name: str, width: int) -> str:
-    """Return a dotted name in lines of at most about ``width`` characters, broken after dots and underscores where it can be."""
-    lines = [""]
-    for part in name.replace(".", ".\n").replace("_", "_\n").split("\n"):
-        if lines[-1] and len(lines[-1]) + len(part) > width:
-            lines.append("")
-        lines[-1] += part
-    pieces = [line[i : i + width] for line in lines for i in range(0, max(len(line), 1), width)]
-    return "\n".join(pieces)
+    """Return a dotted name in lines of at most ``width`` characters, broken after dots, else after underscores, else anywhere."""
+    lines: list[str] = []
+    for part in _joined(re.findall(r"[^.]*\.|[^.]+", name), width):
+        for piece in _joined(re.findall(r"[^_ ]*[_ ]|[^_ ]+", part), width):
+            lines += [piece[i : i + width] for i in range(0, len(piece), width)]
+    return "\n".join(line.strip() for line in lines)
+
+
+def _joined(parts: Sequence[str], width: int) -> list[str]:
+    """Join neighbours while they fit into one line."""
+    lines: list[str] = []
+    for part in parts:
+        if lines and len(lines[-1]) + len(part) <= width:
+            lines[-1] += part
+        else:
+            lines.append(part)
+    return lines
