@@ -155,8 +155,8 @@ class SweepRecord:
         seconds: Wall time.
 
     Raises:
-        ConfigError: If trials share a name, the best ones are not among them or lack a value, a setting has no scale, or one on a
-            ``log`` axis is no positive number.
+        ConfigError: If trials share a name, the best ones are not among them or lack a value, those on fresh seeds lack one, a
+            setting has no scale, or one on a ``log`` axis is no positive number.
     """
 
     title: str
@@ -180,6 +180,11 @@ class SweepRecord:
             if name not in trials or set(trials[name].values) != set(self.objective.names):
                 raise ConfigError(
                     f"best has {name!r}; allowed are trials with values of {', '.join(self.objective.names)}."
+                )
+        for again in self.retrained:
+            if again.seeds and set(again.values) != set(self.objective.names):
+                raise ConfigError(
+                    f"{again.name} on fresh seeds has values of {tuple(again.values)}; needed are {self.objective.names}."
                 )
         for trial in self.trials:
             for name, value in trial.settings.items():

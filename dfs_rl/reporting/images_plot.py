@@ -121,10 +121,10 @@ def _draw_example(
 
 def _captions(example: ImageExample) -> list[_Caption]:
     """Return the lines under an image: its cost, then what it was taken for."""
-    said, right = _short(example.prediction), example.prediction == example.label
-    lines = [said] if right else [f"says {said}, is {_short(example.label)}"]
+    said, right = style.short(example.prediction, _NAME_LENGTH), example.prediction == example.label
+    lines = [said] if right else [f"says {said}, is {style.short(example.label, _NAME_LENGTH)}"]
     if len(lines[0]) > _LINE_LENGTH and not right:
-        lines = [f"says {said},", f"is {_short(example.label)}"]
+        lines = [f"says {said},", f"is {style.short(example.label, _NAME_LENGTH)}"]
     colour = style.MUTED if right else style.VERMILION
     cost = _Caption(f"{example.computation:.2f} %", style.INK, "bold")
     return [cost, *(_Caption(line, colour, "normal") for line in lines)]
@@ -173,7 +173,3 @@ def _legend(figure: "Figure", options: BitOptions) -> None:
         handleheight=1.0,
         columnspacing=1.2,
     )
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= _NAME_LENGTH else f"{name[: _NAME_LENGTH - 1]}…"

@@ -14,6 +14,7 @@ from dfs_rl.cost import SKIP, BitOptions
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.colors import Colormap
     from matplotlib.figure import Figure
 
 DPI = 200
@@ -53,6 +54,15 @@ def option_colours(options: BitOptions) -> list[tuple[float, float, float]]:
     return [*skipped, *scale[: len(running)]]  # type: ignore[list-item]
 
 
+def value_colours(*, highest: bool) -> "Colormap":
+    """Return colours for values, the best ones dark: the highest, or the lowest."""
+    from matplotlib import colormaps
+    from matplotlib.colors import ListedColormap
+
+    places = np.linspace(_LIGHTEST, _DARKEST, num=256)
+    return ListedColormap(colormaps["YlGnBu"](places if highest else places[::-1]))
+
+
 def text_colour(background: Sequence[float]) -> str:
     """Return black or white, whichever reads better on ``background`` (red, green, blue)."""
     red, green, blue = background
@@ -62,6 +72,11 @@ def text_colour(background: Sequence[float]) -> str:
 def option_name(bits: int) -> str:
     """Return how legends call an option."""
     return "skip" if bits == SKIP else f"{bits} bit"
+
+
+def short(text: str, length: int) -> str:
+    """Return ``text`` cut to ``length`` characters."""
+    return text if len(text) <= length else f"{text[: length - 1].rstrip()}…"
 
 
 def new_figure(width: float, height: float) -> "Figure":
