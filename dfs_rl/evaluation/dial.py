@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 import torch
-from sklearn.isotonic import IsotonicRegression
+from sklearn.isotonic import isotonic_regression
 from torch import Tensor
 
 from dfs_rl.backbones.contract import WalkableBackbone
@@ -48,14 +48,21 @@ def points_along(computation: Tensor, correct: Tensor, positions: Tensor) -> lis
     """
     stretch = (positions.double() * _STRETCHES).long().clamp(max=_STRETCHES - 1)  # [n]
     inside = [stretch == number for number in range(_STRETCHES)]
-    found = sorted(
+    found = [
         (float(computation[images].double().mean()), 100.0 * float(correct[images].double().mean()))
         for images in inside
         if images.any()
-    )
-    costs = [cost for cost, _ in found]
-    pooled = IsotonicRegression().fit_transform(costs, [accuracy for _, accuracy in found])
-    return [CurvePoint(cost, float(accuracy)) for cost, accuracy in zip(costs, pooled, strict=True)]
+    ]
+    costs = sorted({cost for cost, _ in found})
+    equal = [[accuracy for cost, accuracy in found if cost == one] for one in costs]
+    means = [sum(accuracies) / len(accuracies) for accuracies in equal]
+    weights = [len(accuracies) for accuracies in equal]
+    pooled = isotonic_regression(means, sample_weight=weights)
+    return [
+        CurvePoint(cost, float(accuracy))
+        for cost, accuracy, times in zip(costs, pooled, weights, strict=True)
+        for _ in range(times)
+    ]
 
 
 def measure_dial(

@@ -12,7 +12,7 @@ from ray.tune import ResultGrid
 
 from dfs_rl.errors import TrainingError
 from dfs_rl.ray_start import ray_deprecations_ignored
-from dfs_rl.sweeping.live import LiveView
+from dfs_rl.sweeping.live import LiveView, has_ended
 from dfs_rl.sweeping.search import param_space, tune_config
 from dfs_rl.sweeping.sharing import SharedDataset
 from dfs_rl.sweeping.trial import (
@@ -29,13 +29,14 @@ _KEPT = 2
 """Checkpoints of a trial; the one before the last is there while the last is written."""
 
 
-def run_search(plan: TrialPlan, shared: SharedDataset, storage: str) -> ResultGrid:
+def run_search(plan: TrialPlan, shared: SharedDataset, storage: str, *, log: Path) -> ResultGrid:
     """Search, or go on with a search that was begun in ``storage``.
 
     Args:
         plan: What to search.
         shared: The data set.
         storage: Folder or URI that all nodes can write to.
+        log: File for what Ray has to say.
 
     Raises:
         KeyboardInterrupt: After Ctrl-C, once everything is saved.
@@ -53,11 +54,12 @@ def run_search(plan: TrialPlan, shared: SharedDataset, storage: str) -> ResultGr
         _run_config(
             plan, storage, SEARCH, view, keep=None if file.scheduler.is_population else _KEPT
         ),
+        log,
     )
 
 
 def run_fresh(
-    plan: TrialPlan, shared: SharedDataset, storage: str, seeds: tuple[int, ...]
+    plan: TrialPlan, shared: SharedDataset, storage: str, *, log: Path, seeds: tuple[int, ...]
 ) -> ResultGrid:
     """Train every candidate of ``plan`` on every seed, or go on with that.
 
@@ -65,6 +67,7 @@ def run_fresh(
         plan: With the candidates.
         shared: The data set.
         storage: As for ``run_search``.
+        log: Likewise.
         seeds: None of them was searched with.
 
     Raises:
@@ -88,6 +91,7 @@ def run_fresh(
             run_config=run,
         ),
         _run_config(plan, storage, FRESH, view, keep=_KEPT),
+        log,
     )
 
 
@@ -117,8 +121,9 @@ def _fit(
     path: str,
     make: Callable[[Any, tune.RunConfig], tune.Tuner],
     run: tune.RunConfig,
+    log: Path,
 ) -> ResultGrid:
-    with ray_deprecations_ignored(), _quiet():
+    with ray_deprecations_ignored(), _logged(log):
         if tune.Tuner.can_restore(path):
             tuner = tune.Tuner.restore(
                 path, trainable=trainable, resume_unfinished=True, resume_errored=True
@@ -132,24 +137,28 @@ def _fit(
                 f"the search in {path} cannot go on: {' '.join(str(error).split())}"
             ) from error
     # Tune takes Ctrl-C for itself, saves, and returns as if nothing had happened.
-    if not all(trial.is_finished() for trial in grid._experiment_analysis.trials):
+    if not all(has_ended(trial) for trial in grid._experiment_analysis.trials):
         raise KeyboardInterrupt
     return grid
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep Tune's own tables and advice off the screen; what it has to say of trials is in the live view."""
+def _logged(path: Path) -> Iterator[None]:
+    """Have Ray's libraries say to a file what they would say to the screen; what concerns trials is in the live view."""
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
+    handler = logging.FileHandler(path, delay=True)
     loggers = [logging.getLogger(name) for name in ("ray.tune", "ray.train")]
-    levels = [logger.level for logger in loggers]
+    before = [logger.propagate for logger in loggers]
     for logger in loggers:
-        logger.setLevel(logging.ERROR)
+        logger.addHandler(handler)
+        logger.propagate = False
     try:
         yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        handler.close()
+        for logger, propagate in zip(loggers, before, strict=True):
+            logger.removeHandler(handler)
+            logger.propagate = propagate
 
 
 def absolute(storage: str | Path) -> str:

@@ -19,8 +19,6 @@ from dfs_rl.evaluation.sweep_records import DEFAULTS, RetrainedRecord, SweepReco
 from dfs_rl.files import write_bytes_atomic
 from dfs_rl.gate_runs import choice_of
 from dfs_rl.messages import say
-from dfs_rl.reporting.sweep_pictures import sweep_pictures
-from dfs_rl.reporting.sweep_report import sweep_report
 from dfs_rl.reporting.sweep_text import sweep_csv, sweep_text
 from dfs_rl.runs import RunFolder, write_json
 from dfs_rl.sweeping.commands import command_of
@@ -34,13 +32,14 @@ from dfs_rl.sweeping.results import (
 )
 from dfs_rl.sweeping.sharing import SharedDataset
 from dfs_rl.sweeping.sweep_file import SweepFile
-from dfs_rl.sweeping.trial import TrialPlan, run_name
+from dfs_rl.sweeping.trial import TRACEBACK, TrialPlan, run_name
 
 FILE = "sweep.yaml"
 """The folder's own copy of the sweep, as it was resolved."""
 BEST = "best.yaml"
 BEST_RUNS = "best"
 RESULTS = "results.csv"
+FAILURES = "failures"
 _TUNE = "tune"
 _FRESH = 1000
 """What fresh seeds begin at, above those that are searched with."""
@@ -88,9 +87,10 @@ def hold_sweep(
     """
     began = time.perf_counter()
     where = absolute(folder.path / _TUNE if storage is None else f"{storage}/{folder.path.name}")
+    log = folder.path / "ray.log"
     first = file.base["seed"]
     plan = TrialPlan(file=file, corner=corner, seeds=tuple(range(first, first + file.seeds)))
-    grid = run_search(plan, shared, where)
+    grid = run_search(plan, shared, where, log=log)
     trials = trial_records(grid, file)
     best = best_trials(trials, file)
     chosen = [trial for name in best[: file.retrain.best] for trial in trials if trial.name == name]
@@ -105,7 +105,7 @@ def hold_sweep(
         seeds = tuple(range(first + _FRESH, first + _FRESH + file.retrain.seeds))
         say(f"Training {len(candidates)} settings again on {len(seeds)} fresh seeds ...")
         retrained = retrained_records(
-            run_fresh(again, shared, where, seeds), candidates, trials, file
+            run_fresh(again, shared, where, log=log, seeds=seeds), candidates, trials, file
         )
     _write(
         folder,
@@ -136,10 +136,15 @@ def _keep(
     chosen: Sequence[TrialRecord],
     folder: RunFolder,
 ) -> None:
-    """Copy from where Tune stores trials: the runs of the best, and what all of them showed on TensorBoard."""
+    """Copy from where Tune stores trials: the runs of the best, what all showed on TensorBoard, and tracebacks of crashes."""
     for place in (folder.path / BEST_RUNS, folder.tensorboard_dir):
         shutil.rmtree(place, ignore_errors=True)
     for index, trial in enumerate(trials):
+        metrics = grid[index].metrics or {}
+        if metrics.get(TRACEBACK):
+            path = folder.path / FAILURES / f"{trial.name}.txt"
+            path.parent.mkdir(exist_ok=True)
+            write_bytes_atomic(path, metrics[TRACEBACK].encode())
         checkpoint = grid[index].checkpoint
         if checkpoint is None:
             continue
@@ -176,9 +181,6 @@ def _write(folder: RunFolder, record: SweepRecord) -> None:
     """Write the report into the folder, and what there is to say to the screen."""
     write_bytes_atomic(folder.path / RESULTS, sweep_csv(record).encode())
     write_json(folder.path / "sweep.json", config_to_dict(record))
-    pictures = sweep_pictures(record)
-    page = sweep_report(record, pictures)
-    write_bytes_atomic(folder.path / "report.html", page.encode())
     sys.stdout.write(sweep_text(record))
     sys.stdout.flush()
     say(f"The report is {folder.path / 'report.html'}.")

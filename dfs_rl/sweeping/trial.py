@@ -6,6 +6,7 @@ training, as ``--resume`` goes on with a run.
 
 import json
 import shutil
+import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,6 +18,7 @@ from ray import tune
 
 from dfs_rl.config import load_config, save_config
 from dfs_rl.devices import resolve_device
+from dfs_rl.errors import DfsRlError
 from dfs_rl.evaluation.curves import CurvePoint
 from dfs_rl.files import exclusive
 from dfs_rl.runs import RunFolder
@@ -30,6 +32,8 @@ PROGRESS = "progress"
 """Percent of the whole training, which schedulers count by."""
 FAILED = "failed"
 """Why a trial failed."""
+TRACEBACK = "traceback"
+"""Where a trial failed, if that was for no reason that this project knows."""
 POINTS = "points"
 """What the trial's result costs and gets right on val, as JSON; of each seed."""
 CANDIDATE = "candidate"
@@ -170,13 +174,15 @@ class _Watcher:
 
     def fail(self, error: Exception) -> None:
         """Report that the trial cannot go on."""
-        reason = " ".join(str(error).split()) or type(error).__name__
+        known = isinstance(error, DfsRlError)
+        name = "" if known else f"{type(error).__name__}: "
         tune.report(
             {
                 PROGRESS: self._progress,
                 **self._plan.file.objective.worst,
-                FAILED: reason,
+                FAILED: name + " ".join(str(error).split()),
                 POINTS: "[]",
+                TRACEBACK: "" if known else "".join(traceback.format_exception(error)),
             }
         )
 
@@ -193,7 +199,13 @@ class _Watcher:
     def _report(self, progress: float, values: Mapping[str, float]) -> None:
         self._progress = progress
         tune.report(
-            {PROGRESS: progress, **values, FAILED: "", POINTS: json.dumps(self._points)},
+            {
+                PROGRESS: progress,
+                **values,
+                FAILED: "",
+                POINTS: json.dumps(self._points),
+                TRACEBACK: "",
+            },
             checkpoint=tune.Checkpoint.from_directory(str(self._folder)),
         )
 

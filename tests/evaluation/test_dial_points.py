@@ -34,3 +34,10 @@ def test_the_mean_accuracy_of_full_stretches_is_kept_and_never_falls(data, each)
     assert accuracies == sorted(accuracies)
     mean = sum(accuracies) / len(accuracies)
     assert abs(mean - 100 * correct.double().mean()) < 1e-6
+
+
+def test_a_gate_that_cannot_be_turned_is_one_point():
+    positions = torch.tensor([0.0, 0.2, 0.4, 0.6, 0.8, 1.0])
+    correct = torch.tensor([True, False, True, False, False, True])
+    points = points_along(torch.full((6,), 0.7), correct, positions)
+    assert [accuracy for _, accuracy in points] == [50.0] * 6
