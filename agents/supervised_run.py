@@ -64,6 +64,7 @@ class SupervisedTraining:
         features: What the gate looks at.
         hidden: Width of the gate; ``None`` for its kind's own.
         eval_every: Timesteps between two validations.
+        val_walks: How often each val image is walked in a validation, if the gate has a dial.
         checkpoint_every: Timesteps between two checkpoints.
         seed: Seed of everything.
         device: Where to compute.
@@ -82,6 +83,7 @@ class SupervisedTraining:
     features: FeatureChoice
     hidden: int | None
     eval_every: int
+    val_walks: int
     checkpoint_every: int
     seed: int
     device: str
@@ -254,6 +256,7 @@ def train_supervised(
             ),
             every=plan.eval_every,
             total=total * each,
+            walks=plan.val_walks,
         ),
         backbone=lambda: frozen,
         keep=best.keep,

@@ -52,6 +52,7 @@ class GateTraining:
         hidden: Width of the gate's hidden layers; ``None`` for as wide as it may be, see ``gate_shape``.
         cotrain: How the backbone learns beside the gate; ``None`` leaves it frozen.
         eval_every: Steps between two validations.
+        val_walks: How often each val image is walked in a validation, if the gate has a dial.
         checkpoint_every: Steps between two checkpoints.
         seed: Seed of everything.
         device: Where to compute.
@@ -72,6 +73,7 @@ class GateTraining:
     hidden: int | None
     cotrain: CoTrainConfig | None
     eval_every: int
+    val_walks: int
     checkpoint_every: int
     seed: int
     device: str
@@ -207,6 +209,7 @@ def train_gate(
             ),
             every=plan.eval_every,
             total=plan.steps_made(backbone.costs.n_layers),
+            walks=plan.val_walks,
         ),
         backbone=lambda: env.task.backbone,
         keep=best.keep,

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
 from torch import Tensor
 
@@ -79,19 +80,21 @@ class ValidationSetup:
         reward: What each of its images is worth under a gate, ``[n]``.
         every: Steps between two validations.
         total: Steps of the whole training.
+        walks: How often each image is walked by a gate with a dial, every time at another position; what it is worth is the mean.
     """
 
     images: ImageSet
     reward: Callable[[GateRecords, CostTable], Tensor]
     every: int
     total: int
+    walks: int = 1
 
 
 class Validator(Generic[GateT]):
     """Measures gates on the validation split, logs what it finds and keeps the best.
 
     What counts is the mean reward of the deterministic gate on the validation split, under the weights
-    that the agent learns from; a gate with a dial walks every image at another position of it. The best
+    that the agent learns from; a gate with a dial walks every image at another position of it, or at several. The best
     is the latest gate that is within one standard error of the highest: the highest of many noisy figures
     is often an early gate with luck, and later ones, which explored more, deserve the benefit of the
     doubt. Either way the figure flatters; report another split.
@@ -148,16 +151,17 @@ class Validator(Generic[GateT]):
     def validate(self, gate: GateT, timesteps: int) -> None:
         """Measure ``gate``, and keep it if it is the best."""
         setup, backbone = self.setup, self.backbone()
-        positions = None
+        images, positions = setup.images, None
         if (
             gate.dial is not None
-        ):  # one pass shows the whole dial: every image at a position of its own
-            positions = even_positions(len(setup.images)).to(setup.images.images.device)
-        records = evaluate_gate(
-            backbone, gate, setup.images, budget=gate.budget, positions=positions
-        )
+        ):  # every walk at a position of its own: together they show the whole dial
+            if setup.walks > 1:
+                images = images.subset(torch.arange(len(images)).repeat(setup.walks))
+            positions = even_positions(len(images)).to(images.images.device)
+        records = evaluate_gate(backbone, gate, images, budget=gate.budget, positions=positions)
         histogram = records.histogram(len(backbone.options))
-        rewards = setup.reward(records, backbone.costs)
+        rewards = setup.reward(records, backbone.costs)  # [walks * images]
+        rewards = rewards.view(-1, len(setup.images)).mean(dim=0)  # [images]
         computation = records.computation(backbone.costs)
         points = [(float(computation.mean()), records.accuracy)]
         if positions is not None:

@@ -108,6 +108,8 @@ class TrainAgentConfig:
         init_gate: Run whose gate to go on from, of the same kind on the same backbone; for example one of train_gumbel.
         backbone_mode: Leave the backbone as it is, or train it under the gate's choices as well.
         eval_every: Timesteps between validations; default a twentieth of all.
+        val_walks: How often each val image is walked in a validation, every time for another budget; more tell gates for all budgets
+            apart more surely, where val is small.
         checkpoint_every: Timesteps between checkpoints; default like eval_every.
         threads: CPU threads; with 1, runs repeat to the last bit.
         precision: What the frozen backbone computes in; "auto" takes bfloat16 on GPUs.
@@ -142,6 +144,7 @@ class TrainAgentConfig:
     init_gate: Path | None = None
     backbone_mode: Literal["frozen", "co-train"] = "frozen"
     eval_every: int | None = None
+    val_walks: int = 1
     checkpoint_every: int | None = None
     threads: int = 1
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -156,7 +159,7 @@ class TrainAgentConfig:
     cotrain: CoTrainConfig = field(default_factory=CoTrainConfig)
 
     def __post_init__(self) -> None:
-        check_settings(self, "num_envs", "images_per_group")
+        check_settings(self, "num_envs", "images_per_group", "val_walks")
         group = rollouts_per_image(self.algorithm, self.images_per_group)
         if self.num_envs % group:
             raise ConfigError(
@@ -250,6 +253,7 @@ def plan_of(
         hidden=config.hidden if initial is None else config.hidden or initial.hidden,
         cotrain=config.cotrain if config.backbone_mode == "co-train" else None,
         eval_every=eval_every,
+        val_walks=config.val_walks,
         checkpoint_every=config.checkpoint_every or eval_every,
         seed=config.seed,
         device=device,

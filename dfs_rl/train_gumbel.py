@@ -66,6 +66,8 @@ class TrainGumbelConfig:
             MACs allows, but at least 8 and at most 32.
         supernet_epochs: Epochs of the backbone that is trained where none is given.
         eval_every: Timesteps between validations; default a twentieth of all.
+        val_walks: How often each val image is walked in a validation, every time for another budget; more tell gates for all budgets
+            apart more surely, where val is small.
         checkpoint_every: Timesteps between checkpoints; default like eval_every.
         threads: CPU threads; with 1, runs repeat to the last bit.
         training: Hyperparameters of all methods.
@@ -88,6 +90,7 @@ class TrainGumbelConfig:
     hidden: int | None = None
     supernet_epochs: int = 30
     eval_every: int | None = None
+    val_walks: int = 1
     checkpoint_every: int | None = None
     threads: int = 1
     training: SupervisedConfig = field(default_factory=SupervisedConfig)
@@ -95,7 +98,7 @@ class TrainGumbelConfig:
     blockdrop: BlockDropConfig = field(default_factory=BlockDropConfig)
 
     def __post_init__(self) -> None:
-        check_settings(self)
+        check_settings(self, "val_walks")
         if self.method == "blockdrop" and self.gate != "ff":
             raise ConfigError(
                 f"gate is {self.gate!r}, but method 'blockdrop' decides on all layers at once and remembers nothing; leave it out."
@@ -148,6 +151,7 @@ def plan_of(config: TrainGumbelConfig, device: str) -> "SupervisedTraining":
         features=config.features or ("all" if at_once else "confidence"),
         hidden=config.hidden,
         eval_every=eval_every,
+        val_walks=config.val_walks,
         checkpoint_every=config.checkpoint_every or eval_every,
         seed=config.seed,
         device=device,
