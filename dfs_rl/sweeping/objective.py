@@ -121,10 +121,10 @@ class ObjectiveConfig:
 
 
 def _accuracy_within(points: Sequence[CurvePoint], cap: float) -> float:
-    """Return the highest accuracy at no more than ``cap`` percent; below 0, by how much the cheapest point lies above it."""
+    """Return the highest accuracy at no more than ``cap`` percent; below 0, how far the cheapest point lies above it."""
     cheapest = min(point.computation for point in points)
     if cheapest > cap:
-        return -100.0 * (cheapest / cap - 1.0)
+        return -100.0 * math.log10(cheapest / cap)
     reached = accuracy_at(points, cap)
     return staircase(points)[-1].accuracy if reached is None else reached
 

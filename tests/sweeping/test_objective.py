@@ -1,0 +1,87 @@
+"""What a sweep looks for, against figures worked out by hand."""
+
+import math
+
+import pytest
+
+from dfs_rl.errors import ConfigError
+from dfs_rl.evaluation.curves import CurvePoint
+from dfs_rl.sweeping.objective import ObjectiveConfig, check_is_no_training_figure
+
+CORNER = CurvePoint(10.0, 80.0)
+CURVE = [CurvePoint(0.1, 82.0), CurvePoint(1.0, 90.0)]
+
+
+def test_hypervolume_is_the_area_of_two_steps():
+    values = ObjectiveConfig().values(CURVE, CORNER)
+    # One decade at 2 points above the corner, one at 10.
+    assert values == {"hypervolume": pytest.approx(12.0)}
+
+
+@pytest.mark.parametrize(
+    ("cap", "accuracy"),
+    [
+        (5.0, 90.0),
+        (1.0, 90.0),
+        (math.sqrt(0.1), 86.0),  # halfway on the logarithmic axis
+        (0.1, 82.0),
+        (0.01, -100.0),  # the cheapest point lies a decade above the cap
+    ],
+)
+def test_accuracy_within_a_cap(cap, accuracy):
+    objective = ObjectiveConfig(name="accuracy", cap=cap)
+    assert objective.values(CURVE, CORNER) == {"accuracy": pytest.approx(accuracy)}
+
+
+def test_reward_at_reference_weights_is_that_of_the_best_point():
+    dear = ObjectiveConfig(name="reward", cost=20.0)
+    assert dear.values(CURVE, CORNER) == {"reward": pytest.approx(0.82 - 20 * 0.001)}
+    cheap = ObjectiveConfig(name="reward", cost=1.0)
+    assert cheap.values(CURVE, CORNER) == {"reward": pytest.approx(0.90 - 0.01)}
+
+
+def test_a_frontier_has_two_values():
+    objective = ObjectiveConfig(name="frontier")
+    assert objective.values([CURVE[1]], CORNER) == {"accuracy": 90.0, "computation": 1.0}
+    assert objective.modes == ("max", "min")
+
+
+def test_the_last_validations_count_by_their_mean():
+    objective = ObjectiveConfig(last=2)
+    told = [{"hypervolume": value} for value in (9.0, 1.0, 2.0)]
+    assert objective.mean_of_last(told) == {"hypervolume": 1.5}
+    assert objective.mean_of_last(told[:1]) == {"hypervolume": 9.0}
+
+
+@pytest.mark.parametrize("name", ["hypervolume", "accuracy", "reward", "frontier"])
+def test_a_failed_trial_is_worse_than_any_other(name):
+    extra = {"accuracy": {"cap": 1e-3}, "reward": {"cost": 1000.0}}.get(name, {})
+    objective = ObjectiveConfig(name=name, **extra)
+    bad = objective.values([CurvePoint(100.0, 0.0)], CORNER)
+    for value, mode, worst in zip(
+        bad.values(), objective.modes, objective.worst.values(), strict=True
+    ):
+        assert worst <= value if mode == "max" else worst >= value
+
+
+@pytest.mark.parametrize("name", ["loss", "train/loss", "episode_reward", "rollout/ep_rew_mean"])
+def test_training_figures_are_refused_with_the_reason(name):
+    with pytest.raises(ConfigError, match="trials with other reward weights are paid otherwise"):
+        check_is_no_training_figure(name)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"name": "accuracy"}, "cap is missing; accuracy needs it"),
+        ({"name": "reward"}, "cost is missing; reward needs it"),
+        ({"cap": 1.0}, "cap is 1, which is for accuracy; leave it out"),
+        ({"name": "accuracy", "cap": 0.0}, "cap is 0; it must be positive and finite"),
+        ({"name": "frontier", "corner": (1.0, 2.0)}, "corner is .* which is for hypervolume"),
+        ({"corner": (0.0, 2.0)}, "corner begins with 0 %"),
+        ({"last": 0}, "last is 0; it must be at least 1"),
+    ],
+)
+def test_bad_objectives_are_refused(settings, said):
+    with pytest.raises(ConfigError, match=said):
+        ObjectiveConfig(**settings)

@@ -1,0 +1,52 @@
+"""Every sweep that ships is read, and one trial of it trains, at tiny size, to a value of its objective."""
+
+import math
+from pathlib import Path
+
+import pytest
+
+from dfs_rl.data import load_dataset
+from dfs_rl.evaluation.curves import CurvePoint
+from dfs_rl.sweeping.commands import command_of
+from dfs_rl.sweeping.loading import check_on_data, load_sweep_file
+from dfs_rl.sweeping.sweep import corner_of
+from dfs_rl.sweeping.trial import validations
+
+CONFIGS = Path(__file__).parents[2] / "tune_configs"
+NAMES = ("demo", "gates", "network_wide", "pbt_reward_weights", "ppo_reward_weights", "supernet")
+TINY = {
+    "train_agent": {"timesteps": 192, "num_envs": 32},
+    "train_gumbel": {"timesteps": 96, "training.batch_size": 16},
+    "train_static": {"episodes": 2, "images": 20},
+    "train_backbone": {"backbone": "resnet8", "width": 4, "epochs": 1},
+}
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load_dataset("digits")
+
+
+def test_all_of_them_are_tested():
+    assert sorted(path.stem for path in CONFIGS.iterdir()) == sorted(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_one_trial_trains(name, digits, tmp_path):
+    path = CONFIGS / f"{name}.yaml"
+    command = load_sweep_file(path).command
+    file = load_sweep_file(path, settings=TINY[command])
+    check_on_data(file, digits, path)
+    values = {setting: domain.samples()[0] for setting, domain in file.search.items()}
+    config = file.config(values, seed=0, run_dir=str(tmp_path / "run"))
+    run = command_of(command).begin(config, digits, "cpu")
+    command_of(command).train(config, digits, run, "cpu")
+    progress, points = validations(run)[-1]
+    assert progress == 1.0
+    corner = corner_of(file, digits)
+    assert corner.computation == 10.0
+    for shown in (points, command_of(command).reached(run)):
+        assert all(isinstance(point, CurvePoint) for point in shown)
+        value = file.objective.values(list(shown), corner)
+        assert set(value) == set(file.objective.names)
+        assert all(math.isfinite(v) for v in value.values())
