@@ -49,7 +49,7 @@ def progress_plot(record: SweepRecord) -> "Figure":
                 values[-1],
                 color=colour,
                 marker=marker,
-                markersize=3,
+                markersize=5 if marker == "x" else 3,
                 ls="none",
                 label=name,
                 zorder=3,
