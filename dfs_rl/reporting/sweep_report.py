@@ -15,7 +15,7 @@ _STYLE = """
 @media screen and (max-width: 40rem) { .scroll .plot, .scroll > img { width: 40rem; max-width: none; } }
 @media print {
   .scroll { overflow-x: visible; }
-  table { font-size: .6rem; } th, td, th:first-child, td:first-child { white-space: normal; min-width: 0; padding: .1rem .25rem; }
+  table { font-size: .6rem; } th, td, th:first-child, td:first-child { white-space: normal; overflow-wrap: anywhere; min-width: 0; padding: .1rem .2rem; }
   img, tr { break-inside: avoid; } h2, h3, p.muted { break-after: avoid; }
   details::details-content { content-visibility: visible; }
 }
@@ -41,7 +41,7 @@ def sweep_report(record: SweepRecord, pictures: SweepPictures) -> str:
         *_fresh(record),
         *_picture(
             "All settings at once",
-            "Each line is a trial, the best ones coloured. Where those agree, the setting matters; where they spread, it matters little, or "
+            "Each line is a trial, the best ones coloured. Where those agree, the setting matters; where they spread, it matters little or "
             "hangs on another one.",
             pictures.parallel,
         ),
