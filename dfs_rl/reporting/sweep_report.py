@@ -15,7 +15,8 @@ _STYLE = """
 @media screen and (max-width: 40rem) { .scroll .plot, .scroll > img { width: 40rem; max-width: none; } }
 @media print {
   .scroll { overflow-x: visible; }
-  table { font-size: .6rem; } th, td, th:first-child, td:first-child { white-space: normal; overflow-wrap: anywhere; min-width: 0; padding: .1rem .2rem; }
+  table { font-size: .6rem; } th { overflow-wrap: anywhere; }
+  th, td, th:first-child, td:first-child { white-space: normal; min-width: 0; padding: .1rem .2rem; }
   img, tr { break-inside: avoid; } h2, h3, p.muted { break-after: avoid; }
   details::details-content { content-visibility: visible; }
 }
