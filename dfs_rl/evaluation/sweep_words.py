@@ -26,6 +26,12 @@ STATUSES: dict[TrialStatus, str] = {
 _MOST_NAMED = 5
 """Trials and settings that a sentence names before it counts the others."""
 
+_LUCKY = "Chosen in part by luck, worse on fresh seeds by more than two standard deviations"
+_SAME = "On fresh seeds within two standard deviations of the sweep"
+_BETTER = "Better on fresh seeds by more than two standard deviations"
+_ONE_SEED = "One fresh seed cannot tell luck in being chosen from chance"
+_FRESH = "On fresh seeds"
+
 
 class Fresh(NamedTuple):
     """What one of the objective's values came to on fresh seeds.
@@ -126,9 +132,11 @@ def _fresh_seeds(record: SweepRecord) -> Iterator[str]:
         return
     found = [(row, row.value) for row in rows if row.value is not None]
     highest = dict(zip(record.objective.names, record.objective.highest, strict=True))
-    grouped: dict[str, list[str]] = {}
+    grouped: dict[str, list[str]] = {
+        luck: [] for luck in (_LUCKY, _SAME, _BETTER, _ONE_SEED, _FRESH)
+    }
     for row, value in found:
-        luck = "On fresh seeds"
+        luck = _FRESH
         told = (
             f"{row.name} in {row.objective} {spread_text(value)} over {_count(row.seeds, 'seed')}"
         )
@@ -136,8 +144,8 @@ def _fresh_seeds(record: SweepRecord) -> Iterator[str]:
             sign = 1 if highest[row.objective] else -1
             luck = _luck(Spread(mean=sign * (value.mean - row.own), deviation=value.deviation))
             told += f", {figure(row.own)} in the sweep"
-        grouped.setdefault(luck, []).append(told)
-    yield from (f"{luck}: {'; '.join(told)}." for luck, told in grouped.items())
+        grouped[luck].append(told)
+    yield from (f"{luck}: {'; '.join(told)}." for luck, told in grouped.items() if told)
     if found:
         yield "What to expect are the figures on fresh seeds, not the sweep's own."
     lost = [again.name for again in record.retrained if not again.seeds]
@@ -149,12 +157,12 @@ def _fresh_seeds(record: SweepRecord) -> Iterator[str]:
 def _luck(change: Spread) -> str:
     """Say what it means that a figure is better by so much on fresh seeds."""
     if change.deviation is None:
-        return "One fresh seed cannot tell luck in being chosen from chance"
+        return _ONE_SEED
     if exceeds_seeds(_negative(change)):
-        return "Chosen in part by luck, worse on fresh seeds by more than two standard deviations"
+        return _LUCKY
     if exceeds_seeds(change):
-        return "Better on fresh seeds by more than two standard deviations"
-    return "On fresh seeds within two standard deviations of the sweep"
+        return _BETTER
+    return _SAME
 
 
 def _against_defaults(rows: Sequence[Fresh]) -> Iterator[str]:
