@@ -29,7 +29,8 @@ _SIZE = (8.0, 5.4)
 _MARGINS = {"left": 0.085, "right": 0.93, "bottom": 0.2, "top": 0.92}
 _BELOW = 6.0
 """Points this far below every best trial are left out: drawn to scale they would flatten everything else."""
-_DEFAULTS_LOOK = Look(style.INK, "o", "defaults")
+_DEFAULTS_LOOK = Look(style.INK, "o", DEFAULTS)
+_OTHER_LOOK = Look(style.MUTED, "D", "other trials")
 
 
 def sweep_frontier_plot(record: SweepRecord) -> "Figure":
@@ -54,7 +55,8 @@ def sweep_frontier_plot(record: SweepRecord) -> "Figure":
     for name in reversed(record.best):
         _draw_best(axes, record.trial(name), looks[name])
     for again in reversed(record.retrained):
-        _draw_retrained(axes, again, looks.get(again.name, _DEFAULTS_LOOK))
+        other = _DEFAULTS_LOOK if again.name == DEFAULTS else _OTHER_LOOK
+        _draw_retrained(axes, again, looks.get(again.name, other))
     hidden = sum(point.accuracy < axes.get_ylim()[0] for point in sweep_points(record))
     style.title(axes, _title(record, hidden))
     legend_below(picture, axes)
@@ -133,10 +135,11 @@ def _draw_envelope(axes: "Axes", record: SweepRecord) -> None:
 
 
 def _draw_cloud(axes: "Axes", record: SweepRecord) -> None:
-    """Draw every point of every trial, coloured by the objective, or by status where there are two."""
+    """Draw every point of every trial, coloured by the objective, or by status where there are two or nothing to tell apart."""
     (name, *more) = record.objective.names
     valued = [trial for trial in record.trials if name in trial.values and trial.points]
-    if more or not valued:
+    values = [trial.values[name] for trial in valued]
+    if more or len(set(values)) <= 1:
         for status, look in STATUS_LOOKS.items():
             trials = [trial for trial in record.trials if trial.status == status]
             _dots(axes, trials, color=look.colour, alpha=0.55, label=look.name)
@@ -144,7 +147,7 @@ def _draw_cloud(axes: "Axes", record: SweepRecord) -> None:
     others = [trial for trial in record.trials if name not in trial.values]
     _dots(axes, others, color=style.MUTED, alpha=0.5, label="without a value")
     highest = record.objective.highest[0]
-    low, high = value_range([trial.values[name] for trial in valued], highest=highest)
+    low, high = value_range(values, highest=highest)
     drawn = _dots(
         axes,
         valued,
@@ -203,7 +206,7 @@ def _draw_retrained(axes: "Axes", again: RetrainedRecord, look: Look) -> None:
             markeredgewidth=1.1,
             elinewidth=0.9,
             linestyle="none",
-            label=f"{DEFAULTS if again.name == DEFAULTS else look.name}, fresh seeds",
+            label=f"{look.name}, fresh seeds",
             zorder=6,
         )
 
