@@ -8,7 +8,7 @@ import textwrap
 from dfs_rl.evaluation.figures import figure, setting_text, spread_text
 from dfs_rl.evaluation.sweep_records import DEFAULTS, Setting, SweepRecord, TrialRecord
 from dfs_rl.evaluation.sweep_words import STATUSES, fresh_values, sweep_verdict
-from dfs_rl.reporting.style import short
+from dfs_rl.reporting.style import short_middle
 from dfs_rl.reporting.table import WIDTH, aligned
 
 _MOST_COLUMNS = 4
@@ -26,7 +26,8 @@ def sweep_text(record: SweepRecord) -> str:
     if record.best:
         head, groups = best_table(record, _MOST_COLUMNS)
         cut = [
-            [(row[0], *(short(cell, _LONGEST) for cell in row[1:])) for row in g] for g in groups
+            [(row[0], *(short_middle(cell, _LONGEST) for cell in row[1:])) for row in g]
+            for g in groups
         ]
         parts.append(aligned(head, cut))
     if record.retrained:

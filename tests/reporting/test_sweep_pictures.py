@@ -27,11 +27,16 @@ def long_names(record: SweepRecord) -> SweepRecord:
     def renamed(values):
         return {new[name]: value for name, value in values.items()}
 
+    def trial(i, trial):
+        few, many = f"activation number {i % 4}", f"so many steps: {i % 9}"
+        longer = {"policy.activation": few, "ppo.n_steps": many}
+        return replace(trial, settings=renamed({**trial.settings, **longer}))
+
     return replace(
         record,
         scales=renamed(record.scales),
         importance=renamed(record.importance),
-        trials=tuple(replace(t, settings=renamed(t.settings)) for t in record.trials),
+        trials=tuple(trial(i, t) for i, t in enumerate(record.trials)),
         retrained=tuple(replace(a, settings=renamed(a.settings)) for a in record.retrained),
     )
 
@@ -55,7 +60,7 @@ SWEEPS = {
     "24": made_up_sweep(24),
     "100": made_up_sweep(100),
     "both": made_up_sweep(60, both=True),
-    "long": long_names(made_up_sweep(24)),
+    "long names": long_names(made_up_sweep(24)),
     "one setting": few_settings(made_up_sweep(24), 1),
     "three settings": few_settings(made_up_sweep(24), 3),
 }
@@ -258,3 +263,11 @@ def test_an_axis_leaves_out_what_is_far_worse_than_most():
 )
 def test_names_break_where_they_may(name, lines):
     assert wrapped(name, 13).split("\n") == lines
+
+
+@pytest.mark.parametrize(
+    ("text", "cut"),
+    [("relu", "relu"), ("twelve chars", "twelve chars"), ("activation number 3", "activa…ber 3")],
+)
+def test_long_choices_keep_their_ends(text, cut):
+    assert style.short_middle(text, 12) == cut
