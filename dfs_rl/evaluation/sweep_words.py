@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 from dfs_rl.evaluation.comparison_records import Spread, spread
 from dfs_rl.evaluation.comparison_words import exceeds_seeds
-from dfs_rl.evaluation.curves import CurvePoint, hypervolume
-from dfs_rl.evaluation.figures import duration, figure, spread_text
+from dfs_rl.evaluation.curves import hypervolume
+from dfs_rl.evaluation.figures import duration, figure_text, spread_text
 from dfs_rl.evaluation.sweep_records import (
     DEFAULTS,
     RetrainedRecord,
@@ -83,11 +83,6 @@ def _fresh(
     )
 
 
-def sweep_points(record: SweepRecord) -> list[CurvePoint]:
-    """Return the points of all trials."""
-    return [point for trial in record.trials for point in trial.points]
-
-
 def sweep_verdict(record: SweepRecord) -> tuple[str, ...]:
     """Put a sweep into a few sentences."""
     return (
@@ -110,7 +105,7 @@ def _counts(record: SweepRecord) -> str:
 def _found(record: SweepRecord) -> str:
     objective = record.objective
     if not record.best:
-        return "No trial has a value to be chosen by, so there is nothing to recommend."
+        return "There is no best trial, so there is nothing to recommend."
     if len(objective.names) == 1:
         first = record.trial(record.best[0])
         return f"Best on val: trial {first.name}, {_values(record, first.name)}."
@@ -122,7 +117,7 @@ def _found(record: SweepRecord) -> str:
 def _values(record: SweepRecord, trial: str) -> str:
     values = record.trial(trial).values
     named = zip(record.objective.names, record.objective.units, strict=True)
-    return ", ".join(f"{name} {figure(values[name])} {unit}".rstrip() for name, unit in named)
+    return ", ".join(f"{name} {figure_text(values[name])} {unit}".rstrip() for name, unit in named)
 
 
 def _fresh_seeds(record: SweepRecord) -> Iterator[str]:
@@ -143,7 +138,7 @@ def _fresh_seeds(record: SweepRecord) -> Iterator[str]:
         if row.own is not None:
             sign = 1 if highest[row.objective] else -1
             luck = _luck(Spread(mean=sign * (value.mean - row.own), deviation=value.deviation))
-            told += f", {figure(row.own)} in the sweep"
+            told += f", {figure_text(row.own)} in the sweep"
         grouped[luck].append(told)
     yield from (f"{luck}: {'; '.join(told)}." for luck, told in grouped.items() if told)
     if found:
@@ -213,14 +208,13 @@ def _count(n: int, what: str) -> str:
 
 
 def _frontier(record: SweepRecord) -> Iterator[str]:
-    points = sweep_points(record)
-    if not points:
+    if not record.points:
         return
     worst = record.worst
-    area = hypervolume(points, worst=worst)
+    area = hypervolume(record.points, worst=worst)
     yield (
-        f"All trials together, {_count(len(points), 'point')}, dominate an area of {area:.3f} points x decades, "
-        f"left of {worst.computation:g} % computation and above {figure(worst.accuracy)} % accuracy. The best of many on the same "
+        f"All trials together, {_count(len(record.points), 'point')}, dominate an area of {area:.3f} points x decades, "
+        f"left of {worst.computation:g} % computation and above {figure_text(worst.accuracy)} % accuracy. The best of many on the same "
         "images, it promises too much."
     )
 

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Any
 
 from dfs_rl.evaluation.comparison_records import Spread, spread
 from dfs_rl.evaluation.curves import CurvePoint, staircase
-from dfs_rl.evaluation.figures import figure, spread_text
+from dfs_rl.evaluation.figures import figure_text, spread_text
 from dfs_rl.evaluation.sweep_records import DEFAULTS, RetrainedRecord, SweepRecord, TrialRecord
-from dfs_rl.evaluation.sweep_words import STATUSES, sweep_points
+from dfs_rl.evaluation.sweep_words import STATUSES
 from dfs_rl.reporting import style
 from dfs_rl.reporting.placed import PlacedPoint, placed
 from dfs_rl.reporting.sweep_looks import (
@@ -39,9 +39,9 @@ def sweep_frontier_plot(record: SweepRecord) -> "Figure":
     Args:
         record: A sweep of which at least one trial has a point.
     """
-    picture = style.new_figure(*_SIZE)
-    picture.subplots_adjust(**_MARGINS)
-    axes = picture.add_subplot()
+    figure = style.new_figure(*_SIZE)
+    figure.subplots_adjust(**_MARGINS)
+    axes = figure.add_subplot()
     axes.set_xscale("log")
     axes.grid(visible=True, which="major", color=style.FAINT, linewidth=0.6)
     axes.set_axisbelow(True)
@@ -57,19 +57,19 @@ def sweep_frontier_plot(record: SweepRecord) -> "Figure":
     for again in reversed(record.retrained):
         other = _DEFAULTS_LOOK if again.name == DEFAULTS else _OTHER_LOOK
         _draw_retrained(axes, again, looks.get(again.name, other))
-    hidden = sum(point.accuracy < axes.get_ylim()[0] for point in sweep_points(record))
+    hidden = sum(point.accuracy < axes.get_ylim()[0] for point in record.points)
     style.title(axes, _title(record, hidden))
-    legend_below(picture, axes)
-    return picture
+    legend_below(figure, axes)
+    return figure
 
 
-def sweep_placed_points(picture: "Figure", record: SweepRecord) -> list[PlacedPoint]:
+def sweep_placed_points(figure: "Figure", record: SweepRecord) -> list[PlacedPoint]:
     """Return where ``sweep_frontier_plot`` drew what, the best trials and the fresh seeds last."""
-    axes = picture.axes[0]
+    axes = figure.axes[0]
     low, high = axes.get_ylim()
     told: list[tuple[CurvePoint, str]] = []
     for trial in best_last(record):
-        values = "".join(f", {name} {figure(value)}" for name, value in trial.values.items())
+        values = "".join(f", {name} {figure_text(value)}" for name, value in trial.values.items())
         about = f"trial {trial.name}, {STATUSES[trial.status]}{values}"
         told += [
             (p, f"{about}: {p.accuracy:.2f} % right at {p.computation:.3g} %") for p in trial.points
@@ -86,7 +86,7 @@ def sweep_placed_points(picture: "Figure", record: SweepRecord) -> list[PlacedPo
 
 
 def _title(record: SweepRecord, hidden: int) -> str:
-    shown = len(sweep_points(record)) - hidden
+    shown = len(record.points) - hidden
     below = f", {hidden} more far below" if hidden else ""
     fresh = "; bars ± 1 standard deviation over fresh seeds" if record.retrained else ""
     return f"{shown} {'point' if shown == 1 else 'points'} of all trials{below}{fresh}"
@@ -102,7 +102,7 @@ def _set_limits(axes: "Axes", record: SweepRecord) -> None:
         for cost, right in _over_seeds(again)
         for side in (-1, 1)
     ]
-    points = [*sweep_points(record), *(end for end in fresh if end.computation > 0)]
+    points = [*record.points, *(end for end in fresh if end.computation > 0)]
     best = [point for name in record.best for point in record.trial(name).points]
     low = min(point.accuracy for point in points)
     high = max(point.accuracy for point in points)
@@ -116,7 +116,7 @@ def _set_limits(axes: "Axes", record: SweepRecord) -> None:
 
 def _draw_envelope(axes: "Axes", record: SweepRecord) -> None:
     """Draw what no point beats in both, as a staircase, and shade what lies below it."""
-    steps = staircase(sweep_points(record))
+    steps = staircase(record.points)
     right = axes.get_xlim()[1]
     costs = [*(step.computation for step in steps), right]
     heights = [*(step.accuracy for step in steps), steps[-1].accuracy]

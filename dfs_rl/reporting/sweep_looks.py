@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 _REACH = 4.0
 """How often the way from the median to the best value fits on an axis below the median; what diverged lies beyond."""
-_LONGEST_NAME = 16
+_LONGEST_NAME = 8
 _LEGEND_COLUMNS = 4
 
 

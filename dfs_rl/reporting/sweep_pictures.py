@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from dfs_rl.evaluation.sweep_records import SweepRecord
-from dfs_rl.evaluation.sweep_words import sweep_points
 from dfs_rl.reporting import style
 from dfs_rl.reporting.importance_plot import importance_plot
 from dfs_rl.reporting.parallel_plot import parallel_plot
@@ -36,7 +35,7 @@ class SweepPictures(NamedTuple):
 
 def sweep_pictures(record: SweepRecord) -> SweepPictures:
     """Draw them."""
-    frontier = sweep_frontier_plot(record) if sweep_points(record) else None
+    frontier = sweep_frontier_plot(record) if record.points else None
     drawn = bool(record.trials and record.scales)
     valued = {name for trial in record.trials for name in trial.values}
     return SweepPictures(

@@ -3,7 +3,7 @@
 import html
 from collections.abc import Sequence
 
-from dfs_rl.evaluation.figures import figure
+from dfs_rl.evaluation.figures import figure_text
 from dfs_rl.evaluation.sweep_records import SweepRecord
 from dfs_rl.evaluation.sweep_words import sweep_verdict
 from dfs_rl.reporting import html_page
@@ -33,8 +33,9 @@ def sweep_report(record: SweepRecord, pictures: SweepPictures) -> str:
     """
     about = (
         f"{record.about} {record.objective.about} Computation is what the chosen bits cost in MACs x (bits / 32)², in percent of running "
-        "every gated layer at 32 bit, gate, stem and head included; it is computed, not measured. No test image was looked at."
+        "every gated layer at 32 bit, gate, stem and head included; it is computed, not measured. All figures are of the val split."
     )
+    commands = html.escape("\n".join(record.commands))
     parts = [
         *html_page.opening(record.title, about, sweep_verdict(record)),
         *_frontier(record, pictures),
@@ -60,7 +61,7 @@ def sweep_report(record: SweepRecord, pictures: SweepPictures) -> str:
         *_trials(record),
         html_page.failures(failures(record)),
         "<h2>To go on from here</h2>",
-        f"<pre>{html.escape(chr(10).join(record.commands))}</pre>",
+        f"<pre>{commands}</pre>",
         f"<details><summary><b>Settings of the sweep</b></summary><pre>{html.escape(record.settings)}</pre></details>",
     ]
     return html_page.page(record.title, parts, _STYLE)
@@ -84,7 +85,7 @@ def _frontier(record: SweepRecord, pictures: SweepPictures) -> list[str]:
     worst = record.worst
     about = (
         "Every point of every trial, on val. The area below the envelope counts left of "
-        f"{worst.computation:g} % computation and above {figure(worst.accuracy)} % accuracy. Point at one to read it."
+        f"{worst.computation:g} % computation and above {figure_text(worst.accuracy)} % accuracy. Point at one to read it."
     )
     alt = "Accuracy against computation of all trials"
     plot = html_page.hover_plot(pictures.frontier, alt, pictures.points)

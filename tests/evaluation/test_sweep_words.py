@@ -7,7 +7,7 @@ import pytest
 
 from dfs_rl.evaluation.comparison_records import Spread
 from dfs_rl.evaluation.curves import CurvePoint
-from dfs_rl.evaluation.figures import duration, figure, setting_text, spread_text
+from dfs_rl.evaluation.figures import duration, figure_text, setting_text, spread_text
 from dfs_rl.evaluation.sweep_records import RetrainedRecord, SweepRecord, TrialRecord
 from dfs_rl.evaluation.sweep_words import fresh_values, sweep_verdict
 from tests.reporting.made_up_sweep import made_up_sweep, made_up_trial, retrained
@@ -96,7 +96,7 @@ def test_a_sweep_of_failures_recommends_nothing():
     record = replace(sweep(), trials=trials, best=(), importance={}, seconds=30.0)
     assert sweep_verdict(record) == (
         "2 trials in 30 seconds: 2 failed.",
-        "No trial has a value to be chosen by, so there is nothing to recommend.",
+        "There is no best trial, so there is nothing to recommend.",
     )
 
 
@@ -146,7 +146,7 @@ def test_counts_are_those_of_the_trials():
     ],
 )
 def test_figures_have_four_digits(value, text):
-    assert figure(value) == text
+    assert figure_text(value) == text
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from dfs_rl.reporting.setting_axes import setting_axis
 from dfs_rl.reporting.settings_plot import settings_plot
 from dfs_rl.reporting.sweep_frontier_plot import sweep_frontier_plot
 from dfs_rl.reporting.sweep_looks import value_range, wrapped
-from tests.reporting.made_up_sweep import made_up_sweep
+from tests.reporting.made_up_sweep import again, made_up_sweep, made_up_trial
 
 
 def long_names(record: SweepRecord) -> SweepRecord:
@@ -56,11 +56,24 @@ def few_settings(record: SweepRecord, n: int) -> SweepRecord:
     )
 
 
+def crowded() -> SweepRecord:
+    """Return a sweep with trials of every status of which four are the best, all with long names, and trained again."""
+    statuses = ("finished", "stopped", "failed", "unfinished")
+    trials = [made_up_trial(i, statuses[i % 4], both=True) for i in range(40)]
+    trials = [replace(trial, name=f"configuration {trial.name}") for trial in trials]
+    best = trials[0:16:4]
+    again_all = (*map(again, best), again(trials[20], name="defaults"))
+    names = tuple(trial.name for trial in best)
+    record = made_up_sweep(both=True)
+    return replace(record, trials=tuple(trials), best=names, retrained=again_all)
+
+
 SWEEPS = {
     "24": made_up_sweep(24),
     "100": made_up_sweep(100),
     "both": made_up_sweep(60, both=True),
     "long names": long_names(made_up_sweep(24)),
+    "crowded": crowded(),
     "one setting": few_settings(made_up_sweep(24), 1),
     "three settings": few_settings(made_up_sweep(24), 3),
 }
