@@ -56,7 +56,8 @@ def sweep_frontier_plot(record: SweepRecord) -> "Figure":
         _draw_best(axes, record.trial(name), looks[name])
     for again in reversed(record.retrained):
         other = _DEFAULTS_LOOK if again.name == DEFAULTS else _OTHER_LOOK
-        _draw_retrained(axes, again, looks.get(again.name, other))
+        label = None if again.name in looks else f"{other.name}, fresh seeds"
+        _draw_retrained(axes, again, looks.get(again.name, other), label)
     hidden = sum(point.accuracy < axes.get_ylim()[0] for point in record.points)
     style.title(axes, _title(record, hidden))
     legend_below(figure, axes)
@@ -88,7 +89,7 @@ def sweep_placed_points(figure: "Figure", record: SweepRecord) -> list[PlacedPoi
 def _title(record: SweepRecord, hidden: int) -> str:
     shown = len(record.points) - hidden
     below = f", {hidden} more far below" if hidden else ""
-    fresh = "; bars ± 1 standard deviation over fresh seeds" if record.retrained else ""
+    fresh = "; hollow: on fresh seeds, bars ± 1 standard deviation" if record.retrained else ""
     return f"{shown} {'point' if shown == 1 else 'points'} of all trials{below}{fresh}"
 
 
@@ -191,7 +192,7 @@ def _draw_best(axes: "Axes", trial: TrialRecord, look: Look) -> None:
     )
 
 
-def _draw_retrained(axes: "Axes", again: RetrainedRecord, look: Look) -> None:
+def _draw_retrained(axes: "Axes", again: RetrainedRecord, look: Look, label: str | None) -> None:
     """Draw the means over fresh seeds, hollow, with their deviations."""
     for computation, accuracy in _over_seeds(again):
         axes.errorbar(
@@ -206,7 +207,7 @@ def _draw_retrained(axes: "Axes", again: RetrainedRecord, look: Look) -> None:
             markeredgewidth=1.1,
             elinewidth=0.9,
             linestyle="none",
-            label=f"{look.name}, fresh seeds",
+            label=label,
             zorder=6,
         )
 

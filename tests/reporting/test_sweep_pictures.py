@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from dfs_rl.evaluation.curves import CurvePoint
 from dfs_rl.evaluation.sweep_records import SweepRecord
 from dfs_rl.reporting import style
 from dfs_rl.reporting.importance_plot import importance_plot
@@ -57,12 +58,14 @@ def few_settings(record: SweepRecord, n: int) -> SweepRecord:
 
 
 def crowded() -> SweepRecord:
-    """Return a sweep with trials of every status of which four are the best, all with long names, and trained again."""
+    """Return a sweep with trials of every status, four best ones trained again, all with long names, and far too many poor points."""
     statuses = ("finished", "stopped", "failed", "unfinished")
     trials = [made_up_trial(i, statuses[i % 4], both=True) for i in range(40)]
     trials = [replace(trial, name=f"configuration {trial.name}") for trial in trials]
     best = trials[0:16:4]
     again_all = (*map(again, best), again(trials[20], name="defaults"))
+    far = tuple(CurvePoint(1.0, 10.0) for _ in range(999))
+    trials[-1] = replace(trials[-1], points=far)
     names = tuple(trial.name for trial in best)
     record = made_up_sweep(both=True)
     return replace(record, trials=tuple(trials), best=names, retrained=again_all)
