@@ -1,16 +1,16 @@
 """How texts write figures whose size is not known beforehand."""
 
-import math
-
 from dfs_rl.evaluation.comparison_records import Spread
 
 _DIGITS = 4
 _SMALLEST = 1e-4
 _MOST_DECIMALS = 8
+_ROUNDING = 1e-9
+"""Deviations up to this share of the mean are the computer's own."""
 _MINUTE, _HOUR = 60, 3600
 
 
-def figure(value: float) -> str:
+def figure_text(value: float) -> str:
     """Return a figure with four digits that matter."""
     if value != 0 and abs(value) < _SMALLEST:
         return f"{value:.{_DIGITS}g}"
@@ -20,9 +20,9 @@ def figure(value: float) -> str:
 def spread_text(value: Spread) -> str:
     """Return mean and deviation, both as exactly as two digits of the deviation are."""
     if value.deviation is None:
-        return figure(value.mean)
-    if value.deviation == 0:
-        return f"{figure(value.mean)} ± 0"
+        return figure_text(value.mean)
+    if value.deviation <= _ROUNDING * abs(value.mean):
+        return f"{figure_text(value.mean)} ± 0"
     decimals = _decimals(value.deviation, 2)
     return f"{value.mean:,.{decimals}f} ± {value.deviation:,.{decimals}f}"
 
@@ -31,7 +31,8 @@ def _decimals(value: float, digits: int) -> int:
     """Return how many decimals show so many digits that matter."""
     if value == 0:
         return 0
-    return min(_MOST_DECIMALS, max(0, digits - 1 - math.floor(math.log10(abs(value)))))
+    exponent = int(f"{value:.{digits - 1}e}".split("e")[1])  # of the rounded value
+    return min(_MOST_DECIMALS, max(0, digits - 1 - exponent))
 
 
 def setting_text(value: object) -> str:

@@ -198,6 +198,11 @@ class SweepRecord:
                         f"{name} of trial {trial.name} is {value!r}; on a log axis it must be a positive number."
                     )
 
+    @property
+    def points(self) -> list[CurvePoint]:
+        """Points of all trials."""
+        return [point for trial in self.trials for point in trial.points]
+
     def trial(self, name: str) -> TrialRecord:
         """Return the trial of this name."""
         return next(trial for trial in self.trials if trial.name == name)

@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 from dfs_rl.evaluation.comparison_records import Spread, spread
 from dfs_rl.evaluation.comparison_words import exceeds_seeds
-from dfs_rl.evaluation.curves import CurvePoint, hypervolume
-from dfs_rl.evaluation.figures import duration, figure, spread_text
+from dfs_rl.evaluation.curves import hypervolume
+from dfs_rl.evaluation.figures import duration, figure_text, spread_text
 from dfs_rl.evaluation.sweep_records import (
     DEFAULTS,
     RetrainedRecord,
@@ -25,6 +25,12 @@ STATUSES: dict[TrialStatus, str] = {
 
 _MOST_NAMED = 5
 """Trials and settings that a sentence names before it counts the others."""
+
+_LUCKY = "Chosen in part by luck, worse on fresh seeds by more than two standard deviations"
+_SAME = "On fresh seeds within two standard deviations of the sweep"
+_BETTER = "Better on fresh seeds by more than two standard deviations"
+_ONE_SEED = "One fresh seed cannot tell luck in being chosen from chance"
+_FRESH = "On fresh seeds"
 
 
 class Fresh(NamedTuple):
@@ -77,11 +83,6 @@ def _fresh(
     )
 
 
-def sweep_points(record: SweepRecord) -> list[CurvePoint]:
-    """Return the points of all trials."""
-    return [point for trial in record.trials for point in trial.points]
-
-
 def sweep_verdict(record: SweepRecord) -> tuple[str, ...]:
     """Put a sweep into a few sentences."""
     return (
@@ -104,7 +105,7 @@ def _counts(record: SweepRecord) -> str:
 def _found(record: SweepRecord) -> str:
     objective = record.objective
     if not record.best:
-        return "No trial has a value to be chosen by, so there is nothing to recommend."
+        return "There is no best trial, so there is nothing to recommend."
     if len(objective.names) == 1:
         first = record.trial(record.best[0])
         return f"Best on val: trial {first.name}, {_values(record, first.name)}."
@@ -116,7 +117,7 @@ def _found(record: SweepRecord) -> str:
 def _values(record: SweepRecord, trial: str) -> str:
     values = record.trial(trial).values
     named = zip(record.objective.names, record.objective.units, strict=True)
-    return ", ".join(f"{name} {figure(values[name])} {unit}".rstrip() for name, unit in named)
+    return ", ".join(f"{name} {figure_text(values[name])} {unit}".rstrip() for name, unit in named)
 
 
 def _fresh_seeds(record: SweepRecord) -> Iterator[str]:
@@ -126,18 +127,20 @@ def _fresh_seeds(record: SweepRecord) -> Iterator[str]:
         return
     found = [(row, row.value) for row in rows if row.value is not None]
     highest = dict(zip(record.objective.names, record.objective.highest, strict=True))
-    grouped: dict[str, list[str]] = {}
+    grouped: dict[str, list[str]] = {
+        luck: [] for luck in (_LUCKY, _SAME, _BETTER, _ONE_SEED, _FRESH)
+    }
     for row, value in found:
-        luck = "On fresh seeds"
+        luck = _FRESH
         told = (
             f"{row.name} in {row.objective} {spread_text(value)} over {_count(row.seeds, 'seed')}"
         )
         if row.own is not None:
             sign = 1 if highest[row.objective] else -1
             luck = _luck(Spread(mean=sign * (value.mean - row.own), deviation=value.deviation))
-            told += f", {figure(row.own)} in the sweep"
-        grouped.setdefault(luck, []).append(told)
-    yield from (f"{luck}: {'; '.join(told)}." for luck, told in grouped.items())
+            told += f", {figure_text(row.own)} in the sweep"
+        grouped[luck].append(told)
+    yield from (f"{luck}: {'; '.join(told)}." for luck, told in grouped.items() if told)
     if found:
         yield "What to expect are the figures on fresh seeds, not the sweep's own."
     lost = [again.name for again in record.retrained if not again.seeds]
@@ -149,12 +152,12 @@ def _fresh_seeds(record: SweepRecord) -> Iterator[str]:
 def _luck(change: Spread) -> str:
     """Say what it means that a figure is better by so much on fresh seeds."""
     if change.deviation is None:
-        return "One fresh seed cannot tell luck in being chosen from chance"
+        return _ONE_SEED
     if exceeds_seeds(_negative(change)):
-        return "Chosen in part by luck, worse on fresh seeds by more than two standard deviations"
+        return _LUCKY
     if exceeds_seeds(change):
-        return "Better on fresh seeds by more than two standard deviations"
-    return "On fresh seeds within two standard deviations of the sweep"
+        return _BETTER
+    return _SAME
 
 
 def _against_defaults(rows: Sequence[Fresh]) -> Iterator[str]:
@@ -205,14 +208,13 @@ def _count(n: int, what: str) -> str:
 
 
 def _frontier(record: SweepRecord) -> Iterator[str]:
-    points = sweep_points(record)
-    if not points:
+    if not record.points:
         return
     worst = record.worst
-    area = hypervolume(points, worst=worst)
+    area = hypervolume(record.points, worst=worst)
     yield (
-        f"All trials together, {_count(len(points), 'point')}, dominate an area of {area:.3f} points x decades, "
-        f"left of {worst.computation:g} % computation and above {figure(worst.accuracy)} % accuracy. The best of many on the same "
+        f"All trials together, {_count(len(record.points), 'point')}, dominate an area of {area:.3f} points x decades, "
+        f"left of {worst.computation:g} % computation and above {figure_text(worst.accuracy)} % accuracy. The best of many on the same "
         "images, it promises too much."
     )
 

@@ -162,7 +162,7 @@ def _draw_axis(axes: "Axes", x: int, column: _Column, title: str) -> None:
     axes.plot([x, x], [0, 1], color=style.INK, lw=0.9, zorder=5, clip_on=False)
     for place, text in column.axis.ticks():
         axes.plot(x, place, marker="_", color=style.INK, markersize=5, zorder=5, clip_on=False)
-        _write(axes, style.short(text, _LETTERS), (x, place), style.INK)
+        _write(axes, style.short_middle(text, _LETTERS), (x, place), style.INK)
     if (column.places == _LANE).any():
         _write(axes, "none", (x, _LANE), style.MUTED)
     axes.annotate(

@@ -49,23 +49,30 @@ def progress_plot(record: SweepRecord) -> "Figure":
                 values[-1],
                 color=colour,
                 marker=marker,
-                markersize=3,
+                markersize=5 if marker == "x" else 3,
                 ls="none",
                 label=name,
                 zorder=3,
             )
-    _set_limits(axes, record)
+    cut = ", far worse values cut off" if _set_limits(axes, record) else ""
     axes.set_xlabel("progress, % of a whole training")
     axes.set_ylabel(value_label(record, record.objective.names[0]))
-    style.title(axes, f"{record.objective.names[0]} on val while the trials trained")
+    style.title(axes, f"{record.objective.names[0]} on val while the trials trained{cut}")
     legend_below(figure, axes)
     return figure
 
 
-def _set_limits(axes: "Axes", record: SweepRecord) -> None:
-    """Leave out what is far worse than most, which would flatten everything else."""
-    values = [value for trial in record.trials for _, value in trial.history]
-    low, high = value_range(values, highest=record.objective.highest[0])
+def _set_limits(axes: "Axes", record: SweepRecord) -> bool:
+    """Leave out what is far worse than where most trials begin and end; returns whether there is such a value."""
+    histories = [trial.history for trial in record.trials if trial.history]
+    ends = [history[i][1] for history in histories for i in (0, -1)]
+    values = [value for history in histories for _, value in history]
+    low, high = value_range(ends, highest=record.objective.highest[0])
+    if record.objective.highest[0]:
+        high = max(values)
+    else:
+        low = min(values)
     room = 0.05 * (high - low) or 0.5
     axes.set_ylim(low - room, high + room)
     axes.set_xlim(0, 102)
+    return min(values) < low - room or max(values) > high + room

@@ -104,7 +104,7 @@ def _rank(value: Setting) -> tuple[int, float, str]:
         return (1, float(value), "")
     if isinstance(value, tuple):
         return (2, float(len(value)), setting_text(value))
-    return (3, 0.0, value)
+    return (3, 0.0, setting_text(value))
 
 
 def _plain(value: float) -> str:

@@ -22,11 +22,13 @@ if TYPE_CHECKING:
 
 # Inches.
 _WIDTH, _PANEL_HEIGHT = 8.6, 1.9
-_LEFT, _RIGHT, _TOP, _TICKS_BELOW, _BOTTOM, _GAP = 0.65, 0.15, 0.15, 0.55, 0.5, 0.2
+_LEFT, _RIGHT, _TOP, _TICKS_BELOW, _BOTTOM, _GAP = 0.65, 0.15, 0.15, 0.65, 0.5, 0.2
 _LINE = 0.15
 _COLUMNS = 4
 _LETTERS = 26
 _CHOICE_LETTERS = 12
+_FEW_CHOICES, _SLANT, _STEEP = 4, 25, 55
+"""Long names of choices are slanted so many degrees, and more if there are more of them."""
 _TICKS = 3
 _ROOM = 0.08
 """How far axes go on beyond their ends, as a share of their length."""
@@ -127,7 +129,7 @@ def _sideways(axis: SettingAxis, i: int) -> float:
 
 def _finish(axes: "Axes", axis: SettingAxis) -> None:
     ticks = axis.ticks(_TICKS)
-    texts = [style.short(text, _CHOICE_LETTERS) for _, text in ticks]
+    texts = [style.short_middle(text, _CHOICE_LETTERS) for _, text in ticks]
     room = max(_ROOM, _SPREAD / max(len(axis.choices) - 1, 1) + _ROOM) if axis.choices else _ROOM
     axes.set_xlim(-room, 1 + room)
     slanted = len("  ".join(texts)) > _LETTERS
@@ -135,7 +137,8 @@ def _finish(axes: "Axes", axis: SettingAxis) -> None:
     style.tidy(axes)
     axes.tick_params(labelsize=style.SMALL_SIZE - 1)
     if slanted:
+        slant = _SLANT if len(texts) <= _FEW_CHOICES else _STEEP
         for label in axes.get_xticklabels():
-            label.set(rotation=25, ha="right", rotation_mode="anchor")
+            label.set(rotation=slant, ha="right", rotation_mode="anchor")
     axes.grid(visible=True, axis="y", color=style.FAINT, linewidth=0.6)
     axes.set_axisbelow(True)

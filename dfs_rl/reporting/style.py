@@ -79,6 +79,14 @@ def short(text: str, length: int) -> str:
     return text if len(text) <= length else f"{text[: length - 1].rstrip()}…"
 
 
+def short_middle(text: str, length: int) -> str:
+    """Return ``text`` cut to ``length`` characters in its middle: names that begin alike are told apart by their ends."""
+    if len(text) <= length:
+        return text
+    end = (length - 1) // 2
+    return f"{text[: length - 1 - end]}…{text[-end:]}"
+
+
 def new_figure(width: float, height: float) -> "Figure":
     """Return an empty figure of ``width`` x ``height`` inches that renders anywhere, with Agg."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg

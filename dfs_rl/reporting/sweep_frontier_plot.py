@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Any
 
 from dfs_rl.evaluation.comparison_records import Spread, spread
 from dfs_rl.evaluation.curves import CurvePoint, staircase
-from dfs_rl.evaluation.figures import figure, spread_text
+from dfs_rl.evaluation.figures import figure_text, spread_text
 from dfs_rl.evaluation.sweep_records import DEFAULTS, RetrainedRecord, SweepRecord, TrialRecord
-from dfs_rl.evaluation.sweep_words import STATUSES, sweep_points
+from dfs_rl.evaluation.sweep_words import STATUSES
 from dfs_rl.reporting import style
 from dfs_rl.reporting.placed import PlacedPoint, placed
 from dfs_rl.reporting.sweep_looks import (
@@ -29,7 +29,8 @@ _SIZE = (8.0, 5.4)
 _MARGINS = {"left": 0.085, "right": 0.93, "bottom": 0.2, "top": 0.92}
 _BELOW = 6.0
 """Points this far below every best trial are left out: drawn to scale they would flatten everything else."""
-_DEFAULTS_LOOK = Look(style.INK, "o", "defaults")
+_DEFAULTS_LOOK = Look(style.INK, "o", DEFAULTS)
+_OTHER_LOOK = Look(style.MUTED, "D", "other trials")
 
 
 def sweep_frontier_plot(record: SweepRecord) -> "Figure":
@@ -38,9 +39,9 @@ def sweep_frontier_plot(record: SweepRecord) -> "Figure":
     Args:
         record: A sweep of which at least one trial has a point.
     """
-    picture = style.new_figure(*_SIZE)
-    picture.subplots_adjust(**_MARGINS)
-    axes = picture.add_subplot()
+    figure = style.new_figure(*_SIZE)
+    figure.subplots_adjust(**_MARGINS)
+    axes = figure.add_subplot()
     axes.set_xscale("log")
     axes.grid(visible=True, which="major", color=style.FAINT, linewidth=0.6)
     axes.set_axisbelow(True)
@@ -54,20 +55,22 @@ def sweep_frontier_plot(record: SweepRecord) -> "Figure":
     for name in reversed(record.best):
         _draw_best(axes, record.trial(name), looks[name])
     for again in reversed(record.retrained):
-        _draw_retrained(axes, again, looks.get(again.name, _DEFAULTS_LOOK))
-    hidden = sum(point.accuracy < axes.get_ylim()[0] for point in sweep_points(record))
+        other = _DEFAULTS_LOOK if again.name == DEFAULTS else _OTHER_LOOK
+        label = None if again.name in looks else f"{other.name}, fresh seeds"
+        _draw_retrained(axes, again, looks.get(again.name, other), label)
+    hidden = sum(point.accuracy < axes.get_ylim()[0] for point in record.points)
     style.title(axes, _title(record, hidden))
-    legend_below(picture, axes)
-    return picture
+    legend_below(figure, axes)
+    return figure
 
 
-def sweep_placed_points(picture: "Figure", record: SweepRecord) -> list[PlacedPoint]:
+def sweep_placed_points(figure: "Figure", record: SweepRecord) -> list[PlacedPoint]:
     """Return where ``sweep_frontier_plot`` drew what, the best trials and the fresh seeds last."""
-    axes = picture.axes[0]
+    axes = figure.axes[0]
     low, high = axes.get_ylim()
     told: list[tuple[CurvePoint, str]] = []
     for trial in best_last(record):
-        values = "".join(f", {name} {figure(value)}" for name, value in trial.values.items())
+        values = "".join(f", {name} {figure_text(value)}" for name, value in trial.values.items())
         about = f"trial {trial.name}, {STATUSES[trial.status]}{values}"
         told += [
             (p, f"{about}: {p.accuracy:.2f} % right at {p.computation:.3g} %") for p in trial.points
@@ -84,9 +87,9 @@ def sweep_placed_points(picture: "Figure", record: SweepRecord) -> list[PlacedPo
 
 
 def _title(record: SweepRecord, hidden: int) -> str:
-    shown = len(sweep_points(record)) - hidden
+    shown = len(record.points) - hidden
     below = f", {hidden} more far below" if hidden else ""
-    fresh = "; bars ± 1 standard deviation over fresh seeds" if record.retrained else ""
+    fresh = "; hollow: on fresh seeds, bars ± 1 standard deviation" if record.retrained else ""
     return f"{shown} {'point' if shown == 1 else 'points'} of all trials{below}{fresh}"
 
 
@@ -100,7 +103,7 @@ def _set_limits(axes: "Axes", record: SweepRecord) -> None:
         for cost, right in _over_seeds(again)
         for side in (-1, 1)
     ]
-    points = [*sweep_points(record), *(end for end in fresh if end.computation > 0)]
+    points = [*record.points, *(end for end in fresh if end.computation > 0)]
     best = [point for name in record.best for point in record.trial(name).points]
     low = min(point.accuracy for point in points)
     high = max(point.accuracy for point in points)
@@ -114,7 +117,7 @@ def _set_limits(axes: "Axes", record: SweepRecord) -> None:
 
 def _draw_envelope(axes: "Axes", record: SweepRecord) -> None:
     """Draw what no point beats in both, as a staircase, and shade what lies below it."""
-    steps = staircase(sweep_points(record))
+    steps = staircase(record.points)
     right = axes.get_xlim()[1]
     costs = [*(step.computation for step in steps), right]
     heights = [*(step.accuracy for step in steps), steps[-1].accuracy]
@@ -133,10 +136,11 @@ def _draw_envelope(axes: "Axes", record: SweepRecord) -> None:
 
 
 def _draw_cloud(axes: "Axes", record: SweepRecord) -> None:
-    """Draw every point of every trial, coloured by the objective, or by status where there are two."""
+    """Draw every point of every trial, coloured by the objective, or by status where there are two or nothing to tell apart."""
     (name, *more) = record.objective.names
     valued = [trial for trial in record.trials if name in trial.values and trial.points]
-    if more or not valued:
+    values = [trial.values[name] for trial in valued]
+    if more or len(set(values)) <= 1:
         for status, look in STATUS_LOOKS.items():
             trials = [trial for trial in record.trials if trial.status == status]
             _dots(axes, trials, color=look.colour, alpha=0.55, label=look.name)
@@ -144,7 +148,7 @@ def _draw_cloud(axes: "Axes", record: SweepRecord) -> None:
     others = [trial for trial in record.trials if name not in trial.values]
     _dots(axes, others, color=style.MUTED, alpha=0.5, label="without a value")
     highest = record.objective.highest[0]
-    low, high = value_range([trial.values[name] for trial in valued], highest=highest)
+    low, high = value_range(values, highest=highest)
     drawn = _dots(
         axes,
         valued,
@@ -188,7 +192,7 @@ def _draw_best(axes: "Axes", trial: TrialRecord, look: Look) -> None:
     )
 
 
-def _draw_retrained(axes: "Axes", again: RetrainedRecord, look: Look) -> None:
+def _draw_retrained(axes: "Axes", again: RetrainedRecord, look: Look, label: str | None) -> None:
     """Draw the means over fresh seeds, hollow, with their deviations."""
     for computation, accuracy in _over_seeds(again):
         axes.errorbar(
@@ -203,7 +207,7 @@ def _draw_retrained(axes: "Axes", again: RetrainedRecord, look: Look) -> None:
             markeredgewidth=1.1,
             elinewidth=0.9,
             linestyle="none",
-            label=f"{DEFAULTS if again.name == DEFAULTS else look.name}, fresh seeds",
+            label=label,
             zorder=6,
         )
 

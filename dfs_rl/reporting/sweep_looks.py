@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 _REACH = 4.0
 """How often the way from the median to the best value fits on an axis below the median; what diverged lies beyond."""
-_LONGEST_NAME = 16
+_LONGEST_NAME = 9
 _LEGEND_COLUMNS = 4
 
 
@@ -49,7 +49,7 @@ def best_looks(record: SweepRecord) -> dict[str, Look]:
         return {name: Look(style.VERMILION, "*", "best trials") for name in record.best}
     looks = zip(record.best, style.GATE_COLOURS, style.GATE_MARKERS, strict=False)
     return {
-        name: Look(colour, marker, f"trial {style.short(name, _LONGEST_NAME)}")
+        name: Look(colour, marker, f"trial {style.short_middle(name, _LONGEST_NAME)}")
         for name, colour, marker in looks
     }
 

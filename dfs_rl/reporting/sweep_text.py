@@ -5,10 +5,10 @@ import io
 import json
 import textwrap
 
-from dfs_rl.evaluation.figures import figure, setting_text, spread_text
+from dfs_rl.evaluation.figures import figure_text, setting_text, spread_text
 from dfs_rl.evaluation.sweep_records import DEFAULTS, Setting, SweepRecord, TrialRecord
 from dfs_rl.evaluation.sweep_words import STATUSES, fresh_values, sweep_verdict
-from dfs_rl.reporting.style import short
+from dfs_rl.reporting.style import short_middle
 from dfs_rl.reporting.table import WIDTH, aligned
 
 _MOST_COLUMNS = 4
@@ -26,7 +26,8 @@ def sweep_text(record: SweepRecord) -> str:
     if record.best:
         head, groups = best_table(record, _MOST_COLUMNS)
         cut = [
-            [(row[0], *(short(cell, _LONGEST) for cell in row[1:])) for row in g] for g in groups
+            [(row[0], *(short_middle(cell, _LONGEST) for cell in row[1:])) for row in g]
+            for g in groups
         ]
         parts.append(aligned(head, cut))
     if record.retrained:
@@ -52,7 +53,7 @@ def best_table(record: SweepRecord, most: int | None = None) -> tuple[tuple[str,
     values = [
         (
             _with_unit(record, name),
-            *(figure(t.values[name]) for t in trials),
+            *(figure_text(t.values[name]) for t in trials),
             *("" for _ in defaults),
         )
         for name in record.objective.names
@@ -78,7 +79,7 @@ def fresh_table(record: SweepRecord) -> tuple[tuple[str, ...], Groups]:
         (
             row.name,
             _with_unit(record, row.objective),
-            "" if row.own is None else figure(row.own),
+            "" if row.own is None else figure_text(row.own),
             "failed" if row.value is None else spread_text(row.value),
             str(row.seeds),
             "" if row.gain is None else spread_text(row.gain),
@@ -151,7 +152,7 @@ def _cells(record: SweepRecord, trial: TrialRecord) -> tuple[str, ...]:
     return (
         trial.name,
         STATUSES[trial.status],
-        *("" if value is None else figure(value) for value in values),
+        *("" if value is None else figure_text(value) for value in values),
         f"{100 * trial.progress:.0f}",
         f"{trial.seconds / 60:.1f}",
         *(setting_text(trial.settings[n]) if n in trial.settings else "" for n in record.scales),

@@ -11,6 +11,7 @@ from dfs_rl.evaluation.sweep_records import (
     Setting,
     SweepRecord,
     TrialRecord,
+    TrialStatus,
 )
 
 AREA = ObjectiveRecord(
@@ -36,9 +37,17 @@ SCALES = {
     "ppo.n_steps": "choices",
     "ppo.target_kl": "choices",
 }
+REASON = "TrainingError: the loss is <nan> after step 12."
+BUDGETS = (0.5, 0.75, 1.0, 1.5)
+SHARES: dict[TrialStatus, float] = {
+    "finished": 1.0,
+    "stopped": 1 / 3,
+    "failed": 0.2,
+    "unfinished": 0.6,
+}
 
 
-def settings(draw: random.Random) -> dict[str, Setting]:
+def drawn_settings(draw: random.Random) -> dict[str, Setting]:
     return {
         "ppo.learning_rate": 10 ** draw.uniform(-5, -2),
         "ppo.ent_coef": 10 ** draw.uniform(-6, -1),
@@ -51,128 +60,117 @@ def settings(draw: random.Random) -> dict[str, Setting]:
     }
 
 
-def points(quality: float) -> tuple[CurvePoint, ...]:
-    """Return four operating points of a gate that is as good as ``quality``, a share."""
-    budgets = (0.5, 0.75, 1.0, 1.5)
-    return tuple(
-        CurvePoint(c * (1.1 - 0.1 * quality), 60 + 27 * quality + 4 * math.log10(c))
-        for c in budgets
-    )
-
-
-def made_up_trial(number: int, *, both: bool = False, status: str = "finished") -> TrialRecord:
+def made_up_trial(
+    number: int, status: TrialStatus = "finished", *, both: bool = False
+) -> TrialRecord:
     """Return a trial whose value hangs on its learning rate, and on chance."""
     draw = random.Random(number)
-    chosen = settings(draw)
-    rate = chosen["ppo.learning_rate"]
+    settings = drawn_settings(draw)
+    rate = settings["ppo.learning_rate"]
     assert isinstance(rate, float)
-    quality = max(0.0, 1 - 0.15 * (math.log10(rate) + 3.5) ** 2 + draw.gauss(0, 0.04))
-    progress = {"finished": 1.0, "stopped": draw.choice([1 / 9, 1 / 3]), "failed": 0.2}.get(
-        status, 0.6
+    quality = max(0.1, 1 - 0.15 * (math.log10(rate) + 3.5) ** 2 + draw.gauss(0, 0.04))
+    steps = [(i + 1) / 18 for i in range(round(18 * SHARES[status]))]
+    end = 100 * quality if both else 3 * quality
+    history = tuple((p, end * (1 - math.exp(-6 * p)) + draw.gauss(0, 0.01) * end) for p in steps)
+    points = tuple(
+        CurvePoint(c * draw.uniform(0.9, 1.3), 60 + 27 * quality + 4 * math.log10(c))
+        for c in BUDGETS
     )
-    end = 3 * quality
-    steps = [(i + 1) / 18 for i in range(round(18 * progress))]
-    history = tuple((p, end * (1 - math.exp(-6 * p)) + draw.gauss(0, 0.04)) for p in steps)
-    made = status != "failed"
-    found = points(quality) if made else ()
-    values = (
-        {"accuracy": found[2].accuracy, "computation": found[2].computation * draw.uniform(0.6, 2)}
-        if both and made
-        else {}
-    )
-    if both and made:
-        found = (CurvePoint(values["computation"], values["accuracy"]),)
-    if not both and made:
-        values = {"area": history[-1][1] if history else end}
+    values = {"area": history[-1][1]}
+    if both:
+        points = (CurvePoint(draw.uniform(0.5, 2), 60 + 27 * quality),)
+        values = {"accuracy": points[0].accuracy, "computation": points[0].computation}
+    failed = status == "failed"
     return TrialRecord(
         name=f"{number:03d}",
-        settings=chosen,
-        status=status,  # type: ignore[arg-type]
-        reason="TrainingError: the loss is <nan> after step 12." if status == "failed" else None,
-        progress=progress,
-        values=values,
+        settings=settings,
+        status=status,
+        reason=REASON if failed else None,
+        progress=SHARES[status],
+        values={} if failed else values,
         history=history,
-        points=found,
-        seconds=600 * progress,
+        points=() if failed else points,
+        seconds=600 * SHARES[status],
     )
 
 
 def best_of(trials: list[TrialRecord], objective: ObjectiveRecord) -> tuple[str, ...]:
     """Return the best three, or those that no other one beats, by brute force."""
-    valued = [t for t in trials if t.values and t.status == "finished"]
-    if len(objective.names) == 1:
-        return tuple(t.name for t in sorted(valued, key=lambda t: -t.values["area"])[:3])
-
-    def beaten(t: TrialRecord) -> bool:
-        return any(
-            o.values["accuracy"] >= t.values["accuracy"]
-            and o.values["computation"] <= t.values["computation"]
-            for o in valued
-            if o is not t
-        )
-
-    return tuple(t.name for t in valued if not beaten(t))
-
-
-def again(
-    name: str, chosen: Mapping[str, Setting], own: Mapping[str, float], made: list[TrialRecord]
-) -> RetrainedRecord:
-    """Return a configuration on fresh seeds, with the values of ``made``."""
-    names = made[0].values if made else ()
-    return RetrainedRecord(
-        name=name,
-        settings=chosen,
-        own=own,
-        seeds=tuple(range(101, 101 + len(made))),
-        values={n: tuple(t.values[n] for t in made) for n in names},
-        points=tuple(t.points for t in made),
-        failed={},
+    ended = [t for t in trials if t.status == "finished"]
+    if objective is AREA:
+        return tuple(t.name for t in sorted(ended, key=lambda t: -t.values["area"])[:3])
+    figures = [(t.values["accuracy"], -t.values["computation"]) for t in ended]
+    return tuple(
+        t.name
+        for t, own in zip(ended, figures, strict=True)
+        if not any(o != own and o[0] >= own[0] and o[1] >= own[1] for o in figures)
     )
 
 
-def made_up_sweep(
-    n: int = 24, *, both: bool = False, retrained: bool = True, importance: bool = True
-) -> SweepRecord:
-    """Return a sweep of ``n`` trials, two in three stopped early and one in twelve failed."""
-    statuses = ["finished", "stopped", "stopped"]
+def retrained(
+    name: str,
+    values: Mapping[str, tuple[float, ...]],
+    *,
+    own: Mapping[str, float] | None = None,
+    settings: Mapping[str, Setting] | None = None,
+    points: tuple[tuple[CurvePoint, ...], ...] | None = None,
+    failed: Mapping[int, str] | None = None,
+) -> RetrainedRecord:
+    """Return a configuration on the seeds 101, 102 and so on."""
+    n = len(next(iter(values.values()), ()))
+    return RetrainedRecord(
+        name=name,
+        settings=settings or {},
+        own=own or {},
+        seeds=tuple(range(101, 101 + n)),
+        values=values,
+        points=points or ((),) * n,
+        failed=failed or {},
+    )
+
+
+def moved(points: tuple[CurvePoint, ...], lower: float) -> tuple[CurvePoint, ...]:
+    return tuple(CurvePoint(p.computation * (1 + lower / 40), p.accuracy - lower) for p in points)
+
+
+def again(trial: TrialRecord, *, name: str | None = None) -> RetrainedRecord:
+    """Return a trial on three fresh seeds, 0.5, 1 and 1.5 worse than the sweep had it; another name makes it the defaults."""
+    lower = (0.5, 1.0, 1.5)
+    worse = {
+        key: (-0.1 if key == "computation" else 1 if key == "accuracy" else 0.1)
+        for key in trial.values
+    }
+    return retrained(
+        name or trial.name,
+        {key: tuple(v - worse[key] * by for by in lower) for key, v in trial.values.items()},
+        own={} if name else trial.values,
+        settings=trial.settings,
+        points=tuple(moved(trial.points, by) for by in lower),
+    )
+
+
+def made_up_sweep(n: int = 24, *, both: bool = False) -> SweepRecord:
+    """Return a sweep of ``n`` trials, most of them stopped early and one in twelve failed."""
+    statuses: tuple[TrialStatus, ...] = ("finished", "stopped", "stopped")
     trials = [
-        made_up_trial(i + 1, both=both, status="failed" if i % 12 == 11 else statuses[i % 3])
+        made_up_trial(i + 1, "failed" if i % 12 == 11 else statuses[i % 3], both=both)
         for i in range(n)
     ]
     objective = BOTH if both else AREA
     best = best_of(trials, objective)
-    by_name = {t.name: t for t in trials}
-    fresh = []
-    if retrained:
-        for name in best[:2]:
-            t = by_name[name]
-            low = [made_up_trial(k, both=both) for k in range(200, 400)]
-            close = sorted(
-                low,
-                key=lambda o: abs(
-                    next(iter(o.values.values())) * 1.02 - next(iter(t.values.values()))
-                ),
-            )[:3]
-            fresh.append(again(name, t.settings, t.values, close))
-        plain = [made_up_trial(k, both=both) for k in (501, 502, 503)]
-        fresh.append(
-            again(
-                "defaults",
-                settings(random.Random(0)) | {"ppo.target_kl": None, "ppo.learning_rate": 3e-4},
-                {},
-                plain,
-            )
-        )
-    weights = {name: 0.5 / 2**i for i, name in enumerate(SCALES)}
+    named = {trial.name: trial for trial in trials}
     return SweepRecord(
-        title="PPO on made-up digits",
-        about="python -m dfs_rl.sweep tune_configs/ppo.yaml; 414 val images; Optuna's TPE, ASHA.",
+        title="PPO on <made-up> digits",
+        about="python -m dfs_rl.sweep tune_configs/ppo.yaml; 414 val images; TPE, ASHA.",
         objective=objective,
         scales=SCALES,  # type: ignore[arg-type]
         trials=tuple(trials),
         best=best,
-        retrained=tuple(fresh),
-        importance=weights if importance else {},
+        retrained=(
+            *(again(named[name]) for name in best[:2]),
+            again(made_up_trial(501, both=both), name="defaults"),
+        ),
+        importance={name: 0.5 / 2**i for i, name in enumerate(SCALES)},
         worst=WORST,
         commands=(
             "python -m dfs_rl.train_agent --config runs/sweep/best.yaml",

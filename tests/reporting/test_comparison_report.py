@@ -2,9 +2,6 @@
 
 import csv
 import io
-import shutil
-import subprocess
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +15,7 @@ from dfs_rl.reporting.comparison_pictures import comparison_pictures
 from dfs_rl.reporting.comparison_text import comparison_csv, comparison_text
 from dfs_rl.reporting.html_report import GateSection, html_report
 from tests.evaluation.made_up import made_up_run
+from tests.reporting.pages import check_in_browser, needs_chromium, outline_of
 
 
 @pytest.fixture(scope="module")
@@ -88,69 +86,12 @@ def test_the_spreadsheet_has_every_point(comparison: ComparisonOfRuns) -> None:
     assert next(row for row in rows if row["kind"] == "full")["accuracy_sd"] == ""
 
 
-class Outline(HTMLParser):
-    """Collects tags, texts and addresses, and checks that every tag is closed."""
-
-    VOID = ("meta", "img")
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.addresses: list[str] = []
-        self.images = 0
-        self.cells: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.images += tag == "img"
-        self.addresses += [v or "" for name, v in attrs if name in ("src", "href")]
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] == "td":
-            self.cells.append(data)
-
-
 def test_the_page_is_well_formed_self_contained_and_escapes_what_users_wrote(page: str) -> None:
-    outline = Outline()
-    outline.feed(page)
-    outline.close()
-    assert outline.open == []
+    outline = outline_of(page)
     assert outline.images == 3
-    assert all(address.startswith("data:image/png;base64,") for address in outline.addresses)
     assert 'Gumbel <b>"FF"</b>' in outline.cells
-    assert "<script" not in page
-    assert "default-src 'none'" in page
 
 
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")
+@needs_chromium
 def test_a_browser_shows_the_page_without_complaint(page: str, tmp_path: Path) -> None:
-    path = tmp_path / "report.html"
-    # The browser says itself, in the title, which figures it decoded; the page's own policy forbids scripts.
-    probe = "<script>addEventListener('load', () => document.title = [...document.images].map(i => i.naturalWidth > 0).join())</script>"
-    path.write_text(
-        page.replace(
-            "default-src 'none';", "default-src 'none'; script-src 'unsafe-inline';"
-        ).replace("</body>", f"{probe}</body>")
-    )
-    done = subprocess.run(
-        [
-            "chromium",
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--enable-logging=stderr",
-            f"--user-data-dir={tmp_path / 'profile'}",
-            "--dump-dom",
-            path.as_uri(),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=True,
-    )
-    assert "<title>true,true,true</title>" in done.stdout
-    assert "CONSOLE" not in done.stderr
+    check_in_browser(page, tmp_path, images=3)
