@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from ray import tune
-from ray.tune import ResultGrid
+from ray.tune import Result
 
 from dfs_rl.errors import TrainingError
 from dfs_rl.ray_start import ray_deprecations_ignored
-from dfs_rl.sweeping.live import LiveView, has_ended
+from dfs_rl.sweeping.live import LiveView, has_ended, number_of
 from dfs_rl.sweeping.search import param_space, tune_config
 from dfs_rl.sweeping.sharing import SharedDataset
 from dfs_rl.sweeping.trial import (
@@ -29,7 +29,7 @@ _KEPT = 2
 """Checkpoints of a trial; the one before the last is there while the last is written."""
 
 
-def run_search(plan: TrialPlan, shared: SharedDataset, storage: str, *, log: Path) -> ResultGrid:
+def run_search(plan: TrialPlan, shared: SharedDataset, storage: str, *, log: Path) -> list[Result]:
     """Search, or go on with a search that was begun in ``storage``.
 
     Args:
@@ -37,6 +37,9 @@ def run_search(plan: TrialPlan, shared: SharedDataset, storage: str, *, log: Pat
         shared: The data set.
         storage: Folder or URI that all nodes can write to.
         log: File for what Ray has to say.
+
+    Returns:
+        What came of each trial, in the order in which they were made.
 
     Raises:
         KeyboardInterrupt: After Ctrl-C, once everything is saved.
@@ -60,7 +63,7 @@ def run_search(plan: TrialPlan, shared: SharedDataset, storage: str, *, log: Pat
 
 def run_fresh(
     plan: TrialPlan, shared: SharedDataset, storage: str, *, log: Path, seeds: tuple[int, ...]
-) -> ResultGrid:
+) -> list[Result]:
     """Train every candidate of ``plan`` on every seed, or go on with that.
 
     Args:
@@ -69,6 +72,9 @@ def run_fresh(
         storage: As for ``run_search``.
         log: Likewise.
         seeds: None of them was searched with.
+
+    Returns:
+        What came of each training.
 
     Raises:
         KeyboardInterrupt: After Ctrl-C, once everything is saved.
@@ -122,7 +128,7 @@ def _fit(
     make: Callable[[Any, tune.RunConfig], tune.Tuner],
     run: tune.RunConfig,
     log: Path,
-) -> ResultGrid:
+) -> list[Result]:
     with ray_deprecations_ignored(), _logged(log):
         if tune.Tuner.can_restore(path):
             tuner = tune.Tuner.restore(
@@ -136,10 +142,12 @@ def _fit(
             raise TrainingError(
                 f"the search in {path} cannot go on: {' '.join(str(error).split())}"
             ) from error
+    trials = grid._experiment_analysis.trials
     # Tune takes Ctrl-C for itself, saves, and returns as if nothing had happened.
-    if not all(has_ended(trial) for trial in grid._experiment_analysis.trials):
+    if not all(has_ended(trial) for trial in trials):
         raise KeyboardInterrupt
-    return grid
+    numbers = [number_of(trial) for trial in trials]  # the grid's order changes when it is restored
+    return [grid[index] for _, index in sorted(zip(numbers, range(len(grid)), strict=True))]
 
 
 @contextmanager

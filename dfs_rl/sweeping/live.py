@@ -115,5 +115,11 @@ def _has_value(trial: Trial, metric: str) -> bool:
     return bool(result) and metric in result and not result.get(FAILED)
 
 
+def number_of(trial: Trial) -> int:
+    """Return what Tune counted a trial as when it was made; a sweep that is gone on with may list them otherwise."""
+    return int(str(trial.experiment_tag).split("_")[0])
+
+
 def _name(trial: Trial, trials: list[Trial]) -> str:
-    return f"{trials.index(trial) + 1:03d}"
+    rank = sorted(map(number_of, trials)).index(number_of(trial))
+    return f"{rank + 1:03d}"

@@ -6,7 +6,7 @@ from typing import Any
 
 import optuna
 from optuna.trial import create_trial
-from ray.tune import Result, ResultGrid
+from ray.tune import Result
 
 from dfs_rl.config import config_to_dict
 from dfs_rl.evaluation.curves import CurvePoint
@@ -22,10 +22,11 @@ _FEWEST = 4
 """Trials below which nothing can be said of what matters."""
 
 
-def trial_records(grid: ResultGrid, file: SweepFile) -> tuple[TrialRecord, ...]:
-    """Return what came of the search, in the order in which trials were made."""
+def trial_records(results: Sequence[Result], file: SweepFile) -> tuple[TrialRecord, ...]:
+    """Return what came of the search; trials are named by their order."""
     return tuple(
-        _trial_record(f"{number + 1:03d}", grid[number], file) for number in range(len(grid))
+        _trial_record(f"{number:03d}", result, file)
+        for number, result in enumerate(results, start=1)
     )
 
 
@@ -141,7 +142,7 @@ def importances(trials: Sequence[TrialRecord], file: SweepFile) -> dict[str, flo
 
 
 def retrained_records(
-    grid: ResultGrid,
+    results: Sequence[Result],
     candidates: Mapping[str, Mapping[str, object]],
     trials: Sequence[TrialRecord],
     file: SweepFile,
@@ -149,17 +150,16 @@ def retrained_records(
     """Return what the candidates came to on fresh seeds.
 
     Args:
-        grid: What Tune says.
+        results: What Tune says.
         candidates: Searched settings by the name of a trial, or ``DEFAULTS``.
         trials: Of the search.
         file: The sweep.
     """
     own = {trial.name: trial.values for trial in trials}
     records = []
-    everything = [grid[index] for index in range(len(grid))]
     for number, (name, settings) in enumerate(candidates.items()):
-        results = [r for r in everything if (r.config or {})[CANDIDATE] == number]
-        done = [r for r in results if _status(r.metrics or {}, _reason(r)) == "finished"]
+        ours = [r for r in results if (r.config or {})[CANDIDATE] == number]
+        done = [r for r in ours if _status(r.metrics or {}, _reason(r)) == "finished"]
         metrics: list[Mapping[str, Any]] = [r.metrics or {} for r in done]
         records.append(
             RetrainedRecord(
@@ -171,7 +171,7 @@ def retrained_records(
                 points=tuple(_points(m) for m in metrics),
                 failed={
                     (r.config or {})[SEED]: _reason(r) or "it was ended before its end"
-                    for r in results
+                    for r in ours
                     if r not in done
                 },
             )

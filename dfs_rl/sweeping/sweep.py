@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ray.tune import ResultGrid
+from ray.tune import Result
 
 from dfs_rl.config import config_to_dict, dump_yaml
 from dfs_rl.data import Dataset
@@ -19,6 +19,8 @@ from dfs_rl.evaluation.sweep_records import DEFAULTS, RetrainedRecord, SweepReco
 from dfs_rl.files import write_bytes_atomic
 from dfs_rl.gate_runs import choice_of
 from dfs_rl.messages import say
+from dfs_rl.reporting.sweep_pictures import sweep_pictures
+from dfs_rl.reporting.sweep_report import sweep_report
 from dfs_rl.reporting.sweep_text import sweep_csv, sweep_text
 from dfs_rl.runs import RunFolder, write_json
 from dfs_rl.sweeping.commands import command_of
@@ -90,11 +92,11 @@ def hold_sweep(
     log = folder.path / "ray.log"
     first = file.base["seed"]
     plan = TrialPlan(file=file, corner=corner, seeds=tuple(range(first, first + file.seeds)))
-    grid = run_search(plan, shared, where, log=log)
-    trials = trial_records(grid, file)
+    results = run_search(plan, shared, where, log=log)
+    trials = trial_records(results, file)
     best = best_trials(trials, file)
     chosen = [trial for name in best[: file.retrain.best] for trial in trials if trial.name == name]
-    _keep(grid, trials, chosen, folder)
+    _keep(results, trials, chosen, folder)
     retrained: tuple[RetrainedRecord, ...] = ()
     if chosen:
         text = dump_yaml(best_settings(file, chosen[0].settings))
@@ -131,7 +133,7 @@ def hold_sweep(
 
 
 def _keep(
-    grid: ResultGrid,
+    results: Sequence[Result],
     trials: Sequence[TrialRecord],
     chosen: Sequence[TrialRecord],
     folder: RunFolder,
@@ -139,13 +141,13 @@ def _keep(
     """Copy from where Tune stores trials: the runs of the best, what all showed on TensorBoard, and tracebacks of crashes."""
     for place in (folder.path / BEST_RUNS, folder.tensorboard_dir):
         shutil.rmtree(place, ignore_errors=True)
-    for index, trial in enumerate(trials):
-        metrics = grid[index].metrics or {}
+    for trial, result in zip(trials, results, strict=True):
+        metrics = result.metrics or {}
         if metrics.get(TRACEBACK):
             path = folder.path / FAILURES / f"{trial.name}.txt"
             path.parent.mkdir(exist_ok=True)
             write_bytes_atomic(path, metrics[TRACEBACK].encode())
-        checkpoint = grid[index].checkpoint
+        checkpoint = result.checkpoint
         if checkpoint is None:
             continue
         with checkpoint.as_directory() as stored:
@@ -181,6 +183,8 @@ def _write(folder: RunFolder, record: SweepRecord) -> None:
     """Write the report into the folder, and what there is to say to the screen."""
     write_bytes_atomic(folder.path / RESULTS, sweep_csv(record).encode())
     write_json(folder.path / "sweep.json", config_to_dict(record))
+    page = sweep_report(record, sweep_pictures(record))
+    write_bytes_atomic(folder.path / "report.html", page.encode())
     sys.stdout.write(sweep_text(record))
     sys.stdout.flush()
     say(f"The report is {folder.path / 'report.html'}.")
