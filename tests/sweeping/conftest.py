@@ -1,0 +1,12 @@
+"""One Ray for all tests of this folder that need one."""
+
+import pytest
+
+from dfs_rl.ray_start import start_ray
+
+
+@pytest.fixture(scope="session")
+def ray_here():
+    """Ray on this machine with two cores, which commands find and use."""
+    with start_ray(cpus=2, store_bytes=2**24):
+        yield
