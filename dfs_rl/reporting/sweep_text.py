@@ -70,7 +70,7 @@ def fresh_table(record: SweepRecord) -> tuple[tuple[str, ...], Groups]:
     head = (
         "trained again",
         "objective",
-        "sweep",
+        "in the sweep",
         "fresh seeds",
         "seeds",
         "better than defaults by",

@@ -3,6 +3,7 @@
 import math
 import random
 from collections.abc import Mapping
+from dataclasses import replace
 
 from dfs_rl.evaluation.curves import CurvePoint
 from dfs_rl.evaluation.sweep_records import (
@@ -178,4 +179,20 @@ def made_up_sweep(n: int = 24, *, both: bool = False) -> SweepRecord:
         ),
         settings="searcher: tpe\nname: <script>alert(1)</script>\n",
         seconds=5400.0,
+    )
+
+
+def few_settings(record: SweepRecord, n: int) -> SweepRecord:
+    """Return the sweep with only the first ``n`` settings."""
+    kept = list(record.scales)[:n]
+
+    def cut(values):
+        return {name: values[name] for name in kept}
+
+    return replace(
+        record,
+        scales=cut(record.scales),
+        importance=cut(record.importance),
+        trials=tuple(replace(t, settings=cut(t.settings)) for t in record.trials),
+        retrained=tuple(replace(a, settings=cut(a.settings)) for a in record.retrained),
     )

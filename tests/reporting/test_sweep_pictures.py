@@ -16,7 +16,7 @@ from dfs_rl.reporting.setting_axes import setting_axis
 from dfs_rl.reporting.settings_plot import settings_plot
 from dfs_rl.reporting.sweep_frontier_plot import sweep_frontier_plot
 from dfs_rl.reporting.sweep_looks import value_range, wrapped
-from tests.reporting.made_up_sweep import again, made_up_sweep, made_up_trial
+from tests.reporting.made_up_sweep import again, few_settings, made_up_sweep, made_up_trial
 
 
 def long_names(record: SweepRecord) -> SweepRecord:
@@ -39,21 +39,6 @@ def long_names(record: SweepRecord) -> SweepRecord:
         importance=renamed(record.importance),
         trials=tuple(trial(i, t) for i, t in enumerate(record.trials)),
         retrained=tuple(replace(a, settings=renamed(a.settings)) for a in record.retrained),
-    )
-
-
-def few_settings(record: SweepRecord, n: int) -> SweepRecord:
-    kept = list(record.scales)[:n]
-
-    def cut(values):
-        return {name: values[name] for name in kept}
-
-    return replace(
-        record,
-        scales=cut(record.scales),
-        importance=cut(record.importance),
-        trials=tuple(replace(t, settings=cut(t.settings)) for t in record.trials),
-        retrained=tuple(replace(a, settings=cut(a.settings)) for a in record.retrained),
     )
 
 

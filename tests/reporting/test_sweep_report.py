@@ -13,10 +13,10 @@ from PIL import Image
 from dfs_rl.evaluation.sweep_records import SweepRecord
 from dfs_rl.reporting import style
 from dfs_rl.reporting.sweep_frontier_plot import sweep_frontier_plot, sweep_placed_points
-from dfs_rl.reporting.sweep_pictures import sweep_pictures
+from dfs_rl.reporting.sweep_pictures import SweepPictures, sweep_pictures
 from dfs_rl.reporting.sweep_report import sweep_report
 from dfs_rl.reporting.sweep_text import failures, sweep_csv, sweep_text, trial_table
-from tests.reporting.made_up_sweep import REASON, made_up_sweep, made_up_trial, retrained
+from tests.reporting.made_up_sweep import REASON, few_settings, made_up_sweep, retrained
 from tests.reporting.pages import check_in_browser, needs_chromium, outline_of
 
 SECTIONS = [
@@ -39,8 +39,13 @@ def record() -> SweepRecord:
 
 
 @pytest.fixture(scope="module")
-def page(record: SweepRecord) -> str:
-    return sweep_report(record, sweep_pictures(record))
+def pictures(record: SweepRecord) -> SweepPictures:
+    return sweep_pictures(record)
+
+
+@pytest.fixture(scope="module")
+def page(record: SweepRecord, pictures: SweepPictures) -> str:
+    return sweep_report(record, pictures)
 
 
 def report(record: SweepRecord) -> str:
@@ -95,8 +100,7 @@ def test_failures_of_fresh_seeds_are_told_as_well(record: SweepRecord) -> None:
     assert told == {"trial 012": REASON, "trial 024": REASON, "001 on seed 101": "killed"}
 
 
-def test_points_are_told_where_they_are_drawn(record: SweepRecord) -> None:
-    pictures = sweep_pictures(record)
+def test_points_are_told_where_they_are_drawn(record: SweepRecord, pictures: SweepPictures) -> None:
     assert pictures.frontier is not None
     pixels = np.asarray(Image.open(io.BytesIO(pictures.frontier)).convert("RGB"))
     height, width, _ = pixels.shape
@@ -160,13 +164,15 @@ def without_trials(record: SweepRecord) -> SweepRecord:
 
 
 def all_failed(record: SweepRecord) -> SweepRecord:
-    trials = tuple(made_up_trial(i, "failed") for i in range(1, 4))
-    silent = replace(made_up_trial(4, "failed"), history=())
-    return replace(without_trials(record), trials=(*trials, silent))
+    lost = tuple(
+        replace(t, status="failed", reason=REASON, values={}, points=(), history=t.history[:n])
+        for n, t in enumerate(record.trials[:4])
+    )
+    return replace(without_trials(record), trials=lost)
 
 
 def one_trial(record: SweepRecord) -> SweepRecord:
-    return replace(without_trials(record), trials=(made_up_trial(1),), best=("001",))
+    return replace(without_trials(record), trials=record.trials[:1], best=("001",))
 
 
 def without_settings(record: SweepRecord) -> SweepRecord:
@@ -227,10 +233,10 @@ def many_best(record: SweepRecord) -> SweepRecord:
         (many_best, 5),
     ],
 )
-def test_sweeps_of_every_kind_are_reported(record: SweepRecord, change, images: int) -> None:
-    changed = change(record)
+def test_sweeps_of_every_kind_are_reported(change, images: int) -> None:
+    changed = change(few_settings(made_up_sweep(), 4))
     outline = outline_of(report(changed))
     assert outline.images == images
     assert "To go on from here" in outline.headings
-    assert sweep_text(changed).startswith(record.title)
+    assert sweep_text(changed).startswith(changed.title)
     assert len(sweep_csv(changed).splitlines()) == 1 + len(changed.trials)
