@@ -263,7 +263,10 @@ def train_supervised(
         run=run,
         board=board,
         report=bar.report,
-        resumed=(state["validation"], checkpoint.tensors) if checkpoint else None,
+        # A training that was copied with other settings chooses its best gate anew.
+        resumed=(state["validation"], checkpoint.tensors)
+        if checkpoint and state["validation"]
+        else None,
     )
 
     def save() -> None:

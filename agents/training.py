@@ -216,7 +216,10 @@ def train_gate(
         run=run,
         board=board,
         report=report,
-        resumed=(state["validation"], checkpoint.tensors) if checkpoint else None,
+        # A training that was copied with other rewards chooses its best gate anew.
+        resumed=(state["validation"], checkpoint.tensors)
+        if checkpoint and state["validation"]
+        else None,
     )
 
     def renew() -> None:

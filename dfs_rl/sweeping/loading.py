@@ -138,8 +138,7 @@ def _about(what: str) -> Iterator[None]:
     try:
         yield
     except ConfigError as error:
-        said = str(error).removeprefix("a trial: ")
-        raise ConfigError(f"{what}, which is not allowed: {said}") from error
+        raise ConfigError(f"{what}, which is not allowed: {error}") from error
 
 
 def _check_settings(file: SweepFile) -> None:

@@ -92,9 +92,9 @@ def _scheduler(file: SweepFile) -> TrialScheduler:
     goal["perturbation_interval"] = _WHOLE * scheduler.interval
     if scheduler.name == "pbt":
         mutations = {name: _tune_domain(domain) for name, domain in file.search.items()}
-        return PopulationBasedTraining(**goal, hyperparam_mutations=mutations, log_config=False)
+        return PopulationBasedTraining(**goal, hyperparam_mutations=mutations)
     bounds: dict[str, Any] = {name: list(domain.ends) for name, domain in file.search.items()}
-    return PB2(**goal, hyperparam_bounds=bounds, log_config=False)
+    return PB2(**goal, hyperparam_bounds=bounds)
 
 
 def _tune_domain(domain: Domain) -> Any:  # noqa: ANN401 - Tune's grids are plain mappings

@@ -187,4 +187,8 @@ class SweepFile:
             ConfigError: If it is not allowed.
         """
         given = {**place(self.base, values), **own}
-        return config_from_dict(given, command_of(self.command).config_type, "a trial")
+        source = "a trial"
+        try:
+            return config_from_dict(given, command_of(self.command).config_type, source)
+        except ConfigError as error:
+            raise ConfigError(str(error).removeprefix(f"{source}: ")) from error

@@ -1,0 +1,118 @@
+"""Whatever is killed, no finished trial is lost, and the sweep comes to its end."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.timeout(600)
+
+SWEEP = """\
+command: train_agent
+settings: {timesteps: 2880, num_envs: 32, eval_every: 96}
+search: {reward.log_likelihood: {uniform: [0, 1]}}
+trials: 4
+retrain: {seeds: 0}
+"""
+
+
+def start(*arguments, **environment):
+    return subprocess.Popen(
+        [sys.executable, "-m", "dfs_rl.sweep", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, **environment},
+        start_new_session=True,
+    )
+
+
+def wait_until(found, process):
+    deadline = time.monotonic() + 240
+    while not found():
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def finish(process):
+    said, _ = process.communicate(timeout=400)
+    assert process.returncode == 0, said
+    return said
+
+
+def statuses(run):
+    with (run / "results.csv").open() as lines:
+        return [row["status"] for row in csv.DictReader(lines)]
+
+
+def folders(run):
+    return sorted((run / "tune" / "search").glob("search_*"))
+
+
+def ended(folder):
+    """Whether Tune was told that a trial is done."""
+    path = folder / "result.json"
+    return path.is_file() and '"progress": 100.0' in path.read_text()
+
+
+def sweep_file(tmp_path):
+    path = tmp_path / "sweep.yaml"
+    path.write_text(SWEEP)
+    return path
+
+
+def test_a_killed_driver_and_a_killed_worker(tmp_path):
+    run = tmp_path / "run"
+    first = start(sweep_file(tmp_path), "--run-dir", run, "--cpus", "1")
+    wait_until(lambda: len(folders(run)) > 1 and any(map(ended, folders(run))), first)
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
+    done = {f: (f / "result.json").read_text() for f in folders(run) if ended(f)}
+    assert 1 <= len(done) < 4
+
+    second = start("--resume", run)
+    wait_until(lambda: len(folders(run)) > len(done) + 1, second)
+    wait_until(lambda: _trial_workers(second.pid), second)
+    os.kill(_trial_workers(second.pid)[0], signal.SIGKILL)
+    finish(second)
+    assert statuses(run) == ["finished"] * 4
+    assert {folder: (folder / "result.json").read_text() for folder in done} == done
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
+    run = tmp_path / "run"
+    process = start(sweep_file(tmp_path), "--run-dir", run, "--cpus", "1")
+    wait_until(lambda: any(map(ended, folders(run))), process)
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 130, said
+    assert f"go on with: python -m dfs_rl.sweep --resume {run}" in said
+    assert "Traceback" not in said
+
+
+def _trial_workers(driver):
+    """Process ids of the workers of a driver that run trials."""
+    found, parents = [], {}
+    for path in Path("/proc").iterdir():
+        if not path.name.isdecimal():
+            continue
+        try:
+            words = (path / "cmdline").read_bytes()
+            parents[int(path.name)] = int((path / "stat").read_text().rpartition(")")[2].split()[1])
+        except OSError:  # it has just ended
+            continue
+        if words.startswith(b"ray::search_trial"):
+            found.append(int(path.name))
+
+    def belongs(pid):
+        while pid in parents and pid != driver:
+            pid = parents[pid]
+        return pid == driver
+
+    return [pid for pid in found if belongs(pid)]
