@@ -1,9 +1,7 @@
-"""Two processes of a group train as one does; the other process is spawned once for all tests here."""
+"""Two processes train as one does."""
 
 import math
-import multiprocessing
-from collections.abc import Callable, Iterator
-from datetime import timedelta
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -16,50 +14,8 @@ from dfs_rl.backbones.supernet import StepLosses, SupernetConfig, SupernetTraine
 from dfs_rl.data import Dataset, channel_statistics
 from dfs_rl.errors import TrainingError
 
-SIZE = 2
 PLAIN = (32,)
 MENU = (0, 2, 8, 32)
-
-
-def _join(store: str, rank: int) -> None:
-    torch.set_num_threads(1)
-    distributed.init_process_group(
-        "gloo",
-        init_method=f"file://{store}",
-        rank=rank,
-        world_size=SIZE,
-        timeout=timedelta(seconds=60),
-    )
-
-
-def _serve(store: str, connection) -> None:
-    _join(store, rank=1)
-    while (task := connection.recv()) is not None:
-        function, arguments = task
-        connection.send(function(*arguments))
-    distributed.destroy_process_group()
-
-
-@pytest.fixture(scope="module")
-def together(tmp_path_factory) -> Iterator[Callable]:
-    """Call a function in both processes at once; returns what each of them got."""
-    store = str(tmp_path_factory.mktemp("group") / "store")
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(store, theirs), daemon=True)
-    process.start()
-    _join(store, rank=0)
-
-    def call(function: Callable, *arguments: object) -> tuple:
-        ours.send((function, arguments))
-        mine = function(*arguments)
-        assert ours.poll(60)
-        return mine, ours.recv()
-
-    yield call
-    ours.send(None)
-    distributed.destroy_process_group()
-    process.join(60)
 
 
 @pytest.mark.parametrize(("n", "size"), [(7, 1), (7, 2), (7, 3), (7, 7), (128, 5)])
@@ -94,7 +50,7 @@ def _batch() -> tuple[Tensor, Tensor]:
 
 
 def _normalise_share() -> Normalised:
-    rows = share_of(5, rank=distributed.get_rank(), size=SIZE)
+    rows = share_of(5, rank=distributed.get_rank(), size=2)
     x, gradient = _batch()
     return Normalised(shared_batch_norm, x[rows], gradient[rows])
 
