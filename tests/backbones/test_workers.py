@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,11 +17,12 @@ from dfs_rl.backbones.parallel import ParallelTrainer
 from dfs_rl.data import load_dataset
 from dfs_rl.devices import check_devices
 from dfs_rl.errors import ConfigError
+from dfs_rl.interrupts import StopRequest
 from dfs_rl.ray_start import start_ray
 from dfs_rl.runs import RunFolder, load_tensors
 from dfs_rl.train_backbone import KIND, TrainBackboneConfig, build, main, train_supernet
 
-EPOCHS = 8
+EPOCHS = 12
 SETTINGS = {"backbone": "resnet8", "width": 2, "bits": (0, 4, 32), "epochs": EPOCHS}
 TINY = ["--backbone", "resnet8", "--width", "2", "--bits", "0", "4", "32", "--epochs", str(EPOCHS)]
 
@@ -47,24 +48,15 @@ def _workers() -> list[int]:
     return sorted(filter(ours, found))
 
 
-def when_saved(run: Path, epochs: int, then: Callable[[], None]) -> threading.Thread:
-    """Do something as soon as a run has saved so many epochs."""
-
-    def watch() -> None:
-        deadline = time.monotonic() + 280
-        while time.monotonic() < deadline:
-            if (run / "checkpoints").exists() and len(RunFolder.open(run).read_metrics()) >= epochs:
-                then()
-                return
-            time.sleep(0.02)
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    return thread
+def wait_for_epochs(run: Path, n: int) -> None:
+    deadline = time.monotonic() + 280
+    while len(RunFolder.open(run).read_metrics()) < n:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
-def _train_without_ray(path: Path) -> None:
-    """What two workers do, in the processes of the group and with nothing to stop them."""
+def _train_without_ray(path: Path, *, stop: bool = False) -> bool:
+    """What two workers do, in the processes of the group; returns whether it came to the end."""
     config = TrainBackboneConfig(**SETTINGS, workers=2)
     dataset = load_dataset("digits")
     trainer = ParallelTrainer(
@@ -77,17 +69,34 @@ def _train_without_ray(path: Path) -> None:
     )
     if distributed.get_rank() != 0:
         trainer.follow()
-        return
-    run = RunFolder.create(path, kind=KIND, name="", config=config, command=())
-    train_supernet(config, trainer, dataset, run)
-    trainer.dismiss()
+        return True
+    request = StopRequest()
+    request.made = stop
+    if path.exists():
+        run = RunFolder.open(path, KIND)
+    else:
+        run = RunFolder.create(path, kind=KIND, name="", config=config, command=())
+    try:
+        train_supernet(config, trainer, dataset, run, stop=request)
+    except KeyboardInterrupt:
+        return False
+    finally:
+        trainer.dismiss()
+    return True
 
 
-def test_workers_make_the_run_that_one_process_makes(together, tmp_path, capsys):
-    alone, both = tmp_path / "alone", tmp_path / "both"
-    assert main([*TINY, "--run-dir", str(alone)]) == 0
-    together(_train_without_ray, both)
-    ours, theirs = RunFolder.open(both).read_metrics(), RunFolder.open(alone).read_metrics()
+@pytest.fixture(scope="module")
+def whole(together, tmp_path_factory) -> Path:
+    """A run with two workers that nothing stopped."""
+    run = tmp_path_factory.mktemp("whole") / "run"
+    assert together(_train_without_ray, run)[0]
+    return run
+
+
+def test_workers_make_the_run_that_one_process_makes(whole, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert main([*TINY, "--run-dir", str(run)]) == 0
+    ours, theirs = RunFolder.open(whole).read_metrics(), RunFolder.open(run).read_metrics()
     assert [record["epoch"] for record in ours] == list(range(1, EPOCHS + 1))
     for name in ("loss/labels", "loss/distillation"):
         # Rounding to codes enlarges differences of summation; over an epoch of 8 steps they stay small.
@@ -95,28 +104,32 @@ def test_workers_make_the_run_that_one_process_makes(together, tmp_path, capsys)
         assert ours[-1][name] == pytest.approx(theirs[-1][name], abs=0.2)
 
 
-@pytest.mark.timeout(300)  # Ray starts some twenty processes here, one after the other
-def test_neither_ray_nor_ctrl_c_nor_a_killed_worker_changes_anything(together, tmp_path, capsys):
-    run, whole = tmp_path / "run", tmp_path / "whole"
+@pytest.mark.timeout(300)  # Ray starts some twenty processes here
+def test_neither_ray_nor_a_killed_worker_nor_ctrl_c_changes_anything(
+    together, whole, tmp_path, capsys
+):
+    run = tmp_path / "run"
+    assert not together(partial(_train_without_ray, stop=True), run)[0]
+    assert RunFolder.open(run).read_metrics() == []  # stopped in the middle of the first epoch
+    capsys.readouterr()
+
+    def disturb() -> None:
+        wait_for_epochs(run, 1)
+        os.kill(_workers()[-1], signal.SIGKILL)
+        wait_for_epochs(run, 3)  # which takes another worker
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=disturb)
     with start_ray(cpus=2, gpus=0):
-        stopping = when_saved(run, 1, lambda: os.kill(os.getpid(), signal.SIGINT))
-        assert main([*TINY, "--workers", "2", "--run-dir", str(run)]) == 130
-        stopping.join()
-        lines = capsys.readouterr().err.splitlines()
-        assert all(line.startswith("epoch ") for line in lines[:-1])
-        assert f"Go on with: python -m dfs_rl.train_backbone --resume {run}" in lines[-1]
+        thread.start()
+        assert main(["--resume", str(run)]) == 130
+    thread.join()
+    *others, last = capsys.readouterr().err.splitlines()
+    assert f"Go on with: python -m dfs_rl.train_backbone --resume {run}" in last
+    told = [line for line in others if not line.startswith("epoch ")]
+    assert told == ["A worker was lost; all go on from the last checkpoint."]
 
-        done = len(RunFolder.open(run).read_metrics())
-        assert done < EPOCHS
-        killing = when_saved(run, done + 1, lambda: os.kill(_workers()[-1], signal.SIGKILL))
-        assert main(["--resume", str(run)]) == 0
-        killing.join()
-    out, err = capsys.readouterr()
-    assert "A worker was lost; all go on from the last checkpoint." in err
-    assert f"Saved in {run}" in out
-    assert (run / "summary.json").is_file()
-
-    together(_train_without_ray, whole)
+    assert together(_train_without_ray, run)[0]
     assert RunFolder.open(run).read_metrics() == RunFolder.open(whole).read_metrics()
     ours, theirs = (load_tensors(r / "backbone" / "backbone.safetensors") for r in (run, whole))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
