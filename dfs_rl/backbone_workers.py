@@ -41,9 +41,8 @@ T = TypeVar("T")
 
 MAX_RESTARTS = 3
 _POLL = 0.2  # seconds between looks at what the workers say
-_DAY = (
-    24 * 3600
-)  # a worker waits while another measures; that one has died is noticed by Ray at once
+# Seconds that a worker waits for another, which may be measuring; Ray notices at once when one dies.
+_PATIENCE = 24 * 3600
 
 
 class Channel(NamedTuple):
@@ -177,7 +176,7 @@ def _fit(
         trainer = TorchTrainer(
             _work,
             train_loop_config=settings,
-            torch_config=TorchConfig(timeout_s=_DAY),
+            torch_config=TorchConfig(timeout_s=_PATIENCE),
             scaling_config=ScalingConfig(
                 num_workers=config.workers,
                 use_gpu=use_gpu,
