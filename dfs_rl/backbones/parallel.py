@@ -1,8 +1,9 @@
 """Train one supernet on several processes as if they were one.
 
 An update sees the batch that a single process would see: the same images, the same augmentation, the same sampled bits. Each
-process takes its share of the rows (of the augmented batch: the draws for it are one stream, and cheap). What it computes enters with the weight of that share, so that the sum over all is the
-gradient of the whole batch's mean loss, and every process takes the same step.
+process takes its share of the rows (of the augmented batch: the draws for it are one stream, and cheap). What it computes
+enters with the weight of that share, so that the sum over all is the gradient of the whole batch's mean loss, and every
+process takes the same step.
 
 Norms use the statistics of the whole batch, not of each process's share as DistributedDataParallel has it. The number of
 processes then changes nothing but the order of summation, the same settings fit any number of them, running statistics cannot
