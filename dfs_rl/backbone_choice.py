@@ -194,7 +194,7 @@ def _own_supernet(choice: BackboneChoice, dataset: "Dataset") -> "StoredBackbone
     relevant = {
         name: value
         for name, value in settings.items()
-        if name not in ("dataset", "device", "threads", "run_dir")
+        if name not in ("dataset", "device", "threads", "workers", "run_dir")
     }
     digest = hashlib.sha256(
         repr((dataset.fingerprint, sorted(relevant.items()))).encode()

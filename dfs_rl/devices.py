@@ -21,3 +21,27 @@ def resolve_device(name: str) -> torch.device:
             f"device is {name!r}, which torch does not find here; 'auto' and 'cpu' always work."
         ) from error
     return device
+
+
+def check_devices(device: torch.device, *, workers: int, gpus: int) -> None:
+    """Refuse more processes than there are devices for.
+
+    Args:
+        device: What each process asks for.
+        workers: How many processes there are.
+        gpus: How many GPUs the machine has.
+
+    Raises:
+        ConfigError: If they cannot all have one.
+    """
+    if workers == 1 or device.type == "cpu":
+        return
+    if device != torch.device("cuda"):
+        raise ConfigError(
+            f"device is '{device}', which {workers} workers cannot share; 'cuda' gives each a GPU of its own, and 'cpu' works "
+            "with any number."
+        )
+    if gpus < workers:
+        raise ConfigError(
+            f"workers is {workers}, but each needs a GPU and this machine has {gpus}; use fewer, or --device cpu."
+        )

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from dfs_rl.cli import Invocation, run_command
 from dfs_rl.config import config_from_dict, config_to_dict
 from dfs_rl.cost import DEFAULT_BITS, FULL, SKIP
 from dfs_rl.data import Dataset, ImageSet, channel_statistics, load_dataset
-from dfs_rl.devices import resolve_device
+from dfs_rl.devices import check_devices, resolve_device
 from dfs_rl.errors import ConfigError
 from dfs_rl.evaluation.curves import CurvePoint
 from dfs_rl.files import exclusive
@@ -57,7 +58,8 @@ class TrainBackboneConfig:
         first_block: Whether the first block is gated like the others, or always runs as part of the stem.
         per_channel: One weight step per output channel instead of one per layer.
         eval_images: Images of the val split that each epoch is measured on; the end is measured on all.
-        threads: CPU threads.
+        threads: CPU threads, of each worker.
+        workers: Processes on this machine that share every batch; on cuda each takes a GPU. More than one start Ray.
         training: How the supernet is trained.
     """
 
@@ -75,13 +77,19 @@ class TrainBackboneConfig:
     per_channel: bool = False
     eval_images: int = 2000
     threads: int = 1
+    workers: int = 1
     training: SupernetConfig = field(default_factory=SupernetConfig)
 
     def __post_init__(self) -> None:
         depth_of(self.backbone)
-        for name in ("epochs", "eval_images", "threads"):
+        for name in ("epochs", "eval_images", "threads", "workers"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        if self.workers > self.training.batch_size:
+            raise ConfigError(
+                f"workers is {self.workers}; at most {self.training.batch_size} can share a batch of as many images "
+                "(training.batch_size)."
+            )
 
 
 def depth_of(name: str) -> int:
@@ -139,21 +147,35 @@ def uniform_points(backbone: ResNet, accuracies: Mapping[str, float]) -> list[Cu
 def make_trainer(config: TrainBackboneConfig, dataset: Dataset) -> SupernetTrainer:
     """Check every setting against the data and the machine, and return what trains.
 
+    With several workers it is for the check alone, and on the CPU; they make their own.
+
     Raises:
         ConfigError: If a setting is impossible.
     """
+    device = resolve_device(config.device)
+    check_devices(device, workers=config.workers, gpus=torch.cuda.device_count())
     return SupernetTrainer(
         build(config, dataset),
         dataset,
         config.training,
         epochs=config.epochs,
         seed=config.seed,
-        device=resolve_device(config.device),
+        device=device if config.workers == 1 else torch.device("cpu"),
     )
 
 
+def is_finished(run: RunFolder) -> bool:
+    """Say whether a run has come to its end."""
+    return (run.path / BACKBONE_FOLDER / STRUCTURE_FILE).is_file()  # written last
+
+
 def train_supernet(
-    config: TrainBackboneConfig, trainer: SupernetTrainer, dataset: Dataset, run: RunFolder
+    config: TrainBackboneConfig,
+    trainer: SupernetTrainer,
+    dataset: Dataset,
+    run: RunFolder,
+    *,
+    stop: StopRequest | None = None,
 ) -> StoredBackbone:
     """Train to the end, or go on where the run's last checkpoint was made; the result also lies in the run's ``backbone/``.
 
@@ -164,15 +186,16 @@ def train_supernet(
         trainer: Made from it by ``make_trainer``.
         dataset: Its val split measures.
         run: Where everything goes. A checkpoint in it is continued.
+        stop: What asks to stop; by default Ctrl-C does.
 
     Raises:
-        KeyboardInterrupt: After Ctrl-C, once everything is saved.
+        KeyboardInterrupt: After a request to stop, once everything is saved.
         TrainingError: If the loss is no longer finite.
         CheckpointError: If the checkpoint does not fit.
         DataError: If the run was begun on other images.
     """
     run.check_data(dataset.fingerprint, dataset.name)
-    if (run.path / BACKBONE_FOLDER / STRUCTURE_FILE).is_file():  # written last
+    if is_finished(run):
         sys.stderr.write(f"The training in {run.path} is finished.\n")
         return load_stored_backbone(run.path)
     progress = Progress()
@@ -186,14 +209,14 @@ def train_supernet(
     )
     board = SummaryWriter(str(run.tensorboard_dir), purge_step=progress.epoch + 1)
     try:
-        with stop_on_interrupt() as stop:
+        with stop_on_interrupt() if stop is None else nullcontext(stop) as stopping:
             while progress.epoch < config.epochs:
-                progress = _train_epoch(trainer, progress, stop, total=config.epochs)
+                progress = _train_epoch(trainer, progress, stopping, total=config.epochs)
                 if progress.step == 0:
                     _log_epoch(run, board, progress, trainer.snapshot(), few, total=config.epochs)
                     progress = Progress(epoch=progress.epoch)
                 run.save_checkpoint(CHECKPOINT, trainer.tensors(), config_to_dict(progress))
-                if stop.made and progress.epoch < config.epochs:
+                if stopping.made and progress.epoch < config.epochs:
                     raise KeyboardInterrupt(
                         f"Stopped after {progress.epoch} of {config.epochs} epochs; everything is saved. "
                         f"Go on with: {PROG} --resume {run.path}"
@@ -301,7 +324,13 @@ def train(invocation: Invocation[TrainBackboneConfig]) -> None:
         fingerprint=dataset.fingerprint,
     )
     with exclusive(run.path):
-        stored = train_supernet(config, trainer, dataset, run)
+        if config.workers > 1 and not is_finished(run):
+            from dfs_rl.backbone_workers import train_with_workers
+
+            train_with_workers(config, dataset, run)
+            stored = load_stored_backbone(run.path)
+        else:
+            stored = train_supernet(config, trainer, dataset, run)
         write_json(run.path / "summary.json", {"val_accuracy": dict(stored.info.accuracy)})
     sys.stdout.write(_table(stored, n_images=len(dataset.val)) + f"\nSaved in {run.path}\n")
 

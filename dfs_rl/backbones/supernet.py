@@ -185,9 +185,7 @@ class SupernetTrainer:
     def train_epoch(self) -> Iterator[StepLosses]:
         """Run the rest of the current epoch, yielding the losses after each step; leave off anywhere and go on later."""
         epoch = self.position.epoch
-        if epoch == self.warmup_epochs and self.position.step == 0:
-            self._begin_low_settings()
-        self.backbone.train()
+        self._begin_epoch()
         indices = epoch_batches(
             len(self.images), self.config.batch_size, seed=self.seed, epoch=epoch, drop_last=True
         )
@@ -257,29 +255,32 @@ class SupernetTrainer:
         progress = (epoch + step / self.steps_per_epoch) / self.epochs
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(progress, peak=self.config.lr)
-        batch = self.images.subset(rows)
-        images = self._augment(batch.images, epoch, step)
-
         self.optimizer.zero_grad()
+        losses = self._backward(epoch, step, self._batch(epoch, step, rows))
+        self.optimizer.step()
+        if not all(math.isfinite(loss) for loss in losses if loss is not None):
+            raise TrainingError(self._diverged("the loss is no longer finite"))
+        return losses
+
+    def _backward(
+        self, epoch: int, step: int, batch: ImageSet, *, weight: Tensor | None = None
+    ) -> StepLosses:
+        """Add the gradients of a step, times ``weight``, to the parameters; no weight is one."""
         with precision.autocast(self.dtype, self.device):
-            logits = self.backbone(images, self.full)
+            logits = self.backbone(batch.images, self.full)
         label_loss = functional.cross_entropy(logits, batch.labels)
-        label_loss.backward()  # type: ignore[no-untyped-call]
+        label_loss.backward(weight)  # type: ignore[no-untyped-call]
         distillation: float | None = None
         if self.has_low_settings and epoch >= self.warmup_epochs:
             target = logits.detach().softmax(dim=1)
             choice = torch_generator(self.seed, "setting", epoch, step)
             setting = sample_low(self.backbone.options, len(self.backbone.blocks), choice)
             with precision.autocast(self.dtype, self.device):
-                low = self.backbone(images, setting)
+                low = self.backbone(batch.images, setting)
             low_loss = functional.cross_entropy(low, target)
-            low_loss.backward()  # type: ignore[no-untyped-call]
+            low_loss.backward(weight)  # type: ignore[no-untyped-call]
             distillation = low_loss.item()
-        self.optimizer.step()
-        losses = StepLosses(labels=label_loss.item(), distillation=distillation)
-        if not all(math.isfinite(loss) for loss in losses if loss is not None):
-            raise TrainingError(self._diverged("the loss is no longer finite"))
-        return losses
+        return StepLosses(labels=label_loss.item(), distillation=distillation)
 
     def _diverged(self, what: str) -> str:
         epoch, step = self.position
@@ -287,6 +288,11 @@ class SupernetTrainer:
             f"{what} in epoch {epoch + 1} after step {step}; a lower learning rate than "
             f"{self.config.lr} may help."
         )
+
+    def _begin_epoch(self) -> None:
+        if self.position == (self.warmup_epochs, 0):
+            self._begin_low_settings()
+        self.backbone.train()
 
     def _begin_low_settings(self) -> None:
         """Start quantizers and norms of all options from the network as it is now."""
@@ -306,9 +312,10 @@ class SupernetTrainer:
                 len(self.images), size, seed=self.seed, epoch=epoch, drop_last=True
             )
             for step, rows in enumerate(order):
-                batch = self.images.subset(rows)
-                yield ImageSet(self._augment(batch.images, epoch, step), batch.labels)
+                yield self._batch(epoch, step, rows)
 
-    def _augment(self, images: Tensor, epoch: int, step: int) -> Tensor:
+    def _batch(self, epoch: int, step: int, rows: Tensor) -> ImageSet:
+        """The augmented images of a step with their labels."""
+        batch = self.images.subset(rows)
         draws = torch_generator(self.seed, "augment", epoch, step, device=self.device)
-        return augment(images, draws, pad=self.pad, flip=self.flip)
+        return ImageSet(augment(batch.images, draws, pad=self.pad, flip=self.flip), batch.labels)

@@ -1,6 +1,6 @@
 """Layers that run at any bit width of a menu: shared weights, one step and one norm per bit width."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -89,6 +89,9 @@ class FractionalConv2d(nn.Module):
         stride: 1 or 2.
         signed_input: Whether the input can be negative.
         per_channel: One weight step per output channel instead of one per layer.
+
+    Attributes:
+        batch_norm: What normalises, with the arguments of torch's; another may take its place for a while.
     """
 
     def __init__(
@@ -120,6 +123,7 @@ class FractionalConv2d(nn.Module):
         self.register_buffer("running_mean", torch.zeros(len(self.bits), out_channels))
         self.register_buffer("running_var", torch.ones(len(self.bits), out_channels))
         self.momentum = NORM_MOMENTUM
+        self.batch_norm: Callable[..., Tensor] = functional.batch_norm
         self._calibrating = False
 
     def forward(self, x: Tensor, bits: int) -> Tensor:
@@ -130,7 +134,7 @@ class FractionalConv2d(nn.Module):
         if bits != FULL:
             x, weight = self.quantizers(x, weight, bits)
         i = self.bits.index(bits)
-        return functional.batch_norm(
+        return self.batch_norm(
             functional.conv2d(x, weight, stride=self.stride, padding=1),
             self.running_mean[i],
             self.running_var[i],
