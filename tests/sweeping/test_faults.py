@@ -21,29 +21,23 @@ retrain: {seeds: 0}
 """
 
 
-def start(*arguments, **environment):
-    return subprocess.Popen(
-        [sys.executable, "-m", "dfs_rl.sweep", *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={**os.environ, **environment},
-        start_new_session=True,
-    )
+def start(said, *arguments):
+    """Start the command, which says what it says in a file."""
+    with said.open("w") as out:
+        return subprocess.Popen(
+            [sys.executable, "-m", "dfs_rl.sweep", *map(str, arguments)],
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
 
 
-def wait_until(found, process):
+def wait_until(found, process, said):
     deadline = time.monotonic() + 240
     while not found():
-        assert process.poll() is None, process.stdout.read()
+        assert process.poll() is None, said.read_text()
         assert time.monotonic() < deadline
         time.sleep(0.05)
-
-
-def finish(process):
-    said, _ = process.communicate(timeout=400)
-    assert process.returncode == 0, said
-    return said
 
 
 def statuses(run):
@@ -68,36 +62,34 @@ def sweep_file(tmp_path):
 
 
 def test_a_killed_driver_and_a_killed_worker(tmp_path):
-    run = tmp_path / "run"
-    first = start(sweep_file(tmp_path), "--run-dir", run, "--cpus", "1")
-    wait_until(lambda: len(folders(run)) > 1 and any(map(ended, folders(run))), first)
+    run, said = tmp_path / "run", tmp_path / "said"
+    first = start(said, sweep_file(tmp_path), "--run-dir", run, "--cpus", "1")
+    wait_until(lambda: len(folders(run)) > 1 and any(map(ended, folders(run))), first, said)
     os.killpg(first.pid, signal.SIGKILL)
     first.wait()
     done = {f: (f / "result.json").read_text() for f in folders(run) if ended(f)}
     assert 1 <= len(done) < 4
 
-    second = start("--resume", run)
-    wait_until(lambda: len(folders(run)) > len(done) + 1, second)
-    wait_until(lambda: _trial_workers(second.pid), second)
+    second = start(said, "--resume", run)
+    wait_until(lambda: _trial_workers(second.pid), second, said)
     os.kill(_trial_workers(second.pid)[0], signal.SIGKILL)
-    finish(second)
+    assert second.wait(timeout=400) == 0, said.read_text()
     assert statuses(run) == ["finished"] * 4
     assert {folder: (folder / "result.json").read_text() for folder in done} == done
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
-    run = tmp_path / "run"
-    process = start(sweep_file(tmp_path), "--run-dir", run, "--cpus", "1")
-    wait_until(lambda: any(map(ended, folders(run))), process)
+    run, said = tmp_path / "run", tmp_path / "said"
+    process = start(said, sweep_file(tmp_path), "--run-dir", run, "--cpus", "1")
+    wait_until(lambda: any(map(ended, folders(run))), process, said)
     process.send_signal(signal.SIGINT)
-    said, _ = process.communicate(timeout=120)
-    assert process.returncode == 130, said
-    assert f"go on with: python -m dfs_rl.sweep --resume {run}" in said
-    assert "Traceback" not in said
+    assert process.wait(timeout=120) == 130, said.read_text()
+    assert f"go on with: python -m dfs_rl.sweep --resume {run}" in said.read_text()
+    assert "Traceback" not in said.read_text()
 
 
 def _trial_workers(driver):
-    """Process ids of the workers of a driver that run trials."""
+    """Return the process ids of a driver's workers that run trials."""
     found, parents = [], {}
     for path in Path("/proc").iterdir():
         if not path.name.isdecimal():
@@ -107,7 +99,7 @@ def _trial_workers(driver):
             parents[int(path.name)] = int((path / "stat").read_text().rpartition(")")[2].split()[1])
         except OSError:  # it has just ended
             continue
-        if words.startswith(b"ray::search_trial"):
+        if words.startswith(b"ray::ImplicitFunc"):
             found.append(int(path.name))
 
     def belongs(pid):

@@ -1,0 +1,57 @@
+"""Two nodes on one machine, of which one is lost in mid-sweep."""
+
+import csv
+import threading
+import time
+
+import pytest
+
+from dfs_rl.ray_start import ray_deprecations_ignored
+from dfs_rl.sweep import main
+
+pytestmark = pytest.mark.timeout(600)
+
+SWEEP = """\
+command: train_agent
+settings: {timesteps: 4800, num_envs: 32, eval_every: 96}
+search: {reward.log_likelihood: {uniform: [0, 1]}}
+trials: 4
+retrain: {seeds: 0}
+"""
+
+
+def test_a_lost_node_loses_no_trial(tmp_path):
+    ray = pytest.importorskip("ray")
+    with ray_deprecations_ignored():
+        from ray.cluster_utils import Cluster
+    assert not ray.is_initialized(), "this test needs a cluster of its own"
+    run = tmp_path / "run"
+    (tmp_path / "sweep.yaml").write_text(SWEEP)
+    memory = {"object_store_memory": 2**27, "node_ip_address": "127.0.0.1"}
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, **memory})
+    second = cluster.add_node(num_cpus=1, **memory)
+    lost = []
+
+    def lose() -> None:
+        deadline = time.monotonic() + 300
+        while time.monotonic() < deadline:
+            # Both nodes train once two trials have a checkpoint.
+            if len(list(run.glob("tune/search/*/checkpoint_*/seed0/checkpoints"))) > 1:
+                cluster.remove_node(second, allow_graceful=False)
+                lost.append(second)
+                return
+            time.sleep(0.1)
+
+    watcher = threading.Thread(target=lose)
+    watcher.start()
+    try:
+        code = main(
+            [str(tmp_path / "sweep.yaml"), "--run-dir", str(run), "--address", cluster.address]
+        )
+    finally:
+        watcher.join()
+        cluster.shutdown()
+    assert lost
+    assert code == 0
+    with (run / "results.csv").open() as lines:
+        assert [row["status"] for row in csv.DictReader(lines)] == ["finished"] * 4
