@@ -7,7 +7,7 @@ from dfs_rl.errors import ConfigError
 
 SKIP = 0
 FULL = 32
-ALLOWED_BITS = (SKIP, 1, 2, 3, 4, 5, 6, 7, 8, 16, FULL)
+ALLOWED_BITS = (SKIP, 1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, FULL)
 DEFAULT_BITS = (0, 2, 3, 4, 8, 32)
 
 
