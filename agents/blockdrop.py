@@ -91,11 +91,11 @@ class BlockDropTrainer(GateTrainer):
 
     def _learn(self, batch: ImageSet) -> StepLosses:
         task, settings, device = self._task, self._blockdrop, batch.images.device
-        n_layers = task.frozen.costs.n_layers
+        n_layers = self.frozen.costs.n_layers
         opened = open_layers(n_layers, self.progress, curriculum=settings.curriculum)
         with torch.no_grad():
-            state = start(task.frozen, batch.images)
-        logits = decide_at_once(self.gate, task.frozen, state)[:, -opened:]
+            state = start(self.frozen, batch.images)
+        logits = decide_at_once(self.gate, self.frozen, state)[:, -opened:]
         chances = bounded_chances(logits, settings.bound)  # [batch, opened, choices]
         generator = torch_generator(task.seed, "blockdrop", self.steps, device=device)
         draws = drawn_choice(chances.detach().flatten(0, 1).log(), generator=generator)
@@ -105,7 +105,7 @@ class BlockDropTrainer(GateTrainer):
         price = float(self._prices.at(where))
         answers, relative, rewards = [], [], []
         for picked in (drawn, likeliest):
-            answers.append(run_options(task.frozen, state, self._complete(picked)))
+            answers.append(run_options(self.frozen, state, self._complete(picked)))
             relative.append(self._relative(picked))
             right = answers[-1].argmax(dim=1) == batch.labels
             rewards.append(
@@ -127,14 +127,14 @@ class BlockDropTrainer(GateTrainer):
     def _complete(self, picked: Tensor) -> Tensor:
         """Return options for all layers, int64 ``[batch, layers]``; ``picked`` indexes the choices of the open ones."""
         choices = torch.tensor(self.gate.choices, device=picked.device)
-        closed = self._task.frozen.costs.n_layers - picked.shape[1]
+        closed = self.frozen.costs.n_layers - picked.shape[1]
         dearest = choices[-1].expand(len(picked), closed)
         return torch.cat([dearest, choices[picked]], dim=1)
 
     def _relative(self, picked: Tensor) -> Tensor:
         """Return what the open layers spend over their share of the budget, float64 ``[batch]``."""
         task, opened = self._task, picked.shape[1]
-        costs = option_costs(task.frozen.costs, picked.device)
+        costs = option_costs(self.frozen.costs, picked.device)
         choices = torch.tensor(self.gate.choices, device=picked.device)
         layers = torch.arange(len(costs) - opened, len(costs), device=picked.device)
         spent = costs[layers, choices[picked]].sum(dim=1)

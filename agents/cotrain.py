@@ -1,10 +1,12 @@
-"""Training the backbone under the gate's own choices, in turns with the gate.
+"""Training the backbone under the gate's own choices, in turns with the gate or together with it.
 
 A supernet has to serve every mix of options; a gate ends up using few of them. Here the weights specialise to that mix, which is the
-second step of DFS (AAAI 2020), with the full-precision pass as the teacher.
+second step of DFS (AAAI 2020), if asked for with the full-precision pass as the teacher. They learn from the train split, as they did
+before, and the gate from the agent split: it must not learn from answers that the weights know by heart.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -14,8 +16,9 @@ from torch.nn import functional
 
 from agents.callbacks import BoundaryCallback, Lifecycle
 from agents.checkpoint import optimizer_tensors, restore_optimizer
-from agents.hyperparameters import CoTrainConfig
+from agents.cotrain_hyperparameters import CoTrainConfig
 from dfs_rl.backbones.contract import WalkableBackbone
+from dfs_rl.backbones.prepared import PreparedResNet
 from dfs_rl.backbones.resnet import ResNet
 from dfs_rl.data import Dataset, augment
 from dfs_rl.errors import CheckpointError, TrainingError
@@ -31,24 +34,37 @@ class CoTrainLosses(NamedTuple):
 
     Attributes:
         gated: Cross-entropy of the gated pass.
-        divergence: Kullback-Leibler divergence of the gated pass from the full-precision pass.
-        full: Cross-entropy of the full-precision pass.
+        divergence: Kullback-Leibler divergence of the gated pass from the full-precision pass, None where that has no weight.
+        full: Cross-entropy of the full-precision pass, likewise.
     """
 
     gated: float
-    divergence: float
-    full: float
+    divergence: float | None
+    full: float | None
 
 
-def sampled_walk(
+class CoTrainStep(NamedTuple):
+    """A step that is yet to be made.
+
+    Attributes:
+        loss: What the weights are to learn from, a scalar with gradients.
+        losses: Its parts.
+    """
+
+    loss: Tensor
+    losses: CoTrainLosses
+
+
+def gated_walk(
     backbone: WalkableBackbone,
     gate: LearnedGate,
     images: Tensor,
     generator: torch.Generator,
     *,
     budget: float | None,
+    greedy: bool = False,
 ) -> Tensor:
-    """Walk images with options drawn from the gate's distribution, recording gradients of the backbone but not of the gate.
+    """Walk images as the gate chooses, recording gradients of the backbone but not of the gate.
 
     Args:
         backbone: A training form.
@@ -56,7 +72,8 @@ def sampled_walk(
         images: uint8 ``[batch, c, h, w]``.
         generator: Draws the options.
         budget: Upper bound on each image's computation in percent, fixed parts and gate included; only options that keep it are
-            drawn, as they are where the gate is deployed.
+            taken, as they are where the gate is deployed.
+        greedy: Take the likeliest options, and draw none from the gate's distribution.
 
     Returns:
         Logits ``[batch, classes]``.
@@ -74,8 +91,11 @@ def sampled_walk(
             allowed = action_masks(
                 backbone.costs, state.layer, state.spent, budget, gate_macs=gate.macs
             )
-            chances = logits.masked_fill(~allowed, -torch.inf).softmax(dim=1)
-            options = torch.multinomial(chances, 1, generator=generator).squeeze(1)
+            logits = logits.masked_fill(~allowed, -torch.inf)
+            if greedy:
+                options = logits.argmax(dim=1)
+            else:
+                options = torch.multinomial(logits.softmax(dim=1), 1, generator=generator)[:, 0]
         state = step(backbone, state, options)
     return finish(backbone, state)
 
@@ -91,6 +111,7 @@ class CoTrainer:
         dataset: Its train split, which the backbone was trained on, teaches.
         seed: Seed of the run.
         budget: Upper bound on computation in percent that the gate keeps to, or ``None``.
+        greedy: Whether the gate takes its likeliest options while it learns, or draws them.
     """
 
     def __init__(
@@ -101,6 +122,7 @@ class CoTrainer:
         *,
         seed: int,
         budget: float | None,
+        greedy: bool = False,
     ) -> None:
         self.backbone = backbone.eval()
         self.steps = 0
@@ -109,42 +131,77 @@ class CoTrainer:
         self._flip = dataset.flip
         self._seed = seed
         self._budget = budget
-        self._optimizer = torch.optim.Adam(
-            [p for p in backbone.parameters() if p.requires_grad], lr=config.learning_rate
-        )
+        self._greedy = greedy
+        self._weights = [p for p in backbone.parameters() if p.requires_grad]
+        self._optimizer = torch.optim.Adam(self._weights, lr=config.learning_rate)
 
     @property
     def images_seen(self) -> int:
         """Training images used so far, repeats counted."""
         return self.steps * self._config.batch_size
 
+    @contextmanager
+    def resting(self) -> Iterator[None]:
+        """Keep the weights out of what is computed meanwhile: whatever comes of it gives them no gradients."""
+        for weight in self._weights:
+            weight.requires_grad = False
+        try:
+            yield
+        finally:
+            for weight in self._weights:
+                weight.requires_grad = True
+
     def step(self, gate: LearnedGate) -> CoTrainLosses:
         """Make one step under ``gate``.
+
+        Raises:
+            TrainingError: If the loss or the weights are no longer finite.
+        """
+        loss, losses = self.prepare_step(gate)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.finish_step()
+        return losses
+
+    def prepare_step(self, gate: LearnedGate) -> CoTrainStep:
+        """Return what the next step under ``gate`` is to learn from, for a backward pass and ``finish_step``.
 
         Raises:
             TrainingError: If the loss is no longer finite.
         """
         config = self._config
+        self._optimizer.zero_grad()
         images, labels = self._batch()
-        device = labels.device
-        generator = torch_generator(self._seed, "co-train options", self.steps, device=device)
-        gated = sampled_walk(self.backbone, gate, images, generator, budget=self._budget)
-        full = self.backbone(images)
-        teacher = full.detach().log_softmax(dim=1)
-        losses = (
-            functional.cross_entropy(gated, labels),
-            functional.kl_div(
-                gated.log_softmax(dim=1), teacher, reduction="batchmean", log_target=True
-            ),
-            functional.cross_entropy(full, labels),
+        generator = torch_generator(
+            self._seed, "co-train options", self.steps, device=labels.device
         )
-        loss = losses[0] + config.distillation * losses[1] + config.full_precision * losses[2]
+        gated = gated_walk(
+            self.backbone, gate, images, generator, budget=self._budget, greedy=self._greedy
+        )
+        own = functional.cross_entropy(gated, labels)
+        loss, losses = own, CoTrainLosses(float(own.detach()), None, None)
+        if config.distillation or config.full_precision:
+            full = self.backbone(images)
+            teacher = full.detach().log_softmax(dim=1)
+            divergence = functional.kl_div(
+                gated.log_softmax(dim=1), teacher, reduction="batchmean", log_target=True
+            )
+            label = functional.cross_entropy(full, labels)
+            loss = loss + config.distillation * divergence + config.full_precision * label
+            losses = losses._replace(
+                divergence=float(divergence.detach()), full=float(label.detach())
+            )
         if not bool(torch.isfinite(loss)):
             raise TrainingError(
                 f"co-training stopped at backbone step {self.steps}: its loss is {loss.item()}; a smaller cotrain.learning_rate may help."
             )
-        self._optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        return CoTrainStep(loss, losses)
+
+    def finish_step(self) -> None:
+        """Follow the gradients that the prepared step's loss has given the weights.
+
+        Raises:
+            TrainingError: If weights are no longer finite.
+        """
         self._optimizer.step()
         if not all(bool(torch.isfinite(p).all()) for p in self.backbone.parameters()):
             raise TrainingError(
@@ -152,7 +209,10 @@ class CoTrainer:
                 "cotrain.learning_rate may help."
             )
         self.steps += 1
-        return CoTrainLosses(*(float(value.detach()) for value in losses))
+
+    def freeze(self) -> PreparedResNet:
+        """Return the frozen form of the backbone as it is now, in float32."""
+        return self.backbone.prepare().to(self._images.labels.device)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return weights and moments for a checkpoint."""
@@ -220,5 +280,6 @@ class CoTraining(BoundaryCallback):
             return
         losses = self._trainer.step(self._export(self.algorithm))
         for name, value in losses._asdict().items():
-            self.logger.record(f"backbone/{name}", value)
+            if value is not None:
+                self.logger.record(f"backbone/{name}", value)
         self._renew()

@@ -1,4 +1,4 @@
-"""What the trainers of gates on a frozen backbone have in common: batches, steps of Adam, and the state of a checkpoint."""
+"""What the trainers of gates have in common: batches, steps of Adam, and the state of a checkpoint."""
 
 import math
 from abc import ABC, abstractmethod
@@ -31,6 +31,7 @@ class StepLosses(NamedTuple):
         accuracy: Of the batch under the hard choices, in percent.
         spent: Cost of the gated layers over what the budget leaves for them.
         price: Weight of that ratio in the loss or reward; negative where spending is rewarded.
+        backbone: Cross-entropy of images that the backbone learned from under the gate's choices, None where it learned nothing.
     """
 
     labels: float
@@ -38,6 +39,7 @@ class StepLosses(NamedTuple):
     accuracy: float
     spent: float
     price: float
+    backbone: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +47,7 @@ class GateTask:
     """What a gate learns on, whatever the method.
 
     Attributes:
-        backbone: The training form, in evaluation mode; its weights are left alone.
+        backbone: The training form, in evaluation mode.
         frozen: The same network in its frozen form.
         gate: Trained in place.
         images: The split to learn from.
@@ -74,7 +76,7 @@ class GateTask:
 
 
 class GateTrainer(ABC):
-    """Trains a gate on a frozen backbone, step by step, each from one batch.
+    """Trains a gate, step by step, each from one batch.
 
     All randomness is a function of the seed and of the number of steps made, so any step can be resumed.
 
@@ -85,6 +87,7 @@ class GateTrainer(ABC):
 
     def __init__(self, config: SupervisedConfig, task: GateTask) -> None:
         self.gate = task.gate
+        self.frozen = task.frozen
         self.steps = 0
         self._config = config
         self._task = task

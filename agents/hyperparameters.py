@@ -364,37 +364,3 @@ def step_sizes(config: AlgorithmConfig, timesteps: int) -> StepSizes:
 def entropy_weight(config: PolicyGradientConfig, progress: float) -> float:
     """Return the weight of the entropy bonus after a share ``progress`` of training, in [0, 1]."""
     return config.entropy * max(0.0, 1.0 - progress)
-
-
-@dataclass(frozen=True, kw_only=True)
-class CoTrainConfig:
-    """How the backbone learns beside the gate, with ``--backbone-mode co-train``.
-
-    Attributes:
-        batch_size: Training images per step; one step follows each update of the gate. They count towards --timesteps like
-            the gate's own images, so both modes see equally many.
-        learning_rate: Adam's step size, constant; small, because the norms keep the statistics they were calibrated to.
-        distillation: Weight of the gated pass's divergence from the full-precision pass, beside its loss with labels.
-        full_precision: Weight of the full-precision pass's own loss with labels, which keeps the teacher from drifting.
-
-    Raises:
-        ConfigError: If a value is out of range.
-    """
-
-    batch_size: int = 64
-    learning_rate: float = 1e-4
-    distillation: float = 1.0
-    full_precision: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ConfigError(f"cotrain.batch_size is {self.batch_size}; it must be at least 1.")
-        if not 0 < self.learning_rate <= 1:
-            raise ConfigError(
-                f"cotrain.learning_rate is {self.learning_rate}; it must be positive and at most 1."
-            )
-        for name in ("distillation", "full_precision"):
-            if not getattr(self, name) >= 0:
-                raise ConfigError(
-                    f"cotrain.{name} is {getattr(self, name)}; it must not be negative."
-                )

@@ -73,7 +73,7 @@ class SkipNetTrainer(GateTrainer):
         generator = torch_generator(task.seed, "skipnet", self.steps, device=device)
         walk = soft_walk(
             task.backbone,
-            task.frozen,
+            self.frozen,
             self.gate,
             batch.images,
             argmax_choice if pretraining else partial(drawn_choice, generator=generator),

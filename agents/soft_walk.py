@@ -133,7 +133,7 @@ def soft_walk(
 
     Args:
         backbone: The form that gradients flow through.
-        frozen: The same network, fast and without gradients.
+        frozen: The same network with the same weights, fast and without gradients; where weights have changed, a new one.
         gate: What tells the logits.
         images: uint8 ``[batch, c, h, w]``.
         choose: What turns logits into choices.

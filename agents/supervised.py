@@ -5,15 +5,22 @@ while the gate spends more than its budget and falls while it spends less; with 
 price of its own. ``dfs`` is the gate of Dynamic Fractional Skipping (Shen
 et al., AAAI 2020): no noise, and a cost term of fixed weight whose sign flips at the budget, after a first phase in which the gate
 learns to execute everything.
+
+The paper's second phase trains gate and backbone together, by one loss. So does a trainer with a ``CoTrainer``, whose loss on images
+of the train split joins the gate's on the agent split in one backward pass: the weights take no gradients from the gate's images,
+whose labels must stay unknown to them, and the gate none from the weights' images, on which hardly any choice is wrong. The price
+of computation is the gate's alone in either case, for what an option costs does not depend on weights.
 """
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from agents.cotrain import CoTrainer, CoTrainLosses
 from agents.gate_trainer import GateTask, GateTrainer, StepLosses, accuracy_of
 from agents.soft_walk import Estimator, argmax_choice, gumbel_choice, soft_walk
 from agents.supervised_hyperparameters import RelaxedMethod, SupervisedConfig
@@ -31,25 +38,34 @@ class SupervisedTrainer(GateTrainer):
         method: How choices are made and the budget is held.
         config: Hyperparameters.
         task: What to learn on.
+        cotrainer: Of the task's backbone, once a dfs gate has learned to execute everything; ``None`` leaves it frozen.
     """
 
-    def __init__(self, method: RelaxedMethod, config: SupervisedConfig, task: GateTask) -> None:
+    def __init__(
+        self,
+        method: RelaxedMethod,
+        config: SupervisedConfig,
+        task: GateTask,
+        cotrainer: CoTrainer | None = None,
+    ) -> None:
         super().__init__(config, task)
         self._method = method
+        self._cotrainer = cotrainer
         self._dearest = float(task.backbone.costs.option_costs().amax(dim=1).sum())
         self._executed_everything = method != "dfs"
 
     def _learn(self, batch: ImageSet) -> StepLosses:
         config, task = self._config, self._task
         positions = self._positions(batch.images)
-        walk = soft_walk(
-            task.backbone,
-            task.frozen,
-            self.gate,
-            batch.images,
-            self._estimator(),
-            positions=positions,
-        )
+        with self._cotrainer.resting() if self._cotrainer else nullcontext():
+            walk = soft_walk(
+                task.backbone,
+                self.frozen,
+                self.gate,
+                batch.images,
+                self._estimator(),
+                positions=positions,
+            )
         labels = functional.cross_entropy(walk.logits, batch.labels)
         where = torch.ones(len(batch.images)) if positions is None else positions.cpu()
         relative = walk.spent / task.target(where.double()).to(walk.spent.device)  # [batch]
@@ -60,7 +76,7 @@ class SupervisedTrainer(GateTrainer):
         if config.distillation:
             divergence = self._divergence(batch.images, walk.logits)
             loss = loss + config.distillation * divergence
-        self._descend(loss)
+        taught = self._descend_together(loss)
         self._adjust(where, relative.detach().cpu())
         return StepLosses(
             labels=float(labels.detach()),
@@ -68,12 +84,39 @@ class SupervisedTrainer(GateTrainer):
             accuracy=accuracy_of(walk.logits, batch.labels),
             spent=spent,
             price=float(prices.mean()),
+            backbone=None if taught is None else taught.gated,
         )
+
+    def _descend_together(self, loss: Tensor) -> CoTrainLosses | None:
+        """Take a step of the gate and, where it learns, of the backbone; returns what the backbone learned from."""
+        if self._cotrainer is None or not self._executed_everything:
+            self._descend(loss)
+            return None
+        prepared = self._cotrainer.prepare_step(self.gate)
+        self._descend(loss + prepared.loss)
+        self._cotrainer.finish_step()
+        self.frozen = self._cotrainer.freeze()
+        return prepared.losses
+
+    def tensors(self) -> dict[str, Tensor]:
+        """See ``GateTrainer``."""
+        return super().tensors() | (self._cotrainer.tensors() if self._cotrainer else {})
 
     @property
     def state(self) -> dict[str, object]:
         """See ``GateTrainer``."""
-        return super().state | {"executed_everything": self._executed_everything}
+        steps = self._cotrainer.steps if self._cotrainer else 0
+        return super().state | {
+            "executed_everything": self._executed_everything,
+            "backbone_steps": steps,
+        }
+
+    def restore(self, tensors: Mapping[str, Tensor], state: Mapping[str, object]) -> None:
+        """See ``GateTrainer``."""
+        super().restore(tensors, state)
+        if self._cotrainer is not None:
+            self._cotrainer.restore(tensors, int(str(state["backbone_steps"])))
+            self.frozen = self._cotrainer.freeze()
 
     def _restore_state(self, state: Mapping[str, object]) -> None:
         super()._restore_state(state)
@@ -115,7 +158,7 @@ class SupervisedTrainer(GateTrainer):
 
     def _divergence(self, images: Tensor, logits: Tensor) -> Tensor:
         """Kullback-Leibler divergence of the walk's answer from the full-precision network's."""
-        frozen = self._task.frozen
+        frozen = self.frozen
         with torch.no_grad():
             hidden = frozen.stem(images)
             for layer in frozen.layers:

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from agents.best_gate import BestGate
 from agents.blockdrop import BlockDropTrainer
+from agents.cotrain import CoTrainer
+from agents.cotrain_hyperparameters import CoTrainConfig
 from agents.deploy import untrained_gate
 from agents.gate_trainer import GateTask, GateTrainer
 from agents.hyperparameters import OVERSHOOT, BuiltKind, FeatureChoice
@@ -57,7 +59,9 @@ class SupervisedTraining:
         config: Hyperparameters of all methods.
         skipnet: Those of SkipNet alone.
         blockdrop: Those of BlockDrop alone, which takes a gate that decides everything at once.
-        timesteps: Decisions to learn from; one image walked once is as many as there are gated layers.
+        cotrain: How the backbone learns together with a gumbel or dfs gate; ``None`` leaves it frozen.
+        timesteps: Decisions to learn from; one image walked once is as many as there are gated layers. Images that a co-trained
+            backbone learns from count too, also for the first phase of dfs, in which there are none.
         budget: What images may cost on average, in percent, everything included.
         all_budgets: Whether to learn one gate for many budgets, ``budget`` among them, or one for ``budget`` alone.
         budgets: Those many; ``None`` for the usual ones, see ``budgets_of``.
@@ -76,6 +80,7 @@ class SupervisedTraining:
     config: SupervisedConfig
     skipnet: SkipNetConfig
     blockdrop: BlockDropConfig
+    cotrain: CoTrainConfig | None
     timesteps: int
     budget: float
     all_budgets: bool
@@ -94,9 +99,12 @@ class SupervisedTraining:
         return n_layers * min(self.config.batch_size, n_images)
 
     def timesteps_made(self, n_layers: int, n_images: int) -> int:
-        """Return ``timesteps`` rounded up to whole batches."""
+        """Return the gate's part of ``timesteps`` rounded up to whole batches."""
         each = self.per_step(n_layers, n_images)
-        return -(-self.timesteps // each) * each
+        own = self.timesteps
+        if self.cotrain is not None:
+            own = self.cotrain.gate_timesteps(own, each // n_layers)
+        return -(-own // each) * each
 
 
 def build_gate(plan: SupervisedTraining, backbone: WalkableBackbone) -> LearnedGate:
@@ -117,13 +125,15 @@ def build_gate(plan: SupervisedTraining, backbone: WalkableBackbone) -> LearnedG
     )
 
 
-def build_trainer(plan: SupervisedTraining, task: GateTask) -> GateTrainer:
-    """Build what trains ``plan``'s gate."""
+def build_trainer(
+    plan: SupervisedTraining, task: GateTask, cotrainer: CoTrainer | None
+) -> GateTrainer:
+    """Build what trains ``plan``'s gate, and its backbone with it where there is a ``cotrainer``."""
     if plan.method == "skipnet":
         return SkipNetTrainer(plan.skipnet, plan.config, task)
     if plan.method == "blockdrop":
         return BlockDropTrainer(plan.blockdrop, plan.config, task)
-    return SupervisedTrainer(plan.method, plan.config, task)
+    return SupervisedTrainer(plan.method, plan.config, task, cotrainer)
 
 
 def rewards_within(
@@ -203,8 +213,8 @@ def train_supervised(
 
     Args:
         plan: What and how.
-        stored: The backbone, which stays as it is.
-        dataset: The gate learns on its agent split and is validated on its val split.
+        stored: The backbone; changed in place with ``plan.cotrain``.
+        dataset: The gate learns on its agent split and is validated on its val split; a co-trained backbone learns on the train split.
         run: Where everything goes. A checkpoint in it is continued.
         bar: Shows how far it is.
 
@@ -215,7 +225,10 @@ def train_supervised(
         CheckpointError: If the checkpoint does not fit.
     """
     device = torch.device(plan.device)
-    backbone: ResNet = stored.backbone.to(device).eval().requires_grad_(requires_grad=False)
+    backbone: ResNet = stored.backbone.to(device).eval()
+    cotrainer = _make_cotrainer(plan, backbone, dataset)
+    if cotrainer is None:
+        backbone.requires_grad_(requires_grad=False)
     frozen = backbone.prepare().to(device)  # in float32, as the form that it is mixed with
     agent = dataset.agent.to(device)
     gate = build_gate(plan, backbone).to(device)
@@ -232,8 +245,9 @@ def train_supervised(
             steps=total,
             seed=plan.seed,
         ),
+        cotrainer,
     )
-    best = BestGate(run, stored, cotrained=False)
+    best = BestGate(run, stored, cotrained=cotrainer is not None)
     checkpoint = run.load_checkpoint(CHECKPOINT) if run.has_checkpoint(CHECKPOINT) else None
     state: dict[str, Any] = {} if checkpoint is None else checkpoint.state
     if checkpoint is not None:
@@ -258,7 +272,7 @@ def train_supervised(
             total=total * each,
             walks=plan.val_walks,
         ),
-        backbone=lambda: frozen,
+        backbone=lambda: trainer.frozen,
         keep=best.keep,
         run=run,
         board=board,
@@ -306,4 +320,22 @@ def train_supervised(
         board.close()
     assert validator.best is not None
     walks = trainer.steps * each // backbone.costs.n_layers
-    return TrainingResult(best=validator.best, images_seen={"gate": walks, "backbone": 0})
+    return TrainingResult(
+        best=validator.best,
+        images_seen={"gate": walks, "backbone": cotrainer.images_seen if cotrainer else 0},
+    )
+
+
+def _make_cotrainer(
+    plan: SupervisedTraining, backbone: ResNet, dataset: Dataset
+) -> CoTrainer | None:
+    if plan.cotrain is None:
+        return None
+    return CoTrainer(
+        plan.cotrain,
+        backbone,
+        dataset,
+        seed=plan.seed,
+        budget=None,
+        greedy=plan.method == "dfs",
+    )

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
@@ -13,8 +13,9 @@ from agents.best_gate import BestGate
 from agents.callbacks import Checkpointing, FiniteGuard, Lifecycle, Schedules, UpdateLog, learn
 from agents.checkpoint import capture, restore
 from agents.cotrain import CoTrainer, CoTraining
+from agents.cotrain_hyperparameters import CoTrainConfig
 from agents.deploy import deploy, untrained_gate
-from agents.hyperparameters import AlgorithmConfig, CoTrainConfig, FeatureChoice
+from agents.hyperparameters import AlgorithmConfig, FeatureChoice
 from agents.tracking import TensorBoard, make_logger
 from agents.validation import Validation, ValidationSetup, Validator, rewards_of
 from agents.warm_start import start_from
@@ -29,7 +30,6 @@ from dfs_rl.runs import Checkpoint, RunFolder
 from envs.sb3 import SB3GatingVecEnv
 from envs.task import Task
 
-BackboneMode = Literal["frozen", "co-train"]
 CHECKPOINT = "last"
 _STATE = {"timesteps", "updates", "env", "metrics", "validation", "backbone_steps"}
 
@@ -86,7 +86,7 @@ class GateTraining:
         """How many of ``timesteps`` are the gate's: each update walks ``num_envs`` images, and co-training takes a batch more."""
         if self.cotrain is None:
             return self.timesteps
-        return self.timesteps * self.num_envs // (self.num_envs + self.cotrain.batch_size)
+        return self.cotrain.gate_timesteps(self.timesteps, self.num_envs)
 
     def steps_made(self, n_layers: int) -> int:
         """Return the gate's steps rounded up to whole walks of all environments, which is where a training ends."""

@@ -6,12 +6,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from agents.cotrain_hyperparameters import BackboneMode, CoTrainConfig
 from agents.hyperparameters import (
     OVERSHOOT,
     A2CConfig,
     AlgorithmConfig,
     AlgorithmName,
-    CoTrainConfig,
     DQNConfig,
     FeatureChoice,
     MaskablePPOConfig,
@@ -142,7 +142,7 @@ class TrainAgentConfig:
     hidden: int | None = None
     supernet_epochs: int = 30
     init_gate: Path | None = None
-    backbone_mode: Literal["frozen", "co-train"] = "frozen"
+    backbone_mode: BackboneMode = "frozen"
     eval_every: int | None = None
     val_walks: int = 1
     checkpoint_every: int | None = None

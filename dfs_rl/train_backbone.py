@@ -5,8 +5,10 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import torch
+import tyro
 from torch.utils.tensorboard.writer import SummaryWriter
 from tqdm import tqdm
 
@@ -24,7 +26,7 @@ from dfs_rl.backbones.storage import STRUCTURE_FILE
 from dfs_rl.backbones.supernet import Position, SupernetConfig, SupernetTrainer, accuracy_of
 from dfs_rl.cli import Invocation, run_command
 from dfs_rl.config import config_from_dict, config_to_dict
-from dfs_rl.cost import DEFAULT_BITS, FULL, SKIP
+from dfs_rl.cost import DEFAULT_BITS, FULL, SKIP, menu_of
 from dfs_rl.data import Dataset, ImageSet, channel_statistics, load_dataset
 from dfs_rl.devices import check_devices, resolve_device
 from dfs_rl.errors import ConfigError
@@ -47,7 +49,7 @@ class TrainBackboneConfig:
     Attributes:
         dataset: digits, a folder with train/test parquet files, an image folder (class/name.jpg), or a hub id.
         backbone: resnet8, resnet14, resnet20, resnet32, resnet38, resnet56, ...: any depth 6 n + 2.
-        bits: The menu of every gated layer, ascending: 0 skips it, 32 is full precision.
+        bits: The menu of every gated layer, ascending: 0 skips it, 32 is full precision; dfs is 0 8 10 12 14 16 32.
         epochs: Passes over the train split.
         plain: Train the network without any quantization, for an honest full-precision reference.
         seed: Seed of weights, data order and sampled settings.
@@ -65,7 +67,9 @@ class TrainBackboneConfig:
 
     dataset: str = "digits"
     backbone: str = "resnet20"
-    bits: tuple[int, ...] = DEFAULT_BITS
+    bits: Annotated[tuple[int | str, ...] | str, tyro.conf.arg(metavar="INT [INT ...]|dfs")] = (
+        DEFAULT_BITS
+    )
     epochs: int = 30
     plain: bool = False
     seed: int = 0
@@ -82,6 +86,8 @@ class TrainBackboneConfig:
 
     def __post_init__(self) -> None:
         depth_of(self.backbone)
+        # A name and its widths are one setting.
+        object.__setattr__(self, "bits", menu_of(self.bits))
         for name in ("epochs", "eval_images", "threads", "workers"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1.")
@@ -116,7 +122,7 @@ def build(config: TrainBackboneConfig, dataset: Dataset) -> ResNet:
         in_channels=channels,
         n_classes=dataset.n_classes,
         image_size=(height, width),
-        bits=(FULL,) if config.plain else config.bits,
+        bits=(FULL,) if config.plain else menu_of(config.bits),
         stem_bits=FULL if config.plain else config.stem_bits,
         first_block=config.first_block,
         per_channel=config.per_channel,

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
+from agents.cotrain_hyperparameters import BackboneMode, CoTrainConfig
 from agents.hyperparameters import FeatureChoice, GateKind
 from agents.supervised_hyperparameters import (
     BlockDropConfig,
@@ -65,6 +66,8 @@ class TrainGumbelConfig:
         hidden: Width of the gate; by default 10 for an LSTM, and for networks of their own as wide as 0.05 % of the gated layers'
             MACs allows, but at least 8 and at most 32.
         supernet_epochs: Epochs of the backbone that is trained where none is given.
+        backbone_mode: Leave the backbone as it is, or train it together with a Gumbel gate, or with one of DFS once that executes
+            everything, as its paper does.
         eval_every: Timesteps between validations; default a twentieth of all.
         val_walks: How often each val image is walked in a validation, every time for another budget; more tell gates for all budgets
             apart more surely, where val is small.
@@ -73,6 +76,7 @@ class TrainGumbelConfig:
         training: Hyperparameters of all methods.
         skipnet: Those of SkipNet alone.
         blockdrop: Those of BlockDrop alone.
+        cotrain: How the backbone learns with --backbone-mode co-train; by default from labels alone, as in the paper of DFS.
     """
 
     method: Method = "gumbel"
@@ -89,6 +93,7 @@ class TrainGumbelConfig:
     features: FeatureChoice | None = None
     hidden: int | None = None
     supernet_epochs: int = 30
+    backbone_mode: BackboneMode = "frozen"
     eval_every: int | None = None
     val_walks: int = 1
     checkpoint_every: int | None = None
@@ -96,6 +101,9 @@ class TrainGumbelConfig:
     training: SupervisedConfig = field(default_factory=SupervisedConfig)
     skipnet: SkipNetConfig = field(default_factory=SkipNetConfig)
     blockdrop: BlockDropConfig = field(default_factory=BlockDropConfig)
+    cotrain: CoTrainConfig = field(
+        default_factory=lambda: CoTrainConfig(distillation=0.0, full_precision=0.0)
+    )
 
     def __post_init__(self) -> None:
         check_settings(self, "val_walks")
@@ -107,6 +115,11 @@ class TrainGumbelConfig:
             raise ConfigError(
                 f"training.distillation is {self.training.distillation}, but method {self.method!r} learns from labels alone; leave it "
                 f"at 0, or take one of {', '.join(get_args(RelaxedMethod))}."
+            )
+        if self.backbone_mode == "co-train" and self.method not in get_args(RelaxedMethod):
+            raise ConfigError(
+                f"backbone_mode is 'co-train', but method {self.method!r} learns on a frozen backbone; leave it out, or take one of "
+                f"{', '.join(get_args(RelaxedMethod))}."
             )
         if self.budgets is not None:
             self._check_budgets(*self.budgets)
@@ -144,6 +157,7 @@ def plan_of(config: TrainGumbelConfig, device: str) -> "SupervisedTraining":
         config=config.training,
         skipnet=config.skipnet,
         blockdrop=config.blockdrop,
+        cotrain=config.cotrain if config.backbone_mode == "co-train" else None,
         timesteps=config.timesteps,
         budget=config.budget,
         all_budgets=config.all_budgets,
@@ -177,7 +191,9 @@ def _train(
     from agents.supervised_run import train_supervised
 
     plan = plan_of(config, device)
-    stored = backbone_of_run(run, choice_of(config, device), dataset)
+    stored = backbone_of_run(
+        run, choice_of(config, device), dataset, keep_original=plan.cotrain is not None
+    )
     total = plan.timesteps_made(stored.backbone.costs.n_layers, len(dataset.agent))
     return train_supervised(plan, stored, dataset, run, bar=ProgressBar(total, say=say))
 

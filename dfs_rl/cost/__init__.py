@@ -1,16 +1,27 @@
 """Bit options, MACs and what choices cost."""
 
-from dfs_rl.cost.options import ALLOWED_BITS, DEFAULT_BITS, FULL, SKIP, BitOptions, relative_cost
+from dfs_rl.cost.options import (
+    ALLOWED_BITS,
+    DEFAULT_BITS,
+    FULL,
+    MENUS,
+    SKIP,
+    BitOptions,
+    menu_of,
+    relative_cost,
+)
 from dfs_rl.cost.table import CostTable, Counting, FixedCost
 
 __all__ = [
     "ALLOWED_BITS",
     "DEFAULT_BITS",
     "FULL",
+    "MENUS",
     "SKIP",
     "BitOptions",
     "CostTable",
     "Counting",
     "FixedCost",
+    "menu_of",
     "relative_cost",
 ]

@@ -1,14 +1,33 @@
 """The menu of bit options: the one place that says which bit widths exist and what one of them costs."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from dfs_rl.errors import ConfigError
 
 SKIP = 0
 FULL = 32
-ALLOWED_BITS = (SKIP, 1, 2, 3, 4, 5, 6, 7, 8, 16, FULL)
+ALLOWED_BITS = (SKIP, 1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, FULL)
 DEFAULT_BITS = (0, 2, 3, 4, 8, 32)
+MENUS: Mapping[str, tuple[int, ...]] = {"dfs": (0, 8, 10, 12, 14, 16, 32)}
+"""Menus that are known by a name: that of DFS (AAAI 2020)."""
+
+
+def menu_of(bits: Sequence[int | str] | str) -> tuple[int, ...]:
+    """Return the bit widths of a menu that is given by them or by its name, alone or as the only word of a list.
+
+    Raises:
+        ConfigError: If no menu has that name, or the widths make no menu, see ``BitOptions``.
+    """
+    words = [bits] if isinstance(bits, str) else list(bits)
+    if len(words) == 1 and words[0] in MENUS:
+        return MENUS[str(words[0])]
+    for word in words:
+        if isinstance(word, str):
+            raise ConfigError(
+                f"bits has {word!r}; allowed are bit widths among {list(ALLOWED_BITS)}, or the name of a menu alone: {', '.join(MENUS)}."
+            )
+    return BitOptions(tuple(int(word) for word in words)).values
 
 
 def relative_cost(bits: int) -> float:

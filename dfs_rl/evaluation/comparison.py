@@ -21,7 +21,7 @@ from dfs_rl.evaluation.comparison_records import (
     spread,
 )
 from dfs_rl.evaluation.comparison_words import exceeds_seeds, verdict_of
-from dfs_rl.evaluation.curves import WORST_COMPUTATION, CurvePoint
+from dfs_rl.evaluation.curves import CurvePoint, worst_corner
 from dfs_rl.evaluation.metrics import paired_difference
 from dfs_rl.evaluation.outcomes import Outcome
 from dfs_rl.evaluation.spending import SKIP_ALL, difficulty_of, spending_of
@@ -94,7 +94,12 @@ def compare_runs(
     running = [point for point in references if point.kind != SKIP_ALL]
     frontier = _frontier([*points, *running])
     about = runs[0].summary
-    traced = list(_traced(runs, running[0]))
+    worst = worst_corner(
+        [_place(point) for point in running],
+        [_place(point) for point in references if point.kind == SKIP_ALL],
+        [_place(gate) for gate in gates],
+    )
+    traced = list(_traced(runs, worst))
     curves = tuple(method.curve() for method in traced)
     curve_differences = tuple(curve_pairs(traced))
     difficulty = difficulty_of(runs[0])
@@ -109,6 +114,8 @@ def compare_runs(
         pairs=pairs,
         curves=curves,
         curve_pairs=curve_differences,
+        worst_accuracy=worst.accuracy,
+        worst_computation=worst.computation,
         trainings=tuple(_trainings(runs)),
         difficulty=difficulty.classes,
         difficulty_shares=difficulty.shares,
@@ -294,9 +301,12 @@ def _pairs(named: Mapping[str, Sequence[EvaluatedRun]], gates: Sequence[Point]) 
         )
 
 
-def _traced(runs: Sequence[EvaluatedRun], cheapest: Point) -> Iterator[Traced]:
+def _place(point: Point) -> CurvePoint:
+    return CurvePoint(point.computation.mean, point.accuracy.mean)
+
+
+def _traced(runs: Sequence[EvaluatedRun], worst: CurvePoint) -> Iterator[Traced]:
     """Trace every gate that has more than one budget or price, and its rivals at the same costs."""
-    worst = CurvePoint(WORST_COMPUTATION, cheapest.accuracy.mean)
     for label, family in _families(runs).items():
         knobs = sorted({_knob(run) for run in family})
         if len(knobs) == 1:

@@ -135,8 +135,8 @@ class Curve:
         points: How many budgets or prices.
         seeds: How many seeds have all of them; the others do not count.
         lacking: How many others there are.
-        hypervolume: Area that it dominates in each seed, percent of accuracy times decades of computation, above the cheapest
-            uniform setting and left of 10 % computation.
+        hypervolume: Area that it dominates in each seed, percent of accuracy times decades of computation, up to the comparison's
+            worst accuracy and computation.
         interval: Of the area's mean over seeds, over images.
         accuracy_at: Accuracy at fixed computations, for those within the range of every seed.
         accuracy_interval: Of their means over seeds, over images; for those that are within the range in nearly every draw.
@@ -222,6 +222,8 @@ class ComparisonOfRuns:
         pairs: Gates that cost about the same, each with each.
         curves: Gates with more than one budget or price as curves, each with its rivals at the same costs.
         curve_pairs: Each curve of a gate with its rivals' and with every other gate's.
+        worst_accuracy: Above which areas lie, in percent, see ``worst_corner``.
+        worst_computation: Left of which they lie, in percent.
         trainings: What training each kind of gate took.
         difficulty: Names of classes of images: which uniform bits are the fewest that classify them rightly.
         difficulty_shares: Share of the images in each.
@@ -241,6 +243,8 @@ class ComparisonOfRuns:
     pairs: tuple[Pair, ...]
     curves: tuple[Curve, ...]
     curve_pairs: tuple[CurvePair, ...]
+    worst_accuracy: float
+    worst_computation: float
     trainings: tuple[TrainingCost, ...]
     difficulty: tuple[str, ...]
     difficulty_shares: tuple[float, ...]

@@ -9,10 +9,10 @@ from dfs_rl.errors import ConfigError
 
 COMPUTATIONS = (0.5, 0.75, 1.0, 1.5, 3.0)
 """Percent; where gates are compared where nothing else is asked for."""
-
-
+READ_AT = (*COMPUTATIONS, 20.0, 50.0)
+"""Percent; where curves are read off if they reach it: the last two are budgets of the paper of DFS."""
 WORST_COMPUTATION = 10.0
-"""Percent; where areas end: every low bit width lies left of it."""
+"""Percent; where areas end with low bit widths, all of which lie left of it."""
 
 
 class CurvePoint(NamedTuple):
@@ -25,6 +25,30 @@ class CurvePoint(NamedTuple):
 
     computation: float
     accuracy: float
+
+
+def worst_corner(
+    running: Sequence[CurvePoint], skipping: Sequence[CurvePoint], gates: Sequence[CurvePoint]
+) -> CurvePoint:
+    """Return the corner that the areas of a comparison end at.
+
+    With low bit widths it is the accuracy of the cheapest setting that runs the layers, and 10 %. A menu with quantized options
+    dearer than that, such as the one of DFS, has gates that spend more and whose cheapest option may be as accurate as any, so
+    that nothing would be left to tell them apart by: there it is what is worst about any uniform setting, and so it is where no
+    gate spends less than 10 %.
+
+    Args:
+        running: The uniform settings that run the layers, cheapest first.
+        skipping: The one that skips them, if the menu has it.
+        gates: All points of all gates.
+    """
+    is_low = all(point.computation < WORST_COMPUTATION for point in running[:-1])
+    if is_low and any(point.computation < WORST_COMPUTATION for point in gates):
+        return CurvePoint(WORST_COMPUTATION, running[0].accuracy)
+    settings = [*running, *skipping]
+    return CurvePoint(
+        max(point.computation for point in settings), min(point.accuracy for point in settings)
+    )
 
 
 def staircase(points: Sequence[CurvePoint]) -> list[CurvePoint]:

@@ -14,7 +14,7 @@ from dfs_rl.evaluation.comparison_records import (
     Spread,
     spread,
 )
-from dfs_rl.evaluation.curves import COMPUTATIONS, CurvePoint, accuracy_at, hypervolume
+from dfs_rl.evaluation.curves import READ_AT, CurvePoint, accuracy_at, hypervolume
 from dfs_rl.evaluation.outcomes import Outcome
 
 _NEARLY_ALL = 0.95
@@ -132,7 +132,7 @@ def _points(accuracy: Tensor, computation: Tensor) -> list[list[CurvePoint]]:
 
 def _read_off(curves: Sequence[Sequence[CurvePoint]]) -> Iterator[tuple[str, Spread]]:
     """Read curves, one for each seed, off at fixed computations."""
-    for computation in COMPUTATIONS:
+    for computation in READ_AT:
         values = _at(curves, computation)
         if values is not None:
             yield f"{computation:g}", spread(values)
@@ -141,7 +141,7 @@ def _read_off(curves: Sequence[Sequence[CurvePoint]]) -> Iterator[tuple[str, Spr
 def _intervals(
     drawn: Sequence[Sequence[Sequence[CurvePoint]]],
 ) -> Iterator[tuple[str, Interval]]:
-    for computation in COMPUTATIONS:
+    for computation in READ_AT:
         found = [_at(curves, computation) for curves in drawn]
         means = [sum(values) / len(values) for values in found if values is not None]
         if len(means) >= _NEARLY_ALL * len(drawn):

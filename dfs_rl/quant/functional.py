@@ -40,7 +40,7 @@ def grid(bits: int, *, signed: bool) -> Grid:
     """Return the codes that ``bits`` can hold.
 
     Args:
-        bits: 1 to 8, or 16.
+        bits: 1 to 8, 10, 12, 14 or 16.
         signed: Two's complement for weights, or unsigned for activations after a ReLU.
 
     Raises:

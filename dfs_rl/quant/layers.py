@@ -85,7 +85,7 @@ class FractionalConv2d(nn.Module):
     Args:
         in_channels: Channels that enter.
         out_channels: Channels that leave.
-        bits: Bit widths, each 1 to 8, 16 or 32; never 0, since skipping a layer runs none of it.
+        bits: Bit widths, each 1 to 8, 10, 12, 14, 16 or 32; never 0, since skipping a layer runs none of it.
         stride: 1 or 2.
         signed_input: Whether the input can be negative.
         per_channel: One weight step per output channel instead of one per layer.
@@ -156,7 +156,7 @@ class FractionalLinear(nn.Module):
     Args:
         in_features: Inputs.
         out_features: Outputs.
-        bits: 1 to 8, 16 or 32.
+        bits: 1 to 8, 10, 12, 14, 16 or 32.
     """
 
     def __init__(self, in_features: int, out_features: int, *, bits: int) -> None:

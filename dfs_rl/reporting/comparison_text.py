@@ -12,7 +12,7 @@ from dfs_rl.evaluation.comparison_records import (
     Point,
     Spread,
 )
-from dfs_rl.evaluation.curves import COMPUTATIONS
+from dfs_rl.evaluation.curves import READ_AT
 from dfs_rl.reporting.table import WIDTH, aligned
 
 HEAD = (
@@ -60,9 +60,7 @@ def curve_table(
     comparison: ComparisonOfRuns,
 ) -> tuple[tuple[str, ...], list[list[tuple[str, ...]]]]:
     """Return the head and the cells of the table of curves: areas, and accuracies at fixed computations."""
-    shown = [
-        f"{c:g}" for c in COMPUTATIONS if any(f"{c:g}" in v.accuracy_at for v in comparison.curves)
-    ]
+    shown = [f"{c:g}" for c in READ_AT if any(f"{c:g}" in v.accuracy_at for v in comparison.curves)]
     head = ("curve", "points", "seeds", "area, points x decades", *(f"at {c} %" for c in shown))
     rows = [
         (

@@ -56,9 +56,9 @@ def frontier_plot(comparison: ComparisonOfRuns) -> "Figure":
             labels.append(_label(points[0], colour, weight="bold"))
     labels += [_label(point, style.MUTED) for point in references]
     _finish_axes(axes)
-    if len(lines) > 1:
-        axes.legend(loc="lower right", fontsize=style.SMALL_SIZE, frameon=False)
     place_labels(axes, labels, [line for line in lines if len(line) > 1], style.SMALL_SIZE)
+    if len(lines) > 1:  # the lower right is free only where no gate spends much
+        axes.legend(loc="best", fontsize=style.SMALL_SIZE, frameon=False)
     return figure
 
 

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from dfs_rl.evaluation.comparison_records import ComparisonOfRuns
-from dfs_rl.evaluation.curves import WORST_COMPUTATION
 from dfs_rl.reporting import html_page
 from dfs_rl.reporting.comparison_pictures import ComparisonPictures
 from dfs_rl.reporting.comparison_text import (
@@ -83,10 +82,10 @@ def _curves(comparison: ComparisonOfRuns) -> str:
     if not comparison.curves:
         return ""
     about = (
-        "The area that each dominates, accuracy over the logarithm of computation, above the accuracy of the cheapest uniform setting "
-        f"and left of {WORST_COMPUTATION:g} % computation, both held fixed; what is dearer adds nothing. "
-        "and the accuracy at fixed computations, interpolated. ± is the standard deviation over seeds, in brackets is where the mean "
-        "would lie with other test images, in 95 of 100 cases."
+        "The area that each dominates, accuracy over the logarithm of computation, above an accuracy of "
+        f"{comparison.worst_accuracy:.2f} % and left of {comparison.worst_computation:.4g} % computation, both held fixed; what is "
+        "dearer adds nothing. And the accuracy at fixed computations, interpolated. ± is the standard deviation over seeds, in brackets "
+        "is where the mean would lie with other test images, in 95 of 100 cases."
     )
     return f'<h2>Curves</h2><p class="muted">{about}</p>{table(*curve_table(comparison))}'
 

@@ -94,7 +94,7 @@ def _panel(
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_minor_formatter(NullFormatter())
     ends = [low, high] if len(set(spent)) > 1 else [spent[0]]
-    axes.set_xticks(ends, [f"{end:.2g}" for end in ends])
+    axes.set_xticks(ends, [f"{float(f'{end:.2g}'):g}" for end in ends])  # 100, not 1e+02
     axes.tick_params(labelsize=style.SMALL_SIZE - 1)
     # Inwards, or the labels of neighbouring panels would meet.
     if len(ends) > 1:

@@ -10,11 +10,12 @@ from pathlib import Path
 
 from ray.tune import Result
 
+from dfs_rl.backbone_choice import find_backbone
 from dfs_rl.config import config_to_dict, dump_yaml
 from dfs_rl.data import Dataset
 from dfs_rl.devices import resolve_device
 from dfs_rl.errors import TrainingError
-from dfs_rl.evaluation.curves import WORST_COMPUTATION, CurvePoint
+from dfs_rl.evaluation.curves import WORST_COMPUTATION, CurvePoint, worst_corner
 from dfs_rl.evaluation.sweep_records import DEFAULTS, RetrainedRecord, SweepRecord, TrialRecord
 from dfs_rl.files import write_bytes_atomic
 from dfs_rl.gate_runs import choice_of
@@ -35,6 +36,7 @@ from dfs_rl.sweeping.results import (
 from dfs_rl.sweeping.sharing import SharedDataset
 from dfs_rl.sweeping.sweep_file import SweepFile
 from dfs_rl.sweeping.trial import TRACEBACK, TrialPlan, run_name
+from dfs_rl.train_backbone import uniform_points
 
 FILE = "sweep.yaml"
 """The folder's own copy of the sweep, as it was resolved."""
@@ -51,19 +53,17 @@ _PERCENT = 100.0
 def corner_of(file: SweepFile, dataset: Dataset) -> CurvePoint:
     """Return where areas end: what the file says, or where any useful setting is left and above.
 
-    For gates, that is the val accuracy of the backbone at its lowest bit width everywhere; for backbones, chance.
+    For gates, it comes from the backbone's uniform settings on val, as in a comparison; backbones end at chance.
     """
     if file.objective.corner is not None:
         return CurvePoint(*file.objective.corner)
     if not command_of(file.command).trains_gates:
         return CurvePoint(WORST_COMPUTATION, _PERCENT / dataset.n_classes)
-    from dfs_rl.backbone_choice import find_backbone
-
     config = file.config({})
-    accuracy = find_backbone(
-        choice_of(config, str(resolve_device(config.device))), dataset
-    ).info.accuracy
-    return CurvePoint(WORST_COMPUTATION, accuracy[min(accuracy, key=int)])
+    choice = choice_of(config, str(resolve_device(config.device)))
+    stored = find_backbone(choice, dataset)
+    running = uniform_points(stored.backbone, stored.info.accuracy)
+    return worst_corner(running, [], gates=running)
 
 
 def hold_sweep(

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from dfs_rl import compare, train_gumbel
+from dfs_rl import compare, train_backbone, train_gumbel
 from dfs_rl.config import config_from_dict
 from dfs_rl.contest import COMMANDS, ENTRANTS, Terms, given_settings, plan_jobs
 from dfs_rl.errors import ConfigError
@@ -210,6 +210,30 @@ def test_each_gate_can_be_made_again_by_the_command_that_stands_in_its_record(
     page = (folder / "report.html").read_text()
     assert " ".join(words) in page
     assert f"python -m dfs_rl.evaluate {run.path} --budget 90" in page
+
+
+def test_gates_on_the_menu_of_dfs_are_compared_at_budgets_of_its_paper(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    supernet, folder = tmp_path / "supernet", tmp_path / "contest"
+    flags = ["--backbone", "resnet8", "--width", "2", "--bits", "dfs", "--epochs", "4"]
+    assert train_backbone.main([*flags, "--device", "cpu", "--run-dir", str(supernet)]) == 0
+    (tmp_path / "gumbel.yaml").write_text(GUMBEL)
+    flags = ["--dataset", "digits", "--backbone", str(supernet), "--budgets", "20", "50"]
+    flags += ["--gates", "dfs-ff", "--gumbel", str(tmp_path / "gumbel.yaml")]
+    flags += ["--seeds", "1", "--timesteps", "4000", "--device", "cpu", "--search.tables", "4"]
+    assert compare.main([*flags, "--run-dir", str(folder)]) == 0
+    shown = capsys.readouterr().out
+    assert "Failed" not in shown
+    path = folder / "comparison.json"
+    comparison = config_from_dict(read_json(path), ComparisonOfRuns, str(path))
+    assert comparison.options == (0, 8, 10, 12, 14, 16, 32)
+    assert comparison.worst_computation == pytest.approx(100.0, abs=1.0)
+    assert [curve.label for curve in comparison.curves if curve.histograms] == ["DFS FF"]
+    assert all(curve.hypervolume.mean > 0 for curve in comparison.curves)
+    for gate in (point for point in comparison.points if point.kind == "gate"):
+        assert gate.budget is not None
+        assert gate.selection_computation <= 1.05 * gate.budget
 
 
 def test_a_search_that_draws_nothing_is_made_once(tmp_path: Path) -> None:

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from agents.cotrain import CoTrainer, sampled_walk
-from agents.hyperparameters import CoTrainConfig
+from agents.cotrain import CoTrainer, gated_walk
+from agents.cotrain_hyperparameters import CoTrainConfig
 from dfs_rl.backbones import ResNet, ResNetConfig
 from dfs_rl.backbones.calibration import calibrate_steps
 from dfs_rl.data import Dataset, ImageSet, channel_statistics
@@ -59,7 +59,7 @@ def test_a_walk_under_a_constant_gate_is_the_plain_pass(
     backbone: ResNet, dataset: Dataset, option: int
 ) -> None:
     images = dataset.train.images[:6]
-    walked = sampled_walk(
+    walked = gated_walk(
         backbone, gate_for(backbone, option), images, torch.Generator(), budget=None
     )
     torch.testing.assert_close(walked, backbone(images, BITS[option]))
@@ -71,8 +71,52 @@ def test_options_beyond_the_budget_are_not_drawn(backbone: ResNet, dataset: Data
     budget = float(backbone.costs.computation(skipped, gate_macs=gate.macs)) + 1e-6
     images = dataset.train.images[:6]
     generator = torch.Generator().manual_seed(0)
-    walked = sampled_walk(backbone, gate, images, generator, budget=budget)
+    walked = gated_walk(backbone, gate, images, generator, budget=budget)
     torch.testing.assert_close(walked, backbone(images, 0))
+
+
+def test_a_greedy_walk_takes_the_likeliest_options_and_a_drawn_one_takes_others_as_well(
+    backbone: ResNet, dataset: Dataset
+) -> None:
+    gate = gate_for(backbone, 2)
+    with torch.no_grad():
+        for network in gate.networks:
+            network[2].bias.copy_(torch.tensor([0.0, 0.0, 0.1, 0.0]))
+    images = dataset.train.images[:6]
+    walks = [
+        gated_walk(
+            backbone,
+            gate,
+            images,
+            torch.Generator().manual_seed(0),
+            budget=None,
+            greedy=greedy,
+        )
+        for greedy in (True, False)
+    ]
+    torch.testing.assert_close(walks[0], backbone(images, BITS[2]))
+    assert not torch.allclose(walks[1], walks[0])
+
+
+def test_without_weight_the_full_precision_pass_is_left_out(
+    backbone: ResNet, dataset: Dataset
+) -> None:
+    config = CoTrainConfig(batch_size=8, distillation=0.0, full_precision=0.0)
+    trainer = CoTrainer(config, backbone, dataset, seed=0, budget=None)
+    before = backbone.layers[0].conv1.norm_bias.detach().clone()
+    prepared = trainer.prepare_step(gate_for(backbone, 1))
+    assert prepared.losses == (pytest.approx(float(prepared.loss.detach())), None, None)
+    trainer.step(gate_for(backbone, 1))
+    changed = (backbone.layers[0].conv1.norm_bias.detach() != before).any(dim=1)
+    assert changed.tolist() == [True, False, False]
+
+
+def test_a_resting_backbone_takes_no_gradients(backbone: ResNet, dataset: Dataset) -> None:
+    trainer = CoTrainer(CoTrainConfig(), backbone, dataset, seed=0, budget=None)
+    with trainer.resting():
+        assert not backbone(dataset.train.images[:2], 8).requires_grad
+    assert backbone(dataset.train.images[:2], 8).requires_grad
+    assert not any(p.requires_grad for p in backbone.probes.parameters())
 
 
 def test_losses_are_those_of_torch_and_the_divergence_of_equal_passes_is_zero(

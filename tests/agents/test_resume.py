@@ -11,10 +11,10 @@ import pytest
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
 
+from agents.cotrain_hyperparameters import CoTrainConfig
 from agents.hyperparameters import (
     A2CConfig,
     AlgorithmConfig,
-    CoTrainConfig,
     DQNConfig,
     MaskablePPOConfig,
     PPOConfig,

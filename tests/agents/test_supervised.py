@@ -226,6 +226,7 @@ def make_plan(**changes: object) -> SupervisedTraining:
         "config": SupervisedConfig(batch_size=8, distillation=0.5),
         "skipnet": SkipNetConfig(),
         "blockdrop": BlockDropConfig(),
+        "cotrain": None,
         "timesteps": 10 * PER_STEP,
         "budget": 20.0,
         "all_budgets": False,

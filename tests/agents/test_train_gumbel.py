@@ -1,19 +1,21 @@
 """The command from its flags to its run folder, and the sentences with which it refuses."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import dfs_rl
+from agents.cotrain_hyperparameters import CoTrainConfig
 from agents.supervised_hyperparameters import BlockDropConfig, SupervisedConfig
-from dfs_rl.backbones import BackboneInfo, ResNet, ResNetConfig, save_backbone
+from dfs_rl.backbones import PRETRAINED_DIGITS, BackboneInfo, ResNet, ResNetConfig, save_backbone
 from dfs_rl.config import load_config, save_config
 from dfs_rl.cost import BitOptions
 from dfs_rl.data import channel_statistics, load_dataset
 from dfs_rl.gating.learned import LayerwiseGate, LearnedGate, OneShotGate, RecurrentGate
 from dfs_rl.gating.storage import load_gate
-from dfs_rl.runs import read_json
+from dfs_rl.runs import RunFolder, read_json
 from dfs_rl.train_gumbel import TrainGumbelConfig, main, plan_of
 
 TINY = [
@@ -89,6 +91,11 @@ def test_a_finished_run_says_so_and_shows_its_table_again(
             ["--method", "skipnet", "--training.distillation", "1"],
             "training.distillation is 1.0, but method 'skipnet' learns from labels alone",
         ),
+        (
+            ["--method", "skipnet", "--backbone-mode", "co-train"],
+            "backbone_mode is 'co-train', but method 'skipnet' learns on a frozen backbone",
+        ),
+        (["--cotrain.batch-size", "0"], "cotrain.batch_size is 0; it must be at least 1"),
         (["--skipnet.pretraining", "1"], "skipnet.pretraining is 1.0; it must be"),
         (["--blockdrop.bound", "0.3"], "blockdrop.bound is 0.3; it must be above 0.5"),
         (["--dataset", "no/such/folder"], "no/such/folder"),
@@ -146,6 +153,39 @@ def test_gates_of_the_literature_are_trained_evaluated_and_loaded(
     assert set(trace.bits.flatten().tolist()) <= bits
     summary = read_json(path / "summary.json")
     assert {m["label"] for m in summary["methods"]} >= {name}
+
+
+def test_cotraining_counts_its_images_and_keeps_the_backbone_that_was(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    flags = ["--method", "dfs", "--backbone-mode", "co-train", "--cotrain.batch-size", "32"]
+    # Everything is within this budget, so that the gate is kept that comes last; three steps lead it through the first phase.
+    eager = ["--training.learning-rate", "0.1", "--training.price", "1", "--budget", "101"]
+    assert main([*TINY, *flags, *eager, "--timesteps", "4000", "--run-dir", str(path)]) == 0
+    # Half of 4000 are the gate's, in batches of 192: 11, of which those after the first phase teach the backbone.
+    seen = read_json(path / "training.json")["images_seen"]
+    taught = [update["backbone"] is not None for update in updates_of(path)]
+    assert seen == {"gate": 11 * 32, "backbone": sum(taught) * 32}
+    assert taught == sorted(taught)
+    assert 0 < sum(taught) < 11
+    shipped = (PRETRAINED_DIGITS / "backbone.safetensors").read_bytes()
+    assert (path / "backbone-before" / "backbone.safetensors").read_bytes() == shipped
+    assert (path / "backbone" / "backbone.safetensors").read_bytes() != shipped
+    keys = [method["key"] for method in read_json(path / "summary.json")["methods"]]
+    assert {"static_table_before", "cascade_before"} < set(keys)
+
+
+def updates_of(run: Path) -> list[dict[str, Any]]:
+    return [r for r in RunFolder.open(run).read_metrics() if r["kind"] == "update"]
+
+
+def test_the_backbone_learns_from_labels_alone_unless_asked_otherwise(tmp_path: Path) -> None:
+    assert plan_of(TrainGumbelConfig(), "cpu").cotrain is None
+    plan = plan_of(TrainGumbelConfig(method="dfs", backbone_mode="co-train"), "cpu")
+    assert plan.cotrain == CoTrainConfig(distillation=0.0, full_precision=0.0)
+    # A file that sets one of a block's settings leaves the others at the command's own defaults.
+    (tmp_path / "config.yaml").write_text("cotrain: {full_precision: 2.0}\n")
+    read = load_config(tmp_path / "config.yaml", TrainGumbelConfig).cotrain
+    assert read == CoTrainConfig(distillation=0.0, full_precision=2.0)
 
 
 def test_a_backbone_that_cannot_skip_or_run_in_full_is_refused(

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,48 @@ def test_plain_has_no_quantizer_anywhere(tmp_path):
     assert sum(p.numel() for n, p in backbone.named_parameters() if "log_step" in n) == 0
 
 
+def test_a_menu_by_its_name_is_the_same_menu(tmp_path, capsys):
+    widths = ["0", "8", "10", "12", "14", "16", "32"]
+    shape = [
+        "--backbone",
+        "resnet8",
+        "--width",
+        "2",
+        "--training.calibration-rounds",
+        "1",
+        "--epochs",
+        "1",
+    ]
+    file = tmp_path / "menu.yaml"
+    file.write_text("bits: dfs\n")
+    ways = {
+        "name": ["--bits", "dfs"],
+        "file": ["--config", str(file)],
+        "widths": ["--bits", *widths],
+    }
+    for name, flags in ways.items():
+        assert main([*shape, *flags, "--run-dir", str(tmp_path / name)]) == 0
+    shown = capsys.readouterr().out
+    configs = [
+        replace(load_config(tmp_path / name / "config.yaml", TrainBackboneConfig), run_dir=None)
+        for name in ways
+    ]
+    assert configs[0] == configs[1] == configs[2]
+    weights = [(tmp_path / n / "backbone" / "backbone.safetensors").read_bytes() for n in ways]
+    assert weights[0] == weights[1] == weights[2]
+    assert list(load_stored_backbone(tmp_path / "name").backbone.options) == [
+        int(w) for w in widths
+    ]
+    (
+        tmp_path / "name" / "backbone" / "backbone.json"
+    ).unlink()  # as if it had been killed at the end
+    assert main(["--resume", str(tmp_path / "name")]) == 0
+    assert (
+        capsys.readouterr().out.splitlines()[:-1]
+        == shown.splitlines()[: shown.count("\n") // 3 - 1]
+    )
+
+
 def test_a_folder_that_holds_a_run_is_refused(tmp_path, capsys):
     run = tmp_path / "run"
     main([*TINY, "--epochs", "1", "--run-dir", str(run)])
@@ -92,6 +135,8 @@ def test_a_folder_that_holds_a_run_is_refused(tmp_path, capsys):
         (["--backbone", "resnet9"], "depth is 9"),
         (["--epochs", "0"], "epochs is 0; it must be at least 1"),
         (["--bits", "0", "9"], "bit options [0, 9] contain 9"),
+        (["--bits", "paper"], "bits has 'paper'; allowed are bit widths among [0, 1, 2,"),
+        (["--bits", "0", "x"], "bits has 'x'"),
         (["--dataset", "no/such/folder"], "no/such/folder"),
         (["--device", "quantum"], "device is 'quantum'"),
         (["--training.lr", "-1"], "lr is -1.0"),

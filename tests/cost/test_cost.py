@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from torch import nn
 
-from dfs_rl.cost import ALLOWED_BITS, BitOptions, CostTable, FixedCost, relative_cost
+from dfs_rl.cost import ALLOWED_BITS, BitOptions, CostTable, FixedCost, menu_of, relative_cost
 from dfs_rl.cost.macs import count_macs
 from dfs_rl.errors import ConfigError
 
@@ -31,9 +31,35 @@ def test_impossible_menus_are_refused(values):
 
 def test_refusal_names_the_value_and_all_allowed_ones():
     with pytest.raises(
-        ConfigError, match=r"contain 9; allowed are \[0, 1, 2, 3, 4, 5, 6, 7, 8, 16, 32\]"
+        ConfigError,
+        match=r"contain 9; allowed are \[0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 32\]",
     ):
         BitOptions((0, 9))
+
+
+@pytest.mark.parametrize(
+    "bits", ["dfs", ("dfs",), [0, 8, 10, 12, 14, 16, 32], (0, 8, 10, 12, 14, 16, 32)]
+)
+def test_a_menu_is_known_by_its_name_and_by_its_widths(bits):
+    assert menu_of(bits) == (0, 8, 10, 12, 14, 16, 32)
+
+
+@pytest.mark.parametrize(
+    ("bits", "words"),
+    [
+        (
+            "paper",
+            r"bits has 'paper'; allowed are bit widths among \[0, 1, .*, or the name .*: dfs\.",
+        ),
+        (("dfs", 32), "bits has 'dfs'; .* the name of a menu alone"),
+        ((0, "x"), "bits has 'x'"),
+        ((8, 0), "strictly ascending"),
+        ((), "non-empty"),
+    ],
+)
+def test_a_menu_that_does_not_exist_is_refused(bits, words):
+    with pytest.raises(ConfigError, match=words):
+        menu_of(bits)
 
 
 @given(st.sets(st.sampled_from(ALLOWED_BITS), min_size=1))

@@ -170,7 +170,7 @@ def test_budgets_of_one_gate_are_a_curve_beside_its_rivals():
     gate, static, cascade = compare_runs(runs).curves
     assert (gate.label, gate.points) == ("PPO", 2)
     assert static.label == "best static tables at the costs of PPO"
-    worst = CurvePoint(10.0, 60.0)  # uniform 2 bit
+    worst = CurvePoint(10.0, 60.0)  # uniform 2 bit, and where areas of low bits end
     areas = [
         hypervolume(
             [CurvePoint(0.6, (140 + seed) / 2), CurvePoint(1.2, (160 + seed) / 2)], worst=worst
@@ -183,6 +183,27 @@ def test_budgets_of_one_gate_are_a_curve_beside_its_rivals():
     assert set(gate.accuracy_at) == {"0.75", "1"}
     share = math.log(1 / 0.6) / math.log(2)
     assert gate.accuracy_at["1"].mean == pytest.approx(70.5 + 10 * share, rel=1e-5)
+
+
+def test_gates_that_all_spend_more_than_ten_percent_have_areas_and_are_read_off():
+    runs = [
+        made_up_run(
+            f"{budget}",
+            (right, budget),
+            budget=budget,
+            static=(right - 10, budget),
+            cascade=(right, budget),
+        )
+        for budget, right in ((20.0, 170), (50.0, 180))
+    ]
+    comparison = compare_runs(runs)
+    assert (comparison.worst_computation, comparison.worst_accuracy) == (100.0, 10.0)
+    gate, static, _ = comparison.curves
+    worst = CurvePoint(100.0, 10.0)  # full precision, and skip all
+    area = hypervolume([CurvePoint(20.0, 85.0), CurvePoint(50.0, 90.0)], worst=worst)
+    assert gate.hypervolume.mean == pytest.approx(area, rel=1e-5)
+    assert static.hypervolume.mean < gate.hypervolume.mean
+    assert {at: value.mean for at, value in gate.accuracy_at.items()} == {"20": 85.0, "50": 90.0}
 
 
 def test_a_tie_of_one_image_in_every_seed_proves_nothing():

@@ -6,7 +6,13 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from dfs_rl.errors import ConfigError
-from dfs_rl.evaluation.curves import CurvePoint, accuracy_at, hypervolume, staircase
+from dfs_rl.evaluation.curves import (
+    CurvePoint,
+    accuracy_at,
+    hypervolume,
+    staircase,
+    worst_corner,
+)
 
 WORST = CurvePoint(10.0, 50.0)
 POINTS = st.lists(
@@ -51,6 +57,31 @@ def test_a_staircase_only_rises_and_covers_every_point(points):
         assert any(
             s.computation <= point.computation and s.accuracy >= point.accuracy for s in steps
         )
+
+
+SKIPPED = CurvePoint(0.1, 10.0)
+LOW = [CurvePoint(0.5, 80.0), CurvePoint(6.4, 90.0), CurvePoint(100.1, 91.0)]
+HIGH = [CurvePoint(6.4, 90.5), CurvePoint(25.1, 90.0), CurvePoint(100.1, 91.0)]
+
+
+@pytest.mark.parametrize("gates", [[1.0], [0.9, 20.0], [9.9, 50.0, 70.0]])
+def test_low_bit_widths_end_at_ten_percent_whatever_is_compared(gates):
+    points = [CurvePoint(cost, 90.0) for cost in gates]
+    assert worst_corner(LOW, [SKIPPED], points) == (10.0, 80.0)
+    assert worst_corner(LOW, [], points) == (10.0, 80.0)
+
+
+def test_dear_menus_and_dear_gates_end_at_what_is_worst_about_any_uniform_setting():
+    spent = [CurvePoint(cost, 90.0) for cost in (20.0, 50.0)]
+    assert worst_corner(HIGH, [SKIPPED], spent) == (100.1, 10.0)
+    assert worst_corner(HIGH, [SKIPPED], [CurvePoint(7.0, 90.0), *spent]) == (100.1, 10.0)
+    assert worst_corner(HIGH, [], spent) == (100.1, 90.0)
+    assert worst_corner(LOW, [SKIPPED], spent) == (100.1, 10.0)
+    # Two gates that would both have no area at all are told apart.
+    corner = worst_corner(HIGH, [SKIPPED], spent)
+    cheap, dear = (hypervolume([point], worst=corner) for point in spent)
+    assert cheap == pytest.approx(80.0 * math.log10(100.1 / 20.0))
+    assert dear == pytest.approx(80.0 * math.log10(100.1 / 50.0))
 
 
 def test_interpolation_is_linear_over_the_logarithm():

@@ -69,7 +69,10 @@ def test_step_gradient_equals_torch_learnable_operator(seed, bits, signed, step)
 
 
 @given(
-    seed=SEEDS, bits=st.sampled_from([1, 2, 3, 4, 5, 6, 7, 8, 16]), signed=st.booleans(), step=STEPS
+    seed=SEEDS,
+    bits=st.sampled_from([1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16]),
+    signed=st.booleans(),
+    step=STEPS,
 )
 def test_output_lies_on_the_grid_and_stays_there(seed, bits, signed, step):
     codes = grid(bits, signed=signed)

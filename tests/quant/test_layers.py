@@ -14,7 +14,7 @@ from dfs_rl.quant import (
     grid,
 )
 
-BITS = (1, 2, 3, 4, 8, 16, 32)
+BITS = (1, 2, 3, 4, 8, 10, 14, 16, 32)
 
 
 def settled_conv(*, per_channel: bool = False, signed_input: bool = False) -> FractionalConv2d:

@@ -13,7 +13,9 @@ from dfs_rl.evaluation.comparison_records import ComparisonOfRuns
 from dfs_rl.reporting import style
 from dfs_rl.reporting.comparison_pictures import comparison_pictures
 from dfs_rl.reporting.comparison_text import comparison_csv, comparison_text
+from dfs_rl.reporting.frontier_plot import frontier_plot
 from dfs_rl.reporting.html_report import GateSection, html_report
+from dfs_rl.reporting.mix_plot import mix_plot
 from tests.evaluation.made_up import made_up_run
 from tests.reporting.pages import check_in_browser, needs_chromium, outline_of
 
@@ -60,9 +62,33 @@ def test_curves_have_a_table_of_their_own(page: str) -> None:
     assert "at 1.5 %" not in text
     curves = html_report(comparison, comparison_pictures(comparison), [])
     assert "best static tables at the costs of PPO" in curves
+    assert "above an accuracy of 60.00 % and left of 10 % computation" in curves
     assert "<h2>Areas compared</h2>" in curves
     assert curves.count("<img") == 3  # frontier, options of PPO, spending
     assert "<h2>Curves</h2>" not in page
+
+
+def test_a_mix_up_to_full_precision_says_100_percent() -> None:
+    runs = [made_up_run(f"b{b}", (150, b), budget=b) for b in (20.0, 100.0)]
+    comparison = compare_runs(runs)
+    figure = mix_plot(comparison.curves[0], comparison.options)
+    ticks = [tick.get_text() for tick in figure.axes[0].get_xticklabels()]
+    assert ticks == ["20", "100"]
+
+
+def test_the_legend_keeps_off_what_is_written_beside_dear_gates() -> None:
+    # Full precision is worse than the gates, so that it and its name are at the lower right.
+    runs = [
+        made_up_run(f"b{b}", (right, b), budget=b, static=(right, b), cascade=(right - 1, b))
+        for b, right in ((20.0, 197), (50.0, 199))
+    ]
+    figure = frontier_plot(compare_runs(runs))
+    figure.canvas.draw()
+    (axes,) = figure.axes
+    legend = axes.get_legend().get_window_extent()
+    named = {text.get_text(): text.get_window_extent() for text in axes.texts}
+    assert "full precision" in named
+    assert not any(legend.overlaps(place) for place in named.values())
 
 
 def test_points_are_told_where_they_are_drawn(comparison: ComparisonOfRuns) -> None:
