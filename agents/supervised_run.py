@@ -88,7 +88,7 @@ class SupervisedTraining:
     features: FeatureChoice
     hidden: int | None
     eval_every: int
-    val_walks: int
+    val_walks: int = 1
     checkpoint_every: int
     seed: int
     device: str

@@ -73,7 +73,7 @@ class GateTraining:
     hidden: int | None
     cotrain: CoTrainConfig | None
     eval_every: int
-    val_walks: int
+    val_walks: int = 1
     checkpoint_every: int
     seed: int
     device: str

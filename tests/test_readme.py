@@ -6,7 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from dfs_rl import compare, evaluate, train_agent, train_backbone, train_gumbel, train_static
+from dfs_rl import (
+    compare,
+    evaluate,
+    sweep,
+    train_agent,
+    train_backbone,
+    train_gumbel,
+    train_static,
+)
 
 README = Path(__file__).parent.parent / "README.md"
 EXAMPLES = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
@@ -15,7 +23,15 @@ COMMANDS = re.findall(
 )
 MAINS = {
     f"dfs_rl.{module.__name__.rpartition('.')[2]}": module.main
-    for module in (compare, evaluate, train_agent, train_backbone, train_gumbel, train_static)
+    for module in (
+        compare,
+        evaluate,
+        sweep,
+        train_agent,
+        train_backbone,
+        train_gumbel,
+        train_static,
+    )
 }
 
 

@@ -1,0 +1,103 @@
+"""What a sweep costs beyond its trials.
+
+    python benchmarks/bench_sweep.py
+
+The same trainings on the digits are made twice on this machine: by a sweep without a scheduler, and by hand, as so many runs of the
+command one after another in as many processes as the sweep has cores. Both start from nothing, so the sweep's time has Ray's start in
+it, which is told by itself, and the command's time has the start of a process for every run.
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+SWEEP = """\
+command: train_agent
+settings: {{timesteps: {timesteps}}}
+search: {{ppo.entropy: {{grid: {entropies}}}}}
+searcher: random
+trials: {trials}
+retrain: {{seeds: 0}}
+"""
+
+
+def by_sweep(
+    folder: Path, timesteps: int, entropies: list[float], cpus: int
+) -> tuple[float, float]:
+    """Return the seconds that a sweep takes, and those of them before its first trial begins."""
+    file = folder / "sweep.yaml"
+    file.write_text(SWEEP.format(timesteps=timesteps, entropies=entropies, trials=len(entropies)))
+    run = folder / "sweep"
+    began = time.perf_counter()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dfs_rl.sweep", file, "--run-dir", run, "--cpus", str(cpus)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    while not list(run.glob("tune/search/search_*")):
+        time.sleep(0.02)
+    start = time.perf_counter() - began
+    if process.wait():
+        raise SystemExit("the sweep failed")
+    return time.perf_counter() - began, start
+
+
+def by_hand(folder: Path, timesteps: int, entropies: list[float], cpus: int) -> float:
+    """Return the seconds that the same trainings take, without the evaluation that the command ends with."""
+    code = (
+        "import sys; from dfs_rl.train_agent import COMMAND, TrainAgentConfig as C; from dfs_rl.gate_runs import create_run, train_run\n"
+        "from agents.hyperparameters import PPOConfig; from dfs_rl.data import load_dataset; from pathlib import Path; import torch\n"
+        "torch.set_num_threads(1); d = load_dataset('digits')\n"
+        "c = C(timesteps=int(sys.argv[1]), ppo=PPOConfig(entropy=float(sys.argv[2])), run_dir=Path(sys.argv[3]))\n"
+        "train_run(COMMAND, c, d, create_run(COMMAND, c, d, device='cpu', argv=()), device='cpu')\n"
+    )
+
+    def one(number: int) -> None:
+        run = folder / f"hand{number}"
+        argv = [sys.executable, "-c", code, str(timesteps), str(entropies[number]), str(run)]
+        subprocess.run(argv, check=True, stderr=subprocess.DEVNULL)
+
+    began = time.perf_counter()
+    with ThreadPoolExecutor(cpus) as pool:
+        list(pool.map(one, range(len(entropies))))
+    return time.perf_counter() - began
+
+
+def main() -> None:
+    """Measure and print one JSON record."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    parser.add_argument("--trials", type=int, default=8)
+    parser.add_argument("--timesteps", type=int, default=300_000)
+    parser.add_argument("--cpus", type=int, default=2)
+    args = parser.parse_args()
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    entropies = [round(0.01 * (1 + number), 4) for number in range(args.trials)]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        hand = by_hand(folder, args.timesteps, entropies, args.cpus)
+        sweep, start = by_sweep(folder, args.timesteps, entropies, args.cpus)
+    print(
+        json.dumps(
+            {
+                **vars(args),
+                "by_hand_seconds": round(hand, 1),
+                "sweep_seconds": round(sweep, 1),
+                "start_seconds": round(start, 1),
+                "ratio": round(sweep / hand, 3),
+                "ratio_without_start": round((sweep - start) / hand, 3),
+                "machine": platform.processor() or platform.machine(),
+                "cores": os.cpu_count(),
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

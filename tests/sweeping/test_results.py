@@ -1,0 +1,122 @@
+"""What trials came to: which is best, and which setting mattered."""
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dfs_rl.data import load_dataset
+from dfs_rl.evaluation.sweep_records import TrialRecord
+from dfs_rl.sweeping.objective import ObjectiveConfig
+from dfs_rl.sweeping.results import best_settings, best_trials, differing, importances
+from dfs_rl.sweeping.sharing import share, unshare
+from dfs_rl.sweeping.space import Domain
+from dfs_rl.sweeping.sweep_file import SweepFile
+
+FILE = SweepFile(
+    command="train_agent",
+    search={
+        "reward.accuracy": Domain(uniform=(0, 1)),
+        "ppo.entropy": Domain(loguniform=(0.001, 0.1)),
+        "algo": Domain(choice=("ppo", "a2c")),
+    },
+)
+FRONTIER = SweepFile(
+    command="train_gumbel",
+    search={"budget": Domain(uniform=(1, 2))},
+    objective=ObjectiveConfig(name="frontier"),
+)
+
+
+def trial(name, values, *, status="finished", settings=None, history=()):
+    return TrialRecord(
+        name=name,
+        settings=settings or {},
+        status=status,
+        reason=None,
+        progress=1.0,
+        values=values,
+        history=tuple(history),
+        points=(),
+        seconds=1.0,
+    )
+
+
+def test_the_best_trial_came_to_its_end():
+    trials = [
+        trial("001", {"hypervolume": 2.0}),
+        trial("002", {"hypervolume": 9.0}, status="stopped"),
+        trial("003", {"hypervolume": 3.0}),
+    ]
+    assert best_trials(trials, FILE) == ("003", "001")
+
+
+POINTS = st.lists(st.tuples(st.integers(0, 5), st.integers(1, 5)), min_size=1, max_size=12)
+
+
+@given(POINTS)
+def test_with_two_objectives_the_best_are_those_that_none_beats(points):
+    trials = [
+        trial(f"{i:03d}", {"accuracy": float(a), "computation": float(c)})
+        for i, (a, c) in enumerate(points)
+    ]
+    best = best_trials(trials, FRONTIER)
+    for i, (a, c) in enumerate(points):
+        beaten = any(x >= a and y <= c and (x > a or y < c) for x, y in points)
+        assert (f"{i:03d}" in best) == (not beaten)
+    accuracies = [points[int(name)][0] for name in best]
+    assert accuracies == sorted(accuracies, reverse=True)
+
+
+def test_the_setting_that_mattered_is_found():
+    draw = random.Random(0)
+    trials = []
+    for number in range(40):
+        settings = {
+            "reward.accuracy": draw.uniform(0, 1),
+            "ppo.entropy": 10 ** draw.uniform(-3, -1),
+            "algo": draw.choice(["ppo", "a2c"]),
+        }
+        value = 10 * settings["reward.accuracy"] + 4 * (settings["algo"] == "ppo")
+        history = [(0.5, value), (1.0, -value)]
+        # Those that were stopped are compared where they stood, not with where others ended.
+        short = number % 2 == 0
+        status = "stopped" if short else "finished"
+        trials.append(
+            trial(
+                f"{number:03d}", {}, status=status, settings=settings, history=history[: 2 - short]
+            )
+        )
+    found = importances(trials, FILE)
+    assert sum(found.values()) == pytest.approx(1.0)
+    assert found["ppo.entropy"] < found["algo"] < found["reward.accuracy"]
+
+
+def test_too_little_says_nothing_of_what_mattered():
+    same = [trial(f"{i}", {}, settings={}, history=[(1.0, 2.0)]) for i in range(9)]
+    assert importances(same, FILE) == {}
+    assert importances(same[:2], FILE) == {}
+
+
+def test_the_best_settings_are_what_differs_from_the_defaults():
+    assert best_settings(FILE, {"reward.accuracy": 0.25, "ppo.entropy": 0.03, "algo": "a2c"}) == {
+        "algo": "a2c",
+        "reward": {"accuracy": 0.25},
+    }
+    assert differing({"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"b": 1, "c": 0}, "d": 3}) == {
+        "a": {"c": 2}
+    }
+
+
+def test_a_shared_data_set_is_the_same_without_a_copy():
+    digits = load_dataset("digits")
+    shared = share(digits)
+    for split in shared.splits.values():
+        split.images.flags.writeable = False  # as in the object store
+    back = unshare(shared)
+    assert back.fingerprint == digits.fingerprint
+    assert back.test.images.data_ptr() == digits.test.images.data_ptr()
+    assert shared.nbytes == sum(
+        len(s) * (64 + 8) for s in (digits.train, digits.agent, digits.val, digits.test)
+    )
