@@ -12,7 +12,7 @@ from ray.tune import Result
 
 from dfs_rl.errors import TrainingError
 from dfs_rl.ray_start import ray_deprecations_ignored
-from dfs_rl.sweeping.live import LiveView, has_ended, number_of
+from dfs_rl.sweeping.live import LiveView, number_of
 from dfs_rl.sweeping.search import param_space, tune_config
 from dfs_rl.sweeping.sharing import SharedDataset
 from dfs_rl.sweeping.trial import (
@@ -42,7 +42,7 @@ def run_search(plan: TrialPlan, shared: SharedDataset, storage: str, *, log: Pat
         What came of each trial, in the order in which they were made.
 
     Raises:
-        KeyboardInterrupt: After Ctrl-C, once everything is saved.
+        KeyboardInterrupt: After Ctrl-C; what Tune has stored is gone on with.
         TrainingError: If the experiment cannot go on.
     """
     file = plan.file
@@ -77,7 +77,7 @@ def run_fresh(
         What came of each training.
 
     Raises:
-        KeyboardInterrupt: After Ctrl-C, once everything is saved.
+        KeyboardInterrupt: After Ctrl-C; what Tune has stored is gone on with.
         TrainingError: If the experiment cannot go on.
     """
     objective = plan.file.objective
@@ -142,11 +142,8 @@ def _fit(
             raise TrainingError(
                 f"the search in {path} cannot go on: {' '.join(str(error).split())}"
             ) from error
-    trials = grid._experiment_analysis.trials
-    # Tune takes Ctrl-C for itself, saves, and returns as if nothing had happened.
-    if not all(has_ended(trial) for trial in trials):
-        raise KeyboardInterrupt
-    numbers = [number_of(trial) for trial in trials]  # the grid's order changes when it is restored
+    # The grid's order changes when it is restored.
+    numbers = [number_of(trial) for trial in grid._experiment_analysis.trials]
     return [grid[index] for _, index in sorted(zip(numbers, range(len(grid)), strict=True))]
 
 
@@ -154,6 +151,8 @@ def _fit(
 def _logged(path: Path) -> Iterator[None]:
     """Have Ray's libraries say to a file what they would say to the screen; what concerns trials is in the live view."""
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
+    # By itself, Tune takes Ctrl-C, saves, and returns as if it had come to its end.
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     handler = logging.FileHandler(path, delay=True)
     loggers = [logging.getLogger(name) for name in ("ray.tune", "ray.train")]
     before = [logger.propagate for logger in loggers]

@@ -53,7 +53,7 @@ class LiveView(Callback):
                 )
             )
         for trial in trials:
-            if has_ended(trial) and trial.trial_id not in self._told:
+            if _has_ended(trial) and trial.trial_id not in self._told:
                 self._told.add(trial.trial_id)
                 self._tell(_name(trial, trials), trial, trials)
                 self._told_at = now
@@ -67,7 +67,7 @@ class LiveView(Callback):
     def _tell(self, name: str, trial: Trial, trials: list[Trial]) -> None:
         assert self._began is not None
         minutes = (time.monotonic() - self._began) / 60
-        done = sum(has_ended(t) for t in trials)
+        done = sum(_has_ended(t) for t in trials)
         ended = [t for t in trials if _progress(t) >= _WHOLE and _has_value(t, self._metric)]
         values = [t.last_result[self._metric] for t in ended]
         value = trial.last_result[self._metric] if _has_value(trial, self._metric) else None
@@ -98,10 +98,10 @@ class LiveView(Callback):
 
 def _made(trials: list[Trial]) -> float:
     """Return the share of all trials' work that is done, in trials; one that ended early has none left."""
-    return sum(1.0 if has_ended(t) else _progress(t) / _WHOLE for t in trials)
+    return sum(1.0 if _has_ended(t) else _progress(t) / _WHOLE for t in trials)
 
 
-def has_ended(trial: Trial) -> bool:
+def _has_ended(trial: Trial) -> bool:
     """Whether nothing more will come of a trial."""
     return trial.status in (Trial.TERMINATED, Trial.ERROR)
 
