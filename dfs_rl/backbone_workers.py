@@ -12,21 +12,18 @@ into its memory.
 import io
 import sys
 import tempfile
-import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import redirect_stderr
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from dfs_rl.backbones.parallel import LEADER, ParallelTrainer
 from dfs_rl.config import load_config
-from dfs_rl.data import Dataset, ImageSet
-from dfs_rl.data.images import SPLIT_NAMES
+from dfs_rl.data import Dataset
+from dfs_rl.data.sharing import share, unshare
 from dfs_rl.devices import resolve_device
 from dfs_rl.errors import DfsRlError, TrainingError
 from dfs_rl.interrupts import StopRequest, stop_on_interrupt
@@ -95,28 +92,6 @@ class _StopFile(StopRequest):
         return self._path.exists()
 
 
-Arrays = dict[str, tuple[NDArray[np.uint8], NDArray[np.int64]]]
-"""Images and labels of each split; unlike tensors, workers on one machine share the memory of arrays."""
-
-
-def to_arrays(dataset: Dataset) -> Arrays:
-    """Return the images and labels of a data set."""
-    splits = {name: dataset.split(name) for name in SPLIT_NAMES}
-    return {name: (part.images.numpy(), part.labels.numpy()) for name, part in splits.items()}
-
-
-def from_arrays(arrays: Arrays, *, name: str, class_names: tuple[str, ...], flip: bool) -> Dataset:
-    """Make a data set of arrays, without copying them."""
-    with warnings.catch_warnings():
-        # Ray's memory may not be written to, which torch warns of; nothing writes to a data set.
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        splits = {
-            split: ImageSet(torch.from_numpy(images), torch.from_numpy(labels))
-            for split, (images, labels) in arrays.items()
-        }
-    return Dataset(name=name, class_names=class_names, flip=flip, **splits)
-
-
 def train_with_workers(config: "TrainBackboneConfig", dataset: Dataset, run: RunFolder) -> None:
     """Train to the end, or go on where the run's last checkpoint was made; the result lies in the run's ``backbone/``.
 
@@ -163,8 +138,7 @@ def _fit(
     settings = {
         "run": run,
         "channel": channel,
-        "images": ray.put(to_arrays(dataset)),
-        "rest": {"name": dataset.name, "class_names": dataset.class_names, "flip": dataset.flip},
+        "dataset": ray.put(share(dataset)),
     }
     threads = {"OMP_NUM_THREADS": str(config.threads), "OMP_WAIT_POLICY": "PASSIVE"}
     with ray_deprecations_ignored():
@@ -240,7 +214,7 @@ def _work(settings: dict[str, Any]) -> BaseException | None:
     channel: Channel = settings["channel"]
     config = load_config(run.config_path, TrainBackboneConfig)
     torch.set_num_threads(config.threads)
-    dataset = from_arrays(ray.get(settings["images"]), **settings["rest"])
+    dataset = unshare(ray.get(settings["dataset"]))
     trainer = ParallelTrainer(
         build(config, dataset),
         dataset,

@@ -64,8 +64,8 @@ _SHARED_FLAGS = {
 }
 
 
-_MOVABLE = ("--dataset",)
-"""What may stand beside --resume: where the data is now, never which images they are."""
+_MOVABLE = ("--dataset", "--address")
+"""What may stand beside --resume: where the data or a cluster is now, never which images they are."""
 
 _RULE = re.compile(r"[╭╰]|[\s│]*[─-]{3,}[\s│]*$")
 

@@ -1,13 +1,15 @@
 """``python -m dfs_rl.sweep``: search settings of a training by a file, and train what it found again on fresh seeds."""
 
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from dfs_rl.backbone_choice import DIGITS
 from dfs_rl.cli import Invocation, run_command
 from dfs_rl.config import config_to_dict, dump_yaml
 from dfs_rl.errors import ConfigError
@@ -31,6 +33,7 @@ class SweepConfig:
     Attributes:
         file: The sweep, YAML; tune_configs/ has some.
         set: Setting of the command that all trials share, NAME=VALUE with the dotted name; can be given several times.
+        dataset: Data set, instead of what the file says; beside --resume, where it is now.
         trials: How many, instead of what the file says.
         retrain_seeds: Fresh seeds for the best, instead of what the file says.
         address: Ray cluster to run on: "auto" for the one on this machine, or host:port; by default a new one, on this machine alone.
@@ -42,6 +45,7 @@ class SweepConfig:
 
     file: tyro.conf.Positional[Path]
     set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    dataset: str | None = None
     trials: int | None = None
     retrain_seeds: int | None = None
     address: str | None = None
@@ -50,10 +54,10 @@ class SweepConfig:
     run_dir: Path | None = None
 
     def __post_init__(self) -> None:
-        for name in ("trials", "cpus"):
+        for name, least in (("trials", 1), ("cpus", 1), ("retrain_seeds", 0)):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"{name} is {value}; it must be at least 1.")
+            if value is not None and value < least:
+                raise ConfigError(f"{name} is {value}; it must be at least {least}.")
 
 
 def resolved(config: SweepConfig) -> "SweepFile":
@@ -64,13 +68,39 @@ def resolved(config: SweepConfig) -> "SweepFile":
     """
     given = {"trials": config.trials, "retrain.seeds": config.retrain_seeds}
     own = {name: value for name, value in given.items() if value is not None}
-    file = load_sweep_file(config.file, parse_changes(config.set), own)
-    settings = dict(file.settings)
-    for name in _PATHS & settings.keys():
-        path = Path(str(settings[name]))
-        if settings[name] is not None and path.exists():
-            settings[name] = str(path.resolve())
-    return replace(file, settings=settings)
+    changes = parse_changes(config.set)
+    if config.dataset is not None:
+        changes["dataset"] = config.dataset
+    file = _loaded(config.file, changes, own)
+    return replace(
+        file,
+        settings={
+            name: _from_root(value) if name in _PATHS else value
+            for name, value in file.settings.items()
+        },
+    )
+
+
+def _loaded(path: Path, changes: Mapping[str, object], own: Mapping[str, object]) -> "SweepFile":
+    """Read a sweep with what is given beside it, which is told apart where it is what is wrong."""
+    try:
+        return load_sweep_file(path, changes, own)
+    except ConfigError as error:
+        if not (changes or own):
+            raise
+        try:
+            load_sweep_file(path)
+        except ConfigError:
+            raise error from None
+        said = re.sub(r"^.*?(, line \d+)?: ", "", str(error), count=1)
+        raise ConfigError(f"{path} with the flags beside it: {said}") from error
+
+
+def _from_root(value: object) -> object:
+    """Return the path from the root if ``value`` names something on the disk; what ships with the package goes first."""
+    if not isinstance(value, str) or value == DIGITS or not Path(value).exists():
+        return value
+    return str(Path(value).resolve())
 
 
 def _write_sweep(file: "SweepFile", path: Path) -> None:
@@ -86,42 +116,59 @@ def _write_sweep(file: "SweepFile", path: Path) -> None:
 def _run(invocation: Invocation[SweepConfig]) -> None:
     """Search, train the best again, and report."""
     from dfs_rl.data import load_dataset
+    from dfs_rl.data.sharing import share
     from dfs_rl.ray_start import start_ray
+    from dfs_rl.sweeping.experiment import check_resources
     from dfs_rl.sweeping.loading import check_on_data
-    from dfs_rl.sweeping.sharing import share
-    from dfs_rl.sweeping.sweep import FILE, corner_of, hold_sweep
+    from dfs_rl.sweeping.sweep import FILE, corner_of, hold_sweep, storage_of
 
     config, folder = invocation.config, invocation.resume
     if folder is None:
         file = resolved(config)
-        dataset = load_dataset(file.base["dataset"])
-        check_on_data(file, dataset, config.file)
-        corner = corner_of(file, dataset)
-        folder = RunFolder.create(
-            config.run_dir,
-            kind=KIND,
-            name=config.file.stem,
-            config=config,
-            command=invocation.command,
-            fingerprint=dataset.fingerprint,
-        )
-        _write_sweep(file, folder.path / FILE)
     else:
-        file = load_sweep_file(folder.path / FILE)
-        dataset = load_dataset(file.base["dataset"])
+        moved = {} if config.dataset is None else {"dataset": _from_root(config.dataset)}
+        file = load_sweep_file(folder.path / FILE, moved)
+    dataset = load_dataset(file.base["dataset"])
+    if folder is None:
+        check_on_data(file, dataset, config.file)
+    else:
         folder.check_data(dataset.fingerprint, dataset.name)
-        corner = corner_of(file, dataset)
+    corner = corner_of(file, dataset)
     shared = share(dataset)
-    with (
-        exclusive(folder.path),
-        start_ray(address=config.address, cpus=config.cpus, store_bytes=shared.nbytes),
-    ):
-        try:
-            hold_sweep(file, shared, corner, folder, storage=config.storage_path)
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(
-                f"Interrupted; go on with: {PROG} --resume {folder.path}"
-            ) from None
+    with start_ray(address=config.address, cpus=config.cpus, store_bytes=shared.nbytes):
+        check_resources(file.resources, shares_storage=config.storage_path is not None)
+        if folder is None:
+            folder = _begin(file, dataset.fingerprint, invocation)
+        with exclusive(folder.path):
+            try:
+                hold_sweep(file, shared, corner, folder, storage=storage_of(folder))
+            except KeyboardInterrupt:
+                raise KeyboardInterrupt(
+                    f"Interrupted; go on with: {PROG} --resume {folder.path}"
+                ) from None
+
+
+def _begin(file: "SweepFile", fingerprint: str, invocation: Invocation[SweepConfig]) -> RunFolder:
+    """Make the folder of a sweep, unless its trials cannot be stored."""
+    from dfs_rl.sweeping.experiment import check_storage
+    from dfs_rl.sweeping.sweep import FILE, keep_storage, new_storage
+
+    config, storage = invocation.config, None
+    if config.storage_path is not None:
+        storage = new_storage(config.storage_path)
+        check_storage(storage)
+    folder = RunFolder.create(
+        config.run_dir,
+        kind=KIND,
+        name=config.file.stem,
+        config=config,
+        command=invocation.command,
+        fingerprint=fingerprint,
+    )
+    if storage is not None:
+        keep_storage(folder, storage)
+    _write_sweep(file, folder.path / FILE)
+    return folder
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -40,6 +40,7 @@ from dfs_rl.seeding import stream_seed
 KIND = "train_backbone"
 PROG = "python -m dfs_rl.train_backbone"
 CHECKPOINT = "last"
+SUMMARY = "summary.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -337,8 +338,15 @@ def train(invocation: Invocation[TrainBackboneConfig]) -> None:
             stored = load_stored_backbone(run.path)
         else:
             stored = train_supernet(config, trainer, dataset, run)
-        write_json(run.path / "summary.json", {"val_accuracy": dict(stored.info.accuracy)})
+        write_summary(run, stored)
     sys.stdout.write(_table(stored, n_images=len(dataset.val)) + f"\nSaved in {run.path}\n")
+
+
+def write_summary(run: RunFolder, stored: StoredBackbone) -> None:
+    """Write what uniform settings cost and get right on val into a run's folder."""
+    accuracies = dict(stored.info.accuracy)
+    points = uniform_points(stored.backbone, accuracies)
+    write_json(run.path / SUMMARY, {"val_accuracy": accuracies, "points_on_val": points})
 
 
 def _table(stored: StoredBackbone, *, n_images: int) -> str:

@@ -54,6 +54,8 @@ def describe(hint: object) -> str:
     hint = _bare(hint)
     arguments = get_args(hint)
     origin = get_origin(hint)
+    if hint is Any:
+        return "any value"
     if isinstance(hint, type) and hint in _PLAIN_NAMES:
         return _PLAIN_NAMES[hint]
     if origin is Literal:

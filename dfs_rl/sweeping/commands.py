@@ -9,7 +9,7 @@ from dfs_rl.contest import command_line
 from dfs_rl.devices import resolve_device
 from dfs_rl.evaluation.curves import CurvePoint
 from dfs_rl.gate_runs import TRAINING, GateCommand, create_run, train_run
-from dfs_rl.runs import RunFolder, read_json, write_json
+from dfs_rl.runs import RunFolder, read_json
 
 if TYPE_CHECKING:
     from dfs_rl.data import Dataset
@@ -70,8 +70,6 @@ def _gates(command: GateCommand[Any]) -> SweepCommand:
 def _backbones() -> SweepCommand:
     from dfs_rl import train_backbone as command
 
-    summary = "summary.json"
-
     def check(config: Any, dataset: "Dataset") -> None:  # noqa: ANN401
         command.make_trainer(config, dataset)
 
@@ -88,8 +86,7 @@ def _backbones() -> SweepCommand:
     def train(config: Any, dataset: "Dataset", run: RunFolder, device: str) -> None:  # noqa: ANN401, ARG001
         trainer = command.make_trainer(config, dataset)
         stored = command.train_supernet(config, trainer, dataset, run)
-        points = command.uniform_points(stored.backbone, stored.info.accuracy)
-        write_json(run.path / summary, {"points_on_val": points})
+        command.write_summary(run, stored)
 
     return SweepCommand(
         config_type=command.TrainBackboneConfig,
@@ -98,7 +95,7 @@ def _backbones() -> SweepCommand:
         check=check,
         begin=begin,
         train=train,
-        reached=lambda run: _points(run, summary),
+        reached=lambda run: _points(run, command.SUMMARY),
     )
 
 

@@ -1,5 +1,7 @@
 """Ray Tune's two experiments of a sweep: the search, and the best configurations on fresh seeds."""
 
+import hashlib
+import json
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -10,11 +12,12 @@ from typing import Any
 from ray import tune
 from ray.tune import Result
 
-from dfs_rl.errors import TrainingError
+from dfs_rl.data.sharing import SharedDataset
+from dfs_rl.errors import ConfigError, TrainingError
 from dfs_rl.ray_start import ray_deprecations_ignored
 from dfs_rl.sweeping.live import LiveView, number_of
 from dfs_rl.sweeping.search import param_space, tune_config
-from dfs_rl.sweeping.sharing import SharedDataset
+from dfs_rl.sweeping.sweep_file import ResourceConfig
 from dfs_rl.sweeping.trial import (
     CANDIDATE,
     SEED,
@@ -27,6 +30,8 @@ SEARCH = "search"
 FRESH = "fresh"
 _KEPT = 2
 """Checkpoints of a trial; the one before the last is there while the last is written."""
+_KEPT_OF_POPULATIONS = 4
+"""More, because another trial may be about to begin from one."""
 
 
 def run_search(plan: TrialPlan, shared: SharedDataset, storage: str, *, log: Path) -> list[Result]:
@@ -55,7 +60,11 @@ def run_search(plan: TrialPlan, shared: SharedDataset, storage: str, *, log: Pat
             trainable, param_space=param_space(file), tune_config=tune_config(file), run_config=run
         ),
         _run_config(
-            plan, storage, SEARCH, view, keep=None if file.scheduler.is_population else _KEPT
+            plan,
+            storage,
+            SEARCH,
+            view,
+            keep=_KEPT_OF_POPULATIONS if file.scheduler.is_population else _KEPT,
         ),
         log,
     )
@@ -81,6 +90,9 @@ def run_fresh(
         TrainingError: If the experiment cannot go on.
     """
     objective = plan.file.objective
+    # Other candidates than those of an earlier start are another experiment.
+    told = json.dumps([*map(dict, plan.candidates), *seeds], default=str)
+    name = f"{FRESH}-{hashlib.sha256(told.encode()).hexdigest()[:8]}"
     grid = {
         CANDIDATE: tune.grid_search(list(range(len(plan.candidates)))),
         SEED: tune.grid_search(list(seeds)),
@@ -89,14 +101,14 @@ def run_fresh(
     view = LiveView("again", total, metric=objective.names[0], mode=objective.modes[0])
     return _fit(
         _trainable(fresh_trial, plan, shared),
-        f"{storage}/{FRESH}",
+        f"{storage}/{name}",
         lambda trainable, run: tune.Tuner(
             trainable,
             param_space=grid,
             tune_config=tune.TuneConfig(reuse_actors=True),
             run_config=run,
         ),
-        _run_config(plan, storage, FRESH, view, keep=_KEPT),
+        _run_config(plan, storage, name, view, keep=_KEPT),
         log,
     )
 
@@ -166,6 +178,53 @@ def _logged(path: Path) -> Iterator[None]:
         for logger, propagate in zip(loggers, before, strict=True):
             logger.removeHandler(handler)
             logger.propagate = propagate
+
+
+def check_storage(storage: str) -> None:
+    """Refuse a place that trials cannot be stored at.
+
+    Raises:
+        ConfigError: If Ray knows no such place, or something is stored there already.
+    """
+    try:
+        with ray_deprecations_ignored():
+            taken = tune.Tuner.can_restore(f"{storage}/{SEARCH}")
+    except (OSError, ValueError) as error:
+        said = " ".join(str(error).split())
+        raise ConfigError(
+            f"storage_path leads to {storage}, where nothing can be stored: {said}"
+        ) from error
+    if taken:
+        raise ConfigError(
+            f"storage_path leads to {storage}, which holds a sweep already; choose another one."
+        )
+
+
+def check_resources(resources: ResourceConfig, *, shares_storage: bool) -> None:
+    """Refuse what no node of the cluster at hand has, for its trials would wait for ever.
+
+    Args:
+        resources: What a trial takes.
+        shares_storage: Whether a place was named that all nodes can store trials at.
+
+    Raises:
+        ConfigError: If there is no such node, or there are several machines and no such place.
+    """
+    import ray
+
+    nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    for name, key in (("cpus", "CPU"), ("gpus", "GPU")):
+        wanted = getattr(resources, name)
+        most = max((node["Resources"].get(key, 0.0) for node in nodes), default=0.0)
+        if wanted > most:
+            raise ConfigError(
+                f"resources.{name} is {wanted:g}, but the largest node here has {most:g}; ask for less, or start Ray with more."
+            )
+    machines = {node["NodeManagerAddress"] for node in nodes}
+    if len(machines) > 1 and not shares_storage:
+        raise ConfigError(
+            f"the cluster has {len(machines)} machines, but no storage_path is given; name a folder that all of them share, or a URI."
+        )
 
 
 def absolute(storage: str | Path) -> str:

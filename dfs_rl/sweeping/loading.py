@@ -19,10 +19,12 @@ from dfs_rl.errors import ConfigError
 from dfs_rl.sweeping.commands import command_of
 from dfs_rl.sweeping.objective import check_is_no_training_figure
 from dfs_rl.sweeping.space import look_up, place
-from dfs_rl.sweeping.sweep_file import SweepFile
+from dfs_rl.sweeping.sweep_file import FIRST_FRESH_SEED, SweepFile
 
-_NOT_SEARCHED = ("seed", "run_dir", "dataset", "backbone", "device", "threads")
+_NOT_SEARCHED = ("seed", "run_dir", "dataset", "backbone", "device", "threads", "workers")
 """Settings in which trials must not differ, or which a sweep gives them itself."""
+_SEEDS = 2**32
+"""How many seeds there are."""
 
 
 def load_sweep_file(
@@ -147,6 +149,16 @@ def _check_settings(file: SweepFile) -> None:
             "settings has run_dir, which the sweep gives to each trial; leave it out."
         )
     base = file.base
+    if base.get("workers", 1) > 1:
+        raise ConfigError(
+            f"settings has {base['workers']} workers, but a trial is one process; leave workers out, more trials run beside each other."
+        )
+    highest = max(base["seed"] + file.seeds, base["seed"] + FIRST_FRESH_SEED + file.retrain.seeds)
+    if highest > _SEEDS:
+        raise ConfigError(
+            f"settings has seed {base['seed']}, but fresh seeds begin {FIRST_FRESH_SEED} above it and there are none above {_SEEDS - 1}; "
+            "take a lower one."
+        )
     if base["dataset"] != DIGITS and command_of(file.command).trains_gates and not base["backbone"]:
         raise ConfigError(
             f"settings has data set {base['dataset']!r} but no backbone; train one with train_backbone and name its run, or every trial "

@@ -1,8 +1,11 @@
 """Searchers and schedulers of Ray Tune and Optuna, from what a sweep's file asks for."""
 
+import random
 import warnings
+from functools import partial
 from typing import Any
 
+import numpy as np
 import optuna
 from optuna.distributions import (
     BaseDistribution,
@@ -31,6 +34,9 @@ _WHOLE = 100
 
 def tune_config(file: SweepFile) -> tune.TuneConfig:
     """Return how Tune is to search."""
+    if file.scheduler.is_population:  # it draws from the process's own generators
+        random.seed(file.seed)
+        np.random.seed(file.seed)  # noqa: NPY002
     return tune.TuneConfig(
         num_samples=file.trials // file.combinations,
         search_alg=_searcher(file),
@@ -92,9 +98,17 @@ def _scheduler(file: SweepFile) -> TrialScheduler:
     goal["perturbation_interval"] = _WHOLE * scheduler.interval
     if scheduler.name == "pbt":
         mutations = {name: _tune_domain(domain) for name, domain in file.search.items()}
-        return PopulationBasedTraining(**goal, hyperparam_mutations=mutations)
+        return PopulationBasedTraining(
+            **goal, hyperparam_mutations=mutations, custom_explore_fn=partial(_clipped, file)
+        )
     bounds: dict[str, Any] = {name: list(domain.ends) for name, domain in file.search.items()}
     return PB2(**goal, hyperparam_bounds=bounds)
+
+
+def _clipped(file: SweepFile, config: dict[str, Any]) -> dict[str, Any]:
+    """Bring settings that Tune has multiplied back into what may be searched."""
+    ends = {name: file.search[name].ends for name in config}
+    return {n: min(max(value, ends[n][0]), ends[n][1]) for n, value in config.items()}
 
 
 def _tune_domain(domain: Domain) -> Any:  # noqa: ANN401 - Tune's grids are plain mappings
@@ -102,7 +116,9 @@ def _tune_domain(domain: Domain) -> Any:  # noqa: ANN401 - Tune's grids are plai
         words = [to_word(value) for value in domain.values]
         return tune.grid_search(words) if domain.grid else tune.choice(words)
     if domain.quniform is not None:
-        return tune.quniform(*domain.quniform)
+        return tune.choice(
+            list(domain.steps)
+        )  # Tune's own steps count from 0, not from the lower end
     if domain.randint is not None:
         first, last = domain.randint
         return tune.randint(first, last + 1)  # Tune leaves the upper end out
@@ -117,5 +133,5 @@ def optuna_distribution(domain: Domain) -> BaseDistribution:
         return IntDistribution(*domain.randint)
     low, high = domain.ends
     if domain.quniform is not None:
-        return FloatDistribution(low, high, step=domain.quniform[2])
+        return FloatDistribution(low, domain.steps[-1], step=domain.quniform[2])
     return FloatDistribution(low, high, log=domain.loguniform is not None)

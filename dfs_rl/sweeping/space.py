@@ -10,6 +10,7 @@ from dfs_rl.errors import ConfigError
 
 Scalar = bool | int | float | str | None
 Choice = Scalar | tuple[Scalar, ...]
+_ROUNDING = 1e-9
 Scale = Literal["linear", "log", "choices"]
 
 
@@ -83,6 +84,14 @@ class Domain:
         """The ends of a range."""
         given: Sequence[float] = getattr(self, self.kind)
         return given[0], given[1]
+
+    @property
+    def steps(self) -> tuple[float, ...]:
+        """The values of ``quniform``, from its lower end on; the upper end is one of them if a step falls on it."""
+        assert self.quniform is not None
+        low, high, step = self.quniform
+        count = math.floor((high - low) / step + _ROUNDING)
+        return tuple(round(low + number * step, 12) for number in range(count + 1))
 
     @property
     def is_continuous(self) -> bool:

@@ -1,5 +1,6 @@
 """A whole sweep: the search, what it found, the same again on fresh seeds, and the report."""
 
+import secrets
 import shlex
 import shutil
 import sys
@@ -13,6 +14,7 @@ from ray.tune import Result
 from dfs_rl.backbone_choice import find_backbone
 from dfs_rl.config import config_to_dict, dump_yaml
 from dfs_rl.data import Dataset
+from dfs_rl.data.sharing import SharedDataset
 from dfs_rl.devices import resolve_device
 from dfs_rl.errors import TrainingError
 from dfs_rl.evaluation.curves import WORST_COMPUTATION, CurvePoint, worst_corner
@@ -23,7 +25,7 @@ from dfs_rl.messages import say
 from dfs_rl.reporting.sweep_pictures import sweep_pictures
 from dfs_rl.reporting.sweep_report import sweep_report
 from dfs_rl.reporting.sweep_text import sweep_csv, sweep_text
-from dfs_rl.runs import RunFolder, write_json
+from dfs_rl.runs import RunFolder, read_json, write_json
 from dfs_rl.sweeping.commands import command_of
 from dfs_rl.sweeping.experiment import absolute, run_fresh, run_search
 from dfs_rl.sweeping.results import (
@@ -33,8 +35,7 @@ from dfs_rl.sweeping.results import (
     retrained_records,
     trial_records,
 )
-from dfs_rl.sweeping.sharing import SharedDataset
-from dfs_rl.sweeping.sweep_file import SweepFile
+from dfs_rl.sweeping.sweep_file import FIRST_FRESH_SEED, SweepFile
 from dfs_rl.sweeping.trial import TRACEBACK, TrialPlan, run_name
 from dfs_rl.train_backbone import uniform_points
 
@@ -45,8 +46,7 @@ BEST_RUNS = "best"
 RESULTS = "results.csv"
 FAILURES = "failures"
 _TUNE = "tune"
-_FRESH = 1000
-"""What fresh seeds begin at, above those that are searched with."""
+_STORAGE = "storage.json"
 _PERCENT = 100.0
 
 
@@ -66,13 +66,33 @@ def corner_of(file: SweepFile, dataset: Dataset) -> CurvePoint:
     return worst_corner(running, [], gates=running)
 
 
+def storage_of(folder: RunFolder) -> str:
+    """Return where the trials of a sweep are stored: where it was said, or inside its folder, wherever that is now."""
+    path = folder.path / _STORAGE
+    if not path.is_file():
+        return absolute(folder.path / _TUNE)
+    record = read_json(path)
+    assert isinstance(record, dict)
+    return str(record["trials"])
+
+
+def new_storage(storage_path: str) -> str:
+    """Return a place of its own for a new sweep's trials under a folder or URI that was named."""
+    return f"{absolute(storage_path)}/sweep-{secrets.token_hex(4)}"
+
+
+def keep_storage(folder: RunFolder, storage: str) -> None:
+    """Have a sweep's folder remember where its trials are stored."""
+    write_json(folder.path / _STORAGE, {"trials": storage})
+
+
 def hold_sweep(
     file: SweepFile,
     shared: SharedDataset,
     corner: CurvePoint,
     folder: RunFolder,
     *,
-    storage: str | None,
+    storage: str,
 ) -> None:
     """Hold a sweep, or go on with it, and write everything into its folder.
 
@@ -81,18 +101,17 @@ def hold_sweep(
         shared: Its data set.
         corner: Where areas end.
         folder: Its folder.
-        storage: Where trials are stored, under the folder's own name; ``None`` for inside the folder.
+        storage: Where trials are stored, see ``storage_of``.
 
     Raises:
         KeyboardInterrupt: After Ctrl-C.
         TrainingError: If no trial came to its end.
     """
     began = time.perf_counter()
-    where = absolute(folder.path / _TUNE if storage is None else f"{storage}/{folder.path.name}")
     log = folder.path / "ray.log"
     first = file.base["seed"]
     plan = TrialPlan(file=file, corner=corner, seeds=tuple(range(first, first + file.seeds)))
-    results = run_search(plan, shared, where, log=log)
+    results = run_search(plan, shared, storage, log=log)
     trials = trial_records(results, file)
     best = best_trials(trials, file)
     chosen = [trial for name in best[: file.retrain.best] for trial in trials if trial.name == name]
@@ -104,10 +123,11 @@ def hold_sweep(
     if chosen and file.retrain.seeds:
         candidates = {trial.name: trial.settings for trial in chosen} | {DEFAULTS: file.defaults}
         again = replace(plan, candidates=tuple(candidates.values()))
-        seeds = tuple(range(first + _FRESH, first + _FRESH + file.retrain.seeds))
+        fresh = first + FIRST_FRESH_SEED
+        seeds = tuple(range(fresh, fresh + file.retrain.seeds))
         say(f"Training {len(candidates)} settings again on {len(seeds)} fresh seeds ...")
         retrained = retrained_records(
-            run_fresh(again, shared, where, log=log, seeds=seeds), candidates, trials, file
+            run_fresh(again, shared, storage, log=log, seeds=seeds), candidates, trials, file
         )
     _write(
         folder,
@@ -139,8 +159,6 @@ def _keep(
     folder: RunFolder,
 ) -> None:
     """Copy from where Tune stores trials: the runs of the best, what all showed on TensorBoard, and tracebacks of crashes."""
-    for place in (folder.path / BEST_RUNS, folder.tensorboard_dir):
-        shutil.rmtree(place, ignore_errors=True)
     for trial, result in zip(trials, results, strict=True):
         metrics = result.metrics or {}
         if metrics.get(TRACEBACK):
@@ -152,16 +170,30 @@ def _keep(
             continue
         with checkpoint.as_directory() as stored:
             if trial in chosen:
-                shutil.copytree(stored, folder.path / BEST_RUNS / trial.name)
+                _copy(Path(stored), folder.path / BEST_RUNS / trial.name)
             for run in sorted(Path(stored).glob("seed*")):
-                shown = folder.tensorboard_dir / trial.name / run.name
-                shutil.copytree(run / "tensorboard", shown)
+                _copy(run / "tensorboard", folder.tensorboard_dir / trial.name / run.name)
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy a folder, in full or not at all; what was copied before may have been added to since, and stays."""
+    if target.exists():
+        return
+    half = target.with_name(f".{target.name}.part")
+    shutil.rmtree(half, ignore_errors=True)
+    shutil.copytree(source, half)
+    half.rename(target)
 
 
 def _about(file: SweepFile, shared: SharedDataset) -> str:
     n = len(shared.splits["val"].labels)
     seeds = "one seed" if file.seeds == 1 else f"{file.seeds} seeds"
-    return f"{n:,} val images; searcher {file.searcher}, scheduler {file.scheduler.name}, {seeds} a trial"
+    said = f"{n:,} val images; searcher {file.searcher}, scheduler {file.scheduler.name}, {seeds} a trial"
+    if file.scheduler.is_population:
+        said += (
+            "; trained again with the settings it ended with, not with the schedule that led there"
+        )
+    return said
 
 
 def _commands(file: SweepFile, folder: RunFolder, chosen: Sequence[TrialRecord]) -> tuple[str, ...]:

@@ -15,6 +15,9 @@ from dfs_rl.sweeping.objective import ObjectiveConfig
 from dfs_rl.sweeping.space import Domain, look_up, place
 
 SearcherName = Literal["random", "tpe", "nsga2"]
+FIRST_FRESH_SEED = 1000
+"""What fresh seeds begin at, above the first that is searched with."""
+
 SchedulerName = Literal["none", "asha", "median", "pbt", "pb2"]
 
 
@@ -82,8 +85,8 @@ class StopConfig:
     """When to end early.
 
     Attributes:
-        seconds: The whole sweep; trials that are not finished then count as they are.
-        trial_seconds: A single trial.
+        seconds: The whole sweep; trials that are not finished then are shown, but not chosen from.
+        trial_seconds: A single trial; likewise.
         retries: How often a trial is begun again from its last checkpoint when its process or node dies; one that fails by itself is
             not.
 

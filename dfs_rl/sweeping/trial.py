@@ -17,6 +17,7 @@ import torch
 from ray import tune
 
 from dfs_rl.config import load_config, save_config
+from dfs_rl.data.sharing import SharedDataset, unshare
 from dfs_rl.devices import resolve_device
 from dfs_rl.errors import DfsRlError
 from dfs_rl.evaluation.curves import CurvePoint
@@ -24,7 +25,6 @@ from dfs_rl.files import exclusive
 from dfs_rl.runs import RunFolder
 from dfs_rl.runs.folder import RECORD
 from dfs_rl.sweeping.commands import SweepCommand, command_of
-from dfs_rl.sweeping.sharing import SharedDataset, unshare
 from dfs_rl.sweeping.space import from_word
 from dfs_rl.sweeping.sweep_file import SweepFile
 
@@ -103,6 +103,8 @@ def _run(
         watcher.finish()
     except Exception as error:  # noqa: BLE001 - whatever one trial dies of, the others go on
         watcher.fail(error)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)  # what is kept is stored elsewhere by now
 
 
 def _fresh_folder() -> Path:

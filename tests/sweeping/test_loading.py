@@ -125,6 +125,28 @@ def test_what_is_wrong_is_said_with_its_line(tmp_path, old, new, said):
 
 
 @pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "command: train_backbone\nsettings: {workers: 2}\nsearch: {training.lr: {uniform: [0.01, 1]}}\n",
+            "a trial is one process",
+        ),
+        (
+            "command: train_agent\nsettings: {seed: 4294967295}\nsearch: {ppo.entropy: {uniform: [0, 1]}}\n",
+            "take a lower one",
+        ),
+        (
+            "command: train_agent\nsettings: [1]\nsearch: {ppo.entropy: {uniform: [0, 1]}}\n",
+            "a mapping whose values are each any value",
+        ),
+    ],
+)
+def test_settings_that_no_trial_could_have_are_refused(tmp_path, text, said):
+    with pytest.raises(ConfigError, match=said):
+        load(tmp_path, text)
+
+
+@pytest.mark.parametrize(
     ("rest", "said"),
     [
         ("trials: 4", "trials is 4, but the grids have 3 combinations; give a multiple of that"),

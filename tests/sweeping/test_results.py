@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dfs_rl.data import load_dataset
+from dfs_rl.data.sharing import share, unshare
 from dfs_rl.evaluation.sweep_records import TrialRecord
 from dfs_rl.sweeping.objective import ObjectiveConfig
 from dfs_rl.sweeping.results import best_settings, best_trials, differing, importances
-from dfs_rl.sweeping.sharing import share, unshare
 from dfs_rl.sweeping.space import Domain
 from dfs_rl.sweeping.sweep_file import SweepFile
 

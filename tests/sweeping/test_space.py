@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from dfs_rl.errors import ConfigError
 from dfs_rl.sweeping.space import Domain, from_word, look_up, place, to_word
+from dfs_rl.sweeping.sweep_file import SweepFile
 
 NESTED = {"a": 1, "b": {"c": 2, "d": [3, [4, 5]]}, "e": None}
 
@@ -121,3 +122,28 @@ def test_tune_and_optuna_draw_all_of_a_domain_and_nothing_else(domain):
         else:  # evenly spread over its axis: half of the draws lie in the lower half
             middle = math.sqrt(low * high) if domain.loguniform else (low + high) / 2
             assert 0.4 < sum(value < middle for value in drawn) / 400 < 0.6
+
+
+@pytest.mark.parametrize(
+    ("given_values", "steps"),
+    [
+        ((0.05, 0.95, 0.3), (0.05, 0.35, 0.65, 0.95)),
+        ((1, 2, 0.4), (1, 1.4, 1.8)),
+        ((0, 0.3, 0.1), (0, 0.1, 0.2, 0.3)),
+    ],
+)
+def test_steps_count_from_the_lower_end(given_values, steps):
+    assert Domain(quniform=given_values).steps == pytest.approx(steps)
+
+
+def test_a_population_stays_within_what_may_be_searched():
+    search = pytest.importorskip("dfs_rl.sweeping.search")
+    file = SweepFile(
+        command="train_agent",
+        search={
+            "reward.accuracy": Domain(uniform=(0, 1)),
+            "ppo.entropy": Domain(loguniform=(0.01, 0.1)),
+        },
+    )
+    changed = {"reward.accuracy": 1.08, "ppo.entropy": 0.008}
+    assert search._clipped(file, changed) == {"reward.accuracy": 1.0, "ppo.entropy": 0.01}

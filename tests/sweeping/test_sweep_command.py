@@ -174,6 +174,13 @@ retrain: {seeds: 0}
             ["{file}", "--set", "timestep=3"],
             "timestep is not a setting; the closest one is timesteps",
         ),
+        (
+            ["{file}", "--set", "timesteps=x"],
+            "flags beside it: timesteps is 'x'; allowed is a whole",
+        ),
+        (["{file}", "--retrain-seeds", "-1"], "retrain_seeds is -1; it must be at least 0"),
+        (["{file}", "--storage-path", "foo://bar"], "storage_path leads to foo://bar/sweep-"),
+        (["big.yaml"], "resources.cpus is 9, but the largest node here has 2"),
         (["{file}", "--trials", "0"], "trials is 0; it must be at least 1"),
         (["{file}", "--set", "dataset=/nowhere", "--set", "backbone=x"], "/nowhere"),
     ],
@@ -181,11 +188,38 @@ retrain: {seeds: 0}
 def test_bad_input_is_one_sentence_and_makes_no_folder(tmp_path, capsys, monkeypatch, flags, said):
     monkeypatch.chdir(tmp_path)
     Path("tiny.yaml").write_text(TINY)
+    Path("big.yaml").write_text(TINY + "resources: {cpus: 9}\n")
     assert main([flag.format(file="tiny.yaml") for flag in flags]) == 2
     err = capsys.readouterr().err
     assert said in err
     assert "Traceback" not in err
     assert not Path("runs").exists()
+
+
+def test_what_was_added_to_the_best_run_stays(finished):
+    (best,) = (finished / "best").iterdir()
+    note = best / "seed0" / "note.txt"
+    note.write_text("mine")
+    assert main(["--resume", str(finished)]) == 0
+    assert note.read_text() == "mine"
+
+
+def test_two_sweeps_may_share_a_storage_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file = Path("tiny.yaml")
+    file.write_text(TINY.replace("trials: 3", "trials: 1").replace("seeds: 2", "seeds: 0"))
+    for parent, weight in (("a", "0.1"), ("b", "0.9")):
+        flags = ["--set", f"reward.accuracy={weight}", "--storage-path", "shared"]
+        assert main([str(file), "--run-dir", f"{parent}/run", *flags]) == 0
+    for parent, weight in (("a", 0.1), ("b", 0.9)):
+        (config,) = Path(parent).glob("run/best/001/seed0/config.yaml")
+        assert load_config(config, TrainAgentConfig).reward.accuracy == weight
+    assert len(list(Path("shared").iterdir())) == 2
+    before = Path("a/run/results.csv").read_text()
+    Path("elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")  # what was a relative path is found again
+    assert main(["--resume", "../a/run"]) == 0
+    assert Path("../a/run/results.csv").read_text() == before
 
 
 def test_a_sweep_keeps_what_it_was_asked_for(finished):

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dfs_rl.data import SPLIT_NAMES, Dataset, ImageSet, SplitName
+from dfs_rl.data.images import SPLIT_NAMES, Dataset, ImageSet, SplitName
 
 
 class SharedSplit(NamedTuple):
