@@ -29,6 +29,8 @@ def start(said, *arguments):
             stdout=out,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            # Tests that a shell runs in the background have Ctrl-C ignored, which children inherit.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
 

@@ -157,7 +157,6 @@ retrain: {seeds: 0}
     last = [max(trial.glob("checkpoint_*")) for trial in (run / "tune" / "search").glob("search_*")]
     pasts = [(path / "seed0" / "metrics.jsonl").read_text().splitlines()[:4] for path in last]
     assert len({tuple(past) for past in pasts}) < len(pasts) == 3
-    assert len({row["ppo.learning_rate"] for row in rows}) == 3
     (best,) = (run / "best").iterdir()
     (row,) = (row for row in rows if row["trial"] == best.name)
     config = load_config(best / "seed0" / "config.yaml", TrainAgentConfig)
