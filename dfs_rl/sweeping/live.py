@@ -7,11 +7,10 @@ from ray.tune import Callback
 from ray.tune.experiment import Trial
 
 from dfs_rl.messages import say
-from dfs_rl.sweeping.trial import FAILED, PROGRESS
+from dfs_rl.sweeping.trial import FAILED, PROGRESS, WHOLE
 
 _EVERY = 30.0
 """Seconds between two lines about trials that run."""
-_WHOLE = 100.0
 _HEAD = "{:>8}  {:>7}  {:>8}  {:>8}  {:>12}  {:>12}  {}"
 
 
@@ -68,7 +67,7 @@ class LiveView(Callback):
         assert self._began is not None
         minutes = (time.monotonic() - self._began) / 60
         done = sum(_has_ended(t) for t in trials)
-        ended = [t for t in trials if _progress(t) >= _WHOLE and _has_value(t, self._metric)]
+        ended = [t for t in trials if _progress(t) >= WHOLE and _has_value(t, self._metric)]
         values = [t.last_result[self._metric] for t in ended]
         value = trial.last_result[self._metric] if _has_value(trial, self._metric) else None
         left = self._left(trials, minutes)
@@ -98,7 +97,7 @@ class LiveView(Callback):
 
 def _made(trials: list[Trial]) -> float:
     """Return the share of all trials' work that is done, in trials; one that ended early has none left."""
-    return sum(1.0 if _has_ended(t) else _progress(t) / _WHOLE for t in trials)
+    return sum(1.0 if _has_ended(t) else _progress(t) / WHOLE for t in trials)
 
 
 def _has_ended(trial: Trial) -> bool:

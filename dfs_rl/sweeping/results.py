@@ -15,9 +15,8 @@ from dfs_rl.sweeping.commands import command_of
 from dfs_rl.sweeping.search import optuna_distribution
 from dfs_rl.sweeping.space import from_word, to_word
 from dfs_rl.sweeping.sweep_file import SweepFile
-from dfs_rl.sweeping.trial import CANDIDATE, FAILED, POINTS, PROGRESS, SEED
+from dfs_rl.sweeping.trial import CANDIDATE, FAILED, POINTS, PROGRESS, SEED, WHOLE
 
-_WHOLE = 100.0
 _FEWEST = 4
 """Trials below which nothing can be said of what matters."""
 
@@ -43,7 +42,7 @@ def _trial_record(name: str, result: Result, file: SweepFile) -> TrialRecord:
         },
         status=_status(metrics, reason),
         reason=reason,
-        progress=float(metrics.get(PROGRESS, 0.0)) / _WHOLE,
+        progress=float(metrics.get(PROGRESS, 0.0)) / WHOLE,
         values={n: float(metrics[n]) for n in file.objective.names} if made else {},
         history=reports,
         points=_points(metrics),
@@ -56,7 +55,7 @@ def _status(metrics: Mapping[str, Any], reason: str | None) -> TrialStatus:
         return "failed"
     if PROGRESS not in metrics:
         return "unfinished"
-    return "finished" if metrics[PROGRESS] >= _WHOLE else "stopped"
+    return "finished" if metrics[PROGRESS] >= WHOLE else "stopped"
 
 
 def _reason(result: Result) -> str | None:
@@ -76,7 +75,7 @@ def _reports(result: Result, file: SweepFile) -> tuple[tuple[float, float], ...]
     if table is None or PROGRESS not in table or name not in table:
         return ()
     rows = table[[PROGRESS, name, FAILED]].to_dict("records")
-    told = {row[PROGRESS] / _WHOLE: float(row[name]) for row in rows if not row[FAILED]}
+    told = {row[PROGRESS] / WHOLE: float(row[name]) for row in rows if not row[FAILED]}
     return tuple(sorted(told.items()))
 
 

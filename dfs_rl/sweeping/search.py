@@ -27,9 +27,7 @@ from ray.tune.search.optuna import OptunaSearch
 
 from dfs_rl.sweeping.space import Domain, to_word
 from dfs_rl.sweeping.sweep_file import SweepFile
-from dfs_rl.sweeping.trial import PROGRESS
-
-_WHOLE = 100
+from dfs_rl.sweeping.trial import PROGRESS, WHOLE
 
 
 def tune_config(file: SweepFile) -> tune.TuneConfig:
@@ -89,13 +87,13 @@ def _scheduler(file: SweepFile) -> TrialScheduler:
     if scheduler.name == "asha":
         return ASHAScheduler(
             **goal,
-            max_t=_WHOLE,
-            grace_period=max(1, round(_WHOLE * scheduler.grace)),
+            max_t=WHOLE,
+            grace_period=max(1, round(WHOLE * scheduler.grace)),
             reduction_factor=scheduler.reduction,
         )
     if scheduler.name == "median":
-        return MedianStoppingRule(**goal, grace_period=_WHOLE * scheduler.grace)
-    goal["perturbation_interval"] = _WHOLE * scheduler.interval
+        return MedianStoppingRule(**goal, grace_period=WHOLE * scheduler.grace)
+    goal["perturbation_interval"] = WHOLE * scheduler.interval
     if scheduler.name == "pbt":
         mutations = {name: _tune_domain(domain) for name, domain in file.search.items()}
         return PopulationBasedTraining(

@@ -30,6 +30,8 @@ from dfs_rl.sweeping.sweep_file import SweepFile
 
 PROGRESS = "progress"
 """Percent of the whole training, which schedulers count by."""
+WHOLE = 100
+"""Of it, at the end."""
 FAILED = "failed"
 """Why a trial failed."""
 TRACEBACK = "traceback"
@@ -38,7 +40,6 @@ POINTS = "points"
 """What the trial's result costs and gets right on val, as JSON; of each seed."""
 CANDIDATE = "candidate"
 SEED = "seed"
-_WHOLE = 100.0
 _CHECKPOINT = "last"
 _VALIDATION = "validation"
 
@@ -159,7 +160,7 @@ class _Watcher:
         if not seen:
             return
         progress, _ = seen[-1]
-        overall = _WHOLE * (len(self._done) + progress) / self._n_seeds
+        overall = WHOLE * (len(self._done) + progress) / self._n_seeds
         if progress < 1.0 and overall > self._progress:
             self._report(overall, self._values([*self._done, self._value(run)]))
 
@@ -168,11 +169,11 @@ class _Watcher:
         self._done.append(self._value(run))
         self._points.append(reached)
         if len(self._done) < self._n_seeds:
-            self._report(_WHOLE * len(self._done) / self._n_seeds, self._values(self._done))
+            self._report(WHOLE * len(self._done) / self._n_seeds, self._values(self._done))
 
     def finish(self) -> None:
         """Report the whole trial."""
-        self._report(_WHOLE, self._values(self._done))
+        self._report(WHOLE, self._values(self._done))
 
     def fail(self, error: Exception) -> None:
         """Report that the trial cannot go on."""
