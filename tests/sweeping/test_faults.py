@@ -2,6 +2,7 @@
 
 import csv
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -54,7 +55,7 @@ def folders(run):
 def ended(folder):
     """Whether Tune was told that a trial is done."""
     path = folder / "result.json"
-    return path.is_file() and '"progress": 100.0' in path.read_text()
+    return path.is_file() and re.search(r'"progress": 100\b', path.read_text()) is not None
 
 
 def sweep_file(tmp_path):
