@@ -17,9 +17,8 @@ from torch.nn import functional
 from agents.callbacks import BoundaryCallback, Lifecycle
 from agents.checkpoint import optimizer_tensors, restore_optimizer
 from agents.cotrain_hyperparameters import CoTrainConfig
+from dfs_rl.backbones.base import Backbone, PreparedBackbone
 from dfs_rl.backbones.contract import WalkableBackbone
-from dfs_rl.backbones.prepared import PreparedResNet
-from dfs_rl.backbones.resnet import ResNet
 from dfs_rl.data import Dataset, augment
 from dfs_rl.errors import CheckpointError, TrainingError
 from dfs_rl.gating.learned import LearnedGate
@@ -117,7 +116,7 @@ class CoTrainer:
     def __init__(
         self,
         config: CoTrainConfig,
-        backbone: ResNet,
+        backbone: Backbone,
         dataset: Dataset,
         *,
         seed: int,
@@ -210,7 +209,7 @@ class CoTrainer:
             )
         self.steps += 1
 
-    def freeze(self) -> PreparedResNet:
+    def freeze(self) -> PreparedBackbone:
         """Return the frozen form of the backbone as it is now, in float32."""
         return self.backbone.prepare().to(self._images.labels.device)
 

@@ -28,7 +28,7 @@ from agents.supervised_hyperparameters import (
 from agents.tracking import TensorBoard
 from agents.training import TrainingResult
 from agents.validation import ValidationSetup, Validator, rewards_of
-from dfs_rl.backbones import ResNet, StoredBackbone
+from dfs_rl.backbones import Backbone, StoredBackbone
 from dfs_rl.backbones.contract import WalkableBackbone
 from dfs_rl.cost import SKIP, CostTable
 from dfs_rl.data import Dataset
@@ -225,7 +225,7 @@ def train_supervised(
         CheckpointError: If the checkpoint does not fit.
     """
     device = torch.device(plan.device)
-    backbone: ResNet = stored.backbone.to(device).eval()
+    backbone: Backbone = stored.backbone.to(device).eval()
     cotrainer = _make_cotrainer(plan, backbone, dataset)
     if cotrainer is None:
         backbone.requires_grad_(requires_grad=False)
@@ -327,7 +327,7 @@ def train_supervised(
 
 
 def _make_cotrainer(
-    plan: SupervisedTraining, backbone: ResNet, dataset: Dataset
+    plan: SupervisedTraining, backbone: Backbone, dataset: Dataset
 ) -> CoTrainer | None:
     if plan.cotrain is None:
         return None

@@ -19,7 +19,7 @@ from agents.hyperparameters import AlgorithmConfig, FeatureChoice
 from agents.tracking import TensorBoard, make_logger
 from agents.validation import Validation, ValidationSetup, Validator, rewards_of
 from agents.warm_start import start_from
-from dfs_rl.backbones import PreparedResNet, StoredBackbone
+from dfs_rl.backbones import PreparedBackbone, StoredBackbone
 from dfs_rl.data import Dataset
 from dfs_rl.errors import CheckpointError
 from dfs_rl.gating.dial import Dial, PriceRange
@@ -280,5 +280,5 @@ def _make_trainer(plan: GateTraining, stored: StoredBackbone, dataset: Dataset) 
     return CoTrainer(plan.cotrain, stored.backbone, dataset, seed=plan.seed, budget=plan.budget)
 
 
-def _freeze(stored: StoredBackbone, plan: GateTraining) -> PreparedResNet:
+def _freeze(stored: StoredBackbone, plan: GateTraining) -> PreparedBackbone:
     return stored.backbone.prepare(plan.dtype).to(plan.device)

@@ -10,7 +10,7 @@ from dfs_rl.messages import say
 from dfs_rl.runs import RunFolder
 
 if TYPE_CHECKING:
-    from dfs_rl.backbones import BackboneInfo, ResNet, StoredBackbone
+    from dfs_rl.backbones import Backbone, BackboneInfo, StoredBackbone
     from dfs_rl.cost import BitOptions
     from dfs_rl.data import Dataset
     from dfs_rl.gating.learned import LearnedGate
@@ -69,7 +69,7 @@ def find_backbone(choice: BackboneChoice, dataset: "Dataset") -> "StoredBackbone
     return stored
 
 
-def preview_backbone(choice: BackboneChoice, dataset: "Dataset") -> "ResNet":
+def preview_backbone(choice: BackboneChoice, dataset: "Dataset") -> "Backbone":
     """Return a backbone of the right shape, trained or not, so that bad settings are refused before anything is made.
 
     Raises:
@@ -154,7 +154,9 @@ def check_backbone_of(run: Path, dataset: "Dataset", choice: BackboneChoice) -> 
         )
 
 
-def check_match(info: "BackboneInfo", backbone: "ResNet", dataset: "Dataset", source: str) -> None:
+def check_match(
+    info: "BackboneInfo", backbone: "Backbone", dataset: "Dataset", source: str
+) -> None:
     """Refuse a backbone that was made for other data.
 
     Raises:

@@ -13,6 +13,7 @@ from torch.utils.tensorboard.writer import SummaryWriter
 from tqdm import tqdm
 
 from dfs_rl.backbones import (
+    Backbone,
     BackboneInfo,
     ResNet,
     ResNetConfig,
@@ -113,7 +114,7 @@ def depth_of(name: str) -> int:
     return int(depth)
 
 
-def build(config: TrainBackboneConfig, dataset: Dataset) -> ResNet:
+def build(config: TrainBackboneConfig, dataset: Dataset) -> Backbone:
     """Make the untrained backbone that a configuration asks for; the same seed gives the same weights."""
     torch.manual_seed(stream_seed(config.seed, "weights"))
     channels, height, width = dataset.image_shape
@@ -131,7 +132,7 @@ def build(config: TrainBackboneConfig, dataset: Dataset) -> ResNet:
     return ResNet(shape, channel_statistics(dataset.train.images))
 
 
-def uniform_accuracies(backbone: ResNet, images: ImageSet) -> dict[str, float]:
+def uniform_accuracies(backbone: Backbone, images: ImageSet) -> dict[str, float]:
     """Accuracy in percent of every uniform setting that runs the layers, by its bits."""
     n_layers = len(backbone.blocks)
     return {
@@ -141,7 +142,7 @@ def uniform_accuracies(backbone: ResNet, images: ImageSet) -> dict[str, float]:
     }
 
 
-def uniform_points(backbone: ResNet, accuracies: Mapping[str, float]) -> list[CurvePoint]:
+def uniform_points(backbone: Backbone, accuracies: Mapping[str, float]) -> list[CurvePoint]:
     """Return what every uniform setting costs and gets right, in percent, from the accuracies that ``uniform_accuracies`` gives."""
     costs = backbone.costs
     settings = [torch.full((1, costs.n_layers), costs.options.index(int(b))) for b in accuracies]
@@ -291,7 +292,7 @@ def _log_epoch(
     run: RunFolder,
     board: SummaryWriter,
     progress: Progress,
-    backbone: ResNet,
+    backbone: Backbone,
     images: ImageSet,
     *,
     total: int,

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+from dfs_rl.backbones.base import Backbone, PreparedBackbone
 from dfs_rl.backbones.contract import GatedLayer, WalkableBackbone
-from dfs_rl.backbones.prepared import PreparedResNet
 from dfs_rl.backbones.resnet import ResNet, ResNetConfig
 from dfs_rl.backbones.storage import (
     BackboneInfo,
@@ -17,16 +17,17 @@ PRETRAINED_DIGITS = Path(__file__).parent / "pretrained" / "digits"
 """The small supernet for scikit-learn's digits that ships with the package."""
 
 
-def default_digits() -> ResNet:
+def default_digits() -> Backbone:
     """Load the digits supernet that ships with the package."""
     return load_backbone(PRETRAINED_DIGITS)
 
 
 __all__ = [
     "PRETRAINED_DIGITS",
+    "Backbone",
     "BackboneInfo",
     "GatedLayer",
-    "PreparedResNet",
+    "PreparedBackbone",
     "ResNet",
     "ResNetConfig",
     "StoredBackbone",

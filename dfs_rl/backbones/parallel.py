@@ -24,11 +24,11 @@ import torch
 from torch import Tensor, distributed
 from torch.nn import functional
 
-from dfs_rl.backbones.resnet import ResNet
+from dfs_rl.backbones.base import Backbone
 from dfs_rl.backbones.supernet import StepLosses, SupernetTrainer
 from dfs_rl.data import ImageSet
 from dfs_rl.errors import TrainingError
-from dfs_rl.quant.layers import FractionalConv2d
+from dfs_rl.quant.layers import NormPerBits
 
 LEADER = 0
 
@@ -139,9 +139,9 @@ def shared_batch_norm(
 
 
 @contextmanager
-def shared_norms(backbone: ResNet) -> Iterator[None]:
+def shared_norms(backbone: Backbone) -> Iterator[None]:
     """Within the block, the norms of ``backbone`` are over all processes' samples, so that all must run it together."""
-    layers = [m for m in backbone.modules() if isinstance(m, FractionalConv2d)]
+    layers = [m for m in backbone.modules() if isinstance(m, NormPerBits)]
     for layer in layers:
         layer.batch_norm = shared_batch_norm
     try:

@@ -7,13 +7,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dfs_rl.backbones.probe import describe, pool_grid
+from dfs_rl.backbones.base import PreparedBackbone
 from dfs_rl.cost import SKIP
 from dfs_rl.quant.prepared import PreparedConv2d, PreparedLinear, convolve_twice
 
 if TYPE_CHECKING:
     from dfs_rl.backbones.resnet import ResidualBlock, ResNet
-    from dfs_rl.quant.layers import FractionalLinear
 
 
 def shortcut_of(hidden: Tensor, *, stride: int, extra_channels: int) -> Tensor:
@@ -59,8 +58,8 @@ class PreparedBlock(nn.Module):
         return branch.add_(shortcut).relu_()
 
 
-class PreparedResNet(nn.Module):
-    """A frozen ResNet; satisfies the same contract as the form it was made from, without gradients.
+class PreparedResNet(PreparedBackbone):
+    """A frozen ResNet; see ``PreparedBackbone``.
 
     Args:
         source: The trained backbone. Later changes to it do not reach this copy.
@@ -68,38 +67,16 @@ class PreparedResNet(nn.Module):
     """
 
     def __init__(self, source: "ResNet", *, dtype: torch.dtype = torch.float32) -> None:
-        super().__init__()
-        self.options = source.options
-        self.costs = source.costs
-        self.feature_sizes = source.feature_sizes
-        self.feature_macs = source.feature_macs
-        self.probe_grid = source.probe_grid
-        self.image_shape = source.image_shape
-        self.n_classes = source.n_classes
-        self.dtype = dtype
-        # Normalising is one multiplication and one addition per pixel: (x - mean) / std.
-        self.image_scale: Tensor
-        self.image_shift: Tensor
-        self.feature_mean: Tensor
-        self.feature_std: Tensor
-        scale = source.image_std.reciprocal()
-        self.register_buffer("image_scale", scale.clone())
-        self.register_buffer("image_shift", -source.image_mean * scale)
-        self.register_buffer("feature_mean", source.feature_mean.clone())
-        self.register_buffer("feature_std", source.feature_std.clone())
-        bits = source.config.stem_bits
-        self.stem_conv = PreparedConv2d(source.stem_conv, bits, dtype=torch.float32)
-        self.stem_bits = bits
+        super().__init__(source, dtype=dtype)
+        self.stem_bits = source.stem_bits
+        self.stem_conv = PreparedConv2d(source.stem_conv, source.stem_bits, dtype=torch.float32)
         self.stem_blocks = nn.ModuleList(
             PreparedBlock(cast("ResidualBlock", block), dtype=torch.float32)
             for block in source.stem_blocks
         )
         self.blocks = nn.ModuleList(PreparedBlock(block, dtype=dtype) for block in source.layers)
         self.classifier = PreparedLinear(source.classifier)
-        self.probes = nn.ModuleList(
-            PreparedLinear(cast("FractionalLinear", probe)) for probe in source.probes
-        )
-        self.eval().requires_grad_(requires_grad=False)
+        self.freeze()
 
     @property
     def layers(self) -> Sequence[PreparedBlock]:
@@ -108,19 +85,10 @@ class PreparedResNet(nn.Module):
 
     def stem(self, images: Tensor) -> Tensor:
         """Return the activation before the first gated block, ``[batch, width, h, w]``."""
-        pixels = images.float() / 255.0 if images.dtype == torch.uint8 else images
-        pixels = (pixels * self.image_scale + self.image_shift).contiguous(
-            memory_format=torch.channels_last
-        )
-        hidden = self.stem_conv(pixels).relu_()
+        hidden = self.stem_conv(self.normalise(images)).relu_()
         for block in self.stem_blocks:
             hidden = block(hidden, self.stem_bits)
         return cast("Tensor", hidden).to(self.dtype)
-
-    def feature(self, hidden: Tensor, layer: int) -> Tensor:
-        """Return the confidence of the layer's probe and the pooled channels, float32 ``[batch, 3 + channels]``."""
-        parts = pool_grid(hidden, grid=self.probe_grid)
-        return describe(parts, self.probes[layer](parts.flatten(1)))
 
     def head(self, hidden: Tensor) -> Tensor:
         """Return logits, float32 ``[batch, classes]``."""

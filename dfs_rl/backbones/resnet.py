@@ -2,27 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import prod
 from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dfs_rl.backbones.contract import CONFIDENCE_SIZE
+from dfs_rl.backbones.base import Backbone
 from dfs_rl.backbones.prepared import PreparedResNet, pool, shortcut_of
-from dfs_rl.backbones.probe import GRIDS, PROBE_SHARE, describe, grid_shape, pool_grid
-from dfs_rl.cost import (
-    ALLOWED_BITS,
-    DEFAULT_BITS,
-    FULL,
-    SKIP,
-    BitOptions,
-    CostTable,
-    FixedCost,
-    relative_cost,
-)
-from dfs_rl.cost.macs import count_macs
+from dfs_rl.cost import ALLOWED_BITS, DEFAULT_BITS, SKIP, BitOptions
 from dfs_rl.data import ChannelStatistics
 from dfs_rl.data.images import MAX_CHANNELS, MIN_CLASSES, MIN_SIDE
 from dfs_rl.errors import ConfigError
@@ -133,38 +121,26 @@ class ResidualBlock(nn.Module):
         return functional.relu(branch + shortcut)
 
 
-class ResNet(nn.Module):
+class ResNet(Backbone):
     """A CIFAR ResNet whose residual blocks are gated layers; the training form of the backbone contract.
 
     Args:
         config: Shape and precision.
         statistics: Mean and standard deviation of the training images' channels, in [0, 1] units.
-
-    Attributes:
-        options: The menu.
-        costs: What each choice costs.
-        layers: The gated blocks.
-        feature_sizes: Numbers that ``feature`` returns before each gated block: the probe's confidence and its channels.
-        feature_macs: What the probes take per image; a multiply-accumulate at b bits counts (b / 32)**2.
-        feature_mean: Mean of ``feature`` before each gated block, ``[layers, largest size]``, zero-padded.
-        feature_std: Its standard deviation, one where unused.
     """
 
+    family = "resnet"
+    config: ResNetConfig
+
     def __init__(self, config: ResNetConfig, statistics: ChannelStatistics) -> None:
-        super().__init__()
-        if len(statistics.mean) != config.in_channels:
-            raise ConfigError(
-                f"channel statistics have {len(statistics.mean)} channels, the backbone {config.in_channels}."
-            )
-        self.config = config
-        self.statistics = statistics
-        self.options = BitOptions(config.bits)
-        self.image_mean: Tensor
-        self.image_std: Tensor
-        self.feature_mean: Tensor
-        self.feature_std: Tensor
-        self.register_buffer("image_mean", torch.tensor(statistics.mean).reshape(1, -1, 1, 1))
-        self.register_buffer("image_std", torch.tensor(statistics.std).reshape(1, -1, 1, 1))
+        super().__init__(
+            config,
+            statistics,
+            bits=config.bits,
+            image_shape=(config.in_channels, *config.image_size),
+            n_classes=config.n_classes,
+            stem_bits=config.stem_bits,
+        )
         self.stem_conv = FractionalConv2d(
             config.in_channels,
             config.width,
@@ -186,23 +162,11 @@ class ResNet(nn.Module):
             )
             for n, (i, o) in enumerate(zip(inputs, outputs, strict=True))
         ]
-        never_gated = 1 if config.first_block == "always" else 0
-        self.stem_blocks = nn.ModuleList(blocks[:never_gated])
-        self.blocks = nn.ModuleList(blocks[never_gated:])
+        always = 1 if config.first_block == "always" else 0
+        self.stem_blocks = nn.ModuleList(blocks[:always])
+        self.blocks = nn.ModuleList(blocks[always:])
         self.classifier = FractionalLinear(widths[-1], config.n_classes, bits=config.stem_bits)
-        channels = inputs[never_gated:]
-        self.feature_sizes = tuple(CONFIDENCE_SIZE + c for c in channels)
-        statistics_shape = (len(self.blocks), max(self.feature_sizes))
-        self.register_buffer("feature_mean", torch.zeros(statistics_shape))
-        self.register_buffer("feature_std", torch.ones(statistics_shape))
-        self.costs = self._count()
-        self.probe_grid, self.probe_sizes = self._probe_sizes(channels)
-        # Measured, not trained: gradients never reach them.
-        self.probes = nn.ModuleList(
-            FractionalLinear(size, config.n_classes, bits=config.stem_bits)
-            for size in self.probe_sizes
-        ).requires_grad_(requires_grad=False)
-        self.feature_macs = self._probe_macs(self.probe_sizes)
+        self.finish_making()
 
     @property
     def layers(self) -> Sequence[ResidualBlock]:
@@ -210,102 +174,21 @@ class ResNet(nn.Module):
         return cast("Sequence[ResidualBlock]", self.blocks)
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of the images."""
-        return (self.config.in_channels, *self.config.image_size)
-
-    @property
-    def n_classes(self) -> int:
-        """Number of classes."""
-        return self.config.n_classes
-
-    def normalise(self, images: Tensor) -> Tensor:
-        """Turn uint8 images, or floats in [0, 1], ``[batch, c, h, w]`` into zero mean and unit variance."""
-        pixels = images.float() / 255.0 if images.dtype == torch.uint8 else images
-        pixels = (pixels - self.image_mean) / self.image_std
-        return pixels.contiguous(memory_format=torch.channels_last)
+    def never_gated(self) -> Sequence[nn.Module]:
+        """Stem, classifier, and the first block if it always runs."""
+        return [self.stem_conv, self.stem_blocks, self.classifier]
 
     def stem(self, images: Tensor) -> Tensor:
         """Return the activation before the first gated block, ``[batch, width, h, w]``."""
-        bits = self.config.stem_bits
-        hidden = functional.relu(self.stem_conv(self.normalise(images), bits))
+        hidden = functional.relu(self.stem_conv(self.normalise(images), self.stem_bits))
         for block in self.stem_blocks:
-            hidden = block(hidden, bits)
+            hidden = block(hidden, self.stem_bits)
         return hidden
-
-    def feature(self, hidden: Tensor, layer: int) -> Tensor:
-        """Return the confidence of the layer's probe and the pooled channels, float32 ``[batch, 3 + channels]``."""
-        parts = pool_grid(hidden, grid=self.probe_grid)
-        return describe(parts, self.probes[layer](parts.flatten(1)))
 
     def head(self, hidden: Tensor) -> Tensor:
         """Return logits, float32 ``[batch, classes]``."""
         return cast("Tensor", self.classifier(pool(hidden))).float()
 
-    def forward(self, images: Tensor, bits: int | Sequence[int] = FULL) -> Tensor:
-        """Run every sample at the same bits.
-
-        Args:
-            images: uint8 or float in [0, 1], ``[batch, c, h, w]``.
-            bits: One bit width for all gated layers, or one for each.
-
-        Returns:
-            Logits ``[batch, classes]``.
-        """
-        setting = [bits] * len(self.blocks) if isinstance(bits, int) else list(bits)
-        if len(setting) != len(self.blocks):
-            raise ConfigError(
-                f"{len(setting)} bit widths given for {len(self.blocks)} gated layers."
-            )
-        hidden = self.stem(images)
-        for block, layer_bits in zip(self.blocks, setting, strict=True):
-            hidden = block(hidden, layer_bits)
-        return self.head(hidden)
-
     def prepare(self, dtype: torch.dtype = torch.float32) -> PreparedResNet:
         """Return the frozen form: norms folded, weights quantized once per option."""
         return PreparedResNet(self, dtype=dtype)
-
-    def _probe_sizes(self, channels: Sequence[int]) -> tuple[int, tuple[int, ...]]:
-        """Choose the probes' grid, the finest that is cheap enough, and count what each then looks at."""
-        height, width = self.config.image_size
-        sides = []  # a block that always runs is the first, which keeps the size
-        for block in self.layers:
-            sides.append((height, width))
-            height, width = -(-height // block.stride), -(-width // block.stride)
-        for grid in GRIDS:
-            sizes = tuple(
-                c * prod(grid_shape(*side, grid=grid))
-                for c, side in zip(channels, sides, strict=True)
-            )
-            if self._probe_macs(sizes) <= PROBE_SHARE * self.costs.total_macs:
-                break
-        return grid, sizes
-
-    def _probe_macs(self, sizes: Sequence[int]) -> float:
-        """What linear probes of so many inputs take, in multiply-accumulates at full precision."""
-        return sum(sizes) * self.config.n_classes * relative_cost(self.config.stem_bits)
-
-    def _count(self) -> CostTable:
-        """Count MACs by running one empty image through every part."""
-        was_training = self.training
-        self.eval()
-        image = torch.zeros(1, *self.image_shape)
-        dearest = self.options[self.options.full]
-        hidden = self.stem(image)
-        stem_macs = count_macs(lambda: self.stem(image))
-        layer_macs = []
-        for block in self.blocks:
-            x = hidden
-            layer_macs.append(count_macs(lambda block=block, x=x: block(x, dearest)))  # type: ignore[misc]
-            hidden = block(hidden, dearest)
-        head_macs = count_macs(lambda: self.head(hidden))
-        self.train(was_training)
-        return CostTable(
-            options=self.options,
-            layer_macs=tuple(layer_macs),
-            fixed=(
-                FixedCost(name="stem", macs=stem_macs, bits=self.config.stem_bits),
-                FixedCost(name="head", macs=head_macs, bits=self.config.stem_bits),
-            ),
-        )

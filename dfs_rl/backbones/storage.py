@@ -7,13 +7,13 @@ from pathlib import Path
 
 import torch
 
-from dfs_rl.backbones.resnet import ResNet, ResNetConfig
+from dfs_rl.backbones.base import Backbone
+from dfs_rl.backbones.families import FAMILIES
 from dfs_rl.config import config_from_dict, config_to_dict
 from dfs_rl.data import ChannelStatistics
 from dfs_rl.errors import CheckpointError
 from dfs_rl.runs import load_tensors, read_description, save_tensors, write_description
 
-KIND = "resnet"
 FORMAT = 2
 STRUCTURE_FILE = "backbone.json"
 WEIGHTS_FILE = "backbone.safetensors"
@@ -45,17 +45,17 @@ class StoredBackbone:
         info: Where it comes from.
     """
 
-    backbone: ResNet
+    backbone: Backbone
     info: BackboneInfo
 
 
-def save_backbone(backbone: ResNet, info: BackboneInfo, folder: Path) -> None:
+def save_backbone(backbone: Backbone, info: BackboneInfo, folder: Path) -> None:
     """Write ``backbone.json`` and ``backbone.safetensors`` into ``folder``, which is made if need be."""
     folder.mkdir(parents=True, exist_ok=True)
     save_tensors(folder / WEIGHTS_FILE, backbone.state_dict())
     write_description(
         folder / STRUCTURE_FILE,
-        kind=KIND,
+        kind=backbone.family,
         version=FORMAT,
         parts={
             "config": config_to_dict(backbone.config),
@@ -77,18 +77,19 @@ def load_stored_backbone(folder: Path) -> StoredBackbone:
     if (folder / "backbone" / STRUCTURE_FILE).is_file():
         folder = folder / "backbone"
     path = folder / STRUCTURE_FILE
-    record = read_description(path, what="backbone", kinds=[KIND], version=FORMAT)
+    record = read_description(path, what="backbone", kinds=list(FAMILIES), version=FORMAT)
     try:
         parts = {name: _mapping(record[name]) for name in ("config", "statistics", "info")}
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{path} is damaged: it lacks a part of the description.") from error
-    config = config_from_dict(parts["config"], ResNetConfig, source=str(path))
+    family = FAMILIES[str(record["kind"])]
+    config = config_from_dict(parts["config"], family.config, source=str(path))
     statistics = config_from_dict(parts["statistics"], ChannelStatistics, source=str(path))
     info = config_from_dict(parts["info"], BackboneInfo, source=str(path))
     weights = load_tensors(folder / WEIGHTS_FILE)
     # Without memory of its own the network takes the file's tensors, so layers that the file does not hold are never allocated.
     with torch.device("meta"):
-        backbone = ResNet(config, statistics)
+        backbone = family.backbone(config, statistics)
     try:
         backbone.load_state_dict({n: t.float() for n, t in weights.items()}, assign=True)
     except RuntimeError as error:
@@ -98,7 +99,7 @@ def load_stored_backbone(folder: Path) -> StoredBackbone:
     return StoredBackbone(backbone=backbone.eval(), info=info)
 
 
-def load_backbone(folder: Path) -> ResNet:
+def load_backbone(folder: Path) -> Backbone:
     """Read the backbone alone, see ``load_stored_backbone``."""
     return load_stored_backbone(folder).backbone
 

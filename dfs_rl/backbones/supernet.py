@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from dfs_rl.backbones import precision
+from dfs_rl.backbones.base import Backbone
 from dfs_rl.backbones.calibration import (
     calibrate_norms,
     calibrate_steps,
@@ -26,7 +27,6 @@ from dfs_rl.backbones.calibration import (
     measure_features,
 )
 from dfs_rl.backbones.precision import Precision
-from dfs_rl.backbones.resnet import ResNet
 from dfs_rl.backbones.settings import Setting, sample_low, uniform
 from dfs_rl.cost import SKIP
 from dfs_rl.data import Dataset, ImageSet, augment, epoch_batches
@@ -109,7 +109,7 @@ def learning_rate(progress: float, *, peak: float, warmup: float = 0.05) -> floa
 
 
 def accuracy_of(
-    backbone: ResNet, images: ImageSet, setting: Setting, *, batch_size: int = 500
+    backbone: Backbone, images: ImageSet, setting: Setting, *, batch_size: int = 500
 ) -> float:
     """Accuracy in percent of the frozen form with every image at the same setting."""
     frozen = backbone.prepare()
@@ -138,7 +138,7 @@ class SupernetTrainer:
 
     def __init__(
         self,
-        backbone: ResNet,
+        backbone: Backbone,
         dataset: Dataset,
         config: SupernetConfig,
         *,
@@ -179,8 +179,7 @@ class SupernetTrainer:
             momentum=config.momentum,
             nesterov=config.momentum > 0,
         )
-        never_gated = [backbone.stem_conv, backbone.stem_blocks, backbone.classifier]
-        calibrate_steps(backbone, self.images.images[:_STEP_IMAGES], parts=never_gated)
+        calibrate_steps(backbone, self.images.images[:_STEP_IMAGES], parts=backbone.never_gated)
 
     def train_epoch(self) -> Iterator[StepLosses]:
         """Run the rest of the current epoch, yielding the losses after each step; leave off anywhere and go on later."""
@@ -197,7 +196,7 @@ class SupernetTrainer:
             self.position = Position(epoch + 1, 0) if done else Position(epoch, step + 1)
             yield losses
 
-    def finish(self) -> ResNet:
+    def finish(self) -> Backbone:
         """Return a copy with measured norms and feature statistics, in evaluation mode."""
         backbone = self.snapshot()
         n_layers = len(backbone.blocks)
@@ -216,7 +215,7 @@ class SupernetTrainer:
         measure_features(backbone, some, torch_generator(self.seed, "features"))
         return backbone
 
-    def snapshot(self) -> ResNet:
+    def snapshot(self) -> Backbone:
         """Return a copy to evaluate, with the running statistics of training.
 
         Raises:
@@ -226,7 +225,7 @@ class SupernetTrainer:
             checked = torch.stack([value.exp(), (-value).exp()]) if "log_step" in name else value
             if not bool(torch.isfinite(checked).all()):
                 raise TrainingError(self._diverged(f"{name} is no longer finite"))
-        backbone: ResNet = copy.deepcopy(self.backbone)
+        backbone: Backbone = copy.deepcopy(self.backbone)
         return backbone.eval()
 
     def tensors(self) -> dict[str, Tensor]:

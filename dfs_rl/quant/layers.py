@@ -76,11 +76,94 @@ class LayerQuantizers(nn.Module):
             ).log()
 
 
-class FractionalConv2d(nn.Module):
+class FractionalLayer(nn.Module):
+    """What layers with a weight and quantizers share; a subclass sets both.
+
+    Attributes:
+        weight: The weight, shared by all bit widths.
+        quantizers: Its quantizers and those of the input.
+    """
+
+    weight: nn.Parameter
+    quantizers: LayerQuantizers
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._calibrating = False
+
+    def quantized(self, x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+        """Return input and weight as they are at ``bits``; while steps are calibrated, ``x`` sets them first."""
+        if self._calibrating:
+            self.quantizers.calibrate(x, self.weight)
+        return (x, self.weight) if bits == FULL else self.quantizers(x, self.weight, bits)
+
+    def calibrate_steps(self, *, on: bool) -> None:
+        """While on, every forward pass sets the steps from the input it sees."""
+        self._calibrating = on
+
+
+class NormPerBits(nn.Module):
+    """Batch norm with statistics, scale and shift of its own for every bit width.
+
+    Quantization moves the statistics of what comes out (Jin et al., AdaBits, CVPR 2020).
+
+    Attributes:
+        bits: The bit widths, ascending.
+        norm_weight: Scales, ``[bits, channels]``.
+        norm_bias: Shifts, likewise.
+        running_mean: Means, likewise.
+        running_var: Variances, likewise.
+        batch_norm: What normalises, with the arguments of torch's; another may take its place for a while.
+    """
+
+    bits: tuple[int, ...]
+    running_mean: Tensor
+    running_var: Tensor
+
+    def make_norm(self, bits: Sequence[int], channels: int) -> None:
+        """Make the norm's parameters; for subclasses."""
+        self.bits = tuple(bits)
+        self.norm_weight = nn.Parameter(torch.ones(len(self.bits), channels))
+        self.norm_bias = nn.Parameter(torch.zeros(len(self.bits), channels))
+        self.register_buffer("running_mean", torch.zeros(len(self.bits), channels))
+        self.register_buffer("running_var", torch.ones(len(self.bits), channels))
+        self.batch_norm: Callable[..., Tensor] = functional.batch_norm
+        self._averaged: list[int] | None = None
+
+    def normalised(self, x: Tensor, bits: int) -> Tensor:
+        """Normalise ``[batch, channels, ...]`` as at ``bits``."""
+        i = self.bits.index(bits)
+        momentum = NORM_MOMENTUM
+        if self._averaged is not None:
+            self._averaged[i] += 1
+            # The k-th batch enters with weight 1 / k: the running mean becomes the mean.
+            momentum = 1.0 / self._averaged[i]
+        return self.batch_norm(
+            x,
+            self.running_mean[i],
+            self.running_var[i],
+            self.norm_weight[i],
+            self.norm_bias[i],
+            training=self.training,
+            momentum=momentum,
+            eps=NORM_EPSILON,
+        )
+
+    def average_statistics(self, *, on: bool) -> None:
+        """While on, passes in training mode make the running statistics the plain average over all batches since."""
+        self._averaged = [0] * len(self.bits) if on else None
+
+    @torch.no_grad()
+    def copy_dearest_norm(self) -> None:
+        """Start every bit width's norm from the dearest one's: its statistics are nearer than zero and one."""
+        for tensor in (self.norm_weight, self.norm_bias, self.running_mean, self.running_var):
+            tensor.copy_(tensor[-1:].expand_as(tensor))
+
+
+class FractionalConv2d(FractionalLayer, NormPerBits):
     """A 3 x 3 convolution followed by batch norm that runs at any of ``bits``.
 
-    The weight is shared; every bit width has its own quantizer steps and its own norm, because quantization moves the
-    statistics of what comes out (Jin et al., AdaBits, CVPR 2020).
+    The weight is shared; every bit width has its own quantizer steps and its own norm.
 
     Args:
         in_channels: Channels that enter.
@@ -89,9 +172,6 @@ class FractionalConv2d(nn.Module):
         stride: 1 or 2.
         signed_input: Whether the input can be negative.
         per_channel: One weight step per output channel instead of one per layer.
-
-    Attributes:
-        batch_norm: What normalises, with the arguments of torch's; another may take its place for a while.
     """
 
     def __init__(
@@ -109,74 +189,41 @@ class FractionalConv2d(nn.Module):
             raise ConfigError(
                 f"a convolution cannot run at 0 bit, yet its bit widths are {list(bits)}."
             )
-        self.bits = tuple(bits)
         self.stride = stride
         self.weight = nn.Parameter(torch.empty(out_channels, in_channels, 3, 3))
         nn.init.kaiming_normal_(self.weight, mode="fan_out", nonlinearity="relu")
         self.quantizers = LayerQuantizers(
             bits, signed_input=signed_input, channels=out_channels if per_channel else None
         )
-        self.norm_weight = nn.Parameter(torch.ones(len(self.bits), out_channels))
-        self.norm_bias = nn.Parameter(torch.zeros(len(self.bits), out_channels))
-        self.running_mean: Tensor
-        self.running_var: Tensor
-        self.register_buffer("running_mean", torch.zeros(len(self.bits), out_channels))
-        self.register_buffer("running_var", torch.ones(len(self.bits), out_channels))
-        self.momentum = NORM_MOMENTUM
-        self.batch_norm: Callable[..., Tensor] = functional.batch_norm
-        self._calibrating = False
+        self.make_norm(bits, out_channels)
 
     def forward(self, x: Tensor, bits: int) -> Tensor:
         """Convolve and normalise ``[batch, in, h, w]`` at ``bits``."""
-        if self._calibrating:
-            self.quantizers.calibrate(x, self.weight)
-        weight = self.weight
-        if bits != FULL:
-            x, weight = self.quantizers(x, weight, bits)
-        i = self.bits.index(bits)
-        return self.batch_norm(
-            functional.conv2d(x, weight, stride=self.stride, padding=1),
-            self.running_mean[i],
-            self.running_var[i],
-            self.norm_weight[i],
-            self.norm_bias[i],
-            training=self.training,
-            momentum=self.momentum,
-            eps=NORM_EPSILON,
-        )
-
-    def calibrate_steps(self, *, on: bool) -> None:
-        """While on, every forward pass sets the steps from the input it sees."""
-        self._calibrating = on
+        x, weight = self.quantized(x, bits)
+        return self.normalised(functional.conv2d(x, weight, stride=self.stride, padding=1), bits)
 
 
-class FractionalLinear(nn.Module):
+class FractionalLinear(FractionalLayer):
     """A linear layer at one fixed precision, for the head.
 
     Args:
         in_features: Inputs.
         out_features: Outputs.
         bits: 1 to 8, 10, 12, 14, 16 or 32.
+        signed_input: Whether the input can be negative.
     """
 
-    def __init__(self, in_features: int, out_features: int, *, bits: int) -> None:
+    def __init__(
+        self, in_features: int, out_features: int, *, bits: int, signed_input: bool = False
+    ) -> None:
         super().__init__()
         self.bits = bits
         self.weight = nn.Parameter(torch.empty(out_features, in_features))
         self.bias = nn.Parameter(torch.zeros(out_features))
         nn.init.kaiming_uniform_(self.weight, a=5**0.5)
-        self.quantizers = LayerQuantizers((bits,), signed_input=False)
-        self._calibrating = False
+        self.quantizers = LayerQuantizers((bits,), signed_input=signed_input)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``[batch, in]`` to ``[batch, out]``."""
-        if self._calibrating:
-            self.quantizers.calibrate(x, self.weight)
-        weight = self.weight
-        if self.bits != FULL:
-            x, weight = self.quantizers(x, weight, self.bits)
+        x, weight = self.quantized(x, self.bits)
         return functional.linear(x, weight, self.bias)
-
-    def calibrate_steps(self, *, on: bool) -> None:
-        """While on, every forward pass sets the steps from the input it sees."""
-        self._calibrating = on

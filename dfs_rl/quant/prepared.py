@@ -137,7 +137,7 @@ class PreparedLinear(nn.Module):
         inverse_step, scale = torch.ones(()), torch.ones(())
         weight: Tensor = source.weight
         if source.bits != FULL:
-            self.codes = grid(source.bits, signed=False)
+            self.codes = grid(source.bits, signed=source.quantizers.signed_input)
             inverse_step, weight, scale = _input_and_weight_codes(
                 source.quantizers, weight, source.bits
             )

@@ -48,7 +48,12 @@ def test_norms_become_the_mean_over_batches(net):
             for hidden in seen
         ]
         torch.testing.assert_close(inner.running_mean[1], torch.stack(means).mean(dim=0))
-    assert inner.momentum == 0.1
+
+    # Training goes on with its running mean.
+    kept = conv.running_mean[0].clone()
+    net.train()(images[0], 32)
+    own = outputs[:16].mean(dim=(0, 2, 3))
+    torch.testing.assert_close(conv.running_mean[0], 0.9 * kept + 0.1 * own)
 
 
 def net_stem_in_batch_mode(net: ResNet, batch: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,252 @@
+"""What backbones of every family share: the menu, its costs, what a gate may look at, and the walk at fixed bits."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from math import prod
+from typing import Any, ClassVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from dfs_rl.backbones.contract import CONFIDENCE_SIZE, GatedLayer
+from dfs_rl.backbones.probe import GRIDS, PROBE_SHARE, describe, pool_grid
+from dfs_rl.cost import FULL, BitOptions, CostTable, FixedCost, relative_cost
+from dfs_rl.cost.macs import count_macs
+from dfs_rl.data import ChannelStatistics
+from dfs_rl.errors import ConfigError
+from dfs_rl.quant.layers import FractionalLinear
+from dfs_rl.quant.prepared import PreparedLinear
+
+
+class _Looks(nn.Module):
+    """What the training and the frozen form of a backbone offer gates to look at.
+
+    Attributes:
+        options: The menu.
+        costs: What each choice costs.
+        blocks: The gated layers, in order.
+        probes: One linear classifier of the activation before each gated layer.
+        probe_grid: Into how many rows and columns a probe cuts an activation, see ``pool_grid``.
+        feature_sizes: Numbers that ``feature`` returns before each gated layer: the probe's confidence and the channels.
+        feature_macs: What the probes take per image; a multiply-accumulate at b bits counts (b / 32)**2.
+        feature_mean: Mean of ``feature`` before each gated layer, ``[layers, largest size]``, zero-padded.
+        feature_std: Its standard deviation, one where unused.
+    """
+
+    options: BitOptions
+    costs: CostTable
+    blocks: nn.ModuleList
+    probes: nn.ModuleList
+    probe_grid: int
+    feature_sizes: tuple[int, ...]
+    feature_macs: float
+    feature_mean: Tensor
+    feature_std: Tensor
+
+    @property
+    def layers(self) -> Sequence[GatedLayer]:
+        """The gated layers, in order."""
+        return cast("Sequence[GatedLayer]", self.blocks)
+
+    def parts(self, hidden: Tensor) -> Tensor:
+        """Pool an activation for a probe, float32 ``[batch, channels, parts]``."""
+        return pool_grid(hidden, grid=self.probe_grid)
+
+    def feature(self, hidden: Tensor, layer: int) -> Tensor:
+        """Return the confidence of the layer's probe and the pooled channels, float32 ``[batch, 3 + channels]``."""
+        parts = self.parts(hidden)
+        return describe(parts, self.probes[layer](parts.flatten(1)))
+
+
+class Backbone(_Looks, ABC):
+    """The training form of a backbone; a family adds its stem, its gated layers, its head and a frozen form.
+
+    A family's ``__init__`` calls this one first, makes its parts, and calls ``finish_making`` last.
+
+    Args:
+        config: Shape and precision, a frozen dataclass that is stored with the weights.
+        statistics: Mean and standard deviation of the training images' channels, in [0, 1] units.
+        bits: The menu of every gated layer.
+        image_shape: Channels, height and width of the images.
+        n_classes: Number of classes.
+        stem_bits: Precision of the parts that no gate decides about.
+
+    Attributes:
+        family: What stored backbones of this class say they are.
+        config: As given.
+        statistics: As given.
+        image_shape: As given.
+        n_classes: As given.
+        stem_bits: As given.
+    """
+
+    family: ClassVar[str]
+
+    def __init__(
+        self,
+        config: Any,  # noqa: ANN401 - each family has its own
+        statistics: ChannelStatistics,
+        *,
+        bits: Sequence[int],
+        image_shape: tuple[int, int, int],
+        n_classes: int,
+        stem_bits: int,
+    ) -> None:
+        super().__init__()
+        if len(statistics.mean) != image_shape[0]:
+            raise ConfigError(
+                f"channel statistics have {len(statistics.mean)} channels, the backbone {image_shape[0]}."
+            )
+        self.config = config
+        self.statistics = statistics
+        self.options = BitOptions(tuple(bits))
+        self.image_shape = image_shape
+        self.n_classes = n_classes
+        self.stem_bits = stem_bits
+        self.image_mean: Tensor
+        self.image_std: Tensor
+        self.register_buffer("image_mean", torch.tensor(statistics.mean).reshape(1, -1, 1, 1))
+        self.register_buffer("image_std", torch.tensor(statistics.std).reshape(1, -1, 1, 1))
+
+    @property
+    @abstractmethod
+    def never_gated(self) -> Sequence[nn.Module]:
+        """The modules of stem and head, which always run."""
+
+    @abstractmethod
+    def stem(self, images: Tensor) -> Tensor:
+        """Return the activation before the first gated layer."""
+
+    @abstractmethod
+    def head(self, hidden: Tensor) -> Tensor:
+        """Return logits, float32 ``[batch, classes]``."""
+
+    @abstractmethod
+    def prepare(self, dtype: torch.dtype = torch.float32) -> "PreparedBackbone":
+        """Return the frozen form: norms folded, weights quantized once per option."""
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Turn uint8 images, or floats in [0, 1], ``[batch, c, h, w]`` into zero mean and unit variance."""
+        pixels = images.float() / 255.0 if images.dtype == torch.uint8 else images
+        pixels = (pixels - self.image_mean) / self.image_std
+        return pixels.contiguous(memory_format=torch.channels_last)
+
+    def forward(self, images: Tensor, bits: int | Sequence[int] = FULL) -> Tensor:
+        """Run every sample at the same bits.
+
+        Args:
+            images: uint8 or float in [0, 1], ``[batch, c, h, w]``.
+            bits: One bit width for all gated layers, or one for each.
+
+        Returns:
+            Logits ``[batch, classes]``.
+        """
+        setting = [bits] * len(self.blocks) if isinstance(bits, int) else list(bits)
+        if len(setting) != len(self.blocks):
+            raise ConfigError(
+                f"{len(setting)} bit widths given for {len(self.blocks)} gated layers."
+            )
+        hidden = self.stem(images)
+        for block, layer_bits in zip(self.blocks, setting, strict=True):
+            hidden = block(hidden, layer_bits)
+        return self.head(hidden)
+
+    def finish_making(self, *, signed: bool = False) -> None:
+        """Count what everything costs, and make the probes, by running one empty image through every part.
+
+        Args:
+            signed: Whether activations between gated layers can be negative.
+        """
+        was_training = self.training
+        self.eval()
+        image = torch.zeros(1, *self.image_shape)
+        dearest = self.options[self.options.full]
+        hidden = self.stem(image)
+        stem_macs = count_macs(lambda: self.stem(image))
+        layer_macs, seen = [], []
+        for block in self.blocks:
+            seen.append(hidden)
+            layer_macs.append(count_macs(lambda block=block, x=hidden: block(x, dearest)))  # type: ignore[misc]
+            hidden = block(hidden, dearest)
+        head_macs = count_macs(lambda: self.head(hidden))
+        self.costs = CostTable(
+            options=self.options,
+            layer_macs=tuple(layer_macs),
+            fixed=(
+                FixedCost(name="stem", macs=stem_macs, bits=self.stem_bits),
+                FixedCost(name="head", macs=head_macs, bits=self.stem_bits),
+            ),
+        )
+        self._make_probes(seen, signed=signed)
+        self.train(was_training)
+
+    def _make_probes(self, seen: Sequence[Tensor], *, signed: bool) -> None:
+        """Choose the probes' grid, the finest that is cheap enough, and make a probe of each activation."""
+        for self.probe_grid in GRIDS:
+            self.probe_sizes = tuple(prod(self.parts(hidden).shape[1:]) for hidden in seen)
+            self.feature_macs = (
+                sum(self.probe_sizes) * self.n_classes * relative_cost(self.stem_bits)
+            )
+            if self.feature_macs <= PROBE_SHARE * self.costs.total_macs:
+                break
+        # Measured, not trained: gradients never reach them.
+        self.probes = nn.ModuleList(
+            FractionalLinear(size, self.n_classes, bits=self.stem_bits, signed_input=signed)
+            for size in self.probe_sizes
+        ).requires_grad_(requires_grad=False)
+        self.feature_sizes = tuple(CONFIDENCE_SIZE + self.parts(h).shape[1] for h in seen)
+        shape = (len(self.blocks), max(self.feature_sizes))
+        self.register_buffer("feature_mean", torch.zeros(shape))
+        self.register_buffer("feature_std", torch.ones(shape))
+
+
+class PreparedBackbone(_Looks, ABC):
+    """The frozen form of a backbone; satisfies the same contract as the form it was made from, without gradients.
+
+    A family's ``__init__`` calls this one first, makes its parts, and calls ``freeze`` last.
+
+    Args:
+        source: The trained backbone. Later changes to it do not reach this copy.
+        dtype: float32, or bfloat16 where the hardware is fast at it. The stem and the head stay in float32.
+    """
+
+    def __init__(self, source: Backbone, *, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.options = source.options
+        self.costs = source.costs
+        self.feature_sizes = source.feature_sizes
+        self.feature_macs = source.feature_macs
+        self.probe_grid = source.probe_grid
+        self.image_shape = source.image_shape
+        self.n_classes = source.n_classes
+        self.dtype = dtype
+        # Normalising is one multiplication and one addition per pixel: (x - mean) / std.
+        self.image_scale: Tensor
+        self.image_shift: Tensor
+        scale = source.image_std.reciprocal()
+        self.register_buffer("image_scale", scale.clone())
+        self.register_buffer("image_shift", -source.image_mean * scale)
+        self.register_buffer("feature_mean", source.feature_mean.clone())
+        self.register_buffer("feature_std", source.feature_std.clone())
+        self.probes = nn.ModuleList(
+            PreparedLinear(cast("FractionalLinear", probe)) for probe in source.probes
+        )
+
+    @abstractmethod
+    def stem(self, images: Tensor) -> Tensor:
+        """Return the activation before the first gated layer."""
+
+    @abstractmethod
+    def head(self, hidden: Tensor) -> Tensor:
+        """Return logits, float32 ``[batch, classes]``."""
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Turn uint8 images, or floats in [0, 1], ``[batch, c, h, w]`` into zero mean and unit variance."""
+        pixels = images.float() / 255.0 if images.dtype == torch.uint8 else images
+        return (pixels * self.image_scale + self.image_shift).contiguous(
+            memory_format=torch.channels_last
+        )
+
+    def freeze(self) -> None:
+        """End the making: evaluation mode, no gradients."""
+        self.eval().requires_grad_(requires_grad=False)

@@ -1,0 +1,23 @@
+"""The families of backbones by the name that stored ones carry; another family is one more entry."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from dfs_rl.backbones.base import Backbone
+from dfs_rl.backbones.resnet import ResNet, ResNetConfig
+from dfs_rl.data import ChannelStatistics
+
+
+class Family(NamedTuple):
+    """How to make a backbone again from what is stored.
+
+    Attributes:
+        config: Its configuration, a dataclass.
+        backbone: Takes one, and the channel statistics.
+    """
+
+    config: type[Any]
+    backbone: Callable[[Any, ChannelStatistics], Backbone]
+
+
+FAMILIES = {ResNet.family: Family(ResNetConfig, ResNet)}
