@@ -46,12 +46,14 @@ import tyro
 
 from dfs_rl.config import fields_from_dict, load_config, read_yaml
 from dfs_rl.errors import ConfigError, DfsRlError
+from dfs_rl.interrupts import terminate_like_interrupt
 from dfs_rl.runs import RunFolder
 
 ConfigT = TypeVar("ConfigT")
 
 EXIT_REFUSED = 2
 EXIT_INTERRUPTED = 130
+EXIT_TERMINATED = 143
 
 _SHARED_FLAGS = {
     "config": tyro.conf.arg(
@@ -97,9 +99,9 @@ def run_command(
     """Parse the command line, run ``main`` and return the exit code.
 
     Bad input, from flags, files or data, and a disk that is full or may not be written, is one
-    sentence on stderr and exit code 2. Ctrl-C is exit
-    code 130; ``main`` may raise ``KeyboardInterrupt`` with a sentence that says how to go on. Any
-    other exception is a bug and keeps its traceback.
+    sentence on stderr and exit code 2. Ctrl-C is exit code 130, SIGTERM is 143; ``main`` may raise
+    ``KeyboardInterrupt`` with a sentence that says how to go on. Any other exception is a bug and
+    keeps its traceback.
 
     Args:
         main: The work.
@@ -111,7 +113,8 @@ def run_command(
     """
     arguments = tuple(sys.argv[1:] if argv is None else argv)
     try:
-        main(_parse(arguments, config_type, prog, description, kind))
+        with terminate_like_interrupt() as terminated:
+            main(_parse(arguments, config_type, prog, description, kind))
     except DfsRlError as error:
         _say(f"error: {error}")
         return EXIT_REFUSED
@@ -121,7 +124,7 @@ def run_command(
         return EXIT_REFUSED
     except KeyboardInterrupt as error:
         _say(str(error) or "Interrupted.")
-        return EXIT_INTERRUPTED
+        return EXIT_TERMINATED if terminated.made else EXIT_INTERRUPTED
     except SystemExit as request:  # tyro has printed its help page
         return int(request.code or 0)
     return 0

@@ -1,4 +1,4 @@
-"""Ctrl-C as a request that long work grants at its next safe point, so that nothing is lost or half-done."""
+"""Ctrl-C as a request that long work grants at its next safe point, so that nothing is lost or half-done; SIGTERM likewise."""
 
 import signal
 from collections.abc import Iterator
@@ -39,3 +39,32 @@ def stop_on_interrupt() -> Iterator[StopRequest]:
         yield request
     finally:
         signal.signal(signal.SIGINT, previous)
+
+
+@contextmanager
+def terminate_like_interrupt() -> Iterator[StopRequest]:
+    """Have SIGTERM, with which batch systems and containers end their jobs, do within the block what Ctrl-C does.
+
+    Outside the main thread it does what it did before.
+
+    Yields:
+        Whether it came.
+    """
+    request = StopRequest()
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        request.made = True
+        take_interrupt = signal.getsignal(signal.SIGINT)
+        if not callable(take_interrupt):  # a shell's background jobs ignore Ctrl-C
+            take_interrupt = signal.default_int_handler
+        take_interrupt(number, frame)
+
+    try:
+        previous = signal.signal(signal.SIGTERM, pass_on)
+    except ValueError:  # not the main thread
+        yield request
+        return
+    try:
+        yield request
+    finally:
+        signal.signal(signal.SIGTERM, previous)

@@ -2,10 +2,11 @@
 
 import logging
 import os
+import signal
 import socket
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from dfs_rl.errors import ConfigError
@@ -58,6 +59,7 @@ def start_ray(
         "include_dashboard": False,
         "object_store_memory": _SMALL_STORE + store_bytes,
     }
+    on_termination = signal.getsignal(signal.SIGTERM)
     try:
         if address not in (None, _ANY):
             _knock(address)
@@ -73,6 +75,9 @@ def start_ray(
         raise ConfigError(
             f"address is {address!r}, where no Ray cluster answers; `ray start --head` starts one and names its address."
         ) from error
+    with suppress(ValueError):  # not the main thread
+        # Ray's own handler would print where its C++ stands, and leave at once.
+        signal.signal(signal.SIGTERM, on_termination)
     try:
         yield
     finally:

@@ -168,7 +168,9 @@ def wait_for_epoch(run: Path, process: "subprocess.Popen[str]") -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize(("how", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("how", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130), (signal.SIGTERM, 143)]
+)
 def test_a_stopped_run_resumes_to_the_uninterrupted_result(tmp_path, how, code, capsys):
     epochs = 12
     stopped, whole = tmp_path / "stopped", tmp_path / "whole"
@@ -177,7 +179,7 @@ def test_a_stopped_run_resumes_to_the_uninterrupted_result(tmp_path, how, code, 
     process.send_signal(how)
     message = process.communicate(timeout=60)[1]
     assert process.returncode == code
-    if how is signal.SIGINT:
+    if how is not signal.SIGKILL:
         assert f"--resume {stopped}" in message
     assert not (stopped / "summary.json").exists()
 

@@ -81,12 +81,13 @@ def test_a_killed_driver_and_a_killed_worker(tmp_path):
     assert {folder: (folder / "result.json").read_text() for folder in done} == done
 
 
-def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
+@pytest.mark.parametrize(("how", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_ctrl_c_and_termination_save_and_say_how_to_go_on(tmp_path, how, code):
     run, said = tmp_path / "run", tmp_path / "said"
     process = start(said, sweep_file(tmp_path), "--run-dir", run, "--cpus", "1")
     wait_until(lambda: any(map(ended, folders(run))), process, said)
-    process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=120) == 130, said.read_text()
+    process.send_signal(how)
+    assert process.wait(timeout=120) == code, said.read_text()
     assert f"go on with: python -m dfs_rl.sweep --resume {run}" in said.read_text()
     assert "Traceback" not in said.read_text()
 
