@@ -1,7 +1,7 @@
 """Ctrl-C as a request that long work grants at its next safe point, so that nothing is lost or half-done; SIGTERM likewise."""
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -24,21 +24,15 @@ def stop_on_interrupt() -> Iterator[StopRequest]:
     Outside the main thread, which alone receives signals, the request is never made.
     """
     request = StopRequest()
+    before = signal.getsignal(signal.SIGINT)
 
     def note(number: int, frame: FrameType | None) -> None:
         del number, frame
         request.made = True
-        signal.signal(signal.SIGINT, previous)
+        signal.signal(signal.SIGINT, before)
 
-    try:
-        previous = signal.signal(signal.SIGINT, note)
-    except ValueError:  # not the main thread
+    with _handling(signal.SIGINT, note):
         yield request
-        return
-    try:
-        yield request
-    finally:
-        signal.signal(signal.SIGINT, previous)
 
 
 @contextmanager
@@ -59,12 +53,21 @@ def terminate_like_interrupt() -> Iterator[StopRequest]:
             take_interrupt = signal.default_int_handler
         take_interrupt(number, frame)
 
-    try:
-        previous = signal.signal(signal.SIGTERM, pass_on)
-    except ValueError:  # not the main thread
+    with _handling(signal.SIGTERM, pass_on):
         yield request
+
+
+@contextmanager
+def _handling(
+    number: signal.Signals, handler: Callable[[int, FrameType | None], None]
+) -> Iterator[None]:
+    """Handle a signal in the block, if this is the main thread."""
+    try:
+        previous = signal.signal(number, handler)
+    except ValueError:  # another thread
+        yield
         return
     try:
-        yield request
+        yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        signal.signal(number, previous)
