@@ -1,11 +1,14 @@
 """Settings of every test: one torch thread, no spinning OpenMP workers, no windows."""
 
 import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 # Both are read once, when the libraries are first imported.
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 os.environ["MPLBACKEND"] = "Agg"
 
+import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
@@ -19,3 +22,22 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("repeatable")
+
+
+@pytest.fixture
+def refusal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[[Callable[[Sequence[str]], int], Sequence[str]], str]:
+    """Return what a command says to bad input: one sentence, with exit code 2 and nothing left on the disk."""
+
+    def said(main: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> str:
+        monkeypatch.chdir(tmp_path)
+        capsys.readouterr()
+        assert main(arguments) == 2
+        sentence = capsys.readouterr().err.strip()
+        assert sentence
+        assert "\n" not in sentence
+        assert not (tmp_path / "runs").exists()
+        return sentence
+
+    return said
