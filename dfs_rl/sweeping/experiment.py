@@ -15,6 +15,7 @@ from ray.tune import Result
 from dfs_rl.data.sharing import SharedDataset
 from dfs_rl.errors import ConfigError, TrainingError
 from dfs_rl.ray_start import ray_deprecations_ignored
+from dfs_rl.sweeping.boards import BoardView
 from dfs_rl.sweeping.live import LiveView, number_of
 from dfs_rl.sweeping.search import param_space, tune_config
 from dfs_rl.sweeping.sweep_file import ResourceConfig
@@ -34,7 +35,9 @@ _KEPT_OF_POPULATIONS = 4
 """More, because another trial may be about to begin from one."""
 
 
-def run_search(plan: TrialPlan, shared: SharedDataset, storage: str, *, log: Path) -> list[Result]:
+def run_search(
+    plan: TrialPlan, shared: SharedDataset, storage: str, *, log: Path, boards: BoardView
+) -> list[Result]:
     """Search, or go on with a search that was begun in ``storage``.
 
     Args:
@@ -42,6 +45,7 @@ def run_search(plan: TrialPlan, shared: SharedDataset, storage: str, *, log: Pat
         shared: The data set.
         storage: Folder or URI that all nodes can write to.
         log: File for what Ray has to say.
+        boards: Shows the trials' curves.
 
     Returns:
         What came of each trial, in the order in which they were made.
@@ -63,7 +67,7 @@ def run_search(plan: TrialPlan, shared: SharedDataset, storage: str, *, log: Pat
             plan,
             storage,
             SEARCH,
-            view,
+            [view, boards],
             keep=_KEPT_OF_POPULATIONS if file.scheduler.is_population else _KEPT,
         ),
         log,
@@ -108,7 +112,7 @@ def run_fresh(
             tune_config=tune.TuneConfig(reuse_actors=True),
             run_config=run,
         ),
-        _run_config(plan, storage, name, view, keep=_KEPT),
+        _run_config(plan, storage, name, [view], keep=_KEPT),
         log,
     )
 
@@ -120,7 +124,7 @@ def _trainable(function: Callable[..., None], plan: TrialPlan, shared: SharedDat
 
 
 def _run_config(
-    plan: TrialPlan, storage: str, name: str, view: LiveView, *, keep: int | None
+    plan: TrialPlan, storage: str, name: str, views: list[tune.Callback], *, keep: int | None
 ) -> tune.RunConfig:
     stop = plan.file.stop
     return tune.RunConfig(
@@ -129,7 +133,7 @@ def _run_config(
         failure_config=tune.FailureConfig(max_failures=stop.retries),
         checkpoint_config=tune.CheckpointConfig(num_to_keep=keep),
         stop={"time_total_s": stop.trial_seconds} if stop.trial_seconds else None,
-        callbacks=[view],
+        callbacks=views,
         verbose=0,
     )
 

@@ -54,7 +54,7 @@ class LiveView(Callback):
         for trial in trials:
             if _has_ended(trial) and trial.trial_id not in self._told:
                 self._told.add(trial.trial_id)
-                self._tell(_name(trial, trials), trial, trials)
+                self._tell(name_of(trial, trials), trial, trials)
                 self._told_at = now
         if now - self._told_at >= _EVERY:
             self._told_at = now
@@ -119,6 +119,7 @@ def number_of(trial: Trial) -> int:
     return int(str(trial.experiment_tag).split("_")[0])
 
 
-def _name(trial: Trial, trials: list[Trial]) -> str:
+def name_of(trial: Trial, trials: list[Trial]) -> str:
+    """Return what a trial is called, by the order in which trials were made."""
     rank = sorted(map(number_of, trials)).index(number_of(trial))
     return f"{rank + 1:03d}"

@@ -26,6 +26,7 @@ from dfs_rl.reporting.sweep_pictures import sweep_pictures
 from dfs_rl.reporting.sweep_report import sweep_report
 from dfs_rl.reporting.sweep_text import sweep_csv, sweep_text
 from dfs_rl.runs import RunFolder, read_json, write_json
+from dfs_rl.sweeping.boards import BoardView, follow_boards
 from dfs_rl.sweeping.commands import command_of
 from dfs_rl.sweeping.experiment import absolute, run_fresh, run_search
 from dfs_rl.sweeping.results import (
@@ -111,7 +112,8 @@ def hold_sweep(
     log = folder.path / "ray.log"
     first = file.base["seed"]
     plan = TrialPlan(file=file, corner=corner, seeds=tuple(range(first, first + file.seeds)))
-    results = run_search(plan, shared, storage, log=log)
+    boards = BoardView(folder.tensorboard_dir)
+    results = run_search(plan, shared, storage, log=log, boards=boards)
     trials = trial_records(results, file)
     best = best_trials(trials, file)
     chosen = [trial for name in best[: file.retrain.best] for trial in trials if trial.name == name]
@@ -171,8 +173,7 @@ def _keep(
         with checkpoint.as_directory() as stored:
             if trial in chosen:
                 _copy(Path(stored), folder.path / BEST_RUNS / trial.name)
-            for run in sorted(Path(stored).glob("seed*")):
-                _copy(run / "tensorboard", folder.tensorboard_dir / trial.name / run.name)
+            follow_boards(Path(stored), folder.tensorboard_dir / trial.name)
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -90,6 +90,7 @@ def test_ctrl_c_and_termination_save_and_say_how_to_go_on(tmp_path, how, code):
     assert process.wait(timeout=120) == code, said.read_text()
     assert f"go on with: python -m dfs_rl.sweep --resume {run}" in said.read_text()
     assert "Traceback" not in said.read_text()
+    assert list(run.glob("tensorboard/*/seed0/events.*"))  # while trials still run
 
 
 def _trial_workers(driver):
