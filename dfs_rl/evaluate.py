@@ -295,6 +295,7 @@ def _measure(
         rival_methods,
         uniform_methods,
     )
+    from dfs_rl.evaluation.dial import turned_text
     from dfs_rl.evaluation.run_gate import evaluate_gate
     from dfs_rl.reporting.pictures import cheapest_and_dearest
 
@@ -334,7 +335,12 @@ def _measure(
         before=loaded.before,
     )
     gate = Method(
-        key="gate", label=records.name, role="gate", records=(records,), selection=on_selection
+        key="gate",
+        label=records.name,
+        role="gate",
+        records=(records,),
+        selection=on_selection,
+        detail=turned_text(model.gate),
     )
     examples = cheapest_and_dearest(records, reported.images, backbone.costs, about.class_names)
     return [gate, *uniform, *rivals, oracle_method(uniform)], examples

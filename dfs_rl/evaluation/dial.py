@@ -11,6 +11,7 @@ from dfs_rl.data.images import ImageSet
 from dfs_rl.evaluation.curves import CurvePoint
 from dfs_rl.evaluation.run_gate import BATCH_SIZE, evaluate_gate
 from dfs_rl.gating.dial import Dial, measured_positions
+from dfs_rl.gating.gates import Gate
 from dfs_rl.gating.learned import LearnedGate
 
 POSITIONS = 17
@@ -29,6 +30,14 @@ class MeasuredDial(NamedTuple):
 
     dial: Dial
     points: tuple[CurvePoint, ...]
+
+
+def turned_text(gate: Gate) -> str:
+    """Say what a gate for all budgets is turned to; empty for any other, and where the dial was not measured."""
+    if not isinstance(gate, LearnedGate) or gate.dial is None or not gate.dial.computations:
+        return ""
+    costs = gate.dial.computation_at(gate.position)
+    return f"learned all budgets and is turned to where images of the validation split cost {costs:.3g} %"
 
 
 def points_along(computation: Tensor, correct: Tensor, positions: Tensor) -> list[CurvePoint]:

@@ -42,9 +42,8 @@ class Dial:
         Raises:
             ConfigError: If it was not measured.
         """
-        if not self.computations:
-            raise ConfigError("what this gate costs at which position was not measured.")
-        return min(self.computations), max(self.computations)
+        measured = self._measured()
+        return min(measured), max(measured)
 
     def position_within(self, budget: float) -> float:
         """Return the furthest position at which images cost no more than ``budget`` percent on average.
@@ -66,6 +65,23 @@ class Dial:
             return 1.0
         before, after = self.computations[last], self.computations[last + 1]
         return (last + math.log(budget / before) / math.log(after / before)) / steps
+
+    def computation_at(self, position: float) -> float:
+        """Return what images cost at a position on average, in percent; between the measured ones as in ``position_within``.
+
+        Raises:
+            ConfigError: If none was measured.
+        """
+        measured = self._measured()
+        place = position * (len(measured) - 1)
+        last = min(int(place), len(measured) - 2)
+        before, after = measured[last], measured[last + 1]
+        return before * (after / before) ** (place - last)
+
+    def _measured(self) -> tuple[float, ...]:
+        if not self.computations:
+            raise ConfigError("what this gate costs at which position was not measured.")
+        return self.computations
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -162,6 +162,7 @@ def test_a_gate_for_all_budgets_is_turned_and_each_budget_has_files_of_its_own(m
     names = {path.name for path in (folder.path / "plots").glob("*.png")}
     assert names == {*GATE_FILES, *(f"at-0.5-{name}" for name in GATE_FILES)}
     assert evaluate_run(folder, dataset=digits, search=short, budget=0.5).stored
+    assert low.summary.methods[0].detail.endswith("images of the validation split cost 0.5 %")
     # The figures are those of the gate at that position.
     _, trace = load(folder.path, budget=0.5)(digits.test.images)
     assert low.summary.methods[0].computation == pytest.approx(float(trace.computation.mean()))

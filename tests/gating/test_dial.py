@@ -50,6 +50,17 @@ def test_a_budget_is_never_exceeded_where_cost_rises_with_the_position(computati
         assert beyond > budget or cost == pytest.approx(beyond)
 
 
+@given(
+    st.lists(st.floats(0.1, 50.0), min_size=2, max_size=20),
+    st.floats(0.0, 1.0),
+)
+def test_what_a_position_costs_is_interpolated_on_the_logarithm(computations, position):
+    grid = np.linspace(0.0, 1.0, len(computations))
+    by_numpy = math.exp(np.interp(position, grid, np.log(computations)))
+    dial = Dial(computations=tuple(computations))
+    assert dial.computation_at(position) == pytest.approx(by_numpy, rel=1e-6)
+
+
 def test_a_budget_above_everything_turns_it_all_the_way():
     assert Dial(computations=(0.5, 0.9)).position_within(7.0) == 1.0
 
