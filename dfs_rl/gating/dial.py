@@ -76,7 +76,7 @@ class Dial:
         place = position * (len(measured) - 1)
         last = min(int(place), len(measured) - 2)
         before, after = measured[last], measured[last + 1]
-        return before * (after / before) ** (place - last)
+        return before * math.exp((place - last) * math.log(after / before))
 
     def _measured(self) -> tuple[float, ...]:
         if not self.computations:
