@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 from ray import tune
 from ray.tune import Result
+from sklearn.exceptions import ConvergenceWarning
 
 from dfs_rl.data.sharing import SharedDataset
 from dfs_rl.errors import ConfigError, TrainingError
@@ -31,8 +33,6 @@ SEARCH = "search"
 FRESH = "fresh"
 _KEPT = 2
 """Checkpoints of a trial; the one before the last is there while the last is written."""
-_KEPT_OF_POPULATIONS = 4
-"""More, because another trial may be about to begin from one."""
 
 
 def run_search(
@@ -68,7 +68,8 @@ def run_search(
             storage,
             SEARCH,
             [view, boards],
-            keep=_KEPT_OF_POPULATIONS if file.scheduler.is_population else _KEPT,
+            # In a population, another trial may have to wait for its turn to begin from any of them.
+            keep=None if file.scheduler.is_population else _KEPT,
         ),
         log,
     )
@@ -146,6 +147,7 @@ def _fit(
     log: Path,
 ) -> list[Result]:
     with ray_deprecations_ignored(), _logged(log):
+        warnings.simplefilter("ignore", ConvergenceWarning)  # of PB2's model, where trials are few
         if tune.Tuner.can_restore(path):
             tuner = tune.Tuner.restore(
                 path, trainable=trainable, resume_unfinished=True, resume_errored=True

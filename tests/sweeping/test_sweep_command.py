@@ -136,27 +136,34 @@ retrain: {seeds: 0}
     assert f"failed: {reason}" in shown.err
 
 
-def test_population_based_training_copies_weights_and_changes_settings(tmp_path):
-    text = """\
+@pytest.mark.parametrize(("scheduler", "kind"), [("pbt", "loguniform"), ("pb2", "uniform")])
+def test_a_population_copies_weights_and_changes_settings(tmp_path, capfd, scheduler, kind):
+    text = f"""\
 command: train_agent
-settings: {timesteps: 1920, num_envs: 32, eval_every: 96}
+settings: {{timesteps: 1920, num_envs: 32, eval_every: 96}}
 search:
-  ppo.learning_rate: {loguniform: [0.0001, 0.05]}
-  reward.log_likelihood: {uniform: [0, 1]}
-objective: {name: hypervolume, corner: [20, 1], last: 1}
+  ppo.learning_rate: {{{kind}: [0.0001, 0.05]}}
+  reward.log_likelihood: {{uniform: [0, 1]}}
+objective: {{name: hypervolume, corner: [20, 1], last: 1}}
 searcher: random
-scheduler: {name: pbt, interval: 0.25}
+scheduler: {{name: {scheduler}, interval: 0.25}}
 trials: 3
-retrain: {seeds: 0}
+retrain: {{seeds: 0}}
 """
     code, run = sweep(tmp_path, text)
     assert code == 0
     rows = table(run)
     assert {row["status"] for row in rows} == {"finished"}
     # A trial that took over another's weights has its past as well; settings alone never give the same one.
-    last = [max(trial.glob("checkpoint_*")) for trial in (run / "tune" / "search").glob("search_*")]
+    stored = [sorted(t.glob("checkpoint_*")) for t in (run / "tune" / "search").glob("search_*")]
+    last = [paths[-1] for paths in stored]
     pasts = [(path / "seed0" / "metrics.jsonl").read_text().splitlines()[:4] for path in last]
     assert len({tuple(past) for past in pasts}) < len(pasts) == 3
+    # Another trial may begin from any of them, whenever its turn comes.
+    assert all(
+        path.name == f"checkpoint_{i:06d}" for paths in stored for i, path in enumerate(paths)
+    )
+    assert "Warning" not in capfd.readouterr().err
     (best,) = (run / "best").iterdir()
     (row,) = (row for row in rows if row["trial"] == best.name)
     config = load_config(best / "seed0" / "config.yaml", TrainAgentConfig)
