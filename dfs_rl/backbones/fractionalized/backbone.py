@@ -10,10 +10,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from dfs_rl.backbones.base import Backbone, PreparedBackbone
+from dfs_rl.backbones.fractionalized.choosing import Granularity, choose_parts
 from dfs_rl.backbones.fractionalized.finding import (
-    Granularity,
     Span,
-    choose_parts,
     find,
 )
 from dfs_rl.backbones.fractionalized.pieces import (

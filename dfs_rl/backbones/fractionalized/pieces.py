@@ -7,10 +7,10 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, fx, nn
 
+from dfs_rl.backbones.fractionalized.choosing import GatedPart
 from dfs_rl.backbones.fractionalized.finding import (
     ATTENTION,
     PRODUCTS,
-    GatedPart,
     Span,
     is_swappable,
     weighted_module,

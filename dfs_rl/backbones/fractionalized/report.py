@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 from torch import fx
 
+from dfs_rl.backbones.fractionalized.choosing import GatedPart
 from dfs_rl.backbones.fractionalized.finding import (
     Findings,
-    GatedPart,
     LeftAlone,
     ancestors,
     is_costly,
