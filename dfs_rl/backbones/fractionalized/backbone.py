@@ -245,6 +245,17 @@ class Fractionalized(_Pooling, Backbone):
         signed = tuple(cast("GeneralConv2d", m).quantizers.signed_input for m in operators)
         self.config = replace(self.config, signed=signed)
 
+    def become(self, config: FractionalizeConfig, statistics: ChannelStatistics) -> None:
+        """Take on what a stored backbone of the same structure was measured to be, before its weights are loaded.
+
+        Raises:
+            ConfigError: If its structure is another.
+        """
+        digest = self.config.digest
+        self.config, self.statistics = config, statistics
+        self._check_digest(digest)
+        self._set_signs(config.signed)
+
     def _set_signs(self, signed: Sequence[bool]) -> None:
         operators = operators_of([self.before, *self.blocks, self.after])
         if len(operators) != len(signed):
