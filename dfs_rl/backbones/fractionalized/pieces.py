@@ -91,11 +91,11 @@ class _Maker:
         """Return what takes the operator's place and what it is called with, or ``None`` for one that stays."""
         bits = self.widths.gated if gated else (self.widths.fixed,)
         name = name_of(node)
-        arguments = _arguments(node)
         if name == "batch_norm":
-            return self._norm(arguments, bits)
+            return self._norm(_arguments(node), bits)
         if not is_swappable(node):
             return None
+        arguments = _arguments(node)
         if name == "conv2d":
             return self._convolution(node, arguments, bits)
         if name == "linear":

@@ -71,19 +71,39 @@ def trace(model: nn.Module, images: Tensor) -> Traced:
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(value=False)
     try:
-        program = export(model, (example.float().cpu(),), dynamic_shapes=({0: Dim("batch")},))
+        program = _export(model, example, strict=False)
     except Exception as error:
         where = running[-1] if running and running[-1] else type(model).__name__
-        reason = str(error).strip().partition("\n")[0].rstrip(".")
-        raise ConfigError(
-            f"module {where!r} cannot be traced by torch.export ({type(error).__name__}: {reason}); write it without choices "
-            "that depend on values or on the batch size."
-        ) from error
-    finally:
-        torch.backends.mha.set_fastpath_enabled(value=fused)
         for hook in hooks:
             hook.remove()
+        program = _export_strictly(model, example, where, error)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(value=fused)
     return _Recorder(program).run()
+
+
+def _export(model: nn.Module, example: Tensor, *, strict: bool) -> ExportedProgram:
+    return export(
+        model, (example.float().cpu(),), dynamic_shapes=({0: Dim("batch")},), strict=strict
+    )
+
+
+def _export_strictly(
+    model: nn.Module, example: Tensor, where: str, first: Exception
+) -> ExportedProgram:
+    """Read the model's code instead of running it, which knows that ``len(x)`` is the batch size; it is slower.
+
+    Raises:
+        ConfigError: If that fails as well.
+    """
+    try:
+        return _export(model, example, strict=True)
+    except Exception as error:
+        reason = str(first).strip().partition("\n")[0].rstrip(".")
+        raise ConfigError(
+            f"module {where!r} cannot be traced by torch.export ({type(first).__name__}: {reason}); write it without choices "
+            "that depend on values or on the batch size."
+        ) from error
 
 
 def _follow(model: nn.Module, running: list[str]) -> list[RemovableHandle]:
