@@ -1,6 +1,7 @@
 """Users' own networks by name, ``module:function``: calling one runs the user's code, so only a name that the user gave is called."""
 
 import importlib
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -10,7 +11,8 @@ from pathlib import Path
 from dfs_rl.errors import ConfigError
 
 _NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
-_allowed: set[str] = set()
+ALLOWED = "DFS_RL_CONSTRUCTORS"
+"""Environment variable with the names that may be called, separated by spaces; processes that are started inherit it."""
 
 
 def is_constructor(text: object) -> bool:
@@ -34,7 +36,8 @@ def allow_constructor(name: str) -> None:
         raise ConfigError(
             f"{name!r} names no constructor; give module:function, for example mynets:make."
         )
-    _allowed.add(name)
+    if name not in _allowed():
+        os.environ[ALLOWED] = " ".join([*_allowed(), name])
 
 
 def call_constructor(name: str) -> object:
@@ -43,10 +46,10 @@ def call_constructor(name: str) -> object:
     Raises:
         ConfigError: If nobody allowed it, or it cannot be imported.
     """
-    if name not in _allowed:
+    if name not in _allowed():
         raise ConfigError(
-            f"the backbone is made by {name}, and loading it would run that code; if it is yours, say so with --backbone {name}, or "
-            f"dfs_rl.load(..., backbone={name!r})."
+            f"the backbone is made by {name}, and loading it would run that code; if it is yours, say so: --backbone {name} for evaluate "
+            f"and --resume, dfs_rl.load(..., backbone={name!r}) in Python, or {ALLOWED}={name} in the environment."
         )
     module, _, function = name.partition(":")
     with _current_folder():
@@ -57,6 +60,10 @@ def call_constructor(name: str) -> object:
                 f"constructor {name} cannot be imported: {error}; it must be importable from {Path.cwd()} or be installed."
             ) from error
         return found()
+
+
+def _allowed() -> list[str]:
+    return os.environ.get(ALLOWED, "").split()
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+from itertools import pairwise
 
 import pytest
 import torch
@@ -298,7 +299,7 @@ def test_random_nets_are_the_same_in_full_precision(seed):
 
     def make() -> nn.Module:
         widths = [4 + 4 * draw(2) for _ in range(4)]
-        blocks = [BasicBlock(i, o, 1 + draw(2)) for i, o in zip(widths, widths[1:], strict=False)]
+        blocks = [BasicBlock(i, o, 1 + draw(2)) for i, o in pairwise(widths)]
         between = [(nn.Identity(), nn.MaxPool2d(2), nn.GELU())[draw(3)] for _ in blocks]
         chain = [m for pair in zip(blocks, between, strict=True) for m in pair]
         return nn.Sequential(

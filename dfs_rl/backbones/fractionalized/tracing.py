@@ -72,7 +72,7 @@ def trace(model: nn.Module, images: Tensor) -> Traced:
     torch.backends.mha.set_fastpath_enabled(value=False)
     try:
         program = _export(model, example, strict=False)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - whatever the user's code raises; it is told below
         where = running[-1] if running and running[-1] else type(model).__name__
         for hook in hooks:
             hook.remove()
