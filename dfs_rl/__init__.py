@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if TYPE_CHECKING:
+    from dfs_rl.backbones import calibrate as calibrate
+    from dfs_rl.backbones import fractionalize as fractionalize
     from dfs_rl.gating.model import load as load
 
 try:
@@ -16,13 +18,17 @@ try:
 except PackageNotFoundError:  # a source tree that was never installed
     __version__ = "0+unknown"
 
-__all__ = ["__version__", "load"]
+__all__ = ["__version__", "calibrate", "fractionalize", "load"]
 
 
 def __getattr__(name: str) -> object:
-    """Import ``load`` on first use, so that ``import dfs_rl`` stays free of torch."""
+    """Import what needs torch on first use, so that ``import dfs_rl`` stays free of it."""
     if name == "load":
         from dfs_rl.gating.model import load
 
         return load
+    if name in ("calibrate", "fractionalize"):
+        from dfs_rl import backbones
+
+        return getattr(backbones, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dfs_rl.constructors import is_constructor
 from dfs_rl.errors import ConfigError, DataError
 from dfs_rl.messages import say
 from dfs_rl.runs import RunFolder
@@ -25,8 +26,9 @@ class BackboneChoice:
 
     Attributes:
         dataset: The data set, as the command was given it.
-        folder: Run of ``train_backbone``, or a backbone's folder. Without it the digits use the one that ships; for other data one
-            is trained first and kept for the next run.
+        folder: Run of ``train_backbone``, or a backbone's folder, or ``module:function`` that makes a user's network. Without it the
+            digits use the one that ships; for other data one is trained first and kept for the next run.
+        weights: Weights of a user's network.
         epochs: Epochs of the backbone that is trained where none is given.
         device: Where to train it.
         threads: CPU threads.
@@ -37,6 +39,18 @@ class BackboneChoice:
     epochs: int
     device: str
     threads: int
+    weights: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.weights is not None and self.constructor is None:
+            raise ConfigError(
+                f"weights is {self.weights}, but backbone is {self.folder}; weights go with a constructor, --backbone module:function."
+            )
+
+    @property
+    def constructor(self) -> str | None:
+        """``module:function`` that makes the backbone, if it is a user's own."""
+        return str(self.folder) if is_constructor(self.folder) else None
 
     @property
     def needs_supernet(self) -> bool:
@@ -63,6 +77,10 @@ def find_backbone(choice: BackboneChoice, dataset: "Dataset") -> "StoredBackbone
 
     if choice.needs_supernet:
         return _own_supernet(choice, dataset)
+    if choice.constructor is not None:
+        from dfs_rl.user_backbone import calibrated
+
+        return calibrated(choice.constructor, dataset, weights=choice.weights, device=choice.device)
     folder = choice.folder or PRETRAINED_DIGITS
     stored = load_stored_backbone(folder)
     check_match(stored.info, stored.backbone, dataset, str(folder))
@@ -79,6 +97,10 @@ def preview_backbone(choice: BackboneChoice, dataset: "Dataset") -> "Backbone":
 
     if choice.needs_supernet:
         backbone = build(choice.supernet_config(), dataset)  # untrained, it costs the same
+    elif choice.constructor is not None:
+        from dfs_rl.user_backbone import construct_for
+
+        backbone = construct_for(choice.constructor, dataset, weights=choice.weights)
     else:
         backbone = find_backbone(choice, dataset).backbone
     _check_menu(backbone.options, str(choice.folder))

@@ -45,6 +45,7 @@ from typing import Annotated, Generic, TypeVar
 import tyro
 
 from dfs_rl.config import fields_from_dict, load_config, read_yaml
+from dfs_rl.constructors import allow_constructor, is_constructor
 from dfs_rl.errors import ConfigError, DfsRlError
 from dfs_rl.interrupts import terminate_like_interrupt
 from dfs_rl.runs import RunFolder
@@ -68,6 +69,9 @@ _SHARED_FLAGS = {
 
 _MOVABLE = ("--dataset", "--address")
 """What may stand beside --resume: where the data or a cluster is now, never which images they are."""
+
+_CODE = "--backbone"
+"""What may stand beside --resume if it repeats the run's own, to say that a user's code may run."""
 
 _RULE = re.compile(r"[╭╰]|[\s│]*[─-]{3,}[\s│]*$")
 
@@ -141,11 +145,17 @@ def _parse(
     resume = _value_of("--resume", arguments) if kind is not None else None
     if resume is not None and not {"-h", "--help"} & set(arguments):
         fields = {f.name for f in dataclasses.fields(config_type)}  # type: ignore[arg-type]
-        movable = [flag for flag in _MOVABLE if flag.removeprefix("--") in fields]
+        movable = [flag for flag in (*_MOVABLE, _CODE) if flag.removeprefix("--") in fields]
         moved = {flag: _value_of(flag, arguments) for flag in movable}
         folder = _resumable(Path(resume), kind, arguments, movable)
+        code = moved.pop(_CODE, None)
         changes = {flag.removeprefix("--"): v for flag, v in moved.items() if v is not None}
         config = dataclasses.replace(load_config(folder.config_path, config_type), **changes)  # type: ignore[type-var]
+        if code is not None and code != str(getattr(config, "backbone", None)):
+            raise ConfigError(
+                f"--resume {resume} goes on with the settings of that run; --backbone {code} cannot stand beside it."
+            )
+        _allow_code(config, code)
         return Invocation(config=config, resume=folder, command=command)
 
     shared = ("config",) if kind is None else ("config", "resume")
@@ -155,7 +165,25 @@ def _parse(
     default = _default(parsed_type, given)
     parsed = _parse_flags(arguments, default, prog, description)
     values = {f.name: getattr(parsed, f.name) for f in dataclasses.fields(config_type) if f.init}  # type: ignore[arg-type]
-    return Invocation(config=config_type(**values), resume=None, command=command)
+    config = config_type(**values)
+    _allow_code(config, _value_of(_CODE, arguments))
+    return Invocation(config=config, resume=None, command=command)
+
+
+def _allow_code(config: object, named: str | None) -> None:
+    """Let a user's own network be made, but only if the command line names what makes it: a file may be anyone's.
+
+    Raises:
+        ConfigError: If only a file names it.
+    """
+    code = str(getattr(config, "backbone", None))
+    if not is_constructor(code):
+        return
+    if named != code:
+        raise ConfigError(
+            f"the backbone is made by {code}, which is code that a file asks to run; if it is yours, say so with {_CODE} {code}."
+        )
+    allow_constructor(code)
 
 
 def _resumable(

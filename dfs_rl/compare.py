@@ -45,7 +45,7 @@ class CompareConfig:
         runs: Folders of finished runs of commands that train gates; those that differ in nothing but the seed, and in where they
             ran, are one gate. Without any, the gates are trained.
         dataset: What to train gates on; with runs, where their data set is now, if it moved.
-        backbone: What to train gates for: run of train_backbone, or a backbone's folder.
+        backbone: What to train gates for: run of train_backbone, a backbone's folder, or module:function that makes a network of yours.
         budgets: What images may cost on average, in percent. Gates for all budgets are turned to each; the others are trained for
             each. By default 0.5, 0.75, 1, 1.5 and 3 where gates are trained, and finished ones stay where they are.
         gates: Kinds of gates to train. The budget of maskable-ppo bounds every single image, that of the others the mean.

@@ -17,6 +17,7 @@ import tyro
 
 from dfs_rl.cli import Invocation, run_command
 from dfs_rl.config import config_from_dict, config_to_dict, read_yaml
+from dfs_rl.constructors import is_constructor
 from dfs_rl.errors import ConfigError, DataError, RunFolderError
 from dfs_rl.evaluation.limits import SearchLimits
 from dfs_rl.runs import RunFolder, read_json, write_json
@@ -47,6 +48,7 @@ class EvaluateConfig:
         split: Split to report on; test is for one look at the end.
         budget: Turn a gate for all budgets to what images may cost on average, in percent.
         dataset: Where the run's data set is now, if it moved; it must hold the same images.
+        backbone: module:function that made the run's network, if it is one of yours: loading calls it.
         device: "auto", "cpu", "cuda", ...
         batch_size: Images that run together.
         threads: CPU threads.
@@ -59,6 +61,7 @@ class EvaluateConfig:
     split: ReportedSplit = "test"
     budget: float | None = None
     dataset: str | None = None
+    backbone: str | None = None
     device: str = "auto"
     batch_size: int = 128
     threads: int = 1
@@ -70,6 +73,10 @@ class EvaluateConfig:
             value = getattr(self, name)
             if value < 1:
                 raise ConfigError(f"{name} is {value}; allowed is 1 or more.")
+        if self.backbone is not None and not is_constructor(self.backbone):
+            raise ConfigError(
+                f"backbone is {self.backbone!r}; a run has its own, and only module:function is named again."
+            )
         if self.budget is not None and not 0 < self.budget < math.inf:
             raise ConfigError(f"budget is {self.budget:g} %; it must be positive and finite.")
 

@@ -35,6 +35,8 @@ class GateSettings(Protocol):
     @property
     def backbone(self) -> Path | None: ...  # noqa: D102
     @property
+    def weights(self) -> Path | None: ...  # noqa: D102
+    @property
     def budget(self) -> float | None: ...  # noqa: D102
     @property
     def seed(self) -> int: ...  # noqa: D102
@@ -78,6 +80,7 @@ def choice_of(config: GateSettings, device: str) -> BackboneChoice:
     return BackboneChoice(
         dataset=config.dataset,
         folder=config.backbone,
+        weights=config.weights,
         epochs=config.supernet_epochs,
         device=device,
         threads=config.threads,

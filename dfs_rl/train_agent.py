@@ -84,8 +84,9 @@ class TrainAgentConfig:
         algo: Learning algorithm. maskable_ppo never spends more than --hard-budget on an image, not even while it learns; the others
             pay for what is above it, and are held to it once the gate is deployed.
         dataset: "digits"; a folder with train/test parquet files or with class/name.jpg; or a hub id such as uoft-cs/cifar10.
-        backbone: Run of train_backbone, or a backbone's folder. Without it the digits use the one that ships; for other data one
-            is trained first and kept for the next run.
+        backbone: Run of train_backbone, or a backbone's folder, or module:function that makes a network of yours. Without it the
+            digits use the one that ships; for other data one is trained first and kept for the next run.
+        weights: Safetensors file or state dict for the network that module:function makes.
         budget: What images may cost on average, in percent, gate, stem and head included. The gate learns all budgets and is turned
             to this one; evaluate and load turn it to others.
         cost_weight: Price of computation that the gate is turned to instead: 1 is the price of running everything in full
@@ -127,6 +128,7 @@ class TrainAgentConfig:
     algo: AlgorithmName = "ppo"
     dataset: str = DIGITS
     backbone: Path | None = None
+    weights: Path | None = None
     budget: float | None = None
     cost_weight: float | None = None
     cost_weights: tuple[float, float] = _COST_WEIGHTS

@@ -27,6 +27,7 @@ from dfs_rl.backbones.storage import STRUCTURE_FILE
 from dfs_rl.backbones.supernet import Position, SupernetConfig, SupernetTrainer, accuracy_of
 from dfs_rl.cli import Invocation, run_command
 from dfs_rl.config import config_from_dict, config_to_dict
+from dfs_rl.constructors import is_constructor
 from dfs_rl.cost import DEFAULT_BITS, FULL, SKIP, menu_of
 from dfs_rl.data import Dataset, ImageSet, channel_statistics, load_dataset
 from dfs_rl.devices import check_devices, resolve_device
@@ -50,7 +51,9 @@ class TrainBackboneConfig:
 
     Attributes:
         dataset: digits, a folder with train/test parquet files, an image folder (class/name.jpg), or a hub id.
-        backbone: resnet8, resnet14, resnet20, resnet32, resnet38, resnet56, ...: any depth 6 n + 2.
+        backbone: resnet8, resnet14, resnet20, resnet32, resnet38, resnet56, ...: any depth 6 n + 2; or module:function that makes a
+            network of yours.
+        weights: Safetensors file or state dict for the network that module:function makes.
         bits: The menu of every gated layer, ascending: 0 skips it, 32 is full precision; dfs is 0 8 10 12 14 16 32.
         epochs: Passes over the train split.
         plain: Train the network without any quantization, for an honest full-precision reference.
@@ -69,6 +72,7 @@ class TrainBackboneConfig:
 
     dataset: str = "digits"
     backbone: str = "resnet20"
+    weights: Path | None = None
     bits: Annotated[tuple[int | str, ...] | str, tyro.conf.arg(metavar="INT [INT ...]|dfs")] = (
         DEFAULT_BITS
     )
@@ -87,7 +91,13 @@ class TrainBackboneConfig:
     training: SupernetConfig = field(default_factory=SupernetConfig)
 
     def __post_init__(self) -> None:
-        depth_of(self.backbone)
+        if not is_constructor(self.backbone):
+            depth_of(self.backbone)
+            if self.weights is not None:
+                raise ConfigError(
+                    f"weights is {self.weights}, but backbone is {self.backbone!r}, which starts from random ones; weights go with "
+                    "module:function."
+                )
         # A name and its widths are one setting.
         object.__setattr__(self, "bits", menu_of(self.bits))
         for name in ("epochs", "eval_images", "threads", "workers"):
@@ -109,14 +119,25 @@ def depth_of(name: str) -> int:
     depth = name.removeprefix("resnet")
     if depth == name or not depth.isdecimal():
         raise ConfigError(
-            f"backbone is {name!r}; allowed are resnet8, resnet14, resnet20, ... with 6 n + 2 layers."
+            f"backbone is {name!r}; allowed are resnet8, resnet14, resnet20, ... with 6 n + 2 layers, or module:function."
         )
     return int(depth)
 
 
 def build(config: TrainBackboneConfig, dataset: Dataset) -> Backbone:
-    """Make the untrained backbone that a configuration asks for; the same seed gives the same weights."""
+    """Make the backbone that a configuration asks for, untrained unless it is a user's; the same seed gives the same weights."""
     torch.manual_seed(stream_seed(config.seed, "weights"))
+    if is_constructor(config.backbone):
+        from dfs_rl.user_backbone import construct_for
+
+        return construct_for(
+            config.backbone,
+            dataset,
+            weights=config.weights,
+            bits=(FULL,) if config.plain else menu_of(config.bits),
+            stem_bits=FULL if config.plain else config.stem_bits,
+            per_channel=config.per_channel,
+        )
     channels, height, width = dataset.image_shape
     shape = ResNetConfig(
         depth=depth_of(config.backbone),
@@ -326,7 +347,7 @@ def train(invocation: Invocation[TrainBackboneConfig]) -> None:
     run = invocation.resume or RunFolder.create(
         config.run_dir,
         kind=KIND,
-        name=config.backbone,
+        name=config.backbone.replace(":", "-"),
         config=config,
         command=invocation.command,
         fingerprint=dataset.fingerprint,

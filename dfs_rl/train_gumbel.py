@@ -51,8 +51,9 @@ class TrainGumbelConfig:
             reinforcement alone, and all layers are decided on before the first.
         gate: A small network for each layer, or one LSTM for all; BlockDrop has one network that is neither, and leaves this at ff.
         dataset: "digits"; a folder with train/test parquet files or with class/name.jpg; or a hub id such as uoft-cs/cifar10.
-        backbone: Run of train_backbone, or a backbone's folder. Without it the digits use the one that ships; for other data one
-            is trained first and kept for the next run.
+        backbone: Run of train_backbone, or a backbone's folder, or module:function that makes a network of yours. Without it the
+            digits use the one that ships; for other data one is trained first and kept for the next run.
+        weights: Safetensors file or state dict for the network that module:function makes.
         budget: What images may cost on average, in percent, gate, stem and head included. A Gumbel gate learns all budgets and is
             turned to this one; evaluate and load turn it to others.
         budgets: Lowest and highest budget that such a gate learns; by default from all layers at the lowest bits to eight times that.
@@ -83,6 +84,7 @@ class TrainGumbelConfig:
     gate: GateKind = "ff"
     dataset: str = DIGITS
     backbone: Path | None = None
+    weights: Path | None = None
     budget: float = 1.0
     budgets: tuple[float, float] | None = None
     fixed_budget: bool = False

@@ -1,9 +1,13 @@
-"""Backbones: the gated-layer contract, ResNets, their frozen form, storage and supernet training."""
+"""Backbones: the gated-layer contract, ResNets, users' own models, frozen forms, storage and supernet training."""
 
 from pathlib import Path
 
 from dfs_rl.backbones.base import Backbone, PreparedBackbone
 from dfs_rl.backbones.contract import GatedLayer, WalkableBackbone
+from dfs_rl.backbones.fractionalized.backbone import FractionalizeConfig, Fractionalized
+from dfs_rl.backbones.fractionalized.make import fractionalize
+from dfs_rl.backbones.fractionalized.report import FractionalizeReport
+from dfs_rl.backbones.posttraining import calibrate
 from dfs_rl.backbones.resnet import ResNet, ResNetConfig
 from dfs_rl.backbones.storage import (
     BackboneInfo,
@@ -26,13 +30,18 @@ __all__ = [
     "PRETRAINED_DIGITS",
     "Backbone",
     "BackboneInfo",
+    "FractionalizeConfig",
+    "FractionalizeReport",
+    "Fractionalized",
     "GatedLayer",
     "PreparedBackbone",
     "ResNet",
     "ResNetConfig",
     "StoredBackbone",
     "WalkableBackbone",
+    "calibrate",
     "default_digits",
+    "fractionalize",
     "load_backbone",
     "load_stored_backbone",
     "save_backbone",

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dfs_rl.backbones.contract import CONFIDENCE_SIZE, GatedLayer
 from dfs_rl.backbones.probe import GRIDS, PROBE_SHARE, describe, pool_grid
-from dfs_rl.cost import FULL, BitOptions, CostTable, FixedCost, relative_cost
+from dfs_rl.cost import FULL, SKIP, BitOptions, CostTable, FixedCost, relative_cost
 from dfs_rl.cost.macs import count_macs
 from dfs_rl.data import ChannelStatistics
 from dfs_rl.errors import ConfigError
@@ -163,18 +163,26 @@ class Backbone(_Looks, ABC):
         dearest = self.options[self.options.full]
         hidden = self.stem(image)
         stem_macs = count_macs(lambda: self.stem(image))
-        layer_macs, seen = [], []
+        layer_macs, seen, between_macs = [], [], 0
         for block in self.blocks:
             seen.append(hidden)
-            layer_macs.append(count_macs(lambda block=block, x=hidden: block(x, dearest)))  # type: ignore[misc]
+            always = count_macs(lambda block=block, x=hidden: block(x, SKIP))  # type: ignore[misc]
+            every = count_macs(lambda block=block, x=hidden: block(x, dearest))  # type: ignore[misc]
+            between_macs += always
+            layer_macs.append(every - always)
             hidden = block(hidden, dearest)
         head_macs = count_macs(lambda: self.head(hidden))
         self.costs = CostTable(
             options=self.options,
             layer_macs=tuple(layer_macs),
-            fixed=(
-                FixedCost(name="stem", macs=stem_macs, bits=self.stem_bits),
-                FixedCost(name="head", macs=head_macs, bits=self.stem_bits),
+            fixed=tuple(
+                FixedCost(name=name, macs=macs, bits=self.stem_bits)
+                for name, macs in (
+                    ("stem", stem_macs),
+                    ("shortcuts", between_macs),
+                    ("head", head_macs),
+                )
+                if macs or name != "shortcuts"
             ),
         )
         self._make_probes(seen, signed=signed)

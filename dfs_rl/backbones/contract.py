@@ -16,6 +16,11 @@ class GatedLayer(Protocol):
         ...
 
 
+def keeps_skipped(layer: GatedLayer) -> bool:
+    """Say whether 0 bit leaves an activation as it is, unless its shape changes; a layer may have ``keeps_skipped`` that denies it."""
+    return bool(getattr(layer, "keeps_skipped", True))
+
+
 CONFIDENCE_SIZE = 3
 """How many numbers say how sure a network is halfway; the first of every ``feature``."""
 

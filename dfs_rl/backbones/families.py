@@ -4,6 +4,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from dfs_rl.backbones.base import Backbone
+from dfs_rl.backbones.fractionalized.backbone import FractionalizeConfig, Fractionalized
+from dfs_rl.backbones.fractionalized.make import remake
 from dfs_rl.backbones.resnet import ResNet, ResNetConfig
 from dfs_rl.data import ChannelStatistics
 
@@ -20,4 +22,7 @@ class Family(NamedTuple):
     backbone: Callable[[Any, ChannelStatistics], Backbone]
 
 
-FAMILIES = {ResNet.family: Family(ResNetConfig, ResNet)}
+FAMILIES = {
+    ResNet.family: Family(ResNetConfig, ResNet),
+    Fractionalized.family: Family(FractionalizeConfig, remake),
+}

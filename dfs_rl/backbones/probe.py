@@ -99,6 +99,7 @@ def fit_probe(probe: FractionalLinear, features: Tensor, labels: Tensor) -> None
 
     with torch.enable_grad():
         solver.step(loss)  # type: ignore[no-untyped-call]
+    assert probe.bias is not None, "every probe has one"
     with torch.no_grad():
         folded = weight / deviation
         probe.weight.copy_(folded)

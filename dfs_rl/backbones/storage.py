@@ -1,4 +1,7 @@
-"""A backbone on disk: structure and provenance in JSON, weights in safetensors; loading executes no code."""
+"""A backbone on disk: structure and provenance in JSON, weights in safetensors.
+
+Loading executes no code of the folder's. A user's own network is made again by its constructor, which must have been allowed.
+"""
 
 import hashlib
 from collections.abc import Mapping
@@ -11,7 +14,7 @@ from dfs_rl.backbones.base import Backbone
 from dfs_rl.backbones.families import FAMILIES
 from dfs_rl.config import config_from_dict, config_to_dict
 from dfs_rl.data import ChannelStatistics
-from dfs_rl.errors import CheckpointError
+from dfs_rl.errors import CheckpointError, ConfigError
 from dfs_rl.runs import load_tensors, read_description, save_tensors, write_description
 
 FORMAT = 2
@@ -50,7 +53,16 @@ class StoredBackbone:
 
 
 def save_backbone(backbone: Backbone, info: BackboneInfo, folder: Path) -> None:
-    """Write ``backbone.json`` and ``backbone.safetensors`` into ``folder``, which is made if need be."""
+    """Write ``backbone.json`` and ``backbone.safetensors`` into ``folder``, which is made if need be.
+
+    Raises:
+        ConfigError: If it is made of a model that nothing can make again.
+    """
+    if getattr(backbone.config, "constructor", "") is None:
+        raise ConfigError(
+            "the backbone was made of a model without a constructor; give fractionalize(..., constructor='module:function') one, so "
+            "that it can be loaded again."
+        )
     folder.mkdir(parents=True, exist_ok=True)
     save_tensors(folder / WEIGHTS_FILE, backbone.state_dict())
     write_description(
@@ -73,6 +85,7 @@ def load_stored_backbone(folder: Path) -> StoredBackbone:
 
     Raises:
         CheckpointError: If it is missing, damaged or of another kind or format.
+        ConfigError: If it is a user's own network whose constructor was not allowed, see ``allow_constructor``.
     """
     if (folder / "backbone" / STRUCTURE_FILE).is_file():
         folder = folder / "backbone"
@@ -91,7 +104,9 @@ def load_stored_backbone(folder: Path) -> StoredBackbone:
     with torch.device("meta"):
         backbone = family.backbone(config, statistics)
     try:
-        backbone.load_state_dict({n: t.float() for n, t in weights.items()}, assign=True)
+        backbone.load_state_dict(
+            {n: t.float() if t.is_floating_point() else t for n, t in weights.items()}, assign=True
+        )
     except RuntimeError as error:
         raise CheckpointError(
             f"the weights in {folder / WEIGHTS_FILE} do not fit the backbone that {path} describes."

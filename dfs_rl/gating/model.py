@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from dfs_rl.backbones import load_backbone
 from dfs_rl.backbones.contract import CONFIDENCE_SIZE, WalkableBackbone, confidence_sizes
+from dfs_rl.constructors import allow_constructor
 from dfs_rl.errors import CheckpointError, ConfigError, DataError
 from dfs_rl.gating.gates import Gate, TableGate
 from dfs_rl.gating.learned import LearnedGate
@@ -138,6 +139,7 @@ def load(
     prepare: bool = True,
     dtype: torch.dtype = torch.float32,
     budget: float | None = None,
+    backbone: str | None = None,
 ) -> GatedModel:
     """Load what a command that trains a gate left in a run folder; a gate that learned a hard budget keeps to it.
 
@@ -148,14 +150,18 @@ def load(
         dtype: What the frozen form computes in: float32, or bfloat16 where the hardware is fast at it.
         budget: What images may cost on average, in percent, see ``GatedModel.set_budget``; ``None`` for what the run was trained
             or turned to.
+        backbone: ``module:function`` that made the run's network, if it is one of yours: loading calls it, and without its name here
+            does not.
 
     Returns:
         A model with ``logits, trace = model(images)``, in evaluation mode.
 
     Raises:
         CheckpointError: If the folder holds no backbone with a gate, or the two do not fit.
-        ConfigError: If the gate cannot be turned to ``budget``.
+        ConfigError: If the gate cannot be turned to ``budget``, or the network is someone's own and ``backbone`` does not say so.
     """
+    if backbone is not None:
+        allow_constructor(backbone)
     folder = Path(run_dir)
     for part in (BACKBONE_FOLDER, GATE_FOLDER):
         if not (folder / part).is_dir():
@@ -163,9 +169,9 @@ def load(
                 f"{folder} has no folder {part!r}, so it is not the run of a trained gate."
             )
     trained = load_backbone(folder / BACKBONE_FOLDER).eval()
-    backbone: WalkableBackbone = trained.prepare(dtype) if prepare else trained
+    walkable: WalkableBackbone = trained.prepare(dtype) if prepare else trained
     gate = load_gate(folder / GATE_FOLDER)
-    model = GatedModel(backbone, gate, budget=gate.budget)
+    model = GatedModel(walkable, gate, budget=gate.budget)
     if budget is not None:
         model.set_budget(budget)
     return model.to(device).eval()

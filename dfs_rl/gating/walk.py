@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dfs_rl.backbones.contract import GatedLayer, WalkableBackbone
+from dfs_rl.backbones.contract import GatedLayer, WalkableBackbone, keeps_skipped
 from dfs_rl.cost import SKIP, BitOptions, CostTable
 from dfs_rl.gating.rows import empty_rows, gather_rows, scatter_rows
 
@@ -63,7 +63,7 @@ def step(
     """Run the next layer, every sample at its own option.
 
     Samples are grouped by option and each group runs once. Skipped samples cost nothing: they stay where they are, or pass
-    through the shortcut alone where the layer changes the shape.
+    through the shortcut alone where the layer changes the shape or something runs on the shortcut.
 
     Args:
         backbone: The network to walk through.
@@ -132,12 +132,13 @@ def _run_scattered(
     for rows, b in zip(groups[first:], bits[first:], strict=True):
         result = layer(gather_rows(hidden, rows), b)
         if output is None:
-            if result.shape[1:] == hidden.shape[1:]:
+            same_shape = result.shape[1:] == hidden.shape[1:]
+            if same_shape:
                 output = hidden if reuse else hidden.clone()
             else:
                 output = empty_rows(len(hidden), result)
-                if skipped is not None:
-                    scatter_rows(output, skipped, layer(gather_rows(hidden, skipped), SKIP))
+            if skipped is not None and not (same_shape and keeps_skipped(layer)):
+                scatter_rows(output, skipped, layer(gather_rows(hidden, skipped), SKIP))
         scatter_rows(output, rows, result)
     assert output is not None, "of two groups at least one is not skipped"
     return output

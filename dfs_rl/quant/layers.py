@@ -89,17 +89,17 @@ class FractionalLayer(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self._calibrating = False
+        self.calibrating = False
 
     def quantized(self, x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
         """Return input and weight as they are at ``bits``; while steps are calibrated, ``x`` sets them first."""
-        if self._calibrating:
+        if self.calibrating:
             self.quantizers.calibrate(x, self.weight)
         return (x, self.weight) if bits == FULL else self.quantizers(x, self.weight, bits)
 
     def calibrate_steps(self, *, on: bool) -> None:
         """While on, every forward pass sets the steps from the input it sees."""
-        self._calibrating = on
+        self.calibrating = on
 
 
 class NormPerBits(nn.Module):
@@ -114,9 +114,11 @@ class NormPerBits(nn.Module):
         running_mean: Means, likewise.
         running_var: Variances, likewise.
         batch_norm: What normalises, with the arguments of torch's; another may take its place for a while.
+        epsilon: What is added to variances.
     """
 
     bits: tuple[int, ...]
+    epsilon: float = NORM_EPSILON
     running_mean: Tensor
     running_var: Tensor
 
@@ -146,7 +148,7 @@ class NormPerBits(nn.Module):
             self.norm_bias[i],
             training=self.training,
             momentum=momentum,
-            eps=NORM_EPSILON,
+            eps=self.epsilon,
         )
 
     def average_statistics(self, *, on: bool) -> None:
@@ -204,26 +206,37 @@ class FractionalConv2d(FractionalLayer, NormPerBits):
 
 
 class FractionalLinear(FractionalLayer):
-    """A linear layer at one fixed precision, for the head.
+    """A linear layer at one fixed precision, as heads are, or at any of several.
 
     Args:
         in_features: Inputs.
         out_features: Outputs.
-        bits: 1 to 8, 10, 12, 14, 16 or 32.
+        bits: 1 to 8, 10, 12, 14, 16 or 32, or several of them.
         signed_input: Whether the input can be negative.
+        bias: Whether it has one.
+        per_channel: One weight step per output instead of one per layer.
     """
 
     def __init__(
-        self, in_features: int, out_features: int, *, bits: int, signed_input: bool = False
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        bits: int | Sequence[int],
+        signed_input: bool = False,
+        bias: bool = True,
+        per_channel: bool = False,
     ) -> None:
         super().__init__()
-        self.bits = bits
+        self.bits = (bits,) if isinstance(bits, int) else tuple(bits)
         self.weight = nn.Parameter(torch.empty(out_features, in_features))
-        self.bias = nn.Parameter(torch.zeros(out_features))
+        self.bias = nn.Parameter(torch.zeros(out_features)) if bias else None
         nn.init.kaiming_uniform_(self.weight, a=5**0.5)
-        self.quantizers = LayerQuantizers((bits,), signed_input=signed_input)
+        self.quantizers = LayerQuantizers(
+            self.bits, signed_input=signed_input, channels=out_features if per_channel else None
+        )
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map ``[batch, in]`` to ``[batch, out]``."""
-        x, weight = self.quantized(x, self.bits)
+    def forward(self, x: Tensor, bits: int | None = None) -> Tensor:
+        """Map ``[..., in]`` to ``[..., out]`` at ``bits``, by default the only ones."""
+        x, weight = self.quantized(x, self.bits[0] if bits is None else bits)
         return functional.linear(x, weight, self.bias)

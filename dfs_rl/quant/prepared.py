@@ -21,7 +21,7 @@ BF16_EXACT_BITS = 8
 BYTE_BITS = 8
 
 
-def _quantize_input(x: Tensor, inverse_step: Tensor, codes: Grid) -> Tensor:
+def quantize_input(x: Tensor, inverse_step: Tensor, codes: Grid) -> Tensor:
     """Return the float32 codes of ``x``; a fresh tensor, never ``x`` itself."""
     scaled = x.float() * inverse_step
     if codes.gap == 1:
@@ -29,7 +29,7 @@ def _quantize_input(x: Tensor, inverse_step: Tensor, codes: Grid) -> Tensor:
     return torch.where(scaled > 0, float(codes.highest), float(codes.lowest))
 
 
-def _input_and_weight_codes(
+def input_and_weight_codes(
     quantizers: LayerQuantizers, weight: Tensor, bits: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return (inverse input step, weight codes, product of both steps per output channel or scalar)."""
@@ -63,7 +63,7 @@ class PreparedConv2d(nn.Module):
             scale = torch.ones_like(scale)
         else:
             self.codes = grid(bits, signed=source.quantizers.signed_input)
-            inverse_step, weight, product = _input_and_weight_codes(source.quantizers, weight, bits)
+            inverse_step, weight, product = input_and_weight_codes(source.quantizers, weight, bits)
             scale = scale * product
         self.weight: Tensor
         self.scale: Tensor
@@ -105,7 +105,7 @@ class PreparedConv2d(nn.Module):
             return functional.conv2d(
                 x, self.weight, self.bias.flatten(), stride=self.stride, padding=1
             )
-        codes = _quantize_input(x, self.inverse_step, self.codes).to(self.weight.dtype)
+        codes = quantize_input(x, self.inverse_step, self.codes).to(self.weight.dtype)
         out = functional.conv2d(codes, self.weight, stride=self.stride, padding=1).to(self.dtype)
         return out.mul_(self.scale).add_(self.bias)
 
@@ -125,22 +125,23 @@ def convolve_twice(first: PreparedConv2d, second: PreparedConv2d, x: Tensor) -> 
 
 
 class PreparedLinear(nn.Module):
-    """A ``FractionalLinear``, frozen, in float32.
+    """One bit width of a ``FractionalLinear``, frozen, in float32.
 
     Args:
         source: The trained layer.
+        bits: Which of its bit widths to freeze, by default the only one.
     """
 
-    def __init__(self, source: FractionalLinear) -> None:
+    def __init__(self, source: FractionalLinear, bits: int | None = None) -> None:
         super().__init__()
+        bits = source.bits[0] if bits is None else bits
         self.codes: Grid | None = None
         inverse_step, scale = torch.ones(()), torch.ones(())
         weight: Tensor = source.weight
-        if source.bits != FULL:
-            self.codes = grid(source.bits, signed=source.quantizers.signed_input)
-            inverse_step, weight, scale = _input_and_weight_codes(
-                source.quantizers, weight, source.bits
-            )
+        if bits != FULL:
+            self.codes = grid(bits, signed=source.quantizers.signed_input)
+            inverse_step, weight, scale = input_and_weight_codes(source.quantizers, weight, bits)
+        bias = torch.zeros(len(weight)) if source.bias is None else source.bias
         self.inverse_step: Tensor
         self.weight: Tensor
         self.scale: Tensor
@@ -148,10 +149,10 @@ class PreparedLinear(nn.Module):
         self.register_buffer("inverse_step", inverse_step.detach().clone())
         self.register_buffer("weight", weight.detach().clone())
         self.register_buffer("scale", scale.detach().clone())
-        self.register_buffer("bias", source.bias.detach().clone())
+        self.register_buffer("bias", bias.detach().clone())
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map float32 ``[batch, in]`` to ``[batch, out]``."""
+        """Map float32 ``[..., in]`` to ``[..., out]``."""
         if self.codes is not None:
-            x = _quantize_input(x, self.inverse_step, self.codes)
+            x = quantize_input(x, self.inverse_step, self.codes)
         return functional.linear(x, self.weight) * self.scale + self.bias

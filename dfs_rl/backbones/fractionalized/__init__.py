@@ -1,0 +1,1 @@
+"""Backbones out of users' own models."""

@@ -1,0 +1,233 @@
+"""Where a traced model can be cut, and which of its parts have a shortcut around them."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from torch import fx
+from torch.utils.flop_counter import flop_registry
+
+from dfs_rl.backbones.fractionalized.tracing import Traced, batch_factor, name_of
+
+PRODUCTS = ("matmul", "bmm")
+ATTENTION = "scaled_dot_product_attention"
+_WEIGHTED = ("conv2d", "linear")
+_COSTLY = {str(op).removeprefix("aten.") for op in flop_registry} | {
+    *(
+        "conv1d",
+        "conv3d",
+        "conv_transpose1d",
+        "conv_transpose2d",
+        "conv_transpose3d",
+        "einsum",
+        "bilinear",
+    ),
+    *("lstm", "gru", "rnn_tanh", "rnn_relu", "dot", "mv", "tensordot", "inner", "chain_matmul"),
+}
+
+
+class Span(NamedTuple):
+    """What runs between two places where a single activation is all there is.
+
+    Attributes:
+        start: The activation that goes in.
+        end: The activation that comes out.
+    """
+
+    start: fx.Node
+    end: fx.Node
+
+
+@dataclass(frozen=True, kw_only=True)
+class Branch:
+    """A part with a shortcut around it.
+
+    Attributes:
+        name: The module that holds its weights.
+        owner: The module that adds it to its shortcut.
+        span: From where the two part to their sum.
+        shortcut: What the branch is added to; the span's start itself where nothing runs on the shortcut.
+        nodes: What runs on the branch alone.
+    """
+
+    name: str
+    owner: str
+    span: Span
+    shortcut: fx.Node
+    nodes: frozenset[fx.Node]
+
+    @property
+    def identity(self) -> bool:
+        """Whether nothing runs on the shortcut."""
+        return self.shortcut is self.span.start
+
+
+class LeftAlone(NamedTuple):
+    """A part that no gate decides about.
+
+    Attributes:
+        name: Its module.
+        reason: Why.
+    """
+
+    name: str
+    reason: str
+
+
+class Findings(NamedTuple):
+    """What was found in a model.
+
+    Attributes:
+        branches: What can be skipped, in order.
+        cuts: All places where a single activation is all there is, in order, the images first and the logits last.
+        left_alone: What looks like a residual block and cannot be gated.
+    """
+
+    branches: tuple[Branch, ...]
+    cuts: tuple[fx.Node, ...]
+    left_alone: tuple[LeftAlone, ...]
+
+
+def find(traced: Traced) -> Findings:
+    """Find the residual branches of a model."""
+    cuts = tuple(_cuts(traced))
+    branches, left_alone = [], []
+    for start, end in pairwise(cuts):
+        found = _branch(Span(start, end))
+        if isinstance(found, Branch):
+            branches.append(found)
+        elif found is not None:
+            left_alone.append(found)
+    return Findings(tuple(branches), cuts, tuple(left_alone))
+
+
+def weighted_module(node: fx.Node) -> str:
+    """Return the module whose weight an operator uses, or the one that runs it."""
+    sources = list(node.all_input_nodes)
+    for source in sources:
+        if source.op == "get_attr" and name_of(node) in _WEIGHTED:
+            return str(source.target).rpartition(".")[0]
+    return str(node.meta["module"])
+
+
+def has_weight(node: fx.Node) -> bool:
+    """Say whether an operator multiplies an activation with a stored weight."""
+    return name_of(node) in _WEIGHTED
+
+
+def is_costly(node: fx.Node) -> bool:
+    """Say whether an operator multiplies and adds."""
+    return node.op == "call_function" and (is_swappable(node) or name_of(node) in _COSTLY)
+
+
+def is_swappable(node: fx.Node) -> bool:
+    """Say whether there is an operator that does the same at fewer bits."""
+    name = name_of(node)
+    if name in _WEIGHTED:
+        return isinstance(node.args[1], fx.Node) and node.args[1].op == "get_attr"
+    if name == ATTENTION:
+        causal = node.args[5] if len(node.args) > 5 else node.kwargs.get("is_causal", False)  # noqa: PLR2004 - its place
+        return not causal and not node.kwargs.get("enable_gqa", False)
+    return name in PRODUCTS
+
+
+def ancestors(end: fx.Node, *, of: fx.Node) -> set[fx.Node]:
+    """Return everything that ``end`` is computed from, up to and without ``of``, itself included."""
+    seen: set[fx.Node] = set()
+    waiting = [end]
+    while waiting:
+        node = waiting.pop()
+        if node is of or node in seen:
+            continue
+        seen.add(node)
+        waiting.extend(node.all_input_nodes)
+    return seen
+
+
+def _cuts(traced: Traced) -> Iterator[fx.Node]:
+    """Yield every activation that is the only one still needed at some point, one sample of it for each image."""
+    flowing = [node for node in traced.graph.nodes if node.meta.get("flows")]
+    place = {node: i for i, node in enumerate(flowing)}
+    last = {
+        node: max(
+            (place.get(user, len(flowing)) for user in node.users if not _is_size(user)), default=-1
+        )
+        for node in flowing
+    }
+    alive: set[fx.Node] = set()
+    previous = None
+    for i, node in enumerate(flowing):
+        alive = {n for n in alive if last[n] > i}
+        if last[node] > i:
+            alive.add(node)
+        if len(alive) == 1:
+            (only,) = alive
+            if only is not previous and _is_activation(only):
+                previous = only
+                yield only
+
+
+def _is_size(node: fx.Node) -> bool:
+    return batch_factor(node) is not None
+
+
+def _is_activation(node: fx.Node) -> bool:
+    """Say whether a value has one sample for each image, in order."""
+    value = node.meta["val"]
+    if not isinstance(value, torch.Tensor) or value.dim() < 2 or not value.is_floating_point():  # noqa: PLR2004 - batch and features
+        return False
+    first: object = value.shape[0]
+    return isinstance(first, torch.SymInt) and bool(first.node.expr.is_Symbol)
+
+
+def _branch(span: Span) -> Branch | LeftAlone | None:
+    """Return the branch that ends at a cut, why it cannot be gated, or ``None`` where nothing parts."""
+    start, end = span
+    inside = ancestors(end, of=start)
+    weighted = [node for node in inside if node.meta.get("flows") and is_costly(node)]
+    sides = [n for n in end.args[:2] if isinstance(n, fx.Node) and n.meta.get("flows")]
+    if name_of(end) != "add" or len(sides) != 2 or len(end.args) > 2 or "alpha" in end.kwargs:  # noqa: PLR2004 - two sides of a sum
+        if weighted and _parts_ways(start):
+            return LeftAlone(common_module(weighted), "its paths do not end in a sum")
+        return None
+    if not weighted:
+        return None
+    lanes = [ancestors(side, of=start) for side in sides]
+    work = [sum(is_costly(n) for n in lane) for lane in lanes]
+    shortcut = min((0, 1), key=lambda i: (sides[i] is not start, work[i], len(lanes[i])))
+    nodes = lanes[1 - shortcut] - lanes[shortcut]
+    costly = [node for node in nodes if node.meta.get("flows") and is_costly(node)]
+    name = common_module(costly or weighted)
+    if sides[shortcut] is not start and work[0] == work[1]:
+        return LeftAlone(name, "none of its two paths is plainly the shortcut")
+    if sides[shortcut].meta["val"].shape != end.meta["val"].shape:
+        return LeftAlone(name, "its shortcut has another shape than its sum")
+    for node in costly:
+        if not is_swappable(node):
+            return LeftAlone(
+                common_module([node]),
+                f"there is no {name_of(node)} at fewer bits, or its weight is computed while it runs",
+            )
+    return Branch(
+        name=name,
+        owner=str(end.meta["module"]),
+        span=span,
+        shortcut=sides[shortcut],
+        nodes=frozenset(nodes),
+    )
+
+
+def _parts_ways(node: fx.Node) -> bool:
+    return len([user for user in node.users if user.meta.get("flows")]) > 1
+
+
+def common_module(nodes: Iterable[fx.Node]) -> str:
+    """Return the innermost module that holds all of these operators; the model itself is ``""``."""
+    paths = [weighted_module(node).split(".") for node in nodes]
+    common = paths[0]
+    for path in paths[1:]:
+        same = [a == b for a, b in zip(common, path, strict=False)]
+        common = common[: same.index(False) if False in same else len(same)]
+    return ".".join(common)

@@ -1,0 +1,221 @@
+"""From a user's model to a backbone: by ``fractionalize``, by the name of its constructor, and again from what was stored."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from dfs_rl.backbones.base import Backbone
+from dfs_rl.backbones.fractionalized.backbone import (
+    DEFAULT_MENU,
+    FractionalizeConfig,
+    Fractionalized,
+)
+from dfs_rl.backbones.fractionalized.choosing import Granularity
+from dfs_rl.backbones.fractionalized.tracing import trace
+from dfs_rl.constructors import allow_constructor, call_constructor
+from dfs_rl.cost import FULL
+from dfs_rl.data import ChannelStatistics
+from dfs_rl.errors import CheckpointError, ConfigError
+from dfs_rl.runs import load_tensors
+
+_IMAGE_RANK = 4
+_EXAMPLES = 64
+_TOLERANCE = 1e-4
+"""Of the largest logit: what the order of additions may change."""
+
+
+def fractionalize(
+    model: nn.Module,
+    example_input: Tensor,
+    bits: Sequence[int] = DEFAULT_MENU,
+    *,
+    layers: Sequence[str] | None = None,
+    granularity: Granularity = "block",
+    stem_bits: int = FULL,
+    per_channel: bool = True,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    constructor: str | None = None,
+) -> Fractionalized:
+    """Make a backbone whose gated layers are the residual blocks of a model, with the model's weights.
+
+    At 32 bit everywhere it computes what the model does in evaluation mode. Lower bits want calibration, see ``calibrate``.
+
+    Args:
+        model: Takes normalised images and returns logits. It is left as it is.
+        example_input: Some normalised images, float ``[batch, c, h, w]``; real ones tell which activations can be negative.
+        bits: The menu of every gated layer; 0 needs a shortcut around each of them.
+        layers: Names of the modules to gate instead of all residual blocks.
+        granularity: ``"block"`` gates attention and MLP of a transformer block together, ``"branch"`` each by itself.
+        stem_bits: Precision of what no gate decides about; 32 leaves it as it was.
+        per_channel: One weight step per output channel instead of one per layer.
+        mean: What the model's images are normalised with, one number per channel in [0, 1] units; by default nothing is subtracted.
+        std: What they are divided by; by default one.
+        constructor: ``module:function`` that makes this model, or this backbone, again; needed to store it.
+
+    Returns:
+        The backbone, in evaluation mode; ``print(backbone.report)`` tells what was gated. It takes uint8 images.
+
+    Raises:
+        ConfigError: If the model cannot be traced, has nothing to gate, or a setting is out of range.
+    """
+    if example_input.dim() != _IMAGE_RANK or not example_input.is_floating_point():
+        raise ConfigError(
+            f"example_input is {example_input.dtype} {list(example_input.shape)}; give normalised images, float [batch, channels, height, "
+            "width]."
+        )
+    channels = example_input.shape[1]
+    statistics = ChannelStatistics(
+        tuple(mean) if mean is not None else (0.0,) * channels,
+        tuple(std) if std is not None else (1.0,) * channels,
+    )
+    if constructor is not None:
+        allow_constructor(constructor)
+    example = example_input[:_EXAMPLES].detach().float().cpu()
+    traced = trace(model, example)
+    backbone = Fractionalized(
+        traced,
+        FractionalizeConfig(
+            image_shape=cast("tuple[int, int, int]", tuple(example.shape[1:])),
+            n_classes=traced.n_classes,
+            bits=tuple(bits),
+            layers=None if layers is None else tuple(layers),
+            granularity=granularity,
+            stem_bits=stem_bits,
+            per_channel=per_channel,
+            constructor=constructor,
+        ),
+        statistics,
+    ).eval()
+    pixels = example * backbone.image_std + backbone.image_mean
+    backbone.measure(pixels)
+    if stem_bits == FULL and FULL in backbone.options:
+        _check_same(model, backbone, example, pixels)
+    return backbone
+
+
+def construct(
+    name: str,
+    example_input: Tensor,
+    statistics: ChannelStatistics,
+    *,
+    bits: Sequence[int],
+    stem_bits: int = FULL,
+    per_channel: bool = True,
+    weights: Path | None = None,
+) -> Backbone:
+    """Make a backbone by a user's constructor, which returns a model, or a backbone whose settings then hold.
+
+    Args:
+        name: ``module:function``, see ``allow_constructor``.
+        example_input: Images normalised by ``statistics``, float ``[batch, c, h, w]``.
+        statistics: What a model's images are normalised with.
+        bits: The menu, for a model.
+        stem_bits: Precision of what no gate decides about, for a model.
+        per_channel: See ``fractionalize``, for a model.
+        weights: A safetensors file or state dict for the model.
+
+    Raises:
+        ConfigError: If the constructor cannot be imported, or what it returns cannot be used.
+        CheckpointError: If the weights cannot be read or do not fit.
+    """
+    made = _made_by(name)
+    if isinstance(made, Backbone):
+        if weights is not None:
+            raise ConfigError(
+                f"weights is {weights}, but {name} returns a backbone; let it load them into the model that it makes one of."
+            )
+        if isinstance(made, Fractionalized):
+            made.config = replace(made.config, constructor=name)
+        return made
+    if weights is not None:
+        load_weights(made, weights)
+    return fractionalize(
+        made,
+        example_input,
+        bits,
+        stem_bits=stem_bits,
+        per_channel=per_channel,
+        mean=statistics.mean,
+        std=statistics.std,
+        constructor=name,
+    )
+
+
+def remake(config: FractionalizeConfig, statistics: ChannelStatistics) -> Fractionalized:
+    """Make a stored backbone's structure again, with whatever weights its constructor gives.
+
+    Raises:
+        ConfigError: If the constructor was not allowed, cannot be imported, or makes something else by now.
+    """
+    if config.constructor is None:
+        raise ConfigError("the backbone names no constructor, so nothing can make it again.")
+    with torch.device("cpu"):
+        made = _made_by(config.constructor)
+        if not isinstance(made, Backbone):
+            return Fractionalized(
+                trace(made, torch.zeros(2, *config.image_shape)), config, statistics
+            )
+        if not isinstance(made, Fractionalized):
+            raise ConfigError(
+                f"{config.constructor} now makes a backbone of family {made.family!r}; it made one by fractionalize."
+            )
+        made.become(config, statistics)
+        return made
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Load a model's weights from a safetensors file or a state dict that ``torch.save`` wrote; neither executes code.
+
+    Raises:
+        CheckpointError: If the file cannot be read or does not fit.
+    """
+    if path.suffix == ".safetensors":
+        state: object = load_tensors(path)
+    elif not path.is_file():
+        raise CheckpointError(f"{path} does not exist or is not a file.")
+    else:
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:
+            raise CheckpointError(
+                f"{path} cannot be read as weights alone ({type(error).__name__}); save model.state_dict()."
+            ) from error
+    if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
+        state = state["state_dict"]
+    try:
+        model.load_state_dict(cast("Mapping[str, Tensor]", state))
+    except (RuntimeError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise CheckpointError(f"the weights in {path} do not fit the model: {reason}") from error
+
+
+def _made_by(name: str) -> nn.Module:
+    made = call_constructor(name)
+    if not isinstance(made, nn.Module):
+        raise ConfigError(
+            f"constructor {name} returns a {type(made).__name__}; it must return a torch.nn.Module or a backbone."
+        )
+    return made
+
+
+@torch.no_grad()
+def _check_same(model: nn.Module, backbone: Fractionalized, images: Tensor, pixels: Tensor) -> None:
+    """Refuse a backbone that does not compute what the model does, as a model that draws random numbers would have."""
+    was_training = model.training
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    result = model.eval()(images.to(device))
+    model.train(was_training)
+    tensors = [result] if isinstance(result, Tensor) else list(dict(result).values())
+    expected = tensors[0].cpu().float()
+    error = float((backbone(pixels) - expected).abs().max())
+    largest = float(expected.abs().max())
+    if not error <= _TOLERANCE * max(largest, _TOLERANCE):
+        raise ConfigError(
+            f"the gated model's logits differ from the model's by {error:.2g} (the largest is {largest:.2g}); it cannot be traced "
+            f"faithfully: does {type(model).__name__} depend on more than its images?"
+        )

@@ -1,0 +1,270 @@
+"""A plain PyTorch model as a graph of operators, in which residual blocks can be found whatever its code looks like."""
+
+import copy
+import operator
+from collections.abc import Mapping
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export import Dim, ExportedProgram, export
+from torch.export.graph_signature import InputKind
+from torch.utils.hooks import RemovableHandle
+
+from dfs_rl.errors import ConfigError
+
+_LOGITS_RANK = 2
+
+
+class Traced(NamedTuple):
+    """A model as a graph.
+
+    Attributes:
+        graph: Operators in the order they run, no other nodes that matter. Every node has ``meta["val"]`` (a fake tensor, or a number
+            that depends on the batch size), ``meta["module"]`` (the name of the module that runs it) and ``meta["flows"]`` (whether
+            images reach its values). One placeholder, the normalised images.
+        tensors: Parameters and constants by the name that the graph's ``get_attr`` nodes call them.
+        n_classes: Columns of the logits.
+    """
+
+    graph: fx.Graph
+    tensors: Mapping[str, Tensor]
+    n_classes: int
+
+    @property
+    def images(self) -> fx.Node:
+        """What goes in."""
+        return cast("fx.Node", next(n for n in self.graph.nodes if n.op == "placeholder"))
+
+    @property
+    def logits(self) -> fx.Node:
+        """What comes out."""
+        output = next(node for node in self.graph.nodes if node.op == "output")
+        return cast("fx.Node", output.args[0])
+
+
+def name_of(node: fx.Node) -> str:
+    """Return an operator's name without overload: ``"conv2d"``."""
+    return str(node.target).removeprefix("aten.").partition(".")[0]
+
+
+def batch_factor(node: fx.Node) -> int | None:
+    """Return how many times the batch size a whole number is; ``None`` if the node is none."""
+    value = node.meta.get("val")
+    if not isinstance(value, torch.SymInt):
+        return None
+    symbols = value.node.expr.free_symbols
+    return int(value.node.expr / next(iter(symbols))) if len(symbols) == 1 else None
+
+
+def trace(model: nn.Module, images: Tensor) -> Traced:
+    """Record what a model does in evaluation mode with normalised images, float32 ``[batch, c, h, w]``.
+
+    Raises:
+        ConfigError: If it cannot be recorded, or returns anything but logits.
+    """
+    example = images if len(images) > 1 else torch.cat([images, images])
+    model = copy.deepcopy(model).eval().cpu()
+    running: list[str] = []
+    hooks = _follow(model, running)
+    # torch's attention and encoder layers have a fused operator for evaluation, which cannot be split.
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(value=False)
+    try:
+        program = _export(model, example, strict=False)
+    except Exception as error:  # noqa: BLE001 - whatever the user's code raises; it is told below
+        where = running[-1] if running and running[-1] else type(model).__name__
+        for hook in hooks:
+            hook.remove()
+        program = _export_strictly(model, example, where, error)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(value=fused)
+    return _Recorder(program).run()
+
+
+def _export(model: nn.Module, example: Tensor, *, strict: bool) -> ExportedProgram:
+    return export(
+        model, (example.float().cpu(),), dynamic_shapes=({0: Dim("batch")},), strict=strict
+    )
+
+
+def _export_strictly(
+    model: nn.Module, example: Tensor, where: str, first: Exception
+) -> ExportedProgram:
+    """Read the model's code instead of running it, which knows that ``len(x)`` is the batch size; it is slower.
+
+    Raises:
+        ConfigError: If that fails as well.
+    """
+    try:
+        return _export(model, example, strict=True)
+    except Exception as error:
+        reason = str(first).strip().partition("\n")[0].rstrip(".")
+        raise ConfigError(
+            f"module {where!r} cannot be traced by torch.export ({type(first).__name__}: {reason}); write it without choices "
+            "that depend on values or on the batch size."
+        ) from error
+
+
+def _follow(model: nn.Module, running: list[str]) -> list[RemovableHandle]:
+    """Keep in ``running`` which modules are at work, outermost first, so that one that fails can be named."""
+
+    def leave(*_: object) -> None:
+        running.pop()
+
+    hooks = []
+    for name, module in model.named_modules():
+        hooks.append(module.register_forward_pre_hook(lambda *_, name=name: running.append(name)))
+        hooks.append(module.register_forward_hook(leave))
+    return hooks
+
+
+class _Recorder:
+    """Copies an exported program into a graph that does not write in place, with constants computed once."""
+
+    def __init__(self, program: ExportedProgram) -> None:
+        self.program = program
+        self.graph = fx.Graph()
+        self.tensors: dict[str, Tensor] = {}
+        self.constants: dict[fx.Node, Any] = {}
+        self.new: dict[fx.Node, fx.Node] = {}
+
+    def run(self) -> Traced:
+        """Copy all nodes."""
+        specs = {spec.arg.name: spec for spec in self.program.graph_signature.input_specs}
+        for node in self.program.graph.nodes:
+            if node.op == "placeholder":
+                self._copy_input(node, specs[node.name])
+            elif node.op == "call_function":
+                self._copy_operator(node)
+            elif node.op == "get_attr":
+                raise ConfigError(
+                    f"module {_module_of(node)!r} switches gradients or autocast inside forward, which cannot be split into layers; take "
+                    "that out of its forward."
+                )
+        outputs = [self._get(node) for node in _outputs(self.program)]
+        if len(outputs) != 1 or len(outputs[0].meta["val"].shape) != _LOGITS_RANK:
+            shapes = [list(map(str, node.meta["val"].shape)) for node in outputs]
+            raise ConfigError(
+                f"the model returns {len(outputs)} tensors of shapes {shapes}; wrap it in a module that returns logits "
+                "[batch, classes] alone."
+            )
+        self.graph.output(outputs[0])
+        self.graph.eliminate_dead_code()
+        used = {str(node.target) for node in self.graph.nodes if node.op == "get_attr"}
+        tensors = {name: tensor for name, tensor in self.tensors.items() if name in used}
+        return Traced(self.graph, tensors, int(outputs[0].meta["val"].shape[1]))
+
+    def _copy_input(self, node: fx.Node, spec: Any) -> None:  # noqa: ANN401 - torch gives it no public type
+        program = self.program
+        if spec.kind == InputKind.USER_INPUT:
+            self._describe(self._set(node, self.graph.placeholder("hidden")), node, flows=True)
+            return
+        name = spec.target
+        if spec.kind == InputKind.PARAMETER:
+            self.tensors[name] = program.state_dict[name]
+            self._describe(self._set(node, self.graph.get_attr(name)), node, flows=False)
+            return
+        value = program.constants.get(name)
+        value = program.state_dict[name] if value is None else value
+        self.constants[node] = value.detach().clone() if isinstance(value, Tensor) else value
+        self.tensors[name] = self.constants[node]
+
+    def _copy_operator(self, node: fx.Node) -> None:
+        name = name_of(node)
+        if name.startswith("_assert") or name == "_guards_fn":
+            return
+        if name in ("dropout", "dropout_", "feature_dropout", "alpha_dropout"):  # identities here
+            self._alias(node, node.args[0])
+            return
+        if self._is_constant(node):
+            self.constants[node] = self._compute(node)
+            return
+        target, args, kwargs = node.target, node.args, dict(node.kwargs)
+        if name == "view":  # a channels_last activation has no such view
+            target = torch.ops.aten.reshape.default
+        kwargs.pop("device", None)
+        changed = self._changed_in_place(node)
+        if changed is not None:
+            target = _functional(target)
+        copied = self.graph.call_function(
+            cast("Any", target), fx.map_arg(args, self._get), fx.map_arg(kwargs, self._get)
+        )
+        flows = batch_factor(node) is None and any(n.meta["flows"] for n in copied.all_input_nodes)
+        self._describe(copied, node, flows=flows)
+        self.new[node] = copied
+        if changed is not None:
+            self.new[changed] = copied
+
+    def _changed_in_place(self, node: fx.Node) -> fx.Node | None:
+        """Return what an operator overwrites, where there is the same operator that does not."""
+        name = name_of(node)
+        if not name.endswith("_") or name.startswith("_") or _functional(node.target) is None:
+            return None
+        return cast("fx.Node", node.args[0])
+
+    def _is_constant(self, node: fx.Node) -> bool:
+        inputs = node.all_input_nodes
+        if node.target in (operator.mul, operator.add, operator.floordiv) or any(
+            isinstance(n.meta.get("val"), torch.SymInt) for n in [*inputs, node]
+        ):
+            return False
+        shape_alone = name_of(node) in {f"new_{kind}" for kind in ("zeros", "ones", "full")}
+        return all(n in self.constants for n in (inputs[1:] if shape_alone else inputs))
+
+    def _compute(self, node: fx.Node) -> Any:  # noqa: ANN401 - whatever the operator returns
+        def value(n: fx.Node) -> Any:  # noqa: ANN401
+            return self.constants.get(n, torch.empty(0))
+
+        args = fx.map_arg(node.args, value)
+        kwargs = dict(cast("Any", fx.map_arg(node.kwargs, value)))
+        if "device" in kwargs:
+            kwargs["device"] = torch.device("cpu")
+        with torch.no_grad():
+            return cast("Any", node.target)(*args, **kwargs)
+
+    def _get(self, node: fx.Node) -> fx.Node:
+        if node not in self.new and node in self.constants:
+            name = self._name_of_constant(node)
+            self._describe(self._set(node, self.graph.get_attr(name)), node, flows=False)
+        return self.new[node]
+
+    def _name_of_constant(self, node: fx.Node) -> str:
+        value = self.constants[node]
+        for name, tensor in self.tensors.items():
+            if tensor is value:
+                return name
+        name = f"constant_{len(self.tensors)}"
+        self.tensors[name] = value
+        return name
+
+    def _alias(self, node: fx.Node, source: Any) -> None:  # noqa: ANN401 - an argument of a node
+        if source in self.constants:
+            self.constants[node] = self.constants[source]
+        else:
+            self.new[node] = self.new[source]
+
+    def _set(self, node: fx.Node, copied: fx.Node) -> fx.Node:
+        self.new[node] = copied
+        return copied
+
+    def _describe(self, copied: fx.Node, node: fx.Node, *, flows: bool) -> None:
+        copied.meta = {"val": node.meta.get("val"), "module": _module_of(node), "flows": flows}
+
+
+def _functional(target: Any) -> Any:  # noqa: ANN401 - operators have no common type
+    """Return the operator that computes what an in-place one writes, or ``None``."""
+    name, _, overload = str(target).removeprefix("aten.").partition(".")
+    packet = getattr(torch.ops.aten, name.removesuffix("_"), None)
+    return getattr(packet, overload, None)
+
+
+def _module_of(node: fx.Node) -> str:
+    stack = node.meta.get("nn_module_stack") or {}
+    path = next(reversed(stack.values()))[0] if stack else ""
+    return str(path)
+
+
+def _outputs(program: ExportedProgram) -> list[fx.Node]:
+    output = next(node for node in program.graph.nodes if node.op == "output")
+    return [node for node in output.args[0] if isinstance(node, fx.Node)]

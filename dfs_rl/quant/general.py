@@ -1,0 +1,175 @@
+"""Operators of any network that run at any bit width of a menu: convolutions of every shape, products, attention, batch norms."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from dfs_rl.cost import FULL
+from dfs_rl.quant.layers import FractionalLayer, LayerQuantizers, NormPerBits
+
+Pair = tuple[int, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvGeometry:
+    """How a convolution moves over its input, as in ``torch.nn.Conv2d``."""
+
+    stride: Pair = (1, 1)
+    padding: Pair = (0, 0)
+    dilation: Pair = (1, 1)
+    groups: int = 1
+
+
+class GeneralNorm(NormPerBits):
+    """A trained batch norm, with a copy for every bit width.
+
+    Args:
+        mean: Its running mean, ``[channels]``.
+        variance: Its running variance.
+        weight: Its scale, ``None`` for one.
+        bias: Its shift, ``None`` for zero.
+        bits: The bit widths.
+        epsilon: What it adds to variances.
+    """
+
+    def __init__(
+        self,
+        mean: Tensor,
+        variance: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        bits: Sequence[int],
+        *,
+        epsilon: float,
+    ) -> None:
+        super().__init__()
+        self.make_norm(bits, len(mean))
+        self.epsilon = epsilon
+        with torch.no_grad():
+            self.running_mean.copy_(mean.expand_as(self.running_mean))
+            self.running_var.copy_(variance.expand_as(self.running_var))
+            if weight is not None:
+                self.norm_weight.copy_(weight.expand_as(self.norm_weight))
+            if bias is not None:
+                self.norm_bias.copy_(bias.expand_as(self.norm_bias))
+
+    def forward(self, x: Tensor, bits: int) -> Tensor:
+        """Normalise ``[batch, channels, ...]``."""
+        return self.normalised(x, bits)
+
+    def scale_and_shift(self, bits: int) -> tuple[Tensor, Tensor]:
+        """Return what evaluation multiplies with and then adds at ``bits``, ``[channels]`` each."""
+        i = self.bits.index(bits)
+        scale = self.norm_weight[i] * (self.running_var[i] + self.epsilon).rsqrt()
+        return scale, self.norm_bias[i] - self.running_mean[i] * scale
+
+
+class GeneralConv2d(FractionalLayer):
+    """A trained convolution of any shape, at any of several bit widths, with the batch norm after it if there is one.
+
+    Args:
+        weight: ``[out, in / groups, height, width]``; shared by all bit widths.
+        bias: ``[out]``, or ``None``.
+        bits: The bit widths.
+        geometry: How it moves.
+        norm: The batch norm after it.
+        per_channel: One weight step per output channel instead of one per layer.
+    """
+
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        bits: Sequence[int],
+        *,
+        geometry: ConvGeometry,
+        norm: GeneralNorm | None = None,
+        per_channel: bool = True,
+    ) -> None:
+        super().__init__()
+        self.bits = tuple(bits)
+        self.geometry = geometry
+        self.weight = nn.Parameter(weight.detach().clone())
+        self.bias = None if bias is None else nn.Parameter(bias.detach().clone())
+        self.quantizers = LayerQuantizers(
+            bits, signed_input=True, channels=len(weight) if per_channel else None
+        )
+        self.norm = norm
+
+    def forward(self, x: Tensor, bits: int) -> Tensor:
+        """Convolve ``[batch, in, h, w]`` at ``bits``."""
+        x, weight = self.quantized(x, bits)
+        moves = self.geometry
+        out = functional.conv2d(
+            x, weight, self.bias, moves.stride, moves.padding, moves.dilation, moves.groups
+        )
+        return out if self.norm is None else self.norm.normalised(out, bits)
+
+
+class FractionalMatmul(FractionalLayer):
+    """A product of two activations, the second one signed, at any of several bit widths.
+
+    Args:
+        bits: The bit widths.
+    """
+
+    def __init__(self, bits: Sequence[int]) -> None:
+        super().__init__()
+        self.bits = tuple(bits)
+        self.quantizers = LayerQuantizers(bits, signed_input=True)
+
+    def forward(self, first: Tensor, second: Tensor, bits: int) -> Tensor:
+        """Multiply ``[..., n, k]`` by ``[..., k, m]``."""
+        if self.calibrating:
+            self.quantizers.calibrate(first, second)
+        if bits != FULL:
+            first, second = self.quantizers(first, second, bits)
+        return first @ second
+
+
+class FractionalAttention(nn.Module):
+    """Scaled dot-product attention, both of its products at any of several bit widths.
+
+    Args:
+        bits: The bit widths.
+        scale: What the scores are multiplied with, ``None`` for one over the root of the query's size.
+    """
+
+    def __init__(self, bits: Sequence[int], *, scale: float | None) -> None:
+        super().__init__()
+        self.scale = scale
+        self.scores = FractionalMatmul(bits)
+        self.mix = FractionalMatmul(bits)
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, *rest: Tensor | int) -> Tensor:
+        """Attend.
+
+        Args:
+            query: ``[..., n, k]``.
+            key: ``[..., m, k]``.
+            value: ``[..., m, v]``.
+            rest: What is added to the scores or says which of them count, if anything, then the bits.
+
+        Returns:
+            ``[..., n, v]``.
+        """
+        *masks, bits = rest
+        assert isinstance(bits, int)
+        mask = masks[0] if masks else None
+        assert not isinstance(mask, int)
+        scale = query.shape[-1] ** -0.5 if self.scale is None else self.scale
+        if bits == FULL and not self.scores.calibrating:
+            return functional.scaled_dot_product_attention(
+                query, key, value, attn_mask=mask, scale=scale
+            )
+        scores = self.scores(query * scale, key.transpose(-2, -1), bits)
+        if mask is not None:
+            if mask.dtype == torch.bool:
+                scores = scores.masked_fill(mask.logical_not(), float("-inf"))
+            else:
+                scores = scores + mask
+        out: Tensor = self.mix(scores.softmax(dim=-1), value, bits)
+        return out

@@ -1,0 +1,156 @@
+"""Frozen forms of the operators in ``general``: weights quantized once per bit width, norms folded."""
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from dfs_rl.cost import FULL
+from dfs_rl.quant.functional import Grid, grid
+from dfs_rl.quant.general import FractionalAttention, FractionalMatmul, GeneralConv2d, GeneralNorm
+from dfs_rl.quant.layers import FractionalLinear
+from dfs_rl.quant.prepared import PreparedLinear, input_and_weight_codes, quantize_input
+
+
+class PreparedMenu(nn.Module):
+    """An operator at every bit width.
+
+    Args:
+        bits: The bit widths.
+        frozen: The operator at each of them.
+    """
+
+    calibrating = False
+    """Nothing sets its steps any more."""
+
+    def __init__(self, bits: Sequence[int], frozen: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.bits = tuple(bits)
+        self.frozen = nn.ModuleList(frozen)
+
+    def forward(self, *arguments: Tensor | int) -> Tensor:
+        """Run the operator on all arguments but the last, which is the bit width."""
+        *tensors, bits = arguments
+        return cast("Tensor", self.frozen[self.bits.index(cast("int", bits))](*tensors))
+
+
+class PreparedGeneralConv2d(nn.Module):
+    """One bit width of a ``GeneralConv2d``, frozen, in float32.
+
+    Args:
+        source: The trained convolution.
+        bits: Which of its bit widths to freeze.
+    """
+
+    def __init__(self, source: GeneralConv2d, bits: int) -> None:
+        super().__init__()
+        self.geometry = source.geometry
+        self.codes: Grid | None = None
+        self.inverse_step: Tensor
+        weight: Tensor = source.weight
+        scale, shift = torch.ones(len(weight)), torch.zeros(len(weight))
+        if source.norm is not None:
+            scale, shift = source.norm.scale_and_shift(bits)
+        bias = shift if source.bias is None else shift + source.bias * scale
+        inverse_step = torch.ones(())
+        if bits == FULL:
+            weight = weight * scale.reshape(-1, 1, 1, 1)
+        else:
+            self.codes = grid(bits, signed=source.quantizers.signed_input)
+            inverse_step, weight, product = input_and_weight_codes(source.quantizers, weight, bits)
+            scale = scale * product
+        self.weight: Tensor
+        self.scale: Tensor
+        self.bias: Tensor
+        self.register_buffer("inverse_step", inverse_step.detach().clone())
+        self.register_buffer("weight", weight.detach().clone(memory_format=torch.channels_last))
+        self.register_buffer("scale", scale.detach().reshape(1, -1, 1, 1).clone())
+        self.register_buffer("bias", bias.detach().clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve ``[batch, in, h, w]``."""
+        if self.codes is None:
+            return self._convolved(x, self.bias)
+        out = self._convolved(quantize_input(x, self.inverse_step, self.codes), None)
+        return out.mul_(self.scale).add_(self.bias.reshape(1, -1, 1, 1))
+
+    def _convolved(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        moves = self.geometry
+        return functional.conv2d(
+            x, self.weight, bias, moves.stride, moves.padding, moves.dilation, moves.groups
+        )
+
+
+class PreparedGeneralNorm(nn.Module):
+    """One bit width of a ``GeneralNorm``, frozen.
+
+    Args:
+        source: The trained norm.
+        bits: Which of its bit widths to freeze.
+    """
+
+    def __init__(self, source: GeneralNorm, bits: int) -> None:
+        super().__init__()
+        self.scale: Tensor
+        self.shift: Tensor
+        scale, shift = source.scale_and_shift(bits)
+        self.register_buffer("scale", scale.detach().clone())
+        self.register_buffer("shift", shift.detach().clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise ``[batch, channels, ...]``."""
+        shape = (1, -1, *[1] * (x.dim() - 2))
+        return x * self.scale.reshape(shape) + self.shift.reshape(shape)
+
+
+class PreparedMatmul(nn.Module):
+    """One bit width of a ``FractionalMatmul``, frozen.
+
+    Args:
+        source: The trained product.
+        bits: Which of its bit widths to freeze.
+    """
+
+    def __init__(self, source: FractionalMatmul, bits: int) -> None:
+        super().__init__()
+        quantizers = source.quantizers
+        self.grids: tuple[Grid, Grid] | None = None
+        self.steps: Tensor
+        steps = torch.ones(2)
+        if bits != FULL:
+            self.grids = (grid(bits, signed=quantizers.signed_input), grid(bits, signed=True))
+            second = quantizers.weight_log_step[quantizers.bits.index(bits)].exp()
+            steps = torch.stack([quantizers.input_step_of(bits), second])
+        self.register_buffer("steps", steps.detach().clone())
+
+    def forward(self, first: Tensor, second: Tensor) -> Tensor:
+        """Multiply ``[..., n, k]`` by ``[..., k, m]``."""
+        if self.grids is None:
+            return first @ second
+        inverse = self.steps.reciprocal()
+        codes = quantize_input(first, inverse[0], self.grids[0])
+        return (codes @ quantize_input(second, inverse[1], self.grids[1])) * self.steps.prod()
+
+
+def prepare_operator(source: nn.Module) -> nn.Module:
+    """Return the frozen form of a fractional operator, called in the same way.
+
+    Raises:
+        TypeError: If it is none.
+    """
+    if isinstance(source, FractionalAttention):
+        frozen = FractionalAttention(source.scores.bits, scale=source.scale)
+        frozen.scores = cast("FractionalMatmul", prepare_operator(source.scores))
+        frozen.mix = cast("FractionalMatmul", prepare_operator(source.mix))
+        return frozen
+    if isinstance(source, FractionalLinear):
+        return PreparedMenu(source.bits, [PreparedLinear(source, b) for b in source.bits])
+    if isinstance(source, GeneralConv2d):
+        return PreparedMenu(source.bits, [PreparedGeneralConv2d(source, b) for b in source.bits])
+    if isinstance(source, GeneralNorm):
+        return PreparedMenu(source.bits, [PreparedGeneralNorm(source, b) for b in source.bits])
+    if isinstance(source, FractionalMatmul):
+        return PreparedMenu(source.bits, [PreparedMatmul(source, b) for b in source.bits])
+    raise TypeError(f"{type(source).__name__} has no frozen form.")

@@ -1,0 +1,330 @@
+"""Users' own models: the same in full precision, walkable at every option, frozen alike."""
+
+import copy
+import functools
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from dfs_rl import fractionalize
+from dfs_rl.backbones import Fractionalized, WalkableBackbone
+from dfs_rl.cost.macs import count_macs
+from dfs_rl.errors import ConfigError
+from dfs_rl.gating.walk import finish, start, step
+from tests.backbones.nets import (
+    CLASSES,
+    NETS,
+    SIDE,
+    BasicBlock,
+    BasicResNet,
+    Deciding,
+    Dense,
+    SmallViT,
+    examples,
+    lived_in,
+    pictures,
+)
+
+MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)
+
+
+@functools.cache
+def _made(name: str, **settings: object) -> Fractionalized:
+    return fractionalize(lived_in(NETS[name]), examples(), mean=MEAN, std=STD, **settings)
+
+
+def gated(name: str, **settings: object) -> Fractionalized:
+    return copy.deepcopy(_made(name, **settings))
+
+
+def normalised(images: torch.Tensor) -> torch.Tensor:
+    mean, std = (torch.tensor(v).reshape(1, 3, 1, 1) for v in (MEAN, STD))
+    return (images.float() / 255 - mean) / std
+
+
+def at(net: WalkableBackbone, images: torch.Tensor, setting: list[int]) -> torch.Tensor:
+    hidden = net.stem(images)
+    for layer, bits in zip(net.layers, setting, strict=True):
+        hidden = layer(hidden, bits)
+    return net.head(hidden)
+
+
+@pytest.fixture(scope="module", params=NETS)
+def name(request):
+    return request.param
+
+
+@torch.no_grad()
+def test_full_precision_is_the_model(name):
+    model = lived_in(NETS[name]).eval()
+    backbone = gated(name)
+    expected = model(normalised(pictures()))
+    torch.testing.assert_close(backbone(pictures(), 32), expected, rtol=1e-5, atol=1e-5)
+    frozen = backbone.prepare()
+    setting = [32] * len(frozen.layers)
+    torch.testing.assert_close(at(frozen, pictures(), setting), expected, rtol=1e-5, atol=1e-5)
+    one = pictures(1)
+    torch.testing.assert_close(backbone(one, 32), expected[:1], rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_walks_take_every_image_at_its_own_options(name):
+    backbone = gated(name)
+    frozen = backbone.prepare()
+    assert isinstance(frozen, WalkableBackbone)
+    n, n_layers, n_options = 16, len(backbone.layers), len(backbone.options)
+    options = torch.randint(n_options, (n, n_layers), generator=torch.Generator().manual_seed(3))
+    state = start(frozen, pictures(n))
+    for layer in range(n_layers):
+        feature = frozen.feature(state.hidden, layer)
+        assert feature.shape == (n, frozen.feature_sizes[layer])
+        assert bool(feature.isfinite().all())
+        state = step(frozen, state, options[:, layer], reuse=True)
+    logits = finish(frozen, state)
+    for i, row in enumerate(options.tolist()):
+        alone = at(frozen, pictures(n)[i : i + 1], [backbone.options[o] for o in row])
+        # A sum on the edge between two codes may round to either of them.
+        assert (logits[i] - alone[0]).abs().max() <= 0.02 * logits.abs().max()
+
+
+@torch.no_grad()
+def test_the_frozen_form_computes_what_the_training_form_does(name):
+    backbone = gated(name)
+    frozen = backbone.prepare()
+    for bits in backbone.options:
+        ours = at(frozen, pictures(), [bits] * len(frozen.layers))
+        theirs = backbone(pictures(), bits)
+        close = (ours - theirs).abs() <= 1e-3 * theirs.abs().max()
+        # A sum on the edge between two codes may round to either of them.
+        assert close.float().mean() > 0.8, bits
+
+
+@torch.no_grad()
+def test_gated_and_fixed_macs_add_up_to_the_models(name):
+    # In training, torch's attention is no single operator that the counter would pass over.
+    model, backbone = lived_in(NETS[name]).train(), gated(name)
+    expected = count_macs(lambda: model(examples(2))) // 2
+    assert backbone.costs.total_macs + sum(p.macs for p in backbone.costs.fixed) == expected
+    skipped = count_macs(lambda: backbone(pictures(1), 0))
+    assert skipped == sum(part.macs for part in backbone.costs.fixed)
+
+
+def test_low_bits_learn(name):
+    backbone = gated(name).train()
+    functional.cross_entropy(backbone(pictures(), 4), torch.arange(16) % CLASSES).backward()
+    for part, parameter in backbone.blocks.named_parameters():
+        if parameter.numel() and part.endswith((".weight", "_log_step")):
+            assert parameter.grad is not None, part
+            assert bool(parameter.grad.isfinite().all()), part
+
+
+def test_the_users_model_is_left_as_it_was():
+    model = lived_in(BasicResNet).train()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    backbone = fractionalize(model, examples())
+    with torch.no_grad():
+        for parameter in backbone.parameters():
+            parameter.zero_()
+    assert model.training
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+
+
+def test_a_resnet_is_reported():
+    report = gated("resnet").report
+    assert [layer.name for layer in report.gated] == ["blocks.0", "blocks.1", "blocks.2"]
+    assert [layer.shortcut for layer in report.gated] == ["identity", "blocks.1.down.0", "identity"]
+    left = dict(report.left_alone)
+    assert set(left) == {"stem.0", "blocks.1.down.0", "fc"}
+    assert "shortcut of blocks.1" in left["blocks.1.down.0"]
+    assert "blocks.1" in str(report)
+
+
+def test_what_has_no_shortcut_runs_with_the_next_layer():
+    backbone = gated("mobilenet")
+    assert [layer.name for layer in backbone.report.gated] == ["features.2.conv", "features.4.conv"]
+    left = dict(backbone.report.left_alone)
+    assert "features.4.conv" in left["features.3.conv.0.0"]
+    fixed = {part.name: part.macs for part in backbone.costs.fixed}
+    # 1 x 1 from 8 to 16 at 16 x 16, depthwise 3 x 3 with stride 2, 1 x 1 from 16 to 12 at 8 x 8.
+    assert fixed["shortcuts"] == 256 * 8 * 16 + 64 * 16 * 9 + 64 * 16 * 12
+
+
+@pytest.mark.parametrize(("granularity", "n"), [("block", 2), ("branch", 4)])
+def test_attention_and_mlp_are_gated_together_or_apart(granularity, n):
+    backbone = gated("vit", granularity=granularity)
+    assert len(backbone.layers) == n
+    names = [layer.name for layer in backbone.report.gated]
+    expected = (
+        ["encoder.0", "encoder.1"]
+        if n == 2
+        else [f"encoder.{i}.{part}" for i in (0, 1) for part in ("attention", "mlp")]
+    )
+    assert names == expected
+
+
+@torch.no_grad()
+def test_a_skipped_transformer_block_leaves_its_tokens_alone():
+    backbone = gated("vit")
+    hidden = backbone.stem(pictures())
+    assert backbone.layers[0](hidden, 0) is hidden
+
+
+@torch.no_grad()
+def test_gates_see_the_class_token_and_the_mean_of_the_others():
+    backbone = gated("vit")
+    hidden = backbone.stem(pictures())
+    parts = backbone.parts(hidden)
+    assert torch.equal(parts[:, :, 0], hidden[:, 0])
+    torch.testing.assert_close(parts[:, :, 1], hidden[:, 1:].mean(1))
+    assert gated("mixer").parts(hidden).shape == (16, 16, 1)
+
+
+@torch.no_grad()
+def test_maps_with_channels_last_are_pooled_over_positions():
+    backbone = gated("windows")
+    hidden = backbone.stem(pictures())
+    assert hidden.shape == (16, 8, 8, 8)
+    torch.testing.assert_close(backbone.parts(hidden).mean(2), hidden.mean((1, 2)))
+
+
+@torch.no_grad()
+def test_a_relu_behind_the_sum_runs_where_a_layer_is_skipped():
+    backbone = gated("preactivation")
+    frozen = backbone.prepare()
+    hidden = frozen.stem(pictures())
+    assert bool((hidden < 0).any())
+    state = step(frozen, start(frozen, pictures()), torch.tensor([0, 4] * 8))
+    torch.testing.assert_close(state.hidden[::2], hidden[::2].relu())
+    skipped_twice = backbone.layers[1](state.hidden, 0)
+    assert skipped_twice is state.hidden
+
+
+def test_inputs_behind_a_relu_are_unsigned():
+    backbone = gated("resnet")
+    block = backbone.layers[0]
+    assert [op.quantizers.signed_input for op in block.ops.values()] == [False, False]
+    vit = gated("vit")
+    attention = next(op for name, op in vit.layers[0].ops.items() if hasattr(op, "scores"))
+    assert attention.scores.quantizers.signed_input
+    assert not attention.mix.quantizers.signed_input  # probabilities
+
+
+def test_named_modules_alone_are_gated():
+    backbone = gated("resnet", layers=("blocks.2", "blocks.0"))
+    assert [layer.name for layer in backbone.report.gated] == ["blocks.0", "blocks.2"]
+
+
+def test_a_module_without_shortcut_can_be_gated_where_nothing_is_skipped():
+    backbone = gated("mobilenet", layers=("features.3", "features.4"), bits=(4, 32))
+    assert [layer.shortcut for layer in backbone.report.gated] == [None, None]
+    model = lived_in(NETS["mobilenet"]).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(
+            backbone(pictures(), 32), model(normalised(pictures())), rtol=1e-5, atol=1e-5
+        )
+        assert not torch.equal(backbone(pictures(), [4, 32]), backbone(pictures(), 32))
+
+
+def test_what_no_gate_decides_about_can_run_at_fewer_bits():
+    backbone = gated("resnet", stem_bits=8)
+    assert {part.bits for part in backbone.costs.fixed} == {8}
+    full = gated("resnet")
+    with torch.no_grad():
+        gap = (backbone(pictures()) - full(pictures())).abs().max()
+    assert 0 < gap < 0.1 * full(pictures()).abs().max()
+
+
+@pytest.mark.parametrize(
+    ("make", "settings", "sentence"),
+    [
+        (Deciding, {}, "'odd' cannot be traced"),
+        (Dense, {}, "no residual block that can be gated"),
+        (BasicResNet, {"layers": ["nowhere"]}, "'nowhere', in which no convolution"),
+        (BasicResNet, {"layers": ["stem"]}, "'stem', which cannot be skipped: no shortcut"),
+        (BasicResNet, {"layers": ["blocks", "blocks.1"]}, "overlap"),
+        (BasicResNet, {"layers": []}, "layers is empty"),
+        (BasicResNet, {"bits": (0,)}, "no layer can ever run"),
+        (BasicResNet, {"bits": (0, 9, 32)}, "contain 9"),
+        (BasicResNet, {"stem_bits": 0}, "stem_bits is 0"),
+        (BasicResNet, {"granularity": "net"}, "granularity is 'net'"),
+        (lambda: nn.Conv2d(3, 4, 1), {}, "returns 1 tensors of shapes"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_in_a_sentence(make, settings, sentence):
+    with pytest.raises(ConfigError, match=sentence) as refused:
+        fractionalize(make(), examples(), **settings)
+    assert str(refused.value).count("\n") == 0
+
+
+def test_an_example_that_is_no_batch_of_normalised_images_is_refused():
+    with pytest.raises(ConfigError, match="example_input is"):
+        fractionalize(BasicResNet(), pictures())
+
+
+def test_blocks_whose_operators_have_no_low_bits_are_left_alone():
+    class Upsampling(BasicResNet):
+        def __init__(self) -> None:
+            super().__init__()
+            self.odd = nn.ConvTranspose2d(16, 16, 3, padding=1)
+
+        def forward(self, x):
+            x = self.blocks(functional.relu(self.stem(x)))
+            x = x + self.odd(x)
+            return self.fc(x.mean((2, 3)))
+
+    report = fractionalize(Upsampling(), examples()).report
+    assert len(report.gated) == 3
+    assert "no conv_transpose2d at fewer bits" in dict(report.left_alone)["odd"]
+
+
+def test_torchs_own_encoder_layer_is_taken_apart():
+    class Torch(SmallViT):
+        def __init__(self) -> None:
+            super().__init__()
+            layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True, norm_first=True)
+            self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+
+    assert len(fractionalize(Torch(), examples()).layers) == 2
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_random_nets_are_the_same_in_full_precision(seed):
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(n: int) -> int:
+        return int(torch.randint(n, (), generator=generator))
+
+    def make() -> nn.Module:
+        widths = [4 + 4 * draw(2) for _ in range(4)]
+        blocks = [BasicBlock(i, o, 1 + draw(2)) for i, o in pairwise(widths)]
+        between = [(nn.Identity(), nn.MaxPool2d(2), nn.GELU())[draw(3)] for _ in blocks]
+        chain = [m for pair in zip(blocks, between, strict=True) for m in pair]
+        return nn.Sequential(
+            nn.Conv2d(3, widths[0], 3, padding=1),
+            *chain,
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(widths[-1], CLASSES),
+        )
+
+    model = lived_in(make).eval()
+    backbone = fractionalize(model, examples())
+    assert len(backbone.layers) == 3
+    with torch.no_grad():
+        torch.testing.assert_close(
+            backbone.prepare().head(_run(backbone.prepare(), pictures())),
+            model(pictures().float() / 255),
+            rtol=1e-4,
+            atol=1e-5,
+        )
+    assert backbone.image_shape == (3, SIDE, SIDE)
+
+
+def _run(net: WalkableBackbone, images: torch.Tensor) -> torch.Tensor:
+    hidden = net.stem(images)
+    for layer in net.layers:
+        hidden = layer(hidden, 32)
+    return hidden
