@@ -1,11 +1,11 @@
-"""Command: train a supernet, a backbone in which every mix of bit options works."""
+"""Command: train a supernet, a backbone in which every mix of bit options works, of fixed or of adaptive depth."""
 
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import tyro
@@ -13,6 +13,8 @@ from torch.utils.tensorboard.writer import SummaryWriter
 from tqdm import tqdm
 
 from dfs_rl.backbones import (
+    AdaptiveResNet,
+    AdaptiveResNetConfig,
     Backbone,
     BackboneInfo,
     ResNet,
@@ -21,8 +23,10 @@ from dfs_rl.backbones import (
     load_stored_backbone,
     save_backbone,
 )
+from dfs_rl.backbones.adaptive_resnet import Granularity, Stem, check_skippable
+from dfs_rl.backbones.names import depth_of, stages_of
 from dfs_rl.backbones.resnet import FirstBlock
-from dfs_rl.backbones.settings import uniform
+from dfs_rl.backbones.settings import Recipe, uniform
 from dfs_rl.backbones.storage import STRUCTURE_FILE
 from dfs_rl.backbones.supernet import Position, SupernetConfig, SupernetTrainer, accuracy_of
 from dfs_rl.cli import Invocation, run_command
@@ -42,6 +46,12 @@ KIND = "train_backbone"
 PROG = "python -m dfs_rl.train_backbone"
 CHECKPOINT = "last"
 SUMMARY = "summary.json"
+# Settings of one recipe: what they usually are, and which it is.
+_OF_ONE_RECIPE = {
+    "granularity": ("path", "adn"),
+    "stem": ("cifar", "adn"),
+    "first_block": ("gated", "supernet"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,15 +60,20 @@ class TrainBackboneConfig:
 
     Attributes:
         dataset: digits, a folder with train/test parquet files, an image folder (class/name.jpg), or a hub id.
-        backbone: resnet8, resnet14, resnet20, resnet32, resnet38, resnet56, ...: any depth 6 n + 2.
+        backbone: resnet8, resnet14, resnet20, resnet32, resnet38, resnet56, ...: any depth 6 n + 2; with the recipe adn from
+            resnet14 on, or bottleneck26, bottleneck50, bottleneck101 or bottleneck152, the ResNets for ImageNet.
+        recipe: supernet trains the network and low bits together; adn trains a network of adaptive depth, whose stages end with
+            paths that can be skipped, or run at any option of the menu.
+        granularity: With adn, what is gated: each stage's path, or each block in it.
+        stem: With adn, how the network begins: cifar is a 3 x 3 convolution, imagenet a 7 x 7 one with stride 2 and pooling.
         bits: The menu of every gated layer, ascending: 0 skips it, 32 is full precision; dfs is 0 8 10 12 14 16 32.
         epochs: Passes over the train split.
-        plain: Train the network without any quantization, for an honest full-precision reference.
+        plain: Train the network without any quantization, for an honest full-precision reference; adn then has the menu 0 32.
         seed: Seed of weights, data order and sampled settings.
         device: auto, cpu, cuda, cuda:1, ...
         run_dir: Where to write; by default a new folder under runs/.
         width: Channels of the first stage.
-        stem_bits: Precision of stem and head, which no gate decides about.
+        stem_bits: Precision of stem and head, and with adn of the blocks that always run, which no gate decides about.
         first_block: Whether the first block is gated like the others, or always runs as part of the stem.
         per_channel: One weight step per output channel instead of one per layer.
         eval_images: Images of the val split that each epoch is measured on; the end is measured on all.
@@ -69,6 +84,9 @@ class TrainBackboneConfig:
 
     dataset: str = "digits"
     backbone: str = "resnet20"
+    recipe: Recipe = "supernet"
+    granularity: Granularity = "path"
+    stem: Stem = "cifar"
     bits: Annotated[tuple[int | str, ...] | str, tyro.conf.arg(metavar="INT [INT ...]|dfs")] = (
         DEFAULT_BITS
     )
@@ -87,9 +105,18 @@ class TrainBackboneConfig:
     training: SupernetConfig = field(default_factory=SupernetConfig)
 
     def __post_init__(self) -> None:
-        depth_of(self.backbone)
         # A name and its widths are one setting.
         object.__setattr__(self, "bits", menu_of(self.bits))
+        if self.recipe == "adn":
+            stages_of(self.backbone)
+            check_skippable(self.menu)
+        else:
+            depth_of(self.backbone)
+        for name, (usual, recipe) in _OF_ONE_RECIPE.items():
+            if getattr(self, name) != usual and self.recipe != recipe:
+                raise ConfigError(
+                    f"{name} is set, which belongs to the recipe {recipe}, not {self.recipe}."
+                )
         for name in ("epochs", "eval_images", "threads", "workers"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1.")
@@ -99,46 +126,43 @@ class TrainBackboneConfig:
                 "(training.batch_size)."
             )
 
-
-def depth_of(name: str) -> int:
-    """Read the depth out of a backbone's name.
-
-    Raises:
-        ConfigError: If it is no ResNet.
-    """
-    depth = name.removeprefix("resnet")
-    if depth == name or not depth.isdecimal():
-        raise ConfigError(
-            f"backbone is {name!r}; allowed are resnet8, resnet14, resnet20, ... with 6 n + 2 layers."
-        )
-    return int(depth)
+    @property
+    def menu(self) -> tuple[int, ...]:
+        """The bit widths of every gated layer."""
+        if self.plain:
+            return (SKIP, FULL) if self.recipe == "adn" else (FULL,)
+        return menu_of(self.bits)
 
 
 def build(config: TrainBackboneConfig, dataset: Dataset) -> Backbone:
     """Make the untrained backbone that a configuration asks for; the same seed gives the same weights."""
     torch.manual_seed(stream_seed(config.seed, "weights"))
     channels, height, width = dataset.image_shape
-    shape = ResNetConfig(
-        depth=depth_of(config.backbone),
-        width=config.width,
-        in_channels=channels,
-        n_classes=dataset.n_classes,
-        image_size=(height, width),
-        bits=(FULL,) if config.plain else menu_of(config.bits),
-        stem_bits=FULL if config.plain else config.stem_bits,
-        first_block=config.first_block,
-        per_channel=config.per_channel,
-    )
-    return ResNet(shape, channel_statistics(dataset.train.images))
+    statistics = channel_statistics(dataset.train.images)
+    shape: dict[str, Any] = {
+        "width": config.width,
+        "in_channels": channels,
+        "n_classes": dataset.n_classes,
+        "image_size": (height, width),
+        "bits": config.menu,
+        "stem_bits": FULL if config.plain else config.stem_bits,
+        "per_channel": config.per_channel,
+    }
+    if config.recipe == "adn":
+        stages = stages_of(config.backbone)
+        shape |= {"block": stages.block, "blocks": stages.blocks}
+        shape |= {"stem": config.stem, "granularity": config.granularity}
+        return AdaptiveResNet(AdaptiveResNetConfig(**shape), statistics)
+    shape |= {"depth": depth_of(config.backbone), "first_block": config.first_block}
+    return ResNet(ResNetConfig(**shape), statistics)
 
 
 def uniform_accuracies(backbone: Backbone, images: ImageSet) -> dict[str, float]:
-    """Accuracy in percent of every uniform setting that runs the layers, by its bits."""
+    """Accuracy in percent of every uniform setting that leaves a network, by its bits."""
     n_layers = len(backbone.blocks)
     return {
         str(bits): accuracy_of(backbone, images, uniform(bits, n_layers))
-        for bits in backbone.options
-        if bits != SKIP
+        for bits in backbone.meaningful_bits
     }
 
 
@@ -169,6 +193,7 @@ def make_trainer(config: TrainBackboneConfig, dataset: Dataset) -> SupernetTrain
         epochs=config.epochs,
         seed=config.seed,
         device=device if config.workers == 1 else torch.device("cpu"),
+        recipe=config.recipe,
     )
 
 
@@ -281,10 +306,8 @@ def _train_epoch(
                 break
     epoch, step = trainer.position
     if step == 0:
-        labels, distillation = (
-            labels / trainer.steps_per_epoch,
-            distillation / trainer.steps_per_epoch,
-        )
+        n = trainer.steps_per_epoch
+        labels, distillation = labels / n, distillation / n
     return Progress(epoch=epoch, step=step, labels=labels, distillation=distillation)
 
 

@@ -1,7 +1,8 @@
-"""Backbones: the gated-layer contract, ResNets, their frozen form, storage and supernet training."""
+"""Backbones: the gated-layer contract, ResNets of fixed and of adaptive depth, their frozen form, storage and supernet training."""
 
 from pathlib import Path
 
+from dfs_rl.backbones.adaptive_resnet import AdaptiveResNet, AdaptiveResNetConfig
 from dfs_rl.backbones.base import Backbone, PreparedBackbone
 from dfs_rl.backbones.contract import GatedLayer, WalkableBackbone
 from dfs_rl.backbones.resnet import ResNet, ResNetConfig
@@ -24,6 +25,8 @@ def default_digits() -> Backbone:
 
 __all__ = [
     "PRETRAINED_DIGITS",
+    "AdaptiveResNet",
+    "AdaptiveResNetConfig",
     "Backbone",
     "BackboneInfo",
     "GatedLayer",

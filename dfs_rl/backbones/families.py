@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from dfs_rl.backbones.adaptive_resnet import AdaptiveResNet, AdaptiveResNetConfig
 from dfs_rl.backbones.base import Backbone
 from dfs_rl.backbones.resnet import ResNet, ResNetConfig
 from dfs_rl.data import ChannelStatistics
@@ -20,4 +21,7 @@ class Family(NamedTuple):
     backbone: Callable[[Any, ChannelStatistics], Backbone]
 
 
-FAMILIES = {ResNet.family: Family(ResNetConfig, ResNet)}
+FAMILIES = {
+    ResNet.family: Family(ResNetConfig, ResNet),
+    AdaptiveResNet.family: Family(AdaptiveResNetConfig, AdaptiveResNet),
+}
