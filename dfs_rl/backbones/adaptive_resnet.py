@@ -57,7 +57,7 @@ class AdaptiveResNetConfig:
         width: Channels of the first stage's 3 x 3 convolutions; each further stage has twice as many.
         in_channels: Image channels, 1 to 4.
         n_classes: Classes, at least 2.
-        image_size: Height and width of the images in pixels, at least 4; it only decides what a layer costs.
+        image_size: Height and width of the images in pixels, at least 4; it decides what a layer costs.
         bits: The menu of every gated layer, see ``BitOptions``; 0, which skips it, must be on it.
         stem_bits: Precision of the stem, the mandatory blocks and the head, which no gate decides about.
         per_channel: One weight step per output channel instead of one per layer.
@@ -88,6 +88,12 @@ class AdaptiveResNetConfig:
         if min(self.blocks) < MIN_BLOCKS:
             raise ConfigError(
                 f"blocks is {self.blocks}; a stage needs at least {MIN_BLOCKS}, one that always runs and one to skip."
+            )
+        shrinks = 2 ** (len(self.blocks) - 1) * (4 if self.stem == "imagenet" else 1)
+        if min(self.image_size) < shrinks:
+            raise ConfigError(
+                f"image_size is {self.image_size}, of which the {self.stem} stem and {len(self.blocks)} stages leave less than a "
+                f"pixel; sides of at least {shrinks} are needed."
             )
         if self.depth > MAX_DEPTH:
             raise ConfigError(

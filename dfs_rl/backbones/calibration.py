@@ -33,10 +33,9 @@ def calibrate_steps(backbone: Backbone, images: Tensor, *, parts: Iterable[nn.Mo
 
 def copy_full_norms(backbone: Backbone) -> None:
     """Start every option's norm from the dearest option's."""
-    for part in backbone.gated:
-        for module in part.modules():
-            if isinstance(module, NormPerBits):
-                module.copy_dearest_norm()
+    for module in backbone.blocks.modules():
+        if isinstance(module, NormPerBits):
+            module.copy_dearest_norm()
 
 
 @torch.no_grad()
