@@ -5,8 +5,8 @@
 The claim of Kang et al. (NeurIPS 2024) is that the sub-networks of one network, most of which no training step has run, are as good as
 networks trained separately. For each seed one network is trained with the recipe ``adn``, and for each of its 2^stages combinations of
 paths another with labels alone, from the same initial weights, for as many epochs and with the same settings; nothing is quantized. The
-accuracy is that on the test split, with the running statistics of training. ``--save`` keeps the first seed's network of adaptive depth
-for ``train_agent --backbone``.
+accuracy is that on the test split, with the running statistics of training. Each appears on stderr as it is known, the table at the end.
+``--save`` keeps the first seed's network of adaptive depth for ``train_agent --backbone``.
 """
 
 import argparse
@@ -23,6 +23,7 @@ from dfs_rl.backbones.settings import Setting
 from dfs_rl.backbones.supernet import SupernetConfig, SupernetTrainer, accuracy_of
 from dfs_rl.cost import FULL, SKIP
 from dfs_rl.data import Dataset, load_dataset
+from dfs_rl.messages import say
 from dfs_rl.train_backbone import TrainBackboneConfig, build, uniform_accuracies
 
 
@@ -52,6 +53,11 @@ def mega_macs(config: TrainBackboneConfig, dataset: Dataset, setting: Setting) -
     costs = build(config, dataset).costs
     run = (macs for macs, bits in zip(costs.layer_macs, setting, strict=True) if bits != SKIP)
     return (sum(run) + sum(part.macs for part in costs.fixed)) / 1e6
+
+
+def ran(setting: Setting) -> str:
+    """Return which paths run as text, one mark for each."""
+    return "".join("-" if bits == SKIP else "x" for bits in setting)
 
 
 def spread(values: list[float]) -> str:
@@ -93,10 +99,13 @@ def main() -> None:
         trainer = train(config, dataset)
         adaptive = trainer.snapshot()
         test = dataset.test.to(trainer.device)
-        for setting in itertools.product((SKIP, FULL), repeat=len(adaptive.blocks)):
-            shared.setdefault(setting, []).append(accuracy_of(adaptive, test, setting))
-            single = train(config, dataset, alone=setting).snapshot()
-            alone.setdefault(setting, []).append(accuracy_of(single, test, setting))
+        settings = sorted(
+            itertools.product((SKIP, FULL), repeat=len(adaptive.blocks)), reverse=True
+        )
+        for setting in settings:
+            accuracy = accuracy_of(adaptive, test, setting)
+            shared.setdefault(setting, []).append(accuracy)
+            say(f"seed {seed}, {ran(setting)}, one network: {accuracy:.2f} %")
         if flags.save and seed == flags.seeds[0]:
             backbone = trainer.finish()
             info = BackboneInfo(
@@ -106,15 +115,19 @@ def main() -> None:
                 accuracy=uniform_accuracies(backbone, dataset.val.to(trainer.device)),
             )
             save_backbone(backbone, info, flags.save)
+        for setting in settings:
+            single = train(config, dataset, alone=setting).snapshot()
+            accuracy = accuracy_of(single, test, setting)
+            alone.setdefault(setting, []).append(accuracy)
+            say(f"seed {seed}, {ran(setting)}, trained separately: {accuracy:.2f} %")
 
     print("| paths that run | million MACs | one network, % | trained separately, % | difference |")
     print("|---|---|---|---|---|")
     for setting in sorted(shared, key=lambda setting: mega_macs(config, dataset, setting)):
-        ran = "".join("x" if bits else "-" for bits in setting)
         macs = mega_macs(config, dataset, setting)
         differences = [a - b for a, b in zip(shared[setting], alone[setting], strict=True)]
         print(
-            f"| {ran} | {macs:.2f} | {spread(shared[setting])} | {spread(alone[setting])} | {spread(differences)} |"
+            f"| {ran(setting)} | {macs:.2f} | {spread(shared[setting])} | {spread(alone[setting])} | {spread(differences)} |"
         )
     record = {
         "dataset": flags.dataset,
