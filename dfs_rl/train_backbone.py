@@ -23,7 +23,7 @@ from dfs_rl.backbones import (
     load_stored_backbone,
     save_backbone,
 )
-from dfs_rl.backbones.adaptive_resnet import Granularity, Stem, check_skippable
+from dfs_rl.backbones.adaptive_layer import Granularity, Stem, check_skippable
 from dfs_rl.backbones.names import depth_of, stages_of
 from dfs_rl.backbones.resnet import FirstBlock
 from dfs_rl.backbones.settings import Recipe, uniform

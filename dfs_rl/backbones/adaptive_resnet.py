@@ -2,29 +2,35 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dfs_rl.backbones.adaptive_layer import NORM_SETS, AdaptiveLayer, mandatory_count
-from dfs_rl.backbones.base import Backbone, PreparedBackbone
+from dfs_rl.backbones.adaptive_layer import (
+    AdaptiveBackbone,
+    AdaptiveLayer,
+    Granularity,
+    Stem,
+    check_skippable,
+    check_stages,
+    make_stage,
+)
+from dfs_rl.backbones.base import PreparedBackbone
 from dfs_rl.backbones.bottleneck import EXPANSION, BottleneckBlock
 from dfs_rl.backbones.prepared import pool
 from dfs_rl.backbones.resnet import MAX_DEPTH, ResidualBlock
 from dfs_rl.backbones.shape import check_network
-from dfs_rl.cost import DEFAULT_BITS, SKIP
+from dfs_rl.cost import DEFAULT_BITS
 from dfs_rl.data import ChannelStatistics
 from dfs_rl.errors import ConfigError
 from dfs_rl.quant.layers import FractionalConv2d, FractionalLinear
 from dfs_rl.quant.prepared import PreparedConv2d, PreparedLinear
 
-MIN_BLOCKS = 2
 MAX_STAGES = 8
 BlockKind = Literal["basic", "bottleneck"]
-Stem = Literal["cifar", "imagenet"]
-Granularity = Literal["path", "block"]
 
 
 class _Kind(NamedTuple):
@@ -85,16 +91,8 @@ class AdaptiveResNetConfig:
             raise ConfigError(
                 f"blocks is {self.blocks}, {len(self.blocks)} stages; allowed are 1 to {MAX_STAGES}."
             )
-        if min(self.blocks) < MIN_BLOCKS:
-            raise ConfigError(
-                f"blocks is {self.blocks}; a stage needs at least {MIN_BLOCKS}, one that always runs and one to skip."
-            )
         shrinks = 2 ** (len(self.blocks) - 1) * (4 if self.stem == "imagenet" else 1)
-        if min(self.image_size) < shrinks:
-            raise ConfigError(
-                f"image_size is {self.image_size}, of which the {self.stem} stem and {len(self.blocks)} stages leave less than a "
-                f"pixel; sides of at least {shrinks} are needed."
-            )
+        check_stages(self.blocks, self.image_size, shrinks=shrinks)
         if self.depth > MAX_DEPTH:
             raise ConfigError(
                 f"blocks is {self.blocks}, which makes {self.depth} layers; at most {MAX_DEPTH} are allowed."
@@ -106,19 +104,7 @@ class AdaptiveResNetConfig:
         return _KINDS[self.block].layers * sum(self.blocks) + 2
 
 
-def check_skippable(bits: Sequence[int]) -> None:
-    """Refuse a menu that cannot skip.
-
-    Raises:
-        ConfigError: If it lacks 0 bit.
-    """
-    if SKIP not in bits:
-        raise ConfigError(
-            f"bits is {list(bits)}, but what adapts in an adaptive-depth network is which paths are skipped; add 0."
-        )
-
-
-class AdaptiveResNet(Backbone):
+class AdaptiveResNet(AdaptiveBackbone):
     """A ResNet whose stages' paths are gated layers; the training form of the backbone contract.
 
     Args:
@@ -148,11 +134,17 @@ class AdaptiveResNet(Backbone):
             signed_input=True,
             per_channel=config.per_channel,
         )
-        channels = config.width
+        kind, channels = _KINDS[config.block], config.width
         layers: list[nn.Module] = []
-        for stage in range(len(config.blocks)):
-            layers += _make_stage(config, stage, channels)
-            channels = config.width * 2**stage * _KINDS[config.block].expansion
+        for stage, n_blocks in enumerate(config.blocks):
+            inputs, channels = channels, config.width * 2**stage * kind.expansion
+            layers += make_stage(
+                partial(self._make_block, inputs, channels, first_stride=2 if stage else 1),
+                n_blocks,
+                bits=config.bits,
+                mandatory_bits=config.stem_bits,
+                granularity=config.granularity,
+            )
         self.blocks = nn.ModuleList(layers)
         self.classifier = FractionalLinear(channels, config.n_classes, bits=config.stem_bits)
         self.finish_making()
@@ -160,13 +152,27 @@ class AdaptiveResNet(Backbone):
     @property
     def never_gated(self) -> Sequence[nn.Module]:
         """Stem, mandatory blocks and classifier."""
-        mandatory = [layer.mandatory for layer in self.blocks if isinstance(layer, AdaptiveLayer)]
-        return [self.stem_conv, *mandatory, self.classifier]
+        return [self.stem_conv, *self.mandatory, self.classifier]
 
-    @property
-    def gated(self) -> Sequence[nn.Module]:
-        """The blocks of the paths."""
-        return [layer.path if isinstance(layer, AdaptiveLayer) else layer for layer in self.blocks]
+    def _make_block(
+        self,
+        in_channels: int,
+        out_channels: int,
+        n: int,
+        bits: Sequence[int],
+        norm_sets: int,
+        *,
+        first_stride: int,
+    ) -> nn.Module:
+        """Make the n-th block of a stage."""
+        return _KINDS[self.config.block].make(
+            in_channels if n == 0 else out_channels,
+            out_channels,
+            bits,
+            stride=first_stride if n == 0 else 1,
+            per_channel=self.config.per_channel,
+            norm_sets=norm_sets,
+        )
 
     def stem(self, images: Tensor) -> Tensor:
         """Return the activation before the first stage, ``[batch, width, h, w]``."""
@@ -212,27 +218,3 @@ class PreparedAdaptiveResNet(PreparedBackbone):
 
 def _max_pool(hidden: Tensor) -> Tensor:
     return functional.max_pool2d(hidden, kernel_size=3, stride=2, padding=1)
-
-
-def _make_stage(config: AdaptiveResNetConfig, stage: int, in_channels: int) -> list[nn.Module]:
-    """Make the gated layers of a stage, one or as many as its path has blocks."""
-    kind = _KINDS[config.block]
-    out_channels = config.width * 2**stage * kind.expansion
-    n_blocks = config.blocks[stage]
-    n_mandatory = mandatory_count(n_blocks)
-    run_bits = tuple(bits for bits in config.bits if bits != SKIP)
-    made = [
-        kind.make(
-            in_channels if n == 0 else out_channels,
-            out_channels,
-            (config.stem_bits,) if n < n_mandatory else run_bits,
-            stride=2 if n == 0 and stage > 0 else 1,
-            per_channel=config.per_channel,
-            norm_sets=NORM_SETS if n < n_mandatory else 1,
-        )
-        for n in range(n_blocks)
-    ]
-    mandatory, path = made[:n_mandatory], made[n_mandatory:]
-    together = len(path) if config.granularity == "path" else 1
-    first = AdaptiveLayer(mandatory, path[:together], mandatory_bits=config.stem_bits)
-    return [first, *path[together:]]

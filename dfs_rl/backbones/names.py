@@ -2,7 +2,8 @@
 
 from typing import NamedTuple
 
-from dfs_rl.backbones.adaptive_resnet import MIN_BLOCKS, BlockKind
+from dfs_rl.backbones.adaptive_layer import MIN_BLOCKS
+from dfs_rl.backbones.adaptive_resnet import BlockKind
 from dfs_rl.errors import ConfigError
 
 BOTTLENECKS = {

@@ -48,7 +48,8 @@ class SupernetConfig:
     """How a supernet is trained.
 
     Attributes:
-        warmup: Share of the epochs, rounded down, that run the dearest option alone, in [0, 1].
+        warmup: Share of the epochs, rounded down, that run the dearest option alone, in [0, 1]; with the recipe ``adn`` also the
+            base-net.
         batch_size: Images per step, at least 2.
         lr: Peak learning rate of SGD with Nesterov momentum; it rises over the first 5 % of all steps and falls along a
             cosine to zero.

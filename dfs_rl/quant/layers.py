@@ -180,6 +180,7 @@ class FractionalConv2d(FractionalLayer, NormPerBits):
         bits: Bit widths, each 1 to 8, 10, 12, 14, 16 or 32; never 0, since skipping a layer runs none of it.
         kernel_size: Height and width of the kernel, odd.
         stride: 1 or 2.
+        groups: How many parts of the channels are convolved each by itself; as many as channels make it depthwise.
         signed_input: Whether the input can be negative.
         per_channel: One weight step per output channel instead of one per layer.
         norm_sets: Number of sets of norms, see ``NormPerBits``.
@@ -193,6 +194,7 @@ class FractionalConv2d(FractionalLayer, NormPerBits):
         *,
         kernel_size: int = 3,
         stride: int = 1,
+        groups: int = 1,
         signed_input: bool = False,
         per_channel: bool = False,
         norm_sets: int = 1,
@@ -204,7 +206,9 @@ class FractionalConv2d(FractionalLayer, NormPerBits):
             )
         self.stride = stride
         self.padding = kernel_size // 2
-        self.weight = nn.Parameter(torch.empty(out_channels, in_channels, kernel_size, kernel_size))
+        self.groups = groups
+        shape = (out_channels, in_channels // groups, kernel_size, kernel_size)
+        self.weight = nn.Parameter(torch.empty(shape))
         nn.init.kaiming_normal_(self.weight, mode="fan_out", nonlinearity="relu")
         self.quantizers = LayerQuantizers(
             bits, signed_input=signed_input, channels=out_channels if per_channel else None
@@ -214,7 +218,9 @@ class FractionalConv2d(FractionalLayer, NormPerBits):
     def forward(self, x: Tensor, bits: int, norm_set: int = 0) -> Tensor:
         """Convolve and normalise ``[batch, in, h, w]`` at ``bits``, with the norms of that set."""
         x, weight = self.quantized(x, bits)
-        convolved = functional.conv2d(x, weight, stride=self.stride, padding=self.padding)
+        convolved = functional.conv2d(
+            x, weight, stride=self.stride, padding=self.padding, groups=self.groups
+        )
         return self.normalised(convolved, bits, norm_set)
 
 

@@ -61,6 +61,7 @@ class PreparedConv2d(nn.Module):
         weight: Tensor = source.weight
         self.stride = source.stride
         self.padding = source.padding
+        self.groups = source.groups
         self.codes: Grid | None = None
         self.inverse_step: Tensor
         inverse_step = torch.ones(())
@@ -87,7 +88,8 @@ class PreparedConv2d(nn.Module):
     def fits_integers(self, x: Tensor) -> bool:
         """Whether ``x`` can be convolved in integer arithmetic: unsigned codes of up to 8 bit, on a CPU that is exact."""
         return (
-            self.codes is not None
+            self.groups == 1
+            and self.codes is not None
             and self.codes.lowest == 0
             and self.codes.highest < 2**BYTE_BITS
             and self.dtype == x.dtype == torch.float32
@@ -108,12 +110,14 @@ class PreparedConv2d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return a fresh ``[batch, out, h, w]`` that the caller may change in place."""
         if self.codes is None:
-            return functional.conv2d(
-                x, self.weight, self.bias.flatten(), stride=self.stride, padding=self.padding
-            )
+            return self._convolve(x, self.bias.flatten())
         codes = _quantize_input(x, self.inverse_step, self.codes).to(self.weight.dtype)
-        out = functional.conv2d(codes, self.weight, stride=self.stride, padding=self.padding)
-        return out.to(self.dtype).mul_(self.scale).add_(self.bias)
+        return self._convolve(codes).to(self.dtype).mul_(self.scale).add_(self.bias)
+
+    def _convolve(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        return functional.conv2d(
+            x, self.weight, bias, stride=self.stride, padding=self.padding, groups=self.groups
+        )
 
 
 def convolve_in_turn(convolutions: Sequence[PreparedConv2d], x: Tensor) -> Tensor:

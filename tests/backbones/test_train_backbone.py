@@ -173,7 +173,7 @@ def test_a_folder_that_holds_a_run_is_refused(tmp_path, capsys):
         (["--recipe", "adn", "--first-block", "always"], "first_block is set, which belongs to"),
         (["--granularity", "block"], "granularity is set, which belongs to the recipe adn"),
         (["--stem", "imagenet"], "stem is set, which belongs to the recipe adn"),
-        (["--recipe", "adn", "--stem", "imagenet"], "image_size is (8, 8), of which the imagenet"),
+        (["--recipe", "adn", "--stem", "imagenet"], "image_size is (8, 8), of which stem and"),
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_code_2(flags, message, tmp_path, capsys):

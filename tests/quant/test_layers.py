@@ -108,11 +108,13 @@ def test_training_moves_only_the_norm_of_the_bits_that_ran():
     assert moved == [bits == 4 for bits in BITS]
 
 
-@pytest.mark.parametrize("kernel_size", [1, 3, 7])
+@pytest.mark.parametrize(("kernel_size", "groups"), [(1, 1), (3, 1), (3, 3), (7, 1)])
 @pytest.mark.parametrize("bits", [4, 32])
-def test_each_set_of_norms_is_a_norm_of_its_own_behind_any_kernel(kernel_size, bits):
+def test_each_set_of_norms_is_a_norm_of_its_own_behind_any_kernel(kernel_size, groups, bits):
     torch.manual_seed(0)
-    conv = FractionalConv2d(3, 5, (4, 32), kernel_size=kernel_size, stride=2, norm_sets=2)
+    conv = FractionalConv2d(
+        3, 6, (4, 32), kernel_size=kernel_size, stride=2, groups=groups, norm_sets=2
+    )
     conv.calibrate_steps(on=True)
     conv(images(), 32)
     conv.calibrate_steps(on=False)
@@ -121,7 +123,8 @@ def test_each_set_of_norms_is_a_norm_of_its_own_behind_any_kernel(kernel_size, b
             tensor.uniform_(0.5, 1.5)
     conv.eval()
     x, weight = (images(), conv.weight) if bits == 32 else conv.quantizers(images(), conv.weight, 4)
-    plain = nn.functional.conv2d(x, weight, stride=2, padding=(kernel_size - 1) // 2)
+    padding = (kernel_size - 1) // 2
+    plain = nn.functional.conv2d(x, weight, stride=2, padding=padding, groups=groups)
     for norm_set in range(2):
         row = norm_set * 2 + (4, 32).index(bits)
         expected = nn.functional.batch_norm(
