@@ -13,8 +13,6 @@ from torch.utils.tensorboard.writer import SummaryWriter
 from tqdm import tqdm
 
 from dfs_rl.backbones import (
-    AdaptiveResNet,
-    AdaptiveResNetConfig,
     Backbone,
     BackboneInfo,
     ResNet,
@@ -24,7 +22,7 @@ from dfs_rl.backbones import (
     save_backbone,
 )
 from dfs_rl.backbones.adaptive_layer import Granularity, Stem, check_skippable
-from dfs_rl.backbones.names import depth_of, stages_of
+from dfs_rl.backbones.names import adaptive_network, check_adaptive, depth_of
 from dfs_rl.backbones.resnet import FirstBlock
 from dfs_rl.backbones.settings import Recipe, uniform
 from dfs_rl.backbones.storage import STRUCTURE_FILE
@@ -61,7 +59,7 @@ class TrainBackboneConfig:
     Attributes:
         dataset: digits, a folder with train/test parquet files, an image folder (class/name.jpg), or a hub id.
         backbone: resnet8, resnet14, resnet20, resnet32, resnet38, resnet56, ...: any depth 6 n + 2; with the recipe adn from
-            resnet14 on, or bottleneck26, bottleneck50, bottleneck101 or bottleneck152, the ResNets for ImageNet.
+            resnet14 on, or bottleneck26, 50, 101 or 152, the ResNets for ImageNet, or mobilenetv2.
         recipe: supernet trains the network and low bits together; adn trains a network of adaptive depth, whose stages end with
             paths that can be skipped, or run at any option of the menu.
         granularity: With adn, what is gated: each stage's path, or each block in it.
@@ -72,7 +70,7 @@ class TrainBackboneConfig:
         seed: Seed of weights, data order and sampled settings.
         device: auto, cpu, cuda, cuda:1, ...
         run_dir: Where to write; by default a new folder under runs/.
-        width: Channels of the first stage.
+        width: Channels of the first stage; 64 in the ResNets for ImageNet. Of MobileNetV2's first convolution, 32 in the paper.
         stem_bits: Precision of stem and head, and with adn of the blocks that always run, which no gate decides about.
         first_block: Whether the first block is gated like the others, or always runs as part of the stem.
         per_channel: One weight step per output channel instead of one per layer.
@@ -108,7 +106,7 @@ class TrainBackboneConfig:
         # A name and its widths are one setting.
         object.__setattr__(self, "bits", menu_of(self.bits))
         if self.recipe == "adn":
-            stages_of(self.backbone)
+            check_adaptive(self.backbone)
             check_skippable(self.menu)
         else:
             depth_of(self.backbone)
@@ -149,10 +147,8 @@ def build(config: TrainBackboneConfig, dataset: Dataset) -> Backbone:
         "per_channel": config.per_channel,
     }
     if config.recipe == "adn":
-        stages = stages_of(config.backbone)
-        shape |= {"block": stages.block, "blocks": stages.blocks}
         shape |= {"stem": config.stem, "granularity": config.granularity}
-        return AdaptiveResNet(AdaptiveResNetConfig(**shape), statistics)
+        return adaptive_network(config.backbone, statistics, **shape)
     shape |= {"depth": depth_of(config.backbone), "first_block": config.first_block}
     return ResNet(ResNetConfig(**shape), statistics)
 

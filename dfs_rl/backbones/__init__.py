@@ -1,7 +1,8 @@
-"""Backbones: the gated-layer contract, ResNets of fixed and of adaptive depth, their frozen form, storage and supernet training."""
+"""Backbones: the gated-layer contract, networks of fixed and of adaptive depth, their frozen form, storage and supernet training."""
 
 from pathlib import Path
 
+from dfs_rl.backbones.adaptive_mobilenet import AdaptiveMobileNet, AdaptiveMobileNetConfig
 from dfs_rl.backbones.adaptive_resnet import AdaptiveResNet, AdaptiveResNetConfig
 from dfs_rl.backbones.base import Backbone, PreparedBackbone
 from dfs_rl.backbones.contract import GatedLayer, WalkableBackbone
@@ -25,6 +26,8 @@ def default_digits() -> Backbone:
 
 __all__ = [
     "PRETRAINED_DIGITS",
+    "AdaptiveMobileNet",
+    "AdaptiveMobileNetConfig",
     "AdaptiveResNet",
     "AdaptiveResNetConfig",
     "Backbone",

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from dfs_rl.backbones.adaptive_mobilenet import AdaptiveMobileNet, AdaptiveMobileNetConfig
 from dfs_rl.backbones.adaptive_resnet import AdaptiveResNet, AdaptiveResNetConfig
 from dfs_rl.backbones.base import Backbone
 from dfs_rl.backbones.resnet import ResNet, ResNetConfig
@@ -24,4 +25,5 @@ class Family(NamedTuple):
 FAMILIES = {
     ResNet.family: Family(ResNetConfig, ResNet),
     AdaptiveResNet.family: Family(AdaptiveResNetConfig, AdaptiveResNet),
+    AdaptiveMobileNet.family: Family(AdaptiveMobileNetConfig, AdaptiveMobileNet),
 }
