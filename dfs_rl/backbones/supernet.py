@@ -204,7 +204,13 @@ class SupernetTrainer:
             momentum=config.momentum,
             nesterov=config.momentum > 0,
         )
-        calibrate_steps(backbone, self.images.images[:_STEP_IMAGES], parts=backbone.never_gated)
+        calibrate_steps(
+            backbone,
+            self.images.images[:_STEP_IMAGES],
+            parts=backbone.never_gated,
+            # Other networks have hardly a norm before what always runs.
+            untrained=recipe == "adn",
+        )
 
     def train_epoch(self) -> Iterator[StepLosses]:
         """Run the rest of the current epoch, yielding the losses after each step; leave off anywhere and go on later."""
