@@ -222,6 +222,7 @@ def _work(settings: dict[str, Any]) -> BaseException | None:
         epochs=config.epochs,
         seed=config.seed,
         device=ray.train.torch.get_device(),
+        recipe=config.recipe,
     )
     if ray.train.get_context().get_world_rank() != LEADER:
         trainer.follow()

@@ -1,11 +1,11 @@
-"""Command: train a supernet, a backbone in which every mix of bit options works."""
+"""Command: train a supernet, a backbone in which every mix of bit options works, of fixed or of adaptive depth."""
 
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import tyro
@@ -21,8 +21,10 @@ from dfs_rl.backbones import (
     load_stored_backbone,
     save_backbone,
 )
+from dfs_rl.backbones.adaptive_layer import Granularity, Stem, check_skippable
+from dfs_rl.backbones.names import adaptive_network, check_adaptive, depth_of
 from dfs_rl.backbones.resnet import FirstBlock
-from dfs_rl.backbones.settings import uniform
+from dfs_rl.backbones.settings import Recipe, uniform
 from dfs_rl.backbones.storage import STRUCTURE_FILE
 from dfs_rl.backbones.supernet import Position, SupernetConfig, SupernetTrainer, accuracy_of
 from dfs_rl.cli import Invocation, run_command
@@ -43,6 +45,12 @@ KIND = "train_backbone"
 PROG = "python -m dfs_rl.train_backbone"
 CHECKPOINT = "last"
 SUMMARY = "summary.json"
+# Settings of one recipe: what they usually are, and which it is.
+_OF_ONE_RECIPE = {
+    "granularity": ("path", "adn"),
+    "stem": ("cifar", "adn"),
+    "first_block": ("gated", "supernet"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,17 +59,22 @@ class TrainBackboneConfig:
 
     Attributes:
         dataset: digits, a folder with train/test parquet files, an image folder (class/name.jpg), or a hub id.
-        backbone: resnet8, resnet14, resnet20, resnet32, resnet38, resnet56, ...: any depth 6 n + 2; or module:function that makes a
+        backbone: resnet8, resnet14, resnet20, resnet32, resnet38, resnet56, ...: any depth 6 n + 2; with the recipe adn from
+            resnet14 on, or bottleneck26, 50, 101 or 152, the ResNets for ImageNet, or mobilenetv2; or module:function that makes a
             network of yours.
         weights: Safetensors file or state dict for the network that module:function makes.
+        recipe: supernet trains the network and low bits together; adn trains a network of adaptive depth, whose stages end with
+            paths that can be skipped, or run at any option of the menu.
+        granularity: With adn, what is gated: each stage's path, or each block in it.
+        stem: With adn, how the network begins: cifar is a 3 x 3 convolution, imagenet a 7 x 7 one with stride 2 and pooling.
         bits: The menu of every gated layer, ascending: 0 skips it, 32 is full precision; dfs is 0 8 10 12 14 16 32.
         epochs: Passes over the train split.
-        plain: Train the network without any quantization, for an honest full-precision reference.
+        plain: Train the network without any quantization, for an honest full-precision reference; adn then has the menu 0 32.
         seed: Seed of weights, data order and sampled settings.
         device: auto, cpu, cuda, cuda:1, ...
         run_dir: Where to write; by default a new folder under runs/.
-        width: Channels of the first stage.
-        stem_bits: Precision of stem and head, which no gate decides about.
+        width: Channels of the first stage; 64 in the ResNets for ImageNet. Of MobileNetV2's first convolution, 32 in the paper.
+        stem_bits: Precision of stem and head, and with adn of the blocks that always run, which no gate decides about.
         first_block: Whether the first block is gated like the others, or always runs as part of the stem.
         per_channel: One weight step per output channel instead of one per layer.
         eval_images: Images of the val split that each epoch is measured on; the end is measured on all.
@@ -73,6 +86,9 @@ class TrainBackboneConfig:
     dataset: str = "digits"
     backbone: str = "resnet20"
     weights: Path | None = None
+    recipe: Recipe = "supernet"
+    granularity: Granularity = "path"
+    stem: Stem = "cifar"
     bits: Annotated[tuple[int | str, ...] | str, tyro.conf.arg(metavar="INT [INT ...]|dfs")] = (
         DEFAULT_BITS
     )
@@ -91,15 +107,23 @@ class TrainBackboneConfig:
     training: SupernetConfig = field(default_factory=SupernetConfig)
 
     def __post_init__(self) -> None:
-        if not is_constructor(self.backbone):
-            depth_of(self.backbone)
-            if self.weights is not None:
-                raise ConfigError(
-                    f"weights is {self.weights}, but backbone is {self.backbone!r}, which starts from random ones; weights go with "
-                    "module:function."
-                )
+        if self.weights is not None and not is_constructor(self.backbone):
+            raise ConfigError(
+                f"weights is {self.weights}, but backbone is {self.backbone!r}, which starts from random ones; weights go with "
+                "module:function."
+            )
         # A name and its widths are one setting.
         object.__setattr__(self, "bits", menu_of(self.bits))
+        if self.recipe == "adn":
+            check_adaptive(self.backbone)
+            check_skippable(self.menu)
+        elif not is_constructor(self.backbone):
+            depth_of(self.backbone)
+        for name, (usual, recipe) in _OF_ONE_RECIPE.items():
+            if getattr(self, name) != usual and self.recipe != recipe:
+                raise ConfigError(
+                    f"{name} is set, which belongs to the recipe {recipe}, not {self.recipe}."
+                )
         for name in ("epochs", "eval_images", "threads", "workers"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1.")
@@ -109,19 +133,12 @@ class TrainBackboneConfig:
                 "(training.batch_size)."
             )
 
-
-def depth_of(name: str) -> int:
-    """Read the depth out of a backbone's name.
-
-    Raises:
-        ConfigError: If it is no ResNet.
-    """
-    depth = name.removeprefix("resnet")
-    if depth == name or not depth.isdecimal():
-        raise ConfigError(
-            f"backbone is {name!r}; allowed are resnet8, resnet14, resnet20, ... with 6 n + 2 layers, or module:function."
-        )
-    return int(depth)
+    @property
+    def menu(self) -> tuple[int, ...]:
+        """The bit widths of every gated layer."""
+        if self.plain:
+            return (SKIP, FULL) if self.recipe == "adn" else (FULL,)
+        return menu_of(self.bits)
 
 
 def build(config: TrainBackboneConfig, dataset: Dataset) -> Backbone:
@@ -134,32 +151,34 @@ def build(config: TrainBackboneConfig, dataset: Dataset) -> Backbone:
             config.backbone,
             dataset,
             weights=config.weights,
-            bits=(FULL,) if config.plain else menu_of(config.bits),
+            bits=config.menu,
             stem_bits=FULL if config.plain else config.stem_bits,
             per_channel=config.per_channel,
         )
     channels, height, width = dataset.image_shape
-    shape = ResNetConfig(
-        depth=depth_of(config.backbone),
-        width=config.width,
-        in_channels=channels,
-        n_classes=dataset.n_classes,
-        image_size=(height, width),
-        bits=(FULL,) if config.plain else menu_of(config.bits),
-        stem_bits=FULL if config.plain else config.stem_bits,
-        first_block=config.first_block,
-        per_channel=config.per_channel,
-    )
-    return ResNet(shape, channel_statistics(dataset.train.images))
+    statistics = channel_statistics(dataset.train.images)
+    shape: dict[str, Any] = {
+        "width": config.width,
+        "in_channels": channels,
+        "n_classes": dataset.n_classes,
+        "image_size": (height, width),
+        "bits": config.menu,
+        "stem_bits": FULL if config.plain else config.stem_bits,
+        "per_channel": config.per_channel,
+    }
+    if config.recipe == "adn":
+        shape |= {"stem": config.stem, "granularity": config.granularity}
+        return adaptive_network(config.backbone, statistics, **shape)
+    shape |= {"depth": depth_of(config.backbone), "first_block": config.first_block}
+    return ResNet(ResNetConfig(**shape), statistics)
 
 
 def uniform_accuracies(backbone: Backbone, images: ImageSet) -> dict[str, float]:
-    """Accuracy in percent of every uniform setting that runs the layers, by its bits."""
+    """Accuracy in percent of every uniform setting that leaves a network, by its bits."""
     n_layers = len(backbone.blocks)
     return {
         str(bits): accuracy_of(backbone, images, uniform(bits, n_layers))
-        for bits in backbone.options
-        if bits != SKIP
+        for bits in backbone.meaningful_bits
     }
 
 
@@ -190,6 +209,7 @@ def make_trainer(config: TrainBackboneConfig, dataset: Dataset) -> SupernetTrain
         epochs=config.epochs,
         seed=config.seed,
         device=device if config.workers == 1 else torch.device("cpu"),
+        recipe=config.recipe,
     )
 
 
@@ -302,10 +322,8 @@ def _train_epoch(
                 break
     epoch, step = trainer.position
     if step == 0:
-        labels, distillation = (
-            labels / trainer.steps_per_epoch,
-            distillation / trainer.steps_per_epoch,
-        )
+        n = trainer.steps_per_epoch
+        labels, distillation = labels / n, distillation / n
     return Progress(epoch=epoch, step=step, labels=labels, distillation=distillation)
 
 

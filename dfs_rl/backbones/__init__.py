@@ -1,7 +1,9 @@
-"""Backbones: the gated-layer contract, ResNets, users' own models, frozen forms, storage and supernet training."""
+"""Backbones: the gated-layer contract, networks of fixed and of adaptive depth, users' own models, frozen forms, storage, training."""
 
 from pathlib import Path
 
+from dfs_rl.backbones.adaptive_mobilenet import AdaptiveMobileNet, AdaptiveMobileNetConfig
+from dfs_rl.backbones.adaptive_resnet import AdaptiveResNet, AdaptiveResNetConfig
 from dfs_rl.backbones.base import Backbone, PreparedBackbone
 from dfs_rl.backbones.contract import GatedLayer, WalkableBackbone
 from dfs_rl.backbones.fractionalized.backbone import FractionalizeConfig, Fractionalized
@@ -28,6 +30,10 @@ def default_digits() -> Backbone:
 
 __all__ = [
     "PRETRAINED_DIGITS",
+    "AdaptiveMobileNet",
+    "AdaptiveMobileNetConfig",
+    "AdaptiveResNet",
+    "AdaptiveResNetConfig",
     "Backbone",
     "BackboneInfo",
     "FractionalizeConfig",

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from dfs_rl.backbones.contract import CONFIDENCE_SIZE, GatedLayer
+from dfs_rl.backbones.contract import CONFIDENCE_SIZE, GatedLayer, runs_when_skipped
 from dfs_rl.backbones.probe import GRIDS, PROBE_SHARE, describe, pool_grid
 from dfs_rl.cost import FULL, SKIP, BitOptions, CostTable, FixedCost, relative_cost
 from dfs_rl.cost.macs import count_macs
@@ -111,7 +111,12 @@ class Backbone(_Looks, ABC):
     @property
     @abstractmethod
     def never_gated(self) -> Sequence[nn.Module]:
-        """The modules of stem and head, which always run."""
+        """The modules that always run: stem, head, and what layers run even when they are skipped."""
+
+    @property
+    def gated(self) -> Sequence[nn.Module]:
+        """The modules that run only as a gate decides."""
+        return [self.blocks]
 
     @abstractmethod
     def stem(self, images: Tensor) -> Tensor:
@@ -151,6 +156,11 @@ class Backbone(_Looks, ABC):
             hidden = block(hidden, layer_bits)
         return self.head(hidden)
 
+    @property
+    def meaningful_bits(self) -> tuple[int, ...]:
+        """The bits that all layers together can run at and leave a network: skipping them all rarely does."""
+        return tuple(bits for bits in self.options if bits != SKIP)
+
     def finish_making(self, *, signed: bool = False) -> None:
         """Count what everything costs, and make the probes, by running one empty image through every part.
 
@@ -163,26 +173,22 @@ class Backbone(_Looks, ABC):
         dearest = self.options[self.options.full]
         hidden = self.stem(image)
         stem_macs = count_macs(lambda: self.stem(image))
-        layer_macs, seen, between_macs = [], [], 0
-        for block in self.blocks:
+        layer_macs, seen, mandatory_macs = [], [], 0
+        for layer in self.layers:
             seen.append(hidden)
-            always = count_macs(lambda block=block, x=hidden: block(x, SKIP))  # type: ignore[misc]
-            every = count_macs(lambda block=block, x=hidden: block(x, dearest))  # type: ignore[misc]
-            between_macs += always
-            layer_macs.append(every - always)
-            hidden = block(hidden, dearest)
-        head_macs = count_macs(lambda: self.head(hidden))
+            # What a layer runs even when it is skipped is no part of what a gate decides about.
+            always = _macs_of(layer, hidden, SKIP) if runs_when_skipped(layer) else 0
+            mandatory_macs += always
+            layer_macs.append(_macs_of(layer, hidden, dearest) - always)
+            hidden = layer(hidden, dearest)
+        fixed = {"stem": stem_macs, "head": count_macs(lambda: self.head(hidden))}
+        if mandatory_macs:
+            fixed["mandatory"] = mandatory_macs
         self.costs = CostTable(
             options=self.options,
             layer_macs=tuple(layer_macs),
             fixed=tuple(
-                FixedCost(name=name, macs=macs, bits=self.stem_bits)
-                for name, macs in (
-                    ("stem", stem_macs),
-                    ("shortcuts", between_macs),
-                    ("head", head_macs),
-                )
-                if macs or name != "shortcuts"
+                FixedCost(name=name, macs=macs, bits=self.stem_bits) for name, macs in fixed.items()
             ),
         )
         self._make_probes(seen, signed=signed)
@@ -206,6 +212,10 @@ class Backbone(_Looks, ABC):
         shape = (len(self.blocks), max(self.feature_sizes))
         self.register_buffer("feature_mean", torch.zeros(shape))
         self.register_buffer("feature_std", torch.ones(shape))
+
+
+def _macs_of(layer: GatedLayer, hidden: Tensor, bits: int) -> int:
+    return count_macs(lambda: layer(hidden, bits))
 
 
 class PreparedBackbone(_Looks, ABC):

@@ -17,18 +17,30 @@ _STILL = 1e-12  # variance below which a feature counts as constant
 
 
 @torch.no_grad()
-def calibrate_steps(backbone: Backbone, images: Tensor, *, parts: Iterable[nn.Module]) -> None:
-    """Set the quantizer steps of ``parts`` from one pass of the dearest option over ``images``."""
+def calibrate_steps(
+    backbone: Backbone, images: Tensor, *, parts: Iterable[nn.Module], untrained: bool = False
+) -> None:
+    """Set the quantizer steps of ``parts`` from one pass of the dearest option over ``images``.
+
+    Args:
+        backbone: Changed in place.
+        images: uint8 ``[batch, c, h, w]``.
+        parts: Where the quantizers are.
+        untrained: Whether its norms have measured nothing yet; they then use these images' statistics, as in training, and forget them.
+    """
     layers = [
         module for part in parts for module in part.modules() if isinstance(module, FractionalLayer)
     ]
     was_training = backbone.training
-    backbone.eval()
+    measured = {name: buffer.clone() for name, buffer in backbone.named_buffers()}
+    backbone.train(untrained)
     for layer in layers:
         layer.calibrate_steps(on=True)
     backbone(images, backbone.options[backbone.options.full])
     for layer in layers:
         layer.calibrate_steps(on=False)
+    for name, buffer in backbone.named_buffers():
+        buffer.copy_(measured[name])
     backbone.train(was_training)
 
 

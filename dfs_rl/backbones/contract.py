@@ -9,16 +9,19 @@ from dfs_rl.cost import BitOptions, CostTable
 
 
 class GatedLayer(Protocol):
-    """A layer that can run at any option of the menu; 0 bit leaves only its shortcut."""
+    """A layer that can run at any option of the menu; 0 bit leaves its shortcut and whatever else no gate decides about.
+
+    One that computes something at 0 bit says so by an attribute ``runs_when_skipped`` that is true, see ``runs_when_skipped``.
+    """
 
     def __call__(self, hidden: Tensor, bits: int) -> Tensor:
         """Run every sample of ``hidden`` ``[batch, channels, height, width]`` at ``bits``."""
         ...
 
 
-def keeps_skipped(layer: GatedLayer) -> bool:
-    """Say whether 0 bit leaves an activation as it is, unless its shape changes; a layer may have ``keeps_skipped`` that denies it."""
-    return bool(getattr(layer, "keeps_skipped", True))
+def runs_when_skipped(layer: GatedLayer) -> bool:
+    """Whether a layer runs a part of itself at 0 bit; most leave only a shortcut, so that their skipped samples need not move."""
+    return bool(getattr(layer, "runs_when_skipped", False))
 
 
 CONFIDENCE_SIZE = 3

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from dfs_rl.backbones.adaptive_mobilenet import AdaptiveMobileNet, AdaptiveMobileNetConfig
+from dfs_rl.backbones.adaptive_resnet import AdaptiveResNet, AdaptiveResNetConfig
 from dfs_rl.backbones.base import Backbone
 from dfs_rl.backbones.fractionalized.backbone import FractionalizeConfig, Fractionalized
 from dfs_rl.backbones.fractionalized.make import remake
@@ -25,4 +27,6 @@ class Family(NamedTuple):
 FAMILIES = {
     ResNet.family: Family(ResNetConfig, ResNet),
     Fractionalized.family: Family(FractionalizeConfig, remake),
+    AdaptiveResNet.family: Family(AdaptiveResNetConfig, AdaptiveResNet),
+    AdaptiveMobileNet.family: Family(AdaptiveMobileNetConfig, AdaptiveMobileNet),
 }

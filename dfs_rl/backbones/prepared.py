@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from dfs_rl.backbones.base import PreparedBackbone
 from dfs_rl.cost import SKIP
-from dfs_rl.quant.prepared import PreparedConv2d, PreparedLinear, convolve_twice
+from dfs_rl.quant.prepared import PreparedConv2d, PreparedLinear, convolve_in_turn
 
 if TYPE_CHECKING:
     from dfs_rl.backbones.resnet import ResidualBlock, ResNet
@@ -33,18 +33,20 @@ class PreparedBlock(nn.Module):
     Args:
         source: The trained block.
         dtype: What it computes in.
+        norm_set: Which of its sets of norms to freeze.
     """
 
-    def __init__(self, source: "ResidualBlock", *, dtype: torch.dtype) -> None:
+    def __init__(self, source: "ResidualBlock", *, dtype: torch.dtype, norm_set: int = 0) -> None:
         super().__init__()
         self.stride = source.stride
         self.extra_channels = source.extra_channels
         self.bits = source.conv1.bits
-        self.first = nn.ModuleList(
-            PreparedConv2d(source.conv1, bits, dtype=dtype) for bits in self.bits
-        )
-        self.second = nn.ModuleList(
-            PreparedConv2d(source.conv2, bits, dtype=dtype) for bits in self.bits
+        self.first, self.second = (
+            nn.ModuleList(
+                PreparedConv2d(convolution, bits, dtype=dtype, norm_set=norm_set)
+                for bits in self.bits
+            )
+            for convolution in (source.conv1, source.conv2)
         )
 
     def forward(self, hidden: Tensor, bits: int) -> Tensor:
@@ -54,7 +56,7 @@ class PreparedBlock(nn.Module):
             return shortcut
         i = self.bits.index(bits)
         first = cast("PreparedConv2d", self.first[i])
-        branch = convolve_twice(first, cast("PreparedConv2d", self.second[i]), hidden)
+        branch = convolve_in_turn((first, cast("PreparedConv2d", self.second[i])), hidden)
         return branch.add_(shortcut).relu_()
 
 

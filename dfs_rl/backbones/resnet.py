@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dfs_rl.backbones.base import Backbone
-from dfs_rl.backbones.prepared import PreparedResNet, pool, shortcut_of
-from dfs_rl.cost import ALLOWED_BITS, DEFAULT_BITS, SKIP, BitOptions
+from dfs_rl.backbones.prepared import PreparedBlock, PreparedResNet, pool, shortcut_of
+from dfs_rl.backbones.shape import check_network
+from dfs_rl.cost import DEFAULT_BITS, SKIP
 from dfs_rl.data import ChannelStatistics
-from dfs_rl.data.images import MAX_CHANNELS, MIN_CLASSES, MIN_SIDE
 from dfs_rl.errors import ConfigError
 from dfs_rl.quant.layers import FractionalConv2d, FractionalLinear
 
@@ -51,31 +51,10 @@ class ResNetConfig:
     per_channel: bool = False
 
     def __post_init__(self) -> None:
-        if BitOptions(self.bits).values == (SKIP,):
-            raise ConfigError(
-                "bits is [0], with which no layer can ever run; add a bit width above 0."
-            )
+        check_network(self)
         if not MIN_DEPTH <= self.depth <= MAX_DEPTH or (self.depth - 2) % 6:
             raise ConfigError(
                 f"depth is {self.depth}; a CIFAR ResNet has 6 n + 2 layers: 8, 14, 20, 32, 38, ..., {MAX_DEPTH}."
-            )
-        if self.width < 1:
-            raise ConfigError(f"width is {self.width}; at least 1 channel is needed.")
-        if not 1 <= self.in_channels <= MAX_CHANNELS:
-            raise ConfigError(
-                f"in_channels is {self.in_channels}; allowed are 1 to {MAX_CHANNELS}."
-            )
-        if self.n_classes < MIN_CLASSES:
-            raise ConfigError(
-                f"n_classes is {self.n_classes}; a classifier needs at least {MIN_CLASSES}."
-            )
-        if min(self.image_size) < MIN_SIDE:
-            raise ConfigError(
-                f"image_size is {self.image_size}; sides of at least {MIN_SIDE} pixels are needed."
-            )
-        if self.stem_bits == SKIP or self.stem_bits not in ALLOWED_BITS:
-            raise ConfigError(
-                f"stem_bits is {self.stem_bits}; allowed are {list(ALLOWED_BITS[1:])}."
             )
 
     @property
@@ -93,6 +72,7 @@ class ResidualBlock(nn.Module):
         bits: The non-zero bit widths it runs at.
         stride: 1, or 2 to halve height and width.
         per_channel: See ``ResNetConfig``.
+        norm_sets: Number of sets of norms, see ``NormPerBits``.
     """
 
     def __init__(
@@ -103,22 +83,34 @@ class ResidualBlock(nn.Module):
         *,
         stride: int = 1,
         per_channel: bool = False,
+        norm_sets: int = 1,
     ) -> None:
         super().__init__()
         self.stride = stride
         self.extra_channels = out_channels - in_channels
         self.conv1 = FractionalConv2d(
-            in_channels, out_channels, bits, stride=stride, per_channel=per_channel
+            in_channels,
+            out_channels,
+            bits,
+            stride=stride,
+            per_channel=per_channel,
+            norm_sets=norm_sets,
         )
-        self.conv2 = FractionalConv2d(out_channels, out_channels, bits, per_channel=per_channel)
+        self.conv2 = FractionalConv2d(
+            out_channels, out_channels, bits, per_channel=per_channel, norm_sets=norm_sets
+        )
 
-    def forward(self, hidden: Tensor, bits: int) -> Tensor:
-        """Map ``[batch, in, h, w]`` to ``[batch, out, h / stride, w / stride]`` at ``bits``."""
+    def forward(self, hidden: Tensor, bits: int, norm_set: int = 0) -> Tensor:
+        """Map ``[batch, in, h, w]`` to ``[batch, out, h / stride, w / stride]`` at ``bits``, with the norms of that set."""
         shortcut = shortcut_of(hidden, stride=self.stride, extra_channels=self.extra_channels)
         if bits == SKIP:
             return shortcut
-        branch = self.conv2(functional.relu(self.conv1(hidden, bits)), bits)
-        return functional.relu(branch + shortcut)
+        branch = functional.relu(self.conv1(hidden, bits, norm_set))
+        return functional.relu(self.conv2(branch, bits, norm_set) + shortcut)
+
+    def prepare(self, *, dtype: torch.dtype, norm_set: int = 0) -> PreparedBlock:
+        """Return the frozen form with the norms of that set."""
+        return PreparedBlock(self, dtype=dtype, norm_set=norm_set)
 
 
 class ResNet(Backbone):

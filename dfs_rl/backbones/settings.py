@@ -1,8 +1,13 @@
 """Which bits the layers run at while a supernet learns."""
 
+from typing import Literal
+
 import torch
 
-from dfs_rl.cost import BitOptions
+from dfs_rl.cost import SKIP, BitOptions
+
+Recipe = Literal["supernet", "adn"]
+"""What is distilled into beside the whole network: low settings, or also the one that skips every path."""
 
 Setting = tuple[int, ...]
 """Bits of each gated layer, in order."""
@@ -29,3 +34,25 @@ def sample_low(options: BitOptions, n_layers: int, generator: torch.Generator) -
         pick = int(torch.randint(len(candidates), (), generator=generator))
         return uniform(candidates[pick], n_layers)
     return random_mix(options, n_layers, generator)
+
+
+def sample_below(
+    options: BitOptions,
+    n_layers: int,
+    generator: torch.Generator,
+    *,
+    recipe: Recipe,
+    quantized: bool,
+) -> Setting | None:
+    """Draw the setting that a step distils into beside the whole network, ``None`` if there is none.
+
+    Args:
+        options: The menu.
+        n_layers: Number of gated layers.
+        generator: Draws.
+        recipe: ``"supernet"`` takes ``sample_low``; ``"adn"`` skips all paths, with equal odds where low settings are there too.
+        quantized: Whether low settings are there: the menu has some, and their quantizers have begun.
+    """
+    if recipe == "adn" and not (quantized and bool(torch.randint(2, (), generator=generator))):
+        return uniform(SKIP, n_layers)
+    return sample_low(options, n_layers, generator) if quantized else None

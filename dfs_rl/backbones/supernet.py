@@ -5,6 +5,10 @@ Each step takes one batch through the network twice: at the dearest option with 
 any-precision networks (Yu and Huang, "Universally Slimmable Networks", ICCV 2019; Yu et al., "Any-Precision Deep
 Neural Networks", AAAI 2021). The first epochs may run the first pass alone, so that quantizer steps start from weights
 that mean something.
+
+With the recipe ``adn`` (Kang et al., "Adaptive Depth Networks with Skippable Sub-Paths", NeurIPS 2024) the first pass is the
+super-net, and the second is from the first epoch on the base-net, which skips every path. Once the quantizers of further bits
+have begun, half of the second passes are a sampled low setting as above. The combinations of paths in between are not trained.
 """
 
 import copy
@@ -27,7 +31,7 @@ from dfs_rl.backbones.calibration import (
     measure_features,
 )
 from dfs_rl.backbones.precision import Precision
-from dfs_rl.backbones.settings import Setting, sample_low, uniform
+from dfs_rl.backbones.settings import Recipe, Setting, sample_below, uniform
 from dfs_rl.cost import SKIP
 from dfs_rl.data import Dataset, ImageSet, augment, epoch_batches
 from dfs_rl.errors import ConfigError, TrainingError
@@ -44,13 +48,17 @@ class SupernetConfig:
     """How a supernet is trained.
 
     Attributes:
-        warmup: Share of the epochs, rounded down, that run the dearest option alone, in [0, 1].
+        warmup: Share of the epochs, rounded down, that run the dearest option alone, in [0, 1]; with the recipe ``adn`` also the
+            base-net.
         batch_size: Images per step, at least 2.
         lr: Peak learning rate of SGD with Nesterov momentum; it rises over the first 5 % of all steps and falls along a
             cosine to zero.
         momentum: Of SGD, in [0, 1).
         weight_decay: On convolution and linear weights; steps, norms and biases have none.
         pad: Zero padding in pixels before the random crop; by default an eighth of the images' height.
+        alpha: Weight of the labels with the recipe ``adn``, in (0, 1); distillation has the rest. Else both have weight 1.
+        feature_weight: Weight of the mean squared distance between the activations that leave the stages in the two passes,
+            which is added to the distillation loss, 0 or more.
         calibration_rounds: Passes over the menu that measure the norms at the end, at least 1.
         precision: ``"auto"`` multiplies in bfloat16 where the hardware is fast at it.
 
@@ -64,6 +72,8 @@ class SupernetConfig:
     momentum: float = 0.9
     weight_decay: float = 5e-4
     pad: int | None = None
+    alpha: float = 0.5
+    feature_weight: float = 0.0
     calibration_rounds: int = 12
     precision: Precision = "auto"
 
@@ -75,6 +85,8 @@ class SupernetConfig:
             "momentum": (0.0 <= self.momentum < 1.0, "numbers from 0 to below 1"),
             "weight_decay": (self.weight_decay >= 0.0, "0 or more"),
             "pad": (self.pad is None or self.pad >= 0, "0 or more pixels"),
+            "alpha": (0.0 < self.alpha < 1.0, "numbers between 0 and 1"),
+            "feature_weight": (self.feature_weight >= 0.0, "0 or more"),
             "calibration_rounds": (self.calibration_rounds >= 1, "1 or more"),
         }
         for name, (fit, allowed) in fits.items():
@@ -94,8 +106,15 @@ class Position(NamedTuple):
     step: int
 
 
+class _Pass(NamedTuple):
+    """What a pass gives: logits ``[batch, classes]``, and the activations that leave the stages, if they are distilled."""
+
+    logits: Tensor
+    features: list[Tensor]
+
+
 class StepLosses(NamedTuple):
-    """Losses of one step; ``distillation`` is None when only the dearest option ran."""
+    """Losses of one step, without their weights; ``distillation`` is None when only the dearest option ran."""
 
     labels: float
     distillation: float | None
@@ -134,6 +153,7 @@ class SupernetTrainer:
         epochs: Passes over the train split, at least 1.
         seed: Seed of the run.
         device: Where to compute.
+        recipe: What is distilled into, see the module.
     """
 
     def __init__(
@@ -145,10 +165,15 @@ class SupernetTrainer:
         epochs: int,
         seed: int,
         device: torch.device,
+        recipe: Recipe = "supernet",
     ) -> None:
         if epochs < 1:
             raise ConfigError(f"epochs is {epochs}; allowed are 1 or more.")
         self.config = config
+        self.recipe = recipe
+        self.label_weight, self.distillation_weight = (
+            (config.alpha, 1.0 - config.alpha) if recipe == "adn" else (1.0, 1.0)
+        )
         self.epochs = epochs
         self.warmup_epochs = int(epochs * config.warmup)
         self.pad = dataset.image_shape[1] // 8 if config.pad is None else config.pad
@@ -179,7 +204,13 @@ class SupernetTrainer:
             momentum=config.momentum,
             nesterov=config.momentum > 0,
         )
-        calibrate_steps(backbone, self.images.images[:_STEP_IMAGES], parts=backbone.never_gated)
+        calibrate_steps(
+            backbone,
+            self.images.images[:_STEP_IMAGES],
+            parts=backbone.never_gated,
+            # Other networks have hardly a norm before what always runs.
+            untrained=recipe == "adn",
+        )
 
     def train_epoch(self) -> Iterator[StepLosses]:
         """Run the rest of the current epoch, yielding the losses after each step; leave off anywhere and go on later."""
@@ -202,10 +233,7 @@ class SupernetTrainer:
         n_layers = len(backbone.blocks)
         rounds = self.config.calibration_rounds
         settings = [
-            uniform(bits, n_layers)
-            for _ in range(rounds)
-            for bits in backbone.options
-            if bits != SKIP
+            uniform(bits, n_layers) for _ in range(rounds) for bits in backbone.meaningful_bits
         ]
         batches = self._calibration_batches()
         calibrate_norms(backbone, (batch.images for batch in batches), settings)
@@ -265,21 +293,43 @@ class SupernetTrainer:
         self, epoch: int, step: int, batch: ImageSet, *, weight: Tensor | None = None
     ) -> StepLosses:
         """Add the gradients of a step, times ``weight``, to the parameters; no weight is one."""
+        whole = self._run(batch.images, self.full)
+        label_loss = functional.cross_entropy(whole.logits, batch.labels)
+        (self.label_weight * label_loss).backward(weight)  # type: ignore[no-untyped-call]
+        setting = sample_below(
+            self.backbone.options,
+            len(self.backbone.blocks),
+            torch_generator(self.seed, "setting", epoch, step),
+            recipe=self.recipe,
+            quantized=self.has_low_settings and epoch >= self.warmup_epochs,
+        )
+        if setting is None:
+            return StepLosses(labels=label_loss.item(), distillation=None)
+        target = whole.logits.detach().softmax(dim=1)
+        features = [feature.detach() for feature in whole.features]
+        del whole
+        below = self._run(batch.images, setting)
+        # Its gradient is that of the Kullback-Leibler divergence, from which it differs by the target's entropy.
+        low_loss = functional.cross_entropy(below.logits, target)
+        for ours, theirs in zip(below.features, features, strict=True):
+            distance = functional.mse_loss(ours.float(), theirs.float())
+            low_loss = low_loss + self.config.feature_weight / len(features) * distance
+        (self.distillation_weight * low_loss).backward(weight)  # type: ignore[no-untyped-call]
+        return StepLosses(labels=label_loss.item(), distillation=low_loss.item())
+
+    def _run(self, images: Tensor, setting: Setting) -> _Pass:
+        """Run the network, and keep what leaves its stages if that is distilled."""
         with precision.autocast(self.dtype, self.device):
-            logits = self.backbone(batch.images, self.full)
-        label_loss = functional.cross_entropy(logits, batch.labels)
-        label_loss.backward(weight)  # type: ignore[no-untyped-call]
-        distillation: float | None = None
-        if self.has_low_settings and epoch >= self.warmup_epochs:
-            target = logits.detach().softmax(dim=1)
-            choice = torch_generator(self.seed, "setting", epoch, step)
-            setting = sample_low(self.backbone.options, len(self.backbone.blocks), choice)
-            with precision.autocast(self.dtype, self.device):
-                low = self.backbone(batch.images, setting)
-            low_loss = functional.cross_entropy(low, target)
-            low_loss.backward(weight)  # type: ignore[no-untyped-call]
-            distillation = low_loss.item()
-        return StepLosses(labels=label_loss.item(), distillation=distillation)
+            if not self.config.feature_weight:
+                return _Pass(self.backbone(images, setting), [])
+            hidden = self.backbone.stem(images)
+            features: list[Tensor] = []
+            for layer, bits in zip(self.backbone.layers, setting, strict=True):
+                before, hidden = hidden, layer(hidden, bits)
+                if features and hidden.shape == before.shape:
+                    features.pop()  # still the same stage
+                features.append(hidden)
+            return _Pass(self.backbone.head(hidden), features)
 
     def _diverged(self, what: str) -> str:
         epoch, step = self.position
@@ -296,7 +346,7 @@ class SupernetTrainer:
     def _begin_low_settings(self) -> None:
         """Start quantizers and norms of all options from the network as it is now."""
         first_images = self.images.images[:_STEP_IMAGES]
-        calibrate_steps(self.backbone, first_images, parts=[self.backbone.blocks])
+        calibrate_steps(self.backbone, first_images, parts=self.backbone.gated)
         copy_full_norms(self.backbone)
 
     def _calibration_batches(self) -> Iterator[ImageSet]:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dfs_rl.backbones.contract import GatedLayer, WalkableBackbone, keeps_skipped
+from dfs_rl.backbones.contract import GatedLayer, WalkableBackbone, runs_when_skipped
 from dfs_rl.cost import SKIP, BitOptions, CostTable
 from dfs_rl.gating.rows import empty_rows, gather_rows, scatter_rows
 
@@ -63,7 +63,7 @@ def step(
     """Run the next layer, every sample at its own option.
 
     Samples are grouped by option and each group runs once. Skipped samples cost nothing: they stay where they are, or pass
-    through the shortcut alone where the layer changes the shape or something runs on the shortcut.
+    through the shortcut alone where the layer changes the shape. Only a layer that runs a part even when it is skipped runs that.
 
     Args:
         backbone: The network to walk through.
@@ -126,7 +126,7 @@ def _run_scattered(
     layer: GatedLayer, bits: list[int], hidden: Tensor, groups: list[Tensor], *, reuse: bool
 ) -> Tensor:
     """Gather, run and write back each group by itself: skipped samples are never moved where the shape stays."""
-    skipped = groups[0] if bits[0] == SKIP else None
+    skipped = groups[0] if bits[0] == SKIP and not runs_when_skipped(layer) else None
     first = 0 if skipped is None else 1
     output: Tensor | None = None
     for rows, b in zip(groups[first:], bits[first:], strict=True):
@@ -137,7 +137,7 @@ def _run_scattered(
                 output = hidden if reuse else hidden.clone()
             else:
                 output = empty_rows(len(hidden), result)
-            if skipped is not None and not (same_shape and keeps_skipped(layer)):
+            if skipped is not None and not same_shape:
                 scatter_rows(output, skipped, layer(gather_rows(hidden, skipped), SKIP))
         scatter_rows(output, rows, result)
     assert output is not None, "of two groups at least one is not skipped"

@@ -17,7 +17,6 @@ _ROUNDING = 2.0**23
 
 _INPUT_SCALE = 1.0
 _ZERO_POINT = 0
-_PADDING = [1, 1]
 _DILATION = [1, 1]
 _GROUPS = 1
 
@@ -28,18 +27,19 @@ def to_uint8_codes(x: Tensor, inverse_step: Tensor, highest: int) -> Tensor:
 
 
 class IntegerConv2d:
-    """A 3 x 3 convolution of unsigned codes with signed ones, followed by a scale and a shift per channel.
+    """A convolution of unsigned codes with signed ones, followed by a scale and a shift per channel.
 
     Args:
-        weight: Codes from -128 to 127 as floating point values, ``[out, in, 3, 3]``.
+        weight: Codes from -128 to 127 as floating point values, ``[out, in, k, k]`` with odd ``k``.
         scale: Factor of each output channel, ``[out]``.
         bias: What is then added, ``[out]``.
-        stride: 1 or 2; the padding is 1.
+        stride: 1 or 2; the padding is half the kernel.
     """
 
     def __init__(self, weight: Tensor, scale: Tensor, bias: Tensor, *, stride: int) -> None:
         self._arguments = (weight, scale, bias)
         self._stride = [stride, stride]
+        self._padding = [side // 2 for side in weight.shape[2:]]
         self._scale = scale.float().contiguous()
         self._bias = bias.float().contiguous()
         self._zero_points = torch.zeros(len(scale), dtype=torch.int64)
@@ -49,7 +49,7 @@ class IntegerConv2d:
             _INPUT_SCALE,
             _ZERO_POINT,
             self._stride,
-            _PADDING,
+            self._padding,
             _DILATION,
             _GROUPS,
             None,
@@ -79,7 +79,7 @@ class IntegerConv2d:
             self._zero_points,
             self._bias,
             self._stride,
-            _PADDING,
+            self._padding,
             _DILATION,
             _GROUPS,
             step,

@@ -103,13 +103,15 @@ class FractionalLayer(nn.Module):
 
 
 class NormPerBits(nn.Module):
-    """Batch norm with statistics, scale and shift of its own for every bit width.
+    """Batch norm with statistics, scale and shift of its own for every bit width, in one set or several.
 
-    Quantization moves the statistics of what comes out (Jin et al., AdaBits, CVPR 2020).
+    Quantization moves the statistics of what comes out (Jin et al., AdaBits, CVPR 2020), and so does what runs after it (Kang
+    et al., "Adaptive Depth Networks with Skippable Sub-Paths", NeurIPS 2024): further sets are for other modes of the network.
 
     Attributes:
         bits: The bit widths, ascending.
-        norm_weight: Scales, ``[bits, channels]``.
+        norm_sets: Number of sets.
+        norm_weight: Scales, ``[sets * bits, channels]``.
         norm_bias: Shifts, likewise.
         running_mean: Means, likewise.
         running_var: Variances, likewise.
@@ -122,19 +124,25 @@ class NormPerBits(nn.Module):
     running_mean: Tensor
     running_var: Tensor
 
-    def make_norm(self, bits: Sequence[int], channels: int) -> None:
+    def make_norm(self, bits: Sequence[int], channels: int, *, sets: int = 1) -> None:
         """Make the norm's parameters; for subclasses."""
         self.bits = tuple(bits)
-        self.norm_weight = nn.Parameter(torch.ones(len(self.bits), channels))
-        self.norm_bias = nn.Parameter(torch.zeros(len(self.bits), channels))
-        self.register_buffer("running_mean", torch.zeros(len(self.bits), channels))
-        self.register_buffer("running_var", torch.ones(len(self.bits), channels))
+        self.norm_sets = sets
+        rows = sets * len(self.bits)
+        self.norm_weight = nn.Parameter(torch.ones(rows, channels))
+        self.norm_bias = nn.Parameter(torch.zeros(rows, channels))
+        self.register_buffer("running_mean", torch.zeros(rows, channels))
+        self.register_buffer("running_var", torch.ones(rows, channels))
         self.batch_norm: Callable[..., Tensor] = functional.batch_norm
         self._averaged: list[int] | None = None
 
-    def normalised(self, x: Tensor, bits: int) -> Tensor:
+    def norm_row(self, bits: int, norm_set: int = 0) -> int:
+        """Which row of the tensors normalises at ``bits``."""
+        return norm_set * len(self.bits) + self.bits.index(bits)
+
+    def normalised(self, x: Tensor, bits: int, norm_set: int = 0) -> Tensor:
         """Normalise ``[batch, channels, ...]`` as at ``bits``."""
-        i = self.bits.index(bits)
+        i = self.norm_row(bits, norm_set)
         momentum = NORM_MOMENTUM
         if self._averaged is not None:
             self._averaged[i] += 1
@@ -153,17 +161,18 @@ class NormPerBits(nn.Module):
 
     def average_statistics(self, *, on: bool) -> None:
         """While on, passes in training mode make the running statistics the plain average over all batches since."""
-        self._averaged = [0] * len(self.bits) if on else None
+        self._averaged = [0] * len(self.norm_weight) if on else None
 
     @torch.no_grad()
     def copy_dearest_norm(self) -> None:
-        """Start every bit width's norm from the dearest one's: its statistics are nearer than zero and one."""
+        """Start every bit width's norm from the dearest one's of its set: its statistics are nearer than zero and one."""
         for tensor in (self.norm_weight, self.norm_bias, self.running_mean, self.running_var):
-            tensor.copy_(tensor[-1:].expand_as(tensor))
+            sets = tensor.view(self.norm_sets, len(self.bits), -1)
+            sets.copy_(sets[:, -1:].expand_as(sets))
 
 
 class FractionalConv2d(FractionalLayer, NormPerBits):
-    """A 3 x 3 convolution followed by batch norm that runs at any of ``bits``.
+    """A convolution followed by batch norm that runs at any of ``bits``; at stride 1 it keeps height and width.
 
     The weight is shared; every bit width has its own quantizer steps and its own norm.
 
@@ -171,9 +180,12 @@ class FractionalConv2d(FractionalLayer, NormPerBits):
         in_channels: Channels that enter.
         out_channels: Channels that leave.
         bits: Bit widths, each 1 to 8, 10, 12, 14, 16 or 32; never 0, since skipping a layer runs none of it.
+        kernel_size: Height and width of the kernel, odd.
         stride: 1 or 2.
+        groups: How many parts of the channels are convolved each by itself; as many as channels make it depthwise.
         signed_input: Whether the input can be negative.
         per_channel: One weight step per output channel instead of one per layer.
+        norm_sets: Number of sets of norms, see ``NormPerBits``.
     """
 
     def __init__(
@@ -182,9 +194,12 @@ class FractionalConv2d(FractionalLayer, NormPerBits):
         out_channels: int,
         bits: Sequence[int],
         *,
+        kernel_size: int = 3,
         stride: int = 1,
+        groups: int = 1,
         signed_input: bool = False,
         per_channel: bool = False,
+        norm_sets: int = 1,
     ) -> None:
         super().__init__()
         if SKIP in bits:
@@ -192,17 +207,23 @@ class FractionalConv2d(FractionalLayer, NormPerBits):
                 f"a convolution cannot run at 0 bit, yet its bit widths are {list(bits)}."
             )
         self.stride = stride
-        self.weight = nn.Parameter(torch.empty(out_channels, in_channels, 3, 3))
+        self.padding = kernel_size // 2
+        self.groups = groups
+        shape = (out_channels, in_channels // groups, kernel_size, kernel_size)
+        self.weight = nn.Parameter(torch.empty(shape))
         nn.init.kaiming_normal_(self.weight, mode="fan_out", nonlinearity="relu")
         self.quantizers = LayerQuantizers(
             bits, signed_input=signed_input, channels=out_channels if per_channel else None
         )
-        self.make_norm(bits, out_channels)
+        self.make_norm(bits, out_channels, sets=norm_sets)
 
-    def forward(self, x: Tensor, bits: int) -> Tensor:
-        """Convolve and normalise ``[batch, in, h, w]`` at ``bits``."""
+    def forward(self, x: Tensor, bits: int, norm_set: int = 0) -> Tensor:
+        """Convolve and normalise ``[batch, in, h, w]`` at ``bits``, with the norms of that set."""
         x, weight = self.quantized(x, bits)
-        return self.normalised(functional.conv2d(x, weight, stride=self.stride, padding=1), bits)
+        convolved = functional.conv2d(
+            x, weight, stride=self.stride, padding=self.padding, groups=self.groups
+        )
+        return self.normalised(convolved, bits, norm_set)
 
 
 class FractionalLinear(FractionalLayer):

@@ -6,6 +6,8 @@ training form, which multiplies codes by steps first, agrees up to rounding. CPU
 integers do, with the same result.
 """
 
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import cast
 
 import torch
@@ -46,15 +48,20 @@ class PreparedConv2d(nn.Module):
         source: The trained convolution with its running statistics.
         bits: Which of its bit widths to freeze.
         dtype: What it computes in; bfloat16 holds codes up to 8 bit exactly, but rounds what comes out.
+        norm_set: Which of its sets of norms to freeze.
     """
 
-    def __init__(self, source: FractionalConv2d, bits: int, *, dtype: torch.dtype) -> None:
+    def __init__(
+        self, source: FractionalConv2d, bits: int, *, dtype: torch.dtype, norm_set: int = 0
+    ) -> None:
         super().__init__()
-        i = source.bits.index(bits)
+        i = source.norm_row(bits, norm_set)
         scale = source.norm_weight[i] * (source.running_var[i] + NORM_EPSILON).rsqrt()
         bias = source.norm_bias[i] - source.running_mean[i] * scale
         weight: Tensor = source.weight
         self.stride = source.stride
+        self.padding = source.padding
+        self.groups = source.groups
         self.codes: Grid | None = None
         self.inverse_step: Tensor
         inverse_step = torch.ones(())
@@ -81,7 +88,8 @@ class PreparedConv2d(nn.Module):
     def fits_integers(self, x: Tensor) -> bool:
         """Whether ``x`` can be convolved in integer arithmetic: unsigned codes of up to 8 bit, on a CPU that is exact."""
         return (
-            self.codes is not None
+            self.groups == 1
+            and self.codes is not None
             and self.codes.lowest == 0
             and self.codes.highest < 2**BYTE_BITS
             and self.dtype == x.dtype == torch.float32
@@ -102,26 +110,34 @@ class PreparedConv2d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return a fresh ``[batch, out, h, w]`` that the caller may change in place."""
         if self.codes is None:
-            return functional.conv2d(
-                x, self.weight, self.bias.flatten(), stride=self.stride, padding=1
-            )
+            return self._convolve(x, self.bias.flatten())
         codes = quantize_input(x, self.inverse_step, self.codes).to(self.weight.dtype)
-        out = functional.conv2d(codes, self.weight, stride=self.stride, padding=1).to(self.dtype)
-        return out.mul_(self.scale).add_(self.bias)
+        return self._convolve(codes).to(self.dtype).mul_(self.scale).add_(self.bias)
+
+    def _convolve(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        return functional.conv2d(
+            x, self.weight, bias, stride=self.stride, padding=self.padding, groups=self.groups
+        )
 
 
-def convolve_twice(first: PreparedConv2d, second: PreparedConv2d, x: Tensor) -> Tensor:
-    """Return ``second(first(x).relu_())``, on integers all the way where that gives the same."""
-    if (
-        first.codes is None
-        or second.codes is None
-        or not (first.fits_integers(x) and second.fits_integers(x))
-    ):
-        return cast("Tensor", second(first(x).relu_()))
-    codes = to_uint8_codes(x, first.inverse_step, first.codes.highest)
-    step = 1.0 / float(second.inverse_step)
-    codes = first.integer.to_codes(codes, step=step, highest=second.codes.highest)
-    return second.integer(codes)
+def convolve_in_turn(convolutions: Sequence[PreparedConv2d], x: Tensor) -> Tensor:
+    """Run one after another with a ReLU in between, on integers all the way where that gives the same."""
+    first, *others = convolutions
+    if not all(convolution.fits_integers(x) for convolution in convolutions):
+        out = first(x)
+        for convolution in others:
+            out = convolution(out.relu_())
+        return cast("Tensor", out)
+    codes = to_uint8_codes(x, first.inverse_step, _highest(first))
+    for convolution, following in pairwise(convolutions):
+        step = 1.0 / float(following.inverse_step)
+        codes = convolution.integer.to_codes(codes, step=step, highest=_highest(following))
+    return convolutions[-1].integer(codes)
+
+
+def _highest(convolution: PreparedConv2d) -> int:
+    assert convolution.codes is not None, "only quantized convolutions fit integers"
+    return convolution.codes.highest
 
 
 class PreparedLinear(nn.Module):

@@ -1,5 +1,7 @@
 """Measured statistics against averages written out."""
 
+from copy import deepcopy
+
 import pytest
 import torch
 
@@ -14,6 +16,7 @@ from dfs_rl.backbones.probe import confidence, pool_grid
 from dfs_rl.backbones.settings import sample_low, uniform
 from dfs_rl.cost import BitOptions
 from dfs_rl.data import ChannelStatistics, ImageSet
+from dfs_rl.quant.functional import grid, mse_step
 from dfs_rl.seeding import torch_generator
 
 
@@ -145,3 +148,21 @@ def test_low_settings_are_uniform_half_of_the_time_and_never_the_dearest():
 
 def test_a_menu_of_full_precision_alone_has_no_low_setting_but_itself():
     assert sample_low(BitOptions((32,)), 2, torch_generator("s")) == (32, 32)
+
+
+@pytest.mark.parametrize("untrained", [False, True])
+def test_steps_of_an_untrained_network_fit_what_it_will_train_on(net, untrained):
+    (images,) = batches(1)
+    with torch.no_grad():
+        for block in net.layers:
+            block.conv1.running_var.fill_(100.0)  # which no batch has
+    copy = deepcopy(net).train(untrained)
+    seen = []
+    copy.layers[2].conv2.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    copy(images, 32)
+    before = {name: buffer.clone() for name, buffer in net.named_buffers()}
+    calibrate_steps(net, images, parts=[net.blocks], untrained=untrained)
+    step = net.layers[2].conv2.quantizers.input_step_of(4)
+    torch.testing.assert_close(step, mse_step(seen[0].detach(), grid(4, signed=False)))
+    assert all(torch.equal(buffer, before[name]) for name, buffer in net.named_buffers())
+    assert net.training

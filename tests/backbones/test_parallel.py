@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, distributed
 from torch.nn import functional
 
-from dfs_rl.backbones import ResNet, ResNetConfig
+from dfs_rl.backbones import AdaptiveResNet, AdaptiveResNetConfig, ResNet, ResNetConfig
 from dfs_rl.backbones.parallel import ParallelTrainer, share_of, shared_batch_norm
 from dfs_rl.backbones.supernet import StepLosses, SupernetConfig, SupernetTrainer
 from dfs_rl.data import Dataset, channel_statistics
@@ -137,6 +137,45 @@ def _first_gradients(data: Dataset, kind: type) -> dict[str, Tensor]:
         trainer.follow()
     named = trainer.backbone.named_parameters()
     return {name: p.grad.clone() for name, p in named if p.grad is not None}
+
+
+def _first_adaptive_gradients(data: Dataset, kind: type) -> dict[str, Tensor]:
+    torch.manual_seed(0)
+    config = AdaptiveResNetConfig(
+        blocks=(2, 2),
+        width=4,
+        in_channels=1,
+        n_classes=2,
+        image_size=(8, 8),
+        bits=(0, 32),
+        stem_bits=32,
+    )
+    trainer = kind(
+        AdaptiveResNet(config, channel_statistics(data.train.images)),
+        data,
+        SupernetConfig(batch_size=15, pad=1, feature_weight=0.5, precision="float32"),
+        epochs=1,
+        seed=1,
+        device=torch.device("cpu"),
+        recipe="adn",
+    )
+    if kind is SupernetTrainer or distributed.get_rank() == 0:
+        next(iter(trainer.train_epoch()))
+        if kind is ParallelTrainer:
+            trainer.dismiss()
+    else:
+        trainer.follow()
+    named = trainer.backbone.named_parameters()
+    return {name: p.grad.clone() for name, p in named if p.grad is not None}
+
+
+def test_gradients_of_super_net_and_base_net_add_up_to_those_of_one_process(together, halves):
+    whole = _first_adaptive_gradients(halves, SupernetTrainer)
+    ours, theirs = together(_first_adaptive_gradients, halves, ParallelTrainer)
+    assert ours.keys() == whole.keys()
+    for name, gradient in whole.items():
+        torch.testing.assert_close(ours[name], gradient, rtol=1e-3, atol=1e-5, msg=name)
+        assert torch.equal(ours[name], theirs[name]), name
 
 
 def test_quantized_gradients_add_up_to_those_of_one_process(together, halves):

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dfs_rl.backbones import load_stored_backbone
+from dfs_rl.backbones import AdaptiveResNet, load_stored_backbone
 from dfs_rl.config import load_config
 from dfs_rl.runs import RunFolder, load_tensors
 from dfs_rl.train_backbone import TrainBackboneConfig, main
@@ -75,6 +75,31 @@ def test_plain_has_no_quantizer_anywhere(tmp_path):
     assert tuple(backbone.options) == (32,)
     assert backbone.config.stem_bits == 32
     assert sum(p.numel() for n, p in backbone.named_parameters() if "log_step" in n) == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "bits"),
+    [(["--bits", "0", "4", "32"], (0, 4, 32)), (["--plain", "--granularity", "block"], (0, 32))],
+)
+def test_adaptive_depth_measures_the_network_that_skips_every_path(tmp_path, flags, bits):
+    run = tmp_path / "run"
+    command = ["--recipe", "adn", "--backbone", "resnet26", "--width", "2", *flags]
+    rounds = ["--training.calibration-rounds", "1"]
+    assert main([*command, *rounds, "--epochs", "2", "--run-dir", str(run)]) == 0
+    backbone = load_stored_backbone(run).backbone
+    assert isinstance(backbone, AdaptiveResNet)
+    assert backbone.config.blocks == (4, 4, 4)
+    assert len(backbone.layers) == (6 if "block" in flags else 3)
+    assert tuple(backbone.options) == bits
+    summary = json.loads((run / "summary.json").read_text())
+    assert list(summary["val_accuracy"]) == [str(b) for b in bits]
+    # Its cost is that of what always runs.
+    assert summary["points_on_val"][0][0] == pytest.approx(100 * backbone.costs.fixed_cost())
+    assert "val_accuracy/0_bit" in metrics(run)[0]
+    shutil.rmtree(run / "backbone")  # as if it had been killed before the end
+    assert main(["--resume", str(run)]) == 0
+    again = load_stored_backbone(run).backbone.state_dict()
+    assert all(torch.equal(again[name], t) for name, t in backbone.state_dict().items())
 
 
 def test_a_menu_by_its_name_is_the_same_menu(tmp_path, capsys):
@@ -140,6 +165,15 @@ def test_a_folder_that_holds_a_run_is_refused(tmp_path, capsys):
         (["--dataset", "no/such/folder"], "no/such/folder"),
         (["--device", "quantum"], "device is 'quantum'"),
         (["--training.lr", "-1"], "lr is -1.0"),
+        (["--recipe", "adn", "--bits", "4", "32"], "bits is [4, 32], but what adapts"),
+        (
+            ["--recipe", "adn", "--backbone", "resnet8"],
+            "backbone is 'resnet8'; with the recipe adn",
+        ),
+        (["--recipe", "adn", "--first-block", "always"], "first_block is set, which belongs to"),
+        (["--granularity", "block"], "granularity is set, which belongs to the recipe adn"),
+        (["--stem", "imagenet"], "stem is set, which belongs to the recipe adn"),
+        (["--recipe", "adn", "--stem", "imagenet"], "image_size is (8, 8), of which stem and"),
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_code_2(flags, message, tmp_path, capsys):

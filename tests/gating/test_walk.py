@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dfs_rl.gating.walk import finish, start, step
-from tests.gating.toy import BITS, MACS, RISES_AT, ToyBackbone, toy_images, walk_alone
+from tests.gating.toy import BITS, MACS, RISES_AT, ToyBackbone, ToyLayer, toy_images, walk_alone
 
 option_rows = st.lists(
     st.lists(st.integers(0, len(BITS) - 1), min_size=4, max_size=4), min_size=1, max_size=12
@@ -54,6 +54,23 @@ def test_each_group_runs_once_and_skipped_samples_only_where_the_shape_changes()
         state = step(backbone, state, options)
         shortcut_alone = [(0, 2)] if layer == RISES_AT else []
         assert sorted(backbone.layers[layer].seen) == [*shortcut_alone, (2, 1), (8, 3)]
+
+
+@pytest.mark.parametrize("reuse", [False, True])
+@torch.no_grad()
+def test_a_layer_that_runs_a_part_when_it_is_skipped_gets_its_skipped_samples(reuse):
+    class Adaptive(ToyLayer):
+        runs_when_skipped = True
+
+        def __call__(self, hidden, bits):
+            return super().__call__(hidden, bits) + (10 if bits == 0 else 1)
+
+    backbone = ToyBackbone()
+    backbone.layers = [Adaptive(layer.weight, rises=layer.rises) for layer in backbone.layers]
+    rows = [[0, 1, 2, 0], [3, 0, 0, 0], [0, 0, 3, 1], [1, 2, 0, 3]]
+    state = walk(backbone, toy_images(4), torch.tensor(rows), reuse=reuse)
+    alone = [walk_alone(backbone, i, row) for i, row in zip(toy_images(4), rows, strict=True)]
+    assert torch.equal(state.hidden, torch.stack(alone))
 
 
 @torch.no_grad()

@@ -32,20 +32,22 @@ def test_codes_equal_rounding_then_clamping(highest):
 
 @on_exact_cpus
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
-@pytest.mark.parametrize(("channels", "out", "stride"), [(4, 4, 1), (16, 32, 2)])
-def test_equals_the_floating_point_convolution_bit_for_bit(channels, out, stride, bits):
+@pytest.mark.parametrize(
+    ("channels", "out", "stride", "kernel"), [(4, 4, 1, 3), (16, 32, 2, 3), (16, 4, 1, 1)]
+)
+def test_equals_the_floating_point_convolution_bit_for_bit(channels, out, stride, kernel, bits):
     highest = 2**bits - 1
     codes = torch.randint(0, highest + 1, (5, channels, 9, 9), generator=random()).float()
     codes = codes.contiguous(memory_format=CHANNELS_LAST)
     weight = torch.randint(
-        -(2 ** (bits - 1)), 2 ** (bits - 1), (out, channels, 3, 3), generator=random(1)
+        -(2 ** (bits - 1)), 2 ** (bits - 1), (out, channels, kernel, kernel), generator=random(1)
     ).float()
     scale, bias = (
         torch.randn(out, generator=random(2)) * 0.01,
         torch.randn(out, generator=random(3)),
     )
     scale[0] = 0.0
-    sums = functional.conv2d(codes, weight, stride=stride, padding=1)
+    sums = functional.conv2d(codes, weight, stride=stride, padding=kernel // 2)
     expected = sums * scale.reshape(1, -1, 1, 1) + bias.reshape(1, -1, 1, 1)
     convolution = IntegerConv2d(weight, scale, bias, stride=stride)
     small = codes.to(torch.uint8)

@@ -108,6 +108,45 @@ def test_training_moves_only_the_norm_of_the_bits_that_ran():
     assert moved == [bits == 4 for bits in BITS]
 
 
+@pytest.mark.parametrize(("kernel_size", "groups"), [(1, 1), (3, 1), (3, 3), (7, 1)])
+@pytest.mark.parametrize("bits", [4, 32])
+def test_each_set_of_norms_is_a_norm_of_its_own_behind_any_kernel(kernel_size, groups, bits):
+    torch.manual_seed(0)
+    conv = FractionalConv2d(
+        3, 6, (4, 32), kernel_size=kernel_size, stride=2, groups=groups, norm_sets=2
+    )
+    conv.calibrate_steps(on=True)
+    conv(images(), 32)
+    conv.calibrate_steps(on=False)
+    with torch.no_grad():
+        for tensor in (conv.norm_weight, conv.norm_bias, conv.running_mean, conv.running_var):
+            tensor.uniform_(0.5, 1.5)
+    conv.eval()
+    x, weight = (images(), conv.weight) if bits == 32 else conv.quantizers(images(), conv.weight, 4)
+    padding = (kernel_size - 1) // 2
+    plain = nn.functional.conv2d(x, weight, stride=2, padding=padding, groups=groups)
+    for norm_set in range(2):
+        row = norm_set * 2 + (4, 32).index(bits)
+        expected = nn.functional.batch_norm(
+            plain,
+            conv.running_mean[row],
+            conv.running_var[row],
+            conv.norm_weight[row],
+            conv.norm_bias[row],
+        )
+        torch.testing.assert_close(conv(images(), bits, norm_set), expected)
+        frozen = PreparedConv2d(conv, bits, dtype=torch.float32, norm_set=norm_set)
+        torch.testing.assert_close(frozen(images()), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_norms_start_from_the_dearest_of_their_set():
+    conv = FractionalConv2d(3, 5, (2, 4, 32), norm_sets=2)
+    with torch.no_grad():
+        conv.running_mean.copy_(torch.arange(6.0)[:, None].expand(6, 5))
+    conv.copy_dearest_norm()
+    assert conv.running_mean[:, 0].tolist() == [2, 2, 2, 5, 5, 5]
+
+
 def test_gradients_reach_weight_steps_and_norm_of_the_bits_that_ran():
     conv = settled_conv().train()
     conv(images(), 3).square().sum().backward()

@@ -318,7 +318,7 @@ def _frozen(piece: Piece, dtype: torch.dtype) -> Piece:
     for name, tensor in [*piece.held.named_parameters(), *piece.held.named_buffers()]:
         held.register_buffer(name, tensor.detach().clone())
     frozen = _FrozenPiece(
-        operators, held, piece.run, piece.shortcut, keeps_skipped=piece.keeps_skipped
+        operators, held, piece.run, piece.shortcut, runs_when_skipped=piece.runs_when_skipped
     )
     frozen.dtype = dtype
     return frozen

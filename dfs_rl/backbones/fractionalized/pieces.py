@@ -205,7 +205,7 @@ class Piece(nn.Module):
         held: Its other parameters and constants.
         run: What runs it.
         shortcut: What runs in its place at 0 bit; ``None`` for a part that always runs.
-        keeps_skipped: Whether 0 bit leaves an activation as it is.
+        runs_when_skipped: Whether something runs at 0 bit as well.
     """
 
     def __init__(
@@ -215,14 +215,14 @@ class Piece(nn.Module):
         run: Run,
         shortcut: Run | None,
         *,
-        keeps_skipped: bool,
+        runs_when_skipped: bool,
     ) -> None:
         super().__init__()
         self.ops = nn.ModuleDict(operators)
         self.held = held
         self.run = run
         self.shortcut = shortcut
-        self.keeps_skipped = keeps_skipped
+        self.runs_when_skipped = runs_when_skipped
 
     def forward(self, hidden: Tensor, bits: int) -> Tensor:
         """Run at ``bits``; what no gate decides about runs at its own precision."""
@@ -245,7 +245,7 @@ def make_piece(
     """
     emitter = _Emitter(traced, swaps, fixed)
     run = emitter.emit(span, _NOTHING)
-    shortcut, keeps = None, False
+    shortcut, runs = None, True
     if part is not None:
         # Without branches only what stands before the part is left; the menu has no 0 bit then.
         around = {branch.span.end: branch.shortcut for branch in part.branches} or {
@@ -254,9 +254,9 @@ def make_piece(
         if _changes_nothing_twice(span, part):
             around[span.end] = span.start
         shortcut = emitter.emit(span, around)
-        keeps = emitter.nothing_runs
+        runs = not emitter.nothing_runs
     operators = {name: swap.module for name, swap in sorted(emitter.operators.items())}
-    return Piece(operators, emitter.held, run, shortcut, keeps_skipped=keeps)
+    return Piece(operators, emitter.held, run, shortcut, runs_when_skipped=runs)
 
 
 def _changes_nothing_twice(span: Span, part: GatedPart) -> bool:

@@ -1,0 +1,149 @@
+"""All sub-networks of one network of adaptive depth against networks of the same depths that are trained by themselves.
+
+    python benchmarks/bench_adn.py --dataset digits --epochs 60 --seeds 0 1 2 3 4
+
+The claim of Kang et al. (NeurIPS 2024) is that the sub-networks of one network, most of which no training step has run, are as good as
+networks trained separately. For each seed one network is trained with the recipe ``adn``, and for each of its 2^stages combinations of
+paths another with labels alone, from the same initial weights, for as many epochs and with the same settings; nothing is quantized. The
+accuracy is that on the test split, with the running statistics of training. Each appears on stderr as it is known, the table at the end.
+``--save`` keeps the first seed's network of adaptive depth for ``train_agent --backbone``.
+"""
+
+import argparse
+import itertools
+import json
+import statistics
+import time
+from pathlib import Path
+
+import torch
+
+from dfs_rl.backbones import BackboneInfo, save_backbone
+from dfs_rl.backbones.settings import Setting
+from dfs_rl.backbones.supernet import SupernetConfig, SupernetTrainer, accuracy_of
+from dfs_rl.cost import FULL, SKIP
+from dfs_rl.data import Dataset, load_dataset
+from dfs_rl.messages import say
+from dfs_rl.train_backbone import TrainBackboneConfig, build, uniform_accuracies
+
+
+def train(
+    config: TrainBackboneConfig, dataset: Dataset, *, alone: Setting | None = None
+) -> SupernetTrainer:
+    """Train with the recipe ``adn``, or one sub-network alone with labels."""
+    trainer = SupernetTrainer(
+        build(config, dataset),
+        dataset,
+        config.training,
+        epochs=config.epochs,
+        seed=config.seed,
+        device=torch.device(config.device),
+        recipe="adn" if alone is None else "supernet",  # which, with nothing quantized, is labels
+    )
+    if alone is not None:
+        trainer.full = alone
+    while trainer.position.epoch < trainer.epochs:
+        for _ in trainer.train_epoch():
+            pass
+    return trainer
+
+
+def mega_macs(config: TrainBackboneConfig, dataset: Dataset, setting: Setting) -> float:
+    """Return what a sub-network computes for an image, stem and head included, in million multiply-accumulates."""
+    costs = build(config, dataset).costs
+    run = (macs for macs, bits in zip(costs.layer_macs, setting, strict=True) if bits != SKIP)
+    return (sum(run) + sum(part.macs for part in costs.fixed)) / 1e6
+
+
+def ran(setting: Setting) -> str:
+    """Return which paths run as text, one mark for each."""
+    return "".join("-" if bits == SKIP else "x" for bits in setting)
+
+
+def spread(values: list[float]) -> str:
+    """Return mean and standard deviation as text."""
+    deviation = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.2f}{deviation}"
+
+
+def main() -> None:
+    """Measure, print a table and one JSON record."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--dataset", default="digits")
+    parser.add_argument("--backbone", default="resnet14")
+    parser.add_argument("--width", type=int, default=8)
+    parser.add_argument("--epochs", type=int, default=60)
+    parser.add_argument("--lr", type=float, default=0.1)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--save", type=Path)
+    flags = parser.parse_args()
+    torch.set_num_threads(1)
+
+    dataset = load_dataset(flags.dataset)
+    shared: dict[Setting, list[float]] = {}
+    alone: dict[Setting, list[float]] = {}
+    began = time.process_time()
+    for seed in flags.seeds:
+        config = TrainBackboneConfig(
+            dataset=flags.dataset,
+            recipe="adn",
+            plain=True,
+            backbone=flags.backbone,
+            width=flags.width,
+            epochs=flags.epochs,
+            seed=seed,
+            device=flags.device,
+            training=SupernetConfig(lr=flags.lr),
+        )
+        trainer = train(config, dataset)
+        adaptive = trainer.snapshot()
+        test = dataset.test.to(trainer.device)
+        settings = sorted(
+            itertools.product((SKIP, FULL), repeat=len(adaptive.blocks)), reverse=True
+        )
+        for setting in settings:
+            accuracy = accuracy_of(adaptive, test, setting)
+            shared.setdefault(setting, []).append(accuracy)
+            say(f"seed {seed}, {ran(setting)}, one network: {accuracy:.2f} %")
+        if flags.save and seed == flags.seeds[0]:
+            backbone = trainer.finish()
+            info = BackboneInfo(
+                dataset=dataset.name,
+                fingerprint=dataset.fingerprint,
+                class_names=dataset.class_names,
+                accuracy=uniform_accuracies(backbone, dataset.val.to(trainer.device)),
+            )
+            save_backbone(backbone, info, flags.save)
+        for setting in settings:
+            single = train(config, dataset, alone=setting).snapshot()
+            accuracy = accuracy_of(single, test, setting)
+            alone.setdefault(setting, []).append(accuracy)
+            say(f"seed {seed}, {ran(setting)}, trained separately: {accuracy:.2f} %")
+
+    print("| paths that run | million MACs | one network, % | trained separately, % | difference |")
+    print("|---|---|---|---|---|")
+    for setting in sorted(shared, key=lambda setting: mega_macs(config, dataset, setting)):
+        macs = mega_macs(config, dataset, setting)
+        differences = [a - b for a, b in zip(shared[setting], alone[setting], strict=True)]
+        print(
+            f"| {ran(setting)} | {macs:.2f} | {spread(shared[setting])} | {spread(alone[setting])} | {spread(differences)} |"
+        )
+    record = {
+        "dataset": flags.dataset,
+        "test_images": len(dataset.test),
+        "backbone": flags.backbone,
+        "width": flags.width,
+        "epochs": flags.epochs,
+        "lr": flags.lr,
+        "seeds": flags.seeds,
+        "one_network": {str(s): v for s, v in shared.items()},
+        "trained_separately": {str(s): v for s, v in alone.items()},
+        "cpu_minutes": round((time.process_time() - began) / 60, 1),
+        "torch": torch.__version__,
+    }
+    print(json.dumps(record))
+
+
+if __name__ == "__main__":
+    main()
