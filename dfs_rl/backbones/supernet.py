@@ -58,8 +58,8 @@ class SupernetConfig:
         pad: Zero padding in pixels before the random crop; by default an eighth of the images' height.
         alpha: Weight of the labels with the recipe ``adn``, in (0, 1); distillation has the rest. Else both have weight 1.
         feature_weight: With the recipe ``adn``, weight of the mean squared distance between the activations that leave the stages
-            in the two passes, which is added to the distillation loss; 0 or more. Without it the combinations of paths that are not
-            trained lost 2 to 35 points on the digits, with it at most 5.
+            in the two passes, which is added to the distillation loss; 0 or more. It is what makes combinations of paths work that
+            are not trained: on the digits they lost 14 points on average without it, and 2 with it.
         calibration_rounds: Passes over the menu that measure the norms at the end, at least 1.
         precision: ``"auto"`` multiplies in bfloat16 where the hardware is fast at it.
 
