@@ -74,6 +74,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=8)
     parser.add_argument("--epochs", type=int, default=60)
     parser.add_argument("--lr", type=float, default=0.1)
+    parser.add_argument("--feature-weight", type=float, default=1.0)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--save", type=Path)
@@ -94,7 +95,7 @@ def main() -> None:
             epochs=flags.epochs,
             seed=seed,
             device=flags.device,
-            training=SupernetConfig(lr=flags.lr),
+            training=SupernetConfig(lr=flags.lr, feature_weight=flags.feature_weight),
         )
         trainer = train(config, dataset)
         adaptive = trainer.snapshot()
@@ -136,6 +137,7 @@ def main() -> None:
         "width": flags.width,
         "epochs": flags.epochs,
         "lr": flags.lr,
+        "feature_weight": flags.feature_weight,
         "seeds": flags.seeds,
         "one_network": {str(s): v for s, v in shared.items()},
         "trained_separately": {str(s): v for s, v in alone.items()},
