@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from dfs_rl.backbones.base import Backbone
 from dfs_rl.backbones.probe import describe, fit_probe
 from dfs_rl.backbones.settings import Setting, sample_low
-from dfs_rl.cost import FULL
 from dfs_rl.data import ImageSet
 from dfs_rl.quant.layers import FractionalLayer, FractionalLinear, NormPerBits
 
@@ -53,11 +52,7 @@ def copy_full_norms(backbone: Backbone) -> None:
 
 @torch.no_grad()
 def calibrate_norms(
-    backbone: Backbone,
-    batches: Iterator[Tensor],
-    settings: Iterable[Setting],
-    *,
-    keep_full: bool = False,
+    backbone: Backbone, batches: Iterator[Tensor], settings: Iterable[Setting]
 ) -> None:
     """Replace all running statistics by plain averages over batches, one batch of images for each setting.
 
@@ -67,14 +62,11 @@ def calibrate_norms(
         backbone: Changed in place; left in evaluation mode.
         batches: Images, uint8 ``[batch, c, h, w]``; one is taken for each setting.
         settings: Which bits to run; a norm whose bits never occur keeps its statistics.
-        keep_full: Leave norms that run in full precision alone as they are.
     """
     norms = [module for module in backbone.modules() if isinstance(module, NormPerBits)]
     for norm in norms:
         norm.average_statistics(on=True)
     backbone.train()
-    for norm in norms:
-        norm.train(not (keep_full and norm.bits == (FULL,)))
     for setting in settings:
         backbone(next(batches), setting)
     for norm in norms:

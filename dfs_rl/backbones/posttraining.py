@@ -2,27 +2,29 @@
 
 import itertools
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from dfs_rl.backbones.base import Backbone
 from dfs_rl.backbones.calibration import (
-    calibrate_norms,
     calibrate_steps,
     copy_full_norms,
     measure_features,
 )
 from dfs_rl.backbones.fractionalized.backbone import Fractionalized
 from dfs_rl.backbones.settings import uniform
-from dfs_rl.cost import FULL, SKIP
+from dfs_rl.cost import SKIP
 from dfs_rl.data import ImageSet
 from dfs_rl.errors import DataError
+from dfs_rl.quant.layers import NormPerBits
 from dfs_rl.seeding import torch_generator
 
 _STEP_IMAGES = 128
 _BATCH = 256
-_ROUNDS = 12  # passes over the menu that measure the norms, as after training
+_ROUNDS = 12  # batches that measure the norms, as after training
 _FEATURE_BATCHES = 80  # each with a setting of its own
 _FEATURE_BYTES = 2**29
 
@@ -52,17 +54,70 @@ def calibrate(backbone: Backbone, images: Tensor, *, seed: int = 0) -> None:
     else:
         calibrate_steps(backbone, first, parts=[*backbone.never_gated, backbone.blocks])
     copy_full_norms(backbone)
-    n_layers = len(backbone.blocks)
-    lower = [bits for bits in backbone.options if bits not in (SKIP, FULL)]
-    settings = [uniform(bits, n_layers) for _ in range(_ROUNDS) for bits in lower]
-    batches = (images[rows] for rows in _rows(len(images), seed))
-    calibrate_norms(backbone, batches, settings, keep_full=True)
-    backbone.eval()
+    _match_norms(backbone, (images[rows] for rows in _rows(len(images), seed)))
     per_batch = 4 * _BATCH * sum(backbone.probe_sizes)
     fitting = min(_FEATURE_BATCHES, max(1, _FEATURE_BYTES // per_batch))
     some = list(itertools.islice(_rows(len(images), seed), fitting))
     labelled = (ImageSet(images[rows], _predicted(backbone, images[rows])) for rows in some)
     measure_features(backbone, labelled, torch_generator(seed, "features"))
+
+
+class _Matching:
+    """A batch norm that learns statistics of low bits while it runs in evaluation mode.
+
+    What comes out at few bits gets the mean and the deviation over images that full precision has there, channel by channel. Where a
+    trained norm's statistics are those of the images, that is what averages in training mode give; where they are not, as after a
+    change of data, the network is still followed and not normalised anew.
+    """
+
+    def __init__(self, norm: NormPerBits) -> None:
+        self.norm = norm
+        self.seen: dict[int, tuple[int, Tensor, Tensor]] = {}
+
+    def __call__(
+        self,
+        x: Tensor,
+        mean: Tensor,
+        variance: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        **settings: Any,  # noqa: ANN401 - whatever batch_norm takes
+    ) -> Tensor:
+        row = mean.storage_offset() // len(mean)
+        new_variance, new_mean = torch.var_mean(
+            x.float(), dim=[d for d in range(x.dim()) if d != 1], correction=0
+        )
+        n, old_mean, old_variance = self.seen.get(row, (0, new_mean, new_variance))
+        ours = (
+            n + 1,
+            old_mean.lerp(new_mean, 1 / (n + 1)),
+            old_variance.lerp(new_variance, 1 / (n + 1)),
+        )
+        self.seen[row] = ours
+        last = len(self.norm.bits) - 1
+        if row != last:
+            _, full_mean, full_variance = self.seen[last]
+            stretch = ((ours[2] + self.norm.epsilon) / (full_variance + self.norm.epsilon)).sqrt()
+            mean.copy_(ours[1] - (full_mean - self.norm.running_mean[last]) * stretch)
+            wanted = (self.norm.running_var[last] + self.norm.epsilon) * stretch.square()
+            variance.copy_((wanted - self.norm.epsilon).clamp(min=0.0))
+        return functional.batch_norm(x, mean, variance, weight, bias, **settings)
+
+
+def _match_norms(backbone: Backbone, batches: Iterator[Tensor]) -> None:
+    """Give every norm of the gated layers statistics for each lower bit width under which the network says what it did."""
+    n_layers = len(backbone.blocks)
+    norms = [module for module in backbone.blocks.modules() if isinstance(module, NormPerBits)]
+    backbone.eval()
+    for norm in norms:
+        norm.batch_norm = _Matching(norm)
+    dearest_first = [bits for bits in reversed(backbone.options.values) if bits != SKIP]
+    for _ in range(_ROUNDS if norms else 0):
+        batch = next(batches)
+        for bits in dearest_first:
+            backbone(batch, uniform(bits, n_layers))
+    for norm in norms:
+        norm.batch_norm = functional.batch_norm
 
 
 def _predicted(backbone: Backbone, images: Tensor) -> Tensor:

@@ -112,11 +112,6 @@ def weighted_module(node: fx.Node) -> str:
     return str(node.meta["module"])
 
 
-def has_weight(node: fx.Node) -> bool:
-    """Say whether an operator multiplies an activation with a stored weight."""
-    return name_of(node) in _WEIGHTED
-
-
 def is_costly(node: fx.Node) -> bool:
     """Say whether an operator multiplies and adds."""
     return node.op == "call_function" and (is_swappable(node) or name_of(node) in _COSTLY)

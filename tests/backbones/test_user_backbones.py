@@ -1,0 +1,293 @@
+"""Users' networks on disk and as --backbone: made again by their constructor, and only if the user names it."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import dfs_rl
+from dfs_rl import constructors, evaluate, fractionalize, train_agent, train_backbone
+from dfs_rl.backbones import (
+    BackboneInfo,
+    Fractionalized,
+    calibrate,
+    load_backbone,
+    load_stored_backbone,
+    save_backbone,
+)
+from dfs_rl.backbones.supernet import accuracy_of
+from dfs_rl.data import ImageSet, load_dataset
+from dfs_rl.errors import CheckpointError, ConfigError, DataError
+from tests.backbones.nets import NETS, examples, lived_in, pictures
+
+INFO = BackboneInfo(dataset="noise", fingerprint="0", class_names=tuple("abcde"))
+OWN = """
+import torch
+from torch import nn
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4)
+
+    def forward(self, x):
+        return x + self.norm(self.conv(x)).{act}()
+
+
+def make(n_classes={classes}):
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d({channels}, 4, 3, padding=1), Block(), Block(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, n_classes),
+    )
+    return model
+
+
+def backbone():
+    from dfs_rl import fractionalize
+
+    return fractionalize(make(), torch.rand(8, {channels}, 8, 8), bits=(0, 4, 32), mean=[0.5], std=[0.25])
+
+
+def number():
+    return 3
+"""
+
+
+def write(module: str, *, act: str = "relu", channels: int = 1, classes: int = 10) -> None:
+    sys.modules.pop(module, None)
+    text = OWN.format(act=act, channels=channels, classes=classes)
+    Path(f"{module}.py").write_text(text, encoding="utf-8")
+
+
+@pytest.fixture(autouse=True)
+def _stranger(tmp_path, monkeypatch):
+    """A folder of its own, where no constructor was allowed yet and none is imported."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv(constructors.ALLOWED, raising=False)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    yield
+    for module in ("ownnets", "othernets"):
+        sys.modules.pop(module, None)
+
+
+def store(name: str, folder) -> Fractionalized:
+    """Store a backbone of one of the small nets."""
+    constructor = f"tests.backbones.nets:{type(lived_in(NETS[name])).__name__}"
+    backbone = fractionalize(
+        lived_in(NETS[name]), examples(), granularity="branch", constructor=constructor
+    )
+    backbone.feature_mean.normal_()
+    save_backbone(backbone, INFO, folder)
+    return backbone
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["resnet", "vit", "windows"])
+def test_what_is_stored_comes_back(name, tmp_path):
+    backbone = store(name, tmp_path)
+    again = load_backbone(tmp_path)
+    assert isinstance(again, Fractionalized)
+    assert again.config == backbone.config
+    assert again.report == backbone.report
+    for bits in backbone.options:
+        assert torch.equal(again(pictures(), bits), backbone(pictures(), bits))
+    assert torch.equal(again.feature_mean, backbone.feature_mean)
+
+
+def test_nothing_is_called_unless_the_user_names_it(tmp_path, monkeypatch):
+    store("resnet", tmp_path)
+    monkeypatch.delenv(constructors.ALLOWED)
+    with pytest.raises(ConfigError, match="say so: --backbone tests"):
+        load_backbone(tmp_path)
+
+
+def test_a_backbone_without_constructor_cannot_be_stored(tmp_path):
+    backbone = fractionalize(lived_in(NETS["resnet"]), examples())
+    with pytest.raises(ConfigError, match="constructor='module:function'"):
+        save_backbone(backbone, INFO, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "sentence"),
+    [
+        ({"act": "sigmoid"}, ConfigError, "makes a model of another structure"),
+        ({"channels": 3}, ConfigError, "cannot be traced"),
+        ({"classes": 4}, ConfigError, "makes a model of another structure"),
+    ],
+)
+def test_a_constructor_that_changed_is_refused(change, error, sentence, tmp_path):
+    write("ownnets")
+    constructors.allow_constructor("ownnets:make")
+    model = constructors.call_constructor("ownnets:make")
+    backbone = fractionalize(model, torch.rand(8, 1, 8, 8), constructor="ownnets:make")
+    save_backbone(backbone, INFO, tmp_path / "b")
+    load_backbone(tmp_path / "b")
+    write("ownnets", **change)
+    with pytest.raises(error, match=sentence):
+        load_backbone(tmp_path / "b")
+
+
+def test_a_constructor_that_is_gone_is_named(tmp_path):
+    write("ownnets")
+    constructors.allow_constructor("ownnets:make")
+    model = constructors.call_constructor("ownnets:make")
+    save_backbone(
+        fractionalize(model, torch.rand(8, 1, 8, 8), constructor="ownnets:make"),
+        INFO,
+        tmp_path / "b",
+    )
+    (tmp_path / "ownnets.py").unlink()
+    sys.modules.pop("ownnets")
+    with pytest.raises(ConfigError, match="ownnets:make cannot be imported: No module named"):
+        load_backbone(tmp_path / "b")
+
+
+def test_weights_of_another_network_are_refused(tmp_path):
+    store("resnet", tmp_path)
+    record = json.loads((tmp_path / "backbone.json").read_text())
+    record["config"] |= {"digest": "", "bits": [0, 4, 32]}
+    (tmp_path / "backbone.json").write_text(json.dumps(record))
+    with pytest.raises(CheckpointError, match="do not fit the backbone"):
+        load_stored_backbone(tmp_path)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("name", "shrinks"), [("preactivation", 0.7), ("mixer", 0.7)])
+def test_calibration_brings_low_bits_near_the_model(name, shrinks):
+    backbone = fractionalize(lived_in(NETS[name]), examples(), bits=(0, 3, 4, 8, 32))
+    images = pictures(256)
+    full = backbone(images, 32)
+    spread = (full - full.mean(0)).square().mean()
+
+    def error(bits: int) -> float:
+        return float((backbone(images, bits) - full).square().mean() / spread)
+
+    before = error(4)
+    calibrate(backbone, images)
+    assert torch.equal(backbone(images, 32), full)
+    assert error(8) < 0.01
+    assert error(8) < error(4) < error(3)
+    assert error(4) < shrinks * before
+    assert not bool(backbone.feature_mean[0].eq(0).all())
+
+
+@torch.no_grad()
+def test_calibrated_norms_return_what_full_precision_has_in_mean_and_deviation():
+    backbone = fractionalize(lived_in(NETS["resnet"]), examples(), bits=(0, 2, 32))
+    images = pictures(256)  # as many as a batch, so that every batch has the same statistics
+    calibrate(backbone, images)
+    convolution = next(iter(backbone.layers[0].ops.values()))
+    hidden = backbone.stem(images)
+    low, full = (convolution(hidden, bits) for bits in (2, 32))
+    for moment in (torch.mean, torch.std):
+        torch.testing.assert_close(
+            moment(low, dim=(0, 2, 3)), moment(full, dim=(0, 2, 3)), rtol=1e-3, atol=1e-3
+        )
+
+
+def test_calibration_needs_images():
+    backbone = fractionalize(lived_in(NETS["resnet"]), examples())
+    with pytest.raises(DataError, match="at least 2"):
+        calibrate(backbone, pictures(1))
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory):
+    """A run of train_agent on an own network with weights from a file, and its folder."""
+    folder = tmp_path_factory.mktemp("own")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.delenv(constructors.ALLOWED, raising=False)
+        write("othernets")
+        constructors.allow_constructor("othernets:make")
+        model = constructors.call_constructor("othernets:make")
+        torch.nn.init.constant_(model[-1].bias, 0.125)
+        torch.save(model.state_dict(), "weights.pt")
+        flags = ["--backbone", "othernets:make", "--weights", "weights.pt"]
+        assert train_agent.main([*flags, "--timesteps", "1000", "--run-dir", "run"]) == 0
+    return folder
+
+
+def test_a_frozen_network_is_gated_without_training(own, monkeypatch, capsys):
+    monkeypatch.chdir(own)
+    model = dfs_rl.load("run", backbone="othernets:make")
+    images = load_dataset("digits").test
+    logits, trace = model(images.images[:8])
+    assert logits.shape == (8, 10)
+    assert trace.bits.shape == (8, 2)
+    stored = load_stored_backbone(own / "run" / "backbone")
+    network = constructors.call_constructor("othernets:make")
+    network.load_state_dict(torch.load("weights.pt", weights_only=True))
+    network.eval()
+    mean, std = (
+        torch.tensor(v).reshape(1, 1, 1, 1)
+        for v in (stored.backbone.statistics.mean, stored.backbone.statistics.std)
+    )
+    with torch.no_grad():
+        expected = network((images.images.float() / 255 - mean) / std)
+    right = 100.0 * float((expected.argmax(1) == images.labels).float().mean())
+    assert accuracy_of(stored.backbone, images, (32, 32)) == pytest.approx(right, abs=0.3)
+
+
+def test_later_commands_want_the_constructor_named_again(own, monkeypatch, capsys):
+    monkeypatch.chdir(own)
+    assert evaluate.main(["run", "--split", "val"]) == 2
+    assert "--backbone othernets:make" in capsys.readouterr().err
+    assert evaluate.main(["run", "--split", "val", "--backbone", "othernets:make"]) == 0
+    monkeypatch.delenv(constructors.ALLOWED)
+    assert train_agent.main(["--resume", "run"]) == 2
+    assert train_agent.main(["--config", "run/config.yaml"]) == 2
+    assert train_agent.main(["--resume", "run", "--backbone", "othernets:backbone"]) == 2
+    assert "cannot stand beside it" in capsys.readouterr().err
+    assert train_agent.main(["--resume", "run", "--backbone", "othernets:make"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--backbone", "nonets:make"], "nonets:make cannot be imported"),
+        (["--backbone", "ownnets:nothing"], "no attribute 'nothing'"),
+        (["--backbone", "ownnets:number"], "returns a int"),
+        (["--backbone", "ownnets:make", "--weights", "none.pt"], "none.pt does not exist"),
+        (["--backbone", "ownnets:make", "--weights", "ownnets.py"], "cannot be read as weights"),
+        (["--backbone", "ownnets:backbone", "--weights", "none.pt"], "returns a backbone"),
+        (["--weights", "none.pt"], "weights go with a constructor"),
+    ],
+)
+def test_bad_constructors_and_weights_are_refused_in_a_sentence(flags, sentence, capsys):
+    write("ownnets")
+    assert train_agent.main([*flags, "--run-dir", "run"]) == 2
+    said = capsys.readouterr().err
+    assert sentence in said
+    assert "Traceback" not in said
+
+
+def test_a_network_for_other_classes_is_refused(capsys):
+    write("ownnets", classes=7)
+    assert train_agent.main(["--backbone", "ownnets:make"]) == 2
+    assert "tells 7 classes apart" in capsys.readouterr().err
+
+
+def test_a_constructor_may_return_a_backbone_with_its_own_menu(capsys):
+    write("ownnets")
+    flags = ["--backbone", "ownnets:backbone", "--timesteps", "512", "--run-dir", "run"]
+    assert train_agent.main(flags) == 0
+    stored = load_stored_backbone(Path("run"))
+    assert stored.backbone.options.values == (0, 4, 32)
+    assert stored.backbone.statistics.mean == (0.5,)
+
+
+def test_a_supernet_of_a_users_network_is_trained(capsys):
+    write("ownnets")
+    flags = ["--backbone", "ownnets:make", "--epochs", "2", "--bits", "0", "4", "32"]
+    assert train_backbone.main([*flags, "--run-dir", "run"]) == 0
+    stored = load_stored_backbone(Path("run"))
+    assert stored.info.accuracy.keys() == {"4", "32"}
+    assert isinstance(stored.backbone, Fractionalized)
+    images = ImageSet(pictures(4)[:, :1, :8, :8], torch.zeros(4, dtype=torch.int64))
+    assert 0.0 <= accuracy_of(stored.backbone, images, (4, 0)) <= 100.0

@@ -1,0 +1,55 @@
+"""The page on users' own models works as it stands, from the model to a trained gate."""
+
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import torch
+
+from dfs_rl import constructors, evaluate, train_agent, train_backbone
+
+PAGE = Path(__file__).parent.parent / "docs" / "your_own_model.md"
+BLOCKS = re.findall(r"```(python|sh)\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+MAINS = {
+    "train_agent": train_agent.main,
+    "train_backbone": train_backbone.main,
+    "evaluate": evaluate.main,
+}
+SHORTER = {"--timesteps": "2000", "--epochs": "2"}
+
+
+def run(command: str) -> int:
+    """Run a command of the page, but not for as long."""
+    _, _, module, *arguments = shlex.split(command)
+    for flag, value in SHORTER.items():
+        if flag in arguments:
+            arguments[arguments.index(flag) + 1] = value
+    return MAINS[module.removeprefix("dfs_rl.")](arguments)
+
+
+def test_the_page_works_from_top_to_bottom(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    monkeypatch.delenv(constructors.ALLOWED, raising=False)
+    space: dict[str, object] = {}
+    for kind, text in BLOCKS:
+        if text.startswith("# mynets.py"):
+            Path("mynets.py").write_text(text, encoding="utf-8")
+        elif kind == "python":
+            exec(compile(text, str(PAGE), "exec"), space)
+        else:
+            for command in text.splitlines():
+                assert run(command) == 0
+    shown = capsys.readouterr().out
+    assert "5 gated layers" in shown
+    assert space["trace"].bits.shape == (16, 5)
+    assert bool(torch.isfinite(space["logits"]).all())
+    sys.modules.pop("mynets")
+
+
+def test_there_is_something_to_test():
+    kinds = [kind for kind, _ in BLOCKS]
+    assert kinds.count("python") == 5
+    assert kinds.count("sh") == 3
