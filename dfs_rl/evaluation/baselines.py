@@ -19,7 +19,7 @@ from dfs_rl.evaluation.lowering import closed
 from dfs_rl.evaluation.records import GateRecords
 from dfs_rl.evaluation.run_gate import BATCH_SIZE, evaluate_options, evaluate_table
 from dfs_rl.evaluation.static_search import SearchResult, search_static_table
-from dfs_rl.evaluation.tables import Table, TableScore
+from dfs_rl.evaluation.tables import Table, TableScore, table_text
 from dfs_rl.evaluation.verdict import SAME_COST
 from dfs_rl.seeding import torch_generator
 
@@ -393,16 +393,6 @@ def exits_method(backbone: WalkableBackbone, arena: Arena, *, cap: float) -> Met
         if asked and rule.threshold < math.inf
         else f"{bits} bit, leaving nowhere",
     )
-
-
-def table_text(table: Table, options: BitOptions) -> str:
-    """Return the bits of a static table, layer by layer, as one word; it ends where the table leaves."""
-    return "-".join([*map(str, table_bits(table, options)), *["exit"] * (len(options) in table)])
-
-
-def table_bits(table: Table, options: BitOptions) -> tuple[int, ...]:
-    """Return the bits of the layers that a static table comes to."""
-    return tuple(options[option] for option in table if option < len(options))
 
 
 def _cascade_text(first: int, second: int, records: GateRecords, options: BitOptions) -> str:

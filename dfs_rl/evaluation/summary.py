@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from dfs_rl.cost import FULL, CostTable, relative_cost
-from dfs_rl.evaluation.baselines import Method, table_bits
+from dfs_rl.evaluation.baselines import Method
 from dfs_rl.evaluation.metrics import (
     accuracy_error,
     accuracy_percent,
@@ -14,6 +14,7 @@ from dfs_rl.evaluation.metrics import (
     paired_difference,
 )
 from dfs_rl.evaluation.records import GateRecords
+from dfs_rl.evaluation.tables import table_bits
 from dfs_rl.evaluation.verdict import Comparison, beyond_marginals, outcome_of, verdict_sentences
 
 FORMAT = 1

@@ -7,11 +7,22 @@ import torch
 from torch import Tensor
 
 from dfs_rl.backbones.contract import WalkableBackbone, WithExits
+from dfs_rl.cost import BitOptions
 from dfs_rl.data.batching import batches
 from dfs_rl.data.images import ImageSet
 from dfs_rl.evaluation.run_gate import BATCH_SIZE
 
 Table = tuple[int, ...]
+
+
+def table_text(table: Table, options: BitOptions) -> str:
+    """Return the bits of a static table, layer by layer, as one word; it ends where the table leaves."""
+    return "-".join([*map(str, table_bits(table, options)), *["exit"] * (len(options) in table)])
+
+
+def table_bits(table: Table, options: BitOptions) -> tuple[int, ...]:
+    """Return the bits of the layers that a static table comes to."""
+    return tuple(options[option] for option in table if option < len(options))
 
 
 class TableScore(NamedTuple):

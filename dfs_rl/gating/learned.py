@@ -143,6 +143,12 @@ class LearnedGate(nn.Module, ABC):
         """Multiply-accumulates per image over all layers, those of the features included."""
         return self.feature_macs + float(self.own_macs)
 
+    @property
+    def least_macs(self) -> float:
+        """What it takes for an image that leaves as soon as it can, see ``macs_taken``."""
+        after = len(self.feature_sizes) if self.exits is None else self.exits.after[0]
+        return float(self.macs_taken(torch.tensor([after])))
+
     def macs_taken(self, walked: Tensor) -> Tensor:
         """Return what it took for images that left, or did not.
 

@@ -103,6 +103,7 @@ def test_a_gate_counts_for_the_layers_that_it_is_asked_about(kind):
         sum(own) + sum(looks),
     ]
     assert taken.tolist() == pytest.approx(by_hand)
+    assert gate.least_macs == pytest.approx(by_hand[0])
     trace = GatedModel(backbone, gate)(toy_images(9))[1]
     expected = backbone.costs.computation(
         trace.options, gate_macs=gate.macs_taken(backbone.costs.walked(trace.options))
