@@ -51,6 +51,7 @@ class GateLearning:
         feature_sizes: Numbers that describe each gated layer's input.
         hidden: Width of each layer's own hidden layer, in all networks.
         images_per_group: Rollouts of one image that share a baseline; 1 uses no such baseline.
+        whole_walks: Whether walks that left early rest until the others have come to the end.
         seed: Seed of the weights, of the sampled actions and of the minibatches.
         device: Where the policy lives.
         timesteps: Length of the whole training, which the default step size follows.
@@ -62,6 +63,7 @@ class GateLearning:
     seed: int
     device: str
     timesteps: int
+    whole_walks: bool = False
 
     @property
     def n_steps(self) -> int:
@@ -105,14 +107,17 @@ def _on_policy(
     buffer: type[GroupRolloutBuffer] = GroupRolloutBuffer,
 ) -> dict[str, Any]:
     """Arguments of all algorithms with an actor, a critic and a rollout."""
-    grouped = learning.images_per_group > 1
+    own_buffer = learning.images_per_group > 1 or learning.whole_walks
     return {
         "n_steps": learning.n_steps,
         "gae_lambda": config.gae_lambda,
         "normalize_advantage": True,  # the useful size of a reward difference depends on the weights the user chose
-        "rollout_buffer_class": buffer if grouped else None,
-        "rollout_buffer_kwargs": {"images_per_group": learning.images_per_group}
-        if grouped
+        "rollout_buffer_class": buffer if own_buffer else None,
+        "rollout_buffer_kwargs": {
+            "images_per_group": learning.images_per_group,
+            "whole_walks": learning.whole_walks,
+        }
+        if own_buffer
         else None,
         "policy_kwargs": {
             "net_arch": {"pi": [], "vf": []},  # the extractor is the whole network

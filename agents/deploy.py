@@ -14,7 +14,14 @@ from agents.hyperparameters import BuiltKind, FeatureChoice
 from dfs_rl.backbones.contract import WalkableBackbone, confidence_sizes
 from dfs_rl.cost import BitOptions
 from dfs_rl.gating.dial import Dial
-from dfs_rl.gating.learned import LayerwiseGate, LearnedGate, OneShotGate, RecurrentGate
+from dfs_rl.gating.learned import (
+    KnownExits,
+    LayerwiseGate,
+    LearnedGate,
+    OneShotGate,
+    RecurrentGate,
+    known_exits,
+)
 from dfs_rl.gating.observation import context_size
 
 GATE_SHARE = 0.0005
@@ -52,7 +59,7 @@ def gate_shape(
     available = tuple(backbone.feature_sizes)
     sizes = available if features == "all" else confidence_sizes(available)
     if hidden is None:
-        others = context_size(dial=dial) + len(backbone.options)
+        others = context_size(dial=dial) + backbone.costs.n_actions
         hidden = _affordable(backbone, sum(size + others for size in sizes))
     return GateShape(feature_sizes=sizes, hidden=hidden)
 
@@ -91,7 +98,7 @@ def untrained_gate(
     if kind == "lstm":
         width = hidden or RECURRENT_WIDTH
     elif kind == "oneshot":
-        outputs = len(sizes) * len(choices or backbone.options)
+        outputs = len(sizes) * (len(choices) if choices else backbone.costs.n_actions)
         inputs = sizes[0] + context_size(dial=dial is not None)
         width = hidden or _affordable(backbone, inputs + outputs)
     return _GATES[kind](
@@ -103,6 +110,7 @@ def untrained_gate(
         budget=budget,
         dial=dial,
         choices=choices,
+        exits=known_exits(backbone),
     )
 
 
@@ -123,6 +131,7 @@ def deploy(
     budget: float | None = None,
     dial: Dial | None = None,
     position: float = 1.0,
+    exits: KnownExits | None = None,
 ) -> LearnedGate:
     """Copy a policy's actor into a gate whose logits are the policy's, or what it expects each option to be worth.
 
@@ -136,6 +145,7 @@ def deploy(
         budget: Upper bound on computation in percent that it was trained for and keeps to; ``None`` for none.
         dial: What it is turned by, if it learned all budgets.
         position: Where it is turned to.
+        exits: By which it may leave, if its actions are one more than the menu's.
 
     Returns:
         The gate, on the policy's device, sharing no memory with it.
@@ -151,6 +161,7 @@ def deploy(
         budget=budget,
         dial=dial,
         position=position,
+        exits=exits,
     )
     if isinstance(gate, RecurrentGate):
         _copy_memory(model, extractor, gate)
@@ -174,7 +185,7 @@ def _extractor(model: BaseAlgorithm) -> OwnWeights:
 
 def _copy_networks(extractor: OwnWeights, gate: LayerwiseGate) -> None:
     assert isinstance(extractor, LayerwiseExtractor)
-    parts = (extractor.features_dim // len(gate.options), len(gate.options))
+    parts = (extractor.features_dim // gate.n_actions, gate.n_actions)
     for layer, network in enumerate(gate.networks):
         first, _, last = network.children()
         _copy_linear(first, *extractor.own_weights(layer))

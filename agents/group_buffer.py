@@ -1,5 +1,6 @@
 """Several rollouts of one image as each other's baseline: group-relative advantages for any on-policy algorithm."""
 
+from collections.abc import Generator
 from typing import Any
 
 import numpy as np
@@ -61,30 +62,71 @@ def leave_one_out_baseline(returns: Float32, group: int) -> Float32:
     return baseline
 
 
+def walking_baseline(
+    returns: Float32, rewards: Float32, resting: NDArray[np.bool_], group: int
+) -> Float32:
+    """The same where walks leave early: from the same layer on, of the image's other rollouts that came to it.
+
+    Where none of them did, the mean of their whole walks less what the rollout has earned before. Neither depends on what is chosen
+    next.
+
+    Args:
+        returns: Of whole walks, undiscounted, ``[layers, envs]``.
+        rewards: ``[layers, envs]``.
+        resting: Where a walk has left before, ``[layers, envs]``.
+        group: Rollouts of one image, at least 2.
+
+    Returns:
+        ``[layers, envs]``; without meaning where ``resting``.
+    """
+    parts = (len(returns), -1, group)
+    walking = (~resting).reshape(parts)  # [layers, images, group]
+    grouped = returns.reshape(parts) * walking
+    others = walking.sum(axis=2, keepdims=True) - walking
+    at_layer = (grouped.sum(axis=2, keepdims=True) - grouped) / np.maximum(others, 1)
+    earned = rewards.cumsum(axis=0) - rewards  # before each step
+    whole = leave_one_out_baseline(returns[:1], group) - earned
+    baseline: Float32 = np.where(others > 0, at_layer, whole.reshape(parts))
+    return baseline.reshape(returns.shape)
+
+
 class GroupRolloutBuffer(DictRolloutBuffer):
     """A rollout buffer in which an advantage is a return minus the mean return of the image's other rollouts.
 
     An image's difficulty dominates its reward: how well its options were chosen is a small difference beside it, which a learned
     value function of the pooled channels does not resolve. Rollouts of the same image share the difficulty, so it cancels.
 
+    With ``whole_walks`` a rollout is one walk of each environment, of which some leave early and rest, see ``SB3GatingVecEnv``. What
+    they do while they rest takes no part in updates.
+
     Args:
         args: What the buffers of Stable-Baselines3 take. ``n_envs`` must be a multiple of ``images_per_group``, and ``gae_lambda``
-            is not used: returns are not bootstrapped.
-        images_per_group: Rollouts of one image, in consecutive environments, at least 2.
+            is not used where there are groups: returns are not bootstrapped.
+        images_per_group: Rollouts of one image, in consecutive environments, at least 2; with ``whole_walks`` 1 is allowed as well,
+            for advantages as upstream makes them.
+        whole_walks: Whether walks may rest.
         kwargs: Further ones.
 
     Raises:
         ConfigError: If the environments cannot be divided into such groups.
     """
 
-    def __init__(self, *args: Any, images_per_group: int, **kwargs: Any) -> None:  # noqa: ANN401 - passed on
+    def __init__(
+        self,
+        *args: Any,  # noqa: ANN401 - passed on
+        images_per_group: int,
+        whole_walks: bool = False,
+        **kwargs: Any,  # noqa: ANN401 - passed on
+    ) -> None:
         super().__init__(*args, **kwargs)
         check_groups(self.n_envs, images_per_group)
-        if images_per_group == 1:
+        if images_per_group == 1 and not whole_walks:
             raise ConfigError(
                 "images_per_group is 1, which leaves no other rollout to compare with; use a plain rollout buffer."
             )
         self.images_per_group = images_per_group
+        self.whole_walks = whole_walks
+        self._walking: NDArray[np.bool_] = np.ones(0, dtype=np.bool_)
 
     def compute_returns_and_advantage(self, last_values: Tensor, dones: np.ndarray) -> None:
         """Fill ``returns`` (the value function's target) and ``advantages`` from the rewards.
@@ -93,6 +135,15 @@ class GroupRolloutBuffer(DictRolloutBuffer):
             last_values: Estimated worth of the state after the last step, ``[envs, 1]``.
             dones: Whether the last step ended its episode, bool ``[envs]``.
         """
+        resting = np.zeros(self.rewards.shape, dtype=np.bool_)
+        if (
+            self.whole_walks
+        ):  # every walk begins at the first step, so one that begins later is none
+            resting[1:] = self.episode_starts[1:] > 0
+        self._walking = ~resting.T.reshape(-1)  # in the order of minibatches, [envs * layers]
+        if self.images_per_group == 1:
+            super().compute_returns_and_advantage(last_values, dones)
+            return
         self.returns = returns_to_go(
             self.rewards,
             self.episode_starts,
@@ -100,7 +151,20 @@ class GroupRolloutBuffer(DictRolloutBuffer):
             dones.astype(np.float32),
             gamma=self.gamma,
         )
-        self.advantages = self.returns - leave_one_out_baseline(self.returns, self.images_per_group)
+        baseline = (
+            walking_baseline(self.returns, self.rewards, resting, self.images_per_group)
+            if self.whole_walks
+            else leave_one_out_baseline(self.returns, self.images_per_group)
+        )
+        self.advantages = self.returns - baseline
+
+    def get(self, batch_size: int | None = None) -> Generator[Any, None, None]:
+        """Yield minibatches, each without what rested in it."""
+        return (samples for samples in super().get(batch_size) if samples is not None)
+
+    def _get_samples(self, batch_inds: NDArray[np.int64], *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        batch_inds = batch_inds[self._walking[batch_inds]]
+        return super()._get_samples(batch_inds, *args, **kwargs) if len(batch_inds) else None
 
 
 class MaskableGroupRolloutBuffer(GroupRolloutBuffer, MaskableDictRolloutBuffer):

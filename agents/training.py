@@ -168,6 +168,7 @@ def train_gate(
         ),
         plan.num_envs,
         images_per_group=plan.images_per_group,
+        whole_walks=True,
         seed=plan.seed,
     )
     model = build_algorithm(
@@ -180,6 +181,7 @@ def train_gate(
             seed=plan.seed,
             device=plan.device,
             timesteps=plan.timesteps,
+            whole_walks=gate.exits is not None,
         ),
     )
     best = BestGate(run, stored, cotrained=trainer is not None)
@@ -191,6 +193,7 @@ def train_gate(
         budget=plan.budget,
         dial=dial,
         position=plan.position,
+        exits=gate.exits,
     )
     if checkpoint is None and plan.initial is not None:
         start_from(model, plan.initial)

@@ -159,7 +159,7 @@ class Validator(Generic[GateT]):
                 images = images.subset(torch.arange(len(images)).repeat(setup.walks))
             positions = even_positions(len(images)).to(images.images.device)
         records = evaluate_gate(backbone, gate, images, budget=gate.budget, positions=positions)
-        histogram = records.histogram(len(backbone.options))
+        histogram = records.histogram(backbone.costs.n_actions)
         rewards = setup.reward(records, backbone.costs)  # [walks * images]
         rewards = rewards.view(-1, len(setup.images)).mean(dim=0)  # [images]
         computation = records.computation(backbone.costs)

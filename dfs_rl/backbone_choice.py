@@ -1,7 +1,7 @@
 """Which backbone a gate is trained for: one that is given, the one that ships, or one that is trained first."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,6 +32,7 @@ class BackboneChoice:
         epochs: Epochs of the backbone that is trained where none is given.
         device: Where to train it.
         threads: CPU threads.
+        exits: Whether to keep the exits that it may have.
     """
 
     dataset: str
@@ -40,6 +41,7 @@ class BackboneChoice:
     device: str
     threads: int
     weights: Path | None = None
+    exits: bool = True
 
     def __post_init__(self) -> None:
         if self.weights is not None and self.constructor is None:
@@ -84,6 +86,8 @@ def find_backbone(choice: BackboneChoice, dataset: "Dataset") -> "StoredBackbone
     folder = choice.folder or PRETRAINED_DIGITS
     stored = load_stored_backbone(folder)
     check_match(stored.info, stored.backbone, dataset, str(folder))
+    if not choice.exits:
+        stored.backbone.set_exits(())
     return stored
 
 
@@ -127,6 +131,11 @@ def backbone_of_run(
         stored = load_stored_backbone(folder)
         check_match(stored.info, stored.backbone, dataset, str(folder))
         return stored
+    if (
+        not choice.exits
+        and find_backbone(replace(choice, exits=True), dataset).backbone.costs.exits
+    ):
+        say("The backbone's exits are left out: this gate walks every image to the end.")
     stored = find_backbone(choice, dataset)
     if keep_original:  # what its rivals need, see evaluate
         save_backbone(stored.backbone, stored.info, run.path / BEFORE_FOLDER)

@@ -36,7 +36,7 @@ PROG = "python -m dfs_rl.evaluate"
 ReportedSplit = Literal["test", "val"]
 Precision = Literal["auto", "float32", "bfloat16"]
 _SELECTION: ReportedSplit = "val"
-_BACKBONE_KIND = "train_backbone"
+_BACKBONE_KINDS = ("train_backbone", "train_exits")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,7 +212,7 @@ def _load(folder: RunFolder, device: str, precision: Precision, budget: float | 
     place = resolve_device(device)
     dtype = resolve_frozen(precision, place)
     stored = load_stored_backbone(folder.path / BACKBONE_FOLDER)
-    if folder.kind == _BACKBONE_KIND:
+    if folder.kind in _BACKBONE_KINDS:
         if budget is not None:
             raise ConfigError(
                 f"budget is {budget:g} %, but {folder.path} is the run of a backbone and has no gate to turn."

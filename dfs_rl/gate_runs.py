@@ -84,6 +84,9 @@ def choice_of(config: GateSettings, device: str) -> BackboneChoice:
         epochs=config.supernet_epochs,
         device=device,
         threads=config.threads,
+        exits=getattr(
+            config, "exits", False
+        ),  # gates that learn by supervision, and tables, do not leave
     )
 
 

@@ -17,6 +17,7 @@ from agents.hyperparameters import (
     MaskablePPOConfig,
     OnPolicyConfig,
     PPOConfig,
+    QLearningConfig,
     QRDQNConfig,
     RecurrentPPOConfig,
     TRPOConfig,
@@ -106,6 +107,7 @@ class TrainAgentConfig:
         hidden: Width of the gate's network at each layer; default as wide as 0.05 % of the gated layers' MACs
             allows, but at least 8 and at most 32. An LSTM is 10 wide.
         supernet_epochs: Epochs of the backbone that is trained where none is given.
+        exits: Let images leave where the backbone has exits, see train_exits; --no-exits walks all of them to the end.
         init_gate: Run whose gate to go on from, of the same kind on the same backbone; for example one of train_gumbel.
         backbone_mode: Leave the backbone as it is, or train it under the gate's choices as well.
         eval_every: Timesteps between validations; default a twentieth of all.
@@ -143,6 +145,7 @@ class TrainAgentConfig:
     features: FeatureChoice = "confidence"
     hidden: int | None = None
     supernet_epochs: int = 30
+    exits: bool = True
     init_gate: Path | None = None
     backbone_mode: BackboneMode = "frozen"
     eval_every: int | None = None
@@ -298,6 +301,8 @@ def _prepare(config: TrainAgentConfig, dataset: "Dataset", device: str) -> str:
     plan = plan_of(config, device, initial=initial)  # refuses bad settings
     choice = _choice_of(config, device)
     backbone = preview_backbone(choice, dataset)
+    if backbone.costs.exits:
+        _check_exits(config)
     update = UpdateSize(
         walks=config.num_envs,
         layers=backbone.costs.n_layers,
@@ -319,8 +324,27 @@ def _prepare(config: TrainAgentConfig, dataset: "Dataset", device: str) -> str:
     for name in ("budget", "hard_budget"):
         budget = getattr(config, name)
         if budget is not None:
-            gated_budget(backbone.costs, budget, gate_macs=gate.macs, name=name)
+            # What every image keeps to leaves room for the whole gate; a mean is within reach of images that leave at once.
+            macs = gate.macs if name == "hard_budget" else gate.least_macs
+            gated_budget(backbone.costs, budget, gate_macs=macs, name=name)
     return f"{config.algo}-{dataset.name}"
+
+
+def _check_exits(config: TrainAgentConfig) -> None:
+    """Refuse what cannot learn to leave.
+
+    Raises:
+        ConfigError: If the settings ask for it.
+    """
+    if config.backbone_mode == "co-train":
+        raise ConfigError(
+            "backbone_mode is 'co-train', which would change the network under the exits that were fitted to it; give --no-exits."
+        )
+    if isinstance(config.algorithm, QLearningConfig):
+        raise ConfigError(
+            f"algo is {config.algo!r}, which would remember what images do that have left, that is nothing; give --no-exits, or take an "
+            "algorithm with an actor."
+        )
 
 
 def _train(

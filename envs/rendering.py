@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from dfs_rl.cost import FULL, SKIP
-from envs.core import Walks
+from envs.walks import Walks
 
 WIDTH, HEIGHT = 640, 360
 _SCALE = 2  # drawn larger and shrunk, which smooths every edge
@@ -41,7 +41,7 @@ class Frame:
 
     Attributes:
         image: uint8 ``[h, w, channels]`` with 1 to 4 channels.
-        bits: Bit widths chosen so far.
+        bits: Bit widths of the layers that have run.
         n_layers: Number of gated layers.
         computation: Percent spent so far.
         budget: Percent allowed; ``None`` for no budget.
@@ -62,21 +62,18 @@ class Frame:
 
 def draw_walk(walks: Walks, i: int) -> NDArray[np.uint8]:
     """Draw where walk ``i`` stands, uint8 ``[360, 640, 3]``."""
-    task, outcome = walks.task, walks.outcome
-    index = int(walks.indices[i])
-    predicted = None if outcome is None else int(outcome.prediction[i])
+    task, index, layer = walks.task, int(walks.indices[i]), int(walks.layers[i])
+    menu, ended = task.backbone.options, bool(walks.ended[i])
     return draw(
         Frame(
             image=task.images.images[index].permute(1, 2, 0).cpu().numpy(),
-            bits=walks.bits[i].tolist(),
+            bits=[menu[option] for option in walks.options[i, :layer].tolist()],
             n_layers=task.backbone.costs.n_layers,
             computation=float(walks.computation[i]),
             budget=task.budget,
             label=task.class_names[int(task.images.labels[index])],
-            prediction=None if predicted is None else task.class_names[predicted],
-            probability=0.0
-            if outcome is None or predicted is None
-            else float(outcome.probabilities[i, predicted]),
+            prediction=task.class_names[int(walks.predictions[i])] if ended else None,
+            probability=float(walks.probabilities[i]) if ended else 0.0,
         )
     )
 
@@ -175,6 +172,8 @@ def _draw_bars(pen: _Pen, frame: Frame) -> None:
     place = (
         "all layers have run"
         if done == frame.n_layers
+        else f"left after {done} of {frame.n_layers} layers"
+        if frame.prediction is not None
         else f"layer {done + 1} of {frame.n_layers} is next"
     )
     pen.text(right, 24, place, size=15, colour=_MUTED, anchor="ra")
@@ -203,7 +202,7 @@ def _draw_bars(pen: _Pen, frame: Frame) -> None:
                     anchor="mb",
                 )
         else:
-            ahead = _INK if i == done else _LINE
+            ahead = _INK if i == done and frame.prediction is None else _LINE
             pen.box((x0, top, x1, bottom), outline=ahead, radius=min(3.0, pitch / 8))
         if numbered:
             pen.text(middle, bottom + 8, str(i + 1), size=11, colour=_MUTED, anchor="ma")

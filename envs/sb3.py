@@ -15,14 +15,15 @@ from dfs_rl.errors import CheckpointError, ConfigError
 from envs.core import (
     Batch,
     Outcome,
-    Walks,
     action_space,
     choose_positions,
     observation_space,
+    replaced,
 )
 from envs.single import check_render_mode
 from envs.streams import ImageStreams
 from envs.task import Task
+from envs.walks import Walks
 
 
 class EpisodeStats(NamedTuple):
@@ -33,7 +34,7 @@ class EpisodeStats(NamedTuple):
         mean_return: Undiscounted return.
         accuracy: Share of correct predictions.
         computation: Percent, never-gated parts included, without the gate.
-        option_shares: How often each layer ran at each option, float64 ``[layers, options]``.
+        option_shares: How often each layer ran at each option, and had been left before, float64 ``[layers, actions]``.
     """
 
     episodes: int
@@ -51,10 +52,17 @@ class SB3GatingVecEnv(VecEnv):
     ``seed + j`` would. The last step's ``info`` holds what the single environment's does, ``terminal_observation``,
     ``TimeLimit.truncated``, ``is_success``, and ``episode`` with return and length, so no ``VecMonitor`` is needed.
 
+    Where the network has exits, walks are of different lengths, and what environments of one group show drifts apart. With
+    ``whole_walks`` nothing is reset before all layers have passed: a walk that left rests until then. While it rests, actions do
+    nothing, rewards and observations but for the layer are zero, ``done`` is true and ``info`` is ``{"resting": True}``; a learner has
+    to leave these steps out, as ``agents.group_buffer`` does. So an update of as many steps as there are layers holds one whole walk of
+    each environment, and a group's walks begin at the same image together.
+
     Args:
         task: Backbone, images, reward, budget.
         n_envs: Number of environments, a multiple of ``images_per_group``.
         images_per_group: Environments that show the same image.
+        whole_walks: Begin walks together alone; needed for groups where there are exits.
         seed: Seed of the images' streams; ``None`` for entropy of the system.
         render_mode: ``None`` or ``"rgb_array"``.
 
@@ -68,6 +76,7 @@ class SB3GatingVecEnv(VecEnv):
         n_envs: int,
         *,
         images_per_group: int = 1,
+        whole_walks: bool = False,
         seed: int | None = None,
         render_mode: str | None = None,
     ) -> None:
@@ -76,13 +85,21 @@ class SB3GatingVecEnv(VecEnv):
             raise ConfigError(
                 f"{n_envs} environments cannot be split into groups of images_per_group = {images_per_group}; it must divide them."
             )
+        if images_per_group > 1 and task.backbone.costs.exits and not whole_walks:
+            raise ConfigError(
+                f"images_per_group is {images_per_group} on a network with exits, whose walks end at different times; pass "
+                "whole_walks=True, or a backbone without exits."
+            )
         self.task = task
         self.images_per_group = images_per_group
+        self.whole_walks = whole_walks
         self.render_mode = render_mode
         self._walks = Walks(task, n_envs)
         self._streams = ImageStreams(n_envs // images_per_group)
         self._returns: NDArray[np.float64] = np.zeros(n_envs)
         self._actions: NDArray[np.int64] = np.zeros(n_envs, dtype=np.int64)
+        self._steps = 0
+        self._seen: Batch = {}
         self._clear_stats()
         observations = observation_space(task.backbone, dial=task.prices is not None)
         super().__init__(n_envs, observations, action_space(task.backbone))
@@ -93,7 +110,9 @@ class SB3GatingVecEnv(VecEnv):
         """Begin all walks anew; seeds and ``{"index": i}`` options set before are used once."""
         self._streams.seed(self._seeds[: len(self._streams.keys)])
         wanted = [options.get("index") for options in self._options]
-        observation = self._begin(None if wanted[0] is None else np.array(wanted, dtype=np.int64))
+        observation = self._begin_all(
+            None if wanted[0] is None else np.array(wanted, dtype=np.int64)
+        )
         self.reset_infos = [{"index": index} for index in self._walks.indices.tolist()]
         if self._walks.prices is not None:
             for info, price in zip(self.reset_infos, self._walks.prices.tolist(), strict=True):
@@ -107,19 +126,26 @@ class SB3GatingVecEnv(VecEnv):
         self._actions = actions
 
     def step_wait(self) -> VecEnvStepReturn:
-        """Run the next layer, and begin anew after the last one."""
-        transition = self._walks.advance(self._actions)
-        observation = transition.observation
-        self._returns += transition.reward
-        dones = np.full(self.num_envs, transition.outcome is not None)
-        infos: list[dict[str, Any]]
-        if transition.outcome is None:
-            infos = [{} for _ in range(self.num_envs)]
+        """Take the actions, and begin anew what has ended, or with ``whole_walks`` everything after the last layer."""
+        walks, resting = self._walks, self._walks.ended.copy()
+        infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
+        if resting.all():
+            observation = {key: np.zeros_like(value) for key, value in self._seen.items()}
+            rewards = np.zeros(self.num_envs)
         else:
-            infos = self._final_infos(transition.outcome, observation)
-            self._add_stats(transition.outcome)
-            observation = self._begin(None)
-        return observation, transition.reward.astype(np.float32), dones, infos
+            observation, rewards, outcome = walks.advance(self._actions)
+            self._returns += rewards
+            if outcome is not None:
+                self._fill_infos(infos, outcome, observation)
+                self._add_stats(outcome)
+        self._steps += 1
+        for i in np.flatnonzero(resting):
+            infos[i]["resting"] = True
+        dones = walks.ended.copy()
+        self._seen = observation
+        if dones.any():
+            self._begin_ended(dones)
+        return self._seen, rewards.astype(np.float32), dones, infos
 
     def pop_stats(self) -> EpisodeStats:
         """Return the means over all episodes that ended since the last call, and begin a new count."""
@@ -142,16 +168,17 @@ class SB3GatingVecEnv(VecEnv):
         """
         self.task = replace(self.task, backbone=backbone)
         walks = self._walks
-        indices, options, positions = walks.indices, walks.options, walks.positions
+        indices, positions = walks.indices, walks.positions
+        options = self._options_so_far()
         walks.use(self.task)
-        return walks.replay(indices, options, positions)
+        return self._replayed(walks.replay(indices, options, positions))
 
     def get_state(self) -> dict[str, Any]:
         """Return where streams and walks are, as JSON values; what ``pop_stats`` would return is not part of it."""
         return {
             "streams": self._streams.get_state(),
             "indices": self._walks.indices.tolist(),
-            "options": self._walks.options.tolist(),
+            "options": self._options_so_far().tolist(),
             "returns": self._returns.tolist(),
             "positions": None if self._walks.positions is None else self._walks.positions.tolist(),
         }
@@ -175,10 +202,12 @@ class SB3GatingVecEnv(VecEnv):
         self._returns = np.array(state["returns"], dtype=np.float64)
         options = np.array(state["options"], dtype=np.int64).reshape(self.num_envs, -1)
         positions = None if self.task.prices is None else np.array(state["positions"], dtype=float)
-        return self._walks.replay(np.array(state["indices"], dtype=np.int64), options, positions)
+        self._steps = options.shape[1]
+        indices = np.array(state["indices"], dtype=np.int64)
+        return self._replayed(self._walks.replay(indices, options, positions))
 
     def action_masks(self) -> NDArray[np.bool_]:
-        """Return which actions keep the cheapest completion within the budget, bool ``[n_envs, n]``."""
+        """Return which actions are there and keep the cheapest way to an answer within the budget, bool ``[n_envs, n]``."""
         return self._walks.action_masks()
 
     def close(self) -> None:
@@ -226,30 +255,67 @@ class SB3GatingVecEnv(VecEnv):
         """Return that no environment is wrapped."""
         return [False for _ in self._get_indices(indices)]
 
-    def _begin(self, indices: NDArray[np.int64] | None) -> Batch:
+    def _begin_all(self, indices: NDArray[np.int64] | None) -> Batch:
         if indices is None:
             indices = np.repeat(self._streams.draw(len(self.task.images)), self.images_per_group)
         self._returns = np.zeros(self.num_envs)
+        self._steps = 0
         positions = choose_positions(self.task, self._streams, None, repeats=self.images_per_group)
-        return self._walks.begin(indices, positions)
+        self._seen = self._walks.begin(indices, positions)
+        return self._seen
 
-    def _final_infos(self, outcome: Outcome, observation: Batch) -> list[dict[str, Any]]:
+    def _begin_ended(self, ended: NDArray[np.bool_]) -> None:
+        """Begin anew what is due, and let ``_seen`` show it."""
+        if self.whole_walks and self._steps < self.task.backbone.costs.n_layers:
+            self._seen["layer"][ended] = self._steps
+        elif ended.all():
+            self._begin_all(None)
+        else:
+            which = np.flatnonzero(ended)  # each is a group of its own
+            self._returns[which] = 0.0
+            indices = self._streams.draw(len(self.task.images), which)
+            positions = choose_positions(self.task, self._streams, None, which=which)
+            begun = self._walks.begin(indices, positions, which=which)
+            self._seen = replaced(self._seen, begun, which)
+
+    def _options_so_far(self) -> NDArray[np.int64]:
+        """Return what the walks did since they began together, int64 ``[n_envs, steps]``.
+
+        Raises:
+            ConfigError: If they did not.
+        """
+        if self.task.backbone.costs.exits and not self.whole_walks:
+            raise ConfigError(
+                "on a network with exits, environments can be stored or take up weights only with whole_walks=True."
+            )
+        return self._walks.options[:, : self._steps]
+
+    def _replayed(self, observation: Batch) -> Batch:
+        """Show where the walks are, those that rest like before."""
+        self._seen = observation
+        self._seen["layer"][self._walks.ended] = self._steps
+        return self._seen
+
+    def _fill_infos(
+        self, infos: list[dict[str, Any]], outcome: Outcome, observation: Batch
+    ) -> None:
         named = {
             key: list(value) if value.ndim > 1 else value.tolist()
             for key, value in outcome.info().items()
         }
         keys = list(named)
-        length = self.task.backbone.costs.n_layers
+        n_layers = self.task.backbone.costs.n_layers
         features, layers, contexts = (
             observation["features"],
             observation["layer"],
             observation["context"],
         )
-        infos = []
-        for i, (values, total) in enumerate(
-            zip(zip(*named.values(), strict=True), self._returns.tolist(), strict=True)
+        returns = self._returns[outcome.walks].tolist()
+        for i, values, total in zip(
+            outcome.walks.tolist(), zip(*named.values(), strict=True), returns, strict=True
         ):
-            info: dict[str, Any] = dict(zip(keys, values, strict=True))
+            info = infos[i]
+            info.update(zip(keys, values, strict=True))
             info["is_success"] = info["correct"]
             info["TimeLimit.truncated"] = False
             info["terminal_observation"] = {
@@ -257,22 +323,21 @@ class SB3GatingVecEnv(VecEnv):
                 "layer": layers[i],
                 "context": contexts[i],
             }
+            length = min(info.get("walked", n_layers) + 1, n_layers)  # leaving is a step as well
             info["episode"] = {"r": total, "l": length}
-            infos.append(info)
-        return infos
 
     def _clear_stats(self) -> None:
         costs = self.task.backbone.costs
         self._episodes = 0
         self._sum_returns = self._sum_correct = self._sum_computation = 0.0
-        self._option_counts: NDArray[np.float64] = np.zeros((costs.n_layers, len(costs.options)))
+        self._option_counts: NDArray[np.float64] = np.zeros((costs.n_layers, costs.n_actions))
 
     def _add_stats(self, outcome: Outcome) -> None:
-        self._episodes += self.num_envs
-        self._sum_returns += float(self._returns.sum())
+        self._episodes += len(outcome.walks)
+        self._sum_returns += float(self._returns[outcome.walks].sum())
         self._sum_correct += float(outcome.correct.sum())
         self._sum_computation += float(outcome.computation.sum())
-        options = self._walks.options  # [n, layers]
+        options = self._walks.options[outcome.walks]  # [n, layers]
         n_options = self._option_counts.shape[1]
         for layer in range(options.shape[1]):
             self._option_counts[layer] += np.bincount(options[:, layer], minlength=n_options)

@@ -16,13 +16,13 @@ from envs.core import (
     METADATA,
     Batch,
     Outcome,
-    Walks,
     action_space,
     choose_positions,
     observation_space,
 )
 from envs.streams import ImageStreams
 from envs.task import make_task
+from envs.walks import Walks
 
 Observation = dict[str, Any]
 
@@ -43,6 +43,11 @@ class FractionalSkippingEnv(gymnasium.Env[Observation, np.int64]):
     | Bits | 0 (skip) | 2 | 3 | 4 | 8 | 32 |
     | Cost relative to 32 bit | 0 | 0.0039 | 0.0088 | 0.0156 | 0.0625 | 1 |
 
+    Where the network has exits, see `train_exits`, the space is `Discrete(n + 1)`, and action `n` leaves: the exit before the layer
+    answers, and no layer after it runs. At a layer without an exit, `n` means the cheapest option, action 0: it asks to spend no more,
+    which the cheapest comes nearest to, and the cheapest is within every budget that can be kept. `action_masks()` allows `n` only
+    where there is an exit.
+
     ## Observation space
     A `Dict`; `gymnasium.wrappers.FlattenObservation` makes it a vector.
 
@@ -52,17 +57,19 @@ class FractionalSkippingEnv(gymnasium.Env[Observation, np.int64]):
     | `layer` | `Discrete(layers)` | the layer to choose for | index |
     | `context[0]` | 0 to 1 | spent so far | log2(1 + 32 sqrt(fraction)) / log2(33): 0.31, 0.46, 0.63, 1 for 2, 4, 8, 32 bit everywhere |
     | `context[1]` | 0 to 1 | budget of the gated layers, 1 without one | the same |
-    | `context[2]` | 0 to 1 | previous action, 0 at the first layer | action / (n - 1) |
+    | `context[2]` | 0 to 1 | previous option, 0 at the first layer | index / (n - 1) |
     | `context[3]` | 0 to 1 | with `cost_weights` alone: the episode's price, 0 is the highest | logarithmic |
 
     The probe is a linear classifier of the channels' means over parts of the image. Its confidence are three numbers: the highest
-    class probability, the lead over the second highest and the entropy. After the last layer `features` is zero and `layer`
-    stays at the last one.
+    class probability, the lead over the second highest and the entropy. Before an exit they are the exit's own, told in the mean and
+    the deviation of the probe that it stands in for. After the last layer `features` is zero and `layer` stays at the last one; after
+    leaving, at the one that would have been next.
 
     ## Reward
-    Minus `weights.cost` times the chosen option's share of the cost of all layers at 32 bit, at every step. At the last layer
-    `weights.accuracy` is added for a correct prediction, `weights.log_likelihood` times the label's log-likelihood clipped and
-    scaled to [-1, 0], and `weights.overshoot` times the fraction above the budget is subtracted. Ranges: `RewardWeights`.
+    Minus `weights.cost` times the chosen option's share of the cost of all layers at 32 bit, at every step; leaving costs the exit's
+    head less the network's own, which does not run. At the last step `weights.accuracy` is added for a correct prediction,
+    `weights.log_likelihood` times the label's log-likelihood clipped and scaled to [-1, 0], and `weights.overshoot` times the
+    fraction above the budget is subtracted. Ranges: `RewardWeights`.
 
     With `cost_weights=(lowest, highest)` each episode draws its price of computation between them, log-uniformly and
     independently of the image, and `weights.cost` plays no part: one gate then learns all trade-offs at once.
@@ -72,15 +79,17 @@ class FractionalSkippingEnv(gymnasium.Env[Observation, np.int64]):
     stream of draws where it is.
 
     ## End
-    Terminated after the last gated layer, so an episode always has as many steps as there are gated layers. Never truncated.
+    Terminated after the last gated layer, so without exits an episode always has as many steps as there are gated layers, or after
+    leaving. Never truncated.
 
     ## Info
     After `reset`: `index`, the image, and with `cost_weights` the episode's `cost_weight`. After the last step: `index`,
     `label`, `prediction`, `correct`, `computation` (percent of running every gated layer at 32 bit, the never-gated parts
-    included, no gate) and `bits`, int64 `[layers]`.
+    included, no gate) and `bits`, int64 `[layers]`, 0 for layers that did not run; with exits `walked` as well, how many layers the
+    image came through.
 
     ## Budget
-    `budget` bounds `computation`. It is advisory: `action_masks()` tells which actions keep the cheapest completion within it,
+    `budget` bounds `computation`. It is advisory: `action_masks()` tells which actions keep the cheapest way to an answer within it,
     other actions run all the same, and what they overshoot is charged by `weights.overshoot`.
 
     ## Arguments
@@ -165,7 +174,7 @@ class FractionalSkippingEnv(gymnasium.Env[Observation, np.int64]):
         return _only(observation), info
 
     def step(self, action: np.int64) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
-        """Run the next layer at option `action`."""
+        """Run the next layer at option `action`, or leave by the exit before it."""
         if not self._running:
             raise gymnasium.error.ResetNeeded(
                 "the episode is over or none was begun: call reset() first."
@@ -182,7 +191,7 @@ class FractionalSkippingEnv(gymnasium.Env[Observation, np.int64]):
         )
 
     def action_masks(self) -> NDArray[np.bool_]:
-        """Return which actions keep the cheapest completion within the budget, bool `[n]`."""
+        """Return which actions are there and keep the cheapest way to an answer within the budget, bool `[n]`."""
         masks: NDArray[np.bool_] = self._walks.action_masks()[0]
         return masks
 

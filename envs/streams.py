@@ -12,6 +12,10 @@ _MIX = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
 _LAST_SHIFT = 31
 
 
+Streams = NDArray[np.int64] | slice
+"""Which streams are meant."""
+ALL = slice(None)
+
 _SALT = 0xD1A1_0F_9B1CE5
 """Tells the numbers of an episode apart: the image's index, and this one's for the price."""
 _BITS_OF_A_DOUBLE = 53
@@ -42,16 +46,16 @@ class ImageStreams:
             self.episodes[i] = 0
         self._seeded = True
 
-    def draw(self, n_images: int) -> NDArray[np.int64]:
-        """Return the next image index of every stream, int64 ``[n]``."""
-        self.episodes += np.uint64(1)
-        return (self._mixed(self.keys) % np.uint64(n_images)).astype(np.int64)
+    def draw(self, n_images: int, which: Streams = ALL) -> NDArray[np.int64]:
+        """Return the next image index of every stream, or of some, int64 ``[n]``."""
+        self.episodes[which] += np.uint64(1)
+        return (self._mixed(self.keys) % np.uint64(n_images)).astype(np.int64)[which]
 
-    def positions(self) -> NDArray[np.float64]:
-        """Return a number in [0, 1) that belongs to every stream's episode, independent of its image, float64 ``[n]``."""
+    def positions(self, which: Streams = ALL) -> NDArray[np.float64]:
+        """Return a number in [0, 1) that belongs to each stream's episode, independent of its image, float64 ``[n]``."""
         z = self._mixed(self.keys ^ np.uint64(_SALT))
         high = (z >> np.uint64(64 - _BITS_OF_A_DOUBLE)).astype(np.float64)
-        return np.ldexp(high, -_BITS_OF_A_DOUBLE)
+        return np.ldexp(high, -_BITS_OF_A_DOUBLE)[which]
 
     def _mixed(self, keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
         z = keys + self.episodes * np.uint64(_GOLDEN)

@@ -19,14 +19,15 @@ from envs.core import (
     METADATA,
     Batch,
     Outcome,
-    Walks,
     action_space,
     choose_positions,
     observation_space,
+    replaced,
 )
 from envs.single import check_render_mode
-from envs.streams import ImageStreams
+from envs.streams import ALL, ImageStreams, Streams
 from envs.task import make_task
+from envs.walks import Walks
 
 StepReturn = tuple[Batch, NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]
 
@@ -34,7 +35,8 @@ StepReturn = tuple[Batch, NDArray[np.float64], NDArray[np.bool_], NDArray[np.boo
 class FractionalSkippingVectorEnv(VectorEnv[Batch, NDArray[np.int64], NDArray[Any]]):
     """`num_envs` copies of `FractionalSkippingEnv` that run as one batch and return what `SyncVectorEnv` would.
 
-    All walks have the same length, so all environments are always at the same layer, end together and are reset together.
+    Without exits all walks have the same length, so all environments are at the same layer, end together and are reset together. With
+    exits each goes its own way, and those that began together run as one batch.
     Action, observation, reward and info are those of `FractionalSkippingEnv`, batched. Memory grows linearly with `num_envs`:
     the activations of that many images.
 
@@ -93,7 +95,8 @@ class FractionalSkippingVectorEnv(VectorEnv[Batch, NDArray[np.int64], NDArray[An
         self.action_space = batch_space(self.single_action_space, num_envs)
         self._walks = Walks(self.task, num_envs)
         self._streams = ImageStreams(num_envs)
-        self._running = False
+        self._begun = False
+        self._seen: Batch = {}
 
     def reset(
         self,
@@ -107,40 +110,47 @@ class FractionalSkippingVectorEnv(VectorEnv[Batch, NDArray[np.int64], NDArray[An
             seed: Environment `i` starts its stream of images anew from `seed + i`, or from `seed[i]`.
             options: `{"index": ...}` shows one image of the split to all, or image `index[i]` to environment `i`.
                 `{"cost_weight": ...}` likewise sets what computation costs, see there.
-                `{"reset_mask": ...}` is accepted where it selects all environments: they end together, too.
+                `{"reset_mask": mask}`, bool `[num_envs]`, resets these environments alone, wherever they are.
         """
         super().reset(seed=seed if isinstance(seed, int) else None)
-        options = options or {}
+        options, seeds = options or {}, self._seeds(seed)
+        which = None
         if "reset_mask" in options:
-            self._check_mask(options["reset_mask"])
-        self._streams.seed(self._seeds(seed))
-        return self._begin(options.get("index"), options.get("cost_weight"))
+            which = self._chosen(options["reset_mask"])
+            seeds = [seeds[i] if i in which else None for i in range(self.num_envs)]
+        self._streams.seed(seeds)
+        infos: dict[str, Any] = {}
+        self._begin(infos, which, options.get("index"), options.get("cost_weight"))
+        return self._seen, infos
 
     def step(self, actions: NDArray[np.int64]) -> StepReturn:
-        """Run the next layer, environment `i` at option `actions[i]`."""
-        if not self._running:
-            return self._step_after_end()
-        transition = self._walks.advance(np.asarray(actions))
-        observation, infos = transition.observation, {}
-        ended = transition.outcome is not None
-        if transition.outcome is not None:
-            self._running = False
-            infos = self._batched(transition.outcome.info())
-            if self.autoreset_mode is AutoresetMode.SAME_STEP:
-                final = {"final_obs": self._separate(observation), "final_info": infos}
-                observation, infos = self._begin()
-                infos |= self._batched(final)
-        terminations = np.full(self.num_envs, ended)
+        """Take action `actions[i]` in environment `i`: run its next layer, or leave."""
+        waiting = self._walks.ended.copy()  # for their reset, to which actions mean nothing
+        if not self._begun or (waiting.any() and self.autoreset_mode is AutoresetMode.DISABLED):
+            raise gymnasium.error.ResetNeeded(
+                "episodes are over or none was begun: call reset() first."
+            )
+        rewards, infos = np.zeros(self.num_envs), dict[str, Any]()
+        if not waiting.all():
+            transition = self._walks.advance(np.asarray(actions))
+            self._seen, rewards = transition.observation, transition.reward
+            if transition.outcome is not None:
+                self._tell_end(infos, transition.outcome)
+        terminations = self._walks.ended & ~waiting
+        if waiting.any():
+            self._begin(infos, np.flatnonzero(waiting))
+        elif terminations.any() and self.autoreset_mode is AutoresetMode.SAME_STEP:
+            self._begin(infos, np.flatnonzero(terminations))
         return (
-            observation,
-            transition.reward,
+            self._seen,
+            rewards,
             terminations,
             np.zeros(self.num_envs, dtype=np.bool_),
             infos,
         )
 
     def action_masks(self) -> NDArray[np.bool_]:
-        """Return which actions keep the cheapest completion within the budget, bool `[num_envs, n]`."""
+        """Return which actions are there and keep the cheapest way to an answer within the budget, bool `[num_envs, n]`."""
         return self._walks.action_masks()
 
     def render(self) -> tuple[NDArray[np.uint8], ...] | None:
@@ -151,48 +161,58 @@ class FractionalSkippingVectorEnv(VectorEnv[Batch, NDArray[np.int64], NDArray[An
 
         return tuple(draw_walk(self._walks, i) for i in range(self.num_envs))
 
-    @property
-    def outcome(self) -> Outcome | None:
-        """What came of the walks if they have just ended."""
-        return self._walks.outcome
-
     def _begin(
-        self, wanted: object = None, cost_weight: object = None
-    ) -> tuple[Batch, dict[str, Any]]:
+        self,
+        infos: dict[str, Any],
+        which: NDArray[np.int64] | None,
+        wanted: object = None,
+        cost_weight: object = None,
+    ) -> None:
+        """Begin all episodes, or some, and tell of it in ``infos``."""
+        whole = which is None or len(which) == self.num_envs
+        streams = ALL if whole or which is None else which
         if wanted is None:
-            indices = self._streams.draw(len(self.task.images))
+            indices = self._streams.draw(len(self.task.images), streams)
         else:
-            indices = np.array(
-                np.broadcast_to(np.asarray(wanted, dtype=np.int64), (self.num_envs,))
-            )
-        positions = choose_positions(self.task, self._streams, cost_weight)
-        observation = self._walks.begin(indices, positions)
-        self._running = True
-        begun: dict[str, Any] = {"index": indices}
+            every = np.broadcast_to(np.asarray(wanted, dtype=np.int64), (self.num_envs,))
+            indices = np.array(every)[streams]
+        positions = choose_positions(self.task, self._streams, cost_weight, which=streams)
+        begun = self._walks.begin(indices, positions, which=None if whole else which)
+        if whole:
+            self._seen = begun
+        else:
+            self._seen = replaced(self._seen, begun, streams)
+        self._begun = True
+        told: dict[str, Any] = {"index": indices}
         if self._walks.prices is not None:
-            begun["cost_weight"] = self._walks.prices
-        return observation, self._batched(begun)
+            told["cost_weight"] = self._walks.prices[streams]
+        self._add(infos, told, streams)
 
-    def _step_after_end(self) -> StepReturn:
-        if self.autoreset_mode is not AutoresetMode.NEXT_STEP or self._walks.outcome is None:
-            raise gymnasium.error.ResetNeeded(
-                "the episodes are over or none was begun: call reset() first."
-            )
-        observation, infos = self._begin()
-        no = np.zeros(self.num_envs, dtype=np.bool_)
-        return observation, np.zeros(self.num_envs), no, no.copy(), infos
+    def _tell_end(self, infos: dict[str, Any], outcome: Outcome) -> None:
+        """Tell of episodes that ended, where Gymnasium looks for it."""
+        if self.autoreset_mode is not AutoresetMode.SAME_STEP:
+            self._add(infos, outcome.info(), outcome.walks)
+            return
+        final: dict[str, Any] = {}
+        self._add(final, outcome.info(), outcome.walks)
+        separate = np.empty(len(outcome.walks), dtype=object)
+        for place, i in enumerate(outcome.walks):
+            separate[place] = {key: value[i] for key, value in self._seen.items()}
+        self._add(infos, {"final_obs": separate}, outcome.walks)
+        ended = np.zeros(self.num_envs, dtype=np.bool_)
+        ended[outcome.walks] = True
+        infos |= {"final_info": final, "_final_info": ended}
 
-    def _batched(self, values: dict[str, Any]) -> dict[str, Any]:
-        """Return values with the masks of Gymnasium's vector infos: every environment has each of them."""
-        masks = {f"_{key}": np.ones(self.num_envs, dtype=np.bool_) for key in values}
-        return values | masks
-
-    def _separate(self, observation: Batch) -> NDArray[np.object_]:
-        """Return one observation per environment, as `final_obs` holds them."""
-        separate = np.empty(self.num_envs, dtype=object)
-        for i in range(self.num_envs):
-            separate[i] = {key: value[i] for key, value in observation.items()}
-        return separate
+    def _add(self, infos: dict[str, Any], values: dict[str, Any], which: Streams) -> None:
+        """Put values of some environments into ``infos`` as Gymnasium does: zeros for the others, and a mask beside each key."""
+        for key, value in values.items():
+            if key not in infos:
+                infos[key] = np.zeros((self.num_envs, *value.shape[1:]), dtype=value.dtype)
+                infos[f"_{key}"] = np.zeros(self.num_envs, dtype=np.bool_)
+                if value.dtype == object:
+                    infos[key].fill(None)
+            infos[key][which] = value
+            infos[f"_{key}"][which] = True
 
     def _seeds(self, seed: int | Sequence[int | None] | None) -> list[int | None]:
         if seed is None:
@@ -205,17 +225,19 @@ class FractionalSkippingVectorEnv(VectorEnv[Batch, NDArray[np.int64], NDArray[An
             )
         return list(seed)
 
-    def _check_mask(self, mask: object) -> None:
-        fits = (
-            isinstance(mask, np.ndarray)
-            and mask.dtype == np.bool_
-            and mask.shape == (self.num_envs,)
-        )
-        if not (fits and cast("NDArray[np.bool_]", mask).all()):
+    def _chosen(self, mask: object) -> NDArray[np.int64]:
+        """Return the environments that a mask selects."""
+        fits = isinstance(mask, np.ndarray) and mask.dtype == np.bool_
+        if not fits or cast("NDArray[np.bool_]", mask).shape != (self.num_envs,):
             raise ConfigError(
-                f"options['reset_mask'] is {mask!r}; all {self.num_envs} environments are at the same layer and end together, so "
-                "only an array of that many True values is allowed."
+                f"options['reset_mask'] is {mask!r}; needed is an array of {self.num_envs} truth values."
             )
+        which = np.flatnonzero(cast("NDArray[np.bool_]", mask))
+        if len(which) == 0 or not (self._begun or len(which) == self.num_envs):
+            raise ConfigError(
+                f"options['reset_mask'] selects {len(which)} of {self.num_envs} environments; needed is one at least, and at first all."
+            )
+        return which
 
 
 def _autoreset_mode(mode: AutoresetMode | str) -> AutoresetMode:

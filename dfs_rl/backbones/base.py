@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from math import prod
 from typing import Any, ClassVar, cast
 
@@ -9,8 +10,18 @@ import torch
 from torch import Tensor, nn
 
 from dfs_rl.backbones.contract import CONFIDENCE_SIZE, GatedLayer, runs_when_skipped
+from dfs_rl.backbones.exit_heads import EXIT_GRID, ExitHeads
 from dfs_rl.backbones.probe import GRIDS, PROBE_SHARE, describe, pool_grid
-from dfs_rl.cost import FULL, SKIP, BitOptions, CostTable, FixedCost, relative_cost
+from dfs_rl.cost import (
+    FULL,
+    SKIP,
+    BitOptions,
+    CostTable,
+    ExitCost,
+    FixedCost,
+    check_exits,
+    relative_cost,
+)
 from dfs_rl.cost.macs import count_macs
 from dfs_rl.data import ChannelStatistics
 from dfs_rl.errors import ConfigError
@@ -29,8 +40,10 @@ class _Looks(nn.Module):
         probe_grid: Into how many rows and columns a probe cuts an activation, see ``pool_grid``.
         feature_sizes: Numbers that ``feature`` returns before each gated layer: the probe's confidence and the channels.
         feature_macs: What the probes take per image; a multiply-accumulate at b bits counts (b / 32)**2.
+        layer_feature_macs: The same for each layer; where there is an exit, its head is the probe.
         feature_mean: Mean of ``feature`` before each gated layer, ``[layers, largest size]``, zero-padded.
         feature_std: Its standard deviation, one where unused.
+        exit_heads: Where an image may leave, ``None`` for nowhere.
     """
 
     options: BitOptions
@@ -40,22 +53,38 @@ class _Looks(nn.Module):
     probe_grid: int
     feature_sizes: tuple[int, ...]
     feature_macs: float
+    layer_feature_macs: tuple[float, ...]
     feature_mean: Tensor
     feature_std: Tensor
+    exit_heads: ExitHeads | None
 
     @property
     def layers(self) -> Sequence[GatedLayer]:
         """The gated layers, in order."""
         return cast("Sequence[GatedLayer]", self.blocks)
 
-    def parts(self, hidden: Tensor) -> Tensor:
-        """Pool an activation for a probe, float32 ``[batch, channels, parts]``."""
-        return pool_grid(hidden, grid=self.probe_grid)
+    def parts(self, hidden: Tensor, *, grid: int | None = None) -> Tensor:
+        """Pool an activation for a probe, or for a classifier with a grid of its own, float32 ``[batch, channels, parts]``."""
+        return pool_grid(hidden, grid=self.probe_grid if grid is None else grid)
 
     def feature(self, hidden: Tensor, layer: int) -> Tensor:
-        """Return the confidence of the layer's probe and the pooled channels, float32 ``[batch, 3 + channels]``."""
+        """Return the confidence of the layer's probe and the pooled channels, float32 ``[batch, 3 + channels]``.
+
+        Where there is an exit, its head takes the probe's place, for a gate that may leave by it must know how sure it is. Its
+        confidence is told in the probe's mean and deviation, so that the layer's ``feature_mean`` and ``feature_std`` hold for both.
+        """
         parts = self.parts(hidden)
-        return describe(parts, self.probes[layer](parts.flatten(1)))
+        if self.exit_heads is None or layer not in self.exit_heads:
+            return describe(parts, self.probes[layer](parts.flatten(1)))
+        sure = self.exit_heads.sureness(self.answer(hidden, layer), layer)
+        usual = self.feature_std[layer, :CONFIDENCE_SIZE]
+        sure = sure * usual + self.feature_mean[layer, :CONFIDENCE_SIZE]
+        return torch.cat([sure, parts.mean(dim=2)], dim=1)
+
+    def answer(self, hidden: Tensor, layer: int) -> Tensor:
+        """Return what the exit's head before gated layer ``layer`` says, logits float32 ``[batch, classes]``."""
+        assert self.exit_heads is not None, "an image leaves where there is an exit"
+        return self.exit_heads.answer(self.parts(hidden, grid=EXIT_GRID), layer)
 
 
 class Backbone(_Looks, ABC):
@@ -173,28 +202,63 @@ class Backbone(_Looks, ABC):
         dearest = self.options[self.options.full]
         hidden = self.stem(image)
         stem_macs = count_macs(lambda: self.stem(image))
-        layer_macs, seen, mandatory_macs = [], [], 0
-        for layer in self.layers:
+        fixed: list[tuple[str, int, int | None]] = [("stem", stem_macs, None)]
+        layer_macs, seen = [], []
+        for number, layer in enumerate(self.layers):
             seen.append(hidden)
             # What a layer runs even when it is skipped is no part of what a gate decides about.
             always = _macs_of(layer, hidden, SKIP) if runs_when_skipped(layer) else 0
-            mandatory_macs += always
+            if always:
+                fixed.append(("mandatory", always, number))
             layer_macs.append(_macs_of(layer, hidden, dearest) - always)
             hidden = layer(hidden, dearest)
-        fixed = {"stem": stem_macs, "head": count_macs(lambda: self.head(hidden))}
-        if mandatory_macs:
-            fixed["mandatory"] = mandatory_macs
+        fixed.append(("head", count_macs(lambda: self.head(hidden)), len(layer_macs)))
         self.costs = CostTable(
             options=self.options,
             layer_macs=tuple(layer_macs),
             fixed=tuple(
-                FixedCost(name=name, macs=macs, bits=self.stem_bits) for name, macs in fixed.items()
+                FixedCost(name=name, macs=macs, bits=self.stem_bits, layer=layer)
+                for name, macs, layer in fixed
             ),
         )
-        self._make_probes(seen, signed=signed)
+        self._signed = signed
+        self._make_probes(seen)
+        self._exit_sizes = [prod(self.parts(h, grid=EXIT_GRID).shape[1:]) for h in seen]
+        self.set_exits(())
         self.train(was_training)
 
-    def _make_probes(self, seen: Sequence[Tensor], *, signed: bool) -> None:
+    def set_exits(self, after: Sequence[int]) -> None:
+        """Make a head after each of these numbers of gated layers, untrained, in place of those there are; none takes them away.
+
+        Raises:
+            ConfigError: If they are not ascending numbers from 0 to one less than the gated layers.
+        """
+        check_exits(after, len(self.blocks))
+        sizes = {layer: self._exit_sizes[layer] for layer in after}
+        looks = [sizes.get(layer, size) for layer, size in enumerate(self.probe_sizes)]
+        price = self.n_classes * relative_cost(self.stem_bits)
+        self.layer_feature_macs = tuple(size * price for size in looks)
+        self.feature_macs = sum(looks) * price
+        self.costs = replace(
+            self.costs,
+            exits=tuple(
+                ExitCost(after=layer, macs=size * self.n_classes, bits=self.stem_bits)
+                for layer, size in sizes.items()
+            ),
+        )
+        self.exit_heads = None
+        if sizes:
+            # Measured, not trained, like the probes.
+            heads = [self._classifier(size) for size in sizes.values()]
+            self.exit_heads = ExitHeads(after, heads).requires_grad_(requires_grad=False)
+
+    def _classifier(self, size: int) -> FractionalLinear:
+        """Return an untrained classifier of so many numbers of an activation between gated layers."""
+        return FractionalLinear(
+            size, self.n_classes, bits=self.stem_bits, signed_input=self._signed
+        )
+
+    def _make_probes(self, seen: Sequence[Tensor]) -> None:
         """Choose the probes' grid, the finest that is cheap enough, and make a probe of each activation."""
         for self.probe_grid in GRIDS:
             self.probe_sizes = tuple(prod(self.parts(hidden).shape[1:]) for hidden in seen)
@@ -205,8 +269,7 @@ class Backbone(_Looks, ABC):
                 break
         # Measured, not trained: gradients never reach them.
         self.probes = nn.ModuleList(
-            FractionalLinear(size, self.n_classes, bits=self.stem_bits, signed_input=signed)
-            for size in self.probe_sizes
+            self._classifier(size) for size in self.probe_sizes
         ).requires_grad_(requires_grad=False)
         self.feature_sizes = tuple(CONFIDENCE_SIZE + self.parts(h).shape[1] for h in seen)
         shape = (len(self.blocks), max(self.feature_sizes))
@@ -234,6 +297,8 @@ class PreparedBackbone(_Looks, ABC):
         self.costs = source.costs
         self.feature_sizes = source.feature_sizes
         self.feature_macs = source.feature_macs
+        self.layer_feature_macs = source.layer_feature_macs
+        self.exit_heads = None if source.exit_heads is None else source.exit_heads.prepare()
         self.probe_grid = source.probe_grid
         self.image_shape = source.image_shape
         self.n_classes = source.n_classes

@@ -1,14 +1,15 @@
 """Statistics that are measured rather than learned: quantizer steps, norms per option, features for gates."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from dfs_rl.backbones.base import Backbone
-from dfs_rl.backbones.probe import describe, fit_probe
-from dfs_rl.backbones.settings import Setting, sample_low
+from dfs_rl.backbones.base import Backbone, PreparedBackbone
+from dfs_rl.backbones.exit_heads import EXIT_GRID
+from dfs_rl.backbones.probe import confidence, describe, fit_probe
+from dfs_rl.backbones.settings import Setting, sample_low, uniform
 from dfs_rl.data import ImageSet
 from dfs_rl.quant.layers import FractionalLayer, FractionalLinear, NormPerBits
 
@@ -103,8 +104,72 @@ def measure_features(
         parts[layer].clear()
         fit_probe(cast("FractionalLinear", probe), seen.flatten(1), torch.cat(labels))
         features = describe(seen, probe(seen.flatten(1))).double()
-        deviation, mean = torch.std_mean(features, dim=0, correction=0)
-        # A feature that never moves says nothing: a deviation of one leaves it at zero.
-        deviation = torch.where(deviation.square() > _STILL, deviation, torch.ones_like(mean))
+        mean, deviation = _usual(features)
         backbone.feature_mean[layer, : len(mean)] = mean
         backbone.feature_std[layer, : len(mean)] = deviation
+
+
+@torch.no_grad()
+def fit_exits(
+    backbone: Backbone,
+    after: Sequence[int],
+    batches: Iterable[Tensor],
+    generator: torch.Generator,
+) -> None:
+    """Give a trained backbone exits, in place of those it has; nothing else of it changes.
+
+    Each head learns what the network says when every layer runs at the dearest option, from activations under settings such as a gate
+    may choose. No label is needed.
+
+    Args:
+        backbone: Changed in place.
+        after: After how many gated layers an image may leave.
+        batches: Images of the train split, uint8 ``[batch, c, h, w]``; each batch runs under a setting of its own.
+        generator: Draws the settings.
+
+    Raises:
+        ConfigError: If there are no such layers.
+    """
+    backbone.set_exits(after)
+    heads = backbone.exit_heads
+    if heads is None:
+        return
+    n_layers = len(backbone.blocks)
+    frozen = backbone.prepare()
+    parts: list[list[Tensor]] = [[] for _ in after]
+    answers = []
+    for images in batches:
+        stem = frozen.stem(images)
+        answers.append(
+            _answer(frozen, stem, uniform(frozen.options[frozen.options.full], n_layers))
+        )
+        hidden = stem
+        setting = sample_low(frozen.options, n_layers, generator)
+        for layer in range(max(after) + 1):
+            if layer in heads:
+                pooled = backbone.parts(hidden, grid=EXIT_GRID).flatten(1)
+                parts[after.index(layer)].append(pooled)
+            hidden = frozen.layers[layer](hidden, setting[layer])
+    targets = torch.cat(answers)
+    for i, head in enumerate(heads.heads):
+        seen = torch.cat(parts[i])  # [images, channels * parts]
+        parts[i].clear()
+        fit_probe(cast("FractionalLinear", head), seen, targets)
+        mean, deviation = _usual(confidence(head(seen)).double())
+        heads.confidence_mean[i] = mean
+        heads.confidence_std[i] = deviation
+
+
+def _answer(frozen: PreparedBackbone, hidden: Tensor, setting: Setting) -> Tensor:
+    """Return what the network says at a setting, probabilities ``[batch, classes]``."""
+    for layer, bits in zip(frozen.layers, setting, strict=True):
+        hidden = layer(hidden, bits)
+    return frozen.head(hidden).softmax(dim=1)
+
+
+def _usual(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and standard deviation of each feature ``[images, features]``."""
+    deviation, mean = torch.std_mean(features, dim=0, correction=0)
+    # A feature that never moves says nothing: a deviation of one leaves it at zero.
+    deviation = torch.where(deviation.square() > _STILL, deviation, torch.ones_like(mean))
+    return mean, deviation

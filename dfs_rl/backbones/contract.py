@@ -92,3 +92,17 @@ class WalkableBackbone(Protocol):
             the pooled channels. A gate may look at the first ``CONFIDENCE_SIZE`` alone.
         """
         ...
+
+
+@runtime_checkable
+class WithExits(Protocol):
+    """What a network offers besides, if its ``costs`` know exits."""
+
+    @property
+    def layer_feature_macs(self) -> tuple[float, ...]:
+        """What ``feature_macs`` are made up of, layer by layer; before an exit it is all the head's."""
+        ...
+
+    def answer(self, hidden: Tensor, layer: int) -> Tensor:
+        """Turn the activation that enters gated layer ``layer`` into an exit's logits, float32 ``[batch, classes]``."""
+        ...

@@ -78,7 +78,7 @@ def fit_probe(probe: FractionalLinear, features: Tensor, labels: Tensor) -> None
     Args:
         probe: Changed in place.
         features: What it classifies, not negative, float32 ``[n, in]``.
-        labels: int64 ``[n]``.
+        labels: int64 ``[n]``, or the probability of each class, float32 ``[n, classes]``.
     """
     deviation, mean = torch.std_mean(features, dim=0, correction=0)
     # A channel that hardly moves would get weights so large that one quantizer step could not serve the others.

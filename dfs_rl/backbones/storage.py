@@ -20,6 +20,9 @@ from dfs_rl.runs import load_tensors, read_description, save_tensors, write_desc
 FORMAT = 2
 STRUCTURE_FILE = "backbone.json"
 WEIGHTS_FILE = "backbone.safetensors"
+EXITS_FILE = "exits.safetensors"
+"""What an exit's head has learned is kept apart, for the network is the same with it or without."""
+_EXITS = "exit_heads."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +58,8 @@ class StoredBackbone:
 def save_backbone(backbone: Backbone, info: BackboneInfo, folder: Path) -> None:
     """Write ``backbone.json`` and ``backbone.safetensors`` into ``folder``, which is made if need be.
 
+    The heads of a backbone with exits go to ``exits.safetensors``.
+
     Raises:
         ConfigError: If it is made of a model that nothing can make again.
     """
@@ -64,7 +69,11 @@ def save_backbone(backbone: Backbone, info: BackboneInfo, folder: Path) -> None:
             "that it can be loaded again."
         )
     folder.mkdir(parents=True, exist_ok=True)
-    save_tensors(folder / WEIGHTS_FILE, backbone.state_dict())
+    weights = backbone.state_dict()
+    heads = {name: weights.pop(name) for name in list(weights) if name.startswith(_EXITS)}
+    save_tensors(folder / WEIGHTS_FILE, weights)
+    if heads:
+        save_tensors(folder / EXITS_FILE, heads)
     write_description(
         folder / STRUCTURE_FILE,
         kind=backbone.family,
@@ -73,7 +82,8 @@ def save_backbone(backbone: Backbone, info: BackboneInfo, folder: Path) -> None:
             "config": config_to_dict(backbone.config),
             "statistics": config_to_dict(backbone.statistics),
             "info": config_to_dict(info),
-        },
+        }
+        | ({"exits": list(backbone.costs.exits_after)} if heads else {}),
     )
 
 
@@ -100,9 +110,13 @@ def load_stored_backbone(folder: Path) -> StoredBackbone:
     statistics = config_from_dict(parts["statistics"], ChannelStatistics, source=str(path))
     info = config_from_dict(parts["info"], BackboneInfo, source=str(path))
     weights = load_tensors(folder / WEIGHTS_FILE)
+    exits = record.get("exits", [])
+    if exits:
+        weights |= load_tensors(folder / EXITS_FILE)
     # Without memory of its own the network takes the file's tensors, so layers that the file does not hold are never allocated.
     with torch.device("meta"):
         backbone = family.backbone(config, statistics)
+        _set_exits(backbone, exits, path)
     try:
         backbone.load_state_dict(
             {n: t.float() if t.is_floating_point() else t for n, t in weights.items()}, assign=True
@@ -112,6 +126,15 @@ def load_stored_backbone(folder: Path) -> StoredBackbone:
             f"the weights in {folder / WEIGHTS_FILE} do not fit the backbone that {path} describes."
         ) from error
     return StoredBackbone(backbone=backbone.eval(), info=info)
+
+
+def _set_exits(backbone: Backbone, after: object, path: Path) -> None:
+    if not isinstance(after, list) or not all(type(layers) is int for layers in after):
+        raise CheckpointError(f"{path} is damaged: {after!r} are no numbers of gated layers.")
+    try:
+        backbone.set_exits(after)
+    except ConfigError as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from error
 
 
 def load_backbone(folder: Path) -> Backbone:
@@ -126,5 +149,5 @@ def _mapping(value: object) -> dict[str, object]:
 
 
 def weights_digest(folder: Path) -> str:
-    """Return a short digest of a stored backbone's weights, which tells it from every other."""
+    """Return a short digest of a stored backbone's weights, which tells it from every other; exits do not make it another."""
     return hashlib.sha256((folder / WEIGHTS_FILE).read_bytes()).hexdigest()[:16]

@@ -10,7 +10,7 @@ from dfs_rl.cost.options import (
     menu_of,
     relative_cost,
 )
-from dfs_rl.cost.table import CostTable, Counting, FixedCost
+from dfs_rl.cost.table import CostTable, Counting, ExitCost, FixedCost, check_exits
 
 __all__ = [
     "ALLOWED_BITS",
@@ -21,7 +21,9 @@ __all__ = [
     "BitOptions",
     "CostTable",
     "Counting",
+    "ExitCost",
     "FixedCost",
+    "check_exits",
     "menu_of",
     "relative_cost",
 ]

@@ -1,21 +1,25 @@
 """What a gate is compared with: rivals that cannot look at the image, or need no learning."""
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from dfs_rl.backbones.contract import WalkableBackbone
-from dfs_rl.cost import FULL, SKIP, BitOptions
+from dfs_rl.cost import FULL, SKIP, BitOptions, CostTable
 from dfs_rl.data.images import ImageSet
 from dfs_rl.evaluation.cascade import choose_cascade, run_cascade
+from dfs_rl.evaluation.exits import choose_exits, exit_passes, run_exits
 from dfs_rl.evaluation.limits import SearchLimits
+from dfs_rl.evaluation.lowering import closed
 from dfs_rl.evaluation.records import GateRecords
 from dfs_rl.evaluation.run_gate import BATCH_SIZE, evaluate_options, evaluate_table
 from dfs_rl.evaluation.static_search import SearchResult, search_static_table
-from dfs_rl.evaluation.tables import Table, TableScore
+from dfs_rl.evaluation.tables import Table, TableScore, table_text
 from dfs_rl.evaluation.verdict import SAME_COST
 from dfs_rl.seeding import torch_generator
 
@@ -30,7 +34,8 @@ class Method:
 
     Attributes:
         key: Stable name in files: ``gate``, ``full``, ``uniform_8``, ``mode_table``, ``random``,
-            ``patterns``, ``cascade``, ``static_table``, ``oracle``; the last two with ``_before`` on the backbone before co-training.
+            ``patterns``, ``cascade``, ``static_table``, ``exits``, ``oracle``; ``cascade`` and ``static_table`` with
+            ``_before`` on the backbone before co-training.
         label: Name in tables and plots.
         role: ``"gate"``; ``"fixed"`` for reference points at a cost of their own; ``"matched"`` for
             rivals made to cost what the gate costs; ``"oracle"`` for what knows the answer and is no gate.
@@ -53,25 +58,41 @@ class Method:
     search: SearchResult | None = None
 
 
-def mode_table(options: Tensor, n_options: int) -> Table:
-    """Return the most frequent option of each layer, the cheaper one of equals.
+def mode_table(options: Tensor, costs: CostTable) -> Table:
+    """Return the most frequent action of each layer, the cheaper one of equals, up to where it leaves.
 
     Args:
         options: Option indices, int64 ``[n, layers]``.
-        n_options: Size of the menu.
+        costs: The backbone's.
     """
-    columns = options.T
-    return tuple(int(torch.bincount(column, minlength=n_options).argmax()) for column in columns)
+    counts = [torch.bincount(column, minlength=costs.n_actions) for column in options.T]
+    return closed(costs, tuple(int(count.argmax()) for count in counts))
 
 
-def shuffled_options(options: Tensor, generator: torch.Generator) -> Tensor:
+def shuffled_options(
+    options: Tensor, generator: torch.Generator, *, exit_action: int | None = None
+) -> Tensor:
     """Deal each layer's options out to the images anew, independently of the other layers.
 
     How often each layer runs at each option stays exactly what it was, and so does the mean cost;
     what is lost is which image gets which option. int64 ``[n, layers]`` in and out.
+
+    Args:
+        options: Option indices.
+        generator: Deals.
+        exit_action: What stands for having left, ``None`` if no image can. What those that came to a layer did there is dealt out to
+            those that come to it now, of whom there are as many.
     """
     rank = torch.rand(options.shape, generator=generator).argsort(dim=0)
-    return options.gather(0, rank)
+    if exit_action is None:
+        return options.gather(0, rank)
+    dealt = torch.full_like(options, exit_action)
+    come = came = torch.ones(len(options), dtype=torch.bool)
+    for layer in range(options.shape[1]):
+        order = rank[:, layer]
+        dealt[come, layer] = options[order[came[order]], layer]
+        come, came = dealt[:, layer] != exit_action, options[:, layer] != exit_action
+    return dealt
 
 
 def shuffled_patterns(options: Tensor, generator: torch.Generator) -> Tensor:
@@ -256,7 +277,7 @@ def rival_methods(
     uniform: Sequence[Method],
     before: WalkableBackbone | None = None,
 ) -> list[Method]:
-    """Run every rival at the gate's cost: best static table, cascade, mode table, shuffled options.
+    """Run every rival at the gate's cost: best static table, cascade, confidence exits, mode table, shuffled options.
 
     The static table and the cascade are chosen under the gate's mean computation on the selection split, see
     ``searched_methods``. The mode table and the shuffles take their options from the gate on the reported split,
@@ -272,9 +293,11 @@ def rival_methods(
             a backbone worse at what the gate does not choose, so rivals need the one from before as well.
     """
     cap = gate_selection.computation(backbone.costs).mean().item()
-    n_options = len(backbone.options)
-    starts = [mode_table(gate_selection.options, n_options)]
+    costs = backbone.costs
+    starts = [mode_table(gate_selection.options, costs)]
     searched = searched_methods(backbone, arena, cap=cap, starts=starts, uniform=uniform)
+    if costs.exits:
+        searched.append(exits_method(backbone, arena, cap=cap))
     if before is not None:
         then = uniform_methods(
             before, arena.reported, selection=arena.selection, batch_size=arena.batch_size
@@ -289,11 +312,15 @@ def rival_methods(
         )
 
     arena.progress("mode table and shuffled options")
-    mode = mode_table(gate.options, n_options)
+    mode = mode_table(gate.options, costs)
     mode_records = evaluate_table(
         backbone, arena.reported, mode, name="mode table", batch_size=arena.batch_size
     )
-    shuffles = {"random": shuffled_options, "patterns": shuffled_patterns}
+    leaving = costs.exit_action if costs.exits else None
+    shuffles: Mapping[str, Callable[[Tensor, torch.Generator], Tensor]] = {
+        "random": partial(shuffled_options, exit_action=leaving),
+        "patterns": shuffled_patterns,
+    }
     draws = {
         key: tuple(
             evaluate_options(
@@ -337,9 +364,35 @@ def rival_methods(
     ]
 
 
-def table_text(table: Table, options: BitOptions) -> str:
-    """Return the bits of a static table, layer by layer, as one word."""
-    return "-".join(str(options[option]) for option in table)
+def exits_method(backbone: WalkableBackbone, arena: Arena, *, cap: float) -> Method:
+    """Find and run the best rule by which images leave when an exit is sure, chosen on the selection split under ``cap``.
+
+    Args:
+        backbone: A backbone with exits, on the device of both splits.
+        arena: Images and rules.
+        cap: Upper bound on mean computation in percent.
+    """
+    arena.progress(f"confidence exits, chosen on {arena.selection_name}")
+    costs = backbone.costs
+    reported, selection = (
+        exit_passes(backbone, images, batch_size=arena.batch_size)
+        for images in (arena.reported, arena.selection)
+    )
+    rule = choose_exits(selection, costs, cap)
+    records = run_exits(reported, rule, costs)
+    bits, asked = backbone.options[rule.option], costs.exits_after[rule.first :]
+    places = ", ".join(map(str, asked))
+    return Method(
+        key="exits",
+        label="confidence exits",
+        role="matched",
+        records=(records,),
+        selection=run_exits(selection, rule, costs),
+        chosen_on=arena.selection_name,
+        detail=f"{bits} bit, leaving after {places} layers where the exit is {100 * rule.threshold:.1f} % sure"
+        if asked and rule.threshold < math.inf
+        else f"{bits} bit, leaving nowhere",
+    )
 
 
 def _cascade_text(first: int, second: int, records: GateRecords, options: BitOptions) -> str:

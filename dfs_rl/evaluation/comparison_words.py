@@ -23,7 +23,13 @@ def verdict_of(
         for p in frontier
     )
     yield f"To ship, chosen on val: {listed}."
-    for key, name in (("static_table", "best static table"), ("cascade", "confidence cascade")):
+    for key, name in (
+        ("static_table", "best static table"),
+        ("cascade", "confidence cascade"),
+        ("exits", "confidence exits"),
+    ):
+        if key == "exits" and not any(key in gate.gains for gate in gates):
+            continue
         above = "; ".join(gate.label for gate in gates if key in gate.above)
         yield (
             f"Above the {name} at no more than its cost, by more than two standard deviations over seeds and beyond chance over "

@@ -14,6 +14,11 @@ def table_computation(costs: CostTable, table: Table) -> float:
     return float(costs.computation(torch.tensor([table])))
 
 
+def closed(costs: CostTable, table: Table) -> Table:
+    """Return a table as what images do by it, see ``CostTable.closed``."""
+    return tuple(costs.closed(torch.tensor(table)).tolist()) if costs.exits else table
+
+
 def fits(costs: CostTable, table: Table, cap: float) -> bool:
     """Say whether a table costs at most ``cap`` percent."""
     return table_computation(costs, table) <= cap + _TOLERANCE
@@ -25,16 +30,22 @@ def lower_dearest_first(table: Table, costs: CostTable, cap: float) -> Table:
     Args:
         table: Option index of each layer.
         costs: What they cost.
-        cap: Upper bound on computation in percent; the cheapest table must fit.
+        cap: Upper bound on computation in percent; the cheapest table of options must fit. It is returned where a table leaves by an
+            exit that is too dear.
     """
-    assert fits(costs, (0,) * len(table), cap), "or there would be no end"
+    cheapest = (0,) * len(table)
+    assert fits(costs, cheapest, cap), "or there would be no end"
     price = costs.option_costs()
-    current = list(table)
+    current = list(closed(costs, table))
     while not fits(costs, tuple(current), cap):
         savings = [
-            float(price[layer, option] - price[layer, option - 1]) if option > 0 else -1.0
+            float(price[layer, option] - price[layer, option - 1])
+            if 0 < option <= costs.options.full
+            else -1.0
             for layer, option in enumerate(current)
         ]
+        if max(savings) < 0:
+            return cheapest
         current[savings.index(max(savings))] -= 1
     return tuple(current)
 

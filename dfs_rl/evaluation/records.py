@@ -33,10 +33,11 @@ class GateRecords:
         predictions: Predicted class, int64 ``[n]``.
         labels: True class, int64 ``[n]``.
         options: Option index of each gated layer in the pass that gave the prediction, int64
-            ``[n, layers]``.
+            ``[n, layers]``; ``CostTable.exit_action`` for those that an image which left did not come to.
         log_likelihood: Log-probability of the true class, float64 ``[n]``.
         confidence: Largest class probability, float64 ``[n]``.
         gate_macs: MACs per image of the gate, 0 for methods that decide without a network.
+        gate_macs_taken: What it took for each image where some leave early, float64 ``[n]``; None for ``gate_macs`` each.
         first_pass: The earlier pass of a cascade, None for everything that runs once.
 
     Raises:
@@ -50,6 +51,7 @@ class GateRecords:
     log_likelihood: Tensor
     confidence: Tensor
     gate_macs: float = 0.0
+    gate_macs_taken: Tensor | None = None
     first_pass: FirstPass | None = None
 
     def __post_init__(self) -> None:
@@ -65,6 +67,8 @@ class GateRecords:
             "log_likelihood": self.log_likelihood,
             "confidence": self.confidence,
         }
+        if self.gate_macs_taken is not None:
+            fields["gate_macs_taken"] = self.gate_macs_taken
         if self.first_pass is not None:
             fields["first_pass.options"] = self.first_pass.options
             fields["first_pass.escalated"] = self.first_pass.escalated
@@ -98,9 +102,18 @@ class GateRecords:
         """Return how often each layer ran at each option; float64 ``[layers, options]``."""
         return option_histogram(self.options, n_options)
 
+    @property
+    def _gate(self) -> float | Tensor:
+        return self.gate_macs if self.gate_macs_taken is None else self.gate_macs_taken
+
+    def exit_shares(self, costs: CostTable) -> tuple[float, ...]:
+        """Return the share of images that left by each exit, in [0, 1]."""
+        walked = costs.walked(self.options)
+        return tuple((walked == after).double().mean().item() for after in costs.exits_after)
+
     def computation(self, costs: CostTable, counting: Counting = "full") -> Tensor:
         """Return each image's computation in percent; float64 ``[n]``."""
-        spent = costs.computation(self.options, gate_macs=self.gate_macs, counting=counting)
+        spent = costs.computation(self.options, gate_macs=self._gate, counting=counting)
         if self.first_pass is None:
             return spent
         first = costs.computation(self.first_pass.options, counting=counting)
@@ -108,7 +121,7 @@ class GateRecords:
 
     def bitops(self, costs: CostTable) -> Tensor:
         """Return each image's BitOPs, fixed parts and gate included; float64 ``[n]``."""
-        spent = costs.bitops(self.options, gate_macs=self.gate_macs)
+        spent = costs.bitops(self.options, gate_macs=self._gate)
         if self.first_pass is None:
             return spent
         return spent + costs.bitops(self.first_pass.options) * self.first_pass.escalated
@@ -120,6 +133,7 @@ def concatenate(parts: Sequence[GateRecords]) -> GateRecords:
     Args:
         parts: At least one, all of the same method.
     """
+    taken = [part.gate_macs_taken for part in parts if part.gate_macs_taken is not None]
     return GateRecords(
         name=parts[0].name,
         predictions=torch.cat([part.predictions for part in parts]),
@@ -128,4 +142,5 @@ def concatenate(parts: Sequence[GateRecords]) -> GateRecords:
         log_likelihood=torch.cat([part.log_likelihood for part in parts]),
         confidence=torch.cat([part.confidence for part in parts]),
         gate_macs=parts[0].gate_macs,
+        gate_macs_taken=torch.cat(taken) if taken else None,
     )

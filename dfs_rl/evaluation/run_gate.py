@@ -1,6 +1,7 @@
 """Run a gate, or options fixed beforehand, over a split and record what happened."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -10,9 +11,10 @@ from dfs_rl.data.batching import batches
 from dfs_rl.data.images import ImageSet
 from dfs_rl.errors import ConfigError
 from dfs_rl.evaluation.records import GateRecords, concatenate
+from dfs_rl.gating.exits import Walkers
 from dfs_rl.gating.gates import Gate
+from dfs_rl.gating.model import macs_taken
 from dfs_rl.gating.rollout import rollout
-from dfs_rl.gating.walk import finish, start, step
 
 BATCH_SIZE = 256
 
@@ -42,7 +44,11 @@ def evaluate_gate(
             turned = None if positions is None else positions[seen : seen + len(batch.images)]
             seen += len(batch.images)
             result = rollout(backbone, gate, batch.images, budget=budget, positions=turned)
-            parts.append(_record(gate.name, result.logits, batch.labels, result.options, gate.macs))
+            record = _record(gate.name, result.logits, batch.labels, result.options, gate.macs)
+            if backbone.costs.exits:
+                taken = macs_taken(gate, backbone.costs.walked(record.options))
+                record = replace(record, gate_macs_taken=taken)
+            parts.append(record)
     return concatenate(parts)
 
 
@@ -59,7 +65,7 @@ def evaluate_options(
     Args:
         backbone: The backbone, on the device of ``image_set``.
         image_set: The images.
-        options: Option index of each image at each gated layer, int64 ``[n, layers]``.
+        options: Option index of each image at each gated layer, int64 ``[n, layers]``; ``CostTable.exit_action`` leaves.
         name: What the records are called.
         batch_size: Images that walk together.
 
@@ -75,10 +81,11 @@ def evaluate_options(
     with torch.inference_mode():
         chosen = torch.split(options.to(image_set.images.device), batch_size)
         for batch, rows in zip(batches(image_set, batch_size), chosen, strict=True):
-            state = start(backbone, batch.images)
-            for layer in range(rows.shape[1]):
-                state = step(backbone, state, rows[:, layer])
-            parts.append(_record(name, finish(backbone, state), batch.labels, rows, 0.0))
+            walkers = Walkers(backbone, batch.images)
+            while walkers.walking:
+                walkers.advance(walkers.pick(rows[:, walkers.state.layer]))
+            result = walkers.answers()
+            parts.append(_record(name, result.logits, batch.labels, result.options, 0.0))
     return concatenate(parts)
 
 

@@ -18,7 +18,7 @@ from dfs_rl.cost import CostTable
 from dfs_rl.data.images import ImageSet
 from dfs_rl.errors import ConfigError
 from dfs_rl.evaluation.limits import SearchLimits
-from dfs_rl.evaluation.lowering import fits, lower_dearest_first, table_computation
+from dfs_rl.evaluation.lowering import closed, fits, lower_dearest_first, table_computation
 from dfs_rl.evaluation.run_gate import BATCH_SIZE
 from dfs_rl.evaluation.tables import Table, TableScore, TableScorer, score_tables, spread_subset
 from dfs_rl.seeding import numpy_generator
@@ -26,7 +26,7 @@ from dfs_rl.seeding import numpy_generator
 _KICKED_SHARE = 4  # a kick changes one layer in four, at least two
 _FRUITLESS_KICKS = 20
 
-_Moves = Callable[[Table, int, int], Iterator[Table]]
+_Moves = Callable[[Table, int, CostTable], Iterator[Table]]
 _Key = Callable[[TableScore], tuple[float, float]]
 
 
@@ -82,7 +82,7 @@ def search_static_table(
     """
     limits = limits or SearchLimits()
     costs = backbone.costs
-    n_layers, n_options = costs.n_layers, len(costs.options)
+    n_layers, n_options = costs.n_layers, costs.n_actions
     cheapest = (0,) * n_layers
     if not fits(costs, cheapest, cap):
         raise ConfigError(
@@ -100,7 +100,7 @@ def search_static_table(
         scorer.score(itertools.product(range(n_options), repeat=n_layers))
     else:
         for key, table in itertools.product((_by_accuracy, _by_likelihood), dict.fromkeys(begin)):
-            _climb(table, scorer, n_options, key)
+            _climb(table, scorer, costs, key)
         _kick(scorer, costs, cap)
     # The starts are always finalists: the best of hundreds of tables on part of the images owes much of its lead to luck.
     finalists = [*scorer.ranking()[: limits.finalists], *(t for t in begin if t in scorer.scores)]
@@ -124,7 +124,7 @@ def search_static_table(
 
 
 class _Scorer:
-    """Scores tables under the cap, each once, until the allowance is used up."""
+    """Scores tables under the cap, each once, until the allowance is used up; a table stands for what images do by it."""
 
     def __init__(
         self,
@@ -151,7 +151,8 @@ class _Scorer:
 
     def score(self, tables: Iterable[Table]) -> list[Table]:
         """Score those tables that fit, as far as the allowance goes; return the ones scored."""
-        wanted = [table for table in dict.fromkeys(tables) if fits(self._costs, table, self._cap)]
+        asked = (closed(self._costs, table) for table in tables)
+        wanted = [table for table in dict.fromkeys(asked) if fits(self._costs, table, self._cap)]
         fresh = [table for table in wanted if table not in self.scores]
         self._scorer.score(fresh[: self._allowance - len(self.scores)])
         return [table for table in wanted if table in self.scores]
@@ -173,15 +174,15 @@ def _by_likelihood(score: TableScore) -> tuple[float, float]:
     return score.log_likelihood, score.correct
 
 
-def _climb(table: Table, scorer: _Scorer, n_options: int, key: _Key) -> None:
+def _climb(table: Table, scorer: _Scorer, costs: CostTable, key: _Key) -> None:
     """Improve ``table`` by ``key`` until no neighbour is better or the allowance is used up."""
     if not scorer.score([table]):
         return
     while not scorer.exhausted:
         before = table
-        table = _sweep(table, scorer, _single_changes, n_options, key)
+        table = _sweep(table, scorer, _single_changes, costs, key)
         if table == before:
-            table = _sweep(table, scorer, _exchanges, n_options, key)
+            table = _sweep(table, scorer, _exchanges, costs, key)
         if table == before:
             return
 
@@ -189,41 +190,42 @@ def _climb(table: Table, scorer: _Scorer, n_options: int, key: _Key) -> None:
 def _kick(scorer: _Scorer, costs: CostTable, cap: float) -> None:
     """Climb from random changes of the best table until too many in a row bring nothing."""
     draw = numpy_generator("static table search")
-    n_layers, n_options = costs.n_layers, len(costs.options)
+    n_layers, n_options = costs.n_layers, costs.n_actions
     changes = min(n_layers, max(2, n_layers // _KICKED_SHARE))
     best, fruitless = scorer.ranking()[0], 0
     while fruitless < _FRUITLESS_KICKS and not scorer.exhausted:
         kicked = list(best)
         for layer in draw.choice(n_layers, size=changes, replace=False):
             kicked[layer] = int(draw.integers(n_options))
-        _climb(lower_dearest_first(tuple(kicked), costs, cap), scorer, n_options, _by_accuracy)
+        _climb(lower_dearest_first(tuple(kicked), costs, cap), scorer, costs, _by_accuracy)
         leader = scorer.ranking()[0]
         fruitless = fruitless + 1 if leader == best else 0
         best = leader
 
 
-def _sweep(table: Table, scorer: _Scorer, moves: _Moves, n_options: int, key: _Key) -> Table:
+def _sweep(table: Table, scorer: _Scorer, moves: _Moves, costs: CostTable, key: _Key) -> Table:
     """Take each layer's best move that improves, layer after layer."""
     for layer in range(len(table)):
-        best = scorer.best(moves(table, layer, n_options), key)
+        best = scorer.best(moves(table, layer, costs), key)
         if best is not None and key(scorer.scores[best]) > key(scorer.scores[table]):
             table = best
     return table
 
 
-def _single_changes(table: Table, layer: int, n_options: int) -> Iterator[Table]:
-    """Every other option at ``layer``."""
-    for option in range(n_options):
+def _single_changes(table: Table, layer: int, costs: CostTable) -> Iterator[Table]:
+    """Every other action at ``layer``."""
+    for option in range(costs.n_actions):
         if option != table[layer]:
             yield (*table[:layer], option, *table[layer + 1 :])
 
 
-def _exchanges(table: Table, layer: int, n_options: int) -> Iterator[Table]:
+def _exchanges(table: Table, layer: int, costs: CostTable) -> Iterator[Table]:
     """``layer`` one option dearer and one other layer one option cheaper."""
-    if table[layer] + 1 == n_options:
+    dearest = costs.options.full
+    if table[layer] >= dearest:
         return
     for other in range(len(table)):
-        if other != layer and table[other] > 0:
+        if other != layer and 0 < table[other] <= dearest:
             moved = list(table)
             moved[layer] += 1
             moved[other] -= 1

@@ -14,6 +14,7 @@ from dfs_rl.evaluation.metrics import (
     paired_difference,
 )
 from dfs_rl.evaluation.records import GateRecords
+from dfs_rl.evaluation.tables import table_bits
 from dfs_rl.evaluation.verdict import Comparison, beyond_marginals, outcome_of, verdict_sentences
 
 FORMAT = 1
@@ -39,7 +40,8 @@ class MethodSummary:
         class_accuracy: Percent per class, None where the split has no image of it.
         chosen_on: Split that its choices were made on, None where there was nothing to choose.
         detail: What was chosen, in words.
-        table: Bits per layer of a static table, None for all else.
+        table: Bits of each layer that a static table comes to, None for all else.
+        exit_shares: Share of the images that left by each exit, in [0, 1]; the mean over the draws.
     """
 
     key: str
@@ -58,6 +60,7 @@ class MethodSummary:
     chosen_on: str | None
     detail: str
     table: tuple[int, ...] | None
+    exit_shares: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +69,7 @@ class CostShare:
 
     Attributes:
         name: ``gate``, or the part's name.
-        macs: MACs per image.
+        macs: MACs per image; the mean where some leave early.
         bits: Its precision.
         percent: Its computation in percent of all gated layers at 32 bit.
     """
@@ -110,8 +113,10 @@ class EvaluationSummary:
             other images; None without a gate.
         verdict: The same in words, one sentence each.
         shares: What the gate and the fixed parts cost.
-        histogram: How often the gate ran each layer at each option, in [0, 1]; empty without one.
+        histogram: How often the gate ran each layer at each option, in [0, 1]; empty without one. Where there are exits, a last column
+            has the share of images that had left.
         search: How the best static table was found, None without a gate.
+        exits_after: After how many layers there is an exit.
     """
 
     format: int = FORMAT
@@ -130,6 +135,7 @@ class EvaluationSummary:
     shares: tuple[CostShare, ...]
     histogram: tuple[tuple[float, ...], ...]
     search: SearchSummary | None
+    exits_after: tuple[int, ...] = ()
 
     def method(self, key: str) -> MethodSummary | None:
         """Return the method of that key, None if it was not run."""
@@ -184,7 +190,8 @@ def summarize(methods: Sequence[Method], costs: CostTable, subject: Subject) -> 
         if gate
         else (),
         shares=_shares(costs, records),
-        histogram=_histogram(records, len(costs.options)) if gate else (),
+        histogram=_histogram(records, costs.n_actions) if gate else (),
+        exits_after=costs.exits_after,
         search=SearchSummary(
             **{name: getattr(searches[0], name) for name in SearchSummary.__dataclass_fields__}
         )
@@ -215,9 +222,8 @@ def summarize_method(method: Method, costs: CostTable, n_classes: int) -> Method
         class_accuracy=class_accuracy(outcome, first.labels, n_classes),
         chosen_on=method.chosen_on,
         detail=method.detail,
-        table=None
-        if method.table is None
-        else tuple(costs.options[option] for option in method.table),
+        table=None if method.table is None else table_bits(method.table, costs.options),
+        exit_shares=_exit_shares(method, costs),
     )
 
 
@@ -244,15 +250,28 @@ def _compare(
 
 
 def _shares(costs: CostTable, records: GateRecords) -> tuple[CostShare, ...]:
-    gate = []
+    gate, taken = [], records.gate_macs_taken
     if records.gate_macs > 0:
-        gate = [_share("gate", records.gate_macs, FULL, costs)]
-    return (*gate, *(_share(part.name, part.macs, part.bits, costs) for part in costs.fixed))
+        macs = records.gate_macs if taken is None else taken.mean().item()
+        gate = [_share("gate", macs, FULL, costs)]
+    walked = costs.walked(records.options)  # [n]
+    fixed: dict[tuple[str, int], float] = {}
+    for part in costs.fixed:
+        needed = 0 if part.layer is None else min(part.layer + 1, costs.n_layers)
+        reached = (walked >= needed).double().mean().item()
+        key = (part.name, part.bits)
+        fixed[key] = fixed.get(key, 0.0) + part.macs * reached
+    return (*gate, *(_share(name, macs, bits, costs) for (name, bits), macs in fixed.items()))
 
 
 def _share(name: str, macs: float, bits: int, costs: CostTable) -> CostShare:
     percent = 100.0 * macs * relative_cost(bits) / costs.total_macs
     return CostShare(name=name, macs=float(macs), bits=bits, percent=percent)
+
+
+def _exit_shares(method: Method, costs: CostTable) -> tuple[float, ...]:
+    draws = [records.exit_shares(costs) for records in method.records]
+    return tuple(_mean(shares) for shares in zip(*draws, strict=True))
 
 
 def _histogram(records: GateRecords, n_options: int) -> tuple[tuple[float, ...], ...]:

@@ -6,12 +6,23 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dfs_rl.backbones.contract import WalkableBackbone
+from dfs_rl.backbones.contract import WalkableBackbone, WithExits
+from dfs_rl.cost import BitOptions
 from dfs_rl.data.batching import batches
 from dfs_rl.data.images import ImageSet
 from dfs_rl.evaluation.run_gate import BATCH_SIZE
 
 Table = tuple[int, ...]
+
+
+def table_text(table: Table, options: BitOptions) -> str:
+    """Return the bits of a static table, layer by layer, as one word; it ends where the table leaves."""
+    return "-".join([*map(str, table_bits(table, options)), *["exit"] * (len(options) in table)])
+
+
+def table_bits(table: Table, options: BitOptions) -> tuple[int, ...]:
+    """Return the bits of the layers that a static table comes to."""
+    return tuple(options[option] for option in table if option < len(options))
 
 
 class TableScore(NamedTuple):
@@ -45,7 +56,7 @@ def score_tables(
     Args:
         backbone: The backbone, on the device of ``image_set``.
         image_set: The images.
-        tables: Option index per gated layer of each table.
+        tables: Option index per gated layer of each table; ``CostTable.exit_action`` leaves.
         batch_size: Images that run together.
 
     Returns:
@@ -56,20 +67,29 @@ def score_tables(
     bits = backbone.options.values
     layers = backbone.layers
 
+    costs = backbone.costs
+    closed = costs.closed(torch.tensor(tables)).tolist()
+
+    def arrive(logits: Tensor, labels: Tensor, members: Sequence[int]) -> None:
+        right = int((logits.argmax(dim=-1) == labels).sum())
+        scores = logits.double().log_softmax(dim=-1).gather(1, labels[:, None])
+        for member in members:
+            correct[member] += right
+            log_likelihood[member] += scores.sum().item()
+
     def descend(layer: int, hidden: Tensor, labels: Tensor, members: Sequence[int]) -> None:
         if layer == len(layers):
-            logits = backbone.head(hidden).double()
-            right = int((logits.argmax(dim=-1) == labels).sum())
-            scores = logits.log_softmax(dim=-1).gather(1, labels[:, None])
-            for member in members:
-                correct[member] += right
-                log_likelihood[member] += scores.sum().item()
+            arrive(backbone.head(hidden), labels, members)
             return
         branches: dict[int, list[int]] = {}
         for member in members:
-            branches.setdefault(tables[member][layer], []).append(member)
+            branches.setdefault(closed[member][layer], []).append(member)
         for option, branch in branches.items():
-            descend(layer + 1, layers[layer](hidden, bits[option]), labels, branch)
+            if option == costs.exit_action:
+                assert isinstance(backbone, WithExits), "a network whose costs know exits has them"
+                arrive(backbone.answer(hidden, layer), labels, branch)
+            else:
+                descend(layer + 1, layers[layer](hidden, bits[option]), labels, branch)
 
     with torch.inference_mode():
         for batch in batches(image_set, batch_size):

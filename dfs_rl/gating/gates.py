@@ -41,7 +41,7 @@ class Gate(Protocol):
             context: What was spent, budget, previous option, position of the dial if there is one: float32 ``[batch, 3 or 4]``.
 
         Returns:
-            Option indices, int64 ``[batch]``.
+            Option indices, int64 ``[batch]``; ``CostTable.exit_action`` leaves.
         """
         ...
 
@@ -50,9 +50,10 @@ class TableGate:
     """The same options for every image: a static mixed-precision network.
 
     Args:
-        table: Option index for each layer.
+        table: Option index for each layer; one more than the menu's last leaves the network, see ``CostTable``.
         options: The menu that the indices belong to, which a table that is stored must know; ``None`` for that of whatever
             network it steers.
+        exits: After how many layers the network has exits, which a table that leaves by one and is stored must know.
         name: What tables and plots call it.
 
     Raises:
@@ -66,14 +67,22 @@ class TableGate:
     """There is nothing to turn."""
 
     def __init__(
-        self, table: Sequence[int], *, options: BitOptions | None = None, name: str = "table"
+        self,
+        table: Sequence[int],
+        *,
+        options: BitOptions | None = None,
+        exits: Sequence[int] = (),
+        name: str = "table",
     ) -> None:
         self.table = tuple(int(option) for option in table)
         self.options = options
+        self.exits = tuple(exits)
         self.name = name
-        if options is not None and not all(0 <= option < len(options) for option in self.table):
+        most = 0 if options is None else options.full + bool(self.exits)
+        if options is not None and not all(0 <= option <= most for option in self.table):
+            leaving = f", of which {most} leaves" if self.exits else ""
             raise ConfigError(
-                f"table {list(self.table)} holds an option that is not on the menu {list(options)}; allowed are 0 to {options.full}."
+                f"table {list(self.table)} holds an option that is not on the menu {list(options)}; allowed are 0 to {most}{leaving}."
             )
 
     def reset(self, batch_size: int) -> None:
@@ -92,7 +101,7 @@ class RandomGate:
     The draws are one stream from the construction on; a second gate with the same seed repeats them.
 
     Args:
-        marginals: Probability of each option at each layer, ``[layers, options]``; rows sum to 1.
+        marginals: Probability of each action at each layer, ``[layers, actions]``; rows sum to 1.
         seed: Seed of the stream.
         name: What tables and plots call it.
 

@@ -1,12 +1,14 @@
-"""The gates that are learned and ship: small networks that tell one logit per option."""
+"""The gates that are learned and ship: small networks that tell one logit per action."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
+from dfs_rl.backbones.contract import WalkableBackbone, WithExits
 from dfs_rl.cost import BitOptions
 from dfs_rl.errors import ConfigError
 from dfs_rl.gating.dial import Dial
@@ -15,10 +17,33 @@ from dfs_rl.gating.observation import context_size
 _PARTS_OF_A_CELL = 4  # input, forget, cell and output of an LSTM
 
 
+@dataclass(frozen=True, kw_only=True)
+class KnownExits:
+    """What a gate knows of the exits of its network.
+
+    Attributes:
+        after: After how many gated layers an image may leave.
+        layer_feature_macs: What the numbers that it looks at take before each layer, see ``WithExits``.
+    """
+
+    after: tuple[int, ...]
+    layer_feature_macs: tuple[float, ...]
+
+
+def known_exits(backbone: WalkableBackbone) -> KnownExits | None:
+    """Return what a gate needs to know of a network's exits, ``None`` if it has none."""
+    if not backbone.costs.exits:
+        return None
+    assert isinstance(backbone, WithExits), "a network whose costs know exits has them"
+    return KnownExits(
+        after=backbone.costs.exits_after, layer_feature_macs=backbone.layer_feature_macs
+    )
+
+
 class LearnedGate(nn.Module, ABC):
     """A gate that tells logits, of which the largest wins.
 
-    Its networks score the options that it may choose; the logits of all others are minus infinity.
+    Its networks score the options that it may choose and, where it knows exits, leaving; the logits of all others are minus infinity.
 
     Args:
         feature_sizes: How many of the numbers that the backbone describes each gated layer's input with the gate reads.
@@ -29,10 +54,12 @@ class LearnedGate(nn.Module, ABC):
         dial: What it is turned by if it is one gate for all budgets; ``None`` if it was trained for one.
         position: Of the dial, see ``Dial``; without effect where there is none.
         choices: Indices of the options that it may choose, ascending; ``None`` for the whole menu.
+        exits: By which exits of the network it may leave, and what it looks at on the way; ``None`` if it walks to the end.
         name: What tables and plots call it.
 
     Raises:
-        ConfigError: If ``hidden`` is not positive, ``feature_macs`` negative, or ``choices`` no ascending part of the menu.
+        ConfigError: If ``hidden`` is not positive, ``feature_macs`` negative, ``choices`` no ascending part of the menu, or a gate
+            with ``exits`` has ``choices``.
     """
 
     def __init__(
@@ -46,6 +73,7 @@ class LearnedGate(nn.Module, ABC):
         dial: Dial | None = None,
         position: float = 1.0,
         choices: Sequence[int] | None = None,
+        exits: KnownExits | None = None,
         name: str = "gate",
     ) -> None:
         super().__init__()
@@ -55,6 +83,10 @@ class LearnedGate(nn.Module, ABC):
             raise ConfigError(f"gate width is {hidden}; it must be at least 1.")
         if not feature_macs >= 0:
             raise ConfigError(f"feature_macs is {feature_macs}; it must not be negative.")
+        if exits is not None and choices is not None:
+            raise ConfigError(
+                f"choices are {list(choices)}, but a gate that may leave the network chooses from the whole menu."
+            )
         self.choices = tuple(range(len(options)) if choices is None else choices)
         if not self.choices or list(self.choices) != sorted(
             set(self.choices) & set(range(len(options)))
@@ -63,6 +95,9 @@ class LearnedGate(nn.Module, ABC):
                 f"choices are {list(self.choices)}; they must be ascending indices into the menu {list(options)}, from 0 to "
                 f"{options.full}, and one at least."
             )
+        if exits is not None:
+            self.choices = (*self.choices, len(options))
+        self.exits = exits
         self.feature_sizes = tuple(feature_sizes)
         self.feature_macs = feature_macs
         self.options = options
@@ -89,14 +124,49 @@ class LearnedGate(nn.Module, ABC):
         """Make the networks; each layer's input has ``sizes[layer]`` numbers, context included."""
 
     @property
+    def n_actions(self) -> int:
+        """How many actions it tells logits of: the menu's options and, where it knows exits, leaving."""
+        return len(self.options) + (self.exits is not None)
+
+    @property
     @abstractmethod
+    def layer_macs(self) -> tuple[int, ...]:
+        """Multiply-accumulates of its own network per image when it is asked for each layer."""
+
+    @property
     def own_macs(self) -> int:
         """Multiply-accumulates of its own network per image, over all layers."""
+        return sum(self.layer_macs)
 
     @property
     def macs(self) -> float:
         """Multiply-accumulates per image over all layers, those of the features included."""
         return self.feature_macs + float(self.own_macs)
+
+    @property
+    def least_macs(self) -> float:
+        """What it takes for an image that leaves as soon as it can, see ``macs_taken``."""
+        after = len(self.feature_sizes) if self.exits is None else self.exits.after[0]
+        return float(self.macs_taken(torch.tensor([after])))
+
+    def macs_taken(self, walked: Tensor) -> Tensor:
+        """Return what it took for images that left, or did not.
+
+        It is asked for every layer that an image comes through, and for the one that it leaves before. What it looks at there is the
+        exit's own head, which leaving pays for.
+
+        Args:
+            walked: How many layers each came through, int64 ``[batch]``.
+
+        Returns:
+            Multiply-accumulates at full precision, float64 ``[batch]``.
+        """
+        if self.exits is None:
+            return torch.full(walked.shape, self.macs, dtype=torch.float64, device=walked.device)
+        own = torch.tensor([0, *self.layer_macs], dtype=torch.float64).cumsum(0)
+        looks = torch.tensor([0.0, *self.exits.layer_feature_macs], dtype=torch.float64).cumsum(0)
+        asked = (walked + 1).clamp(max=len(self.feature_sizes))
+        return own.to(walked.device)[asked] + looks.to(walked.device)[walked]
 
     def reset(self, batch_size: int) -> None:
         """Begin a walk."""
@@ -106,11 +176,11 @@ class LearnedGate(nn.Module, ABC):
         """Return the logits of ``choices``, float32 ``[batch, choices]``; arguments as in ``decide``."""
 
     def forward(self, features: Tensor, layer: int, context: Tensor) -> Tensor:
-        """Return logits, float32 ``[batch, options]``; arguments as in ``decide``."""
+        """Return logits, float32 ``[batch, actions]``; arguments as in ``decide``."""
         scores = self._score(features, layer, context)
-        if len(self.choices) == len(self.options):
+        if len(self.choices) == self.n_actions:
             return scores
-        logits = scores.new_full((len(scores), len(self.options)), -torch.inf)
+        logits = scores.new_full((len(scores), self.n_actions), -torch.inf)
         return logits.index_copy(1, torch.tensor(self.choices, device=scores.device), scores)
 
     @torch.no_grad()
@@ -123,13 +193,17 @@ class LearnedGate(nn.Module, ABC):
             features: As for ``Gate``.
             layer: As for ``Gate``.
             context: As for ``Gate``.
-            allowed: Options to choose among, the cheapest up to some point in each row, bool ``[batch, options]``; ``None`` for
-                all. Where none of ``choices`` is among them, the cheapest of those is chosen.
+            allowed: Options to choose among, the cheapest up to some point in each row, and whether leaving is allowed, bool
+                ``[batch, actions]``; ``None`` for all. Where none of ``choices`` is among them, the cheapest of those is chosen.
         """
         logits = self.forward(features, layer, context)
         if allowed is not None:
-            cheapest = torch.arange(len(self.options), device=allowed.device) == self.choices[0]
-            logits = logits.masked_fill(~(allowed | cheapest), -torch.inf)
+            if self.exits is not None and layer not in self.exits.after:
+                # Where there is no exit, to leave is to take the cheapest option, as in the environment.
+                allowed = torch.cat([allowed[:, :-1], allowed[:, :1]], dim=1)
+            cheapest = torch.arange(self.n_actions, device=allowed.device) == self.choices[0]
+            none = ~allowed[:, list(self.choices)].any(dim=1, keepdim=True)
+            logits = logits.masked_fill(~(allowed | (cheapest & none)), -torch.inf)
         return logits.argmax(dim=1)
 
     def _inputs(self, features: Tensor, layer: int, context: Tensor) -> Tensor:
@@ -155,10 +229,10 @@ class LayerwiseGate(LearnedGate):
         )
 
     @property
-    def own_macs(self) -> int:
+    def layer_macs(self) -> tuple[int, ...]:
         """See ``LearnedGate``."""
         each = self.context_size + len(self.choices)
-        return sum(self.hidden * (size + each) for size in self.feature_sizes)
+        return tuple(self.hidden * (size + each) for size in self.feature_sizes)
 
     def _score(self, features: Tensor, layer: int, context: Tensor) -> Tensor:
         """See ``LearnedGate``."""
@@ -179,11 +253,11 @@ class RecurrentGate(LearnedGate):
         self._memory: tuple[Tensor, Tensor] | None = None
 
     @property
-    def own_macs(self) -> int:
+    def layer_macs(self) -> tuple[int, ...]:
         """See ``LearnedGate``."""
         # A cell reads the embedding and its memory.
         each = self.context_size + _PARTS_OF_A_CELL * 2 * self.hidden + len(self.choices)
-        return sum(self.hidden * (size + each) for size in self.feature_sizes)
+        return tuple(self.hidden * (size + each) for size in self.feature_sizes)
 
     def reset(self, batch_size: int) -> None:
         """Forget the last walk."""
@@ -215,10 +289,11 @@ class OneShotGate(LearnedGate):
         self._decided: Tensor | None = None
 
     @property
-    def own_macs(self) -> int:
-        """See ``LearnedGate``."""
+    def layer_macs(self) -> tuple[int, ...]:
+        """See ``LearnedGate``; all of it is before the first layer."""
         outputs = len(self.feature_sizes) * len(self.choices)
-        return self.hidden * (self.feature_sizes[0] + self.context_size + outputs)
+        first = self.hidden * (self.feature_sizes[0] + self.context_size + outputs)
+        return (first, *[0] * (len(self.feature_sizes) - 1))
 
     def reset(self, batch_size: int) -> None:
         """Forget the last walk."""

@@ -1,4 +1,4 @@
-"""Hard budgets: which options still allow a completion within the budget.
+"""Hard budgets: which actions still allow an answer within the budget.
 
 A budget bounds ``CostTable.computation(options)`` in percent: the gated layers, the never-gated parts and the gate's own MACs
 (``gate_macs``). A gate costs the same before it has learned anything, so learning and deployment mask alike; where nobody knows
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dfs_rl.cost import CostTable
 from dfs_rl.errors import ConfigError
-from dfs_rl.gating.walk import option_costs
+from dfs_rl.gating.exits import prices_of
 
 _TOLERANCE = 1e-12
 """Sums of the same costs in another order must not decide whether a choice is within the budget."""
@@ -34,7 +34,7 @@ def gated_budget(
         ConfigError: If not even the cheapest options fit.
     """
     left = budget / 100.0 - costs.fixed_cost(gate_macs=gate_macs)
-    cheapest = float(costs.option_costs().amin(dim=1).sum())
+    cheapest = float(costs.least_costs()[0])
     if not left >= cheapest - _TOLERANCE:
         least = 100.0 * (cheapest + costs.fixed_cost(gate_macs=gate_macs))
         share = 100.0 * gate_macs / costs.total_macs
@@ -49,9 +49,9 @@ def gated_budget(
 def action_masks(
     costs: CostTable, layer: int, spent: Tensor, budget: float | None, *, gate_macs: float = 0.0
 ) -> Tensor:
-    """Return which options keep the cheapest completion within the budget.
+    """Return which actions keep the cheapest way to an answer within the budget; leaving, only where there is an exit.
 
-    The cheapest option is always allowed, so that a sample which is over its budget already can go on.
+    Where none does, the one that leads to the cheapest answer is allowed, so that a sample which is over its budget already can go on.
 
     Args:
         costs: The cost table of the backbone.
@@ -61,26 +61,39 @@ def action_masks(
         gate_macs: MACs per image of the gate, at full precision.
 
     Returns:
-        bool ``[batch, options]``; each row allows the cheapest options up to some point.
+        bool ``[batch, actions]``; each row allows the cheapest options up to some point.
     """
+    exists = torch.ones(costs.n_actions, dtype=torch.bool, device=spent.device)
+    if costs.exits:
+        exists[costs.exit_action] = layer in costs.exits_after
     if budget is None:
-        return torch.ones(len(spent), len(costs.options), dtype=torch.bool, device=spent.device)
-    table = option_costs(costs, spent.device)
-    rest = table[layer + 1 :].amin(dim=1).sum()
-    left = gated_budget(costs, budget, gate_macs=gate_macs) - spent - rest  # [batch]
-    allowed = table[layer][None, :] <= left[:, None] + _TOLERANCE  # [batch, options]
-    allowed[:, 0] = True
+        return exists.expand(len(spent), -1).clone()
+    prices = prices_of(costs, spent.device)
+    through = prices.actions[layer].clone()  # to the answer, [actions]
+    through[: len(costs.options)] += prices.least[layer + 1]
+    through[~exists] = torch.inf
+    left = gated_budget(costs, budget, gate_macs=gate_macs) - spent  # [batch]
+    allowed = through <= left[:, None] + _TOLERANCE  # [batch, actions]
+    # If any is allowed, this one is.
+    allowed[:, through.argmin()] = True
     return allowed
 
 
-def clamp_options(options: Tensor, mask: Tensor) -> Tensor:
-    """Lower every choice that is not allowed to the dearest one that is.
+def clamp_options(actions: Tensor, mask: Tensor, *, exit_action: int | None = None) -> Tensor:
+    """Lower every choice that is not allowed to the dearest option that is; where only leaving is, leave.
 
     Args:
-        options: Option indices, int64 ``[batch]``.
-        mask: From ``action_masks``, bool ``[batch, options]``.
+        actions: int64 ``[batch]``.
+        mask: From ``action_masks``, bool ``[batch, actions]``.
+        exit_action: The one that leaves, of which the cheapest option is made where it is not allowed; ``None`` if there is none.
 
     Returns:
         int64 ``[batch]``.
     """
-    return torch.minimum(options, mask.sum(dim=1) - 1)
+    if exit_action is None:
+        return torch.minimum(actions, mask.sum(dim=1) - 1)
+    dearest = mask[:, :exit_action].sum(dim=1) - 1  # -1 where no option is allowed
+    leaving = actions == exit_action
+    lowered = torch.minimum(actions.masked_fill(leaving, 0), dearest)
+    stays_out = (leaving & mask[:, exit_action]) | (dearest < 0)
+    return lowered.masked_fill(stays_out, exit_action)

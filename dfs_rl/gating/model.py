@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from dfs_rl.backbones import load_backbone
 from dfs_rl.backbones.contract import CONFIDENCE_SIZE, WalkableBackbone, confidence_sizes
 from dfs_rl.constructors import allow_constructor
+from dfs_rl.cost import SKIP, CostTable
 from dfs_rl.errors import CheckpointError, ConfigError, DataError
 from dfs_rl.gating.gates import Gate, TableGate
 from dfs_rl.gating.learned import LearnedGate
@@ -25,15 +26,17 @@ class Trace(NamedTuple):
     """What a gated network did with each image of a batch.
 
     Attributes:
-        options: Option indices, int64 ``[batch, layers]``.
-        bits: The bit widths they stand for, int64 ``[batch, layers]``; 0 is a skipped layer.
+        options: Option indices, int64 ``[batch, layers]``; of layers that an image did not come to, the one after the menu's last.
+        bits: The bit widths they stand for, int64 ``[batch, layers]``; 0 is a layer that did not run.
         computation: Percent of running every gated layer at 32 bit, the never-gated parts and the gate included, float64
             ``[batch]``.
+        walked: How many gated layers each image came through before it left, all if it did not, int64 ``[batch]``.
     """
 
     options: Tensor
     bits: Tensor
     computation: Tensor
+    walked: Tensor
 
 
 class GatedModel(nn.Module):
@@ -95,11 +98,30 @@ class GatedModel(nn.Module):
                 f"[batch, {', '.join(map(str, shape))}] with at least one image."
             )
         result = rollout(self.backbone, self.gate, images, budget=self.budget)
-        menu = torch.tensor(self.backbone.options.values, device=result.options.device)
-        computation = self.backbone.costs.computation(result.options, gate_macs=self.gate.macs)
+        costs = self.backbone.costs
+        walked = costs.walked(result.options)
         return result.logits, Trace(
-            options=result.options, bits=menu[result.options], computation=computation
+            options=result.options,
+            bits=bits_of(costs, result.options),
+            computation=costs.computation(result.options, gate_macs=macs_taken(self.gate, walked)),
+            walked=walked,
         )
+
+
+def bits_of(costs: CostTable, options: Tensor) -> Tensor:
+    """Return the bit widths that ran, in the shape of ``options``; 0 where a layer was skipped or an image had left."""
+    menu = torch.tensor([*costs.options, SKIP], device=options.device)
+    return menu[options]
+
+
+def macs_taken(gate: Gate, walked: Tensor) -> Tensor:
+    """Return the multiply-accumulates that a gate took for images that came through ``walked`` layers, float64 ``[batch]``.
+
+    A gate that does not tell what it takes for each layer counts whole.
+    """
+    if isinstance(gate, LearnedGate):
+        return gate.macs_taken(walked)
+    return torch.full(walked.shape, gate.macs, dtype=torch.float64, device=walked.device)
 
 
 def check_fit(backbone: WalkableBackbone, gate: Gate) -> None:
@@ -118,13 +140,18 @@ def check_fit(backbone: WalkableBackbone, gate: Gate) -> None:
         )
     if isinstance(gate, LearnedGate):
         offered = tuple(backbone.feature_sizes)
+        if gate.exits is not None and gate.exits.after != backbone.costs.exits_after:
+            raise CheckpointError(
+                f"gate {gate.name!r} leaves after {list(gate.exits.after)} gated layers, but the backbone has exits after "
+                f"{list(backbone.costs.exits_after)}."
+            )
         if gate.feature_sizes not in {offered, confidence_sizes(offered)}:
             raise CheckpointError(
                 f"gate {gate.name!r} reads {list(gate.feature_sizes)} features before the layers, but the backbone has "
                 f"{list(offered)}, of which a gate takes all or the first {CONFIDENCE_SIZE}."
             )
     if isinstance(gate, TableGate):
-        n_layers, n_options = backbone.costs.n_layers, len(backbone.options)
+        n_layers, n_options = backbone.costs.n_layers, backbone.costs.n_actions
         if len(gate.table) != n_layers or not all(0 <= option < n_options for option in gate.table):
             raise CheckpointError(
                 f"gate {gate.name!r} is the table {list(gate.table)}, but the backbone needs {n_layers} options from 0 to "

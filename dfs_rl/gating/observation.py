@@ -73,9 +73,11 @@ def observe(
         The observation of every sample.
     """
     n_layers = backbone.costs.n_layers
-    device = state.spent.device
     features = torch.zeros(
-        len(state.spent), observation_width(backbone), dtype=torch.float32, device=device
+        len(state.spent),
+        observation_width(backbone),
+        dtype=torch.float32,
+        device=state.spent.device,
     )
     if state.layer < n_layers:
         size = backbone.feature_sizes[state.layer]
@@ -83,17 +85,59 @@ def observe(
         std = backbone.feature_std[state.layer, :size].clamp(min=MIN_STD)
         normalised = (backbone.feature(state.hidden, state.layer) - mean) / std  # [batch, size]
         features[:, :size] = normalised.clamp_(-FEATURE_LIMIT, FEATURE_LIMIT)
+    previous = state.options[:, state.layer - 1] if state.layer > 0 else None
+    return Observation(
+        features=features,
+        layer=min(state.layer, n_layers - 1),
+        context=_context(backbone, state.spent, previous, budget=budget, positions=positions),
+    )
 
+
+def observe_left(
+    backbone: WalkableBackbone,
+    options: Tensor,
+    spent: Tensor,
+    *,
+    layer: int,
+    budget: float | None,
+    positions: Tensor | None = None,
+) -> Observation:
+    """Describe images that left before a layer: the features are zero and the layer is that one.
+
+    Args:
+        backbone: The network that was walked through.
+        options: What they did, int64 ``[batch, layers]``.
+        spent: Fraction spent, leaving included, float64 ``[batch]``.
+        layer: The layer that they would have come to.
+        budget: As for ``observe``.
+        positions: As for ``observe``.
+    """
+    width = observation_width(backbone)
+    features = torch.zeros(len(spent), width, dtype=torch.float32, device=spent.device)
+    previous = options[:, layer - 1] if layer > 0 else None
+    context = _context(backbone, spent, previous, budget=budget, positions=positions)
+    return Observation(features=features, layer=layer, context=context)
+
+
+def _context(
+    backbone: WalkableBackbone,
+    spent: Tensor,
+    previous: Tensor | None,
+    *,
+    budget: float | None,
+    positions: Tensor | None,
+) -> Tensor:
+    """Return the numbers beside the features, see ``Observation``; ``previous`` is the last option that ran."""
     width = context_size(dial=positions is not None)
-    context = torch.zeros(len(state.spent), width, dtype=torch.float32, device=device)
-    context[:, 0] = cost_scale(state.spent)
+    context = torch.zeros(len(spent), width, dtype=torch.float32, device=spent.device)
+    context[:, 0] = cost_scale(spent)
     context[:, 1] = (
         1.0
         if budget is None
         else float(cost_scale(torch.tensor(gated_budget(backbone.costs, budget))))
     )
-    if state.layer > 0 and len(backbone.options) > 1:
-        context[:, 2] = state.options[:, state.layer - 1] / (len(backbone.options) - 1)
+    if previous is not None and len(backbone.options) > 1:
+        context[:, 2] = previous / (len(backbone.options) - 1)
     if positions is not None:
         context[:, CONTEXT_SIZE] = positions
-    return Observation(features=features, layer=min(state.layer, n_layers - 1), context=context)
+    return context

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from dfs_rl.backbones.contract import WalkableBackbone
+from dfs_rl.gating.exits import Walkers
 from dfs_rl.gating.gates import Gate
 from dfs_rl.gating.learned import LearnedGate
 from dfs_rl.gating.masks import action_masks, clamp_options
 from dfs_rl.gating.observation import Observation, observe
-from dfs_rl.gating.walk import WalkState, finish, start, step
 
 
 class RolloutResult(NamedTuple):
@@ -18,8 +18,8 @@ class RolloutResult(NamedTuple):
 
     Attributes:
         logits: float32 ``[batch, classes]``.
-        options: Option indices that were run, int64 ``[batch, layers]``.
-        spent: Cost of the gated layers as a fraction, float64 ``[batch]``.
+        options: What was run, int64 ``[batch, layers]``; of a layer that an image did not come to, ``CostTable.exit_action``.
+        spent: Cost of the gated layers and of leaving as a fraction, float64 ``[batch]``.
     """
 
     logits: Tensor
@@ -55,25 +55,35 @@ def rollout(
     if positions is None and isinstance(gate, LearnedGate):
         positions = gate.positions(len(images), images.device)
     gate.reset(len(images))
-    state = start(backbone, images)
-    while state.layer < backbone.costs.n_layers:
-        seen = observe(backbone, state, budget=budget, positions=positions)
-        options = _choose(backbone, gate, state, seen, budget)
-        state = step(backbone, state, options, reuse=True)
-    return RolloutResult(logits=finish(backbone, state), options=state.options, spent=state.spent)
+    walkers = Walkers(backbone, images)
+    while walkers.walking:
+        turned = None if positions is None else walkers.pick(positions)
+        seen = observe(backbone, walkers.state, budget=budget, positions=turned)
+        walkers.advance(_choose(backbone, gate, walkers, seen, budget))
+    _, logits, options, spent = walkers.answers()
+    return RolloutResult(logits=logits, options=options, spent=spent)
 
 
 def _choose(
     backbone: WalkableBackbone,
     gate: Gate,
-    state: WalkState,
+    walkers: Walkers,
     seen: Observation,
     budget: float | None,
 ) -> Tensor:
-    """Return each sample's option, within the budget."""
+    """Return the action of each sample that is still there, within the budget.
+
+    A gate may remember its images by their place in the batch, so it is asked about all of them; what it says of those that have left
+    counts nothing.
+    """
+    costs, state = backbone.costs, walkers.state
+    asked = [walkers.spread(part) for part in (seen.features, seen.context)]
     if budget is None:
-        return gate.decide(seen.features, seen.layer, seen.context)
-    allowed = action_masks(backbone.costs, state.layer, state.spent, budget, gate_macs=gate.macs)
+        return walkers.pick(gate.decide(asked[0], seen.layer, asked[1]))
+    allowed = action_masks(costs, state.layer, state.spent, budget, gate_macs=gate.macs)
     if isinstance(gate, LearnedGate):  # it knows its second choice, as the agent did that it was
-        return gate.decide(seen.features, seen.layer, seen.context, allowed)
-    return clamp_options(gate.decide(seen.features, seen.layer, seen.context), allowed)
+        spread = walkers.spread(allowed[:, : gate.n_actions])
+        return walkers.pick(gate.decide(asked[0], seen.layer, asked[1], spread))
+    chosen = walkers.pick(gate.decide(asked[0], seen.layer, asked[1]))
+    leaving = costs.exit_action if costs.exits else None
+    return clamp_options(chosen, allowed, exit_action=leaving)

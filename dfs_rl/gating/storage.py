@@ -9,7 +9,13 @@ from dfs_rl.cost import BitOptions
 from dfs_rl.errors import CheckpointError, ConfigError, DfsRlError
 from dfs_rl.gating.dial import Dial
 from dfs_rl.gating.gates import TableGate
-from dfs_rl.gating.learned import LayerwiseGate, LearnedGate, OneShotGate, RecurrentGate
+from dfs_rl.gating.learned import (
+    KnownExits,
+    LayerwiseGate,
+    LearnedGate,
+    OneShotGate,
+    RecurrentGate,
+)
 from dfs_rl.runs import load_tensors, read_description, save_tensors, write_description
 
 KINDS: dict[str, type[LayerwiseGate | RecurrentGate | OneShotGate]] = {
@@ -51,7 +57,8 @@ def save_gate(gate: StoredGate, folder: Path) -> None:
             "budget": gate.budget,
         }
         | _dial_parts(gate)
-        | _choice_parts(gate),
+        | _choice_parts(gate)
+        | ({} if gate.exits is None else {"exits": asdict(gate.exits)}),
     )
 
 
@@ -68,6 +75,7 @@ def load_gate(folder: Path) -> StoredGate:
             return TableGate(
                 _integers(record["table"]),
                 options=BitOptions(_integers(record["bits"])),
+                exits=_integers(record.get("exits", [])),
                 name=str(record["name"]),
             )
         gate = KINDS[str(record["kind"])](
@@ -78,6 +86,7 @@ def load_gate(folder: Path) -> StoredGate:
             budget=None if record["budget"] is None else _number(record["budget"]),
             name=str(record["name"]),
             choices=_integers(record["choices"]) if "choices" in record else None,
+            exits=_exits_of(record),
             **_dial_of(record),
         )
     except (KeyError, TypeError, DfsRlError) as error:
@@ -111,9 +120,22 @@ def _dial_of(record: Mapping[str, object]) -> dict[str, Any]:
     }
 
 
+def _exits_of(record: Mapping[str, object]) -> KnownExits | None:
+    """Return what the gate knows of exits; one that walks to the end knows none."""
+    exits = record.get("exits")
+    if exits is None:
+        return None
+    if not isinstance(exits, dict) or not isinstance(exits["layer_feature_macs"], list):
+        raise TypeError(f"{exits!r} describes no exits.")
+    return KnownExits(
+        after=_integers(exits["after"]),
+        layer_feature_macs=tuple(_number(macs) for macs in exits["layer_feature_macs"]),
+    )
+
+
 def _choice_parts(gate: LearnedGate) -> dict[str, object]:
     """Return the options that it may choose; a gate that may choose all of them tells none."""
-    if len(gate.choices) == len(gate.options):
+    if len(gate.choices) == gate.n_actions:
         return {}
     return {"choices": list(gate.choices)}
 
@@ -127,7 +149,8 @@ def _save_table(gate: TableGate, folder: Path) -> None:
         folder / STRUCTURE_FILE,
         kind=TABLE,
         version=FORMAT,
-        parts={"name": gate.name, "bits": list(gate.options), "table": list(gate.table)},
+        parts={"name": gate.name, "bits": list(gate.options), "table": list(gate.table)}
+        | ({"exits": list(gate.exits)} if gate.exits else {}),
     )
 
 

@@ -16,6 +16,7 @@ _LOOKS = {
     "gate": ("*", style.VERMILION, 13.0),
     "static_table": ("s", style.BLUE, 6.0),
     "cascade": ("^", style.GREEN, 7.0),
+    "exits": ("v", style.ORANGE, 7.0),
     "mode_table": ("D", style.PURPLE, 5.5),
     "random": ("X", style.ORANGE, 7.0),
     "patterns": ("P", style.SKY, 7.0),

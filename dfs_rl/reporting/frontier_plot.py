@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 _CURVES = {
     "static_table": ("best static tables", style.BLUE, "s"),
     "cascade": ("confidence cascades", style.GREEN, "^"),
+    "exits": ("confidence exits", style.ORANGE, "v"),
 }
 _SIZE = (8.6, 5.0)
 _MARGINS = {"left": 0.08, "right": 0.98, "bottom": 0.11, "top": 0.91}

@@ -31,7 +31,7 @@ class ImageExample:
 
     Attributes:
         image: uint8 ``[c, h, w]``, 1 to 4 channels: grey, grey and alpha, RGB, RGBA.
-        options: Option index of each gated layer.
+        options: Option index of each gated layer; one past the menu's for those that it did not come to.
         prediction: Name of the predicted class.
         label: Name of the true class.
         computation: Percent, everything included.
@@ -137,7 +137,10 @@ def _draw_bits(
 
     colours = style.option_colours(options)
     width = _SIDE / len(chosen)
-    for layer, option in enumerate(chosen):
+    came_to = [
+        option for option in chosen if option < len(options)
+    ]  # the others, it had left before
+    for layer, option in enumerate(came_to):
         place = left + layer * width
         cell = Rectangle((place, bottom), 0.92 * width, _STRIP, color=colours[option], linewidth=0)
         canvas.add_patch(cell)

@@ -79,11 +79,12 @@ def _panel(
     if low == high:  # a gate that its budget does not move: a band in place of a line
         low, high = 0.9 * low, 1.1 * high
         computations, shares = np.array([low, high]), shares[[0, 0]]
+    names, colours = zip(*style.action_looks(options, shares.shape[1]), strict=True)
     axes.stackplot(
         computations,
         *(100 * shares.T),
-        colors=style.option_colours(options),
-        labels=[style.option_name(bits) for bits in options],
+        colors=colours,
+        labels=names,
         edgecolor="white",
         linewidth=0.3,
     )

@@ -23,7 +23,8 @@ def options_plot(histogram: Sequence[Sequence[float]], options: BitOptions) -> "
     """Draw one stacked bar per layer, cheap options at the bottom.
 
     Args:
-        histogram: Share of images at each option, ``[layers, options]``, rows summing to 1.
+        histogram: Share of images at each option, ``[layers, options]``, rows summing to 1; where there are exits, a last column has
+            the share that has left.
         options: The menu.
     """
     shares = np.asarray(histogram, dtype=np.float64)
@@ -63,7 +64,7 @@ def _stack(
 ) -> None:
     layers = np.arange(1, len(shares) + 1)
     bottom = np.zeros(len(shares))
-    for option, colour in enumerate(style.option_colours(options)):
+    for option, (name, colour) in enumerate(style.action_looks(options, shares.shape[1])):
         height = shares[:, option]
         axes.bar(
             layers,
@@ -73,7 +74,7 @@ def _stack(
             color=colour,
             edgecolor="white",
             linewidth=0.5,
-            label=style.option_name(options[option]),
+            label=name,
         )
         if numbered:
             for layer, share, base in zip(layers.tolist(), height, bottom, strict=True):

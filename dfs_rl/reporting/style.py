@@ -39,6 +39,7 @@ GATE_MARKERS = "*osDXPv^<>"
 """More of them than colours, and no multiple, so that two gates differ in one or the other."""
 
 _SKIP_COLOUR = (0.89, 0.89, 0.89)
+_LEFT_COLOUR = (0.99, 0.84, 0.68)
 _LIGHT = 0.55  # luminance from which black text reads better than white
 _LIGHTEST, _DARKEST = 0.22, 1.0  # part of the map that is told from white and from black
 
@@ -52,6 +53,17 @@ def option_colours(options: BitOptions) -> list[tuple[float, float, float]]:
     scale = [tuple(float(v) for v in colormaps["YlGnBu"](place)[:3]) for place in places]
     skipped = [_SKIP_COLOUR] * (len(options) - len(running))
     return [*skipped, *scale[: len(running)]]  # type: ignore[list-item]
+
+
+def action_looks(
+    options: BitOptions, n_actions: int
+) -> list[tuple[str, tuple[float, float, float]]]:
+    """Return name and colour of every option and, where there is one action more, of having left the network."""
+    looks = [
+        (option_name(bits), colour)
+        for bits, colour in zip(options, option_colours(options), strict=True)
+    ]
+    return [*looks, *[("has left", _LEFT_COLOUR)] * (n_actions - len(options))]
 
 
 def value_colours(*, highest: bool) -> "Colormap":

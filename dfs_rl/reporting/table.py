@@ -88,7 +88,10 @@ def _notes(summary: EvaluationSummary) -> str:
     shares = ", ".join(f"{share.name} {_significant(share.percent)} %" for share in summary.shares)
     notes = [_MEASURE]
     if shares:
-        notes.append(f"Counted for every image beside the gated layers: {shares}.")
+        whom = "per image, on average," if summary.exits_after else "for every image"
+        notes.append(f"Counted {whom} beside the gated layers: {shares}.")
+    if any(share > 0 for method in summary.methods for share in method.exit_shares):
+        notes.append(_exits_note(summary))
     for method in summary.methods:
         if method.detail:
             chosen = f", chosen on {method.chosen_on}" if method.chosen_on else ""
@@ -105,6 +108,20 @@ def _notes(summary: EvaluationSummary) -> str:
     return "\n".join(
         textwrap.fill(note, WIDTH, subsequent_indent="  ", break_on_hyphens=False) for note in notes
     )
+
+
+def _exits_note(summary: EvaluationSummary) -> str:
+    """Say which share of the images left where."""
+    told = []
+    for method in summary.methods:
+        if any(method.exit_shares):
+            shares = ", ".join(
+                f"{100 * share:.1f} % after {after}"
+                for after, share in zip(summary.exits_after, method.exit_shares, strict=True)
+                if share > 0
+            )
+            told.append(f"{method.label} {shares}")
+    return f"Images that left, after how many layers: {'; '.join(told)}."
 
 
 def _search_note(summary: EvaluationSummary) -> str:

@@ -147,9 +147,10 @@ def test_what_has_no_shortcut_runs_with_the_next_layer():
     assert [layer.name for layer in backbone.report.gated] == ["features.2.conv", "features.4.conv"]
     left = dict(backbone.report.left_alone)
     assert "features.4.conv" in left["features.3.conv.0.0"]
-    fixed = {part.name: part.macs for part in backbone.costs.fixed}
+    fixed = {part.name: part for part in backbone.costs.fixed}
     # 1 x 1 from 8 to 16 at 16 x 16, depthwise 3 x 3 with stride 2, 1 x 1 from 16 to 12 at 8 x 8.
-    assert fixed["mandatory"] == 256 * 8 * 16 + 64 * 16 * 9 + 64 * 16 * 12
+    assert fixed["mandatory"].layer == 1
+    assert fixed["mandatory"].macs == 256 * 8 * 16 + 64 * 16 * 9 + 64 * 16 * 12
 
 
 @pytest.mark.parametrize(("granularity", "n"), [("block", 2), ("branch", 4)])

@@ -34,6 +34,8 @@ def assert_same(ours, theirs):
             assert_same(a, b)
     elif isinstance(ours, np.ndarray) and ours.dtype == object:
         assert_same(tuple(ours), tuple(theirs))
+    elif ours is None:
+        assert theirs is None
     else:
         assert ours.dtype == theirs.dtype
         np.testing.assert_array_equal(ours, theirs)
@@ -78,13 +80,31 @@ def test_equals_single_environments_without_autoreset():
 
 
 @pytest.mark.parametrize(
-    "mask", [np.array([True] * 4 + [False]), np.ones(3, dtype=np.bool_), np.ones(N), [True] * N]
+    "mask", [np.zeros(N, dtype=np.bool_), np.ones(3, dtype=np.bool_), np.ones(N), [True] * N]
 )
-def test_environments_cannot_be_reset_in_part(mask):
+def test_a_mask_must_select_environments(mask):
     ours, _ = pair(AutoresetMode.DISABLED)
     ours.reset(seed=0)
-    with pytest.raises(ConfigError, match="end together"):
+    with pytest.raises(ConfigError, match="reset_mask"):
         ours.reset(options={"reset_mask": mask})
+
+
+def test_environments_can_be_reset_in_part_wherever_they_are():
+    ours, theirs = pair(AutoresetMode.DISABLED, cost_weights=(1.0, 50.0))
+    assert_same(ours.reset(seed=3), theirs.reset(seed=3))
+    actions = np.arange(N) % len(BITS)
+    assert_same(ours.step(actions), theirs.step(actions))
+    mask = np.arange(N) % 2 == 0
+    assert_same(
+        ours.reset(seed=5, options={"reset_mask": mask.copy(), "index": 7}),
+        theirs.reset(seed=5, options={"reset_mask": mask.copy(), "index": 7}),
+    )
+    np.testing.assert_array_equal(ours.action_masks(), np.stack(theirs.call("action_masks")))
+    assert_same(ours.step(actions), theirs.step(actions))
+    assert_same(
+        ours.reset(options={"reset_mask": ~mask}), theirs.reset(options={"reset_mask": ~mask})
+    )
+    assert_same(ours.step(actions), theirs.step(actions))
 
 
 def test_each_environment_can_be_given_its_image():

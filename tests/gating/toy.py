@@ -1,11 +1,12 @@
 """A network of whole numbers that can be computed by hand: the same results for every batch size and grouping."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from dfs_rl.cost import BitOptions, CostTable, FixedCost
+from dfs_rl.cost import BitOptions, CostTable, ExitCost, FixedCost
 
 BITS = (0, 2, 4, 8)
 MACS = (100, 300, 200, 400)
@@ -36,9 +37,12 @@ class ToyLayer:
 
 
 class ToyBackbone(nn.Module):
-    """Four gated layers on images of 2 x 4 x 4 pixels; every value stays a whole number below 2**24."""
+    """Four gated layers on images of 2 x 4 x 4 pixels; every value stays a whole number below 2**24.
 
-    def __init__(self, bits: Sequence[int] = BITS) -> None:
+    An exit after ``n`` layers takes ``4 + n`` MACs at 8 bit and says what the channels it sees, reversed, say.
+    """
+
+    def __init__(self, bits: Sequence[int] = BITS, exits: Sequence[int] = ()) -> None:
         super().__init__()
         self.options = BitOptions(tuple(bits))
         self.costs = CostTable(
@@ -46,9 +50,12 @@ class ToyBackbone(nn.Module):
             layer_macs=MACS,
             fixed=(
                 FixedCost(name="stem", macs=160, bits=8),
-                FixedCost(name="head", macs=16, bits=32),
+                FixedCost(name="head", macs=16, bits=32, layer=len(MACS)),
             ),
+            exits=tuple(ExitCost(after=after, macs=4 + after, bits=8) for after in exits),
         )
+        self.layer_feature_macs = (0.0, 1.0, 2.0, 3.0)
+        self.answered: list[tuple[int, int]] = []  # (layers before, samples) of every answer
         self.feature_sizes = CHANNELS
         self.feature_macs = 0.0
         self.image_shape = IMAGE_SHAPE
@@ -74,6 +81,11 @@ class ToyBackbone(nn.Module):
     def head(self, hidden: Tensor) -> Tensor:
         return self.feature(hidden, 0) @ self.readout / 512.0
 
+    def answer(self, hidden: Tensor, layer: int) -> Tensor:
+        self.answered.append((layer, len(hidden)))
+        channels = self.feature(hidden, layer).flip(1)
+        return channels @ self.readout[: channels.shape[1]] / 512.0
+
 
 def toy_images(n: int, seed: int = 0) -> Tensor:
     """Random uint8 images ``[n, 2, 4, 4]``."""
@@ -88,3 +100,29 @@ def walk_alone(backbone: ToyBackbone, image: Tensor, options: Sequence[int]) -> 
     for layer, option in zip(backbone.layers, options, strict=True):
         hidden = layer(hidden, backbone.options[option])
     return hidden[0]
+
+
+class Alone(NamedTuple):
+    """What one image comes to by itself."""
+
+    logits: Tensor
+    options: list[int]
+    macs: float
+
+
+@torch.no_grad()
+def answer_alone(backbone: ToyBackbone, image: Tensor, actions: Sequence[int]) -> Alone:
+    """Walk one image ``[2, 4, 4]`` in a plain loop, leaving by action ``len(BITS)`` where there is an exit; MACs as if at 32 bit."""
+    leaves, after = len(backbone.options), [exit_.after for exit_ in backbone.costs.exits]
+    hidden, options, macs = backbone.stem(image[None]), [], 160 * (8 / 32) ** 2
+    for i, layer in enumerate(backbone.layers):
+        action = actions[i]
+        if action == leaves and i in after:
+            macs += (4 + i) * (8 / 32) ** 2
+            return Alone(backbone.answer(hidden, i)[0], options + [leaves] * (4 - i), macs)
+        action = 0 if action == leaves else action
+        options.append(action)
+        bits = backbone.options[action]
+        macs += MACS[i] * (bits / 32) ** 2
+        hidden = layer(hidden, bits)
+    return Alone(backbone.head(hidden)[0], options, macs + 16)

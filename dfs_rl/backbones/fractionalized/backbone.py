@@ -118,14 +118,14 @@ class _Pooling(nn.Module):
     channels_last: bool
     probe_grid: int
 
-    def parts(self, hidden: Tensor) -> Tensor:
-        """Pool an activation for a probe, float32 ``[batch, channels, parts]``.
+    def parts(self, hidden: Tensor, *, grid: int | None = None) -> Tensor:
+        """Pool an activation for a probe, or for a classifier with a grid of its own, float32 ``[batch, channels, parts]``.
 
         Maps are averaged over the parts of a grid; tokens over all of them, beside the class token if there is one.
         """
         if hidden.dim() == _MAP:
             maps = hidden.permute(0, 3, 1, 2) if self.channels_last else hidden
-            return pool_grid(maps, grid=self.probe_grid)
+            return pool_grid(maps, grid=self.probe_grid if grid is None else grid)
         if hidden.dim() == _TOKENS and self.has_class_token:
             return torch.stack([hidden[:, 0], hidden[:, 1:].mean(dim=1)], dim=2).float()
         if hidden.dim() == _TOKENS:

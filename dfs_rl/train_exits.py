@@ -1,0 +1,210 @@
+"""Command: give a trained backbone exits, by which images may leave it early.
+
+It is a command of its own and not a part of ``train_backbone``, because the network is not changed: heads are fitted in seconds, to a
+network that was trained long ago or that ships, and others in other places are one more folder.
+"""
+
+import itertools
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dfs_rl.backbone_choice import DIGITS, BackboneChoice, find_backbone
+from dfs_rl.cli import Invocation, run_command
+from dfs_rl.errors import ConfigError
+from dfs_rl.messages import say
+from dfs_rl.runs import RunFolder
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from dfs_rl.backbones import StoredBackbone
+    from dfs_rl.data import Dataset
+
+KIND = "train_exits"
+PROG = "python -m dfs_rl.train_exits"
+SUMMARY = "summary.json"
+
+_BATCH = 512
+_IMAGES = 20_000
+"""Each is one row of features; more brought the probes nothing either."""
+_BYTES = 2**30
+"""That the features of all heads may take at once."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainExitsConfig:
+    """Where images may leave which backbone.
+
+    Attributes:
+        after: After how many gated layers an image may leave, ascending: 1 3 makes two exits, before the second and the fourth layer.
+        dataset: "digits"; a folder with train/test parquet files or with class/name.jpg; or a hub id. It must be the backbone's.
+        backbone: Run of train_backbone or train_exits, or a backbone's folder. Without it the digits use the one that ships; for other
+            data one is trained first and kept for the next run.
+        supernet_epochs: Epochs of the backbone that is trained where none is given.
+        seed: Seed of augmentation and of the bits that the heads are fitted under.
+        device: auto, cpu, cuda, cuda:1, ...
+        run_dir: Where to write; by default a new folder under runs/.
+        threads: CPU threads.
+    """
+
+    after: tuple[int, ...]
+    dataset: str = DIGITS
+    backbone: Path | None = None
+    supernet_epochs: int = 30
+    seed: int = 0
+    device: str = "auto"
+    run_dir: Path | None = None
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        if not self.after:
+            raise ConfigError("after is empty; needed is a number of gated layers, or several.")
+        for name in ("supernet_epochs", "threads"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+
+
+def add_exits(
+    stored: "StoredBackbone",
+    dataset: "Dataset",
+    after: Sequence[int],
+    *,
+    seed: int,
+    device: str,
+) -> None:
+    """Fit heads to a trained backbone, in place of those it has.
+
+    Args:
+        stored: The backbone; its network stays as it is.
+        dataset: The heads learn from its train split.
+        after: After how many gated layers an image may leave.
+        seed: Of augmentation and settings.
+        device: Where to compute.
+
+    Raises:
+        ConfigError: If there are no such layers.
+    """
+    from dfs_rl.backbones.calibration import fit_exits
+    from dfs_rl.cost import check_exits
+    from dfs_rl.seeding import torch_generator
+
+    check_exits(after, stored.backbone.costs.n_layers)
+    backbone = stored.backbone.to(device)
+    backbone.set_exits(after)
+    sizes = sum(exit_.macs for exit_ in backbone.costs.exits) // backbone.n_classes
+    rounds = max(1, min(_IMAGES, _BYTES // (4 * sizes)) // _BATCH)
+    batches = itertools.islice(_batches(dataset, seed=seed, device=device), rounds)
+    fit_exits(backbone, after, batches, torch_generator(seed, "exits"))
+
+
+def exit_accuracies(stored: "StoredBackbone", dataset: "Dataset") -> dict[str, list[float]]:
+    """Return the accuracy in percent of every exit on the val split, by the bits that all layers run at."""
+    from dfs_rl.cost import SKIP
+    from dfs_rl.evaluation.exits import exit_passes
+
+    device = stored.backbone.feature_mean.device
+    frozen = stored.backbone.prepare()
+    passes = exit_passes(frozen, dataset.val.to(device))
+    return {
+        str(frozen.options[answers.option]): [
+            100.0 * share for share in answers.correct.double().mean(dim=0)[:-1].tolist()
+        ]
+        for answers in passes
+        if frozen.options[answers.option] != SKIP
+    }
+
+
+def _batches(dataset: "Dataset", *, seed: int, device: str) -> "Iterator[Tensor]":
+    """Augmented train images in shuffled order, without end: the network knows the plain ones too well."""
+    from dfs_rl.data import augment
+    from dfs_rl.data.batching import epoch_batches
+    from dfs_rl.seeding import torch_generator
+
+    images = dataset.train.images.to(device)
+    size, pad = min(_BATCH, len(images)), dataset.image_shape[1] // 8
+    for epoch in itertools.count():
+        order = epoch_batches(len(images), size, seed=seed, epoch=epoch, drop_last=True)
+        for step, rows in enumerate(order):
+            draws = torch_generator(seed, "exits augment", epoch, step, device=images.device)
+            yield augment(images[rows], draws, pad=pad, flip=dataset.flip)
+
+
+def train(invocation: Invocation[TrainExitsConfig]) -> None:
+    """Run the command."""
+    import torch
+
+    from dfs_rl.backbones import save_backbone
+    from dfs_rl.cost import check_exits
+    from dfs_rl.data import load_dataset
+    from dfs_rl.devices import resolve_device
+    from dfs_rl.gating.model import BACKBONE_FOLDER
+    from dfs_rl.runs import write_json
+
+    config = invocation.config
+    torch.set_num_threads(config.threads)
+    device = str(resolve_device(config.device))
+    dataset = load_dataset(config.dataset)
+    choice = BackboneChoice(
+        dataset=config.dataset,
+        folder=config.backbone,
+        epochs=config.supernet_epochs,
+        device=device,
+        threads=config.threads,
+    )
+    stored = find_backbone(choice, dataset)
+    check_exits(config.after, stored.backbone.costs.n_layers)
+    run = RunFolder.create(
+        config.run_dir,
+        kind=KIND,
+        name=f"exits-{dataset.name}",
+        config=config,
+        command=invocation.command,
+        fingerprint=dataset.fingerprint,
+    )
+    add_exits(stored, dataset, config.after, seed=config.seed, device=device)
+    accuracies = exit_accuracies(stored, dataset)
+    save_backbone(stored.backbone, stored.info, run.path / BACKBONE_FOLDER)
+    write_json(run.path / SUMMARY, {"exits_after": list(config.after), "val_accuracy": accuracies})
+    sys.stdout.write(_table(config.after, accuracies, stored) + "\n")
+    sys.stdout.flush()
+    say(f"Saved in {run.path}; train a gate on it with --backbone {run.path}.")
+
+
+def _table(
+    after: Sequence[int], accuracies: dict[str, list[float]], stored: "StoredBackbone"
+) -> str:
+    """Accuracy of every exit as text."""
+    from dfs_rl.cost import relative_cost
+
+    costs = stored.backbone.costs
+    head = [f"{'bits':>4}", *(f"{f'after {layers}':>9}" for layers in after), f"{'end':>7}"]
+    rows = ["  ".join(head)]
+    for bits, values in accuracies.items():
+        end = stored.info.accuracy.get(bits)
+        cells = [f"{value:9.2f}" for value in values]
+        rows.append("  ".join([f"{bits:>4}", *cells, "" if end is None else f"{end:7.2f}"]))
+    prices = ", ".join(
+        f"{100 * e.macs * relative_cost(e.bits) / costs.total_macs:.3g} %" for e in costs.exits
+    )
+    rows.append(
+        f"Accuracy on val in percent, all layers at the same bits. The exits cost {prices}."
+    )
+    return "\n".join(rows)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse flags and fit; returns the exit code."""
+    return run_command(
+        train,
+        TrainExitsConfig,
+        prog=PROG,
+        description="Give a trained backbone exits: classifiers on the way, by whose answer an image may leave it.",
+        argv=argv,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
