@@ -217,6 +217,10 @@ def _evaluated_at(
     settings = flat_settings(read_yaml(folder.config_path))
     if budget is not None:
         settings |= {"budget": budget, "cost_weight": None}
+    after = (
+        evaluation.summary.exits_after
+    )  # whatever a run was asked, it tells where its images may leave
+    settings["exits"] = f"after {' '.join(map(str, after))}" if after else "none"
     recorded = folder.record().get("command")
     command = [str(word) for word in recorded] if isinstance(recorded, list) else []
     training = read_json(folder.path / TRAINING)

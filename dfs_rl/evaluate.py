@@ -181,7 +181,7 @@ def evaluate_run(
         return Evaluation(known, path, outcomes, stored=True)
     if path.exists():
         progress(f"{path} belongs to other weights, images or settings and is replaced")
-    digest = weights_digest(folder.path / BACKBONE_FOLDER)
+    digest = weights_digest(folder.path / BACKBONE_FOLDER, exits=True)
     ground = f"{digest} {data.fingerprint} {precision} {batch_size}"
     plan = _Plan(split, batch_size, search, memory or Memory(), ground)
     methods, examples = _measure(loaded, data, about, plan, progress)

@@ -148,6 +148,14 @@ def _mapping(value: object) -> dict[str, object]:
     return value
 
 
-def weights_digest(folder: Path) -> str:
-    """Return a short digest of a stored backbone's weights, which tells it from every other; exits do not make it another."""
-    return hashlib.sha256((folder / WEIGHTS_FILE).read_bytes()).hexdigest()[:16]
+def weights_digest(folder: Path, *, exits: bool = False) -> str:
+    """Return a short digest of a stored backbone's weights, which tells it from every other.
+
+    Args:
+        folder: Where it is stored.
+        exits: Whether other exits make it another one.
+    """
+    digest = hashlib.sha256((folder / WEIGHTS_FILE).read_bytes())
+    if exits and (folder / EXITS_FILE).is_file():
+        digest.update((folder / EXITS_FILE).read_bytes())
+    return digest.hexdigest()[:16]

@@ -1,6 +1,5 @@
 """What a gate is compared with: rivals that cannot look at the image, or need no learning."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -379,19 +378,14 @@ def exits_method(backbone: WalkableBackbone, arena: Arena, *, cap: float) -> Met
         for images in (arena.reported, arena.selection)
     )
     rule = choose_exits(selection, costs, cap)
-    records = run_exits(reported, rule, costs)
-    bits, asked = backbone.options[rule.option], costs.exits_after[rule.first :]
-    places = ", ".join(map(str, asked))
     return Method(
         key="exits",
         label="confidence exits",
         role="matched",
-        records=(records,),
+        records=(run_exits(reported, rule, costs),),
         selection=run_exits(selection, rule, costs),
         chosen_on=arena.selection_name,
-        detail=f"{bits} bit, leaving after {places} layers where the exit is {100 * rule.threshold:.1f} % sure"
-        if asked and rule.threshold < math.inf
-        else f"{bits} bit, leaving nowhere",
+        detail=rule.words(costs),
     )
 
 

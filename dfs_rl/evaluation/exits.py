@@ -61,6 +61,14 @@ class ExitRule(NamedTuple):
         sure[:, -1] = True
         return sure.int().argmax(dim=1)
 
+    def words(self, costs: CostTable) -> str:
+        """Tell the rule."""
+        bits, asked = costs.options[self.option], costs.exits_after[self.first :]
+        if not asked or self.threshold == math.inf:
+            return f"{bits} bit, leaving nowhere"
+        places = ", ".join(map(str, asked))
+        return f"{bits} bit, leaving after {places} layers where the exit is {100 * self.threshold:.1f} % sure"
+
 
 def exit_passes(
     backbone: WalkableBackbone, image_set: ImageSet, *, batch_size: int = BATCH_SIZE

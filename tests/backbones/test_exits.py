@@ -124,6 +124,8 @@ def test_what_is_saved_comes_back_and_the_weights_are_those_of_the_network_witho
         assert torch.equal(again.answer(hidden, 1), backbone.answer(hidden, 1))
         assert torch.equal(again.feature(hidden, 1), backbone.feature(hidden, 1))
     assert weights_digest(tmp_path / "with") == weights_digest(tmp_path / "without")
+    digests = {weights_digest(tmp_path / name, exits=True) for name in ("with", "without")}
+    assert len(digests) == 2
     assert not (tmp_path / "without" / "exits.safetensors").exists()
     assert load_backbone(PRETRAINED_DIGITS).costs.exits == ()
 

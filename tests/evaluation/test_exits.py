@@ -11,6 +11,7 @@ from dfs_rl.cost import ExitCost
 from dfs_rl.data.images import ImageSet
 from dfs_rl.evaluation.baselines import (
     Arena,
+    Method,
     mode_table,
     rival_methods,
     shuffled_options,
@@ -20,7 +21,10 @@ from dfs_rl.evaluation.exits import ExitRule, choose_exits, exit_passes, run_exi
 from dfs_rl.evaluation.metrics import option_histogram
 from dfs_rl.evaluation.run_gate import evaluate_gate, evaluate_options, evaluate_table
 from dfs_rl.evaluation.static_search import SearchLimits, search_static_table
+from dfs_rl.evaluation.summary import Subject, summarize
 from dfs_rl.evaluation.tables import score_tables
+from dfs_rl.reporting.options_plot import options_plot
+from dfs_rl.reporting.table import summary_text
 from tests.evaluation.conftest import MixBackbone, make_images
 
 AFTER = (1, 3)
@@ -178,3 +182,24 @@ def test_a_gate_that_leaves_is_compared_with_everything(network, images):
     cost = float(records.computation(network.costs, "dfs").mean())
     for draw in by_key["random"].records:
         assert float(draw.computation(network.costs, "dfs").mean()) == pytest.approx(cost)
+
+
+def test_the_summary_tells_who_left_where(network, images):
+    records = evaluate_gate(network, SureGate(), images)
+    gate = Method(key="gate", label="sure", role="gate", records=(records,))
+    subject = Subject(
+        identity="0",
+        dataset="mixes",
+        fingerprint="0",
+        split="test",
+        class_names=("a", "b", "c", "d"),
+    )
+    summary = summarize([gate], network.costs, subject)
+    share = float((records.options[:, 1] == LEAVE).double().mean())
+    assert summary.exits_after == AFTER
+    assert summary.method("gate").exit_shares == (pytest.approx(share), 0.0)
+    assert [row[LEAVE] for row in summary.histogram] == pytest.approx([0.0, share, share, share])
+    text = " ".join(summary_text(summary).split())
+    assert f"after how many layers: sure {100 * share:.1f} % after 1." in text
+    names = options_plot(summary.histogram, network.options).axes[0].get_legend_handles_labels()[1]
+    assert names == ["skip", "2 bit", "32 bit", "has left"]
