@@ -12,6 +12,7 @@ from dfs_rl import (
     sweep,
     train_agent,
     train_backbone,
+    train_exits,
     train_gumbel,
     train_static,
 )
@@ -29,6 +30,7 @@ MAINS = {
         sweep,
         train_agent,
         train_backbone,
+        train_exits,
         train_gumbel,
         train_static,
     )
