@@ -23,8 +23,9 @@ from dfs_rl.backbones.settings import Setting
 from dfs_rl.backbones.supernet import SupernetConfig, SupernetTrainer, accuracy_of
 from dfs_rl.cost import FULL, SKIP
 from dfs_rl.data import Dataset, load_dataset
+from dfs_rl.evaluation.uniform import uniform_accuracies
 from dfs_rl.messages import say
-from dfs_rl.train_backbone import TrainBackboneConfig, build, uniform_accuracies
+from dfs_rl.train_backbone import TrainBackboneConfig, build
 
 
 def train(

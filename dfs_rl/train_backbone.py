@@ -1,7 +1,7 @@
 """Command: train a supernet, a backbone in which every mix of bit options works, of fixed or of adaptive depth."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,9 +24,9 @@ from dfs_rl.backbones import (
 from dfs_rl.backbones.adaptive_layer import Granularity, Stem, check_skippable
 from dfs_rl.backbones.names import adaptive_network, check_adaptive, depth_of
 from dfs_rl.backbones.resnet import FirstBlock
-from dfs_rl.backbones.settings import Recipe, uniform
+from dfs_rl.backbones.settings import Recipe
 from dfs_rl.backbones.storage import STRUCTURE_FILE
-from dfs_rl.backbones.supernet import Position, SupernetConfig, SupernetTrainer, accuracy_of
+from dfs_rl.backbones.supernet import Position, SupernetConfig, SupernetTrainer
 from dfs_rl.cli import Invocation, run_command
 from dfs_rl.config import config_from_dict, config_to_dict
 from dfs_rl.constructors import is_constructor
@@ -34,7 +34,7 @@ from dfs_rl.cost import DEFAULT_BITS, FULL, SKIP, menu_of
 from dfs_rl.data import Dataset, ImageSet, channel_statistics, load_dataset
 from dfs_rl.devices import check_devices, resolve_device
 from dfs_rl.errors import ConfigError
-from dfs_rl.evaluation.curves import CurvePoint
+from dfs_rl.evaluation.uniform import uniform_accuracies, uniform_points
 from dfs_rl.files import exclusive
 from dfs_rl.gating.model import BACKBONE_FOLDER
 from dfs_rl.interrupts import StopRequest, stop_on_interrupt
@@ -171,25 +171,6 @@ def build(config: TrainBackboneConfig, dataset: Dataset) -> Backbone:
         return adaptive_network(config.backbone, statistics, **shape)
     shape |= {"depth": depth_of(config.backbone), "first_block": config.first_block}
     return ResNet(ResNetConfig(**shape), statistics)
-
-
-def uniform_accuracies(backbone: Backbone, images: ImageSet) -> dict[str, float]:
-    """Accuracy in percent of every uniform setting that leaves a network, by its bits."""
-    n_layers = len(backbone.blocks)
-    return {
-        str(bits): accuracy_of(backbone, images, uniform(bits, n_layers))
-        for bits in backbone.meaningful_bits
-    }
-
-
-def uniform_points(backbone: Backbone, accuracies: Mapping[str, float]) -> list[CurvePoint]:
-    """Return what every uniform setting costs and gets right, in percent, from the accuracies that ``uniform_accuracies`` gives."""
-    costs = backbone.costs
-    settings = [torch.full((1, costs.n_layers), costs.options.index(int(b))) for b in accuracies]
-    return [
-        CurvePoint(costs.computation(options).item(), accuracy)
-        for options, accuracy in zip(settings, accuracies.values(), strict=True)
-    ]
 
 
 def make_trainer(config: TrainBackboneConfig, dataset: Dataset) -> SupernetTrainer:

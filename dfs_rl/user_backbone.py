@@ -83,7 +83,7 @@ def calibrated(
         ConfigError: If it cannot be made, or gated.
     """
     from dfs_rl.backbones import BackboneInfo, StoredBackbone, calibrate
-    from dfs_rl.train_backbone import uniform_accuracies
+    from dfs_rl.evaluation.uniform import uniform_accuracies
 
     backbone = construct_for(name, dataset, weights=weights).to(device)
     say(

@@ -19,6 +19,7 @@ from dfs_rl.devices import resolve_device
 from dfs_rl.errors import TrainingError
 from dfs_rl.evaluation.curves import WORST_COMPUTATION, CurvePoint, worst_corner
 from dfs_rl.evaluation.sweep_records import DEFAULTS, RetrainedRecord, SweepRecord, TrialRecord
+from dfs_rl.evaluation.uniform import uniform_points
 from dfs_rl.files import write_bytes_atomic
 from dfs_rl.gate_runs import choice_of
 from dfs_rl.messages import say
@@ -38,7 +39,6 @@ from dfs_rl.sweeping.results import (
 )
 from dfs_rl.sweeping.sweep_file import FIRST_FRESH_SEED, SweepFile
 from dfs_rl.sweeping.trial import TRACEBACK, TrialPlan, run_name
-from dfs_rl.train_backbone import uniform_points
 
 FILE = "sweep.yaml"
 """The folder's own copy of the sweep, as it was resolved."""
