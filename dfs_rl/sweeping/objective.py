@@ -84,17 +84,17 @@ class ObjectiveConfig:
     def record(self, corner: CurvePoint) -> ObjectiveRecord:
         """Describe it; ``corner`` is where areas end."""
         about = {
-            "hypervolume": "area under accuracy over the logarithm of computation, percent x decades, left of "
+            "hypervolume": "Area under accuracy over the logarithm of computation, percent x decades, left of "
             f"{corner.computation:g} % and above {corner.accuracy:.1f} %",
-            "accuracy": f"accuracy in percent at no more than {self.cap} % computation; below 0 what lies above that",
-            "reward": f"correct answers minus {self.cost} x computation, both as fractions",
-            "frontier": "accuracy and computation in percent, together",
+            "accuracy": f"Accuracy in percent at no more than {self.cap} % computation; below 0 what lies above that",
+            "reward": f"Correct answers minus {self.cost} x computation, both as fractions",
+            "frontier": "Accuracy and computation in percent, together",
         }
         return ObjectiveRecord(
             names=self.names,
             units=tuple(_UNITS[name] for name in self.names),
             highest=tuple(mode == "max" for mode in self.modes),
-            about=f"{about[self.name]}; on val, mean of the last {self.last} validations",
+            about=f"{about[self.name]}; on val, mean of the last {self.last} validations.",
         )
 
     def values(self, points: Sequence[CurvePoint], corner: CurvePoint) -> dict[str, float]:

@@ -194,7 +194,7 @@ def _about(file: SweepFile, shared: SharedDataset) -> str:
         said += (
             "; trained again with the settings it ended with, not with the schedule that led there"
         )
-    return said
+    return f"{said}."
 
 
 def _commands(file: SweepFile, folder: RunFolder, chosen: Sequence[TrialRecord]) -> tuple[str, ...]:
