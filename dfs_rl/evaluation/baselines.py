@@ -210,7 +210,8 @@ def searched_methods(
     """Find and run the best static table and the confidence cascade.
 
     Both use labels and are chosen on the selection split under ``cap``; the table, whose cost moves in steps, under 5 % more,
-    since a gate is said to beat a rival also at 5 % more than the rival's cost.
+    since a gate is said to beat a rival also at 5 % more than the rival's cost. There is no cascade where not even its first pass
+    keeps to ``cap``.
 
     Args:
         backbone: The backbone, on the device of both splits.
@@ -224,7 +225,6 @@ def searched_methods(
     arena.progress(f"cascade{when}, chosen on {arena.selection_name}")
     on_selection = [m.selection for m in uniform if m.selection is not None]
     cascade = choose_cascade(on_selection, backbone.costs, cap)
-    cascade_records = run_cascade([m.records[0] for m in uniform], cascade)
 
     arena.progress(f"best static table{when}, searched on {arena.selection_name}")
     found = search_static_table(
@@ -243,18 +243,22 @@ def searched_methods(
         for images in (arena.reported, arena.selection)
     )
     suffix = "_before" if before else ""
+    static_table = Method(
+        key=f"static_table{suffix}",
+        label=f"best static table{when}",
+        role="matched",
+        records=(static_records,),
+        selection=static_selection,
+        chosen_on=arena.selection_name,
+        detail=f"bits {table_text(found.table, backbone.options)}",
+        table=found.table,
+        search=found,
+    )
+    if cascade is None:
+        return [static_table]
+    cascade_records = run_cascade([m.records[0] for m in uniform], cascade)
     return [
-        Method(
-            key=f"static_table{suffix}",
-            label=f"best static table{when}",
-            role="matched",
-            records=(static_records,),
-            selection=static_selection,
-            chosen_on=arena.selection_name,
-            detail=f"bits {table_text(found.table, backbone.options)}",
-            table=found.table,
-            search=found,
-        ),
+        static_table,
         Method(
             key=f"cascade{suffix}",
             label=f"confidence cascade{when}",

@@ -10,7 +10,6 @@ from typing import NamedTuple
 import torch
 
 from dfs_rl.cost import CostTable
-from dfs_rl.errors import ConfigError
 from dfs_rl.evaluation.records import FirstPass, GateRecords
 
 # The share of images that run again is tried in steps of 1 %, and as high as the cap allows.
@@ -49,7 +48,7 @@ def run_cascade(
     )
 
 
-def choose_cascade(uniform: Sequence[GateRecords], costs: CostTable, cap: float) -> Cascade:
+def choose_cascade(uniform: Sequence[GateRecords], costs: CostTable, cap: float) -> Cascade | None:
     """Choose the most accurate cascade whose mean computation is at most ``cap``.
 
     Ties go to the higher log-likelihood, then to the cheaper one.
@@ -59,8 +58,8 @@ def choose_cascade(uniform: Sequence[GateRecords], costs: CostTable, cap: float)
         costs: What the options cost.
         cap: Upper bound on mean computation in percent, fixed parts included.
 
-    Raises:
-        ConfigError: If even one pass at the cheapest option is above ``cap``.
+    Returns:
+        The choice; None if even one pass at the cheapest option is above ``cap``, as it can be where gates leave early.
     """
     price = [records.computation(costs).mean().item() for records in uniform]
     best: tuple[tuple[float, float, float], Cascade] | None = None
@@ -73,12 +72,7 @@ def choose_cascade(uniform: Sequence[GateRecords], costs: CostTable, cap: float)
             for score, threshold in _curve(first, second, price[a], price[b], cap):
                 if best is None or score > best[0]:
                     best = (score, Cascade(a, b, threshold))
-    if best is None:
-        raise ConfigError(
-            f"no cascade costs at most {cap:.4g} %; one pass at the cheapest option alone costs "
-            f"{min(price):.4g} %."
-        )
-    return best[1]
+    return None if best is None else best[1]
 
 
 def _curve(

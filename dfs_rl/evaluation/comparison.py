@@ -324,16 +324,23 @@ def _traced(runs: Sequence[EvaluatedRun], worst: CurvePoint) -> Iterator[Traced]
             continue
         lacking = len(seeds) - len(whole)
         for key in (GATE, *_ALTERNATIVES):
-            method = family[0].summary.method(key)
-            if method is None:  # the confidence exits of a network that has none
+            # At some of the costs, or at all of them, there may be no rival of a kind, see ``rival_methods``.
+            there = [
+                i
+                for i in range(len(knobs))
+                if all(key in group[i].outcomes.reported for group in whole.values())
+            ]
+            if not there:
                 continue
             is_gate = key == GATE
+            group = next(iter(whole.values()))
+            kind = next(m.label for m in group[there[0]].summary.methods if m.key == key)
             yield Traced(
-                label=label if is_gate else f"{method.label}s at the costs of {label}",
+                label=label if is_gate else f"{kind.removesuffix('s')}s at the costs of {label}",
                 lacking=lacking,
                 gate=label,
                 seeds=tuple(whole),
-                outcomes=[[_outcome(run, key) for run in group] for group in whole.values()],
+                outcomes=[[_outcome(group[i], key) for i in there] for group in whole.values()],
                 histograms=[
                     [torch.tensor(run.summary.histogram) for run in group]
                     for group in whole.values()

@@ -24,16 +24,24 @@ def fits(costs: CostTable, table: Table, cap: float) -> bool:
     return table_computation(costs, table) <= cap + _TOLERANCE
 
 
+def cheapest_table(costs: CostTable) -> Table:
+    """Return the cheapest table: the cheapest option at every layer, up to the exit by which that costs least."""
+    ways = [
+        (0,) * after + (costs.exit_action,) * (costs.n_layers - after)
+        for after in (*costs.exits_after, costs.n_layers)
+    ]
+    return min(ways, key=lambda table: table_computation(costs, table))
+
+
 def lower_dearest_first(table: Table, costs: CostTable, cap: float) -> Table:
     """Lower, one option at a time, the layer that saves most until a table fits under a cap.
 
     Args:
         table: Option index of each layer.
         costs: What they cost.
-        cap: Upper bound on computation in percent; the cheapest table of options must fit. It is returned where a table leaves by an
-            exit that is too dear.
+        cap: Upper bound on computation in percent; the cheapest table must fit. It is returned where lowering options is not enough.
     """
-    cheapest = (0,) * len(table)
+    cheapest = cheapest_table(costs)
     assert fits(costs, cheapest, cap), "or there would be no end"
     price = costs.option_costs()
     current = list(closed(costs, table))

@@ -18,7 +18,13 @@ from dfs_rl.cost import CostTable
 from dfs_rl.data.images import ImageSet
 from dfs_rl.errors import ConfigError
 from dfs_rl.evaluation.limits import SearchLimits
-from dfs_rl.evaluation.lowering import closed, fits, lower_dearest_first, table_computation
+from dfs_rl.evaluation.lowering import (
+    cheapest_table,
+    closed,
+    fits,
+    lower_dearest_first,
+    table_computation,
+)
 from dfs_rl.evaluation.run_gate import BATCH_SIZE
 from dfs_rl.evaluation.tables import Table, TableScore, TableScorer, score_tables, spread_subset
 from dfs_rl.seeding import numpy_generator
@@ -83,7 +89,7 @@ def search_static_table(
     limits = limits or SearchLimits()
     costs = backbone.costs
     n_layers, n_options = costs.n_layers, costs.n_actions
-    cheapest = (0,) * n_layers
+    cheapest = cheapest_table(costs)
     if not fits(costs, cheapest, cap):
         raise ConfigError(
             f"no static table costs at most {cap:.4g} %; the cheapest costs {table_computation(costs, cheapest):.4g} %."

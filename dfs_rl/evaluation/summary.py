@@ -65,10 +65,10 @@ class MethodSummary:
 
 @dataclass(frozen=True, kw_only=True)
 class CostShare:
-    """What a never-gated part costs.
+    """What is paid beside the gated layers.
 
     Attributes:
-        name: ``gate``, or the part's name.
+        name: ``gate``, ``exits``, or the name of a never-gated part.
         macs: MACs per image; the mean where some leave early.
         bits: Its precision.
         percent: Its computation in percent of all gated layers at 32 bit.
@@ -261,6 +261,9 @@ def _shares(costs: CostTable, records: GateRecords) -> tuple[CostShare, ...]:
         reached = (walked >= needed).double().mean().item()
         key = (part.name, part.bits)
         fixed[key] = fixed.get(key, 0.0) + part.macs * reached
+    for leaves, exit_ in zip(records.exit_shares(costs), costs.exits, strict=True):
+        key = ("exits", exit_.bits)
+        fixed[key] = fixed.get(key, 0.0) + exit_.macs * leaves
     return (*gate, *(_share(name, macs, bits, costs) for (name, bits), macs in fixed.items()))
 
 

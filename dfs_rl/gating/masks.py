@@ -38,7 +38,8 @@ def gated_budget(
     if not left >= cheapest - _TOLERANCE:
         least = 100.0 * (cheapest + costs.fixed_cost(gate_macs=gate_macs))
         share = 100.0 * gate_macs / costs.total_macs
-        gate = f" and the gate's own {share:.3g} %" if gate_macs else ""
+        whom = ", counted also for images that leave early" if costs.exits else ""
+        gate = f" and the gate's own {share:.3g} %{whom}," if gate_macs else ""
         raise ConfigError(
             f"{name} {budget:g} % is not enough for the cheapest choice of every layer, which with the fixed parts of the "
             f"network{gate} comes to {least:.6g} %."

@@ -92,6 +92,12 @@ def _notes(summary: EvaluationSummary) -> str:
         notes.append(f"Counted {whom} beside the gated layers: {shares}.")
     if any(share > 0 for method in summary.methods for share in method.exit_shares):
         notes.append(_exits_note(summary))
+    if summary.comparisons and summary.method("cascade") is None:
+        least = min(m.computation for m in summary.methods if m.role == "fixed")
+        notes.append(
+            "There is no confidence cascade at the gate's cost: one pass through the whole network costs at least "
+            f"{_significant(least)} %."
+        )
     for method in summary.methods:
         if method.detail:
             chosen = f", chosen on {method.chosen_on}" if method.chosen_on else ""

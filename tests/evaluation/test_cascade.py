@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from dfs_rl.cost import BitOptions, CostTable, FixedCost
-from dfs_rl.errors import ConfigError
 from dfs_rl.evaluation.baselines import uniform_methods
 from dfs_rl.evaluation.cascade import Cascade, choose_cascade, run_cascade
 from dfs_rl.evaluation.records import GateRecords
@@ -90,6 +89,6 @@ def test_one_option_makes_a_cascade_of_itself():
     assert run_cascade(PASSES[:1], chosen).computation(lone).tolist() == pytest.approx([6.25] * 4)
 
 
-def test_a_cap_below_the_cheapest_pass_is_refused():
-    with pytest.raises(ConfigError, match="costs at most 9 %"):
-        choose_cascade(PASSES, COSTS, 9.0)
+def test_below_the_cheapest_pass_there_is_none():
+    assert choose_cascade(PASSES, COSTS, LOW - 0.01) is None
+    assert choose_cascade(PASSES, COSTS, LOW) is not None

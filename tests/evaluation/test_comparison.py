@@ -31,6 +31,27 @@ def test_seeds_of_one_gate_are_one_point_with_a_spread():
     assert gate.gains["cascade"].mean == pytest.approx(-3.0)
 
 
+def test_a_rival_that_some_costs_are_too_low_for_is_traced_at_the_others():
+    cheap = made_up_run("a", (150, 0.2), budget=0.2)
+    lacking = replace(
+        cheap,
+        summary=replace(
+            cheap.summary, methods=tuple(m for m in cheap.summary.methods if m.key != "cascade")
+        ),
+        outcomes=cheap.outcomes._replace(
+            reported={k: v for k, v in cheap.outcomes.reported.items() if k != "cascade"},
+            selection={k: v for k, v in cheap.outcomes.selection.items() if k != "cascade"},
+        ),
+    )
+    dear = [made_up_run(n, (170, c), budget=c) for n, c in (("b", 0.8), ("c", 1.5))]
+    points = {curve.label: curve.points for curve in compare_runs([lacking, *dear]).curves}
+    assert points == {
+        "PPO": 3,
+        "best static tables at the costs of PPO": 3,
+        "confidence cascades at the costs of PPO": 2,
+    }
+
+
 def test_gates_are_named_by_what_they_differ_in():
     runs = [
         made_up_run("a", (150, 0.8), cost_weight=4.0, hidden=8, run_dir="a"),

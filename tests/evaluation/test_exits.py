@@ -36,8 +36,8 @@ class LeavingBackbone(MixBackbone):
 
     layer_feature_macs = (0.0,) * 4
 
-    def __init__(self) -> None:
-        super().__init__((0, 2, 32))
+    def __init__(self, menu=(0, 2, 32)) -> None:
+        super().__init__(menu)
         self.costs = type(self.costs)(
             options=self.options,
             layer_macs=self.costs.layer_macs,
@@ -184,6 +184,32 @@ def test_a_gate_that_leaves_is_compared_with_everything(network, images):
         assert float(draw.computation(network.costs, "dfs").mean()) == pytest.approx(cost)
 
 
+def test_what_leaves_for_less_than_any_whole_pass_has_no_cascade_beside_it():
+    network = LeavingBackbone((4, 8, 32))
+    images, val = (make_images(network, 60, seed=seed) for seed in (5, 6))
+    tables = [*[(0, LEAVE, LEAVE, LEAVE)] * 9, (1, LEAVE, LEAVE, LEAVE)]
+    options = torch.tensor(tables * 6)
+    records, on_val = (
+        evaluate_options(network, split, options, name="brief") for split in (images, val)
+    )
+    cap = float(on_val.computation(network.costs).mean())
+    assert cap < float(network.costs.computation(torch.zeros(1, 4, dtype=torch.int64)))
+    arena = Arena(reported=images, selection=val, reported_name="test", selection_name="val")
+    uniform = uniform_methods(network, images, selection=val)
+    rivals = rival_methods(network, arena, gate=records, gate_selection=on_val, uniform=uniform)
+    assert [m.key for m in rivals] == ["static_table", "exits", "mode_table", "random", "patterns"]
+    for method in rivals[:2]:
+        assert float(method.selection.computation(network.costs).mean()) <= 1.05 * cap
+    gate = Method(key="gate", label="brief", role="gate", records=(records,), selection=on_val)
+    subject = Subject(
+        identity="0", dataset="mixes", fingerprint="0", split="test", class_names=tuple("abcd")
+    )
+    text = " ".join(
+        summary_text(summarize([gate, *uniform, *rivals], network.costs, subject)).split()
+    )
+    assert "no confidence cascade at the gate's cost: one pass through the whole network" in text
+
+
 def test_the_summary_tells_who_left_where(network, images):
     records = evaluate_gate(network, SureGate(), images)
     gate = Method(key="gate", label="sure", role="gate", records=(records,))
@@ -199,6 +225,10 @@ def test_the_summary_tells_who_left_where(network, images):
     assert summary.exits_after == AFTER
     assert summary.method("gate").exit_shares == (pytest.approx(share), 0.0)
     assert [row[LEAVE] for row in summary.histogram] == pytest.approx([0.0, share, share, share])
+    beside = sum(part.percent for part in summary.shares)
+    total, gated = (float(records.computation(network.costs, c).mean()) for c in ("full", "dfs"))
+    assert beside == pytest.approx(total - gated)
+    assert {part.name: part.macs for part in summary.shares}["exits"] == pytest.approx(21 * share)
     text = " ".join(summary_text(summary).split())
     assert f"after how many layers: sure {100 * share:.1f} % after 1." in text
     names = options_plot(summary.histogram, network.options).axes[0].get_legend_handles_labels()[1]

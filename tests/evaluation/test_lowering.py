@@ -1,10 +1,13 @@
+import itertools
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dfs_rl.cost import ALLOWED_BITS, BitOptions, CostTable, FixedCost
+from dfs_rl.cost import ALLOWED_BITS, BitOptions, CostTable, ExitCost, FixedCost
 from dfs_rl.evaluation.lowering import (
+    cheapest_table,
     fits,
     lower_dearest_first,
     lower_last_first,
@@ -51,6 +54,33 @@ def test_lowered_tables_fit_and_are_nowhere_higher(lower, problem):
     assert lower(lowered, costs, cap) == lowered
     if fits(costs, table, cap):
         assert lowered == table
+
+
+@given(
+    st.lists(st.integers(1, 1000), min_size=2, max_size=4),
+    st.sampled_from([(0, 2, 32), (2, 4), (8,)]),
+    st.dictionaries(st.integers(1, 3), st.integers(0, 3000), min_size=1),
+    st.integers(0, 3000),
+    st.floats(0, 1),
+)
+def test_no_table_is_cheaper_than_the_cheapest_one_also_with_exits(macs, menu, exits, last, share):
+    costs = CostTable(
+        options=BitOptions(menu),
+        layer_macs=tuple(macs),
+        fixed=(FixedCost(name="mandatory", macs=last, bits=8, layer=len(macs) - 1),),
+        exits=tuple(
+            ExitCost(after=after, macs=paid, bits=8)
+            for after, paid in sorted(exits.items())
+            if after < len(macs)
+        ),
+    )
+    tables = list(itertools.product(range(costs.n_actions), repeat=len(macs)))
+    every = costs.computation(costs.closed(torch.tensor(tables)))
+    cheapest = table_computation(costs, cheapest_table(costs))
+    assert cheapest == pytest.approx(float(every.min()))
+    cap = cheapest + share * (float(every.max()) - cheapest)
+    for table in tables[:: max(1, len(tables) // 20)]:
+        assert fits(costs, lower_dearest_first(table, costs, cap), cap)
 
 
 @given(problems())
