@@ -180,7 +180,8 @@ def _evaluated(
             _evaluated_at(folder, dataset, budget, dial, config, memory)
             for budget in (wanted if dial is not None and wanted else (None,))
         ]
-    except CheckpointError as error:  # one gate that cannot be read must not lose the others
+    # One gate that cannot be read or evaluated must not lose the others.
+    except (CheckpointError, ConfigError) as error:
         say(f"  failed: {error}")
         return [], {str(folder.path): str(error)}
     return found, {}
