@@ -18,6 +18,12 @@ from dfs_rl.backbones.storage import (
     load_stored_backbone,
     save_backbone,
 )
+from dfs_rl.backbones.vit import (
+    AdaptiveVisionTransformer,
+    AdaptiveVisionTransformerConfig,
+    VisionTransformer,
+    VisionTransformerConfig,
+)
 
 PRETRAINED_DIGITS = Path(__file__).parent / "pretrained" / "digits"
 """The small supernet for scikit-learn's digits that ships with the package."""
@@ -34,6 +40,8 @@ __all__ = [
     "AdaptiveMobileNetConfig",
     "AdaptiveResNet",
     "AdaptiveResNetConfig",
+    "AdaptiveVisionTransformer",
+    "AdaptiveVisionTransformerConfig",
     "Backbone",
     "BackboneInfo",
     "FractionalizeConfig",
@@ -44,6 +52,8 @@ __all__ = [
     "ResNet",
     "ResNetConfig",
     "StoredBackbone",
+    "VisionTransformer",
+    "VisionTransformerConfig",
     "WalkableBackbone",
     "calibrate",
     "default_digits",

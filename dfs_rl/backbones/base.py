@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from dfs_rl.backbones.contract import CONFIDENCE_SIZE, GatedLayer, runs_when_skipped
 from dfs_rl.backbones.exit_heads import EXIT_GRID, ExitHeads
+from dfs_rl.backbones.optimizers import OptimizerName
 from dfs_rl.backbones.probe import GRIDS, PROBE_SHARE, describe, pool_grid
 from dfs_rl.cost import (
     FULL,
@@ -102,6 +103,8 @@ class Backbone(_Looks, ABC):
 
     Attributes:
         family: What stored backbones of this class say they are.
+        optimizer: What networks of this class are usually trained with.
+        feature_weight: What it usually weighs in the recipe ``adn`` how far activations are apart, see ``SupernetConfig``.
         config: As given.
         statistics: As given.
         image_shape: As given.
@@ -110,6 +113,8 @@ class Backbone(_Looks, ABC):
     """
 
     family: ClassVar[str]
+    optimizer: ClassVar[OptimizerName] = "sgd"
+    feature_weight: ClassVar[float] = 1.0
 
     def __init__(
         self,
@@ -184,6 +189,10 @@ class Backbone(_Looks, ABC):
         for block, layer_bits in zip(self.blocks, setting, strict=True):
             hidden = block(hidden, layer_bits)
         return self.head(hidden)
+
+    def comparable(self, hidden: Tensor) -> Tensor:
+        """Return an activation that leaves a stage as another pass's can be compared with it by squared distances."""
+        return hidden
 
     @property
     def meaningful_bits(self) -> tuple[int, ...]:

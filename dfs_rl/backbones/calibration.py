@@ -11,7 +11,7 @@ from dfs_rl.backbones.exit_heads import EXIT_GRID
 from dfs_rl.backbones.probe import confidence, describe, fit_probe
 from dfs_rl.backbones.settings import Setting, sample_low, uniform
 from dfs_rl.data import ImageSet
-from dfs_rl.quant.layers import FractionalLayer, FractionalLinear, NormPerBits
+from dfs_rl.quant.layers import BatchNormPerBits, FractionalLayer, FractionalLinear, NormPerBits
 
 _STILL = 1e-12  # variance below which a feature counts as constant
 
@@ -64,7 +64,7 @@ def calibrate_norms(
         batches: Images, uint8 ``[batch, c, h, w]``; one is taken for each setting.
         settings: Which bits to run; a norm whose bits never occur keeps its statistics.
     """
-    norms = [module for module in backbone.modules() if isinstance(module, NormPerBits)]
+    norms = [module for module in backbone.modules() if isinstance(module, BatchNormPerBits)]
     for norm in norms:
         norm.average_statistics(on=True)
     backbone.train()

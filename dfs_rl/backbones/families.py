@@ -9,6 +9,12 @@ from dfs_rl.backbones.base import Backbone
 from dfs_rl.backbones.fractionalized.backbone import FractionalizeConfig, Fractionalized
 from dfs_rl.backbones.fractionalized.make import remake
 from dfs_rl.backbones.resnet import ResNet, ResNetConfig
+from dfs_rl.backbones.vit import (
+    AdaptiveVisionTransformer,
+    AdaptiveVisionTransformerConfig,
+    VisionTransformer,
+    VisionTransformerConfig,
+)
 from dfs_rl.data import ChannelStatistics
 
 
@@ -29,4 +35,8 @@ FAMILIES = {
     Fractionalized.family: Family(FractionalizeConfig, remake),
     AdaptiveResNet.family: Family(AdaptiveResNetConfig, AdaptiveResNet),
     AdaptiveMobileNet.family: Family(AdaptiveMobileNetConfig, AdaptiveMobileNet),
+    VisionTransformer.family: Family(VisionTransformerConfig, VisionTransformer),
+    AdaptiveVisionTransformer.family: Family(
+        AdaptiveVisionTransformerConfig, AdaptiveVisionTransformer
+    ),
 }

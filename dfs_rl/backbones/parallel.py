@@ -28,7 +28,7 @@ from dfs_rl.backbones.base import Backbone
 from dfs_rl.backbones.supernet import StepLosses, SupernetTrainer
 from dfs_rl.data import ImageSet
 from dfs_rl.errors import TrainingError
-from dfs_rl.quant.layers import NormPerBits
+from dfs_rl.quant.layers import BatchNormPerBits
 
 LEADER = 0
 
@@ -141,7 +141,7 @@ def shared_batch_norm(
 @contextmanager
 def shared_norms(backbone: Backbone) -> Iterator[None]:
     """Within the block, the norms of ``backbone`` are over all processes' samples, so that all must run it together."""
-    layers = [m for m in backbone.modules() if isinstance(m, NormPerBits)]
+    layers = [m for m in backbone.modules() if isinstance(m, BatchNormPerBits)]
     for layer in layers:
         layer.batch_norm = shared_batch_norm
     try:

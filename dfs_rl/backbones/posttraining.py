@@ -19,7 +19,7 @@ from dfs_rl.backbones.settings import uniform
 from dfs_rl.cost import SKIP
 from dfs_rl.data import ImageSet
 from dfs_rl.errors import DataError
-from dfs_rl.quant.layers import NormPerBits
+from dfs_rl.quant.layers import BatchNormPerBits
 from dfs_rl.seeding import torch_generator
 
 _STEP_IMAGES = 128
@@ -70,7 +70,7 @@ class _Matching:
     change of data, the network is still followed and not normalised anew.
     """
 
-    def __init__(self, norm: NormPerBits) -> None:
+    def __init__(self, norm: BatchNormPerBits) -> None:
         self.norm = norm
         self.seen: dict[int, tuple[int, Tensor, Tensor]] = {}
 
@@ -107,7 +107,7 @@ class _Matching:
 def _match_norms(backbone: Backbone, batches: Iterator[Tensor]) -> None:
     """Give every norm of the gated layers statistics for each lower bit width under which the network says what it did."""
     n_layers = len(backbone.blocks)
-    norms = [module for module in backbone.blocks.modules() if isinstance(module, NormPerBits)]
+    norms = [module for module in backbone.blocks.modules() if isinstance(module, BatchNormPerBits)]
     backbone.eval()
     for norm in norms:
         norm.batch_norm = _Matching(norm)

@@ -16,7 +16,7 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,9 +30,17 @@ from dfs_rl.backbones.calibration import (
     copy_full_norms,
     measure_features,
 )
+from dfs_rl.backbones.contract import runs_when_skipped
+from dfs_rl.backbones.optimizers import (
+    USUAL,
+    OptimizerName,
+    make_optimizer,
+    optimizer_tensors,
+    restore_optimizer,
+)
 from dfs_rl.backbones.precision import Precision
 from dfs_rl.backbones.settings import Recipe, Setting, sample_below, uniform
-from dfs_rl.cost import SKIP
+from dfs_rl.cost import FULL, SKIP
 from dfs_rl.data import Dataset, ImageSet, augment, epoch_batches
 from dfs_rl.errors import ConfigError, TrainingError
 from dfs_rl.seeding import torch_generator
@@ -51,15 +59,19 @@ class SupernetConfig:
         warmup: Share of the epochs, rounded down, that run the dearest option alone, in [0, 1]; with the recipe ``adn`` also the
             base-net.
         batch_size: Images per step, at least 2.
-        lr: Peak learning rate of SGD with Nesterov momentum; it rises over the first 5 % of all steps and falls along a
-            cosine to zero.
+        optimizer: ``"sgd"``, with Nesterov momentum, or ``"adamw"``, with gradients clipped to a norm of 1; ``"auto"`` takes what the
+            network is usually trained with, AdamW for transformers.
+        lr: Peak learning rate; it rises over the first 5 % of all steps and falls along a cosine to zero. By default 0.1 with SGD and
+            0.001 with AdamW.
         momentum: Of SGD, in [0, 1).
-        weight_decay: On convolution and linear weights; steps, norms and biases have none.
+        weight_decay: On convolution and linear weights; steps, norms and biases have none. By default 0.0005 with SGD and 0.05 with
+            AdamW.
         pad: Zero padding in pixels before the random crop; by default an eighth of the images' height.
         alpha: Weight of the labels with the recipe ``adn``, in (0, 1); distillation has the rest. Else both have weight 1.
         feature_weight: With the recipe ``adn``, weight of the mean squared distance between the activations that leave the stages
-            in the two passes, which is added to the distillation loss; 0 or more. It is what makes combinations of paths work that
-            are not trained: on the digits they lost 14 points on average without it, and 2 with it.
+            in the two passes, which is added to the distillation loss; 0 or more. By default 1, and 0.1 for transformers. It is what
+            makes combinations of paths of a ResNet work that are not trained: on the digits they lost 14 points on average without
+            it, and 2 with it. Those of a transformer work without it.
         calibration_rounds: Passes over the menu that measure the norms at the end, at least 1.
         precision: ``"auto"`` multiplies in bfloat16 where the hardware is fast at it.
 
@@ -69,12 +81,13 @@ class SupernetConfig:
 
     warmup: float = 0.3
     batch_size: int = 128
-    lr: float = 0.1
+    optimizer: OptimizerName | Literal["auto"] = "auto"
+    lr: float | None = None
     momentum: float = 0.9
-    weight_decay: float = 5e-4
+    weight_decay: float | None = None
     pad: int | None = None
     alpha: float = 0.5
-    feature_weight: float = 1.0
+    feature_weight: float | None = None
     calibration_rounds: int = 12
     precision: Precision = "auto"
 
@@ -82,12 +95,15 @@ class SupernetConfig:
         fits = {
             "warmup": (0.0 <= self.warmup <= 1.0, "0 to 1"),
             "batch_size": (self.batch_size > 1, "2 or more"),
-            "lr": (self.lr > 0.0, "numbers above 0"),
+            "lr": (self.lr is None or self.lr > 0.0, "numbers above 0"),
             "momentum": (0.0 <= self.momentum < 1.0, "numbers from 0 to below 1"),
-            "weight_decay": (self.weight_decay >= 0.0, "0 or more"),
+            "weight_decay": (self.weight_decay is None or self.weight_decay >= 0.0, "0 or more"),
             "pad": (self.pad is None or self.pad >= 0, "0 or more pixels"),
             "alpha": (0.0 < self.alpha < 1.0, "numbers between 0 and 1"),
-            "feature_weight": (self.feature_weight >= 0.0, "0 or more"),
+            "feature_weight": (
+                self.feature_weight is None or self.feature_weight >= 0.0,
+                "0 or more",
+            ),
             "calibration_rounds": (self.calibration_rounds >= 1, "1 or more"),
         }
         for name, (fit, allowed) in fits.items():
@@ -172,8 +188,13 @@ class SupernetTrainer:
             raise ConfigError(f"epochs is {epochs}; allowed are 1 or more.")
         self.config = config
         self.recipe = recipe
+        usual_weight = backbone.feature_weight
         self.label_weight, self.distillation_weight, self.feature_weight = (
-            (config.alpha, 1.0 - config.alpha, config.feature_weight)
+            (
+                config.alpha,
+                1.0 - config.alpha,
+                usual_weight if config.feature_weight is None else config.feature_weight,
+            )
             if recipe == "adn"
             else (1.0, 1.0, 0.0)
         )
@@ -195,24 +216,25 @@ class SupernetTrainer:
         dearest = backbone.options[backbone.options.full]
         self.full = uniform(dearest, len(backbone.blocks))
         self.has_low_settings = len([b for b in backbone.options if b != SKIP]) > 1
-        trained = [(n, p) for n, p in backbone.named_parameters() if p.requires_grad]
-        decayed = [p for n, p in trained if n.endswith(".weight")]
-        others = [p for n, p in trained if not n.endswith(".weight")]
-        self.optimizer = torch.optim.SGD(
-            [
-                {"params": decayed, "weight_decay": config.weight_decay},
-                {"params": others, "weight_decay": 0.0},
-            ],
-            lr=config.lr,
+        name = backbone.optimizer if config.optimizer == "auto" else config.optimizer
+        usual = USUAL[name]
+        self.lr = usual.lr if config.lr is None else config.lr
+        self.max_norm = usual.max_norm
+        self.optimizer = make_optimizer(
+            name,
+            backbone.named_parameters(),
+            lr=self.lr,
+            weight_decay=usual.weight_decay if config.weight_decay is None else config.weight_decay,
             momentum=config.momentum,
-            nesterov=config.momentum > 0,
         )
+        # Without full precision on the menu, the gated layers are quantized from the first step on.
+        whole = dearest != FULL
         calibrate_steps(
             backbone,
             self.images.images[:_STEP_IMAGES],
-            parts=backbone.never_gated,
+            parts=[backbone] if whole else backbone.never_gated,
             # Other networks have hardly a norm before what always runs.
-            untrained=recipe == "adn",
+            untrained=whole or recipe == "adn",
         )
 
     def train_epoch(self) -> Iterator[StepLosses]:
@@ -261,32 +283,25 @@ class SupernetTrainer:
 
     def tensors(self) -> dict[str, Tensor]:
         """Return everything that training changes, for a checkpoint."""
-        state = {f"backbone.{k}": v for k, v in self.backbone.state_dict().items()}
-        for i, slot in self.optimizer.state_dict()["state"].items():
-            if slot.get("momentum_buffer") is not None:
-                state[f"momentum.{i}"] = slot["momentum_buffer"]
-        return state
+        weights = {f"backbone.{k}": v for k, v in self.backbone.state_dict().items()}
+        return weights | optimizer_tensors(self.optimizer)
 
     def restore(self, tensors: dict[str, Tensor], position: Position) -> None:
         """Go back to where ``tensors()`` was called."""
-
-        def part(prefix: str) -> dict[str, Tensor]:
-            return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-
-        self.backbone.load_state_dict(part("backbone."))
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        for name, value in part("momentum.").items():
-            parameter = parameters[int(name)]
-            momentum = torch.empty_like(parameter, memory_format=torch.preserve_format)
-            self.optimizer.state[parameter]["momentum_buffer"] = momentum.copy_(value)
+        prefix = "backbone."
+        weights = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+        self.backbone.load_state_dict(weights)
+        restore_optimizer(self.optimizer, tensors)
         self.position = position
 
     def _train_step(self, epoch: int, step: int, rows: Tensor) -> StepLosses:
         progress = (epoch + step / self.steps_per_epoch) / self.epochs
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(progress, peak=self.config.lr)
+            group["lr"] = learning_rate(progress, peak=self.lr)
         self.optimizer.zero_grad()
         losses = self._backward(epoch, step, self._batch(epoch, step, rows))
+        if self.max_norm is not None:
+            torch.nn.utils.clip_grad_norm_(self.backbone.parameters(), self.max_norm)
         self.optimizer.step()
         if not all(math.isfinite(loss) for loss in losses if loss is not None):
             raise TrainingError(self._diverged("the loss is no longer finite"))
@@ -328,17 +343,17 @@ class SupernetTrainer:
             hidden = self.backbone.stem(images)
             features: list[Tensor] = []
             for layer, bits in zip(self.backbone.layers, setting, strict=True):
-                before, hidden = hidden, layer(hidden, bits)
-                if features and hidden.shape == before.shape:
-                    features.pop()  # still the same stage
-                features.append(hidden)
+                hidden = layer(hidden, bits)
+                if features and not runs_when_skipped(layer):
+                    features.pop()  # still the same stage, which begins with what always runs
+                features.append(self.backbone.comparable(hidden))
             return _Pass(self.backbone.head(hidden), features)
 
     def _diverged(self, what: str) -> str:
         epoch, step = self.position
         return (
             f"{what} in epoch {epoch + 1} after step {step}; a lower learning rate than "
-            f"{self.config.lr} may help."
+            f"{self.lr:g} may help."
         )
 
     def _begin_epoch(self) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dfs_rl.cost import FULL
-from dfs_rl.quant.layers import FractionalLayer, LayerQuantizers, NormPerBits
+from dfs_rl.quant.layers import BatchNormPerBits, FractionalLayer, LayerQuantizers
 
 Pair = tuple[int, int]
 
@@ -23,7 +23,7 @@ class ConvGeometry:
     groups: int = 1
 
 
-class GeneralNorm(NormPerBits):
+class GeneralNorm(BatchNormPerBits):
     """A trained batch norm, with a copy for every bit width.
 
     Args:
@@ -114,12 +114,13 @@ class FractionalMatmul(FractionalLayer):
 
     Args:
         bits: The bit widths.
+        signed_input: Whether the first one can be negative.
     """
 
-    def __init__(self, bits: Sequence[int]) -> None:
+    def __init__(self, bits: Sequence[int], *, signed_input: bool = True) -> None:
         super().__init__()
         self.bits = tuple(bits)
-        self.quantizers = LayerQuantizers(bits, signed_input=True)
+        self.quantizers = LayerQuantizers(bits, signed_input=signed_input)
 
     def forward(self, first: Tensor, second: Tensor, bits: int) -> Tensor:
         """Multiply ``[..., n, k]`` by ``[..., k, m]``."""
@@ -142,7 +143,7 @@ class FractionalAttention(nn.Module):
         super().__init__()
         self.scale = scale
         self.scores = FractionalMatmul(bits)
-        self.mix = FractionalMatmul(bits)
+        self.mix = FractionalMatmul(bits, signed_input=False)  # of probabilities
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, *rest: Tensor | int) -> Tensor:
         """Attend.

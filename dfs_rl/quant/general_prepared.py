@@ -10,7 +10,7 @@ from torch.nn import functional
 from dfs_rl.cost import FULL
 from dfs_rl.quant.functional import Grid, grid
 from dfs_rl.quant.general import FractionalAttention, FractionalMatmul, GeneralConv2d, GeneralNorm
-from dfs_rl.quant.layers import FractionalLinear
+from dfs_rl.quant.layers import FractionalLinear, LayerNormPerBits
 from dfs_rl.quant.prepared import PreparedLinear, input_and_weight_codes, quantize_input
 
 
@@ -103,6 +103,32 @@ class PreparedGeneralNorm(nn.Module):
         """Normalise ``[batch, channels, ...]``."""
         shape = (1, -1, *[1] * (x.dim() - 2))
         return x * self.scale.reshape(shape) + self.shift.reshape(shape)
+
+
+class PreparedLayerNorm(nn.Module):
+    """One set of a ``LayerNormPerBits``, frozen, in float32.
+
+    Args:
+        source: The trained norm.
+        norm_set: Which of its sets.
+    """
+
+    def __init__(self, source: LayerNormPerBits, *, norm_set: int = 0) -> None:
+        super().__init__()
+        self.bits = source.bits
+        self.epsilon = source.epsilon
+        self.weight: Tensor
+        self.bias: Tensor
+        rows = [source.norm_row(bits, norm_set) for bits in self.bits]
+        self.register_buffer("weight", source.norm_weight[rows].detach().clone())
+        self.register_buffer("bias", source.norm_bias[rows].detach().clone())
+
+    def forward(self, x: Tensor, bits: int) -> Tensor:
+        """Normalise ``[..., channels]`` as at ``bits``."""
+        i = self.bits.index(bits)
+        return functional.layer_norm(
+            x, x.shape[-1:], self.weight[i], self.bias[i], eps=self.epsilon
+        )
 
 
 class PreparedMatmul(nn.Module):

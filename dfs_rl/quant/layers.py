@@ -103,7 +103,7 @@ class FractionalLayer(nn.Module):
 
 
 class NormPerBits(nn.Module):
-    """Batch norm with statistics, scale and shift of its own for every bit width, in one set or several.
+    """A norm with scale and shift of its own for every bit width, in one set or several.
 
     Quantization moves the statistics of what comes out (Jin et al., AdaBits, CVPR 2020), and so does what runs after it (Kang
     et al., "Adaptive Depth Networks with Skippable Sub-Paths", NeurIPS 2024): further sets are for other modes of the network.
@@ -113,16 +113,11 @@ class NormPerBits(nn.Module):
         norm_sets: Number of sets.
         norm_weight: Scales, ``[sets * bits, channels]``.
         norm_bias: Shifts, likewise.
-        running_mean: Means, likewise.
-        running_var: Variances, likewise.
-        batch_norm: What normalises, with the arguments of torch's; another may take its place for a while.
         epsilon: What is added to variances.
     """
 
     bits: tuple[int, ...]
     epsilon: float = NORM_EPSILON
-    running_mean: Tensor
-    running_var: Tensor
 
     def make_norm(self, bits: Sequence[int], channels: int, *, sets: int = 1) -> None:
         """Make the norm's parameters; for subclasses."""
@@ -131,14 +126,68 @@ class NormPerBits(nn.Module):
         rows = sets * len(self.bits)
         self.norm_weight = nn.Parameter(torch.ones(rows, channels))
         self.norm_bias = nn.Parameter(torch.zeros(rows, channels))
-        self.register_buffer("running_mean", torch.zeros(rows, channels))
-        self.register_buffer("running_var", torch.ones(rows, channels))
-        self.batch_norm: Callable[..., Tensor] = functional.batch_norm
-        self._averaged: list[int] | None = None
 
     def norm_row(self, bits: int, norm_set: int = 0) -> int:
         """Which row of the tensors normalises at ``bits``."""
         return norm_set * len(self.bits) + self.bits.index(bits)
+
+    def norm_tensors(self) -> Sequence[Tensor]:
+        """Return everything that has a row for every bit width."""
+        return self.norm_weight, self.norm_bias
+
+    @torch.no_grad()
+    def copy_dearest_norm(self) -> None:
+        """Start every bit width's norm from the dearest one's of its set: its statistics are nearer than zero and one."""
+        for tensor in self.norm_tensors():
+            sets = tensor.view(self.norm_sets, len(self.bits), -1)
+            sets.copy_(sets[:, -1:].expand_as(sets))
+
+
+class LayerNormPerBits(NormPerBits):
+    """Layer norm over the channels of every token (Ba et al., 2016), see ``NormPerBits``.
+
+    Args:
+        channels: How many.
+        bits: The bit widths.
+        sets: Number of sets.
+    """
+
+    epsilon = 1e-6  # as in ViT
+
+    def __init__(self, channels: int, bits: Sequence[int], *, sets: int = 1) -> None:
+        super().__init__()
+        self.make_norm(bits, channels, sets=sets)
+
+    def forward(self, x: Tensor, bits: int, norm_set: int = 0) -> Tensor:
+        """Normalise ``[..., channels]`` as at ``bits``."""
+        i = self.norm_row(bits, norm_set)
+        weight, bias = self.norm_weight[i], self.norm_bias[i]
+        return functional.layer_norm(x, weight.shape, weight, bias, self.epsilon)
+
+
+class BatchNormPerBits(NormPerBits):
+    """Batch norm, with statistics of its own for every bit width and set too.
+
+    Attributes:
+        running_mean: Means, ``[sets * bits, channels]``.
+        running_var: Variances, likewise.
+        batch_norm: What normalises, with the arguments of torch's; another may take its place for a while.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+
+    def make_norm(self, bits: Sequence[int], channels: int, *, sets: int = 1) -> None:
+        """Make the norm's parameters and statistics; for subclasses."""
+        super().make_norm(bits, channels, sets=sets)
+        self.register_buffer("running_mean", torch.zeros_like(self.norm_bias))
+        self.register_buffer("running_var", torch.ones_like(self.norm_weight))
+        self.batch_norm: Callable[..., Tensor] = functional.batch_norm
+        self._averaged: list[int] | None = None
+
+    def norm_tensors(self) -> Sequence[Tensor]:
+        """Return everything that has a row for every bit width."""
+        return *super().norm_tensors(), self.running_mean, self.running_var
 
     def normalised(self, x: Tensor, bits: int, norm_set: int = 0) -> Tensor:
         """Normalise ``[batch, channels, ...]`` as at ``bits``."""
@@ -163,15 +212,8 @@ class NormPerBits(nn.Module):
         """While on, passes in training mode make the running statistics the plain average over all batches since."""
         self._averaged = [0] * len(self.norm_weight) if on else None
 
-    @torch.no_grad()
-    def copy_dearest_norm(self) -> None:
-        """Start every bit width's norm from the dearest one's of its set: its statistics are nearer than zero and one."""
-        for tensor in (self.norm_weight, self.norm_bias, self.running_mean, self.running_var):
-            sets = tensor.view(self.norm_sets, len(self.bits), -1)
-            sets.copy_(sets[:, -1:].expand_as(sets))
 
-
-class FractionalConv2d(FractionalLayer, NormPerBits):
+class FractionalConv2d(FractionalLayer, BatchNormPerBits):
     """A convolution followed by batch norm that runs at any of ``bits``; at stride 1 it keeps height and width.
 
     The weight is shared; every bit width has its own quantizer steps and its own norm.

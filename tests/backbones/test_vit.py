@@ -1,0 +1,361 @@
+"""Vision transformers of fixed and of adaptive depth: counts, both forms against torch's own encoder, walks, storage, training."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from dfs_rl.backbones import (
+    AdaptiveVisionTransformer,
+    AdaptiveVisionTransformerConfig,
+    BackboneInfo,
+    VisionTransformer,
+    VisionTransformerConfig,
+    load_backbone,
+    save_backbone,
+)
+from dfs_rl.backbones.calibration import calibrate_steps
+from dfs_rl.backbones.settings import uniform
+from dfs_rl.backbones.supernet import Position, SupernetConfig, SupernetTrainer, accuracy_of
+from dfs_rl.backbones.transformer import Branch, TransformerBlock
+from dfs_rl.cost import FULL
+from dfs_rl.data import ChannelStatistics, Dataset, channel_statistics
+from dfs_rl.errors import ConfigError
+from dfs_rl.gating import walk
+
+GREY = ChannelStatistics((0.4,), (0.3,))
+SMALL: dict[str, object] = {
+    "width": 12,
+    "heads": 2,
+    "in_channels": 1,
+    "n_classes": 3,
+    "image_size": (8, 8),
+    "patch": 2,
+}
+
+
+def vit(**changes: object) -> VisionTransformer:
+    settings = SMALL | {"depth": 3, "bits": (0, 4, 32)} | changes
+    torch.manual_seed(0)
+    config = VisionTransformerConfig(**settings)  # type: ignore[arg-type]
+    return ready(VisionTransformer(config, GREY))
+
+
+def adaptive(**changes: object) -> AdaptiveVisionTransformer:
+    settings = SMALL | {"blocks": (3, 2), "bits": (0, 32)} | changes
+    torch.manual_seed(0)
+    config = AdaptiveVisionTransformerConfig(**settings)  # type: ignore[arg-type]
+    return ready(AdaptiveVisionTransformer(config, GREY))
+
+
+def ready(net):
+    """Give norms, biases and steps values that matter."""
+    calibrate_steps(net, pictures(), parts=[net])
+    with torch.no_grad():
+        for name, parameter in net.named_parameters():
+            if "norm" in name or name.endswith("bias"):
+                parameter.uniform_(0.5, 1.5)
+    return net.eval()
+
+
+def pictures(n: int = 8, side: int = 8) -> Tensor:
+    generator = torch.Generator().manual_seed(2)
+    return torch.randint(0, 256, (n, 1, side, side), dtype=torch.uint8, generator=generator)
+
+
+def run(net, images: Tensor, setting: tuple[int, ...]) -> Tensor:
+    hidden = net.stem(images)
+    for layer, bits in zip(net.layers, setting, strict=True):
+        hidden = layer(hidden, bits)
+    return net.head(hidden)
+
+
+def torchs(block: TransformerBlock, *, row: int = 0) -> nn.TransformerEncoderLayer:
+    """Return torch's layer with the weights of a block and the norms of a row."""
+    attention, mlp = block.branches
+    assert isinstance(attention, Branch)
+    assert isinstance(mlp, Branch)
+    layer = nn.TransformerEncoderLayer(
+        12,
+        2,
+        dim_feedforward=48,
+        dropout=0.0,
+        activation="gelu",
+        layer_norm_eps=1e-6,
+        batch_first=True,
+        norm_first=True,
+    )
+    together, out = attention.body.queries_keys_values, attention.body.out
+    for ours, theirs in (
+        (together.weight, layer.self_attn.in_proj_weight),
+        (together.bias, layer.self_attn.in_proj_bias),
+        (out.weight, layer.self_attn.out_proj.weight),
+        (out.bias, layer.self_attn.out_proj.bias),
+        (mlp.body.widen.weight, layer.linear1.weight),
+        (mlp.body.widen.bias, layer.linear1.bias),
+        (mlp.body.narrow.weight, layer.linear2.weight),
+        (mlp.body.narrow.bias, layer.linear2.bias),
+        (attention.norm.norm_weight[row], layer.norm1.weight),
+        (attention.norm.norm_bias[row], layer.norm1.bias),
+        (mlp.norm.norm_weight[row], layer.norm2.weight),
+        (mlp.norm.norm_bias[row], layer.norm2.bias),
+    ):
+        theirs.data.copy_(ours)
+    return layer
+
+
+def embedded(net, images: Tensor) -> Tensor:
+    """Return the tokens as a convolution makes them."""
+    patch, width = net.config.patch_size, net.config.width
+    kernel = net.embedding.weight.reshape(width, 1, patch, patch)
+    maps = functional.conv2d((images / 255.0 - 0.4) / 0.3, kernel, net.embedding.bias, stride=patch)
+    return maps.flatten(2).transpose(1, 2) + net.positions
+
+
+def answered(net, tokens: Tensor) -> Tensor:
+    norm = functional.layer_norm(
+        tokens, (12,), net.norm.norm_weight[0], net.norm.norm_bias[0], 1e-6
+    )
+    return functional.linear(norm.mean(dim=1), net.classifier.weight, net.classifier.bias)
+
+
+@pytest.mark.parametrize(
+    ("size", "parameters"), [((192, 3), 5_717_416), ((384, 6), 22_050_664)], ids=["tiny", "small"]
+)
+def test_it_has_the_published_size_and_costs(size, parameters):
+    width, heads = size
+    with torch.device("meta"):
+        config = VisionTransformerConfig(
+            width=width, heads=heads, n_classes=1000, image_size=(224, 224), patch=16, bits=(32,)
+        )
+        net = VisionTransformer(config, ChannelStatistics((0.4,) * 3, (0.3,) * 3))
+    own = sum(p.numel() for n, p in net.named_parameters() if p.requires_grad and "step" not in n)
+    # DeiT's have a class token and its position besides (Touvron et al., ICML 2021).
+    assert own == parameters - 2 * width
+    block = 196 * 12 * width**2 + 2 * 196**2 * width
+    assert net.costs.layer_macs == (block,) * 12
+    macs = {part.name: part.macs for part in net.costs.fixed}
+    assert macs == {"stem": 196 * 3 * 16**2 * width, "head": 1000 * width}
+
+
+@torch.no_grad()
+def test_at_32_bit_it_is_torchs_encoder():
+    net = vit(bits=(0, 32), stem_bits=32)
+    for setting in [(32, 32, 32), (32, 0, 32), (0, 0, 0)]:
+        tokens = embedded(net, pictures())
+        for block, bits in zip(net.blocks, setting, strict=True):
+            tokens = torchs(block)(tokens) if bits else tokens
+        expected = answered(net, tokens)
+        torch.testing.assert_close(net(pictures(), setting), expected, rtol=1e-4, atol=1e-4)
+        frozen = run(net.prepare(), pictures(), setting)
+        torch.testing.assert_close(frozen, expected, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_mandatory_blocks_use_the_norms_of_their_stages_mode():
+    net = adaptive(stem_bits=32)
+    for setting in [(32, 32), (0, 32), (32, 0), (0, 0)]:
+        tokens = embedded(net, pictures())
+        for stage, bits in zip(net.blocks, setting, strict=True):
+            for block in stage.mandatory:
+                tokens = torchs(block, row=int(bits == 0))(tokens)
+            for block in stage.path if bits else []:
+                tokens = torchs(block)(tokens)
+        expected = answered(net, tokens)
+        torch.testing.assert_close(net(pictures(), setting), expected, rtol=1e-4, atol=1e-4)
+        frozen = run(net.prepare(), pictures(), setting)
+        torch.testing.assert_close(frozen, expected, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_quantized_attention_is_a_product_of_rounded_factors():
+    net = vit(bits=(4, 32))
+    attention = net.blocks[0].branches[0].body.attention
+    query, key, value = torch.randn(3, 5, 2, 16, 6)
+
+    def rounded(x: Tensor, log_step: Tensor, lowest: int, highest: int) -> Tensor:
+        return (x / log_step.exp()).round().clamp(lowest, highest) * log_step.exp()
+
+    steps = attention.scores.quantizers
+    scores = rounded(query / 6**0.5, steps.input_log_step[0], -8, 7) @ rounded(
+        key, steps.weight_log_step[0], -8, 7
+    ).transpose(-2, -1)
+    steps = attention.mix.quantizers
+    # Probabilities have no sign, and so no code to spare for one.
+    shares = rounded(scores.softmax(dim=-1), steps.input_log_step[0], 0, 15)
+    expected = shares @ rounded(value, steps.weight_log_step[0], -8, 7)
+    torch.testing.assert_close(attention(query, key, value, 4), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "net",
+    [vit(), vit(gate_branches=True, per_channel=True), adaptive(bits=(0, 4, 32))],
+    ids=["blocks", "branches", "adaptive"],
+)
+@torch.no_grad()
+def test_frozen_and_trained_forms_agree_and_samples_do_not_meet(net):
+    images, n = pictures(), len(net.layers)
+    frozen = net.prepare()
+    for bits in (*net.options, None):
+        setting = tuple(net.options[i % 3] for i in range(n)) if bits is None else (bits,) * n
+        expected = run(net, images, setting)
+        torch.testing.assert_close(run(frozen, images, setting), expected, rtol=1e-3, atol=1e-3)
+        alone = torch.cat([run(frozen, image[None], setting) for image in images])
+        torch.testing.assert_close(run(frozen, images, setting), alone, rtol=1e-4, atol=1e-4)
+    halved = run(net.prepare(torch.bfloat16), images, (FULL,) * n)
+    torch.testing.assert_close(halved, run(net, images, (FULL,) * n), rtol=0.1, atol=0.2)
+
+
+def test_branches_are_gated_each_by_itself():
+    together, apart = vit(), vit(gate_branches=True)
+    assert len(apart.layers) == 2 * len(together.layers) == 6
+    attention, mlp = apart.costs.layer_macs[:2]
+    assert together.costs.layer_macs[0] == attention + mlp
+    tokens = 16
+    assert mlp == tokens * 8 * 12**2
+    assert attention == tokens * 4 * 12**2 + 2 * tokens**2 * 12
+
+
+@torch.no_grad()
+def test_what_gates_see_is_the_mean_over_tokens():
+    net = vit()
+    hidden = net.stem(pictures())
+    feature = net.feature(hidden, 0)
+    assert net.feature_sizes == (3 + 12,) * 3
+    torch.testing.assert_close(feature[:, 3:], hidden.mean(dim=1))
+    # Four tokens a quarter: rows and columns 0 and 1 are tokens 0, 1, 4 and 5.
+    quarters = net.parts(hidden, grid=2)
+    torch.testing.assert_close(quarters[:, :, 0], hidden[:, [0, 1, 4, 5]].mean(dim=1))
+
+
+@torch.no_grad()
+def test_the_walk_runs_it_like_any_other():
+    net = vit().prepare()
+    options = torch.randint(0, 3, (8, 3), generator=torch.Generator().manual_seed(0))
+
+    state = walk.start(net, pictures())
+    for layer in range(3):
+        state = walk.step(net, state, options[:, layer], reuse=True)
+    alone = [
+        run(net, picture[None], tuple(net.options[o] for o in row))
+        for picture, row in zip(pictures(), options.tolist(), strict=True)
+    ]
+    torch.testing.assert_close(walk.finish(net, state), torch.cat(alone), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("make", [vit, adaptive])
+@torch.no_grad()
+def test_stored_ones_come_back_the_same(make, tmp_path):
+    net = make(per_channel=True)
+    net.set_exits((1,))
+    save_backbone(
+        net,
+        BackboneInfo(dataset="d", fingerprint="f", class_names=("a", "b", "c")),
+        tmp_path / "net",
+    )
+    again = load_backbone(tmp_path / "net")
+    assert type(again) is type(net)
+    assert again.config == net.config
+    assert again.costs == net.costs
+    for bits in net.options:
+        assert torch.equal(again(pictures(), bits), net(pictures(), bits))
+
+
+def test_positions_begin_as_waves_that_tell_all_tokens_apart():
+    positions = vit().positions.detach()
+    places = [(row, column) for row in range(4) for column in range(4)]
+    for token, (row, column) in zip(positions, places, strict=True):
+        expected = [
+            wave(place / 10_000 ** (i / 2))
+            for wave in (math.sin, math.cos)
+            for place in (row, column)
+            for i in range(3)
+        ]
+        assert token.tolist() == pytest.approx(expected, abs=1e-6)
+    assert len(positions.unique(dim=0)) == 16
+    assert vit(width=6, heads=2).positions[:, 4:].abs().max() == 0.0
+
+
+def trainer(halves: Dataset, net, *, epochs: int, **changes: object) -> SupernetTrainer:
+    settings = {"batch_size": 16, "pad": 0, "precision": "float32", **changes}
+    return SupernetTrainer(
+        net,
+        halves,
+        SupernetConfig(**settings),  # type: ignore[arg-type]
+        epochs=epochs,
+        seed=1,
+        device=torch.device("cpu"),
+        recipe="adn" if isinstance(net, AdaptiveVisionTransformer) else "supernet",
+    )
+
+
+def untrained(halves: Dataset, kind: str):
+    torch.manual_seed(0)
+    shape = SMALL | {"n_classes": 2}
+    statistics = channel_statistics(halves.train.images)
+    if kind == "adaptive":
+        config = AdaptiveVisionTransformerConfig(blocks=(2, 2), bits=(0, 32), **shape)  # type: ignore[arg-type]
+        return AdaptiveVisionTransformer(config, statistics)
+    return VisionTransformer(VisionTransformerConfig(depth=2, bits=(2, 8, 32), **shape), statistics)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", ["fixed", "adaptive"])
+def test_every_uniform_setting_works_after_training_and_none_before(halves, kind):
+    net = untrained(halves, kind)
+    training = trainer(halves, net, epochs=25, lr=0.002)
+    assert isinstance(training.optimizer, torch.optim.AdamW)
+    before = [accuracy_of(training.snapshot(), halves.val, uniform(b, 2)) for b in net.options]
+    assert max(before) < 80.0  # 50 is chance
+    for _ in range(25):
+        list(training.train_epoch())
+    backbone = training.finish()
+    for bits in net.options:
+        assert accuracy_of(backbone, halves.val, uniform(bits, 2)) > 95.0
+
+
+def test_a_resumed_training_is_the_uninterrupted_one(halves):
+    whole = trainer(halves, untrained(halves, "fixed"), epochs=3)
+    losses = [loss for _ in range(3) for loss in whole.train_epoch()]
+    first = trainer(halves, untrained(halves, "fixed"), epochs=3)
+    begun = []
+    for loss in first.train_epoch():
+        begun.append(loss)
+        if len(begun) == 4:
+            break
+    saved = {name: tensor.clone() for name, tensor in first.tensors().items()}
+    second = trainer(halves, untrained(halves, "fixed"), epochs=3)
+    second.restore(saved, Position(*first.position))
+    assert begun + [loss for _ in range(3) for loss in second.train_epoch()] == losses
+    for name, tensor in whole.tensors().items():
+        assert torch.equal(tensor, second.tensors()[name]), name
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"heads": 5}, "heads is 5; the width 12 must be a multiple"),
+        ({"heads": 0}, "heads is 0"),
+        ({"patch": 3}, "patch is 3, into which images of 8 x 8 pixels cannot be cut"),
+        ({"patch": 0}, "patch is 0; allowed are 1 or more"),
+        ({"depth": 0}, "depth is 0; allowed are 1 to 48"),
+        ({"bits": (0,)}, "bits is"),
+    ],
+)
+def test_impossible_shapes_are_refused(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        VisionTransformerConfig(**(SMALL | changes))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"blocks": (3, 1)}, "a stage needs at least 2"),
+        ({"blocks": (25, 25)}, "50 in all; at most 48"),
+        ({"bits": (2, 32)}, "add 0"),
+    ],
+)
+def test_impossible_stages_are_refused(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        AdaptiveVisionTransformerConfig(**(SMALL | changes))  # type: ignore[arg-type]
