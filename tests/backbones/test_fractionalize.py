@@ -112,6 +112,57 @@ def test_gated_and_fixed_macs_add_up_to_the_models(name):
     assert skipped == sum(part.macs for part in backbone.costs.fixed)
 
 
+class Written(nn.Module):
+    """What ``torch.nn.MultiheadAttention`` computes, written out."""
+
+    def __init__(self, torchs: nn.MultiheadAttention, *, fused: bool) -> None:
+        super().__init__()
+        width = torchs.embed_dim
+        self.inward, self.outward = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.fused = fused
+        with torch.no_grad():
+            self.inward.weight.copy_(torchs.in_proj_weight)
+            self.inward.bias.copy_(torchs.in_proj_bias)
+            self.outward.load_state_dict(torchs.out_proj.state_dict())
+
+    def forward(self, x, *_, need_weights):
+        q, k, v = self.inward(x).unflatten(2, (3, 2, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        if self.fused:
+            out = functional.scaled_dot_product_attention(q, k, v)
+        else:
+            out = (q @ k.mT * q.shape[-1] ** -0.5).softmax(-1) @ v
+        return (self.outward(out.transpose(1, 2).flatten(2)),)
+
+
+class Asking(nn.Module):
+    """``torch.nn.MultiheadAttention`` asked for its weights too, for which it takes another operator."""
+
+    def __init__(self, torchs: nn.MultiheadAttention) -> None:
+        super().__init__()
+        self.torchs = torchs
+
+    def forward(self, *tokens, need_weights):
+        return self.torchs(*tokens, need_weights=not need_weights)
+
+
+@torch.no_grad()
+def test_attention_costs_the_same_however_it_is_written():
+    written, fused = (functools.partial(Written, fused=fused) for fused in (False, True))
+    made = []
+    for way in (None, Asking, written, fused):
+        model = lived_in(SmallViT)
+        for block in model.encoder:
+            if way is not None:
+                block.attention = way(block.attention)
+        made.append(fractionalize(model, examples()))
+    tokens, width = 17, 16
+    macs = 4 * tokens * width**2 + 2 * tokens**2 * width + 2 * tokens * width * 2 * width
+    for backbone in made:
+        assert backbone.costs.layer_macs == (macs, macs)
+        assert backbone.costs.total_macs == made[0].costs.total_macs
+        torch.testing.assert_close(backbone(pictures()), made[0](pictures()), rtol=1e-4, atol=1e-5)
+
+
 def test_low_bits_learn(name):
     backbone = gated(name).train()
     functional.cross_entropy(backbone(pictures(), 4), torch.arange(16) % CLASSES).backward()

@@ -11,6 +11,7 @@ from torch.export import Dim, ExportedProgram, export
 from torch.export.graph_signature import InputKind
 from torch.utils.hooks import RemovableHandle
 
+from dfs_rl.cost.macs import split_encoders
 from dfs_rl.errors import ConfigError
 
 _LOGITS_RANK = 2
@@ -65,21 +66,21 @@ def trace(model: nn.Module, images: Tensor) -> Traced:
     """
     example = images if len(images) > 1 else torch.cat([images, images])
     model = copy.deepcopy(model).eval().cpu()
+    with split_encoders():
+        program = _read(model, example)
+    return _Recorder(program).run()
+
+
+def _read(model: nn.Module, example: Tensor) -> ExportedProgram:
     running: list[str] = []
     hooks = _follow(model, running)
-    # torch's attention and encoder layers have a fused operator for evaluation, which cannot be split.
-    fused = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(value=False)
     try:
-        program = _export(model, example, strict=False)
+        return _export(model, example, strict=False)
     except Exception as error:  # noqa: BLE001 - whatever the user's code raises; it is told below
         where = running[-1] if running and running[-1] else type(model).__name__
         for hook in hooks:
             hook.remove()
-        program = _export_strictly(model, example, where, error)
-    finally:
-        torch.backends.mha.set_fastpath_enabled(value=fused)
-    return _Recorder(program).run()
+        return _export_strictly(model, example, where, error)
 
 
 def _export(model: nn.Module, example: Tensor, *, strict: bool) -> ExportedProgram:
