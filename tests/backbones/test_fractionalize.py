@@ -70,6 +70,38 @@ def test_full_precision_is_the_model(name):
     torch.testing.assert_close(backbone(one, 32), expected[:1], rtol=1e-5, atol=1e-5)
 
 
+class Flat(BasicResNet):
+    """Its head reads every position of the last map."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(16 * 8 * 8, CLASSES)
+
+    def forward(self, x):
+        return self.fc(torch.flatten(self.blocks(self.stem(x).relu()), 1))
+
+
+class FirstToken(SmallViT):
+    """Its head reads the first token, without a norm before it."""
+
+    def forward(self, x):
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.token.expand(len(x), -1, -1), x], dim=1) + self.positions
+        return self.head(self.encoder(x)[:, 0])
+
+
+@pytest.mark.parametrize("make", [Flat, FirstToken])
+def test_a_view_may_lead_from_the_last_block_to_the_head(make):
+    model = lived_in(make).eval()
+    backbone = fractionalize(model, examples())
+    assert len(backbone.layers) == len(model.blocks if make is Flat else model.encoder)
+    with torch.no_grad():
+        expected = model(pictures().float() / 255)
+    torch.testing.assert_close(backbone(pictures()), expected, rtol=1e-5, atol=1e-5)
+    backbone(pictures(), 4).sum().backward()
+    assert any(p.grad is not None for p in backbone.layers[0].parameters())
+
+
 @torch.no_grad()
 def test_walks_take_every_image_at_its_own_options(name):
     backbone = gated(name)
