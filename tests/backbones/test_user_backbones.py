@@ -1,7 +1,11 @@
 """Users' networks on disk and as --backbone: made again by their constructor, and only if the user names it."""
 
 import json
+import logging
+import os
+import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -54,6 +58,15 @@ def backbone():
 
 def number():
     return 3
+
+
+class Choosing(nn.Module):
+    def forward(self, x):
+        return x if x.sum() > 0 and len(x) > 1 else -x
+
+
+def choosing():
+    return nn.Sequential(Choosing(), make())
 """
 
 
@@ -265,6 +278,30 @@ def test_bad_constructors_and_weights_are_refused_in_a_sentence(flags, sentence,
     said = capsys.readouterr().err
     assert sentence in said
     assert "Traceback" not in said
+
+
+def test_torch_says_nothing_beside_the_sentence():
+    write("ownnets")
+    flags = ["--backbone", "ownnets:choosing", "--run-dir", "run"]
+    command = [sys.executable, "-m", "dfs_rl.train_agent", *flags]
+    ours = os.environ | {"PYTHONPATH": str(Path(dfs_rl.__file__).parents[1])}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=ours)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: module '0' cannot be traced by torch.export (")
+    assert line.endswith("without choices that depend on values or on the batch size.")
+
+
+def test_what_others_log_is_heard_again_after_tracing(capsys, caplog):
+    with caplog.at_level(logging.WARNING):
+        fractionalize(lived_in(NETS["resnet"]), examples())
+        logging.getLogger("theirs").warning("heard")
+    print("heard as well")
+    assert "heard" in caplog.text
+    assert "heard as well" in capsys.readouterr().out
+    with pytest.warns(UserWarning, match="heard too"):
+        warnings.warn("heard too", stacklevel=1)
 
 
 def test_a_network_for_other_classes_is_refused(capsys):

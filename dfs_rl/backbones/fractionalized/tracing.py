@@ -1,8 +1,12 @@
 """A plain PyTorch model as a graph of operators, in which residual blocks can be found whatever its code looks like."""
 
 import copy
+import io
+import logging
 import operator
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -61,14 +65,29 @@ def batch_factor(node: fx.Node) -> int | None:
 def trace(model: nn.Module, images: Tensor) -> Traced:
     """Record what a model does in evaluation mode with normalised images, float32 ``[batch, c, h, w]``.
 
+    Nothing is written or warned of meanwhile: torch would tell of its tries at length.
+
     Raises:
         ConfigError: If it cannot be recorded, or returns anything but logits.
     """
     example = images if len(images) > 1 else torch.cat([images, images])
     model = copy.deepcopy(model).eval().cpu()
-    with split_encoders():
+    with split_encoders(), _silence():
         program = _read(model, example)
     return _Recorder(program).run()
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    logged = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    nowhere = io.StringIO()
+    try:
+        with redirect_stdout(nowhere), redirect_stderr(nowhere), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(logged)
 
 
 def _read(model: nn.Module, example: Tensor) -> ExportedProgram:
@@ -100,11 +119,16 @@ def _export_strictly(
     try:
         return _export(model, example, strict=True)
     except Exception as error:
-        reason = str(first).strip().partition("\n")[0].rstrip(".")
         raise ConfigError(
-            f"module {where!r} cannot be traced by torch.export ({type(first).__name__}: {reason}); write it without choices "
-            "that depend on values or on the batch size."
+            f"module {where!r} cannot be traced by torch.export ({_told(first)}); write it without choices that depend on values or on "
+            "the batch size."
         ) from error
+
+
+def _told(error: Exception) -> str:
+    """Return an error's type and what its first line says, without torch's advice on its own logs."""
+    line = str(error).strip().partition("\n")[0].partition(" For more information")[0]
+    return f"{type(error).__name__}: {' '.join(line.split()).rstrip('.!')}"
 
 
 def _follow(model: nn.Module, running: list[str]) -> list[RemovableHandle]:
