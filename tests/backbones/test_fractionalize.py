@@ -343,9 +343,41 @@ def test_what_cannot_be_done_is_refused_in_a_sentence(make, settings, sentence):
     assert str(refused.value).count("\n") == 0
 
 
-def test_an_example_that_is_no_batch_of_normalised_images_is_refused():
-    with pytest.raises(ConfigError, match="example_input is"):
-        fractionalize(BasicResNet(), pictures())
+@pytest.mark.parametrize(
+    ("example", "sentence"),
+    [
+        (pictures(), "example_input is torch.uint8"),
+        (examples()[0], r"example_input is torch.float32 \[3, 16, 16\]"),
+        (examples()[:0], r"\[0, 3, 16, 16\], has no images"),
+        (examples() / 0, "has numbers that are not finite"),
+    ],
+)
+def test_an_example_that_is_no_batch_of_normalised_images_is_refused(example, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        fractionalize(BasicResNet(), example)
+
+
+@pytest.mark.parametrize(
+    ("make", "shape", "module"),
+    [
+        (BasicResNet, (4, 1, 16, 16), "stem.0"),
+        (Flat, (4, 3, 8, 8), "fc"),
+        (SmallViT, (1, 3, 32, 32), "SmallViT"),
+        (lambda: BasicResNet().half(), (4, 3, 16, 16), "stem.0"),
+        (lambda: BasicResNet().double(), (4, 3, 16, 16), "stem.0"),
+    ],
+)
+def test_images_that_the_model_does_not_take_are_told_in_torchs_own_words(make, shape, module):
+    model, images = make(), torch.zeros(shape)
+    with pytest.raises(RuntimeError) as torchs:
+        model.eval()(images)
+    with pytest.raises(ConfigError) as refused:
+        fractionalize(model, images)
+    told = str(refused.value)
+    assert f"does not accept the example images, float32 {list(shape)}: module {module!r}" in told
+    assert str(torchs.value).splitlines()[0].rstrip(".") in told
+    assert "traced" not in told
+    assert "\n" not in told
 
 
 def test_blocks_whose_operators_have_no_low_bits_are_left_alone():

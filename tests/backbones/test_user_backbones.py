@@ -129,7 +129,7 @@ def test_a_backbone_without_constructor_cannot_be_stored(tmp_path):
     ("change", "error", "sentence"),
     [
         ({"act": "sigmoid"}, ConfigError, "makes a model of another structure"),
-        ({"channels": 3}, ConfigError, "cannot be traced"),
+        ({"channels": 3}, ConfigError, "does not accept the example images"),
         ({"classes": 4}, ConfigError, "makes a model of another structure"),
     ],
 )

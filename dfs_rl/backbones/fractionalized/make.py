@@ -68,6 +68,11 @@ def fractionalize(
             f"example_input is {example_input.dtype} {list(example_input.shape)}; give normalised images, float [batch, channels, height, "
             "width]."
         )
+    if not example_input.numel() or not bool(example_input.isfinite().all()):
+        what = "numbers that are not finite" if example_input.numel() else "no images"
+        raise ConfigError(
+            f"example_input, {list(example_input.shape)}, has {what}; give some normalised images."
+        )
     channels = example_input.shape[1]
     statistics = ChannelStatistics(
         tuple(mean) if mean is not None else (0.0,) * channels,
@@ -94,7 +99,7 @@ def fractionalize(
     pixels = example * backbone.image_std + backbone.image_mean
     backbone.measure(pixels)
     if stem_bits == FULL and FULL in backbone.options:
-        _check_same(model, backbone, example, pixels)
+        _check_same(traced.answer, backbone, pixels, type(model).__name__)
     return backbone
 
 
@@ -204,18 +209,12 @@ def _made_by(name: str) -> nn.Module:
 
 
 @torch.no_grad()
-def _check_same(model: nn.Module, backbone: Fractionalized, images: Tensor, pixels: Tensor) -> None:
+def _check_same(expected: Tensor, backbone: Fractionalized, pixels: Tensor, name: str) -> None:
     """Refuse a backbone that does not compute what the model does, as a model that draws random numbers would have."""
-    was_training = model.training
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    result = model.eval()(images.to(device))
-    model.train(was_training)
-    tensors = [result] if isinstance(result, Tensor) else list(dict(result).values())
-    expected = tensors[0].cpu().float()
     error = float((backbone(pixels) - expected).abs().max())
     largest = float(expected.abs().max())
     if not error <= _TOLERANCE * max(largest, _TOLERANCE):
         raise ConfigError(
             f"the gated model's logits differ from the model's by {error:.2g} (the largest is {largest:.2g}); it cannot be traced "
-            f"faithfully: does {type(model).__name__} depend on more than its images?"
+            f"faithfully: does {name} depend on more than its images?"
         )

@@ -5,7 +5,7 @@ import io
 import logging
 import operator
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any, NamedTuple, cast
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram, export
 from torch.export.graph_signature import InputKind
+from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
 from dfs_rl.cost.macs import split_encoders
@@ -30,11 +31,13 @@ class Traced(NamedTuple):
             images reach its values). One placeholder, the normalised images.
         tensors: Parameters and constants by the name that the graph's ``get_attr`` nodes call them.
         n_classes: Columns of the logits.
+        answer: What the model itself returned for the images, ``[batch, classes]``.
     """
 
     graph: fx.Graph
     tensors: Mapping[str, Tensor]
     n_classes: int
+    answer: Tensor
 
     @property
     def images(self) -> fx.Node:
@@ -68,13 +71,36 @@ def trace(model: nn.Module, images: Tensor) -> Traced:
     Nothing is written or warned of meanwhile: torch would tell of its tries at length.
 
     Raises:
-        ConfigError: If it cannot be recorded, or returns anything but logits.
+        ConfigError: If it does not take these images, cannot be recorded, or returns anything but logits.
     """
     example = images if len(images) > 1 else torch.cat([images, images])
     model = copy.deepcopy(model).eval().cpu()
+    returned = _returned(model, images)
     with split_encoders(), _silence():
         program = _read(model, example)
-    return _Recorder(program).run()
+    return _Recorder(program, returned).run()
+
+
+@torch.no_grad()
+def _returned(model: nn.Module, images: Tensor) -> list[Tensor]:
+    """Return the tensors that a model returns when it is simply called.
+
+    Raises:
+        ConfigError: If that fails, so that nothing is wrong with how it is traced.
+    """
+    running: list[str] = []
+    hooks = _follow(model, running)
+    try:
+        result = model(images)
+    except Exception as error:
+        raise ConfigError(
+            f"the model does not accept the example images, float32 {list(images.shape)}: module {_innermost(model, running)!r} raises "
+            f"{_told(error)}; give images as it takes them, and a model in float32."
+        ) from error
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
 
 
 @contextmanager
@@ -96,7 +122,7 @@ def _read(model: nn.Module, example: Tensor) -> ExportedProgram:
     try:
         return _export(model, example, strict=False)
     except Exception as error:  # noqa: BLE001 - whatever the user's code raises; it is told below
-        where = running[-1] if running and running[-1] else type(model).__name__
+        where = _innermost(model, running)
         for hook in hooks:
             hook.remove()
         return _export_strictly(model, example, where, error)
@@ -144,11 +170,16 @@ def _follow(model: nn.Module, running: list[str]) -> list[RemovableHandle]:
     return hooks
 
 
+def _innermost(model: nn.Module, running: Sequence[str]) -> str:
+    return running[-1] if running and running[-1] else type(model).__name__
+
+
 class _Recorder:
     """Copies an exported program into a graph that does not write in place, with constants computed once."""
 
-    def __init__(self, program: ExportedProgram) -> None:
+    def __init__(self, program: ExportedProgram, returned: Sequence[Tensor]) -> None:
         self.program = program
+        self.returned = returned
         self.graph = fx.Graph()
         self.tensors: dict[str, Tensor] = {}
         self.constants: dict[fx.Node, Any] = {}
@@ -178,7 +209,8 @@ class _Recorder:
         self.graph.eliminate_dead_code()
         used = {str(node.target) for node in self.graph.nodes if node.op == "get_attr"}
         tensors = {name: tensor for name, tensor in self.tensors.items() if name in used}
-        return Traced(self.graph, tensors, int(outputs[0].meta["val"].shape[1]))
+        n_classes = int(outputs[0].meta["val"].shape[1])
+        return Traced(self.graph, tensors, n_classes, self.returned[0])
 
     def _copy_input(self, node: fx.Node, spec: Any) -> None:  # noqa: ANN401 - torch gives it no public type
         program = self.program
