@@ -380,6 +380,33 @@ def test_images_that_the_model_does_not_take_are_told_in_torchs_own_words(make, 
     assert "\n" not in told
 
 
+class Shares(nn.Module):
+    def forward(self, x):
+        x = x.exp()
+        return x / x.sum(1, keepdim=True)
+
+
+@pytest.mark.parametrize("end", [nn.Softmax(dim=1), Shares(), nn.Sigmoid()])
+def test_a_model_that_returns_probabilities_is_refused(end):
+    with pytest.raises(ConfigError, match="Sequential returns probabilities, but gates learn"):
+        fractionalize(nn.Sequential(BasicResNet(), end), examples())
+
+
+@pytest.mark.parametrize("end", [nn.LogSoftmax(dim=1), nn.ReLU(), nn.Softplus()])
+def test_logarithms_of_probabilities_and_positive_logits_are_logits(end):
+    model = lived_in(BasicResNet).eval()
+    backbone = fractionalize(nn.Sequential(model, end), examples())
+    with torch.no_grad():
+        theirs, ours = model(pictures().float() / 255), backbone(pictures())
+    torch.testing.assert_close(ours, end(theirs), rtol=1e-5, atol=1e-5)
+    if isinstance(end, nn.LogSoftmax):
+        # At any temperature they stand for the probabilities that the logits stand for.
+        for temperature in (0.5, 1.0, 3.0):
+            torch.testing.assert_close(
+                (ours / temperature).softmax(1), (theirs / temperature).softmax(1)
+            )
+
+
 def test_blocks_whose_operators_have_no_low_bits_are_left_alone():
     class Upsampling(BasicResNet):
         def __init__(self) -> None:

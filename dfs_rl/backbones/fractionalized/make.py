@@ -15,7 +15,7 @@ from dfs_rl.backbones.fractionalized.backbone import (
     Fractionalized,
 )
 from dfs_rl.backbones.fractionalized.choosing import Granularity
-from dfs_rl.backbones.fractionalized.tracing import trace
+from dfs_rl.backbones.fractionalized.tracing import Traced, name_of, trace
 from dfs_rl.constructors import allow_constructor, call_constructor
 from dfs_rl.cost import FULL
 from dfs_rl.data import ChannelStatistics
@@ -26,6 +26,8 @@ _IMAGE_RANK = 4
 _EXAMPLES = 64
 _TOLERANCE = 1e-4
 """Of the largest logit: what the order of additions may change."""
+_ROUNDING = 1e-3
+"""By how much probabilities may miss a sum of one."""
 
 
 def fractionalize(
@@ -82,6 +84,7 @@ def fractionalize(
         allow_constructor(constructor)
     example = example_input[:_EXAMPLES].detach().float().cpu()
     traced = trace(model, example)
+    _check_logits(traced, type(model).__name__)
     backbone = Fractionalized(
         traced,
         FractionalizeConfig(
@@ -206,6 +209,20 @@ def _made_by(name: str) -> nn.Module:
             f"constructor {name} returns a {type(made).__name__}; it must return a torch.nn.Module or a backbone."
         )
     return made
+
+
+def _check_logits(traced: Traced, name: str) -> None:
+    """Refuse probabilities: a softmax of them, as training, confidence and temperature take, is almost the same for all classes.
+
+    Logarithms of probabilities are logits like any others.
+    """
+    answer = traced.answer
+    adds_up = bool((answer >= 0).all()) and bool(((answer.sum(1) - 1).abs() < _ROUNDING).all())
+    if adds_up or name_of(traced.logits) == "sigmoid":
+        raise ConfigError(
+            f"{name} returns probabilities, but gates learn from logits; leave out the softmax or sigmoid that it ends in, or return "
+            "their logarithm."
+        )
 
 
 @torch.no_grad()
