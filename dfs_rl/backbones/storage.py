@@ -55,7 +55,7 @@ class StoredBackbone:
     info: BackboneInfo
 
 
-def save_backbone(backbone: Backbone, info: BackboneInfo, folder: Path) -> None:
+def save_backbone(backbone: Backbone, info: BackboneInfo, folder: str | Path) -> None:
     """Write ``backbone.json`` and ``backbone.safetensors`` into ``folder``, which is made if need be.
 
     The heads of a backbone with exits go to ``exits.safetensors``.
@@ -68,6 +68,7 @@ def save_backbone(backbone: Backbone, info: BackboneInfo, folder: Path) -> None:
             "the backbone was made of a model without a constructor; give fractionalize(..., constructor='module:function') one, so "
             "that it can be loaded again."
         )
+    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     weights = backbone.state_dict()
     heads = {name: weights.pop(name) for name in list(weights) if name.startswith(_EXITS)}
@@ -87,7 +88,7 @@ def save_backbone(backbone: Backbone, info: BackboneInfo, folder: Path) -> None:
     )
 
 
-def load_stored_backbone(folder: Path) -> StoredBackbone:
+def load_stored_backbone(folder: str | Path) -> StoredBackbone:
     """Read a backbone that ``save_backbone`` wrote.
 
     Args:
@@ -97,6 +98,7 @@ def load_stored_backbone(folder: Path) -> StoredBackbone:
         CheckpointError: If it is missing, damaged or of another kind or format.
         ConfigError: If it is a user's own network whose constructor was not allowed, see ``allow_constructor``.
     """
+    folder = Path(folder)
     if (folder / "backbone" / STRUCTURE_FILE).is_file():
         folder = folder / "backbone"
     path = folder / STRUCTURE_FILE
@@ -137,7 +139,7 @@ def _set_exits(backbone: Backbone, after: object, path: Path) -> None:
         raise CheckpointError(f"{path} is damaged: {error}") from error
 
 
-def load_backbone(folder: Path) -> Backbone:
+def load_backbone(folder: str | Path) -> Backbone:
     """Read the backbone alone, see ``load_stored_backbone``."""
     return load_stored_backbone(folder).backbone
 

@@ -102,7 +102,7 @@ def store(name: str, folder) -> Fractionalized:
 @pytest.mark.parametrize("name", ["resnet", "vit", "windows"])
 def test_what_is_stored_comes_back(name, tmp_path):
     backbone = store(name, tmp_path)
-    again = load_backbone(tmp_path)
+    again = load_backbone(str(tmp_path))
     assert isinstance(again, Fractionalized)
     assert again.config == backbone.config
     assert again.report == backbone.report
@@ -203,10 +203,39 @@ def test_calibrated_norms_return_what_full_precision_has_in_mean_and_deviation()
         )
 
 
-def test_calibration_needs_images():
+@pytest.mark.parametrize(
+    ("images", "sentence"),
+    [
+        (pictures(1), r"\[1, 3, 16, 16\]; calibration needs at least 2 of \[3, 16, 16\]"),
+        (pictures()[..., :8], r"\[16, 3, 16, 8\]; calibration needs at least 2"),
+        (pictures().numpy(), "is a ndarray"),
+        (pictures().long(), "are torch.int64; calibration takes uint8, or float"),
+        (examples(), "from -.* to .*; calibration takes float images in .*before normalising"),
+        (torch.full((2, 3, 16, 16), torch.nan), "from nan to nan"),
+        (torch.full((2, 3, 16, 16), torch.inf), "from inf to inf"),
+    ],
+)
+def test_calibration_needs_images(images, sentence):
     backbone = fractionalize(lived_in(NETS["resnet"]), examples())
-    with pytest.raises(DataError, match="at least 2"):
-        calibrate(backbone, pictures(1))
+    before = {name: value.clone() for name, value in backbone.state_dict().items()}
+    with pytest.raises(DataError, match=sentence):
+        calibrate(backbone, images)
+    assert all(torch.equal(before[name], value) for name, value in backbone.state_dict().items())
+
+
+def test_calibration_needs_a_backbone():
+    with pytest.raises(ConfigError, match="is a BasicResNet; make one of a model"):
+        calibrate(lived_in(NETS["resnet"]), pictures())
+
+
+def test_calibration_takes_float_images_as_it_takes_bytes():
+    made = []
+    for images in (pictures(64), pictures(64).float() / 255):
+        backbone = fractionalize(lived_in(NETS["preactivation"]), examples())
+        calibrate(backbone, images)
+        made.append(backbone.state_dict())
+    for name, value in made[0].items():
+        torch.testing.assert_close(made[1][name], value, rtol=1e-4, atol=1e-5)
 
 
 @pytest.fixture(scope="module")
