@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import warnings
@@ -14,6 +15,7 @@ import torch
 import dfs_rl
 from dfs_rl import constructors, evaluate, fractionalize, train_agent, train_backbone
 from dfs_rl.backbones import (
+    PRETRAINED_DIGITS,
     BackboneInfo,
     Fractionalized,
     calibrate,
@@ -274,6 +276,31 @@ def test_a_frozen_network_is_gated_without_training(own, monkeypatch, capsys):
         expected = network((images.images.float() / 255 - mean) / std)
     right = 100.0 * float((expected.argmax(1) == images.labels).float().mean())
     assert accuracy_of(stored.backbone, images, (32, 32)) == pytest.approx(right, abs=0.3)
+
+
+@pytest.mark.parametrize("name", ["othernets:backbone", "nowhere:make", "othernets"])
+def test_another_constructor_than_the_runs_is_refused(name, own, monkeypatch, capsys):
+    monkeypatch.chdir(own)
+    for allowed in ("", "othernets:make"):
+        monkeypatch.setenv(constructors.ALLOWED, allowed)
+        with pytest.raises(ConfigError, match=f"is '{name}', but .* made by 'othernets:make'"):
+            dfs_rl.load("run", backbone=name)
+        assert os.environ[constructors.ALLOWED] == allowed
+        assert evaluate.main(["run", "--split", "val", "--backbone", name]) == 2
+        said = capsys.readouterr().err
+        assert name in said
+        assert len(said.splitlines()) == 1
+
+
+def test_a_constructor_is_refused_where_none_made_the_network(tmp_path, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(PRETRAINED_DIGITS, folder / "backbone")
+    (folder / "gate").mkdir()
+    sentence = "is 'ownnets:make', but .* of family 'resnet' and needs no constructor; leave it out"
+    with pytest.raises(ConfigError, match=sentence):
+        dfs_rl.load(folder, backbone="ownnets:make")
+    assert evaluate.main([str(folder), "--backbone", "ownnets:make"]) == 2
+    assert "needs no constructor; leave it out" in capsys.readouterr().err
 
 
 def test_later_commands_want_the_constructor_named_again(own, monkeypatch, capsys):
