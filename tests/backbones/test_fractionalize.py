@@ -436,6 +436,64 @@ def test_blocks_whose_operators_have_no_low_bits_are_left_alone():
     assert "no conv_transpose2d at fewer bits" in dict(report.left_alone)["odd"]
 
 
+class Three(nn.Module):
+    """Three residual blocks; what the middle one runs is a subclass's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.middle, self.last = (nn.Linear(16, 16) for _ in range(3))
+        self.patches, self.head = nn.Conv2d(3, 16, 4, 4), nn.Linear(16, CLASSES)
+
+    def forward(self, x):
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        x = x + self.first(x).relu()
+        x = x + self.odd(x)
+        x = x + self.last(x).relu()
+        return self.head(x.mean(1))
+
+
+class Causal(Three):
+    def odd(self, x):
+        x = self.middle(x).unflatten(2, (2, 8)).transpose(1, 2)
+        x = functional.scaled_dot_product_attention(x, x, x, is_causal=True)
+        return x.transpose(1, 2).flatten(2)
+
+
+class WeightNormed(Three):
+    def __init__(self) -> None:
+        super().__init__()
+        nn.utils.parametrizations.weight_norm(self.middle)
+
+    def odd(self, x):
+        return self.middle(x)
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [(Causal, "no scaled_dot_product_attention at"), (WeightNormed, "computed while it runs")],
+)
+def test_what_would_run_in_full_precision_is_not_priced_at_fewer_bits(make, reason):
+    model = make().eval()
+    backbone = fractionalize(model, examples())
+    assert [layer.name for layer in backbone.report.gated] == ["first", "last"]
+    assert any(reason in why for _, why in backbone.report.left_alone)
+    assert backbone.costs.layer_macs == (16 * 16 * 16, 16 * 16 * 16)
+    middle = 16 * 16 * 16 + (2 * 16 * 16 * 16 if make is Causal else 0)
+    assert {p.name: p.macs for p in backbone.costs.fixed}["mandatory"] == middle
+
+
+class SwitchingGradients(BasicResNet):
+    def forward(self, x):
+        with torch.no_grad():
+            x = self.stem(x)
+        return self.fc(self.blocks(x).mean((2, 3)))
+
+
+def test_a_model_that_switches_gradients_is_named_even_where_it_is_no_module_of_another():
+    with pytest.raises(ConfigError, match=r"^the model itself switches gradients"):
+        fractionalize(SwitchingGradients(), examples())
+
+
 def test_torchs_own_encoder_layer_is_taken_apart():
     class Torch(SmallViT):
         def __init__(self) -> None:

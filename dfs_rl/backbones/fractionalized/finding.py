@@ -15,7 +15,9 @@ PRODUCTS = ("matmul", "bmm")
 ATTENTION = "scaled_dot_product_attention"
 _WEIGHTED = ("conv2d", "linear")
 _COSTLY = {str(op).removeprefix("aten.") for op in flop_registry} | {
+    *_WEIGHTED,
     *(
+        ATTENTION,
         "conv1d",
         "conv3d",
         "conv_transpose1d",
@@ -24,7 +26,8 @@ _COSTLY = {str(op).removeprefix("aten.") for op in flop_registry} | {
         "einsum",
         "bilinear",
     ),
-    *("lstm", "gru", "rnn_tanh", "rnn_relu", "dot", "mv", "tensordot", "inner", "chain_matmul"),
+    *("lstm", "gru", "rnn_tanh", "rnn_relu", "dot", "mv", "addmv", "addbmm", "tensordot", "inner"),
+    "chain_matmul",
 }
 
 
@@ -185,7 +188,7 @@ def _branch(span: Span) -> Branch | LeftAlone | None:
     sides = [n for n in end.args[:2] if isinstance(n, fx.Node) and n.meta.get("flows")]
     if name_of(end) != "add" or len(sides) != 2 or len(end.args) > 2 or "alpha" in end.kwargs:  # noqa: PLR2004 - two sides of a sum
         if weighted and _parts_ways(start):
-            return LeftAlone(common_module(weighted), "its paths do not end in a sum")
+            return LeftAlone(common_module(weighted), "its paths do not end in a plain sum")
         return None
     if not weighted:
         return None

@@ -194,9 +194,10 @@ class _Recorder:
             elif node.op == "call_function":
                 self._copy_operator(node)
             elif node.op == "get_attr":
+                where = f"module {_module_of(node)!r}" if _module_of(node) else "the model itself"
                 raise ConfigError(
-                    f"module {_module_of(node)!r} switches gradients or autocast inside forward, which cannot be split into layers; take "
-                    "that out of its forward."
+                    f"{where} switches gradients or autocast inside forward, which cannot be split into layers; take that out of its "
+                    "forward."
                 )
         outputs = [self._get(node) for node in _outputs(self.program)]
         if len(outputs) != 1 or len(outputs[0].meta["val"].shape) != _LOGITS_RANK:
