@@ -504,6 +504,18 @@ def test_torchs_own_encoder_layer_is_taken_apart():
     assert len(fractionalize(Torch(), examples()).layers) == 2
 
 
+def test_activations_without_a_row_for_each_image_cannot_be_gated_and_are_told_of():
+    class TokensFirst(SmallViT):
+        def forward(self, x):
+            x = self.patches(x).flatten(2).permute(2, 0, 1)
+            for block in self.encoder:
+                x = x + block.mlp(x)
+            return self.head(x.mean(0))
+
+    with pytest.raises(ConfigError, match="mlp': its activations do not have one row for each"):
+        fractionalize(TokensFirst(), examples())
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_random_nets_are_the_same_in_full_precision(seed):
     generator = torch.Generator().manual_seed(seed)

@@ -30,6 +30,8 @@ _COSTLY = {str(op).removeprefix("aten.") for op in flop_registry} | {
     "chain_matmul",
 }
 
+_NOT_BATCH_FIRST = "its activations do not have one row for each image, as those of torch's attention have with batch_first=True"
+
 
 class Span(NamedTuple):
     """What runs between two places where a single activation is all there is.
@@ -95,7 +97,8 @@ class Findings(NamedTuple):
 
 def find(traced: Traced) -> Findings:
     """Find the residual branches of a model."""
-    cuts = tuple(_cuts(traced))
+    alone = tuple(_alone(traced))
+    cuts = tuple(node for node in alone if _is_batch_first(node))
     branches, left_alone = [], []
     for start, end in pairwise(cuts):
         found = _branch(Span(start, end))
@@ -103,6 +106,10 @@ def find(traced: Traced) -> Findings:
             branches.append(found)
         elif found is not None:
             left_alone.append(found)
+    for start, end in pairwise(alone):
+        found = None if _is_batch_first(end) else _branch(Span(start, end))
+        if isinstance(found, Branch):
+            left_alone.append(LeftAlone(found.name, _NOT_BATCH_FIRST))
     return Findings(tuple(branches), cuts, tuple(left_alone))
 
 
@@ -144,8 +151,8 @@ def ancestors(end: fx.Node, *, of: fx.Node) -> set[fx.Node]:
     return seen
 
 
-def _cuts(traced: Traced) -> Iterator[fx.Node]:
-    """Yield every activation that is the only one still needed at some point, one sample of it for each image."""
+def _alone(traced: Traced) -> Iterator[fx.Node]:
+    """Yield every activation that is the only one still needed at some point."""
     flowing = [node for node in traced.graph.nodes if node.meta.get("flows")]
     place = {node: i for i, node in enumerate(flowing)}
     last = {
@@ -172,11 +179,13 @@ def _is_size(node: fx.Node) -> bool:
 
 
 def _is_activation(node: fx.Node) -> bool:
-    """Say whether a value has one sample for each image, in order."""
     value = node.meta["val"]
-    if not isinstance(value, torch.Tensor) or value.dim() < 2 or not value.is_floating_point():  # noqa: PLR2004 - batch and features
-        return False
-    first: object = value.shape[0]
+    return isinstance(value, torch.Tensor) and value.dim() >= 2 and value.is_floating_point()  # noqa: PLR2004 - batch and features
+
+
+def _is_batch_first(node: fx.Node) -> bool:
+    """Say whether an activation has one sample for each image, in order."""
+    first: object = node.meta["val"].shape[0]
     return isinstance(first, torch.SymInt) and bool(first.node.expr.is_Symbol)
 
 
