@@ -32,7 +32,7 @@ def allow_constructor(name: str) -> None:
     Raises:
         ConfigError: If it is no such name.
     """
-    if not _NAME.fullmatch(name):
+    if not _NAME.fullmatch(str(name)):
         raise ConfigError(
             f"{name!r} names no constructor; give module:function, for example mynets:make."
         )

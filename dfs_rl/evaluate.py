@@ -356,9 +356,13 @@ def _measure(
 def _run(invocation: Invocation[EvaluateConfig]) -> None:
     import torch
 
+    from dfs_rl.backbones.storage import allow_constructor_of
+    from dfs_rl.gating.model import BACKBONE_FOLDER
     from dfs_rl.reporting.table import summary_text
 
     config = invocation.config
+    if config.backbone is not None and (config.run / BACKBONE_FOLDER).is_dir():
+        allow_constructor_of(config.run / BACKBONE_FOLDER, config.backbone)
     torch.set_num_threads(config.threads)
     result = evaluate_run(
         config.run,

@@ -199,6 +199,7 @@ class Backbone(_Looks, ABC):
         """The bits that all layers together can run at and leave a network: skipping them all rarely does."""
         return tuple(bits for bits in self.options if bits != SKIP)
 
+    @torch.no_grad()
     def finish_making(self, *, signed: bool = False) -> None:
         """Count what everything costs, and make the probes, by running one empty image through every part.
 

@@ -18,7 +18,7 @@ from dfs_rl.backbones.fractionalized.backbone import Fractionalized
 from dfs_rl.backbones.settings import uniform
 from dfs_rl.cost import SKIP
 from dfs_rl.data import ImageSet
-from dfs_rl.errors import DataError
+from dfs_rl.errors import ConfigError, DataError
 from dfs_rl.quant.layers import BatchNormPerBits
 from dfs_rl.seeding import torch_generator
 
@@ -42,12 +42,10 @@ def calibrate(backbone: Backbone, images: Tensor, *, seed: int = 0) -> None:
         seed: Of the order of images and of the settings that features are measured under.
 
     Raises:
-        DataError: If there are fewer than two images, or they are of another shape.
+        ConfigError: If it is no backbone.
+        DataError: If there are fewer than two images, or they are of another shape, type or range.
     """
-    if images.dim() != len(backbone.image_shape) + 1 or len(images) < 2:  # noqa: PLR2004 - a variance needs two
-        raise DataError(
-            f"images are {list(images.shape)}; calibration needs at least 2 of {list(backbone.image_shape)}."
-        )
+    _check(backbone, images)
     first = images[:_STEP_IMAGES]
     if isinstance(backbone, Fractionalized):
         backbone.measure(first)
@@ -58,8 +56,34 @@ def calibrate(backbone: Backbone, images: Tensor, *, seed: int = 0) -> None:
     per_batch = 4 * _BATCH * sum(backbone.probe_sizes)
     fitting = min(_FEATURE_BATCHES, max(1, _FEATURE_BYTES // per_batch))
     some = list(itertools.islice(_rows(len(images), seed), fitting))
-    labelled = (ImageSet(images[rows], _predicted(backbone, images[rows])) for rows in some)
+    labelled = (ImageSet(_bytes(images[rows]), _predicted(backbone, images[rows])) for rows in some)
     measure_features(backbone, labelled, torch_generator(seed, "features"))
+
+
+def _check(backbone: object, images: object) -> None:
+    if not isinstance(backbone, Backbone):
+        raise ConfigError(
+            f"backbone is a {type(backbone).__name__}; make one of a model with fractionalize first."
+        )
+    if not isinstance(images, Tensor):
+        raise DataError(f"images is a {type(images).__name__}; calibration takes a torch.Tensor.")
+    if tuple(images.shape[1:]) != backbone.image_shape or len(images) < 2:  # noqa: PLR2004 - a variance needs two
+        raise DataError(
+            f"images are {list(images.shape)}; calibration needs at least 2 of {list(backbone.image_shape)}."
+        )
+    if images.dtype == torch.uint8:
+        return
+    if not images.is_floating_point():
+        raise DataError(f"images are {images.dtype}; calibration takes uint8, or float in [0, 1].")
+    low, high = (float(value) for value in images.aminmax())
+    if not (low >= 0 and high <= 1):
+        raise DataError(
+            f"images have values from {low:g} to {high:g}; calibration takes float images in [0, 1], as they are before normalising."
+        )
+
+
+def _bytes(images: Tensor) -> Tensor:
+    return images if images.dtype == torch.uint8 else (images * 255).round().to(torch.uint8)
 
 
 class _Matching:

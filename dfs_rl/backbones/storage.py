@@ -13,6 +13,7 @@ import torch
 from dfs_rl.backbones.base import Backbone
 from dfs_rl.backbones.families import FAMILIES
 from dfs_rl.config import config_from_dict, config_to_dict
+from dfs_rl.constructors import allow_constructor
 from dfs_rl.data import ChannelStatistics
 from dfs_rl.errors import CheckpointError, ConfigError
 from dfs_rl.runs import load_tensors, read_description, save_tensors, write_description
@@ -55,7 +56,7 @@ class StoredBackbone:
     info: BackboneInfo
 
 
-def save_backbone(backbone: Backbone, info: BackboneInfo, folder: Path) -> None:
+def save_backbone(backbone: Backbone, info: BackboneInfo, folder: str | Path) -> None:
     """Write ``backbone.json`` and ``backbone.safetensors`` into ``folder``, which is made if need be.
 
     The heads of a backbone with exits go to ``exits.safetensors``.
@@ -68,6 +69,7 @@ def save_backbone(backbone: Backbone, info: BackboneInfo, folder: Path) -> None:
             "the backbone was made of a model without a constructor; give fractionalize(..., constructor='module:function') one, so "
             "that it can be loaded again."
         )
+    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     weights = backbone.state_dict()
     heads = {name: weights.pop(name) for name in list(weights) if name.startswith(_EXITS)}
@@ -87,7 +89,7 @@ def save_backbone(backbone: Backbone, info: BackboneInfo, folder: Path) -> None:
     )
 
 
-def load_stored_backbone(folder: Path) -> StoredBackbone:
+def load_stored_backbone(folder: str | Path) -> StoredBackbone:
     """Read a backbone that ``save_backbone`` wrote.
 
     Args:
@@ -97,10 +99,9 @@ def load_stored_backbone(folder: Path) -> StoredBackbone:
         CheckpointError: If it is missing, damaged or of another kind or format.
         ConfigError: If it is a user's own network whose constructor was not allowed, see ``allow_constructor``.
     """
-    if (folder / "backbone" / STRUCTURE_FILE).is_file():
-        folder = folder / "backbone"
+    folder = _own_folder(folder)
     path = folder / STRUCTURE_FILE
-    record = read_description(path, what="backbone", kinds=list(FAMILIES), version=FORMAT)
+    record = _described(path)
     try:
         parts = {name: _mapping(record[name]) for name in ("config", "statistics", "info")}
     except (KeyError, TypeError) as error:
@@ -128,6 +129,40 @@ def load_stored_backbone(folder: Path) -> StoredBackbone:
     return StoredBackbone(backbone=backbone.eval(), info=info)
 
 
+def allow_constructor_of(folder: str | Path, name: str) -> None:
+    """Let this process call the constructor that made a stored backbone, if it is the one that the user names.
+
+    Args:
+        folder: As for ``load_stored_backbone``.
+        name: ``module:function``.
+
+    Raises:
+        CheckpointError: If there is no backbone, or its description is damaged.
+        ConfigError: If another constructor made it, or none.
+    """
+    record = _described(_own_folder(folder) / STRUCTURE_FILE)
+    config = record.get("config")
+    made_by = config.get("constructor") if isinstance(config, dict) else None
+    if made_by is None:
+        raise ConfigError(
+            f"backbone is {name!r}, but the network in {folder} is of family {record['kind']!r} and needs no constructor; leave it out."
+        )
+    if made_by != name:
+        raise ConfigError(
+            f"backbone is {name!r}, but the network in {folder} was made by {made_by!r}; name that one, if it is yours."
+        )
+    allow_constructor(name)
+
+
+def _own_folder(folder: str | Path) -> Path:
+    inner = Path(folder) / "backbone"
+    return inner if (inner / STRUCTURE_FILE).is_file() else Path(folder)
+
+
+def _described(path: Path) -> dict[str, object]:
+    return read_description(path, what="backbone", kinds=list(FAMILIES), version=FORMAT)
+
+
 def _set_exits(backbone: Backbone, after: object, path: Path) -> None:
     if not isinstance(after, list) or not all(type(layers) is int for layers in after):
         raise CheckpointError(f"{path} is damaged: {after!r} are no numbers of gated layers.")
@@ -137,7 +172,7 @@ def _set_exits(backbone: Backbone, after: object, path: Path) -> None:
         raise CheckpointError(f"{path} is damaged: {error}") from error
 
 
-def load_backbone(folder: Path) -> Backbone:
+def load_backbone(folder: str | Path) -> Backbone:
     """Read the backbone alone, see ``load_stored_backbone``."""
     return load_stored_backbone(folder).backbone
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from dfs_rl.backbones import load_backbone
 from dfs_rl.backbones.contract import CONFIDENCE_SIZE, WalkableBackbone, confidence_sizes
-from dfs_rl.constructors import allow_constructor
+from dfs_rl.backbones.storage import allow_constructor_of
 from dfs_rl.cost import SKIP, CostTable
 from dfs_rl.errors import CheckpointError, ConfigError, DataError
 from dfs_rl.gating.gates import Gate, TableGate
@@ -185,16 +185,17 @@ def load(
 
     Raises:
         CheckpointError: If the folder holds no backbone with a gate, or the two do not fit.
-        ConfigError: If the gate cannot be turned to ``budget``, or the network is someone's own and ``backbone`` does not say so.
+        ConfigError: If the gate cannot be turned to ``budget``, the network is someone's own and ``backbone`` does not say so, or
+            ``backbone`` is not what made it.
     """
-    if backbone is not None:
-        allow_constructor(backbone)
     folder = Path(run_dir)
     for part in (BACKBONE_FOLDER, GATE_FOLDER):
         if not (folder / part).is_dir():
             raise CheckpointError(
                 f"{folder} has no folder {part!r}, so it is not the run of a trained gate."
             )
+    if backbone is not None:
+        allow_constructor_of(folder / BACKBONE_FOLDER, backbone)
     trained = load_backbone(folder / BACKBONE_FOLDER).eval()
     walkable: WalkableBackbone = trained.prepare(dtype) if prepare else trained
     gate = load_gate(folder / GATE_FOLDER)

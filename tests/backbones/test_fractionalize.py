@@ -70,6 +70,38 @@ def test_full_precision_is_the_model(name):
     torch.testing.assert_close(backbone(one, 32), expected[:1], rtol=1e-5, atol=1e-5)
 
 
+class Flat(BasicResNet):
+    """Its head reads every position of the last map."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(16 * 8 * 8, CLASSES)
+
+    def forward(self, x):
+        return self.fc(torch.flatten(self.blocks(self.stem(x).relu()), 1))
+
+
+class FirstToken(SmallViT):
+    """Its head reads the first token, without a norm before it."""
+
+    def forward(self, x):
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.token.expand(len(x), -1, -1), x], dim=1) + self.positions
+        return self.head(self.encoder(x)[:, 0])
+
+
+@pytest.mark.parametrize("make", [Flat, FirstToken])
+def test_a_view_may_lead_from_the_last_block_to_the_head(make):
+    model = lived_in(make).eval()
+    backbone = fractionalize(model, examples())
+    assert len(backbone.layers) == len(model.blocks if make is Flat else model.encoder)
+    with torch.no_grad():
+        expected = model(pictures().float() / 255)
+    torch.testing.assert_close(backbone(pictures()), expected, rtol=1e-5, atol=1e-5)
+    backbone(pictures(), 4).sum().backward()
+    assert any(p.grad is not None for p in backbone.layers[0].parameters())
+
+
 @torch.no_grad()
 def test_walks_take_every_image_at_its_own_options(name):
     backbone = gated(name)
@@ -110,6 +142,57 @@ def test_gated_and_fixed_macs_add_up_to_the_models(name):
     assert backbone.costs.total_macs + sum(p.macs for p in backbone.costs.fixed) == expected
     skipped = count_macs(lambda: backbone(pictures(1), 0))
     assert skipped == sum(part.macs for part in backbone.costs.fixed)
+
+
+class Written(nn.Module):
+    """What ``torch.nn.MultiheadAttention`` computes, written out."""
+
+    def __init__(self, torchs: nn.MultiheadAttention, *, fused: bool) -> None:
+        super().__init__()
+        width = torchs.embed_dim
+        self.inward, self.outward = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.fused = fused
+        with torch.no_grad():
+            self.inward.weight.copy_(torchs.in_proj_weight)
+            self.inward.bias.copy_(torchs.in_proj_bias)
+            self.outward.load_state_dict(torchs.out_proj.state_dict())
+
+    def forward(self, x, *_, need_weights):
+        q, k, v = self.inward(x).unflatten(2, (3, 2, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        if self.fused:
+            out = functional.scaled_dot_product_attention(q, k, v)
+        else:
+            out = (q @ k.mT * q.shape[-1] ** -0.5).softmax(-1) @ v
+        return (self.outward(out.transpose(1, 2).flatten(2)),)
+
+
+class Asking(nn.Module):
+    """``torch.nn.MultiheadAttention`` asked for its weights too, for which it takes another operator."""
+
+    def __init__(self, torchs: nn.MultiheadAttention) -> None:
+        super().__init__()
+        self.torchs = torchs
+
+    def forward(self, *tokens, need_weights):
+        return self.torchs(*tokens, need_weights=not need_weights)
+
+
+@torch.no_grad()
+def test_attention_costs_the_same_however_it_is_written():
+    written, fused = (functools.partial(Written, fused=fused) for fused in (False, True))
+    made = []
+    for way in (None, Asking, written, fused):
+        model = lived_in(SmallViT)
+        for block in model.encoder:
+            if way is not None:
+                block.attention = way(block.attention)
+        made.append(fractionalize(model, examples()))
+    tokens, width = 17, 16
+    macs = 4 * tokens * width**2 + 2 * tokens**2 * width + 2 * tokens * width * 2 * width
+    for backbone in made:
+        assert backbone.costs.layer_macs == (macs, macs)
+        assert backbone.costs.total_macs == made[0].costs.total_macs
+        torch.testing.assert_close(backbone(pictures()), made[0](pictures()), rtol=1e-4, atol=1e-5)
 
 
 def test_low_bits_learn(name):
@@ -251,6 +334,18 @@ def test_what_no_gate_decides_about_can_run_at_fewer_bits():
         (BasicResNet, {"bits": (0, 9, 32)}, "contain 9"),
         (BasicResNet, {"stem_bits": 0}, "stem_bits is 0"),
         (BasicResNet, {"granularity": "net"}, "granularity is 'net'"),
+        (BasicResNet, {"mean": 0.1}, "mean is 0.1; give 3 numbers, one for each channel"),
+        (BasicResNet, {"mean": "0.1"}, "mean is 0.1; give 3 numbers"),
+        (BasicResNet, {"mean": torch.zeros(1, 3, 1, 1)}, "mean is tensor"),
+        (BasicResNet, {"std": [1.0, 1.0]}, r"std is \[1.0, 1.0\]; give 3 numbers"),
+        (BasicResNet, {"layers": "blocks.0"}, "layers is 'blocks.0'; give a list"),
+        (BasicResNet, {"layers": [2]}, r"layers is \[2\]; give a list of modules' names"),
+        (BasicResNet, {"bits": 8}, "bits is 8; give a menu"),
+        (BasicResNet, {"bits": (0, 8.0)}, r"bits is \(0, 8.0\); give a menu"),
+        (BasicResNet, {"stem_bits": "8"}, "stem_bits is '8'; allowed"),
+        (BasicResNet, {"constructor": 3}, "3 names no constructor"),
+        (lambda: BasicResNet, {}, "model is a type; give the network itself"),
+        (lambda: functional.relu, {}, "model is a function; give the network itself"),
         (lambda: nn.Conv2d(3, 4, 1), {}, "returns 1 tensors of shapes"),
     ],
 )
@@ -260,9 +355,69 @@ def test_what_cannot_be_done_is_refused_in_a_sentence(make, settings, sentence):
     assert str(refused.value).count("\n") == 0
 
 
-def test_an_example_that_is_no_batch_of_normalised_images_is_refused():
-    with pytest.raises(ConfigError, match="example_input is"):
-        fractionalize(BasicResNet(), pictures())
+@pytest.mark.parametrize(
+    ("example", "sentence"),
+    [
+        (pictures(), "example_input is torch.uint8"),
+        (examples().numpy(), "example_input is a ndarray"),
+        (examples()[0], r"example_input is torch.float32 \[3, 16, 16\]"),
+        (examples()[:0], r"\[0, 3, 16, 16\], has no images"),
+        (examples() / 0, "has numbers that are not finite"),
+    ],
+)
+def test_an_example_that_is_no_batch_of_normalised_images_is_refused(example, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        fractionalize(BasicResNet(), example)
+
+
+@pytest.mark.parametrize(
+    ("make", "shape", "module"),
+    [
+        (BasicResNet, (4, 1, 16, 16), "stem.0"),
+        (Flat, (4, 3, 8, 8), "fc"),
+        (SmallViT, (1, 3, 32, 32), "SmallViT"),
+        (lambda: BasicResNet().half(), (4, 3, 16, 16), "stem.0"),
+        (lambda: BasicResNet().double(), (4, 3, 16, 16), "stem.0"),
+    ],
+)
+def test_images_that_the_model_does_not_take_are_told_in_torchs_own_words(make, shape, module):
+    model, images = make(), torch.zeros(shape)
+    with pytest.raises(RuntimeError) as torchs:
+        model.eval()(images)
+    with pytest.raises(ConfigError) as refused:
+        fractionalize(model, images)
+    told = str(refused.value)
+    assert f"does not accept the example images, float32 {list(shape)}: module {module!r}" in told
+    assert str(torchs.value).splitlines()[0].rstrip(".") in told
+    assert "traced" not in told
+    assert "\n" not in told
+
+
+class Shares(nn.Module):
+    def forward(self, x):
+        x = x.exp()
+        return x / x.sum(1, keepdim=True)
+
+
+@pytest.mark.parametrize("end", [nn.Softmax(dim=1), Shares(), nn.Sigmoid()])
+def test_a_model_that_returns_probabilities_is_refused(end):
+    with pytest.raises(ConfigError, match="Sequential returns probabilities, but gates learn"):
+        fractionalize(nn.Sequential(BasicResNet(), end), examples())
+
+
+@pytest.mark.parametrize("end", [nn.LogSoftmax(dim=1), nn.ReLU(), nn.Softplus()])
+def test_logarithms_of_probabilities_and_positive_logits_are_logits(end):
+    model = lived_in(BasicResNet).eval()
+    backbone = fractionalize(nn.Sequential(model, end), examples())
+    with torch.no_grad():
+        theirs, ours = model(pictures().float() / 255), backbone(pictures())
+    torch.testing.assert_close(ours, end(theirs), rtol=1e-5, atol=1e-5)
+    if isinstance(end, nn.LogSoftmax):
+        # At any temperature they stand for the probabilities that the logits stand for.
+        for temperature in (0.5, 1.0, 3.0):
+            torch.testing.assert_close(
+                (ours / temperature).softmax(1), (theirs / temperature).softmax(1)
+            )
 
 
 def test_blocks_whose_operators_have_no_low_bits_are_left_alone():
@@ -281,6 +436,64 @@ def test_blocks_whose_operators_have_no_low_bits_are_left_alone():
     assert "no conv_transpose2d at fewer bits" in dict(report.left_alone)["odd"]
 
 
+class Three(nn.Module):
+    """Three residual blocks; what the middle one runs is a subclass's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.middle, self.last = (nn.Linear(16, 16) for _ in range(3))
+        self.patches, self.head = nn.Conv2d(3, 16, 4, 4), nn.Linear(16, CLASSES)
+
+    def forward(self, x):
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        x = x + self.first(x).relu()
+        x = x + self.odd(x)
+        x = x + self.last(x).relu()
+        return self.head(x.mean(1))
+
+
+class Causal(Three):
+    def odd(self, x):
+        x = self.middle(x).unflatten(2, (2, 8)).transpose(1, 2)
+        x = functional.scaled_dot_product_attention(x, x, x, is_causal=True)
+        return x.transpose(1, 2).flatten(2)
+
+
+class WeightNormed(Three):
+    def __init__(self) -> None:
+        super().__init__()
+        nn.utils.parametrizations.weight_norm(self.middle)
+
+    def odd(self, x):
+        return self.middle(x)
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [(Causal, "no scaled_dot_product_attention at"), (WeightNormed, "computed while it runs")],
+)
+def test_what_would_run_in_full_precision_is_not_priced_at_fewer_bits(make, reason):
+    model = make().eval()
+    backbone = fractionalize(model, examples())
+    assert [layer.name for layer in backbone.report.gated] == ["first", "last"]
+    assert any(reason in why for _, why in backbone.report.left_alone)
+    assert backbone.costs.layer_macs == (16 * 16 * 16, 16 * 16 * 16)
+    middle = 16 * 16 * 16 + (2 * 16 * 16 * 16 if make is Causal else 0)
+    assert {p.name: p.macs for p in backbone.costs.fixed}["mandatory"] == middle
+
+
+class SwitchingGradients(BasicResNet):
+    def forward(self, x):
+        with torch.no_grad():
+            x = self.stem(x)
+        return self.fc(self.blocks(x).mean((2, 3)))
+
+
+def test_a_model_that_switches_gradients_is_named_even_where_it_is_no_module_of_another():
+    with pytest.raises(ConfigError, match=r"^the model itself switches gradients"):
+        fractionalize(SwitchingGradients(), examples())
+
+
 def test_torchs_own_encoder_layer_is_taken_apart():
     class Torch(SmallViT):
         def __init__(self) -> None:
@@ -289,6 +502,18 @@ def test_torchs_own_encoder_layer_is_taken_apart():
             self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
 
     assert len(fractionalize(Torch(), examples()).layers) == 2
+
+
+def test_activations_without_a_row_for_each_image_cannot_be_gated_and_are_told_of():
+    class TokensFirst(SmallViT):
+        def forward(self, x):
+            x = self.patches(x).flatten(2).permute(2, 0, 1)
+            for block in self.encoder:
+                x = x + block.mlp(x)
+            return self.head(x.mean(0))
+
+    with pytest.raises(ConfigError, match="mlp': its activations do not have one row for each"):
+        fractionalize(TokensFirst(), examples())
 
 
 @pytest.mark.parametrize("seed", range(6))

@@ -1,7 +1,12 @@
 """Users' networks on disk and as --backbone: made again by their constructor, and only if the user names it."""
 
 import json
+import logging
+import os
+import shutil
+import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -10,6 +15,7 @@ import torch
 import dfs_rl
 from dfs_rl import constructors, evaluate, fractionalize, train_agent, train_backbone
 from dfs_rl.backbones import (
+    PRETRAINED_DIGITS,
     BackboneInfo,
     Fractionalized,
     calibrate,
@@ -54,6 +60,15 @@ def backbone():
 
 def number():
     return 3
+
+
+class Choosing(nn.Module):
+    def forward(self, x):
+        return x if x.sum() > 0 and len(x) > 1 else -x
+
+
+def choosing():
+    return nn.Sequential(Choosing(), make())
 """
 
 
@@ -89,7 +104,7 @@ def store(name: str, folder) -> Fractionalized:
 @pytest.mark.parametrize("name", ["resnet", "vit", "windows"])
 def test_what_is_stored_comes_back(name, tmp_path):
     backbone = store(name, tmp_path)
-    again = load_backbone(tmp_path)
+    again = load_backbone(str(tmp_path))
     assert isinstance(again, Fractionalized)
     assert again.config == backbone.config
     assert again.report == backbone.report
@@ -116,7 +131,7 @@ def test_a_backbone_without_constructor_cannot_be_stored(tmp_path):
     ("change", "error", "sentence"),
     [
         ({"act": "sigmoid"}, ConfigError, "makes a model of another structure"),
-        ({"channels": 3}, ConfigError, "cannot be traced"),
+        ({"channels": 3}, ConfigError, "does not accept the example images"),
         ({"classes": 4}, ConfigError, "makes a model of another structure"),
     ],
 )
@@ -190,10 +205,39 @@ def test_calibrated_norms_return_what_full_precision_has_in_mean_and_deviation()
         )
 
 
-def test_calibration_needs_images():
+@pytest.mark.parametrize(
+    ("images", "sentence"),
+    [
+        (pictures(1), r"\[1, 3, 16, 16\]; calibration needs at least 2 of \[3, 16, 16\]"),
+        (pictures()[..., :8], r"\[16, 3, 16, 8\]; calibration needs at least 2"),
+        (pictures().numpy(), "is a ndarray"),
+        (pictures().long(), "are torch.int64; calibration takes uint8, or float"),
+        (examples(), "from -.* to .*; calibration takes float images in .*before normalising"),
+        (torch.full((2, 3, 16, 16), torch.nan), "from nan to nan"),
+        (torch.full((2, 3, 16, 16), torch.inf), "from inf to inf"),
+    ],
+)
+def test_calibration_needs_images(images, sentence):
     backbone = fractionalize(lived_in(NETS["resnet"]), examples())
-    with pytest.raises(DataError, match="at least 2"):
-        calibrate(backbone, pictures(1))
+    before = {name: value.clone() for name, value in backbone.state_dict().items()}
+    with pytest.raises(DataError, match=sentence):
+        calibrate(backbone, images)
+    assert all(torch.equal(before[name], value) for name, value in backbone.state_dict().items())
+
+
+def test_calibration_needs_a_backbone():
+    with pytest.raises(ConfigError, match="is a BasicResNet; make one of a model"):
+        calibrate(lived_in(NETS["resnet"]), pictures())
+
+
+def test_calibration_takes_float_images_as_it_takes_bytes():
+    made = []
+    for images in (pictures(64), pictures(64).float() / 255):
+        backbone = fractionalize(lived_in(NETS["preactivation"]), examples())
+        calibrate(backbone, images)
+        made.append(backbone.state_dict())
+    for name, value in made[0].items():
+        torch.testing.assert_close(made[1][name], value, rtol=1e-4, atol=1e-5)
 
 
 @pytest.fixture(scope="module")
@@ -234,6 +278,31 @@ def test_a_frozen_network_is_gated_without_training(own, monkeypatch, capsys):
     assert accuracy_of(stored.backbone, images, (32, 32)) == pytest.approx(right, abs=0.3)
 
 
+@pytest.mark.parametrize("name", ["othernets:backbone", "nowhere:make", "othernets"])
+def test_another_constructor_than_the_runs_is_refused(name, own, monkeypatch, capsys):
+    monkeypatch.chdir(own)
+    for allowed in ("", "othernets:make"):
+        monkeypatch.setenv(constructors.ALLOWED, allowed)
+        with pytest.raises(ConfigError, match=f"is '{name}', but .* made by 'othernets:make'"):
+            dfs_rl.load("run", backbone=name)
+        assert os.environ[constructors.ALLOWED] == allowed
+        assert evaluate.main(["run", "--split", "val", "--backbone", name]) == 2
+        said = capsys.readouterr().err
+        assert name in said
+        assert len(said.splitlines()) == 1
+
+
+def test_a_constructor_is_refused_where_none_made_the_network(tmp_path, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(PRETRAINED_DIGITS, folder / "backbone")
+    (folder / "gate").mkdir()
+    sentence = "is 'ownnets:make', but .* of family 'resnet' and needs no constructor; leave it out"
+    with pytest.raises(ConfigError, match=sentence):
+        dfs_rl.load(folder, backbone="ownnets:make")
+    assert evaluate.main([str(folder), "--backbone", "ownnets:make"]) == 2
+    assert "needs no constructor; leave it out" in capsys.readouterr().err
+
+
 def test_later_commands_want_the_constructor_named_again(own, monkeypatch, capsys):
     monkeypatch.chdir(own)
     assert evaluate.main(["run", "--split", "val"]) == 2
@@ -265,6 +334,30 @@ def test_bad_constructors_and_weights_are_refused_in_a_sentence(flags, sentence,
     said = capsys.readouterr().err
     assert sentence in said
     assert "Traceback" not in said
+
+
+def test_torch_says_nothing_beside_the_sentence():
+    write("ownnets")
+    flags = ["--backbone", "ownnets:choosing", "--run-dir", "run"]
+    command = [sys.executable, "-m", "dfs_rl.train_agent", *flags]
+    ours = os.environ | {"PYTHONPATH": str(Path(dfs_rl.__file__).parents[1])}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=ours)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: module '0' cannot be traced by torch.export (")
+    assert line.endswith("without choices that depend on values or on the batch size.")
+
+
+def test_what_others_log_is_heard_again_after_tracing(capsys, caplog):
+    with caplog.at_level(logging.WARNING):
+        fractionalize(lived_in(NETS["resnet"]), examples())
+        logging.getLogger("theirs").warning("heard")
+    print("heard as well")
+    assert "heard" in caplog.text
+    assert "heard as well" in capsys.readouterr().out
+    with pytest.warns(UserWarning, match="heard too"):
+        warnings.warn("heard too", stacklevel=1)
 
 
 def test_a_network_for_other_classes_is_refused(capsys):

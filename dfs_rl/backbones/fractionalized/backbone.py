@@ -96,7 +96,7 @@ class FractionalizeConfig:
             )
         if self.stem_bits == SKIP or self.stem_bits not in ALLOWED_BITS:
             raise ConfigError(
-                f"stem_bits is {self.stem_bits}; allowed are {list(ALLOWED_BITS[1:])}."
+                f"stem_bits is {self.stem_bits!r}; allowed are {list(ALLOWED_BITS[1:])}."
             )
         if self.granularity not in ("block", "branch"):
             raise ConfigError(

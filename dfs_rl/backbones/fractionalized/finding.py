@@ -15,7 +15,9 @@ PRODUCTS = ("matmul", "bmm")
 ATTENTION = "scaled_dot_product_attention"
 _WEIGHTED = ("conv2d", "linear")
 _COSTLY = {str(op).removeprefix("aten.") for op in flop_registry} | {
+    *_WEIGHTED,
     *(
+        ATTENTION,
         "conv1d",
         "conv3d",
         "conv_transpose1d",
@@ -24,8 +26,11 @@ _COSTLY = {str(op).removeprefix("aten.") for op in flop_registry} | {
         "einsum",
         "bilinear",
     ),
-    *("lstm", "gru", "rnn_tanh", "rnn_relu", "dot", "mv", "tensordot", "inner", "chain_matmul"),
+    *("lstm", "gru", "rnn_tanh", "rnn_relu", "dot", "mv", "addmv", "addbmm", "tensordot", "inner"),
+    "chain_matmul",
 }
+
+_NOT_BATCH_FIRST = "its activations do not have one row for each image, as those of torch's attention have with batch_first=True"
 
 
 class Span(NamedTuple):
@@ -92,7 +97,8 @@ class Findings(NamedTuple):
 
 def find(traced: Traced) -> Findings:
     """Find the residual branches of a model."""
-    cuts = tuple(_cuts(traced))
+    alone = tuple(_alone(traced))
+    cuts = tuple(node for node in alone if _is_batch_first(node))
     branches, left_alone = [], []
     for start, end in pairwise(cuts):
         found = _branch(Span(start, end))
@@ -100,6 +106,10 @@ def find(traced: Traced) -> Findings:
             branches.append(found)
         elif found is not None:
             left_alone.append(found)
+    for start, end in pairwise(alone):
+        found = None if _is_batch_first(end) else _branch(Span(start, end))
+        if isinstance(found, Branch):
+            left_alone.append(LeftAlone(found.name, _NOT_BATCH_FIRST))
     return Findings(tuple(branches), cuts, tuple(left_alone))
 
 
@@ -141,8 +151,8 @@ def ancestors(end: fx.Node, *, of: fx.Node) -> set[fx.Node]:
     return seen
 
 
-def _cuts(traced: Traced) -> Iterator[fx.Node]:
-    """Yield every activation that is the only one still needed at some point, one sample of it for each image."""
+def _alone(traced: Traced) -> Iterator[fx.Node]:
+    """Yield every activation that is the only one still needed at some point."""
     flowing = [node for node in traced.graph.nodes if node.meta.get("flows")]
     place = {node: i for i, node in enumerate(flowing)}
     last = {
@@ -169,11 +179,13 @@ def _is_size(node: fx.Node) -> bool:
 
 
 def _is_activation(node: fx.Node) -> bool:
-    """Say whether a value has one sample for each image, in order."""
     value = node.meta["val"]
-    if not isinstance(value, torch.Tensor) or value.dim() < 2 or not value.is_floating_point():  # noqa: PLR2004 - batch and features
-        return False
-    first: object = value.shape[0]
+    return isinstance(value, torch.Tensor) and value.dim() >= 2 and value.is_floating_point()  # noqa: PLR2004 - batch and features
+
+
+def _is_batch_first(node: fx.Node) -> bool:
+    """Say whether an activation has one sample for each image, in order."""
+    first: object = node.meta["val"].shape[0]
     return isinstance(first, torch.SymInt) and bool(first.node.expr.is_Symbol)
 
 
@@ -185,7 +197,7 @@ def _branch(span: Span) -> Branch | LeftAlone | None:
     sides = [n for n in end.args[:2] if isinstance(n, fx.Node) and n.meta.get("flows")]
     if name_of(end) != "add" or len(sides) != 2 or len(end.args) > 2 or "alpha" in end.kwargs:  # noqa: PLR2004 - two sides of a sum
         if weighted and _parts_ways(start):
-            return LeftAlone(common_module(weighted), "its paths do not end in a sum")
+            return LeftAlone(common_module(weighted), "its paths do not end in a plain sum")
         return None
     if not weighted:
         return None

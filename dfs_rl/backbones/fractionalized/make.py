@@ -1,9 +1,9 @@
 """From a user's model to a backbone: by ``fractionalize``, by the name of its constructor, and again from what was stored."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,17 +15,21 @@ from dfs_rl.backbones.fractionalized.backbone import (
     Fractionalized,
 )
 from dfs_rl.backbones.fractionalized.choosing import Granularity
-from dfs_rl.backbones.fractionalized.tracing import trace
+from dfs_rl.backbones.fractionalized.tracing import Traced, name_of, trace
 from dfs_rl.constructors import allow_constructor, call_constructor
 from dfs_rl.cost import FULL
 from dfs_rl.data import ChannelStatistics
 from dfs_rl.errors import CheckpointError, ConfigError
 from dfs_rl.runs import load_tensors
 
+ItemT = TypeVar("ItemT")
+
 _IMAGE_RANK = 4
 _EXAMPLES = 64
 _TOLERANCE = 1e-4
 """Of the largest logit: what the order of additions may change."""
+_ROUNDING = 1e-3
+"""By how much probabilities may miss a sum of one."""
 
 
 def fractionalize(
@@ -62,28 +66,32 @@ def fractionalize(
 
     Raises:
         ConfigError: If the model cannot be traced, has nothing to gate, or a setting is out of range.
+        DataError: If ``mean`` is not finite, or ``std`` not positive.
     """
-    if example_input.dim() != _IMAGE_RANK or not example_input.is_floating_point():
-        raise ConfigError(
-            f"example_input is {example_input.dtype} {list(example_input.shape)}; give normalised images, float [batch, channels, height, "
-            "width]."
-        )
+    _check_given(model, example_input)
+    menu = _tuple_of(int, bits)
+    if menu is None:
+        raise ConfigError(f"bits is {bits!r}; give a menu of bit widths, as {DEFAULT_MENU}.")
+    names = None if layers is None else _tuple_of(str, layers)
+    if names is None and layers is not None:
+        raise ConfigError(f"layers is {layers!r}; give a list of modules' names, as ['layer1.0'].")
     channels = example_input.shape[1]
     statistics = ChannelStatistics(
-        tuple(mean) if mean is not None else (0.0,) * channels,
-        tuple(std) if std is not None else (1.0,) * channels,
+        _per_channel("mean", (0.0,) * channels if mean is None else mean, channels),
+        _per_channel("std", (1.0,) * channels if std is None else std, channels),
     )
     if constructor is not None:
         allow_constructor(constructor)
     example = example_input[:_EXAMPLES].detach().float().cpu()
     traced = trace(model, example)
+    _check_logits(traced, type(model).__name__)
     backbone = Fractionalized(
         traced,
         FractionalizeConfig(
             image_shape=cast("tuple[int, int, int]", tuple(example.shape[1:])),
             n_classes=traced.n_classes,
-            bits=tuple(bits),
-            layers=None if layers is None else tuple(layers),
+            bits=menu,
+            layers=names,
             granularity=granularity,
             stem_bits=stem_bits,
             per_channel=per_channel,
@@ -94,7 +102,7 @@ def fractionalize(
     pixels = example * backbone.image_std + backbone.image_mean
     backbone.measure(pixels)
     if stem_bits == FULL and FULL in backbone.options:
-        _check_same(model, backbone, example, pixels)
+        _check_same(traced.answer, backbone, pixels, type(model).__name__)
     return backbone
 
 
@@ -203,19 +211,69 @@ def _made_by(name: str) -> nn.Module:
     return made
 
 
+def _check_given(model: object, example_input: object) -> None:
+    """Refuse what is not of the type that it should be, before torch does in its own words."""
+    if not isinstance(model, nn.Module):
+        raise ConfigError(
+            f"model is a {type(model).__name__}; give the network itself, a torch.nn.Module."
+        )
+    if not isinstance(example_input, Tensor):
+        raise ConfigError(
+            f"example_input is a {type(example_input).__name__}; give normalised images as a torch.Tensor."
+        )
+    if example_input.dim() != _IMAGE_RANK or not example_input.is_floating_point():
+        raise ConfigError(
+            f"example_input is {example_input.dtype} {list(example_input.shape)}; give normalised images, float [batch, channels, height, "
+            "width]."
+        )
+    if not example_input.numel() or not bool(example_input.isfinite().all()):
+        what = "numbers that are not finite" if example_input.numel() else "no images"
+        raise ConfigError(
+            f"example_input, {list(example_input.shape)}, has {what}; give some normalised images."
+        )
+
+
+def _tuple_of(kind: type[ItemT], values: object) -> tuple[ItemT, ...] | None:
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        return None
+    found = tuple(values)
+    return found if all(isinstance(value, kind) for value in found) else None
+
+
+def _per_channel(name: str, values: Iterable[float], channels: int) -> tuple[float, ...]:
+    try:
+        numbers = tuple(float(value) for value in values)
+    except (TypeError, ValueError, RuntimeError):
+        numbers = ()
+    if len(numbers) != channels:
+        given = " ".join(str(values).split())
+        raise ConfigError(
+            f"{name} is {given}; give {channels} numbers, one for each channel of example_input."
+        )
+    return numbers
+
+
+def _check_logits(traced: Traced, name: str) -> None:
+    """Refuse probabilities: a softmax of them, as training, confidence and temperature take, is almost the same for all classes.
+
+    Logarithms of probabilities are logits like any others.
+    """
+    answer = traced.answer
+    adds_up = bool((answer >= 0).all()) and bool(((answer.sum(1) - 1).abs() < _ROUNDING).all())
+    if adds_up or name_of(traced.logits) == "sigmoid":
+        raise ConfigError(
+            f"{name} returns probabilities, but gates learn from logits; leave out the softmax or sigmoid that it ends in, or return "
+            "their logarithm."
+        )
+
+
 @torch.no_grad()
-def _check_same(model: nn.Module, backbone: Fractionalized, images: Tensor, pixels: Tensor) -> None:
+def _check_same(expected: Tensor, backbone: Fractionalized, pixels: Tensor, name: str) -> None:
     """Refuse a backbone that does not compute what the model does, as a model that draws random numbers would have."""
-    was_training = model.training
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    result = model.eval()(images.to(device))
-    model.train(was_training)
-    tensors = [result] if isinstance(result, Tensor) else list(dict(result).values())
-    expected = tensors[0].cpu().float()
     error = float((backbone(pixels) - expected).abs().max())
     largest = float(expected.abs().max())
     if not error <= _TOLERANCE * max(largest, _TOLERANCE):
         raise ConfigError(
             f"the gated model's logits differ from the model's by {error:.2g} (the largest is {largest:.2g}); it cannot be traced "
-            f"faithfully: does {type(model).__name__} depend on more than its images?"
+            f"faithfully: does {name} depend on more than its images?"
         )

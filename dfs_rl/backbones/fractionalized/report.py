@@ -84,7 +84,8 @@ def describe_rest(
     gated = frozenset().union(*(part.nodes for part in parts))
     reasons: dict[str, str] = dict(findings.left_alone)
     for name, reason in _others(traced, parts, gated):
-        if not any(name == known or name.startswith(f"{known}.") for known in reasons if known):
+        told = any(name.startswith(f"{known}.") for known in reasons if known)
+        if not told and name not in reasons:
             reasons[name] = reason
     return tuple(LeftAlone(name, reason) for name, reason in reasons.items())
 

@@ -1,16 +1,22 @@
 """A plain PyTorch model as a graph of operators, in which residual blocks can be found whatever its code looks like."""
 
 import copy
+import io
+import logging
 import operator
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram, export
 from torch.export.graph_signature import InputKind
+from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
+from dfs_rl.cost.macs import split_encoders
 from dfs_rl.errors import ConfigError
 
 _LOGITS_RANK = 2
@@ -25,11 +31,13 @@ class Traced(NamedTuple):
             images reach its values). One placeholder, the normalised images.
         tensors: Parameters and constants by the name that the graph's ``get_attr`` nodes call them.
         n_classes: Columns of the logits.
+        answer: What the model itself returned for the images, ``[batch, classes]``.
     """
 
     graph: fx.Graph
     tensors: Mapping[str, Tensor]
     n_classes: int
+    answer: Tensor
 
     @property
     def images(self) -> fx.Node:
@@ -60,26 +68,64 @@ def batch_factor(node: fx.Node) -> int | None:
 def trace(model: nn.Module, images: Tensor) -> Traced:
     """Record what a model does in evaluation mode with normalised images, float32 ``[batch, c, h, w]``.
 
+    Nothing is written or warned of meanwhile: torch would tell of its tries at length.
+
     Raises:
-        ConfigError: If it cannot be recorded, or returns anything but logits.
+        ConfigError: If it does not take these images, cannot be recorded, or returns anything but logits.
     """
     example = images if len(images) > 1 else torch.cat([images, images])
     model = copy.deepcopy(model).eval().cpu()
+    returned = _returned(model, images)
+    with split_encoders(), _silence():
+        program = _read(model, example)
+    return _Recorder(program, returned).run()
+
+
+@torch.no_grad()
+def _returned(model: nn.Module, images: Tensor) -> list[Tensor]:
+    """Return the tensors that a model returns when it is simply called.
+
+    Raises:
+        ConfigError: If that fails, so that nothing is wrong with how it is traced.
+    """
     running: list[str] = []
     hooks = _follow(model, running)
-    # torch's attention and encoder layers have a fused operator for evaluation, which cannot be split.
-    fused = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(value=False)
     try:
-        program = _export(model, example, strict=False)
-    except Exception as error:  # noqa: BLE001 - whatever the user's code raises; it is told below
-        where = running[-1] if running and running[-1] else type(model).__name__
+        result = model(images)
+    except Exception as error:
+        raise ConfigError(
+            f"the model does not accept the example images, float32 {list(images.shape)}: module {_innermost(model, running)!r} raises "
+            f"{_told(error)}; give images as it takes them, and a model in float32."
+        ) from error
+    finally:
         for hook in hooks:
             hook.remove()
-        program = _export_strictly(model, example, where, error)
+    return [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    logged = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    nowhere = io.StringIO()
+    try:
+        with redirect_stdout(nowhere), redirect_stderr(nowhere), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
-        torch.backends.mha.set_fastpath_enabled(value=fused)
-    return _Recorder(program).run()
+        logging.disable(logged)
+
+
+def _read(model: nn.Module, example: Tensor) -> ExportedProgram:
+    running: list[str] = []
+    hooks = _follow(model, running)
+    try:
+        return _export(model, example, strict=False)
+    except Exception as error:  # noqa: BLE001 - whatever the user's code raises; it is told below
+        where = _innermost(model, running)
+        for hook in hooks:
+            hook.remove()
+        return _export_strictly(model, example, where, error)
 
 
 def _export(model: nn.Module, example: Tensor, *, strict: bool) -> ExportedProgram:
@@ -99,11 +145,16 @@ def _export_strictly(
     try:
         return _export(model, example, strict=True)
     except Exception as error:
-        reason = str(first).strip().partition("\n")[0].rstrip(".")
         raise ConfigError(
-            f"module {where!r} cannot be traced by torch.export ({type(first).__name__}: {reason}); write it without choices "
-            "that depend on values or on the batch size."
+            f"module {where!r} cannot be traced by torch.export ({_told(first)}); write it without choices that depend on values or on "
+            "the batch size."
         ) from error
+
+
+def _told(error: Exception) -> str:
+    """Return an error's type and what its first line says, without torch's advice on its own logs."""
+    line = str(error).strip().partition("\n")[0].partition(" For more information")[0]
+    return f"{type(error).__name__}: {' '.join(line.split()).rstrip('.!')}"
 
 
 def _follow(model: nn.Module, running: list[str]) -> list[RemovableHandle]:
@@ -119,11 +170,16 @@ def _follow(model: nn.Module, running: list[str]) -> list[RemovableHandle]:
     return hooks
 
 
+def _innermost(model: nn.Module, running: Sequence[str]) -> str:
+    return running[-1] if running and running[-1] else type(model).__name__
+
+
 class _Recorder:
     """Copies an exported program into a graph that does not write in place, with constants computed once."""
 
-    def __init__(self, program: ExportedProgram) -> None:
+    def __init__(self, program: ExportedProgram, returned: Sequence[Tensor]) -> None:
         self.program = program
+        self.returned = returned
         self.graph = fx.Graph()
         self.tensors: dict[str, Tensor] = {}
         self.constants: dict[fx.Node, Any] = {}
@@ -138,9 +194,10 @@ class _Recorder:
             elif node.op == "call_function":
                 self._copy_operator(node)
             elif node.op == "get_attr":
+                where = f"module {_module_of(node)!r}" if _module_of(node) else "the model itself"
                 raise ConfigError(
-                    f"module {_module_of(node)!r} switches gradients or autocast inside forward, which cannot be split into layers; take "
-                    "that out of its forward."
+                    f"{where} switches gradients or autocast inside forward, which cannot be split into layers; take that out of its "
+                    "forward."
                 )
         outputs = [self._get(node) for node in _outputs(self.program)]
         if len(outputs) != 1 or len(outputs[0].meta["val"].shape) != _LOGITS_RANK:
@@ -153,7 +210,8 @@ class _Recorder:
         self.graph.eliminate_dead_code()
         used = {str(node.target) for node in self.graph.nodes if node.op == "get_attr"}
         tensors = {name: tensor for name, tensor in self.tensors.items() if name in used}
-        return Traced(self.graph, tensors, int(outputs[0].meta["val"].shape[1]))
+        n_classes = int(outputs[0].meta["val"].shape[1])
+        return Traced(self.graph, tensors, n_classes, self.returned[0])
 
     def _copy_input(self, node: fx.Node, spec: Any) -> None:  # noqa: ANN401 - torch gives it no public type
         program = self.program
