@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import dfs_rl
-from dfs_rl import constructors, evaluate, fractionalize, train_agent, train_backbone
+from dfs_rl import constructors, evaluate, fractionalize, train_agent, train_backbone, train_static
 from dfs_rl.backbones import (
     BackboneInfo,
     Fractionalized,
@@ -54,6 +54,31 @@ def backbone():
 
 def number():
     return 3
+
+
+three = 3
+
+
+def needs(classes):
+    return make(classes)
+
+
+def fails():
+    raise ValueError("no\\n  good")
+
+
+def deep():
+    return nn.Conv2d(3, 4, 3, groups=2)
+
+
+def quits():
+    import sys
+
+    sys.exit()
+
+
+def stopped():
+    raise KeyboardInterrupt
 """
 
 
@@ -143,7 +168,9 @@ def test_a_constructor_that_is_gone_is_named(tmp_path):
     )
     (tmp_path / "ownnets.py").unlink()
     sys.modules.pop("ownnets")
-    with pytest.raises(ConfigError, match="ownnets:make cannot be imported: No module named"):
+    with pytest.raises(
+        ConfigError, match="ownnets:make cannot be imported: ModuleNotFoundError: No module named"
+    ):
         load_backbone(tmp_path / "b")
 
 
@@ -265,6 +292,50 @@ def test_bad_constructors_and_weights_are_refused_in_a_sentence(flags, sentence,
     said = capsys.readouterr().err
     assert sentence in said
     assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    ("function", "reason", "culprit"),
+    [
+        ("fails", "ValueError: no good", "raise ValueError"),
+        ("deep", "ValueError: in_channels must be divisible by groups", "groups=2"),
+        ("quits", "SystemExit", "sys.exit()"),
+        ("needs", "TypeError: needs() missing 1 required positional argument: 'classes'", None),
+        ("three", "TypeError: 'int' object is not callable", None),
+    ],
+)
+def test_a_constructor_that_fails_is_told_of_in_a_sentence(function, reason, culprit, refusal):
+    write("ownnets")
+    lines = Path("ownnets.py").read_text(encoding="utf-8").splitlines()
+    numbers = [n for n, line in enumerate(lines, start=1) if culprit and culprit in line]
+    place = f" ({Path('ownnets.py').resolve()}, line {numbers[0]})" if numbers else ""
+    assert refusal(train_static.main, ["--backbone", f"ownnets:{function}"]) == (
+        f"error: constructor ownnets:{function} fails: {reason}{place}; it must be a function that works without arguments and returns "
+        "a torch.nn.Module or a backbone."
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "reason", "line"),
+    [
+        ("x = 1\ndef make(:\n", "SyntaxError: invalid syntax", 2),
+        ("import sys\n\nsys.exit('bye')\n", "SystemExit: bye", 3),
+        ("1 / 0\n", "ZeroDivisionError: division by zero", 1),
+    ],
+)
+def test_a_module_that_cannot_be_imported_is_told_of_in_a_sentence(text, reason, line, refusal):
+    path = Path("ownnets.py").resolve()
+    path.write_text(text, encoding="utf-8")
+    assert refusal(train_static.main, ["--backbone", "ownnets:make"]) == (
+        f"error: constructor ownnets:make cannot be imported: {reason} ({path}, line {line}); module ownnets must be in "
+        f"{path.parent} or be installed, and have make."
+    )
+
+
+def test_ctrl_c_in_a_constructor_interrupts(capsys):
+    write("ownnets")
+    assert train_static.main(["--backbone", "ownnets:stopped"]) == 130
+    assert capsys.readouterr().err == "Interrupted.\n"
 
 
 def test_a_network_for_other_classes_is_refused(capsys):
