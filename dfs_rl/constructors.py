@@ -32,8 +32,8 @@ def is_constructor(text: object) -> bool:
 def allow_constructor(name: str) -> None:
     """Let this process call a constructor when it loads what was stored with it.
 
-    What a stored backbone names is never called on its own, since the folder may come from anyone; call this, or give
-    ``--backbone``, to say that the code is yours.
+    What a stored backbone names is never called on its own, since the folder may come from anyone; call this, or give a command
+    ``--constructor``, to say that the code is yours.
 
     Args:
         name: ``module:function``.
@@ -57,8 +57,8 @@ def call_constructor(name: str) -> object:
     """
     if name not in _allowed():
         raise ConfigError(
-            f"the backbone is made by {name}, and loading it would run that code; if it is yours, say so: --backbone {name} for evaluate "
-            f"and --resume, dfs_rl.load(..., backbone={name!r}) in Python, or {ALLOWED}={name} in the environment."
+            f"the backbone is made by {name}, and loading it would run that code; if it is yours, say so: --constructor {name} for a "
+            f"command, dfs_rl.constructors.allow_constructor({name!r}) in Python, or {ALLOWED}={name} in the environment."
         )
     module, _, function = name.partition(":")
     with _current_folder():

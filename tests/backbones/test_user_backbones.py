@@ -8,7 +8,14 @@ import pytest
 import torch
 
 import dfs_rl
-from dfs_rl import constructors, evaluate, fractionalize, train_agent, train_backbone, train_static
+from dfs_rl import (
+    constructors,
+    evaluate,
+    fractionalize,
+    train_agent,
+    train_backbone,
+    train_static,
+)
 from dfs_rl.backbones import (
     BackboneInfo,
     Fractionalized,
@@ -21,82 +28,10 @@ from dfs_rl.backbones.supernet import accuracy_of
 from dfs_rl.data import ImageSet, load_dataset
 from dfs_rl.errors import CheckpointError, ConfigError, DataError
 from tests.backbones.nets import NETS, examples, lived_in, pictures
+from tests.own_nets import write
 
+pytestmark = pytest.mark.usefixtures("stranger")
 INFO = BackboneInfo(dataset="noise", fingerprint="0", class_names=tuple("abcde"))
-OWN = """
-import torch
-from torch import nn
-
-
-class Block(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.conv, self.norm = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4)
-
-    def forward(self, x):
-        return x + self.norm(self.conv(x)).{act}()
-
-
-def make(n_classes={classes}):
-    torch.manual_seed(0)
-    model = nn.Sequential(
-        nn.Conv2d({channels}, 4, 3, padding=1), Block(), Block(),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, n_classes),
-    )
-    return model
-
-
-def backbone():
-    from dfs_rl import fractionalize
-
-    return fractionalize(make(), torch.rand(8, {channels}, 8, 8), bits=(0, 4, 32), mean=[0.5], std=[0.25])
-
-
-def number():
-    return 3
-
-
-three = 3
-
-
-def needs(classes):
-    return make(classes)
-
-
-def fails():
-    raise ValueError("no\\n  good")
-
-
-def deep():
-    return nn.Conv2d(3, 4, 3, groups=2)
-
-
-def quits():
-    import sys
-
-    sys.exit()
-
-
-def stopped():
-    raise KeyboardInterrupt
-"""
-
-
-def write(module: str, *, act: str = "relu", channels: int = 1, classes: int = 10) -> None:
-    sys.modules.pop(module, None)
-    text = OWN.format(act=act, channels=channels, classes=classes)
-    Path(f"{module}.py").write_text(text, encoding="utf-8")
-
-
-@pytest.fixture(autouse=True)
-def _stranger(tmp_path, monkeypatch):
-    """A folder of its own, where no constructor was allowed yet and none is imported."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv(constructors.ALLOWED, raising=False)
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    yield
-    for module in ("ownnets", "othernets"):
-        sys.modules.pop(module, None)
 
 
 def store(name: str, folder) -> Fractionalized:
@@ -126,7 +61,7 @@ def test_what_is_stored_comes_back(name, tmp_path):
 def test_nothing_is_called_unless_the_user_names_it(tmp_path, monkeypatch):
     store("resnet", tmp_path)
     monkeypatch.delenv(constructors.ALLOWED)
-    with pytest.raises(ConfigError, match="say so: --backbone tests"):
+    with pytest.raises(ConfigError, match="say so: --constructor tests"):
         load_backbone(tmp_path)
 
 
@@ -264,7 +199,7 @@ def test_a_frozen_network_is_gated_without_training(own, monkeypatch, capsys):
 def test_later_commands_want_the_constructor_named_again(own, monkeypatch, capsys):
     monkeypatch.chdir(own)
     assert evaluate.main(["run", "--split", "val"]) == 2
-    assert "--backbone othernets:make" in capsys.readouterr().err
+    assert "--constructor othernets:make" in capsys.readouterr().err
     assert evaluate.main(["run", "--split", "val", "--backbone", "othernets:make"]) == 0
     monkeypatch.delenv(constructors.ALLOWED)
     assert train_agent.main(["--resume", "run"]) == 2
@@ -274,68 +209,21 @@ def test_later_commands_want_the_constructor_named_again(own, monkeypatch, capsy
     assert train_agent.main(["--resume", "run", "--backbone", "othernets:make"]) == 0
 
 
-@pytest.mark.parametrize(
-    ("flags", "sentence"),
-    [
-        (["--backbone", "nonets:make"], "nonets:make cannot be imported"),
-        (["--backbone", "ownnets:nothing"], "no attribute 'nothing'"),
-        (["--backbone", "ownnets:number"], "returns a int"),
-        (["--backbone", "ownnets:make", "--weights", "none.pt"], "none.pt does not exist"),
-        (["--backbone", "ownnets:make", "--weights", "ownnets.py"], "cannot be read as weights"),
-        (["--backbone", "ownnets:backbone", "--weights", "none.pt"], "returns a backbone"),
-        (["--weights", "none.pt"], "weights go with a constructor"),
-    ],
-)
-def test_bad_constructors_and_weights_are_refused_in_a_sentence(flags, sentence, capsys):
-    write("ownnets")
-    assert train_agent.main([*flags, "--run-dir", "run"]) == 2
-    said = capsys.readouterr().err
-    assert sentence in said
-    assert "Traceback" not in said
-
-
-@pytest.mark.parametrize(
-    ("function", "reason", "culprit"),
-    [
-        ("fails", "ValueError: no good", "raise ValueError"),
-        ("deep", "ValueError: in_channels must be divisible by groups", "groups=2"),
-        ("quits", "SystemExit", "sys.exit()"),
-        ("needs", "TypeError: needs() missing 1 required positional argument: 'classes'", None),
-        ("three", "TypeError: 'int' object is not callable", None),
-    ],
-)
-def test_a_constructor_that_fails_is_told_of_in_a_sentence(function, reason, culprit, refusal):
-    write("ownnets")
-    lines = Path("ownnets.py").read_text(encoding="utf-8").splitlines()
-    numbers = [n for n, line in enumerate(lines, start=1) if culprit and culprit in line]
-    place = f" ({Path('ownnets.py').resolve()}, line {numbers[0]})" if numbers else ""
-    assert refusal(train_static.main, ["--backbone", f"ownnets:{function}"]) == (
-        f"error: constructor ownnets:{function} fails: {reason}{place}; it must be a function that works without arguments and returns "
-        "a torch.nn.Module or a backbone."
-    )
-
-
-@pytest.mark.parametrize(
-    ("text", "reason", "line"),
-    [
-        ("x = 1\ndef make(:\n", "SyntaxError: invalid syntax", 2),
-        ("import sys\n\nsys.exit('bye')\n", "SystemExit: bye", 3),
-        ("1 / 0\n", "ZeroDivisionError: division by zero", 1),
-    ],
-)
-def test_a_module_that_cannot_be_imported_is_told_of_in_a_sentence(text, reason, line, refusal):
-    path = Path("ownnets.py").resolve()
-    path.write_text(text, encoding="utf-8")
-    assert refusal(train_static.main, ["--backbone", "ownnets:make"]) == (
-        f"error: constructor ownnets:make cannot be imported: {reason} ({path}, line {line}); module ownnets must be in "
-        f"{path.parent} or be installed, and have make."
-    )
-
-
-def test_ctrl_c_in_a_constructor_interrupts(capsys):
-    write("ownnets")
-    assert train_static.main(["--backbone", "ownnets:stopped"]) == 130
-    assert capsys.readouterr().err == "Interrupted.\n"
+def test_a_gate_is_trained_on_a_folder_that_a_constructor_made(own, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(own)
+    flags = ["--backbone", "run", "--method", "greedy", "--images", "50", "--budget", "40"]
+    run = ["--run-dir", str(tmp_path / "gate")]
+    assert train_static.main([*flags, *run]) == 2
+    assert "say so: --constructor othernets:make for a command" in capsys.readouterr().err
+    assert not (tmp_path / "gate").exists()
+    constructor = ["--constructor", "othernets:make"]
+    assert train_static.main([*flags, *run, *constructor]) == 0
+    monkeypatch.delenv(constructors.ALLOWED)
+    assert train_static.main(["--resume", run[1]]) == 2
+    assert train_static.main(["--resume", run[1], *constructor]) == 0
+    monkeypatch.delenv(constructors.ALLOWED)
+    assert train_agent.main(["--config", "run/config.yaml", *constructor, "--threads", "0"]) == 2
+    assert "threads is 0" in capsys.readouterr().err
 
 
 def test_a_network_for_other_classes_is_refused(capsys):
