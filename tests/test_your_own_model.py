@@ -44,8 +44,9 @@ def test_the_page_works_from_top_to_bottom(tmp_path, monkeypatch, capsys):
                 # Each is a process of its own, which knows nothing of what was allowed to those before it.
                 monkeypatch.delenv(constructors.ALLOWED, raising=False)
                 assert run(command) == 0, capsys.readouterr().err
-    shown = capsys.readouterr().out
-    assert "5 gated layers" in shown
+    shown = capsys.readouterr()
+    assert "5 gated layers" in shown.out
+    assert "Warning" not in shown.err
     assert space["trace"].bits.shape == (16, 5)
     assert load("runs/gated", backbone="mynets:make").backbone.costs.n_layers == 5
     assert bool(torch.isfinite(space["logits"]).all())
