@@ -173,6 +173,8 @@ def test_a_folder_that_holds_a_run_is_refused(tmp_path, capsys):
         (["--recipe", "adn", "--first-block", "always"], "first_block is set, which belongs to"),
         (["--granularity", "block"], "granularity is set, which belongs to the recipe adn"),
         (["--stem", "imagenet"], "stem is set, which belongs to the recipe adn"),
+        (["--backbone", "mobilenetv2"], "'mobilenetv2', a network of adaptive depth, which the "),
+        (["--backbone", "bottleneck50"], "which the recipe adn trains; add --recipe adn."),
         (["--recipe", "adn", "--stem", "imagenet"], "image_size is (8, 8), of which stem and"),
     ],
 )
