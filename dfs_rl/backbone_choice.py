@@ -11,11 +11,11 @@ from dfs_rl.messages import say
 from dfs_rl.runs import RunFolder
 
 if TYPE_CHECKING:
+    from dfs_rl.backbone_config import TrainBackboneConfig
     from dfs_rl.backbones import Backbone, BackboneInfo, StoredBackbone
     from dfs_rl.cost import BitOptions
     from dfs_rl.data import Dataset
     from dfs_rl.gating.learned import LearnedGate
-    from dfs_rl.train_backbone import TrainBackboneConfig
 
 DIGITS = "digits"
 
@@ -61,7 +61,7 @@ class BackboneChoice:
 
     def supernet_config(self) -> "TrainBackboneConfig":
         """Return what is trained where no backbone is given: the defaults of ``train_backbone``."""
-        from dfs_rl.train_backbone import TrainBackboneConfig
+        from dfs_rl.backbone_config import TrainBackboneConfig
 
         return TrainBackboneConfig(
             dataset=self.dataset, epochs=self.epochs, device=self.device, threads=self.threads
@@ -97,7 +97,7 @@ def preview_backbone(choice: BackboneChoice, dataset: "Dataset") -> "Backbone":
     Raises:
         ConfigError: If a gate would have nothing to choose from.
     """
-    from dfs_rl.train_backbone import build
+    from dfs_rl.backbone_config import build
 
     if choice.needs_supernet:
         backbone = build(choice.supernet_config(), dataset)  # untrained, it costs the same

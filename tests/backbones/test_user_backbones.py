@@ -241,6 +241,17 @@ def test_a_constructor_may_return_a_backbone_with_its_own_menu(capsys):
     assert stored.backbone.statistics.mean == (0.5,)
 
 
+@pytest.mark.parametrize(
+    ("flags", "asked"), [(["--plain"], "32"), (["--bits", "0", "2", "32"], "0 2 32")]
+)
+def test_a_menu_beside_that_of_a_users_backbone_is_refused(flags, asked, refusal):
+    write("ownnets")
+    assert refusal(train_backbone.main, ["--backbone", "ownnets:backbone", *flags]) == (
+        f"error: ownnets:backbone returns a backbone with the menu 0 4 32, but asked for is {asked}; leave out {flags[0]}, or let it "
+        "return a model."
+    )
+
+
 def test_a_supernet_of_a_users_network_is_trained(capsys):
     write("ownnets")
     flags = ["--backbone", "ownnets:make", "--epochs", "2", "--bits", "0", "4", "32"]
