@@ -78,14 +78,17 @@ def find_backbone(choice: BackboneChoice, dataset: "Dataset") -> "StoredBackbone
     from dfs_rl.backbones import PRETRAINED_DIGITS, load_stored_backbone
 
     if choice.needs_supernet:
-        return _own_supernet(choice, dataset)
-    if choice.constructor is not None:
+        stored = _own_supernet(choice, dataset)
+    elif choice.constructor is not None:
         from dfs_rl.user_backbone import calibrated
 
-        return calibrated(choice.constructor, dataset, weights=choice.weights, device=choice.device)
-    folder = choice.folder or PRETRAINED_DIGITS
-    stored = load_stored_backbone(folder)
-    check_match(stored.info, stored.backbone, dataset, str(folder))
+        stored = calibrated(
+            choice.constructor, dataset, weights=choice.weights, device=choice.device
+        )
+    else:
+        folder = choice.folder or PRETRAINED_DIGITS
+        stored = load_stored_backbone(folder)
+        check_match(stored.info, stored.backbone, dataset, str(folder))
     if not choice.exits:
         stored.backbone.set_exits(())
     return stored
@@ -105,6 +108,8 @@ def preview_backbone(choice: BackboneChoice, dataset: "Dataset") -> "Backbone":
         from dfs_rl.user_backbone import construct_for
 
         backbone = construct_for(choice.constructor, dataset, weights=choice.weights)
+        if not choice.exits:
+            backbone.set_exits(())
     else:
         backbone = find_backbone(choice, dataset).backbone
     _check_menu(backbone.options, str(choice.folder))
@@ -131,12 +136,10 @@ def backbone_of_run(
         stored = load_stored_backbone(folder)
         check_match(stored.info, stored.backbone, dataset, str(folder))
         return stored
-    if (
-        not choice.exits
-        and find_backbone(replace(choice, exits=True), dataset).backbone.costs.exits
-    ):
+    stored = find_backbone(replace(choice, exits=True), dataset)
+    if not choice.exits and stored.backbone.costs.exits:
         say("The backbone's exits are left out: this gate walks every image to the end.")
-    stored = find_backbone(choice, dataset)
+        stored.backbone.set_exits(())
     if keep_original:  # what its rivals need, see evaluate
         save_backbone(stored.backbone, stored.info, run.path / BEFORE_FOLDER)
     save_backbone(stored.backbone, stored.info, folder)

@@ -32,6 +32,12 @@ def backbone():
     return fractionalize(make(), torch.rand(8, {channels}, 8, 8), bits=(0, 4, 32), mean=[0.5], std=[0.25])
 
 
+def leaving():
+    made = backbone()
+    made.set_exits((1,))
+    return made
+
+
 def number():
     return 3
 

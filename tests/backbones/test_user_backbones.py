@@ -241,6 +241,16 @@ def test_a_constructor_may_return_a_backbone_with_its_own_menu(capsys):
     assert stored.backbone.statistics.mean == (0.5,)
 
 
+def test_exits_of_a_users_backbone_are_left_out_for_a_table(capsys):
+    write("ownnets")
+    flags = ["--method", "greedy", "--images", "50", "--budget", "40", "--run-dir", "run"]
+    assert train_static.main(["--backbone", "ownnets:leaving", *flags]) == 0
+    said = capsys.readouterr().err
+    assert said.count("Calibrating the network of ownnets:leaving") == 1
+    assert "exits are left out: this gate walks every image to the end" in said
+    assert load_backbone(Path("run")).costs.exits_after == ()
+
+
 @pytest.mark.parametrize(
     ("flags", "asked"), [(["--plain"], "32"), (["--bits", "0", "2", "32"], "0 2 32")]
 )
