@@ -48,7 +48,7 @@ class SupernetConfig:
     """How a supernet is trained.
 
     Attributes:
-        warmup: Share of the epochs, rounded down, that run the dearest option alone, in [0, 1]; with the recipe ``adn`` also the
+        warmup: Share of the epochs, rounded down, that run the dearest option alone, in [0, 1]; with the recipe adn also the
             base-net.
         batch_size: Images per step, at least 2.
         lr: Peak learning rate of SGD with Nesterov momentum; it rises over the first 5 % of all steps and falls along a
@@ -56,12 +56,12 @@ class SupernetConfig:
         momentum: Of SGD, in [0, 1).
         weight_decay: On convolution and linear weights; steps, norms and biases have none.
         pad: Zero padding in pixels before the random crop; by default an eighth of the images' height.
-        alpha: Weight of the labels with the recipe ``adn``, in (0, 1); distillation has the rest. Else both have weight 1.
-        feature_weight: With the recipe ``adn``, weight of the mean squared distance between the activations that leave the stages
+        alpha: Weight of the labels with the recipe adn, in (0, 1); distillation has the rest. Else both have weight 1.
+        feature_weight: With the recipe adn, weight of the mean squared distance between the activations that leave the stages
             in the two passes, which is added to the distillation loss; 0 or more. It is what makes combinations of paths work that
             are not trained: on the digits they lost 14 points on average without it, and 2 with it.
         calibration_rounds: Passes over the menu that measure the norms at the end, at least 1.
-        precision: ``"auto"`` multiplies in bfloat16 where the hardware is fast at it.
+        precision: "auto" multiplies in bfloat16 where the hardware is fast at it.
 
     Raises:
         ConfigError: If a value is outside its range.
