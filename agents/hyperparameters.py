@@ -49,7 +49,7 @@ class AlgorithmConfig:
     """What all algorithms have in common.
 
     Attributes:
-        learning_rate: Adam's step size at the start; by default inversely proportional to the timesteps, see ``step_sizes``.
+        learning_rate: Adam's step size at the start; by default 12,000 / timesteps, but at most 0.03.
         final_learning_rate: Step size at the end, reached linearly, because the last decisions are close calls that a large step
             undoes; by default a twentieth of the first.
 

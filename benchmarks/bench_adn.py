@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 
+from dfs_rl.backbone_config import TrainBackboneConfig, build
 from dfs_rl.backbones import BackboneInfo, save_backbone
 from dfs_rl.backbones.settings import Setting
 from dfs_rl.backbones.supernet import SupernetConfig, SupernetTrainer, accuracy_of
@@ -25,7 +26,6 @@ from dfs_rl.cost import FULL, SKIP
 from dfs_rl.data import Dataset, load_dataset
 from dfs_rl.evaluation.uniform import uniform_accuracies
 from dfs_rl.messages import say
-from dfs_rl.train_backbone import TrainBackboneConfig, build
 
 
 def train(

@@ -11,11 +11,11 @@ from dfs_rl.messages import say
 from dfs_rl.runs import RunFolder
 
 if TYPE_CHECKING:
+    from dfs_rl.backbone_config import TrainBackboneConfig
     from dfs_rl.backbones import Backbone, BackboneInfo, StoredBackbone
     from dfs_rl.cost import BitOptions
     from dfs_rl.data import Dataset
     from dfs_rl.gating.learned import LearnedGate
-    from dfs_rl.train_backbone import TrainBackboneConfig
 
 DIGITS = "digits"
 
@@ -61,7 +61,7 @@ class BackboneChoice:
 
     def supernet_config(self) -> "TrainBackboneConfig":
         """Return what is trained where no backbone is given: the defaults of ``train_backbone``."""
-        from dfs_rl.train_backbone import TrainBackboneConfig
+        from dfs_rl.backbone_config import TrainBackboneConfig
 
         return TrainBackboneConfig(
             dataset=self.dataset, epochs=self.epochs, device=self.device, threads=self.threads
@@ -78,14 +78,17 @@ def find_backbone(choice: BackboneChoice, dataset: "Dataset") -> "StoredBackbone
     from dfs_rl.backbones import PRETRAINED_DIGITS, load_stored_backbone
 
     if choice.needs_supernet:
-        return _own_supernet(choice, dataset)
-    if choice.constructor is not None:
+        stored = _own_supernet(choice, dataset)
+    elif choice.constructor is not None:
         from dfs_rl.user_backbone import calibrated
 
-        return calibrated(choice.constructor, dataset, weights=choice.weights, device=choice.device)
-    folder = choice.folder or PRETRAINED_DIGITS
-    stored = load_stored_backbone(folder)
-    check_match(stored.info, stored.backbone, dataset, str(folder))
+        stored = calibrated(
+            choice.constructor, dataset, weights=choice.weights, device=choice.device
+        )
+    else:
+        folder = choice.folder or PRETRAINED_DIGITS
+        stored = load_stored_backbone(folder)
+        check_match(stored.info, stored.backbone, dataset, str(folder))
     if not choice.exits:
         stored.backbone.set_exits(())
     return stored
@@ -97,7 +100,7 @@ def preview_backbone(choice: BackboneChoice, dataset: "Dataset") -> "Backbone":
     Raises:
         ConfigError: If a gate would have nothing to choose from.
     """
-    from dfs_rl.train_backbone import build
+    from dfs_rl.backbone_config import build
 
     if choice.needs_supernet:
         backbone = build(choice.supernet_config(), dataset)  # untrained, it costs the same
@@ -105,6 +108,8 @@ def preview_backbone(choice: BackboneChoice, dataset: "Dataset") -> "Backbone":
         from dfs_rl.user_backbone import construct_for
 
         backbone = construct_for(choice.constructor, dataset, weights=choice.weights)
+        if not choice.exits:
+            backbone.set_exits(())
     else:
         backbone = find_backbone(choice, dataset).backbone
     _check_menu(backbone.options, str(choice.folder))
@@ -131,12 +136,10 @@ def backbone_of_run(
         stored = load_stored_backbone(folder)
         check_match(stored.info, stored.backbone, dataset, str(folder))
         return stored
-    if (
-        not choice.exits
-        and find_backbone(replace(choice, exits=True), dataset).backbone.costs.exits
-    ):
+    stored = find_backbone(replace(choice, exits=True), dataset)
+    if not choice.exits and stored.backbone.costs.exits:
         say("The backbone's exits are left out: this gate walks every image to the end.")
-    stored = find_backbone(choice, dataset)
+        stored.backbone.set_exits(())
     if keep_original:  # what its rivals need, see evaluate
         save_backbone(stored.backbone, stored.info, run.path / BEFORE_FOLDER)
     save_backbone(stored.backbone, stored.info, folder)

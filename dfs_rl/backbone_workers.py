@@ -32,7 +32,7 @@ from dfs_rl.ray_start import ray_deprecations_ignored, start_ray
 from dfs_rl.runs import RunFolder
 
 if TYPE_CHECKING:
-    from dfs_rl.train_backbone import TrainBackboneConfig
+    from dfs_rl.backbone_config import TrainBackboneConfig
 
 T = TypeVar("T")
 
@@ -208,7 +208,8 @@ def _work(settings: dict[str, Any]) -> BaseException | None:
     """Train, as one of the workers; what stopped the training on purpose is returned, because Ray Train retries what is raised."""
     import ray
 
-    from dfs_rl.train_backbone import TrainBackboneConfig, build, train_supernet
+    from dfs_rl.backbone_config import TrainBackboneConfig, build
+    from dfs_rl.train_backbone import train_supernet
 
     run: RunFolder = settings["run"]
     channel: Channel = settings["channel"]

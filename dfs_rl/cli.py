@@ -56,13 +56,22 @@ EXIT_REFUSED = 2
 EXIT_INTERRUPTED = 130
 EXIT_TERMINATED = 143
 
+_CONSTRUCTOR = "--constructor"
+"""Says of the function that made a stored network that it is the user's own and may be called."""
+
 _SHARED_FLAGS = {
+    "constructor": tyro.conf.arg(
+        metavar="MODULE:FUNCTION",
+        help="Function of yours that made the network in a folder that is read: reading it calls the function, and without its name "
+        "here does not.",
+    ),
     "config": tyro.conf.arg(
         metavar="FILE", help="YAML file with any of these settings; flags win over it."
     ),
     "resume": tyro.conf.arg(
         metavar="DIR",
-        help="Go on with the run in this folder, with its own settings; --dataset may say where its data is now.",
+        help="Go on with the run in this folder, with its own settings; --dataset may say where its data is now, and --constructor that "
+        "a network is yours.",
     ),
 }
 
@@ -142,6 +151,9 @@ def _parse(
     kind: str | None,
 ) -> Invocation[ConfigT]:
     command = (*prog.split(), *arguments)
+    constructor = _value_of(_CONSTRUCTOR, arguments)
+    if constructor is not None:
+        allow_constructor(constructor)
     resume = _value_of("--resume", arguments) if kind is not None else None
     if resume is not None and not {"-h", "--help"} & set(arguments):
         fields = {f.name for f in dataclasses.fields(config_type)}  # type: ignore[arg-type]
@@ -155,10 +167,10 @@ def _parse(
             raise ConfigError(
                 f"--resume {resume} goes on with the settings of that run; --backbone {code} cannot stand beside it."
             )
-        _allow_code(config, code)
+        _allow_code(config, (code, constructor))
         return Invocation(config=config, resume=folder, command=command)
 
-    shared = ("config",) if kind is None else ("config", "resume")
+    shared = ("constructor", "config") if kind is None else ("constructor", "config", "resume")
     parsed_type = _with_shared_flags(config_type, shared)
     file = _value_of("--config", arguments)
     given = {} if file is None else fields_from_dict(read_yaml(Path(file)), config_type, file)
@@ -166,11 +178,11 @@ def _parse(
     parsed = _parse_flags(arguments, default, prog, description)
     values = {f.name: getattr(parsed, f.name) for f in dataclasses.fields(config_type) if f.init}  # type: ignore[arg-type]
     config = config_type(**values)
-    _allow_code(config, _value_of(_CODE, arguments))
+    _allow_code(config, (_value_of(_CODE, arguments), constructor))
     return Invocation(config=config, resume=None, command=command)
 
 
-def _allow_code(config: object, named: str | None) -> None:
+def _allow_code(config: object, named: Sequence[str | None]) -> None:
     """Let a user's own network be made, but only if the command line names what makes it: a file may be anyone's.
 
     Raises:
@@ -179,9 +191,9 @@ def _allow_code(config: object, named: str | None) -> None:
     code = str(getattr(config, "backbone", None))
     if not is_constructor(code):
         return
-    if named != code:
+    if code not in named:
         raise ConfigError(
-            f"the backbone is made by {code}, which is code that a file asks to run; if it is yours, say so with {_CODE} {code}."
+            f"the backbone is made by {code}, which is code that a file asks to run; if it is yours, say so with {_CONSTRUCTOR} {code}."
         )
     allow_constructor(code)
 
@@ -190,7 +202,7 @@ def _resumable(
     path: Path, kind: str | None, arguments: tuple[str, ...], movable: Sequence[str]
 ) -> RunFolder:
     others = list(arguments)
-    for flag in ("--resume", *movable):
+    for flag in ("--resume", _CONSTRUCTOR, *movable):
         if flag in others:
             place = others.index(flag)
             del others[place : place + 2]

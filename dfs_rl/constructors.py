@@ -4,7 +4,9 @@ import importlib
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+import sysconfig
+import traceback
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,6 +15,13 @@ from dfs_rl.errors import ConfigError
 _NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 ALLOWED = "DFS_RL_CONSTRUCTORS"
 """Environment variable with the names that may be called, separated by spaces; processes that are started inherit it."""
+_NOT_THE_USERS = (
+    *(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")),
+    str(Path(__file__).parent),
+)
+"""Where code lies that no user wrote."""
+_LONGEST = 300
+"""Characters of an error's text; that of torch about weights can fill screens."""
 
 
 def is_constructor(text: object) -> bool:
@@ -23,8 +32,8 @@ def is_constructor(text: object) -> bool:
 def allow_constructor(name: str) -> None:
     """Let this process call a constructor when it loads what was stored with it.
 
-    What a stored backbone names is never called on its own, since the folder may come from anyone; call this, or give
-    ``--backbone``, to say that the code is yours.
+    What a stored backbone names is never called on its own, since the folder may come from anyone; call this, or give a command
+    ``--constructor``, to say that the code is yours.
 
     Args:
         name: ``module:function``.
@@ -44,22 +53,48 @@ def call_constructor(name: str) -> object:
     """Import ``module``, from the current folder too, and return what ``function()`` returns.
 
     Raises:
-        ConfigError: If nobody allowed it, or it cannot be imported.
+        ConfigError: If nobody allowed it, it cannot be imported, or it fails.
     """
     if name not in _allowed():
         raise ConfigError(
-            f"the backbone is made by {name}, and loading it would run that code; if it is yours, say so: --backbone {name} for evaluate "
-            f"and --resume, dfs_rl.load(..., backbone={name!r}) in Python, or {ALLOWED}={name} in the environment."
+            f"the backbone is made by {name}, and loading it would run that code; if it is yours, say so: --constructor {name} for a "
+            f"command, dfs_rl.constructors.allow_constructor({name!r}) in Python, or {ALLOWED}={name} in the environment."
         )
     module, _, function = name.partition(":")
     with _current_folder():
-        try:
-            found: Callable[[], object] = getattr(importlib.import_module(module), function)
-        except (ImportError, AttributeError) as error:
-            raise ConfigError(
-                f"constructor {name} cannot be imported: {error}; it must be importable from {Path.cwd()} or be installed."
-            ) from error
-        return found()
+        with _refused(
+            f"constructor {name} cannot be imported",
+            f"module {module} must be in {Path.cwd()} or be installed, and have {function}",
+        ):
+            found = getattr(importlib.import_module(module), function)
+        with _refused(
+            f"constructor {name} fails",
+            "it must be a function that works without arguments and returns a torch.nn.Module or a backbone",
+        ):
+            made: object = found()
+        return made
+
+
+@contextmanager
+def _refused(what: str, allowed: str) -> Iterator[None]:
+    """Within the block, whatever a user's code dies of is one sentence; Ctrl-C stays what it is."""
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        said = error.msg if isinstance(error, SyntaxError) else str(error)
+        reason = " ".join([f"{type(error).__name__}:", *said.split()])[:_LONGEST].rstrip(":")
+        raise ConfigError(f"{what}: {reason}{_place(error)}; {allowed}.") from error
+
+
+def _place(error: BaseException) -> str:
+    """Return where the user's own code raised an error, or called what did; nothing if it was not in that code."""
+    if isinstance(error, SyntaxError) and error.filename is not None:
+        return f" ({error.filename}, line {error.lineno})"
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        path = Path(frame.filename)
+        if path.is_file() and not any(path.is_relative_to(others) for others in _NOT_THE_USERS):
+            return f" ({path}, line {frame.lineno})"
+    return ""
 
 
 def _allowed() -> list[str]:

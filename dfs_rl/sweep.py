@@ -31,8 +31,9 @@ class SweepConfig:
     """What to search and where.
 
     Attributes:
-        file: The sweep, YAML; tune_configs/ has some.
-        set: Setting of the command that all trials share, NAME=VALUE with the dotted name; can be given several times.
+        file: The sweep, YAML: which command, which settings; tune_configs/ has some, docs/sweeps.md explains them.
+        set: Setting of the command that all trials share, NAME=VALUE with the dotted name; can be given several times, and wins over
+            the file.
         dataset: Data set, instead of what the file says; beside --resume, where it is now.
         trials: How many, instead of what the file says.
         retrain_seeds: Fresh seeds for the best, instead of what the file says.
@@ -177,8 +178,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         _run,
         SweepConfig,
         prog=PROG,
-        description="Search settings of a training, reward weights above all, by the rules of a file; train the best again on fresh "
-        "seeds and say which one to ship.",
+        description="Search settings of train_agent, train_gumbel, train_static or train_backbone, reward weights above all, by the rules "
+        "of a file; train the best again on fresh seeds and say which one to ship.",
         kind=KIND,
         argv=argv,
     )

@@ -85,8 +85,8 @@ class TrainAgentConfig:
         algo: Learning algorithm. maskable_ppo never spends more than --hard-budget on an image, not even while it learns; the others
             pay for what is above it, and are held to it once the gate is deployed.
         dataset: "digits"; a folder with train/test parquet files or with class/name.jpg; or a hub id such as uoft-cs/cifar10.
-        backbone: Run of train_backbone, or a backbone's folder, or module:function that makes a network of yours. Without it the
-            digits use the one that ships; for other data one is trained first and kept for the next run.
+        backbone: Run of train_backbone or train_exits, or a backbone's folder, or module:function that makes a network of yours.
+            Without it the digits use the one that ships; for other data one is trained first and kept for the next run.
         weights: Safetensors file or state dict for the network that module:function makes.
         budget: What images may cost on average, in percent, gate, stem and head included. The gate learns all budgets and is turned
             to this one; evaluate and load turn it to others.
@@ -107,13 +107,14 @@ class TrainAgentConfig:
         hidden: Width of the gate's network at each layer; default as wide as 0.05 % of the gated layers' MACs
             allows, but at least 8 and at most 32. An LSTM is 10 wide.
         supernet_epochs: Epochs of the backbone that is trained where none is given.
-        exits: Let images leave where the backbone has exits, see train_exits; --no-exits walks all of them to the end.
+        exits: Let images leave where the backbone has exits, see train_exits; --no-exits walks all of them to the end, as dqn, qrdqn
+            and co-training must.
         init_gate: Run whose gate to go on from, of the same kind on the same backbone; for example one of train_gumbel.
         backbone_mode: Leave the backbone as it is, or train it under the gate's choices as well.
         eval_every: Timesteps between validations; default a twentieth of all.
         val_walks: How often each val image is walked in a validation, every time for another budget; more tell gates for all budgets
             apart more surely, where val is small.
-        checkpoint_every: Timesteps between checkpoints; default like eval_every.
+        checkpoint_every: Timesteps between checkpoints; default like --eval-every.
         threads: CPU threads; with 1, runs repeat to the last bit.
         precision: What the frozen backbone computes in; "auto" takes bfloat16 on GPUs.
         reward: What an image is worth.

@@ -41,8 +41,9 @@ class TrainExitsConfig:
     Attributes:
         after: After how many gated layers an image may leave, ascending: 1 3 makes two exits, before the second and the fourth layer.
         dataset: "digits"; a folder with train/test parquet files or with class/name.jpg; or a hub id. It must be the backbone's.
-        backbone: Run of train_backbone or train_exits, or a backbone's folder. Without it the digits use the one that ships; for other
-            data one is trained first and kept for the next run.
+        backbone: Run of train_backbone or train_exits, or a backbone's folder, which stays as it is, or module:function that makes a
+            network of yours. Without it the digits use the one that ships; for other data one is trained first and kept for the next run.
+        weights: Safetensors file or state dict for the network that module:function makes.
         supernet_epochs: Epochs of the backbone that is trained where none is given.
         seed: Seed of augmentation and of the bits that the heads are fitted under.
         device: auto, cpu, cuda, cuda:1, ...
@@ -53,6 +54,7 @@ class TrainExitsConfig:
     after: tuple[int, ...]
     dataset: str = DIGITS
     backbone: Path | None = None
+    weights: Path | None = None
     supernet_epochs: int = 30
     seed: int = 0
     device: str = "auto"
@@ -136,51 +138,92 @@ def train(invocation: Invocation[TrainExitsConfig]) -> None:
     """Run the command."""
     import torch
 
-    from dfs_rl.backbones import save_backbone
-    from dfs_rl.cost import check_exits
+    from dfs_rl.backbones import load_stored_backbone
     from dfs_rl.data import load_dataset
     from dfs_rl.devices import resolve_device
-    from dfs_rl.gating.model import BACKBONE_FOLDER
-    from dfs_rl.runs import write_json
+    from dfs_rl.files import exclusive
+    from dfs_rl.train_backbone import is_finished
 
-    config = invocation.config
+    config, run, stored = invocation.config, invocation.resume, None
     torch.set_num_threads(config.threads)
     device = str(resolve_device(config.device))
     dataset = load_dataset(config.dataset)
+    if run is None:
+        stored = _find(config, dataset, device)
+        run = RunFolder.create(
+            config.run_dir,
+            kind=KIND,
+            name=f"exits-{dataset.name}",
+            config=config,
+            command=invocation.command,
+            fingerprint=dataset.fingerprint,
+        )
+    try:
+        with exclusive(run.path):
+            run.check_data(dataset.fingerprint, dataset.name)
+            if is_finished(run):
+                say(f"The training in {run.path} is finished.")
+            else:
+                stored = stored or _find(config, dataset, device)
+                _train(config, stored, dataset, run, device=device)
+    except KeyboardInterrupt:
+        again = f"{PROG} --resume {run.path}"
+        raise KeyboardInterrupt(f"Interrupted; go on with: {again}") from None
+    sys.stdout.write(_table(run, load_stored_backbone(run.path)) + "\n")
+    sys.stdout.flush()
+    say(f"Saved in {run.path}; train a gate on it with --backbone {run.path}.")
+
+
+def _find(config: TrainExitsConfig, dataset: "Dataset", device: str) -> "StoredBackbone":
+    """Return the backbone that is asked for, unless it has no such layers."""
+    from dfs_rl.cost import check_exits
+
     choice = BackboneChoice(
         dataset=config.dataset,
         folder=config.backbone,
+        weights=config.weights,
         epochs=config.supernet_epochs,
         device=device,
         threads=config.threads,
     )
     stored = find_backbone(choice, dataset)
     check_exits(config.after, stored.backbone.costs.n_layers)
-    run = RunFolder.create(
-        config.run_dir,
-        kind=KIND,
-        name=f"exits-{dataset.name}",
-        config=config,
-        command=invocation.command,
-        fingerprint=dataset.fingerprint,
-    )
+    return stored
+
+
+def _train(
+    config: TrainExitsConfig,
+    stored: "StoredBackbone",
+    dataset: "Dataset",
+    run: RunFolder,
+    *,
+    device: str,
+) -> None:
+    """Fit the heads, and store the backbone with them, which ends the run; it takes seconds, so what was interrupted begins anew."""
+    from dfs_rl.backbones import save_backbone
+    from dfs_rl.gating.model import BACKBONE_FOLDER
+    from dfs_rl.runs import write_json
+
     add_exits(stored, dataset, config.after, seed=config.seed, device=device)
     accuracies = exit_accuracies(stored, dataset)
-    save_backbone(stored.backbone, stored.info, run.path / BACKBONE_FOLDER)
     write_json(run.path / SUMMARY, {"exits_after": list(config.after), "val_accuracy": accuracies})
-    sys.stdout.write(_table(config.after, accuracies, stored) + "\n")
-    sys.stdout.flush()
-    say(f"Saved in {run.path}; train a gate on it with --backbone {run.path}.")
+    save_backbone(stored.backbone, stored.info, run.path / BACKBONE_FOLDER)
 
 
-def _table(
-    after: Sequence[int], accuracies: dict[str, list[float]], stored: "StoredBackbone"
-) -> str:
+def _table(run: RunFolder, stored: "StoredBackbone") -> str:
     """Accuracy of every exit as text."""
     from dfs_rl.cost import relative_cost
+    from dfs_rl.runs import read_json
 
+    record = read_json(run.path / SUMMARY)
+    assert isinstance(record, dict)
+    accuracies: dict[str, list[float]] = record["val_accuracy"]
     costs = stored.backbone.costs
-    head = [f"{'bits':>4}", *(f"{f'after {layers}':>9}" for layers in after), f"{'end':>7}"]
+    head = [
+        f"{'bits':>4}",
+        *(f"after {exit_.after}".rjust(9) for exit_ in costs.exits),
+        f"{'end':>7}",
+    ]
     rows = ["  ".join(head)]
     for bits, values in accuracies.items():
         end = stored.info.accuracy.get(bits)
@@ -201,7 +244,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         train,
         TrainExitsConfig,
         prog=PROG,
-        description="Give a trained backbone exits: classifiers on the way, by whose answer an image may leave it.",
+        description="Give a trained backbone exits: classifiers on the way, by whose answer an image may leave it. The result is a "
+        "backbone of its own.",
+        kind=KIND,
         argv=argv,
     )
 

@@ -51,8 +51,9 @@ class TrainGumbelConfig:
             reinforcement alone, and all layers are decided on before the first.
         gate: A small network for each layer, or one LSTM for all; BlockDrop has one network that is neither, and leaves this at ff.
         dataset: "digits"; a folder with train/test parquet files or with class/name.jpg; or a hub id such as uoft-cs/cifar10.
-        backbone: Run of train_backbone, or a backbone's folder, or module:function that makes a network of yours. Without it the
-            digits use the one that ships; for other data one is trained first and kept for the next run.
+        backbone: Run of train_backbone or train_exits, or a backbone's folder, or module:function that makes a network of yours.
+            Without it the digits use the one that ships; for other data one is trained first and kept for the next run.
+            Exits that it has, see train_exits, are left out: these gates walk every image to the end.
         weights: Safetensors file or state dict for the network that module:function makes.
         budget: What images may cost on average, in percent, gate, stem and head included. A Gumbel gate learns all budgets and is
             turned to this one; evaluate and load turn it to others.
@@ -72,7 +73,7 @@ class TrainGumbelConfig:
         eval_every: Timesteps between validations; default a twentieth of all.
         val_walks: How often each val image is walked in a validation, every time for another budget; more tell gates for all budgets
             apart more surely, where val is small.
-        checkpoint_every: Timesteps between checkpoints; default like eval_every.
+        checkpoint_every: Timesteps between checkpoints; default like --eval-every.
         threads: CPU threads; with 1, runs repeat to the last bit.
         training: Hyperparameters of all methods.
         skipnet: Those of SkipNet alone.

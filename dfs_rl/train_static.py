@@ -31,8 +31,9 @@ class TrainStaticConfig:
     Attributes:
         method: A learner that gives layer after layer its bits, as HAQ does, or a greedy search by sensitivity.
         dataset: "digits"; a folder with train/test parquet files or with class/name.jpg; or a hub id such as uoft-cs/cifar10.
-        backbone: Run of train_backbone, or a backbone's folder, or module:function that makes a network of yours. Without it the
-            digits use the one that ships; for other data one is trained first and kept for the next run.
+        backbone: Run of train_backbone or train_exits, or a backbone's folder, or module:function that makes a network of yours.
+            Without it the digits use the one that ships; for other data one is trained first and kept for the next run.
+            Exits that it has, see train_exits, are left out: a table walks every image to the end.
         weights: Safetensors file or state dict for the network that module:function makes.
         budget: Upper bound on computation in percent, stem and head included; a table has no gate to pay for.
         episodes: Tables that a learner tries; a greedy search ends by itself.

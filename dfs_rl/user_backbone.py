@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 _EXAMPLES = 64
 _CALIBRATION_IMAGES = 20_000
+_LEARNED = 0.1
+"""Of the way from guessing to no error, what a network has come that was trained; 40 with random weights came to 0.05 at most."""
 
 
 def construct_for(
@@ -93,6 +95,12 @@ def calibrated(
     accuracy = uniform_accuracies(backbone, dataset.val.to(device))
     shown = ", ".join(f"{bits} bit {value:.1f} %" for bits, value in accuracy.items())
     say(f"Calibrated; val accuracy {shown}.")
+    guessing = 100 * float(dataset.val.labels.bincount().max()) / len(dataset.val)
+    if max(accuracy.values()) < guessing + _LEARNED * (100 - guessing):
+        say(
+            f"Warning: the network of {name} gets little more right than who always says the same, {guessing:.1f} %, so it seems to be "
+            "untrained; give its weights, or load them in the constructor."
+        )
     info = BackboneInfo(
         dataset=dataset.name,
         fingerprint=dataset.fingerprint,

@@ -79,7 +79,8 @@ class NetworkWideEnv(gymnasium.Env[Observation, Action]):
     v0: first version.
 
     Args:
-        backbone: A folder that `save_backbone` wrote, a backbone, or `None` for the digits network that ships.
+        backbone: As in `FractionalSkippingEnv`; exits that it has are not used, because a table says what every layer does.
+        backbone_weights: As in `FractionalSkippingEnv`.
         dataset: What `load_dataset` takes, a `Dataset`, an `ImageSet`, or `None` for the digits.
         split: Which images of a data set to try tables on: `train`, `agent`, `val` or `test`.
         images: How many of them, all where there are fewer.
@@ -103,6 +104,7 @@ class NetworkWideEnv(gymnasium.Env[Observation, Action]):
         self,
         *,
         backbone: str | Path | WalkableBackbone | None = None,
+        backbone_weights: str | Path | None = None,
         dataset: str | Dataset | ImageSet | None = None,
         split: SplitName = "agent",
         images: int = 1000,
@@ -116,6 +118,7 @@ class NetworkWideEnv(gymnasium.Env[Observation, Action]):
             raise ConfigError(f"images is {images}; at least 1 is needed.")
         self.task = make_task(
             backbone=backbone,
+            backbone_weights=backbone_weights,
             dataset=dataset,
             split=split,
             weights=RewardWeights(accuracy=1.0, log_likelihood=0.0, cost=cost_weight),

@@ -93,13 +93,18 @@ class FractionalSkippingEnv(gymnasium.Env[Observation, np.int64]):
     other actions run all the same, and what they overshoot is charged by `weights.overshoot`.
 
     ## Arguments
-    Listed below. A training form of a backbone is frozen anew by each environment; pass `backbone.prepare()` to many.
+    Listed below. A training form of a backbone is frozen anew by each environment; pass `backbone.prepare()` to many. A network of
+    yours is calibrated by each, on the train split of the data set, which may not be an `ImageSet` then; its weights stay as they
+    are. A folder that holds one wants `dfs_rl.constructors.allow_constructor("module:function")` before.
 
     ## Versions
     v0: first version.
 
     Args:
-        backbone: A folder that `save_backbone` wrote, a backbone, or `None` for the digits network that ships.
+        backbone: A folder that `save_backbone` wrote, or a run with one; `module:function` that makes a network of yours; a backbone;
+            or `None` for the digits network that ships.
+        backbone_weights: Safetensors file or state dict for the network that `module:function` makes.
+        exits: Whether images may leave where the backbone has exits; `False` walks all of them to the end.
         dataset: What `load_dataset` takes, a `Dataset`, an `ImageSet`, or `None` for the digits.
         split: Which images of a data set to draw from: `train`, `agent`, `val` or `test`.
         weights: What is rewarded; `None` for the defaults.
@@ -120,6 +125,8 @@ class FractionalSkippingEnv(gymnasium.Env[Observation, np.int64]):
         self,
         *,
         backbone: str | Path | WalkableBackbone | None = None,
+        backbone_weights: str | Path | None = None,
+        exits: bool = True,
         dataset: str | Dataset | ImageSet | None = None,
         split: SplitName = "agent",
         weights: RewardWeights | None = None,
@@ -132,6 +139,8 @@ class FractionalSkippingEnv(gymnasium.Env[Observation, np.int64]):
         self.render_mode = render_mode
         self.task = make_task(
             backbone=backbone,
+            backbone_weights=backbone_weights,
+            exits=exits,
             dataset=dataset,
             split=split,
             weights=weights,

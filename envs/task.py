@@ -1,5 +1,6 @@
 """What an environment is about: a frozen backbone, images, a reward and perhaps a budget."""
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -8,13 +9,15 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from dfs_rl.backbones import default_digits, load_backbone
+from dfs_rl.backbones import Backbone, default_digits, load_backbone
 from dfs_rl.backbones.contract import WalkableBackbone
+from dfs_rl.constructors import allow_constructor, is_constructor
 from dfs_rl.data import Dataset, ImageSet, SplitName, load_dataset
 from dfs_rl.errors import ConfigError, DataError
 from dfs_rl.gating.dial import PriceRange
 from dfs_rl.gating.masks import gated_budget
 from dfs_rl.gating.reward import RewardWeights
+from dfs_rl.user_backbone import calibrated
 
 DIGITS = "digits"
 
@@ -74,6 +77,8 @@ class Task:
 def make_task(
     *,
     backbone: str | Path | WalkableBackbone | None = None,
+    backbone_weights: str | Path | None = None,
+    exits: bool = True,
     dataset: str | Dataset | ImageSet | None = None,
     split: SplitName = "agent",
     weights: RewardWeights | None = None,
@@ -84,8 +89,10 @@ def make_task(
     """Build a task from what a user may pass to an environment.
 
     Args:
-        backbone: A folder that ``save_backbone`` wrote, a backbone (the training form is frozen first), or ``None`` for the
-            digits network that ships with the package.
+        backbone: A folder that ``save_backbone`` wrote, ``module:function`` that makes a user's network, a backbone (the training form
+            is frozen first), or ``None`` for the digits network that ships with the package.
+        backbone_weights: Weights of a user's network.
+        exits: Whether to keep the exits that it may have.
         dataset: What ``load_dataset`` takes, a data set, a set of images, or ``None`` for the digits.
         split: Which images of a data set to draw from.
         weights: What a walk is rewarded for; ``None`` for the defaults.
@@ -98,8 +105,19 @@ def make_task(
         DataError: If the data cannot be found or does not fit the backbone.
         CheckpointError: If the backbone cannot be read.
     """
-    frozen = _resolve_backbone(backbone, torch.device(device))
-    images, class_names = _resolve_images(dataset, split, frozen.n_classes)
+    data = _resolve_dataset(dataset)
+    if is_constructor(backbone):
+        backbone = _users_backbone(str(backbone), backbone_weights, data, device=str(device))
+    elif backbone_weights is not None:
+        given = backbone if isinstance(backbone, str | Path | None) else type(backbone).__name__
+        raise ConfigError(
+            f"backbone_weights is {backbone_weights}, but backbone is {given}; weights go with module:function."
+        )
+    frozen = _resolve_backbone(backbone, torch.device(device), exits=exits)
+    if isinstance(data, ImageSet):
+        images, class_names = data, tuple(str(label) for label in range(frozen.n_classes))
+    else:
+        images, class_names = data.split(split), data.class_names
     prices = None if cost_weights is None else _price_range(cost_weights)
     return Task(
         backbone=frozen,
@@ -119,36 +137,61 @@ def _price_range(cost_weights: object) -> PriceRange:
     return PriceRange(lowest=float(cost_weights[0]), highest=float(cost_weights[1]))
 
 
-def _resolve_backbone(backbone: object, device: torch.device) -> WalkableBackbone:
+def _users_backbone(
+    name: str, weights: str | Path | None, data: Dataset | ImageSet, *, device: str
+) -> Backbone:
+    """Make a user's network, which needs other images than those that episodes draw from."""
+    if isinstance(data, ImageSet):
+        raise ConfigError(
+            f"backbone is {name!r}, which is calibrated on a train split, but dataset is an ImageSet; give a name or folder, or a Dataset."
+        )
+    allow_constructor(name)
+    file = None if weights is None else Path(weights)
+    return calibrated(name, data, weights=file, device=device).backbone
+
+
+def _resolve_backbone(backbone: object, device: torch.device, *, exits: bool) -> WalkableBackbone:
     if backbone is None:
         backbone = _default_backbone()
     elif isinstance(backbone, str | Path):
         backbone = load_backbone(Path(backbone))
+    if not exits:
+        backbone = _without_exits(backbone)
     if hasattr(backbone, "prepare"):
         backbone = backbone.prepare()
     if not isinstance(backbone, WalkableBackbone):
         raise ConfigError(
-            f"backbone is a {type(backbone).__name__}; allowed are a folder, a WalkableBackbone, or None for the digits."
+            f"backbone is a {type(backbone).__name__}; allowed are a folder, module:function, a WalkableBackbone, or None for the digits."
         )
     if isinstance(backbone, nn.Module):
         backbone.to(device)
     return backbone
 
 
-def _resolve_images(
-    dataset: object, split: SplitName, n_classes: int
-) -> tuple[ImageSet, tuple[str, ...]]:
-    if isinstance(dataset, ImageSet):
-        return dataset, tuple(str(label) for label in range(n_classes))
+def _without_exits(backbone: object) -> object:
+    """Return a backbone that nobody leaves early; the one that is given keeps its exits."""
+    if not isinstance(backbone, WalkableBackbone) or not backbone.costs.exits:
+        return backbone
+    if not isinstance(backbone, Backbone):
+        raise ConfigError(
+            f"exits is False, but the backbone is a {type(backbone).__name__} with exits after {list(backbone.costs.exits_after)} layers "
+            "that cannot be taken away; give its training form, or a folder."
+        )
+    changed = copy.deepcopy(backbone)
+    changed.set_exits(())
+    return changed
+
+
+def _resolve_dataset(dataset: object) -> Dataset | ImageSet:
     if dataset is None or dataset == DIGITS:
         dataset = _digits()
     elif isinstance(dataset, str | Path):
         dataset = load_dataset(str(dataset))
-    if not isinstance(dataset, Dataset):
+    if not isinstance(dataset, Dataset | ImageSet):
         raise ConfigError(
             f"dataset is a {type(dataset).__name__}; allowed are a name or folder, a Dataset, an ImageSet, or None for the digits."
         )
-    return dataset.split(split), dataset.class_names
+    return dataset
 
 
 # The defaults are read once per process: a vector of n single environments asks n times.

@@ -44,6 +44,8 @@ class FractionalSkippingVectorEnv(VectorEnv[Batch, NDArray[np.int64], NDArray[An
         num_envs: Number of environments.
         autoreset_mode: When environments that ended begin anew: at the next step, in the same step, or by `reset` alone.
         backbone: As in `FractionalSkippingEnv`, like everything below.
+        backbone_weights: See there.
+        exits: See there.
         dataset: See there.
         split: See there.
         weights: See there.
@@ -58,12 +60,14 @@ class FractionalSkippingVectorEnv(VectorEnv[Batch, NDArray[np.int64], NDArray[An
         CheckpointError: If the backbone cannot be read.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what the single environment takes, and two of its own
         self,
         num_envs: int = 1,
         *,
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
         backbone: str | Path | WalkableBackbone | None = None,
+        backbone_weights: str | Path | None = None,
+        exits: bool = True,
         dataset: str | Dataset | ImageSet | None = None,
         split: SplitName = "agent",
         weights: RewardWeights | None = None,
@@ -79,6 +83,8 @@ class FractionalSkippingVectorEnv(VectorEnv[Batch, NDArray[np.int64], NDArray[An
         self.render_mode = render_mode
         self.task = make_task(
             backbone=backbone,
+            backbone_weights=backbone_weights,
+            exits=exits,
             dataset=dataset,
             split=split,
             weights=weights,

@@ -1,7 +1,8 @@
 """Settings of every test: one torch thread, no spinning OpenMP workers, no windows."""
 
 import os
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 # Both are read once, when the libraries are first imported.
@@ -11,6 +12,8 @@ os.environ["MPLBACKEND"] = "Agg"
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+
+from dfs_rl import constructors
 
 torch.set_num_threads(1)
 
@@ -41,3 +44,14 @@ def refusal(
         return sentence
 
     return said
+
+
+@pytest.fixture
+def stranger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A folder of its own, where no constructor was allowed yet and none of ``own_nets`` is imported."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv(constructors.ALLOWED, raising=False)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    yield
+    for module in ("ownnets", "othernets"):
+        sys.modules.pop(module, None)

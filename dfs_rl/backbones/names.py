@@ -32,6 +32,10 @@ def depth_of(name: str) -> int:
     Raises:
         ConfigError: If it is none.
     """
+    if name == MOBILENET or name in BOTTLENECKS:
+        raise ConfigError(
+            f"backbone is {name!r}, a network of adaptive depth, which the recipe adn trains; add --recipe adn."
+        )
     depth = name.removeprefix("resnet")
     if depth == name or not depth.isdecimal():
         raise ConfigError(

@@ -56,24 +56,24 @@ class SupernetConfig:
     """How a supernet is trained.
 
     Attributes:
-        warmup: Share of the epochs, rounded down, that run the dearest option alone, in [0, 1]; with the recipe ``adn`` also the
+        warmup: Share of the epochs, rounded down, that run the dearest option alone, in [0, 1]; with the recipe adn also the
             base-net.
         batch_size: Images per step, at least 2.
-        optimizer: ``"sgd"``, with Nesterov momentum, or ``"adamw"``, with gradients clipped to a norm of 1; ``"auto"`` takes what the
-            network is usually trained with, AdamW for transformers.
+        optimizer: "sgd", with Nesterov momentum, or "adamw", with gradients clipped to a norm of 1; "auto" takes what the network is
+            usually trained with, AdamW for transformers.
         lr: Peak learning rate; it rises over the first 5 % of all steps and falls along a cosine to zero. By default 0.1 with SGD and
             0.001 with AdamW.
         momentum: Of SGD, in [0, 1).
         weight_decay: On convolution and linear weights; steps, norms and biases have none. By default 0.0005 with SGD and 0.05 with
             AdamW.
         pad: Zero padding in pixels before the random crop; by default an eighth of the images' height.
-        alpha: Weight of the labels with the recipe ``adn``, in (0, 1); distillation has the rest. Else both have weight 1.
-        feature_weight: With the recipe ``adn``, weight of the mean squared distance between the activations that leave the stages
+        alpha: Weight of the labels with the recipe adn, in (0, 1); distillation has the rest. Else both have weight 1.
+        feature_weight: With the recipe adn, weight of the mean squared distance between the activations that leave the stages
             in the two passes, which is added to the distillation loss; 0 or more. By default 1, and 0.1 for transformers. It is what
             makes combinations of paths of a ResNet work that are not trained: on the digits they lost 14 points on average without
             it, and 2 with it. Those of a transformer work without it.
         calibration_rounds: Passes over the menu that measure the norms at the end, at least 1.
-        precision: ``"auto"`` multiplies in bfloat16 where the hardware is fast at it.
+        precision: "auto" multiplies in bfloat16 where the hardware is fast at it.
 
     Raises:
         ConfigError: If a value is outside its range.

@@ -31,6 +31,8 @@ _CONFIG = "config.yaml"
 _METRICS = "metrics.jsonl"
 _CHECKPOINTS = "checkpoints"
 _TIMING = "timing.json"
+_BACKBONES = ("backbone", "backbone.json")
+"""Somebody's network lies in a folder that has one of these; a run there would write over it, or hide it."""
 _RECORDED_PACKAGES = ("dfs-rl", "torch", "numpy", "gymnasium", "stable-baselines3")
 
 
@@ -277,7 +279,8 @@ def _new_default_folder(name: str) -> Path:
 def _claim(path: Path) -> Path:
     if path.exists() and not path.is_dir():
         raise RunFolderError(f"{path} is a file; a run needs a folder.")
-    held = [entry for entry in (RECORD, _CONFIG, _METRICS, _CHECKPOINTS) if (path / entry).exists()]
+    entries = (RECORD, _CONFIG, _METRICS, _CHECKPOINTS, *_BACKBONES)
+    held = [entry for entry in entries if (path / entry).exists()]
     if (
         held and held[0] != RECORD
     ):  # of a run that was killed in its first moment, or the user's own

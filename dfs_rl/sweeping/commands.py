@@ -69,6 +69,7 @@ def _gates(command: GateCommand[Any]) -> SweepCommand:
 
 def _backbones() -> SweepCommand:
     from dfs_rl import train_backbone as command
+    from dfs_rl.backbone_config import TrainBackboneConfig
 
     def check(config: Any, dataset: "Dataset") -> None:  # noqa: ANN401
         command.make_trainer(config, dataset)
@@ -89,7 +90,7 @@ def _backbones() -> SweepCommand:
         command.write_summary(run, stored)
 
     return SweepCommand(
-        config_type=command.TrainBackboneConfig,
+        config_type=TrainBackboneConfig,
         prog=command.PROG,
         trains_gates=False,
         check=check,

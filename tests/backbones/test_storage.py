@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from dfs_rl.backbone_config import TrainBackboneConfig
 from dfs_rl.backbones import (
     PRETRAINED_DIGITS,
     BackboneInfo,
@@ -20,7 +21,6 @@ from dfs_rl.config import load_config
 from dfs_rl.data import ChannelStatistics, load_dataset
 from dfs_rl.errors import CheckpointError, ConfigError
 from dfs_rl.evaluation.uniform import uniform_accuracies
-from dfs_rl.train_backbone import TrainBackboneConfig
 
 INFO = BackboneInfo(
     dataset="shapes", fingerprint="0123", class_names=("a", "b", "c"), accuracy={"32": 91.25}

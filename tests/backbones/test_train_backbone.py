@@ -13,10 +13,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from dfs_rl.backbone_config import TrainBackboneConfig
 from dfs_rl.backbones import AdaptiveResNet, load_stored_backbone
+from dfs_rl.backbones.supernet import SupernetConfig
 from dfs_rl.config import load_config
+from dfs_rl.cost import DEFAULT_BITS
 from dfs_rl.runs import RunFolder, load_tensors
-from dfs_rl.train_backbone import TrainBackboneConfig, main
+from dfs_rl.train_backbone import main
 from tests.pictures import write_pictures
 
 TINY = [
@@ -70,7 +73,8 @@ def test_a_run_holds_everything(tmp_path, capsys):
 
 def test_plain_has_no_quantizer_anywhere(tmp_path):
     run = tmp_path / "run"
-    assert main([*TINY, "--plain", "--epochs", "1", "--run-dir", str(run)]) == 0
+    shape = ["--backbone", "resnet8", "--width", "2"]
+    assert main([*shape, "--plain", "--epochs", "1", "--run-dir", str(run)]) == 0
     backbone = load_stored_backbone(run).backbone
     assert tuple(backbone.options) == (32,)
     assert backbone.config.stem_bits == 32
@@ -173,6 +177,14 @@ def test_a_folder_that_holds_a_run_is_refused(tmp_path, capsys):
         (["--recipe", "adn", "--first-block", "always"], "first_block is set, which belongs to"),
         (["--granularity", "block"], "granularity is set, which belongs to the recipe adn"),
         (["--stem", "imagenet"], "stem is set, which belongs to the recipe adn"),
+        (["--training.alpha", "0.4"], "training.alpha is set, which belongs to the recipe adn"),
+        (["--training.feature-weight", "0"], "training.feature_weight is set, which belongs to"),
+        (["--plain", "--bits", "0", "4", "32"], "bits is set, but with --plain nothing is"),
+        (["--plain", "--stem-bits", "4"], "stem_bits is set, but with --plain nothing is"),
+        (["--plain", "--per-channel"], "per_channel is set, but with --plain nothing is"),
+        (["--backbone", "m:f", "--width", "8"], "width is set, but the network of m:f has its own"),
+        (["--backbone", "mobilenetv2"], "'mobilenetv2', a network of adaptive depth, which the "),
+        (["--backbone", "bottleneck50"], "which the recipe adn trains; add --recipe adn."),
         (["--recipe", "adn", "--stem", "imagenet"], "image_size is (8, 8), of which stem and"),
     ],
 )
@@ -200,6 +212,18 @@ def wait_for_epoch(run: Path, process: "subprocess.Popen[str]") -> None:
         assert process.poll() is None, process.stderr.read() if process.stderr else ""
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+@pytest.mark.parametrize(
+    ("settings", "menu"),
+    [
+        ({"plain": True, "bits": (32,), "stem_bits": 32}, (32,)),
+        ({"plain": True, "bits": (0, 32), "recipe": "adn"}, (0, 32)),
+        ({"training": SupernetConfig(alpha=0.4), "recipe": "adn"}, DEFAULT_BITS),
+    ],
+)
+def test_what_is_set_to_what_is_done_anyway_is_taken(settings, menu):
+    assert TrainBackboneConfig(**settings).menu == menu
 
 
 @pytest.mark.parametrize(

@@ -1,27 +1,102 @@
 """The command that gives a backbone exits."""
 
 import json
+import os
+import shutil
+import signal
+import threading
+import time
+from pathlib import Path
 
 import pytest
+import torch
 
-from dfs_rl.backbones import load_backbone
+from dfs_rl import constructors
+from dfs_rl.backbones import PRETRAINED_DIGITS, load_backbone
 from dfs_rl.evaluate import evaluate_run
 from dfs_rl.train_exits import main
+from tests.own_nets import write
+
+AFTER = ["--after", "1", "3"]
+HEADS = "backbone/exits.safetensors"
 
 
-def test_a_run_holds_the_backbone_with_exits(tmp_path, capsys):
-    run = tmp_path / "exits"
-    assert main(["--after", "1", "3", "--run-dir", str(run)]) == 0
-    assert "after 1    after 3" in capsys.readouterr().out
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run that was never stopped."""
+    run = tmp_path_factory.mktemp("runs") / "exits"
+    assert main([*AFTER, "--run-dir", str(run)]) == 0
+    return run
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_run_holds_the_backbone_with_exits(finished, tmp_path, capsys):
+    run = finished
     assert load_backbone(run).costs.exits_after == (1, 3)
     accuracy = json.loads((run / "summary.json").read_text())["val_accuracy"]
     assert list(accuracy) == ["2", "3", "4", "8", "32"]
     assert min(accuracy["8"]) > 90.0  # of ten classes
     assert len(evaluate_run(run, split="val").summary.methods) == 6
-    again = tmp_path / "again"
-    assert main(["--after", "1", "3", "--run-dir", str(again)]) == 0
-    heads = "backbone/exits.safetensors"
-    assert (run / heads).read_bytes() == (again / heads).read_bytes()
+    capsys.readouterr()
+    before = contents(run)
+    assert main(["--resume", str(run)]) == 0
+    shown = capsys.readouterr()
+    assert "after 1    after 3" in shown.out
+    assert "is finished" in shown.err
+    assert contents(run) == before
+
+
+def test_what_was_interrupted_is_resumed_to_the_same_end(finished, tmp_path, capsys):
+    run, original = tmp_path / "run", contents(PRETRAINED_DIGITS)
+
+    def interrupt() -> None:
+        while not (run / ".lock").exists():  # where the work begins
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
+    assert main([*AFTER, "--run-dir", str(run)]) == 130
+    assert capsys.readouterr().err == (
+        f"Interrupted; go on with: python -m dfs_rl.train_exits --resume {run}\n"
+    )
+    assert not (run / "backbone" / "backbone.json").exists()
+    assert main([*AFTER, "--run-dir", str(run)]) == 2
+    assert f"go on with --resume {run}" in capsys.readouterr().err
+    assert main(["--resume", str(run)]) == 0
+    assert (run / HEADS).read_bytes() == (finished / HEADS).read_bytes()
+    assert contents(PRETRAINED_DIGITS) == original
+
+
+@pytest.mark.parametrize("into", [".", "backbone"])
+def test_the_folder_of_a_backbone_is_never_written_to(into, finished, tmp_path, capsys):
+    shutil.copytree(finished / "backbone", tmp_path / "backbone")
+    original = contents(tmp_path)
+    places = ["--backbone", str(tmp_path), "--run-dir", str(tmp_path / into)]
+    assert main(["--after", "2", *places]) == 2
+    assert "neither a run nor free for one" in capsys.readouterr().err
+    assert contents(tmp_path) == original
+
+
+@pytest.mark.usefixtures("stranger")
+def test_a_users_network_gets_its_weights_and_an_untrained_one_is_warned_of(monkeypatch, capsys):
+    write("ownnets")
+    constructors.allow_constructor("ownnets:make")
+    weights = constructors.call_constructor("ownnets:make").state_dict()
+    bias = torch.arange(10.0)
+    torch.save({**weights, "5.bias": bias}, "weights.pt")
+    network = ["--backbone", "ownnets:make", "--weights", "weights.pt"]
+    assert main(["--after", "1", *network, "--run-dir", "run"]) == 0
+    assert "Warning: the network of ownnets:make gets little more right" in capsys.readouterr().err
+    stored = load_backbone(Path("run"))
+    assert stored.costs.exits_after == (1,)
+    assert any(torch.equal(tensor, bias) for tensor in stored.state_dict().values())
+    monkeypatch.delenv(constructors.ALLOWED)
+    assert main(["--resume", "run"]) == 2
+    assert "say so with --constructor ownnets:make" in capsys.readouterr().err
+    assert main(["--resume", "run", "--constructor", "ownnets:make"]) == 0
 
 
 @pytest.mark.parametrize(
@@ -30,6 +105,7 @@ def test_a_run_holds_the_backbone_with_exits(tmp_path, capsys):
         (["--after", "2", "6"], "allowed are ascending numbers from 0 to 5"),
         (["--after", "3", "1"], "after [3, 1] gated layers"),
         (["--after", "1", "--threads", "0"], "threads is 0"),
+        (["--after", "1", "--weights", "w.pt"], "weights go with a constructor"),
     ],
 )
 def test_bad_settings_are_refused_before_anything_is_made(tmp_path, capsys, arguments, complaint):

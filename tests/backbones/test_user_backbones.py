@@ -13,7 +13,14 @@ import pytest
 import torch
 
 import dfs_rl
-from dfs_rl import constructors, evaluate, fractionalize, train_agent, train_backbone
+from dfs_rl import (
+    constructors,
+    evaluate,
+    fractionalize,
+    train_agent,
+    train_backbone,
+    train_static,
+)
 from dfs_rl.backbones import (
     PRETRAINED_DIGITS,
     BackboneInfo,
@@ -27,66 +34,10 @@ from dfs_rl.backbones.supernet import accuracy_of
 from dfs_rl.data import ImageSet, load_dataset
 from dfs_rl.errors import CheckpointError, ConfigError, DataError
 from tests.backbones.nets import NETS, examples, lived_in, pictures
+from tests.own_nets import write
 
+pytestmark = pytest.mark.usefixtures("stranger")
 INFO = BackboneInfo(dataset="noise", fingerprint="0", class_names=tuple("abcde"))
-OWN = """
-import torch
-from torch import nn
-
-
-class Block(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.conv, self.norm = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4)
-
-    def forward(self, x):
-        return x + self.norm(self.conv(x)).{act}()
-
-
-def make(n_classes={classes}):
-    torch.manual_seed(0)
-    model = nn.Sequential(
-        nn.Conv2d({channels}, 4, 3, padding=1), Block(), Block(),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, n_classes),
-    )
-    return model
-
-
-def backbone():
-    from dfs_rl import fractionalize
-
-    return fractionalize(make(), torch.rand(8, {channels}, 8, 8), bits=(0, 4, 32), mean=[0.5], std=[0.25])
-
-
-def number():
-    return 3
-
-
-class Choosing(nn.Module):
-    def forward(self, x):
-        return x if x.sum() > 0 and len(x) > 1 else -x
-
-
-def choosing():
-    return nn.Sequential(Choosing(), make())
-"""
-
-
-def write(module: str, *, act: str = "relu", channels: int = 1, classes: int = 10) -> None:
-    sys.modules.pop(module, None)
-    text = OWN.format(act=act, channels=channels, classes=classes)
-    Path(f"{module}.py").write_text(text, encoding="utf-8")
-
-
-@pytest.fixture(autouse=True)
-def _stranger(tmp_path, monkeypatch):
-    """A folder of its own, where no constructor was allowed yet and none is imported."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv(constructors.ALLOWED, raising=False)
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    yield
-    for module in ("ownnets", "othernets"):
-        sys.modules.pop(module, None)
 
 
 def store(name: str, folder) -> Fractionalized:
@@ -116,7 +67,7 @@ def test_what_is_stored_comes_back(name, tmp_path):
 def test_nothing_is_called_unless_the_user_names_it(tmp_path, monkeypatch):
     store("resnet", tmp_path)
     monkeypatch.delenv(constructors.ALLOWED)
-    with pytest.raises(ConfigError, match="say so: --backbone tests"):
+    with pytest.raises(ConfigError, match="say so: --constructor tests"):
         load_backbone(tmp_path)
 
 
@@ -158,7 +109,9 @@ def test_a_constructor_that_is_gone_is_named(tmp_path):
     )
     (tmp_path / "ownnets.py").unlink()
     sys.modules.pop("ownnets")
-    with pytest.raises(ConfigError, match="ownnets:make cannot be imported: No module named"):
+    with pytest.raises(
+        ConfigError, match="ownnets:make cannot be imported: ModuleNotFoundError: No module named"
+    ):
         load_backbone(tmp_path / "b")
 
 
@@ -306,7 +259,7 @@ def test_a_constructor_is_refused_where_none_made_the_network(tmp_path, capsys):
 def test_later_commands_want_the_constructor_named_again(own, monkeypatch, capsys):
     monkeypatch.chdir(own)
     assert evaluate.main(["run", "--split", "val"]) == 2
-    assert "--backbone othernets:make" in capsys.readouterr().err
+    assert "--constructor othernets:make" in capsys.readouterr().err
     assert evaluate.main(["run", "--split", "val", "--backbone", "othernets:make"]) == 0
     monkeypatch.delenv(constructors.ALLOWED)
     assert train_agent.main(["--resume", "run"]) == 2
@@ -316,24 +269,21 @@ def test_later_commands_want_the_constructor_named_again(own, monkeypatch, capsy
     assert train_agent.main(["--resume", "run", "--backbone", "othernets:make"]) == 0
 
 
-@pytest.mark.parametrize(
-    ("flags", "sentence"),
-    [
-        (["--backbone", "nonets:make"], "nonets:make cannot be imported"),
-        (["--backbone", "ownnets:nothing"], "no attribute 'nothing'"),
-        (["--backbone", "ownnets:number"], "returns a int"),
-        (["--backbone", "ownnets:make", "--weights", "none.pt"], "none.pt does not exist"),
-        (["--backbone", "ownnets:make", "--weights", "ownnets.py"], "cannot be read as weights"),
-        (["--backbone", "ownnets:backbone", "--weights", "none.pt"], "returns a backbone"),
-        (["--weights", "none.pt"], "weights go with a constructor"),
-    ],
-)
-def test_bad_constructors_and_weights_are_refused_in_a_sentence(flags, sentence, capsys):
-    write("ownnets")
-    assert train_agent.main([*flags, "--run-dir", "run"]) == 2
-    said = capsys.readouterr().err
-    assert sentence in said
-    assert "Traceback" not in said
+def test_a_gate_is_trained_on_a_folder_that_a_constructor_made(own, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(own)
+    flags = ["--backbone", "run", "--method", "greedy", "--images", "50", "--budget", "40"]
+    run = ["--run-dir", str(tmp_path / "gate")]
+    assert train_static.main([*flags, *run]) == 2
+    assert "say so: --constructor othernets:make for a command" in capsys.readouterr().err
+    assert not (tmp_path / "gate").exists()
+    constructor = ["--constructor", "othernets:make"]
+    assert train_static.main([*flags, *run, *constructor]) == 0
+    monkeypatch.delenv(constructors.ALLOWED)
+    assert train_static.main(["--resume", run[1]]) == 2
+    assert train_static.main(["--resume", run[1], *constructor]) == 0
+    monkeypatch.delenv(constructors.ALLOWED)
+    assert train_agent.main(["--config", "run/config.yaml", *constructor, "--threads", "0"]) == 2
+    assert "threads is 0" in capsys.readouterr().err
 
 
 def test_torch_says_nothing_beside_the_sentence():
@@ -373,6 +323,27 @@ def test_a_constructor_may_return_a_backbone_with_its_own_menu(capsys):
     stored = load_stored_backbone(Path("run"))
     assert stored.backbone.options.values == (0, 4, 32)
     assert stored.backbone.statistics.mean == (0.5,)
+
+
+def test_exits_of_a_users_backbone_are_left_out_for_a_table(capsys):
+    write("ownnets")
+    flags = ["--method", "greedy", "--images", "50", "--budget", "40", "--run-dir", "run"]
+    assert train_static.main(["--backbone", "ownnets:leaving", *flags]) == 0
+    said = capsys.readouterr().err
+    assert said.count("Calibrating the network of ownnets:leaving") == 1
+    assert "exits are left out: this gate walks every image to the end" in said
+    assert load_backbone(Path("run")).costs.exits_after == ()
+
+
+@pytest.mark.parametrize(
+    ("flags", "asked"), [(["--plain"], "32"), (["--bits", "0", "2", "32"], "0 2 32")]
+)
+def test_a_menu_beside_that_of_a_users_backbone_is_refused(flags, asked, refusal):
+    write("ownnets")
+    assert refusal(train_backbone.main, ["--backbone", "ownnets:backbone", *flags]) == (
+        f"error: ownnets:backbone returns a backbone with the menu 0 4 32, but asked for is {asked}; leave out {flags[0]}, or let it "
+        "return a model."
+    )
 
 
 def test_a_supernet_of_a_users_network_is_trained(capsys):

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import distributed
 
+from dfs_rl.backbone_config import TrainBackboneConfig, build
 from dfs_rl.backbones.parallel import ParallelTrainer
 from dfs_rl.data import load_dataset
 from dfs_rl.devices import check_devices
@@ -20,7 +21,7 @@ from dfs_rl.errors import ConfigError
 from dfs_rl.interrupts import StopRequest
 from dfs_rl.ray_start import start_ray
 from dfs_rl.runs import RunFolder, load_tensors
-from dfs_rl.train_backbone import KIND, TrainBackboneConfig, build, main, train_supernet
+from dfs_rl.train_backbone import KIND, main, train_supernet
 
 EPOCHS = 12
 SETTINGS = {"backbone": "resnet8", "width": 2, "bits": (0, 4, 32), "epochs": EPOCHS}

@@ -227,6 +227,7 @@ def test_help_lists_fields_in_order_and_nested_blocks_last(capsys):
         "--verbose",
         "--seed",
         "--run-dir",
+        "--constructor",
         "--config",
         "--resume",
         "--ppo.clip",

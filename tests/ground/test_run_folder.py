@@ -51,7 +51,10 @@ def test_default_folders_are_named_by_time_and_never_shared(tmp_path, monkeypatc
         assert re.fullmatch(r"runs/\d{8}-\d{6}-demo(-\d+)?", path.as_posix())
 
 
-@pytest.mark.parametrize("entry", ["run.json", "config.yaml", "metrics.jsonl", "checkpoints"])
+@pytest.mark.parametrize(
+    "entry",
+    ["run.json", "config.yaml", "metrics.jsonl", "checkpoints", "backbone", "backbone.json"],
+)
 def test_a_folder_that_holds_a_run_is_refused_untouched(tmp_path, entry):
     (tmp_path / entry).write_text("mine")
     message = (

@@ -1,0 +1,180 @@
+"""What a backbone is asked to be, and the untrained network that comes of it."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import tyro
+
+from dfs_rl.backbones import Backbone, ResNet, ResNetConfig
+from dfs_rl.backbones.adaptive_layer import Granularity, Stem, check_skippable
+from dfs_rl.backbones.names import adaptive_network, check_adaptive, depth_of
+from dfs_rl.backbones.resnet import FirstBlock
+from dfs_rl.backbones.settings import Recipe
+from dfs_rl.backbones.supernet import SupernetConfig
+from dfs_rl.constructors import is_constructor
+from dfs_rl.cost import DEFAULT_BITS, FULL, SKIP, menu_of
+from dfs_rl.data import Dataset, channel_statistics
+from dfs_rl.errors import ConfigError
+from dfs_rl.seeding import stream_seed
+
+_OF_ONE_RECIPE: dict[str, Recipe] = {
+    "granularity": "adn",
+    "stem": "adn",
+    "training.alpha": "adn",
+    "training.feature_weight": "adn",
+    "first_block": "supernet",
+}
+_OF_NAMED_NETWORKS = ("width", "first_block")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainBackboneConfig:
+    """What to train on what.
+
+    Attributes:
+        dataset: digits, a folder with train/test parquet files, an image folder (class/name.jpg), or a hub id.
+        backbone: resnet8, resnet14, resnet20, resnet32, resnet38, resnet56, ...: any depth 6 n + 2; with the recipe adn from
+            resnet14 on, or bottleneck26, 50, 101 or 152, the ResNets for ImageNet, or mobilenetv2; or module:function that makes a
+            network of yours.
+        weights: Safetensors file or state dict for the network that module:function makes.
+        recipe: supernet trains the network and low bits together; adn trains a network of adaptive depth, whose stages end with
+            paths that can be skipped, or run at any option of the menu.
+        granularity: With adn, what is gated: each stage's path, or each block in it.
+        stem: With adn, how the network begins: cifar is a 3 x 3 convolution, imagenet a 7 x 7 one with stride 2 and pooling.
+        bits: The menu of every gated layer, ascending: 0 skips it, 32 is full precision; dfs is 0 8 10 12 14 16 32.
+        epochs: Passes over the train split.
+        plain: Train the network without any quantization, for an honest full-precision reference; adn then has the menu 0 32.
+        seed: Seed of weights, data order and sampled settings.
+        device: auto, cpu, cuda, cuda:1, ...
+        run_dir: Where to write; by default a new folder under runs/.
+        width: Channels of the first stage; 64 in the ResNets for ImageNet. Of MobileNetV2's first convolution, 32 in the paper.
+        stem_bits: Precision of stem and head, and with adn of the blocks that always run, which no gate decides about.
+        first_block: Whether the first block is gated like the others, or always runs as part of the stem.
+        per_channel: One weight step per output channel instead of one per layer.
+        eval_images: Images of the val split that each epoch is measured on; the end is measured on all.
+        threads: CPU threads, of each worker.
+        workers: Processes on this machine that share every batch; on cuda each takes a GPU. More than one start Ray.
+        training: How the supernet is trained.
+    """
+
+    dataset: str = "digits"
+    backbone: str = "resnet20"
+    weights: Path | None = None
+    recipe: Recipe = "supernet"
+    granularity: Granularity = "path"
+    stem: Stem = "cifar"
+    bits: Annotated[tuple[int | str, ...] | str, tyro.conf.arg(metavar="INT [INT ...]|dfs")] = (
+        DEFAULT_BITS
+    )
+    epochs: int = 30
+    plain: bool = False
+    seed: int = 0
+    device: str = "auto"
+    run_dir: Path | None = None
+    width: int = 16
+    stem_bits: int = 8
+    first_block: FirstBlock = "gated"
+    per_channel: bool = False
+    eval_images: int = 2000
+    threads: int = 1
+    workers: int = 1
+    training: SupernetConfig = field(default_factory=SupernetConfig)
+
+    def __post_init__(self) -> None:
+        if self.weights is not None and not is_constructor(self.backbone):
+            raise ConfigError(
+                f"weights is {self.weights}, but backbone is {self.backbone!r}, which starts from random ones; weights go with "
+                "module:function."
+            )
+        # A name and its widths are one setting.
+        object.__setattr__(self, "bits", menu_of(self.bits))
+        if self.recipe == "adn":
+            check_adaptive(self.backbone)
+            check_skippable(self.menu)
+        elif not is_constructor(self.backbone):
+            depth_of(self.backbone)
+        self._check_unused()
+        for name in ("epochs", "eval_images", "threads", "workers"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        if self.workers > self.training.batch_size:
+            raise ConfigError(
+                f"workers is {self.workers}; at most {self.training.batch_size} can share a batch of as many images "
+                "(training.batch_size)."
+            )
+
+    @property
+    def menu(self) -> tuple[int, ...]:
+        """The bit widths of every gated layer."""
+        if self.plain:
+            return (SKIP, FULL) if self.recipe == "adn" else (FULL,)
+        return menu_of(self.bits)
+
+    def _check_unused(self) -> None:
+        """Refuse what is set and would change nothing."""
+        for name, recipe in _OF_ONE_RECIPE.items():
+            if self.is_set(name) and self.recipe != recipe:
+                raise ConfigError(
+                    f"{name} is set, which belongs to the recipe {recipe}, not {self.recipe}."
+                )
+        for name, plain in {"bits": self.menu, "stem_bits": FULL, "per_channel": False}.items():
+            if self.plain and self.is_set(name) and getattr(self, name) != plain:
+                raise ConfigError(
+                    f"{name} is set, but with --plain nothing is quantized; leave one of them out."
+                )
+        for name in _OF_NAMED_NETWORKS:
+            if is_constructor(self.backbone) and self.is_set(name):
+                raise ConfigError(
+                    f"{name} is set, but the network of {self.backbone} has its own shape; leave it out."
+                )
+
+    def is_set(self, name: str) -> bool:
+        """Say whether a setting, by dotted name, is not what it is by default."""
+        block, _, setting = name.rpartition(".")
+        settings = getattr(self, block) if block else self
+        return bool(getattr(settings, setting) != getattr(type(settings), setting))
+
+
+def build(config: TrainBackboneConfig, dataset: Dataset) -> Backbone:
+    """Make the backbone that a configuration asks for, untrained unless it is a user's; the same seed gives the same weights."""
+    torch.manual_seed(stream_seed(config.seed, "weights"))
+    if is_constructor(config.backbone):
+        from dfs_rl.user_backbone import construct_for
+
+        backbone = construct_for(
+            config.backbone,
+            dataset,
+            weights=config.weights,
+            bits=config.menu,
+            stem_bits=FULL if config.plain else config.stem_bits,
+            per_channel=config.per_channel,
+        )
+        if (config.plain or config.is_set("bits")) and backbone.options.values != config.menu:
+            raise ConfigError(
+                f"{config.backbone} returns a backbone with the menu {_words(backbone.options)}, but asked for is {_words(config.menu)}; "
+                f"leave out {'--plain' if config.plain else '--bits'}, or let it return a model."
+            )
+        return backbone
+    channels, height, width = dataset.image_shape
+    statistics = channel_statistics(dataset.train.images)
+    shape: dict[str, Any] = {
+        "width": config.width,
+        "in_channels": channels,
+        "n_classes": dataset.n_classes,
+        "image_size": (height, width),
+        "bits": config.menu,
+        "stem_bits": FULL if config.plain else config.stem_bits,
+        "per_channel": config.per_channel,
+    }
+    if config.recipe == "adn":
+        shape |= {"stem": config.stem, "granularity": config.granularity}
+        return adaptive_network(config.backbone, statistics, **shape)
+    shape |= {"depth": depth_of(config.backbone), "first_block": config.first_block}
+    return ResNet(ResNetConfig(**shape), statistics)
+
+
+def _words(menu: Iterable[int]) -> str:
+    return " ".join(map(str, menu))
