@@ -74,8 +74,10 @@ def main() -> None:
     parser.add_argument("--backbone", default="resnet14")
     parser.add_argument("--width", type=int, default=8)
     parser.add_argument("--epochs", type=int, default=60)
-    parser.add_argument("--lr", type=float, default=0.1)
-    parser.add_argument("--feature-weight", type=float, default=1.0)
+    parser.add_argument("--patch", type=int)
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--lr", type=float)
+    parser.add_argument("--feature-weight", type=float)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--save", type=Path)
@@ -96,7 +98,10 @@ def main() -> None:
             epochs=flags.epochs,
             seed=seed,
             device=flags.device,
-            training=SupernetConfig(lr=flags.lr, feature_weight=flags.feature_weight),
+            patch=flags.patch,
+            training=SupernetConfig(
+                batch_size=flags.batch_size, lr=flags.lr, feature_weight=flags.feature_weight
+            ),
         )
         trainer = train(config, dataset)
         adaptive = trainer.snapshot()
@@ -136,7 +141,9 @@ def main() -> None:
         "test_images": len(dataset.test),
         "backbone": flags.backbone,
         "width": flags.width,
+        "patch": flags.patch,
         "epochs": flags.epochs,
+        "batch_size": flags.batch_size,
         "lr": flags.lr,
         "feature_weight": flags.feature_weight,
         "seeds": flags.seeds,

@@ -8,9 +8,9 @@ from typing import Annotated, Any
 import torch
 import tyro
 
-from dfs_rl.backbones import Backbone, ResNet, ResNetConfig
+from dfs_rl.backbones import Backbone
 from dfs_rl.backbones.adaptive_layer import Granularity, Stem, check_skippable
-from dfs_rl.backbones.names import adaptive_network, check_adaptive, depth_of
+from dfs_rl.backbones.names import SETTINGS, network_of
 from dfs_rl.backbones.resnet import FirstBlock
 from dfs_rl.backbones.settings import Recipe
 from dfs_rl.backbones.supernet import SupernetConfig
@@ -21,13 +21,9 @@ from dfs_rl.errors import ConfigError
 from dfs_rl.seeding import stream_seed
 
 _OF_ONE_RECIPE: dict[str, Recipe] = {
-    "granularity": "adn",
-    "stem": "adn",
     "training.alpha": "adn",
     "training.feature_weight": "adn",
-    "first_block": "supernet",
 }
-_OF_NAMED_NETWORKS = ("width", "first_block")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,9 +32,9 @@ class TrainBackboneConfig:
 
     Attributes:
         dataset: digits, a folder with train/test parquet files, an image folder (class/name.jpg), or a hub id.
-        backbone: resnet8, resnet14, resnet20, resnet32, resnet38, resnet56, ...: any depth 6 n + 2; with the recipe adn from
-            resnet14 on, or bottleneck26, 50, 101 or 152, the ResNets for ImageNet, or mobilenetv2; or module:function that makes a
-            network of yours.
+        backbone: resnet8, resnet14, resnet20, resnet32, resnet38, resnet56, ...: any depth 6 n + 2; vit12 and other transformers of as
+            many blocks; with the recipe adn from resnet14 on, or bottleneck26, 50, 101 or 152, the ResNets for ImageNet, mobilenetv2,
+            or vit6, vit9, vit12, ...; or module:function that makes a network of yours.
         weights: Safetensors file or state dict for the network that module:function makes.
         recipe: supernet trains the network and low bits together; adn trains a network of adaptive depth, whose stages end with
             paths that can be skipped, or run at any option of the menu.
@@ -50,7 +46,11 @@ class TrainBackboneConfig:
         seed: Seed of weights, data order and sampled settings.
         device: auto, cpu, cuda, cuda:1, ...
         run_dir: Where to write; by default a new folder under runs/.
-        width: Channels of the first stage; 64 in the ResNets for ImageNet. Of MobileNetV2's first convolution, 32 in the paper.
+        width: Channels of the first stage, by default 16, and 64 in the ResNets for ImageNet; of MobileNetV2's first convolution, 32;
+            of a transformer's tokens, 192 as in ViT-Tiny.
+        patch: Height and width in pixels of what a transformer takes for a token; by default an eighth of the images' height.
+        heads: Of a transformer's attention; ViT-Small has 6, and a width of 384.
+        gate_branches: Whether a transformer's attention and MLPs are gated each by itself, instead of block by block.
         stem_bits: Precision of stem and head, and with adn of the blocks that always run, which no gate decides about.
         first_block: Whether the first block is gated like the others, or always runs as part of the stem.
         per_channel: One weight step per output channel instead of one per layer.
@@ -74,7 +74,10 @@ class TrainBackboneConfig:
     seed: int = 0
     device: str = "auto"
     run_dir: Path | None = None
-    width: int = 16
+    width: int | None = None
+    patch: int | None = None
+    heads: int = 3
+    gate_branches: bool = False
     stem_bits: int = 8
     first_block: FirstBlock = "gated"
     per_channel: bool = False
@@ -91,11 +94,10 @@ class TrainBackboneConfig:
             )
         # A name and its widths are one setting.
         object.__setattr__(self, "bits", menu_of(self.bits))
+        if self.recipe == "adn" or not is_constructor(self.backbone):
+            network_of(self.backbone, self.recipe)
         if self.recipe == "adn":
-            check_adaptive(self.backbone)
             check_skippable(self.menu)
-        elif not is_constructor(self.backbone):
-            depth_of(self.backbone)
         self._check_unused()
         for name in ("epochs", "eval_images", "threads", "workers"):
             if getattr(self, name) < 1:
@@ -125,10 +127,17 @@ class TrainBackboneConfig:
                 raise ConfigError(
                     f"{name} is set, but with --plain nothing is quantized; leave one of them out."
                 )
-        for name in _OF_NAMED_NETWORKS:
-            if is_constructor(self.backbone) and self.is_set(name):
+        if is_constructor(self.backbone):
+            for name in ("width", *SETTINGS):
+                if self.is_set(name):
+                    raise ConfigError(
+                        f"{name} is set, but the network of {self.backbone} has its own shape; leave it out."
+                    )
+            return
+        for name in SETTINGS:
+            if self.is_set(name) and name not in network_of(self.backbone, self.recipe).settings:
                 raise ConfigError(
-                    f"{name} is set, but the network of {self.backbone} has its own shape; leave it out."
+                    f"{name} is set, which {self.backbone} with the recipe {self.recipe} has not; leave it out."
                 )
 
     def is_set(self, name: str) -> bool:
@@ -159,21 +168,18 @@ def build(config: TrainBackboneConfig, dataset: Dataset) -> Backbone:
             )
         return backbone
     channels, height, width = dataset.image_shape
-    statistics = channel_statistics(dataset.train.images)
+    network = network_of(config.backbone, config.recipe)
     shape: dict[str, Any] = {
-        "width": config.width,
+        "width": network.width if config.width is None else config.width,
         "in_channels": channels,
         "n_classes": dataset.n_classes,
         "image_size": (height, width),
         "bits": config.menu,
         "stem_bits": FULL if config.plain else config.stem_bits,
         "per_channel": config.per_channel,
+        **{name: getattr(config, name) for name in network.settings},
     }
-    if config.recipe == "adn":
-        shape |= {"stem": config.stem, "granularity": config.granularity}
-        return adaptive_network(config.backbone, statistics, **shape)
-    shape |= {"depth": depth_of(config.backbone), "first_block": config.first_block}
-    return ResNet(ResNetConfig(**shape), statistics)
+    return network.make(channel_statistics(dataset.train.images), **shape)
 
 
 def _words(menu: Iterable[int]) -> str:

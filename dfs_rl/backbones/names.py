@@ -1,10 +1,26 @@
 """What the names of networks stand for."""
 
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
-from dfs_rl.backbones.adaptive_layer import MIN_BLOCKS, AdaptiveBackbone
-from dfs_rl.backbones.adaptive_mobilenet import AdaptiveMobileNet, AdaptiveMobileNetConfig
+from dfs_rl.backbones.adaptive_layer import MIN_BLOCKS
+from dfs_rl.backbones.adaptive_mobilenet import (
+    FULL_WIDTH,
+    AdaptiveMobileNet,
+    AdaptiveMobileNetConfig,
+)
 from dfs_rl.backbones.adaptive_resnet import AdaptiveResNet, AdaptiveResNetConfig, BlockKind
+from dfs_rl.backbones.base import Backbone
+from dfs_rl.backbones.resnet import ResNet, ResNetConfig
+from dfs_rl.backbones.settings import Recipe
+from dfs_rl.backbones.vit import (
+    STAGE,
+    AdaptiveVisionTransformer,
+    AdaptiveVisionTransformerConfig,
+    VisionTransformer,
+    VisionTransformerConfig,
+)
 from dfs_rl.data import ChannelStatistics
 from dfs_rl.errors import ConfigError
 
@@ -16,7 +32,10 @@ BOTTLENECKS = {
 }
 """Blocks of each stage of the ResNets for ImageNet; named apart, since there is a CIFAR ResNet of 50 layers too."""
 MOBILENET = "mobilenetv2"
+SETTINGS = ("first_block", "granularity", "stem", "patch", "heads", "gate_branches")
+"""Settings that only some networks have."""
 _CIFAR_STAGES = 3
+_CIFAR_WIDTH, _BOTTLENECK_WIDTH, _TOKEN_WIDTH = 16, 64, 192
 
 
 class Stages(NamedTuple):
@@ -26,54 +45,60 @@ class Stages(NamedTuple):
     blocks: tuple[int, ...]
 
 
-def depth_of(name: str) -> int:
-    """Read the depth out of the name of a CIFAR ResNet.
+class Network(NamedTuple):
+    """What a name stands for with one of the recipes.
+
+    Attributes:
+        backbone: Takes a configuration and channel statistics.
+        config: Takes the settings that all networks have, and its own.
+        settings: Which of ``SETTINGS`` it has.
+        width: What its width usually is.
+    """
+
+    backbone: Callable[[Any, ChannelStatistics], Backbone]
+    config: Callable[..., Any]
+    settings: tuple[str, ...]
+    width: int
+
+    def make(
+        self,
+        statistics: ChannelStatistics,
+        **settings: Any,  # noqa: ANN401 - each configuration has its own
+    ) -> Backbone:
+        """Make it, untrained.
+
+        Raises:
+            ConfigError: If there is none of that shape.
+        """
+        return self.backbone(self.config(**settings), statistics)
+
+
+def network_of(name: str, recipe: Recipe) -> Network:
+    """Look up what a name stands for.
 
     Raises:
-        ConfigError: If it is none.
+        ConfigError: If there is no such network, or the recipe does not train it.
     """
+    transformer = _number_after("vit", name)
+    if recipe == "adn":
+        if transformer is not None:
+            return _adaptive_transformer(name, transformer)
+        return _mobilenet() if name == MOBILENET else _adaptive_resnet(stages_of(name))
     if name == MOBILENET or name in BOTTLENECKS:
         raise ConfigError(
             f"backbone is {name!r}, a network of adaptive depth, which the recipe adn trains; add --recipe adn."
         )
-    depth = name.removeprefix("resnet")
-    if depth == name or not depth.isdecimal():
+    if transformer is not None:
+        config = partial(VisionTransformerConfig, depth=transformer)
+        settings = ("patch", "heads", "gate_branches")
+        return Network(VisionTransformer, config, settings, _TOKEN_WIDTH)
+    depth = _number_after("resnet", name)
+    if depth is None:
         raise ConfigError(
-            f"backbone is {name!r}; allowed are resnet8, resnet14, resnet20, ... with 6 n + 2 layers, or module:function."
+            f"backbone is {name!r}; allowed are resnet8, resnet14, resnet20, ... with 6 n + 2 layers, vit12 and others of as many "
+            "blocks, or module:function."
         )
-    return int(depth)
-
-
-def adaptive_network(
-    name: str,
-    statistics: ChannelStatistics,
-    **shape: Any,  # noqa: ANN401 - what their configurations share
-) -> AdaptiveBackbone:
-    """Make a network of adaptive depth.
-
-    Args:
-        name: What it is called.
-        statistics: See ``Backbone``.
-        **shape: The settings that ``AdaptiveResNetConfig`` and ``AdaptiveMobileNetConfig`` have in common.
-
-    Raises:
-        ConfigError: If there is none of that name or shape.
-    """
-    if name == MOBILENET:
-        return AdaptiveMobileNet(AdaptiveMobileNetConfig(**shape), statistics)
-    stages = stages_of(name)
-    config = AdaptiveResNetConfig(block=stages.block, blocks=stages.blocks, **shape)
-    return AdaptiveResNet(config, statistics)
-
-
-def check_adaptive(name: str) -> None:
-    """Refuse what is no name of a network of adaptive depth.
-
-    Raises:
-        ConfigError: If there is none of that name.
-    """
-    if name != MOBILENET:
-        stages_of(name)
+    return Network(ResNet, partial(ResNetConfig, depth=depth), ("first_block",), _CIFAR_WIDTH)
 
 
 def stages_of(name: str) -> Stages:
@@ -84,12 +109,38 @@ def stages_of(name: str) -> Stages:
     """
     if name in BOTTLENECKS:
         return Stages("bottleneck", BOTTLENECKS[name])
-    depth = name.removeprefix("resnet")
-    if depth != name and depth.isdecimal() and (int(depth) - 2) % 6 == 0:
-        n_blocks = (int(depth) - 2) // 6
+    depth = _number_after("resnet", name)
+    if depth is not None and (depth - 2) % 6 == 0:
+        n_blocks = (depth - 2) // 6
         if n_blocks >= MIN_BLOCKS:
             return Stages("basic", (n_blocks,) * _CIFAR_STAGES)
     raise ConfigError(
         f"backbone is {name!r}; with the recipe adn allowed are resnet14, resnet20, ... with 6 n + 2 layers, "
-        f"{', '.join(BOTTLENECKS)} and {MOBILENET}."
+        f"{', '.join(BOTTLENECKS)}, {MOBILENET}, and vit6, vit9, vit12, ... with stages of {STAGE} blocks."
     )
+
+
+def _adaptive_resnet(stages: Stages) -> Network:
+    config = partial(AdaptiveResNetConfig, block=stages.block, blocks=stages.blocks)
+    usual: Mapping[BlockKind, int] = {"basic": _CIFAR_WIDTH, "bottleneck": _BOTTLENECK_WIDTH}
+    return Network(AdaptiveResNet, config, ("granularity", "stem"), usual[stages.block])
+
+
+def _mobilenet() -> Network:
+    return Network(AdaptiveMobileNet, AdaptiveMobileNetConfig, ("granularity", "stem"), FULL_WIDTH)
+
+
+def _adaptive_transformer(name: str, depth: int) -> Network:
+    if depth == 0 or depth % STAGE:
+        raise ConfigError(
+            f"backbone is {name!r}; with the recipe adn a transformer has stages of {STAGE} blocks: vit6, vit9, vit12, ..."
+        )
+    config = partial(AdaptiveVisionTransformerConfig, blocks=(STAGE,) * (depth // STAGE))
+    settings = ("patch", "heads", "granularity")
+    return Network(AdaptiveVisionTransformer, config, settings, _TOKEN_WIDTH)
+
+
+def _number_after(prefix: str, name: str) -> int | None:
+    """Read the number out of a name such as resnet20; ``None`` where it is no such name."""
+    number = name.removeprefix(prefix)
+    return int(number) if number != name and number.isdecimal() else None

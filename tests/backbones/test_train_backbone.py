@@ -14,7 +14,12 @@ import pytest
 import torch
 
 from dfs_rl.backbone_config import TrainBackboneConfig
-from dfs_rl.backbones import AdaptiveResNet, load_stored_backbone
+from dfs_rl.backbones import (
+    AdaptiveResNet,
+    AdaptiveVisionTransformer,
+    VisionTransformer,
+    load_stored_backbone,
+)
 from dfs_rl.backbones.supernet import SupernetConfig
 from dfs_rl.config import load_config
 from dfs_rl.cost import DEFAULT_BITS
@@ -69,6 +74,24 @@ def test_a_run_holds_everything(tmp_path, capsys):
     assert "computation %" in out
     assert str(run) in out
     assert "epoch 2: loss" in err
+
+
+@pytest.mark.parametrize(
+    ("flags", "kind", "layers"),
+    [
+        (["--gate-branches"], VisionTransformer, 6),
+        (["--recipe", "adn"], AdaptiveVisionTransformer, 1),
+    ],
+)
+def test_transformers_are_trained_by_their_name(flags, kind, layers, tmp_path):
+    run = str(tmp_path / "run")
+    shape = ["--backbone", "vit3", "--width", "8", "--heads", "2", "--patch", "4"]
+    few = ["--epochs", "1", "--training.calibration-rounds", "1", "--bits", "0", "4", "32"]
+    assert main([*shape, *few, *flags, "--run-dir", run]) == 0
+    backbone = load_stored_backbone(Path(run)).backbone
+    assert type(backbone) is kind
+    assert len(backbone.blocks) == layers
+    assert (backbone.config.width, backbone.config.heads, backbone.tokens) == (8, 2, (2, 2))
 
 
 def test_plain_has_no_quantizer_anywhere(tmp_path):
@@ -174,9 +197,22 @@ def test_a_folder_that_holds_a_run_is_refused(tmp_path, capsys):
             ["--recipe", "adn", "--backbone", "resnet8"],
             "backbone is 'resnet8'; with the recipe adn",
         ),
-        (["--recipe", "adn", "--first-block", "always"], "first_block is set, which belongs to"),
-        (["--granularity", "block"], "granularity is set, which belongs to the recipe adn"),
-        (["--stem", "imagenet"], "stem is set, which belongs to the recipe adn"),
+        (["--recipe", "adn", "--first-block", "always"], "first_block is set, which resnet20 with"),
+        (["--heads", "6"], "heads is set, which resnet20 with the recipe supernet has not"),
+        (["--backbone", "vit12", "--heads", "5"], "heads is 5; the width 192 must be a multiple"),
+        (["--backbone", "vit12", "--patch", "3"], "patch is 3, into which images of 8 x 8 pixels"),
+        (["--backbone", "vit0"], "depth is 0; allowed are 1 to 48 blocks"),
+        (["--backbone", "vit"], "backbone is 'vit'; allowed are resnet8"),
+        (["--backbone", "vit8", "--recipe", "adn"], "a transformer has stages of 3 blocks"),
+        (
+            ["--backbone", "vit6", "--recipe", "adn", "--gate-branches"],
+            "gate_branches is set, which vit6 with the recipe adn has not",
+        ),
+        (
+            ["--granularity", "block"],
+            "granularity is set, which resnet20 with the recipe supernet has not",
+        ),
+        (["--stem", "imagenet"], "stem is set, which resnet20 with the recipe supernet has not"),
         (["--training.alpha", "0.4"], "training.alpha is set, which belongs to the recipe adn"),
         (["--training.feature-weight", "0"], "training.feature_weight is set, which belongs to"),
         (["--plain", "--bits", "0", "4", "32"], "bits is set, but with --plain nothing is"),
