@@ -3,6 +3,7 @@
 import csv
 import io
 import textwrap
+from collections.abc import Sequence
 
 from dfs_rl.evaluation.comparison_records import (
     GATE,
@@ -15,17 +16,13 @@ from dfs_rl.evaluation.comparison_records import (
 from dfs_rl.evaluation.curves import READ_AT
 from dfs_rl.reporting.table import WIDTH, aligned
 
-HEAD = (
-    "method",
-    "seeds",
-    "accuracy %",
-    "computation %",
-    "patterns",
-    "minus static",
-    "minus cascade",
-    "minus own shuffled",
-)
-_GAINS = ("static_table", "cascade", "patterns")
+_HEAD = ("method", "seeds", "accuracy %", "computation %", "patterns")
+_GAINS = {
+    "static_table": "minus static",
+    "cascade": "minus cascade",
+    "exits": "minus exits",
+    "patterns": "minus own shuffled",
+}
 
 
 def comparison_text(comparison: ComparisonOfRuns) -> str:
@@ -37,7 +34,7 @@ def comparison_text(comparison: ComparisonOfRuns) -> str:
     verdict = "\n".join(
         textwrap.fill(said, WIDTH, subsequent_indent="  ") for said in comparison.verdict
     )
-    parts = [head, aligned(HEAD, row_groups(comparison))]
+    parts = [head, aligned(*points_table(comparison))]
     if comparison.curves:
         parts.append(aligned(*curve_table(comparison)))
     parts.append(aligned(TRAINING_HEAD, [training_rows(comparison)]))
@@ -48,12 +45,25 @@ def comparison_text(comparison: ComparisonOfRuns) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def row_groups(comparison: ComparisonOfRuns) -> list[list[tuple[str, ...]]]:
-    """Return the table's cells: gates, what could be shipped instead of them, references."""
+def points_table(
+    comparison: ComparisonOfRuns,
+) -> tuple[tuple[str, ...], list[list[tuple[str, ...]]]]:
+    """Return the head and the cells of the table of points: gates, what could be shipped instead of them, references."""
     gates = [point for point in comparison.points if point.kind == GATE]
     rivals = [point for point in comparison.points if point.kind != GATE]
     groups = (gates, rivals, list(comparison.references))
-    return [[_cells(point) for point in group] for group in groups if group]
+    gains = _gains(comparison)
+    head = (*_HEAD, *(_GAINS[key] for key in gains))
+    return head, [[_cells(point, gains) for point in group] for group in groups if group]
+
+
+def _gains(comparison: ComparisonOfRuns) -> list[str]:
+    """Return the rivals that have a column: a network without exits has none for them."""
+    return [
+        key
+        for key in _GAINS
+        if key != "exits" or any(key in point.gains for point in comparison.points)
+    ]
 
 
 def curve_table(
@@ -93,12 +103,13 @@ def comparison_csv(comparison: ComparisonOfRuns) -> str:
     """Return one line per point, means and deviations in columns of their own."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    fields = ("accuracy", "computation", *_GAINS)
+    gains = _gains(comparison)
+    fields = ("accuracy", "computation", *gains)
     writer.writerow(
         ["label", "kind", "seeds", *(f"{f}_{part}" for f in fields for part in ("mean", "sd"))]
     )
     for point in (*comparison.points, *comparison.references):
-        spreads = [point.accuracy, point.computation, *(point.gains.get(key) for key in _GAINS)]
+        spreads = [point.accuracy, point.computation, *(point.gains.get(key) for key in gains)]
         values = [
             value
             for s in spreads
@@ -108,8 +119,7 @@ def comparison_csv(comparison: ComparisonOfRuns) -> str:
     return buffer.getvalue()
 
 
-def _cells(point: Point) -> tuple[str, ...]:
-    gains = [_signed(point.gains.get(key)) for key in _GAINS]
+def _cells(point: Point, gains: Sequence[str]) -> tuple[str, ...]:
     patterns = "" if point.patterns is None else f"{point.patterns.mean:,.0f}"
     return (
         point.label,
@@ -117,7 +127,7 @@ def _cells(point: Point) -> tuple[str, ...]:
         _spread(point.accuracy, 2),
         _spread(point.computation, 3),
         patterns,
-        *gains,
+        *(_signed(point.gains.get(key)) for key in gains),
     )
 
 

@@ -8,10 +8,9 @@ from dfs_rl.evaluation.comparison_records import ComparisonOfRuns
 from dfs_rl.reporting import html_page
 from dfs_rl.reporting.comparison_pictures import ComparisonPictures
 from dfs_rl.reporting.comparison_text import (
-    HEAD,
     TRAINING_HEAD,
     curve_table,
-    row_groups,
+    points_table,
     training_rows,
 )
 from dfs_rl.reporting.html_page import image, table
@@ -58,7 +57,7 @@ def html_report(
             pictures.points,
         ),
         "<h2>All methods</h2>",
-        table(HEAD, row_groups(comparison)),
+        table(*points_table(comparison)),
         _curves(comparison),
         *(_mix(label, png) for label, png in pictures.mixes.items()),
         _pairs(comparison),

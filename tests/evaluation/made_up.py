@@ -10,6 +10,7 @@ N = 200
 LABELS = {
     "static_table": "best static table",
     "cascade": "confidence cascade",
+    "exits": "confidence exits",
     "uniform_0": "skip all",
     "uniform_2": "uniform 2 bit",
     "full": "full precision",
@@ -31,6 +32,7 @@ def made_up_run(
     seed: int = 0,
     static: tuple[int, float] = (150, 0.8),
     cascade: tuple[int, float] = (160, 0.8),
+    exits: tuple[int, float] | None = None,
     selection: dict[str, tuple[int, float]] | None = None,
     fingerprint: str = "abc",
     backbone: str = "b0",
@@ -46,6 +48,7 @@ def made_up_run(
         seed: Its seed.
         static: Right answers and computation of the best static table.
         cascade: Those of the cascade.
+        exits: Those of the confidence exits, if the network has any.
         selection: Those on the selection split where they differ from the reported one.
         fingerprint: Of its images.
         backbone: Digest of its backbone.
@@ -53,6 +56,8 @@ def made_up_run(
         settings: Its other settings.
     """
     figures = {"gate": gate, **FIXED, "static_table": static, "cascade": cascade}
+    if exits is not None:
+        figures["exits"] = exits
     methods = tuple(
         MethodSummary(
             key=key,

@@ -112,6 +112,16 @@ def test_the_spreadsheet_has_every_point(comparison: ComparisonOfRuns) -> None:
     assert next(row for row in rows if row["kind"] == "full")["accuracy_sd"] == ""
 
 
+def test_confidence_exits_have_a_column_where_there_are_exits(comparison: ComparisonOfRuns) -> None:
+    leaving = made_up_run("l", (150, 0.8), exits=(144, 0.78))
+    text = comparison_text(compare_runs([leaving]))
+    head = next(line for line in text.splitlines() if line.startswith("method"))
+    row = next(line for line in text.splitlines() if line.startswith("PPO"))
+    assert "minus cascade  minus exits  minus own shuffled" in head
+    assert row.split()[-3:] == ["+0.00", "-5.00", "+3.00"]
+    assert "minus exits" not in comparison_text(comparison)
+
+
 def test_the_page_is_well_formed_self_contained_and_escapes_what_users_wrote(page: str) -> None:
     outline = outline_of(page)
     assert outline.images == 3
