@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import warnings
 from itertools import pairwise
 
 import pytest
@@ -418,6 +419,52 @@ def test_logarithms_of_probabilities_and_positive_logits_are_logits(end):
             torch.testing.assert_close(
                 (ours / temperature).softmax(1), (theirs / temperature).softmax(1)
             )
+
+
+class Squeezing(BasicResNet):
+    def forward(self, x):
+        return self.fc(self.blocks(self.stem(x).relu()).mean((2, 3)).squeeze())
+
+
+class Centring(BasicResNet):
+    def forward(self, x):
+        return super().forward(x - x.mean(0))
+
+
+class Drawing(BasicResNet):
+    def forward(self, x):
+        return super().forward(x + torch.randn_like(x))
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (Squeezing, r"returns \[5\] for one image, where \[1, 5\] is needed; does it squeeze"),
+        (Centring, "with the images beside it, .* does Centring normalise over a batch"),
+        (Drawing, "does Drawing depend on more than its images"),
+    ],
+)
+def test_a_model_says_the_same_of_an_image_alone(make, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        fractionalize(lived_in(make), examples())
+
+
+@torch.no_grad()
+def test_a_wrapper_that_hands_on_whatever_it_gets_is_looked_through():
+    model = lived_in(BasicResNet).eval()
+    backbone = fractionalize(nn.DataParallel(model), examples())
+    names = [layer.name for layer in backbone.report.gated]
+    assert names == [f"module.blocks.{i}" for i in range(3)]
+    expected = model(pictures().float() / 255)
+    torch.testing.assert_close(backbone(pictures()), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_scripted_model_is_refused():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        scripted = torch.jit.script(BasicResNet())
+    with pytest.raises(ConfigError, match="is a RecursiveScriptModule, which"):
+        fractionalize(scripted, examples())
 
 
 def test_blocks_whose_operators_have_no_low_bits_are_left_alone():

@@ -1,6 +1,7 @@
 """A plain PyTorch model as a graph of operators, in which residual blocks can be found whatever its code looks like."""
 
 import copy
+import inspect
 import io
 import logging
 import operator
@@ -73,12 +74,22 @@ def trace(model: nn.Module, images: Tensor) -> Traced:
     Raises:
         ConfigError: If it does not take these images, cannot be recorded, or returns anything but logits.
     """
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ConfigError(
+            f"the model is a {type(model).__name__}, which torch.export cannot read; give the torch.nn.Module that it was made of."
+        )
     example = images if len(images) > 1 else torch.cat([images, images])
     model = copy.deepcopy(model).eval().cpu()
-    returned = _returned(model, images)
+    returned, alone = _returned(model, images), _returned(model, images[:1])
     with split_encoders(), _silence():
         program = _read(model, example)
-    return _Recorder(program, returned).run()
+    traced = _Recorder(program, returned).run()
+    if alone[0].shape != (1, traced.n_classes):
+        raise ConfigError(
+            f"the model returns {list(alone[0].shape)} for one image, where {[1, traced.n_classes]} is needed; does it squeeze all "
+            "dimensions of size 1?"
+        )
+    return traced
 
 
 @torch.no_grad()
@@ -129,9 +140,10 @@ def _read(model: nn.Module, example: Tensor) -> ExportedProgram:
 
 
 def _export(model: nn.Module, example: Tensor, *, strict: bool) -> ExportedProgram:
-    return export(
-        model, (example.float().cpu(),), dynamic_shapes=({0: Dim("batch")},), strict=strict
-    )
+    (first, *_) = inspect.signature(model.forward).parameters.values()
+    shape = {0: Dim("batch")}
+    shapes = ((shape,),) if first.kind is first.VAR_POSITIONAL else (shape,)
+    return export(model, (example,), dynamic_shapes=shapes, strict=strict)
 
 
 def _export_strictly(
