@@ -459,6 +459,13 @@ def test_a_wrapper_that_hands_on_whatever_it_gets_is_looked_through():
     torch.testing.assert_close(backbone(pictures()), expected, rtol=1e-5, atol=1e-5)
 
 
+def test_a_model_that_cannot_be_copied_is_refused():
+    model = BasicResNet()
+    model.remembered = model.fc.weight * 2
+    with pytest.raises(ConfigError, match="cannot be copied .RuntimeError: Only Tensors created"):
+        fractionalize(model, examples())
+
+
 def test_a_scripted_model_is_refused():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

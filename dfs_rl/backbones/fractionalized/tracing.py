@@ -79,7 +79,12 @@ def trace(model: nn.Module, images: Tensor) -> Traced:
             f"the model is a {type(model).__name__}, which torch.export cannot read; give the torch.nn.Module that it was made of."
         )
     example = images if len(images) > 1 else torch.cat([images, images])
-    model = copy.deepcopy(model).eval().cpu()
+    try:
+        model = copy.deepcopy(model).eval().cpu()
+    except Exception as error:
+        raise ConfigError(
+            f"the model cannot be copied ({_told(error)}); it must hold parameters and buffers, nothing that was computed from them."
+        ) from error
     returned, alone = _returned(model, images), _returned(model, images[:1])
     with split_encoders(), _silence():
         program = _read(model, example)
