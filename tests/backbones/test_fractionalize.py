@@ -313,6 +313,12 @@ def test_a_module_without_shortcut_can_be_gated_where_nothing_is_skipped():
         assert not torch.equal(backbone(pictures(), [4, 32]), backbone(pictures(), 32))
 
 
+def test_what_is_gated_by_name_is_not_reported_as_left_alone():
+    report = fractionalize(Dense(), examples(), layers=["one", "two"], bits=(4, 32)).report
+    assert [layer.name for layer in report.gated] == ["one", "two"]
+    assert dict(report.left_alone) == {"head": "runs after the last gated layer"}
+
+
 def test_what_no_gate_decides_about_can_run_at_fewer_bits():
     backbone = gated("resnet", stem_bits=8)
     assert {part.bits for part in backbone.costs.fixed} == {8}
@@ -462,7 +468,7 @@ def test_a_wrapper_that_hands_on_whatever_it_gets_is_looked_through():
 def test_a_model_that_cannot_be_copied_is_refused():
     model = BasicResNet()
     model.remembered = model.fc.weight * 2
-    with pytest.raises(ConfigError, match="cannot be copied .RuntimeError: Only Tensors created"):
+    with pytest.raises(ConfigError, match="RuntimeError: Only Tensors created explicitly"):
         fractionalize(model, examples())
 
 
