@@ -432,6 +432,12 @@ class Squeezing(BasicResNet):
         return self.fc(self.blocks(self.stem(x).relu()).mean((2, 3)).squeeze())
 
 
+class Sixteen(BasicResNet):
+    def forward(self, x):
+        assert len(x) == 16
+        return super().forward(x)
+
+
 class Centring(BasicResNet):
     def forward(self, x):
         return super().forward(x - x.mean(0))
@@ -446,6 +452,7 @@ class Drawing(BasicResNet):
     ("make", "sentence"),
     [
         (Squeezing, r"returns \[5\] for one image, where \[1, 5\] is needed; does it squeeze"),
+        (Sixteen, r"not accept a single image, .* AssertionError.*; give a model for any number"),
         (Centring, "with the images beside it, .* does Centring normalise over a batch"),
         (Drawing, "does Drawing depend on more than its images"),
     ],

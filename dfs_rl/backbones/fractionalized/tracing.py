@@ -69,7 +69,7 @@ def batch_factor(node: fx.Node) -> int | None:
 def trace(model: nn.Module, images: Tensor) -> Traced:
     """Record what a model does in evaluation mode with normalised images, float32 ``[batch, c, h, w]``.
 
-    Nothing is written or warned of meanwhile: torch would tell of its tries at length.
+    Nothing is written or warned of while torch reads it, for it tells of its tries at length.
 
     Raises:
         ConfigError: If it does not take these images, cannot be recorded, or returns anything but logits.
@@ -85,7 +85,8 @@ def trace(model: nn.Module, images: Tensor) -> Traced:
         raise ConfigError(
             f"the model cannot be copied ({_told(error)}); it must hold parameters and buffers, nothing that was computed from them."
         ) from error
-    returned, alone = _returned(model, images), _returned(model, images[:1])
+    returned = _returned(model, images, "the example images", "images as it takes them")
+    alone = _returned(model, images[:1], "a single image", "a model for any number of images")
     with split_encoders(), _silence():
         program = _read(model, example)
     traced = _Recorder(program, returned).run()
@@ -98,7 +99,7 @@ def trace(model: nn.Module, images: Tensor) -> Traced:
 
 
 @torch.no_grad()
-def _returned(model: nn.Module, images: Tensor) -> list[Tensor]:
+def _returned(model: nn.Module, images: Tensor, what: str, wanted: str) -> list[Tensor]:
     """Return the tensors that a model returns when it is simply called.
 
     Raises:
@@ -110,8 +111,8 @@ def _returned(model: nn.Module, images: Tensor) -> list[Tensor]:
         result = model(images)
     except Exception as error:
         raise ConfigError(
-            f"the model does not accept the example images, float32 {list(images.shape)}: module {_innermost(model, running)!r} raises "
-            f"{_told(error)}; give images as it takes them, and a model in float32."
+            f"the model does not accept {what}, float32 {list(images.shape)}: module {_innermost(model, running)!r} raises "
+            f"{_told(error)}; give {wanted}, and a model in float32."
         ) from error
     finally:
         for hook in hooks:
@@ -171,7 +172,8 @@ def _export_strictly(
 def _told(error: Exception) -> str:
     """Return an error's type and what its first line says, without torch's advice on its own logs."""
     line = str(error).strip().partition("\n")[0].partition(" For more information")[0]
-    return f"{type(error).__name__}: {' '.join(line.split()).rstrip('.!')}"
+    said = " ".join(line.split()).rstrip(".!")
+    return f"{type(error).__name__}: {said}" if said else type(error).__name__
 
 
 def _follow(model: nn.Module, running: list[str]) -> list[RemovableHandle]:
