@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import warnings
 from itertools import pairwise
 
 import pytest
@@ -312,6 +313,12 @@ def test_a_module_without_shortcut_can_be_gated_where_nothing_is_skipped():
         assert not torch.equal(backbone(pictures(), [4, 32]), backbone(pictures(), 32))
 
 
+def test_what_is_gated_by_name_is_not_reported_as_left_alone():
+    report = fractionalize(Dense(), examples(), layers=["one", "two"], bits=(4, 32)).report
+    assert [layer.name for layer in report.gated] == ["one", "two"]
+    assert dict(report.left_alone) == {"head": "runs after the last gated layer"}
+
+
 def test_what_no_gate_decides_about_can_run_at_fewer_bits():
     backbone = gated("resnet", stem_bits=8)
     assert {part.bits for part in backbone.costs.fixed} == {8}
@@ -418,6 +425,66 @@ def test_logarithms_of_probabilities_and_positive_logits_are_logits(end):
             torch.testing.assert_close(
                 (ours / temperature).softmax(1), (theirs / temperature).softmax(1)
             )
+
+
+class Squeezing(BasicResNet):
+    def forward(self, x):
+        return self.fc(self.blocks(self.stem(x).relu()).mean((2, 3)).squeeze())
+
+
+class Sixteen(BasicResNet):
+    def forward(self, x):
+        assert len(x) == 16
+        return super().forward(x)
+
+
+class Centring(BasicResNet):
+    def forward(self, x):
+        return super().forward(x - x.mean(0))
+
+
+class Drawing(BasicResNet):
+    def forward(self, x):
+        return super().forward(x + torch.randn_like(x))
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (Squeezing, r"returns \[5\] for one image, where \[1, 5\] is needed; does it squeeze"),
+        (Sixteen, r"not accept a single image, .* AssertionError.*; give a model for any number"),
+        (Centring, "with the images beside it, .* does Centring normalise over a batch"),
+        (Drawing, "does Drawing depend on more than its images"),
+    ],
+)
+def test_a_model_says_the_same_of_an_image_alone(make, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        fractionalize(lived_in(make), examples())
+
+
+@torch.no_grad()
+def test_a_wrapper_that_hands_on_whatever_it_gets_is_looked_through():
+    model = lived_in(BasicResNet).eval()
+    backbone = fractionalize(nn.DataParallel(model), examples())
+    names = [layer.name for layer in backbone.report.gated]
+    assert names == [f"module.blocks.{i}" for i in range(3)]
+    expected = model(pictures().float() / 255)
+    torch.testing.assert_close(backbone(pictures()), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_model_that_cannot_be_copied_is_refused():
+    model = BasicResNet()
+    model.remembered = model.fc.weight * 2
+    with pytest.raises(ConfigError, match="RuntimeError: Only Tensors created explicitly"):
+        fractionalize(model, examples())
+
+
+def test_a_scripted_model_is_refused():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        scripted = torch.jit.script(BasicResNet())
+    with pytest.raises(ConfigError, match="is a RecursiveScriptModule, which"):
+        fractionalize(scripted, examples())
 
 
 def test_blocks_whose_operators_have_no_low_bits_are_left_alone():

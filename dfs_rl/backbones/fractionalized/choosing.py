@@ -15,6 +15,7 @@ from dfs_rl.backbones.fractionalized.finding import (
     common_module,
     is_costly,
     is_swappable,
+    is_within,
     weighted_module,
 )
 from dfs_rl.backbones.fractionalized.tracing import Traced, name_of
@@ -105,7 +106,7 @@ def _merged(branches: Sequence[Branch]) -> Iterator[list[Branch]]:
 
 def _belongs(branch: Branch, group: Sequence[Branch], branches: Sequence[Branch]) -> bool:
     shared = _shared_path(branch.owner, *(other.owner for other in group))
-    inside = [b for b in branches if _is_within(b.owner, shared)]
+    inside = [b for b in branches if is_within(b.owner, shared)]
     return (
         bool(shared)
         and branch.identity
@@ -122,10 +123,6 @@ def _shared_path(*names: str) -> str:
         min(map(len, paths)),
     )
     return ".".join(paths[0][:length])
-
-
-def _is_within(name: str, module: str) -> bool:
-    return name == module or name.startswith(f"{module}.") or not module
 
 
 def _part(branches: Sequence[Branch], name: str | None = None) -> GatedPart:
@@ -179,20 +176,20 @@ def _named_parts(
 
 def _named_part(name: str, findings: Findings, traced: Traced, *, can_skip: bool) -> GatedPart:
     costly = [n for n in traced.graph.nodes if n.meta.get("flows") and is_costly(n)]
-    own = [node for node in costly if _is_within(weighted_module(node), name)]
+    own = [node for node in costly if is_within(weighted_module(node), name)]
     if not own:
         known = sorted({common_module([node]) for node in costly})
         raise ConfigError(
             f"layers has {name!r}, in which no convolution or linear layer runs; modules with one are {', '.join(known[:6])}, ..."
         )
-    branches = [b for b in findings.branches if _is_within(b.name, name)]
+    branches = [b for b in findings.branches if is_within(b.name, name)]
     covered = frozenset().union(*(b.nodes for b in branches))
     outside = [node for node in own if node not in covered]
     if branches and (can_skip or not outside):
         return _part(branches, name)
     if can_skip:
         reason = next(
-            (r for n, r in findings.left_alone if _is_within(n, name)),
+            (r for n, r in findings.left_alone if is_within(n, name)),
             "no shortcut leads around it",
         )
         raise ConfigError(

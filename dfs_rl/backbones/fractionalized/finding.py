@@ -122,6 +122,11 @@ def weighted_module(node: fx.Node) -> str:
     return str(node.meta["module"])
 
 
+def is_within(name: str, module: str) -> bool:
+    """Say whether a module is another one or a part of it; the model itself is ``""``."""
+    return name == module or name.startswith(f"{module}.") or not module
+
+
 def is_costly(node: fx.Node) -> bool:
     """Say whether an operator multiplies and adds."""
     return node.op == "call_function" and (is_swappable(node) or name_of(node) in _COSTLY)

@@ -277,3 +277,9 @@ def _check_same(expected: Tensor, backbone: Fractionalized, pixels: Tensor, name
             f"the gated model's logits differ from the model's by {error:.2g} (the largest is {largest:.2g}); it cannot be traced "
             f"faithfully: does {name} depend on more than its images?"
         )
+    alone = float((backbone(pixels[:1]) - expected[:1]).abs().max())
+    if not alone <= _TOLERANCE * max(largest, _TOLERANCE):
+        raise ConfigError(
+            f"an image's logits change by {alone:.2g} (the largest is {largest:.2g}) with the images beside it, but a gate runs some of "
+            f"them at a time: does {name} normalise over a batch?"
+        )

@@ -11,6 +11,7 @@ from dfs_rl.backbones.fractionalized.finding import (
     LeftAlone,
     ancestors,
     is_costly,
+    is_within,
     weighted_module,
 )
 from dfs_rl.backbones.fractionalized.tracing import Traced
@@ -82,9 +83,14 @@ def describe_rest(
 ) -> tuple[LeftAlone, ...]:
     """Say of everything that multiplies and is not gated why it is not."""
     gated = frozenset().union(*(part.nodes for part in parts))
-    reasons: dict[str, str] = dict(findings.left_alone)
+    named = [part.name for part in parts if not part.branches]
+    reasons: dict[str, str] = {
+        name: reason
+        for name, reason in findings.left_alone
+        if not any(is_within(name, module) for module in named)
+    }
     for name, reason in _others(traced, parts, gated):
-        told = any(name.startswith(f"{known}.") for known in reasons if known)
+        told = any(is_within(name, known) for known in reasons if known)
         if not told and name not in reasons:
             reasons[name] = reason
     return tuple(LeftAlone(name, reason) for name, reason in reasons.items())

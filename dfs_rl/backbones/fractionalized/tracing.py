@@ -1,6 +1,7 @@
 """A plain PyTorch model as a graph of operators, in which residual blocks can be found whatever its code looks like."""
 
 import copy
+import inspect
 import io
 import logging
 import operator
@@ -68,21 +69,37 @@ def batch_factor(node: fx.Node) -> int | None:
 def trace(model: nn.Module, images: Tensor) -> Traced:
     """Record what a model does in evaluation mode with normalised images, float32 ``[batch, c, h, w]``.
 
-    Nothing is written or warned of meanwhile: torch would tell of its tries at length.
+    Nothing is written or warned of while torch reads it, for it tells of its tries at length.
 
     Raises:
         ConfigError: If it does not take these images, cannot be recorded, or returns anything but logits.
     """
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ConfigError(
+            f"the model is a {type(model).__name__}, which torch.export cannot read; give the torch.nn.Module that it was made of."
+        )
     example = images if len(images) > 1 else torch.cat([images, images])
-    model = copy.deepcopy(model).eval().cpu()
-    returned = _returned(model, images)
+    try:
+        model = copy.deepcopy(model).eval().cpu()
+    except Exception as error:
+        raise ConfigError(
+            f"the model cannot be copied ({_told(error)}); it must hold parameters and buffers, nothing that was computed from them."
+        ) from error
+    returned = _returned(model, images, "the example images", "images as it takes them")
+    alone = _returned(model, images[:1], "a single image", "a model for any number of images")
     with split_encoders(), _silence():
         program = _read(model, example)
-    return _Recorder(program, returned).run()
+    traced = _Recorder(program, returned).run()
+    if alone[0].shape != (1, traced.n_classes):
+        raise ConfigError(
+            f"the model returns {list(alone[0].shape)} for one image, where {[1, traced.n_classes]} is needed; does it squeeze all "
+            "dimensions of size 1?"
+        )
+    return traced
 
 
 @torch.no_grad()
-def _returned(model: nn.Module, images: Tensor) -> list[Tensor]:
+def _returned(model: nn.Module, images: Tensor, what: str, wanted: str) -> list[Tensor]:
     """Return the tensors that a model returns when it is simply called.
 
     Raises:
@@ -94,8 +111,8 @@ def _returned(model: nn.Module, images: Tensor) -> list[Tensor]:
         result = model(images)
     except Exception as error:
         raise ConfigError(
-            f"the model does not accept the example images, float32 {list(images.shape)}: module {_innermost(model, running)!r} raises "
-            f"{_told(error)}; give images as it takes them, and a model in float32."
+            f"the model does not accept {what}, float32 {list(images.shape)}: module {_innermost(model, running)!r} raises "
+            f"{_told(error)}; give {wanted}, and a model in float32."
         ) from error
     finally:
         for hook in hooks:
@@ -129,9 +146,10 @@ def _read(model: nn.Module, example: Tensor) -> ExportedProgram:
 
 
 def _export(model: nn.Module, example: Tensor, *, strict: bool) -> ExportedProgram:
-    return export(
-        model, (example.float().cpu(),), dynamic_shapes=({0: Dim("batch")},), strict=strict
-    )
+    (first, *_) = inspect.signature(model.forward).parameters.values()
+    shape = {0: Dim("batch")}
+    shapes = ((shape,),) if first.kind is first.VAR_POSITIONAL else (shape,)
+    return export(model, (example,), dynamic_shapes=shapes, strict=strict)
 
 
 def _export_strictly(
@@ -154,7 +172,8 @@ def _export_strictly(
 def _told(error: Exception) -> str:
     """Return an error's type and what its first line says, without torch's advice on its own logs."""
     line = str(error).strip().partition("\n")[0].partition(" For more information")[0]
-    return f"{type(error).__name__}: {' '.join(line.split()).rstrip('.!')}"
+    said = " ".join(line.split()).rstrip(".!")
+    return f"{type(error).__name__}: {said}" if said else type(error).__name__
 
 
 def _follow(model: nn.Module, running: list[str]) -> list[RemovableHandle]:
