@@ -45,7 +45,7 @@ from typing import Annotated, Generic, TypeVar
 import tyro
 
 from dfs_rl.config import fields_from_dict, load_config, read_yaml
-from dfs_rl.constructors import allow_constructor, is_constructor
+from dfs_rl.constructors import allow_constructor, allowed_constructors, is_constructor
 from dfs_rl.errors import ConfigError, DfsRlError
 from dfs_rl.interrupts import terminate_like_interrupt
 from dfs_rl.runs import RunFolder
@@ -183,7 +183,7 @@ def _parse(
 
 
 def _allow_code(config: object, named: Sequence[str | None]) -> None:
-    """Let a user's own network be made, but only if the command line names what makes it: a file may be anyone's.
+    """Let a user's own network be made, but only if the command line or the environment names what makes it: a file may be anyone's.
 
     Raises:
         ConfigError: If only a file names it.
@@ -191,7 +191,7 @@ def _allow_code(config: object, named: Sequence[str | None]) -> None:
     code = str(getattr(config, "backbone", None))
     if not is_constructor(code):
         return
-    if code not in named:
+    if code not in (*named, *allowed_constructors()):
         raise ConfigError(
             f"the backbone is made by {code}, which is code that a file asks to run; if it is yours, say so with {_CONSTRUCTOR} {code}."
         )

@@ -45,8 +45,8 @@ def allow_constructor(name: str) -> None:
         raise ConfigError(
             f"{name!r} names no constructor; give module:function, for example mynets:make."
         )
-    if name not in _allowed():
-        os.environ[ALLOWED] = " ".join([*_allowed(), name])
+    if name not in allowed_constructors():
+        os.environ[ALLOWED] = " ".join([*allowed_constructors(), name])
 
 
 def call_constructor(name: str) -> object:
@@ -55,7 +55,7 @@ def call_constructor(name: str) -> object:
     Raises:
         ConfigError: If nobody allowed it, it cannot be imported, or it fails.
     """
-    if name not in _allowed():
+    if name not in allowed_constructors():
         raise ConfigError(
             f"the backbone is made by {name}, and loading it would run that code; if it is yours, say so: --constructor {name} for a "
             f"command, dfs_rl.constructors.allow_constructor({name!r}) in Python, or {ALLOWED}={name} in the environment."
@@ -97,7 +97,8 @@ def _place(error: BaseException) -> str:
     return ""
 
 
-def _allowed() -> list[str]:
+def allowed_constructors() -> list[str]:
+    """Return the names that may be called."""
     return os.environ.get(ALLOWED, "").split()
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 KIND = "sweep"
 PROG = "python -m dfs_rl.sweep"
-_PATHS = {"dataset", "backbone", "init_gate"}
+_PATHS = {"dataset", "backbone", "weights", "init_gate"}
 """Settings that may name something on the disk."""
 
 

@@ -169,9 +169,12 @@ def train(invocation: Invocation[TrainExitsConfig]) -> None:
     except KeyboardInterrupt:
         again = f"{PROG} --resume {run.path}"
         raise KeyboardInterrupt(f"Interrupted; go on with: {again}") from None
-    sys.stdout.write(_table(run, load_stored_backbone(run.path)) + "\n")
+    stored = load_stored_backbone(run.path)
+    sys.stdout.write(_table(run, stored) + "\n")
     sys.stdout.flush()
-    say(f"Saved in {run.path}; train a gate on it with --backbone {run.path}.")
+    constructor = getattr(stored.backbone.config, "constructor", None)
+    users = "" if constructor is None else f" --constructor {constructor}"
+    say(f"Saved in {run.path}; train a gate on it with --backbone {run.path}{users}.")
 
 
 def _find(config: TrainExitsConfig, dataset: "Dataset", device: str) -> "StoredBackbone":

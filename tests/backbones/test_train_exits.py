@@ -89,7 +89,9 @@ def test_a_users_network_gets_its_weights_and_an_untrained_one_is_warned_of(monk
     torch.save({**weights, "5.bias": bias}, "weights.pt")
     network = ["--backbone", "ownnets:make", "--weights", "weights.pt"]
     assert main(["--after", "1", *network, "--run-dir", "run"]) == 0
-    assert "Warning: the network of ownnets:make gets little more right" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "Warning: the network of ownnets:make gets little more right" in said
+    assert "train a gate on it with --backbone run --constructor ownnets:make." in said
     stored = load_backbone(Path("run"))
     assert stored.costs.exits_after == (1,)
     assert any(torch.equal(tensor, bias) for tensor in stored.state_dict().values())

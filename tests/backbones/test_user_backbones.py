@@ -282,8 +282,11 @@ def test_a_gate_is_trained_on_a_folder_that_a_constructor_made(own, monkeypatch,
     assert train_static.main(["--resume", run[1]]) == 2
     assert train_static.main(["--resume", run[1], *constructor]) == 0
     monkeypatch.delenv(constructors.ALLOWED)
-    assert train_agent.main(["--config", "run/config.yaml", *constructor, "--threads", "0"]) == 2
-    assert "threads is 0" in capsys.readouterr().err
+    assert train_agent.main(["--config", "run/config.yaml"]) == 2
+    assert "if it is yours, say so with --constructor othernets:make" in capsys.readouterr().err
+    assert train_agent.main(["--resume", "run", *constructor]) == 0
+    monkeypatch.setenv(constructors.ALLOWED, "some:other othernets:make")
+    assert train_agent.main(["--resume", "run"]) == 0
 
 
 def test_torch_says_nothing_beside_the_sentence():

@@ -4,6 +4,7 @@ import pytest
 
 from dfs_rl.data import load_dataset
 from dfs_rl.errors import ConfigError
+from dfs_rl.sweep import SweepConfig, resolved
 from dfs_rl.sweeping.loading import check_on_data, load_sweep_file, parse_changes
 from dfs_rl.sweeping.space import Domain
 
@@ -42,6 +43,16 @@ def test_settings_beside_the_file_win(tmp_path):
     file = load(tmp_path, settings=changes, own={"trials": 2, "retrain.seeds": 1})
     assert (file.base["timesteps"], file.base["ppo"]["entropy"]) == (77, 0.5)
     assert (file.base["num_envs"], file.trials, file.retrain.seeds) == (64, 2, 1)
+
+
+def test_what_lies_on_the_disk_is_named_from_the_root(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "net.pt").touch()
+    load(tmp_path)
+    given = ("backbone=mynets:make", "weights=net.pt")
+    settings = resolved(SweepConfig(file=tmp_path / "sweep.yaml", set=given)).settings
+    assert settings["weights"] == str(tmp_path / "net.pt")
+    assert settings["backbone"] == "mynets:make"
 
 
 @pytest.mark.parametrize(
