@@ -17,7 +17,6 @@ import tyro
 
 from dfs_rl.cli import Invocation, run_command
 from dfs_rl.config import config_from_dict, config_to_dict, read_yaml
-from dfs_rl.constructors import is_constructor
 from dfs_rl.errors import ConfigError, DataError, RunFolderError
 from dfs_rl.evaluation.limits import SearchLimits
 from dfs_rl.runs import RunFolder, read_json, write_json
@@ -48,7 +47,6 @@ class EvaluateConfig:
         split: Split to report on; test is for one look at the end.
         budget: Turn a gate for all budgets to what images may cost on average, in percent.
         dataset: Where the run's data set is now, if it moved; it must hold the same images.
-        backbone: module:function that made the run's network, if it is one of yours: loading calls it.
         device: "auto", "cpu", "cuda", ...
         batch_size: Images that run together.
         threads: CPU threads.
@@ -61,7 +59,6 @@ class EvaluateConfig:
     split: ReportedSplit = "test"
     budget: float | None = None
     dataset: str | None = None
-    backbone: str | None = None
     device: str = "auto"
     batch_size: int = 128
     threads: int = 1
@@ -73,10 +70,6 @@ class EvaluateConfig:
             value = getattr(self, name)
             if value < 1:
                 raise ConfigError(f"{name} is {value}; allowed is 1 or more.")
-        if self.backbone is not None and not is_constructor(self.backbone):
-            raise ConfigError(
-                f"backbone is {self.backbone!r}; a run has its own, and only module:function is named again."
-            )
         if self.budget is not None and not 0 < self.budget < math.inf:
             raise ConfigError(f"budget is {self.budget:g} %; it must be positive and finite.")
 
@@ -356,13 +349,9 @@ def _measure(
 def _run(invocation: Invocation[EvaluateConfig]) -> None:
     import torch
 
-    from dfs_rl.backbones.storage import allow_constructor_of
-    from dfs_rl.gating.model import BACKBONE_FOLDER
     from dfs_rl.reporting.table import summary_text
 
     config = invocation.config
-    if config.backbone is not None and (config.run / BACKBONE_FOLDER).is_dir():
-        allow_constructor_of(config.run / BACKBONE_FOLDER, config.backbone)
     torch.set_num_threads(config.threads)
     result = evaluate_run(
         config.run,
