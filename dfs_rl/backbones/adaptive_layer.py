@@ -11,7 +11,7 @@ from typing import Literal, Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from dfs_rl.backbones.base import Backbone
+from dfs_rl.backbones.shape import ShapedBackbone
 from dfs_rl.cost import SKIP
 from dfs_rl.errors import ConfigError
 
@@ -104,7 +104,7 @@ class PreparedAdaptiveLayer(nn.Module):
         return hidden
 
 
-class AdaptiveBackbone(Backbone):
+class AdaptiveBackbone(ShapedBackbone):
     """What backbones of adaptive depth share."""
 
     @property

@@ -95,14 +95,7 @@ class AdaptiveMobileNet(AdaptiveBackbone):
     config: AdaptiveMobileNetConfig
 
     def __init__(self, config: AdaptiveMobileNetConfig, statistics: ChannelStatistics) -> None:
-        super().__init__(
-            config,
-            statistics,
-            bits=config.bits,
-            image_shape=(config.in_channels, *config.image_size),
-            n_classes=config.n_classes,
-            stem_bits=config.stem_bits,
-        )
+        super().__init__(config, statistics)
         always = (config.stem_bits,)
         stem_stride, *strides = _STRIDES[config.stem]
         self.stem_conv = FractionalConv2d(

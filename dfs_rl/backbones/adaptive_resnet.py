@@ -116,14 +116,7 @@ class AdaptiveResNet(AdaptiveBackbone):
     config: AdaptiveResNetConfig
 
     def __init__(self, config: AdaptiveResNetConfig, statistics: ChannelStatistics) -> None:
-        super().__init__(
-            config,
-            statistics,
-            bits=config.bits,
-            image_shape=(config.in_channels, *config.image_size),
-            n_classes=config.n_classes,
-            stem_bits=config.stem_bits,
-        )
+        super().__init__(config, statistics)
         self.pools = config.stem == "imagenet"
         self.stem_conv = FractionalConv2d(
             config.in_channels,

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dfs_rl.backbones.base import Backbone
 from dfs_rl.backbones.prepared import PreparedBlock, PreparedResNet, pool, shortcut_of
-from dfs_rl.backbones.shape import check_network
+from dfs_rl.backbones.shape import ShapedBackbone, check_network
 from dfs_rl.cost import DEFAULT_BITS, SKIP
 from dfs_rl.data import ChannelStatistics
 from dfs_rl.errors import ConfigError
@@ -113,7 +112,7 @@ class ResidualBlock(nn.Module):
         return PreparedBlock(self, dtype=dtype, norm_set=norm_set)
 
 
-class ResNet(Backbone):
+class ResNet(ShapedBackbone):
     """A CIFAR ResNet whose residual blocks are gated layers; the training form of the backbone contract.
 
     Args:
@@ -125,14 +124,7 @@ class ResNet(Backbone):
     config: ResNetConfig
 
     def __init__(self, config: ResNetConfig, statistics: ChannelStatistics) -> None:
-        super().__init__(
-            config,
-            statistics,
-            bits=config.bits,
-            image_shape=(config.in_channels, *config.image_size),
-            n_classes=config.n_classes,
-            stem_bits=config.stem_bits,
-        )
+        super().__init__(config, statistics)
         self.stem_conv = FractionalConv2d(
             config.in_channels,
             config.width,

@@ -1,8 +1,10 @@
-"""What the configurations of all convolutional networks have in common, and what of it is possible."""
+"""What the configurations of all networks that have a name have in common, and what of it is possible."""
 
 from typing import Protocol
 
+from dfs_rl.backbones.base import Backbone
 from dfs_rl.cost import ALLOWED_BITS, SKIP, BitOptions
+from dfs_rl.data import ChannelStatistics
 from dfs_rl.data.images import MAX_CHANNELS, MIN_CLASSES, MIN_SIDE
 from dfs_rl.errors import ConfigError
 
@@ -46,3 +48,22 @@ def check_network(shape: NetworkShape) -> None:
         )
     if shape.stem_bits == SKIP or shape.stem_bits not in ALLOWED_BITS:
         raise ConfigError(f"stem_bits is {shape.stem_bits}; allowed are {list(ALLOWED_BITS[1:])}.")
+
+
+class ShapedBackbone(Backbone):
+    """A backbone of which the configuration says everything.
+
+    Args:
+        config: Shape and precision.
+        statistics: Mean and standard deviation of the training images' channels, in [0, 1] units.
+    """
+
+    def __init__(self, config: NetworkShape, statistics: ChannelStatistics) -> None:
+        super().__init__(
+            config,
+            statistics,
+            bits=config.bits,
+            image_shape=(config.in_channels, *config.image_size),
+            n_classes=config.n_classes,
+            stem_bits=config.stem_bits,
+        )

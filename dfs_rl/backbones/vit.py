@@ -19,9 +19,9 @@ from dfs_rl.backbones.adaptive_layer import (
     check_stages,
     make_stage,
 )
-from dfs_rl.backbones.base import Backbone, PreparedBackbone
+from dfs_rl.backbones.base import PreparedBackbone
 from dfs_rl.backbones.probe import pool_grid
-from dfs_rl.backbones.shape import check_network
+from dfs_rl.backbones.shape import ShapedBackbone, check_network
 from dfs_rl.backbones.transformer import TransformerBlock, make_branches
 from dfs_rl.cost import DEFAULT_BITS, SKIP
 from dfs_rl.data import ChannelStatistics
@@ -150,7 +150,7 @@ class _OfTokens:
         return pool_grid(maps, grid=self.probe_grid if grid is None else grid)
 
 
-class _TokenBackbone(_OfTokens, Backbone):
+class _TokenBackbone(_OfTokens, ShapedBackbone):
     """What vision transformers share: how images become tokens, and tokens an answer.
 
     Args:
@@ -163,14 +163,7 @@ class _TokenBackbone(_OfTokens, Backbone):
     config: TokenShape
 
     def __init__(self, config: TokenShape, statistics: ChannelStatistics) -> None:
-        super().__init__(
-            config,
-            statistics,
-            bits=config.bits,
-            image_shape=(config.in_channels, *config.image_size),
-            n_classes=config.n_classes,
-            stem_bits=config.stem_bits,
-        )
+        super().__init__(config, statistics)
         self.tokens = config.tokens
         self.embedding = FractionalLinear(
             config.in_channels * config.patch_size**2,
