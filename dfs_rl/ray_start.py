@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from dfs_rl.constructors import ALLOWED
 from dfs_rl.errors import ConfigError
 
 # Ray reads them once, when it is first imported or started.
@@ -67,7 +68,7 @@ def start_ray(
             address=address or _LOCAL,
             log_to_driver=False,
             logging_level=logging.ERROR,
-            **({} if address else here),
+            **(_there() if address else here),
         )
     except (OSError, ValueError) as error:
         if address is None:
@@ -82,6 +83,12 @@ def start_ray(
         yield
     finally:
         ray.shutdown()
+
+
+def _there() -> dict[str, Any]:
+    """What workers of a cluster that runs already must be told: whose code they may import."""
+    allowed = os.environ.get(ALLOWED)
+    return {} if allowed is None else {"runtime_env": {"env_vars": {ALLOWED: allowed}}}
 
 
 def _knock(address: str) -> None:

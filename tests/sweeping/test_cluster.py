@@ -5,30 +5,51 @@ import threading
 
 import pytest
 
-from dfs_rl.ray_start import ray_deprecations_ignored
+from dfs_rl.constructors import ALLOWED, allowed_constructors
+from dfs_rl.ray_start import ray_deprecations_ignored, start_ray
 from dfs_rl.sweep import main
 
 pytestmark = pytest.mark.timeout(200)
 
 SWEEP = """\
 command: train_agent
-settings: {timesteps: 4800, num_envs: 32, eval_every: 96}
+settings: {timesteps: 2400, num_envs: 32, eval_every: 96}
 search: {reward.log_likelihood: {uniform: [0, 1]}}
 trials: 4
 retrain: {seeds: 0}
 """
 
 
-def test_a_lost_node_loses_no_trial(tmp_path):
+MEMORY = {"object_store_memory": 2**27}
+
+
+def cluster_of_one():
+    """Start a node that a second one can join."""
     ray = pytest.importorskip("ray")
     with ray_deprecations_ignored():
         from ray.cluster_utils import Cluster
     assert not ray.is_initialized(), "this test needs a cluster of its own"
+    return Cluster(initialize_head=True, head_node_args={"num_cpus": 1, **MEMORY})
+
+
+def test_workers_may_make_the_networks_that_the_user_named(monkeypatch):
+    cluster = cluster_of_one()
+    import ray
+
+    monkeypatch.setenv(ALLOWED, "mynets:make")
+    try:
+        with start_ray(address=cluster.address):
+            told = ray.get(ray.remote(allowed_constructors).remote())
+    finally:
+        cluster.shutdown()
+    assert told == ["mynets:make"]
+
+
+def test_a_lost_node_loses_no_trial(tmp_path):
     run = tmp_path / "run"
     (tmp_path / "sweep.yaml").write_text(SWEEP)
-    memory = {"object_store_memory": 2**27}
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, **memory})
-    second = cluster.add_node(num_cpus=1, **memory)
+    cluster = cluster_of_one()
+    second = cluster.add_node(num_cpus=1, **MEMORY)
     lost, over = [], threading.Event()
 
     def lose() -> None:
