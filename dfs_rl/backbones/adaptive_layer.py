@@ -11,7 +11,7 @@ from typing import Literal, Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from dfs_rl.backbones.shape import ShapedBackbone
+from dfs_rl.backbones.shape import NetworkShape, ShapedBackbone
 from dfs_rl.cost import SKIP
 from dfs_rl.errors import ConfigError
 
@@ -123,29 +123,33 @@ class AdaptiveBackbone(ShapedBackbone):
         return [layer.path if isinstance(layer, AdaptiveLayer) else layer for layer in self.blocks]
 
 
+class AdaptiveShape(NetworkShape, Protocol):
+    """The settings that every configuration of a network of adaptive depth has."""
+
+    @property
+    def granularity(self) -> Granularity:
+        """What is gated, see ``AdaptiveResNetConfig``."""
+        ...
+
+
 def make_stage(
     make_block: Callable[[int, Sequence[int], int], nn.Module],
     n_blocks: int,
-    *,
-    bits: Sequence[int],
-    mandatory_bits: int,
-    granularity: Granularity,
+    shape: AdaptiveShape,
 ) -> list[nn.Module]:
     """Make the gated layers of a stage, one or as many as its path has blocks.
 
     Args:
         make_block: Makes a block from its place in the stage, its bit widths and its number of sets of norms.
         n_blocks: How many, at least 2.
-        bits: The menu.
-        mandatory_bits: The precision of the mandatory blocks.
-        granularity: What is gated, see ``AdaptiveResNetConfig``.
+        shape: The network's configuration.
     """
     n_mandatory = mandatory_count(n_blocks)
-    run_bits = tuple(b for b in bits if b != SKIP)
-    mandatory = [make_block(n, (mandatory_bits,), NORM_SETS) for n in range(n_mandatory)]
+    run_bits = tuple(b for b in shape.bits if b != SKIP)
+    mandatory = [make_block(n, (shape.stem_bits,), NORM_SETS) for n in range(n_mandatory)]
     path = [make_block(n, run_bits, 1) for n in range(n_mandatory, n_blocks)]
-    together = len(path) if granularity == "path" else 1
-    first = AdaptiveLayer(mandatory, path[:together], mandatory_bits=mandatory_bits)
+    together = len(path) if shape.granularity == "path" else 1
+    first = AdaptiveLayer(mandatory, path[:together], mandatory_bits=shape.stem_bits)
     return [first, *path[together:]]
 
 

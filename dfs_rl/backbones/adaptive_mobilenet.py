@@ -121,9 +121,7 @@ class AdaptiveMobileNet(AdaptiveBackbone):
             layers += make_stage(
                 partial(self._make_block, inputs, channels, first_stride=stride),
                 n_blocks,
-                bits=config.bits,
-                mandatory_bits=config.stem_bits,
-                granularity=config.granularity,
+                config,
             )
         self.blocks = nn.ModuleList(layers)
         inputs, channels = channels, config.channels(_AFTER)

@@ -134,9 +134,7 @@ class AdaptiveResNet(AdaptiveBackbone):
             layers += make_stage(
                 partial(self._make_block, inputs, channels, first_stride=2 if stage else 1),
                 n_blocks,
-                bits=config.bits,
-                mandatory_bits=config.stem_bits,
-                granularity=config.granularity,
+                config,
             )
         self.blocks = nn.ModuleList(layers)
         self.classifier = FractionalLinear(channels, config.n_classes, bits=config.stem_bits)

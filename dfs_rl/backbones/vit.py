@@ -249,9 +249,7 @@ class AdaptiveVisionTransformer(_TokenBackbone, AdaptiveBackbone):
             layers += make_stage(
                 self._make_block,
                 n_blocks,
-                bits=config.bits,
-                mandatory_bits=config.stem_bits,
-                granularity=config.granularity,
+                config,
             )
         self.blocks = nn.ModuleList(layers)
         self.finish_making(signed=True)
