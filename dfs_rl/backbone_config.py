@@ -48,7 +48,8 @@ class TrainBackboneConfig:
         run_dir: Where to write; by default a new folder under runs/.
         width: Channels of the first stage, by default 16, and 64 in the ResNets for ImageNet; of MobileNetV2's first convolution, 32;
             of a transformer's tokens, 192 as in ViT-Tiny.
-        patch: Height and width in pixels of what a transformer takes for a token; by default an eighth of the images' height.
+        patch: Height and width in pixels of what a transformer takes for a token; by default about an eighth of the images'
+            height.
         heads: Of a transformer's attention; ViT-Small has 6, and a width of 384.
         gate_branches: Whether a transformer's attention and MLPs are gated each by itself, instead of block by block.
         stem_bits: Precision of stem and head, and with adn of the blocks that always run, which no gate decides about.

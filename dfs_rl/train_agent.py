@@ -1,5 +1,6 @@
 """``python -m dfs_rl.train_agent``: learn, by reinforcement, which bits each layer of a backbone should spend on each image."""
 
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -91,7 +92,7 @@ class TrainAgentConfig:
         budget: What images may cost on average, in percent, gate, stem and head included. The gate learns all budgets and is turned
             to this one; evaluate and load turn it to others.
         cost_weight: Price of computation that the gate is turned to instead: 1 is the price of running everything in full
-            precision; default 10.
+            precision; default 10, or the middle of --cost-weights that leave it out.
         cost_weights: Lowest and highest price that the gate learns; each image draws one.
         fixed_budget: Learn for --cost-weight alone.
         hard_budget: Upper bound on the computation of every single image in percent, gate, stem and head included.
@@ -216,6 +217,13 @@ def prices_of(config: TrainAgentConfig) -> "PriceRange | None":
     return PriceRange(lowest=config.cost_weights[0], highest=config.cost_weights[1])
 
 
+def _usual_weight(config: TrainAgentConfig) -> float:
+    """Return the price that a gate is turned to where nothing is said: the usual one, or the middle of a range that leaves it out."""
+    lowest, highest = config.cost_weights
+    within = not config.all_budgets or lowest <= COST_WEIGHT <= highest
+    return COST_WEIGHT if within else math.sqrt(lowest * highest)
+
+
 def weights_of(config: TrainAgentConfig) -> "RewardWeights":
     """Return the reward weights that a configuration asks for."""
     from dfs_rl.gating.reward import RewardWeights
@@ -225,7 +233,7 @@ def weights_of(config: TrainAgentConfig) -> "RewardWeights":
         accuracy=reward.accuracy,
         log_likelihood=reward.log_likelihood,
         log_likelihood_floor=reward.log_likelihood_floor,
-        cost=COST_WEIGHT if config.cost_weight is None else config.cost_weight,
+        cost=_usual_weight(config) if config.cost_weight is None else config.cost_weight,
         overshoot=reward.overshoot,
         cost_timing=reward.cost_timing,
     )

@@ -104,7 +104,6 @@ def add_exits(
 
 def exit_accuracies(stored: "StoredBackbone", dataset: "Dataset") -> dict[str, list[float]]:
     """Return the accuracy in percent of every exit on the val split, by the bits that all layers run at."""
-    from dfs_rl.cost import SKIP
     from dfs_rl.evaluation.exits import exit_passes
 
     device = stored.backbone.feature_mean.device
@@ -115,7 +114,7 @@ def exit_accuracies(stored: "StoredBackbone", dataset: "Dataset") -> dict[str, l
             100.0 * share for share in answers.correct.double().mean(dim=0)[:-1].tolist()
         ]
         for answers in passes
-        if frozen.options[answers.option] != SKIP
+        if frozen.options[answers.option] in stored.backbone.meaningful_bits
     }
 
 

@@ -84,10 +84,17 @@ def calibrated(
         DataError: If it does not fit the data set.
         ConfigError: If it cannot be made, or gated.
     """
+    import torch
+
     from dfs_rl.backbones import BackboneInfo, StoredBackbone, calibrate
     from dfs_rl.evaluation.uniform import uniform_accuracies
+    from dfs_rl.seeding import stream_seed
 
-    backbone = construct_for(name, dataset, weights=weights).to(device)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(
+            stream_seed(0, "weights")
+        )  # what a constructor draws is the same every time
+        backbone = construct_for(name, dataset, weights=weights).to(device)
     say(
         f"Calibrating the network of {name} on images of the train split; its weights stay as they are."
     )

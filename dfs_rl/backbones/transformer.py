@@ -32,6 +32,8 @@ class Body(Protocol):
 class SelfAttention(nn.Module):
     """Attention of several heads over the tokens of each image.
 
+    Keys have no bias, as in BEiT (Bao et al., ICLR 2022): the softmax does not see it, so that rounding alone would train it.
+
     Args:
         width: Channels of a token, a multiple of ``heads``.
         heads: How many.
@@ -43,8 +45,10 @@ class SelfAttention(nn.Module):
         super().__init__()
         self.heads = heads
         self.queries_keys_values = FractionalLinear(
-            width, 3 * width, bits=bits, signed_input=True, per_channel=per_channel
+            width, 3 * width, bits=bits, signed_input=True, bias=False, per_channel=per_channel
         )
+        self.query_bias = nn.Parameter(torch.zeros(width))
+        self.value_bias = nn.Parameter(torch.zeros(width))
         self.attention = FractionalAttention(bits, scale=None)
         self.out = FractionalLinear(
             width, width, bits=bits, signed_input=True, per_channel=per_channel
@@ -52,7 +56,8 @@ class SelfAttention(nn.Module):
 
     def forward(self, tokens: Tensor, bits: int) -> Tensor:
         """Let every token look at all: ``[batch, n, width]`` to the same shape."""
-        together = self.queries_keys_values(tokens, bits)  # [batch, n, 3 width]
+        bias = torch.cat([self.query_bias, torch.zeros_like(self.query_bias), self.value_bias])
+        together = self.queries_keys_values(tokens, bits) + bias  # [batch, n, 3 width]
         apart = together.unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         mixed = self.attention(*apart, bits)  # [batch, heads, n, width / heads]
         return cast("Tensor", self.out(mixed.transpose(1, 2).flatten(2), bits))

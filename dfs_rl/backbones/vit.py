@@ -3,6 +3,7 @@
 Tokens are averaged for the head and for what gates look at, over the whole image or the parts of a grid; there is no class token.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -44,7 +45,7 @@ class TokenShape:
     Attributes:
         width: Channels of a token: 192 in ViT-Tiny, 384 in ViT-Small.
         heads: Of the attention, of which the width is a multiple: 3 in ViT-Tiny, 6 in ViT-Small.
-        patch: Height and width in pixels of what becomes a token; by default an eighth of the images' height.
+        patch: Height and width in pixels of what becomes a token; by default about an eighth of the images' height.
         in_channels: Image channels, 1 to 4.
         n_classes: Classes, at least 2.
         image_size: Height and width of the images in pixels, multiples of the patch.
@@ -74,16 +75,19 @@ class TokenShape:
             )
         if self.patch is not None and self.patch < 1:
             raise ConfigError(f"patch is {self.patch}; allowed are 1 or more pixels.")
-        if any(side % self.patch_size for side in self.image_size):
+        if self.patch_size not in _patches(self.image_size):
             raise ConfigError(
-                f"patch is {self.patch_size}, into which images of {self.image_size[0]} x {self.image_size[1]} pixels cannot be cut; "
-                "both sides must be multiples of it."
+                f"patch is {self.patch}, into which images of {self.image_size[0]} x {self.image_size[1]} pixels cannot be cut; allowed "
+                f"are {_patches(self.image_size)}."
             )
 
     @property
     def patch_size(self) -> int:
         """Height and width of a patch in pixels."""
-        return max(1, self.image_size[0] // _SIDE) if self.patch is None else self.patch
+        if self.patch is not None:
+            return self.patch
+        wanted = self.image_size[0] / _SIDE
+        return min(_patches(self.image_size), key=lambda patch: (abs(patch - wanted), -patch))
 
     @property
     def tokens(self) -> tuple[int, int]:
@@ -305,6 +309,12 @@ class PreparedVisionTransformer(_OfTokens, PreparedBackbone):
         """Return logits, float32 ``[batch, classes]``."""
         mean = self.norm(hidden.float(), self.stem_bits).mean(dim=1)
         return cast("Tensor", self.classifier(mean))
+
+
+def _patches(image_size: tuple[int, int]) -> list[int]:
+    """Return the sides of the squares that images can be cut into."""
+    common = math.gcd(*image_size)
+    return [side for side in range(1, common + 1) if common % side == 0]
 
 
 def _waves(tokens: tuple[int, int], width: int) -> Tensor:

@@ -28,7 +28,9 @@ def verdict_of(
         ("cascade", "confidence cascade"),
         ("exits", "confidence exits"),
     ):
-        if key == "exits" and not any(key in gate.gains for gate in gates):
+        if not any(key in gate.gains for gate in gates):
+            if key == "cascade" and gates:
+                yield "There is no confidence cascade at any gate's cost: one pass through the whole network costs more."
             continue
         above = "; ".join(gate.label for gate in gates if key in gate.above)
         yield (

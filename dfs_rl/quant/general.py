@@ -172,5 +172,8 @@ class FractionalAttention(nn.Module):
                 scores = scores.masked_fill(mask.logical_not(), float("-inf"))
             else:
                 scores = scores + mask
-        out: Tensor = self.mix(scores.softmax(dim=-1), value, bits)
+        # A query that may look at nothing gets nothing, as from torch's own attention.
+        blind = (scores == float("-inf")).all(dim=-1, keepdim=True)
+        shares = scores.masked_fill(blind, 0.0).softmax(dim=-1).masked_fill(blind, 0.0)
+        out: Tensor = self.mix(shares, value, bits)
         return out

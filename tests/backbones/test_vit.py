@@ -90,7 +90,9 @@ def torchs(block: TransformerBlock, *, row: int = 0) -> nn.TransformerEncoderLay
     together, out = attention.body.queries_keys_values, attention.body.out
     for ours, theirs in (
         (together.weight, layer.self_attn.in_proj_weight),
-        (together.bias, layer.self_attn.in_proj_bias),
+        (attention.body.query_bias, layer.self_attn.in_proj_bias[:12]),
+        (torch.zeros(12), layer.self_attn.in_proj_bias[12:24]),
+        (attention.body.value_bias, layer.self_attn.in_proj_bias[24:]),
         (out.weight, layer.self_attn.out_proj.weight),
         (out.bias, layer.self_attn.out_proj.bias),
         (mlp.body.widen.weight, layer.linear1.weight),
@@ -132,8 +134,8 @@ def test_it_has_the_published_size_and_costs(size, parameters):
         )
         net = VisionTransformer(config, ChannelStatistics((0.4,) * 3, (0.3,) * 3))
     own = sum(p.numel() for n, p in net.named_parameters() if p.requires_grad and "step" not in n)
-    # DeiT's have a class token and its position besides (Touvron et al., ICML 2021).
-    assert own == parameters - 2 * width
+    # DeiT's have a class token and its position besides, and biases of keys (Touvron et al., ICML 2021).
+    assert own == parameters - 2 * width - 12 * width
     block = 196 * 12 * width**2 + 2 * 196**2 * width
     assert net.costs.layer_macs == (block,) * 12
     macs = {part.name: part.macs for part in net.costs.fixed}
@@ -333,11 +335,20 @@ def test_a_resumed_training_is_the_uninterrupted_one(halves):
 
 
 @pytest.mark.parametrize(
+    ("size", "patch"),
+    [((32, 32), 4), ((8, 8), 1), ((28, 28), 4), ((16, 24), 2), ((224, 224), 28), ((31, 37), 1)],
+)
+def test_patches_are_cut_that_fit(size, patch):
+    settings = SMALL | {"image_size": size, "patch": None}
+    assert VisionTransformerConfig(**settings).patch_size == patch  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"heads": 5}, "heads is 5; the width 12 must be a multiple"),
         ({"heads": 0}, "heads is 0"),
-        ({"patch": 3}, "patch is 3, into which images of 8 x 8 pixels cannot be cut"),
+        ({"patch": 3}, r"images of 8 x 8 pixels cannot be cut; allowed are \[1, 2, 4, 8\]"),
         ({"patch": 0}, "patch is 0; allowed are 1 or more"),
         ({"depth": 0}, "depth is 0; allowed are 1 to 48"),
         ({"bits": (0,)}, "bits is"),
