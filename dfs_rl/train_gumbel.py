@@ -181,7 +181,13 @@ def _prepare(config: TrainGumbelConfig, dataset: "Dataset", device: str) -> str:
     from agents.supervised_run import build_gate, targets
 
     backbone, plan = preview_backbone(choice_of(config, device), dataset), plan_of(config, device)
-    targets(plan, backbone.costs, gate_macs=build_gate(plan, backbone).macs)
+    try:
+        targets(plan, backbone.costs, gate_macs=build_gate(plan, backbone).macs)
+    except ConfigError as error:
+        if config.budget != type(config).budget:
+            raise
+        usual = f"{config.budget:g} % is what --budget is where it is not given; give a higher one."
+        raise ConfigError(f"{error} {usual}") from error
     kind = "" if config.method == "blockdrop" else f"-{config.gate}"
     return f"{config.method}{kind}-{dataset.name}"
 

@@ -38,6 +38,12 @@ def leaving():
     return made
 
 
+def drawn():
+    return nn.Sequential(
+        nn.Conv2d({channels}, 4, 3, padding=1), Block(), nn.Flatten(), nn.Linear(256, {classes})
+    )
+
+
 def number():
     return 3
 

@@ -228,6 +228,14 @@ def test_reward_defaults_are_the_environments() -> None:
     assert {field.name for field in fields(RewardConfig)} == names
 
 
+def test_a_gate_is_turned_to_the_usual_price_or_the_middle_of_prices_that_leave_it_out() -> None:
+    assert weights_of(TrainAgentConfig(cost_weights=(1.0, 10.0))).cost == 10.0
+    assert weights_of(TrainAgentConfig(cost_weights=(0.01, 0.04))).cost == pytest.approx(0.02)
+    assert weights_of(TrainAgentConfig(cost_weights=(0.01, 0.04), cost_weight=0.03)).cost == 0.03
+    plan = plan_of(TrainAgentConfig(cost_weights=(0.01, 0.04)), "cpu")
+    assert plan.position == pytest.approx(0.5)
+
+
 def test_every_algorithm_has_its_settings_and_its_entry() -> None:
     names = set(get_args(AlgorithmName))
     assert names == ALGORITHMS.keys()

@@ -537,7 +537,10 @@ class WeightNormed(Three):
 
 @pytest.mark.parametrize(
     ("make", "reason"),
-    [(Causal, "no scaled_dot_product_attention at"), (WeightNormed, "computed while it runs")],
+    [
+        (Causal, "no attention at fewer bits that is causal"),
+        (WeightNormed, "computed while it runs"),
+    ],
 )
 def test_what_would_run_in_full_precision_is_not_priced_at_fewer_bits(make, reason):
     model = make().eval()

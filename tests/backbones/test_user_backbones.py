@@ -19,6 +19,7 @@ from dfs_rl import (
     fractionalize,
     train_agent,
     train_backbone,
+    train_gumbel,
     train_static,
 )
 from dfs_rl.backbones import (
@@ -33,6 +34,7 @@ from dfs_rl.backbones import (
 from dfs_rl.backbones.supernet import accuracy_of
 from dfs_rl.data import ImageSet, load_dataset
 from dfs_rl.errors import CheckpointError, ConfigError, DataError
+from dfs_rl.user_backbone import calibrated
 from tests.backbones.nets import NETS, examples, lived_in, pictures
 from tests.own_nets import write
 
@@ -305,6 +307,24 @@ def test_what_others_log_is_heard_again_after_tracing(capsys, caplog):
     assert "heard as well" in capsys.readouterr().out
     with pytest.warns(UserWarning, match="heard too"):
         warnings.warn("heard too", stacklevel=1)
+
+
+def test_what_a_constructor_draws_is_the_same_every_time():
+    write("ownnets")
+    constructors.allow_constructor("ownnets:drawn")
+    state = torch.get_rng_state()
+    first, second = (calibrated("ownnets:drawn", load_dataset("digits")).backbone for _ in range(2))
+    assert torch.equal(torch.get_rng_state(), state)
+    again = second.state_dict()
+    for name, tensor in first.state_dict().items():
+        assert torch.equal(tensor, again[name]), name
+
+
+def test_a_budget_that_nobody_gave_is_told_apart(refusal):
+    write("ownnets")
+    said = refusal(train_gumbel.main, ["--backbone", "ownnets:make"])
+    assert said.startswith("error: budget 1 % is not enough for the cheapest choice of every layer")
+    assert said.endswith("1 % is what --budget is where it is not given; give a higher one.")
 
 
 def test_a_network_for_other_classes_is_refused(capsys):

@@ -50,6 +50,9 @@ def test_a_rival_that_some_costs_are_too_low_for_is_traced_at_the_others():
         "best static tables at the costs of PPO": 3,
         "confidence cascades at the costs of PPO": 2,
     }
+    said = compare_runs([lacking]).verdict
+    assert not any("Above the confidence cascade" in sentence for sentence in said)
+    assert any("There is no confidence cascade at any gate's cost" in sentence for sentence in said)
 
 
 def test_gates_are_named_by_what_they_differ_in():

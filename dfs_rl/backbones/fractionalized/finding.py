@@ -143,6 +143,16 @@ def is_swappable(node: fx.Node) -> bool:
     return name in PRODUCTS
 
 
+def _reason(node: fx.Node) -> str:
+    """Say why a costly operator cannot be swapped."""
+    name = name_of(node)
+    if name == ATTENTION:
+        return "there is no attention at fewer bits that is causal or whose heads share keys"
+    if name in _WEIGHTED:
+        return f"the weight of its {name} is computed while it runs"
+    return f"there is no {name} at fewer bits"
+
+
 def ancestors(end: fx.Node, *, of: fx.Node) -> set[fx.Node]:
     """Return everything that ``end`` is computed from, up to and without ``of``, itself included."""
     seen: set[fx.Node] = set()
@@ -218,10 +228,7 @@ def _branch(span: Span) -> Branch | LeftAlone | None:
         return LeftAlone(name, "its shortcut has another shape than its sum")
     for node in costly:
         if not is_swappable(node):
-            return LeftAlone(
-                common_module([node]),
-                f"there is no {name_of(node)} at fewer bits, or its weight is computed while it runs",
-            )
+            return LeftAlone(common_module([node]), _reason(node))
     return Branch(
         name=name,
         owner=str(end.meta["module"]),
