@@ -4,7 +4,7 @@ import math
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -133,7 +133,8 @@ def _begin(config: CompareConfig, dataset: "Dataset", command: tuple[str, ...]) 
     files = {"train_agent": config.agent, "train_gumbel": config.gumbel}
     given = {kind: given_settings(path, COMMANDS[kind]) for kind, path in files.items()}
     (job, *_) = plan_jobs(config.gates, _terms(config, given), Path(GATES_FOLDER))
-    preview_backbone(choice_of(job.config, config.device), dataset)
+    # Each gate tells for itself whether it leaves exits out.
+    preview_backbone(replace(choice_of(job.config, config.device), exits=True), dataset)
     folder = RunFolder.create(
         config.run_dir, kind=KIND, name="compare", config=config, command=command
     )
