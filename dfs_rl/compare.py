@@ -45,7 +45,9 @@ class CompareConfig:
         runs: Folders of finished runs of commands that train gates; those that differ in nothing but the seed, and in where they
             ran, are one gate. Without any, the gates are trained.
         dataset: What to train gates on; with runs, where their data set is now, if it moved.
-        backbone: What to train gates for: run of train_backbone, a backbone's folder, or module:function that makes a network of yours.
+        backbone: What to train gates for: run of train_backbone or train_exits, or a backbone's folder, or module:function that makes a
+            network of yours.
+        weights: Safetensors file or state dict for the network that module:function makes.
         budgets: What images may cost on average, in percent. Gates for all budgets are turned to each; the others are trained for
             each. By default 0.5, 0.75, 1, 1.5 and 3 where gates are trained, and finished ones stay where they are.
         gates: Kinds of gates to train. The budget of maskable-ppo bounds every single image, that of the others the mean.
@@ -63,6 +65,7 @@ class CompareConfig:
     runs: tyro.conf.Positional[tuple[Path, ...]] = ()
     dataset: str | None = None
     backbone: Path | None = None
+    weights: Path | None = None
     budgets: tuple[float, ...] = ()
     gates: tuple[GateName, ...] = ("ppo", "gumbel-ff", "gumbel-lstm", "dfs-ff", "dfs-lstm")
     seeds: int = 3
@@ -80,7 +83,7 @@ class CompareConfig:
             raise ConfigError(
                 "no run is given; name the folders of runs to compare, or with --dataset what to train gates on."
             )
-        for name in ("backbone", "gates", "seeds", "timesteps", "agent", "gumbel"):
+        for name in ("backbone", "weights", "gates", "seeds", "timesteps", "agent", "gumbel"):
             if self.runs and getattr(self, name) != getattr(type(self), name, None):
                 raise ConfigError(
                     f"{name} is {getattr(self, name)}, which is for gates that are trained, but {self.runs[0]} is a finished run; leave "
@@ -119,6 +122,7 @@ def _terms(config: CompareConfig, given: Mapping[str, Mapping[str, object]]) -> 
     return Terms(
         dataset=config.dataset,
         backbone=config.backbone,
+        weights=config.weights,
         budgets=config.budgets or COMPUTATIONS,
         seeds=config.seeds,
         timesteps=config.timesteps,
