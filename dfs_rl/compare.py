@@ -34,6 +34,8 @@ PROG = "python -m dfs_rl.compare"
 GATES_FOLDER = "gates"
 _GIVEN = "{}.yaml"
 """Where a comparison keeps the further settings of a command's gates."""
+_OF_TRAINING = ("backbone", "weights", "gates", "seeds", "timesteps", "agent", "gumbel")
+"""Settings that finished runs have no use for."""
 _SHOWN = {"options": "Bits at each layer", "images": "Cheapest and dearest images"}
 
 
@@ -79,16 +81,20 @@ class CompareConfig:
     search: SearchLimits = field(default_factory=SearchLimits)
 
     def __post_init__(self) -> None:
+        asked = [
+            name for name in _OF_TRAINING if getattr(self, name) != getattr(type(self), name, None)
+        ]
         if not self.runs and self.dataset is None:
             raise ConfigError(
-                "no run is given; name the folders of runs to compare, or with --dataset what to train gates on."
+                f"no data set is given, and {asked[0]} is for gates that are trained; name with --dataset what to train them on."
+                if asked
+                else "no run is given; name the folders of runs to compare, or with --dataset what to train gates on."
             )
-        for name in ("backbone", "weights", "gates", "seeds", "timesteps", "agent", "gumbel"):
-            if self.runs and getattr(self, name) != getattr(type(self), name, None):
-                raise ConfigError(
-                    f"{name} is {getattr(self, name)}, which is for gates that are trained, but {self.runs[0]} is a finished run; leave "
-                    "out one or the other."
-                )
+        if self.runs and asked:
+            raise ConfigError(
+                f"{asked[0]} is {getattr(self, asked[0])}, which is for gates that are trained, but {self.runs[0]} is a finished run; "
+                "leave out one or the other."
+            )
         if not self.gates:
             raise ConfigError("gates is empty; name at least one.")
         _check_once("runs", [run.resolve() for run in self.runs])

@@ -93,6 +93,8 @@ def test_a_gate_that_cannot_be_read_does_not_lose_the_others(
     ("arguments", "words"),
     [
         ([], "runs"),
+        (["--backbone", "nowhere"], "no data set is given, and backbone is for gates that are"),
+        (["--gates", "ppo"], "name with --dataset what to train them on"),
         (["{0}", "{0}"], "more than once; each counts once"),
         (
             ["{0}", "--backbone", "nowhere"],
