@@ -203,6 +203,8 @@ def test_a_folder_that_holds_a_run_is_refused(tmp_path, capsys):
         (["--backbone", "vit12", "--patch", "3"], "patch is 3, into which images of 8 x 8 pixels"),
         (["--backbone", "vit0"], "depth is 0; allowed are 1 to 48 blocks"),
         (["--backbone", "vit"], "backbone is 'vit'; allowed are resnet8"),
+        (["--backbone", "vit06"], "backbone is 'vit06'; allowed are resnet8"),
+        (["--backbone", "resnet020", "--recipe", "adn"], "backbone is 'resnet020'; with the"),
         (["--backbone", "vit8", "--recipe", "adn"], "a transformer has stages of 3 blocks"),
         (
             ["--backbone", "vit6", "--recipe", "adn", "--gate-branches"],
