@@ -97,6 +97,8 @@ def find_backbone(choice: BackboneChoice, dataset: "Dataset") -> "StoredBackbone
 def preview_backbone(choice: BackboneChoice, dataset: "Dataset") -> "Backbone":
     """Return a backbone of the right shape, trained or not, so that bad settings are refused before anything is made.
 
+    It says so if exits are left out, since what is refused may be for want of them.
+
     Raises:
         ConfigError: If a gate would have nothing to choose from.
     """
@@ -108,11 +110,12 @@ def preview_backbone(choice: BackboneChoice, dataset: "Dataset") -> "Backbone":
         from dfs_rl.user_backbone import construct_for
 
         backbone = construct_for(choice.constructor, dataset, weights=choice.weights)
-        if not choice.exits:
-            backbone.set_exits(())
     else:
-        backbone = find_backbone(choice, dataset).backbone
+        backbone = find_backbone(replace(choice, exits=True), dataset).backbone
     _check_menu(backbone.options, str(choice.folder))
+    if not choice.exits and backbone.costs.exits:
+        say("The backbone's exits are left out: this gate walks every image to the end.")
+        backbone.set_exits(())
     return backbone
 
 
@@ -136,10 +139,7 @@ def backbone_of_run(
         stored = load_stored_backbone(folder)
         check_match(stored.info, stored.backbone, dataset, str(folder))
         return stored
-    stored = find_backbone(replace(choice, exits=True), dataset)
-    if not choice.exits and stored.backbone.costs.exits:
-        say("The backbone's exits are left out: this gate walks every image to the end.")
-        stored.backbone.set_exits(())
+    stored = find_backbone(choice, dataset)
     if keep_original:  # what its rivals need, see evaluate
         save_backbone(stored.backbone, stored.info, run.path / BEFORE_FOLDER)
     save_backbone(stored.backbone, stored.info, folder)

@@ -4,7 +4,7 @@ import math
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -34,6 +34,8 @@ PROG = "python -m dfs_rl.compare"
 GATES_FOLDER = "gates"
 _GIVEN = "{}.yaml"
 """Where a comparison keeps the further settings of a command's gates."""
+_OF_TRAINING = ("backbone", "weights", "gates", "seeds", "timesteps", "agent", "gumbel")
+"""Settings that finished runs have no use for."""
 _SHOWN = {"options": "Bits at each layer", "images": "Cheapest and dearest images"}
 
 
@@ -45,7 +47,9 @@ class CompareConfig:
         runs: Folders of finished runs of commands that train gates; those that differ in nothing but the seed, and in where they
             ran, are one gate. Without any, the gates are trained.
         dataset: What to train gates on; with runs, where their data set is now, if it moved.
-        backbone: What to train gates for: run of train_backbone, a backbone's folder, or module:function that makes a network of yours.
+        backbone: What to train gates for: run of train_backbone or train_exits, or a backbone's folder, or module:function that makes a
+            network of yours.
+        weights: Safetensors file or state dict for the network that module:function makes.
         budgets: What images may cost on average, in percent. Gates for all budgets are turned to each; the others are trained for
             each. By default 0.5, 0.75, 1, 1.5 and 3 where gates are trained, and finished ones stay where they are.
         gates: Kinds of gates to train. The budget of maskable-ppo bounds every single image, that of the others the mean.
@@ -63,6 +67,7 @@ class CompareConfig:
     runs: tyro.conf.Positional[tuple[Path, ...]] = ()
     dataset: str | None = None
     backbone: Path | None = None
+    weights: Path | None = None
     budgets: tuple[float, ...] = ()
     gates: tuple[GateName, ...] = ("ppo", "gumbel-ff", "gumbel-lstm", "dfs-ff", "dfs-lstm")
     seeds: int = 3
@@ -76,16 +81,20 @@ class CompareConfig:
     search: SearchLimits = field(default_factory=SearchLimits)
 
     def __post_init__(self) -> None:
+        asked = [
+            name for name in _OF_TRAINING if getattr(self, name) != getattr(type(self), name, None)
+        ]
         if not self.runs and self.dataset is None:
             raise ConfigError(
-                "no run is given; name the folders of runs to compare, or with --dataset what to train gates on."
+                f"no data set is given, and {asked[0]} is for gates that are trained; name with --dataset what to train them on."
+                if asked
+                else "no run is given; name the folders of runs to compare, or with --dataset what to train gates on."
             )
-        for name in ("backbone", "gates", "seeds", "timesteps", "agent", "gumbel"):
-            if self.runs and getattr(self, name) != getattr(type(self), name, None):
-                raise ConfigError(
-                    f"{name} is {getattr(self, name)}, which is for gates that are trained, but {self.runs[0]} is a finished run; leave "
-                    "out one or the other."
-                )
+        if self.runs and asked:
+            raise ConfigError(
+                f"{asked[0]} is {getattr(self, asked[0])}, which is for gates that are trained, but {self.runs[0]} is a finished run; "
+                "leave out one or the other."
+            )
         if not self.gates:
             raise ConfigError("gates is empty; name at least one.")
         _check_once("runs", [run.resolve() for run in self.runs])
@@ -119,6 +128,7 @@ def _terms(config: CompareConfig, given: Mapping[str, Mapping[str, object]]) -> 
     return Terms(
         dataset=config.dataset,
         backbone=config.backbone,
+        weights=config.weights,
         budgets=config.budgets or COMPUTATIONS,
         seeds=config.seeds,
         timesteps=config.timesteps,
@@ -133,7 +143,8 @@ def _begin(config: CompareConfig, dataset: "Dataset", command: tuple[str, ...]) 
     files = {"train_agent": config.agent, "train_gumbel": config.gumbel}
     given = {kind: given_settings(path, COMMANDS[kind]) for kind, path in files.items()}
     (job, *_) = plan_jobs(config.gates, _terms(config, given), Path(GATES_FOLDER))
-    preview_backbone(choice_of(job.config, config.device), dataset)
+    # Each gate tells for itself whether it leaves exits out.
+    preview_backbone(replace(choice_of(job.config, config.device), exits=True), dataset)
     folder = RunFolder.create(
         config.run_dir, kind=KIND, name="compare", config=config, command=command
     )

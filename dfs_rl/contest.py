@@ -47,6 +47,7 @@ COMMANDS: Mapping[str, GateCommand[Any]] = {
 _OURS = (
     "dataset",
     "backbone",
+    "weights",
     "seed",
     "device",
     "threads",
@@ -137,7 +138,9 @@ class Terms:
 
     Attributes:
         dataset: The data set, as ``load_dataset`` takes it.
-        backbone: Run of ``train_backbone``, or a backbone's folder; ``None`` as for the commands.
+        backbone: Run of ``train_backbone`` or ``train_exits``, or a backbone's folder, or ``module:function``; ``None`` as for the
+            commands.
+        weights: Weights of a user's network.
         budgets: Mean computation in percent.
         seeds: How many; 0 is the first.
         timesteps: Decisions to learn from for each budget; a gate for all budgets learns from as many as the others together.
@@ -148,6 +151,7 @@ class Terms:
 
     dataset: str
     backbone: Path | None
+    weights: Path | None
     budgets: tuple[float, ...]
     seeds: int
     timesteps: int
@@ -212,6 +216,7 @@ def plan_jobs(names: Sequence[GateName], terms: Terms, folder: Path) -> list[Job
             shared = {
                 "dataset": terms.dataset,
                 "backbone": terms.backbone,
+                "weights": terms.weights,
                 "seed": seed,
                 "device": terms.device,
                 "threads": terms.threads,

@@ -43,7 +43,7 @@ class EvaluateConfig:
     """What to evaluate.
 
     Attributes:
-        run: Folder of a run that trained a gate, or of a train_backbone run for its uniform options alone.
+        run: Folder of a run that trained a gate, or of train_backbone or train_exits for its uniform options alone.
         split: Split to report on; test is for one look at the end.
         budget: Turn a gate for all budgets to what images may cost on average, in percent.
         dataset: Where the run's data set is now, if it moved; it must hold the same images.

@@ -32,6 +32,7 @@ class SweepConfig:
 
     Attributes:
         file: The sweep, YAML: which command, which settings; tune_configs/ has some, docs/sweeps.md explains them.
+            Leave it out beside --resume.
         set: Setting of the command that all trials share, NAME=VALUE with the dotted name; can be given several times, and wins over
             the file.
         dataset: Data set, instead of what the file says; beside --resume, where it is now.

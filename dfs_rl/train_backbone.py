@@ -204,6 +204,8 @@ def train(invocation: Invocation[TrainBackboneConfig]) -> None:
     config = invocation.config
     torch.set_num_threads(config.threads)
     dataset = load_dataset(config.dataset)
+    if invocation.resume is not None:  # other images may suit no network of these settings
+        invocation.resume.check_data(dataset.fingerprint, dataset.name)
     trainer = make_trainer(config, dataset)
     run = invocation.resume or RunFolder.create(
         config.run_dir,

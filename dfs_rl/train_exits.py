@@ -40,6 +40,7 @@ class TrainExitsConfig:
 
     Attributes:
         after: After how many gated layers an image may leave, ascending: 1 3 makes two exits, before the second and the fourth layer.
+            Leave it out beside --resume.
         dataset: "digits"; a folder with train/test parquet files or with class/name.jpg; or a hub id. It must be the backbone's.
         backbone: Run of train_backbone or train_exits, or a backbone's folder, which stays as it is, or module:function that makes a
             network of yours. Without it the digits use the one that ships; for other data one is trained first and kept for the next run.

@@ -1,5 +1,6 @@
 """What the names of networks stand for."""
 
+import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -142,5 +143,5 @@ def _adaptive_transformer(name: str, depth: int) -> Network:
 
 def _number_after(prefix: str, name: str) -> int | None:
     """Read the number out of a name such as resnet20; ``None`` where it is no such name."""
-    number = name.removeprefix(prefix)
-    return int(number) if number != name and number.isdecimal() else None
+    number = re.fullmatch(f"{prefix}(0|[1-9][0-9]*)", name)
+    return int(number[1]) if number else None

@@ -211,7 +211,8 @@ class SupernetTrainer:
         self.steps_per_epoch = len(self.images) // config.batch_size
         if not self.steps_per_epoch:
             raise ConfigError(
-                f"batch_size is {config.batch_size}; the train split has only {len(self.images)} images."
+                f"training.batch_size is {config.batch_size}; the train split has only {len(self.images)} images, so allowed are 2 to "
+                f"{len(self.images)}."
             )
         dearest = backbone.options[backbone.options.full]
         self.full = uniform(dearest, len(backbone.blocks))

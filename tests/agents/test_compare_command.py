@@ -93,11 +93,15 @@ def test_a_gate_that_cannot_be_read_does_not_lose_the_others(
     ("arguments", "words"),
     [
         ([], "runs"),
+        (["--backbone", "nowhere"], "no data set is given, and backbone is for gates that are"),
+        (["--gates", "ppo"], "name with --dataset what to train them on"),
         (["{0}", "{0}"], "more than once; each counts once"),
         (
             ["{0}", "--backbone", "nowhere"],
             "backbone is nowhere, which is for gates that are trained",
         ),
+        (["{0}", "--weights", "net.pt"], "weights is net.pt, which is for gates that are trained"),
+        (["--dataset", "digits", "--weights", "net.pt"], "weights go with a constructor"),
         (["{0}", "--seeds", "5"], "seeds is 5, which is for gates that are trained"),
         (["--dataset", "digits", "--backbone", "nowhere"], "nowhere"),
         (["--dataset", "digits", "--budgets", "1", "1"], "budgets has 1.0 more than once"),

@@ -1,11 +1,16 @@
 """A comparison that trains its gates: all on the same terms, each once, and none of them lost by another's failure."""
 
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
 from dfs_rl import compare, train_backbone, train_gumbel
+from dfs_rl.backbones import load_backbone
 from dfs_rl.config import config_from_dict
+from dfs_rl.constructors import allow_constructor, call_constructor
 from dfs_rl.contest import COMMANDS, ENTRANTS, Terms, given_settings, plan_jobs
 from dfs_rl.errors import ConfigError
 from dfs_rl.evaluation.comparison_records import ComparisonOfRuns
@@ -14,6 +19,7 @@ from dfs_rl.runs import RunFolder, read_json
 from dfs_rl.train_agent import TrainAgentConfig
 from dfs_rl.train_gumbel import TrainGumbelConfig
 from dfs_rl.train_static import TrainStaticConfig
+from tests.own_nets import write
 
 AGENT = "num_envs: 32\nprecision: float32\n"
 GUMBEL = "training:\n  batch_size: 32\n"
@@ -28,6 +34,7 @@ def terms(**changes) -> Terms:
     settings = {
         "dataset": "digits",
         "backbone": None,
+        "weights": None,
         "budgets": (1.5, 0.75, 3.0),
         "seeds": 2,
         "timesteps": 1000,
@@ -234,6 +241,28 @@ def test_gates_on_the_menu_of_dfs_are_compared_at_budgets_of_its_paper(
     for gate in (point for point in comparison.points if point.kind == "gate"):
         assert gate.budget is not None
         assert gate.selection_computation <= 1.05 * gate.budget
+
+
+@pytest.mark.usefixtures("stranger")
+def test_the_weights_of_a_users_network_reach_every_gate_and_are_kept_for_later() -> None:
+    write("ownnets")
+    allow_constructor("ownnets:make")
+    network = call_constructor("ownnets:make")
+    assert isinstance(network, nn.Module)
+    learned = torch.arange(10.0)
+    torch.save(network.state_dict() | {"5.bias": learned}, "net.pt")
+    flags = ["--dataset", "digits", "--backbone", "ownnets:make", "--weights", "net.pt"]
+    flags += ["--gates", "static-greedy", "--budgets", "90", "--device", "cpu"]
+    assert compare.main([*flags, "--search.tables", "4", "--run-dir", "contest"]) == 0
+    run = Path("contest/gates/static-greedy-seed0-at-90")
+    shutil.rmtree(run)  # as if the contest had been stopped before
+    assert compare.main(["--resume", "contest", "--backbone", "ownnets:make"]) == 0
+    words = RunFolder.open(run).record()["command"]
+    assert words[words.index("--weights") + 1] == "net.pt"
+    theirs = load_backbone(run).state_dict()
+    assert torch.equal(theirs["after.ops.operator_5_2.bias"], learned)
+    own = terms(backbone=Path("ownnets:make"), weights=Path("net.pt"))
+    assert {job.config.weights for job in plan_jobs(tuple(ENTRANTS), own, run)} == {Path("net.pt")}
 
 
 def test_a_search_that_draws_nothing_is_made_once(tmp_path: Path) -> None:

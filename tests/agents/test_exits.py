@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -30,7 +31,8 @@ from agents.hyperparameters import (
     TRPOConfig,
 )
 from agents.validation import rewards_of
-from dfs_rl.backbone_choice import backbone_of_run
+from dfs_rl import train_gumbel, train_static
+from dfs_rl.backbone_choice import backbone_of_run, preview_backbone
 from dfs_rl.backbones import load_backbone
 from dfs_rl.backbones.contract import GatedLayer
 from dfs_rl.cost import BitOptions, CostTable, ExitCost
@@ -331,11 +333,28 @@ def test_gates_that_do_not_leave_get_the_network_without_exits(
         tmp_path / "run", kind="train", name="run", config=config, command=(), fingerprint="0"
     )
     choice = choice_of(replace(config, backbone=backbone), "cpu")
+    preview = preview_backbone(choice, dataset)
     costs = backbone_of_run(run, choice, dataset).backbone.costs
     leaves = config == TrainAgentConfig()
     assert costs.exits_after == ((1, 3) if leaves else ())
-    assert ("exits are left out" in capsys.readouterr().err) is not leaves
-    assert load_backbone(run.path).costs == costs
+    assert capsys.readouterr().err.count("exits are left out") == (0 if leaves else 1)
+    assert preview.costs == load_backbone(run.path).costs == costs
+
+
+@pytest.mark.parametrize("command", [train_gumbel, train_static])
+def test_exits_that_are_left_out_are_told_of_before_a_budget_is_refused_for_want_of_them(
+    command: ModuleType,
+    backbone: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = tmp_path / "run"
+    flags = ["--backbone", str(backbone), "--budget", "0.05", "--run-dir", str(run)]
+    assert command.main(flags) == 2
+    notice, error = capsys.readouterr().err.splitlines()
+    assert notice.startswith("The backbone's exits are left out")
+    assert "is not enough for the cheapest choice of every layer" in error
+    assert not run.exists()
 
 
 @pytest.mark.parametrize(

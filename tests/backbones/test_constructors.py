@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from dfs_rl import (
     compare,
@@ -14,6 +15,7 @@ from dfs_rl import (
     train_gumbel,
     train_static,
 )
+from dfs_rl.constructors import allow_constructor, call_constructor
 from tests.own_nets import write
 
 pytestmark = pytest.mark.usefixtures("stranger")
@@ -57,6 +59,39 @@ def test_bad_constructors_and_weights_are_refused_in_a_sentence(flags, sentence,
     said = capsys.readouterr().err
     assert sentence in said
     assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        (
+            {},
+            (
+                "it lacks 0.weight, 0.bias, 1.conv.weight and 15 more; it has, but the model has not, net.0.weight, net.0.bias, "
+                "net.1.conv.weight and 15 more"
+            ),
+        ),
+        ({"prefix": "", "drop": ("5.bias",)}, "it lacks 5.bias"),
+        (
+            {"prefix": "", "classes": 7},
+            "; ".join(
+                f"size mismatch for {name}: copying a param with shape torch.Size({theirs}) from checkpoint, the shape in current model "
+                f"is torch.Size({ours})"
+                for name, theirs, ours in (("5.weight", [7, 4], [10, 4]), ("5.bias", [7], [10]))
+            ),
+        ),
+    ],
+)
+def test_weights_that_do_not_fit_are_told_of_by_whole_names(changes, reason, refusal):
+    prefix, drop = changes.get("prefix", "net."), changes.get("drop", ())
+    write("othernets", classes=changes.get("classes", 10))
+    allow_constructor("othernets:make")
+    state = call_constructor("othernets:make").state_dict()
+    torch.save({prefix + name: v for name, v in state.items() if name not in drop}, "net.pt")
+    write("ownnets")
+    flags = ["--backbone", "ownnets:make", "--weights", "net.pt"]
+    sentence = f"error: the weights in net.pt do not fit the model: {reason}."
+    assert refusal(train_agent.main, flags) == sentence
 
 
 @pytest.mark.parametrize(

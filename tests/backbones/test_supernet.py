@@ -138,5 +138,8 @@ def test_impossible_settings_are_refused(changes, message):
 
 
 def test_batches_larger_than_the_data_are_refused(halves):
-    with pytest.raises(ConfigError, match="batch_size is 200; the train split has only 96 images"):
+    with pytest.raises(
+        ConfigError,
+        match=r"training\.batch_size is 200; the train split has only 96 images, so allowed are 2 to 96",
+    ):
         trainer(halves, batch_size=200)

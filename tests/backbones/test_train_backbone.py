@@ -203,6 +203,8 @@ def test_a_folder_that_holds_a_run_is_refused(tmp_path, capsys):
         (["--backbone", "vit12", "--patch", "3"], "patch is 3, into which images of 8 x 8 pixels"),
         (["--backbone", "vit0"], "depth is 0; allowed are 1 to 48 blocks"),
         (["--backbone", "vit"], "backbone is 'vit'; allowed are resnet8"),
+        (["--backbone", "vit06"], "backbone is 'vit06'; allowed are resnet8"),
+        (["--backbone", "resnet020", "--recipe", "adn"], "backbone is 'resnet020'; with the"),
         (["--backbone", "vit8", "--recipe", "adn"], "a transformer has stages of 3 blocks"),
         (
             ["--backbone", "vit6", "--recipe", "adn", "--gate-branches"],
@@ -306,6 +308,10 @@ def test_a_run_goes_on_where_its_data_moved_to_but_not_on_other_data(tmp_path, c
     first.rename(tmp_path / "moved")
     other = write_pictures(tmp_path / "other", seed=1)
     capsys.readouterr()
+    assert main(["--resume", str(run), "--dataset", str(other)]) == 2
+    assert "was begun on other images or splits" in capsys.readouterr().err
+    for picture in other.glob("*/??*.png"):  # too few for a batch
+        picture.unlink()
     assert main(["--resume", str(run), "--dataset", str(other)]) == 2
     assert "was begun on other images or splits" in capsys.readouterr().err
     assert main(["--resume", str(run), "--dataset", str(tmp_path / "moved")]) == 0

@@ -28,6 +28,7 @@ _IMAGE_RANK = 4
 _EXAMPLES = 64
 _TOLERANCE = 1e-4
 """Of the largest logit: what the order of additions may change."""
+_MOST_TOLD = 3
 _ROUNDING = 1e-3
 """By how much probabilities may miss a sum of one."""
 
@@ -198,8 +199,28 @@ def load_weights(model: nn.Module, path: Path) -> None:
     try:
         model.load_state_dict(cast("Mapping[str, Tensor]", state))
     except (RuntimeError, TypeError, AttributeError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise CheckpointError(f"the weights in {path} do not fit the model: {reason}") from error
+        raise CheckpointError(
+            f"the weights in {path} do not fit the model: {_misfit(model, state, error)}."
+        ) from error
+
+
+def _misfit(model: nn.Module, state: object, error: Exception) -> str:
+    """Return why weights do not fit: the first names that are on one side only, or else what torch says of the first tensors."""
+    needed, given = model.state_dict().keys(), state.keys() if isinstance(state, Mapping) else None
+    if given is not None and given != needed:
+        sides = (
+            ("it lacks", [name for name in needed if name not in given]),
+            ("it has, but the model has not,", [str(name) for name in given if name not in needed]),
+        )
+        return "; ".join(f"{side} {_first(names, ', ')}" for side, names in sides if names)
+    heading, *lines = (" ".join(line.split()).rstrip(".") for line in str(error).splitlines())
+    return _first(lines or [heading], "; ")
+
+
+def _first(parts: Sequence[str], separator: str) -> str:
+    more = len(parts) - _MOST_TOLD
+    told = separator.join(parts[:_MOST_TOLD])
+    return f"{told} and {more} more" if more > 0 else told
 
 
 def _made_by(name: str) -> nn.Module:
