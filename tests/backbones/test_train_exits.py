@@ -12,9 +12,17 @@ import pytest
 import torch
 
 from dfs_rl import constructors
-from dfs_rl.backbones import PRETRAINED_DIGITS, load_backbone
+from dfs_rl.backbones import (
+    PRETRAINED_DIGITS,
+    AdaptiveResNet,
+    AdaptiveResNetConfig,
+    StoredBackbone,
+    load_backbone,
+    load_stored_backbone,
+)
+from dfs_rl.data import channel_statistics, load_dataset
 from dfs_rl.evaluate import evaluate_run
-from dfs_rl.train_exits import main
+from dfs_rl.train_exits import exit_accuracies, main
 from tests.own_nets import write
 
 AFTER = ["--after", "1", "3"]
@@ -47,6 +55,21 @@ def test_a_run_holds_the_backbone_with_exits(finished, tmp_path, capsys):
     assert "after 1    after 3" in shown.out
     assert "is finished" in shown.err
     assert contents(run) == before
+
+
+def test_a_network_of_adaptive_depth_is_told_of_without_its_paths_too():
+    torch.manual_seed(0)
+    digits = load_dataset("digits")
+    config = AdaptiveResNetConfig(
+        blocks=(2, 2), width=4, in_channels=1, image_size=(8, 8), bits=(0, 32), stem_bits=32
+    )
+    backbone = AdaptiveResNet(config, channel_statistics(digits.train.images)).eval()
+    backbone.set_exits((1,))
+    stored = StoredBackbone(backbone=backbone, info=load_stored_backbone(PRETRAINED_DIGITS).info)
+    accuracies = exit_accuracies(stored, digits)
+    assert list(accuracies) == ["0", "32"]
+    # Untrained heads say the same of all images, and no path changes what they see.
+    assert all(len(each) == 1 and 0.0 <= each[0] < 40.0 for each in accuracies.values())
 
 
 def test_what_was_interrupted_is_resumed_to_the_same_end(finished, tmp_path, capsys):
