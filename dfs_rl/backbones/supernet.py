@@ -352,9 +352,10 @@ class SupernetTrainer:
 
     def _diverged(self, what: str) -> str:
         epoch, step = self.position
+        exact = ", or training.precision float32" if self.dtype == torch.bfloat16 else ""
         return (
             f"{what} in epoch {epoch + 1} after step {step}; a lower learning rate than "
-            f"{self.lr:g} may help."
+            f"{self.lr:g}{exact} may help."
         )
 
     def _begin_epoch(self) -> None:
