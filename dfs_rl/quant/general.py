@@ -167,13 +167,15 @@ class FractionalAttention(nn.Module):
                 query, key, value, attn_mask=mask, scale=scale
             )
         scores = self.scores(query * scale, key.transpose(-2, -1), bits)
-        if mask is not None:
+        if mask is None:
+            shares = scores.softmax(dim=-1)
+        else:
             if mask.dtype == torch.bool:
                 scores = scores.masked_fill(mask.logical_not(), float("-inf"))
             else:
                 scores = scores + mask
-        # A query that may look at nothing gets nothing, as from torch's own attention.
-        blind = (scores == float("-inf")).all(dim=-1, keepdim=True)
-        shares = scores.masked_fill(blind, 0.0).softmax(dim=-1).masked_fill(blind, 0.0)
+            # A query that may look at nothing gets nothing, as from torch's own attention.
+            blind = (scores == float("-inf")).all(dim=-1, keepdim=True)
+            shares = scores.masked_fill(blind, 0.0).softmax(dim=-1).masked_fill(blind, 0.0)
         out: Tensor = self.mix(shares, value, bits)
         return out
