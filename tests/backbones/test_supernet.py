@@ -16,6 +16,7 @@ from dfs_rl.backbones.supernet import (
 )
 from dfs_rl.data import Dataset, channel_statistics
 from dfs_rl.errors import ConfigError, TrainingError
+from dfs_rl.quant import grid, mse_step
 
 CPU = torch.device("cpu")
 
@@ -72,6 +73,27 @@ def test_a_resumed_training_is_the_uninterrupted_one(halves, stop_after):
     assert before + run(second) == losses
     for name, tensor in whole.tensors().items():
         assert torch.equal(tensor, second.tensors()[name]), name
+
+
+def test_without_full_precision_gated_layers_begin_with_steps_that_fit(halves):
+    torch.manual_seed(0)
+    config = ResNetConfig(
+        depth=8, width=4, in_channels=1, n_classes=2, image_size=(8, 8), bits=(0, 2, 8)
+    )
+    backbone = ResNet(config, channel_statistics(halves.train.images))
+    SupernetTrainer(
+        backbone,
+        halves,
+        SupernetConfig(batch_size=16, pad=0, precision="float32"),
+        epochs=4,
+        seed=1,
+        device=CPU,
+    )
+    for block in backbone.layers:
+        for layer in (block.conv1, block.conv2):
+            expected = mse_step(layer.weight.detach(), grid(8, signed=True))
+            step = layer.quantizers.weight_step_of(8, layer.weight).detach()
+            torch.testing.assert_close(step, expected)
 
 
 def test_the_warm_up_runs_the_dearest_option_alone(halves):
