@@ -14,6 +14,7 @@ from dfs_rl.backbones.names import SETTINGS, network_of
 from dfs_rl.backbones.resnet import FirstBlock
 from dfs_rl.backbones.settings import Recipe
 from dfs_rl.backbones.supernet import SupernetConfig
+from dfs_rl.backbones.vit import TokenShape
 from dfs_rl.constructors import is_constructor
 from dfs_rl.cost import DEFAULT_BITS, FULL, SKIP, menu_of
 from dfs_rl.data import Dataset, channel_statistics
@@ -77,7 +78,7 @@ class TrainBackboneConfig:
     run_dir: Path | None = None
     width: int | None = None
     patch: int | None = None
-    heads: int = 3
+    heads: int = TokenShape.heads
     gate_branches: bool = False
     stem_bits: int = 8
     first_block: FirstBlock = "gated"
@@ -171,7 +172,6 @@ def build(config: TrainBackboneConfig, dataset: Dataset) -> Backbone:
     channels, height, width = dataset.image_shape
     network = network_of(config.backbone, config.recipe)
     shape: dict[str, Any] = {
-        "width": network.width if config.width is None else config.width,
         "in_channels": channels,
         "n_classes": dataset.n_classes,
         "image_size": (height, width),
@@ -180,6 +180,8 @@ def build(config: TrainBackboneConfig, dataset: Dataset) -> Backbone:
         "per_channel": config.per_channel,
         **{name: getattr(config, name) for name in network.settings},
     }
+    if config.width is not None:
+        shape["width"] = config.width
     return network.make(channel_statistics(dataset.train.images), **shape)
 
 

@@ -1,13 +1,12 @@
 """What the names of networks stand for."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
 from dfs_rl.backbones.adaptive_layer import MIN_BLOCKS
 from dfs_rl.backbones.adaptive_mobilenet import (
-    FULL_WIDTH,
     AdaptiveMobileNet,
     AdaptiveMobileNetConfig,
 )
@@ -36,7 +35,7 @@ MOBILENET = "mobilenetv2"
 SETTINGS = ("first_block", "granularity", "stem", "patch", "heads", "gate_branches")
 """Settings that only some networks have."""
 _CIFAR_STAGES = 3
-_CIFAR_WIDTH, _BOTTLENECK_WIDTH, _TOKEN_WIDTH = 16, 64, 192
+_BOTTLENECK_WIDTH = 64
 
 
 class Stages(NamedTuple):
@@ -53,13 +52,11 @@ class Network(NamedTuple):
         backbone: Takes a configuration and channel statistics.
         config: Takes the settings that all networks have, and its own.
         settings: Which of ``SETTINGS`` it has.
-        width: What its width usually is.
     """
 
     backbone: Callable[[Any, ChannelStatistics], Backbone]
     config: Callable[..., Any]
     settings: tuple[str, ...]
-    width: int
 
     def make(
         self,
@@ -92,14 +89,14 @@ def network_of(name: str, recipe: Recipe) -> Network:
     if transformer is not None:
         config = partial(VisionTransformerConfig, depth=transformer)
         settings = ("patch", "heads", "gate_branches")
-        return Network(VisionTransformer, config, settings, _TOKEN_WIDTH)
+        return Network(VisionTransformer, config, settings)
     depth = _number_after("resnet", name)
     if depth is None:
         raise ConfigError(
             f"backbone is {name!r}; allowed are resnet8, resnet14, resnet20, ... with 6 n + 2 layers, vit12 and others of as many "
             "blocks, or module:function."
         )
-    return Network(ResNet, partial(ResNetConfig, depth=depth), ("first_block",), _CIFAR_WIDTH)
+    return Network(ResNet, partial(ResNetConfig, depth=depth), ("first_block",))
 
 
 def stages_of(name: str) -> Stages:
@@ -123,12 +120,13 @@ def stages_of(name: str) -> Stages:
 
 def _adaptive_resnet(stages: Stages) -> Network:
     config = partial(AdaptiveResNetConfig, block=stages.block, blocks=stages.blocks)
-    usual: Mapping[BlockKind, int] = {"basic": _CIFAR_WIDTH, "bottleneck": _BOTTLENECK_WIDTH}
-    return Network(AdaptiveResNet, config, ("granularity", "stem"), usual[stages.block])
+    if stages.block == "bottleneck":
+        config = partial(config, width=_BOTTLENECK_WIDTH)
+    return Network(AdaptiveResNet, config, ("granularity", "stem"))
 
 
 def _mobilenet() -> Network:
-    return Network(AdaptiveMobileNet, AdaptiveMobileNetConfig, ("granularity", "stem"), FULL_WIDTH)
+    return Network(AdaptiveMobileNet, AdaptiveMobileNetConfig, ("granularity", "stem"))
 
 
 def _adaptive_transformer(name: str, depth: int) -> Network:
@@ -138,7 +136,7 @@ def _adaptive_transformer(name: str, depth: int) -> Network:
         )
     config = partial(AdaptiveVisionTransformerConfig, blocks=(STAGE,) * (depth // STAGE))
     settings = ("patch", "heads", "granularity")
-    return Network(AdaptiveVisionTransformer, config, settings, _TOKEN_WIDTH)
+    return Network(AdaptiveVisionTransformer, config, settings)
 
 
 def _number_after(prefix: str, name: str) -> int | None:

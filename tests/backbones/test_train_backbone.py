@@ -20,6 +20,7 @@ from dfs_rl.backbones import (
     VisionTransformer,
     load_stored_backbone,
 )
+from dfs_rl.backbones.names import network_of
 from dfs_rl.backbones.supernet import SupernetConfig
 from dfs_rl.config import load_config
 from dfs_rl.cost import DEFAULT_BITS
@@ -92,6 +93,23 @@ def test_transformers_are_trained_by_their_name(flags, kind, layers, tmp_path):
     assert type(backbone) is kind
     assert len(backbone.blocks) == layers
     assert (backbone.config.width, backbone.config.heads, backbone.tokens) == (8, 2, (2, 2))
+
+
+@pytest.mark.parametrize(
+    ("name", "recipe", "width"),
+    [
+        ("resnet20", "supernet", 16),
+        ("resnet20", "adn", 16),
+        ("bottleneck50", "adn", 64),
+        ("mobilenetv2", "adn", 32),
+        ("vit12", "supernet", 192),
+        ("vit12", "adn", 192),
+    ],
+)
+def test_a_name_stands_for_the_papers_width_and_another_may_be_given(name, recipe, width):
+    config = network_of(name, recipe).config
+    assert config().width == width
+    assert config(width=96).width == 96
 
 
 def test_plain_has_no_quantizer_anywhere(tmp_path):
