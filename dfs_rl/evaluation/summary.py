@@ -262,8 +262,9 @@ def _shares(costs: CostTable, records: GateRecords) -> tuple[CostShare, ...]:
         key = (part.name, part.bits)
         fixed[key] = fixed.get(key, 0.0) + part.macs * reached
     for leaves, exit_ in zip(records.exit_shares(costs), costs.exits, strict=True):
-        key = ("exits", exit_.bits)
-        fixed[key] = fixed.get(key, 0.0) + exit_.macs * leaves
+        if leaves > 0:
+            key = ("exits", exit_.bits)
+            fixed[key] = fixed.get(key, 0.0) + exit_.macs * leaves
     return (*gate, *(_share(name, macs, bits, costs) for (name, bits), macs in fixed.items()))
 
 
