@@ -217,6 +217,17 @@ class Odd(nn.Module):
         return x if float(x.sum()) > 0 else -x
 
 
+class Flat(BasicResNet):
+    """Its head reads every position of the last map."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(16 * 8 * 8, CLASSES)
+
+    def forward(self, x):
+        return self.fc(torch.flatten(self.blocks(self.stem(x).relu()), 1))
+
+
 NETS: dict[str, Callable[[], nn.Module]] = {
     "resnet": BasicResNet,
     "mobilenet": SmallMobileNet,

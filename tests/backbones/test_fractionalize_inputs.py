@@ -1,0 +1,192 @@
+"""Which models and example images ``fractionalize`` takes, and the sentences with which it refuses the others."""
+
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from dfs_rl import fractionalize
+from dfs_rl.errors import ConfigError
+from tests.backbones.nets import (
+    BasicResNet,
+    Deciding,
+    Dense,
+    Flat,
+    SmallViT,
+    examples,
+    lived_in,
+    pictures,
+)
+
+
+@pytest.mark.parametrize(
+    ("make", "settings", "sentence"),
+    [
+        (Deciding, {}, "'odd' cannot be traced"),
+        (Dense, {}, "no residual block that can be gated"),
+        (BasicResNet, {"layers": ["nowhere"]}, "'nowhere', in which no convolution"),
+        (BasicResNet, {"layers": ["stem"]}, "'stem', which cannot be skipped: no shortcut"),
+        (BasicResNet, {"layers": ["blocks", "blocks.1"]}, "overlap"),
+        (BasicResNet, {"layers": []}, "layers is empty"),
+        (BasicResNet, {"bits": (0,)}, "no layer can ever run"),
+        (BasicResNet, {"bits": (0, 9, 32)}, "contain 9"),
+        (BasicResNet, {"stem_bits": 0}, "stem_bits is 0"),
+        (BasicResNet, {"granularity": "net"}, "granularity is 'net'"),
+        (BasicResNet, {"mean": 0.1}, "mean is 0.1; give 3 numbers, one for each channel"),
+        (BasicResNet, {"mean": "0.1"}, "mean is 0.1; give 3 numbers"),
+        (BasicResNet, {"mean": torch.zeros(1, 3, 1, 1)}, "mean is tensor"),
+        (BasicResNet, {"std": [1.0, 1.0]}, r"std is \[1.0, 1.0\]; give 3 numbers"),
+        (BasicResNet, {"layers": "blocks.0"}, "layers is 'blocks.0'; give a list"),
+        (BasicResNet, {"layers": [2]}, r"layers is \[2\]; give a list of modules' names"),
+        (BasicResNet, {"bits": 8}, "bits is 8; give a menu"),
+        (BasicResNet, {"bits": (0, 8.0)}, r"bits is \(0, 8.0\); give a menu"),
+        (BasicResNet, {"stem_bits": "8"}, "stem_bits is '8'; allowed"),
+        (BasicResNet, {"constructor": 3}, "3 names no constructor"),
+        (lambda: BasicResNet, {}, "model is a type; give the network itself"),
+        (lambda: functional.relu, {}, "model is a function; give the network itself"),
+        (lambda: nn.Conv2d(3, 4, 1), {}, "returns 1 tensors of shapes"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_in_a_sentence(make, settings, sentence):
+    with pytest.raises(ConfigError, match=sentence) as refused:
+        fractionalize(make(), examples(), **settings)
+    assert str(refused.value).count("\n") == 0
+
+
+@pytest.mark.parametrize(
+    ("example", "sentence"),
+    [
+        (pictures(), "example_input is torch.uint8"),
+        (examples().numpy(), "example_input is a ndarray"),
+        (examples()[0], r"example_input is torch.float32 \[3, 16, 16\]"),
+        (examples()[:0], r"\[0, 3, 16, 16\], has no images"),
+        (examples() / 0, "has numbers that are not finite"),
+    ],
+)
+def test_an_example_that_is_no_batch_of_normalised_images_is_refused(example, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        fractionalize(BasicResNet(), example)
+
+
+@pytest.mark.parametrize(
+    ("make", "shape", "module"),
+    [
+        (BasicResNet, (4, 1, 16, 16), "stem.0"),
+        (Flat, (4, 3, 8, 8), "fc"),
+        (SmallViT, (1, 3, 32, 32), "SmallViT"),
+        (lambda: BasicResNet().half(), (4, 3, 16, 16), "stem.0"),
+        (lambda: BasicResNet().double(), (4, 3, 16, 16), "stem.0"),
+    ],
+)
+def test_images_that_the_model_does_not_take_are_told_in_torchs_own_words(make, shape, module):
+    model, images = make(), torch.zeros(shape)
+    with pytest.raises(RuntimeError) as torchs:
+        model.eval()(images)
+    with pytest.raises(ConfigError) as refused:
+        fractionalize(model, images)
+    told = str(refused.value)
+    assert f"does not accept the example images, float32 {list(shape)}: module {module!r}" in told
+    assert str(torchs.value).splitlines()[0].rstrip(".") in told
+    assert "traced" not in told
+    assert "\n" not in told
+
+
+class Shares(nn.Module):
+    def forward(self, x):
+        x = x.exp()
+        return x / x.sum(1, keepdim=True)
+
+
+@pytest.mark.parametrize("end", [nn.Softmax(dim=1), Shares(), nn.Sigmoid()])
+def test_a_model_that_returns_probabilities_is_refused(end):
+    with pytest.raises(ConfigError, match="Sequential returns probabilities, but gates learn"):
+        fractionalize(nn.Sequential(BasicResNet(), end), examples())
+
+
+@pytest.mark.parametrize("end", [nn.LogSoftmax(dim=1), nn.ReLU(), nn.Softplus()])
+def test_logarithms_of_probabilities_and_positive_logits_are_logits(end):
+    model = lived_in(BasicResNet).eval()
+    backbone = fractionalize(nn.Sequential(model, end), examples())
+    with torch.no_grad():
+        theirs, ours = model(pictures().float() / 255), backbone(pictures())
+    torch.testing.assert_close(ours, end(theirs), rtol=1e-5, atol=1e-5)
+    if isinstance(end, nn.LogSoftmax):
+        # At any temperature they stand for the probabilities that the logits stand for.
+        for temperature in (0.5, 1.0, 3.0):
+            torch.testing.assert_close(
+                (ours / temperature).softmax(1), (theirs / temperature).softmax(1)
+            )
+
+
+class Squeezing(BasicResNet):
+    def forward(self, x):
+        return self.fc(self.blocks(self.stem(x).relu()).mean((2, 3)).squeeze())
+
+
+class Sixteen(BasicResNet):
+    def forward(self, x):
+        assert len(x) == 16
+        return super().forward(x)
+
+
+class Centring(BasicResNet):
+    def forward(self, x):
+        return super().forward(x - x.mean(0))
+
+
+class Drawing(BasicResNet):
+    def forward(self, x):
+        return super().forward(x + torch.randn_like(x))
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (Squeezing, r"returns \[5\] for one image, where \[1, 5\] is needed; does it squeeze"),
+        (Sixteen, r"not accept a single image, .* AssertionError.*; give a model for any number"),
+        (Centring, "with the images beside it, .* does Centring normalise over a batch"),
+        (Drawing, "does Drawing depend on more than its images"),
+    ],
+)
+def test_a_model_says_the_same_of_an_image_alone(make, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        fractionalize(lived_in(make), examples())
+
+
+@torch.no_grad()
+def test_a_wrapper_that_hands_on_whatever_it_gets_is_looked_through():
+    model = lived_in(BasicResNet).eval()
+    backbone = fractionalize(nn.DataParallel(model), examples())
+    names = [layer.name for layer in backbone.report.gated]
+    assert names == [f"module.blocks.{i}" for i in range(3)]
+    expected = model(pictures().float() / 255)
+    torch.testing.assert_close(backbone(pictures()), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_model_that_cannot_be_copied_is_refused():
+    model = BasicResNet()
+    model.remembered = model.fc.weight * 2
+    with pytest.raises(ConfigError, match="RuntimeError: Only Tensors created explicitly"):
+        fractionalize(model, examples())
+
+
+def test_a_scripted_model_is_refused():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        scripted = torch.jit.script(BasicResNet())
+    with pytest.raises(ConfigError, match="is a RecursiveScriptModule, which"):
+        fractionalize(scripted, examples())
+
+
+class SwitchingGradients(BasicResNet):
+    def forward(self, x):
+        with torch.no_grad():
+            x = self.stem(x)
+        return self.fc(self.blocks(x).mean((2, 3)))
+
+
+def test_a_model_that_switches_gradients_is_named_even_where_it_is_no_module_of_another():
+    with pytest.raises(ConfigError, match=r"^the model itself switches gradients"):
+        fractionalize(SwitchingGradients(), examples())
