@@ -234,8 +234,7 @@ class SupernetTrainer:
             backbone,
             self.images.images[:_STEP_IMAGES],
             parts=[backbone] if whole else backbone.never_gated,
-            # Other networks have hardly a norm before what always runs.
-            untrained=whole or recipe == "adn",
+            untrained=True,
         )
 
     def train_epoch(self) -> Iterator[StepLosses]:
@@ -352,11 +351,7 @@ class SupernetTrainer:
 
     def _diverged(self, what: str) -> str:
         epoch, step = self.position
-        exact = ", or training.precision float32" if self.dtype == torch.bfloat16 else ""
-        return (
-            f"{what} in epoch {epoch + 1} after step {step}; a lower learning rate than "
-            f"{self.lr:g}{exact} may help."
-        )
+        return f"{what} in epoch {epoch + 1} after step {step}; a lower learning rate than {self.lr:g} may help."
 
     def _begin_epoch(self) -> None:
         if self.position == (self.warmup_epochs, 0):
@@ -366,7 +361,12 @@ class SupernetTrainer:
     def _begin_low_settings(self) -> None:
         """Start quantizers and norms of all options from the network as it is now."""
         first_images = self.images.images[:_STEP_IMAGES]
-        calibrate_steps(self.backbone, first_images, parts=self.backbone.gated)
+        calibrate_steps(
+            self.backbone,
+            first_images,
+            parts=self.backbone.gated,
+            untrained=not self.warmup_epochs,
+        )
         copy_full_norms(self.backbone)
 
     def _calibration_batches(self) -> Iterator[ImageSet]:
