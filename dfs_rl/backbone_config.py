@@ -14,7 +14,7 @@ from dfs_rl.backbones.names import SETTINGS, network_of
 from dfs_rl.backbones.resnet import FirstBlock
 from dfs_rl.backbones.settings import Recipe
 from dfs_rl.backbones.supernet import SupernetConfig
-from dfs_rl.backbones.vit import TokenShape
+from dfs_rl.backbones.tokens import TokenShape
 from dfs_rl.constructors import is_constructor
 from dfs_rl.cost import DEFAULT_BITS, FULL, SKIP, menu_of
 from dfs_rl.data import Dataset, channel_statistics
@@ -35,7 +35,7 @@ class TrainBackboneConfig:
         dataset: digits, a folder with train/test parquet files, an image folder (class/name.jpg), or a hub id.
         backbone: resnet8, resnet14, resnet20, resnet32, resnet38, resnet56, ...: any depth 6 n + 2; vit12 and other transformers of as
             many blocks; with the recipe adn from resnet14 on, or bottleneck26, 50, 101 or 152, the ResNets for ImageNet, mobilenetv2,
-            or vit6, vit9, vit12, ...; or module:function that makes a network of yours.
+            swin_tiny, swin_small, or vit6, vit9, vit12, ...; or module:function that makes a network of yours.
         weights: Safetensors file or state dict for the network that module:function makes.
         recipe: supernet trains the network and low bits together; adn trains a network of adaptive depth, whose stages end with
             paths that can be skipped, or run at any option of the menu.
@@ -48,9 +48,9 @@ class TrainBackboneConfig:
         device: auto, cpu, cuda, cuda:1, ...
         run_dir: Where to write; by default a new folder under runs/.
         width: Channels of the first stage, by default 16, and 64 in the ResNets for ImageNet; of MobileNetV2's first convolution, 32;
-            of a transformer's tokens, 192 as in ViT-Tiny.
+            of a transformer's tokens, 192 as in ViT-Tiny; of the first stage's in a Swin transformer, 96.
         patch: Height and width in pixels of what a transformer takes for a token; by default about an eighth of the images'
-            height.
+            height, and a sixteenth in a Swin transformer, at most 4.
         heads: Of a transformer's attention; ViT-Small has 6, and a width of 384.
         gate_branches: Whether a transformer's attention and MLPs are gated each by itself, instead of block by block.
         stem_bits: Precision of stem and head, and with adn of the blocks that always run, which no gate decides about.

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from dfs_rl.backbones.adaptive_mobilenet import AdaptiveMobileNet, AdaptiveMobileNetConfig
 from dfs_rl.backbones.adaptive_resnet import AdaptiveResNet, AdaptiveResNetConfig
+from dfs_rl.backbones.adaptive_swin import AdaptiveSwin, AdaptiveSwinConfig
 from dfs_rl.backbones.base import Backbone, PreparedBackbone
 from dfs_rl.backbones.contract import GatedLayer, WalkableBackbone
 from dfs_rl.backbones.fractionalized.backbone import FractionalizeConfig, Fractionalized
@@ -40,6 +41,8 @@ __all__ = [
     "AdaptiveMobileNetConfig",
     "AdaptiveResNet",
     "AdaptiveResNetConfig",
+    "AdaptiveSwin",
+    "AdaptiveSwinConfig",
     "AdaptiveVisionTransformer",
     "AdaptiveVisionTransformerConfig",
     "Backbone",

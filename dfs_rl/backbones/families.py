@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from dfs_rl.backbones.adaptive_mobilenet import AdaptiveMobileNet, AdaptiveMobileNetConfig
 from dfs_rl.backbones.adaptive_resnet import AdaptiveResNet, AdaptiveResNetConfig
+from dfs_rl.backbones.adaptive_swin import AdaptiveSwin, AdaptiveSwinConfig
 from dfs_rl.backbones.base import Backbone
 from dfs_rl.backbones.fractionalized.backbone import FractionalizeConfig, Fractionalized
 from dfs_rl.backbones.fractionalized.make import remake
@@ -35,6 +36,7 @@ FAMILIES = {
     Fractionalized.family: Family(FractionalizeConfig, remake),
     AdaptiveResNet.family: Family(AdaptiveResNetConfig, AdaptiveResNet),
     AdaptiveMobileNet.family: Family(AdaptiveMobileNetConfig, AdaptiveMobileNet),
+    AdaptiveSwin.family: Family(AdaptiveSwinConfig, AdaptiveSwin),
     VisionTransformer.family: Family(VisionTransformerConfig, VisionTransformer),
     AdaptiveVisionTransformer.family: Family(
         AdaptiveVisionTransformerConfig, AdaptiveVisionTransformer

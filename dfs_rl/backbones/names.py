@@ -11,6 +11,7 @@ from dfs_rl.backbones.adaptive_mobilenet import (
     AdaptiveMobileNetConfig,
 )
 from dfs_rl.backbones.adaptive_resnet import AdaptiveResNet, AdaptiveResNetConfig, BlockKind
+from dfs_rl.backbones.adaptive_swin import AdaptiveSwin, AdaptiveSwinConfig
 from dfs_rl.backbones.base import Backbone
 from dfs_rl.backbones.resnet import ResNet, ResNetConfig
 from dfs_rl.backbones.settings import Recipe
@@ -31,6 +32,8 @@ BOTTLENECKS = {
     "bottleneck152": (3, 8, 36, 3),
 }
 """Blocks of each stage of the ResNets for ImageNet; named apart, since there is a CIFAR ResNet of 50 layers too."""
+SWINS = {"swin_tiny": (2, 2, 6, 2), "swin_small": (2, 2, 18, 2)}
+"""Blocks of each stage of the Swin transformers."""
 MOBILENET = "mobilenetv2"
 SETTINGS = ("first_block", "granularity", "stem", "patch", "heads", "gate_branches")
 """Settings that only some networks have."""
@@ -81,8 +84,10 @@ def network_of(name: str, recipe: Recipe) -> Network:
     if recipe == "adn":
         if transformer is not None:
             return _adaptive_transformer(name, transformer)
+        if name in SWINS:
+            return _swin(SWINS[name])
         return _mobilenet() if name == MOBILENET else _adaptive_resnet(stages_of(name))
-    if name == MOBILENET or name in BOTTLENECKS:
+    if name == MOBILENET or name in {**BOTTLENECKS, **SWINS}:
         raise ConfigError(
             f"backbone is {name!r}, a network of adaptive depth, which the recipe adn trains; add --recipe adn."
         )
@@ -114,7 +119,7 @@ def stages_of(name: str) -> Stages:
             return Stages("basic", (n_blocks,) * _CIFAR_STAGES)
     raise ConfigError(
         f"backbone is {name!r}; with the recipe adn allowed are resnet14, resnet20, ... with 6 n + 2 layers, "
-        f"{', '.join(BOTTLENECKS)}, {MOBILENET}, and vit6, vit9, vit12, ... with stages of {STAGE} blocks."
+        f"{', '.join([*BOTTLENECKS, MOBILENET, *SWINS])}, and vit6, vit9, vit12, ... with stages of {STAGE} blocks."
     )
 
 
@@ -127,6 +132,11 @@ def _adaptive_resnet(stages: Stages) -> Network:
 
 def _mobilenet() -> Network:
     return Network(AdaptiveMobileNet, AdaptiveMobileNetConfig, ("granularity", "stem"))
+
+
+def _swin(blocks: tuple[int, ...]) -> Network:
+    config = partial(AdaptiveSwinConfig, blocks=blocks)
+    return Network(AdaptiveSwin, config, ("patch", "heads", "granularity"))
 
 
 def _adaptive_transformer(name: str, depth: int) -> Network:

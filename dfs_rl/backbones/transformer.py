@@ -56,11 +56,24 @@ class SelfAttention(nn.Module):
 
     def forward(self, tokens: Tensor, bits: int) -> Tensor:
         """Let every token look at all: ``[batch, n, width]`` to the same shape."""
+        return self.attend(tokens, bits)
+
+    def attend(self, tokens: Tensor, bits: int, *added: Tensor) -> Tensor:
+        """Let tokens look at each other.
+
+        Args:
+            tokens: ``[batch, ..., n, width]``.
+            bits: What everything runs at.
+            added: What is added to the scores, ``[..., heads, n, n]``, if anything.
+
+        Returns:
+            The same shape.
+        """
         bias = torch.cat([self.query_bias, torch.zeros_like(self.query_bias), self.value_bias])
-        together = self.queries_keys_values(tokens, bits) + bias  # [batch, n, 3 width]
-        apart = together.unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        mixed = self.attention(*apart, bits)  # [batch, heads, n, width / heads]
-        return cast("Tensor", self.out(mixed.transpose(1, 2).flatten(2), bits))
+        together = self.queries_keys_values(tokens, bits) + bias  # [..., n, 3 width]
+        apart = together.unflatten(-1, (3, self.heads, -1)).movedim(-3, 0).transpose(-3, -2)
+        mixed = self.attention(*apart, *added, bits)  # [..., heads, n, width / heads]
+        return cast("Tensor", self.out(mixed.transpose(-3, -2).flatten(-2), bits))
 
 
 class Mlp(nn.Module):

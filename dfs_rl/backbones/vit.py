@@ -3,7 +3,6 @@
 Tokens are averaged for the head and for what gates look at, over the whole image or the parts of a grid; there is no class token.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -22,9 +21,10 @@ from dfs_rl.backbones.adaptive_layer import (
 )
 from dfs_rl.backbones.base import PreparedBackbone
 from dfs_rl.backbones.probe import pool_grid
-from dfs_rl.backbones.shape import ShapedBackbone, check_network
+from dfs_rl.backbones.shape import ShapedBackbone
+from dfs_rl.backbones.tokens import TokenShape, cut
 from dfs_rl.backbones.transformer import TransformerBlock, make_branches
-from dfs_rl.cost import DEFAULT_BITS, SKIP
+from dfs_rl.cost import SKIP
 from dfs_rl.data import ChannelStatistics
 from dfs_rl.errors import ConfigError
 from dfs_rl.quant.general_prepared import PreparedLayerNorm
@@ -34,66 +34,7 @@ from dfs_rl.quant.prepared import PreparedLinear
 MAX_DEPTH = 48
 STAGE = 3
 """Blocks of a stage of adaptive depth, of which the last can be skipped (Kang et al., NeurIPS 2024, section 4)."""
-_SIDE = 8  # tokens along the side of an image, unless a patch is given
 _LONGEST_WAVE = 10_000.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class TokenShape:
-    """What the vision transformers' configurations have in common.
-
-    Attributes:
-        width: Channels of a token: 192 in ViT-Tiny, 384 in ViT-Small.
-        heads: Of the attention, of which the width is a multiple: 3 in ViT-Tiny, 6 in ViT-Small.
-        patch: Height and width in pixels of what becomes a token; by default about an eighth of the images' height.
-        in_channels: Image channels, 1 to 4.
-        n_classes: Classes, at least 2.
-        image_size: Height and width of the images in pixels, multiples of the patch.
-        bits: The menu of every gated layer, see ``BitOptions``.
-        stem_bits: Precision of everything that no gate decides about.
-        per_channel: One weight step per output channel instead of one per layer.
-
-    Raises:
-        ConfigError: If a value is outside its range.
-    """
-
-    width: int = 192
-    heads: int = 3
-    patch: int | None = None
-    in_channels: int = 3
-    n_classes: int = 10
-    image_size: tuple[int, int] = (32, 32)
-    bits: tuple[int, ...] = DEFAULT_BITS
-    stem_bits: int = 8
-    per_channel: bool = False
-
-    def __post_init__(self) -> None:
-        check_network(self)
-        if self.heads < 1 or self.width % self.heads:
-            raise ConfigError(
-                f"heads is {self.heads}; the width {self.width} must be a multiple of it."
-            )
-        if self.patch is not None and self.patch < 1:
-            raise ConfigError(f"patch is {self.patch}; allowed are 1 or more pixels.")
-        if self.patch_size not in _patches(self.image_size):
-            raise ConfigError(
-                f"patch is {self.patch}, into which images of {self.image_size[0]} x {self.image_size[1]} pixels cannot be cut; allowed "
-                f"are {_patches(self.image_size)}."
-            )
-
-    @property
-    def patch_size(self) -> int:
-        """Height and width of a patch in pixels."""
-        if self.patch is not None:
-            return self.patch
-        wanted = self.image_size[0] / _SIDE
-        return min(_patches(self.image_size), key=lambda patch: (abs(patch - wanted), -patch))
-
-    @property
-    def tokens(self) -> tuple[int, int]:
-        """How many tokens there are along the height and the width."""
-        height, width = self.image_size
-        return height // self.patch_size, width // self.patch_size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,7 +130,7 @@ class _TokenBackbone(_OfTokens, ShapedBackbone):
 
     def stem(self, images: Tensor) -> Tensor:
         """Return the tokens before the first block, ``[batch, n, width]``."""
-        patches = _cut(self.normalise(images), self.config.patch_size)
+        patches = cut(self.normalise(images), self.config.patch_size)
         return cast("Tensor", self.embedding(patches)) + self.positions
 
     def comparable(self, hidden: Tensor) -> Tensor:
@@ -302,19 +243,13 @@ class PreparedVisionTransformer(_OfTokens, PreparedBackbone):
 
     def stem(self, images: Tensor) -> Tensor:
         """Return the tokens before the first block, ``[batch, n, width]``."""
-        patches = _cut(self.normalise(images), self.patch_size)
+        patches = cut(self.normalise(images), self.patch_size)
         return cast("Tensor", self.embedding(patches) + self.positions).to(self.dtype)
 
     def head(self, hidden: Tensor) -> Tensor:
         """Return logits, float32 ``[batch, classes]``."""
         mean = self.norm(hidden.float(), self.stem_bits).mean(dim=1)
         return cast("Tensor", self.classifier(mean))
-
-
-def _patches(image_size: tuple[int, int]) -> list[int]:
-    """Return the sides of the squares that images can be cut into."""
-    common = math.gcd(*image_size)
-    return [side for side in range(1, common + 1) if common % side == 0]
 
 
 def _waves(tokens: tuple[int, int], width: int) -> Tensor:
@@ -329,8 +264,3 @@ def _waves(tokens: tuple[int, int], width: int) -> Tensor:
     angles = (places[:, :, None] / lengths).flatten(1)  # [n, 2 waves]
     waves = torch.cat([angles.sin(), angles.cos()], dim=1)
     return functional.pad(waves, (0, width - waves.shape[1]))
-
-
-def _cut(pixels: Tensor, patch: int) -> Tensor:
-    """Cut images ``[batch, c, h, w]`` into patches, row by row, ``[batch, n, c * patch * patch]``."""
-    return functional.unfold(pixels, patch, stride=patch).transpose(1, 2)

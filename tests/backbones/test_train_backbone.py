@@ -104,6 +104,7 @@ def test_transformers_are_trained_by_their_name(flags, kind, layers, tmp_path):
         ("mobilenetv2", "adn", 32),
         ("vit12", "supernet", 192),
         ("vit12", "adn", 192),
+        ("swin_tiny", "adn", 96),
     ],
 )
 def test_a_name_stands_for_the_papers_width_and_another_may_be_given(name, recipe, width):

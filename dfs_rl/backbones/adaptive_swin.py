@@ -1,0 +1,218 @@
+"""Swin transformers (Liu et al., ICCV 2021) of adaptive depth, see ``adaptive_layer``."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from math import gcd
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from dfs_rl.backbones.adaptive_layer import (
+    AdaptiveBackbone,
+    AdaptiveLayer,
+    Granularity,
+    check_skippable,
+    check_stages,
+    make_stage,
+)
+from dfs_rl.backbones.base import PreparedBackbone
+from dfs_rl.backbones.probe import pool_grid
+from dfs_rl.backbones.tokens import TokenShape, cut
+from dfs_rl.backbones.transformer import Branch, Mlp, TransformerBlock
+from dfs_rl.backbones.windows import PatchMerging, Side, WindowAttention
+from dfs_rl.data import ChannelStatistics
+from dfs_rl.errors import ConfigError
+from dfs_rl.quant.general_prepared import PreparedLayerNorm
+from dfs_rl.quant.layers import FractionalLinear, LayerNormPerBits
+from dfs_rl.quant.prepared import PreparedLinear
+
+_LARGEST_WINDOW = 7
+_PATCH, _SIDE = 4, 16  # pixels of a token; fewer where images would have fewer tokens in a column
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaptiveSwinConfig(TokenShape):
+    """Shape and precision of a Swin transformer of adaptive depth.
+
+    Each stage after the first has tokens of twice the width, a quarter as many, and twice the heads. Windows are squares of the most
+    tokens up to 7 along a side into which a stage's can be cut: 7 at 224 pixels, as in the paper, and 4 at 32.
+
+    Attributes:
+        width: Channels of the first stage's tokens: 96 in Swin-T and Swin-S.
+        heads: Of the first stage's attention, of which the width is a multiple.
+        patch: Height and width in pixels of what becomes a token; by default 4, and fewer where images would have fewer than 16
+            tokens in a column.
+        blocks: Blocks of each stage, at least 2: (2, 2, 6, 2) in Swin-T, (2, 2, 18, 2) in Swin-S.
+        granularity: See ``AdaptiveResNetConfig``.
+
+    Raises:
+        ConfigError: If a value is outside its range.
+    """
+
+    width: int = 96
+    blocks: tuple[int, ...] = (2, 2, 6, 2)
+    granularity: Granularity = "path"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_skippable(self.bits)
+        shrinks = self.patch_size * 2 ** (len(self.blocks) - 1)
+        check_stages(self.blocks, self.image_size, shrinks=shrinks)
+        height, width = self.image_size
+        if height % shrinks or width % shrinks:
+            raise ConfigError(
+                f"image_size is {self.image_size}; with {len(self.blocks)} stages and patches of {self.patch_size} pixels, height and "
+                f"width must be multiples of {shrinks}."
+            )
+        for side in self.sides:
+            if window_of(side) == 1 and max(side) > 1:
+                raise ConfigError(
+                    f"image_size is {self.image_size}, of which a stage has {side[0]} x {side[1]} tokens; these cannot be cut into "
+                    f"windows of 2 to {_LARGEST_WINDOW} along a side."
+                )
+
+    @property
+    def patch_size(self) -> int:
+        """Height and width of a patch in pixels."""
+        if self.patch is not None:
+            return self.patch
+        return next((p for p in (_PATCH, _PATCH // 2) if self.image_size[0] >= p * _SIDE), 1)
+
+    @property
+    def sides(self) -> list[Side]:
+        """How many rows and columns of tokens each stage has."""
+        rows, columns = self.tokens
+        return [(rows // 2**n, columns // 2**n) for n in range(len(self.blocks))]
+
+
+def window_of(side: Side) -> int:
+    """Return the side of the largest windows that a stage's tokens can be cut into."""
+    common = gcd(*side)
+    return max(n for n in range(1, _LARGEST_WINDOW + 1) if common % n == 0)
+
+
+class _OfMaps:
+    """How activations that are maps of tokens are pooled."""
+
+    probe_grid: int
+
+    def parts(self, hidden: Tensor, *, grid: int | None = None) -> Tensor:
+        """Pool ``[batch, rows, columns, width]`` over the parts of a grid, float32 ``[batch, width, parts]``."""
+        maps = hidden.permute(0, 3, 1, 2)
+        return pool_grid(maps, grid=self.probe_grid if grid is None else grid)
+
+
+class AdaptiveSwin(_OfMaps, AdaptiveBackbone):
+    """A Swin transformer whose stages' paths are gated layers; the training form of the backbone contract.
+
+    Args:
+        config: Shape and precision.
+        statistics: Mean and standard deviation of the training images' channels, in [0, 1] units.
+    """
+
+    family = "adaptive_swin"
+    optimizer = "adamw"
+    feature_weight = 0.1
+    config: AdaptiveSwinConfig
+
+    def __init__(self, config: AdaptiveSwinConfig, statistics: ChannelStatistics) -> None:
+        super().__init__(config, statistics)
+        bits = config.stem_bits
+        self.embedding = FractionalLinear(
+            config.in_channels * config.patch_size**2,
+            config.width,
+            bits=bits,
+            signed_input=True,
+            per_channel=config.per_channel,
+        )
+        self.first_norm = LayerNormPerBits(config.width, (bits,))
+        layers: list[nn.Module] = []
+        for stage, n_blocks in enumerate(config.blocks):
+            layers += make_stage(partial(self._make_block, stage), n_blocks, config)
+        self.blocks = nn.ModuleList(layers)
+        width = config.width * 2 ** (len(config.blocks) - 1)
+        self.norm = LayerNormPerBits(width, (bits,))
+        self.classifier = FractionalLinear(width, config.n_classes, bits=bits, signed_input=True)
+        self.finish_making(signed=True)
+
+    @property
+    def never_gated(self) -> Sequence[nn.Module]:
+        """Embedding, mandatory blocks and classifier."""
+        return [self.embedding, self.first_norm, *self.mandatory, self.norm, self.classifier]
+
+    def _make_block(
+        self, stage: int, n: int, bits: Sequence[int], norm_sets: int
+    ) -> TransformerBlock:
+        """Make the n-th block of a stage; every second one's windows are shifted."""
+        config = self.config
+        side, width = config.sides[stage], config.width * 2**stage
+        attention = WindowAttention(
+            width,
+            config.heads * 2**stage,
+            bits,
+            side=side,
+            window=window_of(side),
+            shifted=n % 2 == 1,
+            per_channel=config.per_channel,
+        )
+        bodies = [attention, Mlp(width, bits, per_channel=config.per_channel)]
+        parts: list[nn.Module] = [Branch(body, width, bits, norm_sets=norm_sets) for body in bodies]
+        if stage and n == 0:
+            merging = PatchMerging(width // 2, config.stem_bits, per_channel=config.per_channel)
+            parts.insert(0, merging)
+        return TransformerBlock(parts)
+
+    def stem(self, images: Tensor) -> Tensor:
+        """Return the tokens before the first stage, ``[batch, rows, columns, width]``."""
+        patches = cut(self.normalise(images), self.config.patch_size)
+        tokens = self.first_norm(self.embedding(patches), self.stem_bits)
+        return cast("Tensor", tokens.unflatten(1, self.config.tokens))
+
+    def comparable(self, hidden: Tensor) -> Tensor:
+        """Return normalised tokens: no norm bounds them, and distances would shrink with all of them."""
+        return functional.layer_norm(hidden, hidden.shape[-1:])
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Return logits, float32 ``[batch, classes]``."""
+        mean = self.norm(hidden, self.stem_bits).float().mean(dim=(1, 2))
+        return cast("Tensor", self.classifier(mean)).float()
+
+    def prepare(self, dtype: torch.dtype = torch.float32) -> "PreparedAdaptiveSwin":
+        """Return the frozen form: weights quantized once per option."""
+        return PreparedAdaptiveSwin(self, dtype=dtype)
+
+
+class PreparedAdaptiveSwin(_OfMaps, PreparedBackbone):
+    """A frozen Swin transformer of adaptive depth; see ``PreparedBackbone``.
+
+    Args:
+        source: The trained backbone. Later changes to it do not reach this copy.
+        dtype: What activations between gated layers are kept in; all else is in float32.
+    """
+
+    def __init__(self, source: AdaptiveSwin, *, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__(source, dtype=dtype)
+        self.config = source.config
+        self.stem_bits = source.stem_bits
+        self.embedding = PreparedLinear(source.embedding)
+        self.first_norm = PreparedLayerNorm(source.first_norm)
+        self.blocks = nn.ModuleList(
+            cast("AdaptiveLayer", layer).prepare(dtype=dtype) for layer in source.blocks
+        )
+        self.norm = PreparedLayerNorm(source.norm)
+        self.classifier = PreparedLinear(source.classifier)
+        self.freeze()
+
+    def stem(self, images: Tensor) -> Tensor:
+        """Return the tokens before the first stage, ``[batch, rows, columns, width]``."""
+        patches = cut(self.normalise(images), self.config.patch_size)
+        tokens = self.first_norm(self.embedding(patches), self.stem_bits)
+        return cast("Tensor", tokens.unflatten(1, self.config.tokens)).to(self.dtype)
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Return logits, float32 ``[batch, classes]``."""
+        mean = self.norm(hidden.float(), self.stem_bits).mean(dim=(1, 2))
+        return cast("Tensor", self.classifier(mean))
