@@ -1,0 +1,119 @@
+"""What a comparison knows of each run: its evaluations at every budget, and where they came from."""
+
+import math
+import shlex
+from typing import TYPE_CHECKING
+
+from dfs_rl.compare_config import CompareConfig
+from dfs_rl.config import flat_settings, read_yaml
+from dfs_rl.contest import COMMANDS
+from dfs_rl.errors import CheckpointError, ConfigError
+from dfs_rl.evaluation.curves import COMPUTATIONS
+from dfs_rl.files import exclusive
+from dfs_rl.gate_runs import TRAINING
+from dfs_rl.messages import say
+from dfs_rl.runs import RunFolder, read_json
+
+if TYPE_CHECKING:
+    from dfs_rl.data import Dataset
+    from dfs_rl.evaluation.comparison_records import EvaluatedRun
+    from dfs_rl.evaluation.memory import Memory
+    from dfs_rl.gating.dial import Dial
+
+
+def evaluated(
+    folder: RunFolder, dataset: "Dataset | str | None", config: CompareConfig, memory: "Memory"
+) -> "tuple[list[EvaluatedRun], dict[str, str]]":
+    """Evaluate a run at every budget that it can be turned to, or take what its evaluations stored.
+
+    Returns:
+        What was found, and what failed with its reasons.
+    """
+    from dfs_rl.gating.model import GATE_FOLDER
+    from dfs_rl.gating.storage import load_gate
+
+    say(f"{folder.path} ...")
+    found: list[EvaluatedRun] = []
+    if not (folder.path / TRAINING).is_file():
+        again = f"{COMMANDS[folder.kind].prog} --resume {folder.path}"
+        return found, {str(folder.path): f"its training is not finished; go on with {again}."}
+    wanted = config.budgets or (() if config.runs else COMPUTATIONS)
+    try:
+        dial = load_gate(folder.path / GATE_FOLDER).dial
+        found += [
+            _evaluated_at(folder, dataset, budget, dial, config, memory)
+            for budget in (wanted if dial is not None and wanted else (None,))
+        ]
+    # One gate that cannot be read or evaluated must not lose the others.
+    except (CheckpointError, ConfigError) as error:
+        say(f"  failed: {error}")
+        return [], {str(folder.path): str(error)}
+    return found, {}
+
+
+def _evaluated_at(
+    folder: RunFolder,
+    dataset: "Dataset | str | None",
+    budget: float | None,
+    dial: "Dial | None",
+    config: CompareConfig,
+    memory: "Memory",
+) -> "EvaluatedRun":
+    from dfs_rl.evaluate import evaluate_run, picture_prefix
+    from dfs_rl.evaluation.comparison_records import EvaluatedRun
+    from dfs_rl.evaluation.outcomes import load_outcomes
+
+    turned = budget
+    if budget is not None and dial is not None:
+        say(f"  at {budget:g} %")
+        # A gate that cannot go as low is told of where it is; rounded up, so that the figure says the same when it is typed.
+        turned = max(budget, math.ceil(1e4 * dial.reach[0]) / 1e4)
+    with exclusive(folder.path):
+        evaluation = evaluate_run(
+            folder,
+            dataset=dataset,
+            split=config.split,
+            budget=turned,
+            device=config.device,
+            search=config.search,
+            progress=lambda text: say(f"  {text}"),
+            memory=memory,
+        )
+    settings = flat_settings(read_yaml(folder.config_path))
+    if budget is not None:
+        settings |= {"budget": budget, "cost_weight": None}
+    after = (
+        evaluation.summary.exits_after
+    )  # whatever a run was asked, it tells where its images may leave
+    settings["exits"] = f"after {' '.join(map(str, after))}" if after else "none"
+    recorded = folder.record().get("command")
+    command = [str(word) for word in recorded] if isinstance(recorded, list) else []
+    training = read_json(folder.path / TRAINING)
+    assert isinstance(training, dict)
+    return EvaluatedRun(
+        path=str(folder.path),
+        settings=settings,
+        command=shlex.join(command),
+        evaluation=_evaluation_command(folder, turned),
+        backbone=_backbone_digest(folder),
+        pictures=picture_prefix(config.split, turned),
+        images_seen=sum(training["images_seen"].values()),
+        seconds=training.get("seconds"),
+        summary=evaluation.summary,
+        outcomes=load_outcomes(evaluation.outcomes),
+    )
+
+
+def _evaluation_command(folder: RunFolder, budget: float | None) -> str:
+    """Return the command that shows a run's figures."""
+    words = ["python", "-m", "dfs_rl.evaluate", str(folder.path)]
+    return shlex.join([*words, *([] if budget is None else ["--budget", f"{budget:g}"])])
+
+
+def _backbone_digest(folder: RunFolder) -> str:
+    """Return a digest of the backbone that the run's gate was given."""
+    from dfs_rl.backbones.storage import weights_digest
+    from dfs_rl.gating.model import BACKBONE_FOLDER, BEFORE_FOLDER
+
+    before = folder.path / BEFORE_FOLDER
+    return weights_digest(before if before.is_dir() else folder.path / BACKBONE_FOLDER)
