@@ -209,22 +209,23 @@ def _branch(span: Span) -> Branch | LeftAlone | None:
     start, end = span
     inside = ancestors(end, of=start)
     weighted = [node for node in inside if node.meta.get("flows") and is_costly(node)]
-    sides = [n for n in end.args[:2] if isinstance(n, fx.Node) and n.meta.get("flows")]
-    if name_of(end) != "add" or len(sides) != 2 or len(end.args) > 2 or "alpha" in end.kwargs:  # noqa: PLR2004 - two sides of a sum
+    terms = list(_terms(end, start))
+    if not terms:
         if weighted and _parts_ways(start):
             return LeftAlone(common_module(weighted), "its paths do not end in a plain sum")
         return None
     if not weighted:
         return None
-    lanes = [ancestors(side, of=start) for side in sides]
+    lanes = [ancestors(term, of=start) for term in terms]
     work = [sum(is_costly(n) for n in lane) for lane in lanes]
-    shortcut = min((0, 1), key=lambda i: (sides[i] is not start, work[i], len(lanes[i])))
-    nodes = lanes[1 - shortcut] - lanes[shortcut]
+    least = min(range(len(terms)), key=lambda i: (terms[i] is not start, work[i], len(lanes[i])))
+    shortcut = terms[least]
+    nodes = ancestors(end, of=start) - lanes[least] - {end}
     costly = [node for node in nodes if node.meta.get("flows") and is_costly(node)]
     name = common_module(costly or weighted)
-    if sides[shortcut] is not start and work[0] == work[1]:
-        return LeftAlone(name, "none of its two paths is plainly the shortcut")
-    if sides[shortcut].meta["val"].shape != end.meta["val"].shape:
+    if shortcut is not start and work.count(work[least]) > 1:
+        return LeftAlone(name, f"none of its {len(terms)} paths is plainly the shortcut")
+    if shortcut.meta["val"].shape != end.meta["val"].shape:
         return LeftAlone(name, "its shortcut has another shape than its sum")
     for node in costly:
         if not is_swappable(node):
@@ -233,9 +234,26 @@ def _branch(span: Span) -> Branch | LeftAlone | None:
         name=name,
         owner=str(end.meta["module"]),
         span=span,
-        shortcut=sides[shortcut],
+        shortcut=shortcut,
         nodes=frozenset(nodes),
     )
+
+
+def _terms(total: fx.Node, start: fx.Node) -> Iterator[fx.Node]:
+    """Yield what a plain sum adds up, sums within it that nothing else reads taken apart; nothing where it is no such sum."""
+    for side in _sides(total):
+        inner = _sides(side) if side is not start and len(side.users) == 1 else []
+        if inner:
+            yield from _terms(side, start)
+        else:
+            yield side
+
+
+def _sides(total: fx.Node) -> list[fx.Node]:
+    """Return both sides of a plain sum of activations, and nothing of anything else."""
+    sides = [n for n in total.args[:2] if isinstance(n, fx.Node) and n.meta.get("flows")]
+    plain = name_of(total) == "add" and len(total.args) == 2 and "alpha" not in total.kwargs  # noqa: PLR2004 - two sides
+    return sides if plain and len(sides) == 2 else []  # noqa: PLR2004
 
 
 def _parts_ways(node: fx.Node) -> bool:
