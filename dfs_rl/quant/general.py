@@ -137,11 +137,22 @@ class FractionalAttention(nn.Module):
     Args:
         bits: The bit widths.
         scale: What the scores are multiplied with, ``None`` for one over the root of the query's size.
+        causal: Whether a query sees no key that comes after its own place; there is no other mask then.
+        grouped: Whether several heads of queries in turn share one of keys and values.
     """
 
-    def __init__(self, bits: Sequence[int], *, scale: float | None) -> None:
+    def __init__(
+        self,
+        bits: Sequence[int],
+        *,
+        scale: float | None,
+        causal: bool = False,
+        grouped: bool = False,
+    ) -> None:
         super().__init__()
         self.scale = scale
+        self.causal = causal
+        self.grouped = grouped
         self.scores = FractionalMatmul(bits)
         self.mix = FractionalMatmul(bits, signed_input=False)  # of probabilities
 
@@ -161,6 +172,12 @@ class FractionalAttention(nn.Module):
         assert isinstance(bits, int)
         mask = masks[0] if masks else None
         assert not isinstance(mask, int)
+        if self.causal:
+            shape = (query.shape[-2], key.shape[-2])
+            mask = torch.ones(shape, dtype=torch.bool, device=query.device).tril()
+        if self.grouped:
+            share = query.shape[-3] // key.shape[-3]
+            key, value = (x.repeat_interleave(share, dim=-3) for x in (key, value))
         scale = query.shape[-1] ** -0.5 if self.scale is None else self.scale
         if bits == FULL and not self.scores.calibrating:
             return functional.scaled_dot_product_attention(

@@ -167,7 +167,9 @@ def prepare_operator(source: nn.Module) -> nn.Module:
         TypeError: If it is none.
     """
     if isinstance(source, FractionalAttention):
-        frozen = FractionalAttention(source.scores.bits, scale=source.scale)
+        frozen = FractionalAttention(
+            source.scores.bits, scale=source.scale, causal=source.causal, grouped=source.grouped
+        )
         frozen.scores = cast("FractionalMatmul", prepare_operator(source.scores))
         frozen.mix = cast("FractionalMatmul", prepare_operator(source.mix))
         return frozen

@@ -37,6 +37,27 @@ def test_attention_equals_torchs_up_to_its_steps(mask):
         assert 0.05 < (rough - expected).abs().max() < 3.0
 
 
+@pytest.mark.parametrize("masked", ["causal", "grouped"])
+@torch.no_grad()
+def test_causal_and_grouped_attention_are_torchs_too(masked):
+    torch.manual_seed(0)
+    heads = 2 if masked == "grouped" else 6
+    query, key, value = torch.randn(2, 6, 5, 8), *torch.randn(2, 2, heads, 4, 8)
+    attention = FractionalAttention((2, 16, 32), scale=None, **{masked: True})
+    for product in (attention.scores, attention.mix):
+        product.calibrate_steps(on=True)
+    attention(query, key, value, 32)
+    for product in (attention.scores, attention.mix):
+        product.calibrate_steps(on=False)
+    expected = functional.scaled_dot_product_attention(
+        query, key, value, is_causal=masked == "causal", enable_gqa=masked == "grouped"
+    )
+    for form in (attention, prepare_operator(attention)):
+        torch.testing.assert_close(form(query, key, value, 32), expected)
+        torch.testing.assert_close(form(query, key, value, 16), expected, rtol=1e-3, atol=1e-3)
+        assert (form(query, key, value, 2) - expected).abs().max() > 0.05
+
+
 def test_a_query_that_sees_nothing_passes_no_gradient_that_is_no_number():
     attention = FractionalAttention((2,), scale=None)
     tensors = [torch.randn(1, 1, n, 8, requires_grad=True) for n in (3, 4, 4)]

@@ -137,17 +137,12 @@ def is_swappable(node: fx.Node) -> bool:
     name = name_of(node)
     if name in _WEIGHTED:
         return isinstance(node.args[1], fx.Node) and node.args[1].op == "get_attr"
-    if name == ATTENTION:
-        causal = node.args[5] if len(node.args) > 5 else node.kwargs.get("is_causal", False)  # noqa: PLR2004 - its place
-        return not causal and not node.kwargs.get("enable_gqa", False)
-    return name in PRODUCTS
+    return name == ATTENTION or name in PRODUCTS
 
 
 def _reason(node: fx.Node) -> str:
     """Say why a costly operator cannot be swapped."""
     name = name_of(node)
-    if name == ATTENTION:
-        return "there is no attention at fewer bits that is causal or whose heads share keys"
     if name in _WEIGHTED:
         return f"the weight of its {name} is computed while it runs"
     return f"there is no {name} at fewer bits"

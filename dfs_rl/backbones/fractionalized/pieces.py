@@ -102,7 +102,12 @@ class _Maker:
             return self._linear(arguments, bits)
         if name == ATTENTION:
             tensors = [arguments[key] for key in ("query", "key", "value", "attn_mask")]
-            attention = FractionalAttention(bits, scale=arguments["scale"])
+            attention = FractionalAttention(
+                bits,
+                scale=arguments["scale"],
+                causal=arguments["is_causal"],
+                grouped=arguments["enable_gqa"],
+            )
             return attention, tuple(t for t in tensors if t is not None)
         assert name in PRODUCTS
         return FractionalMatmul(bits), (
