@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from dfs_rl import fractionalize
 from dfs_rl.backbones import Fractionalized, WalkableBackbone
+from dfs_rl.backbones.calibration import calibrate_steps
 from dfs_rl.cost.macs import count_macs
 from dfs_rl.errors import ConfigError
 from dfs_rl.gating.walk import finish, start, step
@@ -368,7 +369,8 @@ class WeightNormed(Three):
 def test_causal_attention_whose_heads_share_keys_is_gated():
     torch.manual_seed(0)
     model = Causal().eval()
-    backbone = fractionalize(model, examples())
+    backbone = fractionalize(model, examples(), bits=(0, 16, 32))
+    calibrate_steps(backbone, pictures(), parts=[backbone])
     assert len(backbone.layers) == 3
     assert backbone.costs.layer_macs[1] == 16 * 16 * 16 + 2 * 16 * 16 * 16
     with torch.no_grad():
