@@ -8,26 +8,21 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from dfs_rl.backbones.adaptive_layer import (
     AdaptiveBackbone,
-    AdaptiveLayer,
     Granularity,
     check_skippable,
     check_stages,
     make_stage,
 )
-from dfs_rl.backbones.base import PreparedBackbone
-from dfs_rl.backbones.probe import pool_grid
-from dfs_rl.backbones.tokens import TokenShape, cut
+from dfs_rl.backbones.tokens import PreparedTokenBackbone, TokenBackbone, TokenShape
 from dfs_rl.backbones.transformer import Branch, Mlp, TransformerBlock
 from dfs_rl.backbones.windows import PatchMerging, Side, WindowAttention
 from dfs_rl.data import ChannelStatistics
 from dfs_rl.errors import ConfigError
 from dfs_rl.quant.general_prepared import PreparedLayerNorm
-from dfs_rl.quant.layers import FractionalLinear, LayerNormPerBits
-from dfs_rl.quant.prepared import PreparedLinear
+from dfs_rl.quant.layers import LayerNormPerBits
 
 _LARGEST_WINDOW = 7
 _PATCH, _SIDE = 4, 16  # pixels of a token; fewer where images would have fewer tokens in a column
@@ -82,6 +77,11 @@ class AdaptiveSwinConfig(TokenShape):
         return next((p for p in (_PATCH, _PATCH // 2) if self.image_size[0] >= p * _SIDE), 1)
 
     @property
+    def last_width(self) -> int:
+        """Channels of a token at the end."""
+        return self.width << len(self.blocks) - 1
+
+    @property
     def sides(self) -> list[Side]:
         """How many rows and columns of tokens each stage has."""
         rows, columns = self.tokens
@@ -94,18 +94,7 @@ def window_of(side: Side) -> int:
     return max(n for n in range(1, _LARGEST_WINDOW + 1) if common % n == 0)
 
 
-class _OfMaps:
-    """How activations that are maps of tokens are pooled."""
-
-    probe_grid: int
-
-    def parts(self, hidden: Tensor, *, grid: int | None = None) -> Tensor:
-        """Pool ``[batch, rows, columns, width]`` over the parts of a grid, float32 ``[batch, width, parts]``."""
-        maps = hidden.permute(0, 3, 1, 2)
-        return pool_grid(maps, grid=self.probe_grid if grid is None else grid)
-
-
-class AdaptiveSwin(_OfMaps, AdaptiveBackbone):
+class AdaptiveSwin(TokenBackbone, AdaptiveBackbone):
     """A Swin transformer whose stages' paths are gated layers; the training form of the backbone contract.
 
     Args:
@@ -114,34 +103,21 @@ class AdaptiveSwin(_OfMaps, AdaptiveBackbone):
     """
 
     family = "adaptive_swin"
-    optimizer = "adamw"
-    feature_weight = 0.1
     config: AdaptiveSwinConfig
 
     def __init__(self, config: AdaptiveSwinConfig, statistics: ChannelStatistics) -> None:
         super().__init__(config, statistics)
-        bits = config.stem_bits
-        self.embedding = FractionalLinear(
-            config.in_channels * config.patch_size**2,
-            config.width,
-            bits=bits,
-            signed_input=True,
-            per_channel=config.per_channel,
-        )
-        self.first_norm = LayerNormPerBits(config.width, (bits,))
+        self.first_norm = LayerNormPerBits(config.width, (config.stem_bits,))
         layers: list[nn.Module] = []
         for stage, n_blocks in enumerate(config.blocks):
             layers += make_stage(partial(self._make_block, stage), n_blocks, config)
         self.blocks = nn.ModuleList(layers)
-        width = config.width * 2 ** (len(config.blocks) - 1)
-        self.norm = LayerNormPerBits(width, (bits,))
-        self.classifier = FractionalLinear(width, config.n_classes, bits=bits, signed_input=True)
         self.finish_making(signed=True)
 
     @property
     def never_gated(self) -> Sequence[nn.Module]:
         """Embedding, mandatory blocks and classifier."""
-        return [self.embedding, self.first_norm, *self.mandatory, self.norm, self.classifier]
+        return [*super().never_gated, self.first_norm, *self.mandatory]
 
     def _make_block(
         self, stage: int, n: int, bits: Sequence[int], norm_sets: int
@@ -165,28 +141,17 @@ class AdaptiveSwin(_OfMaps, AdaptiveBackbone):
             parts.insert(0, merging)
         return TransformerBlock(parts)
 
-    def stem(self, images: Tensor) -> Tensor:
-        """Return the tokens before the first stage, ``[batch, rows, columns, width]``."""
-        patches = cut(self.normalise(images), self.config.patch_size)
-        tokens = self.first_norm(self.embedding(patches), self.stem_bits)
-        return cast("Tensor", tokens.unflatten(1, self.config.tokens))
-
-    def comparable(self, hidden: Tensor) -> Tensor:
-        """Return normalised tokens: no norm bounds them, and distances would shrink with all of them."""
-        return functional.layer_norm(hidden, hidden.shape[-1:])
-
-    def head(self, hidden: Tensor) -> Tensor:
-        """Return logits, float32 ``[batch, classes]``."""
-        mean = self.norm(hidden, self.stem_bits).float().mean(dim=(1, 2))
-        return cast("Tensor", self.classifier(mean)).float()
+    def begin(self, tokens: Tensor) -> Tensor:
+        """Normalise them."""
+        return cast("Tensor", self.first_norm(tokens, self.stem_bits))
 
     def prepare(self, dtype: torch.dtype = torch.float32) -> "PreparedAdaptiveSwin":
         """Return the frozen form: weights quantized once per option."""
         return PreparedAdaptiveSwin(self, dtype=dtype)
 
 
-class PreparedAdaptiveSwin(_OfMaps, PreparedBackbone):
-    """A frozen Swin transformer of adaptive depth; see ``PreparedBackbone``.
+class PreparedAdaptiveSwin(PreparedTokenBackbone):
+    """A frozen Swin transformer of adaptive depth; see ``PreparedTokenBackbone``.
 
     Args:
         source: The trained backbone. Later changes to it do not reach this copy.
@@ -195,24 +160,9 @@ class PreparedAdaptiveSwin(_OfMaps, PreparedBackbone):
 
     def __init__(self, source: AdaptiveSwin, *, dtype: torch.dtype = torch.float32) -> None:
         super().__init__(source, dtype=dtype)
-        self.config = source.config
-        self.stem_bits = source.stem_bits
-        self.embedding = PreparedLinear(source.embedding)
         self.first_norm = PreparedLayerNorm(source.first_norm)
-        self.blocks = nn.ModuleList(
-            cast("AdaptiveLayer", layer).prepare(dtype=dtype) for layer in source.blocks
-        )
-        self.norm = PreparedLayerNorm(source.norm)
-        self.classifier = PreparedLinear(source.classifier)
         self.freeze()
 
-    def stem(self, images: Tensor) -> Tensor:
-        """Return the tokens before the first stage, ``[batch, rows, columns, width]``."""
-        patches = cut(self.normalise(images), self.config.patch_size)
-        tokens = self.first_norm(self.embedding(patches), self.stem_bits)
-        return cast("Tensor", tokens.unflatten(1, self.config.tokens)).to(self.dtype)
-
-    def head(self, hidden: Tensor) -> Tensor:
-        """Return logits, float32 ``[batch, classes]``."""
-        mean = self.norm(hidden.float(), self.stem_bits).mean(dim=(1, 2))
-        return cast("Tensor", self.classifier(mean))
+    def begin(self, tokens: Tensor) -> Tensor:
+        """Normalise them."""
+        return cast("Tensor", self.first_norm(tokens, self.stem_bits))

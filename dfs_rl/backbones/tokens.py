@@ -1,21 +1,37 @@
-"""How images become tokens."""
+"""What transformers of every kind share: how images become maps of tokens, and these an answer.
+
+Tokens are averaged for the head and for what gates look at, over the whole image or the parts of a grid; there is no class token.
+"""
 
 import math
+from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from torch.nn import functional
 
-from dfs_rl.backbones.shape import check_network
+from dfs_rl.backbones.base import PreparedBackbone
+from dfs_rl.backbones.probe import pool_grid
+from dfs_rl.backbones.shape import ShapedBackbone, check_network
 from dfs_rl.cost import DEFAULT_BITS
+from dfs_rl.data import ChannelStatistics
 from dfs_rl.errors import ConfigError
+from dfs_rl.quant.general_prepared import PreparedLayerNorm
+from dfs_rl.quant.layers import FractionalLinear, LayerNormPerBits
+from dfs_rl.quant.prepared import PreparedLinear
+
+if TYPE_CHECKING:
+    from dfs_rl.backbones.adaptive_layer import PreparableBlock
 
 _SIDE = 8  # tokens along the side of an image, unless a patch is given
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenShape:
-    """What the vision transformers' configurations have in common.
+    """What the transformers' configurations have in common.
 
     Attributes:
         width: Channels of a token: 192 in ViT-Tiny, 384 in ViT-Small.
@@ -68,9 +84,108 @@ class TokenShape:
 
     @property
     def tokens(self) -> tuple[int, int]:
-        """How many tokens there are along the height and the width."""
+        """How many rows and columns of tokens there are at first."""
         height, width = self.image_size
         return height // self.patch_size, width // self.patch_size
+
+    @property
+    def last_width(self) -> int:
+        """Channels of a token at the end."""
+        return self.width
+
+
+class _OfMaps:
+    """How activations that are maps of tokens are pooled."""
+
+    probe_grid: int
+
+    def parts(self, hidden: Tensor, *, grid: int | None = None) -> Tensor:
+        """Pool ``[batch, rows, columns, width]`` over the parts of a grid, float32 ``[batch, width, parts]``."""
+        maps = hidden.permute(0, 3, 1, 2)
+        return pool_grid(maps, grid=self.probe_grid if grid is None else grid)
+
+
+class TokenBackbone(_OfMaps, ShapedBackbone):
+    """The training form of a transformer; a subclass adds what is done to the first tokens, and the gated layers.
+
+    Args:
+        config: Shape and precision.
+        statistics: Mean and standard deviation of the training images' channels, in [0, 1] units.
+    """
+
+    optimizer = "adamw"
+    feature_weight = 0.1
+    config: TokenShape
+
+    def __init__(self, config: TokenShape, statistics: ChannelStatistics) -> None:
+        super().__init__(config, statistics)
+        self.embedding = FractionalLinear(
+            config.in_channels * config.patch_size**2,
+            config.width,
+            bits=config.stem_bits,
+            signed_input=True,
+            per_channel=config.per_channel,
+        )
+        self.norm = LayerNormPerBits(config.last_width, (config.stem_bits,))
+        self.classifier = FractionalLinear(
+            config.last_width, config.n_classes, bits=config.stem_bits, signed_input=True
+        )
+
+    @abstractmethod
+    def begin(self, tokens: Tensor) -> Tensor:
+        """Make the first activation of embedded patches, ``[batch, rows, columns, width]``."""
+
+    @property
+    def never_gated(self) -> Sequence[nn.Module]:
+        """Embedding and classifier."""
+        return [self.embedding, self.norm, self.classifier]
+
+    def stem(self, images: Tensor) -> Tensor:
+        """Return the tokens before the first block, ``[batch, rows, columns, width]``."""
+        return self.begin(self.embedding(cut(self.normalise(images), self.config.patch_size)))
+
+    def comparable(self, hidden: Tensor) -> Tensor:
+        """Return normalised tokens: no norm bounds them, and distances would shrink with all of them."""
+        return functional.layer_norm(hidden, hidden.shape[-1:])
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Return logits, float32 ``[batch, classes]``."""
+        mean = self.norm(hidden, self.stem_bits).float().mean(dim=(1, 2))
+        return cast("Tensor", self.classifier(mean)).float()
+
+
+class PreparedTokenBackbone(_OfMaps, PreparedBackbone):
+    """A frozen transformer; see ``PreparedBackbone``. A subclass makes what ``begin`` needs, and freezes it.
+
+    Args:
+        source: The trained backbone. Later changes to it do not reach this copy.
+        dtype: What activations between gated layers are kept in; all else is in float32.
+    """
+
+    def __init__(self, source: TokenBackbone, *, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__(source, dtype=dtype)
+        self.patch_size = source.config.patch_size
+        self.stem_bits = source.stem_bits
+        self.embedding = PreparedLinear(source.embedding)
+        self.blocks = nn.ModuleList(
+            cast("PreparableBlock", layer).prepare(dtype=dtype) for layer in source.blocks
+        )
+        self.norm = PreparedLayerNorm(source.norm)
+        self.classifier = PreparedLinear(source.classifier)
+
+    @abstractmethod
+    def begin(self, tokens: Tensor) -> Tensor:
+        """Make the first activation of embedded patches, ``[batch, rows, columns, width]``."""
+
+    def stem(self, images: Tensor) -> Tensor:
+        """Return the tokens before the first block, ``[batch, rows, columns, width]``."""
+        embedded = self.embedding(cut(self.normalise(images), self.patch_size))
+        return self.begin(embedded).to(self.dtype)
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Return logits, float32 ``[batch, classes]``."""
+        mean = self.norm(hidden.float(), self.stem_bits).mean(dim=(1, 2))
+        return cast("Tensor", self.classifier(mean))
 
 
 def cuttable_patches(image_size: tuple[int, int]) -> list[int]:
@@ -80,5 +195,8 @@ def cuttable_patches(image_size: tuple[int, int]) -> list[int]:
 
 
 def cut(pixels: Tensor, patch: int) -> Tensor:
-    """Cut images ``[batch, c, h, w]`` into patches, row by row, ``[batch, n, c * patch * patch]``."""
-    return functional.unfold(pixels, patch, stride=patch).transpose(1, 2)
+    """Cut images ``[batch, c, h, w]`` into patches, ``[batch, h / patch, w / patch, c * patch * patch]``."""
+    apart = pixels.unfold(2, patch, patch).unfold(
+        3, patch, patch
+    )  # [batch, c, rows, columns, patch, patch]
+    return apart.permute(0, 2, 3, 1, 4, 5).flatten(3)

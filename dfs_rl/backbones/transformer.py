@@ -25,7 +25,7 @@ class Body(Protocol):
     """What a branch does after its norm."""
 
     def __call__(self, tokens: Tensor, bits: int) -> Tensor:
-        """Map ``[batch, n, width]`` to the same shape."""
+        """Map ``[batch, rows, columns, width]`` to the same shape."""
         ...
 
 
@@ -55,8 +55,8 @@ class SelfAttention(nn.Module):
         )
 
     def forward(self, tokens: Tensor, bits: int) -> Tensor:
-        """Let every token look at all: ``[batch, n, width]`` to the same shape."""
-        return self.attend(tokens, bits)
+        """Let every token look at all: ``[batch, rows, columns, width]`` to the same shape."""
+        return self.attend(tokens.flatten(1, 2), bits).reshape(tokens.shape)
 
     def attend(self, tokens: Tensor, bits: int, *added: Tensor) -> Tensor:
         """Let tokens look at each other.
@@ -96,7 +96,7 @@ class Mlp(nn.Module):
         )
 
     def forward(self, tokens: Tensor, bits: int) -> Tensor:
-        """Change every token by itself: ``[batch, n, width]`` to the same shape."""
+        """Change every token by itself: ``[batch, rows, columns, width]`` to the same shape."""
         return cast("Tensor", self.narrow(functional.gelu(self.widen(tokens, bits)), bits))
 
 
@@ -118,7 +118,7 @@ class Branch(nn.Module):
         self.body = body
 
     def forward(self, tokens: Tensor, bits: int, norm_set: int = 0) -> Tensor:
-        """Map ``[batch, n, width]`` to the same shape at ``bits``, with the norms of that set."""
+        """Map ``[batch, rows, columns, width]`` to the same shape at ``bits``, with the norms of that set."""
         if bits == SKIP:
             return tokens
         return tokens + cast("Body", self.body)(self.norm(tokens, bits, norm_set), bits)
@@ -144,7 +144,7 @@ class PreparedBranch(nn.Module):
         self.body = _prepared(source.body)
 
     def forward(self, tokens: Tensor, bits: int) -> Tensor:
-        """Map ``[batch, n, width]`` to the same shape; ``tokens`` is left as it is."""
+        """Map ``[batch, rows, columns, width]`` to the same shape; ``tokens`` is left as it is."""
         if bits == SKIP:
             return tokens
         change = cast("Body", self.body)(self.norm(tokens.float(), bits), bits)
@@ -163,7 +163,7 @@ class TransformerBlock(nn.Module):
         self.branches = nn.ModuleList(branches)
 
     def forward(self, tokens: Tensor, bits: int, *norm_set: int) -> Tensor:
-        """Map ``[batch, n, width]`` to the same shape at ``bits``, in training with the norms of a set."""
+        """Map ``[batch, rows, columns, width]`` to the same shape at ``bits``, in training with the norms of a set."""
         for branch in self.branches:
             tokens = branch(tokens, bits, *norm_set)
         return tokens

@@ -1,11 +1,7 @@
-"""Vision transformers (Dosovitskiy et al., ICLR 2021) for small images, of fixed and of adaptive depth.
-
-Tokens are averaged for the head and for what gates look at, over the whole image or the parts of a grid; there is no class token.
-"""
+"""Vision transformers (Dosovitskiy et al., ICLR 2021) for small images, of fixed and of adaptive depth."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -13,23 +9,16 @@ from torch.nn import functional
 
 from dfs_rl.backbones.adaptive_layer import (
     AdaptiveBackbone,
-    AdaptiveLayer,
     Granularity,
     check_skippable,
     check_stages,
     make_stage,
 )
-from dfs_rl.backbones.base import PreparedBackbone
-from dfs_rl.backbones.probe import pool_grid
-from dfs_rl.backbones.shape import ShapedBackbone
-from dfs_rl.backbones.tokens import TokenShape, cut
+from dfs_rl.backbones.tokens import PreparedTokenBackbone, TokenBackbone, TokenShape
 from dfs_rl.backbones.transformer import TransformerBlock, make_branches
 from dfs_rl.cost import SKIP
 from dfs_rl.data import ChannelStatistics
 from dfs_rl.errors import ConfigError
-from dfs_rl.quant.general_prepared import PreparedLayerNorm
-from dfs_rl.quant.layers import FractionalLinear, LayerNormPerBits
-from dfs_rl.quant.prepared import PreparedLinear
 
 MAX_DEPTH = 48
 STAGE = 3
@@ -83,71 +72,28 @@ class AdaptiveVisionTransformerConfig(TokenShape):
             )
 
 
-class _OfTokens:
-    """How activations that are tokens are pooled."""
-
-    tokens: tuple[int, int]
-    probe_grid: int
-
-    def parts(self, hidden: Tensor, *, grid: int | None = None) -> Tensor:
-        """Pool tokens ``[batch, n, width]`` over the parts of a grid, float32 ``[batch, width, parts]``."""
-        maps = hidden.transpose(1, 2).reshape(len(hidden), -1, *self.tokens)
-        return pool_grid(maps, grid=self.probe_grid if grid is None else grid)
-
-
-class _TokenBackbone(_OfTokens, ShapedBackbone):
-    """What vision transformers share: how images become tokens, and tokens an answer.
+class _WithPositions(TokenBackbone):
+    """What vision transformers share: every token learns what is added for its place.
 
     Args:
         config: Shape and precision.
         statistics: Mean and standard deviation of the training images' channels, in [0, 1] units.
     """
 
-    optimizer = "adamw"
-    feature_weight = 0.1
-    config: TokenShape
-
     def __init__(self, config: TokenShape, statistics: ChannelStatistics) -> None:
         super().__init__(config, statistics)
-        self.tokens = config.tokens
-        self.embedding = FractionalLinear(
-            config.in_channels * config.patch_size**2,
-            config.width,
-            bits=config.stem_bits,
-            signed_input=True,
-            per_channel=config.per_channel,
-        )
-        self.positions = nn.Parameter(_waves(self.tokens, config.width))
-        self.norm = LayerNormPerBits(config.width, (config.stem_bits,))
-        self.classifier = FractionalLinear(
-            config.width, config.n_classes, bits=config.stem_bits, signed_input=True
-        )
+        self.positions = nn.Parameter(_waves(config.tokens, config.width))
 
-    @property
-    def never_gated(self) -> Sequence[nn.Module]:
-        """Embedding and classifier."""
-        return [self.embedding, self.norm, self.classifier]
-
-    def stem(self, images: Tensor) -> Tensor:
-        """Return the tokens before the first block, ``[batch, n, width]``."""
-        patches = cut(self.normalise(images), self.config.patch_size)
-        return cast("Tensor", self.embedding(patches)) + self.positions
-
-    def comparable(self, hidden: Tensor) -> Tensor:
-        """Return normalised tokens: no norm bounds them, and distances would shrink with all of them."""
-        return functional.layer_norm(hidden, hidden.shape[-1:])
-
-    def head(self, hidden: Tensor) -> Tensor:
-        """Return logits, float32 ``[batch, classes]``."""
-        mean = self.norm(hidden, self.stem_bits).float().mean(dim=1)
-        return cast("Tensor", self.classifier(mean)).float()
+    def begin(self, tokens: Tensor) -> Tensor:
+        """Add what stands for their places."""
+        return tokens + self.positions.reshape(tokens.shape[1:])
 
     def prepare(self, dtype: torch.dtype = torch.float32) -> "PreparedVisionTransformer":
         """Return the frozen form: weights quantized once per option."""
         return PreparedVisionTransformer(self, dtype=dtype)
 
 
-class VisionTransformer(_TokenBackbone):
+class VisionTransformer(_WithPositions):
     """A vision transformer whose blocks, or the branches in them, are gated layers; the training form of the backbone contract.
 
     Args:
@@ -174,7 +120,7 @@ class VisionTransformer(_TokenBackbone):
         self.finish_making(signed=True)
 
 
-class AdaptiveVisionTransformer(_TokenBackbone, AdaptiveBackbone):
+class AdaptiveVisionTransformer(_WithPositions, AdaptiveBackbone):
     """A vision transformer whose stages' paths are gated layers, see ``adaptive_layer``; the training form of the backbone contract.
 
     Args:
@@ -218,38 +164,23 @@ class AdaptiveVisionTransformer(_TokenBackbone, AdaptiveBackbone):
         )
 
 
-class PreparedVisionTransformer(_OfTokens, PreparedBackbone):
-    """A frozen vision transformer; see ``PreparedBackbone``.
+class PreparedVisionTransformer(PreparedTokenBackbone):
+    """A frozen vision transformer; see ``PreparedTokenBackbone``.
 
     Args:
         source: The trained backbone. Later changes to it do not reach this copy.
         dtype: What activations between gated layers are kept in; all else is in float32.
     """
 
-    def __init__(self, source: _TokenBackbone, *, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, source: _WithPositions, *, dtype: torch.dtype = torch.float32) -> None:
         super().__init__(source, dtype=dtype)
-        self.tokens = source.tokens
-        self.patch_size = source.config.patch_size
-        self.stem_bits = source.stem_bits
-        self.embedding = PreparedLinear(source.embedding)
         self.positions: Tensor
         self.register_buffer("positions", source.positions.detach().clone())
-        self.blocks = nn.ModuleList(
-            cast("AdaptiveLayer", layer).prepare(dtype=dtype) for layer in source.blocks
-        )
-        self.norm = PreparedLayerNorm(source.norm)
-        self.classifier = PreparedLinear(source.classifier)
         self.freeze()
 
-    def stem(self, images: Tensor) -> Tensor:
-        """Return the tokens before the first block, ``[batch, n, width]``."""
-        patches = cut(self.normalise(images), self.patch_size)
-        return cast("Tensor", self.embedding(patches) + self.positions).to(self.dtype)
-
-    def head(self, hidden: Tensor) -> Tensor:
-        """Return logits, float32 ``[batch, classes]``."""
-        mean = self.norm(hidden.float(), self.stem_bits).mean(dim=1)
-        return cast("Tensor", self.classifier(mean))
+    def begin(self, tokens: Tensor) -> Tensor:
+        """Add what stands for their places."""
+        return tokens + self.positions.reshape(tokens.shape[1:])
 
 
 def _waves(tokens: tuple[int, int], width: int) -> Tensor:

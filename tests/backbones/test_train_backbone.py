@@ -92,7 +92,8 @@ def test_transformers_are_trained_by_their_name(flags, kind, layers, tmp_path):
     backbone = load_stored_backbone(Path(run)).backbone
     assert type(backbone) is kind
     assert len(backbone.blocks) == layers
-    assert (backbone.config.width, backbone.config.heads, backbone.tokens) == (8, 2, (2, 2))
+    config = backbone.config
+    assert (config.width, config.heads, config.tokens) == (8, 2, (2, 2))
 
 
 @pytest.mark.parametrize(

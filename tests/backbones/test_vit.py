@@ -109,7 +109,7 @@ def torchs(block: TransformerBlock, *, row: int = 0) -> nn.TransformerEncoderLay
 
 
 def embedded(net, images: Tensor) -> Tensor:
-    """Return the tokens as a convolution makes them."""
+    """Return the tokens as a convolution makes them, ``[batch, n, width]``."""
     patch, width = net.config.patch_size, net.config.width
     kernel = net.embedding.weight.reshape(width, 1, patch, patch)
     maps = functional.conv2d((images / 255.0 - 0.4) / 0.3, kernel, net.embedding.bias, stride=patch)
@@ -226,10 +226,9 @@ def test_what_gates_see_is_the_mean_over_tokens():
     hidden = net.stem(pictures())
     feature = net.feature(hidden, 0)
     assert net.feature_sizes == (3 + 12,) * 3
-    torch.testing.assert_close(feature[:, 3:], hidden.mean(dim=1))
-    # Four tokens a quarter: rows and columns 0 and 1 are tokens 0, 1, 4 and 5.
+    torch.testing.assert_close(feature[:, 3:], hidden.mean(dim=(1, 2)))
     quarters = net.parts(hidden, grid=2)
-    torch.testing.assert_close(quarters[:, :, 0], hidden[:, [0, 1, 4, 5]].mean(dim=1))
+    torch.testing.assert_close(quarters[:, :, 0], hidden[:, :2, :2].mean(dim=(1, 2)))
 
 
 @torch.no_grad()
