@@ -1,26 +1,18 @@
 """Operators of any network that run at any bit width of a menu: convolutions of every shape, products, attention, batch norms."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from dfs_rl.cost import FULL
-from dfs_rl.quant.layers import BatchNormPerBits, FractionalLayer, LayerQuantizers
-
-Pair = tuple[int, int]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ConvGeometry:
-    """How a convolution moves over its input, as in ``torch.nn.Conv2d``."""
-
-    stride: Pair = (1, 1)
-    padding: Pair = (0, 0)
-    dilation: Pair = (1, 1)
-    groups: int = 1
+from dfs_rl.quant.layers import (
+    BatchNormPerBits,
+    ConvGeometry,
+    FractionalLayer,
+    LayerQuantizers,
+)
 
 
 class GeneralNorm(BatchNormPerBits):
@@ -60,12 +52,6 @@ class GeneralNorm(BatchNormPerBits):
         """Normalise ``[batch, channels, ...]``."""
         return self.normalised(x, bits)
 
-    def scale_and_shift(self, bits: int) -> tuple[Tensor, Tensor]:
-        """Return what evaluation multiplies with and then adds at ``bits``, ``[channels]`` each."""
-        i = self.bits.index(bits)
-        scale = self.norm_weight[i] * (self.running_var[i] + self.epsilon).rsqrt()
-        return scale, self.norm_bias[i] - self.running_mean[i] * scale
-
 
 class GeneralConv2d(FractionalLayer):
     """A trained convolution of any shape, at any of several bit widths, with the batch norm after it if there is one.
@@ -102,11 +88,15 @@ class GeneralConv2d(FractionalLayer):
     def forward(self, x: Tensor, bits: int) -> Tensor:
         """Convolve ``[batch, in, h, w]`` at ``bits``."""
         x, weight = self.quantized(x, bits)
-        moves = self.geometry
-        out = functional.conv2d(
-            x, weight, self.bias, moves.stride, moves.padding, moves.dilation, moves.groups
-        )
+        out = self.geometry.convolve(x, weight, self.bias)
         return out if self.norm is None else self.norm.normalised(out, bits)
+
+    def scale_and_shift(self, bits: int, norm_set: int = 0) -> tuple[Tensor, Tensor]:
+        """Return what evaluation multiplies with after the convolution and then adds, ``[out]`` each."""
+        scale, shift = torch.ones(len(self.weight)), torch.zeros(len(self.weight))
+        if self.norm is not None:
+            scale, shift = self.norm.scale_and_shift(bits, norm_set)
+        return scale, shift if self.bias is None else shift + self.bias * scale
 
 
 class FractionalMatmul(FractionalLayer):

@@ -11,7 +11,7 @@ from dfs_rl.cost import FULL
 from dfs_rl.quant.functional import Grid, grid
 from dfs_rl.quant.general import FractionalAttention, FractionalMatmul, GeneralConv2d, GeneralNorm
 from dfs_rl.quant.layers import FractionalLinear, LayerNormPerBits
-from dfs_rl.quant.prepared import PreparedLinear, input_and_weight_codes, quantize_input
+from dfs_rl.quant.prepared import PreparedConv2d, PreparedLinear, quantize_input
 
 
 class PreparedMenu(nn.Module):
@@ -34,53 +34,6 @@ class PreparedMenu(nn.Module):
         """Run the operator on all arguments but the last, which is the bit width."""
         *tensors, bits = arguments
         return cast("Tensor", self.frozen[self.bits.index(cast("int", bits))](*tensors))
-
-
-class PreparedGeneralConv2d(nn.Module):
-    """One bit width of a ``GeneralConv2d``, frozen, in float32.
-
-    Args:
-        source: The trained convolution.
-        bits: Which of its bit widths to freeze.
-    """
-
-    def __init__(self, source: GeneralConv2d, bits: int) -> None:
-        super().__init__()
-        self.geometry = source.geometry
-        self.codes: Grid | None = None
-        self.inverse_step: Tensor
-        weight: Tensor = source.weight
-        scale, shift = torch.ones(len(weight)), torch.zeros(len(weight))
-        if source.norm is not None:
-            scale, shift = source.norm.scale_and_shift(bits)
-        bias = shift if source.bias is None else shift + source.bias * scale
-        inverse_step = torch.ones(())
-        if bits == FULL:
-            weight = weight * scale.reshape(-1, 1, 1, 1)
-        else:
-            self.codes = grid(bits, signed=source.quantizers.signed_input)
-            inverse_step, weight, product = input_and_weight_codes(source.quantizers, weight, bits)
-            scale = scale * product
-        self.weight: Tensor
-        self.scale: Tensor
-        self.bias: Tensor
-        self.register_buffer("inverse_step", inverse_step.detach().clone())
-        self.register_buffer("weight", weight.detach().clone(memory_format=torch.channels_last))
-        self.register_buffer("scale", scale.detach().reshape(1, -1, 1, 1).clone())
-        self.register_buffer("bias", bias.detach().clone())
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Convolve ``[batch, in, h, w]``."""
-        if self.codes is None:
-            return self._convolved(x, self.bias)
-        out = self._convolved(quantize_input(x, self.inverse_step, self.codes), None)
-        return out.mul_(self.scale).add_(self.bias.reshape(1, -1, 1, 1))
-
-    def _convolved(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        moves = self.geometry
-        return functional.conv2d(
-            x, self.weight, bias, moves.stride, moves.padding, moves.dilation, moves.groups
-        )
 
 
 class PreparedGeneralNorm(nn.Module):
@@ -176,7 +129,8 @@ def prepare_operator(source: nn.Module) -> nn.Module:
     if isinstance(source, FractionalLinear):
         return PreparedMenu(source.bits, [PreparedLinear(source, b) for b in source.bits])
     if isinstance(source, GeneralConv2d):
-        return PreparedMenu(source.bits, [PreparedGeneralConv2d(source, b) for b in source.bits])
+        frozen_at = [PreparedConv2d(source, b, dtype=torch.float32) for b in source.bits]
+        return PreparedMenu(source.bits, frozen_at)
     if isinstance(source, GeneralNorm):
         return PreparedMenu(source.bits, [PreparedGeneralNorm(source, b) for b in source.bits])
     if isinstance(source, FractionalMatmul):

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from dfs_rl.quant.layers import ConvGeometry
+
 # Adding 2**23 leaves no bits for a fraction: the sum is rounded half to even and its lowest byte is the code. Casting the
 # 32-bit pattern to a byte is several times as fast as casting a floating point number.
 _ROUNDING = 2.0**23
 
 _INPUT_SCALE = 1.0
 _ZERO_POINT = 0
-_DILATION = [1, 1]
-_GROUPS = 1
 
 
 def to_uint8_codes(x: Tensor, inverse_step: Tensor, highest: int) -> Tensor:
@@ -30,16 +30,17 @@ class IntegerConv2d:
     """A convolution of unsigned codes with signed ones, followed by a scale and a shift per channel.
 
     Args:
-        weight: Codes from -128 to 127 as floating point values, ``[out, in, k, k]`` with odd ``k``.
+        weight: Codes from -128 to 127 as floating point values, ``[out, in, height, width]``.
         scale: Factor of each output channel, ``[out]``.
         bias: What is then added, ``[out]``.
-        stride: 1 or 2; the padding is half the kernel.
+        geometry: How it moves.
     """
 
-    def __init__(self, weight: Tensor, scale: Tensor, bias: Tensor, *, stride: int) -> None:
-        self._arguments = (weight, scale, bias)
-        self._stride = [stride, stride]
-        self._padding = [side // 2 for side in weight.shape[2:]]
+    def __init__(
+        self, weight: Tensor, scale: Tensor, bias: Tensor, *, geometry: ConvGeometry
+    ) -> None:
+        self._arguments = (weight, scale, bias, geometry)
+        self._moves = (geometry.stride, geometry.padding, geometry.dilation, geometry.groups)
         self._scale = scale.float().contiguous()
         self._bias = bias.float().contiguous()
         self._zero_points = torch.zeros(len(scale), dtype=torch.int64)
@@ -48,19 +49,16 @@ class IntegerConv2d:
             self._scale,
             _INPUT_SCALE,
             _ZERO_POINT,
-            self._stride,
-            self._padding,
-            _DILATION,
-            _GROUPS,
+            *self._moves,
             None,
         )
 
     def __reduce__(self) -> tuple[Callable[..., "IntegerConv2d"], tuple[object, ...]]:
         # The packed weight can be neither copied nor pickled; it is packed again.
-        return _pack, (*self._arguments, self._stride[0])
+        return _pack, self._arguments
 
     def __call__(self, codes: Tensor) -> Tensor:
-        """Map uint8 codes ``[batch, in, h, w]`` to a fresh float32 ``[batch, out, h / stride, w / stride]``."""
+        """Map uint8 codes ``[batch, in, h, w]`` to a fresh float32 ``[batch, out, ...]``."""
         return self._run(codes, 1.0, torch.float32, "none", [])
 
     def to_codes(self, codes: Tensor, *, step: float, highest: int) -> Tensor:
@@ -78,10 +76,7 @@ class IntegerConv2d:
             self._scale,
             self._zero_points,
             self._bias,
-            self._stride,
-            self._padding,
-            _DILATION,
-            _GROUPS,
+            *self._moves,
             step,
             _ZERO_POINT,
             dtype,
@@ -92,8 +87,8 @@ class IntegerConv2d:
         return cast("Tensor", result)
 
 
-def _pack(weight: Tensor, scale: Tensor, bias: Tensor, stride: int) -> IntegerConv2d:
-    return IntegerConv2d(weight, scale, bias, stride=stride)
+def _pack(weight: Tensor, scale: Tensor, bias: Tensor, geometry: ConvGeometry) -> IntegerConv2d:
+    return IntegerConv2d(weight, scale, bias, geometry=geometry)
 
 
 @cache
@@ -113,7 +108,7 @@ def integer_convolutions_are_exact() -> bool:
     expected = functional.conv2d(codes, weight, padding=1) * scale.reshape(1, -1, 1, 1)
     expected += bias.reshape(1, -1, 1, 1)
     try:
-        convolution = IntegerConv2d(weight, scale, bias, stride=1)
+        convolution = IntegerConv2d(weight, scale, bias, geometry=ConvGeometry(padding=(1, 1)))
         floats = convolution(codes.to(torch.uint8))
         rounded = convolution.to_codes(codes.to(torch.uint8), step=8.0, highest=15)
     except (RuntimeError, AttributeError, TypeError):

@@ -1,6 +1,7 @@
 """Layers that run at any bit width of a menu: shared weights, one step and one norm per bit width."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,24 @@ from dfs_rl.quant.functional import fake_quantize, grid, lsq_gradient_scale, mse
 
 NORM_MOMENTUM = 0.1
 NORM_EPSILON = 1e-5
+
+Pair = tuple[int, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvGeometry:
+    """How a convolution moves over its input, as in ``torch.nn.Conv2d``."""
+
+    stride: Pair = (1, 1)
+    padding: Pair = (0, 0)
+    dilation: Pair = (1, 1)
+    groups: int = 1
+
+    def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Convolve ``[batch, in, h, w]``."""
+        return functional.conv2d(
+            x, weight, bias, self.stride, self.padding, self.dilation, self.groups
+        )
 
 
 class LayerQuantizers(nn.Module):
@@ -208,6 +227,12 @@ class BatchNormPerBits(NormPerBits):
             eps=self.epsilon,
         )
 
+    def scale_and_shift(self, bits: int, norm_set: int = 0) -> tuple[Tensor, Tensor]:
+        """Return what evaluation multiplies with and then adds, ``[channels]`` each."""
+        i = self.norm_row(bits, norm_set)
+        scale = self.norm_weight[i] * (self.running_var[i] + self.epsilon).rsqrt()
+        return scale, self.norm_bias[i] - self.running_mean[i] * scale
+
     def average_statistics(self, *, on: bool) -> None:
         """While on, passes in training mode make the running statistics the plain average over all batches since."""
         self._averaged = [0] * len(self.norm_weight) if on else None
@@ -248,9 +273,9 @@ class FractionalConv2d(FractionalLayer, BatchNormPerBits):
             raise ConfigError(
                 f"a convolution cannot run at 0 bit, yet its bit widths are {list(bits)}."
             )
-        self.stride = stride
-        self.padding = kernel_size // 2
-        self.groups = groups
+        self.geometry = ConvGeometry(
+            stride=(stride, stride), padding=(kernel_size // 2, kernel_size // 2), groups=groups
+        )
         shape = (out_channels, in_channels // groups, kernel_size, kernel_size)
         self.weight = nn.Parameter(torch.empty(shape))
         nn.init.kaiming_normal_(self.weight, mode="fan_out", nonlinearity="relu")
@@ -262,10 +287,7 @@ class FractionalConv2d(FractionalLayer, BatchNormPerBits):
     def forward(self, x: Tensor, bits: int, norm_set: int = 0) -> Tensor:
         """Convolve and normalise ``[batch, in, h, w]`` at ``bits``, with the norms of that set."""
         x, weight = self.quantized(x, bits)
-        convolved = functional.conv2d(
-            x, weight, stride=self.stride, padding=self.padding, groups=self.groups
-        )
-        return self.normalised(convolved, bits, norm_set)
+        return self.normalised(self.geometry.convolve(x, weight), bits, norm_set)
 
 
 class FractionalLinear(FractionalLayer):

@@ -8,7 +8,7 @@ integers do, with the same result.
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import cast
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from torch.nn import functional
 from dfs_rl.cost import FULL
 from dfs_rl.quant.functional import Grid, grid, to_codes
 from dfs_rl.quant.integer import IntegerConv2d, integer_convolutions_are_exact, to_uint8_codes
-from dfs_rl.quant.layers import NORM_EPSILON, FractionalConv2d, FractionalLinear, LayerQuantizers
+from dfs_rl.quant.layers import ConvGeometry, FractionalLinear, LayerQuantizers
 
 BF16_EXACT_BITS = 8
 BYTE_BITS = 8
@@ -41,27 +41,35 @@ def input_and_weight_codes(
     return input_step.reciprocal(), codes, (input_step * weight_step).flatten()
 
 
+class Convolution(Protocol):
+    """A trained convolution with quantizers, and whatever scales and shifts what comes out."""
+
+    @property
+    def weight(self) -> Tensor: ...  # noqa: D102
+    @property
+    def quantizers(self) -> LayerQuantizers: ...  # noqa: D102
+    @property
+    def geometry(self) -> ConvGeometry: ...  # noqa: D102
+    def scale_and_shift(self, bits: int, norm_set: int = 0) -> tuple[Tensor, Tensor]: ...  # noqa: D102
+
+
 class PreparedConv2d(nn.Module):
-    """One bit width of a ``FractionalConv2d``, frozen: quantize, convolve codes, scale and shift.
+    """One bit width of a convolution, frozen: quantize, convolve codes, scale and shift.
 
     Args:
-        source: The trained convolution with its running statistics.
+        source: The trained convolution, its norm with the running statistics.
         bits: Which of its bit widths to freeze.
         dtype: What it computes in; bfloat16 holds codes up to 8 bit exactly, but rounds what comes out.
         norm_set: Which of its sets of norms to freeze.
     """
 
     def __init__(
-        self, source: FractionalConv2d, bits: int, *, dtype: torch.dtype, norm_set: int = 0
+        self, source: Convolution, bits: int, *, dtype: torch.dtype, norm_set: int = 0
     ) -> None:
         super().__init__()
-        i = source.norm_row(bits, norm_set)
-        scale = source.norm_weight[i] * (source.running_var[i] + NORM_EPSILON).rsqrt()
-        bias = source.norm_bias[i] - source.running_mean[i] * scale
-        weight: Tensor = source.weight
-        self.stride = source.stride
-        self.padding = source.padding
-        self.groups = source.groups
+        scale, bias = source.scale_and_shift(bits, norm_set)
+        weight = source.weight
+        self.geometry = source.geometry
         self.codes: Grid | None = None
         self.inverse_step: Tensor
         inverse_step = torch.ones(())
@@ -88,7 +96,7 @@ class PreparedConv2d(nn.Module):
     def fits_integers(self, x: Tensor) -> bool:
         """Whether ``x`` can be convolved in integer arithmetic: unsigned codes of up to 8 bit, on a CPU that is exact."""
         return (
-            self.groups == 1
+            self.geometry.groups == 1
             and self.codes is not None
             and self.codes.lowest == 0
             and self.codes.highest < 2**BYTE_BITS
@@ -103,21 +111,19 @@ class PreparedConv2d(nn.Module):
         """The same convolution in integer arithmetic, made on first use."""
         if self._integer is None:
             self._integer = IntegerConv2d(
-                self.weight, self.scale.flatten(), self.bias.flatten(), stride=self.stride
+                self.weight, self.scale.flatten(), self.bias.flatten(), geometry=self.geometry
             )
         return self._integer
 
     def forward(self, x: Tensor) -> Tensor:
         """Return a fresh ``[batch, out, h, w]`` that the caller may change in place."""
         if self.codes is None:
-            return self._convolve(x, self.bias.flatten())
+            return self.geometry.convolve(x, self.weight, self.bias.flatten())
+        if self.fits_integers(x):
+            return self.integer(to_uint8_codes(x, self.inverse_step, self.codes.highest))
         codes = quantize_input(x, self.inverse_step, self.codes).to(self.weight.dtype)
-        return self._convolve(codes).to(self.dtype).mul_(self.scale).add_(self.bias)
-
-    def _convolve(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        return functional.conv2d(
-            x, self.weight, bias, stride=self.stride, padding=self.padding, groups=self.groups
-        )
+        out = self.geometry.convolve(codes, self.weight)
+        return out.to(self.dtype).mul_(self.scale).add_(self.bias)
 
 
 def convolve_in_turn(convolutions: Sequence[PreparedConv2d], x: Tensor) -> Tensor:

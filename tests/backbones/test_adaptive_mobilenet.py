@@ -90,7 +90,7 @@ def test_at_32_bit_it_is_torchs_operators(changes):
         x = functional.conv2d(
             x,
             conv.weight,
-            stride=conv.stride,
+            stride=conv.geometry.stride,
             padding=side // 2,
             groups=x.shape[1] // conv.weight.shape[1],
         )

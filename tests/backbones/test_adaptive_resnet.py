@@ -192,7 +192,7 @@ def test_bottlenecks_equal_torchs_operators():
 
     def layer(conv: torch.nn.Module, x: Tensor, row: int) -> Tensor:
         x = functional.conv2d(
-            x, conv.weight, stride=conv.stride, padding=conv.weight.shape[-1] // 2
+            x, conv.weight, stride=conv.geometry.stride, padding=conv.weight.shape[-1] // 2
         )
         return functional.batch_norm(
             x,

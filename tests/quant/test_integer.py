@@ -5,10 +5,13 @@ import pytest
 import torch
 from torch.nn import functional
 
+from dfs_rl import calibrate, fractionalize
 from dfs_rl.backbones import ResNet, ResNetConfig
 from dfs_rl.data import ChannelStatistics
 from dfs_rl.quant import integer
 from dfs_rl.quant.integer import IntegerConv2d, integer_convolutions_are_exact, to_uint8_codes
+from dfs_rl.quant.layers import ConvGeometry
+from tests.backbones.nets import NETS, examples, lived_in, pictures
 
 CHANNELS_LAST = torch.channels_last
 on_exact_cpus = pytest.mark.skipif(
@@ -49,7 +52,9 @@ def test_equals_the_floating_point_convolution_bit_for_bit(channels, out, stride
     scale[0] = 0.0
     sums = functional.conv2d(codes, weight, stride=stride, padding=kernel // 2)
     expected = sums * scale.reshape(1, -1, 1, 1) + bias.reshape(1, -1, 1, 1)
-    convolution = IntegerConv2d(weight, scale, bias, stride=stride)
+    padding = (kernel // 2, kernel // 2)
+    geometry = ConvGeometry(stride=(stride, stride), padding=padding)
+    convolution = IntegerConv2d(weight, scale, bias, geometry=geometry)
     small = codes.to(torch.uint8)
     assert torch.equal(convolution(small), expected)
     assert torch.equal(convolution(small[2:3]), expected[2:3])
@@ -58,6 +63,49 @@ def test_equals_the_floating_point_convolution_bit_for_bit(channels, out, stride
     assert torch.equal(rounded.float(), (expected / step).round().clamp(0, highest))
     for again in (copy.deepcopy(convolution), pickle.loads(pickle.dumps(convolution))):
         assert torch.equal(again(small), expected)
+
+
+@on_exact_cpus
+@pytest.mark.parametrize("layout", [CHANNELS_LAST, torch.contiguous_format])
+def test_every_geometry_and_layout_equals_the_floating_point_convolution(layout):
+    codes = torch.randint(0, 256, (5, 8, 12, 9), generator=random()).float()
+    codes = codes.contiguous(memory_format=layout)
+    weight = torch.randint(-128, 128, (6, 8, 4, 3), generator=random(1)).float()
+    scale, bias = torch.rand(6, generator=random(2)) * 0.01, torch.randn(6, generator=random(3))
+    geometry = ConvGeometry(stride=(3, 1), padding=(2, 0), dilation=(1, 2))
+    sums = functional.conv2d(codes, weight, stride=(3, 1), padding=(2, 0), dilation=(1, 2))
+    expected = sums * scale.reshape(1, -1, 1, 1) + bias.reshape(1, -1, 1, 1)
+    convolution = IntegerConv2d(weight, scale, bias, geometry=geometry)
+    for again in (convolution, copy.deepcopy(convolution)):
+        assert torch.equal(again(codes.to(torch.uint8)), expected)
+
+
+@on_exact_cpus
+def test_a_users_frozen_network_gives_the_same_with_and_without(monkeypatch):
+    backbone = fractionalize(lived_in(NETS["resnet"]), examples(), bits=(0, 2, 8, 32))
+    calibrate(backbone, pictures())
+    frozen, images = backbone.prepare(), pictures()
+    used = []
+    called = IntegerConv2d.__call__
+    monkeypatch.setattr(
+        IntegerConv2d, "__call__", lambda *args: used.append(args[0]) or called(*args)
+    )
+
+    def logits(bits):
+        hidden = frozen.stem(images)
+        for layer in frozen.layers:
+            hidden = layer(hidden, bits)
+        return frozen.head(hidden)
+
+    with torch.inference_mode():
+        integers = [logits(bits) for bits in (2, 8)]
+        assert len(used) >= 2 * 2 * len(frozen.layers)  # two convolutions a block, twice
+        used.clear()
+        monkeypatch.setattr("dfs_rl.quant.prepared.integer_convolutions_are_exact", lambda: False)
+        floats = [logits(bits) for bits in (2, 8)]
+    assert not used
+    for ours, theirs in zip(integers, floats, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
 @on_exact_cpus

@@ -19,13 +19,12 @@ from dfs_rl.backbones.fractionalized.tracing import Traced, batch_factor, name_o
 from dfs_rl.cost import SKIP
 from dfs_rl.errors import ConfigError
 from dfs_rl.quant.general import (
-    ConvGeometry,
     FractionalAttention,
     FractionalMatmul,
     GeneralConv2d,
     GeneralNorm,
 )
-from dfs_rl.quant.layers import FractionalLinear
+from dfs_rl.quant.layers import ConvGeometry, FractionalLinear
 
 _NOTHING: Mapping[fx.Node, fx.Node] = MappingProxyType({})
 
