@@ -18,7 +18,7 @@ from dfs_rl.backbones.adaptive_layer import (
 )
 from dfs_rl.backbones.tokens import PreparedTokenBackbone, TokenBackbone, TokenShape
 from dfs_rl.backbones.transformer import Branch, Mlp, TransformerBlock
-from dfs_rl.backbones.windows import PatchMerging, Side, WindowAttention
+from dfs_rl.backbones.windows import MapSize, PatchMerging, WindowAttention
 from dfs_rl.data import ChannelStatistics
 from dfs_rl.errors import ConfigError
 from dfs_rl.quant.general_prepared import PreparedLayerNorm
@@ -62,10 +62,10 @@ class AdaptiveSwinConfig(TokenShape):
                 f"image_size is {self.image_size}; with {len(self.blocks)} stages and patches of {self.patch_size} pixels, height and "
                 f"width must be multiples of {shrinks}."
             )
-        for side in self.sides:
-            if window_of(side) == 1 and max(side) > 1:
+        for size in self.map_sizes:
+            if window_of(size) == 1 and max(size) > 1:
                 raise ConfigError(
-                    f"image_size is {self.image_size}, of which a stage has {side[0]} x {side[1]} tokens; these cannot be cut into "
+                    f"image_size is {self.image_size}, of which a stage has {size[0]} x {size[1]} tokens; these cannot be cut into "
                     f"windows of 2 to {_LARGEST_WINDOW} along a side."
                 )
 
@@ -82,15 +82,15 @@ class AdaptiveSwinConfig(TokenShape):
         return self.width << len(self.blocks) - 1
 
     @property
-    def sides(self) -> list[Side]:
+    def map_sizes(self) -> list[MapSize]:
         """How many rows and columns of tokens each stage has."""
         rows, columns = self.tokens
         return [(rows // 2**n, columns // 2**n) for n in range(len(self.blocks))]
 
 
-def window_of(side: Side) -> int:
+def window_of(size: MapSize) -> int:
     """Return the side of the largest windows that a stage's tokens can be cut into."""
-    common = gcd(*side)
+    common = gcd(*size)
     return max(n for n in range(1, _LARGEST_WINDOW + 1) if common % n == 0)
 
 
@@ -124,13 +124,13 @@ class AdaptiveSwin(TokenBackbone, AdaptiveBackbone):
     ) -> TransformerBlock:
         """Make the n-th block of a stage; every second one's windows are shifted."""
         config = self.config
-        side, width = config.sides[stage], config.width * 2**stage
+        size, width = config.map_sizes[stage], config.width * 2**stage
         attention = WindowAttention(
             width,
             config.heads * 2**stage,
             bits,
-            side=side,
-            window=window_of(side),
+            size=size,
+            window=window_of(size),
             shifted=n % 2 == 1,
             per_channel=config.per_channel,
         )

@@ -14,7 +14,7 @@ from dfs_rl.backbones.transformer import SelfAttention
 from dfs_rl.quant.general_prepared import PreparedLayerNorm, prepare_operator
 from dfs_rl.quant.layers import FractionalLinear, LayerNormPerBits
 
-Side = tuple[int, int]
+MapSize = tuple[int, int]
 
 
 class WindowAttention(SelfAttention):
@@ -24,7 +24,7 @@ class WindowAttention(SelfAttention):
         width: Channels of a token, a multiple of ``heads``.
         heads: How many.
         bits: The bit widths.
-        side: Rows and columns of tokens, multiples of ``window``.
+        size: Rows and columns of tokens, multiples of ``window``.
         window: Rows and columns of a window.
         shifted: Whether windows begin half a window later, so that tokens meet across the borders of the others'; where one window
             holds all tokens they do not.
@@ -37,7 +37,7 @@ class WindowAttention(SelfAttention):
         heads: int,
         bits: Sequence[int],
         *,
-        side: Side,
+        size: MapSize,
         window: int,
         shifted: bool,
         per_channel: bool,
@@ -45,21 +45,21 @@ class WindowAttention(SelfAttention):
         super().__init__(width, heads, bits, per_channel=per_channel)
         self.window = window
         # A side that one window covers stays as it is.
-        self.shift = tuple(window // 2 if shifted and n > window else 0 for n in side)
+        self.shift = tuple(window // 2 if shifted and n > window else 0 for n in size)
         self.position_bias = nn.Parameter(torch.zeros(heads, (2 * window - 1) ** 2))
         self.places: Tensor
         self.apart: Tensor
         self.register_buffer("places", _relative_places(window))
-        self.register_buffer("apart", _apart(side, self.shift, window))
+        self.register_buffer("apart", _apart(size, self.shift, window))
 
     def forward(self, tokens: Tensor, bits: int) -> Tensor:
         """Let tokens of a window look at each other: ``[batch, rows, columns, width]`` to the same shape."""
-        side = tokens.shape[1:3]
+        size = tokens.shape[1:3]
         back = tuple(-n for n in self.shift)
         windows = cut_windows(tokens.roll(back, (1, 2)), self.window)  # [batch, windows, n, width]
         bias = self.position_bias[:, self.places]  # [heads, n, n]
         added = bias.masked_fill(self.apart[:, None], float("-inf"))  # [windows, heads, n, n]
-        mixed = join_windows(self.attend(windows, bits, added), (side[0], side[1]))
+        mixed = join_windows(self.attend(windows, bits, added), (size[0], size[1]))
         return mixed.roll(self.shift, (1, 2))
 
 
@@ -120,17 +120,17 @@ def cut_windows(tokens: Tensor, window: int) -> Tensor:
     return apart.transpose(2, 3).reshape(batch, -1, window**2, width)
 
 
-def join_windows(windows: Tensor, side: Side) -> Tensor:
+def join_windows(windows: Tensor, size: MapSize) -> Tensor:
     """Undo ``cut_windows``.
 
     Args:
         windows: ``[batch, windows, window * window, width]``.
-        side: Rows and columns of tokens.
+        size: Rows and columns of tokens.
     """
     batch, _, tokens, width = windows.shape
     window = isqrt(tokens)
-    apart = windows.reshape(batch, side[0] // window, side[1] // window, window, window, width)
-    return apart.transpose(2, 3).reshape(batch, *side, width)
+    apart = windows.reshape(batch, size[0] // window, size[1] // window, window, window, width)
+    return apart.transpose(2, 3).reshape(batch, *size, width)
 
 
 def _two_by_two(tokens: Tensor) -> Tensor:
@@ -147,9 +147,9 @@ def _relative_places(window: int) -> Tensor:
     return away[..., 0] * (2 * window - 1) + away[..., 1]
 
 
-def _apart(side: Side, shift: Sequence[int], window: int) -> Tensor:
+def _apart(size: MapSize, shift: Sequence[int], window: int) -> Tensor:
     """Say which tokens of a window came together only because shifting wraps around, bool ``[windows, n, n]``."""
-    wrapped = [torch.arange(n) >= n - moved for n, moved in zip(side, shift, strict=True)]
+    wrapped = [torch.arange(n) >= n - moved for n, moved in zip(size, shift, strict=True)]
     kinds = 2 * wrapped[0][:, None] + wrapped[1].int()  # [rows, columns], as after the shift
     kinds = cut_windows(kinds[None, :, :, None], window)[0, ..., 0]  # [windows, n]
     return kinds[:, :, None] != kinds[:, None]

@@ -143,7 +143,7 @@ def test_it_has_the_published_size_and_costs():
         if p.requires_grad and "step" not in n
     ]
     assert config.patch_size == 4
-    assert [window_of(side) for side in config.sides] == [7] * 4
+    assert [window_of(size) for size in config.map_sizes] == [7] * 4
     keys = 2 * 96 + 2 * 192 + 6 * 384 + 2 * 768  # have no bias here
     # Table 7 of the paper: 29 million and 4.5 billion; torchvision's swin_t has 28,288,354 parameters.
     assert sum(sizes) == 28_288_354 - keys
@@ -238,7 +238,7 @@ def test_every_uniform_setting_works_after_training_and_none_before(halves: Data
 def test_patches_and_windows_fit_the_images(size, patch, windows):
     config = AdaptiveSwinConfig(image_size=size)
     assert config.patch_size == patch
-    assert [window_of(side) for side in config.sides] == windows
+    assert [window_of(size) for size in config.map_sizes] == windows
 
 
 @pytest.mark.parametrize(
