@@ -176,7 +176,7 @@ def check_stages(blocks: Sequence[int], image_size: Sequence[int], *, shrinks: i
     Raises:
         ConfigError: If they are too few or too small.
     """
-    if min(blocks) < MIN_BLOCKS:
+    if not blocks or min(blocks) < MIN_BLOCKS:
         raise ConfigError(
             f"blocks is {tuple(blocks)}; a stage needs at least {MIN_BLOCKS}, one that always runs and one to skip."
         )

@@ -16,6 +16,7 @@ from dfs_rl.backbones.adaptive_layer import (
     check_stages,
     make_stage,
 )
+from dfs_rl.backbones.shape import check_network
 from dfs_rl.backbones.tokens import PreparedTokenBackbone, TokenBackbone, TokenShape
 from dfs_rl.backbones.transformer import Branch, Mlp, TransformerBlock
 from dfs_rl.backbones.windows import MapSize, PatchMerging, WindowAttention
@@ -38,7 +39,7 @@ class AdaptiveSwinConfig(TokenShape):
     Attributes:
         width: Channels of the first stage's tokens: 96 in Swin-T and Swin-S.
         heads: Of the first stage's attention, of which the width is a multiple.
-        patch: Height and width in pixels of what becomes a token; by default 4, and fewer where images would have fewer than 16
+        patch: Height and width in pixels of what becomes a token; by default about 4, and fewer where images would have fewer than 16
             tokens in a column.
         blocks: Blocks of each stage, at least 2: (2, 2, 6, 2) in Swin-T, (2, 2, 18, 2) in Swin-S.
         granularity: See ``AdaptiveResNetConfig``.
@@ -52,29 +53,31 @@ class AdaptiveSwinConfig(TokenShape):
     granularity: Granularity = "path"
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        check_network(self)
         check_skippable(self.bits)
-        shrinks = self.patch_size * 2 ** (len(self.blocks) - 1)
-        check_stages(self.blocks, self.image_size, shrinks=shrinks)
-        height, width = self.image_size
-        if height % shrinks or width % shrinks:
+        check_stages(self.blocks, self.image_size, shrinks=1)
+        if not self.patches:
             raise ConfigError(
-                f"image_size is {self.image_size}; with {len(self.blocks)} stages and patches of {self.patch_size} pixels, height and "
-                f"width must be multiples of {shrinks}."
+                f"image_size is {self.image_size}, of which no patch makes maps of tokens that {len(self.blocks)} stages can halve and cut "
+                f"into windows of 2 to {_LARGEST_WINDOW} along a side; multiples of {2 ** (len(self.blocks) + 1)} do."
             )
-        for size in self.map_sizes:
-            if window_of(size) == 1 and max(size) > 1:
-                raise ConfigError(
-                    f"image_size is {self.image_size}, of which a stage has {size[0]} x {size[1]} tokens; these cannot be cut into "
-                    f"windows of 2 to {_LARGEST_WINDOW} along a side."
-                )
+        super().__post_init__()
 
     @property
-    def patch_size(self) -> int:
-        """Height and width of a patch in pixels."""
-        if self.patch is not None:
-            return self.patch
-        return next((p for p in (_PATCH, _PATCH // 2) if self.image_size[0] >= p * _SIDE), 1)
+    def patches(self) -> list[int]:
+        """The sides of the squares that images can be cut into so that all stages can cut theirs into windows."""
+        halvings = 2 ** (len(self.blocks) - 1)
+        return [
+            patch
+            for patch in super().patches
+            if not any(side // patch % halvings for side in self.image_size)
+            and all(window_of(size) > 1 or size == (1, 1) for size in self._maps(patch))
+        ]
+
+    @property
+    def wanted_patch(self) -> float:
+        """Of which the nearest of ``patches`` is taken, unless one is given."""
+        return min(_PATCH, self.image_size[0] / _SIDE)
 
     @property
     def last_width(self) -> int:
@@ -84,8 +87,11 @@ class AdaptiveSwinConfig(TokenShape):
     @property
     def map_sizes(self) -> list[MapSize]:
         """How many rows and columns of tokens each stage has."""
-        rows, columns = self.tokens
-        return [(rows // 2**n, columns // 2**n) for n in range(len(self.blocks))]
+        return self._maps(self.patch_size)
+
+    def _maps(self, patch: int) -> list[MapSize]:
+        rows, columns = (side // patch for side in self.image_size)
+        return [(rows >> n, columns >> n) for n in range(len(self.blocks))]
 
 
 def window_of(size: MapSize) -> int:

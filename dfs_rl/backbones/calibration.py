@@ -18,7 +18,11 @@ _STILL = 1e-12  # variance below which a feature counts as constant
 
 @torch.no_grad()
 def calibrate_steps(
-    backbone: Backbone, images: Tensor, *, parts: Iterable[nn.Module], untrained: bool = False
+    backbone: Backbone,
+    images: Tensor,
+    *,
+    parts: Iterable[nn.Module],
+    batch_statistics: bool = False,
 ) -> None:
     """Set the quantizer steps of ``parts`` from one pass of the dearest option over ``images``.
 
@@ -26,14 +30,15 @@ def calibrate_steps(
         backbone: Changed in place.
         images: uint8 ``[batch, c, h, w]``.
         parts: Where the quantizers are.
-        untrained: Whether its norms have measured nothing yet; they then use these images' statistics, as in training, and forget them.
+        batch_statistics: Whether norms use these images' statistics, as in training, and forget them; those of an untrained network have
+            measured nothing yet.
     """
     layers = [
         module for part in parts for module in part.modules() if isinstance(module, FractionalLayer)
     ]
     was_training = backbone.training
     measured = {name: buffer.clone() for name, buffer in backbone.named_buffers()}
-    backbone.train(untrained)
+    backbone.train(batch_statistics)
     for layer in layers:
         layer.calibrate_steps(on=True)
     backbone(images, backbone.options[backbone.options.full])

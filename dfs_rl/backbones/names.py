@@ -87,7 +87,7 @@ def network_of(name: str, recipe: Recipe) -> Network:
         if name in SWINS:
             return _swin(SWINS[name])
         return _mobilenet() if name == MOBILENET else _adaptive_resnet(stages_of(name))
-    if name == MOBILENET or name in {**BOTTLENECKS, **SWINS}:
+    if name in (MOBILENET, *BOTTLENECKS, *SWINS):
         raise ConfigError(
             f"backbone is {name!r}, a network of adaptive depth, which the recipe adn trains; add --recipe adn."
         )

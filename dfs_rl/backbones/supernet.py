@@ -234,7 +234,7 @@ class SupernetTrainer:
             backbone,
             self.images.images[:_STEP_IMAGES],
             parts=[backbone] if whole else backbone.never_gated,
-            untrained=True,
+            batch_statistics=True,
         )
 
     def train_epoch(self) -> Iterator[StepLosses]:
@@ -351,7 +351,11 @@ class SupernetTrainer:
 
     def _diverged(self, what: str) -> str:
         epoch, step = self.position
-        return f"{what} in epoch {epoch + 1} after step {step}; a lower learning rate than {self.lr:g} may help."
+        exact = ", or training.precision float32" if self.dtype == torch.bfloat16 else ""
+        return (
+            f"{what} in epoch {epoch + 1} after step {step}; a lower learning rate than "
+            f"{self.lr:g}{exact} may help."
+        )
 
     def _begin_epoch(self) -> None:
         if self.position == (self.warmup_epochs, 0):
@@ -365,7 +369,7 @@ class SupernetTrainer:
             self.backbone,
             first_images,
             parts=self.backbone.gated,
-            untrained=not self.warmup_epochs,
+            batch_statistics=not self.warmup_epochs,
         )
         copy_full_norms(self.backbone)
 

@@ -66,21 +66,29 @@ class TokenShape:
             )
         if self.patch is not None and self.patch < 1:
             raise ConfigError(f"patch is {self.patch}; allowed are 1 or more pixels.")
-        if self.patch_size not in cuttable_patches(self.image_size):
+        if self.patch_size not in self.patches:
             raise ConfigError(
-                f"patch is {self.patch}, into which images of {self.image_size[0]} x {self.image_size[1]} pixels cannot be cut; allowed "
-                f"are {cuttable_patches(self.image_size)}."
+                f"patch is {self.patch}, which does not suit images of {self.image_size[0]} x {self.image_size[1]} pixels; allowed are "
+                f"{self.patches}."
             )
+
+    @property
+    def patches(self) -> list[int]:
+        """The sides of the squares that images can be cut into."""
+        common = math.gcd(*self.image_size)
+        return [side for side in range(1, common + 1) if common % side == 0]
+
+    @property
+    def wanted_patch(self) -> float:
+        """Of which the nearest of ``patches`` is taken, unless one is given."""
+        return self.image_size[0] / _SIDE
 
     @property
     def patch_size(self) -> int:
         """Height and width of a patch in pixels."""
         if self.patch is not None:
             return self.patch
-        wanted = self.image_size[0] / _SIDE
-        return min(
-            cuttable_patches(self.image_size), key=lambda patch: (abs(patch - wanted), -patch)
-        )
+        return min(self.patches, key=lambda patch: (abs(patch - self.wanted_patch), -patch))
 
     @property
     def tokens(self) -> tuple[int, int]:
@@ -186,12 +194,6 @@ class PreparedTokenBackbone(_OfMaps, PreparedBackbone):
         """Return logits, float32 ``[batch, classes]``."""
         mean = self.norm(hidden.float(), self.stem_bits).mean(dim=(1, 2))
         return cast("Tensor", self.classifier(mean))
-
-
-def cuttable_patches(image_size: tuple[int, int]) -> list[int]:
-    """Return the sides of the squares that images can be cut into."""
-    common = math.gcd(*image_size)
-    return [side for side in range(1, common + 1) if common % side == 0]
 
 
 def cut(pixels: Tensor, patch: int) -> Tensor:

@@ -6,7 +6,7 @@ bits that are chosen, both products of the attention included.
 
 import copy
 from collections.abc import Sequence
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,9 @@ from dfs_rl.cost import SKIP
 from dfs_rl.quant.general import FractionalAttention
 from dfs_rl.quant.general_prepared import PreparedLayerNorm, prepare_operator
 from dfs_rl.quant.layers import FractionalLinear, LayerNormPerBits
+
+if TYPE_CHECKING:
+    from dfs_rl.backbones.adaptive_layer import PreparableBlock
 
 MLP_RATIO = 4
 """How many times as wide as a token its MLP is inside."""
@@ -152,7 +155,7 @@ class PreparedBranch(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Branches that run or are skipped together: attention, then the MLP.
+    """Branches that run or are skipped together: attention, then the MLP; before them whatever else runs first.
 
     Args:
         branches: In order.
@@ -173,7 +176,7 @@ class TransformerBlock(nn.Module):
         return TransformerBlock(
             [
                 branch.prepare(dtype=dtype, norm_set=norm_set)
-                for branch in cast("Sequence[Branch]", self.branches)
+                for branch in cast("Sequence[PreparableBlock]", self.branches)
             ]
         )
 

@@ -137,11 +137,7 @@ class AdaptiveVisionTransformer(_WithPositions, AdaptiveBackbone):
         super().__init__(config, statistics)
         layers: list[nn.Module] = []
         for n_blocks in config.blocks:
-            layers += make_stage(
-                self._make_block,
-                n_blocks,
-                config,
-            )
+            layers += make_stage(self._make_block, n_blocks, config)
         self.blocks = nn.ModuleList(layers)
         self.finish_making(signed=True)
 

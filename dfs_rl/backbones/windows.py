@@ -117,7 +117,8 @@ def cut_windows(tokens: Tensor, window: int) -> Tensor:
     """Cut ``[batch, rows, columns, width]`` into windows, row by row, ``[batch, windows, window * window, width]``."""
     batch, rows, columns, width = tokens.shape
     apart = tokens.reshape(batch, rows // window, window, columns // window, window, width)
-    return apart.transpose(2, 3).reshape(batch, -1, window**2, width)
+    windows = rows // window * (columns // window)
+    return apart.transpose(2, 3).reshape(batch, windows, window**2, width)
 
 
 def join_windows(windows: Tensor, size: MapSize) -> Tensor:

@@ -7,12 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dfs_rl.cost import FULL
-from dfs_rl.quant.layers import (
-    BatchNormPerBits,
-    ConvGeometry,
-    FractionalLayer,
-    LayerQuantizers,
-)
+from dfs_rl.quant.layers import BatchNormPerBits, ConvGeometry, FractionalLayer, LayerQuantizers
 
 
 class GeneralNorm(BatchNormPerBits):
@@ -162,18 +157,17 @@ class FractionalAttention(nn.Module):
         assert isinstance(bits, int)
         mask = masks[0] if masks else None
         assert not isinstance(mask, int)
-        if self.causal:
-            shape = (query.shape[-2], key.shape[-2])
-            mask = torch.ones(shape, dtype=torch.bool, device=query.device).tril()
         if self.grouped:
-            share = query.shape[-3] // key.shape[-3]
-            key, value = (x.repeat_interleave(share, dim=-3) for x in (key, value))
+            heads = query.shape[-3]
+            key, value = (x.repeat_interleave(heads // x.shape[-3], dim=-3) for x in (key, value))
         scale = query.shape[-1] ** -0.5 if self.scale is None else self.scale
         if bits == FULL and not self.scores.calibrating:
             return functional.scaled_dot_product_attention(
-                query, key, value, attn_mask=mask, scale=scale
+                query, key, value, attn_mask=mask, scale=scale, is_causal=self.causal
             )
         scores = self.scores(query * scale, key.transpose(-2, -1), bits)
+        if self.causal:
+            mask = torch.ones_like(scores, dtype=torch.bool).tril()
         if mask is None:
             shares = scores.softmax(dim=-1)
         else:

@@ -58,7 +58,7 @@ class IntegerConv2d:
         return _pack, self._arguments
 
     def __call__(self, codes: Tensor) -> Tensor:
-        """Map uint8 codes ``[batch, in, h, w]`` to a fresh float32 ``[batch, out, ...]``."""
+        """Map uint8 codes ``[batch, in, h, w]`` to a fresh float32 ``[batch, out, h', w']``."""
         return self._run(codes, 1.0, torch.float32, "none", [])
 
     def to_codes(self, codes: Tensor, *, step: float, highest: int) -> Tensor:

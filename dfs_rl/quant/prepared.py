@@ -8,7 +8,7 @@ integers do, with the same result.
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -92,11 +92,13 @@ class PreparedConv2d(nn.Module):
         self.register_buffer("scale", scale.detach().reshape(1, -1, 1, 1).to(dtype))
         self.register_buffer("bias", bias.detach().reshape(1, -1, 1, 1).to(dtype))
         self._integer: IntegerConv2d | None = None
+        self.may_use_integers = True
 
     def fits_integers(self, x: Tensor) -> bool:
         """Whether ``x`` can be convolved in integer arithmetic: unsigned codes of up to 8 bit, on a CPU that is exact."""
         return (
-            self.geometry.groups == 1
+            self.may_use_integers
+            and self.geometry.groups == 1
             and self.codes is not None
             and self.codes.lowest == 0
             and self.codes.highest < 2**BYTE_BITS
@@ -115,6 +117,10 @@ class PreparedConv2d(nn.Module):
             )
         return self._integer
 
+    def _load_from_state_dict(self, *arguments: Any) -> None:  # noqa: ANN401 - as torch calls it
+        super()._load_from_state_dict(*arguments)
+        self._integer = None  # made of the weights from before
+
     def forward(self, x: Tensor) -> Tensor:
         """Return a fresh ``[batch, out, h, w]`` that the caller may change in place."""
         if self.codes is None:
@@ -124,6 +130,16 @@ class PreparedConv2d(nn.Module):
         codes = quantize_input(x, self.inverse_step, self.codes).to(self.weight.dtype)
         out = self.geometry.convolve(codes, self.weight)
         return out.to(self.dtype).mul_(self.scale).add_(self.bias)
+
+
+def keep_numbers_that_are_none(frozen: nn.Module) -> None:
+    """Keep a network from integers if anything in it is not finite: they know no NaN, and would make an answer of it."""
+    values = [v for v in frozen.state_dict().values() if v.is_floating_point()]
+    if all(bool(v.isfinite().all()) for v in values):
+        return
+    for module in frozen.modules():
+        if isinstance(module, PreparedConv2d):
+            module.may_use_integers = False
 
 
 def convolve_in_turn(convolutions: Sequence[PreparedConv2d], x: Tensor) -> Tensor:

@@ -233,6 +233,10 @@ def test_every_uniform_setting_works_after_training_and_none_before(halves: Data
         ((64, 64), 4, [4, 4, 4, 2]),
         ((224, 224), 4, [7, 7, 7, 7]),
         ((32, 64), 2, [4, 4, 4, 2]),
+        ((64, 32), 2, [4, 4, 4, 2]),
+        ((48, 32), 1, [4, 4, 4, 2]),
+        ((40, 40), 1, [5, 5, 5, 5]),
+        ((72, 72), 3, [6, 6, 6, 3]),
     ],
 )
 def test_patches_and_windows_fit_the_images(size, patch, windows):
@@ -246,9 +250,13 @@ def test_patches_and_windows_fit_the_images(size, patch, windows):
     [
         ({"blocks": (3, 1)}, "a stage needs at least 2"),
         ({"bits": (4, 32)}, "add 0"),
-        ({"image_size": (9, 12)}, "height and width must be multiples of 2"),
-        ({"image_size": (26, 26)}, "of which a stage has 13 x 13 tokens; these cannot be cut"),
-        ({"image_size": (8, 8), "patch": 8}, "leave less than a pixel"),
+        ({"blocks": ()}, "a stage needs at least 2"),
+        ({"image_size": (9, 12)}, "no patch makes maps of tokens that 2 stages can halve"),
+        ({"image_size": (23, 23)}, "into windows of 2 to 7 along a side; multiples of 8 do"),
+        (
+            {"image_size": (8, 8), "patch": 8},
+            r"patch is 8, which .* 8 x 8 pixels; allowed are \[1, 2, 4\]",
+        ),
         ({"heads": 3}, "the width 8 must be a multiple"),
     ],
 )

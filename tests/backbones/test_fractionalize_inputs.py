@@ -105,6 +105,15 @@ def test_a_model_that_returns_probabilities_is_refused(end):
         fractionalize(nn.Sequential(BasicResNet(), end), examples())
 
 
+def test_a_model_that_is_not_finite_is_refused():
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)
+    )
+    model[0].weight.data[0, 0, 0, 0] = torch.nan
+    with pytest.raises(ConfigError, match="Sequential returns numbers that are not finite for the"):
+        fractionalize(model, examples(), bits=(0, 4))
+
+
 @pytest.mark.parametrize("end", [nn.LogSoftmax(dim=1), nn.ReLU(), nn.Softplus()])
 def test_logarithms_of_probabilities_and_positive_logits_are_logits(end):
     model = lived_in(BasicResNet).eval()

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from dfs_rl import fractionalize
 from dfs_rl.backbones import Fractionalized
@@ -78,6 +79,52 @@ def test_the_cheapest_path_is_the_shortcut_where_all_run_something():
 def test_paths_of_equal_work_are_left_alone():
     with pytest.raises(ConfigError, match=r"blocks.0.*none of its 3 paths is plainly the shortcut"):
         made(SUMS["shortcut first"], lambda: nn.Sequential(conv_norm(8, 8), conv_norm(8, 8)))
+
+
+def pooled(x: Tensor) -> Tensor:
+    return functional.avg_pool2d(x, 3, stride=1, padding=1)
+
+
+FREE: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
+    "twice": (lambda x, f: x + x + f, lambda x: x + x),
+    "twice apart": (lambda x, f: x + (f + x), lambda x: x + x),
+    "pooled beside": (lambda x, f: (x + f) + pooled(x), lambda x: x + pooled(x)),
+    "pooled first": (lambda x, f: pooled(x) + (x + f), lambda x: x + pooled(x)),
+    "no identity": (lambda x, f: pooled(x) + x.relu() + f, lambda x: pooled(x) + x.relu()),
+}
+
+
+@pytest.mark.parametrize(("adds", "left"), FREE.values(), ids=FREE)
+@torch.no_grad()
+def test_what_multiplies_nothing_is_left_at_0_bit(adds, left):
+    model, backbone = made(lambda x, a, b: adds(x, a + b), nn.Identity)
+    assert len(backbone.layers) == 2
+    hidden = backbone.stem(pictures())
+    torch.testing.assert_close(backbone.layers[0](hidden, 0), left(hidden), rtol=1e-5, atol=1e-5)
+    frozen = backbone.prepare()
+    torch.testing.assert_close(frozen.layers[0](hidden, 0), left(hidden), rtol=1e-5, atol=1e-5)
+    expected = model(pictures() / 255.0)
+    torch.testing.assert_close(backbone(pictures(), 32), expected, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_a_residual_block_on_one_path_stays_whole():
+    class Down(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.shortcut, self.first = conv_norm(8, 8, kernel=1), conv_norm(8, 8)
+            self.second = conv_norm(8, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.first(x)
+            return self.shortcut(x) + (y + self.second(y))
+
+    torch.manual_seed(0)
+    model = nn.Sequential(conv_norm(3, 8), Down(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    backbone = fractionalize(model.eval(), examples())
+    assert len(backbone.layers) == 1
+    hidden = backbone.stem(pictures())
+    torch.testing.assert_close(backbone.layers[0](hidden, 0), model[1].shortcut(hidden))
 
 
 class ParallelEncoder(nn.Module):

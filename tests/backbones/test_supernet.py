@@ -136,6 +136,14 @@ def test_a_loss_that_is_not_finite_stops_with_a_sentence(halves):
         run(training)
 
 
+def test_in_bfloat16_more_digits_may_help_as_well(halves):
+    training = trainer(halves, precision="bfloat16")
+    with torch.no_grad():
+        training.backbone.classifier.bias.fill_(math.nan)
+    with pytest.raises(TrainingError, match=r"than 0.05, or training.precision float32 may help"):
+        run(training)
+
+
 def test_steps_beyond_float32_stop_with_a_sentence(halves):
     training = trainer(halves)
     with torch.no_grad():

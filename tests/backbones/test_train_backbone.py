@@ -220,7 +220,10 @@ def test_a_folder_that_holds_a_run_is_refused(tmp_path, capsys):
         (["--recipe", "adn", "--first-block", "always"], "first_block is set, which resnet20 with"),
         (["--heads", "6"], "heads is set, which resnet20 with the recipe supernet has not"),
         (["--backbone", "vit12", "--heads", "5"], "heads is 5; the width 192 must be a multiple"),
-        (["--backbone", "vit12", "--patch", "3"], "patch is 3, into which images of 8 x 8 pixels"),
+        (
+            ["--backbone", "vit12", "--patch", "3"],
+            "patch is 3, which does not suit images of 8 x 8 pixels",
+        ),
         (["--backbone", "vit0"], "depth is 0; allowed are 1 to 48 blocks"),
         (["--backbone", "vit"], "backbone is 'vit'; allowed are resnet8"),
         (["--backbone", "vit06"], "backbone is 'vit06'; allowed are resnet8"),

@@ -347,7 +347,7 @@ def test_patches_are_cut_that_fit(size, patch):
     [
         ({"heads": 5}, "heads is 5; the width 12 must be a multiple"),
         ({"heads": 0}, "heads is 0"),
-        ({"patch": 3}, r"images of 8 x 8 pixels cannot be cut; allowed are \[1, 2, 4, 8\]"),
+        ({"patch": 3}, r"not suit images of 8 x 8 pixels; allowed are \[1, 2, 4, 8\]"),
         ({"patch": 0}, "patch is 0; allowed are 1 or more"),
         ({"depth": 0}, "depth is 0; allowed are 1 to 48"),
         ({"bits": (0,)}, "bits is"),

@@ -108,6 +108,40 @@ def test_a_users_frozen_network_gives_the_same_with_and_without(monkeypatch):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
+def logits_of(frozen, bits: int = 8):
+    with torch.inference_mode():
+        hidden = frozen.stem(pictures())
+        for layer in frozen.layers:
+            hidden = layer(hidden, bits)
+        return frozen.head(hidden)
+
+
+def test_loaded_weights_take_the_place_of_packed_ones():
+    first, second = (
+        fractionalize(lived_in(NETS["resnet"]), examples(), bits=(0, 8, 32)) for _ in range(2)
+    )
+    with torch.no_grad():
+        for name, parameter in second.named_parameters():
+            if "norm" in name:
+                parameter.mul_(1.1)
+    for backbone in (first, second):
+        calibrate(backbone, pictures())
+    frozen, expected = first.prepare(), logits_of(second.prepare())
+    assert not torch.allclose(logits_of(frozen), expected, atol=1e-4)
+    frozen.load_state_dict(second.prepare().state_dict())
+    assert torch.equal(logits_of(frozen), expected)
+
+
+def test_a_network_that_is_not_finite_gives_no_finite_answer():
+    backbone = fractionalize(lived_in(NETS["resnet"]), examples(), bits=(0, 8, 32))
+    calibrate(backbone, pictures())
+    assert logits_of(backbone.prepare()).isfinite().all()
+    convolution = next(iter(backbone.layers[1].ops.values()))
+    with torch.no_grad():
+        convolution.weight[0, 0, 0, 0] = torch.nan
+    assert not logits_of(backbone.prepare()).isfinite().any()
+
+
 @on_exact_cpus
 def test_a_frozen_network_gives_the_same_with_and_without(monkeypatch):
     torch.manual_seed(0)

@@ -1,6 +1,6 @@
 """Where a traced model can be cut, and which of its parts have a shortcut around them."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
@@ -53,20 +53,27 @@ class Branch:
         name: The module that holds its weights.
         owner: The module that adds it to its shortcut.
         span: From where the two part to their sum.
-        shortcut: What the branch is added to; the span's start itself where nothing runs on the shortcut.
+        shortcut: What the branch is added to; the span's start alone where nothing runs on the shortcut.
+        instead: What sums of the branch and others become without it.
         nodes: What runs on the branch alone.
     """
 
     name: str
     owner: str
     span: Span
-    shortcut: fx.Node
+    shortcut: tuple[fx.Node, ...]
+    instead: Mapping[fx.Node, fx.Node]
     nodes: frozenset[fx.Node]
 
     @property
     def identity(self) -> bool:
         """Whether nothing runs on the shortcut."""
-        return self.shortcut is self.span.start
+        return self.shortcut == (self.span.start,)
+
+    @property
+    def on_shortcut(self) -> frozenset[fx.Node]:
+        """What runs on the shortcut."""
+        return _all_ancestors(self.shortcut, of=self.span.start)
 
 
 class LeftAlone(NamedTuple):
@@ -161,6 +168,10 @@ def ancestors(end: fx.Node, *, of: fx.Node) -> set[fx.Node]:
     return seen
 
 
+def _all_ancestors(ends: Iterable[fx.Node], *, of: fx.Node) -> frozenset[fx.Node]:
+    return frozenset().union(*(ancestors(end, of=of) for end in ends))
+
+
 def _alone(traced: Traced) -> Iterator[fx.Node]:
     """Yield every activation that is the only one still needed at some point."""
     flowing = [node for node in traced.graph.nodes if node.meta.get("flows")]
@@ -211,37 +222,77 @@ def _branch(span: Span) -> Branch | LeftAlone | None:
         return None
     if not weighted:
         return None
-    lanes = [ancestors(term, of=start) for term in terms]
-    work = [sum(is_costly(n) for n in lane) for lane in lanes]
-    least = min(range(len(terms)), key=lambda i: (terms[i] is not start, work[i], len(lanes[i])))
-    shortcut = terms[least]
-    nodes = ancestors(end, of=start) - lanes[least] - {end}
+    kept = _shortcut(terms, start)
+    if not kept:
+        name = common_module(weighted)
+        return LeftAlone(name, f"none of its {len(terms)} paths is plainly the shortcut")
+    nodes = inside - _all_ancestors(kept, of=start) - {end}
     costly = [node for node in nodes if node.meta.get("flows") and is_costly(node)]
     name = common_module(costly or weighted)
-    if shortcut is not start and work.count(work[least]) > 1:
-        return LeftAlone(name, f"none of its {len(terms)} paths is plainly the shortcut")
-    if shortcut.meta["val"].shape != end.meta["val"].shape:
+    if all(term.meta["val"].shape != end.meta["val"].shape for term in kept):
         return LeftAlone(name, "its shortcut has another shape than its sum")
     for node in costly:
         if not is_swappable(node):
             return LeftAlone(common_module([node]), _reason(node))
+    instead: dict[fx.Node, fx.Node] = {}
+    _take_apart(end, kept, terms, instead)
     return Branch(
         name=name,
         owner=str(end.meta["module"]),
         span=span,
-        shortcut=shortcut,
+        shortcut=tuple(kept),
+        instead=instead,
         nodes=frozenset(nodes),
     )
 
 
+def _shortcut(terms: Sequence[fx.Node], start: fx.Node) -> list[fx.Node]:
+    """Return which terms of a sum are the shortcut: those that multiply nothing, or else the one that plainly does least, if any."""
+    work = [sum(map(is_costly, ancestors(term, of=start))) for term in terms]
+    least = [term for term, costs in zip(terms, work, strict=True) if costs == min(work)]
+    return least if min(work) == 0 or len(least) == 1 else []
+
+
+def _take_apart(
+    node: fx.Node,
+    kept: Sequence[fx.Node],
+    terms: Sequence[fx.Node],
+    instead: dict[fx.Node, fx.Node],
+) -> fx.Node | None:
+    """Return what is left of a sum without all terms but those kept, and note in ``instead`` what sums on the way become."""
+    if node in kept:
+        return node
+    if node in terms:
+        return None
+    left = [_take_apart(side, kept, terms, instead) for side in _sides(node)]
+    if None not in left:
+        return node
+    rest = next((side for side in left if side is not None), None)
+    if rest is not None:
+        instead[node] = rest
+    return rest
+
+
 def _terms(total: fx.Node, start: fx.Node) -> Iterator[fx.Node]:
-    """Yield what a plain sum adds up, sums within it that nothing else reads taken apart; nothing where it is no such sum."""
+    """Yield what a plain sum adds up; nothing where it is no such sum.
+
+    Sums within it are taken apart, but for those that something else reads, and those that are residual blocks of their own.
+    """
     for side in _sides(total):
         inner = _sides(side) if side is not start and len(side.users) == 1 else []
-        if inner:
+        if inner and not _is_residual(inner, start):
             yield from _terms(side, start)
         else:
             yield side
+
+
+def _is_residual(sides: Sequence[fx.Node], start: fx.Node) -> bool:
+    """Say whether one side of a sum is computed from the other one."""
+    first, second = sides
+    return any(
+        source is not start and source is not side and source in ancestors(side, of=start)
+        for source, side in ((first, second), (second, first))
+    )
 
 
 def _sides(total: fx.Node) -> list[fx.Node]:

@@ -280,6 +280,10 @@ def _check_logits(traced: Traced, name: str) -> None:
     Logarithms of probabilities are logits like any others.
     """
     answer = traced.answer
+    if not bool(answer.isfinite().all()):
+        raise ConfigError(
+            f"{name} returns numbers that are not finite for the example images; are its weights?"
+        )
     adds_up = bool((answer >= 0).all()) and bool(((answer.sum(1) - 1).abs() < _ROUNDING).all())
     if adds_up or name_of(traced.logits) == "sigmoid":
         raise ConfigError(

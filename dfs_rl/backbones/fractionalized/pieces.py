@@ -252,9 +252,9 @@ def make_piece(
     shortcut, runs = None, True
     if part is not None:
         # Without branches only what stands before the part is left; the menu has no 0 bit then.
-        around = {branch.span.end: branch.shortcut for branch in part.branches} or {
-            span.end: part.span.start
-        }
+        around = {
+            node: rest for branch in part.branches for node, rest in branch.instead.items()
+        } or {span.end: part.span.start}
         if _changes_nothing_twice(span, part):
             around[span.end] = span.start
         shortcut = emitter.emit(span, around)

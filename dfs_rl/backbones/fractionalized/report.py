@@ -9,7 +9,6 @@ from dfs_rl.backbones.fractionalized.choosing import GatedPart
 from dfs_rl.backbones.fractionalized.finding import (
     Findings,
     LeftAlone,
-    ancestors,
     is_costly,
     is_within,
     weighted_module,
@@ -101,11 +100,7 @@ def _others(
 ) -> Iterator[tuple[str, str]]:
     order = {node: i for i, node in enumerate(traced.graph.nodes)}
     on_shortcuts = {
-        node: part.name
-        for part in parts
-        for branch in part.branches
-        for node in ancestors(branch.shortcut, of=branch.span.start)
-        if not branch.identity
+        node: part.name for part in parts for branch in part.branches for node in branch.on_shortcut
     }
     for node in traced.graph.nodes:
         if node in gated or not node.meta.get("flows") or not is_costly(node):
@@ -128,12 +123,7 @@ def _modules(nodes: frozenset[fx.Node]) -> tuple[str, ...]:
 
 
 def _shortcut(part: GatedPart) -> str:
-    names = {
-        name
-        for branch in part.branches
-        if not branch.identity
-        for name in _modules(frozenset(ancestors(branch.shortcut, of=branch.span.start)))
-    }
+    names = {name for branch in part.branches for name in _modules(branch.on_shortcut)}
     if names:
         return ", ".join(sorted(names))
     return "identity" if all(branch.identity for branch in part.branches) else "its shortcut"
