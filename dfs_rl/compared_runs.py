@@ -66,8 +66,10 @@ def _evaluated_at(
     turned = budget
     if budget is not None and dial is not None:
         say(f"  at {budget:g} %")
-        # A gate that cannot go as low is told of where it is; rounded up, so that the figure says the same when it is typed.
-        turned = max(budget, math.ceil(1e4 * dial.reach[0]) / 1e4)
+        # A gate that cannot go as low, or needs no more, is told of where it is, and evaluated there once; rounded up, so that the
+        # figure says the same when it is typed.
+        least, most = (math.ceil(1e4 * computation) / 1e4 for computation in dial.reach)
+        turned = min(max(budget, least), most)
     with exclusive(folder.path):
         evaluation = evaluate_run(
             folder,

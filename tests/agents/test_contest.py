@@ -1,5 +1,6 @@
 """A comparison that trains its gates: all on the same terms, each once, and none of them lost by another's failure."""
 
+import math
 import shutil
 from pathlib import Path
 
@@ -139,7 +140,7 @@ def test_a_comparison_trains_reports_failures_and_goes_on_where_it_was(
     gates = [point for point in comparison.points if point.kind == "gate"]
     at_90 = {point.label for point in gates if point.budget == 90.0}
     assert len(at_90) == 3
-    assert (folder / "gates" / "ppo-seed0" / "summary-at-90.json").is_file()
+    assert len(list((folder / "gates" / "ppo-seed0").glob("summary-at-*.json"))) == 2
     page = (folder / "report.html").read_text()
     assert "dfs-lstm-seed0-at-1.5" in page
 
@@ -191,6 +192,25 @@ def test_a_gate_that_cannot_go_as_low_is_told_of_where_it_is(
     assert low.selection_computation == pytest.approx(gate.dial.reach[0], rel=0.01)
 
 
+def test_a_gate_that_needs_no_more_is_evaluated_once_for_all_higher_budgets(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = small_contest(tmp_path) / "gates" / "gumbel-ff-seed0"
+    evaluations = sorted(run.glob("summary-at-*.json"))
+    assert len(evaluations) == 2
+    flags = [str(run), "--budgets", "90", "95", "--device", "cpu", "--search.tables", "4"]
+    assert compare.main([*flags, "--run-dir", str(tmp_path / "higher")]) == 0
+    assert sorted(run.glob("summary-at-*.json")) == evaluations
+    path = tmp_path / "higher" / "comparison.json"
+    comparison = config_from_dict(read_json(path), ComparisonOfRuns, str(path))
+    high = [p for p in comparison.points if p.kind == "gate"]
+    dial = load_gate(run / "gate").dial
+    assert dial is not None
+    assert [p.budget for p in high] == [90.0, 95.0]
+    for point in high:
+        assert point.selection_computation == pytest.approx(dial.reach[1], rel=0.01)
+
+
 def test_gates_of_other_settings_are_not_taken_for_its_own(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -216,7 +236,10 @@ def test_each_gate_can_be_made_again_by_the_command_that_stands_in_its_record(
     assert weights[0] == weights[1]
     page = (folder / "report.html").read_text()
     assert " ".join(words) in page
-    assert f"python -m dfs_rl.evaluate {run.path} --budget 90" in page
+    dial = load_gate(run.path / "gate").dial
+    assert dial is not None
+    most = math.ceil(1e4 * dial.reach[1]) / 1e4
+    assert f"python -m dfs_rl.evaluate {run.path} --budget {most:g}" in page
 
 
 def test_gates_on_the_menu_of_dfs_are_compared_at_budgets_of_its_paper(
