@@ -161,7 +161,7 @@ def test_steps_of_an_untrained_network_fit_what_it_will_train_on(net, untrained)
     copy.layers[2].conv2.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     copy(images, 32)
     before = {name: buffer.clone() for name, buffer in net.named_buffers()}
-    calibrate_steps(net, images, parts=[net.blocks], untrained=untrained)
+    calibrate_steps(net, images, parts=[net.blocks], batch_statistics=untrained)
     step = net.layers[2].conv2.quantizers.input_step_of(4)
     torch.testing.assert_close(step, mse_step(seen[0].detach(), grid(4, signed=False)))
     assert all(torch.equal(buffer, before[name]) for name, buffer in net.named_buffers())
