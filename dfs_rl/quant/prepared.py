@@ -92,17 +92,19 @@ class PreparedConv2d(nn.Module):
         self.register_buffer("scale", scale.detach().reshape(1, -1, 1, 1).to(dtype))
         self.register_buffer("bias", bias.detach().reshape(1, -1, 1, 1).to(dtype))
         self._integer: IntegerConv2d | None = None
-        self.may_use_integers = True
+        self.may_use_integers = (
+            self.geometry.groups == 1
+            and self.codes is not None
+            and self.codes.lowest == 0
+            and self.codes.highest < 2**BYTE_BITS
+            and dtype == torch.float32
+        )
 
     def fits_integers(self, x: Tensor) -> bool:
         """Whether ``x`` can be convolved in integer arithmetic: unsigned codes of up to 8 bit, on a CPU that is exact."""
         return (
             self.may_use_integers
-            and self.geometry.groups == 1
-            and self.codes is not None
-            and self.codes.lowest == 0
-            and self.codes.highest < 2**BYTE_BITS
-            and self.dtype == x.dtype == torch.float32
+            and x.dtype == torch.float32
             and x.device.type == "cpu"
             and not (x.requires_grad and torch.is_grad_enabled())
             and integer_convolutions_are_exact()
