@@ -27,7 +27,7 @@ from dfs_rl.cost.macs import count_macs
 from dfs_rl.data import ChannelStatistics
 from dfs_rl.errors import ConfigError
 from dfs_rl.quant.layers import FractionalLinear
-from dfs_rl.quant.prepared import PreparedLinear, keep_numbers_that_are_none
+from dfs_rl.quant.prepared import PreparedLinear, keep_from_integers_unless_finite
 
 
 class _Looks(nn.Module):
@@ -343,4 +343,4 @@ class PreparedBackbone(_Looks, ABC):
     def freeze(self) -> None:
         """End the making: evaluation mode, no gradients."""
         self.eval().requires_grad_(requires_grad=False)
-        keep_numbers_that_are_none(self)
+        keep_from_integers_unless_finite(self)

@@ -134,7 +134,7 @@ class PreparedConv2d(nn.Module):
         return out.to(self.dtype).mul_(self.scale).add_(self.bias)
 
 
-def keep_numbers_that_are_none(frozen: nn.Module) -> None:
+def keep_from_integers_unless_finite(frozen: nn.Module) -> None:
     """Keep a network from integers if anything in it is not finite: they know no NaN, and would make an answer of it."""
     values = [v for v in frozen.state_dict().values() if v.is_floating_point()]
     if all(bool(v.isfinite().all()) for v in values):
