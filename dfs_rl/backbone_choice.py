@@ -153,6 +153,7 @@ def learned_gate(run: Path) -> "LearnedGate":
         CheckpointError: If it has none.
         ConfigError: If it is a table, from which nothing can be learned on.
     """
+    from dfs_rl.gating.gates import TableGate
     from dfs_rl.gating.learned import LearnedGate
     from dfs_rl.gating.model import GATE_FOLDER
     from dfs_rl.gating.storage import load_gate
@@ -160,7 +161,8 @@ def learned_gate(run: Path) -> "LearnedGate":
     gate = load_gate(run / GATE_FOLDER)
     if not isinstance(gate, LearnedGate):
         raise ConfigError(
-            f"the gate of {run} is a table; a gate goes on from one that looks at its images."
+            f"the gate of {run} is {'a table' if isinstance(gate, TableGate) else 'a cascade of tables'}; a gate goes on from one that "
+            "looks at its images."
         )
     return gate
 

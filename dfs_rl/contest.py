@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from agents.hyperparameters import AlgorithmName, GateKind, StaticMethod
 from agents.supervised_hyperparameters import Method
-from dfs_rl import train_agent, train_gumbel, train_static
+from dfs_rl import train_agent, train_cascade, train_gumbel, train_static
 from dfs_rl.config import config_to_dict, fields_from_dict, flat_settings, load_config, read_yaml
 from dfs_rl.errors import ConfigError, DfsRlError
 from dfs_rl.files import exclusive
@@ -40,7 +40,12 @@ GateName = Literal[
 
 COMMANDS: Mapping[str, GateCommand[Any]] = {
     command.kind: command
-    for command in (train_agent.COMMAND, train_gumbel.COMMAND, train_static.COMMAND)
+    for command in (
+        train_agent.COMMAND,
+        train_gumbel.COMMAND,
+        train_static.COMMAND,
+        train_cascade.COMMAND,
+    )
 }
 """The commands that train gates, by the kind of their run folders."""
 

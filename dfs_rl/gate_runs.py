@@ -39,8 +39,6 @@ class GateSettings(Protocol):
     @property
     def budget(self) -> float | None: ...  # noqa: D102
     @property
-    def seed(self) -> int: ...  # noqa: D102
-    @property
     def device(self) -> str: ...  # noqa: D102
     @property
     def run_dir(self) -> Path | None: ...  # noqa: D102
@@ -63,8 +61,9 @@ def check_settings(config: GateSettings, *counts: str) -> None:
     Raises:
         ConfigError: If one is out of range.
     """
-    if not 0 <= config.seed < 2**32:
-        raise ConfigError(f"seed is {config.seed}; allowed are 0 to {2**32 - 1}.")
+    seed = getattr(config, "seed", 0)  # a command that draws nothing has none
+    if not 0 <= seed < 2**32:
+        raise ConfigError(f"seed is {seed}; allowed are 0 to {2**32 - 1}.")
     for name in (*_COUNTS, *counts):
         value = getattr(config, name, None)  # a command may have no such setting
         if value is not None and value < 1:
@@ -188,10 +187,11 @@ def train_run(
             "seconds": round(seconds, 1),
         },
     )
-    say(
-        f"Kept the gate of step {result.best['timesteps']:,}: the latest within one standard error of "
-        "the highest mean reward on the val split."
-    )
+    if "timesteps" in result.best:
+        say(
+            f"Kept the gate of step {result.best['timesteps']:,}: the latest within one standard error of "
+            "the highest mean reward on the val split."
+        )
 
 
 def train_and_evaluate(invocation: Invocation[SettingsT], command: GateCommand[SettingsT]) -> None:

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from dfs_rl.backbones.contract import WalkableBackbone
-from dfs_rl.cost import FULL, SKIP, BitOptions, CostTable
+from dfs_rl.cost import FULL, SKIP, CostTable
 from dfs_rl.data.images import ImageSet
-from dfs_rl.evaluation.cascade import choose_cascade, run_cascade
+from dfs_rl.evaluation.cascade import cascade_text, choose_cascade, run_cascade
 from dfs_rl.evaluation.exits import choose_exits, exit_passes, run_exits
 from dfs_rl.evaluation.limits import SearchLimits
 from dfs_rl.evaluation.lowering import closed
@@ -266,7 +266,7 @@ def searched_methods(
             records=(cascade_records,),
             selection=run_cascade(on_selection, cascade),
             chosen_on=arena.selection_name,
-            detail=_cascade_text(cascade.first, cascade.second, cascade_records, backbone.options),
+            detail=cascade_text(cascade, cascade_records, backbone.options),
         ),
     ]
 
@@ -391,10 +391,3 @@ def exits_method(backbone: WalkableBackbone, arena: Arena, *, cap: float) -> Met
         chosen_on=arena.selection_name,
         detail=rule.words(costs),
     )
-
-
-def _cascade_text(first: int, second: int, records: GateRecords, options: BitOptions) -> str:
-    if records.first_pass is None:
-        return ""
-    share = 100.0 * records.first_pass.escalated.double().mean().item()
-    return f"{options[first]} bit, then {options[second]} bit for the least sure {share:.0f} %"

@@ -9,8 +9,9 @@ from typing import NamedTuple
 
 import torch
 
-from dfs_rl.cost import CostTable
-from dfs_rl.evaluation.records import FirstPass, GateRecords
+from dfs_rl.cost import BitOptions, CostTable
+from dfs_rl.evaluation.records import GateRecords
+from dfs_rl.gating.cascade import FirstPass
 
 # The share of images that run again is tried in steps of 1 %, and as high as the cap allows.
 _SHARE_STEPS = 100
@@ -46,6 +47,15 @@ def run_cascade(
         confidence=torch.where(again, second.confidence, first.confidence),
         first_pass=FirstPass(options=first.options, escalated=again),
     )
+
+
+def cascade_text(cascade: Cascade, records: GateRecords, options: BitOptions) -> str:
+    """Say what a cascade does, by the records of ``run_cascade``."""
+    if records.first_pass is None:
+        return ""
+    share = 100.0 * records.first_pass.escalated.double().mean().item()
+    first, second = options[cascade.first], options[cascade.second]
+    return f"{first} bit, then {second} bit for the least sure {share:.0f} %"
 
 
 def choose_cascade(uniform: Sequence[GateRecords], costs: CostTable, cap: float) -> Cascade | None:

@@ -1,5 +1,6 @@
 """What a comparison says in words: what to ship at which cost, and which differences hold."""
 
+import math
 from collections.abc import Iterator, Sequence
 
 from dfs_rl.evaluation.comparison_records import Curve, CurvePair, Pair, Point, Spread
@@ -23,6 +24,14 @@ def verdict_of(
         for p in frontier
     )
     yield f"To ship, chosen on val: {listed}."
+    # Rounded up, so that the budget leaves room for the cascade that was found.
+    cascades = [
+        f"{math.ceil(1e4 * p.selection_computation) / 1e4:g}"
+        for p in frontier
+        if p.kind == "cascade"
+    ]
+    if cascades:
+        yield f"A cascade becomes a run that loads like any gate with train_cascade, here with --budget {' or '.join(cascades)}."
     for key, name in (
         ("static_table", "best static table"),
         ("cascade", "confidence cascade"),

@@ -9,19 +9,7 @@ from torch import Tensor
 from dfs_rl.cost import CostTable, Counting
 from dfs_rl.errors import ConfigError
 from dfs_rl.evaluation.metrics import accuracy_percent, distinct_patterns, option_histogram
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class FirstPass:
-    """A complete earlier pass over the backbone whose answer was kept only where it was confident.
-
-    Attributes:
-        options: Options of that pass, int64 ``[n, layers]``.
-        escalated: Images that were run again, which pay for both passes; bool ``[n]``.
-    """
-
-    options: Tensor
-    escalated: Tensor
+from dfs_rl.gating.cascade import FirstPass
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -128,12 +116,13 @@ class GateRecords:
 
 
 def concatenate(parts: Sequence[GateRecords]) -> GateRecords:
-    """Join the records of consecutive batches of one method that runs once.
+    """Join the records of consecutive batches of one method.
 
     Args:
         parts: At least one, all of the same method.
     """
     taken = [part.gate_macs_taken for part in parts if part.gate_macs_taken is not None]
+    firsts = [part.first_pass for part in parts if part.first_pass is not None]
     return GateRecords(
         name=parts[0].name,
         predictions=torch.cat([part.predictions for part in parts]),
@@ -143,4 +132,10 @@ def concatenate(parts: Sequence[GateRecords]) -> GateRecords:
         confidence=torch.cat([part.confidence for part in parts]),
         gate_macs=parts[0].gate_macs,
         gate_macs_taken=torch.cat(taken) if taken else None,
+        first_pass=FirstPass(
+            options=torch.cat([first.options for first in firsts]),
+            escalated=torch.cat([first.escalated for first in firsts]),
+        )
+        if firsts
+        else None,
     )

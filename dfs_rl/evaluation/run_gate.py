@@ -11,6 +11,7 @@ from dfs_rl.data.batching import batches
 from dfs_rl.data.images import ImageSet
 from dfs_rl.errors import ConfigError
 from dfs_rl.evaluation.records import GateRecords, concatenate
+from dfs_rl.gating.cascade import FirstPass, confidence
 from dfs_rl.gating.exits import Walkers
 from dfs_rl.gating.gates import Gate
 from dfs_rl.gating.model import macs_taken
@@ -45,6 +46,10 @@ def evaluate_gate(
             seen += len(batch.images)
             result = rollout(backbone, gate, batch.images, budget=budget, positions=turned)
             record = _record(gate.name, result.logits, batch.labels, result.options, gate.macs)
+            if result.first_pass is not None:
+                first = result.first_pass
+                kept = FirstPass(options=first.options.cpu(), escalated=first.escalated.cpu())
+                record = replace(record, first_pass=kept)
             if backbone.costs.exits:
                 taken = macs_taken(gate, backbone.costs.walked(record.options))
                 record = replace(record, gate_macs_taken=taken)
@@ -107,13 +112,12 @@ def _record(
 ) -> GateRecords:
     log_probabilities = logits.double().log_softmax(dim=-1).cpu()  # [batch, classes]
     labels = labels.cpu()
-    best = log_probabilities.max(dim=-1)
     return GateRecords(
         name=name,
-        predictions=best.indices,
+        predictions=log_probabilities.argmax(dim=-1),
         labels=labels,
         options=options.cpu(),
         log_likelihood=log_probabilities.gather(1, labels[:, None]).squeeze(1),
-        confidence=best.values.exp(),
+        confidence=confidence(logits).cpu(),
         gate_macs=gate_macs,
     )

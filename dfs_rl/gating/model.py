@@ -11,6 +11,7 @@ from dfs_rl.backbones.contract import CONFIDENCE_SIZE, WalkableBackbone, confide
 from dfs_rl.backbones.storage import allow_constructor_of
 from dfs_rl.cost import SKIP, CostTable
 from dfs_rl.errors import CheckpointError, ConfigError, DataError
+from dfs_rl.gating.cascade import CascadeGate
 from dfs_rl.gating.gates import Gate, TableGate
 from dfs_rl.gating.learned import LearnedGate
 from dfs_rl.gating.rollout import rollout
@@ -29,14 +30,16 @@ class Trace(NamedTuple):
         options: Option indices, int64 ``[batch, layers]``; of layers that an image did not come to, the one after the menu's last.
         bits: The bit widths they stand for, int64 ``[batch, layers]``; 0 is a layer that did not run.
         computation: Percent of running every gated layer at 32 bit, the never-gated parts and the gate included, float64
-            ``[batch]``.
+            ``[batch]``; of both passes of an image that a cascade ran twice.
         walked: How many gated layers each image came through before it left, all if it did not, int64 ``[batch]``.
+        again: Whether a cascade ran the image a second time, which is the pass that ``options`` and ``bits`` are of, bool ``[batch]``.
     """
 
     options: Tensor
     bits: Tensor
     computation: Tensor
     walked: Tensor
+    again: Tensor
 
 
 class GatedModel(nn.Module):
@@ -100,11 +103,17 @@ class GatedModel(nn.Module):
         result = rollout(self.backbone, self.gate, images, budget=self.budget)
         costs = self.backbone.costs
         walked = costs.walked(result.options)
+        computation = costs.computation(result.options, gate_macs=macs_taken(self.gate, walked))
+        again = torch.zeros(len(images), dtype=torch.bool, device=walked.device)
+        if result.first_pass is not None:
+            again = result.first_pass.escalated
+            computation += costs.computation(result.first_pass.options) * again
         return result.logits, Trace(
             options=result.options,
             bits=bits_of(costs, result.options),
-            computation=costs.computation(result.options, gate_macs=macs_taken(self.gate, walked)),
+            computation=computation,
             walked=walked,
+            again=again,
         )
 
 
@@ -131,7 +140,7 @@ def check_fit(backbone: WalkableBackbone, gate: Gate) -> None:
         CheckpointError: If menu, number of layers or their features differ.
     """
     if (
-        isinstance(gate, LearnedGate | TableGate)
+        isinstance(gate, LearnedGate | TableGate | CascadeGate)
         and gate.options is not None
         and gate.options != backbone.options
     ):
@@ -150,11 +159,12 @@ def check_fit(backbone: WalkableBackbone, gate: Gate) -> None:
                 f"gate {gate.name!r} reads {list(gate.feature_sizes)} features before the layers, but the backbone has "
                 f"{list(offered)}, of which a gate takes all or the first {CONFIDENCE_SIZE}."
             )
-    if isinstance(gate, TableGate):
+    tables = (gate.first, gate.second) if isinstance(gate, CascadeGate) else (gate,)
+    for table in (t.table for t in tables if isinstance(t, TableGate)):
         n_layers, n_options = backbone.costs.n_layers, backbone.costs.n_actions
-        if len(gate.table) != n_layers or not all(0 <= option < n_options for option in gate.table):
+        if len(table) != n_layers or not all(0 <= option < n_options for option in table):
             raise CheckpointError(
-                f"gate {gate.name!r} is the table {list(gate.table)}, but the backbone needs {n_layers} options from 0 to "
+                f"gate {gate.name!r} is the table {list(table)}, but the backbone needs {n_layers} options from 0 to "
                 f"{n_options - 1}."
             )
 

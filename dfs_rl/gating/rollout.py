@@ -1,4 +1,4 @@
-"""A whole walk under a gate: the one loop behind evaluation and deployment."""
+"""A whole walk under a gate, or two of them: the one loop behind evaluation and deployment."""
 
 from typing import NamedTuple
 
@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 from dfs_rl.backbones.contract import WalkableBackbone
+from dfs_rl.errors import ConfigError
+from dfs_rl.gating.cascade import CascadeGate, FirstPass
 from dfs_rl.gating.exits import Walkers
 from dfs_rl.gating.gates import Gate
 from dfs_rl.gating.learned import LearnedGate
@@ -18,13 +20,14 @@ class RolloutResult(NamedTuple):
 
     Attributes:
         logits: float32 ``[batch, classes]``.
-        options: What was run, int64 ``[batch, layers]``; of a layer that an image did not come to, ``CostTable.exit_action``.
-        spent: Cost of the gated layers and of leaving as a fraction, float64 ``[batch]``.
+        options: What was run in the pass that gave the answer, int64 ``[batch, layers]``; of a layer that an image did not come to,
+            ``CostTable.exit_action``.
+        first_pass: The pass before that, where the gate is a cascade.
     """
 
     logits: Tensor
     options: Tensor
-    spent: Tensor
+    first_pass: FirstPass | None = None
 
 
 @torch.no_grad()
@@ -50,18 +53,51 @@ def rollout(
         Logits and what was run.
 
     Raises:
-        ConfigError: If the budget does not suffice for the cheapest choices.
+        ConfigError: If the budget does not suffice for the cheapest choices, or the gate is a cascade, which keeps none.
     """
+    if isinstance(gate, CascadeGate):
+        if budget is not None:
+            raise ConfigError(
+                f"budget is {budget:g} %, but {gate.name!r} is a cascade, which runs some images twice and bounds the mean alone."
+            )
+        return _cascaded(backbone, gate, images)
     if positions is None and isinstance(gate, LearnedGate):
         positions = gate.positions(len(images), images.device)
     gate.reset(len(images))
+    return _walked(backbone, gate, images, budget=budget, positions=positions)
+
+
+def _cascaded(backbone: WalkableBackbone, gate: CascadeGate, images: Tensor) -> RolloutResult:
+    """Run all images once, and those whose answer is unsure again."""
+    gate.reset(len(images))
+    logits, first, _ = _walked(backbone, gate, images)
+    again = gate.unsure(logits)
+    rows = again.nonzero()[:, 0]
+    options = first
+    if len(rows):
+        gate.run_again(len(rows))
+        second = _walked(backbone, gate, images[rows])
+        logits = logits.index_copy(0, rows, second.logits)
+        options = first.index_copy(0, rows, second.options)
+    return RolloutResult(logits, options, FirstPass(options=first, escalated=again))
+
+
+def _walked(
+    backbone: WalkableBackbone,
+    gate: Gate,
+    images: Tensor,
+    *,
+    budget: float | None = None,
+    positions: Tensor | None = None,
+) -> RolloutResult:
+    """Walk a batch once, the gate having been told that it begins."""
     walkers = Walkers(backbone, images)
     while walkers.walking:
         turned = None if positions is None else walkers.pick(positions)
         seen = observe(backbone, walkers.state, budget=budget, positions=turned)
         walkers.advance(_choose(backbone, gate, walkers, seen, budget))
-    _, logits, options, spent = walkers.answers()
-    return RolloutResult(logits=logits, options=options, spent=spent)
+    _, logits, options, _ = walkers.answers()
+    return RolloutResult(logits, options)
 
 
 def _choose(

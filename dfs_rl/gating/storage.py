@@ -7,6 +7,7 @@ from typing import Any, cast
 
 from dfs_rl.cost import BitOptions
 from dfs_rl.errors import CheckpointError, ConfigError, DfsRlError
+from dfs_rl.gating.cascade import CascadeGate
 from dfs_rl.gating.dial import Dial
 from dfs_rl.gating.gates import TableGate
 from dfs_rl.gating.learned import (
@@ -25,11 +26,13 @@ KINDS: dict[str, type[LayerwiseGate | RecurrentGate | OneShotGate]] = {
 }
 TABLE = "table"
 """The kind of a static table, which has no weights."""
+CASCADE = "cascade"
+"""The kind of two of them, the second for images of which the first is unsure."""
 FORMAT = 2
 STRUCTURE_FILE = "gate.json"
 WEIGHTS_FILE = "gate.safetensors"
 
-StoredGate = LearnedGate | TableGate
+StoredGate = LearnedGate | TableGate | CascadeGate
 """What can be stored."""
 
 
@@ -42,6 +45,9 @@ def save_gate(gate: StoredGate, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if isinstance(gate, TableGate):
         _save_table(gate, folder)
+        return
+    if isinstance(gate, CascadeGate):
+        _save_cascade(gate, folder)
         return
     save_tensors(folder / WEIGHTS_FILE, gate.state_dict())
     write_description(
@@ -69,13 +75,21 @@ def load_gate(folder: Path) -> StoredGate:
         CheckpointError: If it is missing, damaged or of another kind or format.
     """
     path = folder / STRUCTURE_FILE
-    record = read_description(path, what="gate", kinds=(*KINDS, TABLE), version=FORMAT)
+    record = read_description(path, what="gate", kinds=(*KINDS, TABLE, CASCADE), version=FORMAT)
     try:
         if record["kind"] == TABLE:
             return TableGate(
                 _integers(record["table"]),
                 options=BitOptions(_integers(record["bits"])),
                 exits=_integers(record.get("exits", [])),
+                name=str(record["name"]),
+            )
+        if record["kind"] == CASCADE:
+            return CascadeGate(
+                _integers(record["first"]),
+                _integers(record["second"]),
+                threshold=_number(record["threshold"]),
+                options=BitOptions(_integers(record["bits"])),
                 name=str(record["name"]),
             )
         gate = KINDS[str(record["kind"])](
@@ -151,6 +165,21 @@ def _save_table(gate: TableGate, folder: Path) -> None:
         version=FORMAT,
         parts={"name": gate.name, "bits": list(gate.options), "table": list(gate.table)}
         | ({"exits": list(gate.exits)} if gate.exits else {}),
+    )
+
+
+def _save_cascade(gate: CascadeGate, folder: Path) -> None:
+    write_description(
+        folder / STRUCTURE_FILE,
+        kind=CASCADE,
+        version=FORMAT,
+        parts={
+            "name": gate.name,
+            "bits": list(gate.options),
+            "first": list(gate.first.table),
+            "second": list(gate.second.table),
+            "threshold": gate.threshold,
+        },
     )
 
 

@@ -3,7 +3,8 @@ import torch
 
 from dfs_rl.cost import BitOptions, CostTable, FixedCost
 from dfs_rl.errors import ConfigError
-from dfs_rl.evaluation.records import FirstPass, GateRecords, concatenate
+from dfs_rl.evaluation.records import GateRecords, concatenate
+from dfs_rl.gating.cascade import FirstPass
 
 COSTS = CostTable(
     options=BitOptions((0, 8, 32)),

@@ -5,8 +5,9 @@ import torch
 
 from dfs_rl.cost import BitOptions, CostTable, FixedCost
 from dfs_rl.evaluation.baselines import Method
-from dfs_rl.evaluation.records import FirstPass, GateRecords
+from dfs_rl.evaluation.records import GateRecords
 from dfs_rl.evaluation.summary import EvaluationSummary, Subject, summarize
+from dfs_rl.gating.cascade import FirstPass
 
 LAYERS = 9
 N = 2000
