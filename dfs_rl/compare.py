@@ -11,7 +11,15 @@ from dfs_rl.cli import Invocation, run_command
 from dfs_rl.compare_config import CompareConfig
 from dfs_rl.compared_runs import evaluated
 from dfs_rl.config import config_to_dict, dump_yaml, read_yaml
-from dfs_rl.contest import COMMANDS, Terms, given_settings, hold, plan_jobs
+from dfs_rl.contest import (
+    COMMANDS,
+    Terms,
+    Waiting,
+    given_settings,
+    hold,
+    plan_jobs,
+    share_out,
+)
 from dfs_rl.errors import CheckpointError, DataError
 from dfs_rl.evaluation.curves import COMPUTATIONS
 from dfs_rl.files import write_bytes_atomic
@@ -129,14 +137,17 @@ def _compared(
     from dfs_rl.evaluation.comparison import check_comparable, compare_runs
     from dfs_rl.evaluation.memory import Memory
 
-    runs: list[EvaluatedRun] = []
+    by_folder: dict[Path, list[EvaluatedRun]] = {folder.path: [] for folder in folders}
     memory = Memory()  # the search for static tables is most of an evaluation's time
     all_failed = dict(failed)
-    for folder in folders:
-        found, reasons = evaluated(folder, dataset, config, memory)
-        runs += found
-        all_failed |= reasons
-        check_comparable(runs)
+
+    def evaluate(folder: RunFolder, waiting: Waiting) -> None:
+        by_folder[folder.path], reasons = evaluated(folder, dataset, config, memory, waiting)
+        all_failed.update(reasons)
+        check_comparable([run for found in by_folder.values() for run in found])
+
+    share_out(folders, evaluate)
+    runs = [run for found in by_folder.values() for run in found]
     if not runs:
         path, reason = next(iter(all_failed.items()))
         raise CheckpointError(f"none of the runs can be evaluated; {path}: {reason}")
@@ -156,7 +167,7 @@ def _write(
     write_bytes_atomic(folder.path / "frontier.png", pictures.frontier)
     write_bytes_atomic(folder.path / "spending.png", pictures.spending)
     for stale in folder.path.glob("options-*.png"):
-        stale.unlink()
+        stale.unlink(missing_ok=True)  # another process may be at the same comparison
     for number, png in enumerate(pictures.mixes.values(), start=1):
         write_bytes_atomic(folder.path / f"options-{number}.png", png)
     write_bytes_atomic(folder.path / "points.csv", comparison_csv(comparison).encode())

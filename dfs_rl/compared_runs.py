@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from dfs_rl.compare_config import CompareConfig
 from dfs_rl.config import flat_settings, read_yaml
-from dfs_rl.contest import COMMANDS
+from dfs_rl.contest import COMMANDS, Waiting
 from dfs_rl.errors import CheckpointError, ConfigError
 from dfs_rl.evaluation.curves import COMPUTATIONS
 from dfs_rl.files import exclusive
@@ -22,12 +22,26 @@ if TYPE_CHECKING:
 
 
 def evaluated(
-    folder: RunFolder, dataset: "Dataset | str | None", config: CompareConfig, memory: "Memory"
+    folder: RunFolder,
+    dataset: "Dataset | str | None",
+    config: CompareConfig,
+    memory: "Memory",
+    waiting: Waiting,
 ) -> "tuple[list[EvaluatedRun], dict[str, str]]":
     """Evaluate a run at every budget that it can be turned to, or take what its evaluations stored.
 
+    Args:
+        folder: The run.
+        dataset: Its data set, or where that is.
+        config: At which budgets, and how.
+        memory: What evaluations of other runs found.
+        waiting: Called where another process is at the run, before waiting for it; ``None`` refuses instead.
+
     Returns:
         What was found, and what failed with its reasons.
+
+    Raises:
+        BusyError: If another process is at the run and ``waiting`` is ``None``.
     """
     from dfs_rl.gating.model import GATE_FOLDER
     from dfs_rl.gating.storage import load_gate
@@ -41,7 +55,7 @@ def evaluated(
     try:
         dial = load_gate(folder.path / GATE_FOLDER).dial
         found += [
-            _evaluated_at(folder, dataset, budget, dial, config, memory)
+            _evaluated_at(folder, dataset, budget, dial, config, memory, waiting)
             for budget in (wanted if dial is not None and wanted else (None,))
         ]
     # One gate that cannot be read or evaluated must not lose the others.
@@ -58,6 +72,7 @@ def _evaluated_at(
     dial: "Dial | None",
     config: CompareConfig,
     memory: "Memory",
+    waiting: Waiting,
 ) -> "EvaluatedRun":
     from dfs_rl.evaluate import evaluate_run, picture_prefix
     from dfs_rl.evaluation.comparison_records import EvaluatedRun
@@ -70,7 +85,7 @@ def _evaluated_at(
         # figure says the same when it is typed.
         least, most = (math.ceil(1e4 * computation) / 1e4 for computation in dial.reach)
         turned = min(max(budget, least), most)
-    with exclusive(folder.path):
+    with exclusive(folder.path, waiting=waiting):
         evaluation = evaluate_run(
             folder,
             dataset=dataset,

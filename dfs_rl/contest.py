@@ -1,15 +1,15 @@
 """The gates that ``compare`` trains: which there are, with which settings, and one after another."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from agents.hyperparameters import AlgorithmName, GateKind, StaticMethod
 from agents.supervised_hyperparameters import Method
 from dfs_rl import train_agent, train_cascade, train_gumbel, train_static
 from dfs_rl.config import config_to_dict, fields_from_dict, flat_settings, load_config, read_yaml
-from dfs_rl.errors import ConfigError, DfsRlError
+from dfs_rl.errors import BusyError, ConfigError, DfsRlError
 from dfs_rl.files import exclusive
 from dfs_rl.gate_runs import GateCommand, create_run, train_run
 from dfs_rl.messages import say
@@ -18,6 +18,10 @@ from dfs_rl.runs.folder import RECORD
 
 if TYPE_CHECKING:
     from dfs_rl.data import Dataset
+
+PartT = TypeVar("PartT")
+Waiting = Callable[[], None] | None
+"""What ``exclusive`` calls before it waits; ``None`` does not wait."""
 
 GateName = Literal[
     "ppo",
@@ -269,7 +273,8 @@ def command_line(prog: str, config: object) -> tuple[str, ...]:
 def hold(jobs: Sequence[Job], dataset: "Dataset") -> dict[str, str]:
     """Run every training that is not finished.
 
-    A gate that fails does not stop the others.
+    A gate that fails does not stop the others. Several processes may hold the same contest at once: each leaves the trainings that
+    another one is at for the end, and waits for them there.
 
     Args:
         jobs: What to train.
@@ -281,20 +286,50 @@ def hold(jobs: Sequence[Job], dataset: "Dataset") -> dict[str, str]:
     Raises:
         KeyboardInterrupt: After Ctrl-C, once the training at hand is saved.
     """
-    from dfs_rl.devices import resolve_device
-
     failed = {}
-    for number, job in enumerate(jobs, start=1):
-        say(f"[{number} of {len(jobs)}] {job.name}")
+    number_of = {job.name: number for number, job in enumerate(jobs, start=1)}
+
+    def train(job: Job, waiting: Waiting) -> None:
+        say(f"[{number_of[job.name]} of {len(jobs)}] {job.name}")
         try:
-            device = str(resolve_device(job.config.device))
-            run = _folder_of(job, dataset, device=device)
-            with exclusive(run.path):
-                train_run(job.command, job.config, dataset, run, device=device)
+            _train(job, dataset, waiting)
+        except BusyError:
+            raise
         except (DfsRlError, RuntimeError, MemoryError) as error:
             failed[job.name] = " ".join(str(error).split()) or type(error).__name__
             say(f"  failed: {failed[job.name]}")
+
+    share_out(jobs, train)
     return failed
+
+
+def share_out(parts: Sequence[PartT], do: Callable[[PartT, Waiting], None]) -> None:
+    """Do every part of a work that other processes may be at as well, what they are at last.
+
+    Args:
+        parts: The parts.
+        do: Does one, inside ``exclusive`` with that ``waiting``.
+    """
+    busy = []
+    for part in parts:
+        try:
+            do(part, None)
+        except BusyError:  # noqa: PERF203 - a part takes minutes
+            say("  another process is at it")
+            busy.append(part)
+    for part in busy:
+        do(part, lambda: say("  waiting for the process that is at it ..."))
+
+
+def _train(job: Job, dataset: "Dataset", waiting: Waiting) -> None:
+    """Run one training, unless it is finished."""
+    from dfs_rl.devices import resolve_device
+
+    device = str(resolve_device(job.config.device))
+    with exclusive(job.config.run_dir.parent, waiting=lambda: None):  # one process makes the folder
+        run = _folder_of(job, dataset, device=device)
+    with exclusive(run.path, waiting=waiting):
+        train_run(job.command, job.config, dataset, run, device=device)
 
 
 def _folder_of(job: Job, dataset: "Dataset", *, device: str) -> RunFolder:

@@ -24,5 +24,9 @@ class RunFolderError(DfsRlError):
     """A run folder cannot be created, resumed or read."""
 
 
+class BusyError(RunFolderError):
+    """Another process is writing to a run folder."""
+
+
 class TrainingError(DfsRlError):
     """Training cannot go on, for example because the loss is no longer finite."""

@@ -11,7 +11,7 @@ from typing import NoReturn
 
 from filelock import FileLock, Timeout
 
-from dfs_rl.errors import RunFolderError
+from dfs_rl.errors import BusyError, RunFolderError
 
 _TEMPORARY_SUFFIX = ".tmp"
 _LOCK = ".lock"
@@ -26,7 +26,7 @@ def exclusive(folder: Path, *, waiting: Callable[[], None] | None = None) -> Ite
         waiting: Called once where another process is in, before waiting for it to end; ``None`` refuses instead.
 
     Raises:
-        RunFolderError: If another process is in and ``waiting`` is ``None``.
+        BusyError: If another process is in and ``waiting`` is ``None``.
     """
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / _LOCK)
@@ -34,7 +34,7 @@ def exclusive(folder: Path, *, waiting: Callable[[], None] | None = None) -> Ite
         lock.acquire(blocking=False)
     except Timeout:
         if waiting is None:
-            raise RunFolderError(
+            raise BusyError(
                 f"another process is writing to {folder}; wait until it ends, or stop it first."
             ) from None
         waiting()

@@ -2,6 +2,9 @@
 
 import math
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -133,7 +136,7 @@ def test_a_comparison_trains_reports_failures_and_goes_on_where_it_was(
     shown = capsys.readouterr()
     # The LSTM costs more than 1.5 % of this small network.
     assert "Failed: dfs-lstm-seed0-at-1.5: budget 1.5 % is not enough" in shown.out
-    runs = {path.name for path in (folder / "gates").iterdir()}
+    runs = {path.name for path in (folder / "gates").iterdir() if path.is_dir()}
     assert runs == {"ppo-seed0", "gumbel-ff-seed0", "dfs-lstm-seed0-at-90"}
     path = folder / "comparison.json"
     comparison = config_from_dict(read_json(path), ComparisonOfRuns, str(path))
@@ -209,6 +212,62 @@ def test_a_gate_that_needs_no_more_is_evaluated_once_for_all_higher_budgets(
     assert [p.budget for p in high] == [90.0, 95.0]
     for point in high:
         assert point.selection_computation == pytest.approx(dial.reach[1], rel=0.01)
+
+
+HOLDING = """
+import sys, time
+from pathlib import Path
+from dfs_rl.files import exclusive
+with exclusive(Path(sys.argv[1])):
+    print("in", flush=True)
+    time.sleep(float(sys.argv[2]))
+"""
+
+
+def test_what_another_process_is_at_is_left_for_the_end(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "contest"
+    flags = ["--dataset", "digits", "--budgets", "1", "3", "--gates", "static-greedy"]
+    flags += ["--device", "cpu", "--search.tables", "4"]
+    assert compare.main([*flags, "--run-dir", str(folder)]) == 0
+    shown = capsys.readouterr().out
+    run = folder / "gates" / "static-greedy-seed0-at-1"
+    (run / "training.json").unlink()
+    command = [sys.executable, "-c", HOLDING, str(run), "5"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"in\n"
+        assert compare.main(["--resume", str(folder)]) == 0
+    again = capsys.readouterr()
+    assert figures(again.out) == figures(shown)
+    said = [line.strip() for line in again.err.splitlines()]
+    first = said.index("[1 of 2] static-greedy-seed0-at-1")
+    assert said[first + 1 : first + 3] == [
+        "another process is at it",
+        "[2 of 2] static-greedy-seed0-at-3",
+    ]
+    waited = said.index("waiting for the process that is at it ...")
+    assert said[waited - 1] == "[1 of 2] static-greedy-seed0-at-1"
+    assert waited > first + 3
+
+
+def test_two_processes_share_a_contest_and_each_writes_the_whole_report(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "contest"
+    flags = ["--dataset", "digits", "--budgets", "1", "2", "3", "--gates", "static-greedy"]
+    flags += ["--device", "cpu", "--search.tables", "4", "--run-dir", str(folder)]
+    command = [sys.executable, "-m", "dfs_rl.compare", *flags]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
+        while not list(folder.glob("gates/*/run.json")):
+            assert other.poll() is None
+            time.sleep(0.05)
+        assert compare.main(["--resume", str(folder)]) == 0
+        theirs = other.communicate()[0]
+    assert other.returncode == 0
+    assert figures(capsys.readouterr().out) == figures(theirs)
+    assert len(list(folder.glob("gates/*/training.json"))) == 3
 
 
 def test_gates_of_other_settings_are_not_taken_for_its_own(
