@@ -16,7 +16,7 @@ from dfs_rl.evaluation.exits import choose_exits, exit_passes, run_exits
 from dfs_rl.evaluation.limits import SearchLimits
 from dfs_rl.evaluation.lowering import closed
 from dfs_rl.evaluation.records import GateRecords
-from dfs_rl.evaluation.run_gate import BATCH_SIZE, evaluate_options, evaluate_table
+from dfs_rl.evaluation.run_gate import BATCH_SIZE, evaluate_draws, evaluate_table
 from dfs_rl.evaluation.static_search import SearchResult, search_static_table
 from dfs_rl.evaluation.tables import Table, TableScore, table_text
 from dfs_rl.evaluation.verdict import SAME_COST
@@ -325,15 +325,15 @@ def rival_methods(
         "patterns": shuffled_patterns,
     }
     draws = {
-        key: tuple(
-            evaluate_options(
-                backbone,
-                arena.reported,
-                shuffle(gate.options, torch_generator(f"{key} baseline", draw)),
-                name=key,
-                batch_size=arena.batch_size,
-            )
-            for draw in range(RANDOM_DRAWS)
+        key: evaluate_draws(
+            backbone,
+            arena.reported,
+            [
+                shuffle(gate.options, torch_generator(f"{key} baseline", draw))
+                for draw in range(RANDOM_DRAWS)
+            ],
+            name=key,
+            batch_size=arena.batch_size,
         )
         for key, shuffle in shuffles.items()
     }

@@ -6,16 +6,18 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from dfs_rl.backbones.contract import WalkableBackbone
+from dfs_rl.backbones.contract import WalkableBackbone, WithExits
 from dfs_rl.data.batching import batches
 from dfs_rl.data.images import ImageSet
 from dfs_rl.errors import ConfigError
 from dfs_rl.evaluation.records import GateRecords, concatenate
 from dfs_rl.gating.cascade import FirstPass, confidence
-from dfs_rl.gating.exits import Walkers
+from dfs_rl.gating.exits import picked
 from dfs_rl.gating.gates import Gate
 from dfs_rl.gating.model import macs_taken
 from dfs_rl.gating.rollout import rollout
+from dfs_rl.gating.rows import gather_rows
+from dfs_rl.gating.walk import finish, start, step
 
 BATCH_SIZE = 256
 
@@ -65,33 +67,97 @@ def evaluate_options(
     name: str,
     batch_size: int = BATCH_SIZE,
 ) -> GateRecords:
-    """Run every image at options that were fixed beforehand.
+    """Run every image at options that were fixed beforehand; see ``evaluate_draws`` for the arguments."""
+    (records,) = evaluate_draws(backbone, image_set, [options], name=name, batch_size=batch_size)
+    return records
+
+
+def evaluate_draws(
+    backbone: WalkableBackbone,
+    image_set: ImageSet,
+    draws: Sequence[Tensor],
+    *,
+    name: str,
+    batch_size: int = BATCH_SIZE,
+) -> tuple[GateRecords, ...]:
+    """Run every image at several choices of options that were fixed beforehand.
+
+    What the choices of an image begin with alike runs once for all of them.
 
     Args:
         backbone: The backbone, on the device of ``image_set``.
         image_set: The images.
-        options: Option index of each image at each gated layer, int64 ``[n, layers]``; ``CostTable.exit_action`` leaves.
+        draws: Each with the option index of every image at every gated layer, int64 ``[n, layers]``; ``CostTable.exit_action`` leaves.
         name: What the records are called.
-        batch_size: Images that walk together.
+        batch_size: Walks that run together.
+
+    Returns:
+        The records of each draw.
 
     Raises:
-        ConfigError: If ``options`` has another number of rows than there are images.
+        ConfigError: If a draw has another number of rows than there are images.
     """
-    if options.shape[0] != len(image_set):
-        raise ConfigError(
-            f"options of {name!r} have {options.shape[0]} rows; allowed is one per image, "
-            f"{len(image_set)}."
-        )
-    parts = []
+    for options in draws:
+        if options.shape[0] != len(image_set):
+            raise ConfigError(
+                f"options of {name!r} have {options.shape[0]} rows; allowed is one per image, "
+                f"{len(image_set)}."
+            )
+    n_draws = len(draws)
+    n_together = max(1, batch_size // n_draws)
+    chosen = backbone.costs.closed(torch.stack(tuple(draws))).to(image_set.images.device)
+    parts: list[list[GateRecords]] = [[] for _ in draws]
     with torch.inference_mode():
-        chosen = torch.split(options.to(image_set.images.device), batch_size)
-        for batch, rows in zip(batches(image_set, batch_size), chosen, strict=True):
-            walkers = Walkers(backbone, batch.images)
-            while walkers.walking:
-                walkers.advance(walkers.pick(rows[:, walkers.state.layer]))
-            result = walkers.answers()
-            parts.append(_record(name, result.logits, batch.labels, result.options, 0.0))
-    return concatenate(parts)
+        splits = torch.split(chosen, n_together, dim=1)  # [draws, batch, layers] each
+        for batch, options in zip(batches(image_set, n_together), splits, strict=True):
+            logits = _run_tree(backbone, batch.images, options.flatten(0, 1))
+            shared = zip(parts, logits.chunk(n_draws), options, strict=True)
+            for part, answers, taken in shared:
+                part.append(_record(name, answers, batch.labels, taken, 0.0))
+    return tuple(concatenate(part) for part in parts)
+
+
+def _run_tree(backbone: WalkableBackbone, images: Tensor, options: Tensor) -> Tensor:
+    """Run walks that share images, and what they begin with alike once.
+
+    Args:
+        backbone: The backbone.
+        images: ``[batch, c, h, w]``.
+        options: Of walk ``i``, which is one of image ``i`` modulo the batch, int64 ``[walks, layers]``, closed.
+
+    Returns:
+        Logits, ``[walks, classes]``.
+    """
+    costs, n = backbone.costs, len(options)
+    state = start(backbone, images)
+    walks = torch.arange(n, device=options.device)  # those that have not left
+    at = walks % len(images)  # the row of the state that each of them is at
+    arrived, logits = [], []
+    while state.layer < costs.n_layers:
+        layer = state.layer
+        leaving = options[walks, layer] == costs.exit_action
+        if bool(leaving.any()):
+            assert isinstance(backbone, WithExits), "a network whose costs know exits has them"
+            rows, answer_of = torch.unique(at[leaving], return_inverse=True)
+            answers = backbone.answer(gather_rows(state.hidden, rows), layer)
+            arrived.append(walks[leaving])
+            logits.append(answers[answer_of])
+            walks, at = walks[~leaving], at[~leaving]
+            if len(walks) == 0:
+                break
+        # A row for every different pair of where walks are and what they do next.
+        next_of = at * costs.n_actions + options[walks, layer]
+        pairs, at = torch.unique(next_of, return_inverse=True)
+        state = step(
+            backbone,
+            picked(state, pairs // costs.n_actions),
+            pairs % costs.n_actions,
+            reuse=True,
+        )
+    if len(walks):
+        arrived.append(walks)
+        logits.append(finish(backbone, state)[at])
+    return torch.cat(logits)[torch.cat(arrived).argsort()]
 
 
 def evaluate_table(

@@ -86,7 +86,7 @@ def advance(
         return Advance(step(backbone, state, actions, reuse=reuse), None, None)
     stayed = (~leaving).nonzero()[:, 0]
     left = _answers(backbone, state, rows)
-    staying = _picked(state, stayed)
+    staying = picked(state, stayed)
     if len(stayed) == 0:
         return Advance(staying._replace(layer=state.layer + 1), stayed, left)
     # What was picked is a copy, so it can be written to.
@@ -98,15 +98,15 @@ def _answers(backbone: WalkableBackbone, state: WalkState, rows: Tensor) -> Answ
     """Take the answers of the exit before the next layer."""
     assert isinstance(backbone, WithExits), "a network whose costs know exits has them"
     costs, layer = backbone.costs, state.layer
-    here = _picked(state, rows)
+    here = picked(state, rows)
     here.options[:, layer:] = costs.exit_action
     price = prices_of(costs, here.spent.device).actions[layer, costs.exit_action]
     logits = backbone.answer(here.hidden, layer)
     return Answers(rows, logits, here.options, here.spent + price)
 
 
-def _picked(state: WalkState, rows: Tensor) -> WalkState:
-    """Return some images of a batch, copied."""
+def picked(state: WalkState, rows: Tensor) -> WalkState:
+    """Return images of a batch by their rows, copied; one may be picked more than once."""
     return WalkState(
         hidden=gather_rows(state.hidden, rows),
         layer=state.layer,

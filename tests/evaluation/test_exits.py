@@ -19,7 +19,12 @@ from dfs_rl.evaluation.baselines import (
 )
 from dfs_rl.evaluation.exits import ExitRule, choose_exits, exit_passes, run_exits
 from dfs_rl.evaluation.metrics import option_histogram
-from dfs_rl.evaluation.run_gate import evaluate_gate, evaluate_options, evaluate_table
+from dfs_rl.evaluation.run_gate import (
+    evaluate_draws,
+    evaluate_gate,
+    evaluate_options,
+    evaluate_table,
+)
 from dfs_rl.evaluation.static_search import SearchLimits, search_static_table
 from dfs_rl.evaluation.summary import Subject, summarize
 from dfs_rl.evaluation.tables import score_tables
@@ -119,6 +124,28 @@ def test_a_table_may_leave(network, images):
         alone = evaluate_table(network, images, table, name="table")
         assert score.correct == int(alone.correct.sum())
         assert score.log_likelihood == pytest.approx(float(alone.log_likelihood.mean()))
+
+
+def test_draws_that_leave_come_out_as_each_image_alone(network, images):
+    generator = torch.Generator().manual_seed(3)
+    draws = [torch.randint(0, 4, (len(images), 4), generator=generator) for _ in range(3)]
+    draws.append(torch.full((len(images), 4), LEAVE))  # all are gone before the end
+    for options, made in zip(
+        draws, evaluate_draws(network, images, draws, name="x", batch_size=32), strict=True
+    ):
+        closed = network.costs.closed(options)
+        assert torch.equal(made.options, closed)
+        for i, image in enumerate(images.images):
+            hidden = network.stem(image[None])
+            for layer, action in enumerate(closed[i].tolist()):
+                if action == LEAVE:
+                    logits = network.answer(hidden, layer)[0]
+                    break
+                hidden = network.layers[layer](hidden, network.options[action])
+            else:
+                logits = network.head(hidden)[0]
+            assert int(made.predictions[i]) == int(logits.argmax())
+            assert made.confidence[i].item() == pytest.approx(float(logits.softmax(0).max()))
 
 
 @pytest.mark.parametrize("limit", [30, 300])

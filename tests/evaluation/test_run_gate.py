@@ -2,7 +2,12 @@ import pytest
 import torch
 
 from dfs_rl.errors import ConfigError
-from dfs_rl.evaluation.run_gate import evaluate_gate, evaluate_options, evaluate_table
+from dfs_rl.evaluation.run_gate import (
+    evaluate_draws,
+    evaluate_gate,
+    evaluate_options,
+    evaluate_table,
+)
 from dfs_rl.evaluation.tables import score_tables
 
 
@@ -51,6 +56,29 @@ def test_a_budget_holds_for_every_image(backbone, val, look_gate):
     held = evaluate_gate(backbone, look_gate(), val, budget=50.0)
     assert free.computation(backbone.costs).max() > 50.0
     assert held.computation(backbone.costs).max() <= 50.0
+
+
+def test_draws_come_out_as_each_image_alone_and_share_their_beginnings(backbone, val):
+    generator = torch.Generator().manual_seed(0)
+    draws = [torch.randint(0, 3, (len(val), 4), generator=generator) for _ in range(4)]
+    draws.append(draws[0].clone())  # costs nothing more
+    before = sum(layer.images_run for layer in backbone.layers)
+    records = evaluate_draws(backbone, val, draws, name="given", batch_size=60)
+    run = sum(layer.images_run for layer in backbone.layers) - before
+    for options, made in zip(draws, records, strict=True):
+        for i, image in enumerate(val.images):
+            logits = backbone.logits(image[None], options[i].tolist())[0]
+            assert int(made.predictions[i]) == int(logits.argmax())
+            assert made.confidence[i].item() == pytest.approx(float(logits.softmax(0).max()))
+        assert torch.equal(made.options, options)
+    beginnings = {
+        (i, *options[i, : depth + 1].tolist())
+        for options in draws
+        for i in range(len(val))
+        for depth in range(4)
+        if options[i, depth] != 0  # a skipped layer runs nothing
+    }
+    assert run == len(beginnings)
 
 
 def test_options_for_other_images_are_refused(backbone, val):
