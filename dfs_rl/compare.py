@@ -14,7 +14,6 @@ from dfs_rl.config import config_to_dict, dump_yaml, read_yaml
 from dfs_rl.contest import (
     COMMANDS,
     Terms,
-    Waiting,
     given_settings,
     hold,
     plan_jobs,
@@ -22,7 +21,7 @@ from dfs_rl.contest import (
 )
 from dfs_rl.errors import CheckpointError, DataError
 from dfs_rl.evaluation.curves import COMPUTATIONS
-from dfs_rl.files import write_bytes_atomic
+from dfs_rl.files import Waiting, exclusive, write_bytes_atomic
 from dfs_rl.gate_runs import choice_of
 from dfs_rl.messages import say
 from dfs_rl.runs import RunFolder, write_json
@@ -71,14 +70,18 @@ def _begin(config: CompareConfig, dataset: "Dataset", command: tuple[str, ...]) 
     (job, *_) = plan_jobs(config.gates, _terms(config, given), Path(GATES_FOLDER))
     # Each gate tells for itself whether it leaves exits out.
     preview_backbone(replace(choice_of(job.config, config.device), exits=True), dataset)
-    folder = RunFolder.create(
-        config.run_dir, kind=KIND, name="compare", config=config, command=command
+    return RunFolder.create(
+        config.run_dir,
+        kind=KIND,
+        name="compare",
+        config=config,
+        command=command,
+        files={
+            _GIVEN.format(kind): dump_yaml(read_yaml(path)).encode()
+            for kind, path in files.items()
+            if path is not None
+        },
     )
-    for kind, path in files.items():
-        if path is not None:
-            text = dump_yaml(read_yaml(path))
-            write_bytes_atomic(folder.path / _GIVEN.format(kind), text.encode())
-    return folder
 
 
 def _trained(
@@ -164,15 +167,16 @@ def _write(
 
     pictures = comparison_pictures(comparison)
     page = html_report(comparison, pictures, _sections(comparison, runs))
-    write_bytes_atomic(folder.path / "frontier.png", pictures.frontier)
-    write_bytes_atomic(folder.path / "spending.png", pictures.spending)
-    for stale in folder.path.glob("options-*.png"):
-        stale.unlink(missing_ok=True)  # another process may be at the same comparison
-    for number, png in enumerate(pictures.mixes.values(), start=1):
-        write_bytes_atomic(folder.path / f"options-{number}.png", png)
-    write_bytes_atomic(folder.path / "points.csv", comparison_csv(comparison).encode())
-    write_json(folder.path / "comparison.json", config_to_dict(comparison))
-    write_bytes_atomic(folder.path / "report.html", page.encode())
+    with exclusive(folder.path, waiting=lambda: None):  # whoever shares the work writes it too
+        write_bytes_atomic(folder.path / "frontier.png", pictures.frontier)
+        write_bytes_atomic(folder.path / "spending.png", pictures.spending)
+        for stale in folder.path.glob("options-*.png"):
+            stale.unlink()
+        for number, png in enumerate(pictures.mixes.values(), start=1):
+            write_bytes_atomic(folder.path / f"options-{number}.png", png)
+        write_bytes_atomic(folder.path / "points.csv", comparison_csv(comparison).encode())
+        write_json(folder.path / "comparison.json", config_to_dict(comparison))
+        write_bytes_atomic(folder.path / "report.html", page.encode())
     sys.stdout.write(comparison_text(comparison))
     sys.stdout.flush()
     say(f"The report is {folder.path / 'report.html'}.")

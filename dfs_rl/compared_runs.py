@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 from dfs_rl.compare_config import CompareConfig
 from dfs_rl.config import flat_settings, read_yaml
-from dfs_rl.contest import COMMANDS, Waiting
+from dfs_rl.contest import COMMANDS
 from dfs_rl.errors import CheckpointError, ConfigError
 from dfs_rl.evaluation.curves import COMPUTATIONS
-from dfs_rl.files import exclusive
+from dfs_rl.files import Waiting, exclusive
 from dfs_rl.gate_runs import TRAINING
 from dfs_rl.messages import say
 from dfs_rl.runs import RunFolder, read_json
@@ -124,7 +124,7 @@ def _evaluated_at(
 def _evaluation_command(folder: RunFolder, budget: float | None) -> str:
     """Return the command that shows a run's figures."""
     words = ["python", "-m", "dfs_rl.evaluate", str(folder.path)]
-    return shlex.join([*words, *([] if budget is None else ["--budget", f"{budget:g}"])])
+    return shlex.join([*words, *([] if budget is None else ["--budget", f"{budget:.10g}"])])
 
 
 def _backbone_digest(folder: RunFolder) -> str:

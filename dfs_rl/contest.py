@@ -10,7 +10,7 @@ from agents.supervised_hyperparameters import Method
 from dfs_rl import train_agent, train_cascade, train_gumbel, train_static
 from dfs_rl.config import config_to_dict, fields_from_dict, flat_settings, load_config, read_yaml
 from dfs_rl.errors import BusyError, ConfigError, DfsRlError
-from dfs_rl.files import exclusive
+from dfs_rl.files import Waiting, exclusive
 from dfs_rl.gate_runs import GateCommand, create_run, train_run
 from dfs_rl.messages import say
 from dfs_rl.runs import RunFolder
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from dfs_rl.data import Dataset
 
 PartT = TypeVar("PartT")
-Waiting = Callable[[], None] | None
-"""What ``exclusive`` calls before it waits; ``None`` does not wait."""
 
 GateName = Literal[
     "ppo",
@@ -310,15 +308,18 @@ def share_out(parts: Sequence[PartT], do: Callable[[PartT, Waiting], None]) -> N
         parts: The parts.
         do: Does one, inside ``exclusive`` with that ``waiting``.
     """
-    busy = []
-    for part in parts:
-        try:
-            do(part, None)
-        except BusyError:  # noqa: PERF203 - a part takes minutes
-            say("  another process is at it")
-            busy.append(part)
-    for part in busy:
-        do(part, lambda: say("  waiting for the process that is at it ..."))
+    left = list(parts)
+    while left:
+        busy = []
+        for part in left:
+            try:
+                do(part, None)
+            except BusyError:  # noqa: PERF203 - a part takes minutes
+                say("  another process is at it")
+                busy.append(part)
+        if len(busy) == len(left):  # none was free: wait for one, and see then
+            do(busy.pop(0), lambda: say("  waiting for the process that is at it ..."))
+        left = busy
 
 
 def _train(job: Job, dataset: "Dataset", waiting: Waiting) -> None:

@@ -295,7 +295,7 @@ def _measure(
         rival_methods,
         uniform_methods,
     )
-    from dfs_rl.evaluation.dial import turned_text
+    from dfs_rl.evaluation.dial import gate_text
     from dfs_rl.evaluation.run_gate import evaluate_gate
     from dfs_rl.reporting.pictures import cheapest_and_dearest
 
@@ -340,7 +340,7 @@ def _measure(
         role="gate",
         records=(records,),
         selection=on_selection,
-        detail=turned_text(model.gate),
+        detail=gate_text(model.gate),
     )
     examples = cheapest_and_dearest(records, reported.images, backbone.costs, about.class_names)
     return [gate, *uniform, *rivals, oracle_method(uniform)], examples

@@ -13,12 +13,15 @@ from filelock import FileLock, Timeout
 
 from dfs_rl.errors import BusyError, RunFolderError
 
+Waiting = Callable[[], None] | None
+"""What ``exclusive`` calls before it waits; ``None`` does not wait."""
+
 _TEMPORARY_SUFFIX = ".tmp"
 _LOCK = ".lock"
 
 
 @contextmanager
-def exclusive(folder: Path, *, waiting: Callable[[], None] | None = None) -> Iterator[None]:
+def exclusive(folder: Path, *, waiting: Waiting = None) -> Iterator[None]:
     """Keep other processes that ask the same out of ``folder`` until the block ends; a killed process keeps nobody out.
 
     Args:

@@ -1,6 +1,5 @@
 """``python -m dfs_rl.train_cascade``: choose a confidence cascade, the rival of every gate that learns, and make it a run."""
 
-import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,9 +14,6 @@ from dfs_rl.runs import RunFolder
 if TYPE_CHECKING:
     from agents.training import TrainingResult
     from dfs_rl.data import Dataset
-
-_ABOVE_ALL = math.nextafter(1.0, 2.0)
-"""A threshold that no confidence reaches; infinity has no place in JSON."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,9 +78,7 @@ def _train(
     text = cascade_text(chosen, records, backbone.options)
     say(f"Chosen on val: {text}.")
     first, second = ((option,) * costs.n_layers for option in (chosen.first, chosen.second))
-    gate = CascadeGate(
-        first, second, threshold=min(chosen.threshold, _ABOVE_ALL), options=backbone.options
-    )
+    gate = CascadeGate(first, second, threshold=chosen.threshold, options=backbone.options)
     save_gate(gate, run.path / GATE_FOLDER)
     return TrainingResult(
         best={

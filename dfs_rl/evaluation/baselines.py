@@ -314,6 +314,9 @@ def rival_methods(
             before=True,
         )
 
+    if gate.first_pass is not None:
+        # What runs some images twice has no mode table or marginals of the same cost: those are of one pass.
+        return searched
     arena.progress("mode table and shuffled options")
     mode = mode_table(gate.options, costs)
     mode_records = evaluate_table(

@@ -3,11 +3,11 @@
 It needs no learning, so it is the rival that a gate which sees the image must beat.
 """
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from dfs_rl.cost import BitOptions, CostTable
 from dfs_rl.evaluation.records import GateRecords
@@ -55,12 +55,15 @@ def cascade_text(cascade: Cascade, records: GateRecords, options: BitOptions) ->
         return ""
     share = 100.0 * records.first_pass.escalated.double().mean().item()
     first, second = options[cascade.first], options[cascade.second]
-    return f"{first} bit, then {second} bit for the least sure {share:.0f} %"
+    if share == 0:
+        return f"{first} bit for all"
+    return f"{first} bit, then {second} bit for the least sure {share:.2g} %"
 
 
 def choose_cascade(uniform: Sequence[GateRecords], costs: CostTable, cap: float) -> Cascade | None:
     """Choose the most accurate cascade whose mean computation is at most ``cap``.
 
+    The second pass is the dearer one, and never runs for all images, for then the first would be for nothing; it may run for none.
     Ties go to the higher log-likelihood, then to the cheaper one.
 
     Args:
@@ -76,9 +79,9 @@ def choose_cascade(uniform: Sequence[GateRecords], costs: CostTable, cap: float)
     for a, first in enumerate(uniform):
         if price[a] > cap + _TOLERANCE:
             continue
-        for b, second in enumerate(uniform):
-            if a == b and len(uniform) > 1:
-                continue
+        dearer = [b for b in range(len(uniform)) if price[b] > price[a]]
+        for b in dearer or [a]:
+            second = uniform[b]
             for score, threshold in _curve(first, second, price[a], price[b], cap):
                 if best is None or score > best[0]:
                     best = (score, Cascade(a, b, threshold))
@@ -96,14 +99,26 @@ def _curve(
     gain_log = (second.log_likelihood - first.log_likelihood)[order].cumsum(0)
     correct = first.correct.sum() + torch.cat([zero, gain])  # [n + 1], by images that run again
     log_likelihood = first.log_likelihood.sum() + torch.cat([zero, gain_log])
-    most = n if price_second <= 0 else int((cap - price_first + _TOLERANCE) / price_second * n)
-    most = min(most, n)
+    most = 0
+    if price_second > price_first:
+        most = min(n - 1, int((cap - price_first + _TOLERANCE) / price_second * n))
     curve = []
-    for wanted in sorted({min(most, n * i // _SHARE_STEPS) for i in range(_SHARE_STEPS + 1)}):
-        threshold = confidence[wanted].item() if wanted < n else math.inf
+    for wanted in sorted({min(most, n * i // _SHARE_STEPS) for i in range(_SHARE_STEPS)}):
+        threshold = _between(confidence, wanted)
         # Images of equal confidence stand or fall together: fewer than wanted may run again.
         again = int((confidence < threshold).sum())
         cost = price_first + price_second * again / n
         score = (correct[again].item(), log_likelihood[again].item(), -cost)
         curve.append((score, threshold))
     return curve
+
+
+def _between(confidence: Tensor, wanted: int) -> float:
+    """Return a threshold that so many of the ascending ``confidence`` stay below.
+
+    It lies in the middle between two images, so that rounding on another machine moves neither to the other side.
+    """
+    if wanted == 0:
+        return 0.0
+    last, following = confidence[wanted - 1].item(), confidence[wanted].item()
+    return following if last == following else (last + following) / 2

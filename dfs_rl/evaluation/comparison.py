@@ -167,8 +167,9 @@ def _check_seeds(label: str, group: Sequence[EvaluatedRun]) -> None:
     for run in group:
         seed = run.settings.get("seed")
         if seed in by_seed:
+            told = "" if seed is None else f", with the same seed {seed}"
             raise DataError(
-                f"{run.path} and {by_seed[seed]} are the same gate, {label}, with the same seed {seed}; leave one out."
+                f"{run.path} and {by_seed[seed]} are the same gate, {label}{told}; leave one out."
             )
         by_seed[seed] = run.path
 

@@ -26,12 +26,15 @@ def verdict_of(
     yield f"To ship, chosen on val: {listed}."
     # Rounded up, so that the budget leaves room for the cascade that was found.
     cascades = [
-        f"{math.ceil(1e4 * p.selection_computation) / 1e4:g}"
+        f"{math.ceil(1e4 * p.selection_computation) / 1e4:.10g}"
         for p in frontier
         if p.kind == "cascade"
     ]
     if cascades:
-        yield f"A cascade becomes a run that loads like any gate with train_cascade, here with --budget {' or '.join(cascades)}."
+        yield (
+            "A cascade becomes a run that loads like any gate with train_cascade on its backbone, here with --budget "
+            f"{' or '.join(cascades)}."
+        )
     for key, name in (
         ("static_table", "best static table"),
         ("cascade", "confidence cascade"),

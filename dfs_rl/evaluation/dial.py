@@ -10,6 +10,7 @@ from dfs_rl.backbones.contract import WalkableBackbone
 from dfs_rl.data.images import ImageSet
 from dfs_rl.evaluation.curves import CurvePoint
 from dfs_rl.evaluation.run_gate import BATCH_SIZE, evaluate_gate
+from dfs_rl.gating.cascade import CascadeGate
 from dfs_rl.gating.dial import Dial, measured_positions
 from dfs_rl.gating.gates import Gate
 from dfs_rl.gating.learned import LearnedGate
@@ -32,8 +33,10 @@ class MeasuredDial(NamedTuple):
     points: tuple[CurvePoint, ...]
 
 
-def turned_text(gate: Gate) -> str:
-    """Say what a gate for all budgets is turned to; empty for any other, and where the dial was not measured."""
+def gate_text(gate: Gate) -> str:
+    """Say what a gate for all budgets is turned to, or what a cascade does; empty for any other, and where the dial was not measured."""
+    if isinstance(gate, CascadeGate):
+        return gate.words
     if not isinstance(gate, LearnedGate) or gate.dial is None or not gate.dial.computations:
         return ""
     costs = gate.dial.computation_at(gate.position)

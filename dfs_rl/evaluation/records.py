@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -104,15 +105,14 @@ class GateRecords:
         spent = costs.computation(self.options, gate_macs=self._gate, counting=counting)
         if self.first_pass is None:
             return spent
-        first = costs.computation(self.first_pass.options, counting=counting)
-        return spent + first * self.first_pass.escalated
+        return self.first_pass.added_to(spent, partial(costs.computation, counting=counting))
 
     def bitops(self, costs: CostTable) -> Tensor:
         """Return each image's BitOPs, fixed parts and gate included; float64 ``[n]``."""
         spent = costs.bitops(self.options, gate_macs=self._gate)
         if self.first_pass is None:
             return spent
-        return spent + costs.bitops(self.first_pass.options) * self.first_pass.escalated
+        return self.first_pass.added_to(spent, costs.bitops)
 
 
 def concatenate(parts: Sequence[GateRecords]) -> GateRecords:

@@ -11,7 +11,7 @@ from dfs_rl.data.batching import batches
 from dfs_rl.data.images import ImageSet
 from dfs_rl.errors import ConfigError
 from dfs_rl.evaluation.records import GateRecords, concatenate
-from dfs_rl.gating.cascade import FirstPass, confidence
+from dfs_rl.gating.cascade import confidence
 from dfs_rl.gating.exits import picked
 from dfs_rl.gating.gates import Gate
 from dfs_rl.gating.model import macs_taken
@@ -49,9 +49,7 @@ def evaluate_gate(
             result = rollout(backbone, gate, batch.images, budget=budget, positions=turned)
             record = _record(gate.name, result.logits, batch.labels, result.options, gate.macs)
             if result.first_pass is not None:
-                first = result.first_pass
-                kept = FirstPass(options=first.options.cpu(), escalated=first.escalated.cpu())
-                record = replace(record, first_pass=kept)
+                record = replace(record, first_pass=result.first_pass.cpu())
             if backbone.costs.exits:
                 taken = macs_taken(gate, backbone.costs.walked(record.options))
                 record = replace(record, gate_macs_taken=taken)
@@ -95,13 +93,18 @@ def evaluate_draws(
         The records of each draw.
 
     Raises:
-        ConfigError: If a draw has another number of rows than there are images.
+        ConfigError: If a draw has another shape, or holds what is no index of an action.
     """
+    n_layers, n_actions = backbone.costs.n_layers, backbone.costs.n_actions
     for options in draws:
-        if options.shape[0] != len(image_set):
+        if tuple(options.shape) != (len(image_set), n_layers):
             raise ConfigError(
-                f"options of {name!r} have {options.shape[0]} rows; allowed is one per image, "
-                f"{len(image_set)}."
+                f"options of {name!r} have {' x '.join(map(str, options.shape))} entries; allowed is a row per image and an entry per "
+                f"gated layer, {len(image_set)} x {n_layers}."
+            )
+        if bool(((options < 0) | (options >= n_actions)).any()):
+            raise ConfigError(
+                f"options of {name!r} go from {int(options.min())} to {int(options.max())}; allowed are indices from 0 to {n_actions - 1}."
             )
     n_draws = len(draws)
     n_together = max(1, batch_size // n_draws)
@@ -136,7 +139,7 @@ def _run_tree(backbone: WalkableBackbone, images: Tensor, options: Tensor) -> Te
     while state.layer < costs.n_layers:
         layer = state.layer
         leaving = options[walks, layer] == costs.exit_action
-        if bool(leaving.any()):
+        if costs.exits and bool(leaving.any()):
             assert isinstance(backbone, WithExits), "a network whose costs know exits has them"
             rows, answer_of = torch.unique(at[leaving], return_inverse=True)
             answers = backbone.answer(gather_rows(state.hidden, rows), layer)
@@ -148,12 +151,10 @@ def _run_tree(backbone: WalkableBackbone, images: Tensor, options: Tensor) -> Te
         # A row for every different pair of where walks are and what they do next.
         next_of = at * costs.n_actions + options[walks, layer]
         pairs, at = torch.unique(next_of, return_inverse=True)
-        state = step(
-            backbone,
-            picked(state, pairs // costs.n_actions),
-            pairs % costs.n_actions,
-            reuse=True,
-        )
+        rows = pairs // costs.n_actions
+        if not torch.equal(rows, torch.arange(len(state.spent), device=rows.device)):
+            state = picked(state, rows)
+        state = step(backbone, state, pairs % costs.n_actions, reuse=True)
     if len(walks):
         arrived.append(walks)
         logits.append(finish(backbone, state)[at])

@@ -69,7 +69,7 @@ class CostShare:
 
     Attributes:
         name: ``gate``, ``exits``, or the name of a never-gated part.
-        macs: MACs per image; the mean where some leave early.
+        macs: MACs per image; the mean where some leave early or run twice.
         bits: Its precision.
         percent: Its computation in percent of all gated layers at 32 bit.
     """
@@ -113,7 +113,8 @@ class EvaluationSummary:
             other images; None without a gate.
         verdict: The same in words, one sentence each.
         shares: What the gate and the fixed parts cost.
-        histogram: How often the gate ran each layer at each option, in [0, 1]; empty without one. Where there are exits, a last column
+        histogram: How often the gate ran each layer at each option, in [0, 1], a cascade in the pass that gave the answer; empty without
+            one. Where there are exits, a last column
             has the share of images that had left.
         search: How the best static table was found, None without a gate.
         exits_after: After how many layers there is an exit.
@@ -255,12 +256,16 @@ def _shares(costs: CostTable, records: GateRecords) -> tuple[CostShare, ...]:
         macs = records.gate_macs if taken is None else taken.mean().item()
         gate = [_share("gate", macs, FULL, costs)]
     walked = costs.walked(records.options)  # [n]
+    # A cascade walks to the end, and some images do so twice.
+    passes = 1.0
+    if records.first_pass is not None:
+        passes += records.first_pass.escalated.double().mean().item()
     fixed: dict[tuple[str, int], float] = {}
     for part in costs.fixed:
         needed = 0 if part.layer is None else min(part.layer + 1, costs.n_layers)
         reached = (walked >= needed).double().mean().item()
         key = (part.name, part.bits)
-        fixed[key] = fixed.get(key, 0.0) + part.macs * reached
+        fixed[key] = fixed.get(key, 0.0) + part.macs * reached * passes
     for leaves, exit_ in zip(records.exit_shares(costs), costs.exits, strict=True):
         if leaves > 0:
             key = ("exits", exit_.bits)

@@ -1,7 +1,7 @@
 """A cascade as a gate: a cheap table for every image, a dearer one where the answer is unsure."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +23,19 @@ class FirstPass:
 
     options: Tensor
     escalated: Tensor
+
+    def added_to(self, last: Tensor, price: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return what each image costs, ``[n]``: ``last`` for the pass that gave the answer, and this one where there were two.
+
+        Args:
+            last: Cost of the last pass.
+            price: Turns options into costs.
+        """
+        return last + price(self.options) * self.escalated
+
+    def cpu(self) -> "FirstPass":
+        """Return the same on the CPU."""
+        return FirstPass(options=self.options.cpu(), escalated=self.escalated.cpu())
 
 
 def confidence(logits: Tensor) -> Tensor:
@@ -74,6 +87,15 @@ class CascadeGate:
         self.options = options
         self.name = name
         self._running = self.first
+
+    @property
+    def words(self) -> str:
+        """What it does, in a few words."""
+        tables = [[self.options[option] for option in t.table] for t in (self.first, self.second)]
+        first, second = (
+            str(bits[0]) if len(set(bits)) == 1 else "-".join(map(str, bits)) for bits in tables
+        )
+        return f"{first} bit, then {second} bit below a confidence of {self.threshold:.3g}"
 
     def reset(self, batch_size: int) -> None:
         """Begin the first pass."""

@@ -71,12 +71,12 @@ class GatedModel(nn.Module):
                 validation split, where the cost of each position was measured.
 
         Raises:
-            ConfigError: If the gate learned one budget alone, or cannot be turned down as far.
+            ConfigError: If the gate is for one budget alone, or cannot be turned down as far.
         """
         dial = self.gate.dial if isinstance(self.gate, LearnedGate) else None
         if dial is None:
             raise ConfigError(
-                f"budget is {budget:g} %, but gate {self.gate.name!r} learned one budget alone and cannot be turned to another."
+                f"budget is {budget:g} %, but gate {self.gate.name!r} is for one budget alone and cannot be turned to another."
             )
         assert isinstance(self.gate, LearnedGate)
         self.gate.position = dial.position_within(budget)
@@ -107,7 +107,7 @@ class GatedModel(nn.Module):
         again = torch.zeros(len(images), dtype=torch.bool, device=walked.device)
         if result.first_pass is not None:
             again = result.first_pass.escalated
-            computation += costs.computation(result.first_pass.options) * again
+            computation = result.first_pass.added_to(computation, costs.computation)
         return result.logits, Trace(
             options=result.options,
             bits=bits_of(costs, result.options),

@@ -123,6 +123,8 @@ def _neighbours(codes: Grid, dtype: torch.dtype) -> tuple[float, float]:
     ends = torch.tensor([codes.lowest, codes.highest], dtype=dtype)
     beyond = torch.tensor([-torch.inf, torch.inf], dtype=dtype)
     below, above = torch.nextafter(ends, beyond).tolist()
+    if codes.lowest == 0:  # next to it lie denormal numbers, which may count as zero
+        below = -torch.finfo(dtype).tiny
     return below, above
 
 

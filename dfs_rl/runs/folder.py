@@ -64,6 +64,7 @@ class RunFolder:
         config: object,
         command: Sequence[str],
         fingerprint: str | None = None,
+        files: Mapping[str, bytes] | None = None,
     ) -> "RunFolder":
         """Start a new run.
 
@@ -76,6 +77,7 @@ class RunFolder:
                 recorded when it has them.
             command: The command line, program first.
             fingerprint: ``Dataset.fingerprint`` of the images that it is about, see ``check_data``.
+            files: What else belongs to the run from its beginning, by name.
 
         Raises:
             RunFolderError: If the folder holds a run already, or cannot be written.
@@ -83,6 +85,8 @@ class RunFolder:
         try:
             folder = cls(_new_default_folder(name) if path is None else _claim(path), kind)
             save_config(config, folder.config_path)
+            for file, content in (files or {}).items():
+                write_bytes_atomic(folder.path / file, content)
             # Last, because this file makes the folder a run.
             write_json(
                 folder.path / RECORD,

@@ -218,9 +218,12 @@ HOLDING = """
 import sys, time
 from pathlib import Path
 from dfs_rl.files import exclusive
-with exclusive(Path(sys.argv[1])):
+run, awaited = map(Path, sys.argv[1:])
+with exclusive(run):
     print("in", flush=True)
-    time.sleep(float(sys.argv[2]))
+    while not awaited.is_file():
+        time.sleep(0.05)
+    time.sleep(1.0)
 """
 
 
@@ -233,8 +236,11 @@ def test_what_another_process_is_at_is_left_for_the_end(
     assert compare.main([*flags, "--run-dir", str(folder)]) == 0
     shown = capsys.readouterr().out
     run = folder / "gates" / "static-greedy-seed0-at-1"
-    (run / "training.json").unlink()
-    command = [sys.executable, "-c", HOLDING, str(run), "5"]
+    other = folder / "gates" / "static-greedy-seed0-at-3"
+    for path in (run, other):
+        (path / "training.json").unlink()
+    # It leaves once the other training is done, and a little later.
+    command = [sys.executable, "-c", HOLDING, str(run), str(other / "training.json")]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == b"in\n"

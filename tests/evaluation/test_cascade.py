@@ -51,15 +51,17 @@ def test_the_unsure_run_twice_and_pay_twice():
 @pytest.mark.parametrize(
     ("cap", "expected"),
     [
-        (LOW, Cascade(0, 1, 0.5)),  # nobody runs again
-        (LOW + HIGH / 4, Cascade(0, 1, 0.6)),  # one of four may
-        (LOW + HIGH / 2 - 0.01, Cascade(0, 1, 0.6)),
-        (LOW + HIGH / 2, Cascade(0, 1, 0.8)),
-        (1000.0, Cascade(0, 1, 0.8)),  # more would not help
+        (LOW, Cascade(0, 1, 0.0)),  # nobody runs again
+        (LOW + HIGH / 4, Cascade(0, 1, 0.55)),  # one of four may
+        (LOW + HIGH / 2 - 0.01, Cascade(0, 1, 0.55)),
+        (LOW + HIGH / 2, Cascade(0, 1, 0.7)),
+        (1000.0, Cascade(0, 1, 0.7)),  # more would not help
     ],
 )
 def test_choice_under_a_cap(cap, expected):
-    assert choose_cascade(PASSES, COSTS, cap) == expected
+    chosen = choose_cascade(PASSES, COSTS, cap)
+    assert (chosen.first, chosen.second) == (expected.first, expected.second)
+    assert chosen.threshold == pytest.approx(expected.threshold)
 
 
 def test_choice_is_the_best_of_all_that_fit(backbone, val):
@@ -68,7 +70,7 @@ def test_choice_is_the_best_of_all_that_fit(backbone, val):
         chosen = run_cascade(passes, choose_cascade(passes, backbone.costs, cap))
         assert chosen.computation(backbone.costs).mean().item() <= cap + 1e-9
         best = 0
-        for a, b in itertools.permutations(range(3), 2):
+        for a, b in itertools.combinations(range(3), 2):
             for threshold in (*passes[a].confidence.tolist(), math.inf):
                 tried = run_cascade(passes, Cascade(a, b, threshold))
                 if tried.computation(backbone.costs).mean().item() <= cap:
@@ -92,3 +94,18 @@ def test_one_option_makes_a_cascade_of_itself():
 def test_below_the_cheapest_pass_there_is_none():
     assert choose_cascade(PASSES, COSTS, LOW - 0.01) is None
     assert choose_cascade(PASSES, COSTS, LOW) is not None
+
+
+def test_no_image_pays_for_a_pass_that_decides_nothing():
+    for seed in range(50):
+        generator = torch.Generator().manual_seed(seed)
+        sure = [torch.rand(97, generator=generator).double() for _ in range(2)]
+        passes = [uniform(0, [1] * 97, sure[0].tolist()), uniform(1, [0] * 97, sure[1].tolist())]
+        chosen = choose_cascade(passes, COSTS, 1000.0)  # the dearer one is always right
+        assert (chosen.first, chosen.threshold) == (1, 0.0)
+
+
+def test_a_threshold_lies_between_two_images():
+    chosen = choose_cascade(PASSES, COSTS, LOW + HIGH / 2)
+    gaps = (PASSES[0].confidence - chosen.threshold).abs()
+    assert gaps.min().item() == pytest.approx(0.1)

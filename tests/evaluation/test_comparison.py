@@ -88,7 +88,7 @@ def test_what_to_ship_is_chosen_on_val_and_reported_on_test():
         "(95.00 %)."
     )
     assert comparison.verdict[1] == (
-        "A cascade becomes a run that loads like any gate with train_cascade, here with --budget 0.8001."
+        "A cascade becomes a run that loads like any gate with train_cascade on its backbone, here with --budget 0.8001."
     )
 
 

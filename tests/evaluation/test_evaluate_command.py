@@ -171,7 +171,7 @@ def test_a_gate_for_all_budgets_is_turned_and_each_budget_has_files_of_its_own(m
 
 
 def test_only_a_gate_for_all_budgets_is_turned(make_run, digits):
-    with pytest.raises(ConfigError, match="learned one budget alone"):
+    with pytest.raises(ConfigError, match="is for one budget alone"):
         evaluate_run(make_run(), dataset=digits, budget=2.0)
     with pytest.raises(ConfigError, match="has no gate to turn"):
         evaluate_run(make_run("train_backbone", gate=False), dataset=digits, budget=2.0)

@@ -81,9 +81,18 @@ def test_draws_come_out_as_each_image_alone_and_share_their_beginnings(backbone,
     assert run == len(beginnings)
 
 
-def test_options_for_other_images_are_refused(backbone, val):
-    with pytest.raises(ConfigError, match="3 rows"):
-        evaluate_options(backbone, val, torch.zeros(3, 4, dtype=torch.int64), name="given")
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (torch.zeros(3, 4, dtype=torch.int64), "3 x 4 entries"),
+        (torch.zeros(157, 3, dtype=torch.int64), "157 x 3 entries"),
+        (torch.full((157, 4), 32), "go from 32 to 32; allowed are indices from 0 to"),
+        (torch.full((157, 4), -1), "go from -1 to -1"),
+    ],
+)
+def test_options_that_are_none_are_refused(backbone, val, options, words):
+    with pytest.raises(ConfigError, match=words):
+        evaluate_options(backbone, val, options, name="given")
 
 
 def test_tables_score_as_if_run_one_by_one_and_share_their_beginnings(backbone, val):

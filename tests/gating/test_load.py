@@ -128,7 +128,7 @@ def test_a_budget_turns_a_gate_for_all_budgets(run):
 
 
 def test_a_gate_for_one_budget_is_not_turned(run):
-    with pytest.raises(ConfigError, match="learned one budget alone and cannot be turned"):
+    with pytest.raises(ConfigError, match="is for one budget alone and cannot be turned"):
         dfs_rl.load(run, budget=2.0)
 
 

@@ -130,3 +130,25 @@ def test_mse_step_per_channel_equals_each_channel_alone():
 
 def test_a_step_for_nothing_but_zeros_is_positive():
     assert mse_step(torch.zeros(10), grid(4, signed=True)) > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("codes", [grid(2, signed=True), grid(3, signed=False)])
+def test_a_grids_ends_are_inside_it(dtype, codes):
+    step = torch.tensor(0.5, requires_grad=True)
+    below, above = codes.lowest - 0.125, codes.highest + 0.125
+    x = torch.tensor([below, codes.lowest, 0.0, 0.75, codes.highest, above], dtype=dtype) * 0.5
+    x.requires_grad_()
+    fake_quantize(x, step, codes).sum().backward()
+    assert x.grad.tolist() == [0.0, 1.0, 1.0, 1.0, 1.0, 0.0]
+    # The ends outside, and the rounding error of 0.75 inside.
+    assert step.grad.item() == codes.lowest + codes.highest + 0.25
+
+
+def test_gradients_keep_the_layout_of_activations():
+    x = torch.randn(4, 3, 5, 5).contiguous(memory_format=torch.channels_last).requires_grad_()
+    out = fake_quantize(x, torch.tensor(0.5, requires_grad=True), grid(2, signed=True))
+    gradient = torch.randn(4, 3, 5, 5).contiguous(memory_format=torch.channels_last)
+    (found,) = torch.autograd.grad(out, x, gradient)
+    assert out.is_contiguous(memory_format=torch.channels_last)
+    assert found.is_contiguous(memory_format=torch.channels_last)
