@@ -58,6 +58,7 @@ def observe(
     *,
     budget: float | None,
     positions: Tensor | None = None,
+    look: bool = True,
 ) -> Observation:
     """Describe where a batch stands.
 
@@ -68,6 +69,7 @@ def observe(
         state: Where the batch stands.
         budget: Upper bound on computation in percent; ``None`` shows as 1.
         positions: Of the dial for each sample, float32 ``[batch]``; ``None`` for gates without one.
+        look: Whether to look at the activation, which takes time; the features are zero for gates that do not ask for them.
 
     Returns:
         The observation of every sample.
@@ -79,7 +81,7 @@ def observe(
         dtype=torch.float32,
         device=state.spent.device,
     )
-    if state.layer < n_layers:
+    if look and state.layer < n_layers:
         size = backbone.feature_sizes[state.layer]
         mean = backbone.feature_mean[state.layer, :size]
         std = backbone.feature_std[state.layer, :size].clamp(min=MIN_STD)

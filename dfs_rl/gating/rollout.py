@@ -9,7 +9,7 @@ from dfs_rl.backbones.contract import WalkableBackbone
 from dfs_rl.errors import ConfigError
 from dfs_rl.gating.cascade import CascadeGate, FirstPass
 from dfs_rl.gating.exits import Walkers
-from dfs_rl.gating.gates import Gate
+from dfs_rl.gating.gates import Gate, TableGate
 from dfs_rl.gating.learned import LearnedGate
 from dfs_rl.gating.masks import action_masks, clamp_options
 from dfs_rl.gating.observation import Observation, observe
@@ -92,9 +92,10 @@ def _walked(
 ) -> RolloutResult:
     """Walk a batch once, the gate having been told that it begins."""
     walkers = Walkers(backbone, images)
+    look = not isinstance(gate, TableGate | CascadeGate)
     while walkers.walking:
         turned = None if positions is None else walkers.pick(positions)
-        seen = observe(backbone, walkers.state, budget=budget, positions=turned)
+        seen = observe(backbone, walkers.state, budget=budget, positions=turned, look=look)
         walkers.advance(_choose(backbone, gate, walkers, seen, budget))
     _, logits, options, _ = walkers.answers()
     return RolloutResult(logits, options)

@@ -12,7 +12,7 @@ from dfs_rl.errors import CheckpointError, ConfigError
 from dfs_rl.evaluation.cascade import Cascade, run_cascade
 from dfs_rl.evaluation.run_gate import evaluate_gate, evaluate_table
 from dfs_rl.gating.cascade import CascadeGate, confidence
-from dfs_rl.gating.gates import Gate
+from dfs_rl.gating.gates import Gate, TableGate
 from dfs_rl.gating.model import GatedModel
 from dfs_rl.gating.rollout import rollout
 from dfs_rl.gating.storage import load_gate, save_gate
@@ -78,6 +78,14 @@ def test_it_does_what_evaluation_makes_of_two_whole_passes():
     costs = backbone.costs
     assert torch.equal(records.computation(costs), expected.computation(costs))
     assert torch.equal(records.bitops(costs), expected.bitops(costs))
+
+
+def test_tables_and_cascades_do_not_pay_for_a_look(monkeypatch):
+    backbone = ToyBackbone()
+    monkeypatch.setattr(ToyBackbone, "feature", None)  # the head of this network uses it as well
+    monkeypatch.setattr(ToyBackbone, "head", lambda self, hidden: hidden.mean(dim=(2, 3)))
+    for gate in (TableGate(FIRST), made(0.9)):
+        assert len(rollout(backbone, gate, toy_images(5)).logits) == 5
 
 
 def test_it_satisfies_the_protocol_and_comes_back_the_same(tmp_path):
