@@ -151,7 +151,7 @@ def learned_gate(run: Path) -> "LearnedGate":
 
     Raises:
         CheckpointError: If it has none.
-        ConfigError: If it is a table, from which nothing can be learned on.
+        ConfigError: If it is a table or a cascade of them, from which nothing can be learned on.
     """
     from dfs_rl.gating.gates import TableGate
     from dfs_rl.gating.learned import LearnedGate

@@ -114,8 +114,7 @@ class EvaluationSummary:
         verdict: The same in words, one sentence each.
         shares: What the gate and the fixed parts cost.
         histogram: How often the gate ran each layer at each option, in [0, 1], a cascade in the pass that gave the answer; empty without
-            one. Where there are exits, a last column
-            has the share of images that had left.
+            one. Where there are exits, a last column has the share of images that had left.
         search: How the best static table was found, None without a gate.
         exits_after: After how many layers there is an exit.
     """

@@ -95,6 +95,8 @@ class CascadeGate:
         first, second = (
             str(bits[0]) if len(set(bits)) == 1 else "-".join(map(str, bits)) for bits in tables
         )
+        if self.threshold == 0:
+            return f"{first} bit for all"
         return f"{first} bit, then {second} bit below a confidence of {self.threshold:.3g}"
 
     def reset(self, batch_size: int) -> None:

@@ -80,6 +80,12 @@ def test_it_does_what_evaluation_makes_of_two_whole_passes():
     assert torch.equal(records.bitops(costs), expected.bitops(costs))
 
 
+def test_it_says_what_it_does():
+    assert made(0.7).words == "2-0-4-2 bit, then 8-8-8-4 bit below a confidence of 0.7"
+    alone = CascadeGate((1,) * 4, (3,) * 4, threshold=0.0, options=MENU)
+    assert alone.words == "2 bit for all"
+
+
 def test_tables_and_cascades_do_not_pay_for_a_look(monkeypatch):
     backbone = ToyBackbone()
     monkeypatch.setattr(ToyBackbone, "feature", None)  # the head of this network uses it as well
