@@ -23,7 +23,6 @@ from dfs_rl.seeding import stream_seed
 
 _OF_ONE_RECIPE: dict[str, Recipe] = {
     "training.alpha": "adn",
-    "training.feature_weight": "adn",
 }
 
 

@@ -3,8 +3,9 @@
 Each step takes one batch through the network twice: at the dearest option with the labels, and at a sampled low setting
 (a uniform one or a mix, skips included) with the first pass's probabilities as its target, as in slimmable and
 any-precision networks (Yu and Huang, "Universally Slimmable Networks", ICCV 2019; Yu et al., "Any-Precision Deep
-Neural Networks", AAAI 2021). The first epochs may run the first pass alone, so that quantizer steps start from weights
-that mean something.
+Neural Networks", AAAI 2021). What leaves each layer is a target as well: a layer whose output means the same at every option
+can stand between any others (Romero et al., "FitNets", ICLR 2015, for a network's hidden layers). The first epochs may run the
+first pass alone, so that quantizer steps start from weights that mean something.
 
 With the recipe ``adn`` (Kang et al., "Adaptive Depth Networks with Skippable Sub-Paths", NeurIPS 2024) the first pass is the
 super-net, and the second is from the first epoch on the base-net, which skips every path. Once the quantizers of further bits
@@ -47,6 +48,7 @@ from dfs_rl.seeding import torch_generator
 
 _STEP_IMAGES = 512  # images that set quantizer steps: every activation is seen thousands of times
 _CALIBRATION_BATCH = 256
+_SMALLEST_SQUARE = 1e-6  # of an activation that is nearly nothing, and would be divided by
 _FEATURE_BATCHES = 80  # each with a setting of its own; 20,000 images
 _FEATURE_BYTES = 2**29  # that they may take at once, which only matters to deep networks
 
@@ -68,10 +70,11 @@ class SupernetConfig:
             AdamW.
         pad: Zero padding in pixels before the random crop; by default an eighth of the images' height.
         alpha: Weight of the labels with the recipe adn, in (0, 1); distillation has the rest. Else both have weight 1.
-        feature_weight: With the recipe adn, weight of the mean squared distance between the activations that leave the stages
-            in the two passes, which is added to the distillation loss; 0 or more. By default 1, and 0.1 for transformers. It is what
-            makes combinations of paths of a ResNet work that are not trained: on the digits they lost 14 points on average without
-            it, and 2 with it. Those of a transformer work without it.
+        feature_weight: Weight of the distance between the activations that leave the layers, with the recipe adn the stages, in the
+            two passes, which is added to the distillation loss; 0 or more. The distance is the squared error relative to the square of
+            what it should be, of each image. By default 1, and 0.1 for transformers. It is what makes combinations of paths of a
+            ResNet work that are not trained: on the digits they lost 14 points on average without it, and 2 with it. Those of a
+            transformer work without it.
         calibration_rounds: Passes over the menu that measure the norms at the end, at least 1.
         precision: "auto" multiplies in bfloat16 where the hardware is fast at it.
 
@@ -124,7 +127,7 @@ class Position(NamedTuple):
 
 
 class _Pass(NamedTuple):
-    """What a pass gives: logits ``[batch, classes]``, and the activations that leave the stages, if they are distilled."""
+    """What a pass gives: logits ``[batch, classes]``, and the activations that are distilled."""
 
     logits: Tensor
     features: list[Tensor]
@@ -142,6 +145,13 @@ def learning_rate(progress: float, *, peak: float, warmup: float = 0.05) -> floa
     if progress < warmup:
         return peak * progress / warmup
     return peak * 0.5 * (1.0 + math.cos(math.pi * (progress - warmup) / (1.0 - warmup)))
+
+
+def relative_error(ours: Tensor, theirs: Tensor) -> Tensor:
+    """Squared error of each image's activation by the square of what it should be, the mean over images; both ``[batch, ...]``."""
+    ours, theirs = ours.float().flatten(1), theirs.float().flatten(1)
+    scale = theirs.square().mean(dim=1).clamp_min(_SMALLEST_SQUARE)
+    return ((ours - theirs).square().mean(dim=1) / scale).mean()
 
 
 def accuracy_of(
@@ -188,15 +198,12 @@ class SupernetTrainer:
             raise ConfigError(f"epochs is {epochs}; allowed are 1 or more.")
         self.config = config
         self.recipe = recipe
+        self.label_weight, self.distillation_weight = (
+            (config.alpha, 1.0 - config.alpha) if recipe == "adn" else (1.0, 1.0)
+        )
         usual_weight = backbone.feature_weight
-        self.label_weight, self.distillation_weight, self.feature_weight = (
-            (
-                config.alpha,
-                1.0 - config.alpha,
-                usual_weight if config.feature_weight is None else config.feature_weight,
-            )
-            if recipe == "adn"
-            else (1.0, 1.0, 0.0)
+        self.feature_weight = (
+            usual_weight if config.feature_weight is None else config.feature_weight
         )
         self.epochs = epochs
         self.warmup_epochs = int(epochs * config.warmup)
@@ -311,9 +318,6 @@ class SupernetTrainer:
         self, epoch: int, step: int, batch: ImageSet, *, weight: Tensor | None = None
     ) -> StepLosses:
         """Add the gradients of a step, times ``weight``, to the parameters; no weight is one."""
-        whole = self._run(batch.images, self.full)
-        label_loss = functional.cross_entropy(whole.logits, batch.labels)
-        (self.label_weight * label_loss).backward(weight)  # type: ignore[no-untyped-call]
         setting = sample_below(
             self.backbone.options,
             len(self.backbone.blocks),
@@ -321,30 +325,33 @@ class SupernetTrainer:
             recipe=self.recipe,
             quantized=self.has_low_settings and epoch >= self.warmup_epochs,
         )
+        distils_features = setting is not None and self.feature_weight > 0.0
+        whole = self._run(batch.images, self.full, keep=distils_features)
+        label_loss = functional.cross_entropy(whole.logits, batch.labels)
+        (self.label_weight * label_loss).backward(weight)  # type: ignore[no-untyped-call]
         if setting is None:
             return StepLosses(labels=label_loss.item(), distillation=None)
         target = whole.logits.detach().softmax(dim=1)
         features = [feature.detach() for feature in whole.features]
         del whole
-        below = self._run(batch.images, setting)
+        below = self._run(batch.images, setting, keep=distils_features)
         # Its gradient is that of the Kullback-Leibler divergence, from which it differs by the target's entropy.
         low_loss = functional.cross_entropy(below.logits, target)
         for ours, theirs in zip(below.features, features, strict=True):
-            distance = functional.mse_loss(ours.float(), theirs.float())
-            low_loss = low_loss + self.feature_weight / len(features) * distance
+            low_loss = low_loss + self.feature_weight / len(features) * relative_error(ours, theirs)
         (self.distillation_weight * low_loss).backward(weight)  # type: ignore[no-untyped-call]
         return StepLosses(labels=label_loss.item(), distillation=low_loss.item())
 
-    def _run(self, images: Tensor, setting: Setting) -> _Pass:
-        """Run the network, and keep what leaves its stages if that is distilled."""
+    def _run(self, images: Tensor, setting: Setting, *, keep: bool) -> _Pass:
+        """Run the network, and keep what leaves its layers, with the recipe adn its stages, if asked to."""
         with precision.autocast(self.dtype, self.device):
-            if not self.feature_weight:
+            if not keep:
                 return _Pass(self.backbone(images, setting), [])
             hidden = self.backbone.stem(images)
             features: list[Tensor] = []
             for layer, bits in zip(self.backbone.layers, setting, strict=True):
                 hidden = layer(hidden, bits)
-                if features and not runs_when_skipped(layer):
+                if self.recipe == "adn" and features and not runs_when_skipped(layer):
                     features.pop()  # still the same stage, which begins with what always runs
                 features.append(self.backbone.comparable(hidden))
             return _Pass(self.backbone.head(hidden), features)

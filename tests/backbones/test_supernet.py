@@ -1,23 +1,28 @@
 """Supernet training: it learns, it resumes exactly, and it stops with a sentence."""
 
+import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
+from torch.nn import functional
 
 from dfs_rl.backbones import ResNet, ResNetConfig
 from dfs_rl.backbones.adaptive_mobilenet import AdaptiveMobileNet, AdaptiveMobileNetConfig
-from dfs_rl.backbones.settings import uniform
+from dfs_rl.backbones.settings import sample_low, uniform
 from dfs_rl.backbones.supernet import (
     Position,
     SupernetConfig,
     SupernetTrainer,
     accuracy_of,
     learning_rate,
+    relative_error,
 )
-from dfs_rl.data import Dataset, channel_statistics
+from dfs_rl.data import Dataset, channel_statistics, epoch_batches
 from dfs_rl.errors import ConfigError, TrainingError
 from dfs_rl.quant import grid, mse_step
+from dfs_rl.seeding import torch_generator
 
 CPU = torch.device("cpu")
 
@@ -123,6 +128,53 @@ def test_the_warm_up_runs_the_dearest_option_alone(halves):
     while training.position.epoch < 4:
         kinds.append({loss.distillation is None for loss in training.train_epoch()})
     assert kinds == [{True}, {True}, {False}, {False}]
+
+
+@pytest.mark.parametrize("feature_weight", [0.0, 0.7])
+def test_a_step_pulls_what_leaves_each_layer_to_that_of_the_dearest_pass(halves, feature_weight):
+    still = replace(halves, flip=False)
+    training = trainer(still, batch_size=96, warmup=0.0, feature_weight=feature_weight)
+    for _ in training.train_epoch():
+        pass  # one step, at a learning rate of 0
+    net = copy.deepcopy(training.backbone)
+    net.zero_grad()
+    setting = sample_low(net.options, 3, torch_generator(1, "setting", 0, 0))
+    # In the same order: sums in another one move values across the border between two codes.
+    (rows,) = epoch_batches(96, 96, seed=1, epoch=0, drop_last=True)
+    batch = halves.train.subset(rows)
+
+    def run_at(setting):
+        hidden, leaving = net.stem(batch.images), []
+        for layer, bits in zip(net.layers, setting, strict=True):
+            hidden = layer(hidden, bits)
+            leaving.append(hidden)
+        return net.head(hidden), leaving
+
+    whole, theirs = run_at((32, 32, 32))
+    low, ours = run_at(setting)
+    teacher = whole.detach().softmax(dim=1)
+    loss = functional.cross_entropy(whole, batch.labels)
+    loss = loss + functional.kl_div(low.log_softmax(dim=1), teacher, reduction="batchmean")
+    for a, b in zip(ours, theirs, strict=True):
+        error = (a - b.detach()).square().sum(dim=(1, 2, 3)) / b.detach().square().sum(
+            dim=(1, 2, 3)
+        )
+        loss = loss + feature_weight * error.mean() / 3
+    loss.backward()
+    compared = 0
+    for (name, p), q in zip(training.backbone.named_parameters(), net.parameters(), strict=True):
+        if q.grad is not None:
+            torch.testing.assert_close(p.grad, q.grad, rtol=1e-3, atol=1e-6, msg=name)
+            compared += 1
+    assert compared > 10
+
+
+def test_an_activation_of_nothing_is_no_reason_to_divide_by_zero():
+    nothing = torch.zeros(2, 3, 4, 4)
+    assert relative_error(nothing, nothing).item() == 0.0
+    ours = torch.stack([torch.ones(3), 3 * torch.ones(3)])
+    theirs = torch.stack([2 * torch.ones(3), 2 * torch.ones(3)])
+    assert relative_error(ours, theirs).item() == pytest.approx(0.25)
 
 
 def test_a_loss_that_is_not_finite_stops_with_a_sentence(halves):

@@ -239,7 +239,7 @@ def test_a_folder_that_holds_a_run_is_refused(tmp_path, capsys):
         ),
         (["--stem", "imagenet"], "stem is set, which resnet20 with the recipe supernet has not"),
         (["--training.alpha", "0.4"], "training.alpha is set, which belongs to the recipe adn"),
-        (["--training.feature-weight", "0"], "training.feature_weight is set, which belongs to"),
+        (["--training.feature-weight", "-1"], "feature_weight is -1.0; allowed are 0 or more"),
         (["--plain", "--bits", "0", "4", "32"], "bits is set, but with --plain nothing is"),
         (["--plain", "--stem-bits", "4"], "stem_bits is set, but with --plain nothing is"),
         (["--plain", "--per-channel"], "per_channel is set, but with --plain nothing is"),

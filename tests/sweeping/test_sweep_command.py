@@ -146,7 +146,7 @@ search:
   reward.log_likelihood: {{uniform: [0, 1]}}
 objective: {{name: hypervolume, corner: [20, 1], last: 1}}
 searcher: random
-scheduler: {{name: {scheduler}, interval: 0.25}}
+scheduler: {{name: {scheduler}, interval: 0.1}}
 trials: 4
 retrain: {{seeds: 0}}
 """
