@@ -15,8 +15,8 @@ help: ## Show this list
 demo: $(VENV)/.installed ## Set up, then train and evaluate a gate on digits
 	$(BIN)/python -m dfs_rl.train_agent --algo ppo
 
-test: $(VENV)/.installed-dev ## Set up, then run the tests
-	$(BIN)/python -m pytest
+test: $(VENV)/.installed-dev ## Set up, then run the tests, two at a time
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 lint: $(VENV)/.installed-dev ## Check style, format, types and import contracts
 	$(BIN)/ruff check .

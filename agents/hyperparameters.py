@@ -15,6 +15,8 @@ StaticMethod = Literal["ddpg", "td3", "sac", "ppo", "greedy"]
 """How one table for all images is found, see ``agents.static_methods``."""
 FeatureChoice = Literal["confidence", "all"]
 """What a gate looks at: how sure a probe is, or the pooled channels beside it."""
+Start = Literal["uniform", "indifferent"]
+"""Where a gate begins, see ``agents.uniform_start``."""
 
 
 OVERSHOOT = 50.0

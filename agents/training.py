@@ -15,8 +15,9 @@ from agents.checkpoint import capture, restore
 from agents.cotrain import CoTrainer, CoTraining
 from agents.cotrain_hyperparameters import CoTrainConfig
 from agents.deploy import deploy, untrained_gate
-from agents.hyperparameters import AlgorithmConfig, FeatureChoice
+from agents.hyperparameters import AlgorithmConfig, FeatureChoice, Start
 from agents.tracking import TensorBoard, make_logger
+from agents.uniform_start import begin_uniform, walks_to_begin
 from agents.validation import Validation, ValidationSetup, Validator, rewards_of
 from agents.warm_start import start_from
 from dfs_rl.backbones import PreparedBackbone, StoredBackbone
@@ -58,7 +59,8 @@ class GateTraining:
         device: Where to compute.
         dtype: What the frozen backbone computes in.
         name: What tables and plots call the gate.
-        initial: Gate to go on from; ``None`` begins from nothing.
+        initial: Gate to go on from; ``None`` begins as ``start`` says.
+        start: Where to begin without one, see ``uniform_start``; only an algorithm with an actor can begin anywhere but indifferent.
     """
 
     algorithm: AlgorithmConfig
@@ -80,6 +82,12 @@ class GateTraining:
     dtype: torch.dtype
     name: str
     initial: LearnedGate | None = None
+    start: Start = "indifferent"
+
+    @property
+    def begins_uniform(self) -> bool:
+        """Whether the gate begins at uniform options."""
+        return self.initial is None and self.start == "uniform"
 
     @property
     def gate_timesteps(self) -> int:
@@ -197,6 +205,9 @@ def train_gate(
     )
     if checkpoint is None and plan.initial is not None:
         start_from(model, plan.initial)
+    if checkpoint is None and plan.begins_uniform:
+        begin_uniform(gate.to(device), env.task, seed=plan.seed)
+        start_from(model, gate)
     if checkpoint is not None:
         restore(model, checkpoint)
         gate.position = plan.position
@@ -259,6 +270,7 @@ def train_gate(
         raise KeyboardInterrupt
     assert validator.best is not None
     walks = model.num_timesteps // backbone.costs.n_layers
+    walks += walks_to_begin(backbone.costs) if plan.begins_uniform else 0
     return TrainingResult(
         best=validator.best,
         images_seen={"gate": walks, "backbone": trainer.images_seen if trainer else 0},

@@ -21,6 +21,7 @@ from agents.hyperparameters import (
     QLearningConfig,
     QRDQNConfig,
     RecurrentPPOConfig,
+    Start,
     TRPOConfig,
     UpdateSize,
     rollouts_per_image,
@@ -110,6 +111,9 @@ class TrainAgentConfig:
         supernet_epochs: Epochs of the backbone that is trained where none is given.
         exits: Let images leave where the backbone has exits, see train_exits; --no-exits walks all of them to the end, as dqn, qrdqn
             and co-training must.
+        start: Where the gate begins: at the option that is worth most at its price of computation where all layers run at it, or
+            indifferent between all options. By default uniform; dqn and qrdqn, which have no actor, co-training, under which options
+            change their worth, and whatever goes on from another gate cannot.
         init_gate: Run whose gate to go on from, of the same kind on the same backbone; for example one of train_gumbel.
         backbone_mode: Leave the backbone as it is, or train it under the gate's choices as well.
         eval_every: Timesteps between validations; default a twentieth of all.
@@ -148,6 +152,7 @@ class TrainAgentConfig:
     hidden: int | None = None
     supernet_epochs: int = 30
     exits: bool = True
+    start: Start | None = None
     init_gate: Path | None = None
     backbone_mode: BackboneMode = "frozen"
     eval_every: int | None = None
@@ -190,11 +195,26 @@ class TrainAgentConfig:
                 f"init_gate is {self.init_gate}, but {self.algorithm.label} learns what options are worth, which the scores of a gate do "
                 "not tell; take an algorithm with an actor."
             )
+        if self.start == "uniform" and not self._can_begin_uniform:
+            raise ConfigError(
+                f"start is 'uniform', which algo {self.algo!r} with backbone_mode {self.backbone_mode!r} and init_gate {self.init_gate} "
+                "cannot: it takes an algorithm with an actor, a frozen backbone and no gate to go on from."
+            )
         if self.algorithm.needs_budget and self.hard_budget is None:
             raise ConfigError(
                 f"algo is {self.algo!r}, which keeps every image within a hard budget, but hard_budget is None; give one in percent, "
                 "or take another algorithm."
             )
+
+    @property
+    def _can_begin_uniform(self) -> bool:
+        has_actor = isinstance(self.algorithm, OnPolicyConfig)
+        return has_actor and self.backbone_mode == "frozen" and self.init_gate is None
+
+    @property
+    def begins(self) -> Start:
+        """Where the gate begins, if it does not go on from another one."""
+        return self.start or ("uniform" if self._can_begin_uniform else "indifferent")
 
     @property
     def all_budgets(self) -> bool:
@@ -274,6 +294,7 @@ def plan_of(
         dtype=precision.resolve_frozen(config.precision, torch.device(device)),
         name=config.algorithm.label,
         initial=initial,
+        start=config.begins,
     )
 
 

@@ -1,13 +1,15 @@
-"""Settings of every test: one torch thread, no spinning OpenMP workers, no windows."""
+"""Settings of every test: one torch thread, no spinning OpenMP workers, no windows, and which of them share a process."""
 
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-# Both are read once, when the libraries are first imported.
+# All are read once, when the libraries are first imported or started.
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 os.environ["MPLBACKEND"] = "Agg"
+# Ray's own 15 starves its workers, until they time out, beside other tests.
+os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - Ray spells it so
 
 import pytest
 import torch
@@ -25,6 +27,18 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("repeatable")
+
+
+_HERE = Path(__file__).parent
+_START_RAY = ("sweeping", "backbones/test_workers.py", "test_readme.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let the processes of ``pytest -n`` share files, whose fixtures are costly; there is one Ray at a time."""
+    for item in items:
+        path = item.path.relative_to(_HERE).as_posix()
+        group = "ray" if path.startswith(_START_RAY) else path
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """Which bits the layers run at while a supernet learns."""
 
-from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -19,29 +18,22 @@ def uniform(bits: int, n_layers: int) -> Setting:
     return (bits,) * n_layers
 
 
-def random_mix(choices: Sequence[int], n_layers: int, generator: torch.Generator) -> Setting:
-    """Each layer at a choice of its own, with odds that are themselves drawn: some mixes are of two options, some of all.
-
-    The odds are uniform over all that add up to 1, so a layer is as likely at one choice as at another.
-    """
-    odds = torch.empty(len(choices)).exponential_(generator=generator)
-    draws = torch.multinomial(odds, n_layers, replacement=True, generator=generator)
-    return tuple(choices[int(i)] for i in draws)
+def random_mix(options: BitOptions, n_layers: int, generator: torch.Generator) -> Setting:
+    """Each layer at an option of its own, all options equally likely."""
+    draws = torch.randint(len(options), (n_layers,), generator=generator)
+    return tuple(options[int(i)] for i in draws)
 
 
 def sample_low(options: BitOptions, n_layers: int, generator: torch.Generator) -> Setting:
     """Draw a setting to distil into: with equal odds one uniform quantized option, or a random mix.
 
-    The dearest option is left out of the uniform draws, because it has a pass of its own; full precision needs none. One mix in five
-    may skip layers: to skip costs so much accuracy that gates hardly do, and a layer learns little from what arrives then.
+    The dearest option is left out of the uniform draws, because it has a pass of its own; full precision needs none.
     """
     candidates = [bits for bits in options.quantized if bits != options[options.full]]
     if candidates and bool(torch.randint(2, (), generator=generator)):
         pick = int(torch.randint(len(candidates), (), generator=generator))
         return uniform(candidates[pick], n_layers)
-    skips = not candidates or not bool(torch.randint(5, (), generator=generator))
-    choices = [bits for bits in options if skips or bits != SKIP]
-    return random_mix(choices, n_layers, generator)
+    return random_mix(options, n_layers, generator)
 
 
 def sample_below(

@@ -48,7 +48,6 @@ from dfs_rl.seeding import torch_generator
 
 _STEP_IMAGES = 512  # images that set quantizer steps: every activation is seen thousands of times
 _CALIBRATION_BATCH = 256
-_SMALLEST_SQUARE = 1e-6  # of an activation that is nearly nothing, and would be divided by
 _FEATURE_BATCHES = 80  # each with a setting of its own; 20,000 images
 _FEATURE_BYTES = 2**29  # that they may take at once, which only matters to deep networks
 
@@ -145,13 +144,6 @@ def learning_rate(progress: float, *, peak: float, warmup: float = 0.05) -> floa
     if progress < warmup:
         return peak * progress / warmup
     return peak * 0.5 * (1.0 + math.cos(math.pi * (progress - warmup) / (1.0 - warmup)))
-
-
-def relative_error(ours: Tensor, theirs: Tensor) -> Tensor:
-    """Squared error of each image's activation by the square of what it should be, the mean over images; both ``[batch, ...]``."""
-    ours, theirs = ours.float().flatten(1), theirs.float().flatten(1)
-    scale = theirs.square().mean(dim=1).clamp_min(_SMALLEST_SQUARE)
-    return ((ours - theirs).square().mean(dim=1) / scale).mean()
 
 
 def accuracy_of(
@@ -338,7 +330,8 @@ class SupernetTrainer:
         # Its gradient is that of the Kullback-Leibler divergence, from which it differs by the target's entropy.
         low_loss = functional.cross_entropy(below.logits, target)
         for ours, theirs in zip(below.features, features, strict=True):
-            low_loss = low_loss + self.feature_weight / len(features) * relative_error(ours, theirs)
+            distance = functional.mse_loss(ours.float(), theirs.float())
+            low_loss = low_loss + self.feature_weight / len(features) * distance
         (self.distillation_weight * low_loss).backward(weight)  # type: ignore[no-untyped-call]
         return StepLosses(labels=label_loss.item(), distillation=low_loss.item())
 

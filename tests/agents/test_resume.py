@@ -144,7 +144,7 @@ def assert_equal_runs(first: RunFolder, second: RunFolder) -> None:
         make_plan(PPOConfig(), group=1),
         make_plan(A2CConfig()),
         make_plan(PPOConfig(), cotrain=CoTrainConfig(batch_size=8)),
-        make_plan(PPOConfig(), prices=PRICES),
+        make_plan(PPOConfig(), prices=PRICES, start="uniform"),
         make_plan(PPOConfig(), prices=PRICES, cotrain=CoTrainConfig(batch_size=8)),
         make_plan(MaskablePPOConfig(), budget=80.0, cotrain=CoTrainConfig(batch_size=8)),
         make_plan(TRPOConfig()),
