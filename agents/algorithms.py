@@ -36,6 +36,7 @@ from agents.hyperparameters import (
     TRPOConfig,
     UpdateSize,
     batch_size,
+    entropy_weight,
     rollouts_per_image,
     step_sizes,
 )
@@ -129,7 +130,7 @@ def _on_policy(
 
 def _policy_gradient(config: PolicyGradientConfig) -> dict[str, Any]:
     return {
-        "ent_coef": config.entropy,
+        "ent_coef": entropy_weight(config, 0.0),
         "vf_coef": config.value_weight,
         "max_grad_norm": config.max_grad_norm,
     }

@@ -25,6 +25,7 @@ from agents.hyperparameters import (
     TRPOConfig,
     UpdateSize,
     rollouts_per_image,
+    suited_to,
 )
 from dfs_rl.backbone_choice import (
     DIGITS,
@@ -271,7 +272,7 @@ def plan_of(
     eval_every = config.eval_every or max(1, config.timesteps // VALIDATIONS)
     weights, prices = weights_of(config), prices_of(config)
     return GateTraining(
-        algorithm=config.algorithm,
+        algorithm=suited_to(config.algorithm, config.begins, timesteps=config.timesteps),
         timesteps=config.timesteps,
         weights=weights,
         budget=config.hard_budget,

@@ -23,6 +23,7 @@ from agents.hyperparameters import (
     entropy_weight,
     rollouts_per_image,
     step_sizes,
+    suited_to,
 )
 from agents.validation import rewards_of
 from dfs_rl.backbones.contract import WalkableBackbone
@@ -192,6 +193,23 @@ def test_groups_are_used_only_where_asked_for(
 def test_schedules_run_from_start_to_end() -> None:
     config = PPOConfig(entropy=0.02)
     assert [entropy_weight(config, p) for p in (0.0, 0.5, 1.0, 1.1)] == [0.02, 0.01, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("config", [PPOConfig(), A2CConfig()])
+def test_a_gate_that_begins_uniform_takes_smaller_steps_and_is_not_mixed(config) -> None:
+    suited = suited_to(config, "uniform", timesteps=300_000)
+    assert step_sizes(suited, 300_000) == pytest.approx((0.005, 0.00025))
+    assert entropy_weight(suited, 0.0) == 0.0
+    assert suited_to(config, "uniform", timesteps=100).learning_rate == 0.03
+    assert suited_to(config, "indifferent", timesteps=300_000) == config
+    assert entropy_weight(config, 0.0) == 0.03
+
+
+def test_what_is_asked_for_holds_wherever_a_gate_begins() -> None:
+    asked = PPOConfig(learning_rate=0.1, entropy=0.01)
+    assert suited_to(asked, "uniform", timesteps=100) == asked
+    critic = TRPOConfig()  # its step sizes are the critic's, which begins from nothing in any case
+    assert suited_to(critic, "uniform", timesteps=300_000) == critic
 
 
 def test_learning_rate_falls_linearly(
