@@ -4,6 +4,7 @@ SkipNet (Wang et al., ECCV 2018) found reinforcement from scratch to stay at cha
 """
 
 import torch
+from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
 from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
@@ -50,7 +51,7 @@ def start_from(model: BaseAlgorithm, gate: LearnedGate) -> None:
         gate: What ``deploy`` would return now.
     """
     policy = model.policy
-    assert isinstance(policy, ActorCriticPolicy)
+    assert isinstance(policy, ActorCriticPolicy | MaskableActorCriticPolicy)
     extractor = policy.pi_features_extractor
     assert isinstance(extractor, OwnWeights)
     if isinstance(gate, RecurrentGate):

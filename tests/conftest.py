@@ -1,6 +1,7 @@
 """Settings of every test: one torch thread, no spinning OpenMP workers, no windows, and which of them share a process."""
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -18,6 +19,9 @@ from hypothesis import HealthCheck, settings
 from dfs_rl import constructors
 
 torch.set_num_threads(1)
+
+# The processes of ``pytest -n`` ignore Ctrl-C, and so would the commands that tests run and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile(
     "repeatable",

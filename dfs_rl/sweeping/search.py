@@ -94,17 +94,16 @@ def _scheduler(file: SweepFile) -> TrialScheduler:
     if scheduler.name == "median":
         return MedianStoppingRule(**goal, grace_period=WHOLE * scheduler.grace)
     goal["perturbation_interval"] = WHOLE * scheduler.interval
+    goal["custom_explore_fn"] = partial(_clipped, file)
     if scheduler.name == "pbt":
         mutations = {name: _tune_domain(domain) for name, domain in file.search.items()}
-        return PopulationBasedTraining(
-            **goal, hyperparam_mutations=mutations, custom_explore_fn=partial(_clipped, file)
-        )
+        return PopulationBasedTraining(**goal, hyperparam_mutations=mutations)
     bounds: dict[str, Any] = {name: list(domain.ends) for name, domain in file.search.items()}
     return PB2(**goal, hyperparam_bounds=bounds)
 
 
 def _clipped(file: SweepFile, config: dict[str, Any]) -> dict[str, Any]:
-    """Bring settings that Tune has multiplied back into what may be searched."""
+    """Bring settings that Tune has multiplied, or rounded to float32, back into what may be searched."""
     ends = {name: file.search[name].ends for name in config}
     return {n: min(max(value, ends[n][0]), ends[n][1]) for n, value in config.items()}
 

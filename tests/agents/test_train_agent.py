@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import get_args
 
@@ -11,7 +11,7 @@ import torch
 
 import dfs_rl
 from agents.algorithms import ALGORITHMS
-from agents.hyperparameters import AlgorithmName, PPOConfig
+from agents.hyperparameters import A2CConfig, AlgorithmName, PPOConfig
 from dfs_rl.backbones import (
     PRETRAINED_DIGITS,
     BackboneInfo,
@@ -82,8 +82,9 @@ def test_a_budget_is_held_on_the_images_it_was_measured_on(tmp_path: Path) -> No
 
 def test_images_seen_are_counted(finished: Path) -> None:
     record = read_json(finished / "training.json")
-    # 32 walks of 6 layers are 192 steps, so 800 steps take 5 updates.
-    assert record["images_seen"] == {"gate": 5 * 32, "backbone": 0}
+    # 32 walks of 6 layers are 192 steps, so 800 steps take 5 updates. Before them, 2,048 images were tried at each of six options and
+    # walked once.
+    assert record["images_seen"] == {"gate": 5 * 32 + 7 * 2048, "backbone": 0}
 
 
 def test_a_folder_with_a_run_is_refused(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -261,7 +262,8 @@ def test_flags_reach_the_training() -> None:
         hard_budget=2.0,
     )
     plan = plan_of(config, "cpu")
-    assert plan.algorithm is config.a2c
+    assert plan.algorithm == A2CConfig(learning_rate=0.03, entropy=0.0)  # suits a uniform start
+    assert plan_of(replace(config, start="indifferent"), "cpu").algorithm is config.a2c
     assert plan.weights.cost == 3.0
     assert (plan.hidden, plan.budget) == (7, 2.0)
     assert plan.prices == PriceRange(lowest=1.0, highest=9.0)

@@ -14,6 +14,7 @@ from agents.deploy import deploy
 from agents.hyperparameters import (
     A2CConfig,
     AlgorithmConfig,
+    MaskablePPOConfig,
     PPOConfig,
     RecurrentPPOConfig,
     TRPOConfig,
@@ -82,10 +83,11 @@ def logits(gate: LearnedGate, context: torch.Tensor) -> torch.Tensor:
     [
         (PPOConfig(), LayerwiseGate),
         (A2CConfig(), LayerwiseGate),
+        (MaskablePPOConfig(), LayerwiseGate),
         (TRPOConfig(), LayerwiseGate),
         (RecurrentPPOConfig(), RecurrentGate),
     ],
-    ids=["ppo", "a2c", "trpo", "recurrent-ppo"],
+    ids=["ppo", "a2c", "maskable-ppo", "trpo", "recurrent-ppo"],
 )
 def test_the_policy_begins_as_the_gate(planted_images, config, kind, dial: bool) -> None:
     gate, model = make_gate(kind, dial=dial), make_model(config, planted_images, dial=dial)

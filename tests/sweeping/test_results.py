@@ -100,7 +100,7 @@ def test_too_little_says_nothing_of_what_mattered():
 
 
 def test_the_best_settings_are_what_differs_from_the_defaults():
-    assert best_settings(FILE, {"reward.accuracy": 0.25, "ppo.entropy": 0.03, "algo": "a2c"}) == {
+    assert best_settings(FILE, {"reward.accuracy": 0.25, "ppo.clip_range": 0.2, "algo": "a2c"}) == {
         "algo": "a2c",
         "reward": {"accuracy": 0.25},
     }

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from dfs_rl.errors import ConfigError
 from dfs_rl.sweeping.space import Domain, from_word, look_up, place, to_word
-from dfs_rl.sweeping.sweep_file import SweepFile
+from dfs_rl.sweeping.sweep_file import SchedulerConfig, SweepFile
 
 NESTED = {"a": 1, "b": {"c": 2, "d": [3, [4, 5]]}, "e": None}
 
@@ -147,3 +147,17 @@ def test_a_population_stays_within_what_may_be_searched():
     )
     changed = {"reward.accuracy": 1.08, "ppo.entropy": 0.008}
     assert search._clipped(file, changed) == {"reward.accuracy": 1.0, "ppo.entropy": 0.01}
+
+
+@pytest.mark.parametrize("name", ["pbt", "pb2"])
+def test_what_a_scheduler_rounds_stays_within_what_may_be_searched(name):
+    search = pytest.importorskip("dfs_rl.sweeping.search")
+    file = SweepFile(
+        command="train_agent",
+        search={"ppo.learning_rate": Domain(uniform=(0.0001, 0.05))},
+        scheduler=SchedulerConfig(name=name),
+    )
+    scheduler = search.tune_config(file).scheduler
+    # The float32 next to 0.0001, which PB2's model gives back.
+    rounded = {"ppo.learning_rate": 9.999999747378752e-05}
+    assert scheduler._custom_explore_fn(rounded) == {"ppo.learning_rate": 0.0001}
