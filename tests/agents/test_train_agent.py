@@ -247,6 +247,8 @@ def test_every_algorithm_has_its_settings_and_its_entry() -> None:
 
 def test_no_test_image_of_a_masked_gate_exceeds_the_budget(tmp_path: Path) -> None:
     flags = ["--algo", "maskable_ppo", "--hard-budget", "4", "--cost-weight", "0.1"]
+    # Uniform options stay below the budget; a gate that begins indifferent is stopped by it.
+    flags += ["--start", "indifferent"]
     assert main([*TINY, *flags, "--run-dir", str(tmp_path / "run")]) == 0
     _, trace = dfs_rl.load(tmp_path / "run")(load_dataset("digits").test.images)
     assert 3.0 < float(trace.computation.max()) <= 4.0
