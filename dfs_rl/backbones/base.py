@@ -104,7 +104,7 @@ class Backbone(_Looks, ABC):
     Attributes:
         family: What stored backbones of this class say they are.
         optimizer: What networks of this class are usually trained with.
-        feature_weight: What it usually weighs in training how far activations are apart, see ``SupernetConfig``.
+        feature_weight: What it usually weighs in the recipe ``adn`` how far activations are apart, see ``SupernetConfig``.
         config: As given.
         statistics: As given.
         image_shape: As given.
