@@ -24,9 +24,8 @@ from envs.task import Task
 
 IMAGES = 2048
 """Of the agent split, drawn with repeats, that every option is tried on, and that are walked once to be imitated on."""
-_NEIGHBOUR = (
-    -2.0
-)  # log-odds of an option one place away on the menu; they fall with the square of the distance
+_NEIGHBOUR = -2.0
+"""Log-odds of an option one place away on the menu; they fall with the square of the distance."""
 _STEPS = 300
 _BATCH = 256
 _LEARNING_RATE = 0.02
