@@ -1,6 +1,7 @@
 """The whole state of a training between two updates, as tensors and JSON: what ``--resume`` starts from."""
 
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -13,7 +14,10 @@ from torch import Tensor
 
 from agents.q_learning import replay_tensors, restore_replay
 from dfs_rl.errors import CheckpointError
-from dfs_rl.runs import Checkpoint
+from dfs_rl.runs import Checkpoint, RunFolder
+
+CHECKPOINT = "last"
+"""Name of a run's checkpoint of a gate's training, which each new one replaces."""
 
 
 class ResumableEnv(Protocol):
@@ -26,6 +30,27 @@ class ResumableEnv(Protocol):
     def set_state(self, state: dict[str, Any]) -> dict[str, NDArray[Any]]:
         """Go back to a state that ``get_state`` gave, and return the observations that were handed out last."""
         ...
+
+
+def last_checkpoint(run: RunFolder, *, needed: AbstractSet[str]) -> Checkpoint | None:
+    """Return what a run's training last saved, ``None`` if it saved nothing yet.
+
+    Args:
+        run: The run folder.
+        needed: Entries of the state that the training goes on from.
+
+    Raises:
+        CheckpointError: If one of them is missing, or the checkpoint cannot be read.
+    """
+    if not run.has_checkpoint(CHECKPOINT):
+        return None
+    checkpoint = run.load_checkpoint(CHECKPOINT)
+    missing = needed - checkpoint.state.keys()
+    if missing:
+        raise CheckpointError(
+            f"the checkpoint in {run.checkpoint_dir} is not one of a gate's training: it lacks {sorted(missing)}."
+        )
+    return checkpoint
 
 
 def capture(model: BaseAlgorithm) -> Checkpoint:

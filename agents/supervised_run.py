@@ -11,11 +11,12 @@ from torch import Tensor
 
 from agents.best_gate import BestGate
 from agents.blockdrop import BlockDropTrainer
+from agents.checkpoint import CHECKPOINT, last_checkpoint
 from agents.cotrain import CoTrainer
 from agents.cotrain_hyperparameters import CoTrainConfig
 from agents.deploy import untrained_gate
 from agents.gate_trainer import GateTask, GateTrainer
-from agents.hyperparameters import OVERSHOOT, BuiltKind, FeatureChoice
+from agents.hyperparameters import OVERSHOOT, BuiltKind, FeatureChoice, Start
 from agents.progress import ProgressBar
 from agents.skipnet import SkipNetTrainer, skip_or_run
 from agents.supervised import SupervisedTrainer
@@ -27,12 +28,12 @@ from agents.supervised_hyperparameters import (
 )
 from agents.tracking import TensorBoard
 from agents.training import TrainingResult
+from agents.uniform_start import begin_uniform, likeliest_within, walks_to_begin
 from agents.validation import ValidationSetup, Validator, rewards_of
 from dfs_rl.backbones import Backbone, StoredBackbone
 from dfs_rl.backbones.contract import WalkableBackbone
 from dfs_rl.cost import SKIP, CostTable
 from dfs_rl.data import Dataset
-from dfs_rl.errors import CheckpointError
 from dfs_rl.evaluation.records import GateRecords
 from dfs_rl.gating.dial import BudgetRange, Dial, even_positions
 from dfs_rl.gating.learned import LearnedGate
@@ -42,7 +43,6 @@ from dfs_rl.interrupts import stop_on_interrupt
 from dfs_rl.runs import RunFolder
 from dfs_rl.seeding import seed_everything, stream_seed
 
-CHECKPOINT = "last"
 _SPAN = 8.0
 _STRETCHES = 8
 """Of the dial, within each of which images together hold its budgets."""
@@ -67,6 +67,7 @@ class SupervisedTraining:
         budgets: Those many; ``None`` for the usual ones, see ``budgets_of``.
         features: What the gate looks at.
         hidden: Width of the gate; ``None`` for its kind's own.
+        start: Where to begin, see ``uniform_start``; only a gumbel gate on a frozen backbone can begin anywhere but indifferent.
         eval_every: Timesteps between two validations.
         val_walks: How often each val image is walked in a validation, if the gate has a dial.
         checkpoint_every: Timesteps between two checkpoints.
@@ -87,6 +88,7 @@ class SupervisedTraining:
     budgets: BudgetRange | None
     features: FeatureChoice
     hidden: int | None
+    start: Start = "indifferent"
     eval_every: int
     val_walks: int = 1
     checkpoint_every: int
@@ -234,6 +236,7 @@ def train_supervised(
     gate = build_gate(plan, backbone).to(device)
     each = plan.per_step(backbone.costs.n_layers, len(agent))
     total = plan.timesteps_made(backbone.costs.n_layers, len(agent)) // each
+    target = targets(plan, backbone.costs, gate_macs=gate.macs)
     trainer = build_trainer(
         plan,
         GateTask(
@@ -241,21 +244,16 @@ def train_supervised(
             frozen=frozen,
             gate=gate,
             images=agent,
-            target=targets(plan, backbone.costs, gate_macs=gate.macs),
+            target=target,
             steps=total,
             seed=plan.seed,
         ),
         cotrainer,
     )
     best = BestGate(run, stored, cotrained=cotrainer is not None)
-    checkpoint = run.load_checkpoint(CHECKPOINT) if run.has_checkpoint(CHECKPOINT) else None
+    checkpoint = last_checkpoint(run, needed=_STATE)
     state: dict[str, Any] = {} if checkpoint is None else checkpoint.state
     if checkpoint is not None:
-        missing = _STATE - state.keys()
-        if missing:
-            raise CheckpointError(
-                f"the checkpoint in {run.checkpoint_dir} is not one of this training: it lacks {sorted(missing)}."
-            )
         trainer.restore(checkpoint.tensors, state["trainer"])
         best.restore(build_gate(plan, backbone), checkpoint.tensors)
     run.truncate_metrics(state.get("metrics", 0))
@@ -289,6 +287,8 @@ def train_supervised(
         run.save_checkpoint(CHECKPOINT, tensors, {"trainer": trainer.state} | extra)
 
     if checkpoint is None:
+        if plan.start == "uniform":
+            begin_uniform(gate, frozen, agent, likeliest_within(frozen, target), seed=plan.seed)
         validator.validate(gate.eval(), 0)
         save()
     began, first = time.perf_counter(), trainer.steps
@@ -320,6 +320,7 @@ def train_supervised(
         board.close()
     assert validator.best is not None
     walks = trainer.steps * each // backbone.costs.n_layers
+    walks += walks_to_begin(backbone.costs) if plan.start == "uniform" else 0
     return TrainingResult(
         best=validator.best,
         images_seen={"gate": walks, "backbone": cotrainer.images_seen if cotrainer else 0},

@@ -11,27 +11,25 @@ from stable_baselines3.common.callbacks import BaseCallback
 from agents.algorithms import GateLearning, build_algorithm
 from agents.best_gate import BestGate
 from agents.callbacks import Checkpointing, FiniteGuard, Lifecycle, Schedules, UpdateLog, learn
-from agents.checkpoint import capture, restore
+from agents.checkpoint import CHECKPOINT, capture, last_checkpoint, restore
 from agents.cotrain import CoTrainer, CoTraining
 from agents.cotrain_hyperparameters import CoTrainConfig
 from agents.deploy import deploy, untrained_gate
 from agents.hyperparameters import AlgorithmConfig, FeatureChoice, Start
 from agents.tracking import TensorBoard, make_logger
-from agents.uniform_start import begin_uniform, walks_to_begin
+from agents.uniform_start import begin_uniform, walks_to_begin, worth_most_at_prices
 from agents.validation import Validation, ValidationSetup, Validator, rewards_of
 from agents.warm_start import start_from
 from dfs_rl.backbones import PreparedBackbone, StoredBackbone
 from dfs_rl.data import Dataset
-from dfs_rl.errors import CheckpointError
 from dfs_rl.gating.dial import Dial, PriceRange
 from dfs_rl.gating.learned import LearnedGate
 from dfs_rl.gating.reward import RewardWeights
 from dfs_rl.interrupts import stop_on_interrupt
-from dfs_rl.runs import Checkpoint, RunFolder
+from dfs_rl.runs import RunFolder
 from envs.sb3 import SB3GatingVecEnv
 from envs.task import Task
 
-CHECKPOINT = "last"
 _STATE = {"timesteps", "updates", "env", "metrics", "validation", "backbone_steps"}
 
 
@@ -144,7 +142,7 @@ def train_gate(
         TrainingError: If a figure is no longer finite.
         CheckpointError: If the checkpoint does not fit.
     """
-    checkpoint = _last_checkpoint(run)
+    checkpoint = last_checkpoint(run, needed=_STATE)
     state: Mapping[str, Any] = checkpoint.state if checkpoint else {"timesteps": None, "metrics": 0}
     run.truncate_metrics(state["metrics"])
     lifecycle = Lifecycle(resumed_at=state["timesteps"])
@@ -206,7 +204,15 @@ def train_gate(
     if checkpoint is None and plan.initial is not None:
         start_from(model, plan.initial)
     if checkpoint is None and plan.begins_uniform:
-        begin_uniform(gate.to(device), env.task, seed=plan.seed)
+        task = env.task
+        begin_uniform(
+            gate.to(device),
+            task.backbone,
+            task.images,
+            worth_most_at_prices(task),
+            budget=task.budget,
+            seed=plan.seed,
+        )
         start_from(model, gate)
     if checkpoint is not None:
         restore(model, checkpoint)
@@ -275,18 +281,6 @@ def train_gate(
         best=validator.best,
         images_seen={"gate": walks, "backbone": trainer.images_seen if trainer else 0},
     )
-
-
-def _last_checkpoint(run: RunFolder) -> Checkpoint | None:
-    if not run.has_checkpoint(CHECKPOINT):
-        return None
-    checkpoint = run.load_checkpoint(CHECKPOINT)
-    missing = _STATE - checkpoint.state.keys()
-    if missing:
-        raise CheckpointError(
-            f"the checkpoint in {run.checkpoint_dir} is not one of a gate's training: it lacks {sorted(missing)}."
-        )
-    return checkpoint
 
 
 def _make_trainer(plan: GateTraining, stored: StoredBackbone, dataset: Dataset) -> CoTrainer | None:

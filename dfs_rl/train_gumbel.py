@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from agents.cotrain_hyperparameters import BackboneMode, CoTrainConfig
-from agents.hyperparameters import FeatureChoice, GateKind
+from agents.hyperparameters import FeatureChoice, GateKind, Start
 from agents.supervised_hyperparameters import (
     BlockDropConfig,
     Method,
@@ -68,6 +68,8 @@ class TrainGumbelConfig:
         hidden: Width of the gate; by default 10 for an LSTM, and for networks of their own as wide as 0.05 % of the gated layers'
             MACs allows, but at least 8 and at most 32.
         supernet_epochs: Epochs of the backbone that is trained where none is given.
+        start: Where the gate begins: at the option that is worth most within its budget where all layers run at it, or indifferent
+            between all options. By default uniform for a Gumbel gate on a frozen backbone; the others begin as their papers say.
         backbone_mode: Leave the backbone as it is, or train it together with a Gumbel gate, or with one of DFS once that executes
             everything, as its paper does.
         eval_every: Timesteps between validations; default a twentieth of all.
@@ -96,6 +98,7 @@ class TrainGumbelConfig:
     features: FeatureChoice | None = None
     hidden: int | None = None
     supernet_epochs: int = 30
+    start: Start | None = None
     backbone_mode: BackboneMode = "frozen"
     eval_every: int | None = None
     val_walks: int = 1
@@ -124,8 +127,22 @@ class TrainGumbelConfig:
                 f"backbone_mode is 'co-train', but method {self.method!r} learns on a frozen backbone; leave it out, or take one of "
                 f"{', '.join(get_args(RelaxedMethod))}."
             )
+        if self.start == "uniform" and not self._can_begin_uniform:
+            raise ConfigError(
+                f"start is 'uniform', which method {self.method!r} with backbone_mode {self.backbone_mode!r} cannot: it takes method "
+                "'gumbel' and a frozen backbone."
+            )
         if self.budgets is not None:
             self._check_budgets(*self.budgets)
+
+    @property
+    def _can_begin_uniform(self) -> bool:
+        return self.method == "gumbel" and self.backbone_mode == "frozen"
+
+    @property
+    def begins(self) -> Start:
+        """Where the gate begins."""
+        return self.start or ("uniform" if self._can_begin_uniform else "indifferent")
 
     @property
     def all_budgets(self) -> bool:
@@ -167,6 +184,7 @@ def plan_of(config: TrainGumbelConfig, device: str) -> "SupervisedTraining":
         budgets=config.budgets and BudgetRange(lowest=config.budgets[0], highest=config.budgets[1]),
         features=config.features or ("all" if at_once else "confidence"),
         hidden=config.hidden,
+        start=config.begins,
         eval_every=eval_every,
         val_walks=config.val_walks,
         checkpoint_every=config.checkpoint_every or eval_every,

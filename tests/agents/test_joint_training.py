@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from agents.checkpoint import CHECKPOINT
 from agents.cotrain import CoTrainer, gated_walk
 from agents.cotrain_hyperparameters import CoTrainConfig
 from agents.gate_trainer import GateTask
 from agents.supervised import SupervisedTrainer
 from agents.supervised_hyperparameters import RelaxedMethod, SupervisedConfig
-from agents.supervised_run import CHECKPOINT, SupervisedTraining
+from agents.supervised_run import SupervisedTraining
 from dfs_rl.backbones import ResNet, load_backbone
 from dfs_rl.backbones.calibration import calibrate_steps
 from dfs_rl.data import Dataset, ImageSet

@@ -11,6 +11,7 @@ import pytest
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
 
+from agents.checkpoint import CHECKPOINT
 from agents.cotrain_hyperparameters import CoTrainConfig
 from agents.hyperparameters import (
     A2CConfig,
@@ -22,7 +23,7 @@ from agents.hyperparameters import (
     RecurrentPPOConfig,
     TRPOConfig,
 )
-from agents.training import CHECKPOINT, GateTraining, TrainingResult, train_gate
+from agents.training import GateTraining, TrainingResult, train_gate
 from dfs_rl.backbones import BackboneInfo, ResNet, ResNetConfig, StoredBackbone
 from dfs_rl.data import Dataset, ImageSet, channel_statistics
 from dfs_rl.errors import CheckpointError

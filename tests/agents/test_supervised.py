@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from agents.checkpoint import CHECKPOINT
 from agents.gate_trainer import GateTask
 from agents.hyperparameters import GateKind
 from agents.progress import ProgressBar
@@ -19,7 +20,7 @@ from agents.supervised_hyperparameters import (
     SkipNetConfig,
     SupervisedConfig,
 )
-from agents.supervised_run import CHECKPOINT, SupervisedTraining, rewards_within, train_supervised
+from agents.supervised_run import SupervisedTraining, rewards_within, train_supervised
 from agents.training import TrainingResult
 from dfs_rl.cost import BitOptions, CostTable
 from dfs_rl.data import ImageSet
@@ -295,7 +296,7 @@ def test_what_came_after_the_last_checkpoint_is_made_again(tmp_path: Path) -> No
 def test_a_checkpoint_of_something_else_is_refused_in_a_sentence(tmp_path: Path) -> None:
     run = new_run(tmp_path / "run")
     run.save_checkpoint(CHECKPOINT, {"weight": torch.zeros(1)}, {"timesteps": 3, "metrics": 0})
-    with pytest.raises(CheckpointError, match="is not one of this training"):
+    with pytest.raises(CheckpointError, match="it lacks .'trainer', 'validation'"):
         train(run, make_plan())
 
 
