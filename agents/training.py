@@ -204,16 +204,16 @@ def train_gate(
     if checkpoint is None and plan.initial is not None:
         start_from(model, plan.initial)
     if checkpoint is None and plan.begins_uniform:
-        task = env.task
+        task, begun = env.task, export(model)
         begin_uniform(
-            gate.to(device),
+            begun,
             task.backbone,
             task.images,
             worth_most_at_prices(task),
             budget=task.budget,
             seed=plan.seed,
         )
-        start_from(model, gate)
+        start_from(model, begun)
     if checkpoint is not None:
         restore(model, checkpoint)
         gate.position = plan.position

@@ -164,6 +164,16 @@ def share_of_wanted(gate: LearnedGate, images: ImageSet, wanted: torch.Tensor) -
 TINY = ["--timesteps", "768", "--num-envs", "64", "--eval-every", "384"]
 
 
+@pytest.mark.parametrize("algorithm", ["ppo", "recurrent_ppo"])
+def test_the_same_seed_gives_the_same_agent(tmp_path, capsys, algorithm):
+    weights = []
+    for name in ("first", "again"):
+        flags = [*TINY, "--algo", algorithm, "--run-dir", str(tmp_path / name)]
+        assert main(flags) == 0
+        weights.append((tmp_path / name / "gate" / "gate.safetensors").read_bytes())
+    assert weights[0] == weights[1]
+
+
 def test_before_the_first_decision_an_agent_does_what_uniform_bits_do(tmp_path, capsys):
     first = {}
     for start in ("uniform", "indifferent"):
