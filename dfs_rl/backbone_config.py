@@ -21,10 +21,6 @@ from dfs_rl.data import Dataset, channel_statistics
 from dfs_rl.errors import ConfigError
 from dfs_rl.seeding import stream_seed
 
-_OF_ONE_RECIPE: dict[str, Recipe] = {
-    "training.alpha": "adn",
-}
-
 
 @dataclass(frozen=True, kw_only=True)
 class TrainBackboneConfig:
@@ -118,11 +114,10 @@ class TrainBackboneConfig:
 
     def _check_unused(self) -> None:
         """Refuse what is set and would change nothing."""
-        for name, recipe in _OF_ONE_RECIPE.items():
-            if self.is_set(name) and self.recipe != recipe:
-                raise ConfigError(
-                    f"{name} is set, which belongs to the recipe {recipe}, not {self.recipe}."
-                )
+        if self.is_set("training.alpha") and self.recipe != "adn":
+            raise ConfigError(
+                f"training.alpha is set, which belongs to the recipe adn, not {self.recipe}."
+            )
         for name, plain in {"bits": self.menu, "stem_bits": FULL, "per_channel": False}.items():
             if self.plain and self.is_set(name) and getattr(self, name) != plain:
                 raise ConfigError(
