@@ -324,7 +324,7 @@ def _measure(
         limits=plan.search,
         batch_size=size,
         progress=progress,
-        known=memory.scores(f"{ground} {plan.search.images}"),
+        known=lambda images: memory.scores(f"{ground} {images}"),
     )
     rivals = rival_methods(
         backbone,

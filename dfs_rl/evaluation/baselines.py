@@ -17,8 +17,8 @@ from dfs_rl.evaluation.limits import SearchLimits
 from dfs_rl.evaluation.lowering import closed
 from dfs_rl.evaluation.records import GateRecords
 from dfs_rl.evaluation.run_gate import BATCH_SIZE, evaluate_draws, evaluate_table
-from dfs_rl.evaluation.static_search import SearchResult, search_static_table
-from dfs_rl.evaluation.tables import Table, TableScore, table_text
+from dfs_rl.evaluation.static_search import KnownScores, SearchResult, search_static_table
+from dfs_rl.evaluation.tables import Table, table_text
 from dfs_rl.evaluation.verdict import SAME_COST
 from dfs_rl.seeding import torch_generator
 
@@ -195,7 +195,7 @@ class Arena:
     limits: SearchLimits | None = None
     batch_size: int = BATCH_SIZE
     progress: Callable[[str], None] = lambda _: None
-    known: dict[Table, TableScore] | None = None
+    known: KnownScores | None = None
 
 
 def searched_methods(

@@ -26,11 +26,14 @@ from dfs_rl.evaluation.lowering import (
     table_computation,
 )
 from dfs_rl.evaluation.run_gate import BATCH_SIZE
-from dfs_rl.evaluation.tables import Table, TableScore, TableScorer, score_tables, spread_subset
+from dfs_rl.evaluation.tables import Table, TableScore, TableScorer, spread_subset
 from dfs_rl.seeding import numpy_generator
 
 _KICKED_SHARE = 4  # a kick changes one layer in four, at least two
 _FRUITLESS_KICKS = 20
+
+KnownScores = Callable[[int], dict[Table, TableScore]]
+"""Returns scores of tables by how many of a split's images they are on, to be read and added to."""
 
 _Moves = Callable[[Table, int, CostTable], Iterator[Table]]
 _Key = Callable[[TableScore], tuple[float, float]]
@@ -69,7 +72,7 @@ def search_static_table(
     starts: Sequence[Table] = (),
     limits: SearchLimits | None = None,
     batch_size: int = BATCH_SIZE,
-    known: dict[Table, TableScore] | None = None,
+    known: KnownScores | None = None,
 ) -> SearchResult:
     """Find the static table of the highest accuracy whose computation is at most ``cap``.
 
@@ -80,8 +83,8 @@ def search_static_table(
         starts: Tables to start from beside the uniform ones; lowered until they fit.
         limits: How long to search; None for the defaults.
         batch_size: Images that run together.
-        known: Scores of earlier searches with the same backbone, images, number of them, and batch size, which are taken over and
-            added to. They save time and change nothing else.
+        known: Scores of earlier searches with the same backbone, images and batch size, which are taken over and added to. They save
+            time and change nothing else.
 
     Raises:
         ConfigError: If even the cheapest table is above ``cap``.
@@ -97,7 +100,8 @@ def search_static_table(
     n = len(image_set)
     part = spread_subset(image_set, limits.images)
     images = len(part)
-    scorer = _Scorer(backbone, part, cap, limits.tables, batch_size, known)
+    known = known or (lambda _: {})
+    scorer = _Scorer(backbone, part, cap, limits.tables, batch_size, known(images))
     enumerable = n_options**n_layers <= limits.tables
     uniform = [(option,) * n_layers for option in range(n_options)]
     begin = [best for best in [scorer.best(uniform, _by_accuracy)] if best is not None]
@@ -112,7 +116,8 @@ def search_static_table(
     finalists = [*scorer.ranking()[: limits.finalists], *(t for t in begin if t in scorer.scores)]
     ranked = list(dict.fromkeys(finalists))
     if images < n:
-        scores = score_tables(backbone, image_set, ranked, batch_size=batch_size)
+        whole = TableScorer(backbone, image_set, known=known(n), batch_size=batch_size)
+        scores = whole.score(ranked)
         again = sorted(zip(scores, ranked, strict=True), key=lambda pair: pair[0], reverse=True)
         best_score, best = again[0]
     else:
@@ -139,7 +144,7 @@ class _Scorer:
         cap: float,
         allowance: int,
         batch_size: int,
-        known: dict[Table, TableScore] | None,
+        known: dict[Table, TableScore],
     ) -> None:
         self._scorer = TableScorer(backbone, image_set, known=known, batch_size=batch_size)
         self._costs = backbone.costs
