@@ -1,5 +1,8 @@
 """What a gate for all budgets costs, and gets right, at each position of its dial."""
 
+import math
+from collections.abc import Mapping
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -11,12 +14,15 @@ from dfs_rl.data.images import ImageSet
 from dfs_rl.evaluation.curves import CurvePoint
 from dfs_rl.evaluation.run_gate import BATCH_SIZE, evaluate_gate
 from dfs_rl.gating.cascade import CascadeGate
-from dfs_rl.gating.dial import Dial, measured_positions
+from dfs_rl.gating.dial import FINEST, Dial, measured_positions
 from dfs_rl.gating.gates import Gate
 from dfs_rl.gating.learned import LearnedGate
 
-POSITIONS = 17
-"""How many are measured: between two of them the cost of most gates changes by a tenth or less."""
+POSITIONS = 9
+"""How many are measured at least, evenly spaced."""
+_MOST_POSITIONS = 33
+_SMOOTH = math.log(1.2)
+"""Change of the logarithm of what a gate costs, above which another position is measured between two."""
 _STRETCHES = 8
 """Of the dial, whose images together give a point."""
 
@@ -84,7 +90,7 @@ def measure_dial(
     *,
     batch_size: int = BATCH_SIZE,
 ) -> MeasuredDial:
-    """Walk images at evenly spaced positions of a gate's dial.
+    """Walk images at evenly spaced positions of a gate's dial, and at more of them where its cost changes fast.
 
     Args:
         backbone: The backbone, on the device of ``images``.
@@ -92,12 +98,33 @@ def measure_dial(
         images: Of the validation split; the test split has no part in what a budget means.
         batch_size: Images that walk together.
     """
-    found = []
-    for position in measured_positions(POSITIONS):
+
+    def measure(position: float) -> CurvePoint:
         turned = torch.full((len(images),), position, device=images.images.device)
         records = evaluate_gate(
             backbone, gate, images, batch_size=batch_size, budget=gate.budget, positions=turned
         )
-        computation = float(records.computation(backbone.costs).mean())
-        found.append(CurvePoint(computation, records.accuracy))
-    return MeasuredDial(Dial(computations=tuple(p.computation for p in found)), tuple(found))
+        return CurvePoint(float(records.computation(backbone.costs).mean()), records.accuracy)
+
+    found = {position: measure(position) for position in measured_positions(POSITIONS)}
+    while len(found) < _MOST_POSITIONS:
+        middle = _steepest_middle({at: point.computation for at, point in found.items()})
+        if middle is None:
+            break
+        found[middle] = measure(middle)
+    positions = tuple(sorted(found))
+    points = tuple(found[position] for position in positions)
+    return MeasuredDial(
+        Dial(computations=tuple(p.computation for p in points), positions=positions), points
+    )
+
+
+def _steepest_middle(computations: Mapping[float, float]) -> float | None:
+    """Return the middle of the two neighbouring positions between which cost changes most; ``None`` where it is smooth everywhere."""
+    changes = {
+        (start, end): abs(math.log(computations[end] / computations[start]))
+        for start, end in pairwise(sorted(computations))
+        if end - start > FINEST
+    }
+    steep = [(change, ends) for ends, change in changes.items() if change > _SMOOTH]
+    return sum(max(steep)[1]) / 2 if steep else None

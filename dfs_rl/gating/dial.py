@@ -1,8 +1,9 @@
 """One gate for all budgets: what it is turned by, and what each position comes to."""
 
 import math
-from collections.abc import Sequence
+from bisect import bisect_right
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import ClassVar
 
 import numpy as np
@@ -10,6 +11,9 @@ import torch
 from torch import Tensor
 
 from dfs_rl.errors import ConfigError
+
+FINEST = 2.0**-12
+"""Distance of two positions at which nothing is taken to lie between them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,19 +24,33 @@ class Dial:
     position beside everything else, and is trained at all of them.
 
     Attributes:
-        computations: Mean computation in percent, everything included, that the trained gate came to on the validation split at
-            evenly spaced positions from 0 to 1; empty before it was measured.
+        computations: Mean computation in percent, everything included, that the trained gate came to on the validation split at some
+            positions; empty before it was measured.
+        positions: These positions, from 0 up to 1; by default evenly spaced.
 
     Raises:
-        ConfigError: If a figure is not positive, or there is one alone.
+        ConfigError: If a computation is not positive, or there is one alone, or positions do not go from 0 up to 1, one for each.
     """
 
     computations: tuple[float, ...] = ()
+    positions: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.computations) == 1 or not all(0 < c < math.inf for c in self.computations):
             raise ConfigError(
                 f"the dial's computations are {list(self.computations)}; needed are two positive figures or more, or none."
+            )
+        if self.computations and not self.positions:
+            object.__setattr__(self, "positions", measured_positions(len(self.computations)))
+        ends = (0.0, 1.0) if self.computations else ()
+        rising = all(a < b for a, b in pairwise(self.positions))
+        if (
+            len(self.positions) != len(self.computations)
+            or not rising
+            or self.positions[:1] + self.positions[-1:] != ends
+        ):
+            raise ConfigError(
+                f"the dial's positions are {list(self.positions)}; needed are {len(self.computations)}, from 0 up to 1."
             )
 
     @property
@@ -48,7 +66,8 @@ class Dial:
     def position_within(self, budget: float) -> float:
         """Return the furthest position at which images cost no more than ``budget`` percent on average.
 
-        Between the measured positions, the logarithm of the cost is taken to be linear.
+        Between the measured positions, the logarithm of the cost is taken to be linear; between two that are next to each other, a
+        gate that does the same to all images jumps, and what costs less is returned.
 
         Raises:
             ConfigError: If all positions cost more, or none was measured.
@@ -60,11 +79,12 @@ class Dial:
                 "on average."
             )
         last = max(i for i, cost in enumerate(self.computations) if cost <= budget)
-        steps = len(self.computations) - 1
-        if last == steps:
+        if last == len(self.computations) - 1:
             return 1.0
-        before, after = self.computations[last], self.computations[last + 1]
-        return (last + math.log(budget / before) / math.log(after / before)) / steps
+        (before, after), (start, end) = self._stretch(last)
+        if end - start <= FINEST:
+            return start
+        return start + (end - start) * math.log(budget / before) / math.log(after / before)
 
     def computation_at(self, position: float) -> float:
         """Return what images cost at a position on average, in percent; between the measured ones as in ``position_within``.
@@ -72,11 +92,18 @@ class Dial:
         Raises:
             ConfigError: If none was measured.
         """
-        measured = self._measured()
-        place = position * (len(measured) - 1)
-        last = min(int(place), len(measured) - 2)
-        before, after = measured[last], measured[last + 1]
-        return before * math.exp((place - last) * math.log(after / before))
+        self._measured()
+        last = min(bisect_right(self.positions, position), len(self.positions) - 1) - 1
+        (before, after), (start, end) = self._stretch(last)
+        return before * math.exp((position - start) / (end - start) * math.log(after / before))
+
+    def _stretch(self, first: int) -> tuple[tuple[float, float], tuple[float, float]]:
+        """Return the computations, and the positions, of a measured position and the next one."""
+        here, there = first, first + 1
+        return (
+            (self.computations[here], self.computations[there]),
+            (self.positions[here], self.positions[there]),
+        )
 
     def _measured(self) -> tuple[float, ...]:
         if not self.computations:
@@ -154,6 +181,6 @@ def even_positions(n: int) -> Tensor:
     return torch.from_numpy(np.mod((np.arange(n) + 0.5) * golden, 1.0)).float()
 
 
-def measured_positions(n: int) -> Sequence[float]:
-    """Return the positions that ``Dial.computations`` stand for."""
-    return [i / (n - 1) for i in range(n)]
+def measured_positions(n: int) -> tuple[float, ...]:
+    """Return ``n`` evenly spaced positions from 0 to 1."""
+    return tuple(i / (n - 1) for i in range(n))

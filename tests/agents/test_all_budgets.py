@@ -1,10 +1,12 @@
 """One gate for all budgets learns, on the planted task, what each price is worth: by reinforcement and by supervision."""
 
+import math
 from typing import NamedTuple
 
 import pytest
 import torch
 from stable_baselines3.common.logger import Logger
+from torch import nn
 
 from agents.algorithms import GateLearning, build_algorithm
 from agents.callbacks import Schedules
@@ -145,12 +147,37 @@ def test_the_dial_is_measured_from_end_to_end(planted_images: ImageSet) -> None:
     torch.manual_seed(0)
     gate = LayerwiseGate((3, 3), backbone.options, hidden=16, dial=Dial())
     measured = measure_dial(backbone, gate, planted_images).dial
-    assert len(measured.computations) == POSITIONS
+    assert len(measured.computations) >= POSITIONS
     for end, position in ((0, 0.0), (-1, 1.0)):
         gate.position = position
         records = evaluate_gate(backbone, gate, planted_images)
         own = float(records.computation(backbone.costs).mean())
         assert measured.computations[end] == pytest.approx(own)
+
+
+def test_a_jump_of_the_dial_is_found_and_no_budget_falls_into_it(planted_images: ImageSet) -> None:
+    backbone = SmoothPlantedBackbone()
+    gate = LayerwiseGate((3, 3), backbone.options, hidden=1, dial=Dial())
+    jump = 0.6180339887
+    with torch.no_grad():
+        for network in gate.networks:
+            first, _, last = network.children()
+            assert isinstance(first, nn.Linear)
+            assert isinstance(last, nn.Linear)
+            first.weight.zero_()
+            first.weight[0, -1] = 1.0  # the position comes last
+            first.bias.zero_()
+            last.weight.copy_(torch.tensor([[0.0], [-1.0], [1.0]]))
+            last.bias.copy_(torch.tensor([-9.0, math.tanh(jump), -math.tanh(jump)]))
+    gate.dial = measure_dial(backbone, gate, planted_images).dial
+    low, high = gate.dial.reach
+    assert high > 1.5 * low
+    assert len(gate.dial.computations) == POSITIONS + 9  # halves of an eighth, down to 2^-12
+    for budget in (low, 0.5 * (low + high), 0.999 * high):
+        assert gate.dial.position_within(budget) == pytest.approx(jump, abs=2.0**-12)
+        gate.position = gate.dial.position_within(budget)
+        records = evaluate_gate(backbone, gate, planted_images)
+        assert float(records.computation(backbone.costs).mean()) == pytest.approx(low)
 
 
 def test_validation_rewards_each_image_at_a_price_of_its_own(planted_images: ImageSet) -> None:

@@ -61,6 +61,29 @@ def test_what_a_position_costs_is_interpolated_on_the_logarithm(computations, po
     assert dial.computation_at(position) == pytest.approx(by_numpy, rel=1e-6)
 
 
+@given(st.data(), st.integers(2, 12), st.floats(0.0, 1.0))
+def test_uneven_positions_are_interpolated_between_as_well(data, n, position):
+    costs = st.lists(st.floats(0.1, 50.0), min_size=n, max_size=n).map(sorted)
+    computations = data.draw(costs)
+    inner = st.floats(0.01, 0.99)
+    between = data.draw(st.lists(inner, min_size=n - 2, max_size=n - 2, unique=True))
+    positions = (0.0, *sorted(between), 1.0)
+    dial = Dial(computations=tuple(computations), positions=positions)
+    by_numpy = math.exp(np.interp(position, positions, np.log(computations)))
+    assert dial.computation_at(position) == pytest.approx(by_numpy, rel=1e-6)
+    turned = dial.position_within(by_numpy * (1 + 1e-9))
+    assert math.exp(np.interp(turned, positions, np.log(computations))) == pytest.approx(by_numpy)
+
+
+@pytest.mark.parametrize(
+    "positions",
+    [(0.0, 1.0), (0.0, 0.5, 0.5, 1.0), (0.1, 0.5, 1.0), (0.0, 0.5, 0.9), (0.0, 2.0, 1.0)],
+)
+def test_positions_go_up_from_0_to_1_one_for_each_figure(positions):
+    with pytest.raises(ConfigError, match=r"the dial's positions are .*; needed are 3, from 0 up"):
+        Dial(computations=(1.0, 2.0, 3.0), positions=positions)
+
+
 def test_a_budget_above_everything_turns_it_all_the_way():
     assert Dial(computations=(0.5, 0.9)).position_within(7.0) == 1.0
 
@@ -121,4 +144,4 @@ def test_images_are_spread_evenly_in_whatever_order_they_come(n):
 
 
 def test_the_measured_positions_reach_both_ends():
-    assert measured_positions(5) == [0.0, 0.25, 0.5, 0.75, 1.0]
+    assert measured_positions(5) == (0.0, 0.25, 0.5, 0.75, 1.0)

@@ -79,7 +79,7 @@ def test_a_saved_gate_comes_back_the_same(gate, tmp_path):
 
 
 def test_a_saved_gate_with_a_dial_stays_where_it_was_turned_to(tmp_path):
-    dial = Dial(computations=(0.5, 0.75, 3.0))
+    dial = Dial(computations=(0.5, 0.75, 3.0), positions=(0.0, 0.75, 1.0))
     gate = LayerwiseGate(CHANNELS, MENU, hidden=5, dial=dial, position=0.25)
     save_gate(gate, tmp_path)
     again = load_gate(tmp_path)
@@ -88,7 +88,9 @@ def test_a_saved_gate_with_a_dial_stays_where_it_was_turned_to(tmp_path):
     record = json.loads((tmp_path / "gate.json").read_text())
     for damage in (
         {"dial": 3},
-        {"dial": {}},
+        {"dial": {"positions": [0.0, 1.0]}},
+        {"dial": {"computations": [0.5, 0.75, 3.0], "positions": [0.0, 1.0]}},
+        {"dial": {"computations": [0.5, 0.75], "reach": [0.5, 0.75]}},
         {"dial": {"computations": [0.0, 1.0]}},
         {"dial": {"computations": ["1", "2"]}},
         {"position": 1.5},
