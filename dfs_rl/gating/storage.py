@@ -126,7 +126,11 @@ def _dial_of(record: Mapping[str, object]) -> dict[str, Any]:
     dial = record.get("dial")
     if dial is None:
         return {}
-    if not isinstance(dial, dict) or not all(isinstance(part, list) for part in dial.values()):
+    if (
+        not isinstance(dial, dict)
+        or "computations" not in dial
+        or not all(isinstance(part, list) for part in dial.values())
+    ):
         raise TypeError(f"{dial!r} describes no dial.")
     figures = {name: tuple(_number(figure) for figure in part) for name, part in dial.items()}
     return {

@@ -88,6 +88,8 @@ def test_a_saved_gate_with_a_dial_stays_where_it_was_turned_to(tmp_path):
     record = json.loads((tmp_path / "gate.json").read_text())
     for damage in (
         {"dial": 3},
+        {"dial": {}},
+        {"dial": {"positions": []}},
         {"dial": {"positions": [0.0, 1.0]}},
         {"dial": {"computations": [0.5, 0.75, 3.0], "positions": [0.0, 1.0]}},
         {"dial": {"computations": [0.5, 0.75], "reach": [0.5, 0.75]}},
