@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dfs_rl.errors import DataError
+from dfs_rl.evaluation.budgets import at_budgets
 from dfs_rl.evaluation.comparison_records import (
     GATE,
     ComparisonOfRuns,
@@ -35,6 +36,8 @@ _KNOBS = ("budget", "hard_budget", "cost_weight")
 _BEFORE = "_before"
 _ALTERNATIVES = ("static_table", "cascade", "exits")
 """The rivals that one could ship instead of a gate."""
+_DIGITS = (3, 4, 5)
+"""Of a rival's cost, in its label."""
 _UNTOLD = ("seed", "run_dir", "device", "threads", "dataset", "backbone", "checkpoint_every")
 """Settings that do not make another gate: the seed, and where and how a run ran. Data and backbone are compared by content."""
 
@@ -104,6 +107,7 @@ def compare_runs(
     curve_differences = tuple(curve_pairs(traced))
     difficulty = difficulty_of(runs[0])
     pairs = tuple(_pairs(named, gates))
+    budgets = at_budgets(points, running)
     return ComparisonOfRuns(
         dataset=about.dataset,
         split=about.split,
@@ -111,6 +115,7 @@ def compare_runs(
         options=about.options,
         points=tuple(points),
         references=tuple(references),
+        budgets=budgets,
         pairs=pairs,
         curves=curves,
         curve_pairs=curve_differences,
@@ -121,7 +126,16 @@ def compare_runs(
         difficulty_shares=difficulty.shares,
         spending=tuple(spending_of(gates, named, difficulty)),
         frontier=tuple(point.label for point in frontier),
-        verdict=tuple(verdict_of(gates, frontier, pairs, curves, curve_differences)),
+        verdict=tuple(
+            verdict_of(
+                points=[*points, *running],
+                frontier=frontier,
+                budgets=budgets,
+                pairs=pairs,
+                curves=curves,
+                curve_differences=curve_differences,
+            )
+        ),
         failed=dict(failed or {}),
     )
 
@@ -175,17 +189,24 @@ def _check_seeds(label: str, group: Sequence[EvaluatedRun]) -> None:
 
 
 def _told_apart(rivals: Sequence[tuple[str, Point]]) -> list[Point]:
-    """Leave out rivals that are the same as an earlier one, and add the gate's label to the labels that different ones share."""
+    """Leave out rivals that are the same as an earlier one, and name the others by what they cost, as precisely as it takes.
+
+    Those that differ in accuracy alone are named by the gate as well.
+    """
     different: dict[tuple[object, ...], tuple[str, Point]] = {}
     for gate, point in rivals:
-        different.setdefault((point.label, point.accuracy, point.computation), (gate, point))
-    labels = [point.label for _, point in different.values()]
-    return [
-        point
-        if labels.count(point.label) == 1
-        else replace(point, label=f"{point.label}, beside {gate}")
-        for gate, point in different.values()
-    ]
+        different.setdefault((point.family, point.accuracy, point.computation), (gate, point))
+
+    def label(point: Point, digits: int) -> str:
+        return f"{point.family} at {point.computation.mean:.{digits}g} %"
+
+    named = []
+    for gate, point in different.values():
+        others = [other for _, other in different.values() if other is not point]
+        apart = [d for d in _DIGITS if label(point, d) not in {label(o, d) for o in others}]
+        beside = "" if apart else f", beside {gate}"
+        named.append(replace(point, label=label(point, (apart or _DIGITS)[0]) + beside))
+    return named
 
 
 def _gate_point(label: str, group: Sequence[EvaluatedRun]) -> Point:
@@ -263,7 +284,7 @@ def _rival_point(key: str, group: Sequence[EvaluatedRun]) -> Point:
     if _is_cotrained(group[0]) and not key.endswith(_BEFORE):
         label += " on the co-trained backbone"
     point = _point(method.label, key, group[:1], patterns=None, gains={})
-    return replace(point, kind=name, label=f"{label} at {point.computation.mean:.3g} %")
+    return replace(point, kind=name, family=label)
 
 
 def _references(run: EvaluatedRun) -> list[Point]:

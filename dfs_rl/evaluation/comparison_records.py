@@ -79,7 +79,7 @@ class Point:
     Attributes:
         label: What tables and plots call it.
         kind: ``"gate"``, or the key of a rival for a point that is one.
-        family: Label of a gate without its budget or price, which all points of its curve share.
+        family: Label of a gate without its budget or price, which all points of its curve share; of a rival without its cost.
         runs: Folders of its runs.
         seeds: Their seeds.
         budget: What images may cost on average, in percent, if that was asked for.
@@ -105,6 +105,21 @@ class Point:
     patterns: Spread | None
     gains: Mapping[str, Spread]
     above: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class AtBudget:
+    """What there is at one budget, see ``dfs_rl.evaluation.budgets``.
+
+    Attributes:
+        budget: What images may cost on average, in percent.
+        ship: Label of the point to ship there; None if nothing is as cheap.
+        methods: Label of the point that each method stands there with, by its family; a method that costs more has none.
+    """
+
+    budget: float
+    ship: str | None
+    methods: Mapping[str, str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,6 +234,7 @@ class ComparisonOfRuns:
         options: The menu of bits.
         points: Gates and their rivals, cheapest first.
         references: Uniform settings and full precision, cheapest first.
+        budgets: What there is at each budget that gates were asked for, lowest first; empty if gates have no budgets.
         pairs: Gates that cost about the same, each with each.
         curves: Gates with more than one budget or price as curves, each with its rivals at the same costs.
         curve_pairs: Each curve of a gate with its rivals' and with every other gate's.
@@ -240,6 +256,7 @@ class ComparisonOfRuns:
     options: tuple[int, ...]
     points: tuple[Point, ...]
     references: tuple[Point, ...]
+    budgets: tuple[AtBudget, ...]
     pairs: tuple[Pair, ...]
     curves: tuple[Curve, ...]
     curve_pairs: tuple[CurvePair, ...]

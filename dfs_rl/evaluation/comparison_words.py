@@ -1,40 +1,67 @@
 """What a comparison says in words: what to ship at which cost, and which differences hold."""
 
+import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
-from dfs_rl.evaluation.comparison_records import Curve, CurvePair, Pair, Point, Spread
+from dfs_rl.evaluation.comparison_records import (
+    GATE,
+    AtBudget,
+    Curve,
+    CurvePair,
+    Pair,
+    Point,
+    Spread,
+)
 from dfs_rl.evaluation.verdict import SAME_COST
 
 
 def verdict_of(
-    gates: Sequence[Point],
+    *,
+    points: Sequence[Point],
     frontier: Sequence[Point],
+    budgets: Sequence[AtBudget],
     pairs: Sequence[Pair],
     curves: Sequence[Curve],
     curve_differences: Sequence[CurvePair],
 ) -> Iterator[str]:
-    """Say what to ship at which cost, and what the gates are worth."""
-    over = [p for p in gates if _misses(p)]
-    if over:
-        missed = "; ".join(f"{p.label} ({p.computation.mean:.3g} %)" for p in over)
-        yield f"More than 5 % above the budget that was asked for: {missed}."
-    listed = "; ".join(
-        f"from {p.computation.mean:.3g} % computation on, {p.label} ({p.accuracy.mean:.2f} %)"
-        for p in frontier
-    )
-    yield f"To ship, chosen on val: {listed}."
+    """Say what to ship at which cost, and what the gates are worth.
+
+    Args:
+        points: Gates, rivals and uniform settings.
+        frontier: Those that no other one beats.
+        budgets: What there is at each budget; none where gates have no budgets, and the frontier is told instead.
+        pairs: Gates that cost about the same.
+        curves: Gates over all their budgets, each with its rivals.
+        curve_differences: Their areas against each other.
+    """
+    gates = [point for point in points if point.kind == GATE]
+    by_label = {point.label: point for point in points}
+    if budgets:
+        shipped = [by_label[at.ship] for at in budgets if at.ship is not None]
+        yield f"To ship, chosen on val: {_within(budgets, by_label)}."
+    else:
+        shipped = list(frontier)
+        listed = "; ".join(
+            f"from {p.computation.mean:.3g} % computation on, {p.label} ({p.accuracy.mean:.2f} %)"
+            for p in frontier
+        )
+        yield f"To ship, chosen on val: {listed}."
     # Rounded up, so that the budget leaves room for the cascade that was found.
-    cascades = [
+    cascades = dict.fromkeys(
         f"{math.ceil(1e4 * p.selection_computation) / 1e4:.10g}"
-        for p in frontier
+        for p in shipped
         if p.kind == "cascade"
-    ]
+    )
     if cascades:
         yield (
             "A cascade becomes a run that loads like any gate with train_cascade on its backbone, here with --budget "
             f"{' or '.join(cascades)}."
         )
+    over = [p for p in gates if _misses(p)]
+    if over:
+        missed = "; ".join(f"{p.label} ({p.computation.mean:.3g} %)" for p in over)
+        yield f"More than 5 % above the budget that was asked for: {missed}."
     for key, name in (
         ("static_table", "best static table"),
         ("cascade", "confidence cascade"),
@@ -49,10 +76,7 @@ def verdict_of(
             f"Above the {name} at no more than its cost, by more than two standard deviations over seeds and beyond chance over "
             f"images: {above or 'no gate'}."
         )
-    for pair in pairs:
-        if pair.low > 0 or pair.high < 0:
-            better, worse = (pair.first, pair.second) if pair.low > 0 else (pair.second, pair.first)
-            yield f"At about the same cost {better} is {abs(pair.difference):.2f} points above {worse}, beyond chance over images."
+    yield from _paired(pairs, by_label)
     for curve in curves:
         if curve.lacking and curve.histograms:
             yield (
@@ -62,26 +86,70 @@ def verdict_of(
     yield from _areas(curves, curve_differences)
 
 
+def _within(budgets: Sequence[AtBudget], by_label: Mapping[str, Point]) -> str:
+    """Name what to ship at each budget; budgets in a row with the same answer share it."""
+    told = []
+    for label, run in itertools.groupby(budgets, key=lambda at: at.ship):
+        within = f"within {' and '.join(f'{at.budget:g}' for at in run)} %"
+        if label is None:
+            told.append(f"{within}, nothing is as cheap")
+        else:
+            accuracy = by_label[label].accuracy.mean
+            told.append(f"{within}, {label} ({accuracy:.2f} %)")
+    return "; ".join(told)
+
+
+def _paired(pairs: Sequence[Pair], by_label: Mapping[str, Point]) -> Iterator[str]:
+    """Say which gates at about the same cost differ beyond chance over images, by their budgets if they share them."""
+    told: dict[float | None, list[str]] = {}
+    for pair in pairs:
+        if pair.low <= 0 <= pair.high:
+            continue
+        names = (pair.first, pair.second) if pair.low > 0 else (pair.second, pair.first)
+        better, worse = (by_label[name] for name in names)
+        shared = better.budget if better.budget == worse.budget else None
+        if shared is not None:
+            names = (better.family, worse.family)
+        told.setdefault(shared, []).append(
+            f"{names[0]} above {names[1]} (+{abs(pair.difference):.2f})"
+        )
+    for budget, found in sorted(told.items(), key=lambda item: item[0] or 0.0):
+        where = "At about the same cost" if budget is None else f"At a budget of {budget:g} %"
+        yield f"{where}, beyond chance over images: {'; '.join(found)}."
+
+
 def _areas(curves: Sequence[Curve], differences: Sequence[CurvePair]) -> Iterator[str]:
-    """Rank the gates by area, and say which differences hold over images, and over seeds as well."""
+    """Rank the gates by area beside their rivals', and say which differences hold over images, and over seeds as well."""
     gates = sorted((c for c in curves if c.histograms), key=lambda c: -c.hypervolume.mean)
     if not gates:
         return
-    ranked = ", ".join(f"{c.label} {c.hypervolume.mean:.2f}" for c in gates)
-    yield f"By area over all budgets: {ranked}."
-    sure: list[str] = []
-    unsure: list[str] = []
+    ranked = []
+    for gate in gates:
+        at_its_costs = f" at the costs of {gate.label}"
+        rivals = ", ".join(
+            f"{curve.label.removesuffix(at_its_costs)} {curve.hypervolume.mean:.2f}"
+            for curve in curves
+            if curve.label.endswith(at_its_costs)
+        )
+        beside = f" ({rivals})" if rivals else ""
+        ranked.append(f"{gate.label} {gate.hypervolume.mean:.2f}{beside}")
+    yield f"By area over all budgets, in brackets what could be shipped instead at its costs: {'; '.join(ranked)}."
+    sure: dict[str, list[str]] = {}
+    unsure: dict[str, list[str]] = {}
     for pair in differences:
         low, high = pair.interval.low, pair.interval.high
         if low <= 0 <= high:
             continue
-        names = (pair.first, pair.second) if low > 0 else (pair.second, pair.first)
-        told = f"{names[0]} above {names[1]} (+{abs(pair.difference):.2f})"
-        (sure if _holds_over_seeds(pair) else unsure).append(told)
-    if sure:
-        yield f"Areas that differ beyond chance over images and by two standard deviations over seeds: {'; '.join(sure)}."
-    if unsure:
-        yield f"Areas that differ beyond chance over images, but not over seeds: {'; '.join(unsure)}."
+        better, worse = (pair.first, pair.second) if low > 0 else (pair.second, pair.first)
+        kept = sure if _holds_over_seeds(pair) else unsure
+        kept.setdefault(better, []).append(f"{worse} (+{abs(pair.difference):.2f})")
+    for kept, how in (
+        (sure, "and by two standard deviations over seeds"),
+        (unsure, "but not over seeds"),
+    ):
+        if kept:
+            listed = "; ".join(f"{better} above {', '.join(w)}" for better, w in kept.items())
+            yield f"Areas that differ beyond chance over images {how}: {listed}."
 
 
 def _holds_over_seeds(pair: CurvePair) -> bool:

@@ -5,6 +5,7 @@ import io
 import textwrap
 from collections.abc import Sequence
 
+from dfs_rl.evaluation.budgets import ranked_families
 from dfs_rl.evaluation.comparison_records import (
     GATE,
     ComparisonOfRuns,
@@ -34,7 +35,10 @@ def comparison_text(comparison: ComparisonOfRuns) -> str:
     verdict = "\n".join(
         textwrap.fill(said, WIDTH, subsequent_indent="  ") for said in comparison.verdict
     )
-    parts = [head, aligned(*points_table(comparison))]
+    parts = [head]
+    if comparison.budgets:
+        parts.append(aligned(*budget_table(comparison)))
+    parts.append(aligned(*points_table(comparison)))
     if comparison.curves:
         parts.append(aligned(*curve_table(comparison)))
     parts.append(aligned(TRAINING_HEAD, [training_rows(comparison)]))
@@ -45,12 +49,45 @@ def comparison_text(comparison: ComparisonOfRuns) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def budget_table(
+    comparison: ComparisonOfRuns,
+) -> tuple[tuple[str, ...], list[list[tuple[str, ...]]]]:
+    """Return the head and the cells of the table of budgets: what to ship, then each method's accuracy and what it costs."""
+    points = {point.label: point for point in (*comparison.points, *comparison.references)}
+    head = (
+        "accuracy % at computation %",
+        *(f"within {at.budget:g} %" for at in comparison.budgets),
+    )
+    shipped = tuple("" if at.ship is None else points[at.ship].family for at in comparison.budgets)
+    groups: dict[bool, list[tuple[str, ...]]] = {True: [], False: []}  # gates, and what is none
+    for family in ranked_families(comparison.budgets, list(points.values())):
+        standing = [points.get(at.methods.get(family, "")) for at in comparison.budgets]
+        row = (family, *(_standing(point) for point in standing))
+        groups[any(p is not None and p.kind == GATE for p in standing)].append(row)
+    ship = ("to ship, chosen on val", *shipped)
+    return head, [group for group in ([ship], *groups.values()) if group]
+
+
+def _standing(point: Point | None) -> str:
+    if point is None:
+        return ""
+    return f"{_spread(point.accuracy, 2)} at {point.computation.mean:.3g}"
+
+
 def points_table(
     comparison: ComparisonOfRuns,
 ) -> tuple[tuple[str, ...], list[list[tuple[str, ...]]]]:
-    """Return the head and the cells of the table of points: gates, what could be shipped instead of them, references."""
+    """Return the head and the cells of the table of points: gates, what could be shipped instead of them, references.
+
+    Every gate has rivals of its own, at what it costs. Where there are budgets, those that stand at them are enough to read.
+    """
+    told = {label for at in comparison.budgets for label in at.methods.values()}
     gates = [point for point in comparison.points if point.kind == GATE]
-    rivals = [point for point in comparison.points if point.kind != GATE]
+    rivals = [
+        point
+        for point in comparison.points
+        if point.kind != GATE and (point.label in told or not told)
+    ]
     groups = (gates, rivals, list(comparison.references))
     gains = _gains(comparison)
     head = (*_HEAD, *(_GAINS[key] for key in gains))

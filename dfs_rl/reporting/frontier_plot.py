@@ -1,6 +1,8 @@
 """Accuracy against computation of many gates: points over seeds, rivals joined to curves, references behind them."""
 
-from typing import TYPE_CHECKING
+import textwrap
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 from dfs_rl.evaluation.comparison_records import GATE, ComparisonOfRuns, Point
 from dfs_rl.reporting import style
@@ -18,14 +20,81 @@ _CURVES = {
 }
 _SIZE = (8.6, 5.0)
 _MARGINS = {"left": 0.08, "right": 0.98, "bottom": 0.11, "top": 0.91}
+_NOTE_WIDTH = 130
+_NOTE_HEIGHT = 0.035
+"""Characters of a line below the picture, and its height as a fraction of the picture's."""
 _BELOW = 6.0
-"""References this many points below every gate are left out: drawn to scale they would flatten everything else."""
+"""What lies this many points below all that is worth looking at is told of, not drawn: to scale it would flatten everything else."""
+_BEYOND = 5.0
+"""Full precision is a line where it costs more than this many times the dearest point."""
+
+
+class _Scene(NamedTuple):
+    """What there is to draw.
+
+    Attributes:
+        points: Gates and rivals.
+        references: Uniform settings.
+        levels: Full precision where it is too dear to be a point.
+        missing: Gates too poor to be drawn.
+    """
+
+    points: list[Point]
+    references: list[Point]
+    levels: list[Point]
+    missing: list[Point]
 
 
 def frontier_plot(comparison: ComparisonOfRuns) -> "Figure":
-    """Draw every gate of a comparison over a logarithmic axis; bars are one standard deviation over seeds."""
+    """Draw the gates of a comparison over a logarithmic axis; bars are one standard deviation over seeds.
+
+    Gates far below the cheapest uniform setting that works, and full precision where it is far dearer, are left out of the scale
+    and told of in words.
+    """
+    scene = _scene(comparison)
     figure = style.new_figure(*_SIZE)
-    figure.subplots_adjust(**_MARGINS)
+    title = f"{comparison.dataset}, {comparison.split} split, {comparison.n:,} images; bars ± 1 standard deviation over seeds"
+    axes = _framed(figure, title, _note(scene.missing))
+    lines = [_curve(axes, scene.references, style.MUTED, "o", None)]
+    for kind, (name, colour, marker) in _CURVES.items():
+        rivals = [point for point in scene.points if point.kind == kind]
+        if rivals:
+            lines.append(_curve(axes, rivals, colour, marker, name))
+    labels = []
+    for i, name in enumerate(comparison.families):
+        points = [p for p in scene.points if p.kind == GATE and p.family == name]
+        colour = style.GATE_COLOURS[i % len(style.GATE_COLOURS)]
+        marker = style.GATE_MARKERS[i % len(style.GATE_MARKERS)]
+        for point in points:
+            _draw(axes, point, colour, marker)
+        if len(points) > 1:
+            lines.append(_curve(axes, points, colour, marker, name))
+        elif points:
+            labels.append(_label(points[0], colour, weight="bold"))
+    labels += [_label(point, style.MUTED) for point in scene.references]
+    for level in scene.levels:
+        axes.axhline(level.accuracy.mean, color=style.MUTED, lw=0.9, ls=(0, (1, 2)), zorder=2)
+    _finish_axes(axes)
+    left, right = axes.get_xlim()
+    for level in scene.levels:
+        height = level.accuracy.mean
+        lines.append([(left, height), (right, height)])
+        said = f"{level.label}, at {level.computation.mean:.3g} %"
+        # Three quarters of the way to the right, as seen.
+        labels.append(Label(said, left ** (1 / 4) * right ** (3 / 4), height, style.MUTED))
+    place_labels(axes, labels, [line for line in lines if len(line) > 1], style.SMALL_SIZE)
+    if len(lines) > 1:  # the lower right is free only where no gate spends much
+        axes.legend(loc="best", fontsize=style.SMALL_SIZE, frameon=False)
+    return figure
+
+
+def _framed(figure: "Figure", title: str, note: Sequence[str]) -> "Axes":
+    """Return empty axes under a title, with the lines of a note below them."""
+    bottom = _MARGINS["bottom"] + _NOTE_HEIGHT * len(note)
+    figure.subplots_adjust(**{**_MARGINS, "bottom": bottom})
+    for row, line in enumerate(reversed(note)):
+        y = _NOTE_HEIGHT * (row + 1 / 3)
+        figure.text(_MARGINS["left"], y, line, fontsize=style.SMALL_SIZE, color=style.MUTED)
     axes = figure.add_subplot()
     axes.set_xscale("log")
     axes.grid(visible=True, which="major", color=style.FAINT, linewidth=0.6)
@@ -33,44 +102,44 @@ def frontier_plot(comparison: ComparisonOfRuns) -> "Figure":
     style.tidy(axes)
     axes.set_xlabel("computation per image, % of all gated layers at 32 bit, log scale")
     axes.set_ylabel("accuracy, %")
-    style.title(
-        axes,
-        f"{comparison.dataset}, {comparison.split} split, {comparison.n:,} images; bars ± 1 standard deviation over seeds",
-    )
-    floor = min(point.accuracy.mean for point in comparison.points) - _BELOW
+    style.title(axes, title)
+    return axes
+
+
+def _scene(comparison: ComparisonOfRuns) -> _Scene:
+    """Choose what is drawn to scale."""
+    lowest = comparison.worst_accuracy - _BELOW
+    drawn = [point for point in comparison.points if point.accuracy.mean >= lowest]
+    if not any(point.kind == GATE for point in drawn):
+        drawn = list(comparison.points)
+    missing = [p for p in comparison.points if p.kind == GATE and p not in drawn]
+    floor = min(point.accuracy.mean for point in drawn) - _BELOW
     references = [point for point in comparison.references if point.accuracy.mean >= floor]
-    lines = [_curve(axes, references, style.MUTED, "o", None)]
-    for kind, (name, colour, marker) in _CURVES.items():
-        rivals = [point for point in comparison.points if point.kind == kind]
-        if rivals:
-            lines.append(_curve(axes, rivals, colour, marker, name))
-    labels = []
-    for i, name in enumerate(comparison.families):
-        points = [p for p in comparison.points if p.kind == GATE and p.family == name]
-        colour = style.GATE_COLOURS[i % len(style.GATE_COLOURS)]
-        marker = style.GATE_MARKERS[i % len(style.GATE_MARKERS)]
-        for point in points:
-            _draw(axes, point, colour, marker)
-        if len(points) > 1:
-            lines.append(_curve(axes, points, colour, marker, name))
-        else:
-            labels.append(_label(points[0], colour, weight="bold"))
-    labels += [_label(point, style.MUTED) for point in references]
-    _finish_axes(axes)
-    place_labels(axes, labels, [line for line in lines if len(line) > 1], style.SMALL_SIZE)
-    if len(lines) > 1:  # the lower right is free only where no gate spends much
-        axes.legend(loc="best", fontsize=style.SMALL_SIZE, frameon=False)
-    return figure
+    dearest = max(point.computation.mean for point in drawn)
+    levels = [p for p in references[-1:] if p.computation.mean > _BEYOND * dearest]
+    if levels:
+        references = [p for p in references if p.computation.mean <= _BEYOND * dearest]
+    return _Scene(drawn, references, levels, missing)
+
+
+def _note(missing: Sequence[Point]) -> list[str]:
+    """Return lines that tell of gates which are not drawn."""
+    told: dict[str, list[str]] = {}
+    for point in missing:
+        figures = f"{point.accuracy.mean:.1f} % at {point.computation.mean:.3g} %"
+        found = told.setdefault(point.family, [])
+        if figures not in found:
+            found.append(figures)
+    listed = "; ".join(f"{family} ({', '.join(figures)})" for family, figures in told.items())
+    return textwrap.wrap(f"Below what is drawn: {listed}.", _NOTE_WIDTH) if told else []
 
 
 def placed_points(figure: "Figure", comparison: ComparisonOfRuns) -> list[PlacedPoint]:
     """Return where ``frontier_plot`` drew what, for a page that tells more where one points at it."""
     (axes,) = figure.axes
-    low, high = axes.get_ylim()
+    scene = _scene(comparison)
     points = []
-    for point in (*comparison.points, *comparison.references):
-        if not low <= point.accuracy.mean <= high:
-            continue
+    for point in (*scene.points, *scene.references):
         text = f"{point.label}: {point.accuracy.mean:.2f} % right at {point.computation.mean:.3g} %"
         if len(point.seeds) > 1:
             text += f", {len(point.seeds)} seeds"

@@ -18,7 +18,7 @@ h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.5rem; } h3 { fo
 .verdict { background: var(--raised); border-left: 4px solid #d55e00; padding: .5rem 1rem; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .9rem; width: 100%; }
-th, td { padding: .3rem .6rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--faint); }
+th, td { padding: .3rem .45rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--faint); }
 th:first-child, td:first-child { text-align: left; white-space: normal; min-width: 10rem; }
 tbody + tbody { border-top: 2px solid var(--muted); }
 img { max-width: 100%; height: auto; background: #fff; border-radius: 4px; }

@@ -9,6 +9,7 @@ from dfs_rl.reporting import html_page
 from dfs_rl.reporting.comparison_pictures import ComparisonPictures
 from dfs_rl.reporting.comparison_text import (
     TRAINING_HEAD,
+    budget_table,
     curve_table,
     points_table,
     training_rows,
@@ -50,6 +51,7 @@ def html_report(
     )
     parts = [
         *html_page.opening(title, about, comparison.verdict),
+        _budgets(comparison),
         "<h2>Accuracy against computation</h2>",
         html_page.hover_plot(
             pictures.frontier,
@@ -58,6 +60,9 @@ def html_report(
         ),
         "<h2>All methods</h2>",
         table(*points_table(comparison)),
+        '<p class="muted">points.csv has the rivals at the cost of every single gate as well.</p>'
+        if comparison.budgets
+        else "",
         _curves(comparison),
         *(_mix(label, png) for label, png in pictures.mixes.items()),
         _pairs(comparison),
@@ -71,6 +76,15 @@ def html_report(
         *(_section(section) for section in sections),
     ]
     return html_page.page(title, parts)
+
+
+def _budgets(comparison: ComparisonOfRuns) -> str:
+    if not comparison.budgets:
+        return ""
+    about = "At each budget what was asked to keep to it, or of what was not, the best within it, chosen on val."
+    return (
+        f'<h2>Budget by budget</h2><p class="muted">{about}</p>{table(*budget_table(comparison))}'
+    )
 
 
 def _mix(label: str, png: bytes) -> str:

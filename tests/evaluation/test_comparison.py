@@ -106,7 +106,7 @@ def test_gates_of_about_the_same_cost_are_paired_over_images():
     )
     assert (pair.difference, pair.low, pair.high) == pytest.approx(expected)
     assert comparison.verdict[-1] == (
-        "At about the same cost B is 10.00 points above A, beyond chance over images."
+        "At about the same cost, beyond chance over images: B above A (+10.00)."
     )
 
 
@@ -262,10 +262,13 @@ def test_rivals_of_one_cost_are_told_apart():
         made_up_run("a", (150, 0.8), label="A"),
         made_up_run("b", (150, 0.8), label="B", static=(155, 0.8)),
     ]
+    runs.append(made_up_run("c", (150, 0.8), label="C", cascade=(160, 0.8001)))
     labels = [p.label for p in compare_runs(runs).points]
     assert len(set(labels)) == len(labels)
     assert "best static table at 0.8 %, beside A" in labels
-    assert labels.count("confidence cascade at 0.8 %") == 1  # the same beside both
+    cascades = [label for label in labels if label.startswith("confidence cascade")]
+    # The same beside A and B, and another one whose cost tells it from that.
+    assert cascades == ["confidence cascade at 0.8 %", "confidence cascade at 0.8001 %"]
 
 
 def test_a_seed_that_lacks_a_budget_has_no_curve():
@@ -321,10 +324,27 @@ def test_curves_are_compared_over_the_same_draws_of_images():
     same = by_name["A", "confidence cascades at the costs of A"]
     assert (same.difference, same.interval.low, same.interval.high) == (0.0, 0.0, 0.0)
     ranked, sure = comparison.verdict[-2:]
-    assert ranked == f"By area over all budgets: B {areas['B']:.2f}, A {areas['A']:.2f}."
-    assert f"B above A (+{areas['B'] - areas['A']:.2f})" in sure
-    assert "best static tables at the costs of A" in sure
+    beside = {
+        label: ", ".join(
+            f"{kind} {areas[f'{kind} at the costs of {label}']:.2f}"
+            for kind in ("best static tables", "confidence cascades")
+        )
+        for label in "AB"
+    }
+    assert ranked == (
+        "By area over all budgets, in brackets what could be shipped instead at its costs: "
+        f"B {areas['B']:.2f} ({beside['B']}); A {areas['A']:.2f} ({beside['A']})."
+    )
+    assert (
+        f"B above A (+{areas['B'] - areas['A']:.2f}), best static tables at the costs of B" in sure
+    )
+    assert "A above best static tables at the costs of A" in sure
     assert "cascades" not in sure
+    paired = [said for said in comparison.verdict if said.startswith("At a budget of ")]
+    assert paired == [
+        f"At a budget of {budget} %, beyond chance over images: B above A (+6.00)."
+        for budget in ("0.6", "1.2")
+    ]
 
 
 def test_the_interval_is_what_the_normal_approximation_gives():
@@ -368,7 +388,7 @@ def test_gates_above_their_budget_and_seeds_without_a_point_are_told_of():
     runs += [made_up_run("dear", (150, 0.64), label="Dear", budget=0.6)]
     runs += [made_up_run("0.6-1", (140, 0.6), seed=1, budget=0.6)]
     verdict = compare_runs(runs).verdict
-    assert verdict[0] == "More than 5 % above the budget that was asked for: Dear (0.64 %)."
+    assert "More than 5 % above the budget that was asked for: Dear (0.64 %)." in verdict
     assert any("1 of 2 seeds of PPO lack a budget that others have" in said for said in verdict)
 
 
@@ -381,3 +401,61 @@ def test_what_could_be_shipped_instead_is_one_table_and_no_mean_of_several():
     assert (static.label, static.seeds) == ("best static table at 0.5 %", (0,))
     gate = next(p for p in comparison.points if p.kind == "gate")
     assert gate.gains["static_table"].mean == pytest.approx(-0.25)  # over both seeds
+
+
+def at_two_budgets():
+    """A gate for two budgets, another one for the lower alone, and one whose price happens to fit."""
+    return [
+        made_up_run("low", (140, 0.61), label="A", budget=0.6, cascade=(150, 0.62)),
+        made_up_run("high", (170, 1.1), label="A", budget=1.2, cascade=(165, 1.19)),
+        made_up_run(
+            "only",
+            (145, 0.6),
+            label="B",
+            budget=0.6,
+            static=(130, 0.59),
+            selection={"gate": (152, 0.604), "cascade": (160, 0.61)},
+        ),
+        made_up_run("price", (160, 0.9), label="C", cost_weight=4.0),
+    ]
+
+
+def test_what_there_is_at_each_budget_is_chosen_on_val():
+    comparison = compare_runs(at_two_budgets())
+    low, high = comparison.budgets
+    assert (low.budget, high.budget) == (0.6, 1.2)
+    # The cascades at 0.61 and 0.62 % cost more than 1 % too much, B's 0.604 % do not.
+    assert low.ship == "B"
+    assert low.methods == {
+        "A": "A, budget 0.6",
+        "B": "B",
+        "best static table": "best static table at 0.59 %",
+    }
+    # A was asked for this budget; nothing else was, so that B and C stand there with what is within it.
+    assert high.methods["A"] == high.ship == "A, budget 1.2"
+    assert (high.methods["B"], high.methods["C"]) == ("B", "C")
+    assert high.methods["confidence cascade"] == "confidence cascade at 1.19 %"
+    assert comparison.verdict[0] == (
+        "To ship, chosen on val: within 0.6 %, B (72.50 %); within 1.2 %, A, budget 1.2 (85.00 %)."
+    )
+
+
+def test_a_gate_that_stands_at_no_budget_has_the_whole_frontier_told():
+    runs = [*at_two_budgets(), made_up_run("dear", (180, 3.0), label="D", cost_weight=0.1)]
+    comparison = compare_runs(runs)
+    assert comparison.budgets == ()
+    assert "from 3 % computation on, D (90.00 %)" in comparison.verdict[0]
+
+
+def test_uniform_settings_are_static_tables_and_nothing_may_be_cheap_enough():
+    runs = [
+        made_up_run(f"{b}", (100, 0.55), budget=b, static=(110, 0.56), cascade=(110, 0.57))
+        for b in (0.3, 0.6)
+    ]
+    lowest, low = compare_runs(runs).budgets
+    assert lowest.methods == {"PPO": "PPO, budget 0.3"}
+    assert lowest.ship is None
+    assert low.methods["best static table"] == low.ship == "uniform 2 bit"
+    assert compare_runs(runs).verdict[0] == (
+        "To ship, chosen on val: within 0.3 %, nothing is as cheap; within 0.6 %, uniform 2 bit (60.00 %)."
+    )

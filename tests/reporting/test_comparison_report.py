@@ -12,7 +12,7 @@ from dfs_rl.evaluation.comparison import compare_runs
 from dfs_rl.evaluation.comparison_records import ComparisonOfRuns
 from dfs_rl.reporting import style
 from dfs_rl.reporting.comparison_pictures import comparison_pictures
-from dfs_rl.reporting.comparison_text import comparison_csv, comparison_text
+from dfs_rl.reporting.comparison_text import budget_table, comparison_csv, comparison_text
 from dfs_rl.reporting.frontier_plot import frontier_plot
 from dfs_rl.reporting.html_report import GateSection, html_report
 from dfs_rl.reporting.mix_plot import mix_plot
@@ -66,6 +66,65 @@ def test_curves_have_a_table_of_their_own(page: str) -> None:
     assert "<h2>Areas compared</h2>" in curves
     assert curves.count("<img") == 3  # frontier, options of PPO, spending
     assert "<h2>Curves</h2>" not in page
+
+
+def test_budgets_have_a_table_of_their_own(page: str) -> None:
+    runs = [
+        made_up_run(
+            f"b{b}-{seed}", (right + seed, b), seed=seed, budget=b, static=(right, b - more)
+        )
+        for b, right, more in ((0.7, 150, 0.0), (1.4, 170, 0.1))
+        for seed in (0, 2)
+    ]
+    runs.append(made_up_run("dear", (180, 0.72), label="Dear", budget=1.4, static=(181, 1.38)))
+    comparison = compare_runs(runs)
+    head, ((ship,), gates, rivals) = budget_table(comparison)
+    assert head == ("accuracy % at computation %", "within 0.7 %", "within 1.4 %")
+    assert ship == ("to ship, chosen on val", "PPO", "best static table")
+    assert gates == [
+        ("PPO", "75.50 ± 0.71 at 0.7", "85.50 ± 0.71 at 1.4"),
+        ("Dear", "", "90.00 at 0.72"),
+    ]
+    assert rivals == [
+        ("best static table", "75.00 at 0.7", "90.50 at 1.38"),
+        ("confidence cascade", "", "80.00 at 0.8"),
+    ]
+    # Of the rivals at each gate's cost those are listed that stand at a budget; the spreadsheet has all.
+    text = comparison_text(comparison)
+    assert "best static table at 1.38 %" in text
+    assert "best static table at 1.3 %" not in text
+    assert "best static table at 1.3 %" in comparison_csv(comparison)
+    assert "<h2>Budget by budget</h2>" in html_report(
+        comparison, comparison_pictures(comparison), []
+    )
+    assert "<h2>Budget by budget</h2>" not in page
+
+
+def test_what_is_far_off_is_told_of_and_does_not_flatten_the_picture() -> None:
+    runs = [
+        made_up_run("a", (150, 0.8), label="A"),
+        made_up_run("b", (160, 1.2), label="B"),
+        made_up_run("bad", (24, 0.6), label="Bad"),
+    ]
+    comparison = compare_runs(runs)
+    figure = frontier_plot(comparison)
+    (axes,) = figure.axes
+    low, high = axes.get_ylim()
+    assert (
+        60.0 < low < 75.0 < 95.0 < high
+    )  # between uniform 2 bit and the gates; full precision is seen
+    assert axes.get_xlim()[1] < 5.0  # full precision is a line, for it costs 100 %
+    written = {text.get_text() for text in axes.texts}
+    assert "full precision, at 100 %" in written
+    assert [text.get_text() for text in figure.texts] == [
+        "Below what is drawn: Bad (12.0 % at 0.6 %)."
+    ]
+    told = [point.text for point in comparison_pictures(comparison).points]
+    assert not any(text.startswith(("Bad", "full precision")) for text in told)
+    # Where no gate is better, there is nothing to keep clear.
+    alone = frontier_plot(compare_runs([runs[-1]]))
+    assert alone.axes[0].get_ylim()[0] < 12.0
+    assert not alone.texts
 
 
 def test_a_mix_up_to_full_precision_says_100_percent() -> None:
