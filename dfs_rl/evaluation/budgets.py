@@ -3,47 +3,53 @@
 import statistics
 from collections.abc import Sequence
 
-from dfs_rl.evaluation.comparison_records import GATE, AtBudget, Point
-
-_CLOSE = 0.01
-"""A mean over the selection split that is no more than 1 % above a budget keeps to it: dials and tables come in steps."""
+from dfs_rl.evaluation.comparison_records import GATE, ON_COTRAINED, AtBudget, Point
+from dfs_rl.evaluation.verdict import SAME_COST
 
 
-def at_budgets(points: Sequence[Point], references: Sequence[Point]) -> tuple[AtBudget, ...]:
-    """Sort points by the budgets that their gates were asked for, lowest first.
+def at_budgets(
+    budgets: Sequence[float], points: Sequence[Point], references: Sequence[Point]
+) -> tuple[AtBudget, ...]:
+    """Sort points by the budgets that gates were asked for.
 
-    A method stands at a budget with the point that was asked to keep to it, or else with its best one within it; uniform settings
-    are static tables as well. The one to ship is the best of all within it. What is best, and what it costs, is said by the
-    selection split.
+    A method stands at a budget with the point that was asked to keep to it, or else with its best one at no more than about its
+    cost; uniform settings are static tables as well. The one to ship is the best of all at no more than about its cost. What is
+    best, and what it costs, is said by the selection split.
 
     Args:
+        budgets: Percent, lowest first.
         points: Gates and their rivals.
         references: Uniform settings that run the layers.
 
     Returns:
-        The budgets; none if there is a gate that stands at none of them, for then they do not tell everything.
+        The budgets; none if there is a kind of gate that stands at none of them, for then they do not tell everything.
     """
-    gates = [point for point in points if point.kind == GATE]
-    budgets = sorted({gate.budget for gate in gates if gate.budget is not None})
     by_family: dict[str, list[Point]] = {}
     for point in points:
         by_family.setdefault(point.family, []).append(point)
-    tables = [found for found in by_family.values() if found[0].kind == "static_table"]
-    if len(tables) == 1:  # with a co-trained backbone there are two kinds
-        tables[0].extend(references)
+    cotrained = any(point.label.endswith(ON_COTRAINED) for point in references)
+    for family, members in by_family.items():
+        if members[0].kind == "static_table" and family.endswith(ON_COTRAINED) == cotrained:
+            members.extend(references)
     found = []
     for budget in budgets:
         standing = {
-            family: point.label
+            family: point
             for family, members in by_family.items()
             for point in _standing(members, budget)
         }
         ship = _best_within([*points, *references], budget)
         found.append(
-            AtBudget(budget=budget, ship=ship[0].label if ship else None, methods=standing)
+            AtBudget(
+                budget=budget,
+                ship=ship[0].label if ship else None,
+                methods={family: point.label for family, point in standing.items()},
+                over=tuple(p.label for p in standing.values() if misses(p)),
+            )
         )
-    told = {label for at in found for label in at.methods.values()}
-    return tuple(found) if all(gate.label in told for gate in gates) else ()
+    told = {family for at in found for family in at.methods}
+    gates = (point for point in points if point.kind == GATE)
+    return tuple(found) if all(gate.family in told for gate in gates) else ()
 
 
 def ranked_families(at: Sequence[AtBudget], points: Sequence[Point]) -> list[str]:
@@ -67,6 +73,13 @@ def ranked_families(at: Sequence[AtBudget], points: Sequence[Point]) -> list[str
     return sorted(members, key=rank)
 
 
+def misses(point: Point) -> bool:
+    """Whether a point is a gate that spends more than it was asked to, but for chance."""
+    if point.kind != GATE or point.budget is None:
+        return False
+    return point.computation.mean > (1 + SAME_COST) * point.budget
+
+
 def _standing(members: Sequence[Point], budget: float) -> Sequence[Point]:
     """Return the point of one method that stands at a budget, if there is one."""
     asked = [point for point in members if point.kind == GATE and point.budget == budget]
@@ -74,6 +87,9 @@ def _standing(members: Sequence[Point], budget: float) -> Sequence[Point]:
 
 
 def _best_within(points: Sequence[Point], budget: float) -> Sequence[Point]:
-    """Return the best point within a budget, if there is one; of equal ones the cheapest."""
-    within = [p for p in points if p.selection_computation <= (1 + _CLOSE) * budget]
+    """Return the best point at no more than about a cost, if there is one; of equal ones the cheapest.
+
+    As everywhere, costs within 5 % count as equal: rivals are searched up to that far above what a gate costs.
+    """
+    within = [p for p in points if p.selection_computation <= (1 + SAME_COST) * budget]
     return sorted(within, key=lambda p: (-p.selection_accuracy, p.selection_computation))[:1]

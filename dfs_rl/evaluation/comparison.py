@@ -13,6 +13,7 @@ from dfs_rl.errors import DataError
 from dfs_rl.evaluation.budgets import at_budgets
 from dfs_rl.evaluation.comparison_records import (
     GATE,
+    ON_COTRAINED,
     ComparisonOfRuns,
     EvaluatedRun,
     Pair,
@@ -31,7 +32,8 @@ from dfs_rl.evaluation.verdict import SAME_COST
 
 RIVALS = ("static_table", "cascade", "exits", "mode_table", "random", "patterns")
 """The rivals that gates have at their own cost; a network without exits has no ``exits``."""
-_KNOBS = ("budget", "hard_budget", "cost_weight")
+_BUDGETS = ("budget", "hard_budget")
+_KNOBS = (*_BUDGETS, "cost_weight")
 """The settings that move a gate along its curve."""
 _BEFORE = "_before"
 _ALTERNATIVES = ("static_table", "cascade", "exits")
@@ -107,7 +109,9 @@ def compare_runs(
     curve_differences = tuple(curve_pairs(traced))
     difficulty = difficulty_of(runs[0])
     pairs = tuple(_pairs(named, gates))
-    budgets = at_budgets(points, running)
+    settings = (run.settings.get(knob) for run in runs for knob in _BUDGETS)
+    asked = {float(str(budget)) for budget in settings if budget is not None}
+    budgets = at_budgets(sorted(asked), points, running)
     return ComparisonOfRuns(
         dataset=about.dataset,
         split=about.split,
@@ -282,14 +286,14 @@ def _rival_point(key: str, group: Sequence[EvaluatedRun]) -> Point:
     base = group[0].summary.method(name)
     label = method.label if base is None else base.label
     if _is_cotrained(group[0]) and not key.endswith(_BEFORE):
-        label += " on the co-trained backbone"
+        label += ON_COTRAINED
     point = _point(method.label, key, group[:1], patterns=None, gains={})
     return replace(point, kind=name, family=label)
 
 
 def _references(run: EvaluatedRun) -> list[Point]:
     """Uniform settings of the backbone, which are the same in every run whose backbone was left alone."""
-    changed = " on the co-trained backbone" if _is_cotrained(run) else ""
+    changed = ON_COTRAINED if _is_cotrained(run) else ""
     fixed = [m for m in run.summary.methods if m.role == "fixed"]
     points = [_point(f"{m.label}{changed}", m.key, [run], patterns=None, gains={}) for m in fixed]
     return sorted(points, key=lambda point: point.computation.mean)

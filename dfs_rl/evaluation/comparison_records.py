@@ -9,6 +9,8 @@ from dfs_rl.evaluation.summary import EvaluationSummary
 
 GATE = "gate"
 """Kind of a point that is a gate, and key of a gate's outcomes."""
+ON_COTRAINED = " on the co-trained backbone"
+"""End of the names of rivals and settings that run on what co-training made of the backbone."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -115,11 +117,13 @@ class AtBudget:
         budget: What images may cost on average, in percent.
         ship: Label of the point to ship there; None if nothing is as cheap.
         methods: Label of the point that each method stands there with, by its family; a method that costs more has none.
+        over: Labels of those among them that were asked to keep to the budget and do not.
     """
 
     budget: float
     ship: str | None
     methods: Mapping[str, str]
+    over: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,7 +238,7 @@ class ComparisonOfRuns:
         options: The menu of bits.
         points: Gates and their rivals, cheapest first.
         references: Uniform settings and full precision, cheapest first.
-        budgets: What there is at each budget that gates were asked for, lowest first; empty if gates have no budgets.
+        budgets: What there is at each budget that gates were asked for, lowest first; empty if a gate has nothing at any of them.
         pairs: Gates that cost about the same, each with each.
         curves: Gates with more than one budget or price as curves, each with its rivals at the same costs.
         curve_pairs: Each curve of a gate with its rivals' and with every other gate's.

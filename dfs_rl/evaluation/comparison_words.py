@@ -4,6 +4,7 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
+from dfs_rl.evaluation.budgets import misses
 from dfs_rl.evaluation.comparison_records import (
     GATE,
     AtBudget,
@@ -13,7 +14,6 @@ from dfs_rl.evaluation.comparison_records import (
     Point,
     Spread,
 )
-from dfs_rl.evaluation.verdict import SAME_COST
 
 
 def verdict_of(
@@ -39,7 +39,7 @@ def verdict_of(
     by_label = {point.label: point for point in points}
     if budgets:
         shipped = [by_label[at.ship] for at in budgets if at.ship is not None]
-        yield f"To ship, chosen on val: {_within(budgets, by_label)}."
+        yield f"To ship, chosen on val: {_at_each(budgets, by_label)}."
     else:
         shipped = list(frontier)
         listed = "; ".join(
@@ -58,7 +58,7 @@ def verdict_of(
             "A cascade becomes a run that loads like any gate with train_cascade on its backbone, here with --budget "
             f"{' or '.join(cascades)}."
         )
-    over = [p for p in gates if _misses(p)]
+    over = [p for p in gates if misses(p)]
     if over:
         missed = "; ".join(f"{p.label} ({p.computation.mean:.3g} %)" for p in over)
         yield f"More than 5 % above the budget that was asked for: {missed}."
@@ -86,16 +86,17 @@ def verdict_of(
     yield from _areas(curves, curve_differences)
 
 
-def _within(budgets: Sequence[AtBudget], by_label: Mapping[str, Point]) -> str:
+def _at_each(budgets: Sequence[AtBudget], by_label: Mapping[str, Point]) -> str:
     """Name what to ship at each budget; budgets in a row with the same answer share it."""
     told = []
     for label, run in itertools.groupby(budgets, key=lambda at: at.ship):
-        within = f"within {' and '.join(f'{at.budget:g}' for at in run)} %"
+        *others, last = (f"{at.budget:g}" for at in run)
+        about = f"for about {', '.join(others)}{' and ' if others else ''}{last} %"
         if label is None:
-            told.append(f"{within}, nothing is as cheap")
+            told.append(f"{about}, nothing is as cheap")
         else:
             accuracy = by_label[label].accuracy.mean
-            told.append(f"{within}, {label} ({accuracy:.2f} %)")
+            told.append(f"{about}, {label} ({accuracy:.2f} %)")
     return "; ".join(told)
 
 
@@ -157,11 +158,6 @@ def _holds_over_seeds(pair: CurvePair) -> bool:
     if pair.spread is None:
         return False
     return exceeds_seeds(Spread(mean=abs(pair.spread.mean), deviation=pair.spread.deviation))
-
-
-def _misses(gate: Point) -> bool:
-    """Whether a gate spends more than it was asked to, but for chance."""
-    return gate.budget is not None and gate.computation.mean > (1 + SAME_COST) * gate.budget
 
 
 def exceeds_seeds(gain: Spread) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dfs_rl.evaluation.budgets import ranked_families
 from dfs_rl.evaluation.comparison_records import (
     GATE,
+    AtBudget,
     ComparisonOfRuns,
     Curve,
     Interval,
@@ -17,6 +18,8 @@ from dfs_rl.evaluation.comparison_records import (
 from dfs_rl.evaluation.curves import READ_AT
 from dfs_rl.reporting.table import WIDTH, aligned
 
+OVER = " !"
+"""Marks a gate that spends more than it was asked to."""
 _HEAD = ("method", "seeds", "accuracy %", "computation %", "patterns")
 _GAINS = {
     "static_table": "minus static",
@@ -56,22 +59,26 @@ def budget_table(
     points = {point.label: point for point in (*comparison.points, *comparison.references)}
     head = (
         "accuracy % at computation %",
-        *(f"within {at.budget:g} %" for at in comparison.budgets),
+        *(f"about {at.budget:g} %" for at in comparison.budgets),
     )
     shipped = tuple("" if at.ship is None else points[at.ship].family for at in comparison.budgets)
     groups: dict[bool, list[tuple[str, ...]]] = {True: [], False: []}  # gates, and what is none
     for family in ranked_families(comparison.budgets, list(points.values())):
         standing = [points.get(at.methods.get(family, "")) for at in comparison.budgets]
-        row = (family, *(_standing(point) for point in standing))
+        row = (
+            family,
+            *(_standing(p, at) for p, at in zip(standing, comparison.budgets, strict=True)),
+        )
         groups[any(p is not None and p.kind == GATE for p in standing)].append(row)
     ship = ("to ship, chosen on val", *shipped)
     return head, [group for group in ([ship], *groups.values()) if group]
 
 
-def _standing(point: Point | None) -> str:
+def _standing(point: Point | None, at: AtBudget) -> str:
     if point is None:
         return ""
-    return f"{_spread(point.accuracy, 2)} at {point.computation.mean:.3g}"
+    mark = OVER if point.label in at.over else ""
+    return f"{_spread(point.accuracy, 2)} at {point.computation.mean:.3g}{mark}"
 
 
 def points_table(

@@ -21,12 +21,13 @@ _CURVES = {
 _SIZE = (8.6, 5.0)
 _MARGINS = {"left": 0.08, "right": 0.98, "bottom": 0.11, "top": 0.91}
 _NOTE_WIDTH = 130
+_NOTE_LINES = 4
 _NOTE_HEIGHT = 0.035
-"""Characters of a line below the picture, and its height as a fraction of the picture's."""
+"""Characters of a line below the picture, lines at most, and a line's height as a fraction of the picture's."""
 _BELOW = 6.0
 """What lies this many points below all that is worth looking at is told of, not drawn: to scale it would flatten everything else."""
 _BEYOND = 5.0
-"""Full precision is a line where it costs more than this many times the dearest point."""
+"""A uniform setting is a line where it costs more than this many times the dearest point."""
 
 
 class _Scene(NamedTuple):
@@ -35,7 +36,7 @@ class _Scene(NamedTuple):
     Attributes:
         points: Gates and rivals.
         references: Uniform settings.
-        levels: Full precision where it is too dear to be a point.
+        levels: Uniform settings too dear to be points.
         missing: Gates too poor to be drawn.
     """
 
@@ -48,8 +49,8 @@ class _Scene(NamedTuple):
 def frontier_plot(comparison: ComparisonOfRuns) -> "Figure":
     """Draw the gates of a comparison over a logarithmic axis; bars are one standard deviation over seeds.
 
-    Gates far below the cheapest uniform setting that works, and full precision where it is far dearer, are left out of the scale
-    and told of in words.
+    Gates far below the cheapest uniform setting that works are told of below the picture, uniform settings that are far dearer are
+    lines: to scale either would leave no room for the rest.
     """
     scene = _scene(comparison)
     figure = style.new_figure(*_SIZE)
@@ -66,7 +67,7 @@ def frontier_plot(comparison: ComparisonOfRuns) -> "Figure":
         colour = style.GATE_COLOURS[i % len(style.GATE_COLOURS)]
         marker = style.GATE_MARKERS[i % len(style.GATE_MARKERS)]
         for point in points:
-            _draw(axes, point, colour, marker)
+            lines += _draw(axes, point, colour, marker)
         if len(points) > 1:
             lines.append(_curve(axes, points, colour, marker, name))
         elif points:
@@ -116,9 +117,8 @@ def _scene(comparison: ComparisonOfRuns) -> _Scene:
     floor = min(point.accuracy.mean for point in drawn) - _BELOW
     references = [point for point in comparison.references if point.accuracy.mean >= floor]
     dearest = max(point.computation.mean for point in drawn)
-    levels = [p for p in references[-1:] if p.computation.mean > _BEYOND * dearest]
-    if levels:
-        references = [p for p in references if p.computation.mean <= _BEYOND * dearest]
+    levels = [p for p in references if p.computation.mean > _BEYOND * dearest]
+    references = [p for p in references if p not in levels]
     return _Scene(drawn, references, levels, missing)
 
 
@@ -131,7 +131,11 @@ def _note(missing: Sequence[Point]) -> list[str]:
         if figures not in found:
             found.append(figures)
     listed = "; ".join(f"{family} ({', '.join(figures)})" for family, figures in told.items())
-    return textwrap.wrap(f"Below what is drawn: {listed}.", _NOTE_WIDTH) if told else []
+    if not told:
+        return []
+    return textwrap.wrap(
+        f"Below what is drawn: {listed}.", _NOTE_WIDTH, max_lines=_NOTE_LINES, placeholder=" ..."
+    )
 
 
 def placed_points(figure: "Figure", comparison: ComparisonOfRuns) -> list[PlacedPoint]:
@@ -164,7 +168,10 @@ def _curve(
     return places
 
 
-def _draw(axes: "Axes", point: Point, colour: str, marker: str) -> None:
+def _draw(axes: "Axes", point: Point, colour: str, marker: str) -> list[list[tuple[float, float]]]:
+    """Draw a gate; returns its bars, which text should keep off."""
+    x, y = point.computation.mean, point.accuracy.mean
+    dx, dy = point.computation.deviation or 0.0, point.accuracy.deviation or 0.0
     axes.errorbar(
         point.computation.mean,
         point.accuracy.mean,
@@ -179,6 +186,7 @@ def _draw(axes: "Axes", point: Point, colour: str, marker: str) -> None:
         linestyle="none",
         zorder=5,
     )
+    return [[(max(x - dx, x / 10), y), (x + dx, y)], [(x, y - dy), (x, y + dy)]]
 
 
 def _label(point: Point, colour: str, *, weight: str = "normal") -> Label:

@@ -81,7 +81,10 @@ def html_report(
 def _budgets(comparison: ComparisonOfRuns) -> str:
     if not comparison.budgets:
         return ""
-    about = "At each budget what was asked to keep to it, or of what was not, the best within it, chosen on val."
+    about = (
+        "Of each method what was asked to keep to the budget, or else the best that costs at most 5 % more, chosen on val. An "
+        "exclamation mark: it spends more than it was asked to."
+    )
     return (
         f'<h2>Budget by budget</h2><p class="muted">{about}</p>{table(*budget_table(comparison))}'
     )

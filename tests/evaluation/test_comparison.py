@@ -406,7 +406,7 @@ def test_what_could_be_shipped_instead_is_one_table_and_no_mean_of_several():
 def at_two_budgets():
     """A gate for two budgets, another one for the lower alone, and one whose price happens to fit."""
     return [
-        made_up_run("low", (140, 0.61), label="A", budget=0.6, cascade=(150, 0.62)),
+        made_up_run("low", (140, 0.61), label="A", budget=0.6, cascade=(150, 0.65)),
         made_up_run("high", (170, 1.1), label="A", budget=1.2, cascade=(165, 1.19)),
         made_up_run(
             "only",
@@ -414,7 +414,7 @@ def at_two_budgets():
             label="B",
             budget=0.6,
             static=(130, 0.59),
-            selection={"gate": (152, 0.604), "cascade": (160, 0.61)},
+            selection={"gate": (152, 0.62), "cascade": (160, 0.64)},
         ),
         made_up_run("price", (160, 0.9), label="C", cost_weight=4.0),
     ]
@@ -424,7 +424,7 @@ def test_what_there_is_at_each_budget_is_chosen_on_val():
     comparison = compare_runs(at_two_budgets())
     low, high = comparison.budgets
     assert (low.budget, high.budget) == (0.6, 1.2)
-    # The cascades at 0.61 and 0.62 % cost more than 1 % too much, B's 0.604 % do not.
+    # The cascades at 0.64 and 0.65 % on val cost more than 5 % too much, B's 0.62 % do not.
     assert low.ship == "B"
     assert low.methods == {
         "A": "A, budget 0.6",
@@ -436,8 +436,24 @@ def test_what_there_is_at_each_budget_is_chosen_on_val():
     assert (high.methods["B"], high.methods["C"]) == ("B", "C")
     assert high.methods["confidence cascade"] == "confidence cascade at 1.19 %"
     assert comparison.verdict[0] == (
-        "To ship, chosen on val: within 0.6 %, B (72.50 %); within 1.2 %, A, budget 1.2 (85.00 %)."
+        "To ship, chosen on val: for about 0.6 %, B (72.50 %); for about 1.2 %, A, budget 1.2 (85.00 %)."
     )
+
+
+def test_a_hard_budget_is_one_as_well():
+    runs = [
+        made_up_run(f"{b}", (right, 0.5), label="M", hard_budget=b, cost_weight=0.1)
+        for b, right in ((0.6, 150), (1.2, 140))
+    ]
+    low, high = compare_runs(runs).budgets
+    # The one for the higher budget is worse: what stands there is the other one.
+    assert low.methods["M"] == high.methods["M"] == "M, hard budget 0.6"
+
+
+def test_gates_over_their_budget_are_marked():
+    runs = [made_up_run("a", (150, 0.64), budget=0.6), made_up_run("b", (170, 1.25), budget=1.2)]
+    low, high = compare_runs(runs).budgets
+    assert (low.over, high.over) == (("PPO, budget 0.6",), ())
 
 
 def test_a_gate_that_stands_at_no_budget_has_the_whole_frontier_told():
@@ -457,5 +473,5 @@ def test_uniform_settings_are_static_tables_and_nothing_may_be_cheap_enough():
     assert lowest.ship is None
     assert low.methods["best static table"] == low.ship == "uniform 2 bit"
     assert compare_runs(runs).verdict[0] == (
-        "To ship, chosen on val: within 0.3 %, nothing is as cheap; within 0.6 %, uniform 2 bit (60.00 %)."
+        "To ship, chosen on val: for about 0.3 %, nothing is as cheap; for about 0.6 %, uniform 2 bit (60.00 %)."
     )
