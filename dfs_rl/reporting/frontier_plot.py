@@ -96,13 +96,7 @@ def _framed(figure: "Figure", title: str, note: Sequence[str]) -> "Axes":
     for row, line in enumerate(reversed(note)):
         y = _NOTE_HEIGHT * (row + 1 / 3)
         figure.text(_MARGINS["left"], y, line, fontsize=style.SMALL_SIZE, color=style.MUTED)
-    axes = figure.add_subplot()
-    axes.set_xscale("log")
-    axes.grid(visible=True, which="major", color=style.FAINT, linewidth=0.6)
-    axes.set_axisbelow(True)
-    style.tidy(axes)
-    axes.set_xlabel("computation per image, % of all gated layers at 32 bit, log scale")
-    axes.set_ylabel("accuracy, %")
+    axes = style.frontier_axes(figure, accuracy="accuracy, %")
     style.title(axes, title)
     return axes
 

@@ -118,6 +118,23 @@ def tidy(axes: "Axes") -> None:
     axes.yaxis.label.set(fontsize=LABEL_SIZE, color=INK)
 
 
+def frontier_axes(figure: "Figure", *, accuracy: str) -> "Axes":
+    """Return empty axes for accuracy against the logarithm of computation.
+
+    Args:
+        figure: Where to draw.
+        accuracy: What the vertical axis is called.
+    """
+    axes = figure.add_subplot()
+    axes.set_xscale("log")
+    axes.grid(visible=True, which="major", color=FAINT, linewidth=0.6)
+    axes.set_axisbelow(True)
+    tidy(axes)
+    axes.set_xlabel("computation per image, % of all gated layers at 32 bit, log scale")
+    axes.set_ylabel(accuracy)
+    return axes
+
+
 def log_ticks(axes: "Axes") -> None:
     """Mark a logarithmic horizontal axis at 1, 2 and 5 times powers of ten, in plain figures."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
