@@ -167,8 +167,8 @@ def _draw(axes: "Axes", point: Point, colour: str, marker: str) -> list[list[tup
     x, y = point.computation.mean, point.accuracy.mean
     dx, dy = point.computation.deviation or 0.0, point.accuracy.deviation or 0.0
     axes.errorbar(
-        point.computation.mean,
-        point.accuracy.mean,
+        x,
+        y,
         xerr=point.computation.deviation,
         yerr=point.accuracy.deviation,
         marker=marker,
@@ -180,7 +180,8 @@ def _draw(axes: "Axes", point: Point, colour: str, marker: str) -> list[list[tup
         linestyle="none",
         zorder=5,
     )
-    return [[(max(x - dx, x / 10), y), (x + dx, y)], [(x, y - dy), (x, y + dy)]]
+    left = max(x - dx, x / 10)  # a logarithmic axis ends above zero
+    return [[(left, y), (x + dx, y)], [(x, y - dy), (x, y + dy)]]
 
 
 def _label(point: Point, colour: str, *, weight: str = "normal") -> Label:

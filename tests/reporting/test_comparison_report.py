@@ -112,9 +112,8 @@ def test_what_is_far_off_is_told_of_and_does_not_flatten_the_picture() -> None:
     figure = frontier_plot(comparison)
     (axes,) = figure.axes
     low, high = axes.get_ylim()
-    assert (
-        60.0 < low < 75.0 < 95.0 < high
-    )  # between uniform 2 bit and the gates; full precision is seen
+    # Between uniform 2 bit and the gates; full precision is seen.
+    assert 60.0 < low < 75.0 < 95.0 < high
     assert axes.get_xlim()[1] < 5.0  # full precision is a line, for it costs 100 %
     written = {text.get_text() for text in axes.texts}
     assert "full precision, at 100 %" in written
