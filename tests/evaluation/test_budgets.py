@@ -101,3 +101,33 @@ def test_uniform_settings_belong_to_the_backbone_that_they_ran_on():
     assert at.methods["best static table"] == at.ship == "uniform 2 bit"
     changed = "best static table on the co-trained backbone"
     assert at.methods[changed] == f"{changed} at 0.58 %"
+
+
+def test_luck_on_the_reported_split_chooses_nothing():
+    # Not as good on val, or too dear there.
+    lucky = {"gate": (125, 0.6), "cascade": (190, 0.7), "static_table": (126, 0.6)}
+    steady = {"gate": (170, 0.6), "cascade": (150, 0.6), "static_table": (150, 0.6)}
+    runs = [
+        made_up_run(
+            "a",
+            (190, 0.6),
+            label="Lucky",
+            cost_weight=4.0,
+            static=(180, 0.59),
+            cascade=(180, 0.58),
+            selection=lucky,
+        ),
+        made_up_run(
+            "b",
+            (160, 0.6),
+            label="Steady",
+            budget=0.6,
+            static=(140, 0.57),
+            cascade=(140, 0.56),
+            selection=steady,
+        ),
+    ]
+    (at,) = compare_runs(runs).budgets
+    assert at.ship == "Steady"
+    assert at.methods["best static table"] == "best static table at 0.57 %"
+    assert at.methods["confidence cascade"] == "confidence cascade at 0.56 %"
