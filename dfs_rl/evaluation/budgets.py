@@ -44,7 +44,7 @@ def at_budgets(
                 budget=budget,
                 ship=ship[0].label if ship else None,
                 methods={family: point.label for family, point in standing.items()},
-                over=tuple(p.label for p in standing.values() if misses(p)),
+                over=tuple(p.label for p in standing.values() if p.budget == budget and misses(p)),
             )
         )
     told = {family for at in found for family in at.methods}

@@ -18,7 +18,7 @@ from dfs_rl.evaluation.comparison_records import (
 from dfs_rl.evaluation.curves import READ_AT
 from dfs_rl.reporting.table import WIDTH, aligned
 
-OVER = " !"
+_OVER = " !"
 """Marks a gate that spends more than it was asked to."""
 _HEAD = ("method", "seeds", "accuracy %", "computation %", "patterns")
 _GAINS = {
@@ -77,7 +77,7 @@ def budget_table(
 def _standing(point: Point | None, at: AtBudget) -> str:
     if point is None:
         return ""
-    mark = OVER if point.label in at.over else ""
+    mark = _OVER if point.label in at.over else ""
     return f"{_spread(point.accuracy, 2)} at {point.computation.mean:.3g}{mark}"
 
 

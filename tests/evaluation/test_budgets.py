@@ -55,8 +55,12 @@ def test_a_hard_budget_is_one_as_well():
 
 def test_gates_over_their_budget_are_marked():
     runs = [made_up_run("a", (150, 0.64), budget=0.6), made_up_run("b", (170, 1.25), budget=1.2)]
+    runs.append(made_up_run("c", (140, 0.65), label="Low", budget=0.6))
     low, high = compare_runs(runs).budgets
-    assert (low.over, high.over) == (("PPO, budget 0.6",), ())
+    assert low.over == ("PPO, budget 0.6", "Low")
+    # There it is well within what is allowed.
+    assert high.methods["Low"] == "Low"
+    assert high.over == ()
 
 
 def test_a_gate_that_stands_at_no_budget_has_the_whole_frontier_told():
