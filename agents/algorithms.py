@@ -36,8 +36,8 @@ from agents.hyperparameters import (
     TRPOConfig,
     UpdateSize,
     batch_size,
+    check_rollouts,
     entropy_weight,
-    rollouts_per_image,
     step_sizes,
 )
 from agents.q_learning import WalkDQN, WalkQRDQN
@@ -85,7 +85,8 @@ def build_algorithm(config: AlgorithmConfig, env: VecEnv, learning: GateLearning
     Raises:
         ConfigError: If the environments do not divide into groups, or the algorithm has no use for them.
     """
-    check_groups(env.num_envs, rollouts_per_image(config, learning.images_per_group))
+    check_rollouts(config, learning.images_per_group)
+    check_groups(env.num_envs, learning.images_per_group)
     entry = next(entry for entry in ALGORITHMS.values() if type(config) is entry.config_type)
     start, end = step_sizes(config, learning.timesteps)
     model = entry.algorithm(

@@ -102,8 +102,8 @@ class TrainAgentConfig:
         seed: Same seed, same machine, same threads: same gate.
         device: "auto", "cpu", "cuda", ...
         run_dir: New folder for the results; default runs/DATE-TIME-NAME.
-        images_per_group: Rollouts of one image that share a baseline; 1 turns this off. Default 8; 1 for dqn and
-            qrdqn, which learn from single decisions.
+        images_per_group: Rollouts of one image that share a baseline; 1 turns this off. Default 1 for a gate that begins
+            uniform, otherwise 8; dqn and qrdqn learn from single decisions and take 1 alone.
         num_envs: Images that walk side by side, repeats included.
         features: What the gate looks at before each layer: how sure a linear probe of the activation is, or its channels'
             means as well.
@@ -173,7 +173,7 @@ class TrainAgentConfig:
 
     def __post_init__(self) -> None:
         check_settings(self, "num_envs", "images_per_group", "val_walks")
-        group = rollouts_per_image(self.algorithm, self.images_per_group)
+        group = self.rollouts_per_image
         if self.num_envs % group:
             raise ConfigError(
                 f"num_envs is {self.num_envs} and images_per_group is {group}; images_per_group must divide num_envs."
@@ -216,6 +216,11 @@ class TrainAgentConfig:
     def begins(self) -> Start:
         """Where the gate begins, if it does not go on from another one."""
         return self.start or ("uniform" if self._can_begin_uniform else "indifferent")
+
+    @property
+    def rollouts_per_image(self) -> int:
+        """How many rollouts of one image share a baseline."""
+        return rollouts_per_image(self.algorithm, self.images_per_group, start=self.begins)
 
     @property
     def all_budgets(self) -> bool:
@@ -281,7 +286,7 @@ def plan_of(
         position=1.0
         if prices is None or config.budget is not None
         else prices.position(weights.cost),
-        images_per_group=rollouts_per_image(config.algorithm, config.images_per_group),
+        images_per_group=config.rollouts_per_image,
         num_envs=config.num_envs,
         features=config.features,
         # The gate that is gone on from has its width.

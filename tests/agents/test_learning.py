@@ -212,6 +212,25 @@ def test_what_is_asked_for_holds_wherever_a_gate_begins() -> None:
     assert suited_to(critic, "uniform", timesteps=300_000) == critic
 
 
+@pytest.mark.parametrize(
+    ("algo", "asked", "start", "expected"),
+    [
+        ("ppo", None, "uniform", 1),
+        ("ppo", None, "indifferent", 8),
+        ("ppo", 4, "uniform", 4),
+        ("ppo", 1, "indifferent", 1),
+        ("recurrent_ppo", None, "uniform", 1),
+        ("dqn", None, "indifferent", 1),
+        ("qrdqn", 1, "indifferent", 1),
+    ],
+)
+def test_images_are_walked_several_times_where_a_gate_begins_indifferent(
+    algo: str, asked: int | None, start, expected: int
+) -> None:
+    config = ALGORITHMS[algo].config_type()
+    assert rollouts_per_image(config, asked, start=start) == expected
+
+
 def test_learning_rate_falls_linearly(
     planted_backbone: WalkableBackbone, planted_images: ImageSet
 ) -> None:
@@ -242,7 +261,7 @@ def test_every_algorithm_has_a_name_and_builds(
 ) -> None:
     for entry in ALGORITHMS.values():
         config = entry.config_type()
-        group = rollouts_per_image(config, None)
+        group = rollouts_per_image(config, None, start="indifferent")
         model = make_model(config, planted_backbone, planted_images, group=group)
         assert isinstance(model, entry.algorithm)
 
