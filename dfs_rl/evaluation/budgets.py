@@ -3,7 +3,7 @@
 import statistics
 from collections.abc import Sequence
 
-from dfs_rl.evaluation.comparison_records import GATE, ON_COTRAINED, AtBudget, Point
+from dfs_rl.evaluation.comparison_records import GATE, AtBudget, Point
 from dfs_rl.evaluation.verdict import SAME_COST
 
 
@@ -27,10 +27,9 @@ def at_budgets(
     by_family: dict[str, list[Point]] = {}
     for point in points:
         by_family.setdefault(point.family, []).append(point)
-    cotrained = any(point.label.endswith(ON_COTRAINED) for point in references)
-    for family, members in by_family.items():
-        if members[0].kind == "static_table" and family.endswith(ON_COTRAINED) == cotrained:
-            members.extend(references)
+    for members in by_family.values():
+        if members[0].kind == "static_table":
+            members.extend(p for p in references if p.cotrained == members[0].cotrained)
     found = []
     for budget in budgets:
         standing = {
@@ -89,7 +88,7 @@ def _standing(members: Sequence[Point], budget: float) -> Sequence[Point]:
 def _best_within(points: Sequence[Point], budget: float) -> Sequence[Point]:
     """Return the best point at no more than about a cost, if there is one; of equal ones the cheapest.
 
-    As everywhere, costs within 5 % count as equal: rivals are searched up to that far above what a gate costs.
+    As everywhere, costs within ``SAME_COST`` count as equal: rivals are searched up to that far above what a gate costs.
     """
     within = [p for p in points if p.selection_computation <= (1 + SAME_COST) * budget]
     return sorted(within, key=lambda p: (-p.selection_accuracy, p.selection_computation))[:1]

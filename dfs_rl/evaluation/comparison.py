@@ -13,7 +13,6 @@ from dfs_rl.errors import DataError
 from dfs_rl.evaluation.budgets import at_budgets
 from dfs_rl.evaluation.comparison_records import (
     GATE,
-    ON_COTRAINED,
     ComparisonOfRuns,
     EvaluatedRun,
     Pair,
@@ -36,6 +35,9 @@ _BUDGETS = ("budget", "hard_budget")
 _KNOBS = (*_BUDGETS, "cost_weight")
 """The settings that move a gate along its curve."""
 _BEFORE = "_before"
+"""End of the keys of rivals on the backbone from before co-training."""
+_ON_COTRAINED = " on the co-trained backbone"
+"""End of the names of rivals and settings that run on what it made of it."""
 _ALTERNATIVES = ("static_table", "cascade", "exits")
 """The rivals that one could ship instead of a gate."""
 _DIGITS = (3, 4, 5)
@@ -285,18 +287,23 @@ def _rival_point(key: str, group: Sequence[EvaluatedRun]) -> Point:
     name = key.removesuffix(_BEFORE)
     base = group[0].summary.method(name)
     label = method.label if base is None else base.label
-    if _is_cotrained(group[0]) and not key.endswith(_BEFORE):
-        label += ON_COTRAINED
+    cotrained = _is_cotrained(group[0]) and not key.endswith(_BEFORE)
     point = _point(method.label, key, group[:1], patterns=None, gains={})
-    return replace(point, kind=name, family=label)
+    family = f"{label}{_ON_COTRAINED}" if cotrained else label
+    return replace(point, kind=name, family=family, cotrained=cotrained)
 
 
 def _references(run: EvaluatedRun) -> list[Point]:
     """Uniform settings of the backbone, which are the same in every run whose backbone was left alone."""
-    changed = ON_COTRAINED if _is_cotrained(run) else ""
-    fixed = [m for m in run.summary.methods if m.role == "fixed"]
-    points = [_point(f"{m.label}{changed}", m.key, [run], patterns=None, gains={}) for m in fixed]
-    return sorted(points, key=lambda point: point.computation.mean)
+    cotrained = _is_cotrained(run)
+    changed = _ON_COTRAINED if cotrained else ""
+    points = (
+        _point(f"{m.label}{changed}", m.key, [run], patterns=None, gains={})
+        for m in run.summary.methods
+        if m.role == "fixed"
+    )
+    told = (replace(point, cotrained=cotrained) for point in points)
+    return sorted(told, key=lambda point: point.computation.mean)
 
 
 def _frontier(points: Sequence[Point]) -> list[Point]:
@@ -362,9 +369,9 @@ def _traced(runs: Sequence[EvaluatedRun], worst: CurvePoint) -> Iterator[Traced]
             group = next(iter(whole.values()))
             kind = next(m.label for m in group[there[0]].summary.methods if m.key == key)
             yield Traced(
-                label=label if is_gate else f"{kind.removesuffix('s')}s at the costs of {label}",
-                lacking=lacking,
                 gate=label,
+                rival=None if is_gate else f"{kind.removesuffix('s')}s",
+                lacking=lacking,
                 seeds=tuple(whole),
                 outcomes=[[_outcome(group[i], key) for i in there] for group in whole.values()],
                 histograms=[

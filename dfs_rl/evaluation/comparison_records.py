@@ -9,8 +9,6 @@ from dfs_rl.evaluation.summary import EvaluationSummary
 
 GATE = "gate"
 """Kind of a point that is a gate, and key of a gate's outcomes."""
-ON_COTRAINED = " on the co-trained backbone"
-"""End of the names of rivals and settings that run on what co-training made of the backbone."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -92,6 +90,7 @@ class Point:
         patterns: Distinct bit patterns; of rivals None.
         gains: Accuracy minus that of each rival at no more than its cost, in points, by the rival's key; empty for rivals.
         above: The rivals that it is above by more than two standard deviations over seeds, and beyond chance over images.
+        cotrained: Whether it runs on what co-training made of the backbone.
     """
 
     label: str
@@ -107,6 +106,7 @@ class Point:
     patterns: Spread | None
     gains: Mapping[str, Spread]
     above: tuple[str, ...] = ()
+    cotrained: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,6 +151,8 @@ class Curve:
 
     Attributes:
         label: What tables call it.
+        gate: Label of the gate at whose costs it is; its own for a gate.
+        rival: What it is without that gate, for example ``"confidence cascades"``; None for a gate.
         points: How many budgets or prices.
         seeds: How many seeds have all of them; the others do not count.
         lacking: How many others there are.
@@ -165,6 +167,8 @@ class Curve:
     """
 
     label: str
+    gate: str
+    rival: str | None
     points: int
     seeds: int
     lacking: int

@@ -14,6 +14,7 @@ from dfs_rl.evaluation.comparison_records import (
     Point,
     Spread,
 )
+from dfs_rl.evaluation.verdict import SAME_COST
 
 
 def verdict_of(
@@ -61,7 +62,7 @@ def verdict_of(
     over = [p for p in gates if misses(p)]
     if over:
         missed = "; ".join(f"{p.label} ({p.computation.mean:.3g} %)" for p in over)
-        yield f"More than 5 % above the budget that was asked for: {missed}."
+        yield f"More than {100 * SAME_COST:g} % above the budget that was asked for: {missed}."
     for key, name in (
         ("static_table", "best static table"),
         ("cascade", "confidence cascade"),
@@ -78,7 +79,7 @@ def verdict_of(
         )
     yield from _paired(pairs, by_label)
     for curve in curves:
-        if curve.lacking and curve.histograms:
+        if curve.lacking and curve.rival is None:
             yield (
                 f"{curve.lacking} of {curve.lacking + curve.seeds} seeds of {curve.label} lack a budget that others have, and have no part "
                 "in its curve."
@@ -121,16 +122,15 @@ def _paired(pairs: Sequence[Pair], by_label: Mapping[str, Point]) -> Iterator[st
 
 def _areas(curves: Sequence[Curve], differences: Sequence[CurvePair]) -> Iterator[str]:
     """Rank the gates by area beside their rivals', and say which differences hold over images, and over seeds as well."""
-    gates = sorted((c for c in curves if c.histograms), key=lambda c: -c.hypervolume.mean)
+    gates = sorted((c for c in curves if c.rival is None), key=lambda c: -c.hypervolume.mean)
     if not gates:
         return
     ranked = []
     for gate in gates:
-        at_its_costs = f" at the costs of {gate.label}"
         rivals = ", ".join(
-            f"{curve.label.removesuffix(at_its_costs)} {curve.hypervolume.mean:.2f}"
+            f"{curve.rival} {curve.hypervolume.mean:.2f}"
             for curve in curves
-            if curve.label.endswith(at_its_costs)
+            if curve.rival is not None and curve.gate == gate.label
         )
         beside = f" ({rivals})" if rivals else ""
         ranked.append(f"{gate.label} {gate.hypervolume.mean:.2f}{beside}")

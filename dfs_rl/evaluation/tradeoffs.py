@@ -26,8 +26,8 @@ class Traced:
     """A method at several budgets.
 
     Attributes:
-        label: What tables call it.
-        gate: Label of the gate whose costs it has; its own for a gate.
+        gate: Label of the gate whose costs it has.
+        rival: What it is if it is not that gate itself, for example ``"confidence cascades"``.
         seeds: The seeds.
         outcomes: What it did, ``[seeds][points]``.
         histograms: How often each layer ran at each option, ``[seeds][points]`` of ``[layers, options]``; empty for no gate.
@@ -35,13 +35,18 @@ class Traced:
         lacking: Seeds that have no part in it, because they lack a point.
     """
 
-    label: str
     gate: str
+    rival: str | None
     seeds: tuple[object, ...]
     outcomes: Sequence[Sequence[Outcome]]
     histograms: Sequence[Sequence[Tensor]]
     worst: CurvePoint
     lacking: int
+
+    @property
+    def label(self) -> str:
+        """What tables call it."""
+        return self.gate if self.rival is None else f"{self.rival} at the costs of {self.gate}"
 
     def curve(self) -> Curve:
         """Return its figures."""
@@ -58,6 +63,8 @@ class Traced:
             )
         return Curve(
             label=self.label,
+            gate=self.gate,
+            rival=self.rival,
             points=correct.shape[1],
             seeds=len(self.seeds),
             lacking=self.lacking,
@@ -103,11 +110,11 @@ def curve_pairs(traced: Sequence[Traced]) -> Iterator[CurvePair]:
     """Compare the curve of every gate with its rivals' and with those of the gates after it."""
     areas = [method.drawn_areas() for method in traced]
     for i, first in enumerate(traced):
-        if first.label != first.gate:
+        if first.rival is not None:
             continue
         for j, second in enumerate(traced):
-            own_rival = second.label != second.gate and second.gate == first.gate
-            later_gate = second.label == second.gate and j > i
+            own_rival = second.rival is not None and second.gate == first.gate
+            later_gate = second.rival is None and j > i
             if not (own_rival or later_gate):
                 continue
             ours, theirs = first.areas(), second.areas()

@@ -37,6 +37,6 @@ def comparison_pictures(comparison: ComparisonOfRuns) -> ComparisonPictures:
         mixes={
             curve.label: style.to_png(mix_plot(curve, comparison.options))
             for curve in comparison.curves
-            if curve.histograms
+            if curve.rival is None
         },
     )

@@ -16,10 +16,16 @@ from dfs_rl.evaluation.comparison_records import (
     Spread,
 )
 from dfs_rl.evaluation.curves import READ_AT
+from dfs_rl.evaluation.verdict import SAME_COST
 from dfs_rl.reporting.table import WIDTH, aligned
 
 _OVER = " !"
 """Marks a gate that spends more than it was asked to."""
+ABOUT_BUDGETS = (
+    f"Of each method what was asked to keep to the budget, or else the best that costs at most {100 * SAME_COST:g} % more, chosen on "
+    f"val. An exclamation mark: it spends over {100 * SAME_COST:g} % more than it was asked to."
+)
+"""How to read the table of budgets."""
 _HEAD = ("method", "seeds", "accuracy %", "computation %", "patterns")
 _GAINS = {
     "static_table": "minus static",
@@ -40,7 +46,9 @@ def comparison_text(comparison: ComparisonOfRuns) -> str:
     )
     parts = [head]
     if comparison.budgets:
-        parts.append(aligned(*budget_table(comparison)))
+        parts.append(
+            aligned(*budget_table(comparison)) + "\n" + textwrap.fill(ABOUT_BUDGETS, WIDTH)
+        )
     parts.append(aligned(*points_table(comparison)))
     if comparison.curves:
         parts.append(aligned(*curve_table(comparison)))

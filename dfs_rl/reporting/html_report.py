@@ -8,6 +8,7 @@ from dfs_rl.evaluation.comparison_records import ComparisonOfRuns
 from dfs_rl.reporting import html_page
 from dfs_rl.reporting.comparison_pictures import ComparisonPictures
 from dfs_rl.reporting.comparison_text import (
+    ABOUT_BUDGETS,
     TRAINING_HEAD,
     budget_table,
     curve_table,
@@ -81,13 +82,8 @@ def html_report(
 def _budgets(comparison: ComparisonOfRuns) -> str:
     if not comparison.budgets:
         return ""
-    about = (
-        "Of each method what was asked to keep to the budget, or else the best that costs at most 5 % more, chosen on val. An "
-        "exclamation mark: it spends more than it was asked to."
-    )
-    return (
-        f'<h2>Budget by budget</h2><p class="muted">{about}</p>{table(*budget_table(comparison))}'
-    )
+    about = f'<p class="muted">{html.escape(ABOUT_BUDGETS)}</p>'
+    return f"<h2>Budget by budget</h2>{about}{table(*budget_table(comparison))}"
 
 
 def _mix(label: str, png: bytes) -> str:
