@@ -12,7 +12,7 @@ _STYLE = """
   :root { --ink: #e6e6e6; --muted: #a0a0a0; --faint: #444; --paper: #16181a; --raised: #202326; }
 }
 * { box-sizing: border-box; }
-body { margin: 0 auto; padding: 1.5rem; max-width: 68rem; color: var(--ink); background: var(--paper);
+body { margin: 0 auto; padding: 1.5rem; max-width: 74rem; color: var(--ink); background: var(--paper);
   font: 16px/1.5 system-ui, sans-serif; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.5rem; } h3 { font-size: 1rem; }
 .verdict { background: var(--raised); border-left: 4px solid #d55e00; padding: .5rem 1rem; }
@@ -31,7 +31,14 @@ pre { overflow-x: auto; background: var(--raised); padding: .6rem; font-size: .8
   max-width: 15rem; padding: .2rem .5rem; border-radius: 4px; font-size: .8rem; color: #fff; background: #222; pointer-events: none; }
 .plot span.right::after { left: auto; right: 14px; }
 .plot span:hover::after { display: block; }
-@media print { details { display: block; } details > * { display: block; } }
+@media print {
+  details, details > * { display: block; }
+  details::details-content { content-visibility: visible; }
+  .scroll { overflow: visible; } pre { white-space: pre-wrap; overflow-wrap: anywhere; }
+  table { font-size: .7rem; } th, td { white-space: normal; padding: .15rem .25rem; }
+  th:first-child, td:first-child { min-width: 0; }
+  tr, img { break-inside: avoid; } h2, h3 { break-after: avoid; }
+}
 .muted { color: var(--muted); font-size: .9rem; }
 """
 
