@@ -30,7 +30,7 @@ CLASSES = 10
 IMAGES = 1000
 
 
-def make_env(num_envs: int, group: int, dtype: torch.dtype, device: str) -> SB3GatingVecEnv:
+def make_env(num_envs: int, dtype: torch.dtype, device: str) -> SB3GatingVecEnv:
     """Build the environment over random weights and images."""
     torch.manual_seed(0)
     statistics_ = ChannelStatistics(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
@@ -46,7 +46,7 @@ def make_env(num_envs: int, group: int, dtype: torch.dtype, device: str) -> SB3G
         budget=None,
         class_names=tuple(map(str, range(CLASSES))),
     )
-    return SB3GatingVecEnv(task, num_envs, images_per_group=group, seed=0)
+    return SB3GatingVecEnv(task, num_envs, seed=0)
 
 
 def bare_rate(env: SB3GatingVecEnv, episodes: int) -> float:
@@ -83,12 +83,12 @@ def main() -> None:
     torch.set_num_threads(settings.threads)
     dtype = precision.resolve(settings.precision, torch.device(settings.device))
 
-    env = make_env(settings.num_envs, 8, dtype, settings.device)
+    env = make_env(settings.num_envs, dtype, settings.device)
     learning = GateLearning(
         timesteps=600_000,
         feature_sizes=env.task.backbone.feature_sizes,
         hidden=16,
-        images_per_group=8,
+        images_per_group=1,
         seed=0,
         device=settings.device,
     )
