@@ -14,10 +14,7 @@ from torch import Tensor
 
 from agents.q_learning import replay_tensors, restore_replay
 from dfs_rl.errors import CheckpointError
-from dfs_rl.runs import Checkpoint, RunFolder
-
-CHECKPOINT = "last"
-"""Name of a run's checkpoint of a gate's training, which each new one replaces."""
+from dfs_rl.runs import LAST_CHECKPOINT, Checkpoint, RunFolder
 
 
 class ResumableEnv(Protocol):
@@ -42,9 +39,9 @@ def last_checkpoint(run: RunFolder, *, needed: AbstractSet[str]) -> Checkpoint |
     Raises:
         CheckpointError: If one of them is missing, or the checkpoint cannot be read.
     """
-    if not run.has_checkpoint(CHECKPOINT):
+    if not run.has_checkpoint(LAST_CHECKPOINT):
         return None
-    checkpoint = run.load_checkpoint(CHECKPOINT)
+    checkpoint = run.load_checkpoint(LAST_CHECKPOINT)
     missing = needed - checkpoint.state.keys()
     if missing:
         raise CheckpointError(

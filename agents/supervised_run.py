@@ -11,7 +11,7 @@ from torch import Tensor
 
 from agents.best_gate import BestGate
 from agents.blockdrop import BlockDropTrainer
-from agents.checkpoint import CHECKPOINT, last_checkpoint
+from agents.checkpoint import last_checkpoint
 from agents.cotrain import CoTrainer
 from agents.cotrain_hyperparameters import CoTrainConfig
 from agents.deploy import untrained_gate
@@ -40,7 +40,7 @@ from dfs_rl.gating.learned import LearnedGate
 from dfs_rl.gating.masks import gated_budget
 from dfs_rl.gating.reward import RewardWeights
 from dfs_rl.interrupts import stop_on_interrupt
-from dfs_rl.runs import RunFolder
+from dfs_rl.runs import LAST_CHECKPOINT, RunFolder
 from dfs_rl.seeding import seed_everything, stream_seed
 
 _SPAN = 8.0
@@ -284,7 +284,7 @@ def train_supervised(
     def save() -> None:
         tensors = trainer.tensors() | best.tensors() | validator.tensors()
         extra = {"metrics": len(run.read_metrics()), "validation": validator.state}
-        run.save_checkpoint(CHECKPOINT, tensors, {"trainer": trainer.state} | extra)
+        run.save_checkpoint(LAST_CHECKPOINT, tensors, {"trainer": trainer.state} | extra)
 
     if checkpoint is None:
         if plan.start == "uniform":

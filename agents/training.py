@@ -11,7 +11,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from agents.algorithms import GateLearning, build_algorithm
 from agents.best_gate import BestGate
 from agents.callbacks import Checkpointing, FiniteGuard, Lifecycle, Schedules, UpdateLog, learn
-from agents.checkpoint import CHECKPOINT, capture, last_checkpoint, restore
+from agents.checkpoint import capture, last_checkpoint, restore
 from agents.cotrain import CoTrainer, CoTraining
 from agents.cotrain_hyperparameters import CoTrainConfig
 from agents.deploy import deploy, untrained_gate
@@ -26,7 +26,7 @@ from dfs_rl.gating.dial import Dial, PriceRange
 from dfs_rl.gating.learned import LearnedGate
 from dfs_rl.gating.reward import RewardWeights
 from dfs_rl.interrupts import stop_on_interrupt
-from dfs_rl.runs import RunFolder
+from dfs_rl.runs import LAST_CHECKPOINT, RunFolder
 from envs.sb3 import SB3GatingVecEnv
 from envs.task import Task
 
@@ -254,7 +254,7 @@ def train_gate(
             "validation": validator.state,
             "backbone_steps": trainer.steps if trainer else 0,
         }
-        run.save_checkpoint(CHECKPOINT, tensors, learned.state | extra)
+        run.save_checkpoint(LAST_CHECKPOINT, tensors, learned.state | extra)
 
     callbacks: list[BaseCallback] = [
         FiniteGuard(lifecycle),

@@ -27,11 +27,10 @@ from dfs_rl.evaluation.uniform import uniform_accuracies, uniform_points
 from dfs_rl.files import exclusive
 from dfs_rl.gating.model import BACKBONE_FOLDER
 from dfs_rl.interrupts import StopRequest, stop_on_interrupt
-from dfs_rl.runs import RunFolder, write_json
+from dfs_rl.runs import LAST_CHECKPOINT, RunFolder, write_json
 
 KIND = "train_backbone"
 PROG = "python -m dfs_rl.train_backbone"
-CHECKPOINT = "last"
 SUMMARY = "summary.json"
 
 
@@ -91,8 +90,8 @@ def train_supernet(
         sys.stderr.write(f"The training in {run.path} is finished.\n")
         return load_stored_backbone(run.path)
     progress = Progress()
-    if run.has_checkpoint(CHECKPOINT):
-        checkpoint = run.load_checkpoint(CHECKPOINT)
+    if run.has_checkpoint(LAST_CHECKPOINT):
+        checkpoint = run.load_checkpoint(LAST_CHECKPOINT)
         progress = config_from_dict(checkpoint.state, Progress, source=str(run.checkpoint_dir))
         trainer.restore(checkpoint.tensors, Position(progress.epoch, progress.step))
         run.truncate_metrics(progress.epoch)
@@ -107,7 +106,7 @@ def train_supernet(
                 if progress.step == 0:
                     _log_epoch(run, board, progress, trainer.snapshot(), few, total=config.epochs)
                     progress = Progress(epoch=progress.epoch)
-                run.save_checkpoint(CHECKPOINT, trainer.tensors(), config_to_dict(progress))
+                run.save_checkpoint(LAST_CHECKPOINT, trainer.tensors(), config_to_dict(progress))
                 if stopping.made and progress.epoch < config.epochs:
                     raise KeyboardInterrupt(
                         f"Stopped after {progress.epoch} of {config.epochs} epochs; everything is saved. "

@@ -8,7 +8,7 @@ from dfs_rl.files import (
     write_json,
 )
 from dfs_rl.runs.descriptions import read_description, write_description
-from dfs_rl.runs.folder import RunFolder
+from dfs_rl.runs.folder import LAST_CHECKPOINT, RunFolder
 from dfs_rl.runs.tensors import (
     Checkpoint,
     load_checkpoint,
@@ -18,6 +18,7 @@ from dfs_rl.runs.tensors import (
 )
 
 __all__ = [
+    "LAST_CHECKPOINT",
     "Checkpoint",
     "RunFolder",
     "load_checkpoint",

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 RECORD = "run.json"
+LAST_CHECKPOINT = "last"
+"""Name of the checkpoint that a training goes on from, which each new one replaces."""
 _CONFIG = "config.yaml"
 _METRICS = "metrics.jsonl"
 _CHECKPOINTS = "checkpoints"
@@ -235,7 +237,7 @@ class RunFolder:
         """Replace the checkpoint ``name`` by these tensors and this state, both or neither.
 
         Args:
-            name: For example ``"last"`` or ``"best"``.
+            name: For example ``LAST_CHECKPOINT``.
             tensors: Weights and optimiser moments.
             state: JSON values, all numbers finite.
         """

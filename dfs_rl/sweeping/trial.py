@@ -22,7 +22,7 @@ from dfs_rl.devices import resolve_device
 from dfs_rl.errors import DfsRlError
 from dfs_rl.evaluation.curves import CurvePoint
 from dfs_rl.files import exclusive
-from dfs_rl.runs import RunFolder
+from dfs_rl.runs import LAST_CHECKPOINT, RunFolder
 from dfs_rl.runs.folder import RECORD
 from dfs_rl.sweeping.commands import SweepCommand, command_of
 from dfs_rl.sweeping.space import from_word
@@ -40,7 +40,6 @@ POINTS = "points"
 """What the trial's result costs and gets right on val, as JSON; of each seed."""
 CANDIDATE = "candidate"
 SEED = "seed"
-_CHECKPOINT = "last"
 _VALIDATION = "validation"
 
 
@@ -130,11 +129,11 @@ def _begun(command: SweepCommand, config: Any) -> RunFolder | None:  # noqa: ANN
 
 def _forget_the_best(run: RunFolder) -> None:
     """Have the best gate chosen anew, for under other rewards it may be another one."""
-    if not run.has_checkpoint(_CHECKPOINT):
+    if not run.has_checkpoint(LAST_CHECKPOINT):
         return
-    tensors, state = run.load_checkpoint(_CHECKPOINT)
+    tensors, state = run.load_checkpoint(LAST_CHECKPOINT)
     if _VALIDATION in state:
-        run.save_checkpoint(_CHECKPOINT, tensors, {**state, _VALIDATION: None})
+        run.save_checkpoint(LAST_CHECKPOINT, tensors, {**state, _VALIDATION: None})
 
 
 class _Watcher:

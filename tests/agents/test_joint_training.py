@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from agents.checkpoint import CHECKPOINT
 from agents.cotrain import CoTrainer, gated_walk
 from agents.cotrain_hyperparameters import CoTrainConfig
 from agents.gate_trainer import GateTask
@@ -23,6 +22,7 @@ from dfs_rl.data import Dataset, ImageSet
 from dfs_rl.evaluation.run_gate import evaluate_gate
 from dfs_rl.gating.learned import LayerwiseGate
 from dfs_rl.gating.storage import load_gate
+from dfs_rl.runs import LAST_CHECKPOINT
 from dfs_rl.seeding import torch_generator
 from tests.agents.test_resume import assert_equal_runs, make_dataset, make_stored
 from tests.agents.test_supervised import PER_STEP, make_plan, new_run, train
@@ -165,7 +165,7 @@ def test_ctrl_c_saves_and_the_run_goes_on_as_if_nothing_had_happened(
     result = train(whole, plan)
     with pytest.raises(KeyboardInterrupt):
         train(parts, plan, stop_at=6 * PER_STEP)
-    assert 0 < parts.load_checkpoint(CHECKPOINT).state["trainer"]["backbone_steps"] <= 6
+    assert 0 < parts.load_checkpoint(LAST_CHECKPOINT).state["trainer"]["backbone_steps"] <= 6
     assert train(parts, plan) == result
     assert_equal_runs(whole, parts)
     weights = [load_backbone(run.path / "backbone").state_dict() for run in (whole, parts)]

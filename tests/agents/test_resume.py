@@ -11,7 +11,6 @@ import pytest
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
 
-from agents.checkpoint import CHECKPOINT
 from agents.cotrain_hyperparameters import CoTrainConfig
 from agents.hyperparameters import (
     A2CConfig,
@@ -29,7 +28,7 @@ from dfs_rl.data import Dataset, ImageSet, channel_statistics
 from dfs_rl.errors import CheckpointError
 from dfs_rl.gating.dial import PriceRange
 from dfs_rl.gating.reward import RewardWeights
-from dfs_rl.runs import RunFolder, load_tensors
+from dfs_rl.runs import LAST_CHECKPOINT, RunFolder, load_tensors
 
 STEPS_PER_UPDATE = 16 * 3
 
@@ -132,7 +131,7 @@ def assert_equal_runs(first: RunFolder, second: RunFolder) -> None:
     weights = [load_tensors(run.path / "gate" / "gate.safetensors") for run in (first, second)]
     assert weights[0].keys() == weights[1].keys()
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
-    ends = [run.load_checkpoint(CHECKPOINT) for run in (first, second)]
+    ends = [run.load_checkpoint(LAST_CHECKPOINT) for run in (first, second)]
     assert ends[0].state == ends[1].state
     assert ends[0].tensors.keys() == ends[1].tensors.keys()
     assert all(torch.equal(value, ends[1].tensors[name]) for name, value in ends[0].tensors.items())
@@ -179,7 +178,7 @@ def test_ctrl_c_saves_and_the_run_goes_on_as_if_nothing_had_happened(
     with pytest.raises(KeyboardInterrupt):
         train(parts, plan, SignalAt(2 * STEPS_PER_UPDATE + 32, signal.SIGINT))
     # The update at hand was finished, and that is where the checkpoint is.
-    assert parts.load_checkpoint(CHECKPOINT).state["timesteps"] == 3 * STEPS_PER_UPDATE
+    assert parts.load_checkpoint(LAST_CHECKPOINT).state["timesteps"] == 3 * STEPS_PER_UPDATE
     assert train(parts, plan) == result
     assert_equal_runs(whole, parts)
 
@@ -196,7 +195,7 @@ def test_kill_loses_only_what_came_after_the_checkpoint(tmp_path: Path) -> None:
     )
     assert child.returncode == -signal.SIGKILL
     parts = RunFolder.open(tmp_path / "parts")
-    assert parts.load_checkpoint(CHECKPOINT).state["timesteps"] == 3 * STEPS_PER_UPDATE
+    assert parts.load_checkpoint(LAST_CHECKPOINT).state["timesteps"] == 3 * STEPS_PER_UPDATE
     assert parts.read_metrics()[-1]["timesteps"] == 5 * STEPS_PER_UPDATE
     assert train(parts, plan) == result
     assert_equal_runs(whole, parts)
@@ -240,7 +239,7 @@ def test_a_checkpoint_of_another_gate_is_refused_in_a_sentence(tmp_path: Path) -
 
 def test_a_checkpoint_of_something_else_is_refused_in_a_sentence(tmp_path: Path) -> None:
     run = new_run(tmp_path / "run")
-    run.save_checkpoint(CHECKPOINT, {"weight": torch.zeros(1)}, {"timesteps": 3, "epoch": 1})
+    run.save_checkpoint(LAST_CHECKPOINT, {"weight": torch.zeros(1)}, {"timesteps": 3, "epoch": 1})
     with pytest.raises(CheckpointError, match="is not one of a gate's training"):
         train(run, make_plan(PPOConfig()))
 

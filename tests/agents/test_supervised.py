@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from agents.checkpoint import CHECKPOINT
 from agents.gate_trainer import GateTask
 from agents.hyperparameters import GateKind
 from agents.progress import ProgressBar
@@ -27,7 +26,7 @@ from dfs_rl.data import ImageSet
 from dfs_rl.errors import CheckpointError, ConfigError, TrainingError
 from dfs_rl.evaluation.run_gate import evaluate_gate, evaluate_table
 from dfs_rl.gating.learned import LayerwiseGate, LearnedGate, RecurrentGate
-from dfs_rl.runs import RunFolder
+from dfs_rl.runs import LAST_CHECKPOINT, RunFolder
 from tests.agents.conftest import PlantedBackbone
 from tests.agents.test_resume import assert_equal_runs, make_dataset, make_stored
 
@@ -275,7 +274,7 @@ def test_ctrl_c_saves_and_the_run_goes_on_as_if_nothing_had_happened(
     result = train(whole, plan)
     with pytest.raises(KeyboardInterrupt):
         train(parts, plan, stop_at=6 * PER_STEP)
-    assert parts.load_checkpoint(CHECKPOINT).state["trainer"]["steps"] == 6
+    assert parts.load_checkpoint(LAST_CHECKPOINT).state["trainer"]["steps"] == 6
     assert train(parts, plan) == result
     assert_equal_runs(whole, parts)
     assert train(parts, plan) == result  # finished, it stays as it is
@@ -295,7 +294,7 @@ def test_what_came_after_the_last_checkpoint_is_made_again(tmp_path: Path) -> No
 
 def test_a_checkpoint_of_something_else_is_refused_in_a_sentence(tmp_path: Path) -> None:
     run = new_run(tmp_path / "run")
-    run.save_checkpoint(CHECKPOINT, {"weight": torch.zeros(1)}, {"timesteps": 3, "metrics": 0})
+    run.save_checkpoint(LAST_CHECKPOINT, {"weight": torch.zeros(1)}, {"timesteps": 3, "metrics": 0})
     with pytest.raises(CheckpointError, match=r"it lacks .'trainer', 'validation'"):
         train(run, make_plan())
 
