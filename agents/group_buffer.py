@@ -93,8 +93,8 @@ def walking_baseline(
 class GroupRolloutBuffer(DictRolloutBuffer):
     """A rollout buffer in which an advantage is a return minus the mean return of the image's other rollouts.
 
-    An image's difficulty dominates its reward: how well its options were chosen is a small difference beside it, which a learned
-    value function of the pooled channels does not resolve. Rollouts of the same image share the difficulty, so it cancels.
+    An image's difficulty dominates its reward: how well its options were chosen is a small difference beside it, and a learned value
+    function tells difficulty only in part. Rollouts of the same image share it, so it cancels, for which an update sees fewer images.
 
     With ``whole_walks`` a rollout is one walk of each environment, of which some leave early and rest, see ``SB3GatingVecEnv``. What
     they do while they rest takes no part in updates.

@@ -175,8 +175,9 @@ class TrainAgentConfig:
         check_settings(self, "num_envs", "images_per_group", "val_walks")
         group = self.rollouts_per_image
         if self.num_envs % group:
+            default = ", as it is by default here" if self.images_per_group is None else ""
             raise ConfigError(
-                f"num_envs is {self.num_envs} and images_per_group is {group}; images_per_group must divide num_envs."
+                f"num_envs is {self.num_envs} and images_per_group is {group}{default}; images_per_group must divide num_envs."
             )
         if self.budget is not None and self.cost_weight is not None:
             raise ConfigError(

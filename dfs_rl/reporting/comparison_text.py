@@ -47,7 +47,9 @@ def comparison_text(comparison: ComparisonOfRuns) -> str:
     parts = [head]
     if comparison.budgets:
         parts.append(
-            aligned(*budget_table(comparison)) + "\n" + textwrap.fill(ABOUT_BUDGETS, WIDTH)
+            aligned(*budget_table(comparison))
+            + "\n"
+            + textwrap.fill(ABOUT_BUDGETS, WIDTH, subsequent_indent="  ")
         )
     parts.append(aligned(*points_table(comparison)))
     if comparison.curves:

@@ -32,7 +32,6 @@ pre { overflow-x: auto; background: var(--raised); padding: .6rem; font-size: .8
 .plot span.right::after { left: auto; right: 14px; }
 .plot span:hover::after { display: block; }
 @media print {
-  details, details > * { display: block; }
   details::details-content { content-visibility: visible; }
   .scroll { overflow: visible; } pre { white-space: pre-wrap; overflow-wrap: anywhere; }
   table { font-size: .7rem; } th, td { white-space: normal; padding: .15rem .25rem; }

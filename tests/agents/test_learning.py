@@ -256,12 +256,13 @@ def test_default_step_sizes_shrink_with_the_length_of_the_training(
     assert step_sizes(config, timesteps) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("start", ["uniform", "indifferent"])
 def test_every_algorithm_has_a_name_and_builds(
-    planted_backbone: WalkableBackbone, planted_images: ImageSet
+    planted_backbone: WalkableBackbone, planted_images: ImageSet, start
 ) -> None:
     for entry in ALGORITHMS.values():
         config = entry.config_type()
-        group = rollouts_per_image(config, None, start="indifferent")
+        group = rollouts_per_image(config, None, start=start)
         model = make_model(config, planted_backbone, planted_images, group=group)
         assert isinstance(model, entry.algorithm)
 

@@ -275,6 +275,22 @@ def test_flags_reach_the_training() -> None:
     assert plan_of(TrainAgentConfig(fixed_budget=True), "cpu").prices is None
 
 
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, 1),
+        ({"start": "indifferent"}, 8),
+        ({"backbone_mode": "co-train"}, 8),
+        ({"init_gate": Path("gate")}, 8),
+        ({"images_per_group": 4}, 4),
+        ({"algo": "dqn"}, 1),
+    ],
+)
+def test_images_are_walked_as_often_as_suits_where_a_gate_begins(settings, expected: int) -> None:
+    config = TrainAgentConfig(**settings)
+    assert plan_of(config, "cpu").images_per_group == config.rollouts_per_image == expected
+
+
 def test_every_setting_survives_the_run_folders_yaml(tmp_path: Path) -> None:
     config = TrainAgentConfig(
         backbone=tmp_path,

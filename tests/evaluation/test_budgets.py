@@ -84,27 +84,35 @@ def test_uniform_settings_are_static_tables_and_nothing_may_be_cheap_enough():
     )
 
 
-def test_uniform_settings_belong_to_the_backbone_that_they_ran_on():
-    plain = made_up_run("plain", (110, 0.55), budget=0.6, static=(115, 0.56), cascade=(90, 0.57))
-    other = made_up_run("other", (110, 0.55), label="Co", budget=0.6, static=(100, 0.58))
+def cotrained_run():
+    """A run whose rivals ran on the backbone from before as well."""
+    run = made_up_run("other", (110, 0.55), label="Co", budget=0.6, static=(100, 0.58))
     before = [
         replace(m, key="static_table_before")
-        for m in other.summary.methods
+        for m in run.summary.methods
         if m.key == "static_table"
     ]
-    cotrained = replace(
-        other,
-        summary=replace(other.summary, methods=(*other.summary.methods, *before)),
-        outcomes=other.outcomes._replace(
-            reported={**other.outcomes.reported, "static_table_before": outcome(105, 0.56)},
-            selection={**other.outcomes.selection, "static_table_before": outcome(105, 0.56)},
+    return replace(
+        run,
+        summary=replace(run.summary, methods=(*run.summary.methods, *before)),
+        outcomes=run.outcomes._replace(
+            reported={**run.outcomes.reported, "static_table_before": outcome(105, 0.56)},
+            selection={**run.outcomes.selection, "static_table_before": outcome(105, 0.56)},
         ),
     )
-    (at,) = compare_runs([plain, cotrained]).budgets
+
+
+def test_uniform_settings_belong_to_the_backbone_that_they_ran_on():
+    plain = made_up_run("plain", (110, 0.55), budget=0.6, static=(115, 0.56), cascade=(90, 0.57))
+    (at,) = compare_runs([plain, cotrained_run()]).budgets
     # The uniform settings are those of the run whose backbone was left alone, and better than its table.
     assert at.methods["best static table"] == at.ship == "uniform 2 bit"
     changed = "best static table on the co-trained backbone"
     assert at.methods[changed] == f"{changed} at 0.58 %"
+    # Where all backbones were changed, uniform settings are those of a changed one.
+    (alone,) = compare_runs([cotrained_run()]).budgets
+    assert alone.methods[changed] == "uniform 2 bit on the co-trained backbone"
+    assert alone.methods["best static table"] == "best static table at 0.56 %"
 
 
 def test_luck_on_the_reported_split_chooses_nothing():

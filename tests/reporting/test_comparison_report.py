@@ -96,9 +96,10 @@ def test_budgets_have_a_table_of_their_own(page: str) -> None:
     assert "best static table at 1.38 %" in text
     assert "best static table at 1.3 %" not in text
     assert "best static table at 1.3 %" in comparison_csv(comparison)
-    assert "<h2>Budget by budget</h2>" in html_report(
-        comparison, comparison_pictures(comparison), []
-    )
+    report = html_report(comparison, comparison_pictures(comparison), [])
+    assert "<h2>Budget by budget</h2>" in report
+    for shown in (text, report):
+        assert "An exclamation mark: it spends over 5 % more" in " ".join(shown.split())
     assert "<h2>Budget by budget</h2>" not in page
 
 
