@@ -53,6 +53,25 @@ def outline_of(page: str) -> Outline:
     return outline
 
 
+def browse(page: Path, *flags: str) -> subprocess.CompletedProcess[str]:
+    """Let a browser without a window open a page, with a profile of its own beside it."""
+    return subprocess.run(
+        [
+            "chromium",
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            f"--user-data-dir={page.parent / 'profile'}",
+            *flags,
+            page.as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+
+
 def check_in_browser(page: str, folder: Path, images: int) -> None:
     """Let a browser open the page, decode its pictures and complain of nothing."""
     path = folder / "report.html"
@@ -63,21 +82,6 @@ def check_in_browser(page: str, folder: Path, images: int) -> None:
             "default-src 'none';", "default-src 'none'; script-src 'unsafe-inline';"
         ).replace("</body>", f"{probe}</body>")
     )
-    done = subprocess.run(
-        [
-            "chromium",
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--enable-logging=stderr",
-            f"--user-data-dir={folder / 'profile'}",
-            "--dump-dom",
-            path.as_uri(),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=True,
-    )
+    done = browse(path, "--enable-logging=stderr", "--dump-dom")
     assert f"<title>{','.join(['true'] * images)}</title>" in done.stdout
     assert "CONSOLE" not in done.stderr
