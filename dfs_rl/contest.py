@@ -346,7 +346,7 @@ def _folder_of(job: Job, dataset: "Dataset", *, device: str) -> RunFolder:
     run = RunFolder.open(path, job.command.kind)
     before = load_config(run.config_path, job.command.config_type)
     # Where runs and data are may have changed; which images they are is checked elsewhere.
-    if replace(before, dataset=job.config.dataset, run_dir=path) != job.config:
+    if replace(before, dataset=job.config.dataset, run_dir=path) != job.command.settle(job.config):
         raise ConfigError(
             f"{path} was trained with other settings than this comparison asks for; choose another folder."
         )

@@ -100,6 +100,8 @@ class GateCommand(Generic[SettingsT]):
         prepare: Refuses what will not do before a folder is made, and returns what the run is called after; takes settings, data set
             and device.
         train: Trains a gate in a run folder, or goes on with it; takes settings, data set, folder and device.
+        settle: Returns settings with what their defaults come to where other settings decide on them. A run stores these, so that it
+            goes on as it began, and is compared as what it was, after a later version has chosen another default.
     """
 
     kind: str
@@ -107,6 +109,7 @@ class GateCommand(Generic[SettingsT]):
     config_type: type[SettingsT]
     prepare: "Callable[[SettingsT, Dataset, str], str]"
     train: "Callable[[SettingsT, Dataset, RunFolder, str], TrainingResult]"
+    settle: "Callable[[SettingsT], SettingsT]" = lambda config: config
 
     @property
     def prog(self) -> str:
@@ -135,7 +138,7 @@ def create_run(
         config.run_dir,
         kind=command.kind,
         name=command.prepare(config, dataset, device),
-        config=config,
+        config=command.settle(config),
         command=argv,
         fingerprint=dataset.fingerprint,
     )

@@ -305,6 +305,12 @@ def plan_of(
     )
 
 
+def _settled(config: TrainAgentConfig) -> TrainAgentConfig:
+    """Return settings that say where the gate begins, unless it goes on from another one, and how many rollouts share a baseline."""
+    begins = config.begins if config.init_gate is None else None
+    return replace(config, start=begins, images_per_group=config.rollouts_per_image)
+
+
 def _choice_of(config: TrainAgentConfig, device: str) -> BackboneChoice:
     """Return which backbone is asked for: where a gate is gone on from, its own unless another one is named."""
     choice = choice_of(config, device)
@@ -405,6 +411,7 @@ COMMAND = GateCommand(
     config_type=TrainAgentConfig,
     prepare=_prepare,
     train=_train,
+    settle=_settled,
 )
 
 

@@ -3,7 +3,7 @@
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
@@ -231,6 +231,7 @@ COMMAND = GateCommand(
     config_type=TrainGumbelConfig,
     prepare=_prepare,
     train=_train,
+    settle=lambda config: replace(config, start=config.begins),
 )
 
 

@@ -27,6 +27,7 @@ class SweepCommand:
         trains_gates: Whether it trains gates on a backbone, or backbones.
         check: Refuses settings that will not do with the data set; takes both.
         begin: Makes the folder of a run; takes settings, data set and device.
+        settle: Returns settings as a run stores them.
         train: Trains in a folder, or goes on with it; takes settings, data set, folder and device.
         reached: What a finished run's result costs and gets right on val; takes the folder.
     """
@@ -36,6 +37,7 @@ class SweepCommand:
     trains_gates: bool
     check: "Callable[[Any, Dataset], None]"
     begin: "Callable[[Any, Dataset, str], RunFolder]"
+    settle: Callable[[Any], Any]
     train: "Callable[[Any, Dataset, RunFolder, str], None]"
     reached: Callable[[RunFolder], tuple[CurvePoint, ...]]
 
@@ -62,6 +64,7 @@ def _gates(command: GateCommand[Any]) -> SweepCommand:
         trains_gates=True,
         check=check,
         begin=begin,
+        settle=command.settle,
         train=train,
         reached=lambda run: _points(run, TRAINING),
     )
@@ -95,6 +98,7 @@ def _backbones() -> SweepCommand:
         trains_gates=False,
         check=check,
         begin=begin,
+        settle=lambda config: config,
         train=train,
         reached=lambda run: _points(run, command.SUMMARY),
     )

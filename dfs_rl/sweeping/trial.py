@@ -95,7 +95,7 @@ def _run(
             config = plan.file.config(values, seed=seed, run_dir=str(folder / run_name(seed)))
             torch.set_num_threads(config.threads)
             device = str(resolve_device(config.device))
-            run = _begun(command, config) or command.begin(config, dataset, device)
+            run = begun(command, config) or command.begin(config, dataset, device)
             with exclusive(run.path):
                 watched = replace(run, after_save=partial(watcher.look, run))
                 command.train(config, dataset, watched, device)
@@ -115,14 +115,14 @@ def _fresh_folder() -> Path:
     return folder
 
 
-def _begun(command: SweepCommand, config: Any) -> RunFolder | None:  # noqa: ANN401 - the command's own type
+def begun(command: SweepCommand, config: Any) -> RunFolder | None:  # noqa: ANN401 - the command's own type
     """Open a training that was begun before, under these settings or, copied from another trial, under others."""
     path = config.run_dir
     if not (path / RECORD).is_file():
         return None
-    run = RunFolder.open(path)
-    if replace(load_config(run.config_path, command.config_type), run_dir=path) != config:
-        save_config(config, run.config_path)
+    run, settled = RunFolder.open(path), command.settle(config)
+    if replace(load_config(run.config_path, command.config_type), run_dir=path) != settled:
+        save_config(settled, run.config_path)
         _forget_the_best(run)
     return run
 

@@ -26,7 +26,14 @@ from dfs_rl.gating.dial import PriceRange
 from dfs_rl.gating.reward import RewardWeights
 from dfs_rl.gating.storage import load_gate
 from dfs_rl.runs import RunFolder, read_json
-from dfs_rl.train_agent import RewardConfig, TrainAgentConfig, main, plan_of, weights_of
+from dfs_rl.train_agent import (
+    COMMAND,
+    RewardConfig,
+    TrainAgentConfig,
+    main,
+    plan_of,
+    weights_of,
+)
 from tests.pictures import write_pictures
 
 TINY = ["--timesteps", "800", "--num-envs", "32", "--device", "cpu", "--precision", "float32"]
@@ -51,7 +58,8 @@ def test_a_run_folder_holds_all_that_is_needed_to_use_the_gate(finished: Path) -
     assert trace.bits.shape == (5, default_digits().costs.n_layers)
     assert (finished / "summary.json").is_file()
     assert list((finished / "plots").glob("*.png"))
-    assert "cost_weight: 20" in (finished / "config.yaml").read_text()
+    stored = load_config(finished / "config.yaml", TrainAgentConfig)
+    assert (stored.cost_weight, stored.start, stored.images_per_group) == (20.0, "uniform", 1)
 
 
 def test_the_gate_is_turned_to_its_price_and_can_be_turned_to_others(finished: Path) -> None:
@@ -289,6 +297,26 @@ def test_flags_reach_the_training() -> None:
 def test_images_are_walked_as_often_as_suits_where_a_gate_begins(settings, expected: int) -> None:
     config = TrainAgentConfig(**settings)
     assert plan_of(config, "cpu").images_per_group == config.rollouts_per_image == expected
+
+
+@pytest.mark.parametrize(
+    ("settings", "stored"),
+    [
+        ({}, ("uniform", 1)),
+        ({"start": "indifferent"}, ("indifferent", 8)),
+        ({"backbone_mode": "co-train"}, ("indifferent", 8)),
+        ({"init_gate": Path("gate")}, (None, 8)),  # it begins where that gate is
+        ({"images_per_group": 4}, ("uniform", 4)),
+        ({"algo": "dqn"}, ("indifferent", 1)),
+    ],
+)
+def test_a_run_stores_what_its_defaults_came_to(settings, stored) -> None:
+    config = TrainAgentConfig(**settings)
+    settled = COMMAND.settle(config)
+    assert (settled.start, settled.images_per_group) == stored
+    assert COMMAND.settle(settled) == settled
+    assert plan_of(settled, "cpu") == plan_of(config, "cpu")
+    assert replace(settled, start=config.start, images_per_group=config.images_per_group) == config
 
 
 def test_every_setting_survives_the_run_folders_yaml(tmp_path: Path) -> None:

@@ -51,8 +51,9 @@ def test_a_run_folder_holds_all_that_is_needed_to_use_the_gate(finished: Path) -
     assert set(trace.bits.flatten().tolist()) <= set(BitOptions((0, 2, 3, 4, 8, 32)))
     summary = read_json(finished / "summary.json")
     assert {"gate", "static_table", "cascade", "patterns"} <= {m["key"] for m in summary["methods"]}
-    kind = load_config(finished / "config.yaml", TrainGumbelConfig).gate
-    made = {"ff": LayerwiseGate, "lstm": RecurrentGate}[kind]
+    stored = load_config(finished / "config.yaml", TrainGumbelConfig)
+    assert stored.start == "uniform"  # what the default came to
+    made = {"ff": LayerwiseGate, "lstm": RecurrentGate}[stored.gate]
     assert isinstance(load_gate(finished / "gate"), made)
     # 32 images of 6 layers are 192 timesteps, so 1000 take 6 batches; six options were tried and one walk was imitated before.
     seen = {"gate": 6 * 32 + 7 * 2048, "backbone": 0}

@@ -1,0 +1,35 @@
+"""How a trial of a sweep goes on with a training that was begun before."""
+
+from pathlib import Path
+
+import torch
+
+from dfs_rl.config import load_config
+from dfs_rl.data import load_dataset
+from dfs_rl.runs import LAST_CHECKPOINT, RunFolder
+from dfs_rl.sweeping.commands import command_of
+from dfs_rl.sweeping.trial import begun
+from dfs_rl.train_agent import RewardConfig, TrainAgentConfig
+
+
+def test_the_best_gate_is_chosen_anew_under_other_settings_alone(tmp_path: Path) -> None:
+    command = command_of("train_agent")
+    config = TrainAgentConfig(run_dir=tmp_path / "seed0", device="cpu")
+    assert begun(command, config) is None
+
+    run = command.begin(config, load_dataset("digits"), "cpu")
+    state = {"validation": {"best": {"mean_reward": 0.5}}}
+    run.save_checkpoint(LAST_CHECKPOINT, {"weights": torch.ones(2)}, state)
+    assert state_of(begun(command, config)) == state
+
+    other = TrainAgentConfig(
+        run_dir=tmp_path / "seed0", device="cpu", reward=RewardConfig(accuracy=1.0)
+    )
+    assert state_of(begun(command, other)) == {"validation": None}
+    stored = load_config(run.config_path, TrainAgentConfig)
+    assert (stored.reward.accuracy, stored.start, stored.images_per_group) == (1.0, "uniform", 1)
+
+
+def state_of(run: RunFolder | None) -> object:
+    assert run is not None
+    return run.load_checkpoint(LAST_CHECKPOINT)[1]
