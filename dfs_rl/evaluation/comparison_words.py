@@ -102,8 +102,11 @@ def _at_each(budgets: Sequence[AtBudget], by_label: Mapping[str, Point]) -> str:
 
 
 def _paired(pairs: Sequence[Pair], by_label: Mapping[str, Point]) -> Iterator[str]:
-    """Say which gates at about the same cost differ beyond chance over images, by their budgets if they share them."""
-    told: dict[float | None, list[str]] = {}
+    """Say which gates at about the same cost differ beyond chance over images, by their budgets if they share them.
+
+    The gates that are above most others come first, each with all that it is above.
+    """
+    told: dict[float | None, dict[str, list[str]]] = {}
     for pair in pairs:
         if pair.low <= 0 <= pair.high:
             continue
@@ -112,12 +115,11 @@ def _paired(pairs: Sequence[Pair], by_label: Mapping[str, Point]) -> Iterator[st
         shared = better.budget if better.budget == worse.budget else None
         if shared is not None:
             names = (better.family, worse.family)
-        told.setdefault(shared, []).append(
-            f"{names[0]} above {names[1]} (+{abs(pair.difference):.2f})"
-        )
-    for budget, found in sorted(told.items(), key=lambda item: item[0] or 0.0):
+        found = told.setdefault(shared, {}).setdefault(names[0], [])
+        found.append(f"{names[1]} (+{abs(pair.difference):.2f})")
+    for budget, above in sorted(told.items(), key=lambda item: item[0] or 0.0):
         where = "At about the same cost" if budget is None else f"At a budget of {budget:g} %"
-        yield f"{where}, beyond chance over images: {'; '.join(found)}."
+        yield f"{where}, beyond chance over images: {_listed(above)}."
 
 
 def _areas(curves: Sequence[Curve], differences: Sequence[CurvePair]) -> Iterator[str]:
@@ -149,8 +151,13 @@ def _areas(curves: Sequence[Curve], differences: Sequence[CurvePair]) -> Iterato
         (unsure, "but not over seeds"),
     ):
         if kept:
-            listed = "; ".join(f"{better} above {', '.join(w)}" for better, w in kept.items())
-            yield f"Areas that differ beyond chance over images {how}: {listed}."
+            yield f"Areas that differ beyond chance over images {how}: {_listed(kept)}."
+
+
+def _listed(above: Mapping[str, Sequence[str]]) -> str:
+    """Name who is above whom, those first that are above most."""
+    ranked = sorted(above.items(), key=lambda item: -len(item[1]))
+    return "; ".join(f"{better} above {', '.join(worse)}" for better, worse in ranked)
 
 
 def _holds_over_seeds(pair: CurvePair) -> bool:

@@ -24,8 +24,12 @@ _NOTE_WIDTH = 130
 _NOTE_LINES = 4
 _NOTE_HEIGHT = 0.035
 """Characters of a line below the picture, lines at most, and a line's height as a fraction of the picture's."""
-_BELOW = 6.0
+_BELOW = 3.0
 """What lies this many points below all that is worth looking at is told of, not drawn: to scale it would flatten everything else."""
+_MARKER, _SMALL_MARKER, _MANY = 11.0, 7.0, 6
+"""Of gates, in points, and from how many kinds of them on the small one is taken."""
+_ROOM = 0.12
+"""Above and below what is drawn, as a fraction of its height."""
 _BEYOND = 5.0
 """A uniform setting is a line where it costs more than this many times the dearest point."""
 
@@ -50,7 +54,7 @@ def frontier_plot(comparison: ComparisonOfRuns) -> "Figure":
     """Draw the gates of a comparison over a logarithmic axis; bars are one standard deviation over seeds.
 
     Gates far below the cheapest uniform setting that works are told of below the picture, uniform settings that are far dearer are
-    lines: to scale either would leave no room for the rest.
+    lines: to scale either would leave no room for the rest. So would bars, which are cut off at the frame.
     """
     scene = _scene(comparison)
     figure = style.new_figure(*_SIZE)
@@ -62,12 +66,13 @@ def frontier_plot(comparison: ComparisonOfRuns) -> "Figure":
         if rivals:
             lines.append(_curve(axes, rivals, colour, marker, name))
     labels = []
+    size = _MARKER if len(comparison.families) < _MANY else _SMALL_MARKER
     for i, name in enumerate(comparison.families):
         points = [p for p in scene.points if p.kind == GATE and p.family == name]
         colour = style.GATE_COLOURS[i % len(style.GATE_COLOURS)]
         marker = style.GATE_MARKERS[i % len(style.GATE_MARKERS)]
         for point in points:
-            lines += _draw(axes, point, colour, marker)
+            lines += _draw(axes, point, colour, marker, size)
         if len(points) > 1:
             lines.append(_curve(axes, points, colour, marker, name))
         elif points:
@@ -75,7 +80,7 @@ def frontier_plot(comparison: ComparisonOfRuns) -> "Figure":
     labels += [_label(point, style.MUTED) for point in scene.references]
     for level in scene.levels:
         axes.axhline(level.accuracy.mean, color=style.MUTED, lw=0.9, ls=(0, (1, 2)), zorder=2)
-    _finish_axes(axes)
+    _finish_axes(axes, [p.accuracy.mean for p in (*scene.points, *scene.references, *scene.levels)])
     left, right = axes.get_xlim()
     for level in scene.levels:
         height = level.accuracy.mean
@@ -162,7 +167,9 @@ def _curve(
     return places
 
 
-def _draw(axes: "Axes", point: Point, colour: str, marker: str) -> list[list[tuple[float, float]]]:
+def _draw(
+    axes: "Axes", point: Point, colour: str, marker: str, size: float
+) -> list[list[tuple[float, float]]]:
     """Draw a gate; returns its bars, which text should keep off."""
     x, y = point.computation.mean, point.accuracy.mean
     dx, dy = point.computation.deviation or 0.0, point.accuracy.deviation or 0.0
@@ -172,7 +179,7 @@ def _draw(axes: "Axes", point: Point, colour: str, marker: str) -> list[list[tup
         xerr=point.computation.deviation,
         yerr=point.accuracy.deviation,
         marker=marker,
-        markersize=11,
+        markersize=size,
         color=colour,
         markeredgecolor="white",
         markeredgewidth=0.6,
@@ -188,9 +195,11 @@ def _label(point: Point, colour: str, *, weight: str = "normal") -> Label:
     return Label(point.label, point.computation.mean, point.accuracy.mean, colour, weight)
 
 
-def _finish_axes(axes: "Axes") -> None:
+def _finish_axes(axes: "Axes", accuracies: Sequence[float]) -> None:
     """Leave room around what was drawn and fix the limits, which labels need."""
-    axes.margins(x=0.12, y=0.12)
+    axes.margins(x=0.12)
     axes.set_xlim(*axes.get_xlim())
-    axes.set_ylim(*axes.get_ylim())
+    low, high = min(accuracies), max(accuracies)
+    room = _ROOM * max(high - low, 1.0)
+    axes.set_ylim(low - room, high + room)
     style.log_ticks(axes)

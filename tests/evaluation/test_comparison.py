@@ -92,6 +92,17 @@ def test_what_to_ship_is_chosen_on_val_and_reported_on_test():
     )
 
 
+def test_a_gate_is_named_once_with_all_that_it_is_above():
+    runs = [
+        made_up_run("worst", (120, 0.80), label="Worst"),
+        made_up_run("middle", (150, 0.81), label="Middle"),
+        made_up_run("best", (180, 0.82), label="Best"),
+    ]
+    assert compare_runs(runs).verdict[-1] == (
+        "At about the same cost, beyond chance over images: Best above Worst (+30.00), Middle (+15.00); Middle above Worst (+15.00)."
+    )
+
+
 def test_gates_of_about_the_same_cost_are_paired_over_images():
     runs = [
         made_up_run("a", (150, 0.80), label="A"),

@@ -129,6 +129,31 @@ def test_what_is_far_off_is_told_of_and_does_not_flatten_the_picture() -> None:
     assert not alone.texts
 
 
+def test_how_seeds_differ_does_not_flatten_the_picture() -> None:
+    """The axis is as high for seeds of 60 and 90 % as for two of 75 %, and full precision still above it all."""
+    limits = []
+    for spread in (0, 30):
+        pair = [
+            made_up_run(f"s{i}", (150 + d, 0.8), seed=i) for i, d in ((0, -spread), (1, spread))
+        ]
+        figure = frontier_plot(compare_runs([*pair, made_up_run("b", (160, 1.2), label="B")]))
+        limits.append(figure.axes[0].get_ylim())
+    low, high = limits[1]
+    assert limits[0] == pytest.approx(limits[1])
+    assert (
+        60.0 < low < 75.0 < 95.0 < high
+    )  # between uniform 2 bit and the gates; full precision is seen
+
+
+def test_many_gates_are_drawn_smaller_than_few() -> None:
+    sizes = []
+    for count in (5, 6):
+        runs = [made_up_run(f"{i}", (150 + i, 0.8), label=f"G{i}") for i in range(count)]
+        lines = frontier_plot(compare_runs(runs)).axes[0].get_lines()
+        sizes.append(max(line.get_markersize() for line in lines if line.get_linestyle() == "None"))
+    assert sizes[0] > sizes[1]
+
+
 def test_a_mix_up_to_full_precision_says_100_percent() -> None:
     runs = [made_up_run(f"b{b}", (150, b), budget=b) for b in (20.0, 100.0)]
     comparison = compare_runs(runs)
