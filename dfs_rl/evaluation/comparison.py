@@ -21,7 +21,7 @@ from dfs_rl.evaluation.comparison_records import (
     TrainingCost,
     spread,
 )
-from dfs_rl.evaluation.comparison_words import exceeds_seeds, verdict_of
+from dfs_rl.evaluation.comparison_words import differences_of, exceeds_seeds, verdict_of
 from dfs_rl.evaluation.curves import CurvePoint, worst_corner
 from dfs_rl.evaluation.metrics import paired_difference
 from dfs_rl.evaluation.outcomes import Outcome
@@ -137,10 +137,11 @@ def compare_runs(
                 points=[*points, *running],
                 frontier=frontier,
                 budgets=budgets,
-                pairs=pairs,
                 curves=curves,
-                curve_differences=curve_differences,
             )
+        ),
+        differences=tuple(
+            differences_of(points=points, pairs=pairs, curve_pairs=curve_differences)
         ),
         failed=dict(failed or {}),
     )

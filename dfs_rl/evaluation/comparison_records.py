@@ -255,6 +255,7 @@ class ComparisonOfRuns:
         frontier: Labels of the points, references among them, that no other point beats in both accuracy and computation on
             the selection split, cheapest first. The reported split has no part in this choice.
         verdict: What to ship, in sentences.
+        differences: Which gates are above which, in sentences.
         failed: Runs that could not be evaluated, each with its reason.
     """
 
@@ -276,6 +277,7 @@ class ComparisonOfRuns:
     spending: tuple[Spending, ...]
     frontier: tuple[str, ...]
     verdict: tuple[str, ...]
+    differences: tuple[str, ...]
     failed: Mapping[str, str]
 
     @property

@@ -22,9 +22,7 @@ def verdict_of(
     points: Sequence[Point],
     frontier: Sequence[Point],
     budgets: Sequence[AtBudget],
-    pairs: Sequence[Pair],
     curves: Sequence[Curve],
-    curve_differences: Sequence[CurvePair],
 ) -> Iterator[str]:
     """Say what to ship at which cost, and what the gates are worth.
 
@@ -32,9 +30,7 @@ def verdict_of(
         points: Gates, rivals and uniform settings.
         frontier: Those that no other one beats.
         budgets: What there is at each budget; none where gates have no budgets, and the frontier is told instead.
-        pairs: Gates that cost about the same.
         curves: Gates over all their budgets, each with its rivals.
-        curve_differences: Their areas against each other.
     """
     gates = [point for point in points if point.kind == GATE]
     by_label = {point.label: point for point in points}
@@ -77,14 +73,27 @@ def verdict_of(
             f"Above the {name} at no more than its cost, by more than two standard deviations over seeds and beyond chance over "
             f"images: {above or 'no gate'}."
         )
-    yield from _paired(pairs, by_label)
     for curve in curves:
         if curve.lacking and curve.rival is None:
             yield (
                 f"{curve.lacking} of {curve.lacking + curve.seeds} seeds of {curve.label} lack a budget that others have, and have no part "
                 "in its curve."
             )
-    yield from _areas(curves, curve_differences)
+    yield from _ranking(curves)
+
+
+def differences_of(
+    *, points: Sequence[Point], pairs: Sequence[Pair], curve_pairs: Sequence[CurvePair]
+) -> Iterator[str]:
+    """Say which gates differ, at about the same cost and over all budgets; of many gates that is long.
+
+    Args:
+        points: Gates.
+        pairs: Those that cost about the same.
+        curve_pairs: Areas of gates and their rivals against each other.
+    """
+    yield from _paired(pairs, {point.label: point for point in points})
+    yield from _areas(curve_pairs)
 
 
 def _at_each(budgets: Sequence[AtBudget], by_label: Mapping[str, Point]) -> str:
@@ -122,8 +131,8 @@ def _paired(pairs: Sequence[Pair], by_label: Mapping[str, Point]) -> Iterator[st
         yield f"{where}, beyond chance over images: {_listed(above)}."
 
 
-def _areas(curves: Sequence[Curve], differences: Sequence[CurvePair]) -> Iterator[str]:
-    """Rank the gates by area beside their rivals', and say which differences hold over images, and over seeds as well."""
+def _ranking(curves: Sequence[Curve]) -> Iterator[str]:
+    """Rank the gates by area, beside their rivals'."""
     gates = sorted((c for c in curves if c.rival is None), key=lambda c: -c.hypervolume.mean)
     if not gates:
         return
@@ -137,6 +146,10 @@ def _areas(curves: Sequence[Curve], differences: Sequence[CurvePair]) -> Iterato
         beside = f" ({rivals})" if rivals else ""
         ranked.append(f"{gate.label} {gate.hypervolume.mean:.2f}{beside}")
     yield f"By area over all budgets, in brackets what could be shipped instead at its costs: {'; '.join(ranked)}."
+
+
+def _areas(differences: Sequence[CurvePair]) -> Iterator[str]:
+    """Say which areas differ over images, and over seeds as well."""
     sure: dict[str, list[str]] = {}
     unsure: dict[str, list[str]] = {}
     for pair in differences:

@@ -36,13 +36,10 @@ _GAINS = {
 
 
 def comparison_text(comparison: ComparisonOfRuns) -> str:
-    """Return the table and the verdict."""
+    """Return the tables, which differences hold, and, last because a terminal shows the end, the verdict."""
     head = (
         f"{comparison.dataset}, {comparison.split} split, {comparison.n:,} images, options "
         f"{', '.join(map(str, comparison.options))} bit; ± is the standard deviation over seeds"
-    )
-    verdict = "\n".join(
-        textwrap.fill(said, WIDTH, subsequent_indent="  ") for said in comparison.verdict
     )
     parts = [head]
     if comparison.budgets:
@@ -55,7 +52,10 @@ def comparison_text(comparison: ComparisonOfRuns) -> str:
     if comparison.curves:
         parts.append(aligned(*curve_table(comparison)))
     parts.append(aligned(TRAINING_HEAD, [training_rows(comparison)]))
-    parts.append(verdict)
+    for sentences in (comparison.differences, comparison.verdict):
+        if sentences:
+            filled = (textwrap.fill(said, WIDTH, subsequent_indent="  ") for said in sentences)
+            parts.append("\n".join(filled))
     if comparison.failed:
         told = (f"Failed: {path}: {reason}" for path, reason in comparison.failed.items())
         parts.append("\n".join(told))

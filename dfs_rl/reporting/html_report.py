@@ -59,6 +59,7 @@ def html_report(
             "Accuracy against computation of every gate and its rivals",
             pictures.points,
         ),
+        _differences(comparison),
         "<h2>All methods</h2>",
         table(*points_table(comparison)),
         '<p class="muted">points.csv has the rivals at the cost of every single gate as well.</p>'
@@ -84,6 +85,13 @@ def _budgets(comparison: ComparisonOfRuns) -> str:
         return ""
     about = f'<p class="muted">{html.escape(ABOUT_BUDGETS)}</p>'
     return f"<h2>Budget by budget</h2>{about}{table(*budget_table(comparison))}"
+
+
+def _differences(comparison: ComparisonOfRuns) -> str:
+    if not comparison.differences:
+        return ""
+    said = "".join(f"<p>{html.escape(sentence)}</p>" for sentence in comparison.differences)
+    return f"<h2>Which differences hold</h2>{said}"
 
 
 def _mix(label: str, png: bytes) -> str:

@@ -98,7 +98,7 @@ def test_a_gate_is_named_once_with_all_that_it_is_above():
         made_up_run("middle", (150, 0.81), label="Middle"),
         made_up_run("best", (180, 0.82), label="Best"),
     ]
-    assert compare_runs(runs).verdict[-1] == (
+    assert compare_runs(runs).differences[-1] == (
         "At about the same cost, beyond chance over images: Best above Worst (+30.00), Middle (+15.00); Middle above Worst (+15.00)."
     )
 
@@ -116,8 +116,8 @@ def test_gates_of_about_the_same_cost_are_paired_over_images():
         runs[0].outcomes.reported["gate"].correct, runs[1].outcomes.reported["gate"].correct
     )
     assert (pair.difference, pair.low, pair.high) == pytest.approx(expected)
-    assert comparison.verdict[-1] == (
-        "At about the same cost, beyond chance over images: B above A (+10.00)."
+    assert comparison.differences == (
+        "At about the same cost, beyond chance over images: B above A (+10.00).",
     )
 
 
@@ -334,7 +334,7 @@ def test_curves_are_compared_over_the_same_draws_of_images():
     # The cascade does as the gate does, image by image, so nothing can tell them apart.
     same = by_name["A", "confidence cascades at the costs of A"]
     assert (same.difference, same.interval.low, same.interval.high) == (0.0, 0.0, 0.0)
-    ranked, sure = comparison.verdict[-2:]
+    ranked, sure = comparison.verdict[-1], comparison.differences[-1]
     beside = {
         label: ", ".join(
             f"{kind} {areas[f'{kind} at the costs of {label}']:.2f}"
@@ -351,7 +351,7 @@ def test_curves_are_compared_over_the_same_draws_of_images():
     )
     assert "A above best static tables at the costs of A" in sure
     assert "cascades" not in sure
-    paired = [said for said in comparison.verdict if said.startswith("At a budget of ")]
+    paired = [said for said in comparison.differences if said.startswith("At a budget of ")]
     assert paired == [
         f"At a budget of {budget} %, beyond chance over images: B above A (+6.00)."
         for budget in ("0.6", "1.2")

@@ -129,6 +129,20 @@ def test_what_is_far_off_is_told_of_and_does_not_flatten_the_picture() -> None:
     assert not alone.texts
 
 
+def test_which_differences_hold_keeps_off_the_top_of_a_page_and_the_end_of_a_terminal(
+    page: str,
+) -> None:
+    runs = [made_up_run(n, (right, 0.8), label=n) for n, right in (("A", 150), ("B", 170))]
+    comparison = compare_runs(runs)
+    (said,) = comparison.differences
+    text = comparison_text(comparison)
+    assert text.index("B above A (+10.00)") < text.index(comparison.verdict[0][:40])
+    report = html_report(comparison, comparison_pictures(comparison), [])
+    assert f"<h2>Which differences hold</h2><p>{said}</p>" in report
+    assert report.index("<h2>Accuracy against computation</h2>") < report.index(said)
+    assert "<h2>Which differences hold</h2>" not in page  # its gates cost different amounts
+
+
 def test_how_seeds_differ_does_not_flatten_the_picture() -> None:
     """The axis is as high for seeds of 60 and 90 % as for two of 75 %, and full precision still above it all."""
     limits = []
