@@ -29,7 +29,7 @@ _BELOW = 3.0
 _MARKER, _SMALL_MARKER, _MANY = 11.0, 7.0, 6
 """Of gates, in points, and from how many kinds of them on the small one is taken."""
 _ROOM = 0.12
-"""Above and below what is drawn, as a fraction of its height."""
+"""Around what is drawn, as a fraction of its extent."""
 _BEYOND = 5.0
 """A uniform setting is a line where it costs more than this many times the dearest point."""
 
@@ -197,7 +197,7 @@ def _label(point: Point, colour: str, *, weight: str = "normal") -> Label:
 
 def _finish_axes(axes: "Axes", accuracies: Sequence[float]) -> None:
     """Leave room around what was drawn and fix the limits, which labels need."""
-    axes.margins(x=0.12)
+    axes.margins(x=_ROOM)
     axes.set_xlim(*axes.get_xlim())
     low, high = min(accuracies), max(accuracies)
     room = _ROOM * max(high - low, 1.0)

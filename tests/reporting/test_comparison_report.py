@@ -154,9 +154,8 @@ def test_how_seeds_differ_does_not_flatten_the_picture() -> None:
         limits.append(figure.axes[0].get_ylim())
     low, high = limits[1]
     assert limits[0] == pytest.approx(limits[1])
-    assert (
-        60.0 < low < 75.0 < 95.0 < high
-    )  # between uniform 2 bit and the gates; full precision is seen
+    # Between uniform 2 bit and the gates; full precision is seen.
+    assert 60.0 < low < 75.0 < 95.0 < high
 
 
 def test_many_gates_are_drawn_smaller_than_few() -> None:
