@@ -1,6 +1,7 @@
 """Settings of every test: one torch thread, no spinning OpenMP workers, no windows, and which of them share a process."""
 
 import os
+import secrets
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -11,6 +12,12 @@ os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 os.environ["MPLBACKEND"] = "Agg"
 # Ray's own 15 starves its workers, until they time out, beside other tests.
 os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - Ray spells it so
+# Tests start clusters beside the Ray of the commands: all closed to other machines, all with one token.
+os.environ |= {
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    "RAY_AUTH_MODE": "token",
+    "RAY_AUTH_TOKEN": secrets.token_hex(32),
+}
 
 import pytest
 import torch
