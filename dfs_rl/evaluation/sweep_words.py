@@ -107,8 +107,13 @@ def _found(record: SweepRecord) -> str:
     if not record.best:
         return "There is no best trial, so there is nothing to recommend."
     if len(objective.names) == 1:
-        first = record.trial(record.best[0])
-        return f"Best on val: trial {first.name}, {_values(record, first.name)}."
+        best, *others = record.best
+        values = record.trial(best).values
+        tied = [name for name in others if record.trial(name).values == values]
+        equal = (
+            f" Equal on val: {_listed(tied)}; which of them stands first is chance." if tied else ""
+        )
+        return f"Best on val: trial {best}, {_values(record, best)}.{equal}"
     names = " and ".join(objective.names)
     told = _listed([f"{name} ({_values(record, name)})" for name in record.best])
     return f"On val no other trial is better in both {names} than {told}."
@@ -221,9 +226,12 @@ def _frontier(record: SweepRecord) -> Iterator[str]:
 
 def _importance(record: SweepRecord) -> Iterator[str]:
     ranked = sorted(record.importance.items(), key=lambda item: -item[1])
+    if not ranked and record.best and len(record.scales) > 1:
+        yield "Which settings matter is not known: too few trials differ in what they came to."
     if ranked:
         told = ", ".join(f"{name} {100 * share:.0f} %" for name, share in ranked[:_MOST_NAMED])
-        yield f"What explains the differences in {record.objective.names[0]}: {told}."
+        n = len(record.trials)
+        yield f"What explains the differences in {record.objective.names[0]}, estimated from {n} trials: {told}."
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -7,6 +7,7 @@ from ray.tune import Callback
 from ray.tune.experiment import Trial
 
 from dfs_rl.messages import say
+from dfs_rl.sweeping.objective import is_penalty
 from dfs_rl.sweeping.trial import FAILED, PROGRESS, WHOLE
 
 _EVERY = 30.0
@@ -69,7 +70,9 @@ class LiveView(Callback):
         done = sum(_has_ended(t) for t in trials)
         ended = [t for t in trials if _progress(t) >= WHOLE and _has_value(t, self._metric)]
         values = [t.last_result[self._metric] for t in ended]
-        value = trial.last_result[self._metric] if _has_value(trial, self._metric) else None
+        value = f"{trial.last_result[self._metric]:.4g}" if _has_value(trial, self._metric) else ""
+        if trial.last_result and is_penalty(trial.last_result):
+            value = "above cap"
         left = self._left(trials, minutes)
         reason = trial.last_result.get(FAILED) or (
             "its process died too often" if trial.status == Trial.ERROR else ""
@@ -80,7 +83,7 @@ class LiveView(Callback):
                 name,
                 f"{done}/{self._total}",
                 f"{_progress(trial):.0f} %",
-                "failed" if reason else ("" if value is None else f"{value:.4g}"),
+                "failed" if reason else value,
                 f"{self._best(values):.4g}" if values else "",
                 f"failed: {reason}" if reason else left,
             )
@@ -111,7 +114,7 @@ def _progress(trial: Trial) -> float:
 
 def _has_value(trial: Trial, metric: str) -> bool:
     result = trial.last_result
-    return bool(result) and metric in result and not result.get(FAILED)
+    return bool(result) and metric in result and not result.get(FAILED) and not is_penalty(result)
 
 
 def number_of(trial: Trial) -> int:

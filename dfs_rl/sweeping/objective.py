@@ -86,7 +86,7 @@ class ObjectiveConfig:
         about = {
             "hypervolume": "Area under accuracy over the logarithm of computation, percent x decades, left of "
             f"{corner.computation:g} % and above {corner.accuracy:.1f} %",
-            "accuracy": f"Accuracy in percent at no more than {self.cap} % computation; below 0 what lies above that",
+            "accuracy": f"Accuracy in percent at no more than {self.cap} % computation",
             "reward": f"Correct answers minus {self.cost} x computation, both as fractions",
             "frontier": "Accuracy and computation in percent, together",
         }
@@ -116,8 +116,17 @@ class ObjectiveConfig:
 
     def mean_of_last(self, validations: Sequence[Mapping[str, float]]) -> dict[str, float]:
         """Return the means over the last validations, of which there is at least one."""
-        counted = validations[-self.last :]
+        return self.mean(validations[-self.last :])
+
+    def mean(self, several: Sequence[Mapping[str, float]]) -> dict[str, float]:
+        """Return the means over several values, penalties apart: if there are any, only they count."""
+        counted = [v for v in several if is_penalty(v)] or several
         return {name: statistics.fmean(v[name] for v in counted) for name in self.names}
+
+
+def is_penalty(values: Mapping[str, float]) -> bool:
+    """Return whether an accuracy stands for a gate above the cap: searchers need a number, reports must not show it."""
+    return values.get("accuracy", 0.0) < 0.0
 
 
 def _accuracy_within(points: Sequence[CurvePoint], cap: float) -> float:

@@ -12,13 +12,14 @@ from dfs_rl.config import config_to_dict
 from dfs_rl.evaluation.curves import CurvePoint
 from dfs_rl.evaluation.sweep_records import RetrainedRecord, TrialRecord, TrialStatus
 from dfs_rl.sweeping.commands import command_of
+from dfs_rl.sweeping.objective import is_penalty
 from dfs_rl.sweeping.search import optuna_distribution
 from dfs_rl.sweeping.space import from_word, to_word
 from dfs_rl.sweeping.sweep_file import SweepFile
 from dfs_rl.sweeping.trial import CANDIDATE, FAILED, POINTS, PROGRESS, SEED, WHOLE
 
-_FEWEST = 4
-"""Trials below which nothing can be said of what matters."""
+_FEWEST = 8
+"""Different values below which nothing can be said of what matters."""
 
 
 def trial_records(results: Sequence[Result], file: SweepFile) -> tuple[TrialRecord, ...]:
@@ -31,8 +32,8 @@ def trial_records(results: Sequence[Result], file: SweepFile) -> tuple[TrialReco
 
 def _trial_record(name: str, result: Result, file: SweepFile) -> TrialRecord:
     metrics: Mapping[str, Any] = result.metrics or {}
-    reason = _reason(result)
-    made = PROGRESS in metrics and not metrics.get(FAILED)
+    reason = _reason(result, file)
+    valued = PROGRESS in metrics and reason is None and not is_penalty(metrics)
     reports = _reports(result, file)
     return TrialRecord(
         name=name,
@@ -43,7 +44,7 @@ def _trial_record(name: str, result: Result, file: SweepFile) -> TrialRecord:
         status=_status(metrics, reason),
         reason=reason,
         progress=float(metrics.get(PROGRESS, 0.0)) / WHOLE,
-        values={n: float(metrics[n]) for n in file.objective.names} if made else {},
+        values={n: float(metrics[n]) for n in file.objective.names} if valued else {},
         history=reports,
         points=_points(metrics),
         seconds=float(metrics.get("time_total_s", 0.0)),
@@ -58,12 +59,15 @@ def _status(metrics: Mapping[str, Any], reason: str | None) -> TrialStatus:
     return "finished" if metrics[PROGRESS] >= WHOLE else "stopped"
 
 
-def _reason(result: Result) -> str | None:
-    """Return why a trial failed: its own words, or what Ray says of a process or node that died too often."""
-    if result.metrics and result.metrics.get(FAILED):
-        return str(result.metrics[FAILED])
+def _reason(result: Result, file: SweepFile) -> str | None:
+    """Return why a trial failed: its own words, what Ray says of a process that died too often, or that it is above the cap."""
+    metrics = result.metrics or {}
+    if metrics.get(FAILED):
+        return str(metrics[FAILED])
     if result.error is None:
-        return None
+        above = metrics.get(PROGRESS, 0.0) >= WHOLE and is_penalty(metrics)
+        cap = file.objective.cap
+        return f"its cheapest point on val costs more than the cap of {cap:g} %" if above else None
     lines = [line.strip() for line in str(result.error).splitlines() if line.strip()]
     return lines[0] if lines else type(result.error).__name__
 
@@ -75,7 +79,11 @@ def _reports(result: Result, file: SweepFile) -> tuple[tuple[float, float], ...]
     if table is None or PROGRESS not in table or name not in table:
         return ()
     rows = table[[PROGRESS, name, FAILED]].to_dict("records")
-    told = {row[PROGRESS] / WHOLE: float(row[name]) for row in rows if not row[FAILED]}
+    told = {
+        row[PROGRESS] / WHOLE: float(row[name])
+        for row in rows
+        if not row[FAILED] and not is_penalty(row)
+    }
     return tuple(sorted(told.items()))
 
 
@@ -114,16 +122,17 @@ def _beats(one: TrialRecord, other: TrialRecord, sign: Mapping[str, int]) -> boo
 def importances(trials: Sequence[TrialRecord], file: SweepFile) -> dict[str, float]:
     """Return the share of the first objective's variation that each setting explains (fANOVA, Hutter et al., 2014).
 
-    Trials that were stopped early count as well. All are compared at the latest point that each of them came to; otherwise what is
-    told apart would be how far they came.
+    Trials that were stopped early count as well. All are compared at the latest point that each of
+    them came to; otherwise what is told apart would be how far they came. The result is empty where
+    fewer than eight values differ.
     """
     compared = [t for t in trials if t.status in ("finished", "stopped") and t.history]
-    if len(compared) < _FEWEST:
+    if not compared:
         return {}
     earliest_end = min(trial.history[-1][0] for trial in compared)
     common = max([earliest_end, *(trial.history[0][0] for trial in compared)])
     values = [[v for progress, v in trial.history if progress <= common][-1] for trial in compared]
-    if min(values) == max(values):
+    if len(set(values)) < _FEWEST:
         return {}
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(
@@ -158,7 +167,7 @@ def retrained_records(
     records = []
     for number, (name, settings) in enumerate(candidates.items()):
         ours = [r for r in results if (r.config or {})[CANDIDATE] == number]
-        done = [r for r in ours if _status(r.metrics or {}, _reason(r)) == "finished"]
+        done = [r for r in ours if _status(r.metrics or {}, _reason(r, file)) == "finished"]
         metrics: list[Mapping[str, Any]] = [r.metrics or {} for r in done]
         records.append(
             RetrainedRecord(
@@ -169,7 +178,7 @@ def retrained_records(
                 values={n: tuple(float(m[n]) for m in metrics) for n in file.objective.names},
                 points=tuple(_points(m) for m in metrics),
                 failed={
-                    (r.config or {})[SEED]: _reason(r) or "it was ended before its end"
+                    (r.config or {})[SEED]: _reason(r, file) or "it was ended before its end"
                     for r in ours
                     if r not in done
                 },

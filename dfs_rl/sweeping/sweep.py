@@ -150,7 +150,7 @@ def hold_sweep(
     )
     if not best:
         raise TrainingError(
-            f"none of the {len(trials)} trials came to its end; the reasons are in {folder.path / RESULTS}."
+            f"none of the {len(trials)} trials has a result; the reasons are in {folder.path / RESULTS}."
         )
 
 

@@ -195,8 +195,7 @@ class _Watcher:
         return objective.mean_of_last([objective.values(points, corner) for points in learned])
 
     def _values(self, of_seeds: list[dict[str, float]]) -> dict[str, float]:
-        names = self._plan.file.objective.names
-        return {name: sum(v[name] for v in of_seeds) / len(of_seeds) for name in names}
+        return self._plan.file.objective.mean(of_seeds)
 
     def _report(self, progress: float, values: Mapping[str, float]) -> None:
         self._progress = progress

@@ -53,6 +53,16 @@ def test_the_last_validations_count_by_their_mean():
     assert objective.mean_of_last(told[:1]) == {"hypervolume": 9.0}
 
 
+@pytest.mark.parametrize(
+    ("values", "mean"),
+    [((90.0, 80.0), 85.0), ((90.0, -20.0), -20.0), ((-10.0, 90.0, -20.0), -15.0)],
+)
+def test_a_penalty_is_never_averaged_with_an_accuracy(values, mean):
+    objective = ObjectiveConfig(name="accuracy", cap=1.0)
+    several = [{"accuracy": value} for value in values]
+    assert objective.mean(several) == objective.mean_of_last(several) == {"accuracy": mean}
+
+
 @pytest.mark.parametrize("name", ["hypervolume", "accuracy", "reward", "frontier"])
 def test_a_failed_trial_is_worse_than_any_other(name):
     extra = {"accuracy": {"cap": 1e-3}, "reward": {"cost": 1000.0}}.get(name, {})

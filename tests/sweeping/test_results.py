@@ -1,18 +1,28 @@
 """What trials came to: which is best, and which setting mattered."""
 
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pandas import DataFrame
+from ray.tune import Result
 
 from dfs_rl.data import load_dataset
 from dfs_rl.data.sharing import share, unshare
 from dfs_rl.evaluation.sweep_records import TrialRecord
 from dfs_rl.sweeping.objective import ObjectiveConfig
-from dfs_rl.sweeping.results import best_settings, best_trials, differing, importances
+from dfs_rl.sweeping.results import (
+    best_settings,
+    best_trials,
+    differing,
+    importances,
+    trial_records,
+)
 from dfs_rl.sweeping.space import Domain
 from dfs_rl.sweeping.sweep_file import SweepFile
+from dfs_rl.sweeping.trial import FAILED, POINTS, PROGRESS, WHOLE
 
 FILE = SweepFile(
     command="train_agent",
@@ -52,10 +62,10 @@ def test_the_best_trial_came_to_its_end():
     assert best_trials(trials, FILE) == ("003", "001")
 
 
-POINTS = st.lists(st.tuples(st.integers(0, 5), st.integers(1, 5)), min_size=1, max_size=12)
+PAIRS = st.lists(st.tuples(st.integers(0, 5), st.integers(1, 5)), min_size=1, max_size=12)
 
 
-@given(POINTS)
+@given(PAIRS)
 def test_with_two_objectives_the_best_are_those_that_none_beats(points):
     trials = [
         trial(f"{i:03d}", {"accuracy": float(a), "computation": float(c)})
@@ -97,6 +107,37 @@ def test_too_little_says_nothing_of_what_mattered():
     same = [trial(f"{i}", {}, settings={}, history=[(1.0, 2.0)]) for i in range(9)]
     assert importances(same, FILE) == {}
     assert importances(same[:2], FILE) == {}
+
+
+def test_tied_trials_say_nothing_of_what_mattered():
+    draw = random.Random(0)
+    values = [1.0, 1.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]
+    trials = []
+    for value in values:
+        settings = {"reward.accuracy": draw.random(), "ppo.entropy": 0.01, "algo": "ppo"}
+        trials.append(trial("001", {}, settings=settings, history=[(1.0, value)]))
+    assert importances(trials, FILE) == {}
+    trials[0] = replace(trials[0], history=((1.0, 0.5),))
+    assert importances(trials, FILE)
+
+
+def test_a_trial_above_the_cap_has_no_accuracy():
+    metrics = {PROGRESS: WHOLE, FAILED: "", POINTS: "[[[2.0, 99.0]]]", "time_total_s": 1.0}
+    capped = replace(FILE, objective=ObjectiveConfig(name="accuracy", cap=1.5))
+    results = []
+    for accuracy in (97.0, -12.5):
+        told = {**metrics, "accuracy": accuracy}
+        results.append(Result(metrics=told, checkpoint=None, error=None, path=""))
+        results[-1].metrics_dataframe = DataFrame([told])
+    within, above = trial_records(results, capped)
+    assert (within.status, within.values, within.history) == (
+        "finished",
+        {"accuracy": 97.0},
+        ((1.0, 97.0),),
+    )
+    assert (above.status, above.values, above.history) == ("failed", {}, ())
+    assert "1.5 %" in above.reason
+    assert best_trials([within, above], capped) == ("001",)
 
 
 def test_the_best_settings_are_what_differs_from_the_defaults():
