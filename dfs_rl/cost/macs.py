@@ -3,12 +3,13 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from math import prod
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.module_tracker import ModuleTracker
 
 
 @torch.no_grad()
@@ -18,13 +19,21 @@ def count_macs(run: Callable[[], Tensor]) -> int:
     Norms, activations, pooling and additions count nothing, as in the papers this project compares with. Attention counts both of its
     products whichever way it is written, and in full where a mask, causal or not, leaves scores out.
     """
-    with (
-        split_encoders(),
-        sdpa_kernel(SDPBackend.MATH),
-        FlopCounterMode(display=False, custom_mapping=_PASSED_OVER) as counter,
-    ):
+    counter = FlopCounterMode(display=False, custom_mapping=_PASSED_OVER)
+    counter.mod_tracker = _NoTracker()
+    with split_encoders(), sdpa_kernel(SDPBackend.MATH), counter:
         run()
     return int(counter.get_total_flops()) // 2
+
+
+class _NoTracker(ModuleTracker):
+    """Leaves modules alone: torch's hooks fail where a module is given a view of a parameter without gradients."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
 
 
 @contextmanager

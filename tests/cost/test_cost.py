@@ -150,3 +150,23 @@ def test_macs_of_what_torchs_counter_passes_over():
     lstm = nn.LSTM(5, 4, num_layers=2)
     gates = 4 * 4 * (5 + 4) + 4 * 4 * (4 + 4)
     assert count_macs(lambda: lstm(torch.zeros(3, 2, 5))[0]) == 3 * 2 * gates
+
+
+class Product(nn.Module):
+    def forward(self, first, second):
+        return first @ second
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "macs"),
+    [
+        (lambda w: torch.zeros(3, 8), lambda w: w[0].T, 3 * 8 * 5),
+        (lambda w: w[1], lambda w: torch.zeros(8, 7), 5 * 8 * 7),
+        (lambda w: w[:1].expand(3, -1, -1), lambda w: torch.zeros(3, 8, 6), 3 * 5 * 8 * 6),
+        (lambda w: w, lambda w: w.mT, 2 * 5 * 8 * 5),
+        (lambda w: torch.zeros(4, 2), lambda w: w.view(2, 40), 4 * 2 * 40),
+    ],
+)
+def test_macs_of_a_module_that_is_given_views_of_a_parameter(first, second, macs):
+    weight, product = nn.Parameter(torch.zeros(2, 5, 8)), Product()
+    assert count_macs(lambda: product(first(weight), second(weight))) == macs
