@@ -17,7 +17,7 @@ from dfs_rl.backbones.fractionalized.backbone import (
 from dfs_rl.backbones.fractionalized.choosing import Granularity
 from dfs_rl.backbones.fractionalized.tracing import Traced, name_of, trace
 from dfs_rl.constructors import allow_constructor, call_constructor
-from dfs_rl.cost import FULL
+from dfs_rl.cost import FULL, SKIP
 from dfs_rl.data import ChannelStatistics
 from dfs_rl.errors import CheckpointError, ConfigError
 from dfs_rl.runs import load_tensors
@@ -86,24 +86,24 @@ def fractionalize(
     example = example_input[:_EXAMPLES].detach().float().cpu()
     traced = trace(model, example)
     _check_logits(traced, type(model).__name__)
-    backbone = Fractionalized(
-        traced,
-        FractionalizeConfig(
-            image_shape=cast("tuple[int, int, int]", tuple(example.shape[1:])),
-            n_classes=traced.n_classes,
-            bits=menu,
-            layers=names,
-            granularity=granularity,
-            stem_bits=stem_bits,
-            per_channel=per_channel,
-            constructor=constructor,
-        ),
-        statistics,
-    ).eval()
+    config = FractionalizeConfig(
+        image_shape=cast("tuple[int, int, int]", tuple(example.shape[1:])),
+        n_classes=traced.n_classes,
+        bits=menu,
+        layers=names,
+        granularity=granularity,
+        stem_bits=stem_bits,
+        per_channel=per_channel,
+        constructor=constructor,
+    )
+    backbone = full = Fractionalized(traced, config, statistics).eval()
+    if stem_bits != FULL or FULL not in menu:  # something of it is always quantized
+        unquantized = (SKIP, FULL) if SKIP in menu else (FULL,)
+        config = replace(config, bits=unquantized, stem_bits=FULL)
+        full = Fractionalized(traced, config, statistics).eval()
     pixels = example * backbone.image_std + backbone.image_mean
     backbone.measure(pixels)
-    if stem_bits == FULL and FULL in backbone.options:
-        _check_same(traced.answer, backbone, pixels, type(model).__name__)
+    _check_same(traced.answer, full, pixels, type(model).__name__)
     return backbone
 
 

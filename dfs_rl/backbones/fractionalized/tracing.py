@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram, export
-from torch.export.graph_signature import InputKind
+from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
@@ -21,6 +21,11 @@ from dfs_rl.cost.macs import split_encoders
 from dfs_rl.errors import ConfigError
 
 _LOGITS_RANK = 2
+_EXACT = 1e-5
+"""Of the largest logit: what a trace may miss its model by."""
+_OTHERS = 3
+_TAKEN = "images as it takes them"
+_BASIC_NORM = "_native_batch_norm_legit_no_training"
 
 
 class Traced(NamedTuple):
@@ -66,13 +71,14 @@ def batch_factor(node: fx.Node) -> int | None:
     return int(value.node.expr / next(iter(symbols))) if len(symbols) == 1 else None
 
 
+@split_encoders()
 def trace(model: nn.Module, images: Tensor) -> Traced:
     """Record what a model does in evaluation mode with normalised images, float32 ``[batch, c, h, w]``.
 
     Nothing is written or warned of while torch reads it, for it tells of its tries at length.
 
     Raises:
-        ConfigError: If it does not take these images, cannot be recorded, or returns anything but logits.
+        ConfigError: If it does not take these images, cannot be recorded as it is, or returns anything but logits.
     """
     if isinstance(model, torch.jit.ScriptModule):
         raise ConfigError(
@@ -80,21 +86,23 @@ def trace(model: nn.Module, images: Tensor) -> Traced:
         )
     example = images if len(images) > 1 else torch.cat([images, images])
     try:
-        model = copy.deepcopy(model).eval().cpu()
+        # With gradients torch forbids some writes into views that it allows in evaluation.
+        model = copy.deepcopy(model).eval().cpu().requires_grad_(requires_grad=False)
     except Exception as error:
         raise ConfigError(
             f"the model cannot be copied ({_told(error)}); it must hold parameters and buffers, nothing that was computed from them."
         ) from error
-    returned = _returned(model, images, "the example images", "images as it takes them")
+    returned = _returned(model, images, "the example images", _TAKEN)
     alone = _returned(model, images[:1], "a single image", "a model for any number of images")
-    with split_encoders(), _silence():
-        program = _read(model, example)
+    with _silence():
+        program = _without_shared_writes(_read(model, example))
     traced = _Recorder(program, returned).run()
     if alone[0].shape != (1, traced.n_classes):
         raise ConfigError(
             f"the model returns {list(alone[0].shape)} for one image, where {[1, traced.n_classes]} is needed; does it squeeze all "
             "dimensions of size 1?"
         )
+    _check_faithful(model, traced, images)
     return traced
 
 
@@ -108,7 +116,7 @@ def _returned(model: nn.Module, images: Tensor, what: str, wanted: str) -> list[
     running: list[str] = []
     hooks = _follow(model, running)
     try:
-        result = model(images)
+        result = model(images.clone())  # which some models write into
     except Exception as error:
         raise ConfigError(
             f"the model does not accept {what}, float32 {list(images.shape)}: module {_innermost(model, running)!r} raises "
@@ -169,6 +177,132 @@ def _export_strictly(
         ) from error
 
 
+def _without_shared_writes(program: ExportedProgram) -> ExportedProgram:
+    """Return a program in which nothing is written into memory that several tensors share.
+
+    Raises:
+        ConfigError: If torch cannot do without such a write.
+    """
+    write = _shared_write(program)
+    if write is None:
+        return program  # the pass below would replace some operators by more basic ones
+    try:
+        return program.run_decompositions({})
+    except Exception as error:
+        raise ConfigError(
+            f"{_place_of(write)} writes into a view by {name_of(write)}, which torch cannot trace ({_told(error)}); compute a new tensor "
+            "instead, as torch.cat and torch.where do."
+        ) from error
+
+
+def _shared_write(program: ExportedProgram) -> fx.Node | None:
+    """Return the first operator that writes where ``_Recorder`` cannot simply replace the tensor."""
+    seen: set[int] = set()
+    shared: set[int] = set()
+    for node in program.graph.nodes:
+        written = _storages([target.meta.get("val") for target in _written(node)])
+        if written & shared or (written and _changed_in_place(node) is None):
+            return cast("fx.Node", node)
+        own = _storages(node.meta.get("val"))
+        shared |= (own & seen) - written
+        seen |= own
+    return None
+
+
+def _written(node: fx.Node) -> list[fx.Node]:
+    """Return the tensors that an operator writes into."""
+    schema = getattr(node.target, "_schema", None)
+    parameters = [] if schema is None else schema.arguments
+    values = dict(zip((p.name for p in parameters), node.args, strict=False)) | dict(node.kwargs)
+    names = [p.name for p in parameters if p.alias_info is not None and p.alias_info.is_write]
+    leaves = tree_leaves([values.get(name) for name in names])
+    return [leaf for leaf in leaves if isinstance(leaf, fx.Node)]
+
+
+def _storages(values: object) -> set[int]:
+    return {t.untyped_storage()._cdata for t in tree_leaves(values) if isinstance(t, Tensor)}
+
+
+class _Runner(fx.Interpreter):
+    """Computes what a trace does, and keeps what every module computed in ``values``, if that is wanted."""
+
+    def __init__(self, traced: Traced, values: dict[str, list[Tensor]] | None = None) -> None:
+        super().__init__(nn.Module(), graph=traced.graph)
+        self.tensors = traced.tensors
+        self.values = values
+
+    def get_attr(self, target: Any, *_: object) -> Tensor:  # noqa: ANN401 - torch's signature
+        """Return a parameter or constant."""
+        return self.tensors[str(target)]
+
+    def run_node(self, n: fx.Node) -> Any:  # noqa: ANN401 - whatever the operator returns
+        """Run an operator."""
+        value = super().run_node(n)
+        if self.values is not None and n.op == "call_function" and isinstance(value, Tensor):
+            self.values.setdefault(n.meta["module"], []).append(value)
+        return value
+
+
+@torch.no_grad()
+def _check_faithful(model: nn.Module, traced: Traced, images: Tensor) -> None:
+    """Refuse a trace that computes something else than its model, for the example images or for others.
+
+    Raises:
+        ConfigError: If it does.
+    """
+    low, high = images.amin((0, 2, 3), keepdim=True), images.amax((0, 2, 3), keepdim=True)
+    drawn = torch.rand(_OTHERS, *images.shape[1:], generator=torch.Generator().manual_seed(0))
+    others = low + drawn * torch.where(high > low, high - low, 1)
+    for what, batch in (("the example images", images), ("random images", others)):
+        expected = _returned(model, batch, what, _TAKEN)[0]
+        ours = _Runner(traced).run(batch.clone())
+        if _is_close(ours, expected, _EXACT):
+            continue
+        name = type(model).__name__
+        if not _is_close(_returned(model, batch, what, _TAKEN)[0], expected, _EXACT):
+            raise ConfigError(
+                f"{name} returns other logits each time that it is called with {what}; does {name} depend on more than its images, as on "
+                "random numbers or on what it saw before?"
+            )
+        module = _first_wrong(model, traced, batch[:2])
+        where = "" if module is None else f", first in what module {module!r} returns"
+        raise ConfigError(
+            f"{name} cannot be traced faithfully by torch.export: its graph returns other logits for {what}, by "
+            f"{float((ours - expected).abs().max()):.2g} where the largest is {float(expected.abs().max()):.2g}{where}; write it so "
+            "that its operators return new tensors."
+        )
+
+
+def _is_close(ours: Tensor, theirs: Tensor, tolerance: float) -> bool:
+    """Say whether two answers are the same but for so much of the largest number in them."""
+    largest = float(theirs.nan_to_num(0, 0, 0).abs().max())
+    bound = tolerance * max(largest, tolerance)
+    return torch.allclose(ours, theirs, rtol=0, atol=bound, equal_nan=True)
+
+
+def _first_wrong(model: nn.Module, traced: Traced, images: Tensor) -> str | None:
+    """Return the first module whose output no operator of it in a trace computes, if there is one."""
+    values: dict[str, list[Tensor]] = {}
+    _Runner(traced, values).run(images.clone())
+    wrong: list[str] = []
+
+    def compare(name: str, output: object) -> None:
+        own = [v for path, vs in values.items() if f"{path}.".startswith(f"{name}.") for v in vs]
+        if isinstance(output, Tensor) and own:
+            same = (v.shape == output.shape and _is_close(v, output, _EXACT) for v in own)
+            wrong.extend([] if any(same) else [name])
+
+    hooks = [
+        module.register_forward_hook(lambda _, __, out, name=name: compare(name, out))
+        for name, module in model.named_modules()
+        if name
+    ]
+    model(images.clone())
+    for hook in hooks:
+        hook.remove()
+    return next(iter(wrong), None)
+
+
 def _told(error: Exception) -> str:
     """Return an error's type and what its first line says, without torch's advice on its own logs."""
     line = str(error).strip().partition("\n")[0].partition(" For more information")[0]
@@ -213,9 +347,8 @@ class _Recorder:
             elif node.op == "call_function":
                 self._copy_operator(node)
             elif node.op == "get_attr":
-                where = f"module {_module_of(node)!r}" if _module_of(node) else "the model itself"
                 raise ConfigError(
-                    f"{where} switches gradients or autocast inside forward, which cannot be split into layers; take that out of its "
+                    f"{_place_of(node)} switches gradients or autocast inside forward, which cannot be split into layers; take that out of its "
                     "forward."
                 )
         outputs = [self._get(node) for node in _outputs(self.program)]
@@ -254,14 +387,19 @@ class _Recorder:
         if name in ("dropout", "dropout_", "feature_dropout", "alpha_dropout"):  # identities here
             self._alias(node, node.args[0])
             return
+        if node.target is operator.getitem and name_of(node.args[0]) == _BASIC_NORM:
+            self.new[node] = self.new[node.args[0]]
+            return
         if self._is_constant(node):
             self.constants[node] = self._compute(node)
             return
         target, args, kwargs = node.target, node.args, dict(node.kwargs)
         if name == "view":  # a channels_last activation has no such view
             target = torch.ops.aten.reshape.default
+        if name == _BASIC_NORM:  # as models write it
+            target, args = torch.ops.aten.batch_norm.default, (*args[:5], False, *args[5:], False)
         kwargs.pop("device", None)
-        changed = self._changed_in_place(node)
+        changed = _changed_in_place(node)
         if changed is not None:
             target = _functional(target)
         copied = self.graph.call_function(
@@ -272,13 +410,7 @@ class _Recorder:
         self.new[node] = copied
         if changed is not None:
             self.new[changed] = copied
-
-    def _changed_in_place(self, node: fx.Node) -> fx.Node | None:
-        """Return what an operator overwrites, where there is the same operator that does not."""
-        name = name_of(node)
-        if not name.endswith("_") or name.startswith("_") or _functional(node.target) is None:
-            return None
-        return cast("fx.Node", node.args[0])
+            self.constants.pop(changed, None)
 
     def _is_constant(self, node: fx.Node) -> bool:
         inputs = node.all_input_nodes
@@ -326,7 +458,17 @@ class _Recorder:
         return copied
 
     def _describe(self, copied: fx.Node, node: fx.Node, *, flows: bool) -> None:
-        copied.meta = {"val": node.meta.get("val"), "module": _module_of(node), "flows": flows}
+        value = node.meta.get("val")
+        value = value[0] if name_of(node) == _BASIC_NORM else value
+        copied.meta = {"val": value, "module": _module_of(node), "flows": flows}
+
+
+def _changed_in_place(node: fx.Node) -> fx.Node | None:
+    """Return what an operator overwrites, where there is the same operator that does not."""
+    name = name_of(node)
+    if not name.endswith("_") or name.startswith("_") or _functional(node.target) is None:
+        return None
+    return cast("fx.Node", node.args[0])
 
 
 def _functional(target: Any) -> Any:  # noqa: ANN401 - operators have no common type
@@ -336,6 +478,10 @@ def _functional(target: Any) -> Any:  # noqa: ANN401 - operators have no common 
     return getattr(packet, overload, None)
 
 
+def _place_of(node: fx.Node) -> str:
+    return f"module {_module_of(node)!r}" if _module_of(node) else "the model itself"
+
+
 def _module_of(node: fx.Node) -> str:
     stack = node.meta.get("nn_module_stack") or {}
     path = next(reversed(stack.values()))[0] if stack else ""
@@ -343,5 +489,12 @@ def _module_of(node: fx.Node) -> str:
 
 
 def _outputs(program: ExportedProgram) -> list[fx.Node]:
+    """Return what the model returns, without what it writes into its buffers and images."""
     output = next(node for node in program.graph.nodes if node.op == "output")
-    return [node for node in output.args[0] if isinstance(node, fx.Node)]
+    specs = program.graph_signature.output_specs
+    returned = [
+        node
+        for node, spec in zip(output.args[0], specs, strict=True)
+        if spec.kind == OutputKind.USER_OUTPUT
+    ]
+    return [node for node in returned if isinstance(node, fx.Node)]
