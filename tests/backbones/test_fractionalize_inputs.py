@@ -46,7 +46,7 @@ from tests.backbones.nets import (
         (BasicResNet, {"constructor": 3}, "3 names no constructor"),
         (lambda: BasicResNet, {}, "model is a type; give the network itself"),
         (lambda: functional.relu, {}, "model is a function; give the network itself"),
-        (lambda: nn.Conv2d(3, 4, 1), {}, "returns 1 tensors of shapes"),
+        (lambda: nn.Conv2d(3, 4, 1), {}, r"returns torch.float32 \[16, 4, 16, 16\]; wrap it"),
     ],
 )
 def test_what_cannot_be_done_is_refused_in_a_sentence(make, settings, sentence):

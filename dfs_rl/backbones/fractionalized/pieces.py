@@ -326,6 +326,9 @@ class _Emitter:
                 f"ops.{swap.name}", (*arguments, bits if swap.gated else self.fixed)
             )
         args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: values[n])
+        if not node.meta["flows"] and "device" in _arguments(node):  # it makes a tensor
+            device = graph.call_function(getattr, (next(iter(values.values())), "device"))
+            kwargs = {**cast("Any", kwargs), "device": device}
         return graph.call_function(cast("Any", node.target), args, kwargs)
 
     def _needed(self, span: Span, instead: Mapping[fx.Node, fx.Node]) -> set[fx.Node]:

@@ -21,10 +21,15 @@ from dfs_rl.cost.macs import split_encoders
 from dfs_rl.errors import ConfigError
 
 _LOGITS_RANK = 2
+_FEWEST_CLASSES = 2
 _EXACT = 1e-5
 """Of the largest logit: what a trace may miss its model by."""
+_ALONE = 1e-4
+"""Of the largest logit: what an image alone may differ by, which operators may add up in another order."""
 _OTHERS = 3
+_BATCH = 37
 _TAKEN = "images as it takes them"
+_WAY_OUT = "write it so that its operators return new tensors."
 _BASIC_NORM = "_native_batch_norm_legit_no_training"
 
 
@@ -84,7 +89,8 @@ def trace(model: nn.Module, images: Tensor) -> Traced:
         raise ConfigError(
             f"the model is a {type(model).__name__}, which torch.export cannot read; give the torch.nn.Module that it was made of."
         )
-    example = images if len(images) > 1 else torch.cat([images, images])
+    # Of no size that a dimension of its activations is likely to have, or torch takes the two for one.
+    example = torch.cat([images[:1]] * _BATCH)
     try:
         # With gradients torch forbids some writes into views that it allows in evaluation.
         model = copy.deepcopy(model).eval().cpu().requires_grad_(requires_grad=False)
@@ -93,15 +99,17 @@ def trace(model: nn.Module, images: Tensor) -> Traced:
             f"the model cannot be copied ({_told(error)}); it must hold parameters and buffers, nothing that was computed from them."
         ) from error
     returned = _returned(model, images, "the example images", _TAKEN)
+    _check_returned(returned)
     alone = _returned(model, images[:1], "a single image", "a model for any number of images")
+    wanted = [1, returned[0].shape[1]]
+    if list(alone[0].shape) != wanted:
+        raise ConfigError(
+            f"the model returns {list(alone[0].shape)} for one image, where {wanted} is needed; does "
+            "it squeeze all dimensions of size 1?"
+        )
     with _silence():
         program = _without_shared_writes(_read(model, example))
-    traced = _Recorder(program, returned).run()
-    if alone[0].shape != (1, traced.n_classes):
-        raise ConfigError(
-            f"the model returns {list(alone[0].shape)} for one image, where {[1, traced.n_classes]} is needed; does it squeeze all "
-            "dimensions of size 1?"
-        )
+    traced = _Recorder(program, returned[0]).run()
     _check_faithful(model, traced, images)
     return traced
 
@@ -126,6 +134,23 @@ def _returned(model: nn.Module, images: Tensor, what: str, wanted: str) -> list[
         for hook in hooks:
             hook.remove()
     return [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+
+
+def _check_returned(returned: Sequence[Tensor]) -> None:
+    """Refuse anything but the logits of two classes or more."""
+    told = ", ".join(f"{t.dtype} {list(t.shape)}" for t in returned) or "no tensor"
+    (logits,) = returned if len(returned) == 1 else (torch.empty(0),)
+    if logits.dim() != _LOGITS_RANK or not logits.is_floating_point():
+        raise ConfigError(
+            f"the model returns {told}; wrap it in a module that returns logits alone, floating-point "
+            "[batch, classes] of two classes or more."
+        )
+    outputs = logits.shape[1]
+    if outputs < _FEWEST_CLASSES:
+        raise ConfigError(
+            f"the model has {outputs} output{'' if outputs == 1 else 's'}, but gates learn from the "
+            "logits of two classes or more; give a binary classifier two outputs, one for each class."
+        )
 
 
 @contextmanager
@@ -186,12 +211,18 @@ def _without_shared_writes(program: ExportedProgram) -> ExportedProgram:
     write = _shared_write(program)
     if write is None:
         return program  # the pass below would replace some operators by more basic ones
+    for node in program.graph.nodes:
+        if name_of(node) == "unbind":  # of which that pass makes one for this batch size alone
+            for part in tuple(node.users):
+                part.target = torch.ops.aten.select.int
+                part.args = (node.args[0], *(node.args[1:] or (0,)), part.args[1])
     try:
-        return program.run_decompositions({})
+        return cast("ExportedProgram", program.run_decompositions({}))
     except Exception as error:
         raise ConfigError(
-            f"{_place_of(write)} writes into a view by {name_of(write)}, which torch cannot trace ({_told(error)}); compute a new tensor "
-            "instead, as torch.cat and torch.where do."
+            f"{_place_of(write)} writes into a view by {name_of(write)}, which torch cannot trace "
+            f"({_told(error).partition('. ')[0]}); compute a new tensor instead, as torch.cat and "
+            "torch.where do."
         ) from error
 
 
@@ -253,24 +284,50 @@ def _check_faithful(model: nn.Module, traced: Traced, images: Tensor) -> None:
     low, high = images.amin((0, 2, 3), keepdim=True), images.amax((0, 2, 3), keepdim=True)
     drawn = torch.rand(_OTHERS, *images.shape[1:], generator=torch.Generator().manual_seed(0))
     others = low + drawn * torch.where(high > low, high - low, 1)
+    name = type(model).__name__
     for what, batch in (("the example images", images), ("random images", others)):
         expected = _returned(model, batch, what, _TAKEN)[0]
-        ours = _Runner(traced).run(batch.clone())
-        if _is_close(ours, expected, _EXACT):
-            continue
-        name = type(model).__name__
-        if not _is_close(_returned(model, batch, what, _TAKEN)[0], expected, _EXACT):
+        try:
+            parts = (batch, batch[:1], batch[-1:])
+            ours, first, last = (_Runner(traced).run(part.clone()) for part in parts)
+        except Exception as error:
             raise ConfigError(
-                f"{name} returns other logits each time that it is called with {what}; does {name} depend on more than its images, as on "
-                "random numbers or on what it saw before?"
+                f"{name} cannot be traced faithfully by torch.export: for {what} its graph fails "
+                f"({_told(error)}); {_WAY_OUT}"
+            ) from error
+        if not _is_close(ours, expected, _EXACT):
+            raise ConfigError(_why_other(model, traced, batch, what, ours, expected))
+        alone, beside = torch.cat([first, last]), expected[[0, -1]]
+        if not _is_close(alone, beside, _ALONE):
+            raise ConfigError(
+                f"an image's logits change by {_gap(alone, beside)} with the images beside it, "
+                f"but a gate runs some of them at a time: does {name} normalise over a batch?"
             )
-        module = _first_wrong(model, traced, batch[:2])
-        where = "" if module is None else f", first in what module {module!r} returns"
-        raise ConfigError(
-            f"{name} cannot be traced faithfully by torch.export: its graph returns other logits for {what}, by "
-            f"{float((ours - expected).abs().max()):.2g} where the largest is {float(expected.abs().max()):.2g}{where}; write it so "
-            "that its operators return new tensors."
+
+
+def _why_other(
+    model: nn.Module, traced: Traced, batch: Tensor, what: str, ours: Tensor, expected: Tensor
+) -> str:
+    """Return why a trace computes something else than its model."""
+    name = type(model).__name__
+    again = _returned(model, batch, what, _TAKEN)[0]
+    if not _is_close(again, expected, _EXACT):
+        return (
+            f"{name} returns other logits for {what} when it is called again, by "
+            f"{_gap(again, expected)}; does {name} depend on more than its images, as on random "
+            "numbers or on what it saw before?"
         )
+    module = _first_wrong(model, traced, batch[:2])
+    where = "" if module is None else f", first in what module {module!r} returns"
+    return (
+        f"{name} cannot be traced faithfully by torch.export: for {what} its graph differs by "
+        f"{_gap(ours, expected)}{where}; {_WAY_OUT}"
+    )
+
+
+def _gap(ours: Tensor, theirs: Tensor) -> str:
+    gap, largest = (float(values.abs().max()) for values in (ours - theirs, theirs))
+    return f"{gap:.2g} (the largest is {largest:.2g})"
 
 
 def _is_close(ours: Tensor, theirs: Tensor, tolerance: float) -> bool:
@@ -330,9 +387,9 @@ def _innermost(model: nn.Module, running: Sequence[str]) -> str:
 class _Recorder:
     """Copies an exported program into a graph that does not write in place, with constants computed once."""
 
-    def __init__(self, program: ExportedProgram, returned: Sequence[Tensor]) -> None:
+    def __init__(self, program: ExportedProgram, answer: Tensor) -> None:
         self.program = program
-        self.returned = returned
+        self.answer = answer
         self.graph = fx.Graph()
         self.tensors: dict[str, Tensor] = {}
         self.constants: dict[fx.Node, Any] = {}
@@ -348,22 +405,15 @@ class _Recorder:
                 self._copy_operator(node)
             elif node.op == "get_attr":
                 raise ConfigError(
-                    f"{_place_of(node)} switches gradients or autocast inside forward, which cannot be split into layers; take that out of its "
-                    "forward."
+                    f"{_place_of(node)} switches gradients or autocast inside forward, which cannot "
+                    "be split into layers; take that out of its forward."
                 )
-        outputs = [self._get(node) for node in _outputs(self.program)]
-        if len(outputs) != 1 or len(outputs[0].meta["val"].shape) != _LOGITS_RANK:
-            shapes = [list(map(str, node.meta["val"].shape)) for node in outputs]
-            raise ConfigError(
-                f"the model returns {len(outputs)} tensors of shapes {shapes}; wrap it in a module that returns logits "
-                "[batch, classes] alone."
-            )
-        self.graph.output(outputs[0])
+        (logits,) = (self._get(node) for node in _outputs(self.program))
+        self.graph.output(logits)
         self.graph.eliminate_dead_code()
         used = {str(node.target) for node in self.graph.nodes if node.op == "get_attr"}
         tensors = {name: tensor for name, tensor in self.tensors.items() if name in used}
-        n_classes = int(outputs[0].meta["val"].shape[1])
-        return Traced(self.graph, tensors, n_classes, self.returned[0])
+        return Traced(self.graph, tensors, self.answer.shape[1], self.answer)
 
     def _copy_input(self, node: fx.Node, spec: Any) -> None:  # noqa: ANN401 - torch gives it no public type
         program = self.program
@@ -387,30 +437,48 @@ class _Recorder:
         if name in ("dropout", "dropout_", "feature_dropout", "alpha_dropout"):  # identities here
             self._alias(node, node.args[0])
             return
-        if node.target is operator.getitem and name_of(node.args[0]) == _BASIC_NORM:
-            self.new[node] = self.new[node.args[0]]
+        if node.target is operator.getitem and name_of(node.all_input_nodes[0]) == _BASIC_NORM:
+            self._alias(node, node.args[0])
             return
+        changed = _changed_in_place(node)
+        target = node.target if changed is None else _functional(node.target)
         if self._is_constant(node):
-            self.constants[node] = self._compute(node)
-            return
-        target, args, kwargs = node.target, node.args, dict(node.kwargs)
-        if name == "view":  # a channels_last activation has no such view
+            self.constants[node] = self._compute(node, target)
+        elif name.removesuffix("_") == "copy":
+            self.new[node] = self._copy_values(node)
+        else:
+            self._emit(node, target)
+        if changed is not None:
+            # What read it before keeps the value that it had.
+            for values in (self.new, self.constants):
+                values.pop(changed, None)
+                if node in values:
+                    values[changed] = values[node]
+
+    def _emit(self, node: fx.Node, target: Any) -> None:  # noqa: ANN401 - operators have no common type
+        args, kwargs = node.args, dict(node.kwargs)
+        if target is torch.ops.aten.view.default:  # a channels_last activation has no such view
             target = torch.ops.aten.reshape.default
-        if name == _BASIC_NORM:  # as models write it
+        if name_of(node) == _BASIC_NORM:  # as models write it
             target, args = torch.ops.aten.batch_norm.default, (*args[:5], False, *args[5:], False)
         kwargs.pop("device", None)
-        changed = _changed_in_place(node)
-        if changed is not None:
-            target = _functional(target)
-        copied = self.graph.call_function(
-            cast("Any", target), fx.map_arg(args, self._get), fx.map_arg(kwargs, self._get)
-        )
+        self._call(node, target, fx.map_arg(args, self._get), fx.map_arg(kwargs, self._get))
+
+    def _copy_values(self, node: fx.Node) -> fx.Node:
+        """Return what ``copy_`` writes, by operators that have gradients."""
+        target, source = (self._get(cast("fx.Node", argument)) for argument in node.args[:2])
+        wanted, given = target.meta["val"], source.meta["val"]
+        if given.shape != wanted.shape:
+            source = self._call(node, torch.ops.aten.expand_as.default, (source, target), {})
+        if given.dtype != wanted.dtype:
+            source = self._call(node, torch.ops.aten.type_as.default, (source, target), {})
+        return source
+
+    def _call(self, node: fx.Node, target: Any, args: Any, kwargs: Any) -> fx.Node:  # noqa: ANN401 - as fx has them
+        copied = self._set(node, self.graph.call_function(target, args, kwargs))
         flows = batch_factor(node) is None and any(n.meta["flows"] for n in copied.all_input_nodes)
         self._describe(copied, node, flows=flows)
-        self.new[node] = copied
-        if changed is not None:
-            self.new[changed] = copied
-            self.constants.pop(changed, None)
+        return copied
 
     def _is_constant(self, node: fx.Node) -> bool:
         inputs = node.all_input_nodes
@@ -421,7 +489,7 @@ class _Recorder:
         shape_alone = name_of(node) in {f"new_{kind}" for kind in ("zeros", "ones", "full")}
         return all(n in self.constants for n in (inputs[1:] if shape_alone else inputs))
 
-    def _compute(self, node: fx.Node) -> Any:  # noqa: ANN401 - whatever the operator returns
+    def _compute(self, node: fx.Node, target: Any) -> Any:  # noqa: ANN401 - whatever the operator returns
         def value(n: fx.Node) -> Any:  # noqa: ANN401
             return self.constants.get(n, torch.empty(0))
 
@@ -430,7 +498,7 @@ class _Recorder:
         if "device" in kwargs:
             kwargs["device"] = torch.device("cpu")
         with torch.no_grad():
-            return cast("Any", node.target)(*args, **kwargs)
+            return target(*args, **kwargs)
 
     def _get(self, node: fx.Node) -> fx.Node:
         if node not in self.new and node in self.constants:
@@ -459,7 +527,8 @@ class _Recorder:
 
     def _describe(self, copied: fx.Node, node: fx.Node, *, flows: bool) -> None:
         value = node.meta.get("val")
-        value = value[0] if name_of(node) == _BASIC_NORM else value
+        if name_of(node) == _BASIC_NORM:
+            value, *_ = cast("Sequence[Tensor]", value)
         copied.meta = {"val": value, "module": _module_of(node), "flows": flows}
 
 
