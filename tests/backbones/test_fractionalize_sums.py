@@ -151,3 +151,166 @@ def test_attention_and_mlp_side_by_side_are_skipped_together():
     hidden = backbone.stem(pictures())
     assert backbone.layers[0](hidden, 0) is hidden
     torch.testing.assert_close(backbone.layers[0](hidden, 32), model.encoder[0](hidden))
+
+
+class Added(nn.Module):
+    """A plain sum of what some paths compute."""
+
+    def __init__(self, *paths: nn.Module) -> None:
+        super().__init__()
+        self.paths = nn.ModuleList(paths)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, *others = (path(x) for path in self.paths)
+        return sum(others, first)
+
+
+class Adapted(nn.Module):
+    """A weight with a low-rank adapter, as in LoRA (Hu et al., ICLR 2022)."""
+
+    def __init__(self, base: nn.Module, down: nn.Module, up: nn.Module) -> None:
+        super().__init__()
+        self.base, self.down, self.up = base, down, up
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base(x) + 0.5 * self.up(self.down(x))
+
+
+def adapted_conv() -> Adapted:
+    return Adapted(nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 2, 1), nn.Conv2d(2, 8, 1))
+
+
+def adapted_head() -> Adapted:
+    return Adapted(nn.Linear(8, CLASSES), nn.Linear(8, 1, bias=False), nn.Linear(1, CLASSES))
+
+
+def between(expansion: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(8, expansion, 1), nn.ReLU(), nn.Conv2d(expansion, 8, 1))
+
+
+def reduced(kernel: int) -> nn.Sequential:
+    return nn.Sequential(conv_norm(8, 4, 1), nn.ReLU(), conv_norm(4, 8, kernel), nn.ReLU())
+
+
+def with_body(body: nn.Module, width: int = 8, out: int = 8) -> nn.Sequential:
+    residual = Beside(SUMS["shortcut first"], nn.Identity())
+    stem, ends = conv_norm(3, width), (nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    if out != 8:
+        return nn.Sequential(stem, body, *ends, nn.Linear(out, CLASSES))
+    return nn.Sequential(stem, body, residual, *ends, nn.Linear(8, CLASSES))
+
+
+def with_head(head: nn.Module) -> nn.Sequential:
+    return nn.Sequential(*with_body(nn.ReLU())[:-1], head)
+
+
+def mlp() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, CLASSES))
+
+
+MLP = 8 * 32 + 32 * CLASSES
+# Where the sum stands, the sum, and what its paths take: MACs at 16 x 16, or of a head.
+NO_BLOCKS: dict[str, tuple[Callable[[nn.Module], nn.Module], Callable[[], nn.Module], int]] = {
+    "adapted convolution": (with_body, adapted_conv, 256 * (9 * 64 + 16 + 16)),
+    "adapted head": (with_head, adapted_head, 8 * CLASSES + 8 + CLASSES),
+    "linear head and MLP": (
+        with_head,
+        lambda: Added(nn.Linear(8, CLASSES), mlp()),
+        8 * CLASSES + MLP,
+    ),
+    "logarithm of two heads": (
+        lambda head: nn.Sequential(with_head(head), nn.LogSoftmax(1)),
+        lambda: Added(nn.Linear(8, CLASSES), mlp()),
+        8 * CLASSES + MLP,
+    ),
+    "uneven heads": (
+        with_head,
+        lambda: Added(mlp(), nn.Sequential(nn.Linear(8, 8), nn.ReLU(), mlp())),
+        2 * MLP + 64,
+    ),
+    "paths of an Inception block": (
+        with_body,
+        lambda: Added(nn.Sequential(conv_norm(8, 8, 1), nn.ReLU()), reduced(3), reduced(5)),
+        256 * (64 + 2 * 32 + 9 * 32 + 25 * 32),
+    ),
+    "a path as cheap": (with_body, lambda: Added(conv_norm(8, 8, 1), between(4)), 256 * 128),
+}
+
+
+@pytest.mark.parametrize(("around", "adds", "macs"), NO_BLOCKS.values(), ids=NO_BLOCKS)
+@torch.no_grad()
+def test_paths_that_are_no_residual_block_always_run_and_are_reported(around, adds, macs):
+    torch.manual_seed(0)
+    model = lived_in(lambda: around(adds())).eval()
+    backbone = fractionalize(model, examples())
+    (layer,) = backbone.costs.layer_macs
+    assert layer == 256 * 64 * (9 + 9 + 25 + 1)
+    rest = 256 * 27 * 8 + (8 * CLASSES if around is with_body else 0)
+    assert backbone.report.fixed_macs == rest + macs
+    (name,) = (n for n, m in model.named_modules() if type(m) in (Added, Adapted))
+    (why,) = (why for n, why in backbone.report.left_alone if n in (name, f"{name}.paths"))
+    assert "paths" in why
+    expected = model(pictures() / 255.0)
+    torch.testing.assert_close(backbone(pictures(), 32), expected, rtol=1e-4, atol=1e-5)
+
+
+def bottleneck(i: int, width: int, o: int, groups: int = 1) -> nn.Sequential:
+    """Return a bottleneck whose first convolution strides, which leaves it the fewest MACs."""
+    return nn.Sequential(
+        conv_norm(i, width, 1, 2),
+        nn.ReLU(),
+        conv_norm(width, width, groups=groups),
+        nn.ReLU(),
+        conv_norm(width, o, 1),
+    )
+
+
+def ghost_shortcut() -> nn.Sequential:
+    return nn.Sequential(conv_norm(16, 16, 3, 2, groups=16), conv_norm(16, 32, 1))
+
+
+def pooled_shortcut() -> nn.Sequential:
+    return nn.Sequential(nn.MaxPool2d(2), conv_norm(16, 32, 1))
+
+
+# A projection, a branch, and the branch's MACs at 8 x 8.
+DOWN: dict[str, tuple[Callable[[], nn.Module], Callable[[], nn.Module], int]] = {
+    "ResNet": (
+        lambda: conv_norm(16, 32, 1, 2),
+        lambda: bottleneck(16, 8, 32),
+        64 * (16 * 8 + 9 * 64 + 8 * 32),
+    ),
+    "ResNeXt": (
+        lambda: conv_norm(16, 32, 1, 2),
+        lambda: bottleneck(16, 16, 32, groups=8),
+        64 * (256 + 9 * 2 * 16 + 512),
+    ),
+    "GhostNet": (ghost_shortcut, lambda: bottleneck(16, 24, 32), 64 * (384 + 9 * 576 + 768)),
+    "CoAtNet": (pooled_shortcut, lambda: bottleneck(16, 24, 32), 64 * (384 + 9 * 576 + 768)),
+}
+
+
+@pytest.mark.parametrize(("projection", "branch", "macs"), DOWN.values(), ids=DOWN)
+@torch.no_grad()
+def test_a_projection_is_the_shortcut_of_published_blocks(projection, branch, macs):
+    torch.manual_seed(0)
+    added = Added(projection(), branch())
+    model = lived_in(lambda: with_body(added, 16, 32)).eval()
+    backbone = fractionalize(model, examples())
+    assert backbone.costs.layer_macs == (macs,)
+    hidden = backbone.stem(pictures())
+    torch.testing.assert_close(backbone.layers[0](hidden, 0), added.paths[0](hidden))
+
+
+@pytest.mark.parametrize(("expansion", "n_layers"), [(4, 1), (5, 2)])
+def test_a_projection_is_a_shortcut_where_the_branch_takes_a_quarter_more(expansion, n_layers):
+    model = with_body(Added(conv_norm(8, 8, 1), between(expansion)))
+    assert len(fractionalize(model.eval(), examples()).layers) == n_layers
+
+
+def test_an_adapter_within_a_branch_is_gated_with_it():
+    block = Added(nn.Identity(), nn.Sequential(adapted_conv(), nn.ReLU(), adapted_conv()))
+    backbone = fractionalize(with_body(block).eval(), examples())
+    assert backbone.costs.layer_macs[0] == 2 * 256 * (9 * 64 + 16 + 16)
+    assert backbone.report.gated[0].shortcut == "identity"
+    assert len(backbone.layers[0].ops) == 6

@@ -8,6 +8,7 @@ from typing import Literal
 from torch import fx
 
 from dfs_rl.backbones.fractionalized.finding import (
+    ACTIVATIONS,
     Branch,
     Findings,
     Span,
@@ -22,24 +23,6 @@ from dfs_rl.backbones.fractionalized.tracing import Traced, name_of
 from dfs_rl.errors import ConfigError
 
 Granularity = Literal["block", "branch"]
-
-_ACTIVATIONS = {
-    *(
-        "relu",
-        "relu6",
-        "hardtanh",
-        "gelu",
-        "silu",
-        "leaky_relu",
-        "elu",
-        "selu",
-        "celu",
-        "prelu",
-        "mish",
-        "softplus",
-    ),
-    *("sigmoid", "tanh", "hardswish", "hardsigmoid", "clamp", "clamp_min"),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +123,7 @@ def _part(branches: Sequence[Branch], name: str | None = None) -> GatedPart:
 def _with_activation(end: fx.Node) -> fx.Node:
     """Return what comes out of the activation function that follows, if one does."""
     users = [user for user in end.users if user.meta.get("flows")]
-    if len(users) == 1 and name_of(users[0]) in _ACTIVATIONS:
+    if len(users) == 1 and name_of(users[0]) in ACTIVATIONS:
         return users[0]
     return end
 

@@ -1,15 +1,18 @@
 """Where a traced model can be cut, and which of its parts have a shortcut around them."""
 
+import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
-from torch import fx
+from torch import Tensor, fx
+from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import flop_registry
 
 from dfs_rl.backbones.fractionalized.tracing import Traced, batch_factor, name_of
+from dfs_rl.cost.macs import count_macs
 
 PRODUCTS = ("matmul", "bmm")
 ATTENTION = "scaled_dot_product_attention"
@@ -30,6 +33,29 @@ _COSTLY = {str(op).removeprefix("aten.") for op in flop_registry} | {
     "chain_matmul",
 }
 
+ACTIVATIONS = {
+    *(
+        "relu",
+        "relu6",
+        "hardtanh",
+        "gelu",
+        "silu",
+        "leaky_relu",
+        "elu",
+        "selu",
+        "celu",
+        "prelu",
+        "mish",
+        "softplus",
+    ),
+    *("sigmoid", "tanh", "hardswish", "hardsigmoid", "clamp", "clamp_min"),
+}
+_PROJECTION_RATIO = 1.25
+"""How many times a projection's MACs the other paths of a residual block take at least.
+
+Published blocks take 1.6 (ResNeXt, if its first convolution strides), 1.9 (ResNet, likewise) and more. Where two paths cost about the
+same, or the projection most, as the weight that LoRA adapts, neither is a shortcut around the other.
+"""
 _NOT_BATCH_FIRST = "its activations do not have one row for each image, as those of torch's attention have with batch_first=True"
 
 
@@ -108,13 +134,13 @@ def find(traced: Traced) -> Findings:
     cuts = tuple(node for node in alone if _is_batch_first(node))
     branches, left_alone = [], []
     for start, end in pairwise(cuts):
-        found = _branch(Span(start, end))
+        found = _branch(Span(start, end), traced.logits)
         if isinstance(found, Branch):
             branches.append(found)
         elif found is not None:
             left_alone.append(found)
     for start, end in pairwise(alone):
-        found = None if _is_batch_first(end) else _branch(Span(start, end))
+        found = None if _is_batch_first(end) else _branch(Span(start, end), traced.logits)
         if isinstance(found, Branch):
             left_alone.append(LeftAlone(found.name, _NOT_BATCH_FIRST))
     return Findings(tuple(branches), cuts, tuple(left_alone))
@@ -210,7 +236,7 @@ def _is_batch_first(node: fx.Node) -> bool:
     return isinstance(first, torch.SymInt) and bool(first.node.expr.is_Symbol)
 
 
-def _branch(span: Span) -> Branch | LeftAlone | None:
+def _branch(span: Span, logits: fx.Node) -> Branch | LeftAlone | None:
     """Return the branch that ends at a cut, why it cannot be gated, or ``None`` where nothing parts."""
     start, end = span
     inside = ancestors(end, of=start)
@@ -223,17 +249,26 @@ def _branch(span: Span) -> Branch | LeftAlone | None:
     if not weighted:
         return None
     kept = _shortcut(terms, start)
-    if not kept:
-        name = common_module(weighted)
-        return LeftAlone(name, f"none of its {len(terms)} paths is plainly the shortcut")
-    nodes = inside - _all_ancestors(kept, of=start) - {end}
+    around = _all_ancestors(kept, of=start)
+    nodes = inside - around - {end}
     costly = [node for node in nodes if node.meta.get("flows") and is_costly(node)]
     name = common_module(costly or weighted)
-    if all(term.meta["val"].shape != end.meta["val"].shape for term in kept):
+    if kept and all(term.meta["val"].shape != end.meta["val"].shape for term in kept):
         return LeftAlone(name, "its shortcut has another shape than its sum")
-    for node in costly:
+    for node in costly if kept else ():
         if not is_swappable(node):
             return LeftAlone(common_module([node]), _reason(node))
+    projected = _macs(around)
+    if not kept or (projected and projected * _PROJECTION_RATIO > _macs(costly)):
+        return LeftAlone(
+            common_module(weighted),
+            f"none of its {len(terms)} paths is plainly the shortcut, an identity or a projection that costs less than the others",
+        )
+    if projected and _is_answer(end, logits):
+        return LeftAlone(
+            common_module(weighted),
+            f"its {len(terms)} paths are classifiers whose logits are added up",
+        )
     instead: dict[fx.Node, fx.Node] = {}
     _take_apart(end, kept, terms, instead)
     return Branch(
@@ -247,10 +282,52 @@ def _branch(span: Span) -> Branch | LeftAlone | None:
 
 
 def _shortcut(terms: Sequence[fx.Node], start: fx.Node) -> list[fx.Node]:
-    """Return which terms of a sum are the shortcut: those that multiply nothing, or else the one that plainly does least, if any."""
-    work = [sum(map(is_costly, ancestors(term, of=start))) for term in terms]
-    least = [term for term, costs in zip(terms, work, strict=True) if costs == min(work)]
-    return least if min(work) == 0 or len(least) == 1 else []
+    """Return which terms of a sum are the shortcut: those that multiply nothing, or else the only projection, if there is one."""
+    free = [term for term in terms if not any(map(is_costly, ancestors(term, of=start)))]
+    projections = [term for term in terms if not free and _is_projection(term, start)]
+    return free or (projections if len(projections) == 1 else [])
+
+
+def _is_projection(term: fx.Node, start: fx.Node) -> bool:
+    """Return whether a path mixes channels at most once and ends without an activation function, as a ResNet's down-sampling does."""
+    path = ancestors(term, of=start)
+    mixing = [node for node in path if is_costly(node) and not _is_depthwise(node)]
+    after = path - _all_ancestors(mixing, of=start)
+    return len(mixing) <= 1 and not any(name_of(node) in ACTIVATIONS for node in after)
+
+
+def _is_depthwise(node: fx.Node) -> bool:
+    if name_of(node) != "conv2d":
+        return False
+    x, weight = (cast("fx.Node", source).meta["val"] for source in node.args[:2])
+    return bool(weight.shape[1] == 1 < x.shape[1])
+
+
+def _is_answer(total: fx.Node, logits: fx.Node) -> bool:
+    """Return whether a sum is that of the logits, up to what multiplies nothing, such as a mean or a logarithm."""
+    same = total.meta["val"].shape == logits.meta["val"].shape
+    return same and not any(map(is_costly, ancestors(logits, of=total)))
+
+
+def _macs(nodes: Iterable[fx.Node]) -> int:
+    """Count the multiply-accumulates of operators for one image, without computing anything."""
+
+    def run(node: fx.Node) -> Tensor:
+        values = fx.map_arg((node.args, node.kwargs), lambda source: source.meta["val"])
+        args, kwargs = tree_map(_for_one_image, values)
+        return cast("Tensor", cast("Any", node.target)(*args, **kwargs))
+
+    return sum(count_macs(functools.partial(run, node)) for node in nodes if is_costly(node))
+
+
+def _for_one_image(value: object) -> object:
+    if isinstance(value, torch.SymInt):
+        sizes = value.node.expr
+        return int(sizes.subs(dict.fromkeys(sizes.free_symbols, 1)))
+    if isinstance(value, Tensor):
+        shape = [cast("int", _for_one_image(size)) for size in value.shape]
+        return torch.empty(shape, dtype=value.dtype, device="meta")
+    return value
 
 
 def _take_apart(
