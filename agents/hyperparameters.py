@@ -19,10 +19,6 @@ Start = Literal["uniform", "indifferent"]
 """Where a gate begins, see ``agents.uniform_start``."""
 
 
-OVERSHOOT = 50.0
-"""Price of each fraction of computation above a budget: of an image's for an agent, of the mean where a supervised gate is chosen."""
-
-
 ROLLOUTS_PER_IMAGE = 8
 """That share a baseline where nothing else is asked for and a gate does not begin at uniform options."""
 

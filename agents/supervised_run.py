@@ -16,7 +16,7 @@ from agents.cotrain import CoTrainer
 from agents.cotrain_hyperparameters import CoTrainConfig
 from agents.deploy import untrained_gate
 from agents.gate_trainer import GateTask, GateTrainer
-from agents.hyperparameters import OVERSHOOT, BuiltKind, FeatureChoice, Start
+from agents.hyperparameters import BuiltKind, FeatureChoice, Start
 from agents.progress import ProgressBar
 from agents.skipnet import SkipNetTrainer, skip_or_run
 from agents.supervised import SupervisedTrainer
@@ -154,13 +154,13 @@ def rewards_within(
     rewards = rewards_of(records, costs, RewardWeights(cost=0.0), budget=None)
     computation = records.computation(costs)
     if budgets is None:
-        return rewards - OVERSHOOT * max(0.0, float(computation.mean()) - budget) / 100.0
+        return rewards - RewardWeights.overshoot * max(0.0, float(computation.mean()) - budget) / 100.0
     positions = even_positions(len(computation)).double()
     over = computation - budgets.budgets(positions)
     stretch = (positions * _STRETCHES).long()  # [n]
     total = torch.zeros(_STRETCHES, dtype=torch.float64).index_add(0, stretch, over)
     mean = total / torch.bincount(stretch, minlength=_STRETCHES).clamp(min=1)
-    return rewards - OVERSHOOT * mean.clamp(min=0.0)[stretch] / 100.0
+    return rewards - RewardWeights.overshoot * mean.clamp(min=0.0)[stretch] / 100.0
 
 
 def budgets_of(

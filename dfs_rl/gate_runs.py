@@ -48,28 +48,28 @@ class GateSettings(Protocol):
     def threads(self) -> int: ...  # noqa: D102
 
 
-_COUNTS = ("timesteps", "hidden", "supernet_epochs", "threads", "eval_every", "checkpoint_every")
-
-
-def check_settings(config: GateSettings, *counts: str) -> None:
+def check_settings(
+    config: GateSettings, *counts: str, seed: int = 0, hard_budget: float | None = None
+) -> None:
     """Refuse settings that no gate can be trained with.
 
     Args:
         config: The settings.
-        counts: Names of further ones that must be at least 1.
+        counts: Names of those that must be at least 1 where they are given, beside ``supernet_epochs`` and ``threads``.
+        seed: The seed of a command that draws.
+        hard_budget: Of a command that has one, in percent.
 
     Raises:
         ConfigError: If one is out of range.
+        AttributeError: If there is no setting of a name in ``counts``.
     """
-    seed = getattr(config, "seed", 0)  # a command that draws nothing has none
     if not 0 <= seed < 2**32:
         raise ConfigError(f"seed is {seed}; allowed are 0 to {2**32 - 1}.")
-    for name in (*_COUNTS, *counts):
-        value = getattr(config, name, None)  # a command may have no such setting
+    for name in ("supernet_epochs", "threads", *counts):
+        value = getattr(config, name)
         if value is not None and value < 1:
             raise ConfigError(f"{name} is {value}; it must be at least 1.")
-    for name in ("budget", "hard_budget"):
-        budget = getattr(config, name, None)
+    for name, budget in (("budget", config.budget), ("hard_budget", hard_budget)):
         if budget is not None and not 0 < budget < math.inf:
             raise ConfigError(f"{name} is {budget:g} %; it must be positive and finite.")
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Literal
 
 from agents.cotrain_hyperparameters import BackboneMode, CoTrainConfig
 from agents.hyperparameters import (
-    OVERSHOOT,
     A2CConfig,
     AlgorithmConfig,
     AlgorithmName,
@@ -36,6 +35,7 @@ from dfs_rl.backbone_choice import (
     preview_backbone,
 )
 from dfs_rl.errors import ConfigError
+from dfs_rl.gating.reward import CostTiming, RewardWeights
 from dfs_rl.gate_runs import (
     VALIDATIONS,
     GateCommand,
@@ -51,13 +51,12 @@ if TYPE_CHECKING:
     from dfs_rl.data import Dataset
     from dfs_rl.gating.dial import PriceRange
     from dfs_rl.gating.learned import LearnedGate
-    from dfs_rl.gating.reward import RewardWeights
 
 _INITIAL = "initial"
 """Where a run keeps the gate that it went on from, under the name that gates have in runs."""
 _COST_WEIGHTS = (0.1, 30.0)
 """From where 8 bit pay to where 2 bit do."""
-COST_WEIGHT = 10.0
+COST_WEIGHT = RewardWeights.cost
 """Where nothing else is asked for: on the digits it comes to about 0.8 %."""
 
 
@@ -73,11 +72,11 @@ class RewardConfig:
         cost_timing: Charge each choice when it is made, or all at the end.
     """
 
-    accuracy: float = 0.5
-    log_likelihood: float = 0.5
-    log_likelihood_floor: float = -3.0
-    overshoot: float = OVERSHOOT
-    cost_timing: Literal["step", "terminal"] = "step"
+    accuracy: float = RewardWeights.accuracy
+    log_likelihood: float = RewardWeights.log_likelihood
+    log_likelihood_floor: float = RewardWeights.log_likelihood_floor
+    overshoot: float = RewardWeights.overshoot
+    cost_timing: CostTiming = RewardWeights.cost_timing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,7 +171,13 @@ class TrainAgentConfig:
     cotrain: CoTrainConfig = field(default_factory=CoTrainConfig)
 
     def __post_init__(self) -> None:
-        check_settings(self, "num_envs", "images_per_group", "val_walks")
+        check_settings(
+            self,
+            *("timesteps", "hidden", "eval_every", "checkpoint_every"),
+            *("num_envs", "images_per_group", "val_walks"),
+            seed=self.seed,
+            hard_budget=self.hard_budget,
+        )
         group = self.rollouts_per_image
         if self.num_envs % group:
             default = ", as it is by default here" if self.images_per_group is None else ""
@@ -251,10 +256,8 @@ def _usual_weight(config: TrainAgentConfig) -> float:
     return COST_WEIGHT if within else math.sqrt(lowest * highest)
 
 
-def weights_of(config: TrainAgentConfig) -> "RewardWeights":
+def weights_of(config: TrainAgentConfig) -> RewardWeights:
     """Return the reward weights that a configuration asks for."""
-    from dfs_rl.gating.reward import RewardWeights
-
     reward = config.reward
     return RewardWeights(
         accuracy=reward.accuracy,

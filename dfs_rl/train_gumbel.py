@@ -112,7 +112,11 @@ class TrainGumbelConfig:
     )
 
     def __post_init__(self) -> None:
-        check_settings(self, "val_walks")
+        check_settings(
+            self,
+            *("timesteps", "hidden", "eval_every", "checkpoint_every", "val_walks"),
+            seed=self.seed,
+        )
         if self.method == "blockdrop" and self.gate != "ff":
             raise ConfigError(
                 f"gate is {self.gate!r}, but method 'blockdrop' decides on all layers at once and remembers nothing; leave it out."

@@ -59,7 +59,7 @@ class TrainStaticConfig:
     threads: int = 1
 
     def __post_init__(self) -> None:
-        check_settings(self, "episodes", "images")
+        check_settings(self, "episodes", "images", seed=self.seed)
 
 
 def plan_of(config: TrainStaticConfig, device: str, n_layers: int) -> "StaticTraining":

@@ -1,13 +1,16 @@
 """The reward of a walk: pure functions of what was chosen and what the network then said."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from numbers import Real
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
-import torch
-from torch import Tensor
-
+from dfs_rl.config import config_from_dict
 from dfs_rl.errors import ConfigError
+
+if TYPE_CHECKING:  # the commands read the defaults, and their help does not wait for torch
+    from torch import Tensor
 
 CostTiming = Literal["step", "terminal"]
 
@@ -26,7 +29,8 @@ class RewardWeights:
         log_likelihood_floor: Natural log-likelihood at which it is clipped, below 0; -3 is a probability of 5 %.
         cost: Price of the gated layers' cost as a fraction of running all of them at 32 bit; at least 0. Low bit widths cost
             about 0.01 of that, so useful prices lie between 1 and 100.
-        overshoot: Price of each fraction spent above the budget; at least 0, and without effect where there is no budget.
+        overshoot: Price of each fraction spent above the budget; at least 0, and without effect where there is no budget. A budget
+            is advisory while a gate learns, so by default what is above it costs more than any accuracy is worth.
         cost_timing: ``"step"`` charges each choice when it is made, ``"terminal"`` the sum at the end; the return is the same.
 
     Raises:
@@ -37,25 +41,49 @@ class RewardWeights:
     log_likelihood: float = 0.5
     log_likelihood_floor: float = -3.0
     cost: float = 10.0
-    overshoot: float = 0.0
+    overshoot: float = 50.0
     cost_timing: CostTiming = "step"
 
     def __post_init__(self) -> None:
         for name in ("accuracy", "log_likelihood", "cost", "overshoot"):
             value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0.0):
+            if not (_is_finite(value) and value >= 0.0):
                 raise ConfigError(
-                    f"reward weight {name} is {value}; it must be a finite number of at least 0."
+                    f"reward weight {name} is {value!r}; it must be a finite number of at least 0."
                 )
         floor = self.log_likelihood_floor
-        if not (math.isfinite(floor) and floor < 0.0):
+        if not (_is_finite(floor) and floor < 0.0):
             raise ConfigError(
-                f"reward setting log_likelihood_floor is {floor}; it must be a finite number below 0."
+                f"reward setting log_likelihood_floor is {floor!r}; it must be a finite number below 0."
             )
         if self.cost_timing not in ("step", "terminal"):
             raise ConfigError(
                 f"reward setting cost_timing is {self.cost_timing!r}; allowed are 'step' and 'terminal'."
             )
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def reward_weights(given: object) -> RewardWeights:
+    """Return reward weights as an environment may be given them.
+
+    Args:
+        given: The weights, a mapping of some of them by name, or ``None`` for the defaults.
+
+    Raises:
+        ConfigError: If it is something else, a name is unknown, or a value is not allowed.
+    """
+    if given is None:
+        return RewardWeights()
+    if isinstance(given, RewardWeights):
+        return given
+    if not isinstance(given, Mapping):
+        raise ConfigError(
+            f"weights is {given!r}; allowed are a mapping such as {{'cost': 5.0}}, RewardWeights, or None for the defaults."
+        )
+    return config_from_dict(given, RewardWeights, "weights")
 
 
 class Verdict(NamedTuple):
@@ -67,14 +95,14 @@ class Verdict(NamedTuple):
         log_likelihood: Natural logarithm of the label's probability, float64 ``[batch]``.
     """
 
-    prediction: Tensor
-    correct: Tensor
-    log_likelihood: Tensor
+    prediction: "Tensor"
+    correct: "Tensor"
+    log_likelihood: "Tensor"
 
 
-def judge(logits: Tensor, labels: Tensor) -> Verdict:
+def judge(logits: "Tensor", labels: "Tensor") -> Verdict:
     """Compare logits ``[batch, classes]`` with labels, int64 ``[batch]``."""
-    log_probabilities = torch.log_softmax(logits.double(), dim=1)
+    log_probabilities = logits.double().log_softmax(dim=1)
     prediction = logits.argmax(dim=1)
     return Verdict(
         prediction=prediction,
@@ -83,7 +111,9 @@ def judge(logits: Tensor, labels: Tensor) -> Verdict:
     )
 
 
-def step_cost(weights: RewardWeights, cost: Tensor, *, prices: Tensor | None = None) -> Tensor:
+def step_cost(
+    weights: RewardWeights, cost: "Tensor", *, prices: "Tensor | None" = None
+) -> "Tensor":
     """Return the charge for one layer's choices, to be subtracted from the reward of that step.
 
     Args:
@@ -95,18 +125,18 @@ def step_cost(weights: RewardWeights, cost: Tensor, *, prices: Tensor | None = N
         float64 ``[batch]``, at least 0; zeros if the cost is charged at the end.
     """
     if weights.cost_timing != "step":
-        return torch.zeros_like(cost)
+        return cost.new_zeros(cost.shape)
     return cost * (weights.cost if prices is None else prices)
 
 
 def terminal_reward(
     weights: RewardWeights,
     verdict: Verdict,
-    spent: Tensor,
+    spent: "Tensor",
     *,
     gated_budget: float | None,
-    prices: Tensor | None = None,
-) -> Tensor:
+    prices: "Tensor | None" = None,
+) -> "Tensor":
     """Return what the last step brings on top of its own ``step_cost``.
 
     Args:

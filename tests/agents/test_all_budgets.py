@@ -12,7 +12,7 @@ from agents.algorithms import GateLearning, build_algorithm
 from agents.callbacks import Schedules
 from agents.deploy import deploy
 from agents.gate_trainer import GateTask
-from agents.hyperparameters import OVERSHOOT, PPOConfig
+from agents.hyperparameters import PPOConfig
 from agents.supervised import SupervisedTrainer
 from agents.supervised_hyperparameters import SupervisedConfig
 from agents.supervised_run import budgets_of, rewards_within, targets
@@ -201,7 +201,7 @@ def test_each_stretch_of_the_dial_holds_its_own_budgets() -> None:
     budgets = BudgetRange(lowest=40.0, highest=160.0)
     rewards = rewards_within(records, backbone.costs, budget=1.0, budgets=budgets)
     free = rewards_within(records, backbone.costs, budget=1e9)
-    charged = (free - rewards) / OVERSHOOT * 100  # percent above the budget
+    charged = (free - rewards) / RewardWeights.overshoot * 100  # percent above the budget
     positions = even_positions(64)
     for stretch in range(8):
         inside = (positions * 8).long() == stretch
