@@ -103,8 +103,8 @@ class StaticSearch:
             budget=plan.budget,
             continuous=STATIC_METHODS[plan.method].continuous,
             device=plan.device,
-            known=known["agent"],
         )
+        self.env.scorer.remember(known["agent"])
         self._board = TensorBoard(run, purge_step=0 if any(known.values()) else None)
         self.validator: Validator[TableGate] = Validator(
             ValidationSetup(

@@ -154,7 +154,9 @@ def rewards_within(
     rewards = rewards_of(records, costs, RewardWeights(cost=0.0), budget=None)
     computation = records.computation(costs)
     if budgets is None:
-        return rewards - RewardWeights.overshoot * max(0.0, float(computation.mean()) - budget) / 100.0
+        return (
+            rewards - RewardWeights.overshoot * max(0.0, float(computation.mean()) - budget) / 100.0
+        )
     positions = even_positions(len(computation)).double()
     over = computation - budgets.budgets(positions)
     stretch = (positions * _STRETCHES).long()  # [n]

@@ -5,20 +5,25 @@ import torch
 from dfs_rl.errors import ConfigError
 
 
-def resolve_device(name: str) -> torch.device:
+def resolve_device(name: str | torch.device) -> torch.device:
     """Turn ``"auto"`` into the best device there is, and refuse one that is not there.
 
     Raises:
-        ConfigError: If torch does not know or have the device.
+        ConfigError: If it is no name, torch does not know or have the device, or it cannot compute.
     """
+    if not isinstance(name, str | torch.device):
+        raise ConfigError(
+            f"device is {name!r}; allowed is a name such as 'auto', 'cpu' or 'cuda'."
+        )
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # torch raises either, by the kind of device
+        torch.zeros(1, device=device).tolist()  # the device "meta" has shapes and no numbers
+    # torch raises any of these, by the kind of device
+    except (RuntimeError, AssertionError, ImportError) as error:
         raise ConfigError(
-            f"device is {name!r}, which torch does not find here; 'auto' and 'cpu' always work."
+            f"device is {str(name)!r}, which torch does not find here; 'auto' and 'cpu' always work."
         ) from error
     return device
 

@@ -35,7 +35,6 @@ from dfs_rl.backbone_choice import (
     preview_backbone,
 )
 from dfs_rl.errors import ConfigError
-from dfs_rl.gating.reward import CostTiming, RewardWeights
 from dfs_rl.gate_runs import (
     VALIDATIONS,
     GateCommand,
@@ -43,6 +42,7 @@ from dfs_rl.gate_runs import (
     choice_of,
     run_gate_command,
 )
+from dfs_rl.gating.reward import CostTiming, RewardWeights
 from dfs_rl.messages import say
 from dfs_rl.runs import RunFolder
 

@@ -1,7 +1,8 @@
 """What every form of the environment has in common: spaces, what steps return, and which price an episode has."""
 
 import math
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from gymnasium import spaces
@@ -12,6 +13,8 @@ from dfs_rl.errors import ConfigError
 from dfs_rl.gating.observation import FEATURE_LIMIT, context_size, observation_width
 from envs.streams import ALL, ImageStreams, Streams
 from envs.task import Task
+
+NumberT = TypeVar("NumberT", np.int64, np.float64)
 
 METADATA: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 2}
 
@@ -50,7 +53,8 @@ class Outcome(NamedTuple):
         del named["walks"], named["probabilities"]
         if self.walked is None:
             del named["walked"]
-        return {"index": named.pop("image"), **named}
+        # Stable-Baselines3 logs the mean of "is_success" as rollout/success_rate.
+        return {"index": named.pop("image"), **named, "is_success": self.correct}
 
 
 class Transition(NamedTuple):
@@ -98,6 +102,46 @@ def action_space(backbone: WalkableBackbone) -> spaces.Discrete:
     return spaces.Discrete(backbone.costs.n_actions)
 
 
+def check_options(options: object, *allowed: str) -> Mapping[str, Any]:
+    """Return the options of ``reset``, none where ``None`` was given.
+
+    Raises:
+        ConfigError: If they are no mapping, or one of them is not among those that are allowed.
+    """
+    options = {} if options is None else options
+    names = f"allowed are {', '.join(allowed)}" if allowed else "this environment has none"
+    if not isinstance(options, Mapping):
+        raise ConfigError(f"options is {options!r}; needed is a mapping, in which {names}.")
+    for name in options:
+        if name not in allowed:
+            raise ConfigError(f"options[{name!r}] is not an option of reset; {names}.")
+    return options
+
+
+def per_environment(name: str, wanted: object, n: int, dtype: type[NumberT]) -> NDArray[NumberT]:
+    """Return what an option of ``reset`` asks for in each of ``n`` environments, ``[n]``.
+
+    Args:
+        name: Of the option.
+        wanted: A number, or one for each environment.
+        n: Number of environments.
+        dtype: Type of the numbers; whole numbers are wanted where it is one of those.
+
+    Raises:
+        ConfigError: If it has another type or another length.
+    """
+    try:
+        values = np.asarray(wanted)
+    except ValueError:  # lists of different lengths
+        values = np.empty(0, dtype=object)
+    whole = issubclass(dtype, np.integer)
+    if values.dtype.kind not in ("iu" if whole else "iuf") or values.shape not in ((), (n,)):
+        number = "a whole number" if whole else "a number"
+        several = "" if n == 1 else f", or one for each of {n} environments"
+        raise ConfigError(f"options[{name!r}] is {wanted!r}; needed is {number}{several}.")
+    return np.array(np.broadcast_to(values, (n,)), dtype=dtype)
+
+
 def choose_positions(
     task: Task,
     streams: ImageStreams,
@@ -131,5 +175,5 @@ def choose_positions(
     if wanted is None:
         return np.repeat(streams.positions(which), repeats)
     n = len(streams.keys) * repeats
-    weights = np.broadcast_to(np.asarray(wanted, dtype=np.float64), (n,))[which]
+    weights = per_environment("cost_weight", wanted, n, np.float64)[which]
     return np.array([task.prices.position(float(weight)) for weight in weights])

@@ -9,13 +9,14 @@ import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from dfs_rl.backbones.contract import WalkableBackbone
-from dfs_rl.data import Dataset, ImageSet, SplitName
+from dfs_rl.data import SplitName
 from dfs_rl.errors import ConfigError
 from dfs_rl.evaluation.lowering import lower_last_first, table_computation
-from dfs_rl.evaluation.tables import Table, TableScore, TableScorer, spread_subset
+from dfs_rl.evaluation.tables import Table, TableScorer, spread_subset
 from dfs_rl.gating.reward import RewardWeights
+from envs.core import check_options
 from envs.descriptors import N_DESCRIPTORS, layer_descriptors, observe_layer, round_to_menu
+from envs.keywords import BackboneLike, DatasetLike, DeviceLike, check_types
 from envs.task import make_task
 
 POINTS_PER_REWARD = 10.0
@@ -88,7 +89,6 @@ class NetworkWideEnv(gymnasium.Env[Observation, Action]):
         budget: Upper bound on computation in percent; `None` for none.
         continuous: Whether an action is a number in [0, 1] and not an index.
         device: Where the backbone runs.
-        known: Scores of tables on these very images from an earlier environment's `scorer.known()`.
 
     Attributes:
         task: Backbone, split, reward and budget.
@@ -100,19 +100,19 @@ class NetworkWideEnv(gymnasium.Env[Observation, Action]):
         CheckpointError: If the backbone cannot be read.
     """
 
+    @check_types
     def __init__(
         self,
         *,
-        backbone: str | Path | WalkableBackbone | None = None,
+        backbone: BackboneLike = None,
         backbone_weights: str | Path | None = None,
-        dataset: str | Dataset | ImageSet | None = None,
+        dataset: DatasetLike = None,
         split: SplitName = "agent",
         images: int = 1000,
         cost_weight: float = 10.0,
         budget: float | None = None,
         continuous: bool = False,
-        device: str | torch.device = "cpu",
-        known: dict[Table, TableScore] | None = None,
+        device: DeviceLike = "cpu",
     ) -> None:
         if images < 1:
             raise ConfigError(f"images is {images}; at least 1 is needed.")
@@ -125,9 +125,7 @@ class NetworkWideEnv(gymnasium.Env[Observation, Action]):
             budget=budget,
             device=device,
         )
-        self.scorer = TableScorer(
-            self.task.backbone, spread_subset(self.task.images, images), known=known
-        )
+        self.scorer = TableScorer(self.task.backbone, spread_subset(self.task.images, images))
         self._described = layer_descriptors(self.task.backbone)
         n_options = len(self.task.backbone.options)
         self.observation_space = spaces.Box(0.0, 1.0, (N_DESCRIPTORS,), np.float32)
@@ -140,7 +138,8 @@ class NetworkWideEnv(gymnasium.Env[Observation, Action]):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
         """Begin a new table; there is nothing to draw, and no option to give."""
-        super().reset(seed=seed, options=options)
+        check_options(options)
+        super().reset(seed=seed)
         self._chosen = []
         return self._observe(0.0), {}
 
@@ -193,6 +192,6 @@ class NetworkWideEnv(gymnasium.Env[Observation, Action]):
         return reward, {
             "options": options,
             "bits": np.array(menu.values, dtype=np.int64)[options],
-            "accuracy": accuracy,
-            "computation": table_computation(costs, table),
+            "accuracy": np.float64(accuracy),
+            "computation": np.float64(table_computation(costs, table)),
         }

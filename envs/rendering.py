@@ -62,8 +62,9 @@ class Frame:
 
 def draw_walk(walks: Walks, i: int) -> NDArray[np.uint8]:
     """Draw where walk ``i`` stands, uint8 ``[360, 640, 3]``."""
+    walks.require_begun()
     task, index, layer = walks.task, int(walks.indices[i]), int(walks.layers[i])
-    menu, ended = task.backbone.options, bool(walks.ended[i])
+    menu, answered = task.backbone.options, bool(walks.ended[i] and walks.predictions[i] >= 0)
     return draw(
         Frame(
             image=task.images.images[index].permute(1, 2, 0).cpu().numpy(),
@@ -72,8 +73,8 @@ def draw_walk(walks: Walks, i: int) -> NDArray[np.uint8]:
             computation=float(walks.computation[i]),
             budget=task.budget,
             label=task.class_names[int(task.images.labels[index])],
-            prediction=task.class_names[int(walks.predictions[i])] if ended else None,
-            probability=float(walks.probabilities[i]) if ended else 0.0,
+            prediction=task.class_names[int(walks.predictions[i])] if answered else None,
+            probability=float(walks.probabilities[i]) if answered else 0.0,
         )
     )
 

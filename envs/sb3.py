@@ -16,8 +16,10 @@ from envs.core import (
     Batch,
     Outcome,
     action_space,
+    check_options,
     choose_positions,
     observation_space,
+    per_environment,
     replaced,
 )
 from envs.single import check_render_mode
@@ -108,14 +110,15 @@ class SB3GatingVecEnv(VecEnv):
 
     def reset(self) -> VecEnvObs:
         """Begin all walks anew; seeds and ``{"index": i}`` options set before are used once."""
+        wanted = [check_options(options, "index").get("index") for options in self._options]
+        indices = None
+        if any(index is not None for index in wanted):
+            indices = per_environment("index", wanted, self.num_envs, np.int64)
         self._streams.seed(self._seeds[: len(self._streams.keys)])
-        wanted = [options.get("index") for options in self._options]
-        observation = self._begin_all(
-            None if wanted[0] is None else np.array(wanted, dtype=np.int64)
-        )
-        self.reset_infos = [{"index": index} for index in self._walks.indices.tolist()]
+        observation = self._begin_all(indices)
+        self.reset_infos = [{"index": index} for index in self._walks.indices]
         if self._walks.prices is not None:
-            for info, price in zip(self.reset_infos, self._walks.prices.tolist(), strict=True):
+            for info, price in zip(self.reset_infos, self._walks.prices, strict=True):
                 info["cost_weight"] = price
         self._reset_seeds()
         self._reset_options()
@@ -128,6 +131,7 @@ class SB3GatingVecEnv(VecEnv):
     def step_wait(self) -> VecEnvStepReturn:
         """Take the actions, and begin anew what has ended, or with ``whole_walks`` everything after the last layer."""
         walks, resting = self._walks, self._walks.ended.copy()
+        walks.require_begun()
         infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
         if resting.all():
             observation = {key: np.zeros_like(value) for key, value in self._seen.items()}
@@ -166,8 +170,9 @@ class SB3GatingVecEnv(VecEnv):
         Returns:
             The observations that replace those handed out last.
         """
-        self.task = replace(self.task, backbone=backbone)
         walks = self._walks
+        walks.require_begun()
+        self.task = replace(self.task, backbone=backbone)
         indices, positions = walks.indices, walks.positions
         options = self._options_so_far()
         walks.use(self.task)
@@ -175,6 +180,7 @@ class SB3GatingVecEnv(VecEnv):
 
     def get_state(self) -> dict[str, Any]:
         """Return where streams and walks are, as JSON values; what ``pop_stats`` would return is not part of it."""
+        self._walks.require_begun()
         return {
             "streams": self._streams.get_state(),
             "indices": self._walks.indices.tolist(),
@@ -299,8 +305,9 @@ class SB3GatingVecEnv(VecEnv):
     def _fill_infos(
         self, infos: list[dict[str, Any]], outcome: Outcome, observation: Batch
     ) -> None:
+        # As in the single environment: Python's truth values, and NumPy's numbers.
         named = {
-            key: list(value) if value.ndim > 1 else value.tolist()
+            key: value.tolist() if value.dtype == np.bool_ else list(value)
             for key, value in outcome.info().items()
         }
         keys = list(named)
@@ -316,7 +323,6 @@ class SB3GatingVecEnv(VecEnv):
         ):
             info = infos[i]
             info.update(zip(keys, values, strict=True))
-            info["is_success"] = info["correct"]
             info["TimeLimit.truncated"] = False
             info["terminal_observation"] = {
                 "features": features[i],

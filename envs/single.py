@@ -5,21 +5,21 @@ from typing import Any
 
 import gymnasium
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from dfs_rl.backbones.contract import WalkableBackbone
-from dfs_rl.data import Dataset, ImageSet, SplitName
+from dfs_rl.data import SplitName
 from dfs_rl.errors import ConfigError
-from dfs_rl.gating.reward import RewardWeights
 from envs.core import (
     METADATA,
     Batch,
     Outcome,
     action_space,
+    check_options,
     choose_positions,
     observation_space,
+    per_environment,
 )
+from envs.keywords import BackboneLike, DatasetLike, DeviceLike, Pair, WeightsLike
 from envs.streams import ImageStreams
 from envs.task import make_task
 from envs.walks import Walks
@@ -124,16 +124,16 @@ class FractionalSkippingEnv(gymnasium.Env[Observation, np.int64]):
     def __init__(
         self,
         *,
-        backbone: str | Path | WalkableBackbone | None = None,
+        backbone: BackboneLike = None,
         backbone_weights: str | Path | None = None,
         exits: bool = True,
-        dataset: str | Dataset | ImageSet | None = None,
+        dataset: DatasetLike = None,
         split: SplitName = "agent",
-        weights: RewardWeights | None = None,
+        weights: WeightsLike = None,
         budget: float | None = None,
-        cost_weights: tuple[float, float] | None = None,
+        cost_weights: Pair | None = None,
         render_mode: str | None = None,
-        device: str | torch.device = "cpu",
+        device: DeviceLike = "cpu",
     ) -> None:
         check_render_mode(render_mode)
         self.render_mode = render_mode
@@ -166,20 +166,20 @@ class FractionalSkippingEnv(gymnasium.Env[Observation, np.int64]):
             options: `{"index": i}` shows image `i` of the split; `{"cost_weight": w}` makes computation cost `w`, which must lie
                 within the `cost_weights` of the environment.
         """
+        chosen = check_options(options, "index", "cost_weight")
         super().reset(seed=seed)
         self._streams.seed([seed])
-        options = options or {}
-        wanted = options.get("index")
+        wanted = chosen.get("index")
         if wanted is None:
             indices = self._streams.draw(len(self.task.images))
         else:
-            indices = np.array([wanted], dtype=np.int64)
-        positions = choose_positions(self.task, self._streams, options.get("cost_weight"))
+            indices = per_environment("index", wanted, 1, np.int64)
+        positions = choose_positions(self.task, self._streams, chosen.get("cost_weight"))
         observation = self._walks.begin(indices, positions)
         self._running = True
-        info: dict[str, Any] = {"index": int(indices[0])}
+        info: dict[str, Any] = {"index": self._walks.indices[0]}
         if self._walks.prices is not None:
-            info["cost_weight"] = float(self._walks.prices[0])
+            info["cost_weight"] = self._walks.prices[0]
         return _only(observation), info
 
     def step(self, action: np.int64) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
@@ -222,11 +222,11 @@ def check_render_mode(render_mode: str | None) -> None:
 
 
 def single_info(outcome: Outcome, i: int) -> dict[str, Any]:
-    """Return the last step's `info` of walk `i`, in Python's own number types and arrays."""
+    """Return the last step's `info` of walk `i`, in NumPy's number types and arrays."""
     values = {key: value[i] for key, value in outcome.info().items()}
+    # Gymnasium's vector environments batch Python's truth values and not NumPy's.
     return {
-        key: value if isinstance(value, np.ndarray) else value.item()
-        for key, value in values.items()
+        key: bool(value) if isinstance(value, np.bool_) else value for key, value in values.items()
     }
 
 

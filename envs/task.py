@@ -1,7 +1,6 @@
 """What an environment is about: a frozen backbone, images, a reward and perhaps a budget."""
 
 import copy
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -13,11 +12,13 @@ from dfs_rl.backbones import Backbone, default_digits, load_backbone
 from dfs_rl.backbones.contract import WalkableBackbone
 from dfs_rl.constructors import allow_constructor, is_constructor
 from dfs_rl.data import Dataset, ImageSet, SplitName, load_dataset
+from dfs_rl.devices import resolve_device
 from dfs_rl.errors import ConfigError, DataError
 from dfs_rl.gating.dial import PriceRange
 from dfs_rl.gating.masks import gated_budget
-from dfs_rl.gating.reward import RewardWeights
+from dfs_rl.gating.reward import RewardWeights, reward_weights
 from dfs_rl.user_backbone import calibrated
+from envs.keywords import BackboneLike, DatasetLike, DeviceLike, Pair, WeightsLike, check_types
 
 DIGITS = "digits"
 
@@ -74,17 +75,18 @@ class Task:
             )
 
 
+@check_types
 def make_task(
     *,
-    backbone: str | Path | WalkableBackbone | None = None,
+    backbone: BackboneLike = None,
     backbone_weights: str | Path | None = None,
     exits: bool = True,
-    dataset: str | Dataset | ImageSet | None = None,
+    dataset: DatasetLike = None,
     split: SplitName = "agent",
-    weights: RewardWeights | None = None,
+    weights: WeightsLike = None,
     budget: float | None = None,
-    cost_weights: tuple[float, float] | None = None,
-    device: str | torch.device = "cpu",
+    cost_weights: Pair | None = None,
+    device: DeviceLike = "cpu",
 ) -> Task:
     """Build a task from what a user may pass to an environment.
 
@@ -95,7 +97,7 @@ def make_task(
         exits: Whether to keep the exits that it may have.
         dataset: What ``load_dataset`` takes, a data set, a set of images, or ``None`` for the digits.
         split: Which images of a data set to draw from.
-        weights: What a walk is rewarded for; ``None`` for the defaults.
+        weights: What a walk is rewarded for, as ``RewardWeights`` or a mapping of some of its fields; ``None`` for the defaults.
         budget: Upper bound on computation in percent; ``None`` for none.
         cost_weights: Lowest and highest price of computation, of which each episode draws one; ``None`` for ``weights.cost``.
         device: Where backbone and images live.
@@ -105,36 +107,33 @@ def make_task(
         DataError: If the data cannot be found or does not fit the backbone.
         CheckpointError: If the backbone cannot be read.
     """
+    rewarded, place = reward_weights(weights), resolve_device(device)
     data = _resolve_dataset(dataset)
     if is_constructor(backbone):
-        backbone = _users_backbone(str(backbone), backbone_weights, data, device=str(device))
+        backbone = _users_backbone(str(backbone), backbone_weights, data, device=str(place))
     elif backbone_weights is not None:
         given = backbone if isinstance(backbone, str | Path | None) else type(backbone).__name__
         raise ConfigError(
             f"backbone_weights is {backbone_weights}, but backbone is {given}; weights go with module:function."
         )
-    frozen = _resolve_backbone(backbone, torch.device(device), exits=exits)
+    frozen = _resolve_backbone(backbone, place, exits=exits)
     if isinstance(data, ImageSet):
         images, class_names = data, tuple(str(label) for label in range(frozen.n_classes))
     else:
         images, class_names = data.split(split), data.class_names
-    prices = None if cost_weights is None else _price_range(cost_weights)
+    prices = (
+        None
+        if cost_weights is None
+        else PriceRange(lowest=cost_weights[0], highest=cost_weights[1])
+    )
     return Task(
         backbone=frozen,
-        images=images.to(device),
-        weights=RewardWeights() if weights is None else weights,
+        images=images.to(place),
+        weights=rewarded,
         budget=budget,
         class_names=class_names,
         prices=prices,
     )
-
-
-def _price_range(cost_weights: object) -> PriceRange:
-    if not isinstance(cost_weights, Sequence) or len(cost_weights) != 2:  # noqa: PLR2004 - two ends
-        raise ConfigError(
-            f"cost_weights is {cost_weights!r}; allowed is a pair, the lowest and the highest."
-        )
-    return PriceRange(lowest=float(cost_weights[0]), highest=float(cost_weights[1]))
 
 
 def _users_backbone(

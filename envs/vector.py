@@ -6,24 +6,24 @@ from typing import Any, cast
 
 import gymnasium
 import numpy as np
-import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
+from pydantic import SkipValidation
 
-from dfs_rl.backbones.contract import WalkableBackbone
-from dfs_rl.data import Dataset, ImageSet, SplitName
+from dfs_rl.data import SplitName
 from dfs_rl.errors import ConfigError
-from dfs_rl.gating.reward import RewardWeights
 from envs.core import (
     METADATA,
     Batch,
-    Outcome,
     action_space,
+    check_options,
     choose_positions,
     observation_space,
+    per_environment,
     replaced,
 )
+from envs.keywords import BackboneLike, DatasetLike, DeviceLike, Pair, WeightsLike, check_types
 from envs.single import check_render_mode
 from envs.streams import ALL, ImageStreams, Streams
 from envs.task import make_task
@@ -42,6 +42,7 @@ class FractionalSkippingVectorEnv(VectorEnv[Batch, NDArray[np.int64], NDArray[An
 
     Args:
         num_envs: Number of environments.
+        max_episode_steps: Truncate episodes after so many steps, as Gymnasium's `TimeLimit` does; `None` for never.
         autoreset_mode: When environments that ended begin anew: at the next step, in the same step, or by `reset` alone.
         backbone: As in `FractionalSkippingEnv`, like everything below.
         backbone_weights: See there.
@@ -60,24 +61,31 @@ class FractionalSkippingVectorEnv(VectorEnv[Batch, NDArray[np.int64], NDArray[An
         CheckpointError: If the backbone cannot be read.
     """
 
+    @check_types
     def __init__(  # noqa: PLR0913 - what the single environment takes, and two of its own
         self,
         num_envs: int = 1,
         *,
-        autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
-        backbone: str | Path | WalkableBackbone | None = None,
+        max_episode_steps: int | None = None,
+        autoreset_mode: SkipValidation[AutoresetMode | str] = AutoresetMode.NEXT_STEP,
+        backbone: BackboneLike = None,
         backbone_weights: str | Path | None = None,
         exits: bool = True,
-        dataset: str | Dataset | ImageSet | None = None,
+        dataset: DatasetLike = None,
         split: SplitName = "agent",
-        weights: RewardWeights | None = None,
+        weights: WeightsLike = None,
         budget: float | None = None,
-        cost_weights: tuple[float, float] | None = None,
+        cost_weights: Pair | None = None,
         render_mode: str | None = None,
-        device: str | torch.device = "cpu",
+        device: DeviceLike = "cpu",
     ) -> None:
         super().__init__()
         check_render_mode(render_mode)
+        if max_episode_steps is not None and max_episode_steps < 1:
+            raise ConfigError(
+                f"max_episode_steps is {max_episode_steps}; at least 1 is needed, or None for no limit."
+            )
+        self._max_steps = max_episode_steps
         self.autoreset_mode = _autoreset_mode(autoreset_mode)
         self.metadata = {**METADATA, "autoreset_mode": self.autoreset_mode}
         self.render_mode = render_mode
@@ -92,6 +100,7 @@ class FractionalSkippingVectorEnv(VectorEnv[Batch, NDArray[np.int64], NDArray[An
             cost_weights=cost_weights,
             device=device,
         )
+        self._walks = Walks(self.task, num_envs)
         self.num_envs = num_envs
         self.single_observation_space = observation_space(
             self.task.backbone, dial=self.task.prices is not None
@@ -99,9 +108,7 @@ class FractionalSkippingVectorEnv(VectorEnv[Batch, NDArray[np.int64], NDArray[An
         self.single_action_space = action_space(self.task.backbone)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
-        self._walks = Walks(self.task, num_envs)
         self._streams = ImageStreams(num_envs)
-        self._begun = False
         self._seen: Batch = {}
 
     def reset(
@@ -118,40 +125,52 @@ class FractionalSkippingVectorEnv(VectorEnv[Batch, NDArray[np.int64], NDArray[An
                 `{"cost_weight": ...}` likewise sets what computation costs, see there.
                 `{"reset_mask": mask}`, bool `[num_envs]`, resets these environments alone, wherever they are.
         """
+        chosen, seeds = (
+            check_options(options, "index", "cost_weight", "reset_mask"),
+            self._seeds(seed),
+        )
         super().reset(seed=seed if isinstance(seed, int) else None)
-        options, seeds = options or {}, self._seeds(seed)
         which = None
-        if "reset_mask" in options:
-            which = self._chosen(options["reset_mask"])
+        if "reset_mask" in chosen:
+            which = self._chosen(chosen["reset_mask"])
             seeds = [seeds[i] if i in which else None for i in range(self.num_envs)]
         self._streams.seed(seeds)
         infos: dict[str, Any] = {}
-        self._begin(infos, which, options.get("index"), options.get("cost_weight"))
+        self._begin(infos, which, chosen.get("index"), chosen.get("cost_weight"))
         return self._seen, infos
 
     def step(self, actions: NDArray[np.int64]) -> StepReturn:
         """Take action `actions[i]` in environment `i`: run its next layer, or leave."""
         waiting = self._walks.ended.copy()  # for their reset, to which actions mean nothing
-        if not self._begun or (waiting.any() and self.autoreset_mode is AutoresetMode.DISABLED):
+        if not self._walks.begun or (
+            waiting.any() and self.autoreset_mode is AutoresetMode.DISABLED
+        ):
             raise gymnasium.error.ResetNeeded(
                 "episodes are over or none was begun: call reset() first."
             )
         rewards, infos = np.zeros(self.num_envs), dict[str, Any]()
+        truncations = np.zeros(self.num_envs, dtype=np.bool_)
         if not waiting.all():
+            if self._max_steps is not None:  # a layer is a step, and so is leaving before it
+                truncations = ~waiting & (self._walks.layers + 1 >= self._max_steps)
             transition = self._walks.advance(np.asarray(actions))
             self._seen, rewards = transition.observation, transition.reward
             if transition.outcome is not None:
-                self._tell_end(infos, transition.outcome)
+                self._tell_end(infos, transition.outcome.walks, transition.outcome.info())
         terminations = self._walks.ended & ~waiting
+        cut = np.flatnonzero(truncations & ~terminations)
+        if len(cut):
+            self._walks.stop(cut)
+            self._tell_end(infos, cut, {})
         if waiting.any():
             self._begin(infos, np.flatnonzero(waiting))
-        elif terminations.any() and self.autoreset_mode is AutoresetMode.SAME_STEP:
-            self._begin(infos, np.flatnonzero(terminations))
+        elif self.autoreset_mode is AutoresetMode.SAME_STEP and self._walks.ended.any():
+            self._begin(infos, np.flatnonzero(self._walks.ended))
         return (
             self._seen,
             rewards,
             terminations,
-            np.zeros(self.num_envs, dtype=np.bool_),
+            truncations,
             infos,
         )
 
@@ -180,34 +199,31 @@ class FractionalSkippingVectorEnv(VectorEnv[Batch, NDArray[np.int64], NDArray[An
         if wanted is None:
             indices = self._streams.draw(len(self.task.images), streams)
         else:
-            every = np.broadcast_to(np.asarray(wanted, dtype=np.int64), (self.num_envs,))
-            indices = np.array(every)[streams]
+            indices = per_environment("index", wanted, self.num_envs, np.int64)[streams]
         positions = choose_positions(self.task, self._streams, cost_weight, which=streams)
         begun = self._walks.begin(indices, positions, which=None if whole else which)
         if whole:
             self._seen = begun
         else:
             self._seen = replaced(self._seen, begun, streams)
-        self._begun = True
         told: dict[str, Any] = {"index": indices}
         if self._walks.prices is not None:
             told["cost_weight"] = self._walks.prices[streams]
         self._add(infos, told, streams)
 
-    def _tell_end(self, infos: dict[str, Any], outcome: Outcome) -> None:
-        """Tell of episodes that ended, where Gymnasium looks for it."""
+    def _tell_end(
+        self, infos: dict[str, Any], which: NDArray[np.int64], last: dict[str, NDArray[Any]]
+    ) -> None:
+        """Put the last info of episodes that ended where Gymnasium looks for it."""
         if self.autoreset_mode is not AutoresetMode.SAME_STEP:
-            self._add(infos, outcome.info(), outcome.walks)
+            self._add(infos, last, which)
             return
-        final: dict[str, Any] = {}
-        self._add(final, outcome.info(), outcome.walks)
-        separate = np.empty(len(outcome.walks), dtype=object)
-        for place, i in enumerate(outcome.walks):
+        separate = np.empty(len(which), dtype=object)
+        for place, i in enumerate(which):
             separate[place] = {key: value[i] for key, value in self._seen.items()}
-        self._add(infos, {"final_obs": separate}, outcome.walks)
-        ended = np.zeros(self.num_envs, dtype=np.bool_)
-        ended[outcome.walks] = True
-        infos |= {"final_info": final, "_final_info": ended}
+        self._add(infos, {"final_obs": separate}, which)
+        self._add(infos.setdefault("final_info", {}), last, which)
+        infos.setdefault("_final_info", np.zeros(self.num_envs, dtype=np.bool_))[which] = True
 
     def _add(self, infos: dict[str, Any], values: dict[str, Any], which: Streams) -> None:
         """Put values of some environments into ``infos`` as Gymnasium does: zeros for the others, and a mask beside each key."""
@@ -223,13 +239,13 @@ class FractionalSkippingVectorEnv(VectorEnv[Batch, NDArray[np.int64], NDArray[An
     def _seeds(self, seed: int | Sequence[int | None] | None) -> list[int | None]:
         if seed is None:
             return [None] * self.num_envs
-        if isinstance(seed, int):
-            return [seed + i for i in range(self.num_envs)]
-        if len(seed) != self.num_envs:
+        if isinstance(seed, int | np.integer):
+            return [int(seed) + i for i in range(self.num_envs)]
+        if not isinstance(seed, Sequence | np.ndarray) or len(seed) != self.num_envs:
             raise ConfigError(
-                f"seed has {len(seed)} entries; needed is one number, or one for each of {self.num_envs} environments."
+                f"seed is {seed!r}; needed is one number, or one for each of {self.num_envs} environments."
             )
-        return list(seed)
+        return [int(each) if isinstance(each, np.integer) else each for each in seed]
 
     def _chosen(self, mask: object) -> NDArray[np.int64]:
         """Return the environments that a mask selects."""
@@ -239,7 +255,7 @@ class FractionalSkippingVectorEnv(VectorEnv[Batch, NDArray[np.int64], NDArray[An
                 f"options['reset_mask'] is {mask!r}; needed is an array of {self.num_envs} truth values."
             )
         which = np.flatnonzero(cast("NDArray[np.bool_]", mask))
-        if len(which) == 0 or not (self._begun or len(which) == self.num_envs):
+        if len(which) == 0 or not (self._walks.begun or len(which) == self.num_envs):
             raise ConfigError(
                 f"options['reset_mask'] selects {len(which)} of {self.num_envs} environments; needed is one at least, and at first all."
             )

@@ -78,8 +78,9 @@ class Walks:
     Attributes:
         indices: Image of each walk, int64 ``[n]``.
         positions: Of the task's dial for each walk, float64 ``[n]``; ``None`` where there is none.
+        begun: Whether any walk was begun; before that nothing is known of them.
         ended: Which walks are over, or were never begun, bool ``[n]``.
-        predictions: What the network said of the images of those that are over, int64 ``[n]``.
+        predictions: What the network said of the images of those that are over, -1 where it was not asked, int64 ``[n]``.
         probabilities: What it gives these classes, float32 ``[n]``.
     """
 
@@ -87,6 +88,7 @@ class Walks:
         if n < 1:
             raise ConfigError(f"num_envs is {n}; at least 1 is needed.")
         self.n = n
+        self.begun = False
         self.ended: NDArray[np.bool_] = np.ones(n, dtype=np.bool_)
         self.predictions: NDArray[np.int64] = np.zeros(n, dtype=np.int64)
         self.probabilities: NDArray[np.float32] = np.zeros(n, dtype=np.float32)
@@ -98,6 +100,15 @@ class Walks:
         self.task = task
         self._device = task.images.images.device
         self._gated_budget = task.gated_budget
+
+    def require_begun(self) -> None:
+        """Refuse to go on or to look before the first reset.
+
+        Raises:
+            gymnasium.error.ResetNeeded: If no walk was begun.
+        """
+        if not self.begun:
+            raise gymnasium.error.ResetNeeded("no episode was begun: call reset() first.")
 
     @property
     def options(self) -> NDArray[np.int64]:
@@ -151,6 +162,7 @@ class Walks:
             raise ConfigError(
                 f"image index {indices.tolist()} is not allowed; needed are {n_begun} numbers from 0 to {n_images - 1}."
             )
+        self.begun = True
         images = self.task.images
         picked = torch.from_numpy(indices).to(self._device)
         if which is None:
@@ -199,6 +211,20 @@ class Walks:
         return Transition(_batch(seen, self.n), _to_numpy(rewards), _joined(outcomes))
 
     @torch.inference_mode()
+    def stop(self, which: NDArray[np.int64]) -> None:
+        """End walks that are under way, int64 ``[stopped]``, without an answer."""
+        options, layers = self.options, self.layers[which]
+        for state, rows in self._cohorts:
+            self._spent[_EVERY if rows is None else rows] = state.spent
+        for walk, layer in zip(which, layers, strict=True):
+            options[walk, layer:] = self.task.backbone.costs.exit_action
+        self._options = torch.from_numpy(options).to(self._device)
+        self.ended[which] = True
+        self.predictions[which] = -1
+        others = torch.from_numpy(~self.ended).to(self._device)
+        self._cohorts = [c for c in (_among(c, others) for c in self._cohorts) if c]
+
+    @torch.inference_mode()
     def replay(
         self,
         indices: NDArray[np.int64],
@@ -217,6 +243,7 @@ class Walks:
 
         In a walk that has ended they are all allowed, for none does anything.
         """
+        self.require_begun()
         task = self.task
         shape = (self.n, task.backbone.costs.n_actions)
         masks = torch.ones(shape, dtype=torch.bool, device=self._device)

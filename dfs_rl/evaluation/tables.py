@@ -1,6 +1,6 @@
 """Score static per-layer tables: many at once, every shared beginning of theirs run once, and none twice."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -145,6 +145,10 @@ class TableScorer:
         """Return a table's accuracy in percent."""
         (score,) = self.score([table])
         return 100.0 * score.correct / len(self.image_set)
+
+    def remember(self, known: Mapping[Table, TableScore]) -> None:
+        """Take scores on these very images from before, which are not measured again when they are asked for."""
+        self._known.update(known)
 
     def known(self) -> dict[Table, TableScore]:
         """Return every score there is, for another scorer of the same images to start from."""

@@ -1,10 +1,10 @@
 """The reward of a walk: pure functions of what was chosen and what the network then said."""
 
-import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from numbers import Real
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from dfs_rl.config import config_from_dict
 from dfs_rl.errors import ConfigError
@@ -62,8 +62,9 @@ class RewardWeights:
             )
 
 
-def _is_finite(value: object) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+def _is_finite(value: Any) -> bool:  # noqa: ANN401 - whatever was given for a number
+    is_number = not isinstance(value, bool) and isinstance(value, Real)
+    return is_number and abs(value) <= sys.float_info.max  # no NaN, and no huge whole number
 
 
 def reward_weights(given: object) -> RewardWeights:

@@ -141,7 +141,8 @@ def test_a_table_is_run_once_whatever_the_seed():
     assert [t[1] for t in seen[0][1:]] == [t[1] for t in seen[1][1:]]
     assert len(env.scorer.scores) == 1
     known = env.scorer.known()
-    again = NetworkWideEnv(backbone=backbone, dataset=table_images(), known=known)
+    again = NetworkWideEnv(backbone=backbone, dataset=table_images())
+    again.scorer.remember(known)
     assert again.scorer.known() == known
 
 

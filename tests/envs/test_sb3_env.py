@@ -60,7 +60,6 @@ def test_equals_dummy_vec_env_step_for_step(prices):
             )
             assert_observations_equal(final, expected_final)
             np.testing.assert_array_equal(info.pop("bits"), expected_info.pop("bits"))
-            assert info.pop("is_success") == info["correct"]
             assert info.pop("episode")["l"] == len(MACS)
             assert info == expected_info
 

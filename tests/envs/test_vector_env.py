@@ -161,7 +161,7 @@ def test_bad_settings_are_refused(arguments, complaint):
 
 
 def test_seeds_must_be_as_many_as_environments():
-    with pytest.raises(ConfigError, match="seed has 2 entries"):
+    with pytest.raises(ConfigError, match=r"seed is \[1, 2\]"):
         FractionalSkippingVectorEnv(3, **toy_kwargs()).reset(seed=[1, 2])
 
 

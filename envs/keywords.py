@@ -1,0 +1,62 @@
+"""Keywords of environments: types that a user may give, as Python objects or as JSON, and how they are checked."""
+
+import inspect
+import reprlib
+from collections.abc import Callable, Mapping
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, ParamSpec, TypeVar
+
+import numpy as np
+import torch
+from pydantic import BeforeValidator, ConfigDict, SkipValidation, ValidationError, validate_call
+
+from dfs_rl.backbones.contract import WalkableBackbone
+from dfs_rl.config.faults import describe
+from dfs_rl.data import Dataset, ImageSet
+from dfs_rl.errors import ConfigError
+from dfs_rl.gating.reward import RewardWeights
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+# These are checked where they are turned into what they stand for, see ``make_task``.
+BackboneLike = SkipValidation[str | Path | WalkableBackbone | None]
+DatasetLike = SkipValidation[str | Path | Dataset | ImageSet | None]
+DeviceLike = SkipValidation[str | torch.device]
+WeightsLike = SkipValidation[RewardWeights | Mapping[str, object] | None]
+
+# JSON has no tuples.
+Pair = Annotated[
+    tuple[float, float],
+    BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value),
+]
+
+
+def check_types(function: Callable[P, R]) -> Callable[P, R]:
+    """Check a function's arguments against its annotations before it runs.
+
+    The function raises ``ConfigError`` for an argument of another type, and for a number that is not finite.
+    """
+    strict = ConfigDict(strict=True, arbitrary_types_allowed=True, allow_inf_nan=False)
+    checked = validate_call(config=strict)(function)
+    signature = inspect.signature(function)
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        bound = signature.bind(*args, **kwargs)
+        for name, value in bound.arguments.items():
+            if isinstance(value, np.number | np.bool_):
+                bound.arguments[name] = value.item()
+        try:
+            return checked(*bound.args, **bound.kwargs)
+        except ValidationError as error:
+            fault = error.errors(include_url=False)[0]
+            place = fault["loc"][0]
+            name = list(bound.arguments)[place] if isinstance(place, int) else place
+            finite = " that is finite" if fault["type"] == "finite_number" else ""
+            value = reprlib.repr(bound.arguments[name])
+            allowed = describe(signature.parameters[name].annotation)
+            raise ConfigError(f"{name} is {value}; allowed is {allowed}{finite}.") from None
+
+    return call
