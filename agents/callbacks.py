@@ -83,6 +83,23 @@ class BoundaryCallback(BaseCallback):
             self._done_at = timesteps
 
 
+class WholeWalks(BaseCallback):
+    """Makes an algorithm count the decisions that were made, where ``SB3GatingVecEnv`` lets walks rest that have left.
+
+    Stable-Baselines3 counts one of each environment in every step. Every rollout begins with new walks, also where the last ones
+    ended before its last step. To go before callbacks that look at the count.
+    """
+
+    model: OnPolicyAlgorithm
+
+    def _on_rollout_start(self) -> None:
+        self.model._last_episode_starts = np.ones(self.model.n_envs, dtype=np.bool_)
+
+    def _on_step(self) -> bool:
+        self.model.num_timesteps -= sum("resting" in info for info in self.locals["infos"])
+        return True
+
+
 class Schedules(BaseCallback):
     """Makes an update a function of the seed and of the number of steps before it, and anneals the entropy bonus.
 

@@ -85,7 +85,7 @@ def gated_walk(
     state = start(backbone, images)
     while state.layer < backbone.costs.n_layers:
         with torch.no_grad():
-            seen = observe(backbone, state, budget=budget, positions=positions)
+            seen = observe(backbone, state, budget=budget, gate_macs=gate.macs, positions=positions)
             logits = gate(seen.features, seen.layer, seen.context)
             allowed = action_masks(
                 backbone.costs, state.layer, state.spent, budget, gate_macs=gate.macs

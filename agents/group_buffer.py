@@ -136,10 +136,10 @@ class GroupRolloutBuffer(DictRolloutBuffer):
             dones: Whether the last step ended its episode, bool ``[envs]``.
         """
         resting = np.zeros(self.rewards.shape, dtype=np.bool_)
-        if (
-            self.whole_walks
-        ):  # every walk begins at the first step, so one that begins later is none
-            resting[1:] = self.episode_starts[1:] > 0
+        if self.whole_walks:  # every walk begins at the first step, and rests once it has ended
+            resting[1:] = self.episode_starts[1:].cumsum(axis=0) > 0
+            self.episode_starts[resting] = 1.0  # cuts these steps off from all others
+            dones = dones | resting[-1]
         self._walking = ~resting.T.reshape(-1)  # in the order of minibatches, [envs * layers]
         if self.images_per_group == 1:
             super().compute_returns_and_advantage(last_values, dones)

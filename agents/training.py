@@ -10,7 +10,15 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 from agents.algorithms import GateLearning, build_algorithm
 from agents.best_gate import BestGate
-from agents.callbacks import Checkpointing, FiniteGuard, Lifecycle, Schedules, UpdateLog, learn
+from agents.callbacks import (
+    Checkpointing,
+    FiniteGuard,
+    Lifecycle,
+    Schedules,
+    UpdateLog,
+    WholeWalks,
+    learn,
+)
 from agents.checkpoint import capture, last_checkpoint, restore
 from agents.cotrain import CoTrainer, CoTraining
 from agents.cotrain_hyperparameters import CoTrainConfig
@@ -21,6 +29,7 @@ from agents.uniform_start import begin_uniform, walks_to_begin, worth_most_at_pr
 from agents.validation import Validation, ValidationSetup, Validator, rewards_of
 from agents.warm_start import start_from
 from dfs_rl.backbones import PreparedBackbone, StoredBackbone
+from dfs_rl.cost import CostTable
 from dfs_rl.data import Dataset
 from dfs_rl.gating.dial import Dial, PriceRange
 from dfs_rl.gating.learned import LearnedGate
@@ -39,8 +48,8 @@ class GateTraining:
 
     Attributes:
         algorithm: Hyperparameters; their type says which algorithm.
-        timesteps: Decisions to make in all. One image walked once is as many as there are gated layers; images that a co-trained
-            backbone learns from count too.
+        timesteps: Decisions to make in all. One image walked once is as many as there are gated layers, or fewer if it leaves;
+            images that a co-trained backbone learns from count too.
         weights: What a walk is rewarded for.
         budget: Upper bound on computation in percent, or ``None``.
         prices: Of computation, drawn anew for each image, for one gate for all budgets; ``None`` for ``weights.cost`` alone.
@@ -94,9 +103,14 @@ class GateTraining:
             return self.timesteps
         return self.cotrain.gate_timesteps(self.timesteps, self.num_envs)
 
-    def steps_made(self, n_layers: int) -> int:
-        """Return the gate's steps rounded up to whole walks of all environments, which is where a training ends."""
-        rollout = self.num_envs * n_layers
+    def steps_made(self, costs: CostTable) -> int:
+        """Return the gate's steps rounded up to whole walks of all environments, which is where a training ends.
+
+        Where images may leave, nobody knows beforehand how many decisions the last walks take, and they are not rounded.
+        """
+        if costs.exits:
+            return self.gate_timesteps
+        rollout = self.num_envs * costs.n_layers
         return -(-self.gate_timesteps // rollout) * rollout
 
 
@@ -228,7 +242,7 @@ def train_gate(
                 rewards_of, weights=plan.weights, budget=plan.budget, prices=plan.prices
             ),
             every=plan.eval_every,
-            total=plan.steps_made(backbone.costs.n_layers),
+            total=plan.steps_made(backbone.costs),
             walks=plan.val_walks,
         ),
         backbone=lambda: env.task.backbone,
@@ -257,6 +271,7 @@ def train_gate(
         run.save_checkpoint(LAST_CHECKPOINT, tensors, learned.state | extra)
 
     callbacks: list[BaseCallback] = [
+        *([WholeWalks()] if gate.exits is not None else []),
         FiniteGuard(lifecycle),
         *([CoTraining(lifecycle, trainer, export=export, renew=renew)] if trainer else []),
         UpdateLog(lifecycle),
@@ -275,7 +290,7 @@ def train_gate(
     if lifecycle.stop.made:
         raise KeyboardInterrupt
     assert validator.best is not None
-    walks = model.num_timesteps // backbone.costs.n_layers
+    walks = env.episodes
     walks += walks_to_begin(backbone.costs) if plan.begins_uniform else 0
     return TrainingResult(
         best=validator.best,

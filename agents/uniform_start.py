@@ -181,7 +181,9 @@ def begin_uniform(
     if gate.dial is not None:
         positions = torch.rand(IMAGES, generator=generator, device=device)
     options = wanted(drawn, positions).to(device)
-    odds, seen = _walk_around(options, backbone, drawn, positions, generator, budget=budget)
+    odds, seen = _walk_around(
+        options, backbone, drawn, positions, generator, budget=budget, gate_macs=gate.macs
+    )
     _imitate(gate, odds, seen, generator)
 
 
@@ -193,6 +195,7 @@ def _walk_around(
     generator: torch.Generator,
     *,
     budget: float | None,
+    gate_macs: float,
 ) -> tuple[list[Tensor], list[Observation]]:
     """Return, for each layer, the odds around what is wanted and what a gate sees while options are drawn from them."""
     odds, seen = [], []
@@ -200,7 +203,9 @@ def _walk_around(
         state = start(backbone, images.images)
         while state.layer < backbone.costs.n_layers:
             odds.append(odds_around(wanted, backbone.costs, state.layer))
-            seen.append(observe(backbone, state, budget=budget, positions=positions))
+            seen.append(
+                observe(backbone, state, budget=budget, gate_macs=gate_macs, positions=positions)
+            )
             to_stay = odds[-1][:, : len(backbone.options)]
             drawn = torch.multinomial(to_stay, 1, generator=generator)[:, 0]
             state = step(backbone, state, drawn)

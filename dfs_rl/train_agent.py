@@ -97,7 +97,7 @@ class TrainAgentConfig:
         cost_weights: Lowest and highest price that the gate learns; each image draws one.
         fixed_budget: Learn for --cost-weight alone.
         hard_budget: Upper bound on the computation of every single image in percent, gate, stem and head included.
-        timesteps: Decisions to learn from; an image takes one per gated layer.
+        timesteps: Decisions to learn from; an image takes one per gated layer that it comes to.
         seed: Same seed, same machine, same threads: same gate.
         device: "auto", "cpu", "cuda", ...
         run_dir: New folder for the results; default runs/DATE-TIME-NAME.
@@ -404,7 +404,7 @@ def _train(
     stored = backbone_of_run(
         run, _choice_of(config, device), dataset, keep_original=plan.cotrain is not None
     )
-    bar = ProgressBar(plan.steps_made(stored.backbone.costs.n_layers), say=say)
+    bar = ProgressBar(plan.steps_made(stored.backbone.costs), say=say)
     return train_gate(plan, stored, dataset, run, report=bar.report, watchers=(Progress(bar),))
 
 

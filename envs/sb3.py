@@ -54,11 +54,12 @@ class SB3GatingVecEnv(VecEnv):
     ``seed + j`` would. The last step's ``info`` holds what the single environment's does, ``terminal_observation``,
     ``TimeLimit.truncated``, ``is_success``, and ``episode`` with return and length, so no ``VecMonitor`` is needed.
 
-    Where the network has exits, walks are of different lengths, and what environments of one group show drifts apart. With
-    ``whole_walks`` nothing is reset before all layers have passed: a walk that left rests until then. While it rests, actions do
-    nothing, rewards and observations but for the layer are zero, ``done`` is true and ``info`` is ``{"resting": True}``; a learner has
-    to leave these steps out, as ``agents.group_buffer`` does. So an update of as many steps as there are layers holds one whole walk of
-    each environment, and a group's walks begin at the same image together.
+    Where the network has exits, walks are of different lengths. Each environment then begins its next walk at once, and what
+    environments of one group show drifts apart. With ``whole_walks`` nothing is reset before all layers have passed: a walk that left
+    rests until then. So an update of as many steps as there are layers holds one whole walk of each environment, and a group's walks
+    begin at the same image together. While a walk rests, actions do nothing, rewards and observations but for the layer are zero,
+    ``done`` is false, because nothing ends, and ``info`` is ``{"resting": True}``. No decision is made there: a learner has to leave
+    these steps out, as ``agents.group_buffer`` does, and not to count them, as ``agents.callbacks.WholeWalks`` sees to.
 
     Args:
         task: Backbone, images, reward, budget.
@@ -145,11 +146,17 @@ class SB3GatingVecEnv(VecEnv):
         self._steps += 1
         for i in np.flatnonzero(resting):
             infos[i]["resting"] = True
-        dones = walks.ended.copy()
+        dones = walks.ended & ~resting
         self._seen = observation
-        if dones.any():
-            self._begin_ended(dones)
+        if walks.ended.any():
+            self._begin_ended(walks.ended.copy())
         return self._seen, rewards.astype(np.float32), dones, infos
+
+    @property
+    def episodes(self) -> int:
+        """Episodes that ended since the streams of images began: all that were begun but those under way."""
+        begun = int(self._streams.episodes.sum()) * self.images_per_group
+        return begun - self.num_envs
 
     def pop_stats(self) -> EpisodeStats:
         """Return the means over all episodes that ended since the last call, and begin a new count."""

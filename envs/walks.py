@@ -263,7 +263,7 @@ class Walks:
         self.ended = np.zeros(self.n, dtype=np.bool_)
         self._cohorts = []
         self._options = labels.new_zeros(self.n, self.task.backbone.costs.n_layers)
-        self._spent = labels.new_zeros(self.n, dtype=torch.float64)
+        self._spent: torch.Tensor = labels.new_zeros(self.n, dtype=torch.float64)
         self._turn()
 
     def _begin_some(
@@ -336,6 +336,7 @@ class Walks:
             self.task.backbone,
             cohort.state,
             budget=self.task.budget,
+            gate_macs=self.task.gate_macs,
             positions=_part(self._turned, cohort.rows),
         )
 
@@ -346,6 +347,7 @@ class Walks:
             end.spent,
             layer=layer,
             budget=self.task.budget,
+            gate_macs=self.task.gate_macs,
             positions=_part(self._turned, end.rows),
         )
 

@@ -57,6 +57,7 @@ def observe(
     state: WalkState,
     *,
     budget: float | None,
+    gate_macs: float = 0.0,
     positions: Tensor | None = None,
     look: bool = True,
 ) -> Observation:
@@ -68,6 +69,7 @@ def observe(
         backbone: The network that is walked through.
         state: Where the batch stands.
         budget: Upper bound on computation in percent; ``None`` shows as 1.
+        gate_macs: MACs per image of the gate, at full precision, which count towards the budget.
         positions: Of the dial for each sample, float32 ``[batch]``; ``None`` for gates without one.
         look: Whether to look at the activation, which takes time; the features are zero for gates that do not ask for them.
 
@@ -91,7 +93,13 @@ def observe(
     return Observation(
         features=features,
         layer=min(state.layer, n_layers - 1),
-        context=_context(backbone, state.spent, previous, budget=budget, positions=positions),
+        context=_context(
+            backbone,
+            state.spent,
+            previous,
+            allowed=_allowed(backbone, budget, gate_macs),
+            positions=positions,
+        ),
     )
 
 
@@ -102,6 +110,7 @@ def observe_left(
     *,
     layer: int,
     budget: float | None,
+    gate_macs: float = 0.0,
     positions: Tensor | None = None,
 ) -> Observation:
     """Describe images that left before a layer: the features are zero and the layer is that one.
@@ -112,13 +121,23 @@ def observe_left(
         spent: Fraction spent, leaving included, float64 ``[batch]``.
         layer: The layer that they would have come to.
         budget: As for ``observe``.
+        gate_macs: As for ``observe``.
         positions: As for ``observe``.
     """
     width = observation_width(backbone)
     features = torch.zeros(len(spent), width, dtype=torch.float32, device=spent.device)
     previous = options[:, layer - 1] if layer > 0 else None
-    context = _context(backbone, spent, previous, budget=budget, positions=positions)
+    allowed = _allowed(backbone, budget, gate_macs)
+    context = _context(backbone, spent, previous, allowed=allowed, positions=positions)
     return Observation(features=features, layer=layer, context=context)
+
+
+def _allowed(backbone: WalkableBackbone, budget: float | None, gate_macs: float) -> float:
+    """Return what the gated layers may spend, as a gate sees it."""
+    if budget is None:
+        return 1.0
+    left = gated_budget(backbone.costs, budget, gate_macs=gate_macs)
+    return float(cost_scale(torch.tensor(left)))
 
 
 def _context(
@@ -126,18 +145,14 @@ def _context(
     spent: Tensor,
     previous: Tensor | None,
     *,
-    budget: float | None,
+    allowed: float,
     positions: Tensor | None,
 ) -> Tensor:
     """Return the numbers beside the features, see ``Observation``; ``previous`` is the last option that ran."""
     width = context_size(dial=positions is not None)
     context = torch.zeros(len(spent), width, dtype=torch.float32, device=spent.device)
     context[:, 0] = cost_scale(spent)
-    context[:, 1] = (
-        1.0
-        if budget is None
-        else float(cost_scale(torch.tensor(gated_budget(backbone.costs, budget))))
-    )
+    context[:, 1] = allowed
     if previous is not None and len(backbone.options) > 1:
         context[:, 2] = previous / (len(backbone.options) - 1)
     if positions is not None:

@@ -95,7 +95,14 @@ def _walked(
     look = not isinstance(gate, TableGate | CascadeGate)
     while walkers.walking:
         turned = None if positions is None else walkers.pick(positions)
-        seen = observe(backbone, walkers.state, budget=budget, positions=turned, look=look)
+        seen = observe(
+            backbone,
+            walkers.state,
+            budget=budget,
+            gate_macs=gate.macs,
+            positions=turned,
+            look=look,
+        )
         walkers.advance(_choose(backbone, gate, walkers, seen, budget))
     _, logits, options, _ = walkers.answers()
     return RolloutResult(logits, options)

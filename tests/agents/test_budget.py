@@ -24,7 +24,7 @@ from envs.sb3 import SB3GatingVecEnv
 from envs.task import Task
 from tests.agents.conftest import MENU, PlantedBackbone
 
-WEIGHTS = RewardWeights(accuracy=1.0, log_likelihood=0.0, cost=0.1)
+WEIGHTS = RewardWeights(accuracy=1.0, log_likelihood=0.0, cost=0.1, overshoot=0.0)
 HIDDEN = 4
 
 # What nobody chooses, in percent of the 200 MACs of the gated layers: a gate of 2 x 4 x (3 + 3 + 3) MACs, and a stem of 16 at 8 bit.

@@ -195,7 +195,7 @@ def test_whole_walks_are_those_of_single_environments_and_rest_when_they_have_le
             for i, env in enumerate(single):
                 if over[i]:
                     assert rewards[i] == 0.0
-                    assert dones[i]
+                    assert not dones[i]
                     assert infos[i] == {"resting": True}
                     continue
                 observation, reward, over[i], _, info = env.step(actions[i])
@@ -266,7 +266,7 @@ def test_nothing_runs_while_all_rest():
     for _ in range(2):
         _, rewards, dones, _ = env.step(np.full(N, 3))
         assert not rewards.any()
-        assert dones.all()
+        assert not dones.any()
     assert not any(layer.seen for layer in backbone.layers)
     env.step(np.full(N, 3))  # all have begun anew
     assert backbone.layers[0].seen == [(8, N)]
