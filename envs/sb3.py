@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import gymnasium
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import SkipValidation
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
@@ -22,6 +23,7 @@ from envs.core import (
     per_environment,
     replaced,
 )
+from envs.keywords import check_types
 from envs.single import check_render_mode
 from envs.streams import ImageStreams
 from envs.task import Task
@@ -49,10 +51,15 @@ class EpisodeStats(NamedTuple):
 class SB3GatingVecEnv(VecEnv):
     """Walks as Stable-Baselines3 wants them: reset in the step that ends them, ``info`` as one dictionary per environment.
 
+    The same steps as ``DummyVecEnv`` makes over as many ``FractionalSkippingEnv``, in one batch::
+
+        env = SB3GatingVecEnv(make_task(weights={"cost": 5.0}), 256, seed=0)
+        PPO("MultiInputPolicy", env).learn(100_000)
+
     ``images_per_group`` consecutive environments show the same image at the same price, so that their returns differ by the options alone:
     environment ``i`` belongs to group ``i // images_per_group``, and group ``j`` draws as a single environment with seed
     ``seed + j`` would. The last step's ``info`` holds what the single environment's does, ``terminal_observation``,
-    ``TimeLimit.truncated``, ``is_success``, and ``episode`` with return and length, so no ``VecMonitor`` is needed.
+    ``TimeLimit.truncated``, and ``episode`` with return and length, so no ``VecMonitor`` is needed.
 
     Where the network has exits, walks are of different lengths. Each environment then begins its next walk at once, and what
     environments of one group show drifts apart. With ``whole_walks`` nothing is reset before all layers have passed: a walk that left
@@ -73,9 +80,10 @@ class SB3GatingVecEnv(VecEnv):
         ConfigError: If a value is not allowed.
     """
 
+    @check_types
     def __init__(
         self,
-        task: Task,
+        task: SkipValidation[Task],
         n_envs: int,
         *,
         images_per_group: int = 1,

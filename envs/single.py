@@ -56,7 +56,7 @@ class FractionalSkippingEnv(gymnasium.Env[Observation, np.int64]):
     | `features` | `Box(-10, 10, (width,))` | confidence of a probe, mean of every channel that enters | deviations from usual |
     | `layer` | `Discrete(layers)` | the layer to choose for | index |
     | `context[0]` | 0 to 1 | spent so far | log2(1 + 32 sqrt(fraction)) / log2(33): 0.31, 0.46, 0.63, 1 for 2, 4, 8, 32 bit everywhere |
-    | `context[1]` | 0 to 1 | budget of the gated layers, 1 without one | the same |
+    | `context[1]` | 0 to 1 | budget less everything that is never gated, 1 without one | the same |
     | `context[2]` | 0 to 1 | previous option, 0 at the first layer | index / (n - 1) |
     | `context[3]` | 0 to 1 | with `cost_weights` alone: the episode's price, 0 is the highest | logarithmic |
 
@@ -84,16 +84,16 @@ class FractionalSkippingEnv(gymnasium.Env[Observation, np.int64]):
 
     ## Info
     After `reset`: `index`, the image, and with `cost_weights` the episode's `cost_weight`. After the last step: `index`,
-    `label`, `prediction`, `correct`, `computation` (percent of running every gated layer at 32 bit, the never-gated parts
-    included, no gate) and `bits`, int64 `[layers]`, 0 for layers that did not run; with exits `walked` as well, how many layers the
-    image came through.
+    `label`, `prediction`, `correct`, `is_success` (the same, by the name that Stable-Baselines3 logs), `computation` (percent of
+    running every gated layer at 32 bit, the never-gated parts included, no gate) and `bits`, int64 `[layers]`, 0 for layers that did
+    not run; with exits `walked` as well, how many layers the image came through. Numbers are NumPy scalars.
 
     ## Budget
     `budget` bounds `computation`. It is advisory: `action_masks()` tells which actions keep the cheapest way to an answer within it,
     other actions run all the same, and what they overshoot is charged by `weights.overshoot`.
 
     ## Arguments
-    Listed below. A training form of a backbone is frozen anew by each environment; pass `backbone.prepare()` to many. A network of
+    Listed below. All of them can be written in JSON, so that `env.spec.to_json()` holds the environment. A training form of a backbone is frozen anew by each environment; pass `backbone.prepare()` to many. A network of
     yours is calibrated by each, on the train split of the data set, which may not be an `ImageSet` then; its weights stay as they
     are. A folder that holds one wants `dfs_rl.constructors.allow_constructor("module:function")` before.
 
@@ -107,7 +107,8 @@ class FractionalSkippingEnv(gymnasium.Env[Observation, np.int64]):
         exits: Whether images may leave where the backbone has exits; `False` walks all of them to the end.
         dataset: What `load_dataset` takes, a `Dataset`, an `ImageSet`, or `None` for the digits.
         split: Which images of a data set to draw from: `train`, `agent`, `val` or `test`.
-        weights: What is rewarded; `None` for the defaults.
+        weights: What is rewarded: a mapping of some fields of `RewardWeights`, such as `{"cost": 5.0}`, or one of these; `None` for
+            the defaults.
         budget: Upper bound on computation in percent; `None` for none.
         cost_weights: Lowest and highest price of computation; `None` for `weights.cost` in every episode.
         render_mode: `None` or `"rgb_array"`.

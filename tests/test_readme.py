@@ -62,5 +62,5 @@ def test_command_parses(module, arguments, tmp_path, monkeypatch, capsys):
 
 
 def test_there_is_something_to_test():
-    assert len(EXAMPLES) == 2
+    assert len(EXAMPLES) == 3
     assert {module for module, _ in COMMANDS} == set(MAINS)
