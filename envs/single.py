@@ -93,9 +93,10 @@ class FractionalSkippingEnv(gymnasium.Env[Observation, np.int64]):
     other actions run all the same, and what they overshoot is charged by `weights.overshoot`.
 
     ## Arguments
-    Listed below. All of them can be written in JSON, so that `env.spec.to_json()` holds the environment. A training form of a backbone is frozen anew by each environment; pass `backbone.prepare()` to many. A network of
-    yours is calibrated by each, on the train split of the data set, which may not be an `ImageSet` then; its weights stay as they
-    are. A folder that holds one wants `dfs_rl.constructors.allow_constructor("module:function")` before.
+    Listed below. All of them can be written in JSON, so that `env.spec.to_json()` holds the environment. A training form of a
+    backbone is frozen anew by each environment; pass `backbone.prepare()` to many. A network of yours is calibrated by each, on the
+    train split of the data set, which may not be an `ImageSet` then; its weights stay as they are. A folder that holds one wants
+    `dfs_rl.constructors.allow_constructor("module:function")` before.
 
     ## Versions
     v0: first version.

@@ -1,6 +1,7 @@
 """A hard budget: no image ever spends more, gate, stem and head included, neither while learning nor deployed."""
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -135,6 +136,31 @@ def test_the_best_table_within_the_budget_is_as_stated(planted_images: ImageSet)
         if table != (2, 2)
     ]
     assert max(rewards) == pytest.approx(BEST_TABLE_REWARD)
+
+
+class Watching(LayerwiseGate):
+    """Keeps the budgets that it sees."""
+
+    seen: set[float]
+
+    def decide(self, features, layer, context, allowed=None):
+        self.seen |= set(context[:, 1].tolist())
+        return super().decide(features, layer, context, allowed)
+
+
+def test_a_gate_sees_the_budget_that_it_is_held_to(planted_images: ImageSet) -> None:
+    model, _ = train(MaskablePPOConfig(), planted_images, 0)
+    env = model.get_env()
+    assert isinstance(env, SB3GatingVecEnv)
+    seen = env.reset()["context"][:, 1]
+    gate = gate_of(model)
+    assert gate.macs == env.task.gate_macs
+    gate.__class__, gate.seen = Watching, set()
+    GatedModel(PlantedWithStem(), gate, budget=BUDGET)(planted_images.images)
+    # 70 % are left for the gated layers; see ``BUDGET``.
+    expected = math.log2(1 + 32 * math.sqrt(0.7)) / math.log2(33)
+    assert seen.tolist() == pytest.approx([expected] * len(seen))
+    assert list(gate.seen) == pytest.approx([expected])
 
 
 @pytest.mark.parametrize("group", [8, 1])

@@ -13,12 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sb3_contrib.common.recurrent.type_aliases import RNNStates
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 from torch import Tensor
 
 import dfs_rl
 from agents.algorithms import GateLearning, build_algorithm
-from agents.callbacks import Schedules
+from agents.callbacks import Schedules, WholeWalks
 from agents.deploy import deploy
 from agents.group_buffer import (
     GroupRolloutBuffer,
@@ -27,9 +28,12 @@ from agents.group_buffer import (
 )
 from agents.hyperparameters import (
     AlgorithmConfig,
+    MaskablePPOConfig,
     PPOConfig,
+    RecurrentPPOConfig,
     TRPOConfig,
 )
+from agents.uniform_start import walks_to_begin
 from agents.validation import rewards_of
 from dfs_rl import train_gumbel, train_static
 from dfs_rl.backbone_choice import backbone_of_run, preview_backbone
@@ -169,6 +173,56 @@ def test_images_learn_to_leave_where_they_should(
     records = evaluate_gate(DeepBackbone(), gate_of(model), images)
     assert SOLVED < reward_of(records) <= BEST_REWARD + 1e-9
     assert len(DeepBackbone.costs.walked(records.options).unique()) > 1
+
+
+class Counting(BaseCallback):
+    """Counts the decisions of episodes that have ended, and their ends."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.decisions = self.ends = self.dones = 0
+
+    def _on_step(self) -> bool:
+        episodes = [info["episode"]["l"] for info in self.locals["infos"] if "episode" in info]
+        self.decisions += sum(episodes)
+        self.ends += len(episodes)
+        self.dones += int(self.locals["dones"].sum())
+        return True
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        PPOConfig(minibatches=1),
+        RecurrentPPOConfig(minibatches=1),
+        TRPOConfig(),
+        MaskablePPOConfig(minibatches=1),
+    ],
+    ids=lambda config: type(config).__name__,
+)
+def test_only_decisions_that_were_made_are_counted(
+    config: AlgorithmConfig, images: ImageSet
+) -> None:
+    model, counting = make_model(config, images, group=8), Counting()
+    callbacks = [WholeWalks(), Schedules(seed=0, config=config), counting]
+    model.learn(1_500, callbacks, log_interval=10**9)
+    assert model.num_timesteps == counting.decisions >= 1_500
+    assert counting.decisions < 1_500 + 64 * LAYERS  # it ends with the update that makes them
+    assert counting.dones == counting.ends == model.get_env().episodes
+    # Some left early, so that more walks were begun than the count alone would tell.
+    assert counting.ends > counting.decisions / LAYERS
+
+
+def test_a_recurrent_policy_begins_every_walk_without_memory(images: ImageSet) -> None:
+    class Starts(BaseCallback):
+        def _on_step(self) -> bool:
+            if self.locals["n_steps"] == 0:
+                assert self.locals["episode_starts"].all()
+            return True
+
+    config = RecurrentPPOConfig(minibatches=1)
+    model = make_model(config, images, group=8)
+    model.learn(600, [WholeWalks(), Starts()], log_interval=10**9)
 
 
 def test_no_table_solves_the_task(images: ImageSet) -> None:
@@ -311,6 +365,14 @@ def test_a_run_learns_to_leave_and_its_gate_ships(
     assert main(arguments) == 0
     assert "confidence exits" in capsys.readouterr().out
     model = dfs_rl.load(run)
+    # An update is 32 walks of at most 6 decisions.
+    seen = read_json(run / "training.json")["images_seen"]["gate"]
+    walks = seen - walks_to_begin(model.backbone.costs)
+    last = RunFolder.open(run).read_metrics()[-1]
+    assert walks % 32 == 0
+    assert 800 <= last["timesteps"] < 800 + 32 * 6
+    assert last["timesteps"] < 6 * walks
+    assert last["progress"] == 1.0
     assert model.gate.exits is not None
     assert model.gate.exits.after == (1, 3)
     summary = read_json(run / "summary.json")

@@ -22,6 +22,7 @@ from dfs_rl.backbones import (
 )
 from dfs_rl.config import load_config, save_config
 from dfs_rl.data import channel_statistics, load_dataset
+from dfs_rl.gate_runs import check_settings
 from dfs_rl.gating.dial import PriceRange
 from dfs_rl.gating.reward import RewardWeights
 from dfs_rl.gating.storage import load_gate
@@ -93,6 +94,11 @@ def test_images_seen_are_counted(finished: Path) -> None:
     # 32 walks of 6 layers are 192 steps, so 800 steps take 5 updates. Before them, 2,048 images were tried at each of six options and
     # walked once.
     assert record["images_seen"] == {"gate": 5 * 32 + 7 * 2048, "backbone": 0}
+
+
+def test_a_name_that_is_no_setting_is_not_passed_over() -> None:
+    with pytest.raises(AttributeError, match="timestep"):
+        check_settings(TrainAgentConfig(), "timestep")
 
 
 def test_a_folder_with_a_run_is_refused(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:

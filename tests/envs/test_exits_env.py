@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from gymnasium.wrappers import TimeLimit
 from sb3_contrib import MaskablePPO
 from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import DummyVecEnv
@@ -124,6 +125,38 @@ def test_the_batch_equals_single_environments_without_autoreset():
                 theirs.reset(options={"reset_mask": mask.copy()}),
             )
     assert some > 3
+
+
+@pytest.mark.parametrize("settings", [toy_kwargs, kwargs], ids=["no exits", "exits"])
+@pytest.mark.parametrize("steps", [1, 3, 4, 5])
+@pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP])
+def test_episodes_are_truncated_as_by_the_time_limit_of_gymnasium(mode, steps, settings):
+    ours = FractionalSkippingVectorEnv(
+        N, autoreset_mode=mode, max_episode_steps=steps, **settings()
+    )
+    theirs = SyncVectorEnv(
+        [lambda: TimeLimit(FractionalSkippingEnv(**settings()), steps)] * N, autoreset_mode=mode
+    )
+    assert_same(ours.reset(seed=11), theirs.reset(seed=11))
+    truncated = 0
+    for actions in random_actions(30, seed=2):
+        result = ours.step(actions % ours.single_action_space.n)
+        assert_same(result, theirs.step(actions % ours.single_action_space.n))
+        truncated += result[3].sum()
+    assert (truncated > 0) == (steps <= 4)
+
+
+def test_a_picture_of_a_truncated_episode_shows_no_answer():
+    env = FractionalSkippingVectorEnv(
+        1, autoreset_mode="Disabled", max_episode_steps=2, render_mode="rgb_array", **toy_kwargs()
+    )
+    plain = FractionalSkippingVectorEnv(1, render_mode="rgb_array", **toy_kwargs())
+    for each in (env, plain):
+        each.reset(seed=0)
+        for action in (1, 3):
+            each.step(np.array([action]))
+    np.testing.assert_array_equal(env.render()[0], plain.render()[0])
+    env.reset(options={"reset_mask": np.array([True])})
 
 
 def test_make_vec_takes_the_batched_form_and_statistics_are_kept():

@@ -198,6 +198,7 @@ def test_an_algorithm_as_it_is_learns_on_it():
     model = A2C("MultiInputPolicy", env, n_steps=len(MACS), seed=0, device="cpu")
     model.learn(8 * len(MACS) * N)
     assert len(model.ep_info_buffer) > 0
+    assert len(model.ep_success_buffer) == 8 * N  # what rollout/success_rate is the mean of
     assert env.pop_stats().episodes == 8 * N
 
 

@@ -78,6 +78,25 @@ def test_an_episode_with_a_price_of_its_own_against_the_closed_form(timing):
     assert [t[0]["context"][3] for t in transitions] == pytest.approx([0.75] * 4)
 
 
+def test_the_numbers_of_infos_are_numpys_and_the_answer_counts_as_success():
+    env = FractionalSkippingEnv(**toy_kwargs(cost_weights=(1.0, 9.0)))
+    _, first = env.reset(seed=0)
+    last = play(env, [1, 1, 1, 1])[0][-1][4]
+    kinds = {key: type(value) for key, value in (first | last).items()}
+    assert kinds == {
+        "index": np.int64,
+        "cost_weight": np.float64,
+        "label": np.int64,
+        "prediction": np.int64,
+        "computation": np.float64,
+        "bits": np.ndarray,
+        # What Gymnasium's vector environments make an array of truth values from.
+        "correct": bool,
+        "is_success": bool,
+    }
+    assert last["is_success"] is (last["label"] == last["prediction"]).item()
+
+
 def test_prices_are_log_uniform_and_independent_of_the_image():
     env = FractionalSkippingEnv(**toy_kwargs(cost_weights=(1.0, 100.0)))
     env.reset(seed=0)

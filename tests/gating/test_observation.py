@@ -53,6 +53,10 @@ def test_context_holds_spent_budget_and_previous_option():
     four_bits = math.log(5) / math.log(33)
     torch.testing.assert_close(begin, torch.tensor([[0.0, four_bits, 0.0]] * 2))
 
+    # With a gate of 40 MACs, the same is left of a budget that has them on top.
+    dearer = observe(backbone, state, budget=budget + 100 * 40 / sum(MACS), gate_macs=40.0)
+    torch.testing.assert_close(dearer.context, begin)
+
     state = step(backbone, state, torch.tensor([0, 3]))
     after = observe(backbone, state, budget=None).context
     spent = MACS[0] / sum(MACS) * (8 / 32) ** 2
