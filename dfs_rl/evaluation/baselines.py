@@ -19,7 +19,7 @@ from dfs_rl.evaluation.records import GateRecords
 from dfs_rl.evaluation.run_gate import BATCH_SIZE, evaluate_draws, evaluate_table
 from dfs_rl.evaluation.static_search import KnownScores, SearchResult, search_static_table
 from dfs_rl.evaluation.tables import Table, table_text
-from dfs_rl.evaluation.verdict import SAME_COST
+from dfs_rl.evaluation.verdict import room
 from dfs_rl.seeding import torch_generator
 
 Role = Literal["gate", "fixed", "matched", "oracle"]
@@ -209,9 +209,8 @@ def searched_methods(
 ) -> list[Method]:
     """Find and run the best static table and the confidence cascade.
 
-    Both use labels and are chosen on the selection split under ``cap``; the table, whose cost moves in steps, under 5 % more,
-    since a gate is said to beat a rival also at 5 % more than the rival's cost. There is no cascade where not even its first pass
-    keeps to ``cap``.
+    Both use labels and are chosen on the selection split under ``cap``. There is no cascade where not even its first pass keeps to
+    ``cap``.
 
     Args:
         backbone: The backbone, on the device of both splits.
@@ -230,7 +229,7 @@ def searched_methods(
     found = search_static_table(
         backbone,
         arena.selection,
-        cap * (1 + SAME_COST),
+        cap,
         starts=starts,
         limits=arena.limits,
         batch_size=arena.batch_size,
@@ -282,8 +281,8 @@ def rival_methods(
 ) -> list[Method]:
     """Run every rival at the gate's cost: best static table, cascade, confidence exits, mode table, shuffled options.
 
-    The static table and the cascade are chosen under the gate's mean computation on the selection split, see
-    ``searched_methods``. The mode table and the shuffles take their options from the gate on the reported split,
+    The static table, the cascade and the exits are chosen on the selection split under the gate's mean computation there and its
+    ``room``: all of them the same, since a gate counts as no dearer than a baseline within it. The mode table and the shuffles take their options from the gate on the reported split,
     which needs no label, so that their marginals are the very ones they are compared with.
 
     Args:
@@ -295,7 +294,7 @@ def rival_methods(
         before: The backbone as it was before it was trained with the gate, None if it was not. Training under the gate makes
             a backbone worse at what the gate does not choose, so rivals need the one from before as well.
     """
-    cap = gate_selection.computation(backbone.costs).mean().item()
+    cap = room(gate_selection.computation(backbone.costs).mean().item())
     costs = backbone.costs
     starts = [mode_table(gate_selection.options, costs)]
     searched = searched_methods(backbone, arena, cap=cap, starts=starts, uniform=uniform)

@@ -1,25 +1,31 @@
 """What each method does at the budgets that were asked for, and which one to ship there."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
 
 from dfs_rl.evaluation.comparison_records import GATE, AtBudget, Point
-from dfs_rl.evaluation.verdict import SAME_COST
+from dfs_rl.evaluation.metrics import paired_difference
+from dfs_rl.evaluation.verdict import room
 
 
 def at_budgets(
-    budgets: Sequence[float], points: Sequence[Point], references: Sequence[Point]
+    budgets: Sequence[float],
+    points: Sequence[Point],
+    references: Sequence[Point],
+    correct: Mapping[str, Tensor],
 ) -> tuple[AtBudget, ...]:
     """Sort points by the budgets that gates were asked for.
 
-    A method stands at a budget with the point that was asked to keep to it, or else with its best one at no more than about its
-    cost; uniform settings are static tables as well. The one to ship is the best of all at no more than about its cost. What is
-    best, and what it costs, is said by the selection split.
+    A method stands at a budget with the point that was asked to keep to it, or else with the one that ``chosen`` takes at no more than
+    about its cost; uniform settings are static tables as well. The one to ship is taken from all in the same way.
 
     Args:
         budgets: Percent, lowest first.
         points: Gates and their rivals.
         references: Uniform settings that run the layers.
+        correct: How often each point is right on each image of the selection split, by its label.
 
     Returns:
         The budgets; none if there is a kind of gate that stands at none of them, for then they do not tell everything.
@@ -29,19 +35,20 @@ def at_budgets(
         by_family.setdefault(point.family, []).append(point)
     for members in by_family.values():
         if members[0].kind == "static_table":
-            members.extend(p for p in references if p.cotrained == members[0].cotrained)
+            members[:0] = [p for p in references if p.cotrained == members[0].cotrained]
     found = []
     for budget in budgets:
         standing = {
             family: point
             for family, members in by_family.items()
-            for point in _standing(members, budget)
+            for point in _standing(members, budget, correct)
         }
-        ship = _best_within([*points, *references], budget)
+        ship = chosen(_within([*references, *points], budget), correct)
         found.append(
             AtBudget(
                 budget=budget,
                 ship=ship[0].label if ship else None,
+                level=tuple(point.label for point in ship[1:]),
                 methods={family: point.label for family, point in standing.items()},
                 over=tuple(p.label for p in standing.values() if p.budget == budget and misses(p)),
             )
@@ -76,19 +83,35 @@ def misses(point: Point) -> bool:
     """Whether a point is a gate that spends more than it was asked to, but for chance."""
     if point.kind != GATE or point.budget is None:
         return False
-    return point.computation.mean > (1 + SAME_COST) * point.budget
+    return point.computation.mean > room(point.budget)
 
 
-def _standing(members: Sequence[Point], budget: float) -> Sequence[Point]:
+def chosen(points: Sequence[Point], correct: Mapping[str, Tensor]) -> list[Point]:
+    """Return the points that the selection split cannot tell apart from the best, the one to take first.
+
+    Of many points on few images the most accurate one is the luckiest. Those that no other is above beyond chance are level; of them the
+    simplest is taken, see ``Point.complexity``, and of equally simple ones the most accurate, then the cheapest.
+
+    Args:
+        points: What there is to choose from; of equals in everything the first is taken.
+        correct: How often each is right on each image of the selection split, by its label.
+    """
+    level: list[Point] = []
+    for point in sorted(points, key=lambda p: (-p.selection_accuracy, p.selection_computation)):
+        ours = correct[point.label]
+        if all(paired_difference(correct[other.label], ours).low <= 0 for other in level):
+            level.append(point)
+    return sorted(level, key=lambda p: p.complexity)
+
+
+def _standing(
+    members: Sequence[Point], budget: float, correct: Mapping[str, Tensor]
+) -> Sequence[Point]:
     """Return the point of one method that stands at a budget, if there is one."""
     asked = [point for point in members if point.kind == GATE and point.budget == budget]
-    return asked[:1] or _best_within(members, budget)
+    return asked[:1] or chosen(_within(members, budget), correct)[:1]
 
 
-def _best_within(points: Sequence[Point], budget: float) -> Sequence[Point]:
-    """Return the best point at no more than about a cost, if there is one; of equal ones the cheapest.
-
-    As everywhere, costs within ``SAME_COST`` count as equal: rivals are searched up to that far above what a gate costs.
-    """
-    within = [p for p in points if p.selection_computation <= (1 + SAME_COST) * budget]
-    return sorted(within, key=lambda p: (-p.selection_accuracy, p.selection_computation))[:1]
+def _within(points: Sequence[Point], budget: float) -> Sequence[Point]:
+    """Return the points that cost no more than about a budget on the selection split."""
+    return [point for point in points if point.selection_computation <= room(budget)]

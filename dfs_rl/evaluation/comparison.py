@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dfs_rl.errors import DataError
-from dfs_rl.evaluation.budgets import at_budgets
+from dfs_rl.evaluation.budgets import at_budgets, chosen
 from dfs_rl.evaluation.comparison_records import (
     GATE,
     ComparisonOfRuns,
@@ -23,11 +23,11 @@ from dfs_rl.evaluation.comparison_records import (
 )
 from dfs_rl.evaluation.comparison_words import differences_of, exceeds_seeds, verdict_of
 from dfs_rl.evaluation.curves import CurvePoint, worst_corner
-from dfs_rl.evaluation.metrics import paired_difference
+from dfs_rl.evaluation.metrics import PairedDifference, paired_difference
 from dfs_rl.evaluation.outcomes import Outcome
 from dfs_rl.evaluation.spending import SKIP_ALL, difficulty_of, spending_of
 from dfs_rl.evaluation.tradeoffs import Traced, curve_pairs
-from dfs_rl.evaluation.verdict import SAME_COST
+from dfs_rl.evaluation.verdict import room
 
 RIVALS = ("static_table", "cascade", "exits", "mode_table", "random", "patterns")
 """The rivals that gates have at their own cost; a network without exits has no ``exits``."""
@@ -40,6 +40,8 @@ _ON_COTRAINED = " on the co-trained backbone"
 """End of the names of rivals and settings that run on what it made of it."""
 _ALTERNATIVES = ("static_table", "cascade", "exits")
 """The rivals that one could ship instead of a gate."""
+_RULE, _LEARNED = 100, 101
+"""Complexity of a cascade or of exits, and of a gate: above that of any static table."""
 _DIGITS = (3, 4, 5)
 """Of a rival's cost, in its label."""
 _UNTOLD = ("seed", "run_dir", "device", "threads", "dataset", "backbone", "checkpoint_every")
@@ -90,16 +92,25 @@ def compare_runs(
         for label, group in named.items()
     ]
     rivals = [
-        (label, _rival_point(key, group))
+        (label, _rival_point(key, group), _on_selection(group[:1], key))
         for label, group in named.items()
         for name in _ALTERNATIVES
         for key in (name, f"{name}{_BEFORE}")
         if key in group[0].outcomes.reported
     ]
-    points = sorted([*gates, *_told_apart(rivals)], key=lambda point: point.computation.mean)
-    references = _references(next((run for run in runs if not _is_cotrained(run)), runs[0]))
+    apart = _told_apart(rivals)
+    points = sorted(
+        [*gates, *(point for point, _ in apart)], key=lambda point: point.computation.mean
+    )
+    plain = next((run for run in runs if not _is_cotrained(run)), runs[0])
+    references = _references(plain)
     running = [point for point in references if point.kind != SKIP_ALL]
-    frontier = _frontier([*points, *running])
+    correct = {
+        **{gate.label: _on_selection(named[gate.label], GATE) for gate in gates},
+        **{point.label: theirs for point, theirs in apart},
+        **{point.label: _on_selection([plain], point.kind) for point in running},
+    }
+    frontier = _frontier([*running, *points], correct)
     about = runs[0].summary
     worst = worst_corner(
         [_place(point) for point in running],
@@ -113,7 +124,7 @@ def compare_runs(
     pairs = tuple(_pairs(named, gates))
     settings = (run.settings.get(knob) for run in runs for knob in _BUDGETS)
     asked = {float(str(budget)) for budget in settings if budget is not None}
-    budgets = at_budgets(sorted(asked), points, running)
+    budgets = at_budgets(sorted(asked), points, running, correct)
     return ComparisonOfRuns(
         dataset=about.dataset,
         split=about.split,
@@ -131,13 +142,15 @@ def compare_runs(
         difficulty=difficulty.classes,
         difficulty_shares=difficulty.shares,
         spending=tuple(spending_of(gates, named, difficulty)),
-        frontier=tuple(point.label for point in frontier),
+        frontier=tuple(point.label for point, *_ in frontier),
         verdict=tuple(
             verdict_of(
                 points=[*points, *running],
                 frontier=frontier,
                 budgets=budgets,
+                images=len(next(iter(correct.values()))),
                 curves=curves,
+                curve_pairs=curve_differences,
             )
         ),
         differences=tuple(
@@ -195,39 +208,57 @@ def _check_seeds(label: str, group: Sequence[EvaluatedRun]) -> None:
         by_seed[seed] = run.path
 
 
-def _told_apart(rivals: Sequence[tuple[str, Point]]) -> list[Point]:
+def _told_apart(rivals: Sequence[tuple[str, Point, Tensor]]) -> list[tuple[Point, Tensor]]:
     """Leave out rivals that are the same as an earlier one, and name the others by what they cost, as precisely as it takes.
 
     Those that differ in accuracy alone are named by the gate as well.
     """
-    different: dict[tuple[object, ...], tuple[str, Point]] = {}
-    for gate, point in rivals:
-        different.setdefault((point.family, point.accuracy, point.computation), (gate, point))
+    different: dict[tuple[object, ...], tuple[str, Point, Tensor]] = {}
+    for gate, point, correct in rivals:
+        key = (point.family, point.accuracy, point.computation)
+        different.setdefault(key, (gate, point, correct))
 
     def label(point: Point, digits: int) -> str:
         return f"{point.family} at {point.computation.mean:.{digits}g} %"
 
     named = []
-    for gate, point in different.values():
-        others = [other for _, other in different.values() if other is not point]
+    for gate, point, correct in different.values():
+        others = [other for _, other, _ in different.values() if other is not point]
         apart = [d for d in _DIGITS if label(point, d) not in {label(o, d) for o in others}]
         beside = "" if apart else f", beside {gate}"
-        named.append(replace(point, label=label(point, (apart or _DIGITS)[0]) + beside))
+        named.append((replace(point, label=label(point, (apart or _DIGITS)[0]) + beside), correct))
     return named
 
 
 def _gate_point(label: str, group: Sequence[EvaluatedRun]) -> Point:
-    gains, above = {}, []
-    for key in RIVALS:
-        if all(key in run.outcomes.reported for run in group):
-            gains[key] = spread([_gain(run, key) for run in group])
-            theirs = torch.stack([_rival_outcome(run, key).correct for run in group]).mean(dim=0)
-            over_images = paired_difference(_mean_correct(group), theirs)
-            if exceeds_seeds(gains[key]) and over_images.low > 0:
-                above.append(key)
+    gains, above, level = {}, [], []
     patterns = spread([run.summary.methods[0].patterns for run in group])
     point = _point(label, GATE, group, patterns=patterns, gains=gains)
-    return replace(point, above=tuple(above))
+    uniform = [
+        method.key
+        for method in group[0].summary.methods
+        if method.role == "fixed" and method.computation <= room(point.computation.mean)
+    ]
+    above_uniform = all(_is_above(*_against(group, key)) for key in uniform)
+    for key in RIVALS:
+        if all(key in run.outcomes.reported for run in group):
+            gains[key], over_images = _against(group, key)
+            if over_images.low <= 0 <= over_images.high:
+                level.append(key)
+            elif _is_above(gains[key], over_images) and (above_uniform or key not in _ALTERNATIVES):
+                above.append(key)
+    return replace(point, above=tuple(above), level=tuple(level))
+
+
+def _against(group: Sequence[EvaluatedRun], key: str) -> tuple[Spread, PairedDifference]:
+    """Compare a gate with a rival, over its seeds and over images."""
+    theirs = torch.stack([_rival_outcome(run, key).correct for run in group]).mean(dim=0)
+    gain = spread([_gain(run, key) for run in group])
+    return gain, paired_difference(_mean_correct(group), theirs)
+
+
+def _is_above(gain: Spread, over_images: PairedDifference) -> bool:
+    return exceeds_seeds(gain) and over_images.low > 0
 
 
 def _gain(run: EvaluatedRun, key: str) -> float:
@@ -278,7 +309,24 @@ def _point(
         ),
         patterns=patterns,
         gains=gains,
+        complexity=max(_complexity(run, key) for run in group),
     )
+
+
+def _on_selection(group: Sequence[EvaluatedRun], key: str) -> Tensor:
+    """How often each image of the selection split was right over the seeds, ``[n]``."""
+    return torch.stack([run.outcomes.selection[key].correct for run in group]).mean(dim=0)
+
+
+def _complexity(run: EvaluatedRun, key: str) -> int:
+    """Return the number of distinct bits of a static table, or what stands for a rule or a gate, see ``Point``."""
+    method = run.summary.method(key)
+    assert method is not None, "a summary and its outcomes cover the same methods"
+    if key == GATE and method.patterns == 1:  # one table for all images, whatever found it
+        return sum(max(shares) > 0 for shares in zip(*run.summary.histogram, strict=True))
+    if method.table is not None:
+        return len(set(method.table))
+    return _LEARNED if key == GATE else _RULE
 
 
 def _rival_point(key: str, group: Sequence[EvaluatedRun]) -> Point:
@@ -307,12 +355,13 @@ def _references(run: EvaluatedRun) -> list[Point]:
     return sorted(told, key=lambda point: point.computation.mean)
 
 
-def _frontier(points: Sequence[Point]) -> list[Point]:
-    """The points that are more accurate than every cheaper one on the selection split, cheapest first."""
-    kept: list[Point] = []
-    for point in sorted(points, key=lambda p: (p.selection_computation, -p.selection_accuracy)):
-        if not kept or point.selection_accuracy > kept[-1].selection_accuracy:
-            kept.append(point)
+def _frontier(points: Sequence[Point], correct: Mapping[str, Tensor]) -> list[list[Point]]:
+    """What is taken as more computation is allowed on the selection split, each with those that cannot be told from it."""
+    kept: list[list[Point]] = []
+    for cost in sorted({point.selection_computation for point in points}):
+        level = chosen([p for p in points if p.selection_computation <= cost], correct)
+        if level[0] not in [taken for taken, *_ in kept]:
+            kept.append(level)
     return kept
 
 
@@ -322,8 +371,8 @@ def _pairs(named: Mapping[str, Sequence[EvaluatedRun]], gates: Sequence[Point]) 
         budgets = {first.budget, second.budget} - {None}
         if first.family == second.family or len(budgets) > 1:
             continue  # of one curve, or each at a budget of its own
-        ratio = first.computation.mean / second.computation.mean
-        if not 1 / (1 + SAME_COST) <= ratio <= 1 + SAME_COST:
+        less, more = sorted(gate.computation.mean for gate in (first, second))
+        if more > room(less):
             continue
         difference = paired_difference(*(_mean_correct(named[g.label]) for g in (first, second)))
         yield Pair(

@@ -89,7 +89,11 @@ class Point:
         selection_computation: Mean computation there.
         patterns: Distinct bit patterns; of rivals None.
         gains: Accuracy minus that of each rival at no more than its cost, in points, by the rival's key; empty for rivals.
-        above: The rivals that it is above by more than two standard deviations over seeds, and beyond chance over images.
+        above: The rivals that it is above by more than two standard deviations over seeds, and beyond chance over images. It is above
+            none that is chosen from what includes uniform settings where it is not above each of those at no more than its cost.
+        level: The rivals that the images cannot tell it from.
+        complexity: Of points that cannot be told apart the one with the lowest is taken. Of a static table it is the number of
+            its distinct bits, 1 where it is uniform; that of a cascade or of exits is higher, and that of a gate higher still.
         cotrained: Whether it runs on what co-training made of the backbone.
     """
 
@@ -105,7 +109,9 @@ class Point:
     selection_computation: float
     patterns: Spread | None
     gains: Mapping[str, Spread]
+    complexity: int
     above: tuple[str, ...] = ()
+    level: tuple[str, ...] = ()
     cotrained: bool = False
 
 
@@ -116,12 +122,14 @@ class AtBudget:
     Attributes:
         budget: What images may cost on average, in percent.
         ship: Label of the point to ship there; None if nothing is as cheap.
+        level: Labels of the others there that the selection split cannot tell from it.
         methods: Label of the point that each method stands there with, by its family; a method that costs more has none.
         over: Labels of those among them that were asked to keep to the budget and do not.
     """
 
     budget: float
     ship: str | None
+    level: tuple[str, ...]
     methods: Mapping[str, str]
     over: tuple[str, ...]
 
@@ -252,8 +260,8 @@ class ComparisonOfRuns:
         difficulty: Names of classes of images: which uniform bits are the fewest that classify them rightly.
         difficulty_shares: Share of the images in each.
         spending: What each gate spends on them.
-        frontier: Labels of the points, references among them, that no other point beats in both accuracy and computation on
-            the selection split, cheapest first. The reported split has no part in this choice.
+        frontier: Labels of the points, references among them, that are taken as more computation is allowed, cheapest first. They
+            are chosen on the selection split as those at budgets are; the reported split has no part in it.
         verdict: What to ship, in sentences.
         differences: Which gates are above which, in sentences.
         failed: Runs that could not be evaluated, each with its reason.

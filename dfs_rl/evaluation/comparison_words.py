@@ -16,34 +16,48 @@ from dfs_rl.evaluation.comparison_records import (
 )
 from dfs_rl.evaluation.verdict import SAME_COST
 
+_NAMED = 3
+"""Of what cannot be told from what to ship, how many are named in a sentence."""
+
 
 def verdict_of(
     *,
     points: Sequence[Point],
-    frontier: Sequence[Point],
+    frontier: Sequence[Sequence[Point]],
     budgets: Sequence[AtBudget],
+    images: int,
     curves: Sequence[Curve],
+    curve_pairs: Sequence[CurvePair],
 ) -> Iterator[str]:
     """Say what to ship at which cost, and what the gates are worth.
 
     Args:
         points: Gates, rivals and uniform settings.
-        frontier: Those that no other one beats.
+        frontier: Those that are taken as more computation is allowed, each followed by those that val cannot tell from it.
         budgets: What there is at each budget; none where gates have no budgets, and the frontier is told instead.
+        images: How many images val has.
         curves: Gates over all their budgets, each with its rivals.
+        curve_pairs: Their areas against each other.
     """
     gates = [point for point in points if point.kind == GATE]
     by_label = {point.label: point for point in points}
     if budgets:
         shipped = [by_label[at.ship] for at in budgets if at.ship is not None]
-        yield f"To ship, chosen on val: {_at_each(budgets, by_label)}."
+        listed = _at_each(budgets, by_label)
+        unsure = any(at.level for at in budgets)
     else:
-        shipped = list(frontier)
+        shipped = [point for point, *_ in frontier]
         listed = "; ".join(
-            f"from {p.computation.mean:.3g} % computation on, {p.label} ({p.accuracy.mean:.2f} %)"
-            for p in frontier
+            f"from {p.computation.mean:.3g} % computation on, {_taken(p, [other.label for other in level])}"
+            for p, *level in frontier
         )
-        yield f"To ship, chosen on val: {listed}."
+        unsure = any(len(step) > 1 for step in frontier)
+    yield f"To ship, chosen on val: {listed}."
+    if unsure:
+        yield (
+            f"Where the {images:,} images of val cannot tell what to ship from something else, the simplest is taken: uniform bits before "
+            "other tables, those before a cascade or exits, and those before a gate."
+        )
     # Rounded up, so that the budget leaves room for the cascade that was found.
     cascades = dict.fromkeys(
         f"{math.ceil(1e4 * p.selection_computation) / 1e4:.10g}"
@@ -70,16 +84,19 @@ def verdict_of(
             continue
         above = "; ".join(gate.label for gate in gates if key in gate.above)
         yield (
-            f"Above the {name} at no more than its cost, by more than two standard deviations over seeds and beyond chance over "
-            f"images: {above or 'no gate'}."
+            f"Above the {name} and uniform bits at no more than its cost, by more than two standard deviations over seeds and beyond "
+            f"chance over images: {above or 'no gate'}."
         )
+        level = "; ".join(gate.label for gate in gates if key in gate.level)
+        if level:
+            yield f"Not told from the {name} by the images: {level}."
     for curve in curves:
         if curve.lacking and curve.rival is None:
             yield (
                 f"{curve.lacking} of {curve.lacking + curve.seeds} seeds of {curve.label} lack a budget that others have, and have no part "
                 "in its curve."
             )
-    yield from _ranking(curves)
+    yield from _ranking(curves, curve_pairs)
 
 
 def differences_of(
@@ -99,15 +116,22 @@ def differences_of(
 def _at_each(budgets: Sequence[AtBudget], by_label: Mapping[str, Point]) -> str:
     """Name what to ship at each budget; budgets in a row with the same answer share it."""
     told = []
-    for label, run in itertools.groupby(budgets, key=lambda at: at.ship):
+    for (label, level), run in itertools.groupby(budgets, key=lambda at: (at.ship, at.level)):
         *others, last = (f"{at.budget:g}" for at in run)
         about = f"for about {', '.join(others)}{' and ' if others else ''}{last} %"
         if label is None:
             told.append(f"{about}, nothing is as cheap")
         else:
-            accuracy = by_label[label].accuracy.mean
-            told.append(f"{about}, {label} ({accuracy:.2f} %)")
+            told.append(f"{about}, {_taken(by_label[label], level)}")
     return "; ".join(told)
+
+
+def _taken(point: Point, level: Sequence[str]) -> str:
+    """Name what to ship, what it gets right, and the first of those that val cannot tell from it."""
+    named = ", ".join(level[:_NAMED])
+    more = f" and {len(level) - _NAMED} more" if len(level) > _NAMED else ""
+    unsure = f"; val cannot tell it from {named}{more}" if level else ""
+    return f"{point.label} ({point.accuracy.mean:.2f} %{unsure})"
 
 
 def _paired(pairs: Sequence[Pair], by_label: Mapping[str, Point]) -> Iterator[str]:
@@ -131,8 +155,8 @@ def _paired(pairs: Sequence[Pair], by_label: Mapping[str, Point]) -> Iterator[st
         yield f"{where}, beyond chance over images: {_listed(above)}."
 
 
-def _ranking(curves: Sequence[Curve]) -> Iterator[str]:
-    """Rank the gates by area, beside their rivals'."""
+def _ranking(curves: Sequence[Curve], curve_pairs: Sequence[CurvePair]) -> Iterator[str]:
+    """Rank the gates by area, beside their rivals', and name what the images cannot tell from the first."""
     gates = sorted((c for c in curves if c.rival is None), key=lambda c: -c.hypervolume.mean)
     if not gates:
         return
@@ -146,6 +170,14 @@ def _ranking(curves: Sequence[Curve]) -> Iterator[str]:
         beside = f" ({rivals})" if rivals else ""
         ranked.append(f"{gate.label} {gate.hypervolume.mean:.2f}{beside}")
     yield f"By area over all budgets, in brackets what could be shipped instead at its costs: {'; '.join(ranked)}."
+    first = gates[0].label
+    level = [
+        ({pair.first, pair.second} - {first}).pop()
+        for pair in curve_pairs
+        if first in (pair.first, pair.second) and pair.interval.low <= 0 <= pair.interval.high
+    ]
+    if level:
+        yield f"By area the images cannot tell {first} from: {'; '.join(level)}."
 
 
 def _areas(differences: Sequence[CurvePair]) -> Iterator[str]:

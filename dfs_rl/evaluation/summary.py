@@ -17,7 +17,7 @@ from dfs_rl.evaluation.records import GateRecords
 from dfs_rl.evaluation.tables import table_bits
 from dfs_rl.evaluation.verdict import Comparison, beyond_marginals, outcome_of, verdict_sentences
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True, kw_only=True)

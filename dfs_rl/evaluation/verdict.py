@@ -11,6 +11,12 @@ Outcome = Literal["beats", "dearer", "level", "cheaper", "loses"]
 # Costs within 5 % count as equal: the rivals at the gate's cost cannot hit it exactly.
 SAME_COST = 0.05
 
+
+def room(cost: float) -> float:
+    """Return the highest cost that counts as no more than ``cost``, for gates and baselines alike."""
+    return (1 + SAME_COST) * cost
+
+
 # The rivals that know what the gate does, but not to which image.
 _MARGINALS = ("mode_table", "random", "patterns")
 
@@ -29,7 +35,7 @@ class Comparison:
         relative_computation: The gate's computation over its computation, None where that is 0.
         outcome: ``"beats"``: more accurate at no more computation; ``"dearer"``: more accurate at
             more; ``"level"``: no difference shown; ``"cheaper"``: less accurate at less;
-            ``"loses"``: less accurate at no less. Computation within 5 % counts as equal.
+            ``"loses"``: less accurate at no less. Computation within 5 % counts as equal, see ``room``.
     """
 
     key: str
@@ -46,9 +52,9 @@ def outcome_of(difference: PairedDifference, relative_computation: float | None)
     """Decide what a difference in accuracy means at the costs that go with it."""
     ratio = float("inf") if relative_computation is None else relative_computation
     if difference.low > 0:
-        return "beats" if ratio <= 1 + SAME_COST else "dearer"
+        return "beats" if ratio <= room(1.0) else "dearer"
     if difference.high < 0:
-        return "loses" if ratio >= 1 - SAME_COST else "cheaper"
+        return "loses" if room(ratio) >= 1.0 else "cheaper"
     return "level"
 
 
@@ -66,6 +72,9 @@ def verdict_sentences(
 ) -> tuple[str, ...]:
     """Put the comparisons into a few sentences.
 
+    The static table, the cascade and the exits are chosen from what includes uniform settings, on other images. Where a uniform setting
+    with room for its cost is not beaten, the gate is not said to beat any of them.
+
     Args:
         comparisons: The gate against every other method.
         accuracy: The gate's accuracy in percent.
@@ -82,22 +91,40 @@ def verdict_sentences(
     rivals = [
         c for c in comparisons if c.role == "matched" and not (static and c.key in _MARGINALS)
     ]
-    won = [c for c in rivals if c.outcome == "beats"]
-    lost = [c for c in rivals if c.outcome != "beats"]
+    uniform = [c for c in comparisons if c.role == "fixed" and _has_room(c) and c.low <= 0]
+    beaten = [c for c in rivals if c.outcome == "beats"]
+    unclaimed = [c for c in beaten if uniform and c.key not in _MARGINALS]
+    won = [c for c in beaten if c not in unclaimed]
+    level = [c for c in (*rivals, *uniform) if c.outcome == "level"]
+    lost = [c for c in (*rivals, *uniform) if c.outcome not in ("beats", "level")]
     if won:
         sentences.append(f"At its own cost it beats, at 95 %: {_listed(won)}.")
     if lost:
         sentences.append(f"It does not beat: {_listed(lost)}.")
+    if level:
+        sentences.append(f"These images cannot tell it from: {_listed(level)}.")
+    if unclaimed:
+        sentences.append(
+            f"Nothing is claimed against {_named(unclaimed)}, for {_named(uniform)} at no more than its cost is not beaten."
+        )
     learned = beyond_marginals(comparisons)
     if static:
         sentences.append("It gives every image the same bits: it is a static table.")
         return tuple(sentences)
     if learned is True:
-        above = "; ".join(c.label for c in comparisons if c.key in _MARGINALS)
-        sentences.append(f"It has learned which image needs which bits: it is above {above}.")
+        marginals = [c for c in comparisons if c.key in _MARGINALS]
+        sentences.append(
+            f"It has learned which image needs which bits: it is more accurate than {_named(marginals)}."
+        )
     if learned is False:
         sentences.append(_nothing_learned(comparisons))
     return tuple(sentences)
+
+
+def _has_room(comparison: Comparison) -> bool:
+    """Return whether the other method costs no more than the gate."""
+    ratio = comparison.relative_computation
+    return ratio is None or room(ratio) >= 1.0
 
 
 def _nothing_learned(comparisons: Sequence[Comparison]) -> str:
@@ -105,8 +132,7 @@ def _nothing_learned(comparisons: Sequence[Comparison]) -> str:
     rivals = [c for c in comparisons if c.key in _MARGINALS and c.low <= 0]
     below = [c for c in rivals if c.difference <= 0]
     if below:
-        names = "; ".join(c.label for c in below)
-        return f"It has learned nothing beyond its marginals: it is not above {names}."
+        return f"It has learned nothing beyond its marginals: it is no more accurate than {_named(below)}."
     above = "; ".join(f"{c.low:+.2f} to {c.high:+.2f} points from {c.label}" for c in rivals)
     return (
         "That it has learned anything beyond its marginals is not shown by these images: it lies "
@@ -116,6 +142,10 @@ def _nothing_learned(comparisons: Sequence[Comparison]) -> str:
 
 def _signed(comparison: Comparison) -> str:
     return f"{comparison.difference:+.2f}"
+
+
+def _named(comparisons: Sequence[Comparison]) -> str:
+    return "; ".join(c.label for c in comparisons)
 
 
 def _listed(comparisons: Sequence[Comparison]) -> str:

@@ -1,5 +1,8 @@
 """Runs that were never made, with outcomes written down by hand."""
 
+import math
+from dataclasses import replace
+
 import torch
 
 from dfs_rl.evaluation.comparison_records import EvaluatedRun
@@ -15,6 +18,12 @@ LABELS = {
     "uniform_2": "uniform 2 bit",
     "full": "full precision",
 }
+TABLES = {
+    "static_table": (2, 32, 2),
+    "uniform_0": (0,) * 3,
+    "uniform_2": (2,) * 3,
+    "full": (32,) * 3,
+}
 FIXED = {"uniform_0": (20, 0.1), "uniform_2": (120, 0.5), "full": (190, 100.0)}
 """How many of 200 images are right, and the computation."""
 
@@ -22,6 +31,21 @@ FIXED = {"uniform_0": (20, 0.1), "uniform_2": (120, 0.5), "full": (190, 100.0)}
 def outcome(right: int, computation: float) -> Outcome:
     correct = (torch.arange(N) < right).float()
     return Outcome(correct, torch.full((N,), computation))
+
+
+def mcnemar(won: int, lost: int) -> float:
+    """Return the p-value of McNemar's exact test, two-sided, of two methods of which each alone is right so often."""
+    n, fewer = won + lost, min(won, lost)
+    return min(1.0, 2 * sum(math.comb(n, k) for k in range(fewer + 1)) / 2**n)
+
+
+def with_right(run: EvaluatedRun, split: str, right: dict[str, torch.Tensor]) -> EvaluatedRun:
+    """Replace which images of a split (``"reported"`` or ``"selection"``) some methods of a made-up run get right, bool ``[n]``."""
+    outcomes = dict(getattr(run.outcomes, split))
+    for key, correct in right.items():
+        cost = float(outcomes[key].computation.mean())
+        outcomes[key] = Outcome(correct.float(), torch.full((len(correct),), cost))
+    return replace(run, outcomes=run.outcomes._replace(**{split: outcomes}))
 
 
 def made_up_run(
@@ -75,7 +99,7 @@ def made_up_run(
             class_accuracy=(50.0,),
             chosen_on=None,
             detail="",
-            table=None,
+            table=TABLES.get(key),
         )
         for key, (right, computation) in figures.items()
     )

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -75,6 +77,26 @@ def test_rivals_keep_to_the_cost_of_the_gate(backbone, rivals):
     gated = gate.computation(costs, "dfs").mean().item()
     for records in (*methods["random"].records, *methods["patterns"].records):
         assert records.computation(costs, "dfs").mean().item() == pytest.approx(gated)
+
+
+@pytest.mark.parametrize(("over", "fits"), [(1.04, True), (1.06, False)])
+def test_every_searched_baseline_has_the_same_room(backbone, arena, val, test_set, over, fits):
+    """A gate that costs a little less than uniform 2 bit: either both may run at 2 bit, or neither."""
+    uniform = uniform_methods(backbone, test_set, selection=val)
+    two = uniform[1]
+    cost = two.selection.computation(backbone.costs).mean().item()
+    fixed = uniform[0].selection.computation(backbone.costs).mean().item()
+    macs = backbone.costs.total_macs * (cost / over - fixed) / 100
+    skipping = [replace(r, gate_macs=macs) for r in (uniform[0].records[0], uniform[0].selection)]
+    assert skipping[1].computation(backbone.costs).mean().item() == pytest.approx(cost / over)
+    found = rival_methods(
+        backbone, arena, gate=skipping[0], gate_selection=skipping[1], uniform=uniform
+    )
+    cost_of = {m.key: m.selection.computation(backbone.costs).mean().item() for m in found[:2]}
+    assert list(cost_of) == ["static_table", "cascade"]
+    for key, method in zip(cost_of, found[:2], strict=True):
+        assert cost_of[key] <= 1.05 * cost / over + 1e-9
+        assert (method.selection.accuracy >= two.selection.accuracy) or not fits
 
 
 def test_rivals_pay_for_no_gate_and_say_where_they_were_chosen(rivals):

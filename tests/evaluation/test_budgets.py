@@ -2,8 +2,11 @@
 
 from dataclasses import replace
 
+import pytest
+import torch
+
 from dfs_rl.evaluation.comparison import compare_runs
-from tests.evaluation.made_up import made_up_run, outcome
+from tests.evaluation.made_up import made_up_run, mcnemar, outcome, with_right
 
 
 def at_two_budgets():
@@ -28,19 +31,23 @@ def test_what_there_is_at_each_budget_is_chosen_on_val():
     low, high = comparison.budgets
     assert (low.budget, high.budget) == (0.6, 1.2)
     # The cascades at 0.64 and 0.65 % on val cost more than 5 % too much, B's 0.62 % do not.
-    assert low.ship == "B"
+    assert (low.ship, low.level) == ("B", ())
     assert low.methods == {
         "A": "A, budget 0.6",
         "B": "B",
         "best static table": "best static table at 0.59 %",
     }
     # A was asked for this budget; nothing else was, so that B and C stand there with what is within it.
-    assert high.methods["A"] == high.ship == "A, budget 1.2"
+    assert high.methods["A"] == "A, budget 1.2"
     assert (high.methods["B"], high.methods["C"]) == ("B", "C")
     assert high.methods["confidence cascade"] == "confidence cascade at 1.19 %"
+    # Five images of 200 do not tell A from the cascade, which is simpler.
+    assert (high.ship, high.level) == ("confidence cascade at 1.19 %", ("A, budget 1.2",))
     assert comparison.verdict[0] == (
-        "To ship, chosen on val: for about 0.6 %, B (72.50 %); for about 1.2 %, A, budget 1.2 (85.00 %)."
+        "To ship, chosen on val: for about 0.6 %, B (72.50 %); for about 1.2 %, confidence cascade at 1.19 % (82.50 %; val cannot tell "
+        "it from A, budget 1.2)."
     )
+    assert comparison.verdict[1].startswith("Where the 200 images of val cannot tell")
 
 
 def test_a_hard_budget_is_one_as_well():
@@ -143,3 +150,74 @@ def test_luck_on_the_reported_split_chooses_nothing():
     assert at.ship == "Steady"
     assert at.methods["best static table"] == "best static table at 0.57 %"
     assert at.methods["confidence cascade"] == "confidence cascade at 0.56 %"
+
+
+def test_the_luckiest_of_many_tables_on_few_images_is_not_shipped():
+    """Twelve tables are right where uniform 2 bit is, but for images drawn at random: the best of them is above it by luck alone."""
+    draw = torch.Generator().manual_seed(0)
+    uniform = torch.rand(208, generator=draw) < 0.5
+    tables = [
+        torch.where(torch.rand(208, generator=draw) < 0.1, ~uniform, uniform) for _ in range(12)
+    ]
+    assert max(int(right.sum()) for right in tables) > uniform.sum() + 2
+    wrong = {key: torch.zeros(208) for key in ("gate", "cascade", "uniform_0", "full")}
+    runs = [
+        with_right(
+            made_up_run(f"{i}", (100, 0.8), label=f"G{i}", budget=0.8, static=(150 + i, 0.8)),
+            "selection",
+            {"uniform_2": uniform, "static_table": right, **wrong},
+        )
+        for i, right in enumerate(tables)
+    ]
+    (at,) = compare_runs(runs).budgets
+    assert at.ship == at.methods["best static table"] == "uniform 2 bit"
+    assert at.level
+
+
+@pytest.mark.parametrize(
+    ("n", "ship"), [(200, "uniform 2 bit"), (20_000, "best static table at 0.8 %")]
+)
+def test_more_images_of_val_tell_a_better_table_from_uniform_bits(n, ship):
+    """The table is right on 1.5 % of the images more and wrong on 0.5 % more: a point, of which 200 images say nothing."""
+    image = torch.arange(n)
+    uniform = image % 100 >= 6
+    table = torch.where(image % 200 < 3, True, torch.where(image % 200 == 199, False, uniform))
+    assert 0.9 < 100 * float(table.double().mean() - uniform.double().mean()) < 1.1
+    run = made_up_run("a", (100, 0.8), budget=0.8)
+    wrong = {key: torch.zeros(n) for key in ("gate", "cascade", "uniform_0", "full")}
+    right = {"uniform_2": uniform, "static_table": table}
+    (at,) = compare_runs([with_right(run, "selection", {**wrong, **right})]).budgets
+    assert at.ship == ship
+    assert at.level == (("best static table at 0.8 %",) if n == 200 else ())
+    # McNemar's exact test says the same.
+    won, lost = int((table & ~uniform).sum()), int((uniform & ~table).sum())
+    assert (mcnemar(won, lost) < 0.05) == (n > 200)
+
+
+def test_of_tables_that_cannot_be_told_apart_the_one_with_fewer_bits_is_shipped():
+    runs = [
+        made_up_run("a", (150, 0.8), label="A", budget=0.8, static=(170, 0.8), cascade=(172, 0.8)),
+        made_up_run("b", (175, 0.8), label="B", budget=0.8, static=(171, 0.79), cascade=(172, 0.8)),
+    ]
+    summary = runs[0].summary
+    methods = [
+        replace(m, table=(2, 8, 32) if m.key == "static_table" else m.table)
+        for m in summary.methods
+    ]
+    runs[0] = replace(runs[0], summary=replace(summary, methods=tuple(methods)))
+    comparison = compare_runs(runs)
+    (at,) = comparison.budgets
+    assert at.ship == "best static table at 0.79 %"
+    assert set(at.level) == {"best static table at 0.8 %", "confidence cascade at 0.8 %", "B"}
+    complexity = {point.label: point.complexity for point in comparison.points}
+    assert complexity["best static table at 0.8 %"] == 3
+    assert complexity["best static table at 0.79 %"] == 2
+
+
+def test_a_gate_of_one_table_is_as_simple_as_its_table():
+    run = made_up_run("a", (150, 0.8), label="Static", budget=0.8)
+    gate = replace(run.summary.methods[0], patterns=1.0)
+    histogram = ((0.0, 1.0, 0.0), (0.0, 0.0, 1.0), (0.0, 1.0, 0.0))
+    summary = replace(run.summary, methods=(gate, *run.summary.methods[1:]), histogram=histogram)
+    points = compare_runs([replace(run, summary=summary)]).points
+    assert next(p for p in points if p.kind == "gate").complexity == 2

@@ -4,6 +4,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from dfs_rl.config import config_from_dict, config_to_dict
 from dfs_rl.errors import DataError
@@ -14,7 +16,7 @@ from dfs_rl.evaluation.comparison_words import exceeds_seeds
 from dfs_rl.evaluation.curves import CurvePoint, hypervolume
 from dfs_rl.evaluation.metrics import paired_difference
 from dfs_rl.runs import read_json, write_json
-from tests.evaluation.made_up import made_up_run
+from tests.evaluation.made_up import made_up_run, mcnemar, with_right
 
 
 def test_seeds_of_one_gate_are_one_point_with_a_spread():
@@ -132,8 +134,8 @@ def test_the_verdict_tells_which_gates_are_above_their_rivals():
     runs = [made_up_run(f"r{i}", (170 + i, 0.8), seed=i) for i in range(3)]
     verdict = compare_runs(runs).verdict
     assert verdict[1] == (
-        "Above the best static table at no more than its cost, by more than two standard deviations over seeds and beyond "
-        "chance over images: PPO."
+        "Above the best static table and uniform bits at no more than its cost, by more than two standard deviations over seeds "
+        "and beyond chance over images: PPO."
     )
     level = [made_up_run(f"r{i}", (150 + 20 * i, 0.8), seed=i) for i in range(3)]
     assert compare_runs(level).verdict[1].endswith("no gate.")
@@ -334,7 +336,7 @@ def test_curves_are_compared_over_the_same_draws_of_images():
     # The cascade does as the gate does, image by image, so nothing can tell them apart.
     same = by_name["A", "confidence cascades at the costs of A"]
     assert (same.difference, same.interval.low, same.interval.high) == (0.0, 0.0, 0.0)
-    ranked, sure = comparison.verdict[-1], comparison.differences[-1]
+    ranked, sure = comparison.verdict[-2], comparison.differences[-1]
     beside = {
         label: ", ".join(
             f"{kind} {areas[f'{kind} at the costs of {label}']:.2f}"
@@ -345,6 +347,10 @@ def test_curves_are_compared_over_the_same_draws_of_images():
     assert ranked == (
         "By area over all budgets, in brackets what could be shipped instead at its costs: "
         f"B {areas['B']:.2f} ({beside['B']}); A {areas['A']:.2f} ({beside['A']})."
+    )
+    assert (
+        comparison.verdict[-1]
+        == "By area the images cannot tell B from: confidence cascades at the costs of B."
     )
     assert (
         f"B above A (+{areas['B'] - areas['A']:.2f}), best static tables at the costs of B" in sure
@@ -414,3 +420,87 @@ def test_what_could_be_shipped_instead_is_one_table_and_no_mean_of_several():
     assert (static.label, static.seeds) == ("best static table at 0.5 %", (0,))
     gate = next(p for p in comparison.points if p.kind == "gate")
     assert gate.gains["static_table"].mean == pytest.approx(-0.25)  # over both seeds
+
+
+@st.composite
+def any_runs(draw):
+    """Two kinds of gates of three seeds each, with baselines, on 200 images; who is right where is drawn at random."""
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    levels = {key: draw(st.sampled_from((0.7, 0.75, 0.8))) for key in ("A", "B", "static_table")}
+    levels |= {"cascade": draw(st.sampled_from((0.4, 0.8))), "uniform_2": 0.75}
+    levels |= {"uniform_0": 0.1, "full": 0.9}
+    base = torch.rand(200, generator=generator)
+    cost = draw(st.sampled_from((0.47, 0.48, 0.8)))  # uniform 2 bit costs 0.5
+    budget = draw(st.sampled_from((None, 0.8)))
+
+    def right(level):
+        return base + 0.15 * torch.rand(200, generator=generator) < level
+
+    runs = []
+    shared = {split: right(levels["uniform_2"]) for split in ("reported", "selection")}
+    for label in "AB":
+        for seed in range(3):
+            run = made_up_run(
+                f"{label}{seed}",
+                (0, cost),
+                label=label,
+                seed=seed,
+                static=(0, cost),
+                cascade=(0, cost),
+                **({} if budget is None else {"budget": budget}),
+            )
+            for split, uniform in shared.items():
+                drawn = {key: right(levels[label if key == "gate" else key]) for key in KEYS}
+                run = with_right(run, split, {**drawn, "uniform_2": uniform})
+            runs.append(run)
+    return runs
+
+
+KEYS = ("gate", "static_table", "cascade", "full", "uniform_0")
+
+
+def told_apart(first, second):
+    """Say whether images tell two methods apart beyond all doubt."""
+    return mcnemar(int((first > second).sum()), int((second > first).sum())) < 0.01
+
+
+@settings(max_examples=40, deadline=None)
+@given(any_runs())
+def test_the_words_of_a_comparison_follow_from_its_rows(runs):
+    comparison = compare_runs(runs)
+    said = comparison.verdict
+    gates = {point.label: point for point in comparison.points if point.kind == "gate"}
+    for key, name in (("static_table", "best static table"), ("cascade", "confidence cascade")):
+        (above,) = [s for s in said if s.startswith(f"Above the {name} and uniform bits")]
+        named = above.rpartition(": ")[2].removesuffix(".").split("; ")
+        level = [s for s in said if s.startswith(f"Not told from the {name} by the images: ")]
+        unsure = level[0].rpartition(": ")[2].removesuffix(".").split("; ") if level else []
+        assert not set(named) & set(unsure)
+        for label in set(named) - {"no gate"}:
+            gate = gates[label]
+            gain = gate.gains[key]
+            assert gain.mean > 2 * gain.deviation
+            group = [run for run in runs if run.path in gate.runs]
+            ours = torch.stack([run.outcomes.reported["gate"].correct for run in group]).mean(0)
+            for other in [key, *(["uniform_2"] if gate.computation.mean * 1.05 >= 0.5 else [])]:
+                theirs = torch.stack([r.outcomes.reported[other].correct for r in group]).mean(0)
+                assert paired_difference(ours, theirs).low > 0
+                assert ours.mean() > theirs.mean()
+    # What to ship: on val nothing that is as cheap is above it, and what cannot be told from it is named so.
+    right = {
+        p.label: next(r for r in runs if r.path == p.runs[0]).outcomes.selection[p.kind].correct
+        for p in (*comparison.points, *comparison.references)
+        if p.kind != "gate"
+    }
+    for at in comparison.budgets:
+        assert at.ship is not None
+        assert at.ship not in at.level
+        assert bool(at.level) == ("val cannot tell it from" in said[0])
+        for label in {at.ship, *at.level} & set(right):
+            for other in {at.ship, *at.level} & set(right):
+                assert not told_apart(right[label], right[other])
+        points = {p.label: p for p in (*comparison.points, *comparison.references)}
+        assert all(points[at.ship].complexity <= points[other].complexity for other in at.level)
+    assert any(s.startswith("Where the 200 images of val") for s in said) == (
+        "val cannot tell it from" in said[0]
+    )

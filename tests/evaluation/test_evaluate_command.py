@@ -13,6 +13,7 @@ from dfs_rl.errors import CheckpointError, ConfigError, DataError, RunFolderErro
 from dfs_rl.evaluate import evaluate_run, main
 from dfs_rl.evaluation.limits import SearchLimits
 from dfs_rl.evaluation.memory import Memory
+from dfs_rl.evaluation.summary import FORMAT
 from dfs_rl.gating.dial import Dial
 from dfs_rl.gating.learned import LayerwiseGate
 from dfs_rl.gating.model import load
@@ -127,7 +128,7 @@ def test_a_second_look_runs_nothing_until_something_changes(make_run, digits):
     assert evaluate_run(run, dataset=digits, search=limits).summary.search.tables <= 7
 
 
-@pytest.mark.parametrize("damage", ["{", '{"format": 1}'])
+@pytest.mark.parametrize("damage", ["{", '{"format": 1}', f'{{"format": {FORMAT}}}'])
 def test_a_damaged_summary_is_made_anew(make_run, digits, damage):
     run = make_run()
     first = evaluate_run(run, dataset=digits)

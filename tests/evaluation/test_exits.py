@@ -28,6 +28,7 @@ from dfs_rl.evaluation.run_gate import (
 from dfs_rl.evaluation.static_search import SearchLimits, search_static_table
 from dfs_rl.evaluation.summary import Subject, summarize
 from dfs_rl.evaluation.tables import score_tables
+from dfs_rl.evaluation.verdict import room
 from dfs_rl.reporting.options_plot import options_plot
 from dfs_rl.reporting.table import summary_text
 from tests.evaluation.conftest import MixBackbone, make_images
@@ -204,7 +205,7 @@ def test_a_gate_that_leaves_is_compared_with_everything(network, images):
     by_key = {method.key: method for method in rivals}
     assert set(by_key) == {"static_table", "cascade", "exits", "mode_table", "random", "patterns"}
     cap = float(on_val.computation(network.costs).mean())
-    assert by_key["exits"].selection.computation(network.costs).mean() <= cap + 1e-9
+    assert by_key["exits"].selection.computation(network.costs).mean() <= room(cap) + 1e-9
     assert "sure" in by_key["exits"].detail or "nowhere" in by_key["exits"].detail
     cost = float(records.computation(network.costs, "dfs").mean())
     for draw in by_key["random"].records:

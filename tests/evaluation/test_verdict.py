@@ -1,4 +1,6 @@
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from dfs_rl.evaluation.metrics import PairedDifference
 from dfs_rl.evaluation.verdict import (
@@ -76,7 +78,10 @@ def test_a_gate_no_better_than_its_own_marginals_has_learned_nothing(mode, rando
     said = words(*rivals(mode, random))
     assert "has learned nothing beyond its marginals" in said
     assert "learned which image" not in said
-    assert "does not beat: " in said
+    lost = [c.label for c in rivals(mode, random) if c.outcome == "loses"]
+    assert ("does not beat: " in said) == bool(lost)
+    level = [c.label for c in rivals(mode, random) if c.outcome == "level"]
+    assert all(f"cannot tell it from: {label}" in said for label in level)
 
 
 @pytest.mark.parametrize("patterns", [FLAT, ZERO, DOWN])
@@ -91,7 +96,7 @@ def test_a_gate_above_its_own_patterns_has_learned_which_image_needs_what():
     looking = [*rivals(UP, UP), comparison("patterns", UP)]
     assert beyond_marginals(looking) is True
     assert (
-        "learned which image needs which bits: it is above mode table; random; patterns"
+        "learned which image needs which bits: it is more accurate than mode table; random; patterns"
         in words(*looking)
     )
 
@@ -123,3 +128,68 @@ def test_reference_points_are_no_rivals_and_nothing_is_claimed_without_any():
     uniform = comparison("uniform_4", DOWN, 0.5, "fixed")
     assert words(uniform) == ""
     assert beyond_marginals([uniform]) is None
+
+
+def test_a_searched_baseline_is_not_beaten_where_a_uniform_setting_within_the_cost_is_not():
+    searched = [comparison(key, UP) for key in ("static_table", "cascade", "exits")]
+    for uniform in (FLAT, ZERO, DOWN):
+        said = words(comparison("uniform_3", uniform, 1.02, "fixed"), *searched)
+        assert "beats" not in said
+        assert "Nothing is claimed against static table; cascade; exits" in said
+    # Dearer than the gate, or beaten.
+    for uniform in (comparison("uniform_3", DOWN, 0.9, "fixed"), comparison("uniform_3", UP, 1.6)):
+        assert "beats, at 95 %: static table (+2.00); cascade (+2.00); exits" in words(
+            uniform, *searched
+        )
+
+
+KEYS = ("static_table", "cascade", "exits", "mode_table", "random", "patterns")
+
+
+@st.composite
+def rows(draw):
+    """Rows of an evaluation as they may come: any difference, wide or narrow, at any ratio of costs."""
+
+    def row(key, role):
+        middle = draw(st.floats(-5, 5))
+        margin = draw(st.floats(0.01, 4))
+        ratio = draw(st.one_of(st.none(), st.floats(0.3, 3)))
+        return comparison(
+            key, PairedDifference(middle, middle - margin, middle + margin), ratio, role
+        )
+
+    matched = [row(key, "matched") for key in draw(st.sets(st.sampled_from(KEYS)))]
+    fixed = [
+        row(key, "fixed") for key in draw(st.sets(st.sampled_from(["uniform_2", "uniform_3"])))
+    ]
+    return [*fixed, *matched]
+
+
+@given(rows(), st.sampled_from([1.0, 7.0]))
+def test_the_words_follow_from_the_rows(found, patterns):
+    by_label = {c.label: c for c in found}
+    named = {}
+    for sentence in verdict_sentences(found, 85.0, patterns):
+        assert "above" not in sentence
+        for start in ("At its own cost it beats, at 95 %: ", "These images cannot tell it from: "):
+            if sentence.startswith(start):
+                listed = sentence.removeprefix(start).removesuffix(".").split("; ")
+                named[start[:5]] = [by_label[item.split(" (")[0]] for item in listed]
+        assert ("beats" in sentence) == sentence.startswith("At its own cost it beats")
+    for row in named.get("At it", []):
+        assert row.low > 0
+        assert row.relative_computation is not None
+        assert row.relative_computation <= 1.05
+        if row.key in ("static_table", "cascade", "exits"):
+            within = [
+                c
+                for c in found
+                if c.role == "fixed"
+                and (c.relative_computation is None or 1.05 * c.relative_computation >= 1)
+            ]
+            assert all(c.low > 0 for c in within)
+    # What cannot be told apart is called so.
+    asked = [c for c in found if c.role == "matched" and (patterns > 1 or c.key in KEYS[:3])]
+    unsure = [c for c in asked if c.low <= 0 <= c.high]
+    assert {c.key for c in unsure} <= {c.key for c in named.get("These", [])}
+    assert all(c.outcome == "level" for c in named.get("These", []))

@@ -80,7 +80,8 @@ def test_budgets_have_a_table_of_their_own(page: str) -> None:
     comparison = compare_runs(runs)
     head, ((ship,), gates, rivals) = budget_table(comparison)
     assert head == ("accuracy % at computation %", "about 0.7 %", "about 1.4 %")
-    assert ship == ("to ship, chosen on val", "PPO", "best static table")
+    # Of what 200 images cannot tell apart, the table is simpler than the gates.
+    assert ship == ("to ship, chosen on val", "best static table", "best static table")
     assert gates == [
         ("PPO", "75.50 ± 0.71 at 0.7", "85.50 ± 0.71 at 1.4"),
         ("Dear", "", "90.00 at 0.76"),
