@@ -282,8 +282,9 @@ def rival_methods(
     """Run every rival at the gate's cost: best static table, cascade, confidence exits, mode table, shuffled options.
 
     The static table, the cascade and the exits are chosen on the selection split under the gate's mean computation there and its
-    ``room``: all of them the same, since a gate counts as no dearer than a baseline within it. The mode table and the shuffles take their options from the gate on the reported split,
-    which needs no label, so that their marginals are the very ones they are compared with.
+    ``room``: all of them the same, since a gate counts as no dearer than a baseline within it. The mode table and the shuffles take
+    their options from the gate on the reported split, which needs no label, so that their marginals are the very ones they are
+    compared with.
 
     Args:
         backbone: The backbone, on the device of both splits.

@@ -231,7 +231,8 @@ def _told_apart(rivals: Sequence[tuple[str, Point, Tensor]]) -> list[tuple[Point
 
 
 def _gate_point(label: str, group: Sequence[EvaluatedRun]) -> Point:
-    gains, above, level = {}, [], []
+    gains: dict[str, Spread] = {}
+    above, level = [], []
     patterns = spread([run.summary.methods[0].patterns for run in group])
     point = _point(label, GATE, group, patterns=patterns, gains=gains)
     uniform = [

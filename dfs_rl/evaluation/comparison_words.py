@@ -39,8 +39,37 @@ def verdict_of(
         curves: Gates over all their budgets, each with its rivals.
         curve_pairs: Their areas against each other.
     """
+    yield from _to_ship({point.label: point for point in points}, frontier, budgets, images)
     gates = [point for point in points if point.kind == GATE]
-    by_label = {point.label: point for point in points}
+    over = [p for p in gates if misses(p)]
+    if over:
+        missed = "; ".join(f"{p.label} ({p.computation.mean:.3g} %)" for p in over)
+        yield f"More than {100 * SAME_COST:g} % above the budget that was asked for: {missed}."
+    for key, name in (
+        ("static_table", "best static table"),
+        ("cascade", "confidence cascade"),
+        ("exits", "confidence exits"),
+    ):
+        if any(key in gate.gains for gate in gates):
+            yield from _against(key, name, gates)
+        elif key == "cascade" and gates:
+            yield "There is no confidence cascade at any gate's cost: one pass through the whole network costs more."
+    for curve in curves:
+        if curve.lacking and curve.rival is None:
+            yield (
+                f"{curve.lacking} of {curve.lacking + curve.seeds} seeds of {curve.label} lack a budget that others have, and have no part "
+                "in its curve."
+            )
+    yield from _ranking(curves, curve_pairs)
+
+
+def _to_ship(
+    by_label: Mapping[str, Point],
+    frontier: Sequence[Sequence[Point]],
+    budgets: Sequence[AtBudget],
+    images: int,
+) -> Iterator[str]:
+    """Name what to ship, and what val cannot tell from it."""
     if budgets:
         shipped = [by_label[at.ship] for at in budgets if at.ship is not None]
         listed = _at_each(budgets, by_label)
@@ -69,34 +98,18 @@ def verdict_of(
             "A cascade becomes a run that loads like any gate with train_cascade on its backbone, here with --budget "
             f"{' or '.join(cascades)}."
         )
-    over = [p for p in gates if misses(p)]
-    if over:
-        missed = "; ".join(f"{p.label} ({p.computation.mean:.3g} %)" for p in over)
-        yield f"More than {100 * SAME_COST:g} % above the budget that was asked for: {missed}."
-    for key, name in (
-        ("static_table", "best static table"),
-        ("cascade", "confidence cascade"),
-        ("exits", "confidence exits"),
-    ):
-        if not any(key in gate.gains for gate in gates):
-            if key == "cascade" and gates:
-                yield "There is no confidence cascade at any gate's cost: one pass through the whole network costs more."
-            continue
-        above = "; ".join(gate.label for gate in gates if key in gate.above)
-        yield (
-            f"Above the {name} and uniform bits at no more than its cost, by more than two standard deviations over seeds and beyond "
-            f"chance over images: {above or 'no gate'}."
-        )
-        level = "; ".join(gate.label for gate in gates if key in gate.level)
-        if level:
-            yield f"Not told from the {name} by the images: {level}."
-    for curve in curves:
-        if curve.lacking and curve.rival is None:
-            yield (
-                f"{curve.lacking} of {curve.lacking + curve.seeds} seeds of {curve.label} lack a budget that others have, and have no part "
-                "in its curve."
-            )
-    yield from _ranking(curves, curve_pairs)
+
+
+def _against(key: str, name: str, gates: Sequence[Point]) -> Iterator[str]:
+    """Name the gates that are above a rival, and those that the images cannot tell from it."""
+    above = "; ".join(gate.label for gate in gates if key in gate.above)
+    yield (
+        f"Above the {name} and uniform bits at no more than its cost, by more than two standard deviations over seeds and beyond "
+        f"chance over images: {above or 'no gate'}."
+    )
+    level = "; ".join(gate.label for gate in gates if key in gate.level)
+    if level:
+        yield f"Not told from the {name} by the images: {level}."
 
 
 def differences_of(
