@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from dfs_rl.backbones import StoredBackbone, save_backbone
+from dfs_rl.errors import CheckpointError
 from dfs_rl.gating.learned import LearnedGate
 from dfs_rl.gating.model import BACKBONE_FOLDER, GATE_FOLDER
 from dfs_rl.gating.storage import save_gate
-from dfs_rl.runs import RunFolder
+from dfs_rl.runs import RunFolder, check_finite
 
 
 class BestGate:
@@ -47,13 +48,23 @@ class BestGate:
         return dict(self._tensors)
 
     def restore(self, template: LearnedGate, tensors: Mapping[str, Tensor]) -> None:
-        """Keep again what ``tensors`` gave; whatever was kept after that checkpoint is forgotten."""
+        """Keep again what ``tensors`` gave; whatever was kept after that checkpoint is forgotten.
+
+        Raises:
+            CheckpointError: If they are of another gate or backbone.
+        """
         self._tensors = {name: value for name, value in tensors.items() if name.startswith("best_")}
-        template.load_state_dict(_under("best_gate.", self._tensors))
+        backbone = copy.deepcopy(self._stored.backbone)
+        try:
+            template.load_state_dict(_under("best_gate.", self._tensors))
+            if self._cotrained:
+                backbone.load_state_dict(_under("best_backbone.", self._tensors))
+        except RuntimeError as error:
+            raise CheckpointError("the checkpoint's best gate does not fit this run.") from error
+        check_finite(template, "the checkpoint")
         save_gate(template, self._run.path / GATE_FOLDER)
         if self._cotrained:
-            backbone = copy.deepcopy(self._stored.backbone)
-            backbone.load_state_dict(_under("best_backbone.", self._tensors))
+            check_finite(backbone, "the checkpoint")
             save_backbone(backbone, self._stored.info, self._run.path / BACKBONE_FOLDER)
 
 

@@ -1,7 +1,6 @@
 """The whole state of a training between two updates, as tensors and JSON: what ``--resume`` starts from."""
 
 from collections.abc import Mapping
-from collections.abc import Set as AbstractSet
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from agents.q_learning import replay_tensors, restore_replay
 from dfs_rl.errors import CheckpointError
-from dfs_rl.runs import LAST_CHECKPOINT, Checkpoint, RunFolder
+from dfs_rl.runs import LAST_CHECKPOINT, Checkpoint, RunFolder, check_finite, parse_record
 
 
 class ResumableEnv(Protocol):
@@ -29,24 +28,20 @@ class ResumableEnv(Protocol):
         ...
 
 
-def last_checkpoint(run: RunFolder, *, needed: AbstractSet[str]) -> Checkpoint | None:
+def last_checkpoint(run: RunFolder, state_type: type) -> Checkpoint | None:
     """Return what a run's training last saved, ``None`` if it saved nothing yet.
 
     Args:
         run: The run folder.
-        needed: Entries of the state that the training goes on from.
+        state_type: The dataclass that describes the state that the training goes on from.
 
     Raises:
-        CheckpointError: If one of them is missing, or the checkpoint cannot be read.
+        CheckpointError: If the state is another one, or the checkpoint cannot be read.
     """
     if not run.has_checkpoint(LAST_CHECKPOINT):
         return None
     checkpoint = run.load_checkpoint(LAST_CHECKPOINT)
-    missing = needed - checkpoint.state.keys()
-    if missing:
-        raise CheckpointError(
-            f"the checkpoint in {run.checkpoint_dir} is not one of a gate's training: it lacks {sorted(missing)}."
-        )
+    parse_record(checkpoint.state, state_type, source=f"the checkpoint in {run.checkpoint_dir}")
     return checkpoint
 
 
@@ -83,6 +78,7 @@ def restore(model: BaseAlgorithm, checkpoint: Checkpoint) -> None:
     tensors, state = checkpoint
     try:
         model.policy.load_state_dict(_under("policy", tensors))
+        check_finite(model.policy, "the checkpoint")
         restore_optimizer(model.policy.optimizer, tensors, "optimizer")
         model._last_obs = cast("ResumableEnv", model.get_env()).set_state(
             cast("dict[str, Any]", state["env"])
@@ -94,7 +90,7 @@ def restore(model: BaseAlgorithm, checkpoint: Checkpoint) -> None:
             assert isinstance(model.replay_buffer, DictReplayBuffer)
             position = cast("int", state["replay"])
             restore_replay(model.replay_buffer, tensors, "replay", position=position)
-    except (KeyError, RuntimeError, ValueError, TypeError) as error:
+    except (LookupError, RuntimeError, ValueError, TypeError, OverflowError) as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(
             f"the checkpoint does not fit this run's configuration: {reason}."
@@ -117,8 +113,12 @@ def restore_optimizer(
 ) -> None:
     """Put back what ``optimizer_tensors`` gave."""
     moments: dict[int, dict[str, Tensor]] = {}
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for key, tensor in _under(prefix, tensors).items():
         index, name = key.split(".")
+        # A count of steps is one number; torch checks the others at their first use.
+        if tensor.dim() and tensor.shape != parameters[int(index)].shape:
+            raise ValueError(f"{prefix}.{key} has the shape {list(tensor.shape)}")
         moments.setdefault(int(index), {})[name] = tensor
     settings = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": moments, "param_groups": settings})

@@ -25,6 +25,7 @@ from dfs_rl.gating.learned import LearnedGate
 from dfs_rl.gating.masks import action_masks
 from dfs_rl.gating.observation import observe
 from dfs_rl.gating.walk import finish, start, step
+from dfs_rl.runs import check_finite
 from dfs_rl.seeding import torch_generator
 
 
@@ -233,8 +234,9 @@ class CoTrainer:
         }
         try:
             self.backbone.load_state_dict(weights)
+            check_finite(self.backbone, "the checkpoint")
             restore_optimizer(self._optimizer, tensors, "backbone_optimizer")
-        except (RuntimeError, ValueError) as error:
+        except (LookupError, RuntimeError, ValueError) as error:
             raise CheckpointError(
                 "the checkpoint's backbone does not fit this run's backbone."
             ) from error

@@ -12,11 +12,14 @@ from torch import Tensor
 from agents.checkpoint import optimizer_tensors, restore_optimizer
 from agents.dial_prices import DialPrices
 from agents.supervised_hyperparameters import SupervisedConfig
+from agents.validation import ValidationState
 from dfs_rl.backbones.contract import WalkableBackbone
 from dfs_rl.data import ImageSet
 from dfs_rl.data.batching import epoch_batches
 from dfs_rl.errors import CheckpointError, ConfigError, TrainingError
 from dfs_rl.gating.learned import LearnedGate
+from dfs_rl.runs import check_finite
+from dfs_rl.runs.records import Count, Finite
 
 _KNOTS = 9
 """Of the prices along a dial, between which they are interpolated."""
@@ -73,6 +76,38 @@ class GateTask:
             raise ConfigError(
                 "the budget leaves nothing for the gated layers; it must be above what the gate and the fixed parts cost."
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerState:
+    """What ``GateTrainer.state`` holds.
+
+    Attributes:
+        steps: Batches learned from.
+        prices: Those of the dial.
+        backbone_steps: Steps of a co-trained backbone.
+        executed_everything: Whether the first phase of dfs is over.
+    """
+
+    steps: Count
+    prices: list[Finite]
+    backbone_steps: Count | None = None
+    executed_everything: bool | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SupervisedState:
+    """What the checkpoint of a training by supervision holds beside tensors.
+
+    Attributes:
+        trainer: Where the trainer stands.
+        metrics: Records logged so far.
+        validation: Where the validator stands; ``None`` to choose the best gate anew.
+    """
+
+    trainer: TrainerState
+    metrics: Count
+    validation: ValidationState | None
 
 
 class GateTrainer(ABC):
@@ -157,9 +192,10 @@ class GateTrainer(ABC):
         }
         try:
             self.gate.load_state_dict(weights)
+            check_finite(self.gate, "the checkpoint")
             restore_optimizer(self._optimizer, tensors, "optimizer")
             self._restore_state(state)
-        except (KeyError, RuntimeError, ValueError) as error:
+        except (LookupError, RuntimeError, ValueError) as error:
             raise CheckpointError("the checkpoint does not fit this run's gate.") from error
 
     def _restore_state(self, state: Mapping[str, object]) -> None:

@@ -65,13 +65,17 @@ def restore_replay(
 
     Raises:
         KeyError: If a part is missing.
-        ValueError: If a part has another shape.
+        ValueError: If a part has another shape, or ``position`` is another.
     """
     for name, part in _parts(buffer).items():
         kept = tensors[f"{prefix}.{name}"].numpy()
+        if kept.shape[1:] != part.shape[1:]:
+            raise ValueError(f"{prefix}.{name} has the shape {list(kept.shape)}")
         part[: len(kept)] = kept
-    buffer.pos = position
     buffer.full = len(kept) == buffer.buffer_size
+    if position >= buffer.buffer_size or (not buffer.full and position != len(kept)):
+        raise ValueError(f"{prefix} is at {position}, but holds {len(kept)} rows")
+    buffer.pos = position
 
 
 def _parts(buffer: DictReplayBuffer) -> dict[str, np.ndarray]:

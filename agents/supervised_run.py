@@ -15,7 +15,7 @@ from agents.checkpoint import last_checkpoint
 from agents.cotrain import CoTrainer
 from agents.cotrain_hyperparameters import CoTrainConfig
 from agents.deploy import untrained_gate
-from agents.gate_trainer import GateTask, GateTrainer
+from agents.gate_trainer import GateTask, GateTrainer, SupervisedState
 from agents.hyperparameters import BuiltKind, FeatureChoice, Start
 from agents.progress import ProgressBar
 from agents.skipnet import SkipNetTrainer, skip_or_run
@@ -46,7 +46,6 @@ from dfs_rl.seeding import seed_everything, stream_seed
 _SPAN = 8.0
 _STRETCHES = 8
 """Of the dial, within each of which images together hold its budgets."""
-_STATE = {"trainer", "metrics", "validation"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,7 +252,7 @@ def train_supervised(
         cotrainer,
     )
     best = BestGate(run, stored, cotrained=cotrainer is not None)
-    checkpoint = last_checkpoint(run, needed=_STATE)
+    checkpoint = last_checkpoint(run, SupervisedState)
     state: dict[str, Any] = {} if checkpoint is None else checkpoint.state
     if checkpoint is not None:
         trainer.restore(checkpoint.tensors, state["trainer"])

@@ -26,7 +26,13 @@ from agents.deploy import deploy, untrained_gate
 from agents.hyperparameters import AlgorithmConfig, FeatureChoice, Start
 from agents.tracking import TensorBoard, make_logger
 from agents.uniform_start import begin_uniform, walks_to_begin, worth_most_at_prices
-from agents.validation import Validation, ValidationSetup, Validator, rewards_of
+from agents.validation import (
+    Validation,
+    ValidationSetup,
+    ValidationState,
+    Validator,
+    rewards_of,
+)
 from agents.warm_start import start_from
 from dfs_rl.backbones import PreparedBackbone, StoredBackbone
 from dfs_rl.cost import CostTable
@@ -36,10 +42,32 @@ from dfs_rl.gating.learned import LearnedGate
 from dfs_rl.gating.reward import RewardWeights
 from dfs_rl.interrupts import stop_on_interrupt
 from dfs_rl.runs import LAST_CHECKPOINT, RunFolder
-from envs.sb3 import SB3GatingVecEnv
+from dfs_rl.runs.records import Count
+from envs.sb3 import EnvState, SB3GatingVecEnv
 from envs.task import Task
 
-_STATE = {"timesteps", "updates", "env", "metrics", "validation", "backbone_steps"}
+
+@dataclass(frozen=True, kw_only=True)
+class LearningState:
+    """What the checkpoint of a training by reinforcement holds beside tensors.
+
+    Attributes:
+        timesteps: Decisions made.
+        updates: Of the algorithm.
+        env: Where the environments stand.
+        metrics: Records logged so far.
+        validation: Where the validator stands; ``None`` to choose the best gate anew.
+        backbone_steps: Steps of a co-trained backbone.
+        replay: Position in the replay buffer, of an algorithm that has one.
+    """
+
+    timesteps: Count
+    updates: Count
+    env: EnvState
+    metrics: Count
+    validation: ValidationState | None
+    backbone_steps: Count
+    replay: Count | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +184,7 @@ def train_gate(
         TrainingError: If a figure is no longer finite.
         CheckpointError: If the checkpoint does not fit.
     """
-    checkpoint = last_checkpoint(run, needed=_STATE)
+    checkpoint = last_checkpoint(run, LearningState)
     state: Mapping[str, Any] = checkpoint.state if checkpoint else {"timesteps": None, "metrics": 0}
     run.truncate_metrics(state["metrics"])
     lifecycle = Lifecycle(resumed_at=state["timesteps"])

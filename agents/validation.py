@@ -13,6 +13,7 @@ from agents.tracking import TensorBoard
 from dfs_rl.backbones.contract import WalkableBackbone
 from dfs_rl.cost import CostTable
 from dfs_rl.data import ImageSet
+from dfs_rl.errors import CheckpointError
 from dfs_rl.evaluation.dial import points_along
 from dfs_rl.evaluation.records import GateRecords
 from dfs_rl.evaluation.run_gate import evaluate_gate
@@ -23,6 +24,7 @@ from dfs_rl.gating.reward import RewardWeights, Verdict, step_cost, terminal_rew
 from dfs_rl.gating.storage import StoredGate
 from dfs_rl.reporting.options_plot import option_histogram_image
 from dfs_rl.runs import RunFolder
+from dfs_rl.runs.records import Count, Finite
 
 _HIGHEST = "validation.highest"
 
@@ -69,6 +71,30 @@ def is_as_good(rewards: Tensor, highest: Tensor) -> bool:
     difference = rewards - highest
     error = difference.std() / len(difference) ** 0.5
     return bool(difference.mean() >= -error)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BestFigures:
+    """Figures of the gate that was kept, on the validation split."""
+
+    timesteps: Count
+    accuracy: Finite
+    computation: Finite
+    reward: Finite
+    patterns: Count
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationState:
+    """What ``Validator.state`` holds.
+
+    Attributes:
+        validated_at: Steps of the last validation.
+        best: The gate that was kept.
+    """
+
+    validated_at: Count | None
+    best: BestFigures | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +158,12 @@ class Validator(Generic[GateT]):
         if resumed is not None:
             state, tensors = resumed
             self._validated_at, self.best = state["validated_at"], state["best"]
-            self._highest = tensors[_HIGHEST]
+            highest = tensors.get(_HIGHEST)
+            if highest is None or highest.shape != (len(setup.images),):
+                raise CheckpointError(
+                    f"the checkpoint does not fit this run: it lacks the rewards of its {len(setup.images)} validation images."
+                )
+            self._highest = highest
 
     @property
     def state(self) -> dict[str, object]:

@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import torch
 
 from dfs_rl.backbones.parallel import LEADER, ParallelTrainer
-from dfs_rl.config import load_config
 from dfs_rl.data import Dataset
 from dfs_rl.data.sharing import share, unshare
 from dfs_rl.devices import resolve_device
@@ -213,7 +212,7 @@ def _work(settings: dict[str, Any]) -> BaseException | None:
 
     run: RunFolder = settings["run"]
     channel: Channel = settings["channel"]
-    config = load_config(run.config_path, TrainBackboneConfig)
+    config = run.config(TrainBackboneConfig)
     torch.set_num_threads(config.threads)
     dataset = unshare(ray.get(settings["dataset"]))
     trainer = ParallelTrainer(

@@ -44,7 +44,7 @@ from typing import Annotated, Generic, TypeVar
 
 import tyro
 
-from dfs_rl.config import fields_from_dict, load_config, read_yaml
+from dfs_rl.config import fields_from_dict, read_yaml
 from dfs_rl.constructors import allow_constructor, allowed_constructors, is_constructor
 from dfs_rl.errors import ConfigError, DfsRlError
 from dfs_rl.interrupts import terminate_like_interrupt
@@ -162,7 +162,7 @@ def _parse(
         folder = _resumable(Path(resume), kind, arguments, movable)
         code = moved.pop(_CODE, None)
         changes = {flag.removeprefix("--"): v for flag, v in moved.items() if v is not None}
-        config = dataclasses.replace(load_config(folder.config_path, config_type), **changes)  # type: ignore[type-var]
+        config = dataclasses.replace(folder.config(config_type), **changes)  # type: ignore[type-var]
         if code is not None and code != str(getattr(config, "backbone", None)):
             raise ConfigError(
                 f"--resume {resume} goes on with the settings of that run; --backbone {code} cannot stand beside it."

@@ -21,7 +21,7 @@ from dfs_rl.contest import (
 )
 from dfs_rl.errors import CheckpointError, DataError
 from dfs_rl.evaluation.curves import COMPUTATIONS
-from dfs_rl.files import Waiting, exclusive, write_bytes_atomic
+from dfs_rl.files import Waiting, write_bytes_atomic
 from dfs_rl.gate_runs import choice_of
 from dfs_rl.messages import say
 from dfs_rl.runs import RunFolder, write_json
@@ -167,7 +167,7 @@ def _write(
 
     pictures = comparison_pictures(comparison)
     page = html_report(comparison, pictures, _sections(comparison, runs))
-    with exclusive(folder.path, waiting=lambda: None):  # whoever shares the work writes it too
+    with folder.hold(waiting=lambda: None):  # whoever shares the work writes it too
         write_bytes_atomic(folder.path / "frontier.png", pictures.frontier)
         write_bytes_atomic(folder.path / "spending.png", pictures.spending)
         for stale in folder.path.glob("options-*.png"):

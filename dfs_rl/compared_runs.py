@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 from dfs_rl.compare_config import CompareConfig
 from dfs_rl.config import flat_settings, read_yaml
 from dfs_rl.contest import COMMANDS
-from dfs_rl.errors import CheckpointError, ConfigError
+from dfs_rl.errors import BusyError, CheckpointError, ConfigError, RunFolderError
 from dfs_rl.evaluation.curves import COMPUTATIONS
 from dfs_rl.files import Waiting, exclusive
-from dfs_rl.gate_runs import TRAINING
+from dfs_rl.gate_runs import TRAINING, TrainingRecord
 from dfs_rl.messages import say
-from dfs_rl.runs import RunFolder, read_json
+from dfs_rl.runs import RunFolder, read_record
 
 if TYPE_CHECKING:
     from dfs_rl.data import Dataset
@@ -53,13 +53,16 @@ def evaluated(
         return found, {str(folder.path): f"its training is not finished; go on with {again}."}
     wanted = config.budgets or (() if config.runs else COMPUTATIONS)
     try:
+        training = read_record(folder.path / TRAINING, TrainingRecord)
         dial = load_gate(folder.path / GATE_FOLDER).dial
         found += [
-            _evaluated_at(folder, dataset, budget, dial, config, memory, waiting)
+            _evaluated_at(folder, training, dataset, budget, dial, config, memory, waiting)
             for budget in (wanted if dial is not None and wanted else (None,))
         ]
+    except BusyError:
+        raise
     # One gate that cannot be read or evaluated must not lose the others.
-    except (CheckpointError, ConfigError) as error:
+    except (CheckpointError, ConfigError, RunFolderError) as error:
         say(f"  failed: {error}")
         return [], {str(folder.path): str(error)}
     return found, {}
@@ -67,6 +70,7 @@ def evaluated(
 
 def _evaluated_at(
     folder: RunFolder,
+    training: TrainingRecord,
     dataset: "Dataset | str | None",
     budget: float | None,
     dial: "Dial | None",
@@ -103,19 +107,15 @@ def _evaluated_at(
         evaluation.summary.exits_after
     )  # whatever a run was asked, it tells where its images may leave
     settings["exits"] = f"after {' '.join(map(str, after))}" if after else "none"
-    recorded = folder.record().get("command")
-    command = [str(word) for word in recorded] if isinstance(recorded, list) else []
-    training = read_json(folder.path / TRAINING)
-    assert isinstance(training, dict)
     return EvaluatedRun(
         path=str(folder.path),
         settings=settings,
-        command=shlex.join(command),
+        command=shlex.join(folder.record().command),
         evaluation=_evaluation_command(folder, turned),
         backbone=_backbone_digest(folder),
         pictures=picture_prefix(config.split, turned),
-        images_seen=sum(training["images_seen"].values()),
-        seconds=training.get("seconds"),
+        images_seen=sum(training.images_seen.values()),
+        seconds=training.seconds,
         summary=evaluation.summary,
         outcomes=load_outcomes(evaluation.outcomes),
     )

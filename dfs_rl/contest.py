@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from agents.hyperparameters import AlgorithmName, GateKind, StaticMethod
 from agents.supervised_hyperparameters import Method
 from dfs_rl import train_agent, train_cascade, train_gumbel, train_static
-from dfs_rl.config import config_to_dict, fields_from_dict, flat_settings, load_config, read_yaml
+from dfs_rl.config import config_to_dict, fields_from_dict, flat_settings, read_yaml
 from dfs_rl.errors import BusyError, ConfigError, DfsRlError
 from dfs_rl.files import Waiting, exclusive
 from dfs_rl.gate_runs import GateCommand, create_run, train_run
@@ -329,7 +329,7 @@ def _train(job: Job, dataset: "Dataset", waiting: Waiting) -> None:
     device = str(resolve_device(job.config.device))
     with exclusive(job.config.run_dir.parent, waiting=lambda: None):  # one process makes the folder
         run = _folder_of(job, dataset, device=device)
-    with exclusive(run.path, waiting=waiting):
+    with run.hold(waiting=waiting):
         train_run(job.command, job.config, dataset, run, device=device)
 
 
@@ -344,7 +344,7 @@ def _folder_of(job: Job, dataset: "Dataset", *, device: str) -> RunFolder:
         argv = command_line(job.command.prog, job.config)
         return create_run(job.command, job.config, dataset, device=device, argv=argv)
     run = RunFolder.open(path, job.command.kind)
-    before = load_config(run.config_path, job.command.config_type)
+    before = run.config(job.command.config_type)
     # Where runs and data are may have changed; which images they are is checked elsewhere.
     if replace(before, dataset=job.config.dataset, run_dir=path) != job.command.settle(job.config):
         raise ConfigError(

@@ -17,7 +17,10 @@ Waiting = Callable[[], None] | None
 """What ``exclusive`` calls before it waits; ``None`` does not wait."""
 
 _TEMPORARY_SUFFIX = ".tmp"
-_LOCK = ".lock"
+_SAFETENSORS_TEMPORARY = ".tmp" + 6 * "[0-9A-Za-z]"
+"""What safetensors itself writes before it renames."""
+LOCK = ".lock"
+"""The file by which a folder is kept for one process."""
 
 
 @contextmanager
@@ -32,7 +35,7 @@ def exclusive(folder: Path, *, waiting: Waiting = None) -> Iterator[None]:
         BusyError: If another process is in and ``waiting`` is ``None``.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / _LOCK)
+    lock = FileLock(folder / LOCK)
     try:
         lock.acquire(blocking=False)
     except Timeout:
@@ -58,22 +61,37 @@ def replacing(path: Path) -> Iterator[Path]:
 
     Args:
         path: The file to create or replace; its folder is created when missing.
+
+    Raises:
+        OSError: If the disk is full or may not be written; it names ``path``.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(
-        dir=path.parent, prefix=f".{path.name}.", suffix=_TEMPORARY_SUFFIX
-    )
-    os.close(handle)
-    temporary = Path(name)
+    with naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(
+            dir=path.parent, prefix=f".{path.name}.", suffix=_TEMPORARY_SUFFIX
+        )
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            sync(temporary)
+            # mkstemp's 0600 would lock out a group that shares runs
+            temporary.chmod(0o666 & ~_umask())
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        sync(path.parent)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Name ``path`` in a system error of the block: a full disk names no file, or a temporary one."""
     try:
-        yield temporary
-        _sync(temporary)
-        temporary.chmod(0o666 & ~_umask())  # mkstemp's 0600 would lock out a group that shares runs
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+        yield
+    except OSError as error:
+        error.filename = str(path)
         raise
-    _sync(path.parent)
 
 
 def write_bytes_atomic(path: Path, data: bytes) -> None:
@@ -84,8 +102,13 @@ def write_bytes_atomic(path: Path, data: bytes) -> None:
 
 def write_json(path: Path, value: object) -> None:
     """Write ``value`` as JSON that any parser reads, atomically; ``to_json_value`` gives its form."""
+    write_bytes_atomic(path, json_bytes(value))
+
+
+def json_bytes(value: object) -> bytes:
+    """Return the content of the file that ``write_json`` writes."""
     text = json.dumps(to_json_value(value), indent=2, allow_nan=False, ensure_ascii=False)
-    write_bytes_atomic(path, (text + "\n").encode())
+    return (text + "\n").encode()
 
 
 def read_json(path: Path) -> object:
@@ -133,8 +156,10 @@ def to_json_value(value: object) -> object:
 
 def remove_stale_temporaries(folder: Path) -> None:
     """Delete what killed writers left in ``folder``; only for a folder that has a single writer."""
-    for path in folder.glob(f".*{_TEMPORARY_SUFFIX}"):
-        path.unlink(missing_ok=True)
+    for pattern in (f".*{_TEMPORARY_SUFFIX}", _SAFETENSORS_TEMPORARY):
+        for path in folder.glob(pattern):
+            if path.is_file():
+                path.unlink(missing_ok=True)
 
 
 def _key(key: object) -> str:
@@ -149,7 +174,7 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Flush a file or, where the system can, a folder to the disk."""
     if path.is_dir() and os.name == "nt":
         return

@@ -5,13 +5,15 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from dfs_rl.backbone_choice import BackboneChoice
 from dfs_rl.cli import Invocation, run_command
+from dfs_rl.config import config_to_dict
 from dfs_rl.errors import ConfigError
 from dfs_rl.messages import say
-from dfs_rl.runs import RunFolder
+from dfs_rl.runs import RunFolder, read_record
+from dfs_rl.runs.records import Count, Finite
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -25,6 +27,23 @@ TRAINING = "training.json"
 """Written when a training has come to its end."""
 
 SettingsT = TypeVar("SettingsT", bound="GateSettings")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingRecord:
+    """What ``training.json`` holds.
+
+    Attributes:
+        best_on_val: Figures of the gate that was kept, on the val split.
+        points_on_val: Computation and accuracy in percent, of a gate for all budgets at each position of its dial.
+        images_seen: Images that taught the gate and the backbone, repeats counted.
+        seconds: That the training took, all resumptions together.
+    """
+
+    best_on_val: dict[str, Any]
+    points_on_val: tuple[tuple[Finite, Finite], ...]
+    images_seen: dict[str, Count]
+    seconds: Finite | None = None
 
 
 class GateSettings(Protocol):
@@ -167,7 +186,8 @@ def train_run(
     from dfs_rl.runs import write_json
 
     run.check_data(dataset.fingerprint, dataset.name)
-    if (run.path / TRAINING).is_file():
+    if (run.path / TRAINING).exists():
+        read_record(run.path / TRAINING, TrainingRecord)
         say(f"The training in {run.path} is finished.")
         return
     began = time.perf_counter()
@@ -181,15 +201,13 @@ def train_run(
     points = _turn(run, dataset, device, budget=config.budget)
     if not points:
         points = ((result.best["computation"], result.best["accuracy"]),)
-    write_json(
-        run.path / TRAINING,
-        {
-            "best_on_val": result.best,
-            "points_on_val": [list(point) for point in points],
-            "images_seen": result.images_seen,
-            "seconds": round(seconds, 1),
-        },
+    record = TrainingRecord(
+        best_on_val=dict(result.best),
+        points_on_val=points,
+        images_seen=dict(result.images_seen),
+        seconds=round(seconds, 1),
     )
+    write_json(run.path / TRAINING, config_to_dict(record))
     if "timesteps" in result.best:
         say(
             f"Kept the gate of step {result.best['timesteps']:,}: the latest within one standard error of "
@@ -204,7 +222,6 @@ def train_and_evaluate(invocation: Invocation[SettingsT], command: GateCommand[S
     from dfs_rl.data import load_dataset
     from dfs_rl.devices import resolve_device
     from dfs_rl.evaluate import evaluate_run
-    from dfs_rl.files import exclusive
     from dfs_rl.reporting.table import summary_text
 
     config = invocation.config
@@ -214,7 +231,7 @@ def train_and_evaluate(invocation: Invocation[SettingsT], command: GateCommand[S
     run = invocation.resume or create_run(
         command, config, dataset, device=device, argv=invocation.command
     )
-    with exclusive(run.path):
+    with run.hold():
         train_run(command, config, dataset, run, device=device)
         evaluation = evaluate_run(
             run,

@@ -13,7 +13,6 @@ from dfs_rl.backbone_choice import DIGITS
 from dfs_rl.cli import Invocation, run_command
 from dfs_rl.config import config_to_dict, dump_yaml
 from dfs_rl.errors import ConfigError
-from dfs_rl.files import exclusive, write_bytes_atomic
 from dfs_rl.runs import RunFolder
 from dfs_rl.sweeping.loading import load_sweep_file, parse_changes
 
@@ -105,14 +104,14 @@ def _from_root(value: object) -> object:
     return str(Path(value).resolve())
 
 
-def _write_sweep(file: "SweepFile", path: Path) -> None:
-    """Keep the sweep in its folder, so that going on with it needs nothing else."""
+def _sweep_bytes(file: "SweepFile") -> bytes:
+    """Return the sweep as its folder keeps it, so that going on with it needs nothing else."""
     plain = config_to_dict(file)
     plain["search"] = {
         name: {kind: values for kind, values in domain.items() if values is not None}
         for name, domain in plain["search"].items()
     }
-    write_bytes_atomic(path, dump_yaml(plain).encode())
+    return dump_yaml(plain).encode()
 
 
 def _run(invocation: Invocation[SweepConfig]) -> None:
@@ -141,7 +140,7 @@ def _run(invocation: Invocation[SweepConfig]) -> None:
         check_resources(file.resources, shares_storage=config.storage_path is not None)
         if folder is None:
             folder = _begin(file, dataset.fingerprint, invocation)
-        with exclusive(folder.path):
+        with folder.hold():
             try:
                 hold_sweep(file, shared, corner, folder, storage=storage_of(folder))
             except KeyboardInterrupt:
@@ -153,24 +152,22 @@ def _run(invocation: Invocation[SweepConfig]) -> None:
 def _begin(file: "SweepFile", fingerprint: str, invocation: Invocation[SweepConfig]) -> RunFolder:
     """Make the folder of a sweep, unless its trials cannot be stored."""
     from dfs_rl.sweeping.experiment import check_storage
-    from dfs_rl.sweeping.sweep import FILE, keep_storage, new_storage
+    from dfs_rl.sweeping.sweep import FILE, new_storage, storage_file
 
-    config, storage = invocation.config, None
+    config, files = invocation.config, {FILE: _sweep_bytes(file)}
     if config.storage_path is not None:
         storage = new_storage(config.storage_path)
         check_storage(storage)
-    folder = RunFolder.create(
+        files |= storage_file(storage)
+    return RunFolder.create(
         config.run_dir,
         kind=KIND,
         name=config.file.stem,
         config=config,
         command=invocation.command,
         fingerprint=fingerprint,
+        files=files,
     )
-    if storage is not None:
-        keep_storage(folder, storage)
-    _write_sweep(file, folder.path / FILE)
-    return folder
 
 
 def main(argv: Sequence[str] | None = None) -> int:

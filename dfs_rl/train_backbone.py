@@ -20,18 +20,31 @@ from dfs_rl.backbones import (
 from dfs_rl.backbones.storage import STRUCTURE_FILE
 from dfs_rl.backbones.supernet import Position, SupernetTrainer
 from dfs_rl.cli import Invocation, run_command
-from dfs_rl.config import config_from_dict, config_to_dict
+from dfs_rl.config import config_to_dict
 from dfs_rl.data import Dataset, ImageSet, load_dataset
 from dfs_rl.devices import check_devices, resolve_device
 from dfs_rl.evaluation.uniform import uniform_accuracies, uniform_points
-from dfs_rl.files import exclusive
 from dfs_rl.gating.model import BACKBONE_FOLDER
 from dfs_rl.interrupts import StopRequest, stop_on_interrupt
-from dfs_rl.runs import LAST_CHECKPOINT, RunFolder, write_json
+from dfs_rl.runs import LAST_CHECKPOINT, RunFolder, parse_record, write_json
+from dfs_rl.runs.records import Count, Finite
 
 KIND = "train_backbone"
 PROG = "python -m dfs_rl.train_backbone"
 SUMMARY = "summary.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SupernetSummary:
+    """What ``summary.json`` of a supernet's run holds.
+
+    Attributes:
+        val_accuracy: Accuracy in percent on the val split, by the bits that all layers run at.
+        points_on_val: Computation and accuracy in percent of each of them.
+    """
+
+    val_accuracy: dict[str, Finite]
+    points_on_val: tuple[tuple[Finite, Finite], ...]
 
 
 def make_trainer(config: TrainBackboneConfig, dataset: Dataset) -> SupernetTrainer:
@@ -92,7 +105,9 @@ def train_supernet(
     progress = Progress()
     if run.has_checkpoint(LAST_CHECKPOINT):
         checkpoint = run.load_checkpoint(LAST_CHECKPOINT)
-        progress = config_from_dict(checkpoint.state, Progress, source=str(run.checkpoint_dir))
+        progress = parse_record(
+            checkpoint.state, Progress, source=f"the checkpoint in {run.checkpoint_dir}"
+        )
         trainer.restore(checkpoint.tensors, Position(progress.epoch, progress.step))
         run.truncate_metrics(progress.epoch)
     few = dataset.val.subset(torch.arange(min(config.eval_images, len(dataset.val)))).to(
@@ -136,8 +151,8 @@ class Progress:
         distillation: Sum of their distillation losses.
     """
 
-    epoch: int = 0
-    step: int = 0
+    epoch: Count = 0
+    step: Count = 0
     labels: float = 0.0
     distillation: float = 0.0
 
@@ -214,7 +229,7 @@ def train(invocation: Invocation[TrainBackboneConfig]) -> None:
         command=invocation.command,
         fingerprint=dataset.fingerprint,
     )
-    with exclusive(run.path):
+    with run.hold():
         if config.workers > 1 and not is_finished(run):
             from dfs_rl.backbone_workers import train_with_workers
 
@@ -230,7 +245,11 @@ def write_summary(run: RunFolder, stored: StoredBackbone) -> None:
     """Write what uniform settings cost and get right on val into a run's folder."""
     accuracies = dict(stored.info.accuracy)
     points = uniform_points(stored.backbone, accuracies)
-    write_json(run.path / SUMMARY, {"val_accuracy": accuracies, "points_on_val": points})
+    summary = SupernetSummary(
+        val_accuracy=accuracies,
+        points_on_val=tuple((point.computation, point.accuracy) for point in points),
+    )
+    write_json(run.path / SUMMARY, config_to_dict(summary))
 
 
 def _table(stored: StoredBackbone, *, n_images: int) -> str:

@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING
 
 from dfs_rl.backbone_choice import DIGITS, BackboneChoice, find_backbone
 from dfs_rl.cli import Invocation, run_command
+from dfs_rl.config import config_to_dict
 from dfs_rl.errors import ConfigError
 from dfs_rl.messages import say
-from dfs_rl.runs import RunFolder
+from dfs_rl.runs import RunFolder, read_record
+from dfs_rl.runs.records import Finite
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,6 +28,20 @@ if TYPE_CHECKING:
 KIND = "train_exits"
 PROG = "python -m dfs_rl.train_exits"
 SUMMARY = "summary.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExitsSummary:
+    """What ``summary.json`` of a run of exits holds.
+
+    Attributes:
+        exits_after: After how many gated layers images may leave.
+        val_accuracy: Accuracy in percent of each exit on the val split, by the bits that all layers run at.
+    """
+
+    exits_after: tuple[int, ...]
+    val_accuracy: dict[str, list[Finite]]
+
 
 _BATCH = 512
 _IMAGES = 20_000
@@ -141,7 +157,6 @@ def train(invocation: Invocation[TrainExitsConfig]) -> None:
     from dfs_rl.backbones import load_stored_backbone
     from dfs_rl.data import load_dataset
     from dfs_rl.devices import resolve_device
-    from dfs_rl.files import exclusive
     from dfs_rl.train_backbone import is_finished
 
     config, run, stored = invocation.config, invocation.resume, None
@@ -159,7 +174,7 @@ def train(invocation: Invocation[TrainExitsConfig]) -> None:
             fingerprint=dataset.fingerprint,
         )
     try:
-        with exclusive(run.path):
+        with run.hold():
             run.check_data(dataset.fingerprint, dataset.name)
             if is_finished(run):
                 say(f"The training in {run.path} is finished.")
@@ -209,18 +224,16 @@ def _train(
 
     add_exits(stored, dataset, config.after, seed=config.seed, device=device)
     accuracies = exit_accuracies(stored, dataset)
-    write_json(run.path / SUMMARY, {"exits_after": list(config.after), "val_accuracy": accuracies})
+    summary = ExitsSummary(exits_after=config.after, val_accuracy=accuracies)
+    write_json(run.path / SUMMARY, config_to_dict(summary))
     save_backbone(stored.backbone, stored.info, run.path / BACKBONE_FOLDER)
 
 
 def _table(run: RunFolder, stored: "StoredBackbone") -> str:
     """Accuracy of every exit as text."""
     from dfs_rl.cost import relative_cost
-    from dfs_rl.runs import read_json
 
-    record = read_json(run.path / SUMMARY)
-    assert isinstance(record, dict)
-    accuracies: dict[str, list[float]] = record["val_accuracy"]
+    accuracies = read_record(run.path / SUMMARY, ExitsSummary).val_accuracy
     costs = stored.backbone.costs
     head = [
         f"{'bits':>4}",

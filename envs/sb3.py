@@ -1,7 +1,7 @@
 """Stable-Baselines3's vector environment over the same batch of walks."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import gymnasium
@@ -13,6 +13,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvO
 
 from dfs_rl.backbones.contract import WalkableBackbone
 from dfs_rl.errors import CheckpointError, ConfigError
+from dfs_rl.runs.records import Count, Finite
 from envs.core import (
     Batch,
     Outcome,
@@ -46,6 +47,33 @@ class EpisodeStats(NamedTuple):
     accuracy: float
     computation: float
     option_shares: NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamState:
+    """What ``ImageStreams.get_state`` returns."""
+
+    keys: list[Count]
+    episodes: list[Count]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnvState:
+    """What ``SB3GatingVecEnv.get_state`` returns.
+
+    Attributes:
+        streams: Where the groups' streams of images are.
+        indices: Image of each environment.
+        options: Option indices so far, of each environment.
+        returns: So far, of each environment.
+        positions: Of each environment's price among many; ``None`` for one price.
+    """
+
+    streams: StreamState
+    indices: list[Count]
+    options: list[list[Count]]
+    returns: list[Finite]
+    positions: list[Finite] | None
 
 
 class SB3GatingVecEnv(VecEnv):
@@ -218,6 +246,10 @@ class SB3GatingVecEnv(VecEnv):
             raise CheckpointError(
                 f"the stored environments are {len(state['indices'])} in {len(state['streams']['keys'])} groups, but "
                 f"{self.num_envs} in {n_groups} are set up."
+            )
+        if max(state["indices"]) >= len(self.task.images):
+            raise CheckpointError(
+                f"the stored environments are at image {max(state['indices'])}, but there are {len(self.task.images)}."
             )
         self._streams.set_state(state["streams"])
         self._returns = np.array(state["returns"], dtype=np.float64)

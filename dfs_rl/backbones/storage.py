@@ -16,7 +16,13 @@ from dfs_rl.config import config_from_dict, config_to_dict
 from dfs_rl.constructors import allow_constructor
 from dfs_rl.data import ChannelStatistics
 from dfs_rl.errors import CheckpointError, ConfigError
-from dfs_rl.runs import load_tensors, read_description, save_tensors, write_description
+from dfs_rl.runs import (
+    check_finite,
+    load_tensors,
+    read_description,
+    save_tensors,
+    write_description,
+)
 
 FORMAT = 2
 STRUCTURE_FILE = "backbone.json"
@@ -126,6 +132,7 @@ def load_stored_backbone(folder: str | Path) -> StoredBackbone:
         raise CheckpointError(
             f"the weights in {folder / WEIGHTS_FILE} do not fit the backbone that {path} describes."
         ) from error
+    check_finite(backbone, folder / WEIGHTS_FILE)
     return StoredBackbone(backbone=backbone.eval(), info=info)
 
 

@@ -43,7 +43,8 @@ from dfs_rl.backbones.precision import Precision
 from dfs_rl.backbones.settings import Recipe, Setting, sample_below, uniform
 from dfs_rl.cost import FULL, SKIP
 from dfs_rl.data import Dataset, ImageSet, augment, epoch_batches
-from dfs_rl.errors import ConfigError, TrainingError
+from dfs_rl.errors import CheckpointError, ConfigError, TrainingError
+from dfs_rl.runs import check_finite
 from dfs_rl.seeding import torch_generator
 
 _STEP_IMAGES = 512  # images that set quantizer steps: every activation is seen thousands of times
@@ -286,11 +287,20 @@ class SupernetTrainer:
         return weights | optimizer_tensors(self.optimizer)
 
     def restore(self, tensors: dict[str, Tensor], position: Position) -> None:
-        """Go back to where ``tensors()`` was called."""
+        """Go back to where ``tensors()`` was called.
+
+        Raises:
+            CheckpointError: If they are another network's.
+        """
         prefix = "backbone."
         weights = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-        self.backbone.load_state_dict(weights)
-        restore_optimizer(self.optimizer, tensors)
+        try:
+            self.backbone.load_state_dict(weights)
+            check_finite(self.backbone, "the checkpoint")
+            restore_optimizer(self.optimizer, tensors)
+        except (IndexError, RuntimeError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise CheckpointError(f"the checkpoint does not fit this network: {reason}.") from error
         self.position = position
 
     def _train_step(self, epoch: int, step: int, rows: Tensor) -> StepLosses:

@@ -41,7 +41,10 @@ def sentence(fault: ErrorDetails, data: Mapping[str, object], cls: type) -> str:
     if isinstance(own, Exception):
         return f"{_dotted(path)}: {own}"
     value = _show(_value_at(data, path))
-    return f"{_dotted(path)} is {value}; allowed is {describe(_hint_at(cls, path))}."
+    allowed = describe(_hint_at(cls, path))
+    if fault["type"] == "greater_than_equal":
+        allowed += f" of at least {fault['ctx']['ge']}"
+    return f"{_dotted(path)} is {value}; allowed is {allowed}."
 
 
 def place_of(fault: ErrorDetails, data: Mapping[str, object]) -> Place:

@@ -17,7 +17,13 @@ from dfs_rl.gating.learned import (
     OneShotGate,
     RecurrentGate,
 )
-from dfs_rl.runs import load_tensors, read_description, save_tensors, write_description
+from dfs_rl.runs import (
+    check_finite,
+    load_tensors,
+    read_description,
+    save_tensors,
+    write_description,
+)
 
 KINDS: dict[str, type[LayerwiseGate | RecurrentGate | OneShotGate]] = {
     "layerwise": LayerwiseGate,
@@ -112,6 +118,7 @@ def load_gate(folder: Path) -> StoredGate:
         raise CheckpointError(
             f"the weights in {folder / WEIGHTS_FILE} do not fit the gate that {path} describes."
         ) from error
+    check_finite(gate, folder / WEIGHTS_FILE)
     return gate.eval()
 
 

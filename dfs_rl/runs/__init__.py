@@ -9,8 +9,10 @@ from dfs_rl.files import (
 )
 from dfs_rl.runs.descriptions import read_description, write_description
 from dfs_rl.runs.folder import LAST_CHECKPOINT, RunFolder
+from dfs_rl.runs.records import parse_record, read_record
 from dfs_rl.runs.tensors import (
     Checkpoint,
+    check_finite,
     load_checkpoint,
     load_tensors,
     save_checkpoint,
@@ -21,10 +23,13 @@ __all__ = [
     "LAST_CHECKPOINT",
     "Checkpoint",
     "RunFolder",
+    "check_finite",
     "load_checkpoint",
     "load_tensors",
+    "parse_record",
     "read_description",
     "read_json",
+    "read_record",
     "remove_stale_temporaries",
     "save_checkpoint",
     "save_tensors",

@@ -1,25 +1,36 @@
 """The folder that every command writes: configuration, versions, metrics, checkpoints, pictures."""
 
+import hashlib
+import itertools
 import json
 import os
 import platform
+import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from dfs_rl.config import save_config
-from dfs_rl.errors import CheckpointError, DataError, RunFolderError
+from dfs_rl.config import config_to_dict, dump_yaml, flat_settings, load_config, read_yaml
+from dfs_rl.errors import BusyError, CheckpointError, DataError, RunFolderError
 from dfs_rl.files import (
+    LOCK,
+    Waiting,
+    exclusive,
+    naming,
     read_json,
     remove_stale_temporaries,
+    sync,
     to_json_value,
     write_bytes_atomic,
     write_json,
 )
+from dfs_rl.runs.records import Finite, read_record
 from dfs_rl.runs.tensors import Checkpoint, load_checkpoint, save_checkpoint
 
 if TYPE_CHECKING:
@@ -35,7 +46,51 @@ _CHECKPOINTS = "checkpoints"
 _TIMING = "timing.json"
 _BACKBONES = ("backbone", "backbone.json")
 """Somebody's network lies in a folder that has one of these; a run there would write over it, or hide it."""
+_OWN_FOLDERS = ("checkpoints", "gate", "backbone", "backbone-before", "plots", "tensorboard")
+"""Of one run alone; others hold runs, which other processes may be writing to."""
+_UNBORN = ".new-run"
+"""End of the name of the hidden folder that a run is made in."""
+_YOUNG = 60.0
+"""Seconds in which a process that makes a run has surely locked its hidden folder."""
 _RECORDED_PACKAGES = ("dfs-rl", "torch", "numpy", "gymnasium", "stable-baselines3")
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """What ``run.json`` holds.
+
+    Attributes:
+        format: Of the run folder.
+        kind: Which command wrote it.
+        command: The command line, program first.
+        created: When, in UTC.
+        seed: Of the configuration.
+        device: Of the configuration.
+        versions: Of Python and of packages.
+        machine: What it ran on.
+        data: ``Dataset.fingerprint`` of the images that it is about.
+        files: SHA-256 of every other file that the run began with, by name; none for runs of earlier versions.
+    """
+
+    format: int
+    kind: str
+    command: tuple[str, ...]
+    created: str
+    seed: int | None = None
+    device: str | None = None
+    versions: dict[str, str | None] = field(default_factory=dict)
+    machine: dict[str, Any] = field(default_factory=dict)
+    data: str | None = None
+    files: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """What ``timing.json`` holds: the seconds that were spent on a run."""
+
+    seconds: Finite
 
 
 @dataclass(frozen=True)
@@ -81,23 +136,28 @@ class RunFolder:
             fingerprint: ``Dataset.fingerprint`` of the images that it is about, see ``check_data``.
             files: What else belongs to the run from its beginning, by name.
 
+        A run is there whole or not at all: its folder is made under a hidden name and renamed at the end.
+
         Raises:
             RunFolderError: If the folder holds a run already, or cannot be written.
+            BusyError: If another process is making one there.
         """
-        try:
-            folder = cls(_new_default_folder(name) if path is None else _claim(path), kind)
-            save_config(config, folder.config_path)
-            for file, content in (files or {}).items():
-                write_bytes_atomic(folder.path / file, content)
-            # Last, because this file makes the folder a run.
-            write_json(
-                folder.path / RECORD,
-                {**_describe(kind, config, command), "data": fingerprint},
-            )
-        except OSError as error:
-            place = path if path is not None else "runs/"
-            raise RunFolderError(f"cannot write a run to {place}: {error.strerror}.") from error
-        return folder
+        contents = {_CONFIG: _config_bytes(config), **(files or {})}
+        record = _describe(kind, config, command, contents, fingerprint)
+        for place in [path] if path is not None else _default_folders(name):
+            try:
+                with _being_born(place, contents) as unborn:
+                    for file, content in contents.items():
+                        write_bytes_atomic(unborn / file, content)
+                    write_json(unborn / RECORD, config_to_dict(record))
+            except OSError as error:  # noqa: PERF203 - rarely twice
+                raise RunFolderError(f"cannot write a run to {place}: {error.strerror}.") from error
+            except RunFolderError:
+                if path is not None:
+                    raise
+            else:
+                return cls(place, kind)
+        raise AssertionError("there is always another default folder")
 
     @classmethod
     def open(cls, path: Path, kind: str | None = None) -> "RunFolder":
@@ -114,19 +174,28 @@ class RunFolder:
             raise RunFolderError(f"{path} is not a folder, so it holds no run.")
         if not (path / RECORD).is_file():
             raise RunFolderError(f"{path} holds no run: it has no {RECORD}.")
-        record = read_json(path / RECORD)
-        found = record.get("kind") if isinstance(record, dict) else None
-        if not isinstance(record, dict) or not isinstance(found, str):
+        _refuse_links(path)
+        described = read_json(path / RECORD)
+        found = described.get("kind") if isinstance(described, dict) else None
+        if not isinstance(described, dict) or not isinstance(found, str):
             raise RunFolderError(
                 f"{path / RECORD} is damaged: it does not say what kind of run this is."
             )
-        if record.get("format") != FORMAT:
+        if described.get("format") != FORMAT:
             raise RunFolderError(
-                f"{path} has run format {record.get('format')!r}; this version of dfs-rl reads format {FORMAT}."
+                f"{path} has run format {described.get('format')!r}; this version of dfs-rl reads format {FORMAT}."
             )
         if kind is not None and found != kind:
             raise RunFolderError(f"{path} holds a run of kind {found}; kind {kind} is needed here.")
-        return cls(path, found)
+        run = cls(path, found)
+        for file, digest in run.record().files.items():
+            if not _is_file_with(path / file, digest):
+                raise RunFolderError(
+                    f"{path / file} is not what the run stored there: it is missing, cut off or edited. A run goes on with its own "
+                    "settings alone; put the file back, or begin another run."
+                )
+        run._timing()
+        return run
 
     @property
     def config_path(self) -> Path:
@@ -153,12 +222,59 @@ class RunFolder:
         """Where checkpoints go."""
         return self.path / _CHECKPOINTS
 
-    def record(self) -> dict[str, object]:
+    def record(self) -> RunRecord:
         """Return what ``run.json`` says: kind, command, versions, machine, seed, device, time."""
-        record = read_json(self.path / RECORD)
-        if not isinstance(record, dict):
-            raise RunFolderError(f"{self.path / RECORD} is damaged: it is not a mapping.")
-        return record
+        return read_record(self.path / RECORD, RunRecord)
+
+    def config(self, cls: type[T]) -> T:
+        """Return the configuration that the run stored.
+
+        Raises:
+            ConfigError: If it is not one of class ``cls``.
+            RunFolderError: If it is not all there.
+        """
+        config = load_config(self.config_path, cls)
+        if _CONFIG in self.record().files:  # it was checked as a whole, see ``open``
+            return config
+        given = flat_settings(read_yaml(self.config_path))
+        missing = [name for name in flat_settings(config_to_dict(config)) if name not in given]
+        if missing:
+            raise RunFolderError(
+                f"{self.config_path} lacks {missing[0]}, so it is cut off or of an earlier version; a run goes on with what it stored "
+                "alone. Put the whole file back, or begin another run."
+            )
+        return config
+
+    def replace_config(self, config: object) -> None:
+        """Store another configuration, under which the run goes on."""
+        content = _config_bytes(config)
+        record = self.record()
+        files = {**record.files, _CONFIG: _digest(content)}
+        write_bytes_atomic(self.config_path, content)
+        write_json(self.path / RECORD, config_to_dict(replace(record, files=files)))
+
+    @contextmanager
+    def hold(self, *, waiting: Waiting = None) -> Iterator[None]:
+        """Keep other processes out until the block ends, and remove what killed ones left half-written.
+
+        Args:
+            waiting: As for ``exclusive``.
+
+        Raises:
+            BusyError: If another process is in and ``waiting`` is ``None``.
+        """
+        with exclusive(self.path, waiting=waiting):
+            shutil.rmtree(self.path / _UNBORN, ignore_errors=True)
+            for folder in (self.path, *(self.path / name for name in _OWN_FOLDERS)):
+                remove_stale_temporaries(folder)
+            try:
+                yield
+            except OSError as error:
+                if (
+                    error.filename is None
+                ):  # a full disk, of which TensorBoard's writer names no file
+                    error.filename = str(self.path)
+                raise
 
     def check_data(self, fingerprint: str, name: str) -> None:
         """Refuse to go on with other images than the run was begun on.
@@ -170,7 +286,7 @@ class RunFolder:
         Raises:
             DataError: If they are not the run's.
         """
-        begun_on = self.record().get("data")
+        begun_on = self.record().data
         if begun_on not in (None, fingerprint):
             raise DataError(
                 f"{self.path} was begun on other images or splits than those of data set {name!r} (fingerprint {begun_on}, not "
@@ -180,9 +296,15 @@ class RunFolder:
     def log(self, record: Mapping[str, object]) -> None:
         """Append one record to the metrics; NaN and infinities become ``null``."""
         line = json.dumps(to_json_value(record), allow_nan=False, ensure_ascii=False) + "\n"
-        with self.metrics_path.open("ab") as file:
-            _drop_torn_line(self.metrics_path)
-            file.write(line.encode())
+        with naming(self.metrics_path):
+            with self.metrics_path.open("ab"):  # made, if need be
+                _drop_torn_line(self.metrics_path)
+            try:
+                with self.metrics_path.open("ab") as file:
+                    file.write(line.encode())
+            except OSError:  # a full disk takes a part of the line
+                _drop_torn_line(self.metrics_path)
+                raise
 
     def read_metrics(self) -> list[dict[str, object]]:
         """Return the logged records in order; a last line torn by a killed writer does not count.
@@ -190,11 +312,14 @@ class RunFolder:
         Raises:
             RunFolderError: If any other line is damaged.
         """
+        return self._parsed(self._complete_lines())
+
+    def _parsed(self, lines: Sequence[bytes]) -> list[dict[str, object]]:
         records = []
-        for number, line in enumerate(self._complete_lines(), start=1):
+        for number, line in enumerate(lines, start=1):
             try:
                 record = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise RunFolderError(f"{self.metrics_path} is damaged in line {number}.") from error
             if not isinstance(record, dict):
                 raise RunFolderError(f"{self.metrics_path} is damaged in line {number}.")
@@ -205,13 +330,14 @@ class RunFolder:
         """Keep the first ``n_lines`` records, for a run that resumes where it had logged that many.
 
         Raises:
-            RunFolderError: If there are fewer.
+            RunFolderError: If there are fewer, or one of them is damaged.
         """
         lines = self._complete_lines()
         if len(lines) < n_lines:
             raise RunFolderError(
                 f"{self.metrics_path} has {len(lines)} records, but the checkpoint was made after {n_lines}."
             )
+        self._parsed(lines[:n_lines])
         write_bytes_atomic(self.metrics_path, b"".join(lines[:n_lines]))
 
     def add_seconds(self, seconds: float) -> float:
@@ -220,12 +346,13 @@ class RunFolder:
         Returns:
             All that was counted.
         """
-        path = self.path / _TIMING
-        known = read_json(path) if path.is_file() else {}
-        before = known.get("seconds", 0.0) if isinstance(known, dict) else 0.0
-        total = float(before) + seconds
-        write_json(path, {"seconds": total})
+        total = self._timing().seconds + seconds
+        write_json(self.path / _TIMING, config_to_dict(Timing(seconds=total)))
         return total
+
+    def _timing(self) -> Timing:
+        path = self.path / _TIMING
+        return read_record(path, Timing) if path.exists() else Timing(seconds=0.0)
 
     def has_checkpoint(self, name: str) -> bool:
         """Say whether a checkpoint of that name was ever completed."""
@@ -269,27 +396,85 @@ class RunFolder:
         ]
 
 
-def _new_default_folder(name: str) -> Path:
+def _default_folders(name: str) -> Iterator[Path]:
     stem = f"{datetime.now().astimezone():%Y%m%d-%H%M%S}-{name}"
-    number = 1
-    while True:
-        path = Path("runs") / (stem if number == 1 else f"{stem}-{number}")
+    yield Path("runs") / stem
+    yield from (Path("runs") / f"{stem}-{number}" for number in itertools.count(2))
+
+
+def _unborn(path: Path) -> Path:
+    """Return the hidden folder to make a run in: beside ``path``, or inside if that is there, for it may be a mount point."""
+    return path / _UNBORN if path.is_dir() else path.with_name(f".{path.name}{_UNBORN}")
+
+
+@contextmanager
+def _being_born(path: Path, files: Collection[str]) -> Iterator[Path]:
+    """Give a hidden folder to write a run to, ``run.json`` last; it becomes ``path`` when the block ends well.
+
+    What a killed process left there goes.
+
+    Raises:
+        RunFolderError: If ``path`` is taken.
+        BusyError: If another process is making a run there.
+    """
+    unborn = _unborn(path)
+    if not unborn.is_dir():
+        _refuse_taken(path, files)
+    if unborn.is_symlink():
+        raise RunFolderError(f"{unborn} is a symbolic link; remove it, for a run is made there.")
+    _remove_abandoned(path.parent)
+    with ExitStack() as stack:
         try:
-            path.mkdir(parents=True)
-        except FileExistsError:
-            number += 1
-        else:
-            return path
+            stack.enter_context(exclusive(unborn))
+        except BusyError as error:
+            raise BusyError(
+                f"another process is making a run in {path}; wait until it ends."
+            ) from error
+        try:
+            _abandon(unborn, path)
+            _refuse_taken(path, files)
+            yield unborn
+            if unborn.parent == path:
+                for file in (*files, RECORD):  # the last one makes it a run
+                    (unborn / file).rename(path / file)
+                shutil.rmtree(unborn)
+            else:
+                unborn.rename(path)
+        except BaseException:
+            _abandon(unborn, path)
+            shutil.rmtree(unborn, ignore_errors=True)
+            raise
+        sync(path)
+        sync(path.parent)
 
 
-def _claim(path: Path) -> Path:
+def _abandon(unborn: Path, path: Path) -> None:
+    """Remove what a process that did not come to the end left in the hidden folder, and what it had moved out of there."""
+    if unborn.parent == path and (unborn / RECORD).is_file():
+        with suppress(RunFolderError):
+            for file, digest in read_record(unborn / RECORD, RunRecord).files.items():
+                if _is_file_with(path / file, digest):
+                    (path / file).unlink()
+    for left in unborn.glob("*"):
+        if left.name != LOCK:
+            left.unlink()
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Remove the hidden folders of runs that killed processes left beside each other."""
+    for unborn in folder.glob(f".*{_UNBORN}"):
+        with suppress(OSError, BusyError):
+            if time.time() - unborn.lstat().st_mtime > _YOUNG and not unborn.is_symlink():
+                with exclusive(unborn):
+                    shutil.rmtree(unborn)
+
+
+def _refuse_taken(path: Path, files: Collection[str]) -> None:
     if path.exists() and not path.is_dir():
         raise RunFolderError(f"{path} is a file; a run needs a folder.")
-    entries = (RECORD, _CONFIG, _METRICS, _CHECKPOINTS, *_BACKBONES)
+    entries = dict.fromkeys((RECORD, *files, _METRICS, _CHECKPOINTS, *_BACKBONES))
     held = [entry for entry in entries if (path / entry).exists()]
-    if (
-        held and held[0] != RECORD
-    ):  # of a run that was killed in its first moment, or the user's own
+    if held and held[0] != RECORD:  # the user's own
         raise RunFolderError(
             f"{path} has {held[0]} but no {RECORD}, so it is neither a run nor free for one; choose another folder."
         )
@@ -297,29 +482,59 @@ def _claim(path: Path) -> Path:
         raise RunFolderError(
             f"{path} holds a run already (it has {RECORD}); choose another folder, or go on with --resume {path}."
         )
-    path.mkdir(parents=True, exist_ok=True)
-    return path
+    if path.is_dir():
+        _refuse_links(path)
 
 
-def _describe(kind: str, config: object, command: Sequence[str]) -> dict[str, object]:
-    return {
-        "format": FORMAT,
-        "kind": kind,
-        "command": list(command),
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "seed": getattr(config, "seed", None),
-        "device": getattr(config, "device", None),
-        "versions": {
+def _refuse_links(path: Path) -> None:
+    """Refuse symbolic links, through which a run would write to, and delete from, another place."""
+    for entry in path.iterdir():
+        if entry.is_symlink():
+            raise RunFolderError(
+                f"{entry} is a symbolic link; a run keeps its files inside its own folder. Put what it leads to in its place, or choose "
+                "another folder."
+            )
+
+
+def _is_file_with(path: Path, digest: str) -> bool:
+    return path.is_file() and _digest(path.read_bytes()) == digest
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _config_bytes(config: object) -> bytes:
+    return dump_yaml(config_to_dict(config)).encode()
+
+
+def _describe(
+    kind: str,
+    config: object,
+    command: Sequence[str],
+    contents: Mapping[str, bytes],
+    fingerprint: str | None,
+) -> RunRecord:
+    return RunRecord(
+        format=FORMAT,
+        kind=kind,
+        command=tuple(command),
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        seed=getattr(config, "seed", None),
+        device=getattr(config, "device", None),
+        versions={
             "python": platform.python_version(),
             **{name: _version(name) for name in _RECORDED_PACKAGES},
         },
-        "machine": {
+        machine={
             "system": platform.platform(),
             "processor": platform.processor() or platform.machine(),
             "cores": os.cpu_count(),
             "gpu": _gpu_name(),
         },
-    }
+        data=fingerprint,
+        files={name: _digest(content) for name, content in contents.items()},
+    )
 
 
 def _version(package: str) -> str | None:

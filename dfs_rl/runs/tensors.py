@@ -6,6 +6,8 @@ executes no code.
 
 import hashlib
 import json
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -14,7 +16,7 @@ from dfs_rl.errors import CheckpointError
 from dfs_rl.files import replacing, to_json_value
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
 _CHECKSUM = "sha256"
 _STATE = "state"
@@ -46,8 +48,12 @@ def save_tensors(
         path: The file to create or replace.
         tensors: What to write; each name gets values of its own, however they shared memory.
         metadata: Text to keep in the file's header.
+
+    Raises:
+        OSError: If the disk is full or may not be written; what was there stays.
     """
     import torch
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     owned = {
@@ -57,16 +63,38 @@ def save_tensors(
     header = dict(metadata or {})
     header[_CHECKSUM] = _checksum(owned, header)
     with replacing(path) as temporary:
-        save_file(owned, temporary, metadata=header)
+        try:
+            save_file(owned, temporary, metadata=header)
+        except SafetensorError as error:
+            # It is no OSError, and names the system's error in its text alone.
+            found = re.search(r"\(os error (\d+)\)", str(error))
+            if found is None:
+                raise
+            raise OSError(int(found[1]), os.strerror(int(found[1]))) from error
 
 
-def load_tensors(path: Path) -> dict[str, "Tensor"]:
-    """Read the tensors of a safetensors file, ours or another writer's, to the CPU.
+def load_tensors(path: Path, *, ours: bool = True) -> dict[str, "Tensor"]:
+    """Read the tensors of a safetensors file to the CPU.
+
+    Args:
+        path: The file.
+        ours: Whether ``save_tensors`` wrote it; what other writers wrote has no checksum.
 
     Raises:
-        CheckpointError: If the file is missing, truncated or altered, or is not safetensors.
+        CheckpointError: If the file is missing, unreadable, truncated or altered, is not safetensors, or holds NaN.
     """
-    return _read(path).tensors
+    return _read(path, ours=ours).tensors
+
+
+def check_finite(module: "nn.Module", source: Path | str) -> None:
+    """Refuse parameters that are not finite; a buffer may hold infinities, such as a mask.
+
+    Raises:
+        CheckpointError: If there are any.
+    """
+    for name, parameter in module.named_parameters():
+        if not bool(parameter.isfinite().all()):
+            raise CheckpointError(f"{source} holds values of {name} that are not finite.")
 
 
 def save_checkpoint(
@@ -92,7 +120,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     Raises:
         CheckpointError: If it is missing, damaged, or a safetensors file without a state.
     """
-    stored = _read(path)
+    stored = _read(path, ours=True)
     if _STATE not in stored.metadata:
         raise CheckpointError(
             f"{path} holds tensors but no training state, so it is no checkpoint."
@@ -106,23 +134,32 @@ def load_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(tensors=stored.tensors, state=state)
 
 
-def _read(path: Path) -> _Stored:
+def _read(path: Path, *, ours: bool) -> _Stored:
     from safetensors import SafetensorError, safe_open
 
-    if not path.is_file():
-        raise CheckpointError(f"{path} does not exist or is not a file.")
     try:
+        path.open("rb").close()  # names the system's errors, which the reader takes for damage
         with safe_open(path, framework="pt", device="cpu") as file:
             # Cloned: the reader maps the file into memory, and a tensor must outlive changes to it.
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
             metadata = dict(file.metadata() or {})
-    except (SafetensorError, OSError, RuntimeError, ValueError) as error:
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise CheckpointError(f"{path} does not exist or is not a file.") from error
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}.") from error
+    except (SafetensorError, RuntimeError, ValueError) as error:
         raise CheckpointError(
             f"{path} is damaged or not a safetensors file: {str(error).rstrip('.')}."
         ) from error
     expected = metadata.pop(_CHECKSUM, None)
+    if expected is None and ours:
+        raise CheckpointError(f"{path} is damaged or not ours: it has no checksum.")
     if expected is not None and expected != _checksum(tensors, metadata):
         raise CheckpointError(f"{path} is damaged: its content does not match its checksum.")
+    for name, tensor in tensors.items():
+        small = tensor.is_floating_point() and tensor.dtype.itemsize == 1  # without an operator
+        if bool((tensor.float() if small else tensor).isnan().any()):
+            raise CheckpointError(f"{path} holds NaN in {name}; nothing can go on from it.")
     return _Stored(tensors=tensors, metadata=metadata)
 
 

@@ -8,11 +8,12 @@ from dfs_rl.contest import COMMANDS as GATE_COMMANDS
 from dfs_rl.contest import command_line
 from dfs_rl.devices import resolve_device
 from dfs_rl.evaluation.curves import CurvePoint
-from dfs_rl.gate_runs import TRAINING, GateCommand, create_run, train_run
-from dfs_rl.runs import RunFolder, read_json
+from dfs_rl.gate_runs import TRAINING, GateCommand, TrainingRecord, create_run, train_run
+from dfs_rl.runs import RunFolder, read_record
 
 if TYPE_CHECKING:
     from dfs_rl.data import Dataset
+    from dfs_rl.train_backbone import SupernetSummary
 
 CommandName = Literal["train_agent", "train_gumbel", "train_static", "train_backbone"]
 
@@ -66,7 +67,7 @@ def _gates(command: GateCommand[Any]) -> SweepCommand:
         begin=begin,
         settle=command.settle,
         train=train,
-        reached=lambda run: _points(run, TRAINING),
+        reached=lambda run: _points(run, TRAINING, TrainingRecord),
     )
 
 
@@ -100,11 +101,12 @@ def _backbones() -> SweepCommand:
         begin=begin,
         settle=lambda config: config,
         train=train,
-        reached=lambda run: _points(run, command.SUMMARY),
+        reached=lambda run: _points(run, command.SUMMARY, command.SupernetSummary),
     )
 
 
-def _points(run: RunFolder, file: str) -> tuple[CurvePoint, ...]:
-    record = read_json(run.path / file)
-    assert isinstance(record, dict)
-    return tuple(CurvePoint(*point) for point in record["points_on_val"])
+def _points(
+    run: RunFolder, file: str, record_type: "type[TrainingRecord | SupernetSummary]"
+) -> tuple[CurvePoint, ...]:
+    record = read_record(run.path / file, record_type)
+    return tuple(CurvePoint(*point) for point in record.points_on_val)

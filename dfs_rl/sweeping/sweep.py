@@ -6,7 +6,7 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ray.tune import Result
@@ -20,13 +20,13 @@ from dfs_rl.errors import TrainingError
 from dfs_rl.evaluation.curves import WORST_COMPUTATION, CurvePoint, worst_corner
 from dfs_rl.evaluation.sweep_records import DEFAULTS, RetrainedRecord, SweepRecord, TrialRecord
 from dfs_rl.evaluation.uniform import uniform_points
-from dfs_rl.files import write_bytes_atomic
+from dfs_rl.files import json_bytes, write_bytes_atomic
 from dfs_rl.gate_runs import choice_of
 from dfs_rl.messages import say
 from dfs_rl.reporting.sweep_pictures import sweep_pictures
 from dfs_rl.reporting.sweep_report import sweep_report
 from dfs_rl.reporting.sweep_text import sweep_csv, sweep_text
-from dfs_rl.runs import RunFolder, read_json, write_json
+from dfs_rl.runs import RunFolder, read_record, write_json
 from dfs_rl.sweeping.boards import BoardView, follow_boards
 from dfs_rl.sweeping.commands import command_of
 from dfs_rl.sweeping.experiment import absolute, run_fresh, run_search
@@ -51,6 +51,13 @@ _STORAGE = "storage.json"
 _PERCENT = 100.0
 
 
+@dataclass(frozen=True, kw_only=True)
+class Storage:
+    """What ``storage.json`` holds: where the trials of a sweep are stored."""
+
+    trials: str
+
+
 def corner_of(file: SweepFile, dataset: Dataset) -> CurvePoint:
     """Return where areas end: what the file says, or where any useful setting is left and above.
 
@@ -72,9 +79,7 @@ def storage_of(folder: RunFolder) -> str:
     path = folder.path / _STORAGE
     if not path.is_file():
         return absolute(folder.path / _TUNE)
-    record = read_json(path)
-    assert isinstance(record, dict)
-    return str(record["trials"])
+    return read_record(path, Storage).trials
 
 
 def new_storage(storage_path: str) -> str:
@@ -82,9 +87,9 @@ def new_storage(storage_path: str) -> str:
     return f"{absolute(storage_path)}/sweep-{secrets.token_hex(4)}"
 
 
-def keep_storage(folder: RunFolder, storage: str) -> None:
-    """Have a sweep's folder remember where its trials are stored."""
-    write_json(folder.path / _STORAGE, {"trials": storage})
+def storage_file(storage: str) -> dict[str, bytes]:
+    """Return the file by which a sweep's folder remembers where its trials are stored, by its name."""
+    return {_STORAGE: json_bytes(config_to_dict(Storage(trials=storage)))}
 
 
 def hold_sweep(
@@ -206,9 +211,7 @@ def _commands(file: SweepFile, folder: RunFolder, chosen: Sequence[TrialRecord])
         run = folder.path / BEST_RUNS / chosen[0].name / run_name(file.base["seed"])
         if command_of(file.command).trains_gates:
             lines.append(shlex.join(["python", "-m", "dfs_rl.evaluate", str(run)]))
-    recorded = folder.record().get("command")
-    if isinstance(recorded, list):
-        lines.append(shlex.join(str(word) for word in recorded))
+    lines.append(shlex.join(folder.record().command))
     return tuple(lines)
 
 

@@ -16,12 +16,10 @@ from typing import Any
 import torch
 from ray import tune
 
-from dfs_rl.config import load_config, save_config
 from dfs_rl.data.sharing import SharedDataset, unshare
 from dfs_rl.devices import resolve_device
 from dfs_rl.errors import DfsRlError
 from dfs_rl.evaluation.curves import CurvePoint
-from dfs_rl.files import exclusive
 from dfs_rl.runs import LAST_CHECKPOINT, RunFolder
 from dfs_rl.runs.folder import RECORD
 from dfs_rl.sweeping.commands import SweepCommand, command_of
@@ -96,7 +94,7 @@ def _run(
             torch.set_num_threads(config.threads)
             device = str(resolve_device(config.device))
             run = begun(command, config) or command.begin(config, dataset, device)
-            with exclusive(run.path):
+            with run.hold():
                 watched = replace(run, after_save=partial(watcher.look, run))
                 command.train(config, dataset, watched, device)
             watcher.add(run, command.reached(run))
@@ -121,8 +119,8 @@ def begun(command: SweepCommand, config: Any) -> RunFolder | None:  # noqa: ANN4
     if not (path / RECORD).is_file():
         return None
     run, settled = RunFolder.open(path), command.settle(config)
-    if replace(load_config(run.config_path, command.config_type), run_dir=path) != settled:
-        save_config(settled, run.config_path)
+    if replace(run.config(command.config_type), run_dir=path) != settled:
+        run.replace_config(settled)
         _forget_the_best(run)
     return run
 

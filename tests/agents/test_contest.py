@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -281,8 +282,8 @@ def test_gates_of_other_settings_are_not_taken_for_its_own(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = small_contest(tmp_path)
-    config = folder / "gates" / "gumbel-ff-seed0" / "config.yaml"
-    config.write_text(config.read_text().replace("learning_rate: 0.01", "learning_rate: 0.02"))
+    run = RunFolder.open(folder / "gates" / "gumbel-ff-seed0")
+    run.replace_config(replace(run.config(TrainGumbelConfig), timesteps=48))
     capsys.readouterr()
     assert compare.main(["--resume", str(folder)]) == 2
     assert "trained with other settings than this comparison asks for" in capsys.readouterr().err
@@ -293,7 +294,7 @@ def test_each_gate_can_be_made_again_by_the_command_that_stands_in_its_record(
 ) -> None:
     folder = small_contest(tmp_path)
     run = RunFolder.open(folder / "gates" / "gumbel-ff-seed0")
-    words = run.record()["command"]
+    words = list(run.record().command)
     assert words[:3] == ["python", "-m", "dfs_rl.train_gumbel"]
     assert train_gumbel.main([*words[3:], "--run-dir", str(tmp_path / "again")]) == 0
     weights = [
@@ -346,7 +347,7 @@ def test_the_weights_of_a_users_network_reach_every_gate_and_are_kept_for_later(
     run = Path("contest/gates/static-greedy-seed0-at-90")
     shutil.rmtree(run)  # as if the contest had been stopped before
     assert compare.main(["--resume", "contest", "--backbone", "ownnets:make"]) == 0
-    words = RunFolder.open(run).record()["command"]
+    words = list(RunFolder.open(run).record().command)
     assert words[words.index("--weights") + 1] == "net.pt"
     theirs = load_backbone(run).state_dict()
     assert torch.equal(theirs["after.ops.operator_5_2.bias"], learned)

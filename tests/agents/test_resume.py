@@ -240,7 +240,7 @@ def test_a_checkpoint_of_another_gate_is_refused_in_a_sentence(tmp_path: Path) -
 def test_a_checkpoint_of_something_else_is_refused_in_a_sentence(tmp_path: Path) -> None:
     run = new_run(tmp_path / "run")
     run.save_checkpoint(LAST_CHECKPOINT, {"weight": torch.zeros(1)}, {"timesteps": 3, "epoch": 1})
-    with pytest.raises(CheckpointError, match="is not one of a gate's training"):
+    with pytest.raises(CheckpointError, match="damaged or of something else: epoch"):
         train(run, make_plan(PPOConfig()))
 
 

@@ -1,8 +1,9 @@
+import hashlib
 import json
 import math
 import re
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pytest
@@ -31,7 +32,9 @@ def test_a_new_run_records_configuration_command_and_versions(tmp_path):
     folder = create(tmp_path / "deep" / "run")
     assert load_config(folder.config_path, Config) == Config()
     record = json.loads((folder.path / "run.json").read_text())
-    assert record == folder.record()
+    assert record == json.loads(json.dumps(asdict(folder.record())))
+    digest = hashlib.sha256(folder.config_path.read_bytes()).hexdigest()
+    assert record["files"] == {"config.yaml": digest}
     assert record["kind"] == "train"
     assert record["command"] == ["python", "-m", "x"]
     assert (record["seed"], record["device"], record["format"]) == (5, "cpu", 1)

@@ -20,7 +20,7 @@ from dfs_rl.constructors import allow_constructor, call_constructor
 from dfs_rl.cost import FULL, SKIP
 from dfs_rl.data import ChannelStatistics
 from dfs_rl.errors import CheckpointError, ConfigError
-from dfs_rl.runs import load_tensors
+from dfs_rl.runs import check_finite, load_tensors
 
 ItemT = TypeVar("ItemT")
 
@@ -184,12 +184,14 @@ def load_weights(model: nn.Module, path: Path) -> None:
         CheckpointError: If the file cannot be read or does not fit.
     """
     if path.suffix == ".safetensors":
-        state: object = load_tensors(path)
+        state: object = load_tensors(path, ours=False)
     elif not path.is_file():
         raise CheckpointError(f"{path} does not exist or is not a file.")
     else:
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
+        except OSError as error:
+            raise CheckpointError(f"{path} cannot be read: {error.strerror or error}.") from error
         except Exception as error:
             raise CheckpointError(
                 f"{path} cannot be read as weights alone ({type(error).__name__}); save model.state_dict()."
@@ -202,6 +204,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
         raise CheckpointError(
             f"the weights in {path} do not fit the model: {_misfit(model, state, error)}."
         ) from error
+    check_finite(model, path)
 
 
 def _misfit(model: nn.Module, state: object, error: Exception) -> str:
