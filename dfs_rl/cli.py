@@ -36,6 +36,7 @@ import dataclasses
 import io
 import re
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass
@@ -125,6 +126,7 @@ def run_command(
         argv: Arguments after the program's name; ``None`` takes the process's own.
     """
     arguments = tuple(sys.argv[1:] if argv is None else argv)
+    threading.excepthook = _leave_to_main_thread
     try:
         with terminate_like_interrupt() as terminated:
             main(_parse(arguments, config_type, prog, description, kind))
@@ -132,8 +134,7 @@ def run_command(
         _say(f"error: {error}")
         return EXIT_REFUSED
     except OSError as error:  # a full disk, a folder that may not be written
-        place = f" {error.filename}" if error.filename else ""
-        _say(f"error: cannot read or write{place}: {error.strerror or error}.")
+        _say(f"error: cannot read or write{_place(error)}: {error.strerror or error}.")
         return EXIT_REFUSED
     except KeyboardInterrupt as error:
         _say(str(error) or "Interrupted.")
@@ -293,6 +294,23 @@ def _sentence(complaint: str) -> str:
     what = what.removeprefix("Error parsing ").rstrip(".")
     meant = [flag for text in texts if "you meant" in text for flag in re.findall(r"--\S+", text)]
     return f"{what}; the closest one is {meant[0]}" if meant else what
+
+
+def _place(error: OSError) -> str:
+    """Return what a system error is about, for its sentence."""
+    if error.filename:
+        return f" {error.filename}"
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        return " in the current folder, which is no longer there"
+    return ""
+
+
+def _leave_to_main_thread(failed: threading.ExceptHookArgs) -> None:
+    """Show what ends a thread, but for TensorBoard's writer: the main thread raises that again when it next writes."""
+    if not type(failed.thread).__module__.startswith("tensorboard"):
+        threading.__excepthook__(failed)
 
 
 def _say(text: str) -> None:

@@ -123,7 +123,7 @@ class RunFolder:
         fingerprint: str | None = None,
         files: Mapping[str, bytes] | None = None,
     ) -> "RunFolder":
-        """Start a new run.
+        """Start a new run, which is there whole or not at all: it is made in a hidden folder that is renamed at the end.
 
         Args:
             path: The folder, created when missing; ``None`` makes ``runs/<date>-<time>-<name>``,
@@ -135,8 +135,6 @@ class RunFolder:
             command: The command line, program first.
             fingerprint: ``Dataset.fingerprint`` of the images that it is about, see ``check_data``.
             files: What else belongs to the run from its beginning, by name.
-
-        A run is there whole or not at all: its folder is made under a hidden name and renamed at the end.
 
         Raises:
             RunFolderError: If the folder holds a run already, or cannot be written.
@@ -453,7 +451,7 @@ def _abandon(unborn: Path, path: Path) -> None:
     if unborn.parent == path and (unborn / RECORD).is_file():
         with suppress(RunFolderError):
             for file, digest in read_record(unborn / RECORD, RunRecord).files.items():
-                if _is_file_with(path / file, digest):
+                if file == Path(file).name and _is_file_with(path / file, digest):
                     (path / file).unlink()
     for left in unborn.glob("*"):
         if left.name != LOCK:

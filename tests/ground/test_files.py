@@ -18,6 +18,7 @@ from dfs_rl.files import (
     write_bytes_atomic,
     write_json,
 )
+from tests.disks import full_disk
 
 
 def names(folder: Path) -> list[str]:
@@ -66,10 +67,12 @@ def test_files_get_the_permissions_that_the_umask_allows(tmp_path):
 
 
 def test_stale_temporaries_go_and_other_files_stay(tmp_path):
-    for name in [".last.safetensors.x1y2.tmp", ".hidden", "kept.tmp", "last.safetensors"]:
+    stale = [".last.safetensors.x1y2.tmp", ".tmpa1B2c3"]
+    kept = [".hidden", ".tmp-notes", "kept.tmp", "last.safetensors"]
+    for name in stale + kept:
         (tmp_path / name).touch()
     remove_stale_temporaries(tmp_path)
-    assert names(tmp_path) == [".hidden", "kept.tmp", "last.safetensors"]
+    assert names(tmp_path) == kept
 
 
 def test_values_of_arrays_paths_and_tuples_get_their_plain_form():
@@ -129,6 +132,14 @@ def test_written_json_is_strict(tmp_path):
         "x": None,
         "y": [None],
     }
+
+
+def test_a_full_disk_is_named_by_the_file_that_was_asked_for(tmp_path):
+    path = tmp_path / "new" / "file"
+    with full_disk(10), pytest.raises(OSError, match="File too large") as caught:
+        write_bytes_atomic(path, 11 * b"x")
+    assert caught.value.filename == str(path)
+    assert names(path.parent) == []
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b'{"a": NaN}', b"\xff\x00", b"[" * 100_000])

@@ -1,3 +1,4 @@
+import errno
 import math
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from safetensors.torch import save_file
 
 from dfs_rl.errors import CheckpointError
 from dfs_rl.runs import load_checkpoint, load_tensors, save_checkpoint, save_tensors
+from tests.disks import full_disk
 
 TENSORS = {
     "bfloat16": torch.linspace(-3, 3, 12).reshape(3, 4).bfloat16(),
@@ -145,3 +147,35 @@ def test_missing_files_and_files_without_state_are_named(tmp_path):
     save_tensors(tmp_path / "t", {"a": torch.ones(1)})
     with pytest.raises(CheckpointError, match="no training state, so it is no checkpoint"):
         load_checkpoint(tmp_path / "t")
+
+
+def test_a_disk_that_is_full_is_a_system_error_that_names_the_file_and_nothing_is_lost(tmp_path):
+    path = tmp_path / "c"
+    write_example(path)
+    with full_disk(1000), pytest.raises(OSError, match="File too large") as caught:
+        save_tensors(path, {"a": torch.ones(1000)})
+    assert (caught.value.errno, caught.value.filename) == (errno.EFBIG, str(path))
+    assert load_checkpoint(path).state["step"] == 3
+    assert [p.name for p in tmp_path.iterdir()] == ["c"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float8_e4m3fn])
+def test_nan_is_refused_by_the_name_of_its_tensor(tmp_path, dtype):
+    values = torch.ones(2, 3)
+    values[1, 2] = math.nan
+    save_tensors(tmp_path / "t", {"fine": torch.ones(2), "broken": values.to(dtype)})
+    with pytest.raises(CheckpointError, match="NaN in broken"):
+        load_tensors(tmp_path / "t")
+
+
+def test_a_checkpoint_without_its_checksum_is_refused(tmp_path):
+    save_file({"w": torch.ones(1)}, tmp_path / "c", metadata={"state": '{"step": 3}'})
+    with pytest.raises(CheckpointError, match="has no checksum"):
+        load_checkpoint(tmp_path / "c")
+
+
+def test_a_file_that_cannot_be_read_is_not_called_damaged(tmp_path):
+    (tmp_path / "c").symlink_to("c")  # the system refuses this to the superuser as well
+    with pytest.raises(CheckpointError, match="cannot be read: Too many levels") as caught:
+        load_tensors(tmp_path / "c")
+    assert "damaged" not in str(caught.value)
