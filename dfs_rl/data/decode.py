@@ -3,29 +3,19 @@
 import io
 import math
 import os
-import struct
+import stat
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from dfs_rl.data.images import MIN_SIDE
 from dfs_rl.errors import DataError
 
-# What Pillow's decoders raise on damaged or hostile input.
-_DAMAGE = (
-    ArithmeticError,
-    EOFError,
-    Image.DecompressionBombError,
-    LookupError,
-    OSError,
-    SyntaxError,
-    TypeError,
-    ValueError,
-    struct.error,
-)
+# The others of Pillow's decoders are little tried, and some end a process or fill its memory.
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 _CHANNELS = {"L": 1, "LA": 2, "RGB": 3, "RGBA": 4}
 _CONVERTED = {
     "1": "L",
@@ -38,6 +28,7 @@ _CONVERTED = {
     "YCbCr": "RGB",
 }
 _EXIF = "exif"
+_MAX_FILE_BYTES = 2**30
 
 
 class EncodedImage(NamedTuple):
@@ -82,16 +73,14 @@ class ImageArray:
         Raises:
             DataError: If it cannot be decoded, or differs from the first one in size or kind.
         """
-        source = io.BytesIO(image.data) if isinstance(image.data, bytes) else image.data
         try:
-            with Image.open(source) as picture:
-                decoded = _decode(picture, image.place)
+            decoded = _read(image)
         except DataError:
             raise
-        except _DAMAGE as error:
+        except Exception as error:
             raise DataError(
-                f"{image.place} is not a readable image ({_brief(error)}); allowed are JPEG, PNG "
-                "and the other formats of Pillow."
+                f"{image.place} is not a readable image ({_brief(error)}); allowed are "
+                f"{', '.join(FORMATS)}."
             ) from error
         self._store(index, decoded, image.place)
 
@@ -124,6 +113,22 @@ class ImageArray:
             )
         values = np.asarray(picture)  # [h, w] or [h, w, c]
         self._pixels[index] = np.moveaxis(np.atleast_3d(values), 2, 0)
+
+
+def _read(image: EncodedImage) -> Image.Image:
+    if isinstance(image.data, bytes):
+        source: Path | io.BytesIO = io.BytesIO(image.data)
+    else:
+        source = image.data
+        status = source.stat()
+        if not stat.S_ISREG(status.st_mode):  # a pipe or a device never ends
+            raise DataError(f"{image.place} is no regular file; images must be.")
+        if status.st_size > _MAX_FILE_BYTES:  # some decoders read it all at once
+            raise DataError(
+                f"{image.place} has {status.st_size} bytes; allowed are {_MAX_FILE_BYTES}."
+            )
+    with Image.open(source, formats=FORMATS) as picture:
+        return _decode(picture, image.place)
 
 
 def _decode(picture: Image.Image, place: str) -> Image.Image:
@@ -160,4 +165,6 @@ def _allocate(shape: tuple[int, int, int, int]) -> NDArray[np.uint8]:
 
 def _brief(error: Exception) -> str:
     """First line of an error, or its type where it says nothing."""
+    if isinstance(error, UnidentifiedImageError):  # its text is the address of a buffer
+        return "of none of the allowed formats, or damaged"
     return (str(error).splitlines() or [""])[0][:120] or type(error).__name__

@@ -1,4 +1,5 @@
 import io
+import os
 
 import numpy as np
 import pytest
@@ -117,7 +118,50 @@ def test_truncated_images_are_refused(numbered, kind, part):
 def test_text_is_no_image():
     message = refusal(b"hello, I am called cat.jpg")
     assert "picture 0 is not a readable image" in message
-    assert "allowed are JPEG, PNG" in message
+    assert "allowed are BMP, GIF, JPEG, PNG" in message
+    assert "0x" not in message  # the address of a buffer
+
+
+@pytest.mark.parametrize("kind", ["AVIF", "BLP", "DDS", "ICNS", "ICO", "TGA", "EPS", "JPEG2000"])
+@pytest.mark.parametrize("part", [0.5, 1.0])
+def test_formats_that_are_not_listed_are_refused(numbered, kind, part):
+    picture = numbered(0, side=32, mode="P" if kind == "BLP" else "RGB")
+    data = encode(picture, kind)
+    message = refusal(data[: int(part * len(data))])
+    assert "picture 0 is not a readable image" in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("error", [RuntimeError, NotImplementedError, MemoryError, AssertionError])
+def test_any_failure_of_a_decoder_names_the_image(numbered, monkeypatch, error):
+    def fail(*args, **options):
+        raise error("first line\nsecond line")
+
+    monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", fail)
+    message = refusal(encode(numbered(0)))
+    assert "picture 0 is not a readable image (first line)" in message
+
+
+def test_too_many_pixels_are_refused_before_they_are_decoded():
+    header = encode(Image.new("1", (8, 8)), "BMP")
+    huge = header[:18] + (30_000).to_bytes(4, "little") * 2 + header[26:]  # width and height
+    assert "picture 0 is not a readable image" in refusal(huge)
+
+
+def test_pipes_and_devices_are_no_images(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "zero.png").symlink_to("/dev/zero")
+    for path in (tmp_path / "pipe.png", tmp_path / "zero.png"):
+        with pytest.raises(DataError, match=f"{path} is no regular file"):
+            ImageArray(1).put(0, EncodedImage(0, path, str(path)))
+
+
+def test_a_file_too_large_to_be_an_image_is_not_read(tmp_path, numbered):
+    path = tmp_path / "sparse.webp"
+    numbered(0).save(path)
+    os.truncate(path, 2**40)
+    with pytest.raises(DataError, match="1099511627776 bytes; allowed are 1073741824"):
+        ImageArray(1).put(0, EncodedImage(0, path, str(path)))
 
 
 def test_more_than_the_machine_holds_is_refused_at_once(numbered):
