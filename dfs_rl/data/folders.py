@@ -1,6 +1,6 @@
 """Image folders: one folder per class."""
 
-import os
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,46 +8,85 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dfs_rl.data.decode import EncodedImage
+from dfs_rl.data.layout import (
+    IMAGE_SUFFIXES,
+    Tree,
+    few,
+    pick_splits,
+    read_split_label,
+    report_unused,
+)
 from dfs_rl.data.source import Source, Sources
 from dfs_rl.errors import DataError
 
-IMAGE_SUFFIXES = (
-    *(".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"),
-    *(".pbm", ".pgm", ".pnm", ".ppm"),
-)
+_Place = tuple[str, ...]  # the names that lead to a file, from the data set's folder on
 
 
-def folder_sources(folder: Path) -> Sources:
-    """Find images as ``class/name.jpg``, or ``train/class/name.jpg`` and ``test/class/name.jpg``.
+def folder_sources(folder: Path, tree: Tree) -> Sources:
+    """Find images as ``class/name.jpg``, or as ``train/class/name.jpg`` with or without a test folder.
 
-    Files that are no images by their name are left out, and so are hidden files and folders.
-    Classes are numbered in the order of their names.
+    Folders are those of splits where their names say so (``Train``, ``testing``, ``seg_train``) and
+    they hold class folders. Classes are numbered in the order of their names.
+
+    Args:
+        folder: The data set's.
+        tree: Its files.
 
     Raises:
-        DataError: If there are no class folders, or one of them holds no image.
+        DataError: If there are no class folders, one of them holds no image, or the names leave
+            open which folders are classes and which are splits.
     """
     name = folder.resolve().name
-    train = folder / "train"
-    if not (train.is_dir() and _subfolders(train)):
-        return Sources(name, _folder_source(folder), None)
-    test = folder / "test"
-    return Sources(name, _folder_source(train), _folder_source(test) if test.is_dir() else None)
+    tops = sorted({place[0] for place in tree if place})
+    flat = [top for top in tops if tree[top,]]
+    labels = {top: read_split_label(top) for top in tops}
+    named = [top for top in tops if labels[top].split]
+    # "train_station" with images among other classes is a class; "train" could be either.
+    bare = [top for top in named if all(word.isdigit() for word in labels[top].rest)]
+    if not named or (len(named) < len(tops) and not bare and set(named) <= set(flat)):
+        report_unused(str(folder), sorted(tree[()]))
+        return Sources(name, _folder_source(folder, tree, ()), None)
+    if flat:
+        raise DataError(
+            f"{folder} holds {few(named)}, named like a split, but images lie in {few(flat)} "
+            "without class folders; if these are splits, move their images into class folders "
+            "(train/class/name.jpg), and what is none elsewhere; if all are classes, move them "
+            "into one folder called train."
+        )
+    holding = {place[0] for place, files in tree.items() if place and files}
+    parts = {top: labels[top] for top in tops if top in holding or top in named}
+    train, test = pick_splits(str(folder), parts)
+    return Sources(
+        name,
+        _folder_source(folder, tree, (train,)),
+        None if test is None else _folder_source(folder, tree, (test,)),
+    )
 
 
-def _folder_source(folder: Path) -> Source:
-    classes = _subfolders(folder)
+def _folder_source(folder: Path, tree: Tree, split: _Place) -> Source:
+    depth = len(split)
+    origin = folder.joinpath(*split)
+    classes: dict[str, list[_Place]] = {}
+    inner: dict[str, set[str]] = defaultdict(set)
+    for place, names in tree.items():
+        if place[:depth] != split or place == split:
+            continue
+        classes.setdefault(place[depth], []).extend((*place, name) for name in names)
+        if names:
+            inner[place[depth]].update(place[depth + 1 : depth + 2] or [""])
     if not classes:
         raise DataError(
-            f"{folder} holds neither train*.parquet nor class folders with images; allowed are "
+            f"{origin} holds neither train*.parquet nor class folders with images; allowed are "
             "parquet files, class/name.jpg, or train/class/name.jpg with test/class/name.jpg."
         )
-    files: list[Path] = []
+    _check_levels(origin, inner)
+    files: list[_Place] = []
     labels: list[int] = []
-    for label, class_folder in enumerate(classes):
-        found = _images(class_folder)
+    for label, name in enumerate(sorted(classes)):
+        found = sorted(classes[name])
         if not found:
             raise DataError(
-                f"class folder {class_folder} holds no image; names must end in one of "
+                f"class folder {origin / name} holds no image; names must end in one of "
                 f"{' '.join(IMAGE_SUFFIXES)}."
             )
         files += found
@@ -55,27 +94,40 @@ def _folder_source(folder: Path) -> Source:
 
     def read(wanted: NDArray[np.bool_]) -> Iterator[EncodedImage]:
         for row in np.flatnonzero(wanted).tolist():
-            yield EncodedImage(row, files[row], str(files[row]))
+            path = folder.joinpath(*files[row])
+            yield EncodedImage(row, path, str(path))
 
     return Source(
-        origin=str(folder),
+        origin=str(origin),
         labels=np.array(labels, dtype=np.int64),
-        class_names=tuple(path.name for path in classes),
+        class_names=tuple(sorted(classes)),
         read=read,
     )
 
 
-def _subfolders(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+def _check_levels(origin: Path, inner: dict[str, set[str]]) -> None:
+    """Refuse a level of class folders that holds splits, or several sets of the same classes.
 
-
-def _images(folder: Path) -> list[Path]:
-    def refuse(error: OSError) -> None:
-        raise DataError(f"{folder} cannot be read ({error.strerror}).") from error
-
-    return sorted(
-        Path(parent) / name
-        for parent, _, names in os.walk(folder, onerror=refuse)
-        for name in names
-        if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
-    )
+    Args:
+        origin: The folder of the class folders.
+        inner: The folders with images in each class folder; an empty name is the class folder.
+    """
+    for name, folders in sorted(inner.items()):
+        splits = sorted(part for part in folders if read_split_label(part).split)
+        if splits:
+            raise DataError(
+                f"{origin / name} would be a class, but holds {few(splits)}, named like a split; "
+                f"give {origin / name} if that is the data set, or rename what is inside."
+            )
+    if inner and all(read_split_label(name).split for name in inner):
+        raise DataError(
+            f"{origin} holds {few(sorted(inner))}, named like splits, where class folders should "
+            "be; give the folder that holds train and test."
+        )
+    shared = set.intersection(*inner.values()) if len(inner) > 1 else set()
+    if len(shared) > 1:
+        raise DataError(
+            f"each of {few(sorted(inner))} in {origin} holds the folders {few(sorted(shared))}; "
+            "either could be the classes. Give the folder whose folders are the classes, or call "
+            "the outer ones train and test."
+        )

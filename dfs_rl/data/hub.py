@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
+from dfs_rl.data.layout import read_split_label, report_unused
 from dfs_rl.data.source import Source, Sources
 from dfs_rl.data.tables import PlacedBatch, table_source
 from dfs_rl.errors import DataError
@@ -53,10 +54,20 @@ def sources_of(spec: str, splits: "datasets.DatasetDict") -> Sources:
     Raises:
         DataError: If there is no train split, or its columns are no images and labels.
     """
-    if "train" not in splits:
+    # A repository cannot be renamed like a folder: of several test splits the one called so counts.
+    named = {
+        label.split: split
+        for split in sorted(splits)
+        if not (label := read_split_label(split)).rest
+    }
+    chosen = {name: name if name in splits else named.get(name) for name in ("train", "test")}
+    train, test = chosen["train"], chosen["test"]
+    if train is None:
         raise DataError(f"data set {spec!r} has the splits {sorted(splits)}; 'train' is needed.")
-    test = _source(spec, splits, "test") if "test" in splits else None
-    return Sources(spec, _source(spec, splits, "train"), test)
+    report_unused(spec, sorted(set(splits) - set(chosen.values())))
+    return Sources(
+        spec, _source(spec, splits, train), None if test is None else _source(spec, splits, test)
+    )
 
 
 def _source(spec: str, splits: "datasets.DatasetDict", split: str) -> Source:

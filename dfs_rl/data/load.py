@@ -2,7 +2,6 @@
 
 import re
 import warnings
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 
 from dfs_rl.data.decode import ImageArray
 from dfs_rl.data.images import MIN_CLASSES, Dataset, ImageSet
+from dfs_rl.data.layout import TABLE_SUFFIX, few, read_tree
 from dfs_rl.data.source import Source, Sources
 from dfs_rl.data.splits import SplitFractions, plan_splits
 from dfs_rl.errors import DataError
@@ -18,7 +18,6 @@ from dfs_rl.errors import DataError
 DIGITS = "digits"
 DIGITS_FRACTIONS = SplitFractions(agent=0.25, val=0.12, test=0.23)
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(:[\w.-]+)?")
-_SHOWN = 12  # names in a message
 _FORMS = (
     f"{DIGITS!r}, a folder with train*.parquet, a folder of class folders with images, or a hub id "
     "such as 'uoft-cs/cifar10'"
@@ -35,12 +34,18 @@ def load_dataset(
     source is not used. Within a split the images are shuffled so that every prefix holds the
     classes in proportion.
 
+    Which parts of a folder are not used is logged as a warning, which Python prints by default.
+
     Args:
-        spec: ``digits`` (scikit-learn's 1,797 images of 8 x 8 pixels); a folder with
-            ``train*.parquet`` and perhaps ``test*.parquet`` whose columns are found by their types;
-            a folder with images as ``class/name.jpg``, or ``train/class/name.jpg`` and perhaps
-            ``test/class/name.jpg``; or a hub id ``owner/name`` or ``owner/name:config``, read
-            with the ``datasets`` library.
+        spec: ``digits`` (scikit-learn's 1,797 images of 8 x 8 pixels); a folder of parquet files
+            or of images; or a hub id ``owner/name`` or ``owner/name:config``, read with the
+            ``datasets`` library. Names tell the splits, with the words of that library in any case
+            (train, training; test, testing, eval, evaluation; val, valid, validation, dev):
+            ``train.parquet``, ``data/train-00000-of-00002.parquet``,
+            ``default/train/0000.parquet``. Columns of parquet files are found by their types.
+            Images lie in ``class/name.jpg``, or in ``train/class/name.jpg`` and perhaps
+            ``test/class/name.jpg``. Where names leave open what is a split, or a class, the data
+            set is refused.
         splits: Shares of the splits; None takes 10 % agent, 10 % val and, where the source has no
             test split, 20 % test; for the digits 25 %, 12 % and 23 %.
         limit: For quick trials: use at most this many images of the source's train and of its test
@@ -99,11 +104,13 @@ def _find_sources(spec: str) -> Sources:
     try:
         folder = Path(spec).expanduser()
         if spec and folder.is_dir():  # Path("") would be the current folder
-            next(folder.iterdir(), None)  # raises where the folder cannot be read; glob may not
             from dfs_rl.data.folders import folder_sources
             from dfs_rl.data.tables import parquet_sources
 
-            return parquet_sources(folder) or folder_sources(folder)
+            tree = read_tree(folder)
+            names = (name for names in tree.values() for name in names)
+            is_table = any(name.lower().endswith(TABLE_SUFFIX) for name in names)
+            return (parquet_sources if is_table else folder_sources)(folder, tree)
         exists = spec and folder.exists()
     except OSError as error:
         raise DataError(f"{error.filename or spec} cannot be read ({error.strerror}).") from error
@@ -128,7 +135,7 @@ def _agree_on_classes(sources: Sources) -> tuple[str, ...]:
         values = np.unique(train.labels)
         if not np.array_equal(values, np.arange(len(values))):
             raise DataError(
-                f"{train.origin} has the labels {_few(values)} and no class names; labels must be "
+                f"{train.origin} has the labels {few(values)} and no class names; labels must be "
                 "0 to n - 1 with none left out."
             )
         names = tuple(map(str, values))
@@ -139,8 +146,8 @@ def _agree_on_classes(sources: Sources) -> tuple[str, ...]:
     if test is not None:
         if test.class_names is not None and test.class_names != names:
             raise DataError(
-                f"{test.origin} has the classes {_few(test.class_names)} but {train.origin} "
-                f"{_few(names)}; they must be the same."
+                f"{test.origin} has the classes {few(test.class_names)} but {train.origin} "
+                f"{few(names)}; they must be the same."
             )
         if test.labels.max() >= len(names):
             raise DataError(
@@ -148,12 +155,6 @@ def _agree_on_classes(sources: Sources) -> tuple[str, ...]:
                 "classes; they must be the same."
             )
     return names
-
-
-def _few(values: Iterable[object]) -> str:
-    items = [str(value) for value in values]
-    rest = f", … ({len(items)} in all)" if len(items) > _SHOWN else ""
-    return ", ".join(items[:_SHOWN]) + rest
 
 
 def _fill(

@@ -6,6 +6,7 @@ for hub ids, whose tables end here too.
 """
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from pyarrow import parquet
 
 from dfs_rl.data.decode import EncodedImage
+from dfs_rl.data.layout import TABLE_SUFFIX, SplitLabel, Tree, pick_splits, read_split_label
 from dfs_rl.data.source import Source, Sources
 from dfs_rl.errors import DataError
 
@@ -23,6 +25,8 @@ _BATCH_ROWS = 1024
 _DAMAGE = (pa.ArrowException, OSError, ValueError)
 _PREFERRED_IMAGES = ("image", "img")
 _PREFERRED_LABELS = ("label", "labels", "fine_label")
+# What tells the files of one split apart, as in train-00000-of-00002-0123456789abcdef.parquet.
+_SHARD = re.compile(r"[-._ ]?\d+(?:[-._ ]of[-._ ](?P<count>\d+))?(?:-[0-9a-f]{16})?$")
 _BYTES = "bytes"  # the field of an image struct that holds the encoded image
 
 
@@ -45,39 +49,67 @@ class PlacedBatch(NamedTuple):
 Batches = Callable[[str], Iterator[PlacedBatch]]
 
 
-def parquet_sources(folder: Path) -> Sources | None:
-    """Read ``train*.parquet`` and ``test*.parquet`` in a folder, or in the one folder inside it.
+def parquet_sources(folder: Path, tree: Tree) -> Sources:
+    """Read the parquet files of the train and the test split.
 
-    Copies of hub data sets keep their files in a folder named ``data`` or after the configuration.
+    The names of files and of the folders inside tell the splits: ``train-00000-of-00002.parquet``,
+    ``data/train.parquet`` or ``default/train/0000.parquet``.
 
-    Returns:
-        The sources, or None where there is no parquet file.
+    Args:
+        folder: The data set's.
+        tree: Its files, some of them parquet files.
 
     Raises:
-        DataError: If there are parquet files but none for train, if several folders inside have
-            some, or if one cannot be read.
+        DataError: If there are none for train, if they belong to several sets of splits, if some
+            are missing, if there are class folders with images too, or if one cannot be read.
     """
-    inner = sorted(path for path in folder.iterdir() if path.is_dir())
-    places = [place for place in (folder, *inner) if any(place.glob("train*.parquet"))]
-    if not places:
-        others = sorted(path.name for path in folder.glob("*.parquet"))
-        if others:
-            raise DataError(
-                f"{folder} holds {', '.join(others[:3])} but no train*.parquet; a parquet folder "
-                "needs train*.parquet and may have test*.parquet."
-            )
-        return None
-    if len(places) > 1 and places[0] != folder:
+    places = [
+        (*place, name)
+        for place, names in sorted(tree.items())
+        for name in sorted(names)
+        if name.lower().endswith(TABLE_SUFFIX)
+    ]
+    images = sum(map(len, tree.values())) - len(places)
+    loose = sum(not name.lower().endswith(TABLE_SUFFIX) for name in tree[()])
+    if images > loose:
         raise DataError(
-            f"{folder} has train*.parquet in each of {', '.join(place.name for place in places)}; "
-            "give one of these folders."
+            f"{folder} holds parquet files ({'/'.join(places[0])}) and folders with images; give a "
+            "folder with one of the two."
         )
-    test = sorted(places[0].glob("test*.parquet"))
+    labels: dict[str, SplitLabel] = {}
+    parts: dict[str, list[Path]] = {}
+    for place in places:
+        part, label = _read_place(folder, place)
+        labels[part] = label
+        parts.setdefault(part, []).append(folder.joinpath(*place))
+    train, test = pick_splits(str(folder), labels)
     return Sources(
         name=folder.resolve().name,
-        train=_parquet_source(sorted(places[0].glob("train*.parquet"))),
-        test=_parquet_source(test) if test else None,
+        train=_parquet_source(parts[train]),
+        test=None if test is None else _parquet_source(parts[test]),
     )
+
+
+def _read_place(folder: Path, place: Sequence[str]) -> tuple[str, SplitLabel]:
+    """Return the part of a data set that a file belongs to, and the split that the part stands for."""
+    *folders, name = place
+    stem = _SHARD.sub("", name[: -len(TABLE_SUFFIX)])
+    split: str | None = None
+    rest: tuple[str, ...] = ()
+    part = []
+    for text in (*folders, stem):
+        label = read_split_label(text)
+        if split and label.split is None:
+            continue  # in a split's folder any name will do
+        if split and label.split not in (None, split):
+            raise DataError(
+                f"{folder.joinpath(*place)} is named like both {split} and {label.split}; rename "
+                "it or its folder."
+            )
+        split = split or label.split
+        rest += label.rest
+        part.append(text)
+    return "/".join(part) or name, SplitLabel(split, rest)
 
 
 def table_source(origin: str, schema: pa.Schema, batches: Batches) -> Source:
@@ -192,6 +224,7 @@ def _read_labels(batches: Iterator[PlacedBatch], name: str) -> NDArray[np.int64]
 
 
 def _parquet_source(files: list[Path]) -> Source:
+    _check_complete(files)
     schema = _open(files[0]).schema_arrow
 
     def batches(column: str) -> Iterator[PlacedBatch]:
@@ -214,7 +247,20 @@ def _parquet_source(files: list[Path]) -> Source:
     return table_source(str(files[0]), schema, batches)
 
 
+def _check_complete(files: list[Path]) -> None:
+    """Refuse a split of which a file is missing, or which holds the files of two writings."""
+    matches = [_SHARD.search(path.name[: -len(TABLE_SUFFIX)]) for path in files]
+    counts = {match["count"] for match in matches if match} - {None}
+    if counts and (len(counts) > 1 or len(files) != int(*counts)):
+        raise DataError(
+            f"{files[0]} is one of {' or of '.join(sorted(counts))} files by its name, but there "
+            f"are {len(files)}; give a folder with all the files of one writing."
+        )
+
+
 def _open(path: Path) -> parquet.ParquetFile:
+    if not path.is_file():  # a pipe or a device never ends
+        raise DataError(f"{path} is no regular file; parquet files must be.")
     try:
         file = parquet.ParquetFile(path)
         str(file.schema_arrow)  # decodes the names, which damage may have left undecodable

@@ -44,8 +44,90 @@ def test_train_and_test_folders(image_folder, numbered):
     assert sorted(numbers(dataset.test, numbered, 20, 26)) == list(range(20, 26))
 
 
-def test_a_class_may_be_called_train(image_folder):
-    assert load_dataset(str(image_folder({"car": 10, "train": 10}))).class_names == ("car", "train")
+@pytest.mark.parametrize(
+    ("train", "test"), [("Train", "TEST"), ("train", "Test"), ("trainImages", "testImages")]
+)
+def test_split_folders_are_told_in_any_case(image_folder, numbered, train, test):
+    image_folder({"cat": 10, "dog": 10}, under=train)
+    folder = image_folder({"cat": 3, "dog": 3}, under=test, first=20)
+    dataset = load_dataset(str(folder))
+    assert dataset.class_names == ("cat", "dog")
+    assert sorted(numbers(dataset.test, numbered, 20, 26)) == list(range(20, 26))
+
+
+def test_other_splits_are_not_used_and_logged(image_folder, numbered, caplog):
+    for first, split in enumerate(("train", "val", "extra")):
+        folder = image_folder({"cat": 10, "dog": 10}, under=split, first=20 * first)
+    dataset = load_dataset(str(folder))
+    for name in SPLIT_NAMES:
+        assert max(numbers(dataset.split(name), numbered, 0, 20)) < 20
+    assert [record.getMessage().split("(")[0] for record in caplog.records] == [
+        f"Not used of {folder}: extra, val "
+    ]
+
+
+def test_a_class_among_others_may_hold_the_word_of_a_split(image_folder):
+    folder = image_folder({"bus stop": 10, "train station": 10})
+    assert load_dataset(str(folder)).class_names == ("bus stop", "train station")
+
+
+@pytest.mark.parametrize("name", ["train", "Test", "val2"])
+def test_a_class_that_could_be_a_split_is_refused_with_a_way_out(image_folder, name):
+    folder = image_folder({"car": 10, name: 10})
+    message = refusal(folder)
+    assert f"holds {name}, named like a split" in message
+    assert "move them into one folder called train" in message
+    (folder / "train_").mkdir()
+    for path in list(folder.iterdir()):
+        if path.name != "train_":
+            path.rename(folder / "train_" / path.name)
+    (folder / "train_").rename(folder / "train")
+    assert load_dataset(str(folder)).class_names == tuple(sorted(("car", name)))
+
+
+@pytest.mark.parametrize(
+    ("folders", "words"),
+    [
+        (["val/cat", "val/dog", "test/cat", "test/dog"], "holds test, val but no train split"),
+        (["train/cat", "train/dog", "Train/cat", "Train/dog"], "holds Train, train, more than one"),
+        (["train/cat", "train/dog", "train_small/cat"], "train_small, more than one set"),
+        (["trainA/x", "trainB/x", "testA/x", "testB/x"], "testA, testB, trainA, trainB, more than"),
+        (["train", "test"], "holds test, train, named like a split, but images lie in test, train"),
+        (
+            ["good", "bad", "test"],
+            "holds test, named like a split, but images lie in bad, good, test",
+        ),
+        (
+            ["train/cat", "train/dog", "Meta"],
+            "holds train, named like a split, but images lie in Meta",
+        ),
+        (["pets/train/cat", "pets/test/cat"], "pets would be a class, but holds test, train"),
+        (["cat/train", "cat/test", "dog/train"], "cat would be a class, but holds test, train"),
+        (["train/cat/test", "train/dog"], "cat would be a class, but holds test"),
+        (
+            ["train/train", "train/test"],
+            "holds test, train, named like splits, where class folders",
+        ),
+        (
+            ["trainset/cat", "trainset/dog", "testset/cat", "testset/dog"],
+            "holds the folders cat, dog",
+        ),
+    ],
+)
+def test_folders_of_unclear_meaning_are_refused_by_name(image_folder, folders, words):
+    for first, name in enumerate(folders):
+        folder = image_folder({name: 8}, first=8 * first)
+    assert words in refusal(folder)
+
+
+@pytest.mark.parametrize("name", ["pipe.png", "train/cat/pipe.png"])
+def test_a_pipe_among_the_images_is_named(image_folder, name):
+    folder = image_folder({"cat": 10, "dog": 10}, under="train")
+    os.mkfifo(folder / name)
+    if "/" in name:
+        assert "pipe.png is no regular file" in refusal(folder)
+    else:
+        assert load_dataset(str(folder)).class_names == ("cat", "dog")
 
 
 def test_other_and_hidden_files_and_nested_folders(image_folder):

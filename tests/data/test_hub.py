@@ -96,6 +96,24 @@ def test_a_train_split_is_needed(pets):
         sources_of("somebody/pets", pets)
 
 
+def test_test_splits_go_by_their_words_and_others_are_logged(pets, caplog):
+    import datasets
+
+    def sizes(**splits):
+        caplog.clear()
+        _, train, test = sources_of("somebody/pets", datasets.DatasetDict(splits))
+        logged = [record.getMessage().split(" (")[0] for record in caplog.records]
+        return len(train.labels), len(test.labels), logged
+
+    train, test = pets["train"], pets["test"]
+    assert sizes(Training=train, testing=test) == (20, 3, [])
+    assert sizes(train=train, test=test, eval=train, train_small=test) == (
+        20,
+        3,
+        ["Not used of somebody/pets: eval, train_small"],
+    )
+
+
 def run(cache: Path, **variables: str) -> str:
     done = subprocess.run(
         [sys.executable, "-c", LOAD],

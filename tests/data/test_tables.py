@@ -1,4 +1,5 @@
 import json
+import os
 
 import numpy as np
 import pyarrow as pa
@@ -61,7 +62,9 @@ def test_files_may_lie_in_one_folder_inside(parquet_folder, write_parquet):
     assert dataset.name == outer.name
     assert dataset.class_names == ("cat", "dog")
     write_parquet(outer / "other" / "train.parquet", [0, 1] * 10)
-    assert "in each of other, tiny; give one of these folders" in refusal(outer)
+    message = refusal(outer)
+    assert "holds other/train, tiny/test, tiny/train, more than one set of splits" in message
+    assert "give a folder with one" in message
 
 
 def test_nothing_is_written_beside_the_data(parquet_folder):
@@ -230,4 +233,57 @@ def test_withheld_test_labels_are_refused(parquet_folder, write_parquet):
 def test_parquet_without_train_is_refused(parquet_folder):
     for path in parquet_folder.glob("train*"):
         path.unlink()
-    assert "holds test.parquet but no train*.parquet" in refusal(parquet_folder)
+    assert "holds test but no train split; name it train" in refusal(parquet_folder)
+    (parquet_folder / "test.parquet").rename(parquet_folder / "0000.parquet")
+    assert "holds 0000.parquet but no train split" in refusal(parquet_folder)
+
+
+@pytest.mark.parametrize("name", ["extra-00000-of-00001", "trainval", "val", "unsupervised"])
+def test_files_of_other_splits_are_not_used_and_logged(parquet_folder, write_parquet, caplog, name):
+    before = load_dataset(str(parquet_folder)).fingerprint
+    assert not caplog.records
+    write_parquet(parquet_folder / f"{name}.parquet", [0, 1] * 10)
+    assert load_dataset(str(parquet_folder)).fingerprint == before
+    (record,) = caplog.records
+    assert f"Not used of {parquet_folder}: {name.split('-')[0]} " in record.getMessage()
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("train_small.parquet", "train, train_small, more than one set of splits"),
+        ("small/train.parquet", "small/train, test, train, more than one set of splits"),
+        ("Train.parquet", "Train, test, train, more than one set of splits"),
+        ("eval.parquet", "eval, test, train, more than one set of splits"),
+        ("test/train.parquet", "test/train.parquet is named like both test and train"),
+        ("train-00000-of-00002.parquet", "train-0.parquet is one of 00002 files by its name"),
+    ],
+)
+def test_files_of_unclear_meaning_are_refused_by_name(parquet_folder, write_parquet, name, words):
+    write_parquet(parquet_folder / name, [0, 1] * 10)
+    message = refusal(parquet_folder)
+    assert words in message
+
+
+def test_a_missing_part_of_a_split_is_refused(tmp_path, write_parquet):
+    write_parquet(tmp_path / "train-00000-of-00002.parquet", [0, 1] * 10)
+    assert "is one of 00002 files by its name, but there are 1" in refusal(tmp_path)
+    write_parquet(tmp_path / "train-00001-of-00002.parquet", [0, 1] * 10, first=20)
+    assert sum(len(load_dataset(str(tmp_path)).split(name)) for name in SPLIT_NAMES) == 40
+
+
+def test_parquet_files_beside_class_folders_are_refused(parquet_folder, numbered):
+    numbered(0).save(parquet_folder / "logo.png")
+    load_dataset(str(parquet_folder))
+    (parquet_folder / "cat").mkdir()
+    numbered(0).save(parquet_folder / "cat" / "0.png")
+    assert "holds parquet files (test.parquet) and folders with images" in refusal(parquet_folder)
+
+
+def test_a_pipe_or_a_device_is_no_parquet_file(tmp_path):
+    path = tmp_path / "train.parquet"
+    os.mkfifo(path)
+    assert f"{path} is no regular file" in refusal(tmp_path)
+    path.unlink()
+    path.symlink_to("/dev/zero")
+    assert f"{path} is no regular file" in refusal(tmp_path)
