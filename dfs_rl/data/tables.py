@@ -22,6 +22,7 @@ from dfs_rl.data.source import Source, Sources
 from dfs_rl.errors import DataError
 
 _BATCH_ROWS = 1024
+_BATCH_BYTES = 2**28
 _DAMAGE = (pa.ArrowException, OSError, ValueError)
 _PREFERRED_IMAGES = ("image", "img")
 _PREFERRED_LABELS = ("label", "labels", "fine_label")
@@ -238,13 +239,28 @@ def _parquet_source(files: list[Path]) -> Source:
                 )
             first = 0
             try:
-                for rows in file.iter_batches(batch_size=_BATCH_ROWS, columns=[column]):
+                size = _batch_rows(file.metadata, column)
+                for rows in file.iter_batches(batch_size=size, columns=[column]):
                     yield PlacedBatch(rows, str(path), first)
                     first += len(rows)
             except _DAMAGE as error:
                 raise _unreadable(path, error) from error
 
     return table_source(str(files[0]), schema, batches)
+
+
+def _batch_rows(metadata: parquet.FileMetaData, column: str) -> int:
+    """Rows that fit in memory: each may stand for a chunk's whole dictionary, a kilobyte on disk."""
+    largest = max(
+        (
+            chunk.total_uncompressed_size
+            for group in map(metadata.row_group, range(metadata.num_row_groups))
+            for chunk in map(group.column, range(metadata.num_columns))
+            if chunk.path_in_schema in (column, f"{column}.{_BYTES}")
+        ),
+        default=0,
+    )
+    return min(_BATCH_ROWS, max(1, _BATCH_BYTES // max(1, largest)))
 
 
 def _check_complete(files: list[Path]) -> None:

@@ -7,7 +7,8 @@ import pytest
 from pyarrow import parquet
 
 from dfs_rl.data import SPLIT_NAMES, load_dataset
-from dfs_rl.data.tables import find_columns
+from dfs_rl.data.layout import read_tree
+from dfs_rl.data.tables import find_columns, parquet_sources
 from dfs_rl.errors import DataError
 
 IMAGE = pa.struct({"bytes": pa.binary(), "path": pa.string()})
@@ -287,3 +288,22 @@ def test_a_pipe_or_a_device_is_no_parquet_file(tmp_path):
     path.unlink()
     path.symlink_to("/dev/zero")
     assert f"{path} is no regular file" in refusal(tmp_path)
+
+
+def test_a_value_that_every_row_repeats_is_not_held_a_thousand_times(tmp_path, numbered, png):
+    """A kilobyte on disk stands for 600 images of 8 MB."""
+    data = png(numbered(0)) + bytes(2**23)
+    column = pa.DictionaryArray.from_arrays(pa.array(np.zeros(600, np.int32)), pa.array([data]))
+    table = pa.table({"image": column, "label": np.arange(600) % 2})
+    parquet.write_table(
+        table,
+        tmp_path / "train.parquet",
+        compression="zstd",
+        store_schema=False,
+        dictionary_pagesize_limit=2**30,
+    )
+    source = parquet_sources(tmp_path, read_tree(tmp_path)).train
+    before = pa.total_allocated_bytes()
+    first = next(source.read(np.ones(600, dtype=bool)))
+    assert first.data == data
+    assert pa.total_allocated_bytes() - before < 2**29
