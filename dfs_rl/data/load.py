@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from dfs_rl.data.decode import ImageArray
 from dfs_rl.data.images import MIN_CLASSES, Dataset, ImageSet
 from dfs_rl.data.layout import TABLE_SUFFIX, few, read_tree
+from dfs_rl.data.repeats import drop_repeats
 from dfs_rl.data.source import Source, Sources
 from dfs_rl.data.splits import SplitFractions, plan_splits
 from dfs_rl.errors import DataError
@@ -34,7 +35,9 @@ def load_dataset(
     source is not used. Within a split the images are shuffled so that every prefix holds the
     classes in proportion.
 
-    Which parts of a folder are not used is logged as a warning, which Python prints by default.
+    An image that an earlier split holds too, pixel by pixel, is left out: of agent, val and test
+    where train has it, of val and test where agent has it, of test where val has it. How many, and
+    which parts of a folder are not used, is logged as a warning, which Python prints by default.
 
     Args:
         spec: ``digits`` (scikit-learn's 1,797 images of 8 x 8 pixels); a folder of parquet files
@@ -181,6 +184,7 @@ def _assemble(
     flip: bool,
 ) -> Dataset:
     """Make the splits views of one array that holds them one after another."""
+    pixels, labels, lengths = drop_repeats(name, class_names, pixels, labels, lengths)
     images = torch.split(torch.from_numpy(pixels), lengths)
     classes = torch.split(torch.from_numpy(labels), lengths)
     train, agent, val, test = map(ImageSet, images, classes)
