@@ -110,6 +110,7 @@ class Dataset:
                 f"data set {self.name!r} has the classes {list(self.class_names)}; at least "
                 f"{MIN_CLASSES} are needed."
             )
+        check_text(self.name, *self.class_names)
         for name in SPLIT_NAMES:
             split = self.split(name)
             if not len(split):
@@ -164,3 +165,17 @@ class Dataset:
             digest.update(split.labels.cpu().contiguous().numpy().data)
             digest.update(split.images.cpu().contiguous().numpy().data)
         return digest.hexdigest()[:16]
+
+
+def check_text(*names: str) -> None:
+    """Refuse names that no file of a run could store, as those of folders in another encoding.
+
+    Raises:
+        DataError: If one has no UTF-8 form.
+    """
+    for name in names:
+        if name != name.encode(errors="replace").decode():
+            raise DataError(
+                f"the name {name!a} of a data set or class is not UTF-8, in which runs store it; "
+                "rename it."
+            )

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from dfs_rl.data.decode import ImageArray
-from dfs_rl.data.images import MIN_CLASSES, Dataset, ImageSet
+from dfs_rl.data.images import MIN_CLASSES, Dataset, ImageSet, check_text
 from dfs_rl.data.layout import TABLE_SUFFIX, few, read_tree
 from dfs_rl.data.repeats import drop_repeats
 from dfs_rl.data.source import Source, Sources
@@ -66,6 +66,7 @@ def load_dataset(
         return _load_digits(splits or DIGITS_FRACTIONS, limit)
     sources = _find_sources(spec)
     names = _agree_on_classes(sources)
+    check_text(spec, sources.name, *names)  # before an hour of decoding
     plan = plan_splits(
         sources.train.labels,
         None if sources.test is None else sources.test.labels,

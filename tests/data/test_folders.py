@@ -120,6 +120,25 @@ def test_folders_of_unclear_meaning_are_refused_by_name(image_folder, folders, w
     assert words in refusal(folder)
 
 
+@pytest.mark.parametrize("under", ["", "train"])
+def test_a_class_whose_name_is_not_utf_8_is_refused_before_anything_is_read(
+    image_folder, monkeypatch, under
+):
+    folder = image_folder({"cat": 10, "dog": 10}, under=under)
+    (folder / under / "dog").rename(folder / under / os.fsdecode(b"d\xf6g"))
+    monkeypatch.setattr("PIL.Image.open", None)
+    message = refusal(folder)
+    assert "'d\\udcf6g'" in message
+    message.encode()
+
+
+def test_a_data_set_whose_name_is_not_utf_8_is_refused(image_folder):
+    folder = image_folder({"cat": 10, "dog": 10})
+    renamed = folder.parent / os.fsdecode(b"d\xf6gs")
+    folder.rename(renamed)
+    assert "d\\udcf6gs" in refusal(renamed)
+
+
 @pytest.mark.parametrize("name", ["pipe.png", "train/cat/pipe.png"])
 def test_a_pipe_among_the_images_is_named(image_folder, name):
     folder = image_folder({"cat": 10, "dog": 10}, under="train")

@@ -307,3 +307,8 @@ def test_a_value_that_every_row_repeats_is_not_held_a_thousand_times(tmp_path, n
     first = next(source.read(np.ones(600, dtype=bool)))
     assert first.data == data
     assert pa.total_allocated_bytes() - before < 2**29
+
+
+def test_class_names_that_are_not_utf_8_are_refused(tmp_path, write_parquet):
+    write_parquet(tmp_path / "train.parquet", [0, 1] * 10, class_names=["cat", "d\udcf6g"])
+    assert "'d\\udcf6g'" in refusal(tmp_path)
