@@ -1,6 +1,6 @@
 """Image folders: one folder per class."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -124,10 +124,12 @@ def _check_levels(origin: Path, inner: dict[str, set[str]]) -> None:
             f"{origin} holds {few(sorted(inner))}, named like splits, where class folders should "
             "be; give the folder that holds train and test."
         )
-    shared = set.intersection(*inner.values()) if len(inner) > 1 else set()
+    counts = Counter(part for folders in inner.values() for part in folders if part)
+    shared = sorted(part for part, count in counts.items() if count > 1)
     if len(shared) > 1:
+        outer = sorted(name for name, folders in inner.items() if folders.intersection(shared))
         raise DataError(
-            f"each of {few(sorted(inner))} in {origin} holds the folders {few(sorted(shared))}; "
+            f"{few(outer)} in {origin} hold the same folders ({few(shared)}); "
             "either could be the classes. Give the folder whose folders are the classes, or call "
             "the outer ones train and test."
         )

@@ -64,9 +64,10 @@ def load_dataset(
     """
     if spec == DIGITS:
         return _load_digits(splits or DIGITS_FRACTIONS, limit)
+    check_text(spec)
     sources = _find_sources(spec)
+    check_text(sources.name)
     names = _agree_on_classes(sources)
-    check_text(spec, sources.name, *names)  # before an hour of decoding
     plan = plan_splits(
         sources.train.labels,
         None if sources.test is None else sources.test.labels,

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dfs_rl.data.decode import EncodedImage
+from dfs_rl.data.images import check_text
 from dfs_rl.errors import DataError
 
 
@@ -22,7 +23,8 @@ class Source:
         read: Yields the rows for which the argument, bool ``[n]``, is set, in order.
 
     Raises:
-        DataError: If it is empty, or a label is negative or has no class name.
+        DataError: If it is empty, a label is negative or has no class name, or a class name has no
+            UTF-8 form.
     """
 
     origin: str
@@ -31,6 +33,7 @@ class Source:
     read: Callable[[NDArray[np.bool_]], Iterator[EncodedImage]]
 
     def __post_init__(self) -> None:
+        check_text(*(self.class_names or ()))
         if not len(self.labels):
             raise DataError(f"{self.origin} holds no images.")
         row = int(self.labels.argmin())

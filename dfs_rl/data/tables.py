@@ -109,8 +109,8 @@ def _read_place(folder: Path, place: Sequence[str]) -> tuple[str, SplitLabel]:
             )
         split = split or label.split
         rest += label.rest
-        part.append(text)
-    return "/".join(part) or name, SplitLabel(split, rest)
+        part.append(text or name)
+    return "/".join(part), SplitLabel(split, rest)
 
 
 def table_source(origin: str, schema: pa.Schema, batches: Batches) -> Source:

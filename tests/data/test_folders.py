@@ -108,9 +108,10 @@ def test_a_class_that_could_be_a_split_is_refused_with_a_way_out(image_folder, n
             ["train/train", "train/test"],
             "holds test, train, named like splits, where class folders",
         ),
+        (["a/cat", "a/dog", "b/cat", "b/dog", "c/cow"], "a, b in "),
         (
             ["trainset/cat", "trainset/dog", "testset/cat", "testset/dog"],
-            "holds the folders cat, dog",
+            "hold the same folders (cat, dog)",
         ),
     ],
 )
@@ -127,6 +128,8 @@ def test_a_class_whose_name_is_not_utf_8_is_refused_before_anything_is_read(
     folder = image_folder({"cat": 10, "dog": 10}, under=under)
     (folder / under / "dog").rename(folder / under / os.fsdecode(b"d\xf6g"))
     monkeypatch.setattr("PIL.Image.open", None)
+    if under:
+        image_folder({"cat": 3, "dog": 3}, under="test", first=20)
     message = refusal(folder)
     assert "'d\\udcf6g'" in message
     message.encode()
