@@ -52,7 +52,8 @@ def load_dataset(
         splits: Shares of the splits; None takes 10 % agent, 10 % val and, where the source has no
             test split, 20 % test; for the digits 25 %, 12 % and 23 %.
         limit: For quick trials: use at most this many images of the source's train and of its test
-            split each, the classes in proportion; every split then is a part of its full self.
+            split each, the classes in proportion; every split then is a part of its full self, but for
+            images that the rest of an earlier split repeats, which are not read.
 
     Returns:
         The data set, ``n * c * h * w`` bytes of uint8 pixels; mirrored augmentation is on but for
