@@ -6,7 +6,7 @@ import io
 import logging
 import operator
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any, NamedTuple, cast
 
@@ -22,6 +22,7 @@ from dfs_rl.errors import ConfigError
 
 _LOGITS_RANK = 2
 _FEWEST_CLASSES = 2
+_NOT_CONSTANT = (InputKind.USER_INPUT, InputKind.PARAMETER)
 _EXACT = 1e-5
 """Of the largest logit: what a trace may miss its model by."""
 _ALONE = 1e-4
@@ -227,12 +228,20 @@ def _without_shared_writes(program: ExportedProgram) -> ExportedProgram:
 
 
 def _shared_write(program: ExportedProgram) -> fx.Node | None:
-    """Return the first operator that writes where ``_Recorder`` cannot simply replace the tensor."""
+    """Return the first operator whose write ``_Recorder`` would lose."""
+    constants = {node for node, spec in _inputs(program) if spec.kind not in _NOT_CONSTANT}
     seen: set[int] = set()
     shared: set[int] = set()
+    read: set[int] = set()
     for node in program.graph.nodes:
         written = _storages([target.meta.get("val") for target in _written(node)])
-        if written & shared or (written and _changed_in_place(node) is None):
+        if node.op == "call_function" and _is_constant(node, constants):
+            constants.add(node)  # computed once, by really writing
+            lost = bool(written & read)
+        else:
+            lost = bool(written & shared) or (bool(written) and _changed_in_place(node) is None)
+            read |= _storages([source.meta.get("val") for source in node.all_input_nodes])
+        if lost:
             return cast("fx.Node", node)
         own = _storages(node.meta.get("val"))
         shared |= (own & seen) - written
@@ -397,10 +406,10 @@ class _Recorder:
 
     def run(self) -> Traced:
         """Copy all nodes."""
-        specs = {spec.arg.name: spec for spec in self.program.graph_signature.input_specs}
+        specs = dict(_inputs(self.program))
         for node in self.program.graph.nodes:
             if node.op == "placeholder":
-                self._copy_input(node, specs[node.name])
+                self._copy_input(node, specs[node])
             elif node.op == "call_function":
                 self._copy_operator(node)
             elif node.op == "get_attr":
@@ -440,22 +449,19 @@ class _Recorder:
         if node.target is operator.getitem and name_of(node.all_input_nodes[0]) == _BASIC_NORM:
             self._alias(node, node.args[0])
             return
+        if _is_constant(node, self.constants):
+            self.constants[node] = self._compute(node)
+            return
         changed = _changed_in_place(node)
-        target = node.target if changed is None else _functional(node.target)
-        if self._is_constant(node):
-            self.constants[node] = self._compute(node, target)
-        elif name.removesuffix("_") == "copy":
+        if name.removesuffix("_") == "copy":
             self.new[node] = self._copy_values(node)
         else:
-            self._emit(node, target)
+            self._emit(node, node.target if changed is None else _functional(node.target))
         if changed is not None:
-            # What read it before keeps the value that it had.
-            for values in (self.new, self.constants):
-                values.pop(changed, None)
-                if node in values:
-                    values[changed] = values[node]
+            self.new[changed] = self.new[node]
+            self.constants.pop(changed, None)
 
-    def _emit(self, node: fx.Node, target: Any) -> None:  # noqa: ANN401 - operators have no common type
+    def _emit(self, node: fx.Node, target: Any) -> None:  # noqa: ANN401 - as fx has it
         args, kwargs = node.args, dict(node.kwargs)
         if target is torch.ops.aten.view.default:  # a channels_last activation has no such view
             target = torch.ops.aten.reshape.default
@@ -474,22 +480,13 @@ class _Recorder:
             source = self._call(node, torch.ops.aten.type_as.default, (source, target), {})
         return source
 
-    def _call(self, node: fx.Node, target: Any, args: Any, kwargs: Any) -> fx.Node:  # noqa: ANN401 - as fx has them
+    def _call(self, node: fx.Node, target: Any, args: Any, kwargs: Any) -> fx.Node:  # noqa: ANN401
         copied = self._set(node, self.graph.call_function(target, args, kwargs))
         flows = batch_factor(node) is None and any(n.meta["flows"] for n in copied.all_input_nodes)
         self._describe(copied, node, flows=flows)
         return copied
 
-    def _is_constant(self, node: fx.Node) -> bool:
-        inputs = node.all_input_nodes
-        if node.target in (operator.mul, operator.add, operator.floordiv) or any(
-            isinstance(n.meta.get("val"), torch.SymInt) for n in [*inputs, node]
-        ):
-            return False
-        shape_alone = name_of(node) in {f"new_{kind}" for kind in ("zeros", "ones", "full")}
-        return all(n in self.constants for n in (inputs[1:] if shape_alone else inputs))
-
-    def _compute(self, node: fx.Node, target: Any) -> Any:  # noqa: ANN401 - whatever the operator returns
+    def _compute(self, node: fx.Node) -> Any:  # noqa: ANN401 - whatever the operator returns
         def value(n: fx.Node) -> Any:  # noqa: ANN401
             return self.constants.get(n, torch.empty(0))
 
@@ -498,7 +495,7 @@ class _Recorder:
         if "device" in kwargs:
             kwargs["device"] = torch.device("cpu")
         with torch.no_grad():
-            return target(*args, **kwargs)
+            return cast("Any", node.target)(*args, **kwargs)
 
     def _get(self, node: fx.Node) -> fx.Node:
         if node not in self.new and node in self.constants:
@@ -530,6 +527,23 @@ class _Recorder:
         if name_of(node) == _BASIC_NORM:
             value, *_ = cast("Sequence[Tensor]", value)
         copied.meta = {"val": value, "module": _module_of(node), "flows": flows}
+
+
+def _inputs(program: ExportedProgram) -> list[tuple[fx.Node, Any]]:
+    """Return the program's inputs, parameters and constants, and what torch says of each."""
+    specs = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
+    return [(n, specs[n.name]) for n in program.graph.nodes if n.op == "placeholder"]
+
+
+def _is_constant(node: fx.Node, constants: Container[fx.Node]) -> bool:
+    """Say whether an operator's result depends on neither images nor parameters."""
+    inputs = node.all_input_nodes
+    if node.target in (operator.mul, operator.add, operator.floordiv) or any(
+        isinstance(n.meta.get("val"), torch.SymInt) for n in [*inputs, node]
+    ):
+        return False
+    shape_alone = name_of(node) in {f"new_{kind}" for kind in ("zeros", "ones", "full")}
+    return all(n in constants for n in (inputs[1:] if shape_alone else inputs))
 
 
 def _changed_in_place(node: fx.Node) -> fx.Node | None:
