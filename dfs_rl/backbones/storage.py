@@ -4,7 +4,7 @@ Loading executes no code of the folder's. A user's own network is made again by 
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from dfs_rl.runs import (
     load_tensors,
     read_description,
     save_tensors,
+    shared_names,
     write_description,
 )
 
@@ -124,6 +125,7 @@ def load_stored_backbone(folder: str | Path) -> StoredBackbone:
     with torch.device("meta"):
         backbone = family.backbone(config, statistics)
         _set_exits(backbone, exits, path)
+    shared = shared_names(backbone)
     try:
         backbone.load_state_dict(
             {n: t.float() if t.is_floating_point() else t for n, t in weights.items()}, assign=True
@@ -132,6 +134,8 @@ def load_stored_backbone(folder: str | Path) -> StoredBackbone:
         raise CheckpointError(
             f"the weights in {folder / WEIGHTS_FILE} do not fit the backbone that {path} describes."
         ) from error
+    for names in shared:
+        _share(backbone, names, folder / WEIGHTS_FILE)
     check_finite(backbone, folder / WEIGHTS_FILE)
     return StoredBackbone(backbone=backbone.eval(), info=info)
 
@@ -182,6 +186,22 @@ def _set_exits(backbone: Backbone, after: object, path: Path) -> None:
 def load_backbone(folder: str | Path) -> Backbone:
     """Read the backbone alone, see ``load_stored_backbone``."""
     return load_stored_backbone(folder).backbone
+
+
+def _share(backbone: Backbone, names: Sequence[str], path: Path) -> None:
+    """Make the tensors of these names, which were loaded one by one, the same again."""
+    places = [
+        (backbone.get_submodule(module), leaf)
+        for module, _, leaf in (n.rpartition(".") for n in names)
+    ]
+    first, *others = (getattr(module, leaf) for module, leaf in places)
+    for name, other in zip(names[1:], others, strict=True):
+        if not torch.equal(first, other):
+            raise CheckpointError(
+                f"{path} holds {names[0]} and {name} with different values, but the network shares them; train it again."
+            )
+    for module, leaf in places:
+        setattr(module, leaf, first)
 
 
 def _mapping(value: object) -> dict[str, object]:

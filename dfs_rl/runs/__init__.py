@@ -17,6 +17,7 @@ from dfs_rl.runs.tensors import (
     load_tensors,
     save_checkpoint,
     save_tensors,
+    shared_names,
 )
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "remove_stale_temporaries",
     "save_checkpoint",
     "save_tensors",
+    "shared_names",
     "to_json_value",
     "write_bytes_atomic",
     "write_description",

@@ -97,6 +97,17 @@ def check_finite(module: "nn.Module", source: Path | str) -> None:
             raise CheckpointError(f"{source} holds values of {name} that are not finite.")
 
 
+def shared_names(module: "nn.Module") -> list[list[str]]:
+    """Return the names of each tensor that a module's state dict has more than once."""
+    import torch
+
+    names: dict[int, list[str]] = {}
+    for name, value in module.state_dict(keep_vars=True).items():
+        if isinstance(value, torch.Tensor):
+            names.setdefault(id(value), []).append(name)
+    return [group for group in names.values() if len(group) > 1]
+
+
 def save_checkpoint(
     path: Path, tensors: Mapping[str, "Tensor"], state: Mapping[str, object]
 ) -> None:

@@ -148,11 +148,13 @@ def find(traced: Traced) -> Findings:
 
 def weighted_module(node: fx.Node) -> str:
     """Return the module whose weight an operator uses, or the one that runs it."""
-    sources = list(node.all_input_nodes)
-    for source in sources:
+    runs_in = str(node.meta["module"])
+    for source in node.all_input_nodes:
         if source.op == "get_attr" and name_of(node) in _WEIGHTED:
-            return str(source.target).rpartition(".")[0]
-    return str(node.meta["module"])
+            owner = str(source.target).rpartition(".")[0]
+            # A weight that several modules share has the name of one of them.
+            return owner if is_within(owner, runs_in) else runs_in
+    return runs_in
 
 
 def is_within(name: str, module: str) -> bool:

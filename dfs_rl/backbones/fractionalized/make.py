@@ -20,7 +20,7 @@ from dfs_rl.constructors import allow_constructor, call_constructor
 from dfs_rl.cost import FULL, SKIP
 from dfs_rl.data import ChannelStatistics
 from dfs_rl.errors import CheckpointError, ConfigError
-from dfs_rl.runs import check_finite, load_tensors
+from dfs_rl.runs import check_finite, load_tensors, shared_names
 
 ItemT = TypeVar("ItemT")
 
@@ -199,12 +199,32 @@ def load_weights(model: nn.Module, path: Path) -> None:
     if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
         state = state["state_dict"]
     try:
+        if isinstance(state, Mapping):
+            state = _with_shared(model, state, path)
         model.load_state_dict(cast("Mapping[str, Tensor]", state))
     except (RuntimeError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"the weights in {path} do not fit the model: {_misfit(model, state, error)}."
         ) from error
     check_finite(model, path)
+
+
+def _with_shared(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> Mapping[str, Tensor]:
+    """Return weights with every name of the tensors that the model shares, which a file may hold once.
+
+    ``safetensors.torch.save_model`` and transformers write such files; ``safetensors.torch.load_model`` refuses its own where a batch
+    norm is shared, and those with all names.
+    """
+    whole = dict(state)
+    for names in shared_names(model):
+        given = [name for name in names if name in state]
+        for name in given[1:]:
+            if not torch.equal(state[name], state[given[0]]):
+                raise CheckpointError(
+                    f"the weights in {path} do not fit the model: {given[0]} and {name} differ, but the model shares them."
+                )
+        whole |= {name: state[given[0]] for name in names if given}
+    return whole
 
 
 def _misfit(model: nn.Module, state: object, error: Exception) -> str:

@@ -176,26 +176,31 @@ class _Maker:
             geometry=geometry,
             per_channel=self.widths.per_channel,
         )
+        self._share(module, arguments)
         return module, (arguments["input"],)
 
     def _linear(
         self, arguments: Mapping[str, Any], bits: Sequence[int]
     ) -> tuple[nn.Module, tuple[fx.Node, ...]]:
         weight = cast("Tensor", self._tensor(arguments["weight"]))
-        bias = self._tensor(arguments["bias"])
         module = FractionalLinear(
             weight.shape[1],
             weight.shape[0],
             bits=bits,
             signed_input=True,
-            bias=bias is not None,
+            bias=False,
             per_channel=self.widths.per_channel,
         )
-        with torch.no_grad():
-            module.weight.copy_(weight)
-            if bias is not None and module.bias is not None:
-                module.bias.copy_(bias)
+        self._share(module, arguments)
         return module, (arguments["input"],)
+
+    def _share(
+        self, module: GeneralConv2d | FractionalLinear, arguments: Mapping[str, Any]
+    ) -> None:
+        """Set the model's own weight and bias, so that all operators that use them have the same."""
+        module.weight = _trained(cast("Tensor", self._tensor(arguments["weight"])))
+        bias = self._tensor(arguments["bias"])
+        module.bias = None if bias is None else _trained(bias)
 
 
 Run = Callable[["Piece", Tensor, int], Tensor]
@@ -282,6 +287,7 @@ class _Emitter:
         self.swaps = swaps
         self.fixed = fixed
         self.held = nn.Module()
+        self.names: dict[str, str] = {}
         self.operators: dict[str, Swap] = {}
         self.nothing_runs = False
 
@@ -348,10 +354,12 @@ class _Emitter:
 
     def _hold(self, target: str) -> str:
         name = target.replace(".", "_")
+        while self.names.setdefault(name, target) != target:
+            name += "_"
         if not hasattr(self.held, name):
             tensor = self.traced.tensors[target]
             if isinstance(tensor, nn.Parameter):
-                self.held.register_parameter(name, nn.Parameter(tensor.detach().clone()))
+                self.held.register_parameter(name, _trained(tensor))
             else:
                 self.held.register_buffer(name, tensor)
         return name
@@ -364,6 +372,14 @@ class _Stub(nn.Module):
         super().__init__()
         self.held = held
         self.ops = nn.ModuleDict({name: swap.module for name, swap in operators.items()})
+
+
+def _trained(tensor: Tensor) -> nn.Parameter:
+    """Return a parameter of the model itself, to be trained; what is none there, such as a fixed filter, stays as it is."""
+    if isinstance(tensor, nn.Parameter):
+        tensor.requires_grad_()
+        return tensor
+    return nn.Parameter(tensor.detach().clone(), requires_grad=False)
 
 
 def _times(size: int, factor: int) -> int:
