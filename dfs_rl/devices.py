@@ -12,9 +12,7 @@ def resolve_device(name: str | torch.device) -> torch.device:
         ConfigError: If it is no name, torch does not know or have the device, or it cannot compute.
     """
     if not isinstance(name, str | torch.device):
-        raise ConfigError(
-            f"device is {name!r}; allowed is a name such as 'auto', 'cpu' or 'cuda'."
-        )
+        raise ConfigError(f"device is {name!r}; allowed is a name such as 'auto', 'cpu' or 'cuda'.")
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

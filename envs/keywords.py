@@ -29,7 +29,7 @@ WeightsLike = SkipValidation[RewardWeights | Mapping[str, object] | None]
 # JSON has no tuples.
 Pair = Annotated[
     tuple[float, float],
-    BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value),
+    BeforeValidator(lambda value: tuple(value) if isinstance(value, list | np.ndarray) else value),
 ]
 
 
@@ -54,9 +54,10 @@ def check_types(function: Callable[P, R]) -> Callable[P, R]:
             fault = error.errors(include_url=False)[0]
             place = fault["loc"][0]
             name = list(bound.arguments)[place] if isinstance(place, int) else place
-            finite = " that is finite" if fault["type"] == "finite_number" else ""
             value = reprlib.repr(bound.arguments[name])
-            allowed = describe(signature.parameters[name].annotation)
-            raise ConfigError(f"{name} is {value}; allowed is {allowed}{finite}.") from None
+            allowed = f"allowed is {describe(signature.parameters[name].annotation)}"
+            if fault["type"] == "finite_number":
+                allowed = "it must be finite"
+            raise ConfigError(f"{name} is {value}; {allowed}.") from None
 
     return call

@@ -120,6 +120,8 @@ class SB3GatingVecEnv(VecEnv):
         render_mode: str | None = None,
     ) -> None:
         check_render_mode(render_mode)
+        if not isinstance(task, Task):
+            raise ConfigError(f"task is {task!r}; needed is what envs.make_task returns.")
         if images_per_group < 1 or n_envs < 1 or n_envs % images_per_group:
             raise ConfigError(
                 f"{n_envs} environments cannot be split into groups of images_per_group = {images_per_group}; it must divide them."

@@ -2,11 +2,10 @@
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from dfs_rl.config import config_from_dict
 from dfs_rl.errors import ConfigError
 
 if TYPE_CHECKING:  # the commands read the defaults, and their help does not wait for torch
@@ -84,7 +83,11 @@ def reward_weights(given: object) -> RewardWeights:
         raise ConfigError(
             f"weights is {given!r}; allowed are a mapping such as {{'cost': 5.0}}, RewardWeights, or None for the defaults."
         )
-    return config_from_dict(given, RewardWeights, "weights")
+    names = [field.name for field in fields(RewardWeights)]
+    for name in given:
+        if name not in names:
+            raise ConfigError(f"weights has no {name!r}; allowed are {', '.join(names)}.")
+    return RewardWeights(**given)
 
 
 class Verdict(NamedTuple):

@@ -138,13 +138,16 @@ def test_a_wrong_type_is_refused_by_name(form, name, value):
     ("weights", "named"),
     [
         ({"cots": 1.0}, ["weights", "cots", "cost"]),
-        ({"cost": "5"}, ["weights", "cost", "'5'"]),
+        ({1: 2.0}, ["weights", "1", "cost"]),
+        ({"cost": "5"}, ["cost", "'5'"]),
+        ({"cost": [5.0]}, ["cost", "[5.0]"]),
+        ({"cost": torch.tensor(5.0)}, ["cost", "tensor(5.)"]),
         ({"cost": -1.0}, ["cost", "-1.0"]),
         ({"cost": float("inf")}, ["cost", "inf"]),
-        ({"cost": None}, ["weights", "cost"]),
-        ({"cost": True}, ["weights", "cost", "true"]),
+        ({"cost": None}, ["cost", "None"]),
+        ({"cost": True}, ["cost", "True"]),
         ({"cost": 10**400}, ["cost"]),
-        ({"cost_timing": "later"}, ["weights", "cost_timing", "'later'", "'terminal'"]),
+        ({"cost_timing": "later"}, ["cost_timing", "'later'", "'terminal'"]),
         ({"log_likelihood_floor": 0.0}, ["log_likelihood_floor", "0.0"]),
     ],
 )
@@ -184,6 +187,11 @@ def test_wrong_numbers_of_environments_and_steps_are_refused(name, value):
 def test_wrong_types_of_the_network_wide_environment_are_refused(name, value):
     with pytest.raises(ConfigError, match=f"{name} is "):
         NetworkWideEnv(**{name: value})
+
+
+def test_a_task_of_sb3_environments_is_one():
+    with pytest.raises(ConfigError, match="make_task"):
+        SB3GatingVecEnv(envs.ENV_ID, 2)
 
 
 @pytest.mark.parametrize("n_envs", [1.5, "2", None, -1])
