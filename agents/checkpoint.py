@@ -5,6 +5,7 @@ from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
+from gymnasium.error import InvalidAction
 from numpy.typing import NDArray
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.buffers import DictReplayBuffer
@@ -90,7 +91,14 @@ def restore(model: BaseAlgorithm, checkpoint: Checkpoint) -> None:
             assert isinstance(model.replay_buffer, DictReplayBuffer)
             position = cast("int", state["replay"])
             restore_replay(model.replay_buffer, tensors, "replay", position=position)
-    except (LookupError, RuntimeError, ValueError, TypeError, OverflowError) as error:
+    except (
+        LookupError,
+        RuntimeError,
+        ValueError,
+        TypeError,
+        OverflowError,
+        InvalidAction,
+    ) as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(
             f"the checkpoint does not fit this run's configuration: {reason}."

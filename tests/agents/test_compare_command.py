@@ -127,3 +127,24 @@ def test_bad_input_is_one_sentence_and_exit_code_2(
     assert compare.main([argument.format(runs[0]) for argument in arguments]) == 2
     assert words in sentence(capsys)
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        ('{"best_on_val": {}, "points_on_val": [], "images_seen": {"gate": "9"}}', "images_seen"),
+        ('{"best_on_val": {}, "points_on_val": [1], "images_seen": {}}', "points_on_val"),
+        ("3", "not a mapping"),
+    ],
+)
+def test_a_run_whose_training_record_is_damaged_is_named(
+    tmp_path: Path, runs: list[Path], capsys: pytest.CaptureFixture[str], content: str, named: str
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(runs[0], run)
+    (run / "training.json").write_text(content)
+    capsys.readouterr()
+    assert compare.main([str(run), "--run-dir", str(tmp_path / "report")]) == 2
+    said = sentence(capsys)
+    assert str(run / "training.json") in said
+    assert named in said

@@ -1,6 +1,7 @@
 """A training that was interrupted or killed ends exactly where an uninterrupted one ends."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -257,3 +258,50 @@ def test_metrics_hold_updates_and_validations(tmp_path: Path) -> None:
         assert shares.shape == (3, 4)
         torch.testing.assert_close(shares.sum(dim=1), torch.ones(3))
     assert list(run.tensorboard_dir.glob("events.*"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"timesteps": "48"}, "timesteps is '48'"),
+        ({"timesteps": -48}, "timesteps is -48"),
+        ({"updates": 1.5}, "updates is 1.5"),
+        ({"metrics": None}, "metrics is null"),
+        ({"env": []}, "env is []"),
+        ({"env": {"indices": [0] * 15 + ["0"]}}, r"env.indices[15] is '0'"),
+        ({"env": {"indices": [0] * 15 + [24]}}, "at image 24"),
+        ({"env": {"options": [[99]] * 16}}, "does not fit"),
+        ({"env": {"streams": {"keys": [2**64] * 4, "episodes": [0] * 4}}}, "does not fit"),
+        ({"validation": {"validated_at": "0", "best": None}}, "validation.validated_at is '0'"),
+        ({"validation": {"validated_at": 0, "best": {"reward": 1}}}, "validation.best"),
+    ],
+)
+def test_a_state_of_other_types_is_refused_before_a_step_is_made(
+    tmp_path: Path, changes: dict[str, Any], named: str
+) -> None:
+    plan = make_plan(PPOConfig(), timesteps=STEPS_PER_UPDATE)
+    run = new_run(tmp_path / "run")
+    train(run, plan)
+    tensors, state = run.load_checkpoint(LAST_CHECKPOINT)
+    env = {**state["env"], **changes["env"]} if isinstance(changes.get("env"), dict) else None  # type: ignore[dict-item]
+    altered = {**state, **changes} | ({} if env is None else {"env": env})
+    run.save_checkpoint(LAST_CHECKPOINT, tensors, altered)
+    before = run.metrics_path.read_bytes()
+    with pytest.raises(CheckpointError, match=re.escape(named)):
+        train(run, make_plan(PPOConfig(), timesteps=2 * STEPS_PER_UPDATE))
+    assert run.metrics_path.read_bytes() == before
+
+
+@pytest.mark.parametrize("prefix", ["policy.", "optimizer.0.exp_avg", "best_gate.", "validation."])
+@pytest.mark.parametrize("change", ["nan", "shape"])
+def test_tensors_that_nothing_can_go_on_from_are_refused(
+    tmp_path: Path, prefix: str, change: str
+) -> None:
+    run = new_run(tmp_path / "run")
+    train(run, make_plan(PPOConfig(), timesteps=STEPS_PER_UPDATE))
+    tensors, state = run.load_checkpoint(LAST_CHECKPOINT)
+    name = next(name for name in tensors if name.startswith(prefix))
+    broken = torch.full_like(tensors[name], torch.nan) if change == "nan" else torch.zeros(1, 2, 3)
+    run.save_checkpoint(LAST_CHECKPOINT, tensors | {name: broken}, state)
+    with pytest.raises(CheckpointError, match=name if change == "nan" else "does not fit"):
+        train(run, make_plan(PPOConfig(), timesteps=2 * STEPS_PER_UPDATE))

@@ -336,3 +336,34 @@ def test_every_setting_survives_the_run_folders_yaml(tmp_path: Path) -> None:
     )
     save_config(config, tmp_path / "config.yaml")
     assert load_config(tmp_path / "config.yaml", TrainAgentConfig) == config
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "named"),
+    [
+        ("config.yaml", "", "config.yaml is not what the run stored"),
+        ("config.yaml", "algo: ppo\n", "config.yaml is not what the run stored"),
+        ("timing.json", '{"seconds": "long"}', "seconds is 'long'"),
+        ("training.json", '{"images_seen": {"gate": "96"}}', "images_seen.gate is '96'"),
+        ("training.json", "[]", "not a mapping"),
+    ],
+)
+def test_a_run_whose_files_are_damaged_does_not_go_on(
+    finished: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    file: str,
+    content: str,
+    named: str,
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    (run / "training.json").unlink()  # as if it had been killed before the end
+    (run / file).write_text(content)
+    metrics = (run / "metrics.jsonl").read_bytes()
+    capsys.readouterr()
+    assert main(["--resume", str(run)]) == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert named in said
+    assert str(run / file) in said
+    assert (run / "metrics.jsonl").read_bytes() == metrics

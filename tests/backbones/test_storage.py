@@ -1,6 +1,8 @@
 """Backbones on disk, and the one that ships."""
 
 import json
+import math
+import re
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,7 @@ from dfs_rl.config import load_config
 from dfs_rl.data import ChannelStatistics, load_dataset
 from dfs_rl.errors import CheckpointError, ConfigError
 from dfs_rl.evaluation.uniform import uniform_accuracies
+from dfs_rl.runs import load_tensors, save_tensors
 
 INFO = BackboneInfo(
     dataset="shapes", fingerprint="0123", class_names=("a", "b", "c"), accuracy={"32": 91.25}
@@ -111,6 +114,18 @@ def test_truncated_weights_are_refused(saved):
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(CheckpointError, match="damaged"):
         load_backbone(saved)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_weights_that_are_not_finite_are_refused_by_name(saved, value):
+    path = saved / "backbone.safetensors"
+    tensors = load_tensors(path)
+    name = next(name for name in tensors if name.endswith("weight"))
+    tensors[name].view(-1)[3] = value
+    save_tensors(path, tensors)
+    with pytest.raises(CheckpointError, match=re.escape(name)) as caught:
+        load_backbone(saved)
+    assert str(path) in str(caught.value)
 
 
 def test_the_shipped_backbone_is_as_good_as_stated():

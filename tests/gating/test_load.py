@@ -1,3 +1,5 @@
+import math
+import re
 import subprocess
 import sys
 
@@ -16,6 +18,7 @@ from dfs_rl.gating.learned import LayerwiseGate
 from dfs_rl.gating.model import GatedModel
 from dfs_rl.gating.rollout import rollout
 from dfs_rl.gating.storage import save_gate
+from dfs_rl.runs import load_tensors, save_tensors
 from dfs_rl.seeding import torch_generator
 
 BITS = (0, 2, 4, 8)
@@ -166,3 +169,15 @@ def test_frozen_walks_do_not_depend_on_their_batch():
     for i in range(0, 24, 5):
         alone = rollout(frozen, TableGate(together.options[i].tolist()), images()[i : i + 1])
         assert torch.equal(alone.logits[0], together.logits[i])
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_gate_whose_weights_are_not_finite_is_refused(run, value):
+    path = run / "gate" / "gate.safetensors"
+    tensors = load_tensors(path)
+    name = next(iter(tensors))
+    tensors[name].view(-1)[0] = value
+    save_tensors(path, tensors)
+    with pytest.raises(CheckpointError, match=re.escape(name)) as caught:
+        dfs_rl.load(run)
+    assert str(path) in str(caught.value)

@@ -1,3 +1,4 @@
+import errno
 import hashlib
 import json
 import math
@@ -11,8 +12,9 @@ import torch
 
 import dfs_rl
 from dfs_rl.config import load_config
-from dfs_rl.errors import CheckpointError, RunFolderError
+from dfs_rl.errors import BusyError, CheckpointError, RunFolderError
 from dfs_rl.runs import RunFolder
+from tests.disks import full_disk
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,3 +186,162 @@ def test_what_a_killed_save_leaves_behind_is_harmless_and_goes(tmp_path):
     folder.save_checkpoint("last", {"w": torch.ones(3)}, {"step": 2})
     assert folder.load_checkpoint("last").state == {"step": 2}
     assert [p.name for p in folder.checkpoint_dir.iterdir()] == ["last.safetensors"]
+
+
+def settings_of(folder: RunFolder) -> list[bytes]:
+    return folder.config_path.read_bytes().splitlines(keepends=True)
+
+
+@pytest.mark.parametrize("kept", [0, 1, 2])
+def test_a_configuration_that_is_cut_at_the_end_of_a_line_is_refused(tmp_path, kept):
+    folder = create(tmp_path / "run")
+    lines = settings_of(folder)
+    assert len(lines) == 3
+    folder.config_path.write_bytes(b"".join(lines[:kept]))
+    with pytest.raises(RunFolderError, match=r"config\.yaml is not what the run stored"):
+        RunFolder.open(folder.path)
+    # A run of an earlier version, whose record knows nothing of its files.
+    record = json.loads((folder.path / "run.json").read_text())
+    del record["files"]
+    (folder.path / "run.json").write_text(json.dumps(record))
+    missing = ("seed", "device", "rate")[kept]
+    with pytest.raises(RunFolderError, match=rf"config\.yaml lacks {missing}"):
+        RunFolder.open(folder.path).config(Config)
+    folder.config_path.write_bytes(b"".join(lines))
+    assert RunFolder.open(folder.path).config(Config) == Config()
+
+
+@pytest.mark.parametrize("file", ["config.yaml", "own.yaml"])
+@pytest.mark.parametrize("change", ["edited", "missing"])
+def test_what_a_run_began_with_stays_as_it_was(tmp_path, file, change):
+    folder = RunFolder.create(
+        tmp_path / "run",
+        kind="train",
+        name="demo",
+        config=Config(),
+        command=[],
+        files={"own.yaml": b"a: 10\n"},
+    )
+    assert RunFolder.open(folder.path) == folder
+    path = folder.path / file
+    if change == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:-2] + b"\n")  # still YAML
+    with pytest.raises(RunFolderError, match=re.escape(f"{path} is not what the run stored")):
+        RunFolder.open(folder.path)
+
+
+def test_a_configuration_can_be_replaced(tmp_path):
+    folder = create(tmp_path / "run")
+    folder.replace_config(Config(seed=7))
+    assert RunFolder.open(folder.path).config(Config) == Config(seed=7)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "named"),
+    [
+        ("timing.json", '{"seconds": "5"}', "seconds is '5'"),
+        ("timing.json", '{"seconds": true}', "seconds is true"),
+        ("timing.json", '{"seconds": 1e999}', "seconds is inf"),
+        ("timing.json", "{}", "seconds is missing"),
+        ("timing.json", "[3]", "not a mapping"),
+        ("timing.json", "", "not valid JSON"),
+        ("run.json", '{"kind": "train", "format": 1}', "command is missing"),
+        (
+            "run.json",
+            '{"kind": "train", "format": 1, "command": "x", "created": ""}',
+            "command is 'x'",
+        ),
+    ],
+)
+def test_what_a_run_stored_is_checked_when_it_is_opened(tmp_path, file, content, named):
+    path = create(tmp_path / "run").path / file
+    path.write_text(content)
+    with pytest.raises(RunFolderError, match=re.escape(named)) as caught:
+        RunFolder.open(path.parent)
+    assert str(path) in str(caught.value)
+
+
+def test_seconds_add_up_over_resumptions(tmp_path):
+    folder = create(tmp_path / "run")
+    assert folder.add_seconds(1.5) == 1.5
+    assert RunFolder.open(folder.path).add_seconds(2) == 3.5
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["checkpoints", "gate", "backbone", "plots", "tensorboard", "gates", "best", "metrics.jsonl"],
+)
+@pytest.mark.parametrize("dangling", [False, True])
+def test_links_by_which_a_run_would_write_elsewhere_are_refused(tmp_path, name, dangling):
+    folder = create(tmp_path / "run")
+    elsewhere = tmp_path / "elsewhere"
+    if not dangling:
+        elsewhere.mkdir()
+        (elsewhere / ".last.safetensors.x1.tmp").touch()
+    (folder.path / name).symlink_to(elsewhere)
+    with pytest.raises(RunFolderError, match=re.escape(f"{folder.path / name} is a symbolic link")):
+        RunFolder.open(folder.path)
+    fresh = tmp_path / "fresh"
+    fresh.mkdir()
+    (fresh / name).symlink_to(elsewhere)
+    with pytest.raises(RunFolderError):
+        create(fresh)
+    assert [path.name for path in fresh.iterdir()] == [name]
+    assert dangling or [path.name for path in elsewhere.iterdir()] == [".last.safetensors.x1.tmp"]
+
+
+def test_a_run_may_be_reached_by_a_link(tmp_path):
+    create(tmp_path / "run")
+    (tmp_path / "latest").symlink_to("run")
+    assert RunFolder.open(tmp_path / "latest").kind == "train"
+
+
+def test_what_killed_processes_left_goes_when_a_run_is_held(tmp_path):
+    folder = create(tmp_path / "run")
+    stale = [
+        "checkpoints/.tmpA1b2C3",
+        "checkpoints/.last.safetensors.q1.tmp",
+        ".summary.json.q2.tmp",
+        "gate/.gate.json.q3.tmp",
+        "plots/.options.png.q4.tmp",
+        "backbone/.backbone.json.q5.tmp",
+    ]
+    kept = ["gates/ppo/.summary.json.q6.tmp", "plots/options.png", "notes.tmp"]
+    for name in stale + kept:
+        (folder.path / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder.path / name).touch()
+    with folder.hold():
+        assert [name for name in stale if (folder.path / name).exists()] == []
+        assert all((folder.path / name).exists() for name in kept)
+        with pytest.raises(BusyError), folder.hold():
+            pass
+
+
+def test_a_system_error_that_names_no_file_names_the_run(tmp_path):
+    folder = create(tmp_path / "run")
+    with pytest.raises(OSError, match="No space") as caught, folder.hold():
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert caught.value.filename == str(folder.path)
+
+
+def test_a_record_that_a_full_disk_cuts_is_taken_back(tmp_path):
+    folder = create(tmp_path / "run")
+    folder.log({"step": 1})
+    whole = folder.metrics_path.read_bytes()
+    with full_disk(len(whole) + 5), pytest.raises(OSError, match="File too large") as caught:
+        folder.log({"step": 2, "padding": "x" * 100})
+    assert caught.value.filename == str(folder.metrics_path)
+    assert folder.metrics_path.read_bytes() == whole
+
+
+def test_damaged_metrics_are_refused_before_a_run_goes_on(tmp_path):
+    folder = create(tmp_path / "run")
+    for step in range(3):
+        folder.log({"step": step})
+    content = folder.metrics_path.read_bytes().replace(b'{"step": 1}', b'{"step" 1}')
+    folder.metrics_path.write_bytes(content)
+    with pytest.raises(RunFolderError, match="is damaged in line 2"):
+        folder.truncate_metrics(3)
+    assert folder.metrics_path.read_bytes() == content
