@@ -448,3 +448,68 @@ def _run(net: WalkableBackbone, images: torch.Tensor) -> torch.Tensor:
     for layer in net.layers:
         hidden = layer(hidden, 32)
     return hidden
+
+
+class Prototypes(BasicResNet):
+    """Compares its features with rows of a parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows = nn.Parameter(torch.randn(2, CLASSES, 16))
+
+    def forward(self, x):
+        x = self.blocks(functional.relu(self.stem(x))).mean((2, 3))
+        return x @ self.rows[1].T
+
+
+class Queried(BasicResNet):
+    """Pools by attention of a learned query."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query = nn.Parameter(torch.randn(1, 1, 16))
+
+    def forward(self, x):
+        x = self.blocks(functional.relu(self.stem(x))).flatten(2).mT
+        query = self.query.expand(x.shape[0], -1, -1)
+        return self.fc(functional.scaled_dot_product_attention(query, x, x)[:, 0])
+
+
+class Mixed(BasicResNet):
+    """Mixes two convolutions for every image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernels = nn.Parameter(torch.randn(2, 8, 3, 3, 3))
+        self.route = nn.Linear(3, 2)
+
+    def forward(self, x):
+        share = self.route(x.mean((2, 3))).sigmoid()  # [batch, kernels]
+        kernels = (share @ self.kernels.flatten(1)).view(-1, 8, 27)
+        patches = functional.unfold(x, 3, padding=1)  # [batch, 27, places]
+        x = (kernels @ patches).view(-1, 8, SIDE, SIDE)
+        return self.fc(self.blocks(x.relu()).mean((2, 3)))
+
+
+# Its blocks halve both sides once; what is left of them is 8 x 8 places.
+STEM, HEAD = SIDE * SIDE * 8 * 27, 16 * CLASSES
+
+
+@pytest.mark.parametrize(
+    ("make", "stem", "head"),
+    [
+        (Prototypes, STEM, HEAD),
+        (Queried, STEM, 2 * 64 * 16 + HEAD),
+        (Mixed, 3 * 2 + 2 * 8 * 27 + STEM, HEAD),
+    ],
+)
+@torch.no_grad()
+def test_products_with_views_of_parameters_are_counted_and_told_of(make, stem, head):
+    model = lived_in(make).eval()
+    backbone = fractionalize(model, examples())
+    macs = {part.name: part.macs for part in backbone.costs.fixed}
+    assert (macs["stem"], macs["head"]) == (stem, head)
+    assert len(backbone.layers) == 3
+    assert "" in {name for name, _ in backbone.report.left_alone}
+    expected = model(pictures().float() / 255)
+    torch.testing.assert_close(backbone(pictures()), expected, rtol=1e-5, atol=1e-5)

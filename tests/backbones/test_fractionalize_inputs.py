@@ -93,6 +93,40 @@ def test_images_that_the_model_does_not_take_are_told_in_torchs_own_words(make, 
     assert "\n" not in told
 
 
+class Ending(BasicResNet):
+    def __init__(self, classes, end) -> None:
+        super().__init__()
+        self.fc, self.end = nn.Linear(16, classes), end
+
+    def forward(self, x):
+        return self.end(super().forward(x))
+
+
+@pytest.mark.parametrize(
+    ("classes", "end", "words"),
+    [
+        (1, lambda z: z, "has 1 output, .* two classes or more; give a binary .* two outputs"),
+        (5, lambda z: z[:, :0], "has 0 outputs"),
+        (1, lambda z: z.squeeze(1), r"returns torch.float32 \[16\]; wrap it"),
+        (5, lambda z: (z, z), r"returns torch.float32 \[16, 5\], torch.float32 \[16, 5\]; wrap"),
+        (5, lambda z: {"logits": z, "more": z[:, 0]}, r"\[16, 5\], torch.float32 \[16\]; wrap it"),
+        (5, lambda z: z[:, :, None, None].expand(-1, -1, 4, 4), r"\[16, 5, 4, 4\]; wrap it"),
+        (5, lambda z: z.argmax(1, keepdim=True), r"returns torch.int64 \[16, 1\]; wrap it"),
+        (5, lambda z: torch.complex(z, z), r"returns torch.complex64 \[16, 5\]; wrap it"),
+        (5, lambda z: None, "returns no tensor; wrap it"),
+    ],
+)
+@pytest.mark.parametrize("bits", [(0, 4), (0, 32)])
+def test_what_is_no_logits_of_two_classes_is_refused(classes, end, words, bits):
+    with pytest.raises(ConfigError, match=words):
+        fractionalize(Ending(classes, end), examples(), bits)
+
+
+@pytest.mark.parametrize("end", [lambda z: (z,), lambda z: {"logits": z}, lambda z: (z, None)])
+def test_logits_in_a_container_are_logits(end):
+    assert fractionalize(Ending(2, end), examples()).n_classes == 2
+
+
 class Shares(nn.Module):
     def forward(self, x):
         x = x.exp()
