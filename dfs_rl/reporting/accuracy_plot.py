@@ -34,6 +34,7 @@ _HEIGHT, _LEFT, _BOTTOM, _TOP, _RIGHT = 4.2, 0.62, 0.56, 0.44, 0.16
 _WIDE, _NARROW, _BETWEEN = 5.6, 3.1, 0.62
 
 
+@style.plain_text()
 def accuracy_plot(summary: EvaluationSummary) -> "Figure":
     """Draw every method of a summary; bars are one standard error.
 
@@ -49,7 +50,7 @@ def accuracy_plot(summary: EvaluationSummary) -> "Figure":
     axes.set_xlabel(f"{_AXIS}, log scale")
     style.title(
         axes,
-        f"{summary.dataset}, {summary.split} split, {summary.n:,} images; bars ± 1 standard error",
+        f"{style.short_middle(summary.dataset, style.NAME_LENGTH)}, {summary.split} split, {summary.n:,} images; bars ± 1 standard error",
     )
     _draw_overview(axes, drawn, own)
     if own:

@@ -50,6 +50,7 @@ class _Scene(NamedTuple):
     missing: list[Point]
 
 
+@style.plain_text()
 def frontier_plot(comparison: ComparisonOfRuns) -> "Figure":
     """Draw the gates of a comparison over a logarithmic axis; bars are one standard deviation over seeds.
 
@@ -58,7 +59,7 @@ def frontier_plot(comparison: ComparisonOfRuns) -> "Figure":
     """
     scene = _scene(comparison)
     figure = style.new_figure(*_SIZE)
-    title = f"{comparison.dataset}, {comparison.split} split, {comparison.n:,} images; bars ± 1 standard deviation over seeds"
+    title = f"{style.short_middle(comparison.dataset, style.NAME_LENGTH)}, {comparison.split} split, {comparison.n:,} images; bars ± 1 standard deviation over seeds"
     axes = _framed(figure, title, _note(scene.missing))
     lines = [_curve(axes, scene.references, style.MUTED, "o", None)]
     for kind, (name, colour, marker) in _CURVES.items():
@@ -161,7 +162,7 @@ def _curve(
         markersize=5,
         lw=0.9,
         ls=(0, (4, 3)),
-        label=name,
+        label=None if name is None else style.legend_name(name),
         zorder=3,
     )
     return places

@@ -50,6 +50,7 @@ class _Caption(NamedTuple):
     weight: str
 
 
+@style.plain_text()
 def images_plot(
     cheapest: Sequence[ImageExample], dearest: Sequence[ImageExample], options: BitOptions
 ) -> "Figure":

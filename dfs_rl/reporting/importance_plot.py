@@ -15,6 +15,7 @@ _LETTERS = 30
 """Longest line of a name."""
 
 
+@style.plain_text()
 def importance_plot(record: SweepRecord) -> "Figure":
     """Draw the share of the first objective's variation that each setting explains, the largest on top.
 

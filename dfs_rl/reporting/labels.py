@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from dfs_rl.reporting import style
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.transforms import Bbox
@@ -121,7 +123,7 @@ def place_labels(
     boxes = []
     for label, centre in zip(labels, centres, strict=True):
         text = axes.annotate(
-            label.text,
+            style.short_middle(label.text, 2 * style.NAME_LENGTH),
             (label.x, label.y),
             xytext=(0, 0),
             textcoords="offset points",

@@ -19,6 +19,7 @@ _MOST_LAYERS = 24
 """Beyond this, only as many are shown, evenly spaced."""
 
 
+@style.plain_text()
 def mix_plot(curve: Curve, options: tuple[int, ...]) -> "Figure":
     """Draw the share of each option over mean computation, for all layers together and for each (Shen et al., AAAI 2020, Figures 12 to 15).
 

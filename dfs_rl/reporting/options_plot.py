@@ -19,6 +19,7 @@ _NUMBERED_SHARE = 0.07
 _EVERY_LAYER_TICKED = 20
 
 
+@style.plain_text()
 def options_plot(histogram: Sequence[Sequence[float]], options: BitOptions) -> "Figure":
     """Draw one stacked bar per layer, cheap options at the bottom.
 

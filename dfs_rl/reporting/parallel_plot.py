@@ -42,6 +42,7 @@ class _Column(NamedTuple):
     places: NDArray[np.float64]  # [trials]
 
 
+@style.plain_text()
 def parallel_plot(record: SweepRecord) -> "Figure":
     """Draw every trial as a line through its settings and values, the best ones on top; without a value it ends below the axis.
 

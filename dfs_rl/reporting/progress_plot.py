@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 _SIZE = (8.0, 4.2)
 
 
+@style.plain_text()
 def progress_plot(record: SweepRecord) -> "Figure":
     """Draw the first objective of every trial over its progress, the best ones on top; what was stopped ends early.
 

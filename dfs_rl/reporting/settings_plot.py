@@ -37,6 +37,7 @@ _SPREAD = 0.3
 """How far trials of one choice are spread to either side, as a share of the way to the next choice."""
 
 
+@style.plain_text()
 def settings_plot(record: SweepRecord, objective: str) -> "Figure":
     """Draw one panel for each setting: every trial's value of the objective over it, and where the defaults lie.
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 _SIZE = (8.6, 4.0)
 
 
+@style.plain_text()
 def spending_plot(comparison: ComparisonOfRuns) -> "Figure":
     """Draw what each gate spends on the images of each class of difficulty, over what it spends on all.
 
@@ -38,7 +39,7 @@ def spending_plot(comparison: ComparisonOfRuns) -> "Figure":
             markersize=5,
             lw=1.1,
             alpha=0.8,
-            label=None if gate.family in named else gate.family,
+            label=None if gate.family in named else style.legend_name(gate.family),
         )
         named.add(gate.family)
     axes.axhline(1.0, color=style.MUTED, lw=0.8, ls=(0, (4, 3)))

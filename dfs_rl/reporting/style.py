@@ -4,7 +4,9 @@ matplotlib is imported where it is used, so that importing this package stays fa
 """
 
 import io
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -33,6 +35,9 @@ ORANGE = "#b07800"
 GREEN = "#009e73"
 PURPLE = "#aa4499"
 SKY = "#3a97d4"
+
+NAME_LENGTH = 40
+"""Characters of a name of a data set or a gate, beyond which pictures cut it."""
 
 GATE_COLOURS = (VERMILION, PURPLE, ORANGE, SKY)
 GATE_MARKERS = "*osDXPv^<>"
@@ -99,6 +104,25 @@ def short_middle(text: str, length: int) -> str:
     return f"{text[: length - 1 - end]}…{text[-end:]}"
 
 
+@contextmanager
+def plain_text() -> Iterator[None]:
+    """Draw text as it is, for whatever measures, draws or renders a figure.
+
+    Names of folders, classes and gates may hold any character: dollar signs do not begin mathematics, nor does anything begin LaTeX where
+    the user's settings of matplotlib ask for it, and what the font lacks becomes a box.
+    """
+    from matplotlib import rc_context
+
+    with rc_context({"text.parse_math": False, "text.usetex": False}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        yield
+
+
+def legend_name(text: str) -> str:
+    """Return a name as legends take it: cut to a length, and not begun with an underscore, or matplotlib would leave it out."""
+    return short_middle(f" {text}" if text.startswith("_") else text, NAME_LENGTH)
+
+
 def new_figure(width: float, height: float) -> "Figure":
     """Return an empty figure of ``width`` x ``height`` inches that renders anywhere, with Agg."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -149,6 +173,7 @@ def title(axes: "Axes", text: str) -> None:
     axes.set_title(text, loc="left", fontsize=TITLE_SIZE, color=INK, pad=10)
 
 
+@plain_text()
 def to_png(figure: "Figure") -> bytes:
     """Render a figure to the bytes of a PNG file."""
     buffer = io.BytesIO()
@@ -156,6 +181,7 @@ def to_png(figure: "Figure") -> bytes:
     return buffer.getvalue()
 
 
+@plain_text()
 def to_array(figure: "Figure") -> NDArray[np.uint8]:
     """Render a figure to uint8 ``[height, width, 3]``."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg

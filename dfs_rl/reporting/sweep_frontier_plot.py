@@ -33,6 +33,7 @@ _DEFAULTS_LOOK = Look(style.INK, "o", DEFAULTS)
 _OTHER_LOOK = Look(style.MUTED, "D", "other trials")
 
 
+@style.plain_text()
 def sweep_frontier_plot(record: SweepRecord) -> "Figure":
     """Draw the points of all trials over a logarithmic axis, their envelope, and the means and deviations over fresh seeds.
 

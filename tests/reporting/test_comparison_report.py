@@ -191,6 +191,21 @@ def test_the_legend_keeps_off_what_is_written_beside_dear_gates() -> None:
     assert not any(legend.overlaps(place) for place in named.values())
 
 
+@pytest.mark.parametrize("name", ["_a$b$c", r"$\frac$", "<b>&汉字", "x" * 300])
+def test_any_name_of_a_gate_is_in_the_legend_and_escaped_on_the_page(name: str) -> None:
+    runs = [
+        made_up_run(f"b{b}", (150 + i, b), label=name, budget=b) for i, b in enumerate((0.7, 1))
+    ]
+    comparison = compare_runs(runs)
+    (axes,) = frontier_plot(comparison).axes
+    legend = [text.get_text().strip() for text in axes.get_legend().get_texts()]
+    assert style.legend_name(name).strip() in legend
+    pictures = comparison_pictures(comparison)
+    section = GateSection(name, {name: pictures.frontier}, [name], name)
+    outline = outline_of(html_report(comparison, pictures, [section]))
+    assert name in "".join(outline.cells)
+
+
 def test_points_are_told_where_they_are_drawn(comparison: ComparisonOfRuns) -> None:
     pictures = comparison_pictures(comparison)
     pixels = np.asarray(Image.open(io.BytesIO(pictures.frontier)).convert("RGB"))

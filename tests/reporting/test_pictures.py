@@ -1,12 +1,16 @@
+import ast
 import io
 import itertools
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from matplotlib import rc_context
+from matplotlib.text import Text
 from PIL import Image
 
 from dfs_rl.cost import BitOptions
@@ -205,3 +209,41 @@ def test_importing_reporting_leaves_pyplot_alone():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+NAMES = ["$x", "a$b$c", r"$\frac$", r"\$5", "_", "%", "<b>", "a\nb", "x" * 300, "汉字", "\x1b[31m"]
+
+
+def written(figure):
+    return [text for text in figure.findobj(Text) if text.get_text()]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_are_drawn_as_they_are(summary, name):
+    """Neither mathematics nor LaTeX, even where the user's settings ask for it; a character that the font lacks is no fault."""
+    with rc_context({"text.usetex": True}):
+        gate = replace(summary.methods[0], label=name)
+        row = [example(prediction=name, label="other")]
+        figures = [
+            accuracy_plot(replace(summary, dataset=name, methods=(gate, *summary.methods[1:]))),
+            images_plot(row, row, MENU),
+        ]
+        for figure in figures:
+            opened(figure)
+            assert not any(text.get_parse_math() or text.get_usetex() for text in written(figure))
+    shown = name if len(name) < 80 else f"{name[:40]}…"
+    assert any(text.get_text().startswith(shown) for text in written(figures[0]))
+
+
+def test_every_figure_is_drawn_as_plain_text():
+    folder = Path(style.__file__).parent
+    for path in folder.glob("*_plot.py"):
+        tree = ast.parse(path.read_text())
+        drawing = [
+            node
+            for node in tree.body
+            if isinstance(node, ast.FunctionDef) and "style.new_figure(" in ast.unparse(node)
+        ]
+        assert drawing
+        for node in drawing:
+            assert "style.plain_text()" in map(ast.unparse, node.decorator_list), path
