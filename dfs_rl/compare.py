@@ -1,7 +1,7 @@
 """``python -m dfs_rl.compare``: train kinds of gates, or take finished ones, put them side by side and say which one to ship."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +19,7 @@ from dfs_rl.contest import (
     plan_jobs,
     share_out,
 )
-from dfs_rl.errors import CheckpointError, DataError
+from dfs_rl.errors import CheckpointError, ConfigError, DataError
 from dfs_rl.evaluation.curves import COMPUTATIONS
 from dfs_rl.files import Waiting, write_bytes_atomic
 from dfs_rl.gate_runs import choice_of
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 KIND = "compare"
 PROG = "python -m dfs_rl.compare"
 GATES_FOLDER = "gates"
+EVALUATIONS_FOLDER = "evaluations"
+"""Where a comparison keeps figures that the runs which it was given lack."""
 _GIVEN = "{}.yaml"
 """Where a comparison keeps the further settings of a command's gates."""
 _SHOWN = {"options": "Bits at each layer", "images": "Cheapest and dearest images"}
@@ -114,7 +116,7 @@ def _sections(
             continue
         folder = RunFolder.open(Path(point.runs[0]))
         prefix = prefixes[point.runs[0], point.budget]
-        files = {what: folder.plots_dir / f"{prefix}{name}.png" for name, what in _SHOWN.items()}
+        files = {what: Path(f"{prefix}{name}.png") for name, what in _SHOWN.items()}
         sections.append(
             GateSection(
                 label=point.label,
@@ -131,8 +133,9 @@ def _compared(
     failed: Mapping[str, str],
     dataset: "Dataset | str | None",
     config: CompareConfig,
+    home: Callable[[RunFolder], Path],
 ) -> "tuple[ComparisonOfRuns, list[EvaluatedRun]]":
-    """Evaluate runs and put them side by side.
+    """Evaluate runs and put them side by side; ``home`` names the folder that gets figures which a run lacks.
 
     Raises:
         CheckpointError: If none can be evaluated.
@@ -145,7 +148,9 @@ def _compared(
     all_failed = dict(failed)
 
     def evaluate(folder: RunFolder, waiting: Waiting) -> None:
-        by_folder[folder.path], reasons = evaluated(folder, dataset, config, memory, waiting)
+        by_folder[folder.path], reasons = evaluated(
+            folder, dataset, config, memory, waiting, lambda: home(folder)
+        )
         all_failed.update(reasons)
         check_comparable([run for found in by_folder.values() for run in found])
 
@@ -182,6 +187,36 @@ def _write(
     say(f"The report is {folder.path / 'report.html'}.")
 
 
+def _compare_given(invocation: Invocation[CompareConfig]) -> None:
+    """Compare finished runs without writing into them.
+
+    Raises:
+        ConfigError: If the comparison's folder would lie in one of them.
+    """
+    config, folder = invocation.config, invocation.resume
+    opened = [_opened(path) for path in config.runs]
+    place = (config.run_dir or Path("runs")).resolve()
+    for path in config.runs:
+        if path.resolve() in place.parents:
+            raise ConfigError(
+                f"run_dir is {place}, which lies in {path}, a run that is compared; nothing is written there, so choose another folder."
+            )
+
+    def own() -> RunFolder:
+        nonlocal folder
+        # Not before there is something to keep: input that will not do leaves no folder behind.
+        folder = folder or RunFolder.create(
+            config.run_dir, kind=KIND, name="compare", config=config, command=invocation.command
+        )
+        return folder
+
+    def home(run: RunFolder) -> Path:
+        return own().path / EVALUATIONS_FOLDER / str(opened.index(run) + 1)
+
+    comparison, runs = _compared(opened, {}, config.dataset, config, home)
+    _write(own(), comparison, runs)
+
+
 def _run(invocation: Invocation[CompareConfig]) -> None:
     import torch
 
@@ -194,20 +229,14 @@ def _run(invocation: Invocation[CompareConfig]) -> None:
     folder = invocation.resume
 
     if config.runs:
-        comparison, runs = _compared(
-            [_opened(path) for path in config.runs], {}, config.dataset, config
-        )
-        folder = folder or RunFolder.create(
-            config.run_dir, kind=KIND, name="compare", config=config, command=invocation.command
-        )
-        _write(folder, comparison, runs)
+        _compare_given(invocation)
         return
     assert config.dataset is not None
     dataset = load_dataset(config.dataset)
     folder = folder or _begin(config, dataset, invocation.command)
     try:
         folders, failed = _trained(config, folder, dataset)
-        comparison, runs = _compared(folders, failed, dataset, config)
+        comparison, runs = _compared(folders, failed, dataset, config, lambda run: run.path)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
             f"Interrupted and saved; go on with: {PROG} --resume {folder.path}"

@@ -2,6 +2,9 @@
 
 import math
 import shlex
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dfs_rl.compare_config import CompareConfig
@@ -27,6 +30,7 @@ def evaluated(
     config: CompareConfig,
     memory: "Memory",
     waiting: Waiting,
+    home: Callable[[], Path],
 ) -> "tuple[list[EvaluatedRun], dict[str, str]]":
     """Evaluate a run at every budget that it can be turned to, or take what its evaluations stored.
 
@@ -36,6 +40,7 @@ def evaluated(
         config: At which budgets, and how.
         memory: What evaluations of other runs found.
         waiting: Called where another process is at the run, before waiting for it; ``None`` refuses instead.
+        home: Called where figures are missing in the run, for the folder that gets them.
 
     Returns:
         What was found, and what failed with its reasons.
@@ -56,7 +61,7 @@ def evaluated(
         training = read_record(folder.path / TRAINING, TrainingRecord)
         dial = load_gate(folder.path / GATE_FOLDER).dial
         found += [
-            _evaluated_at(folder, training, dataset, budget, dial, config, memory, waiting)
+            _evaluated_at(folder, training, dataset, budget, dial, config, memory, waiting, home)
             for budget in (wanted if dial is not None and wanted else (None,))
         ]
     except BusyError:
@@ -77,6 +82,7 @@ def _evaluated_at(
     config: CompareConfig,
     memory: "Memory",
     waiting: Waiting,
+    home: Callable[[], Path],
 ) -> "EvaluatedRun":
     from dfs_rl.evaluate import evaluate_run, picture_prefix
     from dfs_rl.evaluation.comparison_records import EvaluatedRun
@@ -89,17 +95,24 @@ def _evaluated_at(
         # figure says the same when it is typed.
         least, most = (math.ceil(1e4 * computation) / 1e4 for computation in dial.reach)
         turned = min(max(budget, least), most)
-    with exclusive(folder.path, waiting=waiting):
-        evaluation = evaluate_run(
-            folder,
-            dataset=dataset,
-            split=config.split,
-            budget=turned,
-            device=config.device,
-            search=config.search,
-            progress=lambda text: say(f"  {text}"),
-            memory=memory,
-        )
+
+    @contextmanager
+    def store() -> Iterator[Path]:
+        place = home()
+        with exclusive(place, waiting=waiting):
+            yield place
+
+    evaluation = evaluate_run(
+        folder,
+        dataset=dataset,
+        split=config.split,
+        budget=turned,
+        device=config.device,
+        search=config.search,
+        progress=lambda text: say(f"  {text}"),
+        memory=memory,
+        store=store,
+    )
     settings = flat_settings(read_yaml(folder.config_path))
     if budget is not None:
         settings |= {"budget": budget, "cost_weight": None}
@@ -113,7 +126,7 @@ def _evaluated_at(
         command=shlex.join(folder.record().command),
         evaluation=_evaluation_command(folder, turned),
         backbone=_backbone_digest(folder),
-        pictures=picture_prefix(config.split, turned),
+        pictures=f"{evaluation.path.parent / folder.plots_dir.name}/{picture_prefix(config.split, turned)}",
         images_seen=sum(training.images_seen.values()),
         seconds=training.seconds,
         summary=evaluation.summary,

@@ -9,6 +9,7 @@ import hashlib
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, TextIO
@@ -107,7 +108,7 @@ class _Plan(NamedTuple):
     ground: str
 
 
-def evaluate_run(
+def evaluate_run(  # noqa: PLR0913 - each is one choice of the caller's
     run: RunFolder | Path,
     *,
     dataset: "Dataset | str | None" = None,
@@ -119,8 +120,9 @@ def evaluate_run(
     search: SearchLimits | None = None,
     progress: Callable[[str], None] = lambda _: None,
     memory: "Memory | None" = None,
+    store: Callable[[], AbstractContextManager[Path]] | None = None,
 ) -> Evaluation:
-    """Evaluate a run and store ``summary.json`` and ``plots/`` in it.
+    """Evaluate a run and store ``summary.json`` and ``plots/`` in it, or where ``store`` says.
 
     The file is ``summary-val.json`` for the val split, ``summary-test.json`` for a backbone's run, and ``summary-at-0.8.json``
     where a gate for all budgets is turned to 0.8 %.
@@ -139,6 +141,8 @@ def evaluate_run(
         search: How long to search for the best static table; None for the defaults.
         progress: Told what is being done, in a few words.
         memory: What evaluations of other runs found; pass the same one to save what they have in common.
+        store: Entered where the run holds no such figures, for the folder that gets them; by default the run's own. With another
+            one nothing is written into the run.
 
     Raises:
         RunFolderError: If it is no run.
@@ -160,7 +164,7 @@ def evaluate_run(
     # A backbone's run has a summary of its training already.
     shown = [split] if split != "test" or loaded.model is None else []
     variant = "-".join([*shown, *([] if budget is None else [f"at-{budget:g}"])])
-    path = folder.path / (f"summary-{variant}.json" if variant else "summary.json")
+    name = f"summary-{variant}.json" if variant else "summary.json"
     about = Subject(
         identity=_identity(folder.path, data.fingerprint, split, precision, search, budget),
         dataset=data.name,
@@ -168,26 +172,42 @@ def evaluate_run(
         split=split,
         class_names=data.class_names,
     )
-    outcomes = path.with_name(path.name.replace("summary", "outcomes")).with_suffix(".safetensors")
-    known = _stored(path)
-    if known is not None and known.identity == about.identity and outcomes.is_file():
-        return Evaluation(known, path, outcomes, stored=True)
-    if path.exists():
-        progress(f"{path} belongs to other weights, images or settings and is replaced")
-    digest = weights_digest(folder.path / BACKBONE_FOLDER, exits=True)
-    ground = f"{digest} {data.fingerprint} {precision} {batch_size}"
-    plan = _Plan(split, batch_size, search, memory or Memory(), ground)
-    methods, examples = _measure(loaded, data, about, plan, progress)
-    costs = loaded.backbone.costs
-    summary = summarize(methods, costs, about)
-    path.unlink(
-        missing_ok=True
-    )  # a summary must never stand beside the outcomes of another evaluation
-    save_outcomes(outcomes, outcomes_of(methods, costs))
-    write_pictures(folder.plots_dir, picture_prefix(split, budget), summary, examples)
-    # Last: where there is a summary, there are its pictures.
-    write_json(path, config_to_dict(summary))
-    return Evaluation(summary, path, outcomes, stored=False)
+    found = _stored_evaluation(folder.path / name, about.identity)
+    if found is not None:
+        return found
+    with nullcontext(folder.path) if store is None else store() as home:
+        path = home / name
+        found = _stored_evaluation(path, about.identity)
+        if found is not None:
+            return found
+        if path.exists():
+            progress(f"{path} belongs to other weights, images or settings and is replaced")
+        digest = weights_digest(folder.path / BACKBONE_FOLDER, exits=True)
+        ground = f"{digest} {data.fingerprint} {precision} {batch_size}"
+        plan = _Plan(split, batch_size, search, memory or Memory(), ground)
+        methods, examples = _measure(loaded, data, about, plan, progress)
+        costs = loaded.backbone.costs
+        summary = summarize(methods, costs, about)
+        # A summary must never stand beside the outcomes of another evaluation.
+        path.unlink(missing_ok=True)
+        save_outcomes(_outcomes_beside(path), outcomes_of(methods, costs))
+        plots = home / folder.plots_dir.name
+        write_pictures(plots, picture_prefix(split, budget), summary, examples)
+        # Last: where there is a summary, there are its pictures.
+        write_json(path, config_to_dict(summary))
+        return Evaluation(summary, path, _outcomes_beside(path), stored=False)
+
+
+def _outcomes_beside(path: Path) -> Path:
+    return path.with_name(path.name.replace("summary", "outcomes")).with_suffix(".safetensors")
+
+
+def _stored_evaluation(path: Path, identity: str) -> Evaluation | None:
+    """Return the evaluation that is stored at a path, None if there is none with that identity."""
+    known, outcomes = _stored(path), _outcomes_beside(path)
+    if known is None or known.identity != identity or not outcomes.is_file():
+        return None
+    return Evaluation(known, path, outcomes, stored=True)
 
 
 def picture_prefix(split: ReportedSplit, budget: float | None) -> str:

@@ -21,7 +21,7 @@ class EvaluatedRun:
         command: The command line that made it.
         evaluation: The one that shows these figures.
         backbone: Digest of the backbone's weights, before co-training if there was any.
-        pictures: What the names of its evaluation's pictures begin with.
+        pictures: What the paths of its evaluation's pictures begin with.
         images_seen: How many images it learned from, repeats counted.
         seconds: How long that took, None where it was not recorded.
         summary: Figures of its gate and rivals.

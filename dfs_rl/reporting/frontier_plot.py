@@ -59,7 +59,8 @@ def frontier_plot(comparison: ComparisonOfRuns) -> "Figure":
     """
     scene = _scene(comparison)
     figure = style.new_figure(*_SIZE)
-    title = f"{style.short_middle(comparison.dataset, style.NAME_LENGTH)}, {comparison.split} split, {comparison.n:,} images; bars ± 1 standard deviation over seeds"
+    name = style.short_middle(comparison.dataset, style.NAME_LENGTH)
+    title = f"{name}, {comparison.split} split, {comparison.n:,} images; bars ± 1 standard deviation over seeds"
     axes = _framed(figure, title, _note(scene.missing))
     lines = [_curve(axes, scene.references, style.MUTED, "o", None)]
     for kind, (name, colour, marker) in _CURVES.items():

@@ -1,6 +1,7 @@
 """The command over real runs, from their folders to the report, and the sentences with which it refuses."""
 
 import shutil
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -70,7 +71,42 @@ def test_a_run_without_stored_outcomes_is_evaluated_again(
     (run / "outcomes.safetensors").unlink()
     assert compare.main([str(run), "--run-dir", str(tmp_path / "report")]) == 0
     assert "best static table, searched on val" in capsys.readouterr().err
-    assert (run / "outcomes.safetensors").is_file()
+    assert not (run / "outcomes.safetensors").exists()
+    assert (tmp_path / "report" / "evaluations" / "1" / "outcomes.safetensors").is_file()
+
+
+def contents(folders: list[Path]) -> dict[Path, tuple[str, int]]:
+    return {
+        path: (sha256(path.read_bytes()).hexdigest(), path.stat().st_mtime_ns)
+        for folder in folders
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def test_runs_that_are_compared_are_left_as_they_are(tmp_path: Path, runs: list[Path]) -> None:
+    """Whatever is evaluated anew, the figures go into the comparison's folder, and are found there again."""
+    for run in runs:
+        (run / ".lock").unlink(missing_ok=True)
+    before, report = contents(runs), tmp_path / "report"
+    flags = ["--search.tables", "5", "--split", "val", "--run-dir", str(report)]
+    assert compare.main([*map(str, runs), *flags]) == 0
+    assert contents(runs) == before
+    stored = contents([report / "evaluations"])
+    assert {path.parent.name for path in stored if path.suffix == ".json"} == {"1", "2", "3"}
+    assert (report / "report.html").read_text().count("<img") == 2 + 2 * 2
+    assert compare.main(["--resume", str(report)]) == 0
+    assert contents(runs) == before
+    assert contents([report / "evaluations"]) == stored
+
+
+def test_a_comparison_inside_a_run_is_refused(
+    runs: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    inside = runs[0] / "comparison"
+    assert compare.main([str(runs[0]), "--run-dir", str(inside)]) == 2
+    assert str(inside) in sentence(capsys)
+    assert not inside.exists()
 
 
 def test_a_gate_that_cannot_be_read_does_not_lose_the_others(

@@ -295,7 +295,7 @@ def test_what_came_after_the_last_checkpoint_is_made_again(tmp_path: Path) -> No
 def test_a_checkpoint_of_something_else_is_refused_in_a_sentence(tmp_path: Path) -> None:
     run = new_run(tmp_path / "run")
     run.save_checkpoint(LAST_CHECKPOINT, {"weight": torch.zeros(1)}, {"timesteps": 3, "metrics": 0})
-    with pytest.raises(CheckpointError, match=r"it lacks .'trainer', 'validation'"):
+    with pytest.raises(CheckpointError, match="of something else: timesteps"):
         train(run, make_plan())
 
 
