@@ -1,8 +1,10 @@
 """Atomic files and strict JSON: a reader sees the previous content or the new one, whole."""
 
+import errno
 import json
 import math
 import os
+import stat
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,6 +18,8 @@ from dfs_rl.errors import BusyError, RunFolderError
 Waiting = Callable[[], None] | None
 """What ``exclusive`` calls before it waits; ``None`` does not wait."""
 
+_JSON_LIMIT = 2**26  # bytes; what this project writes stays far below
+_DIGITS = 30  # a text as long is no machine word in any notation
 _TEMPORARY_SUFFIX = ".tmp"
 _SAFETENSORS_TEMPORARY = ".tmp" + 6 * "[0-9A-Za-z]"
 """What safetensors itself writes before it renames."""
@@ -111,14 +115,63 @@ def json_bytes(value: object) -> bytes:
     return (text + "\n").encode()
 
 
+def read_limited(path: Path, *, limit: int) -> bytes:
+    """Read a regular file of at most ``limit`` bytes.
+
+    Raises:
+        OSError: If it cannot be read, is a pipe, device or folder, or is larger.
+    """
+    # Opening a pipe would wait for a writer, and a device may have no end.
+    if not (path.is_dir() or stat.S_ISREG(path.stat().st_mode)):
+        raise OSError(errno.EINVAL, "it is a pipe or a device, not a file")
+    with path.open("rb") as file:
+        content = file.read(limit + 1)
+    if len(content) > limit:
+        raise OSError(errno.EFBIG, f"it has more than {limit / 2**20:g} MiB, the most allowed here")
+    return content
+
+
+def whole_number(text: str) -> int:
+    """Return the whole number that a file's text stands for.
+
+    Raises:
+        ValueError: If it needs more than the 64 bits of a machine word.
+    """
+    value = (
+        int(text, 0 if text.lower().startswith(("0x", "0o")) else 10)
+        if len(text) < _DIGITS
+        else None
+    )
+    if value is None or not -(2**63) <= value < 2**63:
+        raise ValueError(f"{_shown(text)} has more than 64 bits")
+    return value
+
+
+def real_number(text: str) -> float:
+    """Return the finite number that a file's text stands for.
+
+    Raises:
+        ValueError: If no float is as large.
+    """
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{_shown(text)} is larger than any float")
+    return value
+
+
 def read_json(path: Path) -> object:
     """Read a JSON file.
 
     Raises:
-        RunFolderError: If it is missing, unreadable or not strict JSON.
+        RunFolderError: If it is missing, unreadable, too large or not strict JSON.
     """
     try:
-        return json.loads(path.read_bytes(), parse_constant=_refuse_constant)
+        return json.loads(
+            read_limited(path, limit=_JSON_LIMIT),
+            parse_int=whole_number,
+            parse_float=real_number,
+            parse_constant=_refuse_constant,
+        )
     except FileNotFoundError as error:
         raise RunFolderError(f"{path} does not exist.") from error
     except OSError as error:
@@ -168,6 +221,10 @@ def _key(key: object) -> str:
     if isinstance(key, int | float):
         return str(key)
     raise TypeError(f"a {type(key).__name__} cannot be a JSON key: {key!r}")
+
+
+def _shown(text: str) -> str:
+    return text if len(text) < _DIGITS else f"{text[:_DIGITS]}..."
 
 
 def _refuse_constant(name: str) -> NoReturn:

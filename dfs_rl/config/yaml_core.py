@@ -6,15 +6,19 @@ executes code.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
 from dfs_rl.errors import ConfigError
+from dfs_rl.files import read_limited, real_number, whole_number
 
 _LINE_WIDTH = 100
+_LIMIT = 2**20  # bytes; a configuration has some thousand
+_FAULTS = (yaml.YAMLError, ValueError, RecursionError, KeyError)  # PyYAML lets some through
+NumberT = TypeVar("NumberT", int, float)
 Place = tuple[str | int, ...]
 """Keys and list positions that lead to a value."""
 
@@ -49,13 +53,13 @@ def read_yaml(path: Path) -> YamlSettings:
         ConfigError: If it cannot be read or is not such a file.
     """
     try:
-        text = path.read_bytes()
+        text = read_limited(path, limit=_LIMIT)
         data = yaml.load(text, Loader=_Loader)
     except FileNotFoundError as error:
         raise ConfigError(f"{path} does not exist.") from error
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}.") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except _FAULTS as error:
         raise ConfigError(f"{path} is not valid YAML: {_one_line(error)}.") from error
     if data is None:
         return YamlSettings({}, {})
@@ -73,7 +77,7 @@ def parse_value(text: str) -> object:
     """
     try:
         return yaml.load(text, Loader=_Loader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except _FAULTS as error:
         raise ConfigError(f"{text!r} is not a value: {_one_line(error)}.") from error
 
 
@@ -99,11 +103,15 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002 - PyYAML's signature
         seen = set()
         for key, _ in node.value:
-            if key.tag != "tag:yaml.org,2002:str" or key.value in seen:
-                problem = "is given twice" if key.value in seen else "is not text"
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"key {key.value!r} {problem}", key.start_mark
-                )
+            scalar = isinstance(key, yaml.ScalarNode)
+            shown = repr(key.value) if scalar else f"of kind {key.id}"
+            problem = ""
+            if not scalar or key.tag != "tag:yaml.org,2002:str":
+                problem = f"key {shown} is not text"
+            elif key.value in seen:
+                problem = f"key {shown} is given twice"
+            if problem:
+                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
             seen.add(key.value)
         return super().construct_mapping(node, deep=deep)
 
@@ -127,13 +135,21 @@ _CORE_TYPES = (
 
 
 def _construct_int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
-    text = str(loader.construct_scalar(node))
-    return int(text, 0) if text.startswith(("0x", "0o")) else int(text)
+    return _number(whole_number, str(loader.construct_scalar(node)), node)
 
 
 def _construct_float(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> float:
     text = str(loader.construct_scalar(node)).lower()
-    return float(text.replace(".inf", "inf").replace(".nan", "nan"))
+    if text.endswith(("inf", "nan")):
+        return float(text.replace(".", ""))
+    return _number(real_number, text, node)
+
+
+def _number(read: Callable[[str], NumberT], text: str, node: yaml.ScalarNode) -> NumberT:
+    try:
+        return read(text)
+    except ValueError as error:
+        raise yaml.constructor.ConstructorError(None, None, str(error), node.start_mark) from error
 
 
 def _represent_list(dumper: yaml.SafeDumper, items: Sequence[object]) -> yaml.Node:
@@ -178,6 +194,8 @@ def _one_line(error: Exception) -> str:
     """Say what PyYAML found, and where, without its picture of the place."""
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
+    if isinstance(error, KeyError):
+        return f"{error} is not what its tag says"
     if isinstance(error, yaml.MarkedYAMLError) and error.problem:
         mark = error.problem_mark
         return error.problem + (f" (line {mark.line + 1})" if mark else "")

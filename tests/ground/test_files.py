@@ -1,6 +1,7 @@
 import json
 import math
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -110,7 +111,7 @@ def test_values_without_json_form_are_refused():
 json_values = st.recursive(
     st.none()
     | st.booleans()
-    | st.integers()
+    | st.integers(-(2**63), 2**63 - 1)
     | st.floats(allow_nan=False, allow_infinity=False)
     | st.text(),
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
@@ -123,6 +124,29 @@ def test_json_comes_back_equal(tmp_path_factory, value):
     path = tmp_path_factory.mktemp("json") / "value.json"
     write_json(path, value)
     assert read_json(path) == value
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        ("[1e400]", "1e400 is larger than any float"),
+        ("[-9223372036854775809]", "-9223372036854775809 has more than 64 bits"),
+        ("9" * 5000, "999999999999999999999999999999... has more than 64 bits"),
+    ],
+)
+def test_numbers_past_a_machine_word_are_refused(tmp_path, content, complaint):
+    (tmp_path / "x.json").write_text(content)
+    with pytest.raises(RunFolderError, match=re.escape(complaint)):
+        read_json(tmp_path / "x.json")
+
+
+def test_pipes_devices_and_files_without_end_are_refused(tmp_path):
+    os.mkfifo(tmp_path / "pipe")  # opening it would wait for a writer
+    with (tmp_path / "large").open("wb") as file:
+        file.truncate(2**40)  # takes no space
+    for name in ("pipe", "large", "/dev/zero"):
+        with pytest.raises(RunFolderError, match=r"cannot be read: it (is a pipe|has more than)"):
+            read_json(tmp_path / name)
 
 
 def test_written_json_is_strict(tmp_path):

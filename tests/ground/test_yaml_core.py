@@ -1,3 +1,6 @@
+import os
+from pathlib import Path
+
 import pytest
 
 from dfs_rl.config import read_yaml
@@ -11,6 +14,13 @@ from dfs_rl.errors import ConfigError
         (b"a: {b: 1, b: 2}", "is not valid YAML: key 'b' is given twice (line 1)."),
         (b"a: &x [1]\nb: *x", "is not valid YAML: aliases are not allowed."),
         (b"1: 2", "is not valid YAML: key '1' is not text (line 1)."),
+        (b"? [a, b]\n: 1", "is not valid YAML: key of kind sequence is not text (line 1)."),
+        (b"!!str [a]: 1", "is not valid YAML: key of kind sequence is not text (line 1)."),
+        (b"a: !!bool x", "is not valid YAML: 'x' is not what its tag says."),
+        (b"a: 1\nb: 1e400", "is not valid YAML: 1e400 is larger than any float (line 2)."),
+        (b"a: 9223372036854775808", "is not valid YAML: 9223372036854775808 has more than 64 "),
+        (b"a: " + b"9" * 5000, "is not valid YAML: 999999999999999999999999999999... has more"),
+        (b"#" * (2**20 + 1), "cannot be read: it has more than 1 MiB"),
         (b"a: [", "is not valid YAML: "),
         (b"- 1\n- 2", "holds a list; a configuration is a mapping of settings."),
         (b"digits", "holds a single value; a configuration is a mapping of settings."),
@@ -46,6 +56,13 @@ def test_missing_files_and_folders_are_named(tmp_path):
         read_yaml(tmp_path)
 
 
+def test_pipes_and_devices_are_refused_unread(tmp_path):
+    os.mkfifo(tmp_path / "pipe")  # opening it would wait for a writer
+    for path in (tmp_path / "pipe", Path("/dev/zero")):
+        with pytest.raises(ConfigError, match=f"{path} cannot be read: it is a pipe or a device"):
+            read_yaml(path)
+
+
 @pytest.mark.parametrize(
     ("scalar", "value"),
     [
@@ -54,6 +71,7 @@ def test_missing_files_and_folders_are_named(tmp_path):
         ("-.5", -0.5),
         ("5.", 5.0),
         ("+1", 1),
+        ("-9223372036854775808", -(2**63)),
         ("0x1F", 31),
         ("0o17", 15),
         ("1_000", "1_000"),
