@@ -37,11 +37,12 @@ import io
 import re
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Generic, TypeVar
+from typing import Annotated, Generic, TypeVar, get_args, get_type_hints
 
 import tyro
 
@@ -152,6 +153,7 @@ def _parse(
     kind: str | None,
 ) -> Invocation[ConfigT]:
     command = (*prog.split(), *arguments)
+    _check_once(arguments, config_type)
     constructor = _value_of(_CONSTRUCTOR, arguments)
     if constructor is not None:
         allow_constructor(constructor)
@@ -215,20 +217,35 @@ def _resumable(
     return RunFolder.open(path, kind)
 
 
+def _check_once(arguments: Sequence[str], config_type: type) -> None:
+    """Refuse a flag that is given twice, of which the parser would take the last, and empty values, which paths take for here.
+
+    Raises:
+        ConfigError: If there is one.
+    """
+    hints = get_type_hints(config_type, include_extras=True)
+    several = {name for name, hint in hints.items() if tyro.conf.UseAppendAction in get_args(hint)}
+    # The parser takes --run_dir for --run-dir, and both --flip and --no-flip set one setting.
+    flags = [a.partition("=")[0].replace("_", "-") for a in arguments if a.startswith("--")]
+    settings = Counter(re.sub(r"(^--|\.)no-", r"\1", flag) for flag in flags)
+    if "" in arguments or any(a.startswith("--") and a.endswith("=") for a in arguments):
+        raise ConfigError("an argument is empty; give a value, or leave out its flag.")
+    for flag, times in settings.items():
+        if times > 1 and flag.removeprefix("--").replace("-", "_") not in several:
+            raise ConfigError(f"{flag} is given {times} times; once is allowed.")
+
+
 def _value_of(flag: str, arguments: Sequence[str]) -> str | None:
     """Find the value of a flag that must be known before the others can be parsed."""
-    values = []
     for place, argument in enumerate(arguments):
         if argument.startswith(f"{flag}="):
-            values.append(argument.partition("=")[2])
-        elif argument == flag:
+            return argument.partition("=")[2]
+        if argument == flag:
             following = arguments[place + 1 : place + 2]
             if not following or following[0].startswith("--"):
                 raise ConfigError(f"{flag} needs a value after it.")
-            values.append(following[0])
-    if len(values) > 1:
-        raise ConfigError(f"{flag} is given {len(values)} times; once is allowed.")
-    return values[0] if values else None
+            return following[0]
+    return None
 
 
 def _with_shared_flags(config_type: type, names: Sequence[str]) -> type:
@@ -291,7 +308,7 @@ def _sentence(complaint: str) -> str:
     if "╭" not in complaint and len(texts) > 1:
         texts = texts[1:]  # without box characters the title stands inside
     what = texts[0] if texts else "the flags cannot be read"
-    what = what.removeprefix("Error parsing ").rstrip(".")
+    what = what.removeprefix("Error parsing ").partition(". Got errors: ")[0].rstrip(".")
     meant = [flag for text in texts if "you meant" in text for flag in re.findall(r"--\S+", text)]
     return f"{what}; the closest one is {meant[0]}" if meant else what
 

@@ -61,7 +61,7 @@ def refusal(
     def said(main: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> str:
         monkeypatch.chdir(tmp_path)
         capsys.readouterr()
-        assert main(arguments) == 2
+        assert main(_last_of_each(arguments)) == 2
         sentence = capsys.readouterr().err.strip()
         assert sentence
         assert "\n" not in sentence
@@ -69,6 +69,18 @@ def refusal(
         return sentence
 
     return said
+
+
+def _last_of_each(arguments: Sequence[str]) -> list[str]:
+    """Return arguments with each flag where it stands last, for a command takes it once; its values go with it."""
+    settings: dict[str, list[str]] = {}
+    flag = ""
+    for argument in arguments:
+        if argument.startswith("--"):
+            flag = argument
+            settings[flag] = []
+        settings.setdefault(flag, []).append(argument)
+    return [word for words in settings.values() for word in words]
 
 
 @pytest.fixture

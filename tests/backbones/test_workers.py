@@ -170,7 +170,7 @@ def test_one_worker_does_without_ray(tmp_path):
     script = (
         "import sys\n"
         "from dfs_rl.train_backbone import main\n"
-        f"code = main({[*TINY, '--epochs', '1', '--run-dir', str(tmp_path / 'run')]!r})\n"
+        f"code = main({[*TINY[:-1], '1', '--run-dir', str(tmp_path / 'run')]!r})\n"
         "sys.exit(code or 'ray' in sys.modules)\n"
     )
     done = subprocess.run(

@@ -3,7 +3,7 @@ import subprocess
 import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import pytest
 import tyro
@@ -72,6 +72,11 @@ class Evaluate:
     split: Literal["val", "test"] = "test"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Appending:
+    item: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+
+
 def invoke(*argv: str) -> Invocation[Train]:
     seen: list[Invocation[Train]] = []
     code = run_command(
@@ -134,6 +139,13 @@ def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path):
         )
 
 
+def test_a_flag_that_appends_may_be_given_often():
+    seen = []
+    argv = ["--item", "a", "--item=b"]
+    assert run_command(seen.append, Appending, prog="p", description="d", argv=argv) == 0
+    assert seen[0].config.item == ("a", "b")
+
+
 def test_checks_across_fields_see_files_and_flags_together(tmp_path, capsys):
     file = write(tmp_path / "c.yaml", "budget: -1")
     assert invoke("--config", file, "--budget", "1").config.budget == 1
@@ -159,6 +171,17 @@ def test_checks_across_fields_see_files_and_flags_together(tmp_path, capsys):
         ("--config --seed 1", "--config needs a value after it."),
         ("--config a --config b", "--config is given 2 times; once is allowed."),
         ("--config=a --config b", "--config is given 2 times; once is allowed."),
+        ("--seed 1 --seed 2", "--seed is given 2 times; once is allowed."),
+        ("--seed=1 --seed 1", "--seed is given 2 times; once is allowed."),
+        ("--run-dir a --run_dir b", "--run-dir is given 2 times; once is allowed."),
+        ("--verbose --no-verbose", "--verbose is given 2 times; once is allowed."),
+        ("--ppo.n-epochs 1 --ppo.n-epochs=2", "--ppo.n-epochs is given 2 times; once is"),
+        ("--resume a --resume b", "--resume is given 2 times; once is allowed."),
+        ("--run-dir=", "an argument is empty"),
+        (
+            "--budget x",
+            "--budget: no type matching {None}|FLOAT could be instantiated from ['x']; ",
+        ),
         ("--config nope.yaml", "nope.yaml does not exist."),
         ("--resume nope", "nope is not a folder, so it holds no run."),
         (
