@@ -1,0 +1,93 @@
+"""Memory that the settings of a gate's training ask for, estimated before anything is made."""
+
+from agents.deploy import RECURRENT_WIDTH, gate_shape
+from agents.hyperparameters import (
+    AlgorithmConfig,
+    BuiltKind,
+    FeatureChoice,
+    QLearningConfig,
+    QRDQNConfig,
+)
+from dfs_rl.backbones.contract import WalkableBackbone
+from dfs_rl.backbones.footprint import forward_bytes
+from dfs_rl.gating.observation import context_size
+from envs.core import observation_bytes, observation_space
+
+_FLOAT = 4
+_COPIES = 12
+"""Of a gate's weights: actor and critic with gradients and moments, and the gates that are validated, kept and stored."""
+_KEPT = 8
+"""Copies of hidden activations, observations and records that are alive at once."""
+
+
+def gate_needs(
+    backbone: WalkableBackbone,
+    *,
+    kind: BuiltKind,
+    features: FeatureChoice,
+    hidden: int | None,
+    dial: bool,
+    decisions: int,
+    outputs: int = 1,
+) -> dict[str, float]:
+    """Return about how many bytes a gate takes while it learns.
+
+    Args:
+        backbone: The network.
+        kind: See ``untrained_gate``.
+        features: See ``untrained_gate``.
+        hidden: Its width; ``None`` for the default.
+        dial: Whether it is one gate for all budgets.
+        decisions: What it learns from at once.
+        outputs: Numbers for each option.
+    """
+    sizes, width = gate_shape(backbone, features=features, hidden=hidden, dial=dial)
+    scores = outputs * backbone.costs.n_actions
+    if kind == "lstm":
+        width = hidden or RECURRENT_WIDTH
+    units = len(sizes) * (max(sizes) + context_size(dial=dial) + scores)
+    weights = width * units + (8 * width**2 if kind == "lstm" else 0)
+    needs = _FLOAT * (_COPIES * weights + _KEPT * decisions * width)
+    return {f"hidden is {width}": needs}
+
+
+def walk_needs(
+    backbone: WalkableBackbone, *, num_envs: int, val_images: int, val_walks: int, dial: bool
+) -> dict[str, float]:
+    """Return about how many bytes the walks of a training and of its validations take.
+
+    Args:
+        backbone: The network.
+        num_envs: Walks side by side.
+        val_images: Images of the val split.
+        val_walks: How often each is walked.
+        dial: Whether the gate is one for all budgets; others walk each image once.
+    """
+    layers = backbone.costs.n_layers
+    seen = _KEPT * layers * observation_bytes(observation_space(backbone, dial=dial))
+    rows = val_images * (val_walks if dial else 1)
+    pixels = 1
+    for side in backbone.image_shape:
+        pixels *= side
+    return {
+        f"num_envs is {num_envs}": float(num_envs * (forward_bytes(backbone) + seen)),
+        f"val_walks is {val_walks}": float(rows * (pixels + 8 * _KEPT * layers)),
+    }
+
+
+def replay_needs(
+    config: AlgorithmConfig, backbone: WalkableBackbone, *, dial: bool
+) -> dict[str, float]:
+    """Return about how many bytes remembered decisions take, and what is learned from them at once; nothing without any."""
+    if not isinstance(config, QLearningConfig):
+        return {}
+    seen = observation_bytes(observation_space(backbone, dial=dial))
+    quantiles = config.quantiles if isinstance(config, QRDQNConfig) else 1
+    pairs = _FLOAT * (backbone.costs.n_actions * quantiles + quantiles**2)  # of the Huber loss
+    needs = {
+        f"replay_megabytes is {config.replay_megabytes:g}": 1e6 * config.replay_megabytes,
+        f"batch_size is {config.batch_size}": float(config.batch_size * _KEPT * seen),
+    }
+    if quantiles > 1:
+        needs[f"quantiles is {quantiles}"] = float(_KEPT * config.batch_size * pairs)
+    return needs

@@ -1,0 +1,53 @@
+"""Memory that images take in a backbone, measured on one image."""
+
+import torch
+from torch import Tensor
+
+from dfs_rl.backbones.base import Backbone
+from dfs_rl.backbones.contract import WalkableBackbone
+from dfs_rl.cost import SKIP
+
+_TEMPORARIES = 8
+"""Activations of the largest kind that a layer holds at once: what enters, leaves and is quantized, and wider ones inside."""
+
+
+@torch.inference_mode()
+def forward_bytes(backbone: WalkableBackbone) -> int:
+    """Return about how many bytes an image takes on its way through a frozen backbone."""
+    image = _images(backbone, 1)
+    hidden = backbone.stem(image)
+    largest = hidden.nbytes
+    for layer in backbone.layers:
+        hidden = layer(hidden, backbone.options[backbone.options.full])
+        largest = max(largest, hidden.nbytes)
+    return image.nbytes + _TEMPORARIES * largest
+
+
+def backward_bytes(backbone: Backbone) -> int:
+    """Return how many bytes an image takes while the network learns from it: all that its backward pass keeps.
+
+    It leaves the backbone in evaluation mode. One on the device "meta" takes no memory itself.
+    """
+    backbone.eval()
+    lowest = next(bits for bits in backbone.options if bits != SKIP)
+    settings = {lowest, backbone.options[backbone.options.full]}
+    return max(_kept(backbone, bits, 2) - _kept(backbone, bits, 1) for bits in settings)
+
+
+def _kept(backbone: Backbone, bits: int, n: int) -> int:
+    """Return the bytes that the backward pass of ``n`` images keeps, weights included."""
+    kept = 0
+
+    def count(tensor: Tensor) -> Tensor:
+        nonlocal kept
+        kept += tensor.nbytes
+        return tensor
+
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(count, lambda kept: kept):
+        backbone(_images(backbone, n), (bits,) * len(backbone.blocks))
+    return kept
+
+
+def _images(backbone: WalkableBackbone, n: int) -> Tensor:
+    place = backbone.feature_mean.device
+    return torch.zeros(n, *backbone.image_shape, dtype=torch.uint8, device=place)

@@ -1,0 +1,30 @@
+import pytest
+
+from agents.deploy import untrained_gate
+from agents.hyperparameters import DQNConfig, PPOConfig, QRDQNConfig
+from agents.memory import gate_needs, replay_needs, walk_needs
+
+
+@pytest.mark.parametrize("kind", ["ff", "lstm"])
+def test_a_gate_needs_its_weights_and_their_copies(planted_backbone, kind):
+    shape = {"kind": kind, "features": "all", "hidden": 64}
+    gate = untrained_gate(planted_backbone, dial=None, **shape)
+    weights = 4 * sum(parameter.numel() for parameter in gate.parameters())
+    (needs,) = gate_needs(planted_backbone, dial=False, decisions=0, **shape).values()
+    assert 8 * weights < needs < 16 * weights
+
+
+def test_needs_grow_with_what_asks_for_them(planted_backbone):
+    shape = {"kind": "ff", "features": "all", "dial": True, "decisions": 10}
+    needs = gate_needs(planted_backbone, hidden=10**9, **shape)
+    assert needs["hidden is 1000000000"] > 1e11
+    needs = walk_needs(planted_backbone, num_envs=10**9, val_images=10, val_walks=10**9, dial=True)
+    assert needs["num_envs is 1000000000"] > 1e10
+    assert needs["val_walks is 1000000000"] > 1e11
+    once = walk_needs(planted_backbone, num_envs=1, val_images=10, val_walks=10**9, dial=False)
+    assert once["val_walks is 1000000000"] < 1e5  # without a dial every image is walked once
+    assert replay_needs(PPOConfig(), planted_backbone, dial=True) == {}
+    needs = replay_needs(DQNConfig(replay_megabytes=5), planted_backbone, dial=True)
+    assert needs["replay_megabytes is 5"] == 5e6
+    needs = replay_needs(QRDQNConfig(quantiles=10**6), planted_backbone, dial=True)
+    assert needs["quantiles is 1000000"] > 1e14
