@@ -59,12 +59,18 @@ class BackboneChoice:
         """Whether a backbone must be trained, or was by an earlier run."""
         return self.folder is None and self.dataset != DIGITS
 
-    def supernet_config(self) -> "TrainBackboneConfig":
-        """Return what is trained where no backbone is given: the defaults of ``train_backbone``."""
+    def supernet_config(self, dataset: "Dataset") -> "TrainBackboneConfig":
+        """Return what is trained where no backbone is given: the defaults of ``train_backbone``, in batches of at most all images."""
         from dfs_rl.backbone_config import TrainBackboneConfig
+        from dfs_rl.backbones.supernet import SupernetConfig
 
+        usual = SupernetConfig()
         return TrainBackboneConfig(
-            dataset=self.dataset, epochs=self.epochs, device=self.device, threads=self.threads
+            dataset=self.dataset,
+            epochs=self.epochs,
+            device=self.device,
+            threads=self.threads,
+            training=replace(usual, batch_size=min(usual.batch_size, len(dataset.train))),
         )
 
 
@@ -105,7 +111,7 @@ def preview_backbone(choice: BackboneChoice, dataset: "Dataset") -> "Backbone":
     from dfs_rl.backbone_config import build
 
     if choice.needs_supernet:
-        backbone = build(choice.supernet_config(), dataset)  # untrained, it costs the same
+        backbone = build(choice.supernet_config(dataset), dataset)  # untrained, it costs the same
     elif choice.constructor is not None:
         from dfs_rl.user_backbone import construct_for
 
@@ -227,7 +233,7 @@ def _own_supernet(choice: BackboneChoice, dataset: "Dataset") -> "StoredBackbone
     from dfs_rl.gating.model import BACKBONE_FOLDER
     from dfs_rl.runs.folder import RECORD
 
-    wanted = choice.supernet_config()
+    wanted = choice.supernet_config(dataset)
     settings = config_to_dict(wanted)
     relevant = {
         name: value
