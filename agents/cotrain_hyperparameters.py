@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from dfs_rl.errors import ConfigError
+from dfs_rl.config import Count, PositiveOrZero, PositiveShare, check_values
 
 BackboneMode = Literal["frozen", "co-train"]
 """Whether the backbone stays as it is, or learns under its gate's choices."""
@@ -24,23 +24,13 @@ class CoTrainConfig:
         ConfigError: If a value is out of range.
     """
 
-    batch_size: int = 64
-    learning_rate: float = 1e-4
-    distillation: float = 1.0
-    full_precision: float = 1.0
+    batch_size: Count = 64
+    learning_rate: PositiveShare = 1e-4
+    distillation: PositiveOrZero = 1.0
+    full_precision: PositiveOrZero = 1.0
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ConfigError(f"cotrain.batch_size is {self.batch_size}; it must be at least 1.")
-        if not 0 < self.learning_rate <= 1:
-            raise ConfigError(
-                f"cotrain.learning_rate is {self.learning_rate}; it must be positive and at most 1."
-            )
-        for name in ("distillation", "full_precision"):
-            if not getattr(self, name) >= 0:
-                raise ConfigError(
-                    f"cotrain.{name} is {getattr(self, name)}; it must not be negative."
-                )
+        check_values(self)
 
     def gate_timesteps(self, timesteps: int, images: int) -> int:
         """Return how many of ``timesteps`` are the gate's, each of whose updates walks ``images`` beside a batch of the backbone's."""

@@ -14,12 +14,12 @@ from agents.dial_prices import DialPrices
 from agents.supervised_hyperparameters import SupervisedConfig
 from agents.validation import ValidationState
 from dfs_rl.backbones.contract import WalkableBackbone
+from dfs_rl.config import CountOrZero
 from dfs_rl.data import ImageSet
 from dfs_rl.data.batching import epoch_batches
 from dfs_rl.errors import CheckpointError, ConfigError, TrainingError
 from dfs_rl.gating.learned import LearnedGate
 from dfs_rl.runs import check_finite
-from dfs_rl.runs.records import Count, Finite
 
 _KNOTS = 9
 """Of the prices along a dial, between which they are interpolated."""
@@ -89,9 +89,9 @@ class TrainerState:
         executed_everything: Whether the first phase of dfs is over.
     """
 
-    steps: Count
-    prices: list[Finite]
-    backbone_steps: Count | None = None
+    steps: CountOrZero
+    prices: list[float]
+    backbone_steps: CountOrZero | None = None
     executed_everything: bool | None = None
 
 
@@ -106,7 +106,7 @@ class SupervisedState:
     """
 
     trainer: TrainerState
-    metrics: Count
+    metrics: CountOrZero
     validation: ValidationState | None
 
 

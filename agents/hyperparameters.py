@@ -1,9 +1,18 @@
 """Hyperparameters, each default with its reason; free of torch, so that a help page is quick."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal, NamedTuple
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
+from pydantic import Field
+
+from dfs_rl.config import (
+    Count,
+    Positive,
+    PositiveOrZero,
+    PositiveShare,
+    Share,
+    check_values,
+)
 from dfs_rl.errors import ConfigError
 
 AlgorithmName = Literal["ppo", "a2c", "maskable_ppo", "trpo", "dqn", "qrdqn", "recurrent_ppo"]
@@ -63,17 +72,11 @@ class AlgorithmConfig:
     gate: ClassVar[GateKind] = "ff"
     """What it learns."""
 
-    learning_rate: float | None = None
-    final_learning_rate: float | None = None
+    learning_rate: PositiveShare | None = None
+    final_learning_rate: Share | None = None
 
     def __post_init__(self) -> None:
-        self._check(positive=("learning_rate",), not_negative=("final_learning_rate",))
-        for name in ("learning_rate", "final_learning_rate"):
-            value = getattr(self, name)
-            if value is not None and value > 1.0:
-                raise ConfigError(
-                    f"{name} is {value}; it must be at most 1, above which every training diverges."
-                )
+        check_values(self)
 
     def check_update(self, update: "UpdateSize") -> None:
         """Refuse settings that do not suit an update of that size.
@@ -81,25 +84,6 @@ class AlgorithmConfig:
         Raises:
             ConfigError: In a sentence that names both.
         """
-
-    def _check(
-        self,
-        *,
-        positive: Sequence[str] = (),
-        not_negative: Sequence[str] = (),
-        shares: Sequence[str] = (),
-    ) -> None:
-        """Refuse values outside the ranges that the names stand for; ``None`` is in all of them."""
-        for name in (*positive, *not_negative, *shares):
-            value = getattr(self, name)
-            if value is None:
-                continue
-            if name in positive and not value > 0:
-                raise ConfigError(f"{name} is {value}; it must be positive.")
-            if name in not_negative and not value >= 0:
-                raise ConfigError(f"{name} is {value}; it must not be negative.")
-            if name in shares and not 0 <= value <= 1:
-                raise ConfigError(f"{name} is {value}; it must lie in [0, 1].")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,11 +94,7 @@ class OnPolicyConfig(AlgorithmConfig):
         gae_lambda: Bias against variance of the advantage with one rollout per image; unused with several.
     """
 
-    gae_lambda: float = 0.95
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._check(shares=("gae_lambda",))
+    gae_lambda: Share = 0.95
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,13 +109,9 @@ class PolicyGradientConfig(OnPolicyConfig):
         max_grad_norm: Gradient clipping.
     """
 
-    entropy: float | None = None
-    value_weight: float = 0.5
-    max_grad_norm: float = 0.5
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._check(positive=("max_grad_norm",), not_negative=("entropy", "value_weight"))
+    entropy: PositiveOrZero | None = None
+    value_weight: PositiveOrZero = 0.5
+    max_grad_norm: Positive = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,13 +126,9 @@ class PPOConfig(PolicyGradientConfig):
 
     label = "PPO"
 
-    epochs: int = 4
-    minibatches: int = 4
-    clip_range: float = 0.2
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._check(positive=("epochs", "minibatches", "clip_range"))
+    epochs: Count = 4
+    minibatches: Count = 4
+    clip_range: Positive = 0.2
 
     def check_update(self, update: UpdateSize) -> None:
         """See ``AlgorithmConfig``."""
@@ -192,13 +164,9 @@ class TRPOConfig(OnPolicyConfig):
 
     label = "TRPO"
 
-    target_kl: float = 0.01
-    critic_updates: int = 4
-    minibatches: int = 4
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._check(positive=("target_kl", "critic_updates", "minibatches"))
+    target_kl: Positive = 0.01
+    critic_updates: Count = 4
+    minibatches: Count = 4
 
     def check_update(self, update: UpdateSize) -> None:
         """See ``AlgorithmConfig``."""
@@ -232,30 +200,13 @@ class QLearningConfig(AlgorithmConfig):
         max_grad_norm: Gradient clipping; wide, for the loss is linear in large errors.
     """
 
-    learning_rate: float | None = 0.003
-    exploration: float = 0.5
-    final_exploration: float = 0.05
-    gradient_steps: int = 32
-    batch_size: int = 512
-    replay_megabytes: float = 64.0
-    max_grad_norm: float = 10.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._check(
-            positive=(
-                "exploration",
-                "gradient_steps",
-                "batch_size",
-                "replay_megabytes",
-                "max_grad_norm",
-            ),
-            shares=("exploration", "final_exploration"),
-        )
-        if self.replay_megabytes > _MOST_MEGABYTES:
-            raise ConfigError(
-                f"replay_megabytes is {self.replay_megabytes:g}; it must be at most {_MOST_MEGABYTES:g}."
-            )
+    learning_rate: PositiveShare | None = 0.003
+    exploration: PositiveShare = 0.5
+    final_exploration: Share = 0.05
+    gradient_steps: Count = 32
+    batch_size: Count = 512
+    replay_megabytes: Annotated[float, Field(gt=0, le=_MOST_MEGABYTES)] = 64.0
+    max_grad_norm: Positive = 10.0
 
     def check_update(self, update: UpdateSize) -> None:
         """See ``AlgorithmConfig``."""
@@ -295,11 +246,7 @@ class QRDQNConfig(QLearningConfig):
 
     label = "QR-DQN"
 
-    quantiles: int = 16
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._check(positive=("quantiles",))
+    quantiles: Count = 16
 
 
 def rollouts_per_image(config: AlgorithmConfig, asked: int | None, *, start: Start) -> int:

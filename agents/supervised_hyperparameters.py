@@ -1,10 +1,18 @@
 """Hyperparameters of ``train_gumbel``'s methods, each default with its reason; free of torch, so that a help page is quick."""
 
-import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from dfs_rl.errors import ConfigError
+from pydantic import Field
+
+from dfs_rl.config import (
+    Count,
+    Positive,
+    PositiveOrZero,
+    PositiveShare,
+    Share,
+    check_values,
+)
 
 RelaxedMethod = Literal["gumbel", "dfs"]
 """How a gate learns by supervision alone, see ``agents.supervised``."""
@@ -33,35 +41,17 @@ class SupervisedConfig:
         ConfigError: If a value is out of range.
     """
 
-    batch_size: int = 64
-    learning_rate: float = 0.01
-    temperature: float = 2.0
-    final_temperature: float = 0.5
-    price: float = 0.1
-    price_rate: float = 0.02
-    distillation: float = 0.0
-    max_grad_norm: float = 1.0
+    batch_size: Count = 64
+    learning_rate: Positive = 0.01
+    temperature: Positive = 2.0
+    final_temperature: Positive = 0.5
+    price: Positive = 0.1
+    price_rate: Share = 0.02
+    distillation: PositiveOrZero = 0.0
+    max_grad_norm: Positive = 1.0
 
     def __post_init__(self) -> None:
-        positive = (
-            "batch_size",
-            "learning_rate",
-            "temperature",
-            "final_temperature",
-            "price",
-            "max_grad_norm",
-        )
-        for name in positive:
-            if not 0 < getattr(self, name) < math.inf:
-                raise ConfigError(
-                    f"{name} is {getattr(self, name)}; it must be positive and finite."
-                )
-        if not 0 <= self.price_rate <= 1:
-            raise ConfigError(f"price_rate is {self.price_rate}; it must lie in [0, 1].")
-        if not 0 <= self.distillation < math.inf:
-            raise ConfigError(
-                f"distillation is {self.distillation}; it must be finite and not negative."
-            )
+        check_values(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,18 +67,11 @@ class SkipNetConfig:
         ConfigError: If a value is out of range.
     """
 
-    pretraining: float = 0.1
-    entropy: float = 0.3
+    pretraining: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    entropy: PositiveOrZero = 0.3
 
     def __post_init__(self) -> None:
-        if not 0 <= self.pretraining < 1:
-            raise ConfigError(
-                f"skipnet.pretraining is {self.pretraining}; it must be at least 0 and below 1, for the budget is held after it."
-            )
-        if not 0 <= self.entropy < math.inf:
-            raise ConfigError(
-                f"skipnet.entropy is {self.entropy}; it must be finite and not negative."
-            )
+        check_values(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,21 +88,9 @@ class BlockDropConfig:
         ConfigError: If a value is out of range.
     """
 
-    curriculum: float = 0.3
-    penalty: float = 1.0
-    bound: float = 0.8
+    curriculum: PositiveShare = 0.3
+    penalty: PositiveOrZero = 1.0
+    bound: Annotated[float, Field(gt=_EVEN, le=1)] = 0.8
 
     def __post_init__(self) -> None:
-        if not 0 < self.curriculum <= 1:
-            raise ConfigError(
-                f"blockdrop.curriculum is {self.curriculum}; it must be above 0 and at most 1."
-            )
-        if not 0 <= self.penalty < math.inf:
-            raise ConfigError(
-                f"blockdrop.penalty is {self.penalty}; it must be finite and not negative."
-            )
-        if not _EVEN < self.bound <= 1:
-            raise ConfigError(
-                f"blockdrop.bound is {self.bound}; it must be above 0.5, below which likely options were drawn less often, and at "
-                "most 1."
-            )
+        check_values(self)

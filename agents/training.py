@@ -35,6 +35,7 @@ from agents.validation import (
 )
 from agents.warm_start import start_from
 from dfs_rl.backbones import PreparedBackbone, StoredBackbone
+from dfs_rl.config import CountOrZero
 from dfs_rl.cost import CostTable
 from dfs_rl.data import Dataset
 from dfs_rl.gating.dial import Dial, PriceRange
@@ -42,7 +43,6 @@ from dfs_rl.gating.learned import LearnedGate
 from dfs_rl.gating.reward import RewardWeights
 from dfs_rl.interrupts import stop_on_interrupt
 from dfs_rl.runs import LAST_CHECKPOINT, RunFolder
-from dfs_rl.runs.records import Count
 from envs.sb3 import EnvState, SB3GatingVecEnv
 from envs.task import Task
 
@@ -61,13 +61,13 @@ class LearningState:
         replay: Position in the replay buffer, of an algorithm that has one.
     """
 
-    timesteps: Count
-    updates: Count
+    timesteps: CountOrZero
+    updates: CountOrZero
     env: EnvState
-    metrics: Count
+    metrics: CountOrZero
     validation: ValidationState | None
-    backbone_steps: Count
-    replay: Count | None = None
+    backbone_steps: CountOrZero
+    replay: CountOrZero | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

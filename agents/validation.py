@@ -11,6 +11,7 @@ from torch import Tensor
 from agents.callbacks import BoundaryCallback, Lifecycle
 from agents.tracking import TensorBoard
 from dfs_rl.backbones.contract import WalkableBackbone
+from dfs_rl.config import CountOrZero
 from dfs_rl.cost import CostTable
 from dfs_rl.data import ImageSet
 from dfs_rl.errors import CheckpointError
@@ -24,7 +25,6 @@ from dfs_rl.gating.reward import RewardWeights, Verdict, step_cost, terminal_rew
 from dfs_rl.gating.storage import StoredGate
 from dfs_rl.reporting.options_plot import option_histogram_image
 from dfs_rl.runs import RunFolder
-from dfs_rl.runs.records import Count, Finite
 
 _HIGHEST = "validation.highest"
 
@@ -77,11 +77,11 @@ def is_as_good(rewards: Tensor, highest: Tensor) -> bool:
 class BestFigures:
     """Figures of the gate that was kept, on the validation split."""
 
-    timesteps: Count
-    accuracy: Finite
-    computation: Finite
-    reward: Finite
-    patterns: Count
+    timesteps: CountOrZero
+    accuracy: float
+    computation: float
+    reward: float
+    patterns: CountOrZero
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +93,7 @@ class ValidationState:
         best: The gate that was kept.
     """
 
-    validated_at: Count | None
+    validated_at: CountOrZero | None
     best: BestFigures | None
 
 

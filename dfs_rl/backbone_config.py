@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import torch
 import tyro
+from pydantic import Field
 
 from dfs_rl.backbones import Backbone
 from dfs_rl.backbones.adaptive_layer import Granularity, Stem, check_skippable
@@ -15,6 +16,7 @@ from dfs_rl.backbones.resnet import FirstBlock
 from dfs_rl.backbones.settings import Recipe
 from dfs_rl.backbones.supernet import SupernetConfig
 from dfs_rl.backbones.tokens import TokenShape
+from dfs_rl.config import Count, Seed, check_values
 from dfs_rl.constructors import is_constructor
 from dfs_rl.cost import DEFAULT_BITS, FULL, SKIP, menu_of
 from dfs_rl.data import Dataset, channel_statistics
@@ -66,24 +68,25 @@ class TrainBackboneConfig:
     bits: Annotated[tuple[int | str, ...] | str, tyro.conf.arg(metavar="INT [INT ...]|dfs")] = (
         DEFAULT_BITS
     )
-    epochs: int = 30
+    epochs: Count = 30
     plain: bool = False
-    seed: int = 0
+    seed: Seed = 0
     device: str = "auto"
     run_dir: Path | None = None
-    width: int | None = None
-    patch: int | None = None
-    heads: int = TokenShape.heads
+    width: Annotated[Count, Field(le=2**16)] | None = None
+    patch: Count | None = None
+    heads: Count = TokenShape.heads
     gate_branches: bool = False
     stem_bits: int = 8
     first_block: FirstBlock = "gated"
     per_channel: bool = False
-    eval_images: int = 2000
-    threads: int = 1
-    workers: int = 1
+    eval_images: Count = 2000
+    threads: Count = 1
+    workers: Count = 1
     training: SupernetConfig = field(default_factory=SupernetConfig)
 
     def __post_init__(self) -> None:
+        check_values(self)
         if self.weights is not None and not is_constructor(self.backbone):
             raise ConfigError(
                 f"weights is {self.weights}, but backbone is {self.backbone!r}, which starts from random ones; weights go with "
@@ -96,9 +99,6 @@ class TrainBackboneConfig:
         if self.recipe == "adn":
             check_skippable(self.menu)
         self._check_unused()
-        for name in ("epochs", "eval_images", "threads", "workers"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1.")
         if self.workers > self.training.batch_size:
             raise ConfigError(
                 f"workers is {self.workers}; at most {self.training.batch_size} can share a batch of as many images "

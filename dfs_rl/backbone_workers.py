@@ -18,12 +18,10 @@ from contextlib import redirect_stderr
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-import torch
-
 from dfs_rl.backbones.parallel import LEADER, ParallelTrainer
 from dfs_rl.data import Dataset
 from dfs_rl.data.sharing import share, unshare
-from dfs_rl.devices import resolve_device
+from dfs_rl.devices import resolve_device, set_threads
 from dfs_rl.errors import DfsRlError, TrainingError
 from dfs_rl.interrupts import StopRequest, stop_on_interrupt
 from dfs_rl.messages import say
@@ -213,7 +211,7 @@ def _work(settings: dict[str, Any]) -> BaseException | None:
     run: RunFolder = settings["run"]
     channel: Channel = settings["channel"]
     config = run.config(TrainBackboneConfig)
-    torch.set_num_threads(config.threads)
+    set_threads(config.threads, resumed=True)
     dataset = unshare(ray.get(settings["dataset"]))
     trainer = ParallelTrainer(
         build(config, dataset),

@@ -36,6 +36,8 @@ PROG = "python -m dfs_rl.compare"
 GATES_FOLDER = "gates"
 EVALUATIONS_FOLDER = "evaluations"
 """Where a comparison keeps figures that the runs which it was given lack."""
+_TRAINING_BYTES = 20_000
+"""What the settings of a training take."""
 _GIVEN = "{}.yaml"
 """Where a comparison keeps the further settings of a command's gates."""
 _SHOWN = {"options": "Bits at each layer", "images": "Cheapest and dearest images"}
@@ -67,8 +69,16 @@ def _terms(config: CompareConfig, given: Mapping[str, Mapping[str, object]]) -> 
 
 def _begin(config: CompareConfig, dataset: "Dataset", command: tuple[str, ...]) -> RunFolder:
     """Make the folder of a contest, unless its settings will not do; further settings of the gates are kept in it."""
+    import torch
+
+    from dfs_rl.devices import check_memory
+
     files = {"train_agent": config.agent, "train_gumbel": config.gumbel}
     given = {kind: given_settings(path, COMMANDS[kind]) for kind, path in files.items()}
+    trainings = config.seeds * len(config.gates) * len(config.budgets or COMPUTATIONS)
+    check_memory(
+        {f"seeds is {config.seeds}": float(trainings * _TRAINING_BYTES)}, torch.device("cpu")
+    )
     (job, *_) = plan_jobs(config.gates, _terms(config, given), Path(GATES_FOLDER))
     # Each gate tells for itself whether it leaves exits out.
     preview_backbone(replace(choice_of(job.config, config.device), exits=True), dataset)
@@ -218,13 +228,11 @@ def _compare_given(invocation: Invocation[CompareConfig]) -> None:
 
 
 def _run(invocation: Invocation[CompareConfig]) -> None:
-    import torch
-
     from dfs_rl.data import load_dataset
-    from dfs_rl.devices import resolve_device
+    from dfs_rl.devices import resolve_device, set_threads
 
     config = invocation.config
-    torch.set_num_threads(config.threads)
+    set_threads(config.threads, resumed=invocation.resume is not None)
     resolve_device(config.device)
     folder = invocation.resume
 

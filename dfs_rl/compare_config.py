@@ -1,6 +1,5 @@
 """What a comparison is asked for."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Literal
 
 import tyro
 
+from dfs_rl.config import Count, Positive, check_values
 from dfs_rl.contest import GateName
 from dfs_rl.errors import ConfigError
 from dfs_rl.evaluation.limits import SearchLimits
@@ -45,19 +45,20 @@ class CompareConfig:
     dataset: str | None = None
     backbone: Path | None = None
     weights: Path | None = None
-    budgets: tuple[float, ...] = ()
+    budgets: tuple[Positive, ...] = ()
     gates: tuple[GateName, ...] = ("ppo", "gumbel-ff", "gumbel-lstm", "dfs-ff", "dfs-lstm")
-    seeds: int = 3
-    timesteps: int = 600_000
+    seeds: Count = 3
+    timesteps: Count = 600_000
     agent: Path | None = None
     gumbel: Path | None = None
     split: Literal["test", "val"] = "test"
     run_dir: Path | None = None
     device: str = "auto"
-    threads: int = 1
+    threads: Count = 1
     search: SearchLimits = field(default_factory=SearchLimits)
 
     def __post_init__(self) -> None:
+        check_values(self)
         asked = [
             name for name in _OF_TRAINING if getattr(self, name) != getattr(type(self), name, None)
         ]
@@ -77,12 +78,6 @@ class CompareConfig:
         _check_once("runs", [run.resolve() for run in self.runs])
         _check_once("budgets", self.budgets)
         _check_once("gates", self.gates)
-        for budget in self.budgets:
-            if not 0 < budget < math.inf:
-                raise ConfigError(f"budgets has {budget:g} %; it must be positive and finite.")
-        for name in ("seeds", "timesteps", "threads"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; allowed is 1 or more.")
 
 
 def _check_once(name: str, values: Sequence[object]) -> None:

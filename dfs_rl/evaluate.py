@@ -6,7 +6,6 @@ is printed. ``--split val`` writes ``summary-val.json``; a backbone's run gets `
 """
 
 import hashlib
-import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -17,7 +16,14 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, TextIO
 import tyro
 
 from dfs_rl.cli import Invocation, run_command
-from dfs_rl.config import config_from_dict, config_to_dict, read_yaml
+from dfs_rl.config import (
+    Count,
+    Positive,
+    check_values,
+    config_from_dict,
+    config_to_dict,
+    read_yaml,
+)
 from dfs_rl.errors import ConfigError, DataError, RunFolderError
 from dfs_rl.evaluation.limits import SearchLimits
 from dfs_rl.runs import RunFolder, read_json, write_json
@@ -36,6 +42,8 @@ PROG = "python -m dfs_rl.evaluate"
 ReportedSplit = Literal["test", "val"]
 Precision = Literal["auto", "float32", "bfloat16"]
 _SELECTION: ReportedSplit = "val"
+_TABLE_BYTES = 1000
+"""What a table takes with its score."""
 _BACKBONE_KINDS = ("train_backbone", "train_exits")
 
 
@@ -58,21 +66,16 @@ class EvaluateConfig:
 
     run: tyro.conf.Positional[Path]
     split: ReportedSplit = "test"
-    budget: float | None = None
+    budget: Positive | None = None
     dataset: str | None = None
     device: str = "auto"
-    batch_size: int = 128
-    threads: int = 1
+    batch_size: Count = 128
+    threads: Count = 1
     precision: Precision = "float32"
     search: SearchLimits = field(default_factory=SearchLimits)
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "threads"):
-            value = getattr(self, name)
-            if value < 1:
-                raise ConfigError(f"{name} is {value}; allowed is 1 or more.")
-        if self.budget is not None and not 0 < self.budget < math.inf:
-            raise ConfigError(f"budget is {self.budget:g} %; it must be positive and finite.")
+        check_values(self)
 
 
 class Evaluation(NamedTuple):
@@ -182,6 +185,7 @@ def evaluate_run(  # noqa: PLR0913 - each is one choice of the caller's
             return found
         if path.exists():
             progress(f"{path} belongs to other weights, images or settings and is replaced")
+        _check_memory(loaded.backbone, data, split, batch_size, search)
         digest = weights_digest(folder.path / BACKBONE_FOLDER, exits=True)
         ground = f"{digest} {data.fingerprint} {precision} {batch_size}"
         plan = _Plan(split, batch_size, search, memory or Memory(), ground)
@@ -208,6 +212,27 @@ def _stored_evaluation(path: Path, identity: str) -> Evaluation | None:
     if known is None or known.identity != identity or not outcomes.is_file():
         return None
     return Evaluation(known, path, outcomes, stored=True)
+
+
+def _check_memory(
+    backbone: "WalkableBackbone",
+    data: "Dataset",
+    split: ReportedSplit,
+    batch_size: int,
+    search: SearchLimits,
+) -> None:
+    """Refuse settings that do not fit into memory, before anything is run."""
+    from dfs_rl.backbones.footprint import forward_bytes
+    from dfs_rl.devices import check_memory
+
+    images = max(len(data.split(name)) for name in (split, _SELECTION))
+    batch = min(batch_size, images)
+    tables = min(search.tables, len(backbone.options) ** backbone.costs.n_layers)
+    needs = {
+        f"batch_size is {batch}": float(batch * forward_bytes(backbone)),
+        f"search.tables is {search.tables}": float(tables * _TABLE_BYTES),
+    }
+    check_memory(needs, backbone.feature_mean.device)
 
 
 def picture_prefix(split: ReportedSplit, budget: float | None) -> str:
@@ -367,12 +392,11 @@ def _measure(
 
 
 def _run(invocation: Invocation[EvaluateConfig]) -> None:
-    import torch
-
+    from dfs_rl.devices import set_threads
     from dfs_rl.reporting.table import summary_text
 
     config = invocation.config
-    torch.set_num_threads(config.threads)
+    set_threads(config.threads)
     result = evaluate_run(
         config.run,
         dataset=config.dataset,

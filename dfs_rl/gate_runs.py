@@ -1,6 +1,5 @@
 """What commands that train a gate share: their settings, the training of a run, and what follows it."""
 
-import math
 import sys
 import time
 from dataclasses import dataclass
@@ -9,11 +8,9 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from dfs_rl.backbone_choice import BackboneChoice
 from dfs_rl.cli import Invocation, run_command
-from dfs_rl.config import config_to_dict
-from dfs_rl.errors import ConfigError
+from dfs_rl.config import CountOrZero, config_to_dict
 from dfs_rl.messages import say
 from dfs_rl.runs import RunFolder, read_record
-from dfs_rl.runs.records import Count, Finite
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -41,9 +38,9 @@ class TrainingRecord:
     """
 
     best_on_val: dict[str, Any]
-    points_on_val: tuple[tuple[Finite, Finite], ...]
-    images_seen: dict[str, Count]
-    seconds: Finite | None = None
+    points_on_val: tuple[tuple[float, float], ...]
+    images_seen: dict[str, CountOrZero]
+    seconds: float | None = None
 
 
 class GateSettings(Protocol):
@@ -65,32 +62,6 @@ class GateSettings(Protocol):
     def supernet_epochs(self) -> int: ...  # noqa: D102
     @property
     def threads(self) -> int: ...  # noqa: D102
-
-
-def check_settings(
-    config: GateSettings, *counts: str, seed: int = 0, hard_budget: float | None = None
-) -> None:
-    """Refuse settings that no gate can be trained with.
-
-    Args:
-        config: The settings.
-        counts: Names of those that must be at least 1 where they are given, beside ``supernet_epochs`` and ``threads``.
-        seed: The seed of a command that draws.
-        hard_budget: Of a command that has one, in percent.
-
-    Raises:
-        ConfigError: If one is out of range.
-        AttributeError: If there is no setting of a name in ``counts``.
-    """
-    if not 0 <= seed < 2**32:
-        raise ConfigError(f"seed is {seed}; allowed are 0 to {2**32 - 1}.")
-    for name in ("supernet_epochs", "threads", *counts):
-        value = getattr(config, name)
-        if value is not None and value < 1:
-            raise ConfigError(f"{name} is {value}; it must be at least 1.")
-    for name, budget in (("budget", config.budget), ("hard_budget", hard_budget)):
-        if budget is not None and not 0 < budget < math.inf:
-            raise ConfigError(f"{name} is {budget:g} %; it must be positive and finite.")
 
 
 def choice_of(config: GateSettings, device: str) -> BackboneChoice:
@@ -217,15 +188,13 @@ def train_run(
 
 def train_and_evaluate(invocation: Invocation[SettingsT], command: GateCommand[SettingsT]) -> None:
     """Run a command that trains a gate: train it, unless the run is finished, evaluate it and show what came out."""
-    import torch
-
     from dfs_rl.data import load_dataset
-    from dfs_rl.devices import resolve_device
+    from dfs_rl.devices import resolve_device, set_threads
     from dfs_rl.evaluate import evaluate_run
     from dfs_rl.reporting.table import summary_text
 
     config = invocation.config
-    torch.set_num_threads(config.threads)
+    set_threads(config.threads, resumed=invocation.resume is not None)
     device = str(resolve_device(config.device))
     dataset = load_dataset(config.dataset)
     run = invocation.resume or create_run(

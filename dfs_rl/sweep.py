@@ -11,7 +11,7 @@ import tyro
 
 from dfs_rl.backbone_choice import DIGITS
 from dfs_rl.cli import Invocation, run_command
-from dfs_rl.config import config_to_dict, dump_yaml
+from dfs_rl.config import Count, CountOrZero, check_values, config_to_dict, dump_yaml
 from dfs_rl.errors import ConfigError
 from dfs_rl.runs import RunFolder
 from dfs_rl.sweeping.loading import load_sweep_file, parse_changes
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 KIND = "sweep"
 PROG = "python -m dfs_rl.sweep"
+_TRIAL_BYTES = 20_000
+"""What is remembered of a trial, its settings above all."""
 _PATHS = {"dataset", "backbone", "weights", "init_gate"}
 """Settings that may name something on the disk."""
 
@@ -47,18 +49,15 @@ class SweepConfig:
     file: tyro.conf.Positional[Path]
     set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     dataset: str | None = None
-    trials: int | None = None
-    retrain_seeds: int | None = None
+    trials: Count | None = None
+    retrain_seeds: CountOrZero | None = None
     address: str | None = None
-    cpus: int | None = None
+    cpus: Count | None = None
     storage_path: str | None = None
     run_dir: Path | None = None
 
     def __post_init__(self) -> None:
-        for name, least in (("trials", 1), ("cpus", 1), ("retrain_seeds", 0)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ConfigError(f"{name} is {value}; it must be at least {least}.")
+        check_values(self)
 
 
 def resolved(config: SweepConfig) -> "SweepFile":
@@ -116,8 +115,11 @@ def _sweep_bytes(file: "SweepFile") -> bytes:
 
 def _run(invocation: Invocation[SweepConfig]) -> None:
     """Search, train the best again, and report."""
+    import torch
+
     from dfs_rl.data import load_dataset
     from dfs_rl.data.sharing import share
+    from dfs_rl.devices import check_cpus, check_memory
     from dfs_rl.ray_start import start_ray
     from dfs_rl.sweeping.experiment import check_resources
     from dfs_rl.sweeping.loading import check_on_data
@@ -129,6 +131,17 @@ def _run(invocation: Invocation[SweepConfig]) -> None:
     else:
         moved = {} if config.dataset is None else {"dataset": _from_root(config.dataset)}
         file = load_sweep_file(folder.path / FILE, moved)
+    if config.cpus is not None:
+        check_cpus("cpus", config.cpus)
+    trained = file.retrain.best * file.retrain.seeds
+    check_memory(
+        {
+            f"trials is {file.trials}": float(file.trials * _TRIAL_BYTES),
+            f"retrain.best times retrain.seeds is {trained}": float(trained * _TRIAL_BYTES),
+            f"seeds is {file.seeds}": float(file.seeds * _TRIAL_BYTES),
+        },
+        torch.device("cpu"),
+    )
     dataset = load_dataset(file.base["dataset"])
     if folder is None:
         check_on_data(file, dataset, config.file)

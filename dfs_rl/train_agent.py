@@ -5,7 +5,9 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
 
 from agents.cotrain_hyperparameters import BackboneMode, CoTrainConfig
 from agents.hyperparameters import (
@@ -34,11 +36,11 @@ from dfs_rl.backbone_choice import (
     learned_gate,
     preview_backbone,
 )
+from dfs_rl.config import Count, Positive, PositiveOrZero, Seed, check_values
 from dfs_rl.errors import ConfigError
 from dfs_rl.gate_runs import (
     VALIDATIONS,
     GateCommand,
-    check_settings,
     choice_of,
     run_gate_command,
 )
@@ -48,6 +50,7 @@ from dfs_rl.runs import RunFolder
 
 if TYPE_CHECKING:
     from agents.training import GateTraining, TrainingResult
+    from dfs_rl.backbones import Backbone
     from dfs_rl.data import Dataset
     from dfs_rl.gating.dial import PriceRange
     from dfs_rl.gating.learned import LearnedGate
@@ -72,11 +75,14 @@ class RewardConfig:
         cost_timing: Charge each choice when it is made, or all at the end.
     """
 
-    accuracy: float = RewardWeights.accuracy
-    log_likelihood: float = RewardWeights.log_likelihood
-    log_likelihood_floor: float = RewardWeights.log_likelihood_floor
-    overshoot: float = RewardWeights.overshoot
+    accuracy: PositiveOrZero = RewardWeights.accuracy
+    log_likelihood: PositiveOrZero = RewardWeights.log_likelihood
+    log_likelihood_floor: Annotated[float, Field(lt=0)] = RewardWeights.log_likelihood_floor
+    overshoot: PositiveOrZero = RewardWeights.overshoot
     cost_timing: CostTiming = RewardWeights.cost_timing
+
+    def __post_init__(self) -> None:
+        check_values(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,28 +143,28 @@ class TrainAgentConfig:
     dataset: str = DIGITS
     backbone: Path | None = None
     weights: Path | None = None
-    budget: float | None = None
-    cost_weight: float | None = None
-    cost_weights: tuple[float, float] = _COST_WEIGHTS
+    budget: Positive | None = None
+    cost_weight: PositiveOrZero | None = None
+    cost_weights: tuple[Positive, Positive] = _COST_WEIGHTS
     fixed_budget: bool = False
-    hard_budget: float | None = None
-    timesteps: int = 1_200_000
-    seed: int = 0
+    hard_budget: Positive | None = None
+    timesteps: Count = 1_200_000
+    seed: Seed = 0
     device: str = "auto"
     run_dir: Path | None = None
-    images_per_group: int | None = None
-    num_envs: int = 512
+    images_per_group: Count | None = None
+    num_envs: Count = 512
     features: FeatureChoice = "confidence"
-    hidden: int | None = None
-    supernet_epochs: int = 30
+    hidden: Count | None = None
+    supernet_epochs: Count = 30
     exits: bool = True
     start: Start | None = None
     init_gate: Path | None = None
     backbone_mode: BackboneMode = "frozen"
-    eval_every: int | None = None
-    val_walks: int = 1
-    checkpoint_every: int | None = None
-    threads: int = 1
+    eval_every: Count | None = None
+    val_walks: Count = 1
+    checkpoint_every: Count | None = None
+    threads: Count = 1
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     reward: RewardConfig = field(default_factory=RewardConfig)
     ppo: PPOConfig = field(default_factory=PPOConfig)
@@ -171,13 +177,7 @@ class TrainAgentConfig:
     cotrain: CoTrainConfig = field(default_factory=CoTrainConfig)
 
     def __post_init__(self) -> None:
-        check_settings(
-            self,
-            *("timesteps", "hidden", "eval_every", "checkpoint_every"),
-            *("num_envs", "images_per_group", "val_walks"),
-            seed=self.seed,
-            hard_budget=self.hard_budget,
-        )
+        check_values(self)
         group = self.rollouts_per_image
         if self.num_envs % group:
             default = ", as it is by default here" if self.images_per_group is None else ""
@@ -357,6 +357,7 @@ def _prepare(config: TrainAgentConfig, dataset: "Dataset", device: str) -> str:
         ),
     )
     config.algorithm.check_update(update)
+    _check_memory(config, plan, backbone, dataset)
     gate = untrained_gate(
         backbone,
         kind=config.algorithm.gate,
@@ -374,6 +375,41 @@ def _prepare(config: TrainAgentConfig, dataset: "Dataset", device: str) -> str:
             macs = gate.macs if name == "hard_budget" else gate.least_macs
             gated_budget(backbone.costs, budget, gate_macs=macs, name=name)
     return f"{config.algo}-{dataset.name}"
+
+
+def _check_memory(
+    config: TrainAgentConfig, plan: "GateTraining", backbone: "Backbone", dataset: "Dataset"
+) -> None:
+    """Refuse settings that do not fit into memory, before anything is made."""
+    import torch
+
+    from agents.memory import gate_needs, replay_needs, walk_needs
+    from dfs_rl.backbones.footprint import backward_bytes
+    from dfs_rl.devices import check_memory
+
+    dial, algorithm = plan.prices is not None, config.algorithm
+    needs = walk_needs(
+        backbone,
+        num_envs=config.num_envs,
+        val_images=len(dataset.val),
+        val_walks=config.val_walks,
+        dial=dial,
+    )
+    decisions = config.num_envs * backbone.costs.n_layers
+    needs |= gate_needs(
+        backbone,
+        kind=algorithm.gate,
+        features=config.features,
+        hidden=plan.hidden,
+        dial=dial,
+        decisions=getattr(algorithm, "batch_size", decisions),
+        outputs=getattr(algorithm, "quantiles", 1),
+    )
+    needs |= replay_needs(algorithm, backbone, dial=dial)
+    if plan.cotrain is not None:
+        size = plan.cotrain.batch_size
+        needs[f"cotrain.batch_size is {size}"] = 2 * size * backward_bytes(backbone)
+    check_memory(needs, torch.device(plan.device))
 
 
 def _check_exits(config: TrainAgentConfig) -> None:

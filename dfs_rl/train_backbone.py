@@ -17,21 +17,26 @@ from dfs_rl.backbones import (
     load_stored_backbone,
     save_backbone,
 )
+from dfs_rl.backbones.footprint import backward_bytes
 from dfs_rl.backbones.storage import STRUCTURE_FILE
 from dfs_rl.backbones.supernet import Position, SupernetTrainer
 from dfs_rl.cli import Invocation, run_command
-from dfs_rl.config import config_to_dict
+from dfs_rl.config import CountOrZero, config_to_dict
+from dfs_rl.constructors import is_constructor
 from dfs_rl.data import Dataset, ImageSet, load_dataset
-from dfs_rl.devices import check_devices, resolve_device
+from dfs_rl.devices import check_devices, check_memory, resolve_device, set_threads
 from dfs_rl.evaluation.uniform import uniform_accuracies, uniform_points
 from dfs_rl.gating.model import BACKBONE_FOLDER
 from dfs_rl.interrupts import StopRequest, stop_on_interrupt
 from dfs_rl.runs import LAST_CHECKPOINT, RunFolder, parse_record, write_json
-from dfs_rl.runs.records import Count, Finite
 
 KIND = "train_backbone"
 PROG = "python -m dfs_rl.train_backbone"
 SUMMARY = "summary.json"
+_COPIES = 6
+"""Of the weights: themselves, gradients, two of the optimizer, and two of the network that is measured."""
+_WORKER_BYTES = 2**29
+"""What a process takes that has imported torch and Ray."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,8 +48,8 @@ class SupernetSummary:
         points_on_val: Computation and accuracy in percent of each of them.
     """
 
-    val_accuracy: dict[str, Finite]
-    points_on_val: tuple[tuple[Finite, Finite], ...]
+    val_accuracy: dict[str, float]
+    points_on_val: tuple[tuple[float, float], ...]
 
 
 def make_trainer(config: TrainBackboneConfig, dataset: Dataset) -> SupernetTrainer:
@@ -57,6 +62,7 @@ def make_trainer(config: TrainBackboneConfig, dataset: Dataset) -> SupernetTrain
     """
     device = resolve_device(config.device)
     check_devices(device, workers=config.workers, gpus=torch.cuda.device_count())
+    _check_memory(config, dataset, device)
     return SupernetTrainer(
         build(config, dataset),
         dataset,
@@ -66,6 +72,22 @@ def make_trainer(config: TrainBackboneConfig, dataset: Dataset) -> SupernetTrain
         device=device if config.workers == 1 else torch.device("cpu"),
         recipe=config.recipe,
     )
+
+
+def _check_memory(config: TrainBackboneConfig, dataset: Dataset, device: torch.device) -> None:
+    """Refuse a network, a batch or a number of workers that does not fit into memory, before any is made."""
+    needs: dict[str, float] = {}
+    if config.workers > 1:
+        needs[f"workers is {config.workers}"] = _WORKER_BYTES * config.workers
+    if not is_constructor(config.backbone):
+        with torch.device("meta"):
+            network = build(config, dataset)
+        weights = sum(weight.nbytes for weight in network.parameters())
+        named = "backbone" if config.width is None else "width"
+        needs[f"{named} is {getattr(config, named)}"] = _COPIES * weights
+        batch = min(config.training.batch_size, len(dataset.train))
+        needs[f"training.batch_size is {batch}"] = batch * backward_bytes(network)
+    check_memory(needs, device)
 
 
 def is_finished(run: RunFolder) -> bool:
@@ -151,8 +173,8 @@ class Progress:
         distillation: Sum of their distillation losses.
     """
 
-    epoch: Count = 0
-    step: Count = 0
+    epoch: CountOrZero = 0
+    step: CountOrZero = 0
     labels: float = 0.0
     distillation: float = 0.0
 
@@ -216,7 +238,7 @@ def _log_epoch(
 def train(invocation: Invocation[TrainBackboneConfig]) -> None:
     """Run the command."""
     config = invocation.config
-    torch.set_num_threads(config.threads)
+    set_threads(config.threads, resumed=invocation.resume is not None)
     dataset = load_dataset(config.dataset)
     if invocation.resume is not None:  # other images may suit no network of these settings
         invocation.resume.check_data(dataset.fingerprint, dataset.name)

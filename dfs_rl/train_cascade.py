@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dfs_rl.backbone_choice import DIGITS, backbone_of_run, preview_backbone
-from dfs_rl.gate_runs import GateCommand, check_settings, choice_of, run_gate_command
+from dfs_rl.config import Count, Positive, check_values
+from dfs_rl.gate_runs import GateCommand, choice_of, run_gate_command
 from dfs_rl.messages import say
 from dfs_rl.runs import RunFolder
 
@@ -37,14 +38,14 @@ class TrainCascadeConfig:
     dataset: str = DIGITS
     backbone: Path | None = None
     weights: Path | None = None
-    budget: float = 1.0
+    budget: Positive = 1.0
     device: str = "auto"
     run_dir: Path | None = None
-    supernet_epochs: int = 30
-    threads: int = 1
+    supernet_epochs: Count = 30
+    threads: Count = 1
 
     def __post_init__(self) -> None:
-        check_settings(self)
+        check_values(self)
 
 
 def _prepare(config: TrainCascadeConfig, dataset: "Dataset", device: str) -> str:

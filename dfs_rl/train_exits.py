@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING
 
 from dfs_rl.backbone_choice import DIGITS, BackboneChoice, find_backbone
 from dfs_rl.cli import Invocation, run_command
-from dfs_rl.config import config_to_dict
+from dfs_rl.config import Count, Seed, check_values, config_to_dict
 from dfs_rl.errors import ConfigError
 from dfs_rl.messages import say
 from dfs_rl.runs import RunFolder, read_record
-from dfs_rl.runs.records import Finite
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,7 +39,7 @@ class ExitsSummary:
     """
 
     exits_after: tuple[int, ...]
-    val_accuracy: dict[str, list[Finite]]
+    val_accuracy: dict[str, list[float]]
 
 
 _BATCH = 512
@@ -72,18 +71,16 @@ class TrainExitsConfig:
     dataset: str = DIGITS
     backbone: Path | None = None
     weights: Path | None = None
-    supernet_epochs: int = 30
-    seed: int = 0
+    supernet_epochs: Count = 30
+    seed: Seed = 0
     device: str = "auto"
     run_dir: Path | None = None
-    threads: int = 1
+    threads: Count = 1
 
     def __post_init__(self) -> None:
+        check_values(self)
         if not self.after:
             raise ConfigError("after is empty; needed is a number of gated layers, or several.")
-        for name in ("supernet_epochs", "threads"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1.")
 
 
 def add_exits(
@@ -152,15 +149,13 @@ def _batches(dataset: "Dataset", *, seed: int, device: str) -> "Iterator[Tensor]
 
 def train(invocation: Invocation[TrainExitsConfig]) -> None:
     """Run the command."""
-    import torch
-
     from dfs_rl.backbones import load_stored_backbone
     from dfs_rl.data import load_dataset
-    from dfs_rl.devices import resolve_device
+    from dfs_rl.devices import resolve_device, set_threads
     from dfs_rl.train_backbone import is_finished
 
     config, run, stored = invocation.config, invocation.resume, None
-    torch.set_num_threads(config.threads)
+    set_threads(config.threads, resumed=invocation.resume is not None)
     device = str(resolve_device(config.device))
     dataset = load_dataset(config.dataset)
     if run is None:

@@ -1,6 +1,5 @@
 """``python -m dfs_rl.train_gumbel``: learn by supervision which bits each layer of a backbone should spend on each image."""
 
-import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -17,11 +16,11 @@ from agents.supervised_hyperparameters import (
     SupervisedConfig,
 )
 from dfs_rl.backbone_choice import DIGITS, backbone_of_run, preview_backbone
+from dfs_rl.config import Count, Positive, Seed, check_values
 from dfs_rl.errors import ConfigError
 from dfs_rl.gate_runs import (
     VALIDATIONS,
     GateCommand,
-    check_settings,
     choice_of,
     run_gate_command,
 )
@@ -31,6 +30,7 @@ from dfs_rl.runs import RunFolder
 if TYPE_CHECKING:
     from agents.supervised_run import SupervisedTraining
     from agents.training import TrainingResult
+    from dfs_rl.backbones import Backbone
     from dfs_rl.data import Dataset
 
 _NAMES: dict[Method, str] = {
@@ -88,22 +88,22 @@ class TrainGumbelConfig:
     dataset: str = DIGITS
     backbone: Path | None = None
     weights: Path | None = None
-    budget: float = 1.0
-    budgets: tuple[float, float] | None = None
+    budget: Positive = 1.0
+    budgets: tuple[Positive, Positive] | None = None
     fixed_budget: bool = False
-    timesteps: int = 600_000
-    seed: int = 0
+    timesteps: Count = 600_000
+    seed: Seed = 0
     device: str = "auto"
     run_dir: Path | None = None
     features: FeatureChoice | None = None
-    hidden: int | None = None
-    supernet_epochs: int = 30
+    hidden: Count | None = None
+    supernet_epochs: Count = 30
     start: Start | None = None
     backbone_mode: BackboneMode = "frozen"
-    eval_every: int | None = None
-    val_walks: int = 1
-    checkpoint_every: int | None = None
-    threads: int = 1
+    eval_every: Count | None = None
+    val_walks: Count = 1
+    checkpoint_every: Count | None = None
+    threads: Count = 1
     training: SupervisedConfig = field(default_factory=SupervisedConfig)
     skipnet: SkipNetConfig = field(default_factory=SkipNetConfig)
     blockdrop: BlockDropConfig = field(default_factory=BlockDropConfig)
@@ -112,11 +112,7 @@ class TrainGumbelConfig:
     )
 
     def __post_init__(self) -> None:
-        check_settings(
-            self,
-            *("timesteps", "hidden", "eval_every", "checkpoint_every", "val_walks"),
-            seed=self.seed,
-        )
+        check_values(self)
         if self.method == "blockdrop" and self.gate != "ff":
             raise ConfigError(
                 f"gate is {self.gate!r}, but method 'blockdrop' decides on all layers at once and remembers nothing; leave it out."
@@ -158,10 +154,8 @@ class TrainGumbelConfig:
             raise ConfigError(
                 f"budgets is {lowest:g} to {highest:g} %, but this gate learns one budget alone; give --budget, or leave out what fixes it."
             )
-        if not 0 < lowest < highest < math.inf:
-            raise ConfigError(
-                f"budgets is {lowest:g} to {highest:g} %; they must be positive and finite, the lower one first."
-            )
+        if not lowest < highest:
+            raise ConfigError(f"budgets is {lowest:g} to {highest:g} %; the lower one comes first.")
         if not lowest <= self.budget <= highest:
             raise ConfigError(
                 f"budget is {self.budget:g} %, which is not among the budgets that the gate learns, {lowest:g} % to {highest:g} %."
@@ -203,6 +197,7 @@ def _prepare(config: TrainGumbelConfig, dataset: "Dataset", device: str) -> str:
     from agents.supervised_run import build_gate, targets
 
     backbone, plan = preview_backbone(choice_of(config, device), dataset), plan_of(config, device)
+    _check_memory(config, plan, backbone, dataset)
     try:
         targets(plan, backbone.costs, gate_macs=build_gate(plan, backbone).macs)
     except ConfigError as error:
@@ -212,6 +207,40 @@ def _prepare(config: TrainGumbelConfig, dataset: "Dataset", device: str) -> str:
         raise ConfigError(f"{error} {usual}") from error
     kind = "" if config.method == "blockdrop" else f"-{config.gate}"
     return f"{config.method}{kind}-{dataset.name}"
+
+
+def _check_memory(
+    config: TrainGumbelConfig, plan: "SupervisedTraining", backbone: "Backbone", dataset: "Dataset"
+) -> None:
+    """Refuse settings that do not fit into memory, before anything is made."""
+    import torch
+
+    from agents.memory import gate_needs, walk_needs
+    from dfs_rl.backbones.footprint import backward_bytes
+    from dfs_rl.devices import check_memory
+
+    batch = min(config.training.batch_size, len(dataset.agent))
+    needs = gate_needs(
+        backbone,
+        kind=plan.kind,
+        features=plan.features,
+        hidden=plan.hidden,
+        dial=plan.all_budgets,
+        decisions=batch * backbone.costs.n_layers,
+    )
+    needs |= walk_needs(
+        backbone,
+        num_envs=0,
+        val_images=len(dataset.val),
+        val_walks=plan.val_walks,
+        dial=plan.all_budgets,
+    )
+    each = backward_bytes(backbone)  # at one option; a gate learns from a mix of all
+    needs[f"training.batch_size is {batch}"] = batch * each * backbone.costs.n_actions
+    if plan.cotrain is not None:
+        size = plan.cotrain.batch_size
+        needs[f"cotrain.batch_size is {size}"] = 2 * size * each
+    check_memory(needs, torch.device(plan.device))
 
 
 def _train(

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 from agents.hyperparameters import StaticMethod
 from dfs_rl.backbone_choice import DIGITS, backbone_of_run, preview_backbone
+from dfs_rl.config import Count, Positive, Seed, check_values
 from dfs_rl.gate_runs import (
     VALIDATIONS,
     GateCommand,
-    check_settings,
     choice_of,
     run_gate_command,
 )
@@ -49,17 +49,17 @@ class TrainStaticConfig:
     dataset: str = DIGITS
     backbone: Path | None = None
     weights: Path | None = None
-    budget: float = 1.0
-    episodes: int = 600
-    images: int = 1000
-    seed: int = 0
+    budget: Positive = 1.0
+    episodes: Count = 600
+    images: Count = 1000
+    seed: Seed = 0
     device: str = "auto"
     run_dir: Path | None = None
-    supernet_epochs: int = 30
-    threads: int = 1
+    supernet_epochs: Count = 30
+    threads: Count = 1
 
     def __post_init__(self) -> None:
-        check_settings(self, "episodes", "images", seed=self.seed)
+        check_values(self)
 
 
 def plan_of(config: TrainStaticConfig, device: str, n_layers: int) -> "StaticTraining":

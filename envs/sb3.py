@@ -12,8 +12,8 @@ from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
 from dfs_rl.backbones.contract import WalkableBackbone
+from dfs_rl.config import CountOrZero
 from dfs_rl.errors import CheckpointError, ConfigError
-from dfs_rl.runs.records import Count, Finite
 from envs.core import (
     Batch,
     Outcome,
@@ -53,8 +53,8 @@ class EpisodeStats(NamedTuple):
 class StreamState:
     """What ``ImageStreams.get_state`` returns."""
 
-    keys: list[Count]
-    episodes: list[Count]
+    keys: list[CountOrZero]
+    episodes: list[CountOrZero]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,10 +70,10 @@ class EnvState:
     """
 
     streams: StreamState
-    indices: list[Count]
-    options: list[list[Count]]
-    returns: list[Finite]
-    positions: list[Finite] | None
+    indices: list[CountOrZero]
+    options: list[list[CountOrZero]]
+    returns: list[float]
+    positions: list[float] | None
 
 
 class SB3GatingVecEnv(VecEnv):

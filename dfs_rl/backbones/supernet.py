@@ -17,9 +17,10 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import torch
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
@@ -41,6 +42,7 @@ from dfs_rl.backbones.optimizers import (
 )
 from dfs_rl.backbones.precision import Precision
 from dfs_rl.backbones.settings import Recipe, Setting, sample_below, uniform
+from dfs_rl.config import Count, CountOrZero, Positive, PositiveOrZero, Share, check_values
 from dfs_rl.cost import FULL, SKIP
 from dfs_rl.data import Dataset, ImageSet, augment, epoch_batches
 from dfs_rl.errors import CheckpointError, ConfigError, TrainingError
@@ -82,36 +84,20 @@ class SupernetConfig:
         ConfigError: If a value is outside its range.
     """
 
-    warmup: float = 0.3
-    batch_size: int = 128
+    warmup: Share = 0.3
+    batch_size: Annotated[Count, Field(ge=2)] = 128
     optimizer: OptimizerName | Literal["auto"] = "auto"
-    lr: float | None = None
-    momentum: float = 0.9
-    weight_decay: float | None = None
-    pad: int | None = None
-    alpha: float = 0.5
-    feature_weight: float | None = None
-    calibration_rounds: int = 12
+    lr: Positive | None = None
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    weight_decay: PositiveOrZero | None = None
+    pad: CountOrZero | None = None
+    alpha: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    feature_weight: PositiveOrZero | None = None
+    calibration_rounds: Count = 12
     precision: Precision = "auto"
 
     def __post_init__(self) -> None:
-        fits = {
-            "warmup": (0.0 <= self.warmup <= 1.0, "0 to 1"),
-            "batch_size": (self.batch_size > 1, "2 or more"),
-            "lr": (self.lr is None or self.lr > 0.0, "numbers above 0"),
-            "momentum": (0.0 <= self.momentum < 1.0, "numbers from 0 to below 1"),
-            "weight_decay": (self.weight_decay is None or self.weight_decay >= 0.0, "0 or more"),
-            "pad": (self.pad is None or self.pad >= 0, "0 or more pixels"),
-            "alpha": (0.0 < self.alpha < 1.0, "numbers between 0 and 1"),
-            "feature_weight": (
-                self.feature_weight is None or self.feature_weight >= 0.0,
-                "0 or more",
-            ),
-            "calibration_rounds": (self.calibration_rounds >= 1, "1 or more"),
-        }
-        for name, (fit, allowed) in fits.items():
-            if not fit:
-                raise ConfigError(f"{name} is {getattr(self, name)}; allowed are {allowed}.")
+        check_values(self)
 
 
 class Position(NamedTuple):

@@ -1,6 +1,17 @@
 """Strict YAML for frozen dataclasses: a file is checked in full, or refused in one sentence."""
 
+from dfs_rl.config.ranges import (
+    SEEDS,
+    Count,
+    CountOrZero,
+    Positive,
+    PositiveOrZero,
+    PositiveShare,
+    Seed,
+    Share,
+)
 from dfs_rl.config.records import (
+    check_values,
     config_from_dict,
     config_to_dict,
     fields_from_dict,
@@ -12,7 +23,16 @@ from dfs_rl.config.records import (
 from dfs_rl.config.yaml_core import YamlSettings, dump_yaml, parse_value, read_yaml
 
 __all__ = [
+    "SEEDS",
+    "Count",
+    "CountOrZero",
+    "Positive",
+    "PositiveOrZero",
+    "PositiveShare",
+    "Seed",
+    "Share",
     "YamlSettings",
+    "check_values",
     "config_from_dict",
     "config_to_dict",
     "dump_yaml",

@@ -20,6 +20,7 @@ _PLAIN_NAMES = {
     Path: "a path",
     types.NoneType: "null",
 }
+_BOUNDS = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
 _UNKNOWN = ("unexpected_keyword_argument", "extra_forbidden")
 
 
@@ -32,19 +33,26 @@ def sentence(fault: ErrorDetails, data: Mapping[str, object], cls: type) -> str:
         cls: The dataclass they were checked against.
     """
     path = place_of(fault, data)
+    if fault["type"] == "json_invalid":
+        return "a value holds text that is not Unicode, or is nested too deeply."
     if fault["type"] in _UNKNOWN:
         names = _field_names(_hint_at(cls, path[:-1]))
-        return f"{_dotted(path)} is not a setting; {_allowed_names(str(path[-1]), names)}."
+        return (
+            f"{_dotted(path) or repr('')} is not a setting; {_allowed_names(str(path[-1]), names)}."
+        )
     if fault["type"] == "missing" and isinstance(fault["loc"][-1], str):
         return f"{_dotted((*path, fault['loc'][-1]))} is missing and has no default."
-    own = fault.get("ctx", {}).get("error")
+    context = fault.get("ctx", {})
+    own = context.get("error")
     if isinstance(own, Exception):
         return f"{_dotted(path)}: {own}"
     value = _show(_value_at(data, path))
-    allowed = describe(_hint_at(cls, path))
-    if fault["type"] == "greater_than_equal":
-        allowed += f" of at least {fault['ctx']['ge']}"
-    return f"{_dotted(path)} is {value}; allowed is {allowed}."
+    if fault["type"] == "finite_number":
+        return f"{_dotted(path)} is {value}; it must be finite."
+    for key, words in _BOUNDS.items():
+        if key in context:
+            return f"{_dotted(path)} is {value}; it must be {words} {str(context[key]).removesuffix('.0')}."
+    return f"{_dotted(path)} is {value}; allowed is {describe(_hint_at(cls, path))}."
 
 
 def place_of(fault: ErrorDetails, data: Mapping[str, object]) -> Place:

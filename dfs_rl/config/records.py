@@ -63,17 +63,34 @@ def fields_from_dict(data: Mapping[str, object], cls: type, source: str) -> dict
     Raises:
         ConfigError: If a key is unknown or a value is not allowed.
     """
-    # Strict validation of JSON takes a list for a tuple and text for a path, which YAML cannot
-    # tell apart either, and nothing else in place of something else.
     whole = {name: _over_default(cls, name, value) for name, value in data.items()}
-    text = json.dumps(whole)
     try:
-        return _checker(cls).validate_json(text)
+        checked = _checked(whole, cls)
     except ValidationError as error:
         fault = error.errors(include_url=False)[0]
         line = data.line(place_of(fault, whole)) if isinstance(data, YamlSettings) else None
         where = source if line is None else f"{source}, line {line}"
         raise ConfigError(f"{where}: {sentence(fault, whole, cls)}") from error
+    empty = [name for name in whole if whole[name] == "" and isinstance(checked[name], Path)]
+    if empty:  # which a path takes for the current folder
+        raise ConfigError(f"{source}: {empty[0]} is ''; allowed is a path that is not empty.")
+    return checked
+
+
+def check_values(config: object) -> None:
+    """Check the values of a dataclass as strictly as those of a file, wherever they come from.
+
+    A configuration calls it in its ``__post_init__``.
+
+    Raises:
+        ConfigError: If a value is not allowed.
+    """
+    values = config_to_dict(config)
+    try:
+        _checked(values, type(config))
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        raise ConfigError(sentence(fault, values, type(config))) from error
 
 
 def required_fields(cls: type) -> tuple[str, ...]:
@@ -115,6 +132,12 @@ def save_config(config: object, path: Path) -> None:
     write_bytes_atomic(path, dump_yaml(config_to_dict(config)).encode())
 
 
+def _checked(values: Mapping[str, object], cls: type) -> dict[str, Any]:
+    # Strict validation of JSON takes a list for a tuple and text for a path, which YAML cannot
+    # tell apart either, and nothing else in place of something else.
+    return _checker(cls).validate_json(json.dumps(values))
+
+
 @cache
 def _checker(cls: type) -> TypeAdapter[dict[str, Any]]:
     """Build the checker of a dataclass's fields.
@@ -125,7 +148,9 @@ def _checker(cls: type) -> TypeAdapter[dict[str, Any]]:
     hints = get_type_hints(cls, include_extras=True)
     fields = {field.name: hints[field.name] for field in dataclasses.fields(cls) if field.init}
     settings = TypedDict(cls.__name__, fields, total=False)  # type: ignore[misc]
-    settings.__pydantic_config__ = ConfigDict(extra="forbid", strict=True)  # type: ignore[attr-defined]
+    settings.__pydantic_config__ = ConfigDict(  # type: ignore[attr-defined]
+        extra="forbid", strict=True, allow_inf_nan=False
+    )
     return TypeAdapter(cast("type[dict[str, Any]]", settings))
 
 
@@ -136,6 +161,8 @@ def _over_default(cls: type, name: str, value: object) -> object:
         return value
     factory = field.default_factory
     default = field.default if factory is dataclasses.MISSING else factory()
+    if not dataclasses.is_dataclass(default):
+        return value
     if get_type_hints(cls)[name] is not type(default):  # a union: the block may be of another type
         return value
     return _overlay(default, value)

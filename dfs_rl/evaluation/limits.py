@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from dfs_rl.errors import ConfigError
+from dfs_rl.config import Count, check_values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,12 +15,9 @@ class SearchLimits:
         finalists: Best tables that are ranked again on the whole split, at least 1.
     """
 
-    images: int = 1000
-    tables: int = 600
-    finalists: int = 8
+    images: Count = 1000
+    tables: Count = 600
+    finalists: Count = 8
 
     def __post_init__(self) -> None:
-        for name in ("images", "tables", "finalists"):
-            value = getattr(self, name)
-            if value < 1:
-                raise ConfigError(f"search.{name} is {value}; allowed is 1 or more.")
+        check_values(self)

@@ -30,7 +30,7 @@ from dfs_rl.files import (
     write_bytes_atomic,
     write_json,
 )
-from dfs_rl.runs.records import Finite, read_record
+from dfs_rl.runs.records import read_record
 from dfs_rl.runs.tensors import Checkpoint, load_checkpoint, save_checkpoint
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ class RunRecord:
 class Timing:
     """What ``timing.json`` holds: the seconds that were spent on a run."""
 
-    seconds: Finite
+    seconds: float
 
 
 @dataclass(frozen=True)

@@ -2,18 +2,13 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, TypeVar
-
-from pydantic import Field
+from typing import TypeVar
 
 from dfs_rl.config import config_from_dict
 from dfs_rl.errors import CheckpointError, ConfigError, DfsRlError, RunFolderError
 from dfs_rl.files import read_json
 
 T = TypeVar("T")
-
-Count = Annotated[int, Field(ge=0)]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
 def read_record(path: Path, cls: type[T]) -> T:

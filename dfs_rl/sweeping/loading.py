@@ -7,6 +7,7 @@ from pathlib import Path
 
 from dfs_rl.backbone_choice import DIGITS
 from dfs_rl.config import (
+    SEEDS,
     YamlSettings,
     config_from_dict,
     fields_from_dict,
@@ -23,8 +24,6 @@ from dfs_rl.sweeping.sweep_file import FIRST_FRESH_SEED, SweepFile
 
 _NOT_SEARCHED = ("seed", "run_dir", "dataset", "backbone", "device", "threads", "workers")
 """Settings in which trials must not differ, or which a sweep gives them itself."""
-_SEEDS = 2**32
-"""How many seeds there are."""
 
 
 def load_sweep_file(
@@ -154,9 +153,9 @@ def _check_settings(file: SweepFile) -> None:
             f"settings has {base['workers']} workers, but a trial is one process; leave workers out, more trials run beside each other."
         )
     highest = max(base["seed"] + file.seeds, base["seed"] + FIRST_FRESH_SEED + file.retrain.seeds)
-    if highest > _SEEDS:
+    if highest > SEEDS:
         raise ConfigError(
-            f"settings has seed {base['seed']}, but fresh seeds begin {FIRST_FRESH_SEED} above it and there are none above {_SEEDS - 1}; "
+            f"settings has seed {base['seed']}, but fresh seeds begin {FIRST_FRESH_SEED} above it and there are none above {SEEDS - 1}; "
             "take a lower one."
         )
     if base["dataset"] != DIGITS and command_of(file.command).trains_gates and not base["backbone"]:
@@ -185,9 +184,6 @@ def _check_search(file: SweepFile, name: str) -> None:
 def _check_trials(file: SweepFile) -> None:
     if not file.search:
         raise ConfigError("search is empty; name at least one setting.")
-    for name in ("trials", "seeds"):
-        if getattr(file, name) < 1:
-            raise ConfigError(f"{name} is {getattr(file, name)}; it must be at least 1.")
     grids = file.combinations
     if file.trials % grids:
         raise ConfigError(

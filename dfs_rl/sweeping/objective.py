@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from dfs_rl.config import Count, Positive, check_values
 from dfs_rl.errors import ConfigError
 from dfs_rl.evaluation.curves import CurvePoint, accuracy_at, hypervolume, staircase
 from dfs_rl.evaluation.sweep_records import ObjectiveRecord
@@ -40,28 +41,21 @@ class ObjectiveConfig:
     """
 
     name: ObjectiveName = "hypervolume"
-    cap: float | None = None
-    cost: float | None = None
-    corner: tuple[float, float] | None = None
-    last: int = 3
+    cap: Positive | None = None
+    cost: Positive | None = None
+    corner: tuple[Positive, float] | None = None
+    last: Count = 3
 
     def __post_init__(self) -> None:
+        check_values(self)
         for setting, owner in (("cap", "accuracy"), ("cost", "reward")):
             value = getattr(self, setting)
             if self.name == owner and value is None:
                 raise ConfigError(f"{setting} is missing; {owner} needs it.")
             if self.name != owner and value is not None:
                 raise ConfigError(f"{setting} is {value:g}, which is for {owner}; leave it out.")
-            if value is not None and not 0 < value < math.inf:
-                raise ConfigError(f"{setting} is {value:g}; it must be positive and finite.")
         if self.corner is not None and self.name != "hypervolume":
             raise ConfigError(f"corner is {self.corner}, which is for hypervolume; leave it out.")
-        if self.corner is not None and not (0 < self.corner[0] < math.inf):
-            raise ConfigError(
-                f"corner begins with {self.corner[0]:g} %; its computation must be positive and finite."
-            )
-        if self.last < 1:
-            raise ConfigError(f"last is {self.last}; it must be at least 1.")
 
     @property
     def names(self) -> tuple[str, ...]:

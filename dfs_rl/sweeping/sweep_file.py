@@ -3,9 +3,17 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from dfs_rl.config import (
+    Count,
+    CountOrZero,
+    Positive,
+    PositiveOrZero,
+    Seed,
+    check_values,
     config_from_dict,
     config_to_dict,
 )
@@ -39,18 +47,12 @@ class SchedulerConfig:
     """
 
     name: SchedulerName = "none"
-    grace: float = 0.2
-    reduction: float = 3.0
-    interval: float = 0.1
+    grace: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    reduction: Annotated[float, Field(gt=1)] = 3.0
+    interval: Annotated[float, Field(gt=0, lt=1)] = 0.1
 
     def __post_init__(self) -> None:
-        for name in ("grace", "interval"):
-            if not 0 < getattr(self, name) < 1:
-                raise ConfigError(
-                    f"{name} is {getattr(self, name):g}; it is a share of a training, above 0 and below 1."
-                )
-        if not 1 < self.reduction < math.inf:
-            raise ConfigError(f"reduction is {self.reduction:g}; it must be above 1.")
+        check_values(self)
 
     @property
     def is_population(self) -> bool:
@@ -70,14 +72,11 @@ class ResourceConfig:
         ConfigError: If a value is out of range.
     """
 
-    cpus: float = 1.0
-    gpus: float = 0.0
+    cpus: Positive = 1.0
+    gpus: PositiveOrZero = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.cpus < math.inf:
-            raise ConfigError(f"cpus is {self.cpus:g}; it must be positive.")
-        if not 0 <= self.gpus < math.inf:
-            raise ConfigError(f"gpus is {self.gpus:g}; it must not be negative.")
+        check_values(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,17 +93,12 @@ class StopConfig:
         ConfigError: If a value is out of range.
     """
 
-    seconds: float | None = None
-    trial_seconds: float | None = None
-    retries: int = 3
+    seconds: Positive | None = None
+    trial_seconds: Positive | None = None
+    retries: CountOrZero = 3
 
     def __post_init__(self) -> None:
-        for name in ("seconds", "trial_seconds"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise ConfigError(f"{name} is {value:g}; it must be positive and finite.")
-        if self.retries < 0:
-            raise ConfigError(f"retries is {self.retries}; it must not be negative.")
+        check_values(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,14 +113,11 @@ class RetrainConfig:
         ConfigError: If a value is out of range.
     """
 
-    best: int = 1
-    seeds: int = 3
+    best: Count = 1
+    seeds: CountOrZero = 3
 
     def __post_init__(self) -> None:
-        if self.best < 1:
-            raise ConfigError(f"best is {self.best}; it must be at least 1.")
-        if self.seeds < 0:
-            raise ConfigError(f"seeds is {self.seeds}; it must not be negative.")
+        check_values(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,9 +146,9 @@ class SweepFile:
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     searcher: SearcherName = "tpe"
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
-    trials: int = 24
-    seeds: int = 1
-    seed: int = 0
+    trials: Count = 24
+    seeds: Count = 1
+    seed: Seed = 0
     resources: ResourceConfig = field(default_factory=ResourceConfig)
     stop: StopConfig = field(default_factory=StopConfig)
     retrain: RetrainConfig = field(default_factory=RetrainConfig)

@@ -13,11 +13,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from ray import tune
 
 from dfs_rl.data.sharing import SharedDataset, unshare
-from dfs_rl.devices import resolve_device
+from dfs_rl.devices import resolve_device, set_threads
 from dfs_rl.errors import DfsRlError
 from dfs_rl.evaluation.curves import CurvePoint
 from dfs_rl.runs import LAST_CHECKPOINT, RunFolder
@@ -91,7 +90,7 @@ def _run(
         dataset = unshare(shared)
         for seed in seeds:
             config = plan.file.config(values, seed=seed, run_dir=str(folder / run_name(seed)))
-            torch.set_num_threads(config.threads)
+            set_threads(config.threads)
             device = str(resolve_device(config.device))
             run = begun(command, config) or command.begin(config, dataset, device)
             with run.hold():

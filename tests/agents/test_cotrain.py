@@ -191,7 +191,7 @@ def test_a_loss_that_is_not_finite_stops_with_a_sentence(
 
 
 def test_impossible_settings_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"cotrain.batch_size is 0; it must be at least 1"):
+    with pytest.raises(ConfigError, match=r"batch_size is 0; it must be at least 1"):
         CoTrainConfig(batch_size=0)
-    with pytest.raises(ConfigError, match=r"cotrain.distillation is -1"):
+    with pytest.raises(ConfigError, match=r"distillation is -1"):
         CoTrainConfig(distillation=-1.0)

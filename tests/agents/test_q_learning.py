@@ -108,10 +108,10 @@ def test_groups_are_refused(planted_backbone: WalkableBackbone, planted_images: 
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
-        (lambda: DQNConfig(exploration=0.0), "exploration is 0.0; it must be positive"),
-        (lambda: DQNConfig(exploration=1.5), r"exploration is 1.5; it must lie in \[0, 1\]"),
-        (lambda: DQNConfig(gradient_steps=0), "gradient_steps is 0; it must be positive"),
-        (lambda: QRDQNConfig(quantiles=0), "quantiles is 0; it must be positive"),
+        (lambda: DQNConfig(exploration=0.0), "exploration is 0.0; it must be above 0"),
+        (lambda: DQNConfig(exploration=1.5), "exploration is 1.5; it must be at most 1"),
+        (lambda: DQNConfig(gradient_steps=0), "gradient_steps is 0; it must be at least 1"),
+        (lambda: QRDQNConfig(quantiles=0), "quantiles is 0; it must be at least 1"),
     ],
 )
 def test_impossible_hyperparameters_are_refused(make, sentence: str) -> None:

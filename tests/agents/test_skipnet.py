@@ -167,11 +167,11 @@ def test_a_menu_without_both_options_is_refused(menu: tuple[int, ...], missing: 
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"pretraining": -0.1}, r"skipnet.pretraining is -0.1; it must be at least 0 and below 1"),
-        ({"pretraining": 1.0}, r"skipnet.pretraining is 1.0; it must be at least 0 and below 1"),
-        ({"pretraining": math.nan}, r"skipnet.pretraining is nan"),
-        ({"entropy": -1.0}, r"skipnet.entropy is -1.0; it must be finite and not negative"),
-        ({"entropy": math.inf}, r"skipnet.entropy is inf"),
+        ({"pretraining": -0.1}, "pretraining is -0.1; it must be at least 0"),
+        ({"pretraining": 1.0}, "pretraining is 1.0; it must be below 1"),
+        ({"pretraining": math.nan}, "pretraining is nan; it must be finite"),
+        ({"entropy": -1.0}, "entropy is -1.0; it must be at least 0"),
+        ({"entropy": math.inf}, "entropy is inf; it must be finite"),
     ],
 )
 def test_impossible_hyperparameters_are_refused(change: dict[str, float], sentence: str) -> None:

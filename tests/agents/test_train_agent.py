@@ -12,6 +12,7 @@ import torch
 import dfs_rl
 from agents.algorithms import ALGORITHMS
 from agents.hyperparameters import A2CConfig, AlgorithmName, PPOConfig
+from dfs_rl.backbone_choice import BackboneChoice
 from dfs_rl.backbones import (
     PRETRAINED_DIGITS,
     BackboneInfo,
@@ -20,9 +21,9 @@ from dfs_rl.backbones import (
     default_digits,
     save_backbone,
 )
+from dfs_rl.backbones.supernet import SupernetConfig
 from dfs_rl.config import load_config, save_config
 from dfs_rl.data import channel_statistics, load_dataset
-from dfs_rl.gate_runs import check_settings
 from dfs_rl.gating.dial import PriceRange
 from dfs_rl.gating.reward import RewardWeights
 from dfs_rl.gating.storage import load_gate
@@ -96,11 +97,6 @@ def test_images_seen_are_counted(finished: Path) -> None:
     assert record["images_seen"] == {"gate": 5 * 32 + 7 * 2048, "backbone": 0}
 
 
-def test_a_name_that_is_no_setting_is_not_passed_over() -> None:
-    with pytest.raises(AttributeError, match="timestep"):
-        check_settings(TrainAgentConfig(), "timestep")
-
-
 def test_a_folder_with_a_run_is_refused(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*TINY, "--run-dir", str(finished)]) == 2
     assert "holds a run already" in sentence(capsys)
@@ -154,7 +150,7 @@ def test_cotraining_sees_as_many_images_and_changes_the_backbone(tmp_path: Path)
         (["--device", "abacus"], "device is 'abacus'"),
         (["--budget", "0.0001"], "budget 0.0001 % is not enough"),
         (["--hard-budget", "0.0001"], "budget 0.0001 % is not enough"),
-        (["--hard-budget", "-1"], "hard_budget is -1 %; it must be positive and finite"),
+        (["--hard-budget", "-1"], "hard_budget is -1.0; it must be above 0"),
         (["--budget", "1", "--cost-weight", "5"], "budget is 1 and cost_weight is 5"),
         (["--budget", "1", "--fixed-budget"], "the gate learns for one price"),
         (["--cost-weight", "31"], "cost weight 31 is not among those"),
@@ -162,8 +158,13 @@ def test_cotraining_sees_as_many_images_and_changes_the_backbone(tmp_path: Path)
         (["--algo", "dqn", "--dqn.replay-megabytes", "inf"], "replay_megabytes is inf"),
         (["--cost-weights", "5", "1"], "the cost weights run from 5 to 1"),
         (["--backbone", "nowhere"], "nowhere"),
-        (["--cost-weight", "-1"], "cost is -1"),
+        (["--cost-weight", "-1"], "cost_weight is -1.0; it must be at least 0"),
         (["--algo", "sarsa"], "algo"),
+        (["--hidden", "1000000000"], "hidden is 1000000000, which takes about "),
+        (["--num-envs", "3000000000"], "num_envs is 3000000000, which takes about "),
+        (["--val-walks", "1000000000"], "val_walks is 1000000000, which takes about "),
+        (["--threads", "100000"], "threads is 100000, but this machine has "),
+        (["--seed", "-1"], "seed is -1; it must be at least 0"),
         (["--algo", "recurrent_ppo", "--budget", "2"], "budget 2 % is not enough"),
         (["--ppo.minibatches", "7"], "minibatches is 7; it must divide the 192 samples"),
         (
@@ -249,6 +250,14 @@ def test_a_gate_is_turned_to_the_usual_price_or_the_middle_of_prices_that_leave_
     assert weights_of(TrainAgentConfig(cost_weights=(0.01, 0.04), cost_weight=0.03)).cost == 0.03
     plan = plan_of(TrainAgentConfig(cost_weights=(0.01, 0.04)), "cpu")
     assert plan.position == pytest.approx(0.5)
+
+
+def test_few_images_make_one_batch_of_the_backbone_that_is_trained_first() -> None:
+    digits = load_dataset("digits")
+    few = replace(digits, train=digits.train.subset(torch.arange(60)))
+    choice = BackboneChoice(dataset="x", folder=None, epochs=1, device="cpu", threads=1)
+    assert choice.supernet_config(few).training.batch_size == 60
+    assert choice.supernet_config(digits).training.batch_size == SupernetConfig.batch_size
 
 
 def test_every_algorithm_has_its_settings_and_its_entry() -> None:

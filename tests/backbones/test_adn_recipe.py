@@ -184,9 +184,9 @@ def test_settings_are_the_base_net_and_low_ones_by_halves():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"alpha": 0.0}, "alpha is 0.0; allowed are numbers between 0 and 1"),
+        ({"alpha": 0.0}, "alpha is 0.0; it must be above 0"),
         ({"alpha": 1.0}, "alpha is 1.0"),
-        ({"feature_weight": -1.0}, "feature_weight is -1.0; allowed are 0 or more"),
+        ({"feature_weight": -1.0}, "feature_weight is -1.0; it must be at least 0"),
     ],
 )
 def test_impossible_settings_are_refused(changes, message):

@@ -215,8 +215,8 @@ def test_the_schedule_rises_and_falls_to_zero():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"warmup": 1.5}, "warmup is 1.5; allowed are 0 to 1"),
-        ({"batch_size": 1}, "batch_size is 1; allowed are 2 or more"),
+        ({"warmup": 1.5}, "warmup is 1.5; it must be at most 1"),
+        ({"batch_size": 1}, "batch_size is 1; it must be at least 2"),
         ({"lr": 0.0}, "lr is 0.0"),
         ({"momentum": 1.0}, "momentum is 1.0"),
         ({"pad": -1}, "pad is -1"),

@@ -130,6 +130,7 @@ def test_a_users_network_gets_its_weights_and_an_untrained_one_is_warned_of(monk
         (["--after", "2", "6"], "allowed are ascending numbers from 0 to 5"),
         (["--after", "3", "1"], "after [3, 1] gated layers"),
         (["--after", "1", "--threads", "0"], "threads is 0"),
+        (["--after", "1", "--seed", "-1"], "seed is -1; it must be at least 0"),
         (["--after", "1", "--weights", "w.pt"], "weights go with a constructor"),
     ],
 )

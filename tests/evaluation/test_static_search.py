@@ -81,7 +81,7 @@ def test_a_cap_below_the_cheapest_table_is_refused(backbone, val):
 
 
 def test_limits_must_be_positive():
-    with pytest.raises(ConfigError, match=r"search.tables is 0; allowed is 1 or more"):
+    with pytest.raises(ConfigError, match=r"tables is 0; it must be at least 1"):
         SearchLimits(tables=0)
 
 

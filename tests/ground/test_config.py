@@ -8,7 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dfs_rl.config import config_from_dict, config_to_dict, load_config, save_config
+from dfs_rl.config import (
+    Count,
+    PositiveShare,
+    Seed,
+    check_values,
+    config_from_dict,
+    config_to_dict,
+    load_config,
+    save_config,
+)
 from dfs_rl.errors import ConfigError
 
 
@@ -60,7 +69,6 @@ def load(tmp_path: Path, text: str) -> Train:
     [
         ("weight: 1e-4", "weight", 0.0001),
         ("weight: 3", "weight", 3.0),
-        ("weight: .inf", "weight", math.inf),
         ("bits: [0, 4]", "bits", (0, 4)),
         ("bits: []", "bits", ()),
         ("pair: [1, 2]", "pair", (1, 2.0)),
@@ -93,6 +101,11 @@ def test_values_arrive_with_their_declared_type(tmp_path, text, name, value):
         ("steps: true", "steps is true; allowed is a whole number."),
         ("steps: 1.0", "steps is 1.0; allowed is a whole number."),
         ("steps: '1'", "steps is '1'; allowed is a whole number."),
+        ("steps: {a: 1}", "steps is {'a': 1}; allowed is a whole number."),
+        ("algo: {a: 1}", "algo is {'a': 1}; allowed is one of 'ppo', 'a2c'."),
+        ("ppo: {clip_range: {a: 1}}", "ppo.clip_range is {'a': 1}; allowed is a number."),
+        ("weight: .inf", "weight is inf; it must be finite."),
+        ("pair: [1, .nan]", "pair[1] is nan; it must be finite."),
         ("flip: 1", "flip is 1; allowed is true or false."),
         ("flip: yes", "flip is 'yes'; allowed is true or false."),
         ("dataset: 5", "dataset is 5; allowed is text."),
@@ -122,6 +135,47 @@ def test_a_fault_is_one_sentence_with_file_line_key_value_and_what_is_allowed(
     assert "\n" not in str(caught.value)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Ranges:
+    seed: Seed = 0
+    count: Count | None = None
+    rate: PositiveShare = 0.5
+
+    def __post_init__(self):
+        check_values(self)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "allowed"),
+    [
+        ("seed", -1, "must be at least 0"),
+        ("seed", 2**32, "must be at most 4294967295"),
+        ("seed", True, "allowed is a whole number"),
+        ("count", 0, "must be at least 1"),
+        ("count", 10**30, "must be at most 9223372036854775807"),
+        ("rate", 0.0, "must be above 0"),
+        ("rate", 1.5, "must be at most 1"),
+        ("rate", math.nan, "must be finite"),
+        ("rate", "x", "allowed is a number"),
+    ],
+)
+def test_files_and_python_have_the_same_ranges(name, value, allowed):
+    with pytest.raises(ConfigError, match=f"^{name} is .*{allowed}"):
+        Ranges(**{name: value})
+    with pytest.raises(ConfigError, match=f"^here: {name} is .*{allowed}"):
+        config_from_dict({name: value}, Ranges, "here")
+
+
+def test_an_empty_path_is_not_the_current_folder():
+    with pytest.raises(ConfigError, match="here: backbone is ''"):
+        config_from_dict({"backbone": ""}, Train, "here")
+
+
+def test_text_that_is_not_unicode_is_refused():
+    with pytest.raises(ConfigError, match="not Unicode"):
+        config_from_dict({"dataset": "\ud800"}, Train, "here")
+
+
 def test_a_fault_in_a_block_stands_in_the_line_of_its_key(tmp_path):
     with pytest.raises(ConfigError, match=r"train.yaml, line 4: limits.b is 'x'"):
         load(tmp_path, "steps: 2\nlimits:\n  a: 1\n  b: x\n")
@@ -144,25 +198,28 @@ def test_a_missing_setting_is_named():
         config_from_dict({"n": 2}, Required, "here")
 
 
+words = st.integers(-(2**63), 2**63 - 1)
 paths = st.text("abc/.-_ ", min_size=1).map(Path)
 clips = st.builds(
-    Clip, clip_range=st.floats(0, allow_nan=False), names=st.lists(st.text()).map(tuple)
+    Clip,
+    clip_range=st.floats(0, allow_nan=False, allow_infinity=False),
+    names=st.lists(st.text()).map(tuple),
 )
 configs = st.builds(
     Train,
     algo=st.sampled_from(["ppo", "a2c"]),
-    bits=st.lists(st.integers()).map(tuple),
-    pair=st.tuples(st.integers(), st.floats(allow_nan=False)),
+    bits=st.lists(words).map(tuple),
+    pair=st.tuples(words, st.floats(allow_nan=False, allow_infinity=False)),
     backbone=st.none() | paths,
-    weight=st.floats(allow_nan=False),
-    steps=st.integers().filter(lambda n: n != 13),
+    weight=st.floats(allow_nan=False, allow_infinity=False),
+    steps=words.filter(lambda n: n != 13),
     flip=st.booleans(),
     dataset=st.text() | st.sampled_from(["1e-4", "no", "null", "010", "1.5", "~", "0x1F", ".inf"]),
-    workers=st.integers() | st.just("auto"),
+    workers=words | st.just("auto"),
     run=st.text(),
     ppo=clips,
     cut=st.none() | clips,
-    limits=st.dictionaries(st.text(), st.integers()),
+    limits=st.dictionaries(st.text(), words),
 )
 
 

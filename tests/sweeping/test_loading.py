@@ -108,13 +108,13 @@ def test_what_lies_on_the_disk_is_named_from_the_root(tmp_path, monkeypatch):
             "scheduler: {name: pbt}",
             ", line 10: scheduler.name is 'pbt', which changes",
         ),
-        ("trials: 6", "scheduler: {grace: 2}", ", line 10: scheduler: grace is 2; it is a share"),
+        ("trials: 6", "scheduler: {grace: 2}", ", line 10: scheduler.grace is 2; it must be below"),
         (
             "trials: 6",
             "resources: {cpus: 0}",
-            ", line 10: resources: cpus is 0; it must be positive",
+            ", line 10: resources.cpus is 0; it must be above 0",
         ),
-        ("trials: 6", "stop: {retries: -1}", ", line 10: stop: retries is -1; it must not be neg"),
+        ("trials: 6", "stop: {retries: -1}", ", line 10: stop.retries is -1; it must be at least"),
         (
             "command: train_agent",
             "command: train",
@@ -218,10 +218,6 @@ def test_bad_changes_are_refused(words, said):
         (
             "command: train_agent\nsearch:\n  cost_weights.0: {loguniform: [0.1, 50]}\n",
             "line 3: cost_weights.0 may be 50.0, which is not allowed: the cost weights run from 50",
-        ),
-        (
-            "command: train_agent\nsearch:\n  reward.accuracy: {uniform: [-1, 1]}\n",
-            "line 3: reward.accuracy may be -1.0, which is not allowed: reward weight accuracy is -1",
         ),
     ],
 )

@@ -86,9 +86,9 @@ def test_training_figures_are_refused_with_the_reason(name):
         ({"name": "accuracy"}, "cap is missing; accuracy needs it"),
         ({"name": "reward"}, "cost is missing; reward needs it"),
         ({"cap": 1.0}, "cap is 1, which is for accuracy; leave it out"),
-        ({"name": "accuracy", "cap": 0.0}, "cap is 0; it must be positive and finite"),
+        ({"name": "accuracy", "cap": 0.0}, "cap is 0.0; it must be above 0"),
         ({"name": "frontier", "corner": (1.0, 2.0)}, "corner is .* which is for hypervolume"),
-        ({"corner": (0.0, 2.0)}, "corner begins with 0 %"),
+        ({"corner": (0.0, 2.0)}, "corner.0. is 0.0; it must be above 0"),
         ({"last": 0}, "last is 0; it must be at least 1"),
     ],
 )
