@@ -7,10 +7,12 @@ from typing import Annotated, Literal
 
 import pytest
 import tyro
+from torch.utils.tensorboard.writer import SummaryWriter
 
 from dfs_rl.cli import Invocation, run_command
 from dfs_rl.errors import ConfigError, DataError
 from dfs_rl.runs import RunFolder
+from tests.disks import full_disk
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -352,3 +354,32 @@ def test_a_disk_that_fails_is_one_sentence(capsys):
     assert code == 2
     err = capsys.readouterr().err
     assert err == "error: cannot read or write runs/x/metrics.jsonl: No space left on device.\n"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Full:
+    """Nothing that matters.
+
+    Attributes:
+        seed: Of nothing.
+    """
+
+    seed: int = 0
+
+
+def test_a_full_disk_under_tensorboard_is_one_sentence(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def write(_: object) -> None:
+        run = RunFolder(tmp_path, "train")
+        with run.hold():
+            board = SummaryWriter(str(run.tensorboard_dir))
+            try:
+                with full_disk(200):
+                    board.add_text("long", 1000 * "x")
+                    board.flush()
+            finally:
+                board.close()
+
+    assert run_command(write, Full, prog="p", description="d", argv=[]) == 2
+    assert capfd.readouterr().err == (f"error: cannot read or write {tmp_path}: File too large.\n")
