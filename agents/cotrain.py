@@ -248,8 +248,7 @@ class CoTrainer:
         rows = torch.randint(len(labels), (self._config.batch_size,), generator=generator).to(
             labels.device
         )
-        pad = images.shape[-1] // 8  # the usual 4 pixels of 32
-        return augment(images[rows], generator, pad=pad, flip=self._flip), labels[rows]
+        return augment(images[rows], generator, flip=self._flip), labels[rows]
 
 
 class CoTraining(BoundaryCallback):

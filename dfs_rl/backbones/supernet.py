@@ -45,6 +45,7 @@ from dfs_rl.backbones.settings import Recipe, Setting, sample_below, uniform
 from dfs_rl.config import Count, CountOrZero, Positive, PositiveOrZero, Share, check_values
 from dfs_rl.cost import FULL, SKIP
 from dfs_rl.data import Dataset, ImageSet, augment, epoch_batches
+from dfs_rl.data.augment import check_pad
 from dfs_rl.errors import CheckpointError, ConfigError, TrainingError
 from dfs_rl.runs import check_finite
 from dfs_rl.seeding import torch_generator
@@ -70,7 +71,7 @@ class SupernetConfig:
         momentum: Of SGD, in [0, 1).
         weight_decay: On convolution and linear weights; steps, norms and biases have none. By default 0.0005 with SGD and 0.05 with
             AdamW.
-        pad: Zero padding in pixels before the random crop; by default an eighth of the images' height.
+        pad: Zero padding in pixels before the random crop, at most the images' shorter side; by default an eighth of it.
         alpha: Weight of the labels with the recipe adn, in (0, 1); distillation has the rest. Else both have weight 1.
         feature_weight: Weight of the mean squared distance between the activations that leave the layers, with the recipe adn the
             stages, in the two passes, which is added to the distillation loss; 0 or more. By default 0, and with the recipe adn 1, or
@@ -186,7 +187,8 @@ class SupernetTrainer:
         )
         self.epochs = epochs
         self.warmup_epochs = int(epochs * config.warmup)
-        self.pad = dataset.image_shape[1] // 8 if config.pad is None else config.pad
+        if config.pad is not None:
+            check_pad(config.pad, *dataset.image_shape[1:], name="training.pad")
         self.seed = seed
         self.device = device
         self.flip = dataset.flip
@@ -387,4 +389,6 @@ class SupernetTrainer:
         """The augmented images of a step with their labels."""
         batch = self.images.subset(rows)
         draws = torch_generator(self.seed, "augment", epoch, step, device=self.device)
-        return ImageSet(augment(batch.images, draws, pad=self.pad, flip=self.flip), batch.labels)
+        return ImageSet(
+            augment(batch.images, draws, pad=self.config.pad, flip=self.flip), batch.labels
+        )

@@ -95,9 +95,18 @@ def test_no_images_stay_no_images():
     assert augment(empty, torch.Generator(), pad=1, flip=True).shape == (0, 3, 8, 8)
 
 
-def test_negative_padding_is_refused():
-    with pytest.raises(ConfigError, match="pad is -1"):
-        augment(random_images(1, 1, 4, 4), torch.Generator(), pad=-1, flip=False)
+@pytest.mark.parametrize("pad", [-1, 5, 1000])
+def test_padding_beyond_the_image_is_refused(pad):
+    with pytest.raises(ConfigError, match=rf"pad is {pad}.* 4 x 6 pixels; allowed are 0 to 4"):
+        augment(random_images(1, 1, 4, 6), torch.Generator(), pad=pad, flip=False)
+
+
+@pytest.mark.parametrize(("h", "w", "pad"), [(16, 16, 2), (24, 8, 1), (8, 24, 1), (4, 4, 0)])
+def test_padding_is_an_eighth_of_the_shorter_side_by_default(h, w, pad):
+    images = random_images(3, 2, h, w)
+    ours, given = (torch.Generator().manual_seed(1) for _ in range(2))
+    expected = augment(images, given, pad=pad, flip=True)
+    assert torch.equal(augment(images, ours, flip=True), expected)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
