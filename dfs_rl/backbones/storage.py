@@ -42,12 +42,17 @@ class BackboneInfo:
         fingerprint: ``Dataset.fingerprint`` of the images it was trained on.
         class_names: One name per class.
         accuracy: Accuracy in percent on the val split, by setting: ``"32"``, ``"8"``, ... for uniform bits.
+        image_size: Height and width that the images were resized and cropped to, see ``load_dataset``; ``None`` where they were taken
+            as they came.
+        flip: Whether half of them were mirrored in training; ``None`` for what is usual for the data set.
     """
 
     dataset: str
     fingerprint: str
     class_names: tuple[str, ...]
     accuracy: Mapping[str, float] = field(default_factory=dict)
+    image_size: int | None = None
+    flip: bool | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,14 +114,11 @@ def load_stored_backbone(folder: str | Path) -> StoredBackbone:
     folder = _own_folder(folder)
     path = folder / STRUCTURE_FILE
     record = _described(path)
-    try:
-        parts = {name: _mapping(record[name]) for name in ("config", "statistics", "info")}
-    except (KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} is damaged: it lacks a part of the description.") from error
+    config_part, statistics_part = (_part(record, name, path) for name in ("config", "statistics"))
     family = FAMILIES[str(record["kind"])]
-    config = config_from_dict(parts["config"], family.config, source=str(path))
-    statistics = config_from_dict(parts["statistics"], ChannelStatistics, source=str(path))
-    info = config_from_dict(parts["info"], BackboneInfo, source=str(path))
+    config = config_from_dict(config_part, family.config, source=str(path))
+    statistics = config_from_dict(statistics_part, ChannelStatistics, source=str(path))
+    info = _info(record, path)
     weights = load_tensors(folder / WEIGHTS_FILE)
     exits = record.get("exits", [])
     if exits:
@@ -138,6 +140,19 @@ def load_stored_backbone(folder: str | Path) -> StoredBackbone:
         _share(backbone, names, folder / WEIGHTS_FILE)
     check_finite(backbone, folder / WEIGHTS_FILE)
     return StoredBackbone(backbone=backbone.eval(), info=info)
+
+
+def load_info(folder: str | Path) -> BackboneInfo:
+    """Read where a stored backbone comes from, without its weights.
+
+    Args:
+        folder: As for ``load_stored_backbone``.
+
+    Raises:
+        CheckpointError: If there is no backbone, or its description is damaged.
+    """
+    path = _own_folder(folder) / STRUCTURE_FILE
+    return _info(_described(path), path)
 
 
 def allow_constructor_of(folder: str | Path, name: str) -> None:
@@ -204,10 +219,15 @@ def _share(backbone: Backbone, names: Sequence[str], path: Path) -> None:
         setattr(module, leaf, first)
 
 
-def _mapping(value: object) -> dict[str, object]:
-    if not isinstance(value, dict):
-        raise TypeError(f"{value!r} is not a mapping.")
-    return value
+def _part(record: Mapping[str, object], name: str, path: Path) -> dict[str, object]:
+    part = record.get(name)
+    if not isinstance(part, dict):
+        raise CheckpointError(f"{path} is damaged: it lacks a part of the description.")
+    return part
+
+
+def _info(record: Mapping[str, object], path: Path) -> BackboneInfo:
+    return config_from_dict(_part(record, "info", path), BackboneInfo, source=str(path))
 
 
 def weights_digest(folder: Path, *, exits: bool = False) -> str:

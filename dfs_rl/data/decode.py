@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from dfs_rl.data.images import MIN_SIDE
+from dfs_rl.data.pixels import resized_sides
 from dfs_rl.errors import DataError
 
 # The others of Pillow's decoders are little tried, and some end a process or fill its memory.
@@ -45,6 +46,26 @@ class EncodedImage(NamedTuple):
     place: str
 
 
+def fit_picture(picture: Image.Image, size: int) -> Image.Image:
+    """Resize the shorter side to ``size``, antialiased bilinear, and crop the centre.
+
+    Pillow computes it in whole numbers, so that the same pixels come out on every machine.
+    ``pixels.fit_images`` does the same to tensors.
+    """
+    if picture.size == (size, size):
+        return picture
+    width, height = resized_sides(picture.width, picture.height, size)
+    across, down = picture.width / width, picture.height / height
+    left, top = (width - size) // 2, (height - size) // 2
+    # Only what is left after the crop is computed: the same pixels, and long images cost no more.
+    part = (left * across, top * down, (left + size) * across, (top + size) * down)
+    # By channel, for Pillow would weigh colours by their alpha, which a network does not.
+    bands = [
+        band.resize((size, size), Image.Resampling.BILINEAR, box=part) for band in picture.split()
+    ]
+    return Image.merge(picture.mode, bands)
+
+
 class ImageArray:
     """An array uint8 ``[n, c, h, w]`` that fills image by image; the first one decides its shape.
 
@@ -53,10 +74,16 @@ class ImageArray:
     mixtures, and 16-bit or floating-point grey, are refused.
 
     Each image is written to its final place, so the peak is ``n * c * h * w`` bytes and a little.
+
+    Args:
+        n: How many images there will be.
+        image_size: Height and width that all are resized and cropped to; None refuses images of
+            several sizes.
     """
 
-    def __init__(self, n: int) -> None:
+    def __init__(self, n: int, *, image_size: int | None = None) -> None:
         self._n = n
+        self._image_size = image_size
         self._pixels: NDArray[np.uint8] | None = None
         self._first = ""
 
@@ -86,21 +113,25 @@ class ImageArray:
 
     def _store(self, index: int, picture: Image.Image, place: str) -> None:
         width, height = picture.size
+        if min(picture.size) < MIN_SIDE:
+            raise DataError(
+                f"{place} is {width} x {height} pixels; at least {MIN_SIDE} x {MIN_SIDE} are needed."
+            )
+        if self._image_size is not None:
+            width = height = self._image_size
         channels = _CHANNELS[picture.mode]
         if self._pixels is None:
-            if min(picture.size) < MIN_SIDE:
-                raise DataError(
-                    f"{place} is {width} x {height} pixels; at least {MIN_SIDE} x {MIN_SIDE} are "
-                    "needed."
-                )
             self._pixels = _allocate((self._n, channels, height, width))
             self._first = place
         _, expected, expected_height, expected_width = self._pixels.shape
         if (width, height) != (expected_width, expected_height):
             raise DataError(
                 f"{place} is {width} x {height} pixels but {self._first} is {expected_width} x "
-                f"{expected_height}; all images must have one size, resize them first."
+                f"{expected_height}; all images must have one size: --image-size N (image_size=N "
+                "in Python) resizes their shorter sides to N pixels and crops the centres."
             )
+        if self._image_size is not None:
+            picture = fit_picture(picture, self._image_size)
         if {channels, expected} == {_CHANNELS["L"], _CHANNELS["RGB"]}:
             if expected == _CHANNELS["L"]:
                 self._pixels = np.repeat(self._pixels, _CHANNELS["RGB"], axis=1)

@@ -89,7 +89,10 @@ class Dataset:
         agent: For gate learning; disjoint from ``train``, on which a backbone is nearly perfect.
         val: For selection, early stopping and sweeps.
         test: Reported once.
-        flip: Whether a mirrored image keeps its class: true but for the digits.
+        flip: Whether a mirrored image keeps its class, so that half of the images are mirrored in
+            training.
+        image_size: Height and width that the images were resized and cropped to; None where they
+            are as they came.
 
     Raises:
         DataError: If a split is empty, the splits' images differ in shape, or labels and class
@@ -103,6 +106,7 @@ class Dataset:
     val: ImageSet
     test: ImageSet
     flip: bool
+    image_size: int | None = None
 
     def __post_init__(self) -> None:
         if len(self.class_names) < MIN_CLASSES:

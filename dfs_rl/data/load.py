@@ -7,14 +7,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
-from dfs_rl.data.decode import ImageArray
-from dfs_rl.data.images import MIN_CLASSES, Dataset, ImageSet, check_text
+from dfs_rl.data.decode import ImageArray, fit_picture
+from dfs_rl.data.images import MIN_CLASSES, MIN_SIDE, Dataset, ImageSet, check_text
 from dfs_rl.data.layout import TABLE_SUFFIX, few, read_tree
 from dfs_rl.data.repeats import drop_repeats
 from dfs_rl.data.source import Source, Sources
 from dfs_rl.data.splits import SplitFractions, plan_splits
-from dfs_rl.errors import DataError
+from dfs_rl.errors import ConfigError, DataError
 
 DIGITS = "digits"
 DIGITS_FRACTIONS = SplitFractions(agent=0.25, val=0.12, test=0.23)
@@ -26,7 +27,12 @@ _FORMS = (
 
 
 def load_dataset(
-    spec: str, *, splits: SplitFractions | None = None, limit: int | None = None
+    spec: str,
+    *,
+    splits: SplitFractions | None = None,
+    limit: int | None = None,
+    image_size: int | None = None,
+    flip: bool | None = None,
 ) -> Dataset:
     """Load a data set into memory and split it, the same way every time.
 
@@ -54,17 +60,26 @@ def load_dataset(
         limit: For quick trials: use at most this many images of the source's train and of its test
             split each, the classes in proportion; every split then is a part of its full self, but for
             images that the rest of an earlier split repeats, which are not read.
+        image_size: Resize every image's shorter side to this many pixels, antialiased bilinear,
+            and crop the centre to a square; None leaves them as they are, and refuses images of
+            several sizes.
+        flip: Whether training mirrors half of the images; None does so but for the digits. Letters
+            and digits want False.
 
     Returns:
-        The data set, ``n * c * h * w`` bytes of uint8 pixels; mirrored augmentation is on but for
-        the digits.
+        The data set, ``n * c * h * w`` bytes of uint8 pixels.
 
     Raises:
-        ConfigError: If ``limit`` is not positive.
+        ConfigError: If ``limit`` is not positive, or ``image_size`` below 4.
         DataError: If the data set cannot be found, read or split.
     """
+    if image_size is not None and (type(image_size) is not int or image_size < MIN_SIDE):
+        raise ConfigError(
+            f"image_size is {image_size!r}; allowed are whole numbers of pixels from {MIN_SIDE} on."
+        )
+    flip = flips_by_default(spec) if flip is None else flip
     if spec == DIGITS:
-        return _load_digits(splits or DIGITS_FRACTIONS, limit)
+        return _load_digits(splits or DIGITS_FRACTIONS, limit, image_size=image_size, flip=flip)
     check_text(spec)
     sources = _find_sources(spec)
     check_text(sources.name)
@@ -79,7 +94,7 @@ def load_dataset(
     carved = [plan.train, plan.agent, plan.val]
     if sources.test is None:
         carved.append(plan.test)
-    pixels = ImageArray(sum(map(len, plan)))
+    pixels = ImageArray(sum(map(len, plan)), image_size=image_size)
     labels = [_fill(pixels, 0, sources.train, np.concatenate(carved))]
     if sources.test is not None:
         labels.append(_fill(pixels, len(labels[0]), sources.test, plan.test))
@@ -89,11 +104,19 @@ def load_dataset(
         pixels.pixels,
         np.concatenate(labels),
         [len(rows) for rows in plan],
-        flip=True,
+        flip=flip,
+        image_size=image_size,
     )
 
 
-def _load_digits(fractions: SplitFractions, limit: int | None) -> Dataset:
+def flips_by_default(spec: str) -> bool:
+    """Return whether training mirrors a data set's images where nobody says so."""
+    return spec != DIGITS
+
+
+def _load_digits(
+    fractions: SplitFractions, limit: int | None, *, image_size: int | None, flip: bool
+) -> Dataset:
     from sklearn.datasets import load_digits  # imported here: it takes a second
 
     digits = load_digits()
@@ -102,8 +125,12 @@ def _load_digits(fractions: SplitFractions, limit: int | None) -> Dataset:
     plan = plan_splits(labels, None, fractions, class_names=names, limit=limit)
     rows = np.concatenate(plan)
     grey = np.rint(digits.images * (255 / 16)).astype(np.uint8)  # published as 0 to 16
+    pixels = grey[rows, None]
+    if image_size is not None:
+        pictures = map(Image.fromarray, grey[rows])
+        pixels = np.stack([np.asarray(fit_picture(p, image_size))[None] for p in pictures])
     lengths = [len(part) for part in plan]
-    return _assemble(DIGITS, names, grey[rows, None], labels[rows], lengths, flip=False)
+    return _assemble(DIGITS, names, pixels, labels[rows], lengths, flip=flip, image_size=image_size)
 
 
 def _find_sources(spec: str) -> Sources:
@@ -185,6 +212,7 @@ def _assemble(
     lengths: list[int],
     *,
     flip: bool,
+    image_size: int | None,
 ) -> Dataset:
     """Make the splits views of one array that holds them one after another."""
     pixels, labels, lengths = drop_repeats(name, class_names, pixels, labels, lengths)
@@ -192,5 +220,12 @@ def _assemble(
     classes = torch.split(torch.from_numpy(labels), lengths)
     train, agent, val, test = map(ImageSet, images, classes)
     return Dataset(
-        name=name, class_names=class_names, train=train, agent=agent, val=val, test=test, flip=flip
+        name=name,
+        class_names=class_names,
+        train=train,
+        agent=agent,
+        val=val,
+        test=test,
+        flip=flip,
+        image_size=image_size,
     )

@@ -31,12 +31,14 @@ class SharedDataset(NamedTuple):
         class_names: Name of each class.
         splits: Its splits by name.
         flip: Whether a mirrored image keeps its class.
+        image_size: See ``Dataset``.
     """
 
     name: str
     class_names: tuple[str, ...]
     splits: Mapping[SplitName, SharedSplit]
     flip: bool
+    image_size: int | None
 
     @property
     def nbytes(self) -> int:
@@ -50,7 +52,9 @@ def share(dataset: Dataset) -> SharedDataset:
         name: SharedSplit(dataset.split(name).images.numpy(), dataset.split(name).labels.numpy())
         for name in SPLIT_NAMES
     }
-    return SharedDataset(dataset.name, dataset.class_names, splits, dataset.flip)
+    return SharedDataset(
+        dataset.name, dataset.class_names, splits, dataset.flip, dataset.image_size
+    )
 
 
 def unshare(shared: SharedDataset) -> Dataset:
@@ -67,4 +71,5 @@ def unshare(shared: SharedDataset) -> Dataset:
         class_names=shared.class_names,
         **splits,
         flip=shared.flip,
+        image_size=shared.image_size,
     )

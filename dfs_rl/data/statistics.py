@@ -37,6 +37,11 @@ class ChannelStatistics:
                 "one positive std per channel."
             )
 
+    @property
+    def changes_nothing(self) -> bool:
+        """Whether normalising by them leaves every value as it is."""
+        return not any(self.mean) and all(std == 1.0 for std in self.std)
+
 
 def channel_statistics(images: Tensor) -> ChannelStatistics:
     """Measure mean and (population) standard deviation of each channel.

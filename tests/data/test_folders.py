@@ -2,6 +2,7 @@ import os
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from dfs_rl.data import SPLIT_NAMES, load_dataset
 from dfs_rl.errors import DataError
@@ -204,6 +205,23 @@ def test_images_of_two_sizes_are_named(image_folder, numbered):
     message = refusal(folder)
     assert "zz.png is 8 x 8 pixels" in message
     assert "000.png is 6 x 6" in message
+    assert "--image-size" in message
+
+
+@pytest.mark.parametrize("flip", [None, True, False])
+def test_images_of_two_sizes_are_resized_where_that_is_asked_for(image_folder, numbered, flip):
+    folder = image_folder({"cat": 10, "dog": 10})
+    numbered(0, side=9).save(folder / "dog" / "zz.png")
+    dataset = load_dataset(str(folder), image_size=6, flip=flip)
+    assert dataset.image_shape == (3, 6, 6)
+    assert dataset.image_size == 6
+    assert dataset.flip is (flip is not False)
+    pixels = [image.numpy().tobytes() for s in SPLIT_NAMES for image in dataset.split(s).images]
+    assert len(pixels) == 21
+    for i in range(20):  # those of that size are as they were
+        assert np.asarray(numbered(i)).transpose(2, 0, 1).tobytes() in pixels
+    resized = numbered(0, side=9).resize((6, 6), Image.Resampling.BILINEAR)
+    assert np.asarray(resized).transpose(2, 0, 1).tobytes() in pixels
 
 
 def test_a_broken_link_is_named(image_folder):

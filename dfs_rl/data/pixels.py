@@ -1,0 +1,81 @@
+"""What a model may be given: the values of its images checked, and their size made to fit."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from dfs_rl.errors import DataError
+
+_ROUNDING = 1e-3
+"""By how much a float may miss [0, 1]: a quarter of a step of uint8."""
+_ALLOWED = "allowed are uint8, or float in [0, 1]"
+_WAY_OUT = (
+    "divide by 255 or pass uint8, leave out mean and std, which the model applies itself, and clamp what an interpolation "
+    "overshoots"
+)
+
+
+def check_pixels(images: object, *, bounded: bool = True) -> None:
+    """Refuse images that no model was trained on: of another type, outside [0, 1], or not finite.
+
+    Of floats it takes the smallest and the largest, which is little beside a network; of uint8 it looks at nothing. Inside a graph of
+    ``torch.compile`` the check is an assertion, which raises torch's own error.
+
+    Args:
+        images: What was given.
+        bounded: Whether floats must lie in [0, 1], and not only be finite.
+
+    Raises:
+        DataError: With the range that was found.
+    """
+    if not isinstance(images, Tensor):
+        raise DataError(
+            f"images is a {type(images).__name__}; allowed is a torch.Tensor, uint8 or float in [0, 1], as torch.from_numpy makes "
+            "of an array."
+        )
+    if images.dtype == torch.uint8:
+        return
+    if not images.is_floating_point():
+        raise DataError(f"images are {images.dtype}; {_ALLOWED}.")
+    if not images.numel() or images.is_meta or torch.compiler.is_exporting():
+        return
+    low, high = images.detach().aminmax()
+    least, most = (-_ROUNDING, 1.0 + _ROUNDING) if bounded else (-torch.inf, torch.inf)
+    if torch.compiler.is_compiling():
+        fits = (low >= least) & (high <= most) & low.isfinite() & high.isfinite()
+        torch._assert_async(fits, f"images have other values; {_ALLOWED}: {_WAY_OUT}.")
+        return
+    low, high = torch.stack((low, high)).tolist()
+    if not (low > -torch.inf and high < torch.inf):
+        raise DataError(f"images hold numbers that are not finite (NaN or inf); {_ALLOWED}.")
+    if not (low >= least and high <= most):
+        raise DataError(f"images are float from {low:.4g} to {high:.4g}; {_ALLOWED}: {_WAY_OUT}.")
+
+
+def resized_sides(width: int, height: int, size: int) -> tuple[int, int]:
+    """Return width and height of an image after its shorter side was resized to ``size``."""
+    shorter = min(width, height)
+    return width * size // shorter, height * size // shorter
+
+
+def fit_images(images: Tensor, size: int) -> Tensor:
+    """Resize the shorter side to ``size``, antialiased bilinear, and crop the centre.
+
+    Images that are ``size x size`` already are returned as they are. For others the result is that of ``decode.fit_picture``, to
+    within what it rounds away.
+
+    Args:
+        images: uint8, or float in [0, 1], ``[n, c, h, w]``.
+        size: Height and width of the result in pixels.
+
+    Returns:
+        ``[n, c, size, size]``; float in [0, 1] where anything was resized.
+    """
+    rows, columns = images.shape[2:]
+    if rows == columns == size:
+        return images
+    width, height = resized_sides(columns, rows, size)
+    pixels = images / 255.0 if images.dtype == torch.uint8 else images.float()
+    resized = functional.interpolate(pixels, size=(height, width), mode="bilinear", antialias=True)
+    left, top = (width - size) // 2, (height - size) // 2
+    return resized[:, :, top : top + size, left : left + size]
