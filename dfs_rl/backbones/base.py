@@ -25,9 +25,13 @@ from dfs_rl.cost import (
 )
 from dfs_rl.cost.macs import count_macs
 from dfs_rl.data import ChannelStatistics
+from dfs_rl.data.pixels import check_pixels
 from dfs_rl.errors import ConfigError
 from dfs_rl.quant.layers import FractionalLinear
 from dfs_rl.quant.prepared import PreparedLinear, keep_from_integers_unless_finite
+
+FROZEN_DTYPES = (torch.float32, torch.bfloat16)
+"""What a frozen backbone may compute in."""
 
 
 class _Looks(nn.Module):
@@ -166,7 +170,7 @@ class Backbone(_Looks, ABC):
 
     def normalise(self, images: Tensor) -> Tensor:
         """Turn uint8 images, or floats in [0, 1], ``[batch, c, h, w]`` into zero mean and unit variance."""
-        pixels = images.float() / 255.0 if images.dtype == torch.uint8 else images
+        pixels = images.float() / 255.0 if images.dtype == torch.uint8 else images.float()
         pixels = (pixels - self.image_mean) / self.image_std
         return pixels.contiguous(memory_format=torch.channels_last)
 
@@ -174,12 +178,21 @@ class Backbone(_Looks, ABC):
         """Run every sample at the same bits.
 
         Args:
-            images: uint8 or float in [0, 1], ``[batch, c, h, w]``.
+            images: uint8, or float in [0, 1], ``[batch, c, h, w]``; normalised inside. A backbone that normalises by nothing takes any
+                finite floats.
             bits: One bit width for all gated layers, or one for each.
 
         Returns:
             Logits ``[batch, classes]``.
+
+        Raises:
+            DataError: If the images are of another type, or have other values.
         """
+        check_pixels(images, bounded=not self.statistics.changes_nothing)
+        return self.run(images, bits)
+
+    def run(self, images: Tensor, bits: int | Sequence[int]) -> Tensor:
+        """Do what ``forward`` does, whatever the values of the images are."""
         setting = [bits] * len(self.blocks) if isinstance(bits, int) else list(bits)
         if len(setting) != len(self.blocks):
             raise ConfigError(
@@ -303,6 +316,10 @@ class PreparedBackbone(_Looks, ABC):
 
     def __init__(self, source: Backbone, *, dtype: torch.dtype) -> None:
         super().__init__()
+        if dtype not in FROZEN_DTYPES:
+            raise ConfigError(
+                f"dtype is {dtype!r}; a frozen backbone computes in {' or '.join(map(str, FROZEN_DTYPES))}."
+            )
         self.options = source.options
         self.costs = source.costs
         self.feature_sizes = source.feature_sizes
@@ -335,7 +352,7 @@ class PreparedBackbone(_Looks, ABC):
 
     def normalise(self, images: Tensor) -> Tensor:
         """Turn uint8 images, or floats in [0, 1], ``[batch, c, h, w]`` into zero mean and unit variance."""
-        pixels = images.float() / 255.0 if images.dtype == torch.uint8 else images
+        pixels = images.float() / 255.0 if images.dtype == torch.uint8 else images.float()
         return (pixels * self.image_scale + self.image_shift).contiguous(
             memory_format=torch.channels_last
         )

@@ -18,6 +18,7 @@ from dfs_rl.backbones.fractionalized.backbone import Fractionalized
 from dfs_rl.backbones.settings import uniform
 from dfs_rl.cost import SKIP
 from dfs_rl.data import ImageSet
+from dfs_rl.data.pixels import check_pixels
 from dfs_rl.errors import ConfigError, DataError
 from dfs_rl.quant.layers import BatchNormPerBits
 from dfs_rl.seeding import torch_generator
@@ -65,20 +66,11 @@ def _check(backbone: object, images: object) -> None:
         raise ConfigError(
             f"backbone is a {type(backbone).__name__}; make one of a model with fractionalize first."
         )
-    if not isinstance(images, Tensor):
-        raise DataError(f"images is a {type(images).__name__}; calibration takes a torch.Tensor.")
+    check_pixels(images)
+    assert isinstance(images, Tensor)
     if tuple(images.shape[1:]) != backbone.image_shape or len(images) < 2:  # noqa: PLR2004 - a variance needs two
         raise DataError(
             f"images are {list(images.shape)}; calibration needs at least 2 of {list(backbone.image_shape)}."
-        )
-    if images.dtype == torch.uint8:
-        return
-    if not images.is_floating_point():
-        raise DataError(f"images are {images.dtype}; calibration takes uint8, or float in [0, 1].")
-    low, high = (float(value) for value in images.aminmax())
-    if not (low >= 0 and high <= 1):
-        raise DataError(
-            f"images have values from {low:g} to {high:g}; calibration takes float images in [0, 1], as they are before normalising."
         )
 
 

@@ -1,15 +1,20 @@
 """The deployable network: a frozen backbone and the gate that steers it, in torch alone."""
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, SupportsFloat
 
 import torch
 from torch import Tensor, nn
 
-from dfs_rl.backbones import load_backbone
+from dfs_rl.backbones import load_stored_backbone
+from dfs_rl.backbones.base import FROZEN_DTYPES
 from dfs_rl.backbones.contract import CONFIDENCE_SIZE, WalkableBackbone, confidence_sizes
 from dfs_rl.backbones.storage import allow_constructor_of
 from dfs_rl.cost import SKIP, CostTable
+from dfs_rl.data.pixels import check_pixels, fit_images
+from dfs_rl.devices import resolve_device
 from dfs_rl.errors import CheckpointError, ConfigError, DataError
 from dfs_rl.gating.cascade import CascadeGate
 from dfs_rl.gating.gates import Gate, TableGate
@@ -49,19 +54,38 @@ class GatedModel(nn.Module):
         backbone: The network, usually its prepared form.
         gate: What chooses.
         budget: Upper bound on each image's computation in percent; ``None`` for none.
+        classes: Names of the classes, in the order of the logits.
+        image_size: Height and width that images of any size are resized and cropped to, see ``load_dataset``; ``None`` takes those of
+            the backbone's size alone.
+
+    Attributes:
+        classes: As given; ``load`` gives those of the data set that the backbone was trained on.
+        image_size: As given; ``load`` gives what the backbone was trained with.
 
     Raises:
-        CheckpointError: If the gate was made for another network.
+        CheckpointError: If the gate was made for another network, or there are more or fewer names than classes.
     """
 
     def __init__(
-        self, backbone: WalkableBackbone, gate: Gate, *, budget: float | None = None
+        self,
+        backbone: WalkableBackbone,
+        gate: Gate,
+        *,
+        budget: float | None = None,
+        classes: Sequence[str] = (),
+        image_size: int | None = None,
     ) -> None:
         super().__init__()
         check_fit(backbone, gate)
+        if classes and len(classes) != backbone.n_classes:
+            raise CheckpointError(
+                f"{len(classes)} classes have names, but the backbone tells {backbone.n_classes} apart."
+            )
         self.backbone = backbone
         self.gate = gate
         self.budget = budget
+        self.classes = tuple(classes)
+        self.image_size = image_size
 
     def set_budget(self, budget: float) -> None:
         """Turn a gate for all budgets to another one.
@@ -73,6 +97,8 @@ class GatedModel(nn.Module):
         Raises:
             ConfigError: If the gate is for one budget alone, or cannot be turned down as far.
         """
+        if not isinstance(budget, SupportsFloat) or not 0 < budget < math.inf:
+            raise ConfigError(f"budget is {budget!r}; allowed are positive, finite percents.")
         dial = self.gate.dial if isinstance(self.gate, LearnedGate) else None
         if dial is None:
             raise ConfigError(
@@ -81,25 +107,22 @@ class GatedModel(nn.Module):
         assert isinstance(self.gate, LearnedGate)
         self.gate.position = dial.position_within(budget)
 
+    # Which layers run is decided image by image: compiled piece by piece, the loop takes two to five times as long.
+    @torch.compiler.disable(reason="each image takes its own way")  # type: ignore[no-untyped-call,untyped-decorator]
     def forward(self, images: Tensor) -> tuple[Tensor, Trace]:
-        """Classify a batch.
+        """Classify a batch; ``torch.compile`` runs it as it is.
 
         Args:
-            images: uint8 ``[batch, c, h, w]``, or float in [0, 1]; normalised inside.
+            images: uint8 ``[batch, c, h, w]``, or float in [0, 1]; normalised inside. Where the backbone was trained with
+                ``image_size``, images of another size are resized and cropped as its training images were.
 
         Returns:
             Logits, float32 ``[batch, classes]``, and what was run.
 
         Raises:
-            DataError: If the images have another shape or type than those the network was trained on.
+            DataError: If the images have another shape, type, range or device than the network takes.
         """
-        shape = self.backbone.image_shape
-        fits = images.dim() == len(shape) + 1 and tuple(images.shape[1:]) == shape and len(images)
-        if not fits or not (images.dtype == torch.uint8 or images.is_floating_point()):
-            raise DataError(
-                f"images are {images.dtype} {list(images.shape)}; this model takes uint8, or float in [0, 1], "
-                f"[batch, {', '.join(map(str, shape))}] with at least one image."
-            )
+        images = self._fitted(images)
         result = rollout(self.backbone, self.gate, images, budget=self.budget)
         costs = self.backbone.costs
         walked = costs.walked(result.options)
@@ -115,6 +138,25 @@ class GatedModel(nn.Module):
             walked=walked,
             again=again,
         )
+
+    def _fitted(self, images: Tensor) -> Tensor:
+        """Check images, and resize them where that is asked for."""
+        check_pixels(images)
+        shape = channels, _, _ = self.backbone.image_shape
+        four = images.dim() == len(shape) + 1 and images.numel() > 0
+        if four and images.shape[1] == channels and self.image_size is not None:
+            images = fit_images(images, self.image_size)
+        if not four or tuple(images.shape[1:]) != shape:
+            sizes = "height, width" if self.image_size is not None else f"{shape[1]}, {shape[2]}"
+            raise DataError(
+                f"images are {list(images.shape)}; this model takes [batch, {channels}, {sizes}] with at least one image."
+            )
+        place = self.backbone.feature_mean.device
+        if images.device != place:
+            raise DataError(
+                f"images are on {images.device}, but the model is on {place}; move them by images.to({str(place)!r})."
+            )
+        return images
 
 
 def bits_of(costs: CostTable, options: Tensor) -> Tensor:
@@ -182,22 +224,32 @@ def load(
 
     Args:
         run_dir: The run folder.
-        device: Where to put it.
+        device: Where to put it: ``"cpu"``, ``"cuda"``, ...; ``"auto"`` takes a GPU if there is one.
         prepare: Run the frozen form of the backbone; ``False`` keeps the training form, which is slower and takes gradients.
-        dtype: What the frozen form computes in: float32, or bfloat16 where the hardware is fast at it.
+        dtype: What the frozen form computes in: float32, or bfloat16 where the hardware is fast at it. The training form has float32
+            alone.
         budget: What images may cost on average, in percent, see ``GatedModel.set_budget``; ``None`` for what the run was trained
             or turned to.
         backbone: ``module:function`` that made the run's network, if it is one of yours: loading calls it, and without its name here
             does not.
 
     Returns:
-        A model with ``logits, trace = model(images)``, in evaluation mode.
+        A model with ``logits, trace = model(images)``, in evaluation mode. ``model.classes`` names the classes.
 
     Raises:
         CheckpointError: If the folder holds no backbone with a gate, or the two do not fit.
-        ConfigError: If the gate cannot be turned to ``budget``, the network is someone's own and ``backbone`` does not say so, or
-            ``backbone`` is not what made it.
+        ConfigError: If the gate cannot be turned to ``budget``, the network is someone's own and ``backbone`` does not say so,
+            ``backbone`` is not what made it, or a value is not allowed.
     """
+    if not isinstance(run_dir, str | Path):
+        raise ConfigError(f"run_dir is {run_dir!r}; allowed is the path of a run folder.")
+    place = resolve_device(device)
+    allowed = FROZEN_DTYPES if prepare else (torch.float32,)
+    if dtype not in allowed:
+        form = "frozen" if prepare else "training"
+        raise ConfigError(
+            f"dtype is {dtype!r}; the {form} form computes in {' or '.join(map(str, allowed))}."
+        )
     folder = Path(run_dir)
     for part in (BACKBONE_FOLDER, GATE_FOLDER):
         if not (folder / part).is_dir():
@@ -206,10 +258,13 @@ def load(
             )
     if backbone is not None:
         allow_constructor_of(folder / BACKBONE_FOLDER, backbone)
-    trained = load_backbone(folder / BACKBONE_FOLDER).eval()
+    stored = load_stored_backbone(folder / BACKBONE_FOLDER)
+    trained, info = stored.backbone, stored.info
     walkable: WalkableBackbone = trained.prepare(dtype) if prepare else trained
     gate = load_gate(folder / GATE_FOLDER)
-    model = GatedModel(walkable, gate, budget=gate.budget)
+    model = GatedModel(
+        walkable, gate, budget=gate.budget, classes=info.class_names, image_size=info.image_size
+    )
     if budget is not None:
         model.set_budget(budget)
-    return model.to(device).eval()
+    return model.to(place).eval()

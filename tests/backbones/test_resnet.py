@@ -6,7 +6,7 @@ import torch
 from dfs_rl.backbones import ResNet, ResNetConfig, WalkableBackbone
 from dfs_rl.backbones.calibration import calibrate_steps
 from dfs_rl.data import ChannelStatistics
-from dfs_rl.errors import ConfigError
+from dfs_rl.errors import ConfigError, DataError
 
 GREY = ChannelStatistics((0.4,), (0.3,))
 RGB = ChannelStatistics((0.4, 0.5, 0.6), (0.2, 0.3, 0.25))
@@ -171,3 +171,50 @@ def test_probes_look_as_closely_as_they_may_cost(classes, grid):
     for layer, block in enumerate(net.layers):
         assert net.feature(hidden, layer).shape == (2, net.feature_sizes[layer])
         hidden = block(hidden, 8)
+
+
+def test_floats_are_the_bytes_they_stand_for_in_any_precision():
+    net = small()
+    expected = net(pictures(), 4)
+    for dtype in (torch.float32, torch.float64):
+        torch.testing.assert_close(net(pictures().to(dtype) / 255, 4), expected)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda x: x * 255, "from 0 to 255"),
+        (lambda x: (x - 0.4) / 0.3, r"from -1\.333 to 2.*leave out mean and std"),
+        (lambda x: x.masked_fill(x > 0.9, torch.nan), "not finite"),
+        (lambda x: x.numpy(), "ndarray"),
+        (lambda x: x.long(), r"torch\.int64"),
+    ],
+)
+def test_images_of_another_range_are_refused(change, named):
+    images = pictures() / 255
+    images[0, 0, 0, :2] = torch.tensor([0.0, 1.0])
+    with pytest.raises(DataError, match=named):
+        small()(change(images), 4)
+
+
+def test_a_backbone_that_normalises_by_nothing_takes_every_finite_float():
+    net = ResNet(
+        ResNetConfig(depth=8, width=4, in_channels=1, image_size=(8, 8)),
+        ChannelStatistics((0.0,), (1.0,)),
+    ).eval()
+    assert net(3 * pictures() / 255 - 1).shape == (32, 10)
+    with pytest.raises(DataError, match="not finite"):
+        net(torch.full((1, 1, 8, 8), torch.nan))
+
+
+def test_a_whole_graph_checks_its_images_too():
+    net = small(stem_bits=32).requires_grad_(requires_grad=False)
+    compiled = torch.compile(net, backend="eager", fullgraph=True)
+    images = pictures() / 255
+    assert torch.equal(compiled(images, 32), net(images, 32))
+    assert torch.equal(compiled(pictures(), 32), net(pictures(), 32))
+    for wrong in (255 * images, images - 0.5, images.masked_fill(images > 0.9, torch.nan)):
+        with pytest.raises(RuntimeError, match="uint8, or float in"):
+            compiled(wrong, 32)
+    exported = torch.export.export(net, (images, 32)).module()
+    assert torch.equal(exported(images, 32), net(images, 32))

@@ -166,10 +166,10 @@ def test_calibrated_norms_return_what_full_precision_has_in_mean_and_deviation()
         (pictures(1), r"\[1, 3, 16, 16\]; calibration needs at least 2 of \[3, 16, 16\]"),
         (pictures()[..., :8], r"\[16, 3, 16, 8\]; calibration needs at least 2"),
         (pictures().numpy(), "is a ndarray"),
-        (pictures().long(), "are torch.int64; calibration takes uint8, or float"),
-        (examples(), "from -.* to .*; calibration takes float images in .*before normalising"),
-        (torch.full((2, 3, 16, 16), torch.nan), "from nan to nan"),
-        (torch.full((2, 3, 16, 16), torch.inf), "from inf to inf"),
+        (pictures().long(), "are torch.int64; allowed are uint8, or float"),
+        (examples(), "from -.* to .*; allowed are uint8, or float in .*leave out mean and std"),
+        (torch.full((2, 3, 16, 16), torch.nan), "not finite"),
+        (torch.full((2, 3, 16, 16), torch.inf), "not finite"),
     ],
 )
 def test_calibration_needs_images(images, sentence):

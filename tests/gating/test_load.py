@@ -3,15 +3,18 @@ import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import dfs_rl
 from dfs_rl.backbones import BackboneInfo, ResNet, ResNetConfig, save_backbone
 from dfs_rl.backbones.calibration import measure_features
 from dfs_rl.cost import BitOptions
 from dfs_rl.data import ChannelStatistics, ImageSet
-from dfs_rl.errors import CheckpointError, ConfigError
+from dfs_rl.data.decode import fit_picture
+from dfs_rl.errors import CheckpointError, ConfigError, DataError
 from dfs_rl.gating.dial import Dial
 from dfs_rl.gating.gates import RandomGate, TableGate
 from dfs_rl.gating.learned import LayerwiseGate
@@ -181,3 +184,92 @@ def test_a_gate_whose_weights_are_not_finite_is_refused(run, value):
     with pytest.raises(CheckpointError, match=re.escape(name)) as caught:
         dfs_rl.load(run)
     assert str(path) in str(caught.value)
+
+
+def test_a_model_names_the_classes_of_its_data_set(run):
+    assert dfs_rl.load(run).classes == tuple("abcdefghij")
+    with pytest.raises(CheckpointError, match=r"9 classes have names, .* tells 10 apart"):
+        GatedModel(network(), TableGate((0, 0, 0)), classes="abcdefghi")
+
+
+def test_floats_and_bytes_of_the_same_images_have_the_same_answer(run):
+    model = dfs_rl.load(run)
+    expected, trace = model(images())
+    for dtype in (torch.float32, torch.float64):
+        logits, same = model(images().to(dtype) / 255)
+        assert torch.equal(same.options, trace.options)
+        torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"dtype": torch.int32}, r"torch\.int32; .*torch\.float32 or torch\.bfloat16"),
+        ({"dtype": torch.float16}, r"torch\.float16"),
+        ({"dtype": "float32"}, "'float32'"),
+        ({"dtype": torch.bfloat16, "prepare": False}, r"training form computes in torch\.float32"),
+        ({"device": "tpu"}, "'tpu'.*'auto' and 'cpu'"),
+        ({"device": torch.device("meta")}, "meta"),
+        ({"device": None}, "None"),
+        ({"budget": "0.8"}, "'0.8'"),
+        ({"budget": float("nan")}, "nan"),
+        ({"budget": -1.0}, r"-1\.0"),
+    ],
+)
+def test_what_cannot_be_loaded_that_way_is_refused(run, settings, named):
+    save_gate(turnable_gate(network()), run / "gate")
+    with pytest.raises(ConfigError, match=named):
+        dfs_rl.load(run, **settings)
+
+
+def test_a_folder_is_named_by_its_path():
+    with pytest.raises(ConfigError, match="run_dir is 5"):
+        dfs_rl.load(5)
+
+
+def test_the_frozen_form_refuses_a_type_that_it_cannot_compute_in():
+    with pytest.raises(ConfigError, match=r"torch\.int32; .*torch\.float32 or torch\.bfloat16"):
+        network().prepare(torch.int32)
+
+
+def resizing(run):
+    """The same run, of a backbone whose images were made to fit."""
+    info = BackboneInfo(
+        dataset="noise", fingerprint="0" * 16, class_names=tuple("abcdefghij"), image_size=8
+    )
+    save_backbone(network(), info, run / "backbone")
+    return dfs_rl.load(run)
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (16, 24), (5, 7)])
+def test_images_are_resized_as_those_that_the_backbone_was_trained_on(run, shape):
+    model = resizing(run)
+    given = torch.randint(0, 256, (6, 1, *shape), dtype=torch.uint8)
+    pictures = [fit_picture(Image.fromarray(image[0].numpy()), 8) for image in given]
+    fitted = torch.stack([torch.from_numpy(np.array(picture))[None] for picture in pictures])
+    table = GatedModel(model.backbone, TableGate((3, 3, 3)), image_size=8)
+    torch.testing.assert_close(table(given)[0], table(fitted)[0], atol=0.1, rtol=0.1)
+    ours, floats = model(given), model(given / 255)
+    assert torch.equal(ours[1].options, floats[1].options)
+    torch.testing.assert_close(ours[0], floats[0], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 16, 16), (1, 16, 16), (2, 1, 0, 16), (0, 1, 16, 16)])
+def test_images_that_no_resizing_makes_fit_are_refused(run, shape):
+    with pytest.raises(DataError, match=r"takes \[batch, 1, height, width\]"):
+        resizing(run)(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("settings", [{}, {"fullgraph": False}])
+def test_a_compiled_model_answers_as_before(run, settings):
+    model = dfs_rl.load(run)
+    compiled = torch.compile(model, backend="eager", **settings)
+    for n in (24, 3, 1):
+        logits, trace = model(images(n))
+        again, trace_again = compiled(images(n))
+        assert torch.equal(again, logits)
+        assert all(
+            torch.equal(ours, theirs) for ours, theirs in zip(trace_again, trace, strict=True)
+        )
+    with pytest.raises(DataError, match="from 0 to 255"):
+        compiled(images().float())

@@ -236,7 +236,7 @@ class Fractionalized(_Pooling, Backbone):
         self.eval()
         for module in operators:
             cast("GeneralConv2d", module).calibrate_steps(on=True)
-        self(images, self.options[self.options.full])
+        self.run(images, self.options[self.options.full])
         for module in operators:
             cast("GeneralConv2d", module).calibrate_steps(on=False)
         for hook in hooks:
