@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Protocol
+
+import tyro
 
 from dfs_rl.constructors import is_constructor
 from dfs_rl.errors import ConfigError, DataError
@@ -19,6 +21,22 @@ if TYPE_CHECKING:
 
 DIGITS = "digits"
 
+Flip = Annotated[bool | None, tyro.conf.DisallowNone]
+"""``--flip``, ``--no-flip``, or neither."""
+
+
+class ImageSettings(Protocol):
+    """The settings that say which images a command works on; a configuration has them."""
+
+    @property
+    def dataset(self) -> str | None: ...  # noqa: D102
+    @property
+    def backbone(self) -> Path | None: ...  # noqa: D102
+    @property
+    def image_size(self) -> int | None: ...  # noqa: D102
+    @property
+    def flip(self) -> bool | None: ...  # noqa: D102
+
 
 @dataclass(frozen=True, kw_only=True)
 class BackboneChoice:
@@ -29,6 +47,8 @@ class BackboneChoice:
         folder: Run of ``train_backbone``, or a backbone's folder, or ``module:function`` that makes a user's network. Without it the
             digits use the one that ships; for other data one is trained first and kept for the next run.
         weights: Weights of a user's network.
+        image_size: See ``load_dataset``; of the backbone that is trained where none is given.
+        flip: Likewise.
         epochs: Epochs of the backbone that is trained where none is given.
         device: Where to train it.
         threads: CPU threads.
@@ -41,6 +61,8 @@ class BackboneChoice:
     device: str
     threads: int
     weights: Path | None = None
+    image_size: int | None = None
+    flip: bool | None = None
     exits: bool = True
 
     def __post_init__(self) -> None:
@@ -67,11 +89,65 @@ class BackboneChoice:
         usual = SupernetConfig()
         return TrainBackboneConfig(
             dataset=self.dataset,
+            image_size=self.image_size,
+            flip=self.flip,
             epochs=self.epochs,
             device=self.device,
             threads=self.threads,
             training=replace(usual, batch_size=min(usual.batch_size, len(dataset.train))),
         )
+
+
+def load_data(config: ImageSettings, run: RunFolder | None = None) -> "Dataset":
+    """Load the data set of a configuration, its images as the backbone takes them.
+
+    A stored backbone keeps how its images were resized, and whether they were mirrored; for any other the configuration says so.
+
+    Args:
+        config: Names data set and backbone.
+        run: The run that goes on, whose own copy of the backbone counts if there is one.
+
+    Raises:
+        ConfigError: If configuration and stored backbone contradict each other.
+        CheckpointError: If the backbone cannot be read.
+        DataError: If the data set cannot be read.
+    """
+    from dfs_rl.data import load_dataset
+
+    assert config.dataset is not None
+    image_size, flip = config.image_size, config.flip
+    folder = _stored_folder(config, run)
+    if folder is not None:
+        from dfs_rl.backbones.storage import load_info
+
+        info = load_info(folder)
+        if image_size not in (None, info.image_size):
+            own = "as they come" if info.image_size is None else f"at {info.image_size} pixels"
+            raise ConfigError(
+                f"image_size is {image_size}, but the backbone in {folder} takes images {own}; leave it out, or train another backbone."
+            )
+        if flip is not None and info.flip not in (None, flip):
+            raise ConfigError(
+                f"flip is {str(flip).lower()}, but the backbone in {folder} was trained {'with' if info.flip else 'without'} mirrored "
+                "images; leave it out, or train another backbone."
+            )
+        image_size, flip = info.image_size, info.flip if flip is None else flip
+    return load_dataset(config.dataset, image_size=image_size, flip=flip)
+
+
+def _stored_folder(config: ImageSettings, run: RunFolder | None) -> Path | None:
+    """Return where the backbone of a configuration is stored; ``None`` where it is yet to be made."""
+    from dfs_rl.backbones import PRETRAINED_DIGITS
+    from dfs_rl.backbones.storage import STRUCTURE_FILE
+    from dfs_rl.gating.model import BACKBONE_FOLDER
+
+    if run is not None and (run.path / BACKBONE_FOLDER / STRUCTURE_FILE).is_file():
+        return run.path / BACKBONE_FOLDER
+    folder = config.backbone or getattr(config, "init_gate", None)
+    if folder is None:
+        return PRETRAINED_DIGITS if config.dataset == DIGITS else None
+    gone = run is not None and not folder.exists()  # a run that goes on may need it no more
+    return None if gone or is_constructor(folder) else folder
 
 
 def find_backbone(choice: BackboneChoice, dataset: "Dataset") -> "StoredBackbone":

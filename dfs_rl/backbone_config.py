@@ -9,6 +9,7 @@ import torch
 import tyro
 from pydantic import Field
 
+from dfs_rl.backbone_choice import Flip
 from dfs_rl.backbones import Backbone
 from dfs_rl.backbones.adaptive_layer import Granularity, Stem, check_skippable
 from dfs_rl.backbones.names import SETTINGS, network_of
@@ -20,6 +21,7 @@ from dfs_rl.config import Count, Seed, check_values
 from dfs_rl.constructors import is_constructor
 from dfs_rl.cost import DEFAULT_BITS, FULL, SKIP, menu_of
 from dfs_rl.data import Dataset, channel_statistics
+from dfs_rl.data.load import flips_by_default
 from dfs_rl.errors import ConfigError
 from dfs_rl.seeding import stream_seed
 
@@ -30,6 +32,10 @@ class TrainBackboneConfig:
 
     Attributes:
         dataset: digits, a folder with train/test parquet files, an image folder (class/name.jpg), or a hub id.
+        image_size: Resize each image's shorter side to so many pixels and crop the centre, which folders with images of several sizes
+            need. It is stored with the backbone, which takes all images so.
+        flip: Mirror half of the images left and right in training, by default in all data sets but the digits. Give --no-flip where a
+            mirror image is of another class, as with letters and digits.
         backbone: resnet8, resnet14, resnet20, resnet32, resnet38, resnet56, ...: any depth 6 n + 2; vit12 and other transformers of as
             many blocks; with the recipe adn from resnet14 on, or bottleneck26, 50, 101 or 152, the ResNets for ImageNet, mobilenetv2,
             swin_tiny, swin_small, or vit6, vit9, vit12, ...; or module:function that makes a network of yours.
@@ -60,6 +66,8 @@ class TrainBackboneConfig:
     """
 
     dataset: str = "digits"
+    image_size: int | None = None
+    flip: Flip = None
     backbone: str = "resnet20"
     weights: Path | None = None
     recipe: Recipe = "supernet"
@@ -92,6 +100,8 @@ class TrainBackboneConfig:
                 f"weights is {self.weights}, but backbone is {self.backbone!r}, which starts from random ones; weights go with "
                 "module:function."
             )
+        if self.flip is None:
+            object.__setattr__(self, "flip", flips_by_default(self.dataset))
         # A name and its widths are one setting.
         object.__setattr__(self, "bits", menu_of(self.bits))
         if self.recipe == "adn" or not is_constructor(self.backbone):

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dfs_rl.backbone_choice import preview_backbone
+from dfs_rl.backbone_choice import load_data, preview_backbone
 from dfs_rl.cli import Invocation, run_command
 from dfs_rl.compare_config import CompareConfig
 from dfs_rl.compared_runs import evaluated
@@ -58,6 +58,8 @@ def _terms(config: CompareConfig, given: Mapping[str, Mapping[str, object]]) -> 
         dataset=config.dataset,
         backbone=config.backbone,
         weights=config.weights,
+        image_size=config.image_size,
+        flip=config.flip,
         budgets=config.budgets or COMPUTATIONS,
         seeds=config.seeds,
         timesteps=config.timesteps,
@@ -228,7 +230,6 @@ def _compare_given(invocation: Invocation[CompareConfig]) -> None:
 
 
 def _run(invocation: Invocation[CompareConfig]) -> None:
-    from dfs_rl.data import load_dataset
     from dfs_rl.devices import resolve_device, set_threads
 
     config = invocation.config
@@ -240,7 +241,8 @@ def _run(invocation: Invocation[CompareConfig]) -> None:
         _compare_given(invocation)
         return
     assert config.dataset is not None
-    dataset = load_dataset(config.dataset)
+    dataset = load_data(config, folder)
+    config = replace(config, image_size=dataset.image_size)
     folder = folder or _begin(config, dataset, invocation.command)
     try:
         folders, failed = _trained(config, folder, dataset)

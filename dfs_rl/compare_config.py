@@ -7,12 +7,16 @@ from typing import Literal
 
 import tyro
 
+from dfs_rl.backbone_choice import Flip
 from dfs_rl.config import Count, Positive, check_values
 from dfs_rl.contest import GateName
 from dfs_rl.errors import ConfigError
 from dfs_rl.evaluation.limits import SearchLimits
 
-_OF_TRAINING = ("backbone", "weights", "gates", "seeds", "timesteps", "agent", "gumbel")
+_OF_TRAINING = (
+    *("backbone", "weights", "image_size", "flip"),
+    *("gates", "seeds", "timesteps", "agent", "gumbel"),
+)
 """Settings that finished runs have no use for."""
 
 
@@ -27,6 +31,8 @@ class CompareConfig:
         backbone: What to train gates for: run of train_backbone or train_exits, or a backbone's folder, or module:function that makes a
             network of yours.
         weights: Safetensors file or state dict for the network that module:function makes.
+        image_size: Resize each image's shorter side to so many pixels and crop the centre; by default as the backbone was trained.
+        flip: Mirror half of the images left and right where a backbone is trained; by default as the backbone was trained.
         budgets: What images may cost on average, in percent. Gates for all budgets are turned to each; the others are trained for
             each. By default 0.5, 0.75, 1, 1.5 and 3 where gates are trained, and finished ones stay where they are.
         gates: Kinds of gates to train. The budget of maskable-ppo bounds every single image, that of the others the mean.
@@ -45,6 +51,8 @@ class CompareConfig:
     dataset: str | None = None
     backbone: Path | None = None
     weights: Path | None = None
+    image_size: Count | None = None
+    flip: Flip = None
     budgets: tuple[Positive, ...] = ()
     gates: tuple[GateName, ...] = ("ppo", "gumbel-ff", "gumbel-lstm", "dfs-ff", "dfs-lstm")
     seeds: Count = 3

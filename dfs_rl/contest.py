@@ -55,6 +55,8 @@ _OURS = (
     "dataset",
     "backbone",
     "weights",
+    "image_size",
+    "flip",
     "seed",
     "device",
     "threads",
@@ -148,6 +150,8 @@ class Terms:
         backbone: Run of ``train_backbone`` or ``train_exits``, or a backbone's folder, or ``module:function``; ``None`` as for the
             commands.
         weights: Weights of a user's network.
+        image_size: As for the commands.
+        flip: As for the commands.
         budgets: Mean computation in percent.
         seeds: How many; 0 is the first.
         timesteps: Decisions to learn from for each budget; a gate for all budgets learns from as many as the others together.
@@ -159,6 +163,8 @@ class Terms:
     dataset: str
     backbone: Path | None
     weights: Path | None
+    image_size: int | None = None
+    flip: bool | None = None
     budgets: tuple[float, ...]
     seeds: int
     timesteps: int
@@ -224,6 +230,8 @@ def plan_jobs(names: Sequence[GateName], terms: Terms, folder: Path) -> list[Job
                 "dataset": terms.dataset,
                 "backbone": terms.backbone,
                 "weights": terms.weights,
+                "image_size": terms.image_size,
+                "flip": terms.flip,
                 "seed": seed,
                 "device": terms.device,
                 "threads": terms.threads,

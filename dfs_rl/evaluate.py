@@ -275,11 +275,15 @@ def _dataset(folder: RunFolder, info: "BackboneInfo", dataset: "Dataset | str | 
                 f"{folder.config_path} names no data set; give one with --dataset."
             )
         try:
-            data = load_dataset(spec)
+            data = load_dataset(spec, image_size=info.image_size)
         except DataError as error:
             raise DataError(f"{error} If it moved, say where it is with --dataset.") from error
     else:
-        data = load_dataset(dataset) if isinstance(dataset, str) else dataset
+        data = (
+            load_dataset(dataset, image_size=info.image_size)
+            if isinstance(dataset, str)
+            else dataset
+        )
     if data.fingerprint != info.fingerprint:
         raise DataError(
             f"data set {data.name!r} (fingerprint {data.fingerprint}) is not the one that the backbone "

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
-from dfs_rl.backbone_choice import BackboneChoice
+from dfs_rl.backbone_choice import BackboneChoice, load_data
 from dfs_rl.cli import Invocation, run_command
 from dfs_rl.config import CountOrZero, config_to_dict
 from dfs_rl.messages import say
@@ -53,6 +53,10 @@ class GateSettings(Protocol):
     @property
     def weights(self) -> Path | None: ...  # noqa: D102
     @property
+    def image_size(self) -> int | None: ...  # noqa: D102
+    @property
+    def flip(self) -> bool | None: ...  # noqa: D102
+    @property
     def budget(self) -> float | None: ...  # noqa: D102
     @property
     def device(self) -> str: ...  # noqa: D102
@@ -70,6 +74,8 @@ def choice_of(config: GateSettings, device: str) -> BackboneChoice:
         dataset=config.dataset,
         folder=config.backbone,
         weights=config.weights,
+        image_size=config.image_size,
+        flip=config.flip,
         epochs=config.supernet_epochs,
         device=device,
         threads=config.threads,
@@ -188,7 +194,6 @@ def train_run(
 
 def train_and_evaluate(invocation: Invocation[SettingsT], command: GateCommand[SettingsT]) -> None:
     """Run a command that trains a gate: train it, unless the run is finished, evaluate it and show what came out."""
-    from dfs_rl.data import load_dataset
     from dfs_rl.devices import resolve_device, set_threads
     from dfs_rl.evaluate import evaluate_run
     from dfs_rl.reporting.table import summary_text
@@ -196,7 +201,7 @@ def train_and_evaluate(invocation: Invocation[SettingsT], command: GateCommand[S
     config = invocation.config
     set_threads(config.threads, resumed=invocation.resume is not None)
     device = str(resolve_device(config.device))
-    dataset = load_dataset(config.dataset)
+    dataset = load_data(config, invocation.resume)
     run = invocation.resume or create_run(
         command, config, dataset, device=device, argv=invocation.command
     )

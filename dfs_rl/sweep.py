@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from dfs_rl.backbone_choice import DIGITS
+from dfs_rl.backbone_choice import DIGITS, load_data
 from dfs_rl.cli import Invocation, run_command
 from dfs_rl.config import Count, CountOrZero, check_values, config_to_dict, dump_yaml
 from dfs_rl.errors import ConfigError
@@ -121,6 +121,7 @@ def _run(invocation: Invocation[SweepConfig]) -> None:
     from dfs_rl.data.sharing import share
     from dfs_rl.devices import check_cpus, check_memory
     from dfs_rl.ray_start import start_ray
+    from dfs_rl.sweeping.commands import command_of
     from dfs_rl.sweeping.experiment import check_resources
     from dfs_rl.sweeping.loading import check_on_data
     from dfs_rl.sweeping.sweep import FILE, corner_of, hold_sweep, storage_of
@@ -142,7 +143,11 @@ def _run(invocation: Invocation[SweepConfig]) -> None:
         },
         torch.device("cpu"),
     )
-    dataset = load_dataset(file.base["dataset"])
+    base = file.config({})
+    if command_of(file.command).trains_gates:
+        dataset = load_data(base)
+    else:
+        dataset = load_dataset(base.dataset, image_size=base.image_size, flip=base.flip)
     if folder is None:
         check_on_data(file, dataset, config.file)
     else:

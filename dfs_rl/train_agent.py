@@ -31,6 +31,7 @@ from agents.hyperparameters import (
 from dfs_rl.backbone_choice import (
     DIGITS,
     BackboneChoice,
+    Flip,
     backbone_of_run,
     check_backbone_of,
     learned_gate,
@@ -96,6 +97,8 @@ class TrainAgentConfig:
         backbone: Run of train_backbone or train_exits, or a backbone's folder, or module:function that makes a network of yours.
             Without it the digits use the one that ships; for other data one is trained first and kept for the next run.
         weights: Safetensors file or state dict for the network that module:function makes.
+        image_size: Resize each image's shorter side to so many pixels and crop the centre; by default as the backbone was trained.
+        flip: Mirror half of the images left and right where a backbone is trained; by default as the backbone was trained.
         budget: What images may cost on average, in percent, gate, stem and head included. The gate learns all budgets and is turned
             to this one; evaluate and load turn it to others.
         cost_weight: Price of computation that the gate is turned to instead: 1 is the price of running everything in full
@@ -143,6 +146,8 @@ class TrainAgentConfig:
     dataset: str = DIGITS
     backbone: Path | None = None
     weights: Path | None = None
+    image_size: Count | None = None
+    flip: Flip = None
     budget: Positive | None = None
     cost_weight: PositiveOrZero | None = None
     cost_weights: tuple[Positive, Positive] = _COST_WEIGHTS

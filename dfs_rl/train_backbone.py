@@ -157,6 +157,8 @@ def train_supernet(
         fingerprint=dataset.fingerprint,
         class_names=dataset.class_names,
         accuracy=uniform_accuracies(backbone, dataset.val.to(trainer.device)),
+        image_size=dataset.image_size,
+        flip=dataset.flip,
     )
     save_backbone(backbone, info, run.path / BACKBONE_FOLDER)
     return StoredBackbone(backbone=backbone, info=info)
@@ -239,7 +241,7 @@ def train(invocation: Invocation[TrainBackboneConfig]) -> None:
     """Run the command."""
     config = invocation.config
     set_threads(config.threads, resumed=invocation.resume is not None)
-    dataset = load_dataset(config.dataset)
+    dataset = load_dataset(config.dataset, image_size=config.image_size, flip=config.flip)
     if invocation.resume is not None:  # other images may suit no network of these settings
         invocation.resume.check_data(dataset.fingerprint, dataset.name)
     trainer = make_trainer(config, dataset)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dfs_rl.backbone_choice import DIGITS, backbone_of_run, preview_backbone
+from dfs_rl.backbone_choice import DIGITS, Flip, backbone_of_run, preview_backbone
 from dfs_rl.config import Count, Positive, check_values
 from dfs_rl.gate_runs import GateCommand, choice_of, run_gate_command
 from dfs_rl.messages import say
@@ -27,6 +27,8 @@ class TrainCascadeConfig:
             Without it the digits use the one that ships; for other data one is trained first and kept for the next run.
             Exits that it has, see train_exits, are left out: both passes walk to the end.
         weights: Safetensors file or state dict for the network that module:function makes.
+        image_size: Resize each image's shorter side to so many pixels and crop the centre; by default as the backbone was trained.
+        flip: Mirror half of the images left and right where a backbone is trained; by default as the backbone was trained.
         budget: Upper bound on the mean computation in percent, both passes of images that run twice included; a single image may cost
             as much as both.
         device: "auto", "cpu", "cuda", ...
@@ -38,6 +40,8 @@ class TrainCascadeConfig:
     dataset: str = DIGITS
     backbone: Path | None = None
     weights: Path | None = None
+    image_size: Count | None = None
+    flip: Flip = None
     budget: Positive = 1.0
     device: str = "auto"
     run_dir: Path | None = None

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dfs_rl.backbone_choice import DIGITS, BackboneChoice, find_backbone
+from dfs_rl.backbone_choice import DIGITS, BackboneChoice, Flip, find_backbone, load_data
 from dfs_rl.cli import Invocation, run_command
 from dfs_rl.config import Count, Seed, check_values, config_to_dict
 from dfs_rl.errors import ConfigError
@@ -60,6 +60,8 @@ class TrainExitsConfig:
         backbone: Run of train_backbone or train_exits, or a backbone's folder, which stays as it is, or module:function that makes a
             network of yours. Without it the digits use the one that ships; for other data one is trained first and kept for the next run.
         weights: Safetensors file or state dict for the network that module:function makes.
+        image_size: Resize each image's shorter side to so many pixels and crop the centre; by default as the backbone was trained.
+        flip: Mirror half of the images left and right where a backbone is trained; by default as the backbone was trained.
         supernet_epochs: Epochs of the backbone that is trained where none is given.
         seed: Seed of augmentation and of the bits that the heads are fitted under.
         device: auto, cpu, cuda, cuda:1, ...
@@ -71,6 +73,8 @@ class TrainExitsConfig:
     dataset: str = DIGITS
     backbone: Path | None = None
     weights: Path | None = None
+    image_size: Count | None = None
+    flip: Flip = None
     supernet_epochs: Count = 30
     seed: Seed = 0
     device: str = "auto"
@@ -139,25 +143,24 @@ def _batches(dataset: "Dataset", *, seed: int, device: str) -> "Iterator[Tensor]
     from dfs_rl.seeding import torch_generator
 
     images = dataset.train.images.to(device)
-    size, pad = min(_BATCH, len(images)), dataset.image_shape[1] // 8
+    size = min(_BATCH, len(images))
     for epoch in itertools.count():
         order = epoch_batches(len(images), size, seed=seed, epoch=epoch, drop_last=True)
         for step, rows in enumerate(order):
             draws = torch_generator(seed, "exits augment", epoch, step, device=images.device)
-            yield augment(images[rows], draws, pad=pad, flip=dataset.flip)
+            yield augment(images[rows], draws, flip=dataset.flip)
 
 
 def train(invocation: Invocation[TrainExitsConfig]) -> None:
     """Run the command."""
     from dfs_rl.backbones import load_stored_backbone
-    from dfs_rl.data import load_dataset
     from dfs_rl.devices import resolve_device, set_threads
     from dfs_rl.train_backbone import is_finished
 
     config, run, stored = invocation.config, invocation.resume, None
     set_threads(config.threads, resumed=invocation.resume is not None)
     device = str(resolve_device(config.device))
-    dataset = load_dataset(config.dataset)
+    dataset = load_data(config, run)
     if run is None:
         stored = _find(config, dataset, device)
         run = RunFolder.create(
@@ -195,6 +198,8 @@ def _find(config: TrainExitsConfig, dataset: "Dataset", device: str) -> "StoredB
         dataset=config.dataset,
         folder=config.backbone,
         weights=config.weights,
+        image_size=config.image_size,
+        flip=config.flip,
         epochs=config.supernet_epochs,
         device=device,
         threads=config.threads,

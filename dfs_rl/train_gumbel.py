@@ -15,7 +15,7 @@ from agents.supervised_hyperparameters import (
     SkipNetConfig,
     SupervisedConfig,
 )
-from dfs_rl.backbone_choice import DIGITS, backbone_of_run, preview_backbone
+from dfs_rl.backbone_choice import DIGITS, Flip, backbone_of_run, preview_backbone
 from dfs_rl.config import Count, Positive, Seed, check_values
 from dfs_rl.errors import ConfigError
 from dfs_rl.gate_runs import (
@@ -55,6 +55,8 @@ class TrainGumbelConfig:
             Without it the digits use the one that ships; for other data one is trained first and kept for the next run.
             Exits that it has, see train_exits, are left out: these gates walk every image to the end.
         weights: Safetensors file or state dict for the network that module:function makes.
+        image_size: Resize each image's shorter side to so many pixels and crop the centre; by default as the backbone was trained.
+        flip: Mirror half of the images left and right where a backbone is trained; by default as the backbone was trained.
         budget: What images may cost on average, in percent, gate, stem and head included. A Gumbel gate learns all budgets and is
             turned to this one; evaluate and load turn it to others.
         budgets: Lowest and highest budget that such a gate learns; by default from all layers at the lowest bits to eight times that.
@@ -88,6 +90,8 @@ class TrainGumbelConfig:
     dataset: str = DIGITS
     backbone: Path | None = None
     weights: Path | None = None
+    image_size: Count | None = None
+    flip: Flip = None
     budget: Positive = 1.0
     budgets: tuple[Positive, Positive] | None = None
     fixed_budget: bool = False

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from agents.hyperparameters import StaticMethod
-from dfs_rl.backbone_choice import DIGITS, backbone_of_run, preview_backbone
+from dfs_rl.backbone_choice import DIGITS, Flip, backbone_of_run, preview_backbone
 from dfs_rl.config import Count, Positive, Seed, check_values
 from dfs_rl.gate_runs import (
     VALIDATIONS,
@@ -35,6 +35,8 @@ class TrainStaticConfig:
             Without it the digits use the one that ships; for other data one is trained first and kept for the next run.
             Exits that it has, see train_exits, are left out: a table walks every image to the end.
         weights: Safetensors file or state dict for the network that module:function makes.
+        image_size: Resize each image's shorter side to so many pixels and crop the centre; by default as the backbone was trained.
+        flip: Mirror half of the images left and right where a backbone is trained; by default as the backbone was trained.
         budget: Upper bound on computation in percent, stem and head included; a table has no gate to pay for.
         episodes: Tables that a learner tries; a greedy search ends by itself.
         images: Images of the agent split that each table is tried on.
@@ -49,6 +51,8 @@ class TrainStaticConfig:
     dataset: str = DIGITS
     backbone: Path | None = None
     weights: Path | None = None
+    image_size: Count | None = None
+    flip: Flip = None
     budget: Positive = 1.0
     episodes: Count = 600
     images: Count = 1000

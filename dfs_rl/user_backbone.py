@@ -113,5 +113,7 @@ def calibrated(
         fingerprint=dataset.fingerprint,
         class_names=dataset.class_names,
         accuracy=accuracy,
+        image_size=dataset.image_size,
+        flip=dataset.flip,
     )
     return StoredBackbone(backbone=backbone.cpu(), info=info)

@@ -10,6 +10,7 @@ from torch import nn
 
 from dfs_rl.backbones import Backbone, default_digits, load_backbone
 from dfs_rl.backbones.contract import WalkableBackbone
+from dfs_rl.backbones.storage import load_info
 from dfs_rl.constructors import allow_constructor, is_constructor
 from dfs_rl.data import Dataset, ImageSet, SplitName, load_dataset
 from dfs_rl.devices import resolve_device
@@ -108,7 +109,7 @@ def make_task(
         CheckpointError: If the backbone cannot be read.
     """
     rewarded, place = reward_weights(weights), resolve_device(device)
-    data = _resolve_dataset(dataset)
+    data = _resolve_dataset(dataset, backbone)
     if is_constructor(backbone):
         backbone = _users_backbone(str(backbone), backbone_weights, data, device=str(place))
     elif backbone_weights is not None:
@@ -181,11 +182,14 @@ def _without_exits(backbone: object) -> object:
     return changed
 
 
-def _resolve_dataset(dataset: object) -> Dataset | ImageSet:
-    if dataset is None or dataset == DIGITS:
+def _resolve_dataset(dataset: object, backbone: object) -> Dataset | ImageSet:
+    """Load a data set by its name, its images of the size that a stored backbone was trained at."""
+    stored = isinstance(backbone, str | Path) and not is_constructor(backbone)
+    image_size = load_info(Path(str(backbone))).image_size if stored else None
+    if image_size is None and (dataset is None or dataset == DIGITS):
         dataset = _digits()
-    elif isinstance(dataset, str | Path):
-        dataset = load_dataset(str(dataset))
+    elif dataset is None or isinstance(dataset, str | Path):
+        dataset = load_dataset(str(dataset or DIGITS), image_size=image_size)
     if not isinstance(dataset, Dataset | ImageSet):
         raise ConfigError(
             f"dataset is a {type(dataset).__name__}; allowed are a name or folder, a Dataset, an ImageSet, or None for the digits."

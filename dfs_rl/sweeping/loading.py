@@ -22,7 +22,10 @@ from dfs_rl.sweeping.objective import check_is_no_training_figure
 from dfs_rl.sweeping.space import look_up, place
 from dfs_rl.sweeping.sweep_file import FIRST_FRESH_SEED, SweepFile
 
-_NOT_SEARCHED = ("seed", "run_dir", "dataset", "backbone", "device", "threads", "workers")
+_NOT_SEARCHED = (
+    *("seed", "run_dir", "dataset", "image_size", "flip"),
+    *("backbone", "device", "threads", "workers"),
+)
 """Settings in which trials must not differ, or which a sweep gives them itself."""
 
 

@@ -215,6 +215,9 @@ def test_a_folder_that_holds_a_run_is_refused(tmp_path, capsys):
         (["--dataset", "no/such/folder"], "no/such/folder"),
         (["--device", "quantum"], "device is 'quantum'"),
         (["--training.lr", "-1"], "lr is -1.0"),
+        (["--training.pad", "1000"], "training.pad is 1000, but the images are 8 x 8 pixels"),
+        (["--training.pad", "9"], "allowed are 0 to 8 pixels"),
+        (["--image-size", "3"], "image_size is 3; allowed are whole numbers of pixels from 4"),
         (["--recipe", "adn", "--bits", "4", "32"], "bits is [4, 32], but what adapts"),
         (
             ["--recipe", "adn", "--backbone", "resnet8"],
