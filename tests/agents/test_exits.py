@@ -258,7 +258,7 @@ def made_up(seed: int, layers: int, group: int, n_images: int):
     starts[0] = 1.0
     for env, steps in enumerate(walked):
         rewards[steps:, env] = 0.0
-        starts[steps:, env] = 1.0
+        starts[steps : steps + 1, env] = 1.0  # a walk ends once
     return rewards, starts, walked
 
 

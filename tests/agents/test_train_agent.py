@@ -239,7 +239,7 @@ def test_other_data_without_a_backbone_trains_one_once(
 
 
 def test_reward_defaults_are_the_environments() -> None:
-    assert weights_of(TrainAgentConfig()) == RewardWeights(overshoot=RewardConfig().overshoot)
+    assert weights_of(TrainAgentConfig()) == RewardWeights()
     names = {field.name for field in fields(RewardWeights)} - {"cost"}
     assert {field.name for field in fields(RewardConfig)} == names
 
