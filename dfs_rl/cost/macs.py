@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from math import prod
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,7 +29,7 @@ def count_macs(run: Callable[[], Tensor]) -> int:
 class _NoTracker(ModuleTracker):
     """Leaves modules alone: torch's hooks fail where a module is given a view of a parameter without gradients."""
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "_NoTracker":
         return self
 
     def __exit__(self, *_: object) -> None:
