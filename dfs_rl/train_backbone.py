@@ -28,7 +28,7 @@ from dfs_rl.devices import check_devices, check_memory, resolve_device, set_thre
 from dfs_rl.evaluation.uniform import uniform_accuracies, uniform_points
 from dfs_rl.gating.model import BACKBONE_FOLDER
 from dfs_rl.interrupts import StopRequest, stop_on_interrupt
-from dfs_rl.runs import LAST_CHECKPOINT, RunFolder, parse_record, write_json
+from dfs_rl.runs import LAST_CHECKPOINT, RunFolder, check_finite, parse_record, write_json
 
 KIND = "train_backbone"
 PROG = "python -m dfs_rl.train_backbone"
@@ -131,6 +131,7 @@ def train_supernet(
             checkpoint.state, Progress, source=f"the checkpoint in {run.checkpoint_dir}"
         )
         trainer.restore(checkpoint.tensors, Position(progress.epoch, progress.step))
+        check_finite(trainer.backbone, f"the checkpoint in {run.checkpoint_dir}")
         run.truncate_metrics(progress.epoch)
     few = dataset.val.subset(torch.arange(min(config.eval_images, len(dataset.val)))).to(
         trainer.device

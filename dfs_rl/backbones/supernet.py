@@ -47,7 +47,6 @@ from dfs_rl.cost import FULL, SKIP
 from dfs_rl.data import Dataset, ImageSet, augment, epoch_batches
 from dfs_rl.data.augment import check_pad
 from dfs_rl.errors import CheckpointError, ConfigError, TrainingError
-from dfs_rl.runs import check_finite
 from dfs_rl.seeding import torch_generator
 
 _STEP_IMAGES = 512  # images that set quantizer steps: every activation is seen thousands of times
@@ -284,7 +283,6 @@ class SupernetTrainer:
         weights = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
         try:
             self.backbone.load_state_dict(weights)
-            check_finite(self.backbone, "the checkpoint")
             restore_optimizer(self.optimizer, tensors)
         except (IndexError, RuntimeError, ValueError) as error:
             reason = " ".join(str(error).split())
