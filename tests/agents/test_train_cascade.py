@@ -11,6 +11,7 @@ from dfs_rl.backbones import default_digits
 from dfs_rl.config import config_from_dict, load_config, save_config
 from dfs_rl.data import load_dataset
 from dfs_rl.evaluation.comparison_records import ComparisonOfRuns
+from dfs_rl.evaluation.verdict import room
 from dfs_rl.gating.cascade import CascadeGate
 from dfs_rl.gating.storage import load_gate
 from dfs_rl.runs import read_json
@@ -24,7 +25,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_a_run_folder_holds_the_cascade_that_every_gate_is_compared_with(finished: Path) -> None:
+def test_a_run_folder_holds_a_cascade_within_the_budget(finished: Path) -> None:
     gate = load_gate(finished / "gate")
     assert isinstance(gate, CascadeGate)
     val = load_dataset("digits").val.images
@@ -35,8 +36,9 @@ def test_a_run_folder_holds_the_cascade_that_every_gate_is_compared_with(finishe
     assert training["best_on_val"]["computation"] == pytest.approx(float(trace.computation.mean()))
     summary = read_json(finished / "summary.json")
     methods = {method["key"]: method for method in summary["methods"]}
-    for figure in ("accuracy", "computation", "patterns"):
-        assert methods["gate"][figure] == pytest.approx(methods["cascade"][figure])
+    # The cascade that gates are compared with has room in cost, as every baseline has.
+    own = methods["gate"]["computation"]
+    assert own <= methods["cascade"]["computation"] <= room(own)
     assert methods["gate"]["detail"] == gate.words
     # What is dealt out to other images is one pass, so a cascade has no such rivals, and no word on what it learned.
     assert not {"mode_table", "random", "patterns"} & set(methods)
@@ -64,7 +66,9 @@ def test_a_finished_run_says_so_and_can_be_compared(
     (gate,) = (point for point in comparison.points if point.kind == "gate")
     assert gate.label == "cascade"
     assert set(gate.gains) == {"static_table", "cascade"}
-    assert gate.gains["cascade"].mean == 0.0
+    (cascade,) = (point for point in comparison.points if point.kind == "cascade")
+    gain = gate.accuracy.mean - cascade.accuracy.mean
+    assert gate.gains["cascade"].mean == pytest.approx(gain)
 
 
 @pytest.mark.parametrize(

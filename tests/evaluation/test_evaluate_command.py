@@ -239,7 +239,7 @@ def test_the_command_prints_the_table_and_the_stored_one_again(make_run, capsys)
     [
         ([], "holds no run"),
         (["--batch-size", "0"], "batch_size is 0"),
-        (["--search.finalists", "0"], "search.finalists is 0"),
+        (["--search.finalists", "0"], "finalists is 0"),
         (["--split", "train"], "split"),
     ],
 )

@@ -188,7 +188,8 @@ retrain: {{seeds: 0}}
         (["{file}", "--storage-path", "foo://bar"], "storage_path leads to foo://bar/sweep-"),
         (["big.yaml"], "resources.cpus is 9, but the largest node here has 2"),
         (["{file}", "--trials", "0"], "trials is 0; it must be at least 1"),
-        (["{file}", "--set", "dataset=/nowhere", "--set", "backbone=x"], "/nowhere"),
+        (["{file}", "--set", "dataset=/nowhere"], "/nowhere"),
+        (["{file}", "--set", "dataset=digits", "--set", "backbone=x"], "x/backbone.json"),
     ],
 )
 def test_bad_input_is_one_sentence_and_makes_no_folder(tmp_path, capsys, monkeypatch, flags, said):
