@@ -513,3 +513,43 @@ def test_products_with_views_of_parameters_are_counted_and_told_of(make, stem, h
     assert "" in {name for name, _ in backbone.report.left_alone}
     expected = model(pictures().float() / 255)
     torch.testing.assert_close(backbone(pictures()), expected, rtol=1e-5, atol=1e-5)
+
+
+class ComputedBias(BasicResNet):
+    """Joins the bias of its last layer from two parts, as BEiT and Swin V2 do that of queries, keys and values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.randn(CLASSES - 1))
+
+    def forward(self, x):
+        x = self.blocks(functional.relu(self.stem(x))).mean((2, 3))
+        return functional.linear(x, self.fc.weight, torch.cat([self.bias, self.bias[:1] * 2]))
+
+
+class ComputedNorm(BasicResNet):
+    """Keeps how far the weights of a batch norm are from one, and gates a block whose bias is computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain, self.conv = nn.Parameter(torch.rand(8)), nn.Conv2d(8, 8, 1)
+        self.register_buffer("mean", torch.randn(8))
+        self.register_buffer("variance", torch.rand(8) + 0.5)
+
+    def forward(self, x):
+        x = self.stem(x)
+        x = x + functional.conv2d(x, self.conv.weight, self.conv.bias * 2)
+        x = functional.batch_norm(x, self.mean, self.variance, 1 + self.gain, self.conv.bias)
+        return self.fc(self.blocks(x.relu()).mean((2, 3)))
+
+
+@pytest.mark.parametrize("make", [ComputedBias, ComputedNorm])
+@torch.no_grad()
+def test_biases_and_norms_that_are_computed_from_parameters_stay_as_they_are(make):
+    model = lived_in(make).eval()
+    backbone = fractionalize(model, examples())
+    assert len(backbone.layers) == 3
+    reasons = dict(backbone.report.left_alone)
+    assert make is ComputedBias or "bias of its conv2d is computed" in reasons["conv"]
+    expected = model(pictures().float() / 255)
+    torch.testing.assert_close(backbone(pictures()), expected, rtol=1e-5, atol=1e-5)

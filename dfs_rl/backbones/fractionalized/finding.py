@@ -171,15 +171,20 @@ def is_swappable(node: fx.Node) -> bool:
     """Say whether there is an operator that does the same at fewer bits."""
     name = name_of(node)
     if name in _WEIGHTED:
-        return isinstance(node.args[1], fx.Node) and node.args[1].op == "get_attr"
+        return has_stored_tensors(node)
     return name == ATTENTION or name in PRODUCTS
+
+
+def has_stored_tensors(node: fx.Node) -> bool:
+    """Return whether all that an operator takes besides its input are parameters or constants of the model."""
+    return all(source.op == "get_attr" for source in node.all_input_nodes[1:])
 
 
 def _reason(node: fx.Node) -> str:
     """Say why a costly operator cannot be swapped."""
     name = name_of(node)
     if name in _WEIGHTED:
-        return f"the weight of its {name} is computed while it runs"
+        return f"the weight or bias of its {name} is computed while it runs"
     return f"there is no {name} at fewer bits"
 
 

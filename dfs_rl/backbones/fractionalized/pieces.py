@@ -12,6 +12,7 @@ from dfs_rl.backbones.fractionalized.finding import (
     ATTENTION,
     PRODUCTS,
     Span,
+    has_stored_tensors,
     is_swappable,
     weighted_module,
 )
@@ -90,7 +91,7 @@ class _Maker:
         """Return what takes the operator's place and what it is called with, or ``None`` for one that stays."""
         bits = self.widths.gated if gated else (self.widths.fixed,)
         name = name_of(node)
-        if name == "batch_norm":
+        if name == "batch_norm" and has_stored_tensors(node):
             return self._norm(_arguments(node), bits)
         if not is_swappable(node):
             return None
