@@ -217,6 +217,33 @@ def test_a_buffer_that_only_counts_is_no_answer():
     fractionalize(model, examples())
 
 
+class Sliced(nn.Module):
+    """Adds its shortcut into a view that nothing else reads, as GhostNet does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.cheap = conv_norm(WIDTH, WIDTH), conv_norm(WIDTH, WIDTH)
+
+    def forward(self, x):
+        y = self.conv(x)
+        y = torch.cat([y, self.cheap(y)], 1)[:, 2 : WIDTH + 2]
+        y += x
+        return y
+
+
+@torch.no_grad()
+def test_a_sum_written_into_a_view_that_nothing_else_reads_is_a_residual_block():
+    def make():
+        ends = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(WIDTH, CLASSES)
+        return nn.Sequential(nn.Conv2d(3, WIDTH, 1), Sliced(), Sliced(), *ends)
+
+    model = lived_in(make).eval()
+    backbone = fractionalize(model, examples())
+    assert [layer.name for layer in backbone.report.gated] == ["1", "2"]
+    expected = model(pictures().float() / 255)
+    torch.testing.assert_close(backbone(pictures()), expected, rtol=1e-5, atol=1e-5)
+
+
 def test_a_buffer_filled_in_parts_is_made_where_its_images_are():
     backbone = fractionalize(written(filled), examples()).to("meta")
     assert backbone(pictures().to("meta"), 8).device.type == "meta"

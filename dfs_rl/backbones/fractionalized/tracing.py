@@ -230,8 +230,8 @@ def _without_shared_writes(program: ExportedProgram) -> ExportedProgram:
 def _shared_write(program: ExportedProgram) -> fx.Node | None:
     """Return the first operator whose write ``_Recorder`` would lose."""
     constants = {node for node, spec in _inputs(program) if spec.kind not in _NOT_CONSTANT}
-    seen: set[int] = set()
-    shared: set[int] = set()
+    place = {node: i for i, node in enumerate(program.graph.nodes)}
+    sharing: dict[int, list[fx.Node]] = {}
     read: set[int] = set()
     for node in program.graph.nodes:
         written = _storages([target.meta.get("val") for target in _written(node)])
@@ -239,13 +239,15 @@ def _shared_write(program: ExportedProgram) -> fx.Node | None:
             constants.add(node)  # computed once, by really writing
             lost = bool(written & read)
         else:
-            lost = bool(written & shared) or (bool(written) and _changed_in_place(node) is None)
+            changed = _changed_in_place(node)
+            others = [n for storage in written for n in sharing[storage] if n is not changed]
+            read_later = any(place[user] > place[node] for n in others for user in n.users)
+            lost = read_later or (bool(written) and changed is None)
             read |= _storages([source.meta.get("val") for source in node.all_input_nodes])
         if lost:
             return cast("fx.Node", node)
-        own = _storages(node.meta.get("val"))
-        shared |= (own & seen) - written
-        seen |= own
+        for storage in _storages(node.meta.get("val")):
+            sharing.setdefault(storage, []).append(node)
     return None
 
 
