@@ -244,6 +244,31 @@ def test_a_sum_written_into_a_view_that_nothing_else_reads_is_a_residual_block()
     torch.testing.assert_close(backbone(pictures()), expected, rtol=1e-5, atol=1e-5)
 
 
+class Moved(nn.Module):
+    """Multiplies by halves of a parameter, and adds an embedding of all positions that it moves to the weights' device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.scale = nn.Conv2d(WIDTH, WIDTH, 1), nn.Parameter(torch.rand(2 * WIDTH))
+
+    def forward(self, x):
+        there = torch.ones(x.shape[0], 1, 1, 1).to(self.conv.weight.device, torch.float32)
+        first, second = self.scale[:, None, None].split(WIDTH)
+        return x + self.conv(x * first + second * there)
+
+
+def test_tensors_that_a_model_moves_go_where_its_images_are():
+    def make():
+        ends = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(WIDTH, CLASSES)
+        return nn.Sequential(nn.Conv2d(3, WIDTH, 1), Moved(), *ends)
+
+    model = lived_in(make).eval()
+    backbone = fractionalize(model, examples())
+    expected = model(pictures().float() / 255)
+    torch.testing.assert_close(backbone(pictures()), expected, rtol=1e-5, atol=1e-5)
+    assert backbone.to("meta")(pictures().to("meta"), 8).device.type == "meta"
+
+
 def test_a_buffer_filled_in_parts_is_made_where_its_images_are():
     backbone = fractionalize(written(filled), examples()).to("meta")
     assert backbone(pictures().to("meta"), 8).device.type == "meta"

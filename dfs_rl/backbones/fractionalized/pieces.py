@@ -332,10 +332,12 @@ class _Emitter:
             return graph.call_module(
                 f"ops.{swap.name}", (*arguments, bits if swap.gated else self.fixed)
             )
-        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: values[n])
-        if not node.meta["flows"] and "device" in _arguments(node):  # it makes a tensor
+        args, kwargs = node.args, node.kwargs
+        named = _arguments(node)
+        if "device" in named and (named["device"] is not None or not node.meta["flows"]):
             device = graph.call_function(getattr, (next(iter(values.values())), "device"))
-            kwargs = {**cast("Any", kwargs), "device": device}
+            args, kwargs = (), {**named, "device": device}  # it may be given by position
+        args, kwargs = fx.map_arg((args, kwargs), lambda n: values.get(n, n))
         return graph.call_function(cast("Any", node.target), args, kwargs)
 
     def _needed(self, span: Span, instead: Mapping[fx.Node, fx.Node]) -> set[fx.Node]:
@@ -388,10 +390,11 @@ def _times(size: int, factor: int) -> int:
 
 
 def _arguments(node: fx.Node) -> dict[str, Any]:
-    """Return an operator's arguments by name, defaults included."""
-    schema = cast("Any", node.target)._schema
-    values = {a.name: a.default_value for a in schema.arguments}
-    values.update(zip((a.name for a in schema.arguments), node.args, strict=False))
+    """Return an operator's arguments by name, defaults included; none of Python's own."""
+    schema = getattr(node.target, "_schema", None)
+    parameters = [] if schema is None else schema.arguments
+    values = {a.name: a.default_value for a in parameters}
+    values.update(zip((a.name for a in parameters), node.args, strict=False))
     return values | dict(node.kwargs)
 
 
