@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn import functional
 
 from dfs_rl import fractionalize
+from dfs_rl.backbones.fractionalized.faithful import is_close
 from dfs_rl.backbones.fractionalized.tracing import trace
 from dfs_rl.errors import ConfigError
 from tests.backbones.nets import CLASSES, conv_norm, examples, lived_in, pictures
@@ -279,3 +280,11 @@ def test_a_trace_has_no_operator_that_writes():
     names = [str(node.target) for node in graph.nodes if node.op == "call_function"]
     assert names
     assert not any(name.partition(".")[2].partition(".")[0].endswith("_") for name in names)
+
+
+@pytest.mark.parametrize("scale", [1e-2, 1, 1e4])
+def test_another_order_of_additions_is_no_other_answer(scale):
+    logits = scale * torch.tensor([[1.0, -0.5], [0.0, 0.25]])
+    assert is_close(logits + 5e-5 * scale, logits)
+    assert not is_close(logits + 1e-3 * scale, logits)
+    assert not is_close(logits.clone().fill_(torch.nan), logits)

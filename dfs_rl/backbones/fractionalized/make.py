@@ -15,6 +15,7 @@ from dfs_rl.backbones.fractionalized.backbone import (
     Fractionalized,
 )
 from dfs_rl.backbones.fractionalized.choosing import Granularity
+from dfs_rl.backbones.fractionalized.faithful import gap, is_close
 from dfs_rl.backbones.fractionalized.tracing import Traced, name_of, trace
 from dfs_rl.constructors import allow_constructor, call_constructor
 from dfs_rl.cost import FULL, SKIP
@@ -26,8 +27,6 @@ ItemT = TypeVar("ItemT")
 
 _IMAGE_RANK = 4
 _EXAMPLES = 64
-_TOLERANCE = 1e-4
-"""Of the largest logit: what the order of additions may change."""
 _MOST_TOLD = 3
 _ROUNDING = 1e-3
 """By how much probabilities may miss a sum of one."""
@@ -318,10 +317,9 @@ def _check_logits(traced: Traced, name: str) -> None:
 @torch.no_grad()
 def _check_same(expected: Tensor, backbone: Fractionalized, pixels: Tensor, name: str) -> None:
     """Refuse a backbone that does not compute in full precision what the model does."""
-    error = float((backbone.run(pixels, FULL) - expected).abs().max())
-    largest = float(expected.abs().max())
-    if not error <= _TOLERANCE * max(largest, _TOLERANCE):
+    ours = backbone.run(pixels, FULL)
+    if not is_close(ours, expected):
         raise ConfigError(
             f"{name} cannot be cut into gated layers faithfully: their logits differ from its own by "
-            f"{error:.2g} (the largest is {largest:.2g}); name other modules with layers=[...]."
+            f"{gap(ours, expected)}; name other modules with layers=[...]."
         )

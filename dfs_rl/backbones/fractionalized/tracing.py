@@ -15,22 +15,22 @@ from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram, export
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils._pytree import tree_leaves
-from torch.utils.hooks import RemovableHandle
 
+from dfs_rl.backbones.fractionalized.faithful import (
+    AS_TAKEN,
+    check_faithful,
+    follow,
+    innermost,
+    returned,
+    told,
+)
 from dfs_rl.cost.macs import split_encoders
 from dfs_rl.errors import ConfigError
 
 _LOGITS_RANK = 2
 _FEWEST_CLASSES = 2
-_NOT_CONSTANT = (InputKind.USER_INPUT, InputKind.PARAMETER)
-_EXACT = 1e-5
-"""Of the largest logit: what a trace may miss its model by."""
-_ALONE = 1e-4
-"""Of the largest logit: what an image alone may differ by, which operators may add up in another order."""
-_OTHERS = 3
 _BATCH = 37
-_TAKEN = "images as it takes them"
-_WAY_OUT = "write it so that its operators return new tensors."
+_NOT_CONSTANT = (InputKind.USER_INPUT, InputKind.PARAMETER)
 _BASIC_NORM = "_native_batch_norm_legit_no_training"
 
 
@@ -97,12 +97,12 @@ def trace(model: nn.Module, images: Tensor) -> Traced:
         model = copy.deepcopy(model).eval().cpu().requires_grad_(requires_grad=False)
     except Exception as error:
         raise ConfigError(
-            f"the model cannot be copied ({_told(error)}); it must hold parameters and buffers, nothing that was computed from them."
+            f"the model cannot be copied ({told(error)}); it must hold parameters and buffers, nothing that was computed from them."
         ) from error
-    returned = _returned(model, images, "the example images", _TAKEN)
-    _check_returned(returned)
-    alone = _returned(model, images[:1], "a single image", "a model for any number of images")
-    wanted = [1, returned[0].shape[1]]
+    answers = returned(model, images, "the example images", AS_TAKEN)
+    _check_returned(answers)
+    alone = returned(model, images[:1], "a single image", "a model for any number of images")
+    wanted = [1, answers[0].shape[1]]
     if list(alone[0].shape) != wanted:
         raise ConfigError(
             f"the model returns {list(alone[0].shape)} for one image, where {wanted} is needed; does "
@@ -110,40 +110,18 @@ def trace(model: nn.Module, images: Tensor) -> Traced:
         )
     with _silence():
         program = _without_shared_writes(_read(model, example))
-    traced = _Recorder(program, returned[0]).run()
-    _check_faithful(model, traced, images)
+    traced = _Recorder(program, answers[0]).run()
+    check_faithful(model, traced.graph, traced.tensors, images)
     return traced
 
 
-@torch.no_grad()
-def _returned(model: nn.Module, images: Tensor, what: str, wanted: str) -> list[Tensor]:
-    """Return the tensors that a model returns when it is simply called.
-
-    Raises:
-        ConfigError: If that fails, so that nothing is wrong with how it is traced.
-    """
-    running: list[str] = []
-    hooks = _follow(model, running)
-    try:
-        result = model(images.clone())  # which some models write into
-    except Exception as error:
-        raise ConfigError(
-            f"the model does not accept {what}, float32 {list(images.shape)}: module {_innermost(model, running)!r} raises "
-            f"{_told(error)}; give {wanted}, and a model in float32."
-        ) from error
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
-
-
-def _check_returned(returned: Sequence[Tensor]) -> None:
+def _check_returned(answers: Sequence[Tensor]) -> None:
     """Refuse anything but the logits of two classes or more."""
-    told = ", ".join(f"{t.dtype} {list(t.shape)}" for t in returned) or "no tensor"
-    (logits,) = returned if len(returned) == 1 else (torch.empty(0),)
+    given = ", ".join(f"{t.dtype} {list(t.shape)}" for t in answers) or "no tensor"
+    (logits,) = answers if len(answers) == 1 else (torch.empty(0),)
     if logits.dim() != _LOGITS_RANK or not logits.is_floating_point():
         raise ConfigError(
-            f"the model returns {told}; wrap it in a module that returns logits alone, floating-point "
+            f"the model returns {given}; wrap it in a module that returns logits alone, floating-point "
             "[batch, classes] of two classes or more."
         )
     outputs = logits.shape[1]
@@ -169,11 +147,11 @@ def _silence() -> Iterator[None]:
 
 def _read(model: nn.Module, example: Tensor) -> ExportedProgram:
     running: list[str] = []
-    hooks = _follow(model, running)
+    hooks = follow(model, running)
     try:
         return _export(model, example, strict=False)
     except Exception as error:  # noqa: BLE001 - whatever the user's code raises; it is told below
-        where = _innermost(model, running)
+        where = innermost(model, running)
         for hook in hooks:
             hook.remove()
         return _export_strictly(model, example, where, error)
@@ -198,7 +176,7 @@ def _export_strictly(
         return _export(model, example, strict=True)
     except Exception as error:
         raise ConfigError(
-            f"module {where!r} cannot be traced by torch.export ({_told(first)}); write it without choices that depend on values or on "
+            f"module {where!r} cannot be traced by torch.export ({told(first)}); write it without choices that depend on values or on "
             "the batch size."
         ) from error
 
@@ -222,7 +200,7 @@ def _without_shared_writes(program: ExportedProgram) -> ExportedProgram:
     except Exception as error:
         raise ConfigError(
             f"{_place_of(write)} writes into a view by {name_of(write)}, which torch cannot trace "
-            f"({_told(error).partition('. ')[0]}); compute a new tensor instead, as torch.cat and "
+            f"({told(error).partition('. ')[0]}); compute a new tensor instead, as torch.cat and "
             "torch.where do."
         ) from error
 
@@ -263,136 +241,6 @@ def _written(node: fx.Node) -> list[fx.Node]:
 
 def _storages(values: object) -> set[int]:
     return {t.untyped_storage()._cdata for t in tree_leaves(values) if isinstance(t, Tensor)}
-
-
-class _Runner(fx.Interpreter):
-    """Computes what a trace does, and keeps what every module computed in ``values``, if that is wanted."""
-
-    def __init__(self, traced: Traced, values: dict[str, list[Tensor]] | None = None) -> None:
-        super().__init__(nn.Module(), graph=traced.graph)
-        self.tensors = traced.tensors
-        self.values = values
-
-    def get_attr(self, target: Any, *_: object) -> Tensor:  # noqa: ANN401 - torch's signature
-        """Return a parameter or constant."""
-        return self.tensors[str(target)]
-
-    def run_node(self, n: fx.Node) -> Any:  # noqa: ANN401 - whatever the operator returns
-        """Run an operator."""
-        value = super().run_node(n)
-        if self.values is not None and n.op == "call_function" and isinstance(value, Tensor):
-            self.values.setdefault(n.meta["module"], []).append(value)
-        return value
-
-
-@torch.no_grad()
-def _check_faithful(model: nn.Module, traced: Traced, images: Tensor) -> None:
-    """Refuse a trace that computes something else than its model, for the example images or for others.
-
-    Raises:
-        ConfigError: If it does.
-    """
-    low, high = images.amin((0, 2, 3), keepdim=True), images.amax((0, 2, 3), keepdim=True)
-    drawn = torch.rand(_OTHERS, *images.shape[1:], generator=torch.Generator().manual_seed(0))
-    others = low + drawn * torch.where(high > low, high - low, 1)
-    name = type(model).__name__
-    for what, batch in (("the example images", images), ("random images", others)):
-        expected = _returned(model, batch, what, _TAKEN)[0]
-        try:
-            parts = (batch, batch[:1], batch[-1:])
-            ours, first, last = (_Runner(traced).run(part.clone()) for part in parts)
-        except Exception as error:
-            raise ConfigError(
-                f"{name} cannot be traced faithfully by torch.export: for {what} its graph fails "
-                f"({_told(error)}); {_WAY_OUT}"
-            ) from error
-        if not _is_close(ours, expected, _EXACT):
-            raise ConfigError(_why_other(model, traced, batch, what, ours, expected))
-        alone, beside = torch.cat([first, last]), expected[[0, -1]]
-        if not _is_close(alone, beside, _ALONE):
-            raise ConfigError(
-                f"an image's logits change by {_gap(alone, beside)} with the images beside it, "
-                f"but a gate runs some of them at a time: does {name} normalise over a batch?"
-            )
-
-
-def _why_other(
-    model: nn.Module, traced: Traced, batch: Tensor, what: str, ours: Tensor, expected: Tensor
-) -> str:
-    """Return why a trace computes something else than its model."""
-    name = type(model).__name__
-    again = _returned(model, batch, what, _TAKEN)[0]
-    if not _is_close(again, expected, _EXACT):
-        return (
-            f"{name} returns other logits for {what} when it is called again, by "
-            f"{_gap(again, expected)}; does {name} depend on more than its images, as on random "
-            "numbers or on what it saw before?"
-        )
-    module = _first_wrong(model, traced, batch[:2])
-    where = "" if module is None else f", first in what module {module!r} returns"
-    return (
-        f"{name} cannot be traced faithfully by torch.export: for {what} its graph differs by "
-        f"{_gap(ours, expected)}{where}; {_WAY_OUT}"
-    )
-
-
-def _gap(ours: Tensor, theirs: Tensor) -> str:
-    gap, largest = (float(values.abs().max()) for values in (ours - theirs, theirs))
-    return f"{gap:.2g} (the largest is {largest:.2g})"
-
-
-def _is_close(ours: Tensor, theirs: Tensor, tolerance: float) -> bool:
-    """Say whether two answers are the same but for so much of the largest number in them."""
-    largest = float(theirs.nan_to_num(0, 0, 0).abs().max())
-    bound = tolerance * max(largest, tolerance)
-    return torch.allclose(ours, theirs, rtol=0, atol=bound, equal_nan=True)
-
-
-def _first_wrong(model: nn.Module, traced: Traced, images: Tensor) -> str | None:
-    """Return the first module whose output no operator of it in a trace computes, if there is one."""
-    values: dict[str, list[Tensor]] = {}
-    _Runner(traced, values).run(images.clone())
-    wrong: list[str] = []
-
-    def compare(name: str, output: object) -> None:
-        own = [v for path, vs in values.items() if f"{path}.".startswith(f"{name}.") for v in vs]
-        if isinstance(output, Tensor) and own:
-            same = (v.shape == output.shape and _is_close(v, output, _EXACT) for v in own)
-            wrong.extend([] if any(same) else [name])
-
-    hooks = [
-        module.register_forward_hook(lambda _, __, out, name=name: compare(name, out))
-        for name, module in model.named_modules()
-        if name
-    ]
-    model(images.clone())
-    for hook in hooks:
-        hook.remove()
-    return next(iter(wrong), None)
-
-
-def _told(error: Exception) -> str:
-    """Return an error's type and what its first line says, without torch's advice on its own logs."""
-    line = str(error).strip().partition("\n")[0].partition(" For more information")[0]
-    said = " ".join(line.split()).rstrip(".!")
-    return f"{type(error).__name__}: {said}" if said else type(error).__name__
-
-
-def _follow(model: nn.Module, running: list[str]) -> list[RemovableHandle]:
-    """Keep in ``running`` which modules are at work, outermost first, so that one that fails can be named."""
-
-    def leave(*_: object) -> None:
-        running.pop()
-
-    hooks = []
-    for name, module in model.named_modules():
-        hooks.append(module.register_forward_pre_hook(lambda *_, name=name: running.append(name)))
-        hooks.append(module.register_forward_hook(leave))
-    return hooks
-
-
-def _innermost(model: nn.Module, running: Sequence[str]) -> str:
-    return running[-1] if running and running[-1] else type(model).__name__
 
 
 class _Recorder:
@@ -577,9 +425,9 @@ def _outputs(program: ExportedProgram) -> list[fx.Node]:
     """Return what the model returns, without what it writes into its buffers and images."""
     output = next(node for node in program.graph.nodes if node.op == "output")
     specs = program.graph_signature.output_specs
-    returned = [
+    results = [
         node
         for node, spec in zip(output.args[0], specs, strict=True)
         if spec.kind == OutputKind.USER_OUTPUT
     ]
-    return [node for node in returned if isinstance(node, fx.Node)]
+    return [node for node in results if isinstance(node, fx.Node)]
