@@ -52,6 +52,8 @@ _UNBORN = ".new-run"
 """End of the name of the hidden folder that a run is made in."""
 _YOUNG = 60.0
 """Seconds in which a process that makes a run has surely locked its hidden folder."""
+_LARGEST = 2**26
+"""Bytes; what a run begins with stays far below."""
 _RECORDED_PACKAGES = ("dfs-rl", "torch", "numpy", "gymnasium", "stable-baselines3")
 
 T = TypeVar("T")
@@ -247,8 +249,11 @@ class RunFolder:
         """Store another configuration, under which the run goes on."""
         content = _config_bytes(config)
         record = self.record()
-        files = {**record.files, _CONFIG: _digest(content)}
+        files = {name: digest for name, digest in record.files.items() if name != _CONFIG}
+        # A process that is killed between two of these leaves either configuration, and no digest of the other.
+        write_json(self.path / RECORD, config_to_dict(replace(record, files=files)))
         write_bytes_atomic(self.config_path, content)
+        files[_CONFIG] = _digest(content)
         write_json(self.path / RECORD, config_to_dict(replace(record, files=files)))
 
     @contextmanager
@@ -495,7 +500,9 @@ def _refuse_links(path: Path) -> None:
 
 
 def _is_file_with(path: Path, digest: str) -> bool:
-    return path.is_file() and _digest(path.read_bytes()) == digest
+    # What was written to a run's file since may have any size.
+    fits = path.is_file() and path.stat().st_size <= _LARGEST
+    return fits and _digest(path.read_bytes()) == digest
 
 
 def _digest(content: bytes) -> str:

@@ -2,6 +2,7 @@ import errno
 import hashlib
 import json
 import math
+import os
 import re
 import sys
 from dataclasses import asdict, dataclass
@@ -236,6 +237,31 @@ def test_a_configuration_can_be_replaced(tmp_path):
     folder = create(tmp_path / "run")
     folder.replace_config(Config(seed=7))
     assert RunFolder.open(folder.path).config(Config) == Config(seed=7)
+
+
+@pytest.mark.parametrize("write", range(3))
+def test_a_run_opens_after_a_kill_while_its_configuration_is_replaced(tmp_path, monkeypatch, write):
+    folder = create(tmp_path / "run")
+    renamed, rename = [], Path.replace
+
+    def kill(source, target):
+        if len(renamed) == write:
+            raise KeyboardInterrupt
+        renamed.append(target)
+        rename(source, target)
+
+    monkeypatch.setattr(Path, "replace", kill)
+    with pytest.raises(KeyboardInterrupt):
+        folder.replace_config(Config(seed=7))
+    monkeypatch.undo()
+    assert RunFolder.open(folder.path).config(Config).seed == (7 if write == 2 else Config.seed)
+
+
+def test_a_file_of_a_run_that_grew_huge_is_not_read(tmp_path):
+    folder = create(tmp_path / "run")
+    os.truncate(folder.config_path, 2**40)
+    with pytest.raises(RunFolderError, match="is not what the run stored"):
+        RunFolder.open(folder.path)
 
 
 @pytest.mark.parametrize(
