@@ -115,15 +115,23 @@ def json_bytes(value: object) -> bytes:
     return (text + "\n").encode()
 
 
+def refuse_streams(path: Path) -> None:
+    """Refuse pipes and devices: opening a pipe would wait for a writer, and a device may have no end.
+
+    Raises:
+        OSError: If it is one, or is not there.
+    """
+    if not (path.is_dir() or stat.S_ISREG(path.stat().st_mode)):
+        raise OSError(errno.EINVAL, "it is a pipe or a device, not a file")
+
+
 def read_limited(path: Path, *, limit: int) -> bytes:
     """Read a regular file of at most ``limit`` bytes.
 
     Raises:
         OSError: If it cannot be read, is a pipe, device or folder, or is larger.
     """
-    # Opening a pipe would wait for a writer, and a device may have no end.
-    if not (path.is_dir() or stat.S_ISREG(path.stat().st_mode)):
-        raise OSError(errno.EINVAL, "it is a pipe or a device, not a file")
+    refuse_streams(path)
     with path.open("rb") as file:
         content = file.read(limit + 1)
     if len(content) > limit:

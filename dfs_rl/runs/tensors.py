@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from dfs_rl.errors import CheckpointError
-from dfs_rl.files import replacing, to_json_value
+from dfs_rl.files import refuse_streams, replacing, to_json_value
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -149,6 +149,7 @@ def _read(path: Path, *, ours: bool) -> _Stored:
     from safetensors import SafetensorError, safe_open
 
     try:
+        refuse_streams(path)
         path.open("rb").close()  # names the system's errors, which the reader takes for damage
         with safe_open(path, framework="pt", device="cpu") as file:
             # Cloned: the reader maps the file into memory, and a tensor must outlive changes to it.

@@ -1,5 +1,6 @@
 import errno
 import math
+import os
 from pathlib import Path
 
 import pytest
@@ -179,3 +180,9 @@ def test_a_file_that_cannot_be_read_is_not_called_damaged(tmp_path):
     with pytest.raises(CheckpointError, match="cannot be read: Too many levels") as caught:
         load_tensors(tmp_path / "c")
     assert "damaged" not in str(caught.value)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "c")
+    with pytest.raises(CheckpointError, match="pipe"):
+        load_tensors(tmp_path / "c")
