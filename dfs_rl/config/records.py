@@ -10,7 +10,7 @@ from typing import Any, TypeVar, cast, get_type_hints
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
-from dfs_rl.config.faults import place_of, sentence
+from dfs_rl.config.faults import describe, place_of, sentence
 from dfs_rl.config.yaml_core import YamlSettings, dump_yaml, read_yaml
 from dfs_rl.errors import ConfigError
 from dfs_rl.files import write_bytes_atomic
@@ -85,7 +85,14 @@ def check_values(config: object) -> None:
     Raises:
         ConfigError: If a value is not allowed.
     """
-    values = config_to_dict(config)
+    values = {}
+    for field in dataclasses.fields(config):  # type: ignore[arg-type]
+        value = getattr(config, field.name)
+        try:
+            values[field.name] = _plain(value)
+        except TypeError as error:  # of a class that no file has a word for, such as one of NumPy
+            hint = get_type_hints(type(config), include_extras=True)[field.name]
+            raise ConfigError(f"{field.name} is {value!r}; allowed is {describe(hint)}.") from error
     try:
         _checked(values, type(config))
     except ValidationError as error:

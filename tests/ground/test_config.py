@@ -166,6 +166,11 @@ def test_files_and_python_have_the_same_ranges(name, value, allowed):
         config_from_dict({name: value}, Ranges, "here")
 
 
+def test_a_value_of_a_class_that_files_lack_is_refused_by_name():
+    with pytest.raises(ConfigError, match="^rate is {0.5}; allowed is a number"):
+        Ranges(rate={0.5})
+
+
 def test_an_empty_path_is_not_the_current_folder():
     with pytest.raises(ConfigError, match="here: backbone is ''"):
         config_from_dict({"backbone": ""}, Train, "here")
