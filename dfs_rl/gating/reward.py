@@ -1,6 +1,6 @@
 """The reward of a walk: pure functions of what was chosen and what the network then said."""
 
-import sys
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from numbers import Real
@@ -62,8 +62,12 @@ class RewardWeights:
 
 
 def _is_finite(value: Any) -> bool:  # noqa: ANN401 - whatever was given for a number
-    is_number = not isinstance(value, bool) and isinstance(value, Real)
-    return is_number and abs(value) <= sys.float_info.max  # no NaN, and no huge whole number
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a huge whole number
+        return False
 
 
 def reward_weights(given: object) -> RewardWeights:

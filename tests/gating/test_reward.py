@@ -1,5 +1,7 @@
 import math
+import warnings
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -93,3 +95,11 @@ def test_the_return_stays_in_the_documented_range(logits, accuracy, likelihood, 
 def test_values_out_of_range_are_refused_by_name(setting, value):
     with pytest.raises(ConfigError, match=f"{setting} is"):
         RewardWeights(**{setting: value})
+
+
+def test_numbers_of_numpy_are_taken_without_a_warning():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        RewardWeights(cost=np.float32(5.0))
+    with pytest.raises(ConfigError, match="cost is"):
+        RewardWeights(cost=10**400)
