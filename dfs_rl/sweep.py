@@ -132,7 +132,7 @@ def _run(invocation: Invocation[SweepConfig]) -> None:
     else:
         moved = {} if config.dataset is None else {"dataset": _from_root(config.dataset)}
         file = load_sweep_file(folder.path / FILE, moved)
-    if config.cpus is not None:
+    if config.cpus is not None and folder is None:  # it may go on where there are fewer
         check_cpus("cpus", config.cpus)
     trained = file.retrain.best * file.retrain.seeds
     check_memory(

@@ -167,7 +167,7 @@ def test_files_and_python_have_the_same_ranges(name, value, allowed):
 
 
 def test_a_value_of_a_class_that_files_lack_is_refused_by_name():
-    with pytest.raises(ConfigError, match="^rate is {0.5}; allowed is a number"):
+    with pytest.raises(ConfigError, match=r"^rate is \{0.5\}; allowed is a number"):
         Ranges(rate={0.5})
 
 
