@@ -121,7 +121,7 @@ class ImageArray:
             width = height = self._image_size
         channels = _CHANNELS[picture.mode]
         if self._pixels is None:
-            self._pixels = _allocate((self._n, channels, height, width))
+            self._pixels = allocate((self._n, channels, height, width))
             self._first = place
         _, expected, expected_height, expected_width = self._pixels.shape
         if (width, height) != (expected_width, expected_height):
@@ -178,7 +178,7 @@ def _decode(picture: Image.Image, place: str) -> Image.Image:
     return picture
 
 
-def _allocate(shape: tuple[int, int, int, int]) -> NDArray[np.uint8]:
+def allocate(shape: tuple[int, int, int, int]) -> NDArray[np.uint8]:
     """Refuse what cannot fit instead of meeting the kernel's out-of-memory killer an hour later."""
     n_bytes = math.prod(shape)
     try:

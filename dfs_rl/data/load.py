@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from dfs_rl.data.decode import ImageArray, fit_picture
+from dfs_rl.data.decode import ImageArray, allocate, fit_picture
 from dfs_rl.data.images import MIN_CLASSES, MIN_SIDE, Dataset, ImageSet, check_text
 from dfs_rl.data.layout import TABLE_SUFFIX, few, read_tree
 from dfs_rl.data.repeats import drop_repeats
@@ -127,8 +127,9 @@ def _load_digits(
     grey = np.rint(digits.images * (255 / 16)).astype(np.uint8)  # published as 0 to 16
     pixels = grey[rows, None]
     if image_size is not None:
-        pictures = map(Image.fromarray, grey[rows])
-        pixels = np.stack([np.asarray(fit_picture(p, image_size))[None] for p in pictures])
+        pixels = allocate((len(rows), 1, image_size, image_size))  # refuses what has no room
+        for target, row in enumerate(rows):
+            pixels[target, 0] = np.asarray(fit_picture(Image.fromarray(grey[row]), image_size))
     lengths = [len(part) for part in plan]
     return _assemble(DIGITS, names, pixels, labels[rows], lengths, flip=flip, image_size=image_size)
 

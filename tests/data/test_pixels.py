@@ -158,3 +158,8 @@ def test_floats_of_any_range_are_let_through_where_nothing_says_which():
     for value in (torch.nan, torch.inf):
         with pytest.raises(DataError, match="not finite"):
             check_pixels(torch.tensor([0.5, value]), bounded=False)
+
+
+def test_digits_of_a_size_that_has_no_room_are_refused_before_any_is_resized() -> None:
+    with pytest.raises(DataError, match="1797 images of 1 x 10000000 x 10000000 need"):
+        load_dataset("digits", image_size=10**7)
