@@ -139,6 +139,11 @@ def load_stored_backbone(folder: str | Path) -> StoredBackbone:
     for names in shared:
         _share(backbone, names, folder / WEIGHTS_FILE)
     check_finite(backbone, folder / WEIGHTS_FILE)
+    _, *sides = backbone.image_shape
+    if info.image_size is not None and sides != [info.image_size] * 2:
+        raise CheckpointError(
+            f"{path} is damaged: image_size is {info.image_size}, but the network takes images of {sides[0]} x {sides[1]} pixels."
+        )
     return StoredBackbone(backbone=backbone.eval(), info=info)
 
 

@@ -153,3 +153,13 @@ def test_the_shipped_backbone_is_small_and_says_how_it_was_made():
         shape.width,
         shape.bits,
     )
+
+
+@pytest.mark.parametrize("size", [0, -3, 6, 8, 10**6])
+def test_a_stored_size_that_the_network_does_not_take_is_damage(saved, size):
+    path = saved / "backbone.json"
+    record = json.loads(path.read_text())
+    record["info"]["image_size"] = size
+    path.write_text(json.dumps(record))
+    with pytest.raises(CheckpointError, match=rf"image_size is {size}\b.* 6 x 8 pixels"):
+        load_stored_backbone(saved)
