@@ -66,7 +66,7 @@ class TrainBackboneConfig:
     """
 
     dataset: str = "digits"
-    image_size: int | None = None
+    image_size: Count | None = None
     flip: Flip = None
     backbone: str = "resnet20"
     weights: Path | None = None
