@@ -283,7 +283,7 @@ def check_match(
     if backbone.image_shape != dataset.image_shape:
         raise DataError(
             f"backbone {source} takes images of {list(backbone.image_shape)} (channels, height, width), but those of data set "
-            f"{dataset.name!r} are {list(dataset.image_shape)}."
+            f"{dataset.name!r} are {list(dataset.image_shape)}; it was trained on {info.dataset!r}: name its data set by --dataset."
         )
     if info.class_names != dataset.class_names:
         raise DataError(

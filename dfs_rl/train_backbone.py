@@ -245,6 +245,9 @@ def train(invocation: Invocation[TrainBackboneConfig]) -> None:
     dataset = load_dataset(config.dataset, image_size=config.image_size, flip=config.flip)
     if invocation.resume is not None:  # other images may suit no network of these settings
         invocation.resume.check_data(dataset.fingerprint, dataset.name)
+    if config.image_size is not None:
+        size = f"{config.image_size} x {config.image_size} pixels"
+        sys.stderr.write(f"Images are resized and cropped to {size}.\n")
     trainer = make_trainer(config, dataset)
     run = invocation.resume or RunFolder.create(
         config.run_dir,

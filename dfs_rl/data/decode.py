@@ -127,8 +127,8 @@ class ImageArray:
         if (width, height) != (expected_width, expected_height):
             raise DataError(
                 f"{place} is {width} x {height} pixels but {self._first} is {expected_width} x "
-                f"{expected_height}; all images must have one size: --image-size N (image_size=N "
-                "in Python) resizes their shorter sides to N pixels and crops the centres."
+                f"{expected_height}; all images must have one size: --image-size N, or "
+                "load_dataset(..., image_size=N), resizes their shorter sides to N pixels and crops the centres."
             )
         if self._image_size is not None:
             picture = fit_picture(picture, self._image_size)

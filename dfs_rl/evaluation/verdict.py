@@ -96,9 +96,12 @@ def verdict_sentences(
     unclaimed = [c for c in beaten if uniform and c.key not in _MARGINALS]
     won = [c for c in beaten if c not in unclaimed]
     level = [c for c in (*rivals, *uniform) if c.outcome == "level"]
-    lost = [c for c in (*rivals, *uniform) if c.outcome not in ("beats", "level")]
+    dearer = [c for c in rivals if c.outcome == "dearer"]
+    lost = [c for c in (*rivals, *uniform) if c.outcome in ("cheaper", "loses")]
     if won:
         sentences.append(f"At its own cost it beats, at 95 %: {_listed(won)}.")
+    if dearer:
+        sentences.append(f"It is more accurate, but at more computation, than: {_listed(dearer)}.")
     if lost:
         sentences.append(f"It does not beat: {_listed(lost)}.")
     if level:

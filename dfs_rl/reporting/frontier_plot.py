@@ -91,7 +91,8 @@ def frontier_plot(comparison: ComparisonOfRuns) -> "Figure":
         # Three quarters of the way to the right, as seen.
         labels.append(Label(said, left ** (1 / 4) * right ** (3 / 4), height, style.MUTED))
     place_labels(axes, labels, [line for line in lines if len(line) > 1], style.SMALL_SIZE)
-    if len(lines) > 1:  # the lower right is free only where no gate spends much
+    named, _ = axes.get_legend_handles_labels()
+    if named and len(lines) > 1:  # the lower right is free only where no gate spends much
         axes.legend(loc="best", fontsize=style.SMALL_SIZE, frameon=False)
     return figure
 
