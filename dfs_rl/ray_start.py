@@ -67,7 +67,7 @@ def start_ray(
         yield
         return
     if address is None:
-        _close()
+        close_ray()
     on_termination = signal.getsignal(signal.SIGTERM)
     with _cluster(address) if address else _closed_ray(cpus, gpus, store_bytes):
         with suppress(ValueError):  # not the main thread
@@ -76,8 +76,12 @@ def start_ray(
         yield
 
 
-def _close() -> None:
-    """Set what Ray reads when it is imported."""
+def close_ray() -> None:
+    """Set what a Ray that starts here reads when it is imported, so that only this machine reaches it.
+
+    Raises:
+        TrainingError: If Ray is imported already, without these settings.
+    """
     if "ray" in sys.modules and any(os.environ.get(k) != v for k, v in _CLOSED.items()):
         settings = " ".join(f"{name}={value}" for name, value in _CLOSED.items())
         raise TrainingError(

@@ -115,12 +115,16 @@ def _sweep_bytes(file: "SweepFile") -> bytes:
 
 def _run(invocation: Invocation[SweepConfig]) -> None:
     """Search, train the best again, and report."""
+    from dfs_rl.ray_start import close_ray, start_ray
+
+    if invocation.config.address is None:
+        close_ray()  # before the imports below, which import Ray
+
     import torch
 
     from dfs_rl.data import load_dataset
     from dfs_rl.data.sharing import share
     from dfs_rl.devices import check_cpus, check_memory
-    from dfs_rl.ray_start import start_ray
     from dfs_rl.sweeping.commands import command_of
     from dfs_rl.sweeping.experiment import check_resources
     from dfs_rl.sweeping.loading import check_on_data

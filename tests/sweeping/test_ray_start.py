@@ -86,6 +86,23 @@ def test_nobody_else_can_reach_a_ray_that_starts_here():
     assert not private.exists()
 
 
+def test_commands_close_ray_before_they_import_it(tmp_path):
+    # The environment of other tests is closed already, see conftest.py.
+    environment = {name: v for name, v in os.environ.items() if not name.startswith("RAY_")}
+    file = tmp_path / "sweep.yaml"
+    file.write_text(
+        "command: train_agent\n"
+        "settings: {timesteps: 384, num_envs: 32, eval_every: 192}\n"
+        "search: {reward.log_likelihood: {uniform: [0, 1]}}\n"
+        "trials: 1\n"
+        "retrain: {seeds: 0}\n"
+    )
+    command = [sys.executable, "-m", "dfs_rl.sweep", str(file), "--run-dir", str(tmp_path / "run")]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    assert (tmp_path / "run" / "report.html").is_file()
+
+
 def test_a_ray_that_does_not_start_ends_in_one_sentence():
     # In a process of its own, at whose end Ray's processes end; nobody has a pebibyte.
     program = """
