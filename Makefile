@@ -21,8 +21,10 @@ test: $(VENV)/.installed-dev ## Set up, then run the tests, two at a time
 lint: $(VENV)/.installed-dev ## Check style, format, types and import contracts
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-	$(BIN)/lint-imports
+	rm -rf build
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --target build/lint .
+	cd build/lint && $(abspath $(BIN))/mypy --config-file ../../pyproject.toml
+	cd build/lint && $(abspath $(BIN))/lint-imports --config ../../pyproject.toml
 
 format: $(VENV)/.installed-dev ## Format the code
 	$(BIN)/ruff format .

@@ -14,14 +14,13 @@ from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.vec_env import VecEnv
 from torch import nn
 
-from agents.extractor import LayerwiseEmbedding, LayerwiseExtractor
-from agents.group_buffer import (
+from dfs_rl.agents.buffers import (
     GroupRolloutBuffer,
     MaskableGroupRolloutBuffer,
     RecurrentGroupRolloutBuffer,
     check_groups,
 )
-from agents.hyperparameters import (
+from dfs_rl.agents.hyperparameters import (
     A2CConfig,
     AlgorithmConfig,
     AlgorithmName,
@@ -40,8 +39,9 @@ from agents.hyperparameters import (
     entropy_weight,
     step_sizes,
 )
-from agents.q_learning import WalkDQN, WalkQRDQN
-from envs.core import observation_bytes
+from dfs_rl.agents.policies import LayerwiseEmbedding, LayerwiseExtractor
+from dfs_rl.agents.q_learning import WalkDQN, WalkQRDQN
+from dfs_rl.envs.spaces import observation_bytes
 
 
 @dataclass(frozen=True, kw_only=True)

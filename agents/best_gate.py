@@ -7,10 +7,11 @@ from torch import Tensor
 
 from dfs_rl.backbones import StoredBackbone, save_backbone
 from dfs_rl.errors import CheckpointError
-from dfs_rl.gating.learned import LearnedGate
 from dfs_rl.gating.model import BACKBONE_FOLDER, GATE_FOLDER
+from dfs_rl.gating.networks import LearnedGate
 from dfs_rl.gating.storage import save_gate
-from dfs_rl.runs import RunFolder, check_finite
+from dfs_rl.utils.checkpoint import check_finite
+from dfs_rl.utils.run_folder import RunFolder
 
 
 class BestGate:

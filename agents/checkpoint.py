@@ -12,9 +12,11 @@ from stable_baselines3.common.buffers import DictReplayBuffer
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from torch import Tensor
 
-from agents.q_learning import replay_tensors, restore_replay
+from dfs_rl.agents.q_learning import replay_tensors, restore_replay
 from dfs_rl.errors import CheckpointError
-from dfs_rl.runs import LAST_CHECKPOINT, Checkpoint, RunFolder, check_finite, parse_record
+from dfs_rl.utils.checkpoint import Checkpoint, check_finite
+from dfs_rl.utils.run_folder import LAST_CHECKPOINT, RunFolder
+from dfs_rl.utils.run_records import parse_record
 
 
 class ResumableEnv(Protocol):

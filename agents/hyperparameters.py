@@ -5,27 +5,20 @@ from typing import Annotated, ClassVar, Literal, NamedTuple
 
 from pydantic import Field
 
-from dfs_rl.config import (
-    Count,
-    Positive,
-    PositiveOrZero,
-    PositiveShare,
-    Share,
-    check_values,
-)
 from dfs_rl.errors import ConfigError
+from dfs_rl.utils.config import Count, Positive, PositiveOrZero, PositiveShare, Share, check_values
 
 AlgorithmName = Literal["ppo", "a2c", "maskable_ppo", "trpo", "dqn", "qrdqn", "recurrent_ppo"]
 GateKind = Literal["ff", "lstm"]
 """A small network for each layer, or one LSTM for all."""
 BuiltKind = Literal["ff", "lstm", "oneshot"]
-"""Of a gate, see ``agents.deploy``; one that decides everything at once is BlockDrop's alone."""
+"""Of a gate, see ``dfs_rl.agents.gate_export``; one that decides everything at once is BlockDrop's alone."""
 StaticMethod = Literal["ddpg", "td3", "sac", "ppo", "greedy"]
-"""How one table for all images is found, see ``agents.static_methods``."""
+"""How one table for all images is found, see ``dfs_rl.agents.static.methods``."""
 FeatureChoice = Literal["confidence", "all"]
 """What a gate looks at: how sure a probe is, or the pooled channels beside it."""
 Start = Literal["uniform", "indifferent"]
-"""Where a gate begins, see ``agents.uniform_start``."""
+"""Where a gate begins, see ``dfs_rl.agents.pretraining``."""
 
 
 ROLLOUTS_PER_IMAGE = 8

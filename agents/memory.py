@@ -1,17 +1,17 @@
 """Memory that the settings of a gate's training ask for, estimated before anything is made."""
 
-from agents.deploy import RECURRENT_WIDTH, gate_shape
-from agents.hyperparameters import (
+from dfs_rl.agents.gate_export import RECURRENT_WIDTH, gate_shape
+from dfs_rl.agents.hyperparameters import (
     AlgorithmConfig,
     BuiltKind,
     FeatureChoice,
     QLearningConfig,
     QRDQNConfig,
 )
-from dfs_rl.backbones.contract import WalkableBackbone
 from dfs_rl.backbones.footprint import forward_bytes
+from dfs_rl.backbones.interfaces import WalkableBackbone
+from dfs_rl.envs.spaces import observation_bytes, observation_space
 from dfs_rl.gating.observation import context_size
-from envs.core import observation_bytes, observation_space
 
 _FLOAT = 4
 _COPIES = 12

@@ -8,9 +8,9 @@ from typing import Any, cast
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
 
-from agents.algorithms import GateLearning, build_algorithm
-from agents.best_gate import BestGate
-from agents.callbacks import (
+from dfs_rl.agents.algorithms import GateLearning, build_algorithm
+from dfs_rl.agents.best_gate import BestGate
+from dfs_rl.agents.callbacks import (
     Checkpointing,
     FiniteGuard,
     Lifecycle,
@@ -19,32 +19,32 @@ from agents.callbacks import (
     WholeWalks,
     learn,
 )
-from agents.checkpoint import capture, last_checkpoint, restore
-from agents.cotrain import CoTrainer, CoTraining
-from agents.cotrain_hyperparameters import CoTrainConfig
-from agents.deploy import deploy, untrained_gate
-from agents.hyperparameters import AlgorithmConfig, FeatureChoice, Start
-from agents.tracking import TensorBoard, make_logger
-from agents.uniform_start import begin_uniform, walks_to_begin, worth_most_at_prices
-from agents.validation import (
+from dfs_rl.agents.checkpoint import capture, last_checkpoint, restore
+from dfs_rl.agents.cotraining import CoTrainer, CoTraining
+from dfs_rl.agents.cotraining_config import CoTrainConfig
+from dfs_rl.agents.evaluation_callback import (
     Validation,
     ValidationSetup,
     ValidationState,
     Validator,
     rewards_of,
 )
-from agents.warm_start import start_from
+from dfs_rl.agents.gate_export import deploy, untrained_gate
+from dfs_rl.agents.hyperparameters import AlgorithmConfig, FeatureChoice, Start
+from dfs_rl.agents.metrics_logger import TensorBoard, make_logger
+from dfs_rl.agents.pretraining import begin_uniform, walks_to_begin, worth_most_at_prices
+from dfs_rl.agents.warm_start import start_from
 from dfs_rl.backbones import PreparedBackbone, StoredBackbone
-from dfs_rl.config import CountOrZero
-from dfs_rl.cost import CostTable
+from dfs_rl.costs import CostTable
 from dfs_rl.data import Dataset
-from dfs_rl.gating.dial import Dial, PriceRange
-from dfs_rl.gating.learned import LearnedGate
+from dfs_rl.envs.sb3_vec_env import EnvState, SB3GatingVecEnv
+from dfs_rl.envs.task import Task
+from dfs_rl.gating.budget_conditioning import Dial, PriceRange
+from dfs_rl.gating.networks import LearnedGate
 from dfs_rl.gating.reward import RewardWeights
-from dfs_rl.interrupts import stop_on_interrupt
-from dfs_rl.runs import LAST_CHECKPOINT, RunFolder
-from envs.sb3 import EnvState, SB3GatingVecEnv
-from envs.task import Task
+from dfs_rl.utils.config import CountOrZero
+from dfs_rl.utils.run_folder import LAST_CHECKPOINT, RunFolder
+from dfs_rl.utils.signals import stop_on_interrupt
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,9 +10,9 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor, nn
 
-from agents.extractor import LayerwiseExtractor, OwnWeights
+from dfs_rl.agents.policies import LayerwiseExtractor, OwnWeights
 from dfs_rl.errors import ConfigError
-from dfs_rl.gating.learned import LayerwiseGate, LearnedGate, RecurrentGate
+from dfs_rl.gating.networks import LayerwiseGate, LearnedGate, RecurrentGate
 
 
 def check_start(gate: LearnedGate, wanted: LearnedGate, source: str) -> None:

@@ -18,14 +18,18 @@ from pathlib import Path
 
 import torch
 
-from dfs_rl.backbone_config import TrainBackboneConfig, build
 from dfs_rl.backbones import BackboneInfo, save_backbone
-from dfs_rl.backbones.settings import Setting
-from dfs_rl.backbones.supernet import SupernetConfig, SupernetTrainer, accuracy_of
-from dfs_rl.cost import FULL, SKIP
+from dfs_rl.costs import FULL, SKIP
 from dfs_rl.data import Dataset, load_dataset
-from dfs_rl.evaluation.uniform import uniform_accuracies
-from dfs_rl.messages import say
+from dfs_rl.experiments.backbone_config import TrainBackboneConfig, build
+from dfs_rl.training.bit_sampling import Setting
+from dfs_rl.training.supernet import (
+    SupernetConfig,
+    SupernetTrainer,
+    accuracy_of,
+    uniform_accuracies,
+)
+from dfs_rl.utils.logging import say
 
 
 def train(

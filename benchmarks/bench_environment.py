@@ -25,11 +25,11 @@ import tyro
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from dfs_rl.backbones import ResNet, ResNetConfig, WalkableBackbone
-from dfs_rl.cost import DEFAULT_BITS, SKIP
+from dfs_rl.costs import DEFAULT_BITS, SKIP
 from dfs_rl.data import ChannelStatistics, ImageSet
-from envs.sb3 import SB3GatingVecEnv
-from envs.single import FractionalSkippingEnv
-from envs.task import make_task
+from dfs_rl.envs.gating_env import FractionalSkippingEnv
+from dfs_rl.envs.sb3_vec_env import SB3GatingVecEnv
+from dfs_rl.envs.task import make_task
 
 
 @dataclass(frozen=True, kw_only=True)

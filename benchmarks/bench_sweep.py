@@ -52,8 +52,10 @@ def by_sweep(
 def by_hand(folder: Path, timesteps: int, entropies: list[float], cpus: int) -> float:
     """Return the seconds that the same trainings take, without the evaluation that the command ends with."""
     code = (
-        "import sys; from dfs_rl.train_agent import COMMAND, TrainAgentConfig as C; from dfs_rl.gate_runs import create_run, train_run\n"
-        "from agents.hyperparameters import PPOConfig; from dfs_rl.data import load_dataset; from pathlib import Path; import torch\n"
+        "import sys; from dfs_rl.experiments.agent_training import COMMAND, TrainAgentConfig as C\n"
+        "from dfs_rl.experiments.gate_run import create_run, train_run\n"
+        "from dfs_rl.agents.hyperparameters import PPOConfig; from dfs_rl.data import load_dataset\n"
+        "from pathlib import Path; import torch\n"
         "torch.set_num_threads(1); d = load_dataset('digits')\n"
         "c = C(timesteps=int(sys.argv[1]), ppo=PPOConfig(entropy=float(sys.argv[2])), run_dir=Path(sys.argv[3]))\n"
         "train_run(COMMAND, c, d, create_run(COMMAND, c, d, device='cpu', argv=()), device='cpu')\n"

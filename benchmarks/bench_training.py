@@ -18,13 +18,14 @@ import torch
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
-from agents.algorithms import GateLearning, build_algorithm
-from agents.hyperparameters import PPOConfig
-from dfs_rl.backbones import ResNet, ResNetConfig, precision
+from dfs_rl.agents.algorithms import GateLearning, build_algorithm
+from dfs_rl.agents.hyperparameters import PPOConfig
+from dfs_rl.backbones import ResNet, ResNetConfig
 from dfs_rl.data import ChannelStatistics, ImageSet
+from dfs_rl.envs.sb3_vec_env import SB3GatingVecEnv
+from dfs_rl.envs.task import Task
 from dfs_rl.gating.reward import RewardWeights
-from envs.sb3 import SB3GatingVecEnv
-from envs.task import Task
+from dfs_rl.utils import precision
 
 CLASSES = 10
 IMAGES = 1000

@@ -1,17 +1,18 @@
-"""Dynamic fractional skipping: learn, per input, how many bits each layer of a network deserves."""
+"""Dynamic fractional skipping: learn, per input, how many bits each layer of a network deserves.
 
-import os
+Importing this package registers ``dfs_rl/FractionalSkipping-v0`` and ``dfs_rl/NetworkWide-v0`` with Gymnasium.
+"""
+
+import importlib
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
-# Read once, when torch loads OpenMP: workers that spin while another process wants their core make
-# torch slower by an order of magnitude. Whoever sets it beforehand keeps their choice.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+from dfs_rl.envs.registration import register_envs
 
 if TYPE_CHECKING:
-    from dfs_rl.backbones import calibrate as calibrate
     from dfs_rl.backbones import fractionalize as fractionalize
     from dfs_rl.gating.model import load as load
+    from dfs_rl.training.ptq import calibrate as calibrate
 
 try:
     __version__ = version("dfs-rl")
@@ -20,15 +21,17 @@ except PackageNotFoundError:  # a source tree that was never installed
 
 __all__ = ["__version__", "calibrate", "fractionalize", "load"]
 
+_PUBLIC = {
+    "calibrate": "dfs_rl.training.ptq",
+    "fractionalize": "dfs_rl.backbones",
+    "load": "dfs_rl.gating.model",
+}
+
+register_envs()
+
 
 def __getattr__(name: str) -> object:
-    """Import what needs torch on first use, so that ``import dfs_rl`` stays free of it."""
-    if name == "load":
-        from dfs_rl.gating.model import load
-
-        return load
-    if name in ("calibrate", "fractionalize"):
-        from dfs_rl import backbones
-
-        return getattr(backbones, name)
+    """Import what needs torch on first use, so that ``import dfs_rl`` and ``--help`` are quick."""
+    if name in _PUBLIC:
+        return getattr(importlib.import_module(_PUBLIC[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

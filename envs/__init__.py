@@ -1,30 +1,25 @@
 """Environments: bits for each image, in Gymnasium's single and vector form and Stable-Baselines3's, and bits for the whole network.
 
-Importing this package registers ``dfs_rl/FractionalSkipping-v0`` and ``dfs_rl/NetworkWide-v0``;
-``gymnasium.make("envs:dfs_rl/FractionalSkipping-v0")`` does both at once.
+``import dfs_rl`` registers ``dfs_rl/FractionalSkipping-v0`` and ``dfs_rl/NetworkWide-v0``;
+``gymnasium.make("dfs_rl:dfs_rl/FractionalSkipping-v0")`` does both at once.
 """
 
+import importlib
 from typing import TYPE_CHECKING
 
-from envs.registration import ENV_ID, NETWORK_WIDE_ID, register_envs
+from dfs_rl.envs.registration import ENV_ID, NETWORK_WIDE_ID, register_envs
 
 if TYPE_CHECKING:
-    from envs.sb3 import SB3GatingVecEnv as SB3GatingVecEnv
-    from envs.task import make_task as make_task
+    from dfs_rl.envs.sb3_vec_env import SB3GatingVecEnv as SB3GatingVecEnv
+    from dfs_rl.envs.task import make_task as make_task
 
 __all__ = ["ENV_ID", "NETWORK_WIDE_ID", "SB3GatingVecEnv", "make_task", "register_envs"]
 
-register_envs()
+_PUBLIC = {"SB3GatingVecEnv": "dfs_rl.envs.sb3_vec_env", "make_task": "dfs_rl.envs.task"}
 
 
 def __getattr__(name: str) -> object:
-    """Import what needs torch on first use, so that registration stays free of it."""
-    if name == "SB3GatingVecEnv":
-        from envs.sb3 import SB3GatingVecEnv
-
-        return SB3GatingVecEnv
-    if name == "make_task":
-        from envs.task import make_task
-
-        return make_task
+    """Import what needs torch on first use, so that ``import dfs_rl`` and ``--help`` are quick."""
+    if name in _PUBLIC:
+        return getattr(importlib.import_module(_PUBLIC[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dfs_rl.backbones.contract import WalkableBackbone
+from dfs_rl.backbones.interfaces import WalkableBackbone
 from dfs_rl.gating.observation import cost_scale
 
 N_FIXED = 8

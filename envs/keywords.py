@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from pydantic import BeforeValidator, ConfigDict, SkipValidation, ValidationError, validate_call
 
-from dfs_rl.backbones.contract import WalkableBackbone
-from dfs_rl.config.faults import describe
+from dfs_rl.backbones.interfaces import WalkableBackbone
 from dfs_rl.data import Dataset, ImageSet
 from dfs_rl.errors import ConfigError
 from dfs_rl.gating.reward import RewardWeights
+from dfs_rl.utils.config.errors import describe
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from dfs_rl.cost import FULL, SKIP
-from envs.walks import Walks
+from dfs_rl.costs import FULL, SKIP
+from dfs_rl.envs.batched_episodes import Walks
 
 WIDTH, HEIGHT = 640, 360
 _SCALE = 2  # drawn larger and shrunk, which smooths every edge

@@ -9,17 +9,24 @@ import torch
 from torch import nn
 
 from dfs_rl.backbones import Backbone, default_digits, load_backbone
-from dfs_rl.backbones.contract import WalkableBackbone
+from dfs_rl.backbones.interfaces import WalkableBackbone
 from dfs_rl.backbones.storage import load_info
-from dfs_rl.constructors import allow_constructor, is_constructor
 from dfs_rl.data import Dataset, ImageSet, SplitName, load_dataset
-from dfs_rl.devices import resolve_device
+from dfs_rl.envs.keywords import (
+    BackboneLike,
+    DatasetLike,
+    DeviceLike,
+    Pair,
+    WeightsLike,
+    check_types,
+)
 from dfs_rl.errors import ConfigError, DataError
-from dfs_rl.gating.dial import PriceRange
-from dfs_rl.gating.masks import gated_budget
+from dfs_rl.gating.action_masks import gated_budget
+from dfs_rl.gating.budget_conditioning import PriceRange
 from dfs_rl.gating.reward import RewardWeights, reward_weights
-from dfs_rl.user_backbone import calibrated
-from envs.keywords import BackboneLike, DatasetLike, DeviceLike, Pair, WeightsLike, check_types
+from dfs_rl.training.custom_model import calibrated
+from dfs_rl.utils.device import resolve_device
+from dfs_rl.utils.trusted_import import allow_constructor, is_constructor
 
 DIGITS = "digits"
 

@@ -23,7 +23,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from dfs_rl import constructors
+from dfs_rl.utils import trusted_import
 
 torch.set_num_threads(1)
 
@@ -41,7 +41,7 @@ settings.load_profile("repeatable")
 
 
 _HERE = Path(__file__).parent
-_START_RAY = ("sweeping", "backbones/test_workers.py", "test_readme.py")
+_START_RAY = ("sweeping", "experiments/test_worker_training.py", "test_readme.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -87,7 +87,7 @@ def _last_of_each(arguments: Sequence[str]) -> list[str]:
 def stranger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A folder of its own, where no constructor was allowed yet and none of ``own_nets`` is imported."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv(constructors.ALLOWED, raising=False)
+    monkeypatch.delenv(trusted_import.ALLOWED, raising=False)
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     yield
     for module in ("ownnets", "othernets"):

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import torch
 
-from dfs_rl import constructors, evaluate, load, train_agent, train_backbone
+from dfs_rl import evaluate, load, train_agent, train_backbone
+from dfs_rl.utils import trusted_import
 
 PAGE = Path(__file__).parent.parent / "docs" / "your_own_model.md"
 BLOCKS = re.findall(r"```(python|sh)\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
@@ -34,7 +35,7 @@ def test_the_page_works_from_top_to_bottom(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     space: dict[str, object] = {}
     for kind, text in BLOCKS:
-        monkeypatch.delenv(constructors.ALLOWED, raising=False)
+        monkeypatch.delenv(trusted_import.ALLOWED, raising=False)
         if text.startswith("# mynets.py"):
             Path("mynets.py").write_text(text, encoding="utf-8")
         elif kind == "python":
@@ -42,7 +43,7 @@ def test_the_page_works_from_top_to_bottom(tmp_path, monkeypatch, capsys):
         else:
             for command in text.splitlines():
                 # Each is a process of its own, which knows nothing of what was allowed to those before it.
-                monkeypatch.delenv(constructors.ALLOWED, raising=False)
+                monkeypatch.delenv(trusted_import.ALLOWED, raising=False)
                 assert run(command) == 0, capsys.readouterr().err
     shown = capsys.readouterr()
     assert "5 gated layers" in shown.out

@@ -6,11 +6,10 @@ from dfs_rl.backbones.adaptive_mobilenet import AdaptiveMobileNet, AdaptiveMobil
 from dfs_rl.backbones.adaptive_resnet import AdaptiveResNet, AdaptiveResNetConfig
 from dfs_rl.backbones.adaptive_swin import AdaptiveSwin, AdaptiveSwinConfig
 from dfs_rl.backbones.base import Backbone, PreparedBackbone
-from dfs_rl.backbones.contract import GatedLayer, WalkableBackbone
-from dfs_rl.backbones.fractionalized.backbone import FractionalizeConfig, Fractionalized
-from dfs_rl.backbones.fractionalized.make import fractionalize
-from dfs_rl.backbones.fractionalized.report import FractionalizeReport
-from dfs_rl.backbones.posttraining import calibrate
+from dfs_rl.backbones.conversion.backbone import FractionalizeConfig, Fractionalized
+from dfs_rl.backbones.conversion.convert import fractionalize
+from dfs_rl.backbones.conversion.report import FractionalizeReport
+from dfs_rl.backbones.interfaces import GatedLayer, WalkableBackbone
 from dfs_rl.backbones.resnet import ResNet, ResNetConfig
 from dfs_rl.backbones.storage import (
     BackboneInfo,
@@ -58,7 +57,6 @@ __all__ = [
     "VisionTransformer",
     "VisionTransformerConfig",
     "WalkableBackbone",
-    "calibrate",
     "default_digits",
     "fractionalize",
     "load_backbone",

@@ -11,8 +11,8 @@ from typing import Literal, Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from dfs_rl.backbones.shape import NetworkShape, ShapedBackbone
-from dfs_rl.cost import SKIP
+from dfs_rl.backbones.common_config import NetworkShape, ShapedBackbone
+from dfs_rl.costs import SKIP
 from dfs_rl.errors import ConfigError
 
 NORM_SETS = 2

@@ -18,14 +18,14 @@ from dfs_rl.backbones.adaptive_layer import (
     make_stage,
 )
 from dfs_rl.backbones.base import PreparedBackbone
-from dfs_rl.backbones.inverted import HIGHEST, InvertedResidual
-from dfs_rl.backbones.prepared import pool
-from dfs_rl.backbones.shape import check_network
-from dfs_rl.cost import DEFAULT_BITS
+from dfs_rl.backbones.common_config import check_network
+from dfs_rl.backbones.inverted_residual import HIGHEST, InvertedResidual
+from dfs_rl.backbones.resnet import pool
+from dfs_rl.costs import DEFAULT_BITS
 from dfs_rl.data import ChannelStatistics
 from dfs_rl.errors import ConfigError
-from dfs_rl.quant.layers import FractionalConv2d, FractionalLinear
-from dfs_rl.quant.prepared import PreparedConv2d, PreparedLinear
+from dfs_rl.quantization.inference import PreparedConv2d, PreparedLinear
+from dfs_rl.quantization.modules import FractionalConv2d, FractionalLinear
 
 FULL_WIDTH = 32
 _EXPANSION = 6

@@ -20,14 +20,13 @@ from dfs_rl.backbones.adaptive_layer import (
 )
 from dfs_rl.backbones.base import PreparedBackbone
 from dfs_rl.backbones.bottleneck import EXPANSION, BottleneckBlock
-from dfs_rl.backbones.prepared import pool
-from dfs_rl.backbones.resnet import MAX_DEPTH, ResidualBlock
-from dfs_rl.backbones.shape import check_network
-from dfs_rl.cost import DEFAULT_BITS
+from dfs_rl.backbones.common_config import check_network
+from dfs_rl.backbones.resnet import MAX_DEPTH, ResidualBlock, pool
+from dfs_rl.costs import DEFAULT_BITS
 from dfs_rl.data import ChannelStatistics
 from dfs_rl.errors import ConfigError
-from dfs_rl.quant.layers import FractionalConv2d, FractionalLinear
-from dfs_rl.quant.prepared import PreparedConv2d, PreparedLinear
+from dfs_rl.quantization.inference import PreparedConv2d, PreparedLinear
+from dfs_rl.quantization.modules import FractionalConv2d, FractionalLinear
 
 MAX_STAGES = 8
 BlockKind = Literal["basic", "bottleneck"]

@@ -16,14 +16,14 @@ from dfs_rl.backbones.adaptive_layer import (
     check_stages,
     make_stage,
 )
-from dfs_rl.backbones.shape import check_network
-from dfs_rl.backbones.tokens import PreparedTokenBackbone, TokenBackbone, TokenShape
+from dfs_rl.backbones.common_config import check_network
+from dfs_rl.backbones.patch_embed import PreparedTokenBackbone, TokenBackbone, TokenShape
+from dfs_rl.backbones.swin_blocks import MapSize, PatchMerging, WindowAttention
 from dfs_rl.backbones.transformer import Branch, Mlp, TransformerBlock
-from dfs_rl.backbones.windows import MapSize, PatchMerging, WindowAttention
 from dfs_rl.data import ChannelStatistics
 from dfs_rl.errors import ConfigError
-from dfs_rl.quant.general_prepared import PreparedLayerNorm
-from dfs_rl.quant.layers import LayerNormPerBits
+from dfs_rl.quantization.general_inference import PreparedLayerNorm
+from dfs_rl.quantization.modules import LayerNormPerBits
 
 _LARGEST_WINDOW = 7
 _PATCH, _SIDE = 4, 16  # pixels of a token; fewer where images would have fewer tokens in a column

@@ -9,11 +9,15 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from dfs_rl.backbones.contract import CONFIDENCE_SIZE, GatedLayer, runs_when_skipped
 from dfs_rl.backbones.exit_heads import EXIT_GRID, ExitHeads
-from dfs_rl.backbones.optimizers import OptimizerName
+from dfs_rl.backbones.interfaces import (
+    CONFIDENCE_SIZE,
+    GatedLayer,
+    OptimizerName,
+    runs_when_skipped,
+)
 from dfs_rl.backbones.probe import GRIDS, PROBE_SHARE, describe, pool_grid
-from dfs_rl.cost import (
+from dfs_rl.costs import (
     FULL,
     SKIP,
     BitOptions,
@@ -23,12 +27,12 @@ from dfs_rl.cost import (
     check_exits,
     relative_cost,
 )
-from dfs_rl.cost.macs import count_macs
+from dfs_rl.costs.mac_counter import count_macs
 from dfs_rl.data import ChannelStatistics
 from dfs_rl.data.pixels import check_pixels
 from dfs_rl.errors import ConfigError
-from dfs_rl.quant.layers import FractionalLinear
-from dfs_rl.quant.prepared import PreparedLinear, keep_from_integers_unless_finite
+from dfs_rl.quantization.inference import PreparedLinear, keep_from_integers_unless_finite
+from dfs_rl.quantization.modules import FractionalLinear
 
 FROZEN_DTYPES = (torch.float32, torch.bfloat16)
 """What a frozen backbone may compute in."""

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dfs_rl.cost import SKIP
-from dfs_rl.quant.layers import FractionalConv2d
-from dfs_rl.quant.prepared import PreparedConv2d, convolve_in_turn
+from dfs_rl.costs import SKIP
+from dfs_rl.quantization.inference import PreparedConv2d, convolve_in_turn
+from dfs_rl.quantization.modules import FractionalConv2d
 
 EXPANSION = 4
 """How many times as many channels leave a block as its 3 x 3 convolution has."""

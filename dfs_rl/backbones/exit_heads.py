@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor, nn
 
-from dfs_rl.backbones.contract import CONFIDENCE_SIZE
+from dfs_rl.backbones.interfaces import CONFIDENCE_SIZE
 from dfs_rl.backbones.probe import GRIDS, confidence
-from dfs_rl.quant.prepared import PreparedLinear
+from dfs_rl.quantization.inference import PreparedLinear
 
 if TYPE_CHECKING:
-    from dfs_rl.quant.layers import FractionalLinear
+    from dfs_rl.quantization.modules import FractionalLinear
 
 EXIT_GRID = max(GRIDS)
 """Into how many rows and columns a head cuts an activation at most."""

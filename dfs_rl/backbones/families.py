@@ -7,8 +7,8 @@ from dfs_rl.backbones.adaptive_mobilenet import AdaptiveMobileNet, AdaptiveMobil
 from dfs_rl.backbones.adaptive_resnet import AdaptiveResNet, AdaptiveResNetConfig
 from dfs_rl.backbones.adaptive_swin import AdaptiveSwin, AdaptiveSwinConfig
 from dfs_rl.backbones.base import Backbone
-from dfs_rl.backbones.fractionalized.backbone import FractionalizeConfig, Fractionalized
-from dfs_rl.backbones.fractionalized.make import remake
+from dfs_rl.backbones.conversion.backbone import FractionalizeConfig, Fractionalized
+from dfs_rl.backbones.conversion.convert import remake
 from dfs_rl.backbones.resnet import ResNet, ResNetConfig
 from dfs_rl.backbones.vit import (
     AdaptiveVisionTransformer,

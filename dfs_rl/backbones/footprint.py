@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from dfs_rl.backbones.base import Backbone
-from dfs_rl.backbones.contract import WalkableBackbone
-from dfs_rl.cost import SKIP
+from dfs_rl.backbones.interfaces import WalkableBackbone
+from dfs_rl.costs import SKIP
 
 _TEMPORARIES = 8
 """Activations of the largest kind that a layer holds at once: what enters, leaves and is quantized, and wider ones inside."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dfs_rl.quant.layers import FractionalLinear
+from dfs_rl.quantization.modules import FractionalLinear
 
 GRIDS = (4, 2, 1)
 """A probe sees each channel's mean in up to 4 x 4 parts of the image: halfway, its mean over all of it says much less."""

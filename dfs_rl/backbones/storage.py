@@ -12,18 +12,12 @@ import torch
 
 from dfs_rl.backbones.base import Backbone
 from dfs_rl.backbones.families import FAMILIES
-from dfs_rl.config import config_from_dict, config_to_dict
-from dfs_rl.constructors import allow_constructor
 from dfs_rl.data import ChannelStatistics
 from dfs_rl.errors import CheckpointError, ConfigError
-from dfs_rl.runs import (
-    check_finite,
-    load_tensors,
-    read_description,
-    save_tensors,
-    shared_names,
-    write_description,
-)
+from dfs_rl.utils.checkpoint import check_finite, load_tensors, save_tensors, shared_names
+from dfs_rl.utils.config import config_from_dict, config_to_dict
+from dfs_rl.utils.manifest import read_description, write_description
+from dfs_rl.utils.trusted_import import allow_constructor
 
 FORMAT = 2
 STRUCTURE_FILE = "backbone.json"

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dfs_rl.cost import SKIP
-from dfs_rl.quant.general import FractionalAttention
-from dfs_rl.quant.general_prepared import PreparedLayerNorm, prepare_operator
-from dfs_rl.quant.layers import FractionalLinear, LayerNormPerBits
+from dfs_rl.costs import SKIP
+from dfs_rl.quantization.general_inference import PreparedLayerNorm, prepare_operator
+from dfs_rl.quantization.general_modules import FractionalAttention
+from dfs_rl.quantization.modules import FractionalLinear, LayerNormPerBits
 
 if TYPE_CHECKING:
     from dfs_rl.backbones.adaptive_layer import PreparableBlock

@@ -14,9 +14,9 @@ from dfs_rl.backbones.adaptive_layer import (
     check_stages,
     make_stage,
 )
-from dfs_rl.backbones.tokens import PreparedTokenBackbone, TokenBackbone, TokenShape
+from dfs_rl.backbones.patch_embed import PreparedTokenBackbone, TokenBackbone, TokenShape
 from dfs_rl.backbones.transformer import TransformerBlock, make_branches
-from dfs_rl.cost import SKIP
+from dfs_rl.costs import SKIP
 from dfs_rl.data import ChannelStatistics
 from dfs_rl.errors import ConfigError
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from dfs_rl.data.images import ImageSet
 from dfs_rl.errors import ConfigError
-from dfs_rl.seeding import numpy_generator
+from dfs_rl.utils.seeding import numpy_generator
 
 
 def epoch_batches(

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dfs_rl.errors import ConfigError, DataError
-from dfs_rl.seeding import numpy_generator
+from dfs_rl.utils.seeding import numpy_generator
 
 MIN_PER_CLASS = 2
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from dfs_rl.evaluation.comparison_records import Interval
-from dfs_rl.seeding import torch_generator
+from dfs_rl.utils.seeding import torch_generator
 
 DRAWS = 400
 _LEVEL = 0.95

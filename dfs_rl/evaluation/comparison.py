@@ -21,12 +21,12 @@ from dfs_rl.evaluation.comparison_records import (
     TrainingCost,
     spread,
 )
-from dfs_rl.evaluation.comparison_words import differences_of, exceeds_seeds, verdict_of
+from dfs_rl.evaluation.comparison_summary import differences_of, exceeds_seeds, verdict_of
 from dfs_rl.evaluation.curves import CurvePoint, worst_corner
+from dfs_rl.evaluation.difficulty import SKIP_ALL, difficulty_of, spending_of
 from dfs_rl.evaluation.metrics import PairedDifference, paired_difference
-from dfs_rl.evaluation.outcomes import Outcome
-from dfs_rl.evaluation.spending import SKIP_ALL, difficulty_of, spending_of
-from dfs_rl.evaluation.tradeoffs import Traced, curve_pairs
+from dfs_rl.evaluation.pareto import Traced, curve_pairs
+from dfs_rl.evaluation.per_image_results import Outcome
 from dfs_rl.evaluation.verdict import room
 
 RIVALS = ("static_table", "cascade", "exits", "mode_table", "random", "patterns")

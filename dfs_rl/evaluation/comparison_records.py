@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from dfs_rl.evaluation.outcomes import Outcomes
+from dfs_rl.evaluation.per_image_results import Outcomes
 from dfs_rl.evaluation.summary import EvaluationSummary
 
 GATE = "gate"

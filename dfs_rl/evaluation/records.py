@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from dfs_rl.cost import CostTable, Counting
+from dfs_rl.costs import CostTable, Counting
 from dfs_rl.errors import ConfigError
 from dfs_rl.evaluation.metrics import accuracy_percent, distinct_patterns, option_histogram
 from dfs_rl.gating.cascade import FirstPass

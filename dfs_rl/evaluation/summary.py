@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import torch
 
-from dfs_rl.cost import FULL, CostTable, relative_cost
-from dfs_rl.evaluation.baselines import Method
+from dfs_rl.costs import FULL, CostTable, relative_cost
+from dfs_rl.evaluation.baselines.methods import Method
 from dfs_rl.evaluation.metrics import (
     accuracy_error,
     accuracy_percent,
@@ -14,7 +14,7 @@ from dfs_rl.evaluation.metrics import (
     paired_difference,
 )
 from dfs_rl.evaluation.records import GateRecords
-from dfs_rl.evaluation.tables import table_bits
+from dfs_rl.evaluation.static_tables.scoring import table_bits
 from dfs_rl.evaluation.verdict import Comparison, beyond_marginals, outcome_of, verdict_sentences
 
 FORMAT = 2

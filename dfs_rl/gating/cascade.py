@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dfs_rl.cost import BitOptions
+from dfs_rl.costs import BitOptions
 from dfs_rl.errors import ConfigError
-from dfs_rl.gating.gates import TableGate
+from dfs_rl.gating.base import TableGate
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -10,17 +10,17 @@ from torch import Tensor, nn
 
 from dfs_rl.backbones import load_stored_backbone
 from dfs_rl.backbones.base import FROZEN_DTYPES
-from dfs_rl.backbones.contract import CONFIDENCE_SIZE, WalkableBackbone, confidence_sizes
+from dfs_rl.backbones.interfaces import CONFIDENCE_SIZE, WalkableBackbone, confidence_sizes
 from dfs_rl.backbones.storage import allow_constructor_of
-from dfs_rl.cost import SKIP, CostTable
+from dfs_rl.costs import SKIP, CostTable
 from dfs_rl.data.pixels import check_pixels, fit_images
-from dfs_rl.devices import resolve_device
 from dfs_rl.errors import CheckpointError, ConfigError, DataError
+from dfs_rl.gating.base import Gate, TableGate
 from dfs_rl.gating.cascade import CascadeGate
-from dfs_rl.gating.gates import Gate, TableGate
-from dfs_rl.gating.learned import LearnedGate
+from dfs_rl.gating.networks import LearnedGate
 from dfs_rl.gating.rollout import rollout
 from dfs_rl.gating.storage import load_gate
+from dfs_rl.utils.device import resolve_device
 
 BACKBONE_FOLDER = "backbone"
 GATE_FOLDER = "gate"

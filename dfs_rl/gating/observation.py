@@ -6,9 +6,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dfs_rl.backbones.contract import WalkableBackbone
-from dfs_rl.gating.masks import gated_budget
-from dfs_rl.gating.walk import WalkState
+from dfs_rl.backbones.interfaces import WalkableBackbone
+from dfs_rl.gating.action_masks import gated_budget
+from dfs_rl.gating.execution import WalkState
 
 FEATURE_LIMIT = 10.0
 CONTEXT_SIZE = 3

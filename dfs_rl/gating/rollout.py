@@ -5,13 +5,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dfs_rl.backbones.contract import WalkableBackbone
+from dfs_rl.backbones.interfaces import WalkableBackbone
 from dfs_rl.errors import ConfigError
+from dfs_rl.gating.action_masks import action_masks, clamp_options
+from dfs_rl.gating.base import Gate, TableGate
 from dfs_rl.gating.cascade import CascadeGate, FirstPass
-from dfs_rl.gating.exits import Walkers
-from dfs_rl.gating.gates import Gate, TableGate
-from dfs_rl.gating.learned import LearnedGate
-from dfs_rl.gating.masks import action_masks, clamp_options
+from dfs_rl.gating.early_exit import Walkers
+from dfs_rl.gating.networks import LearnedGate
 from dfs_rl.gating.observation import Observation, observe
 
 

@@ -5,25 +5,20 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
-from dfs_rl.cost import BitOptions
+from dfs_rl.costs import BitOptions
 from dfs_rl.errors import CheckpointError, ConfigError, DfsRlError
+from dfs_rl.gating.base import TableGate
+from dfs_rl.gating.budget_conditioning import Dial
 from dfs_rl.gating.cascade import CascadeGate
-from dfs_rl.gating.dial import Dial
-from dfs_rl.gating.gates import TableGate
-from dfs_rl.gating.learned import (
+from dfs_rl.gating.networks import (
     KnownExits,
     LayerwiseGate,
     LearnedGate,
     OneShotGate,
     RecurrentGate,
 )
-from dfs_rl.runs import (
-    check_finite,
-    load_tensors,
-    read_description,
-    save_tensors,
-    write_description,
-)
+from dfs_rl.utils.checkpoint import check_finite, load_tensors, save_tensors
+from dfs_rl.utils.manifest import read_description, write_description
 
 KINDS: dict[str, type[LayerwiseGate | RecurrentGate | OneShotGate]] = {
     "layerwise": LayerwiseGate,

@@ -4,7 +4,7 @@ import base64
 import html
 from collections.abc import Mapping, Sequence
 
-from dfs_rl.reporting.placed import PlacedPoint
+from dfs_rl.reporting.hover import PlacedPoint
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #222; --muted: #6b6b6b; --faint: #ddd; --paper: #fff; --raised: #f6f6f4; }

@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 from dfs_rl.evaluation.comparison_records import ComparisonOfRuns
 from dfs_rl.reporting import html_page
-from dfs_rl.reporting.comparison_pictures import ComparisonPictures
-from dfs_rl.reporting.comparison_text import (
+from dfs_rl.reporting.comparison_figures import ComparisonPictures
+from dfs_rl.reporting.comparison_tables import (
     ABOUT_BUDGETS,
     TRAINING_HEAD,
     budget_table,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from dfs_rl.cost import BitOptions
+from dfs_rl.costs import BitOptions
 from dfs_rl.errors import ConfigError
 from dfs_rl.reporting import style
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from dfs_rl.cost import BitOptions
+from dfs_rl.costs import BitOptions
 from dfs_rl.reporting import style
 
 if TYPE_CHECKING:

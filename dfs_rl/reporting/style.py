@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from dfs_rl.cost import SKIP, BitOptions
+from dfs_rl.costs import SKIP, BitOptions
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

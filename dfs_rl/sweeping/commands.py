@@ -4,16 +4,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from dfs_rl.contest import COMMANDS as GATE_COMMANDS
-from dfs_rl.contest import command_line
-from dfs_rl.devices import resolve_device
 from dfs_rl.evaluation.curves import CurvePoint
-from dfs_rl.gate_runs import TRAINING, GateCommand, TrainingRecord, create_run, train_run
-from dfs_rl.runs import RunFolder, read_record
+from dfs_rl.experiments.benchmark import COMMANDS as GATE_COMMANDS
+from dfs_rl.experiments.benchmark import command_line
+from dfs_rl.experiments.gate_run import TRAINING, GateCommand, TrainingRecord, create_run, train_run
+from dfs_rl.utils.device import resolve_device
+from dfs_rl.utils.run_folder import RunFolder
+from dfs_rl.utils.run_records import read_record
 
 if TYPE_CHECKING:
     from dfs_rl.data import Dataset
-    from dfs_rl.train_backbone import SupernetSummary
+    from dfs_rl.experiments.supernet_training import SupernetSummary
 
 CommandName = Literal["train_agent", "train_gumbel", "train_static", "train_backbone"]
 
@@ -72,36 +73,38 @@ def _gates(command: GateCommand[Any]) -> SweepCommand:
 
 
 def _backbones() -> SweepCommand:
-    from dfs_rl import train_backbone as command
-    from dfs_rl.backbone_config import TrainBackboneConfig
+    from dfs_rl.experiments import supernet_training
+    from dfs_rl.experiments.backbone_config import TrainBackboneConfig
 
     def check(config: Any, dataset: "Dataset") -> None:  # noqa: ANN401
-        command.make_trainer(config, dataset)
+        supernet_training.make_trainer(config, dataset)
 
     def begin(config: Any, dataset: "Dataset", device: str) -> RunFolder:  # noqa: ANN401, ARG001
         return RunFolder.create(
             config.run_dir,
-            kind=command.KIND,
+            kind=supernet_training.KIND,
             name=config.backbone,
             config=config,
-            command=command_line(command.PROG, config),
+            command=command_line(supernet_training.PROG, config),
             fingerprint=dataset.fingerprint,
         )
 
     def train(config: Any, dataset: "Dataset", run: RunFolder, device: str) -> None:  # noqa: ANN401, ARG001
-        trainer = command.make_trainer(config, dataset)
-        stored = command.train_supernet(config, trainer, dataset, run)
-        command.write_summary(run, stored)
+        trainer = supernet_training.make_trainer(config, dataset)
+        stored = supernet_training.train_supernet(config, trainer, dataset, run)
+        supernet_training.write_summary(run, stored)
 
     return SweepCommand(
         config_type=TrainBackboneConfig,
-        prog=command.PROG,
+        prog=supernet_training.PROG,
         trains_gates=False,
         check=check,
         begin=begin,
         settle=lambda config: config,
         train=train,
-        reached=lambda run: _points(run, command.SUMMARY, command.SupernetSummary),
+        reached=lambda run: _points(
+            run, supernet_training.SUMMARY, supernet_training.SupernetSummary
+        ),
     )
 
 

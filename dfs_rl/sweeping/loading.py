@@ -5,8 +5,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from dfs_rl.backbone_choice import DIGITS
-from dfs_rl.config import (
+from dfs_rl.data import Dataset
+from dfs_rl.errors import ConfigError
+from dfs_rl.experiments.backbone_resolver import DIGITS
+from dfs_rl.sweeping.commands import command_of
+from dfs_rl.sweeping.objective import check_is_no_training_figure
+from dfs_rl.sweeping.space import look_up, place
+from dfs_rl.sweeping.spec import FIRST_FRESH_SEED, SweepFile
+from dfs_rl.utils.config import (
     SEEDS,
     YamlSettings,
     config_from_dict,
@@ -15,12 +21,6 @@ from dfs_rl.config import (
     parse_value,
     read_yaml,
 )
-from dfs_rl.data import Dataset
-from dfs_rl.errors import ConfigError
-from dfs_rl.sweeping.commands import command_of
-from dfs_rl.sweeping.objective import check_is_no_training_figure
-from dfs_rl.sweeping.space import look_up, place
-from dfs_rl.sweeping.sweep_file import FIRST_FRESH_SEED, SweepFile
 
 _NOT_SEARCHED = (
     *("seed", "run_dir", "dataset", "image_size", "flip"),

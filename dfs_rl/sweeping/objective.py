@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from dfs_rl.config import Count, Positive, check_values
 from dfs_rl.errors import ConfigError
 from dfs_rl.evaluation.curves import CurvePoint, accuracy_at, hypervolume, staircase
-from dfs_rl.evaluation.sweep_records import ObjectiveRecord
+from dfs_rl.sweeping.records import ObjectiveRecord
+from dfs_rl.utils.config import Count, Positive, check_values
 
 ObjectiveName = Literal["hypervolume", "accuracy", "reward", "frontier"]
 _UNITS = {"hypervolume": "% x decades", "accuracy": "%", "computation": "%", "reward": ""}

@@ -8,15 +8,15 @@ import optuna
 from optuna.trial import create_trial
 from ray.tune import Result
 
-from dfs_rl.config import config_to_dict
 from dfs_rl.evaluation.curves import CurvePoint
-from dfs_rl.evaluation.sweep_records import RetrainedRecord, TrialRecord, TrialStatus
 from dfs_rl.sweeping.commands import command_of
 from dfs_rl.sweeping.objective import is_penalty
+from dfs_rl.sweeping.records import RetrainedRecord, TrialRecord, TrialStatus
 from dfs_rl.sweeping.search import optuna_distribution
 from dfs_rl.sweeping.space import from_word, to_word
-from dfs_rl.sweeping.sweep_file import SweepFile
+from dfs_rl.sweeping.spec import SweepFile
 from dfs_rl.sweeping.trial import CANDIDATE, FAILED, POINTS, PROGRESS, SEED, WHOLE
+from dfs_rl.utils.config import config_to_dict
 
 _FEWEST = 8
 """Different values below which nothing can be said of what matters."""

@@ -26,7 +26,7 @@ from ray.tune.search.basic_variant import BasicVariantGenerator
 from ray.tune.search.optuna import OptunaSearch
 
 from dfs_rl.sweeping.space import Domain, to_word
-from dfs_rl.sweeping.sweep_file import SweepFile
+from dfs_rl.sweeping.spec import SweepFile
 from dfs_rl.sweeping.trial import PROGRESS, WHOLE
 
 

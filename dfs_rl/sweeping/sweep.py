@@ -11,25 +11,18 @@ from pathlib import Path
 
 from ray.tune import Result
 
-from dfs_rl.backbone_choice import find_backbone
-from dfs_rl.config import config_to_dict, dump_yaml
 from dfs_rl.data import Dataset
 from dfs_rl.data.sharing import SharedDataset
-from dfs_rl.devices import resolve_device
 from dfs_rl.errors import TrainingError
+from dfs_rl.evaluation.baselines.uniform import uniform_points
 from dfs_rl.evaluation.curves import WORST_COMPUTATION, CurvePoint, worst_corner
-from dfs_rl.evaluation.sweep_records import DEFAULTS, RetrainedRecord, SweepRecord, TrialRecord
-from dfs_rl.evaluation.uniform import uniform_points
-from dfs_rl.files import json_bytes, write_bytes_atomic
-from dfs_rl.gate_runs import choice_of
-from dfs_rl.messages import say
-from dfs_rl.reporting.sweep_pictures import sweep_pictures
-from dfs_rl.reporting.sweep_report import sweep_report
-from dfs_rl.reporting.sweep_text import sweep_csv, sweep_text
-from dfs_rl.runs import RunFolder, read_record, write_json
-from dfs_rl.sweeping.boards import BoardView, follow_boards
+from dfs_rl.experiments.backbone_resolver import find_backbone
+from dfs_rl.experiments.gate_run import choice_of
 from dfs_rl.sweeping.commands import command_of
-from dfs_rl.sweeping.experiment import absolute, run_fresh, run_search
+from dfs_rl.sweeping.records import DEFAULTS, RetrainedRecord, SweepRecord, TrialRecord
+from dfs_rl.sweeping.report.figures import sweep_pictures
+from dfs_rl.sweeping.report.html import sweep_report
+from dfs_rl.sweeping.report.text import sweep_csv, sweep_text
 from dfs_rl.sweeping.results import (
     best_settings,
     best_trials,
@@ -37,8 +30,16 @@ from dfs_rl.sweeping.results import (
     retrained_records,
     trial_records,
 )
-from dfs_rl.sweeping.sweep_file import FIRST_FRESH_SEED, SweepFile
+from dfs_rl.sweeping.spec import FIRST_FRESH_SEED, SweepFile
+from dfs_rl.sweeping.tensorboard_sync import BoardView, follow_boards
 from dfs_rl.sweeping.trial import TRACEBACK, TrialPlan, run_name
+from dfs_rl.sweeping.tuner import absolute, run_fresh, run_search
+from dfs_rl.utils.config import config_to_dict, dump_yaml
+from dfs_rl.utils.device import resolve_device
+from dfs_rl.utils.io import json_bytes, write_bytes_atomic, write_json
+from dfs_rl.utils.logging import say
+from dfs_rl.utils.run_folder import RunFolder
+from dfs_rl.utils.run_records import read_record
 
 FILE = "sweep.yaml"
 """The folder's own copy of the sweep, as it was resolved."""

@@ -16,14 +16,13 @@ from typing import Any
 from ray import tune
 
 from dfs_rl.data.sharing import SharedDataset, unshare
-from dfs_rl.devices import resolve_device, set_threads
 from dfs_rl.errors import DfsRlError
 from dfs_rl.evaluation.curves import CurvePoint
-from dfs_rl.runs import LAST_CHECKPOINT, RunFolder
-from dfs_rl.runs.folder import RECORD
 from dfs_rl.sweeping.commands import SweepCommand, command_of
 from dfs_rl.sweeping.space import from_word
-from dfs_rl.sweeping.sweep_file import SweepFile
+from dfs_rl.sweeping.spec import SweepFile
+from dfs_rl.utils.device import resolve_device, set_threads
+from dfs_rl.utils.run_folder import LAST_CHECKPOINT, RECORD, RunFolder
 
 PROGRESS = "progress"
 """Percent of the whole training, which schedulers count by."""

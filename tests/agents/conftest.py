@@ -8,14 +8,14 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.logger import Logger
 from torch import Tensor
 
-from agents.algorithms import GateLearning, build_algorithm
-from agents.hyperparameters import AlgorithmConfig
-from dfs_rl.backbones.contract import GatedLayer, WalkableBackbone
-from dfs_rl.cost import BitOptions, CostTable
+from dfs_rl.agents.algorithms import GateLearning, build_algorithm
+from dfs_rl.agents.hyperparameters import AlgorithmConfig
+from dfs_rl.backbones.interfaces import GatedLayer, WalkableBackbone
+from dfs_rl.costs import BitOptions, CostTable
 from dfs_rl.data import ImageSet
+from dfs_rl.envs.sb3_vec_env import SB3GatingVecEnv
+from dfs_rl.envs.task import Task
 from dfs_rl.gating.reward import RewardWeights
-from envs.sb3 import SB3GatingVecEnv
-from envs.task import Task
 
 LAYERS = 2
 MENU = (0, 16, 32)

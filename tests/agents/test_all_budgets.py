@@ -8,27 +8,27 @@ import torch
 from stable_baselines3.common.logger import Logger
 from torch import nn
 
-from agents.algorithms import GateLearning, build_algorithm
-from agents.callbacks import Schedules
-from agents.deploy import deploy
-from agents.gate_trainer import GateTask
-from agents.hyperparameters import PPOConfig
-from agents.supervised import SupervisedTrainer
-from agents.supervised_hyperparameters import SupervisedConfig
-from agents.supervised_run import budgets_of, rewards_within, targets
-from agents.validation import rewards_of
-from dfs_rl.backbones.contract import WalkableBackbone
-from dfs_rl.cost import BitOptions, CostTable
+from dfs_rl.agents.algorithms import GateLearning, build_algorithm
+from dfs_rl.agents.callbacks import Schedules
+from dfs_rl.agents.evaluation_callback import rewards_of
+from dfs_rl.agents.gate_export import deploy
+from dfs_rl.agents.hyperparameters import PPOConfig
+from dfs_rl.agents.supervised.config import SupervisedConfig
+from dfs_rl.agents.supervised.gumbel import SupervisedTrainer
+from dfs_rl.agents.supervised.trainer import GateTask
+from dfs_rl.agents.supervised.training import budgets_of, rewards_within, targets
+from dfs_rl.backbones.interfaces import WalkableBackbone
+from dfs_rl.costs import BitOptions, CostTable
 from dfs_rl.data import ImageSet
+from dfs_rl.envs.sb3_vec_env import SB3GatingVecEnv
+from dfs_rl.envs.task import Task
 from dfs_rl.errors import ConfigError
-from dfs_rl.evaluation.dial import POSITIONS, measure_dial
-from dfs_rl.evaluation.run_gate import evaluate_gate, evaluate_table
-from dfs_rl.gating.dial import BudgetRange, Dial, PriceRange, even_positions
-from dfs_rl.gating.learned import LayerwiseGate, LearnedGate
+from dfs_rl.evaluation.budget_conditioning import POSITIONS, measure_dial
+from dfs_rl.evaluation.evaluator import evaluate_gate, evaluate_table
+from dfs_rl.gating.budget_conditioning import BudgetRange, Dial, PriceRange, even_positions
+from dfs_rl.gating.networks import LayerwiseGate, LearnedGate
 from dfs_rl.gating.reward import RewardWeights
-from envs.sb3 import SB3GatingVecEnv
-from envs.task import Task
-from tests.agents.test_supervised import SmoothPlantedBackbone, make_plan
+from tests.agents.supervised.test_gumbel import SmoothPlantedBackbone, make_plan
 
 WEIGHTS = RewardWeights(accuracy=1.0, log_likelihood=0.0)
 COSTS = (0.0, 0.125, 0.5)

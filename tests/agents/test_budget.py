@@ -10,19 +10,19 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 
-from agents.algorithms import GateLearning, build_algorithm
-from agents.callbacks import Schedules
-from agents.deploy import deploy
-from agents.group_buffer import GroupRolloutBuffer
-from agents.hyperparameters import AlgorithmConfig, MaskablePPOConfig, PPOConfig
-from dfs_rl.cost import BitOptions, CostTable, FixedCost
+from dfs_rl.agents.algorithms import GateLearning, build_algorithm
+from dfs_rl.agents.buffers import GroupRolloutBuffer
+from dfs_rl.agents.callbacks import Schedules
+from dfs_rl.agents.gate_export import deploy
+from dfs_rl.agents.hyperparameters import AlgorithmConfig, MaskablePPOConfig, PPOConfig
+from dfs_rl.costs import BitOptions, CostTable, FixedCost
 from dfs_rl.data import ImageSet
-from dfs_rl.gating.gates import Gate
-from dfs_rl.gating.learned import LayerwiseGate
+from dfs_rl.envs.sb3_vec_env import SB3GatingVecEnv
+from dfs_rl.envs.task import Task
+from dfs_rl.gating.base import Gate
 from dfs_rl.gating.model import GatedModel
+from dfs_rl.gating.networks import LayerwiseGate
 from dfs_rl.gating.reward import RewardWeights
-from envs.sb3 import SB3GatingVecEnv
-from envs.task import Task
 from tests.agents.conftest import MENU, PlantedBackbone
 
 WEIGHTS = RewardWeights(accuracy=1.0, log_likelihood=0.0, cost=0.1, overshoot=0.0)

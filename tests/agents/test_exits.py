@@ -18,40 +18,42 @@ from stable_baselines3.common.logger import Logger
 from torch import Tensor
 
 import dfs_rl
-from agents.algorithms import GateLearning, build_algorithm
-from agents.callbacks import Schedules, WholeWalks
-from agents.deploy import deploy
-from agents.group_buffer import (
+from dfs_rl import train_gumbel, train_static
+from dfs_rl.agents.algorithms import GateLearning, build_algorithm
+from dfs_rl.agents.buffers import (
     GroupRolloutBuffer,
     MaskableGroupRolloutBuffer,
     RecurrentGroupRolloutBuffer,
 )
-from agents.hyperparameters import (
+from dfs_rl.agents.callbacks import Schedules, WholeWalks
+from dfs_rl.agents.evaluation_callback import rewards_of
+from dfs_rl.agents.gate_export import deploy
+from dfs_rl.agents.hyperparameters import (
     AlgorithmConfig,
     MaskablePPOConfig,
     PPOConfig,
     RecurrentPPOConfig,
     TRPOConfig,
 )
-from agents.uniform_start import walks_to_begin
-from agents.validation import rewards_of
-from dfs_rl import train_gumbel, train_static
-from dfs_rl.backbone_choice import backbone_of_run, preview_backbone
+from dfs_rl.agents.pretraining import walks_to_begin
 from dfs_rl.backbones import load_backbone
-from dfs_rl.backbones.contract import GatedLayer
-from dfs_rl.cost import BitOptions, CostTable, ExitCost
+from dfs_rl.backbones.interfaces import GatedLayer
+from dfs_rl.costs import BitOptions, CostTable, ExitCost
 from dfs_rl.data import ImageSet, load_dataset
-from dfs_rl.evaluation.run_gate import evaluate_gate, evaluate_table
-from dfs_rl.gate_runs import choice_of
-from dfs_rl.gating.learned import known_exits
+from dfs_rl.envs.sb3_vec_env import SB3GatingVecEnv
+from dfs_rl.envs.task import Task
+from dfs_rl.evaluation.evaluator import evaluate_gate, evaluate_table
+from dfs_rl.experiments.agent_training import TrainAgentConfig
+from dfs_rl.experiments.backbone_resolver import backbone_of_run, preview_backbone
+from dfs_rl.experiments.gate_run import choice_of
+from dfs_rl.experiments.supervised_training import TrainGumbelConfig
+from dfs_rl.gating.networks import known_exits
 from dfs_rl.gating.reward import RewardWeights
-from dfs_rl.runs import RunFolder, read_json
-from dfs_rl.train_agent import TrainAgentConfig, main
+from dfs_rl.train_agent import main
 from dfs_rl.train_exits import main as train_exits
-from dfs_rl.train_gumbel import TrainGumbelConfig
-from envs.sb3 import SB3GatingVecEnv
-from envs.task import Task
-from tests.agents.test_group_buffer import SPACE
+from dfs_rl.utils.io import read_json
+from dfs_rl.utils.run_folder import RunFolder
+from tests.agents.test_buffers import SPACE
 
 ACTIONS = spaces.Discrete(2)
 LAYERS = 3

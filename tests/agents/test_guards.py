@@ -7,11 +7,11 @@ import pytest
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
 
-from agents.callbacks import FiniteGuard, Lifecycle, learn
-from agents.deploy import gate_shape
-from agents.hyperparameters import FeatureChoice, PPOConfig, TRPOConfig
+from dfs_rl.agents.callbacks import FiniteGuard, Lifecycle, learn
+from dfs_rl.agents.gate_export import gate_shape
+from dfs_rl.agents.hyperparameters import FeatureChoice, PPOConfig, TRPOConfig
 from dfs_rl.backbones import ResNet, ResNetConfig, default_digits
-from dfs_rl.backbones.contract import WalkableBackbone
+from dfs_rl.backbones.interfaces import WalkableBackbone
 from dfs_rl.data import ChannelStatistics, ImageSet
 from dfs_rl.errors import TrainingError
 from dfs_rl.gating.reward import RewardWeights

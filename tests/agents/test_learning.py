@@ -7,11 +7,12 @@ import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.logger import Logger
 
-from agents.algorithms import ALGORITHMS, GateLearning, build_algorithm
-from agents.callbacks import Schedules
-from agents.deploy import deploy
-from agents.group_buffer import GroupRolloutBuffer
-from agents.hyperparameters import (
+from dfs_rl.agents.algorithms import ALGORITHMS, GateLearning, build_algorithm
+from dfs_rl.agents.buffers import GroupRolloutBuffer
+from dfs_rl.agents.callbacks import Schedules
+from dfs_rl.agents.evaluation_callback import rewards_of
+from dfs_rl.agents.gate_export import deploy
+from dfs_rl.agents.hyperparameters import (
     A2CConfig,
     AlgorithmConfig,
     DQNConfig,
@@ -25,14 +26,13 @@ from agents.hyperparameters import (
     step_sizes,
     suited_to,
 )
-from agents.validation import rewards_of
-from dfs_rl.backbones.contract import WalkableBackbone
+from dfs_rl.backbones.interfaces import WalkableBackbone
 from dfs_rl.data import ImageSet
+from dfs_rl.envs.sb3_vec_env import SB3GatingVecEnv
+from dfs_rl.envs.task import Task
 from dfs_rl.errors import ConfigError
-from dfs_rl.evaluation.run_gate import evaluate_gate, evaluate_table
+from dfs_rl.evaluation.evaluator import evaluate_gate, evaluate_table
 from dfs_rl.gating.reward import RewardWeights
-from envs.sb3 import SB3GatingVecEnv
-from envs.task import Task
 
 WEIGHTS = RewardWeights(accuracy=1.0, log_likelihood=0.0, cost=0.5)
 

@@ -1,8 +1,8 @@
 import pytest
 
-from agents.deploy import untrained_gate
-from agents.hyperparameters import DQNConfig, PPOConfig, QRDQNConfig
-from agents.memory import gate_needs, replay_needs, walk_needs
+from dfs_rl.agents.gate_export import untrained_gate
+from dfs_rl.agents.hyperparameters import DQNConfig, PPOConfig, QRDQNConfig
+from dfs_rl.agents.memory import gate_needs, replay_needs, walk_needs
 
 
 @pytest.mark.parametrize("kind", ["ff", "lstm"])

@@ -6,12 +6,12 @@ import torch
 from gymnasium import spaces
 from stable_baselines3.common.buffers import DictReplayBuffer
 
-from agents.hyperparameters import DQNConfig, QLearningConfig, QRDQNConfig, UpdateSize
-from agents.q_learning import replay_tensors, restore_replay
-from dfs_rl.backbones.contract import WalkableBackbone
+from dfs_rl.agents.hyperparameters import DQNConfig, QLearningConfig, QRDQNConfig, UpdateSize
+from dfs_rl.agents.q_learning import replay_tensors, restore_replay
+from dfs_rl.backbones.interfaces import WalkableBackbone
 from dfs_rl.data import ImageSet
+from dfs_rl.envs.spaces import observation_bytes
 from dfs_rl.errors import ConfigError
-from envs.core import observation_bytes
 from tests.agents.conftest import small_agent
 
 SPACE = spaces.Dict(

@@ -9,9 +9,10 @@ import torch
 from stable_baselines3.common.logger import Logger
 
 import dfs_rl
-from agents.algorithms import GateLearning, build_algorithm
-from agents.deploy import deploy
-from agents.hyperparameters import (
+from dfs_rl import train_agent, train_gumbel, train_static
+from dfs_rl.agents.algorithms import GateLearning, build_algorithm
+from dfs_rl.agents.gate_export import deploy
+from dfs_rl.agents.hyperparameters import (
     A2CConfig,
     AlgorithmConfig,
     MaskablePPOConfig,
@@ -19,17 +20,16 @@ from agents.hyperparameters import (
     RecurrentPPOConfig,
     TRPOConfig,
 )
-from agents.warm_start import check_start, start_from
-from dfs_rl import train_agent, train_gumbel, train_static
-from dfs_rl.cost import BitOptions
+from dfs_rl.agents.warm_start import check_start, start_from
+from dfs_rl.costs import BitOptions
 from dfs_rl.data import load_dataset
+from dfs_rl.envs.sb3_vec_env import SB3GatingVecEnv
+from dfs_rl.envs.task import Task
 from dfs_rl.errors import ConfigError
-from dfs_rl.gating.dial import Dial, PriceRange
-from dfs_rl.gating.learned import LayerwiseGate, LearnedGate, RecurrentGate
+from dfs_rl.gating.budget_conditioning import Dial, PriceRange
+from dfs_rl.gating.networks import LayerwiseGate, LearnedGate, RecurrentGate
 from dfs_rl.gating.reward import RewardWeights
 from dfs_rl.gating.storage import load_gate
-from envs.sb3 import SB3GatingVecEnv
-from envs.task import Task
 from tests.agents.conftest import PlantedBackbone
 
 HIDDEN = 6

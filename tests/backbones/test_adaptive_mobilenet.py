@@ -14,10 +14,10 @@ from dfs_rl.backbones import (
     load_backbone,
     save_backbone,
 )
-from dfs_rl.backbones.calibration import calibrate_steps
 from dfs_rl.data import ChannelStatistics
 from dfs_rl.errors import ConfigError
-from dfs_rl.gating import walk
+from dfs_rl.gating import execution
+from dfs_rl.training.calibration import calibrate_steps
 
 GREY = ChannelStatistics((0.4,), (0.3,))
 
@@ -136,14 +136,16 @@ def test_the_frozen_form_equals_the_training_form(changes):
 def test_a_mixed_batch_walks_as_each_of_its_images_alone():
     frozen = make().prepare()
     options = torch.randint(3, (8, 5), generator=torch.Generator().manual_seed(3))
-    state = walk.start(frozen, pictures())
+    state = execution.start(frozen, pictures())
     for layer in range(5):
-        state = walk.step(frozen, state, options[:, layer], reuse=True)
+        state = execution.step(frozen, state, options[:, layer], reuse=True)
     alone = [
         run(frozen, image[None], tuple(frozen.options[o] for o in row))
         for image, row in zip(pictures(), options.tolist(), strict=True)
     ]
-    torch.testing.assert_close(walk.finish(frozen, state), torch.cat(alone), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(
+        execution.finish(frozen, state), torch.cat(alone), rtol=1e-3, atol=1e-4
+    )
 
 
 def test_what_is_saved_comes_back(tmp_path):

@@ -19,12 +19,12 @@ from dfs_rl.backbones import (
     save_backbone,
 )
 from dfs_rl.backbones.adaptive_layer import AdaptiveLayer, mandatory_count
-from dfs_rl.backbones.calibration import calibrate_steps
-from dfs_rl.backbones.names import stages_of
-from dfs_rl.cost import FixedCost
+from dfs_rl.backbones.registry import stages_of
+from dfs_rl.costs import FixedCost
 from dfs_rl.data import ChannelStatistics
 from dfs_rl.errors import ConfigError
-from dfs_rl.gating import walk
+from dfs_rl.gating import execution
+from dfs_rl.training.calibration import calibrate_steps
 
 GREY = ChannelStatistics((0.4,), (0.3,))
 RGB = ChannelStatistics((0.4, 0.5, 0.6), (0.2, 0.3, 0.25))
@@ -272,10 +272,10 @@ def test_a_mixed_batch_walks_as_each_of_its_images_alone(changes, reuse):
     frozen = make(**changes).prepare()
     images, n_layers = pictures(12), len(frozen.layers)
     options = torch.randint(3, (12, n_layers), generator=torch.Generator().manual_seed(3))
-    state = walk.start(frozen, images)
+    state = execution.start(frozen, images)
     for layer in range(n_layers):
-        state = walk.step(frozen, state, options[:, layer], reuse=reuse)
-    logits = walk.finish(frozen, state)
+        state = execution.step(frozen, state, options[:, layer], reuse=reuse)
+    logits = execution.finish(frozen, state)
     alone = [
         run(frozen, image[None], tuple(frozen.options[o] for o in row))
         for image, row in zip(images, options.tolist(), strict=True)

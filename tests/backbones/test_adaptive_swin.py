@@ -15,12 +15,12 @@ from dfs_rl.backbones import (
     save_backbone,
 )
 from dfs_rl.backbones.adaptive_swin import window_of
-from dfs_rl.backbones.calibration import calibrate_steps
-from dfs_rl.backbones.settings import uniform
-from dfs_rl.backbones.supernet import SupernetConfig, SupernetTrainer, accuracy_of
 from dfs_rl.data import ChannelStatistics, Dataset, channel_statistics
 from dfs_rl.errors import ConfigError
-from dfs_rl.gating import walk
+from dfs_rl.gating import execution
+from dfs_rl.training.bit_sampling import uniform
+from dfs_rl.training.calibration import calibrate_steps
+from dfs_rl.training.supernet import SupernetConfig, SupernetTrainer, accuracy_of
 
 GREY = ChannelStatistics((0.4,), (0.3,))
 SIDE = (8, 12)
@@ -170,14 +170,14 @@ def test_frozen_and_trained_forms_agree_and_samples_do_not_meet(net):
 def test_the_walk_runs_it_and_gates_see_each_stages_mean():
     net = swin().prepare()
     options = torch.randint(0, 3, (8, 2), generator=torch.Generator().manual_seed(0))
-    state = walk.start(net, pictures())
+    state = execution.start(net, pictures())
     for layer in range(2):
-        state = walk.step(net, state, options[:, layer], reuse=True)
+        state = execution.step(net, state, options[:, layer], reuse=True)
     alone = [
         run(net, picture[None], tuple(net.options[o] for o in row))
         for picture, row in zip(pictures(), options.tolist(), strict=True)
     ]
-    torch.testing.assert_close(walk.finish(net, state), torch.cat(alone), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(execution.finish(net, state), torch.cat(alone), rtol=1e-4, atol=1e-4)
     hidden = net.stem(pictures())
     assert net.feature_sizes == (3 + 8, 3 + 8)
     torch.testing.assert_close(net.feature(hidden, 0)[:, 3:], hidden.mean(dim=(1, 2)))

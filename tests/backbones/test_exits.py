@@ -14,10 +14,10 @@ from dfs_rl.backbones import (
     load_backbone,
     save_backbone,
 )
-from dfs_rl.backbones.calibration import fit_exits
 from dfs_rl.backbones.storage import weights_digest
 from dfs_rl.data import ChannelStatistics, load_dataset
 from dfs_rl.errors import CheckpointError, ConfigError
+from dfs_rl.training.calibration import fit_exits
 
 INFO = BackboneInfo(dataset="digits", fingerprint="0", class_names=tuple("0123456789"))
 

@@ -4,7 +4,7 @@ from torch import nn
 from dfs_rl.backbones import ResNet, ResNetConfig
 from dfs_rl.backbones.footprint import backward_bytes, forward_bytes
 from dfs_rl.data import ChannelStatistics
-from dfs_rl.quant.layers import FractionalConv2d
+from dfs_rl.quantization.modules import FractionalConv2d
 
 
 def resnet(width: int) -> ResNet:

@@ -11,11 +11,11 @@ from torch.nn import functional
 
 from dfs_rl import fractionalize
 from dfs_rl.backbones import Fractionalized, WalkableBackbone
-from dfs_rl.backbones.calibration import calibrate_steps
-from dfs_rl.cost.macs import count_macs
+from dfs_rl.costs.mac_counter import count_macs
 from dfs_rl.errors import ConfigError
-from dfs_rl.gating.walk import finish, start, step
-from tests.backbones.nets import (
+from dfs_rl.gating.execution import finish, start, step
+from dfs_rl.training.calibration import calibrate_steps
+from tests.helpers.models import (
     CLASSES,
     NETS,
     SIDE,

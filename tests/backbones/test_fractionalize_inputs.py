@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from dfs_rl import fractionalize
 from dfs_rl.errors import ConfigError
-from tests.backbones.nets import (
+from tests.helpers.models import (
     BasicResNet,
     Deciding,
     Dense,

@@ -12,11 +12,11 @@ from torch.nn import functional
 
 from dfs_rl import fractionalize
 from dfs_rl.backbones import BackboneInfo, load_backbone, save_backbone
-from dfs_rl.backbones.fractionalized.make import load_weights
-from dfs_rl.backbones.optimizers import make_optimizer
+from dfs_rl.backbones.conversion.convert import load_weights
 from dfs_rl.errors import CheckpointError
-from dfs_rl.runs import load_tensors, save_tensors
-from tests.backbones.nets import CLASSES, Encoder, SmallViT, conv_norm, examples, lived_in, pictures
+from dfs_rl.training.optimizers import make_optimizer
+from dfs_rl.utils.checkpoint import load_tensors, save_tensors
+from tests.helpers.models import CLASSES, Encoder, SmallViT, conv_norm, examples, lived_in, pictures
 
 INFO = BackboneInfo(dataset="none", fingerprint="0", class_names=("a",) * CLASSES)
 

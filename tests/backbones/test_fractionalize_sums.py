@@ -10,7 +10,7 @@ from torch.nn import functional
 from dfs_rl import fractionalize
 from dfs_rl.backbones import Fractionalized
 from dfs_rl.errors import ConfigError
-from tests.backbones.nets import CLASSES, SmallViT, conv_norm, examples, lived_in, pictures
+from tests.helpers.models import CLASSES, SmallViT, conv_norm, examples, lived_in, pictures
 
 Sum = Callable[[Tensor, Tensor, Tensor], Tensor]
 SUMS: dict[str, Sum] = {

@@ -6,10 +6,10 @@ from torch import nn
 from torch.nn import functional
 
 from dfs_rl import fractionalize
-from dfs_rl.backbones.fractionalized.faithful import is_close
-from dfs_rl.backbones.fractionalized.tracing import trace
+from dfs_rl.backbones.conversion.faithful import is_close
+from dfs_rl.backbones.conversion.tracing import trace
 from dfs_rl.errors import ConfigError
-from tests.backbones.nets import CLASSES, conv_norm, examples, lived_in, pictures
+from tests.helpers.models import CLASSES, conv_norm, examples, lived_in, pictures
 
 WIDTH = 8
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from dfs_rl import fractionalize
-from dfs_rl.gating.walk import finish, start, step
+from dfs_rl.gating.execution import finish, start, step
 
 # A network that torch.export reads takes as long as all other tests of its kind together.
 pytestmark = [

@@ -5,7 +5,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from dfs_rl.backbones.probe import confidence, fit_probe, pool_grid
-from dfs_rl.quant.layers import FractionalLinear
+from dfs_rl.quantization.modules import FractionalLinear
 
 
 def test_confidence_of_two_known_distributions():

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from dfs_rl.backbones import ResNet, ResNetConfig, WalkableBackbone
-from dfs_rl.backbones.calibration import calibrate_steps
 from dfs_rl.data import ChannelStatistics
 from dfs_rl.errors import ConfigError, DataError
+from dfs_rl.training.calibration import calibrate_steps
 
 GREY = ChannelStatistics((0.4,), (0.3,))
 RGB = ChannelStatistics((0.4, 0.5, 0.6), (0.2, 0.3, 0.25))

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from dfs_rl.backbone_config import TrainBackboneConfig
 from dfs_rl.backbones import (
     PRETRAINED_DIGITS,
     BackboneInfo,
@@ -19,11 +18,12 @@ from dfs_rl.backbones import (
     load_stored_backbone,
     save_backbone,
 )
-from dfs_rl.config import load_config
 from dfs_rl.data import ChannelStatistics, load_dataset
 from dfs_rl.errors import CheckpointError, ConfigError
-from dfs_rl.evaluation.uniform import uniform_accuracies
-from dfs_rl.runs import load_tensors, save_tensors
+from dfs_rl.experiments.backbone_config import TrainBackboneConfig
+from dfs_rl.training.supernet import uniform_accuracies
+from dfs_rl.utils.checkpoint import load_tensors, save_tensors
+from dfs_rl.utils.config import load_config
 
 INFO = BackboneInfo(
     dataset="shapes", fingerprint="0123", class_names=("a", "b", "c"), accuracy={"32": 91.25}

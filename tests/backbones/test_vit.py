@@ -16,14 +16,14 @@ from dfs_rl.backbones import (
     load_backbone,
     save_backbone,
 )
-from dfs_rl.backbones.calibration import calibrate_steps
-from dfs_rl.backbones.settings import uniform
-from dfs_rl.backbones.supernet import Position, SupernetConfig, SupernetTrainer, accuracy_of
 from dfs_rl.backbones.transformer import Branch, TransformerBlock
-from dfs_rl.cost import FULL
+from dfs_rl.costs import FULL
 from dfs_rl.data import ChannelStatistics, Dataset, channel_statistics
 from dfs_rl.errors import ConfigError
-from dfs_rl.gating import walk
+from dfs_rl.gating import execution
+from dfs_rl.training.bit_sampling import uniform
+from dfs_rl.training.calibration import calibrate_steps
+from dfs_rl.training.supernet import Position, SupernetConfig, SupernetTrainer, accuracy_of
 
 GREY = ChannelStatistics((0.4,), (0.3,))
 SMALL: dict[str, object] = {
@@ -236,14 +236,14 @@ def test_the_walk_runs_it_like_any_other():
     net = vit().prepare()
     options = torch.randint(0, 3, (8, 3), generator=torch.Generator().manual_seed(0))
 
-    state = walk.start(net, pictures())
+    state = execution.start(net, pictures())
     for layer in range(3):
-        state = walk.step(net, state, options[:, layer], reuse=True)
+        state = execution.step(net, state, options[:, layer], reuse=True)
     alone = [
         run(net, picture[None], tuple(net.options[o] for o in row))
         for picture, row in zip(pictures(), options.tolist(), strict=True)
     ]
-    torch.testing.assert_close(walk.finish(net, state), torch.cat(alone), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(execution.finish(net, state), torch.cat(alone), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("make", [vit, adaptive])

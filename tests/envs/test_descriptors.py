@@ -4,8 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dfs_rl.backbones import default_digits
-from envs.descriptors import layer_descriptors, observe_layer, round_to_menu
-from tests.gating.toy import MACS, ToyBackbone
+from dfs_rl.envs.descriptors import layer_descriptors, observe_layer, round_to_menu
+from tests.helpers.toy_backbone import MACS, ToyBackbone
 
 
 def test_the_toy_network_is_described_by_hand():

@@ -5,14 +5,14 @@ from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import SyncVectorEnv
 from stable_baselines3.common.env_checker import check_env as check_env_sb3
 
-import envs
 from dfs_rl.backbones import default_digits
-from envs.single import FractionalSkippingEnv
-from envs.vector import FractionalSkippingVectorEnv
+from dfs_rl.envs import ENV_ID
+from dfs_rl.envs.gating_env import FractionalSkippingEnv
+from dfs_rl.envs.gating_vector_env import FractionalSkippingVectorEnv
 
 
 def test_made_without_arguments_it_is_the_digits():
-    env = gymnasium.make(envs.ENV_ID)
+    env = gymnasium.make(ENV_ID)
     observation, info = env.reset(seed=0)
     assert env.observation_space.contains(observation)
     steps = 0
@@ -27,7 +27,7 @@ def test_made_without_arguments_it_is_the_digits():
 
 
 def test_the_digits_pass_both_checkers():
-    env = gymnasium.make(envs.ENV_ID, render_mode="rgb_array")
+    env = gymnasium.make(ENV_ID, render_mode="rgb_array")
     check_env(env.unwrapped)
     check_env_sb3(env)
 

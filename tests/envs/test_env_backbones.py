@@ -5,18 +5,18 @@ import numpy as np
 import pytest
 import torch
 
-from dfs_rl import constructors
 from dfs_rl.backbones import default_digits
 from dfs_rl.data import load_dataset
+from dfs_rl.envs.gating_env import FractionalSkippingEnv
+from dfs_rl.envs.gating_vector_env import FractionalSkippingVectorEnv
+from dfs_rl.envs.network_wide_env import NetworkWideEnv
+from dfs_rl.envs.registration import ENV_ID, NETWORK_WIDE_ID, register_envs
 from dfs_rl.errors import ConfigError
-from dfs_rl.user_backbone import calibrated
-from envs.network_wide import NetworkWideEnv
-from envs.registration import ENV_ID, NETWORK_WIDE_ID, register_envs
-from envs.single import FractionalSkippingEnv
-from envs.vector import FractionalSkippingVectorEnv
-from tests.envs.problem import toy_image_set, toy_kwargs
-from tests.gating.toy import ToyBackbone
-from tests.own_nets import write
+from dfs_rl.training.custom_model import calibrated
+from dfs_rl.utils import trusted_import
+from tests.helpers.custom_models import write
+from tests.helpers.toy_backbone import ToyBackbone
+from tests.helpers.toy_env import toy_image_set, toy_kwargs
 
 OWN = "ownnets:make"
 
@@ -30,8 +30,8 @@ def rewards(env, actions) -> np.ndarray:
 @pytest.mark.usefixtures("stranger")
 def test_a_users_network_is_the_one_that_the_commands_train_gates_for(tmp_path):
     write("ownnets")
-    constructors.allow_constructor(OWN)
-    weights = constructors.call_constructor(OWN).state_dict()
+    trusted_import.allow_constructor(OWN)
+    weights = trusted_import.call_constructor(OWN).state_dict()
     torch.save({**weights, "5.bias": torch.arange(10.0)}, "weights.pt")
     stored = calibrated(OWN, load_dataset("digits"), weights=tmp_path / "weights.pt")
     frozen = stored.backbone.prepare()

@@ -13,16 +13,16 @@ from sb3_contrib import MaskablePPO
 from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-import envs
+from dfs_rl.envs import ENV_ID
+from dfs_rl.envs.gating_env import FractionalSkippingEnv
+from dfs_rl.envs.gating_vector_env import FractionalSkippingVectorEnv
+from dfs_rl.envs.sb3_vec_env import SB3GatingVecEnv
+from dfs_rl.envs.task import make_task
 from dfs_rl.errors import ConfigError
-from envs.sb3 import SB3GatingVecEnv
-from envs.single import FractionalSkippingEnv
-from envs.task import make_task
-from envs.vector import FractionalSkippingVectorEnv
-from tests.envs.problem import WEIGHTS, toy_image_set, toy_kwargs
-from tests.envs.test_sb3_env import assert_observations_equal
-from tests.envs.test_vector_env import assert_same
-from tests.gating.toy import BITS, MACS, ToyBackbone, answer_alone
+from tests.envs.test_gating_vector_env import assert_same
+from tests.envs.test_sb3_vec_env import assert_observations_equal
+from tests.helpers.toy_backbone import BITS, MACS, ToyBackbone, answer_alone
+from tests.helpers.toy_env import WEIGHTS, toy_image_set, toy_kwargs
 
 N = 6
 LEAVE = len(BITS)
@@ -160,7 +160,7 @@ def test_a_picture_of_a_truncated_episode_shows_no_answer():
 
 
 def test_make_vec_takes_the_batched_form_and_statistics_are_kept():
-    env = gymnasium.make_vec(envs.ENV_ID, num_envs=3, **kwargs(autoreset_mode="SameStep"))
+    env = gymnasium.make_vec(ENV_ID, num_envs=3, **kwargs(autoreset_mode="SameStep"))
     env = gymnasium.wrappers.vector.RecordEpisodeStatistics(env)
     env.reset(seed=0)
     env.step(np.array([1, 1, 1]))

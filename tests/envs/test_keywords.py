@@ -9,17 +9,17 @@ import pytest
 import torch
 from gymnasium.envs.registration import EnvSpec
 
-import envs
 from dfs_rl.backbones import PRETRAINED_DIGITS
+from dfs_rl.envs import ENV_ID, NETWORK_WIDE_ID
+from dfs_rl.envs.gating_env import FractionalSkippingEnv
+from dfs_rl.envs.gating_vector_env import FractionalSkippingVectorEnv
+from dfs_rl.envs.network_wide_env import NetworkWideEnv
+from dfs_rl.envs.sb3_vec_env import SB3GatingVecEnv
+from dfs_rl.envs.task import make_task
 from dfs_rl.errors import ConfigError
+from dfs_rl.experiments.agent_training import RewardConfig
 from dfs_rl.gating.reward import RewardWeights
-from dfs_rl.train_agent import RewardConfig
-from envs.network_wide import NetworkWideEnv
-from envs.sb3 import SB3GatingVecEnv
-from envs.single import FractionalSkippingEnv
-from envs.task import make_task
-from envs.vector import FractionalSkippingVectorEnv
-from tests.envs.problem import toy_kwargs
+from tests.helpers.toy_env import toy_kwargs
 
 # Every keyword of the single environment but the weights of a network that somebody else made.
 WRITTEN = {
@@ -56,9 +56,9 @@ def episode(env):
 
 
 def test_an_environment_comes_back_from_json():
-    env = gymnasium.make(envs.ENV_ID, **json.loads(json.dumps(WRITTEN)))
+    env = gymnasium.make(ENV_ID, **json.loads(json.dumps(WRITTEN)))
     again = gymnasium.make(EnvSpec.from_json(env.spec.to_json()))
-    objects = gymnasium.make(envs.ENV_ID, **OBJECTS)
+    objects = gymnasium.make(ENV_ID, **OBJECTS)
     task = again.unwrapped.task
     assert task.weights == objects.unwrapped.task.weights == OBJECTS["weights"]
     assert (task.budget, task.prices.lowest, task.prices.highest) == (3.0, 0.5, 30.0)
@@ -68,7 +68,7 @@ def test_an_environment_comes_back_from_json():
 
 def test_the_vector_environment_comes_back_from_json():
     settings = WRITTEN | {"autoreset_mode": "SameStep", "max_episode_steps": 3}
-    env = gymnasium.make_vec(envs.ENV_ID, num_envs=2, **json.loads(json.dumps(settings)))
+    env = gymnasium.make_vec(ENV_ID, num_envs=2, **json.loads(json.dumps(settings)))
     again = gymnasium.make_vec(EnvSpec.from_json(env.spec.to_json()))
     assert again.num_envs == 2
     np.testing.assert_array_equal(episode(env), episode(again))
@@ -76,7 +76,7 @@ def test_the_vector_environment_comes_back_from_json():
 
 def test_the_network_wide_environment_comes_back_from_json():
     settings = {"split": "val", "images": 20, "cost_weight": 3, "budget": 5, "continuous": False}
-    env = gymnasium.make(envs.NETWORK_WIDE_ID, dataset="digits", device="cpu", **settings)
+    env = gymnasium.make(NETWORK_WIDE_ID, dataset="digits", device="cpu", **settings)
     assert episode(env) == episode(gymnasium.make(EnvSpec.from_json(env.spec.to_json())))
 
 
@@ -178,7 +178,7 @@ def test_weights_that_are_no_numbers_are_refused(value):
 )
 def test_wrong_numbers_of_environments_and_steps_are_refused(name, value):
     with pytest.raises(ConfigError, match=f"{name} is "):
-        gymnasium.make_vec(envs.ENV_ID, **{"num_envs": 2, **toy_kwargs(), name: value})
+        gymnasium.make_vec(ENV_ID, **{"num_envs": 2, **toy_kwargs(), name: value})
 
 
 @pytest.mark.parametrize(
@@ -191,7 +191,7 @@ def test_wrong_types_of_the_network_wide_environment_are_refused(name, value):
 
 def test_a_task_of_sb3_environments_is_one():
     with pytest.raises(ConfigError, match="make_task"):
-        SB3GatingVecEnv(envs.ENV_ID, 2)
+        SB3GatingVecEnv(ENV_ID, 2)
 
 
 @pytest.mark.parametrize("n_envs", [1.5, "2", None, -1])

@@ -4,10 +4,10 @@ import gymnasium
 import numpy as np
 import pytest
 
-import envs
-from envs.rendering import Frame, bits_colour, draw
-from tests.envs.problem import toy_kwargs
-from tests.gating.toy import MACS
+from dfs_rl.envs import ENV_ID
+from dfs_rl.envs.rendering import Frame, bits_colour, draw
+from tests.helpers.toy_backbone import MACS
+from tests.helpers.toy_env import toy_kwargs
 
 
 def frame(**changes):
@@ -55,13 +55,13 @@ def test_the_verdict_and_the_budget_show():
 
 
 def test_an_environment_draws_every_step():
-    env = gymnasium.make(envs.ENV_ID, **toy_kwargs(render_mode="rgb_array", budget=5.0))
+    env = gymnasium.make(ENV_ID, **toy_kwargs(render_mode="rgb_array", budget=5.0))
     env.reset(seed=0)
     pictures = [env.render()]
     for action in range(len(MACS)):
         env.step(np.int64(action))
         pictures.append(env.render())
     assert all(not np.array_equal(a, b) for a, b in itertools.pairwise(pictures))
-    vector = gymnasium.make_vec(envs.ENV_ID, num_envs=2, **toy_kwargs(render_mode="rgb_array"))
+    vector = gymnasium.make_vec(ENV_ID, num_envs=2, **toy_kwargs(render_mode="rgb_array"))
     vector.reset(seed=0)
     assert [picture.shape for picture in vector.render()] == [(360, 640, 3)] * 2

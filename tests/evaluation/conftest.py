@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from dfs_rl.cost import FULL, SKIP, BitOptions, CostTable, FixedCost
+from dfs_rl.costs import FULL, SKIP, BitOptions, CostTable, FixedCost
 from dfs_rl.data.images import ImageSet
-from dfs_rl.evaluation.baselines import Arena
+from dfs_rl.evaluation.baselines.methods import Arena
 
 CHANNELS = 6
 CLASSES = 4

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dfs_rl.evaluation.comparison import compare_runs
-from tests.evaluation.made_up import made_up_run, mcnemar, outcome, with_right
+from tests.helpers.fake_runs import made_up_run, mcnemar, outcome, with_right
 
 
 def at_two_budgets():

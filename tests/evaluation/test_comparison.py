@@ -7,16 +7,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dfs_rl.config import config_from_dict, config_to_dict
 from dfs_rl.errors import DataError
 from dfs_rl.evaluation.bootstrap import resampled_means
 from dfs_rl.evaluation.comparison import compare_runs
 from dfs_rl.evaluation.comparison_records import ComparisonOfRuns, Spread, spread
-from dfs_rl.evaluation.comparison_words import exceeds_seeds
+from dfs_rl.evaluation.comparison_summary import exceeds_seeds
 from dfs_rl.evaluation.curves import CurvePoint, hypervolume
 from dfs_rl.evaluation.metrics import paired_difference
-from dfs_rl.runs import read_json, write_json
-from tests.evaluation.made_up import made_up_run, mcnemar, with_right
+from dfs_rl.utils.config import config_from_dict, config_to_dict
+from dfs_rl.utils.io import read_json, write_json
+from tests.helpers.fake_runs import made_up_run, mcnemar, with_right
 
 
 def test_seeds_of_one_gate_are_one_point_with_a_spread():

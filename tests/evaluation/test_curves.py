@@ -6,13 +6,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from dfs_rl.errors import ConfigError
-from dfs_rl.evaluation.curves import (
-    CurvePoint,
-    accuracy_at,
-    hypervolume,
-    staircase,
-    worst_corner,
-)
+from dfs_rl.evaluation.curves import CurvePoint, accuracy_at, hypervolume, staircase, worst_corner
 
 WORST = CurvePoint(10.0, 50.0)
 POINTS = st.lists(

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from dfs_rl.cost import BitOptions, CostTable, FixedCost
+from dfs_rl.costs import BitOptions, CostTable, FixedCost
 from dfs_rl.errors import ConfigError
 from dfs_rl.evaluation.records import GateRecords, concatenate
 from dfs_rl.gating.cascade import FirstPass

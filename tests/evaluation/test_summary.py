@@ -3,13 +3,13 @@ import math
 import pytest
 import torch
 
-from dfs_rl.config import config_from_dict, config_to_dict
-from dfs_rl.cost import relative_cost
-from dfs_rl.evaluation.baselines import Method, rival_methods, uniform_methods
+from dfs_rl.costs import relative_cost
+from dfs_rl.evaluation.baselines.methods import Method, rival_methods, uniform_methods
+from dfs_rl.evaluation.evaluator import evaluate_gate
 from dfs_rl.evaluation.metrics import paired_difference
-from dfs_rl.evaluation.run_gate import evaluate_gate
 from dfs_rl.evaluation.summary import EvaluationSummary, Subject, summarize
-from dfs_rl.runs import read_json, write_json
+from dfs_rl.utils.config import config_from_dict, config_to_dict
+from dfs_rl.utils.io import read_json, write_json
 
 SUBJECT = Subject(
     identity="0123",

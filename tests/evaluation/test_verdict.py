@@ -3,12 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dfs_rl.evaluation.metrics import PairedDifference
-from dfs_rl.evaluation.verdict import (
-    Comparison,
-    beyond_marginals,
-    outcome_of,
-    verdict_sentences,
-)
+from dfs_rl.evaluation.verdict import Comparison, beyond_marginals, outcome_of, verdict_sentences
 
 UP, FLAT, ZERO, DOWN = (
     PairedDifference(2.0, 1.0, 3.0),

@@ -6,17 +6,17 @@ import math
 import pytest
 import torch
 
-from dfs_rl.cost import BitOptions
+from dfs_rl.costs import BitOptions
 from dfs_rl.data import ImageSet
 from dfs_rl.errors import CheckpointError, ConfigError
-from dfs_rl.evaluation.cascade import Cascade, run_cascade
-from dfs_rl.evaluation.run_gate import evaluate_gate, evaluate_table
+from dfs_rl.evaluation.baselines.cascade import Cascade, run_cascade
+from dfs_rl.evaluation.evaluator import evaluate_gate, evaluate_table
+from dfs_rl.gating.base import Gate, TableGate
 from dfs_rl.gating.cascade import CascadeGate, confidence
-from dfs_rl.gating.gates import Gate, TableGate
 from dfs_rl.gating.model import GatedModel
 from dfs_rl.gating.rollout import rollout
 from dfs_rl.gating.storage import load_gate, save_gate
-from tests.gating.toy import BITS, ToyBackbone, answer_alone, toy_images
+from tests.helpers.toy_backbone import BITS, ToyBackbone, answer_alone, toy_images
 
 MENU = BitOptions(BITS)
 FIRST, SECOND = (1, 0, 2, 1), (3, 3, 3, 2)

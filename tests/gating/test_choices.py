@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from dfs_rl.cost import BitOptions
+from dfs_rl.costs import BitOptions
 from dfs_rl.errors import CheckpointError, ConfigError
-from dfs_rl.gating.gates import TableGate
-from dfs_rl.gating.learned import LayerwiseGate, LearnedGate, OneShotGate, RecurrentGate
+from dfs_rl.gating.base import TableGate
+from dfs_rl.gating.networks import LayerwiseGate, LearnedGate, OneShotGate, RecurrentGate
 from dfs_rl.gating.storage import load_gate, save_gate
-from tests.gating.toy import CHANNELS
+from tests.helpers.toy_backbone import CHANNELS
 
 MENU = BitOptions((0, 2, 4, 8))
 KINDS = [LayerwiseGate, RecurrentGate, OneShotGate]

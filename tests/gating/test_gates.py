@@ -4,13 +4,13 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from dfs_rl.cost import BitOptions
+from dfs_rl.costs import BitOptions
 from dfs_rl.errors import CheckpointError, ConfigError
-from dfs_rl.gating.dial import Dial
-from dfs_rl.gating.gates import Gate, RandomGate, TableGate
-from dfs_rl.gating.learned import LayerwiseGate, RecurrentGate
+from dfs_rl.gating.base import Gate, RandomGate, TableGate
+from dfs_rl.gating.budget_conditioning import Dial
+from dfs_rl.gating.networks import LayerwiseGate, RecurrentGate
 from dfs_rl.gating.storage import load_gate, save_gate
-from tests.gating.toy import CHANNELS
+from tests.helpers.toy_backbone import CHANNELS
 
 MENU = BitOptions((0, 2, 4, 8))
 

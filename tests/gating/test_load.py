@@ -10,19 +10,19 @@ from PIL import Image
 
 import dfs_rl
 from dfs_rl.backbones import BackboneInfo, ResNet, ResNetConfig, save_backbone
-from dfs_rl.backbones.calibration import measure_features
-from dfs_rl.cost import BitOptions
+from dfs_rl.costs import BitOptions
 from dfs_rl.data import ChannelStatistics, ImageSet
 from dfs_rl.data.decode import fit_picture
 from dfs_rl.errors import CheckpointError, ConfigError, DataError
-from dfs_rl.gating.dial import Dial
-from dfs_rl.gating.gates import RandomGate, TableGate
-from dfs_rl.gating.learned import LayerwiseGate
+from dfs_rl.gating.base import RandomGate, TableGate
+from dfs_rl.gating.budget_conditioning import Dial
 from dfs_rl.gating.model import GatedModel
+from dfs_rl.gating.networks import LayerwiseGate
 from dfs_rl.gating.rollout import rollout
 from dfs_rl.gating.storage import save_gate
-from dfs_rl.runs import load_tensors, save_tensors
-from dfs_rl.seeding import torch_generator
+from dfs_rl.training.calibration import measure_features
+from dfs_rl.utils.checkpoint import load_tensors, save_tensors
+from dfs_rl.utils.seeding import torch_generator
 
 BITS = (0, 2, 4, 8)
 

@@ -3,9 +3,9 @@ import math
 import pytest
 import torch
 
+from dfs_rl.gating.execution import start, step
 from dfs_rl.gating.observation import cost_scale, observe
-from dfs_rl.gating.walk import start, step
-from tests.gating.toy import CHANNELS, MACS, ToyBackbone, toy_images
+from tests.helpers.toy_backbone import CHANNELS, MACS, ToyBackbone, toy_images
 
 
 def test_features_are_standard_deviations_from_the_layers_mean_padded_with_zeros():

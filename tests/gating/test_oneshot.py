@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from dfs_rl.cost import BitOptions
-from dfs_rl.gating.learned import OneShotGate
+from dfs_rl.costs import BitOptions
 from dfs_rl.gating.model import GatedModel
+from dfs_rl.gating.networks import OneShotGate
 from dfs_rl.gating.storage import load_gate, save_gate
 from tests.gating.test_load import BITS, images, network
-from tests.gating.toy import CHANNELS
+from tests.helpers.toy_backbone import CHANNELS
 
 MENU = BitOptions((0, 2, 4, 8))
 

@@ -1,15 +1,15 @@
 import pytest
 import torch
 
-from dfs_rl.cost import BitOptions
+from dfs_rl.costs import BitOptions
 from dfs_rl.errors import CheckpointError, ConfigError, DataError
-from dfs_rl.gating.gates import RandomGate, TableGate
-from dfs_rl.gating.learned import LayerwiseGate
+from dfs_rl.gating.base import RandomGate, TableGate
+from dfs_rl.gating.execution import start, step
 from dfs_rl.gating.model import GatedModel
+from dfs_rl.gating.networks import LayerwiseGate
 from dfs_rl.gating.observation import observe
 from dfs_rl.gating.rollout import rollout
-from dfs_rl.gating.walk import start, step
-from tests.gating.toy import (
+from tests.helpers.toy_backbone import (
     BITS,
     CHANNELS,
     IMAGE_SHAPE,

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from dfs_rl.cost import BitOptions, CostTable, FixedCost
-from dfs_rl.evaluation.baselines import Method
+from dfs_rl.costs import BitOptions, CostTable, FixedCost
+from dfs_rl.evaluation.baselines.methods import Method
 from dfs_rl.evaluation.records import GateRecords
 from dfs_rl.evaluation.summary import EvaluationSummary, Subject, summarize
 from dfs_rl.gating.cascade import FirstPass

@@ -11,13 +11,13 @@ from PIL import Image
 from dfs_rl.evaluation.comparison import compare_runs
 from dfs_rl.evaluation.comparison_records import ComparisonOfRuns
 from dfs_rl.reporting import style
-from dfs_rl.reporting.comparison_pictures import comparison_pictures
-from dfs_rl.reporting.comparison_text import budget_table, comparison_csv, comparison_text
-from dfs_rl.reporting.frontier_plot import frontier_plot
+from dfs_rl.reporting.bit_mix_plot import mix_plot
+from dfs_rl.reporting.comparison_figures import comparison_pictures
+from dfs_rl.reporting.comparison_tables import budget_table, comparison_csv, comparison_text
 from dfs_rl.reporting.html_report import GateSection, html_report
-from dfs_rl.reporting.mix_plot import mix_plot
-from tests.evaluation.made_up import made_up_run
-from tests.reporting.pages import check_in_browser, needs_chromium, outline_of
+from dfs_rl.reporting.pareto_plot import frontier_plot
+from tests.helpers.fake_runs import made_up_run
+from tests.helpers.html import check_in_browser, needs_chromium, outline_of
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from dfs_rl.reporting.html_page import page, table
-from tests.reporting.pages import browse, needs_chromium
+from tests.helpers.html import browse, needs_chromium
 
 
 def pages_printed(html: str, folder: Path) -> int:

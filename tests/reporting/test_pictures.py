@@ -13,14 +13,14 @@ from matplotlib import rc_context
 from matplotlib.text import Text
 from PIL import Image
 
-from dfs_rl.cost import BitOptions
+from dfs_rl.costs import BitOptions
 from dfs_rl.errors import ConfigError
 from dfs_rl.reporting import style
 from dfs_rl.reporting.accuracy_plot import accuracy_plot
+from dfs_rl.reporting.figures import cheapest_and_dearest, write_pictures
 from dfs_rl.reporting.images_plot import ImageExample, images_plot, to_rgb
 from dfs_rl.reporting.labels import Label, place_labels
 from dfs_rl.reporting.options_plot import option_histogram_image, options_plot
-from dfs_rl.reporting.pictures import cheapest_and_dearest, write_pictures
 
 MENU = BitOptions((0, 2, 3, 4, 8, 32))
 
@@ -202,8 +202,8 @@ def test_pictures_are_written_without_leftovers(summary, backbone_summary, tmp_p
 def test_importing_reporting_leaves_pyplot_alone():
 
     code = (
-        "import sys\nimport dfs_rl.reporting.pictures as p\nassert 'matplotlib' not in sys.modules\n"
-        "from dfs_rl.reporting import options_plot as o\nfrom dfs_rl.cost import BitOptions\n"
+        "import sys\nimport dfs_rl.reporting.figures as p\nassert 'matplotlib' not in sys.modules\n"
+        "from dfs_rl.reporting import options_plot as o\nfrom dfs_rl.costs import BitOptions\n"
         "o.option_histogram_image([[1.0, 0.0]], BitOptions((0, 2)))\n"
         "assert 'matplotlib.pyplot' not in sys.modules\n"
     )

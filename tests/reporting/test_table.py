@@ -1,4 +1,4 @@
-from dfs_rl.reporting.table import methods_table, summary_text
+from dfs_rl.reporting.tables import methods_table, summary_text
 
 
 def column(text, name):

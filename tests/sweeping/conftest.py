@@ -2,7 +2,7 @@
 
 import pytest
 
-from dfs_rl.ray_start import start_ray
+from dfs_rl.utils.ray import start_ray
 
 
 @pytest.fixture(scope="session")

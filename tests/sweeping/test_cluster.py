@@ -5,9 +5,9 @@ import threading
 
 import pytest
 
-from dfs_rl.constructors import ALLOWED, allowed_constructors
-from dfs_rl.ray_start import ray_deprecations_ignored, start_ray
 from dfs_rl.sweep import main
+from dfs_rl.utils.ray import ray_deprecations_ignored, start_ray
+from dfs_rl.utils.trusted_import import ALLOWED, allowed_constructors
 
 pytestmark = pytest.mark.timeout(200)
 

@@ -17,7 +17,7 @@ pytestmark = [
 
 _STARTED = """
 import json, os, sys
-from dfs_rl.ray_start import start_ray
+from dfs_rl.utils.ray import start_ray
 with start_ray(cpus=1):
     import ray
     ray.get(ray.remote(lambda: 0).remote())  # so that a worker listens as well
@@ -107,7 +107,7 @@ def test_a_ray_that_does_not_start_ends_in_one_sentence():
     # In a process of its own, at whose end Ray's processes end; nobody has a pebibyte.
     program = """
         from dfs_rl.errors import TrainingError
-        from dfs_rl.ray_start import start_ray
+        from dfs_rl.utils.ray import start_ray
         try:
             with start_ray(cpus=1, store_bytes=2**50):
                 pass

@@ -11,8 +11,8 @@ from ray.tune import Result
 
 from dfs_rl.data import load_dataset
 from dfs_rl.data.sharing import share, unshare
-from dfs_rl.evaluation.sweep_records import TrialRecord
 from dfs_rl.sweeping.objective import ObjectiveConfig
+from dfs_rl.sweeping.records import TrialRecord
 from dfs_rl.sweeping.results import (
     best_settings,
     best_trials,
@@ -21,7 +21,7 @@ from dfs_rl.sweeping.results import (
     trial_records,
 )
 from dfs_rl.sweeping.space import Domain
-from dfs_rl.sweeping.sweep_file import SweepFile
+from dfs_rl.sweeping.spec import SweepFile
 from dfs_rl.sweeping.trial import FAILED, POINTS, PROGRESS, WHOLE
 
 FILE = SweepFile(

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from dfs_rl.errors import ConfigError
 from dfs_rl.sweeping.space import Domain, from_word, look_up, place, to_word
-from dfs_rl.sweeping.sweep_file import SchedulerConfig, SweepFile
+from dfs_rl.sweeping.spec import SchedulerConfig, SweepFile
 
 NESTED = {"a": 1, "b": {"c": 2, "d": [3, [4, 5]]}, "e": None}
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from dfs_rl.config import load_config, read_yaml
 from dfs_rl.data import load_dataset
+from dfs_rl.experiments.agent_training import TrainAgentConfig
 from dfs_rl.sweep import main
-from dfs_rl.train_agent import TrainAgentConfig
+from dfs_rl.utils.config import load_config, read_yaml
 
 pytestmark = [pytest.mark.usefixtures("ray_here"), pytest.mark.timeout(300)]
 

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import torch
 
-from dfs_rl.config import load_config
 from dfs_rl.data import load_dataset
-from dfs_rl.runs import LAST_CHECKPOINT, RunFolder
+from dfs_rl.experiments.agent_training import RewardConfig, TrainAgentConfig
 from dfs_rl.sweeping.commands import command_of
 from dfs_rl.sweeping.trial import begun
-from dfs_rl.train_agent import RewardConfig, TrainAgentConfig
+from dfs_rl.utils.config import load_config
+from dfs_rl.utils.run_folder import LAST_CHECKPOINT, RunFolder
 
 
 def test_the_best_gate_is_chosen_anew_under_other_settings_alone(tmp_path: Path) -> None:

@@ -1,0 +1,254 @@
+"""How good the gate is so far: the deterministic gate on the validation split, logged, and the best one kept."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import torch
+from stable_baselines3.common.base_class import BaseAlgorithm
+from torch import Tensor
+
+from dfs_rl.agents.callbacks import BoundaryCallback, Lifecycle
+from dfs_rl.agents.metrics_logger import TensorBoard
+from dfs_rl.backbones.interfaces import WalkableBackbone
+from dfs_rl.costs import CostTable
+from dfs_rl.data import ImageSet
+from dfs_rl.errors import CheckpointError
+from dfs_rl.evaluation.budget_conditioning import points_along
+from dfs_rl.evaluation.evaluator import evaluate_gate
+from dfs_rl.evaluation.records import GateRecords
+from dfs_rl.gating.action_masks import gated_budget
+from dfs_rl.gating.budget_conditioning import PriceRange, even_positions
+from dfs_rl.gating.networks import LearnedGate
+from dfs_rl.gating.reward import RewardWeights, Verdict, step_cost, terminal_reward
+from dfs_rl.gating.storage import StoredGate
+from dfs_rl.reporting.options_plot import option_histogram_image
+from dfs_rl.utils.config import CountOrZero
+from dfs_rl.utils.run_folder import RunFolder
+
+_HIGHEST = "validation.highest"
+
+GateT = TypeVar("GateT", bound=StoredGate)
+
+
+def rewards_of(
+    records: GateRecords,
+    costs: CostTable,
+    weights: RewardWeights,
+    *,
+    budget: float | None,
+    prices: PriceRange | None = None,
+) -> Tensor:
+    """Return what the environment would have paid for each walk in ``records``, float64 ``[n]``.
+
+    Args:
+        records: Of the validation images; with a dial, image ``i`` walked at the ``i``-th of ``even_positions``.
+        costs: The backbone's.
+        weights: What is rewarded.
+        budget: Upper bound on each image's computation in percent; ``None`` for none.
+        prices: Those of computation if they are many; ``None`` for ``weights.cost``.
+    """
+    charged = None
+    if prices is not None:
+        charged = prices.weights(even_positions(len(records.options)).double())
+    spent = costs.fractions(records.options)
+    verdict = Verdict(records.predictions, records.correct, records.log_likelihood)
+    allowed = None if budget is None else gated_budget(costs, budget, gate_macs=records.gate_macs)
+    terminal = terminal_reward(weights, verdict, spent, gated_budget=allowed, prices=charged)
+    return terminal - step_cost(weights, spent, prices=charged)
+
+
+def is_as_good(rewards: Tensor, highest: Tensor) -> bool:
+    """Say whether a later gate is no worse than the highest so far, but for chance.
+
+    Args:
+        rewards: Of each image under the later gate, ``[n]``.
+        highest: Of the same images under the gate with the highest mean so far.
+
+    Returns:
+        Whether its mean lies at most one standard error, of the paired difference, below.
+    """
+    difference = rewards - highest
+    error = difference.std() / len(difference) ** 0.5
+    return bool(difference.mean() >= -error)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BestFigures:
+    """Figures of the gate that was kept, on the validation split."""
+
+    timesteps: CountOrZero
+    accuracy: float
+    computation: float
+    reward: float
+    patterns: CountOrZero
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationState:
+    """What ``Validator.state`` holds.
+
+    Attributes:
+        validated_at: Steps of the last validation.
+        best: The gate that was kept.
+    """
+
+    validated_at: CountOrZero | None
+    best: BestFigures | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationSetup:
+    """What a gate is validated on.
+
+    Attributes:
+        images: The validation split.
+        reward: What each of its images is worth under a gate, ``[n]``.
+        every: Steps between two validations.
+        total: Steps of the whole training.
+        walks: How often each image is walked by a gate with a dial, every time at another position; what it is worth is the mean.
+    """
+
+    images: ImageSet
+    reward: Callable[[GateRecords, CostTable], Tensor]
+    every: int
+    total: int
+    walks: int = 1
+
+
+class Validator(Generic[GateT]):
+    """Measures gates on the validation split, logs what it finds and keeps the best.
+
+    What counts is the mean reward of the deterministic gate on the validation split, under the weights
+    that the agent learns from; a gate with a dial walks every image at another position of it, or at several. The best
+    is the latest gate that is within one standard error of the highest: the highest of many noisy figures
+    is often an early gate with luck, and later ones, which explored more, deserve the benefit of the
+    doubt. Either way the figure flatters; report another split.
+
+    Args:
+        setup: What to validate on.
+        backbone: Gives the backbone as it is now.
+        keep: Keeps a gate that is the best so far.
+        run: The run folder, for ``metrics.jsonl``.
+        board: TensorBoard.
+        report: Told about each validation: steps, and the record that was logged.
+        resumed: The ``state`` and ``tensors`` of the run that is continued, or ``None``.
+    """
+
+    def __init__(
+        self,
+        setup: ValidationSetup,
+        *,
+        backbone: Callable[[], WalkableBackbone],
+        keep: Callable[[GateT], None],
+        run: RunFolder,
+        board: TensorBoard,
+        report: Callable[[int, Mapping[str, Any]], None],
+        resumed: tuple[Mapping[str, Any], Mapping[str, Tensor]] | None = None,
+    ) -> None:
+        self.setup = setup
+        self.backbone = backbone
+        self._keep = keep
+        self._run = run
+        self._board = board
+        self._report = report
+        self._validated_at: int | None = None
+        self._highest: Tensor | None = None
+        self.best: dict[str, Any] | None = None
+        if resumed is not None:
+            state, tensors = resumed
+            self._validated_at, self.best = state["validated_at"], state["best"]
+            highest = tensors.get(_HIGHEST)
+            if highest is None or highest.shape != (len(setup.images),):
+                raise CheckpointError(
+                    f"the checkpoint does not fit this run: it lacks the rewards of its {len(setup.images)} validation images."
+                )
+            self._highest = highest
+
+    @property
+    def state(self) -> dict[str, object]:
+        """What a checkpoint needs to keep, as JSON values."""
+        return {"validated_at": self._validated_at, "best": self.best}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return what else a checkpoint needs to keep."""
+        return {} if self._highest is None else {_HIGHEST: self._highest}
+
+    def is_due(self, timesteps: int) -> bool:
+        """Whether none was made yet, or the time for the next one has come."""
+        last, every = self._validated_at, self.setup.every
+        return last is None or timesteps // every > last // every
+
+    def validate(self, gate: GateT, timesteps: int) -> None:
+        """Measure ``gate``, and keep it if it is the best."""
+        setup, backbone = self.setup, self.backbone()
+        images, positions = setup.images, None
+        if (
+            gate.dial is not None
+        ):  # every walk at a position of its own: together they show the whole dial
+            if setup.walks > 1:
+                images = images.subset(torch.arange(len(images)).repeat(setup.walks))
+            positions = even_positions(len(images)).to(images.images.device)
+        records = evaluate_gate(backbone, gate, images, budget=gate.budget, positions=positions)
+        histogram = records.histogram(backbone.costs.n_actions)
+        rewards = setup.reward(records, backbone.costs)  # [walks * images]
+        rewards = rewards.view(-1, len(setup.images)).mean(dim=0)  # [images]
+        computation = records.computation(backbone.costs)
+        points = [(float(computation.mean()), records.accuracy)]
+        if positions is not None:
+            along = points_along(computation, records.correct, positions.cpu())
+            points = [(point.computation, point.accuracy) for point in along]
+        figures = {
+            "accuracy": records.accuracy,
+            "computation": float(computation.mean()),
+            "reward": float(rewards.mean()),
+            "patterns": records.patterns,
+        }
+        record = {
+            "kind": "validation",
+            "timesteps": timesteps,
+            "progress": min(1.0, timesteps / setup.total),
+            **figures,
+            "points": points,
+            "histogram": histogram.tolist(),
+        }
+        self._run.log(record)
+        self._board.scalars(
+            {f"val/{key}": float(value) for key, value in figures.items()}, timesteps
+        )
+        picture = option_histogram_image(histogram.tolist(), backbone.options)
+        self._board.image("val/options", picture, timesteps)
+        if self._highest is None or is_as_good(rewards, self._highest):
+            self.best = {"timesteps": timesteps, **figures}
+            self._keep(gate)
+        if self._highest is None or rewards.mean() > self._highest.mean():
+            self._highest = rewards
+        self._validated_at = timesteps
+        self._report(timesteps, record)
+
+
+class Validation(BoundaryCallback):
+    """Validates a policy's gate before the first update, every so many steps and after the last.
+
+    Args:
+        lifecycle: See ``BoundaryCallback``.
+        validator: Does it.
+        export: Turns the policy into the gate that would ship.
+    """
+
+    def __init__(
+        self,
+        lifecycle: Lifecycle,
+        validator: Validator[LearnedGate],
+        *,
+        export: Callable[[BaseAlgorithm], LearnedGate],
+    ) -> None:
+        super().__init__(lifecycle)
+        self._validator = validator
+        self._export = export
+
+    def between_updates(self, timesteps: int) -> None:
+        """Validate if it is time."""
+        if not (self._validator.is_due(timesteps) or self.ended):
+            return
+        self._validator.validate(self._export(self.algorithm), timesteps)

@@ -1,0 +1,214 @@
+"""From a policy in training to the gate that ships: the actor alone, in plain torch."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from sb3_contrib.qrdqn.policies import QRDQNPolicy
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.dqn.policies import DQNPolicy
+from torch import Tensor, nn
+
+from dfs_rl.agents.hyperparameters import BuiltKind, FeatureChoice
+from dfs_rl.agents.policies import LayerwiseEmbedding, LayerwiseExtractor, OwnWeights
+from dfs_rl.backbones.interfaces import WalkableBackbone, confidence_sizes
+from dfs_rl.costs import BitOptions
+from dfs_rl.gating.budget_conditioning import Dial
+from dfs_rl.gating.networks import (
+    KnownExits,
+    LayerwiseGate,
+    LearnedGate,
+    OneShotGate,
+    RecurrentGate,
+    known_exits,
+)
+from dfs_rl.gating.observation import context_size
+
+GATE_SHARE = 0.0005
+"""Most that a gate should cost, of the gated layers' MACs; low bits cost 0.01 of them, and a gate must stay far below."""
+NARROWEST, WIDEST = 8, 32
+RECURRENT_WIDTH = 10
+"""Of embedding and LSTM, as in DFS; there is one for all layers, so it costs the same in each."""
+
+
+class GateShape(NamedTuple):
+    """How large a gate is.
+
+    Attributes:
+        feature_sizes: How many features, from the first on, it looks at before each layer.
+        hidden: Width of each layer's own hidden layer.
+    """
+
+    feature_sizes: tuple[int, ...]
+    hidden: int
+
+
+def gate_shape(
+    backbone: WalkableBackbone, *, features: FeatureChoice, hidden: int | None, dial: bool
+) -> GateShape:
+    """Return the shape of a gate over ``backbone``.
+
+    Args:
+        backbone: The network.
+        features: What the gate looks at.
+        hidden: Width of its hidden layers. By default the gate takes ``GATE_SHARE`` of the gated layers' MACs, within 8 to 32
+            units: fewer than 8 tell the images of small networks apart badly, and there a gate is dear at any width; more than
+            32 brought nothing.
+        dial: Whether it is one gate for all budgets.
+    """
+    available = tuple(backbone.feature_sizes)
+    sizes = available if features == "all" else confidence_sizes(available)
+    if hidden is None:
+        others = context_size(dial=dial) + backbone.costs.n_actions
+        hidden = _affordable(backbone, sum(size + others for size in sizes))
+    return GateShape(feature_sizes=sizes, hidden=hidden)
+
+
+def _affordable(backbone: WalkableBackbone, per_unit: int) -> int:
+    """Return the default width of a gate of which each hidden unit takes ``per_unit`` MACs per image, see ``gate_shape``."""
+    left = GATE_SHARE * backbone.costs.total_macs - backbone.feature_macs
+    return min(max(int(left / per_unit), NARROWEST), WIDEST)
+
+
+def untrained_gate(
+    backbone: WalkableBackbone,
+    *,
+    kind: BuiltKind,
+    features: FeatureChoice,
+    hidden: int | None,
+    name: str = "gate",
+    budget: float | None = None,
+    dial: Dial | None = None,
+    choices: Sequence[int] | None = None,
+) -> LearnedGate:
+    """Return a gate as it will be deployed, but for its weights: what it costs is known before anything is learned.
+
+    Args:
+        backbone: The network.
+        kind: A network for each layer, one LSTM, or one network that decides for all layers before the first.
+        features: What the gate looks at.
+        hidden: Its width; ``None`` for its kind's own, see ``gate_shape`` and ``RECURRENT_WIDTH``.
+        name: What tables and plots call it.
+        budget: Upper bound on computation in percent that it will be trained for; ``None`` for none.
+        dial: What it will be turned by, if it learns all budgets.
+        choices: Indices of the options that it may choose; ``None`` for the whole menu.
+    """
+    shape = gate_shape(backbone, features=features, hidden=hidden, dial=dial is not None)
+    sizes, width = shape
+    if kind == "lstm":
+        width = hidden or RECURRENT_WIDTH
+    elif kind == "oneshot":
+        outputs = len(sizes) * (len(choices) if choices else backbone.costs.n_actions)
+        inputs = sizes[0] + context_size(dial=dial is not None)
+        width = hidden or _affordable(backbone, inputs + outputs)
+    return _GATES[kind](
+        sizes,
+        backbone.options,
+        feature_macs=backbone.feature_macs,
+        hidden=width,
+        name=name,
+        budget=budget,
+        dial=dial,
+        choices=choices,
+        exits=known_exits(backbone),
+    )
+
+
+_GATES: Mapping[BuiltKind, type[LearnedGate]] = {
+    "ff": LayerwiseGate,
+    "lstm": RecurrentGate,
+    "oneshot": OneShotGate,
+}
+
+
+@torch.no_grad()
+def deploy(
+    model: BaseAlgorithm,
+    options: BitOptions,
+    *,
+    feature_macs: float,
+    name: str,
+    budget: float | None = None,
+    dial: Dial | None = None,
+    position: float = 1.0,
+    exits: KnownExits | None = None,
+) -> LearnedGate:
+    """Copy a policy's actor into a gate whose logits are the policy's, or what it expects each option to be worth.
+
+    What belongs to features that a layer does not have is dropped.
+
+    Args:
+        model: An algorithm from ``build_algorithm``.
+        options: The menu that its actions index.
+        feature_macs: What the features that it reads take, see ``WalkableBackbone``.
+        name: What tables and plots call the gate.
+        budget: Upper bound on computation in percent that it was trained for and keeps to; ``None`` for none.
+        dial: What it is turned by, if it learned all budgets.
+        position: Where it is turned to.
+        exits: By which it may leave, if its actions are one more than the menu's.
+
+    Returns:
+        The gate, on the policy's device, sharing no memory with it.
+    """
+    extractor = _extractor(model)
+    recurrent = isinstance(extractor, LayerwiseEmbedding)
+    gate = _GATES["lstm" if recurrent else "ff"](
+        extractor.feature_sizes,
+        options,
+        feature_macs=feature_macs,
+        hidden=extractor.inner.shape[2],
+        name=name,
+        budget=budget,
+        dial=dial,
+        position=position,
+        exits=exits,
+    )
+    if isinstance(gate, RecurrentGate):
+        _copy_memory(model, extractor, gate)
+    elif isinstance(gate, LayerwiseGate):
+        _copy_networks(extractor, gate)
+    return gate.to(model.policy.device).eval()
+
+
+def _extractor(model: BaseAlgorithm) -> OwnWeights:
+    """Return the network that decides."""
+    policy = model.policy
+    if isinstance(policy, DQNPolicy):
+        extractor: object = policy.q_net.features_extractor
+    elif isinstance(policy, QRDQNPolicy):
+        extractor = policy.quantile_net.features_extractor
+    else:
+        extractor = policy.pi_features_extractor
+    assert isinstance(extractor, OwnWeights)
+    return extractor
+
+
+def _copy_networks(extractor: OwnWeights, gate: LayerwiseGate) -> None:
+    assert isinstance(extractor, LayerwiseExtractor)
+    parts = (extractor.features_dim // gate.n_actions, gate.n_actions)
+    for layer, network in enumerate(gate.networks):
+        first, _, last = network.children()
+        _copy_linear(first, *extractor.own_weights(layer))
+        # All but QR-DQN have one score per option; of its quantiles the mean decides, which is linear as well.
+        _copy_linear(
+            last,
+            extractor.outer[layer].view(-1, *parts).mean(dim=1).T,
+            extractor.outer_bias[layer].view(parts).mean(dim=0),
+        )
+
+
+def _copy_memory(model: BaseAlgorithm, extractor: OwnWeights, gate: RecurrentGate) -> None:
+    for layer, embedding in enumerate(gate.embeddings):
+        _copy_linear(embedding, *extractor.own_weights(layer))
+    lstm, head = model.policy.lstm_actor, model.policy.action_net
+    assert isinstance(lstm, nn.LSTM)
+    assert isinstance(head, nn.Linear)
+    for name, parameter in gate.cell.named_parameters():  # a cell is one layer of an LSTM
+        parameter.copy_(lstm.get_parameter(f"{name}_l0"))
+    _copy_linear(gate.scores, head.weight, head.bias)
+
+
+def _copy_linear(linear: nn.Module, weight: Tensor, bias: Tensor) -> None:
+    assert isinstance(linear, nn.Linear)
+    linear.weight.copy_(weight)
+    linear.bias.copy_(bias)

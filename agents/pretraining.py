@@ -1,0 +1,240 @@
+"""Where a gate begins: at the uniform option that is worth most at each price of computation, or within each budget.
+
+Nearly all ways to mix options over layers are worse than running all layers alike, and a gate that begins indifferent spends its
+decisions on telling them apart: on a ResNet-20 for CIFAR-10 an agent's ended below the best uniform option of each price, which
+needs no gate, and a Gumbel LSTM for all budgets stayed at the lowest bits. One that begins there has only to learn where to depart
+from it, layer by layer and image by image. Before the first decision the gate imitates that choice (behaviour cloning) with odds
+that leave the neighbours on the menu to be tried.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dfs_rl.agents.evaluation_callback import rewards_of
+from dfs_rl.backbones.interfaces import WalkableBackbone
+from dfs_rl.costs import CostTable
+from dfs_rl.data import ImageSet
+from dfs_rl.envs.task import Task
+from dfs_rl.evaluation.evaluator import evaluate_table
+from dfs_rl.gating.action_masks import gated_budget
+from dfs_rl.gating.execution import start, step
+from dfs_rl.gating.networks import LearnedGate
+from dfs_rl.gating.observation import Observation, observe
+from dfs_rl.gating.reward import RewardWeights
+from dfs_rl.utils.seeding import torch_generator
+
+IMAGES = 2048
+"""Of the agent split, drawn with repeats, that every option is tried on, and that are walked once to be imitated on."""
+_NEIGHBOUR = -2.0
+"""Log-odds of an option one place away on the menu; they fall with the square of the distance."""
+_STEPS = 300
+_BATCH = 256
+_LEARNING_RATE = 0.02
+
+
+class UniformWorth(NamedTuple):
+    """What it is worth to run all layers alike.
+
+    Attributes:
+        rewards: Mean reward of each option but for the price of computation, float64 ``[options]``; minus infinity where it exceeds
+            a hard budget.
+        spent: What it costs, as a fraction, float64 ``[options]``.
+    """
+
+    rewards: Tensor
+    spent: Tensor
+
+    def best_at(self, prices: Tensor) -> Tensor:
+        """Return the option that is worth most at each price, float64 ``[n]`` to int64 ``[n]``; the cheaper one of equals."""
+        return (self.rewards - prices[:, None] * self.spent).argmax(dim=1)
+
+    def best_within(self, targets: Tensor) -> Tensor:
+        """Return the option that is worth most of those that cost no more than each target, float64 ``[n]`` to int64 ``[n]``.
+
+        It is the cheaper one of equals, and the cheapest of all where all cost more.
+        """
+        within = self.spent <= targets[:, None]  # [n, options]
+        best = self.rewards.where(within, -torch.inf).argmax(dim=1)
+        return torch.where(within.any(dim=1), best, self.spent.argmin())
+
+
+Wanted = Callable[[ImageSet, Tensor | None], Tensor]
+"""Tells from some images of the agent split, and the dial's position for each, float32 ``[n]``, which option each should run at."""
+
+
+def uniform_worth(
+    backbone: WalkableBackbone,
+    images: ImageSet,
+    weights: RewardWeights,
+    *,
+    budget: float | None = None,
+    gate_macs: float = 0.0,
+) -> UniformWorth:
+    """Try every option of the menu at all layers of a network on some images.
+
+    Args:
+        backbone: The network, frozen.
+        images: What to try them on.
+        weights: What is rewarded; the price of computation is left out.
+        budget: Hard upper bound on computation in percent; ``None`` for none.
+        gate_macs: MACs of the gate, which count towards that.
+    """
+    costs = backbone.costs
+    records = [
+        evaluate_table(backbone, images, (option,) * costs.n_layers, name="")
+        for option in range(len(backbone.options))
+    ]
+    free = replace(weights, cost=0.0)
+    rewards = torch.stack(
+        [rewards_of(record, costs, free, budget=budget).mean() for record in records]
+    )
+    spent = torch.stack([costs.fractions(record.options[:1])[0] for record in records])
+    if budget is not None:
+        rewards[spent > gated_budget(costs, budget, gate_macs=gate_macs)] = -torch.inf
+    return UniformWorth(rewards, spent)
+
+
+def worth_most_at_prices(task: Task) -> Wanted:
+    """Want what is worth most at the price that each image pays in an agent's task."""
+
+    def wanted(images: ImageSet, positions: Tensor | None) -> Tensor:
+        worth = uniform_worth(
+            task.backbone, images, task.weights, budget=task.budget, gate_macs=task.gate_macs
+        )
+        if positions is None or task.prices is None:
+            prices = torch.full((len(images),), task.weights.cost, dtype=torch.float64)
+        else:
+            prices = task.prices.weights(positions.double().cpu())
+        return worth.best_at(prices)
+
+    return wanted
+
+
+def likeliest_within(backbone: WalkableBackbone, target: Callable[[Tensor], Tensor]) -> Wanted:
+    """Want what leaves the labels likeliest within what the gated layers may cost.
+
+    Args:
+        backbone: The network, frozen.
+        target: That cost as a fraction at each position of the dial, float64 ``[n]`` in and out; without a dial it is asked for
+            position 1.
+    """
+
+    def wanted(images: ImageSet, positions: Tensor | None) -> Tensor:
+        likelihood = RewardWeights(accuracy=0.0, log_likelihood=1.0)
+        worth = uniform_worth(backbone, images, likelihood)
+        where = torch.ones(len(images)) if positions is None else positions.cpu()
+        return worth.best_within(target(where.double()))
+
+    return wanted
+
+
+def odds_around(wanted: Tensor, costs: CostTable, layer: int) -> Tensor:
+    """Return how likely each action is to be tried at a layer, float32 ``[n, actions]``; rows sum to 1.
+
+    Args:
+        wanted: The option that all layers should run at, int64 ``[n]``.
+        costs: Of the network; leaving it, where that is possible, counts as a neighbour of every option.
+        layer: Index of the layer.
+    """
+    menu = torch.arange(len(costs.options), device=wanted.device)
+    scores = _NEIGHBOUR * (menu - wanted[:, None]).float().square()
+    if costs.exits:
+        leaving = _NEIGHBOUR if layer in costs.exits_after else -torch.inf
+        scores = torch.cat([scores, scores.new_full((len(wanted), 1), leaving)], dim=1)
+    return scores.softmax(dim=1)
+
+
+def walks_to_begin(costs: CostTable) -> int:
+    """Return how many images are walked before the first decision is learned from."""
+    return IMAGES * (len(costs.options) + 1)
+
+
+def begin_uniform(
+    gate: LearnedGate,
+    backbone: WalkableBackbone,
+    images: ImageSet,
+    wanted: Wanted,
+    *,
+    budget: float | None = None,
+    seed: int,
+) -> None:
+    """Let a gate draw, at every layer, from the odds around the uniform option that is wanted.
+
+    Args:
+        gate: Changed in place, on the device of ``images``; it chooses from the whole menu. Where it has a dial, it learns what is
+            wanted at all positions.
+        backbone: The network, frozen.
+        images: The agent split.
+        wanted: See there.
+        budget: As the gate sees it.
+        seed: Of the images and the draws.
+    """
+    device = images.labels.device
+    generator = torch_generator(seed, "uniform start", device=device)
+    rows = torch.randint(len(images), (IMAGES,), generator=generator, device=device)
+    drawn = images.subset(rows)
+    positions = None
+    if gate.dial is not None:
+        positions = torch.rand(IMAGES, generator=generator, device=device)
+    options = wanted(drawn, positions).to(device)
+    odds, seen = _walk_around(
+        options, backbone, drawn, positions, generator, budget=budget, gate_macs=gate.macs
+    )
+    _imitate(gate, odds, seen, generator)
+
+
+def _walk_around(
+    wanted: Tensor,
+    backbone: WalkableBackbone,
+    images: ImageSet,
+    positions: Tensor | None,
+    generator: torch.Generator,
+    *,
+    budget: float | None,
+    gate_macs: float,
+) -> tuple[list[Tensor], list[Observation]]:
+    """Return, for each layer, the odds around what is wanted and what a gate sees while options are drawn from them."""
+    odds, seen = [], []
+    with torch.no_grad():
+        state = start(backbone, images.images)
+        while state.layer < backbone.costs.n_layers:
+            odds.append(odds_around(wanted, backbone.costs, state.layer))
+            seen.append(
+                observe(backbone, state, budget=budget, gate_macs=gate_macs, positions=positions)
+            )
+            to_stay = odds[-1][:, : len(backbone.options)]
+            drawn = torch.multinomial(to_stay, 1, generator=generator)[:, 0]
+            state = step(backbone, state, drawn)
+    return odds, seen
+
+
+def _imitate(
+    gate: LearnedGate,
+    odds: Sequence[Tensor],
+    seen: Sequence[Observation],
+    generator: torch.Generator,
+) -> None:
+    """Fit a gate to the odds of each layer, from what it sees there."""
+    n, device = len(odds[0]), odds[0].device
+    optimizer = torch.optim.Adam(gate.parameters(), lr=_LEARNING_RATE)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=_STEPS)
+    gate.train()
+    for _ in range(_STEPS):
+        rows = torch.randint(n, (_BATCH,), generator=generator, device=device)
+        gate.reset(_BATCH)
+        log_odds = [
+            gate(s.features[rows], s.layer, s.context[rows]).log_softmax(dim=1) for s in seen
+        ]
+        loss = -sum(
+            (theirs[rows] * ours).sum(dim=1).mean()
+            for theirs, ours in zip(odds, log_odds, strict=True)
+        )
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    gate.eval()

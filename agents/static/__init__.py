@@ -1,0 +1,1 @@
+"""Learning one static bit table for all inputs."""

@@ -1,0 +1,1 @@
+"""Gates that learn by supervision: Gumbel-softmax, DFS, SkipNet, BlockDrop."""

@@ -1,0 +1,142 @@
+"""BlockDrop (Wu et al., CVPR 2018): one decision for all layers at once, learned by reinforcement alone.
+
+A right answer earns 1 less the price of what was spent, a wrong one costs gamma whatever was spent. The same image under the likeliest
+options is the baseline, and the chances of draws are bounded away from 0 and 1. A curriculum opens one layer after the other, the
+last one first; until then a layer runs at its dearest option. Beside the paper, which drops blocks: any menu; spending is the
+fraction of the budget rather than the squared share of blocks, since costs are squares of bits already, and its price holds the
+budget; layers that are not open yet are left out of both. The paper trains the network further afterwards; here it stays as it is.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from dfs_rl.agents.supervised.config import BlockDropConfig, SupervisedConfig
+from dfs_rl.agents.supervised.reinforce import surrogate
+from dfs_rl.agents.supervised.straight_through import drawn_choice
+from dfs_rl.agents.supervised.trainer import GateTask, GateTrainer, StepLosses, accuracy_of
+from dfs_rl.backbones.interfaces import WalkableBackbone
+from dfs_rl.data import ImageSet
+from dfs_rl.gating.execution import WalkState, finish, option_costs, start, step
+from dfs_rl.gating.networks import LearnedGate
+from dfs_rl.gating.observation import observe
+from dfs_rl.utils.seeding import torch_generator
+
+
+def decide_at_once(gate: LearnedGate, backbone: WalkableBackbone, state: WalkState) -> Tensor:
+    """Return the logits of what the gate may choose at every layer, float32 ``[batch, layers, choices]``.
+
+    Args:
+        gate: One that looks at nothing after the first layer.
+        backbone: The frozen form.
+        state: Before the first layer.
+    """
+    with torch.no_grad():
+        seen = observe(backbone, state, budget=None)
+    gate.reset(len(state.spent))
+    logits = [gate(seen.features, layer, seen.context) for layer in range(backbone.costs.n_layers)]
+    return torch.stack(logits, dim=1)[:, :, list(gate.choices)]
+
+
+def bounded_chances(logits: Tensor, bound: float) -> Tensor:
+    """Return the chances of draws: ``bound`` of an option's softmax, and of what is left an even share of the others'.
+
+    With two choices this is the paper's; all lie between ``(1 - bound) / (choices - 1)`` and ``bound``, and rows sum to 1.
+
+    Args:
+        logits: ``[..., choices]``.
+        bound: In (0.5, 1].
+    """
+    chances, others = logits.softmax(dim=-1), logits.shape[-1] - 1
+    if others == 0:
+        return chances
+    return bound * chances + (1.0 - bound) * (1.0 - chances) / others
+
+
+@torch.no_grad()
+def run_options(backbone: WalkableBackbone, state: WalkState, options: Tensor) -> Tensor:
+    """Return the logits, float32 ``[batch, classes]``, of a walk from ``state`` on with ``options``, int64 ``[batch, layers]``."""
+    for layer in range(state.layer, backbone.costs.n_layers):
+        state = step(backbone, state, options[:, layer])
+    return finish(backbone, state)
+
+
+def rewards_of_answers(right: Tensor, paid: Tensor, *, penalty: float) -> Tensor:
+    """Return 1 less what was ``paid`` for right answers and minus ``penalty`` for wrong ones, float64 ``[batch]``."""
+    return torch.where(right, 1.0 - paid, torch.full_like(paid, -penalty))
+
+
+def open_layers(n_layers: int, progress: float, *, curriculum: float) -> int:
+    """Return how many layers, the last ones, are open after a share ``progress`` of the training: 1 at first, all at ``curriculum``."""
+    return min(n_layers, 1 + int(n_layers * progress / curriculum))
+
+
+class BlockDropTrainer(GateTrainer):
+    """See the module; the gate decides everything at once and has no dial.
+
+    Each image is walked twice, under what was drawn and under what is likeliest; the second is what figures tell of and what the
+    price follows, for the gate that ships does that.
+
+    Args:
+        blockdrop: Hyperparameters of its own.
+        config: Those of all methods.
+        task: What to learn on.
+    """
+
+    def __init__(
+        self, blockdrop: BlockDropConfig, config: SupervisedConfig, task: GateTask
+    ) -> None:
+        super().__init__(config, task)
+        self._blockdrop = blockdrop
+
+    def _learn(self, batch: ImageSet) -> StepLosses:
+        task, settings, device = self._task, self._blockdrop, batch.images.device
+        n_layers = self.frozen.costs.n_layers
+        opened = open_layers(n_layers, self.progress, curriculum=settings.curriculum)
+        with torch.no_grad():
+            state = start(self.frozen, batch.images)
+        logits = decide_at_once(self.gate, self.frozen, state)[:, -opened:]
+        chances = bounded_chances(logits, settings.bound)  # [batch, opened, choices]
+        generator = torch_generator(task.seed, "blockdrop", self.steps, device=device)
+        draws = drawn_choice(chances.detach().flatten(0, 1).log(), generator=generator)
+        drawn = draws.options.view(len(logits), opened)
+        likeliest = logits.argmax(dim=2)  # [batch, opened]
+        where = torch.ones(1, dtype=torch.float64)
+        price = float(self._prices.at(where))
+        answers, relative, rewards = [], [], []
+        for picked in (drawn, likeliest):
+            answers.append(run_options(self.frozen, state, self._complete(picked)))
+            relative.append(self._relative(picked))
+            right = answers[-1].argmax(dim=1) == batch.labels
+            rewards.append(
+                rewards_of_answers(right, price * relative[-1], penalty=settings.penalty)
+            )
+        advantages = (rewards[0] - rewards[1])[:, None].expand(-1, opened)
+        self._descend(surrogate(chances, drawn, advantages))
+        self._prices.follow(
+            where.expand(len(logits)), relative[1].cpu(), rate=self._config.price_rate
+        )
+        return StepLosses(
+            labels=float(functional.cross_entropy(answers[1], batch.labels)),
+            divergence=None,
+            accuracy=accuracy_of(answers[1], batch.labels),
+            spent=float(relative[1].mean()),
+            price=price,
+        )
+
+    def _complete(self, picked: Tensor) -> Tensor:
+        """Return options for all layers, int64 ``[batch, layers]``; ``picked`` indexes the choices of the open ones."""
+        choices = torch.tensor(self.gate.choices, device=picked.device)
+        closed = self.frozen.costs.n_layers - picked.shape[1]
+        dearest = choices[-1].expand(len(picked), closed)
+        return torch.cat([dearest, choices[picked]], dim=1)
+
+    def _relative(self, picked: Tensor) -> Tensor:
+        """Return what the open layers spend over their share of the budget, float64 ``[batch]``."""
+        task, opened = self._task, picked.shape[1]
+        costs = option_costs(self.frozen.costs, picked.device)
+        choices = torch.tensor(self.gate.choices, device=picked.device)
+        layers = torch.arange(len(costs) - opened, len(costs), device=picked.device)
+        spent = costs[layers, choices[picked]].sum(dim=1)
+        share = costs[-opened:].amax(dim=1).sum() / costs.amax(dim=1).sum()
+        return spent / (share * float(task.target(torch.ones(1, dtype=torch.float64))))

@@ -1,0 +1,107 @@
+"""SkipNet (Wang et al., ECCV 2018): skip a layer or run it in full precision, by supervision first and reinforcement on top.
+
+The first phase is supervised: hard choices forward, gradients through the softmax, cross-entropy alone. In the second the choices
+are drawn, and REINFORCE on the draws is added to those gradients: at the end a walk earns minus its cross-entropy, and each skipped
+layer earns alpha / N times ``C``, what the layer costs. The paper sets ``C`` to 1 and alpha by hand; here ``C`` is the layer's
+share of all costs, and alpha is the price that holds the budget. Unlike in the paper the backbone stays as it is,
+the mean of the other images of the batch is subtracted from what a walk earns, and an entropy bonus keeps draws from running dry.
+"""
+
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from dfs_rl.agents.supervised.config import SkipNetConfig, SupervisedConfig
+from dfs_rl.agents.supervised.reinforce import above_the_others, entropy, returns_to_go, surrogate
+from dfs_rl.agents.supervised.straight_through import (
+    SoftWalk,
+    argmax_choice,
+    drawn_choice,
+    soft_walk,
+)
+from dfs_rl.agents.supervised.trainer import GateTask, GateTrainer, StepLosses, accuracy_of
+from dfs_rl.costs import FULL, SKIP, BitOptions
+from dfs_rl.data import ImageSet
+from dfs_rl.errors import ConfigError
+from dfs_rl.gating.execution import option_costs
+from dfs_rl.utils.seeding import torch_generator
+
+
+def skip_or_run(menu: BitOptions) -> tuple[int, ...]:
+    """Return the indices of SkipNet's two options.
+
+    Raises:
+        ConfigError: If the menu lacks one of them.
+    """
+    for bits in (SKIP, FULL):
+        if bits not in menu.values:
+            raise ConfigError(
+                f"method is 'skipnet', which skips a layer or runs it at {FULL} bit, but the backbone's menu {list(menu)} lacks "
+                f"{bits} bit."
+            )
+    return menu.indices((SKIP, FULL))
+
+
+def hybrid_loss(walk: SoftWalk, labels: Tensor, *, prices: Tensor) -> Tensor:
+    """Return the loss of the second phase: cross-entropy, with gradients through the softmax, and REINFORCE added to it.
+
+    Args:
+        walk: Under drawn choices.
+        labels: int64 ``[batch]``.
+        prices: What each option at each layer gives away of what its skip would earn, float64 ``[layers, options]``.
+    """
+    losses = functional.cross_entropy(walk.logits, labels, reduction="none")  # [batch]
+    layers = torch.arange(len(prices), device=walk.options.device)
+    earned = (prices.amax(dim=1, keepdim=True) - prices)[layers, walk.options]  # [batch, layers]
+    returns = returns_to_go(earned, -losses.detach().double())
+    return losses.mean() + surrogate(walk.chances, walk.options, above_the_others(returns))
+
+
+class SkipNetTrainer(GateTrainer):
+    """See the module; the gate chooses from ``skip_or_run`` and has no dial.
+
+    Args:
+        skipnet: Hyperparameters of its own.
+        config: Those of all methods.
+        task: What to learn on.
+    """
+
+    def __init__(self, skipnet: SkipNetConfig, config: SupervisedConfig, task: GateTask) -> None:
+        super().__init__(config, task)
+        self._skipnet = skipnet
+
+    def _learn(self, batch: ImageSet) -> StepLosses:
+        task, device = self._task, batch.images.device
+        pretraining = self.progress < self._skipnet.pretraining
+        generator = torch_generator(task.seed, "skipnet", self.steps, device=device)
+        walk = soft_walk(
+            task.backbone,
+            self.frozen,
+            self.gate,
+            batch.images,
+            argmax_choice if pretraining else partial(drawn_choice, generator=generator),
+        )
+        where = torch.ones(1, dtype=torch.float64)
+        target, price = float(task.target(where)), float(self._prices.at(where))
+        relative = walk.spent.detach() / target  # [batch]
+        labels = functional.cross_entropy(walk.logits, batch.labels)
+        if pretraining:
+            price, loss = 0.0, labels
+        else:
+            prices = price * option_costs(task.backbone.costs, device) / target
+            loss = hybrid_loss(walk, batch.labels, prices=prices)
+        weight = self._skipnet.entropy * (1.0 - self.progress)
+        self._descend(loss - weight * entropy(walk.chances, self.gate.choices))
+        if not pretraining:
+            self._prices.follow(
+                where.expand(len(relative)), relative.cpu(), rate=self._config.price_rate
+            )
+        return StepLosses(
+            labels=float(labels.detach()),
+            divergence=None,
+            accuracy=accuracy_of(walk.logits, batch.labels),
+            spent=float(relative.mean()),
+            price=price,
+        )

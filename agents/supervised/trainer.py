@@ -1,0 +1,221 @@
+"""What the trainers of gates have in common: batches, steps of Adam, and the state of a checkpoint."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor
+
+from dfs_rl.agents.checkpoint import optimizer_tensors, restore_optimizer
+from dfs_rl.agents.evaluation_callback import ValidationState
+from dfs_rl.agents.supervised.config import SupervisedConfig
+from dfs_rl.agents.supervised.lagrangian import DialPrices
+from dfs_rl.backbones.interfaces import WalkableBackbone
+from dfs_rl.data import ImageSet
+from dfs_rl.data.batching import epoch_batches
+from dfs_rl.errors import CheckpointError, ConfigError, TrainingError
+from dfs_rl.gating.networks import LearnedGate
+from dfs_rl.utils.checkpoint import check_finite
+from dfs_rl.utils.config import CountOrZero
+
+_KNOTS = 9
+"""Of the prices along a dial, between which they are interpolated."""
+
+
+class StepLosses(NamedTuple):
+    """What one step was like.
+
+    Attributes:
+        labels: Cross-entropy.
+        divergence: From the full-precision network, None where it was not asked for.
+        accuracy: Of the batch under the hard choices, in percent.
+        spent: Cost of the gated layers over what the budget leaves for them.
+        price: Weight of that ratio in the loss or reward; negative where spending is rewarded.
+        backbone: Cross-entropy of images that the backbone learned from under the gate's choices, None where it learned nothing.
+    """
+
+    labels: float
+    divergence: float | None
+    accuracy: float
+    spent: float
+    price: float
+    backbone: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class GateTask:
+    """What a gate learns on, whatever the method.
+
+    Attributes:
+        backbone: The training form, in evaluation mode.
+        frozen: The same network in its frozen form.
+        gate: Trained in place.
+        images: The split to learn from.
+        target: What the gated layers may cost on average, as a fraction, at each position of the gate's dial, float64 ``[n]`` in
+            and out; without a dial it is asked for position 1 alone.
+        steps: Length of the training.
+        seed: Seed of the run.
+
+    Raises:
+        ConfigError: If ``target`` is not positive.
+    """
+
+    backbone: WalkableBackbone
+    frozen: WalkableBackbone
+    gate: LearnedGate
+    images: ImageSet
+    target: Callable[[Tensor], Tensor]
+    steps: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        if not bool((self.target(torch.tensor([0.0, 1.0], dtype=torch.float64)) > 0).all()):
+            raise ConfigError(
+                "the budget leaves nothing for the gated layers; it must be above what the gate and the fixed parts cost."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerState:
+    """What ``GateTrainer.state`` holds.
+
+    Attributes:
+        steps: Batches learned from.
+        prices: Those of the dial.
+        backbone_steps: Steps of a co-trained backbone.
+        executed_everything: Whether the first phase of dfs is over.
+    """
+
+    steps: CountOrZero
+    prices: list[float]
+    backbone_steps: CountOrZero | None = None
+    executed_everything: bool | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SupervisedState:
+    """What the checkpoint of a training by supervision holds beside tensors.
+
+    Attributes:
+        trainer: Where the trainer stands.
+        metrics: Records logged so far.
+        validation: Where the validator stands; ``None`` to choose the best gate anew.
+    """
+
+    trainer: TrainerState
+    metrics: CountOrZero
+    validation: ValidationState | None
+
+
+class GateTrainer(ABC):
+    """Trains a gate, step by step, each from one batch.
+
+    All randomness is a function of the seed and of the number of steps made, so any step can be resumed.
+
+    Args:
+        config: Hyperparameters.
+        task: What to learn on.
+    """
+
+    def __init__(self, config: SupervisedConfig, task: GateTask) -> None:
+        self.gate = task.gate
+        self.frozen = task.frozen
+        self.steps = 0
+        self._config = config
+        self._task = task
+        self._prices = DialPrices(_KNOTS if task.gate.dial is not None else 1, config.price)
+        self._batch_size = min(config.batch_size, len(task.images))
+        self._order: tuple[int, list[Tensor]] | None = None
+        self._optimizer = torch.optim.Adam(task.gate.parameters(), lr=config.learning_rate)
+
+    def step(self) -> StepLosses:
+        """Learn from one batch.
+
+        Raises:
+            TrainingError: If the loss is no longer finite.
+        """
+        batch = self._task.images.subset(self._rows())
+        self.gate.train()
+        losses = self._learn(batch)
+        self.steps += 1
+        return losses
+
+    @abstractmethod
+    def _learn(self, batch: ImageSet) -> StepLosses:
+        """Learn from ``batch``, by one call of ``_descend``."""
+
+    @property
+    def progress(self) -> float:
+        """Share of the training that has been made, in [0, 1]."""
+        return self.steps / self._task.steps
+
+    def _descend(self, loss: Tensor) -> None:
+        """Take a step of Adam, its size falling along a cosine to zero.
+
+        Raises:
+            TrainingError: If ``loss`` is not finite.
+        """
+        if not bool(torch.isfinite(loss)):
+            raise TrainingError(
+                f"training stopped at step {self.steps}: its loss is {loss.item()}; a smaller learning_rate may help."
+            )
+        for group in self._optimizer.param_groups:
+            group["lr"] = (
+                self._config.learning_rate * 0.5 * (1.0 + math.cos(math.pi * self.progress))
+            )
+        self._optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(self.gate.parameters(), self._config.max_grad_norm)
+        self._optimizer.step()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return weights and moments for a checkpoint."""
+        weights = {f"gate.{name}": tensor for name, tensor in self.gate.state_dict().items()}
+        return weights | optimizer_tensors(self._optimizer, "optimizer")
+
+    @property
+    def state(self) -> dict[str, object]:
+        """What else a checkpoint needs, as JSON values."""
+        return {"steps": self.steps, "prices": self._prices.knots.tolist()}
+
+    def restore(self, tensors: Mapping[str, Tensor], state: Mapping[str, object]) -> None:
+        """Go back to where ``tensors`` and ``state`` were taken.
+
+        Raises:
+            CheckpointError: If they are of another training.
+        """
+        weights = {
+            name.removeprefix("gate."): t for name, t in tensors.items() if name.startswith("gate.")
+        }
+        try:
+            self.gate.load_state_dict(weights)
+            check_finite(self.gate, "the checkpoint")
+            restore_optimizer(self._optimizer, tensors, "optimizer")
+            self._restore_state(state)
+        except (LookupError, RuntimeError, ValueError) as error:
+            raise CheckpointError("the checkpoint does not fit this run's gate.") from error
+
+    def _restore_state(self, state: Mapping[str, object]) -> None:
+        """Go back to where ``state`` was taken."""
+        self.steps = int(str(state["steps"]))
+        self._prices.restore(cast("list[float]", state["prices"]))
+
+    def _rows(self) -> Tensor:
+        """Which images the next step sees: every image once per pass."""
+        images, seed = self._task.images, self._task.seed
+        per_epoch = len(images) // self._batch_size
+        epoch, place = divmod(self.steps, per_epoch)
+        if self._order is None or self._order[0] != epoch:
+            order = epoch_batches(
+                len(images), self._batch_size, seed=seed, epoch=epoch, drop_last=True
+            )
+            self._order = (epoch, list(order))
+        return self._order[1][place]
+
+
+def accuracy_of(logits: Tensor, labels: Tensor) -> float:
+    """Return in percent how many of ``logits``, ``[batch, classes]``, are right."""
+    return 100.0 * float((logits.argmax(dim=1) == labels).double().mean())

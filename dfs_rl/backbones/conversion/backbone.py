@@ -1,0 +1,357 @@
+"""A user's own model as a backbone: its residual blocks gated, everything else as it was."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import TYPE_CHECKING, cast
+
+import torch
+from torch import Tensor, fx, nn
+
+from dfs_rl.backbones.base import Backbone, PreparedBackbone
+from dfs_rl.backbones.conversion.report import FractionalizeReport, describe_parts, describe_rest
+from dfs_rl.backbones.conversion.residual_search import Span, find
+from dfs_rl.backbones.conversion.selection import Granularity, choose_parts
+from dfs_rl.backbones.conversion.submodules import (
+    Piece,
+    Widths,
+    make_piece,
+    make_swaps,
+    operators_of,
+)
+from dfs_rl.backbones.conversion.tracing import Traced, name_of
+from dfs_rl.backbones.probe import pool_grid
+from dfs_rl.costs import ALLOWED_BITS, FULL, SKIP, BitOptions
+from dfs_rl.data import ChannelStatistics
+from dfs_rl.errors import ConfigError
+from dfs_rl.quantization.general_inference import prepare_operator
+
+if TYPE_CHECKING:
+    from dfs_rl.quantization.general_modules import GeneralConv2d
+
+DEFAULT_MENU = (0, 2, 4, 8, 32)
+_MAP, _TOKENS = 4, 3
+_CHANNELS_LAST = ("layer_norm", "linear")
+_SHAPES = {
+    *(
+        "reshape",
+        "view",
+        "transpose",
+        "permute",
+        "flatten",
+        "unflatten",
+        "squeeze",
+        "unsqueeze",
+        "contiguous",
+        "clone",
+    ),
+    *("sym_size", "select", "slice", "expand", "alias", "detach", "chunk", "split", "unbind"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FractionalizeConfig:
+    """How a user's model is made a backbone, and what must come out again when that is repeated.
+
+    Attributes:
+        image_shape: Channels, height and width of the images.
+        n_classes: Columns of the logits.
+        bits: The menu of every gated layer, see ``BitOptions``.
+        layers: Names of the modules to gate; ``None`` for every residual block that is found.
+        granularity: ``"block"`` gates the branches that one module adds up, such as attention and MLP, together; ``"branch"``
+            each by itself.
+        stem_bits: Precision of everything that no gate decides about; 32 leaves it as it was.
+        per_channel: One weight step per output channel instead of one per layer.
+        constructor: ``module:function`` that makes the model; without it the backbone cannot be stored.
+        signed: Whether the input of each fractional operator can be negative, as measured on example images; empty before.
+        digest: Of the model's structure; empty before it is known.
+
+    Raises:
+        ConfigError: If a value is outside its range.
+    """
+
+    image_shape: tuple[int, int, int]
+    n_classes: int
+    bits: tuple[int, ...] = DEFAULT_MENU
+    layers: tuple[str, ...] | None = None
+    granularity: Granularity = "block"
+    stem_bits: int = FULL
+    per_channel: bool = True
+    constructor: str | None = None
+    signed: tuple[bool, ...] = ()
+    digest: str = ""
+
+    def __post_init__(self) -> None:
+        if BitOptions(self.bits).values == (SKIP,):
+            raise ConfigError(
+                "bits is [0], with which no layer can ever run; add a bit width above 0."
+            )
+        if self.stem_bits == SKIP or self.stem_bits not in ALLOWED_BITS:
+            raise ConfigError(
+                f"stem_bits is {self.stem_bits!r}; allowed are {list(ALLOWED_BITS[1:])}."
+            )
+        if self.granularity not in ("block", "branch"):
+            raise ConfigError(
+                f"granularity is {self.granularity!r}; allowed are 'block' and 'branch'."
+            )
+        if self.layers is not None and not self.layers:
+            raise ConfigError("layers is empty; name at least one module, or leave it out.")
+
+
+class _Pooling(nn.Module):
+    """How an activation between gated layers is pooled, whatever its shape.
+
+    Attributes:
+        has_class_token: Whether the head reads the first token.
+        channels_last: Whether maps are ``[batch, height, width, channels]``.
+    """
+
+    has_class_token: bool
+    channels_last: bool
+    probe_grid: int
+
+    def parts(self, hidden: Tensor, *, grid: int | None = None) -> Tensor:
+        """Pool an activation for a probe, or for a classifier with a grid of its own, float32 ``[batch, channels, parts]``.
+
+        Maps are averaged over the parts of a grid; tokens over all of them, beside the class token if there is one.
+        """
+        if hidden.dim() == _MAP:
+            maps = hidden.permute(0, 3, 1, 2) if self.channels_last else hidden
+            return pool_grid(maps, grid=self.probe_grid if grid is None else grid)
+        if hidden.dim() == _TOKENS and self.has_class_token:
+            return torch.stack([hidden[:, 0], hidden[:, 1:].mean(dim=1)], dim=2).float()
+        if hidden.dim() == _TOKENS:
+            return hidden.mean(dim=1).float().unsqueeze(2)
+        return hidden.flatten(2).float() if hidden.dim() > _MAP else hidden.float().unsqueeze(2)
+
+
+class Fractionalized(_Pooling, Backbone):
+    """A user's model whose residual blocks are gated layers; the training form of the backbone contract.
+
+    It starts with the model's weights. Norms and dropout of what is left alone run as in evaluation.
+
+    Args:
+        traced: The model.
+        config: What to gate, and how.
+        statistics: What images are normalised with.
+
+    Attributes:
+        report: What was gated and what was left alone.
+
+    Raises:
+        ConfigError: If nothing can be gated.
+    """
+
+    family = "fractionalized"
+    config: FractionalizeConfig
+
+    def __init__(
+        self, traced: Traced, config: FractionalizeConfig, statistics: ChannelStatistics
+    ) -> None:
+        super().__init__(
+            config,
+            statistics,
+            bits=config.bits,
+            image_shape=config.image_shape,
+            n_classes=config.n_classes,
+            stem_bits=config.stem_bits,
+        )
+        can_skip = SKIP in config.bits
+        findings = find(traced)
+        parts = choose_parts(
+            findings,
+            traced,
+            layers=config.layers,
+            granularity=config.granularity,
+            can_skip=can_skip,
+        )
+        run_bits = tuple(bits for bits in config.bits if bits != SKIP)
+        swaps = make_swaps(traced, parts, Widths(run_bits, config.stem_bits, config.per_channel))
+        starts = [parts[0].span.start, *(part.span.end for part in parts)]
+        spans = [Span(a, b) for a, b in pairwise(starts)]
+        fixed = config.stem_bits
+
+        def always(span: Span) -> Piece:
+            return make_piece(traced, swaps, span, None, fixed=fixed)
+
+        self.before = always(Span(traced.images, starts[0]))
+        self.blocks = nn.ModuleList(
+            make_piece(traced, swaps, span, part, fixed=fixed)
+            for span, part in zip(spans, parts, strict=True)
+        )
+        self.after = always(Span(starts[-1], traced.logits))
+        self.has_class_token = _reads_first_token(starts[-1])
+        self.channels_last = any(_is_channels_last(start) for start in starts[:-1])
+        if config.signed:
+            self._set_signs(config.signed)
+        self.finish_making(signed=True)
+        self.report = FractionalizeReport(
+            gated=describe_parts(parts, self.costs.layer_macs, can_skip=can_skip),
+            left_alone=describe_rest(findings, traced, parts),
+            fixed_macs=sum(part.macs for part in self.costs.fixed),
+            traced_by="torch.export",
+        )
+        self._check_digest(_digest(self, traced))
+
+    @property
+    def layers(self) -> Sequence[Piece]:
+        """The gated layers, in order."""
+        return cast("Sequence[Piece]", self.blocks)
+
+    @property
+    def never_gated(self) -> Sequence[nn.Module]:
+        """What runs before the first gated layer and after the last one."""
+        return [self.before, self.after]
+
+    def stem(self, images: Tensor) -> Tensor:
+        """Return the activation before the first gated layer."""
+        return cast("Tensor", self.before(self.normalise(images), self.stem_bits))
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Return logits, float32 ``[batch, classes]``."""
+        return cast("Tensor", self.after(hidden, self.stem_bits)).float()
+
+    def prepare(self, dtype: torch.dtype = torch.float32) -> "PreparedFractionalized":
+        """Return the frozen form: norms folded, weights quantized once per option."""
+        return PreparedFractionalized(self, dtype=dtype)
+
+    @torch.no_grad()
+    def measure(self, images: Tensor) -> None:
+        """Set from example images which inputs can be negative, and all quantizer steps.
+
+        Args:
+            images: uint8 or float in [0, 1], ``[batch, c, h, w]``.
+        """
+        operators = operators_of([self.before, *self.blocks, self.after])
+        hooks = [module.register_forward_pre_hook(_measure_sign) for module in operators]
+        was_training = self.training
+        self.eval()
+        for module in operators:
+            cast("GeneralConv2d", module).calibrate_steps(on=True)
+        self.run(images, self.options[self.options.full])
+        for module in operators:
+            cast("GeneralConv2d", module).calibrate_steps(on=False)
+        for hook in hooks:
+            hook.remove()
+        self.train(was_training)
+        signed = tuple(cast("GeneralConv2d", m).quantizers.signed_input for m in operators)
+        self.config = replace(self.config, signed=signed)
+
+    def become(self, config: FractionalizeConfig, statistics: ChannelStatistics) -> None:
+        """Take on what a stored backbone of the same structure was measured to be, before its weights are loaded.
+
+        Raises:
+            ConfigError: If its structure is another.
+        """
+        digest = self.config.digest
+        self.config, self.statistics = config, statistics
+        self._check_digest(digest)
+        self._set_signs(config.signed)
+
+    def _set_signs(self, signed: Sequence[bool]) -> None:
+        operators = operators_of([self.before, *self.blocks, self.after])
+        if len(operators) != len(signed):
+            raise ConfigError(
+                f"the model has {len(operators)} operators to quantize, but the description tells the signs of {len(signed)}; it was made "
+                "of another model."
+            )
+        for module, sign in zip(operators, signed, strict=True):
+            cast("GeneralConv2d", module).quantizers.signed_input = sign
+
+    def _check_digest(self, digest: str) -> None:
+        if self.config.digest not in ("", digest):
+            raise ConfigError(
+                f"{self.config.constructor} now makes a model of another structure (digest {digest}) than the one that was stored "
+                f"({self.config.digest}); restore its code, or fractionalize the new model."
+            )
+        self.config = replace(self.config, digest=digest)
+
+
+class PreparedFractionalized(_Pooling, PreparedBackbone):
+    """A frozen user's model; see ``PreparedBackbone``. It computes in float32 whatever its activations are kept in.
+
+    Args:
+        source: The backbone. Later changes to it do not reach this copy.
+        dtype: What activations between gated layers are kept in.
+    """
+
+    def __init__(self, source: Fractionalized, *, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__(source, dtype=dtype)
+        self.stem_bits = source.stem_bits
+        self.has_class_token = source.has_class_token
+        self.channels_last = source.channels_last
+        self.before = _frozen(source.before, torch.float32)
+        self.blocks = nn.ModuleList(_frozen(block, dtype) for block in source.layers)
+        self.after = _frozen(source.after, torch.float32)
+        self.freeze()
+
+    def stem(self, images: Tensor) -> Tensor:
+        """Return the activation before the first gated layer."""
+        return cast("Tensor", self.before(self.normalise(images), self.stem_bits)).to(self.dtype)
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Return logits, float32 ``[batch, classes]``."""
+        return cast("Tensor", self.after(hidden.float(), self.stem_bits)).float()
+
+
+class _FrozenPiece(Piece):
+    """A piece that returns activations in another type than it computes in."""
+
+    dtype: torch.dtype = torch.float32
+
+    def forward(self, hidden: Tensor, bits: int) -> Tensor:
+        """Run at ``bits``."""
+        return super().forward(hidden.float(), bits).to(self.dtype)
+
+
+def _frozen(piece: Piece, dtype: torch.dtype) -> Piece:
+    operators = {name: prepare_operator(module) for name, module in piece.ops.items()}
+    held = nn.Module()
+    for name, tensor in [*piece.held.named_parameters(), *piece.held.named_buffers()]:
+        held.register_buffer(name, tensor.detach().clone())
+    frozen = _FrozenPiece(
+        operators, held, piece.run, piece.shortcut, runs_when_skipped=piece.runs_when_skipped
+    )
+    frozen.dtype = dtype
+    return frozen
+
+
+def _measure_sign(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+    low, high = arguments[0].aminmax()
+    # Nothing but zeros says nothing.
+    cast("GeneralConv2d", module).quantizers.signed_input = bool(low < 0) or bool(high <= 0)
+
+
+def _reads_first_token(hidden: fx.Node) -> bool:
+    """Say whether the head picks the first of the tokens that reach it."""
+    if len(hidden.meta["val"].shape) != _TOKENS:
+        return False
+    seen, waiting = {hidden}, [hidden]
+    while waiting:
+        for user in waiting.pop().users:
+            if name_of(user) == "select" and user.args[1:] == (1, 0):
+                return True
+            if user not in seen and user.op == "call_function":
+                seen.add(user)
+                waiting.append(user)
+    return False
+
+
+def _is_channels_last(hidden: fx.Node) -> bool:
+    """Say whether a map is read by operators that work on its last dimension."""
+    return len(hidden.meta["val"].shape) == _MAP and any(
+        name_of(user) in _CHANNELS_LAST for user in hidden.users
+    )
+
+
+def _digest(backbone: Fractionalized, traced: Traced) -> str:
+    """Return a short digest of what a model computes, whatever its weights are."""
+    shapes = sorted((name, tuple(t.shape)) for name, t in backbone.state_dict().items())
+    operators = [
+        name_of(node)
+        for node in traced.graph.nodes
+        if node.op == "call_function" and node.meta["flows"] and name_of(node) not in _SHAPES
+    ]
+    text = repr((shapes, operators, backbone.costs.layer_macs))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

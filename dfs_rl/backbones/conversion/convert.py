@@ -1,0 +1,321 @@
+"""From a user's model to a backbone: by ``fractionalize``, by the name of its constructor, and again from what was stored."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from dfs_rl.backbones.base import Backbone
+from dfs_rl.backbones.conversion.backbone import DEFAULT_MENU, FractionalizeConfig, Fractionalized
+from dfs_rl.backbones.conversion.faithful import gap, is_close
+from dfs_rl.backbones.conversion.selection import Granularity
+from dfs_rl.backbones.conversion.tracing import Traced, name_of, trace
+from dfs_rl.costs import FULL, SKIP
+from dfs_rl.data import ChannelStatistics
+from dfs_rl.errors import CheckpointError, ConfigError
+from dfs_rl.utils.checkpoint import check_finite, load_tensors, shared_names
+from dfs_rl.utils.trusted_import import allow_constructor, call_constructor
+
+ItemT = TypeVar("ItemT")
+
+_IMAGE_RANK = 4
+_EXAMPLES = 64
+_MOST_TOLD = 3
+_ROUNDING = 1e-3
+"""By how much probabilities may miss a sum of one."""
+
+
+def fractionalize(
+    model: nn.Module,
+    example_input: Tensor,
+    bits: Sequence[int] = DEFAULT_MENU,
+    *,
+    layers: Sequence[str] | None = None,
+    granularity: Granularity = "block",
+    stem_bits: int = FULL,
+    per_channel: bool = True,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    constructor: str | None = None,
+) -> Fractionalized:
+    """Make a backbone whose gated layers are the residual blocks of a model, with the model's weights.
+
+    At 32 bit everywhere it computes what the model does in evaluation mode. Lower bits want calibration, see ``calibrate``.
+
+    Args:
+        model: Takes normalised images and returns logits. It is left as it is.
+        example_input: Some normalised images, float ``[batch, c, h, w]``; real ones tell which activations can be negative.
+        bits: The menu of every gated layer; 0 needs a shortcut around each of them.
+        layers: Names of the modules to gate instead of all residual blocks.
+        granularity: ``"block"`` gates attention and MLP of a transformer block together, ``"branch"`` each by itself.
+        stem_bits: Precision of what no gate decides about; 32 leaves it as it was.
+        per_channel: One weight step per output channel instead of one per layer.
+        mean: What the model's images are normalised with, one number per channel in [0, 1] units; by default nothing is subtracted.
+        std: What they are divided by; by default one.
+        constructor: ``module:function`` that makes this model, or this backbone, again; needed to store it.
+
+    Returns:
+        The backbone, in evaluation mode; ``print(backbone.report)`` tells what was gated. It takes uint8 images.
+
+    Raises:
+        ConfigError: If the model cannot be traced, has nothing to gate, or a setting is out of range.
+        DataError: If ``mean`` is not finite, or ``std`` not positive.
+    """
+    _check_given(model, example_input)
+    menu = _tuple_of(int, bits)
+    if menu is None:
+        raise ConfigError(f"bits is {bits!r}; give a menu of bit widths, as {DEFAULT_MENU}.")
+    names = None if layers is None else _tuple_of(str, layers)
+    if names is None and layers is not None:
+        raise ConfigError(f"layers is {layers!r}; give a list of modules' names, as ['layer1.0'].")
+    channels = example_input.shape[1]
+    statistics = ChannelStatistics(
+        _per_channel("mean", (0.0,) * channels if mean is None else mean, channels),
+        _per_channel("std", (1.0,) * channels if std is None else std, channels),
+    )
+    if constructor is not None:
+        allow_constructor(constructor)
+    example = example_input[:_EXAMPLES].detach().float().cpu()
+    traced = trace(model, example)
+    _check_logits(traced, type(model).__name__)
+    config = FractionalizeConfig(
+        image_shape=cast("tuple[int, int, int]", tuple(example.shape[1:])),
+        n_classes=traced.n_classes,
+        bits=menu,
+        layers=names,
+        granularity=granularity,
+        stem_bits=stem_bits,
+        per_channel=per_channel,
+        constructor=constructor,
+    )
+    backbone = full = Fractionalized(traced, config, statistics).eval()
+    if stem_bits != FULL or FULL not in menu:  # something of it is always quantized
+        unquantized = (SKIP, FULL) if SKIP in menu else (FULL,)
+        config = replace(config, bits=unquantized, stem_bits=FULL)
+        full = Fractionalized(traced, config, statistics).eval()
+    pixels = example * backbone.image_std + backbone.image_mean
+    backbone.measure(pixels)
+    _check_same(traced.answer, full, pixels, type(model).__name__)
+    return backbone
+
+
+def construct(
+    name: str,
+    example_input: Tensor,
+    statistics: ChannelStatistics,
+    *,
+    bits: Sequence[int],
+    stem_bits: int = FULL,
+    per_channel: bool = True,
+    weights: Path | None = None,
+) -> Backbone:
+    """Make a backbone by a user's constructor, which returns a model, or a backbone whose settings then hold.
+
+    Args:
+        name: ``module:function``, see ``allow_constructor``.
+        example_input: Images normalised by ``statistics``, float ``[batch, c, h, w]``.
+        statistics: What a model's images are normalised with.
+        bits: The menu, for a model.
+        stem_bits: Precision of what no gate decides about, for a model.
+        per_channel: See ``fractionalize``, for a model.
+        weights: A safetensors file or state dict for the model.
+
+    Raises:
+        ConfigError: If the constructor cannot be imported, or what it returns cannot be used.
+        CheckpointError: If the weights cannot be read or do not fit.
+    """
+    made = _made_by(name)
+    if isinstance(made, Backbone):
+        if weights is not None:
+            raise ConfigError(
+                f"weights is {weights}, but {name} returns a backbone; let it load them into the model that it makes one of."
+            )
+        if isinstance(made, Fractionalized):
+            made.config = replace(made.config, constructor=name)
+        return made
+    if weights is not None:
+        load_weights(made, weights)
+    return fractionalize(
+        made,
+        example_input,
+        bits,
+        stem_bits=stem_bits,
+        per_channel=per_channel,
+        mean=statistics.mean,
+        std=statistics.std,
+        constructor=name,
+    )
+
+
+def remake(config: FractionalizeConfig, statistics: ChannelStatistics) -> Fractionalized:
+    """Make a stored backbone's structure again, with whatever weights its constructor gives.
+
+    Raises:
+        ConfigError: If the constructor was not allowed, cannot be imported, or makes something else by now.
+    """
+    if config.constructor is None:
+        raise ConfigError("the backbone names no constructor, so nothing can make it again.")
+    with torch.device("cpu"):
+        made = _made_by(config.constructor)
+        if not isinstance(made, Backbone):
+            return Fractionalized(
+                trace(made, torch.zeros(2, *config.image_shape)), config, statistics
+            )
+        if not isinstance(made, Fractionalized):
+            raise ConfigError(
+                f"{config.constructor} now makes a backbone of family {made.family!r}; it made one by fractionalize."
+            )
+        made.become(config, statistics)
+        return made
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Load a model's weights from a safetensors file or a state dict that ``torch.save`` wrote; neither executes code.
+
+    Raises:
+        CheckpointError: If the file cannot be read or does not fit.
+    """
+    if path.suffix == ".safetensors":
+        state: object = load_tensors(path, ours=False)
+    elif not path.is_file():
+        raise CheckpointError(f"{path} does not exist or is not a file.")
+    else:
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except OSError as error:
+            raise CheckpointError(f"{path} cannot be read: {error.strerror or error}.") from error
+        except Exception as error:
+            raise CheckpointError(
+                f"{path} cannot be read as weights alone ({type(error).__name__}); save model.state_dict()."
+            ) from error
+    if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
+        state = state["state_dict"]
+    try:
+        if isinstance(state, Mapping):
+            state = _with_shared(model, state, path)
+        model.load_state_dict(cast("Mapping[str, Tensor]", state))
+    except (RuntimeError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"the weights in {path} do not fit the model: {_misfit(model, state, error)}."
+        ) from error
+    check_finite(model, path)
+
+
+def _with_shared(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> Mapping[str, Tensor]:
+    """Return weights with every name of the tensors that the model shares, which a file may hold once.
+
+    ``safetensors.torch.save_model`` and transformers write such files; ``safetensors.torch.load_model`` refuses its own where a batch
+    norm is shared, and those with all names.
+    """
+    whole = dict(state)
+    for names in shared_names(model):
+        given = [name for name in names if name in state]
+        for name in given[1:]:
+            if not torch.equal(state[name], state[given[0]]):
+                raise CheckpointError(
+                    f"the weights in {path} do not fit the model: {given[0]} and {name} differ, but the model shares them."
+                )
+        whole |= {name: state[given[0]] for name in names if given}
+    return whole
+
+
+def _misfit(model: nn.Module, state: object, error: Exception) -> str:
+    """Return why weights do not fit: the first names that are on one side only, or else what torch says of the first tensors."""
+    needed, given = model.state_dict().keys(), state.keys() if isinstance(state, Mapping) else None
+    if given is not None and given != needed:
+        sides = (
+            ("it lacks", [name for name in needed if name not in given]),
+            ("it has, but the model has not,", [str(name) for name in given if name not in needed]),
+        )
+        return "; ".join(f"{side} {_first(names, ', ')}" for side, names in sides if names)
+    heading, *lines = (" ".join(line.split()).rstrip(".") for line in str(error).splitlines())
+    return _first(lines or [heading], "; ")
+
+
+def _first(parts: Sequence[str], separator: str) -> str:
+    more = len(parts) - _MOST_TOLD
+    told = separator.join(parts[:_MOST_TOLD])
+    return f"{told} and {more} more" if more > 0 else told
+
+
+def _made_by(name: str) -> nn.Module:
+    made = call_constructor(name)
+    if not isinstance(made, nn.Module):
+        raise ConfigError(
+            f"constructor {name} returns a {type(made).__name__}; it must return a torch.nn.Module or a backbone."
+        )
+    return made
+
+
+def _check_given(model: object, example_input: object) -> None:
+    """Refuse what is not of the type that it should be, before torch does in its own words."""
+    if not isinstance(model, nn.Module):
+        raise ConfigError(
+            f"model is a {type(model).__name__}; give the network itself, a torch.nn.Module."
+        )
+    if not isinstance(example_input, Tensor):
+        raise ConfigError(
+            f"example_input is a {type(example_input).__name__}; give normalised images as a torch.Tensor."
+        )
+    if example_input.dim() != _IMAGE_RANK or not example_input.is_floating_point():
+        raise ConfigError(
+            f"example_input is {example_input.dtype} {list(example_input.shape)}; give normalised images, float [batch, channels, height, "
+            "width]."
+        )
+    if not example_input.numel() or not bool(example_input.isfinite().all()):
+        what = "numbers that are not finite" if example_input.numel() else "no images"
+        raise ConfigError(
+            f"example_input, {list(example_input.shape)}, has {what}; give some normalised images."
+        )
+
+
+def _tuple_of(kind: type[ItemT], values: object) -> tuple[ItemT, ...] | None:
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        return None
+    found = tuple(values)
+    return found if all(isinstance(value, kind) for value in found) else None
+
+
+def _per_channel(name: str, values: Iterable[float], channels: int) -> tuple[float, ...]:
+    try:
+        numbers = tuple(float(value) for value in values)
+    except (TypeError, ValueError, RuntimeError):
+        numbers = ()
+    if len(numbers) != channels:
+        given = " ".join(str(values).split())
+        raise ConfigError(
+            f"{name} is {given}; give {channels} numbers, one for each channel of example_input."
+        )
+    return numbers
+
+
+def _check_logits(traced: Traced, name: str) -> None:
+    """Refuse probabilities: a softmax of them, as training, confidence and temperature take, is almost the same for all classes.
+
+    Logarithms of probabilities are logits like any others.
+    """
+    answer = traced.answer
+    if not bool(answer.isfinite().all()):
+        raise ConfigError(
+            f"{name} returns numbers that are not finite for the example images; are its weights?"
+        )
+    adds_up = bool((answer >= 0).all()) and bool(((answer.sum(1) - 1).abs() < _ROUNDING).all())
+    if adds_up or name_of(traced.logits) == "sigmoid":
+        raise ConfigError(
+            f"{name} returns probabilities, but gates learn from logits; leave out the softmax or sigmoid that it ends in, or return "
+            "their logarithm."
+        )
+
+
+@torch.no_grad()
+def _check_same(expected: Tensor, backbone: Fractionalized, pixels: Tensor, name: str) -> None:
+    """Refuse a backbone that does not compute in full precision what the model does."""
+    ours = backbone.run(pixels, FULL)
+    if not is_close(ours, expected):
+        raise ConfigError(
+            f"{name} cannot be cut into gated layers faithfully: their logits differ from its own by "
+            f"{gap(ours, expected)}; name other modules with layers=[...]."
+        )

@@ -1,0 +1,400 @@
+"""Where a traced model can be cut, and which of its parts have a shortcut around them."""
+
+import functools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, fx
+from torch.utils._pytree import tree_map
+from torch.utils.flop_counter import flop_registry
+
+from dfs_rl.backbones.conversion.tracing import Traced, batch_factor, name_of
+from dfs_rl.costs.mac_counter import count_macs
+
+PRODUCTS = ("matmul", "bmm")
+ATTENTION = "scaled_dot_product_attention"
+_WEIGHTED = ("conv2d", "linear")
+_COSTLY = {str(op).removeprefix("aten.") for op in flop_registry} | {
+    *_WEIGHTED,
+    *(
+        ATTENTION,
+        "conv1d",
+        "conv3d",
+        "conv_transpose1d",
+        "conv_transpose2d",
+        "conv_transpose3d",
+        "einsum",
+        "bilinear",
+    ),
+    *("lstm", "gru", "rnn_tanh", "rnn_relu", "dot", "mv", "addmv", "addbmm", "tensordot", "inner"),
+    "chain_matmul",
+}
+
+ACTIVATIONS = {
+    *(
+        "relu",
+        "relu6",
+        "hardtanh",
+        "gelu",
+        "silu",
+        "leaky_relu",
+        "elu",
+        "selu",
+        "celu",
+        "prelu",
+        "mish",
+        "softplus",
+    ),
+    *("sigmoid", "tanh", "hardswish", "hardsigmoid", "clamp", "clamp_min"),
+}
+_PROJECTION_RATIO = 1.25
+"""How many times a projection's MACs the other paths of a residual block take at least.
+
+Published blocks take 1.6 (ResNeXt, if its first convolution strides), 1.9 (ResNet, likewise) and more. Where two paths cost about the
+same, or the projection most, as the weight that LoRA adapts, neither is a shortcut around the other.
+"""
+_NOT_BATCH_FIRST = "its activations do not have one row for each image, as those of torch's attention have with batch_first=True"
+
+
+class Span(NamedTuple):
+    """What runs between two places where a single activation is all there is.
+
+    Attributes:
+        start: The activation that goes in.
+        end: The activation that comes out.
+    """
+
+    start: fx.Node
+    end: fx.Node
+
+
+@dataclass(frozen=True, kw_only=True)
+class Branch:
+    """A part with a shortcut around it.
+
+    Attributes:
+        name: The module that holds its weights.
+        owner: The module that adds it to its shortcut.
+        span: From where the two part to their sum.
+        shortcut: What the branch is added to; the span's start alone where nothing runs on the shortcut.
+        instead: What sums of the branch and others become without it.
+        nodes: What runs on the branch alone.
+    """
+
+    name: str
+    owner: str
+    span: Span
+    shortcut: tuple[fx.Node, ...]
+    instead: Mapping[fx.Node, fx.Node]
+    nodes: frozenset[fx.Node]
+
+    @property
+    def identity(self) -> bool:
+        """Whether nothing runs on the shortcut."""
+        return self.shortcut == (self.span.start,)
+
+    @property
+    def on_shortcut(self) -> frozenset[fx.Node]:
+        """What runs on the shortcut."""
+        return _all_ancestors(self.shortcut, of=self.span.start)
+
+
+class LeftAlone(NamedTuple):
+    """A part that no gate decides about.
+
+    Attributes:
+        name: Its module.
+        reason: Why.
+    """
+
+    name: str
+    reason: str
+
+
+class Findings(NamedTuple):
+    """What was found in a model.
+
+    Attributes:
+        branches: What can be skipped, in order.
+        cuts: All places where a single activation is all there is, in order, the images first and the logits last.
+        left_alone: What looks like a residual block and cannot be gated.
+    """
+
+    branches: tuple[Branch, ...]
+    cuts: tuple[fx.Node, ...]
+    left_alone: tuple[LeftAlone, ...]
+
+
+def find(traced: Traced) -> Findings:
+    """Find the residual branches of a model."""
+    alone = tuple(_alone(traced))
+    cuts = tuple(node for node in alone if _is_batch_first(node))
+    branches, left_alone = [], []
+    for start, end in pairwise(cuts):
+        found = _branch(Span(start, end), traced.logits)
+        if isinstance(found, Branch):
+            branches.append(found)
+        elif found is not None:
+            left_alone.append(found)
+    for start, end in pairwise(alone):
+        found = None if _is_batch_first(end) else _branch(Span(start, end), traced.logits)
+        if isinstance(found, Branch):
+            left_alone.append(LeftAlone(found.name, _NOT_BATCH_FIRST))
+    return Findings(tuple(branches), cuts, tuple(left_alone))
+
+
+def weighted_module(node: fx.Node) -> str:
+    """Return the module whose weight an operator uses, or the one that runs it."""
+    runs_in = str(node.meta["module"])
+    for source in node.all_input_nodes:
+        if source.op == "get_attr" and name_of(node) in _WEIGHTED:
+            owner = str(source.target).rpartition(".")[0]
+            # A weight that several modules share has the name of one of them.
+            return owner if is_within(owner, runs_in) else runs_in
+    return runs_in
+
+
+def is_within(name: str, module: str) -> bool:
+    """Say whether a module is another one or a part of it; the model itself is ``""``."""
+    return name == module or name.startswith(f"{module}.") or not module
+
+
+def is_costly(node: fx.Node) -> bool:
+    """Say whether an operator multiplies and adds."""
+    return node.op == "call_function" and (is_swappable(node) or name_of(node) in _COSTLY)
+
+
+def is_swappable(node: fx.Node) -> bool:
+    """Say whether there is an operator that does the same at fewer bits."""
+    name = name_of(node)
+    if name in _WEIGHTED:
+        return has_stored_tensors(node)
+    return name == ATTENTION or name in PRODUCTS
+
+
+def has_stored_tensors(node: fx.Node) -> bool:
+    """Return whether all that an operator takes besides its input are parameters or constants of the model."""
+    return all(source.op == "get_attr" for source in node.all_input_nodes[1:])
+
+
+def _reason(node: fx.Node) -> str:
+    """Say why a costly operator cannot be swapped."""
+    name = name_of(node)
+    if name in _WEIGHTED:
+        return f"the weight or bias of its {name} is computed while it runs"
+    return f"there is no {name} at fewer bits"
+
+
+def ancestors(end: fx.Node, *, of: fx.Node) -> set[fx.Node]:
+    """Return everything that ``end`` is computed from, up to and without ``of``, itself included."""
+    seen: set[fx.Node] = set()
+    waiting = [end]
+    while waiting:
+        node = waiting.pop()
+        if node is of or node in seen:
+            continue
+        seen.add(node)
+        waiting.extend(node.all_input_nodes)
+    return seen
+
+
+def _all_ancestors(ends: Iterable[fx.Node], *, of: fx.Node) -> frozenset[fx.Node]:
+    return frozenset().union(*(ancestors(end, of=of) for end in ends))
+
+
+def _alone(traced: Traced) -> Iterator[fx.Node]:
+    """Yield every activation that is the only one still needed at some point."""
+    flowing = [node for node in traced.graph.nodes if node.meta.get("flows")]
+    place = {node: i for i, node in enumerate(flowing)}
+    last = {
+        node: max(
+            (place.get(user, len(flowing)) for user in node.users if not _is_size(user)), default=-1
+        )
+        for node in flowing
+    }
+    alive: set[fx.Node] = set()
+    previous = None
+    for i, node in enumerate(flowing):
+        alive = {n for n in alive if last[n] > i}
+        if last[node] > i:
+            alive.add(node)
+        if len(alive) == 1:
+            (only,) = alive
+            if only is not previous and _is_activation(only):
+                previous = only
+                yield only
+
+
+def _is_size(node: fx.Node) -> bool:
+    return batch_factor(node) is not None
+
+
+def _is_activation(node: fx.Node) -> bool:
+    value = node.meta["val"]
+    return isinstance(value, torch.Tensor) and value.dim() >= 2 and value.is_floating_point()  # noqa: PLR2004 - batch and features
+
+
+def _is_batch_first(node: fx.Node) -> bool:
+    """Say whether an activation has one sample for each image, in order."""
+    first: object = node.meta["val"].shape[0]
+    return isinstance(first, torch.SymInt) and bool(first.node.expr.is_Symbol)
+
+
+def _branch(span: Span, logits: fx.Node) -> Branch | LeftAlone | None:
+    """Return the branch that ends at a cut, why it cannot be gated, or ``None`` where nothing parts."""
+    start, end = span
+    inside = ancestors(end, of=start)
+    weighted = [node for node in inside if node.meta.get("flows") and is_costly(node)]
+    terms = list(_terms(end, start))
+    if not terms:
+        if weighted and _parts_ways(start):
+            return LeftAlone(common_module(weighted), "its paths do not end in a plain sum")
+        return None
+    if not weighted:
+        return None
+    kept = _shortcut(terms, start)
+    around = _all_ancestors(kept, of=start)
+    nodes = inside - around - {end}
+    costly = [node for node in nodes if node.meta.get("flows") and is_costly(node)]
+    name = common_module(costly or weighted)
+    if kept and all(term.meta["val"].shape != end.meta["val"].shape for term in kept):
+        return LeftAlone(name, "its shortcut has another shape than its sum")
+    for node in costly if kept else ():
+        if not is_swappable(node):
+            return LeftAlone(common_module([node]), _reason(node))
+    projected = _macs(around)
+    if not kept or (projected and projected * _PROJECTION_RATIO > _macs(costly)):
+        return LeftAlone(
+            common_module(weighted),
+            f"none of its {len(terms)} paths is plainly the shortcut, an identity or a projection that costs less than the others",
+        )
+    if projected and _is_answer(end, logits):
+        return LeftAlone(
+            common_module(weighted),
+            f"its {len(terms)} paths are classifiers whose logits are added up",
+        )
+    instead: dict[fx.Node, fx.Node] = {}
+    _take_apart(end, kept, terms, instead)
+    return Branch(
+        name=name,
+        owner=str(end.meta["module"]),
+        span=span,
+        shortcut=tuple(kept),
+        instead=instead,
+        nodes=frozenset(nodes),
+    )
+
+
+def _shortcut(terms: Sequence[fx.Node], start: fx.Node) -> list[fx.Node]:
+    """Return which terms of a sum are the shortcut: those that multiply nothing, or else the only projection, if there is one."""
+    free = [term for term in terms if not any(map(is_costly, ancestors(term, of=start)))]
+    projections = [term for term in terms if not free and _is_projection(term, start)]
+    return free or (projections if len(projections) == 1 else [])
+
+
+def _is_projection(term: fx.Node, start: fx.Node) -> bool:
+    """Return whether a path mixes channels at most once and ends without an activation function, as a ResNet's down-sampling does."""
+    path = ancestors(term, of=start)
+    mixing = [node for node in path if is_costly(node) and not _is_depthwise(node)]
+    after = path - _all_ancestors(mixing, of=start)
+    return len(mixing) <= 1 and not any(name_of(node) in ACTIVATIONS for node in after)
+
+
+def _is_depthwise(node: fx.Node) -> bool:
+    if name_of(node) != "conv2d":
+        return False
+    x, weight = (cast("fx.Node", source).meta["val"] for source in node.args[:2])
+    return bool(weight.shape[1] == 1 < x.shape[1])
+
+
+def _is_answer(total: fx.Node, logits: fx.Node) -> bool:
+    """Return whether a sum is that of the logits, up to what multiplies nothing, such as a mean or a logarithm."""
+    same = total.meta["val"].shape == logits.meta["val"].shape
+    return same and not any(map(is_costly, ancestors(logits, of=total)))
+
+
+def _macs(nodes: Iterable[fx.Node]) -> int:
+    """Count the multiply-accumulates of operators for one image, without computing anything."""
+
+    def run(node: fx.Node) -> Tensor:
+        values = fx.map_arg((node.args, node.kwargs), lambda source: source.meta["val"])
+        args, kwargs = tree_map(_for_one_image, values)
+        return cast("Tensor", cast("Any", node.target)(*args, **kwargs))
+
+    return sum(count_macs(functools.partial(run, node)) for node in nodes if is_costly(node))
+
+
+def _for_one_image(value: object) -> object:
+    if isinstance(value, torch.SymInt):
+        sizes = value.node.expr
+        return int(sizes.subs(dict.fromkeys(sizes.free_symbols, 1)))
+    if isinstance(value, Tensor):
+        shape = [cast("int", _for_one_image(size)) for size in value.shape]
+        return torch.empty(shape, dtype=value.dtype, device="meta")
+    return value
+
+
+def _take_apart(
+    node: fx.Node,
+    kept: Sequence[fx.Node],
+    terms: Sequence[fx.Node],
+    instead: dict[fx.Node, fx.Node],
+) -> fx.Node | None:
+    """Return what is left of a sum without all terms but those kept, and note in ``instead`` what sums on the way become."""
+    if node in kept:
+        return node
+    if node in terms:
+        return None
+    left = [_take_apart(side, kept, terms, instead) for side in _sides(node)]
+    if None not in left:
+        return node
+    rest = next((side for side in left if side is not None), None)
+    if rest is not None:
+        instead[node] = rest
+    return rest
+
+
+def _terms(total: fx.Node, start: fx.Node) -> Iterator[fx.Node]:
+    """Yield what a plain sum adds up; nothing where it is no such sum.
+
+    Sums within it are taken apart, but for those that something else reads, and those that are residual blocks of their own.
+    """
+    for side in _sides(total):
+        inner = _sides(side) if side is not start and len(side.users) == 1 else []
+        if inner and not _is_residual(inner, start):
+            yield from _terms(side, start)
+        else:
+            yield side
+
+
+def _is_residual(sides: Sequence[fx.Node], start: fx.Node) -> bool:
+    """Say whether one side of a sum is computed from the other one."""
+    first, second = sides
+    return any(
+        source is not start and source is not side and source in ancestors(side, of=start)
+        for source, side in ((first, second), (second, first))
+    )
+
+
+def _sides(total: fx.Node) -> list[fx.Node]:
+    """Return both sides of a plain sum of activations, and nothing of anything else."""
+    sides = [n for n in total.args[:2] if isinstance(n, fx.Node) and n.meta.get("flows")]
+    plain = name_of(total) == "add" and len(total.args) == 2 and "alpha" not in total.kwargs  # noqa: PLR2004 - two sides
+    return sides if plain and len(sides) == 2 else []  # noqa: PLR2004
+
+
+def _parts_ways(node: fx.Node) -> bool:
+    return len([user for user in node.users if user.meta.get("flows")]) > 1
+
+
+def common_module(nodes: Iterable[fx.Node]) -> str:
+    """Return the innermost module that holds all of these operators; the model itself is ``""``."""
+    paths = [weighted_module(node).split(".") for node in nodes]
+    common = paths[0]
+    for path in paths[1:]:
+        same = [a == b for a, b in zip(common, path, strict=False)]
+        common = common[: same.index(False) if False in same else len(same)]
+    return ".".join(common)

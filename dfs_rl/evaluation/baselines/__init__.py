@@ -1,0 +1,1 @@
+"""Baselines that gates are compared with."""

@@ -1,0 +1,190 @@
+"""Run a gate, or options fixed beforehand, over a split and record what happened."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from dfs_rl.backbones.interfaces import WalkableBackbone, WithExits
+from dfs_rl.data.batching import batches
+from dfs_rl.data.images import ImageSet
+from dfs_rl.errors import ConfigError
+from dfs_rl.evaluation.records import GateRecords, concatenate
+from dfs_rl.gating.base import Gate
+from dfs_rl.gating.batch_indexing import gather_rows
+from dfs_rl.gating.cascade import confidence
+from dfs_rl.gating.early_exit import picked
+from dfs_rl.gating.execution import finish, start, step
+from dfs_rl.gating.model import macs_taken
+from dfs_rl.gating.rollout import rollout
+
+BATCH_SIZE = 256
+
+
+def evaluate_gate(
+    backbone: WalkableBackbone,
+    gate: Gate,
+    image_set: ImageSet,
+    *,
+    batch_size: int = BATCH_SIZE,
+    budget: float | None = None,
+    positions: Tensor | None = None,
+) -> GateRecords:
+    """Let ``gate`` choose the options of every image; nothing is trained and no noise is added.
+
+    Args:
+        backbone: The backbone, on the device of ``image_set``.
+        gate: What chooses the options.
+        image_set: The images, in the order of the returned records.
+        batch_size: Images that walk together.
+        budget: Upper bound on each image's computation in percent, None for none.
+        positions: Of the gate's dial for each image, float32 ``[n]``; None for the gate's own.
+    """
+    parts, seen = [], 0
+    with torch.inference_mode():
+        for batch in batches(image_set, batch_size):
+            turned = None if positions is None else positions[seen : seen + len(batch.images)]
+            seen += len(batch.images)
+            result = rollout(backbone, gate, batch.images, budget=budget, positions=turned)
+            record = _record(gate.name, result.logits, batch.labels, result.options, gate.macs)
+            if result.first_pass is not None:
+                record = replace(record, first_pass=result.first_pass.cpu())
+            if backbone.costs.exits:
+                taken = macs_taken(gate, backbone.costs.walked(record.options))
+                record = replace(record, gate_macs_taken=taken)
+            parts.append(record)
+    return concatenate(parts)
+
+
+def evaluate_options(
+    backbone: WalkableBackbone,
+    image_set: ImageSet,
+    options: Tensor,
+    *,
+    name: str,
+    batch_size: int = BATCH_SIZE,
+) -> GateRecords:
+    """Run every image at options that were fixed beforehand; see ``evaluate_draws`` for the arguments."""
+    (records,) = evaluate_draws(backbone, image_set, [options], name=name, batch_size=batch_size)
+    return records
+
+
+def evaluate_draws(
+    backbone: WalkableBackbone,
+    image_set: ImageSet,
+    draws: Sequence[Tensor],
+    *,
+    name: str,
+    batch_size: int = BATCH_SIZE,
+) -> tuple[GateRecords, ...]:
+    """Run every image at several choices of options that were fixed beforehand.
+
+    What the choices of an image begin with alike runs once for all of them.
+
+    Args:
+        backbone: The backbone, on the device of ``image_set``.
+        image_set: The images.
+        draws: Each with the option index of every image at every gated layer, int64 ``[n, layers]``; ``CostTable.exit_action`` leaves.
+        name: What the records are called.
+        batch_size: Walks that run together.
+
+    Returns:
+        The records of each draw.
+
+    Raises:
+        ConfigError: If a draw has another shape, or holds what is no index of an action.
+    """
+    n_layers, n_actions = backbone.costs.n_layers, backbone.costs.n_actions
+    for options in draws:
+        if tuple(options.shape) != (len(image_set), n_layers):
+            raise ConfigError(
+                f"options of {name!r} have {' x '.join(map(str, options.shape))} entries; allowed is a row per image and an entry per "
+                f"gated layer, {len(image_set)} x {n_layers}."
+            )
+        if bool(((options < 0) | (options >= n_actions)).any()):
+            raise ConfigError(
+                f"options of {name!r} go from {int(options.min())} to {int(options.max())}; allowed are indices from 0 to {n_actions - 1}."
+            )
+    n_draws = len(draws)
+    n_together = max(1, batch_size // n_draws)
+    chosen = backbone.costs.closed(torch.stack(tuple(draws))).to(image_set.images.device)
+    parts: list[list[GateRecords]] = [[] for _ in draws]
+    with torch.inference_mode():
+        splits = torch.split(chosen, n_together, dim=1)  # [draws, batch, layers] each
+        for batch, options in zip(batches(image_set, n_together), splits, strict=True):
+            logits = _run_tree(backbone, batch.images, options.flatten(0, 1))
+            shared = zip(parts, logits.chunk(n_draws), options, strict=True)
+            for part, answers, taken in shared:
+                part.append(_record(name, answers, batch.labels, taken, 0.0))
+    return tuple(concatenate(part) for part in parts)
+
+
+def _run_tree(backbone: WalkableBackbone, images: Tensor, options: Tensor) -> Tensor:
+    """Run walks that share images, and what they begin with alike once.
+
+    Args:
+        backbone: The backbone.
+        images: ``[batch, c, h, w]``.
+        options: Of walk ``i``, which is one of image ``i`` modulo the batch, int64 ``[walks, layers]``, closed.
+
+    Returns:
+        Logits, ``[walks, classes]``.
+    """
+    costs, n = backbone.costs, len(options)
+    state = start(backbone, images)
+    walks = torch.arange(n, device=options.device)  # those that have not left
+    at = walks % len(images)  # the row of the state that each of them is at
+    arrived, logits = [], []
+    while state.layer < costs.n_layers:
+        layer = state.layer
+        leaving = options[walks, layer] == costs.exit_action
+        if costs.exits and bool(leaving.any()):
+            assert isinstance(backbone, WithExits), "a network whose costs know exits has them"
+            rows, answer_of = torch.unique(at[leaving], return_inverse=True)
+            answers = backbone.answer(gather_rows(state.hidden, rows), layer)
+            arrived.append(walks[leaving])
+            logits.append(answers[answer_of])
+            walks, at = walks[~leaving], at[~leaving]
+            if len(walks) == 0:
+                break
+        # A row for every different pair of where walks are and what they do next.
+        next_of = at * costs.n_actions + options[walks, layer]
+        pairs, at = torch.unique(next_of, return_inverse=True)
+        rows = pairs // costs.n_actions
+        if not torch.equal(rows, torch.arange(len(state.spent), device=rows.device)):
+            state = picked(state, rows)
+        state = step(backbone, state, pairs % costs.n_actions, reuse=True)
+    if len(walks):
+        arrived.append(walks)
+        logits.append(finish(backbone, state)[at])
+    return torch.cat(logits)[torch.cat(arrived).argsort()]
+
+
+def evaluate_table(
+    backbone: WalkableBackbone,
+    image_set: ImageSet,
+    table: Sequence[int],
+    *,
+    name: str,
+    batch_size: int = BATCH_SIZE,
+) -> GateRecords:
+    """Run every image at the same option index per layer."""
+    options = torch.tensor(table).expand(len(image_set), -1)
+    return evaluate_options(backbone, image_set, options, name=name, batch_size=batch_size)
+
+
+def _record(
+    name: str, logits: Tensor, labels: Tensor, options: Tensor, gate_macs: float
+) -> GateRecords:
+    log_probabilities = logits.double().log_softmax(dim=-1).cpu()  # [batch, classes]
+    labels = labels.cpu()
+    return GateRecords(
+        name=name,
+        predictions=log_probabilities.argmax(dim=-1),
+        labels=labels,
+        options=options.cpu(),
+        log_likelihood=log_probabilities.gather(1, labels[:, None]).squeeze(1),
+        confidence=confidence(logits).cpu(),
+        gate_macs=gate_macs,
+    )

@@ -1,0 +1,1 @@
+"""Static bit tables: search, scoring, fitting to a budget."""

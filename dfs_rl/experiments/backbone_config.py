@@ -1,0 +1,193 @@
+"""What a backbone is asked to be, and the untrained network that comes of it."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import tyro
+from pydantic import Field
+
+from dfs_rl.backbones import Backbone
+from dfs_rl.backbones.adaptive_layer import Granularity, Stem, check_skippable
+from dfs_rl.backbones.interfaces import Recipe
+from dfs_rl.backbones.patch_embed import TokenShape
+from dfs_rl.backbones.registry import SETTINGS, network_of
+from dfs_rl.backbones.resnet import FirstBlock
+from dfs_rl.costs import DEFAULT_BITS, FULL, SKIP, menu_of
+from dfs_rl.data import Dataset, channel_statistics
+from dfs_rl.data.load import flips_by_default
+from dfs_rl.errors import ConfigError
+from dfs_rl.experiments.backbone_resolver import Flip
+from dfs_rl.training.supernet import SupernetConfig
+from dfs_rl.utils.config import Count, Seed, check_values
+from dfs_rl.utils.seeding import stream_seed
+from dfs_rl.utils.trusted_import import is_constructor
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainBackboneConfig:
+    """What to train on what.
+
+    Attributes:
+        dataset: digits, a folder with train/test parquet files, an image folder (class/name.jpg), or a hub id.
+        image_size: Resize each image's shorter side to so many pixels and crop the centre, which folders with images of several sizes
+            need. It is stored with the backbone, which takes all images so.
+        flip: Mirror half of the images left and right in training, by default in all data sets but the digits. Give --no-flip where a
+            mirror image is of another class, as with letters and digits.
+        backbone: resnet8, resnet14, resnet20, resnet32, resnet38, resnet56, ...: any depth 6 n + 2; vit12 and other transformers of as
+            many blocks; with the recipe adn from resnet14 on, or bottleneck26, 50, 101 or 152, the ResNets for ImageNet, mobilenetv2,
+            swin_tiny, swin_small, or vit6, vit9, vit12, ...; or module:function that makes a network of yours.
+        weights: Safetensors file or state dict for the network that module:function makes.
+        recipe: supernet trains the network and low bits together; adn trains a network of adaptive depth, whose stages end with
+            paths that can be skipped, or run at any option of the menu.
+        granularity: With adn, what is gated: each stage's path, or each block in it.
+        stem: With adn, how the network begins: cifar is a 3 x 3 convolution, imagenet a 7 x 7 one with stride 2 and pooling.
+        bits: The menu of every gated layer, ascending: 0 skips it, 32 is full precision; dfs is 0 8 10 12 14 16 32.
+        epochs: Passes over the train split.
+        plain: Train the network without any quantization, for an honest full-precision reference; adn then has the menu 0 32.
+        seed: Seed of weights, data order and sampled settings.
+        device: auto, cpu, cuda, cuda:1, ...
+        run_dir: Where to write; by default a new folder under runs/.
+        width: Channels of the first stage, by default 16, and 64 in the ResNets for ImageNet; of MobileNetV2's first convolution, 32;
+            of a transformer's tokens, 192 as in ViT-Tiny; of the first stage's in a Swin transformer, 96.
+        patch: Height and width in pixels of what a transformer takes for a token; by default about an eighth of the images'
+            height, and a sixteenth in a Swin transformer, at most 4.
+        heads: Of a transformer's attention; ViT-Small has 6, and a width of 384.
+        gate_branches: Whether a transformer's attention and MLPs are gated each by itself, instead of block by block.
+        stem_bits: Precision of stem and head, and with adn of the blocks that always run, which no gate decides about.
+        first_block: Whether the first block is gated like the others, or always runs as part of the stem.
+        per_channel: One weight step per output channel instead of one per layer.
+        eval_images: Images of the val split that each epoch is measured on; the end is measured on all.
+        threads: CPU threads, of each worker.
+        workers: Processes on this machine that share every batch; on cuda each takes a GPU. More than one start Ray.
+        training: How the supernet is trained.
+    """
+
+    dataset: str = "digits"
+    image_size: Count | None = None
+    flip: Flip = None
+    backbone: str = "resnet20"
+    weights: Path | None = None
+    recipe: Recipe = "supernet"
+    granularity: Granularity = "path"
+    stem: Stem = "cifar"
+    bits: Annotated[tuple[int | str, ...] | str, tyro.conf.arg(metavar="INT [INT ...]|dfs")] = (
+        DEFAULT_BITS
+    )
+    epochs: Count = 30
+    plain: bool = False
+    seed: Seed = 0
+    device: str = "auto"
+    run_dir: Path | None = None
+    width: Annotated[Count, Field(le=2**16)] | None = None
+    patch: Count | None = None
+    heads: Count = TokenShape.heads
+    gate_branches: bool = False
+    stem_bits: int = 8
+    first_block: FirstBlock = "gated"
+    per_channel: bool = False
+    eval_images: Count = 2000
+    threads: Count = 1
+    workers: Count = 1
+    training: SupernetConfig = field(default_factory=SupernetConfig)
+
+    def __post_init__(self) -> None:
+        check_values(self)
+        if self.weights is not None and not is_constructor(self.backbone):
+            raise ConfigError(
+                f"weights is {self.weights}, but backbone is {self.backbone!r}, which starts from random ones; weights go with "
+                "module:function."
+            )
+        if self.flip is None:
+            object.__setattr__(self, "flip", flips_by_default(self.dataset))
+        # A name and its widths are one setting.
+        object.__setattr__(self, "bits", menu_of(self.bits))
+        if self.recipe == "adn" or not is_constructor(self.backbone):
+            network_of(self.backbone, self.recipe)
+        if self.recipe == "adn":
+            check_skippable(self.menu)
+        self._check_unused()
+        if self.workers > self.training.batch_size:
+            raise ConfigError(
+                f"workers is {self.workers}; at most {self.training.batch_size} can share a batch of as many images "
+                "(training.batch_size)."
+            )
+
+    @property
+    def menu(self) -> tuple[int, ...]:
+        """The bit widths of every gated layer."""
+        if self.plain:
+            return (SKIP, FULL) if self.recipe == "adn" else (FULL,)
+        return menu_of(self.bits)
+
+    def _check_unused(self) -> None:
+        """Refuse what is set and would change nothing."""
+        if self.is_set("training.alpha") and self.recipe != "adn":
+            raise ConfigError(
+                f"training.alpha is set, which belongs to the recipe adn, not {self.recipe}."
+            )
+        for name, plain in {"bits": self.menu, "stem_bits": FULL, "per_channel": False}.items():
+            if self.plain and self.is_set(name) and getattr(self, name) != plain:
+                raise ConfigError(
+                    f"{name} is set, but with --plain nothing is quantized; leave one of them out."
+                )
+        if is_constructor(self.backbone):
+            for name in ("width", *SETTINGS):
+                if self.is_set(name):
+                    raise ConfigError(
+                        f"{name} is set, but the network of {self.backbone} has its own shape; leave it out."
+                    )
+            return
+        for name in SETTINGS:
+            if self.is_set(name) and name not in network_of(self.backbone, self.recipe).settings:
+                raise ConfigError(
+                    f"{name} is set, which {self.backbone} with the recipe {self.recipe} has not; leave it out."
+                )
+
+    def is_set(self, name: str) -> bool:
+        """Say whether a setting, by dotted name, is not what it is by default."""
+        block, _, setting = name.rpartition(".")
+        settings = getattr(self, block) if block else self
+        return bool(getattr(settings, setting) != getattr(type(settings), setting))
+
+
+def build(config: TrainBackboneConfig, dataset: Dataset) -> Backbone:
+    """Make the backbone that a configuration asks for, untrained unless it is a user's; the same seed gives the same weights."""
+    torch.manual_seed(stream_seed(config.seed, "weights"))
+    if is_constructor(config.backbone):
+        from dfs_rl.training.custom_model import construct_for
+
+        backbone = construct_for(
+            config.backbone,
+            dataset,
+            weights=config.weights,
+            bits=config.menu,
+            stem_bits=FULL if config.plain else config.stem_bits,
+            per_channel=config.per_channel,
+        )
+        if (config.plain or config.is_set("bits")) and backbone.options.values != config.menu:
+            raise ConfigError(
+                f"{config.backbone} returns a backbone with the menu {_words(backbone.options)}, but asked for is {_words(config.menu)}; "
+                f"leave out {'--plain' if config.plain else '--bits'}, or let it return a model."
+            )
+        return backbone
+    channels, height, width = dataset.image_shape
+    network = network_of(config.backbone, config.recipe)
+    shape: dict[str, Any] = {
+        "in_channels": channels,
+        "n_classes": dataset.n_classes,
+        "image_size": (height, width),
+        "bits": config.menu,
+        "stem_bits": FULL if config.plain else config.stem_bits,
+        "per_channel": config.per_channel,
+        **{name: getattr(config, name) for name in network.settings},
+    }
+    if config.width is not None:
+        shape["width"] = config.width
+    return network.make(channel_statistics(dataset.train.images), **shape)
+
+
+def _words(menu: Iterable[int]) -> str:
+    return " ".join(map(str, menu))

@@ -1,0 +1,150 @@
+"""What a comparison knows of each run: its evaluations at every budget, and where they came from."""
+
+import math
+import shlex
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dfs_rl.errors import BusyError, CheckpointError, ConfigError, RunFolderError
+from dfs_rl.evaluation.curves import COMPUTATIONS
+from dfs_rl.experiments.benchmark import COMMANDS
+from dfs_rl.experiments.comparison_config import CompareConfig
+from dfs_rl.experiments.gate_run import TRAINING, TrainingRecord
+from dfs_rl.utils.config import flat_settings, read_yaml
+from dfs_rl.utils.io import Waiting, exclusive
+from dfs_rl.utils.logging import say
+from dfs_rl.utils.run_folder import RunFolder
+from dfs_rl.utils.run_records import read_record
+
+if TYPE_CHECKING:
+    from dfs_rl.data import Dataset
+    from dfs_rl.evaluation.cache import Memory
+    from dfs_rl.evaluation.comparison_records import EvaluatedRun
+    from dfs_rl.gating.budget_conditioning import Dial
+
+
+def evaluated(
+    folder: RunFolder,
+    dataset: "Dataset | str | None",
+    config: CompareConfig,
+    memory: "Memory",
+    waiting: Waiting,
+    home: Callable[[], Path],
+) -> "tuple[list[EvaluatedRun], dict[str, str]]":
+    """Evaluate a run at every budget that it can be turned to, or take what its evaluations stored.
+
+    Args:
+        folder: The run.
+        dataset: Its data set, or where that is.
+        config: At which budgets, and how.
+        memory: What evaluations of other runs found.
+        waiting: Called where another process is at the run, before waiting for it; ``None`` refuses instead.
+        home: Called where figures are missing in the run, for the folder that gets them.
+
+    Returns:
+        What was found, and what failed with its reasons.
+
+    Raises:
+        BusyError: If another process is at the run and ``waiting`` is ``None``.
+    """
+    from dfs_rl.gating.model import GATE_FOLDER
+    from dfs_rl.gating.storage import load_gate
+
+    say(f"{folder.path} ...")
+    found: list[EvaluatedRun] = []
+    if not (folder.path / TRAINING).is_file():
+        again = f"{COMMANDS[folder.kind].prog} --resume {folder.path}"
+        return found, {str(folder.path): f"its training is not finished; go on with {again}."}
+    wanted = config.budgets or (() if config.runs else COMPUTATIONS)
+    try:
+        training = read_record(folder.path / TRAINING, TrainingRecord)
+        dial = load_gate(folder.path / GATE_FOLDER).dial
+        found += [
+            _evaluated_at(folder, training, dataset, budget, dial, config, memory, waiting, home)
+            for budget in (wanted if dial is not None and wanted else (None,))
+        ]
+    except BusyError:
+        raise
+    # One gate that cannot be read or evaluated must not lose the others.
+    except (CheckpointError, ConfigError, RunFolderError) as error:
+        say(f"  failed: {error}")
+        return [], {str(folder.path): str(error)}
+    return found, {}
+
+
+def _evaluated_at(
+    folder: RunFolder,
+    training: TrainingRecord,
+    dataset: "Dataset | str | None",
+    budget: float | None,
+    dial: "Dial | None",
+    config: CompareConfig,
+    memory: "Memory",
+    waiting: Waiting,
+    home: Callable[[], Path],
+) -> "EvaluatedRun":
+    from dfs_rl.evaluation.comparison_records import EvaluatedRun
+    from dfs_rl.evaluation.per_image_results import load_outcomes
+    from dfs_rl.experiments.evaluation import evaluate_run, picture_prefix
+
+    turned = budget
+    if budget is not None and dial is not None:
+        say(f"  at {budget:g} %")
+        # A gate that cannot go as low, or needs no more, is told of where it is, and evaluated there once; rounded up, so that the
+        # figure says the same when it is typed.
+        least, most = (math.ceil(1e4 * computation) / 1e4 for computation in dial.reach)
+        turned = min(max(budget, least), most)
+
+    @contextmanager
+    def store() -> Iterator[Path]:
+        place = home()
+        with exclusive(place, waiting=waiting):
+            yield place
+
+    evaluation = evaluate_run(
+        folder,
+        dataset=dataset,
+        split=config.split,
+        budget=turned,
+        device=config.device,
+        search=config.search,
+        progress=lambda text: say(f"  {text}"),
+        memory=memory,
+        store=store,
+    )
+    settings = flat_settings(read_yaml(folder.config_path))
+    if budget is not None:
+        settings |= {"budget": budget, "cost_weight": None}
+    after = (
+        evaluation.summary.exits_after
+    )  # whatever a run was asked, it tells where its images may leave
+    settings["exits"] = f"after {' '.join(map(str, after))}" if after else "none"
+    return EvaluatedRun(
+        path=str(folder.path),
+        settings=settings,
+        command=shlex.join(folder.record().command),
+        evaluation=_evaluation_command(folder, turned),
+        backbone=_backbone_digest(folder),
+        pictures=f"{evaluation.path.parent / folder.plots_dir.name}/{picture_prefix(config.split, turned)}",
+        images_seen=sum(training.images_seen.values()),
+        seconds=training.seconds,
+        summary=evaluation.summary,
+        outcomes=load_outcomes(evaluation.outcomes),
+    )
+
+
+def _evaluation_command(folder: RunFolder, budget: float | None) -> str:
+    """Return the command that shows a run's figures."""
+    words = ["python", "-m", "dfs_rl.evaluate", str(folder.path)]
+    return shlex.join([*words, *([] if budget is None else ["--budget", f"{budget:.10g}"])])
+
+
+def _backbone_digest(folder: RunFolder) -> str:
+    """Return a digest of the backbone that the run's gate was given."""
+    from dfs_rl.backbones.storage import weights_digest
+    from dfs_rl.gating.model import BACKBONE_FOLDER, BEFORE_FOLDER
+
+    before = folder.path / BEFORE_FOLDER
+    return weights_digest(before if before.is_dir() else folder.path / BACKBONE_FOLDER)

@@ -1,0 +1,261 @@
+"""Command: give a trained backbone exits, by which images may leave it early.
+
+It is a command of its own and not a part of ``train_backbone``, because the network is not changed: heads are fitted in seconds, to a
+network that was trained long ago or that ships, and others in other places are one more folder.
+"""
+
+import itertools
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dfs_rl.errors import ConfigError
+from dfs_rl.experiments.backbone_resolver import (
+    DIGITS,
+    BackboneChoice,
+    Flip,
+    find_backbone,
+    load_data,
+)
+from dfs_rl.utils.cli import Invocation
+from dfs_rl.utils.config import Count, Seed, check_values, config_to_dict
+from dfs_rl.utils.logging import say
+from dfs_rl.utils.run_folder import RunFolder
+from dfs_rl.utils.run_records import read_record
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from dfs_rl.backbones import StoredBackbone
+    from dfs_rl.data import Dataset
+
+KIND = "train_exits"
+PROG = "python -m dfs_rl.train_exits"
+SUMMARY = "summary.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExitsSummary:
+    """What ``summary.json`` of a run of exits holds.
+
+    Attributes:
+        exits_after: After how many gated layers images may leave.
+        val_accuracy: Accuracy in percent of each exit on the val split, by the bits that all layers run at.
+    """
+
+    exits_after: tuple[int, ...]
+    val_accuracy: dict[str, list[float]]
+
+
+_BATCH = 512
+_IMAGES = 20_000
+"""Each is one row of features; more brought the probes nothing either."""
+_BYTES = 2**30
+"""That the features of all heads may take at once."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainExitsConfig:
+    """Where images may leave which backbone.
+
+    Attributes:
+        after: After how many gated layers an image may leave, ascending: 1 3 makes two exits, before the second and the fourth layer.
+            Leave it out beside --resume.
+        dataset: "digits"; a folder with train/test parquet files or with class/name.jpg; or a hub id. It must be the backbone's.
+        backbone: Run of train_backbone or train_exits, or a backbone's folder, which stays as it is, or module:function that makes a
+            network of yours. Without it the digits use the one that ships; for other data one is trained first and kept for the next run.
+        weights: Safetensors file or state dict for the network that module:function makes.
+        image_size: Resize each image's shorter side to so many pixels and crop the centre; by default as the backbone was trained.
+        flip: Mirror half of the images left and right where a backbone is trained; by default as the backbone was trained.
+        supernet_epochs: Epochs of the backbone that is trained where none is given.
+        seed: Seed of augmentation and of the bits that the heads are fitted under.
+        device: auto, cpu, cuda, cuda:1, ...
+        run_dir: Where to write; by default a new folder under runs/.
+        threads: CPU threads.
+    """
+
+    after: tuple[int, ...]
+    dataset: str = DIGITS
+    backbone: Path | None = None
+    weights: Path | None = None
+    image_size: Count | None = None
+    flip: Flip = None
+    supernet_epochs: Count = 30
+    seed: Seed = 0
+    device: str = "auto"
+    run_dir: Path | None = None
+    threads: Count = 1
+
+    def __post_init__(self) -> None:
+        check_values(self)
+        if not self.after:
+            raise ConfigError("after is empty; needed is a number of gated layers, or several.")
+
+
+def add_exits(
+    stored: "StoredBackbone",
+    dataset: "Dataset",
+    after: Sequence[int],
+    *,
+    seed: int,
+    device: str,
+) -> None:
+    """Fit heads to a trained backbone, in place of those it has.
+
+    Args:
+        stored: The backbone; its network stays as it is.
+        dataset: The heads learn from its train split.
+        after: After how many gated layers an image may leave.
+        seed: Of augmentation and settings.
+        device: Where to compute.
+
+    Raises:
+        ConfigError: If there are no such layers.
+    """
+    from dfs_rl.costs import check_exits
+    from dfs_rl.training.calibration import fit_exits
+    from dfs_rl.utils.seeding import torch_generator
+
+    check_exits(after, stored.backbone.costs.n_layers)
+    backbone = stored.backbone.to(device)
+    backbone.set_exits(after)
+    sizes = sum(exit_.macs for exit_ in backbone.costs.exits) // backbone.n_classes
+    rounds = max(1, min(_IMAGES, _BYTES // (4 * sizes)) // _BATCH)
+    batches = itertools.islice(_batches(dataset, seed=seed, device=device), rounds)
+    fit_exits(backbone, after, batches, torch_generator(seed, "exits"))
+
+
+def exit_accuracies(stored: "StoredBackbone", dataset: "Dataset") -> dict[str, list[float]]:
+    """Return the accuracy in percent of every exit on the val split, by the bits that all layers run at."""
+    from dfs_rl.evaluation.baselines.early_exit import exit_passes
+
+    device = stored.backbone.feature_mean.device
+    frozen = stored.backbone.prepare()
+    passes = exit_passes(frozen, dataset.val.to(device))
+    return {
+        str(frozen.options[answers.option]): [
+            100.0 * share for share in answers.correct.double().mean(dim=0)[:-1].tolist()
+        ]
+        for answers in passes
+        if frozen.options[answers.option] in stored.backbone.meaningful_bits
+    }
+
+
+def _batches(dataset: "Dataset", *, seed: int, device: str) -> "Iterator[Tensor]":
+    """Augmented train images in shuffled order, without end: the network knows the plain ones too well."""
+    from dfs_rl.data import augment
+    from dfs_rl.data.batching import epoch_batches
+    from dfs_rl.utils.seeding import torch_generator
+
+    images = dataset.train.images.to(device)
+    size = min(_BATCH, len(images))
+    for epoch in itertools.count():
+        order = epoch_batches(len(images), size, seed=seed, epoch=epoch, drop_last=True)
+        for step, rows in enumerate(order):
+            draws = torch_generator(seed, "exits augment", epoch, step, device=images.device)
+            yield augment(images[rows], draws, flip=dataset.flip)
+
+
+def train(invocation: Invocation[TrainExitsConfig]) -> None:
+    """Run the command."""
+    from dfs_rl.backbones import load_stored_backbone
+    from dfs_rl.experiments.supernet_training import is_finished
+    from dfs_rl.utils.device import resolve_device, set_threads
+
+    config, run, stored = invocation.config, invocation.resume, None
+    set_threads(config.threads, resumed=invocation.resume is not None)
+    device = str(resolve_device(config.device))
+    dataset = load_data(config, run)
+    if run is None:
+        stored = _find(config, dataset, device)
+        run = RunFolder.create(
+            config.run_dir,
+            kind=KIND,
+            name=f"exits-{dataset.name}",
+            config=config,
+            command=invocation.command,
+            fingerprint=dataset.fingerprint,
+        )
+    try:
+        with run.hold():
+            run.check_data(dataset.fingerprint, dataset.name)
+            if is_finished(run):
+                say(f"The training in {run.path} is finished.")
+            else:
+                stored = stored or _find(config, dataset, device)
+                _train(config, stored, dataset, run, device=device)
+    except KeyboardInterrupt:
+        again = f"{PROG} --resume {run.path}"
+        raise KeyboardInterrupt(f"Interrupted; go on with: {again}") from None
+    stored = load_stored_backbone(run.path)
+    sys.stdout.write(_table(run, stored) + "\n")
+    sys.stdout.flush()
+    constructor = getattr(stored.backbone.config, "constructor", None)
+    users = "" if constructor is None else f" --constructor {constructor}"
+    say(f"Saved in {run.path}; train a gate on it with --backbone {run.path}{users}.")
+
+
+def _find(config: TrainExitsConfig, dataset: "Dataset", device: str) -> "StoredBackbone":
+    """Return the backbone that is asked for, unless it has no such layers."""
+    from dfs_rl.costs import check_exits
+
+    choice = BackboneChoice(
+        dataset=config.dataset,
+        folder=config.backbone,
+        weights=config.weights,
+        image_size=config.image_size,
+        flip=config.flip,
+        epochs=config.supernet_epochs,
+        device=device,
+        threads=config.threads,
+    )
+    stored = find_backbone(choice, dataset)
+    check_exits(config.after, stored.backbone.costs.n_layers)
+    return stored
+
+
+def _train(
+    config: TrainExitsConfig,
+    stored: "StoredBackbone",
+    dataset: "Dataset",
+    run: RunFolder,
+    *,
+    device: str,
+) -> None:
+    """Fit the heads, and store the backbone with them, which ends the run; it takes seconds, so what was interrupted begins anew."""
+    from dfs_rl.backbones import save_backbone
+    from dfs_rl.gating.model import BACKBONE_FOLDER
+    from dfs_rl.utils.io import write_json
+
+    add_exits(stored, dataset, config.after, seed=config.seed, device=device)
+    accuracies = exit_accuracies(stored, dataset)
+    summary = ExitsSummary(exits_after=config.after, val_accuracy=accuracies)
+    write_json(run.path / SUMMARY, config_to_dict(summary))
+    save_backbone(stored.backbone, stored.info, run.path / BACKBONE_FOLDER)
+
+
+def _table(run: RunFolder, stored: "StoredBackbone") -> str:
+    """Accuracy of every exit as text."""
+    from dfs_rl.costs import relative_cost
+
+    accuracies = read_record(run.path / SUMMARY, ExitsSummary).val_accuracy
+    costs = stored.backbone.costs
+    head = [
+        f"{'bits':>4}",
+        *(f"after {exit_.after}".rjust(9) for exit_ in costs.exits),
+        f"{'end':>7}",
+    ]
+    rows = ["  ".join(head)]
+    for bits, values in accuracies.items():
+        end = stored.info.accuracy.get(bits)
+        cells = [f"{value:9.2f}" for value in values]
+        rows.append("  ".join([f"{bits:>4}", *cells, "" if end is None else f"{end:7.2f}"]))
+    prices = ", ".join(
+        f"{100 * e.macs * relative_cost(e.bits) / costs.total_macs:.3g} %" for e in costs.exits
+    )
+    rows.append(
+        f"Accuracy on val in percent, all layers at the same bits. The exits cost {prices}."
+    )
+    return "\n".join(rows)

@@ -1,0 +1,264 @@
+"""What commands that train a gate share: their settings, the training of a run, and what follows it."""
+
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+
+from dfs_rl.experiments.backbone_resolver import BackboneChoice, load_data
+from dfs_rl.utils.cli import Invocation, run_command
+from dfs_rl.utils.config import CountOrZero, config_to_dict
+from dfs_rl.utils.logging import say
+from dfs_rl.utils.run_folder import RunFolder
+from dfs_rl.utils.run_records import read_record
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from dfs_rl.agents.training import TrainingResult
+    from dfs_rl.data import Dataset
+
+VALIDATIONS = 20
+"""How often a run is validated where nothing else is asked for."""
+TRAINING = "training.json"
+"""Written when a training has come to its end."""
+
+SettingsT = TypeVar("SettingsT", bound="GateSettings")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingRecord:
+    """What ``training.json`` holds.
+
+    Attributes:
+        best_on_val: Figures of the gate that was kept, on the val split.
+        points_on_val: Computation and accuracy in percent, of a gate for all budgets at each position of its dial.
+        images_seen: Images that taught the gate and the backbone, repeats counted.
+        seconds: That the training took, all resumptions together.
+    """
+
+    best_on_val: dict[str, Any]
+    points_on_val: tuple[tuple[float, float], ...]
+    images_seen: dict[str, CountOrZero]
+    seconds: float | None = None
+
+
+class GateSettings(Protocol):
+    """What the configurations of all commands that train a gate have in common, see ``TrainAgentConfig``."""
+
+    @property
+    def dataset(self) -> str: ...  # noqa: D102
+    @property
+    def backbone(self) -> Path | None: ...  # noqa: D102
+    @property
+    def weights(self) -> Path | None: ...  # noqa: D102
+    @property
+    def image_size(self) -> int | None: ...  # noqa: D102
+    @property
+    def flip(self) -> bool | None: ...  # noqa: D102
+    @property
+    def budget(self) -> float | None: ...  # noqa: D102
+    @property
+    def device(self) -> str: ...  # noqa: D102
+    @property
+    def run_dir(self) -> Path | None: ...  # noqa: D102
+    @property
+    def supernet_epochs(self) -> int: ...  # noqa: D102
+    @property
+    def threads(self) -> int: ...  # noqa: D102
+
+
+def choice_of(config: GateSettings, device: str) -> BackboneChoice:
+    """Return which backbone a configuration asks for."""
+    return BackboneChoice(
+        dataset=config.dataset,
+        folder=config.backbone,
+        weights=config.weights,
+        image_size=config.image_size,
+        flip=config.flip,
+        epochs=config.supernet_epochs,
+        device=device,
+        threads=config.threads,
+        exits=getattr(
+            config, "exits", False
+        ),  # gates that learn by supervision, and tables, do not leave
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class GateCommand(Generic[SettingsT]):
+    """A command that trains gates.
+
+    Attributes:
+        kind: Its name, and the kind of its run folders.
+        description: One sentence for its help page.
+        config_type: Its settings.
+        prepare: Refuses what will not do before a folder is made, and returns what the run is called after; takes settings, data set
+            and device.
+        train: Trains a gate in a run folder, or goes on with it; takes settings, data set, folder and device.
+        settle: Returns settings with what their defaults come to where other settings decide on them. A run stores these, so that it
+            goes on as it began, and is compared as what it was, after a later version has chosen another default.
+    """
+
+    kind: str
+    description: str
+    config_type: type[SettingsT]
+    prepare: "Callable[[SettingsT, Dataset, str], str]"
+    train: "Callable[[SettingsT, Dataset, RunFolder, str], TrainingResult]"
+    settle: "Callable[[SettingsT], SettingsT]" = lambda config: config
+
+    @property
+    def prog(self) -> str:
+        """How it is called."""
+        return f"python -m dfs_rl.{self.kind}"
+
+
+def create_run(
+    command: GateCommand[SettingsT],
+    config: SettingsT,
+    dataset: "Dataset",
+    *,
+    device: str,
+    argv: tuple[str, ...],
+) -> RunFolder:
+    """Make the folder of a run, unless its settings will not do.
+
+    Args:
+        command: What is to be run.
+        config: Its settings.
+        dataset: Their data set.
+        device: Where to compute.
+        argv: The command line that the folder's record holds.
+    """
+    return RunFolder.create(
+        config.run_dir,
+        kind=command.kind,
+        name=command.prepare(config, dataset, device),
+        config=command.settle(config),
+        command=argv,
+        fingerprint=dataset.fingerprint,
+    )
+
+
+def train_run(
+    command: GateCommand[SettingsT],
+    config: SettingsT,
+    dataset: "Dataset",
+    run: RunFolder,
+    *,
+    device: str,
+) -> None:
+    """Train a run's gate, or go on with it, unless it is finished.
+
+    Args:
+        command: What is run.
+        config: The run's settings.
+        dataset: Their data set.
+        run: The folder, which the caller holds for itself.
+        device: Where to compute.
+
+    Raises:
+        KeyboardInterrupt: After Ctrl-C, once everything is saved.
+    """
+    from dfs_rl.utils.io import write_json
+
+    run.check_data(dataset.fingerprint, dataset.name)
+    if (run.path / TRAINING).exists():
+        read_record(run.path / TRAINING, TrainingRecord)
+        say(f"The training in {run.path} is finished.")
+        return
+    began = time.perf_counter()
+    try:
+        result = command.train(config, dataset, run, device)
+    except KeyboardInterrupt:
+        again = f"{command.prog} --resume {run.path}"
+        raise KeyboardInterrupt(f"Interrupted and saved; go on with: {again}") from None
+    finally:
+        seconds = run.add_seconds(time.perf_counter() - began)
+    points = _turn(run, dataset, device, budget=config.budget)
+    if not points:
+        points = ((result.best["computation"], result.best["accuracy"]),)
+    record = TrainingRecord(
+        best_on_val=dict(result.best),
+        points_on_val=points,
+        images_seen=dict(result.images_seen),
+        seconds=round(seconds, 1),
+    )
+    write_json(run.path / TRAINING, config_to_dict(record))
+    if "timesteps" in result.best:
+        say(
+            f"Kept the gate of step {result.best['timesteps']:,}: the latest within one standard error of "
+            "the highest mean reward on the val split."
+        )
+
+
+def train_and_evaluate(invocation: Invocation[SettingsT], command: GateCommand[SettingsT]) -> None:
+    """Run a command that trains a gate: train it, unless the run is finished, evaluate it and show what came out."""
+    from dfs_rl.experiments.evaluation import evaluate_run
+    from dfs_rl.reporting.tables import summary_text
+    from dfs_rl.utils.device import resolve_device, set_threads
+
+    config = invocation.config
+    set_threads(config.threads, resumed=invocation.resume is not None)
+    device = str(resolve_device(config.device))
+    dataset = load_data(config, invocation.resume)
+    run = invocation.resume or create_run(
+        command, config, dataset, device=device, argv=invocation.command
+    )
+    with run.hold():
+        train_run(command, config, dataset, run, device=device)
+        evaluation = evaluate_run(
+            run,
+            dataset=dataset,
+            device=device,
+            progress=lambda text: say(f"Evaluating: {text} ..."),
+        )
+    sys.stdout.write(summary_text(evaluation.summary))
+    sys.stdout.flush()
+    say(f"Everything is in {run.path}; pictures:")
+    for picture in sorted(run.plots_dir.glob("*.png")):
+        say(f"  {picture}")
+
+
+def run_gate_command(command: GateCommand[SettingsT], argv: "Sequence[str] | None") -> int:
+    """Run a command that trains a gate from the command line; returns its exit code."""
+    return run_command(
+        lambda invocation: train_and_evaluate(invocation, command),
+        command.config_type,
+        prog=command.prog,
+        description=command.description,
+        kind=command.kind,
+        argv=argv,
+    )
+
+
+def _turn(
+    run: RunFolder, dataset: "Dataset", device: str, *, budget: float | None
+) -> "tuple[tuple[float, float], ...]":
+    """Measure what a gate for all budgets costs at each position of its dial, and turn it to the budget if there is one.
+
+    Returns:
+        Computation and accuracy at each position; nothing for a gate without a dial.
+    """
+    from dfs_rl.backbones import load_backbone
+    from dfs_rl.evaluation.budget_conditioning import measure_dial
+    from dfs_rl.gating.model import BACKBONE_FOLDER, GATE_FOLDER
+    from dfs_rl.gating.networks import LearnedGate
+    from dfs_rl.gating.storage import load_gate, save_gate
+
+    gate = load_gate(run.path / GATE_FOLDER)
+    if not isinstance(gate, LearnedGate) or gate.dial is None:
+        return ()
+    gate.to(device)
+    say("Measuring on the val split what the gate costs at each position of its dial ...")
+    backbone = load_backbone(run.path / BACKBONE_FOLDER).eval().prepare().to(device)
+    gate.dial, points = measure_dial(backbone, gate, dataset.val.to(device))
+    least, most = gate.dial.reach
+    say(f"Its images cost {least:.3g} % to {most:.3g} % on average.")
+    if budget is not None:
+        if budget < least:  # too late to refuse: what was learned must not be lost
+            say(f"It cannot be turned down to {budget:g} %, and is turned to {least:.3g} %.")
+        gate.position = gate.dial.position_within(max(budget, least))
+    save_gate(gate, run.path / GATE_FOLDER)
+    return points

@@ -1,0 +1,106 @@
+"""``python -m dfs_rl.train_static``: find one table of bits for all images, the rival of every gate that looks at its image."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dfs_rl.agents.hyperparameters import StaticMethod
+from dfs_rl.experiments.backbone_resolver import DIGITS, Flip, backbone_of_run, preview_backbone
+from dfs_rl.experiments.gate_run import VALIDATIONS, GateCommand, choice_of
+from dfs_rl.utils.config import Count, Positive, Seed, check_values
+from dfs_rl.utils.logging import say
+from dfs_rl.utils.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from dfs_rl.agents.static.training import StaticTraining
+    from dfs_rl.agents.training import TrainingResult
+    from dfs_rl.data import Dataset
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainStaticConfig:
+    """Settings of ``train_static``.
+
+    Attributes:
+        method: A learner that gives layer after layer its bits, as HAQ does, or a greedy search by sensitivity.
+        dataset: "digits"; a folder with train/test parquet files or with class/name.jpg; or a hub id such as uoft-cs/cifar10.
+        backbone: Run of train_backbone or train_exits, or a backbone's folder, or module:function that makes a network of yours.
+            Without it the digits use the one that ships; for other data one is trained first and kept for the next run.
+            Exits that it has, see train_exits, are left out: a table walks every image to the end.
+        weights: Safetensors file or state dict for the network that module:function makes.
+        image_size: Resize each image's shorter side to so many pixels and crop the centre; by default as the backbone was trained.
+        flip: Mirror half of the images left and right where a backbone is trained; by default as the backbone was trained.
+        budget: Upper bound on computation in percent, stem and head included; a table has no gate to pay for.
+        episodes: Tables that a learner tries; a greedy search ends by itself.
+        images: Images of the agent split that each table is tried on.
+        seed: Same seed, same machine, same threads: same table. A greedy search draws nothing.
+        device: "auto", "cpu", "cuda", ...
+        run_dir: New folder for the results; default runs/DATE-TIME-NAME.
+        supernet_epochs: Epochs of the backbone that is trained where none is given.
+        threads: CPU threads; with 1, runs repeat to the last bit.
+    """
+
+    method: StaticMethod = "ddpg"
+    dataset: str = DIGITS
+    backbone: Path | None = None
+    weights: Path | None = None
+    image_size: Count | None = None
+    flip: Flip = None
+    budget: Positive = 1.0
+    episodes: Count = 600
+    images: Count = 1000
+    seed: Seed = 0
+    device: str = "auto"
+    run_dir: Path | None = None
+    supernet_epochs: Count = 30
+    threads: Count = 1
+
+    def __post_init__(self) -> None:
+        check_values(self)
+
+
+def plan_of(config: TrainStaticConfig, device: str, n_layers: int) -> "StaticTraining":
+    """Translate the command's settings into a search."""
+    from dfs_rl.agents.static.training import StaticTraining
+
+    return StaticTraining(
+        method=config.method,
+        budget=config.budget,
+        episodes=config.episodes,
+        images=config.images,
+        eval_every=n_layers * max(1, config.episodes // VALIDATIONS),
+        seed=config.seed,
+        device=device,
+    )
+
+
+def _prepare(config: TrainStaticConfig, dataset: "Dataset", device: str) -> str:
+    """Refuse what will not do, and name the run."""
+    from dfs_rl.gating.action_masks import gated_budget
+
+    backbone = preview_backbone(choice_of(config, device), dataset)
+    gated_budget(backbone.costs, config.budget)
+    return f"static-{config.method}-{dataset.name}"
+
+
+def _train(
+    config: TrainStaticConfig, dataset: "Dataset", run: RunFolder, device: str
+) -> "TrainingResult":
+    """Search the table, or go on with it."""
+    from dfs_rl.agents.progress import ProgressBar
+    from dfs_rl.agents.static.training import train_static
+
+    stored = backbone_of_run(run, choice_of(config, device), dataset)
+    costs = stored.backbone.costs
+    plan = plan_of(config, device, costs.n_layers)
+    total = plan.timesteps(costs.n_layers, len(costs.options))
+    return train_static(plan, stored, dataset, run, bar=ProgressBar(total, say=say))
+
+
+COMMAND = GateCommand(
+    kind="train_static",
+    description="Find one table of bits for all images, by reinforcement or by a greedy search.",
+    config_type=TrainStaticConfig,
+    prepare=_prepare,
+    train=_train,
+)

@@ -1,0 +1,294 @@
+"""Command: train a supernet, a backbone in which every mix of bit options works, of fixed or of adaptive depth."""
+
+import sys
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch.utils.tensorboard.writer import SummaryWriter
+from tqdm import tqdm
+
+from dfs_rl.backbones import (
+    Backbone,
+    BackboneInfo,
+    StoredBackbone,
+    load_stored_backbone,
+    save_backbone,
+)
+from dfs_rl.backbones.footprint import backward_bytes
+from dfs_rl.backbones.storage import STRUCTURE_FILE
+from dfs_rl.data import Dataset, ImageSet, load_dataset
+from dfs_rl.evaluation.baselines.uniform import uniform_points
+from dfs_rl.experiments.backbone_config import TrainBackboneConfig, build
+from dfs_rl.gating.model import BACKBONE_FOLDER
+from dfs_rl.training.supernet import Position, SupernetTrainer, uniform_accuracies
+from dfs_rl.utils.checkpoint import check_finite
+from dfs_rl.utils.cli import Invocation
+from dfs_rl.utils.config import CountOrZero, config_to_dict
+from dfs_rl.utils.device import check_devices, check_memory, resolve_device, set_threads
+from dfs_rl.utils.io import write_json
+from dfs_rl.utils.run_folder import LAST_CHECKPOINT, RunFolder
+from dfs_rl.utils.run_records import parse_record
+from dfs_rl.utils.signals import StopRequest, stop_on_interrupt
+from dfs_rl.utils.trusted_import import is_constructor
+
+KIND = "train_backbone"
+PROG = "python -m dfs_rl.train_backbone"
+SUMMARY = "summary.json"
+_COPIES = 6
+"""Of the weights: themselves, gradients, two of the optimizer, and two of the network that is measured."""
+_WORKER_BYTES = 2**29
+"""What a process takes that has imported torch and Ray."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SupernetSummary:
+    """What ``summary.json`` of a supernet's run holds.
+
+    Attributes:
+        val_accuracy: Accuracy in percent on the val split, by the bits that all layers run at.
+        points_on_val: Computation and accuracy in percent of each of them.
+    """
+
+    val_accuracy: dict[str, float]
+    points_on_val: tuple[tuple[float, float], ...]
+
+
+def make_trainer(config: TrainBackboneConfig, dataset: Dataset) -> SupernetTrainer:
+    """Check every setting against the data and the machine, and return what trains.
+
+    With several workers it is for the check alone, and on the CPU; they make their own.
+
+    Raises:
+        ConfigError: If a setting is impossible.
+    """
+    device = resolve_device(config.device)
+    check_devices(device, workers=config.workers, gpus=torch.cuda.device_count())
+    _check_memory(config, dataset, device)
+    return SupernetTrainer(
+        build(config, dataset),
+        dataset,
+        config.training,
+        epochs=config.epochs,
+        seed=config.seed,
+        device=device if config.workers == 1 else torch.device("cpu"),
+        recipe=config.recipe,
+    )
+
+
+def _check_memory(config: TrainBackboneConfig, dataset: Dataset, device: torch.device) -> None:
+    """Refuse a network, a batch or a number of workers that does not fit into memory, before any is made."""
+    needs: dict[str, float] = {}
+    if config.workers > 1:
+        needs[f"workers is {config.workers}"] = _WORKER_BYTES * config.workers
+    if not is_constructor(config.backbone):
+        with torch.device("meta"):
+            network = build(config, dataset)
+        weights = sum(weight.nbytes for weight in network.parameters())
+        named = "backbone" if config.width is None else "width"
+        needs[f"{named} is {getattr(config, named)}"] = _COPIES * weights
+        batch = min(config.training.batch_size, len(dataset.train))
+        needs[f"training.batch_size is {batch}"] = batch * backward_bytes(network)
+    check_memory(needs, device)
+
+
+def is_finished(run: RunFolder) -> bool:
+    """Say whether a run has come to its end."""
+    return (run.path / BACKBONE_FOLDER / STRUCTURE_FILE).is_file()  # written last
+
+
+def train_supernet(
+    config: TrainBackboneConfig,
+    trainer: SupernetTrainer,
+    dataset: Dataset,
+    run: RunFolder,
+    *,
+    stop: StopRequest | None = None,
+) -> StoredBackbone:
+    """Train to the end, or go on where the run's last checkpoint was made; the result also lies in the run's ``backbone/``.
+
+    A run that has come to its end is only loaded.
+
+    Args:
+        config: What to train.
+        trainer: Made from it by ``make_trainer``.
+        dataset: Its val split measures.
+        run: Where everything goes. A checkpoint in it is continued.
+        stop: What asks to stop; by default Ctrl-C does.
+
+    Raises:
+        KeyboardInterrupt: After a request to stop, once everything is saved.
+        TrainingError: If the loss is no longer finite.
+        CheckpointError: If the checkpoint does not fit.
+        DataError: If the run was begun on other images.
+    """
+    run.check_data(dataset.fingerprint, dataset.name)
+    if is_finished(run):
+        sys.stderr.write(f"The training in {run.path} is finished.\n")
+        return load_stored_backbone(run.path)
+    progress = Progress()
+    if run.has_checkpoint(LAST_CHECKPOINT):
+        checkpoint = run.load_checkpoint(LAST_CHECKPOINT)
+        progress = parse_record(
+            checkpoint.state, Progress, source=f"the checkpoint in {run.checkpoint_dir}"
+        )
+        trainer.restore(checkpoint.tensors, Position(progress.epoch, progress.step))
+        check_finite(trainer.backbone, f"the checkpoint in {run.checkpoint_dir}")
+        run.truncate_metrics(progress.epoch)
+    few = dataset.val.subset(torch.arange(min(config.eval_images, len(dataset.val)))).to(
+        trainer.device
+    )
+    board = SummaryWriter(str(run.tensorboard_dir), purge_step=progress.epoch + 1)
+    try:
+        with stop_on_interrupt() if stop is None else nullcontext(stop) as stopping:
+            while progress.epoch < config.epochs:
+                progress = _train_epoch(trainer, progress, stopping, total=config.epochs)
+                if progress.step == 0:
+                    _log_epoch(run, board, progress, trainer.snapshot(), few, total=config.epochs)
+                    progress = Progress(epoch=progress.epoch)
+                run.save_checkpoint(LAST_CHECKPOINT, trainer.tensors(), config_to_dict(progress))
+                if stopping.made and progress.epoch < config.epochs:
+                    raise KeyboardInterrupt(
+                        f"Stopped after {progress.epoch} of {config.epochs} epochs; everything is saved. "
+                        f"Go on with: {PROG} --resume {run.path}"
+                    )
+    finally:
+        board.close()
+    backbone = trainer.finish()
+    info = BackboneInfo(
+        dataset=dataset.name,
+        fingerprint=dataset.fingerprint,
+        class_names=dataset.class_names,
+        accuracy=uniform_accuracies(backbone, dataset.val.to(trainer.device)),
+        image_size=dataset.image_size,
+        flip=dataset.flip,
+    )
+    save_backbone(backbone, info, run.path / BACKBONE_FOLDER)
+    return StoredBackbone(backbone=backbone, info=info)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """How far a training is, with what the current epoch has added up.
+
+    Attributes:
+        epoch: Epochs completed.
+        step: Steps completed in the current epoch.
+        labels: Sum of their losses on labels.
+        distillation: Sum of their distillation losses.
+    """
+
+    epoch: CountOrZero = 0
+    step: CountOrZero = 0
+    labels: float = 0.0
+    distillation: float = 0.0
+
+
+def _train_epoch(
+    trainer: SupernetTrainer, progress: Progress, stop: StopRequest, *, total: int
+) -> Progress:
+    """Run the rest of an epoch, or up to a request to stop; an epoch that is complete comes back with step 0."""
+    labels, distillation = progress.labels, progress.distillation
+    with tqdm(
+        desc=f"epoch {progress.epoch + 1}/{total}",
+        total=trainer.steps_per_epoch,
+        initial=progress.step,
+        unit="step",
+        disable=None,  # silent where stderr is no terminal; the epochs' lines remain
+        leave=False,
+    ) as bar:
+        for losses in trainer.train_epoch():
+            labels += losses.labels
+            distillation += losses.distillation or 0.0
+            bar.update()
+            bar.set_postfix(loss=f"{losses.labels:.3f}", refresh=False)
+            if stop.made:
+                break
+    epoch, step = trainer.position
+    if step == 0:
+        n = trainer.steps_per_epoch
+        labels, distillation = labels / n, distillation / n
+    return Progress(epoch=epoch, step=step, labels=labels, distillation=distillation)
+
+
+def _log_epoch(
+    run: RunFolder,
+    board: SummaryWriter,
+    progress: Progress,
+    backbone: Backbone,
+    images: ImageSet,
+    *,
+    total: int,
+) -> None:
+    """Record one epoch: its mean losses and the accuracy of each uniform setting on images of the val split."""
+    accuracies = uniform_accuracies(backbone, images)
+    figures = {
+        "loss/labels": progress.labels,
+        "loss/distillation": progress.distillation,
+        **{f"val_accuracy/{bits}_bit": value for bits, value in accuracies.items()},
+    }
+    reached = {
+        "progress": progress.epoch / total,
+        "points": uniform_points(backbone, accuracies),
+    }
+    run.log({"kind": "epoch", "epoch": progress.epoch, **reached, **figures})
+    for name, value in figures.items():
+        board.add_scalar(name, value, progress.epoch)
+    shown = ", ".join(f"{bits} bit {value:.1f} %" for bits, value in accuracies.items())
+    tqdm.write(
+        f"epoch {progress.epoch}: loss {progress.labels:.3f}, val accuracy {shown}", file=sys.stderr
+    )
+
+
+def train(invocation: Invocation[TrainBackboneConfig]) -> None:
+    """Run the command."""
+    config = invocation.config
+    set_threads(config.threads, resumed=invocation.resume is not None)
+    dataset = load_dataset(config.dataset, image_size=config.image_size, flip=config.flip)
+    if invocation.resume is not None:  # other images may suit no network of these settings
+        invocation.resume.check_data(dataset.fingerprint, dataset.name)
+    if config.image_size is not None:
+        size = f"{config.image_size} x {config.image_size} pixels"
+        sys.stderr.write(f"Images are resized and cropped to {size}.\n")
+    trainer = make_trainer(config, dataset)
+    run = invocation.resume or RunFolder.create(
+        config.run_dir,
+        kind=KIND,
+        name=config.backbone.replace(":", "-"),
+        config=config,
+        command=invocation.command,
+        fingerprint=dataset.fingerprint,
+    )
+    with run.hold():
+        if config.workers > 1 and not is_finished(run):
+            from dfs_rl.experiments.worker_training import train_with_workers
+
+            train_with_workers(config, dataset, run)
+            stored = load_stored_backbone(run.path)
+        else:
+            stored = train_supernet(config, trainer, dataset, run)
+        write_summary(run, stored)
+    sys.stdout.write(_table(stored, n_images=len(dataset.val)) + f"\nSaved in {run.path}\n")
+
+
+def write_summary(run: RunFolder, stored: StoredBackbone) -> None:
+    """Write what uniform settings cost and get right on val into a run's folder."""
+    accuracies = dict(stored.info.accuracy)
+    points = uniform_points(stored.backbone, accuracies)
+    summary = SupernetSummary(
+        val_accuracy=accuracies,
+        points_on_val=tuple((point.computation, point.accuracy) for point in points),
+    )
+    write_json(run.path / SUMMARY, config_to_dict(summary))
+
+
+def _table(stored: StoredBackbone, *, n_images: int) -> str:
+    """Accuracy of every uniform setting as text."""
+    accuracies = stored.info.accuracy
+    rows = [f"{'bits':>4}  {'accuracy on val %':>17}  {'computation %':>13}"]
+    for bits, point in zip(accuracies, uniform_points(stored.backbone, accuracies), strict=True):
+        rows.append(f"{bits:>4}  {point.accuracy:17.2f}  {point.computation:13.2f}")
+    rows.append(
+        f"{n_images} images; computation counts MACs x (bits / 32)^2, stem and head included."
+    )
+    return "\n".join(rows)

@@ -1,0 +1,238 @@
+"""Train a supernet with several workers of Ray Train, which act as one trainer.
+
+The worker of rank 0 does what the command does alone: it measures, logs and saves to the run's folder; see
+``dfs_rl.training.distributed`` for what the others do. A worker that dies is started again with all the others, and they go on
+from the last checkpoint in the run's folder, which is exact; Ray Train has no checkpoints of its own here.
+
+The command and the worker of rank 0 talk through a folder: what the worker writes to stderr, progress bar included, arrives on
+the command's; a file says that Ctrl-C was pressed. Decoded images lie once in Ray's object store, and every worker maps them
+into its memory.
+"""
+
+import io
+import sys
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import redirect_stderr
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+from dfs_rl.data import Dataset
+from dfs_rl.data.sharing import share, unshare
+from dfs_rl.errors import DfsRlError, TrainingError
+from dfs_rl.training.distributed import LEADER, ParallelTrainer
+from dfs_rl.utils.device import resolve_device, set_threads
+from dfs_rl.utils.logging import say
+from dfs_rl.utils.ray import ray_deprecations_ignored, start_ray
+from dfs_rl.utils.run_folder import RunFolder
+from dfs_rl.utils.signals import StopRequest, stop_on_interrupt
+
+if TYPE_CHECKING:
+    from dfs_rl.experiments.backbone_config import TrainBackboneConfig
+
+T = TypeVar("T")
+
+MAX_RESTARTS = 3
+_POLL = 0.2  # seconds between looks at what the workers say
+# Seconds that a worker waits for another, which may be measuring; Ray notices at once when one dies.
+_PATIENCE = 24 * 3600
+
+
+class Channel(NamedTuple):
+    """The folder through which the command and the worker of rank 0 talk.
+
+    Attributes:
+        folder: It exists while the command waits.
+        interactive: Whether the command's stderr is a terminal.
+    """
+
+    folder: Path
+    interactive: bool
+
+    @property
+    def spoken(self) -> Path:
+        """What the worker writes to stderr."""
+        return self.folder / "stderr"
+
+    @property
+    def started(self) -> Path:
+        """There from the first time on that the worker has started."""
+        return self.folder / "started"
+
+    @property
+    def stop(self) -> Path:
+        """There from Ctrl-C on."""
+        return self.folder / "stop"
+
+
+class _Spoken(io.TextIOWrapper):
+    """The worker's end of its stderr; it is a terminal if the command's is, so that progress bars show."""
+
+    def __init__(self, channel: Channel) -> None:
+        file = channel.spoken.open("ab", buffering=0)
+        super().__init__(file, encoding="utf-8", newline="", write_through=True)
+        self._interactive = channel.interactive
+
+    def isatty(self) -> bool:
+        return self._interactive
+
+
+class _StopFile(StopRequest):
+    """A request to stop that is made by creating a file."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    @property
+    def made(self) -> bool:  # type: ignore[override]
+        return self._path.exists()
+
+
+def train_with_workers(config: "TrainBackboneConfig", dataset: Dataset, run: RunFolder) -> None:
+    """Train to the end, or go on where the run's last checkpoint was made; the result lies in the run's ``backbone/``.
+
+    Args:
+        config: As stored in the run's folder, but for where the images are.
+        dataset: The images.
+        run: Where everything goes. A checkpoint in it is continued.
+
+    Raises:
+        KeyboardInterrupt: After Ctrl-C, once everything is saved.
+        DfsRlError: Whatever ``train_supernet`` raises; TrainingError also where workers die again and again.
+    """
+    run.check_data(dataset.fingerprint, dataset.name)
+    use_gpu = resolve_device(config.device).type == "cuda"
+    with (
+        tempfile.TemporaryDirectory(prefix="dfs-rl-") as folder,
+        start_ray(
+            cpus=config.workers * config.threads,
+            gpus=config.workers if use_gpu else 0,
+            store_bytes=dataset.memory_bytes,
+        ),
+    ):
+        channel = Channel(Path(folder), interactive=sys.stderr.isatty())
+        channel.spoken.touch()
+        outcome = _fit(config, dataset, run, channel, use_gpu=use_gpu)
+    if outcome is not None:
+        raise outcome
+
+
+def _fit(
+    config: "TrainBackboneConfig",
+    dataset: Dataset,
+    run: RunFolder,
+    channel: Channel,
+    *,
+    use_gpu: bool,
+) -> BaseException | None:
+    """Run the workers until they end, and return how rank 0 was stopped, if it was."""
+    import ray
+    from ray.exceptions import RayActorError
+
+    from dfs_rl.experiments.supernet_training import PROG
+
+    settings = {
+        "run": run,
+        "channel": channel,
+        "dataset": ray.put(share(dataset)),
+    }
+    threads = {"OMP_NUM_THREADS": str(config.threads), "OMP_WAIT_POLICY": "PASSIVE"}
+    with ray_deprecations_ignored():
+        from ray.data import DataContext
+        from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
+        from ray.train.torch import TorchConfig, TorchTrainer
+
+        DataContext.get_current()  # or the thread that runs the trainer makes it, and is warned
+        trainer = TorchTrainer(
+            _work,
+            train_loop_config=settings,
+            torch_config=TorchConfig(timeout_s=_PATIENCE),
+            scaling_config=ScalingConfig(
+                num_workers=config.workers,
+                use_gpu=use_gpu,
+                resources_per_worker={"CPU": config.threads, **({"GPU": 1} if use_gpu else {})},
+            ),
+            run_config=RunConfig(
+                name="train",
+                storage_path=str(channel.folder),
+                failure_config=FailureConfig(
+                    max_failures=MAX_RESTARTS, controller_failure_limit=MAX_RESTARTS
+                ),
+                worker_runtime_env={"env_vars": threads},
+            ),
+        )
+    try:
+        result = _attend(trainer.fit, channel)
+    except WorkerGroupError as error:
+        failures = error.worker_failures.values()
+        causes = [getattr(failure, "health_check_failure", failure) for failure in failures]
+        for cause in causes:
+            if isinstance(cause, DfsRlError):
+                raise cause from error
+        if any(isinstance(cause, RayActorError) for cause in causes):
+            raise TrainingError(
+                f"workers died {MAX_RESTARTS + 1} times, most likely for want of memory; what the last checkpoint holds is "
+                f"saved. Go on with: {PROG} --resume {run.path}"
+            ) from error
+        raise
+    outcome: BaseException | None = result.return_value
+    return outcome
+
+
+def _attend(work: Callable[[], T], channel: Channel) -> T:
+    """Do the work in another thread; meanwhile show what the workers say, and pass on Ctrl-C."""
+    # Ray Train would take Ctrl-C for itself in the main thread, and throw the running epoch away.
+    executor = ThreadPoolExecutor(1)
+    try:
+        future = executor.submit(work)
+        with (
+            channel.spoken.open(encoding="utf-8", errors="replace", newline="") as spoken,
+            stop_on_interrupt() as stop,
+        ):
+            while not future.done():
+                wait([future], timeout=_POLL)
+                if stop.made:
+                    channel.stop.touch()
+                sys.stderr.write(spoken.read())
+                sys.stderr.flush()
+        return future.result()
+    finally:
+        executor.shutdown(wait=False)
+
+
+def _work(settings: dict[str, Any]) -> BaseException | None:
+    """Train, as one of the workers; what stopped the training on purpose is returned, because Ray Train retries what is raised."""
+    import ray
+
+    from dfs_rl.experiments.backbone_config import TrainBackboneConfig, build
+    from dfs_rl.experiments.supernet_training import train_supernet
+
+    run: RunFolder = settings["run"]
+    channel: Channel = settings["channel"]
+    config = run.config(TrainBackboneConfig)
+    set_threads(config.threads, resumed=True)
+    dataset = unshare(ray.get(settings["dataset"]))
+    trainer = ParallelTrainer(
+        build(config, dataset),
+        dataset,
+        config.training,
+        epochs=config.epochs,
+        seed=config.seed,
+        device=ray.train.torch.get_device(),
+        recipe=config.recipe,
+    )
+    if ray.train.get_context().get_world_rank() != LEADER:
+        trainer.follow()
+        return None
+    outcome = None
+    with redirect_stderr(_Spoken(channel)):
+        if channel.started.exists():
+            say("A worker was lost; all go on from the last checkpoint.")
+        channel.started.touch()
+        try:
+            train_supernet(config, trainer, dataset, run, stop=_StopFile(channel.stop))
+        except (DfsRlError, OSError, KeyboardInterrupt) as error:
+            outcome = error
+    trainer.dismiss()
+    return outcome

@@ -1,0 +1,100 @@
+"""Hard budgets: which actions still allow an answer within the budget.
+
+A budget bounds ``CostTable.computation(options)`` in percent: the gated layers, the never-gated parts and the gate's own MACs
+(``gate_macs``). A gate costs the same before it has learned anything, so learning and deployment mask alike; where nobody knows
+which gate will choose, as in an environment by itself, they are zero.
+"""
+
+import torch
+from torch import Tensor
+
+from dfs_rl.costs import CostTable
+from dfs_rl.errors import ConfigError
+from dfs_rl.gating.early_exit import prices_of
+
+_TOLERANCE = 1e-12
+"""Sums of the same costs in another order must not decide whether a choice is within the budget."""
+
+
+def gated_budget(
+    costs: CostTable, budget: float, *, gate_macs: float = 0.0, name: str = "budget"
+) -> float:
+    """Turn a budget in percent into what the gated layers may spend, as a fraction.
+
+    Args:
+        costs: The cost table of the backbone.
+        budget: Upper bound on computation in percent, fixed parts included.
+        gate_macs: MACs per image of the gate, at full precision.
+        name: What the user knows the budget by.
+
+    Returns:
+        The fraction that is left for the gated layers.
+
+    Raises:
+        ConfigError: If not even the cheapest options fit.
+    """
+    left = budget / 100.0 - costs.fixed_cost(gate_macs=gate_macs)
+    cheapest = float(costs.least_costs()[0])
+    if not left >= cheapest - _TOLERANCE:
+        least = 100.0 * (cheapest + costs.fixed_cost(gate_macs=gate_macs))
+        share = 100.0 * gate_macs / costs.total_macs
+        whom = ", counted also for images that leave early" if costs.exits else ""
+        gate = f" and the gate's own {share:.3g} %{whom}," if gate_macs else ""
+        raise ConfigError(
+            f"{name} {budget:g} % is not enough for the cheapest choice of every layer, which with the fixed parts of the "
+            f"network{gate} comes to {least:.6g} %."
+        )
+    return left
+
+
+def action_masks(
+    costs: CostTable, layer: int, spent: Tensor, budget: float | None, *, gate_macs: float = 0.0
+) -> Tensor:
+    """Return which actions keep the cheapest way to an answer within the budget; leaving, only where there is an exit.
+
+    Where none does, the one that leads to the cheapest answer is allowed, so that a sample which is over its budget already can go on.
+
+    Args:
+        costs: The cost table of the backbone.
+        layer: The layer to choose for.
+        spent: Fraction spent so far, float64 ``[batch]``.
+        budget: Upper bound on computation in percent; ``None`` allows everything.
+        gate_macs: MACs per image of the gate, at full precision.
+
+    Returns:
+        bool ``[batch, actions]``; each row allows the cheapest options up to some point.
+    """
+    exists = torch.ones(costs.n_actions, dtype=torch.bool, device=spent.device)
+    if costs.exits:
+        exists[costs.exit_action] = layer in costs.exits_after
+    if budget is None:
+        return exists.expand(len(spent), -1).clone()
+    prices = prices_of(costs, spent.device)
+    through = prices.actions[layer].clone()  # to the answer, [actions]
+    through[: len(costs.options)] += prices.least[layer + 1]
+    through[~exists] = torch.inf
+    left = gated_budget(costs, budget, gate_macs=gate_macs) - spent  # [batch]
+    allowed = through <= left[:, None] + _TOLERANCE  # [batch, actions]
+    # If any is allowed, this one is.
+    allowed[:, through.argmin()] = True
+    return allowed
+
+
+def clamp_options(actions: Tensor, mask: Tensor, *, exit_action: int | None = None) -> Tensor:
+    """Lower every choice that is not allowed to the dearest option that is; where only leaving is, leave.
+
+    Args:
+        actions: int64 ``[batch]``.
+        mask: From ``action_masks``, bool ``[batch, actions]``.
+        exit_action: The one that leaves, of which the cheapest option is made where it is not allowed; ``None`` if there is none.
+
+    Returns:
+        int64 ``[batch]``.
+    """
+    if exit_action is None:
+        return torch.minimum(actions, mask.sum(dim=1) - 1)
+    dearest = mask[:, :exit_action].sum(dim=1) - 1  # -1 where no option is allowed
+    leaving = actions == exit_action
+    lowered = torch.minimum(actions.masked_fill(leaving, 0), dearest)
+    stays_out = (leaving & mask[:, exit_action]) | (dearest < 0)
+    return lowered.masked_fill(stays_out, exit_action)

@@ -1,0 +1,144 @@
+"""The walk: a batch of images taken through the gated layers, one layer and one choice of options at a time."""
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dfs_rl.backbones.interfaces import GatedLayer, WalkableBackbone, runs_when_skipped
+from dfs_rl.costs import SKIP, BitOptions, CostTable
+from dfs_rl.gating.batch_indexing import empty_rows, gather_rows, scatter_rows
+
+
+class WalkState(NamedTuple):
+    """Where a batch stands; all of its samples are at the same layer.
+
+    Attributes:
+        hidden: Activation that enters layer ``layer``, ``[batch, channels, height, width]`` (or whatever the backbone uses).
+        layer: Index of the next gated layer; equal to the number of layers at the end.
+        options: Options chosen so far, int64 ``[batch, layers]``; 0 where none was chosen yet.
+        spent: Cost of the gated layers so far as a fraction of running all of them at 32 bit, float64 ``[batch]``.
+    """
+
+    hidden: Tensor
+    layer: int
+    options: Tensor
+    spent: Tensor
+
+
+@lru_cache(maxsize=64)
+def option_costs(costs: CostTable, device: torch.device) -> Tensor:
+    """Return ``costs.option_costs()``, float64 ``[layers, options]``, computed once per table and device; do not change it."""
+    with torch.inference_mode(mode=False):
+        return costs.option_costs().to(device)
+
+
+def start(backbone: WalkableBackbone, images: Tensor) -> WalkState:
+    """Run the stem.
+
+    Args:
+        backbone: The network to walk through.
+        images: uint8 ``[batch, c, h, w]``, or float in [0, 1].
+
+    Returns:
+        The state before the first gated layer. It shares no memory with ``images``.
+    """
+    hidden = backbone.stem(images)
+    if hidden.untyped_storage().data_ptr() == images.untyped_storage().data_ptr():
+        hidden = hidden.clone()
+    return WalkState(
+        hidden=hidden,
+        layer=0,
+        options=torch.zeros(
+            len(images), backbone.costs.n_layers, dtype=torch.int64, device=images.device
+        ),
+        spent=torch.zeros(len(images), dtype=torch.float64, device=images.device),
+    )
+
+
+def step(
+    backbone: WalkableBackbone, state: WalkState, options: Tensor, *, reuse: bool = False
+) -> WalkState:
+    """Run the next layer, every sample at its own option.
+
+    Samples are grouped by option and each group runs once. Skipped samples cost nothing: they stay where they are, or pass
+    through the shortcut alone where the layer changes the shape. Only a layer that runs a part even when it is skipped runs that.
+
+    Args:
+        backbone: The network to walk through.
+        state: Where the batch stands; there must be a layer left.
+        options: Option indices, int64 ``[batch]``, on the device of the activations.
+        reuse: Overwrite ``state.hidden`` where the shape allows it, which saves a copy; every earlier state of this walk is
+            then void. Not for use where gradients are recorded.
+
+    Returns:
+        The state after the layer.
+    """
+    layer = state.layer
+    costs = option_costs(backbone.costs, options.device)[layer]
+    chosen = state.options if reuse else state.options.clone()
+    chosen[:, layer] = options
+    return WalkState(
+        hidden=_run_groups(
+            backbone.layers[layer], backbone.options, state.hidden, options, reuse=reuse
+        ),
+        layer=layer + 1,
+        options=chosen,
+        spent=state.spent + costs[options],
+    )
+
+
+def finish(backbone: WalkableBackbone, state: WalkState) -> Tensor:
+    """Run the head after the last layer.
+
+    Returns:
+        Logits, float32 ``[batch, classes]``.
+    """
+    return backbone.head(state.hidden)
+
+
+def _run_groups(
+    layer: GatedLayer, menu: BitOptions, hidden: Tensor, options: Tensor, *, reuse: bool
+) -> Tensor:
+    """Run one layer with the samples grouped by option; returns the activation that leaves it."""
+    counts = torch.bincount(options, minlength=len(menu)).tolist()
+    bits = [b for b, count in zip(menu, counts, strict=True) if count]
+    if len(bits) == 1:
+        return layer(hidden, bits[0])
+    order = torch.argsort(options, stable=True)
+    sizes = [count for count in counts if count]
+    if torch.is_grad_enabled():
+        return _run_sorted(layer, bits, hidden, order, sizes)
+    return _run_scattered(layer, bits, hidden, list(torch.split(order, sizes)), reuse=reuse)
+
+
+def _run_sorted(
+    layer: GatedLayer, bits: list[int], hidden: Tensor, order: Tensor, sizes: list[int]
+) -> Tensor:
+    """Gather all groups at once and put the results back by one permutation: few nodes for autograd to record."""
+    parts = torch.split(hidden[order], sizes)
+    merged = torch.cat([layer(part, b) for part, b in zip(parts, bits, strict=True)])
+    return merged[torch.argsort(order)]
+
+
+def _run_scattered(
+    layer: GatedLayer, bits: list[int], hidden: Tensor, groups: list[Tensor], *, reuse: bool
+) -> Tensor:
+    """Gather, run and write back each group by itself: skipped samples are never moved where the shape stays."""
+    skipped = groups[0] if bits[0] == SKIP and not runs_when_skipped(layer) else None
+    first = 0 if skipped is None else 1
+    output: Tensor | None = None
+    for rows, b in zip(groups[first:], bits[first:], strict=True):
+        result = layer(gather_rows(hidden, rows), b)
+        if output is None:
+            same_shape = result.shape[1:] == hidden.shape[1:]
+            if same_shape:
+                output = hidden if reuse else hidden.clone()
+            else:
+                output = empty_rows(len(hidden), result)
+            if skipped is not None and not same_shape:
+                scatter_rows(output, skipped, layer(gather_rows(hidden, skipped), SKIP))
+        scatter_rows(output, rows, result)
+    assert output is not None, "of two groups at least one is not skipped"
+    return output

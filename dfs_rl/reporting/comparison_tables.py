@@ -1,0 +1,209 @@
+"""A comparison of runs as text for the screen and as rows for a spreadsheet."""
+
+import csv
+import io
+import textwrap
+from collections.abc import Sequence
+
+from dfs_rl.evaluation.budgets import ranked_families
+from dfs_rl.evaluation.comparison_records import (
+    GATE,
+    AtBudget,
+    ComparisonOfRuns,
+    Curve,
+    Interval,
+    Point,
+    Spread,
+)
+from dfs_rl.evaluation.curves import READ_AT
+from dfs_rl.evaluation.verdict import SAME_COST
+from dfs_rl.reporting.tables import WIDTH, aligned
+
+_OVER = " !"
+"""Marks a gate that spends more than it was asked to."""
+ABOUT_BUDGETS = (
+    f"Of each method what was asked to keep to the budget, or else the best that costs at most {100 * SAME_COST:g} % more, chosen on "
+    f"val. An exclamation mark: it spends over {100 * SAME_COST:g} % more than it was asked to."
+)
+"""How to read the table of budgets."""
+_HEAD = ("method", "seeds", "accuracy %", "computation %", "patterns")
+_GAINS = {
+    "static_table": "minus static",
+    "cascade": "minus cascade",
+    "exits": "minus exits",
+    "patterns": "minus own shuffled",
+}
+
+
+def comparison_text(comparison: ComparisonOfRuns) -> str:
+    """Return the tables, which differences hold, and, last because a terminal shows the end, the verdict."""
+    head = (
+        f"{comparison.dataset}, {comparison.split} split, {comparison.n:,} images, options "
+        f"{', '.join(map(str, comparison.options))} bit; ± is the standard deviation over seeds"
+    )
+    parts = [head]
+    if comparison.budgets:
+        parts.append(
+            aligned(*budget_table(comparison))
+            + "\n"
+            + textwrap.fill(ABOUT_BUDGETS, WIDTH, subsequent_indent="  ")
+        )
+    parts.append(aligned(*points_table(comparison)))
+    if comparison.curves:
+        parts.append(aligned(*curve_table(comparison)))
+    parts.append(aligned(TRAINING_HEAD, [training_rows(comparison)]))
+    for sentences in (comparison.differences, comparison.verdict):
+        if sentences:
+            filled = (textwrap.fill(said, WIDTH, subsequent_indent="  ") for said in sentences)
+            parts.append("\n".join(filled))
+    if comparison.failed:
+        told = (f"Failed: {path}: {reason}" for path, reason in comparison.failed.items())
+        parts.append("\n".join(told))
+    return "\n\n".join(parts) + "\n"
+
+
+def budget_table(
+    comparison: ComparisonOfRuns,
+) -> tuple[tuple[str, ...], list[list[tuple[str, ...]]]]:
+    """Return the head and the cells of the table of budgets: what to ship, then each method's accuracy and what it costs."""
+    points = {point.label: point for point in (*comparison.points, *comparison.references)}
+    head = (
+        "accuracy % at computation %",
+        *(f"about {at.budget:g} %" for at in comparison.budgets),
+    )
+    shipped = tuple("" if at.ship is None else points[at.ship].family for at in comparison.budgets)
+    groups: dict[bool, list[tuple[str, ...]]] = {True: [], False: []}  # gates, and what is none
+    for family in ranked_families(comparison.budgets, list(points.values())):
+        standing = [points.get(at.methods.get(family, "")) for at in comparison.budgets]
+        row = (
+            family,
+            *(_standing(p, at) for p, at in zip(standing, comparison.budgets, strict=True)),
+        )
+        groups[any(p is not None and p.kind == GATE for p in standing)].append(row)
+    ship = ("to ship, chosen on val", *shipped)
+    return head, [group for group in ([ship], *groups.values()) if group]
+
+
+def _standing(point: Point | None, at: AtBudget) -> str:
+    if point is None:
+        return ""
+    mark = _OVER if point.label in at.over else ""
+    return f"{_spread(point.accuracy, 2)} at {point.computation.mean:.3g}{mark}"
+
+
+def points_table(
+    comparison: ComparisonOfRuns,
+) -> tuple[tuple[str, ...], list[list[tuple[str, ...]]]]:
+    """Return the head and the cells of the table of points: gates, what could be shipped instead of them, references.
+
+    Every gate has rivals of its own, at what it costs. Where there are budgets, those that stand at them are enough to read.
+    """
+    told = {label for at in comparison.budgets for label in at.methods.values()}
+    gates = [point for point in comparison.points if point.kind == GATE]
+    rivals = [
+        point
+        for point in comparison.points
+        if point.kind != GATE and (point.label in told or not told)
+    ]
+    groups = (gates, rivals, list(comparison.references))
+    gains = _gains(comparison)
+    head = (*_HEAD, *(_GAINS[key] for key in gains))
+    return head, [[_cells(point, gains) for point in group] for group in groups if group]
+
+
+def _gains(comparison: ComparisonOfRuns) -> list[str]:
+    """Return the rivals that have a column: a network without exits has none for them."""
+    return [
+        key
+        for key in _GAINS
+        if key != "exits" or any(key in point.gains for point in comparison.points)
+    ]
+
+
+def curve_table(
+    comparison: ComparisonOfRuns,
+) -> tuple[tuple[str, ...], list[list[tuple[str, ...]]]]:
+    """Return the head and the cells of the table of curves: areas, and accuracies at fixed computations."""
+    shown = [f"{c:g}" for c in READ_AT if any(f"{c:g}" in v.accuracy_at for v in comparison.curves)]
+    head = ("curve", "points", "seeds", "area, points x decades", *(f"at {c} %" for c in shown))
+    rows = [
+        (
+            curve.label,
+            str(curve.points),
+            str(curve.seeds),
+            f"{_spread(curve.hypervolume, 2)} {_interval(curve.interval)}",
+            *(_read_off(curve, c) for c in shown),
+        )
+        for curve in comparison.curves
+    ]
+    return head, [rows]
+
+
+TRAINING_HEAD = ("gate", "trainings", "images", "minutes", "images per second")
+
+
+def training_rows(comparison: ComparisonOfRuns) -> list[tuple[str, ...]]:
+    """Return what training each kind of gate took."""
+    rows: list[tuple[str, ...]] = []
+    for cost in comparison.trainings:
+        known = cost.seconds is not None and cost.seconds > 0
+        minutes = f"{cost.seconds / 60:.1f}" if cost.seconds is not None else ""
+        rate = f"{cost.images / cost.seconds:,.0f}" if known and cost.seconds else ""
+        rows.append((cost.label, str(cost.trainings), f"{cost.images:,}", minutes, rate))
+    return rows
+
+
+def comparison_csv(comparison: ComparisonOfRuns) -> str:
+    """Return one line per point, means and deviations in columns of their own."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    gains = _gains(comparison)
+    fields = ("accuracy", "computation", *gains)
+    writer.writerow(
+        ["label", "kind", "seeds", *(f"{f}_{part}" for f in fields for part in ("mean", "sd"))]
+    )
+    for point in (*comparison.points, *comparison.references):
+        spreads = [point.accuracy, point.computation, *(point.gains.get(key) for key in gains)]
+        values = [
+            value
+            for s in spreads
+            for value in ((None, None) if s is None else (s.mean, s.deviation))
+        ]
+        writer.writerow([point.label, point.kind, len(point.seeds), *values])
+    return buffer.getvalue()
+
+
+def _cells(point: Point, gains: Sequence[str]) -> tuple[str, ...]:
+    patterns = "" if point.patterns is None else f"{point.patterns.mean:,.0f}"
+    return (
+        point.label,
+        str(len(point.seeds)),
+        _spread(point.accuracy, 2),
+        _spread(point.computation, 3),
+        patterns,
+        *(_signed(point.gains.get(key)) for key in gains),
+    )
+
+
+def _spread(value: Spread, digits: int) -> str:
+    deviation = "" if value.deviation is None else f" ± {value.deviation:.{digits}f}"
+    return f"{value.mean:.{digits}f}{deviation}"
+
+
+def _interval(value: Interval) -> str:
+    return f"[{value.low:.2f}, {value.high:.2f}]"
+
+
+def _read_off(curve: Curve, computation: str) -> str:
+    value = curve.accuracy_at.get(computation)
+    if value is None:
+        return ""
+    over_images = curve.accuracy_interval.get(computation)
+    return " ".join([_spread(value, 2), *([_interval(over_images)] if over_images else [])])
+
+
+def _signed(value: Spread | None) -> str:
+    if value is None:
+        return ""
+    deviation = "" if value.deviation is None else f" ± {value.deviation:.2f}"
+    return f"{value.mean:+.2f}{deviation}"

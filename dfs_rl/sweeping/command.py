@@ -1,0 +1,191 @@
+"""``python -m dfs_rl.sweep``: search settings of a training by a file, and train what it found again on fresh seeds."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from dfs_rl.errors import ConfigError
+from dfs_rl.experiments.backbone_resolver import DIGITS, load_data
+from dfs_rl.sweeping.loading import load_sweep_file, parse_changes
+from dfs_rl.utils.cli import Invocation
+from dfs_rl.utils.config import Count, CountOrZero, check_values, config_to_dict, dump_yaml
+from dfs_rl.utils.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from dfs_rl.sweeping.spec import SweepFile
+
+KIND = "sweep"
+PROG = "python -m dfs_rl.sweep"
+_TRIAL_BYTES = 20_000
+"""What is remembered of a trial, its settings above all."""
+_PATHS = {"dataset", "backbone", "weights", "init_gate"}
+"""Settings that may name something on the disk."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepConfig:
+    """What to search and where.
+
+    Attributes:
+        file: The sweep, YAML: which command, which settings; tune_configs/ has some, docs/sweeps.md explains them.
+            Leave it out beside --resume.
+        set: Setting of the command that all trials share, NAME=VALUE with the dotted name; can be given several times, and wins over
+            the file.
+        dataset: Data set, instead of what the file says; beside --resume, where it is now.
+        trials: How many, instead of what the file says.
+        retrain_seeds: Fresh seeds for the best, instead of what the file says.
+        address: Ray cluster to run on: "auto" for the one on this machine, or host:port; by default a new one, on this machine alone.
+        cpus: CPU cores to use where Ray is started here; default all.
+        storage_path: Where trials are stored: a folder, on a cluster one that all nodes share, or a URI that Ray takes, as
+            s3://bucket/path; default the run folder.
+        run_dir: New folder for the results; default runs/DATE-TIME-NAME.
+    """
+
+    file: tyro.conf.Positional[Path]
+    set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    dataset: str | None = None
+    trials: Count | None = None
+    retrain_seeds: CountOrZero | None = None
+    address: str | None = None
+    cpus: Count | None = None
+    storage_path: str | None = None
+    run_dir: Path | None = None
+
+    def __post_init__(self) -> None:
+        check_values(self)
+
+
+def resolved(config: SweepConfig) -> "SweepFile":
+    """Return the sweep that flags and file ask for, its paths from the root, since workers have folders of their own.
+
+    Raises:
+        ConfigError: If it is not allowed.
+    """
+    given = {"trials": config.trials, "retrain.seeds": config.retrain_seeds}
+    own = {name: value for name, value in given.items() if value is not None}
+    changes = parse_changes(config.set)
+    if config.dataset is not None:
+        changes["dataset"] = config.dataset
+    file = _loaded(config.file, changes, own)
+    return replace(
+        file,
+        settings={
+            name: _from_root(value) if name in _PATHS else value
+            for name, value in file.settings.items()
+        },
+    )
+
+
+def _loaded(path: Path, changes: Mapping[str, object], own: Mapping[str, object]) -> "SweepFile":
+    """Read a sweep with what is given beside it, which is told apart where it is what is wrong."""
+    try:
+        return load_sweep_file(path, changes, own)
+    except ConfigError as error:
+        if not (changes or own):
+            raise
+        try:
+            load_sweep_file(path)
+        except ConfigError:
+            raise error from None
+        said = re.sub(r"^.*?(, line \d+)?: ", "", str(error), count=1)
+        raise ConfigError(f"{path} with the flags beside it: {said}") from error
+
+
+def _from_root(value: object) -> object:
+    """Return the path from the root if ``value`` names something on the disk; what ships with the package goes first."""
+    if not isinstance(value, str) or value == DIGITS or not Path(value).exists():
+        return value
+    return str(Path(value).resolve())
+
+
+def _sweep_bytes(file: "SweepFile") -> bytes:
+    """Return the sweep as its folder keeps it, so that going on with it needs nothing else."""
+    plain = config_to_dict(file)
+    plain["search"] = {
+        name: {kind: values for kind, values in domain.items() if values is not None}
+        for name, domain in plain["search"].items()
+    }
+    return dump_yaml(plain).encode()
+
+
+def run(invocation: Invocation[SweepConfig]) -> None:
+    """Search, train the best again, and report."""
+    from dfs_rl.utils.ray import close_ray, start_ray
+
+    if invocation.config.address is None:
+        close_ray()  # before the imports below, which import Ray
+
+    import torch
+
+    from dfs_rl.data import load_dataset
+    from dfs_rl.data.sharing import share
+    from dfs_rl.sweeping.commands import command_of
+    from dfs_rl.sweeping.loading import check_on_data
+    from dfs_rl.sweeping.sweep import FILE, corner_of, hold_sweep, storage_of
+    from dfs_rl.sweeping.tuner import check_resources
+    from dfs_rl.utils.device import check_cpus, check_memory
+
+    config, folder = invocation.config, invocation.resume
+    if folder is None:
+        file = resolved(config)
+    else:
+        moved = {} if config.dataset is None else {"dataset": _from_root(config.dataset)}
+        file = load_sweep_file(folder.path / FILE, moved)
+    if config.cpus is not None and folder is None:  # it may go on where there are fewer
+        check_cpus("cpus", config.cpus)
+    trained = file.retrain.best * file.retrain.seeds
+    check_memory(
+        {
+            f"trials is {file.trials}": float(file.trials * _TRIAL_BYTES),
+            f"retrain.best times retrain.seeds is {trained}": float(trained * _TRIAL_BYTES),
+            f"seeds is {file.seeds}": float(file.seeds * _TRIAL_BYTES),
+        },
+        torch.device("cpu"),
+    )
+    base = file.config({})
+    if command_of(file.command).trains_gates:
+        dataset = load_data(base)
+    else:
+        dataset = load_dataset(base.dataset, image_size=base.image_size, flip=base.flip)
+    if folder is None:
+        check_on_data(file, dataset, config.file)
+    else:
+        folder.check_data(dataset.fingerprint, dataset.name)
+    corner = corner_of(file, dataset)
+    shared = share(dataset)
+    with start_ray(address=config.address, cpus=config.cpus, store_bytes=shared.nbytes):
+        check_resources(file.resources, shares_storage=config.storage_path is not None)
+        if folder is None:
+            folder = _begin(file, dataset.fingerprint, invocation)
+        with folder.hold():
+            try:
+                hold_sweep(file, shared, corner, folder, storage=storage_of(folder))
+            except KeyboardInterrupt:
+                raise KeyboardInterrupt(
+                    f"Interrupted; go on with: {PROG} --resume {folder.path}"
+                ) from None
+
+
+def _begin(file: "SweepFile", fingerprint: str, invocation: Invocation[SweepConfig]) -> RunFolder:
+    """Make the folder of a sweep, unless its trials cannot be stored."""
+    from dfs_rl.sweeping.sweep import FILE, new_storage, storage_file
+    from dfs_rl.sweeping.tuner import check_storage
+
+    config, files = invocation.config, {FILE: _sweep_bytes(file)}
+    if config.storage_path is not None:
+        storage = new_storage(config.storage_path)
+        check_storage(storage)
+        files |= storage_file(storage)
+    return RunFolder.create(
+        config.run_dir,
+        kind=KIND,
+        name=config.file.stem,
+        config=config,
+        command=invocation.command,
+        fingerprint=fingerprint,
+        files=files,
+    )

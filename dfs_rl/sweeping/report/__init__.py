@@ -1,0 +1,1 @@
+"""Reports of sweeps: text, figures and one HTML page."""

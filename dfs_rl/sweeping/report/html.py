@@ -1,0 +1,131 @@
+"""A sweep as one HTML file."""
+
+import html
+from collections.abc import Sequence
+
+from dfs_rl.evaluation.number_format import figure_text
+from dfs_rl.reporting import html_page
+from dfs_rl.reporting.html_page import image, table
+from dfs_rl.sweeping.records import SweepRecord
+from dfs_rl.sweeping.report.figures import SweepPictures
+from dfs_rl.sweeping.report.text import best_table, failures, fresh_table, trial_table
+from dfs_rl.sweeping.summary import sweep_verdict
+
+_STYLE = """
+@media screen and (max-width: 40rem) { .scroll .plot, .scroll > img { width: 40rem; max-width: none; } }
+@media print {
+  .scroll { overflow-x: visible; }
+  table { font-size: .6rem; } th { overflow-wrap: anywhere; }
+  th, td, th:first-child, td:first-child { white-space: normal; min-width: 0; padding: .1rem .2rem; }
+  img, tr { break-inside: avoid; } h2, h3, p.muted { break-after: avoid; }
+  details::details-content { content-visibility: visible; }
+}
+"""
+"""Pictures are wider than a telephone: there they keep their size and scroll, as tables do. On paper everything has to fit, and to show."""
+
+
+def sweep_report(record: SweepRecord, pictures: SweepPictures) -> str:
+    """Return the whole page.
+
+    Args:
+        record: All figures.
+        pictures: Those of ``sweep_pictures``.
+    """
+    about = (
+        f"{record.about} {record.objective.about} Computation is what the chosen bits cost in MACs x (bits / 32)², in percent of running "
+        "every gated layer at 32 bit, gate, stem and head included; it is computed, not measured. All figures are of the val split."
+    )
+    commands = html.escape("\n".join(record.commands))
+    parts = [
+        *html_page.opening(record.title, about, sweep_verdict(record)),
+        *_frontier(record, pictures),
+        *_best(record),
+        *_fresh(record),
+        *_picture(
+            "All settings at once",
+            "Each line is a trial, the best ones coloured. Where those agree, the setting matters; where they spread, it matters little or "
+            "hangs on another one.",
+            pictures.parallel,
+        ),
+        *_settings(pictures),
+        *_picture(
+            "Which settings matter",
+            "An estimate from the trials themselves: with few of them it is rough.",
+            pictures.importance,
+        ),
+        *_picture(
+            "While the trials trained",
+            "Lines that end early were stopped, so that the time went to better ones.",
+            pictures.progress,
+        ),
+        *_trials(record),
+        html_page.failures(failures(record)),
+        "<h2>To go on from here</h2>",
+        f"<pre>{commands}</pre>",
+        f"<details><summary><b>Settings of the sweep</b></summary><pre>{html.escape(record.settings)}</pre></details>",
+    ]
+    return html_page.page(record.title, parts, _STYLE)
+
+
+def _section(title: str, about: str, *parts: str) -> list[str]:
+    return [f"<h2>{html.escape(title)}</h2>", f'<p class="muted">{html.escape(about)}</p>', *parts]
+
+
+def _picture(title: str, about: str, png: bytes | None) -> list[str]:
+    return [] if png is None else _section(title, about, _wide(image(png, title)))
+
+
+def _wide(picture: str) -> str:
+    return f'<div class="scroll">{picture}</div>'
+
+
+def _frontier(record: SweepRecord, pictures: SweepPictures) -> list[str]:
+    if pictures.frontier is None:
+        return []
+    worst = record.worst
+    about = (
+        "Every point of every trial, on val. The area below the envelope counts left of "
+        f"{worst.computation:g} % computation and above {figure_text(worst.accuracy)} % accuracy. Point at one to read it."
+    )
+    alt = "Accuracy against computation of all trials"
+    plot = html_page.hover_plot(pictures.frontier, alt, pictures.points)
+    return _section("Accuracy against computation", about, _wide(plot))
+
+
+def _best(record: SweepRecord) -> list[str]:
+    if not record.best:
+        return []
+    return _section(
+        "Best configurations",
+        "A column for each trial, and one for the defaults where they were trained beside them.",
+        table(*best_table(record)),
+    )
+
+
+def _fresh(record: SweepRecord) -> list[str]:
+    if not record.retrained:
+        return []
+    about = (
+        "The best of many trials is partly the luckiest one. So they were trained again on seeds that had no part in choosing them; "
+        "± is the standard deviation over these seeds. The last column is seed by seed, positive where they are better than the defaults."
+    )
+    return _section("On fresh seeds", about, table(*fresh_table(record)))
+
+
+def _settings(pictures: SweepPictures) -> Sequence[str]:
+    panels = [
+        f"<h3>{html.escape(name)}</h3>{_wide(image(png, f'Each setting against {name}'))}"
+        for name, png in pictures.settings.items()
+    ]
+    about = "One point for each trial. Those that were stopped early had less training, so compare like with like."
+    return _section("Setting by setting", about, *panels) if panels else []
+
+
+def _trials(record: SweepRecord) -> list[str]:
+    if not record.trials:
+        return []
+    rows = table(*trial_table(record))
+    return [
+        "<h2>All trials</h2>",
+        f"<details><summary><b>{len(record.trials)} trials, the best ones first</b></summary>{rows}</details>",
+    ]

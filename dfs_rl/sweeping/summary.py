@@ -1,0 +1,235 @@
+"""What a sweep says in words: what it found, how much of that is luck, and whether it beats the defaults."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from dfs_rl.evaluation.comparison_records import Spread, spread
+from dfs_rl.evaluation.comparison_summary import exceeds_seeds
+from dfs_rl.evaluation.curves import hypervolume
+from dfs_rl.evaluation.number_format import duration, figure_text, spread_text
+from dfs_rl.sweeping.records import DEFAULTS, RetrainedRecord, SweepRecord, TrialStatus
+
+STATUSES: dict[TrialStatus, str] = {
+    "finished": "finished",
+    "stopped": "stopped early",
+    "failed": "failed",
+    "unfinished": "not brought to an end",
+}
+"""What texts call them, in the order in which they are counted."""
+
+_MOST_NAMED = 5
+"""Trials and settings that a sentence names before it counts the others."""
+
+_LUCKY = "Chosen in part by luck, worse on fresh seeds by more than two standard deviations"
+_SAME = "On fresh seeds within two standard deviations of the sweep"
+_BETTER = "Better on fresh seeds by more than two standard deviations"
+_ONE_SEED = "One fresh seed cannot tell luck in being chosen from chance"
+_FRESH = "On fresh seeds"
+
+
+class Fresh(NamedTuple):
+    """What one of the objective's values came to on fresh seeds.
+
+    Attributes:
+        name: The trial, or ``defaults``.
+        objective: Name of the value.
+        seeds: How many fresh seeds there are.
+        value: Over them, None if there is none.
+        own: What the sweep had, None for the defaults.
+        gain: By how much it is better than the defaults on the seeds that both have, seed by seed; None without such seeds.
+    """
+
+    name: str
+    objective: str
+    seeds: int
+    value: Spread | None
+    own: float | None
+    gain: Spread | None
+
+
+def fresh_values(record: SweepRecord) -> list[Fresh]:
+    """Return what came of the configurations that were trained again, each with all values of the objective."""
+    defaults = next((again for again in record.retrained if again.name == DEFAULTS), None)
+    return [
+        _fresh(again, name, defaults, highest=highest)
+        for again in record.retrained
+        for name, highest in zip(record.objective.names, record.objective.highest, strict=True)
+    ]
+
+
+def _fresh(
+    again: RetrainedRecord, name: str, defaults: RetrainedRecord | None, *, highest: bool
+) -> Fresh:
+    values = dict(zip(again.seeds, again.values.get(name, ()), strict=True))
+    gain = None
+    if defaults is not None and defaults is not again:
+        theirs = dict(zip(defaults.seeds, defaults.values.get(name, ()), strict=True))
+        sign = 1 if highest else -1
+        gains = [sign * (values[seed] - theirs[seed]) for seed in values if seed in theirs]
+        gain = spread(gains) if gains else None
+    return Fresh(
+        again.name,
+        name,
+        len(values),
+        spread(list(values.values())) if values else None,
+        again.own.get(name),
+        gain,
+    )
+
+
+def sweep_verdict(record: SweepRecord) -> tuple[str, ...]:
+    """Put a sweep into a few sentences."""
+    return (
+        _counts(record),
+        _found(record),
+        *(_fresh_seeds(record) if record.best else ()),
+        *_frontier(record),
+        *_importance(record),
+    )
+
+
+def _counts(record: SweepRecord) -> str:
+    counted = Counter(trial.status for trial in record.trials)
+    told = ", ".join(
+        f"{counted[status]} {name}" for status, name in STATUSES.items() if counted[status]
+    )
+    return f"{_count(len(record.trials), 'trial')} in {duration(record.seconds)}: {told or 'none'}."
+
+
+def _found(record: SweepRecord) -> str:
+    objective = record.objective
+    if not record.best:
+        return "There is no best trial, so there is nothing to recommend."
+    if len(objective.names) == 1:
+        best, *others = record.best
+        values = record.trial(best).values
+        tied = [name for name in others if record.trial(name).values == values]
+        equal = (
+            f" Equal on val: {_listed(tied)}; which of them stands first is chance." if tied else ""
+        )
+        return f"Best on val: trial {best}, {_values(record, best)}.{equal}"
+    names = " and ".join(objective.names)
+    told = _listed([f"{name} ({_values(record, name)})" for name in record.best])
+    return f"On val no other trial is better in both {names} than {told}."
+
+
+def _values(record: SweepRecord, trial: str) -> str:
+    values = record.trial(trial).values
+    named = zip(record.objective.names, record.objective.units, strict=True)
+    return ", ".join(f"{name} {figure_text(values[name])} {unit}".rstrip() for name, unit in named)
+
+
+def _fresh_seeds(record: SweepRecord) -> Iterator[str]:
+    rows = [row for row in fresh_values(record) if row.name != DEFAULTS]
+    if not rows:
+        yield "Nothing was trained again on fresh seeds: how much of these figures is luck in being chosen is not known."
+        return
+    found = [(row, row.value) for row in rows if row.value is not None]
+    highest = dict(zip(record.objective.names, record.objective.highest, strict=True))
+    grouped: dict[str, list[str]] = {
+        luck: [] for luck in (_LUCKY, _SAME, _BETTER, _ONE_SEED, _FRESH)
+    }
+    for row, value in found:
+        luck = _FRESH
+        told = (
+            f"{row.name} in {row.objective} {spread_text(value)} over {_count(row.seeds, 'seed')}"
+        )
+        if row.own is not None:
+            sign = 1 if highest[row.objective] else -1
+            luck = _luck(Spread(mean=sign * (value.mean - row.own), deviation=value.deviation))
+            told += f", {figure_text(row.own)} in the sweep"
+        grouped[luck].append(told)
+    yield from (f"{luck}: {'; '.join(told)}." for luck, told in grouped.items() if told)
+    if found:
+        yield "What to expect are the figures on fresh seeds, not the sweep's own."
+    lost = [again.name for again in record.retrained if not again.seeds]
+    if lost:
+        yield f"Failed on every fresh seed: {_listed(lost)}."
+    yield from _against_defaults([row for row, _ in found])
+
+
+def _luck(change: Spread) -> str:
+    """Say what it means that a figure is better by so much on fresh seeds."""
+    if change.deviation is None:
+        return _ONE_SEED
+    if exceeds_seeds(_negative(change)):
+        return _LUCKY
+    if exceeds_seeds(change):
+        return _BETTER
+    return _SAME
+
+
+def _against_defaults(rows: Sequence[Fresh]) -> Iterator[str]:
+    gains = [(row, row.gain) for row in rows if row.gain is not None]
+    if not gains:
+        yield "No defaults were trained on the same seeds: whether the sweep beats them is not known."
+        return
+    better = [row for row, gain in gains if exceeds_seeds(gain)]
+    worse = [row for row, gain in gains if exceeds_seeds(_negative(gain))]
+    level = [row for row, _ in gains if row not in better and row not in worse]
+    beyond = "than the defaults on the same seeds, by more than two standard deviations"
+    for told, group in (
+        (f"Better {beyond}", better),
+        (f"Worse {beyond}", worse),
+        ("Neither better (+) nor worse (-) than the defaults, as far as these seeds show", level),
+    ):
+        if group:
+            yield f"{told}: {'; '.join(map(_gain, group))}."
+    yield _beaten([row.name for row, _ in gains], _names(better), _names(worse))
+
+
+def _gain(row: Fresh) -> str:
+    assert row.gain is not None
+    return f"{row.name} in {row.objective} by {'+' if row.gain.mean > 0 else ''}{spread_text(row.gain)}"
+
+
+def _beaten(names: Sequence[str], better: set[str], worse: set[str]) -> str:
+    """Say which trials beat the defaults: better in one value and worse in none, beyond the spread over seeds."""
+    tried = list(dict.fromkeys(names))
+    won = [f"trial {name}" for name in tried if name in better and name not in worse]
+    if won:
+        return f"The defaults are beaten by {_listed(won)}."
+    if all(name in worse and name not in better for name in tried):
+        return "The defaults are better than every one of them: keep the defaults."
+    return "That any of them beats the defaults is not shown."
+
+
+def _names(rows: Sequence[Fresh]) -> set[str]:
+    return {row.name for row in rows}
+
+
+def _negative(value: Spread) -> Spread:
+    return Spread(mean=-value.mean, deviation=value.deviation)
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n:,} {what}{'' if n == 1 else 's'}"
+
+
+def _frontier(record: SweepRecord) -> Iterator[str]:
+    if not record.points:
+        return
+    worst = record.worst
+    area = hypervolume(record.points, worst=worst)
+    yield (
+        f"All trials together, {_count(len(record.points), 'point')}, dominate an area of {area:.3f} points x decades, "
+        f"left of {worst.computation:g} % computation and above {figure_text(worst.accuracy)} % accuracy. The best of many on the same "
+        "images, it promises too much."
+    )
+
+
+def _importance(record: SweepRecord) -> Iterator[str]:
+    ranked = sorted(record.importance.items(), key=lambda item: -item[1])
+    if not ranked and record.best and len(record.scales) > 1:
+        yield "Which settings matter is not known: too few trials differ in what they came to."
+    if ranked:
+        told = ", ".join(f"{name} {100 * share:.0f} %" for name, share in ranked[:_MOST_NAMED])
+        n = len(record.trials)
+        yield f"What explains the differences in {record.objective.names[0]}, estimated from {n} trials: {told}."
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = len(names) - _MOST_NAMED
+    told = ", ".join(names[:_MOST_NAMED])
+    return f"{told} and {more} more" if more > 0 else told

@@ -1,0 +1,234 @@
+"""Ray Tune's two experiments of a sweep: the search, and the best configurations on fresh seeds."""
+
+import hashlib
+import json
+import logging
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+from ray.tune import Result
+from sklearn.exceptions import ConvergenceWarning
+
+from dfs_rl.data.sharing import SharedDataset
+from dfs_rl.errors import ConfigError, TrainingError
+from dfs_rl.sweeping.progress_reporter import LiveView, number_of
+from dfs_rl.sweeping.search import param_space, tune_config
+from dfs_rl.sweeping.spec import ResourceConfig
+from dfs_rl.sweeping.tensorboard_sync import BoardView
+from dfs_rl.sweeping.trial import CANDIDATE, SEED, TrialPlan, fresh_trial, search_trial
+from dfs_rl.utils.ray import ray_deprecations_ignored
+
+SEARCH = "search"
+FRESH = "fresh"
+_KEPT = 2
+"""Checkpoints of a trial; the one before the last is there while the last is written."""
+
+
+def run_search(
+    plan: TrialPlan, shared: SharedDataset, storage: str, *, log: Path, boards: BoardView
+) -> list[Result]:
+    """Search, or go on with a search that was begun in ``storage``.
+
+    Args:
+        plan: What to search.
+        shared: The data set.
+        storage: Folder or URI that all nodes can write to.
+        log: File for what Ray has to say.
+        boards: Shows the trials' curves.
+
+    Returns:
+        What came of each trial, in the order in which they were made.
+
+    Raises:
+        KeyboardInterrupt: After Ctrl-C; what Tune has stored is gone on with.
+        TrainingError: If the experiment cannot go on.
+    """
+    file = plan.file
+    names = file.objective.names
+    view = LiveView("trial", file.trials, metric=names[0], mode=file.objective.modes[0])
+    return _fit(
+        _trainable(search_trial, plan, shared),
+        f"{storage}/{SEARCH}",
+        lambda trainable, run: tune.Tuner(
+            trainable, param_space=param_space(file), tune_config=tune_config(file), run_config=run
+        ),
+        _run_config(
+            plan,
+            storage,
+            SEARCH,
+            [view, boards],
+            # In a population, another trial may have to wait for its turn to begin from any of them.
+            keep=None if file.scheduler.is_population else _KEPT,
+        ),
+        log,
+    )
+
+
+def run_fresh(
+    plan: TrialPlan, shared: SharedDataset, storage: str, *, log: Path, seeds: tuple[int, ...]
+) -> list[Result]:
+    """Train every candidate of ``plan`` on every seed, or go on with that.
+
+    Args:
+        plan: With the candidates.
+        shared: The data set.
+        storage: As for ``run_search``.
+        log: Likewise.
+        seeds: None of them was searched with.
+
+    Returns:
+        What came of each training.
+
+    Raises:
+        KeyboardInterrupt: After Ctrl-C; what Tune has stored is gone on with.
+        TrainingError: If the experiment cannot go on.
+    """
+    objective = plan.file.objective
+    # Other candidates than those of an earlier start are another experiment.
+    told = json.dumps([*map(dict, plan.candidates), *seeds], default=str)
+    name = f"{FRESH}-{hashlib.sha256(told.encode()).hexdigest()[:8]}"
+    grid = {
+        CANDIDATE: tune.grid_search(list(range(len(plan.candidates)))),
+        SEED: tune.grid_search(list(seeds)),
+    }
+    total = len(plan.candidates) * len(seeds)
+    view = LiveView("again", total, metric=objective.names[0], mode=objective.modes[0])
+    return _fit(
+        _trainable(fresh_trial, plan, shared),
+        f"{storage}/{name}",
+        lambda trainable, run: tune.Tuner(
+            trainable,
+            param_space=grid,
+            tune_config=tune.TuneConfig(reuse_actors=True),
+            run_config=run,
+        ),
+        _run_config(plan, storage, name, [view], keep=_KEPT),
+        log,
+    )
+
+
+def _trainable(function: Callable[..., None], plan: TrialPlan, shared: SharedDataset) -> Any:  # noqa: ANN401 - what Tune makes of a function
+    resources = plan.file.resources
+    with_objects = tune.with_parameters(function, plan=plan, shared=shared)
+    return tune.with_resources(with_objects, {"cpu": resources.cpus, "gpu": resources.gpus})
+
+
+def _run_config(
+    plan: TrialPlan, storage: str, name: str, views: list[tune.Callback], *, keep: int | None
+) -> tune.RunConfig:
+    stop = plan.file.stop
+    return tune.RunConfig(
+        name=name,
+        storage_path=storage,
+        failure_config=tune.FailureConfig(max_failures=stop.retries),
+        checkpoint_config=tune.CheckpointConfig(num_to_keep=keep),
+        stop={"time_total_s": stop.trial_seconds} if stop.trial_seconds else None,
+        callbacks=views,
+        verbose=0,
+    )
+
+
+def _fit(
+    trainable: Any,  # noqa: ANN401
+    path: str,
+    make: Callable[[Any, tune.RunConfig], tune.Tuner],
+    run: tune.RunConfig,
+    log: Path,
+) -> list[Result]:
+    with ray_deprecations_ignored(), _logged(log):
+        warnings.simplefilter("ignore", ConvergenceWarning)  # of PB2's model, where trials are few
+        if tune.Tuner.can_restore(path):
+            tuner = tune.Tuner.restore(
+                path, trainable=trainable, resume_unfinished=True, resume_errored=True
+            )
+        else:
+            tuner = make(trainable, run)
+        try:
+            grid = tuner.fit()
+        except tune.TuneError as error:
+            raise TrainingError(
+                f"the search in {path} cannot go on: {' '.join(str(error).split())}"
+            ) from error
+    # The grid's order changes when it is restored.
+    numbers = [number_of(trial) for trial in grid._experiment_analysis.trials]
+    return [grid[index] for _, index in sorted(zip(numbers, range(len(grid)), strict=True))]
+
+
+@contextmanager
+def _logged(path: Path) -> Iterator[None]:
+    """Have Ray's libraries say to a file what they would say to the screen; what concerns trials is in the live view."""
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
+    # By itself, Tune takes Ctrl-C, saves, and returns as if it had come to its end.
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
+    handler = logging.FileHandler(path, delay=True)
+    loggers = [logging.getLogger(name) for name in ("ray.tune", "ray.train")]
+    before = [logger.propagate for logger in loggers]
+    for logger in loggers:
+        logger.addHandler(handler)
+        logger.propagate = False
+    try:
+        yield
+    finally:
+        handler.close()
+        for logger, propagate in zip(loggers, before, strict=True):
+            logger.removeHandler(handler)
+            logger.propagate = propagate
+
+
+def check_storage(storage: str) -> None:
+    """Refuse a place that trials cannot be stored at.
+
+    Raises:
+        ConfigError: If Ray knows no such place, or something is stored there already.
+    """
+    try:
+        with ray_deprecations_ignored():
+            taken = tune.Tuner.can_restore(f"{storage}/{SEARCH}")
+    except (OSError, ValueError) as error:
+        said = " ".join(str(error).split())
+        raise ConfigError(
+            f"storage_path leads to {storage}, where nothing can be stored: {said}"
+        ) from error
+    if taken:
+        raise ConfigError(
+            f"storage_path leads to {storage}, which holds a sweep already; choose another one."
+        )
+
+
+def check_resources(resources: ResourceConfig, *, shares_storage: bool) -> None:
+    """Refuse what no node of the cluster at hand has, for its trials would wait for ever.
+
+    Args:
+        resources: What a trial takes.
+        shares_storage: Whether a place was named that all nodes can store trials at.
+
+    Raises:
+        ConfigError: If there is no such node, or there are several machines and no such place.
+    """
+    import ray
+
+    nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    for name, key in (("cpus", "CPU"), ("gpus", "GPU")):
+        wanted = getattr(resources, name)
+        most = max((node["Resources"].get(key, 0.0) for node in nodes), default=0.0)
+        if wanted > most:
+            raise ConfigError(
+                f"resources.{name} is {wanted:g}, but the largest node here has {most:g}; ask for less, or start Ray with more."
+            )
+    machines = {node["NodeManagerAddress"] for node in nodes}
+    if len(machines) > 1 and not shares_storage:
+        raise ConfigError(
+            f"the cluster has {len(machines)} machines, but no storage_path is given; name a folder that all of them share, or a URI."
+        )
+
+
+def absolute(storage: str | Path) -> str:
+    """Return a storage path as Ray takes it: a URI as it is, a folder from the root."""
+    return (
+        storage if isinstance(storage, str) and "://" in storage else str(Path(storage).resolve())
+    )

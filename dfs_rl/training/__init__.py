@@ -1,0 +1,1 @@
+"""Training of supernets: recipes, sampling of bits, calibration, post-training quantization, several workers."""

@@ -1,0 +1,54 @@
+"""Which bits the layers run at while a supernet learns."""
+
+import torch
+
+from dfs_rl.backbones.interfaces import Recipe
+from dfs_rl.costs import SKIP, BitOptions
+
+Setting = tuple[int, ...]
+"""Bits of each gated layer, in order."""
+
+
+def uniform(bits: int, n_layers: int) -> Setting:
+    """Every layer at ``bits``."""
+    return (bits,) * n_layers
+
+
+def random_mix(options: BitOptions, n_layers: int, generator: torch.Generator) -> Setting:
+    """Each layer at an option of its own, all options equally likely."""
+    draws = torch.randint(len(options), (n_layers,), generator=generator)
+    return tuple(options[int(i)] for i in draws)
+
+
+def sample_low(options: BitOptions, n_layers: int, generator: torch.Generator) -> Setting:
+    """Draw a setting to distil into: with equal odds one uniform quantized option, or a random mix.
+
+    The dearest option is left out of the uniform draws, because it has a pass of its own; full precision needs none.
+    """
+    candidates = [bits for bits in options.quantized if bits != options[options.full]]
+    if candidates and bool(torch.randint(2, (), generator=generator)):
+        pick = int(torch.randint(len(candidates), (), generator=generator))
+        return uniform(candidates[pick], n_layers)
+    return random_mix(options, n_layers, generator)
+
+
+def sample_below(
+    options: BitOptions,
+    n_layers: int,
+    generator: torch.Generator,
+    *,
+    recipe: Recipe,
+    quantized: bool,
+) -> Setting | None:
+    """Draw the setting that a step distils into beside the whole network, ``None`` if there is none.
+
+    Args:
+        options: The menu.
+        n_layers: Number of gated layers.
+        generator: Draws.
+        recipe: ``"supernet"`` takes ``sample_low``; ``"adn"`` skips all paths, with equal odds where low settings are there too.
+        quantized: Whether low settings are there: the menu has some, and their quantizers have begun.
+    """
+    if recipe == "adn" and not (quantized and bool(torch.randint(2, (), generator=generator))):
+        return uniform(SKIP, n_layers)
+    return sample_low(options, n_layers, generator) if quantized else None

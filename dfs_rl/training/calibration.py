@@ -1,0 +1,185 @@
+"""Statistics that are measured rather than learned: quantizer steps, norms per option, features for gates."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from dfs_rl.backbones.base import Backbone, PreparedBackbone
+from dfs_rl.backbones.exit_heads import EXIT_GRID
+from dfs_rl.backbones.probe import confidence, describe, fit_probe
+from dfs_rl.data import ImageSet
+from dfs_rl.quantization.modules import (
+    BatchNormPerBits,
+    FractionalLayer,
+    FractionalLinear,
+    NormPerBits,
+)
+from dfs_rl.training.bit_sampling import Setting, sample_low, uniform
+
+_STILL = 1e-12  # variance below which a feature counts as constant
+
+
+@torch.no_grad()
+def calibrate_steps(
+    backbone: Backbone,
+    images: Tensor,
+    *,
+    parts: Iterable[nn.Module],
+    batch_statistics: bool = False,
+) -> None:
+    """Set the quantizer steps of ``parts`` from one pass of the dearest option over ``images``.
+
+    Args:
+        backbone: Changed in place.
+        images: uint8 ``[batch, c, h, w]``.
+        parts: Where the quantizers are.
+        batch_statistics: Whether norms use these images' statistics, as in training, and forget them; those of an untrained network have
+            measured nothing yet.
+    """
+    layers = [
+        module for part in parts for module in part.modules() if isinstance(module, FractionalLayer)
+    ]
+    was_training = backbone.training
+    measured = {name: buffer.clone() for name, buffer in backbone.named_buffers()}
+    backbone.train(batch_statistics)
+    for layer in layers:
+        layer.calibrate_steps(on=True)
+    backbone(images, backbone.options[backbone.options.full])
+    for layer in layers:
+        layer.calibrate_steps(on=False)
+    for name, buffer in backbone.named_buffers():
+        buffer.copy_(measured[name])
+    backbone.train(was_training)
+
+
+def copy_full_norms(backbone: Backbone) -> None:
+    """Start every option's norm from the dearest option's."""
+    for module in backbone.blocks.modules():
+        if isinstance(module, NormPerBits):
+            module.copy_dearest_norm()
+
+
+@torch.no_grad()
+def calibrate_norms(
+    backbone: Backbone, batches: Iterator[Tensor], settings: Iterable[Setting]
+) -> None:
+    """Replace all running statistics by plain averages over batches, one batch of images for each setting.
+
+    An average over many batches of frozen weights is less noisy than the running mean that training leaves behind.
+
+    Args:
+        backbone: Changed in place; left in evaluation mode.
+        batches: Images, uint8 ``[batch, c, h, w]``; one is taken for each setting.
+        settings: Which bits to run; a norm whose bits never occur keeps its statistics.
+    """
+    norms = [module for module in backbone.modules() if isinstance(module, BatchNormPerBits)]
+    for norm in norms:
+        norm.average_statistics(on=True)
+    backbone.train()
+    for setting in settings:
+        backbone(next(batches), setting)
+    for norm in norms:
+        norm.average_statistics(on=False)
+    backbone.eval()
+
+
+@torch.no_grad()
+def measure_features(
+    backbone: Backbone, batches: Iterable[ImageSet], generator: torch.Generator
+) -> None:
+    """Fit the probes and set ``feature_mean`` and ``feature_std``, under settings such as a gate may choose.
+
+    Args:
+        backbone: Changed in place.
+        batches: Images of the train split with their labels; each batch runs under a setting of its own.
+        generator: Draws the settings.
+    """
+    n_layers = len(backbone.blocks)
+    parts: list[list[Tensor]] = [[] for _ in range(n_layers)]
+    labels = []
+    frozen = backbone.prepare()
+    for batch in batches:
+        labels.append(batch.labels)
+        hidden = frozen.stem(batch.images)
+        setting = sample_low(backbone.options, n_layers, generator)
+        for layer, bits in enumerate(setting):
+            parts[layer].append(backbone.parts(hidden))
+            hidden = frozen.layers[layer](hidden, bits)
+    backbone.feature_mean.zero_()
+    backbone.feature_std.fill_(1.0)
+    for layer, probe in enumerate(backbone.probes):
+        seen = torch.cat(parts[layer])  # [images, channels, parts]
+        parts[layer].clear()
+        fit_probe(cast("FractionalLinear", probe), seen.flatten(1), torch.cat(labels))
+        features = describe(seen, probe(seen.flatten(1))).double()
+        mean, deviation = _usual(features)
+        backbone.feature_mean[layer, : len(mean)] = mean
+        backbone.feature_std[layer, : len(mean)] = deviation
+
+
+@torch.no_grad()
+def fit_exits(
+    backbone: Backbone,
+    after: Sequence[int],
+    batches: Iterable[Tensor],
+    generator: torch.Generator,
+) -> None:
+    """Give a trained backbone exits, in place of those it has; nothing else of it changes.
+
+    Each head learns what the network says when every layer runs at the dearest option, from activations under settings such as a gate
+    may choose. No label is needed.
+
+    Args:
+        backbone: Changed in place.
+        after: After how many gated layers an image may leave.
+        batches: Images of the train split, uint8 ``[batch, c, h, w]``; each batch runs under a setting of its own.
+        generator: Draws the settings.
+
+    Raises:
+        ConfigError: If there are no such layers.
+    """
+    backbone.set_exits(after)
+    heads = backbone.exit_heads
+    if heads is None:
+        return
+    n_layers = len(backbone.blocks)
+    frozen = backbone.prepare()
+    parts: list[list[Tensor]] = [[] for _ in after]
+    answers = []
+    for images in batches:
+        stem = frozen.stem(images)
+        answers.append(
+            _answer(frozen, stem, uniform(frozen.options[frozen.options.full], n_layers))
+        )
+        hidden = stem
+        setting = sample_low(frozen.options, n_layers, generator)
+        for layer in range(max(after) + 1):
+            if layer in heads:
+                pooled = backbone.parts(hidden, grid=EXIT_GRID).flatten(1)
+                parts[after.index(layer)].append(pooled)
+            hidden = frozen.layers[layer](hidden, setting[layer])
+    targets = torch.cat(answers)
+    for i, head in enumerate(heads.heads):
+        seen = torch.cat(parts[i])  # [images, channels * parts]
+        parts[i].clear()
+        fit_probe(cast("FractionalLinear", head), seen, targets)
+        mean, deviation = _usual(confidence(head(seen)).double())
+        heads.confidence_mean[i] = mean
+        heads.confidence_std[i] = deviation
+
+
+def _answer(frozen: PreparedBackbone, hidden: Tensor, setting: Setting) -> Tensor:
+    """Return what the network says at a setting, probabilities ``[batch, classes]``."""
+    for layer, bits in zip(frozen.layers, setting, strict=True):
+        hidden = layer(hidden, bits)
+    return frozen.head(hidden).softmax(dim=1)
+
+
+def _usual(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and standard deviation of each feature ``[images, features]``."""
+    deviation, mean = torch.std_mean(features, dim=0, correction=0)
+    # A feature that never moves says nothing: a deviation of one leaves it at zero.
+    deviation = torch.where(deviation.square() > _STILL, deviation, torch.ones_like(mean))
+    return mean, deviation

@@ -1,0 +1,400 @@
+"""Train a backbone in which every mix of bit options works.
+
+Each step takes one batch through the network twice: at the dearest option with the labels, and at a sampled low setting
+(a uniform one or a mix, skips included) with the first pass's probabilities as its target, as in slimmable and
+any-precision networks (Yu and Huang, "Universally Slimmable Networks", ICCV 2019; Yu et al., "Any-Precision Deep
+Neural Networks", AAAI 2021). What leaves each layer may be a target as well (Romero et al., "FitNets", ICLR 2015): a layer whose
+output means the same at every option can stand between any others. The first epochs may run the first pass alone, so that
+quantizer steps start from weights that mean something.
+
+With the recipe ``adn`` (Kang et al., "Adaptive Depth Networks with Skippable Sub-Paths", NeurIPS 2024) the first pass is the
+super-net, and the second is from the first epoch on the base-net, which skips every path. Once the quantizers of further bits
+have begun, half of the second passes are a sampled low setting as above. The combinations of paths in between are not trained.
+"""
+
+import copy
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, Literal, NamedTuple
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional
+
+from dfs_rl.backbones.base import Backbone
+from dfs_rl.backbones.interfaces import OptimizerName, Recipe, runs_when_skipped
+from dfs_rl.costs import FULL, SKIP
+from dfs_rl.data import Dataset, ImageSet, augment, epoch_batches
+from dfs_rl.data.augment import check_pad
+from dfs_rl.errors import CheckpointError, ConfigError, TrainingError
+from dfs_rl.training.bit_sampling import Setting, sample_below, uniform
+from dfs_rl.training.calibration import (
+    calibrate_norms,
+    calibrate_steps,
+    copy_full_norms,
+    measure_features,
+)
+from dfs_rl.training.optimizers import (
+    USUAL,
+    make_optimizer,
+    optimizer_tensors,
+    restore_optimizer,
+)
+from dfs_rl.utils import precision
+from dfs_rl.utils.config import Count, CountOrZero, Positive, PositiveOrZero, Share, check_values
+from dfs_rl.utils.precision import Precision
+from dfs_rl.utils.seeding import torch_generator
+
+_STEP_IMAGES = 512  # images that set quantizer steps: every activation is seen thousands of times
+_CALIBRATION_BATCH = 256
+_FEATURE_BATCHES = 80  # each with a setting of its own; 20,000 images
+_FEATURE_BYTES = 2**29  # that they may take at once, which only matters to deep networks
+
+
+@dataclass(frozen=True, kw_only=True)
+class SupernetConfig:
+    """How a supernet is trained.
+
+    Attributes:
+        warmup: Share of the epochs, rounded down, that run the dearest option alone, in [0, 1]; with the recipe adn also the
+            base-net.
+        batch_size: Images per step, at least 2.
+        optimizer: "sgd", with Nesterov momentum, or "adamw", with gradients clipped to a norm of 1; "auto" takes what the network is
+            usually trained with, AdamW for transformers.
+        lr: Peak learning rate; it rises over the first 5 % of all steps and falls along a cosine to zero. By default 0.1 with SGD and
+            0.001 with AdamW.
+        momentum: Of SGD, in [0, 1).
+        weight_decay: On convolution and linear weights; steps, norms and biases have none. By default 0.0005 with SGD and 0.05 with
+            AdamW.
+        pad: Zero padding in pixels before the random crop, at most the images' shorter side; by default an eighth of it.
+        alpha: Weight of the labels with the recipe adn, in (0, 1); distillation has the rest. Else both have weight 1.
+        feature_weight: Weight of the mean squared distance between the activations that leave the layers, with the recipe adn the
+            stages, in the two passes, which is added to the distillation loss; 0 or more. By default 0, and with the recipe adn 1, or
+            0.1 for transformers. With adn it is what makes combinations of paths of a ResNet work that are not trained: on the digits
+            they lost 14 points on average without it, and 2 with it; those of a transformer work without it. Without adn, 0.3 brought
+            mixes of 2 to 4 bit on the digits 0.5 points and uniform ones 0.1 to 0.7 (5 seeds); it suits activations of about unit size.
+        calibration_rounds: Passes over the menu that measure the norms at the end, at least 1.
+        precision: "auto" multiplies in bfloat16 where the hardware is fast at it.
+
+    Raises:
+        ConfigError: If a value is outside its range.
+    """
+
+    warmup: Share = 0.3
+    batch_size: Annotated[Count, Field(ge=2)] = 128
+    optimizer: OptimizerName | Literal["auto"] = "auto"
+    lr: Positive | None = None
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    weight_decay: PositiveOrZero | None = None
+    pad: CountOrZero | None = None
+    alpha: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    feature_weight: PositiveOrZero | None = None
+    calibration_rounds: Count = 12
+    precision: Precision = "auto"
+
+    def __post_init__(self) -> None:
+        check_values(self)
+
+
+class Position(NamedTuple):
+    """How far a training is.
+
+    Attributes:
+        epoch: Epochs completed.
+        step: Steps completed in the current epoch.
+    """
+
+    epoch: int
+    step: int
+
+
+class _Pass(NamedTuple):
+    """What a pass gives: logits ``[batch, classes]``, and the activations that are distilled."""
+
+    logits: Tensor
+    features: list[Tensor]
+
+
+class StepLosses(NamedTuple):
+    """Losses of one step, without their weights; ``distillation`` is None when only the dearest option ran."""
+
+    labels: float
+    distillation: float | None
+
+
+def learning_rate(progress: float, *, peak: float, warmup: float = 0.05) -> float:
+    """Linear rise over the first ``warmup`` of the training, then half a cosine down to zero; ``progress`` in [0, 1]."""
+    if progress < warmup:
+        return peak * progress / warmup
+    return peak * 0.5 * (1.0 + math.cos(math.pi * (progress - warmup) / (1.0 - warmup)))
+
+
+def accuracy_of(
+    backbone: Backbone, images: ImageSet, setting: Setting, *, batch_size: int = 500
+) -> float:
+    """Accuracy in percent of the frozen form with every image at the same setting."""
+    frozen = backbone.prepare()
+    right = 0
+    with torch.inference_mode():
+        for start in range(0, len(images), batch_size):
+            hidden = frozen.stem(images.images[start : start + batch_size])
+            for layer, bits in zip(frozen.layers, setting, strict=True):
+                hidden = layer(hidden, bits)
+            predictions = frozen.head(hidden).argmax(dim=1)
+            right += int((predictions == images.labels[start : start + batch_size]).sum())
+    return 100.0 * right / len(images)
+
+
+def uniform_accuracies(backbone: Backbone, images: ImageSet) -> dict[str, float]:
+    """Accuracy in percent of every uniform setting that leaves a network, by its bits."""
+    n_layers = len(backbone.blocks)
+    return {
+        str(bits): accuracy_of(backbone, images, uniform(bits, n_layers))
+        for bits in backbone.meaningful_bits
+    }
+
+
+class SupernetTrainer:
+    """Trains a backbone step by step; all randomness is a function of (seed, epoch, step), so any step can be resumed.
+
+    Args:
+        backbone: Trained in place.
+        dataset: Only its train split is used.
+        config: How.
+        epochs: Passes over the train split, at least 1.
+        seed: Seed of the run.
+        device: Where to compute.
+        recipe: What is distilled into, see the module.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        dataset: Dataset,
+        config: SupernetConfig,
+        *,
+        epochs: int,
+        seed: int,
+        device: torch.device,
+        recipe: Recipe = "supernet",
+    ) -> None:
+        if epochs < 1:
+            raise ConfigError(f"epochs is {epochs}; allowed are 1 or more.")
+        self.config = config
+        self.recipe = recipe
+        self.label_weight, self.distillation_weight = (
+            (config.alpha, 1.0 - config.alpha) if recipe == "adn" else (1.0, 1.0)
+        )
+        usual_weight = backbone.feature_weight if recipe == "adn" else 0.0
+        self.feature_weight = (
+            usual_weight if config.feature_weight is None else config.feature_weight
+        )
+        self.epochs = epochs
+        self.warmup_epochs = int(epochs * config.warmup)
+        if config.pad is not None:
+            check_pad(config.pad, *dataset.image_shape[1:], name="training.pad")
+        self.seed = seed
+        self.device = device
+        self.flip = dataset.flip
+        self.images = dataset.train.to(device)
+        self.backbone = backbone.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.dtype = precision.resolve(config.precision, device)
+        self.position = Position(epoch=0, step=0)
+        self.steps_per_epoch = len(self.images) // config.batch_size
+        if not self.steps_per_epoch:
+            raise ConfigError(
+                f"training.batch_size is {config.batch_size}; the train split has only {len(self.images)} images, so allowed are 2 to "
+                f"{len(self.images)}."
+            )
+        dearest = backbone.options[backbone.options.full]
+        self.full = uniform(dearest, len(backbone.blocks))
+        self.has_low_settings = len([b for b in backbone.options if b != SKIP]) > 1
+        name = backbone.optimizer if config.optimizer == "auto" else config.optimizer
+        usual = USUAL[name]
+        self.lr = usual.lr if config.lr is None else config.lr
+        self.max_norm = usual.max_norm
+        self.optimizer = make_optimizer(
+            name,
+            backbone.named_parameters(),
+            lr=self.lr,
+            weight_decay=usual.weight_decay if config.weight_decay is None else config.weight_decay,
+            momentum=config.momentum,
+        )
+        # Without full precision on the menu, the gated layers are quantized from the first step on.
+        whole = dearest != FULL
+        calibrate_steps(
+            backbone,
+            self.images.images[:_STEP_IMAGES],
+            parts=[backbone] if whole else backbone.never_gated,
+            batch_statistics=True,
+        )
+
+    def train_epoch(self) -> Iterator[StepLosses]:
+        """Run the rest of the current epoch, yielding the losses after each step; leave off anywhere and go on later."""
+        epoch = self.position.epoch
+        self._begin_epoch()
+        indices = epoch_batches(
+            len(self.images), self.config.batch_size, seed=self.seed, epoch=epoch, drop_last=True
+        )
+        for step, rows in enumerate(indices):
+            if step < self.position.step:
+                continue
+            losses = self._train_step(epoch, step, rows)
+            done = step + 1 == self.steps_per_epoch
+            self.position = Position(epoch + 1, 0) if done else Position(epoch, step + 1)
+            yield losses
+
+    def finish(self) -> Backbone:
+        """Return a copy with measured norms and feature statistics, in evaluation mode."""
+        backbone = self.snapshot()
+        n_layers = len(backbone.blocks)
+        rounds = self.config.calibration_rounds
+        settings = [
+            uniform(bits, n_layers) for _ in range(rounds) for bits in backbone.meaningful_bits
+        ]
+        batches = self._calibration_batches()
+        calibrate_norms(backbone, (batch.images for batch in batches), settings)
+        per_batch = 4 * _CALIBRATION_BATCH * sum(backbone.probe_sizes)
+        fitting = min(_FEATURE_BATCHES, max(1, _FEATURE_BYTES // per_batch))
+        some = itertools.islice(self._calibration_batches(), fitting)
+        measure_features(backbone, some, torch_generator(self.seed, "features"))
+        return backbone
+
+    def snapshot(self) -> Backbone:
+        """Return a copy to evaluate, with the running statistics of training.
+
+        Raises:
+            TrainingError: If the last step left weights that are not finite, or steps beyond what float32 can invert.
+        """
+        for name, value in self.backbone.named_parameters():
+            checked = torch.stack([value.exp(), (-value).exp()]) if "log_step" in name else value
+            if not bool(torch.isfinite(checked).all()):
+                raise TrainingError(self._diverged(f"{name} is no longer finite"))
+        backbone: Backbone = copy.deepcopy(self.backbone)
+        return backbone.eval()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return everything that training changes, for a checkpoint."""
+        weights = {f"backbone.{k}": v for k, v in self.backbone.state_dict().items()}
+        return weights | optimizer_tensors(self.optimizer)
+
+    def restore(self, tensors: dict[str, Tensor], position: Position) -> None:
+        """Go back to where ``tensors()`` was called.
+
+        Raises:
+            CheckpointError: If they are another network's.
+        """
+        prefix = "backbone."
+        weights = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+        try:
+            self.backbone.load_state_dict(weights)
+            restore_optimizer(self.optimizer, tensors)
+        except (IndexError, RuntimeError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise CheckpointError(f"the checkpoint does not fit this network: {reason}.") from error
+        self.position = position
+
+    def _train_step(self, epoch: int, step: int, rows: Tensor) -> StepLosses:
+        progress = (epoch + step / self.steps_per_epoch) / self.epochs
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(progress, peak=self.lr)
+        self.optimizer.zero_grad()
+        losses = self._backward(epoch, step, self._batch(epoch, step, rows))
+        if self.max_norm is not None:
+            torch.nn.utils.clip_grad_norm_(self.backbone.parameters(), self.max_norm)
+        self.optimizer.step()
+        if not all(math.isfinite(loss) for loss in losses if loss is not None):
+            raise TrainingError(self._diverged("the loss is no longer finite"))
+        return losses
+
+    def _backward(
+        self, epoch: int, step: int, batch: ImageSet, *, weight: Tensor | None = None
+    ) -> StepLosses:
+        """Add the gradients of a step, times ``weight``, to the parameters; no weight is one."""
+        setting = sample_below(
+            self.backbone.options,
+            len(self.backbone.blocks),
+            torch_generator(self.seed, "setting", epoch, step),
+            recipe=self.recipe,
+            quantized=self.has_low_settings and epoch >= self.warmup_epochs,
+        )
+        distils_features = setting is not None and self.feature_weight > 0.0
+        whole = self._run(batch.images, self.full, keep=distils_features)
+        label_loss = functional.cross_entropy(whole.logits, batch.labels)
+        (self.label_weight * label_loss).backward(weight)  # type: ignore[no-untyped-call]
+        if setting is None:
+            return StepLosses(labels=label_loss.item(), distillation=None)
+        target = whole.logits.detach().softmax(dim=1)
+        features = [feature.detach() for feature in whole.features]
+        del whole
+        below = self._run(batch.images, setting, keep=distils_features)
+        # Its gradient is that of the Kullback-Leibler divergence, from which it differs by the target's entropy.
+        low_loss = functional.cross_entropy(below.logits, target)
+        for ours, theirs in zip(below.features, features, strict=True):
+            distance = functional.mse_loss(ours.float(), theirs.float())
+            low_loss = low_loss + self.feature_weight / len(features) * distance
+        (self.distillation_weight * low_loss).backward(weight)  # type: ignore[no-untyped-call]
+        return StepLosses(labels=label_loss.item(), distillation=low_loss.item())
+
+    def _run(self, images: Tensor, setting: Setting, *, keep: bool) -> _Pass:
+        """Run the network, and keep what leaves its layers, with the recipe adn its stages, if asked to."""
+        with precision.autocast(self.dtype, self.device):
+            if not keep:
+                return _Pass(self.backbone(images, setting), [])
+            hidden = self.backbone.stem(images)
+            features: list[Tensor] = []
+            for layer, bits in zip(self.backbone.layers, setting, strict=True):
+                hidden = layer(hidden, bits)
+                if self.recipe == "adn" and features and not runs_when_skipped(layer):
+                    features.pop()  # still the same stage, which begins with what always runs
+                features.append(self.backbone.comparable(hidden))
+            return _Pass(self.backbone.head(hidden), features)
+
+    def _diverged(self, what: str) -> str:
+        epoch, step = self.position
+        exact = ", or training.precision float32" if self.dtype == torch.bfloat16 else ""
+        return (
+            f"{what} in epoch {epoch + 1} after step {step}; a lower learning rate than "
+            f"{self.lr:g}{exact} may help."
+        )
+
+    def _begin_epoch(self) -> None:
+        if self.position == (self.warmup_epochs, 0):
+            self._begin_low_settings()
+        self.backbone.train()
+
+    def _begin_low_settings(self) -> None:
+        """Start quantizers and norms of all options from the network as it is now."""
+        first_images = self.images.images[:_STEP_IMAGES]
+        calibrate_steps(
+            self.backbone,
+            first_images,
+            parts=self.backbone.gated,
+            batch_statistics=not self.warmup_epochs,
+        )
+        copy_full_norms(self.backbone)
+
+    def _calibration_batches(self) -> Iterator[ImageSet]:
+        """Train images in a fixed shuffled order, without end.
+
+        They are augmented like those of training: the network knows the plain ones too well, and statistics taken from
+        them cost up to two points of accuracy on images that it has not seen.
+        """
+        size = min(_CALIBRATION_BATCH, len(self.images))
+        for epoch in itertools.count(self.epochs):
+            order = epoch_batches(
+                len(self.images), size, seed=self.seed, epoch=epoch, drop_last=True
+            )
+            for step, rows in enumerate(order):
+                yield self._batch(epoch, step, rows)
+
+    def _batch(self, epoch: int, step: int, rows: Tensor) -> ImageSet:
+        """The augmented images of a step with their labels."""
+        batch = self.images.subset(rows)
+        draws = torch_generator(self.seed, "augment", epoch, step, device=self.device)
+        return ImageSet(
+            augment(batch.images, draws, pad=self.config.pad, flip=self.flip), batch.labels
+        )

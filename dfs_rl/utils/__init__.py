@@ -1,0 +1,1 @@
+"""Command line, configuration, run folders, crash-safe files, seeding, devices, signals."""

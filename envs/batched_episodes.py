@@ -1,0 +1,411 @@
+"""The one implementation underneath every form of the environment: walks in batches, those that began together in lock-step."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import gymnasium
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dfs_rl.envs.spaces import Batch, Outcome, Transition
+from dfs_rl.envs.task import Task
+from dfs_rl.errors import ConfigError
+from dfs_rl.gating.action_masks import action_masks
+from dfs_rl.gating.early_exit import advance
+from dfs_rl.gating.execution import WalkState, finish, start
+from dfs_rl.gating.model import bits_of
+from dfs_rl.gating.observation import Observation, observe, observe_left
+from dfs_rl.gating.reward import judge, step_cost, terminal_reward
+
+_EVERY = slice(None)
+
+
+class _Cohort(NamedTuple):
+    """Walks that began together and have not ended, all at the same layer.
+
+    Attributes:
+        state: Where they stand.
+        rows: Which walks they are, int64 ``[n]``; ``None`` for all, in order.
+    """
+
+    state: WalkState
+    rows: torch.Tensor | None
+
+    def pick(self, values: torch.Tensor) -> torch.Tensor:
+        """Return their part of what has a row for every walk."""
+        return values if self.rows is None else values[self.rows]
+
+    def walks_of(self, members: torch.Tensor | None) -> torch.Tensor | None:
+        """Return which walks these members are; ``None`` for all, in both."""
+        if self.rows is None or members is None:
+            return self.rows if members is None else members
+        return self.rows[members]
+
+
+class _End(NamedTuple):
+    """Walks that come to an answer.
+
+    Attributes:
+        rows: Which walks they are, int64 ``[n]``; ``None`` for all, in order.
+        logits: float32 ``[n, classes]``.
+        options: What they did, int64 ``[n, layers]``.
+        spent: float64 ``[n]``.
+        cost: What of that their last step took, float64 ``[n]``.
+    """
+
+    rows: torch.Tensor | None
+    logits: torch.Tensor
+    options: torch.Tensor
+    spent: torch.Tensor
+    cost: torch.Tensor
+
+
+class _Seen(NamedTuple):
+    """What walks see; ``rows`` says which walks they are, int64 ``[n]``, ``None`` for all of a batch in order."""
+
+    observation: Observation
+    rows: torch.Tensor | None
+
+
+class Walks:
+    """``n`` walks through one frozen backbone. Those that begin together stay together until they end.
+
+    Args:
+        task: Backbone, images, reward, budget.
+        n: Number of walks.
+
+    Attributes:
+        indices: Image of each walk, int64 ``[n]``.
+        positions: Of the task's dial for each walk, float64 ``[n]``; ``None`` where there is none.
+        begun: Whether any walk was begun; before that nothing is known of them.
+        ended: Which walks are over, or were never begun, bool ``[n]``.
+        predictions: What the network said of the images of those that are over, -1 where it was not asked, int64 ``[n]``.
+        probabilities: What it gives these classes, float32 ``[n]``.
+    """
+
+    def __init__(self, task: Task, n: int) -> None:
+        if n < 1:
+            raise ConfigError(f"num_envs is {n}; at least 1 is needed.")
+        self.n = n
+        self.begun = False
+        self.ended: NDArray[np.bool_] = np.ones(n, dtype=np.bool_)
+        self.predictions: NDArray[np.int64] = np.zeros(n, dtype=np.int64)
+        self.probabilities: NDArray[np.float32] = np.zeros(n, dtype=np.float32)
+        self._cohorts: list[_Cohort] = []
+        self.use(task)
+
+    def use(self, task: Task) -> None:
+        """Take up another task; the walks must begin anew or be replayed before the next step."""
+        self.task = task
+        self._device = task.images.images.device
+        self._gated_budget = task.gated_budget
+
+    def require_begun(self) -> None:
+        """Refuse to go on or to look before the first reset.
+
+        Raises:
+            gymnasium.error.ResetNeeded: If no walk was begun.
+        """
+        if not self.begun:
+            raise gymnasium.error.ResetNeeded("no episode was begun: call reset() first.")
+
+    @property
+    def options(self) -> NDArray[np.int64]:
+        """What the walks did so far, int64 ``[n, layers]``; 0 where nothing was chosen yet."""
+        options = self._options.clone()
+        for state, rows in self._cohorts:
+            options[_EVERY if rows is None else rows] = state.options
+        return _to_numpy(options)
+
+    @property
+    def layers(self) -> NDArray[np.int64]:
+        """The layer to choose for in each walk, int64 ``[n]``; where it has ended, how many it came through."""
+        layers = self.task.backbone.costs.walked(self._options)
+        for state, rows in self._cohorts:
+            layers[_EVERY if rows is None else rows] = state.layer
+        return _to_numpy(layers)
+
+    @property
+    def prices(self) -> NDArray[np.float64] | None:
+        """Cost weight of each walk, float64 ``[n]``; ``None`` where the task has no dial."""
+        return None if self._prices is None else _to_numpy(self._prices)
+
+    @property
+    def computation(self) -> NDArray[np.float64]:
+        """Percent spent so far, never-gated parts included, float64 ``[n]``."""
+        spent = self._spent.clone()
+        for state, rows in self._cohorts:
+            spent[_EVERY if rows is None else rows] = state.spent
+        return 100.0 * (_to_numpy(spent) + self.task.backbone.costs.fixed_cost())
+
+    @torch.inference_mode()
+    def begin(
+        self,
+        indices: NDArray[np.int64],
+        positions: NDArray[np.float64] | None = None,
+        *,
+        which: NDArray[np.int64] | None = None,
+    ) -> Batch:
+        """Show images of the split to walks and run the stem.
+
+        Args:
+            indices: Image of each walk that begins, int64 ``[begun]``.
+            positions: Of the task's dial for each of them, float64 ``[begun]``; ``None`` where there is none.
+            which: The walks that begin, wherever they stand, int64 ``[begun]``; ``None`` for all.
+
+        Returns:
+            What these walks see.
+        """
+        n_images, n_begun = len(self.task.images), self.n if which is None else len(which)
+        if indices.shape != (n_begun,) or indices.min() < 0 or indices.max() >= n_images:
+            raise ConfigError(
+                f"image index {indices.tolist()} is not allowed; needed are {n_begun} numbers from 0 to {n_images - 1}."
+            )
+        self.begun = True
+        images = self.task.images
+        picked = torch.from_numpy(indices).to(self._device)
+        if which is None:
+            rows = None
+            self._begin_all(indices, positions, images.labels[picked])
+        else:
+            rows = torch.from_numpy(which).to(self._device)
+            self._begin_some(which, indices, positions)
+            self._labels[rows] = images.labels[picked]
+        cohort = _Cohort(start(self.task.backbone, images.images[picked]), rows)
+        self._cohorts.append(cohort)
+        return _batch([_Seen(self._observe(cohort), None)], n_begun)
+
+    @torch.inference_mode()
+    def advance(self, actions: NDArray[np.integer[Any]]) -> Transition:
+        """Go on by ``actions[i]`` in walk ``i``: run the next layer, or leave. Walks that have ended stay as they are."""
+        chosen = torch.from_numpy(self._checked(actions)).to(self._device)
+        rewards = torch.zeros(self.n, dtype=torch.float64, device=self._device)
+        seen, outcomes, cohorts = [], [], []
+        for cohort in self._cohorts:
+            before, layer = cohort.state.spent, cohort.state.layer
+            state, stayed, left = advance(
+                self.task.backbone, cohort.state, cohort.pick(chosen), reuse=True
+            )
+            if left is not None:
+                cost = left.spent - before[left.rows]
+                rows = cohort.walks_of(left.rows)
+                end = _End(rows, left.logits, left.options, left.spent, cost)
+                outcomes.append(self._end(end, rewards))
+                seen.append(_Seen(self._observe_left(end, layer), rows))
+            going = _Cohort(state, cohort.walks_of(stayed))
+            if len(state.spent) == 0:
+                continue
+            cost = state.spent - (before if stayed is None else before[stayed])
+            if state.layer == self.task.backbone.costs.n_layers:
+                logits = finish(self.task.backbone, state)
+                end = _End(going.rows, logits, state.options, state.spent, cost)
+                outcomes.append(self._end(end, rewards))
+            else:
+                cohorts.append(going)
+                rewards[_EVERY if going.rows is None else going.rows] = -self._charge(
+                    cost, going.rows
+                )
+            seen.append(_Seen(self._observe(going), going.rows))
+        self._cohorts = cohorts
+        return Transition(_batch(seen, self.n), _to_numpy(rewards), _joined(outcomes))
+
+    @torch.inference_mode()
+    def stop(self, which: NDArray[np.int64]) -> None:
+        """End walks that are under way, int64 ``[stopped]``, without an answer."""
+        options, layers = self.options, self.layers[which]
+        for state, rows in self._cohorts:
+            self._spent[_EVERY if rows is None else rows] = state.spent
+        for walk, layer in zip(which, layers, strict=True):
+            options[walk, layer:] = self.task.backbone.costs.exit_action
+        self._options = torch.from_numpy(options).to(self._device)
+        self.ended[which] = True
+        self.predictions[which] = -1
+        others = torch.from_numpy(~self.ended).to(self._device)
+        self._cohorts = [c for c in (_among(c, others) for c in self._cohorts) if c]
+
+    @torch.inference_mode()
+    def replay(
+        self,
+        indices: NDArray[np.int64],
+        options: NDArray[np.int64],
+        positions: NDArray[np.float64] | None = None,
+    ) -> Batch:
+        """Begin all walks at ``indices`` and walk on at ``options``, int64 ``[n, steps]``; used to restore walks, without rewards."""
+        observation = self.begin(indices, positions)
+        for actions in options.T:
+            observation = self.advance(actions).observation
+        return observation
+
+    @torch.inference_mode()
+    def action_masks(self) -> NDArray[np.bool_]:
+        """Return which actions are there and keep the cheapest way to an answer within the budget, bool ``[n, actions]``.
+
+        In a walk that has ended they are all allowed, for none does anything.
+        """
+        self.require_begun()
+        task = self.task
+        shape = (self.n, task.backbone.costs.n_actions)
+        masks = torch.ones(shape, dtype=torch.bool, device=self._device)
+        for state, rows in self._cohorts:
+            masks[_EVERY if rows is None else rows] = action_masks(
+                task.backbone.costs, state.layer, state.spent, task.budget, gate_macs=task.gate_macs
+            )
+        return _to_numpy(masks)
+
+    def _begin_all(
+        self,
+        indices: NDArray[np.int64],
+        positions: NDArray[np.float64] | None,
+        labels: torch.Tensor,
+    ) -> None:
+        self.indices, self.positions, self._labels = indices, positions, labels
+        self.ended = np.zeros(self.n, dtype=np.bool_)
+        self._cohorts = []
+        self._options = labels.new_zeros(self.n, self.task.backbone.costs.n_layers)
+        self._spent: torch.Tensor = labels.new_zeros(self.n, dtype=torch.float64)
+        self._turn()
+
+    def _begin_some(
+        self,
+        which: NDArray[np.int64],
+        indices: NDArray[np.int64],
+        positions: NDArray[np.float64] | None,
+    ) -> None:
+        # What was handed out before stays as it was.
+        self.indices = self.indices.copy()
+        self.indices[which] = indices
+        if positions is not None and self.positions is not None:
+            self.positions = self.positions.copy()
+            self.positions[which] = positions
+        begun = np.zeros(self.n, dtype=np.bool_)
+        begun[which] = True
+        if not self.ended[which].all():
+            others = torch.from_numpy(~begun).to(self._device)
+            self._cohorts = [c for c in (_among(c, others) for c in self._cohorts) if c]
+        self.ended = self.ended & ~begun
+        self._turn()
+
+    def _turn(self) -> None:
+        """Keep what the positions of the dial mean: what the gate sees, and the prices."""
+        range_ = self.task.prices
+        if range_ is None:
+            self._turned = self._prices = None
+            return
+        assert self.positions is not None, "with a dial, each walk has its position"
+        exact = torch.from_numpy(self.positions).to(self._device)
+        self._turned, self._prices = exact.float(), range_.weights(exact)
+
+    def _charge(self, cost: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
+        """Return what walks pay for a step, float64."""
+        return step_cost(self.task.weights, cost, prices=_part(self._prices, rows))
+
+    def _end(self, end: _End, rewards: torch.Tensor) -> Outcome:
+        """Keep what came of walks, and write what their last step brings into ``rewards``."""
+        costs, rows = self.task.backbone.costs, end.rows
+        labels = self._labels if rows is None else self._labels[rows]
+        verdict = judge(end.logits, labels)
+        place = _EVERY if rows is None else rows
+        rewards[place] = -self._charge(end.cost, rows) + terminal_reward(
+            self.task.weights,
+            verdict,
+            end.spent,
+            gated_budget=self._gated_budget,
+            prices=_part(self._prices, rows),
+        )
+        self._options[place], self._spent[place] = end.options, end.spent
+        walks = np.arange(self.n) if rows is None else _to_numpy(rows)
+        probabilities = end.logits.softmax(dim=1)
+        self.ended[walks] = True
+        self.predictions[walks] = _to_numpy(verdict.prediction)
+        self.probabilities[walks] = _to_numpy(probabilities.amax(dim=1))
+        return Outcome(
+            walks=walks,
+            image=self.indices[walks],
+            label=_to_numpy(labels),
+            prediction=_to_numpy(verdict.prediction),
+            correct=_to_numpy(verdict.correct),
+            computation=100.0 * (_to_numpy(end.spent) + costs.fixed_cost()),
+            bits=_to_numpy(bits_of(costs, end.options)),
+            probabilities=_to_numpy(probabilities),
+            walked=_to_numpy(costs.walked(end.options)) if costs.exits else None,
+        )
+
+    def _observe(self, cohort: _Cohort) -> Observation:
+        return observe(
+            self.task.backbone,
+            cohort.state,
+            budget=self.task.budget,
+            gate_macs=self.task.gate_macs,
+            positions=_part(self._turned, cohort.rows),
+        )
+
+    def _observe_left(self, end: _End, layer: int) -> Observation:
+        return observe_left(
+            self.task.backbone,
+            end.options,
+            end.spent,
+            layer=layer,
+            budget=self.task.budget,
+            gate_macs=self.task.gate_macs,
+            positions=_part(self._turned, end.rows),
+        )
+
+    def _checked(self, actions: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
+        """Return the actions as a contiguous int64 array that torch can share."""
+        n_actions = self.task.backbone.costs.n_actions
+        fits = actions.shape == (self.n,) and actions.dtype.kind in "iu"
+        if not fits or actions.min() < 0 or actions.max() >= n_actions:
+            raise gymnasium.error.InvalidAction(
+                f"action {actions.tolist()} is not allowed; needed are {self.n} whole numbers from 0 to {n_actions - 1}."
+            )
+        return np.ascontiguousarray(actions, dtype=np.int64)
+
+
+def _among(cohort: _Cohort, allowed: torch.Tensor) -> _Cohort | None:
+    """Return the walks of a cohort that are allowed, bool ``[all walks]``; ``None`` if none is."""
+    members = cohort.pick(allowed).nonzero()[:, 0]
+    if len(members) == 0:
+        return None
+    hidden, layer, options, spent = cohort.state
+    state = WalkState(hidden[members], layer, options[members], spent[members])
+    return _Cohort(state, cohort.walks_of(members))
+
+
+def _part(values: torch.Tensor | None, rows: torch.Tensor | None) -> torch.Tensor | None:
+    return values if values is None or rows is None else values[rows]
+
+
+def _batch(seen: Sequence[_Seen], n: int) -> Batch:
+    """Return what ``n`` walks see; zeros for those of which nothing is told."""
+    if len(seen) == 1 and seen[0].rows is None:
+        observation = seen[0].observation
+        return {
+            "features": _to_numpy(observation.features),
+            "layer": np.full(n, observation.layer, dtype=np.int64),
+            "context": _to_numpy(observation.context),
+        }
+    assert seen, "a step is made where a walk is under way"
+    first = seen[0].observation
+    features = first.features.new_zeros(n, first.features.shape[1])
+    context = first.context.new_zeros(n, first.context.shape[1])
+    layers = np.zeros(n, dtype=np.int64)
+    for observation, rows in seen:
+        assert rows is not None, "all walks are told of once"
+        features[rows], context[rows] = observation.features, observation.context
+        layers[_to_numpy(rows)] = observation.layer
+    return {"features": _to_numpy(features), "layer": layers, "context": _to_numpy(context)}
+
+
+def _joined(outcomes: Sequence[Outcome]) -> Outcome | None:
+    """Return outcomes as one, ``None`` for none."""
+    if len(outcomes) < 2:  # noqa: PLR2004 - nothing to join
+        return outcomes[0] if outcomes else None
+    fields: list[Any] = [
+        None if parts[0] is None else np.concatenate(parts) for parts in zip(*outcomes, strict=True)
+    ]
+    return Outcome(*fields)
+
+
+def _to_numpy(tensor: torch.Tensor) -> NDArray[Any]:
+    return tensor.cpu().numpy()

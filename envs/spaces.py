@@ -1,0 +1,179 @@
+"""What every form of the environment has in common: spaces, what steps return, and which price an episode has."""
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+from dfs_rl.backbones.interfaces import WalkableBackbone
+from dfs_rl.envs.sampling import ALL, ImageStreams, Streams
+from dfs_rl.envs.task import Task
+from dfs_rl.errors import ConfigError
+from dfs_rl.gating.observation import FEATURE_LIMIT, context_size, observation_width
+
+NumberT = TypeVar("NumberT", np.int64, np.float64)
+
+METADATA: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 2}
+
+Batch = dict[str, NDArray[Any]]
+"""Observations: ``features`` float32 ``[n, width]``, ``layer`` int64 ``[n]``, ``context`` float32 ``[n, 3 or 4]``."""
+
+
+class Outcome(NamedTuple):
+    """What came of ``n`` finished walks.
+
+    Attributes:
+        walks: Which walks they are, int64 ``[n]``.
+        image: Index of the image in the split, int64 ``[n]``.
+        label: Its class, int64 ``[n]``.
+        prediction: Most likely class, int64 ``[n]``.
+        correct: Whether the two agree, bool ``[n]``.
+        computation: Percent, never-gated parts included, without a gate, float64 ``[n]``.
+        bits: Bit width of each layer, 0 for those that the image did not come to, int64 ``[n, layers]``.
+        probabilities: Of each class, float32 ``[n, classes]``.
+        walked: How many layers the image came through, int64 ``[n]``; ``None`` where there are no exits.
+    """
+
+    walks: NDArray[np.int64]
+    image: NDArray[np.int64]
+    label: NDArray[np.int64]
+    prediction: NDArray[np.int64]
+    correct: NDArray[np.bool_]
+    computation: NDArray[np.float64]
+    bits: NDArray[np.int64]
+    probabilities: NDArray[np.float32]
+    walked: NDArray[np.int64] | None
+
+    def info(self) -> dict[str, NDArray[Any]]:
+        """Return what the ``info`` of the last step carries, batched."""
+        named = self._asdict()
+        del named["walks"], named["probabilities"]
+        if self.walked is None:
+            del named["walked"]
+        # Stable-Baselines3 logs the mean of "is_success" as rollout/success_rate.
+        return {"index": named.pop("image"), **named, "is_success": self.correct}
+
+
+class Transition(NamedTuple):
+    """What a step of ``n`` walks returns.
+
+    Attributes:
+        observation: What to choose by next; zeros for walks that had ended before.
+        reward: float64 ``[n]``.
+        outcome: Of the walks that ended in this step, ``None`` if none did.
+    """
+
+    observation: Batch
+    reward: NDArray[np.float64]
+    outcome: Outcome | None
+
+
+def observation_space(backbone: WalkableBackbone, *, dial: bool) -> spaces.Dict:
+    """Return the observation space of one environment, with the position of a dial or without."""
+    width, context = observation_width(backbone), context_size(dial=dial)
+    return spaces.Dict(
+        {
+            "features": spaces.Box(-FEATURE_LIMIT, FEATURE_LIMIT, (width,), np.float32),
+            "layer": spaces.Discrete(backbone.costs.n_layers),
+            "context": spaces.Box(0.0, 1.0, (context,), np.float32),
+        }
+    )
+
+
+def replaced(observation: Batch, begun: Batch, which: Streams) -> Batch:
+    """Return a copy of an observation in which some environments see something else."""
+    copy = {key: value.copy() for key, value in observation.items()}
+    for key, values in copy.items():
+        values[which] = begun[key]
+    return copy
+
+
+def observation_bytes(space: spaces.Dict) -> int:
+    """Return what one observation takes in memory."""
+    parts = space.spaces.values()
+    return sum(np.dtype(part.dtype).itemsize * math.prod(part.shape or ()) for part in parts)
+
+
+def action_space(backbone: WalkableBackbone) -> spaces.Discrete:
+    """Return the action space of one environment."""
+    return spaces.Discrete(backbone.costs.n_actions)
+
+
+def check_options(options: object, *allowed: str) -> Mapping[str, Any]:
+    """Return the options of ``reset``, none where ``None`` was given.
+
+    Raises:
+        ConfigError: If they are no mapping, or one of them is not among those that are allowed.
+    """
+    options = {} if options is None else options
+    names = f"allowed are {', '.join(allowed)}" if allowed else "this environment has none"
+    if not isinstance(options, Mapping):
+        raise ConfigError(f"options is {options!r}; needed is a mapping, in which {names}.")
+    for name in options:
+        if name not in allowed:
+            raise ConfigError(f"options[{name!r}] is not an option of reset; {names}.")
+    return options
+
+
+def per_environment(name: str, wanted: object, n: int, dtype: type[NumberT]) -> NDArray[NumberT]:
+    """Return what an option of ``reset`` asks for in each of ``n`` environments, ``[n]``.
+
+    Args:
+        name: Of the option.
+        wanted: A number, or one for each environment.
+        n: Number of environments.
+        dtype: Type of the numbers; whole numbers are wanted where it is one of those.
+
+    Raises:
+        ConfigError: If it has another type or another length.
+    """
+    try:
+        values = np.asarray(wanted)
+    except ValueError:  # lists of different lengths
+        values = np.empty(0, dtype=object)
+    whole = issubclass(dtype, np.integer)
+    if values.dtype.kind not in ("iu" if whole else "iuf") or values.shape not in ((), (n,)):
+        number = "a whole number" if whole else "a number"
+        several = "" if n == 1 else f", or one for each of {n} environments"
+        raise ConfigError(f"options[{name!r}] is {wanted!r}; needed is {number}{several}.")
+    return np.array(np.broadcast_to(values, (n,)), dtype=dtype)
+
+
+def choose_positions(
+    task: Task,
+    streams: ImageStreams,
+    wanted: object,
+    *,
+    repeats: int = 1,
+    which: Streams = ALL,
+) -> NDArray[np.float64] | None:
+    """Return where each walk's price lies on the task's dial: as wanted, or as drawn.
+
+    Args:
+        task: What is walked.
+        streams: Give the draws.
+        wanted: A cost weight, or one for each walk; ``None`` draws.
+        repeats: Walks that share a draw.
+        which: Streams that are drawn from.
+
+    Returns:
+        float64 ``[n]``, or ``None`` where the task has no dial.
+
+    Raises:
+        ConfigError: If a cost weight is wanted that the task does not draw from.
+    """
+    if task.prices is None:
+        if wanted is not None:
+            raise ConfigError(
+                f"options['cost_weight'] is {wanted!r}, but this environment was made without cost_weights and has one price, "
+                f"{task.weights.cost:g}."
+            )
+        return None
+    if wanted is None:
+        return np.repeat(streams.positions(which), repeats)
+    n = len(streams.keys) * repeats
+    weights = per_environment("cost_weight", wanted, n, np.float64)[which]
+    return np.array([task.prices.position(float(weight)) for weight in weights])

@@ -1,0 +1,55 @@
+"""Which gate is kept, what a walk is worth, and the picture of the histogram."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from dfs_rl.agents.evaluation_callback import is_as_good, rewards_of
+from dfs_rl.backbones.interfaces import WalkableBackbone
+from dfs_rl.data import ImageSet
+from dfs_rl.envs.sb3_vec_env import SB3GatingVecEnv
+from dfs_rl.envs.task import Task
+from dfs_rl.evaluation.evaluator import evaluate_gate
+from dfs_rl.gating.base import TableGate
+from dfs_rl.gating.reward import RewardWeights
+
+
+@pytest.mark.parametrize(("budget", "gate_macs"), [(None, 0.0), (40.0, 0.0), (40.0, 20.0)])
+@pytest.mark.parametrize("timing", ["step", "terminal"])
+def test_rewards_of_records_are_what_the_environment_pays(
+    planted_backbone: WalkableBackbone,
+    planted_images: ImageSet,
+    budget: float | None,
+    gate_macs: float,
+    timing: str,
+) -> None:
+    weights = RewardWeights(accuracy=0.7, cost=0.4, overshoot=0.9, cost_timing=timing)
+    table = (1, 2)  # 62.5 %, so a budget of 40 % is overshot
+    records = evaluate_gate(planted_backbone, TableGate(table), planted_images)
+    records = replace(records, gate_macs=gate_macs)  # as if a gate of that cost had chosen the same
+    task = Task(
+        backbone=planted_backbone,
+        images=planted_images,
+        weights=weights,
+        budget=budget,
+        class_names=("no", "yes"),
+        gate_macs=gate_macs,
+    )
+    env = SB3GatingVecEnv(task, len(planted_images))
+    env.set_options([{"index": i} for i in range(len(planted_images))])
+    env.reset()
+    paid = sum(env.step(np.full(len(planted_images), option))[1] for option in table)
+    ours = rewards_of(records, planted_backbone.costs, weights, budget=budget)
+    np.testing.assert_allclose(ours.numpy(), paid, atol=1e-6)
+
+
+def test_a_later_gate_may_be_worse_by_one_standard_error() -> None:
+    highest = torch.zeros(100, dtype=torch.float64)
+    change = torch.tensor([1.0, -1.0] * 50, dtype=torch.float64)
+    error = float(change.std()) / 10.0  # of the mean of 100
+    assert is_as_good(highest + change - 0.99 * error, highest)
+    assert not is_as_good(highest + change - 1.01 * error, highest)
+    assert is_as_good(highest, highest)
+    assert not is_as_good(highest - 1e-9, highest)  # certainly worse: no image is better

@@ -1,0 +1,364 @@
+"""A comparison that trains its gates: all on the same terms, each once, and none of them lost by another's failure."""
+
+import math
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from dfs_rl import compare, train_backbone, train_gumbel
+from dfs_rl.backbones import load_backbone
+from dfs_rl.errors import ConfigError
+from dfs_rl.evaluation.comparison_records import ComparisonOfRuns
+from dfs_rl.experiments.agent_training import TrainAgentConfig
+from dfs_rl.experiments.benchmark import COMMANDS, ENTRANTS, Terms, given_settings, plan_jobs
+from dfs_rl.experiments.static_training import TrainStaticConfig
+from dfs_rl.experiments.supervised_training import TrainGumbelConfig
+from dfs_rl.gating.storage import load_gate
+from dfs_rl.utils.config import config_from_dict
+from dfs_rl.utils.io import read_json
+from dfs_rl.utils.run_folder import RunFolder
+from dfs_rl.utils.trusted_import import allow_constructor, call_constructor
+from tests.helpers.custom_models import write
+
+AGENT = "num_envs: 32\nprecision: float32\n"
+GUMBEL = "training:\n  batch_size: 32\n"
+
+
+def figures(shown: str) -> list[str]:
+    """Everything but the table of how long training took."""
+    return [part for part in shown.split("\n\n") if "trainings" not in part]
+
+
+def terms(**changes) -> Terms:
+    settings = {
+        "dataset": "digits",
+        "backbone": None,
+        "weights": None,
+        "budgets": (1.5, 0.75, 3.0),
+        "seeds": 2,
+        "timesteps": 1000,
+        "device": "cpu",
+        "threads": 1,
+        "given": {},
+    }
+    return Terms(**(settings | changes))  # type: ignore[arg-type]
+
+
+def test_every_gate_learns_from_as_many_images_for_all_budgets_together(tmp_path: Path) -> None:
+    jobs = [
+        job for job in plan_jobs(tuple(ENTRANTS), terms(), tmp_path) if "static" not in job.name
+    ]
+    seen: dict[tuple[str, int], int] = {}
+    for job in jobs:
+        kind = job.name.split("-seed")[0]
+        key = (kind, job.config.seed)
+        seen[key] = seen.get(key, 0) + job.config.timesteps
+    names = [name for name in ENTRANTS if not name.startswith("static")]  # those count tables
+    assert seen == {(name, seed): 3000 for name in names for seed in (0, 1)}
+    jobs = plan_jobs(tuple(ENTRANTS), terms(), tmp_path)
+    assert len({job.config.run_dir for job in jobs}) == len(jobs)
+    assert all(job.config.run_dir == tmp_path / job.name for job in jobs)
+
+
+def test_each_gate_is_what_its_name_says(tmp_path: Path) -> None:
+    by_name = {job.name: job.config for job in plan_jobs(tuple(ENTRANTS), terms(seeds=1), tmp_path)}
+    assert isinstance(by_name["a2c-seed0"], TrainAgentConfig)
+    assert by_name["a2c-seed0"].algo == "a2c"
+    gumbel = by_name["gumbel-lstm-seed0"]
+    assert isinstance(gumbel, TrainGumbelConfig)
+    assert (gumbel.method, gumbel.gate, gumbel.budgets) == ("gumbel", "lstm", (0.75, 3.0))
+    assert {name for name in by_name if name.startswith("dfs-ff")} == {
+        "dfs-ff-seed0-at-1.5",
+        "dfs-ff-seed0-at-0.75",
+        "dfs-ff-seed0-at-3",
+    }
+    masked = by_name["maskable-ppo-seed0-at-3"]
+    assert (masked.algo, masked.hard_budget, masked.budget) == ("maskable_ppo", 3.0, None)
+    table = by_name["static-greedy-seed0-at-0.75"]
+    assert isinstance(table, TrainStaticConfig)
+    assert (table.method, table.budget) == ("greedy", 0.75)
+    skipnet, blockdrop = by_name["skipnet-lstm-seed0-at-3"], by_name["blockdrop-seed0-at-0.75"]
+    assert (skipnet.method, skipnet.gate, skipnet.budget) == ("skipnet", "lstm", 3.0)
+    assert (blockdrop.method, blockdrop.budget, blockdrop.budgets) == ("blockdrop", 0.75, None)
+    dfs = by_name["dfs-ff-seed0-at-1.5"]
+    assert (dfs.method, dfs.gate, dfs.budget, dfs.budgets) == ("dfs", "ff", 1.5, None)
+
+
+def test_all_gates_have_one_seed_before_any_has_two(tmp_path: Path) -> None:
+    seeds = [job.config.seed for job in plan_jobs(tuple(ENTRANTS), terms(), tmp_path)]
+    assert seeds == sorted(seeds)
+
+
+def test_further_settings_reach_their_gates_but_not_what_all_have_in_common(tmp_path: Path) -> None:
+    file = tmp_path / "agent.yaml"
+    file.write_text("ppo:\n  epochs: 2\n")
+    given = {"train_agent": given_settings(file, COMMANDS["train_agent"])}
+    jobs = plan_jobs(("ppo", "gumbel-ff"), terms(seeds=1, given=given), tmp_path)
+    assert jobs[0].config.ppo.epochs == 2
+    assert jobs[1].config == TrainGumbelConfig(
+        seed=0,
+        device="cpu",
+        timesteps=3000,
+        budget=0.75,
+        budgets=(0.75, 3.0),
+        run_dir=tmp_path / "gumbel-ff-seed0",
+    )
+    file.write_text("seed: 3\n")
+    with pytest.raises(ConfigError, match=r"agent.yaml sets seed, which a comparison sets"):
+        given_settings(file, COMMANDS["train_agent"])
+    file.write_text("algo: a2c\n")
+    with pytest.raises(ConfigError, match=r"agent.yaml sets algo, which a comparison sets"):
+        given_settings(file, COMMANDS["train_agent"])
+    file.write_text("num_envs: 100\nimages_per_group: 8\n")
+    with pytest.raises(ConfigError, match=r"agent.yaml: num_envs is 100"):
+        given_settings(file, COMMANDS["train_agent"])
+    file.write_text("speed: 3\n")
+    with pytest.raises(ConfigError, match="speed"):
+        given_settings(file, COMMANDS["train_agent"])
+
+
+def test_a_comparison_trains_reports_failures_and_goes_on_where_it_was(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "agent.yaml").write_text(AGENT)
+    (tmp_path / "gumbel.yaml").write_text(GUMBEL)
+    folder = tmp_path / "contest"
+    flags = ["--dataset", "digits", "--budgets", "1.5", "90", "--seeds", "1", "--timesteps", "200"]
+    flags += ["--gates", "ppo", "gumbel-ff", "dfs-lstm", "--device", "cpu"]
+    flags += ["--search.tables", "4"]
+    flags += ["--agent", str(tmp_path / "agent.yaml"), "--gumbel", str(tmp_path / "gumbel.yaml")]
+    assert compare.main([*flags, "--run-dir", str(folder)]) == 0
+    shown = capsys.readouterr()
+    # The LSTM costs more than 1.5 % of this small network.
+    assert "Failed: dfs-lstm-seed0-at-1.5: budget 1.5 % is not enough" in shown.out
+    runs = {path.name for path in (folder / "gates").iterdir() if path.is_dir()}
+    assert runs == {"ppo-seed0", "gumbel-ff-seed0", "dfs-lstm-seed0-at-90"}
+    path = folder / "comparison.json"
+    comparison = config_from_dict(read_json(path), ComparisonOfRuns, str(path))
+    gates = [point for point in comparison.points if point.kind == "gate"]
+    at_90 = {point.label for point in gates if point.budget == 90.0}
+    assert len(at_90) == 3
+    assert len(list((folder / "gates" / "ppo-seed0").glob("summary-at-*.json"))) == 2
+    page = (folder / "report.html").read_text()
+    assert "dfs-lstm-seed0-at-1.5" in page
+
+    # Nothing that is finished is done again; what is missing is.
+    finished = folder / "gates" / "gumbel-ff-seed0"
+    before = {p: p.stat().st_mtime_ns for p in finished.rglob("*.json")}
+    (folder / "gates" / "ppo-seed0" / "training.json").unlink()
+    (folder / "report.html").unlink()
+    assert compare.main(["--resume", str(folder)]) == 0
+    again = capsys.readouterr()
+    assert figures(again.out) == figures(shown.out)
+    assert {p: p.stat().st_mtime_ns for p in before} == before
+    assert (folder / "gates" / "ppo-seed0" / "training.json").is_file()
+    assert (folder / "report.html").is_file()
+
+
+def small_contest(tmp_path: Path, settings: str = GUMBEL) -> Path:
+    (tmp_path / "gumbel.yaml").write_text(settings)
+    folder = tmp_path / "contest"
+    flags = ["--dataset", "digits", "--budgets", "0.5", "90", "--seeds", "1", "--timesteps", "200"]
+    flags += ["--gates", "gumbel-ff", "--gumbel", str(tmp_path / "gumbel.yaml"), "--device", "cpu"]
+    assert compare.main([*flags, "--search.tables", "4", "--run-dir", str(folder)]) == 0
+    return folder
+
+
+def test_a_contest_goes_on_wherever_it_is_and_whatever_became_of_its_files(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = small_contest(tmp_path)
+    first = capsys.readouterr().out
+    (tmp_path / "gumbel.yaml").unlink()
+    moved = folder.rename(tmp_path / "moved")
+    assert compare.main(["--resume", str(moved)]) == 0
+    assert figures(capsys.readouterr().out) == figures(first)
+
+
+def test_a_gate_that_cannot_go_as_low_is_told_of_where_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # From no preference at all, nothing is learned in 200 steps, least of all to spend little.
+    folder = small_contest(tmp_path, GUMBEL + "start: indifferent\n")
+    shown = capsys.readouterr().out
+    assert "Failed" not in shown
+    assert "More than 5 % above the budget that was asked for: Gumbel FF, budget 0.5 (" in shown
+    path = folder / "comparison.json"
+    comparison = config_from_dict(read_json(path), ComparisonOfRuns, str(path))
+    low = next(p for p in comparison.points if p.kind == "gate" and p.budget == 0.5)
+    gate = load_gate(folder / "gates" / "gumbel-ff-seed0" / "gate")
+    assert gate.dial is not None
+    assert low.selection_computation == pytest.approx(gate.dial.reach[0], rel=0.01)
+
+
+def test_a_gate_that_needs_no_more_is_evaluated_once_for_all_higher_budgets(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = small_contest(tmp_path) / "gates" / "gumbel-ff-seed0"
+    evaluations = sorted(run.glob("summary-at-*.json"))
+    assert len(evaluations) == 2
+    flags = [str(run), "--budgets", "90", "95", "--device", "cpu", "--search.tables", "4"]
+    assert compare.main([*flags, "--run-dir", str(tmp_path / "higher")]) == 0
+    assert sorted(run.glob("summary-at-*.json")) == evaluations
+    path = tmp_path / "higher" / "comparison.json"
+    comparison = config_from_dict(read_json(path), ComparisonOfRuns, str(path))
+    high = [p for p in comparison.points if p.kind == "gate"]
+    dial = load_gate(run / "gate").dial
+    assert dial is not None
+    assert [p.budget for p in high] == [90.0, 95.0]
+    for point in high:
+        assert point.selection_computation == pytest.approx(dial.reach[1], rel=0.01)
+
+
+HOLDING = """
+import sys, time
+from pathlib import Path
+from dfs_rl.utils.io import exclusive
+run, awaited = map(Path, sys.argv[1:])
+with exclusive(run):
+    print("in", flush=True)
+    while not awaited.is_file():
+        time.sleep(0.05)
+    time.sleep(1.0)
+"""
+
+
+def test_what_another_process_is_at_is_left_for_the_end(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "contest"
+    flags = ["--dataset", "digits", "--budgets", "1", "3", "--gates", "static-greedy"]
+    flags += ["--device", "cpu", "--search.tables", "4"]
+    assert compare.main([*flags, "--run-dir", str(folder)]) == 0
+    shown = capsys.readouterr().out
+    run = folder / "gates" / "static-greedy-seed0-at-1"
+    other = folder / "gates" / "static-greedy-seed0-at-3"
+    for path in (run, other):
+        (path / "training.json").unlink()
+    # It leaves once the other training is done, and a little later.
+    command = [sys.executable, "-c", HOLDING, str(run), str(other / "training.json")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"in\n"
+        assert compare.main(["--resume", str(folder)]) == 0
+    again = capsys.readouterr()
+    assert figures(again.out) == figures(shown)
+    said = [line.strip() for line in again.err.splitlines()]
+    first = said.index("[1 of 2] static-greedy-seed0-at-1")
+    assert said[first + 1 : first + 3] == [
+        "another process is at it",
+        "[2 of 2] static-greedy-seed0-at-3",
+    ]
+    waited = said.index("waiting for the process that is at it ...")
+    assert said[waited - 1] == "[1 of 2] static-greedy-seed0-at-1"
+    assert waited > first + 3
+
+
+def test_two_processes_share_a_contest_and_each_writes_the_whole_report(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "contest"
+    flags = ["--dataset", "digits", "--budgets", "1", "2", "3", "--gates", "static-greedy"]
+    flags += ["--device", "cpu", "--search.tables", "4", "--run-dir", str(folder)]
+    command = [sys.executable, "-m", "dfs_rl.compare", *flags]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
+        while not list(folder.glob("gates/*/run.json")):
+            assert other.poll() is None
+            time.sleep(0.05)
+        assert compare.main(["--resume", str(folder)]) == 0
+        theirs = other.communicate()[0]
+    assert other.returncode == 0
+    assert figures(capsys.readouterr().out) == figures(theirs)
+    assert len(list(folder.glob("gates/*/training.json"))) == 3
+
+
+def test_gates_of_other_settings_are_not_taken_for_its_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = small_contest(tmp_path)
+    run = RunFolder.open(folder / "gates" / "gumbel-ff-seed0")
+    run.replace_config(replace(run.config(TrainGumbelConfig), timesteps=48))
+    capsys.readouterr()
+    assert compare.main(["--resume", str(folder)]) == 2
+    assert "trained with other settings than this comparison asks for" in capsys.readouterr().err
+
+
+def test_each_gate_can_be_made_again_by_the_command_that_stands_in_its_record(
+    tmp_path: Path,
+) -> None:
+    folder = small_contest(tmp_path)
+    run = RunFolder.open(folder / "gates" / "gumbel-ff-seed0")
+    words = list(run.record().command)
+    assert words[:3] == ["python", "-m", "dfs_rl.train_gumbel"]
+    assert train_gumbel.main([*words[3:], "--run-dir", str(tmp_path / "again")]) == 0
+    weights = [
+        (p / "gate" / "gate.safetensors").read_bytes() for p in (run.path, tmp_path / "again")
+    ]
+    assert weights[0] == weights[1]
+    page = (folder / "report.html").read_text()
+    assert " ".join(words) in page
+    dial = load_gate(run.path / "gate").dial
+    assert dial is not None
+    most = math.ceil(1e4 * dial.reach[1]) / 1e4
+    assert f"python -m dfs_rl.evaluate {run.path} --budget {most:g}" in page
+
+
+def test_gates_on_the_menu_of_dfs_are_compared_at_budgets_of_its_paper(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    supernet, folder = tmp_path / "supernet", tmp_path / "contest"
+    flags = ["--backbone", "resnet8", "--width", "2", "--bits", "dfs", "--epochs", "4"]
+    assert train_backbone.main([*flags, "--device", "cpu", "--run-dir", str(supernet)]) == 0
+    (tmp_path / "gumbel.yaml").write_text(GUMBEL)
+    flags = ["--dataset", "digits", "--backbone", str(supernet), "--budgets", "20", "50"]
+    flags += ["--gates", "dfs-ff", "--gumbel", str(tmp_path / "gumbel.yaml")]
+    flags += ["--seeds", "1", "--timesteps", "4000", "--device", "cpu", "--search.tables", "4"]
+    assert compare.main([*flags, "--run-dir", str(folder)]) == 0
+    shown = capsys.readouterr().out
+    assert "Failed" not in shown
+    path = folder / "comparison.json"
+    comparison = config_from_dict(read_json(path), ComparisonOfRuns, str(path))
+    assert comparison.options == (0, 8, 10, 12, 14, 16, 32)
+    assert comparison.worst_computation == pytest.approx(100.0, abs=1.0)
+    assert [curve.label for curve in comparison.curves if curve.rival is None] == ["DFS FF"]
+    assert all(curve.hypervolume.mean > 0 for curve in comparison.curves)
+    for gate in (point for point in comparison.points if point.kind == "gate"):
+        assert gate.budget is not None
+        assert gate.selection_computation <= 1.05 * gate.budget
+
+
+@pytest.mark.usefixtures("stranger")
+def test_the_weights_of_a_users_network_reach_every_gate_and_are_kept_for_later() -> None:
+    write("ownnets")
+    allow_constructor("ownnets:make")
+    network = call_constructor("ownnets:make")
+    assert isinstance(network, nn.Module)
+    learned = torch.arange(10.0)
+    torch.save(network.state_dict() | {"5.bias": learned}, "net.pt")
+    flags = ["--dataset", "digits", "--backbone", "ownnets:make", "--weights", "net.pt"]
+    flags += ["--gates", "static-greedy", "--budgets", "90", "--device", "cpu"]
+    assert compare.main([*flags, "--search.tables", "4", "--run-dir", "contest"]) == 0
+    run = Path("contest/gates/static-greedy-seed0-at-90")
+    shutil.rmtree(run)  # as if the contest had been stopped before
+    assert compare.main(["--resume", "contest", "--backbone", "ownnets:make"]) == 0
+    words = list(RunFolder.open(run).record().command)
+    assert words[words.index("--weights") + 1] == "net.pt"
+    theirs = load_backbone(run).state_dict()
+    assert torch.equal(theirs["after.ops.operator_5_2.bias"], learned)
+    own = terms(backbone=Path("ownnets:make"), weights=Path("net.pt"))
+    assert {job.config.weights for job in plan_jobs(tuple(ENTRANTS), own, run)} == {Path("net.pt")}
+
+
+def test_a_search_that_draws_nothing_is_made_once(tmp_path: Path) -> None:
+    jobs = plan_jobs(("static-greedy", "static-ddpg"), terms(seeds=3, budgets=(1.0,)), tmp_path)
+    assert [job.name for job in jobs] == [
+        "static-greedy-seed0-at-1",
+        *(f"static-ddpg-seed{seed}-at-1" for seed in range(3)),
+    ]

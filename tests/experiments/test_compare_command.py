@@ -1,0 +1,187 @@
+"""The command over real runs, from their folders to the report, and the sentences with which it refuses."""
+
+import shutil
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+
+from dfs_rl import compare, train_gumbel
+from dfs_rl.evaluation.comparison_records import ComparisonOfRuns
+from dfs_rl.utils.config import config_from_dict
+from dfs_rl.utils.io import read_json
+from dfs_rl.utils.run_folder import RunFolder
+
+TINY = [
+    "--timesteps",
+    "400",
+    "--budget",
+    "5",
+    "--training.batch-size",
+    "32",
+    "--device",
+    "cpu",
+]
+
+
+def sentence(capsys: pytest.CaptureFixture[str]) -> str:
+    return capsys.readouterr().err.strip().splitlines()[-1]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("runs")
+    made = []
+    for name, flags in (("s0", []), ("s1", ["--seed", "1"]), ("dfs", ["--method", "dfs"])):
+        made.append(folder / name)
+        assert train_gumbel.main([*TINY, *flags, "--run-dir", str(made[-1])]) == 0
+    return made
+
+
+def test_finished_runs_become_a_report(
+    tmp_path: Path, runs: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = [(run / "summary.json").stat().st_mtime_ns for run in runs]
+    report = tmp_path / "report"
+    assert compare.main([*map(str, runs), "--run-dir", str(report)]) == 0
+    shown = capsys.readouterr()
+    assert "To ship, chosen on val" in shown.out
+    assert str(report / "report.html") in shown.err
+    # Evaluated once, when they were trained.
+    assert [(run / "summary.json").stat().st_mtime_ns for run in runs] == before
+    path = report / "comparison.json"
+    comparison = config_from_dict(read_json(path), ComparisonOfRuns, str(path))
+    gates = {point.label: point for point in comparison.points if point.kind == "gate"}
+    assert set(gates) == {"Gumbel FF", "DFS FF"}
+    accuracies = [read_json(run / "summary.json")["methods"][0]["accuracy"] for run in runs]
+    assert gates["Gumbel FF"].seeds == (0, 1)
+    assert gates["Gumbel FF"].accuracy.mean == pytest.approx(sum(accuracies[:2]) / 2, rel=1e-5)
+    assert gates["DFS FF"].accuracy.mean == pytest.approx(accuracies[2], rel=1e-5)
+    page = (report / "report.html").read_text()
+    assert page.count("<img") == 2 + 2 * 2
+    assert f"--run-dir {runs[1]}" in page
+    assert {"frontier.png", "points.csv", "config.yaml"} <= {p.name for p in report.iterdir()}
+    assert RunFolder.open(report).kind == "compare"
+
+
+def test_a_run_without_stored_outcomes_is_evaluated_again(
+    tmp_path: Path, runs: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(runs[0], run)
+    (run / "outcomes.safetensors").unlink()
+    assert compare.main([str(run), "--run-dir", str(tmp_path / "report")]) == 0
+    assert "best static table, searched on val" in capsys.readouterr().err
+    assert not (run / "outcomes.safetensors").exists()
+    assert (tmp_path / "report" / "evaluations" / "1" / "outcomes.safetensors").is_file()
+
+
+def contents(folders: list[Path]) -> dict[Path, tuple[str, int]]:
+    return {
+        path: (sha256(path.read_bytes()).hexdigest(), path.stat().st_mtime_ns)
+        for folder in folders
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def test_runs_that_are_compared_are_left_as_they_are(tmp_path: Path, runs: list[Path]) -> None:
+    """Whatever is evaluated anew, the figures go into the comparison's folder, and are found there again."""
+    for run in runs:
+        (run / ".lock").unlink(missing_ok=True)
+    before, report = contents(runs), tmp_path / "report"
+    flags = ["--search.tables", "5", "--split", "val", "--run-dir", str(report)]
+    assert compare.main([*map(str, runs), *flags]) == 0
+    assert contents(runs) == before
+    stored = contents([report / "evaluations"])
+    assert {path.parent.name for path in stored if path.suffix == ".json"} == {"1", "2", "3"}
+    assert (report / "report.html").read_text().count("<img") == 2 + 2 * 2
+    assert compare.main(["--resume", str(report)]) == 0
+    assert contents(runs) == before
+    assert contents([report / "evaluations"]) == stored
+
+
+def test_a_comparison_inside_a_run_is_refused(
+    runs: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    inside = runs[0] / "comparison"
+    assert compare.main([str(runs[0]), "--run-dir", str(inside)]) == 2
+    assert str(inside) in sentence(capsys)
+    assert not inside.exists()
+
+
+def test_a_gate_that_cannot_be_read_does_not_lose_the_others(
+    tmp_path: Path, runs: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(runs[0], broken)
+    (broken / "gate" / "gate.safetensors").write_bytes(b"no tensors")
+    report = tmp_path / "report"
+    assert compare.main([str(broken), str(runs[2]), "--run-dir", str(report)]) == 0
+    shown = capsys.readouterr().out
+    assert "DFS FF" in shown
+    assert f"Failed: {broken}: " in shown
+    assert str(broken) in (report / "report.html").read_text()
+    assert compare.main([str(broken), "--run-dir", str(tmp_path / "other")]) == 2
+    assert "none of the runs can be evaluated" in sentence(capsys)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "runs"),
+        (["--backbone", "nowhere"], "no data set is given, and backbone is for gates that are"),
+        (["--gates", "ppo"], "name with --dataset what to train them on"),
+        (["{0}", "{0}"], "more than once; each counts once"),
+        (
+            ["{0}", "--backbone", "nowhere"],
+            "backbone is nowhere, which is for gates that are trained",
+        ),
+        (["{0}", "--weights", "net.pt"], "weights is net.pt, which is for gates that are trained"),
+        (["--dataset", "digits", "--weights", "net.pt"], "weights go with a constructor"),
+        (["{0}", "--seeds", "5"], "seeds is 5, which is for gates that are trained"),
+        (["--dataset", "digits", "--backbone", "nowhere"], "nowhere"),
+        (["--dataset", "digits", "--budgets", "1", "1"], "budgets has 1.0 more than once"),
+        (["--dataset", "digits", "--budgets", "-1"], "budgets[0] is -1.0; it must be above 0"),
+        (["--dataset", "digits", "--seeds", "0"], "seeds is 0; it must be at least 1"),
+        (["--dataset", "digits", "--gates", "sarsa"], "sarsa"),
+        (["--dataset", "digits", "--agent", "no/file.yaml"], "no/file.yaml"),
+        (["nowhere"], "nowhere is not a folder, so it holds no run"),
+        (["{0}", "--threads", "0"], "threads is 0"),
+        (["{0}", "--run-dir", "{0}"], "holds a run already"),
+        (["{0}", "--dataset", "no/such"], "no/such"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_exit_code_2(
+    runs: list[Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    words: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert compare.main([argument.format(runs[0]) for argument in arguments]) == 2
+    assert words in sentence(capsys)
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        ('{"best_on_val": {}, "points_on_val": [], "images_seen": {"gate": "9"}}', "images_seen"),
+        ('{"best_on_val": {}, "points_on_val": [1], "images_seen": {}}', "points_on_val"),
+        ("3", "not a mapping"),
+    ],
+)
+def test_a_run_whose_training_record_is_damaged_is_named(
+    tmp_path: Path, runs: list[Path], capsys: pytest.CaptureFixture[str], content: str, named: str
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(runs[0], run)
+    (run / "training.json").write_text(content)
+    capsys.readouterr()
+    assert compare.main([str(run), "--run-dir", str(tmp_path / "report")]) == 2
+    said = sentence(capsys)
+    assert str(run / "training.json") in said
+    assert named in said

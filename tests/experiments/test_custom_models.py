@@ -1,0 +1,367 @@
+"""Users' networks on disk and as --backbone: made again by their constructor, and only if the user names it."""
+
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+import dfs_rl
+from dfs_rl import evaluate, fractionalize, train_agent, train_backbone, train_gumbel, train_static
+from dfs_rl.backbones import (
+    PRETRAINED_DIGITS,
+    BackboneInfo,
+    Fractionalized,
+    load_backbone,
+    load_stored_backbone,
+    save_backbone,
+)
+from dfs_rl.data import ImageSet, load_dataset
+from dfs_rl.errors import CheckpointError, ConfigError, DataError
+from dfs_rl.training.custom_model import calibrated
+from dfs_rl.training.ptq import calibrate
+from dfs_rl.training.supernet import accuracy_of
+from dfs_rl.utils import trusted_import
+from tests.helpers.custom_models import write
+from tests.helpers.models import NETS, examples, lived_in, pictures
+
+pytestmark = pytest.mark.usefixtures("stranger")
+INFO = BackboneInfo(dataset="noise", fingerprint="0", class_names=tuple("abcde"))
+
+
+def store(name: str, folder) -> Fractionalized:
+    """Store a backbone of one of the small nets."""
+    constructor = f"tests.backbones.nets:{type(lived_in(NETS[name])).__name__}"
+    backbone = fractionalize(
+        lived_in(NETS[name]), examples(), granularity="branch", constructor=constructor
+    )
+    backbone.feature_mean.normal_()
+    save_backbone(backbone, INFO, folder)
+    return backbone
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["resnet", "vit", "windows"])
+def test_what_is_stored_comes_back(name, tmp_path):
+    backbone = store(name, tmp_path)
+    again = load_backbone(str(tmp_path))
+    assert isinstance(again, Fractionalized)
+    assert again.config == backbone.config
+    assert again.report == backbone.report
+    for bits in backbone.options:
+        assert torch.equal(again(pictures(), bits), backbone(pictures(), bits))
+    assert torch.equal(again.feature_mean, backbone.feature_mean)
+
+
+def test_nothing_is_called_unless_the_user_names_it(tmp_path, monkeypatch):
+    store("resnet", tmp_path)
+    monkeypatch.delenv(trusted_import.ALLOWED)
+    with pytest.raises(ConfigError, match="say so: --constructor tests"):
+        load_backbone(tmp_path)
+
+
+def test_a_backbone_without_constructor_cannot_be_stored(tmp_path):
+    backbone = fractionalize(lived_in(NETS["resnet"]), examples())
+    with pytest.raises(ConfigError, match="constructor='module:function'"):
+        save_backbone(backbone, INFO, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "sentence"),
+    [
+        ({"act": "sigmoid"}, ConfigError, "makes a model of another structure"),
+        ({"channels": 3}, ConfigError, "does not accept the example images"),
+        ({"classes": 4}, ConfigError, "makes a model of another structure"),
+    ],
+)
+def test_a_constructor_that_changed_is_refused(change, error, sentence, tmp_path):
+    write("ownnets")
+    trusted_import.allow_constructor("ownnets:make")
+    model = trusted_import.call_constructor("ownnets:make")
+    backbone = fractionalize(model, torch.rand(8, 1, 8, 8), constructor="ownnets:make")
+    save_backbone(backbone, INFO, tmp_path / "b")
+    load_backbone(tmp_path / "b")
+    write("ownnets", **change)
+    with pytest.raises(error, match=sentence):
+        load_backbone(tmp_path / "b")
+
+
+def test_a_constructor_that_is_gone_is_named(tmp_path):
+    write("ownnets")
+    trusted_import.allow_constructor("ownnets:make")
+    model = trusted_import.call_constructor("ownnets:make")
+    save_backbone(
+        fractionalize(model, torch.rand(8, 1, 8, 8), constructor="ownnets:make"),
+        INFO,
+        tmp_path / "b",
+    )
+    (tmp_path / "ownnets.py").unlink()
+    sys.modules.pop("ownnets")
+    with pytest.raises(
+        ConfigError, match="ownnets:make cannot be imported: ModuleNotFoundError: No module named"
+    ):
+        load_backbone(tmp_path / "b")
+
+
+def test_weights_of_another_network_are_refused(tmp_path):
+    store("resnet", tmp_path)
+    record = json.loads((tmp_path / "backbone.json").read_text())
+    record["config"] |= {"digest": "", "bits": [0, 4, 32]}
+    (tmp_path / "backbone.json").write_text(json.dumps(record))
+    with pytest.raises(CheckpointError, match="do not fit the backbone"):
+        load_stored_backbone(tmp_path)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("name", "shrinks"), [("preactivation", 0.7), ("mixer", 0.7)])
+def test_calibration_brings_low_bits_near_the_model(name, shrinks):
+    backbone = fractionalize(lived_in(NETS[name]), examples(), bits=(0, 3, 4, 8, 32))
+    images = pictures(256)
+    full = backbone(images, 32)
+    spread = (full - full.mean(0)).square().mean()
+
+    def error(bits: int) -> float:
+        return float((backbone(images, bits) - full).square().mean() / spread)
+
+    before = error(4)
+    calibrate(backbone, images)
+    assert torch.equal(backbone(images, 32), full)
+    assert error(8) < 0.01
+    assert error(8) < error(4) < error(3)
+    assert error(4) < shrinks * before
+    assert not bool(backbone.feature_mean[0].eq(0).all())
+
+
+@torch.no_grad()
+def test_calibrated_norms_return_what_full_precision_has_in_mean_and_deviation():
+    backbone = fractionalize(lived_in(NETS["resnet"]), examples(), bits=(0, 2, 32))
+    images = pictures(256)  # as many as a batch, so that every batch has the same statistics
+    calibrate(backbone, images)
+    convolution = next(iter(backbone.layers[0].ops.values()))
+    hidden = backbone.stem(images)
+    low, full = (convolution(hidden, bits) for bits in (2, 32))
+    for moment in (torch.mean, torch.std):
+        torch.testing.assert_close(
+            moment(low, dim=(0, 2, 3)), moment(full, dim=(0, 2, 3)), rtol=1e-3, atol=1e-3
+        )
+
+
+@pytest.mark.parametrize(
+    ("images", "sentence"),
+    [
+        (pictures(1), r"\[1, 3, 16, 16\]; calibration needs at least 2 of \[3, 16, 16\]"),
+        (pictures()[..., :8], r"\[16, 3, 16, 8\]; calibration needs at least 2"),
+        (pictures().numpy(), "is a ndarray"),
+        (pictures().long(), "are torch.int64; allowed are uint8, or float"),
+        (examples(), "from -.* to .*; allowed are uint8, or float in .*leave out mean and std"),
+        (torch.full((2, 3, 16, 16), torch.nan), "not finite"),
+        (torch.full((2, 3, 16, 16), torch.inf), "not finite"),
+    ],
+)
+def test_calibration_needs_images(images, sentence):
+    backbone = fractionalize(lived_in(NETS["resnet"]), examples())
+    before = {name: value.clone() for name, value in backbone.state_dict().items()}
+    with pytest.raises(DataError, match=sentence):
+        calibrate(backbone, images)
+    assert all(torch.equal(before[name], value) for name, value in backbone.state_dict().items())
+
+
+def test_calibration_needs_a_backbone():
+    with pytest.raises(ConfigError, match="is a BasicResNet; make one of a model"):
+        calibrate(lived_in(NETS["resnet"]), pictures())
+
+
+def test_calibration_takes_float_images_as_it_takes_bytes():
+    made = []
+    for images in (pictures(64), pictures(64).float() / 255):
+        backbone = fractionalize(lived_in(NETS["preactivation"]), examples())
+        calibrate(backbone, images)
+        made.append(backbone.state_dict())
+    for name, value in made[0].items():
+        torch.testing.assert_close(made[1][name], value, rtol=1e-4, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory):
+    """A run of train_agent on an own network with weights from a file, and its folder."""
+    folder = tmp_path_factory.mktemp("own")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.delenv(trusted_import.ALLOWED, raising=False)
+        write("othernets")
+        trusted_import.allow_constructor("othernets:make")
+        model = trusted_import.call_constructor("othernets:make")
+        torch.nn.init.constant_(model[-1].bias, 0.125)
+        torch.save(model.state_dict(), "weights.pt")
+        flags = ["--backbone", "othernets:make", "--weights", "weights.pt"]
+        assert train_agent.main([*flags, "--timesteps", "1000", "--run-dir", "run"]) == 0
+    return folder
+
+
+def test_a_frozen_network_is_gated_without_training(own, monkeypatch, capsys):
+    monkeypatch.chdir(own)
+    model = dfs_rl.load("run", backbone="othernets:make")
+    images = load_dataset("digits").test
+    logits, trace = model(images.images[:8])
+    assert logits.shape == (8, 10)
+    assert trace.bits.shape == (8, 2)
+    stored = load_stored_backbone(own / "run" / "backbone")
+    network = trusted_import.call_constructor("othernets:make")
+    network.load_state_dict(torch.load("weights.pt", weights_only=True))
+    network.eval()
+    mean, std = (
+        torch.tensor(v).reshape(1, 1, 1, 1)
+        for v in (stored.backbone.statistics.mean, stored.backbone.statistics.std)
+    )
+    with torch.no_grad():
+        expected = network((images.images.float() / 255 - mean) / std)
+    right = 100.0 * float((expected.argmax(1) == images.labels).float().mean())
+    assert accuracy_of(stored.backbone, images, (32, 32)) == pytest.approx(right, abs=0.3)
+
+
+@pytest.mark.parametrize("name", ["othernets:backbone", "nowhere:make", "othernets"])
+def test_another_constructor_than_the_runs_is_refused(name, own, monkeypatch):
+    monkeypatch.chdir(own)
+    for allowed in ("", "othernets:make"):
+        monkeypatch.setenv(trusted_import.ALLOWED, allowed)
+        with pytest.raises(ConfigError, match=f"is '{name}', but .* made by 'othernets:make'"):
+            dfs_rl.load("run", backbone=name)
+        assert os.environ[trusted_import.ALLOWED] == allowed
+
+
+def test_a_constructor_is_refused_where_none_made_the_network(tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(PRETRAINED_DIGITS, folder / "backbone")
+    (folder / "gate").mkdir()
+    sentence = "is 'ownnets:make', but .* of family 'resnet' and needs no constructor; leave it out"
+    with pytest.raises(ConfigError, match=sentence):
+        dfs_rl.load(folder, backbone="ownnets:make")
+
+
+def test_later_commands_want_the_constructor_named_again(own, monkeypatch, capsys):
+    monkeypatch.chdir(own)
+    assert evaluate.main(["run", "--split", "val"]) == 2
+    assert "--constructor othernets:make" in capsys.readouterr().err
+    assert evaluate.main(["run", "--split", "val", "--constructor", "othernets:make"]) == 0
+    monkeypatch.delenv(trusted_import.ALLOWED)
+    assert train_agent.main(["--resume", "run"]) == 2
+    assert train_agent.main(["--config", "run/config.yaml"]) == 2
+    assert train_agent.main(["--resume", "run", "--backbone", "othernets:backbone"]) == 2
+    assert "cannot stand beside it" in capsys.readouterr().err
+    assert train_agent.main(["--resume", "run", "--backbone", "othernets:make"]) == 0
+
+
+def test_a_gate_is_trained_on_a_folder_that_a_constructor_made(own, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(own)
+    flags = ["--backbone", "run", "--method", "greedy", "--images", "50", "--budget", "40"]
+    run = ["--run-dir", str(tmp_path / "gate")]
+    assert train_static.main([*flags, *run]) == 2
+    assert "say so: --constructor othernets:make for a command" in capsys.readouterr().err
+    assert not (tmp_path / "gate").exists()
+    constructor = ["--constructor", "othernets:make"]
+    assert train_static.main([*flags, *run, *constructor]) == 0
+    monkeypatch.delenv(trusted_import.ALLOWED)
+    assert train_static.main(["--resume", run[1]]) == 2
+    assert train_static.main(["--resume", run[1], *constructor]) == 0
+    monkeypatch.delenv(trusted_import.ALLOWED)
+    assert train_agent.main(["--config", "run/config.yaml"]) == 2
+    assert "if it is yours, say so with --constructor othernets:make" in capsys.readouterr().err
+    assert train_agent.main(["--resume", "run", *constructor]) == 0
+    monkeypatch.setenv(trusted_import.ALLOWED, "some:other othernets:make")
+    assert train_agent.main(["--resume", "run"]) == 0
+
+
+def test_torch_says_nothing_beside_the_sentence():
+    write("ownnets")
+    flags = ["--backbone", "ownnets:choosing", "--run-dir", "run"]
+    command = [sys.executable, "-m", "dfs_rl.train_agent", *flags]
+    ours = os.environ | {"PYTHONPATH": str(Path(dfs_rl.__file__).parents[1])}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=ours)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: module '0' cannot be traced by torch.export (")
+    assert line.endswith("without choices that depend on values or on the batch size.")
+
+
+def test_what_others_log_is_heard_again_after_tracing(capsys, caplog):
+    with caplog.at_level(logging.WARNING):
+        fractionalize(lived_in(NETS["resnet"]), examples())
+        logging.getLogger("theirs").warning("heard")
+    print("heard as well")
+    assert "heard" in caplog.text
+    assert "heard as well" in capsys.readouterr().out
+    with pytest.warns(UserWarning, match="heard too"):
+        warnings.warn("heard too", stacklevel=1)
+
+
+def test_what_a_constructor_draws_is_the_same_every_time():
+    write("ownnets")
+    trusted_import.allow_constructor("ownnets:drawn")
+    state = torch.get_rng_state()
+    first, second = (calibrated("ownnets:drawn", load_dataset("digits")).backbone for _ in range(2))
+    assert torch.equal(torch.get_rng_state(), state)
+    again = second.state_dict()
+    for name, tensor in first.state_dict().items():
+        assert torch.equal(tensor, again[name]), name
+
+
+def test_a_budget_that_nobody_gave_is_told_apart(refusal):
+    write("ownnets")
+    said = refusal(train_gumbel.main, ["--backbone", "ownnets:make"])
+    assert said.startswith("error: budget 1 % is not enough for the cheapest choice of every layer")
+    assert said.endswith("1 % is what --budget is where it is not given; give a higher one.")
+
+
+def test_a_network_for_other_classes_is_refused(capsys):
+    write("ownnets", classes=7)
+    assert train_agent.main(["--backbone", "ownnets:make"]) == 2
+    assert "tells 7 classes apart" in capsys.readouterr().err
+
+
+def test_a_constructor_may_return_a_backbone_with_its_own_menu(capsys):
+    write("ownnets")
+    flags = ["--backbone", "ownnets:backbone", "--timesteps", "512", "--run-dir", "run"]
+    assert train_agent.main(flags) == 0
+    stored = load_stored_backbone(Path("run"))
+    assert stored.backbone.options.values == (0, 4, 32)
+    assert stored.backbone.statistics.mean == (0.5,)
+
+
+def test_exits_of_a_users_backbone_are_left_out_for_a_table(capsys):
+    write("ownnets")
+    flags = ["--method", "greedy", "--images", "50", "--budget", "40", "--run-dir", "run"]
+    assert train_static.main(["--backbone", "ownnets:leaving", *flags]) == 0
+    said = capsys.readouterr().err
+    assert said.count("Calibrating the network of ownnets:leaving") == 1
+    assert said.count("exits are left out: this gate walks every image to the end") == 1
+    assert load_backbone(Path("run")).costs.exits_after == ()
+
+
+@pytest.mark.parametrize(
+    ("flags", "asked"), [(["--plain"], "32"), (["--bits", "0", "2", "32"], "0 2 32")]
+)
+def test_a_menu_beside_that_of_a_users_backbone_is_refused(flags, asked, refusal):
+    write("ownnets")
+    assert refusal(train_backbone.main, ["--backbone", "ownnets:backbone", *flags]) == (
+        f"error: ownnets:backbone returns a backbone with the menu 0 4 32, but asked for is {asked}; leave out {flags[0]}, or let it "
+        "return a model."
+    )
+
+
+def test_a_supernet_of_a_users_network_is_trained(capsys):
+    write("ownnets")
+    flags = ["--backbone", "ownnets:make", "--epochs", "2", "--bits", "0", "4", "32"]
+    assert train_backbone.main([*flags, "--run-dir", "run"]) == 0
+    stored = load_stored_backbone(Path("run"))
+    assert stored.info.accuracy.keys() == {"4", "32"}
+    assert isinstance(stored.backbone, Fractionalized)
+    images = ImageSet(pictures(4)[:, :1, :8, :8], torch.zeros(4, dtype=torch.int64))
+    assert 0.0 <= accuracy_of(stored.backbone, images, (4, 0)) <= 100.0

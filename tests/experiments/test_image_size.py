@@ -1,0 +1,123 @@
+"""Pictures of many sizes, from the first command to the deployed gate: only the first is told what to make of them."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import dfs_rl
+from dfs_rl import train_agent, train_backbone, train_cascade, train_exits
+from dfs_rl.backbones import load_stored_backbone
+from dfs_rl.data import load_dataset
+from dfs_rl.envs.task import make_task
+from dfs_rl.experiments import evaluation
+from dfs_rl.utils.config import read_yaml
+from dfs_rl.utils.run_folder import RunFolder
+from tests.helpers.images import write_pictures
+
+SHAPE = ["--backbone", "resnet8", "--width", "4", "--bits", "0", "4", "32"]
+TINY = ["--timesteps", "300", "--num-envs", "32", "--threads", "1"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = write_pictures(tmp_path_factory.mktemp("sizes") / "pictures")
+    for name in ("dark/3.png", "dark/7.png", "light/5.png"):
+        picture = Image.open(folder / name)
+        picture.resize((20, 12)).save(folder / name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def supernet(folder: Path) -> Path:
+    run = folder.parent / "supernet"
+    few = ["--epochs", "2", "--training.calibration-rounds", "1", "--run-dir", str(run)]
+    sizes = ["--image-size", "8", "--no-flip"]
+    assert train_backbone.main([*SHAPE, *few, *sizes, "--dataset", str(folder)]) == 0
+    return run
+
+
+@pytest.fixture(scope="module")
+def gate(folder: Path, supernet: Path) -> Path:
+    run = folder.parent / "gate"
+    flags = ["--dataset", str(folder), "--backbone", str(supernet), "--run-dir", str(run)]
+    assert train_agent.main([*TINY, *flags]) == 0
+    return run
+
+
+def test_the_size_is_stated_and_stored(folder: Path, supernet: Path) -> None:
+    config = read_yaml(supernet / "config.yaml")
+    assert (config["image_size"], config["flip"]) == (8, False)
+    info = load_stored_backbone(supernet).info
+    assert (info.image_size, info.flip) == (8, False)
+    assert info.fingerprint == load_dataset(str(folder), image_size=8).fingerprint
+    assert train_backbone.main(["--resume", str(supernet)]) == 0
+
+
+def test_a_gate_takes_the_size_of_its_backbone(folder: Path, gate: Path) -> None:
+    assert load_stored_backbone(gate).info.image_size == 8
+    model = dfs_rl.load(gate)
+    assert (model.image_size, model.classes) == (8, ("dark", "light"))
+    files = [folder / "dark" / "3.png", folder / "light" / "5.png"]
+    raw = torch.stack([torch.from_numpy(np.array(Image.open(file)))[None] for file in files])
+    assert raw.shape == (2, 1, 12, 20)
+    assert model(raw)[0].argmax(dim=1).tolist() == [0, 1]
+    result = evaluation.evaluate_run(RunFolder.open(gate))
+    assert result.stored  # by the command itself, on the same images
+    assert train_agent.main(["--resume", str(gate)]) == 0
+
+
+def test_so_do_exits_cascades_and_environments(
+    folder: Path, supernet: Path, tmp_path: Path
+) -> None:
+    flags = ["--dataset", str(folder), "--backbone", str(supernet)]
+    exits = tmp_path / "exits"
+    assert train_exits.main([*flags, "--after", "1", "--run-dir", str(exits)]) == 0
+    info = load_stored_backbone(exits).info
+    assert (info.image_size, info.flip) == (8, False)
+    cascade = tmp_path / "cascade"
+    assert train_cascade.main([*flags, "--budget", "90", "--run-dir", str(cascade)]) == 0
+    assert dfs_rl.load(cascade).image_size == 8
+    task = make_task(backbone=supernet, dataset=str(folder))
+    assert task.images.image_shape == (1, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--image-size", "16"], "image_size is 16, but the backbone in"),
+        (["--flip"], "was trained without mirrored images"),
+    ],
+)
+def test_a_contradiction_is_refused(
+    folder: Path, supernet: Path, refusal: Callable[..., str], flags: list[str], words: str
+) -> None:
+    named = ["--dataset", str(folder), "--backbone", str(supernet)]
+    assert words in refusal(train_agent.main, [*TINY, *named, *flags])
+
+
+def test_images_of_several_sizes_are_refused_with_the_way_out(
+    folder: Path, refusal: Callable[..., str]
+) -> None:
+    said = refusal(train_backbone.main, [*SHAPE, "--dataset", str(folder)])
+    assert "--image-size N" in said
+    assert "20 x 12" in said
+
+
+def test_the_backbone_that_ships_takes_images_as_they_come(refusal: Callable[..., str]) -> None:
+    said = refusal(train_agent.main, [*TINY, "--image-size", "16"])
+    assert "image_size is 16, but the backbone in" in said
+    assert "as they come" in said
+
+
+def test_a_backbone_that_is_trained_on_the_way_has_the_size_that_is_asked_for(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    flags = ["--dataset", str(folder), "--supernet-epochs", "1", "--image-size", "8", "--no-flip"]
+    assert train_cascade.main([*flags, "--budget", "90", "--run-dir", "cascade"]) == 0
+    info = load_stored_backbone("cascade").info
+    assert (info.image_size, info.flip) == (8, False)

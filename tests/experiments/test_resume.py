@@ -1,0 +1,308 @@
+"""A training that was interrupted or killed ends exactly where an uninterrupted one ends."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from stable_baselines3.common.callbacks import BaseCallback
+
+from dfs_rl.agents.cotraining_config import CoTrainConfig
+from dfs_rl.agents.hyperparameters import (
+    A2CConfig,
+    AlgorithmConfig,
+    DQNConfig,
+    MaskablePPOConfig,
+    PPOConfig,
+    QRDQNConfig,
+    RecurrentPPOConfig,
+    TRPOConfig,
+)
+from dfs_rl.agents.training import GateTraining, TrainingResult, train_gate
+from dfs_rl.backbones import BackboneInfo, ResNet, ResNetConfig, StoredBackbone
+from dfs_rl.data import Dataset, ImageSet, channel_statistics
+from dfs_rl.errors import CheckpointError
+from dfs_rl.gating.budget_conditioning import PriceRange
+from dfs_rl.gating.reward import RewardWeights
+from dfs_rl.utils.checkpoint import load_tensors
+from dfs_rl.utils.run_folder import LAST_CHECKPOINT, RunFolder
+
+STEPS_PER_UPDATE = 16 * 3
+
+
+def make_dataset() -> Dataset:
+    generator = torch.Generator().manual_seed(0)
+
+    def images(n: int) -> ImageSet:
+        pixels = torch.randint(256, (n, 1, 8, 8), dtype=torch.uint8, generator=generator)
+        return ImageSet(images=pixels, labels=torch.arange(n) % 3)
+
+    return Dataset(
+        name="noise",
+        class_names=("a", "b", "c"),
+        train=images(30),
+        agent=images(24),
+        val=images(12),
+        test=images(12),
+        flip=True,
+    )
+
+
+def make_stored(dataset: Dataset) -> StoredBackbone:
+    torch.manual_seed(0)
+    config = ResNetConfig(
+        depth=8, width=4, in_channels=1, n_classes=3, image_size=(8, 8), bits=(0, 2, 8, 32)
+    )
+    backbone = ResNet(config, channel_statistics(dataset.train.images)).eval()
+    info = BackboneInfo(
+        dataset="noise", fingerprint=dataset.fingerprint, class_names=dataset.class_names
+    )
+    return StoredBackbone(backbone=backbone, info=info)
+
+
+PRICES = PriceRange(lowest=1.0, highest=50.0)
+
+
+def make_plan(
+    algorithm: AlgorithmConfig,
+    *,
+    group: int = 4,
+    cotrain: CoTrainConfig | None = None,
+    **changes: Any,
+) -> GateTraining:
+    settings: dict[str, Any] = {
+        "algorithm": algorithm,
+        "timesteps": 8 * STEPS_PER_UPDATE,
+        "weights": RewardWeights(),
+        "budget": None,
+        "prices": None,
+        "position": 1.0,
+        "images_per_group": group,
+        "num_envs": 16,
+        "features": "all",
+        "hidden": 4,
+        "cotrain": cotrain,
+        "eval_every": 3 * STEPS_PER_UPDATE,
+        "checkpoint_every": 3 * STEPS_PER_UPDATE,
+        "seed": 5,
+        "device": "cpu",
+        "dtype": torch.float32,
+        "name": "gate",
+    }
+    return GateTraining(**(settings | changes))
+
+
+class SignalAt(BaseCallback):
+    """Sends this process a signal in the middle of a rollout."""
+
+    def __init__(self, timesteps: int, number: signal.Signals) -> None:
+        super().__init__()
+        self.at = timesteps
+        self.number = number
+
+    def _on_step(self) -> bool:
+        if self.model.num_timesteps == self.at:
+            os.kill(os.getpid(), self.number)
+        return True
+
+
+def new_run(path: Path) -> RunFolder:
+    return RunFolder.create(path, kind="test", name="test", config=PPOConfig(), command=("test",))
+
+
+def train(run: RunFolder, plan: GateTraining, *watchers: BaseCallback) -> TrainingResult:
+    dataset = make_dataset()
+    return train_gate(
+        plan, make_stored(dataset), dataset, run, report=lambda *_: None, watchers=watchers
+    )
+
+
+def train_and_be_killed(path: str, at: int) -> None:
+    """What the child process of the kill test runs."""
+    torch.set_num_threads(1)
+    train(new_run(Path(path)), make_plan(PPOConfig()), SignalAt(at, signal.SIGKILL))
+
+
+def assert_equal_runs(first: RunFolder, second: RunFolder) -> None:
+    assert first.metrics_path.read_text() == second.metrics_path.read_text()
+    weights = [load_tensors(run.path / "gate" / "gate.safetensors") for run in (first, second)]
+    assert weights[0].keys() == weights[1].keys()
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+    ends = [run.load_checkpoint(LAST_CHECKPOINT) for run in (first, second)]
+    assert ends[0].state == ends[1].state
+    assert ends[0].tensors.keys() == ends[1].tensors.keys()
+    assert all(torch.equal(value, ends[1].tensors[name]) for name, value in ends[0].tensors.items())
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        make_plan(PPOConfig()),
+        make_plan(PPOConfig(), group=1),
+        make_plan(A2CConfig()),
+        make_plan(PPOConfig(), cotrain=CoTrainConfig(batch_size=8)),
+        make_plan(PPOConfig(), prices=PRICES, start="uniform"),
+        make_plan(PPOConfig(), prices=PRICES, cotrain=CoTrainConfig(batch_size=8)),
+        make_plan(MaskablePPOConfig(), budget=80.0, cotrain=CoTrainConfig(batch_size=8)),
+        make_plan(TRPOConfig()),
+        make_plan(RecurrentPPOConfig(), prices=PRICES),
+        make_plan(RecurrentPPOConfig(), group=1),
+        make_plan(DQNConfig(gradient_steps=4), group=1),
+        # Memory for two updates of eight.
+        make_plan(QRDQNConfig(gradient_steps=4, replay_megabytes=0.03), group=1, prices=PRICES),
+    ],
+    ids=[
+        "ppo",
+        "ppo-critic",
+        "a2c",
+        "ppo-cotrain",
+        "ppo-dial",
+        "ppo-dial-cotrain",
+        "maskable-ppo-cotrain",
+        "trpo",
+        "recurrent-ppo-dial",
+        "recurrent-ppo-critic",
+        "dqn",
+        "qrdqn-dial",
+    ],
+)
+def test_ctrl_c_saves_and_the_run_goes_on_as_if_nothing_had_happened(
+    tmp_path: Path, plan: GateTraining
+) -> None:
+    whole = new_run(tmp_path / "whole")
+    result = train(whole, plan)
+    parts = new_run(tmp_path / "parts")
+    with pytest.raises(KeyboardInterrupt):
+        train(parts, plan, SignalAt(2 * STEPS_PER_UPDATE + 32, signal.SIGINT))
+    # The update at hand was finished, and that is where the checkpoint is.
+    assert parts.load_checkpoint(LAST_CHECKPOINT).state["timesteps"] == 3 * STEPS_PER_UPDATE
+    assert train(parts, plan) == result
+    assert_equal_runs(whole, parts)
+
+
+def test_kill_loses_only_what_came_after_the_checkpoint(tmp_path: Path) -> None:
+    plan = make_plan(PPOConfig())
+    whole = new_run(tmp_path / "whole")
+    result = train(whole, plan)
+    # In the sixth update: later than the checkpoint of the third, with records of the fifth.
+    code = "import runpy, sys; runpy.run_path(sys.argv[1])['train_and_be_killed'](sys.argv[2], int(sys.argv[3]))"
+    at = 5 * STEPS_PER_UPDATE + 16
+    child = subprocess.run(
+        [sys.executable, "-c", code, __file__, str(tmp_path / "parts"), str(at)], check=False
+    )
+    assert child.returncode == -signal.SIGKILL
+    parts = RunFolder.open(tmp_path / "parts")
+    assert parts.load_checkpoint(LAST_CHECKPOINT).state["timesteps"] == 3 * STEPS_PER_UPDATE
+    assert parts.read_metrics()[-1]["timesteps"] == 5 * STEPS_PER_UPDATE
+    assert train(parts, plan) == result
+    assert_equal_runs(whole, parts)
+
+
+def test_a_run_killed_before_its_first_checkpoint_begins_anew(tmp_path: Path) -> None:
+    plan = make_plan(PPOConfig(), timesteps=2 * STEPS_PER_UPDATE)
+    whole = new_run(tmp_path / "whole")
+    train(whole, plan)
+    parts = new_run(tmp_path / "parts")
+    parts.log({"kind": "validation", "timesteps": 0})  # all that a killed run left
+    train(parts, plan)
+    assert_equal_runs(whole, parts)
+
+
+def test_a_finished_run_stays_as_it_is(tmp_path: Path) -> None:
+    plan = make_plan(PPOConfig(), timesteps=2 * STEPS_PER_UPDATE)
+    run = new_run(tmp_path / "run")
+    result = train(run, plan)
+    before = run.metrics_path.read_text()
+    assert train(run, plan) == result
+    assert run.metrics_path.read_text() == before
+
+
+def test_same_seed_same_metrics_other_seed_other_metrics(tmp_path: Path) -> None:
+    texts = []
+    for name, seed in (("a", 5), ("b", 5), ("c", 6)):
+        run = new_run(tmp_path / name)
+        train(run, make_plan(PPOConfig(), timesteps=2 * STEPS_PER_UPDATE, seed=seed))
+        texts.append(run.metrics_path.read_text())
+    assert texts[0] == texts[1]
+    assert texts[0] != texts[2]
+
+
+def test_a_checkpoint_of_another_gate_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    run = new_run(tmp_path / "run")
+    train(run, make_plan(PPOConfig(), timesteps=STEPS_PER_UPDATE))
+    with pytest.raises(CheckpointError, match="does not fit this run's configuration"):
+        train(run, make_plan(PPOConfig(), timesteps=2 * STEPS_PER_UPDATE, hidden=5))
+
+
+def test_a_checkpoint_of_something_else_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    run = new_run(tmp_path / "run")
+    run.save_checkpoint(LAST_CHECKPOINT, {"weight": torch.zeros(1)}, {"timesteps": 3, "epoch": 1})
+    with pytest.raises(CheckpointError, match="damaged or of something else: epoch"):
+        train(run, make_plan(PPOConfig()))
+
+
+def test_metrics_hold_updates_and_validations(tmp_path: Path) -> None:
+    run = new_run(tmp_path / "run")
+    train(run, make_plan(PPOConfig(), timesteps=4 * STEPS_PER_UPDATE))
+    records = run.read_metrics()
+    updates = [r["timesteps"] for r in records if r["kind"] == "update"]
+    validations = [r for r in records if r["kind"] == "validation"]
+    assert updates == [STEPS_PER_UPDATE * i for i in range(1, 5)]
+    assert [v["timesteps"] for v in validations] == [STEPS_PER_UPDATE * i for i in (0, 3, 4)]
+    for record in validations:
+        shares = torch.tensor(record["histogram"])
+        assert shares.shape == (3, 4)
+        torch.testing.assert_close(shares.sum(dim=1), torch.ones(3))
+    assert list(run.tensorboard_dir.glob("events.*"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"timesteps": "48"}, "timesteps is '48'"),
+        ({"timesteps": -48}, "timesteps is -48"),
+        ({"updates": 1.5}, "updates is 1.5"),
+        ({"metrics": None}, "metrics is null"),
+        ({"env": []}, "env is []"),
+        ({"env": {"indices": [0] * 15 + ["0"]}}, r"env.indices[15] is '0'"),
+        ({"env": {"indices": [0] * 15 + [24]}}, "at image 24"),
+        ({"env": {"options": [[99]] * 16}}, "does not fit"),
+        ({"env": {"streams": {"keys": [2**64] * 4, "episodes": [0] * 4}}}, f"is {2**64}"),
+        ({"validation": {"validated_at": "0", "best": None}}, "validation.validated_at is '0'"),
+        ({"validation": {"validated_at": 0, "best": {"reward": 1}}}, "validation.best"),
+    ],
+)
+def test_a_state_of_other_types_is_refused_before_a_step_is_made(
+    tmp_path: Path, changes: dict[str, Any], named: str
+) -> None:
+    plan = make_plan(PPOConfig(), timesteps=STEPS_PER_UPDATE)
+    run = new_run(tmp_path / "run")
+    train(run, plan)
+    tensors, state = run.load_checkpoint(LAST_CHECKPOINT)
+    env = {**state["env"], **changes["env"]} if isinstance(changes.get("env"), dict) else None  # type: ignore[dict-item]
+    altered = {**state, **changes} | ({} if env is None else {"env": env})
+    run.save_checkpoint(LAST_CHECKPOINT, tensors, altered)
+    before = run.metrics_path.read_bytes()
+    with pytest.raises(CheckpointError, match=re.escape(named)):
+        train(run, make_plan(PPOConfig(), timesteps=2 * STEPS_PER_UPDATE))
+    assert run.metrics_path.read_bytes() == before
+
+
+@pytest.mark.parametrize("prefix", ["policy.", "optimizer.0.exp_avg", "best_gate.", "validation."])
+@pytest.mark.parametrize("change", ["nan", "shape"])
+def test_tensors_that_nothing_can_go_on_from_are_refused(
+    tmp_path: Path, prefix: str, change: str
+) -> None:
+    run = new_run(tmp_path / "run")
+    train(run, make_plan(PPOConfig(), timesteps=STEPS_PER_UPDATE))
+    tensors, state = run.load_checkpoint(LAST_CHECKPOINT)
+    name = next(name for name in tensors if name.startswith(prefix))
+    broken = torch.full_like(tensors[name], torch.nan) if change == "nan" else torch.zeros(1, 2, 3)
+    run.save_checkpoint(LAST_CHECKPOINT, tensors | {name: broken}, state)
+    with pytest.raises(CheckpointError, match=name if change == "nan" else "does not fit"):
+        train(run, make_plan(PPOConfig(), timesteps=2 * STEPS_PER_UPDATE))

@@ -1,0 +1,379 @@
+"""The command from its flags to its run folder, and the sentences with which it refuses."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import get_args
+
+import pytest
+import torch
+
+import dfs_rl
+from dfs_rl.agents.algorithms import ALGORITHMS
+from dfs_rl.agents.hyperparameters import A2CConfig, AlgorithmName, PPOConfig
+from dfs_rl.backbones import (
+    PRETRAINED_DIGITS,
+    BackboneInfo,
+    ResNet,
+    ResNetConfig,
+    default_digits,
+    save_backbone,
+)
+from dfs_rl.data import channel_statistics, load_dataset
+from dfs_rl.experiments.agent_training import (
+    COMMAND,
+    RewardConfig,
+    TrainAgentConfig,
+    plan_of,
+    weights_of,
+)
+from dfs_rl.experiments.backbone_resolver import BackboneChoice
+from dfs_rl.gating.budget_conditioning import PriceRange
+from dfs_rl.gating.reward import RewardWeights
+from dfs_rl.gating.storage import load_gate
+from dfs_rl.train_agent import main
+from dfs_rl.training.supernet import SupernetConfig
+from dfs_rl.utils.config import load_config, save_config
+from dfs_rl.utils.io import read_json
+from dfs_rl.utils.run_folder import RunFolder
+from tests.helpers.images import write_pictures
+
+TINY = ["--timesteps", "800", "--num-envs", "32", "--device", "cpu", "--precision", "float32"]
+
+
+def sentence(capsys: pytest.CaptureFixture[str]) -> str:
+    return capsys.readouterr().err.strip().splitlines()[-1]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("command") / "run"
+    assert main([*TINY, "--run-dir", str(path), "--cost-weight", "20"]) == 0
+    return path
+
+
+def test_a_run_folder_holds_all_that_is_needed_to_use_the_gate(finished: Path) -> None:
+    model = dfs_rl.load(finished)
+    digits = load_dataset("digits")
+    logits, trace = model(digits.test.images[:5])
+    assert logits.shape == (5, 10)
+    assert trace.bits.shape == (5, default_digits().costs.n_layers)
+    assert (finished / "summary.json").is_file()
+    assert list((finished / "plots").glob("*.png"))
+    stored = load_config(finished / "config.yaml", TrainAgentConfig)
+    assert (stored.cost_weight, stored.start, stored.images_per_group) == (20.0, "uniform", 1)
+
+
+def test_the_gate_is_turned_to_its_price_and_can_be_turned_to_others(finished: Path) -> None:
+    gate = load_gate(finished / "gate")
+    assert gate.dial is not None
+    prices = PriceRange(lowest=0.1, highest=30.0)
+    assert float(prices.weights(torch.tensor(gate.position))) == pytest.approx(20.0)
+    least, most = gate.dial.reach
+    digits = load_dataset("digits")
+    model = dfs_rl.load(finished, budget=(least + most) / 2)
+    _, trace = model(digits.val.images)
+    assert least <= float(trace.computation.mean()) <= most + 1e-6
+
+
+def test_a_budget_is_held_on_the_images_it_was_measured_on(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    assert main([*TINY, "--run-dir", str(path), "--budget", "20"]) == 0
+    gate, (_, trace) = (
+        load_gate(path / "gate"),
+        dfs_rl.load(path)(load_dataset("digits").val.images),
+    )
+    assert gate.dial is not None
+    assert gate.position == gate.dial.position_within(max(20.0, gate.dial.reach[0]))
+    if gate.position in (0.0, 1.0):  # else it lies between two measured positions
+        measured = gate.dial.computations[0 if gate.position == 0.0 else -1]
+        assert float(trace.computation.mean()) == pytest.approx(measured)
+
+
+def test_images_seen_are_counted(finished: Path) -> None:
+    record = read_json(finished / "training.json")
+    # 32 walks of 6 layers are 192 steps, so 800 steps take 5 updates. Before them, 2,048 images were tried at each of six options and
+    # walked once.
+    assert record["images_seen"] == {"gate": 5 * 32 + 7 * 2048, "backbone": 0}
+
+
+def test_a_folder_with_a_run_is_refused(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*TINY, "--run-dir", str(finished)]) == 2
+    assert "holds a run already" in sentence(capsys)
+
+
+def test_a_finished_run_says_so_and_shows_its_table_again(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    metrics = (finished / "metrics.jsonl").read_text()
+    assert main(["--resume", str(finished)]) == 0
+    shown = capsys.readouterr()
+    assert f"The training in {finished} is finished." in shown.err
+    assert "full precision" in shown.out
+    assert (finished / "metrics.jsonl").read_text() == metrics
+
+
+def test_a_run_never_goes_on_with_other_images(
+    tmp_path: Path, finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    (run / "training.json").unlink()  # as if it had been killed before the end
+    other = write_pictures(tmp_path / "other")
+    assert main(["--resume", str(run), "--dataset", str(other)]) == 2
+    assert f"{run} was begun on other images or splits" in sentence(capsys)
+    backbone_folder(run / "backbone")
+    assert main(["--resume", str(run)]) == 2
+    assert "was trained on other images or splits" in sentence(capsys)
+
+
+def test_cotraining_sees_as_many_images_and_changes_the_backbone(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    flags = ["--backbone-mode", "co-train", "--cotrain.batch-size", "32"]
+    assert main([*TINY, *flags, "--run-dir", str(path)]) == 0
+    # Half of 800 steps are the gate's: 3 updates of 192, each followed by a batch of 32.
+    assert read_json(path / "training.json")["images_seen"] == {"gate": 96, "backbone": 96}
+    shipped = (PRETRAINED_DIGITS / "backbone.safetensors").read_bytes()
+    assert (path / "backbone-before" / "backbone.safetensors").read_bytes() == shipped
+    assert (path / "backbone" / "backbone.safetensors").read_bytes() != shipped
+    keys = [method["key"] for method in read_json(path / "summary.json")["methods"]]
+    assert {"static_table_before", "cascade_before"} < set(keys)
+    assert RunFolder.open(path).kind == "train_agent"
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--images-per-group", "5"], "images_per_group must divide num_envs"),
+        (["--timesteps", "0"], "timesteps is 0; it must be at least 1"),
+        (["--dataset", "no/such/folder"], "no/such/folder"),
+        (["--device", "abacus"], "device is 'abacus'"),
+        (["--budget", "0.0001"], "budget 0.0001 % is not enough"),
+        (["--hard-budget", "0.0001"], "budget 0.0001 % is not enough"),
+        (["--hard-budget", "-1"], "hard_budget is -1.0; it must be above 0"),
+        (["--budget", "1", "--cost-weight", "5"], "budget is 1 and cost_weight is 5"),
+        (["--budget", "1", "--fixed-budget"], "the gate learns for one price"),
+        (["--cost-weight", "31"], "cost weight 31 is not among those"),
+        (["--cost-weights", "3", "4", "--fixed-budget"], "the gate learns for one price"),
+        (["--algo", "dqn", "--dqn.replay-megabytes", "inf"], "replay_megabytes is inf"),
+        (["--cost-weights", "5", "1"], "the cost weights run from 5 to 1"),
+        (["--backbone", "nowhere"], "nowhere"),
+        (["--cost-weight", "-1"], "cost_weight is -1.0; it must be at least 0"),
+        (["--algo", "sarsa"], "algo"),
+        (["--hidden", "1000000000"], "hidden is 1000000000, which takes about "),
+        (["--num-envs", "3000000000"], "num_envs is 3000000000, which takes about "),
+        (["--val-walks", "1000000000"], "val_walks is 1000000000, which takes about "),
+        (["--threads", "100000"], "threads is 100000, but this machine has "),
+        (["--seed", "-1"], "seed is -1; it must be at least 0"),
+        (["--algo", "recurrent_ppo", "--budget", "2"], "budget 2 % is not enough"),
+        (["--ppo.minibatches", "7"], "minibatches is 7; it must divide the 192 samples"),
+        (
+            ["--algo", "dqn", "--images-per-group", "4"],
+            "images_per_group is 4, but DQN learns from",
+        ),
+        (["--algo", "dqn", "--dqn.replay-megabytes", "0.01"], "one update of 32 walks of 6 layers"),
+        (
+            ["--algo", "maskable_ppo"],
+            "algo is 'maskable_ppo', which keeps every image within a hard budget",
+        ),
+    ],
+)
+def test_bad_input_is_one_sentence_and_leaves_no_folder(
+    refusal: Callable[..., str], flags: list[str], words: str
+) -> None:
+    assert words in refusal(main, [*TINY, *flags])
+
+
+def backbone_folder(
+    path: Path, *, size: int = 8, names: tuple[str, ...] | None = None, fingerprint: str = "other"
+) -> Path:
+    digits = load_dataset("digits")
+    names = names or digits.class_names
+    config = ResNetConfig(
+        depth=8, width=4, in_channels=1, n_classes=len(names), image_size=(size, size)
+    )
+    backbone = ResNet(config, channel_statistics(digits.train.images))
+    info = BackboneInfo(dataset="letters", fingerprint=fingerprint, class_names=names)
+    save_backbone(backbone, info, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"size": 16}, r"takes images of [1, 16, 16]"),
+        ({"names": ("a", "b", "c")}, "tells the classes of 'letters' apart (a, b, c)"),
+        ({}, "was trained on other images or splits than those of data set 'digits'"),
+    ],
+    ids=["shape", "classes", "images"],
+)
+def test_a_backbone_for_other_data_is_refused_by_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, object], words: str
+) -> None:
+    folder = backbone_folder(tmp_path / "backbone", **changes)  # type: ignore[arg-type]
+    assert main([*TINY, "--backbone", str(folder), "--run-dir", str(tmp_path / "run")]) == 2
+    shown = sentence(capsys)
+    assert words in shown
+    assert str(folder) in shown
+    assert not (tmp_path / "run").exists()
+
+
+def test_other_data_without_a_backbone_trains_one_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_pictures(tmp_path / "pictures")
+    flags = [*TINY, "--dataset", "pictures", "--supernet-epochs", "1"]
+    assert main([*flags, "--run-dir", "first"]) == 0
+    assert "training resnet20 on 'pictures' first" in capsys.readouterr().err
+    assert main([*flags, "--run-dir", "second"]) == 0
+    assert "using the one trained before" in capsys.readouterr().err
+    (tmp_path / "pictures").rename(tmp_path / "moved")
+    moved = [*TINY, "--dataset", "moved", "--supernet-epochs", "1"]
+    assert main([*moved, "--run-dir", "third"]) == 0
+    assert "using the one trained before" in capsys.readouterr().err
+    (supernet,) = (tmp_path / "runs").iterdir()
+    kept = (supernet / "backbone" / "backbone.safetensors").read_bytes()
+    for run in ("first", "second", "third"):
+        assert (tmp_path / run / "backbone" / "backbone.safetensors").read_bytes() == kept
+
+
+def test_reward_defaults_are_the_environments() -> None:
+    assert weights_of(TrainAgentConfig()) == RewardWeights()
+    names = {field.name for field in fields(RewardWeights)} - {"cost"}
+    assert {field.name for field in fields(RewardConfig)} == names
+
+
+def test_a_gate_is_turned_to_the_usual_price_or_the_middle_of_prices_that_leave_it_out() -> None:
+    assert weights_of(TrainAgentConfig(cost_weights=(1.0, 10.0))).cost == 10.0
+    assert weights_of(TrainAgentConfig(cost_weights=(0.01, 0.04))).cost == pytest.approx(0.02)
+    assert weights_of(TrainAgentConfig(cost_weights=(0.01, 0.04), cost_weight=0.03)).cost == 0.03
+    plan = plan_of(TrainAgentConfig(cost_weights=(0.01, 0.04)), "cpu")
+    assert plan.position == pytest.approx(0.5)
+
+
+def test_few_images_make_one_batch_of_the_backbone_that_is_trained_first() -> None:
+    digits = load_dataset("digits")
+    few = replace(digits, train=digits.train.subset(torch.arange(60)))
+    choice = BackboneChoice(dataset="x", folder=None, epochs=1, device="cpu", threads=1)
+    assert choice.supernet_config(few).training.batch_size == 60
+    assert choice.supernet_config(digits).training.batch_size == SupernetConfig.batch_size
+
+
+def test_every_algorithm_has_its_settings_and_its_entry() -> None:
+    names = set(get_args(AlgorithmName))
+    assert names == ALGORITHMS.keys()
+    for name in names:
+        config = TrainAgentConfig(algo=name, hard_budget=5.0)
+        assert type(config.algorithm) is ALGORITHMS[name].config_type
+
+
+def test_no_test_image_of_a_masked_gate_exceeds_the_budget(tmp_path: Path) -> None:
+    flags = ["--algo", "maskable_ppo", "--hard-budget", "4", "--cost-weight", "0.1"]
+    # Uniform options stay below the budget; a gate that begins indifferent is stopped by it.
+    flags += ["--start", "indifferent"]
+    assert main([*TINY, *flags, "--run-dir", str(tmp_path / "run")]) == 0
+    _, trace = dfs_rl.load(tmp_path / "run")(load_dataset("digits").test.images)
+    assert 3.0 < float(trace.computation.max()) <= 4.0
+
+
+def test_flags_reach_the_training() -> None:
+    config = TrainAgentConfig(
+        algo="a2c",
+        timesteps=4000,
+        cost_weight=3.0,
+        cost_weights=(1.0, 9.0),
+        hidden=7,
+        hard_budget=2.0,
+    )
+    plan = plan_of(config, "cpu")
+    assert plan.algorithm == A2CConfig(learning_rate=0.03, entropy=0.0)  # suits a uniform start
+    assert plan_of(replace(config, start="indifferent"), "cpu").algorithm is config.a2c
+    assert plan.weights.cost == 3.0
+    assert (plan.hidden, plan.budget) == (7, 2.0)
+    assert plan.prices == PriceRange(lowest=1.0, highest=9.0)
+    assert plan.position == pytest.approx(0.5)
+    assert plan.eval_every == plan.checkpoint_every == 200
+    assert plan.cotrain is None
+    assert plan_of(TrainAgentConfig(fixed_budget=True), "cpu").prices is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, 1),
+        ({"start": "indifferent"}, 8),
+        ({"backbone_mode": "co-train"}, 8),
+        ({"init_gate": Path("gate")}, 8),
+        ({"images_per_group": 4}, 4),
+        ({"algo": "dqn"}, 1),
+    ],
+)
+def test_images_are_walked_as_often_as_suits_where_a_gate_begins(settings, expected: int) -> None:
+    config = TrainAgentConfig(**settings)
+    assert plan_of(config, "cpu").images_per_group == config.rollouts_per_image == expected
+
+
+@pytest.mark.parametrize(
+    ("settings", "stored"),
+    [
+        ({}, ("uniform", 1)),
+        ({"start": "indifferent"}, ("indifferent", 8)),
+        ({"backbone_mode": "co-train"}, ("indifferent", 8)),
+        ({"init_gate": Path("gate")}, (None, 8)),  # it begins where that gate is
+        ({"images_per_group": 4}, ("uniform", 4)),
+        ({"algo": "dqn"}, ("indifferent", 1)),
+    ],
+)
+def test_a_run_stores_what_its_defaults_came_to(settings, stored) -> None:
+    config = TrainAgentConfig(**settings)
+    settled = COMMAND.settle(config)
+    assert (settled.start, settled.images_per_group) == stored
+    assert COMMAND.settle(settled) == settled
+    assert plan_of(settled, "cpu") == plan_of(config, "cpu")
+    assert replace(settled, start=config.start, images_per_group=config.images_per_group) == config
+
+
+def test_every_setting_survives_the_run_folders_yaml(tmp_path: Path) -> None:
+    config = TrainAgentConfig(
+        backbone=tmp_path,
+        budget=1.5,
+        cost_weights=(2.0, 20.0),
+        hidden=9,
+        reward=RewardConfig(cost_timing="terminal"),
+        ppo=PPOConfig(epochs=2),
+    )
+    save_config(config, tmp_path / "config.yaml")
+    assert load_config(tmp_path / "config.yaml", TrainAgentConfig) == config
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "named"),
+    [
+        ("config.yaml", "", "config.yaml is not what the run stored"),
+        ("config.yaml", "algo: ppo\n", "config.yaml is not what the run stored"),
+        ("timing.json", '{"seconds": "long"}', "seconds is 'long'"),
+        ("training.json", '{"images_seen": {"gate": "96"}}', "images_seen.gate is '96'"),
+        ("training.json", "[]", "not a mapping"),
+    ],
+)
+def test_a_run_whose_files_are_damaged_does_not_go_on(
+    finished: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    file: str,
+    content: str,
+    named: str,
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    (run / "training.json").unlink()  # as if it had been killed before the end
+    (run / file).write_text(content)
+    metrics = (run / "metrics.jsonl").read_bytes()
+    capsys.readouterr()
+    assert main(["--resume", str(run)]) == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert named in said
+    assert str(run / file) in said
+    assert (run / "metrics.jsonl").read_bytes() == metrics

@@ -1,0 +1,142 @@
+"""The command that gives a backbone exits."""
+
+import json
+import os
+import shutil
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from dfs_rl.backbones import (
+    PRETRAINED_DIGITS,
+    AdaptiveResNet,
+    AdaptiveResNetConfig,
+    StoredBackbone,
+    load_backbone,
+    load_stored_backbone,
+)
+from dfs_rl.data import channel_statistics, load_dataset
+from dfs_rl.experiments.evaluation import evaluate_run
+from dfs_rl.experiments.exit_training import exit_accuracies
+from dfs_rl.train_exits import main
+from dfs_rl.utils import trusted_import
+from tests.helpers.custom_models import write
+
+AFTER = ["--after", "1", "3"]
+HEADS = "backbone/exits.safetensors"
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run that was never stopped."""
+    run = tmp_path_factory.mktemp("runs") / "exits"
+    assert main([*AFTER, "--run-dir", str(run)]) == 0
+    return run
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_run_holds_the_backbone_with_exits(finished, tmp_path, capsys):
+    run = finished
+    assert load_backbone(run).costs.exits_after == (1, 3)
+    accuracy = json.loads((run / "summary.json").read_text())["val_accuracy"]
+    assert list(accuracy) == ["2", "3", "4", "8", "32"]
+    assert min(accuracy["8"]) > 90.0  # of ten classes
+    assert len(evaluate_run(run, split="val").summary.methods) == 6
+    capsys.readouterr()
+    before = contents(run)
+    assert main(["--resume", str(run)]) == 0
+    shown = capsys.readouterr()
+    assert "after 1    after 3" in shown.out
+    assert "is finished" in shown.err
+    assert contents(run) == before
+
+
+def test_a_network_of_adaptive_depth_is_told_of_without_its_paths_too():
+    torch.manual_seed(0)
+    digits = load_dataset("digits")
+    config = AdaptiveResNetConfig(
+        blocks=(2, 2), width=4, in_channels=1, image_size=(8, 8), bits=(0, 32), stem_bits=32
+    )
+    backbone = AdaptiveResNet(config, channel_statistics(digits.train.images)).eval()
+    backbone.set_exits((1,))
+    stored = StoredBackbone(backbone=backbone, info=load_stored_backbone(PRETRAINED_DIGITS).info)
+    accuracies = exit_accuracies(stored, digits)
+    assert list(accuracies) == ["0", "32"]
+    # Untrained heads say the same of all images, and no path changes what they see.
+    assert all(len(each) == 1 and 0.0 <= each[0] < 40.0 for each in accuracies.values())
+
+
+def test_what_was_interrupted_is_resumed_to_the_same_end(finished, tmp_path, capsys):
+    run, original = tmp_path / "run", contents(PRETRAINED_DIGITS)
+
+    def interrupt() -> None:
+        while not (run / ".lock").exists():  # where the work begins
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
+    assert main([*AFTER, "--run-dir", str(run)]) == 130
+    assert capsys.readouterr().err == (
+        f"Interrupted; go on with: python -m dfs_rl.train_exits --resume {run}\n"
+    )
+    assert not (run / "backbone" / "backbone.json").exists()
+    assert main([*AFTER, "--run-dir", str(run)]) == 2
+    assert f"go on with --resume {run}" in capsys.readouterr().err
+    assert main(["--resume", str(run)]) == 0
+    assert (run / HEADS).read_bytes() == (finished / HEADS).read_bytes()
+    assert contents(PRETRAINED_DIGITS) == original
+
+
+@pytest.mark.parametrize("into", [".", "backbone"])
+def test_the_folder_of_a_backbone_is_never_written_to(into, finished, tmp_path, capsys):
+    shutil.copytree(finished / "backbone", tmp_path / "backbone")
+    original = contents(tmp_path)
+    places = ["--backbone", str(tmp_path), "--run-dir", str(tmp_path / into)]
+    assert main(["--after", "2", *places]) == 2
+    assert "neither a run nor free for one" in capsys.readouterr().err
+    assert contents(tmp_path) == original
+
+
+@pytest.mark.usefixtures("stranger")
+def test_a_users_network_gets_its_weights_and_an_untrained_one_is_warned_of(monkeypatch, capsys):
+    write("ownnets")
+    trusted_import.allow_constructor("ownnets:make")
+    weights = trusted_import.call_constructor("ownnets:make").state_dict()
+    bias = torch.arange(10.0)
+    torch.save({**weights, "5.bias": bias}, "weights.pt")
+    network = ["--backbone", "ownnets:make", "--weights", "weights.pt"]
+    assert main(["--after", "1", *network, "--run-dir", "run"]) == 0
+    said = capsys.readouterr().err
+    assert "Warning: the network of ownnets:make gets little more right" in said
+    assert "train a gate on it with --backbone run --constructor ownnets:make." in said
+    stored = load_backbone(Path("run"))
+    assert stored.costs.exits_after == (1,)
+    assert any(torch.equal(tensor, bias) for tensor in stored.state_dict().values())
+    monkeypatch.delenv(trusted_import.ALLOWED)
+    assert main(["--resume", "run"]) == 2
+    assert "say so with --constructor ownnets:make" in capsys.readouterr().err
+    assert main(["--resume", "run", "--constructor", "ownnets:make"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--after", "2", "6"], "allowed are ascending numbers from 0 to 5"),
+        (["--after", "3", "1"], "after [3, 1] gated layers"),
+        (["--after", "1", "--threads", "0"], "threads is 0"),
+        (["--after", "1", "--seed", "-1"], "seed is -1; it must be at least 0"),
+        (["--after", "1", "--weights", "w.pt"], "weights go with a constructor"),
+    ],
+)
+def test_bad_settings_are_refused_before_anything_is_made(tmp_path, capsys, arguments, complaint):
+    run = tmp_path / "run"
+    assert main([*arguments, "--run-dir", str(run)]) == 2
+    assert complaint in capsys.readouterr().err
+    assert not run.exists()

@@ -1,0 +1,215 @@
+"""The command from its flags to its run folder, and the sentences with which it refuses."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import dfs_rl
+from dfs_rl.agents.cotraining_config import CoTrainConfig
+from dfs_rl.agents.supervised.config import BlockDropConfig, SupervisedConfig
+from dfs_rl.backbones import PRETRAINED_DIGITS, BackboneInfo, ResNet, ResNetConfig, save_backbone
+from dfs_rl.costs import BitOptions
+from dfs_rl.data import channel_statistics, load_dataset
+from dfs_rl.experiments.supervised_training import TrainGumbelConfig, plan_of
+from dfs_rl.gating.networks import LayerwiseGate, LearnedGate, OneShotGate, RecurrentGate
+from dfs_rl.gating.storage import load_gate
+from dfs_rl.train_gumbel import main
+from dfs_rl.utils.config import load_config, save_config
+from dfs_rl.utils.io import read_json
+from dfs_rl.utils.run_folder import RunFolder
+
+TINY = [
+    "--timesteps",
+    "1000",
+    "--device",
+    "cpu",
+    "--training.batch-size",
+    "32",
+]
+
+
+def sentence(capsys: pytest.CaptureFixture[str]) -> str:
+    return capsys.readouterr().err.strip().splitlines()[-1]
+
+
+@pytest.fixture(scope="module", params=["ff", "lstm"])
+def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("command") / "run"
+    flags = ["--gate", request.param, "--budget", "5", "--run-dir", str(path)]
+    assert main([*TINY, *flags]) == 0
+    return path
+
+
+def test_a_run_folder_holds_all_that_is_needed_to_use_the_gate(finished: Path) -> None:
+    model = dfs_rl.load(finished)
+    digits = load_dataset("digits")
+    logits, trace = model(digits.test.images[:5])
+    assert logits.shape == (5, 10)
+    again, _ = model(digits.test.images[:5])
+    assert torch.equal(logits, again)  # no noise, no memory from walk to walk
+    assert set(trace.bits.flatten().tolist()) <= set(BitOptions((0, 2, 3, 4, 8, 32)))
+    summary = read_json(finished / "summary.json")
+    assert {"gate", "static_table", "cascade", "patterns"} <= {m["key"] for m in summary["methods"]}
+    stored = load_config(finished / "config.yaml", TrainGumbelConfig)
+    assert stored.start == "uniform"  # what the default came to
+    made = {"ff": LayerwiseGate, "lstm": RecurrentGate}[stored.gate]
+    assert isinstance(load_gate(finished / "gate"), made)
+    # 32 images of 6 layers are 192 timesteps, so 1000 take 6 batches; six options were tried and one walk was imitated before.
+    seen = {"gate": 6 * 32 + 7 * 2048, "backbone": 0}
+    assert read_json(finished / "training.json")["images_seen"] == seen
+
+
+def test_a_finished_run_says_so_and_shows_its_table_again(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    metrics = (finished / "metrics.jsonl").read_text()
+    assert main(["--resume", str(finished)]) == 0
+    shown = capsys.readouterr()
+    assert f"The training in {finished} is finished." in shown.err
+    assert "full precision" in shown.out
+    assert (finished / "metrics.jsonl").read_text() == metrics
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--budget", "0.3"], "budget 0.3 % is not enough"),
+        (
+            ["--gate", "lstm"],
+            "budget 1 % is not enough",
+        ),  # of 10, it costs more than that on digits
+        (["--budgets", "0.5", "0.9"], "budget is 1 %, which is not among the budgets"),
+        (["--budgets", "2", "0.5"], "the lower one comes first"),
+        (["--budgets", "0.5", "2", "--fixed-budget"], "this gate learns one budget alone"),
+        (["--budgets", "0.5", "2", "--method", "dfs"], "this gate learns one budget alone"),
+        (["--budget", "inf"], "budget is inf; it must be finite"),
+        (["--timesteps", "0"], "timesteps is 0; it must be at least 1"),
+        (["--hidden", "0"], "hidden is 0; it must be at least 1"),
+        (["--hidden", "1000000000"], "hidden is 1000000000, which takes about "),
+        (["--seed", "-1"], "seed is -1"),
+        (["--method", "sarsa"], "method"),
+        (["--training.temperature", "0"], "temperature is 0.0; it must be above 0"),
+        (["--method", "blockdrop", "--gate", "lstm"], "gate is 'lstm', but method 'blockdrop'"),
+        (
+            ["--method", "skipnet", "--training.distillation", "1"],
+            "training.distillation is 1.0, but method 'skipnet' learns from labels alone",
+        ),
+        (
+            ["--method", "skipnet", "--backbone-mode", "co-train"],
+            "backbone_mode is 'co-train', but method 'skipnet' learns on a frozen backbone",
+        ),
+        (["--cotrain.batch-size", "0"], "cotrain: batch_size is 0; it must be at least 1"),
+        (["--skipnet.pretraining", "1"], "skipnet: pretraining is 1.0; it must be below 1"),
+        (["--blockdrop.bound", "0.3"], "blockdrop: bound is 0.3; it must be above 0.5"),
+        (["--dataset", "no/such/folder"], "no/such/folder"),
+        (["--backbone", "nowhere"], "nowhere"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_leaves_no_folder(
+    refusal: Callable[..., str], flags: list[str], words: str
+) -> None:
+    assert words in refusal(main, [*TINY, *flags])
+
+
+def test_flags_reach_the_training() -> None:
+    config = TrainGumbelConfig(method="dfs", gate="lstm", timesteps=4000, hidden=7, budget=2.0)
+    plan = plan_of(config, "cpu")
+    assert (plan.method, plan.kind, plan.hidden, plan.budget) == ("dfs", "lstm", 7, 2.0)
+    assert plan.eval_every == plan.checkpoint_every == 200
+    assert plan.name == "DFS LSTM"
+    assert plan.features == "confidence"
+    once = plan_of(
+        TrainGumbelConfig(method="blockdrop", blockdrop=BlockDropConfig(bound=0.9)), "cpu"
+    )
+    assert (once.kind, once.features, once.all_budgets) == ("oneshot", "all", False)
+    assert once.blockdrop.bound == 0.9
+
+
+@pytest.mark.parametrize(
+    ("flags", "kind", "bits", "name"),
+    [
+        (["--method", "skipnet"], LayerwiseGate, {0, 32}, "SkipNet FF"),
+        (["--method", "blockdrop"], OneShotGate, {0, 2, 3, 4, 8, 32}, "BlockDrop"),
+    ],
+    ids=["skipnet", "blockdrop"],
+)
+def test_gates_of_the_literature_are_trained_evaluated_and_loaded(
+    tmp_path: Path, flags: list[str], kind: type[LearnedGate], bits: set[int], name: str
+) -> None:
+    path = tmp_path / "run"
+    assert main([*TINY, *flags, "--budget", "60", "--run-dir", str(path)]) == 0
+    gate = load_gate(path / "gate")
+    assert isinstance(gate, kind)
+    assert {gate.options[choice] for choice in gate.choices} == bits
+    assert (gate.name, gate.dial) == (name, None)
+    model = dfs_rl.load(path)
+    _, trace = model(load_dataset("digits").test.images[:40])
+    assert set(trace.bits.flatten().tolist()) <= bits
+    summary = read_json(path / "summary.json")
+    assert {m["label"] for m in summary["methods"]} >= {name}
+
+
+def test_cotraining_counts_its_images_and_keeps_the_backbone_that_was(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    flags = ["--method", "dfs", "--backbone-mode", "co-train", "--cotrain.batch-size", "32"]
+    # Everything is within this budget, so that the gate is kept that comes last; three steps lead it through the first phase.
+    eager = ["--training.learning-rate", "0.1", "--training.price", "1", "--budget", "101"]
+    longer = ["4000" if word == "1000" else word for word in TINY]
+    assert main([*longer, *flags, *eager, "--run-dir", str(path)]) == 0
+    # Half of 4000 are the gate's, in batches of 192: 11, of which those after the first phase teach the backbone.
+    seen = read_json(path / "training.json")["images_seen"]
+    taught = [update["backbone"] is not None for update in updates_of(path)]
+    assert seen == {"gate": 11 * 32, "backbone": sum(taught) * 32}
+    assert taught == sorted(taught)
+    assert 0 < sum(taught) < 11
+    shipped = (PRETRAINED_DIGITS / "backbone.safetensors").read_bytes()
+    assert (path / "backbone-before" / "backbone.safetensors").read_bytes() == shipped
+    assert (path / "backbone" / "backbone.safetensors").read_bytes() != shipped
+    keys = [method["key"] for method in read_json(path / "summary.json")["methods"]]
+    assert {"static_table_before", "cascade_before"} < set(keys)
+
+
+def updates_of(run: Path) -> list[dict[str, Any]]:
+    return [r for r in RunFolder.open(run).read_metrics() if r["kind"] == "update"]
+
+
+def test_the_backbone_learns_from_labels_alone_unless_asked_otherwise(tmp_path: Path) -> None:
+    assert plan_of(TrainGumbelConfig(), "cpu").cotrain is None
+    plan = plan_of(TrainGumbelConfig(method="dfs", backbone_mode="co-train"), "cpu")
+    assert plan.cotrain == CoTrainConfig(distillation=0.0, full_precision=0.0)
+    # A file that sets one of a block's settings leaves the others at the command's own defaults.
+    (tmp_path / "config.yaml").write_text("cotrain: {full_precision: 2.0}\n")
+    read = load_config(tmp_path / "config.yaml", TrainGumbelConfig).cotrain
+    assert read == CoTrainConfig(distillation=0.0, full_precision=2.0)
+
+
+def test_a_backbone_that_cannot_skip_or_run_in_full_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = load_dataset("digits")
+    torch.manual_seed(0)
+    config = ResNetConfig(
+        depth=8, width=4, in_channels=1, n_classes=10, image_size=(8, 8), bits=(0, 2, 8)
+    )
+    backbone = ResNet(config, channel_statistics(dataset.train.images)).eval()
+    info = BackboneInfo(
+        dataset="digits", fingerprint=dataset.fingerprint, class_names=dataset.class_names
+    )
+    save_backbone(backbone, info, tmp_path / "backbone")
+    monkeypatch.chdir(tmp_path)
+    assert main([*TINY, "--method", "skipnet", "--budget", "50", "--backbone", "backbone"]) == 2
+    shown = capsys.readouterr().err.strip()
+    assert "method is 'skipnet', which skips a layer or runs it at 32 bit" in shown
+    assert "menu [0, 2, 8] lacks 32 bit" in shown
+    assert not (tmp_path / "runs").exists()
+
+
+def test_every_setting_survives_the_run_folders_yaml(tmp_path: Path) -> None:
+    config = TrainGumbelConfig(
+        backbone=tmp_path, budget=1.5, training=SupervisedConfig(distillation=1.0)
+    )
+    save_config(config, tmp_path / "config.yaml")
+    assert load_config(tmp_path / "config.yaml", TrainGumbelConfig) == config

@@ -1,0 +1,140 @@
+"""Networks by name on the command line: what fails in a user's code is said in a sentence, and nothing runs without its name."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from dfs_rl import (
+    compare,
+    evaluate,
+    sweep,
+    train_agent,
+    train_backbone,
+    train_cascade,
+    train_exits,
+    train_gumbel,
+    train_static,
+)
+from dfs_rl.utils.trusted_import import allow_constructor, call_constructor
+from tests.helpers.custom_models import write
+
+pytestmark = pytest.mark.usefixtures("stranger")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        compare,
+        evaluate,
+        sweep,
+        train_agent,
+        train_backbone,
+        train_cascade,
+        train_exits,
+        train_gumbel,
+        train_static,
+    ],
+)
+def test_every_command_has_the_flag_that_says_code_is_ones_own(command, refusal, capsys):
+    assert command.main(["--help"]) == 0
+    assert "--constructor MODULE:FUNCTION" in capsys.readouterr().out
+    sentence = refusal(command.main, ["--constructor", "othernets"])
+    assert sentence.startswith("error: 'othernets' names no constructor; give module:function")
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--backbone", "nonets:make"], "nonets:make cannot be imported"),
+        (["--backbone", "ownnets:nothing"], "no attribute 'nothing'"),
+        (["--backbone", "ownnets:number"], "returns a int"),
+        (["--backbone", "ownnets:make", "--weights", "none.pt"], "none.pt does not exist"),
+        (["--backbone", "ownnets:make", "--weights", "ownnets.py"], "cannot be read as weights"),
+        (["--backbone", "ownnets:backbone", "--weights", "none.pt"], "returns a backbone"),
+        (["--weights", "none.pt"], "weights go with a constructor"),
+    ],
+)
+def test_bad_constructors_and_weights_are_refused_in_a_sentence(flags, sentence, capsys):
+    write("ownnets")
+    assert train_agent.main([*flags, "--run-dir", "run"]) == 2
+    said = capsys.readouterr().err
+    assert sentence in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        (
+            {},
+            (
+                "it lacks 0.weight, 0.bias, 1.conv.weight and 15 more; it has, but the model has not, net.0.weight, net.0.bias, "
+                "net.1.conv.weight and 15 more"
+            ),
+        ),
+        ({"prefix": "", "drop": ("5.bias",)}, "it lacks 5.bias"),
+        (
+            {"prefix": "", "classes": 7},
+            "; ".join(
+                f"size mismatch for {name}: copying a param with shape torch.Size({theirs}) from checkpoint, the shape in current model "
+                f"is torch.Size({ours})"
+                for name, theirs, ours in (("5.weight", [7, 4], [10, 4]), ("5.bias", [7], [10]))
+            ),
+        ),
+    ],
+)
+def test_weights_that_do_not_fit_are_told_of_by_whole_names(changes, reason, refusal):
+    prefix, drop = changes.get("prefix", "net."), changes.get("drop", ())
+    write("othernets", classes=changes.get("classes", 10))
+    allow_constructor("othernets:make")
+    state = call_constructor("othernets:make").state_dict()
+    torch.save({prefix + name: v for name, v in state.items() if name not in drop}, "net.pt")
+    write("ownnets")
+    flags = ["--backbone", "ownnets:make", "--weights", "net.pt"]
+    sentence = f"error: the weights in net.pt do not fit the model: {reason}."
+    assert refusal(train_agent.main, flags) == sentence
+
+
+@pytest.mark.parametrize(
+    ("function", "reason", "culprit"),
+    [
+        ("fails", "ValueError: no good", "raise ValueError"),
+        ("deep", "ValueError: in_channels must be divisible by groups", "groups=2"),
+        ("quits", "SystemExit", "sys.exit()"),
+        ("needs", "TypeError: needs() missing 1 required positional argument: 'classes'", None),
+        ("three", "TypeError: 'int' object is not callable", None),
+    ],
+)
+def test_a_constructor_that_fails_is_told_of_in_a_sentence(function, reason, culprit, refusal):
+    write("ownnets")
+    lines = Path("ownnets.py").read_text(encoding="utf-8").splitlines()
+    numbers = [n for n, line in enumerate(lines, start=1) if culprit and culprit in line]
+    place = f" ({Path('ownnets.py').resolve()}, line {numbers[0]})" if numbers else ""
+    assert refusal(train_static.main, ["--backbone", f"ownnets:{function}"]) == (
+        f"error: constructor ownnets:{function} fails: {reason}{place}; it must be a function that works without arguments and returns "
+        "a torch.nn.Module or a backbone."
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "reason", "line"),
+    [
+        ("x = 1\ndef make(:\n", "SyntaxError: invalid syntax", 2),
+        ("import sys\n\nsys.exit('bye')\n", "SystemExit: bye", 3),
+        ("1 / 0\n", "ZeroDivisionError: division by zero", 1),
+    ],
+)
+def test_a_module_that_cannot_be_imported_is_told_of_in_a_sentence(text, reason, line, refusal):
+    path = Path("ownnets.py").resolve()
+    path.write_text(text, encoding="utf-8")
+    assert refusal(train_static.main, ["--backbone", "ownnets:make"]) == (
+        f"error: constructor ownnets:make cannot be imported: {reason} ({path}, line {line}); module ownnets must be in "
+        f"{path.parent} or be installed, and have make."
+    )
+
+
+def test_ctrl_c_in_a_constructor_interrupts(capsys):
+    write("ownnets")
+    assert train_static.main(["--backbone", "ownnets:stopped"]) == 130
+    assert capsys.readouterr().err == "Interrupted.\n"

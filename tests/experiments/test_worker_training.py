@@ -1,0 +1,181 @@
+"""The command with two workers of Ray: the same run as with one, whatever stops it on the way."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from torch import distributed
+
+from dfs_rl.data import load_dataset
+from dfs_rl.errors import ConfigError
+from dfs_rl.experiments.backbone_config import TrainBackboneConfig, build
+from dfs_rl.experiments.supernet_training import KIND, train_supernet
+from dfs_rl.train_backbone import main
+from dfs_rl.training.distributed import ParallelTrainer
+from dfs_rl.utils.checkpoint import load_tensors
+from dfs_rl.utils.device import check_devices
+from dfs_rl.utils.ray import start_ray
+from dfs_rl.utils.run_folder import RunFolder
+from dfs_rl.utils.signals import StopRequest
+
+EPOCHS = 12
+SETTINGS = {"backbone": "resnet8", "width": 2, "bits": (0, 4, 32), "epochs": EPOCHS}
+TINY = ["--backbone", "resnet8", "--width", "2", "--bits", "0", "4", "32", "--epochs", str(EPOCHS)]
+
+
+def _workers() -> list[int]:
+    """Process ids of the workers that belong to this process, in the order in which they started."""
+    parents, found = {}, []
+    for path in Path("/proc").iterdir():
+        if path.name.isdecimal():
+            try:
+                pid, stat = int(path.name), (path / "stat").read_text()
+                parents[pid] = int(stat.rpartition(")")[2].split()[1])
+                if (path / "cmdline").read_bytes().startswith(b"ray::RayTrainWorker"):
+                    found.append(pid)
+            except OSError:  # it has just ended
+                continue
+
+    def ours(pid: int) -> bool:
+        while pid in parents and pid != os.getpid():
+            pid = parents[pid]
+        return pid == os.getpid()
+
+    return sorted(filter(ours, found))
+
+
+def wait_for_epochs(run: Path, n: int) -> None:
+    deadline = time.monotonic() + 280
+    while len(RunFolder.open(run).read_metrics()) < n:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def _train_without_ray(path: Path, *, stop: bool = False) -> bool:
+    """What two workers do, in the processes of the group; returns whether it came to the end."""
+    config = TrainBackboneConfig(**SETTINGS, workers=2)
+    dataset = load_dataset("digits")
+    trainer = ParallelTrainer(
+        build(config, dataset),
+        dataset,
+        config.training,
+        epochs=config.epochs,
+        seed=config.seed,
+        device=torch.device("cpu"),
+    )
+    if distributed.get_rank() != 0:
+        trainer.follow()
+        return True
+    request = StopRequest()
+    request.made = stop
+    if path.exists():
+        run = RunFolder.open(path, KIND)
+    else:
+        run = RunFolder.create(path, kind=KIND, name="", config=config, command=())
+    try:
+        train_supernet(config, trainer, dataset, run, stop=request)
+    except KeyboardInterrupt:
+        return False
+    finally:
+        trainer.dismiss()
+    return True
+
+
+@pytest.fixture(scope="module")
+def whole(together, tmp_path_factory) -> Path:
+    """A run with two workers that nothing stopped."""
+    run = tmp_path_factory.mktemp("whole") / "run"
+    assert together(_train_without_ray, run)[0]
+    return run
+
+
+def test_workers_make_the_run_that_one_process_makes(whole, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert main([*TINY, "--run-dir", str(run)]) == 0
+    ours, theirs = RunFolder.open(whole).read_metrics(), RunFolder.open(run).read_metrics()
+    assert [record["epoch"] for record in ours] == list(range(1, EPOCHS + 1))
+    for name in ("loss/labels", "loss/distillation"):
+        # Rounding to codes enlarges differences of summation; over an epoch of 8 steps they stay small.
+        assert ours[0][name] == pytest.approx(theirs[0][name], abs=0.02)
+        assert ours[-1][name] == pytest.approx(theirs[-1][name], abs=0.2)
+
+
+@pytest.mark.timeout(300)  # Ray starts some twenty processes here
+def test_neither_ray_nor_a_killed_worker_nor_ctrl_c_changes_anything(
+    together, whole, tmp_path, capsys
+):
+    run = tmp_path / "run"
+    assert not together(partial(_train_without_ray, stop=True), run)[0]
+    assert RunFolder.open(run).read_metrics() == []  # stopped in the middle of the first epoch
+    capsys.readouterr()
+
+    def disturb() -> None:
+        wait_for_epochs(run, 1)
+        os.kill(_workers()[-1], signal.SIGKILL)
+        wait_for_epochs(run, 3)  # which takes another worker
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=disturb)
+    with start_ray(cpus=2, gpus=0):
+        thread.start()
+        assert main(["--resume", str(run)]) == 130
+    thread.join()
+    *others, last = capsys.readouterr().err.splitlines()
+    assert f"Go on with: python -m dfs_rl.train_backbone --resume {run}" in last
+    told = [line for line in others if not line.startswith("epoch ")]
+    assert told == ["A worker was lost; all go on from the last checkpoint."]
+
+    assert together(_train_without_ray, run)[0]
+    assert RunFolder.open(run).read_metrics() == RunFolder.open(whole).read_metrics()
+    ours, theirs = (load_tensors(r / "backbone" / "backbone.safetensors") for r in (run, whole))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--workers", "0"], "workers is 0; it must be at least 1"),
+        (
+            ["--workers", "9", "--training.batch-size", "8"],
+            "workers is 9; at most 8 can share a batch",
+        ),
+    ],
+)
+def test_impossible_numbers_of_workers_are_refused(flags, message, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert main([*TINY, *flags, "--run-dir", str(run)]) == 2
+    assert message in capsys.readouterr().err
+    assert not run.exists()
+
+
+def test_every_worker_needs_a_gpu_of_its_own():
+    cuda, one = torch.device("cuda"), torch.device("cuda:1")
+    check_devices(cuda, workers=2, gpus=2)
+    check_devices(one, workers=1, gpus=2)
+    check_devices(torch.device("cpu"), workers=9, gpus=0)
+    with pytest.raises(
+        ConfigError, match="workers is 3, but each needs a GPU and this machine has 2"
+    ):
+        check_devices(cuda, workers=3, gpus=2)
+    with pytest.raises(ConfigError, match="device is 'cuda:1', which 2 workers cannot share"):
+        check_devices(one, workers=2, gpus=2)
+
+
+def test_one_worker_does_without_ray(tmp_path):
+    script = (
+        "import sys\n"
+        "from dfs_rl.train_backbone import main\n"
+        f"code = main({[*TINY[:-1], '1', '--run-dir', str(tmp_path / 'run')]!r})\n"
+        "sys.exit(code or 'ray' in sys.modules)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,136 @@
+"""Runs that were never made, with outcomes written down by hand."""
+
+import math
+from dataclasses import replace
+
+import torch
+
+from dfs_rl.evaluation.comparison_records import EvaluatedRun
+from dfs_rl.evaluation.per_image_results import Outcome, Outcomes
+from dfs_rl.evaluation.summary import EvaluationSummary, MethodSummary
+
+N = 200
+LABELS = {
+    "static_table": "best static table",
+    "cascade": "confidence cascade",
+    "exits": "confidence exits",
+    "uniform_0": "skip all",
+    "uniform_2": "uniform 2 bit",
+    "full": "full precision",
+}
+TABLES = {
+    "static_table": (2, 32, 2),
+    "uniform_0": (0,) * 3,
+    "uniform_2": (2,) * 3,
+    "full": (32,) * 3,
+}
+FIXED = {"uniform_0": (20, 0.1), "uniform_2": (120, 0.5), "full": (190, 100.0)}
+"""How many of 200 images are right, and the computation."""
+
+
+def outcome(right: int, computation: float) -> Outcome:
+    correct = (torch.arange(N) < right).float()
+    return Outcome(correct, torch.full((N,), computation))
+
+
+def mcnemar(won: int, lost: int) -> float:
+    """Return the p-value of McNemar's exact test, two-sided, of two methods of which each alone is right so often."""
+    n, fewer = won + lost, min(won, lost)
+    return min(1.0, 2 * sum(math.comb(n, k) for k in range(fewer + 1)) / 2**n)
+
+
+def with_right(run: EvaluatedRun, split: str, right: dict[str, torch.Tensor]) -> EvaluatedRun:
+    """Replace which images of a split (``"reported"`` or ``"selection"``) some methods of a made-up run get right, bool ``[n]``."""
+    outcomes = dict(getattr(run.outcomes, split))
+    for key, correct in right.items():
+        cost = float(outcomes[key].computation.mean())
+        outcomes[key] = Outcome(correct.float(), torch.full((len(correct),), cost))
+    return replace(run, outcomes=run.outcomes._replace(**{split: outcomes}))
+
+
+def made_up_run(
+    name: str,
+    gate: tuple[int, float],
+    *,
+    label: str = "PPO",
+    seed: int = 0,
+    static: tuple[int, float] = (150, 0.8),
+    cascade: tuple[int, float] = (160, 0.8),
+    exits: tuple[int, float] | None = None,
+    selection: dict[str, tuple[int, float]] | None = None,
+    fingerprint: str = "abc",
+    backbone: str = "b0",
+    options: tuple[int, ...] = (0, 2, 32),
+    **settings: object,
+) -> EvaluatedRun:
+    """Return a run of which every method gets so many images right at such a computation.
+
+    Args:
+        name: Its folder.
+        gate: Right answers and computation of its gate.
+        label: Kind of gate.
+        seed: Its seed.
+        static: Right answers and computation of the best static table.
+        cascade: Those of the cascade.
+        exits: Those of the confidence exits, if the network has any.
+        selection: Those on the selection split where they differ from the reported one.
+        fingerprint: Of its images.
+        backbone: Digest of its backbone.
+        options: Its menu.
+        settings: Its other settings.
+    """
+    figures = {"gate": gate, **FIXED, "static_table": static, "cascade": cascade}
+    if exits is not None:
+        figures["exits"] = exits
+    methods = tuple(
+        MethodSummary(
+            key=key,
+            label=label if key == "gate" else LABELS[key],
+            role="gate" if key == "gate" else "fixed" if key in FIXED else "matched",
+            n=N,
+            accuracy=100.0 * right / N,
+            accuracy_error=1.0,
+            draws=1,
+            draws_deviation=None,
+            computation=computation,
+            computation_dfs=computation,
+            bitops=1e6,
+            patterns=7.0,
+            class_accuracy=(50.0,),
+            chosen_on=None,
+            detail="",
+            table=TABLES.get(key),
+        )
+        for key, (right, computation) in figures.items()
+    )
+    summary = EvaluationSummary(
+        identity="0",
+        dataset="made up",
+        fingerprint=fingerprint,
+        split="test",
+        n=N,
+        class_names=("a",),
+        options=options,
+        layers=3,
+        methods=methods,
+        comparisons=(),
+        beyond_marginals=None,
+        verdict=(),
+        shares=(),
+        histogram=((0.5, 0.5, 0.0),) * 3,
+        search=None,
+    )
+    reported = {key: outcome(*values) for key, values in figures.items()}
+    chosen = {key: outcome(*values) for key, values in (figures | (selection or {})).items()}
+    return EvaluatedRun(
+        path=name,
+        settings={"seed": seed, **settings},
+        command=f"python -m dfs_rl.train_agent --seed {seed}",
+        evaluation=f"python -m dfs_rl.evaluate {name}",
+        backbone=backbone,
+        pictures="",
+        images_seen=1000,
+        seconds=2.5,
+        summary=summary,
+        outcomes=Outcomes(reported, chosen),
+    )

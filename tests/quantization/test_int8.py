@@ -1,0 +1,180 @@
+import copy
+import pickle
+
+import pytest
+import torch
+from torch.nn import functional
+
+from dfs_rl import calibrate, fractionalize
+from dfs_rl.backbones import ResNet, ResNetConfig
+from dfs_rl.data import ChannelStatistics
+from dfs_rl.quantization import int8
+from dfs_rl.quantization.int8 import IntegerConv2d, integer_convolutions_are_exact, to_uint8_codes
+from dfs_rl.quantization.modules import ConvGeometry
+from tests.helpers.models import NETS, examples, lived_in, pictures
+
+CHANNELS_LAST = torch.channels_last
+on_exact_cpus = pytest.mark.skipif(
+    not integer_convolutions_are_exact(), reason="this CPU has no exact 8-bit convolutions"
+)
+
+
+def random(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize("highest", [1, 3, 15, 255])
+def test_codes_equal_rounding_then_clamping(highest):
+    x = torch.randn(3, 4, 5, 5, generator=random()).mul(3.0).contiguous(memory_format=CHANNELS_LAST)
+    x[0, 0, 0] = torch.tensor([0.5, 1.5, 2.5, -0.5, 1e6])  # ties and values outside
+    for inverse in (1.0, 0.37, 41.0):
+        codes = to_uint8_codes(x, torch.tensor(inverse), highest)
+        assert codes.dtype == torch.uint8
+        assert torch.equal(codes.float(), (x * inverse).round().clamp(0, highest))
+
+
+@on_exact_cpus
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+@pytest.mark.parametrize(
+    ("channels", "out", "stride", "kernel"), [(4, 4, 1, 3), (16, 32, 2, 3), (16, 4, 1, 1)]
+)
+def test_equals_the_floating_point_convolution_bit_for_bit(channels, out, stride, kernel, bits):
+    highest = 2**bits - 1
+    codes = torch.randint(0, highest + 1, (5, channels, 9, 9), generator=random()).float()
+    codes = codes.contiguous(memory_format=CHANNELS_LAST)
+    weight = torch.randint(
+        -(2 ** (bits - 1)), 2 ** (bits - 1), (out, channels, kernel, kernel), generator=random(1)
+    ).float()
+    scale, bias = (
+        torch.randn(out, generator=random(2)) * 0.01,
+        torch.randn(out, generator=random(3)),
+    )
+    scale[0] = 0.0
+    sums = functional.conv2d(codes, weight, stride=stride, padding=kernel // 2)
+    expected = sums * scale.reshape(1, -1, 1, 1) + bias.reshape(1, -1, 1, 1)
+    padding = (kernel // 2, kernel // 2)
+    geometry = ConvGeometry(stride=(stride, stride), padding=padding)
+    convolution = IntegerConv2d(weight, scale, bias, geometry=geometry)
+    small = codes.to(torch.uint8)
+    assert torch.equal(convolution(small), expected)
+    assert torch.equal(convolution(small[2:3]), expected[2:3])
+    step = float(expected.abs().amax()) / 3.0 / highest
+    rounded = convolution.to_codes(small, step=step, highest=highest)
+    assert torch.equal(rounded.float(), (expected / step).round().clamp(0, highest))
+    for again in (copy.deepcopy(convolution), pickle.loads(pickle.dumps(convolution))):
+        assert torch.equal(again(small), expected)
+
+
+@on_exact_cpus
+@pytest.mark.parametrize("layout", [CHANNELS_LAST, torch.contiguous_format])
+def test_every_geometry_and_layout_equals_the_floating_point_convolution(layout):
+    codes = torch.randint(0, 256, (5, 8, 12, 9), generator=random()).float()
+    codes = codes.contiguous(memory_format=layout)
+    weight = torch.randint(-128, 128, (6, 8, 4, 3), generator=random(1)).float()
+    scale, bias = torch.rand(6, generator=random(2)) * 0.01, torch.randn(6, generator=random(3))
+    geometry = ConvGeometry(stride=(3, 1), padding=(2, 0), dilation=(1, 2))
+    sums = functional.conv2d(codes, weight, stride=(3, 1), padding=(2, 0), dilation=(1, 2))
+    expected = sums * scale.reshape(1, -1, 1, 1) + bias.reshape(1, -1, 1, 1)
+    convolution = IntegerConv2d(weight, scale, bias, geometry=geometry)
+    for again in (convolution, copy.deepcopy(convolution)):
+        assert torch.equal(again(codes.to(torch.uint8)), expected)
+
+
+@on_exact_cpus
+def test_a_users_frozen_network_gives_the_same_with_and_without(monkeypatch):
+    backbone = fractionalize(lived_in(NETS["resnet"]), examples(), bits=(0, 2, 8, 32))
+    calibrate(backbone, pictures())
+    frozen, images = backbone.prepare(), pictures()
+    used = []
+    called = IntegerConv2d.__call__
+    monkeypatch.setattr(
+        IntegerConv2d, "__call__", lambda *args: used.append(args[0]) or called(*args)
+    )
+
+    def logits(bits):
+        hidden = frozen.stem(images)
+        for layer in frozen.layers:
+            hidden = layer(hidden, bits)
+        return frozen.head(hidden)
+
+    with torch.inference_mode():
+        integers = [logits(bits) for bits in (2, 8)]
+        assert len(used) >= 2 * 2 * len(frozen.layers)  # two convolutions a block, twice
+        used.clear()
+        monkeypatch.setattr(
+            "dfs_rl.quantization.inference.integer_convolutions_are_exact", lambda: False
+        )
+        floats = [logits(bits) for bits in (2, 8)]
+    assert not used
+    for ours, theirs in zip(integers, floats, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def logits_of(frozen, bits: int = 8):
+    with torch.inference_mode():
+        hidden = frozen.stem(pictures())
+        for layer in frozen.layers:
+            hidden = layer(hidden, bits)
+        return frozen.head(hidden)
+
+
+def test_loaded_weights_take_the_place_of_packed_ones():
+    first, second = (
+        fractionalize(lived_in(NETS["resnet"]), examples(), bits=(0, 8, 32)) for _ in range(2)
+    )
+    with torch.no_grad():
+        for name, parameter in second.named_parameters():
+            if "norm" in name:
+                parameter.mul_(1.1)
+    for backbone in (first, second):
+        calibrate(backbone, pictures())
+    frozen, expected = first.prepare(), logits_of(second.prepare())
+    assert not torch.allclose(logits_of(frozen), expected, atol=1e-4)
+    frozen.load_state_dict(second.prepare().state_dict())
+    assert torch.equal(logits_of(frozen), expected)
+
+
+def test_a_network_that_is_not_finite_gives_no_finite_answer():
+    backbone = fractionalize(lived_in(NETS["resnet"]), examples(), bits=(0, 8, 32))
+    calibrate(backbone, pictures())
+    assert logits_of(backbone.prepare()).isfinite().all()
+    convolution = next(iter(backbone.layers[1].ops.values()))
+    with torch.no_grad():
+        convolution.weight[0, 0, 0, 0] = torch.nan
+    assert not logits_of(backbone.prepare()).isfinite().any()
+
+
+@on_exact_cpus
+def test_a_frozen_network_gives_the_same_with_and_without(monkeypatch):
+    torch.manual_seed(0)
+    statistics = ChannelStatistics(mean=(0.5,), std=(0.25,))
+    network = ResNet(
+        ResNetConfig(depth=8, width=4, in_channels=1, image_size=(8, 8)), statistics
+    ).eval()
+    frozen = network.prepare()
+    images = torch.randint(0, 256, (9, 1, 8, 8), generator=random(), dtype=torch.uint8)
+
+    def logits(bits):
+        hidden = frozen.stem(images)
+        for layer in frozen.layers:
+            hidden = layer(hidden, bits)
+        return frozen.head(hidden)
+
+    with torch.inference_mode():
+        integers = [logits(bits) for bits in (2, 3, 4, 8)]
+        monkeypatch.setattr(
+            "dfs_rl.quantization.inference.integer_convolutions_are_exact", lambda: False
+        )
+        floats = [logits(bits) for bits in (2, 3, 4, 8)]
+    for ours, theirs in zip(integers, floats, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_without_the_operators_it_is_not_used(monkeypatch):
+    def missing(*args, **kwargs):
+        raise RuntimeError("no such operator")
+
+    integer_convolutions_are_exact.cache_clear()
+    monkeypatch.setattr(int8, "IntegerConv2d", missing)
+    assert not integer_convolutions_are_exact()
+    integer_convolutions_are_exact.cache_clear()

@@ -1,0 +1,3 @@
+from tests.helpers.halves import halves, together
+
+__all__ = ["halves", "together"]

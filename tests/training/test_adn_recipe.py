@@ -1,0 +1,194 @@
+"""The recipe of adaptive-depth networks: its gradient, what it learns, and what it shares with the supernet's."""
+
+import copy
+import itertools
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.nn import functional
+
+from dfs_rl.backbones import AdaptiveResNet, AdaptiveResNetConfig
+from dfs_rl.costs import BitOptions
+from dfs_rl.data import Dataset, channel_statistics
+from dfs_rl.errors import ConfigError
+from dfs_rl.training.bit_sampling import sample_below
+from dfs_rl.training.supernet import Position, SupernetConfig, SupernetTrainer, accuracy_of
+
+PLAIN, MENU = (0, 32), (0, 2, 8, 32)
+
+
+def trainer(
+    halves: Dataset,
+    *,
+    bits: tuple[int, ...] = PLAIN,
+    epochs: int = 8,
+    granularity: str = "path",
+    **changes: object,
+) -> SupernetTrainer:
+    torch.manual_seed(0)
+    config = AdaptiveResNetConfig(
+        blocks=(2, 2),
+        width=4,
+        in_channels=1,
+        n_classes=2,
+        image_size=(8, 8),
+        bits=bits,
+        stem_bits=32 if bits == PLAIN else 8,
+        granularity=granularity,  # type: ignore[arg-type]
+    )
+    settings = {"batch_size": 16, "lr": 0.05, "pad": 0, "precision": "float32", **changes}
+    return SupernetTrainer(
+        AdaptiveResNet(config, channel_statistics(halves.train.images)),
+        halves,
+        SupernetConfig(**settings),  # type: ignore[arg-type]
+        epochs=epochs,
+        seed=1,
+        device=torch.device("cpu"),
+        recipe="adn",
+    )
+
+
+def run(training: SupernetTrainer, *, steps: int | None = None) -> list[float]:
+    losses: list[float] = []
+    while training.position.epoch < training.epochs:
+        for loss in training.train_epoch():
+            losses.append(loss.labels)
+            if len(losses) == steps:
+                return losses
+    return losses
+
+
+@pytest.mark.parametrize("alpha", [0.5, 0.2])
+@pytest.mark.parametrize("feature_weight", [0.0, 0.7])
+def test_a_step_has_the_gradient_of_both_nets(halves, alpha, feature_weight):
+    # A batch that is the whole split, not augmented, has the same loss in any order.
+    still = replace(halves, flip=False)
+    training = trainer(still, batch_size=96, alpha=alpha, feature_weight=feature_weight)
+    net = copy.deepcopy(training.backbone).train()
+    for _ in training.train_epoch():
+        pass
+
+    def both(bits):
+        hidden, leaving = net.stem(halves.train.images), []
+        for stage in net.layers:
+            hidden = stage(hidden, bits)
+            leaving.append(hidden)
+        return net.head(hidden), leaving
+
+    whole, theirs = both(32)
+    base, ours = both(0)
+    teacher = whole.detach().softmax(dim=1)
+    loss = (1 - alpha) * functional.kl_div(
+        base.log_softmax(dim=1), teacher, reduction="batchmean"
+    ) + alpha * functional.cross_entropy(whole, halves.train.labels)
+    for a, b in zip(ours, theirs, strict=True):
+        loss = loss + (1 - alpha) * feature_weight * (a - b.detach()).square().mean() / 2
+    loss.backward()
+    compared = 0
+    for (name, p), q in zip(training.backbone.named_parameters(), net.parameters(), strict=True):
+        if p.requires_grad and p.numel():
+            torch.testing.assert_close(p.grad, q.grad, rtol=1e-3, atol=1e-6, msg=name)
+            compared += 1
+    assert compared > 20
+
+
+def test_the_base_net_teaches_the_path_nothing(halves):
+    training = trainer(halves, alpha=1e-12)  # labels hardly count, distillation is all there is
+    for _ in itertools.islice(training.train_epoch(), 1):
+        pass
+    gradients = dict(training.backbone.named_parameters())
+    assert gradients["blocks.0.path.0.conv1.weight"].grad.abs().max() < 1e-9
+    mandatory = gradients["blocks.0.mandatory.0.conv1.weight"].grad
+    assert mandatory.abs().max() > 1e-6
+    norms = gradients["blocks.0.mandatory.0.conv1.norm_weight"].grad.abs().amax(dim=1)
+    assert norms[1] > 1e-6 > norms[0]
+
+
+@pytest.mark.parametrize("granularity", ["path", "block"])
+def test_all_sub_networks_work_after_training_and_none_before(halves, granularity):
+    training = trainer(halves, granularity=granularity)
+    settings = list(itertools.product(PLAIN, repeat=2))
+    untrained = training.snapshot()
+    assert max(accuracy_of(untrained, halves.val, s) for s in settings) < 80.0  # 50 is chance
+    run(training)
+    backbone = training.finish()
+    # Of these no step has run two.
+    assert min(accuracy_of(backbone, halves.val, s) for s in settings) > 95.0
+
+
+def test_with_a_menu_every_option_works_and_so_does_skipping(halves):
+    training = trainer(halves, bits=MENU, epochs=12)
+    run(training)
+    backbone = training.finish()
+    for setting in itertools.product(MENU, repeat=2):
+        assert accuracy_of(backbone, halves.val, setting) > 95.0, setting
+
+
+@pytest.mark.parametrize(("bits", "stop_after"), [(PLAIN, 3), (MENU, 6), (MENU, 15)])
+def test_a_resumed_training_is_the_uninterrupted_one(halves, bits, stop_after):
+    whole = trainer(halves, bits=bits, epochs=3)
+    losses = run(whole)
+    first = trainer(halves, bits=bits, epochs=3)
+    before = run(first, steps=stop_after)
+    saved = {name: tensor.clone() for name, tensor in first.tensors().items()}
+    second = trainer(halves, bits=bits, epochs=3)
+    second.restore(saved, Position(*first.position))
+    assert before + run(second) == losses
+    for name, tensor in whole.tensors().items():
+        assert torch.equal(tensor, second.tensors()[name]), name
+
+
+def test_the_end_measures_the_norms_of_both_modes(halves):
+    training = trainer(halves, bits=MENU, epochs=1)
+    run(training)
+    for name, buffer in training.backbone.named_buffers():
+        if "running" in name:
+            buffer.fill_(1e6)  # must leave no trace
+    measured = dict(training.finish().named_buffers())
+    sets = measured["blocks.1.mandatory.0.conv2.running_mean"]
+    assert all(tensor.max() < 1e3 for name, tensor in measured.items() if "running" in name)
+    assert (sets[0] - sets[1]).abs().max() > 1e-3
+
+
+def test_quantizers_begin_without_touching_what_the_base_net_has_learned(halves):
+    training = trainer(halves, bits=MENU, epochs=2, warmup=0.5)
+    for loss in training.train_epoch():
+        assert loss.distillation is not None  # from the first step on
+    before = {n: p.clone() for n, p in training.backbone.named_parameters()}
+    next(training.train_epoch())
+    after = dict(training.backbone.named_parameters())
+    step = "quantizers.weight_log_step"
+    # One step moves learned values a little; calibration would set the path's anew, and only the path's.
+    assert (after[f"blocks.0.path.0.conv1.{step}"] - before[f"blocks.0.path.0.conv1.{step}"]).abs().min() > 0.1  # fmt: skip
+    for name in (f"conv1.{step}", "conv1.norm_weight", "conv1.norm_bias"):
+        full = f"blocks.0.mandatory.0.{name}"
+        assert (after[full] - before[full]).abs().max() < 0.1, name
+
+
+def test_settings_are_the_base_net_and_low_ones_by_halves():
+    options = BitOptions(MENU)
+
+    def draw(n: int, **how: object) -> list[tuple[int, ...] | None]:
+        generator = torch.Generator().manual_seed(0)
+        return [sample_below(options, 4, generator, **how) for _ in range(n)]  # type: ignore[arg-type]
+
+    assert set(draw(50, recipe="adn", quantized=False)) == {(0, 0, 0, 0)}
+    assert set(draw(50, recipe="supernet", quantized=False)) == {None}
+    drawn = draw(2000, recipe="adn", quantized=True)
+    # A random mix skips all of four layers in one of 256 draws.
+    assert drawn.count((0, 0, 0, 0)) / 2000 == pytest.approx(0.5 + 0.25 / 256, abs=0.035)
+    assert drawn.count((2, 2, 2, 2)) / 2000 == pytest.approx(0.125, abs=0.03)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"alpha": 0.0}, "alpha is 0.0; it must be above 0"),
+        ({"alpha": 1.0}, "alpha is 1.0"),
+        ({"feature_weight": -1.0}, "feature_weight is -1.0; it must be at least 0"),
+    ],
+)
+def test_impossible_settings_are_refused(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        SupernetConfig(**changes)

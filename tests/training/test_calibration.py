@@ -1,0 +1,168 @@
+"""Measured statistics against averages written out."""
+
+from copy import deepcopy
+
+import pytest
+import torch
+
+from dfs_rl.backbones import ResNet, ResNetConfig
+from dfs_rl.backbones.probe import confidence, pool_grid
+from dfs_rl.costs import BitOptions
+from dfs_rl.data import ChannelStatistics, ImageSet
+from dfs_rl.quantization.functional import grid, mse_step
+from dfs_rl.training.bit_sampling import sample_low, uniform
+from dfs_rl.training.calibration import (
+    calibrate_norms,
+    calibrate_steps,
+    copy_full_norms,
+    measure_features,
+)
+from dfs_rl.utils.seeding import torch_generator
+
+
+@pytest.fixture
+def net() -> ResNet:
+    torch.manual_seed(0)
+    config = ResNetConfig(depth=8, width=3, in_channels=1, image_size=(8, 8), bits=(0, 4, 32))
+    return ResNet(config, ChannelStatistics((0.5,), (0.25,)))
+
+
+def batches(n: int) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(5)
+    return [
+        torch.randint(0, 256, (16, 1, 8, 8), dtype=torch.uint8, generator=generator)
+        for _ in range(n)
+    ]
+
+
+def test_norms_become_the_mean_over_batches(net):
+    images = batches(6)
+    net.stem_conv.running_mean.fill_(7.0)  # must leave no trace
+    calibrate_norms(net, iter(images), [uniform(32, 3), uniform(4, 3)] * 3)
+    with torch.no_grad():
+        conv = net.stem_conv
+        x, weight = conv.quantizers(net.normalise(torch.cat(images)), conv.weight, 8)
+        outputs = torch.nn.functional.conv2d(x, weight, padding=1)
+        torch.testing.assert_close(conv.running_mean[0], outputs.mean(dim=(0, 2, 3)))
+        inner = net.layers[0].conv1
+        seen = [torch.relu(net_stem_in_batch_mode(net, batch)) for batch in images[0::2]]
+        means = [
+            torch.nn.functional.conv2d(hidden, inner.weight, padding=1).mean(dim=(0, 2, 3))
+            for hidden in seen
+        ]
+        torch.testing.assert_close(inner.running_mean[1], torch.stack(means).mean(dim=0))
+
+    # Training goes on with its running mean.
+    kept = conv.running_mean[0].clone()
+    net.train()(images[0], 32)
+    own = outputs[:16].mean(dim=(0, 2, 3))
+    torch.testing.assert_close(conv.running_mean[0], 0.9 * kept + 0.1 * own)
+
+
+def net_stem_in_batch_mode(net: ResNet, batch: torch.Tensor) -> torch.Tensor:
+    conv = net.stem_conv
+    x, weight = conv.quantizers(net.normalise(batch), conv.weight, 8)
+    out = torch.nn.functional.conv2d(x, weight, padding=1)
+    return torch.nn.functional.batch_norm(out, None, None, training=True, eps=1e-5)
+
+
+def test_steps_follow_the_input_that_the_layer_sees(net):
+    small, large = (torch.full((8, 1, 8, 8), value, dtype=torch.uint8) for value in (150, 250))
+    calibrate_steps(net, small, parts=[net.stem_conv])
+    before = net.stem_conv.quantizers.input_step_of(8).item()
+    blocks = [block.conv1.quantizers.input_log_step.clone() for block in net.layers]
+    calibrate_steps(net, large, parts=[net.stem_conv])
+    after = net.stem_conv.quantizers.input_step_of(8).item()
+    # Normalised pixels are (0.588 - 0.5) / 0.25 and (0.980 - 0.5) / 0.25: the step scales with them.
+    assert after / before == pytest.approx((250 / 255 - 0.5) / (150 / 255 - 0.5), rel=0.02)
+    assert all(
+        torch.equal(old, block.conv1.quantizers.input_log_step)
+        for old, block in zip(blocks, net.layers, strict=True)
+    )
+
+
+def test_norms_of_all_options_start_from_the_dearest(net):
+    conv = net.layers[1].conv2
+    with torch.no_grad():
+        conv.running_mean[-1] = torch.arange(6.0)
+        conv.norm_bias[-1] = -torch.arange(6.0)
+    copy_full_norms(net)
+    assert conv.running_mean.tolist() == [list(range(6))] * 2
+    assert conv.norm_bias[0].tolist() == conv.norm_bias[1].tolist() == [-float(i) for i in range(6)]
+
+
+def test_feature_statistics_equal_a_second_walk(net):
+    net.eval()
+    seen = [ImageSet(images, torch.arange(len(images)) % net.n_classes) for images in batches(3)]
+    measure_features(net, seen, torch_generator("mix"))
+    draws = torch_generator("mix")
+    rows: list[list[torch.Tensor]] = [[], [], []]
+    with torch.no_grad():
+        for batch in seen:
+            hidden = net.stem(batch.images)
+            for layer, bits in enumerate(sample_low(net.options, 3, draws)):
+                rows[layer].append(net.feature(hidden, layer))
+                hidden = net.layers[layer](hidden, bits)
+    for layer, features in enumerate(torch.cat(parts) for parts in rows):
+        size = net.feature_sizes[layer]
+        assert features.shape[1] == size
+        torch.testing.assert_close(
+            net.feature_mean[layer, :size], features.mean(dim=0), rtol=1e-3, atol=1e-4
+        )
+        deviation = features.std(dim=0, correction=0)
+        moving = deviation > 1e-5
+        torch.testing.assert_close(
+            net.feature_std[layer, :size][moving], deviation[moving], rtol=1e-2, atol=1e-4
+        )
+        assert (net.feature_std[layer, size:] == 1).all()
+        assert (net.feature_mean[layer, size:] == 0).all()
+
+
+def test_features_begin_with_the_confidence_of_the_layers_probe(net):
+    net.eval()
+    hidden = net.stem(batches(1)[0])
+    parts = pool_grid(hidden, grid=net.probe_grid)
+    sure = confidence(net.probes[0](parts.flatten(1)))
+    expected = torch.cat([sure, hidden.mean(dim=(2, 3))], dim=1)
+    torch.testing.assert_close(net.feature(hidden, 0), expected)
+    torch.testing.assert_close(net.prepare().feature(hidden, 0), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_probes_cost_what_their_precision_says(net):
+    macs = sum(probe.weight.numel() for probe in net.probes)
+    assert net.feature_macs == macs * (net.config.stem_bits / 32) ** 2
+
+
+def test_low_settings_are_uniform_half_of_the_time_and_never_the_dearest():
+    options = BitOptions((0, 2, 4, 32))
+    generator = torch_generator("settings")
+    drawn = [sample_low(options, 6, generator) for _ in range(2000)]
+    flat = [setting for setting in drawn if len(set(setting)) == 1]
+    assert {setting[0] for setting in flat if setting[0] not in (0, 32)} == {2, 4}
+    # A mix of 6 layers over 4 options is uniform by chance in 4 of 4096 draws.
+    assert len(flat) / 2000 == pytest.approx(0.5, abs=0.04)
+    mixed = torch.tensor([setting for setting in drawn if len(set(setting)) > 1])
+    for bits in options:
+        assert (mixed == bits).float().mean().item() == pytest.approx(0.25, abs=0.02)
+
+
+def test_a_menu_of_full_precision_alone_has_no_low_setting_but_itself():
+    assert sample_low(BitOptions((32,)), 2, torch_generator("s")) == (32, 32)
+
+
+@pytest.mark.parametrize("untrained", [False, True])
+def test_steps_of_an_untrained_network_fit_what_it_will_train_on(net, untrained):
+    (images,) = batches(1)
+    with torch.no_grad():
+        for block in net.layers:
+            block.conv1.running_var.fill_(100.0)  # which no batch has
+    copy = deepcopy(net).train(untrained)
+    seen = []
+    copy.layers[2].conv2.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    copy(images, 32)
+    before = {name: buffer.clone() for name, buffer in net.named_buffers()}
+    calibrate_steps(net, images, parts=[net.blocks], batch_statistics=untrained)
+    step = net.layers[2].conv2.quantizers.input_step_of(4)
+    torch.testing.assert_close(step, mse_step(seen[0].detach(), grid(4, signed=False)))
+    assert all(torch.equal(buffer, before[name]) for name, buffer in net.named_buffers())
+    assert net.training

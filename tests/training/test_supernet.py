@@ -1,0 +1,236 @@
+"""Supernet training: it learns, it resumes exactly, and it stops with a sentence."""
+
+import copy
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.nn import functional
+
+from dfs_rl.backbones import ResNet, ResNetConfig
+from dfs_rl.backbones.adaptive_mobilenet import AdaptiveMobileNet, AdaptiveMobileNetConfig
+from dfs_rl.data import Dataset, channel_statistics, epoch_batches
+from dfs_rl.errors import ConfigError, TrainingError
+from dfs_rl.quantization import grid, mse_step
+from dfs_rl.training.bit_sampling import sample_low, uniform
+from dfs_rl.training.supernet import (
+    Position,
+    SupernetConfig,
+    SupernetTrainer,
+    accuracy_of,
+    learning_rate,
+)
+from dfs_rl.utils.seeding import torch_generator
+
+CPU = torch.device("cpu")
+
+
+def trainer(
+    halves: Dataset, *, epochs: int = 6, lr: float = 0.05, **changes: object
+) -> SupernetTrainer:
+    torch.manual_seed(0)
+    config = ResNetConfig(
+        depth=8, width=4, in_channels=1, n_classes=2, image_size=(8, 8), bits=(0, 2, 8, 32)
+    )
+    settings = {"batch_size": 16, "lr": lr, "pad": 0, "precision": "float32", **changes}
+    return SupernetTrainer(
+        ResNet(config, channel_statistics(halves.train.images)),
+        halves,
+        SupernetConfig(**settings),  # type: ignore[arg-type]
+        epochs=epochs,
+        seed=1,
+        device=CPU,
+    )
+
+
+def run(training: SupernetTrainer, *, steps: int | None = None) -> list[float]:
+    losses: list[float] = []
+    while training.position.epoch < training.epochs:
+        for loss in training.train_epoch():
+            losses.append(loss.labels)
+            if len(losses) == steps:
+                return losses
+    return losses
+
+
+def test_every_uniform_setting_works_after_training_and_none_before(halves):
+    training = trainer(halves)
+    untrained = [accuracy_of(training.snapshot(), halves.val, uniform(b, 3)) for b in (2, 8, 32)]
+    assert max(untrained) < 80.0  # 50 is chance
+    run(training)
+    backbone = training.finish()
+    for bits in (2, 8, 32):
+        assert accuracy_of(backbone, halves.val, uniform(bits, 3)) > 95.0
+    assert accuracy_of(backbone, halves.val, (2, 32, 8)) > 95.0
+    assert (backbone.feature_std != 1).any()
+
+
+@pytest.mark.parametrize("stop_after", [3, 6, 15])
+def test_a_resumed_training_is_the_uninterrupted_one(halves, stop_after):
+    whole = trainer(halves)
+    losses = run(whole)
+    first = trainer(halves)
+    before = run(first, steps=stop_after)
+    saved = {name: tensor.clone() for name, tensor in first.tensors().items()}
+    second = trainer(halves)
+    second.restore(saved, Position(*first.position))
+    assert before + run(second) == losses
+    for name, tensor in whole.tensors().items():
+        assert torch.equal(tensor, second.tensors()[name]), name
+
+
+def test_without_full_precision_gated_layers_begin_with_steps_that_fit(halves):
+    torch.manual_seed(0)
+    config = ResNetConfig(
+        depth=8, width=4, in_channels=1, n_classes=2, image_size=(8, 8), bits=(0, 2, 8)
+    )
+    backbone = ResNet(config, channel_statistics(halves.train.images))
+    SupernetTrainer(
+        backbone,
+        halves,
+        SupernetConfig(batch_size=16, pad=0, precision="float32"),
+        epochs=4,
+        seed=1,
+        device=CPU,
+    )
+    for block in backbone.layers:
+        for layer in (block.conv1, block.conv2):
+            expected = mse_step(layer.weight.detach(), grid(8, signed=True))
+            step = layer.quantizers.weight_step_of(8, layer.weight).detach()
+            torch.testing.assert_close(step, expected)
+
+
+def test_without_a_warm_up_gated_layers_begin_with_steps_that_fit(halves):
+    torch.manual_seed(0)
+    config = AdaptiveMobileNetConfig(
+        width=8, in_channels=1, n_classes=2, image_size=(8, 8), bits=(0, 4, 32)
+    )
+    backbone = AdaptiveMobileNet(config, channel_statistics(halves.train.images))
+    settings = SupernetConfig(batch_size=16, pad=0, precision="float32", lr=1e-9)
+    training = SupernetTrainer(
+        backbone, halves, settings, epochs=3, seed=1, device=CPU, recipe="adn"
+    )
+    next(training.train_epoch())
+    last = backbone.layers[-1].path[0]
+    entered = []
+    last.register_forward_pre_hook(lambda _, args: entered.append(args[0].detach()))
+    backbone.train()(halves.train.images, uniform(32, len(backbone.layers)))
+    expected = mse_step(entered[0], grid(4, signed=True))
+    step = last.convolutions[0].quantizers.input_step_of(4).detach()
+    torch.testing.assert_close(step, expected, rtol=0.05, atol=0.0)
+
+
+def test_the_warm_up_runs_the_dearest_option_alone(halves):
+    training = trainer(halves, epochs=4, warmup=0.5)
+    kinds = []
+    while training.position.epoch < 4:
+        kinds.append({loss.distillation is None for loss in training.train_epoch()})
+    assert kinds == [{True}, {True}, {False}, {False}]
+
+
+@pytest.mark.parametrize("feature_weight", [None, 0.7])
+def test_a_step_pulls_what_leaves_each_layer_to_that_of_the_dearest_pass(halves, feature_weight):
+    still = replace(halves, flip=False)
+    training = trainer(still, batch_size=96, warmup=0.0, feature_weight=feature_weight)
+    for _ in training.train_epoch():
+        pass  # one step, at a learning rate of 0
+    net = copy.deepcopy(training.backbone)
+    net.zero_grad()
+    setting = sample_low(net.options, 3, torch_generator(1, "setting", 0, 0))
+    # In the same order: sums in another one move values across the border between two codes.
+    (rows,) = epoch_batches(96, 96, seed=1, epoch=0, drop_last=True)
+    batch = halves.train.subset(rows)
+
+    def run_at(setting):
+        hidden, leaving = net.stem(batch.images), []
+        for layer, bits in zip(net.layers, setting, strict=True):
+            hidden = layer(hidden, bits)
+            leaving.append(hidden)
+        return net.head(hidden), leaving
+
+    whole, theirs = run_at((32, 32, 32))
+    low, ours = run_at(setting)
+    teacher = whole.detach().softmax(dim=1)
+    loss = functional.cross_entropy(whole, batch.labels)
+    loss = loss + functional.kl_div(low.log_softmax(dim=1), teacher, reduction="batchmean")
+    for a, b in zip(ours, theirs, strict=True):
+        loss = loss + (feature_weight or 0.0) * (a - b.detach()).square().mean() / 3
+    loss.backward()
+    compared = 0
+    for (name, p), q in zip(training.backbone.named_parameters(), net.parameters(), strict=True):
+        if q.grad is not None:
+            torch.testing.assert_close(p.grad, q.grad, rtol=1e-3, atol=1e-6, msg=name)
+            compared += 1
+    assert compared > 10
+
+
+def test_a_loss_that_is_not_finite_stops_with_a_sentence(halves):
+    training = trainer(halves)
+    with torch.no_grad():
+        training.backbone.classifier.bias.fill_(math.nan)
+    with pytest.raises(
+        TrainingError,
+        match=r"the loss is no longer finite in epoch 1 after step 0; a lower learning rate than 0.05",
+    ):
+        run(training)
+
+
+def test_in_bfloat16_more_digits_may_help_as_well(halves):
+    training = trainer(halves, precision="bfloat16")
+    with torch.no_grad():
+        training.backbone.classifier.bias.fill_(math.nan)
+    with pytest.raises(TrainingError, match=r"than 0.05, or training.precision float32 may help"):
+        run(training)
+
+
+def test_steps_beyond_float32_stop_with_a_sentence(halves):
+    training = trainer(halves)
+    with torch.no_grad():
+        training.backbone.layers[0].conv2.quantizers.input_log_step[0] = 200.0
+    with pytest.raises(TrainingError, match=r"input_log_step is no longer finite in epoch 1"):
+        training.snapshot()
+
+
+@pytest.mark.parametrize("lr", [1e6, 1e30])
+def test_a_wild_learning_rate_ends_in_a_sentence(halves, lr):
+    training = trainer(halves, lr=lr, epochs=3)
+
+    def train_and_look() -> None:
+        run(training)
+        training.snapshot()
+
+    with pytest.raises(TrainingError, match="may help"):
+        train_and_look()
+
+
+def test_the_schedule_rises_and_falls_to_zero():
+    assert learning_rate(0.0, peak=0.2) == 0.0
+    assert learning_rate(0.025, peak=0.2) == pytest.approx(0.1)
+    assert learning_rate(0.05, peak=0.2) == pytest.approx(0.2)
+    assert learning_rate(0.525, peak=0.2) == pytest.approx(0.1)
+    assert learning_rate(1.0, peak=0.2) == pytest.approx(0.0, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"warmup": 1.5}, "warmup is 1.5; it must be at most 1"),
+        ({"batch_size": 1}, "batch_size is 1; it must be at least 2"),
+        ({"lr": 0.0}, "lr is 0.0"),
+        ({"momentum": 1.0}, "momentum is 1.0"),
+        ({"pad": -1}, "pad is -1"),
+        ({"calibration_rounds": 0}, "calibration_rounds is 0"),
+    ],
+)
+def test_impossible_settings_are_refused(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        SupernetConfig(**changes)
+
+
+def test_batches_larger_than_the_data_are_refused(halves):
+    with pytest.raises(
+        ConfigError,
+        match=r"training\.batch_size is 200; the train split has only 96 images, so allowed are 2 to 96",
+    ):
+        trainer(halves, batch_size=200)

@@ -1,0 +1,188 @@
+import errno
+import math
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+
+from dfs_rl.errors import CheckpointError
+from dfs_rl.utils.checkpoint import load_checkpoint, load_tensors, save_checkpoint, save_tensors
+from tests.helpers.disks import full_disk
+
+TENSORS = {
+    "bfloat16": torch.linspace(-3, 3, 12).reshape(3, 4).bfloat16(),
+    "float16": torch.linspace(-3, 3, 5).half(),
+    "float32": torch.tensor([-math.inf, math.inf, -0.0, 1e-45]),
+    "float64": torch.tensor(math.pi, dtype=torch.float64),
+    "uint8": torch.arange(256, dtype=torch.uint8),
+    "int8": torch.arange(-128, 128, dtype=torch.int8),
+    "int64": torch.tensor([-(2**63), 2**63 - 1]),
+    "bool": torch.tensor([True, False]),
+    "scalar": torch.tensor(5),
+    "empty": torch.zeros(0, 3),
+    "channels_last": torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last),
+    "strided": torch.arange(20).reshape(4, 5)[::2, 1::2],
+    "expanded": torch.arange(3).expand(4, 3),
+    "parameter": torch.nn.Parameter(torch.randn(3)),
+}
+
+
+def bits(tensor: torch.Tensor) -> bytes:
+    """The values' own bytes, so that NaN equals NaN and -0 does not equal 0."""
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+def test_every_dtype_and_memory_layout_comes_back_bit_for_bit(tmp_path):
+    save_tensors(tmp_path / "t.safetensors", TENSORS)
+    loaded = load_tensors(tmp_path / "t.safetensors")
+    assert loaded.keys() == TENSORS.keys()
+    for name, tensor in TENSORS.items():
+        assert loaded[name].dtype == tensor.dtype
+        assert loaded[name].shape == tensor.shape
+        assert bits(loaded[name]) == bits(tensor), name
+        assert loaded[name].is_contiguous()
+        assert not loaded[name].requires_grad
+
+
+def test_tensors_that_share_memory_are_each_stored(tmp_path):
+    base = torch.arange(6.0)
+    save_tensors(tmp_path / "t", {"all": base, "same": base, "part": base[2:4]})
+    loaded = load_tensors(tmp_path / "t")
+    assert loaded["part"].tolist() == [2.0, 3.0]
+    loaded["all"].zero_()
+    assert loaded["same"].tolist() == base.tolist()
+
+
+def test_loaded_tensors_outlive_the_file(tmp_path):
+    path = tmp_path / "t"
+    save_tensors(path, {"a": torch.ones(1000)})
+    loaded = load_tensors(path)
+    path.write_bytes(bytes(path.stat().st_size))
+    assert loaded["a"].sum() == 1000
+
+
+def test_files_of_other_writers_are_read(tmp_path):
+    save_file({"a": torch.ones(2)}, tmp_path / "plain.safetensors")
+    plain = tmp_path / "plain.safetensors"
+    assert load_tensors(plain, ours=False)["a"].tolist() == [1, 1]
+    with pytest.raises(CheckpointError, match="has no checksum"):
+        load_tensors(plain)
+
+
+def write_example(path: Path) -> None:
+    save_checkpoint(
+        path, {"w": torch.arange(5.0), "b": torch.tensor([7, 8])}, {"step": 3, "x": 0.1}
+    )
+
+
+def test_a_checkpoint_comes_back_with_its_state(tmp_path):
+    write_example(tmp_path / "c")
+    loaded = load_checkpoint(tmp_path / "c")
+    assert loaded.state == {"step": 3, "x": 0.1}
+    assert loaded.tensors["w"].tolist() == [0, 1, 2, 3, 4]
+
+
+@given(
+    state=st.dictionaries(
+        st.text(), st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+    )
+)
+def test_states_come_back_exactly(tmp_path_factory, state):
+    path = tmp_path_factory.mktemp("c") / "c"
+    save_checkpoint(path, {"w": torch.ones(1)}, state)
+    assert load_checkpoint(path).state == state
+
+
+def test_a_state_that_json_cannot_hold_is_refused_and_the_old_one_stays(tmp_path):
+    write_example(tmp_path / "c")
+    with pytest.raises(CheckpointError, match="holds a number that is not finite"):
+        save_checkpoint(tmp_path / "c", {}, {"best": -math.inf})
+    assert load_checkpoint(tmp_path / "c").state["step"] == 3
+
+
+def test_every_truncation_is_detected(tmp_path):
+    path = tmp_path / "c"
+    write_example(path)
+    content = path.read_bytes()
+    for length in range(len(content)):
+        path.write_bytes(content[:length])
+        with pytest.raises(CheckpointError, match="is damaged"):
+            load_checkpoint(path)
+
+
+@given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
+def test_no_flipped_bit_changes_what_is_loaded(tmp_path_factory, place, bit):
+    path = tmp_path_factory.mktemp("c") / "c"
+    write_example(path)
+    content = bytearray(path.read_bytes())
+    intact = load_checkpoint(path)
+    content[int(place * len(content))] ^= 1 << bit
+    path.write_bytes(content)
+    try:
+        loaded = load_checkpoint(path)
+    except CheckpointError:
+        return
+    # The flip hit a blank between the parts of the file.
+    assert loaded.state == intact.state
+    assert {k: bits(v) for k, v in loaded.tensors.items()} == {
+        k: bits(v) for k, v in intact.tensors.items()
+    }
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 a zip", b"\x80\x04. a pickle", b"{}" * 50])
+def test_foreign_files_are_one_sentence(tmp_path, content):
+    path = tmp_path / "c"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match="is damaged or not a safetensors file: ") as caught:
+        load_tensors(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_files_and_files_without_state_are_named(tmp_path):
+    with pytest.raises(CheckpointError, match="does not exist or is not a file"):
+        load_tensors(tmp_path)
+    save_tensors(tmp_path / "t", {"a": torch.ones(1)})
+    with pytest.raises(CheckpointError, match="no training state, so it is no checkpoint"):
+        load_checkpoint(tmp_path / "t")
+
+
+def test_a_disk_that_is_full_is_a_system_error_that_names_the_file_and_nothing_is_lost(tmp_path):
+    path = tmp_path / "c"
+    write_example(path)
+    with full_disk(1000), pytest.raises(OSError, match="File too large") as caught:
+        save_tensors(path, {"a": torch.ones(1000)})
+    assert (caught.value.errno, caught.value.filename) == (errno.EFBIG, str(path))
+    assert load_checkpoint(path).state["step"] == 3
+    assert [p.name for p in tmp_path.iterdir()] == ["c"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float8_e4m3fn])
+def test_nan_is_refused_by_the_name_of_its_tensor(tmp_path, dtype):
+    values = torch.ones(2, 3)
+    values[1, 2] = math.nan
+    save_tensors(tmp_path / "t", {"fine": torch.ones(2), "broken": values.to(dtype)})
+    with pytest.raises(CheckpointError, match="NaN in broken"):
+        load_tensors(tmp_path / "t")
+
+
+def test_a_checkpoint_without_its_checksum_is_refused(tmp_path):
+    save_file({"w": torch.ones(1)}, tmp_path / "c", metadata={"state": '{"step": 3}'})
+    with pytest.raises(CheckpointError, match="has no checksum"):
+        load_checkpoint(tmp_path / "c")
+
+
+def test_a_file_that_cannot_be_read_is_not_called_damaged(tmp_path):
+    (tmp_path / "c").symlink_to("c")  # the system refuses this to the superuser as well
+    with pytest.raises(CheckpointError, match="cannot be read: Too many levels") as caught:
+        load_tensors(tmp_path / "c")
+    assert "damaged" not in str(caught.value)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "c")
+    with pytest.raises(CheckpointError, match="pipe"):
+        load_tensors(tmp_path / "c")

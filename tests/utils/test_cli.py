@@ -1,0 +1,385 @@
+import json
+import subprocess
+import sys
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+import pytest
+import tyro
+from torch.utils.tensorboard.writer import SummaryWriter
+
+from dfs_rl.errors import ConfigError, DataError
+from dfs_rl.utils.cli import Invocation, run_command
+from dfs_rl.utils.run_folder import RunFolder
+from tests.helpers.disks import full_disk
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ppo:
+    """Settings of PPO.
+
+    Attributes:
+        clip_range: How far a policy may move in one update.
+        n_epochs: Passes over each rollout.
+    """
+
+    clip_range: float = 0.2
+    n_epochs: int = 4
+
+    def __post_init__(self):
+        if self.clip_range < 0:
+            raise ConfigError(f"clip_range is {self.clip_range}; it must not be negative.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """Train a gate.
+
+    Attributes:
+        algo: The learning algorithm.
+        bits: The menu.
+        ppo: Settings of PPO.
+        budget: Upper bound in percent.
+        verbose: Say more.
+        seed: The seed.
+        dataset: The images.
+        run_dir: Where to write.
+    """
+
+    algo: Literal["ppo", "a2c"] = "ppo"
+    bits: tuple[int, ...] = (0, 2, 32)
+    ppo: Ppo = field(default_factory=lambda: Ppo(n_epochs=7))
+    budget: float | None = None
+    verbose: bool = False
+    seed: int = 0
+    dataset: str = "digits"
+    run_dir: Path | None = None
+
+    def __post_init__(self):
+        if self.budget is not None and self.budget <= 0:
+            raise ConfigError(f"budget is {self.budget}; it must be positive.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate:
+    """Evaluate a run.
+
+    Attributes:
+        run: A run folder.
+        split: Which images.
+    """
+
+    run: tyro.conf.Positional[Path]
+    split: Literal["val", "test"] = "test"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Appending:
+    item: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+
+
+def invoke(*argv: str) -> Invocation[Train]:
+    seen: list[Invocation[Train]] = []
+    code = run_command(
+        seen.append, Train, prog="python -m train", description="Train.", kind="train", argv=argv
+    )
+    assert code == 0
+    return seen[0]
+
+
+def refuse(capsys, *argv: str) -> str:
+    code = run_command(
+        lambda _: pytest.fail("the command ran"),
+        Train,
+        prog="python -m train",
+        description="Train.",
+        kind="train",
+        argv=argv,
+    )
+    printed = capsys.readouterr()
+    assert code == 2
+    assert printed.out == ""
+    assert printed.err.startswith("error: ")
+    assert printed.err.count("\n") == 1
+    return printed.err.removeprefix("error: ").rstrip("\n")
+
+
+def write(path: Path, text: str) -> str:
+    path.write_text(text)
+    return str(path)
+
+
+def test_defaults_without_flags():
+    invocation = invoke()
+    assert invocation.config == Train()
+    assert type(invocation.config) is Train
+    assert invocation.resume is None
+    assert invocation.command == ("python", "-m", "train")
+
+
+def test_flags_of_every_type():
+    flags = "--algo a2c --bits 0 4 8 --ppo.clip-range 0.1 --budget 2 --verbose --seed 3 --run-dir x"
+    assert invoke(*flags.split()).config == Train(
+        algo="a2c",
+        bits=(0, 4, 8),
+        ppo=Ppo(clip_range=0.1, n_epochs=7),
+        budget=2.0,
+        verbose=True,
+        seed=3,
+        run_dir=Path("x"),
+    )
+    assert invoke("--no-verbose", "--bits=4", "--budget", "None").config == Train(bits=(4,))
+
+
+def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path):
+    text = "seed: 5\nbudget: 1e-1\nppo: {clip_range: 0.3}\nbits: [0, 4]"
+    file = write(tmp_path / "c.yaml", text)
+    for argv in (["--config", file, "--seed", "6"], ["--seed=6", f"--config={file}"]):
+        assert invoke(*argv).config == Train(
+            seed=6, budget=0.1, ppo=Ppo(clip_range=0.3, n_epochs=7), bits=(0, 4)
+        )
+
+
+def test_a_flag_that_appends_may_be_given_often():
+    seen = []
+    argv = ["--item", "a", "--item=b"]
+    assert run_command(seen.append, Appending, prog="p", description="d", argv=argv) == 0
+    assert seen[0].config.item == ("a", "b")
+
+
+def test_checks_across_fields_see_files_and_flags_together(tmp_path, capsys):
+    file = write(tmp_path / "c.yaml", "budget: -1")
+    assert invoke("--config", file, "--budget", "1").config.budget == 1
+    assert refuse(capsys, "--config", file) == "budget is -1.0; it must be positive."
+
+
+@pytest.mark.parametrize(
+    ("argv", "sentence"),
+    [
+        ("--algo x", "invalid choice 'x' for argument '--algo'. Expected one of ('ppo', 'a2c'); "),
+        ("--sed 1", "Unrecognized options: --sed, 1"),
+        (
+            "--ppo.clip-rang 1",
+            "Unrecognized options: --ppo.clip-rang, 1; the closest one is --ppo.clip-range",
+        ),
+        ("extra", "Unrecognized options: extra; "),
+        ("--seed x", "--seed: invalid literal for int() with base 10: 'x'; "),
+        ("--seed", "Missing value for argument '--seed'"),
+        ("--bits 0 x", "--bits: "),
+        ("--ppo.clip-range -1", "ppo: clip_range is -1.0; it must not be negative; "),
+        ("--budget 0", "budget is 0.0; it must be positive."),
+        ("--config", "--config needs a value after it."),
+        ("--config --seed 1", "--config needs a value after it."),
+        ("--config a --config b", "--config is given 2 times; once is allowed."),
+        ("--config=a --config b", "--config is given 2 times; once is allowed."),
+        ("--seed 1 --seed 2", "--seed is given 2 times; once is allowed."),
+        ("--seed=1 --seed 1", "--seed is given 2 times; once is allowed."),
+        ("--run-dir a --run_dir b", "--run-dir is given 2 times; once is allowed."),
+        ("--verbose --no-verbose", "--verbose is given 2 times; once is allowed."),
+        ("--ppo.n-epochs 1 --ppo.n-epochs=2", "--ppo.n-epochs is given 2 times; once is"),
+        ("--resume a --resume b", "--resume is given 2 times; once is allowed."),
+        ("--run-dir=", "an argument is empty"),
+        (
+            "--budget x",
+            "--budget: no type matching {None}|FLOAT could be instantiated from ['x']; ",
+        ),
+        ("--config nope.yaml", "nope.yaml does not exist."),
+        ("--resume nope", "nope is not a folder, so it holds no run."),
+        (
+            "--resume nope --seed 1",
+            "--resume nope goes on with the settings of that run; --seed cannot ",
+        ),
+        ("--resume nope x", "--resume nope goes on with the settings of that run; x cannot stand "),
+        (
+            "--resume=nope --config=c",
+            "--resume nope goes on with the settings of that run; --config=c ",
+        ),
+    ],
+)
+def test_bad_flags_are_one_sentence_and_exit_code_2(capsys, argv, sentence):
+    assert refuse(capsys, *argv.split()).startswith(sentence)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("sed: 1", "sed is not a setting; the closest one is seed."),
+        ("seed: one", "seed is 'one'; allowed is a whole number."),
+        ("ppo: {clip: 1}", "ppo.clip is not a setting; allowed are clip_range, n_epochs."),
+        ("ppo: {clip_range: -1}", "ppo: clip_range is -1.0; it must not be negative."),
+        ("config: x", "config is not a setting; "),
+    ],
+)
+def test_bad_files_are_one_sentence_and_exit_code_2(tmp_path, capsys, text, sentence):
+    file = write(tmp_path / "c.yaml", text)
+    assert refuse(capsys, "--config", file).startswith(f"{file}, line 1: {sentence}")
+
+
+def test_resume_takes_the_settings_of_the_run(tmp_path, capsys):
+    config = Train(seed=9, bits=(0, 8), ppo=Ppo(clip_range=0.4))
+    folder = RunFolder.create(tmp_path / "run", kind="train", name="x", config=config, command=[])
+    for argv in (["--resume", str(folder.path)], [f"--resume={folder.path}"]):
+        invocation = invoke(*argv)
+        assert invocation.config == config
+        assert invocation.resume == folder
+    for beside in (["--dataset", "moved"], ["--dataset=moved"]):
+        invocation = invoke("--resume", str(folder.path), *beside)
+        assert invocation.config == replace(config, dataset="moved")
+    assert refuse(capsys, "--resume", str(folder.path), "--dataset") == (
+        "--dataset needs a value after it."
+    )
+    other = RunFolder.create(tmp_path / "o", kind="other", name="x", config=config, command=[])
+    assert refuse(capsys, "--resume", str(other.path)) == (
+        f"{other.path} holds a run of kind other; kind train is needed here."
+    )
+
+
+def test_help_lists_fields_in_order_and_nested_blocks_last(capsys):
+    code = run_command(
+        lambda _: None,
+        Train,
+        prog="python -m train",
+        description="Train a gate.",
+        kind="train",
+        argv=["--help"],
+    )
+    text = capsys.readouterr().out
+    flags = [
+        "--algo",
+        "--bits",
+        "--budget",
+        "--verbose",
+        "--seed",
+        "--run-dir",
+        "--constructor",
+        "--config",
+        "--resume",
+        "--ppo.clip",
+    ]
+    places = [text.index(flag) for flag in flags]
+    assert code == 0
+    assert places == sorted(places)
+    assert "Train a gate." in text
+    assert "The learning algorithm. (default: ppo)" in text
+    assert "(default: 7)" in text
+    assert "\x1b" not in text  # no colours where there is no terminal
+
+
+def evaluate(*argv: str) -> tuple[int, list[Evaluate]]:
+    seen: list[Evaluate] = []
+    code = run_command(
+        lambda invocation: seen.append(invocation.config),
+        Evaluate,
+        prog="python -m evaluate",
+        description="Evaluate.",
+        argv=argv,
+    )
+    return code, seen
+
+
+def test_positional_arguments_and_commands_that_cannot_resume(tmp_path, capsys):
+    assert evaluate("runs/a", "--split", "val") == (0, [Evaluate(run=Path("runs/a"), split="val")])
+    file = write(tmp_path / "c.yaml", "split: val")
+    assert evaluate("runs/a", "--config", file) == (0, [Evaluate(run=Path("runs/a"), split="val")])
+    whole = write(tmp_path / "d.yaml", "run: runs/b")
+    assert evaluate("--config", whole) == (0, [Evaluate(run=Path("runs/b"))])
+    assert evaluate() == (2, [])
+    assert "Missing from python -m evaluate: PATH A run folder." in capsys.readouterr().err
+    assert evaluate("--help") == (0, [])
+    assert "--resume" not in capsys.readouterr().out
+
+
+def raising(error: BaseException) -> int:
+    def main(_: Invocation[Train]) -> None:
+        raise error
+
+    return run_command(main, Train, prog="p", description="d", argv=[])
+
+
+def test_own_errors_interrupts_and_bugs(capsys):
+    assert raising(DataError("no images in x.")) == 2
+    assert capsys.readouterr().err == "error: no images in x.\n"
+    assert raising(KeyboardInterrupt()) == 130
+    assert capsys.readouterr().err == "Interrupted.\n"
+    assert raising(KeyboardInterrupt("Saved; go on with --resume runs/a.")) == 130
+    assert capsys.readouterr().err == "Saved; go on with --resume runs/a.\n"
+    with pytest.raises(ZeroDivisionError):
+        raising(ZeroDivisionError())
+
+
+PROGRAM = """
+import json, os, sys
+from dataclasses import dataclass
+from dfs_rl.utils.cli import run_command
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    seed: int = 0
+
+def main(invocation):
+    print(json.dumps([invocation.config.seed, "torch" in sys.modules, os.environ["OMP_WAIT_POLICY"]]))
+
+sys.exit(run_command(main, Config, prog="p", description="d"))
+"""
+
+
+@pytest.mark.parametrize("locale", ["C.UTF-8", "C"])
+def test_as_a_process(locale):
+    def run(*argv: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-c", PROGRAM, *argv],
+            capture_output=True,
+            text=True,
+            check=False,
+            env={"LC_ALL": locale, "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+        )
+
+    done = run("--seed", "4")
+    assert (done.returncode, json.loads(done.stdout)) == (0, [4, False, "PASSIVE"])
+    refused = run("--seed", "x")
+    assert refused.returncode == 2
+    assert (
+        refused.stderr
+        == "error: --seed: invalid literal for int() with base 10: 'x'; see p --help.\n"
+    )
+    assert "--seed INT" in run("--help").stdout
+
+
+def test_a_disk_that_fails_is_one_sentence(capsys):
+    def fill(invocation):
+        raise OSError(28, "No space left on device", "runs/x/metrics.jsonl")
+
+    code = run_command(fill, Train, prog="example", description="Fails.", argv=[])
+    assert code == 2
+    err = capsys.readouterr().err
+    assert err == "error: cannot read or write runs/x/metrics.jsonl: No space left on device.\n"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Full:
+    """Nothing that matters.
+
+    Attributes:
+        seed: Of nothing.
+    """
+
+    seed: int = 0
+
+
+def test_a_full_disk_under_tensorboard_is_one_sentence(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def write(_: object) -> None:
+        run = RunFolder(tmp_path, "train")
+        with run.hold():
+            board = SummaryWriter(str(run.tensorboard_dir))
+            try:
+                with full_disk(200):
+                    board.add_text("long", 1000 * "x")
+                    board.flush()
+            finally:
+                board.close()
+
+    assert run_command(write, Full, prog="p", description="d", argv=[]) == 2
+    assert capfd.readouterr().err == (f"error: cannot read or write {tmp_path}: File too large.\n")

@@ -1,0 +1,60 @@
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+
+from dfs_rl.errors import RunFolderError
+from dfs_rl.utils.io import exclusive
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """Another process that holds ``tmp_path / "run"`` until its standard input closes."""
+    program = """
+        import sys
+        from pathlib import Path
+        from dfs_rl.utils.io import exclusive
+        with exclusive(Path(sys.argv[1])):
+            print("in", flush=True)
+            sys.stdin.read()
+    """
+    command = [sys.executable, "-c", textwrap.dedent(program), str(tmp_path / "run")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"in\n"
+        yield process
+        process.kill()
+
+
+def test_a_second_process_is_refused(holder, tmp_path):
+    with (
+        pytest.raises(RunFolderError, match=r"another process is writing to .*run"),
+        exclusive(tmp_path / "run"),
+    ):
+        pass
+
+
+def test_a_second_process_may_wait(holder, tmp_path):
+    heard = []
+
+    def waiting():
+        heard.append(time.monotonic())
+        holder.stdin.close()
+
+    with exclusive(tmp_path / "run", waiting=waiting):
+        assert holder.wait(timeout=30) == 0
+    assert len(heard) == 1
+
+
+def test_a_killed_process_keeps_nobody_out(holder, tmp_path):
+    holder.kill()
+    holder.wait(timeout=30)
+    with exclusive(tmp_path / "run"):
+        pass
+
+
+def test_a_folder_is_free_again_after_the_block(tmp_path):
+    for _ in range(2):
+        with exclusive(tmp_path / "run"):
+            pass

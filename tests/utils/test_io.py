@@ -1,0 +1,182 @@
+import json
+import math
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dfs_rl.errors import RunFolderError
+from dfs_rl.utils.io import (
+    read_json,
+    remove_stale_temporaries,
+    replacing,
+    to_json_value,
+    write_bytes_atomic,
+    write_json,
+)
+from tests.helpers.disks import full_disk
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_write_replaces_the_whole_file_and_leaves_nothing_else(tmp_path):
+    path = tmp_path / "new" / "file"
+    write_bytes_atomic(path, b"long first content")
+    write_bytes_atomic(path, b"second")
+    assert path.read_bytes() == b"second"
+    assert names(path.parent) == ["file"]
+
+
+def test_a_write_that_fails_leaves_the_previous_content_and_no_temporary(tmp_path):
+    path = tmp_path / "file"
+    write_bytes_atomic(path, b"old")
+
+    def fail() -> None:
+        with replacing(path) as temporary:
+            temporary.write_bytes(b"half of the ne")
+            raise RuntimeError("the writer broke")
+
+    with pytest.raises(RuntimeError, match="the writer broke"):
+        fail()
+    assert path.read_bytes() == b"old"
+    assert names(tmp_path) == ["file"]
+
+
+def test_the_previous_content_stands_until_the_block_ends(tmp_path):
+    path = tmp_path / "file"
+    write_bytes_atomic(path, b"old")
+    with replacing(path) as temporary:
+        temporary.write_bytes(b"new")
+        assert path.read_bytes() == b"old"
+    assert path.read_bytes() == b"new"
+
+
+def test_files_get_the_permissions_that_the_umask_allows(tmp_path):
+    before = os.umask(0o027)
+    try:
+        write_bytes_atomic(tmp_path / "file", b"")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o640
+
+
+def test_stale_temporaries_go_and_other_files_stay(tmp_path):
+    stale = [".last.safetensors.x1y2.tmp", ".tmpa1B2c3"]
+    kept = [".hidden", ".tmp-notes", "kept.tmp", "last.safetensors"]
+    for name in stale + kept:
+        (tmp_path / name).touch()
+    remove_stale_temporaries(tmp_path)
+    assert names(tmp_path) == kept
+
+
+def test_values_of_arrays_paths_and_tuples_get_their_plain_form():
+    record = {
+        "path": Path("a/b"),
+        "tuple": (1, 2.5),
+        "numpy": np.float32(0.5),
+        "array": np.arange(3),
+        "tensor": torch.tensor(7),
+        "flag": np.bool_(True),
+        3: None,
+        "nan": math.nan,
+        "deep": [{"inf": -math.inf}, torch.tensor(math.nan)],
+    }
+    assert to_json_value(record) == {
+        "path": "a/b",
+        "tuple": [1, 2.5],
+        "numpy": 0.5,
+        "array": [0, 1, 2],
+        "tensor": 7,
+        "flag": True,
+        "3": None,
+        "nan": None,
+        "deep": [{"inf": None}, None],
+    }
+
+
+def test_values_without_json_form_are_refused():
+    with pytest.raises(TypeError, match="a set has no JSON form"):
+        to_json_value({"a": {1}})
+    with pytest.raises(TypeError, match="a tuple cannot be a JSON key"):
+        to_json_value({(1, 2): 1})
+
+
+json_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**63 - 1)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=10,
+)
+
+
+@given(value=json_values)
+def test_json_comes_back_equal(tmp_path_factory, value):
+    path = tmp_path_factory.mktemp("json") / "value.json"
+    write_json(path, value)
+    assert read_json(path) == value
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        ("[1e400]", "1e400 is larger than any float"),
+        ("[-9223372036854775809]", "-9223372036854775809 has more than 64 bits"),
+        ("9" * 5000, "999999999999999999999999999999... has more than 64 bits"),
+    ],
+)
+def test_numbers_past_a_machine_word_are_refused(tmp_path, content, complaint):
+    (tmp_path / "x.json").write_text(content)
+    with pytest.raises(RunFolderError, match=re.escape(complaint)):
+        read_json(tmp_path / "x.json")
+
+
+def test_pipes_devices_and_files_without_end_are_refused(tmp_path):
+    os.mkfifo(tmp_path / "pipe")  # opening it would wait for a writer
+    with (tmp_path / "large").open("wb") as file:
+        file.truncate(2**40)  # takes no space
+    for name in ("pipe", "large", "/dev/zero"):
+        with pytest.raises(RunFolderError, match=r"cannot be read: it (is a pipe|has more than)"):
+            read_json(tmp_path / name)
+
+
+def test_written_json_is_strict(tmp_path):
+    write_json(tmp_path / "a.json", {"x": math.nan, "y": [math.inf]})
+    text = (tmp_path / "a.json").read_text()
+    assert json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} in {text}")) == {
+        "x": None,
+        "y": [None],
+    }
+
+
+def test_a_full_disk_is_named_by_the_file_that_was_asked_for(tmp_path):
+    path = tmp_path / "new" / "file"
+    with full_disk(10), pytest.raises(OSError, match="File too large") as caught:
+        write_bytes_atomic(path, 11 * b"x")
+    assert caught.value.filename == str(path)
+    assert names(path.parent) == []
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b'{"a": NaN}', b"\xff\x00", b"[" * 100_000])
+def test_damaged_json_is_one_sentence(tmp_path, content):
+    path = tmp_path / "a.json"
+    path.write_bytes(content)
+    with pytest.raises(
+        RunFolderError, match="is not valid JSON, so it is damaged or not ours: "
+    ) as caught:
+        read_json(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_json_is_named(tmp_path):
+    with pytest.raises(RunFolderError, match=r"a\.json does not exist\.$"):
+        read_json(tmp_path / "a.json")

@@ -1,0 +1,172 @@
+"""A process that saves in a loop is killed at random moments; what it leaves must be whole."""
+
+import subprocess
+import sys
+
+# One process imports torch and forks a child per kill, so that 25 kills take about a second.
+SCRIPT = """
+import os, random, signal, sys, time
+from pathlib import Path
+import torch
+from dfs_rl.utils.run_folder import RunFolder
+
+torch.set_num_threads(1)
+folder = RunFolder(Path(sys.argv[1]), "train")
+folder.path.mkdir()
+chance = random.Random(0)
+newest = 0
+folder.save_checkpoint("last", {"w": torch.zeros(20_000)}, {"step": newest})
+
+def save_for_ever(step):
+    while True:
+        step += 1
+        folder.log({"step": step, "padding": "x" * 500})
+        folder.save_checkpoint("last", {"w": torch.full((20_000,), step)}, {"step": step})
+
+for kill in range(25):
+    child = os.fork()
+    if child == 0:
+        save_for_ever(newest)
+    time.sleep(chance.uniform(0.001, 0.03))
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    checkpoint = folder.load_checkpoint("last")
+    step = checkpoint.state["step"]
+    assert bool((checkpoint.tensors["w"] == step).all()), "tensors and state of different moments"
+    assert step >= newest, "an older checkpoint came back"
+    newest = step
+    steps = [record["step"] for record in folder.read_metrics()]
+    assert steps == list(range(1, len(steps) + 1)), steps
+    assert len(steps) >= step, "a checkpoint knows a record that was never written"
+    folder.truncate_metrics(step)
+
+print("saved", newest)
+"""
+
+
+def test_kill_at_any_moment_leaves_the_previous_checkpoint_or_the_new_one(tmp_path):
+    run = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(tmp_path / "run")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    assert int(run.stdout.removeprefix("saved ")) > 0
+
+
+BIRTHS = """
+import itertools, os, signal, sys
+from dataclasses import dataclass
+from pathlib import Path
+from dfs_rl.errors import RunFolderError
+from dfs_rl.utils.run_folder import RunFolder
+
+@dataclass(frozen=True)
+class Config:
+    seed: int = 5
+
+def create(path):
+    return RunFolder.create(
+        path, kind="train", name="demo", config=Config(), command=["x"], files={"own.yaml": b"a: 1"}
+    )
+
+EVENTS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.chmod", "os.scandir"}
+
+def kill_before(event):
+    # Kill this process before it touches the disk for the event-th time.
+    seen = [0]
+    def hook(name, arguments):
+        if name in EVENTS:
+            if seen[0] == event:
+                os.kill(os.getpid(), signal.SIGKILL)
+            seen[0] += 1
+    sys.addaudithook(hook)
+
+def killed(path, event):
+    child = os.fork()
+    if child == 0:
+        kill_before(event)
+        try:
+            create(path)
+        finally:
+            os._exit(0)
+    return os.waitpid(child, 0)[1] != 0
+
+born, unborn = 0, 0
+for existing in (False, True):
+    for event in itertools.count():
+        path = Path(sys.argv[1]) / f"{existing}{event}"
+        if existing:
+            path.mkdir()
+            (path / "notes.txt").write_text("mine")
+        more = killed(path, event)
+        if (path / "run.json").exists():
+            born += 1
+            run = RunFolder.open(path)
+        else:
+            unborn += 1
+            run = create(path)
+        assert RunFolder.open(path).config(Config) == Config()
+        with run.hold():
+            left = {file.name for file in path.iterdir()} - {"notes.txt", ".lock"}
+        assert left == {"config.yaml", "own.yaml", "run.json"}, (event, left)
+        assert [file.name for file in path.parent.iterdir() if file.name.startswith(".")] == []
+        if not more:
+            break
+print(born, unborn)
+"""
+
+
+def test_kill_at_any_step_of_its_birth_leaves_a_whole_run_or_none(tmp_path):
+    run = subprocess.run(
+        [sys.executable, "-c", BIRTHS, str(tmp_path)], capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    born, unborn = map(int, run.stdout.split())
+    assert born > 2
+    assert unborn > 20
+
+
+RACE = """
+import os, sys
+from dataclasses import dataclass
+from pathlib import Path
+from dfs_rl.errors import RunFolderError
+from dfs_rl.utils.run_folder import RunFolder
+
+@dataclass(frozen=True)
+class Config:
+    seed: int
+
+for turn in range(20):
+    path = Path(sys.argv[1]) / str(turn)
+    if turn % 2:
+        path.mkdir()
+        (path / "notes.txt").touch()
+    children = []
+    gate = os.pipe()
+    for number in range(4):
+        child = os.fork()
+        if child == 0:
+            os.close(gate[1])
+            os.read(gate[0], 1)
+            try:
+                RunFolder.create(path, kind="t", name="t", config=Config(number), command=[])
+            except RunFolderError:
+                os._exit(1)
+            os._exit(0)
+        children.append(child)
+    os.close(gate[1])
+    os.close(gate[0])
+    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    assert sorted(codes) == [0, 1, 1, 1], codes
+    assert RunFolder.open(path).config(Config).seed == codes.index(0)
+"""
+
+
+def test_of_processes_that_make_the_same_run_one_wins(tmp_path):
+    run = subprocess.run(
+        [sys.executable, "-c", RACE, str(tmp_path)], capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr

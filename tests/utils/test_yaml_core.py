@@ -1,0 +1,95 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from dfs_rl.errors import ConfigError
+from dfs_rl.utils.config import read_yaml
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (b"a: 1\na: 2", "is not valid YAML: key 'a' is given twice (line 2)."),
+        (b"a: {b: 1, b: 2}", "is not valid YAML: key 'b' is given twice (line 1)."),
+        (b"a: &x [1]\nb: *x", "is not valid YAML: aliases are not allowed."),
+        (b"1: 2", "is not valid YAML: key '1' is not text (line 1)."),
+        (b"? [a, b]\n: 1", "is not valid YAML: key of kind sequence is not text (line 1)."),
+        (b"!!str [a]: 1", "is not valid YAML: key of kind sequence is not text (line 1)."),
+        (b"a: !!bool x", "is not valid YAML: 'x' is not what its tag says."),
+        (b"a: 1\nb: 1e400", "is not valid YAML: 1e400 is larger than any float (line 2)."),
+        (b"a: 9223372036854775808", "is not valid YAML: 9223372036854775808 has more than 64 "),
+        (b"a: " + b"9" * 5000, "is not valid YAML: 999999999999999999999999999999... has more"),
+        (b"#" * (2**20 + 1), "cannot be read: it has more than 1 MiB"),
+        (b"a: [", "is not valid YAML: "),
+        (b"- 1\n- 2", "holds a list; a configuration is a mapping of settings."),
+        (b"digits", "holds a single value; a configuration is a mapping of settings."),
+        (b"a: \x00", "is not valid YAML: "),
+        (b"\xff\xfe\xff", "is not valid YAML: "),
+        (b"\x89PNG\r\n\x1a\n\x00", "is not valid YAML: "),
+        (b"[" * 5000, "is not valid YAML: it is nested too deeply."),
+        (b"a: !!timestamp 2020-01-01", "is not valid YAML: "),
+        (b"a: !!binary aGk=", "is not valid YAML: "),
+    ],
+)
+def test_what_is_not_plain_yaml_is_refused_in_one_sentence(tmp_path, content, complaint):
+    path = tmp_path / "c.yaml"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError) as caught:
+        read_yaml(path)
+    assert str(caught.value).startswith(f"{path} {complaint}")
+    assert "\n" not in str(caught.value)
+
+
+def test_reading_never_executes_code(tmp_path):
+    path, proof = tmp_path / "c.yaml", tmp_path / "proof"
+    path.write_text(f"a: !!python/object/apply:os.mkdir ['{proof}']")
+    with pytest.raises(ConfigError, match="could not determine a constructor"):
+        read_yaml(path)
+    assert not proof.exists()
+
+
+def test_missing_files_and_folders_are_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"nope\.yaml does not exist\.$"):
+        read_yaml(tmp_path / "nope.yaml")
+    with pytest.raises(ConfigError, match=r"cannot be read: Is a directory\.$"):
+        read_yaml(tmp_path)
+
+
+def test_pipes_and_devices_are_refused_unread(tmp_path):
+    os.mkfifo(tmp_path / "pipe")  # opening it would wait for a writer
+    for path in (tmp_path / "pipe", Path("/dev/zero")):
+        with pytest.raises(ConfigError, match=f"{path} cannot be read: it is a pipe or a device"):
+            read_yaml(path)
+
+
+@pytest.mark.parametrize(
+    ("scalar", "value"),
+    [
+        ("1e-4", 1e-4),
+        ("1E3", 1000.0),
+        ("-.5", -0.5),
+        ("5.", 5.0),
+        ("+1", 1),
+        ("-9223372036854775808", -(2**63)),
+        ("0x1F", 31),
+        ("0o17", 15),
+        ("1_000", "1_000"),
+        ("1:30", "1:30"),
+        ("on", "on"),
+        ("True", True),
+        ("~", None),
+        ("", None),
+        ("-.inf", float("-inf")),
+        ("e5", "e5"),
+        ("-", [None]),
+        ("1.2.3", "1.2.3"),
+        ("<<", "<<"),
+    ],
+)
+def test_scalars_follow_the_core_schema_of_yaml_1_2(tmp_path, scalar, value):
+    path = tmp_path / "c.yaml"
+    path.write_text(f"a:\n  {scalar}")
+    read = read_yaml(path)["a"]
+    assert read == value
+    assert type(read) is type(value)
