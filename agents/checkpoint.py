@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import Any, Protocol, cast
 
 import numpy as np
-import torch
 from gymnasium.error import InvalidAction
 from numpy.typing import NDArray
 from stable_baselines3.common.base_class import BaseAlgorithm
@@ -14,7 +13,12 @@ from torch import Tensor
 
 from dfs_rl.agents.q_learning import replay_tensors, restore_replay
 from dfs_rl.errors import CheckpointError
-from dfs_rl.utils.checkpoint import Checkpoint, check_finite
+from dfs_rl.utils.checkpoint import (
+    Checkpoint,
+    check_finite,
+    optimizer_tensors,
+    restore_optimizer,
+)
 from dfs_rl.utils.run_folder import LAST_CHECKPOINT, RunFolder
 from dfs_rl.utils.run_records import parse_record
 
@@ -105,33 +109,6 @@ def restore(model: BaseAlgorithm, checkpoint: Checkpoint) -> None:
         raise CheckpointError(
             f"the checkpoint does not fit this run's configuration: {reason}."
         ) from error
-
-
-def optimizer_tensors(optimizer: torch.optim.Optimizer, prefix: str) -> dict[str, Tensor]:
-    """Flatten an optimiser's moments to ``prefix.<parameter>.<moment>``; its settings come from the configuration."""
-    moments = optimizer.state_dict()["state"]
-    return {
-        f"{prefix}.{index}.{name}": torch.as_tensor(value)
-        for index, entry in moments.items()
-        for name, value in entry.items()
-        if value is not None
-    }
-
-
-def restore_optimizer(
-    optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], prefix: str
-) -> None:
-    """Put back what ``optimizer_tensors`` gave."""
-    moments: dict[int, dict[str, Tensor]] = {}
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    for key, tensor in _under(prefix, tensors).items():
-        index, name = key.split(".")
-        # A count of steps is one number; torch checks the others at their first use.
-        if tensor.dim() and tensor.shape != parameters[int(index)].shape:
-            raise ValueError(f"{prefix}.{key} has the shape {list(tensor.shape)}")
-        moments.setdefault(int(index), {})[name] = tensor
-    settings = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict({"state": moments, "param_groups": settings})
 
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

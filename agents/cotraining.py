@@ -15,7 +15,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from dfs_rl.agents.callbacks import BoundaryCallback, Lifecycle
-from dfs_rl.agents.checkpoint import optimizer_tensors, restore_optimizer
 from dfs_rl.agents.cotraining_config import CoTrainConfig
 from dfs_rl.backbones.base import Backbone, PreparedBackbone
 from dfs_rl.backbones.interfaces import WalkableBackbone
@@ -25,7 +24,7 @@ from dfs_rl.gating.action_masks import action_masks
 from dfs_rl.gating.execution import finish, start, step
 from dfs_rl.gating.networks import LearnedGate
 from dfs_rl.gating.observation import observe
-from dfs_rl.utils.checkpoint import check_finite
+from dfs_rl.utils.checkpoint import check_finite, optimizer_tensors, restore_optimizer
 from dfs_rl.utils.seeding import torch_generator
 
 

@@ -9,7 +9,6 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor
 
-from dfs_rl.agents.checkpoint import optimizer_tensors, restore_optimizer
 from dfs_rl.agents.evaluation_callback import ValidationState
 from dfs_rl.agents.supervised.config import SupervisedConfig
 from dfs_rl.agents.supervised.lagrangian import DialPrices
@@ -18,7 +17,7 @@ from dfs_rl.data import ImageSet
 from dfs_rl.data.batching import epoch_batches
 from dfs_rl.errors import CheckpointError, ConfigError, TrainingError
 from dfs_rl.gating.networks import LearnedGate
-from dfs_rl.utils.checkpoint import check_finite
+from dfs_rl.utils.checkpoint import check_finite, optimizer_tensors, restore_optimizer
 from dfs_rl.utils.config import CountOrZero
 
 _KNOTS = 9

@@ -37,13 +37,9 @@ from dfs_rl.training.calibration import (
     copy_full_norms,
     measure_features,
 )
-from dfs_rl.training.optimizers import (
-    USUAL,
-    make_optimizer,
-    optimizer_tensors,
-    restore_optimizer,
-)
+from dfs_rl.training.optimizers import USUAL, make_optimizer
 from dfs_rl.utils import precision
+from dfs_rl.utils.checkpoint import optimizer_tensors, restore_optimizer
 from dfs_rl.utils.config import Count, CountOrZero, Positive, PositiveOrZero, Share, check_values
 from dfs_rl.utils.precision import Precision
 from dfs_rl.utils.seeding import torch_generator
@@ -279,7 +275,7 @@ class SupernetTrainer:
     def tensors(self) -> dict[str, Tensor]:
         """Return everything that training changes, for a checkpoint."""
         weights = {f"backbone.{k}": v for k, v in self.backbone.state_dict().items()}
-        return weights | optimizer_tensors(self.optimizer)
+        return weights | optimizer_tensors(self.optimizer, "optimizer")
 
     def restore(self, tensors: dict[str, Tensor], position: Position) -> None:
         """Go back to where ``tensors()`` was called.
@@ -291,7 +287,7 @@ class SupernetTrainer:
         weights = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
         try:
             self.backbone.load_state_dict(weights)
-            restore_optimizer(self.optimizer, tensors)
+            restore_optimizer(self.optimizer, tensors, "optimizer")
         except (IndexError, RuntimeError, ValueError) as error:
             reason = " ".join(str(error).split())
             raise CheckpointError(f"the checkpoint does not fit this network: {reason}.") from error

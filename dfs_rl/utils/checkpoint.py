@@ -17,6 +17,7 @@ from dfs_rl.utils.io import refuse_streams, replacing, to_json_value
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+    from torch.optim import Optimizer
 
 _CHECKSUM = "sha256"
 _STATE = "state"
@@ -143,6 +144,47 @@ def load_checkpoint(path: Path) -> Checkpoint:
     if not isinstance(state, dict):
         raise CheckpointError(f"{path} is damaged: its training state is not a mapping.")
     return Checkpoint(tensors=stored.tensors, state=state)
+
+
+def optimizer_tensors(optimizer: "Optimizer", prefix: str) -> dict[str, "Tensor"]:
+    """Return what an optimizer keeps as ``prefix.<parameter>.<slot>``; its settings stay out.
+
+    Args:
+        optimizer: Any of torch's.
+        prefix: First part of the names.
+    """
+    import torch
+
+    return {
+        f"{prefix}.{index}.{slot}": torch.as_tensor(value)
+        for index, slots in optimizer.state_dict()["state"].items()
+        for slot, value in slots.items()
+        if value is not None
+    }
+
+
+def restore_optimizer(optimizer: "Optimizer", tensors: Mapping[str, "Tensor"], prefix: str) -> None:
+    """Put back what ``optimizer_tensors`` returned; tensors under other prefixes are ignored.
+
+    Raises:
+        LookupError: If a tensor belongs to a parameter that the optimizer does not have.
+        ValueError: If a name or a shape is not of this optimizer.
+    """
+    import torch
+
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    optimizer.state.clear()
+    for name, value in tensors.items():
+        if not name.startswith(f"{prefix}."):
+            continue
+        index, slot = name.removeprefix(f"{prefix}.").split(".")
+        parameter = parameters[int(index)]
+        if value.dim() and value.shape != parameter.shape:
+            raise ValueError(f"{name} has the shape {list(value.shape)}")
+        # A count of steps is one number on the CPU; all else lies in memory as its parameter does.
+        like = parameter if value.dim() else value
+        kept = torch.empty_like(like, memory_format=torch.preserve_format)
+        optimizer.state[parameter][slot] = kept.copy_(value)
 
 
 def _read(path: Path, *, ours: bool) -> _Stored:
