@@ -19,8 +19,6 @@ from dfs_rl.utils.checkpoint import (
     optimizer_tensors,
     restore_optimizer,
 )
-from dfs_rl.utils.run_folder import LAST_CHECKPOINT, RunFolder
-from dfs_rl.utils.run_records import parse_record
 
 
 class ResumableEnv(Protocol):
@@ -33,23 +31,6 @@ class ResumableEnv(Protocol):
     def set_state(self, state: dict[str, Any]) -> dict[str, NDArray[Any]]:
         """Go back to a state that ``get_state`` gave, and return the observations that were handed out last."""
         ...
-
-
-def last_checkpoint(run: RunFolder, state_type: type) -> Checkpoint | None:
-    """Return what a run's training last saved, ``None`` if it saved nothing yet.
-
-    Args:
-        run: The run folder.
-        state_type: The dataclass that describes the state that the training goes on from.
-
-    Raises:
-        CheckpointError: If the state is another one, or the checkpoint cannot be read.
-    """
-    if not run.has_checkpoint(LAST_CHECKPOINT):
-        return None
-    checkpoint = run.load_checkpoint(LAST_CHECKPOINT)
-    parse_record(checkpoint.state, state_type, source=f"the checkpoint in {run.checkpoint_dir}")
-    return checkpoint
 
 
 def capture(model: BaseAlgorithm) -> Checkpoint:

@@ -9,7 +9,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from torch import Tensor
 
 from dfs_rl.agents.callbacks import BoundaryCallback, Lifecycle
-from dfs_rl.agents.metrics_logger import TensorBoard
+from dfs_rl.agents.metrics_logger import Log, TensorBoard
 from dfs_rl.backbones.interfaces import WalkableBackbone
 from dfs_rl.costs import CostTable
 from dfs_rl.data import ImageSet
@@ -24,7 +24,6 @@ from dfs_rl.gating.reward import RewardWeights, Verdict, step_cost, terminal_rew
 from dfs_rl.gating.storage import StoredGate
 from dfs_rl.reporting.options_plot import option_histogram_image
 from dfs_rl.utils.config import CountOrZero
-from dfs_rl.utils.run_folder import RunFolder
 
 _HIGHEST = "validation.highest"
 
@@ -97,59 +96,55 @@ class ValidationState:
     best: BestFigures | None
 
 
-@dataclass(frozen=True, kw_only=True)
-class ValidationSetup:
-    """What a gate is validated on.
-
-    Attributes:
-        images: The validation split.
-        reward: What each of its images is worth under a gate, ``[n]``.
-        every: Steps between two validations.
-        total: Steps of the whole training.
-        walks: How often each image is walked by a gate with a dial, every time at another position; what it is worth is the mean.
-    """
-
-    images: ImageSet
-    reward: Callable[[GateRecords, CostTable], Tensor]
-    every: int
-    total: int
-    walks: int = 1
+Reward = Callable[[GateRecords, CostTable], Tensor]
+"""Return the reward of each validation image under a gate, float64 ``[n]``."""
 
 
 class Validator(Generic[GateT]):
-    """Measures gates on the validation split, logs what it finds and keeps the best.
+    """Measures gates on the validation split, logs their figures and keeps the best.
 
-    What counts is the mean reward of the deterministic gate on the validation split, under the weights
-    that the agent learns from; a gate with a dial walks every image at another position of it, or at several. The best
-    is the latest gate that is within one standard error of the highest: the highest of many noisy figures
-    is often an early gate with luck, and later ones, which explored more, deserve the benefit of the
-    doubt. Either way the figure flatters; report another split.
+    The criterion is the mean reward of the deterministic gate under the weights that it learns
+    from. A gate for all budgets runs each image under one budget, or under ``walks`` of them. The
+    best gate is the latest within one standard error of the highest mean: the highest of many noisy
+    figures is often an early gate with luck. The figure is biased upwards; report another split.
 
     Args:
-        setup: What to validate on.
-        backbone: Gives the backbone as it is now.
+        images: The validation split.
+        reward: Of each image.
+        every: Steps between two validations.
+        total: Steps of the whole training.
+        walks: Runs of each image by a gate for all budgets; an image's reward is their mean.
+        backbone: Returns the backbone as it is now.
         keep: Keeps a gate that is the best so far.
-        run: The run folder, for ``metrics.jsonl``.
+        log: Appends a record to the metrics.
         board: TensorBoard.
-        report: Told about each validation: steps, and the record that was logged.
-        resumed: The ``state`` and ``tensors`` of the run that is continued, or ``None``.
+        report: Receives steps and record of each validation.
+        resumed: ``state`` and ``tensors`` of the run that is resumed, or ``None``.
+
+    Raises:
+        CheckpointError: If ``resumed`` is of another validation split.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913
         self,
-        setup: ValidationSetup,
+        images: ImageSet,
         *,
+        reward: Reward,
+        every: int,
+        total: int,
+        walks: int = 1,
         backbone: Callable[[], WalkableBackbone],
         keep: Callable[[GateT], None],
-        run: RunFolder,
+        log: Log,
         board: TensorBoard,
         report: Callable[[int, Mapping[str, Any]], None],
         resumed: tuple[Mapping[str, Any], Mapping[str, Tensor]] | None = None,
     ) -> None:
-        self.setup = setup
+        self.images = images
         self.backbone = backbone
+        self._reward, self._every, self._total, self._walks = reward, every, total, walks
         self._keep = keep
-        self._run = run
+        self._log = log
         self._board = board
         self._report = report
         self._validated_at: int | None = None
@@ -159,9 +154,10 @@ class Validator(Generic[GateT]):
             state, tensors = resumed
             self._validated_at, self.best = state["validated_at"], state["best"]
             highest = tensors.get(_HIGHEST)
-            if highest is None or highest.shape != (len(setup.images),):
+            if highest is None or highest.shape != (len(images),):
                 raise CheckpointError(
-                    f"the checkpoint does not fit this run: it lacks the rewards of its {len(setup.images)} validation images."
+                    "the checkpoint does not fit this run: it lacks the rewards of its "
+                    f"{len(images)} validation images."
                 )
             self._highest = highest
 
@@ -176,23 +172,20 @@ class Validator(Generic[GateT]):
 
     def is_due(self, timesteps: int) -> bool:
         """Whether none was made yet, or the time for the next one has come."""
-        last, every = self._validated_at, self.setup.every
-        return last is None or timesteps // every > last // every
+        last = self._validated_at
+        return last is None or timesteps // self._every > last // self._every
 
     def validate(self, gate: GateT, timesteps: int) -> None:
         """Measure ``gate``, and keep it if it is the best."""
-        setup, backbone = self.setup, self.backbone()
-        images, positions = setup.images, None
-        if (
-            gate.dial is not None
-        ):  # every walk at a position of its own: together they show the whole dial
-            if setup.walks > 1:
-                images = images.subset(torch.arange(len(images)).repeat(setup.walks))
+        backbone, images, positions = self.backbone(), self.images, None
+        if gate.dial is not None:  # each run under another budget: together they cover the range
+            if self._walks > 1:
+                images = images.subset(torch.arange(len(images)).repeat(self._walks))
             positions = even_positions(len(images)).to(images.images.device)
         records = evaluate_gate(backbone, gate, images, budget=gate.budget, positions=positions)
         histogram = records.histogram(backbone.costs.n_actions)
-        rewards = setup.reward(records, backbone.costs)  # [walks * images]
-        rewards = rewards.view(-1, len(setup.images)).mean(dim=0)  # [images]
+        rewards = self._reward(records, backbone.costs)  # [walks * images]
+        rewards = rewards.view(-1, len(self.images)).mean(dim=0)  # [images]
         computation = records.computation(backbone.costs)
         points = [(float(computation.mean()), records.accuracy)]
         if positions is not None:
@@ -207,12 +200,12 @@ class Validator(Generic[GateT]):
         record = {
             "kind": "validation",
             "timesteps": timesteps,
-            "progress": min(1.0, timesteps / setup.total),
+            "progress": min(1.0, timesteps / self._total),
             **figures,
             "points": points,
             "histogram": histogram.tolist(),
         }
-        self._run.log(record)
+        self._log(record)
         self._board.scalars(
             {f"val/{key}": float(value) for key, value in figures.items()}, timesteps
         )

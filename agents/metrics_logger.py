@@ -1,6 +1,6 @@
-"""Where the figures of a training go: JSON lines in the run folder, and TensorBoard."""
+"""Writers of a training's figures: JSON lines in the run folder, and TensorBoard."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -10,18 +10,21 @@ from torch.utils.tensorboard.writer import SummaryWriter
 from dfs_rl.utils.run_folder import RunFolder
 
 METRICS = "metrics"
-"""Name by which a record is kept out of ``metrics.jsonl``, for figures that a second run does not repeat (times)."""
+"""Format name that excludes a figure from ``metrics.jsonl``: times, which no second run repeats."""
+
+Log = Callable[[Mapping[str, object]], None]
+"""Appends a record to the metrics of a run."""
 
 
 class MetricsFile(KVWriter):
-    """Appends what an algorithm logged about an update to the run's ``metrics.jsonl``.
+    """Writes the figures that an algorithm logs for an update to the run's ``metrics.jsonl``.
 
     Args:
-        run: The run folder.
+        log: Appends a record, see ``RunFolder.log``.
     """
 
-    def __init__(self, run: RunFolder) -> None:
-        self._run = run
+    def __init__(self, log: Log) -> None:
+        self._log = log
 
     def write(
         self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0
@@ -32,7 +35,7 @@ class MetricsFile(KVWriter):
             for key, value in key_values.items()
             if METRICS not in (key_excluded[key] or ())
         }
-        self._run.log({"kind": "update", "timesteps": step, **values})
+        self._log({"kind": "update", "timesteps": step, **values})
 
     def close(self) -> None:
         """Nothing is held open."""
@@ -70,6 +73,6 @@ class TensorBoard(KVWriter):
         self._events.close()
 
 
-def make_logger(run: RunFolder, board: TensorBoard) -> Logger:
-    """Return the logger to give to an algorithm."""
-    return Logger(folder=None, output_formats=[MetricsFile(run), board])
+def make_logger(log: Log, board: TensorBoard) -> Logger:
+    """Return an algorithm's logger, which writes to the metrics by ``log`` and to TensorBoard."""
+    return Logger(folder=None, output_formats=[MetricsFile(log), board])

@@ -24,7 +24,6 @@ from dfs_rl.agents.hyperparameters import (
     TRPOConfig,
     UpdateSize,
     rollouts_per_image,
-    suited_to,
 )
 from dfs_rl.errors import ConfigError
 from dfs_rl.experiments.backbone_resolver import (
@@ -36,21 +35,18 @@ from dfs_rl.experiments.backbone_resolver import (
     learned_gate,
     preview_backbone,
 )
-from dfs_rl.experiments.gate_run import VALIDATIONS, GateCommand, choice_of
+from dfs_rl.experiments.gate_run import GateCommand, choice_of
 from dfs_rl.gating.reward import CostTiming, RewardWeights
 from dfs_rl.utils.config import Count, Positive, PositiveOrZero, Seed, check_values
 from dfs_rl.utils.logging import say
 from dfs_rl.utils.run_folder import RunFolder
 
 if TYPE_CHECKING:
-    from dfs_rl.agents.training import GateTraining, TrainingResult
     from dfs_rl.backbones import Backbone
     from dfs_rl.data import Dataset
+    from dfs_rl.experiments.session import TrainingResult
     from dfs_rl.gating.budget_conditioning import PriceRange
-    from dfs_rl.gating.networks import LearnedGate
 
-_INITIAL = "initial"
-"""Where a run keeps the gate that it went on from, under the name that gates have in runs."""
 _COST_WEIGHTS = (0.1, 30.0)
 """From where 8 bit pay to where 2 bit do."""
 COST_WEIGHT = RewardWeights.cost
@@ -267,45 +263,6 @@ def weights_of(config: TrainAgentConfig) -> RewardWeights:
     )
 
 
-def plan_of(
-    config: TrainAgentConfig, device: str, *, initial: "LearnedGate | None" = None
-) -> "GateTraining":
-    """Translate the command's settings, and the gate that ``init_gate`` stands for, into a training."""
-    import torch
-
-    from dfs_rl.agents.training import GateTraining
-    from dfs_rl.utils import precision
-
-    eval_every = config.eval_every or max(1, config.timesteps // VALIDATIONS)
-    weights, prices = weights_of(config), prices_of(config)
-    return GateTraining(
-        algorithm=suited_to(config.algorithm, config.begins, timesteps=config.timesteps),
-        timesteps=config.timesteps,
-        weights=weights,
-        budget=config.hard_budget,
-        prices=prices,
-        # A budget is found on the dial once the gate has learned.
-        position=1.0
-        if prices is None or config.budget is not None
-        else prices.position(weights.cost),
-        images_per_group=config.rollouts_per_image,
-        num_envs=config.num_envs,
-        features=config.features,
-        # The gate that is gone on from has its width.
-        hidden=config.hidden if initial is None else config.hidden or initial.hidden,
-        cotrain=config.cotrain if config.backbone_mode == "co-train" else None,
-        eval_every=eval_every,
-        val_walks=config.val_walks,
-        checkpoint_every=config.checkpoint_every or eval_every,
-        seed=config.seed,
-        device=device,
-        dtype=precision.resolve_frozen(config.precision, torch.device(device)),
-        name=config.algorithm.label,
-        initial=initial,
-        start=config.begins,
-    )
-
-
 def _settled(config: TrainAgentConfig) -> TrainAgentConfig:
     """Return settings that say where the gate begins, unless it goes on from another one, and how many rollouts share a baseline."""
     begins = config.begins if config.init_gate is None else None
@@ -320,94 +277,77 @@ def _choice_of(config: TrainAgentConfig, device: str) -> BackboneChoice:
     return choice
 
 
-def _initial_gate(config: TrainAgentConfig, run: RunFolder) -> "LearnedGate | None":
-    """Return the gate to go on from, kept in the run's folder so that the run needs no other."""
-    from dfs_rl.gating.model import GATE_FOLDER
-    from dfs_rl.gating.storage import save_gate
-
-    if config.init_gate is None:
-        return None
-    kept = run.path / _INITIAL
-    if not (kept / GATE_FOLDER).is_dir():
-        save_gate(learned_gate(config.init_gate), kept / GATE_FOLDER)
-    return learned_gate(kept)
-
-
 def _prepare(config: TrainAgentConfig, dataset: "Dataset", device: str) -> str:
-    """Refuse what will not do, and name the run."""
-    from dfs_rl.agents.gate_export import untrained_gate
+    """Validate the configuration against the data and the backbone, and return the run's name."""
     from dfs_rl.agents.warm_start import check_start
     from dfs_rl.envs.spaces import observation_bytes, observation_space
+    from dfs_rl.experiments.gate_training import make_gate
     from dfs_rl.gating.action_masks import gated_budget
-    from dfs_rl.gating.budget_conditioning import Dial
 
     initial = None if config.init_gate is None else learned_gate(config.init_gate)
-    plan = plan_of(config, device, initial=initial)  # refuses bad settings
     choice = _choice_of(config, device)
     backbone = preview_backbone(choice, dataset)
     if backbone.costs.exits:
         _check_exits(config)
+    space = observation_space(backbone, dial=config.all_budgets)
     update = UpdateSize(
         walks=config.num_envs,
         layers=backbone.costs.n_layers,
-        observation_bytes=observation_bytes(
-            observation_space(backbone, dial=plan.prices is not None)
-        ),
+        observation_bytes=observation_bytes(space),
     )
     config.algorithm.check_update(update)
-    _check_memory(config, plan, backbone, dataset)
-    gate = untrained_gate(
-        backbone,
-        kind=config.algorithm.gate,
-        features=config.features,
-        hidden=plan.hidden,
-        dial=None if plan.prices is None else Dial(),
-    )
+    hidden = config.hidden if initial is None else config.hidden or initial.hidden
+    _check_memory(config, backbone, dataset, hidden=hidden, device=device)
+    gate = make_gate(config, backbone, initial=initial)
     if config.init_gate is not None and initial is not None:
         check_start(initial, gate, str(config.init_gate))
         check_backbone_of(config.init_gate, dataset, choice)
-    for name in ("budget", "hard_budget"):
+    # Every single image pays for the whole gate; images that leave at once lower the mean.
+    for name, macs in (("budget", gate.least_macs), ("hard_budget", gate.macs)):
         budget = getattr(config, name)
         if budget is not None:
-            # What every image keeps to leaves room for the whole gate; a mean is within reach of images that leave at once.
-            macs = gate.macs if name == "hard_budget" else gate.least_macs
             gated_budget(backbone.costs, budget, gate_macs=macs, name=name)
     return f"{config.algo}-{dataset.name}"
 
 
 def _check_memory(
-    config: TrainAgentConfig, plan: "GateTraining", backbone: "Backbone", dataset: "Dataset"
+    config: TrainAgentConfig,
+    backbone: "Backbone",
+    dataset: "Dataset",
+    *,
+    hidden: int | None,
+    device: str,
 ) -> None:
-    """Refuse settings that do not fit into memory, before anything is made."""
+    """Raise ConfigError for settings that do not fit into memory, before anything is made."""
     import torch
 
     from dfs_rl.agents.memory import gate_needs, replay_needs, walk_needs
     from dfs_rl.backbones.footprint import backward_bytes
     from dfs_rl.utils.device import check_memory
 
-    dial, algorithm = plan.prices is not None, config.algorithm
+    algorithm = config.algorithm
     needs = walk_needs(
         backbone,
         num_envs=config.num_envs,
         val_images=len(dataset.val),
         val_walks=config.val_walks,
-        dial=dial,
+        dial=config.all_budgets,
     )
     decisions = config.num_envs * backbone.costs.n_layers
     needs |= gate_needs(
         backbone,
         kind=algorithm.gate,
         features=config.features,
-        hidden=plan.hidden,
-        dial=dial,
+        hidden=hidden,
+        dial=config.all_budgets,
         decisions=getattr(algorithm, "batch_size", decisions),
         outputs=getattr(algorithm, "quantiles", 1),
     )
-    needs |= replay_needs(algorithm, backbone, dial=dial)
-    if plan.cotrain is not None:
-        size = plan.cotrain.batch_size
+    needs |= replay_needs(algorithm, backbone, dial=config.all_budgets)
+    if config.backbone_mode == "co-train":
+        size = config.cotrain.batch_size
         needs[f"cotrain.batch_size is {size}"] = 2 * size * backward_bytes(backbone)
-    check_memory(needs, torch.device(plan.device))
+    check_memory(needs, torch.device(device))
 
 
 def _check_exits(config: TrainAgentConfig) -> None:
@@ -430,16 +370,17 @@ def _check_exits(config: TrainAgentConfig) -> None:
 def _train(
     config: TrainAgentConfig, dataset: "Dataset", run: RunFolder, device: str
 ) -> "TrainingResult":
-    """Train the gate, or go on with it."""
+    """Train the gate, or resume it, and show its progress."""
     from dfs_rl.agents.progress import Progress, ProgressBar
-    from dfs_rl.agents.training import train_gate
+    from dfs_rl.experiments.gate_training import steps_made, train_gate
 
-    plan = plan_of(config, device, initial=_initial_gate(config, run))
-    stored = backbone_of_run(
-        run, _choice_of(config, device), dataset, keep_original=plan.cotrain is not None
+    cotrains = config.backbone_mode == "co-train"
+    stored = backbone_of_run(run, _choice_of(config, device), dataset, keep_original=cotrains)
+    bar = ProgressBar(steps_made(config, stored.backbone.costs), say=say)
+    watchers = (Progress(bar),)
+    return train_gate(
+        config, stored, dataset, run, device=device, report=bar.report, watchers=watchers
     )
-    bar = ProgressBar(plan.steps_made(stored.backbone.costs), say=say)
-    return train_gate(plan, stored, dataset, run, report=bar.report, watchers=(Progress(bar),))
 
 
 COMMAND = GateCommand(

@@ -11,8 +11,8 @@ from dfs_rl.utils.logging import say
 from dfs_rl.utils.run_folder import RunFolder
 
 if TYPE_CHECKING:
-    from dfs_rl.agents.training import TrainingResult
     from dfs_rl.data import Dataset
+    from dfs_rl.experiments.session import TrainingResult
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,9 +63,9 @@ def _train(
     config: TrainCascadeConfig, dataset: "Dataset", run: RunFolder, device: str
 ) -> "TrainingResult":
     """Choose both passes and the threshold by what every uniform option does on the val split."""
-    from dfs_rl.agents.training import TrainingResult
     from dfs_rl.evaluation.baselines.cascade import cascade_text, choose_cascade, run_cascade
     from dfs_rl.evaluation.baselines.methods import uniform_methods
+    from dfs_rl.experiments.session import TrainingResult
     from dfs_rl.gating.cascade import CascadeGate
     from dfs_rl.gating.model import GATE_FOLDER
     from dfs_rl.gating.storage import save_gate

@@ -16,8 +16,8 @@ from dfs_rl.utils.run_records import read_record
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from dfs_rl.agents.training import TrainingResult
     from dfs_rl.data import Dataset
+    from dfs_rl.experiments.session import TrainingResult
 
 VALIDATIONS = 20
 """How often a run is validated where nothing else is asked for."""
@@ -67,6 +67,18 @@ class GateSettings(Protocol):
     def supernet_epochs(self) -> int: ...  # noqa: D102
     @property
     def threads(self) -> int: ...  # noqa: D102
+
+
+class _Schedule(Protocol):
+    @property
+    def eval_every(self) -> int | None: ...
+    @property
+    def timesteps(self) -> int: ...
+
+
+def validation_interval(config: _Schedule) -> int:
+    """Return the timesteps between two validations; by default there are ``VALIDATIONS``."""
+    return config.eval_every or max(1, config.timesteps // VALIDATIONS)
 
 
 def choice_of(config: GateSettings, device: str) -> BackboneChoice:

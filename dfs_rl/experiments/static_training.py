@@ -6,15 +6,14 @@ from typing import TYPE_CHECKING
 
 from dfs_rl.agents.hyperparameters import StaticMethod
 from dfs_rl.experiments.backbone_resolver import DIGITS, Flip, backbone_of_run, preview_backbone
-from dfs_rl.experiments.gate_run import VALIDATIONS, GateCommand, choice_of
+from dfs_rl.experiments.gate_run import GateCommand, choice_of
 from dfs_rl.utils.config import Count, Positive, Seed, check_values
 from dfs_rl.utils.logging import say
 from dfs_rl.utils.run_folder import RunFolder
 
 if TYPE_CHECKING:
-    from dfs_rl.agents.static.training import StaticTraining
-    from dfs_rl.agents.training import TrainingResult
     from dfs_rl.data import Dataset
+    from dfs_rl.experiments.session import TrainingResult
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,23 +58,8 @@ class TrainStaticConfig:
         check_values(self)
 
 
-def plan_of(config: TrainStaticConfig, device: str, n_layers: int) -> "StaticTraining":
-    """Translate the command's settings into a search."""
-    from dfs_rl.agents.static.training import StaticTraining
-
-    return StaticTraining(
-        method=config.method,
-        budget=config.budget,
-        episodes=config.episodes,
-        images=config.images,
-        eval_every=n_layers * max(1, config.episodes // VALIDATIONS),
-        seed=config.seed,
-        device=device,
-    )
-
-
 def _prepare(config: TrainStaticConfig, dataset: "Dataset", device: str) -> str:
-    """Refuse what will not do, and name the run."""
+    """Validate the configuration against the backbone, and return the run's name."""
     from dfs_rl.gating.action_masks import gated_budget
 
     backbone = preview_backbone(choice_of(config, device), dataset)
@@ -86,15 +70,13 @@ def _prepare(config: TrainStaticConfig, dataset: "Dataset", device: str) -> str:
 def _train(
     config: TrainStaticConfig, dataset: "Dataset", run: RunFolder, device: str
 ) -> "TrainingResult":
-    """Search the table, or go on with it."""
+    """Search the table, or resume the search, and show its progress."""
     from dfs_rl.agents.progress import ProgressBar
-    from dfs_rl.agents.static.training import train_static
+    from dfs_rl.experiments.static_search import search_timesteps, train_static
 
     stored = backbone_of_run(run, choice_of(config, device), dataset)
-    costs = stored.backbone.costs
-    plan = plan_of(config, device, costs.n_layers)
-    total = plan.timesteps(costs.n_layers, len(costs.options))
-    return train_static(plan, stored, dataset, run, bar=ProgressBar(total, say=say))
+    bar = ProgressBar(search_timesteps(config, stored.backbone.costs), say=say)
+    return train_static(config, stored, dataset, run, device=device, bar=bar)
 
 
 COMMAND = GateCommand(

@@ -1,11 +1,9 @@
 """Command: train a supernet, a backbone in which every mix of bit options works, of fixed or of adaptive depth."""
 
 import sys
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
-from torch.utils.tensorboard.writer import SummaryWriter
 from tqdm import tqdm
 
 from dfs_rl.backbones import (
@@ -20,6 +18,7 @@ from dfs_rl.backbones.storage import STRUCTURE_FILE
 from dfs_rl.data import Dataset, ImageSet, load_dataset
 from dfs_rl.evaluation.baselines.uniform import uniform_points
 from dfs_rl.experiments.backbone_config import TrainBackboneConfig, build
+from dfs_rl.experiments.session import RunSession
 from dfs_rl.gating.model import BACKBONE_FOLDER
 from dfs_rl.training.supernet import Position, SupernetTrainer, uniform_accuracies
 from dfs_rl.utils.checkpoint import check_finite
@@ -27,9 +26,8 @@ from dfs_rl.utils.cli import Invocation
 from dfs_rl.utils.config import CountOrZero, config_to_dict
 from dfs_rl.utils.device import check_devices, check_memory, resolve_device, set_threads
 from dfs_rl.utils.io import write_json
-from dfs_rl.utils.run_folder import LAST_CHECKPOINT, RunFolder
-from dfs_rl.utils.run_records import parse_record
-from dfs_rl.utils.signals import StopRequest, stop_on_interrupt
+from dfs_rl.utils.run_folder import RunFolder
+from dfs_rl.utils.signals import StopRequest
 from dfs_rl.utils.trusted_import import is_constructor
 
 KIND = "train_backbone"
@@ -126,34 +124,27 @@ def train_supernet(
     if is_finished(run):
         sys.stderr.write(f"The training in {run.path} is finished.\n")
         return load_stored_backbone(run.path)
-    progress = Progress()
-    if run.has_checkpoint(LAST_CHECKPOINT):
-        checkpoint = run.load_checkpoint(LAST_CHECKPOINT)
-        progress = parse_record(
-            checkpoint.state, Progress, source=f"the checkpoint in {run.checkpoint_dir}"
-        )
-        trainer.restore(checkpoint.tensors, Position(progress.epoch, progress.step))
+    session = RunSession(run, Progress)
+    progress = session.state or Progress()
+    if session.checkpoint is not None:
+        trainer.restore(session.checkpoint.tensors, Position(progress.epoch, progress.step))
         check_finite(trainer.backbone, f"the checkpoint in {run.checkpoint_dir}")
-        run.truncate_metrics(progress.epoch)
     few = dataset.val.subset(torch.arange(min(config.eval_images, len(dataset.val)))).to(
         trainer.device
     )
-    board = SummaryWriter(str(run.tensorboard_dir), purge_step=progress.epoch + 1)
-    try:
-        with stop_on_interrupt() if stop is None else nullcontext(stop) as stopping:
-            while progress.epoch < config.epochs:
-                progress = _train_epoch(trainer, progress, stopping, total=config.epochs)
-                if progress.step == 0:
-                    _log_epoch(run, board, progress, trainer.snapshot(), few, total=config.epochs)
-                    progress = Progress(epoch=progress.epoch)
-                run.save_checkpoint(LAST_CHECKPOINT, trainer.tensors(), config_to_dict(progress))
-                if stopping.made and progress.epoch < config.epochs:
-                    raise KeyboardInterrupt(
-                        f"Stopped after {progress.epoch} of {config.epochs} epochs; everything is saved. "
-                        f"Go on with: {PROG} --resume {run.path}"
-                    )
-    finally:
-        board.close()
+    session.open_board(purge_step=progress.epoch + 1)
+    with session.running(stop) as stopping:
+        while progress.epoch < config.epochs:
+            progress = _train_epoch(trainer, progress, stopping, total=config.epochs)
+            if progress.step == 0:
+                _log_epoch(session, progress, trainer.snapshot(), few, total=config.epochs)
+                progress = Progress(epoch=progress.epoch)
+            session.save(trainer.tensors(), config_to_dict(progress))
+            if stopping.made and progress.epoch < config.epochs:
+                raise KeyboardInterrupt(
+                    f"Stopped after {progress.epoch} of {config.epochs} epochs; everything is "
+                    f"saved. Go on with: {PROG} --resume {run.path}"
+                )
     backbone = trainer.finish()
     info = BackboneInfo(
         dataset=dataset.name,
@@ -176,12 +167,14 @@ class Progress:
         step: Steps completed in the current epoch.
         labels: Sum of their losses on labels.
         distillation: Sum of their distillation losses.
+        metrics: Records logged; the session fills it in.
     """
 
     epoch: CountOrZero = 0
     step: CountOrZero = 0
     labels: float = 0.0
     distillation: float = 0.0
+    metrics: CountOrZero = 0
 
 
 def _train_epoch(
@@ -212,8 +205,7 @@ def _train_epoch(
 
 
 def _log_epoch(
-    run: RunFolder,
-    board: SummaryWriter,
+    session: RunSession[Progress],
     progress: Progress,
     backbone: Backbone,
     images: ImageSet,
@@ -231,9 +223,8 @@ def _log_epoch(
         "progress": progress.epoch / total,
         "points": uniform_points(backbone, accuracies),
     }
-    run.log({"kind": "epoch", "epoch": progress.epoch, **reached, **figures})
-    for name, value in figures.items():
-        board.add_scalar(name, value, progress.epoch)
+    session.log({"kind": "epoch", "epoch": progress.epoch, **reached, **figures})
+    session.board.scalars(figures, progress.epoch)
     shown = ", ".join(f"{bits} bit {value:.1f} %" for bits, value in accuracies.items())
     tqdm.write(
         f"epoch {progress.epoch}: loss {progress.labels:.3f}, val accuracy {shown}", file=sys.stderr

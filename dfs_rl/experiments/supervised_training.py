@@ -15,23 +15,15 @@ from dfs_rl.agents.supervised.config import (
 )
 from dfs_rl.errors import ConfigError
 from dfs_rl.experiments.backbone_resolver import DIGITS, Flip, backbone_of_run, preview_backbone
-from dfs_rl.experiments.gate_run import VALIDATIONS, GateCommand, choice_of
+from dfs_rl.experiments.gate_run import GateCommand, choice_of
 from dfs_rl.utils.config import Count, Positive, Seed, check_values
 from dfs_rl.utils.logging import say
 from dfs_rl.utils.run_folder import RunFolder
 
 if TYPE_CHECKING:
-    from dfs_rl.agents.supervised.training import SupervisedTraining
-    from dfs_rl.agents.training import TrainingResult
     from dfs_rl.backbones import Backbone
     from dfs_rl.data import Dataset
-
-_NAMES: dict[Method, str] = {
-    "gumbel": "Gumbel",
-    "dfs": "DFS",
-    "skipnet": "SkipNet",
-    "blockdrop": "BlockDrop",
-}
+    from dfs_rl.experiments.session import TrainingResult
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,44 +151,14 @@ class TrainGumbelConfig:
             )
 
 
-def plan_of(config: TrainGumbelConfig, device: str) -> "SupervisedTraining":
-    """Translate the command's settings into a training."""
-    from dfs_rl.agents.supervised.training import SupervisedTraining
-    from dfs_rl.gating.budget_conditioning import BudgetRange
-
-    eval_every = config.eval_every or max(1, config.timesteps // VALIDATIONS)
-    at_once = config.method == "blockdrop"
-    return SupervisedTraining(
-        method=config.method,
-        kind="oneshot" if at_once else config.gate,
-        config=config.training,
-        skipnet=config.skipnet,
-        blockdrop=config.blockdrop,
-        cotrain=config.cotrain if config.backbone_mode == "co-train" else None,
-        timesteps=config.timesteps,
-        budget=config.budget,
-        all_budgets=config.all_budgets,
-        budgets=config.budgets and BudgetRange(lowest=config.budgets[0], highest=config.budgets[1]),
-        features=config.features or ("all" if at_once else "confidence"),
-        hidden=config.hidden,
-        start=config.begins,
-        eval_every=eval_every,
-        val_walks=config.val_walks,
-        checkpoint_every=config.checkpoint_every or eval_every,
-        seed=config.seed,
-        device=device,
-        name=_NAMES[config.method] if at_once else f"{_NAMES[config.method]} {config.gate.upper()}",
-    )
-
-
 def _prepare(config: TrainGumbelConfig, dataset: "Dataset", device: str) -> str:
-    """Refuse what will not do, and name the run."""
-    from dfs_rl.agents.supervised.training import build_gate, targets
+    """Validate the configuration against the data and the backbone, and return the run's name."""
+    from dfs_rl.experiments.gumbel_training import build_gate, targets
 
-    backbone, plan = preview_backbone(choice_of(config, device), dataset), plan_of(config, device)
-    _check_memory(config, plan, backbone, dataset)
+    backbone = preview_backbone(choice_of(config, device), dataset)
+    _check_memory(config, backbone, dataset, device)
     try:
-        targets(plan, backbone.costs, gate_macs=build_gate(plan, backbone).macs)
+        targets(config, backbone.costs, gate_macs=build_gate(config, backbone).macs)
     except ConfigError as error:
         if config.budget != type(config).budget:
             raise
@@ -207,52 +169,52 @@ def _prepare(config: TrainGumbelConfig, dataset: "Dataset", device: str) -> str:
 
 
 def _check_memory(
-    config: TrainGumbelConfig, plan: "SupervisedTraining", backbone: "Backbone", dataset: "Dataset"
+    config: TrainGumbelConfig, backbone: "Backbone", dataset: "Dataset", device: str
 ) -> None:
-    """Refuse settings that do not fit into memory, before anything is made."""
+    """Raise ConfigError for settings that do not fit into memory, before anything is made."""
     import torch
 
     from dfs_rl.agents.memory import gate_needs, walk_needs
     from dfs_rl.backbones.footprint import backward_bytes
+    from dfs_rl.experiments.gumbel_training import features_of, kind_of
     from dfs_rl.utils.device import check_memory
 
     batch = min(config.training.batch_size, len(dataset.agent))
     needs = gate_needs(
         backbone,
-        kind=plan.kind,
-        features=plan.features,
-        hidden=plan.hidden,
-        dial=plan.all_budgets,
+        kind=kind_of(config),
+        features=features_of(config),
+        hidden=config.hidden,
+        dial=config.all_budgets,
         decisions=batch * backbone.costs.n_layers,
     )
     needs |= walk_needs(
         backbone,
         num_envs=0,
         val_images=len(dataset.val),
-        val_walks=plan.val_walks,
-        dial=plan.all_budgets,
+        val_walks=config.val_walks,
+        dial=config.all_budgets,
     )
     each = backward_bytes(backbone)  # at one option; a gate learns from a mix of all
     needs[f"training.batch_size is {batch}"] = batch * each * backbone.costs.n_actions
-    if plan.cotrain is not None:
-        size = plan.cotrain.batch_size
+    if config.backbone_mode == "co-train":
+        size = config.cotrain.batch_size
         needs[f"cotrain.batch_size is {size}"] = 2 * size * each
-    check_memory(needs, torch.device(plan.device))
+    check_memory(needs, torch.device(device))
 
 
 def _train(
     config: TrainGumbelConfig, dataset: "Dataset", run: RunFolder, device: str
 ) -> "TrainingResult":
-    """Train the gate, or go on with it."""
+    """Train the gate, or resume it, and show its progress."""
     from dfs_rl.agents.progress import ProgressBar
-    from dfs_rl.agents.supervised.training import train_supervised
+    from dfs_rl.experiments.gumbel_training import steps_and_size, train_supervised
 
-    plan = plan_of(config, device)
-    stored = backbone_of_run(
-        run, choice_of(config, device), dataset, keep_original=plan.cotrain is not None
-    )
-    total = plan.timesteps_made(stored.backbone.costs.n_layers, len(dataset.agent))
-    return train_supervised(plan, stored, dataset, run, bar=ProgressBar(total, say=say))
+    cotrains = config.backbone_mode == "co-train"
+    stored = backbone_of_run(run, choice_of(config, device), dataset, keep_original=cotrains)
+    steps, size = steps_and_size(config, stored.backbone.costs.n_layers, len(dataset.agent))
+    bar = ProgressBar(steps * size, say=say)
+    return train_supervised(config, stored, dataset, run, device=device, bar=bar)
 
 
 COMMAND = GateCommand(

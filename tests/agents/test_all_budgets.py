@@ -16,7 +16,6 @@ from dfs_rl.agents.hyperparameters import PPOConfig
 from dfs_rl.agents.supervised.config import SupervisedConfig
 from dfs_rl.agents.supervised.gumbel import SupervisedTrainer
 from dfs_rl.agents.supervised.trainer import GateTask
-from dfs_rl.agents.supervised.training import budgets_of, rewards_within, targets
 from dfs_rl.backbones.interfaces import WalkableBackbone
 from dfs_rl.costs import BitOptions, CostTable
 from dfs_rl.data import ImageSet
@@ -25,10 +24,11 @@ from dfs_rl.envs.task import Task
 from dfs_rl.errors import ConfigError
 from dfs_rl.evaluation.budget_conditioning import POSITIONS, measure_dial
 from dfs_rl.evaluation.evaluator import evaluate_gate, evaluate_table
+from dfs_rl.experiments.gumbel_training import budgets_of, rewards_within, targets
 from dfs_rl.gating.budget_conditioning import BudgetRange, Dial, PriceRange, even_positions
 from dfs_rl.gating.networks import LayerwiseGate, LearnedGate
 from dfs_rl.gating.reward import RewardWeights
-from tests.agents.supervised.test_gumbel import SmoothPlantedBackbone, make_plan
+from tests.agents.supervised.test_gumbel import SmoothPlantedBackbone, make_config
 
 WEIGHTS = RewardWeights(accuracy=1.0, log_likelihood=0.0)
 COSTS = (0.0, 0.125, 0.5)
@@ -224,29 +224,28 @@ def test_each_stretch_of_the_dial_holds_its_own_budgets() -> None:
 )
 def test_the_usual_budgets_begin_at_the_lowest_bits(bits, budget, expected) -> None:
     costs = CostTable(options=BitOptions(bits), layer_macs=(300, 100))
-    plan = make_plan(all_budgets=True, budget=budget)
-    found = budgets_of(plan, costs, gate_macs=0.0)
+    config = make_config(fixed_budget=False, budget=budget)
+    found = budgets_of(config, costs, gate_macs=0.0)
     assert found is not None
     assert (found.lowest / 100, found.highest / 100) == pytest.approx(expected, rel=0.01)
     # What a gate costs is added to both ends, and left out of what the layers may spend.
-    with_gate = budgets_of(plan, costs, gate_macs=4.0)
+    with_gate = budgets_of(config, costs, gate_macs=4.0)
     assert with_gate is not None
     assert with_gate.lowest == pytest.approx(found.lowest + 1.0)
-    spend = targets(plan, costs, gate_macs=4.0)(torch.tensor([0.0], dtype=torch.float64))
+    spend = targets(config, costs, gate_macs=4.0)(torch.tensor([0.0], dtype=torch.float64))
     assert float(spend) == pytest.approx(found.lowest / 100)
 
 
 def test_one_budget_has_one_target_and_no_range() -> None:
     costs = CostTable(options=BitOptions((0, 2, 32)), layer_macs=(300, 100))
-    plan = make_plan(all_budgets=False, budget=3.0)
-    assert budgets_of(plan, costs, gate_macs=0.0) is None
-    spend = targets(plan, costs, gate_macs=4.0)(torch.tensor([0.1, 0.9], dtype=torch.float64))
+    config = make_config(fixed_budget=True, budget=3.0)
+    assert budgets_of(config, costs, gate_macs=0.0) is None
+    spend = targets(config, costs, gate_macs=4.0)(torch.tensor([0.1, 0.9], dtype=torch.float64))
     assert spend.tolist() == pytest.approx([0.02, 0.02])
 
 
 def test_budgets_below_the_cheapest_choices_are_refused() -> None:
     costs = CostTable(options=BitOptions((2, 32)), layer_macs=(300, 100))
-    budgets = BudgetRange(lowest=0.1, highest=3.0)
-    plan = make_plan(all_budgets=True, budget=1.0, budgets=budgets)
+    config = make_config(fixed_budget=False, budget=1.0, budgets=(0.1, 3.0))
     with pytest.raises(ConfigError, match=r"budget 0.1 % is not enough"):
-        targets(plan, costs, gate_macs=0.0)
+        targets(config, costs, gate_macs=0.0)

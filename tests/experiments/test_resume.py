@@ -16,6 +16,7 @@ from dfs_rl.agents.cotraining_config import CoTrainConfig
 from dfs_rl.agents.hyperparameters import (
     A2CConfig,
     AlgorithmConfig,
+    AlgorithmName,
     DQNConfig,
     MaskablePPOConfig,
     PPOConfig,
@@ -23,12 +24,12 @@ from dfs_rl.agents.hyperparameters import (
     RecurrentPPOConfig,
     TRPOConfig,
 )
-from dfs_rl.agents.training import GateTraining, TrainingResult, train_gate
 from dfs_rl.backbones import BackboneInfo, ResNet, ResNetConfig, StoredBackbone
 from dfs_rl.data import Dataset, ImageSet, channel_statistics
 from dfs_rl.errors import CheckpointError
-from dfs_rl.gating.budget_conditioning import PriceRange
-from dfs_rl.gating.reward import RewardWeights
+from dfs_rl.experiments.agent_training import TrainAgentConfig
+from dfs_rl.experiments.gate_training import train_gate
+from dfs_rl.experiments.session import TrainingResult
 from dfs_rl.utils.checkpoint import load_tensors
 from dfs_rl.utils.run_folder import LAST_CHECKPOINT, RunFolder
 
@@ -65,36 +66,49 @@ def make_stored(dataset: Dataset) -> StoredBackbone:
     return StoredBackbone(backbone=backbone, info=info)
 
 
-PRICES = PriceRange(lowest=1.0, highest=50.0)
+PRICES = (1.0, 50.0)
+LABELS: dict[str, AlgorithmName] = {
+    config.label: name  # type: ignore[misc]
+    for name, config in (
+        ("ppo", PPOConfig),
+        ("a2c", A2CConfig),
+        ("maskable_ppo", MaskablePPOConfig),
+        ("trpo", TRPOConfig),
+        ("recurrent_ppo", RecurrentPPOConfig),
+        ("dqn", DQNConfig),
+        ("qrdqn", QRDQNConfig),
+    )
+}
 
 
-def make_plan(
+def make_config(
     algorithm: AlgorithmConfig,
     *,
     group: int = 4,
+    prices: tuple[float, float] | None = None,
     cotrain: CoTrainConfig | None = None,
     **changes: Any,
-) -> GateTraining:
+) -> TrainAgentConfig:
+    name = LABELS[algorithm.label]
     settings: dict[str, Any] = {
-        "algorithm": algorithm,
+        "algo": name,
+        name: algorithm,
         "timesteps": 8 * STEPS_PER_UPDATE,
-        "weights": RewardWeights(),
-        "budget": None,
-        "prices": None,
-        "position": 1.0,
         "images_per_group": group,
         "num_envs": 16,
         "features": "all",
         "hidden": 4,
-        "cotrain": cotrain,
+        "start": "indifferent",
         "eval_every": 3 * STEPS_PER_UPDATE,
-        "checkpoint_every": 3 * STEPS_PER_UPDATE,
         "seed": 5,
-        "device": "cpu",
-        "dtype": torch.float32,
-        "name": "gate",
     }
-    return GateTraining(**(settings | changes))
+    if prices is None:
+        settings |= {"fixed_budget": True}
+    else:
+        settings |= {"cost_weights": prices, "budget": 50.0}
+    if cotrain is not None:
+        settings |= {"backbone_mode": "co-train", "cotrain": cotrain}
+    return TrainAgentConfig(**(settings | changes))
 
 
 class SignalAt(BaseCallback):
@@ -115,17 +129,23 @@ def new_run(path: Path) -> RunFolder:
     return RunFolder.create(path, kind="test", name="test", config=PPOConfig(), command=("test",))
 
 
-def train(run: RunFolder, plan: GateTraining, *watchers: BaseCallback) -> TrainingResult:
+def train(run: RunFolder, config: TrainAgentConfig, *watchers: BaseCallback) -> TrainingResult:
     dataset = make_dataset()
     return train_gate(
-        plan, make_stored(dataset), dataset, run, report=lambda *_: None, watchers=watchers
+        config,
+        make_stored(dataset),
+        dataset,
+        run,
+        device="cpu",
+        report=lambda *_: None,
+        watchers=watchers,
     )
 
 
 def train_and_be_killed(path: str, at: int) -> None:
     """What the child process of the kill test runs."""
     torch.set_num_threads(1)
-    train(new_run(Path(path)), make_plan(PPOConfig()), SignalAt(at, signal.SIGKILL))
+    train(new_run(Path(path)), make_config(PPOConfig()), SignalAt(at, signal.SIGKILL))
 
 
 def assert_equal_runs(first: RunFolder, second: RunFolder) -> None:
@@ -140,21 +160,21 @@ def assert_equal_runs(first: RunFolder, second: RunFolder) -> None:
 
 
 @pytest.mark.parametrize(
-    "plan",
+    "config",
     [
-        make_plan(PPOConfig()),
-        make_plan(PPOConfig(), group=1),
-        make_plan(A2CConfig()),
-        make_plan(PPOConfig(), cotrain=CoTrainConfig(batch_size=8)),
-        make_plan(PPOConfig(), prices=PRICES, start="uniform"),
-        make_plan(PPOConfig(), prices=PRICES, cotrain=CoTrainConfig(batch_size=8)),
-        make_plan(MaskablePPOConfig(), budget=80.0, cotrain=CoTrainConfig(batch_size=8)),
-        make_plan(TRPOConfig()),
-        make_plan(RecurrentPPOConfig(), prices=PRICES),
-        make_plan(RecurrentPPOConfig(), group=1),
-        make_plan(DQNConfig(gradient_steps=4), group=1),
+        make_config(PPOConfig()),
+        make_config(PPOConfig(), group=1),
+        make_config(A2CConfig()),
+        make_config(PPOConfig(), cotrain=CoTrainConfig(batch_size=8)),
+        make_config(PPOConfig(), prices=PRICES, start="uniform"),
+        make_config(PPOConfig(), prices=PRICES, cotrain=CoTrainConfig(batch_size=8)),
+        make_config(MaskablePPOConfig(), hard_budget=80.0, cotrain=CoTrainConfig(batch_size=8)),
+        make_config(TRPOConfig()),
+        make_config(RecurrentPPOConfig(), prices=PRICES),
+        make_config(RecurrentPPOConfig(), group=1),
+        make_config(DQNConfig(gradient_steps=4), group=1),
         # Memory for two updates of eight.
-        make_plan(QRDQNConfig(gradient_steps=4, replay_megabytes=0.03), group=1, prices=PRICES),
+        make_config(QRDQNConfig(gradient_steps=4, replay_megabytes=0.03), group=1, prices=PRICES),
     ],
     ids=[
         "ppo",
@@ -172,23 +192,23 @@ def assert_equal_runs(first: RunFolder, second: RunFolder) -> None:
     ],
 )
 def test_ctrl_c_saves_and_the_run_goes_on_as_if_nothing_had_happened(
-    tmp_path: Path, plan: GateTraining
+    tmp_path: Path, config: TrainAgentConfig
 ) -> None:
     whole = new_run(tmp_path / "whole")
-    result = train(whole, plan)
+    result = train(whole, config)
     parts = new_run(tmp_path / "parts")
     with pytest.raises(KeyboardInterrupt):
-        train(parts, plan, SignalAt(2 * STEPS_PER_UPDATE + 32, signal.SIGINT))
+        train(parts, config, SignalAt(2 * STEPS_PER_UPDATE + 32, signal.SIGINT))
     # The update at hand was finished, and that is where the checkpoint is.
     assert parts.load_checkpoint(LAST_CHECKPOINT).state["timesteps"] == 3 * STEPS_PER_UPDATE
-    assert train(parts, plan) == result
+    assert train(parts, config) == result
     assert_equal_runs(whole, parts)
 
 
 def test_kill_loses_only_what_came_after_the_checkpoint(tmp_path: Path) -> None:
-    plan = make_plan(PPOConfig())
+    config = make_config(PPOConfig())
     whole = new_run(tmp_path / "whole")
-    result = train(whole, plan)
+    result = train(whole, config)
     # In the sixth update: later than the checkpoint of the third, with records of the fifth.
     code = "import runpy, sys; runpy.run_path(sys.argv[1])['train_and_be_killed'](sys.argv[2], int(sys.argv[3]))"
     at = 5 * STEPS_PER_UPDATE + 16
@@ -199,26 +219,26 @@ def test_kill_loses_only_what_came_after_the_checkpoint(tmp_path: Path) -> None:
     parts = RunFolder.open(tmp_path / "parts")
     assert parts.load_checkpoint(LAST_CHECKPOINT).state["timesteps"] == 3 * STEPS_PER_UPDATE
     assert parts.read_metrics()[-1]["timesteps"] == 5 * STEPS_PER_UPDATE
-    assert train(parts, plan) == result
+    assert train(parts, config) == result
     assert_equal_runs(whole, parts)
 
 
 def test_a_run_killed_before_its_first_checkpoint_begins_anew(tmp_path: Path) -> None:
-    plan = make_plan(PPOConfig(), timesteps=2 * STEPS_PER_UPDATE)
+    config = make_config(PPOConfig(), timesteps=2 * STEPS_PER_UPDATE)
     whole = new_run(tmp_path / "whole")
-    train(whole, plan)
+    train(whole, config)
     parts = new_run(tmp_path / "parts")
     parts.log({"kind": "validation", "timesteps": 0})  # all that a killed run left
-    train(parts, plan)
+    train(parts, config)
     assert_equal_runs(whole, parts)
 
 
 def test_a_finished_run_stays_as_it_is(tmp_path: Path) -> None:
-    plan = make_plan(PPOConfig(), timesteps=2 * STEPS_PER_UPDATE)
+    config = make_config(PPOConfig(), timesteps=2 * STEPS_PER_UPDATE)
     run = new_run(tmp_path / "run")
-    result = train(run, plan)
+    result = train(run, config)
     before = run.metrics_path.read_text()
-    assert train(run, plan) == result
+    assert train(run, config) == result
     assert run.metrics_path.read_text() == before
 
 
@@ -226,7 +246,7 @@ def test_same_seed_same_metrics_other_seed_other_metrics(tmp_path: Path) -> None
     texts = []
     for name, seed in (("a", 5), ("b", 5), ("c", 6)):
         run = new_run(tmp_path / name)
-        train(run, make_plan(PPOConfig(), timesteps=2 * STEPS_PER_UPDATE, seed=seed))
+        train(run, make_config(PPOConfig(), timesteps=2 * STEPS_PER_UPDATE, seed=seed))
         texts.append(run.metrics_path.read_text())
     assert texts[0] == texts[1]
     assert texts[0] != texts[2]
@@ -234,21 +254,21 @@ def test_same_seed_same_metrics_other_seed_other_metrics(tmp_path: Path) -> None
 
 def test_a_checkpoint_of_another_gate_is_refused_in_a_sentence(tmp_path: Path) -> None:
     run = new_run(tmp_path / "run")
-    train(run, make_plan(PPOConfig(), timesteps=STEPS_PER_UPDATE))
+    train(run, make_config(PPOConfig(), timesteps=STEPS_PER_UPDATE))
     with pytest.raises(CheckpointError, match="does not fit this run's configuration"):
-        train(run, make_plan(PPOConfig(), timesteps=2 * STEPS_PER_UPDATE, hidden=5))
+        train(run, make_config(PPOConfig(), timesteps=2 * STEPS_PER_UPDATE, hidden=5))
 
 
 def test_a_checkpoint_of_something_else_is_refused_in_a_sentence(tmp_path: Path) -> None:
     run = new_run(tmp_path / "run")
     run.save_checkpoint(LAST_CHECKPOINT, {"weight": torch.zeros(1)}, {"timesteps": 3, "epoch": 1})
     with pytest.raises(CheckpointError, match="damaged or of something else: epoch"):
-        train(run, make_plan(PPOConfig()))
+        train(run, make_config(PPOConfig()))
 
 
 def test_metrics_hold_updates_and_validations(tmp_path: Path) -> None:
     run = new_run(tmp_path / "run")
-    train(run, make_plan(PPOConfig(), timesteps=4 * STEPS_PER_UPDATE))
+    train(run, make_config(PPOConfig(), timesteps=4 * STEPS_PER_UPDATE))
     records = run.read_metrics()
     updates = [r["timesteps"] for r in records if r["kind"] == "update"]
     validations = [r for r in records if r["kind"] == "validation"]
@@ -280,16 +300,16 @@ def test_metrics_hold_updates_and_validations(tmp_path: Path) -> None:
 def test_a_state_of_other_types_is_refused_before_a_step_is_made(
     tmp_path: Path, changes: dict[str, Any], named: str
 ) -> None:
-    plan = make_plan(PPOConfig(), timesteps=STEPS_PER_UPDATE)
+    config = make_config(PPOConfig(), timesteps=STEPS_PER_UPDATE)
     run = new_run(tmp_path / "run")
-    train(run, plan)
+    train(run, config)
     tensors, state = run.load_checkpoint(LAST_CHECKPOINT)
     env = {**state["env"], **changes["env"]} if isinstance(changes.get("env"), dict) else None  # type: ignore[dict-item]
     altered = {**state, **changes} | ({} if env is None else {"env": env})
     run.save_checkpoint(LAST_CHECKPOINT, tensors, altered)
     before = run.metrics_path.read_bytes()
     with pytest.raises(CheckpointError, match=re.escape(named)):
-        train(run, make_plan(PPOConfig(), timesteps=2 * STEPS_PER_UPDATE))
+        train(run, make_config(PPOConfig(), timesteps=2 * STEPS_PER_UPDATE))
     assert run.metrics_path.read_bytes() == before
 
 
@@ -299,10 +319,10 @@ def test_tensors_that_nothing_can_go_on_from_are_refused(
     tmp_path: Path, prefix: str, change: str
 ) -> None:
     run = new_run(tmp_path / "run")
-    train(run, make_plan(PPOConfig(), timesteps=STEPS_PER_UPDATE))
+    train(run, make_config(PPOConfig(), timesteps=STEPS_PER_UPDATE))
     tensors, state = run.load_checkpoint(LAST_CHECKPOINT)
     name = next(name for name in tensors if name.startswith(prefix))
     broken = torch.full_like(tensors[name], torch.nan) if change == "nan" else torch.zeros(1, 2, 3)
     run.save_checkpoint(LAST_CHECKPOINT, tensors | {name: broken}, state)
     with pytest.raises(CheckpointError, match=name if change == "nan" else "does not fit"):
-        train(run, make_plan(PPOConfig(), timesteps=2 * STEPS_PER_UPDATE))
+        train(run, make_config(PPOConfig(), timesteps=2 * STEPS_PER_UPDATE))

@@ -25,10 +25,12 @@ from dfs_rl.experiments.agent_training import (
     COMMAND,
     RewardConfig,
     TrainAgentConfig,
-    plan_of,
+    prices_of,
     weights_of,
 )
 from dfs_rl.experiments.backbone_resolver import BackboneChoice
+from dfs_rl.experiments.gate_run import validation_interval
+from dfs_rl.experiments.gate_training import algorithm_of, make_gate
 from dfs_rl.gating.budget_conditioning import PriceRange
 from dfs_rl.gating.reward import RewardWeights
 from dfs_rl.gating.storage import load_gate
@@ -249,8 +251,8 @@ def test_a_gate_is_turned_to_the_usual_price_or_the_middle_of_prices_that_leave_
     assert weights_of(TrainAgentConfig(cost_weights=(1.0, 10.0))).cost == 10.0
     assert weights_of(TrainAgentConfig(cost_weights=(0.01, 0.04))).cost == pytest.approx(0.02)
     assert weights_of(TrainAgentConfig(cost_weights=(0.01, 0.04), cost_weight=0.03)).cost == 0.03
-    plan = plan_of(TrainAgentConfig(cost_weights=(0.01, 0.04)), "cpu")
-    assert plan.position == pytest.approx(0.5)
+    config = TrainAgentConfig(cost_weights=(0.01, 0.04))
+    assert make_gate(config, default_digits()).position == pytest.approx(0.5)
 
 
 def test_few_images_make_one_batch_of_the_backbone_that_is_trained_first() -> None:
@@ -287,16 +289,16 @@ def test_flags_reach_the_training() -> None:
         hidden=7,
         hard_budget=2.0,
     )
-    plan = plan_of(config, "cpu")
-    assert plan.algorithm == A2CConfig(learning_rate=0.03, entropy=0.0)  # suits a uniform start
-    assert plan_of(replace(config, start="indifferent"), "cpu").algorithm is config.a2c
-    assert plan.weights.cost == 3.0
-    assert (plan.hidden, plan.budget) == (7, 2.0)
-    assert plan.prices == PriceRange(lowest=1.0, highest=9.0)
-    assert plan.position == pytest.approx(0.5)
-    assert plan.eval_every == plan.checkpoint_every == 200
-    assert plan.cotrain is None
-    assert plan_of(TrainAgentConfig(fixed_budget=True), "cpu").prices is None
+    # What suits a uniform start:
+    assert algorithm_of(config) == A2CConfig(learning_rate=0.03, entropy=0.0)
+    assert algorithm_of(replace(config, start="indifferent")) is config.a2c
+    assert weights_of(config).cost == 3.0
+    assert prices_of(config) == PriceRange(lowest=1.0, highest=9.0)
+    assert validation_interval(config) == 200
+    gate = make_gate(config, default_digits())
+    assert (gate.hidden, gate.budget, gate.name) == (7, 2.0, "A2C")
+    assert gate.position == pytest.approx(0.5)
+    assert prices_of(TrainAgentConfig(fixed_budget=True)) is None
 
 
 @pytest.mark.parametrize(
@@ -311,8 +313,7 @@ def test_flags_reach_the_training() -> None:
     ],
 )
 def test_images_are_walked_as_often_as_suits_where_a_gate_begins(settings, expected: int) -> None:
-    config = TrainAgentConfig(**settings)
-    assert plan_of(config, "cpu").images_per_group == config.rollouts_per_image == expected
+    assert TrainAgentConfig(**settings).rollouts_per_image == expected
 
 
 @pytest.mark.parametrize(
@@ -331,7 +332,7 @@ def test_a_run_stores_what_its_defaults_came_to(settings, stored) -> None:
     settled = COMMAND.settle(config)
     assert (settled.start, settled.images_per_group) == stored
     assert COMMAND.settle(settled) == settled
-    assert plan_of(settled, "cpu") == plan_of(config, "cpu")
+    assert algorithm_of(settled) == algorithm_of(config)
     assert replace(settled, start=config.start, images_per_group=config.images_per_group) == config
 
 

@@ -9,11 +9,21 @@ import torch
 
 import dfs_rl
 from dfs_rl.agents.cotraining_config import CoTrainConfig
-from dfs_rl.agents.supervised.config import BlockDropConfig, SupervisedConfig
-from dfs_rl.backbones import PRETRAINED_DIGITS, BackboneInfo, ResNet, ResNetConfig, save_backbone
+from dfs_rl.agents.supervised.config import SupervisedConfig
+from dfs_rl.backbones import (
+    PRETRAINED_DIGITS,
+    BackboneInfo,
+    ResNet,
+    ResNetConfig,
+    default_digits,
+    save_backbone,
+)
+from dfs_rl.backbones.interfaces import confidence_sizes
 from dfs_rl.costs import BitOptions
 from dfs_rl.data import channel_statistics, load_dataset
-from dfs_rl.experiments.supervised_training import TrainGumbelConfig, plan_of
+from dfs_rl.experiments.gate_run import validation_interval
+from dfs_rl.experiments.gumbel_training import build_gate
+from dfs_rl.experiments.supervised_training import TrainGumbelConfig
 from dfs_rl.gating.networks import LayerwiseGate, LearnedGate, OneShotGate, RecurrentGate
 from dfs_rl.gating.storage import load_gate
 from dfs_rl.train_gumbel import main
@@ -115,17 +125,17 @@ def test_bad_input_is_one_sentence_and_leaves_no_folder(
 
 
 def test_flags_reach_the_training() -> None:
+    backbone = default_digits()
     config = TrainGumbelConfig(method="dfs", gate="lstm", timesteps=4000, hidden=7, budget=2.0)
-    plan = plan_of(config, "cpu")
-    assert (plan.method, plan.kind, plan.hidden, plan.budget) == ("dfs", "lstm", 7, 2.0)
-    assert plan.eval_every == plan.checkpoint_every == 200
-    assert plan.name == "DFS LSTM"
-    assert plan.features == "confidence"
-    once = plan_of(
-        TrainGumbelConfig(method="blockdrop", blockdrop=BlockDropConfig(bound=0.9)), "cpu"
-    )
-    assert (once.kind, once.features, once.all_budgets) == ("oneshot", "all", False)
-    assert once.blockdrop.bound == 0.9
+    gate = build_gate(config, backbone)
+    assert isinstance(gate, RecurrentGate)
+    assert (gate.hidden, gate.name, gate.dial) == (7, "DFS LSTM", None)
+    assert gate.feature_sizes == confidence_sizes(backbone.feature_sizes)
+    assert validation_interval(config) == 200
+    once = build_gate(TrainGumbelConfig(method="blockdrop"), backbone)
+    assert isinstance(once, OneShotGate)
+    assert once.feature_sizes == tuple(backbone.feature_sizes)
+    assert build_gate(TrainGumbelConfig(), backbone).dial is not None
 
 
 @pytest.mark.parametrize(
@@ -177,9 +187,8 @@ def updates_of(run: Path) -> list[dict[str, Any]]:
 
 
 def test_the_backbone_learns_from_labels_alone_unless_asked_otherwise(tmp_path: Path) -> None:
-    assert plan_of(TrainGumbelConfig(), "cpu").cotrain is None
-    plan = plan_of(TrainGumbelConfig(method="dfs", backbone_mode="co-train"), "cpu")
-    assert plan.cotrain == CoTrainConfig(distillation=0.0, full_precision=0.0)
+    config = TrainGumbelConfig(method="dfs", backbone_mode="co-train")
+    assert config.cotrain == CoTrainConfig(distillation=0.0, full_precision=0.0)
     # A file that sets one of a block's settings leaves the others at the command's own defaults.
     (tmp_path / "config.yaml").write_text("cotrain: {full_precision: 2.0}\n")
     read = load_config(tmp_path / "config.yaml", TrainGumbelConfig).cotrain

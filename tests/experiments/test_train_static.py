@@ -8,9 +8,11 @@ import pytest
 import dfs_rl
 from dfs_rl import compare
 from dfs_rl.backbones import default_digits
+from dfs_rl.costs import BitOptions, CostTable
 from dfs_rl.data import load_dataset
 from dfs_rl.evaluation.evaluator import evaluate_table
-from dfs_rl.experiments.static_training import TrainStaticConfig, plan_of
+from dfs_rl.experiments.static_search import search_timesteps
+from dfs_rl.experiments.static_training import TrainStaticConfig
 from dfs_rl.gating.base import TableGate
 from dfs_rl.gating.storage import load_gate
 from dfs_rl.train_static import main
@@ -73,12 +75,10 @@ def test_bad_input_is_one_sentence_and_leaves_no_folder(
     assert words in refusal(main, [*TINY, *flags])
 
 
-def test_flags_reach_the_search() -> None:
-    config = TrainStaticConfig(method="sac", episodes=200, images=50, budget=2.0, seed=3)
-    plan = plan_of(config, "cpu", n_layers=9)
-    assert (plan.method, plan.episodes, plan.images) == ("sac", 200, 50)
-    assert (plan.budget, plan.seed, plan.eval_every) == (2.0, 3, 90)
-    assert plan.timesteps(9, 6) == 1800
+def test_a_search_makes_one_choice_per_layer_and_table() -> None:
+    costs = CostTable(options=BitOptions((0, 2, 32)), layer_macs=(1,) * 9)
+    assert search_timesteps(TrainStaticConfig(method="sac", episodes=200), costs) == 1800
+    assert search_timesteps(TrainStaticConfig(method="greedy"), costs) == 9 * 2
 
 
 def test_every_setting_survives_the_run_folders_yaml(tmp_path: Path) -> None:

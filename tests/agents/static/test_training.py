@@ -12,11 +12,11 @@ import torch
 
 from dfs_rl.agents.hyperparameters import StaticMethod
 from dfs_rl.agents.progress import ProgressBar
-from dfs_rl.agents.static.training import CHECKPOINT, FINALISTS, StaticTraining, train_static
-from dfs_rl.agents.training import TrainingResult
 from dfs_rl.errors import CheckpointError, ConfigError
 from dfs_rl.evaluation.evaluator import evaluate_table
 from dfs_rl.evaluation.static_tables.budget import table_computation
+from dfs_rl.experiments.session import TrainingResult
+from dfs_rl.experiments.static_search import CHECKPOINT, FINALISTS, train_static
 from dfs_rl.experiments.static_training import TrainStaticConfig
 from dfs_rl.gating.base import TableGate
 from dfs_rl.gating.storage import load_gate
@@ -56,16 +56,15 @@ def search(
         "budget": BUDGET,
         "episodes": EPISODES,
         "images": 1000,
-        "eval_every": 5 * LAYERS,
         "seed": 3,
-        "device": "cpu",
     }
     dataset = make_dataset()
     return train_static(
-        StaticTraining(**(settings | changes)),
+        TrainStaticConfig(**(settings | changes)),
         make_stored(dataset),
         dataset,
         run,
+        device="cpu",
         bar=bar or ProgressBar(0, say=lambda _: None),
     )
 

@@ -4,6 +4,7 @@ import math
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,19 +13,19 @@ from torch import Tensor
 from dfs_rl.agents.hyperparameters import GateKind
 from dfs_rl.agents.progress import ProgressBar
 from dfs_rl.agents.supervised.config import (
-    BlockDropConfig,
     RelaxedMethod,
     SkipNetConfig,
     SupervisedConfig,
 )
 from dfs_rl.agents.supervised.gumbel import SupervisedTrainer
 from dfs_rl.agents.supervised.trainer import GateTask
-from dfs_rl.agents.supervised.training import SupervisedTraining, rewards_within, train_supervised
-from dfs_rl.agents.training import TrainingResult
 from dfs_rl.costs import BitOptions, CostTable
 from dfs_rl.data import ImageSet
 from dfs_rl.errors import CheckpointError, ConfigError, TrainingError
 from dfs_rl.evaluation.evaluator import evaluate_gate, evaluate_table
+from dfs_rl.experiments.gumbel_training import rewards_within, train_supervised
+from dfs_rl.experiments.session import TrainingResult
+from dfs_rl.experiments.supervised_training import TrainGumbelConfig
 from dfs_rl.gating.networks import LayerwiseGate, LearnedGate, RecurrentGate
 from dfs_rl.utils.run_folder import LAST_CHECKPOINT, RunFolder
 from tests.agents.conftest import PlantedBackbone
@@ -219,34 +220,32 @@ class SignalAt(ProgressBar):
 PER_STEP = 8 * 3
 
 
-def make_plan(**changes: object) -> SupervisedTraining:
-    settings: dict[str, object] = {
-        "method": "gumbel",
-        "kind": "lstm",
-        "config": SupervisedConfig(batch_size=8, distillation=0.5),
-        "skipnet": SkipNetConfig(),
-        "blockdrop": BlockDropConfig(),
-        "cotrain": None,
+def make_config(**changes: Any) -> TrainGumbelConfig:
+    settings: dict[str, Any] = {
+        "gate": "lstm",
+        "training": SupervisedConfig(batch_size=8, distillation=0.5),
         "timesteps": 10 * PER_STEP,
         "budget": 20.0,
-        "all_budgets": False,
-        "budgets": None,
+        "fixed_budget": True,
         "features": "all",
         "hidden": 4,
+        "start": "indifferent",
         "eval_every": 3 * PER_STEP,
         "checkpoint_every": 4 * PER_STEP,
         "seed": 5,
-        "device": "cpu",
-        "name": "gate",
     }
-    return SupervisedTraining(**(settings | changes))  # type: ignore[arg-type]
+    if changes.get("method", "gumbel") not in ("gumbel", "dfs"):
+        settings["training"] = SupervisedConfig(batch_size=8)
+    return TrainGumbelConfig(**(settings | changes))
 
 
 def train(
-    run: RunFolder, plan: SupervisedTraining, *, stop_at: int | None = None
+    run: RunFolder, config: TrainGumbelConfig, *, stop_at: int | None = None
 ) -> TrainingResult:
     dataset = make_dataset()
-    return train_supervised(plan, make_stored(dataset), dataset, run, bar=SignalAt(stop_at))
+    return train_supervised(
+        config, make_stored(dataset), dataset, run, device="cpu", bar=SignalAt(stop_at)
+    )
 
 
 def new_run(path: Path) -> RunFolder:
@@ -256,39 +255,39 @@ def new_run(path: Path) -> RunFolder:
 
 
 @pytest.mark.parametrize(
-    "plan",
+    "config",
     [
-        make_plan(),
-        make_plan(method="dfs", kind="ff"),
-        make_plan(all_budgets=True),
-        make_plan(method="skipnet"),
-        make_plan(method="skipnet", kind="ff", skipnet=SkipNetConfig(pretraining=0.7)),
-        make_plan(method="blockdrop", kind="oneshot"),
+        make_config(),
+        make_config(method="dfs", gate="ff"),
+        make_config(fixed_budget=False),
+        make_config(method="skipnet"),
+        make_config(method="skipnet", gate="ff", skipnet=SkipNetConfig(pretraining=0.7)),
+        make_config(method="blockdrop", gate="ff"),
     ],
     ids=["gumbel-lstm", "dfs-ff", "gumbel-lstm-all", "skipnet-lstm", "skipnet-ff", "blockdrop"],
 )
 def test_ctrl_c_saves_and_the_run_goes_on_as_if_nothing_had_happened(
-    tmp_path: Path, plan: SupervisedTraining
+    tmp_path: Path, config: TrainGumbelConfig
 ) -> None:
     whole, parts = new_run(tmp_path / "whole"), new_run(tmp_path / "parts")
-    result = train(whole, plan)
+    result = train(whole, config)
     with pytest.raises(KeyboardInterrupt):
-        train(parts, plan, stop_at=6 * PER_STEP)
+        train(parts, config, stop_at=6 * PER_STEP)
     assert parts.load_checkpoint(LAST_CHECKPOINT).state["trainer"]["steps"] == 6
-    assert train(parts, plan) == result
+    assert train(parts, config) == result
     assert_equal_runs(whole, parts)
-    assert train(parts, plan) == result  # finished, it stays as it is
+    assert train(parts, config) == result  # finished, it stays as it is
     assert_equal_runs(whole, parts)
 
 
 def test_what_came_after_the_last_checkpoint_is_made_again(tmp_path: Path) -> None:
-    plan = make_plan()
+    config = make_config()
     whole, parts = new_run(tmp_path / "whole"), new_run(tmp_path / "parts")
-    result = train(whole, plan)
+    result = train(whole, config)
     with pytest.raises(KeyboardInterrupt):
-        train(parts, plan, stop_at=6 * PER_STEP)
+        train(parts, config, stop_at=6 * PER_STEP)
     parts.log({"kind": "update", "timesteps": 7 * PER_STEP})  # as a killed run leaves behind
-    assert train(parts, plan) == result
+    assert train(parts, config) == result
     assert_equal_runs(whole, parts)
 
 
@@ -296,16 +295,16 @@ def test_a_checkpoint_of_something_else_is_refused_in_a_sentence(tmp_path: Path)
     run = new_run(tmp_path / "run")
     run.save_checkpoint(LAST_CHECKPOINT, {"weight": torch.zeros(1)}, {"timesteps": 3, "metrics": 0})
     with pytest.raises(CheckpointError, match="of something else: timesteps"):
-        train(run, make_plan())
+        train(run, make_config())
 
 
 def test_a_checkpoint_of_another_gate_is_refused_in_a_sentence(tmp_path: Path) -> None:
     run = new_run(tmp_path / "run")
-    train(run, make_plan(timesteps=PER_STEP))
+    train(run, make_config(timesteps=PER_STEP))
     with pytest.raises(CheckpointError, match="does not fit this run's gate"):
-        train(run, make_plan(timesteps=2 * PER_STEP, hidden=5))
+        train(run, make_config(timesteps=2 * PER_STEP, hidden=5))
 
 
 def test_the_budget_must_suffice(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"budget 0.001 % is not enough"):
-        train(new_run(tmp_path / "run"), make_plan(budget=0.001))
+        train(new_run(tmp_path / "run"), make_config(budget=0.001))

@@ -15,16 +15,16 @@ from dfs_rl.agents.cotraining_config import CoTrainConfig
 from dfs_rl.agents.supervised.config import RelaxedMethod, SupervisedConfig
 from dfs_rl.agents.supervised.gumbel import SupervisedTrainer
 from dfs_rl.agents.supervised.trainer import GateTask
-from dfs_rl.agents.supervised.training import SupervisedTraining
 from dfs_rl.backbones import ResNet, load_backbone
 from dfs_rl.data import Dataset, ImageSet
 from dfs_rl.evaluation.evaluator import evaluate_gate
+from dfs_rl.experiments.supervised_training import TrainGumbelConfig
 from dfs_rl.gating.networks import LayerwiseGate
 from dfs_rl.gating.storage import load_gate
 from dfs_rl.training.calibration import calibrate_steps
 from dfs_rl.utils.run_folder import LAST_CHECKPOINT
 from dfs_rl.utils.seeding import torch_generator
-from tests.agents.supervised.test_gumbel import PER_STEP, make_plan, new_run, train
+from tests.agents.supervised.test_gumbel import PER_STEP, make_config, new_run, train
 from tests.experiments.test_resume import assert_equal_runs, make_dataset, make_stored
 
 LABELS_ALONE = CoTrainConfig(batch_size=8, distillation=0.0, full_precision=0.0)
@@ -150,23 +150,27 @@ FAST = SupervisedConfig(batch_size=8, learning_rate=0.3, price=1.0)
 
 
 @pytest.mark.parametrize(
-    "plan",
+    "config",
     [
-        make_plan(method="dfs", kind="ff", config=FAST, cotrain=LABELS_ALONE),
-        make_plan(all_budgets=True, cotrain=CoTrainConfig(batch_size=8)),
+        make_config(
+            method="dfs", gate="ff", training=FAST, backbone_mode="co-train", cotrain=LABELS_ALONE
+        ),
+        make_config(
+            fixed_budget=False, backbone_mode="co-train", cotrain=CoTrainConfig(batch_size=8)
+        ),
     ],
     ids=["dfs", "gumbel-all"],
 )
 def test_ctrl_c_saves_and_the_run_goes_on_as_if_nothing_had_happened(
-    tmp_path: Path, plan: SupervisedTraining
+    tmp_path: Path, config: TrainGumbelConfig
 ) -> None:
-    plan = lengthened(plan)
+    config = lengthened(config)
     whole, parts = new_run(tmp_path / "whole"), new_run(tmp_path / "parts")
-    result = train(whole, plan)
+    result = train(whole, config)
     with pytest.raises(KeyboardInterrupt):
-        train(parts, plan, stop_at=6 * PER_STEP)
+        train(parts, config, stop_at=6 * PER_STEP)
     assert 0 < parts.load_checkpoint(LAST_CHECKPOINT).state["trainer"]["backbone_steps"] <= 6
-    assert train(parts, plan) == result
+    assert train(parts, config) == result
     assert_equal_runs(whole, parts)
     weights = [load_backbone(run.path / "backbone").state_dict() for run in (whole, parts)]
     assert are_equal(*weights)
@@ -177,16 +181,20 @@ def test_ctrl_c_saves_and_the_run_goes_on_as_if_nothing_had_happened(
 def test_the_gate_is_kept_with_the_weights_that_it_was_best_on(
     tmp_path: Path, method: RelaxedMethod
 ) -> None:
-    config = CoTrainConfig(batch_size=8, learning_rate=0.05)  # weights of no two steps do alike
-    plan = lengthened(make_plan(method=method, kind="ff", config=FAST, cotrain=config))
+    cotrain = CoTrainConfig(batch_size=8, learning_rate=0.05)  # weights of no two steps do alike
+    config = lengthened(
+        make_config(
+            method=method, gate="ff", training=FAST, backbone_mode="co-train", cotrain=cotrain
+        )
+    )
     run = new_run(tmp_path / "run")
-    best = train(run, plan).best
+    best = train(run, config).best
     kept = load_backbone(run.path / "backbone").eval()
     records = evaluate_gate(kept.prepare(), load_gate(run.path / "gate"), make_dataset().val)
     assert records.accuracy == best["accuracy"]
     assert float(records.computation(kept.costs).mean()) == best["computation"]
 
 
-def lengthened(plan: SupervisedTraining) -> SupervisedTraining:
+def lengthened(config: TrainGumbelConfig) -> TrainGumbelConfig:
     """Give the gate as many steps as it has without a backbone that learns."""
-    return replace(plan, timesteps=2 * plan.timesteps)
+    return replace(config, timesteps=2 * config.timesteps)

@@ -1,0 +1,304 @@
+"""Training of a gate by reinforcement: environment, algorithm and what happens between updates."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, cast
+
+import torch
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
+
+from dfs_rl.agents.algorithms import GateLearning, build_algorithm
+from dfs_rl.agents.callbacks import (
+    Checkpointing,
+    FiniteGuard,
+    Lifecycle,
+    Schedules,
+    UpdateLog,
+    WholeWalks,
+    learn,
+)
+from dfs_rl.agents.checkpoint import capture, restore
+from dfs_rl.agents.cotraining import CoTrainer, CoTraining
+from dfs_rl.agents.evaluation_callback import Validation, ValidationState, rewards_of
+from dfs_rl.agents.gate_export import deploy, untrained_gate
+from dfs_rl.agents.hyperparameters import AlgorithmConfig, suited_to
+from dfs_rl.agents.metrics_logger import make_logger
+from dfs_rl.agents.pretraining import begin_uniform, walks_to_begin, worth_most_at_prices
+from dfs_rl.agents.warm_start import start_from
+from dfs_rl.backbones import PreparedBackbone, StoredBackbone
+from dfs_rl.backbones.interfaces import WalkableBackbone
+from dfs_rl.costs import CostTable
+from dfs_rl.data import Dataset
+from dfs_rl.envs.sb3_vec_env import EnvState, SB3GatingVecEnv
+from dfs_rl.envs.task import Task
+from dfs_rl.experiments.agent_training import TrainAgentConfig, prices_of, weights_of
+from dfs_rl.experiments.backbone_resolver import learned_gate
+from dfs_rl.experiments.gate_run import validation_interval
+from dfs_rl.experiments.session import RunSession, TrainingResult
+from dfs_rl.gating.budget_conditioning import Dial
+from dfs_rl.gating.model import GATE_FOLDER
+from dfs_rl.gating.networks import LearnedGate
+from dfs_rl.gating.storage import save_gate
+from dfs_rl.utils import precision
+from dfs_rl.utils.config import CountOrZero
+from dfs_rl.utils.run_folder import RunFolder
+
+_INITIAL = "initial"
+"""Folder in a run with the gate that it started from, under the name that gates have in runs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearningState:
+    """State of a training by reinforcement in its checkpoint, beside the tensors.
+
+    Attributes:
+        timesteps: Decisions made.
+        updates: Updates of the algorithm.
+        env: Position of the environments.
+        metrics: Records logged.
+        validation: State of the validator; ``None`` to choose the best gate anew.
+        backbone_steps: Steps of a co-trained backbone.
+        replay: Position in the replay buffer, of an algorithm that has one.
+    """
+
+    timesteps: CountOrZero
+    updates: CountOrZero
+    env: EnvState
+    metrics: CountOrZero
+    validation: ValidationState | None
+    backbone_steps: CountOrZero
+    replay: CountOrZero | None = None
+
+
+def train_gate(
+    config: TrainAgentConfig,
+    stored: StoredBackbone,
+    dataset: Dataset,
+    run: RunFolder,
+    *,
+    device: str,
+    report: Callable[[int, Mapping[str, Any]], None],
+    watchers: tuple[BaseCallback, ...] = (),
+) -> TrainingResult:
+    """Train a gate to the end, or resume from the run's last checkpoint.
+
+    Ctrl-C finishes the update at hand, saves and ends; a second one ends at once.
+
+    Args:
+        config: The run's configuration.
+        stored: The backbone; co-training changes it in place.
+        dataset: The gate learns on its agent split and is validated on its val split.
+        run: The run folder.
+        device: Where to compute.
+        report: Receives steps and record of each validation.
+        watchers: Further callbacks, for a progress bar.
+
+    Raises:
+        KeyboardInterrupt: After Ctrl-C, once everything is saved.
+        TrainingError: If a figure is no longer finite.
+        CheckpointError: If the checkpoint does not fit.
+    """
+    session = RunSession(run, LearningState, report=report)
+    lifecycle = Lifecycle(resumed_at=session.state.timesteps if session.state else None)
+    initial = _initial_gate(config, run)
+    backbone = stored.backbone.to(device)
+    cotrainer = _make_cotrainer(config, stored, dataset, session)
+    gate = make_gate(config, backbone, initial=initial)
+    env = _make_env(config, stored, dataset, gate, device=device)
+    model = _make_algorithm(config, env, gate, device=device)
+    export = partial(
+        deploy,
+        options=backbone.options,
+        feature_macs=backbone.feature_macs,
+        name=gate.name,
+        budget=gate.budget,
+        dial=gate.dial,
+        position=gate.position,
+        exits=gate.exits,
+    )
+    if session.checkpoint is not None:
+        restore(model, session.checkpoint)
+    elif initial is not None:
+        start_from(model, initial)
+    elif config.begins == "uniform":
+        start_from(model, _uniform_gate(export(model), env.task, seed=config.seed))
+    session.keep_best(stored, gate, cotrained=cotrainer is not None)
+    board = session.open_board(purge_step=lifecycle.resumed_at)
+    model.set_logger(make_logger(session.log, board))
+    every = validation_interval(config)
+    validator = session.validate_on(
+        dataset.val.to(device),
+        reward=partial(
+            rewards_of,
+            weights=weights_of(config),
+            budget=config.hard_budget,
+            prices=prices_of(config),
+        ),
+        every=every,
+        total=steps_made(config, backbone.costs),
+        walks=config.val_walks,
+        backbone=lambda: env.task.backbone,
+    )
+
+    def renew_backbone() -> None:
+        frozen = _freeze(config, stored, device)
+        model._last_obs = cast("dict[str, Any]", env.set_backbone(frozen))
+
+    def save() -> None:
+        tensors, state = capture(model)
+        tensors |= cotrainer.tensors() if cotrainer else {}
+        session.save(tensors, {**state, "backbone_steps": cotrainer.steps if cotrainer else 0})
+
+    callbacks: list[BaseCallback] = [
+        *([WholeWalks()] if gate.exits is not None else []),
+        FiniteGuard(lifecycle),
+        *(
+            [CoTraining(lifecycle, cotrainer, export=export, renew=renew_backbone)]
+            if cotrainer
+            else []
+        ),
+        UpdateLog(lifecycle),
+        Validation(lifecycle, validator, export=export),
+        Checkpointing(lifecycle, save, every=config.checkpoint_every or every),
+        # Last: some of the others draw random numbers, and a resumed run skips them once.
+        Schedules(seed=config.seed, config=algorithm_of(config)),
+        *watchers,
+    ]
+    with session.running() as lifecycle.stop:
+        remaining = max(0, gate_timesteps(config) - model.num_timesteps)
+        learn(model, remaining, callbacks, fresh=session.checkpoint is None)
+    if lifecycle.stop.made:
+        raise KeyboardInterrupt
+    pretrained = initial is None and config.begins == "uniform"
+    return session.result(
+        gate_images=env.episodes + (walks_to_begin(backbone.costs) if pretrained else 0),
+        backbone_images=cotrainer.images_seen if cotrainer else 0,
+    )
+
+
+def algorithm_of(config: TrainAgentConfig) -> AlgorithmConfig:
+    """Return the chosen algorithm's hyperparameters with the defaults that suit the gate's start."""
+    return suited_to(config.algorithm, config.begins, timesteps=config.timesteps)
+
+
+def gate_timesteps(config: TrainAgentConfig) -> int:
+    """Return the gate's share of ``timesteps``; images that a co-trained backbone sees count too."""
+    if config.backbone_mode == "frozen":
+        return config.timesteps
+    return config.cotrain.gate_timesteps(config.timesteps, config.num_envs)
+
+
+def steps_made(config: TrainAgentConfig, costs: CostTable) -> int:
+    """Return the gate's steps, rounded up to whole episodes of all environments.
+
+    With exits they are not rounded: nobody knows beforehand how long the last episodes are.
+    """
+    if costs.exits:
+        return gate_timesteps(config)
+    rollout = config.num_envs * costs.n_layers
+    return -(-gate_timesteps(config) // rollout) * rollout
+
+
+def make_gate(
+    config: TrainAgentConfig, backbone: WalkableBackbone, *, initial: LearnedGate | None = None
+) -> LearnedGate:
+    """Return the untrained gate that a configuration asks for, as wide as ``initial`` by default."""
+    prices = prices_of(config)
+    hidden = config.hidden
+    if hidden is None and initial is not None:
+        hidden = initial.hidden
+    gate = untrained_gate(
+        backbone,
+        kind=config.algorithm.gate,
+        features=config.features,
+        hidden=hidden,
+        name=config.algorithm.label,
+        budget=config.hard_budget,
+        dial=None if prices is None else Dial(),
+    )
+    if prices is not None and config.budget is None:  # a budget is set once the gate has learned
+        gate.position = prices.position(weights_of(config).cost)
+    return gate
+
+
+def _make_env(
+    config: TrainAgentConfig,
+    stored: StoredBackbone,
+    dataset: Dataset,
+    gate: LearnedGate,
+    *,
+    device: str,
+) -> SB3GatingVecEnv:
+    task = Task(
+        backbone=_freeze(config, stored, device),
+        images=dataset.agent.to(device),
+        weights=weights_of(config),
+        budget=config.hard_budget,
+        class_names=dataset.class_names,
+        prices=prices_of(config),
+        gate_macs=gate.macs,
+    )
+    return SB3GatingVecEnv(
+        task,
+        config.num_envs,
+        images_per_group=config.rollouts_per_image,
+        whole_walks=True,
+        seed=config.seed,
+    )
+
+
+def _make_algorithm(
+    config: TrainAgentConfig, env: SB3GatingVecEnv, gate: LearnedGate, *, device: str
+) -> BaseAlgorithm:
+    learning = GateLearning(
+        feature_sizes=gate.feature_sizes,
+        hidden=gate.hidden,
+        images_per_group=config.rollouts_per_image,
+        seed=config.seed,
+        device=device,
+        timesteps=config.timesteps,
+        whole_walks=gate.exits is not None,
+    )
+    return build_algorithm(algorithm_of(config), env, learning)
+
+
+def _make_cotrainer(
+    config: TrainAgentConfig,
+    stored: StoredBackbone,
+    dataset: Dataset,
+    session: RunSession[LearningState],
+) -> CoTrainer | None:
+    """Return what trains the backbone, as the checkpoint left it."""
+    if config.backbone_mode == "frozen":
+        return None
+    cotrainer = CoTrainer(
+        config.cotrain, stored.backbone, dataset, seed=config.seed, budget=config.hard_budget
+    )
+    if session.checkpoint is not None and session.state is not None:
+        cotrainer.restore(session.checkpoint.tensors, session.state.backbone_steps)
+    return cotrainer
+
+
+def _initial_gate(config: TrainAgentConfig, run: RunFolder) -> LearnedGate | None:
+    """Return the gate to start from, kept in the run's folder so that the run needs no other."""
+    if config.init_gate is None:
+        return None
+    kept = run.path / _INITIAL
+    if not (kept / GATE_FOLDER).is_dir():
+        save_gate(learned_gate(config.init_gate), kept / GATE_FOLDER)
+    return learned_gate(kept)
+
+
+def _uniform_gate(gate: LearnedGate, task: Task, *, seed: int) -> LearnedGate:
+    """Return ``gate``, trained to draw around the uniform option that is worth most."""
+    begin_uniform(
+        gate, task.backbone, task.images, worth_most_at_prices(task), budget=task.budget, seed=seed
+    )
+    return gate
+
+
+def _freeze(config: TrainAgentConfig, stored: StoredBackbone, device: str) -> PreparedBackbone:
+    dtype = precision.resolve_frozen(config.precision, torch.device(device))
+    return stored.backbone.prepare(dtype).to(device)

@@ -1,0 +1,287 @@
+"""Training of a gate by ``train_gumbel``: Gumbel, DFS, SkipNet or BlockDrop."""
+
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from dfs_rl.agents.cotraining import CoTrainer
+from dfs_rl.agents.evaluation_callback import rewards_of
+from dfs_rl.agents.gate_export import untrained_gate
+from dfs_rl.agents.hyperparameters import BuiltKind, FeatureChoice
+from dfs_rl.agents.pretraining import begin_uniform, likeliest_within, walks_to_begin
+from dfs_rl.agents.progress import ProgressBar
+from dfs_rl.agents.supervised.blockdrop import BlockDropTrainer
+from dfs_rl.agents.supervised.config import Method
+from dfs_rl.agents.supervised.gumbel import SupervisedTrainer
+from dfs_rl.agents.supervised.skipnet import SkipNetTrainer, skip_or_run
+from dfs_rl.agents.supervised.trainer import GateTask, GateTrainer, SupervisedState
+from dfs_rl.backbones import Backbone, StoredBackbone
+from dfs_rl.backbones.interfaces import WalkableBackbone
+from dfs_rl.costs import SKIP, CostTable
+from dfs_rl.data import Dataset
+from dfs_rl.evaluation.records import GateRecords
+from dfs_rl.experiments.gate_run import validation_interval
+from dfs_rl.experiments.session import RunSession, TrainingResult
+from dfs_rl.experiments.supervised_training import TrainGumbelConfig
+from dfs_rl.gating.action_masks import gated_budget
+from dfs_rl.gating.budget_conditioning import BudgetRange, Dial, even_positions
+from dfs_rl.gating.networks import LearnedGate
+from dfs_rl.gating.reward import RewardWeights
+from dfs_rl.utils.run_folder import RunFolder
+from dfs_rl.utils.seeding import seed_everything, stream_seed
+
+_SPAN = 8.0
+"""Highest over lowest default budget of the gated layers."""
+_STRETCHES = 8
+"""Parts of the range of budgets, within each of which images together keep to their budgets."""
+_NAMES: Mapping[Method, str] = {
+    "gumbel": "Gumbel",
+    "dfs": "DFS",
+    "skipnet": "SkipNet",
+    "blockdrop": "BlockDrop",
+}
+
+
+def kind_of(config: TrainGumbelConfig) -> BuiltKind:
+    """Return the kind of gate that a configuration asks for."""
+    return "oneshot" if config.method == "blockdrop" else config.gate
+
+
+def features_of(config: TrainGumbelConfig) -> FeatureChoice:
+    """Return what the gate looks at; by default all features for BlockDrop, which sees the stem's."""
+    return config.features or ("all" if config.method == "blockdrop" else "confidence")
+
+
+def steps_and_size(config: TrainGumbelConfig, n_layers: int, n_images: int) -> tuple[int, int]:
+    """Return the gate's number of batches, and the timesteps of one batch.
+
+    Images that a co-trained backbone learns from count as timesteps too, also in the first phase of
+    DFS, in which there are none.
+    """
+    images = min(config.training.batch_size, n_images)
+    own = config.timesteps
+    if config.backbone_mode == "co-train":
+        own = config.cotrain.gate_timesteps(own, images)
+    size = images * n_layers
+    return -(-own // size), size
+
+
+def build_gate(config: TrainGumbelConfig, backbone: WalkableBackbone) -> LearnedGate:
+    """Build the untrained gate; the same seed gives the same weights.
+
+    Raises:
+        ConfigError: If the method needs options that the backbone lacks.
+    """
+    seed_everything(stream_seed(config.seed, "gate") % 2**32)
+    name = _NAMES[config.method]
+    return untrained_gate(
+        backbone,
+        kind=kind_of(config),
+        features=features_of(config),
+        hidden=config.hidden,
+        dial=Dial() if config.all_budgets else None,
+        choices=skip_or_run(backbone.options) if config.method == "skipnet" else None,
+        name=name if config.method == "blockdrop" else f"{name} {config.gate.upper()}",
+    )
+
+
+def build_trainer(
+    config: TrainGumbelConfig, task: GateTask, cotrainer: CoTrainer | None
+) -> GateTrainer:
+    """Build the method's trainer, which also trains the backbone where there is a ``cotrainer``."""
+    if config.method == "skipnet":
+        return SkipNetTrainer(config.skipnet, config.training, task)
+    if config.method == "blockdrop":
+        return BlockDropTrainer(config.blockdrop, config.training, task)
+    return SupervisedTrainer(config.method, config.training, task, cotrainer)
+
+
+def rewards_within(
+    records: GateRecords, costs: CostTable, *, budget: float, budgets: BudgetRange | None = None
+) -> Tensor:
+    """Return each image's reward under a gate whose mean computation is bounded, float64 ``[n]``.
+
+    Accuracy and likelihood count as for an agent; the mean's excess over the budget is charged to
+    all images alike.
+
+    Args:
+        records: Of the validation images; with ``budgets``, image ``i`` at the ``i``-th of
+            ``even_positions``.
+        costs: The backbone's.
+        budget: In percent.
+        budgets: Of a gate for many budgets: each stretch of their range, with its images, has its
+            own bound, and ``budget`` is not used.
+    """
+    rewards = rewards_of(records, costs, RewardWeights(cost=0.0), budget=None)
+    computation = records.computation(costs)
+    overshoot = RewardWeights.overshoot
+    if budgets is None:
+        return rewards - overshoot * max(0.0, float(computation.mean()) - budget) / 100.0
+    positions = even_positions(len(computation)).double()
+    over = computation - budgets.budgets(positions)
+    stretch = (positions * _STRETCHES).long()  # [n]
+    total = torch.zeros(_STRETCHES, dtype=torch.float64).index_add(0, stretch, over)
+    mean = total / torch.bincount(stretch, minlength=_STRETCHES).clamp(min=1)
+    return rewards - overshoot * mean.clamp(min=0.0)[stretch] / 100.0
+
+
+def budgets_of(
+    config: TrainGumbelConfig, costs: CostTable, *, gate_macs: float
+) -> BudgetRange | None:
+    """Return the budgets that a gate learns, ``None`` if it is one alone.
+
+    By default they range from the cost of all layers at the lowest bits, about the least that a
+    gate can do with without skipping, to eight times that, where low bits have lost all that they
+    can gain; the range always includes the configuration's own budget.
+    """
+    if not config.all_budgets:
+        return None
+    if config.budgets is not None:
+        return BudgetRange(lowest=config.budgets[0], highest=config.budgets[1])
+    fixed = 100.0 * costs.fixed_cost(gate_macs=gate_macs)
+    first = 1 if costs.options[0] == SKIP else 0
+    lowest = 100.0 * float(costs.option_costs()[:, first].sum())
+    return BudgetRange(
+        lowest=min(fixed + lowest, config.budget),
+        highest=max(fixed + _SPAN * lowest, config.budget),
+    )
+
+
+def targets(
+    config: TrainGumbelConfig, costs: CostTable, *, gate_macs: float
+) -> Callable[[Tensor], Tensor]:
+    """Return the gated layers' budget, a fraction, as a function of preferences, float64 ``[n]``.
+
+    Raises:
+        ConfigError: If a budget does not suffice for the cheapest choices.
+    """
+    budgets = budgets_of(config, costs, gate_macs=gate_macs)
+    lowest = config.budget if budgets is None else budgets.lowest
+    left = gated_budget(costs, lowest, gate_macs=gate_macs)
+    if budgets is None:
+        return lambda positions: torch.full_like(positions, left)
+    fixed = 100.0 * costs.fixed_cost(gate_macs=gate_macs)
+    return lambda positions: (budgets.budgets(positions) - fixed) / 100.0
+
+
+def train_supervised(
+    config: TrainGumbelConfig,
+    stored: StoredBackbone,
+    dataset: Dataset,
+    run: RunFolder,
+    *,
+    device: str,
+    bar: ProgressBar,
+) -> TrainingResult:
+    """Train a gate to the end, or resume from the run's last checkpoint.
+
+    Ctrl-C finishes the batch at hand, saves and ends; a second one ends at once.
+
+    Args:
+        config: The run's configuration.
+        stored: The backbone; co-training changes it in place.
+        dataset: The gate learns on its agent split and is validated on its val split; a co-trained
+            backbone learns on the train split.
+        run: The run folder.
+        device: Where to compute.
+        bar: Shows the progress.
+
+    Raises:
+        KeyboardInterrupt: After Ctrl-C, once everything is saved.
+        ConfigError: If the budget does not suffice for the cheapest choices.
+        TrainingError: If the loss is no longer finite.
+        CheckpointError: If the checkpoint does not fit.
+    """
+    session = RunSession(run, SupervisedState, report=bar.report)
+    backbone: Backbone = stored.backbone.to(device).eval()
+    costs, agent = backbone.costs, dataset.agent.to(device)
+    cotrainer = _make_cotrainer(config, backbone, dataset)
+    if cotrainer is None:
+        backbone.requires_grad_(requires_grad=False)
+    frozen = backbone.prepare().to(device)  # in float32, as the form that it is mixed with
+    gate = build_gate(config, backbone).to(device)
+    total, size = steps_and_size(config, costs.n_layers, len(agent))
+    target = targets(config, costs, gate_macs=gate.macs)
+    task = GateTask(
+        backbone=backbone,
+        frozen=frozen,
+        gate=gate,
+        images=agent,
+        target=target,
+        steps=total,
+        seed=config.seed,
+    )
+    trainer = build_trainer(config, task, cotrainer)
+    if session.checkpoint is not None:
+        trainer.restore(
+            session.checkpoint.tensors, cast("Any", session.checkpoint.state["trainer"])
+        )
+    session.keep_best(stored, gate, cotrained=cotrainer is not None)
+    board = session.open_board(purge_step=trainer.steps * size if session.checkpoint else None)
+    every = validation_interval(config)
+    validator = session.validate_on(
+        dataset.val.to(device),
+        reward=partial(
+            rewards_within,
+            budget=config.budget,
+            budgets=budgets_of(config, costs, gate_macs=gate.macs),
+        ),
+        every=every,
+        total=total * size,
+        walks=config.val_walks,
+        backbone=lambda: trainer.frozen,
+    )
+
+    def save() -> None:
+        session.save(trainer.tensors(), {"trainer": trainer.state})
+
+    if session.checkpoint is None:
+        if config.begins == "uniform":
+            begin_uniform(gate, frozen, agent, likeliest_within(frozen, target), seed=config.seed)
+        validator.validate(gate.eval(), 0)
+        save()
+    save_every = config.checkpoint_every or every
+    began, first = time.perf_counter(), trainer.steps
+    bar.start(trainer.steps * size)
+    try:
+        with session.running() as stop:
+            while trainer.steps < total:
+                losses = trainer.step()
+                timesteps = trainer.steps * size
+                session.log({"kind": "update", "timesteps": timesteps, **losses._asdict()})
+                figures = {k: v for k, v in losses._asdict().items() if v is not None}
+                rate = (trainer.steps - first) * size / (time.perf_counter() - began)
+                figures["steps_per_second"] = rate
+                board.scalars({f"train/{k}": v for k, v in figures.items()}, timesteps)
+                bar.update(timesteps, loss=f"{losses.labels:.3f}")
+                ended = trainer.steps == total
+                if validator.is_due(timesteps) or ended:
+                    validator.validate(gate.eval(), timesteps)
+                requested = stop.made  # once: it may change at any moment
+                due = timesteps // save_every > (timesteps - size) // save_every
+                if due or ended or requested:
+                    save()
+                if requested and not ended:
+                    raise KeyboardInterrupt
+    finally:
+        bar.close()
+    images = trainer.steps * size // costs.n_layers
+    return session.result(
+        gate_images=images + (walks_to_begin(costs) if config.begins == "uniform" else 0),
+        backbone_images=cotrainer.images_seen if cotrainer else 0,
+    )
+
+
+def _make_cotrainer(
+    config: TrainGumbelConfig, backbone: Backbone, dataset: Dataset
+) -> CoTrainer | None:
+    if config.backbone_mode == "frozen":
+        return None
+    greedy = config.method == "dfs"
+    return CoTrainer(
+        config.cotrain, backbone, dataset, seed=config.seed, budget=None, greedy=greedy
+    )

@@ -1,0 +1,166 @@
+"""The session of one training in a run folder: resume, records, validation, checkpoints, Ctrl-C."""
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar, cast
+
+from torch import Tensor
+
+from dfs_rl.agents.best_gate import BestGate
+from dfs_rl.agents.evaluation_callback import Reward, Validator
+from dfs_rl.agents.metrics_logger import TensorBoard
+from dfs_rl.backbones import StoredBackbone
+from dfs_rl.backbones.interfaces import WalkableBackbone
+from dfs_rl.data import ImageSet
+from dfs_rl.gating.networks import LearnedGate
+from dfs_rl.utils.run_folder import LAST_CHECKPOINT, RunFolder
+from dfs_rl.utils.run_records import parse_record
+from dfs_rl.utils.signals import StopRequest, stop_on_interrupt
+
+StateT = TypeVar("StateT")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingResult:
+    """Result of a training.
+
+    Attributes:
+        best: Figures of the gate that was kept, on the val split.
+        images_seen: Images that taught the gate and the backbone, repeats counted.
+    """
+
+    best: Mapping[str, Any]
+    images_seen: Mapping[str, int]
+
+
+class RunSession(Generic[StateT]):
+    """One training in a run folder, from its start or from its last checkpoint.
+
+    The metrics are cut back to the records that the checkpoint counts. A session counts the records
+    that it logs, so saving a checkpoint does not read them again.
+
+    Args:
+        run: The run folder.
+        state_type: Dataclass of the checkpoint's state, with a count ``metrics`` of records.
+            ``None`` for a training that starts over each time and stores its results by itself.
+        report: Receives steps and record of each validation.
+
+    Attributes:
+        checkpoint: What the training resumes from, ``None`` at its start.
+        state: The checkpoint's state, ``None`` at the start.
+        board: TensorBoard, after ``open_board``.
+        validator: After ``validate_on``.
+
+    Raises:
+        CheckpointError: If the checkpoint is damaged or of another training.
+    """
+
+    board: TensorBoard
+    validator: Validator[Any] | None = None
+
+    def __init__(
+        self,
+        run: RunFolder,
+        state_type: type[StateT] | None,
+        *,
+        report: Callable[[int, Mapping[str, Any]], None] = lambda *_: None,
+    ) -> None:
+        self.run = run
+        self.checkpoint = None
+        self.state: StateT | None = None
+        self._report = report
+        self._best: BestGate | None = None
+        if state_type is not None and run.has_checkpoint(LAST_CHECKPOINT):
+            self.checkpoint = run.load_checkpoint(LAST_CHECKPOINT)
+            source = f"the checkpoint in {run.checkpoint_dir}"
+            self.state = parse_record(self.checkpoint.state, state_type, source=source)
+        self._n_records = cast("int", self.checkpoint.state["metrics"]) if self.checkpoint else 0
+        run.truncate_metrics(self._n_records)
+
+    def log(self, record: Mapping[str, object]) -> None:
+        """Append one record to the metrics."""
+        self.run.log(record)
+        self._n_records += 1
+
+    def open_board(self, *, purge_step: int | None) -> TensorBoard:
+        """Open TensorBoard; a resumed training removes its earlier events from ``purge_step`` on."""
+        self.board = TensorBoard(self.run, purge_step=purge_step)
+        return self.board
+
+    def keep_best(self, stored: StoredBackbone, gate: LearnedGate, *, cotrained: bool) -> None:
+        """Keep the best gate in run folder and checkpoints, and put back that of the checkpoint.
+
+        Args:
+            stored: The backbone.
+            gate: A gate of the trained kind; stays as it is.
+            cotrained: Whether the backbone changes, so that it is kept with the gate.
+
+        Raises:
+            CheckpointError: If the checkpoint's best gate is of another kind.
+        """
+        self._best = BestGate(self.run, stored, cotrained=cotrained)
+        if self.checkpoint is not None:
+            self._best.restore(copy.deepcopy(gate), self.checkpoint.tensors)
+
+    def validate_on(
+        self,
+        images: ImageSet,
+        *,
+        reward: Reward,
+        every: int,
+        total: int,
+        backbone: Callable[[], WalkableBackbone],
+        walks: int = 1,
+        keep: Callable[[Any], None] | None = None,
+    ) -> Validator[Any]:
+        """Schedule validations, see ``Validator``; a gate is kept by ``keep`` or by ``keep_best``."""
+        if keep is None:
+            assert self._best is not None
+            keep = self._best.keep
+        resumed = None
+        # A training that was copied with another reward chooses its best gate anew.
+        if self.checkpoint is not None and self.checkpoint.state["validation"] is not None:
+            validation = cast("dict[str, Any]", self.checkpoint.state["validation"])
+            resumed = (validation, self.checkpoint.tensors)
+        self.validator = Validator(
+            images,
+            reward=reward,
+            every=every,
+            total=total,
+            walks=walks,
+            backbone=backbone,
+            keep=keep,
+            log=self.log,
+            board=self.board,
+            report=self._report,
+            resumed=resumed,
+        )
+        return self.validator
+
+    def save(self, tensors: Mapping[str, Tensor], state: Mapping[str, object]) -> None:
+        """Save a checkpoint of the learner's tensors and state, and of the session's own."""
+        tensors, state = dict(tensors), {**state, "metrics": self._n_records}
+        if self._best is not None:
+            tensors |= self._best.tensors()
+        if self.validator is not None:
+            tensors |= self.validator.tensors()
+            state["validation"] = self.validator.state
+        self.run.save_checkpoint(LAST_CHECKPOINT, tensors, state)
+
+    @contextmanager
+    def running(self, stop: StopRequest | None = None) -> Iterator[StopRequest]:
+        """Turn the first Ctrl-C into a request to stop, or take ``stop`` for it; close the board."""
+        try:
+            with stop_on_interrupt() if stop is None else nullcontext(stop) as request:
+                yield request
+        finally:
+            self.board.close()
+
+    def result(self, *, gate_images: int, backbone_images: int = 0) -> TrainingResult:
+        """Return the result after the last validation."""
+        assert self.validator is not None
+        assert self.validator.best is not None
+        seen = {"gate": gate_images, "backbone": backbone_images}
+        return TrainingResult(best=self.validator.best, images_seen=seen)
