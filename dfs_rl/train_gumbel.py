@@ -3,13 +3,20 @@
 import sys
 from collections.abc import Sequence
 
-from dfs_rl.experiments.gate_run import run_gate_command
 from dfs_rl.experiments.supervised_training import COMMAND
+from dfs_rl.utils.cli import run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    return run_gate_command(COMMAND, argv)
+    return run_command(
+        COMMAND.run,
+        COMMAND.config_type,
+        prog=COMMAND.prog,
+        description=COMMAND.description,
+        kind=COMMAND.kind,
+        argv=argv,
+    )
 
 
 if __name__ == "__main__":

@@ -17,34 +17,22 @@ from dfs_rl.agents.hyperparameters import (
     MaskablePPOConfig,
     OnPolicyConfig,
     PPOConfig,
-    QLearningConfig,
     QRDQNConfig,
     RecurrentPPOConfig,
     Start,
     TRPOConfig,
-    UpdateSize,
     rollouts_per_image,
 )
 from dfs_rl.errors import ConfigError
 from dfs_rl.experiments.backbone_resolver import (
     DIGITS,
-    BackboneChoice,
     Flip,
-    backbone_of_run,
-    check_backbone_of,
-    learned_gate,
-    preview_backbone,
 )
-from dfs_rl.experiments.gate_run import GateCommand, choice_of
+from dfs_rl.experiments.gate_run import GateCommand
 from dfs_rl.gating.reward import CostTiming, RewardWeights
 from dfs_rl.utils.config import Count, Positive, PositiveOrZero, Seed, check_values
-from dfs_rl.utils.logging import say
-from dfs_rl.utils.run_folder import RunFolder
 
 if TYPE_CHECKING:
-    from dfs_rl.backbones import Backbone
-    from dfs_rl.data import Dataset
-    from dfs_rl.experiments.session import TrainingResult
     from dfs_rl.gating.budget_conditioning import PriceRange
 
 _COST_WEIGHTS = (0.1, 30.0)
@@ -269,125 +257,10 @@ def _settled(config: TrainAgentConfig) -> TrainAgentConfig:
     return replace(config, start=begins, images_per_group=config.rollouts_per_image)
 
 
-def _choice_of(config: TrainAgentConfig, device: str) -> BackboneChoice:
-    """Return which backbone is asked for: where a gate is gone on from, its own unless another one is named."""
-    choice = choice_of(config, device)
-    if choice.folder is None and config.init_gate is not None:
-        return replace(choice, folder=config.init_gate)
-    return choice
-
-
-def _prepare(config: TrainAgentConfig, dataset: "Dataset", device: str) -> str:
-    """Validate the configuration against the data and the backbone, and return the run's name."""
-    from dfs_rl.agents.warm_start import check_start
-    from dfs_rl.envs.spaces import observation_bytes, observation_space
-    from dfs_rl.experiments.gate_training import make_gate
-    from dfs_rl.gating.action_masks import gated_budget
-
-    initial = None if config.init_gate is None else learned_gate(config.init_gate)
-    choice = _choice_of(config, device)
-    backbone = preview_backbone(choice, dataset)
-    if backbone.costs.exits:
-        _check_exits(config)
-    space = observation_space(backbone, dial=config.all_budgets)
-    update = UpdateSize(
-        walks=config.num_envs,
-        layers=backbone.costs.n_layers,
-        observation_bytes=observation_bytes(space),
-    )
-    config.algorithm.check_update(update)
-    hidden = config.hidden if initial is None else config.hidden or initial.hidden
-    _check_memory(config, backbone, dataset, hidden=hidden, device=device)
-    gate = make_gate(config, backbone, initial=initial)
-    if config.init_gate is not None and initial is not None:
-        check_start(initial, gate, str(config.init_gate))
-        check_backbone_of(config.init_gate, dataset, choice)
-    # Every single image pays for the whole gate; images that leave at once lower the mean.
-    for name, macs in (("budget", gate.least_macs), ("hard_budget", gate.macs)):
-        budget = getattr(config, name)
-        if budget is not None:
-            gated_budget(backbone.costs, budget, gate_macs=macs, name=name)
-    return f"{config.algo}-{dataset.name}"
-
-
-def _check_memory(
-    config: TrainAgentConfig,
-    backbone: "Backbone",
-    dataset: "Dataset",
-    *,
-    hidden: int | None,
-    device: str,
-) -> None:
-    """Raise ConfigError for settings that do not fit into memory, before anything is made."""
-    import torch
-
-    from dfs_rl.agents.memory import gate_needs, replay_needs, walk_needs
-    from dfs_rl.backbones.footprint import backward_bytes
-    from dfs_rl.utils.device import check_memory
-
-    algorithm = config.algorithm
-    needs = walk_needs(
-        backbone,
-        num_envs=config.num_envs,
-        val_images=len(dataset.val),
-        val_walks=config.val_walks,
-        dial=config.all_budgets,
-    )
-    decisions = config.num_envs * backbone.costs.n_layers
-    needs |= gate_needs(
-        backbone,
-        kind=algorithm.gate,
-        features=config.features,
-        hidden=hidden,
-        dial=config.all_budgets,
-        decisions=getattr(algorithm, "batch_size", decisions),
-        outputs=getattr(algorithm, "quantiles", 1),
-    )
-    needs |= replay_needs(algorithm, backbone, dial=config.all_budgets)
-    if config.backbone_mode == "co-train":
-        size = config.cotrain.batch_size
-        needs[f"cotrain.batch_size is {size}"] = 2 * size * backward_bytes(backbone)
-    check_memory(needs, torch.device(device))
-
-
-def _check_exits(config: TrainAgentConfig) -> None:
-    """Refuse what cannot learn to leave.
-
-    Raises:
-        ConfigError: If the settings ask for it.
-    """
-    if config.backbone_mode == "co-train":
-        raise ConfigError(
-            "backbone_mode is 'co-train', which would change the network under the exits that were fitted to it; give --no-exits."
-        )
-    if isinstance(config.algorithm, QLearningConfig):
-        raise ConfigError(
-            f"algo is {config.algo!r}, which would remember what images do that have left, that is nothing; give --no-exits, or take an "
-            "algorithm with an actor."
-        )
-
-
-def _train(
-    config: TrainAgentConfig, dataset: "Dataset", run: RunFolder, device: str
-) -> "TrainingResult":
-    """Train the gate, or resume it, and show its progress."""
-    from dfs_rl.agents.progress import Progress, ProgressBar
-    from dfs_rl.experiments.gate_training import steps_made, train_gate
-
-    cotrains = config.backbone_mode == "co-train"
-    stored = backbone_of_run(run, _choice_of(config, device), dataset, keep_original=cotrains)
-    bar = ProgressBar(steps_made(config, stored.backbone.costs), say=say)
-    watchers = (Progress(bar),)
-    return train_gate(
-        config, stored, dataset, run, device=device, report=bar.report, watchers=watchers
-    )
-
-
 COMMAND = GateCommand(
     kind="train_agent",
     description="Learn which bits each layer of a backbone should spend on each image.",
     config_type=TrainAgentConfig,
-    prepare=_prepare,
-    train=_train,
+    module="dfs_rl.experiments.gate_training",
     settle=_settled,
 )

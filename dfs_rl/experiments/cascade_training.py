@@ -2,17 +2,10 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from dfs_rl.experiments.backbone_resolver import DIGITS, Flip, backbone_of_run, preview_backbone
-from dfs_rl.experiments.gate_run import GateCommand, choice_of
+from dfs_rl.experiments.backbone_resolver import DIGITS, Flip
+from dfs_rl.experiments.gate_run import GateCommand
 from dfs_rl.utils.config import Count, Positive, check_values
-from dfs_rl.utils.logging import say
-from dfs_rl.utils.run_folder import RunFolder
-
-if TYPE_CHECKING:
-    from dfs_rl.data import Dataset
-    from dfs_rl.experiments.session import TrainingResult
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,53 +43,9 @@ class TrainCascadeConfig:
         check_values(self)
 
 
-def _prepare(config: TrainCascadeConfig, dataset: "Dataset", device: str) -> str:
-    """Refuse what will not do, and name the run."""
-    from dfs_rl.gating.action_masks import gated_budget
-
-    backbone = preview_backbone(choice_of(config, device), dataset)
-    gated_budget(backbone.costs, config.budget)
-    return f"cascade-{dataset.name}"
-
-
-def _train(
-    config: TrainCascadeConfig, dataset: "Dataset", run: RunFolder, device: str
-) -> "TrainingResult":
-    """Choose both passes and the threshold by what every uniform option does on the val split."""
-    from dfs_rl.evaluation.baselines.cascade import cascade_text, choose_cascade, run_cascade
-    from dfs_rl.evaluation.baselines.methods import uniform_methods
-    from dfs_rl.experiments.session import TrainingResult
-    from dfs_rl.gating.cascade import CascadeGate
-    from dfs_rl.gating.model import GATE_FOLDER
-    from dfs_rl.gating.storage import save_gate
-
-    backbone = backbone_of_run(run, choice_of(config, device), dataset).backbone
-    costs = backbone.costs
-    say("Running every uniform option on the val split ...")
-    val = dataset.val.to(device)
-    uniform = [m.records[0] for m in uniform_methods(backbone.prepare().to(device), val)]
-    chosen = choose_cascade(uniform, costs, config.budget)
-    assert chosen is not None, "the budget suffices for the cheapest option, see _prepare"
-    records = run_cascade(uniform, chosen)
-    text = cascade_text(chosen, records, backbone.options)
-    say(f"Chosen on val: {text}.")
-    first, second = ((option,) * costs.n_layers for option in (chosen.first, chosen.second))
-    gate = CascadeGate(first, second, threshold=chosen.threshold, options=backbone.options)
-    save_gate(gate, run.path / GATE_FOLDER)
-    return TrainingResult(
-        best={
-            "accuracy": records.accuracy,
-            "computation": records.computation(costs).mean().item(),
-            "choice": text,
-        },
-        images_seen={"gate": len(val) * len(uniform), "backbone": 0},
-    )
-
-
 COMMAND = GateCommand(
     kind="train_cascade",
     description="Choose a confidence cascade: a cheap pass for every image, a dearer one where the first is unsure.",
     config_type=TrainCascadeConfig,
-    prepare=_prepare,
-    train=_train,
+    module="dfs_rl.experiments.cascade_search",
 )

@@ -4,17 +4,18 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from dfs_rl.experiments.backbone_resolver import BackboneChoice, load_data
-from dfs_rl.utils.cli import Invocation, run_command
+from dfs_rl.utils.cli import Invocation
 from dfs_rl.utils.config import CountOrZero, config_to_dict
 from dfs_rl.utils.logging import say
 from dfs_rl.utils.run_folder import RunFolder
 from dfs_rl.utils.run_records import read_record
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from dfs_rl.data import Dataset
     from dfs_rl.experiments.session import TrainingResult
@@ -105,25 +106,62 @@ class GateCommand(Generic[SettingsT]):
     Attributes:
         kind: Its name, and the kind of its run folders.
         description: One sentence for its help page.
-        config_type: Its settings.
-        prepare: Refuses what will not do before a folder is made, and returns what the run is called after; takes settings, data set
-            and device.
-        train: Trains a gate in a run folder, or goes on with it; takes settings, data set, folder and device.
-        settle: Returns settings with what their defaults come to where other settings decide on them. A run stores these, so that it
-            goes on as it began, and is compared as what it was, after a later version has chosen another default.
+        config_type: Its configuration.
+        module: Name of the module with its functions ``prepare`` and ``train``, imported at their
+            first use, so that a help page is quick.
+        settle: Returns the configuration with defaults that depend on other settings filled in. A
+            run stores these, so that it resumes as it began after another version has other ones.
     """
 
     kind: str
     description: str
     config_type: type[SettingsT]
-    prepare: "Callable[[SettingsT, Dataset, str], str]"
-    train: "Callable[[SettingsT, Dataset, RunFolder, str], TrainingResult]"
+    module: str
     settle: "Callable[[SettingsT], SettingsT]" = lambda config: config
 
     @property
     def prog(self) -> str:
         """How it is called."""
         return f"python -m dfs_rl.{self.kind}"
+
+    @property
+    def prepare(self) -> "Callable[[SettingsT, Dataset, str], str]":
+        """Function of config, data set and device: validates them and returns the run's name."""
+        function: Callable[[SettingsT, Dataset, str], str] = resolve_name(f"{self.module}:prepare")
+        return function
+
+    @property
+    def train(self) -> "Callable[[SettingsT, Dataset, RunFolder, str], TrainingResult]":
+        """Function of config, data set, run and device: trains a gate or resumes its training."""
+        function: Callable[..., TrainingResult] = resolve_name(f"{self.module}:train")
+        return function
+
+    def run(self, invocation: Invocation[SettingsT]) -> None:
+        """Train a gate, unless the run is finished, evaluate it and print the results."""
+        from dfs_rl.experiments.evaluation import evaluate_run
+        from dfs_rl.reporting.tables import summary_text
+        from dfs_rl.utils.device import resolve_device, set_threads
+
+        config = invocation.config
+        set_threads(config.threads, resumed=invocation.resume is not None)
+        device = str(resolve_device(config.device))
+        dataset = load_data(config, invocation.resume)
+        run = invocation.resume or create_run(
+            self, config, dataset, device=device, argv=invocation.command
+        )
+        with run.hold():
+            train_run(self, config, dataset, run, device=device)
+            evaluation = evaluate_run(
+                run,
+                dataset=dataset,
+                device=device,
+                progress=lambda text: say(f"Evaluating: {text} ..."),
+            )
+        sys.stdout.write(summary_text(evaluation.summary))
+        sys.stdout.flush()
+        say(f"Everything is in {run.path}; pictures:")
+        for picture in sorted(run.plots_dir.glob("*.png")):
+            say(f"  {picture}")
 
 
 def create_run(
@@ -203,46 +241,6 @@ def train_run(
             f"Kept the gate of step {result.best['timesteps']:,}: the latest within one standard error of "
             "the highest mean reward on the val split."
         )
-
-
-def train_and_evaluate(invocation: Invocation[SettingsT], command: GateCommand[SettingsT]) -> None:
-    """Run a command that trains a gate: train it, unless the run is finished, evaluate it and show what came out."""
-    from dfs_rl.experiments.evaluation import evaluate_run
-    from dfs_rl.reporting.tables import summary_text
-    from dfs_rl.utils.device import resolve_device, set_threads
-
-    config = invocation.config
-    set_threads(config.threads, resumed=invocation.resume is not None)
-    device = str(resolve_device(config.device))
-    dataset = load_data(config, invocation.resume)
-    run = invocation.resume or create_run(
-        command, config, dataset, device=device, argv=invocation.command
-    )
-    with run.hold():
-        train_run(command, config, dataset, run, device=device)
-        evaluation = evaluate_run(
-            run,
-            dataset=dataset,
-            device=device,
-            progress=lambda text: say(f"Evaluating: {text} ..."),
-        )
-    sys.stdout.write(summary_text(evaluation.summary))
-    sys.stdout.flush()
-    say(f"Everything is in {run.path}; pictures:")
-    for picture in sorted(run.plots_dir.glob("*.png")):
-        say(f"  {picture}")
-
-
-def run_gate_command(command: GateCommand[SettingsT], argv: "Sequence[str] | None") -> int:
-    """Run a command that trains a gate from the command line; returns its exit code."""
-    return run_command(
-        lambda invocation: train_and_evaluate(invocation, command),
-        command.config_type,
-        prog=command.prog,
-        description=command.description,
-        kind=command.kind,
-        argv=argv,
-    )
 
 
 def _turn(

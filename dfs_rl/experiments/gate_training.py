@@ -1,7 +1,6 @@
 """Training of a gate by reinforcement: environment, algorithm and what happens between updates."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, cast
 
@@ -23,26 +22,45 @@ from dfs_rl.agents.checkpoint import capture, restore
 from dfs_rl.agents.cotraining import CoTrainer, CoTraining
 from dfs_rl.agents.evaluation_callback import Validation, ValidationState, rewards_of
 from dfs_rl.agents.gate_export import deploy, untrained_gate
-from dfs_rl.agents.hyperparameters import AlgorithmConfig, suited_to
+from dfs_rl.agents.hyperparameters import (
+    AlgorithmConfig,
+    QLearningConfig,
+    UpdateSize,
+    suited_to,
+)
+from dfs_rl.agents.memory import gate_needs, replay_needs, walk_needs
 from dfs_rl.agents.metrics_logger import make_logger
 from dfs_rl.agents.pretraining import begin_uniform, walks_to_begin, worth_most_at_prices
-from dfs_rl.agents.warm_start import start_from
-from dfs_rl.backbones import PreparedBackbone, StoredBackbone
+from dfs_rl.agents.progress import Progress, ProgressBar
+from dfs_rl.agents.warm_start import check_start, start_from
+from dfs_rl.backbones import Backbone, PreparedBackbone, StoredBackbone
+from dfs_rl.backbones.footprint import backward_bytes
 from dfs_rl.backbones.interfaces import WalkableBackbone
 from dfs_rl.costs import CostTable
 from dfs_rl.data import Dataset
 from dfs_rl.envs.sb3_vec_env import EnvState, SB3GatingVecEnv
+from dfs_rl.envs.spaces import observation_bytes, observation_space
 from dfs_rl.envs.task import Task
+from dfs_rl.errors import ConfigError
 from dfs_rl.experiments.agent_training import TrainAgentConfig, prices_of, weights_of
-from dfs_rl.experiments.backbone_resolver import learned_gate
-from dfs_rl.experiments.gate_run import validation_interval
+from dfs_rl.experiments.backbone_resolver import (
+    BackboneChoice,
+    backbone_of_run,
+    check_backbone_of,
+    learned_gate,
+    preview_backbone,
+)
+from dfs_rl.experiments.gate_run import choice_of, validation_interval
 from dfs_rl.experiments.session import RunSession, TrainingResult
+from dfs_rl.gating.action_masks import gated_budget
 from dfs_rl.gating.budget_conditioning import Dial
 from dfs_rl.gating.model import GATE_FOLDER
 from dfs_rl.gating.networks import LearnedGate
 from dfs_rl.gating.storage import save_gate
 from dfs_rl.utils import precision
 from dfs_rl.utils.config import CountOrZero
+from dfs_rl.utils.device import check_memory
+from dfs_rl.utils.logging import say
 from dfs_rl.utils.run_folder import RunFolder
 
 _INITIAL = "initial"
@@ -72,14 +90,99 @@ class LearningState:
     replay: CountOrZero | None = None
 
 
-def train_gate(
+def _choice_of(config: TrainAgentConfig, device: str) -> BackboneChoice:
+    """Return which backbone is asked for; by default that of the gate to start from."""
+    choice = choice_of(config, device)
+    if choice.folder is None and config.init_gate is not None:
+        return replace(choice, folder=config.init_gate)
+    return choice
+
+
+def prepare(config: TrainAgentConfig, dataset: Dataset, device: str) -> str:
+    """Validate the configuration against the data and the backbone, and return the run's name."""
+    initial = None if config.init_gate is None else learned_gate(config.init_gate)
+    choice = _choice_of(config, device)
+    backbone = preview_backbone(choice, dataset)
+    if backbone.costs.exits:
+        _check_exits(config)
+    space = observation_space(backbone, dial=config.all_budgets)
+    update = UpdateSize(
+        walks=config.num_envs,
+        layers=backbone.costs.n_layers,
+        observation_bytes=observation_bytes(space),
+    )
+    config.algorithm.check_update(update)
+    hidden = config.hidden if initial is None else config.hidden or initial.hidden
+    _check_memory(config, backbone, dataset, hidden=hidden, device=device)
+    gate = make_gate(config, backbone, initial=initial)
+    if config.init_gate is not None and initial is not None:
+        check_start(initial, gate, str(config.init_gate))
+        check_backbone_of(config.init_gate, dataset, choice)
+    # Every single image pays for the whole gate; images that leave at once lower the mean.
+    for name, macs in (("budget", gate.least_macs), ("hard_budget", gate.macs)):
+        budget = getattr(config, name)
+        if budget is not None:
+            gated_budget(backbone.costs, budget, gate_macs=macs, name=name)
+    return f"{config.algo}-{dataset.name}"
+
+
+def _check_memory(
     config: TrainAgentConfig,
-    stored: StoredBackbone,
+    backbone: Backbone,
+    dataset: Dataset,
+    *,
+    hidden: int | None,
+    device: str,
+) -> None:
+    """Raise ConfigError for settings that do not fit into memory, before anything is made."""
+    algorithm = config.algorithm
+    needs = walk_needs(
+        backbone,
+        num_envs=config.num_envs,
+        val_images=len(dataset.val),
+        val_walks=config.val_walks,
+        dial=config.all_budgets,
+    )
+    decisions = config.num_envs * backbone.costs.n_layers
+    needs |= gate_needs(
+        backbone,
+        kind=algorithm.gate,
+        features=config.features,
+        hidden=hidden,
+        dial=config.all_budgets,
+        decisions=getattr(algorithm, "batch_size", decisions),
+        outputs=getattr(algorithm, "quantiles", 1),
+    )
+    needs |= replay_needs(algorithm, backbone, dial=config.all_budgets)
+    if config.backbone_mode == "co-train":
+        size = config.cotrain.batch_size
+        needs[f"cotrain.batch_size is {size}"] = 2 * size * backward_bytes(backbone)
+    check_memory(needs, torch.device(device))
+
+
+def _check_exits(config: TrainAgentConfig) -> None:
+    """Refuse what cannot learn to leave.
+
+    Raises:
+        ConfigError: If the settings ask for it.
+    """
+    if config.backbone_mode == "co-train":
+        raise ConfigError(
+            "backbone_mode is 'co-train', which would change the network under the exits that were fitted to it; give --no-exits."
+        )
+    if isinstance(config.algorithm, QLearningConfig):
+        raise ConfigError(
+            f"algo is {config.algo!r}, which would remember what images do that have left, that is nothing; give --no-exits, or take an "
+            "algorithm with an actor."
+        )
+
+
+def train(
+    config: TrainAgentConfig,
     dataset: Dataset,
     run: RunFolder,
-    *,
     device: str,
-    report: Callable[[int, Mapping[str, Any]], None],
+    *,
     watchers: tuple[BaseCallback, ...] = (),
 ) -> TrainingResult:
     """Train a gate to the end, or resume from the run's last checkpoint.
@@ -88,19 +191,20 @@ def train_gate(
 
     Args:
         config: The run's configuration.
-        stored: The backbone; co-training changes it in place.
         dataset: The gate learns on its agent split and is validated on its val split.
         run: The run folder.
         device: Where to compute.
-        report: Receives steps and record of each validation.
-        watchers: Further callbacks, for a progress bar.
+        watchers: Further callbacks.
 
     Raises:
         KeyboardInterrupt: After Ctrl-C, once everything is saved.
         TrainingError: If a figure is no longer finite.
         CheckpointError: If the checkpoint does not fit.
     """
-    session = RunSession(run, LearningState, report=report)
+    cotrains = config.backbone_mode == "co-train"
+    stored = backbone_of_run(run, _choice_of(config, device), dataset, keep_original=cotrains)
+    bar = ProgressBar(steps_made(config, stored.backbone.costs), say=say)
+    session = RunSession(run, LearningState, report=bar.report)
     lifecycle = Lifecycle(resumed_at=session.state.timesteps if session.state else None)
     initial = _initial_gate(config, run)
     backbone = stored.backbone.to(device)
@@ -164,6 +268,7 @@ def train_gate(
         Checkpointing(lifecycle, save, every=config.checkpoint_every or every),
         # Last: some of the others draw random numbers, and a resumed run skips them once.
         Schedules(seed=config.seed, config=algorithm_of(config)),
+        Progress(bar),
         *watchers,
     ]
     with session.running() as lifecycle.stop:

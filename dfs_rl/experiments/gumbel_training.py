@@ -12,6 +12,7 @@ from dfs_rl.agents.cotraining import CoTrainer
 from dfs_rl.agents.evaluation_callback import rewards_of
 from dfs_rl.agents.gate_export import untrained_gate
 from dfs_rl.agents.hyperparameters import BuiltKind, FeatureChoice
+from dfs_rl.agents.memory import gate_needs, walk_needs
 from dfs_rl.agents.pretraining import begin_uniform, likeliest_within, walks_to_begin
 from dfs_rl.agents.progress import ProgressBar
 from dfs_rl.agents.supervised.blockdrop import BlockDropTrainer
@@ -19,18 +20,23 @@ from dfs_rl.agents.supervised.config import Method
 from dfs_rl.agents.supervised.gumbel import SupervisedTrainer
 from dfs_rl.agents.supervised.skipnet import SkipNetTrainer, skip_or_run
 from dfs_rl.agents.supervised.trainer import GateTask, GateTrainer, SupervisedState
-from dfs_rl.backbones import Backbone, StoredBackbone
+from dfs_rl.backbones import Backbone
+from dfs_rl.backbones.footprint import backward_bytes
 from dfs_rl.backbones.interfaces import WalkableBackbone
 from dfs_rl.costs import SKIP, CostTable
 from dfs_rl.data import Dataset
+from dfs_rl.errors import ConfigError
 from dfs_rl.evaluation.records import GateRecords
-from dfs_rl.experiments.gate_run import validation_interval
+from dfs_rl.experiments.backbone_resolver import backbone_of_run, preview_backbone
+from dfs_rl.experiments.gate_run import choice_of, validation_interval
 from dfs_rl.experiments.session import RunSession, TrainingResult
 from dfs_rl.experiments.supervised_training import TrainGumbelConfig
 from dfs_rl.gating.action_masks import gated_budget
 from dfs_rl.gating.budget_conditioning import BudgetRange, Dial, even_positions
 from dfs_rl.gating.networks import LearnedGate
 from dfs_rl.gating.reward import RewardWeights
+from dfs_rl.utils.device import check_memory
+from dfs_rl.utils.logging import say
 from dfs_rl.utils.run_folder import RunFolder
 from dfs_rl.utils.seeding import seed_everything, stream_seed
 
@@ -168,14 +174,56 @@ def targets(
     return lambda positions: (budgets.budgets(positions) - fixed) / 100.0
 
 
-def train_supervised(
+def prepare(config: TrainGumbelConfig, dataset: Dataset, device: str) -> str:
+    """Validate the configuration against the data and the backbone, and return the run's name."""
+    backbone = preview_backbone(choice_of(config, device), dataset)
+    _check_memory(config, backbone, dataset, device)
+    try:
+        targets(config, backbone.costs, gate_macs=build_gate(config, backbone).macs)
+    except ConfigError as error:
+        if config.budget != type(config).budget:
+            raise
+        usual = f"{config.budget:g} % is what --budget is where it is not given; give a higher one."
+        raise ConfigError(f"{error} {usual}") from error
+    kind = "" if config.method == "blockdrop" else f"-{config.gate}"
+    return f"{config.method}{kind}-{dataset.name}"
+
+
+def _check_memory(
+    config: TrainGumbelConfig, backbone: Backbone, dataset: Dataset, device: str
+) -> None:
+    """Raise ConfigError for settings that do not fit into memory, before anything is made."""
+    batch = min(config.training.batch_size, len(dataset.agent))
+    needs = gate_needs(
+        backbone,
+        kind=kind_of(config),
+        features=features_of(config),
+        hidden=config.hidden,
+        dial=config.all_budgets,
+        decisions=batch * backbone.costs.n_layers,
+    )
+    needs |= walk_needs(
+        backbone,
+        num_envs=0,
+        val_images=len(dataset.val),
+        val_walks=config.val_walks,
+        dial=config.all_budgets,
+    )
+    each = backward_bytes(backbone)  # at one option; a gate learns from a mix of all
+    needs[f"training.batch_size is {batch}"] = batch * each * backbone.costs.n_actions
+    if config.backbone_mode == "co-train":
+        size = config.cotrain.batch_size
+        needs[f"cotrain.batch_size is {size}"] = 2 * size * each
+    check_memory(needs, torch.device(device))
+
+
+def train(
     config: TrainGumbelConfig,
-    stored: StoredBackbone,
     dataset: Dataset,
     run: RunFolder,
-    *,
     device: str,
-    bar: ProgressBar,
+    *,
+    bar: ProgressBar | None = None,
 ) -> TrainingResult:
     """Train a gate to the end, or resume from the run's last checkpoint.
 
@@ -183,12 +231,11 @@ def train_supervised(
 
     Args:
         config: The run's configuration.
-        stored: The backbone; co-training changes it in place.
         dataset: The gate learns on its agent split and is validated on its val split; a co-trained
             backbone learns on the train split.
         run: The run folder.
         device: Where to compute.
-        bar: Shows the progress.
+        bar: Shows the progress, by default on stderr.
 
     Raises:
         KeyboardInterrupt: After Ctrl-C, once everything is saved.
@@ -196,6 +243,11 @@ def train_supervised(
         TrainingError: If the loss is no longer finite.
         CheckpointError: If the checkpoint does not fit.
     """
+    cotrains = config.backbone_mode == "co-train"
+    stored = backbone_of_run(run, choice_of(config, device), dataset, keep_original=cotrains)
+    n_layers = stored.backbone.costs.n_layers
+    total, size = steps_and_size(config, n_layers, len(dataset.agent))
+    bar = bar or ProgressBar(total * size, say=say)
     session = RunSession(run, SupervisedState, report=bar.report)
     backbone: Backbone = stored.backbone.to(device).eval()
     costs, agent = backbone.costs, dataset.agent.to(device)
@@ -204,7 +256,6 @@ def train_supervised(
         backbone.requires_grad_(requires_grad=False)
     frozen = backbone.prepare().to(device)  # in float32, as the form that it is mixed with
     gate = build_gate(config, backbone).to(device)
-    total, size = steps_and_size(config, costs.n_layers, len(agent))
     target = targets(config, costs, gate_macs=gate.macs)
     task = GateTask(
         backbone=backbone,

@@ -16,13 +16,16 @@ from dfs_rl.envs.network_wide_env import NetworkWideEnv
 from dfs_rl.errors import CheckpointError
 from dfs_rl.evaluation.static_tables.budget import fits
 from dfs_rl.evaluation.static_tables.scoring import Table, TableScore, TableScorer
-from dfs_rl.experiments.gate_run import VALIDATIONS
+from dfs_rl.experiments.backbone_resolver import backbone_of_run, preview_backbone
+from dfs_rl.experiments.gate_run import VALIDATIONS, choice_of
 from dfs_rl.experiments.session import RunSession, TrainingResult
 from dfs_rl.experiments.static_training import TrainStaticConfig
+from dfs_rl.gating.action_masks import gated_budget
 from dfs_rl.gating.base import TableGate
 from dfs_rl.gating.model import GATE_FOLDER
 from dfs_rl.gating.reward import RewardWeights
 from dfs_rl.gating.storage import save_gate
+from dfs_rl.utils.logging import say
 from dfs_rl.utils.run_folder import RunFolder
 from dfs_rl.utils.signals import StopRequest
 
@@ -152,14 +155,20 @@ class StaticSearch:
         self._run.save_checkpoint(CHECKPOINT, tensors, {"images": self.config.images})
 
 
-def train_static(
+def prepare(config: TrainStaticConfig, dataset: Dataset, device: str) -> str:
+    """Validate the configuration against the backbone, and return the run's name."""
+    backbone = preview_backbone(choice_of(config, device), dataset)
+    gated_budget(backbone.costs, config.budget)
+    return f"static-{config.method}-{dataset.name}"
+
+
+def train(
     config: TrainStaticConfig,
-    stored: StoredBackbone,
     dataset: Dataset,
     run: RunFolder,
-    *,
     device: str,
-    bar: ProgressBar,
+    *,
+    bar: ProgressBar | None = None,
 ) -> TrainingResult:
     """Find a table and keep it as the run's gate, see ``StaticSearch``.
 
@@ -170,6 +179,8 @@ def train_static(
         ConfigError: If the budget does not suffice for the cheapest table.
         CheckpointError: If the stored scores do not fit.
     """
+    stored = backbone_of_run(run, choice_of(config, device), dataset)
+    bar = bar or ProgressBar(search_timesteps(config, stored.backbone.costs), say=say)
     search = StaticSearch(config, stored, dataset, run, device=device, bar=bar)
     find = STATIC_METHODS[config.method].find
     bar.start(0)

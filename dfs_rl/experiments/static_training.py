@@ -2,18 +2,11 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from dfs_rl.agents.hyperparameters import StaticMethod
-from dfs_rl.experiments.backbone_resolver import DIGITS, Flip, backbone_of_run, preview_backbone
-from dfs_rl.experiments.gate_run import GateCommand, choice_of
+from dfs_rl.experiments.backbone_resolver import DIGITS, Flip
+from dfs_rl.experiments.gate_run import GateCommand
 from dfs_rl.utils.config import Count, Positive, Seed, check_values
-from dfs_rl.utils.logging import say
-from dfs_rl.utils.run_folder import RunFolder
-
-if TYPE_CHECKING:
-    from dfs_rl.data import Dataset
-    from dfs_rl.experiments.session import TrainingResult
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,31 +51,9 @@ class TrainStaticConfig:
         check_values(self)
 
 
-def _prepare(config: TrainStaticConfig, dataset: "Dataset", device: str) -> str:
-    """Validate the configuration against the backbone, and return the run's name."""
-    from dfs_rl.gating.action_masks import gated_budget
-
-    backbone = preview_backbone(choice_of(config, device), dataset)
-    gated_budget(backbone.costs, config.budget)
-    return f"static-{config.method}-{dataset.name}"
-
-
-def _train(
-    config: TrainStaticConfig, dataset: "Dataset", run: RunFolder, device: str
-) -> "TrainingResult":
-    """Search the table, or resume the search, and show its progress."""
-    from dfs_rl.agents.progress import ProgressBar
-    from dfs_rl.experiments.static_search import search_timesteps, train_static
-
-    stored = backbone_of_run(run, choice_of(config, device), dataset)
-    bar = ProgressBar(search_timesteps(config, stored.backbone.costs), say=say)
-    return train_static(config, stored, dataset, run, device=device, bar=bar)
-
-
 COMMAND = GateCommand(
     kind="train_static",
     description="Find one table of bits for all images, by reinforcement or by a greedy search.",
     config_type=TrainStaticConfig,
-    prepare=_prepare,
-    train=_train,
+    module="dfs_rl.experiments.static_search",
 )

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import get_args
 
 from dfs_rl.agents.cotraining_config import BackboneMode, CoTrainConfig
 from dfs_rl.agents.hyperparameters import FeatureChoice, GateKind, Start
@@ -14,16 +14,9 @@ from dfs_rl.agents.supervised.config import (
     SupervisedConfig,
 )
 from dfs_rl.errors import ConfigError
-from dfs_rl.experiments.backbone_resolver import DIGITS, Flip, backbone_of_run, preview_backbone
-from dfs_rl.experiments.gate_run import GateCommand, choice_of
+from dfs_rl.experiments.backbone_resolver import DIGITS, Flip
+from dfs_rl.experiments.gate_run import GateCommand
 from dfs_rl.utils.config import Count, Positive, Seed, check_values
-from dfs_rl.utils.logging import say
-from dfs_rl.utils.run_folder import RunFolder
-
-if TYPE_CHECKING:
-    from dfs_rl.backbones import Backbone
-    from dfs_rl.data import Dataset
-    from dfs_rl.experiments.session import TrainingResult
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,77 +144,10 @@ class TrainGumbelConfig:
             )
 
 
-def _prepare(config: TrainGumbelConfig, dataset: "Dataset", device: str) -> str:
-    """Validate the configuration against the data and the backbone, and return the run's name."""
-    from dfs_rl.experiments.gumbel_training import build_gate, targets
-
-    backbone = preview_backbone(choice_of(config, device), dataset)
-    _check_memory(config, backbone, dataset, device)
-    try:
-        targets(config, backbone.costs, gate_macs=build_gate(config, backbone).macs)
-    except ConfigError as error:
-        if config.budget != type(config).budget:
-            raise
-        usual = f"{config.budget:g} % is what --budget is where it is not given; give a higher one."
-        raise ConfigError(f"{error} {usual}") from error
-    kind = "" if config.method == "blockdrop" else f"-{config.gate}"
-    return f"{config.method}{kind}-{dataset.name}"
-
-
-def _check_memory(
-    config: TrainGumbelConfig, backbone: "Backbone", dataset: "Dataset", device: str
-) -> None:
-    """Raise ConfigError for settings that do not fit into memory, before anything is made."""
-    import torch
-
-    from dfs_rl.agents.memory import gate_needs, walk_needs
-    from dfs_rl.backbones.footprint import backward_bytes
-    from dfs_rl.experiments.gumbel_training import features_of, kind_of
-    from dfs_rl.utils.device import check_memory
-
-    batch = min(config.training.batch_size, len(dataset.agent))
-    needs = gate_needs(
-        backbone,
-        kind=kind_of(config),
-        features=features_of(config),
-        hidden=config.hidden,
-        dial=config.all_budgets,
-        decisions=batch * backbone.costs.n_layers,
-    )
-    needs |= walk_needs(
-        backbone,
-        num_envs=0,
-        val_images=len(dataset.val),
-        val_walks=config.val_walks,
-        dial=config.all_budgets,
-    )
-    each = backward_bytes(backbone)  # at one option; a gate learns from a mix of all
-    needs[f"training.batch_size is {batch}"] = batch * each * backbone.costs.n_actions
-    if config.backbone_mode == "co-train":
-        size = config.cotrain.batch_size
-        needs[f"cotrain.batch_size is {size}"] = 2 * size * each
-    check_memory(needs, torch.device(device))
-
-
-def _train(
-    config: TrainGumbelConfig, dataset: "Dataset", run: RunFolder, device: str
-) -> "TrainingResult":
-    """Train the gate, or resume it, and show its progress."""
-    from dfs_rl.agents.progress import ProgressBar
-    from dfs_rl.experiments.gumbel_training import steps_and_size, train_supervised
-
-    cotrains = config.backbone_mode == "co-train"
-    stored = backbone_of_run(run, choice_of(config, device), dataset, keep_original=cotrains)
-    steps, size = steps_and_size(config, stored.backbone.costs.n_layers, len(dataset.agent))
-    bar = ProgressBar(steps * size, say=say)
-    return train_supervised(config, stored, dataset, run, device=device, bar=bar)
-
-
 COMMAND = GateCommand(
     kind="train_gumbel",
     description="Learn by supervision which bits each layer of a backbone should spend on each image.",
     config_type=TrainGumbelConfig,
-    prepare=_prepare,
-    train=_train,
+    module="dfs_rl.experiments.gumbel_training",
     settle=lambda config: replace(config, start=config.begins),
 )

@@ -24,12 +24,13 @@ from dfs_rl.agents.hyperparameters import (
     RecurrentPPOConfig,
     TRPOConfig,
 )
-from dfs_rl.backbones import BackboneInfo, ResNet, ResNetConfig, StoredBackbone
+from dfs_rl.backbones import BackboneInfo, ResNet, ResNetConfig, StoredBackbone, save_backbone
 from dfs_rl.data import Dataset, ImageSet, channel_statistics
 from dfs_rl.errors import CheckpointError
+from dfs_rl.experiments import gate_training
 from dfs_rl.experiments.agent_training import TrainAgentConfig
-from dfs_rl.experiments.gate_training import train_gate
 from dfs_rl.experiments.session import TrainingResult
+from dfs_rl.gating.model import BACKBONE_FOLDER
 from dfs_rl.utils.checkpoint import load_tensors
 from dfs_rl.utils.run_folder import LAST_CHECKPOINT, RunFolder
 
@@ -129,17 +130,18 @@ def new_run(path: Path) -> RunFolder:
     return RunFolder.create(path, kind="test", name="test", config=PPOConfig(), command=("test",))
 
 
+def give_backbone(run: RunFolder, dataset: Dataset) -> None:
+    """Put the backbone of all these trainings into a run's folder, unless it has one."""
+    folder = run.path / BACKBONE_FOLDER
+    if not folder.exists():
+        stored = make_stored(dataset)
+        save_backbone(stored.backbone, stored.info, folder)
+
+
 def train(run: RunFolder, config: TrainAgentConfig, *watchers: BaseCallback) -> TrainingResult:
     dataset = make_dataset()
-    return train_gate(
-        config,
-        make_stored(dataset),
-        dataset,
-        run,
-        device="cpu",
-        report=lambda *_: None,
-        watchers=watchers,
-    )
+    give_backbone(run, dataset)
+    return gate_training.train(config, dataset, run, "cpu", watchers=watchers)
 
 
 def train_and_be_killed(path: str, at: int) -> None:

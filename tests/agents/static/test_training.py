@@ -16,13 +16,13 @@ from dfs_rl.errors import CheckpointError, ConfigError
 from dfs_rl.evaluation.evaluator import evaluate_table
 from dfs_rl.evaluation.static_tables.budget import table_computation
 from dfs_rl.experiments.session import TrainingResult
-from dfs_rl.experiments.static_search import CHECKPOINT, FINALISTS, train_static
+from dfs_rl.experiments.static_search import CHECKPOINT, FINALISTS, train
 from dfs_rl.experiments.static_training import TrainStaticConfig
 from dfs_rl.gating.base import TableGate
 from dfs_rl.gating.storage import load_gate
 from dfs_rl.utils.io import read_json
 from dfs_rl.utils.run_folder import RunFolder
-from tests.experiments.test_resume import make_dataset, make_stored
+from tests.experiments.test_resume import give_backbone, make_dataset, make_stored
 
 BUDGET = 10.0
 EPISODES = 40
@@ -59,14 +59,9 @@ def search(
         "seed": 3,
     }
     dataset = make_dataset()
-    return train_static(
-        TrainStaticConfig(**(settings | changes)),
-        make_stored(dataset),
-        dataset,
-        run,
-        device="cpu",
-        bar=bar or ProgressBar(0, say=lambda _: None),
-    )
+    give_backbone(run, dataset)
+    bar = bar or ProgressBar(0, say=lambda _: None)
+    return train(TrainStaticConfig(**(settings | changes)), dataset, run, "cpu", bar=bar)
 
 
 def search_and_be_killed(path: str, at: int) -> None:

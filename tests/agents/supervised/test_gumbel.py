@@ -23,13 +23,14 @@ from dfs_rl.costs import BitOptions, CostTable
 from dfs_rl.data import ImageSet
 from dfs_rl.errors import CheckpointError, ConfigError, TrainingError
 from dfs_rl.evaluation.evaluator import evaluate_gate, evaluate_table
-from dfs_rl.experiments.gumbel_training import rewards_within, train_supervised
+from dfs_rl.experiments import gumbel_training
+from dfs_rl.experiments.gumbel_training import rewards_within
 from dfs_rl.experiments.session import TrainingResult
 from dfs_rl.experiments.supervised_training import TrainGumbelConfig
 from dfs_rl.gating.networks import LayerwiseGate, LearnedGate, RecurrentGate
 from dfs_rl.utils.run_folder import LAST_CHECKPOINT, RunFolder
 from tests.agents.conftest import PlantedBackbone
-from tests.experiments.test_resume import assert_equal_runs, make_dataset, make_stored
+from tests.experiments.test_resume import assert_equal_runs, give_backbone, make_dataset
 
 # What both layers need comes to (0 + 1/8 + 1/2) / 3 of a layer each, 41.7 % in all.
 BUDGET = 0.45
@@ -243,9 +244,8 @@ def train(
     run: RunFolder, config: TrainGumbelConfig, *, stop_at: int | None = None
 ) -> TrainingResult:
     dataset = make_dataset()
-    return train_supervised(
-        config, make_stored(dataset), dataset, run, device="cpu", bar=SignalAt(stop_at)
-    )
+    give_backbone(run, dataset)
+    return gumbel_training.train(config, dataset, run, "cpu", bar=SignalAt(stop_at))
 
 
 def new_run(path: Path) -> RunFolder:
