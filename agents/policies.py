@@ -1,12 +1,20 @@
-"""What the policy sees: a small network of its own for every gated layer, as a Stable-Baselines3 features extractor."""
+"""Policies with one small network per gated layer, as Stable-Baselines3's classes and extractors."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from gymnasium import spaces
+from sb3_contrib.common.maskable.policies import MaskableMultiInputActorCriticPolicy
+from sb3_contrib.common.recurrent.policies import RecurrentMultiInputActorCriticPolicy
+from sb3_contrib.qrdqn.policies import MultiInputPolicy as QRDQNMultiInputPolicy
+from sb3_contrib.qrdqn.policies import QuantileNetwork
+from stable_baselines3.common.policies import MultiInputActorCriticPolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
-from stable_baselines3.common.type_aliases import TensorDict
+from stable_baselines3.common.type_aliases import Schedule, TensorDict
+from stable_baselines3.dqn.policies import MultiInputPolicy as DQNMultiInputPolicy
+from stable_baselines3.dqn.policies import QNetwork
 from torch import Tensor, nn
 
 
@@ -142,6 +150,62 @@ class LayerwiseEmbedding(OwnWeights):
     def all_layers(self, inputs: Tensor) -> Tensor:
         """See ``OwnWeights``."""
         return torch.baddbmm(self.inner_bias[:, None], inputs, self.inner)
+
+
+class _PerLayerScores:
+    """Mixin for actor-critic policies: the extractor's scores are the logits, no head is shared.
+
+    The head is drawn and dropped, so that the critic's weights follow from the seed as they would
+    with one. In its place is a module without parameters: TRPO differentiates by all there are.
+    """
+
+    def _build(self, lr_schedule: Schedule) -> None:
+        super()._build(lr_schedule)  # type: ignore[misc]
+        policy: Any = self
+        policy.action_net = nn.Identity()
+        policy.optimizer = policy.optimizer_class(
+            policy.parameters(), lr=lr_schedule(1), **policy.optimizer_kwargs
+        )
+
+
+class GatePolicy(_PerLayerScores, MultiInputActorCriticPolicy):
+    """Policy of PPO, A2C and TRPO, for a ``LayerwiseExtractor``."""
+
+
+class MaskableGatePolicy(_PerLayerScores, MaskableMultiInputActorCriticPolicy):
+    """Policy of MaskablePPO, for a ``LayerwiseExtractor``."""
+
+
+class RecurrentGatePolicy(RecurrentMultiInputActorCriticPolicy):
+    """Policy of RecurrentPPO, for a ``LayerwiseEmbedding``.
+
+    Its scores start at zero, as those of the other gates; all layers share the head, as in DFS.
+    """
+
+    def _build(self, lr_schedule: Schedule) -> None:
+        super()._build(lr_schedule)
+        assert isinstance(self.action_net, nn.Linear)
+        nn.init.zeros_(self.action_net.weight)
+
+
+class GateDQNPolicy(DQNMultiInputPolicy):
+    """Policy of DQN, for a ``LayerwiseExtractor`` whose scores are the action values."""
+
+    def make_q_net(self) -> QNetwork:
+        """Return a network without a head."""
+        network = super().make_q_net()
+        network.q_net = nn.Sequential()
+        return network
+
+
+class GateQRDQNPolicy(QRDQNMultiInputPolicy):
+    """Policy of QR-DQN, for a ``LayerwiseExtractor`` whose scores are the quantiles."""
+
+    def make_quantile_net(self) -> QuantileNetwork:
+        """Return a network without a head."""
+        network = super().make_quantile_net()
+        network.quantile_net = nn.Sequential()
+        return network
 
 
 def _slots(layer: Tensor, layers: int) -> tuple[Tensor, int]:
