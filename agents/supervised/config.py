@@ -8,7 +8,7 @@ from pydantic import Field
 from dfs_rl.utils.config import Count, Positive, PositiveOrZero, PositiveShare, Share, check_values
 
 RelaxedMethod = Literal["gumbel", "dfs"]
-"""How a gate learns by supervision alone, see ``dfs_rl.agents.supervised.gumbel``."""
+"""Methods by supervision alone, see ``dfs_rl.agents.supervised.relaxed``."""
 Method = Literal["gumbel", "dfs", "skipnet", "blockdrop"]
 """How a gate learns in ``train_gumbel``: by supervision, or as the modules ``skipnet`` and ``blockdrop`` do."""
 

@@ -17,7 +17,8 @@ from dfs_rl.agents.pretraining import begin_uniform, likeliest_within, walks_to_
 from dfs_rl.agents.progress import ProgressBar
 from dfs_rl.agents.supervised.blockdrop import BlockDropTrainer
 from dfs_rl.agents.supervised.config import Method
-from dfs_rl.agents.supervised.gumbel import SupervisedTrainer
+from dfs_rl.agents.supervised.dfs import DFSTrainer
+from dfs_rl.agents.supervised.gumbel import GumbelTrainer
 from dfs_rl.agents.supervised.skipnet import SkipNetTrainer, skip_or_run
 from dfs_rl.agents.supervised.trainer import GateTask, GateTrainer, SupervisedState
 from dfs_rl.backbones import Backbone
@@ -103,7 +104,8 @@ def build_trainer(
         return SkipNetTrainer(config.skipnet, config.training, task)
     if config.method == "blockdrop":
         return BlockDropTrainer(config.blockdrop, config.training, task)
-    return SupervisedTrainer(config.method, config.training, task, cotrainer)
+    trainer = DFSTrainer if config.method == "dfs" else GumbelTrainer
+    return trainer(config.training, task, cotrainer)
 
 
 def rewards_within(

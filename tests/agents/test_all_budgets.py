@@ -14,7 +14,7 @@ from dfs_rl.agents.evaluation_callback import rewards_of
 from dfs_rl.agents.gate_export import deploy
 from dfs_rl.agents.hyperparameters import PPOConfig
 from dfs_rl.agents.supervised.config import SupervisedConfig
-from dfs_rl.agents.supervised.gumbel import SupervisedTrainer
+from dfs_rl.agents.supervised.gumbel import GumbelTrainer
 from dfs_rl.agents.supervised.trainer import GateTask
 from dfs_rl.backbones.interfaces import WalkableBackbone
 from dfs_rl.costs import BitOptions, CostTable
@@ -92,8 +92,7 @@ def by_reinforcement(backbone: WalkableBackbone, images: ImageSet) -> LearnedGat
 def by_supervision(backbone: WalkableBackbone, images: ImageSet) -> LearnedGate:
     torch.manual_seed(0)
     gate = LayerwiseGate((3, 3), backbone.options, hidden=16, dial=Dial())
-    trainer = SupervisedTrainer(
-        "gumbel",
+    trainer = GumbelTrainer(
         SupervisedConfig(batch_size=18, learning_rate=0.03),
         GateTask(
             backbone=backbone,

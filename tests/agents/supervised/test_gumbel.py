@@ -17,7 +17,9 @@ from dfs_rl.agents.supervised.config import (
     SkipNetConfig,
     SupervisedConfig,
 )
-from dfs_rl.agents.supervised.gumbel import SupervisedTrainer
+from dfs_rl.agents.supervised.dfs import DFSTrainer
+from dfs_rl.agents.supervised.gumbel import GumbelTrainer
+from dfs_rl.agents.supervised.relaxed import RelaxedTrainer
 from dfs_rl.agents.supervised.trainer import GateTask
 from dfs_rl.costs import BitOptions, CostTable
 from dfs_rl.data import ImageSet
@@ -36,6 +38,7 @@ from tests.experiments.test_resume import assert_equal_runs, give_backbone, make
 BUDGET = 0.45
 # Within it no table does better than 16 bit everywhere, which is enough for 2 x 2 of 3 x 3 needs.
 BEST_TABLE_ACCURACY = 100 * 4 / 9
+TRAINERS: dict[RelaxedMethod, type[RelaxedTrainer]] = {"gumbel": GumbelTrainer, "dfs": DFSTrainer}
 
 
 class SmoothPlantedBackbone(PlantedBackbone):
@@ -75,9 +78,8 @@ def make_trainer(
     method: RelaxedMethod = "gumbel",
     steps: int = 600,
     **changes: float,
-) -> SupervisedTrainer:
-    return SupervisedTrainer(
-        method,
+) -> RelaxedTrainer:
+    return TRAINERS[method](
         SupervisedConfig(**({"batch_size": 18, "learning_rate": 0.03} | changes)),  # type: ignore[arg-type]
         make_task(gate, images, steps=steps),
     )
@@ -150,8 +152,7 @@ def test_dfs_ends_its_first_phase_on_a_menu_without_full_precision(
     backbone.costs = CostTable(options=backbone.options, layer_macs=(100, 100))
     torch.manual_seed(0)
     gate = LayerwiseGate((3, 3), backbone.options, hidden=16)
-    trainer = SupervisedTrainer(
-        "dfs",
+    trainer = DFSTrainer(
         SupervisedConfig(batch_size=18, learning_rate=0.03, price=0.3),
         make_task(gate, planted_images, backbone=backbone, budget=0.1, steps=300),
     )

@@ -13,7 +13,7 @@ from torch.nn import functional
 from dfs_rl.agents.cotraining import CoTrainer, gated_walk
 from dfs_rl.agents.cotraining_config import CoTrainConfig
 from dfs_rl.agents.supervised.config import RelaxedMethod, SupervisedConfig
-from dfs_rl.agents.supervised.gumbel import SupervisedTrainer
+from dfs_rl.agents.supervised.relaxed import RelaxedTrainer
 from dfs_rl.agents.supervised.trainer import GateTask
 from dfs_rl.backbones import ResNet, load_backbone
 from dfs_rl.data import Dataset, ImageSet
@@ -24,7 +24,7 @@ from dfs_rl.gating.storage import load_gate
 from dfs_rl.training.calibration import calibrate_steps
 from dfs_rl.utils.run_folder import LAST_CHECKPOINT
 from dfs_rl.utils.seeding import torch_generator
-from tests.agents.supervised.test_gumbel import PER_STEP, make_config, new_run, train
+from tests.agents.supervised.test_gumbel import PER_STEP, TRAINERS, make_config, new_run, train
 from tests.experiments.test_resume import assert_equal_runs, make_dataset, make_stored
 
 LABELS_ALONE = CoTrainConfig(batch_size=8, distillation=0.0, full_precision=0.0)
@@ -50,7 +50,7 @@ def make_trainer(
     cotrain: CoTrainConfig | None,
     method: RelaxedMethod = "gumbel",
     **changes: float,
-) -> tuple[SupervisedTrainer, ResNet]:
+) -> tuple[RelaxedTrainer, ResNet]:
     """Return the trainer of a gate on an untrained backbone, and that."""
     backbone = make_stored(dataset).backbone
     calibrate_steps(backbone, dataset.train.images, parts=[backbone])
@@ -71,7 +71,7 @@ def make_trainer(
         cotrain, backbone, dataset, seed=0, budget=None, greedy=method == "dfs"
     )
     config = SupervisedConfig(**({"batch_size": 18} | changes))  # type: ignore[arg-type]
-    return SupervisedTrainer(method, config, task, cotrainer), backbone
+    return TRAINERS[method](config, task, cotrainer), backbone
 
 
 def copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,0 +1,62 @@
+"""Dynamic Fractional Skipping (DFS): the straight-through gate of Shen et al., AAAI 2020.
+
+"Fractional Skipping: Towards Finer-Grained Dynamic CNN Inference", Section 3. The gate takes its
+likeliest option, without noise, and gradients flow through the softmax. The loss adds the batch's
+cost with a weight of fixed size whose sign flips at the budget: cost is charged above it and
+rewarded below. In a first phase cost is rewarded until the gate executes everything; only then may
+the backbone learn with the gate, by one loss.
+
+The paper's public code rounds activations at random even at test time; quantizers here never do.
+"""
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from dfs_rl.agents.cotraining import CoTrainer
+from dfs_rl.agents.supervised.config import SupervisedConfig
+from dfs_rl.agents.supervised.relaxed import RelaxedTrainer
+from dfs_rl.agents.supervised.straight_through import Estimator, argmax_choice
+from dfs_rl.agents.supervised.trainer import GateTask
+
+_EXECUTES_EVERYTHING = 0.95
+"""Share of the cost of the dearest options at which the first phase ends."""
+
+
+class DFSTrainer(RelaxedTrainer):
+    """Trains the gate of DFS, see the module.
+
+    Args:
+        config: Hyperparameters.
+        task: What to learn on.
+        cotrainer: Of the task's backbone; ``None`` leaves it frozen.
+    """
+
+    def __init__(
+        self, config: SupervisedConfig, task: GateTask, cotrainer: CoTrainer | None = None
+    ) -> None:
+        super().__init__(config, task, cotrainer)
+        self._dearest = float(task.backbone.costs.option_costs().amax(dim=1).sum())
+        self._executed_everything = False
+
+    @property
+    def executed_everything(self) -> bool:
+        """Whether the first phase is over."""
+        return self._executed_everything
+
+    def _estimator(self) -> Estimator:
+        return argmax_choice
+
+    def _cost_weights(self, positions: Tensor, spent: float) -> Tensor:
+        weights = self._prices.at(positions)
+        rewarded = not self._executed_everything or spent < 1.0
+        return -weights if rewarded else weights
+
+    def _adjust(self, positions: Tensor, relative: Tensor) -> None:
+        spent = float((relative * self._task.target(positions.double())).mean())
+        if spent >= _EXECUTES_EVERYTHING * self._dearest:
+            self._executed_everything = True
+
+    def _restore_state(self, state: Mapping[str, object]) -> None:
+        super()._restore_state(state)
+        self._executed_everything = bool(state["executed_everything"])
