@@ -8,7 +8,8 @@ from torch import Tensor
 
 from dfs_rl.agents.evaluation_callback import rewards_of
 from dfs_rl.agents.progress import ProgressBar
-from dfs_rl.agents.static.methods import STATIC_METHODS, Tried
+from dfs_rl.agents.static.methods import STATIC_METHODS
+from dfs_rl.agents.static.tried import Tried
 from dfs_rl.backbones import StoredBackbone
 from dfs_rl.costs import CostTable
 from dfs_rl.data import Dataset

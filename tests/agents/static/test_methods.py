@@ -7,13 +7,9 @@ import pytest
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 from dfs_rl.agents.hyperparameters import StaticMethod
-from dfs_rl.agents.static.methods import (
-    STATIC_METHODS,
-    WARM_UP,
-    DecayingNoise,
-    Tried,
-    build_learner,
-)
+from dfs_rl.agents.static.haq import WARM_UP, DecayingNoise, build_learner
+from dfs_rl.agents.static.methods import STATIC_METHODS
+from dfs_rl.agents.static.tried import Tried
 from dfs_rl.envs.network_wide_env import NetworkWideEnv
 from tests.helpers.planted_table import (
     BEST_ACCURACY,

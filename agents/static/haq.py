@@ -1,0 +1,115 @@
+"""HAQ (Wang et al., CVPR 2019): a learner gives layer after layer its bits, once for all inputs.
+
+The paper uses DDPG; TD3, SAC and PPO learn on the same environment, ``NetworkWide-v0``.
+"""
+
+import sys
+from typing import Any
+
+import numpy as np
+from stable_baselines3 import DDPG, PPO, SAC, TD3
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.noise import NormalActionNoise
+
+from dfs_rl.agents.hyperparameters import StaticMethod
+from dfs_rl.agents.static.tried import Tried, Watch
+from dfs_rl.envs.network_wide_env import NetworkWideEnv
+
+WARM_UP = 20
+"""Episodes of random actions before an off-policy learner begins, as in HAQ's code."""
+NOISE, NOISE_DECAY = 0.5, 0.99
+"""Standard deviation of HAQ's exploration noise, of an action in [0, 1], and its factor per episode."""
+HIDDEN = (64, 64)
+"""Units of actor and critic. HAQ's code has 300 twice, which ten observed numbers do not need."""
+UPDATES_PER_EPISODE = 16
+"""Of an off-policy learner. HAQ makes one per layer, of some 50; with three layers those are too few."""
+EPISODES_PER_UPDATE = 16
+"""Of PPO: enough tables for an advantage, few enough for dozens of updates."""
+
+
+class DecayingNoise(NormalActionNoise):
+    """Normal noise that fades from episode to episode once the warm-up is over.
+
+    HAQ draws from a normal distribution truncated to the allowed actions; Stable-Baselines3 adds the
+    noise and clips, which puts more weight on the ends. One action in [-1, 1], as it scales them.
+    """
+
+    def __init__(self) -> None:
+        self._episodes = 0
+        super().__init__(mean=np.zeros(1), sigma=np.full(1, 2.0 * NOISE))
+
+    def reset(self) -> None:
+        """Note the end of an episode."""
+        self._episodes += 1
+        faded = NOISE_DECAY ** max(0, self._episodes - WARM_UP)
+        self._sigma = np.full(1, 2.0 * NOISE * faded)
+
+
+def build_learner(method: StaticMethod, env: NetworkWideEnv, *, seed: int) -> BaseAlgorithm:
+    """Build the learner of that name; small networks, so it stays on the CPU.
+
+    The reward comes at the end and an episode is a handful of layers: nothing is discounted, and off-policy learners take the
+    return to the end of the episode as the target, as HAQ gives every step the reward of its episode.
+    """
+    n_layers = env.task.backbone.costs.n_layers
+    shared: dict[str, Any] = {"gamma": 1.0, "seed": seed, "device": "cpu"}
+    if method == "ppo":
+        return PPO(
+            "MlpPolicy",
+            env,
+            learning_rate=3e-3,  # there are only some dozen updates
+            n_steps=EPISODES_PER_UPDATE * n_layers,
+            batch_size=EPISODES_PER_UPDATE * n_layers // 2,
+            ent_coef=0.01,
+            **shared,
+        )
+    shared |= {
+        "learning_starts": WARM_UP * n_layers,
+        "train_freq": (1, "episode"),
+        "gradient_steps": UPDATES_PER_EPISODE,
+        "n_steps": n_layers,
+        "learning_rate": 1e-3,  # of both; HAQ's actor has a tenth of it
+        "batch_size": 64,
+        "buffer_size": 128 * n_layers,
+        "tau": 0.01,  # as HAQ's, like batch and buffer
+        "policy_kwargs": {"net_arch": list(HIDDEN)},
+    }
+    if method == "sac":  # explores by itself
+        return SAC("MlpPolicy", env, **shared)
+    algorithm = DDPG if method == "ddpg" else TD3
+    return algorithm("MlpPolicy", env, action_noise=DecayingNoise(), **shared)
+
+
+class _Watching(BaseCallback):
+    """Passes each episode's table on, and ends the training after a number of them or on request."""
+
+    def __init__(self, watch: Watch, episodes: int) -> None:
+        super().__init__()
+        self._watch = watch
+        self._left = episodes
+
+    def _on_step(self) -> bool:
+        if not self.locals["dones"][0]:
+            return True
+        info = self.locals["infos"][0]
+        self._left -= 1
+        go_on = self._watch(
+            Tried(
+                timesteps=self.num_timesteps,
+                table=tuple(info["options"].tolist()),
+                accuracy=info["accuracy"],
+                computation=info["computation"],
+                reward=float(self.locals["rewards"][0]),
+            )
+        )
+        return go_on and self._left > 0
+
+
+def learn(
+    method: StaticMethod, env: NetworkWideEnv, episodes: int, seed: int, watch: Watch
+) -> None:
+    """Train the learner of that name for a number of episodes."""
+    model = build_learner(method, env, seed=seed)
+    steps = episodes * env.task.backbone.costs.n_layers
+    model.learn(steps, _Watching(watch, episodes), log_interval=sys.maxsize)
