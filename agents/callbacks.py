@@ -18,7 +18,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 from dfs_rl.agents.hyperparameters import AlgorithmConfig, PolicyGradientConfig, entropy_weight
-from dfs_rl.agents.metrics_logger import METRICS
+from dfs_rl.agents.logging import METRICS
 from dfs_rl.envs.sb3_vec_env import SB3GatingVecEnv
 from dfs_rl.errors import TrainingError
 from dfs_rl.utils.seeding import seed_everything, stream_seed

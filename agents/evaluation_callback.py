@@ -9,7 +9,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from torch import Tensor
 
 from dfs_rl.agents.callbacks import BoundaryCallback, Lifecycle
-from dfs_rl.agents.metrics_logger import Log, TensorBoard
+from dfs_rl.agents.logging import Log, TensorBoard
 from dfs_rl.backbones.interfaces import WalkableBackbone
 from dfs_rl.costs import CostTable
 from dfs_rl.data import ImageSet

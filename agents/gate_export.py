@@ -1,11 +1,14 @@
-"""From a policy in training to the gate that ships: the actor alone, in plain torch."""
+"""Untrained gates, export of a policy's actor to a gate in plain torch, and the way back."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
+from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
+from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from sb3_contrib.qrdqn.policies import QRDQNPolicy
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.dqn.policies import DQNPolicy
 from torch import Tensor, nn
 
@@ -13,6 +16,7 @@ from dfs_rl.agents.hyperparameters import BuiltKind, FeatureChoice
 from dfs_rl.agents.policies import LayerwiseEmbedding, LayerwiseExtractor, OwnWeights
 from dfs_rl.backbones.interfaces import WalkableBackbone, confidence_sizes
 from dfs_rl.costs import BitOptions
+from dfs_rl.errors import ConfigError
 from dfs_rl.gating.budget_conditioning import Dial
 from dfs_rl.gating.networks import (
     KnownExits,
@@ -212,3 +216,81 @@ def _copy_linear(linear: nn.Module, weight: Tensor, bias: Tensor) -> None:
     assert isinstance(linear, nn.Linear)
     linear.weight.copy_(weight)
     linear.bias.copy_(bias)
+
+
+def check_start(gate: LearnedGate, wanted: LearnedGate, source: str) -> None:
+    """Check that training can start from a gate.
+
+    Args:
+        gate: The gate to start from.
+        wanted: The gate to be trained, as it is built.
+        source: Origin of the first, for the error.
+
+    Raises:
+        ConfigError: If kind, options, choices, features or width differ.
+    """
+    for what, has, needs in (
+        ("is", type(gate).__name__, type(wanted).__name__),
+        ("chooses from bits", list(gate.options), list(wanted.options)),
+        ("may choose the options", list(gate.choices), list(wanted.choices)),
+        ("reads features", list(gate.feature_sizes), list(wanted.feature_sizes)),
+        ("is as wide as", gate.hidden, wanted.hidden),
+    ):
+        if has != needs:
+            raise ConfigError(
+                f"the gate of {source} {what} {has}, but the one to be learned from it {needs}."
+            )
+
+
+@torch.no_grad()
+def start_from(model: BaseAlgorithm, gate: LearnedGate) -> None:
+    """Copy a gate that ``check_start`` accepts into a policy's actor, the inverse of ``deploy``.
+
+    SkipNet (Wang et al., ECCV 2018) found that reinforcement from scratch stays at chance on a plain
+    backbone, and started from a supervised gate. A gate for all budgets that is to learn one alone
+    starts as it is at its preference; a gate for one budget that is to learn all starts the same at
+    each of them. The critic keeps its own weights.
+
+    Args:
+        model: An algorithm with an actor.
+        gate: The gate; afterwards the policy draws from its distribution.
+    """
+    policy = model.policy
+    assert isinstance(policy, ActorCriticPolicy | MaskableActorCriticPolicy)
+    extractor = policy.pi_features_extractor
+    assert isinstance(extractor, OwnWeights)
+    if isinstance(gate, RecurrentGate):
+        assert isinstance(policy, RecurrentActorCriticPolicy)
+        for layer, embedding in enumerate(gate.embeddings):
+            _set_inner(extractor, layer, _linear(embedding), gate)
+        for name, parameter in gate.cell.named_parameters():
+            policy.lstm_actor.get_parameter(f"{name}_l0").copy_(parameter)
+        head = _linear(policy.action_net)
+        head.weight.copy_(gate.scores.weight)
+        head.bias.copy_(gate.scores.bias)
+    elif isinstance(gate, LayerwiseGate):
+        assert isinstance(extractor, LayerwiseExtractor)
+        for layer, network in enumerate(gate.networks):
+            first, _, last = network.children()
+            _set_inner(extractor, layer, _linear(first), gate)
+            extractor.outer[layer].copy_(_linear(last).weight.T)
+            extractor.outer_bias[layer].copy_(_linear(last).bias)
+
+
+def _set_inner(extractor: OwnWeights, layer: int, linear: nn.Linear, gate: LearnedGate) -> None:
+    """Set the weights of one layer on its features and context."""
+    inner, size = extractor.inner[layer], extractor.feature_sizes[layer]  # [S + C, width]
+    context: Tensor = inner[extractor.features_width :]  # [C, width]
+    theirs = linear.weight[:, size:].T  # [C of the gate, width]
+    both = min(len(context), len(theirs))
+    inner.zero_()
+    inner[:size].copy_(linear.weight[:, :size].T)
+    context[:both].copy_(theirs[:both])
+    extractor.inner_bias[layer].copy_(linear.bias)
+    if len(theirs) > both:  # its budget is fixed from now on
+        extractor.inner_bias[layer].add_(theirs[both], alpha=gate.position)
+
+
+def _linear(module: nn.Module) -> nn.Linear:
+    assert isinstance(module, nn.Linear)
+    return module

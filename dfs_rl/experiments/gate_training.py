@@ -21,18 +21,16 @@ from dfs_rl.agents.callbacks import (
 from dfs_rl.agents.checkpoint import capture, restore
 from dfs_rl.agents.cotraining import CoTrainer, CoTraining
 from dfs_rl.agents.evaluation_callback import Validation, ValidationState, rewards_of
-from dfs_rl.agents.gate_export import deploy, untrained_gate
+from dfs_rl.agents.gate_export import check_start, deploy, start_from, untrained_gate
 from dfs_rl.agents.hyperparameters import (
     AlgorithmConfig,
     QLearningConfig,
     UpdateSize,
     suited_to,
 )
+from dfs_rl.agents.logging import Progress, ProgressBar, make_logger
 from dfs_rl.agents.memory import gate_needs, replay_needs, walk_needs
-from dfs_rl.agents.metrics_logger import make_logger
 from dfs_rl.agents.pretraining import begin_uniform, walks_to_begin, worth_most_at_prices
-from dfs_rl.agents.progress import Progress, ProgressBar
-from dfs_rl.agents.warm_start import check_start, start_from
 from dfs_rl.backbones import Backbone, PreparedBackbone, StoredBackbone
 from dfs_rl.backbones.footprint import backward_bytes
 from dfs_rl.backbones.interfaces import WalkableBackbone

@@ -12,9 +12,9 @@ from dfs_rl.agents.cotraining import CoTrainer
 from dfs_rl.agents.evaluation_callback import rewards_of
 from dfs_rl.agents.gate_export import untrained_gate
 from dfs_rl.agents.hyperparameters import BuiltKind, FeatureChoice
+from dfs_rl.agents.logging import ProgressBar
 from dfs_rl.agents.memory import gate_needs, walk_needs
 from dfs_rl.agents.pretraining import begin_uniform, likeliest_within, walks_to_begin
-from dfs_rl.agents.progress import ProgressBar
 from dfs_rl.agents.supervised.blockdrop import BlockDropTrainer
 from dfs_rl.agents.supervised.config import Method
 from dfs_rl.agents.supervised.dfs import DFSTrainer

@@ -8,13 +8,16 @@ from typing import Any, Generic, TypeVar, cast
 
 from torch import Tensor
 
-from dfs_rl.agents.best_gate import BestGate
 from dfs_rl.agents.evaluation_callback import Reward, Validator
-from dfs_rl.agents.metrics_logger import TensorBoard
-from dfs_rl.backbones import StoredBackbone
+from dfs_rl.agents.logging import TensorBoard
+from dfs_rl.backbones import StoredBackbone, save_backbone
 from dfs_rl.backbones.interfaces import WalkableBackbone
 from dfs_rl.data import ImageSet
+from dfs_rl.errors import CheckpointError
+from dfs_rl.gating.model import BACKBONE_FOLDER, GATE_FOLDER
 from dfs_rl.gating.networks import LearnedGate
+from dfs_rl.gating.storage import save_gate
+from dfs_rl.utils.checkpoint import check_finite
 from dfs_rl.utils.run_folder import LAST_CHECKPOINT, RunFolder
 from dfs_rl.utils.run_records import parse_record
 from dfs_rl.utils.signals import StopRequest, stop_on_interrupt
@@ -33,6 +36,69 @@ class TrainingResult:
 
     best: Mapping[str, Any]
     images_seen: Mapping[str, int]
+
+
+class BestGate:
+    """The best gate so far, with the backbone's weights if that changes, on disk and in checkpoints.
+
+    Args:
+        run: Run folder; the gate lies in ``gate/``, the weights in ``backbone/``.
+        stored: The backbone.
+        cotrained: Whether the backbone changes.
+    """
+
+    def __init__(self, run: RunFolder, stored: StoredBackbone, *, cotrained: bool) -> None:
+        self._run = run
+        self._stored = stored
+        self._cotrained = cotrained
+        self._tensors: dict[str, Tensor] = {}
+
+    def keep(self, gate: LearnedGate) -> None:
+        """Keep ``gate`` and the backbone as they are now."""
+        self._tensors = {
+            f"best_gate.{name}": value.clone() for name, value in gate.state_dict().items()
+        }
+        save_gate(gate, self._run.path / GATE_FOLDER)
+        if self._cotrained:
+            weights = self._stored.backbone.state_dict()
+            self._tensors |= {
+                f"best_backbone.{name}": value.clone() for name, value in weights.items()
+            }
+            save_backbone(
+                self._stored.backbone, self._stored.info, self._run.path / BACKBONE_FOLDER
+            )
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the tensors for a checkpoint."""
+        return dict(self._tensors)
+
+    def restore(self, template: LearnedGate, tensors: Mapping[str, Tensor]) -> None:
+        """Go back to the gate of a checkpoint's ``tensors``.
+
+        Raises:
+            CheckpointError: If they are of another gate or backbone.
+        """
+        self._tensors = {name: value for name, value in tensors.items() if name.startswith("best_")}
+        backbone = copy.deepcopy(self._stored.backbone)
+        try:
+            template.load_state_dict(_under("best_gate.", self._tensors))
+            if self._cotrained:
+                backbone.load_state_dict(_under("best_backbone.", self._tensors))
+        except RuntimeError as error:
+            raise CheckpointError("the checkpoint's best gate does not fit this run.") from error
+        check_finite(template, "the checkpoint")
+        save_gate(template, self._run.path / GATE_FOLDER)
+        if self._cotrained:
+            check_finite(backbone, "the checkpoint")
+            save_backbone(backbone, self._stored.info, self._run.path / BACKBONE_FOLDER)
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {
+        name.removeprefix(prefix): value
+        for name, value in tensors.items()
+        if name.startswith(prefix)
+    }
 
 
 class RunSession(Generic[StateT]):

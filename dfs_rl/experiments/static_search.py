@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from dfs_rl.agents.evaluation_callback import rewards_of
-from dfs_rl.agents.progress import ProgressBar
+from dfs_rl.agents.logging import ProgressBar
 from dfs_rl.agents.static.methods import STATIC_METHODS
 from dfs_rl.agents.static.tried import Tried
 from dfs_rl.backbones import StoredBackbone

@@ -7,7 +7,7 @@ import pytest
 
 from dfs_rl.agents.callbacks import Lifecycle, UpdateLog, learn
 from dfs_rl.agents.hyperparameters import PPOConfig
-from dfs_rl.agents.progress import Progress, ProgressBar
+from dfs_rl.agents.logging import Progress, ProgressBar
 from dfs_rl.backbones.interfaces import WalkableBackbone
 from dfs_rl.data import ImageSet
 from tests.agents.conftest import small_agent

@@ -11,7 +11,7 @@ from stable_baselines3.common.logger import Logger
 import dfs_rl
 from dfs_rl import train_agent, train_gumbel, train_static
 from dfs_rl.agents.algorithms import GateLearning, build_algorithm
-from dfs_rl.agents.gate_export import deploy
+from dfs_rl.agents.gate_export import check_start, deploy, start_from
 from dfs_rl.agents.hyperparameters import (
     A2CConfig,
     AlgorithmConfig,
@@ -20,7 +20,6 @@ from dfs_rl.agents.hyperparameters import (
     RecurrentPPOConfig,
     TRPOConfig,
 )
-from dfs_rl.agents.warm_start import check_start, start_from
 from dfs_rl.costs import BitOptions
 from dfs_rl.data import load_dataset
 from dfs_rl.envs.sb3_vec_env import SB3GatingVecEnv

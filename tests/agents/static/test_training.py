@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from dfs_rl.agents.hyperparameters import StaticMethod
-from dfs_rl.agents.progress import ProgressBar
+from dfs_rl.agents.logging import ProgressBar
 from dfs_rl.errors import CheckpointError, ConfigError
 from dfs_rl.evaluation.evaluator import evaluate_table
 from dfs_rl.evaluation.static_tables.budget import table_computation

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dfs_rl.agents.hyperparameters import GateKind
-from dfs_rl.agents.progress import ProgressBar
+from dfs_rl.agents.logging import ProgressBar
 from dfs_rl.agents.supervised.config import (
     RelaxedMethod,
     SkipNetConfig,

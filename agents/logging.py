@@ -1,0 +1,158 @@
+"""Output of a training: JSON lines in the run folder, TensorBoard, a progress bar."""
+
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import KVWriter, Logger
+from torch.utils.tensorboard.writer import SummaryWriter
+from tqdm import tqdm
+
+from dfs_rl.utils.run_folder import RunFolder
+
+METRICS = "metrics"
+"""Format name that excludes a figure from ``metrics.jsonl``: times, which no second run repeats."""
+
+Log = Callable[[Mapping[str, object]], None]
+"""Appends a record to the metrics of a run."""
+
+
+class MetricsFile(KVWriter):
+    """Writes the figures that an algorithm logs for an update to the run's ``metrics.jsonl``.
+
+    Args:
+        log: Appends a record, see ``RunFolder.log``.
+    """
+
+    def __init__(self, log: Log) -> None:
+        self._log = log
+
+    def write(
+        self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0
+    ) -> None:
+        """Append one record."""
+        values = {
+            key: float(value)
+            for key, value in key_values.items()
+            if METRICS not in (key_excluded[key] or ())
+        }
+        self._log({"kind": "update", "timesteps": step, **values})
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+
+class TensorBoard(KVWriter):
+    """Writes TensorBoard events; unlike Stable-Baselines3's own writer it can forget what a resumed run repeats.
+
+    Args:
+        run: The run folder.
+        purge_step: Forget earlier events from this step on; ``None`` for a new run.
+    """
+
+    def __init__(self, run: RunFolder, *, purge_step: int | None) -> None:
+        self._events = SummaryWriter(str(run.tensorboard_dir), purge_step=purge_step)
+
+    def write(
+        self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0
+    ) -> None:
+        """Add one scalar per figure."""
+        del key_excluded
+        self.scalars(key_values, step)
+
+    def scalars(self, values: Mapping[str, float], step: int) -> None:
+        """Add one scalar per entry."""
+        for key, value in values.items():
+            self._events.add_scalar(key, float(value), step)
+
+    def image(self, name: str, pixels: np.ndarray, step: int) -> None:
+        """Add a picture, uint8 ``[height, width, 3]``."""
+        self._events.add_image(name, pixels, step, dataformats="HWC")
+
+    def close(self) -> None:
+        """Flush everything to the disk."""
+        self._events.close()
+
+
+def make_logger(log: Log, board: TensorBoard) -> Logger:
+    """Return an algorithm's logger, which writes to the metrics by ``log`` and to TensorBoard."""
+    return Logger(folder=None, output_formats=[MetricsFile(log), board])
+
+
+class ProgressBar:
+    """Bar in a terminal with timesteps, a figure of the training and the last validation.
+
+    Args:
+        total: Timesteps of the whole training.
+        say: Prints a line per validation if stderr is no terminal.
+    """
+
+    def __init__(self, total: int, *, say: Callable[[str], None]) -> None:
+        self._total = total
+        self._say = say
+        self._bar: tqdm[Any] | None = None
+        self._validated: Mapping[str, Any] = {}
+
+    def report(self, timesteps: int, record: Mapping[str, Any]) -> None:
+        """Show a validation."""
+        self._validated = record
+        if not sys.stderr.isatty():
+            self._say(
+                f"step {timesteps:,} of {self._total:,}: "
+                f"val accuracy {record['accuracy']:.2f} %, "
+                f"computation {record['computation']:.3f} %, reward {record['reward']:.4f}, "
+                f"distinct patterns {record['patterns']}"
+            )
+
+    def start(self, timesteps: int) -> None:
+        """Show the bar after ``timesteps`` steps, if there is a terminal."""
+        if sys.stderr.isatty():
+            self._bar = tqdm(
+                total=self._total,
+                initial=min(timesteps, self._total),
+                unit="step",
+                unit_scale=True,
+            )
+
+    def update(self, timesteps: int, **figures: str) -> None:
+        """Move the bar and show figures next to it."""
+        if self._bar is None:
+            return
+        self._bar.n = min(timesteps, self._total)
+        if self._validated:
+            figures["val accuracy"] = f"{self._validated['accuracy']:.1f} %"
+            figures["computation"] = f"{self._validated['computation']:.2f} %"
+        self._bar.set_postfix(figures, refresh=False)
+        self._bar.refresh()
+
+    def close(self) -> None:
+        """Stop moving the bar."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+class Progress(BaseCallback):
+    """Moves a bar with an algorithm's rollouts and shows their reward.
+
+    Args:
+        bar: What is shown.
+    """
+
+    def __init__(self, bar: ProgressBar) -> None:
+        super().__init__()
+        self._bar = bar
+
+    def _on_training_start(self) -> None:
+        self._bar.start(self.model.num_timesteps)
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_end(self) -> None:
+        reward = self.logger.name_to_value["rollout/reward"]
+        self._bar.update(self.model.num_timesteps, reward=f"{reward:.3f}")
+
+    def _on_training_end(self) -> None:
+        self._bar.close()
