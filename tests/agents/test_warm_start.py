@@ -9,7 +9,7 @@ import torch
 from stable_baselines3.common.logger import Logger
 
 import dfs_rl
-from dfs_rl import train_agent, train_gumbel, train_static
+from dfs_rl import train_agent, train_gumbel
 from dfs_rl.agents.algorithms import GateLearning, build_algorithm
 from dfs_rl.agents.gate_export import check_start, deploy, start_from
 from dfs_rl.agents.hyperparameters import (
@@ -20,15 +20,17 @@ from dfs_rl.agents.hyperparameters import (
     RecurrentPPOConfig,
     TRPOConfig,
 )
+from dfs_rl.backbones import PRETRAINED_DIGITS, load_stored_backbone, save_backbone
 from dfs_rl.costs import BitOptions
 from dfs_rl.data import load_dataset
 from dfs_rl.envs.sb3_vec_env import SB3GatingVecEnv
 from dfs_rl.envs.task import Task
 from dfs_rl.errors import ConfigError
+from dfs_rl.gating.base import TableGate
 from dfs_rl.gating.budget_conditioning import Dial, PriceRange
 from dfs_rl.gating.networks import LayerwiseGate, LearnedGate, RecurrentGate
 from dfs_rl.gating.reward import RewardWeights
-from dfs_rl.gating.storage import load_gate
+from dfs_rl.gating.storage import load_gate, save_gate
 from tests.agents.conftest import PlantedBackbone
 
 HIDDEN = 6
@@ -193,17 +195,17 @@ def test_bad_input_is_one_sentence_and_leaves_no_folder(
 def test_a_gate_of_another_backbone_and_a_table_are_refused(
     tmp_path: Path, supervised: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    other = tmp_path / "other"
-    flags = ["--backbone-mode", "co-train", "--cotrain.batch-size", "32"]
-    assert train_agent.main([*TINY, *flags, "--run-dir", str(other)]) == 0
-    capsys.readouterr()
+    stored = load_stored_backbone(PRETRAINED_DIGITS)
+    table, other = tmp_path / "table", tmp_path / "other"
+    save_backbone(stored.backbone, stored.info, table / "backbone")
+    with torch.no_grad():
+        next(stored.backbone.parameters()).mul_(1.01)
+    save_backbone(stored.backbone, stored.info, other)
     chosen = ["--init-gate", str(supervised), "--backbone", str(other)]
     assert train_agent.main([*TINY, *chosen, "--run-dir", str(tmp_path / "a")]) == 2
     assert "was learned on a backbone of its own" in capsys.readouterr().err
-    table = tmp_path / "table"
-    search = ["--method", "greedy", "--images", "20", "--device", "cpu", "--budget", "5"]
-    assert train_static.main([*search, "--run-dir", str(table)]) == 0
-    capsys.readouterr()
+    menu = stored.backbone.options
+    save_gate(TableGate((1,) * stored.backbone.costs.n_layers, options=menu), table / "gate")
     assert (
         train_agent.main([*TINY, "--init-gate", str(table), "--run-dir", str(tmp_path / "b")]) == 2
     )

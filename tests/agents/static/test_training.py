@@ -23,9 +23,12 @@ from dfs_rl.gating.storage import load_gate
 from dfs_rl.utils.io import read_json
 from dfs_rl.utils.run_folder import RunFolder
 from tests.experiments.test_resume import give_backbone, make_dataset, make_stored
+from tests.helpers.pictures import no_pictures
+
+pytestmark = pytest.mark.usefixtures(no_pictures.__name__)
 
 BUDGET = 10.0
-EPISODES = 40
+EPISODES = 30
 LAYERS = 3
 ROOT = Path(__file__).parents[3]
 
@@ -110,7 +113,7 @@ def test_an_interrupted_search_ends_where_one_that_was_not_would_have(
 ) -> None:
     whole, stopped = new_run(tmp_path / "whole"), new_run(tmp_path / "stopped")
     expected = search(whole, method)
-    at = 4 if method == "greedy" else 28 * LAYERS
+    at = 4 if method == "greedy" else 24 * LAYERS
     with pytest.raises(KeyboardInterrupt):
         search(stopped, method, SignalAt(at, signal.SIGINT))
     assert stopped.read_metrics()[-1]["timesteps"] == at
@@ -123,7 +126,7 @@ def test_an_interrupted_search_ends_where_one_that_was_not_would_have(
 def test_a_killed_search_ends_where_one_that_was_not_would_have(tmp_path: Path) -> None:
     path = tmp_path / "killed"
     code = (
-        f"from tests.agents.static.test_training import *; search_and_be_killed({str(path)!r}, 84)"
+        f"from tests.agents.static.test_training import *; search_and_be_killed({str(path)!r}, 60)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False)
     assert done.returncode == -signal.SIGKILL

@@ -33,6 +33,9 @@ from dfs_rl.gating.networks import LayerwiseGate, LearnedGate, RecurrentGate
 from dfs_rl.utils.run_folder import LAST_CHECKPOINT, RunFolder
 from tests.agents.conftest import PlantedBackbone
 from tests.experiments.test_resume import assert_equal_runs, give_backbone, make_dataset
+from tests.helpers.pictures import no_pictures
+
+pytestmark = pytest.mark.usefixtures(no_pictures.__name__)
 
 # What both layers need comes to (0 + 1/8 + 1/2) / 3 of a layer each, 41.7 % in all.
 BUDGET = 0.45

@@ -26,6 +26,9 @@ from dfs_rl.utils.run_folder import LAST_CHECKPOINT
 from dfs_rl.utils.seeding import torch_generator
 from tests.agents.supervised.test_gumbel import PER_STEP, TRAINERS, make_config, new_run, train
 from tests.experiments.test_resume import assert_equal_runs, make_dataset, make_stored
+from tests.helpers.pictures import no_pictures
+
+pytestmark = pytest.mark.usefixtures(no_pictures.__name__)
 
 LABELS_ALONE = CoTrainConfig(batch_size=8, distillation=0.0, full_precision=0.0)
 
