@@ -1,16 +1,16 @@
-"""Backbones: the gated-layer contract, networks of fixed and of adaptive depth, users' own models, frozen forms, storage, training."""
+"""Backbones: networks of fixed and of adaptive depth, users' own models, registry, storage."""
 
 from pathlib import Path
 
-from dfs_rl.backbones.adaptive_mobilenet import AdaptiveMobileNet, AdaptiveMobileNetConfig
-from dfs_rl.backbones.adaptive_resnet import AdaptiveResNet, AdaptiveResNetConfig
-from dfs_rl.backbones.adaptive_swin import AdaptiveSwin, AdaptiveSwinConfig
 from dfs_rl.backbones.base import Backbone, PreparedBackbone
 from dfs_rl.backbones.conversion.backbone import FractionalizeConfig, Fractionalized
 from dfs_rl.backbones.conversion.convert import fractionalize
 from dfs_rl.backbones.conversion.report import FractionalizeReport
 from dfs_rl.backbones.interfaces import GatedLayer, WalkableBackbone
-from dfs_rl.backbones.resnet import ResNet, ResNetConfig
+from dfs_rl.backbones.mobilenet import AdaptiveMobileNet, AdaptiveMobileNetConfig
+from dfs_rl.backbones.network import Network, NetworkConfig
+from dfs_rl.backbones.registry import network_of, register_backbone
+from dfs_rl.backbones.resnet import AdaptiveResNet, AdaptiveResNetConfig, ResNet, ResNetConfig
 from dfs_rl.backbones.storage import (
     BackboneInfo,
     StoredBackbone,
@@ -18,6 +18,7 @@ from dfs_rl.backbones.storage import (
     load_stored_backbone,
     save_backbone,
 )
+from dfs_rl.backbones.swin import AdaptiveSwin, AdaptiveSwinConfig
 from dfs_rl.backbones.vit import (
     AdaptiveVisionTransformer,
     AdaptiveVisionTransformerConfig,
@@ -50,6 +51,8 @@ __all__ = [
     "FractionalizeReport",
     "Fractionalized",
     "GatedLayer",
+    "Network",
+    "NetworkConfig",
     "PreparedBackbone",
     "ResNet",
     "ResNetConfig",
@@ -61,5 +64,7 @@ __all__ = [
     "fractionalize",
     "load_backbone",
     "load_stored_backbone",
+    "network_of",
+    "register_backbone",
     "save_backbone",
 ]

@@ -1,4 +1,4 @@
-"""What backbones of every family share: the menu, its costs, what a gate may look at, and the walk at fixed bits."""
+"""Base class of all backbones, and their inference form."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -14,6 +14,7 @@ from dfs_rl.backbones.interfaces import (
     CONFIDENCE_SIZE,
     GatedLayer,
     OptimizerName,
+    run_layers,
     runs_when_skipped,
 )
 from dfs_rl.backbones.probe import GRIDS, PROBE_SHARE, describe, pool_grid
@@ -31,31 +32,53 @@ from dfs_rl.costs.mac_counter import count_macs
 from dfs_rl.data import ChannelStatistics
 from dfs_rl.data.pixels import check_pixels
 from dfs_rl.errors import ConfigError
-from dfs_rl.quantization.inference import PreparedLinear, keep_from_integers_unless_finite
+from dfs_rl.quantization.inference import (
+    copy_for_inference,
+    keep_from_integers_unless_finite,
+    to_inference,
+)
 from dfs_rl.quantization.modules import FractionalLinear
 
 FROZEN_DTYPES = (torch.float32, torch.bfloat16)
-"""What a frozen backbone may compute in."""
+"""Dtypes of inference forms."""
 
 
-class _Looks(nn.Module):
-    """What the training and the frozen form of a backbone offer gates to look at.
+class Backbone(nn.Module, ABC):
+    """The training form of a backbone: stem, gated layers, head, and features for gates.
+
+    A subclass sets ``blocks``, the gated layers in order, and whatever else it needs after this
+    ``__init__``, and calls ``finish_making`` last.
+
+    Args:
+        config: Shape and precision, a frozen dataclass that is stored with the weights.
+        statistics: Mean and deviation of the training images' channels, in [0, 1] units.
+        bits: The menu of every gated layer.
+        image_shape: Channels, height and width of the images.
+        n_classes: Number of classes.
+        stem_bits: Precision of the parts that are never gated.
 
     Attributes:
+        family: Name of the class in storage.
+        optimizer: Default optimizer of networks of this class.
+        feature_weight: Default weight of the distance of activations, see ``SupernetConfig``.
         options: The menu.
-        costs: What each choice costs.
-        blocks: The gated layers, in order.
+        costs: Costs of every option.
+        blocks: The gated layers.
         probes: One linear classifier of the activation before each gated layer.
-        probe_grid: Into how many rows and columns a probe cuts an activation, see ``pool_grid``.
-        feature_sizes: Numbers that ``feature`` returns before each gated layer: the probe's confidence and the channels.
-        feature_macs: What the probes take per image; a multiply-accumulate at b bits counts (b / 32)**2.
-        layer_feature_macs: The same for each layer; where there is an exit, its head is the probe.
-        feature_mean: Mean of ``feature`` before each gated layer, ``[layers, largest size]``, zero-padded.
-        feature_std: Its standard deviation, one where unused.
-        exit_heads: Where an image may leave, ``None`` for nowhere.
+        probe_grid: Rows and columns into which a probe cuts an activation, see ``pool_grid``.
+        feature_sizes: Sizes of ``feature`` before each gated layer.
+        feature_macs: MACs of the probes per image, as if at full precision.
+        layer_feature_macs: The same for each layer; before an exit those of its head.
+        feature_mean: Mean of ``feature`` before each gated layer, ``[layers, largest size]``,
+            zero-padded.
+        feature_std: Its standard deviation, one-padded.
+        exit_heads: Classifiers of the exits, ``None`` without exits.
     """
 
-    options: BitOptions
+    family: ClassVar[str]
+    optimizer: ClassVar[OptimizerName] = "sgd"
+    feature_weight: ClassVar[float] = 1.0
+
     costs: CostTable
     blocks: nn.ModuleList
     probes: nn.ModuleList
@@ -66,63 +89,10 @@ class _Looks(nn.Module):
     feature_mean: Tensor
     feature_std: Tensor
     exit_heads: ExitHeads | None
-
-    @property
-    def layers(self) -> Sequence[GatedLayer]:
-        """The gated layers, in order."""
-        return cast("Sequence[GatedLayer]", self.blocks)
-
-    def parts(self, hidden: Tensor, *, grid: int | None = None) -> Tensor:
-        """Pool an activation for a probe, or for a classifier with a grid of its own, float32 ``[batch, channels, parts]``."""
-        return pool_grid(hidden, grid=self.probe_grid if grid is None else grid)
-
-    def feature(self, hidden: Tensor, layer: int) -> Tensor:
-        """Return the confidence of the layer's probe and the pooled channels, float32 ``[batch, 3 + channels]``.
-
-        Where there is an exit, its head takes the probe's place, for a gate that may leave by it must know how sure it is. Its
-        confidence is told in the probe's mean and deviation, so that the layer's ``feature_mean`` and ``feature_std`` hold for both.
-        """
-        parts = self.parts(hidden)
-        if self.exit_heads is None or layer not in self.exit_heads:
-            return describe(parts, self.probes[layer](parts.flatten(1)))
-        sure = self.exit_heads.sureness(self.answer(hidden, layer), layer)
-        usual = self.feature_std[layer, :CONFIDENCE_SIZE]
-        sure = sure * usual + self.feature_mean[layer, :CONFIDENCE_SIZE]
-        return torch.cat([sure, parts.mean(dim=2)], dim=1)
-
-    def answer(self, hidden: Tensor, layer: int) -> Tensor:
-        """Return what the exit's head before gated layer ``layer`` says, logits float32 ``[batch, classes]``."""
-        assert self.exit_heads is not None, "an image leaves where there is an exit"
-        return self.exit_heads.answer(self.parts(hidden, grid=EXIT_GRID), layer)
-
-
-class Backbone(_Looks, ABC):
-    """The training form of a backbone; a family adds its stem, its gated layers, its head and a frozen form.
-
-    A family's ``__init__`` calls this one first, makes its parts, and calls ``finish_making`` last.
-
-    Args:
-        config: Shape and precision, a frozen dataclass that is stored with the weights.
-        statistics: Mean and standard deviation of the training images' channels, in [0, 1] units.
-        bits: The menu of every gated layer.
-        image_shape: Channels, height and width of the images.
-        n_classes: Number of classes.
-        stem_bits: Precision of the parts that no gate decides about.
-
-    Attributes:
-        family: What stored backbones of this class say they are.
-        optimizer: What networks of this class are usually trained with.
-        feature_weight: What it usually weighs in the recipe ``adn`` how far activations are apart, see ``SupernetConfig``.
-        config: As given.
-        statistics: As given.
-        image_shape: As given.
-        n_classes: As given.
-        stem_bits: As given.
-    """
-
-    family: ClassVar[str]
-    optimizer: ClassVar[OptimizerName] = "sgd"
-    feature_weight: ClassVar[float] = 1.0
+    image_mean: Tensor
+    image_std: Tensor
+    image_scale: Tensor | None
+    image_shift: Tensor
 
     def __init__(
         self,
@@ -137,7 +107,8 @@ class Backbone(_Looks, ABC):
         super().__init__()
         if len(statistics.mean) != image_shape[0]:
             raise ConfigError(
-                f"channel statistics have {len(statistics.mean)} channels, the backbone {image_shape[0]}."
+                f"channel statistics have {len(statistics.mean)} channels, the backbone "
+                f"{image_shape[0]}."
             )
         self.config = config
         self.statistics = statistics
@@ -145,19 +116,24 @@ class Backbone(_Looks, ABC):
         self.image_shape = image_shape
         self.n_classes = n_classes
         self.stem_bits = stem_bits
-        self.image_mean: Tensor
-        self.image_std: Tensor
         self.register_buffer("image_mean", torch.tensor(statistics.mean).reshape(1, -1, 1, 1))
         self.register_buffer("image_std", torch.tensor(statistics.std).reshape(1, -1, 1, 1))
+        self.register_buffer("image_scale", None)  # the inference form has these two instead
+        self.register_buffer("image_shift", None)
+
+    @property
+    def layers(self) -> Sequence[GatedLayer]:
+        """The gated layers, in order."""
+        return cast("Sequence[GatedLayer]", self.blocks)
 
     @property
     @abstractmethod
     def never_gated(self) -> Sequence[nn.Module]:
-        """The modules that always run: stem, head, and what layers run even when they are skipped."""
+        """The modules that always run: stem, head, mandatory parts of gated layers."""
 
     @property
     def gated(self) -> Sequence[nn.Module]:
-        """The modules that run only as a gate decides."""
+        """The modules that run as a gate decides."""
         return [self.blocks]
 
     @abstractmethod
@@ -168,22 +144,58 @@ class Backbone(_Looks, ABC):
     def head(self, hidden: Tensor) -> Tensor:
         """Return logits, float32 ``[batch, classes]``."""
 
-    @abstractmethod
     def prepare(self, dtype: torch.dtype = torch.float32) -> "PreparedBackbone":
-        """Return the frozen form: norms folded, weights quantized once per option."""
+        """Return the inference form: norms folded, weights quantized once per option.
+
+        Args:
+            dtype: float32, or bfloat16 where the hardware is fast at it.
+        """
+        return PreparedBackbone(self, dtype=dtype)
 
     def normalise(self, images: Tensor) -> Tensor:
-        """Turn uint8 images, or floats in [0, 1], ``[batch, c, h, w]`` into zero mean and unit variance."""
+        """Normalise uint8 images, or floats in [0, 1], ``[batch, c, h, w]`` by the statistics."""
         pixels = images.float() / 255.0 if images.dtype == torch.uint8 else images.float()
-        pixels = (pixels - self.image_mean) / self.image_std
+        if self.image_scale is None:
+            pixels = (pixels - self.image_mean) / self.image_std
+        else:  # one multiplication and one addition per pixel
+            pixels = pixels * self.image_scale + self.image_shift
         return pixels.contiguous(memory_format=torch.channels_last)
+
+    def parts(self, hidden: Tensor, *, grid: int | None = None) -> Tensor:
+        """Pool an activation for a probe, float32 ``[batch, channels, parts]``.
+
+        Args:
+            hidden: The activation before a gated layer.
+            grid: Rows and columns of parts, by default those of the probes.
+        """
+        return pool_grid(hidden, grid=self.probe_grid if grid is None else grid)
+
+    def feature(self, hidden: Tensor, layer: int) -> Tensor:
+        """Return the features of a gate before a layer, float32 ``[batch, 3 + channels]``.
+
+        The first three are the confidence of the layer's probe, the rest the pooled channels.
+        Where there is an exit, its head replaces the probe. Its confidence is rescaled to the
+        probe's mean and deviation, so that ``feature_mean`` and ``feature_std`` hold for both.
+        """
+        parts = self.parts(hidden)
+        if self.exit_heads is None or layer not in self.exit_heads:
+            return describe(parts, self.probes[layer](parts.flatten(1)))
+        sure = self.exit_heads.sureness(self.answer(hidden, layer), layer)
+        usual = self.feature_std[layer, :CONFIDENCE_SIZE]
+        sure = sure * usual + self.feature_mean[layer, :CONFIDENCE_SIZE]
+        return torch.cat([sure, parts.mean(dim=2)], dim=1)
+
+    def answer(self, hidden: Tensor, layer: int) -> Tensor:
+        """Return the logits of the exit before gated layer ``layer``, ``[batch, classes]``."""
+        assert self.exit_heads is not None, "an image leaves where there is an exit"
+        return self.exit_heads.answer(self.parts(hidden, grid=EXIT_GRID), layer)
 
     def forward(self, images: Tensor, bits: int | Sequence[int] = FULL) -> Tensor:
         """Run every sample at the same bits.
 
         Args:
-            images: uint8, or float in [0, 1], ``[batch, c, h, w]``; normalised inside. A backbone that normalises by nothing takes any
-                finite floats.
+            images: uint8, or float in [0, 1], ``[batch, c, h, w]``; normalised inside. A backbone
+                without normalisation takes any finite floats.
             bits: One bit width for all gated layers, or one for each.
 
         Returns:
@@ -196,29 +208,26 @@ class Backbone(_Looks, ABC):
         return self.run(images, bits)
 
     def run(self, images: Tensor, bits: int | Sequence[int]) -> Tensor:
-        """Do what ``forward`` does, whatever the values of the images are."""
+        """Run ``forward`` without checking the values of the images."""
         setting = [bits] * len(self.blocks) if isinstance(bits, int) else list(bits)
         if len(setting) != len(self.blocks):
             raise ConfigError(
                 f"{len(setting)} bit widths given for {len(self.blocks)} gated layers."
             )
-        hidden = self.stem(images)
-        for block, layer_bits in zip(self.blocks, setting, strict=True):
-            hidden = block(hidden, layer_bits)
-        return self.head(hidden)
+        return self.head(run_layers(self, self.stem(images), setting))
 
     def comparable(self, hidden: Tensor) -> Tensor:
-        """Return an activation that leaves a layer as another pass's can be compared with it by squared distances."""
+        """Return an activation in the form in which feature distillation compares two passes."""
         return hidden
 
     @property
     def meaningful_bits(self) -> tuple[int, ...]:
-        """The bits that all layers together can run at and leave a network: skipping them all rarely does."""
+        """The uniform settings that leave a network: skipping all layers rarely does."""
         return tuple(bits for bits in self.options if bits != SKIP)
 
     @torch.no_grad()
     def finish_making(self, *, signed: bool = False) -> None:
-        """Count what everything costs, and make the probes, by running one empty image through every part.
+        """Count all costs and add the probes, by running one empty image through every part.
 
         Args:
             signed: Whether activations between gated layers can be negative.
@@ -233,7 +242,7 @@ class Backbone(_Looks, ABC):
         layer_macs, seen = [], []
         for number, layer in enumerate(self.layers):
             seen.append(hidden)
-            # What a layer runs even when it is skipped is no part of what a gate decides about.
+            # The mandatory part of a layer is not gated.
             always = _macs_of(layer, hidden, SKIP) if runs_when_skipped(layer) else 0
             if always:
                 fixed.append(("mandatory", always, number))
@@ -255,7 +264,10 @@ class Backbone(_Looks, ABC):
         self.train(was_training)
 
     def set_exits(self, after: Sequence[int]) -> None:
-        """Make a head after each of these numbers of gated layers, untrained, in place of those there are; none takes them away.
+        """Replace all exits by untrained ones.
+
+        Args:
+            after: Numbers of gated layers after which an image can exit; empty for no exits.
 
         Raises:
             ConfigError: If they are not ascending numbers from 0 to one less than the gated layers.
@@ -280,13 +292,13 @@ class Backbone(_Looks, ABC):
             self.exit_heads = ExitHeads(after, heads).requires_grad_(requires_grad=False)
 
     def _classifier(self, size: int) -> FractionalLinear:
-        """Return an untrained classifier of so many numbers of an activation between gated layers."""
+        """Return an untrained classifier of ``size`` numbers of an activation."""
         return FractionalLinear(
             size, self.n_classes, bits=self.stem_bits, signed_input=self._signed
         )
 
     def _make_probes(self, seen: Sequence[Tensor]) -> None:
-        """Choose the probes' grid, the finest that is cheap enough, and make a probe of each activation."""
+        """Choose the finest grid of probes that is cheap enough, and add a probe per layer."""
         for self.probe_grid in GRIDS:
             self.probe_sizes = tuple(prod(self.parts(hidden).shape[1:]) for hidden in seen)
             self.feature_macs = (
@@ -308,60 +320,64 @@ def _macs_of(layer: GatedLayer, hidden: Tensor, bits: int) -> int:
     return count_macs(lambda: layer(hidden, bits))
 
 
-class PreparedBackbone(_Looks, ABC):
-    """The frozen form of a backbone; satisfies the same contract as the form it was made from, without gradients.
-
-    A family's ``__init__`` calls this one first, makes its parts, and calls ``freeze`` last.
+class PreparedBackbone(nn.Module):
+    """The inference form of a backbone, without gradients; satisfies ``WalkableBackbone`` too.
 
     Args:
         source: The trained backbone. Later changes to it do not reach this copy.
-        dtype: float32, or bfloat16 where the hardware is fast at it. The stem and the head stay in float32.
+        dtype: Dtype of activations between gated layers; stem and head compute in float32.
     """
 
     def __init__(self, source: Backbone, *, dtype: torch.dtype) -> None:
         super().__init__()
         if dtype not in FROZEN_DTYPES:
-            raise ConfigError(
-                f"dtype is {dtype!r}; a frozen backbone computes in {' or '.join(map(str, FROZEN_DTYPES))}."
-            )
+            allowed = " or ".join(map(str, FROZEN_DTYPES))
+            raise ConfigError(f"dtype is {dtype!r}; a frozen backbone computes in {allowed}.")
+        self.dtype = dtype
         self.options = source.options
         self.costs = source.costs
         self.feature_sizes = source.feature_sizes
         self.feature_macs = source.feature_macs
         self.layer_feature_macs = source.layer_feature_macs
-        self.exit_heads = None if source.exit_heads is None else source.exit_heads.prepare()
-        self.probe_grid = source.probe_grid
         self.image_shape = source.image_shape
         self.n_classes = source.n_classes
-        self.dtype = dtype
-        # Normalising is one multiplication and one addition per pixel: (x - mean) / std.
-        self.image_scale: Tensor
-        self.image_shift: Tensor
+        network = copy_for_inference(source, torch.float32)
+        if dtype != torch.float32:
+            network.blocks = cast("nn.ModuleList", to_inference(source.blocks, dtype))
         scale = source.image_std.reciprocal()
-        self.register_buffer("image_scale", scale.clone())
-        self.register_buffer("image_shift", -source.image_mean * scale)
-        self.register_buffer("feature_mean", source.feature_mean.clone())
-        self.register_buffer("feature_std", source.feature_std.clone())
-        self.probes = nn.ModuleList(
-            PreparedLinear(cast("FractionalLinear", probe)) for probe in source.probes
-        )
-
-    @abstractmethod
-    def stem(self, images: Tensor) -> Tensor:
-        """Return the activation before the first gated layer."""
-
-    @abstractmethod
-    def head(self, hidden: Tensor) -> Tensor:
-        """Return logits, float32 ``[batch, classes]``."""
-
-    def normalise(self, images: Tensor) -> Tensor:
-        """Turn uint8 images, or floats in [0, 1], ``[batch, c, h, w]`` into zero mean and unit variance."""
-        pixels = images.float() / 255.0 if images.dtype == torch.uint8 else images.float()
-        return (pixels * self.image_scale + self.image_shift).contiguous(
-            memory_format=torch.channels_last
-        )
-
-    def freeze(self) -> None:
-        """End the making: evaluation mode, no gradients."""
+        network.image_scale = scale
+        network.image_shift = -source.image_mean * scale
+        self.network = network
         self.eval().requires_grad_(requires_grad=False)
         keep_from_integers_unless_finite(self)
+
+    @property
+    def layers(self) -> Sequence[GatedLayer]:
+        """The gated layers, in order."""
+        return self.network.layers
+
+    @property
+    def feature_mean(self) -> Tensor:
+        """Mean of ``feature`` before each gated layer."""
+        return self.network.feature_mean
+
+    @property
+    def feature_std(self) -> Tensor:
+        """Standard deviation of ``feature`` before each gated layer."""
+        return self.network.feature_std
+
+    def stem(self, images: Tensor) -> Tensor:
+        """Return the activation before the first gated layer."""
+        return self.network.stem(images).to(self.dtype)
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Return logits, float32 ``[batch, classes]``."""
+        return self.network.head(hidden)
+
+    def feature(self, hidden: Tensor, layer: int) -> Tensor:
+        """Return the features of a gate before a layer, see ``Backbone.feature``."""
+        return self.network.feature(hidden, layer)
+
+    def answer(self, hidden: Tensor, layer: int) -> Tensor:
+        """Return the logits of the exit before gated layer ``layer``, ``[batch, classes]``."""
+        return self.network.answer(hidden, layer)

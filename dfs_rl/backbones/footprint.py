@@ -8,12 +8,12 @@ from dfs_rl.backbones.interfaces import WalkableBackbone
 from dfs_rl.costs import SKIP
 
 _TEMPORARIES = 8
-"""Activations of the largest kind that a layer holds at once: what enters, leaves and is quantized, and wider ones inside."""
+"""Activations of the largest size that a layer holds at once, its inner ones included."""
 
 
 @torch.inference_mode()
 def forward_bytes(backbone: WalkableBackbone) -> int:
-    """Return about how many bytes an image takes on its way through a frozen backbone."""
+    """Return the approximate bytes of one image in the inference form."""
     image = _images(backbone, 1)
     hidden = backbone.stem(image)
     largest = hidden.nbytes
@@ -24,7 +24,7 @@ def forward_bytes(backbone: WalkableBackbone) -> int:
 
 
 def backward_bytes(backbone: Backbone) -> int:
-    """Return how many bytes an image takes while the network learns from it: all that its backward pass keeps.
+    """Return the bytes that the backward pass keeps per image.
 
     It leaves the backbone in evaluation mode. One on the device "meta" takes no memory itself.
     """

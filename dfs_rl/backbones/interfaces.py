@@ -1,4 +1,4 @@
-"""What the walk, the environments and evaluation need of a network: one contract for training and prepared forms."""
+"""Interfaces of backbones, satisfied by training and inference forms alike."""
 
 from collections.abc import Sequence
 from typing import Literal, Protocol, runtime_checkable
@@ -9,13 +9,13 @@ from dfs_rl.costs import BitOptions, CostTable
 
 OptimizerName = Literal["sgd", "adamw"]
 Recipe = Literal["supernet", "adn"]
-"""What is distilled into beside the whole network: low settings, or also the one that skips every path."""
+"""Sub-networks that are distilled into: those of low bits, or also the one without any path."""
 
 
 class GatedLayer(Protocol):
-    """A layer that can run at any option of the menu; 0 bit leaves its shortcut and whatever else no gate decides about.
+    """A layer that runs at any bit option; 0 bit leaves its shortcut and its mandatory parts.
 
-    One that computes something at 0 bit says so by an attribute ``runs_when_skipped`` that is true, see ``runs_when_skipped``.
+    A layer with mandatory parts has a true attribute ``runs_when_skipped``.
     """
 
     def __call__(self, hidden: Tensor, bits: int) -> Tensor:
@@ -24,30 +24,29 @@ class GatedLayer(Protocol):
 
 
 def runs_when_skipped(layer: GatedLayer) -> bool:
-    """Whether a layer runs a part of itself at 0 bit; most leave only a shortcut, so that their skipped samples need not move."""
+    """Return whether a layer computes something at 0 bit; else its skipped samples stay put."""
     return bool(getattr(layer, "runs_when_skipped", False))
 
 
 CONFIDENCE_SIZE = 3
-"""How many numbers say how sure a network is halfway; the first of every ``feature``."""
+"""Size of ``probe.confidence``, the first part of every ``feature``."""
 
 
 def confidence_sizes(feature_sizes: Sequence[int]) -> tuple[int, ...]:
-    """Return how many of each layer's features a gate looks at that looks at the confidence alone."""
+    """Return the feature sizes of a gate that sees the confidence alone."""
     return tuple(min(size, CONFIDENCE_SIZE) for size in feature_sizes)
 
 
 @runtime_checkable
 class WalkableBackbone(Protocol):
-    """A stem, an ordered list of gated layers and a head, with what a gate may look at in between.
+    """A stem, an ordered list of gated layers and a head, with features for gates in between.
 
     Attributes:
         options: The menu of every gated layer.
-        costs: What each choice costs.
+        costs: Costs of every option.
         layers: The gated layers, in order.
-        feature_sizes: How many numbers a gate may look at before each gated layer, see ``feature``.
-        feature_macs: What these numbers take per image over all layers, in multiply-accumulates at full precision; one at b bits
-            counts (b / 32)**2.
+        feature_sizes: Sizes of ``feature`` before each gated layer.
+        feature_macs: MACs of all features per image; one at b bits counts (b / 32)**2.
     """
 
     options: BitOptions
@@ -57,7 +56,7 @@ class WalkableBackbone(Protocol):
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of the images it takes."""
+        """Channels, height and width of the images."""
         ...
 
     @property
@@ -67,12 +66,12 @@ class WalkableBackbone(Protocol):
 
     @property
     def feature_mean(self) -> Tensor:
-        """Mean of ``feature`` before each gated layer, float32 ``[layers, largest size]``, zero-padded."""
+        """Mean of ``feature``, float32 ``[layers, largest size]``, zero-padded."""
         ...
 
     @property
     def feature_std(self) -> Tensor:
-        """Standard deviation of ``feature`` before each gated layer, float32 ``[layers, largest size]``, one-padded."""
+        """Standard deviation of ``feature``, float32 ``[layers, largest size]``, one-padded."""
         ...
 
     @property
@@ -81,32 +80,39 @@ class WalkableBackbone(Protocol):
         ...
 
     def stem(self, images: Tensor) -> Tensor:
-        """Turn raw images, uint8 ``[batch, c, h, w]`` (or float in [0, 1]), into the first activation; normalises them itself."""
+        """Map images, uint8 or float in [0, 1] ``[batch, c, h, w]``, to the first activation."""
         ...
 
     def head(self, hidden: Tensor) -> Tensor:
-        """Turn the last activation into logits, float32 ``[batch, classes]``."""
+        """Map the last activation to logits, float32 ``[batch, classes]``."""
         ...
 
     def feature(self, hidden: Tensor, layer: int) -> Tensor:
-        """Describe the activation that enters gated layer ``layer`` for the gate.
+        """Return the features of the activation before gated layer ``layer``.
 
         Returns:
-            float32 ``[batch, feature_sizes[layer]]``: first how sure a classifier of this activation is, see ``confidence``, then
-            the pooled channels. A gate may look at the first ``CONFIDENCE_SIZE`` alone.
+            float32 ``[batch, feature_sizes[layer]]``: the confidence of a classifier, see
+            ``probe.confidence``, then the pooled channels.
         """
         ...
 
 
+def run_layers(backbone: WalkableBackbone, hidden: Tensor, setting: Sequence[int]) -> Tensor:
+    """Run all gated layers, each at its bits, and return the last activation."""
+    for layer, bits in zip(backbone.layers, setting, strict=True):
+        hidden = layer(hidden, bits)
+    return hidden
+
+
 @runtime_checkable
 class WithExits(Protocol):
-    """What a network offers besides, if its ``costs`` know exits."""
+    """The further members of a backbone whose ``costs`` have exits."""
 
     @property
     def layer_feature_macs(self) -> tuple[float, ...]:
-        """What ``feature_macs`` are made up of, layer by layer; before an exit it is all the head's."""
+        """The summands of ``feature_macs``; before an exit those of its head."""
         ...
 
     def answer(self, hidden: Tensor, layer: int) -> Tensor:
-        """Turn the activation that enters gated layer ``layer`` into an exit's logits, float32 ``[batch, classes]``."""
+        """Return the logits of the exit before gated layer ``layer``, ``[batch, classes]``."""
         ...

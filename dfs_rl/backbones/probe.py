@@ -1,7 +1,7 @@
-"""How sure a network is halfway: a linear probe of the activation, fitted once the network is trained.
+"""Confidence halfway through a network: a linear probe of the activation, fitted after training.
 
-On CIFAR-10 a gate's 5,000 images taught it from a handful of numbers that say how hard an image is when to spend bits; from all the
-channels it learned the images by heart. A probe learns from the many images of the train split what the channels mean.
+A gate learns from few images; a probe, fitted on the train split, condenses the channels into a few
+numbers that say how hard an image is.
 """
 
 import torch
@@ -11,17 +11,17 @@ from torch.nn import functional
 from dfs_rl.quantization.modules import FractionalLinear
 
 GRIDS = (4, 2, 1)
-"""A probe sees each channel's mean in up to 4 x 4 parts of the image: halfway, its mean over all of it says much less."""
+"""Grids of parts over which a probe averages each channel, finest first."""
 PROBE_SHARE = 0.0002
-"""Most that the probes should cost, of the gated layers at 32 bit; the coarsest grid is taken even where it costs more."""
+"""Bound on the probes' cost, as a share of the gated layers at 32 bit, but for the coarsest grid."""
 
-_PENALTY = 1e-2  # on squared weights of standardised inputs: a thousand of them would fit the train split by heart
+_PENALTY = 1e-2  # on squared weights of standardised inputs, against overfitting
 _LEAST_DEVIATION = 0.02  # of the largest input's
 _ITERATIONS = 100
 
 
 def grid_shape(height: int, width: int, *, grid: int) -> tuple[int, int]:
-    """Return into how many rows and columns ``pool_grid`` cuts an activation."""
+    """Return the rows and columns of parts into which ``pool_grid`` cuts an activation."""
     return min(grid, height), min(grid, width)
 
 
@@ -45,11 +45,11 @@ def pool_grid(hidden: Tensor, *, grid: int) -> Tensor:
 
 
 def describe(parts: Tensor, logits: Tensor) -> Tensor:
-    """Put together what a gate may look at.
+    """Return the features of a gate.
 
     Args:
-        parts: What ``pool_grid`` returned.
-        logits: The probe's, ``[batch, classes]``.
+        parts: Result of ``pool_grid``.
+        logits: Logits of the probe, ``[batch, classes]``.
 
     Returns:
         The probe's confidence and the mean of every channel, float32 ``[batch, 3 + channels]``.
@@ -58,13 +58,14 @@ def describe(parts: Tensor, logits: Tensor) -> Tensor:
 
 
 def confidence(logits: Tensor) -> Tensor:
-    """Describe how sure a classifier is, whatever its classes.
+    """Return the confidence of a classifier.
 
     Args:
         logits: ``[batch, classes]``, at least 2 classes.
 
     Returns:
-        The highest probability, its lead over the second and the entropy in nats, float32 ``[batch, 3]``.
+        float32 ``[batch, 3]``: the highest probability, its lead over the second, the entropy in
+        nats.
     """
     probabilities = logits.softmax(dim=1)
     first, second = probabilities.topk(2, dim=1).values.unbind(dim=1)
@@ -73,15 +74,15 @@ def confidence(logits: Tensor) -> Tensor:
 
 
 def fit_probe(probe: FractionalLinear, features: Tensor, labels: Tensor) -> None:
-    """Fit a probe by multinomial logistic regression (Alain and Bengio, 2016), then set its quantizer steps.
+    """Fit a probe by multinomial logistic regression (Alain and Bengio, 2016), then quantize it.
 
     Args:
         probe: Changed in place.
-        features: What it classifies, not negative, float32 ``[n, in]``.
+        features: Its inputs, not negative, float32 ``[n, in]``.
         labels: int64 ``[n]``, or the probability of each class, float32 ``[n, classes]``.
     """
     deviation, mean = torch.std_mean(features, dim=0, correction=0)
-    # A channel that hardly moves would get weights so large that one quantizer step could not serve the others.
+    # A nearly constant channel would get weights too large for the quantizer of the others.
     deviation = deviation.clamp(min=_LEAST_DEVIATION * float(deviation.max()))
     deviation = torch.where(deviation > 0, deviation, torch.ones_like(deviation))
     standardised = (features - mean) / deviation

@@ -1,152 +1,158 @@
-"""What the names of networks stand for."""
+"""Registry of backbones: by name for training, by family for storage.
+
+A third party adds a backbone in one file::
+
+    @register_backbone("convnext_tiny", ConvNextConfig, blocks=(3, 3, 9, 3))
+    class ConvNext(Network):
+        family = "convnext"
+        ...
+"""
 
 import re
-from collections.abc import Callable
-from functools import partial
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields
+from types import MappingProxyType
+from typing import Any, NamedTuple, TypeVar, get_args
 
-from dfs_rl.backbones.adaptive_layer import MIN_BLOCKS
-from dfs_rl.backbones.adaptive_mobilenet import AdaptiveMobileNet, AdaptiveMobileNetConfig
-from dfs_rl.backbones.adaptive_resnet import AdaptiveResNet, AdaptiveResNetConfig, BlockKind
-from dfs_rl.backbones.adaptive_swin import AdaptiveSwin, AdaptiveSwinConfig
 from dfs_rl.backbones.base import Backbone
 from dfs_rl.backbones.interfaces import Recipe
-from dfs_rl.backbones.resnet import ResNet, ResNetConfig
-from dfs_rl.backbones.vit import (
-    STAGE,
-    AdaptiveVisionTransformer,
-    AdaptiveVisionTransformerConfig,
-    VisionTransformer,
-    VisionTransformerConfig,
-)
 from dfs_rl.data import ChannelStatistics
 from dfs_rl.errors import ConfigError
 
-BOTTLENECKS = {
-    "bottleneck26": (2, 2, 2, 2),
-    "bottleneck50": (3, 4, 6, 3),
-    "bottleneck101": (3, 4, 23, 3),
-    "bottleneck152": (3, 8, 36, 3),
-}
-"""Blocks of each stage of the ResNets for ImageNet; named apart, since there is a CIFAR ResNet of 50 layers too."""
-SWINS = {"swin_tiny": (2, 2, 6, 2), "swin_small": (2, 2, 18, 2)}
-"""Blocks of each stage of the Swin transformers."""
-MOBILENET = "mobilenetv2"
+MakerT = TypeVar("MakerT", bound=Callable[..., Backbone])
+
 SETTINGS = ("first_block", "granularity", "stem", "patch", "heads", "gate_branches")
-"""Settings that only some networks have."""
-_CIFAR_STAGES = 3
-_BOTTLENECK_WIDTH = 64
+"""Settings of the command line that only some networks have."""
+_NONE: Mapping[str, Any] = MappingProxyType({})
+_MOST_LISTED = 3  # names of a series, such as vit1, vit2, ...
 
 
-class Stages(NamedTuple):
-    """The kind of a ResNet's blocks, and how many each stage has."""
-
-    block: BlockKind
-    blocks: tuple[int, ...]
-
-
-class Network(NamedTuple):
-    """What a name stands for with one of the recipes.
+class Family(NamedTuple):
+    """A class of backbones in storage.
 
     Attributes:
-        backbone: Takes a configuration and channel statistics.
-        config: Takes the settings that all networks have, and its own.
-        settings: Which of ``SETTINGS`` it has.
+        config: Its configuration, a dataclass.
+        make: Makes one from a configuration and channel statistics.
     """
 
-    backbone: Callable[[Any, ChannelStatistics], Backbone]
-    config: Callable[..., Any]
-    settings: tuple[str, ...]
+    config: type[Any]
+    make: Callable[[Any, ChannelStatistics], Backbone]
 
-    def make(
-        self,
-        statistics: ChannelStatistics,
-        **settings: Any,  # noqa: ANN401 - each configuration has its own
-    ) -> Backbone:
-        """Make it, untrained.
+
+class NamedBackbone(NamedTuple):
+    """The network behind a name.
+
+    Attributes:
+        family: Its class.
+        fixed: Values of its configuration that the name fixes.
+        defaults: Values that replace the configuration's own defaults.
+    """
+
+    family: Family
+    fixed: Mapping[str, Any]
+    defaults: Mapping[str, Any]
+
+    @property
+    def settings(self) -> tuple[str, ...]:
+        """Those of ``SETTINGS`` that the network has."""
+        names = {field.name for field in fields(self.family.config)} - set(self.fixed)
+        return tuple(name for name in SETTINGS if name in names)
+
+    def config(self, **settings: Any) -> Any:  # noqa: ANN401 - each family has its own
+        """Return the configuration with these settings; None stands for the default."""
+        given = {name: value for name, value in settings.items() if value is not None}
+        return self.family.config(**{**self.defaults, **given, **self.fixed})
+
+    def make(self, statistics: ChannelStatistics, **settings: Any) -> Backbone:  # noqa: ANN401
+        """Make the network, untrained.
 
         Raises:
-            ConfigError: If there is none of that shape.
+            ConfigError: If a setting is outside its range.
         """
-        return self.backbone(self.config(**settings), statistics)
+        return self.family.make(self.config(**settings), statistics)
 
 
-def network_of(name: str, recipe: Recipe) -> Network:
-    """Look up what a name stands for.
-
-    Raises:
-        ConfigError: If there is no such network, or the recipe does not train it.
-    """
-    transformer = _number_after("vit", name)
-    if recipe == "adn":
-        if transformer is not None:
-            return _adaptive_transformer(name, transformer)
-        if name in SWINS:
-            return _swin(SWINS[name])
-        return _mobilenet() if name == MOBILENET else _adaptive_resnet(stages_of(name))
-    if name in (MOBILENET, *BOTTLENECKS, *SWINS):
-        raise ConfigError(
-            f"backbone is {name!r}, a network of adaptive depth, which the recipe adn trains; add --recipe adn."
-        )
-    if transformer is not None:
-        config = partial(VisionTransformerConfig, depth=transformer)
-        settings = ("patch", "heads", "gate_branches")
-        return Network(VisionTransformer, config, settings)
-    depth = _number_after("resnet", name)
-    if depth is None:
-        raise ConfigError(
-            f"backbone is {name!r}; allowed are resnet8, resnet14, resnet20, ... with 6 n + 2 layers, vit12 and others of as many "
-            "blocks, or module:function."
-        )
-    return Network(ResNet, partial(ResNetConfig, depth=depth), ("first_block",))
+FAMILIES: dict[str, Family] = {}
+"""Families by the name in storage."""
+_NAMES: dict[Recipe, dict[str, NamedBackbone]] = {recipe: {} for recipe in get_args(Recipe)}
 
 
-def stages_of(name: str) -> Stages:
-    """Read the stages of a ResNet of adaptive depth out of its name.
+def register_family(name: str, family: Family) -> None:
+    """Register a class of backbones for storage.
 
     Raises:
-        ConfigError: If there is none of that name.
+        ConfigError: If another family has the name.
     """
-    if name in BOTTLENECKS:
-        return Stages("bottleneck", BOTTLENECKS[name])
-    depth = _number_after("resnet", name)
-    if depth is not None and (depth - 2) % 6 == 0:
-        n_blocks = (depth - 2) // 6
-        if n_blocks >= MIN_BLOCKS:
-            return Stages("basic", (n_blocks,) * _CIFAR_STAGES)
+    if FAMILIES.setdefault(name, family) != family:
+        raise ConfigError(f"family is {name!r}, which {FAMILIES[name].make.__name__} has already.")
+
+
+def register_backbone(
+    name: str,
+    config: type[Any],
+    *,
+    recipe: Recipe = "supernet",
+    defaults: Mapping[str, Any] = _NONE,
+    **fixed: Any,  # noqa: ANN401 - each configuration has its own
+) -> Callable[[MakerT], MakerT]:
+    """Register a class of backbones under a name, for ``--backbone`` and for storage.
+
+    Args:
+        name: The name; lower-case letters, digits and underscores.
+        config: Its configuration, a frozen dataclass with the fields of ``NetworkConfig``; fields
+            called as in ``SETTINGS`` are set from the command line.
+        recipe: The recipe that trains it: ``"supernet"``, or ``"adn"`` for adaptive depth.
+        defaults: Values that replace the configuration's own defaults.
+        fixed: Values of the configuration that the name fixes.
+
+    Raises:
+        ConfigError: If the name is taken or malformed.
+    """
+    if not re.fullmatch("[a-z][a-z0-9_]*", name):
+        raise ConfigError(f"name is {name!r}; allowed are lower-case letters, digits and '_'.")
+    if name in _NAMES[recipe]:
+        raise ConfigError(f"name is {name!r}, which another backbone of recipe {recipe} has.")
+
+    def register(backbone: MakerT) -> MakerT:
+        family = Family(config, backbone)
+        register_family(getattr(backbone, "family", name), family)
+        _NAMES[recipe][name] = NamedBackbone(family, fixed, defaults)
+        return backbone
+
+    return register
+
+
+def network_of(name: str, recipe: Recipe = "supernet") -> NamedBackbone:
+    """Return the network of a name.
+
+    Raises:
+        ConfigError: If there is none, or the recipe does not train it.
+    """
+    found = _NAMES[recipe].get(name)
+    if found is not None:
+        return found
+    if recipe == "supernet" and name in _NAMES["adn"]:
+        cifar = f"cifar_{name}"
+        also = f", or take {cifar}, the network for CIFAR" if cifar in _NAMES[recipe] else ""
+        raise ConfigError(
+            f"backbone is {name!r}, which the recipe adn trains; add --recipe adn{also}."
+        )
     raise ConfigError(
-        f"backbone is {name!r}; with the recipe adn allowed are resnet14, resnet20, ... with 6 n + 2 layers, "
-        f"{', '.join([*BOTTLENECKS, MOBILENET, *SWINS])}, and vit6, vit9, vit12, ... with stages of {STAGE} blocks."
+        f"backbone is {name!r}; with the recipe {recipe} allowed are {listed_names(recipe)}, or "
+        "module:function."
     )
 
 
-def _adaptive_resnet(stages: Stages) -> Network:
-    config = partial(AdaptiveResNetConfig, block=stages.block, blocks=stages.blocks)
-    if stages.block == "bottleneck":
-        config = partial(config, width=_BOTTLENECK_WIDTH)
-    return Network(AdaptiveResNet, config, ("granularity", "stem"))
+def listed_names(recipe: Recipe) -> str:
+    """Return the names of a recipe's backbones as a sentence lists them, series shortened."""
+    series: dict[str, list[str]] = {}
+    for name in _NAMES[recipe]:
+        series.setdefault(name.rstrip("0123456789"), []).append(name)
+    return ", ".join(", ".join(_shortened(names)) for _, names in sorted(series.items()))
 
 
-def _mobilenet() -> Network:
-    return Network(AdaptiveMobileNet, AdaptiveMobileNetConfig, ("granularity", "stem"))
-
-
-def _swin(blocks: tuple[int, ...]) -> Network:
-    config = partial(AdaptiveSwinConfig, blocks=blocks)
-    return Network(AdaptiveSwin, config, ("patch", "heads", "granularity"))
-
-
-def _adaptive_transformer(name: str, depth: int) -> Network:
-    if depth == 0 or depth % STAGE:
-        raise ConfigError(
-            f"backbone is {name!r}; with the recipe adn a transformer has stages of {STAGE} blocks: vit6, vit9, vit12, ..."
-        )
-    config = partial(AdaptiveVisionTransformerConfig, blocks=(STAGE,) * (depth // STAGE))
-    settings = ("patch", "heads", "granularity")
-    return Network(AdaptiveVisionTransformer, config, settings)
-
-
-def _number_after(prefix: str, name: str) -> int | None:
-    """Read the number out of a name such as resnet20; ``None`` where it is no such name."""
-    number = re.fullmatch(f"{prefix}(0|[1-9][0-9]*)", name)
-    return int(number[1]) if number else None
+def _shortened(names: Iterable[str]) -> list[str]:
+    ordered = sorted(names, key=lambda name: (len(name), name))
+    if len(ordered) <= _MOST_LISTED + 1:
+        return ordered
+    return [*ordered[:_MOST_LISTED], "...", ordered[-1]]

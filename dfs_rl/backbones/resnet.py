@@ -1,4 +1,4 @@
-"""CIFAR ResNets (He et al., CVPR 2016, section 4.2) whose residual blocks run at any bit option."""
+"""ResNets (He et al., CVPR 2016) at any bit option, of fixed and of adaptive depth."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,33 +8,40 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dfs_rl.backbones.base import PreparedBackbone
-from dfs_rl.backbones.common_config import ShapedBackbone, check_network
-from dfs_rl.costs import DEFAULT_BITS, SKIP
+from dfs_rl.backbones.adaptive import (
+    MIN_BLOCKS,
+    AdaptiveConfig,
+    AdaptiveNetwork,
+    Stem,
+    make_conv_stage,
+)
+from dfs_rl.backbones.network import Network, NetworkConfig
+from dfs_rl.backbones.registry import register_backbone
+from dfs_rl.costs import SKIP
 from dfs_rl.data import ChannelStatistics
 from dfs_rl.errors import ConfigError
-from dfs_rl.quantization.inference import PreparedConv2d, PreparedLinear, convolve_in_turn
-from dfs_rl.quantization.modules import FractionalConv2d, FractionalLinear
+from dfs_rl.quantization.inference import convolve_in_turn
+from dfs_rl.quantization.modules import FractionalConvNorm, FractionalLinear
 
 MIN_DEPTH, MAX_DEPTH = 8, 1202  # the deepest in He et al.
-STAGES = 3
+CIFAR_STAGES = 3
+MAX_STAGES = 8
+EXPANSION = 4
+"""Ratio of a bottleneck's output channels to those of its 3 x 3 convolution."""
+_IMAGENET = {26: (2, 2, 2, 2), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 FirstBlock = Literal["gated", "always"]
+BlockKind = Literal["basic", "bottleneck"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ResNetConfig:
-    """Shape and precision of a ResNet.
+class ResNetConfig(NetworkConfig):
+    """Shape and precision of a CIFAR ResNet (section 4.2 of the paper); see ``NetworkConfig``.
 
     Attributes:
         depth: Number of weighted layers, 6 n + 2: 8, 14, 20, 32, 38, 56, 74, 110, ...
-        width: Channels of the first stage; the second and third have twice and four times as many.
-        in_channels: Image channels, 1 to 4.
-        n_classes: Classes, at least 2.
-        image_size: Height and width of the images in pixels, at least 4; it only decides what a layer costs.
-        bits: The menu of every gated block, see ``BitOptions``.
-        stem_bits: Precision of the stem and the head, which no gate decides about.
-        first_block: ``"gated"`` like the others, or ``"always"``: it runs as part of the stem, as in SkipNet and DFS.
-        per_channel: One weight step per output channel instead of one per layer.
+        width: Channels of the first stage; the next two have twice and four times as many.
+        first_block: ``"gated"`` like the others, or ``"always"``: it runs as part of the stem, as
+            in SkipNet and DFS.
 
     Raises:
         ConfigError: If a value is outside its range.
@@ -42,19 +49,14 @@ class ResNetConfig:
 
     depth: int = 20
     width: int = 16
-    in_channels: int = 3
-    n_classes: int = 10
-    image_size: tuple[int, int] = (32, 32)
-    bits: tuple[int, ...] = DEFAULT_BITS
-    stem_bits: int = 8
     first_block: FirstBlock = "gated"
-    per_channel: bool = False
 
     def __post_init__(self) -> None:
-        check_network(self)
+        super().__post_init__()
         if not MIN_DEPTH <= self.depth <= MAX_DEPTH or (self.depth - 2) % 6:
             raise ConfigError(
-                f"depth is {self.depth}; a CIFAR ResNet has 6 n + 2 layers: 8, 14, 20, 32, 38, ..., {MAX_DEPTH}."
+                f"depth is {self.depth}; a CIFAR ResNet has 6 n + 2 layers: 8, 14, 20, 32, 38, "
+                f"..., {MAX_DEPTH}."
             )
 
     @property
@@ -63,8 +65,54 @@ class ResNetConfig:
         return (self.depth - 2) // 6
 
 
+@dataclass(frozen=True, kw_only=True)
+class AdaptiveResNetConfig(AdaptiveConfig):
+    """Shape and precision of a ResNet of adaptive depth; see ``AdaptiveConfig``.
+
+    Attributes:
+        blocks: Blocks of each stage, at least 2; (3, 3, 3) basic ones make ResNet-20, (3, 4, 6, 3)
+            bottlenecks ResNet-50.
+        block: ``"basic"``, two 3 x 3 convolutions and a shortcut without parameters, or
+            ``"bottleneck"``.
+        stem: ``"cifar"``, a 3 x 3 convolution, or ``"imagenet"``, a 7 x 7 one with stride 2 and max
+            pooling.
+        width: Channels of the first stage's 3 x 3 convolutions; each stage doubles them.
+
+    Raises:
+        ConfigError: If a value is outside its range.
+    """
+
+    blocks: tuple[int, ...] = (3, 3, 3)
+    block: BlockKind = "basic"
+    stem: Stem = "cifar"
+    width: int = 16
+
+    def __post_init__(self) -> None:
+        if len(self.blocks) > MAX_STAGES:
+            raise ConfigError(
+                f"blocks is {self.blocks}, {len(self.blocks)} stages; allowed are 1 to "
+                f"{MAX_STAGES}."
+            )
+        super().__post_init__()
+        if self.depth > MAX_DEPTH:
+            raise ConfigError(
+                f"blocks is {self.blocks}, which makes {self.depth} layers; at most {MAX_DEPTH} "
+                "are allowed."
+            )
+
+    @property
+    def shrinkage(self) -> int:
+        """Factor by which stem and stages shrink the images."""
+        return (1 << len(self.blocks) - 1) * (4 if self.stem == "imagenet" else 1)
+
+    @property
+    def depth(self) -> int:
+        """Number of weighted layers, projections aside."""
+        return (3 if self.block == "bottleneck" else 2) * sum(self.blocks) + 2
+
+
 def shortcut_of(hidden: Tensor, *, stride: int, extra_channels: int) -> Tensor:
-    """Subsample and pad with zero channels (He et al., option A): it has no weights and costs no MACs."""
+    """Subsample and pad with zero channels (option A): no weights and no MACs."""
     if stride == 1 and extra_channels == 0:
         return hidden
     return functional.pad(hidden[:, :, ::stride, ::stride], (0, 0, 0, 0, 0, extra_channels))
@@ -79,11 +127,11 @@ class ResidualBlock(nn.Module):
     """Two convolutions and a parameter-free shortcut; 0 bit leaves the shortcut alone.
 
     Args:
-        in_channels: Channels that enter.
-        out_channels: Channels that leave, at least ``in_channels``.
-        bits: The non-zero bit widths it runs at.
+        in_channels: Input channels.
+        out_channels: Output channels, at least ``in_channels``.
+        bits: The non-zero bit widths of the block.
         stride: 1, or 2 to halve height and width.
-        per_channel: See ``ResNetConfig``.
+        per_channel: One weight scale per output channel instead of one per layer.
         norm_sets: Number of sets of norms, see ``NormPerBits``.
     """
 
@@ -100,7 +148,7 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.stride = stride
         self.extra_channels = out_channels - in_channels
-        self.conv1 = FractionalConv2d(
+        self.conv1 = FractionalConvNorm(
             in_channels,
             out_channels,
             bits,
@@ -108,67 +156,102 @@ class ResidualBlock(nn.Module):
             per_channel=per_channel,
             norm_sets=norm_sets,
         )
-        self.conv2 = FractionalConv2d(
+        self.conv2 = FractionalConvNorm(
             out_channels, out_channels, bits, per_channel=per_channel, norm_sets=norm_sets
         )
 
     def forward(self, hidden: Tensor, bits: int, norm_set: int = 0) -> Tensor:
-        """Map ``[batch, in, h, w]`` to ``[batch, out, h / stride, w / stride]`` at ``bits``, with the norms of that set."""
+        """Map ``[batch, in, h, w]`` to ``[batch, out, h / stride, w / stride]`` at ``bits``."""
         shortcut = shortcut_of(hidden, stride=self.stride, extra_channels=self.extra_channels)
         if bits == SKIP:
             return shortcut
-        branch = functional.relu(self.conv1(hidden, bits, norm_set))
-        return functional.relu(self.conv2(branch, bits, norm_set) + shortcut)
-
-    def prepare(self, *, dtype: torch.dtype, norm_set: int = 0) -> "PreparedBlock":
-        """Return the frozen form with the norms of that set."""
-        return PreparedBlock(self, dtype=dtype, norm_set=norm_set)
+        branch = convolve_in_turn((self.conv1, self.conv2), hidden, bits, norm_set)
+        return branch.add_(shortcut).relu_()
 
 
-class ResNet(ShapedBackbone):
-    """A CIFAR ResNet whose residual blocks are gated layers; the training form of the backbone contract.
+class BottleneckBlock(nn.Module):
+    """Three convolutions and a shortcut, a projection where the shape changes (figure 5).
 
-    Args:
-        config: Shape and precision.
-        statistics: Mean and standard deviation of the training images' channels, in [0, 1] units.
+    0 bit leaves the shortcut alone. The 3 x 3 convolution has the stride, as in torchvision. The
+    projection has one set of norms. Arguments as for ``ResidualBlock``; ``out_channels`` is a
+    multiple of ``EXPANSION``.
     """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        bits: Sequence[int],
+        *,
+        stride: int = 1,
+        per_channel: bool = False,
+        norm_sets: int = 1,
+    ) -> None:
+        super().__init__()
+        middle = out_channels // EXPANSION
+
+        def make(
+            inputs: int, outputs: int, *, kernel_size: int = 1, stride: int = 1, sets: int
+        ) -> FractionalConvNorm:
+            return FractionalConvNorm(
+                inputs,
+                outputs,
+                bits,
+                kernel_size=kernel_size,
+                stride=stride,
+                per_channel=per_channel,
+                norm_sets=sets,
+            )
+
+        self.conv1 = make(in_channels, middle, sets=norm_sets)
+        self.conv2 = make(middle, middle, kernel_size=3, stride=stride, sets=norm_sets)
+        self.conv3 = make(middle, out_channels, sets=norm_sets)
+        self.projection: FractionalConvNorm | None = None
+        if stride > 1 or in_channels != out_channels:
+            self.projection = make(in_channels, out_channels, stride=stride, sets=1)
+
+    def forward(self, hidden: Tensor, bits: int, norm_set: int = 0) -> Tensor:
+        """Map ``[batch, in, h, w]`` to ``[batch, out, h / stride, w / stride]`` at ``bits``."""
+        shortcut = hidden if self.projection is None else self.projection(hidden, bits)
+        if bits == SKIP:
+            return shortcut
+        branch = convolve_in_turn((self.conv1, self.conv2, self.conv3), hidden, bits, norm_set)
+        return branch.add_(shortcut).relu_()
+
+
+class ResNet(Network):
+    """A CIFAR ResNet whose residual blocks are gated layers; see ``Backbone``."""
 
     family = "resnet"
     config: ResNetConfig
 
     def __init__(self, config: ResNetConfig, statistics: ChannelStatistics) -> None:
         super().__init__(config, statistics)
-        self.stem_conv = FractionalConv2d(
+        self.stem_conv = FractionalConvNorm(
             config.in_channels,
             config.width,
             (config.stem_bits,),
             signed_input=True,
             per_channel=config.per_channel,
         )
-        widths = [config.width * 2**stage for stage in range(STAGES)]
+        widths = [config.width * 2**stage for stage in range(CIFAR_STAGES)]
         outputs = [w for w in widths for _ in range(config.blocks_per_stage)]
         inputs = [config.width, *outputs[:-1]]
-        run_bits = tuple(bits for bits in config.bits if bits != SKIP)
+        always = 1 if config.first_block == "always" else 0
         blocks = [
             ResidualBlock(
                 i,
                 o,
-                (config.stem_bits,) if config.first_block == "always" and n == 0 else run_bits,
+                (config.stem_bits,) if n < always else config.run_bits,
                 stride=2 if o > i else 1,
                 per_channel=config.per_channel,
             )
             for n, (i, o) in enumerate(zip(inputs, outputs, strict=True))
         ]
-        always = 1 if config.first_block == "always" else 0
         self.stem_blocks = nn.ModuleList(blocks[:always])
         self.blocks = nn.ModuleList(blocks[always:])
         self.classifier = FractionalLinear(widths[-1], config.n_classes, bits=config.stem_bits)
         self.finish_making()
-
-    @property
-    def layers(self) -> Sequence[ResidualBlock]:
-        """The gated blocks, in order."""
-        return cast("Sequence[ResidualBlock]", self.blocks)
 
     @property
     def never_gated(self) -> Sequence[nn.Module]:
@@ -177,85 +260,84 @@ class ResNet(ShapedBackbone):
 
     def stem(self, images: Tensor) -> Tensor:
         """Return the activation before the first gated block, ``[batch, width, h, w]``."""
-        hidden = functional.relu(self.stem_conv(self.normalise(images), self.stem_bits))
+        hidden = self.stem_conv(self.normalise(images), self.stem_bits).relu_()
         for block in self.stem_blocks:
             hidden = block(hidden, self.stem_bits)
-        return hidden
+        return cast("Tensor", hidden)
 
     def head(self, hidden: Tensor) -> Tensor:
         """Return logits, float32 ``[batch, classes]``."""
         return cast("Tensor", self.classifier(pool(hidden))).float()
 
-    def prepare(self, dtype: torch.dtype = torch.float32) -> "PreparedResNet":
-        """Return the frozen form: norms folded, weights quantized once per option."""
-        return PreparedResNet(self, dtype=dtype)
 
+class AdaptiveResNet(AdaptiveNetwork):
+    """A ResNet whose stages' paths are gated layers; see ``Backbone`` and ``AdaptiveLayer``."""
 
-class PreparedBlock(nn.Module):
-    """A residual block with every bit width's weights quantized and norms folded beforehand.
+    family = "adaptive_resnet"
+    config: AdaptiveResNetConfig
 
-    Args:
-        source: The trained block.
-        dtype: What it computes in.
-        norm_set: Which of its sets of norms to freeze.
-    """
-
-    def __init__(self, source: ResidualBlock, *, dtype: torch.dtype, norm_set: int = 0) -> None:
-        super().__init__()
-        self.stride = source.stride
-        self.extra_channels = source.extra_channels
-        self.bits = source.conv1.bits
-        self.first, self.second = (
-            nn.ModuleList(
-                PreparedConv2d(convolution, bits, dtype=dtype, norm_set=norm_set)
-                for bits in self.bits
+    def __init__(self, config: AdaptiveResNetConfig, statistics: ChannelStatistics) -> None:
+        super().__init__(config, statistics)
+        self.pools = config.stem == "imagenet"
+        self.stem_conv = FractionalConvNorm(
+            config.in_channels,
+            config.width,
+            (config.stem_bits,),
+            kernel_size=7 if self.pools else 3,
+            stride=2 if self.pools else 1,
+            signed_input=True,
+            per_channel=config.per_channel,
+        )
+        basic = config.block == "basic"
+        channels = config.width
+        layers: list[nn.Module] = []
+        for stage, n_blocks in enumerate(config.blocks):
+            inputs, channels = channels, config.width * 2**stage * (1 if basic else EXPANSION)
+            layers += make_conv_stage(
+                ResidualBlock if basic else BottleneckBlock,
+                inputs,
+                channels,
+                n_blocks,
+                config,
+                stride=2 if stage else 1,
             )
-            for convolution in (source.conv1, source.conv2)
-        )
-
-    def forward(self, hidden: Tensor, bits: int) -> Tensor:
-        """Map ``[batch, in, h, w]`` to ``[batch, out, h / stride, w / stride]``; ``hidden`` is left as it is."""
-        shortcut = shortcut_of(hidden, stride=self.stride, extra_channels=self.extra_channels)
-        if bits == SKIP:
-            return shortcut
-        i = self.bits.index(bits)
-        first = cast("PreparedConv2d", self.first[i])
-        branch = convolve_in_turn((first, cast("PreparedConv2d", self.second[i])), hidden)
-        return branch.add_(shortcut).relu_()
-
-
-class PreparedResNet(PreparedBackbone):
-    """A frozen ResNet; see ``PreparedBackbone``.
-
-    Args:
-        source: The trained backbone. Later changes to it do not reach this copy.
-        dtype: float32, or bfloat16 where the hardware is fast at it. The stem and the head stay in float32.
-    """
-
-    def __init__(self, source: ResNet, *, dtype: torch.dtype = torch.float32) -> None:
-        super().__init__(source, dtype=dtype)
-        self.stem_bits = source.stem_bits
-        self.stem_conv = PreparedConv2d(source.stem_conv, source.stem_bits, dtype=torch.float32)
-        self.stem_blocks = nn.ModuleList(
-            PreparedBlock(cast("ResidualBlock", block), dtype=torch.float32)
-            for block in source.stem_blocks
-        )
-        self.blocks = nn.ModuleList(PreparedBlock(block, dtype=dtype) for block in source.layers)
-        self.classifier = PreparedLinear(source.classifier)
-        self.freeze()
+        self.blocks = nn.ModuleList(layers)
+        self.classifier = FractionalLinear(channels, config.n_classes, bits=config.stem_bits)
+        self.finish_making()
 
     @property
-    def layers(self) -> Sequence[PreparedBlock]:
-        """The gated blocks, in order."""
-        return cast("Sequence[PreparedBlock]", self.blocks)
+    def never_gated(self) -> Sequence[nn.Module]:
+        """Stem, mandatory blocks and classifier."""
+        return [self.stem_conv, *self.mandatory, self.classifier]
 
     def stem(self, images: Tensor) -> Tensor:
-        """Return the activation before the first gated block, ``[batch, width, h, w]``."""
-        hidden = self.stem_conv(self.normalise(images)).relu_()
-        for block in self.stem_blocks:
-            hidden = block(hidden, self.stem_bits)
-        return cast("Tensor", hidden).to(self.dtype)
+        """Return the activation before the first stage, ``[batch, width, h, w]``."""
+        hidden = self.stem_conv(self.normalise(images), self.stem_bits).relu_()
+        return functional.max_pool2d(hidden, 3, stride=2, padding=1) if self.pools else hidden
 
     def head(self, hidden: Tensor) -> Tensor:
         """Return logits, float32 ``[batch, classes]``."""
-        return cast("Tensor", self.classifier(pool(hidden)))
+        return cast("Tensor", self.classifier(pool(hidden))).float()
+
+
+for _depth, _blocks in _IMAGENET.items():
+    register_backbone(
+        f"resnet{_depth}",
+        AdaptiveResNetConfig,
+        recipe="adn",
+        defaults={"width": 64, "stem": "imagenet"},
+        block="bottleneck",
+        blocks=_blocks,
+    )(AdaptiveResNet)
+for _depth in range(MIN_DEPTH, MAX_DEPTH + 1, 6):
+    # Where there is an ImageNet network of as many layers, the short name is that one's.
+    for _name in (f"cifar_resnet{_depth}", f"resnet{_depth}")[: 1 if _depth in _IMAGENET else 2]:
+        register_backbone(_name, ResNetConfig, depth=_depth)(ResNet)
+        if (_depth - 2) // 6 >= MIN_BLOCKS:
+            register_backbone(
+                _name,
+                AdaptiveResNetConfig,
+                recipe="adn",
+                block="basic",
+                blocks=((_depth - 2) // 6,) * CIFAR_STAGES,
+            )(AdaptiveResNet)

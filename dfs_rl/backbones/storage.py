@@ -1,6 +1,7 @@
 """A backbone on disk: structure and provenance in JSON, weights in safetensors.
 
-Loading executes no code of the folder's. A user's own network is made again by its constructor, which must have been allowed.
+Loading executes no code of the folder. A user's own network is made again by its constructor, which
+the user must have allowed.
 """
 
 import hashlib
@@ -11,7 +12,7 @@ from pathlib import Path
 import torch
 
 from dfs_rl.backbones.base import Backbone
-from dfs_rl.backbones.families import FAMILIES
+from dfs_rl.backbones.registry import FAMILIES
 from dfs_rl.data import ChannelStatistics
 from dfs_rl.errors import CheckpointError, ConfigError
 from dfs_rl.utils.checkpoint import check_finite, load_tensors, save_tensors, shared_names
@@ -23,22 +24,22 @@ FORMAT = 2
 STRUCTURE_FILE = "backbone.json"
 WEIGHTS_FILE = "backbone.safetensors"
 EXITS_FILE = "exits.safetensors"
-"""What an exit's head has learned is kept apart, for the network is the same with it or without."""
+"""The heads of the exits, apart from the network, which is the same without them."""
 _EXITS = "exit_heads."
 
 
 @dataclass(frozen=True, kw_only=True)
 class BackboneInfo:
-    """Where a backbone comes from.
+    """Provenance of a backbone.
 
     Attributes:
-        dataset: What the data set was called.
-        fingerprint: ``Dataset.fingerprint`` of the images it was trained on.
+        dataset: Name of the data set.
+        fingerprint: ``Dataset.fingerprint`` of the training images.
         class_names: One name per class.
-        accuracy: Accuracy in percent on the val split, by setting: ``"32"``, ``"8"``, ... for uniform bits.
-        image_size: Height and width that the images were resized and cropped to, see ``load_dataset``; ``None`` where they were taken
-            as they came.
-        flip: Whether half of them were mirrored in training; ``None`` for what is usual for the data set.
+        accuracy: Accuracy in percent on the val split by uniform bits: ``"32"``, ``"8"``, ...
+        image_size: Height and width to which the images were resized and cropped, see
+            ``load_dataset``; ``None`` for images as they are.
+        flip: Whether half of them were mirrored in training; ``None`` for the data set's default.
     """
 
     dataset: str
@@ -51,11 +52,11 @@ class BackboneInfo:
 
 @dataclass(frozen=True, kw_only=True)
 class StoredBackbone:
-    """What ``load_stored_backbone`` returns.
+    """A loaded backbone.
 
     Attributes:
         backbone: The training form, in evaluation mode.
-        info: Where it comes from.
+        info: Its provenance.
     """
 
     backbone: Backbone
@@ -63,17 +64,20 @@ class StoredBackbone:
 
 
 def save_backbone(backbone: Backbone, info: BackboneInfo, folder: str | Path) -> None:
-    """Write ``backbone.json`` and ``backbone.safetensors`` into ``folder``, which is made if need be.
+    """Write ``backbone.json``, ``backbone.safetensors`` and for exits ``exits.safetensors``.
 
-    The heads of a backbone with exits go to ``exits.safetensors``.
+    Args:
+        backbone: The training form.
+        info: Its provenance.
+        folder: Where to; made if missing.
 
     Raises:
-        ConfigError: If it is made of a model that nothing can make again.
+        ConfigError: If it was made of a model without a constructor.
     """
     if getattr(backbone.config, "constructor", "") is None:
         raise ConfigError(
-            "the backbone was made of a model without a constructor; give fractionalize(..., constructor='module:function') one, so "
-            "that it can be loaded again."
+            "the backbone was made of a model without a constructor, so it cannot be loaded again; "
+            "give fractionalize(..., constructor='module:function')."
         )
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -103,7 +107,7 @@ def load_stored_backbone(folder: str | Path) -> StoredBackbone:
 
     Raises:
         CheckpointError: If it is missing, damaged or of another kind or format.
-        ConfigError: If it is a user's own network whose constructor was not allowed, see ``allow_constructor``.
+        ConfigError: If it needs a constructor that was not allowed, see ``allow_constructor``.
     """
     folder = _own_folder(folder)
     path = folder / STRUCTURE_FILE
@@ -117,9 +121,9 @@ def load_stored_backbone(folder: str | Path) -> StoredBackbone:
     exits = record.get("exits", [])
     if exits:
         weights |= load_tensors(folder / EXITS_FILE)
-    # Without memory of its own the network takes the file's tensors, so layers that the file does not hold are never allocated.
+    # Made without memory, the network takes the file's tensors: nothing is allocated twice.
     with torch.device("meta"):
-        backbone = family.backbone(config, statistics)
+        backbone = family.make(config, statistics)
         _set_exits(backbone, exits, path)
     shared = shared_names(backbone)
     try:
@@ -136,13 +140,14 @@ def load_stored_backbone(folder: str | Path) -> StoredBackbone:
     _, *sides = backbone.image_shape
     if info.image_size is not None and sides != [info.image_size] * 2:
         raise CheckpointError(
-            f"{path} is damaged: image_size is {info.image_size}, but the network takes images of {sides[0]} x {sides[1]} pixels."
+            f"{path} is damaged: image_size is {info.image_size}, but the network takes images of "
+            f"{sides[0]} x {sides[1]} pixels."
         )
     return StoredBackbone(backbone=backbone.eval(), info=info)
 
 
 def load_info(folder: str | Path) -> BackboneInfo:
-    """Read where a stored backbone comes from, without its weights.
+    """Read the provenance of a stored backbone, without its weights.
 
     Args:
         folder: As for ``load_stored_backbone``.
@@ -155,7 +160,7 @@ def load_info(folder: str | Path) -> BackboneInfo:
 
 
 def allow_constructor_of(folder: str | Path, name: str) -> None:
-    """Let this process call the constructor that made a stored backbone, if it is the one that the user names.
+    """Allow the constructor of a stored backbone, if the user names the right one.
 
     Args:
         folder: As for ``load_stored_backbone``.
@@ -170,11 +175,13 @@ def allow_constructor_of(folder: str | Path, name: str) -> None:
     made_by = config.get("constructor") if isinstance(config, dict) else None
     if made_by is None:
         raise ConfigError(
-            f"backbone is {name!r}, but the network in {folder} is of family {record['kind']!r} and needs no constructor; leave it out."
+            f"backbone is {name!r}, but the network in {folder} is of family {record['kind']!r} "
+            "and needs no constructor; leave it out."
         )
     if made_by != name:
         raise ConfigError(
-            f"backbone is {name!r}, but the network in {folder} was made by {made_by!r}; name that one, if it is yours."
+            f"backbone is {name!r}, but the network in {folder} was made by {made_by!r}; name that "
+            "one, if it is yours."
         )
     allow_constructor(name)
 
@@ -203,7 +210,7 @@ def load_backbone(folder: str | Path) -> Backbone:
 
 
 def _share(backbone: Backbone, names: Sequence[str], path: Path) -> None:
-    """Make the tensors of these names, which were loaded one by one, the same again."""
+    """Make the tensors of these names, which were loaded one by one, the same tensor again."""
     places = [
         (backbone.get_submodule(module), leaf)
         for module, _, leaf in (n.rpartition(".") for n in names)
@@ -212,7 +219,8 @@ def _share(backbone: Backbone, names: Sequence[str], path: Path) -> None:
     for name, other in zip(names[1:], others, strict=True):
         if not torch.equal(first, other):
             raise CheckpointError(
-                f"{path} holds {names[0]} and {name} with different values, but the network shares them; train it again."
+                f"{path} holds {names[0]} and {name} with different values, but the network shares "
+                "them; train it again."
             )
     for module, leaf in places:
         setattr(module, leaf, first)
@@ -230,11 +238,11 @@ def _info(record: Mapping[str, object], path: Path) -> BackboneInfo:
 
 
 def weights_digest(folder: Path, *, exits: bool = False) -> str:
-    """Return a short digest of a stored backbone's weights, which tells it from every other.
+    """Return a short digest of a stored backbone's weights, which identifies it.
 
     Args:
         folder: Where it is stored.
-        exits: Whether other exits make it another one.
+        exits: Whether the digest covers the exits too.
     """
     digest = hashlib.sha256((folder / WEIGHTS_FILE).read_bytes())
     if exits and (folder / EXITS_FILE).is_file():

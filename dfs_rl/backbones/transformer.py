@@ -1,47 +1,174 @@
-"""The blocks of a vision transformer (Dosovitskiy et al., "An Image is Worth 16x16 Words", ICLR 2021) at any bit option.
+"""Parts of all transformers: token backbones, attention and MLP blocks, at any bit option.
 
-A block is two branches, each beside a shortcut: attention over the tokens, and an MLP on each. Everything that multiplies runs at the
-bits that are chosen, both products of the attention included.
+A block (Dosovitskiy et al., "An Image is Worth 16x16 Words", ICLR 2021) is two branches, each with
+a shortcut: attention over the tokens, and an MLP on each. All products run at the chosen bits, both
+of the attention included. Tokens are averaged for the head and for the features of gates, over the
+whole image or the parts of a grid; there is no class token.
 """
 
-import copy
+import math
+from abc import abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol, cast
+from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dfs_rl.backbones.network import Network, NetworkConfig
 from dfs_rl.costs import SKIP
-from dfs_rl.quantization.general_inference import PreparedLayerNorm, prepare_operator
-from dfs_rl.quantization.general_modules import FractionalAttention
-from dfs_rl.quantization.modules import FractionalLinear, LayerNormPerBits
-
-if TYPE_CHECKING:
-    from dfs_rl.backbones.adaptive_layer import PreparableBlock
+from dfs_rl.data import ChannelStatistics
+from dfs_rl.errors import ConfigError
+from dfs_rl.quantization.modules import FractionalAttention, FractionalLinear, LayerNormPerBits
 
 MLP_RATIO = 4
-"""How many times as wide as a token its MLP is inside."""
+"""Ratio of an MLP's hidden width to the width of tokens."""
+_SIDE = 8  # tokens along the side of an image, unless a patch is given
 
 
-class Body(Protocol):
-    """What a branch does after its norm."""
+@dataclass(frozen=True, kw_only=True)
+class TokenConfig(NetworkConfig):
+    """Shape and precision of a transformer; see ``NetworkConfig``.
 
-    def __call__(self, tokens: Tensor, bits: int) -> Tensor:
-        """Map ``[batch, rows, columns, width]`` to the same shape."""
-        ...
+    Attributes:
+        width: Channels of a token: 192 in ViT-Tiny, 384 in ViT-Small.
+        heads: Heads of the attention, a divisor of the width: 3 in ViT-Tiny, 6 in ViT-Small.
+        patch: Height and width of a token in pixels; by default about an eighth of the height.
+        image_size: Height and width of the images in pixels, multiples of the patch.
+
+    Raises:
+        ConfigError: If a value is outside its range.
+    """
+
+    width: int = 192
+    heads: int = 3
+    patch: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.heads < 1 or self.width % self.heads:
+            raise ConfigError(
+                f"heads is {self.heads}; the width {self.width} must be a multiple of it."
+            )
+        if not self.patches:
+            raise ConfigError(
+                f"image_size is {self.image_size}, which no patch cuts into maps of tokens that "
+                f"all stages can halve and cut into windows; multiples of {self.side_multiple} do."
+            )
+        if self.patch is not None and self.patch < 1:
+            raise ConfigError(f"patch is {self.patch}; allowed are 1 or more pixels.")
+        if self.patch_size not in self.patches:
+            raise ConfigError(
+                f"patch is {self.patch}, which does not suit images of {self.image_size[0]} x "
+                f"{self.image_size[1]} pixels; allowed are {self.patches}."
+            )
+
+    @property
+    def patches(self) -> list[int]:
+        """Sides of the squares into which the images can be cut."""
+        common = math.gcd(*self.image_size)
+        return [side for side in range(1, common + 1) if common % side == 0]
+
+    @property
+    def side_multiple(self) -> int:
+        """Images with sides of its multiples have patches."""
+        return 1
+
+    @property
+    def wanted_patch(self) -> float:
+        """The default patch is the nearest of ``patches``."""
+        return self.image_size[0] / _SIDE
+
+    @property
+    def patch_size(self) -> int:
+        """Height and width of a patch in pixels."""
+        if self.patch is not None:
+            return self.patch
+        return min(self.patches, key=lambda patch: (abs(patch - self.wanted_patch), -patch))
+
+    @property
+    def tokens(self) -> tuple[int, int]:
+        """Rows and columns of tokens of the first layer."""
+        height, width = self.image_size
+        return height // self.patch_size, width // self.patch_size
+
+    @property
+    def last_width(self) -> int:
+        """Channels of a token of the last layer."""
+        return self.width
+
+
+class TokenBackbone(Network):
+    """A transformer; a subclass adds ``begin`` and the gated layers.
+
+    Args:
+        config: Shape and precision.
+        statistics: Mean and deviation of the training images' channels, in [0, 1] units.
+    """
+
+    optimizer = "adamw"
+    feature_weight = 0.1
+    config: TokenConfig
+
+    def __init__(self, config: TokenConfig, statistics: ChannelStatistics) -> None:
+        super().__init__(config, statistics)
+        self.embedding = FractionalLinear(
+            config.in_channels * config.patch_size**2,
+            config.width,
+            bits=config.stem_bits,
+            signed_input=True,
+            per_channel=config.per_channel,
+        )
+        self.norm = LayerNormPerBits(config.last_width, (config.stem_bits,))
+        self.classifier = FractionalLinear(
+            config.last_width, config.n_classes, bits=config.stem_bits, signed_input=True
+        )
+
+    @abstractmethod
+    def begin(self, tokens: Tensor) -> Tensor:
+        """Return the first activation of embedded patches, ``[batch, rows, columns, width]``."""
+
+    @property
+    def never_gated(self) -> Sequence[nn.Module]:
+        """Embedding and classifier."""
+        return [self.embedding, self.norm, self.classifier]
+
+    def parts(self, hidden: Tensor, *, grid: int | None = None) -> Tensor:
+        """Pool ``[batch, rows, columns, width]``, see ``Backbone.parts``."""
+        return super().parts(hidden.permute(0, 3, 1, 2), grid=grid)
+
+    def stem(self, images: Tensor) -> Tensor:
+        """Return the tokens before the first block, ``[batch, rows, columns, width]``."""
+        return self.begin(self.embedding(cut(self.normalise(images), self.config.patch_size)))
+
+    def comparable(self, hidden: Tensor) -> Tensor:
+        """Return normalised tokens: without a norm, distances would shrink with all activations."""
+        return functional.layer_norm(hidden, hidden.shape[-1:])
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Return logits, float32 ``[batch, classes]``."""
+        mean = self.norm(hidden, self.stem_bits).float().mean(dim=(1, 2))
+        return cast("Tensor", self.classifier(mean)).float()
+
+
+def cut(pixels: Tensor, patch: int) -> Tensor:
+    """Cut ``[batch, c, h, w]`` into ``[batch, h / patch, w / patch, c * patch * patch]``."""
+    apart = pixels.unfold(2, patch, patch).unfold(3, patch, patch)  # [b, c, rows, columns, p, p]
+    return apart.permute(0, 2, 3, 1, 4, 5).flatten(3)
 
 
 class SelfAttention(nn.Module):
     """Attention of several heads over the tokens of each image.
 
-    Keys have no bias, as in BEiT (Bao et al., ICLR 2022): the softmax does not see it, so that rounding alone would train it.
+    Keys have no bias, as in BEiT (Bao et al., ICLR 2022): the softmax does not depend on it, so
+    rounding alone would train it.
 
     Args:
         width: Channels of a token, a multiple of ``heads``.
-        heads: How many.
-        bits: The bit widths.
-        per_channel: One weight step per output channel instead of one per layer.
+        heads: Number of heads.
+        bits: Bit widths.
+        per_channel: One weight scale per output channel instead of one per layer.
     """
 
     def __init__(self, width: int, heads: int, bits: Sequence[int], *, per_channel: bool) -> None:
@@ -58,16 +185,16 @@ class SelfAttention(nn.Module):
         )
 
     def forward(self, tokens: Tensor, bits: int) -> Tensor:
-        """Let every token look at all: ``[batch, rows, columns, width]`` to the same shape."""
+        """Attend to all tokens: ``[batch, rows, columns, width]`` to the same shape."""
         return self.attend(tokens.flatten(1, 2), bits).reshape(tokens.shape)
 
-    def attend(self, tokens: Tensor, bits: int, *added: Tensor) -> Tensor:
-        """Let tokens look at each other.
+    def attend(self, tokens: Tensor, bits: int, *mask: Tensor) -> Tensor:
+        """Attend to the tokens of the same group.
 
         Args:
             tokens: ``[batch, ..., n, width]``.
-            bits: What everything runs at.
-            added: What is added to the scores, ``[..., heads, n, n]``, if anything.
+            bits: Bit width of all products.
+            mask: Addend of the scores, ``[..., heads, n, n]``, if there is one.
 
         Returns:
             The same shape.
@@ -75,7 +202,7 @@ class SelfAttention(nn.Module):
         bias = torch.cat([self.query_bias, torch.zeros_like(self.query_bias), self.value_bias])
         together = self.queries_keys_values(tokens, bits) + bias  # [..., n, 3 width]
         apart = together.unflatten(-1, (3, self.heads, -1)).movedim(-3, 0).transpose(-3, -2)
-        mixed = self.attention(*apart, *added, bits)  # [..., heads, n, width / heads]
+        mixed = self.attention(*apart, *mask, bits)  # [..., heads, n, width / heads]
         return cast("Tensor", self.out(mixed.transpose(-3, -2).flatten(-2), bits))
 
 
@@ -84,8 +211,8 @@ class Mlp(nn.Module):
 
     Args:
         width: Channels of a token.
-        bits: The bit widths.
-        per_channel: One weight step per output channel instead of one per layer.
+        bits: Bit widths.
+        per_channel: One weight scale per output channel instead of one per layer.
     """
 
     def __init__(self, width: int, bits: Sequence[int], *, per_channel: bool) -> None:
@@ -99,17 +226,19 @@ class Mlp(nn.Module):
         )
 
     def forward(self, tokens: Tensor, bits: int) -> Tensor:
-        """Change every token by itself: ``[batch, rows, columns, width]`` to the same shape."""
+        """Map every token by itself: ``[batch, rows, columns, width]`` to the same shape."""
         return cast("Tensor", self.narrow(functional.gelu(self.widen(tokens, bits)), bits))
 
 
 class Branch(nn.Module):
-    """A norm and a body beside a shortcut; 0 bit leaves the shortcut alone.
+    """A norm and a body with a shortcut; 0 bit leaves the shortcut alone.
+
+    The inference form computes in float32 and returns the dtype of its input.
 
     Args:
-        body: What changes tokens.
+        body: Maps tokens at a bit width.
         width: Channels of a token.
-        bits: The non-zero bit widths it runs at.
+        bits: The non-zero bit widths of the branch.
         norm_sets: Number of sets of norms, see ``NormPerBits``.
     """
 
@@ -121,41 +250,15 @@ class Branch(nn.Module):
         self.body = body
 
     def forward(self, tokens: Tensor, bits: int, norm_set: int = 0) -> Tensor:
-        """Map ``[batch, rows, columns, width]`` to the same shape at ``bits``, with the norms of that set."""
+        """Map ``[batch, rows, columns, width]`` to the same shape at ``bits``."""
         if bits == SKIP:
             return tokens
-        return tokens + cast("Body", self.body)(self.norm(tokens, bits, norm_set), bits)
-
-    def prepare(self, *, dtype: torch.dtype, norm_set: int = 0) -> "PreparedBranch":
-        """Return the frozen form with the norms of that set."""
-        return PreparedBranch(self, dtype=dtype, norm_set=norm_set)
-
-
-class PreparedBranch(nn.Module):
-    """A branch with every bit width's weights quantized beforehand; it computes in float32.
-
-    Args:
-        source: The trained branch.
-        dtype: What activations are kept in.
-        norm_set: Which of its sets of norms to freeze.
-    """
-
-    def __init__(self, source: Branch, *, dtype: torch.dtype, norm_set: int = 0) -> None:
-        super().__init__()
-        self.dtype = dtype
-        self.norm = PreparedLayerNorm(source.norm, norm_set=norm_set)
-        self.body = _prepared(source.body)
-
-    def forward(self, tokens: Tensor, bits: int) -> Tensor:
-        """Map ``[batch, rows, columns, width]`` to the same shape; ``tokens`` is left as it is."""
-        if bits == SKIP:
-            return tokens
-        change = cast("Body", self.body)(self.norm(tokens.float(), bits), bits)
-        return tokens + change.to(self.dtype)
+        change = self.body(self.norm(tokens, bits, norm_set), bits)
+        return tokens + cast("Tensor", change).to(tokens.dtype)
 
 
 class TransformerBlock(nn.Module):
-    """Branches that run or are skipped together: attention, then the MLP; before them whatever else runs first.
+    """Branches that run or are skipped together: attention, then the MLP.
 
     Args:
         branches: In order.
@@ -165,44 +268,8 @@ class TransformerBlock(nn.Module):
         super().__init__()
         self.branches = nn.ModuleList(branches)
 
-    def forward(self, tokens: Tensor, bits: int, *norm_set: int) -> Tensor:
-        """Map ``[batch, rows, columns, width]`` to the same shape at ``bits``, in training with the norms of a set."""
+    def forward(self, tokens: Tensor, bits: int, norm_set: int = 0) -> Tensor:
+        """Map ``[batch, rows, columns, width]`` to the same shape at ``bits``."""
         for branch in self.branches:
-            tokens = branch(tokens, bits, *norm_set)
+            tokens = branch(tokens, bits, norm_set)
         return tokens
-
-    def prepare(self, *, dtype: torch.dtype, norm_set: int = 0) -> "TransformerBlock":
-        """Return the frozen form with the norms of that set."""
-        return TransformerBlock(
-            [
-                branch.prepare(dtype=dtype, norm_set=norm_set)
-                for branch in cast("Sequence[PreparableBlock]", self.branches)
-            ]
-        )
-
-
-def make_branches(
-    width: int, heads: int, bits: Sequence[int], *, per_channel: bool = False, norm_sets: int = 1
-) -> list[Branch]:
-    """Make the branches of a block: attention, then the MLP.
-
-    Args:
-        width: Channels of a token, a multiple of ``heads``.
-        heads: Of the attention.
-        bits: The non-zero bit widths they run at.
-        per_channel: One weight step per output channel instead of one per layer.
-        norm_sets: Number of sets of norms, see ``NormPerBits``.
-    """
-    bodies = [
-        SelfAttention(width, heads, bits, per_channel=per_channel),
-        Mlp(width, bits, per_channel=per_channel),
-    ]
-    return [Branch(body, width, bits, norm_sets=norm_sets) for body in bodies]
-
-
-def _prepared(body: nn.Module) -> nn.Module:
-    """Return a body that runs the frozen forms of its operators."""
-    frozen = copy.deepcopy(body)
-    for name, operator in body.named_children():
-        setattr(frozen, name, prepare_operator(operator))
-    return frozen

@@ -1,4 +1,4 @@
-"""Vision transformers (Dosovitskiy et al., ICLR 2021) for small images, of fixed and of adaptive depth."""
+"""Vision transformers (Dosovitskiy et al., ICLR 2021), of fixed and of adaptive depth."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,32 +7,32 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dfs_rl.backbones.adaptive_layer import (
-    AdaptiveBackbone,
-    Granularity,
-    check_skippable,
-    check_stages,
-    make_stage,
+from dfs_rl.backbones.adaptive import AdaptiveConfig, AdaptiveNetwork, make_stage
+from dfs_rl.backbones.registry import register_backbone
+from dfs_rl.backbones.transformer import (
+    Branch,
+    Mlp,
+    SelfAttention,
+    TokenBackbone,
+    TokenConfig,
+    TransformerBlock,
 )
-from dfs_rl.backbones.patch_embed import PreparedTokenBackbone, TokenBackbone, TokenShape
-from dfs_rl.backbones.transformer import TransformerBlock, make_branches
-from dfs_rl.costs import SKIP
 from dfs_rl.data import ChannelStatistics
 from dfs_rl.errors import ConfigError
 
 MAX_DEPTH = 48
 STAGE = 3
-"""Blocks of a stage of adaptive depth, of which the last can be skipped (Kang et al., NeurIPS 2024, section 4)."""
+"""Blocks of a stage of adaptive depth; the last one can be skipped (Kang et al., section 4)."""
 _LONGEST_WAVE = 10_000.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class VisionTransformerConfig(TokenShape):
-    """Shape and precision of a vision transformer.
+class VisionTransformerConfig(TokenConfig):
+    """Shape and precision of a vision transformer; see ``TokenConfig``.
 
     Attributes:
         depth: Number of blocks, 12 in the paper's small ones.
-        gate_branches: Whether attention and MLP of a block are gated each by itself.
+        gate_branches: Whether attention and MLP of a block are gated layers of their own.
 
     Raises:
         ConfigError: If a value is outside its range.
@@ -48,69 +48,65 @@ class VisionTransformerConfig(TokenShape):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdaptiveVisionTransformerConfig(TokenShape):
+class AdaptiveVisionTransformerConfig(TokenConfig, AdaptiveConfig):
     """Shape and precision of a vision transformer of adaptive depth.
 
-    Attributes:
-        blocks: Blocks of each stage, at least 2.
-        granularity: See ``AdaptiveResNetConfig``.
+    See ``TokenConfig`` and ``AdaptiveConfig`` for the settings.
 
     Raises:
         ConfigError: If a value is outside its range.
     """
 
     blocks: tuple[int, ...] = (STAGE,) * 4
-    granularity: Granularity = "path"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_skippable(self.bits)
-        check_stages(self.blocks, self.image_size, shrinks=1)
         if sum(self.blocks) > MAX_DEPTH:
             raise ConfigError(
-                f"blocks is {self.blocks}, {sum(self.blocks)} in all; at most {MAX_DEPTH} are allowed."
+                f"blocks is {self.blocks}, {sum(self.blocks)} in all; at most {MAX_DEPTH} are "
+                "allowed."
             )
 
 
-class _WithPositions(TokenBackbone):
-    """What vision transformers share: every token learns what is added for its place.
+def make_branches(
+    config: TokenConfig, bits: Sequence[int], *, norm_sets: int = 1
+) -> tuple[Branch, Branch]:
+    """Make the branches of a block, attention and MLP.
 
     Args:
-        config: Shape and precision.
-        statistics: Mean and standard deviation of the training images' channels, in [0, 1] units.
+        config: The network's configuration.
+        bits: The non-zero bit widths of the block.
+        norm_sets: Number of sets of norms, see ``NormPerBits``.
     """
+    attention = SelfAttention(config.width, config.heads, bits, per_channel=config.per_channel)
+    mlp = Mlp(config.width, bits, per_channel=config.per_channel)
+    return (
+        Branch(attention, config.width, bits, norm_sets=norm_sets),
+        Branch(mlp, config.width, bits, norm_sets=norm_sets),
+    )
 
-    def __init__(self, config: TokenShape, statistics: ChannelStatistics) -> None:
+
+class _PositionedTokens(TokenBackbone):
+    """A transformer with a learned embedding of every position."""
+
+    def __init__(self, config: TokenConfig, statistics: ChannelStatistics) -> None:
         super().__init__(config, statistics)
         self.positions = nn.Parameter(_waves(config.tokens, config.width))
 
     def begin(self, tokens: Tensor) -> Tensor:
-        """Add what stands for their places."""
+        """Add the positions."""
         return tokens + self.positions.reshape(tokens.shape[1:])
 
-    def prepare(self, dtype: torch.dtype = torch.float32) -> "PreparedVisionTransformer":
-        """Return the frozen form: weights quantized once per option."""
-        return PreparedVisionTransformer(self, dtype=dtype)
 
-
-class VisionTransformer(_WithPositions):
-    """A vision transformer whose blocks, or the branches in them, are gated layers; the training form of the backbone contract.
-
-    Args:
-        config: Shape and precision.
-        statistics: Mean and standard deviation of the training images' channels, in [0, 1] units.
-    """
+class VisionTransformer(_PositionedTokens):
+    """A vision transformer whose blocks, or their branches, are gated layers; see ``Backbone``."""
 
     family = "vit"
     config: VisionTransformerConfig
 
     def __init__(self, config: VisionTransformerConfig, statistics: ChannelStatistics) -> None:
         super().__init__(config, statistics)
-        run_bits = tuple(bits for bits in config.bits if bits != SKIP)
-        blocks = [
-            make_branches(config.width, config.heads, run_bits, per_channel=config.per_channel)
-            for _ in range(config.depth)
-        ]
+        blocks = [make_branches(config, config.run_bits) for _ in range(config.depth)]
         layers: list[nn.Module] = (
             [branch for branches in blocks for branch in branches]
             if config.gate_branches
@@ -120,13 +116,8 @@ class VisionTransformer(_WithPositions):
         self.finish_making(signed=True)
 
 
-class AdaptiveVisionTransformer(_WithPositions, AdaptiveBackbone):
-    """A vision transformer whose stages' paths are gated layers, see ``adaptive_layer``; the training form of the backbone contract.
-
-    Args:
-        config: Shape and precision.
-        statistics: Mean and standard deviation of the training images' channels, in [0, 1] units.
-    """
+class AdaptiveVisionTransformer(_PositionedTokens, AdaptiveNetwork):
+    """A vision transformer whose stages' paths are gated layers; see ``AdaptiveLayer``."""
 
     family = "adaptive_vit"
     config: AdaptiveVisionTransformerConfig
@@ -135,9 +126,13 @@ class AdaptiveVisionTransformer(_WithPositions, AdaptiveBackbone):
         self, config: AdaptiveVisionTransformerConfig, statistics: ChannelStatistics
     ) -> None:
         super().__init__(config, statistics)
+
+        def make_block(_: int, bits: Sequence[int], norm_sets: int) -> TransformerBlock:
+            return TransformerBlock(make_branches(config, bits, norm_sets=norm_sets))
+
         layers: list[nn.Module] = []
         for n_blocks in config.blocks:
-            layers += make_stage(self._make_block, n_blocks, config)
+            layers += make_stage(make_block, n_blocks, config)
         self.blocks = nn.ModuleList(layers)
         self.finish_making(signed=True)
 
@@ -146,44 +141,12 @@ class AdaptiveVisionTransformer(_WithPositions, AdaptiveBackbone):
         """Embedding, mandatory blocks and classifier."""
         return [*super().never_gated, *self.mandatory]
 
-    def _make_block(self, _: int, bits: Sequence[int], norm_sets: int) -> TransformerBlock:
-        """Make a block, which is the same wherever it stands."""
-        config = self.config
-        return TransformerBlock(
-            make_branches(
-                config.width,
-                config.heads,
-                bits,
-                per_channel=config.per_channel,
-                norm_sets=norm_sets,
-            )
-        )
-
-
-class PreparedVisionTransformer(PreparedTokenBackbone):
-    """A frozen vision transformer; see ``PreparedTokenBackbone``.
-
-    Args:
-        source: The trained backbone. Later changes to it do not reach this copy.
-        dtype: What activations between gated layers are kept in; all else is in float32.
-    """
-
-    def __init__(self, source: _WithPositions, *, dtype: torch.dtype = torch.float32) -> None:
-        super().__init__(source, dtype=dtype)
-        self.positions: Tensor
-        self.register_buffer("positions", source.positions.detach().clone())
-        self.freeze()
-
-    def begin(self, tokens: Tensor) -> Tensor:
-        """Add what stands for their places."""
-        return tokens + self.positions.reshape(tokens.shape[1:])
-
 
 def _waves(tokens: tuple[int, int], width: int) -> Tensor:
-    """Return sines and cosines of each token's row and column, ``[n, width]``; zero where a width is no multiple of four.
+    """Return sines and cosines of each token's row and column, ``[n, width]``, zero-padded.
 
-    Learned positions start from these, with which small transformers learn faster than from noise (Beyer et al., "Better plain ViT
-    baselines for ImageNet-1k", 2022, keep them as they are).
+    Learned positions start from these, with which small transformers learn faster than from noise
+    (Beyer et al., "Better plain ViT baselines for ImageNet-1k", 2022, keep them fixed).
     """
     n_waves = width // 4
     lengths = _LONGEST_WAVE ** (torch.arange(n_waves) / max(1, n_waves - 1))
@@ -191,3 +154,14 @@ def _waves(tokens: tuple[int, int], width: int) -> Tensor:
     angles = (places[:, :, None] / lengths).flatten(1)  # [n, 2 waves]
     waves = torch.cat([angles.sin(), angles.cos()], dim=1)
     return functional.pad(waves, (0, width - waves.shape[1]))
+
+
+for _depth in range(1, MAX_DEPTH + 1):
+    register_backbone(f"vit{_depth}", VisionTransformerConfig, depth=_depth)(VisionTransformer)
+for _stages in range(1, MAX_DEPTH // STAGE + 1):
+    register_backbone(
+        f"vit{STAGE * _stages}",
+        AdaptiveVisionTransformerConfig,
+        recipe="adn",
+        blocks=(STAGE,) * _stages,
+    )(AdaptiveVisionTransformer)

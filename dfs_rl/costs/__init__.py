@@ -1,4 +1,4 @@
-"""Bit options, MACs and what choices cost."""
+"""Bit options, MACs and costs."""
 
 from dfs_rl.costs.bit_options import (
     ALLOWED_BITS,

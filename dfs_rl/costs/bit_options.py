@@ -1,4 +1,4 @@
-"""The menu of bit options: the one place that says which bit widths exist and what one of them costs."""
+"""The menu of bit options: all bit widths that exist, and their relative costs."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,14 +10,14 @@ FULL = 32
 ALLOWED_BITS = (SKIP, 1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, FULL)
 DEFAULT_BITS = (0, 2, 3, 4, 8, 32)
 MENUS: Mapping[str, tuple[int, ...]] = {"dfs": (0, 8, 10, 12, 14, 16, 32)}
-"""Menus that are known by a name: that of DFS (AAAI 2020)."""
+"""Named menus: that of DFS (AAAI 2020)."""
 
 
 def menu_of(bits: Sequence[int | str] | str) -> tuple[int, ...]:
-    """Return the bit widths of a menu that is given by them or by its name, alone or as the only word of a list.
+    """Return the bit widths of a menu given by its widths or by its name.
 
     Raises:
-        ConfigError: If no menu has that name, or the widths make no menu, see ``BitOptions``.
+        ConfigError: If no menu has the name, or the widths are invalid, see ``BitOptions``.
     """
     words = [bits] if isinstance(bits, str) else list(bits)
     if len(words) == 1 and words[0] in MENUS:
@@ -25,13 +25,14 @@ def menu_of(bits: Sequence[int | str] | str) -> tuple[int, ...]:
     for word in words:
         if isinstance(word, str):
             raise ConfigError(
-                f"bits has {word!r}; allowed are bit widths among {list(ALLOWED_BITS)}, or the name of a menu alone: {', '.join(MENUS)}."
+                f"bits has {word!r}; allowed are bit widths among {list(ALLOWED_BITS)}, or the "
+                f"name of a menu alone: {', '.join(MENUS)}."
             )
     return BitOptions(tuple(int(word) for word in words)).values
 
 
 def relative_cost(bits: int) -> float:
-    """Cost of one MAC at ``bits`` relative to full precision: ``(bits / 32)**2``, the measure of DFS (AAAI 2020)."""
+    """Return the cost of a MAC relative to 32 bit, ``(bits / 32)**2``, as in DFS (AAAI 2020)."""
     return (bits / FULL) ** 2
 
 
@@ -40,10 +41,11 @@ class BitOptions:
     """An ascending menu of bit widths; an action is an index into it, never a bit number.
 
     Attributes:
-        values: The bit widths, ascending and unique, each one of ``ALLOWED_BITS``; 0 skips the layer, 32 leaves it untouched.
+        values: The bit widths, ascending and unique, each one of ``ALLOWED_BITS``; 0 skips the
+            layer, 32 is full precision.
 
     Raises:
-        ConfigError: If the menu is empty, not ascending, or names a bit width that does not exist.
+        ConfigError: If the menu is empty, not ascending, or has an unknown bit width.
     """
 
     values: tuple[int, ...] = DEFAULT_BITS
@@ -52,13 +54,13 @@ class BitOptions:
         unknown = [bits for bits in self.values if bits not in ALLOWED_BITS]
         if unknown:
             raise ConfigError(
-                f"bit options {list(self.values)} contain {unknown[0]}; allowed are {list(ALLOWED_BITS)}."
+                f"bit options {list(self.values)} contain {unknown[0]}; allowed are "
+                f"{list(ALLOWED_BITS)}."
             )
-        if not self.values or any(
-            b <= a for a, b in zip(self.values, self.values[1:], strict=False)
-        ):
+        if not self.values or list(self.values) != sorted(set(self.values)):
             raise ConfigError(
-                f"bit options {list(self.values)} must be a non-empty, strictly ascending list of bit widths."
+                f"bit options {list(self.values)} must be a non-empty, strictly ascending list of "
+                "bit widths."
             )
 
     def __len__(self) -> int:
@@ -86,10 +88,10 @@ class BitOptions:
 
     @property
     def full(self) -> int:
-        """Index of the dearest option, the menu's reference for accuracy."""
+        """Index of the largest bit width."""
         return len(self.values) - 1
 
     @property
     def quantized(self) -> tuple[int, ...]:
-        """The bit widths that quantize: neither skipped nor full precision."""
+        """The bit widths between 0 and 32."""
         return tuple(bits for bits in self.values if bits not in (SKIP, FULL))

@@ -1,4 +1,4 @@
-"""What a choice of options costs, counted once for every consumer: reward, budget, evaluation and reports."""
+"""Costs of options, counted in one place for reward, budget, evaluation and reports."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,14 +15,14 @@ Counting = Literal["full", "dfs"]
 
 @dataclass(frozen=True, kw_only=True)
 class FixedCost:
-    """A part of the network that no gate decides about.
+    """A part of the network that is never gated.
 
     Attributes:
-        name: What it is, for example ``"stem"``.
+        name: For example ``"stem"``.
         macs: Multiply-accumulates per image.
-        bits: The precision it always runs at.
-        layer: The gated layer that it runs with, or the number of layers for what runs after the last one: an image that leaves before
-            is spared it. ``None`` runs before all of them.
+        bits: Its precision.
+        layer: The gated layer that it runs with, or the number of layers for the head: an image
+            that exits earlier is spared it. ``None`` runs before all of them.
     """
 
     name: str
@@ -33,12 +33,12 @@ class FixedCost:
 
 @dataclass(frozen=True, kw_only=True)
 class ExitCost:
-    """A classifier that an image may take for its answer, and leave the network.
+    """A classifier at which an image can leave the network.
 
     Attributes:
-        after: How many gated layers have run when it is reached: the index of the layer that would be next.
+        after: Number of gated layers before it: the index of the next layer.
         macs: Multiply-accumulates per image.
-        bits: The precision it runs at.
+        bits: Its precision.
     """
 
     after: int
@@ -50,18 +50,18 @@ class ExitCost:
 class CostTable:
     """Costs of a backbone's gated layers and of its fixed parts, per image.
 
-    All costs are fractions of running every gated layer at 32 bit, in MACs x (bits / 32)**2; ``computation`` turns them into percent.
+    Costs are fractions of running every gated layer at 32 bit, in MACs x (bits / 32)**2;
+    ``computation`` converts them to percent.
 
-    This is the one place that knows the actions: the options of the menu and, where there are exits, one more, ``exit_action``. In what
-    an image did, it stands for every layer that the image did not come to. Where it is chosen at a layer without an exit, the cheapest
-    option is meant: whoever chooses it wants to spend no more, the cheapest option comes nearest to that and is within every budget
-    that can be kept. The dearest would charge most for the wish to pay least.
+    The actions are the options of the menu and, with exits, one more, ``exit_action``. In the
+    actions of an image it stands for every layer after its exit. At a layer without an exit it
+    means the cheapest option, which is nearest to spending nothing and within every budget.
 
     Attributes:
-        options: The menu every gated layer offers.
+        options: The menu of every gated layer.
         layer_macs: MACs of each gated layer.
-        fixed: The parts that always run: stem, shortcuts with weights, head.
-        exits: Where an image may leave, in order.
+        fixed: The parts that are never gated: stem, shortcuts with weights, head.
+        exits: The exits, in order.
     """
 
     options: BitOptions
@@ -88,30 +88,30 @@ class CostTable:
 
     @property
     def exits_after(self) -> tuple[int, ...]:
-        """After how many gated layers an image may leave, in order."""
+        """Numbers of gated layers before the exits, in order."""
         return tuple(exit_.after for exit_ in self.exits)
 
     @property
     def exit_action(self) -> int:
-        """The action that leaves: the index after the menu's last."""
+        """The action that exits: the index after the menu's last."""
         return len(self.options)
 
     @property
     def n_actions(self) -> int:
-        """Number of actions: the options and, where there are exits, leaving."""
+        """Number of actions: the options and, with exits, one more."""
         return len(self.options) + bool(self.exits)
 
     def option_costs(self) -> Tensor:
-        """Cost of each option at each layer, as a fraction: float64 ``[layers, options]``."""
+        """Return the cost of each option at each layer, float64 ``[layers, options]``."""
         share = torch.tensor(self.layer_macs, dtype=torch.float64) / self.total_macs
         price = torch.tensor([relative_cost(bits) for bits in self.options], dtype=torch.float64)
         return share[:, None] * price[None, :]  # [layers, options]
 
     def action_costs(self) -> Tensor:
-        """Cost of each action at each layer, as a fraction: float64 ``[layers, actions]``.
+        """Return the cost of each action at each layer, float64 ``[layers, actions]``.
 
-        Leaving costs what the exit's classifier takes less what would have run later and is counted as fixed, which can be less than
-        nothing. Where there is no exit, it costs what it means there, the cheapest option.
+        The exit action costs its classifier less the fixed parts that it spares, which can be
+        negative. At a layer without an exit it costs the cheapest option.
         """
         costs = self.option_costs()
         if not self.exits:
@@ -123,19 +123,18 @@ class CostTable:
                 for part in self.fixed
                 if part.layer is not None and part.layer >= exit_.after
             )
-            leaving[exit_.after] = (
-                exit_.macs * relative_cost(exit_.bits) - spared
-            ) / self.total_macs
+            own = exit_.macs * relative_cost(exit_.bits)
+            leaving[exit_.after] = (own - spared) / self.total_macs
         return torch.cat([costs, leaving[:, None]], dim=1)
 
     def has_exit(self) -> Tensor:
-        """Whether an image may leave before each gated layer, bool ``[layers]``."""
+        """Return whether there is an exit before each gated layer, bool ``[layers]``."""
         has = torch.zeros(self.n_layers, dtype=torch.bool)
         has[list(self.exits_after)] = True
         return has
 
     def least_costs(self) -> Tensor:
-        """Cost of the cheapest way to an answer from each layer on, as a fraction: float64 ``[layers + 1]``, 0 at the end."""
+        """Return the least cost of an answer from each layer on, float64 ``[layers + 1]``."""
         costs, has_exit = self.action_costs(), self.has_exit()
         least = torch.zeros(self.n_layers + 1, dtype=torch.float64)
         for layer in reversed(range(self.n_layers)):
@@ -145,25 +144,25 @@ class CostTable:
         return least
 
     def walked(self, options: Tensor) -> Tensor:
-        """Return how many gated layers each image came through.
+        """Return the number of gated layers before each image's exit.
 
         Args:
-            options: What each image did, integer ``[batch, layers]``.
+            options: Actions of each image, integer ``[batch, layers]``.
 
         Returns:
-            int64 ``[batch]``; the number of layers for an image that did not leave.
+            int64 ``[batch]``; the number of layers for an image without an exit.
         """
         return (options != self.exit_action).sum(dim=-1)
 
     def closed(self, options: Tensor) -> Tensor:
-        """Return actions as what an image does by them.
+        """Return actions in their canonical form.
 
         Args:
             options: One action per layer, integer ``[batch, layers]``.
 
         Returns:
-            The same with the cheapest option where there is no exit to leave by, and with leaving at all layers after the one at which
-            the image left; int64 ``[batch, layers]``.
+            int64 ``[batch, layers]``: the cheapest option in place of an exit that does not exist,
+            and the exit action at all layers after an exit.
         """
         chosen = options.long()
         leaving = chosen == self.exit_action
@@ -172,7 +171,7 @@ class CostTable:
         return chosen.masked_fill(there.cumsum(dim=-1) > 0, self.exit_action)
 
     def fixed_cost(self, *, gate_macs: float = 0.0, gate_bits: int = FULL) -> float:
-        """Cost of the never-gated parts and of the gate itself, as a fraction."""
+        """Return the cost of the never-gated parts and of the gate, as a fraction."""
         return (self._fixed_macs + gate_macs * relative_cost(gate_bits)) / self.total_macs
 
     @property
@@ -181,11 +180,12 @@ class CostTable:
         return sum(part.macs * relative_cost(part.bits) for part in self.fixed)
 
     def fractions(self, options: Tensor, *, counting: Counting = "full") -> Tensor:
-        """Cost of the gated layers for each image, as a fraction.
+        """Return the cost of the gated layers for each image, as a fraction.
 
         Args:
-            options: What each image did, integer ``[batch, layers]``.
-            counting: ``"full"`` adds what leaving costs, see ``action_costs``; ``"dfs"`` counts the gated layers alone.
+            options: Actions of each image, integer ``[batch, layers]``.
+            counting: ``"full"`` adds the cost of exits, see ``action_costs``; ``"dfs"`` counts the
+                gated layers alone.
 
         Returns:
             float64 ``[batch]``.
@@ -198,20 +198,20 @@ class CostTable:
         spent = torch.cat([costs, nothing], dim=1)[layers, options.long()].sum(dim=-1)
         if counting == "dfs":
             return spent
-        leaving = torch.cat(
-            [self.action_costs()[:, self.exit_action].to(spent), spent.new_zeros(1)]
-        )
+        exits = self.action_costs()[:, self.exit_action].to(spent)
+        leaving = torch.cat([exits, spent.new_zeros(1)])
         return spent + leaving[self.walked(options)]
 
     def computation(
         self, options: Tensor, *, gate_macs: float | Tensor = 0.0, counting: Counting = "full"
     ) -> Tensor:
-        """Computation of each image in percent.
+        """Return the computation of each image in percent.
 
         Args:
-            options: What each image did, integer ``[batch, layers]``.
-            gate_macs: MACs per image of the gate that chose them, at full precision; one number, or float64 ``[batch]``.
-            counting: ``"full"`` includes the never-gated parts, exits and the gate; ``"dfs"`` counts the gated layers alone, as DFS does.
+            options: Actions of each image, integer ``[batch, layers]``.
+            gate_macs: MACs of the gate per image, at full precision; a number, or ``[batch]``.
+            counting: ``"full"`` includes the never-gated parts, exits and the gate; ``"dfs"``
+                counts the gated layers alone, as DFS does.
 
         Returns:
             float64 ``[batch]``, percent of running every gated layer at 32 bit.
@@ -220,19 +220,16 @@ class CostTable:
         return 100.0 * (self.fractions(options, counting=counting) + extra)
 
     def bitops(self, options: Tensor, *, gate_macs: float | Tensor = 0.0) -> Tensor:
-        """BitOPs of each image: MACs x weight bits x activation bits, fixed parts and gate included; float64 ``[batch]``."""
-        return (
-            (self.fractions(options) + (self._fixed_macs + gate_macs) / self.total_macs)
-            * self.total_macs
-            * FULL**2
-        )
+        """Return MACs x weight bits x activation bits of each image, gate and all, ``[batch]``."""
+        fixed = (self._fixed_macs + gate_macs) / self.total_macs
+        return (self.fractions(options) + fixed) * self.total_macs * FULL**2
 
 
 def check_exits(after: Sequence[int], n_layers: int) -> None:
-    """Refuse places for exits that do not exist.
+    """Check the places of exits.
 
     Args:
-        after: After how many gated layers an image may leave.
+        after: Numbers of gated layers before the exits.
         n_layers: Number of gated layers.
 
     Raises:
@@ -240,5 +237,6 @@ def check_exits(after: Sequence[int], n_layers: int) -> None:
     """
     if list(after) != sorted(set(after) & set(range(n_layers))):
         raise ConfigError(
-            f"exits are asked for after {list(after)} gated layers; allowed are ascending numbers from 0 to {n_layers - 1}."
+            f"exits are asked for after {list(after)} gated layers; allowed are ascending numbers "
+            f"from 0 to {n_layers - 1}."
         )

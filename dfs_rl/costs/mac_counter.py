@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from math import prod
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,10 +13,10 @@ from torch.utils.module_tracker import ModuleTracker
 
 @torch.no_grad()
 def count_macs(run: Callable[[], Tensor]) -> int:
-    """Return the multiply-accumulates of the convolutions and matrix products that ``run()`` executes.
+    """Return the multiply-accumulates of the convolutions and matrix products of ``run()``.
 
-    Norms, activations, pooling and additions count nothing, as in the papers this project compares with. Attention counts both of its
-    products whichever way it is written, and in full where a mask, causal or not, leaves scores out.
+    Norms, activations, pooling and additions count nothing, as in the literature. Attention counts
+    both of its products however it is written, and in full under any mask.
     """
     counter = FlopCounterMode(display=False, custom_mapping=_PASSED_OVER)
     counter.mod_tracker = _NoTracker()
@@ -27,7 +26,7 @@ def count_macs(run: Callable[[], Tensor]) -> int:
 
 
 class _NoTracker(ModuleTracker):
-    """Leaves modules alone: torch's hooks fail where a module is given a view of a parameter without gradients."""
+    """Tracks nothing: torch's hooks fail on views of parameters without gradients."""
 
     def __enter__(self) -> "_NoTracker":
         return self
@@ -38,7 +37,7 @@ class _NoTracker(ModuleTracker):
 
 @contextmanager
 def split_encoders() -> Iterator[None]:
-    """Keep torch's attention and encoder layers from the fused operator that they have for evaluation."""
+    """Disable the fused evaluation operator of torch's attention and encoder layers."""
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(value=False)
     try:
@@ -47,17 +46,19 @@ def split_encoders() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(value=fused)
 
 
-def _vector_flops(first: torch.Size, _: torch.Size, **__: Any) -> int:  # noqa: ANN401 - what torch calls it with
+def _vector_flops(first: torch.Size, _: torch.Size, **__: object) -> int:
     """Count a matrix, or a vector, times a vector."""
     return 2 * prod(first)
 
 
-def _lstm_flops(x: torch.Size, inputs: torch.Size, state: torch.Size, *_: Any, **__: Any) -> int:  # noqa: ANN401 - what torch calls it with
+def _lstm_flops(
+    x: torch.Size, inputs: torch.Size, state: torch.Size, *_: object, **__: object
+) -> int:
     """Count one layer of an LSTM in one direction; x is ``[steps, batch, features]``."""
     return 2 * x[0] * x[1] * (prod(inputs) + prod(state))
 
 
-# What torch's counter does not know on a CPU, beside attention.
+# Operators that torch's counter does not know on a CPU.
 _PASSED_OVER = {
     torch.ops.aten.mv: _vector_flops,
     torch.ops.aten.dot: _vector_flops,

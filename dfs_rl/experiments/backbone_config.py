@@ -10,11 +10,11 @@ import tyro
 from pydantic import Field
 
 from dfs_rl.backbones import Backbone
-from dfs_rl.backbones.adaptive_layer import Granularity, Stem, check_skippable
+from dfs_rl.backbones.adaptive import Granularity, Stem, check_skippable
 from dfs_rl.backbones.interfaces import Recipe
-from dfs_rl.backbones.patch_embed import TokenShape
 from dfs_rl.backbones.registry import SETTINGS, network_of
 from dfs_rl.backbones.resnet import FirstBlock
+from dfs_rl.backbones.transformer import TokenConfig
 from dfs_rl.costs import DEFAULT_BITS, FULL, SKIP, menu_of
 from dfs_rl.data import Dataset, channel_statistics
 from dfs_rl.data.load import flips_by_default
@@ -36,14 +36,15 @@ class TrainBackboneConfig:
             need. It is stored with the backbone, which takes all images so.
         flip: Mirror half of the images left and right in training, by default in all data sets but the digits. Give --no-flip where a
             mirror image is of another class, as with letters and digits.
-        backbone: resnet8, resnet14, resnet20, resnet32, resnet38, resnet56, ...: any depth 6 n + 2; vit12 and other transformers of as
-            many blocks; with the recipe adn from resnet14 on, or bottleneck26, 50, 101 or 152, the ResNets for ImageNet, mobilenetv2,
-            swin_tiny, swin_small, or vit6, vit9, vit12, ...; or module:function that makes a network of yours.
+        backbone: cifar_resnet8, cifar_resnet14, cifar_resnet20, ..., in short resnet20: any depth 6 n + 2; vit1, vit2, ...; with the
+            recipe adn from cifar_resnet14 on, resnet26, resnet50, resnet101 or resnet152, the ResNets for ImageNet, mobilenetv2,
+            swin_tiny, swin_small, or vit3, vit6, vit9, ...; a registered name; or module:function that makes a network of yours.
         weights: Safetensors file or state dict for the network that module:function makes.
         recipe: supernet trains the network and low bits together; adn trains a network of adaptive depth, whose stages end with
             paths that can be skipped, or run at any option of the menu.
         granularity: With adn, what is gated: each stage's path, or each block in it.
-        stem: With adn, how the network begins: cifar is a 3 x 3 convolution, imagenet a 7 x 7 one with stride 2 and pooling.
+        stem: With adn, how the network begins: cifar is a 3 x 3 convolution, imagenet a 7 x 7 one with stride 2 and pooling; by
+            default imagenet in the ResNets for ImageNet and cifar elsewhere.
         bits: The menu of every gated layer, ascending: 0 skips it, 32 is full precision; dfs is 0 8 10 12 14 16 32.
         epochs: Passes over the train split.
         plain: Train the network without any quantization, for an honest full-precision reference; adn then has the menu 0 32.
@@ -72,7 +73,7 @@ class TrainBackboneConfig:
     weights: Path | None = None
     recipe: Recipe = "supernet"
     granularity: Granularity = "path"
-    stem: Stem = "cifar"
+    stem: Stem | None = None
     bits: Annotated[tuple[int | str, ...] | str, tyro.conf.arg(metavar="INT [INT ...]|dfs")] = (
         DEFAULT_BITS
     )
@@ -83,7 +84,7 @@ class TrainBackboneConfig:
     run_dir: Path | None = None
     width: Annotated[Count, Field(le=2**16)] | None = None
     patch: Count | None = None
-    heads: Count = TokenShape.heads
+    heads: Count = TokenConfig.heads
     gate_branches: bool = False
     stem_bits: int = 8
     first_block: FirstBlock = "gated"
@@ -182,10 +183,9 @@ def build(config: TrainBackboneConfig, dataset: Dataset) -> Backbone:
         "bits": config.menu,
         "stem_bits": FULL if config.plain else config.stem_bits,
         "per_channel": config.per_channel,
+        "width": config.width,
         **{name: getattr(config, name) for name in network.settings},
     }
-    if config.width is not None:
-        shape["width"] = config.width
     return network.make(channel_statistics(dataset.train.images), **shape)
 
 

@@ -8,19 +8,33 @@ from dfs_rl.quantization.functional import (
     round_to_grid,
     to_codes,
 )
-from dfs_rl.quantization.inference import PreparedConv2d, PreparedLinear
-from dfs_rl.quantization.modules import FractionalConv2d, FractionalLinear, LayerQuantizers
+from dfs_rl.quantization.inference import inference_form, to_inference
+from dfs_rl.quantization.modules import (
+    BatchNormPerBits,
+    FractionalAttention,
+    FractionalConv2d,
+    FractionalConvNorm,
+    FractionalLinear,
+    FractionalMatmul,
+    LayerNormPerBits,
+    LayerQuantizers,
+)
 
 __all__ = [
+    "BatchNormPerBits",
+    "FractionalAttention",
     "FractionalConv2d",
+    "FractionalConvNorm",
     "FractionalLinear",
+    "FractionalMatmul",
     "Grid",
+    "LayerNormPerBits",
     "LayerQuantizers",
-    "PreparedConv2d",
-    "PreparedLinear",
     "fake_quantize",
     "grid",
+    "inference_form",
     "mse_step",
     "round_to_grid",
     "to_codes",
+    "to_inference",
 ]

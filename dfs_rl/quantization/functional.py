@@ -1,8 +1,9 @@
 """Uniform quantizers as pure functions of tensors.
 
-The grid and its rounding follow ``torch.fake_quantize_per_tensor_affine`` (multiply by the inverse step, round half to
-even, clamp) and the gradients are those of LSQ (Esser et al., "Learned Step Size Quantization", ICLR 2020): straight
-through to the input inside the grid, and to the step the rounding error inside and the grid's end outside.
+The grid and its rounding follow ``torch.fake_quantize_per_tensor_affine`` (multiply by the inverse
+scale, round half to even, clamp). The gradients are those of LSQ (Esser et al., "Learned Step Size
+Quantization", ICLR 2020): straight through to the input inside the grid; to the scale the rounding
+error inside and the grid's end outside.
 """
 
 from functools import cache
@@ -15,12 +16,10 @@ from dfs_rl.costs import ALLOWED_BITS, FULL, SKIP
 from dfs_rl.errors import ConfigError
 
 MIN_STEP = 1e-8
-"""A calibrated step is at least this large, also where all values are zero."""
+"""Least calibrated scale, which constant zeros get."""
 
 _SEARCH_POINTS = 48
-_SEARCH_VALUES = (
-    2**17
-)  # per row: enough for an error far below the grid's own, and a search takes milliseconds
+_SEARCH_VALUES = 2**17  # per row: an error far below the grid's own, in milliseconds
 
 
 class Grid(NamedTuple):
@@ -29,7 +28,7 @@ class Grid(NamedTuple):
     Attributes:
         lowest: Smallest code.
         highest: Largest code.
-        gap: Distance of neighbouring codes; 2 for the binary grid {-1, 1}, which has no zero, and 1 for every other.
+        gap: Distance of neighbouring codes: 2 for the binary grid {-1, 1}, 1 for all others.
     """
 
     lowest: int
@@ -38,7 +37,7 @@ class Grid(NamedTuple):
 
 
 def grid(bits: int, *, signed: bool) -> Grid:
-    """Return the codes that ``bits`` can hold.
+    """Return the codes of a bit width.
 
     Args:
         bits: 1 to 8, 10, 12, 14 or 16.
@@ -58,7 +57,7 @@ def grid(bits: int, *, signed: bool) -> Grid:
 
 
 def round_to_grid(scaled: Tensor, codes: Grid) -> Tensor:
-    """Return the code nearest to each element of ``scaled``, which is in units of the step; without gradient of its own."""
+    """Return the code nearest to each element of ``scaled``, without gradient."""
     clamped = scaled.clamp(codes.lowest, codes.highest)
     if codes.gap == 1:
         return clamped.round_()
@@ -66,12 +65,12 @@ def round_to_grid(scaled: Tensor, codes: Grid) -> Tensor:
 
 
 def to_codes(x: Tensor, step: Tensor, codes: Grid) -> Tensor:
-    """Return the integer codes of ``x`` as floating point values, the form in which a frozen layer stores its weights."""
+    """Return the integer codes of ``x`` as floating point values."""
     return round_to_grid(x * step.reciprocal(), codes)
 
 
 class _LearnedStep(torch.autograd.Function):
-    """LSQ as one node: it keeps a single tensor for the backward pass, where composed operators would keep four."""
+    """LSQ as one node, which keeps one tensor for the backward pass where operators keep four."""
 
     @staticmethod
     def forward(  # torch types the context as Any
@@ -109,8 +108,7 @@ class _LearnedStep(torch.autograd.Function):
 def _inside(values: Tensor, scaled: Tensor, codes: Grid) -> Tensor:
     """Return ``values`` where ``scaled`` lies within the grid, its ends included, and 0 elsewhere.
 
-    Comparing and filling takes five times as long, and ``masked_fill`` returns channels-last tensors in another layout, which slows
-    whatever comes after.
+    One fused operator; ``masked_fill`` is slower and loses the channels-last layout.
     """
     below, above = _neighbours(codes, scaled.dtype)
     inside: Tensor = torch.ops.aten.hardtanh_backward(values, scaled, below, above)
@@ -119,7 +117,7 @@ def _inside(values: Tensor, scaled: Tensor, codes: Grid) -> Tensor:
 
 @cache
 def _neighbours(codes: Grid, dtype: torch.dtype) -> tuple[float, float]:
-    """Return the numbers next to a grid's ends, outside it: ``hardtanh_backward`` counts its limits as outside."""
+    """Return the numbers next to a grid's ends, since ``hardtanh_backward`` excludes its limits."""
     ends = torch.tensor([codes.lowest, codes.highest], dtype=dtype)
     beyond = torch.tensor([-torch.inf, torch.inf], dtype=dtype)
     below, above = torch.nextafter(ends, beyond).tolist()
@@ -133,36 +131,36 @@ def fake_quantize(x: Tensor, step: Tensor, codes: Grid, *, gradient_scale: float
 
     Args:
         x: Any shape.
-        step: Positive step, a scalar or broadcastable to ``x`` (``[channels, 1, 1, 1]`` for one step per output channel).
+        step: Positive scale, a scalar or broadcastable to ``x``, such as ``[channels, 1, 1, 1]``.
         codes: The integer grid.
-        gradient_scale: Factor on the step's gradient; LSQ uses ``1 / sqrt(elements * highest code)``.
+        gradient_scale: Factor on the scale's gradient, see ``lsq_gradient_scale``.
 
     Returns:
         The quantized values, same shape and dtype as ``x``.
     """
-    out: Tensor = _LearnedStep.apply(x, step, codes, gradient_scale)  # type: ignore[no-untyped-call]
-    return out
+    y: Tensor = _LearnedStep.apply(x, step, codes, gradient_scale)  # type: ignore[no-untyped-call]
+    return y
 
 
 def mse_step(x: Tensor, codes: Grid, *, per_channel: bool = False) -> Tensor:
-    """Return the step with the smallest squared error on ``x``, found by a search over clipping points.
+    """Return the scale with the least squared error on ``x``, by a search over clipping points.
 
     Args:
         x: Calibration values, any shape; the first dimension is the channel if ``per_channel``.
         codes: The integer grid.
-        per_channel: One step for each entry of the first dimension.
+        per_channel: One scale for each entry of the first dimension.
 
     Returns:
         A float32 scalar, or ``[channels]`` if ``per_channel``.
     """
     rows = x.detach().flatten(1) if per_channel else x.detach().reshape(1, -1)
-    # Thinned where long, by an odd stride, so that no column of an image is met alone.
+    # Thinned where long, by an odd stride, so that all columns of an image take part.
     rows = rows[:, :: -(-rows.shape[1] // _SEARCH_VALUES) | 1].float()
     largest = rows.abs().amax(dim=1, keepdim=True).clamp(min=MIN_STEP)  # [rows, 1]
     reach = max(codes.highest, -codes.lowest)
     best_error = torch.full_like(largest, float("inf"))
     best_step = largest / reach
-    # Narrow grids clip most of a bell-shaped distribution, wide ones almost nothing: the search spans 5 % to 100 %.
+    # Narrow grids clip most of a bell-shaped distribution, wide ones almost nothing.
     for fraction in torch.linspace(0.05, 1.0, _SEARCH_POINTS).tolist():
         step = fraction * largest / reach
         error = (to_codes(rows, step, codes) * step - rows).square().mean(dim=1, keepdim=True)
@@ -172,5 +170,5 @@ def mse_step(x: Tensor, codes: Grid, *, per_channel: bool = False) -> Tensor:
 
 
 def lsq_gradient_scale(elements: int, codes: Grid) -> float:
-    """Return LSQ's factor on the step's gradient, ``1 / sqrt(elements * highest code)``."""
+    """Return LSQ's factor on the scale's gradient, ``1 / sqrt(elements * highest code)``."""
     return float((elements * codes.highest) ** -0.5)

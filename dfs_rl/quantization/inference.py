@@ -1,14 +1,16 @@
-"""Frozen forms of the fractional layers: weights quantized once per bit width, the norm folded into scale and bias.
+"""Inference forms of the quantized modules, and the conversion of whole networks into them.
 
-A quantized convolution runs on integer codes held in floating point. Sums of such products are exact in float32 as long
-as they stay below 2**24, whatever the order they are added in, so a sample's result does not depend on its batch; the
-training form, which multiplies codes by steps first, agrees up to rounding. CPUs that can do the same sums in 8-bit
-integers do, with the same result.
+Weights are quantized once per bit width and norms are folded into scale and shift. A quantized
+convolution runs on integer codes held in floating point. Sums of such products are exact in float32
+as long as they stay below 2**24, in any order, so a sample's result does not depend on its batch;
+the training form, which multiplies codes by scales first, agrees up to rounding. CPUs that compute
+the same sums in 8-bit integers do so, with the same result.
 """
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any, Protocol, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +19,104 @@ from torch.nn import functional
 from dfs_rl.costs import FULL
 from dfs_rl.quantization.functional import Grid, grid, to_codes
 from dfs_rl.quantization.int8 import IntegerConv2d, integer_convolutions_are_exact, to_uint8_codes
-from dfs_rl.quantization.modules import ConvGeometry, FractionalLinear, LayerQuantizers
+from dfs_rl.quantization.modules import (
+    BatchNormPerBits,
+    FractionalConv2d,
+    FractionalLinear,
+    FractionalMatmul,
+    LayerNormPerBits,
+    LayerQuantizers,
+)
 
 BF16_EXACT_BITS = 8
 BYTE_BITS = 8
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+InferenceForm = Callable[[Any, torch.dtype], nn.Module]
+_FORMS: dict[type[nn.Module], InferenceForm] = {}
+
+
+def inference_form(kind: type[nn.Module]) -> Callable[[InferenceForm], InferenceForm]:
+    """Register a function or class as the inference form of a type of modules and its subclasses.
+
+    It is called with the training form and the dtype of the inference form.
+    """
+
+    def register(form: InferenceForm) -> InferenceForm:
+        _FORMS[kind] = form
+        return form
+
+    return register
+
+
+def to_inference(module: nn.Module, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """Return the inference form of a module, called in the same way; the module stays as it is.
+
+    A module whose type has a registered form is replaced by it; any other is copied, with its
+    parameters and its submodules in their inference forms.
+
+    Args:
+        module: The training form.
+        dtype: float32, or bfloat16 for activations between gated layers.
+    """
+    for kind in type(module).__mro__:
+        if kind in _FORMS:
+            return _FORMS[kind](module, dtype)
+    return copy_for_inference(module, dtype)
+
+
+def copy_for_inference(module: ModuleT, dtype: torch.dtype) -> ModuleT:
+    """Return a copy of a module without gradients, its submodules in their inference forms."""
+    copied = copy.copy(module)
+    for name, value in vars(module).items():
+        if isinstance(value, dict):  # parameters, buffers, submodules and hooks
+            copied.__dict__[name] = value.copy()
+    for name, parameter in module._parameters.items():
+        if parameter is not None:
+            constant = nn.Parameter(parameter.detach().clone(), requires_grad=False)
+            copied._parameters[name] = constant
+    for name, buffer in module._buffers.items():
+        copied._buffers[name] = None if buffer is None else buffer.clone()
+    for name, child in module._modules.items():
+        copied._modules[name] = None if child is None else to_inference(child, dtype)
+    return copied
+
+
+class PerBits(nn.Module):
+    """Inference forms of an operator, one for each bit width and set of norms.
+
+    Args:
+        bits: Bit widths.
+        forms: One for each bit width, set after set.
+    """
+
+    calibrating = False
+
+    def __init__(self, bits: Sequence[int], forms: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.forms = nn.ModuleList(forms)
+        # A dictionary beside it, since torch finds the items of its lists slowly.
+        self._at: dict[tuple[int | None, int], nn.Module] = {
+            (bits[i % len(bits)], i // len(bits)): form for i, form in enumerate(forms)
+        }
+        if len(bits) == 1:
+            self._at[None, 0] = forms[0]
+
+    def at(self, bits: int | None = None, norm_set: int = 0) -> nn.Module:
+        """Return the form at a bit width, by default the only one."""
+        return self._at[bits, norm_set]
+
+    def forward(self, x: Tensor, bits: int | None = None, norm_set: int = 0) -> Tensor:
+        """Run the operator, as in the training form."""
+        return cast("Tensor", self._at[bits, norm_set](x))
+
+
+class MatmulPerBits(PerBits):
+    """Inference forms of a ``FractionalMatmul``."""
+
+    def forward(self, first: Tensor, second: Tensor, bits: int) -> Tensor:  # type: ignore[override]
+        """Multiply ``[..., n, k]`` by ``[..., k, m]`` at ``bits``."""
+        return cast("Tensor", self._at[bits, 0](first, second))
 
 
 def quantize_input(x: Tensor, inverse_step: Tensor, codes: Grid) -> Tensor:
@@ -34,41 +130,34 @@ def quantize_input(x: Tensor, inverse_step: Tensor, codes: Grid) -> Tensor:
 def input_and_weight_codes(
     quantizers: LayerQuantizers, weight: Tensor, bits: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return (inverse input step, weight codes, product of both steps per output channel or scalar)."""
+    """Return (inverse input scale, weight codes, product of both scales per channel or scalar)."""
     input_step = quantizers.input_step_of(bits)
     weight_step = quantizers.weight_step_of(bits, weight)
     codes = to_codes(weight, weight_step, grid(bits, signed=True))
     return input_step.reciprocal(), codes, (input_step * weight_step).flatten()
 
 
-class Convolution(Protocol):
-    """A trained convolution with quantizers, and whatever scales and shifts what comes out."""
-
-    @property
-    def weight(self) -> Tensor: ...  # noqa: D102
-    @property
-    def quantizers(self) -> LayerQuantizers: ...  # noqa: D102
-    @property
-    def geometry(self) -> ConvGeometry: ...  # noqa: D102
-    def scale_and_shift(self, bits: int, norm_set: int = 0) -> tuple[Tensor, Tensor]: ...  # noqa: D102
-
-
-class PreparedConv2d(nn.Module):
-    """One bit width of a convolution, frozen: quantize, convolve codes, scale and shift.
+class InferenceConv2d(nn.Module):
+    """A convolution at one bit width: quantize, convolve codes, scale and shift.
 
     Args:
         source: The trained convolution, its norm with the running statistics.
-        bits: Which of its bit widths to freeze.
-        dtype: What it computes in; bfloat16 holds codes up to 8 bit exactly, but rounds what comes out.
-        norm_set: Which of its sets of norms to freeze.
+        bits: One of its bit widths.
+        dtype: bfloat16 holds codes of up to 8 bit exactly, but rounds the output.
+        norm_set: One of its sets of norms.
     """
 
     def __init__(
-        self, source: Convolution, bits: int, *, dtype: torch.dtype, norm_set: int = 0
+        self,
+        source: FractionalConv2d,
+        bits: int,
+        *,
+        dtype: torch.dtype = torch.float32,
+        norm_set: int = 0,
     ) -> None:
         super().__init__()
         scale, bias = source.scale_and_shift(bits, norm_set)
-        weight = source.weight
+        weight: Tensor = source.weight
         self.geometry = source.geometry
         self.codes: Grid | None = None
         self.inverse_step: Tensor
@@ -101,7 +190,7 @@ class PreparedConv2d(nn.Module):
         )
 
     def fits_integers(self, x: Tensor) -> bool:
-        """Whether ``x`` can be convolved in integer arithmetic: unsigned codes of up to 8 bit, on a CPU that is exact."""
+        """Return whether integers convolve ``x``: unsigned codes of up to 8 bit, an exact CPU."""
         return (
             self.may_use_integers
             and x.dtype == torch.float32
@@ -126,7 +215,7 @@ class PreparedConv2d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return a fresh ``[batch, out, h, w]`` that the caller may change in place."""
         if self.codes is None:
-            return self.geometry.convolve(x, self.weight, self.bias.flatten())
+            return self.geometry.convolve(x.to(self.dtype), self.weight, self.bias.flatten())
         if self.fits_integers(x):
             return self.integer(to_uint8_codes(x, self.inverse_step, self.codes.highest))
         codes = quantize_input(x, self.inverse_step, self.codes).to(self.weight.dtype)
@@ -134,42 +223,12 @@ class PreparedConv2d(nn.Module):
         return out.to(self.dtype).mul_(self.scale).add_(self.bias)
 
 
-def keep_from_integers_unless_finite(frozen: nn.Module) -> None:
-    """Keep a network from integers if anything in it is not finite: they know no NaN, and would make an answer of it."""
-    values = [v for v in frozen.state_dict().values() if v.is_floating_point()]
-    if all(bool(v.isfinite().all()) for v in values):
-        return
-    for module in frozen.modules():
-        if isinstance(module, PreparedConv2d):
-            module.may_use_integers = False
-
-
-def convolve_in_turn(convolutions: Sequence[PreparedConv2d], x: Tensor) -> Tensor:
-    """Run one after another with a ReLU in between, on integers all the way where that gives the same."""
-    first, *others = convolutions
-    if not all(convolution.fits_integers(x) for convolution in convolutions):
-        out = first(x)
-        for convolution in others:
-            out = convolution(out.relu_())
-        return cast("Tensor", out)
-    codes = to_uint8_codes(x, first.inverse_step, _highest(first))
-    for convolution, following in pairwise(convolutions):
-        step = 1.0 / float(following.inverse_step)
-        codes = convolution.integer.to_codes(codes, step=step, highest=_highest(following))
-    return convolutions[-1].integer(codes)
-
-
-def _highest(convolution: PreparedConv2d) -> int:
-    assert convolution.codes is not None, "only quantized convolutions fit integers"
-    return convolution.codes.highest
-
-
-class PreparedLinear(nn.Module):
-    """One bit width of a ``FractionalLinear``, frozen, in float32.
+class InferenceLinear(nn.Module):
+    """A linear layer at one bit width, in float32.
 
     Args:
         source: The trained layer.
-        bits: Which of its bit widths to freeze, by default the only one.
+        bits: One of its bit widths, by default the only one.
     """
 
     def __init__(self, source: FractionalLinear, bits: int | None = None) -> None:
@@ -196,3 +255,146 @@ class PreparedLinear(nn.Module):
         if self.codes is not None:
             x = quantize_input(x, self.inverse_step, self.codes)
         return functional.linear(x, self.weight) * self.scale + self.bias
+
+
+class InferenceMatmul(nn.Module):
+    """A product of two activations at one bit width.
+
+    Args:
+        source: The trained product.
+        bits: One of its bit widths.
+    """
+
+    def __init__(self, source: FractionalMatmul, bits: int) -> None:
+        super().__init__()
+        quantizers = source.quantizers
+        self.grids: tuple[Grid, Grid] | None = None
+        self.steps: Tensor
+        steps = torch.ones(2)
+        if bits != FULL:
+            self.grids = (grid(bits, signed=quantizers.signed_input), grid(bits, signed=True))
+            second = quantizers.weight_log_step[quantizers.bits.index(bits)].exp()
+            steps = torch.stack([quantizers.input_step_of(bits), second])
+        self.register_buffer("steps", steps.detach().clone())
+
+    def forward(self, first: Tensor, second: Tensor) -> Tensor:
+        """Multiply ``[..., n, k]`` by ``[..., k, m]``."""
+        if self.grids is None:
+            return first @ second
+        inverse = self.steps.reciprocal()
+        codes = quantize_input(first, inverse[0], self.grids[0])
+        return (codes @ quantize_input(second, inverse[1], self.grids[1])) * self.steps.prod()
+
+
+class InferenceBatchNorm(nn.Module):
+    """A batch norm at one bit width: a scale and a shift.
+
+    Args:
+        source: The trained norm.
+        bits: One of its bit widths.
+        norm_set: One of its sets.
+    """
+
+    def __init__(self, source: BatchNormPerBits, bits: int, norm_set: int = 0) -> None:
+        super().__init__()
+        self.scale: Tensor
+        self.shift: Tensor
+        scale, shift = source.scale_and_shift(bits, norm_set)
+        self.register_buffer("scale", scale.detach().clone())
+        self.register_buffer("shift", shift.detach().clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise ``[batch, channels, ...]``."""
+        shape = (1, -1, *[1] * (x.dim() - 2))
+        return x * self.scale.reshape(shape) + self.shift.reshape(shape)
+
+
+class InferenceLayerNorm(LayerNormPerBits):
+    """A layer norm that computes in float32 whatever its input is kept in."""
+
+    def forward(self, x: Tensor, bits: int, norm_set: int = 0) -> Tensor:
+        """Normalise ``[..., channels]`` at ``bits``."""
+        return super().forward(x.float(), bits, norm_set)
+
+
+@inference_form(FractionalConv2d)
+def _convolution(source: FractionalConv2d, dtype: torch.dtype) -> PerBits:
+    sets = range(1 if source.norm is None else source.norm.norm_sets)
+    return PerBits(
+        source.bits,
+        [InferenceConv2d(source, b, dtype=dtype, norm_set=s) for s in sets for b in source.bits],
+    )
+
+
+@inference_form(BatchNormPerBits)
+def _batch_norm(source: BatchNormPerBits, _: torch.dtype) -> PerBits:
+    sets = range(source.norm_sets)
+    return PerBits(
+        source.bits, [InferenceBatchNorm(source, b, s) for s in sets for b in source.bits]
+    )
+
+
+@inference_form(LayerNormPerBits)
+def _layer_norm(source: LayerNormPerBits, dtype: torch.dtype) -> LayerNormPerBits:
+    copied = copy_for_inference(source, dtype)
+    copied.__class__ = InferenceLayerNorm
+    return copied
+
+
+@inference_form(FractionalLinear)
+def _linear(source: FractionalLinear, _: torch.dtype) -> PerBits:
+    return PerBits(source.bits, [InferenceLinear(source, b) for b in source.bits])
+
+
+@inference_form(FractionalMatmul)
+def _matmul(source: FractionalMatmul, _: torch.dtype) -> MatmulPerBits:
+    return MatmulPerBits(source.bits, [InferenceMatmul(source, b) for b in source.bits])
+
+
+def keep_from_integers_unless_finite(network: nn.Module) -> None:
+    """Disable integer arithmetic in a network that is not finite: integers have no NaN."""
+    values = [v for v in network.state_dict().values() if v.is_floating_point()]
+    if all(bool(v.isfinite().all()) for v in values):
+        return
+    for module in network.modules():
+        if isinstance(module, InferenceConv2d):
+            module.may_use_integers = False
+
+
+def convolve_in_turn(
+    convolutions: Sequence[nn.Module], x: Tensor, bits: int, norm_set: int = 0
+) -> Tensor:
+    """Run convolutions one after another with a ReLU in between.
+
+    The inference forms stay on integers all the way where that gives the same result.
+
+    Args:
+        convolutions: ``FractionalConv2d``, or their inference forms.
+        x: ``[batch, in, h, w]``, left as it is.
+        bits: Bit width of all.
+        norm_set: Set of norms of all.
+
+    Returns:
+        A fresh ``[batch, out, h, w]`` that the caller may change in place.
+    """
+    if not isinstance(convolutions[0], PerBits):
+        for convolution in convolutions[:-1]:
+            x = convolution(x, bits, norm_set).relu_()
+        return cast("Tensor", convolutions[-1](x, bits, norm_set))
+    forms = [cast("InferenceConv2d", cast("PerBits", c).at(bits, norm_set)) for c in convolutions]
+    first, *others = forms
+    if not all(convolution.fits_integers(x) for convolution in forms):
+        out = first(x)
+        for convolution in others:
+            out = convolution(out.relu_())
+        return cast("Tensor", out)
+    codes = to_uint8_codes(x, first.inverse_step, _highest(first))
+    for convolution, following in pairwise(forms):
+        step = 1.0 / float(following.inverse_step)
+        codes = convolution.integer.to_codes(codes, step=step, highest=_highest(following))
+    return forms[-1].integer(codes)
+
+
+def _highest(convolution: InferenceConv2d) -> int:
+    assert convolution.codes is not None, "only quantized convolutions fit integers"
+    return convolution.codes.highest

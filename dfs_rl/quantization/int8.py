@@ -1,6 +1,7 @@
-"""Convolutions of codes of up to 8 bit in integer arithmetic, on CPUs where oneDNN computes them exactly.
+"""Integer convolutions of codes of up to 8 bit, on CPUs where oneDNN computes them exactly.
 
-They give what a floating point convolution of the same codes gives, bit for bit, at a third of its time.
+The result is that of a floating point convolution of the same codes, bit for bit, in a third of the
+time.
 """
 
 from collections.abc import Callable
@@ -13,8 +14,8 @@ from torch.nn import functional
 
 from dfs_rl.quantization.modules import ConvGeometry
 
-# Adding 2**23 leaves no bits for a fraction: the sum is rounded half to even and its lowest byte is the code. Casting the
-# 32-bit pattern to a byte is several times as fast as casting a floating point number.
+# Adding 2**23 leaves no bits for a fraction: the sum is rounded half to even and its lowest byte is
+# the code. Casting the 32-bit pattern to a byte is several times as fast as casting a float.
 _ROUNDING = 2.0**23
 
 _INPUT_SCALE = 1.0
@@ -27,13 +28,13 @@ def to_uint8_codes(x: Tensor, inverse_step: Tensor, highest: int) -> Tensor:
 
 
 class IntegerConv2d:
-    """A convolution of unsigned codes with signed ones, followed by a scale and a shift per channel.
+    """A convolution of unsigned codes with signed ones, then a scale and a shift per channel.
 
     Args:
         weight: Codes from -128 to 127 as floating point values, ``[out, in, height, width]``.
         scale: Factor of each output channel, ``[out]``.
-        bias: What is then added, ``[out]``.
-        geometry: How it moves.
+        bias: Addend of each output channel, ``[out]``.
+        geometry: Stride, padding, dilation and groups.
     """
 
     def __init__(
@@ -62,7 +63,7 @@ class IntegerConv2d:
         return self._run(codes, 1.0, torch.float32, "none", [])
 
     def to_codes(self, codes: Tensor, *, step: float, highest: int) -> Tensor:
-        """Map uint8 codes to those of the ReLU of the output, 0 to ``highest`` in units of ``step``."""
+        """Map uint8 codes to those of the output's ReLU, 0 to ``highest`` at scale ``step``."""
         return self._run(codes, step, torch.uint8, "hardtanh", [0.0, highest * step])
 
     def _run(
@@ -93,10 +94,10 @@ def _pack(weight: Tensor, scale: Tensor, bias: Tensor, geometry: ConvGeometry) -
 
 @cache
 def integer_convolutions_are_exact() -> bool:
-    """Try whether this CPU and this torch convolve 8-bit codes exactly.
+    """Return whether this CPU and this torch convolve 8-bit codes exactly, by trying.
 
-    Processors without 8-bit dot products add pairs of products in 16 bits, which overflow at the codes' ends; and the
-    operators are not part of torch's stable interface.
+    Processors without 8-bit dot products add pairs of products in 16 bits, which overflow at the
+    codes' ends; and the operators are not part of torch's stable interface.
     """
     generator = torch.Generator().manual_seed(0)
     weight = torch.randint(0, 2, (16, 8, 3, 3), generator=generator) * 255.0 - 128.0

@@ -1,4 +1,4 @@
-"""Layers that run at any bit width of a menu: shared weights, one step and one norm per bit width."""
+"""Modules that run at any bit width of a menu: shared weights, one scale and one norm per width."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ Pair = tuple[int, int]
 
 @dataclass(frozen=True, kw_only=True)
 class ConvGeometry:
-    """How a convolution moves over its input, as in ``torch.nn.Conv2d``."""
+    """Stride, padding, dilation and groups of a convolution, as in ``torch.nn.Conv2d``."""
 
     stride: Pair = (1, 1)
     padding: Pair = (0, 0)
@@ -34,16 +34,16 @@ class ConvGeometry:
 
 
 class LayerQuantizers(nn.Module):
-    """Learned steps of one layer, for its input and its weight, one of each per quantized bit width.
+    """Learned scales of a layer: one for its input and one for its weight per quantized bit width.
 
-    What is learned is the logarithm of a step, as in TQT (Jain et al., MLSys 2020): a step stays positive, and its updates
-    are relative to its size, which spans three orders of magnitude between 2 and 16 bit. Plain steps under SGD were driven
-    through zero, from where no gradient leads back.
+    The parameters are logarithms of scales, as in TQT (Jain et al., MLSys 2020): a scale stays
+    positive, and its updates are relative to its size, which spans three orders of magnitude
+    between 2 and 16 bit.
 
     Args:
-        bits: The bit widths the layer runs at; 32 needs no quantizer and is passed over.
-        signed_input: Whether the input has a sign (an image) or not (after a ReLU).
-        channels: Number of output channels for one weight step per channel, or None for one step per layer.
+        bits: Bit widths of the layer; 32 needs no quantizer and is left out.
+        signed_input: Whether the input can be negative (an image) or not (after a ReLU).
+        channels: Number of output channels for one weight scale per channel, None per layer.
     """
 
     def __init__(
@@ -58,16 +58,16 @@ class LayerQuantizers(nn.Module):
         self.weight_log_step = nn.Parameter(torch.zeros(weight_shape))
 
     def input_step_of(self, bits: int) -> Tensor:
-        """Step of the input at ``bits``, a scalar."""
+        """Return the scale of the input at ``bits``, a scalar."""
         return self.input_log_step[self.bits.index(bits)].exp()
 
     def weight_step_of(self, bits: int, weight: Tensor) -> Tensor:
-        """Step of the weight at ``bits``, broadcastable to ``weight``."""
+        """Return the scale of the weight at ``bits``, broadcastable to ``weight``."""
         step = self.weight_log_step[self.bits.index(bits)].exp()
         return step.reshape(-1, *[1] * (weight.dim() - 1)) if self.per_channel else step
 
     def forward(self, x: Tensor, weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-        """Quantize an input ``[batch, ...]`` and a weight to ``bits``; LSQ scales gradients by elements per sample."""
+        """Quantize an input ``[batch, ...]`` and a weight; LSQ scales gradients per sample."""
         inputs, weights = grid(bits, signed=self.signed_input), grid(bits, signed=True)
         per_step = weight[0].numel() if self.per_channel else weight.numel()
         return (
@@ -87,7 +87,7 @@ class LayerQuantizers(nn.Module):
 
     @torch.no_grad()
     def calibrate(self, x: Tensor, weight: Tensor) -> None:
-        """Set every step to the one with the least squared error on this input and weight."""
+        """Set every scale to the one with the least squared error on this input and weight."""
         for i, bits in enumerate(self.bits):
             self.input_log_step[i] = mse_step(x, grid(bits, signed=self.signed_input)).log()
             self.weight_log_step[i] = mse_step(
@@ -96,58 +96,62 @@ class LayerQuantizers(nn.Module):
 
 
 class FractionalLayer(nn.Module):
-    """What layers with a weight and quantizers share; a subclass sets both.
+    """Base of the modules with quantizers; a subclass sets all attributes.
 
     Attributes:
+        bits: Bit widths, ascending.
         weight: The weight, shared by all bit widths.
-        quantizers: Its quantizers and those of the input.
+        quantizers: Quantizers of the input and the weight.
+        calibrating: Whether every forward pass sets the scales from the input it gets.
     """
 
+    bits: tuple[int, ...]
     weight: nn.Parameter
     quantizers: LayerQuantizers
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calibrating = False
+    calibrating = False
 
     def quantized(self, x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-        """Return input and weight as they are at ``bits``; while steps are calibrated, ``x`` sets them first."""
+        """Return input and weight at ``bits``, after setting the scales while calibrating."""
         if self.calibrating:
             self.quantizers.calibrate(x, self.weight)
         return (x, self.weight) if bits == FULL else self.quantizers(x, self.weight, bits)
 
     def calibrate_steps(self, *, on: bool) -> None:
-        """While on, every forward pass sets the steps from the input it sees."""
+        """Start or stop setting the scales from every input."""
         self.calibrating = on
 
 
 class NormPerBits(nn.Module):
-    """A norm with scale and shift of its own for every bit width, in one set or several.
+    """Base of the switchable norms: one scale and shift per bit width, in one set or several.
 
-    Quantization moves the statistics of what comes out (Jin et al., AdaBits, CVPR 2020), and so does what runs after it (Kang
-    et al., "Adaptive Depth Networks with Skippable Sub-Paths", NeurIPS 2024): further sets are for other modes of the network.
+    Quantization moves the statistics of outputs (Jin et al., AdaBits, CVPR 2020), and so do the
+    layers that run later (Kang et al., "Adaptive Depth Networks with Skippable Sub-Paths", NeurIPS
+    2024): further sets are for other modes of the network.
+
+    Args:
+        channels: Number of channels.
+        bits: Bit widths, ascending.
+        sets: Number of sets.
+        epsilon: Added to variances.
 
     Attributes:
-        bits: The bit widths, ascending.
-        norm_sets: Number of sets.
         norm_weight: Scales, ``[sets * bits, channels]``.
         norm_bias: Shifts, likewise.
-        epsilon: What is added to variances.
     """
 
-    bits: tuple[int, ...]
-    epsilon: float = NORM_EPSILON
-
-    def make_norm(self, bits: Sequence[int], channels: int, *, sets: int = 1) -> None:
-        """Make the norm's parameters; for subclasses."""
+    def __init__(
+        self, channels: int, bits: Sequence[int], *, sets: int = 1, epsilon: float = NORM_EPSILON
+    ) -> None:
+        super().__init__()
         self.bits = tuple(bits)
         self.norm_sets = sets
+        self.epsilon = epsilon
         rows = sets * len(self.bits)
         self.norm_weight = nn.Parameter(torch.ones(rows, channels))
         self.norm_bias = nn.Parameter(torch.zeros(rows, channels))
 
     def norm_row(self, bits: int, norm_set: int = 0) -> int:
-        """Which row of the tensors normalises at ``bits``."""
+        """Return the row of the tensors that normalises at ``bits``."""
         return norm_set * len(self.bits) + self.bits.index(bits)
 
     def norm_tensors(self) -> Sequence[Tensor]:
@@ -156,49 +160,42 @@ class NormPerBits(nn.Module):
 
     @torch.no_grad()
     def copy_dearest_norm(self) -> None:
-        """Start every bit width's norm from the dearest one's of its set: its statistics are nearer than zero and one."""
+        """Copy the row of the largest bit width to all others of its set."""
         for tensor in self.norm_tensors():
             sets = tensor.view(self.norm_sets, len(self.bits), -1)
             sets.copy_(sets[:, -1:].expand_as(sets))
 
 
 class LayerNormPerBits(NormPerBits):
-    """Layer norm over the channels of every token (Ba et al., 2016), see ``NormPerBits``.
-
-    Args:
-        channels: How many.
-        bits: The bit widths.
-        sets: Number of sets.
-    """
-
-    epsilon = 1e-6  # as in ViT
+    """Layer norm over the channels of every token (Ba et al., 2016), see ``NormPerBits``."""
 
     def __init__(self, channels: int, bits: Sequence[int], *, sets: int = 1) -> None:
-        super().__init__()
-        self.make_norm(bits, channels, sets=sets)
+        super().__init__(channels, bits, sets=sets, epsilon=1e-6)  # as in ViT
 
     def forward(self, x: Tensor, bits: int, norm_set: int = 0) -> Tensor:
-        """Normalise ``[..., channels]`` as at ``bits``."""
+        """Normalise ``[..., channels]`` at ``bits``."""
         i = self.norm_row(bits, norm_set)
         weight, bias = self.norm_weight[i], self.norm_bias[i]
         return functional.layer_norm(x, weight.shape, weight, bias, self.epsilon)
 
 
 class BatchNormPerBits(NormPerBits):
-    """Batch norm, with statistics of its own for every bit width and set too.
+    """Batch norm with running statistics per bit width and set too, see ``NormPerBits``.
 
     Attributes:
         running_mean: Means, ``[sets * bits, channels]``.
         running_var: Variances, likewise.
-        batch_norm: What normalises, with the arguments of torch's; another may take its place for a while.
+        batch_norm: The function that normalises, with the arguments of torch's; distributed
+            training and calibration exchange it.
     """
 
     running_mean: Tensor
     running_var: Tensor
 
-    def make_norm(self, bits: Sequence[int], channels: int, *, sets: int = 1) -> None:
-        """Make the norm's parameters and statistics; for subclasses."""
-        super().make_norm(bits, channels, sets=sets)
+    def __init__(
+        self, channels: int, bits: Sequence[int], *, sets: int = 1, epsilon: float = NORM_EPSILON
+    ) -> None:
+        super().__init__(channels, bits, sets=sets, epsilon=epsilon)
         self.register_buffer("running_mean", torch.zeros_like(self.norm_bias))
         self.register_buffer("running_var", torch.ones_like(self.norm_weight))
         self.batch_norm: Callable[..., Tensor] = functional.batch_norm
@@ -208,8 +205,8 @@ class BatchNormPerBits(NormPerBits):
         """Return everything that has a row for every bit width."""
         return *super().norm_tensors(), self.running_mean, self.running_var
 
-    def normalised(self, x: Tensor, bits: int, norm_set: int = 0) -> Tensor:
-        """Normalise ``[batch, channels, ...]`` as at ``bits``."""
+    def forward(self, x: Tensor, bits: int, norm_set: int = 0) -> Tensor:
+        """Normalise ``[batch, channels, ...]`` at ``bits``."""
         i = self.norm_row(bits, norm_set)
         momentum = NORM_MOMENTUM
         if self._averaged is not None:
@@ -228,32 +225,85 @@ class BatchNormPerBits(NormPerBits):
         )
 
     def scale_and_shift(self, bits: int, norm_set: int = 0) -> tuple[Tensor, Tensor]:
-        """Return what evaluation multiplies with and then adds, ``[channels]`` each."""
+        """Return the factor and the addend of evaluation mode, ``[channels]`` each."""
         i = self.norm_row(bits, norm_set)
         scale = self.norm_weight[i] * (self.running_var[i] + self.epsilon).rsqrt()
         return scale, self.norm_bias[i] - self.running_mean[i] * scale
 
     def average_statistics(self, *, on: bool) -> None:
-        """While on, passes in training mode make the running statistics the plain average over all batches since."""
+        """Start or stop making the running statistics the plain average over training passes."""
         self._averaged = [0] * len(self.norm_weight) if on else None
 
 
-class FractionalConv2d(FractionalLayer, BatchNormPerBits):
-    """A convolution followed by batch norm that runs at any of ``bits``; at stride 1 it keeps height and width.
-
-    The weight is shared; every bit width has its own quantizer steps and its own norm.
+class FractionalConv2d(FractionalLayer):
+    """A convolution of any shape at any of several bit widths, with the batch norm after it.
 
     Args:
-        in_channels: Channels that enter.
-        out_channels: Channels that leave.
-        bits: Bit widths, each 1 to 8, 10, 12, 14, 16 or 32; never 0, since skipping a layer runs none of it.
+        weight: ``[out, in / groups, height, width]``, shared by all bit widths.
+        bits: Bit widths, each 1 to 8, 10, 12, 14, 16 or 32; never 0, which runs no convolution.
+        geometry: Stride, padding, dilation and groups.
+        bias: ``[out]``, or ``None``.
+        norm: The batch norm after it, or ``None``.
+        signed_input: Whether the input can be negative.
+        per_channel: One weight scale per output channel instead of one per layer.
+
+    Raises:
+        ConfigError: If 0 is among the bit widths.
+    """
+
+    def __init__(
+        self,
+        weight: nn.Parameter,
+        bits: Sequence[int],
+        *,
+        geometry: ConvGeometry,
+        bias: nn.Parameter | None = None,
+        norm: BatchNormPerBits | None = None,
+        signed_input: bool = True,
+        per_channel: bool = False,
+    ) -> None:
+        super().__init__()
+        if SKIP in bits:
+            raise ConfigError(f"bits is {list(bits)}; a convolution cannot run at 0 bit.")
+        self.bits = tuple(bits)
+        self.geometry = geometry
+        self.weight = weight
+        self.bias = bias
+        self.norm = norm
+        self.quantizers = LayerQuantizers(
+            bits, signed_input=signed_input, channels=len(weight) if per_channel else None
+        )
+
+    def forward(self, x: Tensor, bits: int, norm_set: int = 0) -> Tensor:
+        """Convolve and normalise ``[batch, in, h, w]`` at ``bits``, with the norms of that set."""
+        x, weight = self.quantized(x, bits)
+        out = self.geometry.convolve(x, weight, self.bias)
+        return out if self.norm is None else self.norm(out, bits, norm_set)
+
+    def scale_and_shift(self, bits: int, norm_set: int = 0) -> tuple[Tensor, Tensor]:
+        """Return factor and addend of evaluation mode after the convolution, ``[out]`` each."""
+        scale, shift = torch.ones(len(self.weight)), torch.zeros(len(self.weight))
+        if self.norm is not None:
+            scale, shift = self.norm.scale_and_shift(bits, norm_set)
+        return scale, shift if self.bias is None else shift + self.bias * scale
+
+
+class FractionalConvNorm(FractionalConv2d):
+    """An untrained convolution with batch norm; at stride 1 it keeps height and width.
+
+    Args:
+        in_channels: Input channels.
+        out_channels: Output channels.
+        bits: Bit widths, see ``FractionalConv2d``.
         kernel_size: Height and width of the kernel, odd.
         stride: 1 or 2.
-        groups: How many parts of the channels are convolved each by itself; as many as channels make it depthwise.
+        groups: Number of groups of channels; as many as channels make it depthwise.
         signed_input: Whether the input can be negative.
-        per_channel: One weight step per output channel instead of one per layer.
+        per_channel: One weight scale per output channel instead of one per layer.
         norm_sets: Number of sets of norms, see ``NormPerBits``.
     """
+
+    norm: BatchNormPerBits
 
     def __init__(
         self,
@@ -268,26 +318,17 @@ class FractionalConv2d(FractionalLayer, BatchNormPerBits):
         per_channel: bool = False,
         norm_sets: int = 1,
     ) -> None:
-        super().__init__()
-        if SKIP in bits:
-            raise ConfigError(
-                f"a convolution cannot run at 0 bit, yet its bit widths are {list(bits)}."
-            )
-        self.geometry = ConvGeometry(
-            stride=(stride, stride), padding=(kernel_size // 2, kernel_size // 2), groups=groups
+        weight = torch.empty(out_channels, in_channels // groups, kernel_size, kernel_size)
+        nn.init.kaiming_normal_(weight, mode="fan_out", nonlinearity="relu")
+        same = kernel_size // 2
+        super().__init__(
+            nn.Parameter(weight),
+            bits,
+            geometry=ConvGeometry(stride=(stride, stride), padding=(same, same), groups=groups),
+            norm=BatchNormPerBits(out_channels, bits, sets=norm_sets),
+            signed_input=signed_input,
+            per_channel=per_channel,
         )
-        shape = (out_channels, in_channels // groups, kernel_size, kernel_size)
-        self.weight = nn.Parameter(torch.empty(shape))
-        nn.init.kaiming_normal_(self.weight, mode="fan_out", nonlinearity="relu")
-        self.quantizers = LayerQuantizers(
-            bits, signed_input=signed_input, channels=out_channels if per_channel else None
-        )
-        self.make_norm(bits, out_channels, sets=norm_sets)
-
-    def forward(self, x: Tensor, bits: int, norm_set: int = 0) -> Tensor:
-        """Convolve and normalise ``[batch, in, h, w]`` at ``bits``, with the norms of that set."""
-        x, weight = self.quantized(x, bits)
-        return self.normalised(self.geometry.convolve(x, weight), bits, norm_set)
 
 
 class FractionalLinear(FractionalLayer):
@@ -299,7 +340,7 @@ class FractionalLinear(FractionalLayer):
         bits: 1 to 8, 10, 12, 14, 16 or 32, or several of them.
         signed_input: Whether the input can be negative.
         bias: Whether it has one.
-        per_channel: One weight step per output instead of one per layer.
+        per_channel: One weight scale per output instead of one per layer.
     """
 
     def __init__(
@@ -325,3 +366,91 @@ class FractionalLinear(FractionalLayer):
         """Map ``[..., in]`` to ``[..., out]`` at ``bits``, by default the only ones."""
         x, weight = self.quantized(x, self.bits[0] if bits is None else bits)
         return functional.linear(x, weight, self.bias)
+
+
+class FractionalMatmul(FractionalLayer):
+    """A product of two activations, the second one signed, at any of several bit widths.
+
+    Args:
+        bits: Bit widths.
+        signed_input: Whether the first activation can be negative.
+    """
+
+    def __init__(self, bits: Sequence[int], *, signed_input: bool = True) -> None:
+        super().__init__()
+        self.bits = tuple(bits)
+        self.quantizers = LayerQuantizers(bits, signed_input=signed_input)
+
+    def forward(self, first: Tensor, second: Tensor, bits: int) -> Tensor:
+        """Multiply ``[..., n, k]`` by ``[..., k, m]``."""
+        if self.calibrating:
+            self.quantizers.calibrate(first, second)
+        if bits != FULL:
+            first, second = self.quantizers(first, second, bits)
+        return first @ second
+
+
+class FractionalAttention(nn.Module):
+    """Scaled dot-product attention, both of its products at any of several bit widths.
+
+    Args:
+        bits: Bit widths.
+        scale: Factor of the scores, ``None`` for one over the root of the query's size.
+        causal: Whether a query sees no later key; no other mask is allowed then.
+        grouped: Whether several heads of queries share one head of keys and values.
+    """
+
+    def __init__(
+        self,
+        bits: Sequence[int],
+        *,
+        scale: float | None,
+        causal: bool = False,
+        grouped: bool = False,
+    ) -> None:
+        super().__init__()
+        self.scale = scale
+        self.causal = causal
+        self.grouped = grouped
+        self.scores = FractionalMatmul(bits)
+        self.mix = FractionalMatmul(bits, signed_input=False)  # of probabilities
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, *rest: Tensor | int) -> Tensor:
+        """Attend.
+
+        Args:
+            query: ``[..., n, k]``.
+            key: ``[..., m, k]``.
+            value: ``[..., m, v]``.
+            rest: A mask, added to the scores or boolean, if there is one; then the bits.
+
+        Returns:
+            ``[..., n, v]``.
+        """
+        *masks, bits = rest
+        assert isinstance(bits, int)
+        mask = masks[0] if masks else None
+        assert not isinstance(mask, int)
+        if self.grouped:
+            heads = query.shape[-3]
+            key, value = (x.repeat_interleave(heads // x.shape[-3], dim=-3) for x in (key, value))
+        scale = query.shape[-1] ** -0.5 if self.scale is None else self.scale
+        if bits == FULL and not self.scores.calibrating:
+            return functional.scaled_dot_product_attention(
+                query, key, value, attn_mask=mask, scale=scale, is_causal=self.causal
+            )
+        scores = self.scores(query * scale, key.transpose(-2, -1), bits)
+        if self.causal:
+            mask = torch.ones_like(scores, dtype=torch.bool).tril()
+        if mask is None:
+            shares = scores.softmax(dim=-1)
+        else:
+            if mask.dtype == torch.bool:
+                scores = scores.masked_fill(mask.logical_not(), float("-inf"))
+            else:
+                scores = scores + mask
+            # A query without any key gets zeros, as from torch's own attention.
+            blind = (scores == float("-inf")).all(dim=-1, keepdim=True)
+            shares = scores.masked_fill(blind, 0.0).softmax(dim=-1).masked_fill(blind, 0.0)
+        out: Tensor = self.mix(shares, value, bits)
+        return out

@@ -1,1 +1,1 @@
-"""Training of supernets: recipes, sampling of bits, calibration, post-training quantization, several workers."""
+"""Training of supernets: recipes, sampling of bits, calibration, quantization, workers."""

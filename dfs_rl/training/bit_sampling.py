@@ -1,4 +1,4 @@
-"""Which bits the layers run at while a supernet learns."""
+"""Sampling of the bits of all layers while a supernet learns."""
 
 import torch
 
@@ -10,20 +10,20 @@ Setting = tuple[int, ...]
 
 
 def uniform(bits: int, n_layers: int) -> Setting:
-    """Every layer at ``bits``."""
+    """Return the setting of every layer at ``bits``."""
     return (bits,) * n_layers
 
 
 def random_mix(options: BitOptions, n_layers: int, generator: torch.Generator) -> Setting:
-    """Each layer at an option of its own, all options equally likely."""
+    """Draw an option for each layer, all equally likely."""
     draws = torch.randint(len(options), (n_layers,), generator=generator)
     return tuple(options[int(i)] for i in draws)
 
 
 def sample_low(options: BitOptions, n_layers: int, generator: torch.Generator) -> Setting:
-    """Draw a setting to distil into: with equal odds one uniform quantized option, or a random mix.
+    """Draw a setting to distil into: with equal odds a uniform quantized option or a random mix.
 
-    The dearest option is left out of the uniform draws, because it has a pass of its own; full precision needs none.
+    Uniform draws leave out the largest bit width, which always has a pass, and full precision.
     """
     candidates = [bits for bits in options.quantized if bits != options[options.full]]
     if candidates and bool(torch.randint(2, (), generator=generator)):
@@ -40,14 +40,15 @@ def sample_below(
     recipe: Recipe,
     quantized: bool,
 ) -> Setting | None:
-    """Draw the setting that a step distils into beside the whole network, ``None`` if there is none.
+    """Draw the setting that a step distils into, ``None`` if there is none.
 
     Args:
         options: The menu.
         n_layers: Number of gated layers.
         generator: Draws.
-        recipe: ``"supernet"`` takes ``sample_low``; ``"adn"`` skips all paths, with equal odds where low settings are there too.
-        quantized: Whether low settings are there: the menu has some, and their quantizers have begun.
+        recipe: ``"supernet"`` takes ``sample_low``; ``"adn"`` skips all paths, or with equal odds
+            takes ``sample_low`` too if ``quantized``.
+        quantized: Whether the menu has low settings whose quantizers have begun.
     """
     if recipe == "adn" and not (quantized and bool(torch.randint(2, (), generator=generator))):
         return uniform(SKIP, n_layers)

@@ -1,4 +1,4 @@
-"""Statistics that are measured rather than learned: quantizer steps, norms per option, features for gates."""
+"""Measured statistics: quantizer scales, norms per option, features for gates, exits."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import cast
@@ -6,8 +6,9 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from dfs_rl.backbones.base import Backbone, PreparedBackbone
+from dfs_rl.backbones.base import Backbone
 from dfs_rl.backbones.exit_heads import EXIT_GRID
+from dfs_rl.backbones.interfaces import run_layers
 from dfs_rl.backbones.probe import confidence, describe, fit_probe
 from dfs_rl.data import ImageSet
 from dfs_rl.quantization.modules import (
@@ -18,6 +19,9 @@ from dfs_rl.quantization.modules import (
 )
 from dfs_rl.training.bit_sampling import Setting, sample_low, uniform
 
+CALIBRATION_BATCH = 256
+_FEATURE_BATCHES = 80  # each at a setting of its own; 20,000 images
+_FEATURE_BYTES = 2**29  # of all pooled activations at once, which matters to deep networks only
 _STILL = 1e-12  # variance below which a feature counts as constant
 
 
@@ -29,14 +33,14 @@ def calibrate_steps(
     parts: Iterable[nn.Module],
     batch_statistics: bool = False,
 ) -> None:
-    """Set the quantizer steps of ``parts`` from one pass of the dearest option over ``images``.
+    """Set the quantizer scales of ``parts`` from one pass of the largest bit width.
 
     Args:
         backbone: Changed in place.
         images: uint8 ``[batch, c, h, w]``.
-        parts: Where the quantizers are.
-        batch_statistics: Whether norms use these images' statistics, as in training, and forget them; those of an untrained network have
-            measured nothing yet.
+        parts: Modules with the quantizers.
+        batch_statistics: Whether norms use these images' statistics, as those of an untrained
+            network must; the running statistics stay as they are.
     """
     layers = [
         module for part in parts for module in part.modules() if isinstance(module, FractionalLayer)
@@ -55,7 +59,7 @@ def calibrate_steps(
 
 
 def copy_full_norms(backbone: Backbone) -> None:
-    """Start every option's norm from the dearest option's."""
+    """Copy the norms of the largest bit width to all others."""
     for module in backbone.blocks.modules():
         if isinstance(module, NormPerBits):
             module.copy_dearest_norm()
@@ -65,14 +69,14 @@ def copy_full_norms(backbone: Backbone) -> None:
 def calibrate_norms(
     backbone: Backbone, batches: Iterator[Tensor], settings: Iterable[Setting]
 ) -> None:
-    """Replace all running statistics by plain averages over batches, one batch of images for each setting.
+    """Replace all running statistics by plain averages over batches, one for each setting.
 
-    An average over many batches of frozen weights is less noisy than the running mean that training leaves behind.
+    An average over batches of fixed weights is less noisy than the running mean of training.
 
     Args:
         backbone: Changed in place; left in evaluation mode.
-        batches: Images, uint8 ``[batch, c, h, w]``; one is taken for each setting.
-        settings: Which bits to run; a norm whose bits never occur keeps its statistics.
+        batches: Images, uint8 ``[batch, c, h, w]``.
+        settings: Bits of each pass; a norm whose bits never occur keeps its statistics.
     """
     norms = [module for module in backbone.modules() if isinstance(module, BatchNormPerBits)]
     for norm in norms:
@@ -85,15 +89,21 @@ def calibrate_norms(
     backbone.eval()
 
 
+def feature_batches(backbone: Backbone) -> int:
+    """Return the number of batches of ``CALIBRATION_BATCH`` images for ``measure_features``."""
+    per_batch = 4 * CALIBRATION_BATCH * sum(backbone.probe_sizes)
+    return min(_FEATURE_BATCHES, max(1, _FEATURE_BYTES // per_batch))
+
+
 @torch.no_grad()
 def measure_features(
     backbone: Backbone, batches: Iterable[ImageSet], generator: torch.Generator
 ) -> None:
-    """Fit the probes and set ``feature_mean`` and ``feature_std``, under settings such as a gate may choose.
+    """Fit the probes and set ``feature_mean`` and ``feature_std`` under random settings.
 
     Args:
         backbone: Changed in place.
-        batches: Images of the train split with their labels; each batch runs under a setting of its own.
+        batches: Images of the train split with their labels; each batch runs at one setting.
         generator: Draws the settings.
     """
     n_layers = len(backbone.blocks)
@@ -126,15 +136,16 @@ def fit_exits(
     batches: Iterable[Tensor],
     generator: torch.Generator,
 ) -> None:
-    """Give a trained backbone exits, in place of those it has; nothing else of it changes.
+    """Replace the exits of a trained backbone; nothing else changes.
 
-    Each head learns what the network says when every layer runs at the dearest option, from activations under settings such as a gate
-    may choose. No label is needed.
+    Each head learns the network's own probabilities at the largest bit width, without labels, from
+    activations under random settings.
 
     Args:
         backbone: Changed in place.
-        after: After how many gated layers an image may leave.
-        batches: Images of the train split, uint8 ``[batch, c, h, w]``; each batch runs under a setting of its own.
+        after: Numbers of gated layers before the exits.
+        batches: Images of the train split, uint8 ``[batch, c, h, w]``; each batch runs at one
+            setting.
         generator: Draws the settings.
 
     Raises:
@@ -150,9 +161,8 @@ def fit_exits(
     answers = []
     for images in batches:
         stem = frozen.stem(images)
-        answers.append(
-            _answer(frozen, stem, uniform(frozen.options[frozen.options.full], n_layers))
-        )
+        whole = uniform(frozen.options[frozen.options.full], n_layers)
+        answers.append(frozen.head(run_layers(frozen, stem, whole)).softmax(dim=1))
         hidden = stem
         setting = sample_low(frozen.options, n_layers, generator)
         for layer in range(max(after) + 1):
@@ -170,16 +180,9 @@ def fit_exits(
         heads.confidence_std[i] = deviation
 
 
-def _answer(frozen: PreparedBackbone, hidden: Tensor, setting: Setting) -> Tensor:
-    """Return what the network says at a setting, probabilities ``[batch, classes]``."""
-    for layer, bits in zip(frozen.layers, setting, strict=True):
-        hidden = layer(hidden, bits)
-    return frozen.head(hidden).softmax(dim=1)
-
-
 def _usual(features: Tensor) -> tuple[Tensor, Tensor]:
     """Return mean and standard deviation of each feature ``[images, features]``."""
     deviation, mean = torch.std_mean(features, dim=0, correction=0)
-    # A feature that never moves says nothing: a deviation of one leaves it at zero.
+    # A deviation of one leaves a constant feature at zero.
     deviation = torch.where(deviation.square() > _STILL, deviation, torch.ones_like(mean))
     return mean, deviation

@@ -2,59 +2,56 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import torch
+
+from dfs_rl.backbones import Backbone, BackboneInfo, StoredBackbone
+from dfs_rl.backbones.conversion.convert import construct
+from dfs_rl.costs import DEFAULT_BITS
+from dfs_rl.data import Dataset, channel_statistics
 from dfs_rl.errors import DataError
+from dfs_rl.training.ptq import calibrate
+from dfs_rl.training.supernet import uniform_accuracies
 from dfs_rl.utils.logging import say
-
-if TYPE_CHECKING:
-    from dfs_rl.backbones import Backbone, StoredBackbone
-    from dfs_rl.data import Dataset
+from dfs_rl.utils.seeding import stream_seed
 
 _EXAMPLES = 64
 _CALIBRATION_IMAGES = 20_000
 _LEARNED = 0.1
-"""Of the way from guessing to no error, what a network has come that was trained; 40 with random weights came to 0.05 at most."""
+"""Least share of the way from guessing to no error of a network that was trained."""
 
 
 def construct_for(
     name: str,
-    dataset: "Dataset",
+    dataset: Dataset,
     *,
     weights: Path | None = None,
     bits: Sequence[int] | None = None,
     stem_bits: int = 32,
     per_channel: bool = True,
-) -> "Backbone":
+) -> Backbone:
     """Make a user's network for a data set, neither calibrated nor trained.
 
-    A network gets images normalised by the mean and deviation of the train split; a constructor that returns a backbone chooses that,
-    and the menu, itself.
+    A model gets images normalised by the statistics of the train split; a constructor that returns
+    a backbone chooses normalisation and menu itself.
 
     Args:
         name: ``module:function``.
-        dataset: What it is for.
+        dataset: The data set.
         weights: Weights to load into it.
         bits: The menu.
-        stem_bits: Precision of what no gate decides about.
-        per_channel: One weight step per output channel instead of one per layer.
+        stem_bits: Precision of everything that is never gated.
+        per_channel: One weight scale per output channel instead of one per layer.
 
     Raises:
         DataError: If it does not fit the data set.
         ConfigError: If it cannot be made, or gated.
     """
-    import torch
-
-    from dfs_rl.backbones.conversion.convert import construct
-    from dfs_rl.costs import DEFAULT_BITS
-    from dfs_rl.data import channel_statistics
-
     statistics = channel_statistics(dataset.train.images)
     mean, std = (torch.tensor(v).reshape(1, -1, 1, 1) for v in (statistics.mean, statistics.std))
-    examples = (dataset.train.images[:_EXAMPLES].float() / 255 - mean) / std
     backbone = construct(
         name,
-        examples,
+        (dataset.train.images[:_EXAMPLES].float() / 255 - mean) / std,
         statistics,
         bits=DEFAULT_BITS if bits is None else bits,
         stem_bits=stem_bits,
@@ -63,20 +60,21 @@ def construct_for(
     )
     if backbone.n_classes != dataset.n_classes or backbone.image_shape != dataset.image_shape:
         raise DataError(
-            f"the network of {name} takes images of {list(backbone.image_shape)} and tells {backbone.n_classes} classes apart, but data "
-            f"set {dataset.name!r} has {list(dataset.image_shape)} and {dataset.n_classes}."
+            f"the network of {name} takes images of {list(backbone.image_shape)} and has "
+            f"{backbone.n_classes} classes, but data set {dataset.name!r} has "
+            f"{list(dataset.image_shape)} and {dataset.n_classes}."
         )
     return backbone
 
 
 def calibrated(
-    name: str, dataset: "Dataset", *, weights: Path | None = None, device: str = "cpu"
-) -> "StoredBackbone":
-    """Make a user's pretrained network fit for gating without training it: calibrated on the train split, which needs no labels.
+    name: str, dataset: Dataset, *, weights: Path | None = None, device: str = "cpu"
+) -> StoredBackbone:
+    """Make a user's pretrained network and calibrate it on the train split, without labels.
 
     Args:
         name: ``module:function``.
-        dataset: Its val split measures what uniform settings get right.
+        dataset: The data set; its val split measures the accuracy of uniform settings.
         weights: Weights to load into it.
         device: Where to compute.
 
@@ -84,21 +82,10 @@ def calibrated(
         DataError: If it does not fit the data set.
         ConfigError: If it cannot be made, or gated.
     """
-    import torch
-
-    from dfs_rl.backbones import BackboneInfo, StoredBackbone
-    from dfs_rl.training.ptq import calibrate
-    from dfs_rl.training.supernet import uniform_accuracies
-    from dfs_rl.utils.seeding import stream_seed
-
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(
-            stream_seed(0, "weights")
-        )  # what a constructor draws is the same every time
+        torch.manual_seed(stream_seed(0, "weights"))  # a constructor draws the same every time
         backbone = construct_for(name, dataset, weights=weights).to(device)
-    say(
-        f"Calibrating the network of {name} on images of the train split; its weights stay as they are."
-    )
+    say(f"Calibrating the network of {name} on images of the train split; its weights stay fixed.")
     calibrate(backbone, dataset.train.images[:_CALIBRATION_IMAGES].to(device))
     accuracy = uniform_accuracies(backbone, dataset.val.to(device))
     shown = ", ".join(f"{bits} bit {value:.1f} %" for bits, value in accuracy.items())
@@ -106,8 +93,9 @@ def calibrated(
     guessing = 100 * float(dataset.val.labels.bincount().max()) / len(dataset.val)
     if max(accuracy.values()) < guessing + _LEARNED * (100 - guessing):
         say(
-            f"Warning: the network of {name} gets little more right than who always says the same, {guessing:.1f} %, so it seems to be "
-            "untrained; give its weights, or load them in the constructor."
+            f"Warning: the accuracy of the network of {name} is close to that of the most frequent "
+            f"class, {guessing:.1f} %, so it seems to be untrained; give its weights, or load them "
+            "in the constructor."
         )
     info = BackboneInfo(
         dataset=dataset.name,

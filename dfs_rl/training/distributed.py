@@ -1,19 +1,17 @@
-"""Train one supernet on several processes as if they were one.
+"""Data-parallel training of a supernet whose result does not depend on the number of processes.
 
-An update sees the batch that a single process would see: the same images, the same augmentation, the same sampled bits. Each
-process takes its share of the rows (of the augmented batch: the draws for it are one stream, and cheap). What it computes
-enters with the weight of that share, so that the sum over all is the gradient of the whole batch's mean loss, and every
-process takes the same step.
+An update sees the batch of a single process: the same images, augmentation and sampled bits. Each
+process takes its share of the rows of the augmented batch, and its gradient counts with the weight
+of that share, so that the sum is the gradient of the whole batch's mean loss.
 
-Norms use the statistics of the whole batch, not of each process's share as DistributedDataParallel has it. The number of
-processes then changes nothing but the order of summation, the same settings fit any number of them, running statistics cannot
-drift apart, and the norms of low bits, which are the most sensitive to what they see, do not have to make do with a small
-share. The price is one small message per norm, forwards and backwards.
+Norms use the statistics of the whole batch, unlike in DistributedDataParallel: only the order of
+summation depends on the number of processes, running statistics cannot drift apart, and the norms
+of low bits, the most sensitive ones, see more than a small share. This costs one small message per
+norm, forwards and backwards.
 
-Gradients are added up as one vector when both passes of a step are done. DistributedDataParallel would fit badly: it reduces
-at each backward pass, a step has two, and which norms and quantizer steps take part in them changes from step to step.
-
-All of it goes through the default process group of ``torch.distributed``.
+Gradients are summed as one vector after both passes of a step. DistributedDataParallel reduces at
+each backward pass, a step has two, and the norms and quantizers of a pass change with every step.
+All messages go through the default process group of ``torch.distributed``.
 """
 
 from collections.abc import Iterator
@@ -34,12 +32,12 @@ LEADER = 0
 
 
 def share_of(n: int, *, rank: int, size: int) -> slice:
-    """Rows of a batch of ``n`` that process ``rank`` of ``size`` takes; shares differ by at most one row."""
+    """Return the rows of a batch of ``n`` for process ``rank``; shares differ by one at most."""
     return slice(n * rank // size, n * (rank + 1) // size)
 
 
 class _Statistics(NamedTuple):
-    """Of a batch that lies on all processes: mean and biased variance, float32 ``[channels]``, and elements per channel."""
+    """Mean and biased variance of all processes, float32 ``[channels]``; elements per channel."""
 
     mean: Tensor
     variance: Tensor
@@ -47,20 +45,20 @@ class _Statistics(NamedTuple):
 
 
 def _shared_statistics(x: Tensor) -> _Statistics:
-    """Statistics of all processes' ``x``, ``[batch, channels, h, w]``, from one message.
+    """Return the statistics of all processes' ``x``, ``[batch, channels, h, w]``, in one message.
 
-    The processes' own means and variances are merged (Chan et al., 1979), which loses no digits as sums of squares would.
+    Merging means and variances (Chan et al., 1979) loses no digits, as sums of squares would.
     """
     channels = x.shape[1]
     samples = _samples(x)
     mean = samples.mean(dim=0)
     variance = (samples - mean).square().mean(dim=0)
-    rows = x.new_zeros(
-        (distributed.get_world_size(), 2 * channels + 1), dtype=torch.float64
-    )  # one row from each process; a sum with zeros gathers them and keeps their bits
-    rows[distributed.get_rank(), :channels] = mean
-    rows[distributed.get_rank(), channels:-1] = variance
-    rows[distributed.get_rank(), -1] = x.numel() // channels
+    # One row from each process; a sum with zeros gathers them and keeps their bits.
+    size, rank = distributed.get_world_size(), distributed.get_rank()
+    rows = x.new_zeros((size, 2 * channels + 1), dtype=torch.float64)
+    rows[rank, :channels] = mean
+    rows[rank, channels:-1] = variance
+    rows[rank, -1] = x.numel() // channels
     distributed.all_reduce(rows)
     means, variances, elements = torch.split(rows, [channels, channels, 1], dim=1)
     shares = elements / elements.sum()
@@ -70,7 +68,7 @@ def _shared_statistics(x: Tensor) -> _Statistics:
 
 
 class _SharedNorm(torch.autograd.Function):
-    """Batch norm over all processes' samples; returns the statistics too, without gradient."""
+    """Batch norm over the samples of all processes; also returns the statistics."""
 
     @staticmethod
     def forward(  # torch types the context as Any
@@ -97,7 +95,7 @@ class _SharedNorm(torch.autograd.Function):
         own = torch.stack([(gradient * centred).sum(dim=0) * scale, gradient.sum(dim=0)])
         everyones = own.clone()
         distributed.all_reduce(everyones)
-        # What the gradient does to the mean and the variance, it does through every sample on every process.
+        # The gradient reaches mean and variance through every sample on every process.
         along, level = (everyones / elements).to(gradient.dtype)
         inputs = (gradient - level - centred * (along * scale)) * (weight * scale)
         n, channels, height, width = x.shape
@@ -106,9 +104,9 @@ class _SharedNorm(torch.autograd.Function):
 
 
 def _samples(x: Tensor) -> Tensor:
-    """Turn ``[batch, channels, h, w]`` into float32 ``[batch * h * w, channels]``, a view where channels come last in memory.
+    """Return ``[batch, channels, h, w]`` as float32 ``[batch * h * w, channels]``.
 
-    Sums over its rows take a tenth of the time of sums over three dimensions on a CPU.
+    On a CPU, sums over rows are much faster than sums over three dimensions.
     """
     return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1]).float()
 
@@ -124,13 +122,14 @@ def shared_batch_norm(
     momentum: float,
     eps: float,
 ) -> Tensor:
-    """Do what ``torch.nn.functional.batch_norm`` does with the batch that all processes' ``x`` make together.
+    """Run ``torch.nn.functional.batch_norm`` on the joint batch of all processes.
 
-    Parameters get the gradient of this process's samples, to be added up; the running statistics become the same everywhere.
+    Parameters get the gradient of this process's samples; running statistics are equal everywhere.
     """
     if not training:
         return functional.batch_norm(x, running_mean, running_var, weight, bias, eps=eps)
-    out, mean, variance, elements = _SharedNorm.apply(x, weight, bias, eps)  # type: ignore[no-untyped-call]
+    results = _SharedNorm.apply(x, weight, bias, eps)  # type: ignore[no-untyped-call]
+    out, mean, variance, elements = results
     with torch.no_grad():
         running_mean.lerp_(mean, momentum)
         unbiased = variance * (elements / (elements - 1)).to(variance.dtype)
@@ -140,7 +139,7 @@ def shared_batch_norm(
 
 @contextmanager
 def shared_norms(backbone: Backbone) -> Iterator[None]:
-    """Within the block, the norms of ``backbone`` are over all processes' samples, so that all must run it together."""
+    """Normalise over the samples of all processes, which must run ``backbone`` together."""
     layers = [m for m in backbone.modules() if isinstance(m, BatchNormPerBits)]
     for layer in layers:
         layer.batch_norm = shared_batch_norm
@@ -152,22 +151,22 @@ def shared_norms(backbone: Backbone) -> Iterator[None]:
 
 
 class _Order(NamedTuple):
-    """What the leader asks of the others: to take over a state, to take part in a step, or, with neither, to end."""
+    """Message of the leader: take over a state, take part in a step, or, with neither, end."""
 
     state: dict[str, Tensor] | None = None
     step: tuple[int, int, Tensor] | None = None  # epoch, number and rows
 
 
 class ParallelTrainer(SupernetTrainer):
-    """A trainer on each of several processes that train one backbone; arguments as for ``SupernetTrainer``.
+    """One of the trainers of several processes; arguments as for ``SupernetTrainer``.
 
-    The process of rank 0 leads: there the trainer is used like any other, and at the end ``dismiss`` is called. The others
-    only ``follow``. At the start of each epoch they take over the leader's state, from the first time on, so that what the
-    leader saves is the state of all.
+    The process of rank 0 leads: its trainer is used like any other, and ``dismiss`` is called at
+    the end. The others only ``follow``. At the start of each epoch they take over the leader's
+    state, so that the leader saves the state of all.
     """
 
     def follow(self) -> None:
-        """Take part in whatever the leader does, until it dismisses."""
+        """Take part in the leader's steps until it dismisses."""
         self.backbone.train()
         while True:
             order = self._exchange(None)
@@ -180,7 +179,7 @@ class ParallelTrainer(SupernetTrainer):
                 return
 
     def dismiss(self) -> None:
-        """Let the others go."""
+        """End ``follow`` on the other processes."""
         self._exchange(_Order())
 
     def _begin_epoch(self) -> None:
@@ -204,7 +203,7 @@ class ParallelTrainer(SupernetTrainer):
         return self._add_up(own, weight)
 
     def _add_up(self, own: StepLosses, weight: Tensor) -> StepLosses:
-        """Make every process's gradients the sum over all, and return the mean losses of the whole batch."""
+        """Sum the gradients over all processes and return the losses of the whole batch."""
         # The same on all processes: which parameters took part depends on the step alone.
         gradients = [p.grad for p in self.backbone.parameters() if p.grad is not None]
         losses = [loss for loss in own if loss is not None]
@@ -218,7 +217,7 @@ class ParallelTrainer(SupernetTrainer):
         return StepLosses(labels=labels, distillation=distillation[0] if distillation else None)
 
     def _exchange(self, order: _Order | None) -> _Order:
-        """Tell the others, as the leader, or hear what it says."""
+        """Send the leader's message to all others and return it."""
         message = [order]
         distributed.broadcast_object_list(message, src=LEADER)
         return message[0]  # type: ignore[return-value]

@@ -10,7 +10,7 @@ from dfs_rl.backbones.interfaces import OptimizerName
 
 
 class Usual(NamedTuple):
-    """What an optimizer is usually run with; ``max_norm`` of the gradient, ``None`` for any."""
+    """Usual settings of an optimizer; ``max_norm`` clips the gradient, ``None`` does not."""
 
     lr: float
     weight_decay: float
@@ -31,14 +31,14 @@ def make_optimizer(
     weight_decay: float,
     momentum: float,
 ) -> torch.optim.Optimizer:
-    """Make an optimizer that decays weights, and neither steps, norms nor biases.
+    """Make an optimizer that decays weights, but not quantizer scales, norms and biases.
 
     Args:
-        name: Which.
-        parameters: Parameters with their names; those that are not trained are left out.
+        name: Its name.
+        parameters: Parameters with their names; those without gradients are left out.
         lr: Learning rate.
         weight_decay: Weight decay.
-        momentum: Of SGD, which is Nesterov's.
+        momentum: Nesterov momentum of SGD.
     """
     trained = [(n, p) for n, p in parameters if p.requires_grad]
     groups = [

@@ -1,4 +1,4 @@
-"""Calibration after training: a pretrained network made fit for gating by looking at images, without labels and without training."""
+"""Post-training quantization: calibrate a pretrained network on images alone, without training."""
 
 import itertools
 from collections.abc import Iterator
@@ -16,31 +16,36 @@ from dfs_rl.data.pixels import check_pixels
 from dfs_rl.errors import ConfigError, DataError
 from dfs_rl.quantization.modules import BatchNormPerBits
 from dfs_rl.training.bit_sampling import uniform
-from dfs_rl.training.calibration import calibrate_steps, copy_full_norms, measure_features
+from dfs_rl.training.calibration import (
+    CALIBRATION_BATCH,
+    calibrate_steps,
+    copy_full_norms,
+    feature_batches,
+    measure_features,
+)
 from dfs_rl.utils.seeding import torch_generator
 
 _STEP_IMAGES = 128
-_BATCH = 256
+_MIN_IMAGES = 2  # of a variance
 _ROUNDS = 12  # batches that measure the norms, as after training
-_FEATURE_BATCHES = 80  # each with a setting of its own
-_FEATURE_BYTES = 2**29
 
 
 @torch.no_grad()
 def calibrate(backbone: Backbone, images: Tensor, *, seed: int = 0) -> None:
-    """Set what a pretrained network needs to run at few bits and to be gated: steps, norms, probes and feature statistics.
+    """Set quantizer scales, norms, probes and feature statistics of a pretrained network.
 
-    Full precision stays as it was. The probes learn to predict what the network itself says in full precision.
+    Full precision stays as it was. The probes learn the network's own predictions at full
+    precision.
 
     Args:
         backbone: Changed in place; left in evaluation mode.
-        images: uint8 or float in [0, 1], ``[n, c, h, w]``; some hundreds do, some thousands make better probes. They must not be
-            those that a gate learns from.
-        seed: Of the order of images and of the settings that features are measured under.
+        images: uint8 or float in [0, 1], ``[n, c, h, w]``; some hundreds suffice, some thousands
+            make better probes. A gate must not learn from the same images.
+        seed: Seed of the order of images and of the settings of features.
 
     Raises:
-        ConfigError: If it is no backbone.
-        DataError: If there are fewer than two images, or they are of another shape, type or range.
+        ConfigError: If ``backbone`` is no backbone.
+        DataError: If there are fewer than two images, or they have another shape, type or range.
     """
     _check(backbone, images)
     first = images[:_STEP_IMAGES]
@@ -50,9 +55,7 @@ def calibrate(backbone: Backbone, images: Tensor, *, seed: int = 0) -> None:
         calibrate_steps(backbone, first, parts=[*backbone.never_gated, backbone.blocks])
     copy_full_norms(backbone)
     _match_norms(backbone, (images[rows] for rows in _rows(len(images), seed)))
-    per_batch = 4 * _BATCH * sum(backbone.probe_sizes)
-    fitting = min(_FEATURE_BATCHES, max(1, _FEATURE_BYTES // per_batch))
-    some = list(itertools.islice(_rows(len(images), seed), fitting))
+    some = list(itertools.islice(_rows(len(images), seed), feature_batches(backbone)))
     labelled = (ImageSet(_bytes(images[rows]), _predicted(backbone, images[rows])) for rows in some)
     measure_features(backbone, labelled, torch_generator(seed, "features"))
 
@@ -60,13 +63,15 @@ def calibrate(backbone: Backbone, images: Tensor, *, seed: int = 0) -> None:
 def _check(backbone: object, images: object) -> None:
     if not isinstance(backbone, Backbone):
         raise ConfigError(
-            f"backbone is a {type(backbone).__name__}; make one of a model with fractionalize first."
+            f"backbone is a {type(backbone).__name__}; make one of a model with fractionalize "
+            "first."
         )
     check_pixels(images)
     assert isinstance(images, Tensor)
-    if tuple(images.shape[1:]) != backbone.image_shape or len(images) < 2:  # noqa: PLR2004 - a variance needs two
+    if tuple(images.shape[1:]) != backbone.image_shape or len(images) < _MIN_IMAGES:
         raise DataError(
-            f"images are {list(images.shape)}; calibration needs at least 2 of {list(backbone.image_shape)}."
+            f"images are {list(images.shape)}; calibration needs at least {_MIN_IMAGES} of "
+            f"{list(backbone.image_shape)}."
         )
 
 
@@ -77,9 +82,9 @@ def _bytes(images: Tensor) -> Tensor:
 class _Matching:
     """A batch norm that learns statistics of low bits while it runs in evaluation mode.
 
-    What comes out at few bits gets the mean and the deviation over images that full precision has there, channel by channel. Where a
-    trained norm's statistics are those of the images, that is what averages in training mode give; where they are not, as after a
-    change of data, the network is still followed and not normalised anew.
+    The output at few bits gets full precision's mean and deviation over images, channel by channel.
+    Averages in training mode would give the same where a trained norm's statistics are those of
+    the images, and normalise anew where they are not, as after a change of data.
     """
 
     def __init__(self, norm: BatchNormPerBits) -> None:
@@ -93,31 +98,28 @@ class _Matching:
         variance: Tensor,
         weight: Tensor,
         bias: Tensor,
-        **settings: Any,  # noqa: ANN401 - whatever batch_norm takes
+        **settings: Any,  # noqa: ANN401 - those of batch_norm
     ) -> Tensor:
         row = mean.storage_offset() // len(mean)
         new_variance, new_mean = torch.var_mean(
             x.float(), dim=[d for d in range(x.dim()) if d != 1], correction=0
         )
         n, old_mean, old_variance = self.seen.get(row, (0, new_mean, new_variance))
-        ours = (
-            n + 1,
-            old_mean.lerp(new_mean, 1 / (n + 1)),
-            old_variance.lerp(new_variance, 1 / (n + 1)),
-        )
-        self.seen[row] = ours
-        last = len(self.norm.bits) - 1
+        our_mean = old_mean.lerp(new_mean, 1 / (n + 1))
+        our_variance = old_variance.lerp(new_variance, 1 / (n + 1))
+        self.seen[row] = (n + 1, our_mean, our_variance)
+        norm, last = self.norm, len(self.norm.bits) - 1
         if row != last:
             _, full_mean, full_variance = self.seen[last]
-            stretch = ((ours[2] + self.norm.epsilon) / (full_variance + self.norm.epsilon)).sqrt()
-            mean.copy_(ours[1] - (full_mean - self.norm.running_mean[last]) * stretch)
-            wanted = (self.norm.running_var[last] + self.norm.epsilon) * stretch.square()
-            variance.copy_((wanted - self.norm.epsilon).clamp(min=0.0))
+            stretch = ((our_variance + norm.epsilon) / (full_variance + norm.epsilon)).sqrt()
+            mean.copy_(our_mean - (full_mean - norm.running_mean[last]) * stretch)
+            wanted = (norm.running_var[last] + norm.epsilon) * stretch.square()
+            variance.copy_((wanted - norm.epsilon).clamp(min=0.0))
         return functional.batch_norm(x, mean, variance, weight, bias, **settings)
 
 
 def _match_norms(backbone: Backbone, batches: Iterator[Tensor]) -> None:
-    """Give every norm of the gated layers statistics for each lower bit width under which the network says what it did."""
+    """Set the statistics of all lower bit widths so that outputs match those of full precision."""
     n_layers = len(backbone.blocks)
     norms = [module for module in backbone.blocks.modules() if isinstance(module, BatchNormPerBits)]
     backbone.eval()
@@ -139,7 +141,7 @@ def _predicted(backbone: Backbone, images: Tensor) -> Tensor:
 
 def _rows(n: int, seed: int) -> Iterator[Tensor]:
     """Yield shuffled batches of row numbers without end."""
-    size = min(_BATCH, n)
+    size = min(CALIBRATION_BATCH, n)
     for epoch in itertools.count():
         order = torch.randperm(n, generator=torch_generator(seed, "calibration", epoch))
         for begin in range(0, n - size + 1, size):

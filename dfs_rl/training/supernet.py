@@ -1,15 +1,17 @@
-"""Train a backbone in which every mix of bit options works.
+"""Training of a supernet, a backbone in which every mix of bit options works.
 
-Each step takes one batch through the network twice: at the dearest option with the labels, and at a sampled low setting
-(a uniform one or a mix, skips included) with the first pass's probabilities as its target, as in slimmable and
-any-precision networks (Yu and Huang, "Universally Slimmable Networks", ICCV 2019; Yu et al., "Any-Precision Deep
-Neural Networks", AAAI 2021). What leaves each layer may be a target as well (Romero et al., "FitNets", ICLR 2015): a layer whose
-output means the same at every option can stand between any others. The first epochs may run the first pass alone, so that
-quantizer steps start from weights that mean something.
+Each step runs one batch twice: at the largest bit width with the labels, and at a sampled low
+setting (uniform or a mix, skips included) with the first pass's probabilities as its target, as in
+slimmable and any-precision networks (Yu and Huang, "Universally Slimmable Networks", ICCV 2019; Yu
+et al., "Any-Precision Deep Neural Networks", AAAI 2021). The outputs of the layers can be targets
+too (Romero et al., "FitNets", ICLR 2015): a layer whose output means the same at every option fits
+between any others. The first epochs can run the first pass alone, so that quantizers start from
+trained weights.
 
-With the recipe ``adn`` (Kang et al., "Adaptive Depth Networks with Skippable Sub-Paths", NeurIPS 2024) the first pass is the
-super-net, and the second is from the first epoch on the base-net, which skips every path. Once the quantizers of further bits
-have begun, half of the second passes are a sampled low setting as above. The combinations of paths in between are not trained.
+With the recipe ``adn`` (Kang et al., "Adaptive Depth Networks with Skippable Sub-Paths", NeurIPS
+2024) the first pass is the super-net, and the second, from the first epoch on, the base-net, which
+skips every path. Once the quantizers of low bits have begun, half of the second passes are a
+sampled low setting as above. The combinations of paths in between are not trained.
 """
 
 import copy
@@ -25,16 +27,18 @@ from torch import Tensor
 from torch.nn import functional
 
 from dfs_rl.backbones.base import Backbone
-from dfs_rl.backbones.interfaces import OptimizerName, Recipe, runs_when_skipped
+from dfs_rl.backbones.interfaces import OptimizerName, Recipe, run_layers, runs_when_skipped
 from dfs_rl.costs import FULL, SKIP
 from dfs_rl.data import Dataset, ImageSet, augment, epoch_batches
 from dfs_rl.data.augment import check_pad
 from dfs_rl.errors import CheckpointError, ConfigError, TrainingError
 from dfs_rl.training.bit_sampling import Setting, sample_below, uniform
 from dfs_rl.training.calibration import (
+    CALIBRATION_BATCH,
     calibrate_norms,
     calibrate_steps,
     copy_full_norms,
+    feature_batches,
     measure_features,
 )
 from dfs_rl.training.optimizers import USUAL, make_optimizer
@@ -44,34 +48,31 @@ from dfs_rl.utils.config import Count, CountOrZero, Positive, PositiveOrZero, Sh
 from dfs_rl.utils.precision import Precision
 from dfs_rl.utils.seeding import torch_generator
 
-_STEP_IMAGES = 512  # images that set quantizer steps: every activation is seen thousands of times
-_CALIBRATION_BATCH = 256
-_FEATURE_BATCHES = 80  # each with a setting of its own; 20,000 images
-_FEATURE_BYTES = 2**29  # that they may take at once, which only matters to deep networks
+_STEP_IMAGES = 512  # images that set quantizer scales
 
 
 @dataclass(frozen=True, kw_only=True)
 class SupernetConfig:
-    """How a supernet is trained.
+    """Settings of a supernet's training.
 
     Attributes:
-        warmup: Share of the epochs, rounded down, that run the dearest option alone, in [0, 1]; with the recipe adn also the
-            base-net.
+        warmup: Share of the epochs, rounded down, that run the largest bit width alone, in [0, 1];
+            with the recipe adn also the base-net.
         batch_size: Images per step, at least 2.
-        optimizer: "sgd", with Nesterov momentum, or "adamw", with gradients clipped to a norm of 1; "auto" takes what the network is
-            usually trained with, AdamW for transformers.
-        lr: Peak learning rate; it rises over the first 5 % of all steps and falls along a cosine to zero. By default 0.1 with SGD and
-            0.001 with AdamW.
-        momentum: Of SGD, in [0, 1).
-        weight_decay: On convolution and linear weights; steps, norms and biases have none. By default 0.0005 with SGD and 0.05 with
-            AdamW.
-        pad: Zero padding in pixels before the random crop, at most the images' shorter side; by default an eighth of it.
-        alpha: Weight of the labels with the recipe adn, in (0, 1); distillation has the rest. Else both have weight 1.
-        feature_weight: Weight of the mean squared distance between the activations that leave the layers, with the recipe adn the
-            stages, in the two passes, which is added to the distillation loss; 0 or more. By default 0, and with the recipe adn 1, or
-            0.1 for transformers. With adn it is what makes combinations of paths of a ResNet work that are not trained: on the digits
-            they lost 14 points on average without it, and 2 with it; those of a transformer work without it. Without adn, 0.3 brought
-            mixes of 2 to 4 bit on the digits 0.5 points and uniform ones 0.1 to 0.7 (5 seeds); it suits activations of about unit size.
+        optimizer: "sgd", with Nesterov momentum, or "adamw", with gradients clipped to a norm of 1;
+            "auto" takes the network's usual one, AdamW for transformers.
+        lr: Peak learning rate; it rises over the first 5 % of all steps and falls along a cosine to
+            zero. By default 0.1 with SGD and 0.001 with AdamW.
+        momentum: Momentum of SGD, in [0, 1).
+        weight_decay: Weight decay of convolution and linear weights; quantizer scales, norms and
+            biases have none. By default 0.0005 with SGD and 0.05 with AdamW.
+        pad: Zero padding in pixels before the random crop, at most the images' shorter side; by
+            default an eighth of it.
+        alpha: Weight of the labels with the recipe adn, in (0, 1); distillation has the rest. With
+            the recipe supernet both have weight 1.
+        feature_weight: Weight of the mean squared distance between the outputs of the layers, with
+            the recipe adn of the stages, in the two passes; 0 or more. By default 0, and with the
+            recipe adn 1, or 0.1 for transformers. It suits activations of about unit size.
         calibration_rounds: Passes over the menu that measure the norms at the end, at least 1.
         precision: "auto" multiplies in bfloat16 where the hardware is fast at it.
 
@@ -96,7 +97,7 @@ class SupernetConfig:
 
 
 class Position(NamedTuple):
-    """How far a training is.
+    """Progress of a training.
 
     Attributes:
         epoch: Epochs completed.
@@ -108,21 +109,21 @@ class Position(NamedTuple):
 
 
 class _Pass(NamedTuple):
-    """What a pass gives: logits ``[batch, classes]``, and the activations that are distilled."""
+    """Result of a pass: logits ``[batch, classes]``, and the activations to distil."""
 
     logits: Tensor
     features: list[Tensor]
 
 
 class StepLosses(NamedTuple):
-    """Losses of one step, without their weights; ``distillation`` is None when only the dearest option ran."""
+    """Unweighted losses of a step; ``distillation`` is None without a second pass."""
 
     labels: float
     distillation: float | None
 
 
 def learning_rate(progress: float, *, peak: float, warmup: float = 0.05) -> float:
-    """Linear rise over the first ``warmup`` of the training, then half a cosine down to zero; ``progress`` in [0, 1]."""
+    """Return a linear rise over the ``warmup`` share, then half a cosine down to zero."""
     if progress < warmup:
         return peak * progress / warmup
     return peak * 0.5 * (1.0 + math.cos(math.pi * (progress - warmup) / (1.0 - warmup)))
@@ -131,21 +132,19 @@ def learning_rate(progress: float, *, peak: float, warmup: float = 0.05) -> floa
 def accuracy_of(
     backbone: Backbone, images: ImageSet, setting: Setting, *, batch_size: int = 500
 ) -> float:
-    """Accuracy in percent of the frozen form with every image at the same setting."""
+    """Return the accuracy in percent of the inference form with all images at one setting."""
     frozen = backbone.prepare()
     right = 0
     with torch.inference_mode():
         for start in range(0, len(images), batch_size):
-            hidden = frozen.stem(images.images[start : start + batch_size])
-            for layer, bits in zip(frozen.layers, setting, strict=True):
-                hidden = layer(hidden, bits)
-            predictions = frozen.head(hidden).argmax(dim=1)
-            right += int((predictions == images.labels[start : start + batch_size]).sum())
+            batch = slice(start, start + batch_size)
+            hidden = run_layers(frozen, frozen.stem(images.images[batch]), setting)
+            right += int((frozen.head(hidden).argmax(dim=1) == images.labels[batch]).sum())
     return 100.0 * right / len(images)
 
 
 def uniform_accuracies(backbone: Backbone, images: ImageSet) -> dict[str, float]:
-    """Accuracy in percent of every uniform setting that leaves a network, by its bits."""
+    """Return the accuracy in percent of every meaningful uniform setting, by its bits."""
     n_layers = len(backbone.blocks)
     return {
         str(bits): accuracy_of(backbone, images, uniform(bits, n_layers))
@@ -154,16 +153,18 @@ def uniform_accuracies(backbone: Backbone, images: ImageSet) -> dict[str, float]
 
 
 class SupernetTrainer:
-    """Trains a backbone step by step; all randomness is a function of (seed, epoch, step), so any step can be resumed.
+    """Trains a backbone step by step.
+
+    All randomness is a function of (seed, epoch, step), so a training can resume at any step.
 
     Args:
         backbone: Trained in place.
         dataset: Only its train split is used.
-        config: How.
+        config: Settings.
         epochs: Passes over the train split, at least 1.
         seed: Seed of the run.
         device: Where to compute.
-        recipe: What is distilled into, see the module.
+        recipe: ``"supernet"`` or ``"adn"``, see the module.
     """
 
     def __init__(
@@ -196,14 +197,15 @@ class SupernetTrainer:
         self.device = device
         self.flip = dataset.flip
         self.images = dataset.train.to(device)
-        self.backbone = backbone.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.backbone = backbone.to(device)
+        self.backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.dtype = precision.resolve(config.precision, device)
         self.position = Position(epoch=0, step=0)
         self.steps_per_epoch = len(self.images) // config.batch_size
         if not self.steps_per_epoch:
             raise ConfigError(
-                f"training.batch_size is {config.batch_size}; the train split has only {len(self.images)} images, so allowed are 2 to "
-                f"{len(self.images)}."
+                f"training.batch_size is {config.batch_size}; the train split has only "
+                f"{len(self.images)} images, so allowed are 2 to {len(self.images)}."
             )
         dearest = backbone.options[backbone.options.full]
         self.full = uniform(dearest, len(backbone.blocks))
@@ -219,7 +221,7 @@ class SupernetTrainer:
             weight_decay=usual.weight_decay if config.weight_decay is None else config.weight_decay,
             momentum=config.momentum,
         )
-        # Without full precision on the menu, the gated layers are quantized from the first step on.
+        # Without full precision on the menu, the gated layers are quantized from the first step.
         whole = dearest != FULL
         calibrate_steps(
             backbone,
@@ -229,7 +231,7 @@ class SupernetTrainer:
         )
 
     def train_epoch(self) -> Iterator[StepLosses]:
-        """Run the rest of the current epoch, yielding the losses after each step; leave off anywhere and go on later."""
+        """Run the rest of the current epoch, yielding the losses after each step."""
         epoch = self.position.epoch
         self._begin_epoch()
         indices = epoch_batches(
@@ -253,9 +255,7 @@ class SupernetTrainer:
         ]
         batches = self._calibration_batches()
         calibrate_norms(backbone, (batch.images for batch in batches), settings)
-        per_batch = 4 * _CALIBRATION_BATCH * sum(backbone.probe_sizes)
-        fitting = min(_FEATURE_BATCHES, max(1, _FEATURE_BYTES // per_batch))
-        some = itertools.islice(self._calibration_batches(), fitting)
+        some = itertools.islice(self._calibration_batches(), feature_batches(backbone))
         measure_features(backbone, some, torch_generator(self.seed, "features"))
         return backbone
 
@@ -263,7 +263,7 @@ class SupernetTrainer:
         """Return a copy to evaluate, with the running statistics of training.
 
         Raises:
-            TrainingError: If the last step left weights that are not finite, or steps beyond what float32 can invert.
+            TrainingError: If weights are not finite, or quantizer scales not invertible.
         """
         for name, value in self.backbone.named_parameters():
             checked = torch.stack([value.exp(), (-value).exp()]) if "log_step" in name else value
@@ -281,7 +281,7 @@ class SupernetTrainer:
         """Go back to where ``tensors()`` was called.
 
         Raises:
-            CheckpointError: If they are another network's.
+            CheckpointError: If they do not fit this network.
         """
         prefix = "backbone."
         weights = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
@@ -327,7 +327,7 @@ class SupernetTrainer:
         features = [feature.detach() for feature in whole.features]
         del whole
         below = self._run(batch.images, setting, keep=distils_features)
-        # Its gradient is that of the Kullback-Leibler divergence, from which it differs by the target's entropy.
+        # The Kullback-Leibler divergence, up to the target's entropy.
         low_loss = functional.cross_entropy(below.logits, target)
         for ours, theirs in zip(below.features, features, strict=True):
             distance = functional.mse_loss(ours.float(), theirs.float())
@@ -336,7 +336,7 @@ class SupernetTrainer:
         return StepLosses(labels=label_loss.item(), distillation=low_loss.item())
 
     def _run(self, images: Tensor, setting: Setting, *, keep: bool) -> _Pass:
-        """Run the network, and keep what leaves its layers, with the recipe adn its stages, if asked to."""
+        """Run the network; ``keep`` the outputs of its layers, with the recipe adn its stages."""
         with precision.autocast(self.dtype, self.device):
             if not keep:
                 return _Pass(self.backbone(images, setting), [])
@@ -363,7 +363,7 @@ class SupernetTrainer:
         self.backbone.train()
 
     def _begin_low_settings(self) -> None:
-        """Start quantizers and norms of all options from the network as it is now."""
+        """Set quantizers and norms of all options from the network as it is now."""
         first_images = self.images.images[:_STEP_IMAGES]
         calibrate_steps(
             self.backbone,
@@ -374,12 +374,11 @@ class SupernetTrainer:
         copy_full_norms(self.backbone)
 
     def _calibration_batches(self) -> Iterator[ImageSet]:
-        """Train images in a fixed shuffled order, without end.
+        """Yield augmented train images in a fixed shuffled order, without end.
 
-        They are augmented like those of training: the network knows the plain ones too well, and statistics taken from
-        them cost up to two points of accuracy on images that it has not seen.
+        The network knows the plain ones too well: their statistics do not suit unseen images.
         """
-        size = min(_CALIBRATION_BATCH, len(self.images))
+        size = min(CALIBRATION_BATCH, len(self.images))
         for epoch in itertools.count(self.epochs):
             order = epoch_batches(
                 len(self.images), size, seed=self.seed, epoch=epoch, drop_last=True
@@ -388,7 +387,7 @@ class SupernetTrainer:
                 yield self._batch(epoch, step, rows)
 
     def _batch(self, epoch: int, step: int, rows: Tensor) -> ImageSet:
-        """The augmented images of a step with their labels."""
+        """Return the augmented images of a step with their labels."""
         batch = self.images.subset(rows)
         draws = torch_generator(self.seed, "augment", epoch, step, device=self.device)
         return ImageSet(

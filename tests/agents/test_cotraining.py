@@ -103,11 +103,11 @@ def test_without_weight_the_full_precision_pass_is_left_out(
 ) -> None:
     config = CoTrainConfig(batch_size=8, distillation=0.0, full_precision=0.0)
     trainer = CoTrainer(config, backbone, dataset, seed=0, budget=None)
-    before = backbone.layers[0].conv1.norm_bias.detach().clone()
+    before = backbone.layers[0].conv1.norm.norm_bias.detach().clone()
     prepared = trainer.prepare_step(gate_for(backbone, 1))
     assert prepared.losses == (pytest.approx(float(prepared.loss.detach())), None, None)
     trainer.step(gate_for(backbone, 1))
-    changed = (backbone.layers[0].conv1.norm_bias.detach() != before).any(dim=1)
+    changed = (backbone.layers[0].conv1.norm.norm_bias.detach() != before).any(dim=1)
     assert changed.tolist() == [True, False, False]
 
 
@@ -134,12 +134,12 @@ def test_only_norms_of_the_chosen_bits_and_of_full_precision_learn(
 ) -> None:
     trainer = CoTrainer(CoTrainConfig(batch_size=8), backbone, dataset, seed=0, budget=None)
     conv = backbone.layers[0].conv1
-    before = conv.norm_bias.detach().clone()  # [bits that run, channels]: 2, 8, 32
-    statistics = conv.running_mean.clone()
+    before = conv.norm.norm_bias.detach().clone()  # [bits that run, channels]: 2, 8, 32
+    statistics = conv.norm.running_mean.clone()
     trainer.step(gate_for(backbone, 1))  # 2 bit
-    changed = (conv.norm_bias.detach() != before).any(dim=1)
+    changed = (conv.norm.norm_bias.detach() != before).any(dim=1)
     assert changed.tolist() == [True, False, True]
-    assert torch.equal(conv.running_mean, statistics)
+    assert torch.equal(conv.norm.running_mean, statistics)
 
 
 def test_steps_under_the_gate_lower_its_loss(backbone: ResNet, dataset: Dataset) -> None:

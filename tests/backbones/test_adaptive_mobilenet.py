@@ -1,6 +1,6 @@
-"""MobileNetV2 of adaptive depth: counts, norms of both modes, and both forms against torch's operators."""
+"""MobileNetV2 of adaptive depth: counts, norms, both forms against torch's operators."""
 
-import itertools
+import functools
 
 import pytest
 import torch
@@ -10,53 +10,12 @@ from torch.nn import functional
 from dfs_rl.backbones import (
     AdaptiveMobileNet,
     AdaptiveMobileNetConfig,
-    BackboneInfo,
-    load_backbone,
-    save_backbone,
 )
 from dfs_rl.data import ChannelStatistics
-from dfs_rl.errors import ConfigError
-from dfs_rl.gating import execution
-from dfs_rl.training.calibration import calibrate_steps
+from tests.helpers.networks import network, pictures_for, run
 
-GREY = ChannelStatistics((0.4,), (0.3,))
-
-
-def make(**changes: object) -> AdaptiveMobileNet:
-    settings: dict[str, object] = {
-        "width": 8,
-        "blocks": (2, 2, 4, 2, 2),
-        "in_channels": 1,
-        "n_classes": 3,
-        "image_size": (16, 16),
-        "bits": (0, 8, 32),
-        **changes,
-    }
-    torch.manual_seed(0)
-    net = AdaptiveMobileNet(AdaptiveMobileNetConfig(**settings), GREY)  # type: ignore[arg-type]
-    net.train()
-    calibrate_steps(net, pictures(), parts=[net])
-    with torch.no_grad():
-        for name, parameter in net.named_parameters():
-            if "norm" in name:
-                parameter.uniform_(0.5, 1.5)
-        for bits in net.options:
-            for _ in range(10):
-                net(pictures(), bits)
-    return net.eval()
-
-
-def pictures(n: int = 8) -> Tensor:
-    return torch.randint(
-        0, 256, (n, 1, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(2)
-    )
-
-
-def run(net, images: Tensor, setting: tuple[int, ...]) -> Tensor:
-    hidden = net.stem(images)
-    for layer, bits in zip(net.layers, setting, strict=True):
-        hidden = layer(hidden, bits)
-    return net.head(hidden)
+make = functools.partial(network, AdaptiveMobileNet)
+pictures = functools.partial(pictures_for, AdaptiveMobileNet)
 
 
 def test_it_has_the_published_size_and_costs():
@@ -94,7 +53,12 @@ def test_at_32_bit_it_is_torchs_operators(changes):
             padding=side // 2,
             groups=x.shape[1] // conv.weight.shape[1],
         )
-        norm = (conv.running_mean, conv.running_var, conv.norm_weight, conv.norm_bias)
+        norm = (
+            conv.norm.running_mean,
+            conv.norm.running_var,
+            conv.norm.norm_weight,
+            conv.norm.norm_bias,
+        )
         return functional.batch_norm(x, *(tensor[row] for tensor in norm))
 
     def block(b: torch.nn.Module, x: Tensor, row: int) -> Tensor:
@@ -117,54 +81,3 @@ def test_at_32_bit_it_is_torchs_operators(changes):
         torch.testing.assert_close(net(images, setting), expected, rtol=1e-3, atol=1e-4)
         frozen = run(net.prepare(), images, setting)
         torch.testing.assert_close(frozen, expected, rtol=1e-3, atol=1e-4)
-
-
-@pytest.mark.parametrize("changes", [{}, {"granularity": "block"}, {"per_channel": True}])
-@torch.no_grad()
-def test_the_frozen_form_equals_the_training_form(changes):
-    net = make(**changes)
-    frozen = net.prepare()
-    assert len(net.layers) == (6 if "granularity" in changes else 5)
-    for bits in itertools.product((0, 8, 32), repeat=2):
-        setting = (bits * 3)[: len(net.layers)]
-        ours, theirs = run(frozen, pictures(), setting), net(pictures(), setting)
-        # The order of multiplications differs, so a value may now and then round to the neighbouring code.
-        torch.testing.assert_close(ours, theirs, rtol=0.0, atol=0.15)
-
-
-@torch.no_grad()
-def test_a_mixed_batch_walks_as_each_of_its_images_alone():
-    frozen = make().prepare()
-    options = torch.randint(3, (8, 5), generator=torch.Generator().manual_seed(3))
-    state = execution.start(frozen, pictures())
-    for layer in range(5):
-        state = execution.step(frozen, state, options[:, layer], reuse=True)
-    alone = [
-        run(frozen, image[None], tuple(frozen.options[o] for o in row))
-        for image, row in zip(pictures(), options.tolist(), strict=True)
-    ]
-    torch.testing.assert_close(
-        execution.finish(frozen, state), torch.cat(alone), rtol=1e-3, atol=1e-4
-    )
-
-
-def test_what_is_saved_comes_back(tmp_path):
-    net = make()
-    save_backbone(net, BackboneInfo(dataset="d", fingerprint="0", class_names=("a",)), tmp_path)
-    again = load_backbone(tmp_path)
-    assert again.config == net.config
-    assert torch.equal(again(pictures(), 8), net(pictures(), 8))
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"bits": (8, 32)}, r"bits is \[8, 32\], but .*; add 0"),
-        ({"blocks": (2, 2)}, "2 stages; MobileNetV2 has 5"),
-        ({"blocks": (2, 2, 1, 2, 2)}, "a stage needs at least 2"),
-        ({"stem": "imagenet", "image_size": (24, 32)}, "sides of at least 32 are needed"),
-    ],
-)
-def test_impossible_shapes_are_refused(changes, message):
-    with pytest.raises(ConfigError, match=message):
-        AdaptiveMobileNetConfig(**changes)

@@ -1,4 +1,4 @@
-"""Exits of a real backbone: what they cost, that they learn, and that the network stays what it was."""
+"""Exits of a real backbone: their costs and training; the network stays the same."""
 
 import json
 
@@ -45,7 +45,7 @@ def fitted(after=(1, 4)):
 def test_a_head_costs_what_its_product_does():
     backbone = small()
     backbone.set_exits((1, 2))
-    # Before layers 1 and 2: 4 channels of 8 x 6, then 8 of 4 x 3, in at most 4 x 4 parts, 3 classes.
+    # Before layers 1 and 2: 4 channels of 8 x 6, 8 of 4 x 3, in at most 4 x 4 parts, 3 classes.
     assert [(e.after, e.macs, e.bits) for e in backbone.costs.exits] == [
         (1, 4 * 16 * 3, 4),
         (2, 8 * 12 * 3, 4),
@@ -104,7 +104,7 @@ def test_before_an_exit_a_gate_sees_how_sure_that_exit_is():
         hidden = backbone.prepare().layers[layer](hidden, 8)
     seen, without = backbone.feature(hidden, 2), plain.feature(hidden, 2)
     assert torch.equal(seen[:, 3:], without[:, 3:])
-    # In the probe's units: ranks are those of the exit's own confidence, and the spread is the usual one.
+    # In the probe's units: the ranks are those of the exit's own confidence, the spread is usual.
     best = backbone.answer(hidden, 2).softmax(dim=1).amax(dim=1)
     assert torch.equal(seen[:, 0].argsort(stable=True), best.argsort(stable=True))
     usual = (seen[:, :3] - backbone.feature_mean[2, :3]) / backbone.feature_std[2, :3]

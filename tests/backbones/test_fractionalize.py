@@ -157,7 +157,7 @@ class Written(nn.Module):
 
 
 class Asking(nn.Module):
-    """``torch.nn.MultiheadAttention`` asked for its weights too, for which it takes another operator."""
+    """``torch.nn.MultiheadAttention`` that returns its weights too, by another operator."""
 
     def __init__(self, torchs: nn.MultiheadAttention) -> None:
         super().__init__()
@@ -176,7 +176,7 @@ def test_attention_costs_the_same_however_it_is_written():
         for block in model.encoder:
             if way is not None:
                 block.attention = way(block.attention)
-        made.append(fractionalize(model, examples()))
+        made.append(fractionalize(model, examples(), bits=(0, 32)))
     tokens, width = 17, 16
     macs = 4 * tokens * width**2 + 2 * tokens**2 * width + 2 * tokens * width * 2 * width
     for backbone in made:
@@ -516,7 +516,7 @@ def test_products_with_views_of_parameters_are_counted_and_told_of(make, stem, h
 
 
 class ComputedBias(BasicResNet):
-    """Joins the bias of its last layer from two parts, as BEiT and Swin V2 do that of queries, keys and values."""
+    """Joins the bias of its last layer from two parts, as BEiT and Swin V2 do."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -528,7 +528,7 @@ class ComputedBias(BasicResNet):
 
 
 class ComputedNorm(BasicResNet):
-    """Keeps how far the weights of a batch norm are from one, and gates a block whose bias is computed."""
+    """Keeps the weights of a batch norm minus one, and gates a block whose bias is computed."""
 
     def __init__(self) -> None:
         super().__init__()

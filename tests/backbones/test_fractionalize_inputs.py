@@ -1,4 +1,4 @@
-"""Which models and example images ``fractionalize`` takes, and the sentences with which it refuses the others."""
+"""Models and example images that ``fractionalize`` takes and refuses."""
 
 import warnings
 

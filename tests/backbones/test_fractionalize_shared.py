@@ -1,4 +1,4 @@
-"""Modules that run several times and parameters of several names: one weight before, one weight afterwards."""
+"""Modules that run several times and parameters of several names stay one weight."""
 
 import copy
 from collections.abc import Callable

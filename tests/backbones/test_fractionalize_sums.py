@@ -1,4 +1,4 @@
-"""Residual blocks of more than one branch: what is added to the shortcut is gated together, in whatever order it is added."""
+"""Residual blocks of several branches: all summands are gated together, in any order."""
 
 from collections.abc import Callable
 

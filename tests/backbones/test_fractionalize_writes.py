@@ -246,7 +246,7 @@ def test_a_sum_written_into_a_view_that_nothing_else_reads_is_a_residual_block()
 
 
 class Moved(nn.Module):
-    """Multiplies by halves of a parameter, and adds an embedding of all positions that it moves to the weights' device."""
+    """Multiplies by halves of a parameter, and adds an embedding on the weights' device."""
 
     def __init__(self) -> None:
         super().__init__()

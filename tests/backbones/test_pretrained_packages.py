@@ -21,7 +21,7 @@ pytestmark = [
 
 @functools.cache
 def torchvision_library() -> torch.library.Library:
-    """Define the operators that torchvision's wheel lacks beside a CPU build of torch, so that it can be imported at all."""
+    """Define the operators that torchvision's wheel lacks with a CPU build of torch."""
     library = torch.library.Library("torchvision", "DEF")
     boxes = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
     library.define(f"nms{boxes}")

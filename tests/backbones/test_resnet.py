@@ -1,41 +1,18 @@
 """ResNets: shape, counts and both forms."""
 
+import functools
+
 import pytest
 import torch
 
 from dfs_rl.backbones import ResNet, ResNetConfig, WalkableBackbone
 from dfs_rl.data import ChannelStatistics
 from dfs_rl.errors import ConfigError, DataError
-from dfs_rl.training.calibration import calibrate_steps
+from tests.helpers.networks import network, pictures_for, run
 
-GREY = ChannelStatistics((0.4,), (0.3,))
 RGB = ChannelStatistics((0.4, 0.5, 0.6), (0.2, 0.3, 0.25))
-
-
-def small(**changes: object) -> ResNet:
-    settings = {"depth": 8, "width": 4, "in_channels": 1, "image_size": (8, 8), **changes}
-    torch.manual_seed(0)
-    net = ResNet(ResNetConfig(**settings), GREY)  # type: ignore[arg-type]
-    net.train()
-    calibrate_steps(net, pictures(), parts=[net])
-    with torch.no_grad():
-        for bits in net.options:
-            for _ in range(10):
-                net(pictures(), bits)
-    return net.eval()
-
-
-def pictures(n: int = 32) -> torch.Tensor:
-    return torch.randint(
-        0, 256, (n, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(2)
-    )
-
-
-def walk(net: WalkableBackbone, images: torch.Tensor, setting: list[int]) -> torch.Tensor:
-    hidden = net.stem(images)
-    for layer, bits in zip(net.layers, setting, strict=True):
-        hidden = layer(hidden, bits)
-    return net.head(hidden)
+small = functools.partial(network, ResNet)
+pictures = functools.partial(pictures_for, ResNet, 32)
 
 
 @pytest.mark.parametrize("depth", [8, 14, 20, 32, 38, 56, 74, 110])
@@ -82,30 +59,14 @@ def test_a_first_block_that_always_runs_belongs_to_the_stem():
     assert always.stem(pictures()).shape == (32, 4, 8, 8)
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [{}, {"first_block": "always"}, {"per_channel": True}, {"stem_bits": 32}, {"depth": 14}],
-)
-@pytest.mark.parametrize("bits", [0, 2, 3, 4, 8, 32])
-def test_the_frozen_form_equals_the_training_form(changes, bits):
-    net = small(**changes)
-    with torch.no_grad():
-        expected = net(pictures(), bits)
-        frozen = walk(net.prepare(), pictures(), [bits] * len(net.layers))
-    # The order of multiplications differs, so a value may now and then round to the neighbouring code.
-    near = torch.isclose(frozen, expected, rtol=1e-3, atol=1e-3).float().mean()
-    assert near > 0.9
-    torch.testing.assert_close(frozen, expected, rtol=0.0, atol=0.25)
-
-
 def test_frozen_form_is_a_copy_without_gradients():
     net = small()
     frozen = net.prepare()
-    before = walk(frozen, pictures(), [4, 4, 4])
+    before = run(frozen, pictures(), [4, 4, 4])
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.add_(1.0)
-    assert torch.equal(walk(frozen, pictures(), [4, 4, 4]), before)
+    assert torch.equal(run(frozen, pictures(), [4, 4, 4]), before)
     assert not before.requires_grad
     assert isinstance(frozen, WalkableBackbone)
     assert isinstance(net, WalkableBackbone)
@@ -122,8 +83,8 @@ def test_a_skipped_block_leaves_only_its_shortcut():
 
 def test_images_as_bytes_and_as_floats_agree():
     net = small().prepare()
-    as_bytes = walk(net, pictures(), [8, 8, 8])
-    as_floats = walk(net, pictures().float() / 255.0, [8, 8, 8])
+    as_bytes = run(net, pictures(), [8, 8, 8])
+    as_floats = run(net, pictures().float() / 255.0, [8, 8, 8])
     torch.testing.assert_close(as_bytes, as_floats)
 
 
@@ -135,24 +96,6 @@ def test_one_to_four_channels_and_any_size(channels):
     images = torch.zeros(2, channels, 9, 12, dtype=torch.uint8)
     assert net(images, 4).shape == (2, 7)
     assert net.image_shape == (channels, 9, 12)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"depth": 18}, "depth is 18"),
-        ({"depth": 2}, "depth is 2"),
-        ({"width": 0}, "width is 0"),
-        ({"in_channels": 5}, "in_channels is 5; allowed are 1 to 4"),
-        ({"n_classes": 1}, "n_classes is 1"),
-        ({"image_size": (3, 8)}, "image_size is"),
-        ({"stem_bits": 0}, "stem_bits is 0"),
-        ({"bits": (4, 2)}, "bit options"),
-    ],
-)
-def test_impossible_shapes_are_refused(changes, message):
-    with pytest.raises(ConfigError, match=message):
-        ResNetConfig(**changes)
 
 
 def test_a_wrong_number_of_bits_is_refused():

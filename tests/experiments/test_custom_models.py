@@ -323,7 +323,7 @@ def test_a_budget_that_nobody_gave_is_told_apart(refusal):
 def test_a_network_for_other_classes_is_refused(capsys):
     write("ownnets", classes=7)
     assert train_agent.main(["--backbone", "ownnets:make"]) == 2
-    assert "tells 7 classes apart" in capsys.readouterr().err
+    assert "has 7 classes" in capsys.readouterr().err
 
 
 def test_a_constructor_may_return_a_backbone_with_its_own_menu(capsys):

@@ -4,8 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from dfs_rl.quantization.general_inference import prepare_operator
-from dfs_rl.quantization.general_modules import FractionalAttention
+from dfs_rl.quantization import FractionalAttention, to_inference
 
 MASK = torch.tensor([[True, True, False, True], [False] * 4, [False, True, False, False]])
 
@@ -27,7 +26,7 @@ def test_attention_equals_torchs_up_to_its_steps(mask):
     for product in (attention.scores, attention.mix):
         product.calibrate_steps(on=False)
     expected = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-    for form in (attention, prepare_operator(attention)):
+    for form in (attention, to_inference(attention)):
         torch.testing.assert_close(
             form(query, key, value, *rest, 16), expected, rtol=1e-3, atol=1e-3
         )
@@ -52,7 +51,7 @@ def test_causal_and_grouped_attention_are_torchs_too(masked):
     expected = functional.scaled_dot_product_attention(
         query, key, value, is_causal=masked == "causal", enable_gqa=masked == "grouped"
     )
-    for form in (attention, prepare_operator(attention)):
+    for form in (attention, to_inference(attention)):
         torch.testing.assert_close(form(query, key, value, 32), expected)
         torch.testing.assert_close(form(query, key, value, 16), expected, rtol=1e-3, atol=1e-3)
         assert (form(query, key, value, 2) - expected).abs().max() > 0.05

@@ -1,32 +1,26 @@
-"""Fractional layers and their frozen forms against torch's own convolution, norm and linear operators."""
+"""Fractional layers and their inference forms against torch's own operators."""
 
 import pytest
 import torch
 from torch import nn
 
 from dfs_rl.errors import ConfigError
-from dfs_rl.quantization import (
-    FractionalConv2d,
-    FractionalLinear,
-    PreparedConv2d,
-    PreparedLinear,
-    fake_quantize,
-    grid,
-)
+from dfs_rl.quantization import FractionalConvNorm, FractionalLinear, fake_quantize, grid
+from dfs_rl.quantization.inference import InferenceConv2d, InferenceLinear
 
 BITS = (1, 2, 3, 4, 8, 10, 14, 16, 32)
 
 
-def settled_conv(*, per_channel: bool = False, signed_input: bool = False) -> FractionalConv2d:
+def settled_conv(*, per_channel: bool = False, signed_input: bool = False) -> FractionalConvNorm:
     """A convolution with calibrated steps and running statistics that are neither zero nor one."""
     torch.manual_seed(0)
-    conv = FractionalConv2d(3, 5, BITS, per_channel=per_channel, signed_input=signed_input)
+    conv = FractionalConvNorm(3, 5, BITS, per_channel=per_channel, signed_input=signed_input)
     conv.calibrate_steps(on=True)
     conv(images(signed=signed_input), 32)
     conv.calibrate_steps(on=False)
     with torch.no_grad():
-        conv.norm_weight.uniform_(0.5, 1.5)
-        conv.norm_bias.uniform_(-0.5, 0.5)
+        conv.norm.norm_weight.uniform_(0.5, 1.5)
+        conv.norm.norm_bias.uniform_(-0.5, 0.5)
         for bits in BITS:
             for _ in range(5):
                 conv(images(signed=signed_input), bits)
@@ -38,7 +32,7 @@ def images(*, signed: bool = False, n: int = 6) -> torch.Tensor:
     return x if signed else x.relu()
 
 
-def torch_reference(conv: FractionalConv2d, x: torch.Tensor, bits: int) -> torch.Tensor:
+def torch_reference(conv: FractionalConvNorm, x: torch.Tensor, bits: int) -> torch.Tensor:
     plain = nn.Conv2d(3, 5, 3, padding=1, bias=False)
     norm = nn.BatchNorm2d(5)
     i = BITS.index(bits)
@@ -50,10 +44,10 @@ def torch_reference(conv: FractionalConv2d, x: torch.Tensor, bits: int) -> torch
     plain.weight.data = weight
     norm.load_state_dict(
         {
-            "weight": conv.norm_weight[i],
-            "bias": conv.norm_bias[i],
-            "running_mean": conv.running_mean[i],
-            "running_var": conv.running_var[i],
+            "weight": conv.norm.norm_weight[i],
+            "bias": conv.norm.norm_bias[i],
+            "running_mean": conv.norm.running_mean[i],
+            "running_var": conv.norm.running_var[i],
             "num_batches_tracked": torch.tensor(0),
         }
     )
@@ -68,7 +62,7 @@ def test_both_forms_equal_torch_convolution_and_norm(bits, per_channel, signed_i
     x = images(signed=signed_input)
     expected = torch_reference(conv, x, bits)
     torch.testing.assert_close(conv(x, bits), expected, rtol=1e-5, atol=1e-5)
-    frozen = PreparedConv2d(conv, bits, dtype=torch.float32)
+    frozen = InferenceConv2d(conv, bits, dtype=torch.float32)
     torch.testing.assert_close(frozen(x), expected, rtol=1e-4, atol=1e-4)
 
 
@@ -83,7 +77,7 @@ def test_32_bit_is_untouched_floating_point():
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
 def test_a_frozen_layer_gives_the_same_bits_in_any_batch(bits):
-    frozen = PreparedConv2d(settled_conv(), bits, dtype=torch.float32)
+    frozen = InferenceConv2d(settled_conv(), bits, dtype=torch.float32)
     x = images(n=16)
     together = frozen(x)
     alone = torch.cat([frozen(x[i : i + 1]) for i in range(len(x))])
@@ -93,8 +87,8 @@ def test_a_frozen_layer_gives_the_same_bits_in_any_batch(bits):
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
 def test_bfloat16_holds_codes_exactly_and_only_rounds_the_result(bits):
     conv = settled_conv()
-    exact = PreparedConv2d(conv, bits, dtype=torch.float32)
-    rounded = PreparedConv2d(conv, bits, dtype=torch.bfloat16)
+    exact = InferenceConv2d(conv, bits, dtype=torch.float32)
+    rounded = InferenceConv2d(conv, bits, dtype=torch.bfloat16)
     assert torch.equal(exact.weight, rounded.weight.float())
     # Three roundings to 8 significant bits: the sum of products, its scaling, the shift.
     torch.testing.assert_close(rounded(images()).float(), exact(images()), rtol=0.02, atol=0.02)
@@ -102,9 +96,9 @@ def test_bfloat16_holds_codes_exactly_and_only_rounds_the_result(bits):
 
 def test_training_moves_only_the_norm_of_the_bits_that_ran():
     conv = settled_conv().train()
-    before = conv.running_mean.clone()
+    before = conv.norm.running_mean.clone()
     conv(images() + 1.0, 4)
-    moved = (conv.running_mean != before).any(dim=1).tolist()
+    moved = (conv.norm.running_mean != before).any(dim=1).tolist()
     assert moved == [bits == 4 for bits in BITS]
 
 
@@ -112,14 +106,19 @@ def test_training_moves_only_the_norm_of_the_bits_that_ran():
 @pytest.mark.parametrize("bits", [4, 32])
 def test_each_set_of_norms_is_a_norm_of_its_own_behind_any_kernel(kernel_size, groups, bits):
     torch.manual_seed(0)
-    conv = FractionalConv2d(
+    conv = FractionalConvNorm(
         3, 6, (4, 32), kernel_size=kernel_size, stride=2, groups=groups, norm_sets=2
     )
     conv.calibrate_steps(on=True)
     conv(images(), 32)
     conv.calibrate_steps(on=False)
     with torch.no_grad():
-        for tensor in (conv.norm_weight, conv.norm_bias, conv.running_mean, conv.running_var):
+        for tensor in (
+            conv.norm.norm_weight,
+            conv.norm.norm_bias,
+            conv.norm.running_mean,
+            conv.norm.running_var,
+        ):
             tensor.uniform_(0.5, 1.5)
     conv.eval()
     x, weight = (images(), conv.weight) if bits == 32 else conv.quantizers(images(), conv.weight, 4)
@@ -129,22 +128,22 @@ def test_each_set_of_norms_is_a_norm_of_its_own_behind_any_kernel(kernel_size, g
         row = norm_set * 2 + (4, 32).index(bits)
         expected = nn.functional.batch_norm(
             plain,
-            conv.running_mean[row],
-            conv.running_var[row],
-            conv.norm_weight[row],
-            conv.norm_bias[row],
+            conv.norm.running_mean[row],
+            conv.norm.running_var[row],
+            conv.norm.norm_weight[row],
+            conv.norm.norm_bias[row],
         )
         torch.testing.assert_close(conv(images(), bits, norm_set), expected)
-        frozen = PreparedConv2d(conv, bits, dtype=torch.float32, norm_set=norm_set)
+        frozen = InferenceConv2d(conv, bits, dtype=torch.float32, norm_set=norm_set)
         torch.testing.assert_close(frozen(images()), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_norms_start_from_the_dearest_of_their_set():
-    conv = FractionalConv2d(3, 5, (2, 4, 32), norm_sets=2)
+    conv = FractionalConvNorm(3, 5, (2, 4, 32), norm_sets=2)
     with torch.no_grad():
-        conv.running_mean.copy_(torch.arange(6.0)[:, None].expand(6, 5))
-    conv.copy_dearest_norm()
-    assert conv.running_mean[:, 0].tolist() == [2, 2, 2, 5, 5, 5]
+        conv.norm.running_mean.copy_(torch.arange(6.0)[:, None].expand(6, 5))
+    conv.norm.copy_dearest_norm()
+    assert conv.norm.running_mean[:, 0].tolist() == [2, 2, 2, 5, 5, 5]
 
 
 def test_gradients_reach_weight_steps_and_norm_of_the_bits_that_ran():
@@ -152,7 +151,7 @@ def test_gradients_reach_weight_steps_and_norm_of_the_bits_that_ran():
     conv(images(), 3).square().sum().backward()
     i = BITS.index(3)
     assert conv.weight.grad.abs().sum() > 0
-    for parameter in (conv.quantizers.input_log_step, conv.norm_weight):
+    for parameter in (conv.quantizers.input_log_step, conv.norm.norm_weight):
         touched = parameter.grad.reshape(len(parameter), -1).abs().sum(dim=1) > 0
         assert touched.tolist() == [k == i for k in range(len(parameter))]
 
@@ -175,9 +174,9 @@ def test_linear_forms_equal_torch(bits):
         inputs, weight = x, layer.weight
     expected = torch.nn.functional.linear(inputs, weight, layer.bias)
     torch.testing.assert_close(layer(x), expected)
-    torch.testing.assert_close(PreparedLinear(layer)(x), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(InferenceLinear(layer)(x), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_a_convolution_cannot_run_at_0_bit():
-    with pytest.raises(ConfigError, match=r"cannot run at 0 bit, yet its bit widths are \[0, 4\]"):
-        FractionalConv2d(3, 5, (0, 4))
+    with pytest.raises(ConfigError, match=r"bits is \[0, 4\]"):
+        FractionalConvNorm(3, 5, (0, 4))

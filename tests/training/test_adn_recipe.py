@@ -1,4 +1,4 @@
-"""The recipe of adaptive-depth networks: its gradient, what it learns, and what it shares with the supernet's."""
+"""The recipe of adaptive-depth networks: gradient, learning, steps shared with the supernet's."""
 
 import copy
 import itertools
@@ -101,7 +101,7 @@ def test_the_base_net_teaches_the_path_nothing(halves):
     assert gradients["blocks.0.path.0.conv1.weight"].grad.abs().max() < 1e-9
     mandatory = gradients["blocks.0.mandatory.0.conv1.weight"].grad
     assert mandatory.abs().max() > 1e-6
-    norms = gradients["blocks.0.mandatory.0.conv1.norm_weight"].grad.abs().amax(dim=1)
+    norms = gradients["blocks.0.mandatory.0.conv1.norm.norm_weight"].grad.abs().amax(dim=1)
     assert norms[1] > 1e-6 > norms[0]
 
 
@@ -146,7 +146,7 @@ def test_the_end_measures_the_norms_of_both_modes(halves):
         if "running" in name:
             buffer.fill_(1e6)  # must leave no trace
     measured = dict(training.finish().named_buffers())
-    sets = measured["blocks.1.mandatory.0.conv2.running_mean"]
+    sets = measured["blocks.1.mandatory.0.conv2.norm.running_mean"]
     assert all(tensor.max() < 1e3 for name, tensor in measured.items() if "running" in name)
     assert (sets[0] - sets[1]).abs().max() > 1e-3
 
@@ -159,9 +159,10 @@ def test_quantizers_begin_without_touching_what_the_base_net_has_learned(halves)
     next(training.train_epoch())
     after = dict(training.backbone.named_parameters())
     step = "quantizers.weight_log_step"
-    # One step moves learned values a little; calibration would set the path's anew, and only the path's.
-    assert (after[f"blocks.0.path.0.conv1.{step}"] - before[f"blocks.0.path.0.conv1.{step}"]).abs().min() > 0.1  # fmt: skip
-    for name in (f"conv1.{step}", "conv1.norm_weight", "conv1.norm_bias"):
+    path = f"blocks.0.path.0.conv1.{step}"
+    # One step moves learned values a little; calibration would set those of the path anew.
+    assert (after[path] - before[path]).abs().min() > 0.1
+    for name in (f"conv1.{step}", "conv1.norm.norm_weight", "conv1.norm.norm_bias"):
         full = f"blocks.0.mandatory.0.{name}"
         assert (after[full] - before[full]).abs().max() < 0.1, name
 

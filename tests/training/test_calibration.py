@@ -37,26 +37,26 @@ def batches(n: int) -> list[torch.Tensor]:
 
 def test_norms_become_the_mean_over_batches(net):
     images = batches(6)
-    net.stem_conv.running_mean.fill_(7.0)  # must leave no trace
+    net.stem_conv.norm.running_mean.fill_(7.0)  # must leave no trace
     calibrate_norms(net, iter(images), [uniform(32, 3), uniform(4, 3)] * 3)
     with torch.no_grad():
         conv = net.stem_conv
         x, weight = conv.quantizers(net.normalise(torch.cat(images)), conv.weight, 8)
         outputs = torch.nn.functional.conv2d(x, weight, padding=1)
-        torch.testing.assert_close(conv.running_mean[0], outputs.mean(dim=(0, 2, 3)))
+        torch.testing.assert_close(conv.norm.running_mean[0], outputs.mean(dim=(0, 2, 3)))
         inner = net.layers[0].conv1
         seen = [torch.relu(net_stem_in_batch_mode(net, batch)) for batch in images[0::2]]
         means = [
             torch.nn.functional.conv2d(hidden, inner.weight, padding=1).mean(dim=(0, 2, 3))
             for hidden in seen
         ]
-        torch.testing.assert_close(inner.running_mean[1], torch.stack(means).mean(dim=0))
+        torch.testing.assert_close(inner.norm.running_mean[1], torch.stack(means).mean(dim=0))
 
     # Training goes on with its running mean.
-    kept = conv.running_mean[0].clone()
+    kept = conv.norm.running_mean[0].clone()
     net.train()(images[0], 32)
     own = outputs[:16].mean(dim=(0, 2, 3))
-    torch.testing.assert_close(conv.running_mean[0], 0.9 * kept + 0.1 * own)
+    torch.testing.assert_close(conv.norm.running_mean[0], 0.9 * kept + 0.1 * own)
 
 
 def net_stem_in_batch_mode(net: ResNet, batch: torch.Tensor) -> torch.Tensor:
@@ -73,7 +73,7 @@ def test_steps_follow_the_input_that_the_layer_sees(net):
     blocks = [block.conv1.quantizers.input_log_step.clone() for block in net.layers]
     calibrate_steps(net, large, parts=[net.stem_conv])
     after = net.stem_conv.quantizers.input_step_of(8).item()
-    # Normalised pixels are (0.588 - 0.5) / 0.25 and (0.980 - 0.5) / 0.25: the step scales with them.
+    # Normalised pixels are (0.588 - 0.5) / 0.25 and (0.980 - 0.5) / 0.25: scales go with them.
     assert after / before == pytest.approx((250 / 255 - 0.5) / (150 / 255 - 0.5), rel=0.02)
     assert all(
         torch.equal(old, block.conv1.quantizers.input_log_step)
@@ -84,11 +84,15 @@ def test_steps_follow_the_input_that_the_layer_sees(net):
 def test_norms_of_all_options_start_from_the_dearest(net):
     conv = net.layers[1].conv2
     with torch.no_grad():
-        conv.running_mean[-1] = torch.arange(6.0)
-        conv.norm_bias[-1] = -torch.arange(6.0)
+        conv.norm.running_mean[-1] = torch.arange(6.0)
+        conv.norm.norm_bias[-1] = -torch.arange(6.0)
     copy_full_norms(net)
-    assert conv.running_mean.tolist() == [list(range(6))] * 2
-    assert conv.norm_bias[0].tolist() == conv.norm_bias[1].tolist() == [-float(i) for i in range(6)]
+    assert conv.norm.running_mean.tolist() == [list(range(6))] * 2
+    assert (
+        conv.norm.norm_bias[0].tolist()
+        == conv.norm.norm_bias[1].tolist()
+        == [-float(i) for i in range(6)]
+    )
 
 
 def test_feature_statistics_equal_a_second_walk(net):
@@ -155,7 +159,7 @@ def test_steps_of_an_untrained_network_fit_what_it_will_train_on(net, untrained)
     (images,) = batches(1)
     with torch.no_grad():
         for block in net.layers:
-            block.conv1.running_var.fill_(100.0)  # which no batch has
+            block.conv1.norm.running_var.fill_(100.0)  # which no batch has
     copy = deepcopy(net).train(untrained)
     seen = []
     copy.layers[2].conv2.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))

@@ -233,7 +233,7 @@ def test_quantized_gradients_add_up_to_those_of_one_process(together, halves):
     ours, theirs = together(_first_gradients, halves, ParallelTrainer)
     assert ours.keys() == whole.keys()
     for name, gradient in whole.items():
-        # A value on the border between two codes may fall to the other side: 1 % of the gradient's length.
+        # A value between two codes may fall to the other side: 1 % of the gradient's length.
         assert (ours[name] - gradient).norm() <= 0.01 * gradient.norm() + 1e-6, name
         assert torch.equal(ours[name], theirs[name]), name
 

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional
 
 from dfs_rl.backbones import ResNet, ResNetConfig
-from dfs_rl.backbones.adaptive_mobilenet import AdaptiveMobileNet, AdaptiveMobileNetConfig
+from dfs_rl.backbones.mobilenet import AdaptiveMobileNet, AdaptiveMobileNetConfig
 from dfs_rl.data import Dataset, channel_statistics, epoch_batches
 from dfs_rl.errors import ConfigError, TrainingError
 from dfs_rl.quantization import grid, mse_step

@@ -1,1 +1,1 @@
-"""Backbones out of users' own models."""
+"""Conversion of users' own models into backbones."""

@@ -4,12 +4,12 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import torch
 from torch import Tensor, fx, nn
 
-from dfs_rl.backbones.base import Backbone, PreparedBackbone
+from dfs_rl.backbones.base import Backbone
 from dfs_rl.backbones.conversion.report import FractionalizeReport, describe_parts, describe_rest
 from dfs_rl.backbones.conversion.residual_search import Span, find
 from dfs_rl.backbones.conversion.selection import Granularity, choose_parts
@@ -25,47 +25,35 @@ from dfs_rl.backbones.probe import pool_grid
 from dfs_rl.costs import ALLOWED_BITS, FULL, SKIP, BitOptions
 from dfs_rl.data import ChannelStatistics
 from dfs_rl.errors import ConfigError
-from dfs_rl.quantization.general_inference import prepare_operator
-
-if TYPE_CHECKING:
-    from dfs_rl.quantization.general_modules import GeneralConv2d
+from dfs_rl.quantization.modules import FractionalLayer
 
 DEFAULT_MENU = (0, 2, 4, 8, 32)
 _MAP, _TOKENS = 4, 3
 _CHANNELS_LAST = ("layer_norm", "linear")
 _SHAPES = {
-    *(
-        "reshape",
-        "view",
-        "transpose",
-        "permute",
-        "flatten",
-        "unflatten",
-        "squeeze",
-        "unsqueeze",
-        "contiguous",
-        "clone",
-    ),
-    *("sym_size", "select", "slice", "expand", "alias", "detach", "chunk", "split", "unbind"),
+    *("reshape", "view", "transpose", "permute", "flatten", "unflatten", "squeeze", "unsqueeze"),
+    *("contiguous", "clone", "sym_size", "select", "slice", "expand", "alias", "detach", "chunk"),
+    *("split", "unbind"),
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class FractionalizeConfig:
-    """How a user's model is made a backbone, and what must come out again when that is repeated.
+    """Settings of the conversion of a model, and the result to expect when it is repeated.
 
     Attributes:
         image_shape: Channels, height and width of the images.
         n_classes: Columns of the logits.
         bits: The menu of every gated layer, see ``BitOptions``.
         layers: Names of the modules to gate; ``None`` for every residual block that is found.
-        granularity: ``"block"`` gates the branches that one module adds up, such as attention and MLP, together; ``"branch"``
-            each by itself.
-        stem_bits: Precision of everything that no gate decides about; 32 leaves it as it was.
-        per_channel: One weight step per output channel instead of one per layer.
-        constructor: ``module:function`` that makes the model; without it the backbone cannot be stored.
-        signed: Whether the input of each fractional operator can be negative, as measured on example images; empty before.
-        digest: Of the model's structure; empty before it is known.
+        granularity: ``"block"`` gates the branches of one module, such as attention and MLP,
+            together; ``"branch"`` each by itself.
+        stem_bits: Precision of everything that is never gated; 32 leaves it as it was.
+        per_channel: One weight scale per output channel instead of one per layer.
+        constructor: ``module:function`` that makes the model; needed to store the backbone.
+        signed: Whether the input of each fractional operator can be negative, as measured on
+            example images; empty before.
+        digest: Digest of the model's structure; empty before it is known.
 
     Raises:
         ConfigError: If a value is outside its range.
@@ -99,45 +87,20 @@ class FractionalizeConfig:
             raise ConfigError("layers is empty; name at least one module, or leave it out.")
 
 
-class _Pooling(nn.Module):
-    """How an activation between gated layers is pooled, whatever its shape.
+class Fractionalized(Backbone):
+    """A user's model whose residual blocks are gated layers; see ``Backbone``.
 
-    Attributes:
-        has_class_token: Whether the head reads the first token.
-        channels_last: Whether maps are ``[batch, height, width, channels]``.
-    """
-
-    has_class_token: bool
-    channels_last: bool
-    probe_grid: int
-
-    def parts(self, hidden: Tensor, *, grid: int | None = None) -> Tensor:
-        """Pool an activation for a probe, or for a classifier with a grid of its own, float32 ``[batch, channels, parts]``.
-
-        Maps are averaged over the parts of a grid; tokens over all of them, beside the class token if there is one.
-        """
-        if hidden.dim() == _MAP:
-            maps = hidden.permute(0, 3, 1, 2) if self.channels_last else hidden
-            return pool_grid(maps, grid=self.probe_grid if grid is None else grid)
-        if hidden.dim() == _TOKENS and self.has_class_token:
-            return torch.stack([hidden[:, 0], hidden[:, 1:].mean(dim=1)], dim=2).float()
-        if hidden.dim() == _TOKENS:
-            return hidden.mean(dim=1).float().unsqueeze(2)
-        return hidden.flatten(2).float() if hidden.dim() > _MAP else hidden.float().unsqueeze(2)
-
-
-class Fractionalized(_Pooling, Backbone):
-    """A user's model whose residual blocks are gated layers; the training form of the backbone contract.
-
-    It starts with the model's weights. Norms and dropout of what is left alone run as in evaluation.
+    It starts with the model's weights. Other norms and dropout run as in evaluation.
 
     Args:
         traced: The model.
-        config: What to gate, and how.
-        statistics: What images are normalised with.
+        config: Settings of the conversion.
+        statistics: Statistics by which images are normalised.
 
     Attributes:
-        report: What was gated and what was left alone.
+        report: The gated layers and all other parts.
+        has_class_token: Whether the head reads the first token.
+        channels_last: Whether maps are ``[batch, height, width, channels]``.
 
     Raises:
         ConfigError: If nothing can be gated.
@@ -201,8 +164,23 @@ class Fractionalized(_Pooling, Backbone):
 
     @property
     def never_gated(self) -> Sequence[nn.Module]:
-        """What runs before the first gated layer and after the last one."""
+        """The pieces before the first gated layer and after the last one."""
         return [self.before, self.after]
+
+    def parts(self, hidden: Tensor, *, grid: int | None = None) -> Tensor:
+        """Pool an activation of any shape, float32 ``[batch, channels, parts]``.
+
+        Maps are averaged over the parts of a grid, tokens over all positions; a class token is a
+        part of its own.
+        """
+        if hidden.dim() == _MAP:
+            maps = hidden.permute(0, 3, 1, 2) if self.channels_last else hidden
+            return pool_grid(maps, grid=self.probe_grid if grid is None else grid)
+        if hidden.dim() == _TOKENS and self.has_class_token:
+            return torch.stack([hidden[:, 0], hidden[:, 1:].mean(dim=1)], dim=2).float()
+        if hidden.dim() == _TOKENS:
+            return hidden.mean(dim=1).float().unsqueeze(2)
+        return hidden.flatten(2).float() if hidden.dim() > _MAP else hidden.float().unsqueeze(2)
 
     def stem(self, images: Tensor) -> Tensor:
         """Return the activation before the first gated layer."""
@@ -212,13 +190,9 @@ class Fractionalized(_Pooling, Backbone):
         """Return logits, float32 ``[batch, classes]``."""
         return cast("Tensor", self.after(hidden, self.stem_bits)).float()
 
-    def prepare(self, dtype: torch.dtype = torch.float32) -> "PreparedFractionalized":
-        """Return the frozen form: norms folded, weights quantized once per option."""
-        return PreparedFractionalized(self, dtype=dtype)
-
     @torch.no_grad()
     def measure(self, images: Tensor) -> None:
-        """Set from example images which inputs can be negative, and all quantizer steps.
+        """Measure on example images which inputs can be negative, and set all quantizer scales.
 
         Args:
             images: uint8 or float in [0, 1], ``[batch, c, h, w]``.
@@ -228,18 +202,18 @@ class Fractionalized(_Pooling, Backbone):
         was_training = self.training
         self.eval()
         for module in operators:
-            cast("GeneralConv2d", module).calibrate_steps(on=True)
+            module.calibrate_steps(on=True)
         self.run(images, self.options[self.options.full])
         for module in operators:
-            cast("GeneralConv2d", module).calibrate_steps(on=False)
+            module.calibrate_steps(on=False)
         for hook in hooks:
             hook.remove()
         self.train(was_training)
-        signed = tuple(cast("GeneralConv2d", m).quantizers.signed_input for m in operators)
+        signed = tuple(module.quantizers.signed_input for module in operators)
         self.config = replace(self.config, signed=signed)
 
     def become(self, config: FractionalizeConfig, statistics: ChannelStatistics) -> None:
-        """Take on what a stored backbone of the same structure was measured to be, before its weights are loaded.
+        """Take over the measured settings of a stored backbone of the same structure.
 
         Raises:
             ConfigError: If its structure is another.
@@ -253,78 +227,30 @@ class Fractionalized(_Pooling, Backbone):
         operators = operators_of([self.before, *self.blocks, self.after])
         if len(operators) != len(signed):
             raise ConfigError(
-                f"the model has {len(operators)} operators to quantize, but the description tells the signs of {len(signed)}; it was made "
-                "of another model."
+                f"the model has {len(operators)} operators to quantize, but the description tells "
+                f"the signs of {len(signed)}; it was made of another model."
             )
         for module, sign in zip(operators, signed, strict=True):
-            cast("GeneralConv2d", module).quantizers.signed_input = sign
+            module.quantizers.signed_input = sign
 
     def _check_digest(self, digest: str) -> None:
         if self.config.digest not in ("", digest):
             raise ConfigError(
-                f"{self.config.constructor} now makes a model of another structure (digest {digest}) than the one that was stored "
-                f"({self.config.digest}); restore its code, or fractionalize the new model."
+                f"{self.config.constructor} now makes a model of another structure (digest "
+                f"{digest}) than the one that was stored ({self.config.digest}); restore its code, "
+                "or fractionalize the new model."
             )
         self.config = replace(self.config, digest=digest)
 
 
-class PreparedFractionalized(_Pooling, PreparedBackbone):
-    """A frozen user's model; see ``PreparedBackbone``. It computes in float32 whatever its activations are kept in.
-
-    Args:
-        source: The backbone. Later changes to it do not reach this copy.
-        dtype: What activations between gated layers are kept in.
-    """
-
-    def __init__(self, source: Fractionalized, *, dtype: torch.dtype = torch.float32) -> None:
-        super().__init__(source, dtype=dtype)
-        self.stem_bits = source.stem_bits
-        self.has_class_token = source.has_class_token
-        self.channels_last = source.channels_last
-        self.before = _frozen(source.before, torch.float32)
-        self.blocks = nn.ModuleList(_frozen(block, dtype) for block in source.layers)
-        self.after = _frozen(source.after, torch.float32)
-        self.freeze()
-
-    def stem(self, images: Tensor) -> Tensor:
-        """Return the activation before the first gated layer."""
-        return cast("Tensor", self.before(self.normalise(images), self.stem_bits)).to(self.dtype)
-
-    def head(self, hidden: Tensor) -> Tensor:
-        """Return logits, float32 ``[batch, classes]``."""
-        return cast("Tensor", self.after(hidden.float(), self.stem_bits)).float()
-
-
-class _FrozenPiece(Piece):
-    """A piece that returns activations in another type than it computes in."""
-
-    dtype: torch.dtype = torch.float32
-
-    def forward(self, hidden: Tensor, bits: int) -> Tensor:
-        """Run at ``bits``."""
-        return super().forward(hidden.float(), bits).to(self.dtype)
-
-
-def _frozen(piece: Piece, dtype: torch.dtype) -> Piece:
-    operators = {name: prepare_operator(module) for name, module in piece.ops.items()}
-    held = nn.Module()
-    for name, tensor in [*piece.held.named_parameters(), *piece.held.named_buffers()]:
-        held.register_buffer(name, tensor.detach().clone())
-    frozen = _FrozenPiece(
-        operators, held, piece.run, piece.shortcut, runs_when_skipped=piece.runs_when_skipped
-    )
-    frozen.dtype = dtype
-    return frozen
-
-
-def _measure_sign(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+def _measure_sign(module: FractionalLayer, arguments: tuple[Tensor, ...]) -> None:
     low, high = arguments[0].aminmax()
-    # Nothing but zeros says nothing.
-    cast("GeneralConv2d", module).quantizers.signed_input = bool(low < 0) or bool(high <= 0)
+    # Zeros alone leave the sign open.
+    module.quantizers.signed_input = bool(low < 0) or bool(high <= 0)
 
 
 def _reads_first_token(hidden: fx.Node) -> bool:
-    """Say whether the head picks the first of the tokens that reach it."""
+    """Return whether the head picks the first of its tokens."""
     if len(hidden.meta["val"].shape) != _TOKENS:
         return False
     seen, waiting = {hidden}, [hidden]
@@ -339,14 +265,14 @@ def _reads_first_token(hidden: fx.Node) -> bool:
 
 
 def _is_channels_last(hidden: fx.Node) -> bool:
-    """Say whether a map is read by operators that work on its last dimension."""
+    """Return whether operators on the last dimension read a map."""
     return len(hidden.meta["val"].shape) == _MAP and any(
         name_of(user) in _CHANNELS_LAST for user in hidden.users
     )
 
 
 def _digest(backbone: Fractionalized, traced: Traced) -> str:
-    """Return a short digest of what a model computes, whatever its weights are."""
+    """Return a short digest of a model's structure, without its weights."""
     shapes = sorted((name, tuple(t.shape)) for name, t in backbone.state_dict().items())
     operators = [
         name_of(node)

@@ -1,4 +1,4 @@
-"""From a user's model to a backbone: by ``fractionalize``, by the name of its constructor, and again from what was stored."""
+"""Conversion of a user's model: by ``fractionalize``, by its constructor, and from storage."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -13,6 +13,7 @@ from dfs_rl.backbones.conversion.backbone import DEFAULT_MENU, FractionalizeConf
 from dfs_rl.backbones.conversion.faithful import gap, is_close
 from dfs_rl.backbones.conversion.selection import Granularity
 from dfs_rl.backbones.conversion.tracing import Traced, name_of, trace
+from dfs_rl.backbones.registry import Family, register_family
 from dfs_rl.costs import FULL, SKIP
 from dfs_rl.data import ChannelStatistics
 from dfs_rl.errors import CheckpointError, ConfigError
@@ -25,7 +26,7 @@ _IMAGE_RANK = 4
 _EXAMPLES = 64
 _MOST_TOLD = 3
 _ROUNDING = 1e-3
-"""By how much probabilities may miss a sum of one."""
+"""Rounding error of a sum of probabilities."""
 
 
 def fractionalize(
@@ -41,27 +42,33 @@ def fractionalize(
     std: Sequence[float] | None = None,
     constructor: str | None = None,
 ) -> Fractionalized:
-    """Make a backbone whose gated layers are the residual blocks of a model, with the model's weights.
+    """Convert a model into a backbone whose gated layers are its residual blocks.
 
-    At 32 bit everywhere it computes what the model does in evaluation mode. Lower bits want calibration, see ``calibrate``.
+    At 32 bit everywhere it computes the same as the model in evaluation mode. Lower bits need
+    calibration, see ``calibrate``.
 
     Args:
-        model: Takes normalised images and returns logits. It is left as it is.
-        example_input: Some normalised images, float ``[batch, c, h, w]``; real ones tell which activations can be negative.
+        model: Maps normalised images to logits. It stays as it is.
+        example_input: Normalised images, float ``[batch, c, h, w]``; real ones show which
+            activations can be negative.
         bits: The menu of every gated layer; 0 needs a shortcut around each of them.
         layers: Names of the modules to gate instead of all residual blocks.
-        granularity: ``"block"`` gates attention and MLP of a transformer block together, ``"branch"`` each by itself.
-        stem_bits: Precision of what no gate decides about; 32 leaves it as it was.
-        per_channel: One weight step per output channel instead of one per layer.
-        mean: What the model's images are normalised with, one number per channel in [0, 1] units; by default nothing is subtracted.
-        std: What they are divided by; by default one.
-        constructor: ``module:function`` that makes this model, or this backbone, again; needed to store it.
+        granularity: ``"block"`` gates attention and MLP of a transformer block together,
+            ``"branch"`` each by itself.
+        stem_bits: Precision of everything that is never gated; 32 leaves it as it was.
+        per_channel: One weight scale per output channel instead of one per layer.
+        mean: Mean of the images' channels, which the model expects subtracted, in [0, 1] units; by
+            default 0.
+        std: Standard deviation, by which it expects them divided; by default 1.
+        constructor: ``module:function`` that makes this model, or this backbone, again; needed to
+            store it.
 
     Returns:
-        The backbone, in evaluation mode; ``print(backbone.report)`` tells what was gated. It takes uint8 images.
+        The backbone, in evaluation mode; it takes uint8 images. ``print(backbone.report)`` lists
+        the gated layers.
 
     Raises:
-        ConfigError: If the model cannot be traced, has nothing to gate, or a setting is out of range.
+        ConfigError: If the model cannot be traced or gated, or a setting is out of range.
         DataError: If ``mean`` is not finite, or ``std`` not positive.
     """
     _check_given(model, example_input)
@@ -112,26 +119,27 @@ def construct(
     per_channel: bool = True,
     weights: Path | None = None,
 ) -> Backbone:
-    """Make a backbone by a user's constructor, which returns a model, or a backbone whose settings then hold.
+    """Make a backbone by a user's constructor, which returns a model or a finished backbone.
 
     Args:
         name: ``module:function``, see ``allow_constructor``.
         example_input: Images normalised by ``statistics``, float ``[batch, c, h, w]``.
-        statistics: What a model's images are normalised with.
+        statistics: Statistics of the images.
         bits: The menu, for a model.
-        stem_bits: Precision of what no gate decides about, for a model.
+        stem_bits: Precision of everything that is never gated, for a model.
         per_channel: See ``fractionalize``, for a model.
         weights: A safetensors file or state dict for the model.
 
     Raises:
-        ConfigError: If the constructor cannot be imported, or what it returns cannot be used.
+        ConfigError: If the constructor cannot be imported, or its result cannot be used.
         CheckpointError: If the weights cannot be read or do not fit.
     """
     made = _made_by(name)
     if isinstance(made, Backbone):
         if weights is not None:
             raise ConfigError(
-                f"weights is {weights}, but {name} returns a backbone; let it load them into the model that it makes one of."
+                f"weights is {weights}, but {name} returns a backbone; let it load them into the "
+                "model that it makes one of."
             )
         if isinstance(made, Fractionalized):
             made.config = replace(made.config, constructor=name)
@@ -151,10 +159,10 @@ def construct(
 
 
 def remake(config: FractionalizeConfig, statistics: ChannelStatistics) -> Fractionalized:
-    """Make a stored backbone's structure again, with whatever weights its constructor gives.
+    """Make a stored backbone's structure again; its weights are those of the constructor.
 
     Raises:
-        ConfigError: If the constructor was not allowed, cannot be imported, or makes something else by now.
+        ConfigError: If the constructor was not allowed, cannot be imported, or has changed.
     """
     if config.constructor is None:
         raise ConfigError("the backbone names no constructor, so nothing can make it again.")
@@ -166,14 +174,20 @@ def remake(config: FractionalizeConfig, statistics: ChannelStatistics) -> Fracti
             )
         if not isinstance(made, Fractionalized):
             raise ConfigError(
-                f"{config.constructor} now makes a backbone of family {made.family!r}; it made one by fractionalize."
+                f"{config.constructor} now makes a backbone of family {made.family!r}; it made one "
+                "by fractionalize."
             )
         made.become(config, statistics)
         return made
 
 
+register_family(Fractionalized.family, Family(FractionalizeConfig, remake))
+
+
 def load_weights(model: nn.Module, path: Path) -> None:
-    """Load a model's weights from a safetensors file or a state dict that ``torch.save`` wrote; neither executes code.
+    """Load a model's weights from a safetensors file or a state dict of ``torch.save``.
+
+    Neither executes code.
 
     Raises:
         CheckpointError: If the file cannot be read or does not fit.
@@ -189,7 +203,8 @@ def load_weights(model: nn.Module, path: Path) -> None:
             raise CheckpointError(f"{path} cannot be read: {error.strerror or error}.") from error
         except Exception as error:
             raise CheckpointError(
-                f"{path} cannot be read as weights alone ({type(error).__name__}); save model.state_dict()."
+                f"{path} cannot be read as weights alone ({type(error).__name__}); save "
+                "model.state_dict()."
             ) from error
     if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
         state = state["state_dict"]
@@ -205,10 +220,10 @@ def load_weights(model: nn.Module, path: Path) -> None:
 
 
 def _with_shared(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> Mapping[str, Tensor]:
-    """Return weights with every name of the tensors that the model shares, which a file may hold once.
+    """Return weights with every name of the tensors that the model shares.
 
-    ``safetensors.torch.save_model`` and transformers write such files; ``safetensors.torch.load_model`` refuses its own where a batch
-    norm is shared, and those with all names.
+    ``safetensors.torch.save_model`` and transformers store each of them once, and
+    ``safetensors.torch.load_model`` refuses a shared batch norm.
     """
     whole = dict(state)
     for names in shared_names(model):
@@ -216,14 +231,15 @@ def _with_shared(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> M
         for name in given[1:]:
             if not torch.equal(state[name], state[given[0]]):
                 raise CheckpointError(
-                    f"the weights in {path} do not fit the model: {given[0]} and {name} differ, but the model shares them."
+                    f"the weights in {path} do not fit the model: {given[0]} and {name} differ, "
+                    "but the model shares them."
                 )
         whole |= {name: state[given[0]] for name in names if given}
     return whole
 
 
 def _misfit(model: nn.Module, state: object, error: Exception) -> str:
-    """Return why weights do not fit: the first names that are on one side only, or else what torch says of the first tensors."""
+    """Return why weights do not fit: names on one side only, or else torch's own reason."""
     needed, given = model.state_dict().keys(), state.keys() if isinstance(state, Mapping) else None
     if given is not None and given != needed:
         sides = (
@@ -245,25 +261,27 @@ def _made_by(name: str) -> nn.Module:
     made = call_constructor(name)
     if not isinstance(made, nn.Module):
         raise ConfigError(
-            f"constructor {name} returns a {type(made).__name__}; it must return a torch.nn.Module or a backbone."
+            f"constructor {name} returns a {type(made).__name__}; it must return a torch.nn.Module "
+            "or a backbone."
         )
     return made
 
 
 def _check_given(model: object, example_input: object) -> None:
-    """Refuse what is not of the type that it should be, before torch does in its own words."""
+    """Check the types and shapes of the arguments."""
     if not isinstance(model, nn.Module):
         raise ConfigError(
             f"model is a {type(model).__name__}; give the network itself, a torch.nn.Module."
         )
     if not isinstance(example_input, Tensor):
         raise ConfigError(
-            f"example_input is a {type(example_input).__name__}; give normalised images as a torch.Tensor."
+            f"example_input is a {type(example_input).__name__}; give normalised images as a "
+            "torch.Tensor."
         )
     if example_input.dim() != _IMAGE_RANK or not example_input.is_floating_point():
         raise ConfigError(
-            f"example_input is {example_input.dtype} {list(example_input.shape)}; give normalised images, float [batch, channels, height, "
-            "width]."
+            f"example_input is {example_input.dtype} {list(example_input.shape)}; give normalised "
+            "images, float [batch, channels, height, width]."
         )
     if not example_input.numel() or not bool(example_input.isfinite().all()):
         what = "numbers that are not finite" if example_input.numel() else "no images"
@@ -293,9 +311,9 @@ def _per_channel(name: str, values: Iterable[float], channels: int) -> tuple[flo
 
 
 def _check_logits(traced: Traced, name: str) -> None:
-    """Refuse probabilities: a softmax of them, as training, confidence and temperature take, is almost the same for all classes.
+    """Check that a model returns logits, not probabilities, whose softmax is almost uniform.
 
-    Logarithms of probabilities are logits like any others.
+    Logarithms of probabilities are logits.
     """
     answer = traced.answer
     if not bool(answer.isfinite().all()):
@@ -305,17 +323,17 @@ def _check_logits(traced: Traced, name: str) -> None:
     adds_up = bool((answer >= 0).all()) and bool(((answer.sum(1) - 1).abs() < _ROUNDING).all())
     if adds_up or name_of(traced.logits) == "sigmoid":
         raise ConfigError(
-            f"{name} returns probabilities, but gates learn from logits; leave out the softmax or sigmoid that it ends in, or return "
-            "their logarithm."
+            f"{name} returns probabilities, but gates learn from logits; leave out the softmax or "
+            "sigmoid that it ends in, or return their logarithm."
         )
 
 
 @torch.no_grad()
 def _check_same(expected: Tensor, backbone: Fractionalized, pixels: Tensor, name: str) -> None:
-    """Refuse a backbone that does not compute in full precision what the model does."""
+    """Check that a backbone computes the same as the model in full precision."""
     ours = backbone.run(pixels, FULL)
     if not is_close(ours, expected):
         raise ConfigError(
-            f"{name} cannot be cut into gated layers faithfully: their logits differ from its own by "
-            f"{gap(ours, expected)}; name other modules with layers=[...]."
+            f"{name} cannot be cut into gated layers faithfully: their logits differ from its own "
+            f"by {gap(ours, expected)}; name other modules with layers=[...]."
         )

@@ -1,4 +1,4 @@
-"""The check that the graph of a model computes what the model does."""
+"""Check that the graph of a model computes the same as the model."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,7 +11,7 @@ from torch.utils.hooks import RemovableHandle
 from dfs_rl.errors import ConfigError
 
 _TOLERANCE = 1e-4
-"""Of the largest logit: what another order of additions may change; a lost write changes more."""
+"""Share of the largest logit: rounding changes less, a lost write changes more."""
 _OTHERS = 3
 AS_TAKEN = "images as it takes them"
 _WAY_OUT = "write it so that its operators return new tensors."
@@ -19,10 +19,10 @@ _WAY_OUT = "write it so that its operators return new tensors."
 
 @torch.no_grad()
 def returned(model: nn.Module, images: Tensor, what: str, wanted: str) -> list[Tensor]:
-    """Return the tensors that a model returns when it is simply called.
+    """Return the tensors of a plain call of a model.
 
     Raises:
-        ConfigError: If that fails, so that nothing is wrong with how it is traced.
+        ConfigError: If the call fails.
     """
     running: list[str] = []
     hooks = follow(model, running)
@@ -30,8 +30,9 @@ def returned(model: nn.Module, images: Tensor, what: str, wanted: str) -> list[T
         result = model(images.clone())  # which some models write into
     except Exception as error:
         raise ConfigError(
-            f"the model does not accept {what}, float32 {list(images.shape)}: module {innermost(model, running)!r} raises "
-            f"{told(error)}; give {wanted}, and a model in float32."
+            f"the model does not accept {what}, float32 {list(images.shape)}: module "
+            f"{innermost(model, running)!r} raises {told(error)}; give {wanted}, and a model in "
+            "float32."
         ) from error
     finally:
         for hook in hooks:
@@ -40,7 +41,7 @@ def returned(model: nn.Module, images: Tensor, what: str, wanted: str) -> list[T
 
 
 class _Runner(fx.Interpreter):
-    """Computes what a trace does, and keeps what every module computed in ``values``, if that is wanted."""
+    """Runs a graph and collects the tensors of every module in ``values``, if given."""
 
     def __init__(
         self,
@@ -68,10 +69,10 @@ class _Runner(fx.Interpreter):
 def check_faithful(
     model: nn.Module, graph: fx.Graph, tensors: Mapping[str, Tensor], images: Tensor
 ) -> None:
-    """Refuse a trace that computes something else than its model, for the example images or for others.
+    """Check that a graph computes the same as its model, on the example images and on others.
 
     Raises:
-        ConfigError: If it does.
+        ConfigError: If it does not.
     """
     low, high = images.amin((0, 2, 3), keepdim=True), images.amax((0, 2, 3), keepdim=True)
     drawn = torch.rand(_OTHERS, *images.shape[1:], generator=torch.Generator().manual_seed(0))
@@ -106,7 +107,7 @@ def _why_other(
     ours: Tensor,
     expected: Tensor,
 ) -> str:
-    """Return why a trace computes something else than its model."""
+    """Return why a graph computes something else than its model."""
     name = type(model).__name__
     again = returned(model, batch, what, AS_TAKEN)[0]
     if not is_close(again, expected):
@@ -130,7 +131,7 @@ def gap(ours: Tensor, theirs: Tensor) -> str:
 
 
 def is_close(ours: Tensor, theirs: Tensor) -> bool:
-    """Say whether two answers are the same but for so much of the largest number in them."""
+    """Return whether two answers are equal up to a share of the largest number in them."""
     largest = float(theirs.nan_to_num(0, 0, 0).abs().max())
     bound = _TOLERANCE * max(largest, _TOLERANCE)
     return torch.allclose(ours, theirs, rtol=0, atol=bound, equal_nan=True)
@@ -139,7 +140,7 @@ def is_close(ours: Tensor, theirs: Tensor) -> bool:
 def _first_wrong(
     model: nn.Module, graph: fx.Graph, tensors: Mapping[str, Tensor], images: Tensor
 ) -> str | None:
-    """Return the first module whose output no operator of it in a trace computes, if there is one."""
+    """Return the first module whose output no operator of it in the graph computes, if any."""
     values: dict[str, list[Tensor]] = {}
     _Runner(graph, tensors, values).run(images.clone())
     wrong: list[str] = []
@@ -162,14 +163,14 @@ def _first_wrong(
 
 
 def told(error: Exception) -> str:
-    """Return an error's type and what its first line says, without torch's advice on its own logs."""
+    """Return an error's type and first line, without torch's advice on its own logs."""
     line = str(error).strip().partition("\n")[0].partition(" For more information")[0]
     said = " ".join(line.split()).rstrip(".!")
     return f"{type(error).__name__}: {said}" if said else type(error).__name__
 
 
 def follow(model: nn.Module, running: list[str]) -> list[RemovableHandle]:
-    """Keep in ``running`` which modules are at work, outermost first, so that one that fails can be named."""
+    """Keep the names of the running modules in ``running``, outermost first."""
 
     def leave(*_: object) -> None:
         running.pop()
@@ -182,5 +183,5 @@ def follow(model: nn.Module, running: list[str]) -> list[RemovableHandle]:
 
 
 def innermost(model: nn.Module, running: Sequence[str]) -> str:
-    """Return the name of the module that is at work, or the model's type."""
+    """Return the name of the innermost running module, or the model's type."""
     return running[-1] if running and running[-1] else type(model).__name__

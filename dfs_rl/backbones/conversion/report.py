@@ -1,4 +1,4 @@
-"""What was gated of a user's model, what was left alone, and why."""
+"""Report on the gated and the other parts of a user's model."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,10 +21,10 @@ class GatedModule:
     """A gated layer of a user's model.
 
     Attributes:
-        name: The module it was.
+        name: Its module in the model.
         modules: Its convolutions, linear layers and products.
-        shortcut: What is left of it at 0 bit: ``"identity"``, the modules on its shortcut, or ``None`` if it always runs.
-        macs: Multiply-accumulates that a gate decides about.
+        shortcut: ``"identity"``, the modules on its shortcut, or ``None`` if it always runs.
+        macs: Gated multiply-accumulates.
     """
 
     name: str
@@ -35,13 +35,13 @@ class GatedModule:
 
 @dataclass(frozen=True, kw_only=True)
 class FractionalizeReport:
-    """What ``fractionalize`` made of a model; printable.
+    """Report of ``fractionalize``; printable.
 
     Attributes:
         gated: The gated layers, in order.
-        left_alone: Everything else that multiplies, and why no gate decides about it.
+        left_alone: Everything else that multiplies, and why it is not gated.
         fixed_macs: Multiply-accumulates that always run.
-        traced_by: How the model was read.
+        traced_by: The tracer.
     """
 
     gated: tuple[GatedModule, ...]
@@ -80,7 +80,7 @@ def describe_parts(
 def describe_rest(
     findings: Findings, traced: Traced, parts: Sequence[GatedPart]
 ) -> tuple[LeftAlone, ...]:
-    """Say of everything that multiplies and is not gated why it is not."""
+    """Return everything that multiplies and is not gated, with the reason."""
     gated = frozenset().union(*(part.nodes for part in parts))
     named = [part.name for part in parts if not part.branches]
     reasons: dict[str, str] = {

@@ -1,4 +1,4 @@
-"""Where a traced model can be cut, and which of its parts have a shortcut around them."""
+"""Search of a traced model for places to cut it and for residual branches."""
 
 import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -14,57 +14,37 @@ from torch.utils.flop_counter import flop_registry
 from dfs_rl.backbones.conversion.tracing import Traced, batch_factor, name_of
 from dfs_rl.costs.mac_counter import count_macs
 
+_SIDES = 2  # of a sum
 PRODUCTS = ("matmul", "bmm")
 ATTENTION = "scaled_dot_product_attention"
 _WEIGHTED = ("conv2d", "linear")
 _COSTLY = {str(op).removeprefix("aten.") for op in flop_registry} | {
-    *_WEIGHTED,
-    *(
-        ATTENTION,
-        "conv1d",
-        "conv3d",
-        "conv_transpose1d",
-        "conv_transpose2d",
-        "conv_transpose3d",
-        "einsum",
-        "bilinear",
-    ),
-    *("lstm", "gru", "rnn_tanh", "rnn_relu", "dot", "mv", "addmv", "addbmm", "tensordot", "inner"),
-    "chain_matmul",
+    *(*_WEIGHTED, ATTENTION, "conv1d", "conv3d", "einsum", "bilinear", "lstm", "gru", "rnn_tanh"),
+    *("conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "rnn_relu", "dot", "mv"),
+    *("addmv", "addbmm", "tensordot", "inner", "chain_matmul"),
 }
-
 ACTIVATIONS = {
-    *(
-        "relu",
-        "relu6",
-        "hardtanh",
-        "gelu",
-        "silu",
-        "leaky_relu",
-        "elu",
-        "selu",
-        "celu",
-        "prelu",
-        "mish",
-        "softplus",
-    ),
-    *("sigmoid", "tanh", "hardswish", "hardsigmoid", "clamp", "clamp_min"),
+    *("relu", "relu6", "hardtanh", "gelu", "silu", "leaky_relu", "elu", "selu", "celu", "prelu"),
+    *("mish", "softplus", "sigmoid", "tanh", "hardswish", "hardsigmoid", "clamp", "clamp_min"),
 }
 _PROJECTION_RATIO = 1.25
-"""How many times a projection's MACs the other paths of a residual block take at least.
+"""Least ratio of a residual block's other paths to its projection, in MACs.
 
-Published blocks take 1.6 (ResNeXt, if its first convolution strides), 1.9 (ResNet, likewise) and more. Where two paths cost about the
-same, or the projection most, as the weight that LoRA adapts, neither is a shortcut around the other.
+Where two paths cost about the same, or the projection most, as the weight that LoRA adapts, neither
+is a shortcut.
 """
-_NOT_BATCH_FIRST = "its activations do not have one row for each image, as those of torch's attention have with batch_first=True"
+_NOT_BATCH_FIRST = (
+    "its activations do not have one row for each image, as those of torch's attention have with "
+    "batch_first=True"
+)
 
 
 class Span(NamedTuple):
-    """What runs between two places where a single activation is all there is.
+    """The operators between two cuts, places where only one activation is needed later.
 
     Attributes:
-        start: The activation that goes in.
-        end: The activation that comes out.
+        start: The input.
+        end: The output.
     """
 
     start: fx.Node
@@ -78,10 +58,10 @@ class Branch:
     Attributes:
         name: The module that holds its weights.
         owner: The module that adds it to its shortcut.
-        span: From where the two part to their sum.
-        shortcut: What the branch is added to; the span's start alone where nothing runs on the shortcut.
-        instead: What sums of the branch and others become without it.
-        nodes: What runs on the branch alone.
+        span: From the input of both to their sum.
+        shortcut: The other summands; the span's start alone for an identity.
+        instead: Replacements of the sums when the branch is skipped.
+        nodes: The operators of the branch alone.
     """
 
     name: str
@@ -93,21 +73,21 @@ class Branch:
 
     @property
     def identity(self) -> bool:
-        """Whether nothing runs on the shortcut."""
+        """Whether the shortcut is an identity."""
         return self.shortcut == (self.span.start,)
 
     @property
     def on_shortcut(self) -> frozenset[fx.Node]:
-        """What runs on the shortcut."""
+        """The operators on the shortcut."""
         return _all_ancestors(self.shortcut, of=self.span.start)
 
 
 class LeftAlone(NamedTuple):
-    """A part that no gate decides about.
+    """A part that is not gated.
 
     Attributes:
         name: Its module.
-        reason: Why.
+        reason: Why it is not.
     """
 
     name: str
@@ -115,12 +95,12 @@ class LeftAlone(NamedTuple):
 
 
 class Findings(NamedTuple):
-    """What was found in a model.
+    """Result of the search.
 
     Attributes:
-        branches: What can be skipped, in order.
-        cuts: All places where a single activation is all there is, in order, the images first and the logits last.
-        left_alone: What looks like a residual block and cannot be gated.
+        branches: Branches that can be skipped, in order.
+        cuts: Activations at which the model can be cut, in order, from the images to the logits.
+        left_alone: Parts that look like residual blocks and cannot be gated.
     """
 
     branches: tuple[Branch, ...]
@@ -158,17 +138,17 @@ def weighted_module(node: fx.Node) -> str:
 
 
 def is_within(name: str, module: str) -> bool:
-    """Say whether a module is another one or a part of it; the model itself is ``""``."""
+    """Return whether a module is another one or a part of it; the model itself is ``""``."""
     return name == module or name.startswith(f"{module}.") or not module
 
 
 def is_costly(node: fx.Node) -> bool:
-    """Say whether an operator multiplies and adds."""
+    """Return whether an operator multiplies and adds."""
     return node.op == "call_function" and (is_swappable(node) or name_of(node) in _COSTLY)
 
 
 def is_swappable(node: fx.Node) -> bool:
-    """Say whether there is an operator that does the same at fewer bits."""
+    """Return whether the operator has a quantized form."""
     name = name_of(node)
     if name in _WEIGHTED:
         return has_stored_tensors(node)
@@ -176,12 +156,12 @@ def is_swappable(node: fx.Node) -> bool:
 
 
 def has_stored_tensors(node: fx.Node) -> bool:
-    """Return whether all that an operator takes besides its input are parameters or constants of the model."""
+    """Return whether all inputs but the first are parameters or constants of the model."""
     return all(source.op == "get_attr" for source in node.all_input_nodes[1:])
 
 
 def _reason(node: fx.Node) -> str:
-    """Say why a costly operator cannot be swapped."""
+    """Return why a costly operator cannot be swapped."""
     name = name_of(node)
     if name in _WEIGHTED:
         return f"the weight or bias of its {name} is computed while it runs"
@@ -189,7 +169,7 @@ def _reason(node: fx.Node) -> str:
 
 
 def ancestors(end: fx.Node, *, of: fx.Node) -> set[fx.Node]:
-    """Return everything that ``end`` is computed from, up to and without ``of``, itself included."""
+    """Return ``end`` and everything that it is computed from, up to and without ``of``."""
     seen: set[fx.Node] = set()
     waiting = [end]
     while waiting:
@@ -206,7 +186,7 @@ def _all_ancestors(ends: Iterable[fx.Node], *, of: fx.Node) -> frozenset[fx.Node
 
 
 def _alone(traced: Traced) -> Iterator[fx.Node]:
-    """Yield every activation that is the only one still needed at some point."""
+    """Yield every activation that is at some point the only one needed later."""
     flowing = [node for node in traced.graph.nodes if node.meta.get("flows")]
     place = {node: i for i, node in enumerate(flowing)}
     last = {
@@ -234,17 +214,17 @@ def _is_size(node: fx.Node) -> bool:
 
 def _is_activation(node: fx.Node) -> bool:
     value = node.meta["val"]
-    return isinstance(value, torch.Tensor) and value.dim() >= 2 and value.is_floating_point()  # noqa: PLR2004 - batch and features
+    return isinstance(value, Tensor) and value.dim() > 1 and value.is_floating_point()
 
 
 def _is_batch_first(node: fx.Node) -> bool:
-    """Say whether an activation has one sample for each image, in order."""
+    """Return whether an activation has one row for each image."""
     first: object = node.meta["val"].shape[0]
     return isinstance(first, torch.SymInt) and bool(first.node.expr.is_Symbol)
 
 
 def _branch(span: Span, logits: fx.Node) -> Branch | LeftAlone | None:
-    """Return the branch that ends at a cut, why it cannot be gated, or ``None`` where nothing parts."""
+    """Return the branch of a span, why it cannot be gated, or ``None`` without a branch."""
     start, end = span
     inside = ancestors(end, of=start)
     weighted = [node for node in inside if node.meta.get("flows") and is_costly(node)]
@@ -269,7 +249,8 @@ def _branch(span: Span, logits: fx.Node) -> Branch | LeftAlone | None:
     if not kept or (projected and projected * _PROJECTION_RATIO > _macs(costly)):
         return LeftAlone(
             common_module(weighted),
-            f"none of its {len(terms)} paths is plainly the shortcut, an identity or a projection that costs less than the others",
+            f"none of its {len(terms)} paths is plainly the shortcut, an identity or a projection "
+            "that costs less than the others",
         )
     if projected and _is_answer(end, logits):
         return LeftAlone(
@@ -289,14 +270,14 @@ def _branch(span: Span, logits: fx.Node) -> Branch | LeftAlone | None:
 
 
 def _shortcut(terms: Sequence[fx.Node], start: fx.Node) -> list[fx.Node]:
-    """Return which terms of a sum are the shortcut: those that multiply nothing, or else the only projection, if there is one."""
+    """Return the terms without products, or else the only projection, if there is just one."""
     free = [term for term in terms if not any(map(is_costly, ancestors(term, of=start)))]
     projections = [term for term in terms if not free and _is_projection(term, start)]
     return free or (projections if len(projections) == 1 else [])
 
 
 def _is_projection(term: fx.Node, start: fx.Node) -> bool:
-    """Return whether a path mixes channels at most once and ends without an activation function, as a ResNet's down-sampling does."""
+    """Return whether a path mixes channels at most once and ends without activation function."""
     path = ancestors(term, of=start)
     mixing = [node for node in path if is_costly(node) and not _is_depthwise(node)]
     after = path - _all_ancestors(mixing, of=start)
@@ -311,7 +292,7 @@ def _is_depthwise(node: fx.Node) -> bool:
 
 
 def _is_answer(total: fx.Node, logits: fx.Node) -> bool:
-    """Return whether a sum is that of the logits, up to what multiplies nothing, such as a mean or a logarithm."""
+    """Return whether a sum is that of the logits, up to operators without products."""
     same = total.meta["val"].shape == logits.meta["val"].shape
     return same and not any(map(is_costly, ancestors(logits, of=total)))
 
@@ -343,7 +324,7 @@ def _take_apart(
     terms: Sequence[fx.Node],
     instead: dict[fx.Node, fx.Node],
 ) -> fx.Node | None:
-    """Return what is left of a sum without all terms but those kept, and note in ``instead`` what sums on the way become."""
+    """Return a sum of the kept terms alone, and put the replaced inner sums into ``instead``."""
     if node in kept:
         return node
     if node in terms:
@@ -358,9 +339,9 @@ def _take_apart(
 
 
 def _terms(total: fx.Node, start: fx.Node) -> Iterator[fx.Node]:
-    """Yield what a plain sum adds up; nothing where it is no such sum.
+    """Yield the terms of a plain sum; nothing for any other operator.
 
-    Sums within it are taken apart, but for those that something else reads, and those that are residual blocks of their own.
+    Inner sums are expanded, except for those that something else reads and residual blocks.
     """
     for side in _sides(total):
         inner = _sides(side) if side is not start and len(side.users) == 1 else []
@@ -371,7 +352,7 @@ def _terms(total: fx.Node, start: fx.Node) -> Iterator[fx.Node]:
 
 
 def _is_residual(sides: Sequence[fx.Node], start: fx.Node) -> bool:
-    """Say whether one side of a sum is computed from the other one."""
+    """Return whether one side of a sum is computed from the other one."""
     first, second = sides
     return any(
         source is not start and source is not side and source in ancestors(side, of=start)
@@ -380,10 +361,10 @@ def _is_residual(sides: Sequence[fx.Node], start: fx.Node) -> bool:
 
 
 def _sides(total: fx.Node) -> list[fx.Node]:
-    """Return both sides of a plain sum of activations, and nothing of anything else."""
-    sides = [n for n in total.args[:2] if isinstance(n, fx.Node) and n.meta.get("flows")]
-    plain = name_of(total) == "add" and len(total.args) == 2 and "alpha" not in total.kwargs  # noqa: PLR2004 - two sides
-    return sides if plain and len(sides) == 2 else []  # noqa: PLR2004
+    """Return both sides of a plain sum of activations, and nothing for any other operator."""
+    sides = [n for n in total.args if isinstance(n, fx.Node) and n.meta.get("flows")]
+    plain = name_of(total) == "add" and "alpha" not in total.kwargs
+    return sides if plain and len(total.args) == len(sides) == _SIDES else []
 
 
 def _parts_ways(node: fx.Node) -> bool:
@@ -391,7 +372,7 @@ def _parts_ways(node: fx.Node) -> bool:
 
 
 def common_module(nodes: Iterable[fx.Node]) -> str:
-    """Return the innermost module that holds all of these operators; the model itself is ``""``."""
+    """Return the innermost module of all these operators; the model itself is ``""``."""
     paths = [weighted_module(node).split(".") for node in nodes]
     common = paths[0]
     for path in paths[1:]:

@@ -1,7 +1,7 @@
-"""Which of the branches that were found in a model become gated layers."""
+"""Choice of the branches of a model that become gated layers."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal
 
@@ -27,13 +27,13 @@ Granularity = Literal["block", "branch"]
 
 @dataclass(frozen=True, kw_only=True)
 class GatedPart:
-    """A gated layer to be: branches that are gated together.
+    """Branches that become one gated layer.
 
     Attributes:
-        name: What it is called.
+        name: Its name.
         branches: In order; empty for a part without a shortcut.
-        span: From its first branch to behind its last, or all of it where it has no branches.
-        nodes: What runs at the bits that a gate chooses.
+        span: From the input of the first branch to the output of the last one.
+        nodes: The operators that run at the gate's bits.
     """
 
     name: str
@@ -50,11 +50,11 @@ def choose_parts(
     granularity: Granularity,
     can_skip: bool,
 ) -> tuple[GatedPart, ...]:
-    """Return what is to be gated, in order.
+    """Return the parts to gate, in order.
 
     Args:
-        findings: What was found.
-        traced: In which model.
+        findings: Result of the search.
+        traced: The model.
         layers: Names of modules to gate, ``None`` for all that were found.
         granularity: Whether the branches of one module, such as attention and MLP, are one layer.
         can_skip: Whether the menu has 0 bit, which needs a shortcut.
@@ -67,8 +67,8 @@ def choose_parts(
     if not findings.branches:
         blocked = "".join(f" {name!r}: {reason}." for name, reason in findings.left_alone[:1])
         raise ConfigError(
-            f"the model has no residual block that can be gated.{blocked} Name modules to gate with layers=[...] and a menu without "
-            "0 bit, which needs a shortcut."
+            f"the model has no residual block that can be gated.{blocked} Name modules to gate "
+            "with layers=[...] and a menu without 0 bit, which needs a shortcut."
         )
     groups = [[branch] for branch in findings.branches]
     if granularity == "block":
@@ -77,7 +77,7 @@ def choose_parts(
 
 
 def _merged(branches: Sequence[Branch]) -> Iterator[list[Branch]]:
-    """Group neighbouring branches that one module adds up, unless that module adds up all of them."""
+    """Group neighbouring branches with the same owner, unless it owns all branches."""
     group: list[Branch] = []
     for branch in branches:
         if group and not _belongs(branch, group, branches):
@@ -121,7 +121,7 @@ def _part(branches: Sequence[Branch], name: str | None = None) -> GatedPart:
 
 
 def _with_activation(end: fx.Node) -> fx.Node:
-    """Return what comes out of the activation function that follows, if one does."""
+    """Return the output of the activation function that follows, if one does."""
     users = [user for user in end.users if user.meta.get("flows")]
     if len(users) == 1 and name_of(users[0]) in ACTIVATIONS:
         return users[0]
@@ -137,9 +137,7 @@ def _unique_names(parts: Sequence[GatedPart]) -> tuple[GatedPart, ...]:
         if names.count(name) > 1:
             counts[name] = counts.get(name, 0) + 1
             name = f"{name}#{counts[part.name]}"
-        unique.append(
-            GatedPart(name=name, branches=part.branches, span=part.span, nodes=part.nodes)
-        )
+        unique.append(replace(part, name=name))
     return tuple(unique)
 
 
@@ -163,7 +161,8 @@ def _named_part(name: str, findings: Findings, traced: Traced, *, can_skip: bool
     if not own:
         known = sorted({common_module([node]) for node in costly})
         raise ConfigError(
-            f"layers has {name!r}, in which no convolution or linear layer runs; modules with one are {', '.join(known[:6])}, ..."
+            f"layers has {name!r}, in which no convolution or linear layer runs; modules with one "
+            f"are {', '.join(known[:6])}, ..."
         )
     branches = [b for b in findings.branches if is_within(b.name, name)]
     covered = frozenset().union(*(b.nodes for b in branches))
@@ -171,18 +170,17 @@ def _named_part(name: str, findings: Findings, traced: Traced, *, can_skip: bool
     if branches and (can_skip or not outside):
         return _part(branches, name)
     if can_skip:
-        reason = next(
-            (r for n, r in findings.left_alone if is_within(n, name)),
-            "no shortcut leads around it",
-        )
+        reasons = (r for n, r in findings.left_alone if is_within(n, name))
         raise ConfigError(
-            f"layers has {name!r}, which cannot be skipped: {reason}; leave it out of layers, or 0 out of bits."
+            f"layers has {name!r}, which cannot be skipped: "
+            f"{next(reasons, 'no shortcut leads around it')}; leave it out of layers, or 0 out of "
+            "bits."
         )
     return _whole_part(name, own, findings, traced)
 
 
 def _whole_part(name: str, own: Sequence[fx.Node], findings: Findings, traced: Traced) -> GatedPart:
-    """Return a part that has no shortcut and so always runs, at the bits that a gate chooses."""
+    """Return a part without a shortcut, which always runs, at the gate's bits."""
     order = {node: i for i, node in enumerate(traced.graph.nodes)}
     first, last = min(order[n] for n in own), max(order[n] for n in own)
     start = [cut for cut in findings.cuts if order[cut] < first][-1]

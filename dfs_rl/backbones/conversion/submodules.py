@@ -1,4 +1,4 @@
-"""Runnable pieces of a traced model: its operators swapped for fractional ones, cut where activations are alone."""
+"""Runnable pieces of a traced model, with its operators swapped for fractional ones."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
@@ -19,25 +19,28 @@ from dfs_rl.backbones.conversion.selection import GatedPart
 from dfs_rl.backbones.conversion.tracing import Traced, batch_factor, name_of
 from dfs_rl.costs import SKIP
 from dfs_rl.errors import ConfigError
-from dfs_rl.quantization.general_modules import (
+from dfs_rl.quantization.inference import copy_for_inference, inference_form
+from dfs_rl.quantization.modules import (
+    BatchNormPerBits,
+    ConvGeometry,
     FractionalAttention,
+    FractionalConv2d,
+    FractionalLayer,
+    FractionalLinear,
     FractionalMatmul,
-    GeneralConv2d,
-    GeneralNorm,
 )
-from dfs_rl.quantization.modules import ConvGeometry, FractionalLinear
 
 _NOTHING: Mapping[fx.Node, fx.Node] = MappingProxyType({})
 
 
 class Swap(NamedTuple):
-    """What takes an operator's place.
+    """Replacement of an operator.
 
     Attributes:
-        name: Under which its piece keeps it.
+        name: Its name in its piece.
         module: The fractional operator.
-        inputs: What it is called with, before the bits.
-        gated: Whether a gate chooses its bits.
+        inputs: Its arguments before the bits.
+        gated: Whether it runs at the gate's bits.
     """
 
     name: str
@@ -47,12 +50,12 @@ class Swap(NamedTuple):
 
 
 class Widths(NamedTuple):
-    """At which bits the parts of a model run.
+    """Bit widths of the parts of a model.
 
     Attributes:
-        gated: Non-zero bit widths of what a gate decides about.
-        fixed: That of everything else.
-        per_channel: One weight step per output channel instead of one per layer.
+        gated: Non-zero bit widths of the gated layers.
+        fixed: Bit width of everything else.
+        per_channel: One weight scale per output channel instead of one per layer.
     """
 
     gated: tuple[int, ...]
@@ -61,7 +64,7 @@ class Widths(NamedTuple):
 
 
 def make_swaps(traced: Traced, parts: Sequence[GatedPart], widths: Widths) -> dict[fx.Node, Swap]:
-    """Make the fractional operator of every convolution, linear layer, product, attention and batch norm."""
+    """Make the fractional form of every operator that has one."""
     gated = frozenset().union(*(part.nodes for part in parts))
     swaps: dict[fx.Node, Swap] = {}
     taken: set[str] = set()
@@ -75,20 +78,20 @@ def make_swaps(traced: Traced, parts: Sequence[GatedPart], widths: Widths) -> di
         module, inputs = made
         name = _free_name(weighted_module(node), taken)
         swaps[node] = Swap(name, module, inputs, node in gated)
-        if isinstance(module, GeneralNorm) and maker.fold(node, inputs[0], swaps):
+        if isinstance(module, BatchNormPerBits) and maker.fold(node, inputs[0], swaps):
             taken.discard(name)
     return swaps
 
 
 class _Maker:
-    """Makes fractional operators out of a model's."""
+    """Makes fractional forms of a model's operators."""
 
     def __init__(self, traced: Traced, widths: Widths) -> None:
         self.traced = traced
         self.widths = widths
 
     def make(self, node: fx.Node, *, gated: bool) -> tuple[nn.Module, tuple[fx.Node, ...]] | None:
-        """Return what takes the operator's place and what it is called with, or ``None`` for one that stays."""
+        """Return an operator's fractional form and its arguments, ``None`` if it stays."""
         bits = self.widths.gated if gated else (self.widths.fixed,)
         name = name_of(node)
         if name == "batch_norm" and has_stored_tensors(node):
@@ -116,18 +119,18 @@ class _Maker:
         )
 
     def fold(self, node: fx.Node, source: fx.Node, swaps: dict[fx.Node, Swap]) -> bool:
-        """Let the convolution before a batch norm take it along, if nothing else reads what the convolution returns."""
+        """Join a batch norm to the convolution before it, if nothing else reads its output."""
         before = swaps.get(source)
         after = swaps[node]
         fits = (
             before is not None
-            and isinstance(before.module, GeneralConv2d)
+            and isinstance(before.module, FractionalConv2d)
             and before.gated == after.gated
             and len(source.users) == 1
         )
         if not fits or before is None:
             return False
-        cast("GeneralConv2d", before.module).norm = cast("GeneralNorm", after.module)
+        cast("FractionalConv2d", before.module).norm = cast("BatchNormPerBits", after.module)
         swaps[node] = before
         del swaps[source]
         return True
@@ -141,14 +144,14 @@ class _Maker:
         mean, variance = (self._tensor(arguments[k]) for k in ("running_mean", "running_var"))
         if mean is None or variance is None or arguments["training"]:
             return None
-        norm = GeneralNorm(
-            mean,
-            variance,
-            self._tensor(arguments["weight"]),
-            self._tensor(arguments["bias"]),
-            bits,
-            epsilon=arguments["eps"],
-        )
+        norm = BatchNormPerBits(len(mean), bits, epsilon=arguments["eps"])
+        weight, bias = (self._tensor(arguments[key]) for key in ("weight", "bias"))
+        with torch.no_grad():
+            for ours, theirs in zip(
+                norm.norm_tensors(), (weight, bias, mean, variance), strict=True
+            ):
+                if theirs is not None:
+                    ours.copy_(theirs.expand_as(ours))
         return norm, (arguments["input"],)
 
     def _convolution(
@@ -162,7 +165,8 @@ class _Maker:
             padding = [0, 0] if padding == "valid" else [total // 2 for total in same]
             if padding != [0, 0] and any(total % 2 for total in same):
                 raise ConfigError(
-                    f"module {weighted_module(node)!r} pads one side more than the other; pad with torch.nn.ZeroPad2d before it instead."
+                    f"module {weighted_module(node)!r} pads one side more than the other; pad with "
+                    "torch.nn.ZeroPad2d before it instead."
                 )
         geometry = ConvGeometry(
             stride=_pair(arguments["stride"]),
@@ -170,14 +174,13 @@ class _Maker:
             dilation=_pair(arguments["dilation"]),
             groups=arguments["groups"],
         )
-        module = GeneralConv2d(
-            weight,
-            self._tensor(arguments["bias"]),
+        module = FractionalConv2d(
+            self._parameter(arguments["weight"]),
             bits,
             geometry=geometry,
+            bias=self._bias(arguments),
             per_channel=self.widths.per_channel,
         )
-        self._share(module, arguments)
         return module, (arguments["input"],)
 
     def _linear(
@@ -192,29 +195,28 @@ class _Maker:
             bias=False,
             per_channel=self.widths.per_channel,
         )
-        self._share(module, arguments)
+        # The model's own, so that all operators that use them share them.
+        module.weight, module.bias = self._parameter(arguments["weight"]), self._bias(arguments)
         return module, (arguments["input"],)
 
-    def _share(
-        self, module: GeneralConv2d | FractionalLinear, arguments: Mapping[str, Any]
-    ) -> None:
-        """Set the model's own weight and bias, so that all operators that use them have the same."""
-        module.weight = _trained(cast("Tensor", self._tensor(arguments["weight"])))
-        bias = self._tensor(arguments["bias"])
-        module.bias = None if bias is None else _trained(bias)
+    def _parameter(self, node: fx.Node) -> nn.Parameter:
+        return _trained(cast("Tensor", self._tensor(node)))
+
+    def _bias(self, arguments: Mapping[str, Any]) -> nn.Parameter | None:
+        return None if arguments["bias"] is None else self._parameter(arguments["bias"])
 
 
 Run = Callable[["Piece", Tensor, int], Tensor]
 
 
 class Piece(nn.Module):
-    """A part of a model from one lone activation to another.
+    """A part of a model from one cut to another.
 
     Args:
-        operators: Its fractional operators by name, or their frozen forms.
+        operators: Its fractional operators by name.
         held: Its other parameters and constants.
-        run: What runs it.
-        shortcut: What runs in its place at 0 bit; ``None`` for a part that always runs.
+        run: Function that runs it.
+        shortcut: Function that runs at 0 bit instead; ``None`` for a part that always runs.
         runs_when_skipped: Whether something runs at 0 bit as well.
     """
 
@@ -233,31 +235,43 @@ class Piece(nn.Module):
         self.run = run
         self.shortcut = shortcut
         self.runs_when_skipped = runs_when_skipped
+        self.inference_dtype: torch.dtype | None = None
 
     def forward(self, hidden: Tensor, bits: int) -> Tensor:
-        """Run at ``bits``; what no gate decides about runs at its own precision."""
-        if bits == SKIP and self.shortcut is not None:
-            return self.shortcut(self, hidden, bits)
-        return self.run(self, hidden, bits)
+        """Run at ``bits``; everything that is not gated runs at its own precision.
+
+        The inference form computes in float32 and returns its own dtype.
+        """
+        run = self.shortcut if bits == SKIP and self.shortcut is not None else self.run
+        if self.inference_dtype is None:
+            return run(self, hidden, bits)
+        return run(self, hidden.float(), bits).to(self.inference_dtype)
+
+
+@inference_form(Piece)
+def _piece(source: Piece, dtype: torch.dtype) -> Piece:
+    form = copy_for_inference(source, torch.float32)
+    form.inference_dtype = dtype
+    return form
 
 
 def make_piece(
     traced: Traced, swaps: Mapping[fx.Node, Swap], span: Span, part: GatedPart | None, *, fixed: int
 ) -> Piece:
-    """Make what runs a span, all of it fixed, or with a gated part in it.
+    """Make the piece of a span, all of it fixed, or with a gated part in it.
 
     Args:
         traced: The model.
         swaps: Its fractional operators.
-        span: From where to where.
-        part: What a gate decides about.
+        span: The span.
+        part: Its gated part, if it has one.
         fixed: Bits of everything else.
     """
     emitter = _Emitter(traced, swaps, fixed)
     run = emitter.emit(span, _NOTHING)
     shortcut, runs = None, True
     if part is not None:
-        # Without branches only what stands before the part is left; the menu has no 0 bit then.
+        # A part without branches never runs its shortcut: the menu has no 0 bit then.
         around = {
             node: rest for branch in part.branches for node, rest in branch.instead.items()
         } or {span.end: part.span.start}
@@ -270,7 +284,7 @@ def make_piece(
 
 
 def _changes_nothing_twice(span: Span, part: GatedPart) -> bool:
-    """Say whether a skipped part would only repeat the activation function that its input comes from."""
+    """Return whether a skipped part only repeats the activation function of its input."""
     return (
         part.span.start is span.start
         and all(branch.identity for branch in part.branches)
@@ -281,7 +295,7 @@ def _changes_nothing_twice(span: Span, part: GatedPart) -> bool:
 
 
 class _Emitter:
-    """Writes spans of a traced model as functions of a piece, an activation and bits."""
+    """Compiles spans of a traced model to functions of a piece, an activation and bits."""
 
     def __init__(self, traced: Traced, swaps: Mapping[fx.Node, Swap], fixed: int) -> None:
         self.traced = traced
@@ -293,7 +307,7 @@ class _Emitter:
         self.nothing_runs = False
 
     def emit(self, span: Span, instead: Mapping[fx.Node, fx.Node]) -> Run:
-        """Write a span; where ``instead`` has a node, its value is another's."""
+        """Compile a span; a node in ``instead`` has the value of the node that it maps to."""
         needed = self._needed(span, instead)
         graph = fx.Graph()
         hidden, bits = graph.placeholder("hidden"), graph.placeholder("bits")
@@ -303,7 +317,7 @@ class _Emitter:
                 values[node] = self._value(node, graph, values, instead, bits)
         graph.output(values[span.end])
         self.nothing_runs = values[span.end] is hidden
-        # Only the function is wanted: it finds parameters in the piece it is called with, wherever they were moved to.
+        # Only the function: it finds parameters in the piece that it is called with.
         module = fx.GraphModule(_Stub(self.held, self.operators), graph)
         return cast("Run", type(module).forward)
 
@@ -369,7 +383,7 @@ class _Emitter:
 
 
 class _Stub(nn.Module):
-    """Where torch.fx looks whether what a graph names exists."""
+    """The module in which torch.fx looks up the names of a graph."""
 
     def __init__(self, held: nn.Module, operators: Mapping[str, Swap]) -> None:
         super().__init__()
@@ -378,7 +392,7 @@ class _Stub(nn.Module):
 
 
 def _trained(tensor: Tensor) -> nn.Parameter:
-    """Return a parameter of the model itself, to be trained; what is none there, such as a fixed filter, stays as it is."""
+    """Return a parameter of the model to train, or a constant, such as a fixed filter, as it is."""
     if isinstance(tensor, nn.Parameter):
         tensor.requires_grad_()
         return tensor
@@ -412,11 +426,6 @@ def _free_name(module: str, taken: set[str]) -> str:
     return name
 
 
-def operators_of(pieces: Iterable[nn.Module]) -> list[nn.Module]:
-    """Return the fractional operators of pieces that quantize, in order."""
-    return [
-        module
-        for piece in pieces
-        for module in piece.modules()
-        if isinstance(module, FractionalLinear | GeneralConv2d | FractionalMatmul)
-    ]
+def operators_of(pieces: Iterable[nn.Module]) -> list[FractionalLayer]:
+    """Return the operators of pieces that quantize, in order."""
+    return [m for piece in pieces for m in piece.modules() if isinstance(m, FractionalLayer)]

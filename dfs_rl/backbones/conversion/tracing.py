@@ -1,4 +1,4 @@
-"""A plain PyTorch model as a graph of operators, in which residual blocks can be found whatever its code looks like."""
+"""Tracing of a plain PyTorch model into a graph of operators, whatever its code looks like."""
 
 import copy
 import inspect
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram, export
-from torch.export.graph_signature import InputKind, OutputKind
+from torch.export.graph_signature import InputKind, InputSpec, OutputKind
 from torch.utils._pytree import tree_leaves
 
 from dfs_rl.backbones.conversion.faithful import (
@@ -38,12 +38,13 @@ class Traced(NamedTuple):
     """A model as a graph.
 
     Attributes:
-        graph: Operators in the order they run, no other nodes that matter. Every node has ``meta["val"]`` (a fake tensor, or a number
-            that depends on the batch size), ``meta["module"]`` (the name of the module that runs it) and ``meta["flows"]`` (whether
-            images reach its values). One placeholder, the normalised images.
-        tensors: Parameters and constants by the name that the graph's ``get_attr`` nodes call them.
+        graph: Operators in order. Every node has ``meta["val"]`` (a fake tensor, or a number that
+            depends on the batch size), ``meta["module"]`` (the name of its module) and
+            ``meta["flows"]`` (whether its values depend on the images). The only placeholder is the
+            normalised images.
+        tensors: Parameters and constants by the names in the graph's ``get_attr`` nodes.
         n_classes: Columns of the logits.
-        answer: What the model itself returned for the images, ``[batch, classes]``.
+        answer: The model's own logits for the images, ``[batch, classes]``.
     """
 
     graph: fx.Graph
@@ -53,12 +54,12 @@ class Traced(NamedTuple):
 
     @property
     def images(self) -> fx.Node:
-        """What goes in."""
+        """The input."""
         return cast("fx.Node", next(n for n in self.graph.nodes if n.op == "placeholder"))
 
     @property
     def logits(self) -> fx.Node:
-        """What comes out."""
+        """The output."""
         output = next(node for node in self.graph.nodes if node.op == "output")
         return cast("fx.Node", output.args[0])
 
@@ -69,7 +70,7 @@ def name_of(node: fx.Node) -> str:
 
 
 def batch_factor(node: fx.Node) -> int | None:
-    """Return how many times the batch size a whole number is; ``None`` if the node is none."""
+    """Return the ratio of an integer node to the batch size, ``None`` for any other node."""
     value = node.meta.get("val")
     if not isinstance(value, torch.SymInt):
         return None
@@ -79,25 +80,27 @@ def batch_factor(node: fx.Node) -> int | None:
 
 @split_encoders()
 def trace(model: nn.Module, images: Tensor) -> Traced:
-    """Record what a model does in evaluation mode with normalised images, float32 ``[batch, c, h, w]``.
+    """Trace a model in evaluation mode on normalised images, float32 ``[batch, c, h, w]``.
 
-    Nothing is written or warned of while torch reads it, for it tells of its tries at length.
+    All output of torch's attempts is suppressed.
 
     Raises:
-        ConfigError: If it does not take these images, cannot be recorded as it is, or returns anything but logits.
+        ConfigError: If it does not take these images, cannot be traced, or does not return logits.
     """
     if isinstance(model, torch.jit.ScriptModule):
         raise ConfigError(
-            f"the model is a {type(model).__name__}, which torch.export cannot read; give the torch.nn.Module that it was made of."
+            f"the model is a {type(model).__name__}, which torch.export cannot read; give the "
+            "torch.nn.Module that it was made of."
         )
-    # Of no size that a dimension of its activations is likely to have, or torch takes the two for one.
+    # A size that no dimension of an activation is likely to have, or torch confuses the two.
     example = torch.cat([images[:1]] * _BATCH)
     try:
         # With gradients torch forbids some writes into views that it allows in evaluation.
         model = copy.deepcopy(model).eval().cpu().requires_grad_(requires_grad=False)
     except Exception as error:
         raise ConfigError(
-            f"the model cannot be copied ({told(error)}); it must hold parameters and buffers, nothing that was computed from them."
+            f"the model cannot be copied ({told(error)}); it must hold parameters and buffers, "
+            "nothing that was computed from them."
         ) from error
     answers = returned(model, images, "the example images", AS_TAKEN)
     _check_returned(answers)
@@ -105,8 +108,8 @@ def trace(model: nn.Module, images: Tensor) -> Traced:
     wanted = [1, answers[0].shape[1]]
     if list(alone[0].shape) != wanted:
         raise ConfigError(
-            f"the model returns {list(alone[0].shape)} for one image, where {wanted} is needed; does "
-            "it squeeze all dimensions of size 1?"
+            f"the model returns {list(alone[0].shape)} for one image, where {wanted} is needed; "
+            "does it squeeze all dimensions of size 1?"
         )
     with _silence():
         program = _without_shared_writes(_read(model, example))
@@ -116,19 +119,20 @@ def trace(model: nn.Module, images: Tensor) -> Traced:
 
 
 def _check_returned(answers: Sequence[Tensor]) -> None:
-    """Refuse anything but the logits of two classes or more."""
+    """Check that a model returns the logits of two classes or more."""
     given = ", ".join(f"{t.dtype} {list(t.shape)}" for t in answers) or "no tensor"
     (logits,) = answers if len(answers) == 1 else (torch.empty(0),)
     if logits.dim() != _LOGITS_RANK or not logits.is_floating_point():
         raise ConfigError(
-            f"the model returns {given}; wrap it in a module that returns logits alone, floating-point "
-            "[batch, classes] of two classes or more."
+            f"the model returns {given}; wrap it in a module that returns logits alone, "
+            "floating-point [batch, classes] of two classes or more."
         )
     outputs = logits.shape[1]
     if outputs < _FEWEST_CLASSES:
         raise ConfigError(
-            f"the model has {outputs} output{'' if outputs == 1 else 's'}, but gates learn from the "
-            "logits of two classes or more; give a binary classifier two outputs, one for each class."
+            f"the model has {outputs} output{'' if outputs == 1 else 's'}, but gates learn from "
+            "the logits of two classes or more; give a binary classifier two outputs, one for each "
+            "class."
         )
 
 
@@ -150,7 +154,7 @@ def _read(model: nn.Module, example: Tensor) -> ExportedProgram:
     hooks = follow(model, running)
     try:
         return _export(model, example, strict=False)
-    except Exception as error:  # noqa: BLE001 - whatever the user's code raises; it is told below
+    except Exception as error:  # noqa: BLE001 - any error of the user's code, reported below
         where = innermost(model, running)
         for hook in hooks:
             hook.remove()
@@ -167,7 +171,7 @@ def _export(model: nn.Module, example: Tensor, *, strict: bool) -> ExportedProgr
 def _export_strictly(
     model: nn.Module, example: Tensor, where: str, first: Exception
 ) -> ExportedProgram:
-    """Read the model's code instead of running it, which knows that ``len(x)`` is the batch size; it is slower.
+    """Read the model's code instead of running it: slower, but ``len(x)`` is the batch size.
 
     Raises:
         ConfigError: If that fails as well.
@@ -176,13 +180,13 @@ def _export_strictly(
         return _export(model, example, strict=True)
     except Exception as error:
         raise ConfigError(
-            f"module {where!r} cannot be traced by torch.export ({told(first)}); write it without choices that depend on values or on "
-            "the batch size."
+            f"module {where!r} cannot be traced by torch.export ({told(first)}); write it without "
+            "choices that depend on values or on the batch size."
         ) from error
 
 
 def _without_shared_writes(program: ExportedProgram) -> ExportedProgram:
-    """Return a program in which nothing is written into memory that several tensors share.
+    """Return a program without writes into memory that several tensors share.
 
     Raises:
         ConfigError: If torch cannot do without such a write.
@@ -244,7 +248,7 @@ def _storages(values: object) -> set[int]:
 
 
 class _Recorder:
-    """Copies an exported program into a graph that does not write in place, with constants computed once."""
+    """Copies an exported program into a graph without in-place writes and with fixed constants."""
 
     def __init__(self, program: ExportedProgram, answer: Tensor) -> None:
         self.program = program
@@ -264,8 +268,8 @@ class _Recorder:
                 self._copy_operator(node)
             elif node.op == "get_attr":
                 raise ConfigError(
-                    f"{_place_of(node)} switches gradients or autocast inside forward, which cannot "
-                    "be split into layers; take that out of its forward."
+                    f"{_place_of(node)} switches gradients or autocast inside forward, which "
+                    "cannot be split into layers; take that out of its forward."
                 )
         (logits,) = (self._get(node) for node in _outputs(self.program))
         self.graph.output(logits)
@@ -274,12 +278,12 @@ class _Recorder:
         tensors = {name: tensor for name, tensor in self.tensors.items() if name in used}
         return Traced(self.graph, tensors, self.answer.shape[1], self.answer)
 
-    def _copy_input(self, node: fx.Node, spec: Any) -> None:  # noqa: ANN401 - torch gives it no public type
+    def _copy_input(self, node: fx.Node, spec: InputSpec) -> None:
         program = self.program
         if spec.kind == InputKind.USER_INPUT:
             self._describe(self._set(node, self.graph.placeholder("hidden")), node, flows=True)
             return
-        name = spec.target
+        name = str(spec.target)
         if spec.kind == InputKind.PARAMETER:
             self.tensors[name] = program.state_dict[name]
             self._describe(self._set(node, self.graph.get_attr(name)), node, flows=False)
@@ -321,7 +325,7 @@ class _Recorder:
         self._call(node, target, fx.map_arg(args, self._get), fx.map_arg(kwargs, self._get))
 
     def _copy_values(self, node: fx.Node) -> fx.Node:
-        """Return what ``copy_`` writes, by operators that have gradients."""
+        """Return the values that ``copy_`` writes, by operators that have gradients."""
         target, source = (self._get(cast("fx.Node", argument)) for argument in node.args[:2])
         wanted, given = target.meta["val"], source.meta["val"]
         if given.shape != wanted.shape:
@@ -379,14 +383,14 @@ class _Recorder:
         copied.meta = {"val": value, "module": _module_of(node), "flows": flows}
 
 
-def _inputs(program: ExportedProgram) -> list[tuple[fx.Node, Any]]:
-    """Return the program's inputs, parameters and constants, and what torch says of each."""
+def _inputs(program: ExportedProgram) -> list[tuple[fx.Node, InputSpec]]:
+    """Return the program's inputs, parameters and constants with torch's description of each."""
     specs = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
     return [(n, specs[n.name]) for n in program.graph.nodes if n.op == "placeholder"]
 
 
 def _is_constant(node: fx.Node, constants: Container[fx.Node]) -> bool:
-    """Say whether an operator's result depends on neither images nor parameters."""
+    """Return whether an operator's result depends on neither images nor parameters."""
     inputs = node.all_input_nodes
     if node.target in (operator.mul, operator.add, operator.floordiv) or any(
         isinstance(n.meta.get("val"), torch.SymInt) for n in [*inputs, node]
@@ -397,7 +401,7 @@ def _is_constant(node: fx.Node, constants: Container[fx.Node]) -> bool:
 
 
 def _changed_in_place(node: fx.Node) -> fx.Node | None:
-    """Return what an operator overwrites, where there is the same operator that does not."""
+    """Return the node that an operator overwrites, if the operator has an out-of-place form."""
     name = name_of(node)
     if not name.endswith("_") or name.startswith("_") or _functional(node.target) is None:
         return None
@@ -405,7 +409,7 @@ def _changed_in_place(node: fx.Node) -> fx.Node | None:
 
 
 def _functional(target: Any) -> Any:  # noqa: ANN401 - operators have no common type
-    """Return the operator that computes what an in-place one writes, or ``None``."""
+    """Return the out-of-place form of an in-place operator, or ``None``."""
     name, _, overload = str(target).removeprefix("aten.").partition(".")
     packet = getattr(torch.ops.aten, name.removesuffix("_"), None)
     return getattr(packet, overload, None)
@@ -422,7 +426,7 @@ def _module_of(node: fx.Node) -> str:
 
 
 def _outputs(program: ExportedProgram) -> list[fx.Node]:
-    """Return what the model returns, without what it writes into its buffers and images."""
+    """Return the model's outputs, without its writes into buffers and images."""
     output = next(node for node in program.graph.nodes if node.op == "output")
     specs = program.graph_signature.output_specs
     results = [

@@ -1,0 +1,178 @@
+"""Networks of adaptive depth (Kang et al., "Adaptive Depth Networks with Skippable Sub-Paths").
+
+NeurIPS 2024. A stage of residual blocks begins with mandatory ones and ends with a path that can be
+skipped. The mandatory blocks have two sets of norms: the first for a path that runs, the second for
+a skipped path, because the next stage then expects of them the output of the whole stage.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor, nn
+
+from dfs_rl.backbones.network import Network, NetworkConfig
+from dfs_rl.costs import SKIP
+from dfs_rl.errors import ConfigError
+
+NORM_SETS = 2
+MIN_BLOCKS = 2
+Stem = Literal["cifar", "imagenet"]
+Granularity = Literal["path", "block"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaptiveConfig(NetworkConfig):
+    """Shape and precision of a network of adaptive depth; see ``NetworkConfig``.
+
+    Attributes:
+        blocks: Blocks of each stage, at least 2.
+        granularity: ``"path"``: one decision per stage, about its whole path. ``"block"``: one per
+            block of the path. The stage's first decision then chooses the norms of its mandatory
+            blocks; after a skip the later blocks can still run, on an activation that was
+            normalised for a skipped path, which only training with mixed settings prepares for.
+        bits: The menu of every gated layer; it must contain 0, which skips the layer.
+
+    Raises:
+        ConfigError: If a value is outside its range.
+    """
+
+    blocks: tuple[int, ...]
+    granularity: Granularity = "path"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_skippable(self.bits)
+        if not self.blocks or min(self.blocks) < MIN_BLOCKS:
+            raise ConfigError(
+                f"blocks is {self.blocks}; a stage needs at least {MIN_BLOCKS}, one that always "
+                "runs and one to skip."
+            )
+        if min(self.image_size) < self.shrinkage:
+            raise ConfigError(
+                f"image_size is {self.image_size}, of which stem and stages leave less than a "
+                f"pixel; sides of at least {self.shrinkage} are needed."
+            )
+
+    @property
+    def shrinkage(self) -> int:
+        """Factor by which stem and stages shrink the images."""
+        return 1
+
+
+def check_skippable(bits: Sequence[int]) -> None:
+    """Check that a menu contains 0 bit.
+
+    Raises:
+        ConfigError: If it does not.
+    """
+    if SKIP not in bits:
+        raise ConfigError(
+            f"bits is {list(bits)}, but a network of adaptive depth skips paths; add 0."
+        )
+
+
+def mandatory_count(n_blocks: int) -> int:
+    """Return the number of mandatory blocks of a stage: half, rounded up, but never all."""
+    return min(n_blocks - 1, (n_blocks + 1) // 2)
+
+
+class AdaptiveLayer(nn.Module):
+    """Mandatory blocks, and a gated path; 0 bit skips the path.
+
+    Args:
+        mandatory: Blocks that always run, with two sets of norms; at least one.
+        path: Blocks that run at the chosen bits; at least one.
+        mandatory_bits: Precision of the mandatory blocks.
+    """
+
+    runs_when_skipped = True
+
+    def __init__(
+        self, mandatory: Sequence[nn.Module], path: Sequence[nn.Module], *, mandatory_bits: int
+    ) -> None:
+        super().__init__()
+        self.mandatory = nn.ModuleList(mandatory)
+        self.path = nn.ModuleList(path)
+        self.mandatory_bits = mandatory_bits
+
+    def forward(self, hidden: Tensor, bits: int) -> Tensor:
+        """Map ``[batch, in, h, w]`` to ``[batch, out, h / stride, w / stride]``."""
+        norm_set = int(bits == SKIP)
+        for block in self.mandatory:
+            hidden = block(hidden, self.mandatory_bits, norm_set)
+        for block in self.path:
+            hidden = block(hidden, bits)
+        return hidden
+
+
+class AdaptiveNetwork(Network):
+    """A backbone of adaptive depth."""
+
+    @property
+    def meaningful_bits(self) -> tuple[int, ...]:
+        """All bits of the menu: without any path it is still a network."""
+        return self.options.values
+
+    @property
+    def mandatory(self) -> Sequence[nn.Module]:
+        """The mandatory blocks of all gated layers."""
+        return [layer.mandatory for layer in self.blocks if isinstance(layer, AdaptiveLayer)]
+
+    @property
+    def gated(self) -> Sequence[nn.Module]:
+        """The blocks of the paths."""
+        return [layer.path if isinstance(layer, AdaptiveLayer) else layer for layer in self.blocks]
+
+
+def make_stage(
+    make_block: Callable[[int, Sequence[int], int], nn.Module],
+    n_blocks: int,
+    config: AdaptiveConfig,
+) -> list[nn.Module]:
+    """Make the gated layers of a stage: one, or one per block of its path.
+
+    Args:
+        make_block: Makes a block from its place in the stage, its bits and its sets of norms.
+        n_blocks: Number of blocks, at least 2.
+        config: The network's configuration.
+    """
+    n_mandatory = mandatory_count(n_blocks)
+    mandatory = [make_block(n, (config.stem_bits,), NORM_SETS) for n in range(n_mandatory)]
+    path = [make_block(n, config.run_bits, 1) for n in range(n_mandatory, n_blocks)]
+    together = len(path) if config.granularity == "path" else 1
+    first = AdaptiveLayer(mandatory, path[:together], mandatory_bits=config.stem_bits)
+    return [first, *path[together:]]
+
+
+def make_conv_stage(
+    block: Callable[..., nn.Module],
+    in_channels: int,
+    out_channels: int,
+    n_blocks: int,
+    config: AdaptiveConfig,
+    *,
+    stride: int,
+) -> list[nn.Module]:
+    """Make the gated layers of a stage of convolutional blocks.
+
+    Args:
+        block: Makes a block, see ``ResidualBlock``.
+        in_channels: Input channels of the first block.
+        out_channels: Output channels of every block.
+        n_blocks: Number of blocks, at least 2.
+        config: The network's configuration.
+        stride: Stride of the first block.
+    """
+
+    def make_block(n: int, bits: Sequence[int], norm_sets: int) -> nn.Module:
+        return block(
+            in_channels if n == 0 else out_channels,
+            out_channels,
+            bits,
+            stride=stride if n == 0 else 1,
+            per_channel=config.per_channel,
+            norm_sets=norm_sets,
+        )
+
+    return make_stage(make_block, n_blocks, config)

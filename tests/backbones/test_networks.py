@@ -1,0 +1,190 @@
+"""What holds for every kind of network: both forms agree, batches, storage, refused shapes."""
+
+import itertools
+
+import pytest
+import torch
+
+from dfs_rl.backbones import (
+    AdaptiveMobileNet,
+    AdaptiveMobileNetConfig,
+    AdaptiveResNet,
+    AdaptiveResNetConfig,
+    AdaptiveSwin,
+    AdaptiveSwinConfig,
+    AdaptiveVisionTransformer,
+    AdaptiveVisionTransformerConfig,
+    BackboneInfo,
+    ResNet,
+    ResNetConfig,
+    VisionTransformer,
+    VisionTransformerConfig,
+    load_backbone,
+    save_backbone,
+)
+from dfs_rl.errors import ConfigError
+from dfs_rl.gating import execution
+from tests.helpers.networks import network, pictures_for, run
+
+CONV = [
+    (ResNet, {}),
+    (ResNet, {"first_block": "always"}),
+    (ResNet, {"per_channel": True}),
+    (ResNet, {"stem_bits": 32, "depth": 14}),
+    (AdaptiveResNet, {"blocks": (2, 3)}),
+    (AdaptiveResNet, {"blocks": (2, 5), "granularity": "block"}),
+    (AdaptiveResNet, {"blocks": (2, 3), "block": "bottleneck"}),
+    (AdaptiveResNet, {"blocks": (3, 2), "block": "bottleneck", "stem": "imagenet"}),
+    (AdaptiveResNet, {"per_channel": True, "stem_bits": 32}),
+    (AdaptiveMobileNet, {}),
+    (AdaptiveMobileNet, {"granularity": "block"}),
+    (AdaptiveMobileNet, {"per_channel": True}),
+]
+TOKENS = [
+    (VisionTransformer, {}),
+    (VisionTransformer, {"gate_branches": True, "per_channel": True}),
+    (AdaptiveVisionTransformer, {"bits": (0, 4, 32)}),
+    (AdaptiveSwin, {}),
+    (AdaptiveSwin, {"granularity": "block", "per_channel": True}),
+]
+
+
+def settings_of(net):
+    """Uniform settings, and some mixes."""
+    n = len(net.layers)
+    yield from ((bits,) * n for bits in net.options)
+    for a, b in itertools.permutations(net.options, 2):
+        yield ((a, b) * n)[:n]
+
+
+@pytest.mark.parametrize(("kind", "changes"), [*CONV, *TOKENS])
+@torch.no_grad()
+def test_inference_form_equals_training_form(kind, changes):
+    net, images = network(kind, **changes), pictures_for(kind)
+    frozen = net.prepare()
+    for setting in settings_of(net):
+        ours, theirs = run(frozen, images, setting), net(images, setting)
+        if (kind, changes) in TOKENS:
+            torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
+            continue
+        # The order of multiplications differs, so a value may round to the next code.
+        near = torch.isclose(ours, theirs, rtol=1e-3, atol=1e-3).float().mean()
+        assert near > (0.3 if kind is AdaptiveMobileNet else 0.8), setting
+        torch.testing.assert_close(ours, theirs, rtol=0.0, atol=0.3)
+
+
+@pytest.mark.parametrize(("kind", "changes"), [*CONV, *TOKENS])
+@torch.no_grad()
+def test_mixed_batch_equals_its_images_alone(kind, changes):
+    frozen = network(kind, **changes).prepare()
+    images, n = pictures_for(kind, 9), len(frozen.layers)
+    n_options = len(frozen.options)
+    options = torch.randint(n_options, (9, n), generator=torch.Generator().manual_seed(3))
+    alone = torch.cat(
+        [
+            run(frozen, image[None], tuple(frozen.options[o] for o in row))
+            for image, row in zip(images, options.tolist(), strict=True)
+        ]
+    )
+    for reuse in (False, True):
+        state = execution.start(frozen, images)
+        for layer in range(n):
+            state = execution.step(frozen, state, options[:, layer], reuse=reuse)
+        logits = execution.finish(frozen, state)
+        torch.testing.assert_close(logits, alone, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(("kind", "changes"), [CONV[0], CONV[4], CONV[9], *TOKENS])
+@torch.no_grad()
+def test_bfloat16_form_is_near_the_other(kind, changes):
+    net, images = network(kind, **changes), pictures_for(kind)
+    setting = (32,) * len(net.layers)
+    halved = net.prepare(torch.bfloat16)
+    hidden = halved.layers[0](halved.stem(images), 32)
+    assert hidden.dtype == torch.bfloat16
+    ours = run(halved, images, setting)
+    assert ours.dtype == torch.float32
+    torch.testing.assert_close(ours, net(images, setting), rtol=0.1, atol=0.2)
+
+
+@pytest.mark.parametrize(("kind", "changes"), [CONV[1], CONV[5], CONV[9], *TOKENS])
+@torch.no_grad()
+def test_stored_network_comes_back(kind, changes, tmp_path):
+    net, images = network(kind, **changes), pictures_for(kind)
+    net.set_exits((1,))
+    info = BackboneInfo(dataset="d", fingerprint="f", class_names=("a", "b", "c"))
+    save_backbone(net, info, tmp_path)
+    again = load_backbone(tmp_path)
+    assert type(again) is kind
+    assert again.config == net.config
+    assert again.costs == net.costs
+    for setting in settings_of(net):
+        assert torch.equal(again(images, setting), net(images, setting))
+
+
+@pytest.mark.parametrize(
+    ("config", "changes", "message"),
+    [
+        (ResNetConfig, {"depth": 18}, "depth is 18"),
+        (ResNetConfig, {"depth": 2}, "depth is 2"),
+        (ResNetConfig, {"width": 0}, "width is 0"),
+        (ResNetConfig, {"in_channels": 5}, "in_channels is 5; allowed are 1 to 4"),
+        (ResNetConfig, {"n_classes": 1}, "n_classes is 1"),
+        (ResNetConfig, {"image_size": (3, 8)}, "image_size is"),
+        (ResNetConfig, {"stem_bits": 0}, "stem_bits is 0"),
+        (ResNetConfig, {"bits": (4, 2)}, "bit options"),
+        (ResNetConfig, {"bits": (0,)}, r"bits is \[0\]"),
+        (AdaptiveResNetConfig, {"bits": (4, 32)}, r"bits is \[4, 32\], but .*; add 0"),
+        (AdaptiveResNetConfig, {"blocks": ()}, "a stage needs at least 2"),
+        (AdaptiveResNetConfig, {"blocks": (2,) * 9}, "9 stages; allowed are 1 to 8"),
+        (AdaptiveResNetConfig, {"blocks": (3, 1)}, "a stage needs at least 2"),
+        (AdaptiveResNetConfig, {"blocks": (400, 400)}, "makes 1602 layers; at most 1202"),
+        (
+            AdaptiveResNetConfig,
+            {"stem": "imagenet", "image_size": (8, 8)},
+            "sides of at least 16 are needed",
+        ),
+        (AdaptiveMobileNetConfig, {"blocks": (2, 2)}, "2 stages; MobileNetV2 has 5"),
+        (AdaptiveMobileNetConfig, {"blocks": (2, 2, 1, 2, 2)}, "a stage needs at least 2"),
+        (
+            AdaptiveMobileNetConfig,
+            {"stem": "imagenet", "image_size": (24, 32)},
+            "sides of at least 32 are needed",
+        ),
+        (VisionTransformerConfig, {"heads": 5}, "heads is 5; the width 192 must be a multiple"),
+        (VisionTransformerConfig, {"heads": 0}, "heads is 0"),
+        (
+            VisionTransformerConfig,
+            {"patch": 3, "image_size": (8, 8)},
+            r"not suit images of 8 x 8 pixels; allowed are \[1, 2, 4, 8\]",
+        ),
+        (VisionTransformerConfig, {"patch": 0}, "patch is 0; allowed are 1 or more"),
+        (VisionTransformerConfig, {"depth": 0}, "depth is 0; allowed are 1 to 48"),
+        (VisionTransformerConfig, {"bits": (0,)}, "bits is"),
+        (AdaptiveVisionTransformerConfig, {"blocks": (3, 1)}, "a stage needs at least 2"),
+        (AdaptiveVisionTransformerConfig, {"blocks": (25, 25)}, "50 in all; at most 48"),
+        (AdaptiveVisionTransformerConfig, {"bits": (2, 32)}, "add 0"),
+        (AdaptiveSwinConfig, {"blocks": (3, 1)}, "a stage needs at least 2"),
+        (AdaptiveSwinConfig, {"bits": (4, 32)}, "add 0"),
+        (AdaptiveSwinConfig, {"blocks": ()}, "a stage needs at least 2"),
+        (
+            AdaptiveSwinConfig,
+            {"blocks": (3, 2), "image_size": (9, 12)},
+            "no patch cuts into maps of tokens that all stages can halve",
+        ),
+        (
+            AdaptiveSwinConfig,
+            {"blocks": (3, 2), "image_size": (23, 23)},
+            "into windows; multiples of 8 do",
+        ),
+        (
+            AdaptiveSwinConfig,
+            {"blocks": (3, 2), "image_size": (8, 8), "patch": 8},
+            r"patch is 8, which .* 8 x 8 pixels; allowed are \[1, 2, 4\]",
+        ),
+        (AdaptiveSwinConfig, {"heads": 5}, "the width 96 must be a multiple"),
+    ],
+)
+def test_impossible_shapes_are_refused(config, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        config(**changes)

@@ -1,0 +1,83 @@
+"""Small networks of every kind whose norms, biases and quantizer scales matter."""
+
+import torch
+from torch import Tensor
+
+from dfs_rl.backbones import (
+    AdaptiveMobileNet,
+    AdaptiveMobileNetConfig,
+    AdaptiveResNet,
+    AdaptiveResNetConfig,
+    AdaptiveSwin,
+    AdaptiveSwinConfig,
+    AdaptiveVisionTransformer,
+    AdaptiveVisionTransformerConfig,
+    Backbone,
+    ResNet,
+    ResNetConfig,
+    VisionTransformer,
+    VisionTransformerConfig,
+    WalkableBackbone,
+)
+from dfs_rl.backbones.interfaces import run_layers
+from dfs_rl.data import ChannelStatistics
+from dfs_rl.training.calibration import calibrate_steps
+
+GREY = ChannelStatistics((0.4,), (0.3,))
+_SIZES: dict[type[Backbone], tuple[int, int]] = {
+    ResNet: (8, 8),
+    AdaptiveResNet: (8, 8),
+    AdaptiveMobileNet: (16, 16),
+    VisionTransformer: (8, 8),
+    AdaptiveVisionTransformer: (8, 8),
+    AdaptiveSwin: (8, 12),
+}
+TOKENS = {"width": 12, "heads": 2, "patch": 2}
+_SHAPES = {
+    ResNet: (ResNetConfig, {"depth": 8, "width": 4, "bits": (0, 2, 4, 8, 32)}),
+    AdaptiveResNet: (AdaptiveResNetConfig, {"blocks": (3, 2), "width": 4, "bits": (0, 4, 32)}),
+    AdaptiveMobileNet: (
+        AdaptiveMobileNetConfig,
+        {"blocks": (2, 2, 4, 2, 2), "width": 8, "bits": (0, 8, 32)},
+    ),
+    VisionTransformer: (VisionTransformerConfig, TOKENS | {"depth": 3, "bits": (0, 4, 32)}),
+    AdaptiveVisionTransformer: (
+        AdaptiveVisionTransformerConfig,
+        TOKENS | {"blocks": (3, 2), "bits": (0, 32)},
+    ),
+    AdaptiveSwin: (
+        AdaptiveSwinConfig,
+        {"blocks": (3, 2), "width": 8, "heads": 2, "patch": 1, "bits": (0, 4, 32)},
+    ),
+}
+
+
+def pictures_for(kind: type[Backbone], n: int = 8) -> Tensor:
+    """Draw images of the size of a kind's networks."""
+    generator = torch.Generator().manual_seed(2)
+    return torch.randint(0, 256, (n, 1, *_SIZES[kind]), dtype=torch.uint8, generator=generator)
+
+
+def network(kind: type[Backbone], **changes: object) -> Backbone:
+    """Make a calibrated network with random norms and biases, in evaluation mode."""
+    config, shape = _SHAPES[kind]
+    settings = {"in_channels": 1, "n_classes": 3, "image_size": _SIZES[kind], **shape, **changes}
+    torch.manual_seed(0)
+    net = kind(config(**settings), GREY)  # type: ignore[call-arg, arg-type]
+    tokens = net.optimizer == "adamw"
+    images = pictures_for(kind, 16)
+    net.train(not tokens)
+    calibrate_steps(net, images, parts=[net])
+    with torch.no_grad():
+        for name, parameter in net.named_parameters():
+            if "norm" in name or (tokens and name.endswith("bias")):
+                parameter.uniform_(0.5, 1.5)
+        for bits in net.options if not tokens else ():
+            for _ in range(10):  # running statistics
+                net(images, bits)
+    return net.eval()
+
+
+def run(net: WalkableBackbone, images: Tensor, setting: tuple[int, ...]) -> Tensor:
+    """Return the logits of images at a setting, of either form."""
+    return net.head(run_layers(net, net.stem(images), setting))
