@@ -33,9 +33,9 @@ from dfs_rl.agents.hyperparameters import (
     RecurrentPPOConfig,
     TRPOConfig,
     UpdateSize,
-    batch_size,
     check_rollouts,
     entropy_weight,
+    minibatch_size,
     step_sizes,
 )
 from dfs_rl.agents.policies import (
@@ -152,16 +152,16 @@ def _on_policy_arguments(
     }
     if isinstance(config, PolicyGradientConfig):
         arguments["ent_coef"] = entropy_weight(config, 0.0)
-        arguments["vf_coef"] = config.value_weight
+        arguments["vf_coef"] = config.vf_coef
         arguments["max_grad_norm"] = config.max_grad_norm
     if isinstance(config, PPOConfig):
-        arguments["n_epochs"] = config.epochs
+        arguments["n_epochs"] = config.n_epochs
         arguments["clip_range"] = config.clip_range
     if isinstance(config, TRPOConfig):
         arguments["target_kl"] = config.target_kl
-        arguments["n_critic_updates"] = config.critic_updates
+        arguments["n_critic_updates"] = config.n_critic_updates
     if isinstance(config, PPOConfig | TRPOConfig):
-        arguments["batch_size"] = batch_size(config.minibatches, _update_size(env, learning))
+        arguments["batch_size"] = minibatch_size(config.batch_size, _update_size(env, learning))
     arguments["policy_kwargs"] = {
         "net_arch": {"pi": [], "vf": []},  # the extractor is the whole network
         "share_features_extractor": False,  # only the actor ships: the critic must not shape it
@@ -183,7 +183,7 @@ def _q_learning_arguments(
     config: QLearningConfig, env: VecEnv, learning: GateLearning
 ) -> dict[str, Any]:
     """Return the arguments of an algorithm that learns from a replay buffer."""
-    quantiles = config.quantiles if isinstance(config, QRDQNConfig) else 1
+    quantiles = config.n_quantiles if isinstance(config, QRDQNConfig) else 1
     policy: dict[str, Any] = {
         "net_arch": [],  # the extractor is the whole network
         **_extractor(learning, outputs=quantiles * _n_actions(env)),
@@ -199,9 +199,9 @@ def _q_learning_arguments(
         # Once per update: the target is fixed while the network moves, and an episode is short.
         "target_update_interval": env.num_envs * learning.n_steps,
         "tau": 1.0,
-        "exploration_fraction": config.exploration,
+        "exploration_fraction": config.exploration_fraction,
         "exploration_initial_eps": 1.0,
-        "exploration_final_eps": config.final_exploration,
+        "exploration_final_eps": config.exploration_final_eps,
         "max_grad_norm": config.max_grad_norm,
         "policy_kwargs": policy,
     }

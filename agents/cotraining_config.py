@@ -1,15 +1,14 @@
 """How a backbone learns beside its gate, each default with its reason; free of torch, so that a help page is quick."""
 
-from dataclasses import dataclass
 from typing import Literal
 
-from dfs_rl.utils.config import Count, PositiveOrZero, PositiveShare, check_values
+from dfs_rl.utils.config import Count, PositiveOrZero, PositiveShare, configuration
 
 BackboneMode = Literal["frozen", "co-train"]
 """Whether the backbone stays as it is, or learns under its gate's choices."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@configuration
 class CoTrainConfig:
     """How the backbone learns beside the gate, with ``--backbone-mode co-train``.
 
@@ -29,9 +28,14 @@ class CoTrainConfig:
     distillation: PositiveOrZero = 1.0
     full_precision: PositiveOrZero = 1.0
 
-    def __post_init__(self) -> None:
-        check_values(self)
-
     def gate_timesteps(self, timesteps: int, images: int) -> int:
         """Return how many of ``timesteps`` are the gate's, each of whose updates walks ``images`` beside a batch of the backbone's."""
         return timesteps * images // (images + self.batch_size)
+
+
+@configuration
+class LabelCoTrainConfig(CoTrainConfig):
+    """How the backbone learns with a supervised gate: from labels alone by default, as in the paper of DFS."""
+
+    distillation: PositiveOrZero = 0.0
+    full_precision: PositiveOrZero = 0.0

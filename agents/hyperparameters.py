@@ -1,12 +1,11 @@
 """Hyperparameters, each default with its reason; free of torch, so that a help page is quick."""
 
-from dataclasses import dataclass, replace
-from typing import Annotated, ClassVar, Literal, NamedTuple
-
-from pydantic import Field
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import ClassVar, Literal, NamedTuple, TypeVar
 
 from dfs_rl.errors import ConfigError
-from dfs_rl.utils.config import Count, Positive, PositiveOrZero, PositiveShare, Share, check_values
+from dfs_rl.utils.config import Count, Positive, PositiveOrZero, PositiveShare, Share, configuration
 
 AlgorithmName = Literal["ppo", "a2c", "maskable_ppo", "trpo", "dqn", "qrdqn", "recurrent_ppo"]
 GateKind = Literal["ff", "lstm"]
@@ -18,8 +17,9 @@ StaticMethod = Literal["ddpg", "td3", "sac", "ppo", "greedy"]
 FeatureChoice = Literal["confidence", "all"]
 """What a gate looks at: how sure a probe is, or the pooled channels beside it."""
 Start = Literal["uniform", "indifferent"]
-"""Where a gate begins, see ``dfs_rl.agents.pretraining``."""
+"""Initial policy of a gate, see ``dfs_rl.agents.pretraining``."""
 
+ConfigT = TypeVar("ConfigT", bound="AlgorithmConfig")
 
 ROLLOUTS_PER_IMAGE = 8
 """That share a baseline where nothing else is asked for and a gate does not begin at uniform options."""
@@ -44,15 +44,14 @@ class UpdateSize(NamedTuple):
         return self.walks * self.layers
 
 
-@dataclass(frozen=True, kw_only=True)
+@configuration
 class AlgorithmConfig:
     """What all algorithms have in common.
 
     Attributes:
-        learning_rate: Adam's step size at the start; by default 12,000 / timesteps, or 1,500 / timesteps for a gate that begins at
-            uniform options and has little to change, but at most 0.03.
-        final_learning_rate: Step size at the end, reached linearly, because the last decisions are close calls that a large step
-            undoes; by default a twentieth of the first.
+        learning_rate: Initial step size; default 12,000 / timesteps, or 1,500 / timesteps for a policy gradient with --start uniform,
+            at most 0.03.
+        final_learning_rate: Final step size, reached linearly; default a twentieth of learning_rate.
 
     Raises:
         ConfigError: If a value is out of range.
@@ -68,9 +67,6 @@ class AlgorithmConfig:
     learning_rate: PositiveShare | None = None
     final_learning_rate: Share | None = None
 
-    def __post_init__(self) -> None:
-        check_values(self)
-
     def check_update(self, update: "UpdateSize") -> None:
         """Refuse settings that do not suit an update of that size.
 
@@ -79,7 +75,7 @@ class AlgorithmConfig:
         """
 
 
-@dataclass(frozen=True, kw_only=True)
+@configuration
 class OnPolicyConfig(AlgorithmConfig):
     """What the algorithms that learn from their latest rollout alone have in common.
 
@@ -90,45 +86,44 @@ class OnPolicyConfig(AlgorithmConfig):
     gae_lambda: Share = 0.95
 
 
-@dataclass(frozen=True, kw_only=True)
+@configuration
 class PolicyGradientConfig(OnPolicyConfig):
     """What the algorithms that follow one gradient of policy, entropy and value have in common.
 
     Attributes:
-        entropy: Weight of the entropy bonus at the start, which keeps the first good table from ending the search; it falls
-            linearly to 0, because a gate that is deployed deterministic should end deterministic. By default 0.03, and 0 for a gate
-            that begins at uniform options, which a bonus would mix.
-        value_weight: Weight of the critic's loss; actor and critic share no weights, so it only matters through gradient clipping.
+        ent_coef: Initial weight of the entropy bonus, which falls linearly to 0; default 0.03, or 0 with --start uniform.
+        vf_coef: Weight of the critic's loss; actor and critic share no weights, so it only matters for gradient clipping.
         max_grad_norm: Gradient clipping.
     """
 
-    entropy: PositiveOrZero | None = None
-    value_weight: PositiveOrZero = 0.5
+    ent_coef: PositiveOrZero | None = None
+    vf_coef: PositiveOrZero = 0.5
     max_grad_norm: Positive = 0.5
 
 
-@dataclass(frozen=True, kw_only=True)
+@configuration
 class PPOConfig(PolicyGradientConfig):
     """Hyperparameters of ``--algo ppo``.
 
     Attributes:
-        epochs: Passes over each rollout; more than 4 buys little for twice the time.
-        minibatches: Minibatches per pass; a minibatch of envs x layers / 4 runs at the speed of memory, not of Python.
+        n_epochs: Passes over each rollout; more than 4 gain little for twice the time.
+        batch_size: Decisions per minibatch; must divide an update, num_envs x layers, and at most all of it counts. Default a
+            quarter of an update.
         clip_range: PPO's bound on the change of probability per update.
     """
 
     label = "PPO"
 
-    epochs: Count = 4
-    minibatches: Count = 4
+    n_epochs: Count = 4
+    batch_size: Count | None = None
     clip_range: Positive = 0.2
 
     def check_update(self, update: UpdateSize) -> None:
         """See ``AlgorithmConfig``."""
-        batch_size(self.minibatches, update)
+        minibatch_size(self.batch_size, update)
 
 
-@dataclass(frozen=True, kw_only=True)
+@configuration
 class MaskablePPOConfig(PPOConfig):
     """Hyperparameters of ``--algo maskable_ppo``: PPO's, for it differs only in the options that it may draw."""
 
@@ -136,7 +131,7 @@ class MaskablePPOConfig(PPOConfig):
     needs_budget = True
 
 
-@dataclass(frozen=True, kw_only=True)
+@configuration
 class RecurrentPPOConfig(PPOConfig):
     """Hyperparameters of ``--algo recurrent_ppo``: PPO's, for the gate of DFS, one LSTM for all layers."""
 
@@ -144,61 +139,60 @@ class RecurrentPPOConfig(PPOConfig):
     gate = "lstm"
 
 
-@dataclass(frozen=True, kw_only=True)
+@configuration
 class TRPOConfig(OnPolicyConfig):
     """Hyperparameters of ``--algo trpo``. The step sizes are the critic's alone; the actor's follow from ``target_kl``.
 
     Attributes:
         target_kl: How far an update may move the policy, as the mean divergence in nats over the states that it saw.
-        critic_updates: Passes of the critic over each rollout; ten were no better than four on digits (600,000 steps, three seeds),
-            and with several rollouts per image it only watches.
-        minibatches: Minibatches per pass of the critic.
+        n_critic_updates: Passes of the critic over each rollout.
+        batch_size: Decisions per minibatch of the critic; must divide an update, num_envs x layers. Default a quarter of an update.
     """
 
     label = "TRPO"
 
     target_kl: Positive = 0.01
-    critic_updates: Count = 4
-    minibatches: Count = 4
+    n_critic_updates: Count = 4
+    batch_size: Count | None = None
 
     def check_update(self, update: UpdateSize) -> None:
         """See ``AlgorithmConfig``."""
-        batch_size(self.minibatches, update)
+        minibatch_size(self.batch_size, update)
 
 
-@dataclass(frozen=True, kw_only=True)
+@configuration
 class A2CConfig(PolicyGradientConfig):
     """Hyperparameters of ``--algo a2c``; its optimiser is RMSprop."""
 
     label = "A2C"
 
 
-_MOST_MEGABYTES = 16_384.0
-"""A checkpoint holds as much."""
+_BUFFER_BYTES = 64e6
+_MOST_BUFFER_BYTES = 16_384e6
+"""A checkpoint holds the buffer."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@configuration
 class QLearningConfig(AlgorithmConfig):
     """What the algorithms that learn the worth of each option from remembered decisions have in common.
 
     Attributes:
         learning_rate: Adam's step size at the start; smaller than a policy gradient's default, for the target is learned as well
             and moves with each step.
-        exploration: Share of the training in which random options grow rare, linearly from all; it ends well before the training
-            does, so that late layers are learned on what early layers will really choose.
-        final_exploration: Share of random options from then on, so that none is forgotten.
-        gradient_steps: Steps per update, which is one walk of all environments: a remembered decision is used a few times.
-        batch_size: Decisions per step; large, because the rewards of one option differ mostly by the images.
-        replay_megabytes: Memory for past decisions, and the size of a checkpoint.
-        max_grad_norm: Gradient clipping; wide, for the loss is linear in large errors.
+        exploration_fraction: Share of the training over which the rate of random options falls, linearly from 1.
+        exploration_final_eps: Rate of random options afterwards.
+        gradient_steps: Gradient steps per update; an update is one episode of all environments.
+        batch_size: Decisions per gradient step; large, because rewards of one option differ mostly by the images.
+        buffer_size: Decisions that the replay buffer holds; default as many as fit in 64 megabytes. A checkpoint holds them too.
+        max_grad_norm: Gradient clipping; wide, because the loss is linear in large errors.
     """
 
     learning_rate: PositiveShare | None = 0.003
-    exploration: PositiveShare = 0.5
-    final_exploration: Share = 0.05
+    exploration_fraction: PositiveShare = 0.5
+    exploration_final_eps: Share = 0.05
     gradient_steps: Count = 32
     batch_size: Count = 512
-    replay_megabytes: Annotated[float, Field(gt=0, le=_MOST_MEGABYTES)] = 64.0
+    buffer_size: Count | None = None
     max_grad_norm: Positive = 10.0
 
     def check_update(self, update: UpdateSize) -> None:
@@ -206,40 +200,48 @@ class QLearningConfig(AlgorithmConfig):
         self.remembered(update)
 
     def remembered(self, update: UpdateSize) -> int:
-        """Return how many decisions fit into the memory.
+        """Return the number of decisions in the replay buffer.
 
         Raises:
-            ConfigError: If those of one update do not.
+            ConfigError: If it does not hold one update, or takes too much memory.
         """
-        # What was seen before and after, the action as int64, and reward, end and cut as float32.
-        each = 2 * update.observation_bytes + 8 + 3 * 4
-        decisions = int(self.replay_megabytes * 1e6 / each)
-        if decisions < update.decisions:
+        each = transition_bytes(update.observation_bytes)
+        size = self.buffer_size or int(_BUFFER_BYTES / each)
+        if size < update.decisions:
             raise ConfigError(
-                f"replay_megabytes is {self.replay_megabytes}, which holds {decisions} decisions; one update of {update.walks} "
-                f"walks of {update.layers} layers makes {update.decisions}, {update.decisions * each / 1e6:.3g} megabytes."
+                f"buffer_size is {size}; it must hold the {update.decisions} decisions of one update of {update.walks} episodes of "
+                f"{update.layers} layers."
             )
-        return decisions
+        if size * each > _MOST_BUFFER_BYTES:
+            raise ConfigError(
+                f"buffer_size is {size}, which takes {size * each / 1e6:.4g} megabytes; at most {_MOST_BUFFER_BYTES / 1e6:g} are allowed."
+            )
+        return size
 
 
-@dataclass(frozen=True, kw_only=True)
+def transition_bytes(observation_bytes: int) -> int:
+    """Return the bytes of one decision in a replay buffer: observations before and after, action, reward, end and truncation."""
+    return 2 * observation_bytes + 8 + 3 * 4
+
+
+@configuration
 class DQNConfig(QLearningConfig):
     """Hyperparameters of ``--algo dqn``."""
 
     label = "DQN"
 
 
-@dataclass(frozen=True, kw_only=True)
+@configuration
 class QRDQNConfig(QLearningConfig):
     """Hyperparameters of ``--algo qrdqn``.
 
     Attributes:
-        quantiles: Of each option's worth; few, because a walk ends right or wrong and little lies between.
+        n_quantiles: Quantiles of each option's return; few, because an episode ends right or wrong.
     """
 
     label = "QR-DQN"
 
-    quantiles: Count = 16
+    n_quantiles: Count = 16
 
 
 def rollouts_per_image(config: AlgorithmConfig, asked: int | None, *, start: Start) -> int:
@@ -279,24 +281,23 @@ def check_rollouts(config: AlgorithmConfig, rollouts: int) -> None:
         )
 
 
-def batch_size(minibatches: int, update: UpdateSize) -> int:
-    """Return the size of each of so many minibatches of an update.
+def minibatch_size(asked: int | None, update: UpdateSize) -> int:
+    """Return the decisions in a minibatch: ``asked``, at most a whole update, or a quarter of one.
 
     Raises:
-        ConfigError: If they would not be equal, or of 1.
+        ConfigError: If it does not divide an update, or is 1.
     """
-    if update.decisions % minibatches != 0 or update.decisions == minibatches:
+    size = min(update.decisions, update.decisions // 4 if asked is None else asked)
+    if size <= 1 or update.decisions % size != 0:
+        given = "by default a quarter of an update" if asked is None else str(asked)
         raise ConfigError(
-            f"minibatches is {minibatches}; it must divide the {update.decisions} samples of an update (num_envs x layers) into "
-            "batches of at least 2."
+            f"batch_size is {given}; it must divide the {update.decisions} decisions of an update (num_envs x layers) and be at least 2."
         )
-    return update.decisions // minibatches
+    return size
 
 
 PATH_LENGTH = 12_000.0
 SHORT_PATH_LENGTH = 1_500.0
-"""For a gate that begins at uniform options. On a ResNet-20 with 1,000,000 steps, one seed, 0.001 and 0.0005 did better than 0.004, which
-lost on the way what it began with; on digits with 100,000 steps, three seeds, 0.01 did better than 0.03 and 0.003."""
 LARGEST_STEP = 0.03
 USUAL_ENTROPY = 0.03
 
@@ -309,30 +310,47 @@ class StepSizes(NamedTuple):
 
 
 def step_sizes(config: AlgorithmConfig, timesteps: int) -> StepSizes:
-    """Return the step sizes that a configuration asks for, or the defaults for a training of ``timesteps``.
+    """Return the step sizes of a training of ``timesteps``, see ``suited_to``."""
+    config = suited_to(config, "indifferent", timesteps=timesteps)
+    assert config.learning_rate is not None
+    assert config.final_learning_rate is not None
+    return StepSizes(config.learning_rate, config.final_learning_rate)
 
-    The default start is ``PATH_LENGTH / timesteps``, at most ``LARGEST_STEP``. Adam moves a weight by about its step size
-    whatever the gradient, so this keeps the way it can go in all the same. It is a rule through two points, not a law: on
-    digits with 600,000 steps 0.01 to 0.03 did best and gates trained with 0.003 stayed near one table for all images; on a
-    ResNet-20 with about 3,000,000 steps 0.003 did better than 0.02, in one run each.
+
+def suited_to(config: ConfigT, start: Start, *, timesteps: int) -> ConfigT:
+    """Return a configuration with numbers for all defaults that depend on the initial policy and the length of the training.
+
+    The default step size is ``PATH_LENGTH / timesteps``, at most ``LARGEST_STEP``. Adam moves a weight by about its step size
+    whatever the gradient, so the distance that weights can move stays the same. A policy gradient that starts uniform has little to
+    change: its step size is ``SHORT_PATH_LENGTH / timesteps``, and it has no entropy bonus, which would mix its options.
     """
-    start = config.learning_rate
-    if start is None:
-        start = min(LARGEST_STEP, PATH_LENGTH / timesteps)
-    end = config.final_learning_rate
-    return StepSizes(start, start / 20 if end is None else end)
-
-
-def suited_to(config: AlgorithmConfig, start: Start, *, timesteps: int) -> AlgorithmConfig:
-    """Return a configuration with the defaults that depend on where a gate begins; the others stay open."""
-    if start != "uniform" or not isinstance(config, PolicyGradientConfig):
-        return config
-    if config.learning_rate is None:
-        config = replace(config, learning_rate=min(LARGEST_STEP, SHORT_PATH_LENGTH / timesteps))
-    return replace(config, entropy=0.0) if config.entropy is None else config
+    follows_gradient = isinstance(config, PolicyGradientConfig)
+    gentle = follows_gradient and start == "uniform"
+    rate, final = config.learning_rate, config.final_learning_rate
+    if rate is None:
+        rate = min(LARGEST_STEP, (SHORT_PATH_LENGTH if gentle else PATH_LENGTH) / timesteps)
+    values: dict[str, float] = {
+        "learning_rate": rate,
+        "final_learning_rate": rate / 20 if final is None else final,
+    }
+    if isinstance(config, PolicyGradientConfig) and config.ent_coef is None:
+        values["ent_coef"] = 0.0 if gentle else USUAL_ENTROPY
+    return replace(config, **values)
 
 
 def entropy_weight(config: PolicyGradientConfig, progress: float) -> float:
     """Return the weight of the entropy bonus after a share ``progress`` of training, in [0, 1]."""
-    first = USUAL_ENTROPY if config.entropy is None else config.entropy
+    first = USUAL_ENTROPY if config.ent_coef is None else config.ent_coef
     return first * max(0.0, 1.0 - progress)
+
+
+ALGORITHM_CONFIGS: Mapping[AlgorithmName, type[AlgorithmConfig]] = {
+    "ppo": PPOConfig,
+    "a2c": A2CConfig,
+    "maskable_ppo": MaskablePPOConfig,
+    "trpo": TRPOConfig,
+    "dqn": DQNConfig,
+    "qrdqn": QRDQNConfig,
+    "recurrent_ppo": RecurrentPPOConfig,
+}
+"""Hyperparameters of each algorithm."""

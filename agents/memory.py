@@ -7,6 +7,7 @@ from dfs_rl.agents.hyperparameters import (
     FeatureChoice,
     QLearningConfig,
     QRDQNConfig,
+    transition_bytes,
 )
 from dfs_rl.backbones.footprint import forward_bytes
 from dfs_rl.backbones.interfaces import WalkableBackbone
@@ -82,12 +83,13 @@ def replay_needs(
     if not isinstance(config, QLearningConfig):
         return {}
     seen = observation_bytes(observation_space(backbone, dial=dial))
-    quantiles = config.quantiles if isinstance(config, QRDQNConfig) else 1
+    quantiles = config.n_quantiles if isinstance(config, QRDQNConfig) else 1
     pairs = _FLOAT * (backbone.costs.n_actions * quantiles + quantiles**2)  # of the Huber loss
-    needs = {
-        f"replay_megabytes is {config.replay_megabytes:g}": 1e6 * config.replay_megabytes,
-        f"batch_size is {config.batch_size}": float(config.batch_size * _KEPT * seen),
-    }
+    needs = {f"batch_size is {config.batch_size}": float(config.batch_size * _KEPT * seen)}
+    if config.buffer_size is not None:
+        needs[f"buffer_size is {config.buffer_size}"] = float(
+            config.buffer_size * transition_bytes(seen)
+        )
     if quantiles > 1:
-        needs[f"quantiles is {quantiles}"] = float(_KEPT * config.batch_size * pairs)
+        needs[f"n_quantiles is {quantiles}"] = float(_KEPT * config.batch_size * pairs)
     return needs

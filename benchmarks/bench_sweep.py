@@ -21,7 +21,7 @@ from pathlib import Path
 SWEEP = """\
 command: train_agent
 settings: {{timesteps: {timesteps}}}
-search: {{ppo.entropy: {{grid: {entropies}}}}}
+search: {{algorithm.ent_coef: {{grid: {entropies}}}}}
 searcher: random
 trials: {trials}
 retrain: {{seeds: 0}}
@@ -57,7 +57,7 @@ def by_hand(folder: Path, timesteps: int, entropies: list[float], cpus: int) -> 
         "from dfs_rl.agents.hyperparameters import PPOConfig; from dfs_rl.data import load_dataset\n"
         "from pathlib import Path; import torch\n"
         "torch.set_num_threads(1); d = load_dataset('digits')\n"
-        "c = C(timesteps=int(sys.argv[1]), ppo=PPOConfig(entropy=float(sys.argv[2])), run_dir=Path(sys.argv[3]))\n"
+        "c = C(timesteps=int(sys.argv[1]), algorithm=PPOConfig(ent_coef=float(sys.argv[2])), run_dir=Path(sys.argv[3]))\n"
         "train_run(COMMAND, c, d, create_run(COMMAND, c, d, device='cpu', argv=()), device='cpu')\n"
     )
 

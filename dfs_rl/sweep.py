@@ -3,14 +3,21 @@
 import sys
 from collections.abc import Sequence
 
-from dfs_rl.sweeping.command import KIND, PROG, SweepConfig, run
-from dfs_rl.utils.cli import run_command
+from dfs_rl.sweeping.config import KIND, PROG, SweepConfig
+from dfs_rl.utils.cli import Invocation, run_command
+
+
+def sweep(invocation: Invocation[SweepConfig]) -> None:
+    """Search, train the best again, and report."""
+    from dfs_rl.sweeping.command import run  # imports torch, for which a help page does not wait
+
+    run(invocation)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     return run_command(
-        run,
+        sweep,
         SweepConfig,
         prog=PROG,
         description="Search settings of train_agent, train_gumbel, train_static or train_backbone, reward weights above all, by the rules "

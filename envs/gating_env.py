@@ -95,8 +95,8 @@ class FractionalSkippingEnv(gymnasium.Env[Observation, np.int64]):
     ## Arguments
     Listed below. All of them can be written in JSON, so that `env.spec.to_json()` holds the environment. A training form of a
     backbone is frozen anew by each environment; pass `backbone.prepare()` to many. A network of yours is calibrated by each, on the
-    train split of the data set, which may not be an `ImageSet` then; its weights stay as they are. A folder that holds one wants
-    `dfs_rl.utils.trusted_import.allow_constructor("module:function")` before.
+    train split of the data set, which may not be an `ImageSet` then; its weights stay as they are. A folder that holds one
+    needs `trust_code=True`.
 
     ## Versions
     v0: first version.
@@ -105,6 +105,7 @@ class FractionalSkippingEnv(gymnasium.Env[Observation, np.int64]):
         backbone: A folder that `save_backbone` wrote, or a run with one; `module:function` that makes a network of yours; a backbone;
             or `None` for the digits network that ships.
         backbone_weights: Safetensors file or state dict for the network that `module:function` makes.
+        trust_code: Whether to import the constructor, `module:function`, that a folder names.
         exits: Whether images may leave where the backbone has exits; `False` walks all of them to the end.
         dataset: What `load_dataset` takes, a `Dataset`, an `ImageSet`, or `None` for the digits.
         split: Which images of a data set to draw from: `train`, `agent`, `val` or `test`.
@@ -123,11 +124,12 @@ class FractionalSkippingEnv(gymnasium.Env[Observation, np.int64]):
 
     metadata = METADATA
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - each is one choice of the user's
         self,
         *,
         backbone: BackboneLike = None,
         backbone_weights: str | Path | None = None,
+        trust_code: bool = False,
         exits: bool = True,
         dataset: DatasetLike = None,
         split: SplitName = "agent",
@@ -142,6 +144,7 @@ class FractionalSkippingEnv(gymnasium.Env[Observation, np.int64]):
         self.task = make_task(
             backbone=backbone,
             backbone_weights=backbone_weights,
+            trust_code=trust_code,
             exits=exits,
             dataset=dataset,
             split=split,

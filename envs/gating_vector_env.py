@@ -53,6 +53,7 @@ class FractionalSkippingVectorEnv(VectorEnv[Batch, NDArray[np.int64], NDArray[An
         autoreset_mode: When environments that ended begin anew: at the next step, in the same step, or by `reset` alone.
         backbone: As in `FractionalSkippingEnv`, like everything below.
         backbone_weights: See there.
+        trust_code: Whether to import the constructor, `module:function`, that a folder names.
         exits: See there.
         dataset: See there.
         split: See there.
@@ -77,6 +78,7 @@ class FractionalSkippingVectorEnv(VectorEnv[Batch, NDArray[np.int64], NDArray[An
         autoreset_mode: SkipValidation[AutoresetMode | str] = AutoresetMode.NEXT_STEP,
         backbone: BackboneLike = None,
         backbone_weights: str | Path | None = None,
+        trust_code: bool = False,
         exits: bool = True,
         dataset: DatasetLike = None,
         split: SplitName = "agent",
@@ -99,6 +101,7 @@ class FractionalSkippingVectorEnv(VectorEnv[Batch, NDArray[np.int64], NDArray[An
         self.task = make_task(
             backbone=backbone,
             backbone_weights=backbone_weights,
+            trust_code=trust_code,
             exits=exits,
             dataset=dataset,
             split=split,

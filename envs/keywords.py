@@ -15,7 +15,7 @@ from dfs_rl.backbones.interfaces import WalkableBackbone
 from dfs_rl.data import Dataset, ImageSet
 from dfs_rl.errors import ConfigError
 from dfs_rl.gating.reward import RewardWeights
-from dfs_rl.utils.config.errors import describe
+from dfs_rl.utils.config.errors import allowed
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -51,13 +51,15 @@ def check_types(function: Callable[P, R]) -> Callable[P, R]:
         try:
             return checked(*bound.args, **bound.kwargs)
         except ValidationError as error:
-            fault = error.errors(include_url=False)[0]
-            place = fault["loc"][0]
+            faults = error.errors(include_url=False)
+            place = faults[0]["loc"][0]
             name = list(bound.arguments)[place] if isinstance(place, int) else place
             value = reprlib.repr(bound.arguments[name])
-            allowed = f"allowed is {describe(signature.parameters[name].annotation)}"
-            if fault["type"] == "finite_number":
-                allowed = "it must be finite"
-            raise ConfigError(f"{name} is {value}; {allowed}.") from None
+            words = "allowed is " + " or ".join(
+                dict.fromkeys(allowed(fault) for fault in faults if fault["loc"][0] == place)
+            )
+            if faults[0]["type"] == "finite_number":
+                words = "it must be finite"
+            raise ConfigError(f"{name} is {value}; {words}.") from None
 
     return call

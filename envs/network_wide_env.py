@@ -82,6 +82,7 @@ class NetworkWideEnv(gymnasium.Env[Observation, Action]):
     Args:
         backbone: As in `FractionalSkippingEnv`; exits that it has are not used, because a table says what every layer does.
         backbone_weights: As in `FractionalSkippingEnv`.
+        trust_code: Whether to import the constructor, `module:function`, that a folder names.
         dataset: What `load_dataset` takes, a `Dataset`, an `ImageSet`, or `None` for the digits.
         split: Which images of a data set to try tables on: `train`, `agent`, `val` or `test`.
         images: How many of them, all where there are fewer.
@@ -106,6 +107,7 @@ class NetworkWideEnv(gymnasium.Env[Observation, Action]):
         *,
         backbone: BackboneLike = None,
         backbone_weights: str | Path | None = None,
+        trust_code: bool = False,
         dataset: DatasetLike = None,
         split: SplitName = "agent",
         images: int = 1000,
@@ -119,6 +121,7 @@ class NetworkWideEnv(gymnasium.Env[Observation, Action]):
         self.task = make_task(
             backbone=backbone,
             backbone_weights=backbone_weights,
+            trust_code=trust_code,
             dataset=dataset,
             split=split,
             weights=RewardWeights(accuracy=1.0, log_likelihood=0.0, cost=cost_weight),

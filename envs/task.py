@@ -25,10 +25,9 @@ from dfs_rl.gating.action_masks import gated_budget
 from dfs_rl.gating.budget_conditioning import PriceRange
 from dfs_rl.gating.reward import RewardWeights, reward_weights
 from dfs_rl.training.custom_model import calibrated
+from dfs_rl.utils.constants import DIGITS
 from dfs_rl.utils.device import resolve_device
-from dfs_rl.utils.trusted_import import allow_constructor, is_constructor
-
-DIGITS = "digits"
+from dfs_rl.utils.trusted_import import is_constructor, trust_constructor, trusting
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -88,6 +87,7 @@ def make_task(
     *,
     backbone: BackboneLike = None,
     backbone_weights: str | Path | None = None,
+    trust_code: bool = False,
     exits: bool = True,
     dataset: DatasetLike = None,
     split: SplitName = "agent",
@@ -102,6 +102,7 @@ def make_task(
         backbone: A folder that ``save_backbone`` wrote, ``module:function`` that makes a user's network, a backbone (the training form
             is frozen first), or ``None`` for the digits network that ships with the package.
         backbone_weights: Weights of a user's network.
+        trust_code: Whether to import the constructor that a folder names.
         exits: Whether to keep the exits that it may have.
         dataset: What ``load_dataset`` takes, a data set, a set of images, or ``None`` for the digits.
         split: Which images of a data set to draw from.
@@ -124,7 +125,8 @@ def make_task(
         raise ConfigError(
             f"backbone_weights is {backbone_weights}, but backbone is {given}; weights go with module:function."
         )
-    frozen = _resolve_backbone(backbone, place, exits=exits)
+    with trusting(trust_code):
+        frozen = _resolve_backbone(backbone, place, exits=exits)
     if isinstance(data, ImageSet):
         images, class_names = data, tuple(str(label) for label in range(frozen.n_classes))
     else:
@@ -152,7 +154,7 @@ def _users_backbone(
         raise ConfigError(
             f"backbone is {name!r}, which is calibrated on a train split, but dataset is an ImageSet; give a name or folder, or a Dataset."
         )
-    allow_constructor(name)
+    trust_constructor(name)
     file = None if weights is None else Path(weights)
     return calibrated(name, data, weights=file, device=device).backbone
 

@@ -23,7 +23,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from dfs_rl.utils import trusted_import
+from tests.helpers.custom_models import forgotten_trust
 
 torch.set_num_threads(1)
 
@@ -87,8 +87,8 @@ def _last_of_each(arguments: Sequence[str]) -> list[str]:
 def stranger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A folder of its own, where no constructor was allowed yet and none of ``own_nets`` is imported."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv(trusted_import.ALLOWED, raising=False)
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    yield
+    with forgotten_trust():
+        yield
     for module in ("ownnets", "othernets"):
         sys.modules.pop(module, None)

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from dfs_rl import evaluate, load, train_agent, train_backbone
-from dfs_rl.utils import trusted_import
+from tests.helpers.custom_models import forgotten_trust
 
 PAGE = Path(__file__).parent.parent / "docs" / "your_own_model.md"
 BLOCKS = re.findall(r"```(python|sh)\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
@@ -35,21 +35,19 @@ def test_the_page_works_from_top_to_bottom(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     space: dict[str, object] = {}
     for kind, text in BLOCKS:
-        monkeypatch.delenv(trusted_import.ALLOWED, raising=False)
         if text.startswith("# mynets.py"):
             Path("mynets.py").write_text(text, encoding="utf-8")
         elif kind == "python":
             exec(compile(text, str(PAGE), "exec"), space)
         else:
             for command in text.splitlines():
-                # Each is a process of its own, which knows nothing of what was allowed to those before it.
-                monkeypatch.delenv(trusted_import.ALLOWED, raising=False)
-                assert run(command) == 0, capsys.readouterr().err
+                with forgotten_trust():  # each is a process of its own
+                    assert run(command) == 0, capsys.readouterr().err
     shown = capsys.readouterr()
     assert "5 gated layers" in shown.out
     assert "Warning" not in shown.err
     assert space["trace"].bits.shape == (16, 5)
-    assert load("runs/gated", backbone="mynets:make").backbone.costs.n_layers == 5
+    assert load("runs/gated", trust_code=True).backbone.costs.n_layers == 5
     assert bool(torch.isfinite(space["logits"]).all())
     sys.modules.pop("mynets")
 

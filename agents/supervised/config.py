@@ -1,11 +1,10 @@
 """Hyperparameters of ``train_gumbel``'s methods, each default with its reason; free of torch, so that a help page is quick."""
 
-from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pydantic import Field
 
-from dfs_rl.utils.config import Count, Positive, PositiveOrZero, PositiveShare, Share, check_values
+from dfs_rl.utils.config import Count, Positive, PositiveOrZero, PositiveShare, Share, configuration
 
 RelaxedMethod = Literal["gumbel", "dfs"]
 """Methods by supervision alone, see ``dfs_rl.agents.supervised.relaxed``."""
@@ -16,7 +15,7 @@ _EVEN = 0.5
 """Chance of each of two options where nothing is preferred."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@configuration
 class SupervisedConfig:
     """Hyperparameters of gates that learn by supervision, or by reinforcement beside it.
 
@@ -43,11 +42,8 @@ class SupervisedConfig:
     distillation: PositiveOrZero = 0.0
     max_grad_norm: Positive = 1.0
 
-    def __post_init__(self) -> None:
-        check_values(self)
 
-
-@dataclass(frozen=True, kw_only=True)
+@configuration
 class SkipNetConfig:
     """Hyperparameters of ``--method skipnet``, beside those of all methods.
 
@@ -63,11 +59,8 @@ class SkipNetConfig:
     pretraining: Annotated[float, Field(ge=0, lt=1)] = 0.1
     entropy: PositiveOrZero = 0.3
 
-    def __post_init__(self) -> None:
-        check_values(self)
 
-
-@dataclass(frozen=True, kw_only=True)
+@configuration
 class BlockDropConfig:
     """Hyperparameters of ``--method blockdrop``, beside those of all methods.
 
@@ -84,6 +77,3 @@ class BlockDropConfig:
     curriculum: PositiveShare = 0.3
     penalty: PositiveOrZero = 1.0
     bound: Annotated[float, Field(gt=_EVEN, le=1)] = 0.8
-
-    def __post_init__(self) -> None:
-        check_values(self)

@@ -18,7 +18,7 @@ from dfs_rl.errors import CheckpointError, ConfigError
 from dfs_rl.utils.checkpoint import check_finite, load_tensors, save_tensors, shared_names
 from dfs_rl.utils.config import config_from_dict, config_to_dict
 from dfs_rl.utils.manifest import read_description, write_description
-from dfs_rl.utils.trusted_import import allow_constructor
+from dfs_rl.utils.trusted_import import trusting
 
 FORMAT = 2
 STRUCTURE_FILE = "backbone.json"
@@ -99,15 +99,16 @@ def save_backbone(backbone: Backbone, info: BackboneInfo, folder: str | Path) ->
     )
 
 
-def load_stored_backbone(folder: str | Path) -> StoredBackbone:
+def load_stored_backbone(folder: str | Path, *, trust_code: bool = False) -> StoredBackbone:
     """Read a backbone that ``save_backbone`` wrote.
 
     Args:
         folder: The folder with the two files, or a run folder that has them in ``backbone/``.
+        trust_code: Whether to import the constructor of a user's own network, ``module:function``, that the folder names.
 
     Raises:
         CheckpointError: If it is missing, damaged or of another kind or format.
-        ConfigError: If it needs a constructor that was not allowed, see ``allow_constructor``.
+        ConfigError: If it names a constructor that is not trusted.
     """
     folder = _own_folder(folder)
     path = folder / STRUCTURE_FILE
@@ -122,7 +123,7 @@ def load_stored_backbone(folder: str | Path) -> StoredBackbone:
     if exits:
         weights |= load_tensors(folder / EXITS_FILE)
     # Made without memory, the network takes the file's tensors: nothing is allocated twice.
-    with torch.device("meta"):
+    with torch.device("meta"), trusting(trust_code):
         backbone = family.make(config, statistics)
         _set_exits(backbone, exits, path)
     shared = shared_names(backbone)
@@ -159,33 +160,6 @@ def load_info(folder: str | Path) -> BackboneInfo:
     return _info(_described(path), path)
 
 
-def allow_constructor_of(folder: str | Path, name: str) -> None:
-    """Allow the constructor of a stored backbone, if the user names the right one.
-
-    Args:
-        folder: As for ``load_stored_backbone``.
-        name: ``module:function``.
-
-    Raises:
-        CheckpointError: If there is no backbone, or its description is damaged.
-        ConfigError: If another constructor made it, or none.
-    """
-    record = _described(_own_folder(folder) / STRUCTURE_FILE)
-    config = record.get("config")
-    made_by = config.get("constructor") if isinstance(config, dict) else None
-    if made_by is None:
-        raise ConfigError(
-            f"backbone is {name!r}, but the network in {folder} is of family {record['kind']!r} "
-            "and needs no constructor; leave it out."
-        )
-    if made_by != name:
-        raise ConfigError(
-            f"backbone is {name!r}, but the network in {folder} was made by {made_by!r}; name that "
-            "one, if it is yours."
-        )
-    allow_constructor(name)
-
-
 def _own_folder(folder: str | Path) -> Path:
     inner = Path(folder) / "backbone"
     return inner if (inner / STRUCTURE_FILE).is_file() else Path(folder)
@@ -204,9 +178,9 @@ def _set_exits(backbone: Backbone, after: object, path: Path) -> None:
         raise CheckpointError(f"{path} is damaged: {error}") from error
 
 
-def load_backbone(folder: str | Path) -> Backbone:
+def load_backbone(folder: str | Path, *, trust_code: bool = False) -> Backbone:
     """Read the backbone alone, see ``load_stored_backbone``."""
-    return load_stored_backbone(folder).backbone
+    return load_stored_backbone(folder, trust_code=trust_code).backbone
 
 
 def _share(backbone: Backbone, names: Sequence[str], path: Path) -> None:

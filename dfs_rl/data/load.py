@@ -16,8 +16,8 @@ from dfs_rl.data.repeats import drop_repeats
 from dfs_rl.data.source import Source, Sources
 from dfs_rl.data.splits import SplitFractions, plan_splits
 from dfs_rl.errors import ConfigError, DataError
+from dfs_rl.utils.constants import DIGITS
 
-DIGITS = "digits"
 DIGITS_FRACTIONS = SplitFractions(agent=0.25, val=0.12, test=0.23)
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(:[\w.-]+)?")
 _FORMS = (

@@ -1,36 +1,25 @@
 """``python -m dfs_rl.train_agent``: learn, by reinforcement, which bits each layer of a backbone should spend on each image."""
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from pydantic import Field
-
-from dfs_rl.agents.cotraining_config import BackboneMode, CoTrainConfig
+from dfs_rl.agents.cotraining_config import CoTrainConfig
 from dfs_rl.agents.hyperparameters import (
-    A2CConfig,
+    ALGORITHM_CONFIGS,
     AlgorithmConfig,
     AlgorithmName,
-    DQNConfig,
     FeatureChoice,
-    MaskablePPOConfig,
     OnPolicyConfig,
-    PPOConfig,
-    QRDQNConfig,
-    RecurrentPPOConfig,
     Start,
-    TRPOConfig,
     rollouts_per_image,
 )
 from dfs_rl.errors import ConfigError
-from dfs_rl.experiments.backbone_resolver import (
-    DIGITS,
-    Flip,
-)
+from dfs_rl.experiments.config import GateTrainingConfig
 from dfs_rl.experiments.gate_run import GateCommand
-from dfs_rl.gating.reward import CostTiming, RewardWeights
-from dfs_rl.utils.config import Count, Positive, PositiveOrZero, Seed, check_values
+from dfs_rl.gating.reward import RewardTerms, RewardWeights
+from dfs_rl.utils.config import Count, Positive, PositiveOrZero, configuration
 
 if TYPE_CHECKING:
     from dfs_rl.gating.budget_conditioning import PriceRange
@@ -38,128 +27,69 @@ if TYPE_CHECKING:
 _COST_WEIGHTS = (0.1, 30.0)
 """From where 8 bit pay to where 2 bit do."""
 COST_WEIGHT = RewardWeights.cost
-"""Where nothing else is asked for: on the digits it comes to about 0.8 %."""
+"""Default cost weight; about 0.8 % on the digits."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class RewardConfig:
-    """What an image is worth, beside ``--cost-weight``.
-
-    Attributes:
-        accuracy: Reward of a correct prediction.
-        log_likelihood: Weight of the label's clipped log-likelihood, a term in [-1, 0] that tells near misses from far ones.
-        log_likelihood_floor: Where it is clipped, below 0.
-        overshoot: Price of each fraction of an image's computation above --hard-budget.
-        cost_timing: Charge each choice when it is made, or all at the end.
-    """
-
-    accuracy: PositiveOrZero = RewardWeights.accuracy
-    log_likelihood: PositiveOrZero = RewardWeights.log_likelihood
-    log_likelihood_floor: Annotated[float, Field(lt=0)] = RewardWeights.log_likelihood_floor
-    overshoot: PositiveOrZero = RewardWeights.overshoot
-    cost_timing: CostTiming = RewardWeights.cost_timing
-
-    def __post_init__(self) -> None:
-        check_values(self)
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainAgentConfig:
+@configuration
+class TrainAgentConfig(GateTrainingConfig):
     """Settings of ``train_agent``.
 
     Attributes:
         algo: Learning algorithm. maskable_ppo never spends more than --hard-budget on an image, not even while it learns; the others
             pay for what is above it, and are held to it once the gate is deployed.
-        dataset: "digits"; a folder with train/test parquet files or with class/name.jpg; or a hub id such as uoft-cs/cifar10.
-        backbone: Run of train_backbone or train_exits, or a backbone's folder, or module:function that makes a network of yours.
-            Without it the digits use the one that ships; for other data one is trained first and kept for the next run.
-        weights: Safetensors file or state dict for the network that module:function makes.
-        image_size: Resize each image's shorter side to so many pixels and crop the centre; by default as the backbone was trained.
-        flip: Mirror half of the images left and right where a backbone is trained; by default as the backbone was trained.
         budget: What images may cost on average, in percent, gate, stem and head included. The gate learns all budgets and is turned
             to this one; evaluate and load turn it to others.
         cost_weight: Price of computation that the gate is turned to instead: 1 is the price of running everything in full
             precision; default 10, or the middle of --cost-weights that leave it out.
         cost_weights: Lowest and highest price that the gate learns; each image draws one.
-        fixed_budget: Learn for --cost-weight alone.
         hard_budget: Upper bound on the computation of every single image in percent, gate, stem and head included.
         timesteps: Decisions to learn from; an image takes one per gated layer that it comes to.
-        seed: Same seed, same machine, same threads: same gate.
-        device: "auto", "cpu", "cuda", ...
-        run_dir: New folder for the results; default runs/DATE-TIME-NAME.
         images_per_group: Rollouts of one image that share a baseline; 1 turns this off. Default 1 for a gate that begins
             uniform, otherwise 8; dqn and qrdqn learn from single decisions and take 1 alone.
         num_envs: Images that walk side by side, repeats included.
         features: What the gate looks at before each layer: how sure a linear probe of the activation is, or its channels'
             means as well.
-        hidden: Width of the gate's network at each layer; default as wide as 0.05 % of the gated layers' MACs
-            allows, but at least 8 and at most 32. An LSTM is 10 wide.
-        supernet_epochs: Epochs of the backbone that is trained where none is given.
         exits: Let images leave where the backbone has exits, see train_exits; --no-exits walks all of them to the end, as dqn, qrdqn
             and co-training must.
-        start: Where the gate begins: at the option that is worth most at its price of computation where all layers run at it, or
-            indifferent between all options. By default uniform; dqn and qrdqn, which have no actor, co-training, under which options
-            change their worth, and whatever goes on from another gate cannot.
+        start: Initial policy: "uniform" prefers the option that earns most at the cost weight if all layers run at it,
+            "indifferent" prefers none. Default uniform; indifferent for dqn and qrdqn, co-training and gates that go on from another.
         init_gate: Run whose gate to go on from, of the same kind on the same backbone; for example one of train_gumbel.
-        backbone_mode: Leave the backbone as it is, or train it under the gate's choices as well.
-        eval_every: Timesteps between validations; default a twentieth of all.
-        val_walks: How often each val image is walked in a validation, every time for another budget; more tell gates for all budgets
-            apart more surely, where val is small.
-        checkpoint_every: Timesteps between checkpoints; default like --eval-every.
-        threads: CPU threads; with 1, runs repeat to the last bit.
         precision: What the frozen backbone computes in; "auto" takes bfloat16 on GPUs.
         reward: What an image is worth.
-        ppo: Hyperparameters of PPO.
-        a2c: Hyperparameters of A2C.
-        maskable_ppo: Hyperparameters of PPO within a hard budget.
-        trpo: Hyperparameters of TRPO.
-        recurrent_ppo: Hyperparameters of PPO for one LSTM over all layers.
-        dqn: Hyperparameters of DQN.
-        qrdqn: Hyperparameters of quantile-regression DQN.
+        algorithm: Hyperparameters of --algo.
         cotrain: How the backbone learns with --backbone-mode co-train.
     """
 
+    CHOICES: ClassVar = {"algorithm": ("algo", ALGORITHM_CONFIGS)}
+    FIRST: ClassVar = (
+        *("algo", "dataset", "backbone", "budget", "cost_weight"),
+        *("timesteps", "seed", "run_dir", "algorithm"),
+    )
+
     algo: AlgorithmName = "ppo"
-    dataset: str = DIGITS
-    backbone: Path | None = None
-    weights: Path | None = None
-    image_size: Count | None = None
-    flip: Flip = None
     budget: Positive | None = None
     cost_weight: PositiveOrZero | None = None
     cost_weights: tuple[Positive, Positive] = _COST_WEIGHTS
-    fixed_budget: bool = False
     hard_budget: Positive | None = None
     timesteps: Count = 1_200_000
-    seed: Seed = 0
-    device: str = "auto"
-    run_dir: Path | None = None
     images_per_group: Count | None = None
     num_envs: Count = 512
     features: FeatureChoice = "confidence"
-    hidden: Count | None = None
-    supernet_epochs: Count = 30
     exits: bool = True
-    start: Start | None = None
     init_gate: Path | None = None
-    backbone_mode: BackboneMode = "frozen"
-    eval_every: Count | None = None
-    val_walks: Count = 1
-    checkpoint_every: Count | None = None
-    threads: Count = 1
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    reward: RewardConfig = field(default_factory=RewardConfig)
-    ppo: PPOConfig = field(default_factory=PPOConfig)
-    a2c: A2CConfig = field(default_factory=A2CConfig)
-    maskable_ppo: MaskablePPOConfig = field(default_factory=MaskablePPOConfig)
-    trpo: TRPOConfig = field(default_factory=TRPOConfig)
-    recurrent_ppo: RecurrentPPOConfig = field(default_factory=RecurrentPPOConfig)
-    dqn: DQNConfig = field(default_factory=DQNConfig)
-    qrdqn: QRDQNConfig = field(default_factory=QRDQNConfig)
+    reward: RewardTerms = field(default_factory=RewardTerms)
+    algorithm: AlgorithmConfig = None  # type: ignore[assignment] # that of ``algo``, see __post_init__
     cotrain: CoTrainConfig = field(default_factory=CoTrainConfig)
 
     def __post_init__(self) -> None:
-        check_values(self)
+        expected = ALGORITHM_CONFIGS[self.algo]
+        if not self.algorithm:
+            object.__setattr__(self, "algorithm", expected())
+        if type(self.algorithm) is not expected:
+            raise ConfigError(
+                f"algorithm is a {type(self.algorithm).__name__}, but algo is {self.algo!r}; give a {expected.__name__}."
+            )
         group = self.rollouts_per_image
         if self.num_envs % group:
             default = ", as it is by default here" if self.images_per_group is None else ""
@@ -215,12 +145,6 @@ class TrainAgentConfig:
         """Whether one gate learns all prices of computation."""
         return not self.fixed_budget
 
-    @property
-    def algorithm(self) -> AlgorithmConfig:
-        """Hyperparameters of the algorithm that was chosen."""
-        chosen: AlgorithmConfig = getattr(self, self.algo)
-        return chosen
-
 
 def prices_of(config: TrainAgentConfig) -> "PriceRange | None":
     """Return the prices that a configuration has a gate learn, ``None`` if it is one alone."""
@@ -240,15 +164,8 @@ def _usual_weight(config: TrainAgentConfig) -> float:
 
 def weights_of(config: TrainAgentConfig) -> RewardWeights:
     """Return the reward weights that a configuration asks for."""
-    reward = config.reward
-    return RewardWeights(
-        accuracy=reward.accuracy,
-        log_likelihood=reward.log_likelihood,
-        log_likelihood_floor=reward.log_likelihood_floor,
-        cost=_usual_weight(config) if config.cost_weight is None else config.cost_weight,
-        overshoot=reward.overshoot,
-        cost_timing=reward.cost_timing,
-    )
+    cost = _usual_weight(config) if config.cost_weight is None else config.cost_weight
+    return RewardWeights(**vars(config.reward), cost=cost)
 
 
 def _settled(config: TrainAgentConfig) -> TrainAgentConfig:
@@ -259,7 +176,12 @@ def _settled(config: TrainAgentConfig) -> TrainAgentConfig:
 
 COMMAND = GateCommand(
     kind="train_agent",
-    description="Learn which bits each layer of a backbone should spend on each image.",
+    description="""Train a gate by reinforcement learning: it picks the bits of each layer for each image.
+
+Examples:
+  python -m dfs_rl.train_agent --budget 0.8
+  python -m dfs_rl.train_agent --dataset uoft-cs/cifar10 --backbone runs/supernet --timesteps 3000000
+  python -m dfs_rl.train_agent --algo maskable_ppo --hard-budget 1.5 --cost-weight 0.1""",
     config_type=TrainAgentConfig,
     module="dfs_rl.experiments.gate_training",
     settle=_settled,

@@ -1,8 +1,7 @@
 """What a backbone is asked to be, and the untrained network that comes of it."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import field
 from typing import Annotated, Any
 
 import torch
@@ -19,27 +18,26 @@ from dfs_rl.costs import DEFAULT_BITS, FULL, SKIP, menu_of
 from dfs_rl.data import Dataset, channel_statistics
 from dfs_rl.data.load import flips_by_default
 from dfs_rl.errors import ConfigError
-from dfs_rl.experiments.backbone_resolver import Flip
+from dfs_rl.experiments.config import DataSettings
 from dfs_rl.training.supernet import SupernetConfig
-from dfs_rl.utils.config import Count, Seed, check_values
+from dfs_rl.utils.config import Count, Seed, configuration
+from dfs_rl.utils.constants import DIGITS
 from dfs_rl.utils.seeding import stream_seed
 from dfs_rl.utils.trusted_import import is_constructor
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrainBackboneConfig:
+@configuration
+class TrainBackboneConfig(DataSettings):
     """What to train on what.
 
     Attributes:
-        dataset: digits, a folder with train/test parquet files, an image folder (class/name.jpg), or a hub id.
-        image_size: Resize each image's shorter side to so many pixels and crop the centre, which folders with images of several sizes
-            need. It is stored with the backbone, which takes all images so.
-        flip: Mirror half of the images left and right in training, by default in all data sets but the digits. Give --no-flip where a
-            mirror image is of another class, as with letters and digits.
+        image_size: Resize the shorter side of each image to this many pixels and crop the centre; required for images of several
+            sizes. It is stored with the backbone.
+        flip: Mirror half of the training images; default for all data sets but the digits. Give --no-flip if a mirror image belongs
+            to another class, as with letters.
         backbone: cifar_resnet8, cifar_resnet14, cifar_resnet20, ..., in short resnet20: any depth 6 n + 2; vit1, vit2, ...; with the
             recipe adn from cifar_resnet14 on, resnet26, resnet50, resnet101 or resnet152, the ResNets for ImageNet, mobilenetv2,
             swin_tiny, swin_small, or vit3, vit6, vit9, ...; a registered name; or module:function that makes a network of yours.
-        weights: Safetensors file or state dict for the network that module:function makes.
         recipe: supernet trains the network and low bits together; adn trains a network of adaptive depth, whose stages end with
             paths that can be skipped, or run at any option of the menu.
         granularity: With adn, what is gated: each stage's path, or each block in it.
@@ -49,8 +47,6 @@ class TrainBackboneConfig:
         epochs: Passes over the train split.
         plain: Train the network without any quantization, for an honest full-precision reference; adn then has the menu 0 32.
         seed: Seed of weights, data order and sampled settings.
-        device: auto, cpu, cuda, cuda:1, ...
-        run_dir: Where to write; by default a new folder under runs/.
         width: Channels of the first stage, by default 16, and 64 in the ResNets for ImageNet; of MobileNetV2's first convolution, 32;
             of a transformer's tokens, 192 as in ViT-Tiny; of the first stage's in a Swin transformer, 96.
         patch: Height and width in pixels of what a transformer takes for a token; by default about an eighth of the images'
@@ -61,16 +57,12 @@ class TrainBackboneConfig:
         first_block: Whether the first block is gated like the others, or always runs as part of the stem.
         per_channel: One weight step per output channel instead of one per layer.
         eval_images: Images of the val split that each epoch is measured on; the end is measured on all.
-        threads: CPU threads, of each worker.
         workers: Processes on this machine that share every batch; on cuda each takes a GPU. More than one start Ray.
         training: How the supernet is trained.
     """
 
-    dataset: str = "digits"
-    image_size: Count | None = None
-    flip: Flip = None
+    dataset: str = DIGITS
     backbone: str = "resnet20"
-    weights: Path | None = None
     recipe: Recipe = "supernet"
     granularity: Granularity = "path"
     stem: Stem | None = None
@@ -80,8 +72,6 @@ class TrainBackboneConfig:
     epochs: Count = 30
     plain: bool = False
     seed: Seed = 0
-    device: str = "auto"
-    run_dir: Path | None = None
     width: Annotated[Count, Field(le=2**16)] | None = None
     patch: Count | None = None
     heads: Count = TokenConfig.heads
@@ -90,12 +80,10 @@ class TrainBackboneConfig:
     first_block: FirstBlock = "gated"
     per_channel: bool = False
     eval_images: Count = 2000
-    threads: Count = 1
     workers: Count = 1
     training: SupernetConfig = field(default_factory=SupernetConfig)
 
     def __post_init__(self) -> None:
-        check_values(self)
         if self.weights is not None and not is_constructor(self.backbone):
             raise ConfigError(
                 f"weights is {self.weights}, but backbone is {self.backbone!r}, which starts from random ones; weights go with "

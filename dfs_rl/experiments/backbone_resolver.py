@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Protocol
-
-import tyro
+from typing import TYPE_CHECKING
 
 from dfs_rl.errors import ConfigError, DataError
+from dfs_rl.experiments.config import BackboneSettings
+from dfs_rl.utils.constants import DIGITS
 from dfs_rl.utils.logging import say
 from dfs_rl.utils.run_folder import RunFolder
 from dfs_rl.utils.trusted_import import is_constructor
@@ -18,24 +18,6 @@ if TYPE_CHECKING:
     from dfs_rl.data import Dataset
     from dfs_rl.experiments.backbone_config import TrainBackboneConfig
     from dfs_rl.gating.networks import LearnedGate
-
-DIGITS = "digits"
-
-Flip = Annotated[bool | None, tyro.conf.DisallowNone]
-"""``--flip``, ``--no-flip``, or neither."""
-
-
-class ImageSettings(Protocol):
-    """The settings that say which images a command works on; a configuration has them."""
-
-    @property
-    def dataset(self) -> str | None: ...  # noqa: D102
-    @property
-    def backbone(self) -> Path | None: ...  # noqa: D102
-    @property
-    def image_size(self) -> int | None: ...  # noqa: D102
-    @property
-    def flip(self) -> bool | None: ...  # noqa: D102
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +80,7 @@ class BackboneChoice:
         )
 
 
-def load_data(config: ImageSettings, run: RunFolder | None = None) -> "Dataset":
+def load_data(config: BackboneSettings, run: RunFolder | None = None) -> "Dataset":
     """Load the data set of a configuration, its images as the backbone takes them.
 
     A stored backbone keeps how its images were resized, and whether they were mirrored; for any other the configuration says so.
@@ -135,7 +117,7 @@ def load_data(config: ImageSettings, run: RunFolder | None = None) -> "Dataset":
     return load_dataset(config.dataset, image_size=image_size, flip=flip)
 
 
-def _stored_folder(config: ImageSettings, run: RunFolder | None) -> Path | None:
+def _stored_folder(config: BackboneSettings, run: RunFolder | None) -> Path | None:
     """Return where the backbone of a configuration is stored; ``None`` where it is yet to be made."""
     from dfs_rl.backbones import PRETRAINED_DIGITS
     from dfs_rl.backbones.storage import STRUCTURE_FILE

@@ -15,7 +15,13 @@ from dfs_rl.experiments import (
     supervised_training,
 )
 from dfs_rl.experiments.gate_run import GateCommand, create_run, train_run
-from dfs_rl.utils.config import config_to_dict, fields_from_dict, flat_settings, read_yaml
+from dfs_rl.utils.config import (
+    config_to_dict,
+    fields_from_dict,
+    flat_settings,
+    read_yaml,
+    usual_settings,
+)
 from dfs_rl.utils.io import Waiting, exclusive
 from dfs_rl.utils.logging import say
 from dfs_rl.utils.run_folder import RECORD, RunFolder
@@ -266,7 +272,7 @@ def _budget_settings(entrant: Entrant, terms: Terms) -> list[tuple[str, dict[str
 def command_line(prog: str, config: object) -> tuple[str, ...]:
     """Return the command line that stands for a configuration, but for the run's folder: what differs from the defaults."""
     values = flat_settings(config_to_dict(config))
-    usual = flat_settings(config_to_dict(type(config)()))
+    usual = flat_settings(usual_settings(config))
     words = prog.split()
     for name, value in values.items():
         if value == usual.get(name) or value is None or name == "run_dir":

@@ -1,7 +1,7 @@
 """What a comparison is asked for."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Literal
 
@@ -9,9 +9,9 @@ import tyro
 
 from dfs_rl.errors import ConfigError
 from dfs_rl.evaluation.static_tables.config import SearchLimits
-from dfs_rl.experiments.backbone_resolver import Flip
 from dfs_rl.experiments.benchmark import GateName
-from dfs_rl.utils.config import Count, Positive, check_values
+from dfs_rl.experiments.config import BackboneSettings
+from dfs_rl.utils.config import Count, Positive, configuration
 
 _OF_TRAINING = (
     *("backbone", "weights", "image_size", "flip"),
@@ -20,39 +20,27 @@ _OF_TRAINING = (
 """Settings that finished runs have no use for."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class CompareConfig:
-    """What to compare.
+@configuration
+class CompareConfig(BackboneSettings):
+    """Settings of ``compare``.
 
     Attributes:
-        runs: Folders of finished runs of commands that train gates; those that differ in nothing but the seed, and in where they
-            ran, are one gate. Without any, the gates are trained.
-        dataset: What to train gates on; with runs, where their data set is now, if it moved.
-        backbone: What to train gates for: run of train_backbone or train_exits, or a backbone's folder, or module:function that makes a
-            network of yours.
-        weights: Safetensors file or state dict for the network that module:function makes.
-        image_size: Resize each image's shorter side to so many pixels and crop the centre; by default as the backbone was trained.
-        flip: Mirror half of the images left and right where a backbone is trained; by default as the backbone was trained.
-        budgets: What images may cost on average, in percent. Gates for all budgets are turned to each; the others are trained for
-            each. By default 0.5, 0.75, 1, 1.5 and 3 where gates are trained, and finished ones stay where they are.
+        runs: Folders of finished gate runs; runs that differ only in their seed, or in where they ran, count as one gate. Without
+            any, the gates are trained.
+        dataset: Data set to train gates on; with runs, where their data set is now, if it moved.
+        budgets: Mean computation in percent. Gates for all budgets are set to each; the others are trained for each. Default
+            0.5, 0.75, 1, 1.5 and 3 for gates that are trained; finished runs keep their own.
         gates: Kinds of gates to train. The budget of maskable-ppo bounds every single image, that of the others the mean.
         seeds: Trainings of each.
-        timesteps: Decisions that a gate learns from for each budget; one for all budgets learns from as many as the others together.
+        timesteps: Decisions that a gate learns from for each budget; a gate for all budgets learns from the sum.
         agent: YAML file with further settings of train_agent, for all gates that it trains.
-        gumbel: The same of train_gumbel.
-        split: Split to report on; what to ship is chosen on val in either case.
-        run_dir: New folder for the report and the trained gates; default runs/DATE-TIME-compare.
-        device: Where to compute: "auto", "cpu", "cuda", ...
-        threads: CPU threads.
-        search: How long to search for each gate's best static table.
+        gumbel: YAML file with further settings of train_gumbel, for all gates that it trains.
+        split: Split to report on; the recommendation is always chosen on val.
+        search: Limits of the search for each gate's best static bit table.
     """
 
     runs: tyro.conf.Positional[tuple[Path, ...]] = ()
     dataset: str | None = None
-    backbone: Path | None = None
-    weights: Path | None = None
-    image_size: Count | None = None
-    flip: Flip = None
     budgets: tuple[Positive, ...] = ()
     gates: tuple[GateName, ...] = ("ppo", "gumbel-ff", "gumbel-lstm", "dfs-ff", "dfs-lstm")
     seeds: Count = 3
@@ -60,13 +48,9 @@ class CompareConfig:
     agent: Path | None = None
     gumbel: Path | None = None
     split: Literal["test", "val"] = "test"
-    run_dir: Path | None = None
-    device: str = "auto"
-    threads: Count = 1
     search: SearchLimits = field(default_factory=SearchLimits)
 
     def __post_init__(self) -> None:
-        check_values(self)
         asked = [
             name for name in _OF_TRAINING if getattr(self, name) != getattr(type(self), name, None)
         ]

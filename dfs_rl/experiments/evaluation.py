@@ -9,7 +9,7 @@ import hashlib
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, TextIO
 
@@ -21,9 +21,9 @@ from dfs_rl.utils.cli import Invocation
 from dfs_rl.utils.config import (
     Count,
     Positive,
-    check_values,
     config_from_dict,
     config_to_dict,
+    configuration,
     read_yaml,
 )
 from dfs_rl.utils.io import read_json, write_json
@@ -48,7 +48,7 @@ _TABLE_BYTES = 1000
 _BACKBONE_KINDS = ("train_backbone", "train_exits")
 
 
-@dataclass(frozen=True, kw_only=True)
+@configuration
 class EvaluateConfig:
     """What to evaluate.
 
@@ -74,9 +74,6 @@ class EvaluateConfig:
     threads: Count = 1
     precision: Precision = "float32"
     search: SearchLimits = field(default_factory=SearchLimits)
-
-    def __post_init__(self) -> None:
-        check_values(self)
 
 
 class Evaluation(NamedTuple):

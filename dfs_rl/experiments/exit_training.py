@@ -8,19 +8,17 @@ import itertools
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dfs_rl.errors import ConfigError
 from dfs_rl.experiments.backbone_resolver import (
-    DIGITS,
     BackboneChoice,
-    Flip,
     find_backbone,
     load_data,
 )
+from dfs_rl.experiments.config import RunConfig
 from dfs_rl.utils.cli import Invocation
-from dfs_rl.utils.config import Count, Seed, check_values, config_to_dict
+from dfs_rl.utils.config import Seed, config_to_dict, configuration
 from dfs_rl.utils.logging import say
 from dfs_rl.utils.run_folder import RunFolder
 from dfs_rl.utils.run_records import read_record
@@ -56,40 +54,20 @@ _BYTES = 2**30
 """That the features of all heads may take at once."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrainExitsConfig:
+@configuration
+class TrainExitsConfig(RunConfig):
     """Where images may leave which backbone.
 
     Attributes:
         after: After how many gated layers an image may leave, ascending: 1 3 makes two exits, before the second and the fourth layer.
             Leave it out beside --resume.
-        dataset: "digits"; a folder with train/test parquet files or with class/name.jpg; or a hub id. It must be the backbone's.
-        backbone: Run of train_backbone or train_exits, or a backbone's folder, which stays as it is, or module:function that makes a
-            network of yours. Without it the digits use the one that ships; for other data one is trained first and kept for the next run.
-        weights: Safetensors file or state dict for the network that module:function makes.
-        image_size: Resize each image's shorter side to so many pixels and crop the centre; by default as the backbone was trained.
-        flip: Mirror half of the images left and right where a backbone is trained; by default as the backbone was trained.
-        supernet_epochs: Epochs of the backbone that is trained where none is given.
         seed: Seed of augmentation and of the bits that the heads are fitted under.
-        device: auto, cpu, cuda, cuda:1, ...
-        run_dir: Where to write; by default a new folder under runs/.
-        threads: CPU threads.
     """
 
     after: tuple[int, ...]
-    dataset: str = DIGITS
-    backbone: Path | None = None
-    weights: Path | None = None
-    image_size: Count | None = None
-    flip: Flip = None
-    supernet_epochs: Count = 30
     seed: Seed = 0
-    device: str = "auto"
-    run_dir: Path | None = None
-    threads: Count = 1
 
     def __post_init__(self) -> None:
-        check_values(self)
         if not self.after:
             raise ConfigError("after is empty; needed is a number of gated layers, or several.")
 
@@ -193,7 +171,7 @@ def train(invocation: Invocation[TrainExitsConfig]) -> None:
     sys.stdout.write(_table(run, stored) + "\n")
     sys.stdout.flush()
     constructor = getattr(stored.backbone.config, "constructor", None)
-    users = "" if constructor is None else f" --constructor {constructor}"
+    users = "" if constructor is None else " --trust-code"
     say(f"Saved in {run.path}; train a gate on it with --backbone {run.path}{users}.")
 
 

@@ -3,11 +3,11 @@
 import sys
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from dfs_rl.experiments.backbone_resolver import BackboneChoice, load_data
+from dfs_rl.experiments.config import GateRunConfig
 from dfs_rl.utils.cli import Invocation
 from dfs_rl.utils.config import CountOrZero, config_to_dict
 from dfs_rl.utils.logging import say
@@ -25,7 +25,7 @@ VALIDATIONS = 20
 TRAINING = "training.json"
 """Written when a training has come to its end."""
 
-SettingsT = TypeVar("SettingsT", bound="GateSettings")
+SettingsT = TypeVar("SettingsT", bound=GateRunConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,31 +45,6 @@ class TrainingRecord:
     seconds: float | None = None
 
 
-class GateSettings(Protocol):
-    """What the configurations of all commands that train a gate have in common, see ``TrainAgentConfig``."""
-
-    @property
-    def dataset(self) -> str: ...  # noqa: D102
-    @property
-    def backbone(self) -> Path | None: ...  # noqa: D102
-    @property
-    def weights(self) -> Path | None: ...  # noqa: D102
-    @property
-    def image_size(self) -> int | None: ...  # noqa: D102
-    @property
-    def flip(self) -> bool | None: ...  # noqa: D102
-    @property
-    def budget(self) -> float | None: ...  # noqa: D102
-    @property
-    def device(self) -> str: ...  # noqa: D102
-    @property
-    def run_dir(self) -> Path | None: ...  # noqa: D102
-    @property
-    def supernet_epochs(self) -> int: ...  # noqa: D102
-    @property
-    def threads(self) -> int: ...  # noqa: D102
-
-
 class _Schedule(Protocol):
     @property
     def eval_every(self) -> int | None: ...
@@ -82,7 +57,7 @@ def validation_interval(config: _Schedule) -> int:
     return config.eval_every or max(1, config.timesteps // VALIDATIONS)
 
 
-def choice_of(config: GateSettings, device: str) -> BackboneChoice:
+def choice_of(config: GateRunConfig, device: str) -> BackboneChoice:
     """Return which backbone a configuration asks for."""
     return BackboneChoice(
         dataset=config.dataset,
@@ -93,9 +68,7 @@ def choice_of(config: GateSettings, device: str) -> BackboneChoice:
         epochs=config.supernet_epochs,
         device=device,
         threads=config.threads,
-        exits=getattr(
-            config, "exits", False
-        ),  # gates that learn by supervision, and tables, do not leave
+        exits=getattr(config, "exits", False),  # only train_agent has the setting
     )
 
 

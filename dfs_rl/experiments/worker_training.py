@@ -27,6 +27,7 @@ from dfs_rl.utils.logging import say
 from dfs_rl.utils.ray import ray_deprecations_ignored, start_ray
 from dfs_rl.utils.run_folder import RunFolder
 from dfs_rl.utils.signals import StopRequest, stop_on_interrupt
+from dfs_rl.utils.trusted_import import trusted_code, trusting
 
 if TYPE_CHECKING:
     from dfs_rl.experiments.backbone_config import TrainBackboneConfig
@@ -136,6 +137,7 @@ def _fit(
         "run": run,
         "channel": channel,
         "dataset": ray.put(share(dataset)),
+        "trusted": trusted_code(),
     }
     threads = {"OMP_NUM_THREADS": str(config.threads), "OMP_WAIT_POLICY": "PASSIVE"}
     with ray_deprecations_ignored():
@@ -202,7 +204,13 @@ def _attend(work: Callable[[], T], channel: Channel) -> T:
 
 
 def _work(settings: dict[str, Any]) -> BaseException | None:
-    """Train, as one of the workers; what stopped the training on purpose is returned, because Ray Train retries what is raised."""
+    """Train as one of the workers, which trust the same code."""
+    with trusting(settings["trusted"]):
+        return _train(settings)
+
+
+def _train(settings: dict[str, Any]) -> BaseException | None:
+    """Train; what stopped the training on purpose is returned, because Ray Train retries what is raised."""
     import ray
 
     from dfs_rl.experiments.backbone_config import TrainBackboneConfig, build

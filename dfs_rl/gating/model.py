@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from dfs_rl.backbones import load_stored_backbone
 from dfs_rl.backbones.base import FROZEN_DTYPES
 from dfs_rl.backbones.interfaces import CONFIDENCE_SIZE, WalkableBackbone, confidence_sizes
-from dfs_rl.backbones.storage import allow_constructor_of
 from dfs_rl.costs import SKIP, CostTable
 from dfs_rl.data.pixels import check_pixels, fit_images
 from dfs_rl.errors import CheckpointError, ConfigError, DataError
@@ -218,7 +217,7 @@ def load(
     prepare: bool = True,
     dtype: torch.dtype = torch.float32,
     budget: float | None = None,
-    backbone: str | None = None,
+    trust_code: bool = False,
 ) -> GatedModel:
     """Load what a command that trains a gate left in a run folder; a gate that learned a hard budget keeps to it.
 
@@ -230,16 +229,14 @@ def load(
             alone.
         budget: What images may cost on average, in percent, see ``GatedModel.set_budget``; ``None`` for what the run was trained
             or turned to.
-        backbone: ``module:function`` that made the run's network, if it is one of yours: loading calls it, and without its name here
-            does not.
+        trust_code: Whether to import the constructor, ``module:function``, that made the network of a run.
 
     Returns:
         A model with ``logits, trace = model(images)``, in evaluation mode. ``model.classes`` names the classes.
 
     Raises:
         CheckpointError: If the folder holds no backbone with a gate, or the two do not fit.
-        ConfigError: If the gate cannot be turned to ``budget``, the network is someone's own and ``backbone`` does not say so,
-            ``backbone`` is not what made it, or a value is not allowed.
+        ConfigError: If the gate cannot be turned to ``budget``, code made the network and is not trusted, or a value is not allowed.
     """
     if not isinstance(run_dir, str | Path):
         raise ConfigError(f"run_dir is {run_dir!r}; allowed is the path of a run folder.")
@@ -256,9 +253,7 @@ def load(
             raise CheckpointError(
                 f"{folder} has no folder {part!r}, so it is not the run of a trained gate."
             )
-    if backbone is not None:
-        allow_constructor_of(folder / BACKBONE_FOLDER, backbone)
-    stored = load_stored_backbone(folder / BACKBONE_FOLDER)
+    stored = load_stored_backbone(folder / BACKBONE_FOLDER, trust_code=trust_code)
     trained, info = stored.backbone, stored.info
     walkable: WalkableBackbone = trained.prepare(dtype) if prepare else trained
     gate = load_gate(folder / GATE_FOLDER)

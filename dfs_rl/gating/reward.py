@@ -1,12 +1,13 @@
 """The reward of a walk: pure functions of what was chosen and what the network then said."""
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from numbers import Real
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
+
+from pydantic import Field
 
 from dfs_rl.errors import ConfigError
+from dfs_rl.utils.config import PositiveOrZero, configuration
+from dfs_rl.utils.config.errors import field_names
 
 if TYPE_CHECKING:  # the commands read the defaults, and their help does not wait for torch
     from torch import Tensor
@@ -14,60 +15,43 @@ if TYPE_CHECKING:  # the commands read the defaults, and their help does not wai
 CostTiming = Literal["step", "terminal"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class RewardWeights:
-    """What a walk is rewarded for.
+@configuration
+class RewardTerms:
+    """Reward weights, without the price of computation.
+
+    Attributes:
+        accuracy: Reward of a correct prediction.
+        log_likelihood: Weight of the label's clipped log-likelihood, a term in [-1, 0] that distinguishes near misses from far ones.
+        log_likelihood_floor: Natural log-likelihood at which it is clipped, below 0; -3 is a probability of 5 %.
+        overshoot: Price of each fraction of computation above the budget of a single image; without effect if there is none. The
+            default costs more than any accuracy earns, because a budget only advises a gate that learns.
+        cost_timing: "step" charges each choice when it is made, "terminal" charges the sum at the end; the return is the same.
+    """
+
+    accuracy: PositiveOrZero = 0.5
+    log_likelihood: PositiveOrZero = 0.5
+    log_likelihood_floor: Annotated[float, Field(lt=0)] = -3.0
+    overshoot: PositiveOrZero = 50.0
+    cost_timing: CostTiming = "step"
+
+
+@configuration
+class RewardWeights(RewardTerms):
+    """Reward weights.
 
     The return of an episode is
     ``accuracy * correct + log_likelihood * max(log p(label), floor) / |floor| - cost * spent - overshoot * max(0, spent - budget)``
     and lies between ``-(log_likelihood + cost + overshoot)`` and ``accuracy``.
 
     Attributes:
-        accuracy: Reward of a correct prediction; at least 0.
-        log_likelihood: Weight of the clipped log-likelihood of the label, which is a term in [-1, 0]; at least 0.
-        log_likelihood_floor: Natural log-likelihood at which it is clipped, below 0; -3 is a probability of 5 %.
-        cost: Price of the gated layers' cost as a fraction of running all of them at 32 bit; at least 0. Low bit widths cost
-            about 0.01 of that, so useful prices lie between 1 and 100.
-        overshoot: Price of each fraction spent above the budget; at least 0, and without effect where there is no budget. A budget
-            is advisory while a gate learns, so by default what is above it costs more than any accuracy is worth.
-        cost_timing: ``"step"`` charges each choice when it is made, ``"terminal"`` the sum at the end; the return is the same.
+        cost: Price of the gated layers' cost as a fraction of running all of them at 32 bit. Low bit widths cost about 0.01 of
+            that, so useful prices lie between 1 and 100.
 
     Raises:
         ConfigError: If a value is out of its range.
     """
 
-    accuracy: float = 0.5
-    log_likelihood: float = 0.5
-    log_likelihood_floor: float = -3.0
-    cost: float = 10.0
-    overshoot: float = 50.0
-    cost_timing: CostTiming = "step"
-
-    def __post_init__(self) -> None:
-        for name in ("accuracy", "log_likelihood", "cost", "overshoot"):
-            value = getattr(self, name)
-            if not (_is_finite(value) and value >= 0.0):
-                raise ConfigError(
-                    f"reward weight {name} is {value!r}; it must be a finite number of at least 0."
-                )
-        floor = self.log_likelihood_floor
-        if not (_is_finite(floor) and floor < 0.0):
-            raise ConfigError(
-                f"reward setting log_likelihood_floor is {floor!r}; it must be a finite number below 0."
-            )
-        if self.cost_timing not in ("step", "terminal"):
-            raise ConfigError(
-                f"reward setting cost_timing is {self.cost_timing!r}; allowed are 'step' and 'terminal'."
-            )
-
-
-def _is_finite(value: Any) -> bool:  # noqa: ANN401 - whatever was given for a number
-    if isinstance(value, bool) or not isinstance(value, Real):
-        return False
-    try:
-        return math.isfinite(value)
-    except OverflowError:  # a huge whole number
-        return False
+    cost: PositiveOrZero = 10.0
 
 
 def reward_weights(given: object) -> RewardWeights:
@@ -87,7 +71,7 @@ def reward_weights(given: object) -> RewardWeights:
         raise ConfigError(
             f"weights is {given!r}; allowed are a mapping such as {{'cost': 5.0}}, RewardWeights, or None for the defaults."
         )
-    names = [field.name for field in fields(RewardWeights)]
+    names = field_names(RewardWeights)
     for name in given:
         if name not in names:
             raise ConfigError(f"weights has no {name!r}; allowed are {', '.join(names)}.")

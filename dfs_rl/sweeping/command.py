@@ -2,61 +2,26 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
-
-import tyro
+from typing import TYPE_CHECKING
 
 from dfs_rl.errors import ConfigError
-from dfs_rl.experiments.backbone_resolver import DIGITS, load_data
+from dfs_rl.experiments.backbone_resolver import load_data
+from dfs_rl.sweeping.config import KIND, PROG, SweepConfig
 from dfs_rl.sweeping.loading import load_sweep_file, parse_changes
 from dfs_rl.utils.cli import Invocation
-from dfs_rl.utils.config import Count, CountOrZero, check_values, config_to_dict, dump_yaml
+from dfs_rl.utils.config import config_to_dict, dump_yaml
+from dfs_rl.utils.constants import DIGITS
 from dfs_rl.utils.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from dfs_rl.sweeping.spec import SweepFile
 
-KIND = "sweep"
-PROG = "python -m dfs_rl.sweep"
 _TRIAL_BYTES = 20_000
 """What is remembered of a trial, its settings above all."""
 _PATHS = {"dataset", "backbone", "weights", "init_gate"}
 """Settings that may name something on the disk."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SweepConfig:
-    """What to search and where.
-
-    Attributes:
-        file: The sweep, YAML: which command, which settings; tune_configs/ has some, docs/sweeps.md explains them.
-            Leave it out beside --resume.
-        set: Setting of the command that all trials share, NAME=VALUE with the dotted name; can be given several times, and wins over
-            the file.
-        dataset: Data set, instead of what the file says; beside --resume, where it is now.
-        trials: How many, instead of what the file says.
-        retrain_seeds: Fresh seeds for the best, instead of what the file says.
-        address: Ray cluster to run on: "auto" for the one on this machine, or host:port; by default a new one, on this machine alone.
-        cpus: CPU cores to use where Ray is started here; default all.
-        storage_path: Where trials are stored: a folder, on a cluster one that all nodes share, or a URI that Ray takes, as
-            s3://bucket/path; default the run folder.
-        run_dir: New folder for the results; default runs/DATE-TIME-NAME.
-    """
-
-    file: tyro.conf.Positional[Path]
-    set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    dataset: str | None = None
-    trials: Count | None = None
-    retrain_seeds: CountOrZero | None = None
-    address: str | None = None
-    cpus: Count | None = None
-    storage_path: str | None = None
-    run_dir: Path | None = None
-
-    def __post_init__(self) -> None:
-        check_values(self)
 
 
 def resolved(config: SweepConfig) -> "SweepFile":

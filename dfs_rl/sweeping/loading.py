@@ -7,7 +7,6 @@ from pathlib import Path
 
 from dfs_rl.data import Dataset
 from dfs_rl.errors import ConfigError
-from dfs_rl.experiments.backbone_resolver import DIGITS
 from dfs_rl.sweeping.commands import command_of
 from dfs_rl.sweeping.objective import check_is_no_training_figure
 from dfs_rl.sweeping.space import look_up, place
@@ -21,6 +20,7 @@ from dfs_rl.utils.config import (
     parse_value,
     read_yaml,
 )
+from dfs_rl.utils.constants import DIGITS
 
 _NOT_SEARCHED = (
     *("seed", "run_dir", "dataset", "image_size", "flip"),

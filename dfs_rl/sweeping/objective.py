@@ -8,13 +8,12 @@ figures is a lucky one.
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 from dfs_rl.errors import ConfigError
 from dfs_rl.evaluation.curves import CurvePoint, accuracy_at, hypervolume, staircase
 from dfs_rl.sweeping.records import ObjectiveRecord
-from dfs_rl.utils.config import Count, Positive, check_values
+from dfs_rl.utils.config import Count, Positive, configuration
 
 ObjectiveName = Literal["hypervolume", "accuracy", "reward", "frontier"]
 _UNITS = {"hypervolume": "% x decades", "accuracy": "%", "computation": "%", "reward": ""}
@@ -22,7 +21,7 @@ _FORBIDDEN = ("loss", "train", "rollout", "episode_reward", "return")
 """What names of training figures contain."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@configuration
 class ObjectiveConfig:
     """What to look for on the val split.
 
@@ -47,7 +46,6 @@ class ObjectiveConfig:
     last: Count = 3
 
     def __post_init__(self) -> None:
-        check_values(self)
         for setting, owner in (("cap", "accuracy"), ("cost", "reward")):
             value = getattr(self, setting)
             if self.name == owner and value is None:

@@ -9,14 +9,13 @@ from optuna.trial import create_trial
 from ray.tune import Result
 
 from dfs_rl.evaluation.curves import CurvePoint
-from dfs_rl.sweeping.commands import command_of
 from dfs_rl.sweeping.objective import is_penalty
 from dfs_rl.sweeping.records import RetrainedRecord, TrialRecord, TrialStatus
 from dfs_rl.sweeping.search import optuna_distribution
 from dfs_rl.sweeping.space import from_word, to_word
 from dfs_rl.sweeping.spec import SweepFile
 from dfs_rl.sweeping.trial import CANDIDATE, FAILED, POINTS, PROGRESS, SEED, WHOLE
-from dfs_rl.utils.config import config_to_dict
+from dfs_rl.utils.config import config_to_dict, usual_settings
 
 _FEWEST = 8
 """Different values below which nothing can be said of what matters."""
@@ -189,8 +188,8 @@ def retrained_records(
 
 def best_settings(file: SweepFile, values: Mapping[str, object]) -> dict[str, Any]:
     """Return what has to stand in a configuration file of the command to train with ``values``: what differs from the defaults."""
-    config_type = command_of(file.command).config_type
-    chosen = differing(config_to_dict(file.config(values)), config_to_dict(config_type()))
+    config = file.config(values)
+    chosen = differing(config_to_dict(config), usual_settings(config))
     return {name: value for name, value in chosen.items() if name not in ("seed", "run_dir")}
 
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -17,9 +17,9 @@ from dfs_rl.utils.config import (
     Positive,
     PositiveOrZero,
     Seed,
-    check_values,
     config_from_dict,
     config_to_dict,
+    configuration,
 )
 
 SearcherName = Literal["random", "tpe", "nsga2"]
@@ -29,7 +29,7 @@ FIRST_FRESH_SEED = 1000
 SchedulerName = Literal["none", "asha", "median", "pbt", "pb2"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@configuration
 class SchedulerConfig:
     """Which trials are stopped early, or copied.
 
@@ -51,16 +51,13 @@ class SchedulerConfig:
     reduction: Annotated[float, Field(gt=1)] = 3.0
     interval: Annotated[float, Field(gt=0, lt=1)] = 0.1
 
-    def __post_init__(self) -> None:
-        check_values(self)
-
     @property
     def is_population(self) -> bool:
         """Whether trials are copied."""
         return self.name in ("pbt", "pb2")
 
 
-@dataclass(frozen=True, kw_only=True)
+@configuration
 class ResourceConfig:
     """What a trial takes.
 
@@ -75,11 +72,8 @@ class ResourceConfig:
     cpus: Positive = 1.0
     gpus: PositiveOrZero = 0.0
 
-    def __post_init__(self) -> None:
-        check_values(self)
 
-
-@dataclass(frozen=True, kw_only=True)
+@configuration
 class StopConfig:
     """When to end early.
 
@@ -97,11 +91,8 @@ class StopConfig:
     trial_seconds: Positive | None = None
     retries: CountOrZero = 3
 
-    def __post_init__(self) -> None:
-        check_values(self)
 
-
-@dataclass(frozen=True, kw_only=True)
+@configuration
 class RetrainConfig:
     """How the best configurations are trained again, and the defaults beside them.
 
@@ -116,11 +107,8 @@ class RetrainConfig:
     best: Count = 1
     seeds: CountOrZero = 3
 
-    def __post_init__(self) -> None:
-        check_values(self)
 
-
-@dataclass(frozen=True, kw_only=True)
+@configuration
 class SweepFile:
     """A sweep.
 
@@ -161,8 +149,7 @@ class SweepFile:
     @property
     def base(self) -> dict[str, Any]:
         """All settings of the command where nothing is searched, nested."""
-        config_type = command_of(self.command).config_type
-        return config_to_dict(config_from_dict(self.settings, config_type, "settings"))
+        return self._whole({})
 
     @property
     def defaults(self) -> dict[str, Any]:
@@ -180,9 +167,18 @@ class SweepFile:
         Raises:
             ConfigError: If it is not allowed.
         """
-        given = {**place(self.base, values), **own}
-        source = "a trial"
+        config_type, source = command_of(self.command).config_type, "a trial"
+        # Another algorithm has other settings in its block.
+        choosing = [setting for setting, _ in getattr(config_type, "CHOICES", {}).values()]
+        base = self._whole({name: values[name] for name in choosing if name in values})
         try:
-            return config_from_dict(given, command_of(self.command).config_type, source)
+            return config_from_dict({**place(base, values), **own}, config_type, source)
         except ConfigError as error:
             raise ConfigError(str(error).removeprefix(f"{source}: ")) from error
+
+    def _whole(self, changes: Mapping[str, object]) -> dict[str, Any]:
+        """Return the shared settings with ``changes`` and all defaults, nested."""
+        config_type = command_of(self.command).config_type
+        return config_to_dict(
+            config_from_dict({**self.settings, **changes}, config_type, "settings")
+        )

@@ -40,6 +40,7 @@ from dfs_rl.utils.io import json_bytes, write_bytes_atomic, write_json
 from dfs_rl.utils.logging import say
 from dfs_rl.utils.run_folder import RunFolder
 from dfs_rl.utils.run_records import read_record
+from dfs_rl.utils.trusted_import import trusted_code
 
 FILE = "sweep.yaml"
 """The folder's own copy of the sweep, as it was resolved."""
@@ -117,7 +118,12 @@ def hold_sweep(
     began = time.perf_counter()
     log = folder.path / "ray.log"
     first = file.base["seed"]
-    plan = TrialPlan(file=file, corner=corner, seeds=tuple(range(first, first + file.seeds)))
+    plan = TrialPlan(
+        file=file,
+        corner=corner,
+        seeds=tuple(range(first, first + file.seeds)),
+        trusted=trusted_code(),
+    )
     boards = BoardView(folder.tensorboard_dir)
     results = run_search(plan, shared, storage, log=log, boards=boards)
     trials = trial_records(results, file)

@@ -23,6 +23,7 @@ from dfs_rl.sweeping.space import from_word
 from dfs_rl.sweeping.spec import SweepFile
 from dfs_rl.utils.device import resolve_device, set_threads
 from dfs_rl.utils.run_folder import LAST_CHECKPOINT, RECORD, RunFolder
+from dfs_rl.utils.trusted_import import trusting
 
 PROGRESS = "progress"
 """Percent of the whole training, which schedulers count by."""
@@ -48,12 +49,14 @@ class TrialPlan:
         corner: Where areas end.
         seeds: Of each trial's trainings.
         candidates: Searched settings that are trained on fresh seeds.
+        trusted: Constructors that trials may import, see ``trusting``.
     """
 
     file: SweepFile
     corner: CurvePoint
     seeds: tuple[int, ...]
     candidates: tuple[Mapping[str, object], ...] = ()
+    trusted: frozenset[str] = frozenset()
 
 
 def search_trial(config: dict[str, Any], *, plan: TrialPlan, shared: SharedDataset) -> None:
@@ -62,12 +65,14 @@ def search_trial(config: dict[str, Any], *, plan: TrialPlan, shared: SharedDatas
         name: from_word(value) if plan.file.search[name].values else value
         for name, value in config.items()
     }
-    _run(values, plan.seeds, plan, shared)
+    with trusting(plan.trusted):
+        _run(values, plan.seeds, plan, shared)
 
 
 def fresh_trial(config: dict[str, Any], *, plan: TrialPlan, shared: SharedDataset) -> None:
     """Train a candidate on a fresh seed; Tune calls this."""
-    _run(plan.candidates[config[CANDIDATE]], (config[SEED],), plan, shared)
+    with trusting(plan.trusted):
+        _run(plan.candidates[config[CANDIDATE]], (config[SEED],), plan, shared)
 
 
 def run_name(seed: int) -> str:

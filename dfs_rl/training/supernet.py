@@ -18,7 +18,6 @@ import copy
 import itertools
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Annotated, Literal, NamedTuple
 
 import torch
@@ -44,14 +43,14 @@ from dfs_rl.training.calibration import (
 from dfs_rl.training.optimizers import USUAL, make_optimizer
 from dfs_rl.utils import precision
 from dfs_rl.utils.checkpoint import optimizer_tensors, restore_optimizer
-from dfs_rl.utils.config import Count, CountOrZero, Positive, PositiveOrZero, Share, check_values
+from dfs_rl.utils.config import Count, CountOrZero, Positive, PositiveOrZero, Share, configuration
 from dfs_rl.utils.precision import Precision
 from dfs_rl.utils.seeding import torch_generator
 
 _STEP_IMAGES = 512  # images that set quantizer scales
 
 
-@dataclass(frozen=True, kw_only=True)
+@configuration
 class SupernetConfig:
     """Settings of a supernet's training.
 
@@ -91,9 +90,6 @@ class SupernetConfig:
     feature_weight: PositiveOrZero | None = None
     calibration_rounds: Count = 12
     precision: Precision = "auto"
-
-    def __post_init__(self) -> None:
-        check_values(self)
 
 
 class Position(NamedTuple):

@@ -1,22 +1,12 @@
-"""What every command does around its own work: flags, configuration files, resuming, exit codes.
+"""What every command does besides its own work: flags, configuration files, resuming, exit codes.
 
-A command module is a configuration, a main function and this wiring::
+A command is a configuration and a function::
 
-    @dataclass(frozen=True, kw_only=True)
-    class TrainConfig:  # its docstring's "Attributes" become the help page
+    @configuration
+    class TrainConfig:  # the "Attributes" of its docstring become the help page
         dataset: str = "digits"
         seed: int = 0
         run_dir: Path | None = None
-
-
-    def train(invocation: Invocation[TrainConfig]) -> None:
-        from dfs_rl.training import run  # heavy imports wait until the flags are right
-
-        config = invocation.config
-        folder = invocation.resume or RunFolder.create(
-            config.run_dir, kind=KIND, name="train", config=config, command=invocation.command
-        )
-        run(config, folder, resume=invocation.resume is not None)
 
 
     def main(argv: Sequence[str] | None = None) -> int:
@@ -24,12 +14,8 @@ A command module is a configuration, a main function and this wiring::
             train, TrainConfig, prog="python -m x", description="Train.", kind=KIND, argv=argv
         )
 
-
-    if __name__ == "__main__":
-        sys.exit(main())
-
-A positional argument is a field of type ``tyro.conf.Positional[Path]``. Flags stand in the order of
-the fields; nested blocks come after them and give flags such as ``--ppo.clip-range``.
+A positional argument is a field of type ``tyro.conf.Positional[Path]``. Nested blocks give flags such as ``--reward.accuracy``. A class
+variable ``FIRST`` names the settings on the first screen of the help page; the others follow the blocks.
 """
 
 import dataclasses
@@ -43,15 +29,22 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Generic, TypeVar, get_args, get_type_hints
+from types import MappingProxyType
+from typing import Annotated, Any, Generic, TypeVar, get_args, get_type_hints
 
+import docstring_parser
 import tyro
 
 from dfs_rl.errors import ConfigError, DfsRlError
-from dfs_rl.utils.config import fields_from_dict, read_yaml
+from dfs_rl.utils.config import YamlSettings, chosen_blocks, fields_from_dict, read_yaml
 from dfs_rl.utils.run_folder import RunFolder
 from dfs_rl.utils.signals import terminate_like_interrupt
-from dfs_rl.utils.trusted_import import allow_constructor, allowed_constructors, is_constructor
+from dfs_rl.utils.trusted_import import (
+    is_constructor,
+    is_trusted,
+    trust_constructor,
+    trusting,
+)
 
 ConfigT = TypeVar("ConfigT")
 
@@ -59,31 +52,26 @@ EXIT_REFUSED = 2
 EXIT_INTERRUPTED = 130
 EXIT_TERMINATED = 143
 
-_CONSTRUCTOR = "--constructor"
-"""Says of the function that made a stored network that it is the user's own and may be called."""
+_TRUST = "--trust-code"
 
 _SHARED_FLAGS = {
-    "constructor": tyro.conf.arg(
-        metavar="MODULE:FUNCTION",
-        help="Function of yours that made the network in a folder that is read: reading it calls the function, and without its name "
-        "here does not.",
-    ),
-    "config": tyro.conf.arg(
-        metavar="FILE", help="YAML file with any of these settings; flags win over it."
-    ),
-    "resume": tyro.conf.arg(
-        metavar="DIR",
-        help="Go on with the run in this folder, with its own settings; --dataset may say where its data is now, and --constructor that "
-        "a network is yours.",
-    ),
+    "config": Annotated[
+        Path | None,
+        tyro.conf.arg(metavar="FILE", help="YAML file with any of these settings; flags win."),
+    ],
+    "resume": Annotated[
+        Path | None,
+        tyro.conf.arg(
+            metavar="DIR",
+            help="Continue the run in this folder with its own settings; --dataset may give the new place of its data.",
+        ),
+    ],
 }
-
-
+_TRUST_HELP = "Import the module:function that made the network in a folder or file that is read; it may be anyone's code."
+_ADVANCED = "advanced"
+_Field = tuple[str, Any, Any]
 _MOVABLE = ("--dataset", "--address")
-"""What may stand beside --resume: where the data or a cluster is now, never which images they are."""
-
-_CODE = "--backbone"
-"""What may stand beside --resume if it repeats the run's own, to say that a user's code may run."""
+"""Flags that may go with --resume: where the data or a cluster is now."""
 
 _RULE = re.compile(r"[╭╰]|[\s│]*[─-]{3,}[\s│]*$")
 
@@ -133,7 +121,7 @@ def run_command(
     arguments = tuple(sys.argv[1:] if argv is None else argv)
     threading.excepthook = _leave_to_main_thread
     try:
-        with terminate_like_interrupt() as terminated:
+        with terminate_like_interrupt() as terminated, trusting(_TRUST in arguments):
             main(_parse(arguments, config_type, prog, description, kind))
     except DfsRlError as error:
         _say(f"error: {error}")
@@ -158,58 +146,52 @@ def _parse(
 ) -> Invocation[ConfigT]:
     command = (*prog.split(), *arguments)
     _check_once(arguments, config_type)
-    constructor = _value_of(_CONSTRUCTOR, arguments)
-    if constructor is not None:
-        allow_constructor(constructor)
     resume = _value_of("--resume", arguments) if kind is not None else None
     if resume is not None and not {"-h", "--help"} & set(arguments):
         fields = {f.name for f in dataclasses.fields(config_type)}  # type: ignore[arg-type]
-        movable = [flag for flag in (*_MOVABLE, _CODE) if flag.removeprefix("--") in fields]
-        moved = {flag: _value_of(flag, arguments) for flag in movable}
+        movable = [flag for flag in _MOVABLE if flag.removeprefix("--") in fields]
+        moved = {flag.removeprefix("--"): _value_of(flag, arguments) for flag in movable}
         folder = _resumable(Path(resume), kind, arguments, movable)
-        code = moved.pop(_CODE, None)
-        changes = {flag.removeprefix("--"): v for flag, v in moved.items() if v is not None}
+        changes = {name: value for name, value in moved.items() if value is not None}
         config = dataclasses.replace(folder.config(config_type), **changes)  # type: ignore[type-var]
-        if code is not None and code != str(getattr(config, "backbone", None)):
-            raise ConfigError(
-                f"--resume {resume} goes on with the settings of that run; --backbone {code} cannot stand beside it."
-            )
-        _allow_code(config, (code, constructor))
+        _check_trust(config)
         return Invocation(config=config, resume=folder, command=command)
 
-    shared = ("constructor", "config") if kind is None else ("constructor", "config", "resume")
-    parsed_type = _with_shared_flags(config_type, shared)
     file = _value_of("--config", arguments)
-    given = {} if file is None else fields_from_dict(read_yaml(Path(file)), config_type, file)
-    default = _default(parsed_type, given)
-    parsed = _parse_flags(arguments, default, prog, description)
-    values = {f.name: getattr(parsed, f.name) for f in dataclasses.fields(config_type) if f.init}  # type: ignore[arg-type]
-    config = config_type(**values)
-    _allow_code(config, (_value_of(_CODE, arguments), constructor))
+    data = read_yaml(Path(file)) if file is not None else YamlSettings({}, {})
+    for setting, types in getattr(config_type, "CHOICES", {}).values():
+        asked = _value_of(f"--{setting}", arguments)  # it decides on the settings of a block
+        if asked in types:
+            data[setting] = asked
+    given = fields_from_dict(data, config_type, str(file))
+    given = {name: kind() for name, kind in chosen_blocks(config_type, given).items()} | given
+    shared = {name: _SHARED_FLAGS[name] for name in _SHARED_FLAGS if name != "resume" or kind}
+    parsed = _parse_flags(arguments, _flags_of(config_type, given, shared), prog, description)
+    config = _build(config_type, parsed)
+    if is_constructor(named := _value_of("--backbone", arguments)):
+        trust_constructor(str(named))
+    _check_trust(config)
     return Invocation(config=config, resume=None, command=command)
 
 
-def _allow_code(config: object, named: Sequence[str | None]) -> None:
-    """Let a user's own network be made, but only if the command line or the environment names what makes it: a file may be anyone's.
+def _check_trust(config: object) -> None:
+    """Check that the user trusts the constructor that a configuration names, since a file may be anyone's.
 
     Raises:
-        ConfigError: If only a file names it.
+        ConfigError: If not.
     """
     code = str(getattr(config, "backbone", None))
-    if not is_constructor(code):
-        return
-    if code not in (*named, *allowed_constructors()):
+    if is_constructor(code) and not is_trusted(code):
         raise ConfigError(
-            f"the backbone is made by {code}, which is code that a file asks to run; if it is yours, say so with {_CONSTRUCTOR} {code}."
+            f"the backbone is made by {code}, code that a file asks to run; if you trust it, give {_TRUST}."
         )
-    allow_constructor(code)
 
 
 def _resumable(
     path: Path, kind: str | None, arguments: tuple[str, ...], movable: Sequence[str]
 ) -> RunFolder:
-    others = list(arguments)
-    for flag in ("--resume", _CONSTRUCTOR, *movable):
+    others = [argument for argument in arguments if argument != _TRUST]
+    for flag in ("--resume", *movable):
         if flag in others:
             place = others.index(flag)
             del others[place : place + 2]
@@ -252,48 +234,80 @@ def _value_of(flag: str, arguments: Sequence[str]) -> str | None:
     return None
 
 
-def _with_shared_flags(config_type: type, names: Sequence[str]) -> type:
-    """Derive the dataclass that tyro parses: the command's own fields, then the shared flags."""
-    return dataclasses.make_dataclass(
-        config_type.__name__,
-        [
-            (
-                name,
-                Annotated[Path | None, _SHARED_FLAGS[name]],
-                dataclasses.field(default=None),
-            )
-            for name in names
-        ],
-        bases=(config_type,),
-        # Checks across fields wait for the real class: tyro would draw a box around their sentence.
-        namespace={"__post_init__": lambda _: None},
-        frozen=True,
-        kw_only=True,
-    )
+def _flags_of(
+    cls: type, values: Mapping[str, object], extra: Mapping[str, object] = MappingProxyType({})
+) -> type:
+    """Derive the plain dataclass that tyro parses; the configuration is checked once, when all is known.
 
-
-def _default(parsed_type: type, given: Mapping[str, object]) -> object:
-    """Build what tyro starts from: what a file gives, else the field's default, else nothing yet."""
-    default: object = object.__new__(parsed_type)
-    for field in dataclasses.fields(parsed_type):
-        value: object = tyro.MISSING
-        if field.name in given:
-            value = given[field.name]
-        elif field.default is not dataclasses.MISSING:
+    Args:
+        cls: The configuration.
+        values: What counts as default instead of the defaults of ``cls``.
+        extra: Types of further flags, whose default is off.
+    """
+    hints = get_type_hints(cls, include_extras=True) | chosen_blocks(cls, values)
+    texts = _help_texts(cls)
+    first: list[_Field] = []
+    blocks: list[_Field] = []
+    later: list[_Field] = []
+    screen = getattr(cls, "FIRST", None)
+    given = {field.name: field for field in dataclasses.fields(cls) if field.init}
+    order = [*(screen or ()), *(name for name in given if name not in (screen or ()))]
+    for name in order:
+        field, hint, value = given[name], hints[name], values.get(name, tyro.MISSING)
+        about = tyro.conf.arg(help=texts.get(name, ""))
+        if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+            part = _flags_of(hint, {} if value is tyro.MISSING else vars(value))
+            blocks.append((name, Annotated[part, about], dataclasses.field(default_factory=part)))
+            continue
+        if value is tyro.MISSING and field.default is not dataclasses.MISSING:
             value = field.default
-        elif field.default_factory is not dataclasses.MISSING:
-            value = field.default_factory()
-        object.__setattr__(default, field.name, value)
-    return default
+        shown = screen is None or name in screen
+        place = tyro.conf.arg(prefix_name=False, help=texts.get(name, ""))
+        hint = Annotated[hint, about if shown else place]
+        (first if shown else later).append((name, hint, dataclasses.field(default=value)))
+    first += [(name, hint, dataclasses.field(default=None)) for name, hint in extra.items()]
+    if extra:
+        trust = tyro.conf.arg(help=_TRUST_HELP, prefix_name=False)
+        hint = Annotated[bool, tyro.conf.FlagCreatePairsOff, trust]
+        (later or first).append(("trust_code", hint, dataclasses.field(default=False)))
+    if later:
+        advanced = dataclasses.make_dataclass("Advanced", later, frozen=True, kw_only=True)
+        hint = Annotated[advanced, tyro.conf.arg(help="")]
+        blocks.append((_ADVANCED, hint, dataclasses.field(default_factory=advanced)))
+    return dataclasses.make_dataclass(cls.__name__, first + blocks, frozen=True, kw_only=True)
 
 
-def _parse_flags(arguments: Sequence[str], default: object, prog: str, description: str) -> object:
+def _help_texts(cls: type) -> dict[str, str]:
+    """Return the text of every field from the docstrings of a class and its bases."""
+    texts: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        for item in docstring_parser.parse(base.__doc__ or "").params:
+            texts[item.arg_name] = " ".join((item.description or "").split())
+    return texts
+
+
+def _build(cls: type[ConfigT], parsed: object) -> ConfigT:
+    """Build a configuration of the flags that tyro parsed."""
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(cls):  # type: ignore[arg-type]
+        inside = parsed if hasattr(parsed, field.name) else getattr(parsed, _ADVANCED, None)
+        if field.init:
+            values[field.name] = getattr(inside, field.name)
+    types = get_type_hints(cls) | chosen_blocks(cls, values)
+    for name, value in values.items():
+        if dataclasses.is_dataclass(value):
+            try:
+                values[name] = _build(types[name], value)
+            except ConfigError as error:
+                raise ConfigError(f"{name}: {error}") from error
+    return cls(**values)
+
+
+def _parse_flags(arguments: Sequence[str], flags: type, prog: str, description: str) -> object:
     complaint = io.StringIO()
     try:
         with redirect_stderr(complaint):
-            return tyro.cli(
-                type(default), prog=prog, description=description, args=arguments, default=default
-            )
+            return tyro.cli(flags, prog=prog, description=description, args=arguments)
     except SystemExit as request:
         if not request.code:
             raise

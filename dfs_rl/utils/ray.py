@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from dfs_rl.errors import ConfigError, TrainingError
-from dfs_rl.utils.trusted_import import ALLOWED
 
 # Ray reads them once, when it is first imported or started.
 _ENVIRONMENT = {
@@ -98,7 +97,7 @@ def _cluster(address: str) -> Iterator[None]:
     try:
         if address != _ANY:
             _knock(address)
-        ray.init(address=address, **_QUIET, **_there())
+        ray.init(address=address, **_QUIET)
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"address is {address!r}, where no Ray cluster answers; `ray start --head` starts one and names its address."
@@ -147,12 +146,6 @@ def _start(**settings: Any) -> None:  # noqa: ANN401 - settings of Ray are of ma
         raise TrainingError(
             f"Ray does not start on this machine: {reason}. Try again when the machine is less busy."
         ) from error
-
-
-def _there() -> dict[str, Any]:
-    """What workers of a cluster that runs already must be told: whose code they may import."""
-    allowed = os.environ.get(ALLOWED)
-    return {} if allowed is None else {"runtime_env": {"env_vars": {ALLOWED: allowed}}}
 
 
 def _knock(address: str) -> None:

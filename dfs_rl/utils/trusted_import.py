@@ -1,23 +1,24 @@
-"""Users' own networks by name, ``module:function``: calling one runs the user's code, so only a name that the user gave is called."""
+"""Constructors of networks, ``module:function``: calling one runs its code, so only what the user names or trusts is called."""
 
 import importlib
-import os
 import re
 import sys
 import sysconfig
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 from dfs_rl.errors import ConfigError
 
 _NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
-ALLOWED = "DFS_RL_CONSTRUCTORS"
-"""Environment variable with the names that may be called, separated by spaces; processes that are started inherit it."""
+_ALL = "*"
+_trusted: ContextVar[frozenset[str]] = ContextVar("trusted", default=frozenset())
+"""Constructors that may be called; ``_ALL`` stands for any."""
 _NOT_THE_USERS = (
     *(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")),
-    str(Path(__file__).parent),
+    str(Path(__file__).parents[1]),
 )
 """Where code lies that no user wrote."""
 _LONGEST = 300
@@ -29,11 +30,8 @@ def is_constructor(text: object) -> bool:
     return bool(_NAME.fullmatch(str(text))) and not Path(str(text)).exists()
 
 
-def allow_constructor(name: str) -> None:
-    """Let this process call a constructor when it loads what was stored with it.
-
-    What a stored backbone names is never called on its own, since the folder may come from anyone; call this, or give a command
-    ``--constructor``, to say that the code is yours.
+def trust_constructor(name: str) -> None:
+    """Trust a constructor that the user named.
 
     Args:
         name: ``module:function``.
@@ -45,20 +43,43 @@ def allow_constructor(name: str) -> None:
         raise ConfigError(
             f"{name!r} names no constructor; give module:function, for example mynets:make."
         )
-    if name not in allowed_constructors():
-        os.environ[ALLOWED] = " ".join([*allowed_constructors(), name])
+    _trusted.set(_trusted.get() | {name})
+
+
+def is_trusted(name: str) -> bool:
+    """Return whether a constructor may be called."""
+    return not _trusted.get().isdisjoint((name, _ALL))
+
+
+def trusted_code() -> frozenset[str]:
+    """Return what is trusted here, for ``trusting`` in another process."""
+    return _trusted.get()
+
+
+@contextmanager
+def trusting(code: bool | frozenset[str]) -> Iterator[None]:  # noqa: FBT001 - as trust_code=True
+    """Trust, within the block, every constructor, or those that another process trusts; it ends trust that begins in it.
+
+    A stored backbone may come from anyone, so the constructor that it names is imported only if the user trusts it.
+    """
+    more = frozenset({_ALL} if code is True else code or ())
+    token = _trusted.set(_trusted.get() | more)
+    try:
+        yield
+    finally:
+        _trusted.reset(token)
 
 
 def call_constructor(name: str) -> object:
     """Import ``module``, from the current folder too, and return what ``function()`` returns.
 
     Raises:
-        ConfigError: If nobody allowed it, it cannot be imported, or it fails.
+        ConfigError: If nobody trusts it, it cannot be imported, or it fails.
     """
-    if name not in allowed_constructors():
+    if not is_trusted(name):
         raise ConfigError(
-            f"the backbone is made by {name}, and loading it would run that code; if it is yours, say so: --constructor {name} for a "
-            f"command, dfs_rl.utils.trusted_import.allow_constructor({name!r}) in Python, or {ALLOWED}={name} in the environment."
+            f"the backbone is made by {name}, and loading it would run that code; if you trust it, give --trust-code, or "
+            "trust_code=True in Python."
         )
     module, _, function = name.partition(":")
     with _current_folder():
@@ -95,11 +116,6 @@ def _place(error: BaseException) -> str:
         if path.is_file() and not any(path.is_relative_to(others) for others in _NOT_THE_USERS):
             return f" ({path}, line {frame.lineno})"
     return ""
-
-
-def allowed_constructors() -> list[str]:
-    """Return the names that may be called."""
-    return os.environ.get(ALLOWED, "").split()
 
 
 @contextmanager

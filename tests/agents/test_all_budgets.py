@@ -71,7 +71,7 @@ def by_reinforcement(backbone: WalkableBackbone, images: ImageSet) -> LearnedGat
         class_names=("no", "yes"),
         prices=PRICES,
     )
-    config = PPOConfig(minibatches=1, learning_rate=0.01)
+    config = PPOConfig(batch_size=10**6, learning_rate=0.01)
     learning = GateLearning(
         timesteps=600_000,
         feature_sizes=backbone.feature_sizes,

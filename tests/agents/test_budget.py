@@ -109,10 +109,10 @@ def outcomes(gate: Gate, images: ImageSet, *, budget: float | None) -> tuple[tor
 def test_masked_ppo_learns_the_best_within_a_budget_that_plain_ppo_exceeds(
     planted_images: ImageSet,
 ) -> None:
-    untrained, _ = train(MaskablePPOConfig(minibatches=1), planted_images, 0)
+    untrained, _ = train(MaskablePPOConfig(batch_size=10**6), planted_images, 0)
     _, reward = outcomes(gate_of(untrained), planted_images, budget=BUDGET)
     assert reward == pytest.approx(UNTRAINED_REWARD)
-    masked, spending = train(MaskablePPOConfig(minibatches=1), planted_images, 12_000)
+    masked, spending = train(MaskablePPOConfig(batch_size=10**6), planted_images, 12_000)
     assert len(spending.spent) >= 6_000
     assert max(spending.spent) + GATE <= BUDGET  # not even while it explored
     computation, reward = outcomes(gate_of(masked), planted_images, budget=BUDGET)
@@ -120,7 +120,7 @@ def test_masked_ppo_learns_the_best_within_a_budget_that_plain_ppo_exceeds(
     assert 0.75 <= reward <= BEST_REWARD + 1e-9
     assert BEST_TABLE_REWARD + 0.1 < 0.75
 
-    free, spending = train(PPOConfig(minibatches=1), planted_images, 12_000)
+    free, spending = train(PPOConfig(batch_size=10**6), planted_images, 12_000)
     assert max(spending.spent) + GATE > BUDGET
     computation, _ = outcomes(gate_of(free), planted_images, budget=None)
     assert float(computation.max()) > BUDGET

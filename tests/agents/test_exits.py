@@ -159,8 +159,8 @@ def reward_of(records) -> float:
 @pytest.mark.parametrize(
     ("config", "group", "steps"),
     [
-        (PPOConfig(minibatches=1), 8, 24_000),
-        (PPOConfig(minibatches=1), 1, 24_000),
+        (PPOConfig(batch_size=10**6), 8, 24_000),
+        (PPOConfig(batch_size=10**6), 1, 24_000),
         (TRPOConfig(), 8, 12_000),
     ],
     ids=lambda value: type(value).__name__ if not isinstance(value, int) else str(value),
@@ -195,10 +195,10 @@ class Counting(BaseCallback):
 @pytest.mark.parametrize(
     "config",
     [
-        PPOConfig(minibatches=1),
-        RecurrentPPOConfig(minibatches=1),
+        PPOConfig(batch_size=10**6),
+        RecurrentPPOConfig(batch_size=10**6),
         TRPOConfig(),
-        MaskablePPOConfig(minibatches=1),
+        MaskablePPOConfig(batch_size=10**6),
     ],
     ids=lambda config: type(config).__name__,
 )
@@ -222,7 +222,7 @@ def test_a_recurrent_policy_begins_every_walk_without_memory(images: ImageSet) -
                 assert self.locals["episode_starts"].all()
             return True
 
-    config = RecurrentPPOConfig(minibatches=1)
+    config = RecurrentPPOConfig(batch_size=10**6)
     model = make_model(config, images, group=8)
     model.learn(600, [WholeWalks(), Starts()], log_interval=10**9)
 
@@ -238,7 +238,7 @@ def test_no_table_solves_the_task(images: ImageSet) -> None:
 
 
 def test_the_deployed_gate_says_what_the_policy_says(images: ImageSet) -> None:
-    model = make_model(PPOConfig(minibatches=1), images, group=8)
+    model = make_model(PPOConfig(batch_size=10**6), images, group=8)
     with torch.no_grad():
         for parameter in model.policy.parameters():
             parameter.normal_()

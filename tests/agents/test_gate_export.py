@@ -43,7 +43,7 @@ class SpacesOnly(gymnasium.Env):
 
 @pytest.fixture
 def model() -> BaseAlgorithm:
-    return make_model(PPOConfig(minibatches=1))
+    return make_model(PPOConfig(batch_size=10**6))
 
 
 def make_model(config: AlgorithmConfig) -> BaseAlgorithm:
@@ -77,7 +77,7 @@ def test_logits_and_choices_equal_the_policys(model: BaseAlgorithm) -> None:
         np.testing.assert_array_equal(gate.decide(features, layer, context).numpy(), chosen)
 
 
-@pytest.mark.parametrize("config", [DQNConfig(), QRDQNConfig(quantiles=5)], ids=["dqn", "qrdqn"])
+@pytest.mark.parametrize("config", [DQNConfig(), QRDQNConfig(n_quantiles=5)], ids=["dqn", "qrdqn"])
 def test_a_network_of_values_ships_as_what_it_expects_each_option_to_be_worth(
     config: AlgorithmConfig,
 ) -> None:
@@ -105,7 +105,7 @@ def test_a_network_of_values_ships_as_what_it_expects_each_option_to_be_worth(
 
 
 def test_a_memory_ships_as_it_is() -> None:
-    model = make_model(RecurrentPPOConfig(minibatches=1))
+    model = make_model(RecurrentPPOConfig(batch_size=10**6))
     with torch.no_grad():  # saturated and biased, it would choose the same for all
         for parameter in model.policy.parameters():
             parameter.mul_(0.5)

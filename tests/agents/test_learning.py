@@ -83,14 +83,14 @@ def reward_of(model: BaseAlgorithm, backbone: WalkableBackbone, images: ImageSet
 @pytest.mark.parametrize(
     ("config", "group", "steps", "solved"),
     [
-        (PPOConfig(minibatches=1), 8, 8_000, 0.75),
-        (PPOConfig(minibatches=1), 1, 8_000, 0.75),
+        (PPOConfig(batch_size=10**6), 8, 8_000, 0.75),
+        (PPOConfig(batch_size=10**6), 1, 8_000, 0.75),
         (A2CConfig(), 8, 20_000, 0.70),
         (A2CConfig(), 1, 20_000, 0.70),
         (TRPOConfig(), 8, 8_000, 0.75),
         (TRPOConfig(), 1, 8_000, 0.75),
-        (RecurrentPPOConfig(minibatches=1), 8, 8_000, 0.75),
-        (RecurrentPPOConfig(minibatches=1), 1, 8_000, 0.75),
+        (RecurrentPPOConfig(batch_size=10**6), 8, 8_000, 0.75),
+        (RecurrentPPOConfig(batch_size=10**6), 1, 8_000, 0.75),
         (DQNConfig(learning_rate=0.01, gradient_steps=8), 1, 8_000, 0.75),
         (QRDQNConfig(learning_rate=0.01, gradient_steps=8), 1, 8_000, 0.75),
     ],
@@ -191,7 +191,7 @@ def test_groups_are_used_only_where_asked_for(
 
 
 def test_schedules_run_from_start_to_end() -> None:
-    config = PPOConfig(entropy=0.02)
+    config = PPOConfig(ent_coef=0.02)
     assert [entropy_weight(config, p) for p in (0.0, 0.5, 1.0, 1.1)] == [0.02, 0.01, 0.0, 0.0]
 
 
@@ -201,15 +201,16 @@ def test_a_gate_that_begins_uniform_takes_smaller_steps_and_is_not_mixed(config)
     assert step_sizes(suited, 300_000) == pytest.approx((0.005, 0.00025))
     assert entropy_weight(suited, 0.0) == 0.0
     assert suited_to(config, "uniform", timesteps=100).learning_rate == 0.03
-    assert suited_to(config, "indifferent", timesteps=300_000) == config
+    resolved = suited_to(config, "indifferent", timesteps=300_000)
+    assert (resolved.learning_rate, resolved.final_learning_rate) == (0.03, 0.0015)
     assert entropy_weight(config, 0.0) == 0.03
 
 
 def test_what_is_asked_for_holds_wherever_a_gate_begins() -> None:
-    asked = PPOConfig(learning_rate=0.1, entropy=0.01)
+    asked = PPOConfig(learning_rate=0.1, final_learning_rate=0.01, ent_coef=0.01)
     assert suited_to(asked, "uniform", timesteps=100) == asked
     critic = TRPOConfig()  # its step sizes are the critic's, which begins from nothing in any case
-    assert suited_to(critic, "uniform", timesteps=300_000) == critic
+    assert step_sizes(suited_to(critic, "uniform", timesteps=300_000), 7) == (0.03, 0.0015)
 
 
 @pytest.mark.parametrize(
@@ -270,8 +271,8 @@ def test_every_algorithm_has_a_name_and_builds(
 def test_minibatches_must_divide_an_update(
     planted_backbone: WalkableBackbone, planted_images: ImageSet
 ) -> None:
-    with pytest.raises(ConfigError, match=r"minibatches is 3; it must divide the 128 samples"):
-        make_model(PPOConfig(minibatches=3), planted_backbone, planted_images, group=8)
+    with pytest.raises(ConfigError, match=r"batch_size is 3; it must divide the 128 decisions"):
+        make_model(PPOConfig(batch_size=3), planted_backbone, planted_images, group=8)
 
 
 @pytest.mark.parametrize(
@@ -282,9 +283,9 @@ def test_minibatches_must_divide_an_update(
             lambda: PPOConfig(learning_rate=1e9),
             "learning_rate is 1000000000.0; it must be at most 1",
         ),
-        (lambda: PPOConfig(epochs=0), "epochs is 0; it must be at least 1"),
+        (lambda: PPOConfig(n_epochs=0), "n_epochs is 0; it must be at least 1"),
         (lambda: PPOConfig(gae_lambda=1.5), "gae_lambda is 1.5; it must be at most 1"),
-        (lambda: A2CConfig(entropy=-1.0), "entropy is -1.0; it must be at least 0"),
+        (lambda: A2CConfig(ent_coef=-1.0), "ent_coef is -1.0; it must be at least 0"),
         (lambda: A2CConfig(learning_rate=float("nan")), "learning_rate is nan"),
     ],
 )

@@ -24,7 +24,7 @@ def test_needs_grow_with_what_asks_for_them(planted_backbone):
     once = walk_needs(planted_backbone, num_envs=1, val_images=10, val_walks=10**9, dial=False)
     assert once["val_walks is 1000000000"] < 1e5  # without a dial every image is walked once
     assert replay_needs(PPOConfig(), planted_backbone, dial=True) == {}
-    needs = replay_needs(DQNConfig(replay_megabytes=5), planted_backbone, dial=True)
-    assert needs["replay_megabytes is 5"] == 5e6
-    needs = replay_needs(QRDQNConfig(quantiles=10**6), planted_backbone, dial=True)
-    assert needs["quantiles is 1000000"] > 1e14
+    needs = replay_needs(DQNConfig(buffer_size=5000), planted_backbone, dial=True)
+    assert needs["buffer_size is 5000"] > 1e5
+    needs = replay_needs(QRDQNConfig(n_quantiles=10**6), planted_backbone, dial=True)
+    assert needs["n_quantiles is 1000000"] > 1e14

@@ -47,10 +47,13 @@ def test_each_walk_explores_by_itself_as_often_as_is_scheduled(
 
 
 def test_memory_is_as_large_as_allowed() -> None:
-    config = DQNConfig(replay_megabytes=BYTES * 100 / 1e6)
+    config = DQNConfig(buffer_size=100)
     seen = observation_bytes(SPACE)
     assert config.remembered(UpdateSize(10, 3, seen)) == 100
-    with pytest.raises(ConfigError, match="holds 100 decisions; one update of 40 walks"):
+    assert DQNConfig().remembered(UpdateSize(10, 3, seen)) == int(64e6 / BYTES)
+    with pytest.raises(ConfigError, match=r"takes .* megabytes; at most 16384"):
+        DQNConfig(buffer_size=10**12).check_update(UpdateSize(10, 3, seen))
+    with pytest.raises(ConfigError, match="buffer_size is 100; it must hold the 120 decisions"):
         config.check_update(UpdateSize(40, 3, seen))
 
 
@@ -108,10 +111,16 @@ def test_groups_are_refused(planted_backbone: WalkableBackbone, planted_images: 
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
-        (lambda: DQNConfig(exploration=0.0), "exploration is 0.0; it must be above 0"),
-        (lambda: DQNConfig(exploration=1.5), "exploration is 1.5; it must be at most 1"),
+        (
+            lambda: DQNConfig(exploration_fraction=0.0),
+            "exploration_fraction is 0.0; it must be above 0",
+        ),
+        (
+            lambda: DQNConfig(exploration_fraction=1.5),
+            "exploration_fraction is 1.5; it must be at most 1",
+        ),
         (lambda: DQNConfig(gradient_steps=0), "gradient_steps is 0; it must be at least 1"),
-        (lambda: QRDQNConfig(quantiles=0), "quantiles is 0; it must be at least 1"),
+        (lambda: QRDQNConfig(n_quantiles=0), "n_quantiles is 0; it must be at least 1"),
     ],
 )
 def test_impossible_hyperparameters_are_refused(make, sentence: str) -> None:

@@ -160,7 +160,7 @@ def test_the_command_goes_on_from_a_run_and_needs_it_no_more(
     source = tmp_path / "source"
     shutil.copytree(supervised, source)
     path = tmp_path / "run"
-    slow = ["--ppo.learning-rate", "1e-9"]
+    slow = ["--algorithm.learning-rate", "1e-9"]
     assert train_agent.main([*TINY, *slow, "--init-gate", str(source), "--run-dir", str(path)]) == 0
     ours, theirs = load_gate(path / "gate"), load_gate(source / "gate")
     assert ours.hidden == theirs.hidden == 9

@@ -30,7 +30,7 @@ def rewards(env, actions) -> np.ndarray:
 @pytest.mark.usefixtures("stranger")
 def test_a_users_network_is_the_one_that_the_commands_train_gates_for(tmp_path):
     write("ownnets")
-    trusted_import.allow_constructor(OWN)
+    trusted_import.trust_constructor(OWN)
     weights = trusted_import.call_constructor(OWN).state_dict()
     torch.save({**weights, "5.bias": torch.arange(10.0)}, "weights.pt")
     stored = calibrated(OWN, load_dataset("digits"), weights=tmp_path / "weights.pt")

@@ -17,7 +17,7 @@ from dfs_rl.envs.network_wide_env import NetworkWideEnv
 from dfs_rl.envs.sb3_vec_env import SB3GatingVecEnv
 from dfs_rl.envs.task import make_task
 from dfs_rl.errors import ConfigError
-from dfs_rl.experiments.agent_training import RewardConfig
+from dfs_rl.experiments.agent_training import TrainAgentConfig
 from dfs_rl.gating.reward import RewardWeights
 from tests.helpers.toy_env import toy_kwargs
 
@@ -90,7 +90,7 @@ def test_weights_of_a_mapping_are_charged():
 
 
 def test_commands_and_environments_have_the_same_defaults():
-    command, weights = RewardConfig(), make_task().weights
+    command, weights = TrainAgentConfig().reward, make_task().weights
     for name in ("accuracy", "log_likelihood", "log_likelihood_floor", "overshoot", "cost_timing"):
         assert getattr(command, name) == getattr(weights, name)
 
@@ -141,11 +141,10 @@ def test_a_wrong_type_is_refused_by_name(form, name, value):
         ({1: 2.0}, ["weights", "1", "cost"]),
         ({"cost": "5"}, ["cost", "'5'"]),
         ({"cost": [5.0]}, ["cost", "[5.0]"]),
-        ({"cost": torch.tensor(5.0)}, ["cost", "tensor(5.)"]),
         ({"cost": -1.0}, ["cost", "-1.0"]),
         ({"cost": float("inf")}, ["cost", "inf"]),
-        ({"cost": None}, ["cost", "None"]),
-        ({"cost": True}, ["cost", "True"]),
+        ({"cost": None}, ["cost", "null"]),
+        ({"cost": True}, ["cost", "true"]),
         ({"cost": 10**400}, ["cost"]),
         ({"cost_timing": "later"}, ["cost_timing", "'later'", "'terminal'"]),
         ({"log_likelihood_floor": 0.0}, ["log_likelihood_floor", "0.0"]),
@@ -159,7 +158,7 @@ def test_a_mapping_of_weights_is_checked_when_the_environment_is_made(weights, n
 
 @pytest.mark.parametrize("value", ["x", None, True, float("nan"), -1.0, 10**400])
 def test_weights_that_are_no_numbers_are_refused(value):
-    with pytest.raises(ConfigError, match="reward weight cost"):
+    with pytest.raises(ConfigError, match="cost is "):
         RewardWeights(cost=value)
 
 

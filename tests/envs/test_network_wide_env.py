@@ -155,7 +155,7 @@ def test_the_batch_is_spread_over_the_split():
 def test_what_is_not_allowed_is_refused():
     with pytest.raises(ConfigError, match="images is 0; at least 1 is needed"):
         planted(images=0)
-    with pytest.raises(ConfigError, match="reward weight cost is -1"):
+    with pytest.raises(ConfigError, match="cost is -1"):
         planted(cost_weight=-1.0)
     toy = {"backbone": ToyBackbone(), "dataset": toy_image_set()}
     with pytest.raises(ConfigError, match=r"budget 0\.1 % is not enough for the cheapest choice"):

@@ -24,7 +24,7 @@ from dfs_rl.gating.storage import load_gate
 from dfs_rl.utils.config import config_from_dict
 from dfs_rl.utils.io import read_json
 from dfs_rl.utils.run_folder import RunFolder
-from dfs_rl.utils.trusted_import import allow_constructor, call_constructor
+from dfs_rl.utils.trusted_import import call_constructor, trust_constructor
 from tests.helpers.custom_models import write
 
 AGENT = "num_envs: 32\nprecision: float32\n"
@@ -98,10 +98,10 @@ def test_all_gates_have_one_seed_before_any_has_two(tmp_path: Path) -> None:
 
 def test_further_settings_reach_their_gates_but_not_what_all_have_in_common(tmp_path: Path) -> None:
     file = tmp_path / "agent.yaml"
-    file.write_text("ppo:\n  epochs: 2\n")
+    file.write_text("algorithm: {n_epochs: 2}\n")
     given = {"train_agent": given_settings(file, COMMANDS["train_agent"])}
     jobs = plan_jobs(("ppo", "gumbel-ff"), terms(seeds=1, given=given), tmp_path)
-    assert jobs[0].config.ppo.epochs == 2
+    assert jobs[0].config.algorithm.n_epochs == 2
     assert jobs[1].config == TrainGumbelConfig(
         seed=0,
         device="cpu",
@@ -337,7 +337,7 @@ def test_gates_on_the_menu_of_dfs_are_compared_at_budgets_of_its_paper(
 @pytest.mark.usefixtures("stranger")
 def test_the_weights_of_a_users_network_reach_every_gate_and_are_kept_for_later() -> None:
     write("ownnets")
-    allow_constructor("ownnets:make")
+    trust_constructor("ownnets:make")
     network = call_constructor("ownnets:make")
     assert isinstance(network, nn.Module)
     learned = torch.arange(10.0)
@@ -347,7 +347,7 @@ def test_the_weights_of_a_users_network_reach_every_gate_and_are_kept_for_later(
     assert compare.main([*flags, "--search.tables", "4", "--run-dir", "contest"]) == 0
     run = Path("contest/gates/static-greedy-seed0-at-90")
     shutil.rmtree(run)  # as if the contest had been stopped before
-    assert compare.main(["--resume", "contest", "--backbone", "ownnets:make"]) == 0
+    assert compare.main(["--resume", "contest", "--trust-code"]) == 0
     words = list(RunFolder.open(run).record().command)
     assert words[words.index("--weights") + 1] == "net.pt"
     theirs = load_backbone(run).state_dict()

@@ -3,7 +3,6 @@
 import json
 import logging
 import os
-import shutil
 import subprocess
 import sys
 import warnings
@@ -15,7 +14,6 @@ import torch
 import dfs_rl
 from dfs_rl import evaluate, fractionalize, train_agent, train_backbone, train_gumbel, train_static
 from dfs_rl.backbones import (
-    PRETRAINED_DIGITS,
     BackboneInfo,
     Fractionalized,
     load_backbone,
@@ -28,7 +26,7 @@ from dfs_rl.training.custom_model import calibrated
 from dfs_rl.training.ptq import calibrate
 from dfs_rl.training.supernet import accuracy_of
 from dfs_rl.utils import trusted_import
-from tests.helpers.custom_models import write
+from tests.helpers.custom_models import forgotten_trust, write
 from tests.helpers.models import NETS, examples, lived_in, pictures
 
 pytestmark = pytest.mark.usefixtures("stranger")
@@ -37,7 +35,7 @@ INFO = BackboneInfo(dataset="noise", fingerprint="0", class_names=tuple("abcde")
 
 def store(name: str, folder) -> Fractionalized:
     """Store a backbone of one of the small nets."""
-    constructor = f"tests.backbones.nets:{type(lived_in(NETS[name])).__name__}"
+    constructor = f"tests.helpers.models:{type(lived_in(NETS[name])).__name__}"
     backbone = fractionalize(
         lived_in(NETS[name]), examples(), granularity="branch", constructor=constructor
     )
@@ -59,11 +57,14 @@ def test_what_is_stored_comes_back(name, tmp_path):
     assert torch.equal(again.feature_mean, backbone.feature_mean)
 
 
-def test_nothing_is_called_unless_the_user_names_it(tmp_path, monkeypatch):
+def test_nothing_is_called_unless_the_user_names_it(tmp_path):
     store("resnet", tmp_path)
-    monkeypatch.delenv(trusted_import.ALLOWED)
-    with pytest.raises(ConfigError, match="say so: --constructor tests"):
-        load_backbone(tmp_path)
+    with forgotten_trust():
+        with pytest.raises(ConfigError, match="give --trust-code"):
+            load_backbone(tmp_path)
+        assert load_backbone(tmp_path, trust_code=True)
+        with pytest.raises(ConfigError, match="give --trust-code"):
+            load_backbone(tmp_path)  # trust ends with the call
 
 
 def test_a_backbone_without_constructor_cannot_be_stored(tmp_path):
@@ -83,7 +84,7 @@ def test_a_backbone_without_constructor_cannot_be_stored(tmp_path):
 )
 def test_a_constructor_that_changed_is_refused(change, error, sentence, tmp_path):
     write("ownnets")
-    trusted_import.allow_constructor("ownnets:make")
+    trusted_import.trust_constructor("ownnets:make")
     model = trusted_import.call_constructor("ownnets:make")
     backbone = fractionalize(model, torch.rand(8, 1, 8, 8), constructor="ownnets:make")
     save_backbone(backbone, INFO, tmp_path / "b")
@@ -95,7 +96,7 @@ def test_a_constructor_that_changed_is_refused(change, error, sentence, tmp_path
 
 def test_a_constructor_that_is_gone_is_named(tmp_path):
     write("ownnets")
-    trusted_import.allow_constructor("ownnets:make")
+    trusted_import.trust_constructor("ownnets:make")
     model = trusted_import.call_constructor("ownnets:make")
     save_backbone(
         fractionalize(model, torch.rand(8, 1, 8, 8), constructor="ownnets:make"),
@@ -194,10 +195,9 @@ def own(tmp_path_factory):
     folder = tmp_path_factory.mktemp("own")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.delenv(trusted_import.ALLOWED, raising=False)
         write("othernets")
-        trusted_import.allow_constructor("othernets:make")
-        model = trusted_import.call_constructor("othernets:make")
+        with trusted_import.trusting(True):
+            model = trusted_import.call_constructor("othernets:make")
         torch.nn.init.constant_(model[-1].bias, 0.125)
         torch.save(model.state_dict(), "weights.pt")
         flags = ["--backbone", "othernets:make", "--weights", "weights.pt"]
@@ -207,13 +207,14 @@ def own(tmp_path_factory):
 
 def test_a_frozen_network_is_gated_without_training(own, monkeypatch, capsys):
     monkeypatch.chdir(own)
-    model = dfs_rl.load("run", backbone="othernets:make")
+    model = dfs_rl.load("run", trust_code=True)
     images = load_dataset("digits").test
     logits, trace = model(images.images[:8])
     assert logits.shape == (8, 10)
     assert trace.bits.shape == (8, 2)
-    stored = load_stored_backbone(own / "run" / "backbone")
-    network = trusted_import.call_constructor("othernets:make")
+    stored = load_stored_backbone(own / "run" / "backbone", trust_code=True)
+    with trusted_import.trusting(True):
+        network = trusted_import.call_constructor("othernets:make")
     network.load_state_dict(torch.load("weights.pt", weights_only=True))
     network.eval()
     mean, std = (
@@ -226,36 +227,21 @@ def test_a_frozen_network_is_gated_without_training(own, monkeypatch, capsys):
     assert accuracy_of(stored.backbone, images, (32, 32)) == pytest.approx(right, abs=0.3)
 
 
-@pytest.mark.parametrize("name", ["othernets:backbone", "nowhere:make", "othernets"])
-def test_another_constructor_than_the_runs_is_refused(name, own, monkeypatch):
+def test_code_that_a_file_names_runs_only_if_trusted(own, monkeypatch, capsys):
     monkeypatch.chdir(own)
-    for allowed in ("", "othernets:make"):
-        monkeypatch.setenv(trusted_import.ALLOWED, allowed)
-        with pytest.raises(ConfigError, match=f"is '{name}', but .* made by 'othernets:make'"):
-            dfs_rl.load("run", backbone=name)
-        assert os.environ[trusted_import.ALLOWED] == allowed
-
-
-def test_a_constructor_is_refused_where_none_made_the_network(tmp_path):
-    folder = tmp_path / "run"
-    shutil.copytree(PRETRAINED_DIGITS, folder / "backbone")
-    (folder / "gate").mkdir()
-    sentence = "is 'ownnets:make', but .* of family 'resnet' and needs no constructor; leave it out"
-    with pytest.raises(ConfigError, match=sentence):
-        dfs_rl.load(folder, backbone="ownnets:make")
-
-
-def test_later_commands_want_the_constructor_named_again(own, monkeypatch, capsys):
-    monkeypatch.chdir(own)
-    assert evaluate.main(["run", "--split", "val"]) == 2
-    assert "--constructor othernets:make" in capsys.readouterr().err
-    assert evaluate.main(["run", "--split", "val", "--constructor", "othernets:make"]) == 0
-    monkeypatch.delenv(trusted_import.ALLOWED)
-    assert train_agent.main(["--resume", "run"]) == 2
-    assert train_agent.main(["--config", "run/config.yaml"]) == 2
-    assert train_agent.main(["--resume", "run", "--backbone", "othernets:backbone"]) == 2
-    assert "cannot stand beside it" in capsys.readouterr().err
-    assert train_agent.main(["--resume", "run", "--backbone", "othernets:make"]) == 0
+    for main, flags in (
+        (evaluate.main, ["run", "--split", "val"]),
+        (train_agent.main, ["--resume", "run"]),
+        (train_agent.main, ["--config", "run/config.yaml"]),
+    ):
+        assert main(flags) == 2
+        assert "othernets:make" in (said := capsys.readouterr().err)
+        assert "give --trust-code" in said
+    assert evaluate.main(["run", "--split", "val", "--trust-code"]) == 0
+    assert train_agent.main(["--resume", "run", "--trust-code"]) == 0
+    assert train_agent.main(["--resume", "run"]) == 2  # each command needs the flag
+    assert train_agent.main(["--resume", "run", "--backbone", "othernets:make"]) == 2
+    assert "--backbone cannot stand beside it" in capsys.readouterr().err
 
 
 def test_a_gate_is_trained_on_a_folder_that_a_constructor_made(own, monkeypatch, tmp_path, capsys):
@@ -263,19 +249,11 @@ def test_a_gate_is_trained_on_a_folder_that_a_constructor_made(own, monkeypatch,
     flags = ["--backbone", "run", "--method", "greedy", "--images", "50", "--budget", "40"]
     run = ["--run-dir", str(tmp_path / "gate")]
     assert train_static.main([*flags, *run]) == 2
-    assert "say so: --constructor othernets:make for a command" in capsys.readouterr().err
+    assert "give --trust-code" in capsys.readouterr().err
     assert not (tmp_path / "gate").exists()
-    constructor = ["--constructor", "othernets:make"]
-    assert train_static.main([*flags, *run, *constructor]) == 0
-    monkeypatch.delenv(trusted_import.ALLOWED)
+    assert train_static.main([*flags, *run, "--trust-code"]) == 0
     assert train_static.main(["--resume", run[1]]) == 2
-    assert train_static.main(["--resume", run[1], *constructor]) == 0
-    monkeypatch.delenv(trusted_import.ALLOWED)
-    assert train_agent.main(["--config", "run/config.yaml"]) == 2
-    assert "if it is yours, say so with --constructor othernets:make" in capsys.readouterr().err
-    assert train_agent.main(["--resume", "run", *constructor]) == 0
-    monkeypatch.setenv(trusted_import.ALLOWED, "some:other othernets:make")
-    assert train_agent.main(["--resume", "run"]) == 0
+    assert train_static.main(["--resume", run[1], "--trust-code"]) == 0
 
 
 def test_torch_says_nothing_beside_the_sentence():
@@ -304,7 +282,7 @@ def test_what_others_log_is_heard_again_after_tracing(capsys, caplog):
 
 def test_what_a_constructor_draws_is_the_same_every_time():
     write("ownnets")
-    trusted_import.allow_constructor("ownnets:drawn")
+    trusted_import.trust_constructor("ownnets:drawn")
     state = torch.get_rng_state()
     first, second = (calibrated("ownnets:drawn", load_dataset("digits")).backbone for _ in range(2))
     assert torch.equal(torch.get_rng_state(), state)
@@ -330,7 +308,7 @@ def test_a_constructor_may_return_a_backbone_with_its_own_menu(capsys):
     write("ownnets")
     flags = ["--backbone", "ownnets:backbone", "--timesteps", "512", "--run-dir", "run"]
     assert train_agent.main(flags) == 0
-    stored = load_stored_backbone(Path("run"))
+    stored = load_stored_backbone(Path("run"), trust_code=True)
     assert stored.backbone.options.values == (0, 4, 32)
     assert stored.backbone.statistics.mean == (0.5,)
 
@@ -342,7 +320,7 @@ def test_exits_of_a_users_backbone_are_left_out_for_a_table(capsys):
     said = capsys.readouterr().err
     assert said.count("Calibrating the network of ownnets:leaving") == 1
     assert said.count("exits are left out: this gate walks every image to the end") == 1
-    assert load_backbone(Path("run")).costs.exits_after == ()
+    assert load_backbone(Path("run"), trust_code=True).costs.exits_after == ()
 
 
 @pytest.mark.parametrize(
@@ -360,7 +338,7 @@ def test_a_supernet_of_a_users_network_is_trained(capsys):
     write("ownnets")
     flags = ["--backbone", "ownnets:make", "--epochs", "2", "--bits", "0", "4", "32"]
     assert train_backbone.main([*flags, "--run-dir", "run"]) == 0
-    stored = load_stored_backbone(Path("run"))
+    stored = load_stored_backbone(Path("run"), trust_code=True)
     assert stored.info.accuracy.keys() == {"4", "32"}
     assert isinstance(stored.backbone, Fractionalized)
     images = ImageSet(pictures(4)[:, :1, :8, :8], torch.zeros(4, dtype=torch.int64))

@@ -179,7 +179,9 @@ def assert_equal_runs(first: RunFolder, second: RunFolder) -> None:
         make_config(RecurrentPPOConfig(), group=1),
         make_config(DQNConfig(gradient_steps=4), group=1),
         # Memory for two updates of eight.
-        make_config(QRDQNConfig(gradient_steps=4, replay_megabytes=0.03), group=1, prices=PRICES),
+        make_config(
+            QRDQNConfig(gradient_steps=4, buffer_size=2 * STEPS_PER_UPDATE), group=1, prices=PRICES
+        ),
     ],
     ids=[
         "ppo",

@@ -11,7 +11,7 @@ import torch
 
 import dfs_rl
 from dfs_rl.agents.algorithms import ALGORITHMS
-from dfs_rl.agents.hyperparameters import A2CConfig, AlgorithmName, PPOConfig
+from dfs_rl.agents.hyperparameters import A2CConfig, AlgorithmName, DQNConfig, PPOConfig
 from dfs_rl.backbones import (
     PRETRAINED_DIGITS,
     BackboneInfo,
@@ -22,9 +22,9 @@ from dfs_rl.backbones import (
     save_backbone,
 )
 from dfs_rl.data import channel_statistics, load_dataset
+from dfs_rl.errors import ConfigError
 from dfs_rl.experiments.agent_training import (
     COMMAND,
-    RewardConfig,
     TrainAgentConfig,
     prices_of,
     weights_of,
@@ -33,11 +33,11 @@ from dfs_rl.experiments.backbone_resolver import BackboneChoice, find_backbone
 from dfs_rl.experiments.gate_run import validation_interval
 from dfs_rl.experiments.gate_training import algorithm_of, make_gate
 from dfs_rl.gating.budget_conditioning import PriceRange
-from dfs_rl.gating.reward import RewardWeights
+from dfs_rl.gating.reward import RewardTerms, RewardWeights
 from dfs_rl.gating.storage import load_gate
 from dfs_rl.train_agent import main
 from dfs_rl.training.supernet import SupernetConfig
-from dfs_rl.utils.config import load_config, save_config
+from dfs_rl.utils.config import config_to_dict, load_config, save_config
 from dfs_rl.utils.io import read_json
 from dfs_rl.utils.run_folder import RunFolder
 from tests.helpers.images import write_pictures
@@ -159,7 +159,7 @@ def test_cotraining_sees_as_many_images_and_changes_the_backbone(tmp_path: Path)
         (["--budget", "1", "--fixed-budget"], "the gate learns for one price"),
         (["--cost-weight", "31"], "cost weight 31 is not among those"),
         (["--cost-weights", "3", "4", "--fixed-budget"], "the gate learns for one price"),
-        (["--algo", "dqn", "--dqn.replay-megabytes", "inf"], "replay_megabytes is inf"),
+        (["--algo", "dqn", "--algorithm.buffer-size", "0"], "buffer_size is 0"),
         (["--cost-weights", "5", "1"], "the cost weights run from 5 to 1"),
         (["--backbone", "nowhere"], "nowhere"),
         (["--cost-weight", "-1"], "cost_weight is -1.0; it must be at least 0"),
@@ -170,12 +170,15 @@ def test_cotraining_sees_as_many_images_and_changes_the_backbone(tmp_path: Path)
         (["--threads", "100000"], "threads is 100000, but this machine has "),
         (["--seed", "-1"], "seed is -1; it must be at least 0"),
         (["--algo", "recurrent_ppo", "--budget", "2"], "budget 2 % is not enough"),
-        (["--ppo.minibatches", "7"], "minibatches is 7; it must divide the 192 samples"),
+        (["--algorithm.batch-size", "7"], "batch_size is 7; it must divide the 192 decisions"),
         (
             ["--algo", "dqn", "--images-per-group", "4"],
             "images_per_group is 4, but DQN learns from",
         ),
-        (["--algo", "dqn", "--dqn.replay-megabytes", "0.01"], "one update of 32 walks of 6 layers"),
+        (
+            ["--algo", "dqn", "--algorithm.buffer-size", "9"],
+            "one update of 32 episodes of 6 layers",
+        ),
         (
             ["--algo", "maskable_ppo"],
             "algo is 'maskable_ppo', which keeps every image within a hard budget",
@@ -242,8 +245,6 @@ def test_other_data_without_a_backbone_trains_one_once(
 
 def test_reward_defaults_are_the_environments() -> None:
     assert weights_of(TrainAgentConfig()) == RewardWeights()
-    names = {field.name for field in fields(RewardWeights)} - {"cost"}
-    assert {field.name for field in fields(RewardConfig)} == names
 
 
 def test_a_gate_is_turned_to_the_usual_price_or_the_middle_of_prices_that_leave_it_out() -> None:
@@ -335,14 +336,36 @@ def test_a_run_stores_what_its_defaults_came_to(settings, stored) -> None:
     assert replace(settled, start=config.start, images_per_group=config.images_per_group) == config
 
 
+def test_stored_settings_hold_the_chosen_algorithm_alone() -> None:
+    stored = config_to_dict(TrainAgentConfig(algo="dqn"))
+    assert set(stored["algorithm"]) == {field.name for field in fields(DQNConfig)}
+    assert not set(stored) & ALGORITHMS.keys()
+    with pytest.raises(ConfigError, match="algorithm is a PPOConfig, but algo is 'dqn'"):
+        TrainAgentConfig(algo="dqn", algorithm=PPOConfig())
+
+
+def test_help_shows_the_chosen_algorithm_after_one_screen(capsys, monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    for algo, flag in (("ppo", "--algorithm.clip-range"), ("dqn", "--algorithm.buffer-size")):
+        assert main(["--algo", algo, "--help"]) == 0
+        before, _, after = capsys.readouterr().out.partition("algorithm options")
+        assert flag in after
+        assert ("clip-range" in after) == (algo == "ppo")
+        assert before.count("\n") <= 60
+        assert before.count("python -m dfs_rl.train_agent -") == 3
+        first = [word for word in before.split() if word.startswith("--")]
+        for name in TrainAgentConfig.FIRST[:-1]:
+            assert f"--{name.replace('_', '-')}" in first
+
+
 def test_every_setting_survives_the_run_folders_yaml(tmp_path: Path) -> None:
     config = TrainAgentConfig(
         backbone=tmp_path,
         budget=1.5,
         cost_weights=(2.0, 20.0),
         hidden=9,
-        reward=RewardConfig(cost_timing="terminal"),
-        ppo=PPOConfig(epochs=2),
+        reward=RewardTerms(cost_timing="terminal"),
+        algorithm=PPOConfig(n_epochs=2),
     )
     save_config(config, tmp_path / "config.yaml")
     assert load_config(tmp_path / "config.yaml", TrainAgentConfig) == config

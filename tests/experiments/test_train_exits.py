@@ -24,7 +24,7 @@ from dfs_rl.experiments.evaluation import evaluate_run
 from dfs_rl.experiments.exit_training import exit_accuracies
 from dfs_rl.train_exits import main
 from dfs_rl.utils import trusted_import
-from tests.helpers.custom_models import write
+from tests.helpers.custom_models import forgotten_trust, write
 
 AFTER = ["--after", "1", "3"]
 HEADS = "backbone/exits.safetensors"
@@ -105,9 +105,9 @@ def test_the_folder_of_a_backbone_is_never_written_to(into, finished, tmp_path, 
 
 
 @pytest.mark.usefixtures("stranger")
-def test_a_users_network_gets_its_weights_and_an_untrained_one_is_warned_of(monkeypatch, capsys):
+def test_a_users_network_gets_its_weights_and_an_untrained_one_is_warned_of(capsys):
     write("ownnets")
-    trusted_import.allow_constructor("ownnets:make")
+    trusted_import.trust_constructor("ownnets:make")
     weights = trusted_import.call_constructor("ownnets:make").state_dict()
     bias = torch.arange(10.0)
     torch.save({**weights, "5.bias": bias}, "weights.pt")
@@ -115,14 +115,14 @@ def test_a_users_network_gets_its_weights_and_an_untrained_one_is_warned_of(monk
     assert main(["--after", "1", *network, "--run-dir", "run"]) == 0
     said = capsys.readouterr().err
     assert "Warning: the network of ownnets:make gets little more right" in said
-    assert "train a gate on it with --backbone run --constructor ownnets:make." in said
-    stored = load_backbone(Path("run"))
+    assert "train a gate on it with --backbone run --trust-code." in said
+    stored = load_backbone(Path("run"), trust_code=True)
     assert stored.costs.exits_after == (1,)
     assert any(torch.equal(tensor, bias) for tensor in stored.state_dict().values())
-    monkeypatch.delenv(trusted_import.ALLOWED)
-    assert main(["--resume", "run"]) == 2
-    assert "say so with --constructor ownnets:make" in capsys.readouterr().err
-    assert main(["--resume", "run", "--constructor", "ownnets:make"]) == 0
+    with forgotten_trust():
+        assert main(["--resume", "run"]) == 2
+    assert "give --trust-code" in capsys.readouterr().err
+    assert main(["--resume", "run", "--trust-code"]) == 0
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ FILE = SweepFile(
     command="train_agent",
     search={
         "reward.accuracy": Domain(uniform=(0, 1)),
-        "ppo.entropy": Domain(loguniform=(0.001, 0.1)),
+        "algorithm.ent_coef": Domain(loguniform=(0.001, 0.1)),
         "algo": Domain(choice=("ppo", "a2c")),
     },
 )
@@ -85,7 +85,7 @@ def test_the_setting_that_mattered_is_found():
     for number in range(40):
         settings = {
             "reward.accuracy": draw.uniform(0, 1),
-            "ppo.entropy": 10 ** draw.uniform(-3, -1),
+            "algorithm.ent_coef": 10 ** draw.uniform(-3, -1),
             "algo": draw.choice(["ppo", "a2c"]),
         }
         value = 10 * settings["reward.accuracy"] + 4 * (settings["algo"] == "ppo")
@@ -100,7 +100,7 @@ def test_the_setting_that_mattered_is_found():
         )
     found = importances(trials, FILE)
     assert sum(found.values()) == pytest.approx(1.0)
-    assert found["ppo.entropy"] < found["algo"] < found["reward.accuracy"]
+    assert found["algorithm.ent_coef"] < found["algo"] < found["reward.accuracy"]
 
 
 def test_too_little_says_nothing_of_what_mattered():
@@ -114,7 +114,7 @@ def test_tied_trials_say_nothing_of_what_mattered():
     values = [1.0, 1.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]
     trials = []
     for value in values:
-        settings = {"reward.accuracy": draw.random(), "ppo.entropy": 0.01, "algo": "ppo"}
+        settings = {"reward.accuracy": draw.random(), "algorithm.ent_coef": 0.01, "algo": "ppo"}
         trials.append(trial("001", {}, settings=settings, history=[(1.0, value)]))
     assert importances(trials, FILE) == {}
     trials[0] = replace(trials[0], history=((1.0, 0.5),))
@@ -141,7 +141,9 @@ def test_a_trial_above_the_cap_has_no_accuracy():
 
 
 def test_the_best_settings_are_what_differs_from_the_defaults():
-    assert best_settings(FILE, {"reward.accuracy": 0.25, "ppo.clip_range": 0.2, "algo": "a2c"}) == {
+    assert best_settings(
+        FILE, {"reward.accuracy": 0.25, "algorithm.vf_coef": 0.5, "algo": "a2c"}
+    ) == {
         "algo": "a2c",
         "reward": {"accuracy": 0.25},
     }

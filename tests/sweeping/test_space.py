@@ -142,11 +142,11 @@ def test_a_population_stays_within_what_may_be_searched():
         command="train_agent",
         search={
             "reward.accuracy": Domain(uniform=(0, 1)),
-            "ppo.entropy": Domain(loguniform=(0.01, 0.1)),
+            "algorithm.ent_coef": Domain(loguniform=(0.01, 0.1)),
         },
     )
-    changed = {"reward.accuracy": 1.08, "ppo.entropy": 0.008}
-    assert search._clipped(file, changed) == {"reward.accuracy": 1.0, "ppo.entropy": 0.01}
+    changed = {"reward.accuracy": 1.08, "algorithm.ent_coef": 0.008}
+    assert search._clipped(file, changed) == {"reward.accuracy": 1.0, "algorithm.ent_coef": 0.01}
 
 
 @pytest.mark.parametrize("name", ["pbt", "pb2"])
@@ -154,10 +154,10 @@ def test_what_a_scheduler_rounds_stays_within_what_may_be_searched(name):
     search = pytest.importorskip("dfs_rl.sweeping.search")
     file = SweepFile(
         command="train_agent",
-        search={"ppo.learning_rate": Domain(uniform=(0.0001, 0.05))},
+        search={"algorithm.learning_rate": Domain(uniform=(0.0001, 0.05))},
         scheduler=SchedulerConfig(name=name),
     )
     scheduler = search.tune_config(file).scheduler
     # The float32 next to 0.0001, which PB2's model gives back.
-    rounded = {"ppo.learning_rate": 9.999999747378752e-05}
-    assert scheduler._custom_explore_fn(rounded) == {"ppo.learning_rate": 0.0001}
+    rounded = {"algorithm.learning_rate": 9.999999747378752e-05}
+    assert scheduler._custom_explore_fn(rounded) == {"algorithm.learning_rate": 0.0001}

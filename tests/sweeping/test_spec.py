@@ -13,8 +13,8 @@ GOOD = """\
 command: train_agent
 settings:
   timesteps: 1000
-  ppo:
-    entropy: 0.01
+  algorithm:
+    ent_coef: 0.01
 search:
   reward.log_likelihood: {uniform: [0, 1]}
   cost_weights.0: {loguniform: [0.05, 5]}
@@ -35,13 +35,13 @@ def test_a_good_file_is_read(tmp_path):
     config = file.config({"cost_weights.0": 0.7, "reward.log_likelihood": 0.2}, seed=5)
     assert config.cost_weights == (0.7, 30.0)
     assert config.reward.log_likelihood == 0.2
-    assert (config.ppo.entropy, config.timesteps, config.seed) == (0.01, 1000, 5)
+    assert (config.algorithm.ent_coef, config.timesteps, config.seed) == (0.01, 1000, 5)
 
 
 def test_settings_beside_the_file_win(tmp_path):
-    changes = parse_changes(["timesteps=77", "ppo.entropy=0.5", "num-envs=64"])
+    changes = parse_changes(["timesteps=77", "algorithm.ent_coef=0.5", "num-envs=64"])
     file = load(tmp_path, settings=changes, own={"trials": 2, "retrain.seeds": 1})
-    assert (file.base["timesteps"], file.base["ppo"]["entropy"]) == (77, 0.5)
+    assert (file.base["timesteps"], file.base["algorithm"]["ent_coef"]) == (77, 0.5)
     assert (file.base["num_envs"], file.trials, file.retrain.seeds) == (64, 2, 1)
 
 
@@ -63,9 +63,9 @@ def test_what_lies_on_the_disk_is_named_from_the_root(tmp_path, monkeypatch):
         ("trials: 6", "trials: 0", ", line 10: trials is 0; it must be at least 1"),
         ("  timesteps:", "  timestep:", ", line 4: timestep is not a setting; the closest one is"),
         (
-            "    entropy: 0.01",
-            "    entropy: x",
-            ", line 6: ppo.entropy is 'x'; allowed is a number",
+            "    ent_coef: 0.01",
+            "    ent_coef: x",
+            ", line 6: algorithm.ent_coef is 'x'; allowed is a number",
         ),
         (
             "{uniform: [0, 1]}",
@@ -143,12 +143,12 @@ def test_what_is_wrong_is_said_with_its_line(tmp_path, old, new, said):
             "a trial is one process",
         ),
         (
-            "command: train_agent\nsettings: {seed: 4294967295}\nsearch: {ppo.entropy: {uniform: [0, 1]}}\n",
+            "command: train_agent\nsettings: {seed: 4294967295}\nsearch: {algorithm.ent_coef: {uniform: [0, 1]}}\n",
             "take a lower one",
         ),
         (
-            "command: train_agent\nsettings: [1]\nsearch: {ppo.entropy: {uniform: [0, 1]}}\n",
-            "a mapping whose values are each any value",
+            "command: train_agent\nsettings: [1]\nsearch: {algorithm.ent_coef: {uniform: [0, 1]}}\n",
+            "settings is .1.; allowed is a mapping",
         ),
     ],
 )
@@ -176,7 +176,7 @@ command: train_agent
 searcher: random
 scheduler: {name: pbt}
 search:
-  ppo.entropy: {uniform: [0, 1]}
+  algorithm.ent_coef: {uniform: [0, 1]}
 """
 
 

@@ -142,7 +142,7 @@ def test_a_population_copies_weights_and_changes_settings(tmp_path, capfd, sched
 command: train_agent
 settings: {{timesteps: 1920, num_envs: 32, eval_every: 96}}
 search:
-  ppo.learning_rate: {{{kind}: [0.0001, 0.05]}}
+  algorithm.learning_rate: {{{kind}: [0.0001, 0.05]}}
   reward.log_likelihood: {{uniform: [0, 1]}}
 objective: {{name: hypervolume, corner: [20, 1], last: 1}}
 searcher: random
@@ -167,7 +167,7 @@ retrain: {{seeds: 0}}
     (best,) = (run / "best").iterdir()
     (row,) = (row for row in rows if row["trial"] == best.name)
     config = load_config(best / "seed0" / "config.yaml", TrainAgentConfig)
-    assert config.ppo.learning_rate == float(row["ppo.learning_rate"])
+    assert config.algorithm.learning_rate == float(row["algorithm.learning_rate"])
     assert config.reward.log_likelihood == float(row["reward.log_likelihood"])
 
 

@@ -5,7 +5,8 @@ from pathlib import Path
 import torch
 
 from dfs_rl.data import load_dataset
-from dfs_rl.experiments.agent_training import RewardConfig, TrainAgentConfig
+from dfs_rl.experiments.agent_training import TrainAgentConfig
+from dfs_rl.gating.reward import RewardTerms
 from dfs_rl.sweeping.commands import command_of
 from dfs_rl.sweeping.trial import begun
 from dfs_rl.utils.config import load_config
@@ -23,7 +24,7 @@ def test_the_best_gate_is_chosen_anew_under_other_settings_alone(tmp_path: Path)
     assert state_of(begun(command, config)) == state
 
     other = TrainAgentConfig(
-        run_dir=tmp_path / "seed0", device="cpu", reward=RewardConfig(accuracy=1.0)
+        run_dir=tmp_path / "seed0", device="cpu", reward=RewardTerms(accuracy=1.0)
     )
     assert state_of(begun(command, other)) == {"validation": None}
     stored = load_config(run.config_path, TrainAgentConfig)

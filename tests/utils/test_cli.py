@@ -1,7 +1,7 @@
 import json
 import subprocess
 import sys
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -11,11 +11,12 @@ from torch.utils.tensorboard.writer import SummaryWriter
 
 from dfs_rl.errors import ConfigError, DataError
 from dfs_rl.utils.cli import Invocation, run_command
+from dfs_rl.utils.config import configuration
 from dfs_rl.utils.run_folder import RunFolder
 from tests.helpers.disks import full_disk
 
 
-@dataclass(frozen=True, kw_only=True)
+@configuration
 class Ppo:
     """Settings of PPO.
 
@@ -32,7 +33,12 @@ class Ppo:
             raise ConfigError(f"clip_range is {self.clip_range}; it must not be negative.")
 
 
-@dataclass(frozen=True, kw_only=True)
+@configuration
+class TrainPpo(Ppo):
+    n_epochs: int = 7
+
+
+@configuration
 class Train:
     """Train a gate.
 
@@ -49,7 +55,7 @@ class Train:
 
     algo: Literal["ppo", "a2c"] = "ppo"
     bits: tuple[int, ...] = (0, 2, 32)
-    ppo: Ppo = field(default_factory=lambda: Ppo(n_epochs=7))
+    ppo: TrainPpo = field(default_factory=TrainPpo)
     budget: float | None = None
     verbose: bool = False
     seed: int = 0
@@ -61,7 +67,7 @@ class Train:
             raise ConfigError(f"budget is {self.budget}; it must be positive.")
 
 
-@dataclass(frozen=True, kw_only=True)
+@configuration
 class Evaluate:
     """Evaluate a run.
 
@@ -74,7 +80,7 @@ class Evaluate:
     split: Literal["val", "test"] = "test"
 
 
-@dataclass(frozen=True, kw_only=True)
+@configuration
 class Appending:
     item: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
 
@@ -123,7 +129,7 @@ def test_flags_of_every_type():
     assert invoke(*flags.split()).config == Train(
         algo="a2c",
         bits=(0, 4, 8),
-        ppo=Ppo(clip_range=0.1, n_epochs=7),
+        ppo=TrainPpo(clip_range=0.1),
         budget=2.0,
         verbose=True,
         seed=3,
@@ -137,7 +143,7 @@ def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path):
     file = write(tmp_path / "c.yaml", text)
     for argv in (["--config", file, "--seed", "6"], ["--seed=6", f"--config={file}"]):
         assert invoke(*argv).config == Train(
-            seed=6, budget=0.1, ppo=Ppo(clip_range=0.3, n_epochs=7), bits=(0, 4)
+            seed=6, budget=0.1, ppo=TrainPpo(clip_range=0.3), bits=(0, 4)
         )
 
 
@@ -167,7 +173,7 @@ def test_checks_across_fields_see_files_and_flags_together(tmp_path, capsys):
         ("--seed x", "--seed: invalid literal for int() with base 10: 'x'; "),
         ("--seed", "Missing value for argument '--seed'"),
         ("--bits 0 x", "--bits: "),
-        ("--ppo.clip-range -1", "ppo: clip_range is -1.0; it must not be negative; "),
+        ("--ppo.clip-range -1", "ppo: clip_range is -1.0; it must not be negative."),
         ("--budget 0", "budget is 0.0; it must be positive."),
         ("--config", "--config needs a value after it."),
         ("--config --seed 1", "--config needs a value after it."),
@@ -217,7 +223,7 @@ def test_bad_files_are_one_sentence_and_exit_code_2(tmp_path, capsys, text, sent
 
 
 def test_resume_takes_the_settings_of_the_run(tmp_path, capsys):
-    config = Train(seed=9, bits=(0, 8), ppo=Ppo(clip_range=0.4))
+    config = Train(seed=9, bits=(0, 8), ppo=TrainPpo(clip_range=0.4))
     folder = RunFolder.create(tmp_path / "run", kind="train", name="x", config=config, command=[])
     for argv in (["--resume", str(folder.path)], [f"--resume={folder.path}"]):
         invocation = invoke(*argv)
@@ -252,9 +258,9 @@ def test_help_lists_fields_in_order_and_nested_blocks_last(capsys):
         "--verbose",
         "--seed",
         "--run-dir",
-        "--constructor",
         "--config",
         "--resume",
+        "--trust-code",
         "--ppo.clip",
     ]
     places = [text.index(flag) for flag in flags]
@@ -310,10 +316,10 @@ def test_own_errors_interrupts_and_bugs(capsys):
 
 PROGRAM = """
 import json, os, sys
-from dataclasses import dataclass
 from dfs_rl.utils.cli import run_command
+from dfs_rl.utils.config import configuration
 
-@dataclass(frozen=True, kw_only=True)
+@configuration
 class Config:
     seed: int = 0
 
@@ -356,7 +362,7 @@ def test_a_disk_that_fails_is_one_sentence(capsys):
     assert err == "error: cannot read or write runs/x/metrics.jsonl: No space left on device.\n"
 
 
-@dataclass(frozen=True, kw_only=True)
+@configuration
 class Full:
     """Nothing that matters.
 

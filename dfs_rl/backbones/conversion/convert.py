@@ -18,7 +18,7 @@ from dfs_rl.costs import FULL, SKIP
 from dfs_rl.data import ChannelStatistics
 from dfs_rl.errors import CheckpointError, ConfigError
 from dfs_rl.utils.checkpoint import check_finite, load_tensors, shared_names
-from dfs_rl.utils.trusted_import import allow_constructor, call_constructor
+from dfs_rl.utils.trusted_import import call_constructor, trust_constructor
 
 ItemT = TypeVar("ItemT")
 
@@ -84,7 +84,7 @@ def fractionalize(
         _per_channel("std", (1.0,) * channels if std is None else std, channels),
     )
     if constructor is not None:
-        allow_constructor(constructor)
+        trust_constructor(constructor)
     example = example_input[:_EXAMPLES].detach().float().cpu()
     traced = trace(model, example)
     _check_logits(traced, type(model).__name__)
@@ -122,7 +122,7 @@ def construct(
     """Make a backbone by a user's constructor, which returns a model or a finished backbone.
 
     Args:
-        name: ``module:function``, see ``allow_constructor``.
+        name: ``module:function``, see ``trust_constructor``.
         example_input: Images normalised by ``statistics``, float ``[batch, c, h, w]``.
         statistics: Statistics of the images.
         bits: The menu, for a model.
@@ -162,7 +162,7 @@ def remake(config: FractionalizeConfig, statistics: ChannelStatistics) -> Fracti
     """Make a stored backbone's structure again; its weights are those of the constructor.
 
     Raises:
-        ConfigError: If the constructor was not allowed, cannot be imported, or has changed.
+        ConfigError: If the constructor is not trusted, cannot be imported, or has changed.
     """
     if config.constructor is None:
         raise ConfigError("the backbone names no constructor, so nothing can make it again.")

@@ -1,11 +1,9 @@
 """How long to search for the best static table; apart from the search, so that a command's help needs no torch."""
 
-from dataclasses import dataclass
-
-from dfs_rl.utils.config import Count, check_values
+from dfs_rl.utils.config import Count, configuration
 
 
-@dataclass(frozen=True, kw_only=True)
+@configuration
 class SearchLimits:
     """How long to search for the best static table.
 
@@ -18,6 +16,3 @@ class SearchLimits:
     images: Count = 1000
     tables: Count = 600
     finalists: Count = 8
-
-    def __post_init__(self) -> None:
-        check_values(self)

@@ -1,5 +1,6 @@
 """Strict YAML for frozen dataclasses: a file is checked in full, or refused in one sentence."""
 
+from dfs_rl.utils.config.errors import chosen_blocks
 from dfs_rl.utils.config.ranges import (
     SEEDS,
     Count,
@@ -11,14 +12,15 @@ from dfs_rl.utils.config.ranges import (
     Share,
 )
 from dfs_rl.utils.config.records import (
-    check_values,
     config_from_dict,
     config_to_dict,
+    configuration,
     fields_from_dict,
     flat_settings,
     load_config,
     required_fields,
     save_config,
+    usual_settings,
 )
 from dfs_rl.utils.config.yaml_core import YamlSettings, dump_yaml, parse_value, read_yaml
 
@@ -32,9 +34,10 @@ __all__ = [
     "Seed",
     "Share",
     "YamlSettings",
-    "check_values",
+    "chosen_blocks",
     "config_from_dict",
     "config_to_dict",
+    "configuration",
     "dump_yaml",
     "fields_from_dict",
     "flat_settings",
@@ -43,4 +46,5 @@ __all__ = [
     "read_yaml",
     "required_fields",
     "save_config",
+    "usual_settings",
 ]

@@ -1,143 +1,118 @@
-"""One sentence for a setting that is not allowed: where it stands, what it is, what it may be."""
+"""One sentence for a setting that is not allowed: its name, its value and what is allowed."""
 
 import dataclasses
 import difflib
-import types
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_type_hints
 
+from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from dfs_rl.utils.config.yaml_core import Place
 
 _LONGEST_VALUE = 60
-_PLAIN_NAMES = {
-    bool: "true or false",
-    int: "a whole number",
-    float: "a number",
-    str: "text",
-    Path: "a path",
-    types.NoneType: "null",
+_WORDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "string": "text",
+    "path": "a path",
+    "none": "null",
+    "tuple": "a list",
+    "list": "a list",
+    "dict": "a mapping",
+    "dataclass": "a block of settings",
+    "missing": "a list of another length",
 }
+"""What is allowed, by the first word of a pydantic error type."""
 _BOUNDS = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
-_UNKNOWN = ("unexpected_keyword_argument", "extra_forbidden")
 
 
-def sentence(fault: ErrorDetails, data: Mapping[str, object], cls: type) -> str:
-    """Describe a fault that pydantic found.
+def sentence(error: ValidationError, data: Mapping[str, Any], cls: type) -> tuple[Place, str]:
+    """Return the place in ``data`` and the description of the first fault that pydantic found.
 
     Args:
-        fault: One entry of a ``ValidationError``.
+        error: The faults.
         data: The values that were checked.
         cls: The dataclass they were checked against.
     """
-    path = place_of(fault, data)
+    faults = error.errors(include_url=False)
+    fault = faults[0]
+    path, context = _path_in(data, fault["loc"]), fault.get("ctx", {})
+    name, last = _dotted(path), fault["loc"][-1] if fault["loc"] else ""
     if fault["type"] == "json_invalid":
-        return "a value holds text that is not Unicode, or is nested too deeply."
-    if fault["type"] in _UNKNOWN:
-        names = _field_names(_hint_at(cls, path[:-1]))
-        return (
-            f"{_dotted(path) or repr('')} is not a setting; {_allowed_names(str(path[-1]), names)}."
-        )
-    if fault["type"] == "missing" and isinstance(fault["loc"][-1], str):
-        return f"{_dotted((*path, fault['loc'][-1]))} is missing and has no default."
-    context = fault.get("ctx", {})
-    own = context.get("error")
-    if isinstance(own, Exception):
-        return f"{_dotted(path)}: {own}"
-    value = _show(_value_at(data, path))
+        return path, "a value holds text that is not Unicode, or is nested too deeply."
+    if fault["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        path = path or (last,)
+        names = _allowed_names(str(last), field_names(_block(cls, path[:-1], data)))
+        return path, f"{_dotted(path) or repr('')} is not a setting; {names}."
+    if fault["type"] == "missing" and isinstance(last, str):
+        return path, f"{_dotted((*path, last))} is missing and has no default."
+    if isinstance(context.get("error"), Exception):
+        return path, f"{name}: {context['error']}" if name else str(context["error"])
+    value: Any = data
+    for step in path:
+        value = value[step]
     if fault["type"] == "finite_number":
-        return f"{_dotted(path)} is {value}; it must be finite."
+        return path, f"{name} is {_show(value)}; it must be finite."
     for key, words in _BOUNDS.items():
         if key in context:
-            return f"{_dotted(path)} is {value}; it must be {words} {str(context[key]).removesuffix('.0')}."
-    return f"{_dotted(path)} is {value}; allowed is {describe(_hint_at(cls, path))}."
+            bound = str(context[key]).removesuffix(".0")
+            return path, f"{name} is {_show(value)}; it must be {words} {bound}."
+    choices = [allowed(other) for other in faults if _path_in(data, other["loc"]) == path]
+    return path, f"{name} is {_show(value)}; allowed is {' or '.join(dict.fromkeys(choices))}."
 
 
-def place_of(fault: ErrorDetails, data: Mapping[str, object]) -> Place:
-    """Return where in ``data`` a fault that pydantic found lies."""
-    return _path_in(data, fault["loc"])
+def field_names(cls: object) -> tuple[str, ...]:
+    """Return the settings of a dataclass."""
+    return tuple(f.name for f in dataclasses.fields(cls) if f.init) if cls else ()  # type: ignore[arg-type]
 
 
-def describe(hint: object) -> str:
-    """Say in words which values a type hint allows."""
-    hint = _bare(hint)
-    arguments = get_args(hint)
-    origin = get_origin(hint)
-    if hint is Any:
-        return "any value"
-    if isinstance(hint, type) and hint in _PLAIN_NAMES:
-        return _PLAIN_NAMES[hint]
-    if origin is Literal:
-        return ("one of " if len(arguments) > 1 else "") + ", ".join(_show(a) for a in arguments)
-    if origin in (Union, types.UnionType):
-        return " or ".join(describe(argument) for argument in arguments)
-    if origin in (tuple, list) and arguments:
-        if origin is list or arguments[-1] is Ellipsis:
-            return f"a list of items that are each {describe(arguments[0])}"
-        return f"a list of {len(arguments)}: {', '.join(describe(a) for a in arguments)}"
-    if origin is dict and arguments:
-        return f"a mapping whose values are each {describe(arguments[1])}"
-    if names := _field_names(hint):
-        return f"a block of the settings {', '.join(names)}"
-    return str(hint)
+def chosen_blocks(cls: type, values: Mapping[str, object]) -> dict[str, type]:
+    """Return the type of each block that another setting decides on, see ``configuration``."""
+    chosen = {}
+    for block, (setting, types) in getattr(cls, "CHOICES", {}).items():
+        value = values.get(setting, getattr(cls, setting))
+        if isinstance(value, str) and value in types:
+            chosen[block] = types[value]
+    return chosen
 
 
-def _path_in(data: object, location: Sequence[str | int]) -> Place:
+def _dataclass_in(hint: object) -> type | None:
+    """Return the first dataclass in a type, also in a union or as item of a mapping."""
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        return hint
+    return next((found for part in get_args(hint) if (found := _dataclass_in(part))), None)
+
+
+def allowed(fault: ErrorDetails) -> str:
+    """Return the words for what a setting may be, of a fault that pydantic found."""
+    if fault["type"] == "literal_error":
+        expected = str(fault["ctx"]["expected"]).replace(" or ", ", ")
+        return f"one of {expected}" if "," in expected else expected
+    if fault["type"] == "too_long":
+        return f"a list of {fault['ctx']['max_length']}"
+    return _WORDS.get(fault["type"].split("_")[0], fault["msg"])
+
+
+def _path_in(data: Any, location: Sequence[str | int]) -> Place:  # noqa: ANN401 - any YAML value
     """Keep the steps of a location that lead through the data; others name members of unions."""
     path: list[str | int] = []
     for step in location:
-        in_mapping = isinstance(data, Mapping) and step in data
-        if in_mapping or (isinstance(data, list) and isinstance(step, int) and step < len(data)):
-            data = _value_at(data, (step,))
+        items = isinstance(data, list | tuple) and isinstance(step, int) and step < len(data)
+        if items or (isinstance(data, Mapping) and step in data):
+            data = data[step]
             path.append(step)
     return tuple(path)
 
 
-def _value_at(data: Any, path: Sequence[str | int]) -> object:  # noqa: ANN401 - any YAML value
+def _block(cls: type, path: Sequence[str | int], data: Mapping[str, Any]) -> type:
+    """Return the dataclass that the values at ``path`` belong to."""
     for step in path:
-        data = data[step]
-    return data
-
-
-def _hint_at(hint: object, path: Sequence[str | int]) -> object:
-    for step in path:
-        hint = _hint_of_item(hint, step)
-    return hint
-
-
-def _hint_of_item(hint: object, step: str | int) -> object:
-    hint = _bare(hint)
-    arguments = get_args(hint)
-    if get_origin(hint) in (Union, types.UnionType):
-        found = (_hint_of_item(argument, step) for argument in arguments)
-        return next((item for item in found if item is not None), None)
-    if step in _field_names(hint) and isinstance(hint, type):
-        return get_type_hints(hint, include_extras=True)[str(step)]
-    if get_origin(hint) is tuple and isinstance(step, int):
-        return (
-            arguments[0] if arguments[-1] is Ellipsis else arguments[min(step, len(arguments) - 1)]
-        )
-    if get_origin(hint) is list:
-        return arguments[0]
-    if get_origin(hint) is dict:
-        return arguments[1]
-    return None
-
-
-def _field_names(hint: object) -> tuple[str, ...]:
-    """Return the settings of a dataclass, or of those in a union; none for other types."""
-    hint = _bare(hint)
-    if get_origin(hint) in (Union, types.UnionType):
-        return tuple(name for argument in get_args(hint) for name in _field_names(argument))
-    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
-        return tuple(field.name for field in dataclasses.fields(hint) if field.init)
-    return ()
-
-
-def _bare(hint: object) -> object:
-    return get_args(hint)[0] if get_origin(hint) is Annotated else hint
+        if step in field_names(cls):
+            types = get_type_hints(cls) | chosen_blocks(cls, data)
+            cls = _dataclass_in(types[str(step)]) or cls
+    return cls
 
 
 def _allowed_names(name: str, names: Sequence[str]) -> str:
@@ -151,10 +126,7 @@ def _dotted(path: Sequence[str | int]) -> str:
 
 
 def _show(value: object) -> str:
-    match value:
-        case None:
-            return "null"
-        case bool():
-            return str(value).lower()
-    text = repr(value)
+    if value is None:
+        return "null"
+    text = str(value).lower() if isinstance(value, bool) else repr(value)
     return text if len(text) <= _LONGEST_VALUE else text[: _LONGEST_VALUE - 3] + "..."

@@ -1,30 +1,53 @@
-"""Plain values to frozen dataclasses and back."""
+"""Configurations: frozen pydantic dataclasses, built from Python, YAML or JSON under the same checks."""
 
 import dataclasses
+import functools
 import json
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar, cast, get_type_hints
+from typing import Any, TypeVar, cast, dataclass_transform, get_type_hints
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass as pydantic_dataclass
 from typing_extensions import TypedDict
 
 from dfs_rl.errors import ConfigError
-from dfs_rl.utils.config.errors import describe, place_of, sentence
+from dfs_rl.utils.config.errors import chosen_blocks, field_names, sentence
 from dfs_rl.utils.config.yaml_core import YamlSettings, dump_yaml, read_yaml
 from dfs_rl.utils.io import write_bytes_atomic
 
 T = TypeVar("T")
+_STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+@dataclass_transform(
+    frozen_default=True, kw_only_default=True, field_specifiers=(dataclasses.field, Field)
+)
+def configuration(cls: type[T]) -> type[T]:
+    """Make a class a frozen pydantic dataclass whose errors are one sentence.
+
+    ``__post_init__`` checks fields against each other. A class variable ``CHOICES`` such as
+    ``{"algorithm": ("algo", {"ppo": PPOConfig})}`` says that the setting ``algo`` decides on the type of the block ``algorithm``.
+
+    Raises:
+        ConfigError: From the constructor, if a value is not allowed; it names the field.
+    """
+    made = pydantic_dataclass(cls, frozen=True, kw_only=True, config=_STRICT)
+    check = made.__init__
+
+    @functools.wraps(check)
+    def __init__(self: T, **values: Any) -> None:  # noqa: ANN401, N807 - of any field
+        try:
+            check(self, **values)
+        except ValidationError as error:
+            raise ConfigError(sentence(error, values, made)[1]) from error
+
+    made.__init__ = __init__  # type: ignore[assignment, method-assign]
+    return cast("type[T]", made)
 
 
 def load_config(path: Path, cls: type[T]) -> T:
     """Read a YAML file into a dataclass.
-
-    Args:
-        path: The file.
-        cls: A dataclass; its fields may be nested dataclasses, ``Literal``, tuples, lists,
-            mappings, ``Path``, and unions of these.
 
     Raises:
         ConfigError: If the file cannot be read, a key is unknown, repeated or missing, or a value
@@ -63,51 +86,27 @@ def fields_from_dict(data: Mapping[str, object], cls: type, source: str) -> dict
     Raises:
         ConfigError: If a key is unknown or a value is not allowed.
     """
-    whole = {name: _over_default(cls, name, value) for name, value in data.items()}
+    checker = _checker(cls, tuple(chosen_blocks(cls, data).items()))
     try:
-        checked = _checked(whole, cls)
+        # Strict JSON takes a list for a tuple and text for a path, and nothing else in place of something else.
+        checked = checker.validate_json(json.dumps(data))
     except ValidationError as error:
-        fault = error.errors(include_url=False)[0]
-        line = data.line(place_of(fault, whole)) if isinstance(data, YamlSettings) else None
-        where = source if line is None else f"{source}, line {line}"
-        raise ConfigError(f"{where}: {sentence(fault, whole, cls)}") from error
-    empty = [name for name in whole if whole[name] == "" and isinstance(checked[name], Path)]
-    if empty:  # which a path takes for the current folder
+        place, text = sentence(error, data, cls)
+        line = data.line(place) if isinstance(data, YamlSettings) else None
+        raise ConfigError(f"{source}{'' if line is None else f', line {line}'}: {text}") from error
+    empty = [name for name in data if data[name] == "" and isinstance(checked[name], Path)]
+    if empty:  # a path would take it for the current folder
         raise ConfigError(f"{source}: {empty[0]} is ''; allowed is a path that is not empty.")
     return checked
 
 
-def check_values(config: object) -> None:
-    """Check the values of a dataclass as strictly as those of a file, wherever they come from.
-
-    A configuration calls it in its ``__post_init__``.
-
-    Raises:
-        ConfigError: If a value is not allowed.
-    """
-    values = {}
-    for field in dataclasses.fields(config):  # type: ignore[arg-type]
-        value = getattr(config, field.name)
-        try:
-            values[field.name] = _plain(value)
-        except TypeError as error:  # of a class that no file has a word for, such as one of NumPy
-            hint = get_type_hints(type(config), include_extras=True)[field.name]
-            raise ConfigError(f"{field.name} is {value!r}; allowed is {describe(hint)}.") from error
-    try:
-        _checked(values, type(config))
-    except ValidationError as error:
-        fault = error.errors(include_url=False)[0]
-        raise ConfigError(sentence(fault, values, type(config))) from error
-
-
 def required_fields(cls: type) -> tuple[str, ...]:
     """Return the names of the fields that have no default."""
+    none = dataclasses.MISSING
     return tuple(
         field.name
         for field in dataclasses.fields(cls)
-        if field.init
-        and field.default is dataclasses.MISSING
-        and field.default_factory is dataclasses.MISSING
+        if field.init and field.default is none and field.default_factory is none
     )
 
 
@@ -121,6 +120,13 @@ def config_to_dict(config: object) -> dict[str, Any]:
     if not isinstance(plain, dict):
         raise TypeError(f"a configuration is a dataclass, not a {type(config).__name__}")
     return plain
+
+
+def usual_settings(config: object) -> dict[str, Any]:
+    """Return the defaults of a configuration's class as plain values, for the blocks that it chose."""
+    usual = config_to_dict(type(config)())
+    blocks = chosen_blocks(type(config), vars(config))
+    return usual | {name: config_to_dict(block()) for name, block in blocks.items()}
 
 
 def flat_settings(settings: Mapping[str, object], prefix: str = "") -> dict[str, object]:
@@ -139,58 +145,20 @@ def save_config(config: object, path: Path) -> None:
     write_bytes_atomic(path, dump_yaml(config_to_dict(config)).encode())
 
 
-def _checked(values: Mapping[str, object], cls: type) -> dict[str, Any]:
-    # Strict validation of JSON takes a list for a tuple and text for a path, which YAML cannot
-    # tell apart either, and nothing else in place of something else.
-    return _checker(cls).validate_json(json.dumps(values))
-
-
-@cache
-def _checker(cls: type) -> TypeAdapter[dict[str, Any]]:
-    """Build the checker of a dataclass's fields.
-
-    It sees the fields as a typed dictionary that allows omissions, because a file may leave some
-    to flags. Nested dataclasses inherit its strictness, for which they need no marks of their own.
-    """
-    hints = get_type_hints(cls, include_extras=True)
-    fields = {field.name: hints[field.name] for field in dataclasses.fields(cls) if field.init}
-    settings = TypedDict(cls.__name__, fields, total=False)  # type: ignore[misc]
-    settings.__pydantic_config__ = ConfigDict(  # type: ignore[attr-defined]
-        extra="forbid", strict=True, allow_inf_nan=False
+@functools.cache
+def _checker(cls: type, chosen: tuple[tuple[str, type], ...]) -> TypeAdapter[dict[str, Any]]:
+    """Build the checker of a dataclass's fields, any of which may be left to flags."""
+    hints = get_type_hints(cls, include_extras=True) | dict(chosen)
+    settings = TypedDict(  # type: ignore[misc]
+        cls.__name__, {name: hints[name] for name in field_names(cls)}, total=False
     )
+    settings.__pydantic_config__ = _STRICT  # type: ignore[attr-defined]
     return TypeAdapter(cast("type[dict[str, Any]]", settings))
-
-
-def _over_default(cls: type, name: str, value: object) -> object:
-    """Complete a block of settings by the defaults that ``cls`` gives it, not its own class."""
-    field = next((field for field in dataclasses.fields(cls) if field.name == name), None)
-    if field is None or not isinstance(value, Mapping):
-        return value
-    factory = field.default_factory
-    default = field.default if factory is dataclasses.MISSING else factory()
-    if not dataclasses.is_dataclass(default):
-        return value
-    if get_type_hints(cls)[name] is not type(default):  # a union: the block may be of another type
-        return value
-    return _overlay(default, value)
-
-
-def _overlay(default: object, values: Mapping[str, object]) -> dict[str, object]:
-    merged = config_to_dict(default) | dict(values)
-    for name, value in values.items():
-        block = getattr(default, name, None)
-        if dataclasses.is_dataclass(block) and isinstance(value, Mapping):
-            merged[name] = _overlay(block, value)
-    return merged
 
 
 def _plain(value: object) -> Any:  # noqa: ANN401 - plain values are any of YAML's types
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {
-            field.name: _plain(getattr(value, field.name))
-            for field in dataclasses.fields(value)
-            if field.init
-        }
+        return {name: _plain(getattr(value, name)) for name in field_names(value)}
     match value:
         case None | bool() | int() | float() | str():
             return value

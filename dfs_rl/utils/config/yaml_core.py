@@ -158,6 +158,12 @@ def _represent_list(dumper: yaml.SafeDumper, items: Sequence[object]) -> yaml.No
     return dumper.represent_sequence("tag:yaml.org,2002:seq", items, flow_style=flat)
 
 
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
+    """Escape line breaks, which PyYAML folds in the keys of mappings."""
+    style = None if text.isprintable() else '"'
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
 def _set_core_types() -> None:
     for handler in (_Loader, _Dumper):
         handler.yaml_implicit_resolvers = {}
@@ -173,6 +179,7 @@ def _set_core_types() -> None:
     _Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
     _Loader.add_constructor("tag:yaml.org,2002:float", _construct_float)
     _Dumper.add_representer(list, _represent_list)
+    _Dumper.add_representer(str, _represent_text)
 
 
 _set_core_types()

@@ -1,0 +1,102 @@
+"""Settings that the commands share, each with its help text once; free of torch, so that help pages are quick."""
+
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from dfs_rl.agents.cotraining_config import BackboneMode
+from dfs_rl.agents.hyperparameters import Start
+from dfs_rl.utils.config import Count, Positive, Seed, configuration
+from dfs_rl.utils.constants import DIGITS
+
+Flip = Annotated[bool | None, tyro.conf.DisallowNone]
+"""``--flip``, ``--no-flip``, or neither."""
+
+
+@configuration
+class DataSettings:
+    """Settings of every command that reads images.
+
+    Attributes:
+        dataset: "digits", a folder with train/test parquet files or with class/name.jpg, or a hub id such as uoft-cs/cifar10.
+        weights: Safetensors file or state dict for the network that module:function makes.
+        image_size: Resize the shorter side of each image to this many pixels and crop the centre; default as the backbone was trained.
+        flip: Mirror half of the images when a backbone is trained; default as the backbone was trained.
+        device: "auto", "cpu", "cuda", "cuda:1", ...
+        run_dir: New folder for the results; default runs/DATE-TIME-NAME.
+        threads: CPU threads; with 1, runs repeat to the last bit.
+    """
+
+    dataset: str | None = DIGITS
+    weights: Path | None = None
+    image_size: Count | None = None
+    flip: Flip = None
+    device: str = "auto"
+    run_dir: Path | None = None
+    threads: Count = 1
+
+
+@configuration
+class BackboneSettings(DataSettings):
+    """Settings of every command that takes a backbone.
+
+    Attributes:
+        backbone: Run of train_backbone or train_exits, a folder with a backbone, or module:function that makes a network of yours.
+            By default the digits network that ships; other data sets train one first and keep it for later runs. Only
+            train_agent uses a backbone's exits.
+    """
+
+    backbone: Path | None = None
+
+
+@configuration
+class RunConfig(BackboneSettings):
+    """Settings of every training on a backbone.
+
+    Attributes:
+        supernet_epochs: Epochs of the backbone that is trained if none is given.
+    """
+
+    dataset: str = DIGITS
+    supernet_epochs: Count = 30
+
+
+@configuration
+class GateRunConfig(RunConfig):
+    """Settings of every command that makes a gate.
+
+    Attributes:
+        budget: Bound on the mean computation in percent; gate, stem and head included.
+    """
+
+    budget: Positive | None = None
+
+
+@configuration
+class GateTrainingConfig(GateRunConfig):
+    """Settings of every command that trains a gate which looks at its input.
+
+    Attributes:
+        timesteps: Decisions to learn from; an image takes one per gated layer.
+        seed: Same seed, same machine, same threads: same gate.
+        hidden: Width of each layer's network; by default as wide as 0.05 % of the gated layers' MACs allow, at least 8 and at most
+            32. An LSTM is 10 wide.
+        fixed_budget: Learn one budget or cost weight instead of all.
+        start: Initial policy: "uniform" prefers the option that is best if all layers run at it, "indifferent" prefers none.
+        backbone_mode: Keep the backbone frozen, or train it under the gate's choices.
+        eval_every: Timesteps between validations; default a twentieth of all.
+        val_walks: Episodes per val image and validation, each with another budget; more separate gates for all budgets better
+            if val is small.
+        checkpoint_every: Timesteps between checkpoints; default as --eval-every.
+    """
+
+    timesteps: Count = 600_000
+    seed: Seed = 0
+    hidden: Count | None = None
+    fixed_budget: bool = False
+    start: Start | None = None
+    backbone_mode: BackboneMode = "frozen"
+    eval_every: Count | None = None
+    val_walks: Count = 1
+    checkpoint_every: Count | None = None
