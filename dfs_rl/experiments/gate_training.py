@@ -25,6 +25,7 @@ from dfs_rl.agents.gate_export import check_start, deploy, start_from, untrained
 from dfs_rl.agents.hyperparameters import (
     AlgorithmConfig,
     QLearningConfig,
+    QRDQNConfig,
     UpdateSize,
     suited_to,
 )
@@ -148,8 +149,8 @@ def _check_memory(
         features=config.features,
         hidden=hidden,
         dial=config.all_budgets,
-        decisions=getattr(algorithm, "batch_size", decisions),
-        outputs=getattr(algorithm, "quantiles", 1),
+        decisions=algorithm.batch_size if isinstance(algorithm, QLearningConfig) else decisions,
+        outputs=algorithm.n_quantiles if isinstance(algorithm, QRDQNConfig) else 1,
     )
     needs |= replay_needs(algorithm, backbone, dial=config.all_budgets)
     if config.backbone_mode == "co-train":

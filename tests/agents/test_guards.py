@@ -51,7 +51,7 @@ class Poison(BaseCallback):
 def test_training_stops_with_a_sentence(
     planted_backbone: WalkableBackbone, planted_images: ImageSet, what: str, words: str
 ) -> None:
-    model = small_agent(planted_backbone, planted_images, PPOConfig(minibatches=2))
+    model = small_agent(planted_backbone, planted_images, PPOConfig(batch_size=32))
     with pytest.raises(TrainingError, match=words):
         learn(model, 640, [Poison(what), FiniteGuard(Lifecycle())], fresh=True)
 

@@ -290,8 +290,10 @@ def test_flags_reach_the_training() -> None:
         hard_budget=2.0,
     )
     # What suits a uniform start:
-    assert algorithm_of(config) == A2CConfig(learning_rate=0.03, entropy=0.0)
-    assert algorithm_of(replace(config, start="indifferent")) is config.a2c
+    assert algorithm_of(config) == A2CConfig(
+        learning_rate=0.03, final_learning_rate=0.0015, ent_coef=0.0
+    )
+    assert algorithm_of(replace(config, start="indifferent")).ent_coef == 0.03
     assert weights_of(config).cost == 3.0
     assert prices_of(config) == PriceRange(lowest=1.0, highest=9.0)
     assert validation_interval(config) == 200
