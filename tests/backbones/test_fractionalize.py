@@ -69,6 +69,9 @@ def test_full_precision_is_the_model(name):
     torch.testing.assert_close(at(frozen, pictures(), setting), expected, rtol=1e-5, atol=1e-5)
     one = pictures(1)
     torch.testing.assert_close(backbone(one, 32), expected[:1], rtol=1e-5, atol=1e-5)
+    halved = backbone.prepare(torch.bfloat16)
+    assert halved.layers[0](halved.stem(one), 32).dtype == torch.bfloat16
+    assert at(halved, one, setting).dtype == torch.float32
 
 
 class FirstToken(SmallViT):

@@ -1,8 +1,11 @@
 """Names of backbones: what they stand for, what they refuse, and names of third parties."""
 
+import re
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
+import torch
 
 from dfs_rl.backbones import (
     AdaptiveResNetConfig,
@@ -14,10 +17,12 @@ from dfs_rl.backbones import (
     registry,
     save_backbone,
 )
+from dfs_rl.backbones.interfaces import run_layers
 from dfs_rl.backbones.registry import network_of
 from dfs_rl.data import ChannelStatistics
 from dfs_rl.errors import ConfigError
 
+PAGE = Path(__file__).parents[2] / "docs" / "new_backbone.md"
 RGB = ChannelStatistics(mean=(0.5, 0.4, 0.3), std=(0.3, 0.2, 0.1))
 
 
@@ -45,7 +50,7 @@ def test_name_stands_for_published_network(name, recipe, values):
 def test_settings_replace_defaults_but_not_fixed_values():
     resnet50 = network_of("resnet50", "adn")
     assert resnet50.settings == ("granularity", "stem")
-    config = resnet50.config(stem="cifar", width=None, image_size=(64, 64))
+    config = resnet50.config(stem="cifar", width=None, block="basic", image_size=(64, 64))
     assert (config.stem, config.width, config.block) == ("cifar", 64, "bottleneck")
 
 
@@ -95,6 +100,20 @@ def test_registered_backbone_is_made_stored_and_loaded(tmp_path):
     again = load_backbone(tmp_path)
     assert type(again) is Ours
     assert again.config == net.config
+
+
+@pytest.mark.usefixtures("names")
+def test_page_on_new_backbones_works():
+    text = re.search(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    assert text is not None
+    exec(compile(text[1], str(PAGE), "exec"), {"__name__": "page"})
+    net = network_of("plain8").make(RGB, width=3, image_size=(8, 8), bits=(0, 4, 32)).eval()
+    assert len(net.layers) == 8
+    images = torch.randint(0, 256, (5, 3, 8, 8), dtype=torch.uint8)
+    expected = net(images, 32)
+    frozen = net.prepare()
+    logits = frozen.head(run_layers(frozen, frozen.stem(images), (32,) * 8))
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.usefixtures("names")

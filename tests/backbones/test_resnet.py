@@ -63,9 +63,13 @@ def test_frozen_form_is_a_copy_without_gradients():
     net = small()
     frozen = net.prepare()
     before = run(frozen, pictures(), [4, 4, 4])
+    feature = frozen.feature(frozen.stem(pictures()), 0)
+    statistics = frozen.feature_mean.clone()
     with torch.no_grad():
-        for parameter in net.parameters():
-            parameter.add_(1.0)
+        for tensor in net.state_dict().values():
+            tensor.add_(1.0)
+    assert torch.equal(frozen.feature(frozen.stem(pictures()), 0), feature)
+    assert torch.equal(frozen.feature_mean, statistics)
     assert torch.equal(run(frozen, pictures(), [4, 4, 4]), before)
     assert not before.requires_grad
     assert isinstance(frozen, WalkableBackbone)

@@ -1,11 +1,20 @@
 """Fractional layers and their inference forms against torch's own operators."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 
 from dfs_rl.errors import ConfigError
-from dfs_rl.quantization import FractionalConvNorm, FractionalLinear, fake_quantize, grid
+from dfs_rl.quantization import (
+    FractionalConvNorm,
+    FractionalLinear,
+    fake_quantize,
+    grid,
+    inference_form,
+    to_inference,
+)
 from dfs_rl.quantization.inference import InferenceConv2d, InferenceLinear
 
 BITS = (1, 2, 3, 4, 8, 10, 14, 16, 32)
@@ -154,6 +163,38 @@ def test_gradients_reach_weight_steps_and_norm_of_the_bits_that_ran():
     for parameter in (conv.quantizers.input_log_step, conv.norm.norm_weight):
         touched = parameter.grad.reshape(len(parameter), -1).abs().sum(dim=1) > 0
         assert touched.tolist() == [k == i for k in range(len(parameter))]
+
+
+def test_conversion_copies_a_tree_and_leaves_it_alone():
+    tree = nn.Sequential(nn.ReLU(), nn.ModuleDict({"a": FractionalLinear(3, 2, bits=(4, 32))}))
+    tree.extra = nn.Parameter(torch.ones(2))
+    form = to_inference(tree)
+    assert type(form) is nn.Sequential
+    assert type(tree[1]["a"]) is FractionalLinear
+    assert not form.extra.requires_grad
+    again = copy.deepcopy(form)
+    x = torch.randn(5, 3)
+    before = form[1]["a"](x, 32)
+    with torch.no_grad():
+        tree.extra.zero_()
+        tree[1]["a"].weight.zero_()
+        for value in again.state_dict().values():
+            value.zero_()
+    assert torch.equal(form[1]["a"](x, 32), before)
+    assert torch.equal(again[1]["a"](x, 32), torch.zeros(5, 2))
+    assert form.extra.tolist() == [1.0, 1.0]
+
+
+def test_registered_form_replaces_a_type_and_its_subclasses(monkeypatch):
+    class Doubling(nn.Module):
+        pass
+
+    class Tripling(Doubling):
+        pass
+
+    monkeypatch.setattr("dfs_rl.quantization.inference._FORMS", {})
+    inference_form(Doubling)(lambda module, dtype: nn.Identity())
+    assert type(to_inference(nn.Sequential(Tripling()))[0]) is nn.Identity
 
 
 @pytest.mark.parametrize("bits", [1, 4, 8, 32])
