@@ -1,1 +1,1 @@
-"""Learning a gate with Stable-Baselines3: algorithms by name, the layer-wise policy, group-relative advantages, deployment."""
+"""Everything that learns a gate: algorithms, policies, buffers, supervised and static methods."""

@@ -1,4 +1,4 @@
-"""Several rollouts of one image as each other's baseline: group-relative advantages for any on-policy algorithm."""
+"""Group-relative advantages for on-policy algorithms: rollouts of one input share a baseline."""
 
 from collections.abc import Generator
 from typing import Any
@@ -23,12 +23,12 @@ def returns_to_go(
     *,
     gamma: float,
 ) -> Float32:
-    """Sum what each step still earns within its episode.
+    """Sum the rewards from each step to the end of its episode.
 
     Args:
         rewards: ``[steps, envs]``.
         episode_starts: 1 where a step is the first of its episode, ``[steps, envs]``.
-        last_values: Estimated worth of the state after the last step, ``[envs]``; used only where the episode goes on.
+        last_values: Value of the state after the last step, ``[envs]``, for unfinished episodes.
         last_dones: 1 where the last step ended its episode, ``[envs]``.
         gamma: Discount per step.
 
@@ -44,14 +44,15 @@ def returns_to_go(
 
 
 def leave_one_out_baseline(returns: Float32, group: int) -> Float32:
-    """Average, for every rollout, what the other rollouts of the same image earn from the same layer on.
+    """Return, for each rollout and layer, the mean return of the input's other rollouts.
 
-    A rollout's own return takes no part in its baseline, so the baseline cannot depend on its actions and the policy gradient keeps its
-    expectation; subtracting the mean of all would shrink it by ``1 - 1 / group``.
+    A rollout's baseline does not depend on its own actions, so the policy gradient keeps its
+    expectation; subtracting the mean of all rollouts would shrink it by ``1 - 1 / group``.
 
     Args:
-        returns: ``[steps, envs]``; environments ``k * group`` to ``(k + 1) * group - 1`` show the same image.
-        group: Rollouts of one image, at least 2.
+        returns: ``[steps, envs]``; environments ``k * group`` to ``(k + 1) * group - 1`` show the
+            same input.
+        group: Rollouts of one input, at least 2.
 
     Returns:
         ``[steps, envs]``.
@@ -65,16 +66,17 @@ def leave_one_out_baseline(returns: Float32, group: int) -> Float32:
 def walking_baseline(
     returns: Float32, rewards: Float32, resting: NDArray[np.bool_], group: int
 ) -> Float32:
-    """The same where walks leave early: from the same layer on, of the image's other rollouts that came to it.
+    """Return ``leave_one_out_baseline`` for episodes of different lengths.
 
-    Where none of them did, the mean of their whole walks less what the rollout has earned before. Neither depends on what is chosen
-    next.
+    A baseline is the mean of those other rollouts that reached the layer. Where none did, it is the
+    mean return of their whole episodes minus what the rollout has earned before. Neither depends on
+    the next action.
 
     Args:
-        returns: Of whole walks, undiscounted, ``[layers, envs]``.
+        returns: Of whole episodes, undiscounted, ``[layers, envs]``.
         rewards: ``[layers, envs]``.
-        resting: Where a walk has left before, ``[layers, envs]``.
-        group: Rollouts of one image, at least 2.
+        resting: True where an episode has ended before, ``[layers, envs]``.
+        group: Rollouts of one input, at least 2.
 
     Returns:
         ``[layers, envs]``; without meaning where ``resting``.
@@ -91,21 +93,22 @@ def walking_baseline(
 
 
 class GroupRolloutBuffer(DictRolloutBuffer):
-    """A rollout buffer in which an advantage is a return minus the mean return of the image's other rollouts.
+    """Rollout buffer whose advantages are returns minus the mean return of the input's others.
 
-    An image's difficulty dominates its reward: how well its options were chosen is a small difference beside it, and a learned value
-    function tells difficulty only in part. Rollouts of the same image share it, so it cancels, for which an update sees fewer images.
+    An input's difficulty dominates its reward; the choice of options makes a small difference, and
+    a learned value function predicts difficulty only in part. Rollouts of one input share it, so it
+    cancels; in exchange an update sees fewer inputs.
 
-    With ``whole_walks`` a rollout is one walk of each environment, of which some leave early and rest, see ``SB3GatingVecEnv``. What
-    they do while they rest takes no part in updates.
+    With ``whole_walks`` a rollout is one episode of each environment. Steps after an episode's end,
+    see ``SB3GatingVecEnv``, take no part in updates.
 
     Args:
-        args: What the buffers of Stable-Baselines3 take. ``n_envs`` must be a multiple of ``images_per_group``, and ``gae_lambda``
-            is not used where there are groups: returns are not bootstrapped.
-        images_per_group: Rollouts of one image, in consecutive environments, at least 2; with ``whole_walks`` 1 is allowed as well,
-            for advantages as upstream makes them.
-        whole_walks: Whether walks may rest.
-        kwargs: Further ones.
+        args: Arguments of Stable-Baselines3's buffers. ``images_per_group`` must divide ``n_envs``;
+            ``gae_lambda`` is not used for groups, whose returns are not bootstrapped.
+        images_per_group: Rollouts of one input, in consecutive environments, at least 2; with
+            ``whole_walks`` also 1, for Stable-Baselines3's advantages.
+        whole_walks: Whether episodes may end before the rollout does.
+        kwargs: Further arguments.
 
     Raises:
         ConfigError: If the environments cannot be divided into such groups.
@@ -122,7 +125,8 @@ class GroupRolloutBuffer(DictRolloutBuffer):
         check_groups(self.n_envs, images_per_group)
         if images_per_group == 1 and not whole_walks:
             raise ConfigError(
-                "images_per_group is 1, which leaves no other rollout to compare with; use a plain rollout buffer."
+                "images_per_group is 1, which leaves no other rollout to compare with; "
+                "use a plain rollout buffer."
             )
         self.images_per_group = images_per_group
         self.whole_walks = whole_walks
@@ -183,5 +187,6 @@ def check_groups(n_envs: int, images_per_group: int) -> None:
     """
     if images_per_group < 1 or n_envs % images_per_group != 0:
         raise ConfigError(
-            f"num_envs is {n_envs} and images_per_group is {images_per_group}; images_per_group must be at least 1 and divide num_envs."
+            f"num_envs is {n_envs} and images_per_group is {images_per_group}; "
+            "images_per_group must be at least 1 and divide num_envs."
         )

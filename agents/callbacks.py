@@ -1,7 +1,7 @@
-"""What happens between two updates: schedules, guards, logging, validation, checkpoints and interruption.
+"""Callbacks between two updates: schedules, guards, logs, validation, checkpoints, interruption.
 
-Between two updates the state of a training is complete (whole episodes, no pending gradients), so this is where it is looked at,
-logged, saved and continued. Each callback keeps to that moment; a resumed run skips the moment at which it was saved.
+Between two updates the state of a training is complete: whole episodes, no pending gradients. Each
+callback acts at that moment only; a resumed run skips the moment at which it was saved.
 """
 
 import math
@@ -27,12 +27,12 @@ from dfs_rl.utils.signals import StopRequest
 
 @dataclass
 class Lifecycle:
-    """What the callbacks of a training share about its beginning and end.
+    """State that the callbacks of a training share.
 
     Attributes:
-        resumed_at: The step at which a resumed run was saved; everything for that moment was done then.
-        stop: Whether the user asked to stop; the current update is finished first.
-        stop_granted: The state was saved and the training is ending.
+        resumed_at: Step at which a resumed run was saved.
+        stop: The user's request to stop, granted after the current update.
+        stop_granted: Whether the state was saved and the training is ending.
     """
 
     resumed_at: int | None = None
@@ -84,10 +84,10 @@ class BoundaryCallback(BaseCallback):
 
 
 class WholeWalks(BaseCallback):
-    """Makes an algorithm count the decisions that were made, where ``SB3GatingVecEnv`` lets walks rest that have left.
+    """Makes an algorithm count decisions only, if episodes end before their rollout does.
 
-    Stable-Baselines3 counts one of each environment in every step. Every rollout begins with new walks, also where the last ones
-    ended before its last step. To go before callbacks that look at the count.
+    Stable-Baselines3 counts one step of each environment at a time. Each rollout starts with new
+    episodes. Goes before callbacks that read the count.
     """
 
     model: OnPolicyAlgorithm
@@ -101,7 +101,7 @@ class WholeWalks(BaseCallback):
 
 
 class Schedules(BaseCallback):
-    """Makes an update a function of the seed and of the number of steps before it, and anneals the entropy bonus.
+    """Seeds each update by the run's seed and the steps before it; anneals the entropy bonus.
 
     Args:
         seed: Seed of the run.
@@ -114,9 +114,9 @@ class Schedules(BaseCallback):
         self._config = config
 
     def _on_rollout_start(self) -> None:
-        # Actions and minibatches are drawn from the global generators; this way a resumed run needs none of their state.
+        # Actions and minibatches come from the global generators, whose state is not stored.
         seed_everything(stream_seed(self._seed, "update", self.model.num_timesteps) % 2**32)
-        # Schedules follow; an algorithm that goes on would notice after its first step only how far it is.
+        # A resumed algorithm would set its schedules after its first step only.
         self.model._update_current_progress_remaining(
             self.model.num_timesteps, self.model._total_timesteps
         )
@@ -139,7 +139,8 @@ class FiniteGuard(BoundaryCallback):
     def _on_step(self) -> bool:
         if not np.isfinite(self.locals["rewards"]).all():
             raise TrainingError(
-                f"training stopped after {self.algorithm.num_timesteps} steps: a reward is not finite, so the backbone's outputs are not."
+                f"training stopped after {self.algorithm.num_timesteps} steps: a reward is not "
+                "finite, so the backbone's outputs are not."
             )
         return True
 
@@ -149,7 +150,10 @@ class FiniteGuard(BoundaryCallback):
             raise TrainingError(_DIVERGED.format(timesteps))
 
 
-_DIVERGED = "training stopped after {} steps: the policy's weights are no longer finite; a smaller learning rate may help."
+_DIVERGED = (
+    "training stopped after {} steps: the policy's weights are no longer finite; "
+    "a smaller learning rate may help."
+)
 
 
 def has_finite_weights(model: BaseAlgorithm) -> bool:
@@ -214,7 +218,7 @@ class UpdateLog(BoundaryCallback):
 
 
 class Checkpointing(BoundaryCallback):
-    """Saves the training at its start, every so many steps and at its end, and ends it early on request.
+    """Saves the training at its start, at intervals and at its end; ends it on request.
 
     Args:
         lifecycle: See ``BoundaryCallback``.

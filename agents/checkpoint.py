@@ -1,4 +1,4 @@
-"""The whole state of a training between two updates, as tensors and JSON: what ``--resume`` starts from."""
+"""State of a reinforcement learning algorithm between two updates, as tensors and JSON."""
 
 from collections.abc import Mapping
 from typing import Any, Protocol, cast
@@ -29,14 +29,14 @@ class ResumableEnv(Protocol):
         ...
 
     def set_state(self, state: dict[str, Any]) -> dict[str, NDArray[Any]]:
-        """Go back to a state that ``get_state`` gave, and return the observations that were handed out last."""
+        """Go back to a state of ``get_state``, and return the observations at that time."""
         ...
 
 
 def capture(model: BaseAlgorithm) -> Checkpoint:
-    """Describe a model between two updates.
+    """Return a model's state between two updates.
 
-    Random streams and schedules take no part: they are functions of the seed and of the number of steps.
+    Random streams and schedules are not part of it: they follow from the seed and the steps made.
 
     Args:
         model: An algorithm over a ``ResumableEnv`` that has begun to learn.

@@ -1,8 +1,8 @@
-"""Training the backbone under the gate's own choices, in turns with the gate or together with it.
+"""Co-training: the backbone learns under the gate's own choices, in turns with it or jointly.
 
-A supernet has to serve every mix of options; a gate ends up using few of them. Here the weights specialise to that mix, which is the
-second step of DFS (AAAI 2020), if asked for with the full-precision pass as the teacher. They learn from the train split, as they did
-before, and the gate from the agent split: it must not learn from answers that the weights know by heart.
+A supernet serves every mix of options; a gate uses few of them. Here the weights specialise to that
+mix, the second step of DFS (AAAI 2020), optionally with the full-precision pass as teacher. They
+learn from the train split, and the gate from the agent split, whose labels the weights do not know.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -33,7 +33,8 @@ class CoTrainLosses(NamedTuple):
 
     Attributes:
         gated: Cross-entropy of the gated pass.
-        divergence: Kullback-Leibler divergence of the gated pass from the full-precision pass, None where that has no weight.
+        divergence: Kullback-Leibler divergence of the gated pass from the full-precision pass, None
+            if it has no weight.
         full: Cross-entropy of the full-precision pass, likewise.
     """
 
@@ -43,10 +44,10 @@ class CoTrainLosses(NamedTuple):
 
 
 class CoTrainStep(NamedTuple):
-    """A step that is yet to be made.
+    """Loss of the next step.
 
     Attributes:
-        loss: What the weights are to learn from, a scalar with gradients.
+        loss: A scalar with gradients.
         losses: Its parts.
     """
 
@@ -63,16 +64,16 @@ def gated_walk(
     budget: float | None,
     greedy: bool = False,
 ) -> Tensor:
-    """Walk images as the gate chooses, recording gradients of the backbone but not of the gate.
+    """Run images under a gate, with gradients of the backbone but not of the gate.
 
     Args:
         backbone: A training form.
         gate: The policy's actor.
         images: uint8 ``[batch, c, h, w]``.
         generator: Draws the options.
-        budget: Upper bound on each image's computation in percent, fixed parts and gate included; only options that keep it are
-            taken, as they are where the gate is deployed.
-        greedy: Take the likeliest options, and draw none from the gate's distribution.
+        budget: Upper bound on each image's computation in percent, fixed parts and gate included;
+            only options within it are taken, as in deployment.
+        greedy: Take the likeliest options instead of drawing them.
 
     Returns:
         Logits ``[batch, classes]``.
@@ -102,15 +103,16 @@ def gated_walk(
 class CoTrainer:
     """Makes supervised steps on a backbone under a gate's choices.
 
-    Every random draw is a function of the seed and of the number of steps made, so nothing but weights and moments needs saving.
+    Random draws follow from the seed and the number of steps, so only weights and moments are
+    saved.
 
     Args:
-        config: How to learn.
-        backbone: The training form; changed in place, its norms staying in evaluation mode.
-        dataset: Its train split, which the backbone was trained on, teaches.
+        config: Hyperparameters.
+        backbone: The training form; changed in place, its norms stay in evaluation mode.
+        dataset: Its train split teaches.
         seed: Seed of the run.
         budget: Upper bound on computation in percent that the gate keeps to, or ``None``.
-        greedy: Whether the gate takes its likeliest options while it learns, or draws them.
+        greedy: Whether the gate takes its likeliest options while it learns.
     """
 
     def __init__(
@@ -141,7 +143,7 @@ class CoTrainer:
 
     @contextmanager
     def resting(self) -> Iterator[None]:
-        """Keep the weights out of what is computed meanwhile: whatever comes of it gives them no gradients."""
+        """Exclude the weights from gradients within the block."""
         for weight in self._weights:
             weight.requires_grad = False
         try:
@@ -162,7 +164,7 @@ class CoTrainer:
         return losses
 
     def prepare_step(self, gate: LearnedGate) -> CoTrainStep:
-        """Return what the next step under ``gate`` is to learn from, for a backward pass and ``finish_step``.
+        """Return the loss of the next step under ``gate``, for a backward pass and ``finish_step``.
 
         Raises:
             TrainingError: If the loss is no longer finite.
@@ -191,12 +193,13 @@ class CoTrainer:
             )
         if not bool(torch.isfinite(loss)):
             raise TrainingError(
-                f"co-training stopped at backbone step {self.steps}: its loss is {loss.item()}; a smaller cotrain.learning_rate may help."
+                f"co-training stopped at backbone step {self.steps}: its loss is {loss.item()}; "
+                "a smaller cotrain.learning_rate may help."
             )
         return CoTrainStep(loss, losses)
 
     def finish_step(self) -> None:
-        """Follow the gradients that the prepared step's loss has given the weights.
+        """Take an optimizer step along the gradients of the prepared step's loss.
 
         Raises:
             TrainingError: If weights are no longer finite.
@@ -204,8 +207,8 @@ class CoTrainer:
         self._optimizer.step()
         if not all(bool(torch.isfinite(p).all()) for p in self.backbone.parameters()):
             raise TrainingError(
-                f"co-training stopped at backbone step {self.steps}: weights are no longer finite; a smaller "
-                "cotrain.learning_rate may help."
+                f"co-training stopped at backbone step {self.steps}: weights are no longer finite; "
+                "a smaller cotrain.learning_rate may help."
             )
         self.steps += 1
 
@@ -251,12 +254,12 @@ class CoTrainer:
 
 
 class CoTraining(BoundaryCallback):
-    """Follows each update of the gate with a step of the backbone, and renews the frozen form that the environment walks.
+    """Makes a step of the backbone after each update of the gate, and puts it into the environment.
 
     Args:
         lifecycle: See ``BoundaryCallback``.
         trainer: Makes the steps.
-        export: Turns the policy into a gate.
+        export: Returns the policy's gate.
         renew: Puts the changed backbone into the environment.
     """
 

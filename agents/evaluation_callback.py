@@ -1,4 +1,4 @@
-"""How good the gate is so far: the deterministic gate on the validation split, logged, and the best one kept."""
+"""Validation of the deterministic gate during training; the best gate is kept."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -38,14 +38,15 @@ def rewards_of(
     budget: float | None,
     prices: PriceRange | None = None,
 ) -> Tensor:
-    """Return what the environment would have paid for each walk in ``records``, float64 ``[n]``.
+    """Return the environment's return of each episode in ``records``, float64 ``[n]``.
 
     Args:
-        records: Of the validation images; with a dial, image ``i`` walked at the ``i``-th of ``even_positions``.
+        records: Of the validation images; for all budgets, image ``i`` at the ``i``-th of
+            ``even_positions``.
         costs: The backbone's.
-        weights: What is rewarded.
+        weights: Reward weights.
         budget: Upper bound on each image's computation in percent; ``None`` for none.
-        prices: Those of computation if they are many; ``None`` for ``weights.cost``.
+        prices: Range of the cost weight; ``None`` for ``weights.cost`` alone.
     """
     charged = None
     if prices is not None:
@@ -58,14 +59,11 @@ def rewards_of(
 
 
 def is_as_good(rewards: Tensor, highest: Tensor) -> bool:
-    """Say whether a later gate is no worse than the highest so far, but for chance.
+    """Return whether a later gate is at most one standard error worse than the best so far.
 
     Args:
         rewards: Of each image under the later gate, ``[n]``.
         highest: Of the same images under the gate with the highest mean so far.
-
-    Returns:
-        Whether its mean lies at most one standard error, of the paired difference, below.
     """
     difference = rewards - highest
     error = difference.std() / len(difference) ** 0.5

@@ -29,7 +29,7 @@ from dfs_rl.gating.networks import (
 from dfs_rl.gating.observation import context_size
 
 GATE_SHARE = 0.0005
-"""Most that a gate should cost, of the gated layers' MACs; low bits cost 0.01 of them, and a gate must stay far below."""
+"""Default cost of a gate, of the gated layers' MACs, far below the 0.01 that low bits cost."""
 NARROWEST, WIDEST = 8, 32
 RECURRENT_WIDTH = 10
 """Of embedding and LSTM, as in DFS; there is one for all layers, so it costs the same in each."""
@@ -54,10 +54,10 @@ def gate_shape(
 
     Args:
         backbone: The network.
-        features: What the gate looks at.
-        hidden: Width of its hidden layers. By default the gate takes ``GATE_SHARE`` of the gated layers' MACs, within 8 to 32
-            units: fewer than 8 tell the images of small networks apart badly, and there a gate is dear at any width; more than
-            32 brought nothing.
+        features: Features that the gate reads.
+        hidden: Width of its hidden layers. By default the gate takes ``GATE_SHARE`` of the gated
+            layers' MACs, with 8 to 32 units: with fewer it separates the images of small networks
+            badly, and more brought nothing.
         dial: Whether it is one gate for all budgets.
     """
     available = tuple(backbone.feature_sizes)
@@ -69,7 +69,7 @@ def gate_shape(
 
 
 def _affordable(backbone: WalkableBackbone, per_unit: int) -> int:
-    """Return the default width of a gate of which each hidden unit takes ``per_unit`` MACs per image, see ``gate_shape``."""
+    """Return the default width of a gate with ``per_unit`` MACs per hidden unit and image."""
     left = GATE_SHARE * backbone.costs.total_macs - backbone.feature_macs
     return min(max(int(left / per_unit), NARROWEST), WIDEST)
 
@@ -85,17 +85,18 @@ def untrained_gate(
     dial: Dial | None = None,
     choices: Sequence[int] | None = None,
 ) -> LearnedGate:
-    """Return a gate as it will be deployed, but for its weights: what it costs is known before anything is learned.
+    """Return a gate with the shape and cost that it will have after training.
 
     Args:
         backbone: The network.
-        kind: A network for each layer, one LSTM, or one network that decides for all layers before the first.
-        features: What the gate looks at.
-        hidden: Its width; ``None`` for its kind's own, see ``gate_shape`` and ``RECURRENT_WIDTH``.
-        name: What tables and plots call it.
-        budget: Upper bound on computation in percent that it will be trained for; ``None`` for none.
-        dial: What it will be turned by, if it learns all budgets.
-        choices: Indices of the options that it may choose; ``None`` for the whole menu.
+        kind: "ff" for a network per layer, "lstm", or "oneshot" for one that decides on all layers
+            before the first.
+        features: Features that the gate reads.
+        hidden: Its width; ``None`` for its kind's default, see ``gate_shape``, ``RECURRENT_WIDTH``.
+        name: Name in tables and plots.
+        budget: Upper bound on computation in percent to train for; ``None`` for none.
+        dial: Budget conditioning, if it learns all budgets.
+        choices: Indices of the options that it may choose; ``None`` for all.
     """
     shape = gate_shape(backbone, features=features, hidden=hidden, dial=dial is not None)
     sizes, width = shape
@@ -137,19 +138,19 @@ def deploy(
     position: float = 1.0,
     exits: KnownExits | None = None,
 ) -> LearnedGate:
-    """Copy a policy's actor into a gate whose logits are the policy's, or what it expects each option to be worth.
+    """Copy a policy's actor into a gate with the same logits or action values.
 
-    What belongs to features that a layer does not have is dropped.
+    Weights of features that a layer does not have are dropped.
 
     Args:
         model: An algorithm from ``build_algorithm``.
-        options: The menu that its actions index.
-        feature_macs: What the features that it reads take, see ``WalkableBackbone``.
-        name: What tables and plots call the gate.
-        budget: Upper bound on computation in percent that it was trained for and keeps to; ``None`` for none.
-        dial: What it is turned by, if it learned all budgets.
-        position: Where it is turned to.
-        exits: By which it may leave, if its actions are one more than the menu's.
+        options: The bit options that its actions index.
+        feature_macs: MACs of the features that it reads, see ``WalkableBackbone``.
+        name: Name in tables and plots.
+        budget: Upper bound on computation in percent that it keeps to; ``None`` for none.
+        dial: Budget conditioning, if it learned all budgets.
+        position: Budget that it is set to.
+        exits: The exits that it knows, if its actions are one more than the options.
 
     Returns:
         The gate, on the policy's device, sharing no memory with it.
@@ -193,7 +194,7 @@ def _copy_networks(extractor: OwnWeights, gate: LayerwiseGate) -> None:
     for layer, network in enumerate(gate.networks):
         first, _, last = network.children()
         _copy_linear(first, *extractor.own_weights(layer))
-        # All but QR-DQN have one score per option; of its quantiles the mean decides, which is linear as well.
+        # QR-DQN has several scores per option; their mean decides, which is linear as well.
         _copy_linear(
             last,
             extractor.outer[layer].view(-1, *parts).mean(dim=1).T,
@@ -246,10 +247,10 @@ def check_start(gate: LearnedGate, wanted: LearnedGate, source: str) -> None:
 def start_from(model: BaseAlgorithm, gate: LearnedGate) -> None:
     """Copy a gate that ``check_start`` accepts into a policy's actor, the inverse of ``deploy``.
 
-    SkipNet (Wang et al., ECCV 2018) found that reinforcement from scratch stays at chance on a plain
-    backbone, and started from a supervised gate. A gate for all budgets that is to learn one alone
-    starts as it is at its preference; a gate for one budget that is to learn all starts the same at
-    each of them. The critic keeps its own weights.
+    SkipNet (Wang et al., ECCV 2018) found that reinforcement from scratch stays at chance on a
+    plain backbone, and started from a supervised gate. A gate for all budgets that is to learn one
+    alone starts as it is at its preference; a gate for one budget that is to learn all starts the
+    same at each of them. The critic keeps its own weights.
 
     Args:
         model: An algorithm with an actor.

@@ -45,7 +45,7 @@ class MetricsFile(KVWriter):
 
 
 class TensorBoard(KVWriter):
-    """Writes TensorBoard events; unlike Stable-Baselines3's own writer it can forget what a resumed run repeats.
+    """Writer of TensorBoard events that removes those that a resumed run repeats.
 
     Args:
         run: The run folder.

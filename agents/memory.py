@@ -16,7 +16,7 @@ from dfs_rl.gating.observation import context_size
 
 _FLOAT = 4
 _COPIES = 12
-"""Of a gate's weights: actor and critic with gradients and moments, and the gates that are validated, kept and stored."""
+"""Of a gate's weights: actor and critic with gradients and moments; validated and kept gates."""
 _KEPT = 8
 """Copies of hidden activations, observations and records that are alive at once."""
 
@@ -79,7 +79,7 @@ def walk_needs(
 def replay_needs(
     config: AlgorithmConfig, backbone: WalkableBackbone, *, dial: bool
 ) -> dict[str, float]:
-    """Return about how many bytes remembered decisions take, and what is learned from them at once; nothing without any."""
+    """Return the approximate bytes of a replay buffer and a batch from it, by setting."""
     if not isinstance(config, QLearningConfig):
         return {}
     seen = observation_bytes(observation_space(backbone, dial=dial))

@@ -1,4 +1,4 @@
-"""Policies with one small network per gated layer, as Stable-Baselines3's classes and extractors."""
+"""Policies and features extractors with one small network per gated layer."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -19,16 +19,18 @@ from torch import Tensor, nn
 
 
 class OwnWeights(BaseFeaturesExtractor, ABC):
-    """Weights of its own for every gated layer, on the features and the context that it sees.
+    """Separate weights for every gated layer, on the features and the context that it sees.
 
-    A single network shared by all layers collapses to one pattern, because channel 3 of one layer has nothing to do with channel 3
-    of the next. The environment has already normalised the features of each layer; those that a layer does not have are zero.
+    A network shared by all layers collapses to one pattern, because channel 3 of one layer has
+    nothing to do with channel 3 of the next. The environment has normalised the features of each
+    layer; those that a layer does not have are zero.
 
     Args:
-        observation_space: The environment's ``Dict`` of ``features`` ``[F]``, ``layer`` and ``context`` ``[C]``.
-        feature_sizes: How many of its features, from the first on, each gated layer looks at; all of them at most F.
-        width: What each layer's features and context are mapped to.
-        outputs: What is handed on, the policy's ``features_dim``.
+        observation_space: The environment's ``Dict`` of ``features`` ``[F]``, ``layer`` and
+            ``context`` ``[C]``.
+        feature_sizes: Number of features that each gated layer reads, from the first on, at most F.
+        width: Width of each layer's first map.
+        outputs: Outputs, the policy's ``features_dim``.
     """
 
     def __init__(
@@ -44,7 +46,7 @@ class OwnWeights(BaseFeaturesExtractor, ABC):
         self.features_width = max(self.feature_sizes)  # S
         context = _width(observation_space, "context")  # C
         layers = len(self.feature_sizes)
-        # Every layer has weights for all S features, so that one batched product serves a minibatch of mixed layers.
+        # Weights for all S features in every layer: one batched product serves mixed layers.
         self.inner = nn.Parameter(torch.empty(layers, self.features_width + context, width))
         self.inner_bias = nn.Parameter(torch.zeros(layers, width))
         with torch.no_grad():
@@ -52,25 +54,25 @@ class OwnWeights(BaseFeaturesExtractor, ABC):
                 weight.uniform_(-1.0, 1.0).mul_((size + context) ** -0.5)
 
     def own_weights(self, layer: int) -> tuple[Tensor, Tensor]:
-        """Return weights ``[width, size + C]`` and bias ``[width]`` of one layer, for the features that it looks at."""
+        """Return one layer's weights ``[width, size + C]`` and bias ``[width]``."""
         weights, size = self.inner[layer], self.feature_sizes[layer]
         present = torch.cat([weights[:size], weights[self.features_width :]])
         return present.T, self.inner_bias[layer]
 
     @abstractmethod
     def one_layer(self, inputs: Tensor, layer: int) -> Tensor:
-        """Return what layer ``layer`` makes of inputs ``[batch, S + C]``, ``[batch, outputs]``."""
+        """Map inputs ``[batch, S + C]`` of layer ``layer`` to ``[batch, outputs]``."""
 
     @abstractmethod
     def all_layers(self, inputs: Tensor) -> Tensor:
-        """Return what each layer makes of its own inputs ``[layers, n, S + C]``, ``[layers, n, outputs]``."""
+        """Map each layer's inputs ``[layers, n, S + C]`` to ``[layers, n, outputs]``."""
 
     def forward(self, observations: TensorDict) -> Tensor:
         """Map a batch whose samples may stand at different layers.
 
         Args:
-            observations: ``features`` ``[batch, F]``, ``context`` ``[batch, C]`` and ``layer``, one-hot ``[batch, (1,) layers]`` as
-                Stable-Baselines3 encodes a ``Discrete``.
+            observations: ``features`` ``[batch, F]``, ``context`` ``[batch, C]`` and ``layer``,
+                one-hot ``[batch, (1,) layers]`` as Stable-Baselines3 encodes a ``Discrete``.
 
         Returns:
             float32 ``[batch, outputs]``.
@@ -112,7 +114,7 @@ class LayerwiseExtractor(OwnWeights):
             observation_space, feature_sizes=feature_sizes, width=hidden, outputs=outputs
         )
         layers = len(self.feature_sizes)
-        # Zero: every layer begins indifferent between its options, and its own features decide which way it leaves that point.
+        # Zero: every layer starts without a preference among its options.
         self.outer = nn.Parameter(torch.zeros(layers, hidden, outputs))
         self.outer_bias = nn.Parameter(torch.zeros(layers, outputs))
 
@@ -209,10 +211,10 @@ class GateQRDQNPolicy(QRDQNMultiInputPolicy):
 
 
 def _slots(layer: Tensor, layers: int) -> tuple[Tensor, int]:
-    """Give each sample a row in a ``[layers * capacity]`` table that is ordered by layer.
+    """Assign each sample a row in a ``[layers * capacity]`` table that is ordered by layer.
 
-    Measured on one core at 2,304 samples of 9 layers, forward and backward: 1.2 ms, against 1.9 ms for a loop over layers, 5.3 ms for
-    computing every layer for every sample and 12 ms for gathering a weight matrix per sample.
+    One batched product over it is faster than a loop over layers, than computing every layer for
+    every sample, and than gathering a weight matrix per sample.
 
     Args:
         layer: Layer of each sample, int64 ``[batch]``.

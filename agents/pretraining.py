@@ -1,10 +1,9 @@
-"""Where a gate begins: at the uniform option that is worth most at each price of computation, or within each budget.
+"""Initialization of a gate by behaviour cloning of the best uniform option.
 
-Nearly all ways to mix options over layers are worse than running all layers alike, and a gate that begins indifferent spends its
-decisions on telling them apart: on a ResNet-20 for CIFAR-10 an agent's ended below the best uniform option of each price, which
-needs no gate, and a Gumbel LSTM for all budgets stayed at the lowest bits. One that begins there has only to learn where to depart
-from it, layer by layer and image by image. Before the first decision the gate imitates that choice (behaviour cloning) with odds
-that leave the neighbours on the menu to be tried.
+Nearly all mixes of options over layers are worse than one option for all layers, and a gate without
+preference spends its decisions on finding that out. Before its first decision a gate therefore
+imitates the uniform option that earns most at each cost weight, or within each budget, with odds
+that leave neighbouring options to be tried. It then learns where to depart from it.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,7 +27,7 @@ from dfs_rl.gating.reward import RewardWeights
 from dfs_rl.utils.seeding import torch_generator
 
 IMAGES = 2048
-"""Of the agent split, drawn with repeats, that every option is tried on, and that are walked once to be imitated on."""
+"""Images of the agent split, with repeats, that each option is tried on and a gate is cloned on."""
 _NEIGHBOUR = -2.0
 """Log-odds of an option one place away on the menu; they fall with the square of the distance."""
 _STEPS = 300
@@ -37,23 +36,23 @@ _LEARNING_RATE = 0.02
 
 
 class UniformWorth(NamedTuple):
-    """What it is worth to run all layers alike.
+    """Mean reward and cost of running all layers at one option.
 
     Attributes:
-        rewards: Mean reward of each option but for the price of computation, float64 ``[options]``; minus infinity where it exceeds
-            a hard budget.
-        spent: What it costs, as a fraction, float64 ``[options]``.
+        rewards: Mean reward of each option without its cost, float64 ``[options]``; minus infinity
+            above a per-input budget.
+        spent: Cost of each option, as a fraction, float64 ``[options]``.
     """
 
     rewards: Tensor
     spent: Tensor
 
     def best_at(self, prices: Tensor) -> Tensor:
-        """Return the option that is worth most at each price, float64 ``[n]`` to int64 ``[n]``; the cheaper one of equals."""
+        """Return the best option at each cost weight, int64 ``[n]``; the cheaper of equals."""
         return (self.rewards - prices[:, None] * self.spent).argmax(dim=1)
 
     def best_within(self, targets: Tensor) -> Tensor:
-        """Return the option that is worth most of those that cost no more than each target, float64 ``[n]`` to int64 ``[n]``.
+        """Return the best option within each target cost, float64 ``[n]`` to int64 ``[n]``.
 
         It is the cheaper one of equals, and the cheapest of all where all cost more.
         """
@@ -63,7 +62,7 @@ class UniformWorth(NamedTuple):
 
 
 Wanted = Callable[[ImageSet, Tensor | None], Tensor]
-"""Tells from some images of the agent split, and the dial's position for each, float32 ``[n]``, which option each should run at."""
+"""Return the option for each image of the agent split and its preference, float32 ``[n]``."""
 
 
 def uniform_worth(
@@ -115,12 +114,12 @@ def worth_most_at_prices(task: Task) -> Wanted:
 
 
 def likeliest_within(backbone: WalkableBackbone, target: Callable[[Tensor], Tensor]) -> Wanted:
-    """Want what leaves the labels likeliest within what the gated layers may cost.
+    """Choose the option under which labels are likeliest within the gated layers' budget.
 
     Args:
         backbone: The network, frozen.
-        target: That cost as a fraction at each position of the dial, float64 ``[n]`` in and out; without a dial it is asked for
-            position 1.
+        target: That budget as a fraction at each position, float64 ``[n]`` in and out; for a gate
+            for one budget it is called with position 1.
     """
 
     def wanted(images: ImageSet, positions: Tensor | None) -> Tensor:
@@ -133,11 +132,11 @@ def likeliest_within(backbone: WalkableBackbone, target: Callable[[Tensor], Tens
 
 
 def odds_around(wanted: Tensor, costs: CostTable, layer: int) -> Tensor:
-    """Return how likely each action is to be tried at a layer, float32 ``[n, actions]``; rows sum to 1.
+    """Return the probability of each action at a layer, float32 ``[n, actions]``; rows sum to 1.
 
     Args:
-        wanted: The option that all layers should run at, int64 ``[n]``.
-        costs: Of the network; leaving it, where that is possible, counts as a neighbour of every option.
+        wanted: The option for all layers, int64 ``[n]``.
+        costs: Of the network; an exit, if possible, counts as a neighbour of every option.
         layer: Index of the layer.
     """
     menu = torch.arange(len(costs.options), device=wanted.device)
@@ -149,7 +148,7 @@ def odds_around(wanted: Tensor, costs: CostTable, layer: int) -> Tensor:
 
 
 def walks_to_begin(costs: CostTable) -> int:
-    """Return how many images are walked before the first decision is learned from."""
+    """Return the number of images that pretraining runs."""
     return IMAGES * (len(costs.options) + 1)
 
 
@@ -162,16 +161,16 @@ def begin_uniform(
     budget: float | None = None,
     seed: int,
 ) -> None:
-    """Let a gate draw, at every layer, from the odds around the uniform option that is wanted.
+    """Train a gate to draw, at every layer, from the odds around the wanted uniform option.
 
     Args:
-        gate: Changed in place, on the device of ``images``; it chooses from the whole menu. Where it has a dial, it learns what is
-            wanted at all positions.
+        gate: Changed in place, on the device of ``images``; chooses from all options. A gate for
+            all budgets learns the wanted option of each.
         backbone: The network, frozen.
         images: The agent split.
-        wanted: See there.
-        budget: As the gate sees it.
-        seed: Of the images and the draws.
+        wanted: Returns the wanted options.
+        budget: Per-input budget that the gate sees.
+        seed: Seed of images and draws.
     """
     device = images.labels.device
     generator = torch_generator(seed, "uniform start", device=device)
@@ -197,7 +196,7 @@ def _walk_around(
     budget: float | None,
     gate_macs: float,
 ) -> tuple[list[Tensor], list[Observation]]:
-    """Return, for each layer, the odds around what is wanted and what a gate sees while options are drawn from them."""
+    """Return each layer's odds and observations of episodes whose options are drawn from them."""
     odds, seen = [], []
     with torch.no_grad():
         state = start(backbone, images.images)

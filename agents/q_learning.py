@@ -1,4 +1,4 @@
-"""DQN and QR-DQN for walks in lock-step: how they explore, and what a checkpoint keeps of what they remember."""
+"""DQN and QR-DQN with exploration per environment, and the state of their replay buffer."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,10 +12,10 @@ from torch import Tensor
 
 
 class ExploringWalks:
-    """Lets every walk explore by itself.
+    """Mixin that draws exploration for each environment separately.
 
-    Upstream draws once for all environments, which suits those that differ in where they stand. Here all are at the same layer, so
-    it would be whole layers that are walked at random or not.
+    Stable-Baselines3 draws once for all environments. Here all are at the same layer, so whole
+    layers would be random or not.
     """
 
     def predict(
@@ -25,12 +25,12 @@ class ExploringWalks:
         episode_start: np.ndarray | None = None,
         deterministic: bool = False,  # noqa: FBT001, FBT002 - upstream's signature
     ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
-        """Return the best action of each walk, or, unless ``deterministic``, one drawn at random as often as is scheduled."""
+        """Return the best actions, or unless ``deterministic`` random ones at a rate."""
         model: Any = self
         actions, state = model.policy.predict(observation, state, episode_start, deterministic=True)
         if not deterministic:
             rate = model.exploration_schedule(model._current_progress_remaining)
-            explores = np.random.random_sample(actions.shape) < rate  # noqa: NPY002 - seeded before each update
+            explores = np.random.random_sample(actions.shape) < rate  # noqa: NPY002
             random = np.random.randint(model.action_space.n, size=actions.shape)  # noqa: NPY002
             actions = np.where(explores, random, actions)
         return actions, state
@@ -45,7 +45,7 @@ class WalkQRDQN(ExploringWalks, QRDQN):
 
 
 def replay_tensors(buffer: DictReplayBuffer, prefix: str) -> dict[str, Tensor]:
-    """Return what the buffer holds so far, ``prefix.<part>`` ``[rows, walks, ...]``; it shares memory with the buffer."""
+    """Return the buffer's rows, ``prefix.<part>`` ``[rows, envs, ...]``, sharing its memory."""
     rows = buffer.buffer_size if buffer.full else buffer.pos
     return {
         f"{prefix}.{name}": torch.from_numpy(part[:rows]) for name, part in _parts(buffer).items()

@@ -19,20 +19,20 @@ from dfs_rl.envs.network_wide_env import NetworkWideEnv
 WARM_UP = 20
 """Episodes of random actions before an off-policy learner begins, as in HAQ's code."""
 NOISE, NOISE_DECAY = 0.5, 0.99
-"""Standard deviation of HAQ's exploration noise, of an action in [0, 1], and its factor per episode."""
+"""Standard deviation of HAQ's exploration noise in [0, 1], and its factor per episode."""
 HIDDEN = (64, 64)
 """Units of actor and critic. HAQ's code has 300 twice, which ten observed numbers do not need."""
 UPDATES_PER_EPISODE = 16
-"""Of an off-policy learner. HAQ makes one per layer, of some 50; with three layers those are too few."""
+"""Of an off-policy learner. HAQ makes one per layer; with three layers those are too few."""
 EPISODES_PER_UPDATE = 16
 """Of PPO: enough tables for an advantage, few enough for dozens of updates."""
 
 
 class DecayingNoise(NormalActionNoise):
-    """Normal noise that fades from episode to episode once the warm-up is over.
+    """Normal noise that fades from episode to episode after the warm-up.
 
-    HAQ draws from a normal distribution truncated to the allowed actions; Stable-Baselines3 adds the
-    noise and clips, which puts more weight on the ends. One action in [-1, 1], as it scales them.
+    HAQ draws from a normal distribution truncated to the allowed actions. Stable-Baselines3 adds
+    noise and clips, which puts more weight on the ends. One action in [-1, 1].
     """
 
     def __init__(self) -> None:
@@ -47,10 +47,10 @@ class DecayingNoise(NormalActionNoise):
 
 
 def build_learner(method: StaticMethod, env: NetworkWideEnv, *, seed: int) -> BaseAlgorithm:
-    """Build the learner of that name; small networks, so it stays on the CPU.
+    """Build the learner of that name; its networks are small, so it stays on the CPU.
 
-    The reward comes at the end and an episode is a handful of layers: nothing is discounted, and off-policy learners take the
-    return to the end of the episode as the target, as HAQ gives every step the reward of its episode.
+    The reward comes at the end of short episodes: nothing is discounted, and off-policy learners
+    use the return to the end as target, as HAQ gives each step the reward of its episode.
     """
     n_layers = env.task.backbone.costs.n_layers
     shared: dict[str, Any] = {"gamma": 1.0, "seed": seed, "device": "cpu"}
@@ -82,7 +82,7 @@ def build_learner(method: StaticMethod, env: NetworkWideEnv, *, seed: int) -> Ba
 
 
 class _Watching(BaseCallback):
-    """Passes each episode's table on, and ends the training after a number of them or on request."""
+    """Passes on the table of each episode; ends after a number of them or on request."""
 
     def __init__(self, watch: Watch, episodes: int) -> None:
         super().__init__()

@@ -1,10 +1,14 @@
-"""BlockDrop (Wu et al., CVPR 2018): one decision for all layers at once, learned by reinforcement alone.
+"""BlockDrop (Wu et al., CVPR 2018): one decision for all layers at once, by reinforcement alone.
 
-A right answer earns 1 less the price of what was spent, a wrong one costs gamma whatever was spent. The same image under the likeliest
-options is the baseline, and the chances of draws are bounded away from 0 and 1. A curriculum opens one layer after the other, the
-last one first; until then a layer runs at its dearest option. Beside the paper, which drops blocks: any menu; spending is the
-fraction of the budget rather than the squared share of blocks, since costs are squares of bits already, and its price holds the
-budget; layers that are not open yet are left out of both. The paper trains the network further afterwards; here it stays as it is.
+A right answer earns 1 minus its weighted cost, a wrong one costs gamma. The same image under its
+likeliest options is the baseline, and the probabilities of draws are bounded away from 0 and 1. A
+curriculum opens one layer after the other, the last one first; until then a layer runs at its
+dearest option.
+
+Differences from the paper, which drops blocks: any bit options; the cost is the fraction of the
+budget, not the squared share of blocks, because costs are squares of bits already, and its weight
+holds the budget; layers that are not open are left out of both. The paper trains the network
+afterwards; here it stays frozen.
 """
 
 import torch
@@ -24,10 +28,10 @@ from dfs_rl.utils.seeding import torch_generator
 
 
 def decide_at_once(gate: LearnedGate, backbone: WalkableBackbone, state: WalkState) -> Tensor:
-    """Return the logits of what the gate may choose at every layer, float32 ``[batch, layers, choices]``.
+    """Return logits of the gate's choices at every layer, float32 ``[batch, layers, choices]``.
 
     Args:
-        gate: One that looks at nothing after the first layer.
+        gate: A gate that reads nothing after the first layer.
         backbone: The frozen form.
         state: Before the first layer.
     """
@@ -39,9 +43,10 @@ def decide_at_once(gate: LearnedGate, backbone: WalkableBackbone, state: WalkSta
 
 
 def bounded_chances(logits: Tensor, bound: float) -> Tensor:
-    """Return the chances of draws: ``bound`` of an option's softmax, and of what is left an even share of the others'.
+    """Return probabilities of draws: ``bound`` of the softmax, the rest spread over the others.
 
-    With two choices this is the paper's; all lie between ``(1 - bound) / (choices - 1)`` and ``bound``, and rows sum to 1.
+    With two choices this is the paper's. All lie between ``(1 - bound) / (choices - 1)`` and
+    ``bound``, and rows sum to 1.
 
     Args:
         logits: ``[..., choices]``.
@@ -55,30 +60,30 @@ def bounded_chances(logits: Tensor, bound: float) -> Tensor:
 
 @torch.no_grad()
 def run_options(backbone: WalkableBackbone, state: WalkState, options: Tensor) -> Tensor:
-    """Return the logits, float32 ``[batch, classes]``, of a walk from ``state`` on with ``options``, int64 ``[batch, layers]``."""
+    """Return logits ``[batch, classes]`` from ``state`` on with ``options`` ``[batch, layers]``."""
     for layer in range(state.layer, backbone.costs.n_layers):
         state = step(backbone, state, options[:, layer])
     return finish(backbone, state)
 
 
 def rewards_of_answers(right: Tensor, paid: Tensor, *, penalty: float) -> Tensor:
-    """Return 1 less what was ``paid`` for right answers and minus ``penalty`` for wrong ones, float64 ``[batch]``."""
+    """Return 1 minus ``paid`` for right and minus ``penalty`` for wrong answers, ``[batch]``."""
     return torch.where(right, 1.0 - paid, torch.full_like(paid, -penalty))
 
 
 def open_layers(n_layers: int, progress: float, *, curriculum: float) -> int:
-    """Return how many layers, the last ones, are open after a share ``progress`` of the training: 1 at first, all at ``curriculum``."""
+    """Return the number of open layers, the last ones: 1 at the start, all at ``curriculum``."""
     return min(n_layers, 1 + int(n_layers * progress / curriculum))
 
 
 class BlockDropTrainer(GateTrainer):
-    """See the module; the gate decides everything at once and has no dial.
+    """Trains the gate of BlockDrop, see the module; it has one budget.
 
-    Each image is walked twice, under what was drawn and under what is likeliest; the second is what figures tell of and what the
-    price follows, for the gate that ships does that.
+    Each image runs twice, under the drawn and under the likeliest options; figures and the cost
+    weight follow the second, as the deployed gate does.
 
     Args:
-        blockdrop: Hyperparameters of its own.
+        blockdrop: Hyperparameters of BlockDrop.
         config: Those of all methods.
         task: What to learn on.
     """
@@ -125,14 +130,14 @@ class BlockDropTrainer(GateTrainer):
         )
 
     def _complete(self, picked: Tensor) -> Tensor:
-        """Return options for all layers, int64 ``[batch, layers]``; ``picked`` indexes the choices of the open ones."""
+        """Return options of all layers ``[batch, layers]`` from choices of the open ones."""
         choices = torch.tensor(self.gate.choices, device=picked.device)
         closed = self.frozen.costs.n_layers - picked.shape[1]
         dearest = choices[-1].expand(len(picked), closed)
         return torch.cat([dearest, choices[picked]], dim=1)
 
     def _relative(self, picked: Tensor) -> Tensor:
-        """Return what the open layers spend over their share of the budget, float64 ``[batch]``."""
+        """Return the open layers' cost over their share of the budget, float64 ``[batch]``."""
         task, opened = self._task, picked.shape[1]
         costs = option_costs(self.frozen.costs, picked.device)
         choices = torch.tensor(self.gate.choices, device=picked.device)

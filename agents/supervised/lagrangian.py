@@ -1,4 +1,4 @@
-"""Prices that hold budgets: each rises while more is spent than its budget and falls while less is."""
+"""Lagrange multipliers that hold budgets: each rises while the cost is above its budget."""
 
 from collections.abc import Sequence
 
@@ -14,29 +14,30 @@ _CHEAPEST, _DEAREST = 1e-6, 1e6
 
 
 class DialPrices:
-    """One price for each of some evenly spaced positions of a dial, and geometric means of two between them.
+    """A multiplier at each of several evenly spaced preferences, interpolated geometrically.
 
-    This is dual ascent on the Lagrangian of a constraint on the mean cost, with multiplicative updates.
+    Dual ascent on the Lagrangian of a bound on the mean cost, with multiplicative updates.
 
     Args:
-        n: How many positions; 1 holds a single budget.
-        price: What all of them begin with, above 0.
+        n: Number of preferences; 1 holds a single budget.
+        price: Initial value of all, above 0.
     """
 
     def __init__(self, n: int, price: float) -> None:
         self.knots = torch.full((n,), price, dtype=torch.float64)
 
     def at(self, positions: Tensor) -> Tensor:
-        """Return the price at each position, float64 ``[batch]``."""
+        """Return the multiplier at each position, float64 ``[batch]``."""
         return (self._shares(positions) @ self.knots.log()).exp()
 
     def follow(self, positions: Tensor, relative: Tensor, *, rate: float) -> None:
-        """Move the prices after a batch.
+        """Update the multipliers after a batch.
 
         Args:
-            positions: Of each image, ``[batch]``.
-            relative: What each of them spent, relative to its budget, ``[batch]``.
-            rate: Change of a price's logarithm at twice the budget. Prices of which the batch shows nothing stay.
+            positions: Preference of each image, ``[batch]``.
+            relative: Cost of each over its budget, ``[batch]``.
+            rate: Change of a multiplier's logarithm at twice the budget. Multipliers without an
+                image in the batch stay.
         """
         shares = self._shares(positions)  # [batch, knots]
         seen = shares.sum(dim=0)
@@ -57,7 +58,7 @@ class DialPrices:
         self.knots = torch.tensor(knots, dtype=torch.float64)
 
     def _shares(self, positions: Tensor) -> Tensor:
-        """Return how much of each knot each image has, float64 ``[batch, knots]``; rows sum to 1."""
+        """Return each image's share of each knot, float64 ``[batch, knots]``; rows sum to 1."""
         last = len(self.knots) - 1
         if last == 0:
             return torch.ones(len(positions), 1, dtype=torch.float64)

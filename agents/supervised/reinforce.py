@@ -1,4 +1,4 @@
-"""REINFORCE (Williams, 1992) over walks: the terms whose gradients estimate that of an expected reward."""
+"""Terms of REINFORCE (Williams, 1992), which estimate the gradient of an expected reward."""
 
 from collections.abc import Sequence
 
@@ -7,19 +7,20 @@ from torch import Tensor
 
 
 def returns_to_go(rewards: Tensor, final: Tensor) -> Tensor:
-    """Return what each decision can still change: the rewards from its layer on and the final one, ``[batch, layers]``.
+    """Return the rewards from each layer on plus the final one, ``[batch, layers]``.
 
     Args:
         rewards: Of each decision, ``[batch, layers]``.
-        final: Of the whole walk, ``[batch]``.
+        final: Of the whole episode, ``[batch]``.
     """
     return rewards.flip(1).cumsum(dim=1).flip(1) + final[:, None]
 
 
 def above_the_others(returns: Tensor) -> Tensor:
-    """Return by how much each return, ``[batch, layers]``, exceeds the mean of the other images' at its layer.
+    """Return each return minus the mean of the other images' at its layer, ``[batch, layers]``.
 
-    The others do not depend on an image's decisions, so the gradient stays unbiased; of one image alone nothing is subtracted.
+    The others do not depend on an image's decisions, so the gradient stays unbiased; nothing is
+    subtracted from a single image.
     """
     others = len(returns) - 1
     if others == 0:
@@ -32,19 +33,19 @@ def entropy(chances: Tensor, choices: Sequence[int]) -> Tensor:
 
     Args:
         chances: ``[batch, layers, options]``.
-        choices: Indices of the options that may be chosen; the chances of the others are 0 and would have no gradient.
+        choices: Indices of the allowed options; the others' probabilities are 0, without gradient.
     """
     each: Tensor = torch.special.entr(chances[:, :, list(choices)])  # [batch, layers, choices]
     return each.sum(dim=(1, 2)).mean()
 
 
 def surrogate(chances: Tensor, options: Tensor, advantages: Tensor) -> Tensor:
-    """Return what falls where the expected reward rises: minus the mean over images of ``sum_l log p(option_l) advantage_l``.
+    """Return ``-mean(sum_l log p(option_l) advantage_l)``, whose gradient is REINFORCE's.
 
     Args:
-        chances: Those that the options were drawn by, ``[batch, layers, options]``; gradients flow through them.
+        chances: Probabilities of the draws, ``[batch, layers, options]``, with gradients.
         options: What was drawn, int64 ``[batch, layers]``.
-        advantages: What each decision was worth, ``[batch, layers]``; a constant to the gradient.
+        advantages: Of each decision, ``[batch, layers]``, without gradient.
     """
     drawn = chances.gather(2, options[:, :, None]).squeeze(2)  # [batch, layers]
     return -(torch.log(drawn) * advantages.detach()).sum(dim=1).mean()

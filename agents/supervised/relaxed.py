@@ -96,7 +96,7 @@ class RelaxedTrainer(GateTrainer):
         )
 
     def _descend_together(self, loss: Tensor) -> CoTrainLosses | None:
-        """Take a step of the gate and, if it learns, of the backbone; return the latter's losses."""
+        """Take a step of the gate and, if it learns, of the backbone; return its losses."""
         if self._cotrainer is None or not self.executed_everything:
             self._descend(loss)
             return None

@@ -1,10 +1,13 @@
-"""SkipNet (Wang et al., ECCV 2018): skip a layer or run it in full precision, by supervision first and reinforcement on top.
+"""SkipNet (Wang et al., ECCV 2018): skip a layer or run it in full precision.
 
-The first phase is supervised: hard choices forward, gradients through the softmax, cross-entropy alone. In the second the choices
-are drawn, and REINFORCE on the draws is added to those gradients: at the end a walk earns minus its cross-entropy, and each skipped
-layer earns alpha / N times ``C``, what the layer costs. The paper sets ``C`` to 1 and alpha by hand; here ``C`` is the layer's
-share of all costs, and alpha is the price that holds the budget. Unlike in the paper the backbone stays as it is,
-the mean of the other images of the batch is subtracted from what a walk earns, and an entropy bonus keeps draws from running dry.
+The first phase is supervised: hard choices forward, gradients through the softmax, cross-entropy
+alone. In the second, choices are drawn, and REINFORCE on the draws is added to those gradients: at
+the end an episode earns minus its cross-entropy, and each skipped layer earns alpha / N times its
+cost ``C``. The paper sets ``C`` to 1 and alpha by hand; here ``C`` is the layer's share of all
+costs, and alpha is the Lagrange multiplier of the budget.
+
+Other differences from the paper: the backbone is frozen, the mean of the batch's other images is
+subtracted from an episode's return, and an entropy bonus keeps draws from running dry.
 """
 
 from functools import partial
@@ -38,19 +41,19 @@ def skip_or_run(menu: BitOptions) -> tuple[int, ...]:
     for bits in (SKIP, FULL):
         if bits not in menu.values:
             raise ConfigError(
-                f"method is 'skipnet', which skips a layer or runs it at {FULL} bit, but the backbone's menu {list(menu)} lacks "
-                f"{bits} bit."
+                f"method is 'skipnet', which skips a layer or runs it at {FULL} bit, "
+                f"but the backbone's menu {list(menu)} lacks {bits} bit."
             )
     return menu.indices((SKIP, FULL))
 
 
 def hybrid_loss(walk: SoftWalk, labels: Tensor, *, prices: Tensor) -> Tensor:
-    """Return the loss of the second phase: cross-entropy, with gradients through the softmax, and REINFORCE added to it.
+    """Return the loss of the second phase: cross-entropy plus REINFORCE.
 
     Args:
         walk: Under drawn choices.
         labels: int64 ``[batch]``.
-        prices: What each option at each layer gives away of what its skip would earn, float64 ``[layers, options]``.
+        prices: Weighted cost of each option at each layer, float64 ``[layers, options]``.
     """
     losses = functional.cross_entropy(walk.logits, labels, reduction="none")  # [batch]
     layers = torch.arange(len(prices), device=walk.options.device)

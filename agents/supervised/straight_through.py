@@ -1,4 +1,4 @@
-"""A walk whose hard choices let gradients reach the gate, for gates that are trained by supervision."""
+"""Episodes whose hard choices pass gradients to the gate, for training by supervision."""
 
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
@@ -32,7 +32,8 @@ def gumbel_choice(logits: Tensor, *, temperature: float, generator: torch.Genera
 
     Args:
         logits: ``[batch, options]``; the draws follow their softmax.
-        temperature: Of the softmax that gradients flow through, above 0: low is near the draw but noisy.
+        temperature: Of the softmax that gradients flow through, above 0; low is closer to the draw,
+            with noisier gradients.
         generator: Draws the noise.
     """
     noisy = _perturbed(logits, generator)
@@ -50,7 +51,7 @@ def drawn_choice(logits: Tensor, *, generator: torch.Generator) -> Choice:
 
 
 def argmax_choice(logits: Tensor) -> Choice:
-    """Take the largest logit and let gradients flow through the softmax, without noise, as DFS does."""
+    """Take the largest logit, with gradients through the softmax, without noise, as DFS does."""
     return Choice(logits.argmax(dim=1), logits.softmax(dim=1))
 
 
@@ -62,7 +63,7 @@ def _perturbed(logits: Tensor, generator: torch.Generator) -> Tensor:
 
 
 class TrainableGate(Protocol):
-    """A gate that tells its logits."""
+    """A gate that returns logits."""
 
     def reset(self, batch_size: int) -> None:
         """Begin a walk."""
@@ -74,12 +75,12 @@ class TrainableGate(Protocol):
 
 
 class SoftWalk(NamedTuple):
-    """What came of a walk.
+    """Result of a batch of episodes.
 
     Attributes:
         logits: float32 ``[batch, classes]``.
-        spent: Cost of the gated layers as a fraction, float64 ``[batch]``; gradients reach the gate through it as well.
-        options: What was run, int64 ``[batch, layers]``.
+        spent: Cost of the gated layers as a fraction, float64 ``[batch]``, with gradients.
+        options: What ran, int64 ``[batch, layers]``.
         chances: What gradients flow through, float32 ``[batch, layers, options]``, see ``Choice``.
     """
 
@@ -92,16 +93,16 @@ class SoftWalk(NamedTuple):
 def soft_step(
     backbone: WalkableBackbone, frozen: WalkableBackbone, state: WalkState, choice: Choice
 ) -> WalkState:
-    """Run the next layer at the chosen options, with gradients as if each image ran a mixture of all of them.
+    """Run the next layer at the chosen options, with gradients of a mixture of all of them.
 
-    The value is ``sum_o p_o f_o(h)`` with ``p`` one-hot; its gradient with respect to ``p_o`` is ``f_o(h)``, which takes the
-    outputs of the options that were not chosen, but no gradient through them. They come from the frozen form. Options without a
-    chance have no gradient either, and do not run.
+    The value is ``sum_o p_o f_o(h)`` with ``p`` one-hot. Its gradient with respect to ``p_o`` is
+    ``f_o(h)``, which takes the outputs of options that were not chosen, but no gradient through
+    them; they come from the frozen form. Options of probability 0 have no gradient and do not run.
 
     Args:
         backbone: The form that gradients flow through to earlier layers.
         frozen: The same network, fast and without gradients.
-        state: Where the batch stands.
+        state: Position of the batch.
         choice: What to run.
     """
     layer = state.layer
@@ -127,18 +128,18 @@ def soft_walk(
     budget: float | None = None,
     positions: Tensor | None = None,
 ) -> SoftWalk:
-    """Walk a batch with a gate in training.
+    """Run a batch under a gate in training.
 
-    What the gate sees is a fact to it: gradients reach earlier choices through activations and costs, not through features.
+    Gradients reach earlier choices through activations and costs, not through the gate's features.
 
     Args:
         backbone: The form that gradients flow through.
-        frozen: The same network with the same weights, fast and without gradients; where weights have changed, a new one.
-        gate: What tells the logits.
+        frozen: The same network with the same weights, fast and without gradients.
+        gate: Returns logits.
         images: uint8 ``[batch, c, h, w]``.
-        choose: What turns logits into choices.
-        budget: As the gate sees it.
-        positions: Of the gate's dial for each image, float32 ``[batch]``; ``None`` for gates without one.
+        choose: Turns logits into choices.
+        budget: Per-input budget that the gate sees.
+        positions: Preference of each image, float32 ``[batch]``; ``None`` for gates for one budget.
     """
     gate.reset(len(images))
     state, chances = start(backbone, images), []

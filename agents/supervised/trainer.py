@@ -1,4 +1,4 @@
-"""What the trainers of gates have in common: batches, steps of Adam, and the state of a checkpoint."""
+"""Base of the trainers of gates by supervision: batches, Adam, and a checkpoint's state."""
 
 import math
 from abc import ABC, abstractmethod
@@ -25,15 +25,15 @@ _KNOTS = 9
 
 
 class StepLosses(NamedTuple):
-    """What one step was like.
+    """Figures of one step.
 
     Attributes:
         labels: Cross-entropy.
-        divergence: From the full-precision network, None where it was not asked for.
+        divergence: From the full-precision network, None if it was not asked for.
         accuracy: Of the batch under the hard choices, in percent.
-        spent: Cost of the gated layers over what the budget leaves for them.
-        price: Weight of that ratio in the loss or reward; negative where spending is rewarded.
-        backbone: Cross-entropy of images that the backbone learned from under the gate's choices, None where it learned nothing.
+        spent: Cost of the gated layers over their budget.
+        price: Weight of that ratio in the loss or reward; negative where cost is rewarded.
+        backbone: Cross-entropy of the backbone's images under the gate, None if it learned nothing.
     """
 
     labels: float
@@ -46,15 +46,15 @@ class StepLosses(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class GateTask:
-    """What a gate learns on, whatever the method.
+    """Task of a gate, whatever the method.
 
     Attributes:
         backbone: The training form, in evaluation mode.
         frozen: The same network in its frozen form.
         gate: Trained in place.
         images: The split to learn from.
-        target: What the gated layers may cost on average, as a fraction, at each position of the gate's dial, float64 ``[n]`` in
-            and out; without a dial it is asked for position 1 alone.
+        target: Mean budget of the gated layers as a fraction, a function of preferences, float64
+            ``[n]`` in and out; a gate for one budget calls it with 1.
         steps: Length of the training.
         seed: Seed of the run.
 
@@ -73,7 +73,8 @@ class GateTask:
     def __post_init__(self) -> None:
         if not bool((self.target(torch.tensor([0.0, 1.0], dtype=torch.float64)) > 0).all()):
             raise ConfigError(
-                "the budget leaves nothing for the gated layers; it must be above what the gate and the fixed parts cost."
+                "the budget leaves nothing for the gated layers; it must be above what the gate "
+                "and the fixed parts cost."
             )
 
 
@@ -112,7 +113,7 @@ class SupervisedState:
 class GateTrainer(ABC):
     """Trains a gate, step by step, each from one batch.
 
-    All randomness is a function of the seed and of the number of steps made, so any step can be resumed.
+    All randomness follows from the seed and the number of steps, so any step can be resumed.
 
     Args:
         config: Hyperparameters.
@@ -159,7 +160,8 @@ class GateTrainer(ABC):
         """
         if not bool(torch.isfinite(loss)):
             raise TrainingError(
-                f"training stopped at step {self.steps}: its loss is {loss.item()}; a smaller learning_rate may help."
+                f"training stopped at step {self.steps}: its loss is {loss.item()}; "
+                "a smaller learning_rate may help."
             )
         for group in self._optimizer.param_groups:
             group["lr"] = (
@@ -203,7 +205,7 @@ class GateTrainer(ABC):
         self._prices.restore(cast("list[float]", state["prices"]))
 
     def _rows(self) -> Tensor:
-        """Which images the next step sees: every image once per pass."""
+        """Return the image indices of the next step; each pass takes every image once."""
         images, seed = self._task.images, self._task.seed
         per_epoch = len(images) // self._batch_size
         epoch, place = divmod(self.steps, per_epoch)
@@ -216,5 +218,5 @@ class GateTrainer(ABC):
 
 
 def accuracy_of(logits: Tensor, labels: Tensor) -> float:
-    """Return in percent how many of ``logits``, ``[batch, classes]``, are right."""
+    """Return the percentage of right answers in ``logits``, ``[batch, classes]``."""
     return 100.0 * float((logits.argmax(dim=1) == labels).double().mean())

@@ -1,4 +1,4 @@
-"""What commands that train a gate share: their settings, the training of a run, and what follows it."""
+"""Base of the commands that train gates: run, training record and budget calibration."""
 
 import sys
 import time
@@ -219,10 +219,10 @@ def train_run(
 def _turn(
     run: RunFolder, dataset: "Dataset", device: str, *, budget: float | None
 ) -> "tuple[tuple[float, float], ...]":
-    """Measure what a gate for all budgets costs at each position of its dial, and turn it to the budget if there is one.
+    """Measure the cost of a gate for all budgets over its range, and set it to the budget if any.
 
     Returns:
-        Computation and accuracy at each position; nothing for a gate without a dial.
+        Computation and accuracy at each position; nothing for a gate for one budget.
     """
     from dfs_rl.backbones import load_backbone
     from dfs_rl.evaluation.budget_conditioning import measure_dial

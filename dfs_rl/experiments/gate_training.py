@@ -160,19 +160,20 @@ def _check_memory(
 
 
 def _check_exits(config: TrainAgentConfig) -> None:
-    """Refuse what cannot learn to leave.
+    """Check that the settings can learn to exit.
 
     Raises:
-        ConfigError: If the settings ask for it.
+        ConfigError: If they cannot.
     """
     if config.backbone_mode == "co-train":
         raise ConfigError(
-            "backbone_mode is 'co-train', which would change the network under the exits that were fitted to it; give --no-exits."
+            "backbone_mode is 'co-train', which would change the network under the exits that were "
+            "fitted to it; give --no-exits."
         )
     if isinstance(config.algorithm, QLearningConfig):
         raise ConfigError(
-            f"algo is {config.algo!r}, which would remember what images do that have left, that is nothing; give --no-exits, or take an "
-            "algorithm with an actor."
+            f"algo is {config.algo!r}, which would remember what images do that have left, that is "
+            "nothing; give --no-exits, or take an algorithm with an actor."
         )
 
 
@@ -283,12 +284,12 @@ def train(
 
 
 def algorithm_of(config: TrainAgentConfig) -> AlgorithmConfig:
-    """Return the chosen algorithm's hyperparameters with the defaults that suit the gate's start."""
+    """Return the chosen algorithm's hyperparameters, with defaults that suit the gate's start."""
     return suited_to(config.algorithm, config.begins, timesteps=config.timesteps)
 
 
 def gate_timesteps(config: TrainAgentConfig) -> int:
-    """Return the gate's share of ``timesteps``; images that a co-trained backbone sees count too."""
+    """Return the gate's share of ``timesteps``; a co-trained backbone's images count too."""
     if config.backbone_mode == "frozen":
         return config.timesteps
     return config.cotrain.gate_timesteps(config.timesteps, config.num_envs)
@@ -308,7 +309,7 @@ def steps_made(config: TrainAgentConfig, costs: CostTable) -> int:
 def make_gate(
     config: TrainAgentConfig, backbone: WalkableBackbone, *, initial: LearnedGate | None = None
 ) -> LearnedGate:
-    """Return the untrained gate that a configuration asks for, as wide as ``initial`` by default."""
+    """Return the untrained gate of a configuration, as wide as ``initial`` by default."""
     prices = prices_of(config)
     hidden = config.hidden
     if hidden is None and initial is not None:

@@ -59,7 +59,7 @@ def kind_of(config: TrainGumbelConfig) -> BuiltKind:
 
 
 def features_of(config: TrainGumbelConfig) -> FeatureChoice:
-    """Return what the gate looks at; by default all features for BlockDrop, which sees the stem's."""
+    """Return the features that the gate reads; by default all of the stem's for BlockDrop."""
     return config.features or ("all" if config.method == "blockdrop" else "confidence")
 
 

@@ -39,7 +39,7 @@ class TrainingResult:
 
 
 class BestGate:
-    """The best gate so far, with the backbone's weights if that changes, on disk and in checkpoints.
+    """The best gate so far, with a changed backbone's weights, on disk and in checkpoints.
 
     Args:
         run: Run folder; the gate lies in ``gate/``, the weights in ``backbone/``.
@@ -151,7 +151,7 @@ class RunSession(Generic[StateT]):
         self._n_records += 1
 
     def open_board(self, *, purge_step: int | None) -> TensorBoard:
-        """Open TensorBoard; a resumed training removes its earlier events from ``purge_step`` on."""
+        """Open TensorBoard; earlier events from ``purge_step`` on are removed."""
         self.board = TensorBoard(self.run, purge_step=purge_step)
         return self.board
 
@@ -181,7 +181,7 @@ class RunSession(Generic[StateT]):
         walks: int = 1,
         keep: Callable[[Any], None] | None = None,
     ) -> Validator[Any]:
-        """Schedule validations, see ``Validator``; a gate is kept by ``keep`` or by ``keep_best``."""
+        """Schedule validations, see ``Validator``; ``keep`` replaces ``keep_best``."""
         if keep is None:
             assert self._best is not None
             keep = self._best.keep
@@ -217,7 +217,7 @@ class RunSession(Generic[StateT]):
 
     @contextmanager
     def running(self, stop: StopRequest | None = None) -> Iterator[StopRequest]:
-        """Turn the first Ctrl-C into a request to stop, or take ``stop`` for it; close the board."""
+        """Yield a request to stop, made by Ctrl-C unless given; close the board at the end."""
         try:
             with stop_on_interrupt() if stop is None else nullcontext(stop) as request:
                 yield request

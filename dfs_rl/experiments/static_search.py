@@ -32,10 +32,7 @@ from dfs_rl.utils.signals import StopRequest
 
 CHECKPOINT = "scores"
 FINALISTS = 8
-"""Best tables by the batch of which the best by val is taken, which takes back some of the luck of having tried hundreds.
-
-A greedy search's neighbours count as tried, so its last steps are among them where they keep to the budget.
-"""
+"""Best tables on the agent split, of which the best on val is kept: the best of many is lucky."""
 _SPLITS = ("agent", "val")
 
 
@@ -106,7 +103,7 @@ class StaticSearch:
         self._began = time.perf_counter()
 
     def watch(self, tried: Tried) -> bool:
-        """Log a table that was tried, validate if it is time, and say whether to go on."""
+        """Log a table, validate and save if it is time, and return whether to go on."""
         self._timesteps = tried.timesteps
         figures = {"accuracy": tried.accuracy, "computation": tried.computation}
         if tried.reward is not None:
@@ -134,7 +131,7 @@ class StaticSearch:
         return not requested
 
     def validate(self) -> None:
-        """Measure the best table so far on val, and keep it if it is good; a greedy search has none until it ends."""
+        """Measure the best table so far on val, if any keeps to the budget, and keep the best."""
         costs, scores = self.backbone.costs, self.env.scorer.scores
         affordable = [table for table in scores if fits(costs, table, self.config.budget)]
         finalists = sorted(affordable, key=lambda table: scores[table], reverse=True)[:FINALISTS]

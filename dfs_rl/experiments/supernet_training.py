@@ -1,4 +1,4 @@
-"""Command: train a supernet, a backbone in which every mix of bit options works, of fixed or of adaptive depth."""
+"""Training of a supernet, a backbone in which every mix of bit options works."""
 
 import sys
 from dataclasses import dataclass
@@ -75,7 +75,7 @@ def make_trainer(config: TrainBackboneConfig, dataset: Dataset) -> SupernetTrain
 
 
 def _check_memory(config: TrainBackboneConfig, dataset: Dataset, device: torch.device) -> None:
-    """Refuse a network, a batch or a number of workers that does not fit into memory, before any is made."""
+    """Raise ConfigError if network, batch or workers do not fit into memory."""
     needs: dict[str, float] = {}
     if config.workers > 1:
         needs[f"workers is {config.workers}"] = _WORKER_BYTES * config.workers
@@ -91,7 +91,7 @@ def _check_memory(config: TrainBackboneConfig, dataset: Dataset, device: torch.d
 
 
 def is_finished(run: RunFolder) -> bool:
-    """Say whether a run has come to its end."""
+    """Return whether a run's training has ended."""
     return (run.path / BACKBONE_FOLDER / STRUCTURE_FILE).is_file()  # written last
 
 
@@ -180,7 +180,7 @@ class Progress:
 def _train_epoch(
     trainer: SupernetTrainer, progress: Progress, stop: StopRequest, *, total: int
 ) -> Progress:
-    """Run the rest of an epoch, or up to a request to stop; an epoch that is complete comes back with step 0."""
+    """Run the rest of an epoch, or up to a request to stop; a complete epoch returns step 0."""
     labels, distillation = progress.labels, progress.distillation
     with tqdm(
         desc=f"epoch {progress.epoch + 1}/{total}",
@@ -212,7 +212,7 @@ def _log_epoch(
     *,
     total: int,
 ) -> None:
-    """Record one epoch: its mean losses and the accuracy of each uniform setting on images of the val split."""
+    """Log mean losses of an epoch and the accuracy of each uniform option on val images."""
     accuracies = uniform_accuracies(backbone, images)
     figures = {
         "loss/labels": progress.labels,
