@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import field
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import torch
 import tyro
@@ -60,6 +60,8 @@ class TrainBackboneConfig(DataSettings):
         workers: Processes on this machine that share every batch; on cuda each takes a GPU. More than one start Ray.
         training: How the supernet is trained.
     """
+
+    FIRST: ClassVar = ("dataset", "backbone", "bits", "epochs", "recipe", "seed", "run_dir")
 
     dataset: str = DIGITS
     backbone: str = "resnet20"

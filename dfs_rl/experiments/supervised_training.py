@@ -1,7 +1,7 @@
 """``python -m dfs_rl.train_gumbel``: learn by supervision which bits each layer of a backbone should spend on each image."""
 
 from dataclasses import field, replace
-from typing import get_args
+from typing import ClassVar, get_args
 
 from dfs_rl.agents.cotraining_config import LabelCoTrainConfig
 from dfs_rl.agents.hyperparameters import FeatureChoice, GateKind, Start
@@ -39,6 +39,11 @@ class TrainGumbelConfig(GateTrainingConfig):
         blockdrop: Those of BlockDrop alone.
         cotrain: How the backbone learns with --backbone-mode co-train; by default from labels alone, as in the paper of DFS.
     """
+
+    FIRST: ClassVar = (
+        *("method", "gate", "dataset", "backbone", "budget"),
+        *("timesteps", "seed", "run_dir", "training"),
+    )
 
     method: Method = "gumbel"
     gate: GateKind = "ff"

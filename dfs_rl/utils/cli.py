@@ -78,11 +78,11 @@ _RULE = re.compile(r"[╭╰]|[\s│]*[─-]{3,}[\s│]*$")
 
 @dataclass(frozen=True, kw_only=True)
 class Invocation(Generic[ConfigT]):
-    """What a command was asked to do.
+    """A parsed command line.
 
     Attributes:
         config: The resolved configuration.
-        resume: The run to go on with, or ``None`` for a new one.
+        resume: The run to continue, or ``None`` for a new one.
         command: The command line, for the run's record.
     """
 
@@ -118,7 +118,8 @@ def run_command(
     # Read once, when torch loads OpenMP: workers that spin while another process wants their core
     # make torch slower by an order of magnitude. A value that is set already stays.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    arguments = tuple(sys.argv[1:] if argv is None else argv)
+    given = sys.argv[1:] if argv is None else argv
+    arguments = tuple(_TRUST if word == "--trust_code" else word for word in given)
     threading.excepthook = _leave_to_main_thread
     try:
         with terminate_like_interrupt() as terminated, trusting(_TRUST in arguments):
@@ -204,7 +205,7 @@ def _resumable(
 
 
 def _check_once(arguments: Sequence[str], config_type: type) -> None:
-    """Refuse a flag that is given twice, of which the parser would take the last, and empty values, which paths take for here.
+    """Check that no flag is given twice, of which the parser would take the last, and that no value is empty.
 
     Raises:
         ConfigError: If there is one.
@@ -315,7 +316,7 @@ def _parse_flags(arguments: Sequence[str], flags: type, prog: str, description: 
 
 
 def _sentence(complaint: str) -> str:
-    """Take what went wrong, and the flag tyro suggests instead, out of the box that tyro draws."""
+    """Extract the fault, and the flag that tyro suggests, from the box that tyro draws."""
     paragraphs: list[list[str]] = [[]]
     for line in complaint.splitlines():
         if _RULE.match(line):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import dfs_rl
-from dfs_rl.agents.cotraining_config import CoTrainConfig
+from dfs_rl.agents.cotraining_config import LabelCoTrainConfig
 from dfs_rl.agents.supervised.config import SupervisedConfig
 from dfs_rl.backbones import (
     PRETRAINED_DIGITS,
@@ -188,11 +188,11 @@ def updates_of(run: Path) -> list[dict[str, Any]]:
 
 def test_the_backbone_learns_from_labels_alone_unless_asked_otherwise(tmp_path: Path) -> None:
     config = TrainGumbelConfig(method="dfs", backbone_mode="co-train")
-    assert config.cotrain == CoTrainConfig(distillation=0.0, full_precision=0.0)
+    assert config.cotrain == LabelCoTrainConfig()
     # A file that sets one of a block's settings leaves the others at the command's own defaults.
     (tmp_path / "config.yaml").write_text("cotrain: {full_precision: 2.0}\n")
     read = load_config(tmp_path / "config.yaml", TrainGumbelConfig).cotrain
-    assert read == CoTrainConfig(distillation=0.0, full_precision=2.0)
+    assert read == LabelCoTrainConfig(full_precision=2.0)
 
 
 def test_a_backbone_that_cannot_skip_or_run_in_full_is_refused(
