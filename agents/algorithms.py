@@ -31,35 +31,35 @@ from dfs_rl.agents.hyperparameters import (
     QLearningConfig,
     QRDQNConfig,
     RecurrentPPOConfig,
+    RolloutSize,
     TRPOConfig,
-    UpdateSize,
-    check_rollouts,
-    entropy_weight,
+    check_group_size,
+    ent_coef_at,
+    learning_rate_range,
     minibatch_size,
-    step_sizes,
 )
 from dfs_rl.agents.policies import (
     GateDQNPolicy,
     GatePolicy,
     GateQRDQNPolicy,
-    LayerwiseEmbedding,
-    LayerwiseExtractor,
     MaskableGatePolicy,
+    PerLayerEmbedding,
+    PerLayerExtractor,
     RecurrentGatePolicy,
 )
-from dfs_rl.agents.q_learning import WalkDQN, WalkQRDQN
+from dfs_rl.agents.q_learning import PerEnvExplorationDQN, PerEnvExplorationQRDQN
 from dfs_rl.envs.spaces import observation_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
-class GateLearning:
+class PolicySettings:
     """Sizes and settings of a gate that all algorithms need.
 
     Attributes:
         feature_sizes: Numbers that describe each gated layer's input.
         hidden: Width of each layer's own hidden layer, in all networks.
-        images_per_group: Rollouts of one image that share a baseline; 1 uses no such baseline.
-        whole_walks: Whether walks that left early rest until the others have come to the end.
+        group_size: Rollouts of one image that share a baseline; 1 uses no such baseline.
+        sync_episodes: Whether walks that left early rest until the others have come to the end.
         seed: Seed of the weights, of the sampled actions and of the minibatches.
         device: Where the policy lives.
         timesteps: Length of the whole training, which the default step size follows.
@@ -67,11 +67,11 @@ class GateLearning:
 
     feature_sizes: tuple[int, ...]
     hidden: int
-    images_per_group: int
+    group_size: int
     seed: int
     device: str
     timesteps: int
-    whole_walks: bool = False
+    sync_episodes: bool = False
 
     @property
     def n_steps(self) -> int:
@@ -96,7 +96,9 @@ class _Algorithm:
     buffer: type[GroupRolloutBuffer] | None = GroupRolloutBuffer
 
 
-def build_algorithm(config: AlgorithmConfig, env: VecEnv, learning: GateLearning) -> BaseAlgorithm:
+def build_algorithm(
+    config: AlgorithmConfig, env: VecEnv, learning: PolicySettings
+) -> BaseAlgorithm:
     """Build an algorithm whose networks have separate weights for each layer and share none.
 
     Actor and critic, or network and target, are separate; only a recurrent one's memory is shared
@@ -110,10 +112,10 @@ def build_algorithm(config: AlgorithmConfig, env: VecEnv, learning: GateLearning
     Raises:
         ConfigError: If the environments do not divide into groups, or the algorithm compares none.
     """
-    check_rollouts(config, learning.images_per_group)
-    check_groups(env.num_envs, learning.images_per_group)
+    check_group_size(config, learning.group_size)
+    check_groups(env.num_envs, learning.group_size)
     entry = next(entry for entry in ALGORITHMS.values() if type(config) is entry.config_type)
-    start, end = step_sizes(config, learning.timesteps)
+    start, end = learning_rate_range(config, learning.timesteps)
     if isinstance(config, QLearningConfig):
         arguments = _q_learning_arguments(config, env, learning)
     else:
@@ -133,14 +135,14 @@ def build_algorithm(config: AlgorithmConfig, env: VecEnv, learning: GateLearning
 def _on_policy_arguments(
     config: OnPolicyConfig,
     env: VecEnv,
-    learning: GateLearning,
+    learning: PolicySettings,
     buffer: type[GroupRolloutBuffer] | None,
 ) -> dict[str, Any]:
     """Return the arguments of an algorithm with an actor, a critic and a rollout."""
-    grouped = learning.images_per_group > 1 or learning.whole_walks
+    grouped = learning.group_size > 1 or learning.sync_episodes
     groups = {
-        "images_per_group": learning.images_per_group,
-        "whole_walks": learning.whole_walks,
+        "group_size": learning.group_size,
+        "sync_episodes": learning.sync_episodes,
     }
     arguments: dict[str, Any] = {
         "n_steps": learning.n_steps,
@@ -151,7 +153,7 @@ def _on_policy_arguments(
         "rollout_buffer_kwargs": groups if grouped else None,
     }
     if isinstance(config, PolicyGradientConfig):
-        arguments["ent_coef"] = entropy_weight(config, 0.0)
+        arguments["ent_coef"] = ent_coef_at(config, 0.0)
         arguments["vf_coef"] = config.vf_coef
         arguments["max_grad_norm"] = config.max_grad_norm
     if isinstance(config, PPOConfig):
@@ -169,7 +171,7 @@ def _on_policy_arguments(
     }
     if isinstance(config, RecurrentPPOConfig):
         arguments["policy_kwargs"] |= {
-            "features_extractor_class": LayerwiseEmbedding,
+            "features_extractor_class": PerLayerEmbedding,
             "features_extractor_kwargs": {
                 "feature_sizes": learning.feature_sizes,
                 "outputs": learning.hidden,
@@ -180,7 +182,7 @@ def _on_policy_arguments(
 
 
 def _q_learning_arguments(
-    config: QLearningConfig, env: VecEnv, learning: GateLearning
+    config: QLearningConfig, env: VecEnv, learning: PolicySettings
 ) -> dict[str, Any]:
     """Return the arguments of an algorithm that learns from a replay buffer."""
     quantiles = config.n_quantiles if isinstance(config, QRDQNConfig) else 1
@@ -191,7 +193,7 @@ def _q_learning_arguments(
     if isinstance(config, QRDQNConfig):
         policy["n_quantiles"] = quantiles
     return {
-        "buffer_size": config.remembered(_update_size(env, learning)),
+        "buffer_size": config.transitions(_update_size(env, learning)),
         "learning_starts": 0,
         "batch_size": config.batch_size,
         "train_freq": learning.n_steps,
@@ -207,10 +209,10 @@ def _q_learning_arguments(
     }
 
 
-def _extractor(learning: GateLearning, *, outputs: int) -> dict[str, Any]:
+def _extractor(learning: PolicySettings, *, outputs: int) -> dict[str, Any]:
     sizes = {"feature_sizes": learning.feature_sizes, "hidden": learning.hidden}
     return {
-        "features_extractor_class": LayerwiseExtractor,
+        "features_extractor_class": PerLayerExtractor,
         "features_extractor_kwargs": {**sizes, "outputs": outputs},
     }
 
@@ -220,9 +222,9 @@ def _n_actions(env: VecEnv) -> int:
     return int(env.action_space.n)
 
 
-def _update_size(env: VecEnv, learning: GateLearning) -> UpdateSize:
+def _update_size(env: VecEnv, learning: PolicySettings) -> RolloutSize:
     assert isinstance(env.observation_space, spaces.Dict)
-    return UpdateSize(env.num_envs, learning.n_steps, observation_bytes(env.observation_space))
+    return RolloutSize(env.num_envs, learning.n_steps, observation_bytes(env.observation_space))
 
 
 class GroupRecurrentPPO(RecurrentPPO):
@@ -258,7 +260,7 @@ class GroupRecurrentPPO(RecurrentPPO):
             )
 
 
-class CalmTRPO(TRPO):
+class SafeTRPO(TRPO):
     """TRPO without an update if all advantages are equal, where its line search divides by zero."""
 
     def train(self) -> None:
@@ -273,10 +275,10 @@ ALGORITHMS: Mapping[AlgorithmName, _Algorithm] = {
     "maskable_ppo": _Algorithm(
         MaskablePPO, MaskablePPOConfig, MaskableGatePolicy, MaskableGroupRolloutBuffer
     ),
-    "trpo": _Algorithm(CalmTRPO, TRPOConfig, GatePolicy),
+    "trpo": _Algorithm(SafeTRPO, TRPOConfig, GatePolicy),
     "recurrent_ppo": _Algorithm(
         GroupRecurrentPPO, RecurrentPPOConfig, RecurrentGatePolicy, RecurrentGroupRolloutBuffer
     ),
-    "dqn": _Algorithm(WalkDQN, DQNConfig, GateDQNPolicy, None),
-    "qrdqn": _Algorithm(WalkQRDQN, QRDQNConfig, GateQRDQNPolicy, None),
+    "dqn": _Algorithm(PerEnvExplorationDQN, DQNConfig, GateDQNPolicy, None),
+    "qrdqn": _Algorithm(PerEnvExplorationQRDQN, QRDQNConfig, GateQRDQNPolicy, None),
 }

@@ -63,8 +63,8 @@ def leave_one_out_baseline(returns: Float32, group: int) -> Float32:
     return baseline
 
 
-def walking_baseline(
-    returns: Float32, rewards: Float32, resting: NDArray[np.bool_], group: int
+def early_exit_baseline(
+    returns: Float32, rewards: Float32, padding: NDArray[np.bool_], group: int
 ) -> Float32:
     """Return ``leave_one_out_baseline`` for episodes of different lengths.
 
@@ -75,16 +75,16 @@ def walking_baseline(
     Args:
         returns: Of whole episodes, undiscounted, ``[layers, envs]``.
         rewards: ``[layers, envs]``.
-        resting: True where an episode has ended before, ``[layers, envs]``.
+        padding: True where an episode has ended before, ``[layers, envs]``.
         group: Rollouts of one input, at least 2.
 
     Returns:
-        ``[layers, envs]``; without meaning where ``resting``.
+        ``[layers, envs]``; without meaning where ``padding``.
     """
     parts = (len(returns), -1, group)
-    walking = (~resting).reshape(parts)  # [layers, images, group]
-    grouped = returns.reshape(parts) * walking
-    others = walking.sum(axis=2, keepdims=True) - walking
+    active = (~padding).reshape(parts)  # [layers, images, group]
+    grouped = returns.reshape(parts) * active
+    others = active.sum(axis=2, keepdims=True) - active
     at_layer = (grouped.sum(axis=2, keepdims=True) - grouped) / np.maximum(others, 1)
     earned = rewards.cumsum(axis=0) - rewards  # before each step
     whole = leave_one_out_baseline(returns[:1], group) - earned
@@ -99,15 +99,15 @@ class GroupRolloutBuffer(DictRolloutBuffer):
     a learned value function predicts difficulty only in part. Rollouts of one input share it, so it
     cancels; in exchange an update sees fewer inputs.
 
-    With ``whole_walks`` a rollout is one episode of each environment. Steps after an episode's end,
-    see ``SB3GatingVecEnv``, take no part in updates.
+    With ``sync_episodes`` a rollout is one episode of each environment. Steps after an episode's
+    end, see ``SB3GatingVecEnv``, take no part in updates.
 
     Args:
-        args: Arguments of Stable-Baselines3's buffers. ``images_per_group`` must divide ``n_envs``;
+        args: Arguments of Stable-Baselines3's buffers. ``group_size`` must divide ``n_envs``;
             ``gae_lambda`` is not used for groups, whose returns are not bootstrapped.
-        images_per_group: Rollouts of one input, in consecutive environments, at least 2; with
-            ``whole_walks`` also 1, for Stable-Baselines3's advantages.
-        whole_walks: Whether episodes may end before the rollout does.
+        group_size: Rollouts of one input, in consecutive environments, at least 2; with
+            ``sync_episodes`` also 1, for Stable-Baselines3's advantages.
+        sync_episodes: Whether episodes may end before the rollout does.
         kwargs: Further arguments.
 
     Raises:
@@ -117,20 +117,20 @@ class GroupRolloutBuffer(DictRolloutBuffer):
     def __init__(
         self,
         *args: Any,  # noqa: ANN401 - passed on
-        images_per_group: int,
-        whole_walks: bool = False,
+        group_size: int,
+        sync_episodes: bool = False,
         **kwargs: Any,  # noqa: ANN401 - passed on
     ) -> None:
         super().__init__(*args, **kwargs)
-        check_groups(self.n_envs, images_per_group)
-        if images_per_group == 1 and not whole_walks:
+        check_groups(self.n_envs, group_size)
+        if group_size == 1 and not sync_episodes:
             raise ConfigError(
-                "images_per_group is 1, which leaves no other rollout to compare with; "
+                "group_size is 1, which leaves no other rollout to compare with; "
                 "use a plain rollout buffer."
             )
-        self.images_per_group = images_per_group
-        self.whole_walks = whole_walks
-        self._walking: NDArray[np.bool_] = np.ones(0, dtype=np.bool_)
+        self.group_size = group_size
+        self.sync_episodes = sync_episodes
+        self._active: NDArray[np.bool_] = np.ones(0, dtype=np.bool_)
 
     def compute_returns_and_advantage(self, last_values: Tensor, dones: np.ndarray) -> None:
         """Fill ``returns`` (the value function's target) and ``advantages`` from the rewards.
@@ -139,13 +139,13 @@ class GroupRolloutBuffer(DictRolloutBuffer):
             last_values: Estimated worth of the state after the last step, ``[envs, 1]``.
             dones: Whether the last step ended its episode, bool ``[envs]``.
         """
-        resting = np.zeros(self.rewards.shape, dtype=np.bool_)
-        if self.whole_walks:  # every walk begins at the first step, and rests once it has ended
-            resting[1:] = self.episode_starts[1:].cumsum(axis=0) > 0
-            self.episode_starts[resting] = 1.0  # cuts these steps off from all others
-            dones = dones | resting[-1]
-        self._walking = ~resting.T.reshape(-1)  # in the order of minibatches, [envs * layers]
-        if self.images_per_group == 1:
+        padding = np.zeros(self.rewards.shape, dtype=np.bool_)
+        if self.sync_episodes:  # every walk begins at the first step, and rests once it has ended
+            padding[1:] = self.episode_starts[1:].cumsum(axis=0) > 0
+            self.episode_starts[padding] = 1.0  # cuts these steps off from all others
+            dones = dones | padding[-1]
+        self._active = ~padding.T.reshape(-1)  # in the order of minibatches, [envs * layers]
+        if self.group_size == 1:
             super().compute_returns_and_advantage(last_values, dones)
             return
         self.returns = returns_to_go(
@@ -156,9 +156,9 @@ class GroupRolloutBuffer(DictRolloutBuffer):
             gamma=self.gamma,
         )
         baseline = (
-            walking_baseline(self.returns, self.rewards, resting, self.images_per_group)
-            if self.whole_walks
-            else leave_one_out_baseline(self.returns, self.images_per_group)
+            early_exit_baseline(self.returns, self.rewards, padding, self.group_size)
+            if self.sync_episodes
+            else leave_one_out_baseline(self.returns, self.group_size)
         )
         self.advantages = self.returns - baseline
 
@@ -167,7 +167,7 @@ class GroupRolloutBuffer(DictRolloutBuffer):
         return (samples for samples in super().get(batch_size) if samples is not None)
 
     def _get_samples(self, batch_inds: NDArray[np.int64], *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-        batch_inds = batch_inds[self._walking[batch_inds]]
+        batch_inds = batch_inds[self._active[batch_inds]]
         return super()._get_samples(batch_inds, *args, **kwargs) if len(batch_inds) else None
 
 
@@ -179,14 +179,14 @@ class RecurrentGroupRolloutBuffer(GroupRolloutBuffer, RecurrentDictRolloutBuffer
     """The same for ``RecurrentPPO``: it remembers the policy's memory as well."""
 
 
-def check_groups(n_envs: int, images_per_group: int) -> None:
+def check_groups(n_envs: int, group_size: int) -> None:
     """Refuse a number of environments that does not divide into groups.
 
     Raises:
-        ConfigError: If ``images_per_group`` is below 1 or does not divide ``n_envs``.
+        ConfigError: If ``group_size`` is below 1 or does not divide ``n_envs``.
     """
-    if images_per_group < 1 or n_envs % images_per_group != 0:
+    if group_size < 1 or n_envs % group_size != 0:
         raise ConfigError(
-            f"num_envs is {n_envs} and images_per_group is {images_per_group}; "
-            "images_per_group must be at least 1 and divide num_envs."
+            f"num_envs is {n_envs} and group_size is {group_size}; "
+            "group_size must be at least 1 and divide num_envs."
         )

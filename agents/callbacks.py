@@ -17,7 +17,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
-from dfs_rl.agents.hyperparameters import AlgorithmConfig, PolicyGradientConfig, entropy_weight
+from dfs_rl.agents.hyperparameters import AlgorithmConfig, PolicyGradientConfig, ent_coef_at
 from dfs_rl.agents.logging import METRICS
 from dfs_rl.envs.sb3_vec_env import SB3GatingVecEnv
 from dfs_rl.errors import TrainingError
@@ -83,7 +83,7 @@ class BoundaryCallback(BaseCallback):
             self._done_at = timesteps
 
 
-class WholeWalks(BaseCallback):
+class SyncEpisodes(BaseCallback):
     """Makes an algorithm count decisions only, if episodes end before their rollout does.
 
     Stable-Baselines3 counts one step of each environment at a time. Each rollout starts with new
@@ -96,7 +96,7 @@ class WholeWalks(BaseCallback):
         self.model._last_episode_starts = np.ones(self.model.n_envs, dtype=np.bool_)
 
     def _on_step(self) -> bool:
-        self.model.num_timesteps -= sum("resting" in info for info in self.locals["infos"])
+        self.model.num_timesteps -= sum("padding" in info for info in self.locals["infos"])
         return True
 
 
@@ -126,8 +126,8 @@ class Schedules(BaseCallback):
             return
         assert isinstance(self.model, OnPolicyAlgorithm)
         progress = self.model.num_timesteps / self.model._total_timesteps
-        self.model.ent_coef = entropy_weight(self._config, progress)
-        self.logger.record("train/entropy_weight", self.model.ent_coef)
+        self.model.ent_coef = ent_coef_at(self._config, progress)
+        self.logger.record("train/ent_coef", self.model.ent_coef)
 
     def _on_step(self) -> bool:
         return True
@@ -234,7 +234,7 @@ class Checkpointing(BoundaryCallback):
 
     def between_updates(self, timesteps: int) -> None:
         """Save if it is time."""
-        requested = self.lifecycle.stop.made  # once: it may change at any moment
+        requested = self.lifecycle.stop.requested  # once: it may change at any moment
         last = self._saved_at
         due = last is None or timesteps // self._every > last // self._every
         if due or self.ended or requested:

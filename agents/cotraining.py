@@ -16,12 +16,12 @@ from torch.nn import functional
 
 from dfs_rl.agents.callbacks import BoundaryCallback, Lifecycle
 from dfs_rl.agents.cotraining_config import CoTrainConfig
-from dfs_rl.backbones.base import Backbone, PreparedBackbone
+from dfs_rl.backbones.base import Backbone, InferenceBackbone
 from dfs_rl.backbones.interfaces import WalkableBackbone
 from dfs_rl.data import Dataset, augment
 from dfs_rl.errors import CheckpointError, TrainingError
 from dfs_rl.gating.action_masks import action_masks
-from dfs_rl.gating.execution import finish, start, step
+from dfs_rl.gating.execution import run_head, run_layer, run_stem
 from dfs_rl.gating.networks import LearnedGate
 from dfs_rl.gating.observation import observe
 from dfs_rl.utils.checkpoint import check_finite, optimizer_tensors, restore_optimizer
@@ -55,7 +55,7 @@ class CoTrainStep(NamedTuple):
     losses: CoTrainLosses
 
 
-def gated_walk(
+def gated_rollout(
     backbone: WalkableBackbone,
     gate: LearnedGate,
     images: Tensor,
@@ -79,14 +79,16 @@ def gated_walk(
         Logits ``[batch, classes]``.
     """
     # With a dial, every image has a price of its own, as it has for the gate.
-    positions = None
-    if gate.dial is not None:
-        positions = torch.rand(len(images), generator=generator, device=images.device)
+    preferences = None
+    if gate.budget_conditioning is not None:
+        preferences = torch.rand(len(images), generator=generator, device=images.device)
     gate.reset(len(images))
-    state = start(backbone, images)
+    state = run_stem(backbone, images)
     while state.layer < backbone.costs.n_layers:
         with torch.no_grad():
-            seen = observe(backbone, state, budget=budget, gate_macs=gate.macs, positions=positions)
+            seen = observe(
+                backbone, state, budget=budget, gate_macs=gate.macs, preferences=preferences
+            )
             logits = gate(seen.features, seen.layer, seen.context)
             allowed = action_masks(
                 backbone.costs, state.layer, state.spent, budget, gate_macs=gate.macs
@@ -96,8 +98,8 @@ def gated_walk(
                 options = logits.argmax(dim=1)
             else:
                 options = torch.multinomial(logits.softmax(dim=1), 1, generator=generator)[:, 0]
-        state = step(backbone, state, options)
-    return finish(backbone, state)
+        state = run_layer(backbone, state, options)
+    return run_head(backbone, state)
 
 
 class CoTrainer:
@@ -142,7 +144,7 @@ class CoTrainer:
         return self.steps * self._config.batch_size
 
     @contextmanager
-    def resting(self) -> Iterator[None]:
+    def frozen_weights(self) -> Iterator[None]:
         """Exclude the weights from gradients within the block."""
         for weight in self._weights:
             weight.requires_grad = False
@@ -175,7 +177,7 @@ class CoTrainer:
         generator = torch_generator(
             self._seed, "co-train options", self.steps, device=labels.device
         )
-        gated = gated_walk(
+        gated = gated_rollout(
             self.backbone, gate, images, generator, budget=self._budget, greedy=self._greedy
         )
         own = functional.cross_entropy(gated, labels)
@@ -212,9 +214,9 @@ class CoTrainer:
             )
         self.steps += 1
 
-    def freeze(self) -> PreparedBackbone:
+    def freeze(self) -> InferenceBackbone:
         """Return the frozen form of the backbone as it is now, in float32."""
-        return self.backbone.prepare().to(self._images.labels.device)
+        return self.backbone.to_inference().to(self._images.labels.device)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return weights and moments for a checkpoint."""

@@ -14,16 +14,16 @@ from dfs_rl.backbones.interfaces import WalkableBackbone
 from dfs_rl.costs import CostTable
 from dfs_rl.data import ImageSet
 from dfs_rl.errors import CheckpointError
-from dfs_rl.evaluation.budget_conditioning import points_along
+from dfs_rl.evaluation.budget_conditioning import estimate_curve_points
 from dfs_rl.evaluation.evaluator import evaluate_gate
 from dfs_rl.evaluation.records import GateRecords
 from dfs_rl.gating.action_masks import gated_budget
-from dfs_rl.gating.budget_conditioning import PriceRange, even_positions
+from dfs_rl.gating.budget_conditioning import CostWeightRange, low_discrepancy_preferences
 from dfs_rl.gating.networks import LearnedGate
-from dfs_rl.gating.reward import RewardWeights, Verdict, step_cost, terminal_reward
+from dfs_rl.gating.reward import PredictionScores, RewardWeights, step_cost, terminal_reward
 from dfs_rl.gating.storage import StoredGate
 from dfs_rl.reporting.options_plot import option_histogram_image
-from dfs_rl.utils.config import CountOrZero
+from dfs_rl.utils.config import NonNegativeInt
 
 _HIGHEST = "validation.highest"
 
@@ -36,29 +36,29 @@ def rewards_of(
     weights: RewardWeights,
     *,
     budget: float | None,
-    prices: PriceRange | None = None,
+    cost_weight_range: CostWeightRange | None = None,
 ) -> Tensor:
     """Return the environment's return of each episode in ``records``, float64 ``[n]``.
 
     Args:
         records: Of the validation images; for all budgets, image ``i`` at the ``i``-th of
-            ``even_positions``.
+            ``low_discrepancy_preferences``.
         costs: The backbone's.
         weights: Reward weights.
         budget: Upper bound on each image's computation in percent; ``None`` for none.
-        prices: Range of the cost weight; ``None`` for ``weights.cost`` alone.
+        cost_weight_range: Range of the cost weight; ``None`` for ``weights.cost`` alone.
     """
     charged = None
-    if prices is not None:
-        charged = prices.weights(even_positions(len(records.options)).double())
+    if cost_weight_range is not None:
+        charged = cost_weight_range.at(low_discrepancy_preferences(len(records.options)).double())
     spent = costs.fractions(records.options)
-    verdict = Verdict(records.predictions, records.correct, records.log_likelihood)
+    scores = PredictionScores(records.predictions, records.correct, records.log_likelihood)
     allowed = None if budget is None else gated_budget(costs, budget, gate_macs=records.gate_macs)
-    terminal = terminal_reward(weights, verdict, spent, gated_budget=allowed, prices=charged)
-    return terminal - step_cost(weights, spent, prices=charged)
+    terminal = terminal_reward(weights, scores, spent, gated_budget=allowed, cost_weight=charged)
+    return terminal - step_cost(weights, spent, cost_weight=charged)
 
 
-def is_as_good(rewards: Tensor, highest: Tensor) -> bool:
+def is_not_worse(rewards: Tensor, highest: Tensor) -> bool:
     """Return whether a later gate is at most one standard error worse than the best so far.
 
     Args:
@@ -71,14 +71,14 @@ def is_as_good(rewards: Tensor, highest: Tensor) -> bool:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BestFigures:
+class BestMetrics:
     """Figures of the gate that was kept, on the validation split."""
 
-    timesteps: CountOrZero
+    timesteps: NonNegativeInt
     accuracy: float
     computation: float
     reward: float
-    patterns: CountOrZero
+    patterns: NonNegativeInt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,8 +90,8 @@ class ValidationState:
         best: The gate that was kept.
     """
 
-    validated_at: CountOrZero | None
-    best: BestFigures | None
+    validated_at: NonNegativeInt | None
+    best: BestMetrics | None
 
 
 Reward = Callable[[GateRecords, CostTable], Tensor]
@@ -102,7 +102,7 @@ class Validator(Generic[GateT]):
     """Measures gates on the validation split, logs their figures and keeps the best.
 
     The criterion is the mean reward of the deterministic gate under the weights that it learns
-    from. A gate for all budgets runs each image under one budget, or under ``walks`` of them. The
+    from. A gate for all budgets runs each image under one budget, or under ``repeats`` of them. The
     best gate is the latest within one standard error of the highest mean: the highest of many noisy
     figures is often an early gate with luck. The figure is biased upwards; report another split.
 
@@ -111,7 +111,7 @@ class Validator(Generic[GateT]):
         reward: Of each image.
         every: Steps between two validations.
         total: Steps of the whole training.
-        walks: Runs of each image by a gate for all budgets; an image's reward is their mean.
+        repeats: Runs of each image by a gate for all budgets; an image's reward is their mean.
         backbone: Returns the backbone as it is now.
         keep: Keeps a gate that is the best so far.
         log: Appends a record to the metrics.
@@ -130,7 +130,7 @@ class Validator(Generic[GateT]):
         reward: Reward,
         every: int,
         total: int,
-        walks: int = 1,
+        repeats: int = 1,
         backbone: Callable[[], WalkableBackbone],
         keep: Callable[[GateT], None],
         log: Log,
@@ -140,7 +140,7 @@ class Validator(Generic[GateT]):
     ) -> None:
         self.images = images
         self.backbone = backbone
-        self._reward, self._every, self._total, self._walks = reward, every, total, walks
+        self._reward, self._every, self._total, self._repeats = reward, every, total, repeats
         self._keep = keep
         self._log = log
         self._board = board
@@ -175,19 +175,21 @@ class Validator(Generic[GateT]):
 
     def validate(self, gate: GateT, timesteps: int) -> None:
         """Measure ``gate``, and keep it if it is the best."""
-        backbone, images, positions = self.backbone(), self.images, None
-        if gate.dial is not None:  # each run under another budget: together they cover the range
-            if self._walks > 1:
-                images = images.subset(torch.arange(len(images)).repeat(self._walks))
-            positions = even_positions(len(images)).to(images.images.device)
-        records = evaluate_gate(backbone, gate, images, budget=gate.budget, positions=positions)
+        backbone, images, preferences = self.backbone(), self.images, None
+        if (
+            gate.budget_conditioning is not None
+        ):  # each run under another budget: together they cover the range
+            if self._repeats > 1:
+                images = images.subset(torch.arange(len(images)).repeat(self._repeats))
+            preferences = low_discrepancy_preferences(len(images)).to(images.images.device)
+        records = evaluate_gate(backbone, gate, images, budget=gate.budget, preferences=preferences)
         histogram = records.histogram(backbone.costs.n_actions)
         rewards = self._reward(records, backbone.costs)  # [walks * images]
         rewards = rewards.view(-1, len(self.images)).mean(dim=0)  # [images]
         computation = records.computation(backbone.costs)
         points = [(float(computation.mean()), records.accuracy)]
-        if positions is not None:
-            along = points_along(computation, records.correct, positions.cpu())
+        if preferences is not None:
+            along = estimate_curve_points(computation, records.correct, preferences.cpu())
             points = [(point.computation, point.accuracy) for point in along]
         figures = {
             "accuracy": records.accuracy,
@@ -209,7 +211,7 @@ class Validator(Generic[GateT]):
         )
         picture = option_histogram_image(histogram.tolist(), backbone.options)
         self._board.image("val/options", picture, timesteps)
-        if self._highest is None or is_as_good(rewards, self._highest):
+        if self._highest is None or is_not_worse(rewards, self._highest):
             self.best = {"timesteps": timesteps, **figures}
             self._keep(gate)
         if self._highest is None or rewards.mean() > self._highest.mean():

@@ -13,18 +13,18 @@ from stable_baselines3.dqn.policies import DQNPolicy
 from torch import Tensor, nn
 
 from dfs_rl.agents.hyperparameters import BuiltKind, FeatureChoice
-from dfs_rl.agents.policies import LayerwiseEmbedding, LayerwiseExtractor, OwnWeights
+from dfs_rl.agents.policies import PerLayerEmbedding, PerLayerExtractor, PerLayerFeaturesExtractor
 from dfs_rl.backbones.interfaces import WalkableBackbone, confidence_sizes
 from dfs_rl.costs import BitOptions
 from dfs_rl.errors import ConfigError
-from dfs_rl.gating.budget_conditioning import Dial
+from dfs_rl.gating.budget_conditioning import BudgetConditioning
 from dfs_rl.gating.networks import (
-    KnownExits,
-    LayerwiseGate,
+    ExitInfo,
     LearnedGate,
+    LSTMGate,
+    MLPGate,
     OneShotGate,
-    RecurrentGate,
-    known_exits,
+    exit_info,
 )
 from dfs_rl.gating.observation import context_size
 
@@ -48,7 +48,11 @@ class GateShape(NamedTuple):
 
 
 def gate_shape(
-    backbone: WalkableBackbone, *, features: FeatureChoice, hidden: int | None, dial: bool
+    backbone: WalkableBackbone,
+    *,
+    features: FeatureChoice,
+    hidden: int | None,
+    budget_conditioning: bool,
 ) -> GateShape:
     """Return the shape of a gate over ``backbone``.
 
@@ -58,12 +62,12 @@ def gate_shape(
         hidden: Width of its hidden layers. By default the gate takes ``GATE_SHARE`` of the gated
             layers' MACs, with 8 to 32 units: with fewer it separates the images of small networks
             badly, and more brought nothing.
-        dial: Whether it is one gate for all budgets.
+        budget_conditioning: One gate for all budgets.
     """
     available = tuple(backbone.feature_sizes)
     sizes = available if features == "all" else confidence_sizes(available)
     if hidden is None:
-        others = context_size(dial=dial) + backbone.costs.n_actions
+        others = context_size(budget_conditioning=budget_conditioning) + backbone.costs.n_actions
         hidden = _affordable(backbone, sum(size + others for size in sizes))
     return GateShape(feature_sizes=sizes, hidden=hidden)
 
@@ -82,7 +86,7 @@ def untrained_gate(
     hidden: int | None,
     name: str = "gate",
     budget: float | None = None,
-    dial: Dial | None = None,
+    budget_conditioning: BudgetConditioning | None = None,
     choices: Sequence[int] | None = None,
 ) -> LearnedGate:
     """Return a gate with the shape and cost that it will have after training.
@@ -95,16 +99,21 @@ def untrained_gate(
         hidden: Its width; ``None`` for its kind's default, see ``gate_shape``, ``RECURRENT_WIDTH``.
         name: Name in tables and plots.
         budget: Upper bound on computation in percent to train for; ``None`` for none.
-        dial: Budget conditioning, if it learns all budgets.
+        budget_conditioning: Budget conditioning, if it learns all budgets.
         choices: Indices of the options that it may choose; ``None`` for all.
     """
-    shape = gate_shape(backbone, features=features, hidden=hidden, dial=dial is not None)
+    shape = gate_shape(
+        backbone,
+        features=features,
+        hidden=hidden,
+        budget_conditioning=budget_conditioning is not None,
+    )
     sizes, width = shape
     if kind == "lstm":
         width = hidden or RECURRENT_WIDTH
     elif kind == "oneshot":
         outputs = len(sizes) * (len(choices) if choices else backbone.costs.n_actions)
-        inputs = sizes[0] + context_size(dial=dial is not None)
+        inputs = sizes[0] + context_size(budget_conditioning=budget_conditioning is not None)
         width = hidden or _affordable(backbone, inputs + outputs)
     return _GATES[kind](
         sizes,
@@ -113,15 +122,15 @@ def untrained_gate(
         hidden=width,
         name=name,
         budget=budget,
-        dial=dial,
+        budget_conditioning=budget_conditioning,
         choices=choices,
-        exits=known_exits(backbone),
+        exits=exit_info(backbone),
     )
 
 
 _GATES: Mapping[BuiltKind, type[LearnedGate]] = {
-    "ff": LayerwiseGate,
-    "lstm": RecurrentGate,
+    "ff": MLPGate,
+    "lstm": LSTMGate,
     "oneshot": OneShotGate,
 }
 
@@ -134,9 +143,9 @@ def deploy(
     feature_macs: float,
     name: str,
     budget: float | None = None,
-    dial: Dial | None = None,
-    position: float = 1.0,
-    exits: KnownExits | None = None,
+    budget_conditioning: BudgetConditioning | None = None,
+    preference: float = 1.0,
+    exits: ExitInfo | None = None,
 ) -> LearnedGate:
     """Copy a policy's actor into a gate with the same logits or action values.
 
@@ -148,15 +157,15 @@ def deploy(
         feature_macs: MACs of the features that it reads, see ``WalkableBackbone``.
         name: Name in tables and plots.
         budget: Upper bound on computation in percent that it keeps to; ``None`` for none.
-        dial: Budget conditioning, if it learned all budgets.
-        position: Budget that it is set to.
+        budget_conditioning: Budget conditioning, if it learned all budgets.
+        preference: Budget that it is set to, in [0, 1].
         exits: The exits that it knows, if its actions are one more than the options.
 
     Returns:
         The gate, on the policy's device, sharing no memory with it.
     """
     extractor = _extractor(model)
-    recurrent = isinstance(extractor, LayerwiseEmbedding)
+    recurrent = isinstance(extractor, PerLayerEmbedding)
     gate = _GATES["lstm" if recurrent else "ff"](
         extractor.feature_sizes,
         options,
@@ -164,18 +173,18 @@ def deploy(
         hidden=extractor.inner.shape[2],
         name=name,
         budget=budget,
-        dial=dial,
-        position=position,
+        budget_conditioning=budget_conditioning,
+        preference=preference,
         exits=exits,
     )
-    if isinstance(gate, RecurrentGate):
+    if isinstance(gate, LSTMGate):
         _copy_memory(model, extractor, gate)
-    elif isinstance(gate, LayerwiseGate):
+    elif isinstance(gate, MLPGate):
         _copy_networks(extractor, gate)
     return gate.to(model.policy.device).eval()
 
 
-def _extractor(model: BaseAlgorithm) -> OwnWeights:
+def _extractor(model: BaseAlgorithm) -> PerLayerFeaturesExtractor:
     """Return the network that decides."""
     policy = model.policy
     if isinstance(policy, DQNPolicy):
@@ -184,16 +193,16 @@ def _extractor(model: BaseAlgorithm) -> OwnWeights:
         extractor = policy.quantile_net.features_extractor
     else:
         extractor = policy.pi_features_extractor
-    assert isinstance(extractor, OwnWeights)
+    assert isinstance(extractor, PerLayerFeaturesExtractor)
     return extractor
 
 
-def _copy_networks(extractor: OwnWeights, gate: LayerwiseGate) -> None:
-    assert isinstance(extractor, LayerwiseExtractor)
+def _copy_networks(extractor: PerLayerFeaturesExtractor, gate: MLPGate) -> None:
+    assert isinstance(extractor, PerLayerExtractor)
     parts = (extractor.features_dim // gate.n_actions, gate.n_actions)
     for layer, network in enumerate(gate.networks):
         first, _, last = network.children()
-        _copy_linear(first, *extractor.own_weights(layer))
+        _copy_linear(first, *extractor.layer_weights(layer))
         # QR-DQN has several scores per option; their mean decides, which is linear as well.
         _copy_linear(
             last,
@@ -202,9 +211,11 @@ def _copy_networks(extractor: OwnWeights, gate: LayerwiseGate) -> None:
         )
 
 
-def _copy_memory(model: BaseAlgorithm, extractor: OwnWeights, gate: RecurrentGate) -> None:
+def _copy_memory(
+    model: BaseAlgorithm, extractor: PerLayerFeaturesExtractor, gate: LSTMGate
+) -> None:
     for layer, embedding in enumerate(gate.embeddings):
-        _copy_linear(embedding, *extractor.own_weights(layer))
+        _copy_linear(embedding, *extractor.layer_weights(layer))
     lstm, head = model.policy.lstm_actor, model.policy.action_net
     assert isinstance(lstm, nn.LSTM)
     assert isinstance(head, nn.Linear)
@@ -219,7 +230,7 @@ def _copy_linear(linear: nn.Module, weight: Tensor, bias: Tensor) -> None:
     linear.bias.copy_(bias)
 
 
-def check_start(gate: LearnedGate, wanted: LearnedGate, source: str) -> None:
+def check_initial_gate(gate: LearnedGate, wanted: LearnedGate, source: str) -> None:
     """Check that training can start from a gate.
 
     Args:
@@ -244,8 +255,8 @@ def check_start(gate: LearnedGate, wanted: LearnedGate, source: str) -> None:
 
 
 @torch.no_grad()
-def start_from(model: BaseAlgorithm, gate: LearnedGate) -> None:
-    """Copy a gate that ``check_start`` accepts into a policy's actor, the inverse of ``deploy``.
+def load_gate_into_policy(model: BaseAlgorithm, gate: LearnedGate) -> None:
+    """Copy a gate that ``check_initial_gate`` accepts into a policy's actor, the inverse of ``deploy``.
 
     SkipNet (Wang et al., ECCV 2018) found that reinforcement from scratch stays at chance on a
     plain backbone, and started from a supervised gate. A gate for all budgets that is to learn one
@@ -259,8 +270,8 @@ def start_from(model: BaseAlgorithm, gate: LearnedGate) -> None:
     policy = model.policy
     assert isinstance(policy, ActorCriticPolicy | MaskableActorCriticPolicy)
     extractor = policy.pi_features_extractor
-    assert isinstance(extractor, OwnWeights)
-    if isinstance(gate, RecurrentGate):
+    assert isinstance(extractor, PerLayerFeaturesExtractor)
+    if isinstance(gate, LSTMGate):
         assert isinstance(policy, RecurrentActorCriticPolicy)
         for layer, embedding in enumerate(gate.embeddings):
             _set_inner(extractor, layer, _linear(embedding), gate)
@@ -269,8 +280,8 @@ def start_from(model: BaseAlgorithm, gate: LearnedGate) -> None:
         head = _linear(policy.action_net)
         head.weight.copy_(gate.scores.weight)
         head.bias.copy_(gate.scores.bias)
-    elif isinstance(gate, LayerwiseGate):
-        assert isinstance(extractor, LayerwiseExtractor)
+    elif isinstance(gate, MLPGate):
+        assert isinstance(extractor, PerLayerExtractor)
         for layer, network in enumerate(gate.networks):
             first, _, last = network.children()
             _set_inner(extractor, layer, _linear(first), gate)
@@ -278,7 +289,9 @@ def start_from(model: BaseAlgorithm, gate: LearnedGate) -> None:
             extractor.outer_bias[layer].copy_(_linear(last).bias)
 
 
-def _set_inner(extractor: OwnWeights, layer: int, linear: nn.Linear, gate: LearnedGate) -> None:
+def _set_inner(
+    extractor: PerLayerFeaturesExtractor, layer: int, linear: nn.Linear, gate: LearnedGate
+) -> None:
     """Set the weights of one layer on its features and context."""
     inner, size = extractor.inner[layer], extractor.feature_sizes[layer]  # [S + C, width]
     context: Tensor = inner[extractor.features_width :]  # [C, width]
@@ -289,7 +302,7 @@ def _set_inner(extractor: OwnWeights, layer: int, linear: nn.Linear, gate: Learn
     context[:both].copy_(theirs[:both])
     extractor.inner_bias[layer].copy_(linear.bias)
     if len(theirs) > both:  # its budget is fixed from now on
-        extractor.inner_bias[layer].add_(theirs[both], alpha=gate.position)
+        extractor.inner_bias[layer].add_(theirs[both], alpha=gate.preference)
 
 
 def _linear(module: nn.Module) -> nn.Linear:

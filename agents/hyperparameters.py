@@ -5,7 +5,14 @@ from dataclasses import replace
 from typing import ClassVar, Literal, NamedTuple, TypeVar
 
 from dfs_rl.errors import ConfigError
-from dfs_rl.utils.config import Count, Positive, PositiveOrZero, PositiveShare, Share, configuration
+from dfs_rl.utils.config import (
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    PositiveUnitInterval,
+    UnitInterval,
+    configuration,
+)
 
 AlgorithmName = Literal["ppo", "a2c", "maskable_ppo", "trpo", "dqn", "qrdqn", "recurrent_ppo"]
 GateKind = Literal["ff", "lstm"]
@@ -21,11 +28,11 @@ Start = Literal["uniform", "indifferent"]
 
 ConfigT = TypeVar("ConfigT", bound="AlgorithmConfig")
 
-ROLLOUTS_PER_IMAGE = 8
+DEFAULT_GROUP_SIZE = 8
 """That share a baseline where nothing else is asked for and a gate does not begin at uniform options."""
 
 
-class UpdateSize(NamedTuple):
+class RolloutSize(NamedTuple):
     """What an algorithm gets to learn from at once.
 
     Attributes:
@@ -34,14 +41,14 @@ class UpdateSize(NamedTuple):
         observation_bytes: What is seen before one decision takes.
     """
 
-    walks: int
-    layers: int
+    n_envs: int
+    n_layers: int
     observation_bytes: int
 
     @property
     def decisions(self) -> int:
         """Of all walks."""
-        return self.walks * self.layers
+        return self.n_envs * self.n_layers
 
 
 @configuration
@@ -49,9 +56,10 @@ class AlgorithmConfig:
     """What all algorithms have in common.
 
     Attributes:
-        learning_rate: Initial step size; default 12,000 / timesteps, or 1,500 / timesteps for a policy gradient with --start uniform,
-            at most 0.03.
-        final_learning_rate: Final step size, reached linearly; default a twentieth of learning_rate.
+        learning_rate: Initial step size; default 12,000 / timesteps, or 1,500 / timesteps for a
+            policy gradient with --start uniform, at most 0.03.
+        final_learning_rate: Final step size, reached linearly; default a twentieth of
+            learning_rate.
 
     Raises:
         ConfigError: If a value is out of range.
@@ -64,10 +72,10 @@ class AlgorithmConfig:
     gate: ClassVar[GateKind] = "ff"
     """What it learns."""
 
-    learning_rate: PositiveShare | None = None
-    final_learning_rate: Share | None = None
+    learning_rate: PositiveUnitInterval | None = None
+    final_learning_rate: UnitInterval | None = None
 
-    def check_update(self, update: "UpdateSize") -> None:
+    def check_update(self, update: "RolloutSize") -> None:
         """Refuse settings that do not suit an update of that size.
 
         Raises:
@@ -80,10 +88,11 @@ class OnPolicyConfig(AlgorithmConfig):
     """What the algorithms that learn from their latest rollout alone have in common.
 
     Attributes:
-        gae_lambda: Bias against variance of the advantage with one rollout per image; unused with several.
+        gae_lambda: Bias against variance of the advantage with one rollout per image; unused with
+            several.
     """
 
-    gae_lambda: Share = 0.95
+    gae_lambda: UnitInterval = 0.95
 
 
 @configuration
@@ -91,14 +100,16 @@ class PolicyGradientConfig(OnPolicyConfig):
     """What the algorithms that follow one gradient of policy, entropy and value have in common.
 
     Attributes:
-        ent_coef: Initial weight of the entropy bonus, which falls linearly to 0; default 0.03, or 0 with --start uniform.
-        vf_coef: Weight of the critic's loss; actor and critic share no weights, so it only matters for gradient clipping.
+        ent_coef: Initial weight of the entropy bonus, which falls linearly to 0; default 0.03, or 0
+            with --start uniform.
+        vf_coef: Weight of the critic's loss; actor and critic share no weights, so it only matters
+            for gradient clipping.
         max_grad_norm: Gradient clipping.
     """
 
-    ent_coef: PositiveOrZero | None = None
-    vf_coef: PositiveOrZero = 0.5
-    max_grad_norm: Positive = 0.5
+    ent_coef: NonNegativeFloat | None = None
+    vf_coef: NonNegativeFloat = 0.5
+    max_grad_norm: PositiveFloat = 0.5
 
 
 @configuration
@@ -107,18 +118,18 @@ class PPOConfig(PolicyGradientConfig):
 
     Attributes:
         n_epochs: Passes over each rollout; more than 4 gain little for twice the time.
-        batch_size: Decisions per minibatch; must divide an update, num_envs x layers, and at most all of it counts. Default a
-            quarter of an update.
+        batch_size: Decisions per minibatch; must divide an update, num_envs x layers, and at most
+            all of it counts. Default a quarter of an update.
         clip_range: PPO's bound on the change of probability per update.
     """
 
     label = "PPO"
 
-    n_epochs: Count = 4
-    batch_size: Count | None = None
-    clip_range: Positive = 0.2
+    n_epochs: PositiveInt = 4
+    batch_size: PositiveInt | None = None
+    clip_range: PositiveFloat = 0.2
 
-    def check_update(self, update: UpdateSize) -> None:
+    def check_update(self, update: RolloutSize) -> None:
         """See ``AlgorithmConfig``."""
         minibatch_size(self.batch_size, update)
 
@@ -144,18 +155,20 @@ class TRPOConfig(OnPolicyConfig):
     """Hyperparameters of ``--algo trpo``. The step sizes are the critic's alone; the actor's follow from ``target_kl``.
 
     Attributes:
-        target_kl: How far an update may move the policy, as the mean divergence in nats over the states that it saw.
+        target_kl: How far an update may move the policy, as the mean divergence in nats over the
+            states that it saw.
         n_critic_updates: Passes of the critic over each rollout.
-        batch_size: Decisions per minibatch of the critic; must divide an update, num_envs x layers. Default a quarter of an update.
+        batch_size: Decisions per minibatch of the critic; must divide an update, num_envs x layers.
+            Default a quarter of an update.
     """
 
     label = "TRPO"
 
-    target_kl: Positive = 0.01
-    n_critic_updates: Count = 4
-    batch_size: Count | None = None
+    target_kl: PositiveFloat = 0.01
+    n_critic_updates: PositiveInt = 4
+    batch_size: PositiveInt | None = None
 
-    def check_update(self, update: UpdateSize) -> None:
+    def check_update(self, update: RolloutSize) -> None:
         """See ``AlgorithmConfig``."""
         minibatch_size(self.batch_size, update)
 
@@ -177,29 +190,32 @@ class QLearningConfig(AlgorithmConfig):
     """What the algorithms that learn the worth of each option from remembered decisions have in common.
 
     Attributes:
-        learning_rate: Adam's step size at the start; smaller than a policy gradient's default, for the target is learned as well
-            and moves with each step.
-        exploration_fraction: Share of the training over which the rate of random options falls, linearly from 1.
+        learning_rate: Adam's step size at the start; smaller than a policy gradient's default, for
+            the target is learned as well and moves with each step.
+        exploration_fraction: Share of the training over which the rate of random options falls,
+            linearly from 1.
         exploration_final_eps: Rate of random options afterwards.
         gradient_steps: Gradient steps per update; an update is one episode of all environments.
-        batch_size: Decisions per gradient step; large, because rewards of one option differ mostly by the images.
-        buffer_size: Decisions that the replay buffer holds; default as many as fit in 64 megabytes. A checkpoint holds them too.
+        batch_size: Decisions per gradient step; large, because rewards of one option differ mostly
+            by the images.
+        buffer_size: Decisions that the replay buffer holds; default as many as fit in 64 megabytes.
+            A checkpoint holds them too.
         max_grad_norm: Gradient clipping; wide, because the loss is linear in large errors.
     """
 
-    learning_rate: PositiveShare | None = 0.003
-    exploration_fraction: PositiveShare = 0.5
-    exploration_final_eps: Share = 0.05
-    gradient_steps: Count = 32
-    batch_size: Count = 512
-    buffer_size: Count | None = None
-    max_grad_norm: Positive = 10.0
+    learning_rate: PositiveUnitInterval | None = 0.003
+    exploration_fraction: PositiveUnitInterval = 0.5
+    exploration_final_eps: UnitInterval = 0.05
+    gradient_steps: PositiveInt = 32
+    batch_size: PositiveInt = 512
+    buffer_size: PositiveInt | None = None
+    max_grad_norm: PositiveFloat = 10.0
 
-    def check_update(self, update: UpdateSize) -> None:
+    def check_update(self, update: RolloutSize) -> None:
         """See ``AlgorithmConfig``."""
-        self.remembered(update)
+        self.transitions(update)
 
-    def remembered(self, update: UpdateSize) -> int:
+    def transitions(self, update: RolloutSize) -> int:
         """Return the number of decisions in the replay buffer.
 
         Raises:
@@ -209,12 +225,14 @@ class QLearningConfig(AlgorithmConfig):
         size = self.buffer_size or int(_BUFFER_BYTES / each)
         if size < update.decisions:
             raise ConfigError(
-                f"buffer_size is {size}; it must hold the {update.decisions} decisions of one update of {update.walks} episodes of "
-                f"{update.layers} layers."
+                f"buffer_size is {size}; it must hold the {update.decisions} decisions of one "
+                f"update of {update.n_envs} episodes of "
+                f"{update.n_layers} layers."
             )
         if size * each > _MOST_BUFFER_BYTES:
             raise ConfigError(
-                f"buffer_size is {size}, which takes {size * each / 1e6:.4g} megabytes; at most {_MOST_BUFFER_BYTES / 1e6:g} are allowed."
+                f"buffer_size is {size}, which takes {size * each / 1e6:.4g} megabytes; at most "
+                f"{_MOST_BUFFER_BYTES / 1e6:g} are allowed."
             )
         return size
 
@@ -241,16 +259,18 @@ class QRDQNConfig(QLearningConfig):
 
     label = "QR-DQN"
 
-    n_quantiles: Count = 16
+    n_quantiles: PositiveInt = 16
 
 
-def rollouts_per_image(config: AlgorithmConfig, asked: int | None, *, start: Start) -> int:
+def resolved_group_size(config: AlgorithmConfig, asked: int | None, *, start: Start) -> int:
     """Return how many rollouts of one image share a baseline.
 
-    A gate that begins at uniform options sees every image once by default: what it still has to learn are close calls, for which
-    more images an update are worth more than a baseline without their difficulty. On a ResNet-20 (500,000 steps of PPO, three
-    seeds) one rollout an image earned more on val than eight in each seed, on digits (1,200,000 steps, five seeds; with exits 300,000
-    and three) as much. A gate that began indifferent still gained by eight on the ResNet-20 (one seed).
+    A gate that begins at uniform options sees every image once by default: what it still has to
+    learn are close calls, for which more images an update are worth more than a baseline without
+    their difficulty. On a ResNet-20 (500,000 steps of PPO, three seeds) one rollout an image earned
+    more on val than eight in each seed, on digits (1,200,000 steps, five seeds; with exits 300,000
+    and three) as much. A gate that began indifferent still gained by eight on the ResNet-20 (one
+    seed).
 
     Args:
         config: Hyperparameters; their type says which algorithm.
@@ -261,14 +281,14 @@ def rollouts_per_image(config: AlgorithmConfig, asked: int | None, *, start: Sta
         ConfigError: If the algorithm has no use for as many.
     """
     if asked is not None:
-        check_rollouts(config, asked)
+        check_group_size(config, asked)
         return asked
     return (
-        ROLLOUTS_PER_IMAGE if isinstance(config, OnPolicyConfig) and start == "indifferent" else 1
+        DEFAULT_GROUP_SIZE if isinstance(config, OnPolicyConfig) and start == "indifferent" else 1
     )
 
 
-def check_rollouts(config: AlgorithmConfig, rollouts: int) -> None:
+def check_group_size(config: AlgorithmConfig, rollouts: int) -> None:
     """Refuse several rollouts of one image where none are compared.
 
     Raises:
@@ -276,12 +296,13 @@ def check_rollouts(config: AlgorithmConfig, rollouts: int) -> None:
     """
     if rollouts != 1 and not isinstance(config, OnPolicyConfig):
         raise ConfigError(
-            f"images_per_group is {rollouts}, but {config.label} learns from single decisions and compares no rollouts of one "
+            f"group_size is {rollouts}, but {config.label} learns from single decisions and "
+            "compares no rollouts of one "
             "image; leave it out, or give 1."
         )
 
 
-def minibatch_size(asked: int | None, update: UpdateSize) -> int:
+def minibatch_size(asked: int | None, update: RolloutSize) -> int:
     """Return the decisions in a minibatch: ``asked``, at most a whole update, or a quarter of one.
 
     Raises:
@@ -291,56 +312,61 @@ def minibatch_size(asked: int | None, update: UpdateSize) -> int:
     if size <= 1 or update.decisions % size != 0:
         given = "by default a quarter of an update" if asked is None else str(asked)
         raise ConfigError(
-            f"batch_size is {given}; it must divide the {update.decisions} decisions of an update (num_envs x layers) and be at least 2."
+            f"batch_size is {given}; it must divide the {update.decisions} decisions of an update "
+            "(num_envs x layers) and be at least 2."
         )
     return size
 
 
 PATH_LENGTH = 12_000.0
-SHORT_PATH_LENGTH = 1_500.0
-LARGEST_STEP = 0.03
-USUAL_ENTROPY = 0.03
+UNIFORM_START_PATH_LENGTH = 1_500.0
+MAX_LEARNING_RATE = 0.03
+DEFAULT_ENT_COEF = 0.03
 
 
-class StepSizes(NamedTuple):
+class LearningRateRange(NamedTuple):
     """Where the linear schedule of step sizes starts and ends."""
 
     start: float
     end: float
 
 
-def step_sizes(config: AlgorithmConfig, timesteps: int) -> StepSizes:
-    """Return the step sizes of a training of ``timesteps``, see ``suited_to``."""
-    config = suited_to(config, "indifferent", timesteps=timesteps)
+def learning_rate_range(config: AlgorithmConfig, timesteps: int) -> LearningRateRange:
+    """Return the step sizes of a training of ``timesteps``, see ``with_start_defaults``."""
+    config = with_start_defaults(config, "indifferent", timesteps=timesteps)
     assert config.learning_rate is not None
     assert config.final_learning_rate is not None
-    return StepSizes(config.learning_rate, config.final_learning_rate)
+    return LearningRateRange(config.learning_rate, config.final_learning_rate)
 
 
-def suited_to(config: ConfigT, start: Start, *, timesteps: int) -> ConfigT:
+def with_start_defaults(config: ConfigT, start: Start, *, timesteps: int) -> ConfigT:
     """Return a configuration with numbers for all defaults that depend on the initial policy and the length of the training.
 
-    The default step size is ``PATH_LENGTH / timesteps``, at most ``LARGEST_STEP``. Adam moves a weight by about its step size
-    whatever the gradient, so the distance that weights can move stays the same. A policy gradient that starts uniform has little to
-    change: its step size is ``SHORT_PATH_LENGTH / timesteps``, and it has no entropy bonus, which would mix its options.
+    The default step size is ``PATH_LENGTH / timesteps``, at most ``MAX_LEARNING_RATE``. Adam moves
+    a weight by about its step size whatever the gradient, so the distance that weights can move
+    stays the same. A policy gradient that starts uniform has little to
+    change: its step size is ``UNIFORM_START_PATH_LENGTH / timesteps``, and it has no entropy bonus,
+        which would mix its options.
     """
     follows_gradient = isinstance(config, PolicyGradientConfig)
     gentle = follows_gradient and start == "uniform"
     rate, final = config.learning_rate, config.final_learning_rate
     if rate is None:
-        rate = min(LARGEST_STEP, (SHORT_PATH_LENGTH if gentle else PATH_LENGTH) / timesteps)
+        rate = min(
+            MAX_LEARNING_RATE, (UNIFORM_START_PATH_LENGTH if gentle else PATH_LENGTH) / timesteps
+        )
     values: dict[str, float] = {
         "learning_rate": rate,
         "final_learning_rate": rate / 20 if final is None else final,
     }
     if isinstance(config, PolicyGradientConfig) and config.ent_coef is None:
-        values["ent_coef"] = 0.0 if gentle else USUAL_ENTROPY
+        values["ent_coef"] = 0.0 if gentle else DEFAULT_ENT_COEF
     return replace(config, **values)
 
 
-def entropy_weight(config: PolicyGradientConfig, progress: float) -> float:
+def ent_coef_at(config: PolicyGradientConfig, progress: float) -> float:
     """Return the weight of the entropy bonus after a share ``progress`` of training, in [0, 1]."""
-    first = USUAL_ENTROPY if config.ent_coef is None else config.ent_coef
+    first = DEFAULT_ENT_COEF if config.ent_coef is None else config.ent_coef
     return first * max(0.0, 1.0 - progress)
 
 

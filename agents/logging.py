@@ -89,9 +89,9 @@ class ProgressBar:
         say: Prints a line per validation if stderr is no terminal.
     """
 
-    def __init__(self, total: int, *, say: Callable[[str], None]) -> None:
+    def __init__(self, total: int, *, print_status: Callable[[str], None]) -> None:
         self._total = total
-        self._say = say
+        self._say = print_status
         self._bar: tqdm[Any] | None = None
         self._validated: Mapping[str, Any] = {}
 

@@ -27,7 +27,7 @@ def gate_needs(
     kind: BuiltKind,
     features: FeatureChoice,
     hidden: int | None,
-    dial: bool,
+    budget_conditioning: bool,
     decisions: int,
     outputs: int = 1,
 ) -> dict[str, float]:
@@ -38,22 +38,31 @@ def gate_needs(
         kind: See ``untrained_gate``.
         features: See ``untrained_gate``.
         hidden: Its width; ``None`` for the default.
-        dial: Whether it is one gate for all budgets.
+        budget_conditioning: One gate for all budgets.
         decisions: What it learns from at once.
         outputs: Numbers for each option.
     """
-    sizes, width = gate_shape(backbone, features=features, hidden=hidden, dial=dial)
+    sizes, width = gate_shape(
+        backbone, features=features, hidden=hidden, budget_conditioning=budget_conditioning
+    )
     scores = outputs * backbone.costs.n_actions
     if kind == "lstm":
         width = hidden or RECURRENT_WIDTH
-    units = len(sizes) * (max(sizes) + context_size(dial=dial) + scores)
+    units = len(sizes) * (
+        max(sizes) + context_size(budget_conditioning=budget_conditioning) + scores
+    )
     weights = width * units + (8 * width**2 if kind == "lstm" else 0)
     needs = _FLOAT * (_COPIES * weights + _KEPT * decisions * width)
     return {f"hidden is {width}": needs}
 
 
-def walk_needs(
-    backbone: WalkableBackbone, *, num_envs: int, val_images: int, val_walks: int, dial: bool
+def rollout_needs(
+    backbone: WalkableBackbone,
+    *,
+    num_envs: int,
+    val_images: int,
+    val_repeats: int,
+    budget_conditioning: bool,
 ) -> dict[str, float]:
     """Return about how many bytes the walks of a training and of its validations take.
 
@@ -61,28 +70,32 @@ def walk_needs(
         backbone: The network.
         num_envs: Walks side by side.
         val_images: Images of the val split.
-        val_walks: How often each is walked.
-        dial: Whether the gate is one for all budgets; others walk each image once.
+        val_repeats: How often each is walked.
+        budget_conditioning: Whether the gate is one for all budgets; others walk each image once.
     """
     layers = backbone.costs.n_layers
-    seen = _KEPT * layers * observation_bytes(observation_space(backbone, dial=dial))
-    rows = val_images * (val_walks if dial else 1)
+    seen = (
+        _KEPT
+        * layers
+        * observation_bytes(observation_space(backbone, budget_conditioning=budget_conditioning))
+    )
+    rows = val_images * (val_repeats if budget_conditioning else 1)
     pixels = 1
     for side in backbone.image_shape:
         pixels *= side
     return {
         f"num_envs is {num_envs}": float(num_envs * (forward_bytes(backbone) + seen)),
-        f"val_walks is {val_walks}": float(rows * (pixels + 8 * _KEPT * layers)),
+        f"val_repeats is {val_repeats}": float(rows * (pixels + 8 * _KEPT * layers)),
     }
 
 
 def replay_needs(
-    config: AlgorithmConfig, backbone: WalkableBackbone, *, dial: bool
+    config: AlgorithmConfig, backbone: WalkableBackbone, *, budget_conditioning: bool
 ) -> dict[str, float]:
     """Return the approximate bytes of a replay buffer and a batch from it, by setting."""
     if not isinstance(config, QLearningConfig):
         return {}
-    seen = observation_bytes(observation_space(backbone, dial=dial))
+    seen = observation_bytes(observation_space(backbone, budget_conditioning=budget_conditioning))
     quantiles = config.n_quantiles if isinstance(config, QRDQNConfig) else 1
     pairs = _FLOAT * (backbone.costs.n_actions * quantiles + quantiles**2)  # of the Huber loss
     needs = {f"batch_size is {config.batch_size}": float(config.batch_size * _KEPT * seen)}

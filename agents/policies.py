@@ -18,7 +18,7 @@ from stable_baselines3.dqn.policies import QNetwork
 from torch import Tensor, nn
 
 
-class OwnWeights(BaseFeaturesExtractor, ABC):
+class PerLayerFeaturesExtractor(BaseFeaturesExtractor, ABC):
     """Separate weights for every gated layer, on the features and the context that it sees.
 
     A network shared by all layers collapses to one pattern, because channel 3 of one layer has
@@ -53,7 +53,7 @@ class OwnWeights(BaseFeaturesExtractor, ABC):
             for weight, size in zip(self.inner, self.feature_sizes, strict=True):
                 weight.uniform_(-1.0, 1.0).mul_((size + context) ** -0.5)
 
-    def own_weights(self, layer: int) -> tuple[Tensor, Tensor]:
+    def layer_weights(self, layer: int) -> tuple[Tensor, Tensor]:
         """Return one layer's weights ``[width, size + C]`` and bias ``[width]``."""
         weights, size = self.inner[layer], self.feature_sizes[layer]
         present = torch.cat([weights[:size], weights[self.features_width :]])
@@ -92,12 +92,12 @@ class OwnWeights(BaseFeaturesExtractor, ABC):
         return self.all_layers(stacked).flatten(0, 1).index_select(0, slots)
 
 
-class LayerwiseExtractor(OwnWeights):
+class PerLayerExtractor(PerLayerFeaturesExtractor):
     """One two-layer perceptron per gated layer: features and context in, one score per option out.
 
     Args:
-        observation_space: See ``OwnWeights``.
-        feature_sizes: See ``OwnWeights``.
+        observation_space: See ``PerLayerFeaturesExtractor``.
+        feature_sizes: See ``PerLayerFeaturesExtractor``.
         hidden: Width of the hidden layer.
         outputs: Scores per layer.
     """
@@ -119,22 +119,22 @@ class LayerwiseExtractor(OwnWeights):
         self.outer_bias = nn.Parameter(torch.zeros(layers, outputs))
 
     def one_layer(self, inputs: Tensor, layer: int) -> Tensor:
-        """See ``OwnWeights``."""
+        """See ``PerLayerFeaturesExtractor``."""
         hidden = torch.tanh(torch.addmm(self.inner_bias[layer], inputs, self.inner[layer]))
         return torch.addmm(self.outer_bias[layer], hidden, self.outer[layer])
 
     def all_layers(self, inputs: Tensor) -> Tensor:
-        """See ``OwnWeights``."""
+        """See ``PerLayerFeaturesExtractor``."""
         hidden = torch.tanh(torch.baddbmm(self.inner_bias[:, None], inputs, self.inner))
         return torch.baddbmm(self.outer_bias[:, None], hidden, self.outer)
 
 
-class LayerwiseEmbedding(OwnWeights):
+class PerLayerEmbedding(PerLayerFeaturesExtractor):
     """One linear map per gated layer, for a memory that all layers share.
 
     Args:
-        observation_space: See ``OwnWeights``.
-        feature_sizes: See ``OwnWeights``.
+        observation_space: See ``PerLayerFeaturesExtractor``.
+        feature_sizes: See ``PerLayerFeaturesExtractor``.
         outputs: Width of the embedding.
     """
 
@@ -146,11 +146,11 @@ class LayerwiseEmbedding(OwnWeights):
         )
 
     def one_layer(self, inputs: Tensor, layer: int) -> Tensor:
-        """See ``OwnWeights``."""
+        """See ``PerLayerFeaturesExtractor``."""
         return torch.addmm(self.inner_bias[layer], inputs, self.inner[layer])
 
     def all_layers(self, inputs: Tensor) -> Tensor:
-        """See ``OwnWeights``."""
+        """See ``PerLayerFeaturesExtractor``."""
         return torch.baddbmm(self.inner_bias[:, None], inputs, self.inner)
 
 
@@ -171,15 +171,15 @@ class _PerLayerScores:
 
 
 class GatePolicy(_PerLayerScores, MultiInputActorCriticPolicy):
-    """Policy of PPO, A2C and TRPO, for a ``LayerwiseExtractor``."""
+    """Policy of PPO, A2C and TRPO, for a ``PerLayerExtractor``."""
 
 
 class MaskableGatePolicy(_PerLayerScores, MaskableMultiInputActorCriticPolicy):
-    """Policy of MaskablePPO, for a ``LayerwiseExtractor``."""
+    """Policy of MaskablePPO, for a ``PerLayerExtractor``."""
 
 
 class RecurrentGatePolicy(RecurrentMultiInputActorCriticPolicy):
-    """Policy of RecurrentPPO, for a ``LayerwiseEmbedding``.
+    """Policy of RecurrentPPO, for a ``PerLayerEmbedding``.
 
     Its scores start at zero, as those of the other gates; all layers share the head, as in DFS.
     """
@@ -191,7 +191,7 @@ class RecurrentGatePolicy(RecurrentMultiInputActorCriticPolicy):
 
 
 class GateDQNPolicy(DQNMultiInputPolicy):
-    """Policy of DQN, for a ``LayerwiseExtractor`` whose scores are the action values."""
+    """Policy of DQN, for a ``PerLayerExtractor`` whose scores are the action values."""
 
     def make_q_net(self) -> QNetwork:
         """Return a network without a head."""
@@ -201,7 +201,7 @@ class GateDQNPolicy(DQNMultiInputPolicy):
 
 
 class GateQRDQNPolicy(QRDQNMultiInputPolicy):
-    """Policy of QR-DQN, for a ``LayerwiseExtractor`` whose scores are the quantiles."""
+    """Policy of QR-DQN, for a ``PerLayerExtractor`` whose scores are the quantiles."""
 
     def make_quantile_net(self) -> QuantileNetwork:
         """Return a network without a head."""

@@ -18,9 +18,9 @@ from dfs_rl.backbones.interfaces import WalkableBackbone
 from dfs_rl.costs import CostTable
 from dfs_rl.data import ImageSet
 from dfs_rl.envs.task import Task
-from dfs_rl.evaluation.evaluator import evaluate_table
+from dfs_rl.evaluation.evaluator import evaluate_static_table
 from dfs_rl.gating.action_masks import gated_budget
-from dfs_rl.gating.execution import start, step
+from dfs_rl.gating.execution import run_layer, run_stem
 from dfs_rl.gating.networks import LearnedGate
 from dfs_rl.gating.observation import Observation, observe
 from dfs_rl.gating.reward import RewardWeights
@@ -35,7 +35,7 @@ _BATCH = 256
 _LEARNING_RATE = 0.02
 
 
-class UniformWorth(NamedTuple):
+class UniformOptionRewards(NamedTuple):
     """Mean reward and cost of running all layers at one option.
 
     Attributes:
@@ -47,9 +47,9 @@ class UniformWorth(NamedTuple):
     rewards: Tensor
     spent: Tensor
 
-    def best_at(self, prices: Tensor) -> Tensor:
+    def best_at(self, cost_weight: Tensor) -> Tensor:
         """Return the best option at each cost weight, int64 ``[n]``; the cheaper of equals."""
-        return (self.rewards - prices[:, None] * self.spent).argmax(dim=1)
+        return (self.rewards - cost_weight[:, None] * self.spent).argmax(dim=1)
 
     def best_within(self, targets: Tensor) -> Tensor:
         """Return the best option within each target cost, float64 ``[n]`` to int64 ``[n]``.
@@ -61,18 +61,18 @@ class UniformWorth(NamedTuple):
         return torch.where(within.any(dim=1), best, self.spent.argmin())
 
 
-Wanted = Callable[[ImageSet, Tensor | None], Tensor]
+TargetOptions = Callable[[ImageSet, Tensor | None], Tensor]
 """Return the option for each image of the agent split and its preference, float32 ``[n]``."""
 
 
-def uniform_worth(
+def evaluate_uniform_options(
     backbone: WalkableBackbone,
     images: ImageSet,
     weights: RewardWeights,
     *,
     budget: float | None = None,
     gate_macs: float = 0.0,
-) -> UniformWorth:
+) -> UniformOptionRewards:
     """Try every option of the menu at all layers of a network on some images.
 
     Args:
@@ -84,7 +84,7 @@ def uniform_worth(
     """
     costs = backbone.costs
     records = [
-        evaluate_table(backbone, images, (option,) * costs.n_layers, name="")
+        evaluate_static_table(backbone, images, (option,) * costs.n_layers, name="")
         for option in range(len(backbone.options))
     ]
     free = replace(weights, cost=0.0)
@@ -94,26 +94,28 @@ def uniform_worth(
     spent = torch.stack([costs.fractions(record.options[:1])[0] for record in records])
     if budget is not None:
         rewards[spent > gated_budget(costs, budget, gate_macs=gate_macs)] = -torch.inf
-    return UniformWorth(rewards, spent)
+    return UniformOptionRewards(rewards, spent)
 
 
-def worth_most_at_prices(task: Task) -> Wanted:
+def best_uniform_at_cost_weight(task: Task) -> TargetOptions:
     """Want what is worth most at the price that each image pays in an agent's task."""
 
-    def wanted(images: ImageSet, positions: Tensor | None) -> Tensor:
-        worth = uniform_worth(
-            task.backbone, images, task.weights, budget=task.budget, gate_macs=task.gate_macs
+    def target_options(images: ImageSet, preferences: Tensor | None) -> Tensor:
+        uniform_rewards = evaluate_uniform_options(
+            task.backbone, images, task.reward, budget=task.budget, gate_macs=task.gate_macs
         )
-        if positions is None or task.prices is None:
-            prices = torch.full((len(images),), task.weights.cost, dtype=torch.float64)
+        if preferences is None or task.cost_weight_range is None:
+            cost_weight = torch.full((len(images),), task.reward.cost, dtype=torch.float64)
         else:
-            prices = task.prices.weights(positions.double().cpu())
-        return worth.best_at(prices)
+            cost_weight = task.cost_weight_range.at(preferences.double().cpu())
+        return uniform_rewards.best_at(cost_weight)
 
-    return wanted
+    return target_options
 
 
-def likeliest_within(backbone: WalkableBackbone, target: Callable[[Tensor], Tensor]) -> Wanted:
+def best_uniform_within_budget(
+    backbone: WalkableBackbone, target: Callable[[Tensor], Tensor]
+) -> TargetOptions:
     """Choose the option under which labels are likeliest within the gated layers' budget.
 
     Args:
@@ -122,41 +124,41 @@ def likeliest_within(backbone: WalkableBackbone, target: Callable[[Tensor], Tens
             for one budget it is called with position 1.
     """
 
-    def wanted(images: ImageSet, positions: Tensor | None) -> Tensor:
+    def target_options(images: ImageSet, preferences: Tensor | None) -> Tensor:
         likelihood = RewardWeights(accuracy=0.0, log_likelihood=1.0)
-        worth = uniform_worth(backbone, images, likelihood)
-        where = torch.ones(len(images)) if positions is None else positions.cpu()
-        return worth.best_within(target(where.double()))
+        uniform_rewards = evaluate_uniform_options(backbone, images, likelihood)
+        where = torch.ones(len(images)) if preferences is None else preferences.cpu()
+        return uniform_rewards.best_within(target(where.double()))
 
-    return wanted
+    return target_options
 
 
-def odds_around(wanted: Tensor, costs: CostTable, layer: int) -> Tensor:
+def target_probabilities(target_options: Tensor, costs: CostTable, layer: int) -> Tensor:
     """Return the probability of each action at a layer, float32 ``[n, actions]``; rows sum to 1.
 
     Args:
-        wanted: The option for all layers, int64 ``[n]``.
+        target_options: The option for all layers, int64 ``[n]``.
         costs: Of the network; an exit, if possible, counts as a neighbour of every option.
         layer: Index of the layer.
     """
-    menu = torch.arange(len(costs.options), device=wanted.device)
-    scores = _NEIGHBOUR * (menu - wanted[:, None]).float().square()
+    menu = torch.arange(len(costs.options), device=target_options.device)
+    scores = _NEIGHBOUR * (menu - target_options[:, None]).float().square()
     if costs.exits:
         leaving = _NEIGHBOUR if layer in costs.exits_after else -torch.inf
-        scores = torch.cat([scores, scores.new_full((len(wanted), 1), leaving)], dim=1)
+        scores = torch.cat([scores, scores.new_full((len(target_options), 1), leaving)], dim=1)
     return scores.softmax(dim=1)
 
 
-def walks_to_begin(costs: CostTable) -> int:
+def pretraining_images(costs: CostTable) -> int:
     """Return the number of images that pretraining runs."""
     return IMAGES * (len(costs.options) + 1)
 
 
-def begin_uniform(
+def behavior_cloning(
     gate: LearnedGate,
     backbone: WalkableBackbone,
     images: ImageSet,
-    wanted: Wanted,
+    target_options: TargetOptions,
     *,
     budget: float | None = None,
     seed: int,
@@ -168,7 +170,7 @@ def begin_uniform(
             all budgets learns the wanted option of each.
         backbone: The network, frozen.
         images: The agent split.
-        wanted: Returns the wanted options.
+        target_options: Returns the options to imitate.
         budget: Per-input budget that the gate sees.
         seed: Seed of images and draws.
     """
@@ -176,49 +178,51 @@ def begin_uniform(
     generator = torch_generator(seed, "uniform start", device=device)
     rows = torch.randint(len(images), (IMAGES,), generator=generator, device=device)
     drawn = images.subset(rows)
-    positions = None
-    if gate.dial is not None:
-        positions = torch.rand(IMAGES, generator=generator, device=device)
-    options = wanted(drawn, positions).to(device)
-    odds, seen = _walk_around(
-        options, backbone, drawn, positions, generator, budget=budget, gate_macs=gate.macs
+    preferences = None
+    if gate.budget_conditioning is not None:
+        preferences = torch.rand(IMAGES, generator=generator, device=device)
+    options = target_options(drawn, preferences).to(device)
+    probabilities, seen = _rollout_targets(
+        options, backbone, drawn, preferences, generator, budget=budget, gate_macs=gate.macs
     )
-    _imitate(gate, odds, seen, generator)
+    _fit_gate(gate, probabilities, seen, generator)
 
 
-def _walk_around(
-    wanted: Tensor,
+def _rollout_targets(
+    target_options: Tensor,
     backbone: WalkableBackbone,
     images: ImageSet,
-    positions: Tensor | None,
+    preferences: Tensor | None,
     generator: torch.Generator,
     *,
     budget: float | None,
     gate_macs: float,
 ) -> tuple[list[Tensor], list[Observation]]:
     """Return each layer's odds and observations of episodes whose options are drawn from them."""
-    odds, seen = [], []
+    probabilities, seen = [], []
     with torch.no_grad():
-        state = start(backbone, images.images)
+        state = run_stem(backbone, images.images)
         while state.layer < backbone.costs.n_layers:
-            odds.append(odds_around(wanted, backbone.costs, state.layer))
+            probabilities.append(target_probabilities(target_options, backbone.costs, state.layer))
             seen.append(
-                observe(backbone, state, budget=budget, gate_macs=gate_macs, positions=positions)
+                observe(
+                    backbone, state, budget=budget, gate_macs=gate_macs, preferences=preferences
+                )
             )
-            to_stay = odds[-1][:, : len(backbone.options)]
+            to_stay = probabilities[-1][:, : len(backbone.options)]
             drawn = torch.multinomial(to_stay, 1, generator=generator)[:, 0]
-            state = step(backbone, state, drawn)
-    return odds, seen
+            state = run_layer(backbone, state, drawn)
+    return probabilities, seen
 
 
-def _imitate(
+def _fit_gate(
     gate: LearnedGate,
-    odds: Sequence[Tensor],
+    probabilities: Sequence[Tensor],
     seen: Sequence[Observation],
     generator: torch.Generator,
 ) -> None:
     """Fit a gate to the odds of each layer, from what it sees there."""
-    n, device = len(odds[0]), odds[0].device
+    n, device = len(probabilities[0]), probabilities[0].device
     optimizer = torch.optim.Adam(gate.parameters(), lr=_LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=_STEPS)
     gate.train()
@@ -230,7 +234,7 @@ def _imitate(
         ]
         loss = -sum(
             (theirs[rows] * ours).sum(dim=1).mean()
-            for theirs, ours in zip(odds, log_odds, strict=True)
+            for theirs, ours in zip(probabilities, log_odds, strict=True)
         )
         optimizer.zero_grad()
         loss.backward()

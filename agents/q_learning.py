@@ -11,7 +11,7 @@ from stable_baselines3.common.buffers import DictReplayBuffer
 from torch import Tensor
 
 
-class ExploringWalks:
+class PerEnvExplorationMixin:
     """Mixin that draws exploration for each environment separately.
 
     Stable-Baselines3 draws once for all environments. Here all are at the same layer, so whole
@@ -36,11 +36,11 @@ class ExploringWalks:
         return actions, state
 
 
-class WalkDQN(ExploringWalks, DQN):
+class PerEnvExplorationDQN(PerEnvExplorationMixin, DQN):
     """DQN in which every walk explores by itself."""
 
 
-class WalkQRDQN(ExploringWalks, QRDQN):
+class PerEnvExplorationQRDQN(PerEnvExplorationMixin, QRDQN):
     """QR-DQN in which every walk explores by itself."""
 
 

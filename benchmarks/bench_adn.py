@@ -2,11 +2,13 @@
 
     python benchmarks/bench_adn.py --dataset digits --epochs 60 --seeds 0 1 2 3 4
 
-The claim of Kang et al. (NeurIPS 2024) is that the sub-networks of one network, most of which no training step has run, are as good as
-networks trained separately. For each seed one network is trained with the recipe ``adn``, and for each of its 2^stages combinations of
-paths another with labels alone, from the same initial weights, for as many epochs and with the same settings; nothing is quantized. The
-accuracy is that on the test split, with the running statistics of training. Each appears on stderr as it is known, the table at the end.
-``--save`` keeps the first seed's network of adaptive depth for ``train_agent --backbone``.
+The claim of Kang et al. (NeurIPS 2024) is that the sub-networks of one network, most of which no
+training step has run, are as good as networks trained separately. For each seed one network is
+trained with the recipe ``adn``, and for each of its 2^stages combinations of paths another with
+labels alone, from the same initial weights, for as many epochs and with the same settings; nothing
+is quantized. The accuracy is that on the test split, with the running statistics of training. Each
+appears on stderr as it is known, the table at the end. ``--save`` keeps the first seed's network of
+adaptive depth for ``train_agent --backbone``.
 """
 
 import argparse
@@ -29,7 +31,7 @@ from dfs_rl.training.supernet import (
     accuracy_of,
     uniform_accuracies,
 )
-from dfs_rl.utils.logging import say
+from dfs_rl.utils.logging import print_status
 
 
 def train(
@@ -116,7 +118,7 @@ def main() -> None:
         for setting in settings:
             accuracy = accuracy_of(adaptive, test, setting)
             shared.setdefault(setting, []).append(accuracy)
-            say(f"seed {seed}, {ran(setting)}, one network: {accuracy:.2f} %")
+            print_status(f"seed {seed}, {ran(setting)}, one network: {accuracy:.2f} %")
         if flags.save and seed == flags.seeds[0]:
             backbone = trainer.finish()
             info = BackboneInfo(
@@ -130,7 +132,7 @@ def main() -> None:
             single = train(config, dataset, alone=setting).snapshot()
             accuracy = accuracy_of(single, test, setting)
             alone.setdefault(setting, []).append(accuracy)
-            say(f"seed {seed}, {ran(setting)}, trained separately: {accuracy:.2f} %")
+            print_status(f"seed {seed}, {ran(setting)}, trained separately: {accuracy:.2f} %")
 
     print("| paths that run | million MACs | one network, % | trained separately, % | difference |")
     print("|---|---|---|---|---|")
@@ -138,7 +140,8 @@ def main() -> None:
         macs = mega_macs(config, dataset, setting)
         differences = [a - b for a, b in zip(shared[setting], alone[setting], strict=True)]
         print(
-            f"| {ran(setting)} | {macs:.2f} | {spread(shared[setting])} | {spread(alone[setting])} | {spread(differences)} |"
+            f"| {ran(setting)} | {macs:.2f} | {spread(shared[setting])} | {spread(alone[setting])} "
+            f"| {spread(differences)} |"
         )
     record = {
         "dataset": flags.dataset,

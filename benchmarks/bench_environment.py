@@ -6,11 +6,12 @@ Three figures, all on one frozen ResNet and on one thread, options drawn at rand
 
 - batched: layer-steps per second of ``SB3GatingVecEnv``, observations, rewards and infos included;
 - single: the same of Stable-Baselines3's ``DummyVecEnv`` over as many ``FractionalSkippingEnv``;
-- forward: layer-steps per second of uniform forwards through the network, every option of the menu but 0 equally often.
+- forward: layer-steps per second of uniform forwards through the network, every option of the menu
+  but 0 equally often.
 
-Rounds of the three alternate and each figure is its fastest round, because other load on the machine only ever adds. On one thread
-of a CPU the clock is the processor time of this process, which is the wall clock of an idle machine. The weights are untrained:
-they cost the same.
+Rounds of the three alternate and each figure is its fastest round, because other load on the
+machine only ever adds. On one thread of a CPU the clock is the processor time of this process,
+which is the wall clock of an idle machine. The weights are untrained: they cost the same.
 """
 
 import statistics
@@ -60,7 +61,7 @@ def frozen_resnet(settings: Settings) -> WalkableBackbone:
     torch.manual_seed(0)
     statistics_ = ChannelStatistics(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
     network = ResNet(ResNetConfig(depth=settings.depth, bits=settings.bits), statistics_).eval()
-    return network.prepare(getattr(torch, settings.dtype)).to(settings.device)
+    return network.to_inference(getattr(torch, settings.dtype)).to(settings.device)
 
 
 def random_images(n: int) -> ImageSet:

@@ -2,9 +2,10 @@
 
     python benchmarks/bench_sweep.py
 
-The same trainings on the digits are made twice on this machine: by a sweep without a scheduler, and by hand, as so many runs of the
-command one after another in as many processes as the sweep has cores. Both start from nothing, so the sweep's time has Ray's start in
-it, which is told by itself, and the command's time has the start of a process for every run.
+The same trainings on the digits are made twice on this machine: by a sweep without a scheduler, and
+by hand, as so many runs of the command one after another in as many processes as the sweep has
+cores. Both start from nothing, so the sweep's time has Ray's start in it, which is told by itself,
+and the command's time has the start of a process for every run.
 """
 
 import argparse
@@ -54,10 +55,12 @@ def by_hand(folder: Path, timesteps: int, entropies: list[float], cpus: int) -> 
     code = (
         "import sys; from dfs_rl.experiments.agent_training import COMMAND, TrainAgentConfig as C\n"
         "from dfs_rl.experiments.gate_run import create_run, train_run\n"
-        "from dfs_rl.agents.hyperparameters import PPOConfig; from dfs_rl.data import load_dataset\n"
+        "from dfs_rl.agents.hyperparameters import PPOConfig; from dfs_rl.data import "
+        "load_dataset\n"
         "from pathlib import Path; import torch\n"
         "torch.set_num_threads(1); d = load_dataset('digits')\n"
-        "c = C(timesteps=int(sys.argv[1]), algorithm=PPOConfig(ent_coef=float(sys.argv[2])), run_dir=Path(sys.argv[3]))\n"
+        "c = C(timesteps=int(sys.argv[1]), algorithm=PPOConfig(ent_coef=float(sys.argv[2])), "
+        "run_dir=Path(sys.argv[3]))\n"
         "train_run(COMMAND, c, d, create_run(COMMAND, c, d, device='cpu', argv=()), device='cpu')\n"
     )
 

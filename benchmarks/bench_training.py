@@ -2,9 +2,10 @@
 
     python benchmarks/bench_training.py
 
-Both figures come from one process and one environment: 256 walks through a frozen ResNet-20 at 32 x 32 pixels, one thread. The bare
-environment takes uniformly random actions; the training takes what its own, still untrained, policy draws, which is the same mix of
-options. Weights are random, which changes no timing. The two take turns, and the median of their rounds is reported.
+Both figures come from one process and one environment: 256 walks through a frozen ResNet-20 at 32 x
+32 pixels, one thread. The bare environment takes uniformly random actions; the training takes what
+its own, still untrained, policy draws, which is the same mix of options. Weights are random, which
+changes no timing. The two take turns, and the median of their rounds is reported.
 """
 
 import argparse
@@ -18,7 +19,7 @@ import torch
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
-from dfs_rl.agents.algorithms import GateLearning, build_algorithm
+from dfs_rl.agents.algorithms import PolicySettings, build_algorithm
 from dfs_rl.agents.hyperparameters import PPOConfig
 from dfs_rl.backbones import ResNet, ResNetConfig
 from dfs_rl.data import ChannelStatistics, ImageSet
@@ -35,7 +36,7 @@ def make_env(num_envs: int, dtype: torch.dtype, device: str) -> SB3GatingVecEnv:
     """Build the environment over random weights and images."""
     torch.manual_seed(0)
     statistics_ = ChannelStatistics(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
-    backbone = ResNet(ResNetConfig(depth=20), statistics_).eval().prepare(dtype).to(device)
+    backbone = ResNet(ResNetConfig(depth=20), statistics_).eval().to_inference(dtype).to(device)
     images = ImageSet(
         images=torch.randint(256, (IMAGES, 3, 32, 32), dtype=torch.uint8, device=device),
         labels=torch.randint(CLASSES, (IMAGES,), device=device),
@@ -43,7 +44,7 @@ def make_env(num_envs: int, dtype: torch.dtype, device: str) -> SB3GatingVecEnv:
     task = Task(
         backbone=backbone,
         images=images,
-        weights=RewardWeights(),
+        reward=RewardWeights(),
         budget=None,
         class_names=tuple(map(str, range(CLASSES))),
     )
@@ -85,11 +86,11 @@ def main() -> None:
     dtype = precision.resolve(settings.precision, torch.device(settings.device))
 
     env = make_env(settings.num_envs, dtype, settings.device)
-    learning = GateLearning(
+    learning = PolicySettings(
         timesteps=600_000,
         feature_sizes=env.task.backbone.feature_sizes,
         hidden=16,
-        images_per_group=1,
+        group_size=1,
         seed=0,
         device=settings.device,
     )

@@ -1,6 +1,7 @@
 """Dynamic fractional skipping: learn, per input, how many bits each layer of a network deserves.
 
-Importing this package registers ``dfs_rl/FractionalSkipping-v0`` and ``dfs_rl/NetworkWide-v0`` with Gymnasium.
+Importing this package registers ``dfs_rl/FractionalSkipping-v0`` and ``dfs_rl/NetworkWide-v0`` with
+Gymnasium.
 """
 
 import importlib

@@ -1,6 +1,7 @@
 """The one family of errors that DFS-RL raises on purpose.
 
-A command prints such an error as one sentence and exits with code 2; any other exception is a bug and keeps its traceback.
+A command prints such an error as one sentence and exits with code 2; any other exception is a bug
+and keeps its traceback.
 """
 
 

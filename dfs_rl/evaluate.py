@@ -1,4 +1,4 @@
-"""Command: evaluate a run on its test split, with every rival that its gate should beat."""
+"""Command: evaluate a run on its test split, with every baseline that its gate should beat."""
 
 import sys
 from collections.abc import Sequence

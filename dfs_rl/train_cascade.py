@@ -1,4 +1,4 @@
-"""``python -m dfs_rl.train_cascade``: choose a confidence cascade, the rival of every gate that learns, and make it a run."""
+"""``python -m dfs_rl.train_cascade``: choose a confidence cascade, the baseline of every gate that learns, and make it a run."""
 
 import sys
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""``python -m dfs_rl.train_static``: find one table of bits for all images, the rival of every gate that looks at its image."""
+"""``python -m dfs_rl.train_static``: find one table of bits for all images, the baseline of every gate that looks at its image."""
 
 import sys
 from collections.abc import Sequence

@@ -8,17 +8,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dfs_rl.envs.spaces import Batch, Outcome, Transition
+from dfs_rl.envs.spaces import EpisodeResult, ObservationBatch, Transition
 from dfs_rl.envs.task import Task
 from dfs_rl.errors import ConfigError
 from dfs_rl.gating.action_masks import action_masks
 from dfs_rl.gating.early_exit import advance
-from dfs_rl.gating.execution import WalkState, finish, start
+from dfs_rl.gating.execution import ExecutionState, run_head, run_stem
 from dfs_rl.gating.model import bits_of
-from dfs_rl.gating.observation import Observation, observe, observe_left
-from dfs_rl.gating.reward import judge, step_cost, terminal_reward
+from dfs_rl.gating.observation import Observation, observe, terminal_observation
+from dfs_rl.gating.reward import score_predictions, step_cost, terminal_reward
 
-_EVERY = slice(None)
+_ALL = slice(None)
 
 
 class _Cohort(NamedTuple):
@@ -29,21 +29,21 @@ class _Cohort(NamedTuple):
         rows: Which walks they are, int64 ``[n]``; ``None`` for all, in order.
     """
 
-    state: WalkState
+    state: ExecutionState
     rows: torch.Tensor | None
 
-    def pick(self, values: torch.Tensor) -> torch.Tensor:
+    def gather(self, values: torch.Tensor) -> torch.Tensor:
         """Return their part of what has a row for every walk."""
         return values if self.rows is None else values[self.rows]
 
-    def walks_of(self, members: torch.Tensor | None) -> torch.Tensor | None:
+    def episodes_of(self, members: torch.Tensor | None) -> torch.Tensor | None:
         """Return which walks these members are; ``None`` for all, in both."""
         if self.rows is None or members is None:
             return self.rows if members is None else members
         return self.rows[members]
 
 
-class _End(NamedTuple):
+class _Finished(NamedTuple):
     """Walks that come to an answer.
 
     Attributes:
@@ -61,14 +61,14 @@ class _End(NamedTuple):
     cost: torch.Tensor
 
 
-class _Seen(NamedTuple):
+class _PartialObservation(NamedTuple):
     """What walks see; ``rows`` says which walks they are, int64 ``[n]``, ``None`` for all of a batch in order."""
 
     observation: Observation
     rows: torch.Tensor | None
 
 
-class Walks:
+class BatchedEpisodes:
     """``n`` walks through one frozen backbone. Those that begin together stay together until they end.
 
     Args:
@@ -77,10 +77,12 @@ class Walks:
 
     Attributes:
         indices: Image of each walk, int64 ``[n]``.
-        positions: Of the task's dial for each walk, float64 ``[n]``; ``None`` where there is none.
-        begun: Whether any walk was begun; before that nothing is known of them.
+        preferences: Of the task's dial for each walk, float64 ``[n]``; ``None`` where there is
+            none.
+        started: Whether any walk was begun; before that nothing is known of them.
         ended: Which walks are over, or were never begun, bool ``[n]``.
-        predictions: What the network said of the images of those that are over, -1 where it was not asked, int64 ``[n]``.
+        predictions: What the network said of the images of those that are over, -1 where it was not
+            asked, int64 ``[n]``.
         probabilities: What it gives these classes, float32 ``[n]``.
     """
 
@@ -88,26 +90,26 @@ class Walks:
         if n < 1:
             raise ConfigError(f"num_envs is {n}; at least 1 is needed.")
         self.n = n
-        self.begun = False
+        self.started = False
         self.ended: NDArray[np.bool_] = np.ones(n, dtype=np.bool_)
         self.predictions: NDArray[np.int64] = np.zeros(n, dtype=np.int64)
         self.probabilities: NDArray[np.float32] = np.zeros(n, dtype=np.float32)
         self._cohorts: list[_Cohort] = []
-        self.use(task)
+        self.set_task(task)
 
-    def use(self, task: Task) -> None:
+    def set_task(self, task: Task) -> None:
         """Take up another task; the walks must begin anew or be replayed before the next step."""
         self.task = task
         self._device = task.images.images.device
         self._gated_budget = task.gated_budget
 
-    def require_begun(self) -> None:
+    def require_reset(self) -> None:
         """Refuse to go on or to look before the first reset.
 
         Raises:
             gymnasium.error.ResetNeeded: If no walk was begun.
         """
-        if not self.begun:
+        if not self.started:
             raise gymnasium.error.ResetNeeded("no episode was begun: call reset() first.")
 
     @property
@@ -115,43 +117,44 @@ class Walks:
         """What the walks did so far, int64 ``[n, layers]``; 0 where nothing was chosen yet."""
         options = self._options.clone()
         for state, rows in self._cohorts:
-            options[_EVERY if rows is None else rows] = state.options
+            options[_ALL if rows is None else rows] = state.options
         return _to_numpy(options)
 
     @property
     def layers(self) -> NDArray[np.int64]:
         """The layer to choose for in each walk, int64 ``[n]``; where it has ended, how many it came through."""
-        layers = self.task.backbone.costs.walked(self._options)
+        layers = self.task.backbone.costs.n_layers_run(self._options)
         for state, rows in self._cohorts:
-            layers[_EVERY if rows is None else rows] = state.layer
+            layers[_ALL if rows is None else rows] = state.layer
         return _to_numpy(layers)
 
     @property
-    def prices(self) -> NDArray[np.float64] | None:
+    def cost_weight(self) -> NDArray[np.float64] | None:
         """Cost weight of each walk, float64 ``[n]``; ``None`` where the task has no dial."""
-        return None if self._prices is None else _to_numpy(self._prices)
+        return None if self._cost_weight is None else _to_numpy(self._cost_weight)
 
     @property
     def computation(self) -> NDArray[np.float64]:
         """Percent spent so far, never-gated parts included, float64 ``[n]``."""
         spent = self._spent.clone()
         for state, rows in self._cohorts:
-            spent[_EVERY if rows is None else rows] = state.spent
+            spent[_ALL if rows is None else rows] = state.spent
         return 100.0 * (_to_numpy(spent) + self.task.backbone.costs.fixed_cost())
 
     @torch.inference_mode()
-    def begin(
+    def reset(
         self,
         indices: NDArray[np.int64],
-        positions: NDArray[np.float64] | None = None,
+        preferences: NDArray[np.float64] | None = None,
         *,
         which: NDArray[np.int64] | None = None,
-    ) -> Batch:
+    ) -> ObservationBatch:
         """Show images of the split to walks and run the stem.
 
         Args:
             indices: Image of each walk that begins, int64 ``[begun]``.
-            positions: Of the task's dial for each of them, float64 ``[begun]``; ``None`` where there is none.
+            preferences: Of the task's dial for each of them, float64 ``[begun]``; ``None`` where
+                there is none.
             which: The walks that begin, wherever they stand, int64 ``[begun]``; ``None`` for all.
 
         Returns:
@@ -160,79 +163,80 @@ class Walks:
         n_images, n_begun = len(self.task.images), self.n if which is None else len(which)
         if indices.shape != (n_begun,) or indices.min() < 0 or indices.max() >= n_images:
             raise ConfigError(
-                f"image index {indices.tolist()} is not allowed; needed are {n_begun} numbers from 0 to {n_images - 1}."
+                f"image index {indices.tolist()} is not allowed; needed are {n_begun} numbers from "
+                f"0 to {n_images - 1}."
             )
-        self.begun = True
+        self.started = True
         images = self.task.images
         picked = torch.from_numpy(indices).to(self._device)
         if which is None:
             rows = None
-            self._begin_all(indices, positions, images.labels[picked])
+            self._reset_all(indices, preferences, images.labels[picked])
         else:
             rows = torch.from_numpy(which).to(self._device)
-            self._begin_some(which, indices, positions)
+            self._reset_some(which, indices, preferences)
             self._labels[rows] = images.labels[picked]
-        cohort = _Cohort(start(self.task.backbone, images.images[picked]), rows)
+        cohort = _Cohort(run_stem(self.task.backbone, images.images[picked]), rows)
         self._cohorts.append(cohort)
-        return _batch([_Seen(self._observe(cohort), None)], n_begun)
+        return _batch([_PartialObservation(self._observe(cohort), None)], n_begun)
 
     @torch.inference_mode()
     def advance(self, actions: NDArray[np.integer[Any]]) -> Transition:
         """Go on by ``actions[i]`` in walk ``i``: run the next layer, or leave. Walks that have ended stay as they are."""
         chosen = torch.from_numpy(self._checked(actions)).to(self._device)
         rewards = torch.zeros(self.n, dtype=torch.float64, device=self._device)
-        seen, outcomes, cohorts = [], [], []
+        seen, results, cohorts = [], [], []
         for cohort in self._cohorts:
             before, layer = cohort.state.spent, cohort.state.layer
-            state, stayed, left = advance(
-                self.task.backbone, cohort.state, cohort.pick(chosen), reuse=True
+            state, remaining, exited = advance(
+                self.task.backbone, cohort.state, cohort.gather(chosen), reuse=True
             )
-            if left is not None:
-                cost = left.spent - before[left.rows]
-                rows = cohort.walks_of(left.rows)
-                end = _End(rows, left.logits, left.options, left.spent, cost)
-                outcomes.append(self._end(end, rewards))
-                seen.append(_Seen(self._observe_left(end, layer), rows))
-            going = _Cohort(state, cohort.walks_of(stayed))
+            if exited is not None:
+                cost = exited.spent - before[exited.rows]
+                rows = cohort.episodes_of(exited.rows)
+                end = _Finished(rows, exited.logits, exited.options, exited.spent, cost)
+                results.append(self._finish(end, rewards))
+                seen.append(_PartialObservation(self._terminal_observation(end, layer), rows))
+            going = _Cohort(state, cohort.episodes_of(remaining))
             if len(state.spent) == 0:
                 continue
-            cost = state.spent - (before if stayed is None else before[stayed])
+            cost = state.spent - (before if remaining is None else before[remaining])
             if state.layer == self.task.backbone.costs.n_layers:
-                logits = finish(self.task.backbone, state)
-                end = _End(going.rows, logits, state.options, state.spent, cost)
-                outcomes.append(self._end(end, rewards))
+                logits = run_head(self.task.backbone, state)
+                end = _Finished(going.rows, logits, state.options, state.spent, cost)
+                results.append(self._finish(end, rewards))
             else:
                 cohorts.append(going)
-                rewards[_EVERY if going.rows is None else going.rows] = -self._charge(
+                rewards[_ALL if going.rows is None else going.rows] = -self._step_cost(
                     cost, going.rows
                 )
-            seen.append(_Seen(self._observe(going), going.rows))
+            seen.append(_PartialObservation(self._observe(going), going.rows))
         self._cohorts = cohorts
-        return Transition(_batch(seen, self.n), _to_numpy(rewards), _joined(outcomes))
+        return Transition(_batch(seen, self.n), _to_numpy(rewards), _concatenate(results))
 
     @torch.inference_mode()
-    def stop(self, which: NDArray[np.int64]) -> None:
+    def truncate(self, which: NDArray[np.int64]) -> None:
         """End walks that are under way, int64 ``[stopped]``, without an answer."""
         options, layers = self.options, self.layers[which]
         for state, rows in self._cohorts:
-            self._spent[_EVERY if rows is None else rows] = state.spent
-        for walk, layer in zip(which, layers, strict=True):
-            options[walk, layer:] = self.task.backbone.costs.exit_action
+            self._spent[_ALL if rows is None else rows] = state.spent
+        for episode, layer in zip(which, layers, strict=True):
+            options[episode, layer:] = self.task.backbone.costs.exit_action
         self._options = torch.from_numpy(options).to(self._device)
         self.ended[which] = True
         self.predictions[which] = -1
         others = torch.from_numpy(~self.ended).to(self._device)
-        self._cohorts = [c for c in (_among(c, others) for c in self._cohorts) if c]
+        self._cohorts = [c for c in (_filter_cohort(c, others) for c in self._cohorts) if c]
 
     @torch.inference_mode()
     def replay(
         self,
         indices: NDArray[np.int64],
         options: NDArray[np.int64],
-        positions: NDArray[np.float64] | None = None,
-    ) -> Batch:
+        preferences: NDArray[np.float64] | None = None,
+    ) -> ObservationBatch:
         """Begin all walks at ``indices`` and walk on at ``options``, int64 ``[n, steps]``; used to restore walks, without rewards."""
-        observation = self.begin(indices, positions)
+        observation = self.reset(indices, preferences)
         for actions in options.T:
             observation = self.advance(actions).observation
         return observation
@@ -243,92 +247,92 @@ class Walks:
 
         In a walk that has ended they are all allowed, for none does anything.
         """
-        self.require_begun()
+        self.require_reset()
         task = self.task
         shape = (self.n, task.backbone.costs.n_actions)
         masks = torch.ones(shape, dtype=torch.bool, device=self._device)
         for state, rows in self._cohorts:
-            masks[_EVERY if rows is None else rows] = action_masks(
+            masks[_ALL if rows is None else rows] = action_masks(
                 task.backbone.costs, state.layer, state.spent, task.budget, gate_macs=task.gate_macs
             )
         return _to_numpy(masks)
 
-    def _begin_all(
+    def _reset_all(
         self,
         indices: NDArray[np.int64],
-        positions: NDArray[np.float64] | None,
+        preferences: NDArray[np.float64] | None,
         labels: torch.Tensor,
     ) -> None:
-        self.indices, self.positions, self._labels = indices, positions, labels
+        self.indices, self.preferences, self._labels = indices, preferences, labels
         self.ended = np.zeros(self.n, dtype=np.bool_)
         self._cohorts = []
         self._options = labels.new_zeros(self.n, self.task.backbone.costs.n_layers)
         self._spent: torch.Tensor = labels.new_zeros(self.n, dtype=torch.float64)
-        self._turn()
+        self._update_conditioning()
 
-    def _begin_some(
+    def _reset_some(
         self,
         which: NDArray[np.int64],
         indices: NDArray[np.int64],
-        positions: NDArray[np.float64] | None,
+        preferences: NDArray[np.float64] | None,
     ) -> None:
         # What was handed out before stays as it was.
         self.indices = self.indices.copy()
         self.indices[which] = indices
-        if positions is not None and self.positions is not None:
-            self.positions = self.positions.copy()
-            self.positions[which] = positions
-        begun = np.zeros(self.n, dtype=np.bool_)
-        begun[which] = True
+        if preferences is not None and self.preferences is not None:
+            self.preferences = self.preferences.copy()
+            self.preferences[which] = preferences
+        started = np.zeros(self.n, dtype=np.bool_)
+        started[which] = True
         if not self.ended[which].all():
-            others = torch.from_numpy(~begun).to(self._device)
-            self._cohorts = [c for c in (_among(c, others) for c in self._cohorts) if c]
-        self.ended = self.ended & ~begun
-        self._turn()
+            others = torch.from_numpy(~started).to(self._device)
+            self._cohorts = [c for c in (_filter_cohort(c, others) for c in self._cohorts) if c]
+        self.ended = self.ended & ~started
+        self._update_conditioning()
 
-    def _turn(self) -> None:
+    def _update_conditioning(self) -> None:
         """Keep what the positions of the dial mean: what the gate sees, and the prices."""
-        range_ = self.task.prices
+        range_ = self.task.cost_weight_range
         if range_ is None:
-            self._turned = self._prices = None
+            self._preferences_seen = self._cost_weight = None
             return
-        assert self.positions is not None, "with a dial, each walk has its position"
-        exact = torch.from_numpy(self.positions).to(self._device)
-        self._turned, self._prices = exact.float(), range_.weights(exact)
+        assert self.preferences is not None, "with a dial, each walk has its position"
+        exact = torch.from_numpy(self.preferences).to(self._device)
+        self._preferences_seen, self._cost_weight = exact.float(), range_.at(exact)
 
-    def _charge(self, cost: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
+    def _step_cost(self, cost: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
         """Return what walks pay for a step, float64."""
-        return step_cost(self.task.weights, cost, prices=_part(self._prices, rows))
+        return step_cost(self.task.reward, cost, cost_weight=_part(self._cost_weight, rows))
 
-    def _end(self, end: _End, rewards: torch.Tensor) -> Outcome:
+    def _finish(self, end: _Finished, rewards: torch.Tensor) -> EpisodeResult:
         """Keep what came of walks, and write what their last step brings into ``rewards``."""
         costs, rows = self.task.backbone.costs, end.rows
         labels = self._labels if rows is None else self._labels[rows]
-        verdict = judge(end.logits, labels)
-        place = _EVERY if rows is None else rows
-        rewards[place] = -self._charge(end.cost, rows) + terminal_reward(
-            self.task.weights,
-            verdict,
+        scores = score_predictions(end.logits, labels)
+        place = _ALL if rows is None else rows
+        rewards[place] = -self._step_cost(end.cost, rows) + terminal_reward(
+            self.task.reward,
+            scores,
             end.spent,
             gated_budget=self._gated_budget,
-            prices=_part(self._prices, rows),
+            cost_weight=_part(self._cost_weight, rows),
         )
         self._options[place], self._spent[place] = end.options, end.spent
-        walks = np.arange(self.n) if rows is None else _to_numpy(rows)
+        episodes = np.arange(self.n) if rows is None else _to_numpy(rows)
         probabilities = end.logits.softmax(dim=1)
-        self.ended[walks] = True
-        self.predictions[walks] = _to_numpy(verdict.prediction)
-        self.probabilities[walks] = _to_numpy(probabilities.amax(dim=1))
-        return Outcome(
-            walks=walks,
-            image=self.indices[walks],
+        self.ended[episodes] = True
+        self.predictions[episodes] = _to_numpy(scores.prediction)
+        self.probabilities[episodes] = _to_numpy(probabilities.amax(dim=1))
+        return EpisodeResult(
+            episodes=episodes,
+            image=self.indices[episodes],
             label=_to_numpy(labels),
-            prediction=_to_numpy(verdict.prediction),
-            correct=_to_numpy(verdict.correct),
+            prediction=_to_numpy(scores.prediction),
+            correct=_to_numpy(scores.correct),
             computation=100.0 * (_to_numpy(end.spent) + costs.fixed_cost()),
             bits=_to_numpy(bits_of(costs, end.options)),
             probabilities=_to_numpy(probabilities),
-            walked=_to_numpy(costs.walked(end.options)) if costs.exits else None,
+            n_layers_run=_to_numpy(costs.n_layers_run(end.options)) if costs.exits else None,
         )
 
     def _observe(self, cohort: _Cohort) -> Observation:
@@ -337,18 +341,18 @@ class Walks:
             cohort.state,
             budget=self.task.budget,
             gate_macs=self.task.gate_macs,
-            positions=_part(self._turned, cohort.rows),
+            preferences=_part(self._preferences_seen, cohort.rows),
         )
 
-    def _observe_left(self, end: _End, layer: int) -> Observation:
-        return observe_left(
+    def _terminal_observation(self, end: _Finished, layer: int) -> Observation:
+        return terminal_observation(
             self.task.backbone,
             end.options,
             end.spent,
             layer=layer,
             budget=self.task.budget,
             gate_macs=self.task.gate_macs,
-            positions=_part(self._turned, end.rows),
+            preferences=_part(self._preferences_seen, end.rows),
         )
 
     def _checked(self, actions: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
@@ -357,26 +361,27 @@ class Walks:
         fits = actions.shape == (self.n,) and actions.dtype.kind in "iu"
         if not fits or actions.min() < 0 or actions.max() >= n_actions:
             raise gymnasium.error.InvalidAction(
-                f"action {actions.tolist()} is not allowed; needed are {self.n} whole numbers from 0 to {n_actions - 1}."
+                f"action {actions.tolist()} is not allowed; needed are {self.n} whole numbers from "
+                f"0 to {n_actions - 1}."
             )
         return np.ascontiguousarray(actions, dtype=np.int64)
 
 
-def _among(cohort: _Cohort, allowed: torch.Tensor) -> _Cohort | None:
+def _filter_cohort(cohort: _Cohort, allowed: torch.Tensor) -> _Cohort | None:
     """Return the walks of a cohort that are allowed, bool ``[all walks]``; ``None`` if none is."""
-    members = cohort.pick(allowed).nonzero()[:, 0]
+    members = cohort.gather(allowed).nonzero()[:, 0]
     if len(members) == 0:
         return None
     hidden, layer, options, spent = cohort.state
-    state = WalkState(hidden[members], layer, options[members], spent[members])
-    return _Cohort(state, cohort.walks_of(members))
+    state = ExecutionState(hidden[members], layer, options[members], spent[members])
+    return _Cohort(state, cohort.episodes_of(members))
 
 
 def _part(values: torch.Tensor | None, rows: torch.Tensor | None) -> torch.Tensor | None:
     return values if values is None or rows is None else values[rows]
 
 
-def _batch(seen: Sequence[_Seen], n: int) -> Batch:
+def _batch(seen: Sequence[_PartialObservation], n: int) -> ObservationBatch:
     """Return what ``n`` walks see; zeros for those of which nothing is told."""
     if len(seen) == 1 and seen[0].rows is None:
         observation = seen[0].observation
@@ -397,14 +402,14 @@ def _batch(seen: Sequence[_Seen], n: int) -> Batch:
     return {"features": _to_numpy(features), "layer": layers, "context": _to_numpy(context)}
 
 
-def _joined(outcomes: Sequence[Outcome]) -> Outcome | None:
+def _concatenate(results: Sequence[EpisodeResult]) -> EpisodeResult | None:
     """Return outcomes as one, ``None`` for none."""
-    if len(outcomes) < 2:  # noqa: PLR2004 - nothing to join
-        return outcomes[0] if outcomes else None
+    if len(results) < 2:  # noqa: PLR2004 - nothing to join
+        return results[0] if results else None
     fields: list[Any] = [
-        None if parts[0] is None else np.concatenate(parts) for parts in zip(*outcomes, strict=True)
+        None if parts[0] is None else np.concatenate(parts) for parts in zip(*results, strict=True)
     ]
-    return Outcome(*fields)
+    return EpisodeResult(*fields)
 
 
 def _to_numpy(tensor: torch.Tensor) -> NDArray[Any]:

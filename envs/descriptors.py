@@ -20,16 +20,18 @@ N_DESCRIPTORS = N_FIXED + 2
 def layer_descriptors(backbone: WalkableBackbone) -> NDArray[np.float32]:
     """Describe every gated layer by what it does to the shape of an activation and by what it costs.
 
-    Shapes are read off one empty image, so a network needs to declare nothing for it. For convolutions whose outputs all have the
-    layer's own size, as in a residual block, MACs over output positions are the weights.
+    Shapes are read off one empty image, so a network needs to declare nothing for it. For
+    convolutions whose outputs all have the layer's own size, as in a residual block, MACs over
+    output positions are the weights.
 
     Args:
         backbone: The network.
 
     Returns:
-        float32 ``[layers, 8]`` in [0, 1]: index, input channels, output channels, input positions, 1 minus the share of positions
-        that is left (3/4 for a stride of 2), MACs, weights, and whether the shape changes. Channels, positions, MACs and weights
-        are relative to the layer that has most.
+        float32 ``[layers, 8]`` in [0, 1]: index, input channels, output channels, input positions,
+        1 minus the share of positions that is left (3/4 for a stride of 2), MACs, weights, and
+        whether the shape changes. Channels, positions, MACs and weights are relative to the layer
+        that has most.
     """
     costs = backbone.costs
     shapes = _shapes(backbone)

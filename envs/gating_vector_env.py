@@ -12,45 +12,49 @@ from numpy.typing import NDArray
 from pydantic import SkipValidation
 
 from dfs_rl.data import SplitName
-from dfs_rl.envs.batched_episodes import Walks
+from dfs_rl.envs.batched_episodes import BatchedEpisodes
 from dfs_rl.envs.gating_env import check_render_mode
 from dfs_rl.envs.keywords import (
     BackboneLike,
     DatasetLike,
     DeviceLike,
     Pair,
-    WeightsLike,
+    RewardLike,
     check_types,
 )
-from dfs_rl.envs.sampling import ALL, ImageStreams, Streams
+from dfs_rl.envs.sampling import ALL, ImageSampler, StreamIndices
 from dfs_rl.envs.spaces import (
     METADATA,
-    Batch,
+    ObservationBatch,
     action_space,
     check_options,
-    choose_positions,
     observation_space,
     per_environment,
-    replaced,
+    replace_rows,
+    sample_preferences,
 )
 from dfs_rl.envs.task import make_task
 from dfs_rl.errors import ConfigError
 
-StepReturn = tuple[Batch, NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]
+StepReturn = tuple[
+    ObservationBatch, NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]
+]
 
 
-class FractionalSkippingVectorEnv(VectorEnv[Batch, NDArray[np.int64], NDArray[Any]]):
+class FractionalSkippingVectorEnv(VectorEnv[ObservationBatch, NDArray[np.int64], NDArray[Any]]):
     """`num_envs` copies of `FractionalSkippingEnv` that run as one batch and return what `SyncVectorEnv` would.
 
-    Without exits all walks have the same length, so all environments are at the same layer, end together and are reset together. With
-    exits each goes its own way, and those that began together run as one batch.
-    Action, observation, reward and info are those of `FractionalSkippingEnv`, batched. Memory grows linearly with `num_envs`:
-    the activations of that many images.
+    Without exits all walks have the same length, so all environments are at the same layer, end
+    together and are reset together. With exits each goes its own way, and those that began together
+    run as one batch. Action, observation, reward and info are those of `FractionalSkippingEnv`,
+    batched. Memory grows linearly with `num_envs`: the activations of that many images.
 
     Args:
         num_envs: Number of environments.
-        max_episode_steps: Truncate episodes after so many steps, as Gymnasium's `TimeLimit` does; `None` for never.
-        autoreset_mode: When environments that ended begin anew: at the next step, in the same step, or by `reset` alone.
+        max_episode_steps: Truncate episodes after so many steps, as Gymnasium's `TimeLimit` does;
+            `None` for never.
+        autoreset_mode: When environments that ended begin anew: at the next step, in the same step,
+            or by `reset` alone.
         backbone: As in `FractionalSkippingEnv`, like everything below.
         backbone_weights: See there.
         trust_code: Whether to import the constructor, `module:function`, that a folder names.
@@ -59,7 +63,7 @@ class FractionalSkippingVectorEnv(VectorEnv[Batch, NDArray[np.int64], NDArray[An
         split: See there.
         weights: See there.
         budget: See there.
-        cost_weights: See there.
+        cost_weight_range: See there.
         render_mode: See there; `render` returns one picture per environment.
         device: See there.
 
@@ -82,9 +86,9 @@ class FractionalSkippingVectorEnv(VectorEnv[Batch, NDArray[np.int64], NDArray[An
         exits: bool = True,
         dataset: DatasetLike = None,
         split: SplitName = "agent",
-        weights: WeightsLike = None,
+        reward: RewardLike = None,
         budget: float | None = None,
-        cost_weights: Pair | None = None,
+        cost_weight_range: Pair | None = None,
         render_mode: str | None = None,
         device: DeviceLike = "cpu",
     ) -> None:
@@ -92,7 +96,8 @@ class FractionalSkippingVectorEnv(VectorEnv[Batch, NDArray[np.int64], NDArray[An
         check_render_mode(render_mode)
         if max_episode_steps is not None and max_episode_steps < 1:
             raise ConfigError(
-                f"max_episode_steps is {max_episode_steps}; at least 1 is needed, or None for no limit."
+                f"max_episode_steps is {max_episode_steps}; at least 1 is needed, or None for no "
+                "limit."
             )
         self._max_steps = max_episode_steps
         self.autoreset_mode = _autoreset_mode(autoreset_mode)
@@ -105,35 +110,37 @@ class FractionalSkippingVectorEnv(VectorEnv[Batch, NDArray[np.int64], NDArray[An
             exits=exits,
             dataset=dataset,
             split=split,
-            weights=weights,
+            reward=reward,
             budget=budget,
-            cost_weights=cost_weights,
+            cost_weight_range=cost_weight_range,
             device=device,
         )
-        self._walks = Walks(self.task, num_envs)
+        self._batched_episodes = BatchedEpisodes(self.task, num_envs)
         self.num_envs = num_envs
         self.single_observation_space = observation_space(
-            self.task.backbone, dial=self.task.prices is not None
+            self.task.backbone, budget_conditioning=self.task.cost_weight_range is not None
         )
         self.single_action_space = action_space(self.task.backbone)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
-        self._streams = ImageStreams(num_envs)
-        self._seen: Batch = {}
+        self._sampler = ImageSampler(num_envs)
+        self._last_obs: ObservationBatch = {}
 
     def reset(
         self,
         *,
         seed: int | Sequence[int | None] | None = None,
         options: dict[str, Any] | None = None,
-    ) -> tuple[Batch, dict[str, Any]]:
+    ) -> tuple[ObservationBatch, dict[str, Any]]:
         """Show the next images.
 
         Args:
-            seed: Environment `i` starts its stream of images anew from `seed + i`, or from `seed[i]`.
-            options: `{"index": ...}` shows one image of the split to all, or image `index[i]` to environment `i`.
-                `{"cost_weight": ...}` likewise sets what computation costs, see there.
-                `{"reset_mask": mask}`, bool `[num_envs]`, resets these environments alone, wherever they are.
+            seed: Environment `i` starts its stream of images anew from `seed + i`, or from
+                `seed[i]`.
+            options: `{"index": ...}` shows one image of the split to all, or image `index[i]` to
+                environment `i`. `{"cost_weight": ...}` likewise sets what computation costs, see
+                there. `{"reset_mask": mask}`, bool `[num_envs]`, resets these environments alone,
+                wherever they are.
         """
         chosen, seeds = (
             check_options(options, "index", "cost_weight", "reset_mask"),
@@ -144,15 +151,17 @@ class FractionalSkippingVectorEnv(VectorEnv[Batch, NDArray[np.int64], NDArray[An
         if "reset_mask" in chosen:
             which = self._chosen(chosen["reset_mask"])
             seeds = [seeds[i] if i in which else None for i in range(self.num_envs)]
-        self._streams.seed(seeds)
+        self._sampler.seed(seeds)
         infos: dict[str, Any] = {}
-        self._begin(infos, which, chosen.get("index"), chosen.get("cost_weight"))
-        return self._seen, infos
+        self._reset_envs(infos, which, chosen.get("index"), chosen.get("cost_weight"))
+        return self._last_obs, infos
 
     def step(self, actions: NDArray[np.int64]) -> StepReturn:
         """Take action `actions[i]` in environment `i`: run its next layer, or leave."""
-        waiting = self._walks.ended.copy()  # for their reset, to which actions mean nothing
-        if not self._walks.begun or (
+        waiting = (
+            self._batched_episodes.ended.copy()
+        )  # for their reset, to which actions mean nothing
+        if not self._batched_episodes.started or (
             waiting.any() and self.autoreset_mode is AutoresetMode.DISABLED
         ):
             raise gymnasium.error.ResetNeeded(
@@ -162,22 +171,22 @@ class FractionalSkippingVectorEnv(VectorEnv[Batch, NDArray[np.int64], NDArray[An
         truncations = np.zeros(self.num_envs, dtype=np.bool_)
         if not waiting.all():
             if self._max_steps is not None:  # a layer is a step, and so is leaving before it
-                truncations = ~waiting & (self._walks.layers + 1 >= self._max_steps)
-            transition = self._walks.advance(np.asarray(actions))
-            self._seen, rewards = transition.observation, transition.reward
-            if transition.outcome is not None:
-                self._tell_end(infos, transition.outcome.walks, transition.outcome.info())
-        terminations = self._walks.ended & ~waiting
+                truncations = ~waiting & (self._batched_episodes.layers + 1 >= self._max_steps)
+            transition = self._batched_episodes.advance(np.asarray(actions))
+            self._last_obs, rewards = transition.observation, transition.reward
+            if transition.result is not None:
+                self._add_final_info(infos, transition.result.episodes, transition.result.info())
+        terminations = self._batched_episodes.ended & ~waiting
         cut = np.flatnonzero(truncations & ~terminations)
         if len(cut):
-            self._walks.stop(cut)
-            self._tell_end(infos, cut, {})
+            self._batched_episodes.truncate(cut)
+            self._add_final_info(infos, cut, {})
         if waiting.any():
-            self._begin(infos, np.flatnonzero(waiting))
-        elif self.autoreset_mode is AutoresetMode.SAME_STEP and self._walks.ended.any():
-            self._begin(infos, np.flatnonzero(self._walks.ended))
+            self._reset_envs(infos, np.flatnonzero(waiting))
+        elif self.autoreset_mode is AutoresetMode.SAME_STEP and self._batched_episodes.ended.any():
+            self._reset_envs(infos, np.flatnonzero(self._batched_episodes.ended))
         return (
-            self._seen,
+            self._last_obs,
             rewards,
             terminations,
             truncations,
@@ -186,17 +195,17 @@ class FractionalSkippingVectorEnv(VectorEnv[Batch, NDArray[np.int64], NDArray[An
 
     def action_masks(self) -> NDArray[np.bool_]:
         """Return which actions are there and keep the cheapest way to an answer within the budget, bool `[num_envs, n]`."""
-        return self._walks.action_masks()
+        return self._batched_episodes.action_masks()
 
     def render(self) -> tuple[NDArray[np.uint8], ...] | None:
         """Return one picture per environment, uint8 `[360, 640, 3]`, or `None` without a render mode."""
         if self.render_mode is None:
             return None
-        from dfs_rl.envs.rendering import draw_walk
+        from dfs_rl.envs.rendering import render_episode
 
-        return tuple(draw_walk(self._walks, i) for i in range(self.num_envs))
+        return tuple(render_episode(self._batched_episodes, i) for i in range(self.num_envs))
 
-    def _begin(
+    def _reset_envs(
         self,
         infos: dict[str, Any],
         which: NDArray[np.int64] | None,
@@ -207,35 +216,37 @@ class FractionalSkippingVectorEnv(VectorEnv[Batch, NDArray[np.int64], NDArray[An
         whole = which is None or len(which) == self.num_envs
         streams = ALL if whole or which is None else which
         if wanted is None:
-            indices = self._streams.draw(len(self.task.images), streams)
+            indices = self._sampler.draw(len(self.task.images), streams)
         else:
             indices = per_environment("index", wanted, self.num_envs, np.int64)[streams]
-        positions = choose_positions(self.task, self._streams, cost_weight, which=streams)
-        begun = self._walks.begin(indices, positions, which=None if whole else which)
+        preferences = sample_preferences(self.task, self._sampler, cost_weight, which=streams)
+        started = self._batched_episodes.reset(indices, preferences, which=None if whole else which)
         if whole:
-            self._seen = begun
+            self._last_obs = started
         else:
-            self._seen = replaced(self._seen, begun, streams)
-        told: dict[str, Any] = {"index": indices}
-        if self._walks.prices is not None:
-            told["cost_weight"] = self._walks.prices[streams]
-        self._add(infos, told, streams)
+            self._last_obs = replace_rows(self._last_obs, started, streams)
+        reset_info: dict[str, Any] = {"index": indices}
+        if self._batched_episodes.cost_weight is not None:
+            reset_info["cost_weight"] = self._batched_episodes.cost_weight[streams]
+        self._merge_infos(infos, reset_info, streams)
 
-    def _tell_end(
+    def _add_final_info(
         self, infos: dict[str, Any], which: NDArray[np.int64], last: dict[str, NDArray[Any]]
     ) -> None:
         """Put the last info of episodes that ended where Gymnasium looks for it."""
         if self.autoreset_mode is not AutoresetMode.SAME_STEP:
-            self._add(infos, last, which)
+            self._merge_infos(infos, last, which)
             return
         separate = np.empty(len(which), dtype=object)
         for place, i in enumerate(which):
-            separate[place] = {key: value[i] for key, value in self._seen.items()}
-        self._add(infos, {"final_obs": separate}, which)
-        self._add(infos.setdefault("final_info", {}), last, which)
+            separate[place] = {key: value[i] for key, value in self._last_obs.items()}
+        self._merge_infos(infos, {"final_obs": separate}, which)
+        self._merge_infos(infos.setdefault("final_info", {}), last, which)
         infos.setdefault("_final_info", np.zeros(self.num_envs, dtype=np.bool_))[which] = True
 
-    def _add(self, infos: dict[str, Any], values: dict[str, Any], which: Streams) -> None:
+    def _merge_infos(
+        self, infos: dict[str, Any], values: dict[str, Any], which: StreamIndices
+    ) -> None:
         """Put values of some environments into ``infos`` as Gymnasium does: zeros for the others, and a mask beside each key."""
         for key, value in values.items():
             if key not in infos:
@@ -253,7 +264,8 @@ class FractionalSkippingVectorEnv(VectorEnv[Batch, NDArray[np.int64], NDArray[An
             return [int(seed) + i for i in range(self.num_envs)]
         if not isinstance(seed, Sequence | np.ndarray) or len(seed) != self.num_envs:
             raise ConfigError(
-                f"seed is {seed!r}; needed is one number, or one for each of {self.num_envs} environments."
+                f"seed is {seed!r}; needed is one number, or one for each of {self.num_envs} "
+                "environments."
             )
         return [int(each) if isinstance(each, np.integer) else each for each in seed]
 
@@ -262,12 +274,14 @@ class FractionalSkippingVectorEnv(VectorEnv[Batch, NDArray[np.int64], NDArray[An
         fits = isinstance(mask, np.ndarray) and mask.dtype == np.bool_
         if not fits or cast("NDArray[np.bool_]", mask).shape != (self.num_envs,):
             raise ConfigError(
-                f"options['reset_mask'] is {mask!r}; needed is an array of {self.num_envs} truth values."
+                f"options['reset_mask'] is {mask!r}; needed is an array of {self.num_envs} truth "
+                "values."
             )
         which = np.flatnonzero(cast("NDArray[np.bool_]", mask))
-        if len(which) == 0 or not (self._walks.begun or len(which) == self.num_envs):
+        if len(which) == 0 or not (self._batched_episodes.started or len(which) == self.num_envs):
             raise ConfigError(
-                f"options['reset_mask'] selects {len(which)} of {self.num_envs} environments; needed is one at least, and at first all."
+                f"options['reset_mask'] selects {len(which)} of {self.num_envs} environments; "
+                "needed is one at least, and at first all."
             )
         return which
 

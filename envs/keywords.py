@@ -24,7 +24,7 @@ R = TypeVar("R")
 BackboneLike = SkipValidation[str | Path | WalkableBackbone | None]
 DatasetLike = SkipValidation[str | Path | Dataset | ImageSet | None]
 DeviceLike = SkipValidation[str | torch.device]
-WeightsLike = SkipValidation[RewardWeights | Mapping[str, object] | None]
+RewardLike = SkipValidation[RewardWeights | Mapping[str, object] | None]
 
 # JSON has no tuples.
 Pair = Annotated[
@@ -36,7 +36,8 @@ Pair = Annotated[
 def check_types(function: Callable[P, R]) -> Callable[P, R]:
     """Check a function's arguments against its annotations before it runs.
 
-    The function raises ``ConfigError`` for an argument of another type, and for a number that is not finite.
+    The function raises ``ConfigError`` for an argument of another type, and for a number that is
+    not finite.
     """
     strict = ConfigDict(strict=True, arbitrary_types_allowed=True, allow_inf_nan=False)
     checked = validate_call(config=strict)(function)

@@ -15,8 +15,12 @@ from dfs_rl.envs.keywords import BackboneLike, DatasetLike, DeviceLike, check_ty
 from dfs_rl.envs.spaces import check_options
 from dfs_rl.envs.task import make_task
 from dfs_rl.errors import ConfigError
-from dfs_rl.evaluation.static_tables.budget import lower_last_first, table_computation
-from dfs_rl.evaluation.static_tables.scoring import Table, TableScorer, spread_subset
+from dfs_rl.evaluation.static_tables.budget import fit_to_budget_haq, static_table_computation
+from dfs_rl.evaluation.static_tables.scoring import (
+    StaticTable,
+    StaticTableScorer,
+    evenly_spaced_subset,
+)
 from dfs_rl.gating.reward import RewardWeights
 
 POINTS_PER_REWARD = 10.0
@@ -30,14 +34,17 @@ class NetworkWideEnv(gymnasium.Env[Observation, Action]):
     """Choose, for all images at once, how many bits each layer of a trained network runs at.
 
     ## Description
-    An episode makes one table: it walks through the gated layers of a frozen network and gives each a bit width from a menu. 0
-    skips the layer, 32 runs it in full precision, the others run it with weights and activations quantized to that many bits.
-    After the last layer the table is tried on a batch of images. This is static mixed precision by reinforcement, as in HAQ (Wang
-    et al., CVPR 2019), which a gate that chooses for each image has to beat. Nothing is trained while an episode runs.
+    An episode makes one table: it walks through the gated layers of a frozen network and gives each
+    a bit width from a menu. 0 skips the layer, 32 runs it in full precision, the others run it with
+    weights and activations quantized to that many bits. After the last layer the table is tried on
+    a batch of images. This is static mixed precision by reinforcement, as in HAQ (Wang et al., CVPR
+    2019), which a gate that chooses for each image has to beat. Nothing is trained while an episode
+    runs.
 
     ## Action space
-    `Discrete(n)`: an index into the ascending menu, by default of 6 options, see `FractionalSkippingEnv`. With `continuous=True`
-    `Box(0, 1, (1,))`, of which each of the `n` options has a stretch of length `1 / n`.
+    `Discrete(n)`: an index into the ascending menu, by default of 6 options, see
+    `FractionalSkippingEnv`. With `continuous=True` `Box(0, 1, (1,))`, of which each of the `n`
+    options has a stretch of length `1 / n`.
 
     ## Observation space
     `Box(0, 1, (10,))`, float32. "Relative" is relative to the layer that has most.
@@ -51,42 +58,49 @@ class NetworkWideEnv(gymnasium.Env[Observation, Action]):
     | 5, 6 | MACs, weights | relative |
     | 7 | whether the shape changes | 0 or 1 |
     | 8 | previous action, 0 at the first layer | in [0, 1]; a discrete one over (n - 1) |
-    | 9 | spent so far, as chosen | log2(1 + 32 sqrt(fraction)) / log2(33), as in `FractionalSkippingEnv` |
+    | 9 | spent so far, as chosen | log2(1 + 32 sqrt(fraction)) / log2(33), as in
+    `FractionalSkippingEnv` |
 
     After the last layer 0 to 7 stay at the last one.
 
     ## Reward
-    0 until the last layer. Then, without a budget, the share of images that are classified rightly minus `cost_weight` times the
-    table's cost as a fraction of running every gated layer at 32 bit: the mean over the images of what `FractionalSkippingEnv`
-    returns with `RewardWeights(accuracy=1, log_likelihood=0, cost=cost_weight)`. With a budget, a tenth of the points of accuracy
-    between the table and the dearest one, mostly between -8 and 0, and computation has no price.
+    0 until the last layer. Then, without a budget, the share of images that are classified rightly
+    minus `cost_weight` times the table's cost as a fraction of running every gated layer at 32 bit:
+    the mean over the images of what `FractionalSkippingEnv` returns with `RewardWeights(accuracy=1,
+    log_likelihood=0, cost=cost_weight)`. With a budget, a tenth of the points of accuracy between
+    the table and the dearest one, mostly between -8 and 0, and computation has no price.
 
     ## Budget
-    `budget` bounds `computation`, and is enforced before the table is tried, by HAQ's rule: the layers are lowered by one option
-    each, from the last to the first and round again, until the table fits.
+    `budget` bounds `computation`, and is enforced before the table is tried, by HAQ's rule: the
+    layers are lowered by one option each, from the last to the first and round again, until the
+    table fits.
 
     ## Start
-    The first layer. Nothing is drawn at random: the batch is `images` images spread evenly over the split, so a table's reward never
-    changes and is computed once.
+    The first layer. Nothing is drawn at random: the batch is `images` images spread evenly over the
+    split, so a table's reward never changes and is computed once.
 
     ## End
-    Terminated after the last gated layer, so an episode always has as many steps as there are gated layers. Never truncated.
+    Terminated after the last gated layer, so an episode always has as many steps as there are gated
+    layers. Never truncated.
 
     ## Info
-    After the last step, of the table as it was tried: `options` and `bits`, int64 `[layers]`, `accuracy` (percent) and `computation`
-    (percent of running every gated layer at 32 bit, the never-gated parts included).
+    After the last step, of the table as it was tried: `options` and `bits`, int64 `[layers]`,
+    `accuracy` (percent) and `computation` (percent of running every gated layer at 32 bit, the
+    never-gated parts included).
 
     ## Versions
     v0: first version.
 
     Args:
-        backbone: As in `FractionalSkippingEnv`; exits that it has are not used, because a table says what every layer does.
+        backbone: As in `FractionalSkippingEnv`; exits that it has are not used, because a table
+            says what every layer does.
         backbone_weights: As in `FractionalSkippingEnv`.
         trust_code: Whether to import the constructor, `module:function`, that a folder names.
         dataset: What `load_dataset` takes, a `Dataset`, an `ImageSet`, or `None` for the digits.
         split: Which images of a data set to try tables on: `train`, `agent`, `val` or `test`.
         images: How many of them, all where there are fewer.
-        cost_weight: Price of computation where there is no budget; 1 is the price of running everything at 32 bit.
+        cost_weight: Price of computation where there is no budget; 1 is the price of running
+            everything at 32 bit.
         budget: Upper bound on computation in percent; `None` for none.
         continuous: Whether an action is a number in [0, 1] and not an index.
         device: Where the backbone runs.
@@ -96,7 +110,8 @@ class NetworkWideEnv(gymnasium.Env[Observation, Action]):
         scorer: Tries tables on the batch, each once.
 
     Raises:
-        ConfigError: If a value is not allowed, or the budget does not suffice for the cheapest table.
+        ConfigError: If a value is not allowed, or the budget does not suffice for the cheapest
+            table.
         DataError: If the data cannot be found or does not fit the backbone.
         CheckpointError: If the backbone cannot be read.
     """
@@ -124,11 +139,13 @@ class NetworkWideEnv(gymnasium.Env[Observation, Action]):
             trust_code=trust_code,
             dataset=dataset,
             split=split,
-            weights=RewardWeights(accuracy=1.0, log_likelihood=0.0, cost=cost_weight),
+            reward=RewardWeights(accuracy=1.0, log_likelihood=0.0, cost=cost_weight),
             budget=budget,
             device=device,
         )
-        self.scorer = TableScorer(self.task.backbone, spread_subset(self.task.images, images))
+        self.scorer = StaticTableScorer(
+            self.task.backbone, evenly_spaced_subset(self.task.images, images)
+        )
         self._described = layer_descriptors(self.task.backbone)
         n_options = len(self.task.backbone.options)
         self.observation_space = spaces.Box(0.0, 1.0, (N_DESCRIPTORS,), np.float32)
@@ -168,7 +185,7 @@ class NetworkWideEnv(gymnasium.Env[Observation, Action]):
         if len(self._chosen) < n_layers:
             return observation, 0.0, False, False, {}
         table, self._chosen = tuple(self._chosen), None
-        reward, info = self._try(table)
+        reward, info = self._evaluate(table)
         return observation, reward, True, False, info
 
     def _observe(self, previous: float) -> Observation:
@@ -178,23 +195,23 @@ class NetworkWideEnv(gymnasium.Env[Observation, Action]):
         spent = sum(float(price[layer, option]) for layer, option in enumerate(self._chosen))
         return observe_layer(self._described, len(self._chosen), previous=previous, spent=spent)
 
-    def _try(self, chosen: Table) -> tuple[float, dict[str, Any]]:
+    def _evaluate(self, chosen: StaticTable) -> tuple[float, dict[str, Any]]:
         """Return the reward and the info of a table, lowered to the budget if there is one."""
         task, costs, menu = self.task, self.task.backbone.costs, self.task.backbone.options
         table = chosen
         if task.budget is not None:
-            table = lower_last_first(chosen, costs, task.budget)
+            table = fit_to_budget_haq(chosen, costs, task.budget)
         accuracy = self.scorer.accuracy(table)
         if task.budget is not None:
             reference = self.scorer.accuracy((menu.full,) * costs.n_layers)
             reward = (accuracy - reference) / POINTS_PER_REWARD
         else:
             spent = float(costs.fractions(torch.tensor([table])))
-            reward = accuracy / 100.0 - task.weights.cost * spent
+            reward = accuracy / 100.0 - task.reward.cost * spent
         options = np.array(table, dtype=np.int64)
         return reward, {
             "options": options,
             "bits": np.array(menu.values, dtype=np.int64)[options],
             "accuracy": np.float64(accuracy),
-            "computation": np.float64(table_computation(costs, table)),
+            "computation": np.float64(static_table_computation(costs, table)),
         }

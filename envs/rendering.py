@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from dfs_rl.costs import FULL, SKIP
-from dfs_rl.envs.batched_episodes import Walks
+from dfs_rl.envs.batched_episodes import BatchedEpisodes
 
 WIDTH, HEIGHT = 640, 360
 _SCALE = 2  # drawn larger and shrunk, which smooths every edge
@@ -60,21 +60,21 @@ class Frame:
     probability: float = 0.0
 
 
-def draw_walk(walks: Walks, i: int) -> NDArray[np.uint8]:
+def render_episode(episodes: BatchedEpisodes, i: int) -> NDArray[np.uint8]:
     """Draw where walk ``i`` stands, uint8 ``[360, 640, 3]``."""
-    walks.require_begun()
-    task, index, layer = walks.task, int(walks.indices[i]), int(walks.layers[i])
-    menu, answered = task.backbone.options, bool(walks.ended[i] and walks.predictions[i] >= 0)
+    episodes.require_reset()
+    task, index, layer = episodes.task, int(episodes.indices[i]), int(episodes.layers[i])
+    menu, answered = task.backbone.options, bool(episodes.ended[i] and episodes.predictions[i] >= 0)
     return draw(
         Frame(
             image=task.images.images[index].permute(1, 2, 0).cpu().numpy(),
-            bits=[menu[option] for option in walks.options[i, :layer].tolist()],
+            bits=[menu[option] for option in episodes.options[i, :layer].tolist()],
             n_layers=task.backbone.costs.n_layers,
-            computation=float(walks.computation[i]),
+            computation=float(episodes.computation[i]),
             budget=task.budget,
             label=task.class_names[int(task.images.labels[index])],
-            prediction=task.class_names[int(walks.predictions[i])] if answered else None,
-            probability=float(walks.probabilities[i]) if answered else 0.0,
+            prediction=task.class_names[int(episodes.predictions[i])] if answered else None,
+            probability=float(episodes.probabilities[i]) if answered else 0.0,
         )
     )
 

@@ -12,7 +12,7 @@ _MIX = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
 _LAST_SHIFT = 31
 
 
-Streams = NDArray[np.int64] | slice
+StreamIndices = NDArray[np.int64] | slice
 """Which streams are meant."""
 ALL = slice(None)
 
@@ -21,11 +21,12 @@ _SALT = 0xD1A1_0F_9B1CE5
 _BITS_OF_A_DOUBLE = 53
 
 
-class ImageStreams:
+class ImageSampler:
     """Independent uniform draws with replacement, one stream per environment or group of environments.
 
-    A draw is a function of (key, episode), where the key comes from Gymnasium's generator for the stream's seed. So all
-    streams are drawn from at once, a stream gives the same images whoever it runs beside, and its state is two numbers.
+    A draw is a function of (key, episode), where the key comes from Gymnasium's generator for the
+    stream's seed. So all streams are drawn from at once, a stream gives the same images whoever it
+    runs beside, and its state is two numbers.
 
     Args:
         n: Number of streams.
@@ -46,12 +47,12 @@ class ImageStreams:
             self.episodes[i] = 0
         self._seeded = True
 
-    def draw(self, n_images: int, which: Streams = ALL) -> NDArray[np.int64]:
+    def draw(self, n_images: int, which: StreamIndices = ALL) -> NDArray[np.int64]:
         """Return the next image index of every stream, or of some, int64 ``[n]``."""
         self.episodes[which] += np.uint64(1)
         return (self._mixed(self.keys) % np.uint64(n_images)).astype(np.int64)[which]
 
-    def positions(self, which: Streams = ALL) -> NDArray[np.float64]:
+    def preferences(self, which: StreamIndices = ALL) -> NDArray[np.float64]:
         """Return a number in [0, 1) that belongs to each stream's episode, independent of its image, float64 ``[n]``."""
         z = self._mixed(self.keys ^ np.uint64(_SALT))
         high = (z >> np.uint64(64 - _BITS_OF_A_DOUBLE)).astype(np.float64)

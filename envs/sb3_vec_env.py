@@ -12,23 +12,23 @@ from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
 from dfs_rl.backbones.interfaces import WalkableBackbone
-from dfs_rl.envs.batched_episodes import Walks
+from dfs_rl.envs.batched_episodes import BatchedEpisodes
 from dfs_rl.envs.gating_env import check_render_mode
 from dfs_rl.envs.keywords import check_types
-from dfs_rl.envs.sampling import ImageStreams
+from dfs_rl.envs.sampling import ImageSampler
 from dfs_rl.envs.spaces import (
-    Batch,
-    Outcome,
+    EpisodeResult,
+    ObservationBatch,
     action_space,
     check_options,
-    choose_positions,
     observation_space,
     per_environment,
-    replaced,
+    replace_rows,
+    sample_preferences,
 )
 from dfs_rl.envs.task import Task
 from dfs_rl.errors import CheckpointError, ConfigError
-from dfs_rl.utils.config import CountOrZero
+from dfs_rl.utils.config import NonNegativeInt
 
 
 class EpisodeStats(NamedTuple):
@@ -39,7 +39,8 @@ class EpisodeStats(NamedTuple):
         mean_return: Undiscounted return.
         accuracy: Share of correct predictions.
         computation: Percent, never-gated parts included, without the gate.
-        option_shares: How often each layer ran at each option, and had been left before, float64 ``[layers, actions]``.
+        option_shares: How often each layer ran at each option, and had been left before, float64
+            ``[layers, actions]``.
     """
 
     episodes: int
@@ -51,10 +52,10 @@ class EpisodeStats(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class StreamState:
-    """What ``ImageStreams.get_state`` returns."""
+    """What ``ImageSampler.get_state`` returns."""
 
-    keys: list[CountOrZero]
-    episodes: list[CountOrZero]
+    keys: list[NonNegativeInt]
+    episodes: list[NonNegativeInt]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,14 +67,14 @@ class EnvState:
         indices: Image of each environment.
         options: Option indices so far, of each environment.
         returns: So far, of each environment.
-        positions: Of each environment's price among many; ``None`` for one price.
+        preferences: Of each environment's price among many; ``None`` for one price.
     """
 
     streams: StreamState
-    indices: list[CountOrZero]
-    options: list[list[CountOrZero]]
+    indices: list[NonNegativeInt]
+    options: list[list[NonNegativeInt]]
     returns: list[float]
-    positions: list[float] | None
+    preferences: list[float] | None
 
 
 class SB3GatingVecEnv(VecEnv):
@@ -81,26 +82,30 @@ class SB3GatingVecEnv(VecEnv):
 
     The same steps as ``DummyVecEnv`` makes over as many ``FractionalSkippingEnv``, in one batch::
 
-        env = SB3GatingVecEnv(make_task(weights={"cost": 5.0}), 256, seed=0)
+        env = SB3GatingVecEnv(make_task(reward={"cost": 5.0}), 256, seed=0)
         PPO("MultiInputPolicy", env).learn(100_000)
 
-    ``images_per_group`` consecutive environments show the same image at the same price, so that their returns differ by the options alone:
-    environment ``i`` belongs to group ``i // images_per_group``, and group ``j`` draws as a single environment with seed
-    ``seed + j`` would. The last step's ``info`` holds what the single environment's does, ``terminal_observation``,
-    ``TimeLimit.truncated``, and ``episode`` with return and length, so no ``VecMonitor`` is needed.
+    ``group_size`` consecutive environments show the same image at the same price, so that their
+    returns differ by the options alone: environment ``i`` belongs to group ``i // group_size``, and
+    group ``j`` draws as a single environment with seed ``seed + j`` would. The last step's ``info``
+    holds what the single environment's does, ``terminal_observation``, ``TimeLimit.truncated``, and
+    ``episode`` with return and length, so no ``VecMonitor`` is needed.
 
-    Where the network has exits, walks are of different lengths. Each environment then begins its next walk at once, and what
-    environments of one group show drifts apart. With ``whole_walks`` nothing is reset before all layers have passed: a walk that left
-    rests until then. So an update of as many steps as there are layers holds one whole walk of each environment, and a group's walks
-    begin at the same image together. While a walk rests, actions do nothing, rewards and observations but for the layer are zero,
-    ``done`` is false, because nothing ends, and ``info`` is ``{"resting": True}``. No decision is made there: a learner has to leave
-    these steps out, as ``dfs_rl.agents.buffers`` does, and not to count them, as ``dfs_rl.agents.callbacks.WholeWalks`` sees to.
+    Where the network has exits, walks are of different lengths. Each environment then begins its
+    next walk at once, and what environments of one group show drifts apart. With ``sync_episodes``
+    nothing is reset before all layers have passed: a walk that left rests until then. So an update
+    of as many steps as there are layers holds one whole walk of each environment, and a group's
+    walks begin at the same image together. While a walk rests, actions do nothing, rewards and
+    observations but for the layer are zero, ``done`` is false, because nothing ends, and ``info``
+    is ``{"padding": True}``. No decision is made there: a learner has to leave these steps out, as
+    ``dfs_rl.agents.buffers`` does, and not to count them, as
+    ``dfs_rl.agents.callbacks.SyncEpisodes`` sees to.
 
     Args:
         task: Backbone, images, reward, budget.
-        n_envs: Number of environments, a multiple of ``images_per_group``.
-        images_per_group: Environments that show the same image.
-        whole_walks: Begin walks together alone; needed for groups where there are exits.
+        n_envs: Number of environments, a multiple of ``group_size``.
+        group_size: Environments that show the same image.
+        sync_episodes: Begin walks together alone; needed for groups where there are exits.
         seed: Seed of the images' streams; ``None`` for entropy of the system.
         render_mode: ``None`` or ``"rgb_array"``.
 
@@ -114,35 +119,39 @@ class SB3GatingVecEnv(VecEnv):
         task: SkipValidation[Task],
         n_envs: int,
         *,
-        images_per_group: int = 1,
-        whole_walks: bool = False,
+        group_size: int = 1,
+        sync_episodes: bool = False,
         seed: int | None = None,
         render_mode: str | None = None,
     ) -> None:
         check_render_mode(render_mode)
         if not isinstance(task, Task):
             raise ConfigError(f"task is {task!r}; needed is what dfs_rl.envs.make_task returns.")
-        if images_per_group < 1 or n_envs < 1 or n_envs % images_per_group:
+        if group_size < 1 or n_envs < 1 or n_envs % group_size:
             raise ConfigError(
-                f"{n_envs} environments cannot be split into groups of images_per_group = {images_per_group}; it must divide them."
+                f"{n_envs} environments cannot be split into groups of group_size = {group_size}; "
+                "it must divide them."
             )
-        if images_per_group > 1 and task.backbone.costs.exits and not whole_walks:
+        if group_size > 1 and task.backbone.costs.exits and not sync_episodes:
             raise ConfigError(
-                f"images_per_group is {images_per_group} on a network with exits, whose walks end at different times; pass "
-                "whole_walks=True, or a backbone without exits."
+                f"group_size is {group_size} on a network with exits, whose walks end at different "
+                "times; pass "
+                "sync_episodes=True, or a backbone without exits."
             )
         self.task = task
-        self.images_per_group = images_per_group
-        self.whole_walks = whole_walks
+        self.group_size = group_size
+        self.sync_episodes = sync_episodes
         self.render_mode = render_mode
-        self._walks = Walks(task, n_envs)
-        self._streams = ImageStreams(n_envs // images_per_group)
+        self._batched_episodes = BatchedEpisodes(task, n_envs)
+        self._sampler = ImageSampler(n_envs // group_size)
         self._returns: NDArray[np.float64] = np.zeros(n_envs)
         self._actions: NDArray[np.int64] = np.zeros(n_envs, dtype=np.int64)
         self._steps = 0
-        self._seen: Batch = {}
+        self._last_obs: ObservationBatch = {}
         self._clear_stats()
-        observations = observation_space(task.backbone, dial=task.prices is not None)
+        observations = observation_space(
+            task.backbone, budget_conditioning=task.cost_weight_range is not None
+        )
         super().__init__(n_envs, observations, action_space(task.backbone))
         if seed is not None:
             self.seed(seed)
@@ -153,12 +162,14 @@ class SB3GatingVecEnv(VecEnv):
         indices = None
         if any(index is not None for index in wanted):
             indices = per_environment("index", wanted, self.num_envs, np.int64)
-        self._streams.seed(self._seeds[: len(self._streams.keys)])
-        observation = self._begin_all(indices)
-        self.reset_infos = [{"index": index} for index in self._walks.indices]
-        if self._walks.prices is not None:
-            for info, price in zip(self.reset_infos, self._walks.prices, strict=True):
-                info["cost_weight"] = price
+        self._sampler.seed(self._seeds[: len(self._sampler.keys)])
+        observation = self._reset_all(indices)
+        self.reset_infos = [{"index": index} for index in self._batched_episodes.indices]
+        if self._batched_episodes.cost_weight is not None:
+            for info, cost_weight in zip(
+                self.reset_infos, self._batched_episodes.cost_weight, strict=True
+            ):
+                info["cost_weight"] = cost_weight
         self._reset_seeds()
         self._reset_options()
         return observation
@@ -168,33 +179,33 @@ class SB3GatingVecEnv(VecEnv):
         self._actions = actions
 
     def step_wait(self) -> VecEnvStepReturn:
-        """Take the actions, and begin anew what has ended, or with ``whole_walks`` everything after the last layer."""
-        walks, resting = self._walks, self._walks.ended.copy()
-        walks.require_begun()
+        """Take the actions, and begin anew what has ended, or with ``sync_episodes`` everything after the last layer."""
+        episodes, padding = self._batched_episodes, self._batched_episodes.ended.copy()
+        episodes.require_reset()
         infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
-        if resting.all():
-            observation = {key: np.zeros_like(value) for key, value in self._seen.items()}
+        if padding.all():
+            observation = {key: np.zeros_like(value) for key, value in self._last_obs.items()}
             rewards = np.zeros(self.num_envs)
         else:
-            observation, rewards, outcome = walks.advance(self._actions)
+            observation, rewards, result = episodes.advance(self._actions)
             self._returns += rewards
-            if outcome is not None:
-                self._fill_infos(infos, outcome, observation)
-                self._add_stats(outcome)
+            if result is not None:
+                self._fill_infos(infos, result, observation)
+                self._add_stats(result)
         self._steps += 1
-        for i in np.flatnonzero(resting):
-            infos[i]["resting"] = True
-        dones = walks.ended & ~resting
-        self._seen = observation
-        if walks.ended.any():
-            self._begin_ended(walks.ended.copy())
-        return self._seen, rewards.astype(np.float32), dones, infos
+        for i in np.flatnonzero(padding):
+            infos[i]["padding"] = True
+        dones = episodes.ended & ~padding
+        self._last_obs = observation
+        if episodes.ended.any():
+            self._reset_ended(episodes.ended.copy())
+        return self._last_obs, rewards.astype(np.float32), dones, infos
 
     @property
     def episodes(self) -> int:
         """Episodes that ended since the streams of images began: all that were begun but those under way."""
-        begun = int(self._streams.episodes.sum()) * self.images_per_group
-        return begun - self.num_envs
+        started = int(self._sampler.episodes.sum()) * self.group_size
+        return started - self.num_envs
 
     def pop_stats(self) -> EpisodeStats:
         """Return the means over all episodes that ended since the last call, and begin a new count."""
@@ -209,32 +220,34 @@ class SB3GatingVecEnv(VecEnv):
         self._clear_stats()
         return stats
 
-    def set_backbone(self, backbone: WalkableBackbone) -> Batch:
+    def set_backbone(self, backbone: WalkableBackbone) -> ObservationBatch:
         """Take up changed weights: every walk is replayed up to where it is.
 
         Returns:
             The observations that replace those handed out last.
         """
-        walks = self._walks
-        walks.require_begun()
+        episodes = self._batched_episodes
+        episodes.require_reset()
         self.task = replace(self.task, backbone=backbone)
-        indices, positions = walks.indices, walks.positions
+        indices, preferences = episodes.indices, episodes.preferences
         options = self._options_so_far()
-        walks.use(self.task)
-        return self._replayed(walks.replay(indices, options, positions))
+        episodes.set_task(self.task)
+        return self._replayed(episodes.replay(indices, options, preferences))
 
     def get_state(self) -> dict[str, Any]:
         """Return where streams and walks are, as JSON values; what ``pop_stats`` would return is not part of it."""
-        self._walks.require_begun()
+        self._batched_episodes.require_reset()
         return {
-            "streams": self._streams.get_state(),
-            "indices": self._walks.indices.tolist(),
+            "streams": self._sampler.get_state(),
+            "indices": self._batched_episodes.indices.tolist(),
             "options": self._options_so_far().tolist(),
             "returns": self._returns.tolist(),
-            "positions": None if self._walks.positions is None else self._walks.positions.tolist(),
+            "preferences": None
+            if self._batched_episodes.preferences is None
+            else self._batched_episodes.preferences.tolist(),
         }
 
-    def set_state(self, state: dict[str, Any]) -> Batch:
+    def set_state(self, state: dict[str, Any]) -> ObservationBatch:
         """Go on from a state that ``get_state`` returned: the walks are replayed up to where they were.
 
         Returns:
@@ -243,27 +256,33 @@ class SB3GatingVecEnv(VecEnv):
         Raises:
             CheckpointError: If the state is not one of as many environments and groups.
         """
-        n_groups = len(self._streams.keys)
+        n_groups = len(self._sampler.keys)
         if len(state["indices"]) != self.num_envs or len(state["streams"]["keys"]) != n_groups:
             raise CheckpointError(
-                f"the stored environments are {len(state['indices'])} in {len(state['streams']['keys'])} groups, but "
+                f"the stored environments are {len(state['indices'])} in "
+                f"{len(state['streams']['keys'])} groups, but "
                 f"{self.num_envs} in {n_groups} are set up."
             )
         if max(state["indices"]) >= len(self.task.images):
             raise CheckpointError(
-                f"the stored environments are at image {max(state['indices'])}, but there are {len(self.task.images)}."
+                f"the stored environments are at image {max(state['indices'])}, but there are "
+                f"{len(self.task.images)}."
             )
-        self._streams.set_state(state["streams"])
+        self._sampler.set_state(state["streams"])
         self._returns = np.array(state["returns"], dtype=np.float64)
         options = np.array(state["options"], dtype=np.int64).reshape(self.num_envs, -1)
-        positions = None if self.task.prices is None else np.array(state["positions"], dtype=float)
+        preferences = (
+            None
+            if self.task.cost_weight_range is None
+            else np.array(state["preferences"], dtype=float)
+        )
         self._steps = options.shape[1]
         indices = np.array(state["indices"], dtype=np.int64)
-        return self._replayed(self._walks.replay(indices, options, positions))
+        return self._replayed(self._batched_episodes.replay(indices, options, preferences))
 
     def action_masks(self) -> NDArray[np.bool_]:
         """Return which actions are there and keep the cheapest way to an answer within the budget, bool ``[n_envs, n]``."""
-        return self._walks.action_masks()
+        return self._batched_episodes.action_masks()
 
     def close(self) -> None:
         """Nothing is held open."""
@@ -272,9 +291,9 @@ class SB3GatingVecEnv(VecEnv):
         """Return one picture per environment."""
         if self.render_mode is None:
             return [None] * self.num_envs
-        from dfs_rl.envs.rendering import draw_walk
+        from dfs_rl.envs.rendering import render_episode
 
-        return [draw_walk(self._walks, i) for i in range(self.num_envs)]
+        return [render_episode(self._batched_episodes, i) for i in range(self.num_envs)]
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
         """Return an attribute of this object once per environment; they share everything."""
@@ -284,7 +303,8 @@ class SB3GatingVecEnv(VecEnv):
     def set_attr(self, attr_name: str, value: object, indices: VecEnvIndices = None) -> None:
         """Refuse: the environments share everything, so none can be changed by itself."""
         raise ConfigError(
-            f"attribute {attr_name!r} cannot be set to {value!r} for environments {indices}: they run as one batch."
+            f"attribute {attr_name!r} cannot be set to {value!r} for environments {indices}: they "
+            "run as one batch."
         )
 
     def env_method(
@@ -297,7 +317,8 @@ class SB3GatingVecEnv(VecEnv):
         """Call a method of the batch and return each environment's part; ``action_masks`` is the one there is."""
         if method_name != "action_masks" or method_args or method_kwargs:
             raise AttributeError(
-                f"the environments have no method {method_name!r}; allowed is 'action_masks', without arguments."
+                f"the environments have no method {method_name!r}; allowed is 'action_masks', "
+                "without arguments."
             )
         masks = self.action_masks()
         return [masks[i] for i in self._get_indices(indices)]
@@ -310,28 +331,28 @@ class SB3GatingVecEnv(VecEnv):
         """Return that no environment is wrapped."""
         return [False for _ in self._get_indices(indices)]
 
-    def _begin_all(self, indices: NDArray[np.int64] | None) -> Batch:
+    def _reset_all(self, indices: NDArray[np.int64] | None) -> ObservationBatch:
         if indices is None:
-            indices = np.repeat(self._streams.draw(len(self.task.images)), self.images_per_group)
+            indices = np.repeat(self._sampler.draw(len(self.task.images)), self.group_size)
         self._returns = np.zeros(self.num_envs)
         self._steps = 0
-        positions = choose_positions(self.task, self._streams, None, repeats=self.images_per_group)
-        self._seen = self._walks.begin(indices, positions)
-        return self._seen
+        preferences = sample_preferences(self.task, self._sampler, None, repeats=self.group_size)
+        self._last_obs = self._batched_episodes.reset(indices, preferences)
+        return self._last_obs
 
-    def _begin_ended(self, ended: NDArray[np.bool_]) -> None:
-        """Begin anew what is due, and let ``_seen`` show it."""
-        if self.whole_walks and self._steps < self.task.backbone.costs.n_layers:
-            self._seen["layer"][ended] = self._steps
+    def _reset_ended(self, ended: NDArray[np.bool_]) -> None:
+        """Begin anew what is due, and let ``_last_obs`` show it."""
+        if self.sync_episodes and self._steps < self.task.backbone.costs.n_layers:
+            self._last_obs["layer"][ended] = self._steps
         elif ended.all():
-            self._begin_all(None)
+            self._reset_all(None)
         else:
             which = np.flatnonzero(ended)  # each is a group of its own
             self._returns[which] = 0.0
-            indices = self._streams.draw(len(self.task.images), which)
-            positions = choose_positions(self.task, self._streams, None, which=which)
-            begun = self._walks.begin(indices, positions, which=which)
-            self._seen = replaced(self._seen, begun, which)
+            indices = self._sampler.draw(len(self.task.images), which)
+            preferences = sample_preferences(self.task, self._sampler, None, which=which)
+            started = self._batched_episodes.reset(indices, preferences, which=which)
+            self._last_obs = replace_rows(self._last_obs, started, which)
 
     def _options_so_far(self) -> NDArray[np.int64]:
         """Return what the walks did since they began together, int64 ``[n_envs, steps]``.
@@ -339,25 +360,26 @@ class SB3GatingVecEnv(VecEnv):
         Raises:
             ConfigError: If they did not.
         """
-        if self.task.backbone.costs.exits and not self.whole_walks:
+        if self.task.backbone.costs.exits and not self.sync_episodes:
             raise ConfigError(
-                "on a network with exits, environments can be stored or take up weights only with whole_walks=True."
+                "on a network with exits, environments can be stored or take up weights only with "
+                "sync_episodes=True."
             )
-        return self._walks.options[:, : self._steps]
+        return self._batched_episodes.options[:, : self._steps]
 
-    def _replayed(self, observation: Batch) -> Batch:
+    def _replayed(self, observation: ObservationBatch) -> ObservationBatch:
         """Show where the walks are, those that rest like before."""
-        self._seen = observation
-        self._seen["layer"][self._walks.ended] = self._steps
-        return self._seen
+        self._last_obs = observation
+        self._last_obs["layer"][self._batched_episodes.ended] = self._steps
+        return self._last_obs
 
     def _fill_infos(
-        self, infos: list[dict[str, Any]], outcome: Outcome, observation: Batch
+        self, infos: list[dict[str, Any]], result: EpisodeResult, observation: ObservationBatch
     ) -> None:
         # As in the single environment: Python's truth values, and NumPy's numbers.
         named = {
             key: value.tolist() if value.dtype == np.bool_ else list(value)
-            for key, value in outcome.info().items()
+            for key, value in result.info().items()
         }
         keys = list(named)
         n_layers = self.task.backbone.costs.n_layers
@@ -366,9 +388,9 @@ class SB3GatingVecEnv(VecEnv):
             observation["layer"],
             observation["context"],
         )
-        returns = self._returns[outcome.walks].tolist()
+        returns = self._returns[result.episodes].tolist()
         for i, values, total in zip(
-            outcome.walks.tolist(), zip(*named.values(), strict=True), returns, strict=True
+            result.episodes.tolist(), zip(*named.values(), strict=True), returns, strict=True
         ):
             info = infos[i]
             info.update(zip(keys, values, strict=True))
@@ -378,7 +400,9 @@ class SB3GatingVecEnv(VecEnv):
                 "layer": layers[i],
                 "context": contexts[i],
             }
-            length = min(info.get("walked", n_layers) + 1, n_layers)  # leaving is a step as well
+            length = min(
+                info.get("n_layers_run", n_layers) + 1, n_layers
+            )  # leaving is a step as well
             info["episode"] = {"r": total, "l": length}
 
     def _clear_stats(self) -> None:
@@ -387,12 +411,12 @@ class SB3GatingVecEnv(VecEnv):
         self._sum_returns = self._sum_correct = self._sum_computation = 0.0
         self._option_counts: NDArray[np.float64] = np.zeros((costs.n_layers, costs.n_actions))
 
-    def _add_stats(self, outcome: Outcome) -> None:
-        self._episodes += len(outcome.walks)
-        self._sum_returns += float(self._returns[outcome.walks].sum())
-        self._sum_correct += float(outcome.correct.sum())
-        self._sum_computation += float(outcome.computation.sum())
-        options = self._walks.options[outcome.walks]  # [n, layers]
+    def _add_stats(self, result: EpisodeResult) -> None:
+        self._episodes += len(result.episodes)
+        self._sum_returns += float(self._returns[result.episodes].sum())
+        self._sum_correct += float(result.correct.sum())
+        self._sum_computation += float(result.computation.sum())
+        options = self._batched_episodes.options[result.episodes]  # [n, layers]
         n_options = self._option_counts.shape[1]
         for layer in range(options.shape[1]):
             self._option_counts[layer] += np.bincount(options[:, layer], minlength=n_options)

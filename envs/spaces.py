@@ -9,7 +9,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from dfs_rl.backbones.interfaces import WalkableBackbone
-from dfs_rl.envs.sampling import ALL, ImageStreams, Streams
+from dfs_rl.envs.sampling import ALL, ImageSampler, StreamIndices
 from dfs_rl.envs.task import Task
 from dfs_rl.errors import ConfigError
 from dfs_rl.gating.observation import FEATURE_LIMIT, context_size, observation_width
@@ -18,26 +18,28 @@ NumberT = TypeVar("NumberT", np.int64, np.float64)
 
 METADATA: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 2}
 
-Batch = dict[str, NDArray[Any]]
+ObservationBatch = dict[str, NDArray[Any]]
 """Observations: ``features`` float32 ``[n, width]``, ``layer`` int64 ``[n]``, ``context`` float32 ``[n, 3 or 4]``."""
 
 
-class Outcome(NamedTuple):
+class EpisodeResult(NamedTuple):
     """What came of ``n`` finished walks.
 
     Attributes:
-        walks: Which walks they are, int64 ``[n]``.
+        episodes: Which walks they are, int64 ``[n]``.
         image: Index of the image in the split, int64 ``[n]``.
         label: Its class, int64 ``[n]``.
         prediction: Most likely class, int64 ``[n]``.
         correct: Whether the two agree, bool ``[n]``.
         computation: Percent, never-gated parts included, without a gate, float64 ``[n]``.
-        bits: Bit width of each layer, 0 for those that the image did not come to, int64 ``[n, layers]``.
+        bits: Bit width of each layer, 0 for those that the image did not come to, int64 ``[n,
+            layers]``.
         probabilities: Of each class, float32 ``[n, classes]``.
-        walked: How many layers the image came through, int64 ``[n]``; ``None`` where there are no exits.
+        n_layers_run: How many layers the image came through, int64 ``[n]``; ``None`` where there
+            are no exits.
     """
 
-    walks: NDArray[np.int64]
+    episodes: NDArray[np.int64]
     image: NDArray[np.int64]
     label: NDArray[np.int64]
     prediction: NDArray[np.int64]
@@ -45,14 +47,14 @@ class Outcome(NamedTuple):
     computation: NDArray[np.float64]
     bits: NDArray[np.int64]
     probabilities: NDArray[np.float32]
-    walked: NDArray[np.int64] | None
+    n_layers_run: NDArray[np.int64] | None
 
     def info(self) -> dict[str, NDArray[Any]]:
         """Return what the ``info`` of the last step carries, batched."""
         named = self._asdict()
-        del named["walks"], named["probabilities"]
-        if self.walked is None:
-            del named["walked"]
+        del named["episodes"], named["probabilities"]
+        if self.n_layers_run is None:
+            del named["n_layers_run"]
         # Stable-Baselines3 logs the mean of "is_success" as rollout/success_rate.
         return {"index": named.pop("image"), **named, "is_success": self.correct}
 
@@ -63,17 +65,20 @@ class Transition(NamedTuple):
     Attributes:
         observation: What to choose by next; zeros for walks that had ended before.
         reward: float64 ``[n]``.
-        outcome: Of the walks that ended in this step, ``None`` if none did.
+        result: Of the walks that ended in this step, ``None`` if none did.
     """
 
-    observation: Batch
+    observation: ObservationBatch
     reward: NDArray[np.float64]
-    outcome: Outcome | None
+    result: EpisodeResult | None
 
 
-def observation_space(backbone: WalkableBackbone, *, dial: bool) -> spaces.Dict:
+def observation_space(backbone: WalkableBackbone, *, budget_conditioning: bool) -> spaces.Dict:
     """Return the observation space of one environment, with the position of a dial or without."""
-    width, context = observation_width(backbone), context_size(dial=dial)
+    width, context = (
+        observation_width(backbone),
+        context_size(budget_conditioning=budget_conditioning),
+    )
     return spaces.Dict(
         {
             "features": spaces.Box(-FEATURE_LIMIT, FEATURE_LIMIT, (width,), np.float32),
@@ -83,11 +88,13 @@ def observation_space(backbone: WalkableBackbone, *, dial: bool) -> spaces.Dict:
     )
 
 
-def replaced(observation: Batch, begun: Batch, which: Streams) -> Batch:
+def replace_rows(
+    observation: ObservationBatch, started: ObservationBatch, which: StreamIndices
+) -> ObservationBatch:
     """Return a copy of an observation in which some environments see something else."""
     copy = {key: value.copy() for key, value in observation.items()}
     for key, values in copy.items():
-        values[which] = begun[key]
+        values[which] = started[key]
     return copy
 
 
@@ -142,13 +149,13 @@ def per_environment(name: str, wanted: object, n: int, dtype: type[NumberT]) -> 
     return np.array(np.broadcast_to(values, (n,)), dtype=dtype)
 
 
-def choose_positions(
+def sample_preferences(
     task: Task,
-    streams: ImageStreams,
+    streams: ImageSampler,
     wanted: object,
     *,
     repeats: int = 1,
-    which: Streams = ALL,
+    which: StreamIndices = ALL,
 ) -> NDArray[np.float64] | None:
     """Return where each walk's price lies on the task's dial: as wanted, or as drawn.
 
@@ -165,15 +172,16 @@ def choose_positions(
     Raises:
         ConfigError: If a cost weight is wanted that the task does not draw from.
     """
-    if task.prices is None:
+    if task.cost_weight_range is None:
         if wanted is not None:
             raise ConfigError(
-                f"options['cost_weight'] is {wanted!r}, but this environment was made without cost_weights and has one price, "
-                f"{task.weights.cost:g}."
+                f"options['cost_weight'] is {wanted!r}, but this environment was made without "
+                "cost_weight_range and has one price, "
+                f"{task.reward.cost:g}."
             )
         return None
     if wanted is None:
-        return np.repeat(streams.positions(which), repeats)
+        return np.repeat(streams.preferences(which), repeats)
     n = len(streams.keys) * repeats
     weights = per_environment("cost_weight", wanted, n, np.float64)[which]
-    return np.array([task.prices.position(float(weight)) for weight in weights])
+    return np.array([task.cost_weight_range.preference(float(weight)) for weight in weights])

@@ -17,14 +17,14 @@ from dfs_rl.envs.keywords import (
     DatasetLike,
     DeviceLike,
     Pair,
-    WeightsLike,
+    RewardLike,
     check_types,
 )
 from dfs_rl.errors import ConfigError, DataError
 from dfs_rl.gating.action_masks import gated_budget
-from dfs_rl.gating.budget_conditioning import PriceRange
+from dfs_rl.gating.budget_conditioning import CostWeightRange
 from dfs_rl.gating.reward import RewardWeights, reward_weights
-from dfs_rl.training.custom_model import calibrated
+from dfs_rl.training.custom_model import build_calibrated_backbone
 from dfs_rl.utils.constants import DIGITS
 from dfs_rl.utils.device import resolve_device
 from dfs_rl.utils.trusted_import import is_constructor, trust_constructor, trusting
@@ -38,10 +38,13 @@ class Task:
         backbone: The network, frozen.
         images: The images that episodes draw from, on the backbone's device.
         weights: What a walk is rewarded for.
-        budget: Upper bound on computation in percent, fixed parts and gate included; ``None`` for none.
-        prices: Of computation, of which each episode draws one, instead of ``weights.cost``; ``None`` for that alone.
+        budget: Upper bound on computation in percent, fixed parts and gate included; ``None`` for
+            none.
+        cost_weight_range: Of computation, of which each episode draws one, instead of
+            ``weights.cost``; ``None`` for that alone.
         class_names: Name of each class, in label order.
-        gate_macs: MACs per image of the gate that walks, which count towards the budget alone; 0 where it is not known.
+        gate_macs: MACs per image of the gate that walks, which count towards the budget alone; 0
+            where it is not known.
 
     Raises:
         ConfigError: If the budget does not suffice for the cheapest choices.
@@ -50,10 +53,10 @@ class Task:
 
     backbone: WalkableBackbone
     images: ImageSet
-    weights: RewardWeights
+    reward: RewardWeights
     budget: float | None
     class_names: tuple[str, ...]
-    prices: PriceRange | None = None
+    cost_weight_range: CostWeightRange | None = None
     gate_macs: float = 0.0
 
     @property
@@ -68,17 +71,20 @@ class Task:
         expected = tuple(self.backbone.image_shape)
         if self.images.image_shape != expected:
             raise DataError(
-                f"the images are {list(self.images.image_shape)} (channels, height, width), but the backbone takes "
+                f"the images are {list(self.images.image_shape)} (channels, height, width), but "
+                "the backbone takes "
                 f"{list(expected)}."
             )
         if len(self.class_names) != self.backbone.n_classes:
             raise DataError(
-                f"the data set has {len(self.class_names)} classes, but the backbone tells {self.backbone.n_classes} apart."
+                f"the data set has {len(self.class_names)} classes, but the backbone tells "
+                f"{self.backbone.n_classes} apart."
             )
         highest = int(self.images.labels.max()) if len(self.images) else -1
         if not 0 <= highest < self.backbone.n_classes:
             raise DataError(
-                f"the images hold label {highest}; the backbone needs some, and knows the labels 0 to {self.backbone.n_classes - 1}."
+                f"the images hold label {highest}; the backbone needs some, and knows the labels 0 "
+                f"to {self.backbone.n_classes - 1}."
             )
 
 
@@ -91,24 +97,28 @@ def make_task(
     exits: bool = True,
     dataset: DatasetLike = None,
     split: SplitName = "agent",
-    weights: WeightsLike = None,
+    reward: RewardLike = None,
     budget: float | None = None,
-    cost_weights: Pair | None = None,
+    cost_weight_range: Pair | None = None,
     device: DeviceLike = "cpu",
 ) -> Task:
     """Build a task from what a user may pass to an environment.
 
     Args:
-        backbone: A folder that ``save_backbone`` wrote, ``module:function`` that makes a user's network, a backbone (the training form
-            is frozen first), or ``None`` for the digits network that ships with the package.
+        backbone: A folder that ``save_backbone`` wrote, ``module:function`` that makes a user's
+            network, a backbone (the training form is frozen first), or ``None`` for the digits
+            network that ships with the package.
         backbone_weights: Weights of a user's network.
         trust_code: Whether to import the constructor that a folder names.
         exits: Whether to keep the exits that it may have.
-        dataset: What ``load_dataset`` takes, a data set, a set of images, or ``None`` for the digits.
+        dataset: What ``load_dataset`` takes, a data set, a set of images, or ``None`` for the
+            digits.
         split: Which images of a data set to draw from.
-        weights: What a walk is rewarded for, as ``RewardWeights`` or a mapping of some of its fields; ``None`` for the defaults.
+        reward: What a walk is rewarded for, as ``RewardWeights`` or a mapping of some of its
+            fields; ``None`` for the defaults.
         budget: Upper bound on computation in percent; ``None`` for none.
-        cost_weights: Lowest and highest price of computation, of which each episode draws one; ``None`` for ``weights.cost``.
+        cost_weight_range: Lowest and highest price of computation, of which each episode draws one;
+            ``None`` for ``weights.cost``.
         device: Where backbone and images live.
 
     Raises:
@@ -116,14 +126,15 @@ def make_task(
         DataError: If the data cannot be found or does not fit the backbone.
         CheckpointError: If the backbone cannot be read.
     """
-    rewarded, place = reward_weights(weights), resolve_device(device)
+    rewarded, place = reward_weights(reward), resolve_device(device)
     data = _resolve_dataset(dataset, backbone)
     if is_constructor(backbone):
         backbone = _users_backbone(str(backbone), backbone_weights, data, device=str(place))
     elif backbone_weights is not None:
         given = backbone if isinstance(backbone, str | Path | None) else type(backbone).__name__
         raise ConfigError(
-            f"backbone_weights is {backbone_weights}, but backbone is {given}; weights go with module:function."
+            f"backbone_weights is {backbone_weights}, but backbone is {given}; weights go with "
+            "module:function."
         )
     with trusting(trust_code):
         frozen = _resolve_backbone(backbone, place, exits=exits)
@@ -131,32 +142,30 @@ def make_task(
         images, class_names = data, tuple(str(label) for label in range(frozen.n_classes))
     else:
         images, class_names = data.split(split), data.class_names
-    prices = (
-        None
-        if cost_weights is None
-        else PriceRange(lowest=cost_weights[0], highest=cost_weights[1])
-    )
     return Task(
         backbone=frozen,
         images=images.to(place),
-        weights=rewarded,
+        reward=rewarded,
         budget=budget,
         class_names=class_names,
-        prices=prices,
+        cost_weight_range=None
+        if cost_weight_range is None
+        else CostWeightRange(lowest=cost_weight_range[0], highest=cost_weight_range[1]),
     )
 
 
 def _users_backbone(
-    name: str, weights: str | Path | None, data: Dataset | ImageSet, *, device: str
+    name: str, checkpoint: str | Path | None, data: Dataset | ImageSet, *, device: str
 ) -> Backbone:
     """Make a user's network, which needs other images than those that episodes draw from."""
     if isinstance(data, ImageSet):
         raise ConfigError(
-            f"backbone is {name!r}, which is calibrated on a train split, but dataset is an ImageSet; give a name or folder, or a Dataset."
+            f"backbone is {name!r}, which is calibrated on a train split, but dataset is an "
+            "ImageSet; give a name or folder, or a Dataset."
         )
     trust_constructor(name)
-    file = None if weights is None else Path(weights)
-    return calibrated(name, data, weights=file, device=device).backbone
+    file = None if checkpoint is None else Path(checkpoint)
+    return build_calibrated_backbone(name, data, weights=file, device=device).backbone
 
 
 def _resolve_backbone(backbone: object, device: torch.device, *, exits: bool) -> WalkableBackbone:
@@ -166,11 +175,12 @@ def _resolve_backbone(backbone: object, device: torch.device, *, exits: bool) ->
         backbone = load_backbone(Path(backbone))
     if not exits:
         backbone = _without_exits(backbone)
-    if hasattr(backbone, "prepare"):
-        backbone = backbone.prepare()
+    if hasattr(backbone, "to_inference"):
+        backbone = backbone.to_inference()
     if not isinstance(backbone, WalkableBackbone):
         raise ConfigError(
-            f"backbone is a {type(backbone).__name__}; allowed are a folder, module:function, a WalkableBackbone, or None for the digits."
+            f"backbone is a {type(backbone).__name__}; allowed are a folder, module:function, a "
+            "WalkableBackbone, or None for the digits."
         )
     if isinstance(backbone, nn.Module):
         backbone.to(device)
@@ -183,7 +193,8 @@ def _without_exits(backbone: object) -> object:
         return backbone
     if not isinstance(backbone, Backbone):
         raise ConfigError(
-            f"exits is False, but the backbone is a {type(backbone).__name__} with exits after {list(backbone.costs.exits_after)} layers "
+            f"exits is False, but the backbone is a {type(backbone).__name__} with exits after "
+            f"{list(backbone.costs.exits_after)} layers "
             "that cannot be taken away; give its training form, or a folder."
         )
     changed = copy.deepcopy(backbone)
@@ -201,7 +212,8 @@ def _resolve_dataset(dataset: object, backbone: object) -> Dataset | ImageSet:
         dataset = load_dataset(str(dataset or DIGITS), image_size=image_size)
     if not isinstance(dataset, Dataset | ImageSet):
         raise ConfigError(
-            f"dataset is a {type(dataset).__name__}; allowed are a name or folder, a Dataset, an ImageSet, or None for the digits."
+            f"dataset is a {type(dataset).__name__}; allowed are a name or folder, a Dataset, an "
+            "ImageSet, or None for the digits."
         )
     return dataset
 
@@ -209,7 +221,7 @@ def _resolve_dataset(dataset: object, backbone: object) -> Dataset | ImageSet:
 # The defaults are read once per process: a vector of n single environments asks n times.
 @cache
 def _default_backbone() -> WalkableBackbone:
-    return default_digits().prepare()
+    return default_digits().to_inference()
 
 
 @cache

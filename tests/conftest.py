@@ -61,7 +61,7 @@ def refusal(
     def said(main: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> str:
         monkeypatch.chdir(tmp_path)
         capsys.readouterr()
-        assert main(_last_of_each(arguments)) == 2
+        assert main(_keep_last_of_each_flag(arguments)) == 2
         sentence = capsys.readouterr().err.strip()
         assert sentence
         assert "\n" not in sentence
@@ -71,7 +71,7 @@ def refusal(
     return said
 
 
-def _last_of_each(arguments: Sequence[str]) -> list[str]:
+def _keep_last_of_each_flag(arguments: Sequence[str]) -> list[str]:
     """Return arguments with each flag where it stands last, for a command takes it once; its values go with it."""
     settings: dict[str, list[str]] = {}
     flag = ""
@@ -84,7 +84,7 @@ def _last_of_each(arguments: Sequence[str]) -> list[str]:
 
 
 @pytest.fixture
-def stranger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def no_allowed_constructors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A folder of its own, where no constructor was allowed yet and none of ``own_nets`` is imported."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "dont_write_bytecode", True)

@@ -13,7 +13,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import NormalActionNoise
 
 from dfs_rl.agents.hyperparameters import StaticMethod
-from dfs_rl.agents.static.tried import Tried, Watch
+from dfs_rl.agents.static.tried import EvaluatedTable, OnTable
 from dfs_rl.envs.network_wide_env import NetworkWideEnv
 
 WARM_UP = 20
@@ -81,12 +81,12 @@ def build_learner(method: StaticMethod, env: NetworkWideEnv, *, seed: int) -> Ba
     return algorithm("MlpPolicy", env, action_noise=DecayingNoise(), **shared)
 
 
-class _Watching(BaseCallback):
+class _EpisodeCallback(BaseCallback):
     """Passes on the table of each episode; ends after a number of them or on request."""
 
-    def __init__(self, watch: Watch, episodes: int) -> None:
+    def __init__(self, on_table: OnTable, episodes: int) -> None:
         super().__init__()
-        self._watch = watch
+        self._watch = on_table
         self._left = episodes
 
     def _on_step(self) -> bool:
@@ -95,7 +95,7 @@ class _Watching(BaseCallback):
         info = self.locals["infos"][0]
         self._left -= 1
         go_on = self._watch(
-            Tried(
+            EvaluatedTable(
                 timesteps=self.num_timesteps,
                 table=tuple(info["options"].tolist()),
                 accuracy=info["accuracy"],
@@ -107,9 +107,9 @@ class _Watching(BaseCallback):
 
 
 def learn(
-    method: StaticMethod, env: NetworkWideEnv, episodes: int, seed: int, watch: Watch
+    method: StaticMethod, env: NetworkWideEnv, episodes: int, seed: int, on_table: OnTable
 ) -> None:
     """Train the learner of that name for a number of episodes."""
     model = build_learner(method, env, seed=seed)
     steps = episodes * env.task.backbone.costs.n_layers
-    model.learn(steps, _Watching(watch, episodes), log_interval=sys.maxsize)
+    model.learn(steps, _EpisodeCallback(on_table, episodes), log_interval=sys.maxsize)

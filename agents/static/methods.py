@@ -6,7 +6,7 @@ from functools import partial
 
 from dfs_rl.agents.hyperparameters import StaticMethod
 from dfs_rl.agents.static import greedy, haq
-from dfs_rl.agents.static.tried import Watch
+from dfs_rl.agents.static.tried import OnTable
 from dfs_rl.envs.network_wide_env import NetworkWideEnv
 
 
@@ -22,7 +22,7 @@ class _Method:
 
     label: str
     continuous: bool
-    find: Callable[[NetworkWideEnv, int, int, Watch], None]
+    find: Callable[[NetworkWideEnv, int, int, OnTable], None]
 
 
 STATIC_METHODS: Mapping[StaticMethod, _Method] = {

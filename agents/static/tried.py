@@ -3,11 +3,11 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from dfs_rl.evaluation.static_tables.scoring import Table
+from dfs_rl.evaluation.static_tables.scoring import StaticTable
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tried:
+class EvaluatedTable:
     """A table that a method tried.
 
     Attributes:
@@ -19,11 +19,11 @@ class Tried:
     """
 
     timesteps: int
-    table: Table
+    table: StaticTable
     accuracy: float
     computation: float
     reward: float | None
 
 
-Watch = Callable[[Tried], bool]
+OnTable = Callable[[EvaluatedTable], bool]
 """Receives each table that is tried; returns whether to go on."""

@@ -17,17 +17,17 @@ from torch.nn import functional
 
 from dfs_rl.agents.supervised.config import BlockDropConfig, SupervisedConfig
 from dfs_rl.agents.supervised.reinforce import surrogate
-from dfs_rl.agents.supervised.straight_through import drawn_choice
+from dfs_rl.agents.supervised.straight_through import sampled_choice
 from dfs_rl.agents.supervised.trainer import GateTask, GateTrainer, StepLosses, accuracy_of
 from dfs_rl.backbones.interfaces import WalkableBackbone
 from dfs_rl.data import ImageSet
-from dfs_rl.gating.execution import WalkState, finish, option_costs, start, step
+from dfs_rl.gating.execution import ExecutionState, option_costs, run_head, run_layer, run_stem
 from dfs_rl.gating.networks import LearnedGate
 from dfs_rl.gating.observation import observe
 from dfs_rl.utils.seeding import torch_generator
 
 
-def decide_at_once(gate: LearnedGate, backbone: WalkableBackbone, state: WalkState) -> Tensor:
+def decide_at_once(gate: LearnedGate, backbone: WalkableBackbone, state: ExecutionState) -> Tensor:
     """Return logits of the gate's choices at every layer, float32 ``[batch, layers, choices]``.
 
     Args:
@@ -42,7 +42,7 @@ def decide_at_once(gate: LearnedGate, backbone: WalkableBackbone, state: WalkSta
     return torch.stack(logits, dim=1)[:, :, list(gate.choices)]
 
 
-def bounded_chances(logits: Tensor, bound: float) -> Tensor:
+def bounded_probabilities(logits: Tensor, bound: float) -> Tensor:
     """Return probabilities of draws: ``bound`` of the softmax, the rest spread over the others.
 
     With two choices this is the paper's. All lie between ``(1 - bound) / (choices - 1)`` and
@@ -52,21 +52,21 @@ def bounded_chances(logits: Tensor, bound: float) -> Tensor:
         logits: ``[..., choices]``.
         bound: In (0.5, 1].
     """
-    chances, others = logits.softmax(dim=-1), logits.shape[-1] - 1
+    probabilities, others = logits.softmax(dim=-1), logits.shape[-1] - 1
     if others == 0:
-        return chances
-    return bound * chances + (1.0 - bound) * (1.0 - chances) / others
+        return probabilities
+    return bound * probabilities + (1.0 - bound) * (1.0 - probabilities) / others
 
 
 @torch.no_grad()
-def run_options(backbone: WalkableBackbone, state: WalkState, options: Tensor) -> Tensor:
+def run_options(backbone: WalkableBackbone, state: ExecutionState, options: Tensor) -> Tensor:
     """Return logits ``[batch, classes]`` from ``state`` on with ``options`` ``[batch, layers]``."""
     for layer in range(state.layer, backbone.costs.n_layers):
-        state = step(backbone, state, options[:, layer])
-    return finish(backbone, state)
+        state = run_layer(backbone, state, options[:, layer])
+    return run_head(backbone, state)
 
 
-def rewards_of_answers(right: Tensor, paid: Tensor, *, penalty: float) -> Tensor:
+def episode_rewards(right: Tensor, paid: Tensor, *, penalty: float) -> Tensor:
     """Return 1 minus ``paid`` for right and minus ``penalty`` for wrong answers, ``[batch]``."""
     return torch.where(right, 1.0 - paid, torch.full_like(paid, -penalty))
 
@@ -99,34 +99,34 @@ class BlockDropTrainer(GateTrainer):
         n_layers = self.frozen.costs.n_layers
         opened = open_layers(n_layers, self.progress, curriculum=settings.curriculum)
         with torch.no_grad():
-            state = start(self.frozen, batch.images)
+            state = run_stem(self.frozen, batch.images)
         logits = decide_at_once(self.gate, self.frozen, state)[:, -opened:]
-        chances = bounded_chances(logits, settings.bound)  # [batch, opened, choices]
+        probabilities = bounded_probabilities(logits, settings.bound)  # [batch, opened, choices]
         generator = torch_generator(task.seed, "blockdrop", self.steps, device=device)
-        draws = drawn_choice(chances.detach().flatten(0, 1).log(), generator=generator)
+        draws = sampled_choice(probabilities.detach().flatten(0, 1).log(), generator=generator)
         drawn = draws.options.view(len(logits), opened)
         likeliest = logits.argmax(dim=2)  # [batch, opened]
         where = torch.ones(1, dtype=torch.float64)
-        price = float(self._prices.at(where))
+        multiplier = float(self._multipliers.at(where))
         answers, relative, rewards = [], [], []
         for picked in (drawn, likeliest):
             answers.append(run_options(self.frozen, state, self._complete(picked)))
             relative.append(self._relative(picked))
             right = answers[-1].argmax(dim=1) == batch.labels
             rewards.append(
-                rewards_of_answers(right, price * relative[-1], penalty=settings.penalty)
+                episode_rewards(right, multiplier * relative[-1], penalty=settings.penalty)
             )
         advantages = (rewards[0] - rewards[1])[:, None].expand(-1, opened)
-        self._descend(surrogate(chances, drawn, advantages))
-        self._prices.follow(
-            where.expand(len(logits)), relative[1].cpu(), rate=self._config.price_rate
+        self._descend(surrogate(probabilities, drawn, advantages))
+        self._multipliers.update(
+            where.expand(len(logits)), relative[1].cpu(), rate=self._config.multiplier_lr
         )
         return StepLosses(
             labels=float(functional.cross_entropy(answers[1], batch.labels)),
             divergence=None,
             accuracy=accuracy_of(answers[1], batch.labels),
             spent=float(relative[1].mean()),
-            price=price,
+            multiplier=multiplier,
         )
 
     def _complete(self, picked: Tensor) -> Tensor:

@@ -4,7 +4,14 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from dfs_rl.utils.config import Count, Positive, PositiveOrZero, PositiveShare, Share, configuration
+from dfs_rl.utils.config import (
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    PositiveUnitInterval,
+    UnitInterval,
+    configuration,
+)
 
 RelaxedMethod = Literal["gumbel", "dfs"]
 """Methods by supervision alone, see ``dfs_rl.agents.supervised.relaxed``."""
@@ -23,24 +30,28 @@ class SupervisedConfig:
         batch_size: Images per step.
         learning_rate: Adam's step size at the start; it falls along a cosine to zero.
         temperature: Of the Gumbel-softmax at the start; for gumbel alone, as the next.
-        final_temperature: At the end, reached exponentially: nearer to the draw, but with noisier gradients.
-        price: Weight of computation relative to the budget: for good with dfs, and where it starts with the others.
-        price_rate: How fast their price follows overspending: the change of its logarithm per step at twice the budget.
-        distillation: Weight of the divergence from the full-precision network, beside the loss with labels; for gumbel and dfs.
+        final_temperature: At the end, reached exponentially: nearer to the draw, but with noisier
+            gradients.
+        multiplier: Weight of computation relative to the budget: for good with dfs, and where it
+            starts with the others.
+        multiplier_lr: How fast their price follows overspending: the change of its logarithm per
+            step at twice the budget.
+        distillation: Weight of the divergence from the full-precision network, beside the loss with
+            labels; for gumbel and dfs.
         max_grad_norm: Gradient clipping.
 
     Raises:
         ConfigError: If a value is out of range.
     """
 
-    batch_size: Count = 64
-    learning_rate: Positive = 0.01
-    temperature: Positive = 2.0
-    final_temperature: Positive = 0.5
-    price: Positive = 0.1
-    price_rate: Share = 0.02
-    distillation: PositiveOrZero = 0.0
-    max_grad_norm: Positive = 1.0
+    batch_size: PositiveInt = 64
+    learning_rate: PositiveFloat = 0.01
+    temperature: PositiveFloat = 2.0
+    final_temperature: PositiveFloat = 0.5
+    multiplier: PositiveFloat = 0.1
+    multiplier_lr: UnitInterval = 0.02
+    distillation: NonNegativeFloat = 0.0
+    max_grad_norm: PositiveFloat = 1.0
 
 
 @configuration
@@ -48,16 +59,18 @@ class SkipNetConfig:
     """Hyperparameters of ``--method skipnet``, beside those of all methods.
 
     Attributes:
-        pretraining: Share of the training that is supervised alone, without a price: reinforcement from nothing stays at chance.
-        entropy: Weight of an entropy bonus at the start, which falls linearly to 0: a gate that supervision has made sure of running
-            a layer would hardly draw a skip again, whatever that earns.
+        pretraining: Share of the training that is supervised alone, without a price: reinforcement
+            from nothing stays at chance.
+        ent_coef: Weight of an entropy bonus at the start, which falls linearly to 0: a gate that
+            supervision has made sure of running a layer would hardly draw a skip again, whatever
+            that earns.
 
     Raises:
         ConfigError: If a value is out of range.
     """
 
     pretraining: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    entropy: PositiveOrZero = 0.3
+    ent_coef: NonNegativeFloat = 0.3
 
 
 @configuration
@@ -65,15 +78,18 @@ class BlockDropConfig:
     """Hyperparameters of ``--method blockdrop``, beside those of all methods.
 
     Attributes:
-        curriculum: Share of the training over which layers are opened, the last one first; the others run at their dearest
-            option meanwhile, because from random options everywhere nothing is right and nothing can be learned.
-        penalty: What a wrong answer costs, gamma of the paper; a right one earns 1 less the price of its computation.
-        bound: Most that the chance of a draw can be, alpha of the paper, whose value it is; the rest goes to the other options.
+        curriculum: Share of the training over which layers are opened, the last one first; the
+            others run at their dearest option meanwhile, because from random options everywhere
+            nothing is right and nothing can be learned.
+        penalty: What a wrong answer costs, gamma of the paper; a right one earns 1 less the price
+            of its computation.
+        bound: Most that the chance of a draw can be, alpha of the paper, whose value it is; the
+            rest goes to the other options.
 
     Raises:
         ConfigError: If a value is out of range.
     """
 
-    curriculum: PositiveShare = 0.3
-    penalty: PositiveOrZero = 1.0
+    curriculum: PositiveUnitInterval = 0.3
+    penalty: NonNegativeFloat = 1.0
     bound: Annotated[float, Field(gt=_EVEN, le=1)] = 0.8

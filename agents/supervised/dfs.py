@@ -47,13 +47,13 @@ class DFSTrainer(RelaxedTrainer):
     def _estimator(self) -> Estimator:
         return argmax_choice
 
-    def _cost_weights(self, positions: Tensor, spent: float) -> Tensor:
-        weights = self._prices.at(positions)
+    def _cost_weights(self, preferences: Tensor, spent: float) -> Tensor:
+        weights = self._multipliers.at(preferences)
         rewarded = not self._executed_everything or spent < 1.0
         return -weights if rewarded else weights
 
-    def _adjust(self, positions: Tensor, relative: Tensor) -> None:
-        spent = float((relative * self._task.target(positions.double())).mean())
+    def _adjust(self, preferences: Tensor, relative: Tensor) -> None:
+        spent = float((relative * self._task.target(preferences.double())).mean())
         if spent >= _EXECUTES_EVERYTHING * self._dearest:
             self._executed_everything = True
 

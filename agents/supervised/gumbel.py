@@ -25,9 +25,9 @@ class GumbelTrainer(RelaxedTrainer):
         generator = torch_generator(task.seed, "gumbel", self.steps, device=device)
         return partial(gumbel_choice, temperature=temperature, generator=generator)
 
-    def _cost_weights(self, positions: Tensor, spent: float) -> Tensor:
+    def _cost_weights(self, preferences: Tensor, spent: float) -> Tensor:
         del spent
-        return self._prices.at(positions)
+        return self._multipliers.at(preferences)
 
-    def _adjust(self, positions: Tensor, relative: Tensor) -> None:
-        self._prices.follow(positions, relative, rate=self._config.price_rate)
+    def _adjust(self, preferences: Tensor, relative: Tensor) -> None:
+        self._multipliers.update(preferences, relative, rate=self._config.multiplier_lr)

@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from dfs_rl.agents.cotraining import CoTrainer, CoTrainLosses
 from dfs_rl.agents.supervised.config import SupervisedConfig
-from dfs_rl.agents.supervised.straight_through import Estimator, soft_walk
+from dfs_rl.agents.supervised.straight_through import Estimator, straight_through_rollout
 from dfs_rl.agents.supervised.trainer import GateTask, GateTrainer, StepLosses, accuracy_of
 from dfs_rl.data import ImageSet
 from dfs_rl.utils.seeding import torch_generator
@@ -45,16 +45,16 @@ class RelaxedTrainer(GateTrainer):
         """Return how this step turns logits into choices."""
 
     @abstractmethod
-    def _cost_weights(self, positions: Tensor, spent: float) -> Tensor:
+    def _cost_weights(self, preferences: Tensor, spent: float) -> Tensor:
         """Return each image's weight of its cost relative to its budget, float64 ``[batch]``.
 
         Args:
-            positions: Budgets of the images, as positions in their range, ``[batch]``.
+            preferences: Budgets of the images, as positions in their range, ``[batch]``.
             spent: Mean relative cost of the batch.
         """
 
     @abstractmethod
-    def _adjust(self, positions: Tensor, relative: Tensor) -> None:
+    def _adjust(self, preferences: Tensor, relative: Tensor) -> None:
         """Adjust the weights after a step with relative costs ``relative``, ``[batch]``."""
 
     @property
@@ -64,34 +64,34 @@ class RelaxedTrainer(GateTrainer):
 
     def _learn(self, batch: ImageSet) -> StepLosses:
         config, task = self._config, self._task
-        positions = self._positions(batch.images)
-        with self._cotrainer.resting() if self._cotrainer else nullcontext():
-            walk = soft_walk(
+        preferences = self._preferences(batch.images)
+        with self._cotrainer.frozen_weights() if self._cotrainer else nullcontext():
+            rollout = straight_through_rollout(
                 task.backbone,
                 self.frozen,
                 self.gate,
                 batch.images,
                 self._estimator(),
-                positions=positions,
+                preferences=preferences,
             )
-        labels = functional.cross_entropy(walk.logits, batch.labels)
-        where = torch.ones(len(batch.images)) if positions is None else positions.cpu()
-        relative = walk.spent / task.target(where.double()).to(walk.spent.device)  # [batch]
+        labels = functional.cross_entropy(rollout.logits, batch.labels)
+        where = torch.ones(len(batch.images)) if preferences is None else preferences.cpu()
+        relative = rollout.spent / task.target(where.double()).to(rollout.spent.device)  # [batch]
         spent = float(relative.detach().mean())
         weights = self._cost_weights(where, spent)
         loss = labels + (weights.to(relative.device) * relative).mean()
         divergence: Tensor | None = None
         if config.distillation:
-            divergence = self._divergence(batch.images, walk.logits)
+            divergence = self._divergence(batch.images, rollout.logits)
             loss = loss + config.distillation * divergence
         taught = self._descend_together(loss)
         self._adjust(where, relative.detach().cpu())
         return StepLosses(
             labels=float(labels.detach()),
             divergence=None if divergence is None else float(divergence.detach()),
-            accuracy=accuracy_of(walk.logits, batch.labels),
+            accuracy=accuracy_of(rollout.logits, batch.labels),
             spent=spent,
-            price=float(weights.mean()),
+            multiplier=float(weights.mean()),
             backbone=None if taught is None else taught.gated,
         )
 
@@ -126,9 +126,9 @@ class RelaxedTrainer(GateTrainer):
             self._cotrainer.restore(tensors, int(str(state["backbone_steps"])))
             self.frozen = self._cotrainer.freeze()
 
-    def _positions(self, images: Tensor) -> Tensor | None:
+    def _preferences(self, images: Tensor) -> Tensor | None:
         """Draw a budget for each image, as a position; ``None`` for a gate for one budget."""
-        if self.gate.dial is None:
+        if self.gate.budget_conditioning is None:
             return None
         generator = torch_generator(self._task.seed, "dial", self.steps, device=images.device)
         return torch.rand(len(images), generator=generator, device=images.device)

@@ -17,12 +17,17 @@ from torch import Tensor
 from torch.nn import functional
 
 from dfs_rl.agents.supervised.config import SkipNetConfig, SupervisedConfig
-from dfs_rl.agents.supervised.reinforce import above_the_others, entropy, returns_to_go, surrogate
+from dfs_rl.agents.supervised.reinforce import (
+    entropy,
+    leave_one_out_advantages,
+    returns_to_go,
+    surrogate,
+)
 from dfs_rl.agents.supervised.straight_through import (
-    SoftWalk,
+    StraightThroughRollout,
     argmax_choice,
-    drawn_choice,
-    soft_walk,
+    sampled_choice,
+    straight_through_rollout,
 )
 from dfs_rl.agents.supervised.trainer import GateTask, GateTrainer, StepLosses, accuracy_of
 from dfs_rl.costs import FULL, SKIP, BitOptions
@@ -47,19 +52,25 @@ def skip_or_run(menu: BitOptions) -> tuple[int, ...]:
     return menu.indices((SKIP, FULL))
 
 
-def hybrid_loss(walk: SoftWalk, labels: Tensor, *, prices: Tensor) -> Tensor:
+def hybrid_loss(
+    rollout: StraightThroughRollout, labels: Tensor, *, option_penalties: Tensor
+) -> Tensor:
     """Return the loss of the second phase: cross-entropy plus REINFORCE.
 
     Args:
-        walk: Under drawn choices.
+        rollout: Under drawn choices.
         labels: int64 ``[batch]``.
-        prices: Weighted cost of each option at each layer, float64 ``[layers, options]``.
+        option_penalties: Weighted cost of each option at each layer, float64 ``[layers, options]``.
     """
-    losses = functional.cross_entropy(walk.logits, labels, reduction="none")  # [batch]
-    layers = torch.arange(len(prices), device=walk.options.device)
-    earned = (prices.amax(dim=1, keepdim=True) - prices)[layers, walk.options]  # [batch, layers]
+    losses = functional.cross_entropy(rollout.logits, labels, reduction="none")  # [batch]
+    layers = torch.arange(len(option_penalties), device=rollout.options.device)
+    earned = (option_penalties.amax(dim=1, keepdim=True) - option_penalties)[
+        layers, rollout.options
+    ]  # [batch, layers]
     returns = returns_to_go(earned, -losses.detach().double())
-    return losses.mean() + surrogate(walk.chances, walk.options, above_the_others(returns))
+    return losses.mean() + surrogate(
+        rollout.probabilities, rollout.options, leave_one_out_advantages(returns)
+    )
 
 
 class SkipNetTrainer(GateTrainer):
@@ -79,32 +90,32 @@ class SkipNetTrainer(GateTrainer):
         task, device = self._task, batch.images.device
         pretraining = self.progress < self._skipnet.pretraining
         generator = torch_generator(task.seed, "skipnet", self.steps, device=device)
-        walk = soft_walk(
+        rollout = straight_through_rollout(
             task.backbone,
             self.frozen,
             self.gate,
             batch.images,
-            argmax_choice if pretraining else partial(drawn_choice, generator=generator),
+            argmax_choice if pretraining else partial(sampled_choice, generator=generator),
         )
         where = torch.ones(1, dtype=torch.float64)
-        target, price = float(task.target(where)), float(self._prices.at(where))
-        relative = walk.spent.detach() / target  # [batch]
-        labels = functional.cross_entropy(walk.logits, batch.labels)
+        target, multiplier = float(task.target(where)), float(self._multipliers.at(where))
+        relative = rollout.spent.detach() / target  # [batch]
+        labels = functional.cross_entropy(rollout.logits, batch.labels)
         if pretraining:
-            price, loss = 0.0, labels
+            multiplier, loss = 0.0, labels
         else:
-            prices = price * option_costs(task.backbone.costs, device) / target
-            loss = hybrid_loss(walk, batch.labels, prices=prices)
-        weight = self._skipnet.entropy * (1.0 - self.progress)
-        self._descend(loss - weight * entropy(walk.chances, self.gate.choices))
+            option_penalties = multiplier * option_costs(task.backbone.costs, device) / target
+            loss = hybrid_loss(rollout, batch.labels, option_penalties=option_penalties)
+        weight = self._skipnet.ent_coef * (1.0 - self.progress)
+        self._descend(loss - weight * entropy(rollout.probabilities, self.gate.choices))
         if not pretraining:
-            self._prices.follow(
-                where.expand(len(relative)), relative.cpu(), rate=self._config.price_rate
+            self._multipliers.update(
+                where.expand(len(relative)), relative.cpu(), rate=self._config.multiplier_lr
             )
         return StepLosses(
             labels=float(labels.detach()),
             divergence=None,
-            accuracy=accuracy_of(walk.logits, batch.labels),
+            accuracy=accuracy_of(rollout.logits, batch.labels),
             spent=float(relative.mean()),
-            price=price,
+            multiplier=multiplier,
         )

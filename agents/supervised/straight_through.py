@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from dfs_rl.backbones.interfaces import WalkableBackbone
-from dfs_rl.gating.execution import WalkState, finish, option_costs, start, step
+from dfs_rl.gating.execution import ExecutionState, option_costs, run_head, run_layer, run_stem
 from dfs_rl.gating.observation import observe
 
 
@@ -16,11 +16,12 @@ class Choice(NamedTuple):
 
     Attributes:
         options: What is run, int64 ``[batch]``.
-        chances: What gradients flow through instead, float32 ``[batch, options]``; rows sum to 1.
+        probabilities: What gradients flow through instead, float32 ``[batch, options]``; rows sum
+            to 1.
     """
 
     options: Tensor
-    chances: Tensor
+    probabilities: Tensor
 
 
 Estimator = Callable[[Tensor], Choice]
@@ -40,7 +41,7 @@ def gumbel_choice(logits: Tensor, *, temperature: float, generator: torch.Genera
     return Choice(noisy.argmax(dim=1), (noisy / temperature).softmax(dim=1))
 
 
-def drawn_choice(logits: Tensor, *, generator: torch.Generator) -> Choice:
+def sampled_choice(logits: Tensor, *, generator: torch.Generator) -> Choice:
     """Draw by the softmax and let gradients flow through it, without noise.
 
     Args:
@@ -74,25 +75,26 @@ class TrainableGate(Protocol):
         ...
 
 
-class SoftWalk(NamedTuple):
+class StraightThroughRollout(NamedTuple):
     """Result of a batch of episodes.
 
     Attributes:
         logits: float32 ``[batch, classes]``.
         spent: Cost of the gated layers as a fraction, float64 ``[batch]``, with gradients.
         options: What ran, int64 ``[batch, layers]``.
-        chances: What gradients flow through, float32 ``[batch, layers, options]``, see ``Choice``.
+        probabilities: What gradients flow through, float32 ``[batch, layers, options]``, see
+            ``Choice``.
     """
 
     logits: Tensor
     spent: Tensor
     options: Tensor
-    chances: Tensor
+    probabilities: Tensor
 
 
-def soft_step(
-    backbone: WalkableBackbone, frozen: WalkableBackbone, state: WalkState, choice: Choice
-) -> WalkState:
+def straight_through_step(
+    backbone: WalkableBackbone, frozen: WalkableBackbone, state: ExecutionState, choice: Choice
+) -> ExecutionState:
     """Run the next layer at the chosen options, with gradients of a mixture of all of them.
 
     The value is ``sum_o p_o f_o(h)`` with ``p`` one-hot. Its gradient with respect to ``p_o`` is
@@ -107,18 +109,18 @@ def soft_step(
     """
     layer = state.layer
     costs = option_costs(backbone.costs, choice.options.device)[layer]
-    after = step(backbone, state, choice.options)
-    ghost = choice.chances - choice.chances.detach()  # zero, but for its gradient
+    after = run_layer(backbone, state, choice.options)
+    ghost = choice.probabilities - choice.probabilities.detach()  # zero, but for its gradient
     shape = (-1, *[1] * (after.hidden.dim() - 1))
     hidden = after.hidden
-    for option in choice.chances.detach().amax(dim=0).nonzero().flatten().tolist():
+    for option in choice.probabilities.detach().amax(dim=0).nonzero().flatten().tolist():
         with torch.no_grad():
             output = frozen.layers[layer](state.hidden.detach(), backbone.options[option])
         hidden = hidden + ghost[:, option].reshape(shape) * output
     return after._replace(hidden=hidden, spent=after.spent + ghost.double() @ costs)
 
 
-def soft_walk(
+def straight_through_rollout(
     backbone: WalkableBackbone,
     frozen: WalkableBackbone,
     gate: TrainableGate,
@@ -126,8 +128,8 @@ def soft_walk(
     choose: Estimator,
     *,
     budget: float | None = None,
-    positions: Tensor | None = None,
-) -> SoftWalk:
+    preferences: Tensor | None = None,
+) -> StraightThroughRollout:
     """Run a batch under a gate in training.
 
     Gradients reach earlier choices through activations and costs, not through the gate's features.
@@ -139,16 +141,17 @@ def soft_walk(
         images: uint8 ``[batch, c, h, w]``.
         choose: Turns logits into choices.
         budget: Per-input budget that the gate sees.
-        positions: Preference of each image, float32 ``[batch]``; ``None`` for gates for one budget.
+        preferences: Preference of each image, float32 ``[batch]``; ``None`` for gates for one
+            budget.
     """
     gate.reset(len(images))
-    state, chances = start(backbone, images), []
+    state, probabilities = run_stem(backbone, images), []
     while state.layer < backbone.costs.n_layers:
         with torch.no_grad():
-            seen = observe(frozen, state, budget=budget, positions=positions)
+            seen = observe(frozen, state, budget=budget, preferences=preferences)
         choice = choose(gate(seen.features, seen.layer, seen.context))
-        state = soft_step(backbone, frozen, state, choice)
-        chances.append(choice.chances)
-    return SoftWalk(
-        finish(backbone, state), state.spent, state.options, torch.stack(chances, dim=1)
+        state = straight_through_step(backbone, frozen, state, choice)
+        probabilities.append(choice.probabilities)
+    return StraightThroughRollout(
+        run_head(backbone, state), state.spent, state.options, torch.stack(probabilities, dim=1)
     )

@@ -11,16 +11,16 @@ from torch import Tensor
 
 from dfs_rl.agents.evaluation_callback import ValidationState
 from dfs_rl.agents.supervised.config import SupervisedConfig
-from dfs_rl.agents.supervised.lagrangian import DialPrices
+from dfs_rl.agents.supervised.lagrangian import LagrangeMultipliers
 from dfs_rl.backbones.interfaces import WalkableBackbone
 from dfs_rl.data import ImageSet
 from dfs_rl.data.batching import epoch_batches
 from dfs_rl.errors import CheckpointError, ConfigError, TrainingError
 from dfs_rl.gating.networks import LearnedGate
 from dfs_rl.utils.checkpoint import check_finite, optimizer_tensors, restore_optimizer
-from dfs_rl.utils.config import CountOrZero
+from dfs_rl.utils.config import NonNegativeInt
 
-_KNOTS = 9
+_N_MULTIPLIERS = 9
 """Of the prices along a dial, between which they are interpolated."""
 
 
@@ -32,7 +32,7 @@ class StepLosses(NamedTuple):
         divergence: From the full-precision network, None if it was not asked for.
         accuracy: Of the batch under the hard choices, in percent.
         spent: Cost of the gated layers over their budget.
-        price: Weight of that ratio in the loss or reward; negative where cost is rewarded.
+        multiplier: Weight of that ratio in the loss or reward; negative where cost is rewarded.
         backbone: Cross-entropy of the backbone's images under the gate, None if it learned nothing.
     """
 
@@ -40,7 +40,7 @@ class StepLosses(NamedTuple):
     divergence: float | None
     accuracy: float
     spent: float
-    price: float
+    multiplier: float
     backbone: float | None = None
 
 
@@ -89,9 +89,9 @@ class TrainerState:
         executed_everything: Whether the first phase of dfs is over.
     """
 
-    steps: CountOrZero
-    prices: list[float]
-    backbone_steps: CountOrZero | None = None
+    steps: NonNegativeInt
+    multipliers: list[float]
+    backbone_steps: NonNegativeInt | None = None
     executed_everything: bool | None = None
 
 
@@ -106,7 +106,7 @@ class SupervisedState:
     """
 
     trainer: TrainerState
-    metrics: CountOrZero
+    metrics: NonNegativeInt
     validation: ValidationState | None
 
 
@@ -126,7 +126,9 @@ class GateTrainer(ABC):
         self.steps = 0
         self._config = config
         self._task = task
-        self._prices = DialPrices(_KNOTS if task.gate.dial is not None else 1, config.price)
+        self._multipliers = LagrangeMultipliers(
+            _N_MULTIPLIERS if task.gate.budget_conditioning is not None else 1, config.multiplier
+        )
         self._batch_size = min(config.batch_size, len(task.images))
         self._order: tuple[int, list[Tensor]] | None = None
         self._optimizer = torch.optim.Adam(task.gate.parameters(), lr=config.learning_rate)
@@ -180,7 +182,7 @@ class GateTrainer(ABC):
     @property
     def state(self) -> dict[str, object]:
         """What else a checkpoint needs, as JSON values."""
-        return {"steps": self.steps, "prices": self._prices.knots.tolist()}
+        return {"steps": self.steps, "multipliers": self._multipliers.values.tolist()}
 
     def restore(self, tensors: Mapping[str, Tensor], state: Mapping[str, object]) -> None:
         """Go back to where ``tensors`` and ``state`` were taken.
@@ -202,7 +204,7 @@ class GateTrainer(ABC):
     def _restore_state(self, state: Mapping[str, object]) -> None:
         """Go back to where ``state`` was taken."""
         self.steps = int(str(state["steps"]))
-        self._prices.restore(cast("list[float]", state["prices"]))
+        self._multipliers.restore(cast("list[float]", state["multipliers"]))
 
     def _rows(self) -> Tensor:
         """Return the image indices of the next step; each pass takes every image once."""

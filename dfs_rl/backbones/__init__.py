@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from dfs_rl.backbones.base import Backbone, PreparedBackbone
+from dfs_rl.backbones.base import Backbone, InferenceBackbone
 from dfs_rl.backbones.conversion.backbone import FractionalizeConfig, Fractionalized
 from dfs_rl.backbones.conversion.convert import fractionalize
 from dfs_rl.backbones.conversion.report import FractionalizeReport
@@ -51,9 +51,9 @@ __all__ = [
     "FractionalizeReport",
     "Fractionalized",
     "GatedLayer",
+    "InferenceBackbone",
     "Network",
     "NetworkConfig",
-    "PreparedBackbone",
     "ResNet",
     "ResNetConfig",
     "StoredBackbone",

@@ -144,13 +144,13 @@ class Backbone(nn.Module, ABC):
     def head(self, hidden: Tensor) -> Tensor:
         """Return logits, float32 ``[batch, classes]``."""
 
-    def prepare(self, dtype: torch.dtype = torch.float32) -> "PreparedBackbone":
+    def to_inference(self, dtype: torch.dtype = torch.float32) -> "InferenceBackbone":
         """Return the inference form: norms folded, weights quantized once per option.
 
         Args:
             dtype: float32, or bfloat16 where the hardware is fast at it.
         """
-        return PreparedBackbone(self, dtype=dtype)
+        return InferenceBackbone(self, dtype=dtype)
 
     def normalise(self, images: Tensor) -> Tensor:
         """Normalise uint8 images, or floats in [0, 1], ``[batch, c, h, w]`` by the statistics."""
@@ -320,7 +320,7 @@ def _macs_of(layer: GatedLayer, hidden: Tensor, bits: int) -> int:
     return count_macs(lambda: layer(hidden, bits))
 
 
-class PreparedBackbone(nn.Module):
+class InferenceBackbone(nn.Module):
     """The inference form of a backbone, without gradients; satisfies ``WalkableBackbone`` too.
 
     Args:

@@ -17,7 +17,7 @@ from dfs_rl.data import ChannelStatistics
 from dfs_rl.errors import CheckpointError, ConfigError
 from dfs_rl.utils.checkpoint import check_finite, load_tensors, save_tensors, shared_names
 from dfs_rl.utils.config import config_from_dict, config_to_dict
-from dfs_rl.utils.manifest import read_description, write_description
+from dfs_rl.utils.manifest import read_manifest, write_manifest
 from dfs_rl.utils.trusted_import import trusting
 
 FORMAT = 2
@@ -86,7 +86,7 @@ def save_backbone(backbone: Backbone, info: BackboneInfo, folder: str | Path) ->
     save_tensors(folder / WEIGHTS_FILE, weights)
     if heads:
         save_tensors(folder / EXITS_FILE, heads)
-    write_description(
+    write_manifest(
         folder / STRUCTURE_FILE,
         kind=backbone.family,
         version=FORMAT,
@@ -104,7 +104,8 @@ def load_stored_backbone(folder: str | Path, *, trust_code: bool = False) -> Sto
 
     Args:
         folder: The folder with the two files, or a run folder that has them in ``backbone/``.
-        trust_code: Whether to import the constructor of a user's own network, ``module:function``, that the folder names.
+        trust_code: Whether to import the constructor of a user's own network, ``module:function``,
+            that the folder names.
 
     Raises:
         CheckpointError: If it is missing, damaged or of another kind or format.
@@ -166,7 +167,7 @@ def _own_folder(folder: str | Path) -> Path:
 
 
 def _described(path: Path) -> dict[str, object]:
-    return read_description(path, what="backbone", kinds=list(FAMILIES), version=FORMAT)
+    return read_manifest(path, what="backbone", kinds=list(FAMILIES), version=FORMAT)
 
 
 def _set_exits(backbone: Backbone, after: object, path: Path) -> None:

@@ -143,7 +143,7 @@ class CostTable:
                 least[layer] = torch.minimum(least[layer], costs[layer, self.exit_action])
         return least
 
-    def walked(self, options: Tensor) -> Tensor:
+    def n_layers_run(self, options: Tensor) -> Tensor:
         """Return the number of gated layers before each image's exit.
 
         Args:
@@ -154,7 +154,7 @@ class CostTable:
         """
         return (options != self.exit_action).sum(dim=-1)
 
-    def closed(self, options: Tensor) -> Tensor:
+    def canonicalize(self, options: Tensor) -> Tensor:
         """Return actions in their canonical form.
 
         Args:
@@ -200,7 +200,7 @@ class CostTable:
             return spent
         exits = self.action_costs()[:, self.exit_action].to(spent)
         leaving = torch.cat([exits, spent.new_zeros(1)])
-        return spent + leaving[self.walked(options)]
+        return spent + leaving[self.n_layers_run(options)]
 
     def computation(
         self, options: Tensor, *, gate_macs: float | Tensor = 0.0, counting: Counting = "full"

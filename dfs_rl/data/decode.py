@@ -115,7 +115,8 @@ class ImageArray:
         width, height = picture.size
         if min(picture.size) < MIN_SIDE:
             raise DataError(
-                f"{place} is {width} x {height} pixels; at least {MIN_SIDE} x {MIN_SIDE} are needed."
+                f"{place} is {width} x {height} pixels; at least {MIN_SIDE} x {MIN_SIDE} are "
+                "needed."
             )
         if self._image_size is not None:
             width = height = self._image_size
@@ -128,7 +129,8 @@ class ImageArray:
             raise DataError(
                 f"{place} is {width} x {height} pixels but {self._first} is {expected_width} x "
                 f"{expected_height}; all images must have one size: --image-size N, or "
-                "load_dataset(..., image_size=N), resizes their shorter sides to N pixels and crops the centres."
+                "load_dataset(..., image_size=N), resizes their shorter sides to N pixels and "
+                "crops the centres."
             )
         if self._image_size is not None:
             picture = fit_picture(picture, self._image_size)

@@ -58,8 +58,8 @@ def load_dataset(
         splits: Shares of the splits; None takes 10 % agent, 10 % val and, where the source has no
             test split, 20 % test; for the digits 25 %, 12 % and 23 %.
         limit: For quick trials: use at most this many images of the source's train and of its test
-            split each, the classes in proportion; every split then is a part of its full self, but for
-            images that the rest of an earlier split repeats, which are not read.
+            split each, the classes in proportion; every split then is a part of its full self, but
+            for images that the rest of an earlier split repeats, which are not read.
         image_size: Resize every image's shorter side to this many pixels, antialiased bilinear,
             and crop the centre to a square; None leaves them as they are, and refuses images of
             several sizes.

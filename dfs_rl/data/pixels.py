@@ -10,7 +10,8 @@ _ROUNDING = 1e-3
 """By how much a float may miss [0, 1]: a quarter of a step of uint8."""
 _ALLOWED = "allowed are uint8, or float in [0, 1]"
 _WAY_OUT = (
-    "divide by 255 or pass uint8, leave out mean and std, which the model applies itself, and clamp what an interpolation "
+    "divide by 255 or pass uint8, leave out mean and std, which the model applies itself, and "
+    "clamp what an interpolation "
     "overshoots"
 )
 
@@ -18,8 +19,9 @@ _WAY_OUT = (
 def check_pixels(images: object, *, bounded: bool = True) -> None:
     """Refuse images that no model was trained on: of another type, outside [0, 1], or not finite.
 
-    Of floats it takes the smallest and the largest, which is little beside a network; of uint8 it looks at nothing. Inside a graph of
-    ``torch.compile`` the check is an assertion, which raises torch's own error.
+    Of floats it takes the smallest and the largest, which is little beside a network; of uint8 it
+    looks at nothing. Inside a graph of ``torch.compile`` the check is an assertion, which raises
+    torch's own error.
 
     Args:
         images: What was given.
@@ -30,7 +32,8 @@ def check_pixels(images: object, *, bounded: bool = True) -> None:
     """
     if not isinstance(images, Tensor):
         raise DataError(
-            f"images is a {type(images).__name__}; allowed is a torch.Tensor, uint8 or float in [0, 1], as torch.from_numpy makes "
+            f"images is a {type(images).__name__}; allowed is a torch.Tensor, uint8 or float in "
+            "[0, 1], as torch.from_numpy makes "
             "of an array."
         )
     if images.dtype == torch.uint8:
@@ -61,8 +64,8 @@ def resized_sides(width: int, height: int, size: int) -> tuple[int, int]:
 def fit_images(images: Tensor, size: int) -> Tensor:
     """Resize the shorter side to ``size``, antialiased bilinear, and crop the centre.
 
-    Images that are ``size x size`` already are returned as they are. For others the result is that of ``decode.fit_picture``, to
-    within what it rounds away.
+    Images that are ``size x size`` already are returned as they are. For others the result is that
+    of ``decode.fit_picture``, to within what it rounds away.
 
     Args:
         images: uint8, or float in [0, 1], ``[n, c, h, w]``.

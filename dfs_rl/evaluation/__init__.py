@@ -1,1 +1,1 @@
-"""Any gate to records, records to metrics, and the rivals that a gate must beat."""
+"""Any gate to records, records to metrics, and the baselines that a gate must beat."""

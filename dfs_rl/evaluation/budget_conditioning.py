@@ -14,58 +14,68 @@ from dfs_rl.data.images import ImageSet
 from dfs_rl.evaluation.curves import CurvePoint
 from dfs_rl.evaluation.evaluator import BATCH_SIZE, evaluate_gate
 from dfs_rl.gating.base import Gate
-from dfs_rl.gating.budget_conditioning import FINEST, Dial, measured_positions
+from dfs_rl.gating.budget_conditioning import (
+    MIN_PREFERENCE_GAP,
+    BudgetConditioning,
+    preference_grid,
+)
 from dfs_rl.gating.cascade import CascadeGate
 from dfs_rl.gating.networks import LearnedGate
 
-POSITIONS = 9
+N_PREFERENCES = 9
 """How many are measured at least, evenly spaced."""
-_MOST_POSITIONS = 33
-_SMOOTH = math.log(1.2)
+_MAX_PREFERENCES = 33
+_MAX_LOG_COST_CHANGE = math.log(1.2)
 """Change of the logarithm of what a gate costs, above which another position is measured between two."""
-_STRETCHES = 8
+_N_SEGMENTS = 8
 """Of the dial, whose images together give a point."""
 
 
-class MeasuredDial(NamedTuple):
-    """What ``measure_dial`` finds.
+class BudgetCalibration(NamedTuple):
+    """What ``calibrate_budget_conditioning`` finds.
 
     Attributes:
-        dial: A dial with its ``computations``.
+        budget_conditioning: A dial with its ``computations``.
         points: What the gate costs and gets right at each measured position.
     """
 
-    dial: Dial
+    budget_conditioning: BudgetConditioning
     points: tuple[CurvePoint, ...]
 
 
 def gate_text(gate: Gate) -> str:
     """Say what a gate for all budgets is turned to, or what a cascade does; empty for any other, and where the dial was not measured."""
     if isinstance(gate, CascadeGate):
-        return gate.words
-    if not isinstance(gate, LearnedGate) or gate.dial is None or not gate.dial.computations:
+        return gate.description
+    if (
+        not isinstance(gate, LearnedGate)
+        or gate.budget_conditioning is None
+        or not gate.budget_conditioning.computations
+    ):
         return ""
-    costs = gate.dial.computation_at(gate.position)
+    costs = gate.budget_conditioning.computation_at(gate.preference)
     return f"learned all budgets and is turned to where images of the validation split cost {costs:.3g} %"
 
 
-def points_along(computation: Tensor, correct: Tensor, positions: Tensor) -> list[CurvePoint]:
+def estimate_curve_points(
+    computation: Tensor, correct: Tensor, preferences: Tensor
+) -> list[CurvePoint]:
     """Estimate a gate's curve from images of which each was walked at a position of its own.
 
-    Images of one stretch of the dial make a point. A gate that spends more is taken to be at least as accurate: points that say
-    otherwise, which among so few images are chance, are pooled (isotonic regression), so that the curve's area is not flattered
-    by its luckiest points.
+    Images of one stretch of the dial make a point. A gate that spends more is taken to be at least
+    as accurate: points that say otherwise, which among so few images are chance, are pooled
+    (isotonic regression), so that the curve's area is not flattered by its luckiest points.
 
     Args:
         computation: Of each image in percent, ``[n]``.
         correct: Whether it was classified rightly, bool ``[n]``.
-        positions: In [0, 1], ``[n]``.
+        preferences: In [0, 1], ``[n]``.
 
     Returns:
         A point for each stretch that has images, cheapest first.
     """
-    stretch = (positions.double() * _STRETCHES).long().clamp(max=_STRETCHES - 1)  # [n]
-    inside = [stretch == number for number in range(_STRETCHES)]
+    segment = (preferences.double() * _N_SEGMENTS).long().clamp(max=_N_SEGMENTS - 1)  # [n]
+    inside = [segment == number for number in range(_N_SEGMENTS)]
     found = [
         (float(computation[images].double().mean()), 100.0 * float(correct[images].double().mean()))
         for images in inside
@@ -83,13 +93,13 @@ def points_along(computation: Tensor, correct: Tensor, positions: Tensor) -> lis
     ]
 
 
-def measure_dial(
+def calibrate_budget_conditioning(
     backbone: WalkableBackbone,
     gate: LearnedGate,
     images: ImageSet,
     *,
     batch_size: int = BATCH_SIZE,
-) -> MeasuredDial:
+) -> BudgetCalibration:
     """Walk images at evenly spaced positions of a gate's dial, and at more of them where its cost changes fast.
 
     Args:
@@ -99,32 +109,40 @@ def measure_dial(
         batch_size: Images that walk together.
     """
 
-    def measure(position: float) -> CurvePoint:
-        turned = torch.full((len(images),), position, device=images.images.device)
+    def measure(preference: float) -> CurvePoint:
+        image_preferences = torch.full((len(images),), preference, device=images.images.device)
         records = evaluate_gate(
-            backbone, gate, images, batch_size=batch_size, budget=gate.budget, positions=turned
+            backbone,
+            gate,
+            images,
+            batch_size=batch_size,
+            budget=gate.budget,
+            preferences=image_preferences,
         )
         return CurvePoint(float(records.computation(backbone.costs).mean()), records.accuracy)
 
-    found = {position: measure(position) for position in measured_positions(POSITIONS)}
-    while len(found) < _MOST_POSITIONS:
-        middle = _steepest_middle({at: point.computation for at, point in found.items()})
+    found = {preference: measure(preference) for preference in preference_grid(N_PREFERENCES)}
+    while len(found) < _MAX_PREFERENCES:
+        middle = _steepest_midpoint({at: point.computation for at, point in found.items()})
         if middle is None:
             break
         found[middle] = measure(middle)
-    positions = tuple(sorted(found))
-    points = tuple(found[position] for position in positions)
-    return MeasuredDial(
-        Dial(computations=tuple(p.computation for p in points), positions=positions), points
+    preferences = tuple(sorted(found))
+    points = tuple(found[preference] for preference in preferences)
+    return BudgetCalibration(
+        BudgetConditioning(
+            computations=tuple(p.computation for p in points), preferences=preferences
+        ),
+        points,
     )
 
 
-def _steepest_middle(computations: Mapping[float, float]) -> float | None:
+def _steepest_midpoint(computations: Mapping[float, float]) -> float | None:
     """Return the middle of the two neighbouring positions between which cost changes most; ``None`` where it is smooth everywhere."""
     changes = {
         (start, end): abs(math.log(computations[end] / computations[start]))
         for start, end in pairwise(sorted(computations))
-        if end - start > FINEST
+        if end - start > MIN_PREFERENCE_GAP
     }
-    steep = [(change, ends) for ends, change in changes.items() if change > _SMOOTH]
+    steep = [(change, ends) for ends, change in changes.items() if change > _MAX_LOG_COST_CHANGE]
     return sum(max(steep)[1]) / 2 if steep else None

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dfs_rl.errors import DataError
-from dfs_rl.evaluation.budgets import at_budgets, chosen
+from dfs_rl.evaluation.budgets import results_at_budgets, select_points
 from dfs_rl.evaluation.comparison_records import (
     GATE,
     ComparisonOfRuns,
@@ -21,30 +21,42 @@ from dfs_rl.evaluation.comparison_records import (
     TrainingCost,
     spread,
 )
-from dfs_rl.evaluation.comparison_summary import differences_of, exceeds_seeds, verdict_of
-from dfs_rl.evaluation.curves import CurvePoint, worst_corner
-from dfs_rl.evaluation.difficulty import SKIP_ALL, difficulty_of, spending_of
+from dfs_rl.evaluation.comparison_summary import (
+    comparison_verdict,
+    difference_sentences,
+    is_significant_over_seeds,
+)
+from dfs_rl.evaluation.curves import CurvePoint, hypervolume_reference_point
+from dfs_rl.evaluation.difficulty import SKIP_ALL_KEY, computation_by_difficulty, image_difficulty
 from dfs_rl.evaluation.metrics import PairedDifference, paired_difference
-from dfs_rl.evaluation.pareto import Traced, curve_pairs
-from dfs_rl.evaluation.per_image_results import Outcome
-from dfs_rl.evaluation.verdict import room
+from dfs_rl.evaluation.pareto import ParetoCurve, curve_pairs
+from dfs_rl.evaluation.per_image_results import PerImageResults
+from dfs_rl.evaluation.verdict import with_cost_tolerance
 
-RIVALS = ("static_table", "cascade", "exits", "mode_table", "random", "patterns")
-"""The rivals that gates have at their own cost; a network without exits has no ``exits``."""
-_BUDGETS = ("budget", "hard_budget")
-_KNOBS = (*_BUDGETS, "cost_weight")
+MATCHED_COST_BASELINES = ("static_table", "cascade", "exits", "mode_table", "random", "patterns")
+"""The baselines that gates have at their own cost; a network without exits has no ``exits``."""
+_BUDGETS = ("budget", "per_input_budget")
+_POINT_SETTINGS = (*_BUDGETS, "cost_weight")
 """The settings that move a gate along its curve."""
 _BEFORE = "_before"
-"""End of the keys of rivals on the backbone from before co-training."""
+"""End of the keys of baselines on the backbone from before co-training."""
 _ON_COTRAINED = " on the co-trained backbone"
-"""End of the names of rivals and settings that run on what it made of it."""
-_ALTERNATIVES = ("static_table", "cascade", "exits")
-"""The rivals that one could ship instead of a gate."""
-_RULE, _LEARNED = 100, 101
+"""End of the names of baselines and settings that run on what it made of it."""
+_DEPLOYABLE_BASELINES = ("static_table", "cascade", "exits")
+"""The baselines that one could ship instead of a gate."""
+_BOX_LINE, _LEARNED = 100, 101
 """Complexity of a cascade or of exits, and of a gate: above that of any static table."""
 _DIGITS = (3, 4, 5)
-"""Of a rival's cost, in its label."""
-_UNTOLD = ("seed", "run_dir", "device", "threads", "dataset", "backbone", "checkpoint_every")
+"""Of a baseline's cost, in its label."""
+_IGNORED_SETTINGS = (
+    "seed",
+    "run_dir",
+    "device",
+    "threads",
+    "dataset",
+    "backbone",
+    "checkpoint_every",
+)
 """Settings that do not make another gate: the seed, and where and how a run ran. Data and backbone are compared by content."""
 
 
@@ -64,7 +76,8 @@ def check_comparable(runs: Sequence[EvaluatedRun]) -> None:
         ):
             if ours != theirs:
                 raise DataError(
-                    f"{run.path} cannot be compared with {first.path}: it has {what} of its own ({theirs}, not {ours})."
+                    f"{run.path} cannot be compared with {first.path}: it has {what} of its own "
+                    f"({theirs}, not {ours})."
                 )
 
 
@@ -81,50 +94,52 @@ def compare_runs(
         DataError: If they are not, or if a gate has the same seed twice.
     """
     check_comparable(runs)
-    named = _grouped(runs, untold=_UNTOLD)
+    named = _grouped(runs, ignored=_IGNORED_SETTINGS)
     for label, group in named.items():
         _check_seeds(label, group)
     family_of = {
-        (run.path, _knob(run)): label for label, family in _families(runs).items() for run in family
+        (run.path, _point_key(run)): label
+        for label, family in _families(runs).items()
+        for run in family
     }
     gates = [
-        replace(_gate_point(label, group), family=family_of[group[0].path, _knob(group[0])])
+        replace(_gate_point(label, group), family=family_of[group[0].path, _point_key(group[0])])
         for label, group in named.items()
     ]
-    rivals = [
-        (label, _rival_point(key, group), _on_selection(group[:1], key))
+    baselines = [
+        (label, _baseline_point(key, group), _on_selection(group[:1], key))
         for label, group in named.items()
-        for name in _ALTERNATIVES
+        for name in _DEPLOYABLE_BASELINES
         for key in (name, f"{name}{_BEFORE}")
-        if key in group[0].outcomes.reported
+        if key in group[0].results.reported
     ]
-    apart = _told_apart(rivals)
+    unique = _with_unique_labels(baselines)
     points = sorted(
-        [*gates, *(point for point, _ in apart)], key=lambda point: point.computation.mean
+        [*gates, *(point for point, _ in unique)], key=lambda point: point.computation.mean
     )
     plain = next((run for run in runs if not _is_cotrained(run)), runs[0])
     references = _references(plain)
-    running = [point for point in references if point.kind != SKIP_ALL]
+    running = [point for point in references if point.kind != SKIP_ALL_KEY]
     correct = {
         **{gate.label: _on_selection(named[gate.label], GATE) for gate in gates},
-        **{point.label: theirs for point, theirs in apart},
+        **{point.label: theirs for point, theirs in unique},
         **{point.label: _on_selection([plain], point.kind) for point in running},
     }
-    frontier = _frontier([*running, *points], correct)
+    pareto_front = _pareto_front([*running, *points], correct)
     about = runs[0].summary
-    worst = worst_corner(
-        [_place(point) for point in running],
-        [_place(point) for point in references if point.kind == SKIP_ALL],
-        [_place(gate) for gate in gates],
+    reference_point = hypervolume_reference_point(
+        [_curve_point(point) for point in running],
+        [_curve_point(point) for point in references if point.kind == SKIP_ALL_KEY],
+        [_curve_point(gate) for gate in gates],
     )
-    traced = list(_traced(runs, worst))
-    curves = tuple(method.curve() for method in traced)
-    curve_differences = tuple(curve_pairs(traced))
-    difficulty = difficulty_of(runs[0])
+    pareto_curves = list(_pareto_curves(runs, reference_point))
+    curves = tuple(method.curve() for method in pareto_curves)
+    curve_differences = tuple(curve_pairs(pareto_curves))
+    difficulty = image_difficulty(runs[0])
     pairs = tuple(_pairs(named, gates))
-    settings = (run.settings.get(knob) for run in runs for knob in _BUDGETS)
+    settings = (run.settings.get(point_key) for run in runs for point_key in _BUDGETS)
     asked = {float(str(budget)) for budget in settings if budget is not None}
-    budgets = at_budgets(sorted(asked), points, running, correct)
+    budgets = results_at_budgets(sorted(asked), points, running, correct)
     return ComparisonOfRuns(
         dataset=about.dataset,
         split=about.split,
@@ -136,17 +151,17 @@ def compare_runs(
         pairs=pairs,
         curves=curves,
         curve_pairs=curve_differences,
-        worst_accuracy=worst.accuracy,
-        worst_computation=worst.computation,
+        reference_accuracy=reference_point.accuracy,
+        reference_computation=reference_point.computation,
         trainings=tuple(_trainings(runs)),
         difficulty=difficulty.classes,
         difficulty_shares=difficulty.shares,
-        spending=tuple(spending_of(gates, named, difficulty)),
-        frontier=tuple(point.label for point, *_ in frontier),
+        computation_by_difficulty=tuple(computation_by_difficulty(gates, named, difficulty)),
+        pareto_front=tuple(point.label for point, *_ in pareto_front),
         verdict=tuple(
-            verdict_of(
+            comparison_verdict(
                 points=[*points, *running],
-                frontier=frontier,
+                pareto_front=pareto_front,
                 budgets=budgets,
                 images=len(next(iter(correct.values()))),
                 curves=curves,
@@ -154,35 +169,35 @@ def compare_runs(
             )
         ),
         differences=tuple(
-            differences_of(points=points, pairs=pairs, curve_pairs=curve_differences)
+            difference_sentences(points=points, pairs=pairs, curve_pairs=curve_differences)
         ),
         failed=dict(failed or {}),
     )
 
 
 def _grouped(
-    runs: Sequence[EvaluatedRun], *, untold: Sequence[str]
+    runs: Sequence[EvaluatedRun], *, ignored: Sequence[str]
 ) -> dict[str, list[EvaluatedRun]]:
-    """Put runs together that differ in nothing but ``untold``, by a name that tells them apart."""
+    """Put runs together that differ in nothing but ``ignored``, by a name that tells them apart."""
     groups: dict[tuple[object, ...], list[EvaluatedRun]] = {}
     for run in runs:
         # A setting of None is one that is left out, as by an earlier version that did not have it.
-        told = [(k, v) for k, v in run.settings.items() if k not in untold and v is not None]
+        told = [(k, v) for k, v in run.settings.items() if k not in ignored and v is not None]
         key = (run.summary.methods[0].label, *sorted((k, repr(v)) for k, v in told))
         groups.setdefault(key, []).append(run)
-    labels = _labels([group[0] for group in groups.values()], untold=untold)
+    labels = _labels([group[0] for group in groups.values()], ignored=ignored)
     named = dict(zip(labels, groups.values(), strict=True))
     assert len(named) == len(groups), "labels name everything that groups differ in"
     return named
 
 
-def _labels(runs: Sequence[EvaluatedRun], *, untold: Sequence[str]) -> list[str]:
+def _labels(runs: Sequence[EvaluatedRun], *, ignored: Sequence[str]) -> list[str]:
     """Name each gate by its kind and by every setting in which it differs from another one of that kind."""
     kinds = [run.summary.methods[0].label for run in runs]
     labels = []
     for run, kind in zip(runs, kinds, strict=True):
         others = [other for other, k in zip(runs, kinds, strict=True) if k == kind]
-        names = sorted({name for other in others for name in other.settings} - set(untold))
+        names = sorted({name for other in others for name in other.settings} - set(ignored))
         told = []
         for name in names:
             value = run.settings.get(name)
@@ -208,13 +223,15 @@ def _check_seeds(label: str, group: Sequence[EvaluatedRun]) -> None:
         by_seed[seed] = run.path
 
 
-def _told_apart(rivals: Sequence[tuple[str, Point, Tensor]]) -> list[tuple[Point, Tensor]]:
-    """Leave out rivals that are the same as an earlier one, and name the others by what they cost, as precisely as it takes.
+def _with_unique_labels(
+    baselines: Sequence[tuple[str, Point, Tensor]],
+) -> list[tuple[Point, Tensor]]:
+    """Leave out baselines that are the same as an earlier one, and name the others by what they cost, as precisely as it takes.
 
     Those that differ in accuracy alone are named by the gate as well.
     """
     different: dict[tuple[object, ...], tuple[str, Point, Tensor]] = {}
-    for gate, point, correct in rivals:
+    for gate, point, correct in baselines:
         key = (point.family, point.accuracy, point.computation)
         different.setdefault(key, (gate, point, correct))
 
@@ -224,63 +241,66 @@ def _told_apart(rivals: Sequence[tuple[str, Point, Tensor]]) -> list[tuple[Point
     named = []
     for gate, point, correct in different.values():
         others = [other for _, other, _ in different.values() if other is not point]
-        apart = [d for d in _DIGITS if label(point, d) not in {label(o, d) for o in others}]
-        beside = "" if apart else f", beside {gate}"
-        named.append((replace(point, label=label(point, (apart or _DIGITS)[0]) + beside), correct))
+        unique = [d for d in _DIGITS if label(point, d) not in {label(o, d) for o in others}]
+        suffix = "" if unique else f", beside {gate}"
+        named.append((replace(point, label=label(point, (unique or _DIGITS)[0]) + suffix), correct))
     return named
 
 
 def _gate_point(label: str, group: Sequence[EvaluatedRun]) -> Point:
     gains: dict[str, Spread] = {}
-    above, level = [], []
+    better_than, tied = [], []
     patterns = spread([run.summary.methods[0].patterns for run in group])
     point = _point(label, GATE, group, patterns=patterns, gains=gains)
     uniform = [
         method.key
         for method in group[0].summary.methods
-        if method.role == "fixed" and method.computation <= room(point.computation.mean)
+        if method.role == "fixed"
+        and method.computation <= with_cost_tolerance(point.computation.mean)
     ]
-    above_uniform = all(_is_above(*_against(group, key)) for key in uniform)
-    for key in RIVALS:
-        if all(key in run.outcomes.reported for run in group):
-            gains[key], over_images = _against(group, key)
+    better_than_uniform = all(_is_better(*_gain_over(group, key)) for key in uniform)
+    for key in MATCHED_COST_BASELINES:
+        if all(key in run.results.reported for run in group):
+            gains[key], over_images = _gain_over(group, key)
             if over_images.low <= 0 <= over_images.high:
-                level.append(key)
-            elif _is_above(gains[key], over_images) and (above_uniform or key not in _ALTERNATIVES):
-                above.append(key)
-    return replace(point, above=tuple(above), level=tuple(level))
+                tied.append(key)
+            elif _is_better(gains[key], over_images) and (
+                better_than_uniform or key not in _DEPLOYABLE_BASELINES
+            ):
+                better_than.append(key)
+    return replace(point, better_than=tuple(better_than), tied=tuple(tied))
 
 
-def _against(group: Sequence[EvaluatedRun], key: str) -> tuple[Spread, PairedDifference]:
-    """Compare a gate with a rival, over its seeds and over images."""
-    theirs = torch.stack([_rival_outcome(run, key).correct for run in group]).mean(dim=0)
+def _gain_over(group: Sequence[EvaluatedRun], key: str) -> tuple[Spread, PairedDifference]:
+    """Compare a gate with a baseline, over its seeds and over images."""
+    theirs = torch.stack([_baseline_results(run, key).correct for run in group]).mean(dim=0)
     gain = spread([_gain(run, key) for run in group])
     return gain, paired_difference(_mean_correct(group), theirs)
 
 
-def _is_above(gain: Spread, over_images: PairedDifference) -> bool:
-    return exceeds_seeds(gain) and over_images.low > 0
+def _is_better(gain: Spread, over_images: PairedDifference) -> bool:
+    return is_significant_over_seeds(gain) and over_images.low > 0
 
 
 def _gain(run: EvaluatedRun, key: str) -> float:
-    """Accuracy of a run's gate minus a rival's, in points."""
-    ours, theirs = run.outcomes.reported[GATE].correct, _rival_outcome(run, key).correct
+    """Accuracy of a run's gate minus a baseline's, in points."""
+    ours, theirs = run.results.reported[GATE].correct, _baseline_results(run, key).correct
     return 100.0 * float((ours.double() - theirs.double()).mean())
 
 
-def _rival_outcome(run: EvaluatedRun, key: str) -> Outcome:
-    """What a rival did; a co-trained gate has two of each, and the one that is better on the selection split counts."""
-    keys = [k for k in (key, f"{key}{_BEFORE}") if k in run.outcomes.selection]
+def _baseline_results(run: EvaluatedRun, key: str) -> PerImageResults:
+    """What a baseline did; a co-trained gate has two of each, and the one that is better on the selection split counts."""
+    keys = [k for k in (key, f"{key}{_BEFORE}") if k in run.results.selection]
     best = max(keys, key=lambda k: _selection_accuracy(run, k)) if len(keys) > 1 else key
-    return run.outcomes.reported[best]
+    return run.results.reported[best]
 
 
 def _selection_accuracy(run: EvaluatedRun, key: str) -> float:
-    return float(run.outcomes.selection[key].correct.double().mean())
+    return float(run.results.selection[key].correct.double().mean())
 
 
 def _is_cotrained(run: EvaluatedRun) -> bool:
-    return any(key.endswith(_BEFORE) for key in run.outcomes.reported)
+    return any(key.endswith(_BEFORE) for key in run.results.reported)
 
 
 def _point(
@@ -291,8 +311,8 @@ def _point(
     patterns: Spread | None,
     gains: Mapping[str, Spread],
 ) -> Point:
-    outcomes = [run.outcomes.reported[key] for run in group]
-    chosen = [run.outcomes.selection[key] for run in group]
+    results = [run.results.reported[key] for run in group]
+    chosen = [run.results.selection[key] for run in group]
     return Point(
         label=label,
         kind=key,
@@ -300,8 +320,8 @@ def _point(
         runs=tuple(run.path for run in group),
         seeds=tuple(int(str(run.settings.get("seed", 0))) for run in group),
         budget=cast("float | None", group[0].settings.get("budget")),
-        accuracy=spread([100.0 * float(o.correct.double().mean()) for o in outcomes]),
-        computation=spread([float(o.computation.double().mean()) for o in outcomes]),
+        accuracy=spread([100.0 * float(o.correct.double().mean()) for o in results]),
+        computation=spread([float(o.computation.double().mean()) for o in results]),
         selection_accuracy=statistics.fmean(
             100.0 * float(o.correct.double().mean()) for o in chosen
         ),
@@ -316,7 +336,7 @@ def _point(
 
 def _on_selection(group: Sequence[EvaluatedRun], key: str) -> Tensor:
     """How often each image of the selection split was right over the seeds, ``[n]``."""
-    return torch.stack([run.outcomes.selection[key].correct for run in group]).mean(dim=0)
+    return torch.stack([run.results.selection[key].correct for run in group]).mean(dim=0)
 
 
 def _complexity(run: EvaluatedRun, key: str) -> int:
@@ -327,11 +347,11 @@ def _complexity(run: EvaluatedRun, key: str) -> int:
         return sum(max(shares) > 0 for shares in zip(*run.summary.histogram, strict=True))
     if method.table is not None:
         return len(set(method.table))
-    return _LEARNED if key == GATE else _RULE
+    return _LEARNED if key == GATE else _BOX_LINE
 
 
-def _rival_point(key: str, group: Sequence[EvaluatedRun]) -> Point:
-    """A rival at the cost of one gate: that of its first seed, for another seed's is another table, and one ships one of them."""
+def _baseline_point(key: str, group: Sequence[EvaluatedRun]) -> Point:
+    """A baseline at the cost of one gate: that of its first seed, for another seed's is another table, and one ships one of them."""
     method = group[0].summary.method(key)
     assert method is not None, "a summary and its outcomes cover the same methods"
     name = key.removesuffix(_BEFORE)
@@ -356,13 +376,13 @@ def _references(run: EvaluatedRun) -> list[Point]:
     return sorted(told, key=lambda point: point.computation.mean)
 
 
-def _frontier(points: Sequence[Point], correct: Mapping[str, Tensor]) -> list[list[Point]]:
+def _pareto_front(points: Sequence[Point], correct: Mapping[str, Tensor]) -> list[list[Point]]:
     """What is taken as more computation is allowed on the selection split, each with those that cannot be told from it."""
     kept: list[list[Point]] = []
     for cost in sorted({point.selection_computation for point in points}):
-        level = chosen([p for p in points if p.selection_computation <= cost], correct)
-        if level[0] not in [taken for taken, *_ in kept]:
-            kept.append(level)
+        tied = select_points([p for p in points if p.selection_computation <= cost], correct)
+        if tied[0] not in [taken for taken, *_ in kept]:
+            kept.append(tied)
     return kept
 
 
@@ -373,7 +393,7 @@ def _pairs(named: Mapping[str, Sequence[EvaluatedRun]], gates: Sequence[Point]) 
         if first.family == second.family or len(budgets) > 1:
             continue  # of one curve, or each at a budget of its own
         less, more = sorted(gate.computation.mean for gate in (first, second))
-        if more > room(less):
+        if more > with_cost_tolerance(less):
             continue
         difference = paired_difference(*(_mean_correct(named[g.label]) for g in (first, second)))
         yield Pair(
@@ -385,67 +405,71 @@ def _pairs(named: Mapping[str, Sequence[EvaluatedRun]], gates: Sequence[Point]) 
         )
 
 
-def _place(point: Point) -> CurvePoint:
+def _curve_point(point: Point) -> CurvePoint:
     return CurvePoint(point.computation.mean, point.accuracy.mean)
 
 
-def _traced(runs: Sequence[EvaluatedRun], worst: CurvePoint) -> Iterator[Traced]:
-    """Trace every gate that has more than one budget or price, and its rivals at the same costs."""
+def _pareto_curves(
+    runs: Sequence[EvaluatedRun], reference_point: CurvePoint
+) -> Iterator[ParetoCurve]:
+    """Trace every gate that has more than one budget or price, and its baselines at the same costs."""
     for label, family in _families(runs).items():
-        knobs = sorted({_knob(run) for run in family})
-        if len(knobs) == 1:
+        point_keys = sorted({_point_key(run) for run in family})
+        if len(point_keys) == 1:
             continue
         seeds: dict[object, dict[tuple[str, ...], EvaluatedRun]] = {}
         for run in family:
-            seeds.setdefault(run.settings.get("seed"), {})[_knob(run)] = run
+            seeds.setdefault(run.settings.get("seed"), {})[_point_key(run)] = run
         # A seed that lacks a point would differ in area for that reason alone.
         whole = {
-            seed: [by[knob] for knob in knobs]
+            seed: [by[point_key] for point_key in point_keys]
             for seed, by in seeds.items()
-            if len(by) == len(knobs)
+            if len(by) == len(point_keys)
         }
         if not whole:
             continue
-        lacking = len(seeds) - len(whole)
-        for key in (GATE, *_ALTERNATIVES):
-            # At some of the costs, or at all of them, there may be no rival of a kind, see ``rival_methods``.
+        n_incomplete_seeds = len(seeds) - len(whole)
+        for key in (GATE, *_DEPLOYABLE_BASELINES):
+            # At some of the costs, or at all of them, there may be no baseline of a kind, see ``matched_cost_baselines``.
             there = [
                 i
-                for i in range(len(knobs))
-                if all(key in group[i].outcomes.reported for group in whole.values())
+                for i in range(len(point_keys))
+                if all(key in group[i].results.reported for group in whole.values())
             ]
             if not there:
                 continue
             is_gate = key == GATE
             group = next(iter(whole.values()))
             kind = next(m.label for m in group[there[0]].summary.methods if m.key == key)
-            yield Traced(
+            yield ParetoCurve(
                 gate=label,
-                rival=None if is_gate else f"{kind.removesuffix('s')}s",
-                lacking=lacking,
+                baseline=None if is_gate else f"{kind.removesuffix('s')}s",
+                n_incomplete_seeds=n_incomplete_seeds,
                 seeds=tuple(whole),
-                outcomes=[[_outcome(group[i], key) for i in there] for group in whole.values()],
+                results=[
+                    [_method_results(group[i], key) for i in there] for group in whole.values()
+                ],
                 histograms=[
                     [torch.tensor(run.summary.histogram) for run in group]
                     for group in whole.values()
                 ]
                 if is_gate
                 else [],
-                worst=worst,
+                reference_point=reference_point,
             )
 
 
 def _families(runs: Sequence[EvaluatedRun]) -> dict[str, list[EvaluatedRun]]:
     """Put runs together that differ in nothing but seed and budget or price."""
-    return _grouped(runs, untold=(*_UNTOLD, *_KNOBS))
+    return _grouped(runs, ignored=(*_IGNORED_SETTINGS, *_POINT_SETTINGS))
 
 
-def _knob(run: EvaluatedRun) -> tuple[str, ...]:
-    return tuple(repr(run.settings.get(knob)) for knob in _KNOBS)
+def _point_key(run: EvaluatedRun) -> tuple[str, ...]:
+    return tuple(repr(run.settings.get(point_key)) for point_key in _POINT_SETTINGS)
 
 
-def _outcome(run: EvaluatedRun, key: str) -> Outcome:
-    return run.outcomes.reported[GATE] if key == GATE else _rival_outcome(run, key)
+def _method_results(run: EvaluatedRun, key: str) -> PerImageResults:
+    return run.results.reported[GATE] if key == GATE else _baseline_results(run, key)
 
 
 def _trainings(runs: Sequence[EvaluatedRun]) -> Iterator[TrainingCost]:
@@ -463,4 +487,4 @@ def _trainings(runs: Sequence[EvaluatedRun]) -> Iterator[TrainingCost]:
 
 def _mean_correct(group: Sequence[EvaluatedRun]) -> Tensor:
     """How often each image was right over the seeds, ``[n]``."""
-    return torch.stack([run.outcomes.reported[GATE].correct for run in group]).mean(dim=0)
+    return torch.stack([run.results.reported[GATE].correct for run in group]).mean(dim=0)

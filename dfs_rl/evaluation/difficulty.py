@@ -6,13 +6,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dfs_rl.evaluation.comparison_records import GATE, EvaluatedRun, Point, Spending
+from dfs_rl.evaluation.comparison_records import GATE, ComputationByDifficulty, EvaluatedRun, Point
 
-SKIP_ALL = "uniform_0"
+SKIP_ALL_KEY = "uniform_0"
 """Key of the setting that skips every layer: a reference, but nothing that one would run."""
 
 
-_FEWEST = 10
+_MIN_IMAGES = 10
 """The mean over fewer images says nothing."""
 
 
@@ -30,11 +30,11 @@ class Difficulty(NamedTuple):
     of_image: Tensor
 
 
-def difficulty_of(run: EvaluatedRun) -> Difficulty:
+def image_difficulty(run: EvaluatedRun) -> Difficulty:
     """Sort the images of a run's reported split; the uniform settings, not the gate, decide."""
-    fixed = [m for m in run.summary.methods if m.role == "fixed" and m.key != SKIP_ALL]
+    fixed = [m for m in run.summary.methods if m.role == "fixed" and m.key != SKIP_ALL_KEY]
     cheapest_first = sorted(fixed, key=lambda m: m.computation)
-    right = torch.stack([run.outcomes.reported[m.key].correct > 0 for m in cheapest_first])
+    right = torch.stack([run.results.reported[m.key].correct > 0 for m in cheapest_first])
     none = torch.ones(1, right.shape[1], dtype=torch.bool)
     first = torch.cat([right, none]).int().argmax(dim=0)  # the first that is right
     classes = (*(m.label for m in cheapest_first), "none is right")
@@ -42,9 +42,9 @@ def difficulty_of(run: EvaluatedRun) -> Difficulty:
     return Difficulty(classes, tuple((counts / len(first)).tolist()), first)
 
 
-def spending_of(
+def computation_by_difficulty(
     gates: Sequence[Point], runs: Mapping[str, Sequence[EvaluatedRun]], difficulty: Difficulty
-) -> Iterator[Spending]:
+) -> Iterator[ComputationByDifficulty]:
     """Say what each gate spends on the images of each class, mean over its seeds, relative to its mean.
 
     Args:
@@ -54,13 +54,13 @@ def spending_of(
     """
     for gate in gates:
         group = runs[gate.label]
-        costs = torch.stack([run.outcomes.reported[GATE].computation for run in group]).double()
+        costs = torch.stack([run.results.reported[GATE].computation for run in group]).double()
         mean = costs.mean(dim=0)  # [n]
         members = [mean[difficulty.of_image == i] for i in range(len(difficulty.classes))]
-        yield Spending(
+        yield ComputationByDifficulty(
             label=gate.label,
             family=gate.family,
             relative=tuple(
-                float(m.mean() / mean.mean()) if len(m) >= _FEWEST else None for m in members
+                float(m.mean() / mean.mean()) if len(m) >= _MIN_IMAGES else None for m in members
             ),
         )

@@ -14,8 +14,8 @@ from dfs_rl.evaluation.records import GateRecords, concatenate
 from dfs_rl.gating.base import Gate
 from dfs_rl.gating.batch_indexing import gather_rows
 from dfs_rl.gating.cascade import confidence
-from dfs_rl.gating.early_exit import picked
-from dfs_rl.gating.execution import finish, start, step
+from dfs_rl.gating.early_exit import gather_state
+from dfs_rl.gating.execution import run_head, run_layer, run_stem
 from dfs_rl.gating.model import macs_taken
 from dfs_rl.gating.rollout import rollout
 
@@ -29,7 +29,7 @@ def evaluate_gate(
     *,
     batch_size: int = BATCH_SIZE,
     budget: float | None = None,
-    positions: Tensor | None = None,
+    preferences: Tensor | None = None,
 ) -> GateRecords:
     """Let ``gate`` choose the options of every image; nothing is trained and no noise is added.
 
@@ -39,19 +39,23 @@ def evaluate_gate(
         image_set: The images, in the order of the returned records.
         batch_size: Images that walk together.
         budget: Upper bound on each image's computation in percent, None for none.
-        positions: Of the gate's dial for each image, float32 ``[n]``; None for the gate's own.
+        preferences: Of the gate's dial for each image, float32 ``[n]``; None for the gate's own.
     """
     parts, seen = [], 0
     with torch.inference_mode():
         for batch in batches(image_set, batch_size):
-            turned = None if positions is None else positions[seen : seen + len(batch.images)]
+            batch_preferences = (
+                None if preferences is None else preferences[seen : seen + len(batch.images)]
+            )
             seen += len(batch.images)
-            result = rollout(backbone, gate, batch.images, budget=budget, positions=turned)
+            result = rollout(
+                backbone, gate, batch.images, budget=budget, preferences=batch_preferences
+            )
             record = _record(gate.name, result.logits, batch.labels, result.options, gate.macs)
             if result.first_pass is not None:
                 record = replace(record, first_pass=result.first_pass.cpu())
             if backbone.costs.exits:
-                taken = macs_taken(gate, backbone.costs.walked(record.options))
+                taken = macs_taken(gate, backbone.costs.n_layers_run(record.options))
                 record = replace(record, gate_macs_taken=taken)
             parts.append(record)
     return concatenate(parts)
@@ -85,7 +89,8 @@ def evaluate_draws(
     Args:
         backbone: The backbone, on the device of ``image_set``.
         image_set: The images.
-        draws: Each with the option index of every image at every gated layer, int64 ``[n, layers]``; ``CostTable.exit_action`` leaves.
+        draws: Each with the option index of every image at every gated layer, int64 ``[n,
+            layers]``; ``CostTable.exit_action`` leaves.
         name: What the records are called.
         batch_size: Walks that run together.
 
@@ -99,16 +104,18 @@ def evaluate_draws(
     for options in draws:
         if tuple(options.shape) != (len(image_set), n_layers):
             raise ConfigError(
-                f"options of {name!r} have {' x '.join(map(str, options.shape))} entries; allowed is a row per image and an entry per "
+                f"options of {name!r} have {' x '.join(map(str, options.shape))} entries; allowed "
+                "is a row per image and an entry per "
                 f"gated layer, {len(image_set)} x {n_layers}."
             )
         if bool(((options < 0) | (options >= n_actions)).any()):
             raise ConfigError(
-                f"options of {name!r} go from {int(options.min())} to {int(options.max())}; allowed are indices from 0 to {n_actions - 1}."
+                f"options of {name!r} go from {int(options.min())} to {int(options.max())}; "
+                f"allowed are indices from 0 to {n_actions - 1}."
             )
     n_draws = len(draws)
     n_together = max(1, batch_size // n_draws)
-    chosen = backbone.costs.closed(torch.stack(tuple(draws))).to(image_set.images.device)
+    chosen = backbone.costs.canonicalize(torch.stack(tuple(draws))).to(image_set.images.device)
     parts: list[list[GateRecords]] = [[] for _ in draws]
     with torch.inference_mode():
         splits = torch.split(chosen, n_together, dim=1)  # [draws, batch, layers] each
@@ -126,42 +133,43 @@ def _run_tree(backbone: WalkableBackbone, images: Tensor, options: Tensor) -> Te
     Args:
         backbone: The backbone.
         images: ``[batch, c, h, w]``.
-        options: Of walk ``i``, which is one of image ``i`` modulo the batch, int64 ``[walks, layers]``, closed.
+        options: Of walk ``i``, which is one of image ``i`` modulo the batch, int64 ``[active,
+            layers]``, closed.
 
     Returns:
-        Logits, ``[walks, classes]``.
+        Logits, ``[active, classes]``.
     """
     costs, n = backbone.costs, len(options)
-    state = start(backbone, images)
-    walks = torch.arange(n, device=options.device)  # those that have not left
-    at = walks % len(images)  # the row of the state that each of them is at
+    state = run_stem(backbone, images)
+    active = torch.arange(n, device=options.device)  # those that have not left
+    at = active % len(images)  # the row of the state that each of them is at
     arrived, logits = [], []
     while state.layer < costs.n_layers:
         layer = state.layer
-        leaving = options[walks, layer] == costs.exit_action
+        leaving = options[active, layer] == costs.exit_action
         if costs.exits and bool(leaving.any()):
             assert isinstance(backbone, WithExits), "a network whose costs know exits has them"
             rows, answer_of = torch.unique(at[leaving], return_inverse=True)
             answers = backbone.answer(gather_rows(state.hidden, rows), layer)
-            arrived.append(walks[leaving])
+            arrived.append(active[leaving])
             logits.append(answers[answer_of])
-            walks, at = walks[~leaving], at[~leaving]
-            if len(walks) == 0:
+            active, at = active[~leaving], at[~leaving]
+            if len(active) == 0:
                 break
         # A row for every different pair of where walks are and what they do next.
-        next_of = at * costs.n_actions + options[walks, layer]
+        next_of = at * costs.n_actions + options[active, layer]
         pairs, at = torch.unique(next_of, return_inverse=True)
         rows = pairs // costs.n_actions
         if not torch.equal(rows, torch.arange(len(state.spent), device=rows.device)):
-            state = picked(state, rows)
-        state = step(backbone, state, pairs % costs.n_actions, reuse=True)
-    if len(walks):
-        arrived.append(walks)
-        logits.append(finish(backbone, state)[at])
+            state = gather_state(state, rows)
+        state = run_layer(backbone, state, pairs % costs.n_actions, reuse=True)
+    if len(active):
+        arrived.append(active)
+        logits.append(run_head(backbone, state)[at])
     return torch.cat(logits)[torch.cat(arrived).argsort()]
 
 
-def evaluate_table(
+def evaluate_static_table(
     backbone: WalkableBackbone,
     image_set: ImageSet,
     table: Sequence[int],

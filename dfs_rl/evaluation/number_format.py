@@ -10,7 +10,7 @@ _ROUNDING = 1e-9
 _MINUTE, _HOUR = 60, 3600
 
 
-def figure_text(value: float) -> str:
+def number_text(value: float) -> str:
     """Return a figure with four digits that matter."""
     if value != 0 and abs(value) < _SMALLEST:
         return f"{value:.{_DIGITS}g}"
@@ -20,9 +20,9 @@ def figure_text(value: float) -> str:
 def spread_text(value: Spread) -> str:
     """Return mean and deviation, both as exactly as two digits of the deviation are."""
     if value.deviation is None:
-        return figure_text(value.mean)
+        return number_text(value.mean)
     if value.deviation <= _ROUNDING * abs(value.mean):
-        return f"{figure_text(value.mean)} ± 0"
+        return f"{number_text(value.mean)} ± 0"
     decimals = _decimals(value.deviation, 2)
     return f"{value.mean:,.{decimals}f} ± {value.deviation:,.{decimals}f}"
 
@@ -48,7 +48,7 @@ def setting_text(value: object) -> str:
     return str(value)
 
 
-def duration(seconds: float) -> str:
+def duration_text(seconds: float) -> str:
     """Return a time in the unit that suits it."""
     if seconds >= _HOUR:
         return f"{seconds / _HOUR:.1f} hours"

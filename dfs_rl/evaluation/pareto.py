@@ -8,45 +8,48 @@ from torch import Tensor
 
 from dfs_rl.evaluation.bootstrap import interval, resampled_means
 from dfs_rl.evaluation.comparison_records import Curve, CurvePair, Interval, Spread, spread
-from dfs_rl.evaluation.curves import READ_AT, CurvePoint, accuracy_at, hypervolume
-from dfs_rl.evaluation.per_image_results import Outcome
+from dfs_rl.evaluation.curves import REPORTED_COMPUTATIONS, CurvePoint, accuracy_at, hypervolume
+from dfs_rl.evaluation.per_image_results import PerImageResults
 
 _NEARLY_ALL = 0.95
 """Of the draws in which a curve must reach a computation for its accuracy there to have an interval."""
 
 
 @dataclass(frozen=True, eq=False)
-class Traced:
+class ParetoCurve:
     """A method at several budgets.
 
     Attributes:
         gate: Label of the gate whose costs it has.
-        rival: What it is if it is not that gate itself, for example ``"confidence cascades"``.
+        baseline: What it is if it is not that gate itself, for example ``"confidence cascades"``.
         seeds: The seeds.
-        outcomes: What it did, ``[seeds][points]``.
-        histograms: How often each layer ran at each option, ``[seeds][points]`` of ``[layers, options]``; empty for no gate.
-        worst: The corner that areas end at.
-        lacking: Seeds that have no part in it, because they lack a point.
+        results: What it did, ``[seeds][points]``.
+        histograms: How often each layer ran at each option, ``[seeds][points]`` of ``[layers,
+            options]``; empty for no gate.
+        reference_point: The corner that areas end at.
+        n_incomplete_seeds: Seeds that have no part in it, because they lack a point.
     """
 
     gate: str
-    rival: str | None
+    baseline: str | None
     seeds: tuple[object, ...]
-    outcomes: Sequence[Sequence[Outcome]]
+    results: Sequence[Sequence[PerImageResults]]
     histograms: Sequence[Sequence[Tensor]]
-    worst: CurvePoint
-    lacking: int
+    reference_point: CurvePoint
+    n_incomplete_seeds: int
 
     @property
     def label(self) -> str:
         """What tables call it."""
-        return self.gate if self.rival is None else f"{self.rival} at the costs of {self.gate}"
+        return (
+            self.gate if self.baseline is None else f"{self.baseline} at the costs of {self.gate}"
+        )
 
     def curve(self) -> Curve:
         """Return its figures."""
         correct, computation = self._stacked()  # [seeds, points, images] each
         means = _points(100.0 * correct.double().mean(dim=-1), computation.double().mean(dim=-1))
-        drawn = self._drawn()
+        resampled = self._resampled_curves()
         order = computation.mean(dim=(0, 2)).argsort().tolist()
         mixes: tuple[tuple[tuple[float, ...], ...], ...] = ()
         if self.histograms:
@@ -58,40 +61,41 @@ class Traced:
         return Curve(
             label=self.label,
             gate=self.gate,
-            rival=self.rival,
+            baseline=self.baseline,
             points=correct.shape[1],
             seeds=len(self.seeds),
-            lacking=self.lacking,
-            hypervolume=spread(self.areas()),
-            interval=interval(self.drawn_areas(drawn)),
-            accuracy_at=dict(_read_off(means)),
-            accuracy_interval=dict(_intervals(drawn)),
+            n_incomplete_seeds=self.n_incomplete_seeds,
+            hypervolume=spread(self.hypervolumes()),
+            interval=interval(self.resampled_hypervolumes(resampled)),
+            accuracy_at=dict(_interpolated(means)),
+            accuracy_interval=dict(_intervals(resampled)),
             histograms=mixes,
             computations=tuple(computation.double().mean(dim=(0, 2))[order].tolist()),
         )
 
-    def areas(self) -> list[float]:
+    def hypervolumes(self) -> list[float]:
         """Return the area of each seed's curve."""
         correct, computation = self._stacked()
         means = _points(100.0 * correct.double().mean(dim=-1), computation.double().mean(dim=-1))
-        return [hypervolume(points, worst=self.worst) for points in means]
+        return [hypervolume(points, reference_point=self.reference_point) for points in means]
 
-    def drawn_areas(
-        self, drawn: "Sequence[Sequence[Sequence[CurvePoint]]] | None" = None
+    def resampled_hypervolumes(
+        self, resampled: "Sequence[Sequence[Sequence[CurvePoint]]] | None" = None
     ) -> list[float]:
         """Return the area in each draw of images, mean over seeds."""
         return [
-            sum(hypervolume(points, worst=self.worst) for points in seeds) / len(seeds)
-            for seeds in (self._drawn() if drawn is None else drawn)
+            sum(hypervolume(points, reference_point=self.reference_point) for points in seeds)
+            / len(seeds)
+            for seeds in (self._resampled_curves() if resampled is None else resampled)
         ]
 
     def _stacked(self) -> tuple[Tensor, Tensor]:
         return (
-            torch.stack([torch.stack([o.correct for o in points]) for points in self.outcomes]),
-            torch.stack([torch.stack([o.computation for o in points]) for points in self.outcomes]),
+            torch.stack([torch.stack([o.correct for o in points]) for points in self.results]),
+            torch.stack([torch.stack([o.computation for o in points]) for points in self.results]),
         )
 
-    def _drawn(self) -> list[list[list[CurvePoint]]]:
+    def _resampled_curves(self) -> list[list[list[CurvePoint]]]:
         """Return the curve of each seed in each draw of images."""
         correct, computation = (resampled_means(t) for t in self._stacked())  # [..., draws]
         return [
@@ -100,25 +104,27 @@ class Traced:
         ]
 
 
-def curve_pairs(traced: Sequence[Traced]) -> Iterator[CurvePair]:
-    """Compare the curve of every gate with its rivals' and with those of the gates after it."""
-    areas = [method.drawn_areas() for method in traced]
-    for i, first in enumerate(traced):
-        if first.rival is not None:
+def curve_pairs(pareto_curves: Sequence[ParetoCurve]) -> Iterator[CurvePair]:
+    """Compare the curve of every gate with its baselines' and with those of the gates after it."""
+    hypervolumes = [method.resampled_hypervolumes() for method in pareto_curves]
+    for i, first in enumerate(pareto_curves):
+        if first.baseline is not None:
             continue
-        for j, second in enumerate(traced):
-            own_rival = second.rival is not None and second.gate == first.gate
-            later_gate = second.rival is None and j > i
-            if not (own_rival or later_gate):
+        for j, second in enumerate(pareto_curves):
+            own_baseline = second.baseline is not None and second.gate == first.gate
+            later_gate = second.baseline is None and j > i
+            if not (own_baseline or later_gate):
                 continue
-            ours, theirs = first.areas(), second.areas()
+            ours, theirs = first.hypervolumes(), second.hypervolumes()
             same = first.seeds == second.seeds
             differences = [a - b for a, b in zip(ours, theirs, strict=True)] if same else []
             yield CurvePair(
                 first=first.label,
                 second=second.label,
                 difference=sum(ours) / len(ours) - sum(theirs) / len(theirs),
-                interval=interval([a - b for a, b in zip(areas[i], areas[j], strict=True)]),
+                interval=interval(
+                    [a - b for a, b in zip(hypervolumes[i], hypervolumes[j], strict=True)]
+                ),
                 spread=spread(differences) if len(differences) > 1 else None,
             )
 
@@ -131,25 +137,27 @@ def _points(accuracy: Tensor, computation: Tensor) -> list[list[CurvePoint]]:
     ]
 
 
-def _read_off(curves: Sequence[Sequence[CurvePoint]]) -> Iterator[tuple[str, Spread]]:
+def _interpolated(curves: Sequence[Sequence[CurvePoint]]) -> Iterator[tuple[str, Spread]]:
     """Read curves, one for each seed, off at fixed computations."""
-    for computation in READ_AT:
-        values = _at(curves, computation)
+    for computation in REPORTED_COMPUTATIONS:
+        values = _accuracies_at(curves, computation)
         if values is not None:
             yield f"{computation:g}", spread(values)
 
 
 def _intervals(
-    drawn: Sequence[Sequence[Sequence[CurvePoint]]],
+    resampled: Sequence[Sequence[Sequence[CurvePoint]]],
 ) -> Iterator[tuple[str, Interval]]:
-    for computation in READ_AT:
-        found = [_at(curves, computation) for curves in drawn]
+    for computation in REPORTED_COMPUTATIONS:
+        found = [_accuracies_at(curves, computation) for curves in resampled]
         means = [sum(values) / len(values) for values in found if values is not None]
-        if len(means) >= _NEARLY_ALL * len(drawn):
+        if len(means) >= _NEARLY_ALL * len(resampled):
             yield f"{computation:g}", interval(means)
 
 
-def _at(curves: Sequence[Sequence[CurvePoint]], computation: float) -> list[float] | None:
+def _accuracies_at(
+    curves: Sequence[Sequence[CurvePoint]], computation: float
+) -> list[float] | None:
     """Return every seed's accuracy at a computation; None if one does not reach it."""
     values = [accuracy_at(points, computation) for points in curves]
     inside = [value for value in values if value is not None]

@@ -9,12 +9,12 @@ from torch import Tensor
 
 from dfs_rl.costs import CostTable
 from dfs_rl.errors import CheckpointError
-from dfs_rl.evaluation.baselines.methods import Method
+from dfs_rl.evaluation.baselines.methods import MethodResult
 from dfs_rl.evaluation.records import GateRecords
 from dfs_rl.utils.checkpoint import load_tensors, save_tensors
 
 
-class Outcome(NamedTuple):
+class PerImageResults(NamedTuple):
     """What a method did on a split, averaged over its draws.
 
     Attributes:
@@ -26,7 +26,7 @@ class Outcome(NamedTuple):
     computation: Tensor
 
 
-class Outcomes(NamedTuple):
+class SplitResults(NamedTuple):
     """What every method did, by its key.
 
     Attributes:
@@ -34,51 +34,51 @@ class Outcomes(NamedTuple):
         selection: On the selection split, for those that one could ship.
     """
 
-    reported: Mapping[str, Outcome]
-    selection: Mapping[str, Outcome]
+    reported: Mapping[str, PerImageResults]
+    selection: Mapping[str, PerImageResults]
 
 
-def outcomes_of(methods: Sequence[Method], costs: CostTable) -> Outcomes:
+def per_image_results_of(methods: Sequence[MethodResult], costs: CostTable) -> SplitResults:
     """Average every method's records over its draws."""
-    return Outcomes(
+    return SplitResults(
         {method.key: _average(method.records, costs) for method in methods},
         {m.key: _average([m.selection], costs) for m in methods if m.selection is not None},
     )
 
 
-def save_outcomes(path: Path, outcomes: Outcomes) -> None:
+def save_per_image_results(path: Path, results: SplitResults) -> None:
     """Write outcomes, atomically."""
     save_tensors(
         path,
         {
             f"{split}/{key}/{name}": value
-            for split, of_methods in outcomes._asdict().items()
+            for split, of_methods in results._asdict().items()
             for key, outcome in of_methods.items()
             for name, value in outcome._asdict().items()
         },
     )
 
 
-def load_outcomes(path: Path) -> Outcomes:
-    """Read what ``save_outcomes`` wrote.
+def load_per_image_results(path: Path) -> SplitResults:
+    """Read what ``save_per_image_results`` wrote.
 
     Raises:
         CheckpointError: If the file is missing, damaged or of something else.
     """
-    found: dict[str, dict[str, dict[str, Tensor]]] = {name: {} for name in Outcomes._fields}
+    found: dict[str, dict[str, dict[str, Tensor]]] = {name: {} for name in SplitResults._fields}
     try:
         for name, tensor in load_tensors(path).items():
             split, key, field = name.split("/")
             found[split].setdefault(key, {})[field] = tensor
-        return Outcomes(
-            *({key: Outcome(**fields) for key, fields in found[s].items()} for s in found)
+        return SplitResults(
+            *({key: PerImageResults(**fields) for key, fields in found[s].items()} for s in found)
         )
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} does not hold the outcomes of an evaluation.") from error
 
 
-def _average(records: Sequence[GateRecords], costs: CostTable) -> Outcome:
-    return Outcome(
+def _average(records: Sequence[GateRecords], costs: CostTable) -> PerImageResults:
+    return PerImageResults(
         torch.stack([r.correct.double() for r in records]).mean(dim=0).float(),
         torch.stack([r.computation(costs) for r in records]).mean(dim=0).float(),
     )

@@ -22,11 +22,13 @@ class GateRecords:
         predictions: Predicted class, int64 ``[n]``.
         labels: True class, int64 ``[n]``.
         options: Option index of each gated layer in the pass that gave the prediction, int64
-            ``[n, layers]``; ``CostTable.exit_action`` for those that an image which left did not come to.
+            ``[n, layers]``; ``CostTable.exit_action`` for those that an image which left did not
+            come to.
         log_likelihood: Log-probability of the true class, float64 ``[n]``.
         confidence: Largest class probability, float64 ``[n]``.
         gate_macs: MACs per image of the gate, 0 for methods that decide without a network.
-        gate_macs_taken: What it took for each image where some leave early, float64 ``[n]``; None for ``gate_macs`` each.
+        gate_macs_taken: What it took for each image where some leave early, float64 ``[n]``; None
+            for ``gate_macs`` each.
         first_pass: The earlier pass of a cascade, None for everything that runs once.
 
     Raises:
@@ -97,22 +99,22 @@ class GateRecords:
 
     def exit_shares(self, costs: CostTable) -> tuple[float, ...]:
         """Return the share of images that left by each exit, in [0, 1]."""
-        walked = costs.walked(self.options)
-        return tuple((walked == after).double().mean().item() for after in costs.exits_after)
+        n_layers_run = costs.n_layers_run(self.options)
+        return tuple((n_layers_run == after).double().mean().item() for after in costs.exits_after)
 
     def computation(self, costs: CostTable, counting: Counting = "full") -> Tensor:
         """Return each image's computation in percent; float64 ``[n]``."""
         spent = costs.computation(self.options, gate_macs=self._gate, counting=counting)
         if self.first_pass is None:
             return spent
-        return self.first_pass.added_to(spent, partial(costs.computation, counting=counting))
+        return self.first_pass.total_cost(spent, partial(costs.computation, counting=counting))
 
     def bitops(self, costs: CostTable) -> Tensor:
         """Return each image's BitOPs, fixed parts and gate included; float64 ``[n]``."""
         spent = costs.bitops(self.options, gate_macs=self._gate)
         if self.first_pass is None:
             return spent
-        return self.first_pass.added_to(spent, costs.bitops)
+        return self.first_pass.total_cost(spent, costs.bitops)
 
 
 def concatenate(parts: Sequence[GateRecords]) -> GateRecords:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from dfs_rl.costs import FULL, CostTable, relative_cost
-from dfs_rl.evaluation.baselines.methods import Method
+from dfs_rl.evaluation.baselines.methods import MethodResult
 from dfs_rl.evaluation.metrics import (
     accuracy_error,
     accuracy_percent,
@@ -14,8 +14,13 @@ from dfs_rl.evaluation.metrics import (
     paired_difference,
 )
 from dfs_rl.evaluation.records import GateRecords
-from dfs_rl.evaluation.static_tables.scoring import table_bits
-from dfs_rl.evaluation.verdict import Comparison, beyond_marginals, outcome_of, verdict_sentences
+from dfs_rl.evaluation.static_tables.scoring import static_table_bits
+from dfs_rl.evaluation.verdict import (
+    Comparison,
+    beyond_marginals,
+    comparison_outcome,
+    verdict_sentences,
+)
 
 FORMAT = 2
 
@@ -25,9 +30,9 @@ class MethodSummary:
     """Figures of one method on the reported split.
 
     Attributes:
-        key: Stable name, see ``Method``.
+        key: Stable name, see ``MethodResult``.
         label: Name in tables and plots.
-        role: ``"gate"``, ``"fixed"``, ``"matched"`` or ``"oracle"``, see ``Method``.
+        role: ``"gate"``, ``"fixed"``, ``"matched"`` or ``"oracle"``, see ``MethodResult``.
         n: Number of images.
         accuracy: Percent; the mean over the draws.
         accuracy_error: Binomial standard error in points: the choice of images, not the seed.
@@ -86,7 +91,7 @@ class SearchSummary:
 
     accuracy: float
     computation: float
-    cap: float
+    budget: float
     tables: int
     images: int
     finalists: int
@@ -109,12 +114,13 @@ class EvaluationSummary:
         layers: Number of gated layers.
         methods: The gate first, if there is one.
         comparisons: The gate against each other method, in the same order.
-        beyond_marginals: Whether the gate beats its mode table and its own options and patterns dealt out to
-            other images; None without a gate.
+        beyond_marginals: Whether the gate beats its mode table and its own options and patterns
+            dealt out to other images; None without a gate.
         verdict: The same in words, one sentence each.
         shares: What the gate and the fixed parts cost.
-        histogram: How often the gate ran each layer at each option, in [0, 1], a cascade in the pass that gave the answer; empty without
-            one. Where there are exits, a last column has the share of images that had left.
+        histogram: How often the gate ran each layer at each option, in [0, 1], a cascade in the
+            pass that gave the answer; empty without one. Where there are exits, a last column has
+            the share of images that had left.
         search: How the best static table was found, None without a gate.
         exits_after: After how many layers there is an exit.
     """
@@ -153,7 +159,9 @@ class Subject:
     class_names: tuple[str, ...]
 
 
-def summarize(methods: Sequence[Method], costs: CostTable, subject: Subject) -> EvaluationSummary:
+def summarize(
+    methods: Sequence[MethodResult], costs: CostTable, subject: Subject
+) -> EvaluationSummary:
     """Boil methods down to a summary.
 
     Args:
@@ -168,8 +176,8 @@ def summarize(methods: Sequence[Method], costs: CostTable, subject: Subject) -> 
     comparisons: tuple[Comparison, ...] = ()
     if gate is not None:
         comparisons = tuple(
-            _compare(gate, rival, summaries[0], summary)
-            for rival, summary in zip(methods[1:], summaries[1:], strict=True)
+            _compare(gate, baseline, summaries[0], summary)
+            for baseline, summary in zip(methods[1:], summaries[1:], strict=True)
         )
     searches = [method.search for method in methods if method.search is not None]
     learned = beyond_marginals(comparisons)
@@ -200,9 +208,9 @@ def summarize(methods: Sequence[Method], costs: CostTable, subject: Subject) -> 
     )
 
 
-def summarize_method(method: Method, costs: CostTable, n_classes: int) -> MethodSummary:
+def summarize_method(method: MethodResult, costs: CostTable, n_classes: int) -> MethodSummary:
     """Return the figures of one method, averaged over its draws."""
-    outcome = _outcome(method)
+    outcome = _mean_correct(method)
     draws = [records.accuracy for records in method.records]
     accuracy = accuracy_percent(outcome)
     first = method.records[0]
@@ -222,30 +230,30 @@ def summarize_method(method: Method, costs: CostTable, n_classes: int) -> Method
         class_accuracy=class_accuracy(outcome, first.labels, n_classes),
         chosen_on=method.chosen_on,
         detail=method.detail,
-        table=None if method.table is None else table_bits(method.table, costs.options),
+        table=None if method.table is None else static_table_bits(method.table, costs.options),
         exit_shares=_exit_shares(method, costs),
     )
 
 
-def _outcome(method: Method) -> torch.Tensor:
+def _mean_correct(method: MethodResult) -> torch.Tensor:
     """How often each image was classified rightly over the draws; float64 ``[n]`` in [0, 1]."""
     return torch.stack([records.correct.double() for records in method.records]).mean(dim=0)
 
 
 def _compare(
-    gate: Method, rival: Method, gate_summary: MethodSummary, summary: MethodSummary
+    gate: MethodResult, baseline: MethodResult, gate_summary: MethodSummary, summary: MethodSummary
 ) -> Comparison:
-    difference = paired_difference(_outcome(gate), _outcome(rival))
+    difference = paired_difference(_mean_correct(gate), _mean_correct(baseline))
     relative = gate_summary.computation / summary.computation if summary.computation > 0 else None
     return Comparison(
-        key=rival.key,
-        label=rival.label,
-        role=rival.role,
+        key=baseline.key,
+        label=baseline.label,
+        role=baseline.role,
         difference=difference.difference,
         low=difference.low,
         high=difference.high,
         relative_computation=relative,
-        outcome=outcome_of(difference, relative),
+        outcome=comparison_outcome(difference, relative),
     )
 
 
@@ -254,7 +262,7 @@ def _shares(costs: CostTable, records: GateRecords) -> tuple[CostShare, ...]:
     if records.gate_macs > 0:
         macs = records.gate_macs if taken is None else taken.mean().item()
         gate = [_share("gate", macs, FULL, costs)]
-    walked = costs.walked(records.options)  # [n]
+    n_layers_run = costs.n_layers_run(records.options)  # [n]
     # A cascade walks to the end, and some images do so twice.
     passes = 1.0
     if records.first_pass is not None:
@@ -262,7 +270,7 @@ def _shares(costs: CostTable, records: GateRecords) -> tuple[CostShare, ...]:
     fixed: dict[tuple[str, int], float] = {}
     for part in costs.fixed:
         needed = 0 if part.layer is None else min(part.layer + 1, costs.n_layers)
-        reached = (walked >= needed).double().mean().item()
+        reached = (n_layers_run >= needed).double().mean().item()
         key = (part.name, part.bits)
         fixed[key] = fixed.get(key, 0.0) + part.macs * reached * passes
     for leaves, exit_ in zip(records.exit_shares(costs), costs.exits, strict=True):
@@ -277,7 +285,7 @@ def _share(name: str, macs: float, bits: int, costs: CostTable) -> CostShare:
     return CostShare(name=name, macs=float(macs), bits=bits, percent=percent)
 
 
-def _exit_shares(method: Method, costs: CostTable) -> tuple[float, ...]:
+def _exit_shares(method: MethodResult, costs: CostTable) -> tuple[float, ...]:
     draws = [records.exit_shares(costs) for records in method.records]
     return tuple(_mean(shares) for shares in zip(*draws, strict=True))
 

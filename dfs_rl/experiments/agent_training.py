@@ -13,20 +13,20 @@ from dfs_rl.agents.hyperparameters import (
     FeatureChoice,
     OnPolicyConfig,
     Start,
-    rollouts_per_image,
+    resolved_group_size,
 )
 from dfs_rl.errors import ConfigError
 from dfs_rl.experiments.config import GateTrainingConfig
-from dfs_rl.experiments.gate_run import GateCommand
+from dfs_rl.experiments.gate_run import GateTrainingCommand
 from dfs_rl.gating.reward import RewardTerms, RewardWeights
-from dfs_rl.utils.config import Count, Positive, PositiveOrZero, configuration
+from dfs_rl.utils.config import NonNegativeFloat, PositiveFloat, PositiveInt, configuration
 
 if TYPE_CHECKING:
-    from dfs_rl.gating.budget_conditioning import PriceRange
+    from dfs_rl.gating.budget_conditioning import CostWeightRange
 
-_COST_WEIGHTS = (0.1, 30.0)
+_DEFAULT_COST_WEIGHT_RANGE = (0.1, 30.0)
 """From where 8 bit pay to where 2 bit do."""
-COST_WEIGHT = RewardWeights.cost
+DEFAULT_COST_WEIGHT = RewardWeights.cost
 """Default cost weight; about 0.8 % on the digits."""
 
 
@@ -35,25 +35,31 @@ class TrainAgentConfig(GateTrainingConfig):
     """Settings of ``train_agent``.
 
     Attributes:
-        algo: Learning algorithm. maskable_ppo never spends more than --hard-budget on an image, not even while it learns; the others
-            pay for what is above it, and are held to it once the gate is deployed.
-        budget: What images may cost on average, in percent, gate, stem and head included. The gate learns all budgets and is turned
-            to this one; evaluate and load turn it to others.
-        cost_weight: Price of computation that the gate is turned to instead: 1 is the price of running everything in full
-            precision; default 10, or the middle of --cost-weights that leave it out.
-        cost_weights: Lowest and highest price that the gate learns; each image draws one.
-        hard_budget: Upper bound on the computation of every single image in percent, gate, stem and head included.
+        algo: Learning algorithm. maskable_ppo never spends more than --per-input-budget on an
+            image, not even while it learns; the others pay for what is above it, and are held to it
+            once the gate is deployed.
+        budget: What images may cost on average, in percent, gate, stem and head included. The gate
+            learns all budgets and is turned to this one; evaluate and load turn it to others.
+        cost_weight: Price of computation that the gate is turned to instead: 1 is the price of
+            running everything in full precision; default 10, or the middle of --cost-weight-range
+            that leave it out.
+        cost_weight_range: Lowest and highest price that the gate learns; each image draws one.
+        per_input_budget: Upper bound on the computation of every single image in percent, gate,
+            stem and head included.
         timesteps: Decisions to learn from; an image takes one per gated layer that it comes to.
-        images_per_group: Rollouts of one image that share a baseline; 1 turns this off. Default 1 for a gate that begins
-            uniform, otherwise 8; dqn and qrdqn learn from single decisions and take 1 alone.
+        group_size: Rollouts of one image that share a baseline; 1 turns this off. Default 1 for a
+            gate that begins uniform, otherwise 8; dqn and qrdqn learn from single decisions and
+            take 1 alone.
         num_envs: Images that walk side by side, repeats included.
-        features: What the gate looks at before each layer: how sure a linear probe of the activation is, or its channels'
-            means as well.
-        exits: Let images leave where the backbone has exits, see train_exits; --no-exits walks all of them to the end, as dqn, qrdqn
-            and co-training must.
-        start: Initial policy: "uniform" prefers the option that earns most at the cost weight if all layers run at it,
-            "indifferent" prefers none. Default uniform; indifferent for dqn and qrdqn, co-training and gates that go on from another.
-        init_gate: Run whose gate to go on from, of the same kind on the same backbone; for example one of train_gumbel.
+        features: What the gate looks at before each layer: how sure a linear probe of the
+            activation is, or its channels' means as well.
+        exits: Let images leave where the backbone has exits, see train_exits; --no-exits walks all
+            of them to the end, as dqn, qrdqn and co-training must.
+        start: Initial policy: "uniform" prefers the option that earns most at the cost weight if
+            all layers run at it, "indifferent" prefers none. Default uniform; indifferent for dqn
+            and qrdqn, co-training and gates that go on from another.
+        init_gate: Run whose gate to go on from, of the same kind on the same backbone; for example
+            one of train_gumbel.
         precision: What the frozen backbone computes in; "auto" takes bfloat16 on GPUs.
         reward: What an image is worth.
         algorithm: Hyperparameters of --algo.
@@ -67,13 +73,13 @@ class TrainAgentConfig(GateTrainingConfig):
     )
 
     algo: AlgorithmName = "ppo"
-    budget: Positive | None = None
-    cost_weight: PositiveOrZero | None = None
-    cost_weights: tuple[Positive, Positive] = _COST_WEIGHTS
-    hard_budget: Positive | None = None
-    timesteps: Count = 1_200_000
-    images_per_group: Count | None = None
-    num_envs: Count = 512
+    budget: PositiveFloat | None = None
+    cost_weight: NonNegativeFloat | None = None
+    cost_weight_range: tuple[PositiveFloat, PositiveFloat] = _DEFAULT_COST_WEIGHT_RANGE
+    per_input_budget: PositiveFloat | None = None
+    timesteps: PositiveInt = 1_200_000
+    group_size: PositiveInt | None = None
+    num_envs: PositiveInt = 512
     features: FeatureChoice = "confidence"
     exits: bool = True
     init_gate: Path | None = None
@@ -88,57 +94,66 @@ class TrainAgentConfig(GateTrainingConfig):
             object.__setattr__(self, "algorithm", expected())
         if type(self.algorithm) is not expected:
             raise ConfigError(
-                f"algorithm is a {type(self.algorithm).__name__}, but algo is {self.algo!r}; give a {expected.__name__}."
+                f"algorithm is a {type(self.algorithm).__name__}, but algo is {self.algo!r}; give "
+                f"a {expected.__name__}."
             )
-        group = self.rollouts_per_image
+        group = self.resolved_group_size
         if self.num_envs % group:
-            default = ", as it is by default here" if self.images_per_group is None else ""
+            default = ", as it is by default here" if self.group_size is None else ""
             raise ConfigError(
-                f"num_envs is {self.num_envs} and images_per_group is {group}{default}; images_per_group must divide num_envs."
+                f"num_envs is {self.num_envs} and group_size is {group}{default}; group_size must "
+                "divide num_envs."
             )
         if self.budget is not None and self.cost_weight is not None:
             raise ConfigError(
-                f"budget is {self.budget:g} and cost_weight is {self.cost_weight:g}; each says where to turn the gate to, so give one."
+                f"budget is {self.budget:g} and cost_weight is {self.cost_weight:g}; each says "
+                "where to turn the gate to, so give one."
             )
         if self.budget is not None and self.fixed_budget:
             raise ConfigError(
-                f"budget is {self.budget:g}, but with --fixed-budget the gate learns for one price of computation; give --cost-weight."
+                f"budget is {self.budget:g}, but with --fixed-budget the gate learns for one price "
+                "of computation; give --cost-weight."
             )
-        if self.fixed_budget and self.cost_weights != _COST_WEIGHTS:
-            lowest, highest = self.cost_weights
+        if self.fixed_budget and self.cost_weight_range != _DEFAULT_COST_WEIGHT_RANGE:
+            lowest, highest = self.cost_weight_range
             raise ConfigError(
-                f"cost_weights is {lowest:g} to {highest:g}, but with --fixed-budget the gate learns for one price; give --cost-weight."
+                f"cost_weight_range is {lowest:g} to {highest:g}, but with --fixed-budget the gate "
+                "learns for one price; give --cost-weight."
             )
         if self.init_gate is not None and not isinstance(self.algorithm, OnPolicyConfig):
             raise ConfigError(
-                f"init_gate is {self.init_gate}, but {self.algorithm.label} learns what options are worth, which the scores of a gate do "
+                f"init_gate is {self.init_gate}, but {self.algorithm.label} learns what options "
+                "are worth, which the scores of a gate do "
                 "not tell; take an algorithm with an actor."
             )
-        if self.start == "uniform" and not self._can_begin_uniform:
+        if self.start == "uniform" and not self._can_start_uniform:
             raise ConfigError(
-                f"start is 'uniform', which algo {self.algo!r} with backbone_mode {self.backbone_mode!r} and init_gate {self.init_gate} "
-                "cannot: it takes an algorithm with an actor, a frozen backbone and no gate to go on from."
+                f"start is 'uniform', which algo {self.algo!r} with backbone_mode "
+                f"{self.backbone_mode!r} and init_gate {self.init_gate} "
+                "cannot: it takes an algorithm with an actor, a frozen backbone and no gate to go "
+                "on from."
             )
-        if self.algorithm.needs_budget and self.hard_budget is None:
+        if self.algorithm.needs_budget and self.per_input_budget is None:
             raise ConfigError(
-                f"algo is {self.algo!r}, which keeps every image within a hard budget, but hard_budget is None; give one in percent, "
+                f"algo is {self.algo!r}, which keeps every image within a hard budget, but "
+                "per_input_budget is None; give one in percent, "
                 "or take another algorithm."
             )
 
     @property
-    def _can_begin_uniform(self) -> bool:
+    def _can_start_uniform(self) -> bool:
         has_actor = isinstance(self.algorithm, OnPolicyConfig)
         return has_actor and self.backbone_mode == "frozen" and self.init_gate is None
 
     @property
-    def begins(self) -> Start:
+    def resolved_start(self) -> Start:
         """Where the gate begins, if it does not go on from another one."""
-        return self.start or ("uniform" if self._can_begin_uniform else "indifferent")
+        return self.start or ("uniform" if self._can_start_uniform else "indifferent")
 
     @property
-    def rollouts_per_image(self) -> int:
+    def resolved_group_size(self) -> int:
         """How many rollouts of one image share a baseline."""
-        return rollouts_per_image(self.algorithm, self.images_per_group, start=self.begins)
+        return resolved_group_size(self.algorithm, self.group_size, start=self.resolved_start)
 
     @property
     def all_budgets(self) -> bool:
@@ -146,43 +161,43 @@ class TrainAgentConfig(GateTrainingConfig):
         return not self.fixed_budget
 
 
-def prices_of(config: TrainAgentConfig) -> "PriceRange | None":
+def cost_weight_range_of(config: TrainAgentConfig) -> "CostWeightRange | None":
     """Return the prices that a configuration has a gate learn, ``None`` if it is one alone."""
-    from dfs_rl.gating.budget_conditioning import PriceRange
+    from dfs_rl.gating.budget_conditioning import CostWeightRange
 
     if not config.all_budgets:
         return None
-    return PriceRange(lowest=config.cost_weights[0], highest=config.cost_weights[1])
+    return CostWeightRange(lowest=config.cost_weight_range[0], highest=config.cost_weight_range[1])
 
 
-def _usual_weight(config: TrainAgentConfig) -> float:
+def _default_cost_weight(config: TrainAgentConfig) -> float:
     """Return the price that a gate is turned to where nothing is said: the usual one, or the middle of a range that leaves it out."""
-    lowest, highest = config.cost_weights
-    within = not config.all_budgets or lowest <= COST_WEIGHT <= highest
-    return COST_WEIGHT if within else math.sqrt(lowest * highest)
+    lowest, highest = config.cost_weight_range
+    within = not config.all_budgets or lowest <= DEFAULT_COST_WEIGHT <= highest
+    return DEFAULT_COST_WEIGHT if within else math.sqrt(lowest * highest)
 
 
-def weights_of(config: TrainAgentConfig) -> RewardWeights:
+def reward_weights_of(config: TrainAgentConfig) -> RewardWeights:
     """Return the reward weights that a configuration asks for."""
-    cost = _usual_weight(config) if config.cost_weight is None else config.cost_weight
+    cost = _default_cost_weight(config) if config.cost_weight is None else config.cost_weight
     return RewardWeights(**vars(config.reward), cost=cost)
 
 
-def _settled(config: TrainAgentConfig) -> TrainAgentConfig:
+def _with_resolved_defaults(config: TrainAgentConfig) -> TrainAgentConfig:
     """Return settings that say where the gate begins, unless it goes on from another one, and how many rollouts share a baseline."""
-    begins = config.begins if config.init_gate is None else None
-    return replace(config, start=begins, images_per_group=config.rollouts_per_image)
+    resolved_start = config.resolved_start if config.init_gate is None else None
+    return replace(config, start=resolved_start, group_size=config.resolved_group_size)
 
 
-COMMAND = GateCommand(
+COMMAND = GateTrainingCommand(
     kind="train_agent",
     description="""Train a gate by reinforcement learning: it picks the bits of each layer for each image.
 
 Examples:
   python -m dfs_rl.train_agent --budget 0.8
   python -m dfs_rl.train_agent --dataset uoft-cs/cifar10 --backbone runs/supernet --timesteps 3000000
-  python -m dfs_rl.train_agent --algo maskable_ppo --hard-budget 1.5 --cost-weight 0.1""",
+  python -m dfs_rl.train_agent --algo maskable_ppo --per-input-budget 1.5 --cost-weight 0.1""",
     config_type=TrainAgentConfig,
     module="dfs_rl.experiments.gate_training",
-    settle=_settled,
+    with_resolved_defaults=_with_resolved_defaults,
 )

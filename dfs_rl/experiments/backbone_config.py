@@ -20,7 +20,7 @@ from dfs_rl.data.load import flips_by_default
 from dfs_rl.errors import ConfigError
 from dfs_rl.experiments.config import DataSettings
 from dfs_rl.training.supernet import SupernetConfig
-from dfs_rl.utils.config import Count, Seed, configuration
+from dfs_rl.utils.config import PositiveInt, Seed, configuration
 from dfs_rl.utils.constants import DIGITS
 from dfs_rl.utils.seeding import stream_seed
 from dfs_rl.utils.trusted_import import is_constructor
@@ -31,33 +31,45 @@ class TrainBackboneConfig(DataSettings):
     """What to train on what.
 
     Attributes:
-        image_size: Resize the shorter side of each image to this many pixels and crop the centre; required for images of several
-            sizes. It is stored with the backbone.
-        flip: Mirror half of the training images; default for all data sets but the digits. Give --no-flip if a mirror image belongs
-            to another class, as with letters.
-        backbone: cifar_resnet8, cifar_resnet14, cifar_resnet20, ..., in short resnet20: any depth 6 n + 2; vit1, vit2, ...; with the
-            recipe adn from cifar_resnet14 on, resnet26, resnet50, resnet101 or resnet152, the ResNets for ImageNet, mobilenetv2,
-            swin_tiny, swin_small, or vit3, vit6, vit9, ...; a registered name; or module:function that makes a network of yours.
-        recipe: supernet trains the network and low bits together; adn trains a network of adaptive depth, whose stages end with
-            paths that can be skipped, or run at any option of the menu.
+        image_size: Resize the shorter side of each image to this many pixels and crop the centre;
+            required for images of several sizes. It is stored with the backbone.
+        flip: Mirror half of the training images; default for all data sets but the digits. Give
+            --no-flip if a mirror image belongs to another class, as with letters.
+        backbone: cifar_resnet8, cifar_resnet14, cifar_resnet20, ..., in short resnet20: any depth 6
+            n + 2; vit1, vit2, ...; with the recipe adn from cifar_resnet14 on, resnet26, resnet50,
+            resnet101 or resnet152, the ResNets for ImageNet, mobilenetv2, swin_tiny, swin_small, or
+            vit3, vit6, vit9, ...; a registered name; or module:function that makes a network of
+            yours.
+        recipe: supernet trains the network and low bits together; adn trains a network of adaptive
+            depth, whose stages end with paths that can be skipped, or run at any option of the
+            menu.
         granularity: With adn, what is gated: each stage's path, or each block in it.
-        stem: With adn, how the network begins: cifar is a 3 x 3 convolution, imagenet a 7 x 7 one with stride 2 and pooling; by
-            default imagenet in the ResNets for ImageNet and cifar elsewhere.
-        bits: The menu of every gated layer, ascending: 0 skips it, 32 is full precision; dfs is 0 8 10 12 14 16 32.
+        stem: With adn, how the network begins: cifar is a 3 x 3 convolution, imagenet a 7 x 7 one
+            with stride 2 and pooling; by default imagenet in the ResNets for ImageNet and cifar
+            elsewhere.
+        bits: The menu of every gated layer, ascending: 0 skips it, 32 is full precision; dfs is 0 8
+            10 12 14 16 32.
         epochs: Passes over the train split.
-        plain: Train the network without any quantization, for an honest full-precision reference; adn then has the menu 0 32.
+        plain: Train the network without any quantization, for an honest full-precision reference;
+            adn then has the menu 0 32.
         seed: Seed of weights, data order and sampled settings.
-        width: Channels of the first stage, by default 16, and 64 in the ResNets for ImageNet; of MobileNetV2's first convolution, 32;
-            of a transformer's tokens, 192 as in ViT-Tiny; of the first stage's in a Swin transformer, 96.
-        patch: Height and width in pixels of what a transformer takes for a token; by default about an eighth of the images'
-            height, and a sixteenth in a Swin transformer, at most 4.
+        width: Channels of the first stage, by default 16, and 64 in the ResNets for ImageNet; of
+            MobileNetV2's first convolution, 32; of a transformer's tokens, 192 as in ViT-Tiny; of
+            the first stage's in a Swin transformer, 96.
+        patch: Height and width in pixels of what a transformer takes for a token; by default about
+            an eighth of the images' height, and a sixteenth in a Swin transformer, at most 4.
         heads: Of a transformer's attention; ViT-Small has 6, and a width of 384.
-        gate_branches: Whether a transformer's attention and MLPs are gated each by itself, instead of block by block.
-        stem_bits: Precision of stem and head, and with adn of the blocks that always run, which no gate decides about.
-        first_block: Whether the first block is gated like the others, or always runs as part of the stem.
+        gate_branches: Whether a transformer's attention and MLPs are gated each by itself, instead
+            of block by block.
+        stem_bits: Precision of stem and head, and with adn of the blocks that always run, which no
+            gate decides about.
+        first_block: Whether the first block is gated like the others, or always runs as part of the
+            stem.
         per_channel: One weight step per output channel instead of one per layer.
-        eval_images: Images of the val split that each epoch is measured on; the end is measured on all.
-        workers: Processes on this machine that share every batch; on cuda each takes a GPU. More than one start Ray.
+        eval_images: Images of the val split that each epoch is measured on; the end is measured on
+            all.
+        workers: Processes on this machine that share every batch; on cuda each takes a GPU. More
+            than one start Ray.
         training: How the supernet is trained.
     """
 
@@ -71,24 +83,25 @@ class TrainBackboneConfig(DataSettings):
     bits: Annotated[tuple[int | str, ...] | str, tyro.conf.arg(metavar="INT [INT ...]|dfs")] = (
         DEFAULT_BITS
     )
-    epochs: Count = 30
+    epochs: PositiveInt = 30
     plain: bool = False
     seed: Seed = 0
-    width: Annotated[Count, Field(le=2**16)] | None = None
-    patch: Count | None = None
-    heads: Count = TokenConfig.heads
+    width: Annotated[PositiveInt, Field(le=2**16)] | None = None
+    patch: PositiveInt | None = None
+    heads: PositiveInt = TokenConfig.heads
     gate_branches: bool = False
     stem_bits: int = 8
     first_block: FirstBlock = "gated"
     per_channel: bool = False
-    eval_images: Count = 2000
-    workers: Count = 1
+    eval_images: PositiveInt = 2000
+    workers: PositiveInt = 1
     training: SupernetConfig = field(default_factory=SupernetConfig)
 
     def __post_init__(self) -> None:
         if self.weights is not None and not is_constructor(self.backbone):
             raise ConfigError(
-                f"weights is {self.weights}, but backbone is {self.backbone!r}, which starts from random ones; weights go with "
+                f"weights is {self.weights}, but backbone is {self.backbone!r}, which starts from "
+                "random ones; weights go with "
                 "module:function."
             )
         if self.flip is None:
@@ -102,7 +115,8 @@ class TrainBackboneConfig(DataSettings):
         self._check_unused()
         if self.workers > self.training.batch_size:
             raise ConfigError(
-                f"workers is {self.workers}; at most {self.training.batch_size} can share a batch of as many images "
+                f"workers is {self.workers}; at most {self.training.batch_size} can share a batch "
+                "of as many images "
                 "(training.batch_size)."
             )
 
@@ -128,13 +142,15 @@ class TrainBackboneConfig(DataSettings):
             for name in ("width", *SETTINGS):
                 if self.is_set(name):
                     raise ConfigError(
-                        f"{name} is set, but the network of {self.backbone} has its own shape; leave it out."
+                        f"{name} is set, but the network of {self.backbone} has its own shape; "
+                        "leave it out."
                     )
             return
         for name in SETTINGS:
             if self.is_set(name) and name not in network_of(self.backbone, self.recipe).settings:
                 raise ConfigError(
-                    f"{name} is set, which {self.backbone} with the recipe {self.recipe} has not; leave it out."
+                    f"{name} is set, which {self.backbone} with the recipe {self.recipe} has not; "
+                    "leave it out."
                 )
 
     def is_set(self, name: str) -> bool:
@@ -148,9 +164,9 @@ def build(config: TrainBackboneConfig, dataset: Dataset) -> Backbone:
     """Make the backbone that a configuration asks for, untrained unless it is a user's; the same seed gives the same weights."""
     torch.manual_seed(stream_seed(config.seed, "weights"))
     if is_constructor(config.backbone):
-        from dfs_rl.training.custom_model import construct_for
+        from dfs_rl.training.custom_model import build_custom_backbone
 
-        backbone = construct_for(
+        backbone = build_custom_backbone(
             config.backbone,
             dataset,
             weights=config.weights,
@@ -160,7 +176,8 @@ def build(config: TrainBackboneConfig, dataset: Dataset) -> Backbone:
         )
         if (config.plain or config.is_set("bits")) and backbone.options.values != config.menu:
             raise ConfigError(
-                f"{config.backbone} returns a backbone with the menu {_words(backbone.options)}, but asked for is {_words(config.menu)}; "
+                f"{config.backbone} returns a backbone with the menu {_words(backbone.options)}, "
+                f"but asked for is {_words(config.menu)}; "
                 f"leave out {'--plain' if config.plain else '--bits'}, or let it return a model."
             )
         return backbone

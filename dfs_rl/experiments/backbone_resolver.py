@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from dfs_rl.errors import ConfigError, DataError
 from dfs_rl.experiments.config import BackboneSettings
 from dfs_rl.utils.constants import DIGITS
-from dfs_rl.utils.logging import say
+from dfs_rl.utils.logging import print_status
 from dfs_rl.utils.run_folder import RunFolder
 from dfs_rl.utils.trusted_import import is_constructor
 
@@ -21,13 +21,14 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BackboneChoice:
+class BackboneSpec:
     """Which backbone a gate is trained for.
 
     Attributes:
         dataset: The data set, as the command was given it.
-        folder: Run of ``train_backbone``, or a backbone's folder, or ``module:function`` that makes a user's network. Without it the
-            digits use the one that ships; for other data one is trained first and kept for the next run.
+        folder: Run of ``train_backbone``, or a backbone's folder, or ``module:function`` that makes
+            a user's network. Without it the digits use the one that ships; for other data one is
+            trained first and kept for the next run.
         weights: Weights of a user's network.
         image_size: See ``load_dataset``; of the backbone that is trained where none is given.
         flip: Likewise.
@@ -50,7 +51,8 @@ class BackboneChoice:
     def __post_init__(self) -> None:
         if self.weights is not None and self.constructor is None:
             raise ConfigError(
-                f"weights is {self.weights}, but backbone is {self.folder}; weights go with a constructor, --backbone module:function."
+                f"weights is {self.weights}, but backbone is {self.folder}; weights go with a "
+                "constructor, --backbone module:function."
             )
 
     @property
@@ -83,7 +85,8 @@ class BackboneChoice:
 def load_data(config: BackboneSettings, run: RunFolder | None = None) -> "Dataset":
     """Load the data set of a configuration, its images as the backbone takes them.
 
-    A stored backbone keeps how its images were resized, and whether they were mirrored; for any other the configuration says so.
+    A stored backbone keeps how its images were resized, and whether they were mirrored; for any
+    other the configuration says so.
 
     Args:
         config: Names data set and backbone.
@@ -106,11 +109,13 @@ def load_data(config: BackboneSettings, run: RunFolder | None = None) -> "Datase
         if image_size not in (None, info.image_size):
             own = "as they come" if info.image_size is None else f"at {info.image_size} pixels"
             raise ConfigError(
-                f"image_size is {image_size}, but the backbone in {folder} takes images {own}; leave it out, or train another backbone."
+                f"image_size is {image_size}, but the backbone in {folder} takes images {own}; "
+                "leave it out, or train another backbone."
             )
         if flip is not None and info.flip not in (None, flip):
             raise ConfigError(
-                f"flip is {str(flip).lower()}, but the backbone in {folder} was trained {'with' if info.flip else 'without'} mirrored "
+                f"flip is {str(flip).lower()}, but the backbone in {folder} was trained "
+                f"{'with' if info.flip else 'without'} mirrored "
                 "images; leave it out, or train another backbone."
             )
         image_size, flip = info.image_size, info.flip if flip is None else flip
@@ -132,7 +137,7 @@ def _stored_folder(config: BackboneSettings, run: RunFolder | None) -> Path | No
     return None if gone or is_constructor(folder) else folder
 
 
-def find_backbone(choice: BackboneChoice, dataset: "Dataset") -> "StoredBackbone":
+def load_or_train_backbone(spec: BackboneSpec, dataset: "Dataset") -> "StoredBackbone":
     """Load the backbone of that choice; train it first if need be.
 
     Raises:
@@ -141,24 +146,24 @@ def find_backbone(choice: BackboneChoice, dataset: "Dataset") -> "StoredBackbone
     """
     from dfs_rl.backbones import PRETRAINED_DIGITS, load_stored_backbone
 
-    if choice.needs_supernet:
-        stored = _own_supernet(choice, dataset)
-    elif choice.constructor is not None:
-        from dfs_rl.training.custom_model import calibrated
+    if spec.needs_supernet:
+        stored = _default_supernet(spec, dataset)
+    elif spec.constructor is not None:
+        from dfs_rl.training.custom_model import build_calibrated_backbone
 
-        stored = calibrated(
-            choice.constructor, dataset, weights=choice.weights, device=choice.device
+        stored = build_calibrated_backbone(
+            spec.constructor, dataset, weights=spec.weights, device=spec.device
         )
     else:
-        folder = choice.folder or PRETRAINED_DIGITS
+        folder = spec.folder or PRETRAINED_DIGITS
         stored = load_stored_backbone(folder)
         check_match(stored.info, stored.backbone, dataset, str(folder))
-    if not choice.exits:
+    if not spec.exits:
         stored.backbone.set_exits(())
     return stored
 
 
-def preview_backbone(choice: BackboneChoice, dataset: "Dataset") -> "Backbone":
+def preview_backbone(spec: BackboneSpec, dataset: "Dataset") -> "Backbone":
     """Return a backbone of the right shape, trained or not, so that bad settings are refused before anything is made.
 
     It says so if exits are left out, since what is refused may be for want of them.
@@ -168,29 +173,29 @@ def preview_backbone(choice: BackboneChoice, dataset: "Dataset") -> "Backbone":
     """
     from dfs_rl.experiments.backbone_config import build
 
-    if choice.needs_supernet:
-        backbone = build(choice.supernet_config(dataset), dataset)  # untrained, it costs the same
-    elif choice.constructor is not None:
-        from dfs_rl.training.custom_model import construct_for
+    if spec.needs_supernet:
+        backbone = build(spec.supernet_config(dataset), dataset)  # untrained, it costs the same
+    elif spec.constructor is not None:
+        from dfs_rl.training.custom_model import build_custom_backbone
 
-        backbone = construct_for(choice.constructor, dataset, weights=choice.weights)
+        backbone = build_custom_backbone(spec.constructor, dataset, weights=spec.weights)
     else:
-        backbone = find_backbone(replace(choice, exits=True), dataset).backbone
-    _check_menu(backbone.options, str(choice.folder))
-    if not choice.exits and backbone.costs.exits:
-        say("The backbone's exits are left out: this gate walks every image to the end.")
+        backbone = load_or_train_backbone(replace(spec, exits=True), dataset).backbone
+    _check_menu(backbone.options, str(spec.folder))
+    if not spec.exits and backbone.costs.exits:
+        print_status("The backbone's exits are left out: this gate walks every image to the end.")
         backbone.set_exits(())
     return backbone
 
 
 def backbone_of_run(
-    run: RunFolder, choice: BackboneChoice, dataset: "Dataset", *, keep_original: bool = False
+    run: RunFolder, spec: BackboneSpec, dataset: "Dataset", *, keep_original: bool = False
 ) -> "StoredBackbone":
     """Return the copy of the backbone in a run's folder, which is made on first use.
 
     Args:
         run: The run.
-        choice: Where the backbone comes from.
+        spec: Where the backbone comes from.
         dataset: It must have been made for.
         keep_original: Whether to keep a second copy, because training will change the first.
     """
@@ -203,14 +208,14 @@ def backbone_of_run(
         stored = load_stored_backbone(folder)
         check_match(stored.info, stored.backbone, dataset, str(folder))
         return stored
-    stored = find_backbone(choice, dataset)
-    if keep_original:  # what its rivals need, see evaluate
+    stored = load_or_train_backbone(spec, dataset)
+    if keep_original:  # what its baselines need, see evaluate
         save_backbone(stored.backbone, stored.info, run.path / BEFORE_FOLDER)
     save_backbone(stored.backbone, stored.info, folder)
     return stored
 
 
-def learned_gate(run: Path) -> "LearnedGate":
+def load_learned_gate(run: Path) -> "LearnedGate":
     """Load the gate that a run learned.
 
     Raises:
@@ -225,13 +230,15 @@ def learned_gate(run: Path) -> "LearnedGate":
     gate = load_gate(run / GATE_FOLDER)
     if not isinstance(gate, LearnedGate):
         raise ConfigError(
-            f"the gate of {run} is {'a table' if isinstance(gate, TableGate) else 'a cascade of tables'}; a gate goes on from one that "
+            f"the gate of {run} is "
+            f"{'a table' if isinstance(gate, TableGate) else 'a cascade of tables'}; a gate goes "
+            "on from one that "
             "looks at its images."
         )
     return gate
 
 
-def check_backbone_of(run: Path, dataset: "Dataset", choice: BackboneChoice) -> None:
+def check_same_backbone(run: Path, dataset: "Dataset", spec: BackboneSpec) -> None:
     """Refuse a run whose gate steers another backbone than the chosen one, or was learned on other images.
 
     Raises:
@@ -244,12 +251,13 @@ def check_backbone_of(run: Path, dataset: "Dataset", choice: BackboneChoice) -> 
 
     theirs = load_stored_backbone(run / BACKBONE_FOLDER)
     check_match(theirs.info, theirs.backbone, dataset, str(run))
-    ours = find_backbone(choice, dataset).backbone.state_dict()
+    ours = load_or_train_backbone(spec, dataset).backbone.state_dict()
     weights = theirs.backbone.state_dict()
     same = ours.keys() == weights.keys() and all(torch.equal(ours[k], weights[k]) for k in ours)
     if not same:
         raise DataError(
-            f"the gate of {run} was learned on a backbone of its own, not on {choice.folder or 'the one that is used here'}; give its "
+            f"the gate of {run} was learned on a backbone of its own, not on "
+            f"{spec.folder or 'the one that is used here'}; give its "
             f"own with --backbone {run / BACKBONE_FOLDER}."
         )
 
@@ -264,22 +272,27 @@ def check_match(
     """
     if backbone.image_shape != dataset.image_shape:
         raise DataError(
-            f"backbone {source} takes images of {list(backbone.image_shape)} (channels, height, width), but those of data set "
-            f"{dataset.name!r} are {list(dataset.image_shape)}; it was trained on {info.dataset!r}: name its data set by --dataset."
+            f"backbone {source} takes images of {list(backbone.image_shape)} (channels, height, "
+            "width), but those of data set "
+            f"{dataset.name!r} are {list(dataset.image_shape)}; it was trained on "
+            f"{info.dataset!r}: name its data set by --dataset."
         )
     if info.class_names != dataset.class_names:
         raise DataError(
-            f"backbone {source} tells the classes of {info.dataset!r} apart ({_few(info.class_names)}), but data set "
+            f"backbone {source} tells the classes of {info.dataset!r} apart "
+            f"({_few(info.class_names)}), but data set "
             f"{dataset.name!r} has {_few(dataset.class_names)}."
         )
     if info.fingerprint != dataset.fingerprint:
         raise DataError(
-            f"backbone {source} was trained on other images or splits than those of data set {dataset.name!r} (fingerprint "
-            f"{info.fingerprint}, not {dataset.fingerprint}); a gate needs images that its backbone has not seen."
+            f"backbone {source} was trained on other images or splits than those of data set "
+            f"{dataset.name!r} (fingerprint "
+            f"{info.fingerprint}, not {dataset.fingerprint}); a gate needs images that its "
+            "backbone has not seen."
         )
 
 
-def _own_supernet(choice: BackboneChoice, dataset: "Dataset") -> "StoredBackbone":
+def _default_supernet(spec: BackboneSpec, dataset: "Dataset") -> "StoredBackbone":
     """Return the supernet with ``train_backbone``'s defaults for a data set: an earlier run's, or a new one."""
     import hashlib
 
@@ -288,10 +301,10 @@ def _own_supernet(choice: BackboneChoice, dataset: "Dataset") -> "StoredBackbone
     from dfs_rl.experiments import supernet_training
     from dfs_rl.gating.model import BACKBONE_FOLDER
     from dfs_rl.utils.config import config_to_dict
-    from dfs_rl.utils.io import exclusive
+    from dfs_rl.utils.io import file_lock
     from dfs_rl.utils.run_folder import RECORD
 
-    wanted = choice.supernet_config(dataset)
+    wanted = spec.supernet_config(dataset)
     settings = config_to_dict(wanted)
     relevant = {
         name: value
@@ -304,22 +317,25 @@ def _own_supernet(choice: BackboneChoice, dataset: "Dataset") -> "StoredBackbone
     # The digest tells the data by its content; what the data set is called may have changed since.
     earlier = sorted(p for p in Path("runs").glob(f"supernet-*-{digest}") if p.is_dir())
     path = earlier[0] if earlier else Path("runs") / f"supernet-{dataset.name}-{digest}"
-    with exclusive(
+    with file_lock(
         path,
-        waiting=lambda: say(f"Another process trains the backbone in {path}; waiting for it."),
+        on_wait=lambda: print_status(
+            f"Another process trains the backbone in {path}; waiting for it."
+        ),
     ):
         if (path / BACKBONE_FOLDER / STRUCTURE_FILE).is_file():
-            say(f"No backbone given: using the one trained before in {path}.")
+            print_status(f"No backbone given: using the one trained before in {path}.")
             stored = load_stored_backbone(path)
             check_match(stored.info, stored.backbone, dataset, str(path))
             return stored
         trainer = supernet_training.make_trainer(wanted, dataset)
         if (path / RECORD).is_file():
-            say(f"No backbone given: going on with the one begun in {path}.")
+            print_status(f"No backbone given: going on with the one begun in {path}.")
             folder = RunFolder.open(path, supernet_training.KIND)
         else:
-            say(
-                f"No backbone given: training {wanted.backbone} on {dataset.name!r} first, into {path}; "
+            print_status(
+                f"No backbone given: training {wanted.backbone} on {dataset.name!r} first, into "
+                f"{path}; "
                 "the next run finds it there."
             )
             folder = RunFolder.create(
@@ -336,7 +352,8 @@ def _own_supernet(choice: BackboneChoice, dataset: "Dataset") -> "StoredBackbone
 def _check_menu(options: "BitOptions", source: str) -> None:
     if len(options) == 1:
         raise ConfigError(
-            f"backbone {source} runs at {options[0]} bit only; a gate needs two options to choose from."
+            f"backbone {source} runs at {options[0]} bit only; a gate needs two options to choose "
+            "from."
         )
 
 

@@ -14,7 +14,7 @@ from dfs_rl.experiments import (
     static_training,
     supervised_training,
 )
-from dfs_rl.experiments.gate_run import GateCommand, create_run, train_run
+from dfs_rl.experiments.gate_run import GateTrainingCommand, create_run, train_run
 from dfs_rl.utils.config import (
     config_to_dict,
     fields_from_dict,
@@ -22,8 +22,8 @@ from dfs_rl.utils.config import (
     read_yaml,
     usual_settings,
 )
-from dfs_rl.utils.io import Waiting, exclusive
-from dfs_rl.utils.logging import say
+from dfs_rl.utils.io import OnWait, file_lock
+from dfs_rl.utils.logging import print_status
 from dfs_rl.utils.run_folder import RECORD, RunFolder
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ GateName = Literal[
     "static-greedy",
 ]
 
-COMMANDS: Mapping[str, GateCommand[Any]] = {
+COMMANDS: Mapping[str, GateTrainingCommand[Any]] = {
     command.kind: command
     for command in (
         agent_training.COMMAND,
@@ -61,7 +61,7 @@ COMMANDS: Mapping[str, GateCommand[Any]] = {
 }
 """The commands that train gates, by the kind of their run folders."""
 
-_OURS = (
+_SHARED_SETTINGS = (
     "dataset",
     "backbone",
     "weights",
@@ -74,7 +74,7 @@ _OURS = (
     "timesteps",
     "budget",
     "budgets",
-    "hard_budget",
+    "per_input_budget",
     "fixed_budget",
     "cost_weight",
     "algo",
@@ -85,30 +85,32 @@ _OURS = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entrant:
+class GateSpec:
     """A kind of gate.
 
     Attributes:
         command: What trains it.
         settings: What makes it this kind.
-        budget: The setting that a budget goes to; ``None`` for a gate of which one training serves all budgets.
-        timesteps: Whether the length of its training is given in timesteps; its command has one of its own otherwise.
+        budget: The setting that a budget goes to; ``None`` for a gate of which one training serves
+            all budgets.
+        uses_timesteps: Whether the length of its training is given in timesteps; its command has
+            one of its own otherwise.
         draws: Whether another seed gives another gate.
     """
 
-    command: GateCommand[Any]
+    command: GateTrainingCommand[Any]
     settings: Mapping[str, object]
-    budget: Literal["budget", "hard_budget"] | None
-    timesteps: bool = True
-    draws: bool = True
+    budget: Literal["budget", "per_input_budget"] | None
+    uses_timesteps: bool = True
+    is_seeded: bool = True
 
 
-def _agent(algorithm: AlgorithmName) -> Entrant:
-    return Entrant(command=agent_training.COMMAND, settings={"algo": algorithm}, budget=None)
+def _rl_spec(algorithm: AlgorithmName) -> GateSpec:
+    return GateSpec(command=agent_training.COMMAND, settings={"algo": algorithm}, budget=None)
 
 
-def _supervised(method: Method, gate: GateKind) -> Entrant:
-    return Entrant(
+def _supervised_spec(method: Method, gate: GateKind) -> GateSpec:
+    return GateSpec(
         command=supervised_training.COMMAND,
         settings={"method": method, "gate": gate},
         # The others have one price, or flip a sign at the one budget that they have.
@@ -116,58 +118,59 @@ def _supervised(method: Method, gate: GateKind) -> Entrant:
     )
 
 
-def _static(method: StaticMethod) -> Entrant:
-    return Entrant(
+def _static_spec(method: StaticMethod) -> GateSpec:
+    return GateSpec(
         command=static_training.COMMAND,
         settings={"method": method},
         budget="budget",
-        timesteps=False,
-        draws=method != "greedy",
+        uses_timesteps=False,
+        is_seeded=method != "greedy",
     )
 
 
-ENTRANTS: Mapping[GateName, Entrant] = {
-    "ppo": _agent("ppo"),
-    "a2c": _agent("a2c"),
-    "trpo": _agent("trpo"),
-    "recurrent-ppo": _agent("recurrent_ppo"),
-    "dqn": _agent("dqn"),
-    "qrdqn": _agent("qrdqn"),
-    "maskable-ppo": Entrant(
+GATE_SPECS: Mapping[GateName, GateSpec] = {
+    "ppo": _rl_spec("ppo"),
+    "a2c": _rl_spec("a2c"),
+    "trpo": _rl_spec("trpo"),
+    "recurrent-ppo": _rl_spec("recurrent_ppo"),
+    "dqn": _rl_spec("dqn"),
+    "qrdqn": _rl_spec("qrdqn"),
+    "maskable-ppo": GateSpec(
         command=agent_training.COMMAND,
         # The budget is what holds computation down; a small price is left to break ties.
         settings={"algo": "maskable_ppo", "fixed_budget": True, "cost_weight": 0.1},
-        budget="hard_budget",
+        budget="per_input_budget",
     ),
-    "gumbel-ff": _supervised("gumbel", "ff"),
-    "gumbel-lstm": _supervised("gumbel", "lstm"),
-    "dfs-ff": _supervised("dfs", "ff"),
-    "dfs-lstm": _supervised("dfs", "lstm"),
-    "skipnet-ff": _supervised("skipnet", "ff"),
-    "skipnet-lstm": _supervised("skipnet", "lstm"),
-    "blockdrop": _supervised("blockdrop", "ff"),
-    "static-ddpg": _static("ddpg"),
-    "static-greedy": _static("greedy"),
+    "gumbel-ff": _supervised_spec("gumbel", "ff"),
+    "gumbel-lstm": _supervised_spec("gumbel", "lstm"),
+    "dfs-ff": _supervised_spec("dfs", "ff"),
+    "dfs-lstm": _supervised_spec("dfs", "lstm"),
+    "skipnet-ff": _supervised_spec("skipnet", "ff"),
+    "skipnet-lstm": _supervised_spec("skipnet", "lstm"),
+    "blockdrop": _supervised_spec("blockdrop", "ff"),
+    "static-ddpg": _static_spec("ddpg"),
+    "static-greedy": _static_spec("greedy"),
 }
 
 
 @dataclass(frozen=True, kw_only=True)
-class Terms:
+class BenchmarkSettings:
     """What all gates of a contest have in common.
 
     Attributes:
         dataset: The data set, as ``load_dataset`` takes it.
-        backbone: Run of ``train_backbone`` or ``train_exits``, or a backbone's folder, or ``module:function``; ``None`` as for the
-            commands.
+        backbone: Run of ``train_backbone`` or ``train_exits``, or a backbone's folder, or
+            ``module:function``; ``None`` as for the commands.
         weights: Weights of a user's network.
         image_size: As for the commands.
         flip: As for the commands.
         budgets: Mean computation in percent.
         seeds: How many; 0 is the first.
-        timesteps: Decisions to learn from for each budget; a gate for all budgets learns from as many as the others together.
+        timesteps: Decisions to learn from for each budget; a gate for all budgets learns from as
+            many as the others together.
         device: Where to compute.
         threads: CPU threads.
-        given: Further settings of a command, by its kind.
+        extra_settings: Further settings of a command, by its kind.
     """
 
     dataset: str
@@ -180,11 +183,11 @@ class Terms:
     timesteps: int
     device: str
     threads: int
-    given: Mapping[str, Mapping[str, object]]
+    extra_settings: Mapping[str, Mapping[str, object]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class TrainingJob:
     """One training.
 
     Attributes:
@@ -194,11 +197,13 @@ class Job:
     """
 
     name: str
-    command: GateCommand[Any]
+    command: GateTrainingCommand[Any]
     config: Any
 
 
-def given_settings(path: Path | None, command: GateCommand[Any]) -> Mapping[str, object]:
+def load_extra_settings(
+    path: Path | None, command: GateTrainingCommand[Any]
+) -> Mapping[str, object]:
     """Read settings for all gates of a command from a file.
 
     Raises:
@@ -206,63 +211,71 @@ def given_settings(path: Path | None, command: GateCommand[Any]) -> Mapping[str,
     """
     if path is None:
         return {}
-    given = fields_from_dict(read_yaml(path), command.config_type, str(path))
-    taken = sorted(set(given) & set(_OURS))
+    extra_settings = fields_from_dict(read_yaml(path), command.config_type, str(path))
+    taken = sorted(set(extra_settings) & set(_SHARED_SETTINGS))
     if taken:
         raise ConfigError(
-            f"{path} sets {taken[0]}, which a comparison sets for all gates alike; leave it out there."
+            f"{path} sets {taken[0]}, which a comparison sets for all gates alike; leave it out "
+            "there."
         )
     try:
-        command.config_type(**given)
+        command.config_type(**extra_settings)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
-    return given
+    return extra_settings
 
 
-def plan_jobs(names: Sequence[GateName], terms: Terms, folder: Path) -> list[Job]:
+def plan_jobs(
+    names: Sequence[GateName], benchmark: BenchmarkSettings, folder: Path
+) -> list[TrainingJob]:
     """Return every training that a contest takes, seed by seed, so that all gates have one seed before any has two.
 
     Args:
         names: The gates.
-        terms: What they have in common.
+        benchmark: Their common settings.
         folder: Where their folders go.
 
     Raises:
         ConfigError: If a gate's settings will not do.
     """
     jobs = []
-    for seed in range(terms.seeds):
+    for seed in range(benchmark.seeds):
         for name in names:
-            entrant = ENTRANTS[name]
-            if seed > 0 and not entrant.draws:
+            gate_spec = GATE_SPECS[name]
+            if seed > 0 and not gate_spec.is_seeded:
                 continue
             shared = {
-                "dataset": terms.dataset,
-                "backbone": terms.backbone,
-                "weights": terms.weights,
-                "image_size": terms.image_size,
-                "flip": terms.flip,
+                "dataset": benchmark.dataset,
+                "backbone": benchmark.backbone,
+                "weights": benchmark.weights,
+                "image_size": benchmark.image_size,
+                "flip": benchmark.flip,
                 "seed": seed,
-                "device": terms.device,
-                "threads": terms.threads,
-                **terms.given.get(entrant.command.kind, {}),
-                **entrant.settings,
+                "device": benchmark.device,
+                "threads": benchmark.threads,
+                **benchmark.extra_settings.get(gate_spec.command.kind, {}),
+                **gate_spec.settings,
             }
-            for label, settings in _budget_settings(entrant, terms):
+            for label, settings in _budget_settings(gate_spec, benchmark):
                 job = f"{name}-seed{seed}{label}"
-                config = entrant.command.config_type(**shared, **settings, run_dir=folder / job)
-                jobs.append(Job(name=job, command=entrant.command, config=config))
+                config = gate_spec.command.config_type(**shared, **settings, run_dir=folder / job)
+                jobs.append(TrainingJob(name=job, command=gate_spec.command, config=config))
     return jobs
 
 
-def _budget_settings(entrant: Entrant, terms: Terms) -> list[tuple[str, dict[str, object]]]:
+def _budget_settings(
+    gate_spec: GateSpec, benchmark: BenchmarkSettings
+) -> list[tuple[str, dict[str, object]]]:
     """Return the trainings that a gate takes for one seed: the end of their names, and what sets their budgets."""
-    if entrant.budget is not None:
-        length = {"timesteps": terms.timesteps} if entrant.timesteps else {}
-        return [(f"-at-{budget:g}", {entrant.budget: budget, **length}) for budget in terms.budgets]
-    settings: dict[str, object] = {"timesteps": terms.timesteps * len(terms.budgets)}
-    if entrant.command is supervised_training.COMMAND:
-        lowest, highest = min(terms.budgets), max(terms.budgets)
+    if gate_spec.budget is not None:
+        length = {"timesteps": benchmark.timesteps} if gate_spec.uses_timesteps else {}
+        return [
+            (f"-at-{budget:g}", {gate_spec.budget: budget, **length})
+            for budget in benchmark.budgets
+        ]
+    settings: dict[str, object] = {"timesteps": benchmark.timesteps * len(benchmark.budgets)}
+    if gate_spec.command is supervised_training.COMMAND:
+        lowest, highest = min(benchmark.budgets), max(benchmark.budgets)
         settings["budget"] = lowest
         if lowest < highest:
             settings["budgets"] = (lowest, highest)
@@ -286,11 +299,11 @@ def command_line(prog: str, config: object) -> tuple[str, ...]:
     return tuple(words)
 
 
-def hold(jobs: Sequence[Job], dataset: "Dataset") -> dict[str, str]:
+def run_jobs(jobs: Sequence[TrainingJob], dataset: "Dataset") -> dict[str, str]:
     """Run every training that is not finished.
 
-    A gate that fails does not stop the others. Several processes may hold the same contest at once: each leaves the trainings that
-    another one is at for the end, and waits for them there.
+    A gate that fails does not stop the others. Several processes may hold the same contest at once:
+    each leaves the trainings that another one is at for the end, and waits for them there.
 
     Args:
         jobs: What to train.
@@ -305,26 +318,26 @@ def hold(jobs: Sequence[Job], dataset: "Dataset") -> dict[str, str]:
     failed = {}
     number_of = {job.name: number for number, job in enumerate(jobs, start=1)}
 
-    def train(job: Job, waiting: Waiting) -> None:
-        say(f"[{number_of[job.name]} of {len(jobs)}] {job.name}")
+    def train(job: TrainingJob, on_wait: OnWait) -> None:
+        print_status(f"[{number_of[job.name]} of {len(jobs)}] {job.name}")
         try:
-            _train(job, dataset, waiting)
+            _train(job, dataset, on_wait)
         except BusyError:
             raise
         except (DfsRlError, RuntimeError, MemoryError) as error:
             failed[job.name] = " ".join(str(error).split()) or type(error).__name__
-            say(f"  failed: {failed[job.name]}")
+            print_status(f"  failed: {failed[job.name]}")
 
-    share_out(jobs, train)
+    distribute_jobs(jobs, train)
     return failed
 
 
-def share_out(parts: Sequence[PartT], do: Callable[[PartT, Waiting], None]) -> None:
+def distribute_jobs(parts: Sequence[PartT], do: Callable[[PartT, OnWait], None]) -> None:
     """Do every part of a work that other processes may be at as well, what they are at last.
 
     Args:
         parts: The parts.
-        do: Does one, inside ``exclusive`` with that ``waiting``.
+        do: Does one, inside ``file_lock`` with that ``on_wait``.
     """
     left = list(parts)
     while left:
@@ -333,25 +346,25 @@ def share_out(parts: Sequence[PartT], do: Callable[[PartT, Waiting], None]) -> N
             try:
                 do(part, None)
             except BusyError:  # noqa: PERF203 - a part takes minutes
-                say("  another process is at it")
+                print_status("  another process is at it")
                 busy.append(part)
         if len(busy) == len(left):  # none was free: wait for one, and see then
-            do(busy.pop(0), lambda: say("  waiting for the process that is at it ..."))
+            do(busy.pop(0), lambda: print_status("  waiting for the process that is at it ..."))
         left = busy
 
 
-def _train(job: Job, dataset: "Dataset", waiting: Waiting) -> None:
+def _train(job: TrainingJob, dataset: "Dataset", on_wait: OnWait) -> None:
     """Run one training, unless it is finished."""
     from dfs_rl.utils.device import resolve_device
 
     device = str(resolve_device(job.config.device))
-    with exclusive(job.config.run_dir.parent, waiting=lambda: None):  # one process makes the folder
-        run = _folder_of(job, dataset, device=device)
-    with run.hold(waiting=waiting):
+    with file_lock(job.config.run_dir.parent, on_wait=lambda: None):  # one process makes the folder
+        run = _create_or_open_run(job, dataset, device=device)
+    with run.lock(on_wait=on_wait):
         train_run(job.command, job.config, dataset, run, device=device)
 
 
-def _folder_of(job: Job, dataset: "Dataset", *, device: str) -> RunFolder:
+def _create_or_open_run(job: TrainingJob, dataset: "Dataset", *, device: str) -> RunFolder:
     """Make a job's folder, or open the one that an earlier session made.
 
     Raises:
@@ -364,8 +377,11 @@ def _folder_of(job: Job, dataset: "Dataset", *, device: str) -> RunFolder:
     run = RunFolder.open(path, job.command.kind)
     before = run.config(job.command.config_type)
     # Where runs and data are may have changed; which images they are is checked elsewhere.
-    if replace(before, dataset=job.config.dataset, run_dir=path) != job.command.settle(job.config):
+    if replace(
+        before, dataset=job.config.dataset, run_dir=path
+    ) != job.command.with_resolved_defaults(job.config):
         raise ConfigError(
-            f"{path} was trained with other settings than this comparison asks for; choose another folder."
+            f"{path} was trained with other settings than this comparison asks for; choose another "
+            "folder."
         )
     return run

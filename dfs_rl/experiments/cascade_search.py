@@ -2,22 +2,22 @@
 
 from dfs_rl.data import Dataset
 from dfs_rl.evaluation.baselines.cascade import cascade_text, choose_cascade, run_cascade
-from dfs_rl.evaluation.baselines.methods import uniform_methods
+from dfs_rl.evaluation.baselines.methods import uniform_baselines
 from dfs_rl.experiments.backbone_resolver import backbone_of_run, preview_backbone
 from dfs_rl.experiments.cascade_training import TrainCascadeConfig
-from dfs_rl.experiments.gate_run import choice_of
+from dfs_rl.experiments.gate_run import backbone_spec
 from dfs_rl.experiments.session import TrainingResult
 from dfs_rl.gating.action_masks import gated_budget
 from dfs_rl.gating.cascade import CascadeGate
 from dfs_rl.gating.model import GATE_FOLDER
 from dfs_rl.gating.storage import save_gate
-from dfs_rl.utils.logging import say
+from dfs_rl.utils.logging import print_status
 from dfs_rl.utils.run_folder import RunFolder
 
 
-def prepare(config: TrainCascadeConfig, dataset: Dataset, device: str) -> str:
+def validate(config: TrainCascadeConfig, dataset: Dataset, device: str) -> str:
     """Validate the configuration against the backbone, and return the run's name."""
-    backbone = preview_backbone(choice_of(config, device), dataset)
+    backbone = preview_backbone(backbone_spec(config, device), dataset)
     gated_budget(backbone.costs, config.budget)
     return f"cascade-{dataset.name}"
 
@@ -26,16 +26,16 @@ def train(
     config: TrainCascadeConfig, dataset: Dataset, run: RunFolder, device: str
 ) -> TrainingResult:
     """Choose both passes and the threshold from all uniform options on the val split."""
-    backbone = backbone_of_run(run, choice_of(config, device), dataset).backbone
+    backbone = backbone_of_run(run, backbone_spec(config, device), dataset).backbone
     costs = backbone.costs
-    say("Running every uniform option on the val split ...")
+    print_status("Running every uniform option on the val split ...")
     val = dataset.val.to(device)
-    uniform = [m.records[0] for m in uniform_methods(backbone.prepare().to(device), val)]
+    uniform = [m.records[0] for m in uniform_baselines(backbone.to_inference().to(device), val)]
     chosen = choose_cascade(uniform, costs, config.budget)
-    assert chosen is not None, "the budget suffices for the cheapest option, see prepare"
+    assert chosen is not None, "the budget suffices for the cheapest option, see validate"
     records = run_cascade(uniform, chosen)
     text = cascade_text(chosen, records, backbone.options)
-    say(f"Chosen on val: {text}.")
+    print_status(f"Chosen on val: {text}.")
     first, second = ((option,) * costs.n_layers for option in (chosen.first, chosen.second))
     gate = CascadeGate(first, second, threshold=chosen.threshold, options=backbone.options)
     save_gate(gate, run.path / GATE_FOLDER)

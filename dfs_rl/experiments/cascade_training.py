@@ -1,8 +1,8 @@
-"""``python -m dfs_rl.train_cascade``: choose a confidence cascade, the rival of every gate that learns, and make it a run."""
+"""``python -m dfs_rl.train_cascade``: choose a confidence cascade, the baseline of every gate that learns, and make it a run."""
 
 from dfs_rl.experiments.config import GateRunConfig
-from dfs_rl.experiments.gate_run import GateCommand
-from dfs_rl.utils.config import Positive, configuration
+from dfs_rl.experiments.gate_run import GateTrainingCommand
+from dfs_rl.utils.config import PositiveFloat, configuration
 
 
 @configuration
@@ -10,14 +10,14 @@ class TrainCascadeConfig(GateRunConfig):
     """Settings of ``train_cascade``.
 
     Attributes:
-        budget: Upper bound on the mean computation in percent, both passes of images that run twice included; a single image may cost
-            as much as both.
+        budget: Upper bound on the mean computation in percent, both passes of images that run twice
+            included; a single image may cost as much as both.
     """
 
-    budget: Positive = 1.0
+    budget: PositiveFloat = 1.0
 
 
-COMMAND = GateCommand(
+COMMAND = GateTrainingCommand(
     kind="train_cascade",
     description="Choose a confidence cascade: a cheap pass for every image, a dearer one where the first is unsure.",
     config_type=TrainCascadeConfig,

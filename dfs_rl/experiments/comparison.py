@@ -9,14 +9,21 @@ from typing import TYPE_CHECKING
 from dfs_rl.errors import CheckpointError, ConfigError, DataError
 from dfs_rl.evaluation.curves import COMPUTATIONS
 from dfs_rl.experiments.backbone_resolver import load_data, preview_backbone
-from dfs_rl.experiments.benchmark import COMMANDS, Terms, given_settings, hold, plan_jobs, share_out
+from dfs_rl.experiments.benchmark import (
+    COMMANDS,
+    BenchmarkSettings,
+    distribute_jobs,
+    load_extra_settings,
+    plan_jobs,
+    run_jobs,
+)
 from dfs_rl.experiments.comparison_config import CompareConfig
-from dfs_rl.experiments.evaluated_runs import evaluated
-from dfs_rl.experiments.gate_run import choice_of
+from dfs_rl.experiments.evaluated_runs import evaluate_at_budgets
+from dfs_rl.experiments.gate_run import backbone_spec
 from dfs_rl.utils.cli import Invocation
 from dfs_rl.utils.config import config_to_dict, dump_yaml, read_yaml
-from dfs_rl.utils.io import Waiting, write_bytes_atomic, write_json
-from dfs_rl.utils.logging import say
+from dfs_rl.utils.io import OnWait, write_bytes_atomic, write_json
+from dfs_rl.utils.logging import print_status
 from dfs_rl.utils.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -31,12 +38,12 @@ EVALUATIONS_FOLDER = "evaluations"
 """Where a comparison keeps figures that the runs which it was given lack."""
 _TRAINING_BYTES = 20_000
 """What the settings of a training take."""
-_GIVEN = "{}.yaml"
+_EXTRA_SETTINGS_FILE = "{}.yaml"
 """Where a comparison keeps the further settings of a command's gates."""
-_SHOWN = {"options": "Bits at each layer", "images": "Cheapest and dearest images"}
+_SECTION_FIGURES = {"options": "Bits at each layer", "images": "Cheapest and dearest images"}
 
 
-def _opened(path: Path) -> RunFolder:
+def _open_run(path: Path) -> RunFolder:
     """Open a run that trained a gate."""
     folder = RunFolder.open(path)
     if folder.kind not in COMMANDS:
@@ -44,10 +51,12 @@ def _opened(path: Path) -> RunFolder:
     return folder
 
 
-def _terms(config: CompareConfig, given: Mapping[str, Mapping[str, object]]) -> Terms:
+def _benchmark_settings(
+    config: CompareConfig, extra_settings: Mapping[str, Mapping[str, object]]
+) -> BenchmarkSettings:
     """Return what all gates of a contest have in common."""
     assert config.dataset is not None
-    return Terms(
+    return BenchmarkSettings(
         dataset=config.dataset,
         backbone=config.backbone,
         weights=config.weights,
@@ -58,25 +67,29 @@ def _terms(config: CompareConfig, given: Mapping[str, Mapping[str, object]]) -> 
         timesteps=config.timesteps,
         device=config.device,
         threads=config.threads,
-        given=given,
+        extra_settings=extra_settings,
     )
 
 
-def _begin(config: CompareConfig, dataset: "Dataset", command: tuple[str, ...]) -> RunFolder:
+def _create_run(config: CompareConfig, dataset: "Dataset", command: tuple[str, ...]) -> RunFolder:
     """Make the folder of a contest, unless its settings will not do; further settings of the gates are kept in it."""
     import torch
 
     from dfs_rl.utils.device import check_memory
 
     files = {"train_agent": config.agent, "train_gumbel": config.gumbel}
-    given = {kind: given_settings(path, COMMANDS[kind]) for kind, path in files.items()}
+    extra_settings = {
+        kind: load_extra_settings(path, COMMANDS[kind]) for kind, path in files.items()
+    }
     trainings = config.seeds * len(config.gates) * len(config.budgets or COMPUTATIONS)
     check_memory(
         {f"seeds is {config.seeds}": float(trainings * _TRAINING_BYTES)}, torch.device("cpu")
     )
-    (job, *_) = plan_jobs(config.gates, _terms(config, given), Path(GATES_FOLDER))
+    (job, *_) = plan_jobs(
+        config.gates, _benchmark_settings(config, extra_settings), Path(GATES_FOLDER)
+    )
     # Each gate tells for itself whether it leaves exits out.
-    preview_backbone(replace(choice_of(job.config, config.device), exits=True), dataset)
+    preview_backbone(replace(backbone_spec(job.config, config.device), exits=True), dataset)
     return RunFolder.create(
         config.run_dir,
         kind=KIND,
@@ -84,23 +97,25 @@ def _begin(config: CompareConfig, dataset: "Dataset", command: tuple[str, ...]) 
         config=config,
         command=command,
         files={
-            _GIVEN.format(kind): dump_yaml(read_yaml(path)).encode()
+            _EXTRA_SETTINGS_FILE.format(kind): dump_yaml(read_yaml(path)).encode()
             for kind, path in files.items()
             if path is not None
         },
     )
 
 
-def _trained(
+def _train_gates(
     config: CompareConfig, folder: RunFolder, dataset: "Dataset"
 ) -> tuple[list[RunFolder], dict[str, str]]:
     """Train the gates of a contest, or go on with them; returns their folders, and those that failed with their reasons."""
-    given = {}
+    extra_settings = {}
     for kind, command in COMMANDS.items():
-        kept = folder.path / _GIVEN.format(kind)
-        given[kind] = given_settings(kept if kept.is_file() else None, command)
-    jobs = plan_jobs(config.gates, _terms(config, given), folder.path / GATES_FOLDER)
-    failed = hold(jobs, dataset)
+        kept = folder.path / _EXTRA_SETTINGS_FILE.format(kind)
+        extra_settings[kind] = load_extra_settings(kept if kept.is_file() else None, command)
+    jobs = plan_jobs(
+        config.gates, _benchmark_settings(config, extra_settings), folder.path / GATES_FOLDER
+    )
+    failed = run_jobs(jobs, dataset)
     return [RunFolder.open(job.config.run_dir) for job in jobs if job.name not in failed], failed
 
 
@@ -111,7 +126,7 @@ def _sections(
     from dfs_rl.evaluation.comparison_records import GATE
     from dfs_rl.reporting.html_report import GateSection
 
-    prefixes = {(run.path, run.settings.get("budget")): run.pictures for run in runs}
+    prefixes = {(run.path, run.settings.get("budget")): run.figure_prefix for run in runs}
     commands = {
         (run.path, run.settings.get("budget")): (run.command, run.evaluation) for run in runs
     }
@@ -121,11 +136,11 @@ def _sections(
             continue
         folder = RunFolder.open(Path(point.runs[0]))
         prefix = prefixes[point.runs[0], point.budget]
-        files = {what: Path(f"{prefix}{name}.png") for name, what in _SHOWN.items()}
+        files = {what: Path(f"{prefix}{name}.png") for name, what in _SECTION_FIGURES.items()}
         sections.append(
             GateSection(
                 label=point.label,
-                pictures={w: file.read_bytes() for w, file in files.items() if file.is_file()},
+                figures={w: file.read_bytes() for w, file in files.items() if file.is_file()},
                 commands=[line for path in point.runs for line in commands[path, point.budget]],
                 settings=folder.config_path.read_text(encoding="utf-8"),
             )
@@ -133,33 +148,33 @@ def _sections(
     return sections
 
 
-def _compared(
+def _evaluate_and_compare(
     folders: Sequence[RunFolder],
     failed: Mapping[str, str],
     dataset: "Dataset | str | None",
     config: CompareConfig,
-    home: Callable[[RunFolder], Path],
+    get_output_folder: Callable[[RunFolder], Path],
 ) -> "tuple[ComparisonOfRuns, list[EvaluatedRun]]":
-    """Evaluate runs and put them side by side; ``home`` names the folder that gets figures which a run lacks.
+    """Evaluate runs and put them side by side; ``get_output_folder`` names the folder that gets figures which a run lacks.
 
     Raises:
         CheckpointError: If none can be evaluated.
     """
-    from dfs_rl.evaluation.cache import Memory
+    from dfs_rl.evaluation.cache import EvaluationCache
     from dfs_rl.evaluation.comparison import check_comparable, compare_runs
 
     by_folder: dict[Path, list[EvaluatedRun]] = {folder.path: [] for folder in folders}
-    memory = Memory()  # the search for static tables is most of an evaluation's time
+    cache = EvaluationCache()  # the search for static tables is most of an evaluation's time
     all_failed = dict(failed)
 
-    def evaluate(folder: RunFolder, waiting: Waiting) -> None:
-        by_folder[folder.path], reasons = evaluated(
-            folder, dataset, config, memory, waiting, lambda: home(folder)
+    def evaluate(folder: RunFolder, on_wait: OnWait) -> None:
+        by_folder[folder.path], reasons = evaluate_at_budgets(
+            folder, dataset, config, cache, on_wait, lambda: get_output_folder(folder)
         )
         all_failed.update(reasons)
         check_comparable([run for found in by_folder.values() for run in found])
 
-    share_out(folders, evaluate)
+    distribute_jobs(folders, evaluate)
     runs = [run for found in by_folder.values() for run in found]
     if not runs:
         path, reason = next(iter(all_failed.items()))
@@ -171,25 +186,25 @@ def _write(
     folder: RunFolder, comparison: "ComparisonOfRuns", runs: "Sequence[EvaluatedRun]"
 ) -> None:
     """Write the report into a folder, and the table to the screen."""
-    from dfs_rl.reporting.comparison_figures import comparison_pictures
+    from dfs_rl.reporting.comparison_figures import comparison_figures
     from dfs_rl.reporting.comparison_tables import comparison_csv, comparison_text
     from dfs_rl.reporting.html_report import html_report
 
-    pictures = comparison_pictures(comparison)
-    page = html_report(comparison, pictures, _sections(comparison, runs))
-    with folder.hold(waiting=lambda: None):  # whoever shares the work writes it too
-        write_bytes_atomic(folder.path / "frontier.png", pictures.frontier)
-        write_bytes_atomic(folder.path / "spending.png", pictures.spending)
+    figures = comparison_figures(comparison)
+    page = html_report(comparison, figures, _sections(comparison, runs))
+    with folder.lock(on_wait=lambda: None):  # whoever shares the work writes it too
+        write_bytes_atomic(folder.path / "frontier.png", figures.pareto_front)
+        write_bytes_atomic(folder.path / "spending.png", figures.computation_by_difficulty)
         for stale in folder.path.glob("options-*.png"):
             stale.unlink()
-        for number, png in enumerate(pictures.mixes.values(), start=1):
+        for number, png in enumerate(figures.bit_mixes.values(), start=1):
             write_bytes_atomic(folder.path / f"options-{number}.png", png)
         write_bytes_atomic(folder.path / "points.csv", comparison_csv(comparison).encode())
         write_json(folder.path / "comparison.json", config_to_dict(comparison))
         write_bytes_atomic(folder.path / "report.html", page.encode())
     sys.stdout.write(comparison_text(comparison))
     sys.stdout.flush()
-    say(f"The report is {folder.path / 'report.html'}.")
+    print_status(f"The report is {folder.path / 'report.html'}.")
 
 
 def _compare_given(invocation: Invocation[CompareConfig]) -> None:
@@ -199,12 +214,13 @@ def _compare_given(invocation: Invocation[CompareConfig]) -> None:
         ConfigError: If the comparison's folder would lie in one of them.
     """
     config, folder = invocation.config, invocation.resume
-    opened = [_opened(path) for path in config.runs]
+    opened = [_open_run(path) for path in config.runs]
     place = (config.run_dir or Path("runs")).resolve()
     for path in config.runs:
         if path.resolve() in place.parents:
             raise ConfigError(
-                f"run_dir is {place}, which lies in {path}, a run that is compared; nothing is written there, so choose another folder."
+                f"run_dir is {place}, which lies in {path}, a run that is compared; nothing is "
+                "written there, so choose another folder."
             )
 
     def own() -> RunFolder:
@@ -215,10 +231,10 @@ def _compare_given(invocation: Invocation[CompareConfig]) -> None:
         )
         return folder
 
-    def home(run: RunFolder) -> Path:
+    def get_output_folder(run: RunFolder) -> Path:
         return own().path / EVALUATIONS_FOLDER / str(opened.index(run) + 1)
 
-    comparison, runs = _compared(opened, {}, config.dataset, config, home)
+    comparison, runs = _evaluate_and_compare(opened, {}, config.dataset, config, get_output_folder)
     _write(own(), comparison, runs)
 
 
@@ -237,10 +253,12 @@ def run(invocation: Invocation[CompareConfig]) -> None:
     assert config.dataset is not None
     dataset = load_data(config, folder)
     config = replace(config, image_size=dataset.image_size)
-    folder = folder or _begin(config, dataset, invocation.command)
+    folder = folder or _create_run(config, dataset, invocation.command)
     try:
-        folders, failed = _trained(config, folder, dataset)
-        comparison, runs = _compared(folders, failed, dataset, config, lambda run: run.path)
+        folders, failed = _train_gates(config, folder, dataset)
+        comparison, runs = _evaluate_and_compare(
+            folders, failed, dataset, config, lambda run: run.path
+        )
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
             f"Interrupted and saved; go on with: {PROG} --resume {folder.path}"

@@ -8,12 +8,12 @@ from typing import Literal
 import tyro
 
 from dfs_rl.errors import ConfigError
-from dfs_rl.evaluation.static_tables.config import SearchLimits
+from dfs_rl.evaluation.static_tables.config import SearchConfig
 from dfs_rl.experiments.benchmark import GateName
 from dfs_rl.experiments.config import BackboneSettings
-from dfs_rl.utils.config import Count, Positive, configuration
+from dfs_rl.utils.config import PositiveFloat, PositiveInt, configuration
 
-_OF_TRAINING = (
+_TRAINING_FIELDS = (
     *("backbone", "weights", "image_size", "flip"),
     *("gates", "seeds", "timesteps", "agent", "gumbel"),
 )
@@ -25,14 +25,17 @@ class CompareConfig(BackboneSettings):
     """Settings of ``compare``.
 
     Attributes:
-        runs: Folders of finished gate runs; runs that differ only in their seed, or in where they ran, count as one gate. Without
-            any, the gates are trained.
+        runs: Folders of finished gate runs; runs that differ only in their seed, or in where they
+            ran, count as one gate. Without any, the gates are trained.
         dataset: Data set to train gates on; with runs, where their data set is now, if it moved.
-        budgets: Mean computation in percent. Gates for all budgets are set to each; the others are trained for each. Default
-            0.5, 0.75, 1, 1.5 and 3 for gates that are trained; finished runs keep their own.
-        gates: Kinds of gates to train. The budget of maskable-ppo bounds every single image, that of the others the mean.
+        budgets: Mean computation in percent. Gates for all budgets are set to each; the others are
+            trained for each. Default 0.5, 0.75, 1, 1.5 and 3 for gates that are trained; finished
+            runs keep their own.
+        gates: Kinds of gates to train. The budget of maskable-ppo bounds every single image, that
+            of the others the mean.
         seeds: Trainings of each.
-        timesteps: Decisions that a gate learns from for each budget; a gate for all budgets learns from the sum.
+        timesteps: Decisions that a gate learns from for each budget; a gate for all budgets learns
+            from the sum.
         agent: YAML file with further settings of train_agent, for all gates that it trains.
         gumbel: YAML file with further settings of train_gumbel, for all gates that it trains.
         split: Split to report on; the recommendation is always chosen on val.
@@ -41,28 +44,32 @@ class CompareConfig(BackboneSettings):
 
     runs: tyro.conf.Positional[tuple[Path, ...]] = ()
     dataset: str | None = None
-    budgets: tuple[Positive, ...] = ()
+    budgets: tuple[PositiveFloat, ...] = ()
     gates: tuple[GateName, ...] = ("ppo", "gumbel-ff", "gumbel-lstm", "dfs-ff", "dfs-lstm")
-    seeds: Count = 3
-    timesteps: Count = 600_000
+    seeds: PositiveInt = 3
+    timesteps: PositiveInt = 600_000
     agent: Path | None = None
     gumbel: Path | None = None
     split: Literal["test", "val"] = "test"
-    search: SearchLimits = field(default_factory=SearchLimits)
+    search: SearchConfig = field(default_factory=SearchConfig)
 
     def __post_init__(self) -> None:
         asked = [
-            name for name in _OF_TRAINING if getattr(self, name) != getattr(type(self), name, None)
+            name
+            for name in _TRAINING_FIELDS
+            if getattr(self, name) != getattr(type(self), name, None)
         ]
         if not self.runs and self.dataset is None:
             raise ConfigError(
-                f"no data set is given, and {asked[0]} is for gates that are trained; name with --dataset what to train them on."
+                f"no data set is given, and {asked[0]} is for gates that are trained; name with "
+                "--dataset what to train them on."
                 if asked
                 else "no run is given; name the folders of runs to compare, or with --dataset what to train gates on."
             )
         if self.runs and asked:
             raise ConfigError(
-                f"{asked[0]} is {getattr(self, asked[0])}, which is for gates that are trained, but {self.runs[0]} is a finished run; "
+                f"{asked[0]} is {getattr(self, asked[0])}, which is for gates that are trained, "
+                f"but {self.runs[0]} is a finished run; "
                 "leave out one or the other."
             )
         if not self.gates:

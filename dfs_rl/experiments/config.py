@@ -7,7 +7,7 @@ import tyro
 
 from dfs_rl.agents.cotraining_config import BackboneMode
 from dfs_rl.agents.hyperparameters import Start
-from dfs_rl.utils.config import Count, Positive, Seed, configuration
+from dfs_rl.utils.config import PositiveFloat, PositiveInt, Seed, configuration
 from dfs_rl.utils.constants import DIGITS
 
 Flip = Annotated[bool | None, tyro.conf.DisallowNone]
@@ -19,10 +19,13 @@ class DataSettings:
     """Settings of every command that reads images.
 
     Attributes:
-        dataset: "digits", a folder with train/test parquet files or with class/name.jpg, or a hub id such as uoft-cs/cifar10.
+        dataset: "digits", a folder with train/test parquet files or with class/name.jpg, or a hub
+            id such as uoft-cs/cifar10.
         weights: Safetensors file or state dict for the network that module:function makes.
-        image_size: Resize the shorter side of each image to this many pixels and crop the centre; default as the backbone was trained.
-        flip: Mirror half of the images when a backbone is trained; default as the backbone was trained.
+        image_size: Resize the shorter side of each image to this many pixels and crop the centre;
+            default as the backbone was trained.
+        flip: Mirror half of the images when a backbone is trained; default as the backbone was
+            trained.
         device: "auto", "cpu", "cuda", "cuda:1", ...
         run_dir: New folder for the results; default runs/DATE-TIME-NAME.
         threads: CPU threads; with 1, runs repeat to the last bit.
@@ -30,11 +33,11 @@ class DataSettings:
 
     dataset: str | None = DIGITS
     weights: Path | None = None
-    image_size: Count | None = None
+    image_size: PositiveInt | None = None
     flip: Flip = None
     device: str = "auto"
     run_dir: Path | None = None
-    threads: Count = 1
+    threads: PositiveInt = 1
 
 
 @configuration
@@ -42,9 +45,9 @@ class BackboneSettings(DataSettings):
     """Settings of every command that takes a backbone.
 
     Attributes:
-        backbone: Run of train_backbone or train_exits, a folder with a backbone, or module:function that makes a network of yours.
-            By default the digits network that ships; other data sets train one first and keep it for later runs. Only
-            train_agent uses a backbone's exits.
+        backbone: Run of train_backbone or train_exits, a folder with a backbone, or module:function
+            that makes a network of yours. By default the digits network that ships; other data sets
+            train one first and keep it for later runs. Only train_agent uses a backbone's exits.
     """
 
     backbone: Path | None = None
@@ -59,7 +62,7 @@ class RunConfig(BackboneSettings):
     """
 
     dataset: str = DIGITS
-    supernet_epochs: Count = 30
+    supernet_epochs: PositiveInt = 30
 
 
 @configuration
@@ -70,7 +73,7 @@ class GateRunConfig(RunConfig):
         budget: Bound on the mean computation in percent; gate, stem and head included.
     """
 
-    budget: Positive | None = None
+    budget: PositiveFloat | None = None
 
 
 @configuration
@@ -80,23 +83,24 @@ class GateTrainingConfig(GateRunConfig):
     Attributes:
         timesteps: Decisions to learn from; an image takes one per gated layer.
         seed: Same seed, same machine, same threads: same gate.
-        hidden: Width of each layer's network; by default as wide as 0.05 % of the gated layers' MACs allow, at least 8 and at most
-            32. An LSTM is 10 wide.
+        hidden: Width of each layer's network; by default as wide as 0.05 % of the gated layers'
+            MACs allow, at least 8 and at most 32. An LSTM is 10 wide.
         fixed_budget: Learn one budget or cost weight instead of all.
-        start: Initial policy: "uniform" prefers the option that is best if all layers run at it, "indifferent" prefers none.
+        start: Initial policy: "uniform" prefers the option that is best if all layers run at it,
+            "indifferent" prefers none.
         backbone_mode: Keep the backbone frozen, or train it under the gate's choices.
         eval_every: Timesteps between validations; default a twentieth of all.
-        val_walks: Episodes per val image and validation, each with another budget; more separate gates for all budgets better
-            if val is small.
+        val_repeats: Episodes per val image and validation, each with another budget; more separate
+            gates for all budgets better if val is small.
         checkpoint_every: Timesteps between checkpoints; default as --eval-every.
     """
 
-    timesteps: Count = 600_000
+    timesteps: PositiveInt = 600_000
     seed: Seed = 0
-    hidden: Count | None = None
+    hidden: PositiveInt | None = None
     fixed_budget: bool = False
     start: Start | None = None
     backbone_mode: BackboneMode = "frozen"
-    eval_every: Count | None = None
-    val_walks: Count = 1
-    checkpoint_every: Count | None = None
+    eval_every: PositiveInt | None = None
+    val_repeats: PositiveInt = 1
+    checkpoint_every: PositiveInt | None = None

@@ -11,27 +11,27 @@ from dfs_rl.errors import BusyError, CheckpointError, ConfigError, RunFolderErro
 from dfs_rl.evaluation.curves import COMPUTATIONS
 from dfs_rl.experiments.benchmark import COMMANDS
 from dfs_rl.experiments.comparison_config import CompareConfig
-from dfs_rl.experiments.gate_run import TRAINING, TrainingRecord
+from dfs_rl.experiments.gate_run import TRAINING_FILE, TrainingRecord
 from dfs_rl.utils.config import flat_settings, read_yaml
-from dfs_rl.utils.io import Waiting, exclusive
-from dfs_rl.utils.logging import say
+from dfs_rl.utils.io import OnWait, file_lock
+from dfs_rl.utils.logging import print_status
 from dfs_rl.utils.run_folder import RunFolder
 from dfs_rl.utils.run_records import read_record
 
 if TYPE_CHECKING:
     from dfs_rl.data import Dataset
-    from dfs_rl.evaluation.cache import Memory
+    from dfs_rl.evaluation.cache import EvaluationCache
     from dfs_rl.evaluation.comparison_records import EvaluatedRun
-    from dfs_rl.gating.budget_conditioning import Dial
+    from dfs_rl.gating.budget_conditioning import BudgetConditioning
 
 
-def evaluated(
+def evaluate_at_budgets(
     folder: RunFolder,
     dataset: "Dataset | str | None",
     config: CompareConfig,
-    memory: "Memory",
-    waiting: Waiting,
-    home: Callable[[], Path],
+    cache: "EvaluationCache",
+    on_wait: OnWait,
+    get_output_folder: Callable[[], Path],
 ) -> "tuple[list[EvaluatedRun], dict[str, str]]":
     """Evaluate a run at every budget that it can be turned to, or take what its evaluations stored.
 
@@ -39,79 +39,95 @@ def evaluated(
         folder: The run.
         dataset: Its data set, or where that is.
         config: At which budgets, and how.
-        memory: What evaluations of other runs found.
-        waiting: Called where another process is at the run, before waiting for it; ``None`` refuses instead.
-        home: Called where figures are missing in the run, for the folder that gets them.
+        cache: What evaluations of other runs found.
+        on_wait: Called where another process is at the run, before waiting for it; ``None`` refuses
+            instead.
+        get_output_folder: Called where figures are missing in the run, for the folder that gets
+            them.
 
     Returns:
         What was found, and what failed with its reasons.
 
     Raises:
-        BusyError: If another process is at the run and ``waiting`` is ``None``.
+        BusyError: If another process is at the run and ``on_wait`` is ``None``.
     """
     from dfs_rl.gating.model import GATE_FOLDER
     from dfs_rl.gating.storage import load_gate
 
-    say(f"{folder.path} ...")
+    print_status(f"{folder.path} ...")
     found: list[EvaluatedRun] = []
-    if not (folder.path / TRAINING).is_file():
-        again = f"{COMMANDS[folder.kind].prog} --resume {folder.path}"
-        return found, {str(folder.path): f"its training is not finished; go on with {again}."}
-    wanted = config.budgets or (() if config.runs else COMPUTATIONS)
+    if not (folder.path / TRAINING_FILE).is_file():
+        resume_command = f"{COMMANDS[folder.kind].prog} --resume {folder.path}"
+        return found, {
+            str(folder.path): f"its training is not finished; go on with {resume_command}."
+        }
+    budgets = config.budgets or (() if config.runs else COMPUTATIONS)
     try:
-        training = read_record(folder.path / TRAINING, TrainingRecord)
-        dial = load_gate(folder.path / GATE_FOLDER).dial
+        training = read_record(folder.path / TRAINING_FILE, TrainingRecord)
+        budget_conditioning = load_gate(folder.path / GATE_FOLDER).budget_conditioning
         found += [
-            _evaluated_at(folder, training, dataset, budget, dial, config, memory, waiting, home)
-            for budget in (wanted if dial is not None and wanted else (None,))
+            _evaluate_at(
+                folder,
+                training,
+                dataset,
+                budget,
+                budget_conditioning,
+                config,
+                cache,
+                on_wait,
+                get_output_folder,
+            )
+            for budget in (budgets if budget_conditioning is not None and budgets else (None,))
         ]
     except BusyError:
         raise
     # One gate that cannot be read or evaluated must not lose the others.
     except (CheckpointError, ConfigError, RunFolderError) as error:
-        say(f"  failed: {error}")
+        print_status(f"  failed: {error}")
         return [], {str(folder.path): str(error)}
     return found, {}
 
 
-def _evaluated_at(
+def _evaluate_at(
     folder: RunFolder,
     training: TrainingRecord,
     dataset: "Dataset | str | None",
     budget: float | None,
-    dial: "Dial | None",
+    budget_conditioning: "BudgetConditioning | None",
     config: CompareConfig,
-    memory: "Memory",
-    waiting: Waiting,
-    home: Callable[[], Path],
+    cache: "EvaluationCache",
+    on_wait: OnWait,
+    get_output_folder: Callable[[], Path],
 ) -> "EvaluatedRun":
     from dfs_rl.evaluation.comparison_records import EvaluatedRun
-    from dfs_rl.evaluation.per_image_results import load_outcomes
-    from dfs_rl.experiments.evaluation import evaluate_run, picture_prefix
+    from dfs_rl.evaluation.per_image_results import load_per_image_results
+    from dfs_rl.experiments.evaluation import evaluate_run, figure_prefix
 
-    turned = budget
-    if budget is not None and dial is not None:
-        say(f"  at {budget:g} %")
+    effective_budget = budget
+    if budget is not None and budget_conditioning is not None:
+        print_status(f"  at {budget:g} %")
         # A gate that cannot go as low, or needs no more, is told of where it is, and evaluated there once; rounded up, so that the
         # figure says the same when it is typed.
-        least, most = (math.ceil(1e4 * computation) / 1e4 for computation in dial.reach)
-        turned = min(max(budget, least), most)
+        least, most = (
+            math.ceil(1e4 * computation) / 1e4 for computation in budget_conditioning.budget_range
+        )
+        effective_budget = min(max(budget, least), most)
 
     @contextmanager
     def store() -> Iterator[Path]:
-        place = home()
-        with exclusive(place, waiting=waiting):
+        place = get_output_folder()
+        with file_lock(place, on_wait=on_wait):
             yield place
 
     evaluation = evaluate_run(
         folder,
         dataset=dataset,
         split=config.split,
-        budget=turned,
+        budget=effective_budget,
         device=config.device,
         search=config.search,
-        progress=lambda text: say(f"  {text}"),
-        memory=memory,
+        progress=lambda text: print_status(f"  {text}"),
+        cache=cache,
         store=store,
     )
     settings = flat_settings(read_yaml(folder.config_path))
@@ -125,13 +141,13 @@ def _evaluated_at(
         path=str(folder.path),
         settings=settings,
         command=shlex.join(folder.record().command),
-        evaluation=_evaluation_command(folder, turned),
+        evaluation=_evaluation_command(folder, effective_budget),
         backbone=_backbone_digest(folder),
-        pictures=f"{evaluation.path.parent / folder.plots_dir.name}/{picture_prefix(config.split, turned)}",
+        figure_prefix=f"{evaluation.path.parent / folder.plots_dir.name}/{figure_prefix(config.split, effective_budget)}",
         images_seen=sum(training.images_seen.values()),
         seconds=training.seconds,
         summary=evaluation.summary,
-        outcomes=load_outcomes(evaluation.outcomes),
+        results=load_per_image_results(evaluation.results_path),
     )
 
 

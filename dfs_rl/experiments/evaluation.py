@@ -1,8 +1,9 @@
-"""Command: evaluate a run on its test split, with every rival that its gate should beat.
+"""Command: evaluate a run on its test split, with every baseline that its gate should beat.
 
-It prints a table, and writes ``summary.json`` and pictures into the run folder. The test split is for
-one look: a run that was evaluated and has not changed since is not evaluated again; its stored table
-is printed. ``--split val`` writes ``summary-val.json``; a backbone's run gets ``summary-test.json``.
+It prints a table, and writes ``summary.json`` and pictures into the run folder. The test split is
+for one look: a run that was evaluated and has not changed since is not evaluated again; its stored
+table is printed. ``--split val`` writes ``summary-val.json``; a backbone's run gets
+``summary-test.json``.
 """
 
 import hashlib
@@ -16,11 +17,11 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, TextIO
 import tyro
 
 from dfs_rl.errors import ConfigError, DataError, RunFolderError
-from dfs_rl.evaluation.static_tables.config import SearchLimits
+from dfs_rl.evaluation.static_tables.config import SearchConfig
 from dfs_rl.utils.cli import Invocation
 from dfs_rl.utils.config import (
-    Count,
-    Positive,
+    PositiveFloat,
+    PositiveInt,
     config_from_dict,
     config_to_dict,
     configuration,
@@ -32,8 +33,8 @@ from dfs_rl.utils.run_folder import RunFolder
 if TYPE_CHECKING:
     from dfs_rl.backbones import BackboneInfo, WalkableBackbone
     from dfs_rl.data import Dataset
-    from dfs_rl.evaluation.baselines.methods import Method
-    from dfs_rl.evaluation.cache import Memory
+    from dfs_rl.evaluation.baselines.methods import MethodResult
+    from dfs_rl.evaluation.cache import EvaluationCache
     from dfs_rl.evaluation.summary import EvaluationSummary, Subject
     from dfs_rl.gating.model import GatedModel
     from dfs_rl.reporting.images_plot import ImageExample
@@ -53,7 +54,8 @@ class EvaluateConfig:
     """What to evaluate.
 
     Attributes:
-        run: Folder of a run that trained a gate, or of train_backbone or train_exits for its uniform options alone.
+        run: Folder of a run that trained a gate, or of train_backbone or train_exits for its
+            uniform options alone.
         split: Split to report on; test is for one look at the end.
         budget: Turn a gate for all budgets to what images may cost on average, in percent.
         dataset: Where the run's data set is now, if it moved; it must hold the same images.
@@ -67,13 +69,13 @@ class EvaluateConfig:
 
     run: tyro.conf.Positional[Path]
     split: ReportedSplit = "test"
-    budget: Positive | None = None
+    budget: PositiveFloat | None = None
     dataset: str | None = None
     device: str = "auto"
-    batch_size: Count = 128
-    threads: Count = 1
+    batch_size: PositiveInt = 128
+    threads: PositiveInt = 1
     precision: Precision = "float32"
-    search: SearchLimits = field(default_factory=SearchLimits)
+    search: SearchConfig = field(default_factory=SearchConfig)
 
 
 class Evaluation(NamedTuple):
@@ -82,13 +84,13 @@ class Evaluation(NamedTuple):
     Attributes:
         summary: The figures.
         path: The file that holds them.
-        outcomes: The file that holds what every method did with every image.
+        results_path: The file that holds what every method did with every image.
         stored: Whether they had been stored before and nothing was run.
     """
 
     summary: "EvaluationSummary"
     path: Path
-    outcomes: Path
+    results_path: Path
     stored: bool
 
 
@@ -104,9 +106,9 @@ class _Loaded(NamedTuple):
 class _Plan(NamedTuple):
     split: ReportedSplit
     batch_size: int
-    search: SearchLimits
-    memory: "Memory"
-    ground: str
+    search: SearchConfig
+    cache: "EvaluationCache"
+    cache_key: str
 
 
 def evaluate_run(  # noqa: PLR0913 - each is one choice of the caller's
@@ -118,15 +120,15 @@ def evaluate_run(  # noqa: PLR0913 - each is one choice of the caller's
     device: str = "auto",
     batch_size: int = 128,
     precision: Precision = "float32",
-    search: SearchLimits | None = None,
+    search: SearchConfig | None = None,
     progress: Callable[[str], None] = lambda _: None,
-    memory: "Memory | None" = None,
+    cache: "EvaluationCache | None" = None,
     store: Callable[[], AbstractContextManager[Path]] | None = None,
 ) -> Evaluation:
     """Evaluate a run and store ``summary.json`` and ``plots/`` in it, or where ``store`` says.
 
-    The file is ``summary-val.json`` for the val split, ``summary-test.json`` for a backbone's run, and ``summary-at-0.8.json``
-    where a gate for all budgets is turned to 0.8 %.
+    The file is ``summary-val.json`` for the val split, ``summary-test.json`` for a backbone's run,
+    and ``summary-at-0.8.json`` where a gate for all budgets is turned to 0.8 %.
 
     Nothing is run if the stored figures belong to the same weights, images, precision and search
     limits; if they do not, they are replaced.
@@ -135,15 +137,17 @@ def evaluate_run(  # noqa: PLR0913 - each is one choice of the caller's
         run: The run; a backbone's run gets its uniform options alone.
         dataset: Its data set, or where that is; None reads it from the run's configuration.
         split: Split to report on; choices are always made on val.
-        budget: Turn a gate for all budgets to what images may cost on average, in percent; None leaves it where it is.
+        budget: Turn a gate for all budgets to what images may cost on average, in percent; None
+            leaves it where it is.
         device: Where to compute, as in ``EvaluateConfig``.
         batch_size: Images that run together.
         precision: What the backbone computes in, as in ``EvaluateConfig``.
         search: How long to search for the best static table; None for the defaults.
         progress: Told what is being done, in a few words.
-        memory: What evaluations of other runs found; pass the same one to save what they have in common.
-        store: Entered where the run holds no such figures, for the folder that gets them; by default the run's own. With another
-            one nothing is written into the run.
+        cache: What evaluations of other runs found; pass the same one to save what they have in
+            common.
+        store: Entered where the run holds no such figures, for the folder that gets them; by
+            default the run's own. With another one nothing is written into the run.
 
     Raises:
         RunFolderError: If it is no run.
@@ -152,64 +156,64 @@ def evaluate_run(  # noqa: PLR0913 - each is one choice of the caller's
         ConfigError: If the device is not there, or the gate cannot be turned to ``budget``.
     """
     from dfs_rl.backbones.storage import weights_digest
-    from dfs_rl.evaluation.cache import Memory
-    from dfs_rl.evaluation.per_image_results import outcomes_of, save_outcomes
+    from dfs_rl.evaluation.cache import EvaluationCache
+    from dfs_rl.evaluation.per_image_results import per_image_results_of, save_per_image_results
     from dfs_rl.evaluation.summary import Subject, summarize
     from dfs_rl.gating.model import BACKBONE_FOLDER
-    from dfs_rl.reporting.figures import write_pictures
+    from dfs_rl.reporting.figures import write_figures
 
     folder = RunFolder.open(run) if isinstance(run, Path) else run
-    search = search or SearchLimits()
+    search = search or SearchConfig()
     loaded = _load(folder, device, precision, budget)
     data = _dataset(folder, loaded.info, dataset)
     # A backbone's run has a summary of its training already.
     shown = [split] if split != "test" or loaded.model is None else []
     variant = "-".join([*shown, *([] if budget is None else [f"at-{budget:g}"])])
     name = f"summary-{variant}.json" if variant else "summary.json"
-    about = Subject(
+    subject = Subject(
         identity=_identity(folder.path, data.fingerprint, split, precision, search, budget),
         dataset=data.name,
         fingerprint=data.fingerprint,
         split=split,
         class_names=data.class_names,
     )
-    found = _stored_evaluation(folder.path / name, about.identity)
+    found = _stored_evaluation(folder.path / name, subject.identity)
     if found is not None:
         return found
-    with nullcontext(folder.path) if store is None else store() as home:
-        path = home / name
-        found = _stored_evaluation(path, about.identity)
+    with nullcontext(folder.path) if store is None else store() as output_folder:
+        path = output_folder / name
+        found = _stored_evaluation(path, subject.identity)
         if found is not None:
             return found
         if path.exists():
             progress(f"{path} belongs to other weights, images or settings and is replaced")
         _check_memory(loaded.backbone, data, split, batch_size, search)
         digest = weights_digest(folder.path / BACKBONE_FOLDER, exits=True)
-        ground = f"{digest} {data.fingerprint} {precision} {batch_size}"
-        plan = _Plan(split, batch_size, search, memory or Memory(), ground)
-        methods, examples = _measure(loaded, data, about, plan, progress)
+        cache_key = f"{digest} {data.fingerprint} {precision} {batch_size}"
+        plan = _Plan(split, batch_size, search, cache or EvaluationCache(), cache_key)
+        methods, examples = _measure(loaded, data, subject, plan, progress)
         costs = loaded.backbone.costs
-        summary = summarize(methods, costs, about)
+        summary = summarize(methods, costs, subject)
         # A summary must never stand beside the outcomes of another evaluation.
         path.unlink(missing_ok=True)
-        save_outcomes(_outcomes_beside(path), outcomes_of(methods, costs))
-        plots = home / folder.plots_dir.name
-        write_pictures(plots, picture_prefix(split, budget), summary, examples)
+        save_per_image_results(_results_path(path), per_image_results_of(methods, costs))
+        plots = output_folder / folder.plots_dir.name
+        write_figures(plots, figure_prefix(split, budget), summary, examples)
         # Last: where there is a summary, there are its pictures.
         write_json(path, config_to_dict(summary))
-        return Evaluation(summary, path, _outcomes_beside(path), stored=False)
+        return Evaluation(summary, path, _results_path(path), stored=False)
 
 
-def _outcomes_beside(path: Path) -> Path:
+def _results_path(path: Path) -> Path:
     return path.with_name(path.name.replace("summary", "outcomes")).with_suffix(".safetensors")
 
 
 def _stored_evaluation(path: Path, identity: str) -> Evaluation | None:
     """Return the evaluation that is stored at a path, None if there is none with that identity."""
-    known, outcomes = _stored(path), _outcomes_beside(path)
-    if known is None or known.identity != identity or not outcomes.is_file():
+    known, results_path = _stored(path), _results_path(path)
+    if known is None or known.identity != identity or not results_path.is_file():
         return None
-    return Evaluation(known, path, outcomes, stored=True)
+    return Evaluation(known, path, results_path, stored=True)
 
 
 def _check_memory(
@@ -217,7 +221,7 @@ def _check_memory(
     data: "Dataset",
     split: ReportedSplit,
     batch_size: int,
-    search: SearchLimits,
+    search: SearchConfig,
 ) -> None:
     """Refuse settings that do not fit into memory, before anything is run."""
     from dfs_rl.backbones.footprint import forward_bytes
@@ -233,7 +237,7 @@ def _check_memory(
     check_memory(needs, backbone.feature_mean.device)
 
 
-def picture_prefix(split: ReportedSplit, budget: float | None) -> str:
+def figure_prefix(split: ReportedSplit, budget: float | None) -> str:
     """Return what the names of an evaluation's pictures begin with."""
     return ("" if split == "test" else f"{split}-") + ("" if budget is None else f"at-{budget:g}-")
 
@@ -245,20 +249,23 @@ def _load(folder: RunFolder, device: str, precision: Precision, budget: float | 
     from dfs_rl.utils.device import resolve_device
     from dfs_rl.utils.precision import resolve_frozen
 
-    place = resolve_device(device)
-    dtype = resolve_frozen(precision, place)
+    torch_device = resolve_device(device)
+    dtype = resolve_frozen(precision, torch_device)
     stored = load_stored_backbone(folder.path / BACKBONE_FOLDER)
     if folder.kind in _BACKBONE_KINDS:
         if budget is not None:
             raise ConfigError(
-                f"budget is {budget:g} %, but {folder.path} is the run of a backbone and has no gate to turn."
+                f"budget is {budget:g} %, but {folder.path} is the run of a backbone and has no "
+                "gate to turn."
             )
-        return _Loaded(stored.backbone.prepare(dtype).to(place), None, stored.info, None)
-    model = load(folder.path, device=place, dtype=dtype, budget=budget)
+        return _Loaded(
+            stored.backbone.to_inference(dtype).to(torch_device), None, stored.info, None
+        )
+    model = load(folder.path, device=torch_device, dtype=dtype, budget=budget)
     before = None
     if (folder.path / BEFORE_FOLDER).is_dir():
         before = load_stored_backbone(folder.path / BEFORE_FOLDER).backbone
-    frozen = None if before is None else before.prepare(dtype).to(place)
+    frozen = None if before is None else before.to_inference(dtype).to(torch_device)
     return _Loaded(model.backbone, model, stored.info, frozen)
 
 
@@ -284,7 +291,8 @@ def _dataset(folder: RunFolder, info: "BackboneInfo", dataset: "Dataset | str | 
         )
     if data.fingerprint != info.fingerprint:
         raise DataError(
-            f"data set {data.name!r} (fingerprint {data.fingerprint}) is not the one that the backbone "
+            f"data set {data.name!r} (fingerprint {data.fingerprint}) is not the one that the "
+            "backbone "
             f"of {folder.path} was trained on, {info.dataset!r} ({info.fingerprint}); its images, "
             "labels or splits differ."
         )
@@ -296,7 +304,7 @@ def _identity(
     fingerprint: str,
     split: str,
     precision: Precision,
-    search: SearchLimits,
+    search: SearchConfig,
     budget: float | None,
 ) -> str:
     """Return a digest of everything that decides the figures."""
@@ -330,31 +338,34 @@ def _stored(path: Path) -> "EvaluationSummary | None":
 def _measure(
     loaded: _Loaded,
     data: "Dataset",
-    about: "Subject",
+    subject: "Subject",
     plan: _Plan,
     progress: Callable[[str], None],
-) -> "tuple[list[Method], tuple[list[ImageExample], list[ImageExample]] | None]":
+) -> "tuple[list[MethodResult], tuple[list[ImageExample], list[ImageExample]] | None]":
     """Run the gate, if there is one, and everything it is compared with."""
     from dfs_rl.evaluation.baselines.methods import (
-        Arena,
-        Method,
-        oracle_method,
-        rival_methods,
-        uniform_methods,
+        EvaluationSetup,
+        MethodResult,
+        matched_cost_baselines,
+        oracle_baseline,
+        uniform_baselines,
     )
     from dfs_rl.evaluation.budget_conditioning import gate_text
     from dfs_rl.evaluation.evaluator import evaluate_gate
     from dfs_rl.reporting.figures import cheapest_and_dearest
 
     backbone, model = loaded.backbone, loaded.model
-    place = backbone.feature_mean.device
-    reported, selection = data.split(plan.split).to(place), data.split(_SELECTION).to(place)
+    torch_device = backbone.feature_mean.device
+    reported, selection = (
+        data.split(plan.split).to(torch_device),
+        data.split(_SELECTION).to(torch_device),
+    )
     size = plan.batch_size
     progress(f"every uniform option on {len(reported):,} {plan.split} images")
-    memory, ground = plan.memory, plan.ground
-    uniform = memory.uniform(
-        f"{ground} {plan.split}",
-        lambda: uniform_methods(backbone, reported, selection=selection, batch_size=size),
+    cache, cache_key = plan.cache, plan.cache_key
+    uniform = cache.uniform(
+        f"{cache_key} {plan.split}",
+        lambda: uniform_baselines(backbone, reported, selection=selection, batch_size=size),
     )
     if model is None:
         return uniform, None
@@ -363,25 +374,25 @@ def _measure(
         evaluate_gate(backbone, model.gate, images, batch_size=size, budget=model.budget)
         for images in (reported, selection)
     )
-    arena = Arena(
+    evaluation_setup = EvaluationSetup(
         reported=reported,
         selection=selection,
         reported_name=plan.split,
         selection_name=_SELECTION,
-        limits=plan.search,
+        search=plan.search,
         batch_size=size,
         progress=progress,
-        known=lambda images: memory.scores(f"{ground} {images}"),
+        cached_scores=lambda images: cache.scores(f"{cache_key} {images}"),
     )
-    rivals = rival_methods(
+    baselines = matched_cost_baselines(
         backbone,
-        arena,
+        evaluation_setup,
         gate=records,
         gate_selection=on_selection,
         uniform=uniform,
-        before=loaded.before,
+        before_cotraining=loaded.before,
     )
-    gate = Method(
+    gate = MethodResult(
         key="gate",
         label=records.name,
         role="gate",
@@ -389,8 +400,8 @@ def _measure(
         selection=on_selection,
         detail=gate_text(model.gate),
     )
-    examples = cheapest_and_dearest(records, reported.images, backbone.costs, about.class_names)
-    return [gate, *uniform, *rivals, oracle_method(uniform)], examples
+    examples = cheapest_and_dearest(records, reported.images, backbone.costs, subject.class_names)
+    return [gate, *uniform, *baselines, oracle_baseline(uniform)], examples
 
 
 def run(invocation: Invocation[EvaluateConfig]) -> None:

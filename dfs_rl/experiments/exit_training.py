@@ -1,7 +1,8 @@
 """Command: give a trained backbone exits, by which images may leave it early.
 
-It is a command of its own and not a part of ``train_backbone``, because the network is not changed: heads are fitted in seconds, to a
-network that was trained long ago or that ships, and others in other places are one more folder.
+It is a command of its own and not a part of ``train_backbone``, because the network is not changed:
+heads are fitted in seconds, to a network that was trained long ago or that ships, and others in
+other places are one more folder.
 """
 
 import itertools
@@ -12,14 +13,14 @@ from typing import TYPE_CHECKING
 
 from dfs_rl.errors import ConfigError
 from dfs_rl.experiments.backbone_resolver import (
-    BackboneChoice,
-    find_backbone,
+    BackboneSpec,
     load_data,
+    load_or_train_backbone,
 )
 from dfs_rl.experiments.config import RunConfig
 from dfs_rl.utils.cli import Invocation
 from dfs_rl.utils.config import Seed, config_to_dict, configuration
-from dfs_rl.utils.logging import say
+from dfs_rl.utils.logging import print_status
 from dfs_rl.utils.run_folder import RunFolder
 from dfs_rl.utils.run_records import read_record
 
@@ -40,7 +41,8 @@ class ExitsSummary:
 
     Attributes:
         exits_after: After how many gated layers images may leave.
-        val_accuracy: Accuracy in percent of each exit on the val split, by the bits that all layers run at.
+        val_accuracy: Accuracy in percent of each exit on the val split, by the bits that all layers
+            run at.
     """
 
     exits_after: tuple[int, ...]
@@ -48,9 +50,9 @@ class ExitsSummary:
 
 
 _BATCH = 512
-_IMAGES = 20_000
+_MAX_IMAGES = 20_000
 """Each is one row of features; more brought the probes nothing either."""
-_BYTES = 2**30
+_MAX_FEATURE_BYTES = 2**30
 """That the features of all heads may take at once."""
 
 
@@ -59,8 +61,8 @@ class TrainExitsConfig(RunConfig):
     """Where images may leave which backbone.
 
     Attributes:
-        after: After how many gated layers an image may leave, ascending: 1 3 makes two exits, before the second and the fourth layer.
-            Leave it out beside --resume.
+        after: After how many gated layers an image may leave, ascending: 1 3 makes two exits,
+            before the second and the fourth layer. Leave it out beside --resume.
         seed: Seed of augmentation and of the bits that the heads are fitted under.
     """
 
@@ -100,18 +102,18 @@ def add_exits(
     backbone = stored.backbone.to(device)
     backbone.set_exits(after)
     sizes = sum(exit_.macs for exit_ in backbone.costs.exits) // backbone.n_classes
-    rounds = max(1, min(_IMAGES, _BYTES // (4 * sizes)) // _BATCH)
+    rounds = max(1, min(_MAX_IMAGES, _MAX_FEATURE_BYTES // (4 * sizes)) // _BATCH)
     batches = itertools.islice(_batches(dataset, seed=seed, device=device), rounds)
     fit_exits(backbone, after, batches, torch_generator(seed, "exits"))
 
 
 def exit_accuracies(stored: "StoredBackbone", dataset: "Dataset") -> dict[str, list[float]]:
     """Return the accuracy in percent of every exit on the val split, by the bits that all layers run at."""
-    from dfs_rl.evaluation.baselines.early_exit import exit_passes
+    from dfs_rl.evaluation.baselines.early_exit import run_exit_outputs
 
     device = stored.backbone.feature_mean.device
-    frozen = stored.backbone.prepare()
-    passes = exit_passes(frozen, dataset.val.to(device))
+    frozen = stored.backbone.to_inference()
+    passes = run_exit_outputs(frozen, dataset.val.to(device))
     return {
         str(frozen.options[answers.option]): [
             100.0 * share for share in answers.correct.double().mean(dim=0)[:-1].tolist()
@@ -147,7 +149,7 @@ def train(invocation: Invocation[TrainExitsConfig]) -> None:
     device = str(resolve_device(config.device))
     dataset = load_data(config, run)
     if run is None:
-        stored = _find(config, dataset, device)
+        stored = _load_backbone(config, dataset, device)
         run = RunFolder.create(
             config.run_dir,
             kind=KIND,
@@ -157,29 +159,29 @@ def train(invocation: Invocation[TrainExitsConfig]) -> None:
             fingerprint=dataset.fingerprint,
         )
     try:
-        with run.hold():
+        with run.lock():
             run.check_data(dataset.fingerprint, dataset.name)
             if is_finished(run):
-                say(f"The training in {run.path} is finished.")
+                print_status(f"The training in {run.path} is finished.")
             else:
-                stored = stored or _find(config, dataset, device)
+                stored = stored or _load_backbone(config, dataset, device)
                 _train(config, stored, dataset, run, device=device)
     except KeyboardInterrupt:
-        again = f"{PROG} --resume {run.path}"
-        raise KeyboardInterrupt(f"Interrupted; go on with: {again}") from None
+        resume_command = f"{PROG} --resume {run.path}"
+        raise KeyboardInterrupt(f"Interrupted; go on with: {resume_command}") from None
     stored = load_stored_backbone(run.path)
     sys.stdout.write(_table(run, stored) + "\n")
     sys.stdout.flush()
     constructor = getattr(stored.backbone.config, "constructor", None)
     users = "" if constructor is None else " --trust-code"
-    say(f"Saved in {run.path}; train a gate on it with --backbone {run.path}{users}.")
+    print_status(f"Saved in {run.path}; train a gate on it with --backbone {run.path}{users}.")
 
 
-def _find(config: TrainExitsConfig, dataset: "Dataset", device: str) -> "StoredBackbone":
+def _load_backbone(config: TrainExitsConfig, dataset: "Dataset", device: str) -> "StoredBackbone":
     """Return the backbone that is asked for, unless it has no such layers."""
     from dfs_rl.costs import check_exits
 
-    choice = BackboneChoice(
+    spec = BackboneSpec(
         dataset=config.dataset,
         folder=config.backbone,
         weights=config.weights,
@@ -189,7 +191,7 @@ def _find(config: TrainExitsConfig, dataset: "Dataset", device: str) -> "StoredB
         device=device,
         threads=config.threads,
     )
-    stored = find_backbone(choice, dataset)
+    stored = load_or_train_backbone(spec, dataset)
     check_exits(config.after, stored.backbone.costs.n_layers)
     return stored
 
@@ -230,10 +232,10 @@ def _table(run: RunFolder, stored: "StoredBackbone") -> str:
         end = stored.info.accuracy.get(bits)
         cells = [f"{value:9.2f}" for value in values]
         rows.append("  ".join([f"{bits:>4}", *cells, "" if end is None else f"{end:7.2f}"]))
-    prices = ", ".join(
+    exit_costs = ", ".join(
         f"{100 * e.macs * relative_cost(e.bits) / costs.total_macs:.3g} %" for e in costs.exits
     )
     rows.append(
-        f"Accuracy on val in percent, all layers at the same bits. The exits cost {prices}."
+        f"Accuracy on val in percent, all layers at the same bits. The exits cost {exit_costs}."
     )
     return "\n".join(rows)

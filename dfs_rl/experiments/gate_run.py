@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
-from dfs_rl.experiments.backbone_resolver import BackboneChoice, load_data
+from dfs_rl.experiments.backbone_resolver import BackboneSpec, load_data
 from dfs_rl.experiments.config import GateRunConfig
 from dfs_rl.utils.cli import Invocation
-from dfs_rl.utils.config import CountOrZero, config_to_dict
-from dfs_rl.utils.logging import say
+from dfs_rl.utils.config import NonNegativeInt, config_to_dict
+from dfs_rl.utils.logging import print_status
 from dfs_rl.utils.run_folder import RunFolder
 from dfs_rl.utils.run_records import read_record
 
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from dfs_rl.data import Dataset
     from dfs_rl.experiments.session import TrainingResult
 
-VALIDATIONS = 20
+N_VALIDATIONS = 20
 """How often a run is validated where nothing else is asked for."""
-TRAINING = "training.json"
+TRAINING_FILE = "training.json"
 """Written when a training has come to its end."""
 
 SettingsT = TypeVar("SettingsT", bound=GateRunConfig)
@@ -34,14 +34,15 @@ class TrainingRecord:
 
     Attributes:
         best_on_val: Figures of the gate that was kept, on the val split.
-        points_on_val: Computation and accuracy in percent, of a gate for all budgets at each position of its dial.
+        points_on_val: Computation and accuracy in percent, of a gate for all budgets at each
+            position of its dial.
         images_seen: Images that taught the gate and the backbone, repeats counted.
         seconds: That the training took, all resumptions together.
     """
 
     best_on_val: dict[str, Any]
     points_on_val: tuple[tuple[float, float], ...]
-    images_seen: dict[str, CountOrZero]
+    images_seen: dict[str, NonNegativeInt]
     seconds: float | None = None
 
 
@@ -53,13 +54,13 @@ class _Schedule(Protocol):
 
 
 def validation_interval(config: _Schedule) -> int:
-    """Return the timesteps between two validations; by default there are ``VALIDATIONS``."""
-    return config.eval_every or max(1, config.timesteps // VALIDATIONS)
+    """Return the timesteps between two validations; by default there are ``N_VALIDATIONS``."""
+    return config.eval_every or max(1, config.timesteps // N_VALIDATIONS)
 
 
-def choice_of(config: GateRunConfig, device: str) -> BackboneChoice:
+def backbone_spec(config: GateRunConfig, device: str) -> BackboneSpec:
     """Return which backbone a configuration asks for."""
-    return BackboneChoice(
+    return BackboneSpec(
         dataset=config.dataset,
         folder=config.backbone,
         weights=config.weights,
@@ -73,14 +74,14 @@ def choice_of(config: GateRunConfig, device: str) -> BackboneChoice:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GateCommand(Generic[SettingsT]):
+class GateTrainingCommand(Generic[SettingsT]):
     """A command that trains gates.
 
     Attributes:
         kind: Its name, and the kind of its run folders.
         description: One sentence for its help page.
         config_type: Its configuration.
-        module: Name of the module with its functions ``prepare`` and ``train``, imported at their
+        module: Name of the module with its functions ``validate`` and ``train``, imported at their
             first use, so that a help page is quick.
         settle: Returns the configuration with defaults that depend on other settings filled in. A
             run stores these, so that it resumes as it began after another version has other ones.
@@ -90,7 +91,7 @@ class GateCommand(Generic[SettingsT]):
     description: str
     config_type: type[SettingsT]
     module: str
-    settle: "Callable[[SettingsT], SettingsT]" = lambda config: config
+    with_resolved_defaults: "Callable[[SettingsT], SettingsT]" = lambda config: config
 
     @property
     def prog(self) -> str:
@@ -98,9 +99,9 @@ class GateCommand(Generic[SettingsT]):
         return f"python -m dfs_rl.{self.kind}"
 
     @property
-    def prepare(self) -> "Callable[[SettingsT, Dataset, str], str]":
+    def validate(self) -> "Callable[[SettingsT, Dataset, str], str]":
         """Function of config, data set and device: validates them and returns the run's name."""
-        function: Callable[[SettingsT, Dataset, str], str] = resolve_name(f"{self.module}:prepare")
+        function: Callable[[SettingsT, Dataset, str], str] = resolve_name(f"{self.module}:validate")
         return function
 
     @property
@@ -122,23 +123,23 @@ class GateCommand(Generic[SettingsT]):
         run = invocation.resume or create_run(
             self, config, dataset, device=device, argv=invocation.command
         )
-        with run.hold():
+        with run.lock():
             train_run(self, config, dataset, run, device=device)
             evaluation = evaluate_run(
                 run,
                 dataset=dataset,
                 device=device,
-                progress=lambda text: say(f"Evaluating: {text} ..."),
+                progress=lambda text: print_status(f"Evaluating: {text} ..."),
             )
         sys.stdout.write(summary_text(evaluation.summary))
         sys.stdout.flush()
-        say(f"Everything is in {run.path}; pictures:")
+        print_status(f"Everything is in {run.path}; pictures:")
         for picture in sorted(run.plots_dir.glob("*.png")):
-            say(f"  {picture}")
+            print_status(f"  {picture}")
 
 
 def create_run(
-    command: GateCommand[SettingsT],
+    command: GateTrainingCommand[SettingsT],
     config: SettingsT,
     dataset: "Dataset",
     *,
@@ -157,15 +158,15 @@ def create_run(
     return RunFolder.create(
         config.run_dir,
         kind=command.kind,
-        name=command.prepare(config, dataset, device),
-        config=command.settle(config),
+        name=command.validate(config, dataset, device),
+        config=command.with_resolved_defaults(config),
         command=argv,
         fingerprint=dataset.fingerprint,
     )
 
 
 def train_run(
-    command: GateCommand[SettingsT],
+    command: GateTrainingCommand[SettingsT],
     config: SettingsT,
     dataset: "Dataset",
     run: RunFolder,
@@ -187,19 +188,19 @@ def train_run(
     from dfs_rl.utils.io import write_json
 
     run.check_data(dataset.fingerprint, dataset.name)
-    if (run.path / TRAINING).exists():
-        read_record(run.path / TRAINING, TrainingRecord)
-        say(f"The training in {run.path} is finished.")
+    if (run.path / TRAINING_FILE).exists():
+        read_record(run.path / TRAINING_FILE, TrainingRecord)
+        print_status(f"The training in {run.path} is finished.")
         return
     began = time.perf_counter()
     try:
         result = command.train(config, dataset, run, device)
     except KeyboardInterrupt:
-        again = f"{command.prog} --resume {run.path}"
-        raise KeyboardInterrupt(f"Interrupted and saved; go on with: {again}") from None
+        resume_command = f"{command.prog} --resume {run.path}"
+        raise KeyboardInterrupt(f"Interrupted and saved; go on with: {resume_command}") from None
     finally:
         seconds = run.add_seconds(time.perf_counter() - began)
-    points = _turn(run, dataset, device, budget=config.budget)
+    points = _calibrate_budgets(run, dataset, device, budget=config.budget)
     if not points:
         points = ((result.best["computation"], result.best["accuracy"]),)
     record = TrainingRecord(
@@ -208,15 +209,16 @@ def train_run(
         images_seen=dict(result.images_seen),
         seconds=round(seconds, 1),
     )
-    write_json(run.path / TRAINING, config_to_dict(record))
+    write_json(run.path / TRAINING_FILE, config_to_dict(record))
     if "timesteps" in result.best:
-        say(
-            f"Kept the gate of step {result.best['timesteps']:,}: the latest within one standard error of "
+        print_status(
+            f"Kept the gate of step {result.best['timesteps']:,}: the latest within one standard "
+            "error of "
             "the highest mean reward on the val split."
         )
 
 
-def _turn(
+def _calibrate_budgets(
     run: RunFolder, dataset: "Dataset", device: str, *, budget: float | None
 ) -> "tuple[tuple[float, float], ...]":
     """Measure the cost of a gate for all budgets over its range, and set it to the budget if any.
@@ -225,23 +227,27 @@ def _turn(
         Computation and accuracy at each position; nothing for a gate for one budget.
     """
     from dfs_rl.backbones import load_backbone
-    from dfs_rl.evaluation.budget_conditioning import measure_dial
+    from dfs_rl.evaluation.budget_conditioning import calibrate_budget_conditioning
     from dfs_rl.gating.model import BACKBONE_FOLDER, GATE_FOLDER
     from dfs_rl.gating.networks import LearnedGate
     from dfs_rl.gating.storage import load_gate, save_gate
 
     gate = load_gate(run.path / GATE_FOLDER)
-    if not isinstance(gate, LearnedGate) or gate.dial is None:
+    if not isinstance(gate, LearnedGate) or gate.budget_conditioning is None:
         return ()
     gate.to(device)
-    say("Measuring on the val split what the gate costs at each position of its dial ...")
-    backbone = load_backbone(run.path / BACKBONE_FOLDER).eval().prepare().to(device)
-    gate.dial, points = measure_dial(backbone, gate, dataset.val.to(device))
-    least, most = gate.dial.reach
-    say(f"Its images cost {least:.3g} % to {most:.3g} % on average.")
+    print_status("Measuring on the val split what the gate costs at each position of its dial ...")
+    backbone = load_backbone(run.path / BACKBONE_FOLDER).eval().to_inference().to(device)
+    gate.budget_conditioning, points = calibrate_budget_conditioning(
+        backbone, gate, dataset.val.to(device)
+    )
+    least, most = gate.budget_conditioning.budget_range
+    print_status(f"Its images cost {least:.3g} % to {most:.3g} % on average.")
     if budget is not None:
         if budget < least:  # too late to refuse: what was learned must not be lost
-            say(f"It cannot be turned down to {budget:g} %, and is turned to {least:.3g} %.")
-        gate.position = gate.dial.position_within(max(budget, least))
+            print_status(
+                f"It cannot be turned down to {budget:g} %, and is turned to {least:.3g} %."
+            )
+        gate.preference = gate.budget_conditioning.preference_for_budget(max(budget, least))
     save_gate(gate, run.path / GATE_FOLDER)
     return points

@@ -8,31 +8,40 @@ import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 
-from dfs_rl.agents.algorithms import GateLearning, build_algorithm
+from dfs_rl.agents.algorithms import PolicySettings, build_algorithm
 from dfs_rl.agents.callbacks import (
     Checkpointing,
     FiniteGuard,
     Lifecycle,
     Schedules,
+    SyncEpisodes,
     UpdateLog,
-    WholeWalks,
     learn,
 )
 from dfs_rl.agents.checkpoint import capture, restore
 from dfs_rl.agents.cotraining import CoTrainer, CoTraining
 from dfs_rl.agents.evaluation_callback import Validation, ValidationState, rewards_of
-from dfs_rl.agents.gate_export import check_start, deploy, start_from, untrained_gate
+from dfs_rl.agents.gate_export import (
+    check_initial_gate,
+    deploy,
+    load_gate_into_policy,
+    untrained_gate,
+)
 from dfs_rl.agents.hyperparameters import (
     AlgorithmConfig,
     QLearningConfig,
     QRDQNConfig,
-    UpdateSize,
-    suited_to,
+    RolloutSize,
+    with_start_defaults,
 )
 from dfs_rl.agents.logging import Progress, ProgressBar, make_logger
-from dfs_rl.agents.memory import gate_needs, replay_needs, walk_needs
-from dfs_rl.agents.pretraining import begin_uniform, walks_to_begin, worth_most_at_prices
-from dfs_rl.backbones import Backbone, PreparedBackbone, StoredBackbone
+from dfs_rl.agents.memory import gate_needs, replay_needs, rollout_needs
+from dfs_rl.agents.pretraining import (
+    behavior_cloning,
+    best_uniform_at_cost_weight,
+    pretraining_images,
+)
+from dfs_rl.backbones import Backbone, InferenceBackbone, StoredBackbone
 from dfs_rl.backbones.footprint import backward_bytes
 from dfs_rl.backbones.interfaces import WalkableBackbone
 from dfs_rl.costs import CostTable
@@ -41,25 +50,29 @@ from dfs_rl.envs.sb3_vec_env import EnvState, SB3GatingVecEnv
 from dfs_rl.envs.spaces import observation_bytes, observation_space
 from dfs_rl.envs.task import Task
 from dfs_rl.errors import ConfigError
-from dfs_rl.experiments.agent_training import TrainAgentConfig, prices_of, weights_of
+from dfs_rl.experiments.agent_training import (
+    TrainAgentConfig,
+    cost_weight_range_of,
+    reward_weights_of,
+)
 from dfs_rl.experiments.backbone_resolver import (
-    BackboneChoice,
+    BackboneSpec,
     backbone_of_run,
-    check_backbone_of,
-    learned_gate,
+    check_same_backbone,
+    load_learned_gate,
     preview_backbone,
 )
-from dfs_rl.experiments.gate_run import choice_of, validation_interval
+from dfs_rl.experiments.gate_run import backbone_spec, validation_interval
 from dfs_rl.experiments.session import RunSession, TrainingResult
 from dfs_rl.gating.action_masks import gated_budget
-from dfs_rl.gating.budget_conditioning import Dial
+from dfs_rl.gating.budget_conditioning import BudgetConditioning
 from dfs_rl.gating.model import GATE_FOLDER
 from dfs_rl.gating.networks import LearnedGate
 from dfs_rl.gating.storage import save_gate
 from dfs_rl.utils import precision
-from dfs_rl.utils.config import CountOrZero
+from dfs_rl.utils.config import NonNegativeInt
 from dfs_rl.utils.device import check_memory
-from dfs_rl.utils.logging import say
+from dfs_rl.utils.logging import print_status
 from dfs_rl.utils.run_folder import RunFolder
 
 _INITIAL = "initial"
@@ -80,34 +93,34 @@ class LearningState:
         replay: Position in the replay buffer, of an algorithm that has one.
     """
 
-    timesteps: CountOrZero
-    updates: CountOrZero
+    timesteps: NonNegativeInt
+    updates: NonNegativeInt
     env: EnvState
-    metrics: CountOrZero
+    metrics: NonNegativeInt
     validation: ValidationState | None
-    backbone_steps: CountOrZero
-    replay: CountOrZero | None = None
+    backbone_steps: NonNegativeInt
+    replay: NonNegativeInt | None = None
 
 
-def _choice_of(config: TrainAgentConfig, device: str) -> BackboneChoice:
+def _backbone_spec(config: TrainAgentConfig, device: str) -> BackboneSpec:
     """Return which backbone is asked for; by default that of the gate to start from."""
-    choice = choice_of(config, device)
-    if choice.folder is None and config.init_gate is not None:
-        return replace(choice, folder=config.init_gate)
-    return choice
+    spec = backbone_spec(config, device)
+    if spec.folder is None and config.init_gate is not None:
+        return replace(spec, folder=config.init_gate)
+    return spec
 
 
-def prepare(config: TrainAgentConfig, dataset: Dataset, device: str) -> str:
+def validate(config: TrainAgentConfig, dataset: Dataset, device: str) -> str:
     """Validate the configuration against the data and the backbone, and return the run's name."""
-    initial = None if config.init_gate is None else learned_gate(config.init_gate)
-    choice = _choice_of(config, device)
-    backbone = preview_backbone(choice, dataset)
+    initial = None if config.init_gate is None else load_learned_gate(config.init_gate)
+    spec = _backbone_spec(config, device)
+    backbone = preview_backbone(spec, dataset)
     if backbone.costs.exits:
         _check_exits(config)
-    space = observation_space(backbone, dial=config.all_budgets)
-    update = UpdateSize(
-        walks=config.num_envs,
-        layers=backbone.costs.n_layers,
+    space = observation_space(backbone, budget_conditioning=config.all_budgets)
+    update = RolloutSize(
+        n_envs=config.num_envs,
+        n_layers=backbone.costs.n_layers,
         observation_bytes=observation_bytes(space),
     )
     config.algorithm.check_update(update)
@@ -115,10 +128,10 @@ def prepare(config: TrainAgentConfig, dataset: Dataset, device: str) -> str:
     _check_memory(config, backbone, dataset, hidden=hidden, device=device)
     gate = make_gate(config, backbone, initial=initial)
     if config.init_gate is not None and initial is not None:
-        check_start(initial, gate, str(config.init_gate))
-        check_backbone_of(config.init_gate, dataset, choice)
+        check_initial_gate(initial, gate, str(config.init_gate))
+        check_same_backbone(config.init_gate, dataset, spec)
     # Every single image pays for the whole gate; images that leave at once lower the mean.
-    for name, macs in (("budget", gate.least_macs), ("hard_budget", gate.macs)):
+    for name, macs in (("budget", gate.least_macs), ("per_input_budget", gate.macs)):
         budget = getattr(config, name)
         if budget is not None:
             gated_budget(backbone.costs, budget, gate_macs=macs, name=name)
@@ -135,12 +148,12 @@ def _check_memory(
 ) -> None:
     """Raise ConfigError for settings that do not fit into memory, before anything is made."""
     algorithm = config.algorithm
-    needs = walk_needs(
+    needs = rollout_needs(
         backbone,
         num_envs=config.num_envs,
         val_images=len(dataset.val),
-        val_walks=config.val_walks,
-        dial=config.all_budgets,
+        val_repeats=config.val_repeats,
+        budget_conditioning=config.all_budgets,
     )
     decisions = config.num_envs * backbone.costs.n_layers
     needs |= gate_needs(
@@ -148,11 +161,11 @@ def _check_memory(
         kind=algorithm.gate,
         features=config.features,
         hidden=hidden,
-        dial=config.all_budgets,
+        budget_conditioning=config.all_budgets,
         decisions=algorithm.batch_size if isinstance(algorithm, QLearningConfig) else decisions,
         outputs=algorithm.n_quantiles if isinstance(algorithm, QRDQNConfig) else 1,
     )
-    needs |= replay_needs(algorithm, backbone, dial=config.all_budgets)
+    needs |= replay_needs(algorithm, backbone, budget_conditioning=config.all_budgets)
     if config.backbone_mode == "co-train":
         size = config.cotrain.batch_size
         needs[f"cotrain.batch_size is {size}"] = 2 * size * backward_bytes(backbone)
@@ -183,7 +196,7 @@ def train(
     run: RunFolder,
     device: str,
     *,
-    watchers: tuple[BaseCallback, ...] = (),
+    extra_callbacks: tuple[BaseCallback, ...] = (),
 ) -> TrainingResult:
     """Train a gate to the end, or resume from the run's last checkpoint.
 
@@ -194,7 +207,7 @@ def train(
         dataset: The gate learns on its agent split and is validated on its val split.
         run: The run folder.
         device: Where to compute.
-        watchers: Further callbacks.
+        extra_callbacks: Further callbacks.
 
     Raises:
         KeyboardInterrupt: After Ctrl-C, once everything is saved.
@@ -202,8 +215,8 @@ def train(
         CheckpointError: If the checkpoint does not fit.
     """
     cotrains = config.backbone_mode == "co-train"
-    stored = backbone_of_run(run, _choice_of(config, device), dataset, keep_original=cotrains)
-    bar = ProgressBar(steps_made(config, stored.backbone.costs), say=say)
+    stored = backbone_of_run(run, _backbone_spec(config, device), dataset, keep_original=cotrains)
+    bar = ProgressBar(steps_made(config, stored.backbone.costs), print_status=print_status)
     session = RunSession(run, LearningState, report=bar.report)
     lifecycle = Lifecycle(resumed_at=session.state.timesteps if session.state else None)
     initial = _initial_gate(config, run)
@@ -218,16 +231,16 @@ def train(
         feature_macs=backbone.feature_macs,
         name=gate.name,
         budget=gate.budget,
-        dial=gate.dial,
-        position=gate.position,
+        budget_conditioning=gate.budget_conditioning,
+        preference=gate.preference,
         exits=gate.exits,
     )
     if session.checkpoint is not None:
         restore(model, session.checkpoint)
     elif initial is not None:
-        start_from(model, initial)
-    elif config.begins == "uniform":
-        start_from(model, _uniform_gate(export(model), env.task, seed=config.seed))
+        load_gate_into_policy(model, initial)
+    elif config.resolved_start == "uniform":
+        load_gate_into_policy(model, _uniform_gate(export(model), env.task, seed=config.seed))
     session.keep_best(stored, gate, cotrained=cotrainer is not None)
     board = session.open_board(purge_step=lifecycle.resumed_at)
     model.set_logger(make_logger(session.log, board))
@@ -236,13 +249,13 @@ def train(
         dataset.val.to(device),
         reward=partial(
             rewards_of,
-            weights=weights_of(config),
-            budget=config.hard_budget,
-            prices=prices_of(config),
+            weights=reward_weights_of(config),
+            budget=config.per_input_budget,
+            cost_weight_range=cost_weight_range_of(config),
         ),
         every=every,
         total=steps_made(config, backbone.costs),
-        walks=config.val_walks,
+        repeats=config.val_repeats,
         backbone=lambda: env.task.backbone,
     )
 
@@ -256,7 +269,7 @@ def train(
         session.save(tensors, {**state, "backbone_steps": cotrainer.steps if cotrainer else 0})
 
     callbacks: list[BaseCallback] = [
-        *([WholeWalks()] if gate.exits is not None else []),
+        *([SyncEpisodes()] if gate.exits is not None else []),
         FiniteGuard(lifecycle),
         *(
             [CoTraining(lifecycle, cotrainer, export=export, renew=renew_backbone)]
@@ -269,23 +282,23 @@ def train(
         # Last: some of the others draw random numbers, and a resumed run skips them once.
         Schedules(seed=config.seed, config=algorithm_of(config)),
         Progress(bar),
-        *watchers,
+        *extra_callbacks,
     ]
     with session.running() as lifecycle.stop:
         remaining = max(0, gate_timesteps(config) - model.num_timesteps)
         learn(model, remaining, callbacks, fresh=session.checkpoint is None)
-    if lifecycle.stop.made:
+    if lifecycle.stop.requested:
         raise KeyboardInterrupt
-    pretrained = initial is None and config.begins == "uniform"
+    pretrained = initial is None and config.resolved_start == "uniform"
     return session.result(
-        gate_images=env.episodes + (walks_to_begin(backbone.costs) if pretrained else 0),
+        gate_images=env.episodes + (pretraining_images(backbone.costs) if pretrained else 0),
         backbone_images=cotrainer.images_seen if cotrainer else 0,
     )
 
 
 def algorithm_of(config: TrainAgentConfig) -> AlgorithmConfig:
     """Return the chosen algorithm's hyperparameters, with defaults that suit the gate's start."""
-    return suited_to(config.algorithm, config.begins, timesteps=config.timesteps)
+    return with_start_defaults(config.algorithm, config.resolved_start, timesteps=config.timesteps)
 
 
 def gate_timesteps(config: TrainAgentConfig) -> int:
@@ -310,7 +323,7 @@ def make_gate(
     config: TrainAgentConfig, backbone: WalkableBackbone, *, initial: LearnedGate | None = None
 ) -> LearnedGate:
     """Return the untrained gate of a configuration, as wide as ``initial`` by default."""
-    prices = prices_of(config)
+    cost_weight_range = cost_weight_range_of(config)
     hidden = config.hidden
     if hidden is None and initial is not None:
         hidden = initial.hidden
@@ -320,11 +333,13 @@ def make_gate(
         features=config.features,
         hidden=hidden,
         name=config.algorithm.label,
-        budget=config.hard_budget,
-        dial=None if prices is None else Dial(),
+        budget=config.per_input_budget,
+        budget_conditioning=None if cost_weight_range is None else BudgetConditioning(),
     )
-    if prices is not None and config.budget is None:  # a budget is set once the gate has learned
-        gate.position = prices.position(weights_of(config).cost)
+    if (
+        cost_weight_range is not None and config.budget is None
+    ):  # a budget is set once the gate has learned
+        gate.preference = cost_weight_range.preference(reward_weights_of(config).cost)
     return gate
 
 
@@ -339,17 +354,17 @@ def _make_env(
     task = Task(
         backbone=_freeze(config, stored, device),
         images=dataset.agent.to(device),
-        weights=weights_of(config),
-        budget=config.hard_budget,
+        reward=reward_weights_of(config),
+        budget=config.per_input_budget,
         class_names=dataset.class_names,
-        prices=prices_of(config),
+        cost_weight_range=cost_weight_range_of(config),
         gate_macs=gate.macs,
     )
     return SB3GatingVecEnv(
         task,
         config.num_envs,
-        images_per_group=config.rollouts_per_image,
-        whole_walks=True,
+        group_size=config.resolved_group_size,
+        sync_episodes=True,
         seed=config.seed,
     )
 
@@ -357,14 +372,14 @@ def _make_env(
 def _make_algorithm(
     config: TrainAgentConfig, env: SB3GatingVecEnv, gate: LearnedGate, *, device: str
 ) -> BaseAlgorithm:
-    learning = GateLearning(
+    learning = PolicySettings(
         feature_sizes=gate.feature_sizes,
         hidden=gate.hidden,
-        images_per_group=config.rollouts_per_image,
+        group_size=config.resolved_group_size,
         seed=config.seed,
         device=device,
         timesteps=config.timesteps,
-        whole_walks=gate.exits is not None,
+        sync_episodes=gate.exits is not None,
     )
     return build_algorithm(algorithm_of(config), env, learning)
 
@@ -379,7 +394,7 @@ def _make_cotrainer(
     if config.backbone_mode == "frozen":
         return None
     cotrainer = CoTrainer(
-        config.cotrain, stored.backbone, dataset, seed=config.seed, budget=config.hard_budget
+        config.cotrain, stored.backbone, dataset, seed=config.seed, budget=config.per_input_budget
     )
     if session.checkpoint is not None and session.state is not None:
         cotrainer.restore(session.checkpoint.tensors, session.state.backbone_steps)
@@ -392,18 +407,23 @@ def _initial_gate(config: TrainAgentConfig, run: RunFolder) -> LearnedGate | Non
         return None
     kept = run.path / _INITIAL
     if not (kept / GATE_FOLDER).is_dir():
-        save_gate(learned_gate(config.init_gate), kept / GATE_FOLDER)
-    return learned_gate(kept)
+        save_gate(load_learned_gate(config.init_gate), kept / GATE_FOLDER)
+    return load_learned_gate(kept)
 
 
 def _uniform_gate(gate: LearnedGate, task: Task, *, seed: int) -> LearnedGate:
     """Return ``gate``, trained to draw around the uniform option that is worth most."""
-    begin_uniform(
-        gate, task.backbone, task.images, worth_most_at_prices(task), budget=task.budget, seed=seed
+    behavior_cloning(
+        gate,
+        task.backbone,
+        task.images,
+        best_uniform_at_cost_weight(task),
+        budget=task.budget,
+        seed=seed,
     )
     return gate
 
 
-def _freeze(config: TrainAgentConfig, stored: StoredBackbone, device: str) -> PreparedBackbone:
+def _freeze(config: TrainAgentConfig, stored: StoredBackbone, device: str) -> InferenceBackbone:
     dtype = precision.resolve_frozen(config.precision, torch.device(device))
-    return stored.backbone.prepare(dtype).to(device)
+    return stored.backbone.to_inference(dtype).to(device)

@@ -13,8 +13,12 @@ from dfs_rl.agents.evaluation_callback import rewards_of
 from dfs_rl.agents.gate_export import untrained_gate
 from dfs_rl.agents.hyperparameters import BuiltKind, FeatureChoice
 from dfs_rl.agents.logging import ProgressBar
-from dfs_rl.agents.memory import gate_needs, walk_needs
-from dfs_rl.agents.pretraining import begin_uniform, likeliest_within, walks_to_begin
+from dfs_rl.agents.memory import gate_needs, rollout_needs
+from dfs_rl.agents.pretraining import (
+    behavior_cloning,
+    best_uniform_within_budget,
+    pretraining_images,
+)
 from dfs_rl.agents.supervised.blockdrop import BlockDropTrainer
 from dfs_rl.agents.supervised.config import Method
 from dfs_rl.agents.supervised.dfs import DFSTrainer
@@ -29,21 +33,25 @@ from dfs_rl.data import Dataset
 from dfs_rl.errors import ConfigError
 from dfs_rl.evaluation.records import GateRecords
 from dfs_rl.experiments.backbone_resolver import backbone_of_run, preview_backbone
-from dfs_rl.experiments.gate_run import choice_of, validation_interval
+from dfs_rl.experiments.gate_run import backbone_spec, validation_interval
 from dfs_rl.experiments.session import RunSession, TrainingResult
 from dfs_rl.experiments.supervised_training import TrainGumbelConfig
 from dfs_rl.gating.action_masks import gated_budget
-from dfs_rl.gating.budget_conditioning import BudgetRange, Dial, even_positions
+from dfs_rl.gating.budget_conditioning import (
+    BudgetConditioning,
+    BudgetRange,
+    low_discrepancy_preferences,
+)
 from dfs_rl.gating.networks import LearnedGate
 from dfs_rl.gating.reward import RewardWeights
 from dfs_rl.utils.device import check_memory
-from dfs_rl.utils.logging import say
+from dfs_rl.utils.logging import print_status
 from dfs_rl.utils.run_folder import RunFolder
 from dfs_rl.utils.seeding import seed_everything, stream_seed
 
 _SPAN = 8.0
 """Highest over lowest default budget of the gated layers."""
-_STRETCHES = 8
+_N_BINS = 8
 """Parts of the range of budgets, within each of which images together keep to their budgets."""
 _NAMES: Mapping[Method, str] = {
     "gumbel": "Gumbel",
@@ -90,7 +98,7 @@ def build_gate(config: TrainGumbelConfig, backbone: WalkableBackbone) -> Learned
         kind=kind_of(config),
         features=features_of(config),
         hidden=config.hidden,
-        dial=Dial() if config.all_budgets else None,
+        budget_conditioning=BudgetConditioning() if config.all_budgets else None,
         choices=skip_or_run(backbone.options) if config.method == "skipnet" else None,
         name=name if config.method == "blockdrop" else f"{name} {config.gate.upper()}",
     )
@@ -108,7 +116,7 @@ def build_trainer(
     return trainer(config.training, task, cotrainer)
 
 
-def rewards_within(
+def budgeted_rewards(
     records: GateRecords, costs: CostTable, *, budget: float, budgets: BudgetRange | None = None
 ) -> Tensor:
     """Return each image's reward under a gate whose mean computation is bounded, float64 ``[n]``.
@@ -118,7 +126,7 @@ def rewards_within(
 
     Args:
         records: Of the validation images; with ``budgets``, image ``i`` at the ``i``-th of
-            ``even_positions``.
+            ``low_discrepancy_preferences``.
         costs: The backbone's.
         budget: In percent.
         budgets: Of a gate for many budgets: each stretch of their range, with its images, has its
@@ -129,11 +137,11 @@ def rewards_within(
     overshoot = RewardWeights.overshoot
     if budgets is None:
         return rewards - overshoot * max(0.0, float(computation.mean()) - budget) / 100.0
-    positions = even_positions(len(computation)).double()
-    over = computation - budgets.budgets(positions)
-    stretch = (positions * _STRETCHES).long()  # [n]
-    total = torch.zeros(_STRETCHES, dtype=torch.float64).index_add(0, stretch, over)
-    mean = total / torch.bincount(stretch, minlength=_STRETCHES).clamp(min=1)
+    preferences = low_discrepancy_preferences(len(computation)).double()
+    over = computation - budgets.at(preferences)
+    stretch = (preferences * _N_BINS).long()  # [n]
+    total = torch.zeros(_N_BINS, dtype=torch.float64).index_add(0, stretch, over)
+    mean = total / torch.bincount(stretch, minlength=_N_BINS).clamp(min=1)
     return rewards - overshoot * mean.clamp(min=0.0)[stretch] / 100.0
 
 
@@ -171,14 +179,14 @@ def targets(
     lowest = config.budget if budgets is None else budgets.lowest
     left = gated_budget(costs, lowest, gate_macs=gate_macs)
     if budgets is None:
-        return lambda positions: torch.full_like(positions, left)
+        return lambda preferences: torch.full_like(preferences, left)
     fixed = 100.0 * costs.fixed_cost(gate_macs=gate_macs)
-    return lambda positions: (budgets.budgets(positions) - fixed) / 100.0
+    return lambda preferences: (budgets.at(preferences) - fixed) / 100.0
 
 
-def prepare(config: TrainGumbelConfig, dataset: Dataset, device: str) -> str:
+def validate(config: TrainGumbelConfig, dataset: Dataset, device: str) -> str:
     """Validate the configuration against the data and the backbone, and return the run's name."""
-    backbone = preview_backbone(choice_of(config, device), dataset)
+    backbone = preview_backbone(backbone_spec(config, device), dataset)
     _check_memory(config, backbone, dataset, device)
     try:
         targets(config, backbone.costs, gate_macs=build_gate(config, backbone).macs)
@@ -201,15 +209,15 @@ def _check_memory(
         kind=kind_of(config),
         features=features_of(config),
         hidden=config.hidden,
-        dial=config.all_budgets,
+        budget_conditioning=config.all_budgets,
         decisions=batch * backbone.costs.n_layers,
     )
-    needs |= walk_needs(
+    needs |= rollout_needs(
         backbone,
         num_envs=0,
         val_images=len(dataset.val),
-        val_walks=config.val_walks,
-        dial=config.all_budgets,
+        val_repeats=config.val_repeats,
+        budget_conditioning=config.all_budgets,
     )
     each = backward_bytes(backbone)  # at one option; a gate learns from a mix of all
     needs[f"training.batch_size is {batch}"] = batch * each * backbone.costs.n_actions
@@ -246,17 +254,17 @@ def train(
         CheckpointError: If the checkpoint does not fit.
     """
     cotrains = config.backbone_mode == "co-train"
-    stored = backbone_of_run(run, choice_of(config, device), dataset, keep_original=cotrains)
+    stored = backbone_of_run(run, backbone_spec(config, device), dataset, keep_original=cotrains)
     n_layers = stored.backbone.costs.n_layers
     total, size = steps_and_size(config, n_layers, len(dataset.agent))
-    bar = bar or ProgressBar(total * size, say=say)
+    bar = bar or ProgressBar(total * size, print_status=print_status)
     session = RunSession(run, SupervisedState, report=bar.report)
     backbone: Backbone = stored.backbone.to(device).eval()
     costs, agent = backbone.costs, dataset.agent.to(device)
     cotrainer = _make_cotrainer(config, backbone, dataset)
     if cotrainer is None:
         backbone.requires_grad_(requires_grad=False)
-    frozen = backbone.prepare().to(device)  # in float32, as the form that it is mixed with
+    frozen = backbone.to_inference().to(device)  # in float32, as the form that it is mixed with
     gate = build_gate(config, backbone).to(device)
     target = targets(config, costs, gate_macs=gate.macs)
     task = GateTask(
@@ -279,13 +287,13 @@ def train(
     validator = session.validate_on(
         dataset.val.to(device),
         reward=partial(
-            rewards_within,
+            budgeted_rewards,
             budget=config.budget,
             budgets=budgets_of(config, costs, gate_macs=gate.macs),
         ),
         every=every,
         total=total * size,
-        walks=config.val_walks,
+        repeats=config.val_repeats,
         backbone=lambda: trainer.frozen,
     )
 
@@ -293,8 +301,10 @@ def train(
         session.save(trainer.tensors(), {"trainer": trainer.state})
 
     if session.checkpoint is None:
-        if config.begins == "uniform":
-            begin_uniform(gate, frozen, agent, likeliest_within(frozen, target), seed=config.seed)
+        if config.resolved_start == "uniform":
+            behavior_cloning(
+                gate, frozen, agent, best_uniform_within_budget(frozen, target), seed=config.seed
+            )
         validator.validate(gate.eval(), 0)
         save()
     save_every = config.checkpoint_every or every
@@ -314,7 +324,7 @@ def train(
                 ended = trainer.steps == total
                 if validator.is_due(timesteps) or ended:
                     validator.validate(gate.eval(), timesteps)
-                requested = stop.made  # once: it may change at any moment
+                requested = stop.requested  # once: it may change at any moment
                 due = timesteps // save_every > (timesteps - size) // save_every
                 if due or ended or requested:
                     save()
@@ -324,7 +334,8 @@ def train(
         bar.close()
     images = trainer.steps * size // costs.n_layers
     return session.result(
-        gate_images=images + (walks_to_begin(costs) if config.begins == "uniform" else 0),
+        gate_images=images
+        + (pretraining_images(costs) if config.resolved_start == "uniform" else 0),
         backbone_images=cotrainer.images_seen if cotrainer else 0,
     )
 

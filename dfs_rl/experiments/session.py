@@ -116,14 +116,14 @@ class RunSession(Generic[StateT]):
     Attributes:
         checkpoint: What the training resumes from, ``None`` at its start.
         state: The checkpoint's state, ``None`` at the start.
-        board: TensorBoard, after ``open_board``.
+        writer: TensorBoard, after ``open_board``.
         validator: After ``validate_on``.
 
     Raises:
         CheckpointError: If the checkpoint is damaged or of another training.
     """
 
-    board: TensorBoard
+    writer: TensorBoard
     validator: Validator[Any] | None = None
 
     def __init__(
@@ -152,8 +152,8 @@ class RunSession(Generic[StateT]):
 
     def open_board(self, *, purge_step: int | None) -> TensorBoard:
         """Open TensorBoard; earlier events from ``purge_step`` on are removed."""
-        self.board = TensorBoard(self.run, purge_step=purge_step)
-        return self.board
+        self.writer = TensorBoard(self.run, purge_step=purge_step)
+        return self.writer
 
     def keep_best(self, stored: StoredBackbone, gate: LearnedGate, *, cotrained: bool) -> None:
         """Keep the best gate in run folder and checkpoints, and put back that of the checkpoint.
@@ -178,7 +178,7 @@ class RunSession(Generic[StateT]):
         every: int,
         total: int,
         backbone: Callable[[], WalkableBackbone],
-        walks: int = 1,
+        repeats: int = 1,
         keep: Callable[[Any], None] | None = None,
     ) -> Validator[Any]:
         """Schedule validations, see ``Validator``; ``keep`` replaces ``keep_best``."""
@@ -195,11 +195,11 @@ class RunSession(Generic[StateT]):
             reward=reward,
             every=every,
             total=total,
-            walks=walks,
+            repeats=repeats,
             backbone=backbone,
             keep=keep,
             log=self.log,
-            board=self.board,
+            board=self.writer,
             report=self._report,
             resumed=resumed,
         )
@@ -222,7 +222,7 @@ class RunSession(Generic[StateT]):
             with stop_on_interrupt() if stop is None else nullcontext(stop) as request:
                 yield request
         finally:
-            self.board.close()
+            self.writer.close()
 
     def result(self, *, gate_images: int, backbone_images: int = 0) -> TrainingResult:
         """Return the result after the last validation."""

@@ -9,16 +9,16 @@ from torch import Tensor
 from dfs_rl.agents.evaluation_callback import rewards_of
 from dfs_rl.agents.logging import ProgressBar
 from dfs_rl.agents.static.methods import STATIC_METHODS
-from dfs_rl.agents.static.tried import Tried
+from dfs_rl.agents.static.tried import EvaluatedTable
 from dfs_rl.backbones import StoredBackbone
 from dfs_rl.costs import CostTable
 from dfs_rl.data import Dataset
 from dfs_rl.envs.network_wide_env import NetworkWideEnv
 from dfs_rl.errors import CheckpointError
-from dfs_rl.evaluation.static_tables.budget import fits
-from dfs_rl.evaluation.static_tables.scoring import Table, TableScore, TableScorer
+from dfs_rl.evaluation.static_tables.budget import is_within_budget
+from dfs_rl.evaluation.static_tables.scoring import StaticTable, StaticTableScore, StaticTableScorer
 from dfs_rl.experiments.backbone_resolver import backbone_of_run, preview_backbone
-from dfs_rl.experiments.gate_run import VALIDATIONS, choice_of
+from dfs_rl.experiments.gate_run import N_VALIDATIONS, backbone_spec
 from dfs_rl.experiments.session import RunSession, TrainingResult
 from dfs_rl.experiments.static_training import TrainStaticConfig
 from dfs_rl.gating.action_masks import gated_budget
@@ -26,7 +26,7 @@ from dfs_rl.gating.base import TableGate
 from dfs_rl.gating.model import GATE_FOLDER
 from dfs_rl.gating.reward import RewardWeights
 from dfs_rl.gating.storage import save_gate
-from dfs_rl.utils.logging import say
+from dfs_rl.utils.logging import print_status
 from dfs_rl.utils.run_folder import RunFolder
 from dfs_rl.utils.signals import StopRequest
 
@@ -73,11 +73,11 @@ class StaticSearch:
         self.stop = StopRequest()
         self._run = run
         self._bar = bar
-        known = _load_scores(run)
+        cached_scores = _load_scores(run)
         self.session: RunSession[None] = RunSession(run, None, report=bar.report)
-        self.backbone = stored.backbone.prepare().to(device)
+        self.backbone = stored.backbone.to_inference().to(device)
         val = dataset.val.to(device)
-        self._val = TableScorer(self.backbone, val, known=known["val"])
+        self._val = StaticTableScorer(self.backbone, val, cached_scores=cached_scores["val"])
         self.env = NetworkWideEnv(
             backbone=self.backbone,
             dataset=dataset,
@@ -86,14 +86,14 @@ class StaticSearch:
             continuous=STATIC_METHODS[config.method].continuous,
             device=device,
         )
-        self.env.scorer.remember(known["agent"])
-        self._board = self.session.open_board(purge_step=0 if any(known.values()) else None)
+        self.env.scorer.add_cached_scores(cached_scores["agent"])
+        self._board = self.session.open_board(purge_step=0 if any(cached_scores.values()) else None)
         # All tables that are validated keep to the budget, so only their answers count.
         free = RewardWeights(cost=0.0)
         self.validator = self.session.validate_on(
             val,
             reward=lambda records, costs: rewards_of(records, costs, free, budget=None),
-            every=self.backbone.costs.n_layers * max(1, config.episodes // VALIDATIONS),
+            every=self.backbone.costs.n_layers * max(1, config.episodes // N_VALIDATIONS),
             total=search_timesteps(config, self.backbone.costs),
             backbone=lambda: self.backbone,
             keep=lambda gate: save_gate(gate, run.path / GATE_FOLDER),
@@ -102,7 +102,7 @@ class StaticSearch:
         self._validated_at: int | None = None
         self._began = time.perf_counter()
 
-    def watch(self, tried: Tried) -> bool:
+    def on_table(self, tried: EvaluatedTable) -> bool:
         """Log a table, validate and save if it is time, and return whether to go on."""
         self._timesteps = tried.timesteps
         figures = {"accuracy": tried.accuracy, "computation": tried.computation}
@@ -122,7 +122,7 @@ class StaticSearch:
             tried.timesteps,
         )
         self._bar.update(tried.timesteps, tried=f"{tried.accuracy:.1f} %")
-        requested = self.stop.made  # once: it may change at any moment
+        requested = self.stop.requested  # once: it may change at any moment
         due = self.validator.is_due(tried.timesteps)
         if due:
             self.validate()
@@ -133,7 +133,9 @@ class StaticSearch:
     def validate(self) -> None:
         """Measure the best table so far on val, if any keeps to the budget, and keep the best."""
         costs, scores = self.backbone.costs, self.env.scorer.scores
-        affordable = [table for table in scores if fits(costs, table, self.config.budget)]
+        affordable = [
+            table for table in scores if is_within_budget(costs, table, self.config.budget)
+        ]
         finalists = sorted(affordable, key=lambda table: scores[table], reverse=True)[:FINALISTS]
         if not finalists or self._timesteps == self._validated_at:
             return
@@ -149,13 +151,13 @@ class StaticSearch:
         """Store all scores."""
         tensors: dict[str, Tensor] = {}
         for split, scorer in zip(_SPLITS, (self.env.scorer, self._val), strict=True):
-            tensors |= {f"{split}.{k}": v for k, v in _to_tensors(scorer.known()).items()}
+            tensors |= {f"{split}.{k}": v for k, v in _to_tensors(scorer.cached_scores()).items()}
         self._run.save_checkpoint(CHECKPOINT, tensors, {"images": self.config.images})
 
 
-def prepare(config: TrainStaticConfig, dataset: Dataset, device: str) -> str:
+def validate(config: TrainStaticConfig, dataset: Dataset, device: str) -> str:
     """Validate the configuration against the backbone, and return the run's name."""
-    backbone = preview_backbone(choice_of(config, device), dataset)
+    backbone = preview_backbone(backbone_spec(config, device), dataset)
     gated_budget(backbone.costs, config.budget)
     return f"static-{config.method}-{dataset.name}"
 
@@ -177,15 +179,17 @@ def train(
         ConfigError: If the budget does not suffice for the cheapest table.
         CheckpointError: If the stored scores do not fit.
     """
-    stored = backbone_of_run(run, choice_of(config, device), dataset)
-    bar = bar or ProgressBar(search_timesteps(config, stored.backbone.costs), say=say)
+    stored = backbone_of_run(run, backbone_spec(config, device), dataset)
+    bar = bar or ProgressBar(
+        search_timesteps(config, stored.backbone.costs), print_status=print_status
+    )
     search = StaticSearch(config, stored, dataset, run, device=device, bar=bar)
     find = STATIC_METHODS[config.method].find
     bar.start(0)
     try:
         with search.session.running() as search.stop:
-            find(search.env, config.episodes, config.seed, search.watch)
-            if search.stop.made:
+            find(search.env, config.episodes, config.seed, search.on_table)
+            if search.stop.requested:
                 raise KeyboardInterrupt
             search.validate()
             search.save()
@@ -195,7 +199,7 @@ def train(
     return search.session.result(gate_images=len(scorer.scores) * len(scorer.image_set))
 
 
-def _to_tensors(scores: Mapping[Table, TableScore]) -> dict[str, Tensor]:
+def _to_tensors(scores: Mapping[StaticTable, StaticTableScore]) -> dict[str, Tensor]:
     """Return scores as tensors, which keep every bit of them."""
     return {
         "tables": torch.tensor(list(scores), dtype=torch.int64),
@@ -206,7 +210,7 @@ def _to_tensors(scores: Mapping[Table, TableScore]) -> dict[str, Tensor]:
     }
 
 
-def _load_scores(run: RunFolder) -> dict[str, dict[Table, TableScore]]:
+def _load_scores(run: RunFolder) -> dict[str, dict[StaticTable, StaticTableScore]]:
     """Return the scores that an earlier start of the run stored, by split."""
     if not run.has_checkpoint(CHECKPOINT):
         return {split: {} for split in _SPLITS}
@@ -214,7 +218,7 @@ def _load_scores(run: RunFolder) -> dict[str, dict[Table, TableScore]]:
     try:
         return {
             split: {
-                tuple(table): TableScore(correct, likelihood)
+                tuple(table): StaticTableScore(correct, likelihood)
                 for table, correct, likelihood in zip(
                     tensors[f"{split}.tables"].tolist(),
                     tensors[f"{split}.correct"].tolist(),

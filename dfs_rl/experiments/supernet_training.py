@@ -23,7 +23,7 @@ from dfs_rl.gating.model import BACKBONE_FOLDER
 from dfs_rl.training.supernet import Position, SupernetTrainer, uniform_accuracies
 from dfs_rl.utils.checkpoint import check_finite
 from dfs_rl.utils.cli import Invocation
-from dfs_rl.utils.config import CountOrZero, config_to_dict
+from dfs_rl.utils.config import NonNegativeInt, config_to_dict
 from dfs_rl.utils.device import check_devices, check_memory, resolve_device, set_threads
 from dfs_rl.utils.io import write_json
 from dfs_rl.utils.run_folder import RunFolder
@@ -129,7 +129,7 @@ def train_supernet(
     if session.checkpoint is not None:
         trainer.restore(session.checkpoint.tensors, Position(progress.epoch, progress.step))
         check_finite(trainer.backbone, f"the checkpoint in {run.checkpoint_dir}")
-    few = dataset.val.subset(torch.arange(min(config.eval_images, len(dataset.val)))).to(
+    val_subset = dataset.val.subset(torch.arange(min(config.eval_images, len(dataset.val)))).to(
         trainer.device
     )
     session.open_board(purge_step=progress.epoch + 1)
@@ -137,10 +137,10 @@ def train_supernet(
         while progress.epoch < config.epochs:
             progress = _train_epoch(trainer, progress, stopping, total=config.epochs)
             if progress.step == 0:
-                _log_epoch(session, progress, trainer.snapshot(), few, total=config.epochs)
+                _log_epoch(session, progress, trainer.snapshot(), val_subset, total=config.epochs)
                 progress = Progress(epoch=progress.epoch)
             session.save(trainer.tensors(), config_to_dict(progress))
-            if stopping.made and progress.epoch < config.epochs:
+            if stopping.requested and progress.epoch < config.epochs:
                 raise KeyboardInterrupt(
                     f"Stopped after {progress.epoch} of {config.epochs} epochs; everything is "
                     f"saved. Go on with: {PROG} --resume {run.path}"
@@ -170,11 +170,11 @@ class Progress:
         metrics: Records logged; the session fills it in.
     """
 
-    epoch: CountOrZero = 0
-    step: CountOrZero = 0
+    epoch: NonNegativeInt = 0
+    step: NonNegativeInt = 0
     labels: float = 0.0
     distillation: float = 0.0
-    metrics: CountOrZero = 0
+    metrics: NonNegativeInt = 0
 
 
 def _train_epoch(
@@ -195,7 +195,7 @@ def _train_epoch(
             distillation += losses.distillation or 0.0
             bar.update()
             bar.set_postfix(loss=f"{losses.labels:.3f}", refresh=False)
-            if stop.made:
+            if stop.requested:
                 break
     epoch, step = trainer.position
     if step == 0:
@@ -224,7 +224,7 @@ def _log_epoch(
         "points": uniform_points(backbone, accuracies),
     }
     session.log({"kind": "epoch", "epoch": progress.epoch, **reached, **figures})
-    session.board.scalars(figures, progress.epoch)
+    session.writer.scalars(figures, progress.epoch)
     shown = ", ".join(f"{bits} bit {value:.1f} %" for bits, value in accuracies.items())
     tqdm.write(
         f"epoch {progress.epoch}: loss {progress.labels:.3f}, val accuracy {shown}", file=sys.stderr
@@ -250,7 +250,7 @@ def train(invocation: Invocation[TrainBackboneConfig]) -> None:
         command=invocation.command,
         fingerprint=dataset.fingerprint,
     )
-    with run.hold():
+    with run.lock():
         if config.workers > 1 and not is_finished(run):
             from dfs_rl.experiments.worker_training import train_with_workers
 

@@ -14,8 +14,8 @@ from dfs_rl.agents.supervised.config import (
 )
 from dfs_rl.errors import ConfigError
 from dfs_rl.experiments.config import GateTrainingConfig
-from dfs_rl.experiments.gate_run import GateCommand
-from dfs_rl.utils.config import Positive, configuration
+from dfs_rl.experiments.gate_run import GateTrainingCommand
+from dfs_rl.utils.config import PositiveFloat, configuration
 
 
 @configuration
@@ -23,21 +23,27 @@ class TrainGumbelConfig(GateTrainingConfig):
     """Settings of ``train_gumbel``.
 
     Attributes:
-        method: Straight-through Gumbel-softmax; the gate of DFS: no noise, and a cost term that changes its sign at the budget; that of
-            SkipNet: each layer is skipped or runs at 32 bit, by supervision and then with reinforcement on top; or that of BlockDrop:
+        method: Straight-through Gumbel-softmax; the gate of DFS: no noise, and a cost term that
+            changes its sign at the budget; that of SkipNet: each layer is skipped or runs at 32
+            bit, by supervision and then with reinforcement on top; or that of BlockDrop:
             reinforcement alone, and all layers are decided on before the first.
-        gate: A small network for each layer, or one LSTM for all; BlockDrop has one network that is neither, and leaves this at ff.
-        budget: What images may cost on average, in percent, gate, stem and head included. A Gumbel gate learns all budgets and is
-            turned to this one; evaluate and load turn it to others.
-        budgets: Lowest and highest budget that such a gate learns; by default from all layers at the lowest bits to eight times that.
-        start: Initial gate: "uniform" prefers the option that is best within the budget if all layers run at it, "indifferent"
-            prefers none. Default uniform for a Gumbel gate on a frozen backbone; the other methods start as in their papers.
-        features: What the gate looks at before each layer: how sure a linear probe of the activation is, the default, or its
-            channels' means as well, which BlockDrop, with the stem's alone, does by default.
+        gate: A small network for each layer, or one LSTM for all; BlockDrop has one network that is
+            neither, and leaves this at ff.
+        budget: What images may cost on average, in percent, gate, stem and head included. A Gumbel
+            gate learns all budgets and is turned to this one; evaluate and load turn it to others.
+        budgets: Lowest and highest budget that such a gate learns; by default from all layers at
+            the lowest bits to eight times that.
+        start: Initial gate: "uniform" prefers the option that is best within the budget if all
+            layers run at it, "indifferent" prefers none. Default uniform for a Gumbel gate on a
+            frozen backbone; the other methods start as in their papers.
+        features: What the gate looks at before each layer: how sure a linear probe of the
+            activation is, the default, or its channels' means as well, which BlockDrop, with the
+            stem's alone, does by default.
         training: Hyperparameters of all methods.
         skipnet: Those of SkipNet alone.
         blockdrop: Those of BlockDrop alone.
-        cotrain: How the backbone learns with --backbone-mode co-train; by default from labels alone, as in the paper of DFS.
+        cotrain: How the backbone learns with --backbone-mode co-train; by default from labels
+            alone, as in the paper of DFS.
     """
 
     FIRST: ClassVar = (
@@ -47,8 +53,8 @@ class TrainGumbelConfig(GateTrainingConfig):
 
     method: Method = "gumbel"
     gate: GateKind = "ff"
-    budget: Positive = 1.0
-    budgets: tuple[Positive, Positive] | None = None
+    budget: PositiveFloat = 1.0
+    budgets: tuple[PositiveFloat, PositiveFloat] | None = None
     features: FeatureChoice | None = None
     training: SupervisedConfig = field(default_factory=SupervisedConfig)
     skipnet: SkipNetConfig = field(default_factory=SkipNetConfig)
@@ -58,34 +64,38 @@ class TrainGumbelConfig(GateTrainingConfig):
     def __post_init__(self) -> None:
         if self.method == "blockdrop" and self.gate != "ff":
             raise ConfigError(
-                f"gate is {self.gate!r}, but method 'blockdrop' decides on all layers at once and remembers nothing; leave it out."
+                f"gate is {self.gate!r}, but method 'blockdrop' decides on all layers at once and "
+                "remembers nothing; leave it out."
             )
         if self.training.distillation and self.method not in get_args(RelaxedMethod):
             raise ConfigError(
-                f"training.distillation is {self.training.distillation}, but method {self.method!r} learns from labels alone; leave it "
+                f"training.distillation is {self.training.distillation}, but method "
+                f"{self.method!r} learns from labels alone; leave it "
                 f"at 0, or take one of {', '.join(get_args(RelaxedMethod))}."
             )
         if self.backbone_mode == "co-train" and self.method not in get_args(RelaxedMethod):
             raise ConfigError(
-                f"backbone_mode is 'co-train', but method {self.method!r} learns on a frozen backbone; leave it out, or take one of "
+                f"backbone_mode is 'co-train', but method {self.method!r} learns on a frozen "
+                "backbone; leave it out, or take one of "
                 f"{', '.join(get_args(RelaxedMethod))}."
             )
-        if self.start == "uniform" and not self._can_begin_uniform:
+        if self.start == "uniform" and not self._can_start_uniform:
             raise ConfigError(
-                f"start is 'uniform', which method {self.method!r} with backbone_mode {self.backbone_mode!r} cannot: it takes method "
+                f"start is 'uniform', which method {self.method!r} with backbone_mode "
+                f"{self.backbone_mode!r} cannot: it takes method "
                 "'gumbel' and a frozen backbone."
             )
         if self.budgets is not None:
             self._check_budgets(*self.budgets)
 
     @property
-    def _can_begin_uniform(self) -> bool:
+    def _can_start_uniform(self) -> bool:
         return self.method == "gumbel" and self.backbone_mode == "frozen"
 
     @property
-    def begins(self) -> Start:
+    def resolved_start(self) -> Start:
         """Where the gate begins."""
-        return self.start or ("uniform" if self._can_begin_uniform else "indifferent")
+        return self.start or ("uniform" if self._can_start_uniform else "indifferent")
 
     @property
     def all_budgets(self) -> bool:
@@ -95,20 +105,22 @@ class TrainGumbelConfig(GateTrainingConfig):
     def _check_budgets(self, lowest: float, highest: float) -> None:
         if not self.all_budgets:
             raise ConfigError(
-                f"budgets is {lowest:g} to {highest:g} %, but this gate learns one budget alone; give --budget, or leave out what fixes it."
+                f"budgets is {lowest:g} to {highest:g} %, but this gate learns one budget alone; "
+                "give --budget, or leave out what fixes it."
             )
         if not lowest < highest:
             raise ConfigError(f"budgets is {lowest:g} to {highest:g} %; the lower one comes first.")
         if not lowest <= self.budget <= highest:
             raise ConfigError(
-                f"budget is {self.budget:g} %, which is not among the budgets that the gate learns, {lowest:g} % to {highest:g} %."
+                f"budget is {self.budget:g} %, which is not among the budgets that the gate "
+                f"learns, {lowest:g} % to {highest:g} %."
             )
 
 
-COMMAND = GateCommand(
+COMMAND = GateTrainingCommand(
     kind="train_gumbel",
     description="Learn by supervision which bits each layer of a backbone should spend on each image.",
     config_type=TrainGumbelConfig,
     module="dfs_rl.experiments.gumbel_training",
-    settle=lambda config: replace(config, start=config.begins),
+    with_resolved_defaults=lambda config: replace(config, start=config.resolved_start),
 )

@@ -1,12 +1,13 @@
 """Train a supernet with several workers of Ray Train, which act as one trainer.
 
-The worker of rank 0 does what the command does alone: it measures, logs and saves to the run's folder; see
-``dfs_rl.training.distributed`` for what the others do. A worker that dies is started again with all the others, and they go on
-from the last checkpoint in the run's folder, which is exact; Ray Train has no checkpoints of its own here.
+The worker of rank 0 does what the command does alone: it measures, logs and saves to the run's
+folder; see ``dfs_rl.training.distributed`` for what the others do. A worker that dies is started
+again with all the others, and they go on from the last checkpoint in the run's folder, which is
+exact; Ray Train has no checkpoints of its own here.
 
-The command and the worker of rank 0 talk through a folder: what the worker writes to stderr, progress bar included, arrives on
-the command's; a file says that Ctrl-C was pressed. Decoded images lie once in Ray's object store, and every worker maps them
-into its memory.
+The command and the worker of rank 0 talk through a folder: what the worker writes to stderr,
+progress bar included, arrives on the command's; a file says that Ctrl-C was pressed. Decoded images
+lie once in Ray's object store, and every worker maps them into its memory.
 """
 
 import io
@@ -23,7 +24,7 @@ from dfs_rl.data.sharing import share, unshare
 from dfs_rl.errors import DfsRlError, TrainingError
 from dfs_rl.training.distributed import LEADER, ParallelTrainer
 from dfs_rl.utils.device import resolve_device, set_threads
-from dfs_rl.utils.logging import say
+from dfs_rl.utils.logging import print_status
 from dfs_rl.utils.ray import ray_deprecations_ignored, start_ray
 from dfs_rl.utils.run_folder import RunFolder
 from dfs_rl.utils.signals import StopRequest, stop_on_interrupt
@@ -37,7 +38,7 @@ T = TypeVar("T")
 MAX_RESTARTS = 3
 _POLL = 0.2  # seconds between looks at what the workers say
 # Seconds that a worker waits for another, which may be measuring; Ray notices at once when one dies.
-_PATIENCE = 24 * 3600
+_WORKER_TIMEOUT = 24 * 3600
 
 
 class Channel(NamedTuple):
@@ -52,7 +53,7 @@ class Channel(NamedTuple):
     interactive: bool
 
     @property
-    def spoken(self) -> Path:
+    def stderr_file(self) -> Path:
         """What the worker writes to stderr."""
         return self.folder / "stderr"
 
@@ -67,11 +68,11 @@ class Channel(NamedTuple):
         return self.folder / "stop"
 
 
-class _Spoken(io.TextIOWrapper):
+class _WorkerStderr(io.TextIOWrapper):
     """The worker's end of its stderr; it is a terminal if the command's is, so that progress bars show."""
 
     def __init__(self, channel: Channel) -> None:
-        file = channel.spoken.open("ab", buffering=0)
+        file = channel.stderr_file.open("ab", buffering=0)
         super().__init__(file, encoding="utf-8", newline="", write_through=True)
         self._interactive = channel.interactive
 
@@ -86,7 +87,7 @@ class _StopFile(StopRequest):
         self._path = path
 
     @property
-    def made(self) -> bool:  # type: ignore[override]
+    def requested(self) -> bool:  # type: ignore[override]
         return self._path.exists()
 
 
@@ -100,7 +101,8 @@ def train_with_workers(config: "TrainBackboneConfig", dataset: Dataset, run: Run
 
     Raises:
         KeyboardInterrupt: After Ctrl-C, once everything is saved.
-        DfsRlError: Whatever ``train_supernet`` raises; TrainingError also where workers die again and again.
+        DfsRlError: Whatever ``train_supernet`` raises; TrainingError also where workers die again
+            and again.
     """
     run.check_data(dataset.fingerprint, dataset.name)
     use_gpu = resolve_device(config.device).type == "cuda"
@@ -113,7 +115,7 @@ def train_with_workers(config: "TrainBackboneConfig", dataset: Dataset, run: Run
         ),
     ):
         channel = Channel(Path(folder), interactive=sys.stderr.isatty())
-        channel.spoken.touch()
+        channel.stderr_file.touch()
         outcome = _fit(config, dataset, run, channel, use_gpu=use_gpu)
     if outcome is not None:
         raise outcome
@@ -147,9 +149,9 @@ def _fit(
 
         DataContext.get_current()  # or the thread that runs the trainer makes it, and is warned
         trainer = TorchTrainer(
-            _work,
+            _worker_loop,
             train_loop_config=settings,
-            torch_config=TorchConfig(timeout_s=_PATIENCE),
+            torch_config=TorchConfig(timeout_s=_WORKER_TIMEOUT),
             scaling_config=ScalingConfig(
                 num_workers=config.workers,
                 use_gpu=use_gpu,
@@ -165,7 +167,7 @@ def _fit(
             ),
         )
     try:
-        result = _attend(trainer.fit, channel)
+        result = _run_with_output(trainer.fit, channel)
     except WorkerGroupError as error:
         failures = error.worker_failures.values()
         causes = [getattr(failure, "health_check_failure", failure) for failure in failures]
@@ -174,7 +176,8 @@ def _fit(
                 raise cause from error
         if any(isinstance(cause, RayActorError) for cause in causes):
             raise TrainingError(
-                f"workers died {MAX_RESTARTS + 1} times, most likely for want of memory; what the last checkpoint holds is "
+                f"workers died {MAX_RESTARTS + 1} times, most likely for want of memory; what the "
+                "last checkpoint holds is "
                 f"saved. Go on with: {PROG} --resume {run.path}"
             ) from error
         raise
@@ -182,28 +185,28 @@ def _fit(
     return outcome
 
 
-def _attend(work: Callable[[], T], channel: Channel) -> T:
+def _run_with_output(work: Callable[[], T], channel: Channel) -> T:
     """Do the work in another thread; meanwhile show what the workers say, and pass on Ctrl-C."""
     # Ray Train would take Ctrl-C for itself in the main thread, and throw the running epoch away.
     executor = ThreadPoolExecutor(1)
     try:
         future = executor.submit(work)
         with (
-            channel.spoken.open(encoding="utf-8", errors="replace", newline="") as spoken,
+            channel.stderr_file.open(encoding="utf-8", errors="replace", newline="") as stderr_file,
             stop_on_interrupt() as stop,
         ):
             while not future.done():
                 wait([future], timeout=_POLL)
-                if stop.made:
+                if stop.requested:
                     channel.stop.touch()
-                sys.stderr.write(spoken.read())
+                sys.stderr.write(stderr_file.read())
                 sys.stderr.flush()
         return future.result()
     finally:
         executor.shutdown(wait=False)
 
 
-def _work(settings: dict[str, Any]) -> BaseException | None:
+def _worker_loop(settings: dict[str, Any]) -> BaseException | None:
     """Train as one of the workers, which trust the same code."""
     with trusting(settings["trusted"]):
         return _train(settings)
@@ -234,9 +237,9 @@ def _train(settings: dict[str, Any]) -> BaseException | None:
         trainer.follow()
         return None
     outcome = None
-    with redirect_stderr(_Spoken(channel)):
+    with redirect_stderr(_WorkerStderr(channel)):
         if channel.started.exists():
-            say("A worker was lost; all go on from the last checkpoint.")
+            print_status("A worker was lost; all go on from the last checkpoint.")
         channel.started.touch()
         try:
             train_supernet(config, trainer, dataset, run, stop=_StopFile(channel.stop))

@@ -1,8 +1,9 @@
 """Hard budgets: which actions still allow an answer within the budget.
 
-A budget bounds ``CostTable.computation(options)`` in percent: the gated layers, the never-gated parts and the gate's own MACs
-(``gate_macs``). A gate costs the same before it has learned anything, so learning and deployment mask alike; where nobody knows
-which gate will choose, as in an environment by itself, they are zero.
+A budget bounds ``CostTable.computation(options)`` in percent: the gated layers, the never-gated
+parts and the gate's own MACs (``gate_macs``). A gate costs the same before it has learned anything,
+so learning and deployment mask alike; where nobody knows which gate will choose, as in an
+environment by itself, they are zero.
 """
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from dfs_rl.costs import CostTable
 from dfs_rl.errors import ConfigError
-from dfs_rl.gating.early_exit import prices_of
+from dfs_rl.gating.early_exit import action_costs
 
 _TOLERANCE = 1e-12
 """Sums of the same costs in another order must not decide whether a choice is within the budget."""
@@ -41,7 +42,8 @@ def gated_budget(
         whom = ", counted also for images that leave early" if costs.exits else ""
         gate = f" and the gate's own {share:.3g} %{whom}," if gate_macs else ""
         raise ConfigError(
-            f"{name} {budget:g} % is not enough for the cheapest choice of every layer, which with the fixed parts of the "
+            f"{name} {budget:g} % is not enough for the cheapest choice of every layer, which with "
+            "the fixed parts of the "
             f"network{gate} comes to {least:.6g} %."
         )
     return left
@@ -52,7 +54,8 @@ def action_masks(
 ) -> Tensor:
     """Return which actions keep the cheapest way to an answer within the budget; leaving, only where there is an exit.
 
-    Where none does, the one that leads to the cheapest answer is allowed, so that a sample which is over its budget already can go on.
+    Where none does, the one that leads to the cheapest answer is allowed, so that a sample which is
+    over its budget already can go on.
 
     Args:
         costs: The cost table of the backbone.
@@ -69,9 +72,9 @@ def action_masks(
         exists[costs.exit_action] = layer in costs.exits_after
     if budget is None:
         return exists.expand(len(spent), -1).clone()
-    prices = prices_of(costs, spent.device)
-    through = prices.actions[layer].clone()  # to the answer, [actions]
-    through[: len(costs.options)] += prices.least[layer + 1]
+    cached_costs = action_costs(costs, spent.device)
+    through = cached_costs.actions[layer].clone()  # to the answer, [actions]
+    through[: len(costs.options)] += cached_costs.least[layer + 1]
     through[~exists] = torch.inf
     left = gated_budget(costs, budget, gate_macs=gate_macs) - spent  # [batch]
     allowed = through <= left[:, None] + _TOLERANCE  # [batch, actions]
@@ -86,7 +89,8 @@ def clamp_options(actions: Tensor, mask: Tensor, *, exit_action: int | None = No
     Args:
         actions: int64 ``[batch]``.
         mask: From ``action_masks``, bool ``[batch, actions]``.
-        exit_action: The one that leaves, of which the cheapest option is made where it is not allowed; ``None`` if there is none.
+        exit_action: The one that leaves, of which the cheapest option is made where it is not
+            allowed; ``None`` if there is none.
 
     Returns:
         int64 ``[batch]``.

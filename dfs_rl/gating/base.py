@@ -38,7 +38,8 @@ class Gate(Protocol):
         Args:
             features: Normalised, float32 ``[batch, width]``, see ``Observation``.
             layer: The layer to choose for.
-            context: What was spent, budget, previous option, position of the dial if there is one: float32 ``[batch, 3 or 4]``.
+            context: What was spent, budget, previous option, position of the dial if there is one:
+                float32 ``[batch, 3 or 4]``.
 
         Returns:
             Option indices, int64 ``[batch]``; ``CostTable.exit_action`` leaves.
@@ -50,10 +51,12 @@ class TableGate:
     """The same options for every image: a static mixed-precision network.
 
     Args:
-        table: Option index for each layer; one more than the menu's last leaves the network, see ``CostTable``.
-        options: The menu that the indices belong to, which a table that is stored must know; ``None`` for that of whatever
-            network it steers.
-        exits: After how many layers the network has exits, which a table that leaves by one and is stored must know.
+        table: Option index for each layer; one more than the menu's last leaves the network, see
+            ``CostTable``.
+        options: The menu that the indices belong to, which a table that is stored must know;
+            ``None`` for that of whatever network it steers.
+        exits: After how many layers the network has exits, which a table that leaves by one and is
+            stored must know.
         name: What tables and plots call it.
 
     Raises:
@@ -63,7 +66,7 @@ class TableGate:
     macs = 0.0
     budget: float | None = None
     """What it costs was known when it was made, so nothing is left to enforce."""
-    dial = None
+    budget_conditioning = None
     """There is nothing to turn."""
 
     def __init__(
@@ -82,7 +85,8 @@ class TableGate:
         if options is not None and not all(0 <= option <= most for option in self.table):
             leaving = f", of which {most} leaves" if self.exits else ""
             raise ConfigError(
-                f"table {list(self.table)} holds an option that is not on the menu {list(options)}; allowed are 0 to {most}{leaving}."
+                f"table {list(self.table)} holds an option that is not on the menu "
+                f"{list(options)}; allowed are 0 to {most}{leaving}."
             )
 
     def reset(self, batch_size: int) -> None:
@@ -98,7 +102,8 @@ class TableGate:
 class RandomGate:
     """Options drawn at random, independently for every layer and image.
 
-    The draws are one stream from the construction on; a second gate with the same seed repeats them.
+    The draws are one stream from the construction on; a second gate with the same seed repeats
+    them.
 
     Args:
         marginals: Probability of each action at each layer, ``[layers, actions]``; rows sum to 1.

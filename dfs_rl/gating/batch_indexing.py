@@ -1,7 +1,7 @@
 """Samples picked from a batch and put back, at the speed of copying memory.
 
-Torch's indexing moves one element at a time. Seen as rows of 16-byte words, an activation has a quarter of the elements
-(float32) or an eighth (bfloat16), and indexing it is 4 to 6 times as fast.
+Torch's indexing moves one element at a time. Seen as rows of 16-byte words, an activation has a
+quarter of the elements (float32) or an eighth (bfloat16), and indexing it is 4 to 6 times as fast.
 """
 
 import math

@@ -24,14 +24,14 @@ class FirstPass:
     options: Tensor
     escalated: Tensor
 
-    def added_to(self, last: Tensor, price: Callable[[Tensor], Tensor]) -> Tensor:
+    def total_cost(self, last: Tensor, cost_of: Callable[[Tensor], Tensor]) -> Tensor:
         """Return what each image costs, ``[n]``: ``last`` for the pass that gave the answer, and this one where there were two.
 
         Args:
             last: Cost of the last pass.
-            price: Turns options into costs.
+            cost_of: Turns options into costs.
         """
-        return last + price(self.options) * self.escalated
+        return last + cost_of(self.options) * self.escalated
 
     def cpu(self) -> "FirstPass":
         """Return the same on the CPU."""
@@ -46,24 +46,27 @@ def confidence(logits: Tensor) -> Tensor:
 class CascadeGate:
     """Runs every image by one table, and by another one as well where the first answer is not confident.
 
-    It decides for a pass as a table does; whether there is a second one is asked of it in between, see ``unsure``.
+    It decides for a pass as a table does; whether there is a second one is asked of it in between,
+    see ``should_escalate``.
 
     Args:
         first: Option index for each layer, for all images.
         second: The same for those that run again.
-        threshold: Images whose first answer has a confidence below it run again. From above 1 on, all do.
+        threshold: Images whose first answer has a confidence below it run again. From above 1 on,
+            all do.
         options: The menu that the indices belong to.
         name: What tables and plots call it.
 
     Raises:
-        ConfigError: If an index is not on the menu, the tables differ in length, or the threshold is no number from 0 on.
+        ConfigError: If an index is not on the menu, the tables differ in length, or the threshold
+            is no number from 0 on.
     """
 
     macs = 0.0
     """To compare two numbers takes none; what both passes take is the backbone's."""
     budget: float | None = None
     """What it costs on average was known when it was made; a single image may cost both passes."""
-    dial = None
+    budget_conditioning = None
 
     def __init__(
         self,
@@ -76,11 +79,13 @@ class CascadeGate:
     ) -> None:
         if len(first) != len(second):
             raise ConfigError(
-                f"the tables of a cascade have {len(first)} and {len(second)} layers; they must be of one network."
+                f"the tables of a cascade have {len(first)} and {len(second)} layers; they must be "
+                "of one network."
             )
         if not 0 <= threshold < math.inf:
             raise ConfigError(
-                f"threshold is {threshold}; allowed are numbers from 0 on, where a confidence is at most 1."
+                f"threshold is {threshold}; allowed are numbers from 0 on, where a confidence is "
+                "at most 1."
             )
         self.first, self.second = (TableGate(t, options=options) for t in (first, second))
         self.threshold = threshold
@@ -89,7 +94,7 @@ class CascadeGate:
         self._running = self.first
 
     @property
-    def words(self) -> str:
+    def description(self) -> str:
         """What it does, in a few words."""
         tables = [[self.options[option] for option in t.table] for t in (self.first, self.second)]
         first, second = (
@@ -104,7 +109,7 @@ class CascadeGate:
         self._running = self.first
         self._running.reset(batch_size)
 
-    def run_again(self, batch_size: int) -> None:
+    def start_second_pass(self, batch_size: int) -> None:
         """Begin the second pass, of as many images."""
         self._running = self.second
         self._running.reset(batch_size)
@@ -113,6 +118,6 @@ class CascadeGate:
         """Return the layer's option in this pass for every image."""
         return self._running.decide(features, layer, context)
 
-    def unsure(self, logits: Tensor) -> Tensor:
+    def should_escalate(self, logits: Tensor) -> Tensor:
         """Return which images run again, bool ``[batch]``, by the logits of the first pass."""
         return torch.lt(confidence(logits), self.threshold)

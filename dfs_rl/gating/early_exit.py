@@ -9,10 +9,10 @@ from torch import Tensor
 from dfs_rl.backbones.interfaces import WalkableBackbone, WithExits
 from dfs_rl.costs import CostTable
 from dfs_rl.gating.batch_indexing import gather_rows
-from dfs_rl.gating.execution import WalkState, finish, start, step
+from dfs_rl.gating.execution import ExecutionState, run_head, run_layer, run_stem
 
 
-class Prices(NamedTuple):
+class ActionCosts(NamedTuple):
     """What a cost table says of actions, on one device; not to be changed.
 
     Attributes:
@@ -25,13 +25,13 @@ class Prices(NamedTuple):
 
 
 @lru_cache(maxsize=64)
-def prices_of(costs: CostTable, device: torch.device) -> Prices:
+def action_costs(costs: CostTable, device: torch.device) -> ActionCosts:
     """Return the prices of actions, computed once per table and device."""
     with torch.inference_mode(mode=False):
-        return Prices(costs.action_costs().to(device), costs.least_costs().to(device))
+        return ActionCosts(costs.action_costs().to(device), costs.least_costs().to(device))
 
 
-class Answers(NamedTuple):
+class ExecutionOutput(NamedTuple):
     """Images that came to an answer.
 
     Attributes:
@@ -47,23 +47,23 @@ class Answers(NamedTuple):
     spent: Tensor
 
 
-class Advance(NamedTuple):
+class StepResult(NamedTuple):
     """What a step brought.
 
     Attributes:
         state: Of the images that walk on, one layer further; of none, if all have left.
-        stayed: Which of the batch they are, int64 ``[n]``; ``None`` for all.
-        left: Those that left before the layer, ``None`` if none did.
+        remaining: Which of the batch they are, int64 ``[n]``; ``None`` for all.
+        exited: Those that left before the layer, ``None`` if none did.
     """
 
-    state: WalkState
-    stayed: Tensor | None
-    left: Answers | None
+    state: ExecutionState
+    remaining: Tensor | None
+    exited: ExecutionOutput | None
 
 
 def advance(
-    backbone: WalkableBackbone, state: WalkState, actions: Tensor, *, reuse: bool = False
-) -> Advance:
+    backbone: WalkableBackbone, state: ExecutionState, actions: Tensor, *, reuse: bool = False
+) -> StepResult:
     """Let each image leave, or run the next layer at its option.
 
     Images that leave are taken out of the batch, so nothing is run for them any more.
@@ -71,43 +71,48 @@ def advance(
     Args:
         backbone: The network to walk through.
         state: Where the batch stands; there must be a layer left.
-        actions: int64 ``[batch]``. Leaving where there is no exit means the cheapest option, see ``CostTable``.
-        reuse: See ``step``.
+        actions: int64 ``[batch]``. Leaving where there is no exit means the cheapest option, see
+            ``CostTable``.
+        reuse: See ``run_layer``.
     """
     costs = backbone.costs
     if not costs.exits:
-        return Advance(step(backbone, state, actions, reuse=reuse), None, None)
+        return StepResult(run_layer(backbone, state, actions, reuse=reuse), None, None)
     leaving = actions == costs.exit_action
     if state.layer not in costs.exits_after:
         options = actions.masked_fill(leaving, 0)
-        return Advance(step(backbone, state, options, reuse=reuse), None, None)
+        return StepResult(run_layer(backbone, state, options, reuse=reuse), None, None)
     rows = leaving.nonzero()[:, 0]
     if len(rows) == 0:
-        return Advance(step(backbone, state, actions, reuse=reuse), None, None)
-    stayed = (~leaving).nonzero()[:, 0]
-    left = _answers(backbone, state, rows)
-    staying = picked(state, stayed)
-    if len(stayed) == 0:
-        return Advance(staying._replace(layer=state.layer + 1), stayed, left)
+        return StepResult(run_layer(backbone, state, actions, reuse=reuse), None, None)
+    remaining = (~leaving).nonzero()[:, 0]
+    exited = _exit_output(backbone, state, rows)
+    remaining_state = gather_state(state, remaining)
+    if len(remaining) == 0:
+        return StepResult(remaining_state._replace(layer=state.layer + 1), remaining, exited)
     # What was picked is a copy, so it can be written to.
-    after = step(backbone, staying, actions[stayed], reuse=not torch.is_grad_enabled())
-    return Advance(after, stayed, left)
+    after = run_layer(
+        backbone, remaining_state, actions[remaining], reuse=not torch.is_grad_enabled()
+    )
+    return StepResult(after, remaining, exited)
 
 
-def _answers(backbone: WalkableBackbone, state: WalkState, rows: Tensor) -> Answers:
+def _exit_output(
+    backbone: WalkableBackbone, state: ExecutionState, rows: Tensor
+) -> ExecutionOutput:
     """Take the answers of the exit before the next layer."""
     assert isinstance(backbone, WithExits), "a network whose costs know exits has them"
     costs, layer = backbone.costs, state.layer
-    here = picked(state, rows)
+    here = gather_state(state, rows)
     here.options[:, layer:] = costs.exit_action
-    price = prices_of(costs, here.spent.device).actions[layer, costs.exit_action]
+    exit_cost = action_costs(costs, here.spent.device).actions[layer, costs.exit_action]
     logits = backbone.answer(here.hidden, layer)
-    return Answers(rows, logits, here.options, here.spent + price)
+    return ExecutionOutput(rows, logits, here.options, here.spent + exit_cost)
 
 
-def picked(state: WalkState, rows: Tensor) -> WalkState:
+def gather_state(state: ExecutionState, rows: Tensor) -> ExecutionState:
     """Return images of a batch by their rows, copied; one may be picked more than once."""
-    return WalkState(
+    return ExecutionState(
         hidden=gather_rows(state.hidden, rows),
         layer=state.layer,
         options=state.options[rows],
@@ -115,7 +120,7 @@ def picked(state: WalkState, rows: Tensor) -> WalkState:
     )
 
 
-class Walkers:
+class ActiveBatch:
     """A batch of images on its way through a network, some of which have left.
 
     Args:
@@ -130,51 +135,51 @@ class Walkers:
     def __init__(self, backbone: WalkableBackbone, images: Tensor) -> None:
         self._backbone = backbone
         self._n = len(images)
-        self._left: list[Answers] = []
-        self.state = start(backbone, images)
+        self._exited: list[ExecutionOutput] = []
+        self.state = run_stem(backbone, images)
         self.rows: Tensor | None = None
 
     @property
-    def walking(self) -> bool:
+    def unfinished(self) -> bool:
         """Whether a layer is left, and an image to run it for."""
         some = len(self.state.spent) > 0
         return some and self.state.layer < self._backbone.costs.n_layers
 
-    def spread(self, values: Tensor) -> Tensor:
+    def scatter(self, values: Tensor) -> Tensor:
         """Return values of the images that are still there for the whole batch, zero for the others."""
         if self.rows is None:
             return values
         return values.new_zeros(self._n, *values.shape[1:]).index_copy(0, self.rows, values)
 
-    def pick(self, values: Tensor) -> Tensor:
+    def gather(self, values: Tensor) -> Tensor:
         """Return the part of the batch's values that belongs to the images that are still there."""
         return values if self.rows is None else values[self.rows]
 
     def advance(self, actions: Tensor) -> None:
         """Go on by the actions of the images that are still there, int64."""
-        state, stayed, left = advance(self._backbone, self.state, actions, reuse=True)
-        if left is not None:
-            self._left.append(left._replace(rows=self._of_batch(left.rows)))
-        if stayed is not None:
-            self.rows = self._of_batch(stayed)
+        state, remaining, exited = advance(self._backbone, self.state, actions, reuse=True)
+        if exited is not None:
+            self._exited.append(exited._replace(rows=self._batch_rows(exited.rows)))
+        if remaining is not None:
+            self.rows = self._batch_rows(remaining)
         self.state = state
 
-    def _of_batch(self, rows: Tensor) -> Tensor:
+    def _batch_rows(self, rows: Tensor) -> Tensor:
         """Return which of the batch these of the images that are still there are."""
         return rows if self.rows is None else self.rows[rows]
 
-    def answers(self) -> Answers:
+    def outputs(self) -> ExecutionOutput:
         """Return what all images came to, in the batch's order, once none is walking."""
         rows, state = self.rows, self.state
         if rows is None:
             rows = torch.arange(self._n, device=state.spent.device)
-        arrived = [*self._left]
+        arrived = [*self._exited]
         if len(rows):
-            logits = finish(self._backbone, state)
-            arrived.append(Answers(rows, logits, state.options, state.spent))
+            logits = run_head(self._backbone, state)
+            arrived.append(ExecutionOutput(rows, logits, state.options, state.spent))
         if len(arrived) == 1 and self.rows is None:
             return arrived[0]
         order = torch.cat([part.rows for part in arrived]).argsort()
-        return Answers(
+        return ExecutionOutput(
             *(torch.cat(parts)[order] for parts in zip(*arrived, strict=True)),
         )

@@ -11,14 +11,16 @@ from dfs_rl.costs import SKIP, BitOptions, CostTable
 from dfs_rl.gating.batch_indexing import empty_rows, gather_rows, scatter_rows
 
 
-class WalkState(NamedTuple):
+class ExecutionState(NamedTuple):
     """Where a batch stands; all of its samples are at the same layer.
 
     Attributes:
-        hidden: Activation that enters layer ``layer``, ``[batch, channels, height, width]`` (or whatever the backbone uses).
+        hidden: Activation that enters layer ``layer``, ``[batch, channels, height, width]`` (or
+            whatever the backbone uses).
         layer: Index of the next gated layer; equal to the number of layers at the end.
         options: Options chosen so far, int64 ``[batch, layers]``; 0 where none was chosen yet.
-        spent: Cost of the gated layers so far as a fraction of running all of them at 32 bit, float64 ``[batch]``.
+        spent: Cost of the gated layers so far as a fraction of running all of them at 32 bit,
+            float64 ``[batch]``.
     """
 
     hidden: Tensor
@@ -34,7 +36,7 @@ def option_costs(costs: CostTable, device: torch.device) -> Tensor:
         return costs.option_costs().to(device)
 
 
-def start(backbone: WalkableBackbone, images: Tensor) -> WalkState:
+def run_stem(backbone: WalkableBackbone, images: Tensor) -> ExecutionState:
     """Run the stem.
 
     Args:
@@ -47,7 +49,7 @@ def start(backbone: WalkableBackbone, images: Tensor) -> WalkState:
     hidden = backbone.stem(images)
     if hidden.untyped_storage().data_ptr() == images.untyped_storage().data_ptr():
         hidden = hidden.clone()
-    return WalkState(
+    return ExecutionState(
         hidden=hidden,
         layer=0,
         options=torch.zeros(
@@ -57,20 +59,21 @@ def start(backbone: WalkableBackbone, images: Tensor) -> WalkState:
     )
 
 
-def step(
-    backbone: WalkableBackbone, state: WalkState, options: Tensor, *, reuse: bool = False
-) -> WalkState:
+def run_layer(
+    backbone: WalkableBackbone, state: ExecutionState, options: Tensor, *, reuse: bool = False
+) -> ExecutionState:
     """Run the next layer, every sample at its own option.
 
-    Samples are grouped by option and each group runs once. Skipped samples cost nothing: they stay where they are, or pass
-    through the shortcut alone where the layer changes the shape. Only a layer that runs a part even when it is skipped runs that.
+    Samples are grouped by option and each group runs once. Skipped samples cost nothing: they stay
+    where they are, or pass through the shortcut alone where the layer changes the shape. Only a
+    layer that runs a part even when it is skipped runs that.
 
     Args:
         backbone: The network to walk through.
         state: Where the batch stands; there must be a layer left.
         options: Option indices, int64 ``[batch]``, on the device of the activations.
-        reuse: Overwrite ``state.hidden`` where the shape allows it, which saves a copy; every earlier state of this walk is
-            then void. Not for use where gradients are recorded.
+        reuse: Overwrite ``state.hidden`` where the shape allows it, which saves a copy; every
+            earlier state of this walk is then void. Not for use where gradients are recorded.
 
     Returns:
         The state after the layer.
@@ -79,7 +82,7 @@ def step(
     costs = option_costs(backbone.costs, options.device)[layer]
     chosen = state.options if reuse else state.options.clone()
     chosen[:, layer] = options
-    return WalkState(
+    return ExecutionState(
         hidden=_run_groups(
             backbone.layers[layer], backbone.options, state.hidden, options, reuse=reuse
         ),
@@ -89,7 +92,7 @@ def step(
     )
 
 
-def finish(backbone: WalkableBackbone, state: WalkState) -> Tensor:
+def run_head(backbone: WalkableBackbone, state: ExecutionState) -> Tensor:
     """Run the head after the last layer.
 
     Returns:

@@ -31,19 +31,23 @@ class Trace(NamedTuple):
     """What a gated network did with each image of a batch.
 
     Attributes:
-        options: Option indices, int64 ``[batch, layers]``; of layers that an image did not come to, the one after the menu's last.
-        bits: The bit widths they stand for, int64 ``[batch, layers]``; 0 is a layer that did not run.
-        computation: Percent of running every gated layer at 32 bit, the never-gated parts and the gate included, float64
-            ``[batch]``; of both passes of an image that a cascade ran twice.
-        walked: How many gated layers each image came through before it left, all if it did not, int64 ``[batch]``.
-        again: Whether a cascade ran the image a second time, which is the pass that ``options`` and ``bits`` are of, bool ``[batch]``.
+        options: Option indices, int64 ``[batch, layers]``; of layers that an image did not come to,
+            the one after the menu's last.
+        bits: The bit widths they stand for, int64 ``[batch, layers]``; 0 is a layer that did not
+            run.
+        computation: Percent of running every gated layer at 32 bit, the never-gated parts and the
+            gate included, float64 ``[batch]``; of both passes of an image that a cascade ran twice.
+        n_layers_run: How many gated layers each image came through before it left, all if it did
+            not, int64 ``[batch]``.
+        escalated: Whether a cascade ran the image a second time, which is the pass that ``options``
+            and ``bits`` are of, bool ``[batch]``.
     """
 
     options: Tensor
     bits: Tensor
     computation: Tensor
-    walked: Tensor
-    again: Tensor
+    n_layers_run: Tensor
+    escalated: Tensor
 
 
 class GatedModel(nn.Module):
@@ -54,15 +58,16 @@ class GatedModel(nn.Module):
         gate: What chooses.
         budget: Upper bound on each image's computation in percent; ``None`` for none.
         classes: Names of the classes, in the order of the logits.
-        image_size: Height and width that images of any size are resized and cropped to, see ``load_dataset``; ``None`` takes those of
-            the backbone's size alone.
+        image_size: Height and width that images of any size are resized and cropped to, see
+            ``load_dataset``; ``None`` takes those of the backbone's size alone.
 
     Attributes:
         classes: As given; ``load`` gives those of the data set that the backbone was trained on.
         image_size: As given; ``load`` gives what the backbone was trained with.
 
     Raises:
-        CheckpointError: If the gate was made for another network, or there are more or fewer names than classes.
+        CheckpointError: If the gate was made for another network, or there are more or fewer names
+            than classes.
     """
 
     def __init__(
@@ -75,10 +80,11 @@ class GatedModel(nn.Module):
         image_size: int | None = None,
     ) -> None:
         super().__init__()
-        check_fit(backbone, gate)
+        check_compatible(backbone, gate)
         if classes and len(classes) != backbone.n_classes:
             raise CheckpointError(
-                f"{len(classes)} classes have names, but the backbone tells {backbone.n_classes} apart."
+                f"{len(classes)} classes have names, but the backbone tells {backbone.n_classes} "
+                "apart."
             )
         self.backbone = backbone
         self.gate = gate
@@ -90,21 +96,25 @@ class GatedModel(nn.Module):
         """Turn a gate for all budgets to another one.
 
         Args:
-            budget: What images may cost on average, in percent, everything included. It is kept on images like those of the
-                validation split, where the cost of each position was measured.
+            budget: What images may cost on average, in percent, everything included. It is kept on
+                images like those of the validation split, where the cost of each position was
+                measured.
 
         Raises:
             ConfigError: If the gate is for one budget alone, or cannot be turned down as far.
         """
         if not isinstance(budget, SupportsFloat) or not 0 < budget < math.inf:
             raise ConfigError(f"budget is {budget!r}; allowed are positive, finite percents.")
-        dial = self.gate.dial if isinstance(self.gate, LearnedGate) else None
-        if dial is None:
+        budget_conditioning = (
+            self.gate.budget_conditioning if isinstance(self.gate, LearnedGate) else None
+        )
+        if budget_conditioning is None:
             raise ConfigError(
-                f"budget is {budget:g} %, but gate {self.gate.name!r} is for one budget alone and cannot be turned to another."
+                f"budget is {budget:g} %, but gate {self.gate.name!r} is for one budget alone and "
+                "cannot be turned to another."
             )
         assert isinstance(self.gate, LearnedGate)
-        self.gate.position = dial.position_within(budget)
+        self.gate.preference = budget_conditioning.preference_for_budget(budget)
 
     # Which layers run is decided image by image: compiled piece by piece, the loop takes two to five times as long.
     @torch.compiler.disable(reason="each image takes its own way")  # type: ignore[no-untyped-call,untyped-decorator]
@@ -112,33 +122,37 @@ class GatedModel(nn.Module):
         """Classify a batch; ``torch.compile`` runs it as it is.
 
         Args:
-            images: uint8 ``[batch, c, h, w]``, or float in [0, 1]; normalised inside. Where the backbone was trained with
-                ``image_size``, images of another size are resized and cropped as its training images were.
+            images: uint8 ``[batch, c, h, w]``, or float in [0, 1]; normalised inside. Where the
+                backbone was trained with ``image_size``, images of another size are resized and
+                cropped as its training images were.
 
         Returns:
             Logits, float32 ``[batch, classes]``, and what was run.
 
         Raises:
-            DataError: If the images have another shape, type, range or device than the network takes.
+            DataError: If the images have another shape, type, range or device than the network
+                takes.
         """
-        images = self._fitted(images)
+        images = self._preprocess(images)
         result = rollout(self.backbone, self.gate, images, budget=self.budget)
         costs = self.backbone.costs
-        walked = costs.walked(result.options)
-        computation = costs.computation(result.options, gate_macs=macs_taken(self.gate, walked))
-        again = torch.zeros(len(images), dtype=torch.bool, device=walked.device)
+        n_layers_run = costs.n_layers_run(result.options)
+        computation = costs.computation(
+            result.options, gate_macs=macs_taken(self.gate, n_layers_run)
+        )
+        escalated = torch.zeros(len(images), dtype=torch.bool, device=n_layers_run.device)
         if result.first_pass is not None:
-            again = result.first_pass.escalated
-            computation = result.first_pass.added_to(computation, costs.computation)
+            escalated = result.first_pass.escalated
+            computation = result.first_pass.total_cost(computation, costs.computation)
         return result.logits, Trace(
             options=result.options,
             bits=bits_of(costs, result.options),
             computation=computation,
-            walked=walked,
-            again=again,
+            n_layers_run=n_layers_run,
+            escalated=escalated,
         )
 
-    def _fitted(self, images: Tensor) -> Tensor:
+    def _preprocess(self, images: Tensor) -> Tensor:
         """Check images, and resize them where that is asked for."""
         check_pixels(images)
         shape = channels, _, _ = self.backbone.image_shape
@@ -148,12 +162,14 @@ class GatedModel(nn.Module):
         if not four or tuple(images.shape[1:]) != shape:
             sizes = "height, width" if self.image_size is not None else f"{shape[1]}, {shape[2]}"
             raise DataError(
-                f"images are {list(images.shape)}; this model takes [batch, {channels}, {sizes}] with at least one image."
+                f"images are {list(images.shape)}; this model takes [batch, {channels}, {sizes}] "
+                "with at least one image."
             )
         place = self.backbone.feature_mean.device
         if images.device != place:
             raise DataError(
-                f"images are on {images.device}, but the model is on {place}; move them by images.to({str(place)!r})."
+                f"images are on {images.device}, but the model is on {place}; move them by "
+                f"images.to({str(place)!r})."
             )
         return images
 
@@ -164,17 +180,19 @@ def bits_of(costs: CostTable, options: Tensor) -> Tensor:
     return menu[options]
 
 
-def macs_taken(gate: Gate, walked: Tensor) -> Tensor:
-    """Return the multiply-accumulates that a gate took for images that came through ``walked`` layers, float64 ``[batch]``.
+def macs_taken(gate: Gate, n_layers_run: Tensor) -> Tensor:
+    """Return the multiply-accumulates that a gate took for images that came through ``n_layers_run`` layers, float64 ``[batch]``.
 
     A gate that does not tell what it takes for each layer counts whole.
     """
     if isinstance(gate, LearnedGate):
-        return gate.macs_taken(walked)
-    return torch.full(walked.shape, gate.macs, dtype=torch.float64, device=walked.device)
+        return gate.macs_taken(n_layers_run)
+    return torch.full(
+        n_layers_run.shape, gate.macs, dtype=torch.float64, device=n_layers_run.device
+    )
 
 
-def check_fit(backbone: WalkableBackbone, gate: Gate) -> None:
+def check_compatible(backbone: WalkableBackbone, gate: Gate) -> None:
     """Refuse a gate that was made for another network.
 
     Raises:
@@ -186,18 +204,21 @@ def check_fit(backbone: WalkableBackbone, gate: Gate) -> None:
         and gate.options != backbone.options
     ):
         raise CheckpointError(
-            f"gate {gate.name!r} chooses from {list(gate.options)} bit, but the backbone offers {list(backbone.options)}."
+            f"gate {gate.name!r} chooses from {list(gate.options)} bit, but the backbone offers "
+            f"{list(backbone.options)}."
         )
     if isinstance(gate, LearnedGate):
         offered = tuple(backbone.feature_sizes)
         if gate.exits is not None and gate.exits.after != backbone.costs.exits_after:
             raise CheckpointError(
-                f"gate {gate.name!r} leaves after {list(gate.exits.after)} gated layers, but the backbone has exits after "
+                f"gate {gate.name!r} leaves after {list(gate.exits.after)} gated layers, but the "
+                "backbone has exits after "
                 f"{list(backbone.costs.exits_after)}."
             )
         if gate.feature_sizes not in {offered, confidence_sizes(offered)}:
             raise CheckpointError(
-                f"gate {gate.name!r} reads {list(gate.feature_sizes)} features before the layers, but the backbone has "
+                f"gate {gate.name!r} reads {list(gate.feature_sizes)} features before the layers, "
+                "but the backbone has "
                 f"{list(offered)}, of which a gate takes all or the first {CONFIDENCE_SIZE}."
             )
     tables = (gate.first, gate.second) if isinstance(gate, CascadeGate) else (gate,)
@@ -205,7 +226,8 @@ def check_fit(backbone: WalkableBackbone, gate: Gate) -> None:
         n_layers, n_options = backbone.costs.n_layers, backbone.costs.n_actions
         if len(table) != n_layers or not all(0 <= option < n_options for option in table):
             raise CheckpointError(
-                f"gate {gate.name!r} is the table {list(table)}, but the backbone needs {n_layers} options from 0 to "
+                f"gate {gate.name!r} is the table {list(table)}, but the backbone needs {n_layers} "
+                "options from 0 to "
                 f"{n_options - 1}."
             )
 
@@ -214,7 +236,7 @@ def load(
     run_dir: str | Path,
     *,
     device: str | torch.device = "cpu",
-    prepare: bool = True,
+    inference_form: bool = True,
     dtype: torch.dtype = torch.float32,
     budget: float | None = None,
     trust_code: bool = False,
@@ -224,26 +246,30 @@ def load(
     Args:
         run_dir: The run folder.
         device: Where to put it: ``"cpu"``, ``"cuda"``, ...; ``"auto"`` takes a GPU if there is one.
-        prepare: Run the frozen form of the backbone; ``False`` keeps the training form, which is slower and takes gradients.
-        dtype: What the frozen form computes in: float32, or bfloat16 where the hardware is fast at it. The training form has float32
-            alone.
-        budget: What images may cost on average, in percent, see ``GatedModel.set_budget``; ``None`` for what the run was trained
-            or turned to.
-        trust_code: Whether to import the constructor, ``module:function``, that made the network of a run.
+        inference_form: Run the frozen form of the backbone; ``False`` keeps the training form,
+            which is slower and takes gradients.
+        dtype: What the frozen form computes in: float32, or bfloat16 where the hardware is fast at
+            it. The training form has float32 alone.
+        budget: What images may cost on average, in percent, see ``GatedModel.set_budget``; ``None``
+            for what the run was trained or turned to.
+        trust_code: Whether to import the constructor, ``module:function``, that made the network of
+            a run.
 
     Returns:
-        A model with ``logits, trace = model(images)``, in evaluation mode. ``model.classes`` names the classes.
+        A model with ``logits, trace = model(images)``, in evaluation mode. ``model.classes`` names
+        the classes.
 
     Raises:
         CheckpointError: If the folder holds no backbone with a gate, or the two do not fit.
-        ConfigError: If the gate cannot be turned to ``budget``, code made the network and is not trusted, or a value is not allowed.
+        ConfigError: If the gate cannot be turned to ``budget``, code made the network and is not
+            trusted, or a value is not allowed.
     """
     if not isinstance(run_dir, str | Path):
         raise ConfigError(f"run_dir is {run_dir!r}; allowed is the path of a run folder.")
     place = resolve_device(device)
-    allowed = FROZEN_DTYPES if prepare else (torch.float32,)
+    allowed = FROZEN_DTYPES if inference_form else (torch.float32,)
     if dtype not in allowed:
-        form = "frozen" if prepare else "training"
+        form = "frozen" if inference_form else "training"
         raise ConfigError(
             f"dtype is {dtype!r}; the {form} form computes in {' or '.join(map(str, allowed))}."
         )
@@ -255,7 +281,7 @@ def load(
             )
     stored = load_stored_backbone(folder / BACKBONE_FOLDER, trust_code=trust_code)
     trained, info = stored.backbone, stored.info
-    walkable: WalkableBackbone = trained.prepare(dtype) if prepare else trained
+    walkable: WalkableBackbone = trained.to_inference(dtype) if inference_form else trained
     gate = load_gate(folder / GATE_FOLDER)
     model = GatedModel(
         walkable, gate, budget=gate.budget, classes=info.class_names, image_size=info.image_size

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from dfs_rl.backbones.interfaces import WalkableBackbone
 from dfs_rl.gating.action_masks import gated_budget
-from dfs_rl.gating.execution import WalkState
+from dfs_rl.gating.execution import ExecutionState
 
 FEATURE_LIMIT = 10.0
 CONTEXT_SIZE = 3
@@ -21,11 +21,12 @@ class Observation(NamedTuple):
     """What a gate sees of a batch whose samples are all at the same layer.
 
     Attributes:
-        features: The backbone's ``feature`` in standard deviations from its mean at this layer, clipped to [-10, 10] and padded
-            with zeros to the widest layer, float32 ``[batch, width]``.
+        features: The backbone's ``feature`` in standard deviations from its mean at this layer,
+            clipped to [-10, 10] and padded with zeros to the widest layer, float32 ``[batch,
+            width]``.
         layer: The layer to choose for.
-        context: What was spent, the budget, the previous option and, for a gate with a dial, its position, each in [0, 1],
-            float32 ``[batch, 3]`` or ``[batch, 4]``.
+        context: What was spent, the budget, the previous option and, for a gate with a dial, its
+            position, each in [0, 1], float32 ``[batch, 3]`` or ``[batch, 4]``.
     """
 
     features: Tensor
@@ -38,40 +39,44 @@ def observation_width(backbone: WalkableBackbone) -> int:
     return max(backbone.feature_sizes)
 
 
-def context_size(*, dial: bool) -> int:
+def context_size(*, budget_conditioning: bool) -> int:
     """Return how many numbers of context a gate sees, with a dial or without."""
-    return CONTEXT_SIZE + dial
+    return CONTEXT_SIZE + budget_conditioning
 
 
 def cost_scale(fraction: Tensor) -> Tensor:
     """Map a cost fraction to [0, 1] so that low bit widths can be told apart.
 
-    ``32 * sqrt(fraction)`` is the uniform bit width that costs as much; its logarithm, scaled so that 32 bit gives 1, is
-    returned. 2, 4 and 8 bit map to 0.31, 0.46 and 0.63 where the fractions are 0.004, 0.016 and 0.063.
+    ``32 * sqrt(fraction)`` is the uniform bit width that costs as much; its logarithm, scaled so
+    that 32 bit gives 1, is returned. 2, 4 and 8 bit map to 0.31, 0.46 and 0.63 where the fractions
+    are 0.004, 0.016 and 0.063.
     """
     return torch.log2(1.0 + 32.0 * fraction.clamp(0.0, 1.0).sqrt()) / math.log2(33.0)
 
 
 def observe(
     backbone: WalkableBackbone,
-    state: WalkState,
+    state: ExecutionState,
     *,
     budget: float | None,
     gate_macs: float = 0.0,
-    positions: Tensor | None = None,
-    look: bool = True,
+    preferences: Tensor | None = None,
+    with_features: bool = True,
 ) -> Observation:
     """Describe where a batch stands.
 
-    After the last layer nothing is left to choose: the features are zero and the layer stays at the last one.
+    After the last layer nothing is left to choose: the features are zero and the layer stays at the
+    last one.
 
     Args:
         backbone: The network that is walked through.
         state: Where the batch stands.
         budget: Upper bound on computation in percent; ``None`` shows as 1.
         gate_macs: MACs per image of the gate, at full precision, which count towards the budget.
-        positions: Of the dial for each sample, float32 ``[batch]``; ``None`` for gates without one.
-        look: Whether to look at the activation, which takes time; the features are zero for gates that do not ask for them.
+        preferences: Of the dial for each sample, float32 ``[batch]``; ``None`` for gates without
+            one.
+        with_features: Whether to look at the activation, which takes time; the features are zero
+            for gates that do not ask for them.
 
     Returns:
         The observation of every sample.
@@ -83,7 +88,7 @@ def observe(
         dtype=torch.float32,
         device=state.spent.device,
     )
-    if look and state.layer < n_layers:
+    if with_features and state.layer < n_layers:
         size = backbone.feature_sizes[state.layer]
         mean = backbone.feature_mean[state.layer, :size]
         std = backbone.feature_std[state.layer, :size].clamp(min=MIN_STD)
@@ -98,12 +103,12 @@ def observe(
             state.spent,
             previous,
             allowed=_allowed(backbone, budget, gate_macs),
-            positions=positions,
+            preferences=preferences,
         ),
     )
 
 
-def observe_left(
+def terminal_observation(
     backbone: WalkableBackbone,
     options: Tensor,
     spent: Tensor,
@@ -111,7 +116,7 @@ def observe_left(
     layer: int,
     budget: float | None,
     gate_macs: float = 0.0,
-    positions: Tensor | None = None,
+    preferences: Tensor | None = None,
 ) -> Observation:
     """Describe images that left before a layer: the features are zero and the layer is that one.
 
@@ -122,13 +127,13 @@ def observe_left(
         layer: The layer that they would have come to.
         budget: As for ``observe``.
         gate_macs: As for ``observe``.
-        positions: As for ``observe``.
+        preferences: As for ``observe``.
     """
     width = observation_width(backbone)
     features = torch.zeros(len(spent), width, dtype=torch.float32, device=spent.device)
     previous = options[:, layer - 1] if layer > 0 else None
     allowed = _allowed(backbone, budget, gate_macs)
-    context = _context(backbone, spent, previous, allowed=allowed, positions=positions)
+    context = _context(backbone, spent, previous, allowed=allowed, preferences=preferences)
     return Observation(features=features, layer=layer, context=context)
 
 
@@ -146,15 +151,15 @@ def _context(
     previous: Tensor | None,
     *,
     allowed: float,
-    positions: Tensor | None,
+    preferences: Tensor | None,
 ) -> Tensor:
     """Return the numbers beside the features, see ``Observation``; ``previous`` is the last option that ran."""
-    width = context_size(dial=positions is not None)
+    width = context_size(budget_conditioning=preferences is not None)
     context = torch.zeros(len(spent), width, dtype=torch.float32, device=spent.device)
     context[:, 0] = cost_scale(spent)
     context[:, 1] = allowed
     if previous is not None and len(backbone.options) > 1:
         context[:, 2] = previous / (len(backbone.options) - 1)
-    if positions is not None:
-        context[:, CONTEXT_SIZE] = positions
+    if preferences is not None:
+        context[:, CONTEXT_SIZE] = preferences
     return context

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 from pydantic import Field
 
 from dfs_rl.errors import ConfigError
-from dfs_rl.utils.config import PositiveOrZero, configuration
+from dfs_rl.utils.config import NonNegativeFloat, configuration
 from dfs_rl.utils.config.errors import field_names
 
 if TYPE_CHECKING:  # the commands read the defaults, and their help does not wait for torch
@@ -21,17 +21,21 @@ class RewardTerms:
 
     Attributes:
         accuracy: Reward of a correct prediction.
-        log_likelihood: Weight of the label's clipped log-likelihood, a term in [-1, 0] that distinguishes near misses from far ones.
-        log_likelihood_floor: Natural log-likelihood at which it is clipped, below 0; -3 is a probability of 5 %.
-        overshoot: Price of each fraction of computation above the budget of a single image; without effect if there is none. The
-            default costs more than any accuracy earns, because a budget only advises a gate that learns.
-        cost_timing: "step" charges each choice when it is made, "terminal" charges the sum at the end; the return is the same.
+        log_likelihood: Weight of the label's clipped log-likelihood, a term in [-1, 0] that
+            distinguishes near misses from far ones.
+        log_likelihood_floor: Natural log-likelihood at which it is clipped, below 0; -3 is a
+            probability of 5 %.
+        overshoot: Price of each fraction of computation above the budget of a single image; without
+            effect if there is none. The default costs more than any accuracy earns, because a
+            budget only advises a gate that learns.
+        cost_timing: "step" charges each choice when it is made, "terminal" charges the sum at the
+            end; the return is the same.
     """
 
-    accuracy: PositiveOrZero = 0.5
-    log_likelihood: PositiveOrZero = 0.5
+    accuracy: NonNegativeFloat = 0.5
+    log_likelihood: NonNegativeFloat = 0.5
     log_likelihood_floor: Annotated[float, Field(lt=0)] = -3.0
-    overshoot: PositiveOrZero = 50.0
+    overshoot: NonNegativeFloat = 50.0
     cost_timing: CostTiming = "step"
 
 
@@ -40,18 +44,19 @@ class RewardWeights(RewardTerms):
     """Reward weights.
 
     The return of an episode is
-    ``accuracy * correct + log_likelihood * max(log p(label), floor) / |floor| - cost * spent - overshoot * max(0, spent - budget)``
-    and lies between ``-(log_likelihood + cost + overshoot)`` and ``accuracy``.
+    ``accuracy * correct + log_likelihood * max(log p(label), floor) / |floor| - cost * spent -
+    overshoot * max(0, spent - budget)`` and lies between ``-(log_likelihood + cost + overshoot)``
+    and ``accuracy``.
 
     Attributes:
-        cost: Price of the gated layers' cost as a fraction of running all of them at 32 bit. Low bit widths cost about 0.01 of
-            that, so useful prices lie between 1 and 100.
+        cost: Price of the gated layers' cost as a fraction of running all of them at 32 bit. Low
+            bit widths cost about 0.01 of that, so useful prices lie between 1 and 100.
 
     Raises:
         ConfigError: If a value is out of its range.
     """
 
-    cost: PositiveOrZero = 10.0
+    cost: NonNegativeFloat = 10.0
 
 
 def reward_weights(given: object) -> RewardWeights:
@@ -69,16 +74,17 @@ def reward_weights(given: object) -> RewardWeights:
         return given
     if not isinstance(given, Mapping):
         raise ConfigError(
-            f"weights is {given!r}; allowed are a mapping such as {{'cost': 5.0}}, RewardWeights, or None for the defaults."
+            f"reward is {given!r}; allowed are a mapping such as {{'cost': 5.0}}, RewardWeights, "
+            "or None for the defaults."
         )
     names = field_names(RewardWeights)
     for name in given:
         if name not in names:
-            raise ConfigError(f"weights has no {name!r}; allowed are {', '.join(names)}.")
+            raise ConfigError(f"reward has no {name!r}; allowed are {', '.join(names)}.")
     return RewardWeights(**given)
 
 
-class Verdict(NamedTuple):
+class PredictionScores(NamedTuple):
     """How a batch of predictions compares with the labels.
 
     Attributes:
@@ -92,11 +98,11 @@ class Verdict(NamedTuple):
     log_likelihood: "Tensor"
 
 
-def judge(logits: "Tensor", labels: "Tensor") -> Verdict:
+def score_predictions(logits: "Tensor", labels: "Tensor") -> PredictionScores:
     """Compare logits ``[batch, classes]`` with labels, int64 ``[batch]``."""
     log_probabilities = logits.double().log_softmax(dim=1)
     prediction = logits.argmax(dim=1)
-    return Verdict(
+    return PredictionScores(
         prediction=prediction,
         correct=prediction == labels,
         log_likelihood=log_probabilities.gather(1, labels[:, None]).squeeze(1),
@@ -104,48 +110,49 @@ def judge(logits: "Tensor", labels: "Tensor") -> Verdict:
 
 
 def step_cost(
-    weights: RewardWeights, cost: "Tensor", *, prices: "Tensor | None" = None
+    weights: RewardWeights, cost: "Tensor", *, cost_weight: "Tensor | None" = None
 ) -> "Tensor":
     """Return the charge for one layer's choices, to be subtracted from the reward of that step.
 
     Args:
         weights: The reward weights.
         cost: Fractions of the choices, float64 ``[batch]``.
-        prices: What counts instead of ``weights.cost`` for each walk, float64 ``[batch]``.
+        cost_weight: What counts instead of ``weights.cost`` for each walk, float64 ``[batch]``.
 
     Returns:
         float64 ``[batch]``, at least 0; zeros if the cost is charged at the end.
     """
     if weights.cost_timing != "step":
         return cost.new_zeros(cost.shape)
-    return cost * (weights.cost if prices is None else prices)
+    return cost * (weights.cost if cost_weight is None else cost_weight)
 
 
 def terminal_reward(
     weights: RewardWeights,
-    verdict: Verdict,
+    scores: PredictionScores,
     spent: "Tensor",
     *,
     gated_budget: float | None,
-    prices: "Tensor | None" = None,
+    cost_weight: "Tensor | None" = None,
 ) -> "Tensor":
     """Return what the last step brings on top of its own ``step_cost``.
 
     Args:
         weights: The reward weights.
-        verdict: The outcome of the walk.
+        scores: Scores of the predictions.
         spent: Fraction spent in all layers, float64 ``[batch]``.
-        gated_budget: What the gated layers were allowed to spend, as a fraction; ``None`` if there is no budget.
-        prices: What counts instead of ``weights.cost`` for each walk, float64 ``[batch]``.
+        gated_budget: What the gated layers were allowed to spend, as a fraction; ``None`` if there
+            is no budget.
+        cost_weight: What counts instead of ``weights.cost`` for each walk, float64 ``[batch]``.
 
     Returns:
         float64 ``[batch]``.
     """
     floor = weights.log_likelihood_floor
-    likelihood = verdict.log_likelihood.clamp(min=floor) / -floor  # in [-1, 0]
-    reward = weights.accuracy * verdict.correct.double() + weights.log_likelihood * likelihood
+    likelihood = scores.log_likelihood.clamp(min=floor) / -floor  # in [-1, 0]
+    reward = weights.accuracy * scores.correct.double() + weights.log_likelihood * likelihood
     if weights.cost_timing == "terminal":
-        reward = reward - (weights.cost if prices is None else prices) * spent
+        reward = reward - (weights.cost if cost_weight is None else cost_weight) * spent
     if gated_budget is not None:
         reward = reward - weights.overshoot * (spent - gated_budget).clamp(min=0.0)
     return reward

@@ -10,7 +10,7 @@ from dfs_rl.errors import ConfigError
 from dfs_rl.gating.action_masks import action_masks, clamp_options
 from dfs_rl.gating.base import Gate, TableGate
 from dfs_rl.gating.cascade import CascadeGate, FirstPass
-from dfs_rl.gating.early_exit import Walkers
+from dfs_rl.gating.early_exit import ActiveBatch
 from dfs_rl.gating.networks import LearnedGate
 from dfs_rl.gating.observation import Observation, observe
 
@@ -20,8 +20,8 @@ class RolloutResult(NamedTuple):
 
     Attributes:
         logits: float32 ``[batch, classes]``.
-        options: What was run in the pass that gave the answer, int64 ``[batch, layers]``; of a layer that an image did not come to,
-            ``CostTable.exit_action``.
+        options: What was run in the pass that gave the answer, int64 ``[batch, layers]``; of a
+            layer that an image did not come to, ``CostTable.exit_action``.
         first_pass: The pass before that, where the gate is a cascade.
     """
 
@@ -37,7 +37,7 @@ def rollout(
     images: Tensor,
     *,
     budget: float | None = None,
-    positions: Tensor | None = None,
+    preferences: Tensor | None = None,
 ) -> RolloutResult:
     """Walk a batch through the network with a gate choosing at every layer.
 
@@ -45,89 +45,93 @@ def rollout(
         backbone: The network.
         gate: What chooses.
         images: uint8 ``[batch, c, h, w]``, or float in [0, 1].
-        budget: Upper bound on each image's computation in percent, fixed parts and gate included. A learned gate's choice is the
-            best of those that keep it, by its logits; any other gate's is lowered to the dearest one that does.
-        positions: Of the gate's dial for each image, float32 ``[batch]``; ``None`` for the gate's own.
+        budget: Upper bound on each image's computation in percent, fixed parts and gate included. A
+            learned gate's choice is the best of those that keep it, by its logits; any other gate's
+            is lowered to the dearest one that does.
+        preferences: Of the gate's dial for each image, float32 ``[batch]``; ``None`` for the gate's
+            own.
 
     Returns:
         Logits and what was run.
 
     Raises:
-        ConfigError: If the budget does not suffice for the cheapest choices, or the gate is a cascade, which keeps none.
+        ConfigError: If the budget does not suffice for the cheapest choices, or the gate is a
+            cascade, which keeps none.
     """
     if isinstance(gate, CascadeGate):
         if budget is not None:
             raise ConfigError(
-                f"budget is {budget:g} %, but {gate.name!r} is a cascade, which runs some images twice and bounds the mean alone."
+                f"budget is {budget:g} %, but {gate.name!r} is a cascade, which runs some images "
+                "twice and bounds the mean alone."
             )
-        return _cascaded(backbone, gate, images)
-    if positions is None and isinstance(gate, LearnedGate):
-        positions = gate.positions(len(images), images.device)
+        return _run_cascade(backbone, gate, images)
+    if preferences is None and isinstance(gate, LearnedGate):
+        preferences = gate.preferences(len(images), images.device)
     gate.reset(len(images))
-    return _walked(backbone, gate, images, budget=budget, positions=positions)
+    return _run_pass(backbone, gate, images, budget=budget, preferences=preferences)
 
 
-def _cascaded(backbone: WalkableBackbone, gate: CascadeGate, images: Tensor) -> RolloutResult:
+def _run_cascade(backbone: WalkableBackbone, gate: CascadeGate, images: Tensor) -> RolloutResult:
     """Run all images once, and those whose answer is unsure again."""
     gate.reset(len(images))
-    logits, first, _ = _walked(backbone, gate, images)
-    again = gate.unsure(logits)
+    logits, first, _ = _run_pass(backbone, gate, images)
+    again = gate.should_escalate(logits)
     rows = again.nonzero()[:, 0]
     options = first
     if len(rows):
-        gate.run_again(len(rows))
-        second = _walked(backbone, gate, images[rows])
+        gate.start_second_pass(len(rows))
+        second = _run_pass(backbone, gate, images[rows])
         logits = logits.index_copy(0, rows, second.logits)
         options = first.index_copy(0, rows, second.options)
     return RolloutResult(logits, options, FirstPass(options=first, escalated=again))
 
 
-def _walked(
+def _run_pass(
     backbone: WalkableBackbone,
     gate: Gate,
     images: Tensor,
     *,
     budget: float | None = None,
-    positions: Tensor | None = None,
+    preferences: Tensor | None = None,
 ) -> RolloutResult:
     """Walk a batch once, the gate having been told that it begins."""
-    walkers = Walkers(backbone, images)
-    look = not isinstance(gate, TableGate | CascadeGate)
-    while walkers.walking:
-        turned = None if positions is None else walkers.pick(positions)
+    active = ActiveBatch(backbone, images)
+    with_features = not isinstance(gate, TableGate | CascadeGate)
+    while active.unfinished:
+        active_preferences = None if preferences is None else active.gather(preferences)
         seen = observe(
             backbone,
-            walkers.state,
+            active.state,
             budget=budget,
             gate_macs=gate.macs,
-            positions=turned,
-            look=look,
+            preferences=active_preferences,
+            with_features=with_features,
         )
-        walkers.advance(_choose(backbone, gate, walkers, seen, budget))
-    _, logits, options, _ = walkers.answers()
+        active.advance(_choose(backbone, gate, active, seen, budget))
+    _, logits, options, _ = active.outputs()
     return RolloutResult(logits, options)
 
 
 def _choose(
     backbone: WalkableBackbone,
     gate: Gate,
-    walkers: Walkers,
+    active: ActiveBatch,
     seen: Observation,
     budget: float | None,
 ) -> Tensor:
     """Return the action of each sample that is still there, within the budget.
 
-    A gate may remember its images by their place in the batch, so it is asked about all of them; what it says of those that have left
-    counts nothing.
+    A gate may remember its images by their place in the batch, so it is asked about all of them;
+    what it says of those that have left counts nothing.
     """
-    costs, state = backbone.costs, walkers.state
-    asked = [walkers.spread(part) for part in (seen.features, seen.context)]
+    costs, state = backbone.costs, active.state
+    asked = [active.scatter(part) for part in (seen.features, seen.context)]
     if budget is None:
-        return walkers.pick(gate.decide(asked[0], seen.layer, asked[1]))
+        return active.gather(gate.decide(asked[0], seen.layer, asked[1]))
     allowed = action_masks(costs, state.layer, state.spent, budget, gate_macs=gate.macs)
     if isinstance(gate, LearnedGate):  # it knows its second choice, as the agent did that it was
-        spread = walkers.spread(allowed[:, : gate.n_actions])
-        return walkers.pick(gate.decide(asked[0], seen.layer, asked[1], spread))
-    chosen = walkers.pick(gate.decide(asked[0], seen.layer, asked[1]))
+        scatter = active.scatter(allowed[:, : gate.n_actions])
+        return active.gather(gate.decide(asked[0], seen.layer, asked[1], scatter))
+    chosen = active.gather(gate.decide(asked[0], seen.layer, asked[1]))
     leaving = costs.exit_action if costs.exits else None
     return clamp_options(chosen, allowed, exit_action=leaving)

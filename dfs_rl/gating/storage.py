@@ -8,21 +8,21 @@ from typing import Any, cast
 from dfs_rl.costs import BitOptions
 from dfs_rl.errors import CheckpointError, ConfigError, DfsRlError
 from dfs_rl.gating.base import TableGate
-from dfs_rl.gating.budget_conditioning import Dial
+from dfs_rl.gating.budget_conditioning import BudgetConditioning
 from dfs_rl.gating.cascade import CascadeGate
 from dfs_rl.gating.networks import (
-    KnownExits,
-    LayerwiseGate,
+    ExitInfo,
     LearnedGate,
+    LSTMGate,
+    MLPGate,
     OneShotGate,
-    RecurrentGate,
 )
 from dfs_rl.utils.checkpoint import check_finite, load_tensors, save_tensors
-from dfs_rl.utils.manifest import read_description, write_description
+from dfs_rl.utils.manifest import read_manifest, write_manifest
 
-KINDS: dict[str, type[LayerwiseGate | RecurrentGate | OneShotGate]] = {
-    "layerwise": LayerwiseGate,
-    "recurrent": RecurrentGate,
+KINDS: dict[str, type[MLPGate | LSTMGate | OneShotGate]] = {
+    "mlp": MLPGate,
+    "lstm": LSTMGate,
     "oneshot": OneShotGate,
 }
 TABLE = "table"
@@ -51,7 +51,7 @@ def save_gate(gate: StoredGate, folder: Path) -> None:
         _save_cascade(gate, folder)
         return
     save_tensors(folder / WEIGHTS_FILE, gate.state_dict())
-    write_description(
+    write_manifest(
         folder / STRUCTURE_FILE,
         kind=next(kind for kind, made in KINDS.items() if type(gate) is made),
         version=FORMAT,
@@ -63,7 +63,7 @@ def save_gate(gate: StoredGate, folder: Path) -> None:
             "hidden": gate.hidden,
             "budget": gate.budget,
         }
-        | _dial_parts(gate)
+        | _budget_conditioning_parts(gate)
         | _choice_parts(gate)
         | ({} if gate.exits is None else {"exits": asdict(gate.exits)}),
     )
@@ -76,7 +76,7 @@ def load_gate(folder: Path) -> StoredGate:
         CheckpointError: If it is missing, damaged or of another kind or format.
     """
     path = folder / STRUCTURE_FILE
-    record = read_description(path, what="gate", kinds=(*KINDS, TABLE, CASCADE), version=FORMAT)
+    record = read_manifest(path, what="gate", kinds=(*KINDS, TABLE, CASCADE), version=FORMAT)
     try:
         if record["kind"] == TABLE:
             return TableGate(
@@ -102,7 +102,7 @@ def load_gate(folder: Path) -> StoredGate:
             name=str(record["name"]),
             choices=_integers(record["choices"]) if "choices" in record else None,
             exits=_exits_of(record),
-            **_dial_of(record),
+            **_budget_conditioning_of(record),
         )
     except (KeyError, TypeError, DfsRlError) as error:
         raise CheckpointError(f"{path} is damaged: {error}") from error
@@ -117,38 +117,41 @@ def load_gate(folder: Path) -> StoredGate:
     return gate.eval()
 
 
-def _dial_parts(gate: LearnedGate) -> dict[str, object]:
-    if gate.dial is None:
+def _budget_conditioning_parts(gate: LearnedGate) -> dict[str, object]:
+    if gate.budget_conditioning is None:
         return {}
-    return {"dial": asdict(gate.dial), "position": gate.position}
+    return {"budget_conditioning": asdict(gate.budget_conditioning), "preference": gate.preference}
 
 
-def _dial_of(record: Mapping[str, object]) -> dict[str, Any]:
+def _budget_conditioning_of(record: Mapping[str, object]) -> dict[str, Any]:
     """Return dial and position as keywords; gates that were trained for one budget have none."""
-    dial = record.get("dial")
-    if dial is None:
+    budget_conditioning = record.get("budget_conditioning")
+    if budget_conditioning is None:
         return {}
     if (
-        not isinstance(dial, dict)
-        or "computations" not in dial
-        or not all(isinstance(part, list) for part in dial.values())
+        not isinstance(budget_conditioning, dict)
+        or "computations" not in budget_conditioning
+        or not all(isinstance(part, list) for part in budget_conditioning.values())
     ):
-        raise TypeError(f"{dial!r} describes no dial.")
-    figures = {name: tuple(_number(figure) for figure in part) for name, part in dial.items()}
+        raise TypeError(f"{budget_conditioning!r} describes no dial.")
+    figures = {
+        name: tuple(_number(figure) for figure in part)
+        for name, part in budget_conditioning.items()
+    }
     return {
-        "dial": Dial(**figures),
-        "position": _number(record["position"]),
+        "budget_conditioning": BudgetConditioning(**figures),
+        "preference": _number(record["preference"]),
     }
 
 
-def _exits_of(record: Mapping[str, object]) -> KnownExits | None:
+def _exits_of(record: Mapping[str, object]) -> ExitInfo | None:
     """Return what the gate knows of exits; one that walks to the end knows none."""
     exits = record.get("exits")
     if exits is None:
         return None
     if not isinstance(exits, dict) or not isinstance(exits["layer_feature_macs"], list):
         raise TypeError(f"{exits!r} describes no exits.")
-    return KnownExits(
+    return ExitInfo(
         after=_integers(exits["after"]),
         layer_feature_macs=tuple(_number(macs) for macs in exits["layer_feature_macs"]),
     )
@@ -164,9 +167,10 @@ def _choice_parts(gate: LearnedGate) -> dict[str, object]:
 def _save_table(gate: TableGate, folder: Path) -> None:
     if gate.options is None:
         raise ConfigError(
-            f"gate {gate.name!r} is a table without a menu; only one that knows its menu can be stored."
+            f"gate {gate.name!r} is a table without a menu; only one that knows its menu can be "
+            "stored."
         )
-    write_description(
+    write_manifest(
         folder / STRUCTURE_FILE,
         kind=TABLE,
         version=FORMAT,
@@ -176,7 +180,7 @@ def _save_table(gate: TableGate, folder: Path) -> None:
 
 
 def _save_cascade(gate: CascadeGate, folder: Path) -> None:
-    write_description(
+    write_manifest(
         folder / STRUCTURE_FILE,
         kind=CASCADE,
         version=FORMAT,

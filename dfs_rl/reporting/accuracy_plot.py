@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # Marker, colour and size of each kind of method.
-_LOOKS = {
+_MARKER_STYLES = {
     "gate": ("*", style.VERMILION, 13.0),
     "static_table": ("s", style.BLUE, 6.0),
     "cascade": ("^", style.GREEN, 7.0),
@@ -24,8 +24,8 @@ _LOOKS = {
     "static_table_before": ("s", style.MUTED, 6.0),
     "cascade_before": ("^", style.MUTED, 7.0),
 }
-_FIXED_LOOK = ("o", style.MUTED, 5.0)
-# Reference points more than this many points below the gate and its rivals are named at the lower
+_FIXED_STYLE = ("o", style.MUTED, 5.0)
+# Reference points more than this many points below the gate and its baselines are named at the lower
 # edge: drawn to scale, "skip all" at chance would flatten everything else.
 _DEPTH = 12.0
 _AXIS = "computation per image, % of all gated layers at 32 bit"
@@ -39,7 +39,7 @@ def accuracy_plot(summary: EvaluationSummary) -> "Figure":
     """Draw every method of a summary; bars are one standard error.
 
     With a gate there are two panels: everything over a logarithmic axis, and the gate with its
-    rivals enlarged, which by design cost nearly the same.
+    baselines enlarged, which by design cost nearly the same.
     """
     drawn = [method for method in summary.methods if method.computation > 0]
     own = [method for method in drawn if method.role in ("gate", "matched")]
@@ -50,7 +50,8 @@ def accuracy_plot(summary: EvaluationSummary) -> "Figure":
     axes.set_xlabel(f"{_AXIS}, log scale")
     style.title(
         axes,
-        f"{style.short_middle(summary.dataset, style.NAME_LENGTH)}, {summary.split} split, {summary.n:,} images; bars ± 1 standard error",
+        f"{style.short_middle(summary.dataset, style.NAME_LENGTH)}, {summary.split} split, "
+        f"{summary.n:,} images; bars ± 1 standard error",
     )
     _draw_overview(axes, drawn, own)
     if own:
@@ -87,7 +88,7 @@ def _draw_overview(
     style.log_ticks(axes)
 
     lines = _draw_points(axes, shown)
-    # The rivals are named in the other panel, where there is room.
+    # The baselines are named in the other panel, where there is room.
     named = [method for method in shown if method.role != "matched"]
     labels = [_label(method) for method in sorted(named, key=lambda m: m.role == "fixed")]
     bottom, top = axes.get_ylim()
@@ -136,7 +137,7 @@ def _draw_points(axes: "Axes", methods: Sequence[MethodSummary]) -> list[list[tu
     if curve:
         axes.plot(*zip(*curve, strict=True), color=style.MUTED, lw=0.8, ls=(0, (4, 3)), zorder=2)
     for method in methods:
-        marker, colour, size = _LOOKS.get(method.key, _FIXED_LOOK)
+        marker, colour, size = _MARKER_STYLES.get(method.key, _FIXED_STYLE)
         axes.errorbar(
             method.computation,
             method.accuracy,
@@ -161,6 +162,6 @@ def _draw_points(axes: "Axes", methods: Sequence[MethodSummary]) -> list[list[tu
 
 
 def _label(method: MethodSummary) -> Label:
-    colour = _LOOKS.get(method.key, _FIXED_LOOK)[1]
+    colour = _MARKER_STYLES.get(method.key, _FIXED_STYLE)[1]
     weight = "bold" if method.role == "gate" else "normal"
     return Label(method.label, method.computation, method.accuracy, colour, weight)

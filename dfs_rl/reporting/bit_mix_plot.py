@@ -20,7 +20,7 @@ _MOST_LAYERS = 24
 
 
 @style.plain_text()
-def mix_plot(curve: Curve, options: tuple[int, ...]) -> "Figure":
+def bit_mix_plot(curve: Curve, options: tuple[int, ...]) -> "Figure":
     """Draw the share of each option over mean computation, for all layers together and for each (Shen et al., AAAI 2020, Figures 12 to 15).
 
     Args:
@@ -80,7 +80,7 @@ def _panel(
     if low == high:  # a gate that its budget does not move: a band in place of a line
         low, high = 0.9 * low, 1.1 * high
         computations, shares = np.array([low, high]), shares[[0, 0]]
-    names, colours = zip(*style.action_looks(options, shares.shape[1]), strict=True)
+    names, colours = zip(*style.action_styles(options, shares.shape[1]), strict=True)
     axes.stackplot(
         computations,
         *(100 * shares.T),

@@ -5,38 +5,38 @@ from typing import NamedTuple
 
 from dfs_rl.evaluation.comparison_records import ComparisonOfRuns
 from dfs_rl.reporting import style
-from dfs_rl.reporting.bit_mix_plot import mix_plot
-from dfs_rl.reporting.difficulty_plot import spending_plot
-from dfs_rl.reporting.hover import PlacedPoint
-from dfs_rl.reporting.pareto_plot import frontier_plot, placed_points
+from dfs_rl.reporting.bit_mix_plot import bit_mix_plot
+from dfs_rl.reporting.difficulty_plot import difficulty_plot
+from dfs_rl.reporting.hover import HoverPoint
+from dfs_rl.reporting.pareto_plot import hover_points, pareto_plot
 
 
-class ComparisonPictures(NamedTuple):
+class ComparisonFigures(NamedTuple):
     """Pictures that concern all gates.
 
     Attributes:
-        frontier: Accuracy against computation, as PNG.
+        pareto_front: Accuracy against computation, as PNG.
         points: Where it shows what.
-        spending: Computation against difficulty, as PNG.
-        mixes: How the mix of options shifts with the budget, as PNG, by the label of the curve.
+        computation_by_difficulty: Computation against difficulty, as PNG.
+        bit_mixes: How the mix of options shifts with the budget, as PNG, by the label of the curve.
     """
 
-    frontier: bytes
-    points: Sequence[PlacedPoint]
-    spending: bytes
-    mixes: Mapping[str, bytes]
+    pareto_front: bytes
+    points: Sequence[HoverPoint]
+    computation_by_difficulty: bytes
+    bit_mixes: Mapping[str, bytes]
 
 
-def comparison_pictures(comparison: ComparisonOfRuns) -> ComparisonPictures:
+def comparison_figures(comparison: ComparisonOfRuns) -> ComparisonFigures:
     """Draw them."""
-    frontier = frontier_plot(comparison)
-    return ComparisonPictures(
-        frontier=style.to_png(frontier),
-        points=placed_points(frontier, comparison),
-        spending=style.to_png(spending_plot(comparison)),
-        mixes={
-            curve.label: style.to_png(mix_plot(curve, comparison.options))
+    pareto_front = pareto_plot(comparison)
+    return ComparisonFigures(
+        pareto_front=style.to_png(pareto_front),
+        points=hover_points(pareto_front, comparison),
+        computation_by_difficulty=style.to_png(difficulty_plot(comparison)),
+        bit_mixes={
+            curve.label: style.to_png(bit_mix_plot(curve, comparison.options))
             for curve in comparison.curves
-            if curve.rival is None
+            if curve.baseline is None
         },
     )

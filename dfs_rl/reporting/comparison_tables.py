@@ -8,22 +8,24 @@ from collections.abc import Sequence
 from dfs_rl.evaluation.budgets import ranked_families
 from dfs_rl.evaluation.comparison_records import (
     GATE,
-    AtBudget,
+    BudgetResult,
     ComparisonOfRuns,
     Curve,
     Interval,
     Point,
     Spread,
 )
-from dfs_rl.evaluation.curves import READ_AT
-from dfs_rl.evaluation.verdict import SAME_COST
-from dfs_rl.reporting.tables import WIDTH, aligned
+from dfs_rl.evaluation.curves import REPORTED_COMPUTATIONS
+from dfs_rl.evaluation.verdict import COST_TOLERANCE
+from dfs_rl.reporting.tables import WIDTH, aligned_table
 
-_OVER = " !"
+_OVER_BUDGET_MARK = " !"
 """Marks a gate that spends more than it was asked to."""
 ABOUT_BUDGETS = (
-    f"Of each method what was asked to keep to the budget, or else the best that costs at most {100 * SAME_COST:g} % more, chosen on "
-    f"val. An exclamation mark: it spends over {100 * SAME_COST:g} % more than it was asked to."
+    "Of each method what was asked to keep to the budget, or else the best that costs at most "
+    f"{100 * COST_TOLERANCE:g} % more, chosen on "
+    f"val. An exclamation mark: it spends over {100 * COST_TOLERANCE:g} % more than it was asked "
+    "to."
 )
 """How to read the table of budgets."""
 _HEAD = ("method", "seeds", "accuracy %", "computation %", "patterns")
@@ -44,14 +46,14 @@ def comparison_text(comparison: ComparisonOfRuns) -> str:
     parts = [head]
     if comparison.budgets:
         parts.append(
-            aligned(*budget_table(comparison))
+            aligned_table(*budget_table(comparison))
             + "\n"
             + textwrap.fill(ABOUT_BUDGETS, WIDTH, subsequent_indent="  ")
         )
-    parts.append(aligned(*points_table(comparison)))
+    parts.append(aligned_table(*points_table(comparison)))
     if comparison.curves:
-        parts.append(aligned(*curve_table(comparison)))
-    parts.append(aligned(TRAINING_HEAD, [training_rows(comparison)]))
+        parts.append(aligned_table(*curve_table(comparison)))
+    parts.append(aligned_table(TRAINING_HEAD, [training_rows(comparison)]))
     for sentences in (comparison.differences, comparison.verdict):
         if sentences:
             filled = (textwrap.fill(said, WIDTH, subsequent_indent="  ") for said in sentences)
@@ -71,23 +73,28 @@ def budget_table(
         "accuracy % at computation %",
         *(f"about {at.budget:g} %" for at in comparison.budgets),
     )
-    shipped = tuple("" if at.ship is None else points[at.ship].family for at in comparison.budgets)
+    recommended_families = tuple(
+        "" if at.recommended is None else points[at.recommended].family for at in comparison.budgets
+    )
     groups: dict[bool, list[tuple[str, ...]]] = {True: [], False: []}  # gates, and what is none
     for family in ranked_families(comparison.budgets, list(points.values())):
-        standing = [points.get(at.methods.get(family, "")) for at in comparison.budgets]
+        at_budgets_points = [points.get(at.methods.get(family, "")) for at in comparison.budgets]
         row = (
             family,
-            *(_standing(p, at) for p, at in zip(standing, comparison.budgets, strict=True)),
+            *(
+                _budget_cell(p, at)
+                for p, at in zip(at_budgets_points, comparison.budgets, strict=True)
+            ),
         )
-        groups[any(p is not None and p.kind == GATE for p in standing)].append(row)
-    ship = ("to ship, chosen on val", *shipped)
-    return head, [group for group in ([ship], *groups.values()) if group]
+        groups[any(p is not None and p.kind == GATE for p in at_budgets_points)].append(row)
+    recommended = ("to ship, chosen on val", *recommended_families)
+    return head, [group for group in ([recommended], *groups.values()) if group]
 
 
-def _standing(point: Point | None, at: AtBudget) -> str:
+def _budget_cell(point: Point | None, at: BudgetResult) -> str:
     if point is None:
         return ""
-    mark = _OVER if point.label in at.over else ""
+    mark = _OVER_BUDGET_MARK if point.label in at.over_budget else ""
     return f"{_spread(point.accuracy, 2)} at {point.computation.mean:.3g}{mark}"
 
 
@@ -96,23 +103,24 @@ def points_table(
 ) -> tuple[tuple[str, ...], list[list[tuple[str, ...]]]]:
     """Return the head and the cells of the table of points: gates, what could be shipped instead of them, references.
 
-    Every gate has rivals of its own, at what it costs. Where there are budgets, those that stand at them are enough to read.
+    Every gate has baselines of its own, at what it costs. Where there are budgets, those that stand
+    at them are enough to read.
     """
     told = {label for at in comparison.budgets for label in at.methods.values()}
     gates = [point for point in comparison.points if point.kind == GATE]
-    rivals = [
+    baselines = [
         point
         for point in comparison.points
         if point.kind != GATE and (point.label in told or not told)
     ]
-    groups = (gates, rivals, list(comparison.references))
+    groups = (gates, baselines, list(comparison.references))
     gains = _gains(comparison)
     head = (*_HEAD, *(_GAINS[key] for key in gains))
     return head, [[_cells(point, gains) for point in group] for group in groups if group]
 
 
 def _gains(comparison: ComparisonOfRuns) -> list[str]:
-    """Return the rivals that have a column: a network without exits has none for them."""
+    """Return the baselines that have a column: a network without exits has none for them."""
     return [
         key
         for key in _GAINS
@@ -124,7 +132,11 @@ def curve_table(
     comparison: ComparisonOfRuns,
 ) -> tuple[tuple[str, ...], list[list[tuple[str, ...]]]]:
     """Return the head and the cells of the table of curves: areas, and accuracies at fixed computations."""
-    shown = [f"{c:g}" for c in READ_AT if any(f"{c:g}" in v.accuracy_at for v in comparison.curves)]
+    shown = [
+        f"{c:g}"
+        for c in REPORTED_COMPUTATIONS
+        if any(f"{c:g}" in v.accuracy_at for v in comparison.curves)
+    ]
     head = ("curve", "points", "seeds", "area, points x decades", *(f"at {c} %" for c in shown))
     rows = [
         (
@@ -132,7 +144,7 @@ def curve_table(
             str(curve.points),
             str(curve.seeds),
             f"{_spread(curve.hypervolume, 2)} {_interval(curve.interval)}",
-            *(_read_off(curve, c) for c in shown),
+            *(_accuracy_cell(curve, c) for c in shown),
         )
         for curve in comparison.curves
     ]
@@ -194,7 +206,7 @@ def _interval(value: Interval) -> str:
     return f"[{value.low:.2f}, {value.high:.2f}]"
 
 
-def _read_off(curve: Curve, computation: str) -> str:
+def _accuracy_cell(curve: Curve, computation: str) -> str:
     value = curve.accuracy_at.get(computation)
     if value is None:
         return ""

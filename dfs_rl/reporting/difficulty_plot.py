@@ -14,11 +14,11 @@ _SIZE = (8.6, 4.0)
 
 
 @style.plain_text()
-def spending_plot(comparison: ComparisonOfRuns) -> "Figure":
+def difficulty_plot(comparison: ComparisonOfRuns) -> "Figure":
     """Draw what each gate spends on the images of each class of difficulty, over what it spends on all.
 
-    A gate that does not look at its images is a level line at 1; one that sees what they need rises to the right. Each budget of a
-    gate is a line.
+    A gate that does not look at its images is a level line at 1; one that sees what they need rises
+    to the right. Each budget of a gate is a line.
     """
     figure = style.new_figure(*_SIZE)
     figure.subplots_adjust(left=0.08, right=0.7, bottom=0.2, top=0.9)
@@ -28,7 +28,7 @@ def spending_plot(comparison: ComparisonOfRuns) -> "Figure":
     places = np.arange(len(comparison.difficulty))
     families = comparison.families
     named: set[str] = set()
-    for gate in comparison.spending:
+    for gate in comparison.computation_by_difficulty:
         i = families.index(gate.family)
         values = [np.nan if value is None else value for value in gate.relative]
         axes.plot(
@@ -46,7 +46,8 @@ def spending_plot(comparison: ComparisonOfRuns) -> "Figure":
     names = zip(comparison.difficulty, comparison.difficulty_shares, strict=True)
     axes.set_xticks(places, [f"{name}\n{100 * share:.1f} %" for name, share in names])
     axes.set_xlabel(
-        "fewest uniform bits that are right, and share of the images; nothing is said of fewer than 10"
+        "fewest uniform bits that are right, and share of the images; nothing is said of fewer "
+        "than 10"
     )
     axes.set_ylabel("computation relative to the gate's mean")
     style.title(axes, "What gates spend on easy and on hard images")

@@ -52,7 +52,7 @@ def cheapest_and_dearest(
     return [example(i) for i in cheapest], [example(i) for i in dearest]
 
 
-def write_pictures(
+def write_figures(
     folder: Path,
     prefix: str,
     summary: EvaluationSummary,

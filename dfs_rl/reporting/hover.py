@@ -6,7 +6,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-class PlacedPoint(NamedTuple):
+class HoverPoint(NamedTuple):
     """Where a point is in the picture.
 
     Attributes:
@@ -20,8 +20,8 @@ class PlacedPoint(NamedTuple):
     top: float
 
 
-def placed(axes: "Axes", x: float, y: float, text: str) -> PlacedPoint:
+def hover_point(axes: "Axes", x: float, y: float, text: str) -> HoverPoint:
     """Return where the picture shows ``x`` and ``y``, in data units; limits and scales of the axes must be final."""
     at = axes.transData.transform((x, y))
     left, bottom = axes.figure.transFigure.inverted().transform(at)
-    return PlacedPoint(text, float(left), 1.0 - float(bottom))
+    return HoverPoint(text, float(left), 1.0 - float(bottom))

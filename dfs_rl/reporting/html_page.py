@@ -4,7 +4,7 @@ import base64
 import html
 from collections.abc import Mapping, Sequence
 
-from dfs_rl.reporting.hover import PlacedPoint
+from dfs_rl.reporting.hover import HoverPoint
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #222; --muted: #6b6b6b; --faint: #ddd; --paper: #fff; --raised: #f6f6f4; }
@@ -27,7 +27,7 @@ pre { overflow-x: auto; background: var(--raised); padding: .6rem; font-size: .8
 .plot img { display: block; }
 .plot span { position: absolute; width: 18px; height: 18px; margin: -9px 0 0 -9px; border-radius: 50%; }
 .plot span:hover { box-shadow: 0 0 0 2px #222; }
-.plot span::after { content: attr(data-told); display: none; position: absolute; left: 14px; top: 14px; z-index: 1; width: max-content;
+.plot span::after { content: attr(data-tooltip); display: none; position: absolute; left: 14px; top: 14px; z-index: 1; width: max-content;
   max-width: 15rem; padding: .2rem .5rem; border-radius: 4px; font-size: .8rem; color: #fff; background: #222; pointer-events: none; }
 .plot span.right::after { left: auto; right: 14px; }
 .plot span:hover::after { display: block; }
@@ -79,18 +79,18 @@ def image(png: bytes, alt: str) -> str:
     return f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{data}">'
 
 
-def hover_plot(png: bytes, alt: str, points: Sequence[PlacedPoint]) -> str:
+def hover_plot(png: bytes, alt: str, points: Sequence[HoverPoint]) -> str:
     """Return a picture that tells more of a point where one points at it; the last of ``points`` lie on top."""
     middle = 0.5
     spots = "".join(
-        f'<span{" class=right" if point.left > middle else ""} data-told="{html.escape(point.text)}" '
+        f'<span{" class=right" if point.left > middle else ""} data-tooltip="{html.escape(point.text)}" '
         f'style="left:{100 * point.left:.2f}%;top:{100 * point.top:.2f}%"></span>'
         for point in points
     )
     return f'<div class="plot">{image(png, alt)}{spots}</div>'
 
 
-def table(names: Sequence[str], groups: Sequence[Sequence[Sequence[str]]]) -> str:
+def html_table(names: Sequence[str], groups: Sequence[Sequence[Sequence[str]]]) -> str:
     """Return a table with a head and a body for each group of rows; cells are text."""
     head = "".join(f"<th>{html.escape(name)}</th>" for name in names)
     bodies = "".join(

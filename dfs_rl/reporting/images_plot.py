@@ -31,7 +31,8 @@ class ImageExample:
 
     Attributes:
         image: uint8 ``[c, h, w]``, 1 to 4 channels: grey, grey and alpha, RGB, RGBA.
-        options: Option index of each gated layer; one past the menu's for those that it did not come to.
+        options: Option index of each gated layer; one past the menu's for those that it did not
+            come to.
         prediction: Name of the predicted class.
         label: Name of the true class.
         computation: Percent, everything included.

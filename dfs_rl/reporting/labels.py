@@ -81,8 +81,8 @@ class _Fan(NamedTuple):
         lines = _overlaps(self.boxes, crossed).sum(axis=1)
         # Right and above first, as one reads.
         slant = 0.5 * (1 - np.cos(self.angle - np.pi / 6))
-        price = (_COVERING * (covered + outside) + _CROSSING * lines) / area
-        best = int((self.distance + slant + price.round(6)).argmin())
+        penalty = (_COVERING * (covered + outside) + _CROSSING * lines) / area
+        best = int((self.distance + slant + penalty.round(6)).argmin())
         return _Place(
             float(self.distance[best]),
             (float(self.offset[best, 0]), float(self.offset[best, 1])),

@@ -24,8 +24,8 @@ def options_plot(histogram: Sequence[Sequence[float]], options: BitOptions) -> "
     """Draw one stacked bar per layer, cheap options at the bottom.
 
     Args:
-        histogram: Share of images at each option, ``[layers, options]``, rows summing to 1; where there are exits, a last column has
-            the share that has left.
+        histogram: Share of images at each option, ``[layers, options]``, rows summing to 1; where
+            there are exits, a last column has the share that has left.
         options: The menu.
     """
     shares = np.asarray(histogram, dtype=np.float64)
@@ -65,7 +65,7 @@ def _stack(
 ) -> None:
     layers = np.arange(1, len(shares) + 1)
     bottom = np.zeros(len(shares))
-    for option, (name, colour) in enumerate(style.action_looks(options, shares.shape[1])):
+    for option, (name, colour) in enumerate(style.action_styles(options, shares.shape[1])):
         height = shares[:, option]
         axes.bar(
             layers,

@@ -1,4 +1,4 @@
-"""Accuracy against computation of many gates: points over seeds, rivals joined to curves, references behind them."""
+"""Accuracy against computation of many gates: points over seeds, baselines joined to curves, references behind them."""
 
 import textwrap
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from dfs_rl.evaluation.comparison_records import GATE, ComparisonOfRuns, Point
 from dfs_rl.reporting import style
-from dfs_rl.reporting.hover import PlacedPoint, placed
+from dfs_rl.reporting.hover import HoverPoint, hover_point
 from dfs_rl.reporting.labels import Label, place_labels
 
 if TYPE_CHECKING:
@@ -38,35 +38,37 @@ class _Scene(NamedTuple):
     """What there is to draw.
 
     Attributes:
-        points: Gates and rivals.
+        points: Gates and baselines.
         references: Uniform settings.
         levels: Uniform settings too dear to be points.
-        missing: Gates too poor to be drawn.
+        undrawn: Gates too poor to be drawn.
     """
 
     points: list[Point]
     references: list[Point]
     levels: list[Point]
-    missing: list[Point]
+    undrawn: list[Point]
 
 
 @style.plain_text()
-def frontier_plot(comparison: ComparisonOfRuns) -> "Figure":
+def pareto_plot(comparison: ComparisonOfRuns) -> "Figure":
     """Draw the gates of a comparison over a logarithmic axis; bars are one standard deviation over seeds.
 
-    Gates far below the cheapest uniform setting that works are told of below the picture, uniform settings that are far dearer are
-    lines: to scale either would leave no room for the rest. So would bars, which are cut off at the frame.
+    Gates far below the cheapest uniform setting that works are told of below the picture, uniform
+    settings that are far dearer are
+    lines: to scale either would leave no room for the rest. So would bars, which are cut off at the
+        frame.
     """
     scene = _scene(comparison)
     figure = style.new_figure(*_SIZE)
     name = style.short_middle(comparison.dataset, style.NAME_LENGTH)
     title = f"{name}, {comparison.split} split, {comparison.n:,} images; bars ± 1 standard deviation over seeds"
-    axes = _framed(figure, title, _note(scene.missing))
+    axes = _framed(figure, title, _note(scene.undrawn))
     lines = [_curve(axes, scene.references, style.MUTED, "o", None)]
     for kind, (name, colour, marker) in _CURVES.items():
-        rivals = [point for point in scene.points if point.kind == kind]
-        if rivals:
-            lines.append(_curve(axes, rivals, colour, marker, name))
+        baselines = [point for point in scene.points if point.kind == kind]
+        if baselines:
+            lines.append(_curve(axes, baselines, colour, marker, name))
     labels = []
     size = _MARKER if len(comparison.families) < _MANY else _SMALL_MARKER
     for i, name in enumerate(comparison.families):
@@ -104,30 +106,30 @@ def _framed(figure: "Figure", title: str, note: Sequence[str]) -> "Axes":
     for row, line in enumerate(reversed(note)):
         y = _NOTE_HEIGHT * (row + 1 / 3)
         figure.text(_MARGINS["left"], y, line, fontsize=style.SMALL_SIZE, color=style.MUTED)
-    axes = style.frontier_axes(figure, accuracy="accuracy, %")
+    axes = style.pareto_axes(figure, accuracy="accuracy, %")
     style.title(axes, title)
     return axes
 
 
 def _scene(comparison: ComparisonOfRuns) -> _Scene:
     """Choose what is drawn to scale."""
-    lowest = comparison.worst_accuracy - _BELOW
+    lowest = comparison.reference_accuracy - _BELOW
     drawn = [point for point in comparison.points if point.accuracy.mean >= lowest]
     if not any(point.kind == GATE for point in drawn):
         drawn = list(comparison.points)
-    missing = [p for p in comparison.points if p.kind == GATE and p not in drawn]
+    undrawn = [p for p in comparison.points if p.kind == GATE and p not in drawn]
     floor = min(point.accuracy.mean for point in drawn) - _BELOW
     references = [point for point in comparison.references if point.accuracy.mean >= floor]
     dearest = max(point.computation.mean for point in drawn)
     levels = [p for p in references if p.computation.mean > _BEYOND * dearest]
     references = [p for p in references if p not in levels]
-    return _Scene(drawn, references, levels, missing)
+    return _Scene(drawn, references, levels, undrawn)
 
 
-def _note(missing: Sequence[Point]) -> list[str]:
+def _note(undrawn: Sequence[Point]) -> list[str]:
     """Return lines that tell of gates which are not drawn."""
     told: dict[str, list[str]] = {}
-    for point in missing:
+    for point in undrawn:
         figures = f"{point.accuracy.mean:.1f} % at {point.computation.mean:.3g} %"
         found = told.setdefault(point.family, [])
         if figures not in found:
@@ -140,8 +142,8 @@ def _note(missing: Sequence[Point]) -> list[str]:
     )
 
 
-def placed_points(figure: "Figure", comparison: ComparisonOfRuns) -> list[PlacedPoint]:
-    """Return where ``frontier_plot`` drew what, for a page that tells more where one points at it."""
+def hover_points(figure: "Figure", comparison: ComparisonOfRuns) -> list[HoverPoint]:
+    """Return where ``pareto_plot`` drew what, for a page that tells more where one points at it."""
     (axes,) = figure.axes
     scene = _scene(comparison)
     points = []
@@ -149,7 +151,7 @@ def placed_points(figure: "Figure", comparison: ComparisonOfRuns) -> list[Placed
         text = f"{point.label}: {point.accuracy.mean:.2f} % right at {point.computation.mean:.3g} %"
         if len(point.seeds) > 1:
             text += f", {len(point.seeds)} seeds"
-        points.append(placed(axes, point.computation.mean, point.accuracy.mean, text))
+        points.append(hover_point(axes, point.computation.mean, point.accuracy.mean, text))
     return points
 
 

@@ -60,24 +60,24 @@ def option_colours(options: BitOptions) -> list[tuple[float, float, float]]:
     return [*skipped, *scale[: len(running)]]  # type: ignore[list-item]
 
 
-def action_looks(
+def action_styles(
     options: BitOptions, n_actions: int
 ) -> list[tuple[str, tuple[float, float, float]]]:
     """Return name and colour of every option and, where there is one action more, of having left the network."""
-    looks = [
+    trial_styles = [
         (option_name(bits), colour)
         for bits, colour in zip(options, option_colours(options), strict=True)
     ]
-    return [*looks, *[("has left", _LEFT_COLOUR)] * (n_actions - len(options))]
+    return [*trial_styles, *[("has left", _LEFT_COLOUR)] * (n_actions - len(options))]
 
 
-def value_colours(*, highest: bool) -> "Colormap":
+def value_colours(*, maximize: bool) -> "Colormap":
     """Return colours for values, the best ones dark: the highest, or the lowest."""
     from matplotlib import colormaps
     from matplotlib.colors import ListedColormap
 
     places = np.linspace(_LIGHTEST, _DARKEST, num=256)
-    return ListedColormap(colormaps["YlGnBu"](places if highest else places[::-1]))
+    return ListedColormap(colormaps["YlGnBu"](places if maximize else places[::-1]))
 
 
 def text_colour(background: Sequence[float]) -> str:
@@ -108,8 +108,9 @@ def short_middle(text: str, length: int) -> str:
 def plain_text() -> Iterator[None]:
     """Draw text as it is, for whatever measures, draws or renders a figure.
 
-    Names of folders, classes and gates may hold any character: dollar signs do not begin mathematics, nor does anything begin LaTeX where
-    the user's settings of matplotlib ask for it, and what the font lacks becomes a box.
+    Names of folders, classes and gates may hold any character: dollar signs do not begin
+    mathematics, nor does anything begin LaTeX where the user's settings of matplotlib ask for it,
+    and what the font lacks becomes a box.
     """
     from matplotlib import rc_context
 
@@ -142,7 +143,7 @@ def tidy(axes: "Axes") -> None:
     axes.yaxis.label.set(fontsize=LABEL_SIZE, color=INK)
 
 
-def frontier_axes(figure: "Figure", *, accuracy: str) -> "Axes":
+def pareto_axes(figure: "Figure", *, accuracy: str) -> "Axes":
     """Return empty axes for accuracy against the logarithm of computation.
 
     Args:

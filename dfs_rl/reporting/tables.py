@@ -11,7 +11,8 @@ _HEAD = ("method", "accuracy %", "computation %", "gated only %", "MBitOPs", "pa
 _HEAD_GATE = ("gate minus method, 95 %",)
 _GAP = "  "
 _MEASURE = (
-    "Computed, not measured: MACs x (bits / 32)², in percent of all gated layers at 32 bit; ± is the "
+    "Computed, not measured: MACs x (bits / 32)², in percent of all gated layers at 32 bit; ± is "
+    "the "
     "standard error over images."
 )
 
@@ -30,7 +31,7 @@ def summary_text(summary: EvaluationSummary) -> str:
 
 
 def methods_table(summary: EvaluationSummary) -> str:
-    """Return one aligned line per method: the gate, its rivals at its cost, the fixed points."""
+    """Return one aligned line per method: the gate, its baselines at its cost, the fixed points."""
     comparisons = {comparison.key: comparison for comparison in summary.comparisons}
     gate, matched, fixed, oracle = (
         [m for m in summary.methods if m.role == role]
@@ -42,7 +43,7 @@ def methods_table(summary: EvaluationSummary) -> str:
         for group in (gate, matched, fixed[::-1], oracle)
         if group
     ]
-    return aligned(head, groups)
+    return aligned_table(head, groups)
 
 
 def _cells(method: MethodSummary, comparison: Comparison | None) -> tuple[str, ...]:
@@ -67,7 +68,7 @@ def _significant(value: float) -> str:
     return f"{value:.3f}"
 
 
-def aligned(head: Sequence[str], groups: Sequence[Sequence[Sequence[str]]]) -> str:
+def aligned_table(head: Sequence[str], groups: Sequence[Sequence[Sequence[str]]]) -> str:
     """Return rows in aligned columns, the first to the left, with a rule above each group."""
     rows = [row for group in groups for row in group]
     widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
@@ -95,7 +96,8 @@ def _notes(summary: EvaluationSummary) -> str:
     if summary.comparisons and summary.method("cascade") is None:
         least = min(m.computation for m in summary.methods if m.role == "fixed")
         notes.append(
-            "There is no confidence cascade at the gate's cost: one pass through the whole network costs at least "
+            "There is no confidence cascade at the gate's cost: one pass through the whole network "
+            "costs at least "
             f"{_significant(least)} %."
         )
     for method in summary.methods:
@@ -133,10 +135,10 @@ def _exits_note(summary: EvaluationSummary) -> str:
 def _search_note(summary: EvaluationSummary) -> str:
     search = summary.search
     assert search is not None, "only called with one"
-    how = "all tables under the cap" if search.exhaustive else f"{search.tables:,} tables"
+    how = "all tables under the budget" if search.exhaustive else f"{search.tables:,} tables"
     again = f", the best {search.finalists} of them on all" if search.finalists else ""
     return (
         f"The static table is the best of {how} by accuracy on {search.images:,} images{again}: "
-        f"{search.accuracy:.2f} % there at {search.computation:.3g} % computation (cap "
-        f"{search.cap:.3g} %)."
+        f"{search.accuracy:.2f} % there at {search.computation:.3g} % computation (budget "
+        f"{search.budget:.3g} %)."
     )

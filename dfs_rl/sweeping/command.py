@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from dfs_rl.errors import ConfigError
 from dfs_rl.experiments.backbone_resolver import load_data
 from dfs_rl.sweeping.config import KIND, PROG, SweepConfig
-from dfs_rl.sweeping.loading import load_sweep_file, parse_changes
+from dfs_rl.sweeping.loading import load_sweep_file, parse_overrides
 from dfs_rl.utils.cli import Invocation
 from dfs_rl.utils.config import config_to_dict, dump_yaml
 from dfs_rl.utils.constants import DIGITS
@@ -31,11 +31,11 @@ def resolved(config: SweepConfig) -> "SweepFile":
         ConfigError: If it is not allowed.
     """
     given = {"trials": config.trials, "retrain.seeds": config.retrain_seeds}
-    own = {name: value for name, value in given.items() if value is not None}
-    changes = parse_changes(config.set)
+    overrides = {name: value for name, value in given.items() if value is not None}
+    changes = parse_overrides(config.set)
     if config.dataset is not None:
         changes["dataset"] = config.dataset
-    file = _loaded(config.file, changes, own)
+    file = _loaded(config.file, changes, overrides)
     return replace(
         file,
         settings={
@@ -45,12 +45,14 @@ def resolved(config: SweepConfig) -> "SweepFile":
     )
 
 
-def _loaded(path: Path, changes: Mapping[str, object], own: Mapping[str, object]) -> "SweepFile":
+def _loaded(
+    path: Path, changes: Mapping[str, object], overrides: Mapping[str, object]
+) -> "SweepFile":
     """Read a sweep with what is given beside it, which is told apart where it is what is wrong."""
     try:
-        return load_sweep_file(path, changes, own)
+        return load_sweep_file(path, changes, overrides)
     except ConfigError as error:
-        if not (changes or own):
+        if not (changes or overrides):
             raise
         try:
             load_sweep_file(path)
@@ -79,18 +81,18 @@ def _sweep_bytes(file: "SweepFile") -> bytes:
 
 def run(invocation: Invocation[SweepConfig]) -> None:
     """Search, train the best again, and report."""
-    from dfs_rl.utils.ray import close_ray, start_ray
+    from dfs_rl.utils.ray import restrict_ray_to_localhost, start_ray
 
     if invocation.config.address is None:
-        close_ray()  # before the imports below, which import Ray
+        restrict_ray_to_localhost()  # before the imports below, which import Ray
 
     import torch
 
     from dfs_rl.data import load_dataset
     from dfs_rl.data.sharing import share
     from dfs_rl.sweeping.commands import command_of
-    from dfs_rl.sweeping.loading import check_on_data
-    from dfs_rl.sweeping.sweep import FILE, corner_of, hold_sweep, storage_of
+    from dfs_rl.sweeping.loading import check_with_dataset
+    from dfs_rl.sweeping.sweep import FILE, reference_point_of, run_sweep, storage_of
     from dfs_rl.sweeping.tuner import check_resources
     from dfs_rl.utils.device import check_cpus, check_memory
 
@@ -117,25 +119,27 @@ def run(invocation: Invocation[SweepConfig]) -> None:
     else:
         dataset = load_dataset(base.dataset, image_size=base.image_size, flip=base.flip)
     if folder is None:
-        check_on_data(file, dataset, config.file)
+        check_with_dataset(file, dataset, config.file)
     else:
         folder.check_data(dataset.fingerprint, dataset.name)
-    corner = corner_of(file, dataset)
+    reference_point = reference_point_of(file, dataset)
     shared = share(dataset)
     with start_ray(address=config.address, cpus=config.cpus, store_bytes=shared.nbytes):
         check_resources(file.resources, shares_storage=config.storage_path is not None)
         if folder is None:
-            folder = _begin(file, dataset.fingerprint, invocation)
-        with folder.hold():
+            folder = _create_run(file, dataset.fingerprint, invocation)
+        with folder.lock():
             try:
-                hold_sweep(file, shared, corner, folder, storage=storage_of(folder))
+                run_sweep(file, shared, reference_point, folder, storage=storage_of(folder))
             except KeyboardInterrupt:
                 raise KeyboardInterrupt(
                     f"Interrupted; go on with: {PROG} --resume {folder.path}"
                 ) from None
 
 
-def _begin(file: "SweepFile", fingerprint: str, invocation: Invocation[SweepConfig]) -> RunFolder:
+def _create_run(
+    file: "SweepFile", fingerprint: str, invocation: Invocation[SweepConfig]
+) -> RunFolder:
     """Make the folder of a sweep, unless its trials cannot be stored."""
     from dfs_rl.sweeping.sweep import FILE, new_storage, storage_file
     from dfs_rl.sweeping.tuner import check_storage

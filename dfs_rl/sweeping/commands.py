@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from dfs_rl.evaluation.curves import CurvePoint
 from dfs_rl.experiments.benchmark import COMMANDS as GATE_COMMANDS
 from dfs_rl.experiments.benchmark import command_line
-from dfs_rl.experiments.gate_run import TRAINING, GateCommand, TrainingRecord, create_run, train_run
+from dfs_rl.experiments.gate_run import (
+    TRAINING_FILE,
+    GateTrainingCommand,
+    TrainingRecord,
+    create_run,
+    train_run,
+)
 from dfs_rl.utils.device import resolve_device
 from dfs_rl.utils.run_folder import RunFolder
 from dfs_rl.utils.run_records import read_record
@@ -28,20 +34,20 @@ class SweepCommand:
         prog: How it is called.
         trains_gates: Whether it trains gates on a backbone, or backbones.
         check: Refuses settings that will not do with the data set; takes both.
-        begin: Makes the folder of a run; takes settings, data set and device.
+        create: Makes the folder of a run; takes settings, data set and device.
         settle: Returns settings as a run stores them.
         train: Trains in a folder, or goes on with it; takes settings, data set, folder and device.
-        reached: What a finished run's result costs and gets right on val; takes the folder.
+        points_on_val: What a finished run's result costs and gets right on val; takes the folder.
     """
 
     config_type: type
     prog: str
     trains_gates: bool
     check: "Callable[[Any, Dataset], None]"
-    begin: "Callable[[Any, Dataset, str], RunFolder]"
-    settle: Callable[[Any], Any]
+    create: "Callable[[Any, Dataset, str], RunFolder]"
+    with_resolved_defaults: Callable[[Any], Any]
     train: "Callable[[Any, Dataset, RunFolder, str], None]"
-    reached: Callable[[RunFolder], tuple[CurvePoint, ...]]
+    points_on_val: Callable[[RunFolder], tuple[CurvePoint, ...]]
 
 
 def command_of(name: CommandName) -> SweepCommand:
@@ -49,11 +55,11 @@ def command_of(name: CommandName) -> SweepCommand:
     return _backbones() if name == "train_backbone" else _gates(GATE_COMMANDS[name])
 
 
-def _gates(command: GateCommand[Any]) -> SweepCommand:
+def _gates(command: GateTrainingCommand[Any]) -> SweepCommand:
     def check(config: Any, dataset: "Dataset") -> None:  # noqa: ANN401
-        command.prepare(config, dataset, str(resolve_device(config.device)))
+        command.validate(config, dataset, str(resolve_device(config.device)))
 
-    def begin(config: Any, dataset: "Dataset", device: str) -> RunFolder:  # noqa: ANN401
+    def create(config: Any, dataset: "Dataset", device: str) -> RunFolder:  # noqa: ANN401
         argv = command_line(command.prog, config)
         return create_run(command, config, dataset, device=device, argv=argv)
 
@@ -65,10 +71,10 @@ def _gates(command: GateCommand[Any]) -> SweepCommand:
         prog=command.prog,
         trains_gates=True,
         check=check,
-        begin=begin,
-        settle=command.settle,
+        create=create,
+        with_resolved_defaults=command.with_resolved_defaults,
         train=train,
-        reached=lambda run: _points(run, TRAINING, TrainingRecord),
+        points_on_val=lambda run: _points(run, TRAINING_FILE, TrainingRecord),
     )
 
 
@@ -79,7 +85,7 @@ def _backbones() -> SweepCommand:
     def check(config: Any, dataset: "Dataset") -> None:  # noqa: ANN401
         supernet_training.make_trainer(config, dataset)
 
-    def begin(config: Any, dataset: "Dataset", device: str) -> RunFolder:  # noqa: ANN401, ARG001
+    def create(config: Any, dataset: "Dataset", device: str) -> RunFolder:  # noqa: ANN401, ARG001
         return RunFolder.create(
             config.run_dir,
             kind=supernet_training.KIND,
@@ -99,10 +105,10 @@ def _backbones() -> SweepCommand:
         prog=supernet_training.PROG,
         trains_gates=False,
         check=check,
-        begin=begin,
-        settle=lambda config: config,
+        create=create,
+        with_resolved_defaults=lambda config: config,
         train=train,
-        reached=lambda run: _points(
+        points_on_val=lambda run: _points(
             run, supernet_training.SUMMARY, supernet_training.SupernetSummary
         ),
     )

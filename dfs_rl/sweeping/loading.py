@@ -8,9 +8,9 @@ from pathlib import Path
 from dfs_rl.data import Dataset
 from dfs_rl.errors import ConfigError
 from dfs_rl.sweeping.commands import command_of
-from dfs_rl.sweeping.objective import check_is_no_training_figure
-from dfs_rl.sweeping.space import look_up, place
-from dfs_rl.sweeping.spec import FIRST_FRESH_SEED, SweepFile
+from dfs_rl.sweeping.objective import check_is_no_training_metric
+from dfs_rl.sweeping.space import get_setting, with_settings
+from dfs_rl.sweeping.spec import FIRST_RETRAIN_SEED, SweepFile
 from dfs_rl.utils.config import (
     SEEDS,
     YamlSettings,
@@ -32,35 +32,36 @@ _NOT_SEARCHED = (
 def load_sweep_file(
     path: Path,
     settings: Mapping[str, object] | None = None,
-    own: Mapping[str, object] | None = None,
+    overrides: Mapping[str, object] | None = None,
 ) -> SweepFile:
     """Read a sweep.
 
     Args:
         path: The file.
         settings: Settings of the command that are given beside it, by dotted name.
-        own: What is given beside it of the sweep itself, by dotted name.
+        overrides: What is given beside it of the sweep itself, by dotted name.
 
     Raises:
-        ConfigError: If something in it is unknown, of the wrong type, out of range, or does not go together.
+        ConfigError: If something in it is unknown, of the wrong type, out of range, or does not go
+            together.
     """
     given = read_yaml(path)
-    where = Lines(str(path), given)
+    where = ErrorLocations(str(path), given)
     objective = given.get("objective")
     if isinstance(objective, dict):
         with where.line("objective", "name"):
-            check_is_no_training_figure(objective.get("name"))
+            check_is_no_training_metric(objective.get("name"))
     shared = given.get("settings", {})
     if isinstance(shared, dict):
-        given["settings"] = place(shared, settings or {})
-    given.update(place(given, own or {}))
+        given["settings"] = with_settings(shared, settings or {})
+    given.update(with_settings(given, overrides or {}))
     file = config_from_dict(given, SweepFile, str(path))
     fields_from_dict(given.part("settings"), command_of(file.command).config_type, str(path))
     check(file, where)
     return file
 
 
-def parse_changes(words: Sequence[str]) -> dict[str, object]:
+def parse_overrides(words: Sequence[str]) -> dict[str, object]:
     """Read settings that are written as NAME=VALUE, the value as in YAML.
 
     Raises:
@@ -77,7 +78,7 @@ def parse_changes(words: Sequence[str]) -> dict[str, object]:
     return changes
 
 
-class Lines:
+class ErrorLocations:
     """Adds file and line to what is said against a place in a YAML file.
 
     Args:
@@ -100,7 +101,7 @@ class Lines:
             raise ConfigError(f"{where}: {error}") from error
 
 
-def check(file: SweepFile, where: Lines) -> None:
+def check(file: SweepFile, where: ErrorLocations) -> None:
     """Refuse what does not go together.
 
     Raises:
@@ -121,14 +122,14 @@ def check(file: SweepFile, where: Lines) -> None:
         _check_objective(file)
 
 
-def check_on_data(file: SweepFile, dataset: Dataset, source: Path) -> None:
+def check_with_dataset(file: SweepFile, dataset: Dataset, source: Path) -> None:
     """Refuse what only data and backbone tell, for every value that is searched and can be named.
 
     Raises:
         ConfigError: With file and line.
     """
     command = command_of(file.command)
-    where = Lines(str(source), read_yaml(source))
+    where = ErrorLocations(str(source), read_yaml(source))
     with where.line("settings"):
         command.check(file.config({}), dataset)
     for name, domain in file.search.items():
@@ -153,17 +154,20 @@ def _check_settings(file: SweepFile) -> None:
     base = file.base
     if base.get("workers", 1) > 1:
         raise ConfigError(
-            f"settings has {base['workers']} workers, but a trial is one process; leave workers out, more trials run beside each other."
+            f"settings has {base['workers']} workers, but a trial is one process; leave workers "
+            "out, more trials run beside each other."
         )
-    highest = max(base["seed"] + file.seeds, base["seed"] + FIRST_FRESH_SEED + file.retrain.seeds)
+    highest = max(base["seed"] + file.seeds, base["seed"] + FIRST_RETRAIN_SEED + file.retrain.seeds)
     if highest > SEEDS:
         raise ConfigError(
-            f"settings has seed {base['seed']}, but fresh seeds begin {FIRST_FRESH_SEED} above it and there are none above {SEEDS - 1}; "
+            f"settings has seed {base['seed']}, but fresh seeds begin {FIRST_RETRAIN_SEED} above "
+            f"it and there are none above {SEEDS - 1}; "
             "take a lower one."
         )
     if base["dataset"] != DIGITS and command_of(file.command).trains_gates and not base["backbone"]:
         raise ConfigError(
-            f"settings has data set {base['dataset']!r} but no backbone; train one with train_backbone and name its run, or every trial "
+            f"settings has data set {base['dataset']!r} but no backbone; train one with "
+            "train_backbone and name its run, or every trial "
             "would train its own."
         )
 
@@ -173,7 +177,7 @@ def _check_search(file: SweepFile, name: str) -> None:
         raise ConfigError(f"{name} cannot be searched; trials must agree in it.")
     base = file.base
     try:
-        look_up(base, name)
+        get_setting(base, name)
     except KeyError as error:
         known = [known for known in flat_settings(base) if known not in _NOT_SEARCHED]
         close = difflib.get_close_matches(name, known, n=1)
@@ -190,11 +194,13 @@ def _check_trials(file: SweepFile) -> None:
     grids = file.combinations
     if file.trials % grids:
         raise ConfigError(
-            f"trials is {file.trials}, but the grids have {grids} combinations; give a multiple of that."
+            f"trials is {file.trials}, but the grids have {grids} combinations; give a multiple of "
+            "that."
         )
     if file.trials > grids and all(domain.grid for domain in file.search.values()):
         raise ConfigError(
-            f"trials is {file.trials}, but the grids have {grids} combinations and nothing else is searched; give {grids}."
+            f"trials is {file.trials}, but the grids have {grids} combinations and nothing else is "
+            f"searched; give {grids}."
         )
 
 
@@ -202,11 +208,13 @@ def _check_searcher(file: SweepFile) -> None:
     grids = [name for name, domain in file.search.items() if domain.grid]
     if grids and file.searcher != "random":
         raise ConfigError(
-            f"searcher is {file.searcher!r}, but {grids[0]} is a grid; take random, or make it a choice."
+            f"searcher is {file.searcher!r}, but {grids[0]} is a grid; take random, or make it a "
+            "choice."
         )
     if file.searcher == "nsga2" and len(file.objective.names) == 1:
         raise ConfigError(
-            f"searcher is 'nsga2', but {file.objective.name} is one objective; take tpe, or objective frontier."
+            f"searcher is 'nsga2', but {file.objective.name} is one objective; take tpe, or "
+            "objective pareto_front."
         )
 
 
@@ -214,23 +222,27 @@ def _check_scheduler(file: SweepFile) -> None:
     name = file.scheduler.name
     if name != "none" and len(file.objective.names) > 1:
         raise ConfigError(
-            f"scheduler.name is {name!r}, which needs one objective to go by; take none, or another objective than frontier."
+            f"scheduler.name is {name!r}, which needs one objective to go by; take none, or "
+            "another objective than pareto_front."
         )
     if not file.scheduler.is_population:
         return
     if file.searcher != "random":
         raise ConfigError(
-            f"scheduler.name is {name!r}, which changes settings itself; searcher must be random, not {file.searcher!r}."
+            f"scheduler.name is {name!r}, which changes settings itself; searcher must be random, "
+            f"not {file.searcher!r}."
         )
     stiff = [setting for setting, domain in file.search.items() if not domain.is_continuous]
     if stiff:
         raise ConfigError(
-            f"scheduler.name is {name!r}, which changes settings in mid-training; {stiff[0]} must be uniform or loguniform, or stand in "
+            f"scheduler.name is {name!r}, which changes settings in mid-training; {stiff[0]} must "
+            "be uniform or loguniform, or stand in "
             "settings."
         )
     if file.seeds > 1 or file.trials == 1:
         raise ConfigError(
-            f"scheduler.name is {name!r}, but there are {file.trials} trials of {file.seeds} seeds; a population needs several trials "
+            f"scheduler.name is {name!r}, but there are {file.trials} trials of {file.seeds} "
+            "seeds; a population needs several trials "
             "of one seed each."
         )
 
@@ -240,12 +252,14 @@ def _check_objective(file: SweepFile) -> None:
         return
     if not command_of(file.command).trains_gates:
         raise ConfigError(
-            "objective.name is 'frontier', but a backbone has a point for every bit width; take another objective."
+            "objective.name is 'pareto_front', but a backbone has a point for every bit width; "
+            "take another objective."
         )
     for name, domain in file.search.items():
         for value in domain.samples():
             if getattr(file.config({name: value}), "all_budgets", False):
                 raise ConfigError(
-                    "objective.name is 'frontier', but these gates learn all budgets and have no single point; set fixed_budget: true, "
+                    "objective.name is 'pareto_front', but these gates learn all budgets and have "
+                    "no single point; set fixed_budget: true, "
                     "or take hypervolume."
                 )

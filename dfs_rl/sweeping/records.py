@@ -27,7 +27,7 @@ class ObjectiveRecord:
 
     Attributes:
         names: One name, or two where accuracy and computation count together.
-        highest: For each name, whether the highest value is the best.
+        maximize: For each name, whether the highest value is the best.
         units: For each name, such as ``%``; empty where it has none.
         about: What it means, in words, with units.
 
@@ -36,18 +36,19 @@ class ObjectiveRecord:
     """
 
     names: tuple[str, ...]
-    highest: tuple[bool, ...]
+    maximize: tuple[bool, ...]
     units: tuple[str, ...]
     about: str
 
     def __post_init__(self) -> None:
         if len(self.names) not in (1, 2) or len(set(self.names)) != len(self.names):
             raise ConfigError(f"names of an objective is {self.names}; one or two are needed.")
-        for field in ("highest", "units"):
+        for field in ("maximize", "units"):
             value = getattr(self, field)
             if len(value) != len(self.names):
                 raise ConfigError(
-                    f"{field} of the objective is {value}; {len(self.names)} are needed, one for each of {self.names}."
+                    f"{field} of the objective is {value}; {len(self.names)} are needed, one for "
+                    f"each of {self.names}."
                 )
 
 
@@ -61,14 +62,16 @@ class TrialRecord:
         status: How it ended.
         reason: Why it failed; ``None`` otherwise.
         progress: Share of a whole training that it made, in [0, 1].
-        values: The objective's values at its end by name, each the mean of its last evaluations; empty if it made none.
+        values: The objective's values at its end by name, each the mean of its last evaluations;
+            empty if it made none.
         history: ``(progress, value)`` of the first objective at every evaluation.
-        points: What its training led to on val, as points of accuracy and computation: several for a gate with a dial or a supernet.
+        points: What its training led to on val, as points of accuracy and computation: several for
+            a gate with a dial or a supernet.
         seconds: How long it trained.
 
     Raises:
-        ConfigError: If a figure is not finite, ``progress`` is not a share, a computation is not positive, or there is a reason
-            without a failure or a failure without a reason.
+        ConfigError: If a figure is not finite, ``progress`` is not a share, a computation is not
+            positive, or there is a reason without a failure or a failure without a reason.
     """
 
     name: str
@@ -85,7 +88,8 @@ class TrialRecord:
         whose = f"trial {self.name}"
         if (self.status == "failed") != (self.reason is not None):
             raise ConfigError(
-                f"{whose} is {self.status} and its reason is {self.reason!r}; failed trials have one, others none."
+                f"{whose} is {self.status} and its reason is {self.reason!r}; failed trials have "
+                "one, others none."
             )
         if not 0 <= self.progress <= 1:
             raise ConfigError(
@@ -104,19 +108,20 @@ class RetrainedRecord:
     Attributes:
         name: Name of the trial that it comes from, or ``defaults``.
         settings: Its searched settings by dotted name.
-        own: The objective's values that it was chosen by; empty for the defaults.
+        search_values: The objective's values that it was chosen by; empty for the defaults.
         seeds: The fresh seeds, those that failed left out.
         values: The objective's values by name, one for each of ``seeds``.
         points: What each training led to on val, in the order of ``seeds``.
         failed: Reasons of failed trainings by seed.
 
     Raises:
-        ConfigError: If a figure is not finite, a computation is not positive, or values or points do not go with the seeds.
+        ConfigError: If a figure is not finite, a computation is not positive, or values or points
+            do not go with the seeds.
     """
 
     name: str
     settings: Mapping[str, Setting]
-    own: Mapping[str, float]
+    search_values: Mapping[str, float]
     seeds: tuple[int, ...]
     values: Mapping[str, tuple[float, ...]]
     points: tuple[tuple[CurvePoint, ...], ...]
@@ -127,9 +132,10 @@ class RetrainedRecord:
         for name, values in {**self.values, "points": self.points}.items():
             if len(values) != len(self.seeds):
                 raise ConfigError(
-                    f"{name} of {whose} has {len(values)} entries; {len(self.seeds)} are needed, one for each of the seeds {self.seeds}."
+                    f"{name} of {whose} has {len(values)} entries; {len(self.seeds)} are needed, "
+                    f"one for each of the seeds {self.seeds}."
                 )
-        _check_finite(f"own values of {whose}", self.own.values())
+        _check_finite(f"own values of {whose}", self.search_values.values())
         _check_finite(f"values of {whose}", (v for values in self.values.values() for v in values))
         for points in self.points:
             _check_points(whose, points)
@@ -143,20 +149,23 @@ class SweepRecord:
         title: Its name, and the data set's.
         about: One line: command, number of val images, searcher, scheduler.
         objective: What it looks for.
-        scales: For each searched setting, whether it was drawn on a ``linear`` or ``log`` axis or is one of some ``choices``.
+        scales: For each searched setting, whether it was drawn on a ``linear`` or ``log`` axis or
+            is one of some ``choices``.
         trials: All of them, in the order of their beginning.
-        best: Names of the best trials, the best one first; with two objectives those that no other one beats in both.
+        best: Names of the best trials, the best one first; with two objectives those that no other
+            one beats in both.
         retrained: The best ones again, and the defaults.
-        importance: Share of the first objective's variation that each searched setting explains, by dotted name, in [0, 1]; empty
-            if it cannot be told.
-        worst: The corner that areas end at.
+        importance: Share of the first objective's variation that each searched setting explains, by
+            dotted name, in [0, 1]; empty if it cannot be told.
+        reference_point: The corner that areas end at.
         commands: How to go on from here: train the best configuration, repeat the sweep.
         settings: The sweep file as it was resolved, as YAML.
         seconds: Wall time.
 
     Raises:
-        ConfigError: If trials share a name, the best ones are not among them or lack a value, those on fresh seeds lack one, a
-            setting has no scale, or one on a ``log`` axis is no positive number.
+        ConfigError: If trials share a name, the best ones are not among them or lack a value, those
+            on fresh seeds lack one, a setting has no scale, or one on a ``log`` axis is no positive
+            number.
     """
 
     title: str
@@ -167,7 +176,7 @@ class SweepRecord:
     best: tuple[str, ...]
     retrained: tuple[RetrainedRecord, ...]
     importance: Mapping[str, float]
-    worst: CurvePoint
+    reference_point: CurvePoint
     commands: tuple[str, ...]
     settings: str
     seconds: float
@@ -179,23 +188,27 @@ class SweepRecord:
         for name in self.best:
             if name not in trials or set(trials[name].values) != set(self.objective.names):
                 raise ConfigError(
-                    f"best has {name!r}; allowed are trials with values of {', '.join(self.objective.names)}."
+                    f"best has {name!r}; allowed are trials with values of "
+                    f"{', '.join(self.objective.names)}."
                 )
         for again in self.retrained:
             if again.seeds and set(again.values) != set(self.objective.names):
                 raise ConfigError(
-                    f"{again.name} on fresh seeds has values of {tuple(again.values)}; needed are {self.objective.names}."
+                    f"{again.name} on fresh seeds has values of {tuple(again.values)}; needed are "
+                    f"{self.objective.names}."
                 )
         for trial in self.trials:
             for name, value in trial.settings.items():
                 if name not in self.scales:
                     raise ConfigError(
-                        f"scales has no {name!r}, which trial {trial.name} sets; every searched setting needs one."
+                        f"scales has no {name!r}, which trial {trial.name} sets; every searched "
+                        "setting needs one."
                     )
                 positive = isinstance(value, int | float) and value > 0
                 if self.scales[name] == "log" and not positive:
                     raise ConfigError(
-                        f"{name} of trial {trial.name} is {value!r}; on a log axis it must be a positive number."
+                        f"{name} of trial {trial.name} is {value!r}; on a log axis it must be a "
+                        "positive number."
                     )
 
     @property

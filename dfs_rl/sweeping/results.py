@@ -12,12 +12,12 @@ from dfs_rl.evaluation.curves import CurvePoint
 from dfs_rl.sweeping.objective import is_penalty
 from dfs_rl.sweeping.records import RetrainedRecord, TrialRecord, TrialStatus
 from dfs_rl.sweeping.search import optuna_distribution
-from dfs_rl.sweeping.space import from_word, to_word
+from dfs_rl.sweeping.space import decode_value, encode_value
 from dfs_rl.sweeping.spec import SweepFile
-from dfs_rl.sweeping.trial import CANDIDATE, FAILED, POINTS, PROGRESS, SEED, WHOLE
+from dfs_rl.sweeping.trial import CANDIDATE, FAILED, FULL_PROGRESS, POINTS, PROGRESS, SEED
 from dfs_rl.utils.config import config_to_dict, usual_settings
 
-_FEWEST = 8
+_MIN_VALUES = 8
 """Different values below which nothing can be said of what matters."""
 
 
@@ -37,12 +37,12 @@ def _trial_record(name: str, result: Result, file: SweepFile) -> TrialRecord:
     return TrialRecord(
         name=name,
         settings={
-            setting: from_word(value) if file.search[setting].values else value
+            setting: decode_value(value) if file.search[setting].values else value
             for setting, value in (result.config or {}).items()
         },
         status=_status(metrics, reason),
         reason=reason,
-        progress=float(metrics.get(PROGRESS, 0.0)) / WHOLE,
+        progress=float(metrics.get(PROGRESS, 0.0)) / FULL_PROGRESS,
         values={n: float(metrics[n]) for n in file.objective.names} if valued else {},
         history=reports,
         points=_points(metrics),
@@ -55,18 +55,22 @@ def _status(metrics: Mapping[str, Any], reason: str | None) -> TrialStatus:
         return "failed"
     if PROGRESS not in metrics:
         return "unfinished"
-    return "finished" if metrics[PROGRESS] >= WHOLE else "stopped"
+    return "finished" if metrics[PROGRESS] >= FULL_PROGRESS else "stopped"
 
 
 def _reason(result: Result, file: SweepFile) -> str | None:
-    """Return why a trial failed: its own words, what Ray says of a process that died too often, or that it is above the cap."""
+    """Return why a trial failed: its own words, what Ray says of a process that died too often, or that it is above the budget."""
     metrics = result.metrics or {}
     if metrics.get(FAILED):
         return str(metrics[FAILED])
     if result.error is None:
-        above = metrics.get(PROGRESS, 0.0) >= WHOLE and is_penalty(metrics)
-        cap = file.objective.cap
-        return f"its cheapest point on val costs more than the cap of {cap:g} %" if above else None
+        above = metrics.get(PROGRESS, 0.0) >= FULL_PROGRESS and is_penalty(metrics)
+        budget = file.objective.budget
+        return (
+            f"its cheapest point on val costs more than the budget of {budget:g} %"
+            if above
+            else None
+        )
     lines = [line.strip() for line in str(result.error).splitlines() if line.strip()]
     return lines[0] if lines else type(result.error).__name__
 
@@ -78,12 +82,12 @@ def _reports(result: Result, file: SweepFile) -> tuple[tuple[float, float], ...]
     if table is None or PROGRESS not in table or name not in table:
         return ()
     rows = table[[PROGRESS, name, FAILED]].to_dict("records")
-    told = {
-        row[PROGRESS] / WHOLE: float(row[name])
+    reports = {
+        row[PROGRESS] / FULL_PROGRESS: float(row[name])
         for row in rows
         if not row[FAILED] and not is_penalty(row)
     }
-    return tuple(sorted(told.items()))
+    return tuple(sorted(reports.items()))
 
 
 def _points(metrics: Mapping[str, Any]) -> tuple[CurvePoint, ...]:
@@ -102,7 +106,7 @@ def best_trials(trials: Sequence[TrialRecord], file: SweepFile) -> tuple[str, ..
     finished = [trial for trial in trials if trial.status == "finished"]
     ranked = sorted(finished, key=lambda trial: sign[first] * trial.values[first], reverse=True)
     if len(sign) > 1:
-        ranked = [t for t in ranked if not any(_beats(other, t, sign) for other in finished)]
+        ranked = [t for t in ranked if not any(_dominates(other, t, sign) for other in finished)]
     return tuple(trial.name for trial in ranked)
 
 
@@ -112,7 +116,7 @@ def _signs(file: SweepFile) -> dict[str, int]:
     return {name: 1 if mode == "max" else -1 for name, mode in directions}
 
 
-def _beats(one: TrialRecord, other: TrialRecord, sign: Mapping[str, int]) -> bool:
+def _dominates(one: TrialRecord, other: TrialRecord, sign: Mapping[str, int]) -> bool:
     """Whether one trial is nowhere worse than another, and somewhere better."""
     gains = [s * (one.values[name] - other.values[name]) for name, s in sign.items()]
     return min(gains) >= 0 and max(gains) > 0
@@ -131,7 +135,7 @@ def importances(trials: Sequence[TrialRecord], file: SweepFile) -> dict[str, flo
     earliest_end = min(trial.history[-1][0] for trial in compared)
     common = max([earliest_end, *(trial.history[0][0] for trial in compared)])
     values = [[v for progress, v in trial.history if progress <= common][-1] for trial in compared]
-    if len(set(values)) < _FEWEST:
+    if len(set(values)) < _MIN_VALUES:
         return {}
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(
@@ -140,7 +144,7 @@ def importances(trials: Sequence[TrialRecord], file: SweepFile) -> dict[str, flo
     distributions = {name: optuna_distribution(domain) for name, domain in file.search.items()}
     for trial, value in zip(compared, values, strict=True):
         params = {
-            name: to_word(setting) if file.search[name].values else setting
+            name: encode_value(setting) if file.search[name].values else setting
             for name, setting in trial.settings.items()
         }
         study.add_trial(create_trial(params=params, distributions=distributions, value=value))
@@ -162,7 +166,7 @@ def retrained_records(
         trials: Of the search.
         file: The sweep.
     """
-    own = {trial.name: trial.values for trial in trials}
+    search_values = {trial.name: trial.values for trial in trials}
     records = []
     for number, (name, settings) in enumerate(candidates.items()):
         ours = [r for r in results if (r.config or {})[CANDIDATE] == number]
@@ -172,7 +176,7 @@ def retrained_records(
             RetrainedRecord(
                 name=name,
                 settings=settings,  # type: ignore[arg-type]
-                own=own.get(name, {}),
+                search_values=search_values.get(name, {}),
                 seeds=tuple((r.config or {})[SEED] for r in done),
                 values={n: tuple(float(m[n]) for m in metrics) for n in file.objective.names},
                 points=tuple(_points(m) for m in metrics),

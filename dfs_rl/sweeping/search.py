@@ -25,9 +25,9 @@ from ray.tune.schedulers.pb2 import PB2
 from ray.tune.search.basic_variant import BasicVariantGenerator
 from ray.tune.search.optuna import OptunaSearch
 
-from dfs_rl.sweeping.space import Domain, to_word
+from dfs_rl.sweeping.space import Domain, encode_value
 from dfs_rl.sweeping.spec import SweepFile
-from dfs_rl.sweeping.trial import PROGRESS, WHOLE
+from dfs_rl.sweeping.trial import FULL_PROGRESS, PROGRESS
 
 
 def tune_config(file: SweepFile) -> tune.TuneConfig:
@@ -87,13 +87,13 @@ def _scheduler(file: SweepFile) -> TrialScheduler:
     if scheduler.name == "asha":
         return ASHAScheduler(
             **goal,
-            max_t=WHOLE,
-            grace_period=max(1, round(WHOLE * scheduler.grace)),
+            max_t=FULL_PROGRESS,
+            grace_period=max(1, round(FULL_PROGRESS * scheduler.grace)),
             reduction_factor=scheduler.reduction,
         )
     if scheduler.name == "median":
-        return MedianStoppingRule(**goal, grace_period=WHOLE * scheduler.grace)
-    goal["perturbation_interval"] = WHOLE * scheduler.interval
+        return MedianStoppingRule(**goal, grace_period=FULL_PROGRESS * scheduler.grace)
+    goal["perturbation_interval"] = FULL_PROGRESS * scheduler.interval
     goal["custom_explore_fn"] = partial(_clipped, file)
     if scheduler.name == "pbt":
         mutations = {name: _tune_domain(domain) for name, domain in file.search.items()}
@@ -110,7 +110,7 @@ def _clipped(file: SweepFile, config: dict[str, Any]) -> dict[str, Any]:
 
 def _tune_domain(domain: Domain) -> Any:  # noqa: ANN401 - Tune's grids are plain mappings
     if domain.values:
-        words = [to_word(value) for value in domain.values]
+        words = [encode_value(value) for value in domain.values]
         return tune.grid_search(words) if domain.grid else tune.choice(words)
     if domain.quniform is not None:
         return tune.choice(
@@ -125,7 +125,7 @@ def _tune_domain(domain: Domain) -> Any:  # noqa: ANN401 - Tune's grids are plai
 def optuna_distribution(domain: Domain) -> BaseDistribution:
     """Return a domain as Optuna draws from it; values of a choice are written as text."""
     if domain.values:
-        return CategoricalDistribution([to_word(value) for value in domain.values])
+        return CategoricalDistribution([encode_value(value) for value in domain.values])
     if domain.randint is not None:
         return IntDistribution(*domain.randint)
     low, high = domain.ends

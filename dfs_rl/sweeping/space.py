@@ -49,7 +49,7 @@ class Domain:
             self._check_range()
 
     def _check_values(self) -> None:
-        words = [to_word(value) for value in self.values]
+        words = [encode_value(value) for value in self.values]
         if not words:
             raise ConfigError(f"{self.kind} is empty; give at least one value.")
         for word in words:
@@ -60,13 +60,15 @@ class Domain:
         low, high = self.ends
         if not (math.isfinite(low) and math.isfinite(high) and low < high):
             raise ConfigError(
-                f"{self.kind} runs from {low:g} to {high:g}; both must be finite, the lower one first."
+                f"{self.kind} runs from {low:g} to {high:g}; both must be finite, the lower one "
+                "first."
             )
         if self.loguniform is not None and low <= 0:
             raise ConfigError(f"loguniform begins at {low:g}; a logarithmic axis begins above 0.")
         if self.quniform is not None and not 0 < self.quniform[2] <= high - low:
             raise ConfigError(
-                f"quniform has steps of {self.quniform[2]:g}; they must be above 0 and no longer than from {low:g} to {high:g}."
+                f"quniform has steps of {self.quniform[2]:g}; they must be above 0 and no longer "
+                f"than from {low:g} to {high:g}."
             )
 
     @property
@@ -110,34 +112,35 @@ class Domain:
         return self.values or self.ends
 
 
-def to_word(value: object) -> str:
+def encode_value(value: object) -> str:
     """Write a value as a searcher that knows nothing but text can take it."""
     return json.dumps(value)
 
 
-def from_word(word: str) -> Choice:
-    """Return the value that ``to_word`` wrote."""
+def decode_value(word: str) -> Choice:
+    """Return the value that ``encode_value`` wrote."""
     value = json.loads(word)
     return tuple(value) if isinstance(value, list) else value
 
 
-def place(settings: Mapping[str, Any], values: Mapping[str, object]) -> dict[str, Any]:
+def with_settings(settings: Mapping[str, Any], values: Mapping[str, object]) -> dict[str, Any]:
     """Return nested settings with other values in some places.
 
     Args:
         settings: As a configuration file holds them; not changed.
-        values: By dotted name. A number names an item of a list: ``cost_weights.0`` is the first of the cost weights.
+        values: By dotted name. A number names an item of a list: ``cost_weight_range.0`` is the
+            first of the cost weights.
 
     Raises:
         ConfigError: If a name leads through something that has no parts, or beyond a list's end.
     """
-    placed: Any = dict(settings)
+    updated: Any = dict(settings)
     for name, value in values.items():
-        placed = _placed(placed, name.split("."), value, name)
-    return dict(placed)
+        updated = _with_setting(updated, name.split("."), value, name)
+    return dict(updated)
 
 
-def _placed(inside: object, path: Sequence[str], value: object, name: str) -> object:
+def _with_setting(inside: object, path: Sequence[str], value: object, name: str) -> object:
     if not path:
         return list(value) if isinstance(value, tuple) else value
     first, rest = path[0], path[1:]
@@ -147,17 +150,17 @@ def _placed(inside: object, path: Sequence[str], value: object, name: str) -> ob
                 f"{name} leads to item {first!r} of a list that has items 0 to {len(inside) - 1}."
             )
         items = list(inside)
-        items[int(first)] = _placed(items[int(first)], rest, value, name)
+        items[int(first)] = _with_setting(items[int(first)], rest, value, name)
         return items
     if inside is None:
         inside = {}
     if not isinstance(inside, Mapping):
         raise ConfigError(f"{name} leads through {inside!r}, which has no settings of its own.")
-    return {**inside, first: _placed(inside.get(first), rest, value, name)}
+    return {**inside, first: _with_setting(inside.get(first), rest, value, name)}
 
 
-def look_up(settings: Mapping[str, Any], name: str) -> object:
-    """Return the value that a dotted name leads to, see ``place``.
+def get_setting(settings: Mapping[str, Any], name: str) -> object:
+    """Return the value that a dotted name leads to, see ``with_settings``.
 
     Raises:
         KeyError: If there is none.

@@ -10,12 +10,12 @@ from pydantic import Field
 from dfs_rl.errors import ConfigError
 from dfs_rl.sweeping.commands import CommandName, command_of
 from dfs_rl.sweeping.objective import ObjectiveConfig
-from dfs_rl.sweeping.space import Domain, look_up, place
+from dfs_rl.sweeping.space import Domain, get_setting, with_settings
 from dfs_rl.utils.config import (
-    Count,
-    CountOrZero,
-    Positive,
-    PositiveOrZero,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
     Seed,
     config_from_dict,
     config_to_dict,
@@ -23,7 +23,7 @@ from dfs_rl.utils.config import (
 )
 
 SearcherName = Literal["random", "tpe", "nsga2"]
-FIRST_FRESH_SEED = 1000
+FIRST_RETRAIN_SEED = 1000
 """What fresh seeds begin at, above the first that is searched with."""
 
 SchedulerName = Literal["none", "asha", "median", "pbt", "pb2"]
@@ -34,10 +34,11 @@ class SchedulerConfig:
     """Which trials are stopped early, or copied.
 
     Attributes:
-        name: none; asha: of the trials that come as far, only the best share goes on (asynchronous successive halving, Li et al.,
-            2020); median: a trial below the median of the others' means is stopped; pbt: bad trials take over the weights of good
-            ones, with changed settings (population-based training, Jaderberg et al., 2017); pb2: the same, changed as a Gaussian
-            process advises (Parker-Holder et al., 2020).
+        name: none; asha: of the trials that come as far, only the best share goes on (asynchronous
+            successive halving, Li et al., 2020); median: a trial below the median of the others'
+            means is stopped; pbt: bad trials take over the weights of good ones, with changed
+            settings (population-based training, Jaderberg et al., 2017); pb2: the same, changed as
+            a Gaussian process advises (Parker-Holder et al., 2020).
         grace: Share of a training below which no trial is stopped.
         reduction: For asha: one of so many goes on, and stretches grow by as much.
         interval: For pbt and pb2: share of a training between two exchanges.
@@ -69,8 +70,8 @@ class ResourceConfig:
         ConfigError: If a value is out of range.
     """
 
-    cpus: Positive = 1.0
-    gpus: PositiveOrZero = 0.0
+    cpus: PositiveFloat = 1.0
+    gpus: NonNegativeFloat = 0.0
 
 
 @configuration
@@ -80,16 +81,16 @@ class StopConfig:
     Attributes:
         seconds: The whole sweep; trials that are not finished then are shown, but not chosen from.
         trial_seconds: A single trial; likewise.
-        retries: How often a trial is begun again from its last checkpoint when its process or node dies; one that fails by itself is
-            not.
+        retries: How often a trial is begun again from its last checkpoint when its process or node
+            dies; one that fails by itself is not.
 
     Raises:
         ConfigError: If a value is out of range.
     """
 
-    seconds: Positive | None = None
-    trial_seconds: Positive | None = None
-    retries: CountOrZero = 3
+    seconds: PositiveFloat | None = None
+    trial_seconds: PositiveFloat | None = None
+    retries: NonNegativeInt = 3
 
 
 @configuration
@@ -104,8 +105,8 @@ class RetrainConfig:
         ConfigError: If a value is out of range.
     """
 
-    best: Count = 1
-    seeds: CountOrZero = 3
+    best: PositiveInt = 1
+    seeds: NonNegativeInt = 3
 
 
 @configuration
@@ -117,8 +118,8 @@ class SweepFile:
         settings: Those that all trials share, as in the command's own configuration files.
         search: What is searched, by dotted name.
         objective: What is looked for.
-        searcher: random, which grids need; tpe: the tree-structured Parzen estimator of Optuna, for one objective or two; nsga2: its
-            genetic algorithm, for two.
+        searcher: random, which grids need; tpe: the tree-structured Parzen estimator of Optuna, for
+            one objective or two; nsga2: its genetic algorithm, for two.
         scheduler: Which trials are stopped early.
         trials: How many in all; with grids a multiple of their combinations.
         seeds: Trainings of each trial, one after another, whose objectives are averaged.
@@ -134,8 +135,8 @@ class SweepFile:
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     searcher: SearcherName = "tpe"
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
-    trials: Count = 24
-    seeds: Count = 1
+    trials: PositiveInt = 24
+    seeds: PositiveInt = 1
     seed: Seed = 0
     resources: ResourceConfig = field(default_factory=ResourceConfig)
     stop: StopConfig = field(default_factory=StopConfig)
@@ -155,14 +156,14 @@ class SweepFile:
     def defaults(self) -> dict[str, Any]:
         """The searched settings as they are where nothing is searched, by dotted name."""
         base = self.base
-        return {name: look_up(base, name) for name in self.search}
+        return {name: get_setting(base, name) for name in self.search}
 
-    def config(self, values: Mapping[str, object], **own: object) -> Any:  # noqa: ANN401 - of the command's own type
+    def config(self, values: Mapping[str, object], **overrides: object) -> Any:  # noqa: ANN401 - of the command's own type
         """Return the command's configuration with searched settings in place.
 
         Args:
             values: By dotted name.
-            own: Further settings, which the sweep itself gives.
+            overrides: Further settings, which the sweep itself gives.
 
         Raises:
             ConfigError: If it is not allowed.
@@ -172,7 +173,9 @@ class SweepFile:
         choosing = [setting for setting, _ in getattr(config_type, "CHOICES", {}).values()]
         base = self._whole({name: values[name] for name in choosing if name in values})
         try:
-            return config_from_dict({**place(base, values), **own}, config_type, source)
+            return config_from_dict(
+                {**with_settings(base, values), **overrides}, config_type, source
+            )
         except ConfigError as error:
             raise ConfigError(str(error).removeprefix(f"{source}: ")) from error
 

@@ -5,9 +5,9 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from dfs_rl.evaluation.comparison_records import Spread, spread
-from dfs_rl.evaluation.comparison_summary import exceeds_seeds
+from dfs_rl.evaluation.comparison_summary import is_significant_over_seeds
 from dfs_rl.evaluation.curves import hypervolume
-from dfs_rl.evaluation.number_format import duration, figure_text, spread_text
+from dfs_rl.evaluation.number_format import duration_text, number_text, spread_text
 from dfs_rl.sweeping.records import DEFAULTS, RetrainedRecord, SweepRecord, TrialStatus
 
 STATUSES: dict[TrialStatus, str] = {
@@ -18,7 +18,7 @@ STATUSES: dict[TrialStatus, str] = {
 }
 """What texts call them, in the order in which they are counted."""
 
-_MOST_NAMED = 5
+_MAX_NAMED = 5
 """Trials and settings that a sentence names before it counts the others."""
 
 _LUCKY = "Chosen in part by luck, worse on fresh seeds by more than two standard deviations"
@@ -28,7 +28,7 @@ _ONE_SEED = "One fresh seed cannot tell luck in being chosen from chance"
 _FRESH = "On fresh seeds"
 
 
-class Fresh(NamedTuple):
+class RetrainedValue(NamedTuple):
     """What one of the objective's values came to on fresh seeds.
 
     Attributes:
@@ -36,44 +36,45 @@ class Fresh(NamedTuple):
         objective: Name of the value.
         seeds: How many fresh seeds there are.
         value: Over them, None if there is none.
-        own: What the sweep had, None for the defaults.
-        gain: By how much it is better than the defaults on the seeds that both have, seed by seed; None without such seeds.
+        search_value: What the sweep had, None for the defaults.
+        gain: By how much it is better than the defaults on the seeds that both have, seed by seed;
+            None without such seeds.
     """
 
     name: str
     objective: str
     seeds: int
     value: Spread | None
-    own: float | None
+    search_value: float | None
     gain: Spread | None
 
 
-def fresh_values(record: SweepRecord) -> list[Fresh]:
+def retrained_values(record: SweepRecord) -> list[RetrainedValue]:
     """Return what came of the configurations that were trained again, each with all values of the objective."""
     defaults = next((again for again in record.retrained if again.name == DEFAULTS), None)
     return [
-        _fresh(again, name, defaults, highest=highest)
+        _retrained_value(again, name, defaults, maximize=maximize)
         for again in record.retrained
-        for name, highest in zip(record.objective.names, record.objective.highest, strict=True)
+        for name, maximize in zip(record.objective.names, record.objective.maximize, strict=True)
     ]
 
 
-def _fresh(
-    again: RetrainedRecord, name: str, defaults: RetrainedRecord | None, *, highest: bool
-) -> Fresh:
+def _retrained_value(
+    again: RetrainedRecord, name: str, defaults: RetrainedRecord | None, *, maximize: bool
+) -> RetrainedValue:
     values = dict(zip(again.seeds, again.values.get(name, ()), strict=True))
     gain = None
     if defaults is not None and defaults is not again:
         theirs = dict(zip(defaults.seeds, defaults.values.get(name, ()), strict=True))
-        sign = 1 if highest else -1
+        sign = 1 if maximize else -1
         gains = [sign * (values[seed] - theirs[seed]) for seed in values if seed in theirs]
         gain = spread(gains) if gains else None
-    return Fresh(
+    return RetrainedValue(
         again.name,
         name,
         len(values),
         spread(list(values.values())) if values else None,
-        again.own.get(name),
+        again.search_values.get(name),
         gain,
     )
 
@@ -84,7 +85,7 @@ def sweep_verdict(record: SweepRecord) -> tuple[str, ...]:
         _counts(record),
         _found(record),
         *(_fresh_seeds(record) if record.best else ()),
-        *_frontier(record),
+        *_joint_hypervolume(record),
         *_importance(record),
     )
 
@@ -94,7 +95,7 @@ def _counts(record: SweepRecord) -> str:
     told = ", ".join(
         f"{counted[status]} {name}" for status, name in STATUSES.items() if counted[status]
     )
-    return f"{_count(len(record.trials), 'trial')} in {duration(record.seconds)}: {told or 'none'}."
+    return f"{_count(len(record.trials), 'trial')} in {duration_text(record.seconds)}: {told or 'none'}."
 
 
 def _found(record: SweepRecord) -> str:
@@ -117,16 +118,16 @@ def _found(record: SweepRecord) -> str:
 def _values(record: SweepRecord, trial: str) -> str:
     values = record.trial(trial).values
     named = zip(record.objective.names, record.objective.units, strict=True)
-    return ", ".join(f"{name} {figure_text(values[name])} {unit}".rstrip() for name, unit in named)
+    return ", ".join(f"{name} {number_text(values[name])} {unit}".rstrip() for name, unit in named)
 
 
 def _fresh_seeds(record: SweepRecord) -> Iterator[str]:
-    rows = [row for row in fresh_values(record) if row.name != DEFAULTS]
+    rows = [row for row in retrained_values(record) if row.name != DEFAULTS]
     if not rows:
         yield "Nothing was trained again on fresh seeds: how much of these figures is luck in being chosen is not known."
         return
     found = [(row, row.value) for row in rows if row.value is not None]
-    highest = dict(zip(record.objective.names, record.objective.highest, strict=True))
+    maximize = dict(zip(record.objective.names, record.objective.maximize, strict=True))
     grouped: dict[str, list[str]] = {
         luck: [] for luck in (_LUCKY, _SAME, _BETTER, _ONE_SEED, _FRESH)
     }
@@ -135,10 +136,12 @@ def _fresh_seeds(record: SweepRecord) -> Iterator[str]:
         told = (
             f"{row.name} in {row.objective} {spread_text(value)} over {_count(row.seeds, 'seed')}"
         )
-        if row.own is not None:
-            sign = 1 if highest[row.objective] else -1
-            luck = _luck(Spread(mean=sign * (value.mean - row.own), deviation=value.deviation))
-            told += f", {figure_text(row.own)} in the sweep"
+        if row.search_value is not None:
+            sign = 1 if maximize[row.objective] else -1
+            luck = _luck(
+                Spread(mean=sign * (value.mean - row.search_value), deviation=value.deviation)
+            )
+            told += f", {number_text(row.search_value)} in the sweep"
         grouped[luck].append(told)
     yield from (f"{luck}: {'; '.join(told)}." for luck, told in grouped.items() if told)
     if found:
@@ -153,33 +156,33 @@ def _luck(change: Spread) -> str:
     """Say what it means that a figure is better by so much on fresh seeds."""
     if change.deviation is None:
         return _ONE_SEED
-    if exceeds_seeds(_negative(change)):
+    if is_significant_over_seeds(_negative(change)):
         return _LUCKY
-    if exceeds_seeds(change):
+    if is_significant_over_seeds(change):
         return _BETTER
     return _SAME
 
 
-def _against_defaults(rows: Sequence[Fresh]) -> Iterator[str]:
+def _against_defaults(rows: Sequence[RetrainedValue]) -> Iterator[str]:
     gains = [(row, row.gain) for row in rows if row.gain is not None]
     if not gains:
         yield "No defaults were trained on the same seeds: whether the sweep beats them is not known."
         return
-    better = [row for row, gain in gains if exceeds_seeds(gain)]
-    worse = [row for row, gain in gains if exceeds_seeds(_negative(gain))]
-    level = [row for row, _ in gains if row not in better and row not in worse]
+    better = [row for row, gain in gains if is_significant_over_seeds(gain)]
+    worse = [row for row, gain in gains if is_significant_over_seeds(_negative(gain))]
+    tied = [row for row, _ in gains if row not in better and row not in worse]
     beyond = "than the defaults on the same seeds, by more than two standard deviations"
     for told, group in (
         (f"Better {beyond}", better),
         (f"Worse {beyond}", worse),
-        ("Neither better (+) nor worse (-) than the defaults, as far as these seeds show", level),
+        ("Neither better (+) nor worse (-) than the defaults, as far as these seeds show", tied),
     ):
         if group:
             yield f"{told}: {'; '.join(map(_gain, group))}."
     yield _beaten([row.name for row, _ in gains], _names(better), _names(worse))
 
 
-def _gain(row: Fresh) -> str:
+def _gain(row: RetrainedValue) -> str:
     assert row.gain is not None
     return f"{row.name} in {row.objective} by {'+' if row.gain.mean > 0 else ''}{spread_text(row.gain)}"
 
@@ -195,7 +198,7 @@ def _beaten(names: Sequence[str], better: set[str], worse: set[str]) -> str:
     return "That any of them beats the defaults is not shown."
 
 
-def _names(rows: Sequence[Fresh]) -> set[str]:
+def _names(rows: Sequence[RetrainedValue]) -> set[str]:
     return {row.name for row in rows}
 
 
@@ -207,14 +210,16 @@ def _count(n: int, what: str) -> str:
     return f"{n:,} {what}{'' if n == 1 else 's'}"
 
 
-def _frontier(record: SweepRecord) -> Iterator[str]:
+def _joint_hypervolume(record: SweepRecord) -> Iterator[str]:
     if not record.points:
         return
-    worst = record.worst
-    area = hypervolume(record.points, worst=worst)
+    reference_point = record.reference_point
+    area = hypervolume(record.points, reference_point=reference_point)
     yield (
-        f"All trials together, {_count(len(record.points), 'point')}, dominate an area of {area:.3f} points x decades, "
-        f"left of {worst.computation:g} % computation and above {figure_text(worst.accuracy)} % accuracy. The best of many on the same "
+        f"All trials together, {_count(len(record.points), 'point')}, dominate an area of "
+        f"{area:.3f} points x decades, "
+        f"left of {reference_point.computation:g} % computation and above "
+        f"{number_text(reference_point.accuracy)} % accuracy. The best of many on the same "
         "images, it promises too much."
     )
 
@@ -224,12 +229,12 @@ def _importance(record: SweepRecord) -> Iterator[str]:
     if not ranked and record.best and len(record.scales) > 1:
         yield "Which settings matter is not known: too few trials differ in what they came to."
     if ranked:
-        told = ", ".join(f"{name} {100 * share:.0f} %" for name, share in ranked[:_MOST_NAMED])
+        told = ", ".join(f"{name} {100 * share:.0f} %" for name, share in ranked[:_MAX_NAMED])
         n = len(record.trials)
         yield f"What explains the differences in {record.objective.names[0]}, estimated from {n} trials: {told}."
 
 
 def _listed(names: Sequence[str]) -> str:
-    more = len(names) - _MOST_NAMED
-    told = ", ".join(names[:_MOST_NAMED])
+    more = len(names) - _MAX_NAMED
+    told = ", ".join(names[:_MAX_NAMED])
     return f"{told} and {more} more" if more > 0 else told

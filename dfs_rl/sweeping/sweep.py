@@ -15,12 +15,12 @@ from dfs_rl.data import Dataset
 from dfs_rl.data.sharing import SharedDataset
 from dfs_rl.errors import TrainingError
 from dfs_rl.evaluation.baselines.uniform import uniform_points
-from dfs_rl.evaluation.curves import WORST_COMPUTATION, CurvePoint, worst_corner
-from dfs_rl.experiments.backbone_resolver import find_backbone
-from dfs_rl.experiments.gate_run import choice_of
+from dfs_rl.evaluation.curves import REFERENCE_COMPUTATION, CurvePoint, hypervolume_reference_point
+from dfs_rl.experiments.backbone_resolver import load_or_train_backbone
+from dfs_rl.experiments.gate_run import backbone_spec
 from dfs_rl.sweeping.commands import command_of
 from dfs_rl.sweeping.records import DEFAULTS, RetrainedRecord, SweepRecord, TrialRecord
-from dfs_rl.sweeping.report.figures import sweep_pictures
+from dfs_rl.sweeping.report.figures import sweep_figures
 from dfs_rl.sweeping.report.html import sweep_report
 from dfs_rl.sweeping.report.text import sweep_csv, sweep_text
 from dfs_rl.sweeping.results import (
@@ -30,14 +30,14 @@ from dfs_rl.sweeping.results import (
     retrained_records,
     trial_records,
 )
-from dfs_rl.sweeping.spec import FIRST_FRESH_SEED, SweepFile
-from dfs_rl.sweeping.tensorboard_sync import BoardView, follow_boards
+from dfs_rl.sweeping.spec import FIRST_RETRAIN_SEED, SweepFile
+from dfs_rl.sweeping.tensorboard_sync import TensorBoardSync, sync_events
 from dfs_rl.sweeping.trial import TRACEBACK, TrialPlan, run_name
-from dfs_rl.sweeping.tuner import absolute, run_fresh, run_search
+from dfs_rl.sweeping.tuner import absolute, retrain_best, run_search
 from dfs_rl.utils.config import config_to_dict, dump_yaml
 from dfs_rl.utils.device import resolve_device
 from dfs_rl.utils.io import json_bytes, write_bytes_atomic, write_json
-from dfs_rl.utils.logging import say
+from dfs_rl.utils.logging import print_status
 from dfs_rl.utils.run_folder import RunFolder
 from dfs_rl.utils.run_records import read_record
 from dfs_rl.utils.trusted_import import trusted_code
@@ -60,20 +60,21 @@ class Storage:
     trials: str
 
 
-def corner_of(file: SweepFile, dataset: Dataset) -> CurvePoint:
+def reference_point_of(file: SweepFile, dataset: Dataset) -> CurvePoint:
     """Return where areas end: what the file says, or where any useful setting is left and above.
 
-    For gates, it comes from the backbone's uniform settings on val, as in a comparison; backbones end at chance.
+    For gates, it comes from the backbone's uniform settings on val, as in a comparison; backbones
+    end at chance.
     """
-    if file.objective.corner is not None:
-        return CurvePoint(*file.objective.corner)
+    if file.objective.reference_point is not None:
+        return CurvePoint(*file.objective.reference_point)
     if not command_of(file.command).trains_gates:
-        return CurvePoint(WORST_COMPUTATION, _PERCENT / dataset.n_classes)
+        return CurvePoint(REFERENCE_COMPUTATION, _PERCENT / dataset.n_classes)
     config = file.config({})
-    choice = choice_of(config, str(resolve_device(config.device)))
-    stored = find_backbone(choice, dataset)
+    choice = backbone_spec(config, str(resolve_device(config.device)))
+    stored = load_or_train_backbone(choice, dataset)
     running = uniform_points(stored.backbone, stored.info.accuracy)
-    return worst_corner(running, [], gates=running)
+    return hypervolume_reference_point(running, [], gates=running)
 
 
 def storage_of(folder: RunFolder) -> str:
@@ -94,10 +95,10 @@ def storage_file(storage: str) -> dict[str, bytes]:
     return {_STORAGE: json_bytes(config_to_dict(Storage(trials=storage)))}
 
 
-def hold_sweep(
+def run_sweep(
     file: SweepFile,
     shared: SharedDataset,
-    corner: CurvePoint,
+    reference_point: CurvePoint,
     folder: RunFolder,
     *,
     storage: str,
@@ -107,7 +108,7 @@ def hold_sweep(
     Args:
         file: The sweep.
         shared: Its data set.
-        corner: Where areas end.
+        reference_point: Where areas end.
         folder: Its folder.
         storage: Where trials are stored, see ``storage_of``.
 
@@ -115,21 +116,21 @@ def hold_sweep(
         KeyboardInterrupt: After Ctrl-C.
         TrainingError: If no trial came to its end.
     """
-    began = time.perf_counter()
+    start = time.perf_counter()
     log = folder.path / "ray.log"
     first = file.base["seed"]
     plan = TrialPlan(
         file=file,
-        corner=corner,
+        reference_point=reference_point,
         seeds=tuple(range(first, first + file.seeds)),
         trusted=trusted_code(),
     )
-    boards = BoardView(folder.tensorboard_dir)
-    results = run_search(plan, shared, storage, log=log, boards=boards)
+    tensorboard_sync = TensorBoardSync(folder.tensorboard_dir)
+    results = run_search(plan, shared, storage, log=log, tensorboard_sync=tensorboard_sync)
     trials = trial_records(results, file)
     best = best_trials(trials, file)
     chosen = [trial for name in best[: file.retrain.best] for trial in trials if trial.name == name]
-    _keep(results, trials, chosen, folder)
+    _collect_results(results, trials, chosen, folder)
     retrained: tuple[RetrainedRecord, ...] = ()
     if chosen:
         text = dump_yaml(best_settings(file, chosen[0].settings))
@@ -137,36 +138,37 @@ def hold_sweep(
     if chosen and file.retrain.seeds:
         candidates = {trial.name: trial.settings for trial in chosen} | {DEFAULTS: file.defaults}
         again = replace(plan, candidates=tuple(candidates.values()))
-        fresh = first + FIRST_FRESH_SEED
-        seeds = tuple(range(fresh, fresh + file.retrain.seeds))
-        say(f"Training {len(candidates)} settings again on {len(seeds)} fresh seeds ...")
+        first_retrain_seed = first + FIRST_RETRAIN_SEED
+        seeds = tuple(range(first_retrain_seed, first_retrain_seed + file.retrain.seeds))
+        print_status(f"Training {len(candidates)} settings again on {len(seeds)} fresh seeds ...")
         retrained = retrained_records(
-            run_fresh(again, shared, storage, log=log, seeds=seeds), candidates, trials, file
+            retrain_best(again, shared, storage, log=log, seeds=seeds), candidates, trials, file
         )
     _write(
         folder,
         SweepRecord(
             title=f"{folder.path.name}: {file.command} on {shared.name}",
             about=_about(file, shared),
-            objective=file.objective.record(corner),
+            objective=file.objective.record(reference_point),
             scales={name: domain.scale for name, domain in file.search.items()},
             trials=trials,
             best=best,
             retrained=retrained,
             importance=importances(trials, file),
-            worst=corner,
+            reference_point=reference_point,
             commands=_commands(file, folder, chosen),
             settings=(folder.path / FILE).read_text(encoding="utf-8"),
-            seconds=folder.add_seconds(time.perf_counter() - began),
+            seconds=folder.add_seconds(time.perf_counter() - start),
         ),
     )
     if not best:
         raise TrainingError(
-            f"none of the {len(trials)} trials has a result; the reasons are in {folder.path / RESULTS}."
+            f"none of the {len(trials)} trials has a result; the reasons are in "
+            f"{folder.path / RESULTS}."
         )
 
 
-def _keep(
+def _collect_results(
     results: Sequence[Result],
     trials: Sequence[TrialRecord],
     chosen: Sequence[TrialRecord],
@@ -185,7 +187,7 @@ def _keep(
         with checkpoint.as_directory() as stored:
             if trial in chosen:
                 _copy(Path(stored), folder.path / BEST_RUNS / trial.name)
-            follow_boards(Path(stored), folder.tensorboard_dir / trial.name)
+            sync_events(Path(stored), folder.tensorboard_dir / trial.name)
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -226,8 +228,8 @@ def _write(folder: RunFolder, record: SweepRecord) -> None:
     """Write the report into the folder, and what there is to say to the screen."""
     write_bytes_atomic(folder.path / RESULTS, sweep_csv(record).encode())
     write_json(folder.path / "sweep.json", config_to_dict(record))
-    page = sweep_report(record, sweep_pictures(record))
+    page = sweep_report(record, sweep_figures(record))
     write_bytes_atomic(folder.path / "report.html", page.encode())
     sys.stdout.write(sweep_text(record))
     sys.stdout.flush()
-    say(f"The report is {folder.path / 'report.html'}.")
+    print_status(f"The report is {folder.path / 'report.html'}.")

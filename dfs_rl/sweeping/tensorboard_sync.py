@@ -7,12 +7,12 @@ from pyarrow.fs import LocalFileSystem
 from ray.tune import Callback, Checkpoint
 from ray.tune.experiment import Trial
 
-from dfs_rl.sweeping.progress_reporter import name_of
+from dfs_rl.sweeping.progress_reporter import trial_name
 
 _EVENTS = "events.*"
 
 
-class BoardView(Callback):
+class TensorBoardSync(Callback):
     """Brings the curves up to date whenever a trial is stored on this machine; what is stored elsewhere follows at the end.
 
     Args:
@@ -36,10 +36,10 @@ class BoardView(Callback):
             isinstance(checkpoint.filesystem, LocalFileSystem) and self._folder.parent.is_dir()
         )
         if is_here:
-            follow_boards(Path(checkpoint.path), self._folder / name_of(trial, trials))
+            sync_events(Path(checkpoint.path), self._folder / trial_name(trial, trials))
 
 
-def follow_boards(stored: Path, shown: Path) -> None:
+def sync_events(stored: Path, shown: Path) -> None:
     """Make the curves that are shown of a trial those that it has stored.
 
     Args:
@@ -54,13 +54,14 @@ def follow_boards(stored: Path, shown: Path) -> None:
             if old.name not in events:  # the trial goes on from another one
                 old.unlink()
         for name, path in events.items():
-            append_new(path, target / name)
+            append_new_events(path, target / name)
 
 
-def append_new(source: Path, target: Path) -> None:
+def append_new_events(source: Path, target: Path) -> None:
     """Make a copy the same as its source again, which has grown since, or was begun anew.
 
-    TensorBoard keeps files open and reads what is appended; of a file that takes their place it would know nothing.
+    TensorBoard keeps files open and reads what is appended; of a file that takes their place it
+    would know nothing.
     """
     content = source.read_bytes()
     before = target.read_bytes() if target.exists() else b""

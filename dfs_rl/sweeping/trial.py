@@ -1,7 +1,7 @@
 """One trial of a sweep, in a worker process: the command's own training in its own run folder, watched by Ray Tune.
 
-There is no second training loop. The run folder is what Tune checkpoints, so that a trial goes on, or is copied by population-based
-training, as ``--resume`` goes on with a run.
+There is no second training loop. The run folder is what Tune checkpoints, so that a trial goes on,
+or is copied by population-based training, as ``--resume`` goes on with a run.
 """
 
 import json
@@ -19,7 +19,7 @@ from dfs_rl.data.sharing import SharedDataset, unshare
 from dfs_rl.errors import DfsRlError
 from dfs_rl.evaluation.curves import CurvePoint
 from dfs_rl.sweeping.commands import SweepCommand, command_of
-from dfs_rl.sweeping.space import from_word
+from dfs_rl.sweeping.space import decode_value
 from dfs_rl.sweeping.spec import SweepFile
 from dfs_rl.utils.device import resolve_device, set_threads
 from dfs_rl.utils.run_folder import LAST_CHECKPOINT, RECORD, RunFolder
@@ -27,7 +27,7 @@ from dfs_rl.utils.trusted_import import trusting
 
 PROGRESS = "progress"
 """Percent of the whole training, which schedulers count by."""
-WHOLE = 100
+FULL_PROGRESS = 100
 """Of it, at the end."""
 FAILED = "failed"
 """Why a trial failed."""
@@ -46,14 +46,14 @@ class TrialPlan:
 
     Attributes:
         file: The sweep.
-        corner: Where areas end.
+        reference_point: Where areas end.
         seeds: Of each trial's trainings.
         candidates: Searched settings that are trained on fresh seeds.
         trusted: Constructors that trials may import, see ``trusting``.
     """
 
     file: SweepFile
-    corner: CurvePoint
+    reference_point: CurvePoint
     seeds: tuple[int, ...]
     candidates: tuple[Mapping[str, object], ...] = ()
     trusted: frozenset[str] = frozenset()
@@ -62,14 +62,14 @@ class TrialPlan:
 def search_trial(config: dict[str, Any], *, plan: TrialPlan, shared: SharedDataset) -> None:
     """Try what the searcher suggests; Tune calls this."""
     values = {
-        name: from_word(value) if plan.file.search[name].values else value
+        name: decode_value(value) if plan.file.search[name].values else value
         for name, value in config.items()
     }
     with trusting(plan.trusted):
         _run(values, plan.seeds, plan, shared)
 
 
-def fresh_trial(config: dict[str, Any], *, plan: TrialPlan, shared: SharedDataset) -> None:
+def retrain_trial(config: dict[str, Any], *, plan: TrialPlan, shared: SharedDataset) -> None:
     """Train a candidate on a fresh seed; Tune calls this."""
     with trusting(plan.trusted):
         _run(plan.candidates[config[CANDIDATE]], (config[SEED],), plan, shared)
@@ -88,7 +88,7 @@ def _run(
     checkpoint = tune.get_checkpoint()
     if checkpoint is not None:
         checkpoint.to_directory(str(folder))
-    watcher = _Watcher(plan, folder, len(seeds))
+    reporter = _TrialReporter(plan, folder, len(seeds))
     command = command_of(plan.file.command)
     try:
         dataset = unshare(shared)
@@ -96,14 +96,14 @@ def _run(
             config = plan.file.config(values, seed=seed, run_dir=str(folder / run_name(seed)))
             set_threads(config.threads)
             device = str(resolve_device(config.device))
-            run = begun(command, config) or command.begin(config, dataset, device)
-            with run.hold():
-                watched = replace(run, after_save=partial(watcher.look, run))
+            run = resume_if_started(command, config) or command.create(config, dataset, device)
+            with run.lock():
+                watched = replace(run, after_save=partial(reporter.report_progress, run))
                 command.train(config, dataset, watched, device)
-            watcher.add(run, command.reached(run))
-        watcher.finish()
+            reporter.add(run, command.points_on_val(run))
+        reporter.finish()
     except Exception as error:  # noqa: BLE001 - whatever one trial dies of, the others go on
-        watcher.fail(error)
+        reporter.fail(error)
     finally:
         shutil.rmtree(folder, ignore_errors=True)  # what is kept is stored elsewhere by now
 
@@ -116,19 +116,19 @@ def _fresh_folder() -> Path:
     return folder
 
 
-def begun(command: SweepCommand, config: Any) -> RunFolder | None:  # noqa: ANN401 - the command's own type
+def resume_if_started(command: SweepCommand, config: Any) -> RunFolder | None:  # noqa: ANN401 - the command's own type
     """Open a training that was begun before, under these settings or, copied from another trial, under others."""
     path = config.run_dir
     if not (path / RECORD).is_file():
         return None
-    run, settled = RunFolder.open(path), command.settle(config)
-    if replace(run.config(command.config_type), run_dir=path) != settled:
-        run.replace_config(settled)
-        _forget_the_best(run)
+    run, resolved = RunFolder.open(path), command.with_resolved_defaults(config)
+    if replace(run.config(command.config_type), run_dir=path) != resolved:
+        run.replace_config(resolved)
+        _reset_best_gate(run)
     return run
 
 
-def _forget_the_best(run: RunFolder) -> None:
+def _reset_best_gate(run: RunFolder) -> None:
     """Have the best gate chosen anew, for under other rewards it may be another one."""
     if not run.has_checkpoint(LAST_CHECKPOINT):
         return
@@ -137,7 +137,7 @@ def _forget_the_best(run: RunFolder) -> None:
         run.save_checkpoint(LAST_CHECKPOINT, tensors, {**state, _VALIDATION: None})
 
 
-class _Watcher:
+class _TrialReporter:
     """Turns what a trial's runs log into reports.
 
     Args:
@@ -154,26 +154,26 @@ class _Watcher:
         self._points: list[tuple[CurvePoint, ...]] = []
         self._progress = 0.0
 
-    def look(self, run: RunFolder) -> None:
+    def report_progress(self, run: RunFolder) -> None:
         """Report what a run has logged, if it was validated since the last report and is not at its end."""
         seen = validations(run)
         if not seen:
             return
         progress, _ = seen[-1]
-        overall = WHOLE * (len(self._done) + progress) / self._n_seeds
+        overall = FULL_PROGRESS * (len(self._done) + progress) / self._n_seeds
         if progress < 1.0 and overall > self._progress:
             self._report(overall, self._values([*self._done, self._value(run)]))
 
-    def add(self, run: RunFolder, reached: tuple[CurvePoint, ...]) -> None:
+    def add(self, run: RunFolder, points_on_val: tuple[CurvePoint, ...]) -> None:
         """Take note of a run that has come to its end, and report it unless it is the last one."""
         self._done.append(self._value(run))
-        self._points.append(reached)
+        self._points.append(points_on_val)
         if len(self._done) < self._n_seeds:
-            self._report(WHOLE * len(self._done) / self._n_seeds, self._values(self._done))
+            self._report(FULL_PROGRESS * len(self._done) / self._n_seeds, self._values(self._done))
 
     def finish(self) -> None:
         """Report the whole trial."""
-        self._report(WHOLE, self._values(self._done))
+        self._report(FULL_PROGRESS, self._values(self._done))
 
     def fail(self, error: Exception) -> None:
         """Report that the trial cannot go on."""
@@ -182,7 +182,7 @@ class _Watcher:
         tune.report(
             {
                 PROGRESS: self._progress,
-                **self._plan.file.objective.worst,
+                **self._plan.file.objective.failure_values,
                 FAILED: name + " ".join(str(error).split()),
                 POINTS: "[]",
                 TRACEBACK: "" if known else "".join(traceback.format_exception(error)),
@@ -191,9 +191,11 @@ class _Watcher:
 
     def _value(self, run: RunFolder) -> dict[str, float]:
         """Return a run's objective, the untrained gate left out."""
-        objective, corner = self._plan.file.objective, self._plan.corner
+        objective, reference_point = self._plan.file.objective, self._plan.reference_point
         learned = [points for progress, points in validations(run) if progress > 0]
-        return objective.mean_of_last([objective.values(points, corner) for points in learned])
+        return objective.mean_of_last(
+            [objective.values(points, reference_point) for points in learned]
+        )
 
     def _values(self, of_seeds: list[dict[str, float]]) -> dict[str, float]:
         return self._plan.file.objective.mean(of_seeds)

@@ -16,21 +16,26 @@ from sklearn.exceptions import ConvergenceWarning
 
 from dfs_rl.data.sharing import SharedDataset
 from dfs_rl.errors import ConfigError, TrainingError
-from dfs_rl.sweeping.progress_reporter import LiveView, number_of
+from dfs_rl.sweeping.progress_reporter import ProgressReporter, trial_number
 from dfs_rl.sweeping.search import param_space, tune_config
 from dfs_rl.sweeping.spec import ResourceConfig
-from dfs_rl.sweeping.tensorboard_sync import BoardView
-from dfs_rl.sweeping.trial import CANDIDATE, SEED, TrialPlan, fresh_trial, search_trial
+from dfs_rl.sweeping.tensorboard_sync import TensorBoardSync
+from dfs_rl.sweeping.trial import CANDIDATE, SEED, TrialPlan, retrain_trial, search_trial
 from dfs_rl.utils.ray import ray_deprecations_ignored
 
 SEARCH = "search"
-FRESH = "fresh"
+RETRAIN = "retrain"
 _KEPT = 2
 """Checkpoints of a trial; the one before the last is there while the last is written."""
 
 
 def run_search(
-    plan: TrialPlan, shared: SharedDataset, storage: str, *, log: Path, boards: BoardView
+    plan: TrialPlan,
+    shared: SharedDataset,
+    storage: str,
+    *,
+    log: Path,
+    tensorboard_sync: TensorBoardSync,
 ) -> list[Result]:
     """Search, or go on with a search that was begun in ``storage``.
 
@@ -39,7 +44,7 @@ def run_search(
         shared: The data set.
         storage: Folder or URI that all nodes can write to.
         log: File for what Ray has to say.
-        boards: Shows the trials' curves.
+        tensorboard_sync: Shows the trials' curves.
 
     Returns:
         What came of each trial, in the order in which they were made.
@@ -50,7 +55,7 @@ def run_search(
     """
     file = plan.file
     names = file.objective.names
-    view = LiveView("trial", file.trials, metric=names[0], mode=file.objective.modes[0])
+    view = ProgressReporter("trial", file.trials, metric=names[0], mode=file.objective.modes[0])
     return _fit(
         _trainable(search_trial, plan, shared),
         f"{storage}/{SEARCH}",
@@ -61,7 +66,7 @@ def run_search(
             plan,
             storage,
             SEARCH,
-            [view, boards],
+            [view, tensorboard_sync],
             # In a population, another trial may have to wait for its turn to begin from any of them.
             keep=None if file.scheduler.is_population else _KEPT,
         ),
@@ -69,7 +74,7 @@ def run_search(
     )
 
 
-def run_fresh(
+def retrain_best(
     plan: TrialPlan, shared: SharedDataset, storage: str, *, log: Path, seeds: tuple[int, ...]
 ) -> list[Result]:
     """Train every candidate of ``plan`` on every seed, or go on with that.
@@ -90,16 +95,16 @@ def run_fresh(
     """
     objective = plan.file.objective
     # Other candidates than those of an earlier start are another experiment.
-    told = json.dumps([*map(dict, plan.candidates), *seeds], default=str)
-    name = f"{FRESH}-{hashlib.sha256(told.encode()).hexdigest()[:8]}"
+    fingerprinted = json.dumps([*map(dict, plan.candidates), *seeds], default=str)
+    name = f"{RETRAIN}-{hashlib.sha256(fingerprinted.encode()).hexdigest()[:8]}"
     grid = {
         CANDIDATE: tune.grid_search(list(range(len(plan.candidates)))),
         SEED: tune.grid_search(list(seeds)),
     }
     total = len(plan.candidates) * len(seeds)
-    view = LiveView("again", total, metric=objective.names[0], mode=objective.modes[0])
+    view = ProgressReporter("again", total, metric=objective.names[0], mode=objective.modes[0])
     return _fit(
-        _trainable(fresh_trial, plan, shared),
+        _trainable(retrain_trial, plan, shared),
         f"{storage}/{name}",
         lambda trainable, run: tune.Tuner(
             trainable,
@@ -155,7 +160,7 @@ def _fit(
                 f"the search in {path} cannot go on: {' '.join(str(error).split())}"
             ) from error
     # The grid's order changes when it is restored.
-    numbers = [number_of(trial) for trial in grid._experiment_analysis.trials]
+    numbers = [trial_number(trial) for trial in grid._experiment_analysis.trials]
     return [grid[index] for _, index in sorted(zip(numbers, range(len(grid)), strict=True))]
 
 
@@ -218,12 +223,14 @@ def check_resources(resources: ResourceConfig, *, shares_storage: bool) -> None:
         most = max((node["Resources"].get(key, 0.0) for node in nodes), default=0.0)
         if wanted > most:
             raise ConfigError(
-                f"resources.{name} is {wanted:g}, but the largest node here has {most:g}; ask for less, or start Ray with more."
+                f"resources.{name} is {wanted:g}, but the largest node here has {most:g}; ask for "
+                "less, or start Ray with more."
             )
     machines = {node["NodeManagerAddress"] for node in nodes}
     if len(machines) > 1 and not shares_storage:
         raise ConfigError(
-            f"the cluster has {len(machines)} machines, but no storage_path is given; name a folder that all of them share, or a URI."
+            f"the cluster has {len(machines)} machines, but no storage_path is given; name a "
+            "folder that all of them share, or a URI."
         )
 
 

@@ -109,7 +109,7 @@ def measure_features(
     n_layers = len(backbone.blocks)
     parts: list[list[Tensor]] = [[] for _ in range(n_layers)]
     labels = []
-    frozen = backbone.prepare()
+    frozen = backbone.to_inference()
     for batch in batches:
         labels.append(batch.labels)
         hidden = frozen.stem(batch.images)
@@ -156,7 +156,7 @@ def fit_exits(
     if heads is None:
         return
     n_layers = len(backbone.blocks)
-    frozen = backbone.prepare()
+    frozen = backbone.to_inference()
     parts: list[list[Tensor]] = [[] for _ in after]
     answers = []
     for images in batches:

@@ -12,16 +12,16 @@ from dfs_rl.data import Dataset, channel_statistics
 from dfs_rl.errors import DataError
 from dfs_rl.training.ptq import calibrate
 from dfs_rl.training.supernet import uniform_accuracies
-from dfs_rl.utils.logging import say
+from dfs_rl.utils.logging import print_status
 from dfs_rl.utils.seeding import stream_seed
 
 _EXAMPLES = 64
 _CALIBRATION_IMAGES = 20_000
-_LEARNED = 0.1
+_MIN_LEARNED_SHARE = 0.1
 """Least share of the way from guessing to no error of a network that was trained."""
 
 
-def construct_for(
+def build_custom_backbone(
     name: str,
     dataset: Dataset,
     *,
@@ -67,7 +67,7 @@ def construct_for(
     return backbone
 
 
-def calibrated(
+def build_calibrated_backbone(
     name: str, dataset: Dataset, *, weights: Path | None = None, device: str = "cpu"
 ) -> StoredBackbone:
     """Make a user's pretrained network and calibrate it on the train split, without labels.
@@ -84,15 +84,17 @@ def calibrated(
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream_seed(0, "weights"))  # a constructor draws the same every time
-        backbone = construct_for(name, dataset, weights=weights).to(device)
-    say(f"Calibrating the network of {name} on images of the train split; its weights stay fixed.")
+        backbone = build_custom_backbone(name, dataset, weights=weights).to(device)
+    print_status(
+        f"Calibrating the network of {name} on images of the train split; its weights stay fixed."
+    )
     calibrate(backbone, dataset.train.images[:_CALIBRATION_IMAGES].to(device))
     accuracy = uniform_accuracies(backbone, dataset.val.to(device))
     shown = ", ".join(f"{bits} bit {value:.1f} %" for bits, value in accuracy.items())
-    say(f"Calibrated; val accuracy {shown}.")
+    print_status(f"Calibrated; val accuracy {shown}.")
     guessing = 100 * float(dataset.val.labels.bincount().max()) / len(dataset.val)
-    if max(accuracy.values()) < guessing + _LEARNED * (100 - guessing):
-        say(
+    if max(accuracy.values()) < guessing + _MIN_LEARNED_SHARE * (100 - guessing):
+        print_status(
             f"Warning: the accuracy of the network of {name} is close to that of the most frequent "
             f"class, {guessing:.1f} %, so it seems to be untrained; give its weights, or load them "
             "in the constructor."

@@ -43,7 +43,14 @@ from dfs_rl.training.calibration import (
 from dfs_rl.training.optimizers import USUAL, make_optimizer
 from dfs_rl.utils import precision
 from dfs_rl.utils.checkpoint import optimizer_tensors, restore_optimizer
-from dfs_rl.utils.config import Count, CountOrZero, Positive, PositiveOrZero, Share, configuration
+from dfs_rl.utils.config import (
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    UnitInterval,
+    configuration,
+)
 from dfs_rl.utils.precision import Precision
 from dfs_rl.utils.seeding import torch_generator
 
@@ -79,16 +86,16 @@ class SupernetConfig:
         ConfigError: If a value is outside its range.
     """
 
-    warmup: Share = 0.3
-    batch_size: Annotated[Count, Field(ge=2)] = 128
+    warmup: UnitInterval = 0.3
+    batch_size: Annotated[PositiveInt, Field(ge=2)] = 128
     optimizer: OptimizerName | Literal["auto"] = "auto"
-    lr: Positive | None = None
+    lr: PositiveFloat | None = None
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    weight_decay: PositiveOrZero | None = None
-    pad: CountOrZero | None = None
+    weight_decay: NonNegativeFloat | None = None
+    pad: NonNegativeInt | None = None
     alpha: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    feature_weight: PositiveOrZero | None = None
-    calibration_rounds: Count = 12
+    feature_weight: NonNegativeFloat | None = None
+    calibration_rounds: PositiveInt = 12
     precision: Precision = "auto"
 
 
@@ -129,7 +136,7 @@ def accuracy_of(
     backbone: Backbone, images: ImageSet, setting: Setting, *, batch_size: int = 500
 ) -> float:
     """Return the accuracy in percent of the inference form with all images at one setting."""
-    frozen = backbone.prepare()
+    frozen = backbone.to_inference()
     right = 0
     with torch.inference_mode():
         for start in range(0, len(images), batch_size):

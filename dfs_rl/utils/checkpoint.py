@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from dfs_rl.errors import CheckpointError
-from dfs_rl.utils.io import refuse_streams, replacing, to_json_value
+from dfs_rl.utils.io import atomic_write, check_not_stream, to_json_value
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -63,7 +63,7 @@ def save_tensors(
     }
     header = dict(metadata or {})
     header[_CHECKSUM] = _checksum(owned, header)
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         try:
             save_file(owned, temporary, metadata=header)
         except SafetensorError as error:
@@ -82,7 +82,8 @@ def load_tensors(path: Path, *, ours: bool = True) -> dict[str, "Tensor"]:
         ours: Whether ``save_tensors`` wrote it; what other writers wrote has no checksum.
 
     Raises:
-        CheckpointError: If the file is missing, unreadable, truncated or altered, is not safetensors, or holds NaN.
+        CheckpointError: If the file is missing, unreadable, truncated or altered, is not
+            safetensors, or holds NaN.
     """
     return _read(path, ours=ours).tensors
 
@@ -115,7 +116,8 @@ def save_checkpoint(
     """Write tensors and JSON state as one file, atomically.
 
     Raises:
-        CheckpointError: If the state holds NaN or infinity, which would not come back from JSON as they were.
+        CheckpointError: If the state holds NaN or infinity, which would not come back from JSON as
+            they were.
     """
     try:
         text = json.dumps(state, allow_nan=False, default=to_json_value)
@@ -191,7 +193,7 @@ def _read(path: Path, *, ours: bool) -> _Stored:
     from safetensors import SafetensorError, safe_open
 
     try:
-        refuse_streams(path)
+        check_not_stream(path)
         path.open("rb").close()  # names the system's errors, which the reader takes for damage
         with safe_open(path, framework="pt", device="cpu") as file:
             # Cloned: the reader maps the file into memory, and a tensor must outlive changes to it.

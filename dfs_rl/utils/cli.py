@@ -14,8 +14,9 @@ A command is a configuration and a function::
             train, TrainConfig, prog="python -m x", description="Train.", kind=KIND, argv=argv
         )
 
-A positional argument is a field of type ``tyro.conf.Positional[Path]``. Nested blocks give flags such as ``--reward.accuracy``. A class
-variable ``FIRST`` names the settings on the first screen of the help page; the others follow the blocks.
+A positional argument is a field of type ``tyro.conf.Positional[Path]``. Nested blocks give flags
+such as ``--reward.accuracy``. A class variable ``FIRST`` names the settings on the first screen of
+the help page; the others follow the blocks.
 """
 
 import dataclasses
@@ -38,7 +39,7 @@ import tyro
 from dfs_rl.errors import ConfigError, DfsRlError
 from dfs_rl.utils.config import YamlSettings, chosen_blocks, fields_from_dict, read_yaml
 from dfs_rl.utils.run_folder import RunFolder
-from dfs_rl.utils.signals import terminate_like_interrupt
+from dfs_rl.utils.signals import sigterm_as_interrupt
 from dfs_rl.utils.trusted_import import (
     is_constructor,
     is_trusted,
@@ -48,7 +49,7 @@ from dfs_rl.utils.trusted_import import (
 
 ConfigT = TypeVar("ConfigT")
 
-EXIT_REFUSED = 2
+EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
 EXIT_TERMINATED = 143
 
@@ -70,10 +71,10 @@ _SHARED_FLAGS = {
 _TRUST_HELP = "Import the module:function that made the network in a folder or file that is read; it may be anyone's code."
 _ADVANCED = "advanced"
 _Field = tuple[str, Any, Any]
-_MOVABLE = ("--dataset", "--address")
+_FLAGS_WITH_RESUME = ("--dataset", "--address")
 """Flags that may go with --resume: where the data or a cluster is now."""
 
-_RULE = re.compile(r"[╭╰]|[\s│]*[─-]{3,}[\s│]*$")
+_BOX_LINE = re.compile(r"[╭╰]|[\s│]*[─-]{3,}[\s│]*$")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,17 +123,19 @@ def run_command(
     arguments = tuple(_TRUST if word == "--trust_code" else word for word in given)
     threading.excepthook = _leave_to_main_thread
     try:
-        with terminate_like_interrupt() as terminated, trusting(_TRUST in arguments):
+        with sigterm_as_interrupt() as terminated, trusting(_TRUST in arguments):
             main(_parse(arguments, config_type, prog, description, kind))
     except DfsRlError as error:
-        _say(f"error: {error}")
-        return EXIT_REFUSED
+        _print_status(f"error: {error}")
+        return EXIT_BAD_INPUT
     except OSError as error:  # a full disk, a folder that may not be written
-        _say(f"error: cannot read or write{_place(error)}: {error.strerror or error}.")
-        return EXIT_REFUSED
+        _print_status(
+            f"error: cannot read or write{_error_path(error)}: {error.strerror or error}."
+        )
+        return EXIT_BAD_INPUT
     except KeyboardInterrupt as error:
-        _say(str(error) or "Interrupted.")
-        return EXIT_TERMINATED if terminated.made else EXIT_INTERRUPTED
+        _print_status(str(error) or "Interrupted.")
+        return EXIT_TERMINATED if terminated.requested else EXIT_INTERRUPTED
     except SystemExit as request:  # tyro has printed its help page
         return int(request.code or 0)
     return 0
@@ -150,7 +153,7 @@ def _parse(
     resume = _value_of("--resume", arguments) if kind is not None else None
     if resume is not None and not {"-h", "--help"} & set(arguments):
         fields = {f.name for f in dataclasses.fields(config_type)}  # type: ignore[arg-type]
-        movable = [flag for flag in _MOVABLE if flag.removeprefix("--") in fields]
+        movable = [flag for flag in _FLAGS_WITH_RESUME if flag.removeprefix("--") in fields]
         moved = {flag.removeprefix("--"): _value_of(flag, arguments) for flag in movable}
         folder = _resumable(Path(resume), kind, arguments, movable)
         changes = {name: value for name, value in moved.items() if value is not None}
@@ -184,7 +187,8 @@ def _check_trust(config: object) -> None:
     code = str(getattr(config, "backbone", None))
     if is_constructor(code) and not is_trusted(code):
         raise ConfigError(
-            f"the backbone is made by {code}, code that a file asks to run; if you trust it, give {_TRUST}."
+            f"the backbone is made by {code}, code that a file asks to run; if you trust it, give "
+            f"{_TRUST}."
         )
 
 
@@ -199,7 +203,8 @@ def _resumable(
         others = [argument for argument in others if not argument.startswith(f"{flag}=")]
     if others:
         raise ConfigError(
-            f"--resume {path} goes on with the settings of that run; {others[0]} cannot stand beside it."
+            f"--resume {path} goes on with the settings of that run; {others[0]} cannot stand "
+            "beside it."
         )
     return RunFolder.open(path, kind)
 
@@ -312,14 +317,16 @@ def _parse_flags(arguments: Sequence[str], flags: type, prog: str, description: 
     except SystemExit as request:
         if not request.code:
             raise
-        raise ConfigError(f"{_sentence(complaint.getvalue())}; see {prog} --help.") from request
+        raise ConfigError(
+            f"{_error_summary(complaint.getvalue())}; see {prog} --help."
+        ) from request
 
 
-def _sentence(complaint: str) -> str:
+def _error_summary(complaint: str) -> str:
     """Extract the fault, and the flag that tyro suggests, from the box that tyro draws."""
     paragraphs: list[list[str]] = [[]]
     for line in complaint.splitlines():
-        if _RULE.match(line):
+        if _BOX_LINE.match(line):
             paragraphs.append([])
         else:
             paragraphs[-1].append(line.strip(" │"))
@@ -332,7 +339,7 @@ def _sentence(complaint: str) -> str:
     return f"{what}; the closest one is {meant[0]}" if meant else what
 
 
-def _place(error: OSError) -> str:
+def _error_path(error: OSError) -> str:
     """Return what a system error is about, for its sentence."""
     if error.filename:
         return f" {error.filename}"
@@ -349,6 +356,6 @@ def _leave_to_main_thread(failed: threading.ExceptHookArgs) -> None:
         threading.__excepthook__(failed)
 
 
-def _say(text: str) -> None:
+def _print_status(text: str) -> None:
     sys.stderr.write(f"{text}\n")
     sys.stderr.flush()

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from dfs_rl.errors import ConfigError
-from dfs_rl.utils.logging import say
+from dfs_rl.utils.logging import print_status
 
 
 def resolve_device(name: str | torch.device) -> torch.device:
@@ -27,7 +27,8 @@ def resolve_device(name: str | torch.device) -> torch.device:
     # torch raises any of these, by the kind of device
     except (RuntimeError, AssertionError, ImportError) as error:
         raise ConfigError(
-            f"device is {str(name)!r}, which torch does not find here; 'auto' and 'cpu' always work."
+            f"device is {str(name)!r}, which torch does not find here; 'auto' and 'cpu' always "
+            "work."
         ) from error
     return device
 
@@ -47,12 +48,14 @@ def check_devices(device: torch.device, *, workers: int, gpus: int) -> None:
         return
     if device != torch.device("cuda"):
         raise ConfigError(
-            f"device is '{device}', which {workers} workers cannot share; 'cuda' gives each a GPU of its own, and 'cpu' works "
+            f"device is '{device}', which {workers} workers cannot share; 'cuda' gives each a GPU "
+            "of its own, and 'cpu' works "
             "with any number."
         )
     if gpus < workers:
         raise ConfigError(
-            f"workers is {workers}, but each needs a GPU and this machine has {gpus}; use fewer, or --device cpu."
+            f"workers is {workers}, but each needs a GPU and this machine has {gpus}; use fewer, "
+            "or --device cpu."
         )
 
 
@@ -85,7 +88,8 @@ def set_threads(threads: int, *, resumed: bool = False) -> None:
 
     Args:
         threads: How many.
-        resumed: Whether a run that may come from a larger machine goes on; it takes what there is, and says so.
+        resumed: Whether a run that may come from a larger machine goes on; it takes what there is,
+            and says so.
 
     Raises:
         ConfigError: If the machine has fewer CPUs.
@@ -94,8 +98,9 @@ def set_threads(threads: int, *, resumed: bool = False) -> None:
     if not resumed:
         check_cpus("threads", threads)
     elif threads > cpus:
-        say(
-            f"The run was begun with {threads} threads, and this machine has {cpus} CPUs: it goes on with {cpus}, which may change its "
+        print_status(
+            f"The run was begun with {threads} threads, and this machine has {cpus} CPUs: it goes "
+            f"on with {cpus}, which may change its "
             "last bits."
         )
     torch.set_num_threads(min(threads, cpus))
@@ -119,7 +124,8 @@ def check_memory(needs: Mapping[str, float], device: torch.device) -> None:
     """Refuse settings that need more memory than is free.
 
     Args:
-        needs: About how many bytes each setting asks for, by what it is: ``{"num_envs is 512": 1e9}``.
+        needs: About how many bytes each setting asks for, by what it is: ``{"num_envs is 512":
+            1e9}``.
         device: Where.
 
     Raises:
@@ -130,6 +136,7 @@ def check_memory(needs: Mapping[str, float], device: torch.device) -> None:
         return
     worst = max(needs, key=lambda name: needs[name])
     raise ConfigError(
-        f"{worst}, which takes about {needs[worst] / 2**30:.3g} GiB of memory; all settings together take {total / 2**30:.3g} GiB and "
+        f"{worst}, which takes about {needs[worst] / 2**30:.3g} GiB of memory; all settings "
+        f"together take {total / 2**30:.3g} GiB and "
         f"{free / 2**30:.3g} GiB are free on {device}; give a lower one."
     )

@@ -15,8 +15,8 @@ from filelock import FileLock, Timeout
 
 from dfs_rl.errors import BusyError, RunFolderError
 
-Waiting = Callable[[], None] | None
-"""What ``exclusive`` calls before it waits; ``None`` does not wait."""
+OnWait = Callable[[], None] | None
+"""What ``file_lock`` calls before it waits; ``None`` does not wait."""
 
 _JSON_LIMIT = 2**26  # bytes; what this project writes stays far below
 _DIGITS = 30  # a text as long is no machine word in any notation
@@ -28,26 +28,27 @@ LOCK = ".lock"
 
 
 @contextmanager
-def exclusive(folder: Path, *, waiting: Waiting = None) -> Iterator[None]:
+def file_lock(folder: Path, *, on_wait: OnWait = None) -> Iterator[None]:
     """Keep other processes that ask the same out of ``folder`` until the block ends; a killed process keeps nobody out.
 
     Args:
         folder: Created when missing.
-        waiting: Called once where another process is in, before waiting for it to end; ``None`` refuses instead.
+        on_wait: Called once where another process is in, before waiting for it to end; ``None``
+            refuses instead.
 
     Raises:
-        BusyError: If another process is in and ``waiting`` is ``None``.
+        BusyError: If another process is in and ``on_wait`` is ``None``.
     """
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / LOCK)
     try:
         lock.acquire(blocking=False)
     except Timeout:
-        if waiting is None:
+        if on_wait is None:
             raise BusyError(
                 f"another process is writing to {folder}; wait until it ends, or stop it first."
             ) from None
-        waiting()
+        on_wait()
         lock.acquire()
     try:
         yield
@@ -56,7 +57,7 @@ def exclusive(folder: Path, *, waiting: Waiting = None) -> Iterator[None]:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """Give a temporary path to write to; it takes the place of ``path`` when the block ends well.
 
     The new content reaches the disk before the name does, and the name before the block ends, so
@@ -69,7 +70,7 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         OSError: If the disk is full or may not be written; it names ``path``.
     """
-    with naming(path):
+    with add_path_to_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(
             dir=path.parent, prefix=f".{path.name}.", suffix=_TEMPORARY_SUFFIX
@@ -89,7 +90,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def naming(path: Path) -> Iterator[None]:
+def add_path_to_errors(path: Path) -> Iterator[None]:
     """Name ``path`` in a system error of the block: a full disk names no file, or a temporary one."""
     try:
         yield
@@ -100,7 +101,7 @@ def naming(path: Path) -> Iterator[None]:
 
 def write_bytes_atomic(path: Path, data: bytes) -> None:
     """Create or replace ``path`` with ``data``, atomically."""
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_bytes(data)
 
 
@@ -115,7 +116,7 @@ def json_bytes(value: object) -> bytes:
     return (text + "\n").encode()
 
 
-def refuse_streams(path: Path) -> None:
+def check_not_stream(path: Path) -> None:
     """Refuse pipes and devices: opening a pipe would wait for a writer, and a device may have no end.
 
     Raises:
@@ -131,7 +132,7 @@ def read_limited(path: Path, *, limit: int) -> bytes:
     Raises:
         OSError: If it cannot be read, is a pipe, device or folder, or is larger.
     """
-    refuse_streams(path)
+    check_not_stream(path)
     with path.open("rb") as file:
         content = file.read(limit + 1)
     if len(content) > limit:
@@ -139,7 +140,7 @@ def read_limited(path: Path, *, limit: int) -> bytes:
     return content
 
 
-def whole_number(text: str) -> int:
+def parse_int64(text: str) -> int:
     """Return the whole number that a file's text stands for.
 
     Raises:
@@ -155,7 +156,7 @@ def whole_number(text: str) -> int:
     return value
 
 
-def real_number(text: str) -> float:
+def parse_finite_float(text: str) -> float:
     """Return the finite number that a file's text stands for.
 
     Raises:
@@ -176,8 +177,8 @@ def read_json(path: Path) -> object:
     try:
         return json.loads(
             read_limited(path, limit=_JSON_LIMIT),
-            parse_int=whole_number,
-            parse_float=real_number,
+            parse_int=parse_int64,
+            parse_float=parse_finite_float,
             parse_constant=_refuse_constant,
         )
     except FileNotFoundError as error:

@@ -3,7 +3,7 @@
 import sys
 
 
-def say(text: str) -> None:
+def print_status(text: str) -> None:
     """Tell the user, at once."""
     sys.stderr.write(f"{text}\n")
     sys.stderr.flush()

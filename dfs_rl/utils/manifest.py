@@ -7,15 +7,15 @@ from dfs_rl.errors import CheckpointError, DfsRlError
 from dfs_rl.utils.io import read_json, write_json
 
 
-def write_description(path: Path, *, kind: str, version: int, parts: Mapping[str, object]) -> None:
+def write_manifest(path: Path, *, kind: str, version: int, parts: Mapping[str, object]) -> None:
     """Write ``parts`` with the kind and format in front, atomically."""
     write_json(path, {"format": version, "kind": kind, **parts})
 
 
-def read_description(
+def read_manifest(
     path: Path, *, what: str, kinds: Sequence[str], version: int
 ) -> dict[str, object]:
-    """Read what ``write_description`` wrote.
+    """Read what ``write_manifest`` wrote.
 
     Args:
         path: The file.

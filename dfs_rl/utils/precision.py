@@ -30,7 +30,8 @@ def resolve(precision: Precision, device: torch.device) -> torch.dtype:
 def resolve_frozen(precision: Precision, device: torch.device) -> torch.dtype:
     """Turn a setting into a dtype for a frozen network; ``"auto"`` takes bfloat16 on GPUs alone.
 
-    On CPUs a frozen network runs its quantized options in 8-bit integers, which is both faster and exact.
+    On CPUs a frozen network runs its quantized options in 8-bit integers, which is both faster and
+    exact.
     """
     if precision == "auto" and device.type == "cpu":
         return torch.float32

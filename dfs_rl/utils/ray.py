@@ -26,14 +26,14 @@ _ENVIRONMENT = {
 }
 # For a Ray that starts here. The first binds it to loopback, which Ray does by default on Windows and
 # macOS alone; on Linux it listens on every interface and ignores ``_node_ip_address="127.0.0.1"``.
-_CLOSED = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "token"}
+_LOCALHOST_ENVIRONMENT = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "token"}
 _TOKEN_FILE = "RAY_AUTH_TOKEN_PATH"
 _TOKEN = secrets.token_hex(32)  # of the process, which keeps the first token that it reads
-_SMALL_STORE = 2**27
+_MIN_STORE_BYTES = 2**27
 _LOCAL = "local"  # for Ray: start one, even where RAY_ADDRESS names another
-_ANY = "auto"
+_AUTO = "auto"
 _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-_PATIENCE = 5.0  # seconds for a cluster to answer
+_CONNECT_TIMEOUT = 5.0  # seconds for a cluster to answer
 
 
 @contextmanager
@@ -54,7 +54,8 @@ def start_ray(
             ``None`` starts one on this machine that ends with the block.
         cpus: CPUs that the one on this machine deals out; ``None`` takes what there are.
         gpus: Likewise.
-        store_bytes: What the object store of the one on this machine must hold at once, besides small things.
+        store_bytes: What the object store of the one on this machine must hold at once, besides
+            small things.
 
     Raises:
         ConfigError: If no cluster answers at ``address``.
@@ -66,27 +67,30 @@ def start_ray(
         yield
         return
     if address is None:
-        close_ray()
+        restrict_ray_to_localhost()
     on_termination = signal.getsignal(signal.SIGTERM)
-    with _cluster(address) if address else _closed_ray(cpus, gpus, store_bytes):
+    with _cluster(address) if address else _local_ray(cpus, gpus, store_bytes):
         with suppress(ValueError):  # not the main thread
             # Ray's own handler would print where its C++ stands, and leave at once.
             signal.signal(signal.SIGTERM, on_termination)
         yield
 
 
-def close_ray() -> None:
+def restrict_ray_to_localhost() -> None:
     """Set what a Ray that starts here reads when it is imported, so that only this machine reaches it.
 
     Raises:
         TrainingError: If Ray is imported already, without these settings.
     """
-    if "ray" in sys.modules and any(os.environ.get(k) != v for k, v in _CLOSED.items()):
-        settings = " ".join(f"{name}={value}" for name, value in _CLOSED.items())
+    if "ray" in sys.modules and any(
+        os.environ.get(k) != v for k, v in _LOCALHOST_ENVIRONMENT.items()
+    ):
+        settings = " ".join(f"{name}={value}" for name, value in _LOCALHOST_ENVIRONMENT.items())
         raise TrainingError(
-            f"Ray was imported before DFS-RL could close it to other machines; set {settings} before it is imported."
+            f"Ray was imported before DFS-RL could close it to other machines; set {settings} "
+            "before it is imported."
         )
-    os.environ.update(_CLOSED)
+    os.environ.update(_LOCALHOST_ENVIRONMENT)
 
 
 @contextmanager
@@ -95,12 +99,13 @@ def _cluster(address: str) -> Iterator[None]:
     import ray
 
     try:
-        if address != _ANY:
-            _knock(address)
+        if address != _AUTO:
+            _check_reachable(address)
         ray.init(address=address, **_QUIET)
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"address is {address!r}, where no Ray cluster answers; `ray start --head` starts one and names its address."
+            f"address is {address!r}, where no Ray cluster answers; `ray start --head` starts one "
+            "and names its address."
         ) from error
     try:
         yield
@@ -109,7 +114,7 @@ def _cluster(address: str) -> Iterator[None]:
 
 
 @contextmanager
-def _closed_ray(cpus: int | None, gpus: int | None, store_bytes: int) -> Iterator[None]:
+def _local_ray(cpus: int | None, gpus: int | None, store_bytes: int) -> Iterator[None]:
     """Start a Ray on this machine that nobody else can reach."""
     import ray
 
@@ -127,7 +132,7 @@ def _closed_ray(cpus: int | None, gpus: int | None, store_bytes: int) -> Iterato
                 num_cpus=cpus,
                 num_gpus=gpus,
                 include_dashboard=False,
-                object_store_memory=_SMALL_STORE + store_bytes,
+                object_store_memory=_MIN_STORE_BYTES + store_bytes,
                 _temp_dir=str(Path(private) / "ray"),  # Ray lets everybody into this one
             )
             yield
@@ -144,14 +149,15 @@ def _start(**settings: Any) -> None:  # noqa: ANN401 - settings of Ray are of ma
     except Exception as error:  # Ray has no class of its own for a start that takes too long
         reason = " ".join(str(error).split()).split(". ")[0].rstrip(".")
         raise TrainingError(
-            f"Ray does not start on this machine: {reason}. Try again when the machine is less busy."
+            f"Ray does not start on this machine: {reason}. Try again when the machine is less "
+            "busy."
         ) from error
 
 
-def _knock(address: str) -> None:
+def _check_reachable(address: str) -> None:
     """See whether anybody listens at ``host:port``, since Ray tries for minutes; raises OSError or ValueError if not."""
     host, _, port = address.rpartition(":")
-    socket.create_connection((host, int(port)), timeout=_PATIENCE).close()
+    socket.create_connection((host, int(port)), timeout=_CONNECT_TIMEOUT).close()
 
 
 @contextmanager

@@ -21,9 +21,9 @@ from dfs_rl.utils.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from dfs_rl.utils.config import config_to_dict, dump_yaml, flat_settings, load_config, read_yaml
 from dfs_rl.utils.io import (
     LOCK,
-    Waiting,
-    exclusive,
-    naming,
+    OnWait,
+    add_path_to_errors,
+    file_lock,
     read_json,
     remove_stale_temporaries,
     sync,
@@ -48,11 +48,11 @@ _BACKBONES = ("backbone", "backbone.json")
 """Somebody's network lies in a folder that has one of these; a run there would write over it, or hide it."""
 _OWN_FOLDERS = ("checkpoints", "gate", "backbone", "backbone-before", "plots", "tensorboard")
 """Of one run alone; others hold runs, which other processes may be writing to."""
-_UNBORN = ".new-run"
+_NEW_RUN_SUFFIX = ".new-run"
 """End of the name of the hidden folder that a run is made in."""
-_YOUNG = 60.0
+_MIN_STALE_SECONDS = 60.0
 """Seconds in which a process that makes a run has surely locked its hidden folder."""
-_LARGEST = 2**26
+_MAX_FILE_BYTES = 2**26
 """Bytes; what a run begins with stays far below."""
 _RECORDED_PACKAGES = ("dfs-rl", "torch", "numpy", "gymnasium", "stable-baselines3")
 
@@ -73,7 +73,8 @@ class RunRecord:
         versions: Of Python and of packages.
         machine: What it ran on.
         data: ``Dataset.fingerprint`` of the images that it is about.
-        files: SHA-256 of every other file that the run began with, by name; none for runs of earlier versions.
+        files: SHA-256 of every other file that the run began with, by name; none for runs of
+            earlier versions.
     """
 
     format: int
@@ -143,13 +144,13 @@ class RunFolder:
             BusyError: If another process is making one there.
         """
         contents = {_CONFIG: _config_bytes(config), **(files or {})}
-        record = _describe(kind, config, command, contents, fingerprint)
+        record = _make_record(kind, config, command, contents, fingerprint)
         for place in [path] if path is not None else _default_folders(name):
             try:
-                with _being_born(place, contents) as unborn:
+                with _new_run_folder(place, contents) as new_folder:
                     for file, content in contents.items():
-                        write_bytes_atomic(unborn / file, content)
-                    write_json(unborn / RECORD, config_to_dict(record))
+                        write_bytes_atomic(new_folder / file, content)
+                    write_json(new_folder / RECORD, config_to_dict(record))
             except OSError as error:  # noqa: PERF203 - rarely twice
                 raise RunFolderError(f"cannot write a run to {place}: {error.strerror}.") from error
             except RunFolderError:
@@ -174,7 +175,7 @@ class RunFolder:
             raise RunFolderError(f"{path} is not a folder, so it holds no run.")
         if not (path / RECORD).is_file():
             raise RunFolderError(f"{path} holds no run: it has no {RECORD}.")
-        _refuse_links(path)
+        _check_no_links(path)
         described = read_json(path / RECORD)
         found = described.get("kind") if isinstance(described, dict) else None
         if not isinstance(described, dict) or not isinstance(found, str):
@@ -183,15 +184,17 @@ class RunFolder:
             )
         if described.get("format") != FORMAT:
             raise RunFolderError(
-                f"{path} has run format {described.get('format')!r}; this version of dfs-rl reads format {FORMAT}."
+                f"{path} has run format {described.get('format')!r}; this version of dfs-rl reads "
+                f"format {FORMAT}."
             )
         if kind is not None and found != kind:
             raise RunFolderError(f"{path} holds a run of kind {found}; kind {kind} is needed here.")
         run = cls(path, found)
         for file, digest in run.record().files.items():
-            if not _is_file_with(path / file, digest):
+            if not _has_digest(path / file, digest):
                 raise RunFolderError(
-                    f"{path / file} is not what the run stored there: it is missing, cut off or edited. A run goes on with its own "
+                    f"{path / file} is not what the run stored there: it is missing, cut off or "
+                    "edited. A run goes on with its own "
                     "settings alone; put the file back, or begin another run."
                 )
         run._timing()
@@ -240,7 +243,8 @@ class RunFolder:
         missing = [name for name in flat_settings(config_to_dict(config)) if name not in given]
         if missing:
             raise RunFolderError(
-                f"{self.config_path} lacks {missing[0]}, so it is cut off or of an earlier version; a run goes on with what it stored "
+                f"{self.config_path} lacks {missing[0]}, so it is cut off or of an earlier "
+                "version; a run goes on with what it stored "
                 "alone. Put the whole file back, or begin another run."
             )
         return config
@@ -257,17 +261,17 @@ class RunFolder:
         write_json(self.path / RECORD, config_to_dict(replace(record, files=files)))
 
     @contextmanager
-    def hold(self, *, waiting: Waiting = None) -> Iterator[None]:
+    def lock(self, *, on_wait: OnWait = None) -> Iterator[None]:
         """Keep other processes out until the block ends, and remove what killed ones left half-written.
 
         Args:
-            waiting: As for ``exclusive``.
+            on_wait: As for ``file_lock``.
 
         Raises:
-            BusyError: If another process is in and ``waiting`` is ``None``.
+            BusyError: If another process is in and ``on_wait`` is ``None``.
         """
-        with exclusive(self.path, waiting=waiting):
-            shutil.rmtree(self.path / _UNBORN, ignore_errors=True)
+        with file_lock(self.path, on_wait=on_wait):
+            shutil.rmtree(self.path / _NEW_RUN_SUFFIX, ignore_errors=True)
             for folder in (self.path, *(self.path / name for name in _OWN_FOLDERS)):
                 remove_stale_temporaries(folder)
             try:
@@ -289,24 +293,25 @@ class RunFolder:
         Raises:
             DataError: If they are not the run's.
         """
-        begun_on = self.record().data
-        if begun_on not in (None, fingerprint):
+        run_fingerprint = self.record().data
+        if run_fingerprint not in (None, fingerprint):
             raise DataError(
-                f"{self.path} was begun on other images or splits than those of data set {name!r} (fingerprint {begun_on}, not "
+                f"{self.path} was begun on other images or splits than those of data set {name!r} "
+                f"(fingerprint {run_fingerprint}, not "
                 f"{fingerprint}); it can only go on with its own."
             )
 
     def log(self, record: Mapping[str, object]) -> None:
         """Append one record to the metrics; NaN and infinities become ``null``."""
         line = json.dumps(to_json_value(record), allow_nan=False, ensure_ascii=False) + "\n"
-        with naming(self.metrics_path):
+        with add_path_to_errors(self.metrics_path):
             with self.metrics_path.open("ab"):  # made, if need be
-                _drop_torn_line(self.metrics_path)
+                _drop_partial_line(self.metrics_path)
             try:
                 with self.metrics_path.open("ab") as file:
                     file.write(line.encode())
             except OSError:  # a full disk takes a part of the line
-                _drop_torn_line(self.metrics_path)
+                _drop_partial_line(self.metrics_path)
                 raise
 
     def read_metrics(self) -> list[dict[str, object]]:
@@ -338,7 +343,8 @@ class RunFolder:
         lines = self._complete_lines()
         if len(lines) < n_lines:
             raise RunFolderError(
-                f"{self.metrics_path} has {len(lines)} records, but the checkpoint was made after {n_lines}."
+                f"{self.metrics_path} has {len(lines)} records, but the checkpoint was made after "
+                f"{n_lines}."
             )
         self._parsed(lines[:n_lines])
         write_bytes_atomic(self.metrics_path, b"".join(lines[:n_lines]))
@@ -405,13 +411,17 @@ def _default_folders(name: str) -> Iterator[Path]:
     yield from (Path("runs") / f"{stem}-{number}" for number in itertools.count(2))
 
 
-def _unborn(path: Path) -> Path:
+def _new_folder_path(path: Path) -> Path:
     """Return the hidden folder to make a run in: beside ``path``, or inside if that is there, for it may be a mount point."""
-    return path / _UNBORN if path.is_dir() else path.with_name(f".{path.name}{_UNBORN}")
+    return (
+        path / _NEW_RUN_SUFFIX
+        if path.is_dir()
+        else path.with_name(f".{path.name}{_NEW_RUN_SUFFIX}")
+    )
 
 
 @contextmanager
-def _being_born(path: Path, files: Collection[str]) -> Iterator[Path]:
+def _new_run_folder(path: Path, files: Collection[str]) -> Iterator[Path]:
     """Give a hidden folder to write a run to, ``run.json`` last; it becomes ``path`` when the block ends well.
 
     What a killed process left there goes.
@@ -420,88 +430,96 @@ def _being_born(path: Path, files: Collection[str]) -> Iterator[Path]:
         RunFolderError: If ``path`` is taken.
         BusyError: If another process is making a run there.
     """
-    unborn = _unborn(path)
-    if not unborn.is_dir():
-        _refuse_taken(path, files)
-    if unborn.is_symlink():
-        raise RunFolderError(f"{unborn} is a symbolic link; remove it, for a run is made there.")
-    _remove_abandoned(path.parent)
+    new_folder = _new_folder_path(path)
+    if not new_folder.is_dir():
+        _check_free(path, files)
+    if new_folder.is_symlink():
+        raise RunFolderError(
+            f"{new_folder} is a symbolic link; remove it, for a run is made there."
+        )
+    _remove_stale_folders(path.parent)
     with ExitStack() as stack:
         try:
-            stack.enter_context(exclusive(unborn))
+            stack.enter_context(file_lock(new_folder))
         except BusyError as error:
             raise BusyError(
                 f"another process is making a run in {path}; wait until it ends."
             ) from error
         try:
-            _abandon(unborn, path)
-            _refuse_taken(path, files)
-            yield unborn
-            if unborn.parent == path:
+            _remove_leftovers(new_folder, path)
+            _check_free(path, files)
+            yield new_folder
+            if new_folder.parent == path:
                 for file in (*files, RECORD):  # the last one makes it a run
-                    (unborn / file).rename(path / file)
-                shutil.rmtree(unborn)
+                    (new_folder / file).rename(path / file)
+                shutil.rmtree(new_folder)
             else:
-                unborn.rename(path)
+                new_folder.rename(path)
         except BaseException:
-            _abandon(unborn, path)
-            shutil.rmtree(unborn, ignore_errors=True)
+            _remove_leftovers(new_folder, path)
+            shutil.rmtree(new_folder, ignore_errors=True)
             raise
         sync(path)
         sync(path.parent)
 
 
-def _abandon(unborn: Path, path: Path) -> None:
+def _remove_leftovers(new_folder: Path, path: Path) -> None:
     """Remove what a process that did not come to the end left in the hidden folder, and what it had moved out of there."""
-    if unborn.parent == path and (unborn / RECORD).is_file():
+    if new_folder.parent == path and (new_folder / RECORD).is_file():
         with suppress(RunFolderError):
-            for file, digest in read_record(unborn / RECORD, RunRecord).files.items():
-                if file == Path(file).name and _is_file_with(path / file, digest):
+            for file, digest in read_record(new_folder / RECORD, RunRecord).files.items():
+                if file == Path(file).name and _has_digest(path / file, digest):
                     (path / file).unlink()
-    for left in unborn.glob("*"):
+    for left in new_folder.glob("*"):
         if left.name != LOCK:
             left.unlink()
 
 
-def _remove_abandoned(folder: Path) -> None:
+def _remove_stale_folders(folder: Path) -> None:
     """Remove the hidden folders of runs that killed processes left beside each other."""
-    for unborn in folder.glob(f".*{_UNBORN}"):
+    for new_folder in folder.glob(f".*{_NEW_RUN_SUFFIX}"):
         with suppress(OSError, BusyError):
-            if time.time() - unborn.lstat().st_mtime > _YOUNG and not unborn.is_symlink():
-                with exclusive(unborn):
-                    shutil.rmtree(unborn)
+            if (
+                time.time() - new_folder.lstat().st_mtime > _MIN_STALE_SECONDS
+                and not new_folder.is_symlink()
+            ):
+                with file_lock(new_folder):
+                    shutil.rmtree(new_folder)
 
 
-def _refuse_taken(path: Path, files: Collection[str]) -> None:
+def _check_free(path: Path, files: Collection[str]) -> None:
     if path.exists() and not path.is_dir():
         raise RunFolderError(f"{path} is a file; a run needs a folder.")
     entries = dict.fromkeys((RECORD, *files, _METRICS, _CHECKPOINTS, *_BACKBONES))
     held = [entry for entry in entries if (path / entry).exists()]
     if held and held[0] != RECORD:  # the user's own
         raise RunFolderError(
-            f"{path} has {held[0]} but no {RECORD}, so it is neither a run nor free for one; choose another folder."
+            f"{path} has {held[0]} but no {RECORD}, so it is neither a run nor free for one; "
+            "choose another folder."
         )
     if held:
         raise RunFolderError(
-            f"{path} holds a run already (it has {RECORD}); choose another folder, or go on with --resume {path}."
+            f"{path} holds a run already (it has {RECORD}); choose another folder, or go on with "
+            f"--resume {path}."
         )
     if path.is_dir():
-        _refuse_links(path)
+        _check_no_links(path)
 
 
-def _refuse_links(path: Path) -> None:
+def _check_no_links(path: Path) -> None:
     """Refuse symbolic links, through which a run would write to, and delete from, another place."""
     for entry in path.iterdir():
         if entry.is_symlink():
             raise RunFolderError(
-                f"{entry} is a symbolic link; a run keeps its files inside its own folder. Put what it leads to in its place, or choose "
+                f"{entry} is a symbolic link; a run keeps its files inside its own folder. Put "
+                "what it leads to in its place, or choose "
                 "another folder."
             )
 
 
-def _is_file_with(path: Path, digest: str) -> bool:
+def _has_digest(path: Path, digest: str) -> bool:
     # What was written to a run's file since may have any size.
-    fits = path.is_file() and path.stat().st_size <= _LARGEST
+    fits = path.is_file() and path.stat().st_size <= _MAX_FILE_BYTES
     return fits and _digest(path.read_bytes()) == digest
 
 
@@ -513,7 +531,7 @@ def _config_bytes(config: object) -> bytes:
     return dump_yaml(config_to_dict(config)).encode()
 
 
-def _describe(
+def _make_record(
     kind: str,
     config: object,
     command: Sequence[str],
@@ -556,7 +574,7 @@ def _gpu_name() -> str | None:
     return str(torch.cuda.get_device_name())
 
 
-def _drop_torn_line(path: Path) -> None:
+def _drop_partial_line(path: Path) -> None:
     """Cut off what a killed writer left behind the last newline."""
     with path.open("rb+") as file:
         size = file.seek(0, os.SEEK_END)

@@ -10,11 +10,11 @@ class StopRequest:
     """Whether the user asked to stop.
 
     Attributes:
-        made: True from the first Ctrl-C on.
+        requested: True from the first Ctrl-C on.
     """
 
     def __init__(self) -> None:
-        self.made = False
+        self.requested = False
 
 
 @contextmanager
@@ -28,7 +28,7 @@ def stop_on_interrupt() -> Iterator[StopRequest]:
 
     def note(number: int, frame: FrameType | None) -> None:
         del number, frame
-        request.made = True
+        request.requested = True
         signal.signal(signal.SIGINT, before)
 
     with _handling(signal.SIGINT, note):
@@ -36,7 +36,7 @@ def stop_on_interrupt() -> Iterator[StopRequest]:
 
 
 @contextmanager
-def terminate_like_interrupt() -> Iterator[StopRequest]:
+def sigterm_as_interrupt() -> Iterator[StopRequest]:
     """Have SIGTERM, with which batch systems and containers end their jobs, do within the block what Ctrl-C does.
 
     Outside the main thread it does what it did before.
@@ -47,7 +47,7 @@ def terminate_like_interrupt() -> Iterator[StopRequest]:
     request = StopRequest()
 
     def pass_on(number: int, frame: FrameType | None) -> None:
-        request.made = True
+        request.requested = True
         take_interrupt = signal.getsignal(signal.SIGINT)
         if not callable(take_interrupt):  # a shell's background jobs ignore Ctrl-C
             take_interrupt = signal.default_int_handler

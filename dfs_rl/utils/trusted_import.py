@@ -16,12 +16,12 @@ _NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 _ALL = "*"
 _trusted: ContextVar[frozenset[str]] = ContextVar("trusted", default=frozenset())
 """Constructors that may be called; ``_ALL`` stands for any."""
-_NOT_THE_USERS = (
+_LIBRARY_PATHS = (
     *(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")),
     str(Path(__file__).parents[1]),
 )
 """Where code lies that no user wrote."""
-_LONGEST = 300
+_MAX_ERROR_LENGTH = 300
 """Characters of an error's text; that of torch about weights can fill screens."""
 
 
@@ -60,7 +60,8 @@ def trusted_code() -> frozenset[str]:
 def trusting(code: bool | frozenset[str]) -> Iterator[None]:  # noqa: FBT001 - as trust_code=True
     """Trust, within the block, every constructor, or those that another process trusts; it ends trust that begins in it.
 
-    A stored backbone may come from anyone, so the constructor that it names is imported only if the user trusts it.
+    A stored backbone may come from anyone, so the constructor that it names is imported only if the
+    user trusts it.
     """
     more = frozenset({_ALL} if code is True else code or ())
     token = _trusted.set(_trusted.get() | more)
@@ -78,48 +79,52 @@ def call_constructor(name: str) -> object:
     """
     if not is_trusted(name):
         raise ConfigError(
-            f"the backbone is made by {name}, and loading it would run that code; if you trust it, give --trust-code, or "
+            f"the backbone is made by {name}, and loading it would run that code; if you trust it, "
+            "give --trust-code, or "
             "trust_code=True in Python."
         )
     module, _, function = name.partition(":")
-    with _current_folder():
-        with _refused(
+    with _current_folder_importable():
+        with _as_config_error(
             f"constructor {name} cannot be imported",
             f"module {module} must be in {Path.cwd()} or be installed, and have {function}",
         ):
             found = getattr(importlib.import_module(module), function)
-        with _refused(
+        with _as_config_error(
             f"constructor {name} fails",
-            "it must be a function that works without arguments and returns a torch.nn.Module or a backbone",
+            "it must be a function that works without arguments and returns a torch.nn.Module or a "
+            "backbone",
         ):
             made: object = found()
         return made
 
 
 @contextmanager
-def _refused(what: str, allowed: str) -> Iterator[None]:
+def _as_config_error(what: str, allowed: str) -> Iterator[None]:
     """Within the block, whatever a user's code dies of is one sentence; Ctrl-C stays what it is."""
     try:
         yield
     except (Exception, SystemExit) as error:
         said = error.msg if isinstance(error, SyntaxError) else str(error)
-        reason = " ".join([f"{type(error).__name__}:", *said.split()])[:_LONGEST].rstrip(":")
-        raise ConfigError(f"{what}: {reason}{_place(error)}; {allowed}.") from error
+        reason = " ".join([f"{type(error).__name__}:", *said.split()])[:_MAX_ERROR_LENGTH].rstrip(
+            ":"
+        )
+        raise ConfigError(f"{what}: {reason}{_error_location(error)}; {allowed}.") from error
 
 
-def _place(error: BaseException) -> str:
+def _error_location(error: BaseException) -> str:
     """Return where the user's own code raised an error, or called what did; nothing if it was not in that code."""
     if isinstance(error, SyntaxError) and error.filename is not None:
         return f" ({error.filename}, line {error.lineno})"
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         path = Path(frame.filename)
-        if path.is_file() and not any(path.is_relative_to(others) for others in _NOT_THE_USERS):
+        if path.is_file() and not any(path.is_relative_to(others) for others in _LIBRARY_PATHS):
             return f" ({path}, line {frame.lineno})"
     return ""
 
 
 @contextmanager
-def _current_folder() -> Iterator[None]:
+def _current_folder_importable() -> Iterator[None]:
     """Make what lies in the current folder importable, as it is for ``python -m``."""
     here = str(Path.cwd())
     sys.path.insert(0, here)

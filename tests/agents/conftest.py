@@ -8,7 +8,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.logger import Logger
 from torch import Tensor
 
-from dfs_rl.agents.algorithms import GateLearning, build_algorithm
+from dfs_rl.agents.algorithms import PolicySettings, build_algorithm
 from dfs_rl.agents.hyperparameters import AlgorithmConfig
 from dfs_rl.backbones.interfaces import GatedLayer, WalkableBackbone
 from dfs_rl.costs import BitOptions, CostTable
@@ -37,7 +37,8 @@ class PayingLayer:
 class PlantedBackbone:
     """Classifies an image rightly only if every layer ran at the option that its channels ask for, or a dearer one.
 
-    Channel 0 is the label, channels 1 and 2 the option that layers 0 and 1 need. No table of options is right for all images.
+    Channel 0 is the label, channels 1 and 2 the option that layers 0 and 1 need. No table of
+    options is right for all images.
     """
 
     options = BitOptions(MENU)
@@ -91,19 +92,19 @@ def small_agent(
     task = Task(
         backbone=backbone,
         images=images,
-        weights=weights or RewardWeights(),
+        reward=weights or RewardWeights(),
         budget=None,
         class_names=("no", "yes"),
     )
-    learning = GateLearning(
+    learning = PolicySettings(
         timesteps=600_000,
         feature_sizes=backbone.feature_sizes,
         hidden=4,
-        images_per_group=group,
+        group_size=group,
         seed=0,
         device="cpu",
     )
-    env = SB3GatingVecEnv(task, 32, images_per_group=group, seed=0)
+    env = SB3GatingVecEnv(task, 32, group_size=group, seed=0)
     model = build_algorithm(config, env, learning)
     model.set_logger(Logger(None, []))
     return model

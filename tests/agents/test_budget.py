@@ -10,7 +10,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 
-from dfs_rl.agents.algorithms import GateLearning, build_algorithm
+from dfs_rl.agents.algorithms import PolicySettings, build_algorithm
 from dfs_rl.agents.buffers import GroupRolloutBuffer
 from dfs_rl.agents.callbacks import Schedules
 from dfs_rl.agents.gate_export import deploy
@@ -21,7 +21,7 @@ from dfs_rl.envs.sb3_vec_env import SB3GatingVecEnv
 from dfs_rl.envs.task import Task
 from dfs_rl.gating.base import Gate
 from dfs_rl.gating.model import GatedModel
-from dfs_rl.gating.networks import LayerwiseGate
+from dfs_rl.gating.networks import MLPGate
 from dfs_rl.gating.reward import RewardWeights
 from tests.agents.conftest import MENU, PlantedBackbone
 
@@ -69,32 +69,30 @@ def train(
     task = Task(
         backbone=backbone,
         images=images,
-        weights=WEIGHTS,
+        reward=WEIGHTS,
         budget=BUDGET,
         class_names=("no", "yes"),
         gate_macs=72.0,
     )
-    learning = GateLearning(
+    learning = PolicySettings(
         timesteps=600_000,
         feature_sizes=backbone.feature_sizes,
         hidden=HIDDEN,
-        images_per_group=group,
+        group_size=group,
         seed=0,
         device="cpu",
     )
-    model = build_algorithm(
-        config, SB3GatingVecEnv(task, 64, images_per_group=group, seed=0), learning
-    )
+    model = build_algorithm(config, SB3GatingVecEnv(task, 64, group_size=group, seed=0), learning)
     model.set_logger(Logger(None, []))
     spending = Spending()
     model.learn(steps, [Schedules(seed=0, config=config), spending], log_interval=10**9)
     return model, spending
 
 
-def gate_of(model: BaseAlgorithm) -> LayerwiseGate:
+def gate_of(model: BaseAlgorithm) -> MLPGate:
     backbone = PlantedWithStem()
     gate = deploy(model, backbone.options, feature_macs=0.0, name="gate", budget=BUDGET)
-    assert isinstance(gate, LayerwiseGate)
+    assert isinstance(gate, MLPGate)
     return gate
 
 
@@ -138,7 +136,7 @@ def test_the_best_table_within_the_budget_is_as_stated(planted_images: ImageSet)
     assert max(rewards) == pytest.approx(BEST_TABLE_REWARD)
 
 
-class Watching(LayerwiseGate):
+class Watching(MLPGate):
     """Keeps the budgets that it sees."""
 
     seen: set[float]

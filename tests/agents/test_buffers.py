@@ -34,7 +34,7 @@ def fill(
     """A buffer filled step by step, as an algorithm does it."""
     steps, envs = rewards.shape
     buffer = GroupRolloutBuffer(
-        steps, SPACE, spaces.Discrete(2), "cpu", gamma=gamma, n_envs=envs, images_per_group=group
+        steps, SPACE, spaces.Discrete(2), "cpu", gamma=gamma, n_envs=envs, group_size=group
     )
     for step in range(steps):
         observation = {"features": np.zeros((envs, 1), np.float32)}
@@ -60,10 +60,10 @@ def test_buffers_of_other_algorithms_make_the_same_advantages_and_keep_their_own
     starts = np.array([[1, 1, 1, 1], [0, 0, 0, 0]], np.float32)
     expected = fill(rewards, starts, group=2)
     space = (SPACE, spaces.Discrete(2))
-    masked = MaskableGroupRolloutBuffer(2, *space, "cpu", gamma=1.0, n_envs=4, images_per_group=2)
+    masked = MaskableGroupRolloutBuffer(2, *space, "cpu", gamma=1.0, n_envs=4, group_size=2)
     shape = (2, 1, 4, 3)
     recurrent = RecurrentGroupRolloutBuffer(
-        2, *space, shape, "cpu", gamma=1.0, n_envs=4, images_per_group=2
+        2, *space, shape, "cpu", gamma=1.0, n_envs=4, group_size=2
     )
     masks = np.array([[1, 0], [1, 1], [1, 0], [1, 1]])
     memory = torch.arange(12.0).view(1, 4, 3)
@@ -150,10 +150,10 @@ def test_policy_gradient_is_unbiased_in_a_bandit() -> None:
 
 @pytest.mark.parametrize(("envs", "group"), [(6, 4), (4, 0), (4, 8)])
 def test_groups_that_do_not_fit_are_refused(envs: int, group: int) -> None:
-    with pytest.raises(ConfigError, match=f"num_envs is {envs} and images_per_group is {group}"):
-        GroupRolloutBuffer(2, SPACE, spaces.Discrete(2), n_envs=envs, images_per_group=group)
+    with pytest.raises(ConfigError, match=f"num_envs is {envs} and group_size is {group}"):
+        GroupRolloutBuffer(2, SPACE, spaces.Discrete(2), n_envs=envs, group_size=group)
 
 
 def test_a_group_of_one_is_refused() -> None:
     with pytest.raises(ConfigError, match="plain rollout buffer"):
-        GroupRolloutBuffer(2, SPACE, spaces.Discrete(2), n_envs=4, images_per_group=1)
+        GroupRolloutBuffer(2, SPACE, spaces.Discrete(2), n_envs=4, group_size=1)

@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from dfs_rl.agents.cotraining import CoTrainer, gated_walk
+from dfs_rl.agents.cotraining import CoTrainer, gated_rollout
 from dfs_rl.agents.cotraining_config import CoTrainConfig
 from dfs_rl.backbones import ResNet, ResNetConfig
 from dfs_rl.data import Dataset, ImageSet, channel_statistics
 from dfs_rl.errors import ConfigError, TrainingError
-from dfs_rl.gating.networks import LayerwiseGate
+from dfs_rl.gating.networks import MLPGate
 from dfs_rl.training.calibration import calibrate_steps
 
 BITS = (0, 2, 8, 32)
@@ -43,9 +43,9 @@ def backbone(dataset: Dataset) -> ResNet:
     return backbone
 
 
-def gate_for(backbone: ResNet, option: int) -> LayerwiseGate:
+def gate_for(backbone: ResNet, option: int) -> MLPGate:
     """A gate that always chooses the same option."""
-    gate = LayerwiseGate(backbone.feature_sizes, backbone.options, hidden=4)
+    gate = MLPGate(backbone.feature_sizes, backbone.options, hidden=4)
     with torch.no_grad():
         for network in gate.networks:
             network[2].weight.zero_()
@@ -59,7 +59,7 @@ def test_a_walk_under_a_constant_gate_is_the_plain_pass(
     backbone: ResNet, dataset: Dataset, option: int
 ) -> None:
     images = dataset.train.images[:6]
-    walked = gated_walk(
+    walked = gated_rollout(
         backbone, gate_for(backbone, option), images, torch.Generator(), budget=None
     )
     torch.testing.assert_close(walked, backbone(images, BITS[option]))
@@ -71,7 +71,7 @@ def test_options_beyond_the_budget_are_not_drawn(backbone: ResNet, dataset: Data
     budget = float(backbone.costs.computation(skipped, gate_macs=gate.macs)) + 1e-6
     images = dataset.train.images[:6]
     generator = torch.Generator().manual_seed(0)
-    walked = gated_walk(backbone, gate, images, generator, budget=budget)
+    walked = gated_rollout(backbone, gate, images, generator, budget=budget)
     torch.testing.assert_close(walked, backbone(images, 0))
 
 
@@ -84,7 +84,7 @@ def test_a_greedy_walk_takes_the_likeliest_options_and_a_drawn_one_takes_others_
             network[2].bias.copy_(torch.tensor([0.0, 0.0, 0.1, 0.0]))
     images = dataset.train.images[:6]
     walks = [
-        gated_walk(
+        gated_rollout(
             backbone,
             gate,
             images,
@@ -113,7 +113,7 @@ def test_without_weight_the_full_precision_pass_is_left_out(
 
 def test_a_resting_backbone_takes_no_gradients(backbone: ResNet, dataset: Dataset) -> None:
     trainer = CoTrainer(CoTrainConfig(), backbone, dataset, seed=0, budget=None)
-    with trainer.resting():
+    with trainer.frozen_weights():
         assert not backbone(dataset.train.images[:2], 8).requires_grad
     assert backbone(dataset.train.images[:2], 8).requires_grad
     assert not any(p.requires_grad for p in backbone.probes.parameters())

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from dfs_rl.agents.evaluation_callback import is_as_good, rewards_of
+from dfs_rl.agents.evaluation_callback import is_not_worse, rewards_of
 from dfs_rl.backbones.interfaces import WalkableBackbone
 from dfs_rl.data import ImageSet
 from dfs_rl.envs.sb3_vec_env import SB3GatingVecEnv
@@ -25,14 +25,14 @@ def test_rewards_of_records_are_what_the_environment_pays(
     gate_macs: float,
     timing: str,
 ) -> None:
-    weights = RewardWeights(accuracy=0.7, cost=0.4, overshoot=0.9, cost_timing=timing)
+    reward = RewardWeights(accuracy=0.7, cost=0.4, overshoot=0.9, cost_timing=timing)
     table = (1, 2)  # 62.5 %, so a budget of 40 % is overshot
     records = evaluate_gate(planted_backbone, TableGate(table), planted_images)
     records = replace(records, gate_macs=gate_macs)  # as if a gate of that cost had chosen the same
     task = Task(
         backbone=planted_backbone,
         images=planted_images,
-        weights=weights,
+        reward=reward,
         budget=budget,
         class_names=("no", "yes"),
         gate_macs=gate_macs,
@@ -41,7 +41,7 @@ def test_rewards_of_records_are_what_the_environment_pays(
     env.set_options([{"index": i} for i in range(len(planted_images))])
     env.reset()
     paid = sum(env.step(np.full(len(planted_images), option))[1] for option in table)
-    ours = rewards_of(records, planted_backbone.costs, weights, budget=budget)
+    ours = rewards_of(records, planted_backbone.costs, reward, budget=budget)
     np.testing.assert_allclose(ours.numpy(), paid, atol=1e-6)
 
 
@@ -49,7 +49,7 @@ def test_a_later_gate_may_be_worse_by_one_standard_error() -> None:
     highest = torch.zeros(100, dtype=torch.float64)
     change = torch.tensor([1.0, -1.0] * 50, dtype=torch.float64)
     error = float(change.std()) / 10.0  # of the mean of 100
-    assert is_as_good(highest + change - 0.99 * error, highest)
-    assert not is_as_good(highest + change - 1.01 * error, highest)
-    assert is_as_good(highest, highest)
-    assert not is_as_good(highest - 1e-9, highest)  # certainly worse: no image is better
+    assert is_not_worse(highest + change - 0.99 * error, highest)
+    assert not is_not_worse(highest + change - 1.01 * error, highest)
+    assert is_not_worse(highest, highest)
+    assert not is_not_worse(highest - 1e-9, highest)  # certainly worse: no image is better

@@ -19,13 +19,13 @@ from torch import Tensor
 
 import dfs_rl
 from dfs_rl import train_gumbel, train_static
-from dfs_rl.agents.algorithms import GateLearning, build_algorithm
+from dfs_rl.agents.algorithms import PolicySettings, build_algorithm
 from dfs_rl.agents.buffers import (
     GroupRolloutBuffer,
     MaskableGroupRolloutBuffer,
     RecurrentGroupRolloutBuffer,
 )
-from dfs_rl.agents.callbacks import Schedules, WholeWalks
+from dfs_rl.agents.callbacks import Schedules, SyncEpisodes
 from dfs_rl.agents.evaluation_callback import rewards_of
 from dfs_rl.agents.gate_export import deploy
 from dfs_rl.agents.hyperparameters import (
@@ -35,19 +35,19 @@ from dfs_rl.agents.hyperparameters import (
     RecurrentPPOConfig,
     TRPOConfig,
 )
-from dfs_rl.agents.pretraining import walks_to_begin
+from dfs_rl.agents.pretraining import pretraining_images
 from dfs_rl.backbones import load_backbone
 from dfs_rl.backbones.interfaces import GatedLayer
 from dfs_rl.costs import BitOptions, CostTable, ExitCost
 from dfs_rl.data import ImageSet, load_dataset
 from dfs_rl.envs.sb3_vec_env import SB3GatingVecEnv
 from dfs_rl.envs.task import Task
-from dfs_rl.evaluation.evaluator import evaluate_gate, evaluate_table
+from dfs_rl.evaluation.evaluator import evaluate_gate, evaluate_static_table
 from dfs_rl.experiments.agent_training import TrainAgentConfig
 from dfs_rl.experiments.backbone_resolver import backbone_of_run, preview_backbone
-from dfs_rl.experiments.gate_run import choice_of
+from dfs_rl.experiments.gate_run import backbone_spec
 from dfs_rl.experiments.supervised_training import TrainGumbelConfig
-from dfs_rl.gating.networks import known_exits
+from dfs_rl.gating.networks import exit_info
 from dfs_rl.gating.reward import RewardWeights
 from dfs_rl.train_agent import main
 from dfs_rl.train_exits import main as train_exits
@@ -81,7 +81,8 @@ class DiggingLayer:
 class DeepBackbone:
     """Classifies an image rightly, at any exit or at the end, once as many layers ran as its depth.
 
-    Channel 0 is the label, channel 1 the depth, 1 to 3. There is nothing to skip with, so to stop is to leave.
+    Channel 0 is the label, channel 1 the depth, 1 to 3. There is nothing to skip with, so to stop
+    is to leave.
     """
 
     options = BitOptions(MENU)
@@ -128,17 +129,17 @@ def images() -> ImageSet:
 def make_model(config: AlgorithmConfig, images: ImageSet, *, group: int) -> BaseAlgorithm:
     backbone = DeepBackbone()
     task = Task(
-        backbone=backbone, images=images, weights=WEIGHTS, budget=None, class_names=("no", "yes")
+        backbone=backbone, images=images, reward=WEIGHTS, budget=None, class_names=("no", "yes")
     )
-    env = SB3GatingVecEnv(task, 64, images_per_group=group, whole_walks=True, seed=0)
-    learning = GateLearning(
+    env = SB3GatingVecEnv(task, 64, group_size=group, sync_episodes=True, seed=0)
+    learning = PolicySettings(
         timesteps=600_000,
         feature_sizes=backbone.feature_sizes,
         hidden=16,
-        images_per_group=group,
+        group_size=group,
         seed=0,
         device="cpu",
-        whole_walks=True,
+        sync_episodes=True,
     )
     model = build_algorithm(config, env, learning)
     model.set_logger(Logger(None, []))
@@ -147,9 +148,7 @@ def make_model(config: AlgorithmConfig, images: ImageSet, *, group: int) -> Base
 
 def gate_of(model: BaseAlgorithm):
     backbone = DeepBackbone()
-    return deploy(
-        model, backbone.options, feature_macs=0.0, name="gate", exits=known_exits(backbone)
-    )
+    return deploy(model, backbone.options, feature_macs=0.0, name="gate", exits=exit_info(backbone))
 
 
 def reward_of(records) -> float:
@@ -174,7 +173,7 @@ def test_images_learn_to_leave_where_they_should(
     model.learn(steps, [Schedules(seed=0, config=config)], log_interval=10**9)
     records = evaluate_gate(DeepBackbone(), gate_of(model), images)
     assert SOLVED < reward_of(records) <= BEST_REWARD + 1e-9
-    assert len(DeepBackbone.costs.walked(records.options).unique()) > 1
+    assert len(DeepBackbone.costs.n_layers_run(records.options).unique()) > 1
 
 
 class Counting(BaseCallback):
@@ -206,7 +205,7 @@ def test_only_decisions_that_were_made_are_counted(
     config: AlgorithmConfig, images: ImageSet
 ) -> None:
     model, counting = make_model(config, images, group=8), Counting()
-    callbacks = [WholeWalks(), Schedules(seed=0, config=config), counting]
+    callbacks = [SyncEpisodes(), Schedules(seed=0, config=config), counting]
     model.learn(1_500, callbacks, log_interval=10**9)
     assert model.num_timesteps == counting.decisions >= 1_500
     assert counting.decisions < 1_500 + 64 * LAYERS  # it ends with the update that makes them
@@ -224,14 +223,16 @@ def test_a_recurrent_policy_begins_every_walk_without_memory(images: ImageSet) -
 
     config = RecurrentPPOConfig(batch_size=10**6)
     model = make_model(config, images, group=8)
-    model.learn(600, [WholeWalks(), Starts()], log_interval=10**9)
+    model.learn(600, [SyncEpisodes(), Starts()], log_interval=10**9)
 
 
 def test_no_table_solves_the_task(images: ImageSet) -> None:
     costs = DeepBackbone.costs
-    every = costs.closed(torch.cartesian_prod(*[torch.arange(LEAVE + 1)] * LAYERS)).unique(dim=0)
+    every = costs.canonicalize(torch.cartesian_prod(*[torch.arange(LEAVE + 1)] * LAYERS)).unique(
+        dim=0
+    )
     rewards = [
-        reward_of(evaluate_table(DeepBackbone(), images, table, name="table"))
+        reward_of(evaluate_static_table(DeepBackbone(), images, table, name="table"))
         for table in every.tolist()
     ]
     assert max(rewards) == pytest.approx(BEST_TABLE_REWARD)
@@ -254,14 +255,14 @@ def test_the_deployed_gate_says_what_the_policy_says(images: ImageSet) -> None:
 def made_up(seed: int, layers: int, group: int, n_images: int):
     """Rewards and starts of whole walks, some of which end early and rest."""
     rng = np.random.default_rng(seed)
-    walked = rng.integers(1, layers + 1, size=group * n_images)
+    n_layers_run = rng.integers(1, layers + 1, size=group * n_images)
     rewards = rng.normal(size=(layers, group * n_images)).astype(np.float32)
     starts = np.zeros_like(rewards)
     starts[0] = 1.0
-    for env, steps in enumerate(walked):
+    for env, steps in enumerate(n_layers_run):
         rewards[steps:, env] = 0.0
         starts[steps : steps + 1, env] = 1.0  # a walk ends once
-    return rewards, starts, walked
+    return rewards, starts, n_layers_run
 
 
 def fill(buffer, rewards, starts, **extra):
@@ -281,19 +282,19 @@ def fill(buffer, rewards, starts, **extra):
     n_images=st.integers(1, 3),
 )
 def test_baselines_equal_a_loop_over_walks(seed, layers, group, n_images) -> None:
-    rewards, starts, walked = made_up(seed, layers, group, n_images)
+    rewards, starts, n_layers_run = made_up(seed, layers, group, n_images)
     envs = rewards.shape[1]
     space = (SPACE, ACTIONS, "cpu")
     buffer = GroupRolloutBuffer(
-        layers, *space, gamma=1.0, n_envs=envs, images_per_group=group, whole_walks=True
+        layers, *space, gamma=1.0, n_envs=envs, group_size=group, sync_episodes=True
     )
     fill(buffer, rewards, starts)
     for env in range(envs):
         first = env // group * group
         others = [e for e in range(first, first + group) if e != env]
-        for step in range(walked[env]):
+        for step in range(n_layers_run[env]):
             own = rewards[step:, env].sum()
-            there = [e for e in others if walked[e] > step]
+            there = [e for e in others if n_layers_run[e] > step]
             if there:
                 baseline = np.mean([rewards[step:, e].sum() for e in there])
             else:
@@ -308,8 +309,8 @@ def test_baselines_equal_a_loop_over_walks(seed, layers, group, n_images) -> Non
 def test_minibatches_hold_every_step_but_those_of_walks_at_rest(
     kind: str, batch: int | None
 ) -> None:
-    rewards, starts, walked = made_up(3, 4, 2, 3)
-    settings = {"gamma": 1.0, "n_envs": 6, "images_per_group": 2, "whole_walks": True}
+    rewards, starts, n_layers_run = made_up(3, 4, 2, 3)
+    settings = {"gamma": 1.0, "n_envs": 6, "group_size": 2, "sync_episodes": True}
     space = (4, SPACE, ACTIONS)
     if kind == "plain":
         buffer = fill(GroupRolloutBuffer(*space, "cpu", **settings), rewards, starts)
@@ -327,16 +328,16 @@ def test_minibatches_hold_every_step_but_those_of_walks_at_rest(
         if kind == "recurrent":
             places = places[samples.mask > 0]
         seen += places.tolist()
-    expected = [100 * step + env for env, steps in enumerate(walked) for step in range(steps)]
+    expected = [100 * step + env for env, steps in enumerate(n_layers_run) for step in range(steps)]
     assert sorted(seen) == sorted(expected)
 
 
 def test_single_walks_have_the_advantages_of_upstream() -> None:
-    rewards, starts, walked = made_up(5, 4, 1, 6)
-    settings = {"gamma": 1.0, "gae_lambda": 1.0, "n_envs": 6, "images_per_group": 1}
-    made = GroupRolloutBuffer(4, SPACE, ACTIONS, "cpu", whole_walks=True, **settings)
+    rewards, starts, n_layers_run = made_up(5, 4, 1, 6)
+    settings = {"gamma": 1.0, "gae_lambda": 1.0, "n_envs": 6, "group_size": 1}
+    made = GroupRolloutBuffer(4, SPACE, ACTIONS, "cpu", sync_episodes=True, **settings)
     buffer = fill(made, rewards, starts)
-    for env, steps in enumerate(walked):
+    for env, steps in enumerate(n_layers_run):
         to_go = rewards[:, env][::-1].cumsum()[::-1]
         np.testing.assert_allclose(buffer.advantages[:steps, env], to_go[:steps], atol=1e-5)
 
@@ -369,7 +370,7 @@ def test_a_run_learns_to_leave_and_its_gate_ships(
     model = dfs_rl.load(run)
     # An update is 32 walks of at most 6 decisions.
     seen = read_json(run / "training.json")["images_seen"]["gate"]
-    walks = seen - walks_to_begin(model.backbone.costs)
+    walks = seen - pretraining_images(model.backbone.costs)
     last = RunFolder.open(run).read_metrics()[-1]
     assert walks % 32 == 0
     assert 800 <= last["timesteps"] < 800 + 32 * 6
@@ -396,7 +397,7 @@ def test_gates_that_do_not_leave_get_the_network_without_exits(
     run = RunFolder.create(
         tmp_path / "run", kind="train", name="run", config=config, command=(), fingerprint="0"
     )
-    choice = choice_of(replace(config, backbone=backbone), "cpu")
+    choice = backbone_spec(replace(config, backbone=backbone), "cpu")
     preview = preview_backbone(choice, dataset)
     costs = backbone_of_run(run, choice, dataset).backbone.costs
     leaves = config == TrainAgentConfig()

@@ -11,7 +11,7 @@ from sb3_contrib import QRDQN
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from dfs_rl.agents.algorithms import GateLearning, build_algorithm
+from dfs_rl.agents.algorithms import PolicySettings, build_algorithm
 from dfs_rl.agents.gate_export import deploy
 from dfs_rl.agents.hyperparameters import (
     AlgorithmConfig,
@@ -21,7 +21,7 @@ from dfs_rl.agents.hyperparameters import (
     RecurrentPPOConfig,
 )
 from dfs_rl.costs import BitOptions
-from dfs_rl.gating.networks import LayerwiseGate, RecurrentGate
+from dfs_rl.gating.networks import LSTMGate, MLPGate
 from dfs_rl.gating.storage import load_gate, save_gate
 
 CHANNELS = (3, 7, 5)
@@ -47,8 +47,8 @@ def model() -> BaseAlgorithm:
 
 
 def make_model(config: AlgorithmConfig) -> BaseAlgorithm:
-    learning = GateLearning(
-        timesteps=1000, feature_sizes=CHANNELS, hidden=6, images_per_group=1, seed=0, device="cpu"
+    learning = PolicySettings(
+        timesteps=1000, feature_sizes=CHANNELS, hidden=6, group_size=1, seed=0, device="cpu"
     )
     model = build_algorithm(config, DummyVecEnv([SpacesOnly]), learning)
     with torch.no_grad():  # a policy in training
@@ -111,7 +111,7 @@ def test_a_memory_ships_as_it_is() -> None:
             parameter.mul_(0.5)
         model.policy.action_net.bias.zero_()
     gate = deploy(model, OPTIONS, feature_macs=7.0, name="lstm")
-    assert isinstance(gate, RecurrentGate)
+    assert isinstance(gate, LSTMGate)
     # An embedding for each layer, four gates over embedding and memory, and the scores.
     assert gate.macs == 7.0 + sum((c + 3) * 6 + 4 * (6 + 6) * 6 + 6 * 4 for c in CHANNELS)
     generator = torch.Generator().manual_seed(1)
@@ -137,7 +137,7 @@ def test_a_memory_ships_as_it_is() -> None:
 
 def test_only_the_actor_ships_and_its_cost_is_counted(model: BaseAlgorithm) -> None:
     gate = deploy(model, OPTIONS, feature_macs=7.0, name="ppo")
-    assert isinstance(gate, LayerwiseGate)
+    assert isinstance(gate, MLPGate)
     assert gate.macs == 7.0 + sum((c + 3) * 6 + 6 * 4 for c in CHANNELS)
     assert sum(p.numel() for p in gate.parameters()) == sum(
         (c + 3) * 6 + 6 + 6 * 4 + 4 for c in CHANNELS

@@ -100,7 +100,9 @@ def test_width_of_the_gate_follows_the_networks_macs(
     depth: int, width: int, features: FeatureChoice, expected: int
 ) -> None:
     assert (
-        gate_shape(resnet(depth, width), features=features, hidden=None, dial=False).hidden
+        gate_shape(
+            resnet(depth, width), features=features, hidden=None, budget_conditioning=False
+        ).hidden
         == expected
     )
 
@@ -108,7 +110,7 @@ def test_width_of_the_gate_follows_the_networks_macs(
 @pytest.mark.parametrize("features", ["confidence", "all"])
 def test_the_gate_of_resnet20_costs_less_than_a_two_thousandth(features: FeatureChoice) -> None:
     backbone = resnet(20, 16)
-    sizes, width = gate_shape(backbone, features=features, hidden=None, dial=False)
+    sizes, width = gate_shape(backbone, features=features, hidden=None, budget_conditioning=False)
     per_layer = sum((size + 3) * width + width * 6 for size in sizes)
     macs = per_layer + 288 * 16 * 10 / 16  # probes of 288 channels in 16 parts, ten classes, 8 bit
     assert macs / backbone.costs.total_macs <= 0.0005
@@ -116,5 +118,11 @@ def test_the_gate_of_resnet20_costs_less_than_a_two_thousandth(features: Feature
 
 def test_a_gate_looks_at_the_confidence_or_at_everything() -> None:
     digits = default_digits()
-    assert gate_shape(digits, features="confidence", hidden=5, dial=False) == ((3,) * 6, 5)
-    assert gate_shape(digits, features="all", hidden=None, dial=False) == ((9, 9, 9, 15, 15, 27), 8)
+    assert gate_shape(digits, features="confidence", hidden=5, budget_conditioning=False) == (
+        (3,) * 6,
+        5,
+    )
+    assert gate_shape(digits, features="all", hidden=None, budget_conditioning=False) == (
+        (9, 9, 9, 15, 15, 27),
+        8,
+    )

@@ -7,7 +7,7 @@ import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.logger import Logger
 
-from dfs_rl.agents.algorithms import ALGORITHMS, GateLearning, build_algorithm
+from dfs_rl.agents.algorithms import ALGORITHMS, PolicySettings, build_algorithm
 from dfs_rl.agents.buffers import GroupRolloutBuffer
 from dfs_rl.agents.callbacks import Schedules
 from dfs_rl.agents.evaluation_callback import rewards_of
@@ -21,17 +21,17 @@ from dfs_rl.agents.hyperparameters import (
     QRDQNConfig,
     RecurrentPPOConfig,
     TRPOConfig,
-    entropy_weight,
-    rollouts_per_image,
-    step_sizes,
-    suited_to,
+    ent_coef_at,
+    learning_rate_range,
+    resolved_group_size,
+    with_start_defaults,
 )
 from dfs_rl.backbones.interfaces import WalkableBackbone
 from dfs_rl.data import ImageSet
 from dfs_rl.envs.sb3_vec_env import SB3GatingVecEnv
 from dfs_rl.envs.task import Task
 from dfs_rl.errors import ConfigError
-from dfs_rl.evaluation.evaluator import evaluate_gate, evaluate_table
+from dfs_rl.evaluation.evaluator import evaluate_gate, evaluate_static_table
 from dfs_rl.gating.reward import RewardWeights
 
 WEIGHTS = RewardWeights(accuracy=1.0, log_likelihood=0.0, cost=0.5)
@@ -53,14 +53,14 @@ def make_model(
     seed: int = 0,
 ) -> BaseAlgorithm:
     task = Task(
-        backbone=backbone, images=images, weights=WEIGHTS, budget=None, class_names=("no", "yes")
+        backbone=backbone, images=images, reward=WEIGHTS, budget=None, class_names=("no", "yes")
     )
-    env = SB3GatingVecEnv(task, 64, images_per_group=group, seed=seed)
-    learning = GateLearning(
+    env = SB3GatingVecEnv(task, 64, group_size=group, seed=seed)
+    learning = PolicySettings(
         timesteps=600_000,
         feature_sizes=backbone.feature_sizes,
         hidden=16,
-        images_per_group=group,
+        group_size=group,
         seed=seed,
         device="cpu",
     )
@@ -129,7 +129,7 @@ def test_the_best_table_is_as_stated(
     rewards = [
         float(
             rewards_of(
-                evaluate_table(planted_backbone, planted_images, table, name="table"),
+                evaluate_static_table(planted_backbone, planted_images, table, name="table"),
                 planted_backbone.costs,
                 WEIGHTS,
                 budget=None,
@@ -192,25 +192,28 @@ def test_groups_are_used_only_where_asked_for(
 
 def test_schedules_run_from_start_to_end() -> None:
     config = PPOConfig(ent_coef=0.02)
-    assert [entropy_weight(config, p) for p in (0.0, 0.5, 1.0, 1.1)] == [0.02, 0.01, 0.0, 0.0]
+    assert [ent_coef_at(config, p) for p in (0.0, 0.5, 1.0, 1.1)] == [0.02, 0.01, 0.0, 0.0]
 
 
 @pytest.mark.parametrize("config", [PPOConfig(), A2CConfig()])
 def test_a_gate_that_begins_uniform_takes_smaller_steps_and_is_not_mixed(config) -> None:
-    suited = suited_to(config, "uniform", timesteps=300_000)
-    assert step_sizes(suited, 300_000) == pytest.approx((0.005, 0.00025))
-    assert entropy_weight(suited, 0.0) == 0.0
-    assert suited_to(config, "uniform", timesteps=100).learning_rate == 0.03
-    resolved = suited_to(config, "indifferent", timesteps=300_000)
+    suited = with_start_defaults(config, "uniform", timesteps=300_000)
+    assert learning_rate_range(suited, 300_000) == pytest.approx((0.005, 0.00025))
+    assert ent_coef_at(suited, 0.0) == 0.0
+    assert with_start_defaults(config, "uniform", timesteps=100).learning_rate == 0.03
+    resolved = with_start_defaults(config, "indifferent", timesteps=300_000)
     assert (resolved.learning_rate, resolved.final_learning_rate) == (0.03, 0.0015)
-    assert entropy_weight(config, 0.0) == 0.03
+    assert ent_coef_at(config, 0.0) == 0.03
 
 
 def test_what_is_asked_for_holds_wherever_a_gate_begins() -> None:
     asked = PPOConfig(learning_rate=0.1, final_learning_rate=0.01, ent_coef=0.01)
-    assert suited_to(asked, "uniform", timesteps=100) == asked
+    assert with_start_defaults(asked, "uniform", timesteps=100) == asked
     critic = TRPOConfig()  # its step sizes are the critic's, which begins from nothing in any case
-    assert step_sizes(suited_to(critic, "uniform", timesteps=300_000), 7) == (0.03, 0.0015)
+    assert learning_rate_range(with_start_defaults(critic, "uniform", timesteps=300_000), 7) == (
+        0.03,
+        0.0015,
+    )
 
 
 @pytest.mark.parametrize(
@@ -229,7 +232,7 @@ def test_images_are_walked_several_times_where_a_gate_begins_indifferent(
     algo: str, asked: int | None, start, expected: int
 ) -> None:
     config = ALGORITHMS[algo].config_type()
-    assert rollouts_per_image(config, asked, start=start) == expected
+    assert resolved_group_size(config, asked, start=start) == expected
 
 
 def test_learning_rate_falls_linearly(
@@ -254,7 +257,7 @@ def test_learning_rate_falls_linearly(
 def test_default_step_sizes_shrink_with_the_length_of_the_training(
     config, timesteps: int, expected: tuple[float, float]
 ) -> None:
-    assert step_sizes(config, timesteps) == pytest.approx(expected)
+    assert learning_rate_range(config, timesteps) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("start", ["uniform", "indifferent"])
@@ -263,7 +266,7 @@ def test_every_algorithm_has_a_name_and_builds(
 ) -> None:
     for entry in ALGORITHMS.values():
         config = entry.config_type()
-        group = rollouts_per_image(config, None, start=start)
+        group = resolved_group_size(config, None, start=start)
         model = make_model(config, planted_backbone, planted_images, group=group)
         assert isinstance(model, entry.algorithm)
 

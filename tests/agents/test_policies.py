@@ -7,7 +7,7 @@ from gymnasium import spaces
 from stable_baselines3.common.preprocessing import preprocess_obs
 from torch import Tensor
 
-from dfs_rl.agents.policies import LayerwiseEmbedding, LayerwiseExtractor
+from dfs_rl.agents.policies import PerLayerEmbedding, PerLayerExtractor
 
 CHANNELS = (3, 5, 4)
 SPACE = spaces.Dict(
@@ -19,9 +19,9 @@ SPACE = spaces.Dict(
 )
 
 
-def make_extractor(seed: int = 0) -> LayerwiseExtractor:
+def make_extractor(seed: int = 0) -> PerLayerExtractor:
     torch.manual_seed(seed)
-    extractor = LayerwiseExtractor(SPACE, feature_sizes=CHANNELS, hidden=4, outputs=6)
+    extractor = PerLayerExtractor(SPACE, feature_sizes=CHANNELS, hidden=4, outputs=6)
     with torch.no_grad():
         for parameter in extractor.parameters():
             parameter.normal_()
@@ -44,7 +44,7 @@ def observe(layers: list[int], seed: int = 1) -> dict[str, Tensor]:
     return encoded
 
 
-def by_hand(extractor: LayerwiseExtractor, features: Tensor, context: Tensor, layer: int) -> Tensor:
+def by_hand(extractor: PerLayerExtractor, features: Tensor, context: Tensor, layer: int) -> Tensor:
     inputs = torch.cat([features, context])
     hidden = torch.tanh(inputs @ extractor.inner[layer] + extractor.inner_bias[layer])
     return hidden @ extractor.outer[layer] + extractor.outer_bias[layer]
@@ -70,7 +70,7 @@ def test_every_sample_goes_through_the_network_of_its_own_layer(layers: list[int
 @pytest.mark.parametrize("layers", [[0, 2, 1, 1, 0, 2, 2], [1, 1, 1]])
 def test_every_sample_is_embedded_by_the_map_of_its_own_layer(layers: list[int]) -> None:
     torch.manual_seed(0)
-    embedding = LayerwiseEmbedding(SPACE, feature_sizes=CHANNELS, outputs=4)
+    embedding = PerLayerEmbedding(SPACE, feature_sizes=CHANNELS, outputs=4)
     with torch.no_grad():
         embedding.inner_bias.normal_()
     observations = observe(layers)
@@ -113,7 +113,7 @@ def test_gradients_equal_those_of_the_plain_perceptrons() -> None:
 
 def test_a_new_extractor_is_indifferent_but_can_learn() -> None:
     torch.manual_seed(0)
-    extractor = LayerwiseExtractor(SPACE, feature_sizes=CHANNELS, hidden=4, outputs=6)
+    extractor = PerLayerExtractor(SPACE, feature_sizes=CHANNELS, hidden=4, outputs=6)
     scores = extractor(observe([0, 1, 2]))
     assert torch.equal(scores, torch.zeros(3, 6))
     scores[:, 2].sum().backward()

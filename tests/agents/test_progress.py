@@ -29,7 +29,7 @@ def test_progress_is_shown(
 ) -> None:
     monkeypatch.setattr(sys, "stderr", stream)
     said: list[str] = []
-    bar = ProgressBar(192, say=said.append)
+    bar = ProgressBar(192, print_status=said.append)
     bar.report(0, RECORD)
     model = small_agent(planted_backbone, planted_images, PPOConfig())
     learn(model, 192, [UpdateLog(Lifecycle()), Progress(bar)], fresh=True)
@@ -40,5 +40,8 @@ def test_progress_is_shown(
     else:
         assert stream.getvalue() == ""
         assert said == [
-            "step 0 of 192: val accuracy 91.25 %, computation 1.234 %, reward 0.5000, distinct patterns 7"
+            (
+                "step 0 of 192: val accuracy 91.25 %, computation 1.234 %, reward 0.5000, distinct "
+                "patterns 7"
+            )
         ]

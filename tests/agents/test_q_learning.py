@@ -6,7 +6,7 @@ import torch
 from gymnasium import spaces
 from stable_baselines3.common.buffers import DictReplayBuffer
 
-from dfs_rl.agents.hyperparameters import DQNConfig, QLearningConfig, QRDQNConfig, UpdateSize
+from dfs_rl.agents.hyperparameters import DQNConfig, QLearningConfig, QRDQNConfig, RolloutSize
 from dfs_rl.agents.q_learning import replay_tensors, restore_replay
 from dfs_rl.backbones.interfaces import WalkableBackbone
 from dfs_rl.data import ImageSet
@@ -49,12 +49,12 @@ def test_each_walk_explores_by_itself_as_often_as_is_scheduled(
 def test_memory_is_as_large_as_allowed() -> None:
     config = DQNConfig(buffer_size=100)
     seen = observation_bytes(SPACE)
-    assert config.remembered(UpdateSize(10, 3, seen)) == 100
-    assert DQNConfig().remembered(UpdateSize(10, 3, seen)) == int(64e6 / BYTES)
+    assert config.transitions(RolloutSize(10, 3, seen)) == 100
+    assert DQNConfig().remembered(RolloutSize(10, 3, seen)) == int(64e6 / BYTES)
     with pytest.raises(ConfigError, match=r"takes .* megabytes; at most 16384"):
-        DQNConfig(buffer_size=10**12).check_update(UpdateSize(10, 3, seen))
+        DQNConfig(buffer_size=10**12).check_update(RolloutSize(10, 3, seen))
     with pytest.raises(ConfigError, match="buffer_size is 100; it must hold the 120 decisions"):
-        config.check_update(UpdateSize(40, 3, seen))
+        config.check_update(RolloutSize(40, 3, seen))
 
 
 def test_memory_takes_the_bytes_that_are_counted() -> None:
@@ -104,7 +104,7 @@ def test_memory_comes_back_as_it_was(steps: int) -> None:
 
 
 def test_groups_are_refused(planted_backbone: WalkableBackbone, planted_images: ImageSet) -> None:
-    with pytest.raises(ConfigError, match="images_per_group is 8, but DQN learns from single"):
+    with pytest.raises(ConfigError, match="group_size is 8, but DQN learns from single"):
         small_agent(planted_backbone, planted_images, DQNConfig())
 
 

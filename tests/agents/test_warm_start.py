@@ -10,8 +10,8 @@ from stable_baselines3.common.logger import Logger
 
 import dfs_rl
 from dfs_rl import train_agent, train_gumbel
-from dfs_rl.agents.algorithms import GateLearning, build_algorithm
-from dfs_rl.agents.gate_export import check_start, deploy, start_from
+from dfs_rl.agents.algorithms import PolicySettings, build_algorithm
+from dfs_rl.agents.gate_export import check_initial_gate, deploy, load_gate_into_policy
 from dfs_rl.agents.hyperparameters import (
     A2CConfig,
     AlgorithmConfig,
@@ -27,8 +27,8 @@ from dfs_rl.envs.sb3_vec_env import SB3GatingVecEnv
 from dfs_rl.envs.task import Task
 from dfs_rl.errors import ConfigError
 from dfs_rl.gating.base import TableGate
-from dfs_rl.gating.budget_conditioning import Dial, PriceRange
-from dfs_rl.gating.networks import LayerwiseGate, LearnedGate, RecurrentGate
+from dfs_rl.gating.budget_conditioning import BudgetConditioning, CostWeightRange
+from dfs_rl.gating.networks import LearnedGate, LSTMGate, MLPGate
 from dfs_rl.gating.reward import RewardWeights
 from dfs_rl.gating.storage import load_gate, save_gate
 from tests.agents.conftest import PlantedBackbone
@@ -37,36 +37,38 @@ HIDDEN = 6
 
 
 def make_gate(
-    kind: type[LayerwiseGate | RecurrentGate], *, dial: bool, position: float = 0.3
+    kind: type[MLPGate | LSTMGate], *, budget_conditioning: bool, preference: float = 0.3
 ) -> LearnedGate:
     torch.manual_seed(4)
     return kind(
         (3, 3),
         PlantedBackbone.options,
         hidden=HIDDEN,
-        dial=Dial() if dial else None,
-        position=position,
+        budget_conditioning=BudgetConditioning() if budget_conditioning else None,
+        preference=preference,
     )
 
 
-def make_model(config: AlgorithmConfig, images, *, dial: bool):
+def make_model(config: AlgorithmConfig, images, *, budget_conditioning: bool):
     task = Task(
         backbone=PlantedBackbone(),
         images=images,
-        weights=RewardWeights(),
+        reward=RewardWeights(),
         budget=None,
         class_names=("no", "yes"),
-        prices=PriceRange(lowest=1.0, highest=10.0) if dial else None,
+        cost_weight_range=CostWeightRange(lowest=1.0, highest=10.0)
+        if budget_conditioning
+        else None,
     )
-    learning = GateLearning(
+    learning = PolicySettings(
         timesteps=600_000,
         feature_sizes=(3, 3),
         hidden=HIDDEN,
-        images_per_group=8,
+        group_size=8,
         seed=0,
         device="cpu",
     )
-    env = SB3GatingVecEnv(task, 32, images_per_group=8, seed=0)
+    env = SB3GatingVecEnv(task, 32, group_size=8, seed=0)
     model = build_algorithm(config, env, learning)
     model.set_logger(Logger(None, []))
     return model
@@ -78,45 +80,56 @@ def logits(gate: LearnedGate, context: torch.Tensor) -> torch.Tensor:
     return torch.stack([gate(features, layer, context) for layer in range(2)])
 
 
-@pytest.mark.parametrize("dial", [False, True])
+@pytest.mark.parametrize("budget_conditioning", [False, True])
 @pytest.mark.parametrize(
     ("config", "kind"),
     [
-        (PPOConfig(), LayerwiseGate),
-        (A2CConfig(), LayerwiseGate),
-        (MaskablePPOConfig(), LayerwiseGate),
-        (TRPOConfig(), LayerwiseGate),
-        (RecurrentPPOConfig(), RecurrentGate),
+        (PPOConfig(), MLPGate),
+        (A2CConfig(), MLPGate),
+        (MaskablePPOConfig(), MLPGate),
+        (TRPOConfig(), MLPGate),
+        (RecurrentPPOConfig(), LSTMGate),
     ],
     ids=["ppo", "a2c", "maskable-ppo", "trpo", "recurrent-ppo"],
 )
-def test_the_policy_begins_as_the_gate(planted_images, config, kind, dial: bool) -> None:
-    gate, model = make_gate(kind, dial=dial), make_model(config, planted_images, dial=dial)
-    start_from(model, gate)
+def test_the_policy_begins_as_the_gate(
+    planted_images, config, kind, budget_conditioning: bool
+) -> None:
+    gate, model = (
+        make_gate(kind, budget_conditioning=budget_conditioning),
+        make_model(config, planted_images, budget_conditioning=budget_conditioning),
+    )
+    load_gate_into_policy(model, gate)
     again = deploy(
         model,
         PlantedBackbone.options,
         feature_macs=0.0,
         name="gate",
-        dial=Dial() if dial else None,
+        budget_conditioning=BudgetConditioning() if budget_conditioning else None,
     )
-    context = torch.rand(9, 3 + dial, generator=torch.Generator().manual_seed(1))
+    context = torch.rand(9, 3 + budget_conditioning, generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(logits(again, context), logits(gate, context))
 
 
 def test_a_gate_for_one_budget_begins_the_same_at_all_prices(planted_images) -> None:
-    gate = make_gate(LayerwiseGate, dial=False)
-    model = make_model(PPOConfig(), planted_images, dial=True)
-    start_from(model, gate)
-    again = deploy(model, PlantedBackbone.options, feature_macs=0.0, name="gate", dial=Dial())
+    gate = make_gate(MLPGate, budget_conditioning=False)
+    model = make_model(PPOConfig(), planted_images, budget_conditioning=True)
+    load_gate_into_policy(model, gate)
+    again = deploy(
+        model,
+        PlantedBackbone.options,
+        feature_macs=0.0,
+        name="gate",
+        budget_conditioning=BudgetConditioning(),
+    )
     context = torch.rand(9, 4)
     torch.testing.assert_close(logits(again, context), logits(gate, context[:, :3]))
 
 
 def test_a_gate_for_all_budgets_begins_where_it_was_turned_to(planted_images) -> None:
-    gate = make_gate(LayerwiseGate, dial=True, position=0.7)
-    model = make_model(PPOConfig(), planted_images, dial=False)
-    start_from(model, gate)
+    gate = make_gate(MLPGate, budget_conditioning=True, preference=0.7)
+    model = make_model(PPOConfig(), planted_images, budget_conditioning=False)
+    load_gate_into_policy(model, gate)
     again = deploy(model, PlantedBackbone.options, feature_macs=0.0, name="gate")
     context = torch.rand(9, 3)
     turned = torch.cat([context, torch.full((9, 1), 0.7)], dim=1)
@@ -126,19 +139,19 @@ def test_a_gate_for_all_budgets_begins_where_it_was_turned_to(planted_images) ->
 @pytest.mark.parametrize(
     ("other", "sentence"),
     [
-        (RecurrentGate((3, 3), PlantedBackbone.options, hidden=6), "is RecurrentGate"),
-        (LayerwiseGate((3, 3), BitOptions((0, 8)), hidden=6), r"chooses from bits \[0, 8\]"),
+        (LSTMGate((3, 3), PlantedBackbone.options, hidden=6), "is LSTMGate"),
+        (MLPGate((3, 3), BitOptions((0, 8)), hidden=6), r"chooses from bits \[0, 8\]"),
         (
-            LayerwiseGate((3, 3), PlantedBackbone.options, hidden=6, choices=(0, 2)),
+            MLPGate((3, 3), PlantedBackbone.options, hidden=6, choices=(0, 2)),
             r"may choose the options \[0, 2\], but the one to be learned from it \[0, 1, 2\]",
         ),
-        (LayerwiseGate((3, 2), PlantedBackbone.options, hidden=6), r"reads features \[3, 2\]"),
-        (LayerwiseGate((3, 3), PlantedBackbone.options, hidden=7), "is as wide as 7"),
+        (MLPGate((3, 2), PlantedBackbone.options, hidden=6), r"reads features \[3, 2\]"),
+        (MLPGate((3, 3), PlantedBackbone.options, hidden=7), "is as wide as 7"),
     ],
 )
 def test_a_gate_that_does_not_fit_is_refused_by_name(other: LearnedGate, sentence: str) -> None:
     with pytest.raises(ConfigError, match=f"the gate of runs/other {sentence}"):
-        check_start(other, make_gate(LayerwiseGate, dial=False), "runs/other")
+        check_initial_gate(other, make_gate(MLPGate, budget_conditioning=False), "runs/other")
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +180,7 @@ def test_the_command_goes_on_from_a_run_and_needs_it_no_more(
     images = load_dataset("digits").val.images
     models = [dfs_rl.load(run) for run in (path, source)]
     for model in models:
-        model.gate.position = 0.5
+        model.gate.preference = 0.5
     bits = [model(images)[1].bits for model in models]
     assert (bits[0] == bits[1]).float().mean() > 0.99  # a step of 1e-9 changes next to nothing
     shutil.rmtree(source)
@@ -181,7 +194,7 @@ def test_the_command_goes_on_from_a_run_and_needs_it_no_more(
         (["--init-gate", "nowhere"], "nowhere"),
         (["--init-gate", "{0}", "--hidden", "8"], "is as wide as 9, but the one to be learned"),
         (["--init-gate", "{0}", "--features", "all"], "reads features"),
-        (["--init-gate", "{0}", "--algo", "recurrent_ppo"], "is LayerwiseGate"),
+        (["--init-gate", "{0}", "--algo", "recurrent_ppo"], "is MLPGate"),
         (["--init-gate", "{0}", "--algo", "dqn"], "DQN learns what options are worth"),
     ],
 )

@@ -79,5 +79,5 @@ def test_at_32_bit_it_is_torchs_operators(changes):
         x = functional.relu6(layer(net.last_conv, block(net.after, x, 0), 0)).mean(dim=(2, 3))
         expected = functional.linear(x, net.classifier.weight, net.classifier.bias)
         torch.testing.assert_close(net(images, setting), expected, rtol=1e-3, atol=1e-4)
-        frozen = run(net.prepare(), images, setting)
+        frozen = run(net.to_inference(), images, setting)
         torch.testing.assert_close(frozen, expected, rtol=1e-3, atol=1e-4)

@@ -85,7 +85,7 @@ def test_the_second_norms_are_used_exactly_where_their_stage_is_skipped(changes,
                 tensor[norm_set] = torch.nan
                 poisoned += 1
         assert poisoned >= 2
-        form = net.prepare() if frozen else net
+        form = net.to_inference() if frozen else net
         for setting in settings_of(net):
             skipped = setting[firsts[stage]] == 0
             broken = bool(run(form, pictures(2), setting).isnan().any())

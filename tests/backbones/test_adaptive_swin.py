@@ -98,7 +98,7 @@ def test_at_32_bit_windows_are_a_mask_over_all_tokens():
         mean = normal(net.norm, tokens).mean(dim=(1, 2))
         expected = functional.linear(mean, net.classifier.weight, net.classifier.bias)
         torch.testing.assert_close(net(images, setting), expected, rtol=1e-4, atol=1e-4)
-        frozen = run(net.prepare(), images, setting)
+        frozen = run(net.to_inference(), images, setting)
         torch.testing.assert_close(frozen, expected, rtol=1e-4, atol=1e-4)
 
 

@@ -69,7 +69,7 @@ def test_taking_exits_away_leaves_the_backbone_as_it_was():
 def test_heads_learn_what_the_network_says_and_change_nothing_else():
     backbone, plain, val = fitted(), default_digits(), load_dataset("digits").val
     assert torch.equal(backbone(val.images, 4), plain(val.images, 4))
-    frozen = backbone.prepare()
+    frozen = backbone.to_inference()
     hidden, agreement = frozen.stem(val.images), {}
     said = plain(val.images, 32).argmax(dim=1)
     for layer, block in enumerate(frozen.layers):
@@ -83,7 +83,7 @@ def test_heads_learn_what_the_network_says_and_change_nothing_else():
 @torch.no_grad()
 def test_the_frozen_form_answers_alike():
     backbone = fitted()
-    frozen, images = backbone.prepare(), load_dataset("digits").val.images[:50]
+    frozen, images = backbone.to_inference(), load_dataset("digits").val.images[:50]
     hidden = backbone.stem(images)
     for layer, block in enumerate(backbone.layers):
         if layer in (1, 4):
@@ -98,10 +98,10 @@ def test_the_frozen_form_answers_alike():
 def test_before_an_exit_a_gate_sees_how_sure_that_exit_is():
     backbone = fitted((2,))
     plain, images = default_digits(), load_dataset("digits").train.images
-    hidden = backbone.prepare().stem(images)
+    hidden = backbone.to_inference().stem(images)
     for layer in range(2):
         assert torch.equal(backbone.feature(hidden, layer), plain.feature(hidden, layer))
-        hidden = backbone.prepare().layers[layer](hidden, 8)
+        hidden = backbone.to_inference().layers[layer](hidden, 8)
     seen, without = backbone.feature(hidden, 2), plain.feature(hidden, 2)
     assert torch.equal(seen[:, 3:], without[:, 3:])
     # In the probe's units: the ranks are those of the exit's own confidence, the spread is usual.

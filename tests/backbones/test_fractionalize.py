@@ -13,7 +13,7 @@ from dfs_rl import fractionalize
 from dfs_rl.backbones import Fractionalized, WalkableBackbone
 from dfs_rl.costs.mac_counter import count_macs
 from dfs_rl.errors import ConfigError
-from dfs_rl.gating.execution import finish, start, step
+from dfs_rl.gating.execution import run_head, run_layer, run_stem
 from dfs_rl.training.calibration import calibrate_steps
 from tests.helpers.models import (
     CLASSES,
@@ -64,12 +64,12 @@ def test_full_precision_is_the_model(name):
     backbone = gated(name)
     expected = model(normalised(pictures()))
     torch.testing.assert_close(backbone(pictures(), 32), expected, rtol=1e-5, atol=1e-5)
-    frozen = backbone.prepare()
+    frozen = backbone.to_inference()
     setting = [32] * len(frozen.layers)
     torch.testing.assert_close(at(frozen, pictures(), setting), expected, rtol=1e-5, atol=1e-5)
     one = pictures(1)
     torch.testing.assert_close(backbone(one, 32), expected[:1], rtol=1e-5, atol=1e-5)
-    halved = backbone.prepare(torch.bfloat16)
+    halved = backbone.to_inference(torch.bfloat16)
     assert halved.layers[0](halved.stem(one), 32).dtype == torch.bfloat16
     assert at(halved, one, setting).dtype == torch.float32
 
@@ -98,17 +98,17 @@ def test_a_view_may_lead_from_the_last_block_to_the_head(make):
 @torch.no_grad()
 def test_walks_take_every_image_at_its_own_options(name):
     backbone = gated(name)
-    frozen = backbone.prepare()
+    frozen = backbone.to_inference()
     assert isinstance(frozen, WalkableBackbone)
     n, n_layers, n_options = 16, len(backbone.layers), len(backbone.options)
     options = torch.randint(n_options, (n, n_layers), generator=torch.Generator().manual_seed(3))
-    state = start(frozen, pictures(n))
+    state = run_stem(frozen, pictures(n))
     for layer in range(n_layers):
         feature = frozen.feature(state.hidden, layer)
         assert feature.shape == (n, frozen.feature_sizes[layer])
         assert bool(feature.isfinite().all())
-        state = step(frozen, state, options[:, layer], reuse=True)
-    logits = finish(frozen, state)
+        state = run_layer(frozen, state, options[:, layer], reuse=True)
+    logits = run_head(frozen, state)
     for i, row in enumerate(options.tolist()):
         alone = at(frozen, pictures(n)[i : i + 1], [backbone.options[o] for o in row])
         # A sum on the edge between two codes may round to either of them.
@@ -118,7 +118,7 @@ def test_walks_take_every_image_at_its_own_options(name):
 @torch.no_grad()
 def test_the_frozen_form_computes_what_the_training_form_does(name):
     backbone = gated(name)
-    frozen = backbone.prepare()
+    frozen = backbone.to_inference()
     for bits in backbone.options:
         ours = at(frozen, pictures(), [bits] * len(frozen.layers))
         theirs = backbone(pictures(), bits)
@@ -270,10 +270,10 @@ def test_maps_with_channels_last_are_pooled_over_positions():
 @torch.no_grad()
 def test_a_relu_behind_the_sum_runs_where_a_layer_is_skipped():
     backbone = gated("preactivation")
-    frozen = backbone.prepare()
+    frozen = backbone.to_inference()
     hidden = frozen.stem(pictures())
     assert bool((hidden < 0).any())
-    state = step(frozen, start(frozen, pictures()), torch.tensor([0, 4] * 8))
+    state = run_layer(frozen, run_stem(frozen, pictures()), torch.tensor([0, 4] * 8))
     torch.testing.assert_close(state.hidden[::2], hidden[::2].relu())
     skipped_twice = backbone.layers[1](state.hidden, 0)
     assert skipped_twice is state.hidden
@@ -438,7 +438,7 @@ def test_random_nets_are_the_same_in_full_precision(seed):
     assert len(backbone.layers) == 3
     with torch.no_grad():
         torch.testing.assert_close(
-            backbone.prepare().head(_run(backbone.prepare(), pictures())),
+            backbone.to_inference().head(_run(backbone.to_inference(), pictures())),
             model(pictures().float() / 255),
             rtol=1e-4,
             atol=1e-5,

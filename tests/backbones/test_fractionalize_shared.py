@@ -100,7 +100,7 @@ def test_a_shared_weight_stays_one_through_training_and_copies(make, weight):
     assert len(others) == 2
     assert all(other is first for other in others)
     with torch.no_grad():
-        frozen = backbone.prepare()
+        frozen = backbone.to_inference()
         hidden = frozen.stem(pictures())
         for layer in frozen.layers:
             hidden = layer(hidden, 32)
@@ -117,7 +117,7 @@ def test_every_use_is_a_layer_with_scales_and_batch_norms_of_its_own():
     assert first.norm.running_mean is not second.norm.running_mean
 
 
-@pytest.mark.usefixtures("stranger")
+@pytest.mark.usefixtures("no_allowed_constructors")
 def test_a_stored_backbone_shares_what_it_shared(tmp_path):
     where = f"{__name__}:recurrent"
     backbone = fractionalize(recurrent(), examples(), constructor=where)

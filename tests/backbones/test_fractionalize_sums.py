@@ -101,7 +101,7 @@ def test_what_multiplies_nothing_is_left_at_0_bit(adds, left):
     assert len(backbone.layers) == 2
     hidden = backbone.stem(pictures())
     torch.testing.assert_close(backbone.layers[0](hidden, 0), left(hidden), rtol=1e-5, atol=1e-5)
-    frozen = backbone.prepare()
+    frozen = backbone.to_inference()
     torch.testing.assert_close(frozen.layers[0](hidden, 0), left(hidden), rtol=1e-5, atol=1e-5)
     expected = model(pictures() / 255.0)
     torch.testing.assert_close(backbone(pictures(), 32), expected, rtol=1e-4, atol=1e-4)

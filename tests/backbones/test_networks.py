@@ -75,7 +75,7 @@ def settings_of(net):
 @torch.no_grad()
 def test_inference_form_equals_training_form(name):
     net, images = made(name), images_for(name)
-    frozen = net.prepare()
+    frozen = net.to_inference()
     for setting in settings_of(net):
         ours, theirs = run(frozen, images, setting), net(images, setting)
         if name in TOKENS:
@@ -90,7 +90,7 @@ def test_inference_form_equals_training_form(name):
 @pytest.mark.parametrize("name", ALL)
 @torch.no_grad()
 def test_mixed_batch_equals_its_images_alone(name):
-    frozen = made(name).prepare()
+    frozen = made(name).to_inference()
     images, n = images_for(name, 9), len(frozen.layers)
     n_options = len(frozen.options)
     options = torch.randint(n_options, (9, n), generator=torch.Generator().manual_seed(3))
@@ -113,7 +113,7 @@ def test_mixed_batch_equals_its_images_alone(name):
 def test_bfloat16_form_is_near_the_other(name):
     net, images = made(name), images_for(name)
     setting = (32,) * len(net.layers)
-    halved = net.prepare(torch.bfloat16)
+    halved = net.to_inference(torch.bfloat16)
     hidden = halved.layers[0](halved.stem(images), 32)
     assert hidden.dtype == torch.bfloat16
     ours = run(halved, images, setting)

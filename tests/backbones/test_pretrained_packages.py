@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from dfs_rl import fractionalize
-from dfs_rl.gating.execution import finish, start, step
+from dfs_rl.gating.execution import run_head, run_layer, run_stem
 
 # A network that torch.export reads takes as long as all other tests of its kind together.
 pytestmark = [
@@ -58,12 +58,12 @@ def check(model: nn.Module, side: int, n_layers: int, **settings: object) -> Non
     assert len(backbone.layers) == n_layers
     expected = logits_of(model, images)
     torch.testing.assert_close(backbone(images, 32), expected, rtol=1e-4, atol=1e-4)
-    frozen = backbone.prepare()
+    frozen = backbone.to_inference()
     for options in ([2, 2], [0, 2], [1, 0]):
-        state = start(frozen, images)
+        state = run_stem(frozen, images)
         for _ in range(n_layers):
-            state = step(frozen, state, torch.tensor(options), reuse=True)
-        logits = finish(frozen, state)
+            state = run_layer(frozen, state, torch.tensor(options), reuse=True)
+        logits = run_head(frozen, state)
         assert bool(logits.isfinite().all())
         for row, option in enumerate(options):
             if option == 2:

@@ -37,8 +37,10 @@ def test_a_fitted_probe_predicts_like_scikit_learn(bits):
     deviation[2] = 1.0
     standardised = ((features - features.mean(dim=0)) / deviation).numpy()
     # Our loss is the mean plus 1e-2 |w|^2; scikit-learn's is the sum plus |w|^2 / (2 C).
-    rival = LogisticRegression(C=1 / (2 * 1e-2 * 600), max_iter=1000, tol=1e-8)
-    expected = torch.from_numpy(rival.fit(standardised, labels.numpy()).predict_proba(standardised))
+    baseline = LogisticRegression(C=1 / (2 * 1e-2 * 600), max_iter=1000, tol=1e-8)
+    expected = torch.from_numpy(
+        baseline.fit(standardised, labels.numpy()).predict_proba(standardised)
+    )
     found = probe(features).softmax(dim=1).to(expected.dtype)
     torch.testing.assert_close(found, expected, rtol=0.0, atol=0.05 if bits == 8 else 5e-3)
 

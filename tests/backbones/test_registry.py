@@ -111,7 +111,7 @@ def test_page_on_new_backbones_works():
     assert len(net.layers) == 8
     images = torch.randint(0, 256, (5, 3, 8, 8), dtype=torch.uint8)
     expected = net(images, 32)
-    frozen = net.prepare()
+    frozen = net.to_inference()
     logits = frozen.head(run_layers(frozen, frozen.stem(images), (32,) * 8))
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
 

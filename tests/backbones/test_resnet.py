@@ -61,7 +61,7 @@ def test_a_first_block_that_always_runs_belongs_to_the_stem():
 
 def test_frozen_form_is_a_copy_without_gradients():
     net = small()
-    frozen = net.prepare()
+    frozen = net.to_inference()
     before = run(frozen, pictures(), [4, 4, 4])
     feature = frozen.feature(frozen.stem(pictures()), 0)
     statistics = frozen.feature_mean.clone()
@@ -86,7 +86,7 @@ def test_a_skipped_block_leaves_only_its_shortcut():
 
 
 def test_images_as_bytes_and_as_floats_agree():
-    net = small().prepare()
+    net = small().to_inference()
     as_bytes = run(net, pictures(), [8, 8, 8])
     as_floats = run(net, pictures().float() / 255.0, [8, 8, 8])
     torch.testing.assert_close(as_bytes, as_floats)

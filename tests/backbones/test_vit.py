@@ -112,7 +112,7 @@ def test_at_32_bit_it_is_torchs_encoder():
             tokens = torchs(block)(tokens) if bits else tokens
         expected = answered(net, tokens)
         torch.testing.assert_close(net(pictures(), setting), expected, rtol=1e-4, atol=1e-4)
-        frozen = run(net.prepare(), pictures(), setting)
+        frozen = run(net.to_inference(), pictures(), setting)
         torch.testing.assert_close(frozen, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -128,7 +128,7 @@ def test_mandatory_blocks_use_the_norms_of_their_stages_mode():
                 tokens = torchs(block)(tokens)
         expected = answered(net, tokens)
         torch.testing.assert_close(net(pictures(), setting), expected, rtol=1e-4, atol=1e-4)
-        frozen = run(net.prepare(), pictures(), setting)
+        frozen = run(net.to_inference(), pictures(), setting)
         torch.testing.assert_close(frozen, expected, rtol=1e-4, atol=1e-4)
 
 

@@ -56,7 +56,7 @@ def test_an_image_that_leaves_pays_for_its_exit_and_not_for_what_comes_after():
     assert with_gate.tolist() == pytest.approx(
         [(e + g) / 10 for e, g in zip(expected, gate.tolist(), strict=True)]
     )
-    assert costs.walked(options).tolist() == [1, 3, 4]
+    assert costs.n_layers_run(options).tolist() == [1, 3, 4]
 
 
 def test_steps_add_up_to_the_whole():
@@ -76,7 +76,7 @@ def test_steps_add_up_to_the_whole():
 def test_the_cheapest_way_on_is_the_least_of_all_ways(menu, after, head):
     costs = table(menu, after, head)
     every = torch.tensor(list(itertools.product(range(costs.n_actions), repeat=4)))
-    ways = costs.closed(every)
+    ways = costs.canonicalize(every)
     spent = costs.fractions(ways)
     assert float(costs.least_costs()[0]) == pytest.approx(float(spent.min()), abs=1e-15)
     assert float(costs.least_costs()[4]) == 0.0
@@ -86,8 +86,8 @@ def test_actions_are_closed_to_what_an_image_does():
     costs = table()
     asked = torch.tensor([[LEAVE, 1, LEAVE, 2], [LEAVE, LEAVE, 1, 2], [1, 2, 1, LEAVE]])
     done = [[0, 1, 0, 2], [0, LEAVE, LEAVE, LEAVE], [1, 2, 1, LEAVE]]
-    assert costs.closed(asked).tolist() == done
-    assert costs.closed(costs.closed(asked)).tolist() == done
+    assert costs.canonicalize(asked).tolist() == done
+    assert costs.canonicalize(costs.canonicalize(asked)).tolist() == done
 
 
 def test_a_network_without_exits_has_one_action_less():

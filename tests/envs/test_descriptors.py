@@ -30,7 +30,7 @@ def test_the_toy_network_is_described_by_hand():
 def test_weights_are_those_of_the_convolutions():
     backbone = default_digits()
     counts = np.array([b.conv1.weight.numel() + b.conv2.weight.numel() for b in backbone.layers])
-    described = layer_descriptors(backbone.prepare())
+    described = layer_descriptors(backbone.to_inference())
     np.testing.assert_allclose(described[:, 6], counts / counts.max(), rtol=1e-6)
     assert described.min() >= 0
     assert described.max() <= 1

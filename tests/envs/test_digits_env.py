@@ -34,7 +34,7 @@ def test_the_digits_pass_both_checkers():
 
 @pytest.mark.parametrize("mode", ["NextStep", "SameStep"])
 def test_the_batch_equals_single_environments_on_the_digits(mode):
-    kwargs = {"backbone": default_digits().prepare(), "split": "val"}
+    kwargs = {"backbone": default_digits().to_inference(), "split": "val"}
     ours = FractionalSkippingVectorEnv(6, autoreset_mode=mode, **kwargs)
     theirs = SyncVectorEnv([lambda: FractionalSkippingEnv(**kwargs)] * 6, autoreset_mode=mode)
     a, b = ours.reset(seed=4)[0], theirs.reset(seed=4)[0]

@@ -12,7 +12,7 @@ from dfs_rl.envs.gating_vector_env import FractionalSkippingVectorEnv
 from dfs_rl.envs.network_wide_env import NetworkWideEnv
 from dfs_rl.envs.registration import ENV_ID, NETWORK_WIDE_ID, register_envs
 from dfs_rl.errors import ConfigError
-from dfs_rl.training.custom_model import calibrated
+from dfs_rl.training.custom_model import build_calibrated_backbone
 from dfs_rl.utils import trusted_import
 from tests.helpers.custom_models import write
 from tests.helpers.toy_backbone import ToyBackbone
@@ -27,14 +27,14 @@ def rewards(env, actions) -> np.ndarray:
     return np.array([env.step(action)[1] for action in actions])
 
 
-@pytest.mark.usefixtures("stranger")
+@pytest.mark.usefixtures("no_allowed_constructors")
 def test_a_users_network_is_the_one_that_the_commands_train_gates_for(tmp_path):
     write("ownnets")
     trusted_import.trust_constructor(OWN)
     weights = trusted_import.call_constructor(OWN).state_dict()
     torch.save({**weights, "5.bias": torch.arange(10.0)}, "weights.pt")
-    stored = calibrated(OWN, load_dataset("digits"), weights=tmp_path / "weights.pt")
-    frozen = stored.backbone.prepare()
+    stored = build_calibrated_backbone(OWN, load_dataset("digits"), weights=tmp_path / "weights.pt")
+    frozen = stored.backbone.to_inference()
     register_envs()
     given = {"backbone": OWN, "backbone_weights": "weights.pt", "dataset": "digits"}
     single = gymnasium.make(ENV_ID, **given)

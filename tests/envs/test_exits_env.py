@@ -21,7 +21,7 @@ from dfs_rl.envs.task import make_task
 from dfs_rl.errors import ConfigError
 from tests.envs.test_gating_vector_env import assert_same
 from tests.envs.test_sb3_vec_env import assert_observations_equal
-from tests.helpers.toy_backbone import BITS, MACS, ToyBackbone, answer_alone
+from tests.helpers.toy_backbone import BITS, MACS, ToyBackbone, run_alone_with_exits
 from tests.helpers.toy_env import WEIGHTS, toy_image_set, toy_kwargs
 
 N = 6
@@ -42,8 +42,8 @@ def test_the_single_environment_pays_what_a_plain_loop_does(index):
     env = FractionalSkippingEnv(**kwargs())
     images = toy_image_set()
     actions = np.random.default_rng(index).integers(LEAVE + 1, size=4)
-    alone = answer_alone(ToyBackbone(exits=AFTER), images.images[index], actions.tolist())
-    walked = sum(option < LEAVE for option in alone.options)
+    alone = run_alone_with_exits(ToyBackbone(exits=AFTER), images.images[index], actions.tolist())
+    n_layers_run = sum(option < LEAVE for option in alone.options)
     env.reset(options={"index": index})
     total, steps, terminated = 0.0, 0, False
     while not terminated:
@@ -51,8 +51,8 @@ def test_the_single_environment_pays_what_a_plain_loop_does(index):
         assert env.observation_space.contains(observation)
         total, steps = total + reward, steps + 1
         assert not truncated
-    assert steps == min(walked + 1, 4)
-    assert info["walked"] == walked
+    assert steps == min(n_layers_run + 1, 4)
+    assert info["n_layers_run"] == n_layers_run
     assert info["bits"].tolist() == [BITS[o] if o < LEAVE else 0 for o in alone.options]
     assert info["prediction"] == int(alone.logits.argmax())
     assert info["computation"] == pytest.approx(alone.macs / 10)
@@ -88,7 +88,7 @@ def test_to_leave_where_there_is_no_exit_is_the_cheapest_option():
 @pytest.mark.parametrize("budget", [None, 3.0])
 @pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP])
 def test_the_batch_equals_single_environments_step_for_step(mode, budget, prices):
-    settings = kwargs(budget=budget, cost_weights=prices)
+    settings = kwargs(budget=budget, cost_weight_range=prices)
     ours = FractionalSkippingVectorEnv(N, autoreset_mode=mode, **settings)
     theirs = SyncVectorEnv([lambda: FractionalSkippingEnv(**settings)] * N, autoreset_mode=mode)
     assert ours.action_space == theirs.action_space
@@ -166,7 +166,7 @@ def test_make_vec_takes_the_batched_form_and_statistics_are_kept():
     env.step(np.array([1, 1, 1]))
     *_, infos = env.step(np.array([LEAVE, 2, LEAVE]))
     assert infos["episode"]["l"].tolist() == [2, 0, 2]
-    assert infos["final_info"]["walked"].tolist() == [1, 0, 1]
+    assert infos["final_info"]["n_layers_run"].tolist() == [1, 0, 1]
 
 
 def test_pictures_show_who_has_left():
@@ -181,17 +181,15 @@ def test_pictures_show_who_has_left():
     assert not np.array_equal(left, walking)
 
 
-def make(n=N, *, seed=0, whole_walks=True, images_per_group=1, **changes):
+def make(n=N, *, seed=0, sync_episodes=True, group_size=1, **changes):
     task = make_task(**kwargs(**changes))
-    return SB3GatingVecEnv(
-        task, n, seed=seed, images_per_group=images_per_group, whole_walks=whole_walks
-    )
+    return SB3GatingVecEnv(task, n, seed=seed, group_size=group_size, sync_episodes=sync_episodes)
 
 
 @pytest.mark.parametrize("prices", [None, (1.0, 50.0)])
 def test_equals_dummy_vec_env_step_for_step(prices):
-    ours = make(seed=3, whole_walks=False, cost_weights=prices)
-    theirs = DummyVecEnv([lambda: FractionalSkippingEnv(**kwargs(cost_weights=prices))] * N)
+    ours = make(seed=3, sync_episodes=False, cost_weight_range=prices)
+    theirs = DummyVecEnv([lambda: FractionalSkippingEnv(**kwargs(cost_weight_range=prices))] * N)
     theirs.seed(3)
     assert_observations_equal(ours.reset(), theirs.reset())
     for actions in random_actions(25):
@@ -210,7 +208,7 @@ def test_equals_dummy_vec_env_step_for_step(prices):
             final, expected_final = (i.pop("terminal_observation") for i in (info, expected_info))
             assert_observations_equal(final, expected_final)
             np.testing.assert_array_equal(info.pop("bits"), expected_info.pop("bits"))
-            assert info.pop("episode")["l"] == min(info["walked"] + 1, 4)
+            assert info.pop("episode")["l"] == min(info["n_layers_run"] + 1, 4)
             assert info == expected_info
 
 
@@ -229,7 +227,7 @@ def test_whole_walks_are_those_of_single_environments_and_rest_when_they_have_le
                 if over[i]:
                     assert rewards[i] == 0.0
                     assert not dones[i]
-                    assert infos[i] == {"resting": True}
+                    assert infos[i] == {"padding": True}
                     continue
                 observation, reward, over[i], _, info = env.step(actions[i])
                 assert rewards[i] == np.float32(reward)
@@ -245,20 +243,20 @@ def test_whole_walks_are_those_of_single_environments_and_rest_when_they_have_le
 
 
 def test_groups_begin_at_the_same_image_together():
-    env = make(images_per_group=3, seed=8)
+    env = make(group_size=3, seed=8)
     env.reset()
     for actions in random_actions(12, seed=5):
         env.step(actions)
-        indices = env._walks.indices
+        indices = env._batched_episodes.indices
         assert indices.tolist() == np.repeat(indices[::3], 3).tolist()
 
 
 def test_groups_without_whole_walks_are_refused():
-    with pytest.raises(ConfigError, match="images_per_group is 3 on a network with exits"):
-        make(images_per_group=3, whole_walks=False)
-    env = make(whole_walks=False)
+    with pytest.raises(ConfigError, match="group_size is 3 on a network with exits"):
+        make(group_size=3, sync_episodes=False)
+    env = make(sync_episodes=False)
     env.reset()
-    with pytest.raises(ConfigError, match="only with whole_walks=True"):
+    with pytest.raises(ConfigError, match="only with sync_episodes=True"):
         env.get_state()
 
 
@@ -266,21 +264,21 @@ def test_groups_without_whole_walks_are_refused():
 @pytest.mark.parametrize("steps", [0, 2, 3, 4, 11])
 def test_a_restored_state_goes_on_exactly(steps, prices):
     actions = random_actions(steps + 9, seed=7)
-    first = make(seed=1, images_per_group=2, cost_weights=prices)
+    first = make(seed=1, group_size=2, cost_weight_range=prices)
     observation = first.reset()
     for row in actions[:steps]:
         observation = first.step(row)[0]
     state = json.loads(json.dumps(first.get_state()))
-    second = make(seed=None, images_per_group=2, cost_weights=prices)
+    second = make(seed=None, group_size=2, cost_weight_range=prices)
     restored = second.set_state(state)
-    resting = first._walks.ended
+    padding = first._batched_episodes.ended
     for key in observation:
-        np.testing.assert_array_equal(restored[key][~resting], observation[key][~resting])
+        np.testing.assert_array_equal(restored[key][~padding], observation[key][~padding])
     np.testing.assert_array_equal(restored["layer"], observation["layer"])
     for row in actions[steps:]:
         ours, theirs = second.step(row), first.step(row)
         for key in ours[0]:
-            awake = ~first._walks.ended
+            awake = ~first._batched_episodes.ended
             np.testing.assert_array_equal(ours[0][key][awake], theirs[0][key][awake])
         np.testing.assert_array_equal(ours[1], theirs[1])
         np.testing.assert_array_equal(ours[2], theirs[2])
@@ -308,7 +306,7 @@ def test_nothing_runs_while_all_rest():
 @pytest.mark.parametrize("gate_macs", [0.0, 5.0])
 def test_masked_walks_keep_to_the_budget(gate_macs):
     task = replace(make_task(**kwargs(budget=3.6)), gate_macs=gate_macs)
-    env = SB3GatingVecEnv(task, 32, seed=0, whole_walks=True)
+    env = SB3GatingVecEnv(task, 32, seed=0, sync_episodes=True)
     env.reset()
     rng, ended = np.random.default_rng(0), []
     for _ in range(12):
@@ -333,7 +331,7 @@ def test_the_returns_of_statistics_are_those_of_the_walks():
                 totals.append(returns[i])
                 returns[i] = 0.0
                 for layer in range(4):
-                    left = layer >= info["walked"]
+                    left = layer >= info["n_layers_run"]
                     bits = int(info["bits"][layer])
                     shares[layer, LEAVE if left else BITS.index(bits)] += 1
     stats = env.pop_stats()
@@ -343,7 +341,7 @@ def test_the_returns_of_statistics_are_those_of_the_walks():
 
 @pytest.mark.parametrize("algorithm", [PPO, MaskablePPO])
 def test_algorithms_as_they_are_learn_on_it(algorithm):
-    env = make(seed=0, whole_walks=False)
+    env = make(seed=0, sync_episodes=False)
     model = algorithm("MultiInputPolicy", env, n_steps=8, batch_size=24, seed=0, device="cpu")
     model.learn(6 * 8 * N)
     assert env.pop_stats().episodes > 6 * 8 * N / 4

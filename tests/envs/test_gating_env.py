@@ -9,7 +9,7 @@ from dfs_rl.envs import ENV_ID
 from dfs_rl.envs.gating_env import FractionalSkippingEnv
 from dfs_rl.errors import ConfigError, DataError
 from dfs_rl.gating.reward import RewardWeights
-from tests.helpers.toy_backbone import BITS, MACS, ToyBackbone, walk_alone
+from tests.helpers.toy_backbone import BITS, MACS, ToyBackbone, run_alone
 from tests.helpers.toy_env import N_IMAGES, WEIGHTS, toy_image_set, toy_kwargs
 
 
@@ -34,7 +34,7 @@ def test_an_episode_against_the_closed_form():
     transitions, total = play(env, actions)
 
     logits = (
-        backbone.head(walk_alone(backbone, images.images[7], actions)[None])[0].detach().double()
+        backbone.head(run_alone(backbone, images.images[7], actions)[None])[0].detach().double()
     )
     label = int(images.labels[7])
     shares = [m / sum(MACS) * (BITS[a] / 32) ** 2 for m, a in zip(MACS, actions, strict=True)]
@@ -65,7 +65,7 @@ def test_an_episode_against_the_closed_form():
 @pytest.mark.parametrize("timing", ["step", "terminal"])
 def test_an_episode_with_a_price_of_its_own_against_the_closed_form(timing):
     weights = RewardWeights(accuracy=0.0, log_likelihood=0.0, cost=999.0, cost_timing=timing)
-    env = FractionalSkippingEnv(**toy_kwargs(weights=weights, cost_weights=(2.0, 32.0)))
+    env = FractionalSkippingEnv(**toy_kwargs(reward=weights, cost_weight_range=(2.0, 32.0)))
     observation, info = env.reset(options={"index": 7, "cost_weight": 4.0})
     assert info == {"index": 7, "cost_weight": pytest.approx(4.0)}
     assert observation["context"][3] == pytest.approx(
@@ -79,7 +79,7 @@ def test_an_episode_with_a_price_of_its_own_against_the_closed_form(timing):
 
 
 def test_the_numbers_of_infos_are_numpys_and_the_answer_counts_as_success():
-    env = FractionalSkippingEnv(**toy_kwargs(cost_weights=(1.0, 9.0)))
+    env = FractionalSkippingEnv(**toy_kwargs(cost_weight_range=(1.0, 9.0)))
     _, first = env.reset(seed=0)
     last = play(env, [1, 1, 1, 1])[0][-1][4]
     kinds = {key: type(value) for key, value in (first | last).items()}
@@ -98,7 +98,7 @@ def test_the_numbers_of_infos_are_numpys_and_the_answer_counts_as_success():
 
 
 def test_prices_are_log_uniform_and_independent_of_the_image():
-    env = FractionalSkippingEnv(**toy_kwargs(cost_weights=(1.0, 100.0)))
+    env = FractionalSkippingEnv(**toy_kwargs(cost_weight_range=(1.0, 100.0)))
     env.reset(seed=0)
     infos = [env.reset()[1] for _ in range(2000)]
     where = np.log([info["cost_weight"] for info in infos]) / np.log(100.0)
@@ -110,7 +110,8 @@ def test_prices_are_log_uniform_and_independent_of_the_image():
 
 def test_prices_leave_the_stream_of_images_alone():
     plain, priced = (
-        FractionalSkippingEnv(**toy_kwargs(cost_weights=prices)) for prices in (None, (1.0, 9.0))
+        FractionalSkippingEnv(**toy_kwargs(cost_weight_range=prices))
+        for prices in (None, (1.0, 9.0))
     )
     drawn = [[env.reset(seed=s)[1]["index"] for s in (4, None, None)] for env in (plain, priced)]
     assert drawn[0] == drawn[1]
@@ -202,9 +203,9 @@ def test_misuse_is_refused():
         ({"budget": 0.5}, ConfigError, "budget 0.5 % is not enough"),
         ({"render_mode": "human"}, ConfigError, "render_mode is 'human'"),
         ({"backbone": 3}, ConfigError, "backbone is a int"),
-        ({"cost_weights": 5.0}, ConfigError, "cost_weights is 5.0; allowed is a list"),
-        ({"cost_weights": (1.0, 2.0, 3.0)}, ConfigError, "allowed is a list of 2"),
-        ({"cost_weights": (5.0, 1.0)}, ConfigError, "the cost weights run from 5 to 1"),
+        ({"cost_weight_range": 5.0}, ConfigError, "cost_weight_range is 5.0; allowed is a list"),
+        ({"cost_weight_range": (1.0, 2.0, 3.0)}, ConfigError, "allowed is a list of 2"),
+        ({"cost_weight_range": (5.0, 1.0)}, ConfigError, "the cost weights run from 5 to 1"),
         ({"dataset": 3}, ConfigError, "dataset is a int"),
         ({"dataset": "digits"}, DataError, r"images are \[1, 8, 8\]"),
     ],
@@ -215,9 +216,11 @@ def test_bad_settings_are_refused_with_a_sentence(changes, error, complaint):
 
 
 def test_a_price_that_is_not_drawn_from_is_refused():
-    with pytest.raises(ConfigError, match=r"was made without cost_weights and has one price, 20"):
+    with pytest.raises(
+        ConfigError, match=r"was made without cost_weight_range and has one price, 20"
+    ):
         FractionalSkippingEnv(**toy_kwargs()).reset(options={"cost_weight": 3.0})
-    env = FractionalSkippingEnv(**toy_kwargs(cost_weights=(1.0, 9.0)))
+    env = FractionalSkippingEnv(**toy_kwargs(cost_weight_range=(1.0, 9.0)))
     with pytest.raises(ConfigError, match="cost weight 99 is not among"):
         env.reset(options={"cost_weight": 99.0})
 

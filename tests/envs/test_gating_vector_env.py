@@ -45,7 +45,7 @@ def assert_same(ours, theirs):
 @pytest.mark.parametrize("budget", [None, 3.0])
 @pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP])
 def test_equals_single_environments_step_for_step(mode, budget, prices):
-    ours, theirs = pair(mode, budget=budget, cost_weights=prices)
+    ours, theirs = pair(mode, budget=budget, cost_weight_range=prices)
     assert ours.observation_space == theirs.observation_space
     assert ours.action_space == theirs.action_space
     assert ours.metadata["autoreset_mode"] is theirs.metadata["autoreset_mode"] is mode
@@ -90,7 +90,7 @@ def test_a_mask_must_select_environments(mask):
 
 
 def test_environments_can_be_reset_in_part_wherever_they_are():
-    ours, theirs = pair(AutoresetMode.DISABLED, cost_weights=(1.0, 50.0))
+    ours, theirs = pair(AutoresetMode.DISABLED, cost_weight_range=(1.0, 50.0))
     assert_same(ours.reset(seed=3), theirs.reset(seed=3))
     actions = np.arange(N) % len(BITS)
     assert_same(ours.step(actions), theirs.step(actions))

@@ -27,17 +27,17 @@ WRITTEN = {
     "exits": False,
     "dataset": "digits",
     "split": "val",
-    "weights": {"cost": 5.0, "accuracy": 1, "cost_timing": "terminal"},
+    "reward": {"cost": 5.0, "accuracy": 1, "cost_timing": "terminal"},
     "budget": 3,
-    "cost_weights": [0.5, 30.0],
+    "cost_weight_range": [0.5, 30.0],
     "render_mode": "rgb_array",
     "device": "cpu",
 }
 OBJECTS = WRITTEN | {
     "backbone": PRETRAINED_DIGITS,
-    "weights": RewardWeights(cost=5.0, accuracy=1.0, cost_timing="terminal"),
+    "reward": RewardWeights(cost=5.0, accuracy=1.0, cost_timing="terminal"),
     "budget": np.float32(3.0),
-    "cost_weights": (0.5, 30.0),
+    "cost_weight_range": (0.5, 30.0),
     "device": torch.device("cpu"),
 }
 FORMS = {
@@ -60,8 +60,12 @@ def test_an_environment_comes_back_from_json():
     again = gymnasium.make(EnvSpec.from_json(env.spec.to_json()))
     objects = gymnasium.make(ENV_ID, **OBJECTS)
     task = again.unwrapped.task
-    assert task.weights == objects.unwrapped.task.weights == OBJECTS["weights"]
-    assert (task.budget, task.prices.lowest, task.prices.highest) == (3.0, 0.5, 30.0)
+    assert task.reward == objects.unwrapped.task.reward == OBJECTS["reward"]
+    assert (task.budget, task.cost_weight_range.lowest, task.cost_weight_range.highest) == (
+        3.0,
+        0.5,
+        30.0,
+    )
     assert len(task.images) == len(make_task(split="val").images)
     assert episode(env) == episode(again) == episode(objects)
 
@@ -82,7 +86,7 @@ def test_the_network_wide_environment_comes_back_from_json():
 
 def test_weights_of_a_mapping_are_charged():
     """Skipping no layer of the toy network costs the weight times the share of each layer."""
-    env = FractionalSkippingEnv(**toy_kwargs(weights={"cost": 7.0}))
+    env = FractionalSkippingEnv(**toy_kwargs(reward={"cost": 7.0}))
     costs = env.task.backbone.costs.option_costs()[:, 3]
     env.reset(seed=0)
     rewards = [env.step(np.int64(3))[1] for _ in range(3)]
@@ -90,7 +94,7 @@ def test_weights_of_a_mapping_are_charged():
 
 
 def test_commands_and_environments_have_the_same_defaults():
-    command, weights = TrainAgentConfig().reward, make_task().weights
+    command, weights = TrainAgentConfig().reward, make_task().reward
     for name in ("accuracy", "log_likelihood", "log_likelihood_floor", "overshoot", "cost_timing"):
         assert getattr(command, name) == getattr(weights, name)
 
@@ -105,11 +109,11 @@ def test_commands_and_environments_have_the_same_defaults():
         ("budget", [3.0]),
         ("budget", float("inf")),
         ("budget", float("nan")),
-        ("cost_weights", 5),
-        ("cost_weights", "ab"),
-        ("cost_weights", [1.0]),
-        ("cost_weights", [1.0, "2"]),
-        ("cost_weights", {"lowest": 1.0, "highest": 2.0}),
+        ("cost_weight_range", 5),
+        ("cost_weight_range", "ab"),
+        ("cost_weight_range", [1.0]),
+        ("cost_weight_range", [1.0, "2"]),
+        ("cost_weight_range", {"lowest": 1.0, "highest": 2.0}),
         ("exits", "no"),
         ("exits", 0),
         ("split", "validation"),
@@ -120,12 +124,12 @@ def test_commands_and_environments_have_the_same_defaults():
         ("device", 5),
         ("device", None),
         ("backbone_weights", 3),
-        ("weights", 5.0),
-        ("weights", [1.0]),
+        ("reward", 5.0),
+        ("reward", [1.0]),
     ],
 )
 def test_a_wrong_type_is_refused_by_name(form, name, value):
-    absent = {"cost_weights", "exits", "weights"} if form == "network_wide" else set()
+    absent = {"cost_weight_range", "exits", "reward"} if form == "network_wide" else set()
     if name in absent:
         pytest.skip("it has no such keyword")
     kwargs = {key: value for key, value in toy_kwargs().items() if key not in absent}
@@ -137,8 +141,8 @@ def test_a_wrong_type_is_refused_by_name(form, name, value):
 @pytest.mark.parametrize(
     ("weights", "named"),
     [
-        ({"cots": 1.0}, ["weights", "cots", "cost"]),
-        ({1: 2.0}, ["weights", "1", "cost"]),
+        ({"cots": 1.0}, ["reward", "cots", "cost"]),
+        ({1: 2.0}, ["reward", "1", "cost"]),
         ({"cost": "5"}, ["cost", "'5'"]),
         ({"cost": [5.0]}, ["cost", "[5.0]"]),
         ({"cost": -1.0}, ["cost", "-1.0"]),
@@ -152,7 +156,7 @@ def test_a_wrong_type_is_refused_by_name(form, name, value):
 )
 def test_a_mapping_of_weights_is_checked_when_the_environment_is_made(weights, named):
     with pytest.raises(ConfigError) as refusal:
-        make_task(**toy_kwargs(weights=weights))
+        make_task(**toy_kwargs(reward=weights))
     assert all(word in str(refusal.value) for word in named)
 
 
@@ -222,7 +226,7 @@ def test_numpy_numbers_are_numbers():
     ],
 )
 def test_wrong_options_of_reset_are_refused(form, options):
-    kwargs = toy_kwargs(cost_weights=[1.0, 9.0])
+    kwargs = toy_kwargs(cost_weight_range=[1.0, 9.0])
     if form == "network_wide":
         kwargs = {key: kwargs[key] for key in ("backbone", "dataset")}
     env = FORMS[form](**kwargs)

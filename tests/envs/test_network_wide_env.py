@@ -13,7 +13,7 @@ from dfs_rl.envs.gating_env import FractionalSkippingEnv
 from dfs_rl.envs.network_wide_env import NetworkWideEnv
 from dfs_rl.envs.registration import NETWORK_WIDE_ID
 from dfs_rl.errors import ConfigError
-from dfs_rl.evaluation.evaluator import evaluate_table
+from dfs_rl.evaluation.evaluator import evaluate_static_table
 from dfs_rl.gating.reward import RewardWeights
 from tests.helpers.planted_table import (
     BEST_ACCURACY,
@@ -74,7 +74,7 @@ def test_made_without_an_import_it_is_the_digits():
 def test_without_a_budget_it_pays_the_mean_of_what_each_image_would_pay():
     images, actions = toy_image_set(), [1, 0, 3, 2]
     weights = RewardWeights(accuracy=1.0, log_likelihood=0.0, cost=3.0)
-    single = FractionalSkippingEnv(backbone=ToyBackbone(), dataset=images, weights=weights)
+    single = FractionalSkippingEnv(backbone=ToyBackbone(), dataset=images, reward=weights)
     returns = []
     for index in range(len(images)):
         single.reset(options={"index": index})
@@ -90,7 +90,7 @@ def test_without_a_budget_it_pays_the_mean_of_what_each_image_would_pay():
 def test_the_last_info_against_an_evaluation_of_the_table():
     images, actions = toy_image_set(), (1, 0, 3, 2)
     info = play(NetworkWideEnv(backbone=ToyBackbone(), dataset=images), actions)[-1][4]
-    records = evaluate_table(ToyBackbone(), images, actions, name="t")
+    records = evaluate_static_table(ToyBackbone(), images, actions, name="t")
     shares = sum(m * (BITS[a] / 32) ** 2 for m, a in zip(MACS, actions, strict=True)) / sum(MACS)
     fixed = (160 * (8 / 32) ** 2 + 16) / sum(MACS)
     assert info.pop("options").tolist() == list(actions)
@@ -108,7 +108,7 @@ def test_every_table_of_three_layers_is_lowered_and_paid_as_haq_says():
         table = tuple(info["options"].tolist())
         rewards[table] = reward
         assert info["computation"] <= BUDGET + 1e-9
-        assert info["accuracy"] == evaluate_table(backbone, images, table, name="t").accuracy
+        assert info["accuracy"] == evaluate_static_table(backbone, images, table, name="t").accuracy
         # The dearest table is right for all images, and a tenth of a point is paid for each point.
         assert reward == pytest.approx((info["accuracy"] - 100.0) / 10.0)
     assert max(rewards, key=rewards.__getitem__) == BEST_TABLE
@@ -140,10 +140,10 @@ def test_a_table_is_run_once_whatever_the_seed():
         seen.append([observation, *(env.step(o) for o in (1, 2, 3))])
     assert [t[1] for t in seen[0][1:]] == [t[1] for t in seen[1][1:]]
     assert len(env.scorer.scores) == 1
-    known = env.scorer.known()
+    cached_scores = env.scorer.cached_scores()
     again = NetworkWideEnv(backbone=backbone, dataset=table_images())
-    again.scorer.remember(known)
-    assert again.scorer.known() == known
+    again.scorer.add_cached_scores(cached_scores)
+    assert again.scorer.cached_scores() == cached_scores
 
 
 def test_the_batch_is_spread_over_the_split():

@@ -19,10 +19,8 @@ from tests.helpers.toy_env import toy_kwargs
 N = 6
 
 
-def make(n=N, *, seed=0, images_per_group=1, **changes):
-    return SB3GatingVecEnv(
-        make_task(**toy_kwargs(**changes)), n, seed=seed, images_per_group=images_per_group
-    )
+def make(n=N, *, seed=0, group_size=1, **changes):
+    return SB3GatingVecEnv(make_task(**toy_kwargs(**changes)), n, seed=seed, group_size=group_size)
 
 
 def random_actions(steps, n=N, seed=0):
@@ -38,8 +36,10 @@ def assert_observations_equal(ours, theirs):
 
 @pytest.mark.parametrize("prices", [None, (1.0, 50.0)])
 def test_equals_dummy_vec_env_step_for_step(prices):
-    ours = make(seed=3, cost_weights=prices)
-    theirs = DummyVecEnv([lambda: FractionalSkippingEnv(**toy_kwargs(cost_weights=prices))] * N)
+    ours = make(seed=3, cost_weight_range=prices)
+    theirs = DummyVecEnv(
+        [lambda: FractionalSkippingEnv(**toy_kwargs(cost_weight_range=prices))] * N
+    )
     theirs.seed(3)
     assert_observations_equal(ours.reset(), theirs.reset())
     assert ours.reset_infos == theirs.reset_infos
@@ -65,7 +65,7 @@ def test_equals_dummy_vec_env_step_for_step(prices):
 
 
 def test_groups_share_their_images_and_draw_like_single_environments():
-    env = make(seed=8, images_per_group=3)
+    env = make(seed=8, group_size=3)
     env.reset()
     single = [FractionalSkippingEnv(**toy_kwargs()) for _ in range(2)]
     expected = [s.reset(seed=8 + j)[1]["index"] for j, s in enumerate(single)]
@@ -77,7 +77,7 @@ def test_groups_share_their_images_and_draw_like_single_environments():
 
 
 def test_groups_share_their_price_as_well():
-    env = make(images_per_group=3, cost_weights=(1.0, 50.0))
+    env = make(group_size=3, cost_weight_range=(1.0, 50.0))
     turned = env.reset()["context"][:, 3]
     assert turned[:3].tolist() == [turned[0]] * 3
     assert turned[0] != turned[3]
@@ -114,12 +114,12 @@ def test_episode_returns_and_statistics_are_sums_of_what_was_returned():
 @pytest.mark.parametrize("steps", [0, 2, len(MACS), 2 * len(MACS) + 3])
 def test_a_restored_state_goes_on_exactly(steps, prices):
     actions = random_actions(steps + 9)
-    first = make(seed=1, images_per_group=2, cost_weights=prices)
+    first = make(seed=1, group_size=2, cost_weight_range=prices)
     observation = first.reset()
     for row in actions[:steps]:
         observation = first.step(row)[0]
     state = json.loads(json.dumps(first.get_state()))
-    second = make(seed=None, images_per_group=2, cost_weights=prices)
+    second = make(seed=None, group_size=2, cost_weight_range=prices)
     assert_observations_equal(second.set_state(state), observation)
     for row in actions[steps:]:
         ours, theirs = second.step(row), first.step(row)
@@ -130,10 +130,10 @@ def test_a_restored_state_goes_on_exactly(steps, prices):
 
 
 def test_a_state_of_other_environments_is_refused():
-    env = make(images_per_group=2)
+    env = make(group_size=2)
     env.reset()
     with pytest.raises(CheckpointError, match="6 in 3 groups"):
-        make(images_per_group=3).set_state(env.get_state())
+        make(group_size=3).set_state(env.get_state())
 
 
 def test_a_changed_backbone_takes_effect_for_walks_under_way():
@@ -194,7 +194,7 @@ def test_masked_walks_can_always_be_completed_within_the_budget_and_nothing_else
 
 
 def test_an_algorithm_as_it_is_learns_on_it():
-    env = make(seed=0, images_per_group=2)
+    env = make(seed=0, group_size=2)
     model = A2C("MultiInputPolicy", env, n_steps=len(MACS), seed=0, device="cpu")
     model.learn(8 * len(MACS) * N)
     assert len(model.ep_info_buffer) > 0
@@ -210,8 +210,8 @@ def test_pictures_are_tiled():
 
 @pytest.mark.parametrize(("n", "per_group"), [(6, 4), (6, 0), (0, 1)])
 def test_groups_must_divide_the_environments(n, per_group):
-    with pytest.raises(ConfigError, match="images_per_group"):
-        make(n, images_per_group=per_group)
+    with pytest.raises(ConfigError, match="group_size"):
+        make(n, group_size=per_group)
 
 
 def test_misuse_is_refused():

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from dfs_rl.costs import FULL, SKIP, BitOptions, CostTable, FixedCost
 from dfs_rl.data.images import ImageSet
-from dfs_rl.evaluation.baselines.methods import Arena
+from dfs_rl.evaluation.baselines.methods import EvaluationSetup
 
 CHANNELS = 6
 CLASSES = 4
@@ -103,8 +103,10 @@ def test_set(backbone) -> ImageSet:
 
 
 @pytest.fixture
-def arena(val, test_set) -> Arena:
-    return Arena(reported=test_set, selection=val, reported_name="test", selection_name="val")
+def evaluation_setup(val, test_set) -> EvaluationSetup:
+    return EvaluationSetup(
+        reported=test_set, selection=val, reported_name="test", selection_name="val"
+    )
 
 
 @pytest.fixture

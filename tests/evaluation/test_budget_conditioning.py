@@ -4,32 +4,32 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dfs_rl.evaluation.budget_conditioning import points_along
+from dfs_rl.evaluation.budget_conditioning import estimate_curve_points
 
 
 def test_stretches_that_grow_are_their_plain_means():
-    positions = torch.tensor([0.0, 0.1, 0.3, 0.3, 0.9, 1.0])
+    preferences = torch.tensor([0.0, 0.1, 0.3, 0.3, 0.9, 1.0])
     computation = torch.tensor([1.0, 3.0, 4.0, 6.0, 10.0, 20.0])
     correct = torch.tensor([False, False, True, False, True, True])
-    assert points_along(computation, correct, positions) == [(2, 0), (5, 50), (15, 100)]
+    assert estimate_curve_points(computation, correct, preferences) == [(2, 0), (5, 50), (15, 100)]
 
 
 def test_stretches_that_fall_are_pooled():
-    positions = torch.tensor([0.0, 0.0, 0.5, 0.5, 0.99, 0.99])
+    preferences = torch.tensor([0.0, 0.0, 0.5, 0.5, 0.99, 0.99])
     computation = torch.tensor([1.0, 1.0, 2.0, 2.0, 3.0, 3.0])
     correct = torch.tensor([True, False, False, False, True, True])
     # 50 % before 0 %: both are 25 %, the mean of their four images.
-    assert points_along(computation, correct, positions) == [(1, 25), (2, 25), (3, 100)]
+    assert estimate_curve_points(computation, correct, preferences) == [(1, 25), (2, 25), (3, 100)]
 
 
 @given(st.data(), st.integers(1, 60))
 def test_the_mean_accuracy_of_full_stretches_is_kept_and_never_falls(data, each):
     n = 8 * each
-    positions = (torch.arange(n) + 0.5) / n
+    preferences = (torch.arange(n) + 0.5) / n
     floats = st.floats(0.01, 100)
     computation = torch.tensor(data.draw(st.lists(floats, min_size=n, max_size=n)))
     correct = torch.tensor(data.draw(st.lists(st.booleans(), min_size=n, max_size=n)))
-    points = points_along(computation, correct, positions)
+    points = estimate_curve_points(computation, correct, preferences)
     accuracies = [point.accuracy for point in points]
     assert accuracies == sorted(accuracies)
     mean = sum(accuracies) / len(accuracies)
@@ -37,7 +37,7 @@ def test_the_mean_accuracy_of_full_stretches_is_kept_and_never_falls(data, each)
 
 
 def test_a_gate_that_cannot_be_turned_is_one_point():
-    positions = torch.tensor([0.0, 0.2, 0.4, 0.6, 0.8, 1.0])
+    preferences = torch.tensor([0.0, 0.2, 0.4, 0.6, 0.8, 1.0])
     correct = torch.tensor([True, False, True, False, False, True])
-    points = points_along(torch.full((6,), 0.7), correct, positions)
+    points = estimate_curve_points(torch.full((6,), 0.7), correct, preferences)
     assert [accuracy for _, accuracy in points] == [50.0] * 6

@@ -6,15 +6,15 @@ import pytest
 import torch
 
 from dfs_rl.evaluation.comparison import compare_runs
-from tests.helpers.fake_runs import made_up_run, mcnemar, outcome, with_right
+from tests.helpers.fake_runs import fake_run, mcnemar, per_image_results, with_right
 
 
 def at_two_budgets():
     """A gate for two budgets, another one for the lower alone, and one whose price happens to fit."""
     return [
-        made_up_run("low", (140, 0.61), label="A", budget=0.6, cascade=(150, 0.65)),
-        made_up_run("high", (170, 1.1), label="A", budget=1.2, cascade=(165, 1.19)),
-        made_up_run(
+        fake_run("low", (140, 0.61), label="A", budget=0.6, cascade=(150, 0.65)),
+        fake_run("high", (170, 1.1), label="A", budget=1.2, cascade=(165, 1.19)),
+        fake_run(
             "only",
             (145, 0.6),
             label="B",
@@ -22,7 +22,7 @@ def at_two_budgets():
             static=(130, 0.59),
             selection={"gate": (152, 0.62), "cascade": (160, 0.64)},
         ),
-        made_up_run("price", (160, 0.9), label="C", cost_weight=4.0),
+        fake_run("price", (160, 0.9), label="C", cost_weight=4.0),
     ]
 
 
@@ -31,7 +31,7 @@ def test_what_there_is_at_each_budget_is_chosen_on_val():
     low, high = comparison.budgets
     assert (low.budget, high.budget) == (0.6, 1.2)
     # The cascades at 0.64 and 0.65 % on val cost more than 5 % too much, B's 0.62 % do not.
-    assert (low.ship, low.level) == ("B", ())
+    assert (low.recommended, low.tied) == ("B", ())
     assert low.methods == {
         "A": "A, budget 0.6",
         "B": "B",
@@ -42,9 +42,10 @@ def test_what_there_is_at_each_budget_is_chosen_on_val():
     assert (high.methods["B"], high.methods["C"]) == ("B", "C")
     assert high.methods["confidence cascade"] == "confidence cascade at 1.19 %"
     # Five images of 200 do not tell A from the cascade, which is simpler.
-    assert (high.ship, high.level) == ("confidence cascade at 1.19 %", ("A, budget 1.2",))
+    assert (high.recommended, high.tied) == ("confidence cascade at 1.19 %", ("A, budget 1.2",))
     assert comparison.verdict[0] == (
-        "To ship, chosen on val: for about 0.6 %, B (72.50 %); for about 1.2 %, confidence cascade at 1.19 % (82.50 %; val cannot tell "
+        "To ship, chosen on val: for about 0.6 %, B (72.50 %); for about 1.2 %, confidence cascade "
+        "at 1.19 % (82.50 %; val cannot tell "
         "it from A, budget 1.2)."
     )
     assert comparison.verdict[1].startswith("Where the 200 images of val cannot tell")
@@ -52,7 +53,7 @@ def test_what_there_is_at_each_budget_is_chosen_on_val():
 
 def test_a_hard_budget_is_one_as_well():
     runs = [
-        made_up_run(f"{b}", (right, 0.5), label="M", hard_budget=b, cost_weight=0.1)
+        fake_run(f"{b}", (right, 0.5), label="M", per_input_budget=b, cost_weight=0.1)
         for b, right in ((0.6, 150), (1.2, 140))
     ]
     low, high = compare_runs(runs).budgets
@@ -61,17 +62,17 @@ def test_a_hard_budget_is_one_as_well():
 
 
 def test_gates_over_their_budget_are_marked():
-    runs = [made_up_run("a", (150, 0.64), budget=0.6), made_up_run("b", (170, 1.25), budget=1.2)]
-    runs.append(made_up_run("c", (140, 0.65), label="Low", budget=0.6))
+    runs = [fake_run("a", (150, 0.64), budget=0.6), fake_run("b", (170, 1.25), budget=1.2)]
+    runs.append(fake_run("c", (140, 0.65), label="Low", budget=0.6))
     low, high = compare_runs(runs).budgets
-    assert low.over == ("PPO, budget 0.6", "Low")
+    assert low.over_budget == ("PPO, budget 0.6", "Low")
     # There it is well within what is allowed.
     assert high.methods["Low"] == "Low"
-    assert high.over == ()
+    assert high.over_budget == ()
 
 
 def test_a_gate_that_stands_at_no_budget_has_the_whole_frontier_told():
-    runs = [*at_two_budgets(), made_up_run("dear", (180, 3.0), label="D", cost_weight=0.1)]
+    runs = [*at_two_budgets(), fake_run("dear", (180, 3.0), label="D", cost_weight=0.1)]
     comparison = compare_runs(runs)
     assert comparison.budgets == ()
     assert "from 3 % computation on, D (90.00 %)" in comparison.verdict[0]
@@ -79,21 +80,22 @@ def test_a_gate_that_stands_at_no_budget_has_the_whole_frontier_told():
 
 def test_uniform_settings_are_static_tables_and_nothing_may_be_cheap_enough():
     runs = [
-        made_up_run(f"{b}", (100, 0.55), budget=b, static=(110, 0.56), cascade=(110, 0.57))
+        fake_run(f"{b}", (100, 0.55), budget=b, static=(110, 0.56), cascade=(110, 0.57))
         for b in (0.3, 0.6)
     ]
     lowest, low = compare_runs(runs).budgets
     assert lowest.methods == {"PPO": "PPO, budget 0.3"}
-    assert lowest.ship is None
-    assert low.methods["best static table"] == low.ship == "uniform 2 bit"
+    assert lowest.recommended is None
+    assert low.methods["best static table"] == low.recommended == "uniform 2 bit"
     assert compare_runs(runs).verdict[0] == (
-        "To ship, chosen on val: for about 0.3 %, nothing is as cheap; for about 0.6 %, uniform 2 bit (60.00 %)."
+        "To ship, chosen on val: for about 0.3 %, nothing is as cheap; for about 0.6 %, uniform 2 "
+        "bit (60.00 %)."
     )
 
 
 def cotrained_run():
-    """A run whose rivals ran on the backbone from before as well."""
-    run = made_up_run("other", (110, 0.55), label="Co", budget=0.6, static=(100, 0.58))
+    """A run whose baselines ran on the backbone from before as well."""
+    run = fake_run("other", (110, 0.55), label="Co", budget=0.6, static=(100, 0.58))
     before = [
         replace(m, key="static_table_before")
         for m in run.summary.methods
@@ -102,18 +104,21 @@ def cotrained_run():
     return replace(
         run,
         summary=replace(run.summary, methods=(*run.summary.methods, *before)),
-        outcomes=run.outcomes._replace(
-            reported={**run.outcomes.reported, "static_table_before": outcome(105, 0.56)},
-            selection={**run.outcomes.selection, "static_table_before": outcome(105, 0.56)},
+        results=run.results._replace(
+            reported={**run.results.reported, "static_table_before": per_image_results(105, 0.56)},
+            selection={
+                **run.results.selection,
+                "static_table_before": per_image_results(105, 0.56),
+            },
         ),
     )
 
 
 def test_uniform_settings_belong_to_the_backbone_that_they_ran_on():
-    plain = made_up_run("plain", (110, 0.55), budget=0.6, static=(115, 0.56), cascade=(90, 0.57))
+    plain = fake_run("plain", (110, 0.55), budget=0.6, static=(115, 0.56), cascade=(90, 0.57))
     (at,) = compare_runs([plain, cotrained_run()]).budgets
     # The uniform settings are those of the run whose backbone was left alone, and better than its table.
-    assert at.methods["best static table"] == at.ship == "uniform 2 bit"
+    assert at.methods["best static table"] == at.recommended == "uniform 2 bit"
     changed = "best static table on the co-trained backbone"
     assert at.methods[changed] == f"{changed} at 0.58 %"
     # Where all backbones were changed, uniform settings are those of a changed one.
@@ -127,7 +132,7 @@ def test_luck_on_the_reported_split_chooses_nothing():
     lucky = {"gate": (125, 0.6), "cascade": (190, 0.7), "static_table": (126, 0.6)}
     steady = {"gate": (170, 0.6), "cascade": (150, 0.6), "static_table": (150, 0.6)}
     runs = [
-        made_up_run(
+        fake_run(
             "a",
             (190, 0.6),
             label="Lucky",
@@ -136,7 +141,7 @@ def test_luck_on_the_reported_split_chooses_nothing():
             cascade=(180, 0.58),
             selection=lucky,
         ),
-        made_up_run(
+        fake_run(
             "b",
             (160, 0.6),
             label="Steady",
@@ -147,7 +152,7 @@ def test_luck_on_the_reported_split_chooses_nothing():
         ),
     ]
     (at,) = compare_runs(runs).budgets
-    assert at.ship == "Steady"
+    assert at.recommended == "Steady"
     assert at.methods["best static table"] == "best static table at 0.57 %"
     assert at.methods["confidence cascade"] == "confidence cascade at 0.56 %"
 
@@ -163,32 +168,32 @@ def test_the_luckiest_of_many_tables_on_few_images_is_not_shipped():
     wrong = {key: torch.zeros(208) for key in ("gate", "cascade", "uniform_0", "full")}
     runs = [
         with_right(
-            made_up_run(f"{i}", (100, 0.8), label=f"G{i}", budget=0.8, static=(150 + i, 0.8)),
+            fake_run(f"{i}", (100, 0.8), label=f"G{i}", budget=0.8, static=(150 + i, 0.8)),
             "selection",
             {"uniform_2": uniform, "static_table": right, **wrong},
         )
         for i, right in enumerate(tables)
     ]
     (at,) = compare_runs(runs).budgets
-    assert at.ship == at.methods["best static table"] == "uniform 2 bit"
-    assert at.level
+    assert at.recommended == at.methods["best static table"] == "uniform 2 bit"
+    assert at.tied
 
 
 @pytest.mark.parametrize(
-    ("n", "ship"), [(200, "uniform 2 bit"), (20_000, "best static table at 0.8 %")]
+    ("n", "recommended"), [(200, "uniform 2 bit"), (20_000, "best static table at 0.8 %")]
 )
-def test_more_images_of_val_tell_a_better_table_from_uniform_bits(n, ship):
+def test_more_images_of_val_tell_a_better_table_from_uniform_bits(n, recommended):
     """The table is right on 1.5 % of the images more and wrong on 0.5 % more: a point, of which 200 images say nothing."""
     image = torch.arange(n)
     uniform = image % 100 >= 6
     table = torch.where(image % 200 < 3, True, torch.where(image % 200 == 199, False, uniform))
     assert 0.9 < 100 * float(table.double().mean() - uniform.double().mean()) < 1.1
-    run = made_up_run("a", (100, 0.8), budget=0.8)
+    run = fake_run("a", (100, 0.8), budget=0.8)
     wrong = {key: torch.zeros(n) for key in ("gate", "cascade", "uniform_0", "full")}
     right = {"uniform_2": uniform, "static_table": table}
     (at,) = compare_runs([with_right(run, "selection", {**wrong, **right})]).budgets
-    assert at.ship == ship
-    assert at.level == (("best static table at 0.8 %",) if n == 200 else ())
+    assert at.recommended == recommended
+    assert at.tied == (("best static table at 0.8 %",) if n == 200 else ())
     # McNemar's exact test says the same.
     won, lost = int((table & ~uniform).sum()), int((uniform & ~table).sum())
     assert (mcnemar(won, lost) < 0.05) == (n > 200)
@@ -196,8 +201,8 @@ def test_more_images_of_val_tell_a_better_table_from_uniform_bits(n, ship):
 
 def test_of_tables_that_cannot_be_told_apart_the_one_with_fewer_bits_is_shipped():
     runs = [
-        made_up_run("a", (150, 0.8), label="A", budget=0.8, static=(170, 0.8), cascade=(172, 0.8)),
-        made_up_run("b", (175, 0.8), label="B", budget=0.8, static=(171, 0.79), cascade=(172, 0.8)),
+        fake_run("a", (150, 0.8), label="A", budget=0.8, static=(170, 0.8), cascade=(172, 0.8)),
+        fake_run("b", (175, 0.8), label="B", budget=0.8, static=(171, 0.79), cascade=(172, 0.8)),
     ]
     summary = runs[0].summary
     methods = [
@@ -207,15 +212,15 @@ def test_of_tables_that_cannot_be_told_apart_the_one_with_fewer_bits_is_shipped(
     runs[0] = replace(runs[0], summary=replace(summary, methods=tuple(methods)))
     comparison = compare_runs(runs)
     (at,) = comparison.budgets
-    assert at.ship == "best static table at 0.79 %"
-    assert set(at.level) == {"best static table at 0.8 %", "confidence cascade at 0.8 %", "B"}
+    assert at.recommended == "best static table at 0.79 %"
+    assert set(at.tied) == {"best static table at 0.8 %", "confidence cascade at 0.8 %", "B"}
     complexity = {point.label: point.complexity for point in comparison.points}
     assert complexity["best static table at 0.8 %"] == 3
     assert complexity["best static table at 0.79 %"] == 2
 
 
 def test_a_gate_of_one_table_is_as_simple_as_its_table():
-    run = made_up_run("a", (150, 0.8), label="Static", budget=0.8)
+    run = fake_run("a", (150, 0.8), label="Static", budget=0.8)
     gate = replace(run.summary.methods[0], patterns=1.0)
     histogram = ((0.0, 1.0, 0.0), (0.0, 0.0, 1.0), (0.0, 1.0, 0.0))
     summary = replace(run.summary, methods=(gate, *run.summary.methods[1:]), histogram=histogram)

@@ -11,16 +11,16 @@ from dfs_rl.errors import DataError
 from dfs_rl.evaluation.bootstrap import resampled_means
 from dfs_rl.evaluation.comparison import compare_runs
 from dfs_rl.evaluation.comparison_records import ComparisonOfRuns, Spread, spread
-from dfs_rl.evaluation.comparison_summary import exceeds_seeds
+from dfs_rl.evaluation.comparison_summary import is_significant_over_seeds
 from dfs_rl.evaluation.curves import CurvePoint, hypervolume
 from dfs_rl.evaluation.metrics import paired_difference
 from dfs_rl.utils.config import config_from_dict, config_to_dict
 from dfs_rl.utils.io import read_json, write_json
-from tests.helpers.fake_runs import made_up_run, mcnemar, with_right
+from tests.helpers.fake_runs import fake_run, mcnemar, with_right
 
 
 def test_seeds_of_one_gate_are_one_point_with_a_spread():
-    runs = [made_up_run(f"r{i}", (150 + 4 * i, 0.78 + 0.02 * i), seed=i) for i in range(3)]
+    runs = [fake_run(f"r{i}", (150 + 4 * i, 0.78 + 0.02 * i), seed=i) for i in range(3)]
     (gate,) = [p for p in compare_runs(runs).points if p.kind == "gate"]
     assert (gate.label, gate.runs, gate.seeds) == ("PPO", ("r0", "r1", "r2"), (0, 1, 2))
     accuracies = [75.0, 77.0, 79.0]
@@ -34,18 +34,18 @@ def test_seeds_of_one_gate_are_one_point_with_a_spread():
 
 
 def test_a_rival_that_some_costs_are_too_low_for_is_traced_at_the_others():
-    cheap = made_up_run("a", (150, 0.2), budget=0.2)
+    cheap = fake_run("a", (150, 0.2), budget=0.2)
     lacking = replace(
         cheap,
         summary=replace(
             cheap.summary, methods=tuple(m for m in cheap.summary.methods if m.key != "cascade")
         ),
-        outcomes=cheap.outcomes._replace(
-            reported={k: v for k, v in cheap.outcomes.reported.items() if k != "cascade"},
-            selection={k: v for k, v in cheap.outcomes.selection.items() if k != "cascade"},
+        results=cheap.results._replace(
+            reported={k: v for k, v in cheap.results.reported.items() if k != "cascade"},
+            selection={k: v for k, v in cheap.results.selection.items() if k != "cascade"},
         ),
     )
-    dear = [made_up_run(n, (170, c), budget=c) for n, c in (("b", 0.8), ("c", 1.5))]
+    dear = [fake_run(n, (170, c), budget=c) for n, c in (("b", 0.8), ("c", 1.5))]
     points = {curve.label: curve.points for curve in compare_runs([lacking, *dear]).curves}
     assert points == {
         "PPO": 3,
@@ -59,17 +59,17 @@ def test_a_rival_that_some_costs_are_too_low_for_is_traced_at_the_others():
 
 def test_gates_are_named_by_what_they_differ_in():
     runs = [
-        made_up_run("a", (150, 0.8), cost_weight=4.0, hidden=8, run_dir="a"),
-        made_up_run("b", (150, 0.7), cost_weight=6.0, hidden=8, run_dir="b", seed=3),
-        made_up_run("c", (150, 0.9), label="Gumbel FF", budget=1.0),
+        fake_run("a", (150, 0.8), cost_weight=4.0, hidden=8, run_dir="a"),
+        fake_run("b", (150, 0.7), cost_weight=6.0, hidden=8, run_dir="b", seed=3),
+        fake_run("c", (150, 0.9), label="Gumbel FF", budget=1.0),
     ]
     labels = {p.label for p in compare_runs(runs).points if p.kind == "gate"}
     assert labels == {"PPO, cost weight 4", "PPO, cost weight 6", "Gumbel FF"}
 
 
 def test_what_to_ship_is_chosen_on_val_and_reported_on_test():
-    lucky = made_up_run("lucky", (185, 0.7), label="Lucky", selection={"gate": (100, 0.7)})
-    steady = made_up_run(
+    lucky = fake_run("lucky", (185, 0.7), label="Lucky", selection={"gate": (100, 0.7)})
+    steady = fake_run(
         "steady",
         (170, 0.9),
         label="Steady",
@@ -78,44 +78,48 @@ def test_what_to_ship_is_chosen_on_val_and_reported_on_test():
         cascade=(155, 0.85),
     )
     comparison = compare_runs([lucky, steady])
-    assert comparison.frontier == (
+    assert comparison.pareto_front == (
         "uniform 2 bit",
         "confidence cascade at 0.8 %",
         "Steady",
         "full precision",
     )
     assert comparison.verdict[0] == (
-        "To ship, chosen on val: from 0.5 % computation on, uniform 2 bit (60.00 %); from 0.8 % computation on, confidence "
-        "cascade at 0.8 % (80.00 %); from 0.9 % computation on, Steady (85.00 %); from 100 % computation on, full precision "
+        "To ship, chosen on val: from 0.5 % computation on, uniform 2 bit (60.00 %); from 0.8 % "
+        "computation on, confidence "
+        "cascade at 0.8 % (80.00 %); from 0.9 % computation on, Steady (85.00 %); from 100 % "
+        "computation on, full precision "
         "(95.00 %)."
     )
     assert comparison.verdict[1] == (
-        "A cascade becomes a run that loads like any gate with train_cascade on its backbone, here with --budget 0.8001."
+        "A cascade becomes a run that loads like any gate with train_cascade on its backbone, here "
+        "with --budget 0.8001."
     )
 
 
 def test_a_gate_is_named_once_with_all_that_it_is_above():
     runs = [
-        made_up_run("worst", (120, 0.80), label="Worst"),
-        made_up_run("middle", (150, 0.81), label="Middle"),
-        made_up_run("best", (180, 0.82), label="Best"),
+        fake_run("worst", (120, 0.80), label="Worst"),
+        fake_run("middle", (150, 0.81), label="Middle"),
+        fake_run("best", (180, 0.82), label="Best"),
     ]
     assert compare_runs(runs).differences[-1] == (
-        "At about the same cost, beyond chance over images: Best above Worst (+30.00), Middle (+15.00); Middle above Worst (+15.00)."
+        "At about the same cost, beyond chance over images: Best above Worst (+30.00), Middle "
+        "(+15.00); Middle above Worst (+15.00)."
     )
 
 
 def test_gates_of_about_the_same_cost_are_paired_over_images():
     runs = [
-        made_up_run("a", (150, 0.80), label="A"),
-        made_up_run("b", (170, 0.83), label="B"),
-        made_up_run("c", (170, 0.90), label="C"),
+        fake_run("a", (150, 0.80), label="A"),
+        fake_run("b", (170, 0.83), label="B"),
+        fake_run("c", (170, 0.90), label="C"),
     ]
     comparison = compare_runs(runs)
     (pair,) = comparison.pairs
     assert (pair.first, pair.second) == ("A", "B")
     expected = paired_difference(
-        runs[0].outcomes.reported["gate"].correct, runs[1].outcomes.reported["gate"].correct
+        runs[0].results.reported["gate"].correct, runs[1].results.reported["gate"].correct
     )
     assert (pair.difference, pair.low, pair.high) == pytest.approx(expected)
     assert comparison.differences == (
@@ -124,30 +128,31 @@ def test_gates_of_about_the_same_cost_are_paired_over_images():
 
 
 def test_a_gain_counts_from_twice_its_deviation_on_and_never_for_one_seed():
-    assert exceeds_seeds(Spread(mean=1.0, deviation=0.49))
-    assert not exceeds_seeds(Spread(mean=1.0, deviation=0.51))
-    assert not exceeds_seeds(Spread(mean=-1.0, deviation=0.0))
-    assert not exceeds_seeds(spread([9.0]))
+    assert is_significant_over_seeds(Spread(mean=1.0, deviation=0.49))
+    assert not is_significant_over_seeds(Spread(mean=1.0, deviation=0.51))
+    assert not is_significant_over_seeds(Spread(mean=-1.0, deviation=0.0))
+    assert not is_significant_over_seeds(spread([9.0]))
 
 
 def test_the_verdict_tells_which_gates_are_above_their_rivals():
-    runs = [made_up_run(f"r{i}", (170 + i, 0.8), seed=i) for i in range(3)]
+    runs = [fake_run(f"r{i}", (170 + i, 0.8), seed=i) for i in range(3)]
     verdict = compare_runs(runs).verdict
     assert verdict[1] == (
-        "Above the best static table and uniform bits at no more than its cost, by more than two standard deviations over seeds "
+        "Above the best static table and uniform bits at no more than its cost, by more than two "
+        "standard deviations over seeds "
         "and beyond chance over images: PPO."
     )
-    level = [made_up_run(f"r{i}", (150 + 20 * i, 0.8), seed=i) for i in range(3)]
+    level = [fake_run(f"r{i}", (150 + 20 * i, 0.8), seed=i) for i in range(3)]
     assert compare_runs(level).verdict[1].endswith("no gate.")
 
 
 def test_a_cotrained_gate_is_measured_against_the_better_of_both_backbones():
-    run = made_up_run("a", (150, 0.8))
-    extra = made_up_run("x", (0, 0.8), static=(155, 0.79), cascade=(140, 0.81)).outcomes
-    outcomes = run.outcomes._replace(
-        reported=run.outcomes.reported
+    run = fake_run("a", (150, 0.8))
+    extra = fake_run("x", (0, 0.8), static=(155, 0.79), cascade=(140, 0.81)).results
+    results = run.results._replace(
+        reported=run.results.reported
         | {f"{k}_before": extra.reported[k] for k in ("static_table", "cascade")},
-        selection=run.outcomes.selection
+        selection=run.results.selection
         | {f"{k}_before": extra.selection[k] for k in ("static_table", "cascade")},
     )
     methods = [
@@ -159,7 +164,7 @@ def test_a_cotrained_gate_is_measured_against_the_better_of_both_backbones():
         ),
     ]
     summary = type(run.summary)(**{**vars(run.summary), "methods": tuple(methods)})
-    cotrained = type(run)(**{**vars(run), "outcomes": outcomes, "summary": summary})
+    cotrained = type(run)(**{**vars(run), "results": results, "summary": summary})
     comparison = compare_runs([cotrained])
     gate = next(p for p in comparison.points if p.kind == "gate")
     assert gate.gains["static_table"].mean == pytest.approx(-2.5)  # the one from before
@@ -180,14 +185,14 @@ def test_a_cotrained_gate_is_measured_against_the_better_of_both_backbones():
     ],
 )
 def test_runs_of_something_else_are_refused_by_name(change, what):
-    runs = [made_up_run("first", (150, 0.8)), made_up_run("other", (150, 0.8), **change)]
+    runs = [fake_run("first", (150, 0.8)), fake_run("other", (150, 0.8), **change)]
     with pytest.raises(DataError) as caught:
         compare_runs(runs)
     assert str(caught.value) == f"other cannot be compared with first: it has {what}."
 
 
 def test_a_comparison_round_trips_through_strict_json(tmp_path):
-    comparison = compare_runs([made_up_run(f"r{i}", (150, 0.8), seed=i) for i in range(2)])
+    comparison = compare_runs([fake_run(f"r{i}", (150, 0.8), seed=i) for i in range(2)])
     path = tmp_path / "comparison.json"
     write_json(path, config_to_dict(comparison))
     assert config_from_dict(read_json(path), ComparisonOfRuns, str(path)) == comparison
@@ -195,7 +200,7 @@ def test_a_comparison_round_trips_through_strict_json(tmp_path):
 
 def test_budgets_of_one_gate_are_a_curve_beside_its_rivals():
     runs = [
-        made_up_run(
+        fake_run(
             f"{budget}-{seed}",
             (right + seed, budget),
             seed=seed,
@@ -206,14 +211,15 @@ def test_budgets_of_one_gate_are_a_curve_beside_its_rivals():
         for seed in (0, 2)
         for budget, right in ((0.6, 140), (1.2, 160))
     ]
-    runs.append(made_up_run("alone", (150, 0.8), label="Alone"))
+    runs.append(fake_run("alone", (150, 0.8), label="Alone"))
     gate, static, cascade = compare_runs(runs).curves
     assert (gate.label, gate.points) == ("PPO", 2)
     assert static.label == "best static tables at the costs of PPO"
-    worst = CurvePoint(10.0, 60.0)  # uniform 2 bit, and where areas of low bits end
+    reference_point = CurvePoint(10.0, 60.0)  # uniform 2 bit, and where areas of low bits end
     areas = [
         hypervolume(
-            [CurvePoint(0.6, (140 + seed) / 2), CurvePoint(1.2, (160 + seed) / 2)], worst=worst
+            [CurvePoint(0.6, (140 + seed) / 2), CurvePoint(1.2, (160 + seed) / 2)],
+            reference_point=reference_point,
         )
         for seed in (0, 2)
     ]
@@ -227,7 +233,7 @@ def test_budgets_of_one_gate_are_a_curve_beside_its_rivals():
 
 def test_gates_that_all_spend_more_than_ten_percent_have_areas_and_are_read_off():
     runs = [
-        made_up_run(
+        fake_run(
             f"{budget}",
             (right, budget),
             budget=budget,
@@ -237,45 +243,47 @@ def test_gates_that_all_spend_more_than_ten_percent_have_areas_and_are_read_off(
         for budget, right in ((20.0, 170), (50.0, 180))
     ]
     comparison = compare_runs(runs)
-    assert (comparison.worst_computation, comparison.worst_accuracy) == (100.0, 10.0)
+    assert (comparison.reference_computation, comparison.reference_accuracy) == (100.0, 10.0)
     gate, static, _ = comparison.curves
-    worst = CurvePoint(100.0, 10.0)  # full precision, and skip all
-    area = hypervolume([CurvePoint(20.0, 85.0), CurvePoint(50.0, 90.0)], worst=worst)
+    reference_point = CurvePoint(100.0, 10.0)  # full precision, and skip all
+    area = hypervolume(
+        [CurvePoint(20.0, 85.0), CurvePoint(50.0, 90.0)], reference_point=reference_point
+    )
     assert gate.hypervolume.mean == pytest.approx(area, rel=1e-5)
     assert static.hypervolume.mean < gate.hypervolume.mean
     assert {at: value.mean for at, value in gate.accuracy_at.items()} == {"20": 85.0, "50": 90.0}
 
 
 def test_a_tie_of_one_image_in_every_seed_proves_nothing():
-    runs = [made_up_run(f"r{i}", (151, 0.8), seed=i) for i in range(3)]
+    runs = [fake_run(f"r{i}", (151, 0.8), seed=i) for i in range(3)]
     comparison = compare_runs(runs)
     gate = next(p for p in comparison.points if p.kind == "gate")
-    assert exceeds_seeds(gate.gains["static_table"])
-    assert gate.above == ()
+    assert is_significant_over_seeds(gate.gains["static_table"])
+    assert gate.better_than == ()
     assert any(said.endswith("no gate.") for said in comparison.verdict)
 
 
 def test_the_same_seed_twice_is_refused():
-    runs = [made_up_run("a", (150, 0.8)), made_up_run("b", (150, 0.8), device="cuda")]
+    runs = [fake_run("a", (150, 0.8)), fake_run("b", (150, 0.8), device="cuda")]
     with pytest.raises(DataError, match="b and a are the same gate, PPO, with the same seed 0"):
         compare_runs(runs)
 
 
 def test_a_setting_that_is_none_is_one_that_is_left_out():
-    runs = [made_up_run("a", (150, 0.8)), made_up_run("b", (150, 0.8), seed=1, hidden=None)]
+    runs = [fake_run("a", (150, 0.8)), fake_run("b", (150, 0.8), seed=1, hidden=None)]
     (gate,) = [p for p in compare_runs(runs).points if p.kind == "gate"]
     assert gate.seeds == (0, 1)
-    runs.append(made_up_run("c", (150, 0.8), hidden=8))
+    runs.append(fake_run("c", (150, 0.8), hidden=8))
     labels = {p.label for p in compare_runs(runs).points if p.kind == "gate"}
     assert labels == {"PPO, hidden default", "PPO, hidden 8"}
 
 
 def test_rivals_of_one_cost_are_told_apart():
     runs = [
-        made_up_run("a", (150, 0.8), label="A"),
-        made_up_run("b", (150, 0.8), label="B", static=(155, 0.8)),
+        fake_run("a", (150, 0.8), label="A"),
+        fake_run("b", (150, 0.8), label="B", static=(155, 0.8)),
     ]
-    runs.append(made_up_run("c", (150, 0.8), label="C", cascade=(160, 0.8001)))
+    runs.append(fake_run("c", (150, 0.8), label="C", cascade=(160, 0.8001)))
     labels = [p.label for p in compare_runs(runs).points]
     assert len(set(labels)) == len(labels)
     assert "best static table at 0.8 %, beside A" in labels
@@ -286,7 +294,7 @@ def test_rivals_of_one_cost_are_told_apart():
 
 def test_a_seed_that_lacks_a_budget_has_no_curve():
     runs = [
-        made_up_run(f"{budget}-{seed}", (140, budget), seed=seed, budget=budget)
+        fake_run(f"{budget}-{seed}", (140, budget), seed=seed, budget=budget)
         for seed, budget in ((0, 0.6), (0, 1.2), (1, 0.6))
     ]
     gate = compare_runs(runs).curves[0]
@@ -297,7 +305,7 @@ def test_a_seed_that_lacks_a_budget_has_no_curve():
 def curves_of_two(seeds=(0, 1), gap=12):
     """Two kinds of gates at two budgets, the second one with ``gap`` more right answers."""
     return [
-        made_up_run(
+        fake_run(
             f"{label}-{budget}-{seed}",
             (right + more + seed, budget),
             label=label,
@@ -368,32 +376,33 @@ def test_the_interval_is_what_the_normal_approximation_gives():
     runs = curves_of_two(seeds=(0,))
     curve = compare_runs(runs).curves[0]
     # 70 % right of 200 images at 0.6 %: the binomial standard error is 3.24 points.
-    found = resampled_means(runs[0].outcomes.reported["gate"].correct)
+    found = resampled_means(runs[0].results.reported["gate"].correct)
     assert float(found.std()) == pytest.approx(math.sqrt(0.7 * 0.3 / 200), rel=0.15)
     assert curve.interval.low < curve.hypervolume.mean < curve.interval.high
 
 
 def test_images_are_sorted_by_the_fewest_bits_that_are_right():
     # 120 of 200 images are right at 2 bit, 70 more in full precision only, and 10 never.
-    run = made_up_run("a", (150, 0.8))
+    run = fake_run("a", (150, 0.8))
     spent = torch.cat([torch.full((120,), 0.5), torch.full((80,), 1.25)])
-    gate = run.outcomes.reported["gate"]._replace(computation=spent)
-    reported = {**run.outcomes.reported, "gate": gate}
-    run = replace(run, outcomes=run.outcomes._replace(reported=reported))
+    gate = run.results.reported["gate"]._replace(computation=spent)
+    reported = {**run.results.reported, "gate": gate}
+    run = replace(run, results=run.results._replace(reported=reported))
     comparison = compare_runs([run])
     assert comparison.difficulty == ("uniform 2 bit", "full precision", "none is right")
     assert comparison.difficulty_shares == pytest.approx((0.6, 0.35, 0.05))
-    (spending,) = comparison.spending
+    (computation_by_difficulty,) = comparison.computation_by_difficulty
     mean = 0.6 * 0.5 + 0.4 * 1.25
-    assert spending.relative == pytest.approx((0.5 / mean, 1.25 / mean, 1.25 / mean))
+    assert computation_by_difficulty.relative == pytest.approx(
+        (0.5 / mean, 1.25 / mean, 1.25 / mean)
+    )
 
 
 def test_a_run_evaluated_at_many_budgets_was_trained_once():
     runs = [
-        replace(made_up_run("r", (140, budget), budget=budget), seconds=60.0)
-        for budget in (0.6, 1.2)
+        replace(fake_run("r", (140, budget), budget=budget), seconds=60.0) for budget in (0.6, 1.2)
     ]
-    runs.append(replace(made_up_run("s", (140, 0.6), budget=0.6, seed=1), seconds=None))
+    runs.append(replace(fake_run("s", (140, 0.6), budget=0.6, seed=1), seconds=None))
     (cost,) = compare_runs(runs).trainings
     assert (cost.label, cost.trainings, cost.images, cost.seconds) == ("PPO", 2, 2000, None)
     (known,) = compare_runs(runs[:2]).trainings
@@ -401,20 +410,18 @@ def test_a_run_evaluated_at_many_budgets_was_trained_once():
 
 
 def test_gates_above_their_budget_and_seeds_without_a_point_are_told_of():
-    runs = [made_up_run(f"{b}-0", (140, 0.62), seed=0, budget=b) for b in (0.6, 1.2)]
-    runs += [made_up_run("dear", (150, 0.64), label="Dear", budget=0.6)]
-    runs += [made_up_run("0.6-1", (140, 0.6), seed=1, budget=0.6)]
+    runs = [fake_run(f"{b}-0", (140, 0.62), seed=0, budget=b) for b in (0.6, 1.2)]
+    runs += [fake_run("dear", (150, 0.64), label="Dear", budget=0.6)]
+    runs += [fake_run("0.6-1", (140, 0.6), seed=1, budget=0.6)]
     verdict = compare_runs(runs).verdict
     assert "More than 5 % above the budget that was asked for: Dear (0.64 %)." in verdict
     told = [said for said in verdict if "lack a budget that others have" in said]
-    assert len(told) == 1  # not of its rivals as well
+    assert len(told) == 1  # not of its baselines as well
     assert "1 of 2 seeds of PPO lack" in told[0]
 
 
 def test_what_could_be_shipped_instead_is_one_table_and_no_mean_of_several():
-    runs = [
-        made_up_run(f"r{i}", (150, 0.8 + i), seed=i, static=(150 + i, 0.5 + i)) for i in range(2)
-    ]
+    runs = [fake_run(f"r{i}", (150, 0.8 + i), seed=i, static=(150 + i, 0.5 + i)) for i in range(2)]
     comparison = compare_runs(runs)
     (static,) = [p for p in comparison.points if p.kind == "static_table"]
     assert (static.label, static.seeds) == ("best static table at 0.5 %", (0,))
@@ -440,7 +447,7 @@ def any_runs(draw):
     shared = {split: right(levels["uniform_2"]) for split in ("reported", "selection")}
     for label in "AB":
         for seed in range(3):
-            run = made_up_run(
+            run = fake_run(
                 f"{label}{seed}",
                 (0, cost),
                 label=label,
@@ -459,7 +466,7 @@ def any_runs(draw):
 KEYS = ("gate", "static_table", "cascade", "full", "uniform_0")
 
 
-def told_apart(first, second):
+def differs(first, second):
     """Say whether images tell two methods apart beyond all doubt."""
     return mcnemar(int((first > second).sum()), int((second > first).sum())) < 0.01
 
@@ -481,26 +488,28 @@ def test_the_words_of_a_comparison_follow_from_its_rows(runs):
             gain = gate.gains[key]
             assert gain.mean > 2 * gain.deviation
             group = [run for run in runs if run.path in gate.runs]
-            ours = torch.stack([run.outcomes.reported["gate"].correct for run in group]).mean(0)
+            ours = torch.stack([run.results.reported["gate"].correct for run in group]).mean(0)
             for other in [key, *(["uniform_2"] if gate.computation.mean * 1.05 >= 0.5 else [])]:
-                theirs = torch.stack([r.outcomes.reported[other].correct for r in group]).mean(0)
+                theirs = torch.stack([r.results.reported[other].correct for r in group]).mean(0)
                 assert paired_difference(ours, theirs).low > 0
                 assert ours.mean() > theirs.mean()
     # What to ship: on val nothing that is as cheap is above it, and what cannot be told from it is named so.
     right = {
-        p.label: next(r for r in runs if r.path == p.runs[0]).outcomes.selection[p.kind].correct
+        p.label: next(r for r in runs if r.path == p.runs[0]).results.selection[p.kind].correct
         for p in (*comparison.points, *comparison.references)
         if p.kind != "gate"
     }
     for at in comparison.budgets:
-        assert at.ship is not None
-        assert at.ship not in at.level
-        assert bool(at.level) == ("val cannot tell it from" in said[0])
-        for label in {at.ship, *at.level} & set(right):
-            for other in {at.ship, *at.level} & set(right):
-                assert not told_apart(right[label], right[other])
+        assert at.recommended is not None
+        assert at.recommended not in at.tied
+        assert bool(at.tied) == ("val cannot tell it from" in said[0])
+        for label in {at.recommended, *at.tied} & set(right):
+            for other in {at.recommended, *at.tied} & set(right):
+                assert not differs(right[label], right[other])
         points = {p.label: p for p in (*comparison.points, *comparison.references)}
-        assert all(points[at.ship].complexity <= points[other].complexity for other in at.level)
+        assert all(
+            points[at.recommended].complexity <= points[other].complexity for other in at.tied
+        )
     assert any(s.startswith("Where the 200 images of val") for s in said) == (
         "val cannot tell it from" in said[0]
     )

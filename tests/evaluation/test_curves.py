@@ -6,9 +6,15 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from dfs_rl.errors import ConfigError
-from dfs_rl.evaluation.curves import CurvePoint, accuracy_at, hypervolume, staircase, worst_corner
+from dfs_rl.evaluation.curves import (
+    CurvePoint,
+    accuracy_at,
+    hypervolume,
+    hypervolume_reference_point,
+    pareto_front,
+)
 
-WORST = CurvePoint(10.0, 50.0)
+REFERENCE_POINT = CurvePoint(10.0, 50.0)
 POINTS = st.lists(
     st.builds(CurvePoint, st.floats(0.01, 20.0), st.floats(0.0, 100.0)), min_size=1, max_size=8
 )
@@ -17,39 +23,46 @@ POINTS = st.lists(
 def test_hypervolume_of_two_known_steps():
     points = [CurvePoint(0.1, 60.0), CurvePoint(1.0, 80.0)]
     # A decade at 10 points above the worst, then one at 30.
-    assert hypervolume(points, worst=WORST) == pytest.approx(10.0 + 30.0)
-    assert hypervolume([], worst=WORST) == 0.0
-    assert hypervolume([CurvePoint(10.0, 90.0), CurvePoint(1.0, 40.0)], worst=WORST) == 0.0
+    assert hypervolume(points, reference_point=REFERENCE_POINT) == pytest.approx(10.0 + 30.0)
+    assert hypervolume([], reference_point=REFERENCE_POINT) == 0.0
+    assert (
+        hypervolume(
+            [CurvePoint(10.0, 90.0), CurvePoint(1.0, 40.0)], reference_point=REFERENCE_POINT
+        )
+        == 0.0
+    )
 
 
 @given(POINTS)
 def test_hypervolume_is_what_counting_cells_gives(points):
     cells = 4000
     low = math.log10(0.01)
-    width = (math.log10(WORST.computation) - low) / cells
+    width = (math.log10(REFERENCE_POINT.computation) - low) / cells
     area = 0.0
     for i in range(cells):
         cost = 10 ** (low + (i + 0.5) * width)
         best = max((p.accuracy for p in points if p.computation <= cost), default=0.0)
-        area += width * max(0.0, best - WORST.accuracy)
-    # Each step of the staircase may fall anywhere within a cell.
-    assert hypervolume(points, worst=WORST) == pytest.approx(area, abs=len(points) * 50 * width)
+        area += width * max(0.0, best - REFERENCE_POINT.accuracy)
+    # Each step of the pareto_front may fall anywhere within a cell.
+    assert hypervolume(points, reference_point=REFERENCE_POINT) == pytest.approx(
+        area, abs=len(points) * 50 * width
+    )
 
 
 @given(POINTS, st.builds(CurvePoint, st.floats(0.01, 20.0), st.floats(0.0, 100.0)))
 def test_a_further_point_never_takes_area_away(points, further):
-    more = hypervolume([*points, further], worst=WORST)
-    assert more >= hypervolume(points, worst=WORST) - 1e-9
+    more = hypervolume([*points, further], reference_point=REFERENCE_POINT)
+    assert more >= hypervolume(points, reference_point=REFERENCE_POINT) - 1e-9
 
 
 @given(POINTS)
 def test_a_staircase_only_rises_and_covers_every_point(points):
-    steps = staircase(points)
-    assert all(a.computation < b.computation for a, b in itertools.pairwise(steps))
-    assert all(a.accuracy < b.accuracy for a, b in itertools.pairwise(steps))
+    front = pareto_front(points)
+    assert all(a.computation < b.computation for a, b in itertools.pairwise(front))
+    assert all(a.accuracy < b.accuracy for a, b in itertools.pairwise(front))
     for point in points:
         assert any(
-            s.computation <= point.computation and s.accuracy >= point.accuracy for s in steps
+            s.computation <= point.computation and s.accuracy >= point.accuracy for s in front
         )
 
 
@@ -61,19 +74,22 @@ HIGH = [CurvePoint(6.4, 90.5), CurvePoint(25.1, 90.0), CurvePoint(100.1, 91.0)]
 @pytest.mark.parametrize("gates", [[1.0], [0.9, 20.0], [9.9, 50.0, 70.0]])
 def test_low_bit_widths_end_at_ten_percent_whatever_is_compared(gates):
     points = [CurvePoint(cost, 90.0) for cost in gates]
-    assert worst_corner(LOW, [SKIPPED], points) == (10.0, 80.0)
-    assert worst_corner(LOW, [], points) == (10.0, 80.0)
+    assert hypervolume_reference_point(LOW, [SKIPPED], points) == (10.0, 80.0)
+    assert hypervolume_reference_point(LOW, [], points) == (10.0, 80.0)
 
 
 def test_dear_menus_and_dear_gates_end_at_what_is_worst_about_any_uniform_setting():
     spent = [CurvePoint(cost, 90.0) for cost in (20.0, 50.0)]
-    assert worst_corner(HIGH, [SKIPPED], spent) == (100.1, 10.0)
-    assert worst_corner(HIGH, [SKIPPED], [CurvePoint(7.0, 90.0), *spent]) == (100.1, 10.0)
-    assert worst_corner(HIGH, [], spent) == (100.1, 90.0)
-    assert worst_corner(LOW, [SKIPPED], spent) == (100.1, 10.0)
+    assert hypervolume_reference_point(HIGH, [SKIPPED], spent) == (100.1, 10.0)
+    assert hypervolume_reference_point(HIGH, [SKIPPED], [CurvePoint(7.0, 90.0), *spent]) == (
+        100.1,
+        10.0,
+    )
+    assert hypervolume_reference_point(HIGH, [], spent) == (100.1, 90.0)
+    assert hypervolume_reference_point(LOW, [SKIPPED], spent) == (100.1, 10.0)
     # Two gates that would both have no area at all are told apart.
-    corner = worst_corner(HIGH, [SKIPPED], spent)
-    cheap, dear = (hypervolume([point], worst=corner) for point in spent)
+    reference_point = hypervolume_reference_point(HIGH, [SKIPPED], spent)
+    cheap, dear = (hypervolume([point], reference_point=reference_point) for point in spent)
     assert cheap == pytest.approx(80.0 * math.log10(100.1 / 20.0))
     assert dear == pytest.approx(80.0 * math.log10(100.1 / 50.0))
 
@@ -94,14 +110,14 @@ def test_interpolation_is_linear_over_the_logarithm():
 def test_interpolation_stays_between_its_neighbours(points, computation):
     value = accuracy_at(points, computation)
     assume(value is not None)
-    steps = staircase(points)
-    below = max(s.accuracy for s in steps if s.computation <= computation)
+    front = pareto_front(points)
+    below = max(s.accuracy for s in front if s.computation <= computation)
     # Beyond the last useful point it holds as far as a point was measured.
-    above = min((s.accuracy for s in steps if s.computation >= computation), default=below)
+    above = min((s.accuracy for s in front if s.computation >= computation), default=below)
     assert below - 1e-9 <= value <= above + 1e-9
     assert computation <= max(p.computation for p in points)
 
 
 def test_a_logarithm_needs_positive_costs():
     with pytest.raises(ConfigError, match=r"computation is 0\.0"):
-        hypervolume([CurvePoint(0.0, 1.0)], worst=WORST)
+        hypervolume([CurvePoint(0.0, 1.0)], reference_point=REFERENCE_POINT)

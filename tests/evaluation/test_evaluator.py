@@ -6,9 +6,9 @@ from dfs_rl.evaluation.evaluator import (
     evaluate_draws,
     evaluate_gate,
     evaluate_options,
-    evaluate_table,
+    evaluate_static_table,
 )
-from dfs_rl.evaluation.static_tables.scoring import score_tables
+from dfs_rl.evaluation.static_tables.scoring import score_static_tables
 
 
 def assert_same(first, second):
@@ -20,7 +20,7 @@ def assert_same(first, second):
 
 def test_a_table_is_the_plain_forward_pass(backbone, val):
     table = (2, 0, 1, 2)
-    records = evaluate_table(backbone, val, table, name="table", batch_size=50)
+    records = evaluate_static_table(backbone, val, table, name="table", batch_size=50)
     logits = backbone.logits(val.images, table)
     probabilities = logits.softmax(dim=1)
     assert torch.equal(records.predictions, logits.argmax(dim=1))
@@ -98,10 +98,10 @@ def test_options_that_are_none_are_refused(backbone, val, options, words):
 def test_tables_score_as_if_run_one_by_one_and_share_their_beginnings(backbone, val):
     tables = [(0, 1, 2, 0), (0, 1, 2, 1), (0, 1, 2, 2), (0, 2, 0, 0), (0, 1, 2, 1)]
     before = sum(layer.images_run for layer in backbone.layers)
-    scores = score_tables(backbone, val, tables, batch_size=60)
+    scores = score_static_tables(backbone, val, tables, batch_size=60)
     run = sum(layer.images_run for layer in backbone.layers) - before
     assert run == len(val) * (1 + 2 + 2 + 4)  # distinct beginnings of length 1 to 4
     for table, score in zip(tables, scores, strict=True):
-        alone = evaluate_table(backbone, val, table, name="alone")
+        alone = evaluate_static_table(backbone, val, table, name="alone")
         assert score.correct == int(alone.correct.sum())
         assert score.log_likelihood == pytest.approx(alone.log_likelihood.mean().item())

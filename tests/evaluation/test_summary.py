@@ -4,7 +4,11 @@ import pytest
 import torch
 
 from dfs_rl.costs import relative_cost
-from dfs_rl.evaluation.baselines.methods import Method, rival_methods, uniform_methods
+from dfs_rl.evaluation.baselines.methods import (
+    MethodResult,
+    matched_cost_baselines,
+    uniform_baselines,
+)
 from dfs_rl.evaluation.evaluator import evaluate_gate
 from dfs_rl.evaluation.metrics import paired_difference
 from dfs_rl.evaluation.summary import EvaluationSummary, Subject, summarize
@@ -21,17 +25,21 @@ SUBJECT = Subject(
 
 
 @pytest.fixture
-def methods(backbone, arena, val, test_set, look_gate):
+def methods(backbone, evaluation_setup, val, test_set, look_gate):
     gate = evaluate_gate(backbone, look_gate(), test_set)
-    uniform = uniform_methods(backbone, test_set, selection=val)
-    rivals = rival_methods(
+    uniform = uniform_baselines(backbone, test_set, selection=val)
+    baselines = matched_cost_baselines(
         backbone,
-        arena,
+        evaluation_setup,
         gate=gate,
         gate_selection=evaluate_gate(backbone, look_gate(), val),
         uniform=uniform,
     )
-    return [Method(key="gate", label="gate", role="gate", records=(gate,)), *uniform, *rivals]
+    return [
+        MethodResult(key="gate", label="gate", role="gate", records=(gate,)),
+        *uniform,
+        *baselines,
+    ]
 
 
 def test_figures_come_from_the_records(backbone, methods):
@@ -91,7 +99,7 @@ def test_summary_round_trips_through_strict_json(backbone, methods, tmp_path):
 
 
 def test_a_backbone_alone_gives_uniform_figures_and_no_verdict(backbone, test_set):
-    summary = summarize(uniform_methods(backbone, test_set), backbone.costs, SUBJECT)
+    summary = summarize(uniform_baselines(backbone, test_set), backbone.costs, SUBJECT)
     assert [method.key for method in summary.methods] == ["uniform_0", "uniform_2", "full"]
     assert summary.comparisons == summary.verdict == summary.histogram == ()
     assert summary.beyond_marginals is summary.search is None
@@ -108,7 +116,7 @@ def test_a_gate_that_sees_the_answer_is_said_to_have_learned(backbone, test_set,
         log_likelihood=torch.zeros_like(gate.log_likelihood),
         confidence=torch.ones_like(gate.confidence),
     )
-    seeing = Method(key="gate", label="gate", role="gate", records=(seer,))
+    seeing = MethodResult(key="gate", label="gate", role="gate", records=(seer,))
     summary = summarize([seeing, *methods[1:]], backbone.costs, SUBJECT)
     assert summary.beyond_marginals is True
     assert any("learned which image" in said for said in summary.verdict)

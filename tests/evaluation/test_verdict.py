@@ -3,7 +3,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dfs_rl.evaluation.metrics import PairedDifference
-from dfs_rl.evaluation.verdict import Comparison, beyond_marginals, outcome_of, verdict_sentences
+from dfs_rl.evaluation.verdict import (
+    Comparison,
+    beyond_marginals,
+    comparison_outcome,
+    verdict_sentences,
+)
 
 UP, FLAT, ZERO, DOWN = (
     PairedDifference(2.0, 1.0, 3.0),
@@ -22,26 +27,26 @@ def comparison(key, difference, ratio=1.0, role="matched"):
         low=difference.low,
         high=difference.high,
         relative_computation=ratio,
-        outcome=outcome_of(difference, ratio),
+        outcome=comparison_outcome(difference, ratio),
     )
 
 
 @pytest.mark.parametrize(
     ("difference", "ratio", "expected"),
     [
-        (UP, 0.5, "beats"),
-        (UP, 1.04, "beats"),
-        (UP, 1.2, "dearer"),
-        (UP, None, "dearer"),  # the other costs nothing at all
-        (FLAT, 0.01, "level"),
-        (FLAT, 3.0, "level"),
-        (DOWN, 0.5, "cheaper"),
-        (DOWN, 0.97, "loses"),
-        (DOWN, 2.0, "loses"),
+        (UP, 0.5, "better"),
+        (UP, 1.04, "better"),
+        (UP, 1.2, "better_at_higher_cost"),
+        (UP, None, "better_at_higher_cost"),  # the other costs nothing at all
+        (FLAT, 0.01, "tie"),
+        (FLAT, 3.0, "tie"),
+        (DOWN, 0.5, "worse_at_lower_cost"),
+        (DOWN, 0.97, "worse"),
+        (DOWN, 2.0, "worse"),
     ],
 )
 def test_outcome_weighs_accuracy_with_cost(difference, ratio, expected):
-    assert outcome_of(difference, ratio) == expected
+    assert comparison_outcome(difference, ratio) == expected
 
 
 def words(*comparisons, accuracy=85.0, patterns=40.0):
@@ -49,17 +54,17 @@ def words(*comparisons, accuracy=85.0, patterns=40.0):
 
 
 def test_a_gate_that_beats_all():
-    rivals = [comparison(k, UP) for k in ("static_table", "cascade", "mode_table", "random")]
+    baselines = [comparison(k, UP) for k in ("static_table", "cascade", "mode_table", "random")]
     full = comparison("full", DOWN, 0.0125, "fixed")
-    said = words(full, *rivals)
+    said = words(full, *baselines)
     assert "reaches 85.00 %, -2.00 points from full precision, with 1.25 % of its" in said
     assert "beats, at 95 %: static table (+2.00); cascade (+2.00); mode table" in said
     assert "does not beat" not in said
     assert "learned which image needs which bits" in said
-    assert beyond_marginals(rivals) is True
+    assert beyond_marginals(baselines) is True
 
 
-def rivals(mode, random):
+def baselines(mode, random):
     return [
         comparison("static_table", UP),
         comparison("mode_table", mode),
@@ -69,37 +74,37 @@ def rivals(mode, random):
 
 @pytest.mark.parametrize(("mode", "random"), [(DOWN, UP), (UP, DOWN), (FLAT, DOWN), (ZERO, UP)])
 def test_a_gate_no_better_than_its_own_marginals_has_learned_nothing(mode, random):
-    assert beyond_marginals(rivals(mode, random)) is False
-    said = words(*rivals(mode, random))
+    assert beyond_marginals(baselines(mode, random)) is False
+    said = words(*baselines(mode, random))
     assert "has learned nothing beyond its marginals" in said
     assert "learned which image" not in said
-    lost = [c.label for c in rivals(mode, random) if c.outcome == "loses"]
+    lost = [c.label for c in baselines(mode, random) if c.outcome == "worse"]
     assert ("does not beat: " in said) == bool(lost)
-    level = [c.label for c in rivals(mode, random) if c.outcome == "level"]
-    assert all(f"cannot tell it from: {label}" in said for label in level)
+    tied = [c.label for c in baselines(mode, random) if c.outcome == "tie"]
+    assert all(f"cannot tell it from: {label}" in said for label in tied)
 
 
 @pytest.mark.parametrize("patterns", [FLAT, ZERO, DOWN])
 def test_a_gate_as_good_on_other_images_has_not_learned_which_image_needs_what(patterns):
     # A coin that picks one of two good tables beats its mode table and its marginals, and sees no image.
-    coin = [*rivals(UP, UP), comparison("patterns", patterns)]
+    coin = [*baselines(UP, UP), comparison("patterns", patterns)]
     assert beyond_marginals(coin) is False
     assert "has learned which image" not in words(*coin)
 
 
 def test_a_gate_above_its_own_patterns_has_learned_which_image_needs_what():
-    looking = [*rivals(UP, UP), comparison("patterns", UP)]
+    looking = [*baselines(UP, UP), comparison("patterns", UP)]
     assert beyond_marginals(looking) is True
     assert (
-        "learned which image needs which bits: it is more accurate than mode table; random; patterns"
-        in words(*looking)
+        "learned which image needs which bits: it is more accurate than mode table; random; "
+        "patterns" in words(*looking)
     )
 
 
 @pytest.mark.parametrize(("mode", "random"), [(FLAT, UP), (UP, FLAT), (FLAT, FLAT)])
 def test_a_gate_that_may_be_better_is_said_to_have_shown_nothing(mode, random):
-    assert beyond_marginals(rivals(mode, random)) is False
-    said = words(*rivals(mode, random))
+    assert beyond_marginals(baselines(mode, random)) is False
+    said = words(*baselines(mode, random))
     assert "beyond its marginals is not shown by these images" in said
     assert "-0.50 to +1.50 points from" in said
     assert "has learned nothing" not in said
@@ -188,4 +193,4 @@ def test_the_words_follow_from_the_rows(found, patterns):
     asked = [c for c in found if c.role == "matched" and (patterns > 1 or c.key in KEYS[:3])]
     unsure = [c for c in asked if c.low <= 0 <= c.high]
     assert {c.key for c in unsure} <= {c.key for c in named.get("These", [])}
-    assert all(c.outcome == "level" for c in named.get("These", []))
+    assert all(c.outcome == "tie" for c in named.get("These", []))

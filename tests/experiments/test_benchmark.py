@@ -17,7 +17,13 @@ from dfs_rl.backbones import load_backbone
 from dfs_rl.errors import ConfigError
 from dfs_rl.evaluation.comparison_records import ComparisonOfRuns
 from dfs_rl.experiments.agent_training import TrainAgentConfig
-from dfs_rl.experiments.benchmark import COMMANDS, ENTRANTS, Terms, given_settings, plan_jobs
+from dfs_rl.experiments.benchmark import (
+    COMMANDS,
+    GATE_SPECS,
+    BenchmarkSettings,
+    load_extra_settings,
+    plan_jobs,
+)
 from dfs_rl.experiments.static_training import TrainStaticConfig
 from dfs_rl.experiments.supervised_training import TrainGumbelConfig
 from dfs_rl.gating.storage import load_gate
@@ -36,7 +42,7 @@ def figures(shown: str) -> list[str]:
     return [part for part in shown.split("\n\n") if "trainings" not in part]
 
 
-def terms(**changes) -> Terms:
+def benchmark_settings(**changes) -> BenchmarkSettings:
     settings = {
         "dataset": "digits",
         "backbone": None,
@@ -46,29 +52,34 @@ def terms(**changes) -> Terms:
         "timesteps": 1000,
         "device": "cpu",
         "threads": 1,
-        "given": {},
+        "extra_settings": {},
     }
-    return Terms(**(settings | changes))  # type: ignore[arg-type]
+    return BenchmarkSettings(**(settings | changes))  # type: ignore[arg-type]
 
 
 def test_every_gate_learns_from_as_many_images_for_all_budgets_together(tmp_path: Path) -> None:
     jobs = [
-        job for job in plan_jobs(tuple(ENTRANTS), terms(), tmp_path) if "static" not in job.name
+        job
+        for job in plan_jobs(tuple(GATE_SPECS), benchmark_settings(), tmp_path)
+        if "static" not in job.name
     ]
     seen: dict[tuple[str, int], int] = {}
     for job in jobs:
         kind = job.name.split("-seed")[0]
         key = (kind, job.config.seed)
         seen[key] = seen.get(key, 0) + job.config.timesteps
-    names = [name for name in ENTRANTS if not name.startswith("static")]  # those count tables
+    names = [name for name in GATE_SPECS if not name.startswith("static")]  # those count tables
     assert seen == {(name, seed): 3000 for name in names for seed in (0, 1)}
-    jobs = plan_jobs(tuple(ENTRANTS), terms(), tmp_path)
+    jobs = plan_jobs(tuple(GATE_SPECS), benchmark_settings(), tmp_path)
     assert len({job.config.run_dir for job in jobs}) == len(jobs)
     assert all(job.config.run_dir == tmp_path / job.name for job in jobs)
 
 
 def test_each_gate_is_what_its_name_says(tmp_path: Path) -> None:
-    by_name = {job.name: job.config for job in plan_jobs(tuple(ENTRANTS), terms(seeds=1), tmp_path)}
+    by_name = {
+        job.name: job.config
+        for job in plan_jobs(tuple(GATE_SPECS), benchmark_settings(seeds=1), tmp_path)
+    }
     assert isinstance(by_name["a2c-seed0"], TrainAgentConfig)
     assert by_name["a2c-seed0"].algo == "a2c"
     gumbel = by_name["gumbel-lstm-seed0"]
@@ -80,7 +91,7 @@ def test_each_gate_is_what_its_name_says(tmp_path: Path) -> None:
         "dfs-ff-seed0-at-3",
     }
     masked = by_name["maskable-ppo-seed0-at-3"]
-    assert (masked.algo, masked.hard_budget, masked.budget) == ("maskable_ppo", 3.0, None)
+    assert (masked.algo, masked.per_input_budget, masked.budget) == ("maskable_ppo", 3.0, None)
     table = by_name["static-greedy-seed0-at-0.75"]
     assert isinstance(table, TrainStaticConfig)
     assert (table.method, table.budget) == ("greedy", 0.75)
@@ -92,15 +103,19 @@ def test_each_gate_is_what_its_name_says(tmp_path: Path) -> None:
 
 
 def test_all_gates_have_one_seed_before_any_has_two(tmp_path: Path) -> None:
-    seeds = [job.config.seed for job in plan_jobs(tuple(ENTRANTS), terms(), tmp_path)]
+    seeds = [
+        job.config.seed for job in plan_jobs(tuple(GATE_SPECS), benchmark_settings(), tmp_path)
+    ]
     assert seeds == sorted(seeds)
 
 
 def test_further_settings_reach_their_gates_but_not_what_all_have_in_common(tmp_path: Path) -> None:
     file = tmp_path / "agent.yaml"
     file.write_text("algorithm: {n_epochs: 2}\n")
-    given = {"train_agent": given_settings(file, COMMANDS["train_agent"])}
-    jobs = plan_jobs(("ppo", "gumbel-ff"), terms(seeds=1, given=given), tmp_path)
+    given = {"train_agent": load_extra_settings(file, COMMANDS["train_agent"])}
+    jobs = plan_jobs(
+        ("ppo", "gumbel-ff"), benchmark_settings(seeds=1, extra_settings=given), tmp_path
+    )
     assert jobs[0].config.algorithm.n_epochs == 2
     assert jobs[1].config == TrainGumbelConfig(
         seed=0,
@@ -112,16 +127,16 @@ def test_further_settings_reach_their_gates_but_not_what_all_have_in_common(tmp_
     )
     file.write_text("seed: 3\n")
     with pytest.raises(ConfigError, match=r"agent.yaml sets seed, which a comparison sets"):
-        given_settings(file, COMMANDS["train_agent"])
+        load_extra_settings(file, COMMANDS["train_agent"])
     file.write_text("algo: a2c\n")
     with pytest.raises(ConfigError, match=r"agent.yaml sets algo, which a comparison sets"):
-        given_settings(file, COMMANDS["train_agent"])
+        load_extra_settings(file, COMMANDS["train_agent"])
     file.write_text("num_envs: 100\nimages_per_group: 8\n")
     with pytest.raises(ConfigError, match=r"agent.yaml: num_envs is 100"):
-        given_settings(file, COMMANDS["train_agent"])
+        load_extra_settings(file, COMMANDS["train_agent"])
     file.write_text("speed: 3\n")
     with pytest.raises(ConfigError, match="speed"):
-        given_settings(file, COMMANDS["train_agent"])
+        load_extra_settings(file, COMMANDS["train_agent"])
 
 
 def test_a_comparison_trains_reports_failures_and_goes_on_where_it_was(
@@ -194,8 +209,10 @@ def test_a_gate_that_cannot_go_as_low_is_told_of_where_it_is(
     comparison = config_from_dict(read_json(path), ComparisonOfRuns, str(path))
     low = next(p for p in comparison.points if p.kind == "gate" and p.budget == 0.5)
     gate = load_gate(folder / "gates" / "gumbel-ff-seed0" / "gate")
-    assert gate.dial is not None
-    assert low.selection_computation == pytest.approx(gate.dial.reach[0], rel=0.01)
+    assert gate.budget_conditioning is not None
+    assert low.selection_computation == pytest.approx(
+        gate.budget_conditioning.budget_range[0], rel=0.01
+    )
 
 
 def test_a_gate_that_needs_no_more_is_evaluated_once_for_all_higher_budgets(
@@ -210,19 +227,21 @@ def test_a_gate_that_needs_no_more_is_evaluated_once_for_all_higher_budgets(
     path = tmp_path / "higher" / "comparison.json"
     comparison = config_from_dict(read_json(path), ComparisonOfRuns, str(path))
     high = [p for p in comparison.points if p.kind == "gate"]
-    dial = load_gate(run / "gate").dial
-    assert dial is not None
+    budget_conditioning = load_gate(run / "gate").budget_conditioning
+    assert budget_conditioning is not None
     assert [p.budget for p in high] == [90.0, 95.0]
     for point in high:
-        assert point.selection_computation == pytest.approx(dial.reach[1], rel=0.01)
+        assert point.selection_computation == pytest.approx(
+            budget_conditioning.budget_range[1], rel=0.01
+        )
 
 
 HOLDING = """
 import sys, time
 from pathlib import Path
-from dfs_rl.utils.io import exclusive
+from dfs_rl.utils.io import file_lock
 run, awaited = map(Path, sys.argv[1:])
-with exclusive(run):
+with file_lock(run):
     print("in", flush=True)
     while not awaited.is_file():
         time.sleep(0.05)
@@ -304,9 +323,9 @@ def test_each_gate_can_be_made_again_by_the_command_that_stands_in_its_record(
     assert weights[0] == weights[1]
     page = (folder / "report.html").read_text()
     assert " ".join(words) in page
-    dial = load_gate(run.path / "gate").dial
-    assert dial is not None
-    most = math.ceil(1e4 * dial.reach[1]) / 1e4
+    budget_conditioning = load_gate(run.path / "gate").budget_conditioning
+    assert budget_conditioning is not None
+    most = math.ceil(1e4 * budget_conditioning.budget_range[1]) / 1e4
     assert f"python -m dfs_rl.evaluate {run.path} --budget {most:g}" in page
 
 
@@ -326,15 +345,15 @@ def test_gates_on_the_menu_of_dfs_are_compared_at_budgets_of_its_paper(
     path = folder / "comparison.json"
     comparison = config_from_dict(read_json(path), ComparisonOfRuns, str(path))
     assert comparison.options == (0, 8, 10, 12, 14, 16, 32)
-    assert comparison.worst_computation == pytest.approx(100.0, abs=1.0)
-    assert [curve.label for curve in comparison.curves if curve.rival is None] == ["DFS FF"]
+    assert comparison.reference_computation == pytest.approx(100.0, abs=1.0)
+    assert [curve.label for curve in comparison.curves if curve.baseline is None] == ["DFS FF"]
     assert all(curve.hypervolume.mean > 0 for curve in comparison.curves)
     for gate in (point for point in comparison.points if point.kind == "gate"):
         assert gate.budget is not None
         assert gate.selection_computation <= 1.05 * gate.budget
 
 
-@pytest.mark.usefixtures("stranger")
+@pytest.mark.usefixtures("no_allowed_constructors")
 def test_the_weights_of_a_users_network_reach_every_gate_and_are_kept_for_later() -> None:
     write("ownnets")
     trust_constructor("ownnets:make")
@@ -352,12 +371,16 @@ def test_the_weights_of_a_users_network_reach_every_gate_and_are_kept_for_later(
     assert words[words.index("--weights") + 1] == "net.pt"
     theirs = load_backbone(run).state_dict()
     assert torch.equal(theirs["after.ops.operator_5_2.bias"], learned)
-    own = terms(backbone=Path("ownnets:make"), weights=Path("net.pt"))
-    assert {job.config.weights for job in plan_jobs(tuple(ENTRANTS), own, run)} == {Path("net.pt")}
+    own = benchmark_settings(backbone=Path("ownnets:make"), weights=Path("net.pt"))
+    assert {job.config.weights for job in plan_jobs(tuple(GATE_SPECS), own, run)} == {
+        Path("net.pt")
+    }
 
 
 def test_a_search_that_draws_nothing_is_made_once(tmp_path: Path) -> None:
-    jobs = plan_jobs(("static-greedy", "static-ddpg"), terms(seeds=3, budgets=(1.0,)), tmp_path)
+    jobs = plan_jobs(
+        ("static-greedy", "static-ddpg"), benchmark_settings(seeds=3, budgets=(1.0,)), tmp_path
+    )
     assert [job.name for job in jobs] == [
         "static-greedy-seed0-at-1",
         *(f"static-ddpg-seed{seed}-at-1" for seed in range(3)),

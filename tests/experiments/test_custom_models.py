@@ -22,14 +22,14 @@ from dfs_rl.backbones import (
 )
 from dfs_rl.data import ImageSet, load_dataset
 from dfs_rl.errors import CheckpointError, ConfigError, DataError
-from dfs_rl.training.custom_model import calibrated
+from dfs_rl.training.custom_model import build_calibrated_backbone
 from dfs_rl.training.ptq import calibrate
 from dfs_rl.training.supernet import accuracy_of
 from dfs_rl.utils import trusted_import
 from tests.helpers.custom_models import forgotten_trust, write
 from tests.helpers.models import NETS, examples, lived_in, pictures
 
-pytestmark = pytest.mark.usefixtures("stranger")
+pytestmark = pytest.mark.usefixtures("no_allowed_constructors")
 INFO = BackboneInfo(dataset="noise", fingerprint="0", class_names=tuple("abcde"))
 
 
@@ -284,7 +284,10 @@ def test_what_a_constructor_draws_is_the_same_every_time():
     write("ownnets")
     trusted_import.trust_constructor("ownnets:drawn")
     state = torch.get_rng_state()
-    first, second = (calibrated("ownnets:drawn", load_dataset("digits")).backbone for _ in range(2))
+    first, second = (
+        build_calibrated_backbone("ownnets:drawn", load_dataset("digits")).backbone
+        for _ in range(2)
+    )
     assert torch.equal(torch.get_rng_state(), state)
     again = second.state_dict()
     for name, tensor in first.state_dict().items():
@@ -329,7 +332,8 @@ def test_exits_of_a_users_backbone_are_left_out_for_a_table(capsys):
 def test_a_menu_beside_that_of_a_users_backbone_is_refused(flags, asked, refusal):
     write("ownnets")
     assert refusal(train_backbone.main, ["--backbone", "ownnets:backbone", *flags]) == (
-        f"error: ownnets:backbone returns a backbone with the menu 0 4 32, but asked for is {asked}; leave out {flags[0]}, or let it "
+        "error: ownnets:backbone returns a backbone with the menu 0 4 32, but asked for is "
+        f"{asked}; leave out {flags[0]}, or let it "
         "return a model."
     )
 

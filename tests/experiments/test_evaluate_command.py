@@ -11,13 +11,13 @@ from dfs_rl.backbones import BackboneInfo, ResNet, ResNetConfig, save_backbone
 from dfs_rl.data import Dataset, ImageSet, channel_statistics, load_dataset
 from dfs_rl.errors import CheckpointError, ConfigError, DataError, RunFolderError
 from dfs_rl.evaluate import main
-from dfs_rl.evaluation.cache import Memory
-from dfs_rl.evaluation.static_tables.config import SearchLimits
+from dfs_rl.evaluation.cache import EvaluationCache
+from dfs_rl.evaluation.static_tables.config import SearchConfig
 from dfs_rl.evaluation.summary import FORMAT
 from dfs_rl.experiments.evaluation import evaluate_run
-from dfs_rl.gating.budget_conditioning import Dial
+from dfs_rl.gating.budget_conditioning import BudgetConditioning
 from dfs_rl.gating.model import load
-from dfs_rl.gating.networks import LayerwiseGate
+from dfs_rl.gating.networks import MLPGate
 from dfs_rl.gating.storage import save_gate
 from dfs_rl.utils.run_folder import RunFolder
 
@@ -37,7 +37,7 @@ def digits() -> Dataset:
 
 def save_gate_of(seed, folder, backbone, budget=None):
     torch.manual_seed(seed)
-    gate = LayerwiseGate(
+    gate = MLPGate(
         backbone.feature_sizes, backbone.options, hidden=4, budget=budget, name="tiny gate"
     )
     save_gate(gate, folder.path / "gate")
@@ -125,8 +125,8 @@ def test_a_second_look_runs_nothing_until_something_changes(make_run, digits):
     assert third.summary.identity != first.summary.identity
     assert any("other weights" in text for text in said)
 
-    limits = SearchLimits(tables=7)
-    assert evaluate_run(run, dataset=digits, search=limits).summary.search.tables <= 7
+    search = SearchConfig(tables=7)
+    assert evaluate_run(run, dataset=digits, search=search).summary.search.tables <= 7
 
 
 @pytest.mark.parametrize("damage", ["{", '{"format": 1}', f'{{"format": {FORMAT}}}'])
@@ -153,14 +153,16 @@ def test_a_gate_for_all_budgets_is_turned_and_each_budget_has_files_of_its_own(m
     folder = make_run()
     backbone = load(folder.path).backbone
     torch.manual_seed(1)
-    dial = Dial(computations=(0.5, 60.0))
-    gate = LayerwiseGate(backbone.feature_sizes, backbone.options, hidden=4, dial=dial)
+    budget_conditioning = BudgetConditioning(computations=(0.5, 60.0))
+    gate = MLPGate(
+        backbone.feature_sizes, backbone.options, hidden=4, budget_conditioning=budget_conditioning
+    )
     save_gate(gate, folder.path / "gate")
-    short = SearchLimits(tables=4)
+    short = SearchConfig(tables=4)
     own = evaluate_run(folder, dataset=digits, search=short)
     low = evaluate_run(folder, dataset=digits, search=short, budget=0.5)
     assert (own.path.name, low.path.name) == ("summary.json", "summary-at-0.5.json")
-    assert low.outcomes.name == "outcomes-at-0.5.safetensors"
+    assert low.results_path.name == "outcomes-at-0.5.safetensors"
     names = {path.name for path in (folder.path / "plots").glob("*.png")}
     assert names == {*GATE_FILES, *(f"at-0.5-{name}" for name in GATE_FILES)}
     assert evaluate_run(folder, dataset=digits, search=short, budget=0.5).stored
@@ -265,11 +267,11 @@ def test_help_needs_no_torch():
 def test_what_evaluations_have_in_common_changes_no_figure(make_run, digits):
     alone, other = make_run(), make_run("train_gumbel")
     save_gate_of(7, other, load(other.path).backbone)
-    short = SearchLimits(tables=12)
+    short = SearchConfig(tables=12)
     expected = [evaluate_run(run, dataset=digits, search=short).summary for run in (alone, other)]
-    memory = Memory()
+    cache = EvaluationCache()
     for run, summary in zip((alone, other), expected, strict=True):
         (run.path / "summary.json").unlink()
-        found = evaluate_run(run, dataset=digits, search=short, memory=memory)
+        found = evaluate_run(run, dataset=digits, search=short, cache=cache)
         assert not found.stored
         assert found.summary == summary

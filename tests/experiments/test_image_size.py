@@ -16,7 +16,7 @@ from dfs_rl.envs.task import make_task
 from dfs_rl.experiments import evaluation
 from dfs_rl.utils.config import read_yaml
 from dfs_rl.utils.run_folder import RunFolder
-from tests.helpers.images import write_pictures
+from tests.helpers.images import write_image_folder
 
 SHAPE = ["--backbone", "resnet8", "--width", "4", "--bits", "0", "4", "32"]
 TINY = ["--timesteps", "300", "--num-envs", "32", "--threads", "1"]
@@ -24,7 +24,7 @@ TINY = ["--timesteps", "300", "--num-envs", "32", "--threads", "1"]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = write_pictures(tmp_path_factory.mktemp("sizes") / "pictures")
+    folder = write_image_folder(tmp_path_factory.mktemp("sizes") / "pictures")
     for name in ("dark/3.png", "dark/7.png", "light/5.png"):
         picture = Image.open(folder / name)
         picture.resize((20, 12)).save(folder / name)

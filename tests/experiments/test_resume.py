@@ -89,7 +89,7 @@ def make_config(
     algorithm: AlgorithmConfig,
     *,
     group: int = 4,
-    prices: tuple[float, float] | None = None,
+    cost_weight_range: tuple[float, float] | None = None,
     cotrain: CoTrainConfig | None = None,
     **changes: Any,
 ) -> TrainAgentConfig:
@@ -98,7 +98,7 @@ def make_config(
         "algo": name,
         name: algorithm,
         "timesteps": 8 * STEPS_PER_UPDATE,
-        "images_per_group": group,
+        "group_size": group,
         "num_envs": 16,
         "features": "all",
         "hidden": 4,
@@ -106,10 +106,10 @@ def make_config(
         "eval_every": 3 * STEPS_PER_UPDATE,
         "seed": 5,
     }
-    if prices is None:
+    if cost_weight_range is None:
         settings |= {"fixed_budget": True}
     else:
-        settings |= {"cost_weights": prices, "budget": 50.0}
+        settings |= {"cost_weight_range": cost_weight_range, "budget": 50.0}
     if cotrain is not None:
         settings |= {"backbone_mode": "co-train", "cotrain": cotrain}
     return TrainAgentConfig(**(settings | changes))
@@ -141,10 +141,12 @@ def give_backbone(run: RunFolder, dataset: Dataset) -> None:
         save_backbone(stored.backbone, stored.info, folder)
 
 
-def train(run: RunFolder, config: TrainAgentConfig, *watchers: BaseCallback) -> TrainingResult:
+def train(
+    run: RunFolder, config: TrainAgentConfig, *extra_callbacks: BaseCallback
+) -> TrainingResult:
     dataset = make_dataset()
     give_backbone(run, dataset)
-    return gate_training.train(config, dataset, run, "cpu", watchers=watchers)
+    return gate_training.train(config, dataset, run, "cpu", extra_callbacks=extra_callbacks)
 
 
 def train_and_be_killed(path: str, at: int) -> None:
@@ -171,16 +173,20 @@ def assert_equal_runs(first: RunFolder, second: RunFolder) -> None:
         make_config(PPOConfig(), group=1),
         make_config(A2CConfig()),
         make_config(PPOConfig(), cotrain=CoTrainConfig(batch_size=8)),
-        make_config(PPOConfig(), prices=PRICES, start="uniform"),
-        make_config(PPOConfig(), prices=PRICES, cotrain=CoTrainConfig(batch_size=8)),
-        make_config(MaskablePPOConfig(), hard_budget=80.0, cotrain=CoTrainConfig(batch_size=8)),
+        make_config(PPOConfig(), cost_weight_range=PRICES, start="uniform"),
+        make_config(PPOConfig(), cost_weight_range=PRICES, cotrain=CoTrainConfig(batch_size=8)),
+        make_config(
+            MaskablePPOConfig(), per_input_budget=80.0, cotrain=CoTrainConfig(batch_size=8)
+        ),
         make_config(TRPOConfig()),
-        make_config(RecurrentPPOConfig(), prices=PRICES),
+        make_config(RecurrentPPOConfig(), cost_weight_range=PRICES),
         make_config(RecurrentPPOConfig(), group=1),
         make_config(DQNConfig(gradient_steps=4), group=1),
         # Memory for two updates of eight.
         make_config(
-            QRDQNConfig(gradient_steps=4, buffer_size=2 * STEPS_PER_UPDATE), group=1, prices=PRICES
+            QRDQNConfig(gradient_steps=4, buffer_size=2 * STEPS_PER_UPDATE),
+            group=1,
+            cost_weight_range=PRICES,
         ),
     ],
     ids=[

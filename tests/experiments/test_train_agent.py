@@ -27,12 +27,12 @@ from dfs_rl.experiments.agent_training import (
     COMMAND,
     TrainAgentConfig,
     prices_of,
-    weights_of,
+    reward_weights_of,
 )
-from dfs_rl.experiments.backbone_resolver import BackboneChoice, find_backbone
+from dfs_rl.experiments.backbone_resolver import BackboneSpec, load_or_train_backbone
 from dfs_rl.experiments.gate_run import validation_interval
 from dfs_rl.experiments.gate_training import algorithm_of, make_gate
-from dfs_rl.gating.budget_conditioning import PriceRange
+from dfs_rl.gating.budget_conditioning import CostWeightRange
 from dfs_rl.gating.reward import RewardTerms, RewardWeights
 from dfs_rl.gating.storage import load_gate
 from dfs_rl.train_agent import main
@@ -40,7 +40,7 @@ from dfs_rl.training.supernet import SupernetConfig
 from dfs_rl.utils.config import config_to_dict, load_config, save_config
 from dfs_rl.utils.io import read_json
 from dfs_rl.utils.run_folder import RunFolder
-from tests.helpers.images import write_pictures
+from tests.helpers.images import write_image_folder
 
 TINY = ["--timesteps", "800", "--num-envs", "32", "--device", "cpu", "--precision", "float32"]
 
@@ -65,15 +65,15 @@ def test_a_run_folder_holds_all_that_is_needed_to_use_the_gate(finished: Path) -
     assert (finished / "summary.json").is_file()
     assert list((finished / "plots").glob("*.png"))
     stored = load_config(finished / "config.yaml", TrainAgentConfig)
-    assert (stored.cost_weight, stored.start, stored.images_per_group) == (20.0, "uniform", 1)
+    assert (stored.cost_weight, stored.start, stored.group_size) == (20.0, "uniform", 1)
 
 
 def test_the_gate_is_turned_to_its_price_and_can_be_turned_to_others(finished: Path) -> None:
     gate = load_gate(finished / "gate")
-    assert gate.dial is not None
-    prices = PriceRange(lowest=0.1, highest=30.0)
-    assert float(prices.weights(torch.tensor(gate.position))) == pytest.approx(20.0)
-    least, most = gate.dial.reach
+    assert gate.budget_conditioning is not None
+    cost_weight_range = CostWeightRange(lowest=0.1, highest=30.0)
+    assert float(cost_weight_range.at(torch.tensor(gate.preference))) == pytest.approx(20.0)
+    least, most = gate.budget_conditioning.budget_range
     digits = load_dataset("digits")
     model = dfs_rl.load(finished, budget=(least + most) / 2)
     _, trace = model(digits.val.images)
@@ -87,10 +87,12 @@ def test_a_budget_is_held_on_the_images_it_was_measured_on(tmp_path: Path) -> No
         load_gate(path / "gate"),
         dfs_rl.load(path)(load_dataset("digits").val.images),
     )
-    assert gate.dial is not None
-    assert gate.position == gate.dial.position_within(max(20.0, gate.dial.reach[0]))
-    if gate.position in (0.0, 1.0):  # else it lies between two measured positions
-        measured = gate.dial.computations[0 if gate.position == 0.0 else -1]
+    assert gate.budget_conditioning is not None
+    assert gate.preference == gate.budget_conditioning.preference_for_budget(
+        max(20.0, gate.budget_conditioning.budget_range[0])
+    )
+    if gate.preference in (0.0, 1.0):  # else it lies between two measured positions
+        measured = gate.budget_conditioning.computations[0 if gate.preference == 0.0 else -1]
         assert float(trace.computation.mean()) == pytest.approx(measured)
 
 
@@ -123,7 +125,7 @@ def test_a_run_never_goes_on_with_other_images(
     run = tmp_path / "run"
     shutil.copytree(finished, run)
     (run / "training.json").unlink()  # as if it had been killed before the end
-    other = write_pictures(tmp_path / "other")
+    other = write_image_folder(tmp_path / "other")
     assert main(["--resume", str(run), "--dataset", str(other)]) == 2
     assert f"{run} was begun on other images or splits" in sentence(capsys)
     backbone_folder(run / "backbone")
@@ -148,32 +150,32 @@ def test_cotraining_sees_as_many_images_and_changes_the_backbone(tmp_path: Path)
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--images-per-group", "5"], "images_per_group must divide num_envs"),
+        (["--group-size", "5"], "group_size must divide num_envs"),
         (["--timesteps", "0"], "timesteps is 0; it must be at least 1"),
         (["--dataset", "no/such/folder"], "no/such/folder"),
         (["--device", "abacus"], "device is 'abacus'"),
         (["--budget", "0.0001"], "budget 0.0001 % is not enough"),
-        (["--hard-budget", "0.0001"], "budget 0.0001 % is not enough"),
-        (["--hard-budget", "-1"], "hard_budget is -1.0; it must be above 0"),
+        (["--per-input-budget", "0.0001"], "budget 0.0001 % is not enough"),
+        (["--per-input-budget", "-1"], "per_input_budget is -1.0; it must be above 0"),
         (["--budget", "1", "--cost-weight", "5"], "budget is 1 and cost_weight is 5"),
         (["--budget", "1", "--fixed-budget"], "the gate learns for one price"),
         (["--cost-weight", "31"], "cost weight 31 is not among those"),
-        (["--cost-weights", "3", "4", "--fixed-budget"], "the gate learns for one price"),
+        (["--cost-weight-range", "3", "4", "--fixed-budget"], "the gate learns for one price"),
         (["--algo", "dqn", "--algorithm.buffer-size", "0"], "buffer_size is 0"),
-        (["--cost-weights", "5", "1"], "the cost weights run from 5 to 1"),
+        (["--cost-weight-range", "5", "1"], "the cost weights run from 5 to 1"),
         (["--backbone", "nowhere"], "nowhere"),
         (["--cost-weight", "-1"], "cost_weight is -1.0; it must be at least 0"),
         (["--algo", "sarsa"], "algo"),
         (["--hidden", "1000000000"], "hidden is 1000000000, which takes about "),
         (["--num-envs", "3000000000"], "num_envs is 3000000000, which takes about "),
-        (["--val-walks", "1000000000"], "val_walks is 1000000000, which takes about "),
+        (["--val-repeats", "1000000000"], "val_repeats is 1000000000, which takes about "),
         (["--threads", "100000"], "threads is 100000, but this machine has "),
         (["--seed", "-1"], "seed is -1; it must be at least 0"),
         (["--algo", "recurrent_ppo", "--budget", "2"], "budget 2 % is not enough"),
         (["--algorithm.batch-size", "7"], "batch_size is 7; it must divide the 192 decisions"),
         (
-            ["--algo", "dqn", "--images-per-group", "4"],
-            "images_per_group is 4, but DQN learns from",
+            ["--algo", "dqn", "--group-size", "4"],
+            "group_size is 4, but DQN learns from",
         ),
         (
             ["--algo", "dqn", "--algorithm.buffer-size", "9"],
@@ -229,36 +231,41 @@ def test_other_data_without_a_backbone_trains_one_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    write_pictures(tmp_path / "pictures")
+    write_image_folder(tmp_path / "pictures")
     flags = [*TINY, "--dataset", "pictures", "--supernet-epochs", "1"]
     assert main([*flags, "--run-dir", "first"]) == 0
     assert "training resnet20 on 'pictures' first" in capsys.readouterr().err
     first = load_backbone(tmp_path / "first" / "backbone").state_dict()
     for name in ("pictures", "moved"):  # by its images, whatever the data set is called
         (tmp_path / "pictures").rename(tmp_path / name)
-        choice = BackboneChoice(dataset=name, folder=None, epochs=1, device="cpu", threads=1)
-        again = find_backbone(choice, load_dataset(name)).backbone.state_dict()
+        choice = BackboneSpec(dataset=name, folder=None, epochs=1, device="cpu", threads=1)
+        again = load_or_train_backbone(choice, load_dataset(name)).backbone.state_dict()
         assert "using the one trained before" in capsys.readouterr().err
         assert all(torch.equal(value, again[key]) for key, value in first.items())
     assert len(list((tmp_path / "runs").iterdir())) == 1
 
 
 def test_reward_defaults_are_the_environments() -> None:
-    assert weights_of(TrainAgentConfig()) == RewardWeights()
+    assert reward_weights_of(TrainAgentConfig()) == RewardWeights()
 
 
 def test_a_gate_is_turned_to_the_usual_price_or_the_middle_of_prices_that_leave_it_out() -> None:
-    assert weights_of(TrainAgentConfig(cost_weights=(1.0, 10.0))).cost == 10.0
-    assert weights_of(TrainAgentConfig(cost_weights=(0.01, 0.04))).cost == pytest.approx(0.02)
-    assert weights_of(TrainAgentConfig(cost_weights=(0.01, 0.04), cost_weight=0.03)).cost == 0.03
-    config = TrainAgentConfig(cost_weights=(0.01, 0.04))
-    assert make_gate(config, default_digits()).position == pytest.approx(0.5)
+    assert reward_weights_of(TrainAgentConfig(cost_weight_range=(1.0, 10.0))).cost == 10.0
+    assert reward_weights_of(
+        TrainAgentConfig(cost_weight_range=(0.01, 0.04))
+    ).cost == pytest.approx(0.02)
+    assert (
+        reward_weights_of(TrainAgentConfig(cost_weight_range=(0.01, 0.04), cost_weight=0.03)).cost
+        == 0.03
+    )
+    config = TrainAgentConfig(cost_weight_range=(0.01, 0.04))
+    assert make_gate(config, default_digits()).preference == pytest.approx(0.5)
 
 
 def test_few_images_make_one_batch_of_the_backbone_that_is_trained_first() -> None:
     digits = load_dataset("digits")
     few = replace(digits, train=digits.train.subset(torch.arange(60)))
-    choice = BackboneChoice(dataset="x", folder=None, epochs=1, device="cpu", threads=1)
+    choice = BackboneSpec(dataset="x", folder=None, epochs=1, device="cpu", threads=1)
     assert choice.supernet_config(few).training.batch_size == 60
     assert choice.supernet_config(digits).training.batch_size == SupernetConfig.batch_size
 
@@ -267,12 +274,12 @@ def test_every_algorithm_has_its_settings_and_its_entry() -> None:
     names = set(get_args(AlgorithmName))
     assert names == ALGORITHMS.keys()
     for name in names:
-        config = TrainAgentConfig(algo=name, hard_budget=5.0)
+        config = TrainAgentConfig(algo=name, per_input_budget=5.0)
         assert type(config.algorithm) is ALGORITHMS[name].config_type
 
 
 def test_no_test_image_of_a_masked_gate_exceeds_the_budget(tmp_path: Path) -> None:
-    flags = ["--algo", "maskable_ppo", "--hard-budget", "4", "--cost-weight", "0.1"]
+    flags = ["--algo", "maskable_ppo", "--per-input-budget", "4", "--cost-weight", "0.1"]
     # Uniform options stay below the budget; a gate that begins indifferent is stopped by it.
     flags += ["--start", "indifferent"]
     assert main([*TINY, *flags, "--run-dir", str(tmp_path / "run")]) == 0
@@ -285,21 +292,21 @@ def test_flags_reach_the_training() -> None:
         algo="a2c",
         timesteps=4000,
         cost_weight=3.0,
-        cost_weights=(1.0, 9.0),
+        cost_weight_range=(1.0, 9.0),
         hidden=7,
-        hard_budget=2.0,
+        per_input_budget=2.0,
     )
     # What suits a uniform start:
     assert algorithm_of(config) == A2CConfig(
         learning_rate=0.03, final_learning_rate=0.0015, ent_coef=0.0
     )
     assert algorithm_of(replace(config, start="indifferent")).ent_coef == 0.03
-    assert weights_of(config).cost == 3.0
-    assert prices_of(config) == PriceRange(lowest=1.0, highest=9.0)
+    assert reward_weights_of(config).cost == 3.0
+    assert prices_of(config) == CostWeightRange(lowest=1.0, highest=9.0)
     assert validation_interval(config) == 200
     gate = make_gate(config, default_digits())
     assert (gate.hidden, gate.budget, gate.name) == (7, 2.0, "A2C")
-    assert gate.position == pytest.approx(0.5)
+    assert gate.preference == pytest.approx(0.5)
     assert prices_of(TrainAgentConfig(fixed_budget=True)) is None
 
 
@@ -310,12 +317,12 @@ def test_flags_reach_the_training() -> None:
         ({"start": "indifferent"}, 8),
         ({"backbone_mode": "co-train"}, 8),
         ({"init_gate": Path("gate")}, 8),
-        ({"images_per_group": 4}, 4),
+        ({"group_size": 4}, 4),
         ({"algo": "dqn"}, 1),
     ],
 )
 def test_images_are_walked_as_often_as_suits_where_a_gate_begins(settings, expected: int) -> None:
-    assert TrainAgentConfig(**settings).rollouts_per_image == expected
+    assert TrainAgentConfig(**settings).resolved_group_size == expected
 
 
 @pytest.mark.parametrize(
@@ -325,17 +332,17 @@ def test_images_are_walked_as_often_as_suits_where_a_gate_begins(settings, expec
         ({"start": "indifferent"}, ("indifferent", 8)),
         ({"backbone_mode": "co-train"}, ("indifferent", 8)),
         ({"init_gate": Path("gate")}, (None, 8)),  # it begins where that gate is
-        ({"images_per_group": 4}, ("uniform", 4)),
+        ({"group_size": 4}, ("uniform", 4)),
         ({"algo": "dqn"}, ("indifferent", 1)),
     ],
 )
 def test_a_run_stores_what_its_defaults_came_to(settings, stored) -> None:
     config = TrainAgentConfig(**settings)
-    settled = COMMAND.settle(config)
-    assert (settled.start, settled.images_per_group) == stored
-    assert COMMAND.settle(settled) == settled
-    assert algorithm_of(settled) == algorithm_of(config)
-    assert replace(settled, start=config.start, images_per_group=config.images_per_group) == config
+    resolved = COMMAND.with_resolved_defaults(config)
+    assert (resolved.start, resolved.group_size) == stored
+    assert COMMAND.with_resolved_defaults(resolved) == resolved
+    assert algorithm_of(resolved) == algorithm_of(config)
+    assert replace(resolved, start=config.start, group_size=config.group_size) == config
 
 
 def test_stored_settings_hold_the_chosen_algorithm_alone() -> None:
@@ -364,7 +371,7 @@ def test_every_setting_survives_the_run_folders_yaml(tmp_path: Path) -> None:
     config = TrainAgentConfig(
         backbone=tmp_path,
         budget=1.5,
-        cost_weights=(2.0, 20.0),
+        cost_weight_range=(2.0, 20.0),
         hidden=9,
         reward=RewardTerms(cost_timing="terminal"),
         algorithm=PPOConfig(n_epochs=2),

@@ -27,7 +27,7 @@ from dfs_rl.training.supernet import SupernetConfig
 from dfs_rl.utils.checkpoint import load_tensors
 from dfs_rl.utils.config import load_config
 from dfs_rl.utils.run_folder import RunFolder
-from tests.helpers.images import write_pictures
+from tests.helpers.images import write_image_folder
 
 TINY = [
     "--backbone",
@@ -322,12 +322,12 @@ def test_a_finished_run_is_shown_again_and_not_trained(tmp_path, capsys):
 
 
 def test_a_run_goes_on_where_its_data_moved_to_but_not_on_other_data(tmp_path, capsys):
-    run, first = tmp_path / "run", write_pictures(tmp_path / "first")
+    run, first = tmp_path / "run", write_image_folder(tmp_path / "first")
     flags = [*TINY, "--dataset", str(first), "--run-dir", str(run)]
     assert main([*flags, "--epochs", "1"]) == 0
     shutil.rmtree(run / "backbone")  # as if it had been killed before the end
     first.rename(tmp_path / "moved")
-    other = write_pictures(tmp_path / "other", seed=1)
+    other = write_image_folder(tmp_path / "other", seed=1)
     capsys.readouterr()
     assert main(["--resume", str(run), "--dataset", str(other)]) == 2
     assert "was begun on other images or splits" in capsys.readouterr().err

@@ -104,7 +104,7 @@ def test_the_folder_of_a_backbone_is_never_written_to(into, finished, tmp_path, 
     assert contents(tmp_path) == original
 
 
-@pytest.mark.usefixtures("stranger")
+@pytest.mark.usefixtures("no_allowed_constructors")
 def test_a_users_network_gets_its_weights_and_an_untrained_one_is_warned_of(capsys):
     write("ownnets")
     trusted_import.trust_constructor("ownnets:make")

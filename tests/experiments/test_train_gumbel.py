@@ -24,7 +24,7 @@ from dfs_rl.data import channel_statistics, load_dataset
 from dfs_rl.experiments.gate_run import validation_interval
 from dfs_rl.experiments.gumbel_training import build_gate
 from dfs_rl.experiments.supervised_training import TrainGumbelConfig
-from dfs_rl.gating.networks import LayerwiseGate, LearnedGate, OneShotGate, RecurrentGate
+from dfs_rl.gating.networks import LearnedGate, LSTMGate, MLPGate, OneShotGate
 from dfs_rl.gating.storage import load_gate
 from dfs_rl.train_gumbel import main
 from dfs_rl.utils.config import load_config, save_config
@@ -65,7 +65,7 @@ def test_a_run_folder_holds_all_that_is_needed_to_use_the_gate(finished: Path) -
     assert {"gate", "static_table", "cascade", "patterns"} <= {m["key"] for m in summary["methods"]}
     stored = load_config(finished / "config.yaml", TrainGumbelConfig)
     assert stored.start == "uniform"  # what the default came to
-    made = {"ff": LayerwiseGate, "lstm": RecurrentGate}[stored.gate]
+    made = {"ff": MLPGate, "lstm": LSTMGate}[stored.gate]
     assert isinstance(load_gate(finished / "gate"), made)
     # 32 images of 6 layers are 192 timesteps, so 1000 take 6 batches; six options were tried and one walk was imitated before.
     seen = {"gate": 6 * 32 + 7 * 2048, "backbone": 0}
@@ -128,20 +128,20 @@ def test_flags_reach_the_training() -> None:
     backbone = default_digits()
     config = TrainGumbelConfig(method="dfs", gate="lstm", timesteps=4000, hidden=7, budget=2.0)
     gate = build_gate(config, backbone)
-    assert isinstance(gate, RecurrentGate)
-    assert (gate.hidden, gate.name, gate.dial) == (7, "DFS LSTM", None)
+    assert isinstance(gate, LSTMGate)
+    assert (gate.hidden, gate.name, gate.budget_conditioning) == (7, "DFS LSTM", None)
     assert gate.feature_sizes == confidence_sizes(backbone.feature_sizes)
     assert validation_interval(config) == 200
     once = build_gate(TrainGumbelConfig(method="blockdrop"), backbone)
     assert isinstance(once, OneShotGate)
     assert once.feature_sizes == tuple(backbone.feature_sizes)
-    assert build_gate(TrainGumbelConfig(), backbone).dial is not None
+    assert build_gate(TrainGumbelConfig(), backbone).budget_conditioning is not None
 
 
 @pytest.mark.parametrize(
     ("flags", "kind", "bits", "name"),
     [
-        (["--method", "skipnet"], LayerwiseGate, {0, 32}, "SkipNet FF"),
+        (["--method", "skipnet"], MLPGate, {0, 32}, "SkipNet FF"),
         (["--method", "blockdrop"], OneShotGate, {0, 2, 3, 4, 8, 32}, "BlockDrop"),
     ],
     ids=["skipnet", "blockdrop"],
@@ -154,7 +154,7 @@ def test_gates_of_the_literature_are_trained_evaluated_and_loaded(
     gate = load_gate(path / "gate")
     assert isinstance(gate, kind)
     assert {gate.options[choice] for choice in gate.choices} == bits
-    assert (gate.name, gate.dial) == (name, None)
+    assert (gate.name, gate.budget_conditioning) == (name, None)
     model = dfs_rl.load(path)
     _, trace = model(load_dataset("digits").test.images[:40])
     assert set(trace.bits.flatten().tolist()) <= bits
@@ -166,7 +166,7 @@ def test_cotraining_counts_its_images_and_keeps_the_backbone_that_was(tmp_path: 
     path = tmp_path / "run"
     flags = ["--method", "dfs", "--backbone-mode", "co-train", "--cotrain.batch-size", "32"]
     # Everything is within this budget, so that the gate is kept that comes last; three steps lead it through the first phase.
-    eager = ["--training.learning-rate", "0.1", "--training.price", "1", "--budget", "101"]
+    eager = ["--training.learning-rate", "0.1", "--training.multiplier", "1", "--budget", "101"]
     longer = ["4000" if word == "1000" else word for word in TINY]
     assert main([*longer, *flags, *eager, "--run-dir", str(path)]) == 0
     # Half of 4000 are the gate's, in batches of 192: 11, of which those after the first phase teach the backbone.

@@ -10,7 +10,7 @@ from dfs_rl import compare
 from dfs_rl.backbones import default_digits
 from dfs_rl.costs import BitOptions, CostTable
 from dfs_rl.data import load_dataset
-from dfs_rl.evaluation.evaluator import evaluate_table
+from dfs_rl.evaluation.evaluator import evaluate_static_table
 from dfs_rl.experiments.static_search import search_timesteps
 from dfs_rl.experiments.static_training import TrainStaticConfig
 from dfs_rl.gating.base import TableGate
@@ -40,7 +40,9 @@ def test_a_run_folder_holds_a_table_within_the_budget(finished: Path) -> None:
     assert float(trace.computation.max()) <= 1.0
     summary = read_json(finished / "summary.json")
     first = summary["methods"][0]
-    records = evaluate_table(default_digits().prepare(), digits.test, gate.table, name="t")
+    records = evaluate_static_table(
+        default_digits().to_inference(), digits.test, gate.table, name="t"
+    )
     assert first["accuracy"] == pytest.approx(records.accuracy)
     assert {"static_table", "cascade"} <= {m["key"] for m in summary["methods"]}
 

@@ -19,7 +19,7 @@ from dfs_rl import (
 from dfs_rl.utils.trusted_import import call_constructor, trust_constructor
 from tests.helpers.custom_models import write
 
-pytestmark = pytest.mark.usefixtures("stranger")
+pytestmark = pytest.mark.usefixtures("no_allowed_constructors")
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,8 @@ def test_bad_constructors_and_weights_are_refused_in_a_sentence(flags, sentence,
         (
             {},
             (
-                "it lacks 0.weight, 0.bias, 1.conv.weight and 15 more; it has, but the model has not, net.0.weight, net.0.bias, "
+                "it lacks 0.weight, 0.bias, 1.conv.weight and 15 more; it has, but the model has "
+                "not, net.0.weight, net.0.bias, "
                 "net.1.conv.weight and 15 more"
             ),
         ),
@@ -75,7 +76,8 @@ def test_bad_constructors_and_weights_are_refused_in_a_sentence(flags, sentence,
         (
             {"prefix": "", "classes": 7},
             "; ".join(
-                f"size mismatch for {name}: copying a param with shape torch.Size({theirs}) from checkpoint, the shape in current model "
+                f"size mismatch for {name}: copying a param with shape torch.Size({theirs}) from "
+                "checkpoint, the shape in current model "
                 f"is torch.Size({ours})"
                 for name, theirs, ours in (("5.weight", [7, 4], [10, 4]), ("5.bias", [7], [10]))
             ),
@@ -110,7 +112,8 @@ def test_a_constructor_that_fails_is_told_of_in_a_sentence(function, reason, cul
     numbers = [n for n, line in enumerate(lines, start=1) if culprit and culprit in line]
     place = f" ({Path('ownnets.py').resolve()}, line {numbers[0]})" if numbers else ""
     assert refusal(train_static.main, ["--backbone", f"ownnets:{function}"]) == (
-        f"error: constructor ownnets:{function} fails: {reason}{place}; it must be a function that works without arguments and returns "
+        f"error: constructor ownnets:{function} fails: {reason}{place}; it must be a function that "
+        "works without arguments and returns "
         "a torch.nn.Module or a backbone."
     )
 
@@ -127,7 +130,8 @@ def test_a_module_that_cannot_be_imported_is_told_of_in_a_sentence(text, reason,
     path = Path("ownnets.py").resolve()
     path.write_text(text, encoding="utf-8")
     assert refusal(train_static.main, ["--backbone", "ownnets:make"]) == (
-        f"error: constructor ownnets:make cannot be imported: {reason} ({path}, line {line}); module ownnets must be in "
+        f"error: constructor ownnets:make cannot be imported: {reason} ({path}, line {line}); "
+        "module ownnets must be in "
         f"{path.parent} or be installed, and have make."
     )
 

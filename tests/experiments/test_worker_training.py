@@ -74,7 +74,7 @@ def _train_without_ray(path: Path, *, stop: bool = False) -> bool:
         trainer.follow()
         return True
     request = StopRequest()
-    request.made = stop
+    request.requested = stop
     if path.exists():
         run = RunFolder.open(path, KIND)
     else:

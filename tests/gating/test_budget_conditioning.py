@@ -10,25 +10,29 @@ from hypothesis import strategies as st
 
 from dfs_rl.errors import ConfigError
 from dfs_rl.gating.budget_conditioning import (
+    BudgetConditioning,
     BudgetRange,
-    Dial,
-    PriceRange,
-    even_positions,
-    measured_positions,
+    CostWeightRange,
+    low_discrepancy_preferences,
+    preference_grid,
 )
 
 RANGES = st.tuples(st.floats(1e-3, 10.0), st.floats(1.01, 1e3)).map(lambda r: (r[0], r[0] * r[1]))
 
 
 @given(RANGES, st.floats(0.0, 1.0))
-def test_a_price_and_its_position_are_each_others_inverse(range_, position):
-    prices = PriceRange(lowest=range_[0], highest=range_[1])
-    weight = float(prices.weights(torch.tensor([position], dtype=torch.float64))[0])
+def test_a_price_and_its_position_are_each_others_inverse(range_, preference):
+    cost_weight_range = CostWeightRange(lowest=range_[0], highest=range_[1])
+    weight = float(cost_weight_range.at(torch.tensor([preference], dtype=torch.float64))[0])
     # By hand: equal steps are equal ratios, from the highest price down.
-    by_hand = math.exp(math.log(range_[1]) + position * (math.log(range_[0]) - math.log(range_[1])))
+    by_hand = math.exp(
+        math.log(range_[1]) + preference * (math.log(range_[0]) - math.log(range_[1]))
+    )
     assert weight == pytest.approx(by_hand, rel=1e-9)
-    inside = min(max(weight, prices.lowest), prices.highest)  # the ends may be rounded across
-    assert prices.position(inside) == pytest.approx(position, abs=1e-6)
+    inside = min(
+        max(weight, cost_weight_range.lowest), cost_weight_range.highest
+    )  # the ends may be rounded across
+    assert cost_weight_range.preference(inside) == pytest.approx(preference, abs=1e-6)
 
 
 @given(
@@ -36,17 +40,17 @@ def test_a_price_and_its_position_are_each_others_inverse(range_, position):
     st.floats(0.05, 80.0),
 )
 def test_a_budget_is_never_exceeded_where_cost_rises_with_the_position(computations, budget):
-    dial = Dial(computations=tuple(computations))
+    budget_conditioning = BudgetConditioning(computations=tuple(computations))
     if budget < computations[0]:
         with pytest.raises(ConfigError, match="less than this gate can be turned down to"):
-            dial.position_within(budget)
+            budget_conditioning.preference_for_budget(budget)
         return
-    position = dial.position_within(budget)
+    preference = budget_conditioning.preference_for_budget(budget)
     grid = np.linspace(0.0, 1.0, len(computations))
-    cost = math.exp(np.interp(position, grid, np.log(computations)))  # numpy's own interpolation
+    cost = math.exp(np.interp(preference, grid, np.log(computations)))  # numpy's own interpolation
     assert cost <= budget * (1 + 1e-6)
-    if position < 1.0:  # and no further position is within it
-        beyond = math.exp(np.interp(position + 1e-3, grid, np.log(computations)))
+    if preference < 1.0:  # and no further position is within it
+        beyond = math.exp(np.interp(preference + 1e-3, grid, np.log(computations)))
         assert beyond > budget or cost == pytest.approx(beyond)
 
 
@@ -54,67 +58,73 @@ def test_a_budget_is_never_exceeded_where_cost_rises_with_the_position(computati
     st.lists(st.floats(0.1, 50.0), min_size=2, max_size=20),
     st.floats(0.0, 1.0),
 )
-def test_what_a_position_costs_is_interpolated_on_the_logarithm(computations, position):
+def test_what_a_position_costs_is_interpolated_on_the_logarithm(computations, preference):
     grid = np.linspace(0.0, 1.0, len(computations))
-    by_numpy = math.exp(np.interp(position, grid, np.log(computations)))
-    dial = Dial(computations=tuple(computations))
-    assert dial.computation_at(position) == pytest.approx(by_numpy, rel=1e-6)
+    by_numpy = math.exp(np.interp(preference, grid, np.log(computations)))
+    budget_conditioning = BudgetConditioning(computations=tuple(computations))
+    assert budget_conditioning.computation_at(preference) == pytest.approx(by_numpy, rel=1e-6)
 
 
 @given(st.data(), st.integers(2, 12), st.floats(0.0, 1.0))
-def test_uneven_positions_are_interpolated_between_as_well(data, n, position):
+def test_uneven_positions_are_interpolated_between_as_well(data, n, preference):
     costs = st.lists(st.floats(0.1, 50.0), min_size=n, max_size=n).map(sorted)
     computations = data.draw(costs)
     inner = st.floats(0.01, 0.99)
     between = data.draw(st.lists(inner, min_size=n - 2, max_size=n - 2, unique=True))
-    positions = (0.0, *sorted(between), 1.0)
-    dial = Dial(computations=tuple(computations), positions=positions)
-    by_numpy = math.exp(np.interp(position, positions, np.log(computations)))
-    assert dial.computation_at(position) == pytest.approx(by_numpy, rel=1e-6)
-    turned = dial.position_within(by_numpy * (1 + 1e-9))
-    assert math.exp(np.interp(turned, positions, np.log(computations))) == pytest.approx(by_numpy)
+    preferences = (0.0, *sorted(between), 1.0)
+    budget_conditioning = BudgetConditioning(
+        computations=tuple(computations), preferences=preferences
+    )
+    by_numpy = math.exp(np.interp(preference, preferences, np.log(computations)))
+    assert budget_conditioning.computation_at(preference) == pytest.approx(by_numpy, rel=1e-6)
+    turned = budget_conditioning.preference_for_budget(by_numpy * (1 + 1e-9))
+    assert math.exp(np.interp(turned, preferences, np.log(computations))) == pytest.approx(by_numpy)
 
 
 @pytest.mark.parametrize(
-    "positions",
+    "preferences",
     [(0.0, 1.0), (0.0, 0.5, 0.5, 1.0), (0.1, 0.5, 1.0), (0.0, 0.5, 0.9), (0.0, 2.0, 1.0)],
 )
-def test_positions_go_up_from_0_to_1_one_for_each_figure(positions):
+def test_positions_go_up_from_0_to_1_one_for_each_figure(preferences):
     with pytest.raises(ConfigError, match=r"the dial's positions are .*; needed are 3, from 0 up"):
-        Dial(computations=(1.0, 2.0, 3.0), positions=positions)
+        BudgetConditioning(computations=(1.0, 2.0, 3.0), preferences=preferences)
 
 
 def test_a_budget_above_everything_turns_it_all_the_way():
-    assert Dial(computations=(0.5, 0.9)).position_within(7.0) == 1.0
+    assert BudgetConditioning(computations=(0.5, 0.9)).preference_for_budget(7.0) == 1.0
 
 
 def test_between_two_measured_positions_the_logarithm_is_linear():
-    dial = Dial(computations=(1.0, 4.0, 8.0))
-    assert dial.position_within(2.0) == pytest.approx(0.25)
-    assert dial.position_within(4.0) == pytest.approx(0.5)
+    budget_conditioning = BudgetConditioning(computations=(1.0, 4.0, 8.0))
+    assert budget_conditioning.preference_for_budget(2.0) == pytest.approx(0.25)
+    assert budget_conditioning.preference_for_budget(4.0) == pytest.approx(0.5)
 
 
 def test_where_the_cheapest_end_is_not_the_cheapest_a_cheap_position_is_found():
-    dial = Dial(computations=(1.2, 1.0, 2.0))
-    assert dial.reach == (1.0, 2.0)
-    assert dial.position_within(1.0) == 0.5
-    assert dial.position_within(1.1) == pytest.approx(0.5 + 0.5 * math.log2(1.1))
+    budget_conditioning = BudgetConditioning(computations=(1.2, 1.0, 2.0))
+    assert budget_conditioning.budget_range == (1.0, 2.0)
+    assert budget_conditioning.preference_for_budget(1.0) == 0.5
+    assert budget_conditioning.preference_for_budget(1.1) == pytest.approx(
+        0.5 + 0.5 * math.log2(1.1)
+    )
 
 
 @given(st.lists(st.floats(0.01, 100.0), min_size=2, max_size=17))
 def test_what_a_gate_can_be_turned_down_to_it_can_be_turned_to(computations):
-    dial = Dial(computations=tuple(computations))
-    least = dial.reach[0]
+    budget_conditioning = BudgetConditioning(computations=tuple(computations))
+    least = budget_conditioning.budget_range[0]
     last = max(i for i, cost in enumerate(computations) if cost == least)
-    assert dial.position_within(least) == pytest.approx(last / (len(computations) - 1))
+    assert budget_conditioning.preference_for_budget(least) == pytest.approx(
+        last / (len(computations) - 1)
+    )
 
 
 def test_budgets_are_spaced_by_equal_ratios():
-    budgets = BudgetRange(lowest=0.5, highest=8.0).budgets(torch.tensor([0.0, 0.25, 0.5, 1.0]))
+    budgets = BudgetRange(lowest=0.5, highest=8.0).at(torch.tensor([0.0, 0.25, 0.5, 1.0]))
     torch.testing.assert_close(budgets, torch.tensor([0.5, 1.0, 2.0, 8.0]))
 
 
-@pytest.mark.parametrize("kind", [PriceRange, BudgetRange])
+@pytest.mark.parametrize("kind", [CostWeightRange, BudgetRange])
 @pytest.mark.parametrize(("lowest", "highest"), [(0.0, 1.0), (10.0, 10.0), (1.0, math.inf)])
 def test_impossible_ranges_are_refused(kind, lowest, highest):
     with pytest.raises(ConfigError, match=rf"run from {lowest:g}( %)? to {highest:g}"):
@@ -124,24 +134,24 @@ def test_impossible_ranges_are_refused(kind, lowest, highest):
 @pytest.mark.parametrize("computations", [(1.0,), (1.0, -1.0), (math.nan, 1.0)])
 def test_impossible_measurements_are_refused(computations):
     with pytest.raises(ConfigError, match="the dial's computations are"):
-        Dial(computations=computations)
+        BudgetConditioning(computations=computations)
 
 
 def test_prices_out_of_range_and_costs_never_measured_are_refused():
     with pytest.raises(ConfigError, match=r"cost weight 11 is not among .*, 1 to 10"):
-        PriceRange(lowest=1.0, highest=10.0).position(11.0)
+        CostWeightRange(lowest=1.0, highest=10.0).preference(11.0)
     with pytest.raises(ConfigError, match="was not measured"):
-        Dial().position_within(1.0)
+        BudgetConditioning().preference_for_budget(1.0)
 
 
 @pytest.mark.parametrize("n", [64, 500])
 def test_images_are_spread_evenly_in_whatever_order_they_come(n):
-    positions = even_positions(n).numpy()
+    preferences = low_discrepancy_preferences(n).numpy()
     # Every stretch of the dial has its share of the images, and so has every stretch within any half of them.
-    for part in (positions, positions[: n // 2], positions[n // 2 :], positions[::2]):
+    for part in (preferences, preferences[: n // 2], preferences[n // 2 :], preferences[::2]):
         counts = np.histogram(part, bins=8, range=(0.0, 1.0))[0]
         assert abs(counts - len(part) / 8).max() <= 2
 
 
 def test_the_measured_positions_reach_both_ends():
-    assert measured_positions(5) == (0.0, 0.25, 0.5, 0.75, 1.0)
+    assert preference_grid(5) == (0.0, 0.25, 0.5, 0.75, 1.0)

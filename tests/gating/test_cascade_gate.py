@@ -10,13 +10,13 @@ from dfs_rl.costs import BitOptions
 from dfs_rl.data import ImageSet
 from dfs_rl.errors import CheckpointError, ConfigError
 from dfs_rl.evaluation.baselines.cascade import Cascade, run_cascade
-from dfs_rl.evaluation.evaluator import evaluate_gate, evaluate_table
+from dfs_rl.evaluation.evaluator import evaluate_gate, evaluate_static_table
 from dfs_rl.gating.base import Gate, TableGate
 from dfs_rl.gating.cascade import CascadeGate, confidence
 from dfs_rl.gating.model import GatedModel
 from dfs_rl.gating.rollout import rollout
 from dfs_rl.gating.storage import load_gate, save_gate
-from tests.helpers.toy_backbone import BITS, ToyBackbone, answer_alone, toy_images
+from tests.helpers.toy_backbone import BITS, ToyBackbone, run_alone_with_exits, toy_images
 
 MENU = BitOptions(BITS)
 FIRST, SECOND = (1, 0, 2, 1), (3, 3, 3, 2)
@@ -25,7 +25,7 @@ N = 40
 
 def median_confidence(backbone, images):
     """A threshold that half of the images stay below."""
-    alone = [answer_alone(backbone, image, FIRST).logits for image in images]
+    alone = [run_alone_with_exits(backbone, image, FIRST).logits for image in images]
     return confidence(torch.stack(alone)).median().item()
 
 
@@ -37,12 +37,12 @@ def test_the_unsure_run_again_and_pay_for_both_passes():
     backbone, images = ToyBackbone(), toy_images(N)
     threshold = median_confidence(backbone, images)
     logits, trace = GatedModel(backbone, made(threshold))(images)
-    assert 0 < int(trace.again.sum()) < N
+    assert 0 < int(trace.escalated.sum()) < N
     for i, image in enumerate(images):
-        first = answer_alone(backbone, image, FIRST)
+        first = run_alone_with_exits(backbone, image, FIRST)
         again = bool(first.logits.double().softmax(0).max() < threshold)
-        answer = answer_alone(backbone, image, SECOND) if again else first
-        assert bool(trace.again[i]) is again
+        answer = run_alone_with_exits(backbone, image, SECOND) if again else first
+        assert bool(trace.escalated[i]) is again
         assert torch.equal(logits[i], answer.logits)
         assert trace.options[i].tolist() == answer.options
         macs = answer.macs + (first.macs if again else 0.0)
@@ -60,13 +60,15 @@ def test_only_the_unsure_are_run_again():
 @pytest.mark.parametrize(("threshold", "again"), [(0.0, 0), (1.5, N)])
 def test_none_or_all_run_again_at_the_ends(threshold, again):
     _, trace = GatedModel(ToyBackbone(), made(threshold))(toy_images(N))
-    assert int(trace.again.sum()) == again
+    assert int(trace.escalated.sum()) == again
 
 
 def test_it_does_what_evaluation_makes_of_two_whole_passes():
     backbone = ToyBackbone()
     images = ImageSet(toy_images(N), torch.arange(N) % 3)
-    uniform = [evaluate_table(backbone, images, (o,) * 4, name=str(o)) for o in range(len(BITS))]
+    uniform = [
+        evaluate_static_table(backbone, images, (o,) * 4, name=str(o)) for o in range(len(BITS))
+    ]
     threshold = uniform[1].confidence.median().item()
     expected = run_cascade(uniform, Cascade(1, 3, threshold))
     gate = CascadeGate((1,) * 4, (3,) * 4, threshold=threshold, options=MENU)
@@ -81,9 +83,9 @@ def test_it_does_what_evaluation_makes_of_two_whole_passes():
 
 
 def test_it_says_what_it_does():
-    assert made(0.7).words == "2-0-4-2 bit, then 8-8-8-4 bit below a confidence of 0.7"
+    assert made(0.7).description == "2-0-4-2 bit, then 8-8-8-4 bit below a confidence of 0.7"
     alone = CascadeGate((1,) * 4, (3,) * 4, threshold=0.0, options=MENU)
-    assert alone.words == "2 bit for all"
+    assert alone.description == "2 bit for all"
 
 
 def test_tables_and_cascades_do_not_pay_for_a_look(monkeypatch):

@@ -10,12 +10,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from dfs_rl.costs import BitOptions
 from dfs_rl.errors import CheckpointError, ConfigError
 from dfs_rl.gating.base import TableGate
-from dfs_rl.gating.networks import LayerwiseGate, LearnedGate, OneShotGate, RecurrentGate
+from dfs_rl.gating.networks import LearnedGate, LSTMGate, MLPGate, OneShotGate
 from dfs_rl.gating.storage import load_gate, save_gate
 from tests.helpers.toy_backbone import CHANNELS
 
 MENU = BitOptions((0, 2, 4, 8))
-KINDS = [LayerwiseGate, RecurrentGate, OneShotGate]
+KINDS = [MLPGate, LSTMGate, OneShotGate]
 CHOICES = [(0,), (3,), (0, 3), (1, 2), (0, 1, 3)]
 
 
@@ -100,7 +100,7 @@ def test_a_saved_gate_may_still_choose_the_same_alone(
 
 
 def test_a_gate_for_the_whole_menu_is_stored_as_ever(tmp_path: Path) -> None:
-    gate = make_gate(LayerwiseGate, (0, 1, 2, 3))
+    gate = make_gate(MLPGate, (0, 1, 2, 3))
     save_gate(gate, tmp_path)
     assert "choices" not in json.loads((tmp_path / "gate.json").read_text())
     again = load_gate(tmp_path)
@@ -111,4 +111,4 @@ def test_a_gate_for_the_whole_menu_is_stored_as_ever(tmp_path: Path) -> None:
 @pytest.mark.parametrize("choices", [(), (0, 4), (2, 1), (1, 1), (-1, 0)])
 def test_choices_that_are_not_on_the_menu_are_refused(choices: tuple[int, ...]) -> None:
     with pytest.raises(ConfigError, match=r"choices are \[.*from 0 to 3"):
-        LayerwiseGate(CHANNELS, MENU, choices=choices)
+        MLPGate(CHANNELS, MENU, choices=choices)

@@ -12,12 +12,19 @@ from dfs_rl.costs import BitOptions
 from dfs_rl.errors import CheckpointError, ConfigError
 from dfs_rl.gating.action_masks import action_masks, clamp_options, gated_budget
 from dfs_rl.gating.base import RandomGate, TableGate
-from dfs_rl.gating.early_exit import Walkers
+from dfs_rl.gating.early_exit import ActiveBatch
 from dfs_rl.gating.model import GatedModel
-from dfs_rl.gating.networks import KnownExits, LayerwiseGate, RecurrentGate, known_exits
+from dfs_rl.gating.networks import ExitInfo, LSTMGate, MLPGate, exit_info
 from dfs_rl.gating.rollout import rollout
 from dfs_rl.gating.storage import load_gate, save_gate
-from tests.helpers.toy_backbone import BITS, CHANNELS, MACS, ToyBackbone, answer_alone, toy_images
+from tests.helpers.toy_backbone import (
+    BITS,
+    CHANNELS,
+    MACS,
+    ToyBackbone,
+    run_alone_with_exits,
+    toy_images,
+)
 
 LEAVE = len(BITS)
 places = st.lists(st.integers(0, 3), min_size=1, max_size=4, unique=True).map(sorted)
@@ -32,14 +39,14 @@ action_rows = st.lists(
 def test_a_batch_walks_as_each_of_its_images_alone(rows, after):
     backbone = ToyBackbone(exits=after)
     images, actions = toy_images(len(rows)), torch.tensor(rows)
-    walkers = Walkers(backbone, images)
-    while walkers.walking:
-        walkers.advance(walkers.pick(actions[:, walkers.state.layer]))
-    logits, options, spent = walkers.answers()[1:]
-    alone = [answer_alone(backbone, i, row) for i, row in zip(images, rows, strict=True)]
+    active = ActiveBatch(backbone, images)
+    while active.unfinished:
+        active.advance(active.gather(actions[:, active.state.layer]))
+    logits, options, spent = active.outputs()[1:]
+    alone = [run_alone_with_exits(backbone, i, row) for i, row in zip(images, rows, strict=True)]
     assert torch.equal(logits, torch.stack([one.logits for one in alone]))
     assert options.tolist() == [one.options for one in alone]
-    assert torch.equal(options, backbone.costs.closed(actions))
+    assert torch.equal(options, backbone.costs.canonicalize(actions))
     assert spent.tolist() == pytest.approx(backbone.costs.fractions(options).tolist(), abs=1e-15)
     computation = backbone.costs.computation(options)
     assert computation.tolist() == pytest.approx([one.macs / 10 for one in alone])
@@ -50,9 +57,9 @@ def test_nothing_runs_for_images_that_have_left():
     backbone = ToyBackbone(exits=(1, 2))
     rows = [[3, LEAVE, 3, 3], [3, 3, LEAVE, 3], [3, LEAVE, 3, 3], [3, 3, 3, 3], [3, 3, LEAVE, 3]]
     actions = torch.tensor(rows)
-    walkers = Walkers(backbone, toy_images(5))
-    while walkers.walking:
-        walkers.advance(walkers.pick(actions[:, walkers.state.layer]))
+    active = ActiveBatch(backbone, toy_images(5))
+    while active.unfinished:
+        active.advance(active.gather(actions[:, active.state.layer]))
     assert [layer.seen for layer in backbone.layers] == [[(8, 5)], [(8, 3)], [(8, 1)], [(8, 1)]]
     assert backbone.answered == [(1, 2), (2, 2)]
 
@@ -66,18 +73,16 @@ def test_a_walk_ends_when_all_have_left():
 
 
 def learned(kind, after):
-    torch.manual_seed(
-        {LayerwiseGate: 1, RecurrentGate: 7}[kind]
-    )  # gates that do some of everything
+    torch.manual_seed({MLPGate: 1, LSTMGate: 7}[kind])  # gates that do some of everything
     backbone = ToyBackbone(exits=after)
-    gate = kind(CHANNELS, BitOptions(BITS), hidden=4, feature_macs=6.0, exits=known_exits(backbone))
+    gate = kind(CHANNELS, BitOptions(BITS), hidden=4, feature_macs=6.0, exits=exit_info(backbone))
     with torch.no_grad():
         for parameter in gate.parameters():  # chooses differently for different images
             parameter.mul_(4.0 if parameter.dim() > 1 else 0.0)
     return backbone, gate
 
 
-@pytest.mark.parametrize("kind", [LayerwiseGate, RecurrentGate])
+@pytest.mark.parametrize("kind", [MLPGate, LSTMGate])
 @pytest.mark.parametrize("budget", [None, 72.0])
 def test_a_learned_gate_decides_the_same_in_any_batch(kind, budget):
     backbone, gate = learned(kind, (1, 2, 3))
@@ -91,7 +96,7 @@ def test_a_learned_gate_decides_the_same_in_any_batch(kind, budget):
         assert torch.equal(alone.logits[0], together.logits[i])
 
 
-@pytest.mark.parametrize("kind", [LayerwiseGate, RecurrentGate])
+@pytest.mark.parametrize("kind", [MLPGate, LSTMGate])
 def test_a_gate_counts_for_the_layers_that_it_is_asked_about(kind):
     backbone, gate = learned(kind, (1, 2, 3))
     own, looks = gate.layer_macs, backbone.layer_feature_macs
@@ -106,17 +111,19 @@ def test_a_gate_counts_for_the_layers_that_it_is_asked_about(kind):
     assert gate.least_macs == pytest.approx(by_hand[0])
     trace = GatedModel(backbone, gate)(toy_images(9))[1]
     expected = backbone.costs.computation(
-        trace.options, gate_macs=gate.macs_taken(backbone.costs.walked(trace.options))
+        trace.options, gate_macs=gate.macs_taken(backbone.costs.n_layers_run(trace.options))
     )
     assert torch.equal(trace.computation, expected)
     assert trace.bits.tolist() == [
         [BITS[o] if o < LEAVE else 0 for o in row] for row in trace.options.tolist()
     ]
-    assert trace.walked.tolist() == [sum(o < LEAVE for o in row) for row in trace.options.tolist()]
+    assert trace.n_layers_run.tolist() == [
+        sum(o < LEAVE for o in row) for row in trace.options.tolist()
+    ]
 
 
 def test_to_leave_where_there_is_no_exit_is_the_cheapest_option_with_a_budget_and_without():
-    backbone, gate = learned(LayerwiseGate, (3,))
+    backbone, gate = learned(MLPGate, (3,))
     with torch.no_grad():
         for network in gate.networks:
             network[2].weight.zero_()
@@ -133,7 +140,7 @@ def test_to_leave_where_there_is_no_exit_is_the_cheapest_option_with_a_budget_an
 def test_masks_agree_with_trying_every_completion(menu, after, budget, gate_macs):
     costs = ToyBackbone(menu, exits=after).costs
     leave = costs.exit_action
-    every = costs.closed(
+    every = costs.canonicalize(
         torch.tensor(list(itertools.product(range(costs.n_actions), repeat=4)))
     ).unique(dim=0)
     computation = costs.computation(every, gate_macs=gate_macs)
@@ -188,7 +195,7 @@ def test_every_gate_keeps_to_a_budget(menu):
     assert free.max() > 3.1 >= held.max()
 
 
-@pytest.mark.parametrize("kind", [LayerwiseGate, RecurrentGate])
+@pytest.mark.parametrize("kind", [MLPGate, LSTMGate])
 def test_a_stored_gate_still_leaves(kind, tmp_path):
     backbone, gate = learned(kind, (1, 3))
     save_gate(gate, tmp_path)
@@ -196,7 +203,7 @@ def test_a_stored_gate_still_leaves(kind, tmp_path):
     assert (
         again.exits
         == gate.exits
-        == KnownExits(after=(1, 3), layer_feature_macs=backbone.layer_feature_macs)
+        == ExitInfo(after=(1, 3), layer_feature_macs=backbone.layer_feature_macs)
     )
     images = toy_images(20)
     assert torch.equal(
@@ -217,6 +224,6 @@ def test_a_stored_table_still_leaves(tmp_path):
 
 
 def test_a_gate_that_leaves_chooses_from_the_whole_menu():
-    known = KnownExits(after=(1,), layer_feature_macs=(0.0,) * len(MACS))
+    known = ExitInfo(after=(1,), layer_feature_macs=(0.0,) * len(MACS))
     with pytest.raises(ConfigError, match="chooses from the whole menu"):
-        LayerwiseGate(CHANNELS, BitOptions(BITS), choices=(0, 3), exits=known)
+        MLPGate(CHANNELS, BitOptions(BITS), choices=(0, 3), exits=known)

@@ -3,15 +3,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dfs_rl.gating.execution import finish, start, step
+from dfs_rl.gating.execution import run_head, run_layer, run_stem
 from tests.helpers.toy_backbone import (
     BITS,
     MACS,
     RISES_AT,
     ToyBackbone,
     ToyLayer,
+    run_alone,
     toy_images,
-    walk_alone,
 )
 
 option_rows = st.lists(
@@ -19,10 +19,10 @@ option_rows = st.lists(
 )
 
 
-def walk(backbone, images, options, *, reuse):
-    state = start(backbone, images)
+def run_layers(backbone, images, options, *, reuse):
+    state = run_stem(backbone, images)
     for layer in range(len(MACS)):
-        state = step(backbone, state, options[:, layer], reuse=reuse)
+        state = run_layer(backbone, state, options[:, layer], reuse=reuse)
     return state
 
 
@@ -39,10 +39,10 @@ def test_a_batch_walks_as_each_of_its_images_alone(rows, reuse, grad, channels_l
     if channels_last:
         images = images.contiguous(memory_format=torch.channels_last)
     with torch.set_grad_enabled(grad):
-        state = walk(backbone, images, torch.tensor(rows), reuse=reuse)
-        logits = finish(backbone, state)
+        state = run_layers(backbone, images, torch.tensor(rows), reuse=reuse)
+        logits = run_head(backbone, state)
     expected = torch.stack(
-        [walk_alone(backbone, image, row) for image, row in zip(images, rows, strict=True)]
+        [run_alone(backbone, image, row) for image, row in zip(images, rows, strict=True)]
     )
     assert torch.equal(state.hidden, expected)
     assert torch.equal(logits, backbone.head(expected))
@@ -56,10 +56,10 @@ def test_a_batch_walks_as_each_of_its_images_alone(rows, reuse, grad, channels_l
 @torch.no_grad()
 def test_each_group_runs_once_and_skipped_samples_only_where_the_shape_changes():
     backbone = ToyBackbone()
-    state = start(backbone, toy_images(6))
+    state = run_stem(backbone, toy_images(6))
     options = torch.tensor([3, 0, 1, 0, 3, 3])
     for layer in range(4):
-        state = step(backbone, state, options)
+        state = run_layer(backbone, state, options)
         shortcut_alone = [(0, 2)] if layer == RISES_AT else []
         assert sorted(backbone.layers[layer].seen) == [*shortcut_alone, (2, 1), (8, 3)]
 
@@ -76,21 +76,21 @@ def test_a_layer_that_runs_a_part_when_it_is_skipped_gets_its_skipped_samples(re
     backbone = ToyBackbone()
     backbone.layers = [Adaptive(layer.weight, rises=layer.rises) for layer in backbone.layers]
     rows = [[0, 1, 2, 0], [3, 0, 0, 0], [0, 0, 3, 1], [1, 2, 0, 3]]
-    state = walk(backbone, toy_images(4), torch.tensor(rows), reuse=reuse)
-    alone = [walk_alone(backbone, i, row) for i, row in zip(toy_images(4), rows, strict=True)]
+    state = run_layers(backbone, toy_images(4), torch.tensor(rows), reuse=reuse)
+    alone = [run_alone(backbone, i, row) for i, row in zip(toy_images(4), rows, strict=True)]
     assert torch.equal(state.hidden, torch.stack(alone))
 
 
 @torch.no_grad()
 def test_an_earlier_state_survives_unless_reuse_is_asked_for():
     backbone = ToyBackbone()
-    state = start(backbone, toy_images(5))
+    state = run_stem(backbone, toy_images(5))
     before = state.hidden.clone()
     options = torch.tensor([0, 1, 2, 3, 1])
-    kept = step(backbone, state, options)
+    kept = run_layer(backbone, state, options)
     assert torch.equal(state.hidden, before)
     assert state.options.eq(0).all()
-    overwritten = step(backbone, state, options, reuse=True)
+    overwritten = run_layer(backbone, state, options, reuse=True)
     assert torch.equal(kept.hidden, overwritten.hidden)
     assert overwritten.hidden.data_ptr() == state.hidden.data_ptr()
 
@@ -103,7 +103,9 @@ def test_images_are_never_written_to():
 
     images = toy_images(4).float()
     before = images.clone()
-    walk(Transparent(), images, torch.tensor([[0, 1, 2, 3]] * 2 + [[3, 2, 1, 0]] * 2), reuse=True)
+    run_layers(
+        Transparent(), images, torch.tensor([[0, 1, 2, 3]] * 2 + [[3, 2, 1, 0]] * 2), reuse=True
+    )
     assert torch.equal(images, before)
 
 
@@ -111,10 +113,10 @@ def test_gradients_equal_those_of_each_image_alone():
     rows = [[0, 1, 2, 3], [3, 3, 0, 1], [2, 0, 3, 0], [1, 1, 1, 1]]
     images = toy_images(len(rows))
     grouped, alone = ToyBackbone(), ToyBackbone()
-    finish(
-        grouped, walk(grouped, images, torch.tensor(rows), reuse=False)
+    run_head(
+        grouped, run_layers(grouped, images, torch.tensor(rows), reuse=False)
     ).square().sum().backward()
     for image, row in zip(images, rows, strict=True):
-        alone.head(walk_alone(alone, image, row)[None]).square().sum().backward()
+        alone.head(run_alone(alone, image, row)[None]).square().sum().backward()
     for ours, theirs in zip(grouped.weights, alone.weights, strict=True):
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-5, atol=0)

@@ -7,15 +7,15 @@ from torch.utils.flop_counter import FlopCounterMode
 from dfs_rl.costs import BitOptions
 from dfs_rl.errors import CheckpointError, ConfigError
 from dfs_rl.gating.base import Gate, RandomGate, TableGate
-from dfs_rl.gating.budget_conditioning import Dial
-from dfs_rl.gating.networks import LayerwiseGate, RecurrentGate
+from dfs_rl.gating.budget_conditioning import BudgetConditioning
+from dfs_rl.gating.networks import LSTMGate, MLPGate
 from dfs_rl.gating.storage import load_gate, save_gate
 from tests.helpers.toy_backbone import CHANNELS
 
 MENU = BitOptions((0, 2, 4, 8))
 
 
-@pytest.fixture(params=[LayerwiseGate, RecurrentGate], ids=["layerwise", "recurrent"])
+@pytest.fixture(params=[MLPGate, LSTMGate], ids=["mlp", "lstm"])
 def gate(request):
     torch.manual_seed(0)
     return request.param(CHANNELS, MENU, hidden=5, budget=1.5, name="ppo")
@@ -27,12 +27,12 @@ def test_macs_are_what_a_counter_counts(gate):
         for layer in range(len(CHANNELS)):
             gate.decide(features, layer, context)
     assert gate.macs == counter.get_total_flops() / 2
-    cell = 4 * 5 * (5 + 5) if isinstance(gate, RecurrentGate) else 0
+    cell = 4 * 5 * (5 + 5) if isinstance(gate, LSTMGate) else 0
     assert gate.macs == sum((c + 3) * 5 + cell + 5 * 4 for c in CHANNELS)
 
 
 def test_a_layer_sees_its_own_channels_only():
-    gate = LayerwiseGate(CHANNELS, MENU, hidden=5)
+    gate = MLPGate(CHANNELS, MENU, hidden=5)
     features, context = torch.randn(6, max(CHANNELS)), torch.rand(6, 3)
     disturbed = features.clone()
     disturbed[:, CHANNELS[0] :] += 100.0
@@ -45,7 +45,7 @@ def test_a_layer_sees_its_own_channels_only():
 
 
 def test_a_recurrent_gate_is_torchs_lstm_and_forgets_at_reset():
-    gate = RecurrentGate(CHANNELS, MENU, hidden=5)
+    gate = LSTMGate(CHANNELS, MENU, hidden=5)
     features, context = torch.randn(6, max(CHANNELS)), torch.rand(len(CHANNELS), 6, 3)
     walks = []
     for _ in range(2):
@@ -79,24 +79,28 @@ def test_a_saved_gate_comes_back_the_same(gate, tmp_path):
 
 
 def test_a_saved_gate_with_a_dial_stays_where_it_was_turned_to(tmp_path):
-    dial = Dial(computations=(0.5, 0.75, 3.0), positions=(0.0, 0.75, 1.0))
-    gate = LayerwiseGate(CHANNELS, MENU, hidden=5, dial=dial, position=0.25)
+    budget_conditioning = BudgetConditioning(
+        computations=(0.5, 0.75, 3.0), preferences=(0.0, 0.75, 1.0)
+    )
+    gate = MLPGate(
+        CHANNELS, MENU, hidden=5, budget_conditioning=budget_conditioning, preference=0.25
+    )
     save_gate(gate, tmp_path)
     again = load_gate(tmp_path)
-    assert (again.dial, again.position) == (dial, 0.25)
-    assert again.positions(3, torch.device("cpu")).tolist() == [0.25] * 3
+    assert (again.budget_conditioning, again.preference) == (budget_conditioning, 0.25)
+    assert again.preferences(3, torch.device("cpu")).tolist() == [0.25] * 3
     record = json.loads((tmp_path / "gate.json").read_text())
     for damage in (
-        {"dial": 3},
-        {"dial": {}},
-        {"dial": {"positions": []}},
-        {"dial": {"positions": [0.0, 1.0]}},
-        {"dial": {"computations": [0.5, 0.75, 3.0], "positions": [0.0, 1.0]}},
-        {"dial": {"computations": [0.5, 0.75], "reach": [0.5, 0.75]}},
-        {"dial": {"computations": [0.0, 1.0]}},
-        {"dial": {"computations": ["1", "2"]}},
-        {"position": 1.5},
-        {"dial": None},  # its weights are for four numbers of context
+        {"budget_conditioning": 3},
+        {"budget_conditioning": {}},
+        {"budget_conditioning": {"preferences": []}},
+        {"budget_conditioning": {"preferences": [0.0, 1.0]}},
+        {"budget_conditioning": {"computations": [0.5, 0.75, 3.0], "preferences": [0.0, 1.0]}},
+        {"budget_conditioning": {"computations": [0.5, 0.75], "reach": [0.5, 0.75]}},
+        {"budget_conditioning": {"computations": [0.0, 1.0]}},
+        {"budget_conditioning": {"computations": ["1", "2"]}},
+        {"preference": 1.5},
+        {"budget_conditioning": None},  # its weights are for four numbers of context
     ):
         (tmp_path / "gate.json").write_text(json.dumps(record | damage))
         with pytest.raises(CheckpointError, match=r"gate\.(json|safetensors)"):
@@ -168,7 +172,7 @@ def test_a_stored_table_comes_back_the_same_without_weights(tmp_path):
         {"table": "3012"},
         {"bits": [8, 2]},
         {"bits": []},
-        {"kind": "layerwise"},
+        {"kind": "mlp"},
         {"format": 99},
     ],
 )
@@ -204,7 +208,7 @@ def test_bad_gates_are_refused():
     with pytest.raises(ConfigError, match="sum to 1"):
         RandomGate(torch.tensor([[0.5, 0.6]]), seed=0)
     with pytest.raises(ConfigError, match="width is 0"):
-        LayerwiseGate(CHANNELS, MENU, hidden=0)
+        MLPGate(CHANNELS, MENU, hidden=0)
 
 
 def test_all_gates_satisfy_the_protocol(gate):

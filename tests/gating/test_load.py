@@ -15,9 +15,9 @@ from dfs_rl.data import ChannelStatistics, ImageSet
 from dfs_rl.data.decode import fit_picture
 from dfs_rl.errors import CheckpointError, ConfigError, DataError
 from dfs_rl.gating.base import RandomGate, TableGate
-from dfs_rl.gating.budget_conditioning import Dial
+from dfs_rl.gating.budget_conditioning import BudgetConditioning
 from dfs_rl.gating.model import GatedModel
-from dfs_rl.gating.networks import LayerwiseGate
+from dfs_rl.gating.networks import MLPGate
 from dfs_rl.gating.rollout import rollout
 from dfs_rl.gating.storage import save_gate
 from dfs_rl.training.calibration import measure_features
@@ -47,7 +47,7 @@ def run(tmp_path):
     backbone = network()
     info = BackboneInfo(dataset="noise", fingerprint="0" * 16, class_names=tuple("abcdefghij"))
     save_backbone(backbone, info, tmp_path / "backbone")
-    gate = LayerwiseGate(backbone.feature_sizes, BitOptions(BITS), hidden=4)
+    gate = MLPGate(backbone.feature_sizes, BitOptions(BITS), hidden=4)
     with torch.no_grad():
         for parameter in gate.parameters():
             parameter.mul_(5.0)
@@ -78,7 +78,7 @@ def test_an_image_is_treated_the_same_in_any_batch(run):
 
 def test_the_frozen_form_agrees_with_the_training_form(run):
     frozen, frozen_trace = dfs_rl.load(run)(images())
-    trained, trained_trace = dfs_rl.load(run, prepare=False)(images())
+    trained, trained_trace = dfs_rl.load(run, inference_form=False)(images())
     same = (frozen_trace.bits == trained_trace.bits).all(dim=1)
     assert same.float().mean() > 0.9  # a rounding may fall the other way, and a choice with it
     torch.testing.assert_close(frozen[same], trained[same], atol=0.05, rtol=0.05)
@@ -88,7 +88,8 @@ def test_loading_needs_torch_alone(run):
     code = (
         "import sys, dfs_rl\n"
         f"model = dfs_rl.load({str(run)!r})\n"
-        "banned = {'stable_baselines3', 'dfs_rl.agents', 'dfs_rl.envs.task', 'ray', 'matplotlib', 'datasets'}\n"
+        "banned = {'stable_baselines3', 'dfs_rl.agents', 'dfs_rl.envs.task', 'ray', 'matplotlib', "
+        "'datasets'}\n"
         "sys.exit(str(banned & set(sys.modules)) if banned & set(sys.modules) else 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -98,7 +99,7 @@ def test_loading_needs_torch_alone(run):
 def test_the_budget_that_was_trained_for_is_kept(run):
     backbone = network()
     cheapest = 100 * backbone.costs.fixed_cost()
-    gate = LayerwiseGate(backbone.feature_sizes, BitOptions(BITS), hidden=1, budget=cheapest + 8.0)
+    gate = MLPGate(backbone.feature_sizes, BitOptions(BITS), hidden=1, budget=cheapest + 8.0)
     with torch.no_grad():
         for network_ in gate.networks:
             network_[2].bias.copy_(torch.tensor([0.0, 0.0, 0.0, 100.0]))
@@ -108,10 +109,12 @@ def test_the_budget_that_was_trained_for_is_kept(run):
     assert (trace.bits == 8).any()
 
 
-def turnable_gate(backbone):
+def conditioned_gate(backbone):
     """At the bottom of its dial it skips everything, at the top it takes 8 bit, whatever it sees."""
-    dial = Dial(computations=(2.0, 4.0, 8.0))
-    gate = LayerwiseGate(backbone.feature_sizes, BitOptions(BITS), hidden=1, dial=dial)
+    budget_conditioning = BudgetConditioning(computations=(2.0, 4.0, 8.0))
+    gate = MLPGate(
+        backbone.feature_sizes, BitOptions(BITS), hidden=1, budget_conditioning=budget_conditioning
+    )
     with torch.no_grad():
         for first, _, last in gate.networks:
             first.weight.zero_()
@@ -123,7 +126,7 @@ def turnable_gate(backbone):
 
 
 def test_a_budget_turns_a_gate_for_all_budgets(run):
-    save_gate(turnable_gate(network()), run / "gate")
+    save_gate(conditioned_gate(network()), run / "gate")
     assert (dfs_rl.load(run, budget=8.0)(images())[1].bits == 8).all()
     model = dfs_rl.load(run, budget=2.0)
     assert (model(images())[1].bits == 0).all()
@@ -139,10 +142,10 @@ def test_a_gate_for_one_budget_is_not_turned(run):
 
 
 def test_positions_may_differ_between_the_images_of_a_batch():
-    backbone = network().prepare()
-    gate = turnable_gate(backbone)
-    positions = torch.tensor([0.0, 1.0] * 12)
-    walked = rollout(backbone, gate, images(), positions=positions)
+    backbone = network().to_inference()
+    gate = conditioned_gate(backbone)
+    preferences = torch.tensor([0.0, 1.0] * 12)
+    walked = rollout(backbone, gate, images(), preferences=preferences)
     assert (walked.options[::2] == 0).all()
     assert (walked.options[1::2] == len(BITS) - 1).all()
 
@@ -150,14 +153,14 @@ def test_positions_may_differ_between_the_images_of_a_batch():
 def test_incomplete_or_foreign_folders_are_refused(run, tmp_path):
     with pytest.raises(CheckpointError, match="no folder 'backbone'"):
         dfs_rl.load(tmp_path / "nothing")
-    save_gate(LayerwiseGate((4, 4, 8), BitOptions((0, 2)), hidden=4), run / "gate")
+    save_gate(MLPGate((4, 4, 8), BitOptions((0, 2)), hidden=4), run / "gate")
     with pytest.raises(CheckpointError, match=r"chooses from \[0, 2\] bit"):
         dfs_rl.load(run)
 
 
 def test_a_gated_walk_equals_the_whole_network_at_those_bits():
     backbone = network((0, 2, 4, 8, 32))
-    frozen = backbone.prepare()
+    frozen = backbone.to_inference()
     table = [4, 1, 3]
     logits, _ = GatedModel(frozen, TableGate(table))(images())
     with torch.no_grad():
@@ -166,7 +169,7 @@ def test_a_gated_walk_equals_the_whole_network_at_those_bits():
 
 
 def test_frozen_walks_do_not_depend_on_their_batch():
-    frozen = network().prepare()
+    frozen = network().to_inference()
     gate = RandomGate(torch.full((3, 4), 0.25), seed=0)
     together = rollout(frozen, gate, images())
     for i in range(0, 24, 5):
@@ -207,7 +210,10 @@ def test_floats_and_bytes_of_the_same_images_have_the_same_answer(run):
         ({"dtype": torch.int32}, r"torch\.int32; .*torch\.float32 or torch\.bfloat16"),
         ({"dtype": torch.float16}, r"torch\.float16"),
         ({"dtype": "float32"}, "'float32'"),
-        ({"dtype": torch.bfloat16, "prepare": False}, r"training form computes in torch\.float32"),
+        (
+            {"dtype": torch.bfloat16, "inference_form": False},
+            r"training form computes in torch\.float32",
+        ),
         ({"device": "tpu"}, "'tpu'.*'auto' and 'cpu'"),
         ({"device": torch.device("meta")}, "meta"),
         ({"device": None}, "None"),
@@ -217,7 +223,7 @@ def test_floats_and_bytes_of_the_same_images_have_the_same_answer(run):
     ],
 )
 def test_what_cannot_be_loaded_that_way_is_refused(run, settings, named):
-    save_gate(turnable_gate(network()), run / "gate")
+    save_gate(conditioned_gate(network()), run / "gate")
     with pytest.raises(ConfigError, match=named):
         dfs_rl.load(run, **settings)
 
@@ -229,7 +235,7 @@ def test_a_folder_is_named_by_its_path():
 
 def test_the_frozen_form_refuses_a_type_that_it_cannot_compute_in():
     with pytest.raises(ConfigError, match=r"torch\.int32; .*torch\.float32 or torch\.bfloat16"):
-        network().prepare(torch.int32)
+        network().to_inference(torch.int32)
 
 
 def resizing(run):

@@ -3,14 +3,14 @@ import math
 import pytest
 import torch
 
-from dfs_rl.gating.execution import start, step
+from dfs_rl.gating.execution import run_layer, run_stem
 from dfs_rl.gating.observation import cost_scale, observe
 from tests.helpers.toy_backbone import CHANNELS, MACS, ToyBackbone, toy_images
 
 
 def test_features_are_standard_deviations_from_the_layers_mean_padded_with_zeros():
     backbone = ToyBackbone()
-    state = start(backbone, toy_images(3))
+    state = run_stem(backbone, toy_images(3))
     seen = observe(backbone, state, budget=None)
     assert seen.layer == 0
     assert seen.features.shape == (3, max(CHANNELS))
@@ -26,14 +26,16 @@ def test_features_are_standard_deviations_from_the_layers_mean_padded_with_zeros
 def test_features_are_clipped():
     backbone = ToyBackbone()
     backbone.feature_std.fill_(1e-3)
-    seen = observe(backbone, start(backbone, toy_images(4)), budget=None)
+    seen = observe(backbone, run_stem(backbone, toy_images(4)), budget=None)
     assert seen.features.abs().amax() == 10.0
 
 
 def test_a_channel_without_spread_does_not_divide_by_zero():
     backbone = ToyBackbone()
     backbone.feature_std.zero_()
-    assert observe(backbone, start(backbone, toy_images(4)), budget=None).features.isfinite().all()
+    assert (
+        observe(backbone, run_stem(backbone, toy_images(4)), budget=None).features.isfinite().all()
+    )
 
 
 @pytest.mark.parametrize("bits", [0, 2, 4, 8, 32])
@@ -46,7 +48,7 @@ def test_cost_scale_is_the_logarithm_of_the_equivalent_uniform_bits(bits):
 
 def test_context_holds_spent_budget_and_previous_option():
     backbone = ToyBackbone()
-    state = start(backbone, toy_images(2))
+    state = run_stem(backbone, toy_images(2))
     fixed = (160 * (8 / 32) ** 2 + 16) / sum(MACS)
     budget = 100 * ((4 / 32) ** 2 + fixed)  # leaves what uniform 4 bit costs
     begin = observe(backbone, state, budget=budget).context
@@ -57,7 +59,7 @@ def test_context_holds_spent_budget_and_previous_option():
     dearer = observe(backbone, state, budget=budget + 100 * 40 / sum(MACS), gate_macs=40.0)
     torch.testing.assert_close(dearer.context, begin)
 
-    state = step(backbone, state, torch.tensor([0, 3]))
+    state = run_layer(backbone, state, torch.tensor([0, 3]))
     after = observe(backbone, state, budget=None).context
     spent = MACS[0] / sum(MACS) * (8 / 32) ** 2
     expected = math.log2(1 + 32 * math.sqrt(spent)) / math.log2(33)
@@ -66,9 +68,9 @@ def test_context_holds_spent_budget_and_previous_option():
 
 def test_after_the_last_layer_only_the_context_is_left():
     backbone = ToyBackbone()
-    state = start(backbone, toy_images(2))
+    state = run_stem(backbone, toy_images(2))
     for _ in MACS:
-        state = step(backbone, state, torch.tensor([1, 2]))
+        state = run_layer(backbone, state, torch.tensor([1, 2]))
     seen = observe(backbone, state, budget=None)
     assert seen.layer == len(MACS) - 1
     assert seen.features.eq(0).all()

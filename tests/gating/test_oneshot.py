@@ -56,7 +56,7 @@ def test_a_walk_that_ended_is_forgotten(gate: OneShotGate) -> None:
 
 
 def test_a_stored_gate_steers_a_network_as_before(tmp_path: Path) -> None:
-    backbone = network().prepare()
+    backbone = network().to_inference()
     torch.manual_seed(1)
     gate = OneShotGate(backbone.feature_sizes, BitOptions(BITS), hidden=4, budget=60.0)
     with torch.no_grad():

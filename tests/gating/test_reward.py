@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dfs_rl.errors import ConfigError
-from dfs_rl.gating.reward import RewardWeights, judge, step_cost, terminal_reward
+from dfs_rl.gating.reward import RewardWeights, score_predictions, step_cost, terminal_reward
 
 LOGITS = torch.tensor([[2.0, 0.0], [0.0, 0.0], [-50.0, 50.0]])
 LABELS = torch.tensor([0, 1, 0])
@@ -16,10 +16,10 @@ P_FIRST = 1 / (1 + math.exp(-2.0))
 
 
 def test_verdict_closed_form():
-    verdict = judge(LOGITS, LABELS)
-    assert verdict.prediction.tolist() == [0, 0, 1]
-    assert verdict.correct.tolist() == [True, False, False]
-    assert verdict.log_likelihood.tolist() == pytest.approx(
+    scores = score_predictions(LOGITS, LABELS)
+    assert scores.prediction.tolist() == [0, 0, 1]
+    assert scores.correct.tolist() == [True, False, False]
+    assert scores.log_likelihood.tolist() == pytest.approx(
         [math.log(P_FIRST), math.log(0.5), -100.0]
     )
 
@@ -29,7 +29,7 @@ def test_terminal_reward_closed_form():
         accuracy=0.7, log_likelihood=0.4, log_likelihood_floor=-2.0, cost=3.0, overshoot=5.0
     )
     spent = torch.tensor([0.1, 0.2, 0.3], dtype=torch.float64)
-    reward = terminal_reward(weights, judge(LOGITS, LABELS), spent, gated_budget=0.15)
+    reward = terminal_reward(weights, score_predictions(LOGITS, LABELS), spent, gated_budget=0.15)
     expected = [
         0.7 + 0.4 * math.log(P_FIRST) / 2.0,
         0.4 * math.log(0.5) / 2.0 - 5.0 * 0.05,
@@ -41,7 +41,7 @@ def test_terminal_reward_closed_form():
 def test_without_a_budget_nothing_overshoots():
     weights = RewardWeights(accuracy=0.0, log_likelihood=0.0, overshoot=100.0)
     assert terminal_reward(
-        weights, judge(LOGITS, LABELS), torch.ones(3).double(), gated_budget=None
+        weights, score_predictions(LOGITS, LABELS), torch.ones(3).double(), gated_budget=None
     ).tolist() == [0, 0, 0]
 
 
@@ -53,7 +53,8 @@ def test_the_return_does_not_depend_on_when_cost_is_charged(costs, price):
         weights = RewardWeights(cost=price, cost_timing=timing)
         steps = sum(-step_cost(weights, torch.tensor([c] * 3, dtype=torch.float64)) for c in costs)
         returns.append(
-            steps + terminal_reward(weights, judge(LOGITS, LABELS), spent, gated_budget=None)
+            steps
+            + terminal_reward(weights, score_predictions(LOGITS, LABELS), spent, gated_budget=None)
         )
     torch.testing.assert_close(returns[0], returns[1])
 
@@ -72,10 +73,10 @@ def test_the_return_stays_in_the_documented_range(logits, accuracy, likelihood, 
         overshoot=2.0,
         cost_timing="terminal",
     )
-    verdict = judge(torch.tensor([logits]), torch.tensor([0]))
+    scores = score_predictions(torch.tensor([logits]), torch.tensor([0]))
     reward = float(
         terminal_reward(
-            weights, verdict, torch.tensor([spent], dtype=torch.float64), gated_budget=0.0
+            weights, scores, torch.tensor([spent], dtype=torch.float64), gated_budget=0.0
         )
     )
     assert -(likelihood + 10.0 + 2.0) - 1e-9 <= reward <= accuracy + 1e-9

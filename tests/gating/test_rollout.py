@@ -4,9 +4,9 @@ import torch
 from dfs_rl.costs import BitOptions
 from dfs_rl.errors import CheckpointError, ConfigError, DataError
 from dfs_rl.gating.base import RandomGate, TableGate
-from dfs_rl.gating.execution import start, step
+from dfs_rl.gating.execution import run_layer, run_stem
 from dfs_rl.gating.model import GatedModel
-from dfs_rl.gating.networks import LayerwiseGate
+from dfs_rl.gating.networks import MLPGate
 from dfs_rl.gating.observation import observe
 from dfs_rl.gating.rollout import rollout
 from tests.helpers.toy_backbone import (
@@ -15,14 +15,14 @@ from tests.helpers.toy_backbone import (
     IMAGE_SHAPE,
     MACS,
     ToyBackbone,
+    run_alone,
     toy_images,
-    walk_alone,
 )
 
 
 def learned(seed=0):
     torch.manual_seed(seed)
-    gate = LayerwiseGate(CHANNELS, BitOptions(BITS), hidden=4)
+    gate = MLPGate(CHANNELS, BitOptions(BITS), hidden=4)
     with torch.no_grad():
         for parameter in gate.parameters():
             parameter.mul_(4.0)  # large enough to choose different options for different images
@@ -32,7 +32,7 @@ def learned(seed=0):
 def test_a_table_runs_as_each_image_alone():
     backbone, images, table = ToyBackbone(), toy_images(5), [3, 0, 2, 1]
     result = rollout(backbone, TableGate(table), images)
-    expected = torch.stack([walk_alone(backbone, image, table) for image in images])
+    expected = torch.stack([run_alone(backbone, image, table) for image in images])
     assert torch.equal(result.logits, backbone.head(expected))
     assert result.options.tolist() == [table] * 5
     assert result.first_pass is None
@@ -43,10 +43,10 @@ def test_a_learned_gate_decides_the_same_in_any_batch():
     together = rollout(backbone, gate, images)
     assert len(together.options.unique(dim=0)) > 1
     for i in range(16):
-        state = start(backbone, images[i : i + 1])
+        state = run_stem(backbone, images[i : i + 1])
         for layer in range(4):
             seen = observe(backbone, state, budget=None)
-            state = step(backbone, state, gate.decide(seen.features, layer, seen.context))
+            state = run_layer(backbone, state, gate.decide(seen.features, layer, seen.context))
         assert torch.equal(state.options[0], together.options[i])
 
 
@@ -69,7 +69,7 @@ def test_a_budget_is_kept_with_the_gate_counted():
 
 def test_within_a_budget_a_learned_gate_takes_the_best_allowed_option_and_others_the_dearest():
     backbone, images = ToyBackbone(), toy_images(3)
-    gate = LayerwiseGate(CHANNELS, BitOptions(BITS), hidden=1)
+    gate = MLPGate(CHANNELS, BitOptions(BITS), hidden=1)
     with torch.no_grad():
         for network in gate.networks:
             network[2].weight.zero_()
@@ -109,8 +109,8 @@ def test_float_images_in_0_1_equal_uint8_ones():
 @pytest.mark.parametrize(
     ("gate", "complaint"),
     [
-        (LayerwiseGate(CHANNELS, BitOptions((0, 2, 4))), r"chooses from \[0, 2, 4\] bit"),
-        (LayerwiseGate((2, 2, 4), BitOptions(BITS)), r"reads \[2, 2, 4\] features"),
+        (MLPGate(CHANNELS, BitOptions((0, 2, 4))), r"chooses from \[0, 2, 4\] bit"),
+        (MLPGate((2, 2, 4), BitOptions(BITS)), r"reads \[2, 2, 4\] features"),
         (TableGate([0, 0, 0, 0], options=BitOptions((0, 2, 4))), r"chooses from \[0, 2, 4\] bit"),
         (TableGate([0, 0, 0]), "needs 4 options"),
         (TableGate([0, 0, 0, 4]), "from 0 to 3"),

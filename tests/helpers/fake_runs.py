@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 
 from dfs_rl.evaluation.comparison_records import EvaluatedRun
-from dfs_rl.evaluation.per_image_results import Outcome, Outcomes
+from dfs_rl.evaluation.per_image_results import PerImageResults, SplitResults
 from dfs_rl.evaluation.summary import EvaluationSummary, MethodSummary
 
 N = 200
@@ -28,9 +28,9 @@ FIXED = {"uniform_0": (20, 0.1), "uniform_2": (120, 0.5), "full": (190, 100.0)}
 """How many of 200 images are right, and the computation."""
 
 
-def outcome(right: int, computation: float) -> Outcome:
+def per_image_results(right: int, computation: float) -> PerImageResults:
     correct = (torch.arange(N) < right).float()
-    return Outcome(correct, torch.full((N,), computation))
+    return PerImageResults(correct, torch.full((N,), computation))
 
 
 def mcnemar(won: int, lost: int) -> float:
@@ -41,14 +41,14 @@ def mcnemar(won: int, lost: int) -> float:
 
 def with_right(run: EvaluatedRun, split: str, right: dict[str, torch.Tensor]) -> EvaluatedRun:
     """Replace which images of a split (``"reported"`` or ``"selection"``) some methods of a made-up run get right, bool ``[n]``."""
-    outcomes = dict(getattr(run.outcomes, split))
+    results = dict(getattr(run.results, split))
     for key, correct in right.items():
-        cost = float(outcomes[key].computation.mean())
-        outcomes[key] = Outcome(correct.float(), torch.full((len(correct),), cost))
-    return replace(run, outcomes=run.outcomes._replace(**{split: outcomes}))
+        cost = float(results[key].computation.mean())
+        results[key] = PerImageResults(correct.float(), torch.full((len(correct),), cost))
+    return replace(run, results=run.results._replace(**{split: results}))
 
 
-def made_up_run(
+def fake_run(
     name: str,
     gate: tuple[int, float],
     *,
@@ -120,17 +120,19 @@ def made_up_run(
         histogram=((0.5, 0.5, 0.0),) * 3,
         search=None,
     )
-    reported = {key: outcome(*values) for key, values in figures.items()}
-    chosen = {key: outcome(*values) for key, values in (figures | (selection or {})).items()}
+    reported = {key: per_image_results(*values) for key, values in figures.items()}
+    chosen = {
+        key: per_image_results(*values) for key, values in (figures | (selection or {})).items()
+    }
     return EvaluatedRun(
         path=name,
         settings={"seed": seed, **settings},
         command=f"python -m dfs_rl.train_agent --seed {seed}",
         evaluation=f"python -m dfs_rl.evaluate {name}",
         backbone=backbone,
-        pictures="",
+        figure_prefix="",
         images_seen=1000,
         seconds=2.5,
         summary=summary,
-        outcomes=Outcomes(reported, chosen),
+        results=SplitResults(reported, chosen),
     )

@@ -17,17 +17,17 @@ from dfs_rl.sweeping.records import (
 
 AREA = ObjectiveRecord(
     names=("area",),
-    highest=(True,),
+    maximize=(True,),
     units=("points x decades",),
     about="Area that the gate dominates on val, in points of accuracy x decades of computation; the highest is the best.",
 )
 BOTH = ObjectiveRecord(
     names=("accuracy", "computation"),
-    highest=(True, False),
+    maximize=(True, False),
     units=("%", "%"),
     about="Accuracy and computation on val, both in percent.",
 )
-WORST = CurvePoint(10.0, 60.0)
+REFERENCE_POINT = CurvePoint(10.0, 60.0)
 SCALES = {
     "ppo.learning_rate": "log",
     "ppo.ent_coef": "log",
@@ -61,9 +61,7 @@ def drawn_settings(draw: random.Random) -> dict[str, Setting]:
     }
 
 
-def made_up_trial(
-    number: int, status: TrialStatus = "finished", *, both: bool = False
-) -> TrialRecord:
+def fake_trial(number: int, status: TrialStatus = "finished", *, both: bool = False) -> TrialRecord:
     """Return a trial whose value hangs on its learning rate, and on chance."""
     draw = random.Random(number)
     settings = drawn_settings(draw)
@@ -103,8 +101,11 @@ def best_of(trials: list[TrialRecord], objective: ObjectiveRecord) -> tuple[str,
     figures = [(t.values["accuracy"], -t.values["computation"]) for t in ended]
     return tuple(
         t.name
-        for t, own in zip(ended, figures, strict=True)
-        if not any(o != own and o[0] >= own[0] and o[1] >= own[1] for o in figures)
+        for t, search_values in zip(ended, figures, strict=True)
+        if not any(
+            o != search_values and o[0] >= search_values[0] and o[1] >= search_values[1]
+            for o in figures
+        )
     )
 
 
@@ -112,7 +113,7 @@ def retrained(
     name: str,
     values: Mapping[str, tuple[float, ...]],
     *,
-    own: Mapping[str, float] | None = None,
+    search_values: Mapping[str, float] | None = None,
     settings: Mapping[str, Setting] | None = None,
     points: tuple[tuple[CurvePoint, ...], ...] | None = None,
     failed: Mapping[int, str] | None = None,
@@ -122,7 +123,7 @@ def retrained(
     return RetrainedRecord(
         name=name,
         settings=settings or {},
-        own=own or {},
+        search_values=search_values or {},
         seeds=tuple(range(101, 101 + n)),
         values=values,
         points=points or ((),) * n,
@@ -144,17 +145,17 @@ def again(trial: TrialRecord, *, name: str | None = None) -> RetrainedRecord:
     return retrained(
         name or trial.name,
         {key: tuple(v - worse[key] * by for by in lower) for key, v in trial.values.items()},
-        own={} if name else trial.values,
+        search_values={} if name else trial.values,
         settings=trial.settings,
         points=tuple(moved(trial.points, by) for by in lower),
     )
 
 
-def made_up_sweep(n: int = 24, *, both: bool = False) -> SweepRecord:
+def fake_sweep(n: int = 24, *, both: bool = False) -> SweepRecord:
     """Return a sweep of ``n`` trials, most of them stopped early and one in twelve failed."""
     statuses: tuple[TrialStatus, ...] = ("finished", "stopped", "stopped")
     trials = [
-        made_up_trial(i + 1, "failed" if i % 12 == 11 else statuses[i % 3], both=both)
+        fake_trial(i + 1, "failed" if i % 12 == 11 else statuses[i % 3], both=both)
         for i in range(n)
     ]
     objective = BOTH if both else AREA
@@ -169,10 +170,10 @@ def made_up_sweep(n: int = 24, *, both: bool = False) -> SweepRecord:
         best=best,
         retrained=(
             *(again(named[name]) for name in best[:2]),
-            again(made_up_trial(501, both=both), name="defaults"),
+            again(fake_trial(501, both=both), name="defaults"),
         ),
         importance={name: 0.5 / 2**i for i, name in enumerate(SCALES)},
-        worst=WORST,
+        reference_point=REFERENCE_POINT,
         commands=(
             "python -m dfs_rl.train_agent --config runs/sweep/best.yaml",
             "python -m dfs_rl.sweep tune_configs/ppo.yaml",

@@ -8,7 +8,7 @@ from PIL import Image
 PER_CLASS = 110
 
 
-def write_pictures(folder: Path, *, seed: int = 0) -> Path:
+def write_image_folder(folder: Path, *, seed: int = 0) -> Path:
     """Write 8 x 8 grey pictures of two classes, which any network tells apart by their brightness; returns ``folder``."""
     generator = torch.Generator().manual_seed(seed)
     for label, least in (("dark", 0), ("light", 150)):

@@ -39,7 +39,8 @@ class ToyLayer:
 class ToyBackbone(nn.Module):
     """Four gated layers on images of 2 x 4 x 4 pixels; every value stays a whole number below 2**24.
 
-    An exit after ``n`` layers takes ``4 + n`` MACs at 8 bit and says what the channels it sees, reversed, say.
+    An exit after ``n`` layers takes ``4 + n`` MACs at 8 bit and says what the channels it sees,
+    reversed, say.
     """
 
     def __init__(self, bits: Sequence[int] = BITS, exits: Sequence[int] = ()) -> None:
@@ -94,7 +95,7 @@ def toy_images(n: int, seed: int = 0) -> Tensor:
     )
 
 
-def walk_alone(backbone: ToyBackbone, image: Tensor, options: Sequence[int]) -> Tensor:
+def run_alone(backbone: ToyBackbone, image: Tensor, options: Sequence[int]) -> Tensor:
     """The last activation of one image ``[2, 4, 4]`` at the given options, layer by layer and without any grouping."""
     hidden = backbone.stem(image[None])
     for layer, option in zip(backbone.layers, options, strict=True):
@@ -102,7 +103,7 @@ def walk_alone(backbone: ToyBackbone, image: Tensor, options: Sequence[int]) -> 
     return hidden[0]
 
 
-class Alone(NamedTuple):
+class SingleResult(NamedTuple):
     """What one image comes to by itself."""
 
     logits: Tensor
@@ -111,7 +112,9 @@ class Alone(NamedTuple):
 
 
 @torch.no_grad()
-def answer_alone(backbone: ToyBackbone, image: Tensor, actions: Sequence[int]) -> Alone:
+def run_alone_with_exits(
+    backbone: ToyBackbone, image: Tensor, actions: Sequence[int]
+) -> SingleResult:
     """Walk one image ``[2, 4, 4]`` in a plain loop, leaving by action ``len(BITS)`` where there is an exit; MACs as if at 32 bit."""
     leaves, after = len(backbone.options), [exit_.after for exit_ in backbone.costs.exits]
     hidden, options, macs = backbone.stem(image[None]), [], 160 * (8 / 32) ** 2
@@ -119,10 +122,10 @@ def answer_alone(backbone: ToyBackbone, image: Tensor, actions: Sequence[int]) -
         action = actions[i]
         if action == leaves and i in after:
             macs += (4 + i) * (8 / 32) ** 2
-            return Alone(backbone.answer(hidden, i)[0], options + [leaves] * (4 - i), macs)
+            return SingleResult(backbone.answer(hidden, i)[0], options + [leaves] * (4 - i), macs)
         action = 0 if action == leaves else action
         options.append(action)
         bits = backbone.options[action]
         macs += MACS[i] * (bits / 32) ** 2
         hidden = layer(hidden, bits)
-    return Alone(backbone.head(hidden)[0], options, macs + 16)
+    return SingleResult(backbone.head(hidden)[0], options, macs + 16)

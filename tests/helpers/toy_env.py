@@ -17,4 +17,4 @@ def toy_image_set() -> ImageSet:
 
 def toy_kwargs(**changes) -> dict:
     """Keyword arguments of any of the environments."""
-    return {"backbone": ToyBackbone(), "dataset": toy_image_set(), "weights": WEIGHTS, **changes}
+    return {"backbone": ToyBackbone(), "dataset": toy_image_set(), "reward": WEIGHTS, **changes}

@@ -84,7 +84,7 @@ def test_every_geometry_and_layout_equals_the_floating_point_convolution(layout)
 def test_a_users_frozen_network_gives_the_same_with_and_without(monkeypatch):
     backbone = fractionalize(lived_in(NETS["resnet"]), examples(), bits=(0, 2, 8, 32))
     calibrate(backbone, pictures())
-    frozen, images = backbone.prepare(), pictures()
+    frozen, images = backbone.to_inference(), pictures()
     used = []
     called = IntegerConv2d.__call__
     monkeypatch.setattr(
@@ -128,20 +128,20 @@ def test_loaded_weights_take_the_place_of_packed_ones():
                 parameter.mul_(1.1)
     for backbone in (first, second):
         calibrate(backbone, pictures())
-    frozen, expected = first.prepare(), logits_of(second.prepare())
+    frozen, expected = first.to_inference(), logits_of(second.to_inference())
     assert not torch.allclose(logits_of(frozen), expected, atol=1e-4)
-    frozen.load_state_dict(second.prepare().state_dict())
+    frozen.load_state_dict(second.to_inference().state_dict())
     assert torch.equal(logits_of(frozen), expected)
 
 
 def test_a_network_that_is_not_finite_gives_no_finite_answer():
     backbone = fractionalize(lived_in(NETS["resnet"]), examples(), bits=(0, 8, 32))
     calibrate(backbone, pictures())
-    assert logits_of(backbone.prepare()).isfinite().all()
+    assert logits_of(backbone.to_inference()).isfinite().all()
     convolution = next(iter(backbone.layers[1].ops.values()))
     with torch.no_grad():
         convolution.weight[0, 0, 0, 0] = torch.nan
-    assert not logits_of(backbone.prepare()).isfinite().any()
+    assert not logits_of(backbone.to_inference()).isfinite().any()
 
 
 @on_exact_cpus
@@ -151,7 +151,7 @@ def test_a_frozen_network_gives_the_same_with_and_without(monkeypatch):
     network = ResNet(
         ResNetConfig(depth=8, width=4, in_channels=1, image_size=(8, 8)), statistics
     ).eval()
-    frozen = network.prepare()
+    frozen = network.to_inference()
     images = torch.randint(0, 256, (9, 1, 8, 8), generator=random(), dtype=torch.uint8)
 
     def logits(bits):

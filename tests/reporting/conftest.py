@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dfs_rl.costs import BitOptions, CostTable, FixedCost
-from dfs_rl.evaluation.baselines.methods import Method
+from dfs_rl.evaluation.baselines.methods import MethodResult
 from dfs_rl.evaluation.records import GateRecords
 from dfs_rl.evaluation.summary import EvaluationSummary, Subject, summarize
 from dfs_rl.gating.cascade import FirstPass
@@ -52,14 +52,14 @@ def mixed(seed):
 
 
 def one(key, label, role, made, **fields):
-    return Method(key=key, label=label, role=role, records=(made,), **fields)
+    return MethodResult(key=key, label=label, role=role, records=(made,), **fields)
 
 
-def gate_method() -> Method:
+def gate_method() -> MethodResult:
     return one("gate", "PPO gate", "gate", records("gate", 86.1, mixed(1), 1, gate_macs=20_000.0))
 
 
-def fixed_methods() -> list[Method]:
+def fixed_methods() -> list[MethodResult]:
     figures = zip(COSTS.options, (21.3, 79.8, 83.8, 85.8, 86.2, 87.8), strict=True)
     return [
         one(
@@ -73,7 +73,7 @@ def fixed_methods() -> list[Method]:
     ]
 
 
-def matched_methods() -> list[Method]:
+def matched_methods() -> list[MethodResult]:
     first = FirstPass(options=table(*[1] * LAYERS), escalated=torch.arange(N) % 5 < 2)
     static = (2, 3, 2, 3, 3, 3, 2, 0, 2)
     return [
@@ -101,7 +101,7 @@ def matched_methods() -> list[Method]:
             records("mode", 84.9, table(2, 2, 2, 3, 3, 3, 2, 0, 2), 33),
             chosen_on="test",
         ),
-        Method(
+        MethodResult(
             key="random",
             label="random, same marginals",
             role="matched",

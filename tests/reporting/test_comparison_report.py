@@ -11,12 +11,12 @@ from PIL import Image
 from dfs_rl.evaluation.comparison import compare_runs
 from dfs_rl.evaluation.comparison_records import ComparisonOfRuns
 from dfs_rl.reporting import style
-from dfs_rl.reporting.bit_mix_plot import mix_plot
-from dfs_rl.reporting.comparison_figures import comparison_pictures
+from dfs_rl.reporting.bit_mix_plot import bit_mix_plot
+from dfs_rl.reporting.comparison_figures import comparison_figures
 from dfs_rl.reporting.comparison_tables import budget_table, comparison_csv, comparison_text
 from dfs_rl.reporting.html_report import GateSection, html_report
-from dfs_rl.reporting.pareto_plot import frontier_plot
-from tests.helpers.fake_runs import made_up_run
+from dfs_rl.reporting.pareto_plot import pareto_plot
+from tests.helpers.fake_runs import fake_run
 from tests.helpers.html import check_in_browser, needs_chromium, outline_of
 
 
@@ -24,8 +24,8 @@ from tests.helpers.html import check_in_browser, needs_chromium, outline_of
 def comparison() -> ComparisonOfRuns:
     return compare_runs(
         [
-            *(made_up_run(f"ppo{i}", (150 + 4 * i, 0.8), seed=i, cost_weight=4) for i in range(3)),
-            made_up_run("g", (165, 1.0), label='Gumbel <b>"FF"</b>', cascade=(170, 1.0)),
+            *(fake_run(f"ppo{i}", (150 + 4 * i, 0.8), seed=i, cost_weight=4) for i in range(3)),
+            fake_run("g", (165, 1.0), label='Gumbel <b>"FF"</b>', cascade=(170, 1.0)),
         ]
     )
 
@@ -34,11 +34,11 @@ def comparison() -> ComparisonOfRuns:
 def page(comparison: ComparisonOfRuns) -> str:
     section = GateSection(
         label='Gumbel <b>"FF"</b>',
-        pictures={"Bits at each layer": style.to_png(style.new_figure(2, 1))},
+        figures={"Bits at each layer": style.to_png(style.new_figure(2, 1))},
         commands=["python -m dfs_rl.train_gumbel --seed 0"],
         settings="budget: 1.0\nname: <script>alert(1)</script>\n",
     )
-    return html_report(comparison, comparison_pictures(comparison), [section])
+    return html_report(comparison, comparison_figures(comparison), [section])
 
 
 def test_the_table_tells_means_and_deviations(comparison: ComparisonOfRuns) -> None:
@@ -53,14 +53,14 @@ def test_the_table_tells_means_and_deviations(comparison: ComparisonOfRuns) -> N
 
 def test_curves_have_a_table_of_their_own(page: str) -> None:
     runs = [
-        made_up_run(f"b{budget}", (right, budget), budget=budget, static=(right, budget))
+        fake_run(f"b{budget}", (right, budget), budget=budget, static=(right, budget))
         for budget, right in ((0.7, 150), (1.4, 170))
     ]
     comparison = compare_runs(runs)
     text = comparison_text(comparison)
     assert "at 0.75 %" in text
     assert "at 1.5 %" not in text
-    curves = html_report(comparison, comparison_pictures(comparison), [])
+    curves = html_report(comparison, comparison_figures(comparison), [])
     assert "best static tables at the costs of PPO" in curves
     assert "above an accuracy of 60.00 % and left of 10 % computation" in curves
     assert "<h2>Areas compared</h2>" in curves
@@ -70,34 +70,32 @@ def test_curves_have_a_table_of_their_own(page: str) -> None:
 
 def test_budgets_have_a_table_of_their_own(page: str) -> None:
     runs = [
-        made_up_run(
-            f"b{b}-{seed}", (right + seed, b), seed=seed, budget=b, static=(right, b - more)
-        )
+        fake_run(f"b{b}-{seed}", (right + seed, b), seed=seed, budget=b, static=(right, b - more))
         for b, right, more in ((0.7, 150, 0.0), (1.4, 170, 0.1))
         for seed in (0, 2)
     ]
-    runs.append(made_up_run("dear", (180, 0.76), label="Dear", budget=1.4, static=(181, 1.38)))
+    runs.append(fake_run("dear", (180, 0.76), label="Dear", budget=1.4, static=(181, 1.38)))
     comparison = compare_runs(runs)
-    head, ((ship,), gates, rivals) = budget_table(comparison)
+    head, ((recommended,), gates, baselines) = budget_table(comparison)
     assert head == ("accuracy % at computation %", "about 0.7 %", "about 1.4 %")
     # Of what 200 images cannot tell apart, the table is simpler than the gates.
-    assert ship == ("to ship, chosen on val", "best static table", "best static table")
+    assert recommended == ("to ship, chosen on val", "best static table", "best static table")
     assert gates == [
         ("PPO", "75.50 ± 0.71 at 0.7", "85.50 ± 0.71 at 1.4"),
         ("Dear", "", "90.00 at 0.76"),
     ]
-    assert rivals == [
+    assert baselines == [
         ("best static table", "75.00 at 0.7", "90.50 at 1.38"),
         ("confidence cascade", "", "80.00 at 0.8"),
     ]
-    over = budget_table(compare_runs([made_up_run("o", (150, 0.8), budget=0.7)]))
+    over = budget_table(compare_runs([fake_run("o", (150, 0.8), budget=0.7)]))
     assert over[1][1] == [("PPO", "75.00 at 0.8 !")]
-    # Of the rivals at each gate's cost those are listed that stand at a budget; the spreadsheet has all.
+    # Of the baselines at each gate's cost those are listed that stand at a budget; the spreadsheet has all.
     text = comparison_text(comparison)
     assert "best static table at 1.38 %" in text
     assert "best static table at 1.3 %" not in text
     assert "best static table at 1.3 %" in comparison_csv(comparison)
-    report = html_report(comparison, comparison_pictures(comparison), [])
+    report = html_report(comparison, comparison_figures(comparison), [])
     assert "<h2>Budget by budget</h2>" in report
     for shown in (text, report):
         assert "An exclamation mark: it spends over 5 % more" in " ".join(shown.split())
@@ -106,12 +104,12 @@ def test_budgets_have_a_table_of_their_own(page: str) -> None:
 
 def test_what_is_far_off_is_told_of_and_does_not_flatten_the_picture() -> None:
     runs = [
-        made_up_run("a", (150, 0.8), label="A"),
-        made_up_run("b", (160, 1.2), label="B"),
-        made_up_run("bad", (24, 0.6), label="Bad"),
+        fake_run("a", (150, 0.8), label="A"),
+        fake_run("b", (160, 1.2), label="B"),
+        fake_run("bad", (24, 0.6), label="Bad"),
     ]
     comparison = compare_runs(runs)
-    figure = frontier_plot(comparison)
+    figure = pareto_plot(comparison)
     (axes,) = figure.axes
     low, high = axes.get_ylim()
     # Between uniform 2 bit and the gates; full precision is seen.
@@ -122,10 +120,10 @@ def test_what_is_far_off_is_told_of_and_does_not_flatten_the_picture() -> None:
     assert [text.get_text() for text in figure.texts] == [
         "Below what is drawn: Bad (12.0 % at 0.6 %)."
     ]
-    told = [point.text for point in comparison_pictures(comparison).points]
+    told = [point.text for point in comparison_figures(comparison).points]
     assert not any(text.startswith(("Bad", "full precision")) for text in told)
     # Where no gate is better, there is nothing to keep clear.
-    alone = frontier_plot(compare_runs([runs[-1]]))
+    alone = pareto_plot(compare_runs([runs[-1]]))
     assert alone.axes[0].get_ylim()[0] < 12.0
     assert not alone.texts
 
@@ -133,12 +131,12 @@ def test_what_is_far_off_is_told_of_and_does_not_flatten_the_picture() -> None:
 def test_which_differences_hold_keeps_off_the_top_of_a_page_and_the_end_of_a_terminal(
     page: str,
 ) -> None:
-    runs = [made_up_run(n, (right, 0.8), label=n) for n, right in (("A", 150), ("B", 170))]
+    runs = [fake_run(n, (right, 0.8), label=n) for n, right in (("A", 150), ("B", 170))]
     comparison = compare_runs(runs)
     (said,) = comparison.differences
     text = comparison_text(comparison)
     assert text.index("B above A (+10.00)") < text.index(comparison.verdict[0][:40])
-    report = html_report(comparison, comparison_pictures(comparison), [])
+    report = html_report(comparison, comparison_figures(comparison), [])
     assert f"<h2>Which differences hold</h2><p>{said}</p>" in report
     assert report.index("<h2>Accuracy against computation</h2>") < report.index(said)
     assert "<h2>Which differences hold</h2>" not in page  # its gates cost different amounts
@@ -148,10 +146,8 @@ def test_how_seeds_differ_does_not_flatten_the_picture() -> None:
     """The axis is as high for seeds of 60 and 90 % as for two of 75 %, and full precision still above it all."""
     limits = []
     for spread in (0, 30):
-        pair = [
-            made_up_run(f"s{i}", (150 + d, 0.8), seed=i) for i, d in ((0, -spread), (1, spread))
-        ]
-        figure = frontier_plot(compare_runs([*pair, made_up_run("b", (160, 1.2), label="B")]))
+        pair = [fake_run(f"s{i}", (150 + d, 0.8), seed=i) for i, d in ((0, -spread), (1, spread))]
+        figure = pareto_plot(compare_runs([*pair, fake_run("b", (160, 1.2), label="B")]))
         limits.append(figure.axes[0].get_ylim())
     low, high = limits[1]
     assert limits[0] == pytest.approx(limits[1])
@@ -162,16 +158,16 @@ def test_how_seeds_differ_does_not_flatten_the_picture() -> None:
 def test_many_gates_are_drawn_smaller_than_few() -> None:
     sizes = []
     for count in (5, 6):
-        runs = [made_up_run(f"{i}", (150 + i, 0.8), label=f"G{i}") for i in range(count)]
-        lines = frontier_plot(compare_runs(runs)).axes[0].get_lines()
+        runs = [fake_run(f"{i}", (150 + i, 0.8), label=f"G{i}") for i in range(count)]
+        lines = pareto_plot(compare_runs(runs)).axes[0].get_lines()
         sizes.append(max(line.get_markersize() for line in lines if line.get_linestyle() == "None"))
     assert sizes[0] > sizes[1]
 
 
 def test_a_mix_up_to_full_precision_says_100_percent() -> None:
-    runs = [made_up_run(f"b{b}", (150, b), budget=b) for b in (20.0, 100.0)]
+    runs = [fake_run(f"b{b}", (150, b), budget=b) for b in (20.0, 100.0)]
     comparison = compare_runs(runs)
-    figure = mix_plot(comparison.curves[0], comparison.options)
+    figure = bit_mix_plot(comparison.curves[0], comparison.options)
     ticks = [tick.get_text() for tick in figure.axes[0].get_xticklabels()]
     assert ticks == ["20", "100"]
 
@@ -179,10 +175,10 @@ def test_a_mix_up_to_full_precision_says_100_percent() -> None:
 def test_the_legend_keeps_off_what_is_written_beside_dear_gates() -> None:
     # Full precision is worse than the gates, so that it and its name are at the lower right.
     runs = [
-        made_up_run(f"b{b}", (right, b), budget=b, static=(right, b), cascade=(right - 1, b))
+        fake_run(f"b{b}", (right, b), budget=b, static=(right, b), cascade=(right - 1, b))
         for b, right in ((20.0, 197), (50.0, 199))
     ]
-    figure = frontier_plot(compare_runs(runs))
+    figure = pareto_plot(compare_runs(runs))
     figure.canvas.draw()
     (axes,) = figure.axes
     legend = axes.get_legend().get_window_extent()
@@ -193,24 +189,22 @@ def test_the_legend_keeps_off_what_is_written_beside_dear_gates() -> None:
 
 @pytest.mark.parametrize("name", ["_a$b$c", r"$\frac$", "<b>&汉字", "x" * 300])
 def test_any_name_of_a_gate_is_in_the_legend_and_escaped_on_the_page(name: str) -> None:
-    runs = [
-        made_up_run(f"b{b}", (150 + i, b), label=name, budget=b) for i, b in enumerate((0.7, 1))
-    ]
+    runs = [fake_run(f"b{b}", (150 + i, b), label=name, budget=b) for i, b in enumerate((0.7, 1))]
     comparison = compare_runs(runs)
-    (axes,) = frontier_plot(comparison).axes
+    (axes,) = pareto_plot(comparison).axes
     legend = [text.get_text().strip() for text in axes.get_legend().get_texts()]
     assert style.legend_name(name).strip() in legend
-    pictures = comparison_pictures(comparison)
-    section = GateSection(name, {name: pictures.frontier}, [name], name)
-    outline = outline_of(html_report(comparison, pictures, [section]))
+    figures = comparison_figures(comparison)
+    section = GateSection(name, {name: figures.pareto_front}, [name], name)
+    outline = outline_of(html_report(comparison, figures, [section]))
     assert name in "".join(outline.cells)
 
 
 def test_points_are_told_where_they_are_drawn(comparison: ComparisonOfRuns) -> None:
-    pictures = comparison_pictures(comparison)
-    pixels = np.asarray(Image.open(io.BytesIO(pictures.frontier)).convert("RGB"))
+    figures = comparison_figures(comparison)
+    pixels = np.asarray(Image.open(io.BytesIO(figures.pareto_front)).convert("RGB"))
     height, width, _ = pixels.shape
-    gate = next(point for point in pictures.points if point.text.startswith("PPO"))
+    gate = next(point for point in figures.points if point.text.startswith("PPO"))
     assert gate.text == "PPO: 77.00 % right at 0.8 %, 3 seeds"
     found = pixels[round(gate.top * height), round(gate.left * width)]
     colour = [int(style.VERMILION[i : i + 2], 16) for i in (1, 3, 5)]
@@ -228,7 +222,7 @@ def test_the_spreadsheet_has_every_point(comparison: ComparisonOfRuns) -> None:
 
 
 def test_confidence_exits_have_a_column_where_there_are_exits(comparison: ComparisonOfRuns) -> None:
-    leaving = made_up_run("l", (150, 0.8), exits=(144, 0.78))
+    leaving = fake_run("l", (150, 0.8), exits=(144, 0.78))
     text = comparison_text(compare_runs([leaving]))
     head = next(line for line in text.splitlines() if line.startswith("method"))
     row = next(line for line in text.splitlines() if line.startswith("PPO"))

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from dfs_rl.reporting.html_page import page, table
+from dfs_rl.reporting.html_page import html_table, page
 from tests.helpers.html import browse, needs_chromium
 
 
@@ -18,5 +18,5 @@ def pages_printed(html: str, folder: Path) -> int:
 @needs_chromium
 def test_what_is_folded_away_is_printed(tmp_path: Path) -> None:
     rows = [[[str(number)] for number in range(200)]]
-    folded = f"<details><summary>Trials</summary>{table(['trial'], rows)}</details>"
+    folded = f"<details><summary>Trials</summary>{html_table(['trial'], rows)}</details>"
     assert pages_printed(page("Report", [folded]), tmp_path) > 2

@@ -17,7 +17,7 @@ from dfs_rl.costs import BitOptions
 from dfs_rl.errors import ConfigError
 from dfs_rl.reporting import style
 from dfs_rl.reporting.accuracy_plot import accuracy_plot
-from dfs_rl.reporting.figures import cheapest_and_dearest, write_pictures
+from dfs_rl.reporting.figures import cheapest_and_dearest, write_figures
 from dfs_rl.reporting.images_plot import ImageExample, images_plot, to_rgb
 from dfs_rl.reporting.labels import Label, place_labels
 from dfs_rl.reporting.options_plot import option_histogram_image, options_plot
@@ -191,11 +191,11 @@ def test_cheapest_and_dearest_by_sorting(gate_records, costs):
 
 
 def test_pictures_are_written_without_leftovers(summary, backbone_summary, tmp_path):
-    written = write_pictures(tmp_path, "val-", summary, ([example()], [example()]))
+    written = write_figures(tmp_path, "val-", summary, ([example()], [example()]))
     names = ["val-accuracy.png", "val-images.png", "val-options.png"]
     assert sorted(path.name for path in written) == names
     assert sorted(path.name for path in tmp_path.iterdir()) == names
-    alone = write_pictures(tmp_path / "backbone", "", backbone_summary, None)
+    alone = write_figures(tmp_path / "backbone", "", backbone_summary, None)
     assert [path.name for path in alone] == ["accuracy.png"]
 
 

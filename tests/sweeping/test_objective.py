@@ -6,7 +6,7 @@ import pytest
 
 from dfs_rl.errors import ConfigError
 from dfs_rl.evaluation.curves import CurvePoint
-from dfs_rl.sweeping.objective import ObjectiveConfig, check_is_no_training_figure
+from dfs_rl.sweeping.objective import ObjectiveConfig, check_is_no_training_metric
 
 CORNER = CurvePoint(10.0, 80.0)
 CURVE = [CurvePoint(0.1, 82.0), CurvePoint(1.0, 90.0)]
@@ -19,29 +19,29 @@ def test_hypervolume_is_the_area_of_two_steps():
 
 
 @pytest.mark.parametrize(
-    ("cap", "accuracy"),
+    ("budget", "accuracy"),
     [
         (5.0, 90.0),
         (1.0, 90.0),
         (math.sqrt(0.1), 86.0),  # halfway on the logarithmic axis
         (0.1, 82.0),
-        (0.01, -100.0),  # the cheapest point lies a decade above the cap
+        (0.01, -100.0),  # the cheapest point lies a decade above the budget
     ],
 )
-def test_accuracy_within_a_cap(cap, accuracy):
-    objective = ObjectiveConfig(name="accuracy", cap=cap)
+def test_accuracy_within_a_cap(budget, accuracy):
+    objective = ObjectiveConfig(name="accuracy", budget=budget)
     assert objective.values(CURVE, CORNER) == {"accuracy": pytest.approx(accuracy)}
 
 
 def test_reward_at_reference_weights_is_that_of_the_best_point():
-    dear = ObjectiveConfig(name="reward", cost=20.0)
+    dear = ObjectiveConfig(name="reward", cost_weight=20.0)
     assert dear.values(CURVE, CORNER) == {"reward": pytest.approx(0.82 - 20 * 0.001)}
-    cheap = ObjectiveConfig(name="reward", cost=1.0)
+    cheap = ObjectiveConfig(name="reward", cost_weight=1.0)
     assert cheap.values(CURVE, CORNER) == {"reward": pytest.approx(0.90 - 0.01)}
 
 
 def test_a_frontier_has_two_values():
-    objective = ObjectiveConfig(name="frontier")
+    objective = ObjectiveConfig(name="pareto_front")
     assert objective.values([CURVE[1]], CORNER) == {"accuracy": 90.0, "computation": 1.0}
     assert objective.modes == ("max", "min")
 
@@ -58,18 +58,18 @@ def test_the_last_validations_count_by_their_mean():
     [((90.0, 80.0), 85.0), ((90.0, -20.0), -20.0), ((-10.0, 90.0, -20.0), -15.0)],
 )
 def test_a_penalty_is_never_averaged_with_an_accuracy(values, mean):
-    objective = ObjectiveConfig(name="accuracy", cap=1.0)
+    objective = ObjectiveConfig(name="accuracy", budget=1.0)
     several = [{"accuracy": value} for value in values]
     assert objective.mean(several) == objective.mean_of_last(several) == {"accuracy": mean}
 
 
-@pytest.mark.parametrize("name", ["hypervolume", "accuracy", "reward", "frontier"])
+@pytest.mark.parametrize("name", ["hypervolume", "accuracy", "reward", "pareto_front"])
 def test_a_failed_trial_is_worse_than_any_other(name):
-    extra = {"accuracy": {"cap": 1e-3}, "reward": {"cost": 1000.0}}.get(name, {})
+    extra = {"accuracy": {"budget": 1e-3}, "reward": {"cost_weight": 1000.0}}.get(name, {})
     objective = ObjectiveConfig(name=name, **extra)
     bad = objective.values([CurvePoint(100.0, 0.0)], CORNER)
     for value, mode, worst in zip(
-        bad.values(), objective.modes, objective.worst.values(), strict=True
+        bad.values(), objective.modes, objective.failure_values.values(), strict=True
     ):
         assert worst <= value if mode == "max" else worst >= value
 
@@ -77,18 +77,21 @@ def test_a_failed_trial_is_worse_than_any_other(name):
 @pytest.mark.parametrize("name", ["loss", "train/loss", "episode_reward", "rollout/ep_rew_mean"])
 def test_training_figures_are_refused_with_the_reason(name):
     with pytest.raises(ConfigError, match="trials with other reward weights are paid otherwise"):
-        check_is_no_training_figure(name)
+        check_is_no_training_metric(name)
 
 
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"name": "accuracy"}, "cap is missing; accuracy needs it"),
+        ({"name": "accuracy"}, "budget is missing; accuracy needs it"),
         ({"name": "reward"}, "cost is missing; reward needs it"),
-        ({"cap": 1.0}, "cap is 1, which is for accuracy; leave it out"),
-        ({"name": "accuracy", "cap": 0.0}, "cap is 0.0; it must be above 0"),
-        ({"name": "frontier", "corner": (1.0, 2.0)}, "corner is .* which is for hypervolume"),
-        ({"corner": (0.0, 2.0)}, "corner.0. is 0.0; it must be above 0"),
+        ({"budget": 1.0}, "budget is 1, which is for accuracy; leave it out"),
+        ({"name": "accuracy", "budget": 0.0}, "budget is 0.0; it must be above 0"),
+        (
+            {"name": "pareto_front", "reference_point": (1.0, 2.0)},
+            "reference_point is .* which is for hypervolume",
+        ),
+        ({"reference_point": (0.0, 2.0)}, "reference_point.0. is 0.0; it must be above 0"),
         ({"last": 0}, "last is 0; it must be at least 1"),
     ],
 )

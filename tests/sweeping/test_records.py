@@ -7,7 +7,7 @@ import pytest
 
 from dfs_rl.errors import ConfigError
 from dfs_rl.evaluation.curves import CurvePoint
-from tests.helpers.fake_sweep import AREA, made_up_sweep, made_up_trial, retrained
+from tests.helpers.fake_sweep import AREA, fake_sweep, fake_trial, retrained
 
 
 @pytest.mark.parametrize(
@@ -15,10 +15,10 @@ from tests.helpers.fake_sweep import AREA, made_up_sweep, made_up_trial, retrain
     [
         ({"names": ()}, "one or two are needed"),
         (
-            {"names": ("a", "a"), "highest": (True, True), "units": ("", "")},
+            {"names": ("a", "a"), "maximize": (True, True), "units": ("", "")},
             "one or two are needed",
         ),
-        ({"highest": (True, False)}, "highest of the objective is"),
+        ({"maximize": (True, False)}, "maximize of the objective is"),
         ({"units": ()}, "units of the objective is"),
     ],
 )
@@ -42,7 +42,7 @@ def test_an_objective_has_one_or_two_names_and_all_else_for_each(changes, messag
 )
 def test_a_trial_has_finite_figures_and_a_reason_only_if_it_failed(changes, message):
     with pytest.raises(ConfigError, match=message):
-        replace(made_up_trial(1), **changes)
+        replace(fake_trial(1), **changes)
 
 
 def test_values_on_fresh_seeds_go_with_the_seeds():
@@ -63,18 +63,18 @@ def test_values_on_fresh_seeds_go_with_the_seeds():
         ({"best": ("999",)}, "best has '999'"),
         ({"best": ("012",)}, "best has '012'; allowed are trials with values of area"),
         ({"scales": {}}, "scales has no 'ppo.learning_rate', which trial 001 sets"),
-        ({"trials": (made_up_trial(1), made_up_trial(1))}, "the same name"),
+        ({"trials": (fake_trial(1), fake_trial(1))}, "the same name"),
         ({"retrained": (retrained("001", {"accuracy": (1.0,)}),)}, "needed are"),
     ],
 )
 def test_a_sweep_hangs_together(changes, message):
     with pytest.raises(ConfigError, match=message):
-        replace(made_up_sweep(), **changes)
+        replace(fake_sweep(), **changes)
 
 
 @pytest.mark.parametrize("value", [0.0, -1.0, None, "a"])
 def test_what_stands_on_a_log_axis_is_a_positive_number(value):
-    record = made_up_sweep(1)
+    record = fake_sweep(1)
     (trial,) = record.trials
     wrong = replace(trial, settings={**trial.settings, "ppo.learning_rate": value})
     with pytest.raises(ConfigError, match="on a log axis it must be a positive number"):

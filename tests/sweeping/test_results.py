@@ -22,7 +22,7 @@ from dfs_rl.sweeping.results import (
 )
 from dfs_rl.sweeping.space import Domain
 from dfs_rl.sweeping.spec import SweepFile
-from dfs_rl.sweeping.trial import FAILED, POINTS, PROGRESS, WHOLE
+from dfs_rl.sweeping.trial import FAILED, FULL_PROGRESS, POINTS, PROGRESS
 
 FILE = SweepFile(
     command="train_agent",
@@ -35,7 +35,7 @@ FILE = SweepFile(
 FRONTIER = SweepFile(
     command="train_gumbel",
     search={"budget": Domain(uniform=(1, 2))},
-    objective=ObjectiveConfig(name="frontier"),
+    objective=ObjectiveConfig(name="pareto_front"),
 )
 
 
@@ -122,8 +122,8 @@ def test_tied_trials_say_nothing_of_what_mattered():
 
 
 def test_a_trial_above_the_cap_has_no_accuracy():
-    metrics = {PROGRESS: WHOLE, FAILED: "", POINTS: "[[[2.0, 99.0]]]", "time_total_s": 1.0}
-    capped = replace(FILE, objective=ObjectiveConfig(name="accuracy", cap=1.5))
+    metrics = {PROGRESS: FULL_PROGRESS, FAILED: "", POINTS: "[[[2.0, 99.0]]]", "time_total_s": 1.0}
+    capped = replace(FILE, objective=ObjectiveConfig(name="accuracy", budget=1.5))
     results = []
     for accuracy in (97.0, -12.5):
         told = {**metrics, "accuracy": accuracy}

@@ -8,8 +8,8 @@ import pytest
 from dfs_rl.data import load_dataset
 from dfs_rl.evaluation.curves import CurvePoint
 from dfs_rl.sweeping.commands import command_of
-from dfs_rl.sweeping.loading import check_on_data, load_sweep_file
-from dfs_rl.sweeping.sweep import corner_of
+from dfs_rl.sweeping.loading import check_with_dataset, load_sweep_file
+from dfs_rl.sweeping.sweep import reference_point_of
 from dfs_rl.sweeping.trial import validations
 
 CONFIGS = Path(__file__).parents[2] / "tune_configs"
@@ -36,17 +36,17 @@ def test_one_trial_trains(name, digits, tmp_path):
     path = CONFIGS / f"{name}.yaml"
     command = load_sweep_file(path).command
     file = load_sweep_file(path, settings=TINY[command])
-    check_on_data(file, digits, path)
+    check_with_dataset(file, digits, path)
     values = {setting: domain.samples()[0] for setting, domain in file.search.items()}
     config = file.config(values, seed=0, run_dir=str(tmp_path / "run"))
-    run = command_of(command).begin(config, digits, "cpu")
+    run = command_of(command).create(config, digits, "cpu")
     command_of(command).train(config, digits, run, "cpu")
     progress, points = validations(run)[-1]
     assert progress == 1.0
-    corner = corner_of(file, digits)
-    assert corner.computation == 10.0
-    for shown in (points, command_of(command).reached(run)):
+    reference_point = reference_point_of(file, digits)
+    assert reference_point.computation == 10.0
+    for shown in (points, command_of(command).points_on_val(run)):
         assert all(isinstance(point, CurvePoint) for point in shown)
-        value = file.objective.values(list(shown), corner)
+        value = file.objective.values(list(shown), reference_point)
         assert set(value) == set(file.objective.names)
         assert all(math.isfinite(v) for v in value.values())

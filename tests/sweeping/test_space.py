@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dfs_rl.errors import ConfigError
-from dfs_rl.sweeping.space import Domain, from_word, look_up, place, to_word
+from dfs_rl.sweeping.space import Domain, decode_value, encode_value, get_setting, with_settings
 from dfs_rl.sweeping.spec import SchedulerConfig, SweepFile
 
 NESTED = {"a": 1, "b": {"c": 2, "d": [3, [4, 5]]}, "e": None}
@@ -51,15 +51,15 @@ def test_true_and_one_are_two_values():
     )
 )
 def test_a_value_written_as_a_word_comes_back(value):
-    back = from_word(to_word(value))
+    back = decode_value(encode_value(value))
     assert back == value
     assert type(back) is type(value)
 
 
 def test_a_value_goes_where_its_name_leads():
     before = copy.deepcopy(NESTED)
-    placed = place(NESTED, {"b.c": 9, "b.d.1.0": 8, "e.f.g": 7, "new": (1, 2)})
-    assert placed == {
+    updated = with_settings(NESTED, {"b.c": 9, "b.d.1.0": 8, "e.f.g": 7, "new": (1, 2)})
+    assert updated == {
         "a": 1,
         "b": {"c": 9, "d": [3, [8, 5]]},
         "e": {"f": {"g": 7}},
@@ -78,7 +78,7 @@ def test_a_value_goes_where_its_name_leads():
 )
 def test_a_name_that_leads_nowhere_is_refused(name, said):
     with pytest.raises(ConfigError, match=said):
-        place(NESTED, {name: 1})
+        with_settings(NESTED, {name: 1})
 
 
 @given(
@@ -86,12 +86,12 @@ def test_a_name_that_leads_nowhere_is_refused(name, said):
     st.integers(),
 )
 def test_what_was_placed_is_found(name, value):
-    assert look_up(place(NESTED, {name: value}), name) == value
+    assert get_setting(with_settings(NESTED, {name: value}), name) == value
 
 
 def test_what_is_not_there_is_not_found():
     with pytest.raises(KeyError):
-        look_up(NESTED, "b.d.7")
+        get_setting(NESTED, "b.d.7")
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_tune_and_optuna_draw_all_of_a_domain_and_nothing_else(domain):
     asked = [study.ask({"x": search.optuna_distribution(domain)}).params["x"] for _ in range(400)]
     for drawn in (tuned, asked):
         if domain.values:
-            assert {from_word(word) for word in drawn} == set(domain.values)
+            assert {decode_value(word) for word in drawn} == set(domain.values)
             continue
         low, high = domain.ends
         assert all(low <= value <= high for value in drawn)

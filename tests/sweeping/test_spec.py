@@ -5,7 +5,7 @@ import pytest
 from dfs_rl.data import load_dataset
 from dfs_rl.errors import ConfigError
 from dfs_rl.sweeping.command import SweepConfig, resolved
-from dfs_rl.sweeping.loading import check_on_data, load_sweep_file, parse_changes
+from dfs_rl.sweeping.loading import check_with_dataset, load_sweep_file, parse_overrides
 from dfs_rl.sweeping.space import Domain
 
 GOOD = """\
@@ -17,7 +17,7 @@ settings:
     ent_coef: 0.01
 search:
   reward.log_likelihood: {uniform: [0, 1]}
-  cost_weights.0: {loguniform: [0.05, 5]}
+  cost_weight_range.0: {loguniform: [0.05, 5]}
 trials: 6
 """
 
@@ -31,16 +31,16 @@ def load(tmp_path, text=GOOD, **kwargs):
 def test_a_good_file_is_read(tmp_path):
     file = load(tmp_path)
     assert file.search["reward.log_likelihood"] == Domain(uniform=(0.0, 1.0))
-    assert file.defaults == {"reward.log_likelihood": 0.5, "cost_weights.0": 0.1}
-    config = file.config({"cost_weights.0": 0.7, "reward.log_likelihood": 0.2}, seed=5)
-    assert config.cost_weights == (0.7, 30.0)
+    assert file.defaults == {"reward.log_likelihood": 0.5, "cost_weight_range.0": 0.1}
+    config = file.config({"cost_weight_range.0": 0.7, "reward.log_likelihood": 0.2}, seed=5)
+    assert config.cost_weight_range == (0.7, 30.0)
     assert config.reward.log_likelihood == 0.2
     assert (config.algorithm.ent_coef, config.timesteps, config.seed) == (0.01, 1000, 5)
 
 
 def test_settings_beside_the_file_win(tmp_path):
-    changes = parse_changes(["timesteps=77", "algorithm.ent_coef=0.5", "num-envs=64"])
-    file = load(tmp_path, settings=changes, own={"trials": 2, "retrain.seeds": 1})
+    changes = parse_overrides(["timesteps=77", "algorithm.ent_coef=0.5", "num-envs=64"])
+    file = load(tmp_path, settings=changes, overrides={"trials": 2, "retrain.seeds": 1})
     assert (file.base["timesteps"], file.base["algorithm"]["ent_coef"]) == (77, 0.5)
     assert (file.base["num_envs"], file.trials, file.retrain.seeds) == (64, 2, 1)
 
@@ -88,19 +88,23 @@ def test_what_lies_on_the_disk_is_named_from_the_root(tmp_path, monkeypatch):
             ", line 8: reward.loglikelihood is not a setting of tr",
         ),
         (
-            "cost_weights.0",
-            "cost_weights.2",
-            ", line 9: cost_weights.2 is not a setting of train_a",
+            "cost_weight_range.0",
+            "cost_weight_range.2",
+            ", line 9: cost_weight_range.2 is not a setting of train_a",
         ),
-        ("cost_weights.0", "seed", ", line 9: seed cannot be searched; trials must agree in it"),
+        (
+            "cost_weight_range.0",
+            "seed",
+            ", line 9: seed cannot be searched; trials must agree in it",
+        ),
         ("  timesteps: 1000", "  run_dir: x", ", line 3: settings has run_dir, which the sweep"),
         ("  timesteps: 1000", "  dataset: /x", ", line 3: settings has data set '/x' but no backb"),
         ("trials: 6", "objective: {name: loss}", ", line 10: objective.name is 'loss'; a training"),
         ("trials: 6", "objective: {name: best}", ", line 10: objective.name is 'best'; allowed is"),
         (
             "trials: 6",
-            "objective: {name: frontier}",
-            ", line 10: objective.name is 'frontier', but",
+            "objective: {name: pareto_front}",
+            ", line 10: objective.name is 'pareto_front', but",
         ),
         ("trials: 6", "searcher: nsga2", ", line 10: searcher is 'nsga2', but hypervolume is one"),
         (
@@ -139,11 +143,17 @@ def test_what_is_wrong_is_said_with_its_line(tmp_path, old, new, said):
     ("text", "said"),
     [
         (
-            "command: train_backbone\nsettings: {workers: 2}\nsearch: {training.lr: {uniform: [0.01, 1]}}\n",
+            (
+                "command: train_backbone\nsettings: {workers: 2}\nsearch: {training.lr: {uniform: "
+                "[0.01, 1]}}\n"
+            ),
             "a trial is one process",
         ),
         (
-            "command: train_agent\nsettings: {seed: 4294967295}\nsearch: {algorithm.ent_coef: {uniform: [0, 1]}}\n",
+            (
+                "command: train_agent\nsettings: {seed: 4294967295}\nsearch: {algorithm.ent_coef: "
+                "{uniform: [0, 1]}}\n"
+            ),
             "take a lower one",
         ),
         (
@@ -205,19 +215,25 @@ def test_a_population_needs_what_can_change_in_mid_training(tmp_path, more, said
 )
 def test_bad_changes_are_refused(words, said):
     with pytest.raises(ConfigError, match=said):
-        parse_changes(words)
+        parse_overrides(words)
 
 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
         (
-            "command: train_gumbel\nsettings: {fixed_budget: true}\nsearch:\n  budget: {uniform: [0.001, 1]}\n",
+            (
+                "command: train_gumbel\nsettings: {fixed_budget: true}\nsearch:\n  budget: {uniform: "
+                "[0.001, 1]}\n"
+            ),
             "line 4: budget may be 0.001, which is not allowed: budget ",
         ),
         (
-            "command: train_agent\nsearch:\n  cost_weights.0: {loguniform: [0.1, 50]}\n",
-            "line 3: cost_weights.0 may be 50.0, which is not allowed: the cost weights run from 50",
+            "command: train_agent\nsearch:\n  cost_weight_range.0: {loguniform: [0.1, 50]}\n",
+            (
+                "line 3: cost_weight_range.0 may be 50.0, which is not allowed: the cost weights run "
+                "from 50"
+            ),
         ),
     ],
 )
@@ -226,5 +242,5 @@ def test_what_only_a_training_tells_is_refused_with_its_line(tmp_path, text, sai
     path.write_text(text)
     file = load_sweep_file(path)
     with pytest.raises(ConfigError) as caught:
-        check_on_data(file, load_dataset("digits"), path)
+        check_with_dataset(file, load_dataset("digits"), path)
     assert str(caught.value).startswith(f"{path}, {said}")

@@ -7,26 +7,30 @@ import pytest
 
 from dfs_rl.evaluation.comparison_records import Spread
 from dfs_rl.evaluation.curves import CurvePoint
-from dfs_rl.evaluation.number_format import duration, figure_text, setting_text, spread_text
+from dfs_rl.evaluation.number_format import duration_text, number_text, setting_text, spread_text
 from dfs_rl.sweeping.records import RetrainedRecord, SweepRecord, TrialRecord
-from dfs_rl.sweeping.summary import fresh_values, sweep_verdict
-from tests.helpers.fake_sweep import made_up_sweep, made_up_trial, retrained
+from dfs_rl.sweeping.summary import retrained_values, sweep_verdict
+from tests.helpers.fake_sweep import fake_sweep, fake_trial, retrained
 
 
 def sweep(*fresh: RetrainedRecord, both: bool = False) -> SweepRecord:
-    return replace(made_up_sweep(6, both=both), retrained=fresh)
+    return replace(fake_sweep(6, both=both), retrained=fresh)
 
 
 def said(record: SweepRecord) -> str:
     return "\n".join(sweep_verdict(record))
 
 
-def area(*values: float, name: str = "001", own: float | None = 3.0) -> RetrainedRecord:
-    return retrained(name, {"area": values}, own={} if own is None else {"area": own})
+def area(*values: float, name: str = "001", search_values: float | None = 3.0) -> RetrainedRecord:
+    return retrained(
+        name,
+        {"area": values},
+        search_values={} if search_values is None else {"area": search_values},
+    )
 
 
 def defaults(*values: float) -> RetrainedRecord:
-    return area(*values, name="defaults", own=None)
+    return area(*values, name="defaults", search_values=None)
 
 
 @pytest.mark.parametrize(
@@ -40,7 +44,7 @@ def defaults(*values: float) -> RetrainedRecord:
 )  # fmt: skip
 def test_luck_in_being_chosen_is_told_from_the_spread_over_seeds(values, words):
     n = "1 seed" if len(values) == 1 else f"{len(values)} seeds"
-    assert f"{words} over {n}, 3.000 in the sweep." in said(sweep(area(*values, own=3.0)))
+    assert f"{words} over {n}, 3.000 in the sweep." in said(sweep(area(*values, search_values=3.0)))
 
 
 @pytest.mark.parametrize(
@@ -60,7 +64,7 @@ def test_the_defaults_are_beaten_only_beyond_the_spread(values, theirs, words):
 
 def test_gains_are_taken_seed_by_seed_over_common_seeds():
     trial = replace(area(3.0, 3.2, 9.9), seeds=(101, 102, 200))
-    gains = [row.gain for row in fresh_values(sweep(trial, defaults(2.0, 2.1, 2.2)))]
+    gains = [row.gain for row in retrained_values(sweep(trial, defaults(2.0, 2.1, 2.2)))]
     differences = np.array([3.0, 3.2]) - np.array([2.0, 2.1])
     assert gains[0] is not None
     assert gains[0].mean == pytest.approx(differences.mean())
@@ -70,12 +74,20 @@ def test_gains_are_taken_seed_by_seed_over_common_seeds():
 
 def test_less_computation_is_a_gain_and_one_value_must_not_pay_for_the_other():
     names = ("accuracy", "computation")
-    own = {"accuracy": 80.0, "computation": 1.0}
-    cheaper = retrained("001", dict(zip(names, ((80.0, 80.0), (0.5, 0.5)), strict=True)), own=own)
-    traded = retrained("002", dict(zip(names, ((70.0, 70.0), (0.4, 0.4)), strict=True)), own=own)
+    search_values = {"accuracy": 80.0, "computation": 1.0}
+    cheaper = retrained(
+        "001",
+        dict(zip(names, ((80.0, 80.0), (0.5, 0.5)), strict=True)),
+        search_values=search_values,
+    )
+    traded = retrained(
+        "002",
+        dict(zip(names, ((70.0, 70.0), (0.4, 0.4)), strict=True)),
+        search_values=search_values,
+    )
     plain = retrained("defaults", dict(zip(names, ((80.0, 80.0), (1.0, 1.1)), strict=True)))
     record = sweep(cheaper, traded, plain, both=True)
-    gains = {(row.name, row.objective): row.gain for row in fresh_values(record) if row.gain}
+    gains = {(row.name, row.objective): row.gain for row in retrained_values(record) if row.gain}
     assert gains["001", "computation"].mean == pytest.approx(0.55)
     assert gains["002", "accuracy"].mean == pytest.approx(-10.0)
     told = said(record)
@@ -87,12 +99,12 @@ def test_what_is_not_known_is_said():
     nothing = said(sweep())
     assert "how much of these figures is luck in being chosen is not known" in nothing
     assert "whether the sweep beats them is not known" in said(sweep(area(2.9, 3.0)))
-    lost = replace(area(own=3.0), failed={101: "boom"})
+    lost = replace(area(search_values=3.0), failed={101: "boom"})
     assert "Failed on every fresh seed: 001." in said(sweep(lost, defaults(1.0, 2.0)))
 
 
 def test_a_sweep_of_failures_recommends_nothing():
-    trials = tuple(made_up_trial(i, "failed") for i in (1, 2))
+    trials = tuple(fake_trial(i, "failed") for i in (1, 2))
     record = replace(sweep(), trials=trials, best=(), importance={}, seconds=30.0)
     assert sweep_verdict(record) == (
         "2 trials in 30 seconds: 2 failed.",
@@ -100,34 +112,35 @@ def test_a_sweep_of_failures_recommends_nothing():
     )
 
 
-def naive_area(points: list[CurvePoint], worst: CurvePoint) -> float:
+def naive_hypervolume(points: list[CurvePoint], reference_point: CurvePoint) -> float:
     """Add up thin columns of the logarithm of computation."""
-    edges = np.linspace(np.log10(0.1), np.log10(worst.computation), 20_001)
+    edges = np.linspace(np.log10(0.1), np.log10(reference_point.computation), 20_001)
     middles = (edges[:-1] + edges[1:]) / 2
     heights = np.zeros_like(middles)
     for point in points:
         reach = middles >= np.log10(point.computation)
-        heights = np.maximum(heights, reach * max(0.0, point.accuracy - worst.accuracy))
+        heights = np.maximum(heights, reach * max(0.0, point.accuracy - reference_point.accuracy))
     return float((heights * np.diff(edges)).sum())
 
 
 @pytest.mark.parametrize("both", [False, True])
 def test_the_area_is_that_of_all_points_together(both):
-    record = made_up_sweep(both=both)
+    record = fake_sweep(both=both)
     points = [point for trial in record.trials for point in trial.points]
     (told,) = [said for said in sweep_verdict(record) if "dominate an area" in said]
     assert f"{len(points)} points" in told
     assert float(told.split("area of ")[1].split()[0]) == pytest.approx(
-        naive_area(points, record.worst), abs=0.01
+        naive_hypervolume(points, record.reference_point), abs=0.01
     )
 
 
 def test_counts_are_those_of_the_trials():
-    record = made_up_sweep(36)
+    record = fake_sweep(36)
     statuses = [trial.status for trial in record.trials]
     told = sweep_verdict(record)[0]
     assert told == (
-        f"36 trials in 1.5 hours: {statuses.count('finished')} finished, {statuses.count('stopped')} stopped early, "
+        f"36 trials in 1.5 hours: {statuses.count('finished')} finished, "
+        f"{statuses.count('stopped')} stopped early, "
         f"{statuses.count('failed')} failed."
     )
 
@@ -146,7 +159,7 @@ def test_counts_are_those_of_the_trials():
     ],
 )
 def test_figures_have_four_digits(value, text):
-    assert figure_text(value) == text
+    assert number_text(value) == text
 
 
 @pytest.mark.parametrize(
@@ -183,10 +196,10 @@ def test_settings_are_written_as_yaml_has_them(value, text):
     ("seconds", "text"), [(30.0, "30 seconds"), (90.0, "1.5 minutes"), (7200.0, "2.0 hours")]
 )
 def test_durations_have_a_fitting_unit(seconds, text):
-    assert duration(seconds) == text
+    assert duration_text(seconds) == text
 
 
 def test_a_trial_is_found_by_its_name():
-    record = made_up_sweep(4)
+    record = fake_sweep(4)
     found: TrialRecord = record.trial("003")
     assert found is record.trials[2]

@@ -19,8 +19,8 @@ command: train_agent
 settings: {timesteps: 960, num_envs: 32, eval_every: 96}
 search:
   reward.log_likelihood: {uniform: [0, 1]}
-  cost_weights.1: {loguniform: [10, 100]}
-objective: {name: hypervolume, corner: [20, 1], last: 2}
+  cost_weight_range.1: {loguniform: [10, 100]}
+objective: {name: hypervolume, reference_point: [20, 1], last: 2}
 trials: 3
 retrain: {best: 1, seeds: 2}
 """
@@ -38,14 +38,14 @@ def table(run):
         return list(csv.DictReader(lines))
 
 
-def area(points, corner):
+def area(points, reference_point):
     """Area under the best accuracy so far, over the logarithm of computation, added up in narrow strips."""
     total, strips = 0.0, 20_000
     low = min(cost for cost, _ in points)
-    width = math.log10(corner[0] / low) / strips
+    width = math.log10(reference_point[0] / low) / strips
     for strip in range(strips):
         cost = low * 10 ** ((strip + 0.5) * width)
-        total += width * max(0.0, max(a for c, a in points if c <= cost) - corner[1])
+        total += width * max(0.0, max(a for c, a in points if c <= cost) - reference_point[1])
     return total
 
 
@@ -82,7 +82,7 @@ def test_the_best_settings_are_ready_for_the_command(finished):
     (best,) = (finished / "best").iterdir()
     (row,) = (row for row in table(finished) if row["trial"] == best.name)
     assert config.reward.log_likelihood == float(row["reward.log_likelihood"])
-    assert config.cost_weights == (0.1, float(row["cost_weights.1"]))
+    assert config.cost_weight_range == (0.1, float(row["cost_weight_range.1"]))
     assert (config.timesteps, config.num_envs) == (960, 32)
     trained = load_config(best / "seed0" / "config.yaml", TrainAgentConfig)
     assert trained.reward == config.reward
@@ -118,17 +118,17 @@ command: train_agent
 settings: {timesteps: 192, num_envs: 32}
 search:
   num_envs: {grid: [32, 40]}
-  images_per_group: {grid: [8, 16]}  # 16 does not divide 40, which neither says alone
+  group_size: {grid: [8, 16]}  # 16 does not divide 40, which neither says alone
 searcher: random
 trials: 4
 retrain: {seeds: 0}
 """
     code, run = sweep(tmp_path, text)
     assert code == 0
-    rows = {(row["num_envs"], row["images_per_group"]): row for row in table(run)}
+    rows = {(row["num_envs"], row["group_size"]): row for row in table(run)}
     bad = rows.pop(("40", "16"))
     assert bad["status"] == "failed"
-    reason = "num_envs is 40 and images_per_group is 16"
+    reason = "num_envs is 40 and group_size is 16"
     assert reason in bad["reason"]
     assert {row["status"] for row in rows.values()} == {"finished"}
     shown = capsys.readouterr()
@@ -144,7 +144,7 @@ settings: {{timesteps: 1920, num_envs: 32, eval_every: 96}}
 search:
   algorithm.learning_rate: {{{kind}: [0.0001, 0.05]}}
   reward.log_likelihood: {{uniform: [0, 1]}}
-objective: {{name: hypervolume, corner: [20, 1], last: 1}}
+objective: {{name: hypervolume, reference_point: [20, 1], last: 1}}
 searcher: random
 scheduler: {{name: {scheduler}, interval: 0.1}}
 trials: 4
@@ -231,7 +231,7 @@ def test_two_sweeps_may_share_a_storage_path(tmp_path, monkeypatch):
 
 def test_a_sweep_keeps_what_it_was_asked_for(finished):
     kept = read_yaml(finished / "sweep.yaml")
-    assert kept["search"]["cost_weights.1"] == {"loguniform": [10, 100]}
+    assert kept["search"]["cost_weight_range.1"] == {"loguniform": [10, 100]}
     assert (
         load_dataset("digits").fingerprint
         == json.loads((finished / "run.json").read_text())["data"]

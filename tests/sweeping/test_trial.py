@@ -8,7 +8,7 @@ from dfs_rl.data import load_dataset
 from dfs_rl.experiments.agent_training import TrainAgentConfig
 from dfs_rl.gating.reward import RewardTerms
 from dfs_rl.sweeping.commands import command_of
-from dfs_rl.sweeping.trial import begun
+from dfs_rl.sweeping.trial import resume_if_started
 from dfs_rl.utils.config import load_config
 from dfs_rl.utils.run_folder import LAST_CHECKPOINT, RunFolder
 
@@ -16,19 +16,19 @@ from dfs_rl.utils.run_folder import LAST_CHECKPOINT, RunFolder
 def test_the_best_gate_is_chosen_anew_under_other_settings_alone(tmp_path: Path) -> None:
     command = command_of("train_agent")
     config = TrainAgentConfig(run_dir=tmp_path / "seed0", device="cpu")
-    assert begun(command, config) is None
+    assert resume_if_started(command, config) is None
 
-    run = command.begin(config, load_dataset("digits"), "cpu")
+    run = command.create(config, load_dataset("digits"), "cpu")
     state = {"validation": {"best": {"mean_reward": 0.5}}}
     run.save_checkpoint(LAST_CHECKPOINT, {"weights": torch.ones(2)}, state)
-    assert state_of(begun(command, config)) == state
+    assert state_of(resume_if_started(command, config)) == state
 
     other = TrainAgentConfig(
         run_dir=tmp_path / "seed0", device="cpu", reward=RewardTerms(accuracy=1.0)
     )
-    assert state_of(begun(command, other)) == {"validation": None}
+    assert state_of(resume_if_started(command, other)) == {"validation": None}
     stored = load_config(run.config_path, TrainAgentConfig)
-    assert (stored.reward.accuracy, stored.start, stored.images_per_group) == (1.0, "uniform", 1)
+    assert (stored.reward.accuracy, stored.start, stored.group_size) == (1.0, "uniform", 1)
 
 
 def state_of(run: RunFolder | None) -> object:

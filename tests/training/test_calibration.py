@@ -129,7 +129,9 @@ def test_features_begin_with_the_confidence_of_the_layers_probe(net):
     sure = confidence(net.probes[0](parts.flatten(1)))
     expected = torch.cat([sure, hidden.mean(dim=(2, 3))], dim=1)
     torch.testing.assert_close(net.feature(hidden, 0), expected)
-    torch.testing.assert_close(net.prepare().feature(hidden, 0), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        net.to_inference().feature(hidden, 0), expected, rtol=1e-4, atol=1e-5
+    )
 
 
 def test_the_probes_cost_what_their_precision_says(net):

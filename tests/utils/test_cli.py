@@ -378,7 +378,7 @@ def test_a_full_disk_under_tensorboard_is_one_sentence(
 ) -> None:
     def write(_: object) -> None:
         run = RunFolder(tmp_path, "train")
-        with run.hold():
+        with run.lock():
             board = SummaryWriter(str(run.tensorboard_dir))
             try:
                 with full_disk(200):

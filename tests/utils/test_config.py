@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from dfs_rl.errors import ConfigError
 from dfs_rl.utils.config import (
-    Count,
-    PositiveShare,
+    PositiveInt,
+    PositiveUnitInterval,
     Seed,
     config_from_dict,
     config_to_dict,
@@ -138,8 +138,8 @@ def test_a_fault_is_one_sentence_with_file_line_key_value_and_what_is_allowed(
 @configuration
 class Ranges:
     seed: Seed = 0
-    count: Count | None = None
-    rate: PositiveShare = 0.5
+    count: PositiveInt | None = None
+    rate: PositiveUnitInterval = 0.5
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from dfs_rl.errors import RunFolderError
-from dfs_rl.utils.io import exclusive
+from dfs_rl.utils.io import file_lock
 
 
 @pytest.fixture
@@ -15,8 +15,8 @@ def holder(tmp_path):
     program = """
         import sys
         from pathlib import Path
-        from dfs_rl.utils.io import exclusive
-        with exclusive(Path(sys.argv[1])):
+        from dfs_rl.utils.io import file_lock
+        with file_lock(Path(sys.argv[1])):
             print("in", flush=True)
             sys.stdin.read()
     """
@@ -30,7 +30,7 @@ def holder(tmp_path):
 def test_a_second_process_is_refused(holder, tmp_path):
     with (
         pytest.raises(RunFolderError, match=r"another process is writing to .*run"),
-        exclusive(tmp_path / "run"),
+        file_lock(tmp_path / "run"),
     ):
         pass
 
@@ -38,11 +38,11 @@ def test_a_second_process_is_refused(holder, tmp_path):
 def test_a_second_process_may_wait(holder, tmp_path):
     heard = []
 
-    def waiting():
+    def on_wait():
         heard.append(time.monotonic())
         holder.stdin.close()
 
-    with exclusive(tmp_path / "run", waiting=waiting):
+    with file_lock(tmp_path / "run", on_wait=on_wait):
         assert holder.wait(timeout=30) == 0
     assert len(heard) == 1
 
@@ -50,11 +50,11 @@ def test_a_second_process_may_wait(holder, tmp_path):
 def test_a_killed_process_keeps_nobody_out(holder, tmp_path):
     holder.kill()
     holder.wait(timeout=30)
-    with exclusive(tmp_path / "run"):
+    with file_lock(tmp_path / "run"):
         pass
 
 
 def test_a_folder_is_free_again_after_the_block(tmp_path):
     for _ in range(2):
-        with exclusive(tmp_path / "run"):
+        with file_lock(tmp_path / "run"):
             pass

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from dfs_rl.errors import RunFolderError
 from dfs_rl.utils.io import (
+    atomic_write,
     read_json,
     remove_stale_temporaries,
-    replacing,
     to_json_value,
     write_bytes_atomic,
     write_json,
@@ -39,7 +39,7 @@ def test_a_write_that_fails_leaves_the_previous_content_and_no_temporary(tmp_pat
     write_bytes_atomic(path, b"old")
 
     def fail() -> None:
-        with replacing(path) as temporary:
+        with atomic_write(path) as temporary:
             temporary.write_bytes(b"half of the ne")
             raise RuntimeError("the writer broke")
 
@@ -52,7 +52,7 @@ def test_a_write_that_fails_leaves_the_previous_content_and_no_temporary(tmp_pat
 def test_the_previous_content_stands_until_the_block_ends(tmp_path):
     path = tmp_path / "file"
     write_bytes_atomic(path, b"old")
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_bytes(b"new")
         assert path.read_bytes() == b"old"
     assert path.read_bytes() == b"new"

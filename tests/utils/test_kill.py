@@ -108,7 +108,7 @@ for existing in (False, True):
             unborn += 1
             run = create(path)
         assert RunFolder.open(path).config(Config) == Config()
-        with run.hold():
+        with run.lock():
             left = {file.name for file in path.iterdir()} - {"notes.txt", ".lock"}
         assert left == {"config.yaml", "own.yaml", "run.json"}, (event, left)
         assert [file.name for file in path.parent.iterdir() if file.name.startswith(".")] == []

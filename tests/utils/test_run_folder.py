@@ -338,16 +338,16 @@ def test_what_killed_processes_left_goes_when_a_run_is_held(tmp_path):
     for name in stale + kept:
         (folder.path / name).parent.mkdir(parents=True, exist_ok=True)
         (folder.path / name).touch()
-    with folder.hold():
+    with folder.lock():
         assert [name for name in stale if (folder.path / name).exists()] == []
         assert all((folder.path / name).exists() for name in kept)
-        with pytest.raises(BusyError), folder.hold():
+        with pytest.raises(BusyError), folder.lock():
             pass
 
 
 def test_a_system_error_that_names_no_file_names_the_run(tmp_path):
     folder = create(tmp_path / "run")
-    with pytest.raises(OSError, match="No space") as caught, folder.hold():
+    with pytest.raises(OSError, match="No space") as caught, folder.lock():
         raise OSError(errno.ENOSPC, "No space left on device")
     assert caught.value.filename == str(folder.path)
 

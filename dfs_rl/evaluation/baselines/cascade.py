@@ -1,6 +1,6 @@
 """The confidence cascade: a cheap pass for every image, a dearer one where the first is unsure.
 
-It needs no learning, so it is the rival that a gate which sees the image must beat.
+It needs no learning, so it is the baseline that a gate which sees the image must beat.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from dfs_rl.costs import BitOptions, CostTable
 from dfs_rl.evaluation.records import GateRecords
 from dfs_rl.gating.cascade import FirstPass
 
-# The share of images that run again is tried in steps of 1 %, and as high as the cap allows.
+# The share of images that run again is tried in steps of 1 %, and as high as the budget allows.
 _SHARE_STEPS = 100
 _TOLERANCE = 1e-9
 
@@ -37,15 +37,15 @@ def run_cascade(
         name: What the records are called.
     """
     first, second = uniform[cascade.first], uniform[cascade.second]
-    again = first.confidence < cascade.threshold
+    escalated = first.confidence < cascade.threshold
     return GateRecords(
         name=name,
-        predictions=torch.where(again, second.predictions, first.predictions),
+        predictions=torch.where(escalated, second.predictions, first.predictions),
         labels=first.labels,
-        options=torch.where(again[:, None], second.options, first.options),
-        log_likelihood=torch.where(again, second.log_likelihood, first.log_likelihood),
-        confidence=torch.where(again, second.confidence, first.confidence),
-        first_pass=FirstPass(options=first.options, escalated=again),
+        options=torch.where(escalated[:, None], second.options, first.options),
+        log_likelihood=torch.where(escalated, second.log_likelihood, first.log_likelihood),
+        confidence=torch.where(escalated, second.confidence, first.confidence),
+        first_pass=FirstPass(options=first.options, escalated=escalated),
     )
 
 
@@ -60,36 +60,39 @@ def cascade_text(cascade: Cascade, records: GateRecords, options: BitOptions) ->
     return f"{first} bit, then {second} bit for the least sure {share:.2g} %"
 
 
-def choose_cascade(uniform: Sequence[GateRecords], costs: CostTable, cap: float) -> Cascade | None:
-    """Choose the most accurate cascade whose mean computation is at most ``cap``.
+def choose_cascade(
+    uniform: Sequence[GateRecords], costs: CostTable, budget: float
+) -> Cascade | None:
+    """Choose the most accurate cascade whose mean computation is at most ``budget``.
 
-    The second pass is the dearer one, and never runs for all images, for then the first would be for nothing; it may run for none.
-    Ties go to the higher log-likelihood, then to the cheaper one.
+    The second pass is the dearer one, and never runs for all images, for then the first would be
+    for nothing; it may run for none. Ties go to the higher log-likelihood, then to the cheaper one.
 
     Args:
         uniform: Records of every uniform option over the selection split, in menu order.
         costs: What the options cost.
-        cap: Upper bound on mean computation in percent, fixed parts included.
+        budget: Upper bound on mean computation in percent, fixed parts included.
 
     Returns:
-        The choice; None if even one pass at the cheapest option is above ``cap``, as it can be where gates leave early.
+        The choice; None if even one pass at the cheapest option is above ``budget``, as it can be
+        where gates leave early.
     """
-    price = [records.computation(costs).mean().item() for records in uniform]
+    mean_costs = [records.computation(costs).mean().item() for records in uniform]
     best: tuple[tuple[float, float, float], Cascade] | None = None
     for a, first in enumerate(uniform):
-        if price[a] > cap + _TOLERANCE:
+        if mean_costs[a] > budget + _TOLERANCE:
             continue
-        dearer = [b for b in range(len(uniform)) if price[b] > price[a]]
-        for b in dearer or [a]:
+        costlier = [b for b in range(len(uniform)) if mean_costs[b] > mean_costs[a]]
+        for b in costlier or [a]:
             second = uniform[b]
-            for score, threshold in _curve(first, second, price[a], price[b], cap):
+            for score, threshold in _curve(first, second, mean_costs[a], mean_costs[b], budget):
                 if best is None or score > best[0]:
                     best = (score, Cascade(a, b, threshold))
     return None if best is None else best[1]
 
 
 def _curve(
-    first: GateRecords, second: GateRecords, price_first: float, price_second: float, cap: float
+    first: GateRecords, second: GateRecords, cost_first: float, cost_second: float, budget: float
 ) -> list[tuple[tuple[float, float, float], float]]:
     """Return (accuracy, log-likelihood, minus cost) and threshold of each share that fits."""
     n = len(first)
@@ -100,25 +103,26 @@ def _curve(
     correct = first.correct.sum() + torch.cat([zero, gain])  # [n + 1], by images that run again
     log_likelihood = first.log_likelihood.sum() + torch.cat([zero, gain_log])
     most = 0
-    if price_second > price_first:
-        most = min(n - 1, int((cap - price_first + _TOLERANCE) / price_second * n))
+    if cost_second > cost_first:
+        most = min(n - 1, int((budget - cost_first + _TOLERANCE) / cost_second * n))
     curve = []
-    for wanted in sorted({min(most, n * i // _SHARE_STEPS) for i in range(_SHARE_STEPS)}):
-        threshold = _between(confidence, wanted)
+    for n_escalated in sorted({min(most, n * i // _SHARE_STEPS) for i in range(_SHARE_STEPS)}):
+        threshold = _threshold_between(confidence, n_escalated)
         # Images of equal confidence stand or fall together: fewer than wanted may run again.
-        again = int((confidence < threshold).sum())
-        cost = price_first + price_second * again / n
-        score = (correct[again].item(), log_likelihood[again].item(), -cost)
+        escalated = int((confidence < threshold).sum())
+        cost = cost_first + cost_second * escalated / n
+        score = (correct[escalated].item(), log_likelihood[escalated].item(), -cost)
         curve.append((score, threshold))
     return curve
 
 
-def _between(confidence: Tensor, wanted: int) -> float:
+def _threshold_between(confidence: Tensor, n_escalated: int) -> float:
     """Return a threshold that so many of the ascending ``confidence`` stay below.
 
-    It lies in the middle between two images, so that rounding on another machine moves neither to the other side.
+    It lies in the middle between two images, so that rounding on another machine moves neither to
+    the other side.
     """
-    if wanted == 0:
+    if n_escalated == 0:
         return 0.0
-    last, following = confidence[wanted - 1].item(), confidence[wanted].item()
+    last, following = confidence[n_escalated - 1].item(), confidence[n_escalated].item()
     return following if last == following else (last + following) / 2

@@ -1,7 +1,8 @@
 """Confidence exits: every image runs at the same bits, and leaves at the first exit that is sure enough.
 
-That is BranchyNet (Teerapittayanon et al., ICPR 2016) with the highest class probability for the entropy. It needs no learning beyond
-the exits' heads, so it is the rival that a gate which leaves early must beat.
+That is BranchyNet (Teerapittayanon et al., ICPR 2016) with the highest class probability for the
+entropy. It needs no learning beyond the exits' heads, so it is the baseline that a gate which
+leaves early must beat.
 """
 
 import math
@@ -24,7 +25,7 @@ _QUANTILES = 100
 _TOLERANCE = 1e-9
 
 
-class ExitPass(NamedTuple):
+class ExitOutputs(NamedTuple):
     """What every exit and the end of the network say of each image when all layers run at one option.
 
     Attributes:
@@ -54,25 +55,25 @@ class ExitRule(NamedTuple):
     first: int
     threshold: float
 
-    def taken(self, answers: ExitPass) -> Tensor:
+    def exit_index(self, outputs: ExitOutputs) -> Tensor:
         """Return which answer each image takes, int64 ``[n]``; the number of exits for the end of the network."""
-        sure = answers.confidence >= self.threshold
+        sure = outputs.confidence >= self.threshold
         sure[:, : self.first] = False
         sure[:, -1] = True
         return sure.int().argmax(dim=1)
 
-    def words(self, costs: CostTable) -> str:
+    def description(self, costs: CostTable) -> str:
         """Tell the rule."""
-        bits, asked = costs.options[self.option], costs.exits_after[self.first :]
-        if not asked or self.threshold == math.inf:
+        bits, used = costs.options[self.option], costs.exits_after[self.first :]
+        if not used or self.threshold == math.inf:
             return f"{bits} bit, leaving nowhere"
-        places = ", ".join(map(str, asked))
+        places = ", ".join(map(str, used))
         return f"{bits} bit, leaving after {places} layers where the exit is {100 * self.threshold:.1f} % sure"
 
 
-def exit_passes(
+def run_exit_outputs(
     backbone: WalkableBackbone, image_set: ImageSet, *, batch_size: int = BATCH_SIZE
-) -> list[ExitPass]:
+) -> list[ExitOutputs]:
     """Run every option of the menu at all layers and ask every exit on the way, in menu order.
 
     Args:
@@ -85,34 +86,34 @@ def exit_passes(
     passes = []
     with torch.inference_mode():
         for option, bits in enumerate(backbone.options):
-            answers: list[Tensor] = []
+            outputs: list[Tensor] = []
             for batch in batches(image_set, batch_size):
-                hidden, said = backbone.stem(batch.images), []
+                hidden, logits = backbone.stem(batch.images), []
                 for index, layer in enumerate(backbone.layers):
                     if index in after:
-                        said.append(backbone.answer(hidden, index))
+                        logits.append(backbone.answer(hidden, index))
                     hidden = layer(hidden, bits)
-                said.append(backbone.head(hidden))
-                answers.append(torch.stack(said, dim=1).double().log_softmax(dim=-1).cpu())
-            passes.append(_pass(option, torch.cat(answers), image_set.labels.cpu()))
+                logits.append(backbone.head(hidden))
+                outputs.append(torch.stack(logits, dim=1).double().log_softmax(dim=-1).cpu())
+            passes.append(_summarize_outputs(option, torch.cat(outputs), image_set.labels.cpu()))
     return passes
 
 
-def _pass(option: int, log_probabilities: Tensor, labels: Tensor) -> ExitPass:
+def _summarize_outputs(option: int, log_probabilities: Tensor, labels: Tensor) -> ExitOutputs:
     """Boil ``[n, exits + 1, classes]`` down."""
     best = log_probabilities.max(dim=-1)
-    own = labels[:, None, None].expand(-1, log_probabilities.shape[1], 1)
-    return ExitPass(
+    true_class = labels[:, None, None].expand(-1, log_probabilities.shape[1], 1)
+    return ExitOutputs(
         option=option,
         predictions=best.indices,
-        log_likelihood=log_probabilities.gather(2, own).squeeze(2),
+        log_likelihood=log_probabilities.gather(2, true_class).squeeze(2),
         confidence=best.values.exp(),
         labels=labels,
     )
 
 
-def run_exits(
-    passes: Sequence[ExitPass], rule: ExitRule, costs: CostTable, *, name: str = "exits"
+def apply_exit_rule(
+    passes: Sequence[ExitOutputs], rule: ExitRule, costs: CostTable, *, name: str = "exits"
 ) -> GateRecords:
     """Let images leave by a rule; each pays for all exits that it asks.
 
@@ -122,80 +123,83 @@ def run_exits(
         costs: What layers and exits cost.
         name: What the records are called.
     """
-    answers = passes[rule.option]
-    taken = rule.taken(answers)
-    images = torch.arange(len(taken))
+    outputs = passes[rule.option]
+    exit_index = rule.exit_index(outputs)
+    images = torch.arange(len(exit_index))
     return GateRecords(
         name=name,
-        predictions=answers.predictions[images, taken],
-        labels=answers.labels,
-        options=_ways(rule.option, costs)[taken],
-        log_likelihood=answers.log_likelihood[images, taken],
-        confidence=answers.confidence[images, taken],
-        gate_macs_taken=_asked_in_vain(rule.first, costs)[taken],
+        predictions=outputs.predictions[images, exit_index],
+        labels=outputs.labels,
+        options=_options_by_exit(rule.option, costs)[exit_index],
+        log_likelihood=outputs.log_likelihood[images, exit_index],
+        confidence=outputs.confidence[images, exit_index],
+        gate_macs_taken=_exit_overhead_macs(rule.first, costs)[exit_index],
     )
 
 
-def choose_exits(passes: Sequence[ExitPass], costs: CostTable, cap: float) -> ExitRule:
-    """Choose the most accurate rule whose mean computation is at most ``cap``.
+def choose_exit_rule(passes: Sequence[ExitOutputs], costs: CostTable, budget: float) -> ExitRule:
+    """Choose the most accurate rule whose mean computation is at most ``budget``.
 
     Ties go to the higher log-likelihood, then to the cheaper one.
 
     Args:
         passes: Of every option over the selection split, in menu order.
         costs: What layers and exits cost.
-        cap: Upper bound on mean computation in percent, fixed parts included.
+        budget: Upper bound on mean computation in percent, fixed parts included.
 
     Raises:
-        ConfigError: If even the cheapest rule is above ``cap``.
+        ConfigError: If even the cheapest rule is above ``budget``.
     """
     best: tuple[tuple[float, float, float], ExitRule] | None = None
     cheapest = math.inf
-    for answers in passes:
-        right, ways = answers.correct.double(), _ways(answers.option, costs)
+    for outputs in passes:
+        right, options_by_exit = outputs.correct.double(), _options_by_exit(outputs.option, costs)
         for first in range(len(costs.exits) + 1):  # the last of them asks none
-            price = costs.computation(ways, gate_macs=_asked_in_vain(first, costs))
-            for threshold in _thresholds(answers, first):
-                rule = ExitRule(answers.option, first, threshold)
-                taken = rule.taken(answers)
-                cost = price[taken].mean().item()
+            costs_by_exit = costs.computation(
+                options_by_exit, gate_macs=_exit_overhead_macs(first, costs)
+            )
+            for threshold in _thresholds(outputs, first):
+                rule = ExitRule(outputs.option, first, threshold)
+                exit_index = rule.exit_index(outputs)
+                cost = costs_by_exit[exit_index].mean().item()
                 cheapest = min(cheapest, cost)
-                if cost > cap + _TOLERANCE:
+                if cost > budget + _TOLERANCE:
                     continue
                 accuracy, likelihood = (
-                    values.gather(1, taken[:, None]).mean().item()
-                    for values in (right, answers.log_likelihood)
+                    values.gather(1, exit_index[:, None]).mean().item()
+                    for values in (right, outputs.log_likelihood)
                 )
                 score = (accuracy, likelihood, -cost)
                 if best is None or score > best[0]:
                     best = (score, rule)
     if best is None:
         raise ConfigError(
-            f"no way to leave by confidence costs at most {cap:.4g} %; the cheapest costs {cheapest:.4g} %."
+            f"no way to leave by confidence costs at most {budget:.4g} %; the cheapest costs "
+            f"{cheapest:.4g} %."
         )
     return best[1]
 
 
-def _thresholds(answers: ExitPass, first: int) -> list[float]:
+def _thresholds(outputs: ExitOutputs, first: int) -> list[float]:
     """Return thresholds from the one at which every image leaves at once to the one at which none does."""
-    asked = answers.confidence[:, first:-1]
-    if asked.shape[1] == 0:
+    used = outputs.confidence[:, first:-1]
+    if used.shape[1] == 0:
         return [math.inf]
     places = torch.linspace(0, 1, _QUANTILES + 1, dtype=torch.float64)
-    values = asked.flatten().sort().values
+    values = used.flatten().sort().values
     at = (places * (len(values) - 1)).round().long()
     return [*sorted(set(values[at].tolist())), math.inf]
 
 
-def _ways(option: int, costs: CostTable) -> Tensor:
+def _options_by_exit(option: int, costs: CostTable) -> Tensor:
     """Return what an image does that leaves at each exit, or not at all, int64 ``[exits + 1, layers]``."""
-    ways = torch.full((len(costs.exits) + 1, costs.n_layers), option)
-    for row, after in zip(ways, costs.exits_after, strict=False):
+    options_by_exit = torch.full((len(costs.exits) + 1, costs.n_layers), option)
+    for row, after in zip(options_by_exit, costs.exits_after, strict=False):
         row[after:] = costs.exit_action
-    return ways
+    return options_by_exit
 
 
-def _asked_in_vain(first: int, costs: CostTable) -> Tensor:
+def _exit_overhead_macs(first: int, costs: CostTable) -> Tensor:
     """Return what the exits cost that were asked before each one, or before the end, in MACs at full precision, ``[exits + 1]``."""
     each = [e.macs * relative_cost(e.bits) * (i >= first) for i, e in enumerate(costs.exits)]
     return torch.tensor([0.0, *each], dtype=torch.float64).cumsum(0)

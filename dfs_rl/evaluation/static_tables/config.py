@@ -1,10 +1,10 @@
 """How long to search for the best static table; apart from the search, so that a command's help needs no torch."""
 
-from dfs_rl.utils.config import Count, configuration
+from dfs_rl.utils.config import PositiveInt, configuration
 
 
 @configuration
-class SearchLimits:
+class SearchConfig:
     """How long to search for the best static table.
 
     Attributes:
@@ -13,6 +13,6 @@ class SearchLimits:
         finalists: Best tables that are ranked again on the whole split, at least 1.
     """
 
-    images: Count = 1000
-    tables: Count = 600
-    finalists: Count = 8
+    images: PositiveInt = 1000
+    tables: PositiveInt = 600
+    finalists: PositiveInt = 8

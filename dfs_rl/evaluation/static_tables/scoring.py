@@ -12,27 +12,29 @@ from dfs_rl.data.batching import batches
 from dfs_rl.data.images import ImageSet
 from dfs_rl.evaluation.evaluator import BATCH_SIZE
 
-Table = tuple[int, ...]
+StaticTable = tuple[int, ...]
 
 
-def table_text(table: Table, options: BitOptions) -> str:
+def static_table_text(table: StaticTable, options: BitOptions) -> str:
     """Return the bits of a static table, layer by layer, as one word; it ends where the table leaves."""
-    return "-".join([*map(str, table_bits(table, options)), *["exit"] * (len(options) in table)])
+    return "-".join(
+        [*map(str, static_table_bits(table, options)), *["exit"] * (len(options) in table)]
+    )
 
 
-def table_bits(table: Table, options: BitOptions) -> tuple[int, ...]:
+def static_table_bits(table: StaticTable, options: BitOptions) -> tuple[int, ...]:
     """Return the bits of the layers that a static table comes to."""
     return tuple(options[option] for option in table if option < len(options))
 
 
-class TableScore(NamedTuple):
+class StaticTableScore(NamedTuple):
     """How a static table does on a split; compares by accuracy, then by log-likelihood."""
 
     correct: int
     log_likelihood: float
 
 
-def spread_subset(image_set: ImageSet, n: int) -> ImageSet:
+def evenly_spaced_subset(image_set: ImageSet, n: int) -> ImageSet:
     """Return ``n`` images, or all where there are no more.
 
     They are evenly spaced, so that a split sorted by class still gives every class its share.
@@ -41,13 +43,13 @@ def spread_subset(image_set: ImageSet, n: int) -> ImageSet:
     return image_set if n >= total else image_set.subset(torch.arange(n) * total // n)
 
 
-def score_tables(
+def score_static_tables(
     backbone: WalkableBackbone,
     image_set: ImageSet,
-    tables: Sequence[Table],
+    tables: Sequence[StaticTable],
     *,
     batch_size: int = BATCH_SIZE,
-) -> list[TableScore]:
+) -> list[StaticTableScore]:
     """Score static tables, in one pass over the images.
 
     The tables are walked as a tree: two tables that agree on their first layers share them. Memory
@@ -68,7 +70,7 @@ def score_tables(
     layers = backbone.layers
 
     costs = backbone.costs
-    closed = costs.closed(torch.tensor(tables)).tolist()
+    canonical = costs.canonicalize(torch.tensor(tables)).tolist()
 
     def arrive(logits: Tensor, labels: Tensor, members: Sequence[int]) -> None:
         right = int((logits.argmax(dim=-1) == labels).sum())
@@ -83,7 +85,7 @@ def score_tables(
             return
         branches: dict[int, list[int]] = {}
         for member in members:
-            branches.setdefault(closed[member][layer], []).append(member)
+            branches.setdefault(canonical[member][layer], []).append(member)
         for option, branch in branches.items():
             if option == costs.exit_action:
                 assert isinstance(backbone, WithExits), "a network whose costs know exits has them"
@@ -96,18 +98,19 @@ def score_tables(
             descend(0, backbone.stem(batch.images), batch.labels, range(len(tables)))
     n = len(image_set)
     return [
-        TableScore(right, total / n) for right, total in zip(correct, log_likelihood, strict=True)
+        StaticTableScore(right, total / n)
+        for right, total in zip(correct, log_likelihood, strict=True)
     ]
 
 
-class TableScorer:
+class StaticTableScorer:
     """Scores static tables on the same images, each once.
 
     Args:
         backbone: The backbone, on the device of ``image_set``.
         image_set: The images.
-        known: Scores on these very images from before, which are taken and not measured again when they are asked for; new ones
-            are added to them.
+        cached_scores: Scores on these very images from before, which are taken and not measured
+            again when they are asked for; new ones are added to them.
         batch_size: Images that run together.
 
     Attributes:
@@ -119,37 +122,37 @@ class TableScorer:
         backbone: WalkableBackbone,
         image_set: ImageSet,
         *,
-        known: dict[Table, TableScore] | None = None,
+        cached_scores: dict[StaticTable, StaticTableScore] | None = None,
         batch_size: int = BATCH_SIZE,
     ) -> None:
-        self.scores: dict[Table, TableScore] = {}
+        self.scores: dict[StaticTable, StaticTableScore] = {}
         self.image_set = image_set
         self._backbone = backbone
-        self._known = {} if known is None else known
+        self._cached_scores = {} if cached_scores is None else cached_scores
         self._batch_size = batch_size
 
-    def score(self, tables: Iterable[Table]) -> list[TableScore]:
-        """Return how each table does; those that are new run together, see ``score_tables``."""
+    def score(self, tables: Iterable[StaticTable]) -> list[StaticTableScore]:
+        """Return how each table does; those that are new run together, see ``score_static_tables``."""
         wanted = list(tables)
         new = [table for table in dict.fromkeys(wanted) if table not in self.scores]
-        unknown = [table for table in new if table not in self._known]
+        unknown = [table for table in new if table not in self._cached_scores]
         if unknown:
-            measured = score_tables(
+            measured = score_static_tables(
                 self._backbone, self.image_set, unknown, batch_size=self._batch_size
             )
-            self._known.update(zip(unknown, measured, strict=True))
-        self.scores.update((table, self._known[table]) for table in new)
+            self._cached_scores.update(zip(unknown, measured, strict=True))
+        self.scores.update((table, self._cached_scores[table]) for table in new)
         return [self.scores[table] for table in wanted]
 
-    def accuracy(self, table: Table) -> float:
+    def accuracy(self, table: StaticTable) -> float:
         """Return a table's accuracy in percent."""
         (score,) = self.score([table])
         return 100.0 * score.correct / len(self.image_set)
 
-    def remember(self, known: Mapping[Table, TableScore]) -> None:
+    def add_cached_scores(self, cached_scores: Mapping[StaticTable, StaticTableScore]) -> None:
         """Take scores on these very images from before, which are not measured again when they are asked for."""
-        self._known.update(known)
+        self._cached_scores.update(cached_scores)
 
-    def known(self) -> dict[Table, TableScore]:
+    def cached_scores(self) -> dict[StaticTable, StaticTableScore]:
         """Return every score there is, for another scorer of the same images to start from."""
-        return dict(self._known)
+        return dict(self._cached_scores)

@@ -20,7 +20,8 @@ class SettingAxis(NamedTuple):
         log: Whether numbers lie on it by their logarithm.
         low: Its lower end, a logarithm to base 10 if ``log``.
         high: Its upper end.
-        choices: What stands on it instead of numbers, as text, from the lower end; empty for numbers.
+        choices: What stands on it instead of numbers, as text, from the lower end; empty for
+            numbers.
     """
 
     name: str

@@ -4,20 +4,20 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from dfs_rl.reporting import style
-from dfs_rl.reporting.hover import PlacedPoint
+from dfs_rl.reporting.hover import HoverPoint
 from dfs_rl.sweeping.records import SweepRecord
 from dfs_rl.sweeping.report.importance import importance_plot
 from dfs_rl.sweeping.report.learning_curves import progress_plot
 from dfs_rl.sweeping.report.parallel_coordinates import parallel_plot
-from dfs_rl.sweeping.report.pareto_plot import sweep_frontier_plot, sweep_placed_points
+from dfs_rl.sweeping.report.pareto_plot import sweep_hover_points, sweep_pareto_plot
 from dfs_rl.sweeping.report.slices import settings_plot
 
 
-class SweepPictures(NamedTuple):
+class SweepFigures(NamedTuple):
     """Pictures of a sweep as PNG; None where there is nothing to draw.
 
     Attributes:
-        frontier: Accuracy against computation of all trials.
+        pareto_front: Accuracy against computation of all trials.
         points: Where it shows what.
         parallel: All trials over the axes of their settings and values.
         settings: Each setting against a value of the objective, by the value's name.
@@ -25,22 +25,22 @@ class SweepPictures(NamedTuple):
         importance: What share of its variation each setting explains.
     """
 
-    frontier: bytes | None
-    points: Sequence[PlacedPoint]
+    pareto_front: bytes | None
+    points: Sequence[HoverPoint]
     parallel: bytes | None
     settings: Mapping[str, bytes]
     progress: bytes | None
     importance: bytes | None
 
 
-def sweep_pictures(record: SweepRecord) -> SweepPictures:
+def sweep_figures(record: SweepRecord) -> SweepFigures:
     """Draw them."""
-    frontier = sweep_frontier_plot(record) if record.points else None
+    pareto_front = sweep_pareto_plot(record) if record.points else None
     drawn = bool(record.trials and record.scales)
     valued = {name for trial in record.trials for name in trial.values}
-    return SweepPictures(
-        frontier=None if frontier is None else style.to_png(frontier),
-        points=[] if frontier is None else sweep_placed_points(frontier, record),
+    return SweepFigures(
+        pareto_front=None if pareto_front is None else style.to_png(pareto_front),
+        points=[] if pareto_front is None else sweep_hover_points(pareto_front, record),
         parallel=style.to_png(parallel_plot(record)) if drawn else None,
         settings={
             name: style.to_png(settings_plot(record, name))

@@ -3,12 +3,12 @@
 import html
 from collections.abc import Sequence
 
-from dfs_rl.evaluation.number_format import figure_text
+from dfs_rl.evaluation.number_format import number_text
 from dfs_rl.reporting import html_page
-from dfs_rl.reporting.html_page import image, table
+from dfs_rl.reporting.html_page import html_table, image
 from dfs_rl.sweeping.records import SweepRecord
-from dfs_rl.sweeping.report.figures import SweepPictures
-from dfs_rl.sweeping.report.text import best_table, failures, fresh_table, trial_table
+from dfs_rl.sweeping.report.figures import SweepFigures
+from dfs_rl.sweeping.report.text import best_table, failures, retrained_table, trial_table
 from dfs_rl.sweeping.summary import sweep_verdict
 
 _STYLE = """
@@ -24,45 +24,51 @@ _STYLE = """
 """Pictures are wider than a telephone: there they keep their size and scroll, as tables do. On paper everything has to fit, and to show."""
 
 
-def sweep_report(record: SweepRecord, pictures: SweepPictures) -> str:
+def sweep_report(record: SweepRecord, figures: SweepFigures) -> str:
     """Return the whole page.
 
     Args:
         record: All figures.
-        pictures: Those of ``sweep_pictures``.
+        figures: Those of ``sweep_figures``.
     """
     about = (
-        f"{record.about} {record.objective.about} Computation is what the chosen bits cost in MACs x (bits / 32)², in percent of running "
-        "every gated layer at 32 bit, gate, stem and head included; it is computed, not measured. All figures are of the val split."
+        f"{record.about} {record.objective.about} Computation is what the chosen bits cost in MACs "
+        "x (bits / 32)², in percent of running "
+        "every gated layer at 32 bit, gate, stem and head included; it is computed, not measured. "
+        "All figures are of the val split."
     )
     commands = html.escape("\n".join(record.commands))
     parts = [
         *html_page.opening(record.title, about, sweep_verdict(record)),
-        *_frontier(record, pictures),
+        *_pareto_section(record, figures),
         *_best(record),
-        *_fresh(record),
+        *_retrained_section(record),
         *_picture(
             "All settings at once",
-            "Each line is a trial, the best ones coloured. Where those agree, the setting matters; where they spread, it matters little or "
+            "Each line is a trial, the best ones coloured. Where those agree, the setting matters; "
+            "where they spread, it matters little or "
             "hangs on another one.",
-            pictures.parallel,
+            figures.parallel,
         ),
-        *_settings(pictures),
+        *_settings(figures),
         *_picture(
             "Which settings matter",
             "An estimate from the trials themselves: with few of them it is rough.",
-            pictures.importance,
+            figures.importance,
         ),
         *_picture(
             "While the trials trained",
             "Lines that end early were stopped, so that the time went to better ones.",
-            pictures.progress,
+            figures.progress,
         ),
         *_trials(record),
         html_page.failures(failures(record)),
         "<h2>To go on from here</h2>",
         f"<pre>{commands}</pre>",
-        f"<details><summary><b>Settings of the sweep</b></summary><pre>{html.escape(record.settings)}</pre></details>",
+        (
+            "<details><summary><b>Settings of the "
+            f"sweep</b></summary><pre>{html.escape(record.settings)}</pre></details>"
+        ),
     ]
     return html_page.page(record.title, parts, _STYLE)
 
@@ -79,16 +85,17 @@ def _wide(picture: str) -> str:
     return f'<div class="scroll">{picture}</div>'
 
 
-def _frontier(record: SweepRecord, pictures: SweepPictures) -> list[str]:
-    if pictures.frontier is None:
+def _pareto_section(record: SweepRecord, figures: SweepFigures) -> list[str]:
+    if figures.pareto_front is None:
         return []
-    worst = record.worst
+    reference_point = record.reference_point
     about = (
         "Every point of every trial, on val. The area below the envelope counts left of "
-        f"{worst.computation:g} % computation and above {figure_text(worst.accuracy)} % accuracy. Point at one to read it."
+        f"{reference_point.computation:g} % computation and above "
+        f"{number_text(reference_point.accuracy)} % accuracy. Point at one to read it."
     )
     alt = "Accuracy against computation of all trials"
-    plot = html_page.hover_plot(pictures.frontier, alt, pictures.points)
+    plot = html_page.hover_plot(figures.pareto_front, alt, figures.points)
     return _section("Accuracy against computation", about, _wide(plot))
 
 
@@ -98,24 +105,26 @@ def _best(record: SweepRecord) -> list[str]:
     return _section(
         "Best configurations",
         "A column for each trial, and one for the defaults where they were trained beside them.",
-        table(*best_table(record)),
+        html_table(*best_table(record)),
     )
 
 
-def _fresh(record: SweepRecord) -> list[str]:
+def _retrained_section(record: SweepRecord) -> list[str]:
     if not record.retrained:
         return []
     about = (
-        "The best of many trials is partly the luckiest one. So they were trained again on seeds that had no part in choosing them; "
-        "± is the standard deviation over these seeds. The last column is seed by seed, positive where they are better than the defaults."
+        "The best of many trials is partly the luckiest one. So they were trained again on seeds "
+        "that had no part in choosing them; "
+        "± is the standard deviation over these seeds. The last column is seed by seed, positive "
+        "where they are better than the defaults."
     )
-    return _section("On fresh seeds", about, table(*fresh_table(record)))
+    return _section("On fresh seeds", about, html_table(*retrained_table(record)))
 
 
-def _settings(pictures: SweepPictures) -> Sequence[str]:
+def _settings(figures: SweepFigures) -> Sequence[str]:
     panels = [
         f"<h3>{html.escape(name)}</h3>{_wide(image(png, f'Each setting against {name}'))}"
-        for name, png in pictures.settings.items()
+        for name, png in figures.settings.items()
     ]
     about = "One point for each trial. Those that were stopped early had less training, so compare like with like."
     return _section("Setting by setting", about, *panels) if panels else []
@@ -124,8 +133,11 @@ def _settings(pictures: SweepPictures) -> Sequence[str]:
 def _trials(record: SweepRecord) -> list[str]:
     if not record.trials:
         return []
-    rows = table(*trial_table(record))
+    rows = html_table(*trial_table(record))
     return [
         "<h2>All trials</h2>",
-        f"<details><summary><b>{len(record.trials)} trials, the best ones first</b></summary>{rows}</details>",
+        (
+            f"<details><summary><b>{len(record.trials)} trials, the best ones "
+            f"first</b></summary>{rows}</details>"
+        ),
     ]

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING
 from dfs_rl.reporting import style
 from dfs_rl.sweeping.records import SweepRecord
 from dfs_rl.sweeping.report.style import (
-    STATUS_LOOKS,
+    STATUS_STYLES,
     best_last,
-    best_looks,
+    best_trial_styles,
     legend_below,
     value_label,
     value_range,
@@ -33,15 +33,15 @@ def progress_plot(record: SweepRecord) -> "Figure":
     axes.grid(visible=True, which="major", color=style.FAINT, linewidth=0.6)
     axes.set_axisbelow(True)
     style.tidy(axes)
-    looks = best_looks(record)
+    trial_styles = best_trial_styles(record)
     for trial in best_last(record):
         if not trial.history:
             continue
         progress, values = zip(*trial.history, strict=True)
         shares = [100 * share for share in progress]
-        colour, marker, name = STATUS_LOOKS[trial.status]
-        if trial.name in looks:
-            colour, _, name = looks[trial.name]
+        colour, marker, name = STATUS_STYLES[trial.status]
+        if trial.name in trial_styles:
+            colour, _, name = trial_styles[trial.name]
             axes.plot(shares, values, color=colour, lw=2.0, label=name, zorder=4)
         else:
             axes.plot(shares, values, color=colour, lw=0.8, alpha=0.45, zorder=2)
@@ -68,8 +68,8 @@ def _set_limits(axes: "Axes", record: SweepRecord) -> bool:
     histories = [trial.history for trial in record.trials if trial.history]
     ends = [history[i][1] for history in histories for i in (0, -1)]
     values = [value for history in histories for _, value in history]
-    low, high = value_range(ends, highest=record.objective.highest[0])
-    if record.objective.highest[0]:
+    low, high = value_range(ends, maximize=record.objective.maximize[0])
+    if record.objective.maximize[0]:
         high = max(values)
     else:
         low = min(values)

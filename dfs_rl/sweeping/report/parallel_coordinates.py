@@ -11,7 +11,7 @@ from dfs_rl.sweeping.records import SweepRecord, TrialRecord
 from dfs_rl.sweeping.report.axes import SettingAxis, number_axis, setting_axis
 from dfs_rl.sweeping.report.style import (
     best_last,
-    best_looks,
+    best_trial_styles,
     legend_below,
     value_label,
     value_range,
@@ -70,7 +70,7 @@ def parallel_plot(record: SweepRecord) -> "Figure":
 
 def _worst_first(record: SweepRecord) -> list[TrialRecord]:
     """Return the trials in the order in which they are drawn: without a value, then from the worst one up, then the best ones."""
-    name, sign = record.objective.names[0], 1 if record.objective.highest[0] else -1
+    name, sign = record.objective.names[0], 1 if record.objective.maximize[0] else -1
 
     def rank(trial: TrialRecord) -> tuple[bool, bool, float]:
         has = name in trial.values
@@ -89,11 +89,11 @@ def _columns(record: SweepRecord, trials: Sequence[TrialRecord]) -> list[_Column
         if axis.choices:
             places = _spread(places)
         columns.append(_Column(axis, places))
-    for name, highest in zip(record.objective.names, record.objective.highest, strict=True):
+    for name, maximize in zip(record.objective.names, record.objective.maximize, strict=True):
         values = [trial.values[name] for trial in trials if name in trial.values]
         if values:
-            low, high = value_range(values, highest=highest)
-            best = "" if highest else " (low is best)"
+            low, high = value_range(values, maximize=maximize)
+            best = "" if maximize else " (low is best)"
             axis = number_axis(value_label(record, name) + best, [low, high])
             shown = [
                 min(max(t.values[name], low), high) if name in t.values else None for t in trials
@@ -122,16 +122,16 @@ def _spread(places: NDArray[np.float64]) -> NDArray[np.float64]:
 def _draw_lines(
     axes: "Axes", record: SweepRecord, trials: Sequence[TrialRecord], columns: Sequence[_Column]
 ) -> None:
-    name, highest = record.objective.names[0], record.objective.highest[0]
+    name, maximize = record.objective.names[0], record.objective.maximize[0]
     values = [trial.values[name] for trial in trials if name in trial.values]
-    low, high = value_range(values, highest=highest) if values else (0.0, 0.0)
-    colours = style.value_colours(highest=highest)
-    looks = best_looks(record)
+    low, high = value_range(values, maximize=maximize) if values else (0.0, 0.0)
+    colours = style.value_colours(maximize=maximize)
+    trial_styles = best_trial_styles(record)
     alpha = _FAINTEST + (1 - _FAINTEST) / max(1.0, len(trials) / _FEW)
     for i, trial in enumerate(trials):
         heights = [column.places[i] for column in columns]
-        if trial.name in looks:
-            colour, _, label = looks[trial.name]
+        if trial.name in trial_styles:
+            colour, _, label = trial_styles[trial.name]
             axes.plot(
                 heights, color=colour, lw=2.0, marker=".", label=label, zorder=4, clip_on=False
             )

@@ -7,9 +7,9 @@ from dfs_rl.reporting import style
 from dfs_rl.sweeping.records import DEFAULTS, SweepRecord
 from dfs_rl.sweeping.report.axes import SettingAxis, setting_axis
 from dfs_rl.sweeping.report.style import (
-    STATUS_LOOKS,
+    STATUS_STYLES,
     best_last,
-    best_looks,
+    best_trial_styles,
     legend_below,
     value_label,
     value_range,
@@ -74,30 +74,30 @@ def _panel(axes: "Axes", record: SweepRecord, name: str, objective: str) -> None
         a.settings[name] for a in record.retrained if a.name == DEFAULTS and name in a.settings
     ]
     axis = setting_axis(record, name, also=defaults)
-    highest = record.objective.highest[record.objective.names.index(objective)]
-    low, high = _limits(axes, record, objective, highest=highest)
+    maximize = record.objective.maximize[record.objective.names.index(objective)]
+    low, high = _limits(axes, record, objective, maximize=maximize)
     for value in defaults:
         at = axis.place(value)
         if at is not None:
             axes.axvline(at, color=style.INK, lw=0.9, ls=(0, (4, 3)), label=DEFAULTS, zorder=1)
-    looks = best_looks(record)
+    trial_styles = best_trial_styles(record)
     for i, trial in enumerate(best_last(record)):
         place = axis.place(trial.settings[name]) if name in trial.settings else None
         if place is None:
             continue
-        look = looks.get(trial.name) or STATUS_LOOKS[trial.status]
+        trial_style = trial_styles.get(trial.name) or STATUS_STYLES[trial.status]
         value = trial.values.get(objective)
-        best = trial.name in looks
-        marker, label = look.marker, look.name
+        best = trial.name in trial_styles
+        marker, label = trial_style.marker, trial_style.name
         if value is None:
             marker, label = "x", "without a value, at the edge"
         elif not low <= value <= high:
-            marker, label = ("v" if highest else "^"), "far worse, at the edge"
-        worst = axes.get_ylim()[0 if highest else 1]
+            marker, label = ("v" if maximize else "^"), "far worse, at the edge"
+        worst = axes.get_ylim()[0 if maximize else 1]
         axes.plot(
             place + _sideways(axis, i),
             worst if value is None else min(max(value, low), high),
-            color=look.colour,
+            color=trial_style.colour,
             marker=marker,
             markersize=(9 if marker == "*" else 6) if best else 4,
             markeredgecolor="white" if marker != "x" else None,
@@ -112,11 +112,11 @@ def _panel(axes: "Axes", record: SweepRecord, name: str, objective: str) -> None
 
 
 def _limits(
-    axes: "Axes", record: SweepRecord, objective: str, *, highest: bool
+    axes: "Axes", record: SweepRecord, objective: str, *, maximize: bool
 ) -> tuple[float, float]:
     """Set and return the range of the values that are drawn to scale."""
     values = [trial.values[objective] for trial in record.trials if objective in trial.values]
-    low, high = value_range(values, highest=highest)
+    low, high = value_range(values, maximize=maximize)
     room = 0.08 * (high - low) or 0.5
     axes.set_ylim(low - room, high + room)
     return low, high

@@ -20,7 +20,7 @@ _LONGEST_NAME = 9
 _LEGEND_COLUMNS = 4
 
 
-class Look(NamedTuple):
+class TrialStyle(NamedTuple):
     """How a trial is drawn.
 
     Attributes:
@@ -34,23 +34,23 @@ class Look(NamedTuple):
     name: str
 
 
-STATUS_LOOKS: dict[TrialStatus, Look] = {
-    "finished": Look(style.BLUE, "o", STATUSES["finished"]),
-    "stopped": Look(style.MUTED, "s", STATUSES["stopped"]),
-    "failed": Look(style.INK, "x", STATUSES["failed"]),
-    "unfinished": Look(style.GREEN, "^", STATUSES["unfinished"]),
+STATUS_STYLES: dict[TrialStatus, TrialStyle] = {
+    "finished": TrialStyle(style.BLUE, "o", STATUSES["finished"]),
+    "stopped": TrialStyle(style.MUTED, "s", STATUSES["stopped"]),
+    "failed": TrialStyle(style.INK, "x", STATUSES["failed"]),
+    "unfinished": TrialStyle(style.GREEN, "^", STATUSES["unfinished"]),
 }
 """How trials are drawn that are not among the best, by how they ended."""
 
 
-def best_looks(record: SweepRecord) -> dict[str, Look]:
+def best_trial_styles(record: SweepRecord) -> dict[str, TrialStyle]:
     """Return how the best trials look, by name: each in its colour, or all in one if there are more of them than colours."""
     if len(record.best) > len(style.GATE_COLOURS):
-        return {name: Look(style.VERMILION, "*", "best trials") for name in record.best}
-    looks = zip(record.best, style.GATE_COLOURS, style.GATE_MARKERS, strict=False)
+        return {name: TrialStyle(style.VERMILION, "*", "best trials") for name in record.best}
+    trial_styles = zip(record.best, style.GATE_COLOURS, style.GATE_MARKERS, strict=False)
     return {
-        name: Look(colour, marker, f"trial {style.short_middle(name, _LONGEST_NAME)}")
-        for name, colour, marker in looks
+        name: TrialStyle(colour, marker, f"trial {style.short_middle(name, _LONGEST_NAME)}")
+        for name, colour, marker in trial_styles
     }
 
 
@@ -85,17 +85,17 @@ def value_label(record: SweepRecord, name: str) -> str:
     return f"{name}, {unit}" if unit else name
 
 
-def value_range(values: Sequence[float], *, highest: bool) -> tuple[float, float]:
+def value_range(values: Sequence[float], *, maximize: bool) -> tuple[float, float]:
     """Return the ends of an axis for values of an objective: all of them, but for those that are far worse than most.
 
     Args:
         values: At least one.
-        highest: Whether the highest is the best.
+        maximize: Whether the highest is the best.
     """
     low, high, middle = min(values), max(values), statistics.median(values)
-    if highest and high > middle:
+    if maximize and high > middle:
         low = max(low, middle - _REACH * (high - middle))
-    if not highest and low < middle:
+    if not maximize and low < middle:
         high = min(high, middle + _REACH * (middle - low))
     return low, high
 

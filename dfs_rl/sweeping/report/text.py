@@ -5,11 +5,11 @@ import io
 import json
 import textwrap
 
-from dfs_rl.evaluation.number_format import figure_text, setting_text, spread_text
+from dfs_rl.evaluation.number_format import number_text, setting_text, spread_text
 from dfs_rl.reporting.style import short_middle
-from dfs_rl.reporting.tables import WIDTH, aligned
+from dfs_rl.reporting.tables import WIDTH, aligned_table
 from dfs_rl.sweeping.records import DEFAULTS, Setting, SweepRecord, TrialRecord
-from dfs_rl.sweeping.summary import STATUSES, fresh_values, sweep_verdict
+from dfs_rl.sweeping.summary import STATUSES, retrained_values, sweep_verdict
 
 _MOST_COLUMNS = 4
 """Best trials beside each other on a screen."""
@@ -29,9 +29,9 @@ def sweep_text(record: SweepRecord) -> str:
             [(row[0], *(short_middle(cell, _LONGEST) for cell in row[1:])) for row in g]
             for g in groups
         ]
-        parts.append(aligned(head, cut))
+        parts.append(aligned_table(head, cut))
     if record.retrained:
-        parts.append(aligned(*fresh_table(record)))
+        parts.append(aligned_table(*retrained_table(record)))
     parts.append("\n".join(map(_filled, sweep_verdict(record))))
     told = [f"Failed: {name}: {reason}" for name, reason in failures(record).items()]
     if told:
@@ -53,7 +53,7 @@ def best_table(record: SweepRecord, most: int | None = None) -> tuple[tuple[str,
     values = [
         (
             _with_unit(record, name),
-            *(figure_text(t.values[name]) for t in trials),
+            *(number_text(t.values[name]) for t in trials),
             *("" for _ in defaults),
         )
         for name in record.objective.names
@@ -65,7 +65,7 @@ def best_table(record: SweepRecord, most: int | None = None) -> tuple[tuple[str,
     return head, [group for group in (values, settings) if group]
 
 
-def fresh_table(record: SweepRecord) -> tuple[tuple[str, ...], Groups]:
+def retrained_table(record: SweepRecord) -> tuple[tuple[str, ...], Groups]:
     """Return head and cells of the configurations that were trained again, each beside what the sweep had."""
     head = (
         "trained again",
@@ -79,12 +79,12 @@ def fresh_table(record: SweepRecord) -> tuple[tuple[str, ...], Groups]:
         (
             row.name,
             _with_unit(record, row.objective),
-            "" if row.own is None else figure_text(row.own),
+            "" if row.search_value is None else number_text(row.search_value),
             "failed" if row.value is None else spread_text(row.value),
             str(row.seeds),
             "" if row.gain is None else spread_text(row.gain),
         )
-        for row in fresh_values(record)
+        for row in retrained_values(record)
     ]
     return head, [rows]
 
@@ -100,7 +100,7 @@ def trial_table(record: SweepRecord) -> tuple[tuple[str, ...], Groups]:
         "minutes",
         *record.scales,
     )
-    sign = -1 if record.objective.highest[0] else 1
+    sign = -1 if record.objective.maximize[0] else 1
     valued = [trial for trial in record.trials if names[0] in trial.values]
     others = [trial for trial in record.trials if names[0] not in trial.values]
     ranked = sorted(valued, key=lambda trial: sign * trial.values[names[0]])
@@ -152,7 +152,7 @@ def _cells(record: SweepRecord, trial: TrialRecord) -> tuple[str, ...]:
     return (
         trial.name,
         STATUSES[trial.status],
-        *("" if value is None else figure_text(value) for value in values),
+        *("" if value is None else number_text(value) for value in values),
         f"{100 * trial.progress:.0f}",
         f"{trial.seconds / 60:.1f}",
         *(setting_text(trial.settings[n]) if n in trial.settings else "" for n in record.scales),

@@ -8,7 +8,7 @@ from typing import Any, get_args, get_type_hints
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from dfs_rl.utils.config.yaml_core import Place
+from dfs_rl.utils.config.yaml_core import KeyPath
 
 _LONGEST_VALUE = 60
 _WORDS = {
@@ -28,7 +28,9 @@ _WORDS = {
 _BOUNDS = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
 
 
-def sentence(error: ValidationError, data: Mapping[str, Any], cls: type) -> tuple[Place, str]:
+def error_message(
+    error: ValidationError, data: Mapping[str, Any], cls: type
+) -> tuple[KeyPath, str]:
     """Return the place in ``data`` and the description of the first fault that pydantic found.
 
     Args:
@@ -95,7 +97,7 @@ def allowed(fault: ErrorDetails) -> str:
     return _WORDS.get(fault["type"].split("_")[0], fault["msg"])
 
 
-def _path_in(data: Any, location: Sequence[str | int]) -> Place:  # noqa: ANN401 - any YAML value
+def _path_in(data: Any, location: Sequence[str | int]) -> KeyPath:  # noqa: ANN401 - any YAML value
     """Keep the steps of a location that lead through the data; others name members of unions."""
     path: list[str | int] = []
     for step in location:

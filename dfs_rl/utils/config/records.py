@@ -12,7 +12,7 @@ from pydantic.dataclasses import dataclass as pydantic_dataclass
 from typing_extensions import TypedDict
 
 from dfs_rl.errors import ConfigError
-from dfs_rl.utils.config.errors import chosen_blocks, field_names, sentence
+from dfs_rl.utils.config.errors import chosen_blocks, error_message, field_names
 from dfs_rl.utils.config.yaml_core import YamlSettings, dump_yaml, read_yaml
 from dfs_rl.utils.io import write_bytes_atomic
 
@@ -27,7 +27,8 @@ def configuration(cls: type[T]) -> type[T]:
     """Make a class a frozen pydantic dataclass whose errors are one sentence.
 
     ``__post_init__`` checks fields against each other. A class variable ``CHOICES`` such as
-    ``{"algorithm": ("algo", {"ppo": PPOConfig})}`` says that the setting ``algo`` decides on the type of the block ``algorithm``.
+    ``{"algorithm": ("algo", {"ppo": PPOConfig})}`` says that the setting ``algo`` decides on the
+    type of the block ``algorithm``.
 
     Raises:
         ConfigError: From the constructor, if a value is not allowed; it names the field.
@@ -40,7 +41,7 @@ def configuration(cls: type[T]) -> type[T]:
         try:
             check(self, **values)
         except ValidationError as error:
-            raise ConfigError(sentence(error, values, made)[1]) from error
+            raise ConfigError(error_message(error, values, made)[1]) from error
 
     made.__init__ = __init__  # type: ignore[assignment, method-assign]
     return cast("type[T]", made)
@@ -91,7 +92,7 @@ def fields_from_dict(data: Mapping[str, object], cls: type, source: str) -> dict
         # Strict JSON takes a list for a tuple and text for a path, and nothing else in place of something else.
         checked = checker.validate_json(json.dumps(data))
     except ValidationError as error:
-        place, text = sentence(error, data, cls)
+        place, text = error_message(error, data, cls)
         line = data.line(place) if isinstance(data, YamlSettings) else None
         raise ConfigError(f"{source}{'' if line is None else f', line {line}'}: {text}") from error
     empty = [name for name in data if data[name] == "" and isinstance(checked[name], Path)]

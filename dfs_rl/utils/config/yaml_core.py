@@ -13,13 +13,13 @@ from typing import Any, TypeVar
 import yaml
 
 from dfs_rl.errors import ConfigError
-from dfs_rl.utils.io import read_limited, real_number, whole_number
+from dfs_rl.utils.io import parse_finite_float, parse_int64, read_limited
 
 _LINE_WIDTH = 100
 _LIMIT = 2**20  # bytes; a configuration has some thousand
 _FAULTS = (yaml.YAMLError, ValueError, RecursionError, KeyError)  # PyYAML lets some through
 NumberT = TypeVar("NumberT", int, float)
-Place = tuple[str | int, ...]
+KeyPath = tuple[str | int, ...]
 """Keys and list positions that lead to a value."""
 
 
@@ -30,11 +30,11 @@ class YamlSettings(dict[str, Any]):
         lines: The line that each value stands in, from 1, by its place.
     """
 
-    def __init__(self, settings: Mapping[str, Any], lines: Mapping[Place, int]) -> None:
+    def __init__(self, settings: Mapping[str, Any], lines: Mapping[KeyPath, int]) -> None:
         super().__init__(settings)
         self.lines = lines
 
-    def line(self, place: Place) -> int | None:
+    def line(self, place: KeyPath) -> int | None:
         """Return the line of the value at ``place``, or of what holds it; ``None`` if there is nothing."""
         while place and place not in self.lines:
             place = place[:-1]
@@ -135,14 +135,14 @@ _CORE_TYPES = (
 
 
 def _construct_int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
-    return _number(whole_number, str(loader.construct_scalar(node)), node)
+    return _number(parse_int64, str(loader.construct_scalar(node)), node)
 
 
 def _construct_float(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> float:
     text = str(loader.construct_scalar(node)).lower()
     if text.endswith(("inf", "nan")):
         return float(text.replace(".", ""))
-    return _number(real_number, text, node)
+    return _number(parse_finite_float, text, node)
 
 
 def _number(read: Callable[[str], NumberT], text: str, node: yaml.ScalarNode) -> NumberT:
@@ -185,7 +185,7 @@ def _set_core_types() -> None:
 _set_core_types()
 
 
-def _lines(node: yaml.Node | None, place: Place) -> Iterator[tuple[Place, int]]:
+def _lines(node: yaml.Node | None, place: KeyPath) -> Iterator[tuple[KeyPath, int]]:
     """Yield the line of every value, which is that of its key if it has one."""
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:

@@ -9,7 +9,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from dfs_rl.agents.hyperparameters import StaticMethod
 from dfs_rl.agents.static.haq import WARM_UP, DecayingNoise, build_learner
 from dfs_rl.agents.static.methods import STATIC_METHODS
-from dfs_rl.agents.static.tried import Tried
+from dfs_rl.agents.static.tried import EvaluatedTable
 from dfs_rl.envs.network_wide_env import NetworkWideEnv
 from tests.helpers.planted_table import (
     BEST_ACCURACY,
@@ -56,14 +56,14 @@ def test_a_learner_s_policy_ends_at_the_best_table_and_does_not_begin_there(
 
 @pytest.mark.parametrize("method", STATIC_METHODS)
 def test_every_table_that_is_tried_is_told_of_until_asked_to_stop(method: StaticMethod) -> None:
-    tried: list[Tried] = []
+    tried: list[EvaluatedTable] = []
 
-    def watch(one: Tried) -> bool:
+    def on_table(one: EvaluatedTable) -> bool:
         tried.append(one)
         return len(tried) < 3
 
     env = make_env(method)
-    STATIC_METHODS[method].find(env, 50, 0, watch)
+    STATIC_METHODS[method].find(env, 50, 0, on_table)
     assert len(tried) == 3
     for one in tried:
         assert one.accuracy == env.scorer.accuracy(one.table)
@@ -82,7 +82,7 @@ def test_a_learner_tries_as_many_tables_as_asked_for_and_repeats_with_its_seed(
 ) -> None:
     runs = []
     for seed in (5, 5, 6):
-        tried: list[Tried] = []
+        tried: list[EvaluatedTable] = []
         STATIC_METHODS[method].find(
             make_env(method), 25, seed, lambda t, to=tried: not to.append(t)
         )

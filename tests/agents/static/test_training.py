@@ -13,8 +13,8 @@ import torch
 from dfs_rl.agents.hyperparameters import StaticMethod
 from dfs_rl.agents.logging import ProgressBar
 from dfs_rl.errors import CheckpointError, ConfigError
-from dfs_rl.evaluation.evaluator import evaluate_table
-from dfs_rl.evaluation.static_tables.budget import table_computation
+from dfs_rl.evaluation.evaluator import evaluate_static_table
+from dfs_rl.evaluation.static_tables.budget import static_table_computation
 from dfs_rl.experiments.session import TrainingResult
 from dfs_rl.experiments.static_search import CHECKPOINT, FINALISTS, train
 from dfs_rl.experiments.static_training import TrainStaticConfig
@@ -37,7 +37,7 @@ class SignalAt(ProgressBar):
     """Sends this process a signal when so many choices were made."""
 
     def __init__(self, timesteps: int, number: signal.Signals) -> None:
-        super().__init__(0, say=lambda _: None)
+        super().__init__(0, print_status=lambda _: None)
         self.at = timesteps
         self.number = number
 
@@ -63,7 +63,7 @@ def search(
     }
     dataset = make_dataset()
     give_backbone(run, dataset)
-    bar = bar or ProgressBar(0, say=lambda _: None)
+    bar = bar or ProgressBar(0, print_status=lambda _: None)
     return train(TrainStaticConfig(**(settings | changes)), dataset, run, "cpu", bar=bar)
 
 
@@ -87,13 +87,13 @@ def test_the_best_on_val_of_the_best_tables_that_were_tried_is_measured(tmp_path
     assert all(isinstance(table, tuple) for table in tried)
 
     dataset = make_dataset()
-    backbone = make_stored(dataset).backbone.prepare()
+    backbone = make_stored(dataset).backbone.to_inference()
 
     def score(table: tuple[int, ...], images: Any) -> tuple[float, float]:
-        records = evaluate_table(backbone, images, table, name="t")
+        records = evaluate_static_table(backbone, images, table, name="t")
         return records.accuracy, round(float(records.log_likelihood.mean()), 9)
 
-    assert all(table_computation(backbone.costs, table) <= BUDGET + 1e-9 for table in tried)
+    assert all(static_table_computation(backbone.costs, table) <= BUDGET + 1e-9 for table in tried)
     ranked = sorted(set(tried), key=lambda table: score(table, dataset.agent), reverse=True)
     last = [record for record in metrics if record["kind"] == "validation"][-1]
     best = max(score(table, dataset.val) for table in ranked[:FINALISTS])

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from dfs_rl.agents.supervised.blockdrop import (
     BlockDropTrainer,
-    bounded_chances,
+    bounded_probabilities,
     decide_at_once,
+    episode_rewards,
     open_layers,
-    rewards_of_answers,
     run_options,
 )
 from dfs_rl.agents.supervised.config import BlockDropConfig, SupervisedConfig
@@ -20,7 +20,7 @@ from dfs_rl.agents.supervised.reinforce import surrogate
 from dfs_rl.data import ImageSet
 from dfs_rl.errors import ConfigError, TrainingError
 from dfs_rl.evaluation.evaluator import evaluate_gate
-from dfs_rl.gating.execution import start
+from dfs_rl.gating.execution import run_stem
 from dfs_rl.gating.networks import LearnedGate, OneShotGate
 from tests.agents.conftest import PlantedBackbone
 from tests.agents.supervised.test_gumbel import BEST_TABLE_ACCURACY, BUDGET, make_task
@@ -70,18 +70,18 @@ def test_reinforcement_follows_the_exact_gradient(
     gate, backbone = make_gate(), PlantedBackbone()
 
     def rewards(images: ImageSet, options: Tensor) -> Tensor:
-        answers = run_options(backbone, start(backbone, images.images), options)
+        answers = run_options(backbone, run_stem(backbone, images.images), options)
         paid = 0.8 * backbone.costs.fractions(options)
-        return rewards_of_answers(answers.argmax(dim=1) == images.labels, paid, penalty=0.5)
+        return episode_rewards(answers.argmax(dim=1) == images.labels, paid, penalty=0.5)
 
     def chances_of(images: ImageSet) -> Tensor:
-        logits = decide_at_once(gate, backbone, start(backbone, images.images))
-        return bounded_chances(logits, 0.8)
+        logits = decide_at_once(gate, backbone, run_stem(backbone, images.images))
+        return bounded_probabilities(logits, 0.8)
 
-    chances, expected = chances_of(planted_images), torch.zeros((), dtype=torch.float64)
+    probabilities, expected = chances_of(planted_images), torch.zeros((), dtype=torch.float64)
     for sequence in itertools.product(range(3), repeat=2):
         options = torch.tensor([sequence]).expand(18, -1)
-        chance = math.prod(chances[:, layer, o] for layer, o in enumerate(sequence))
+        chance = math.prod(probabilities[:, layer, o] for layer, o in enumerate(sequence))
         expected = expected + (chance * rewards(planted_images, options)).mean()
     exact = gradient_of(-expected, gate)
 
@@ -89,11 +89,11 @@ def test_reinforcement_follows_the_exact_gradient(
     generator = torch.Generator().manual_seed(0)
     estimates = []
     for _ in range(60):
-        chances = chances_of(repeated)
-        options = torch.multinomial(chances.detach().flatten(0, 1), 1, generator=generator)
+        probabilities = chances_of(repeated)
+        options = torch.multinomial(probabilities.detach().flatten(0, 1), 1, generator=generator)
         options = options.view(-1, 2)
         advantages = (rewards(repeated, options) - baseline)[:, None].expand(-1, 2)
-        estimates.append(gradient_of(surrogate(chances, options, advantages), gate))
+        estimates.append(gradient_of(surrogate(probabilities, options, advantages), gate))
     found = torch.stack(estimates)
     error = found.std(dim=0) / len(found) ** 0.5
     assert float(exact.norm()) > 0.05
@@ -105,12 +105,14 @@ def test_reinforcement_follows_the_exact_gradient(
 def test_chances_are_the_papers_for_two_options_and_bounded_for_more() -> None:
     logits = torch.tensor([[50.0, 0.0], [0.3, -0.2], [-50.0, 0.0]])
     chosen = logits.softmax(dim=1)
-    torch.testing.assert_close(bounded_chances(logits, 0.8), 0.8 * chosen + 0.2 * (1 - chosen))
-    many = bounded_chances(100 * torch.randn(200, 5), 0.8)
+    torch.testing.assert_close(
+        bounded_probabilities(logits, 0.8), 0.8 * chosen + 0.2 * (1 - chosen)
+    )
+    many = bounded_probabilities(100 * torch.randn(200, 5), 0.8)
     torch.testing.assert_close(many.sum(dim=1), torch.ones(200))
     assert float(many.min()) >= 0.2 / 4 - 1e-6
     assert float(many.max()) <= 0.8 + 1e-6
-    assert bounded_chances(torch.zeros(3, 1), 0.8).tolist() == [[1.0]] * 3
+    assert bounded_probabilities(torch.zeros(3, 1), 0.8).tolist() == [[1.0]] * 3
 
 
 def test_layers_open_one_after_the_other() -> None:
@@ -145,7 +147,7 @@ def test_the_price_follows_what_the_likeliest_options_overspend(planted_images: 
     expected = 0.1
     for _ in range(10):
         losses = trainer.step()
-        assert losses.price == pytest.approx(expected)
+        assert losses.multiplier == pytest.approx(expected)
         expected *= math.exp(0.02 * max(-1.0, min(losses.spent - 1.0, 1.0)))
 
 

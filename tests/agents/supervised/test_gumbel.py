@@ -24,12 +24,12 @@ from dfs_rl.agents.supervised.trainer import GateTask
 from dfs_rl.costs import BitOptions, CostTable
 from dfs_rl.data import ImageSet
 from dfs_rl.errors import CheckpointError, ConfigError, TrainingError
-from dfs_rl.evaluation.evaluator import evaluate_gate, evaluate_table
+from dfs_rl.evaluation.evaluator import evaluate_gate, evaluate_static_table
 from dfs_rl.experiments import gumbel_training
-from dfs_rl.experiments.gumbel_training import rewards_within
+from dfs_rl.experiments.gumbel_training import budgeted_rewards
 from dfs_rl.experiments.session import TrainingResult
 from dfs_rl.experiments.supervised_training import TrainGumbelConfig
-from dfs_rl.gating.networks import LayerwiseGate, LearnedGate, RecurrentGate
+from dfs_rl.gating.networks import LearnedGate, LSTMGate, MLPGate
 from dfs_rl.utils.run_folder import LAST_CHECKPOINT, RunFolder
 from tests.agents.conftest import PlantedBackbone
 from tests.experiments.test_resume import assert_equal_runs, give_backbone, make_dataset
@@ -68,7 +68,7 @@ def make_task(
         frozen=backbone,
         gate=gate,
         images=images,
-        target=lambda positions: torch.full_like(positions, budget),
+        target=lambda preferences: torch.full_like(preferences, budget),
         steps=steps,
         seed=0,
     )
@@ -90,7 +90,7 @@ def make_trainer(
 
 def make_gate(kind: GateKind) -> LearnedGate:
     torch.manual_seed(0)
-    made = {"ff": LayerwiseGate, "lstm": RecurrentGate}[kind]
+    made = {"ff": MLPGate, "lstm": LSTMGate}[kind]
     return made((3, 3), PlantedBackbone.options, hidden=16)
 
 
@@ -120,31 +120,31 @@ def test_the_best_table_within_the_budget_is_as_stated(planted_images: ImageSet)
     backbone = SmoothPlantedBackbone()
     accuracies = []
     for table in ((a, b) for a in range(3) for b in range(3)):
-        records = evaluate_table(backbone, planted_images, table, name="table")
+        records = evaluate_static_table(backbone, planted_images, table, name="table")
         if float(records.computation(backbone.costs, "dfs").mean()) <= 100 * BUDGET:
             accuracies.append(records.accuracy)
     assert max(accuracies) == pytest.approx(BEST_TABLE_ACCURACY)
 
 
 def test_gumbels_price_follows_overspending(planted_images: ImageSet) -> None:
-    trainer = make_trainer(make_gate("ff"), planted_images, price=0.1, price_rate=0.02)
+    trainer = make_trainer(make_gate("ff"), planted_images, multiplier=0.1, multiplier_lr=0.02)
     expected = 0.1
     for _ in range(5):
         losses = trainer.step()
-        assert losses.price == pytest.approx(expected)
+        assert losses.multiplier == pytest.approx(expected)
         expected *= math.exp(0.02 * max(-1.0, min(losses.spent - 1.0, 1.0)))
 
 
 def test_dfs_executes_everything_first_and_then_flips_its_sign_at_the_budget(
     planted_images: ImageSet,
 ) -> None:
-    trainer = make_trainer(make_gate("ff"), planted_images, method="dfs", price=0.3)
+    trainer = make_trainer(make_gate("ff"), planted_images, method="dfs", multiplier=0.3)
     history = [trainer.step() for _ in range(400)]
     full = next(i for i, losses in enumerate(history) if losses.spent * BUDGET >= 0.95)
-    assert {round(losses.price, 9) for losses in history[: full + 1]} == {-0.3}
+    assert {round(losses.multiplier, 9) for losses in history[: full + 1]} == {-0.3}
     for losses in history[full + 1 :]:
-        assert losses.price == pytest.approx(0.3 if losses.spent > 1.0 else -0.3)
-    assert {round(losses.price, 9) for losses in history[full + 1 :]} == {0.3, -0.3}
+        assert losses.multiplier == pytest.approx(0.3 if losses.spent > 1.0 else -0.3)
+    assert {round(losses.multiplier, 9) for losses in history[full + 1 :]} == {0.3, -0.3}
 
 
 def test_dfs_ends_its_first_phase_on_a_menu_without_full_precision(
@@ -154,20 +154,20 @@ def test_dfs_ends_its_first_phase_on_a_menu_without_full_precision(
     backbone.options = BitOptions((0, 16))
     backbone.costs = CostTable(options=backbone.options, layer_macs=(100, 100))
     torch.manual_seed(0)
-    gate = LayerwiseGate((3, 3), backbone.options, hidden=16)
+    gate = MLPGate((3, 3), backbone.options, hidden=16)
     trainer = DFSTrainer(
-        SupervisedConfig(batch_size=18, learning_rate=0.03, price=0.3),
+        SupervisedConfig(batch_size=18, learning_rate=0.03, multiplier=0.3),
         make_task(gate, planted_images, backbone=backbone, budget=0.1, steps=300),
     )
-    assert {round(trainer.step().price, 9) for _ in range(300)} == {-0.3, 0.3}
+    assert {round(trainer.step().multiplier, 9) for _ in range(300)} == {-0.3, 0.3}
 
 
 def test_the_price_never_leaves_its_bounds(planted_images: ImageSet) -> None:
-    cheap = make_trainer(make_gate("ff"), planted_images, price=1e-6, price_rate=1.0)
+    cheap = make_trainer(make_gate("ff"), planted_images, multiplier=1e-6, multiplier_lr=1.0)
     with torch.no_grad():
         for network in cheap.gate.networks:
             network[2].bias.copy_(torch.tensor([50.0, 0.0, 0.0]))
-    assert [cheap.step().price for _ in range(3)] == pytest.approx([1e-6] * 3)
+    assert [cheap.step().multiplier for _ in range(3)] == pytest.approx([1e-6] * 3)
 
 
 def test_a_budget_that_leaves_nothing_is_refused(planted_images: ImageSet) -> None:
@@ -178,12 +178,13 @@ def test_a_budget_that_leaves_nothing_is_refused(planted_images: ImageSet) -> No
 def test_spending_above_the_budget_costs_every_image_alike(planted_images: ImageSet) -> None:
     backbone = SmoothPlantedBackbone()
     cheap, dear = (
-        evaluate_table(backbone, planted_images, table, name="t") for table in ((1, 1), (2, 2))
+        evaluate_static_table(backbone, planted_images, table, name="t")
+        for table in ((1, 1), (2, 2))
     )
-    within = rewards_within(cheap, backbone.costs, budget=30.0)
-    torch.testing.assert_close(within, rewards_within(cheap, backbone.costs, budget=100.0))
-    above = rewards_within(dear, backbone.costs, budget=30.0)
-    free = rewards_within(dear, backbone.costs, budget=100.0)
+    within = budgeted_rewards(cheap, backbone.costs, budget=30.0)
+    torch.testing.assert_close(within, budgeted_rewards(cheap, backbone.costs, budget=100.0))
+    above = budgeted_rewards(dear, backbone.costs, budget=30.0)
+    free = budgeted_rewards(dear, backbone.costs, budget=100.0)
     torch.testing.assert_close(free - above, torch.full_like(free, 50.0 * 0.7))
 
 
@@ -201,7 +202,7 @@ def test_a_loss_that_is_not_finite_stops_in_a_sentence(planted_images: ImageSet)
     [
         ({"learning_rate": 0.0}, "learning_rate is 0.0; it must be above 0"),
         ({"temperature": math.inf}, "temperature is inf; it must be finite"),
-        ({"price_rate": -1.0}, "price_rate is -1.0; it must be at least 0"),
+        ({"multiplier_lr": -1.0}, "multiplier_lr is -1.0; it must be at least 0"),
         ({"batch_size": 0}, "batch_size is 0; it must be at least 1"),
     ],
 )
@@ -214,7 +215,7 @@ class SignalAt(ProgressBar):
     """Sends this process Ctrl-C after so many timesteps."""
 
     def __init__(self, timesteps: int | None) -> None:
-        super().__init__(0, say=lambda _: None)
+        super().__init__(0, print_status=lambda _: None)
         self.at = timesteps
 
     def update(self, timesteps: int, **figures: str) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dfs_rl.agents.cotraining import CoTrainer, gated_walk
+from dfs_rl.agents.cotraining import CoTrainer, gated_rollout
 from dfs_rl.agents.cotraining_config import CoTrainConfig
 from dfs_rl.agents.supervised.config import RelaxedMethod, SupervisedConfig
 from dfs_rl.agents.supervised.relaxed import RelaxedTrainer
@@ -19,7 +19,7 @@ from dfs_rl.backbones import ResNet, load_backbone
 from dfs_rl.data import Dataset, ImageSet
 from dfs_rl.evaluation.evaluator import evaluate_gate
 from dfs_rl.experiments.supervised_training import TrainGumbelConfig
-from dfs_rl.gating.networks import LayerwiseGate
+from dfs_rl.gating.networks import MLPGate
 from dfs_rl.gating.storage import load_gate
 from dfs_rl.training.calibration import calibrate_steps
 from dfs_rl.utils.run_folder import LAST_CHECKPOINT
@@ -60,13 +60,13 @@ def make_trainer(
     if cotrain is None:
         backbone.requires_grad_(requires_grad=False)
     torch.manual_seed(0)
-    gate = LayerwiseGate(backbone.feature_sizes, backbone.options, hidden=4)
+    gate = MLPGate(backbone.feature_sizes, backbone.options, hidden=4)
     task = GateTask(
         backbone=backbone,
-        frozen=backbone.prepare(),
+        frozen=backbone.to_inference(),
         gate=gate,
         images=dataset.agent,
-        target=lambda positions: torch.full_like(positions, 0.3),
+        target=lambda preferences: torch.full_like(preferences, 0.3),
         steps=60,
         seed=0,
     )
@@ -108,7 +108,7 @@ def test_in_one_step_the_weights_follow_the_gradient_on_their_own_images_alone(
     teacher = CoTrainer(LABELS_ALONE, other, dataset, seed=0, budget=None)
     images, labels = teacher._batch()
     draws = torch_generator(0, "co-train options", 0)  # those of the first step
-    walked = gated_walk(other, gate, images, draws, budget=None)
+    walked = gated_rollout(other, gate, images, draws, budget=None)
     optimizer = torch.optim.Adam(weights, lr=LABELS_ALONE.learning_rate)
     functional.cross_entropy(walked, labels).backward()
     optimizer.step()
@@ -127,7 +127,7 @@ def test_the_frozen_form_is_renewed_with_the_weights(
         assert trainer.frozen is first  # of dfs: the gate alone learns to execute everything
     hidden = first.stem(dataset.val.images)
     before, now, expected = (
-        form.layers[0](hidden, 8) for form in (first, trainer.frozen, backbone.prepare())
+        form.layers[0](hidden, 8) for form in (first, trainer.frozen, backbone.to_inference())
     )
     assert torch.equal(now, expected)
     assert not torch.equal(now, before)
@@ -149,7 +149,7 @@ def test_a_backbone_that_knows_nothing_learns_with_its_gate_and_within_the_budge
 
 
 # A gate that learns fast executes everything after two or three steps, from where dfs teaches the backbone as well.
-FAST = SupervisedConfig(batch_size=8, learning_rate=0.3, price=1.0)
+FAST = SupervisedConfig(batch_size=8, learning_rate=0.3, multiplier=1.0)
 
 
 @pytest.mark.parametrize(
@@ -193,7 +193,7 @@ def test_the_gate_is_kept_with_the_weights_that_it_was_best_on(
     run = new_run(tmp_path / "run")
     best = train(run, config).best
     kept = load_backbone(run.path / "backbone").eval()
-    records = evaluate_gate(kept.prepare(), load_gate(run.path / "gate"), make_dataset().val)
+    records = evaluate_gate(kept.to_inference(), load_gate(run.path / "gate"), make_dataset().val)
     assert records.accuracy == best["accuracy"]
     assert float(records.computation(kept.costs).mean()) == best["computation"]
 

@@ -7,43 +7,43 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dfs_rl.agents.supervised.lagrangian import DialPrices
+from dfs_rl.agents.supervised.lagrangian import LagrangeMultipliers
 from dfs_rl.errors import CheckpointError
 
 
 def test_between_two_knots_lies_their_weighted_geometric_mean() -> None:
-    prices = DialPrices(3, 1.0)
-    prices.restore([1.0, 4.0, 64.0])
-    found = prices.at(torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0]))
+    multipliers = LagrangeMultipliers(3, 1.0)
+    multipliers.restore([1.0, 4.0, 64.0])
+    found = multipliers.at(torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0]))
     assert found.tolist() == pytest.approx([1.0, 2.0, 4.0, 16.0, 64.0])
 
 
 @given(st.lists(st.floats(0.0, 5.0), min_size=1, max_size=6), st.floats(0.01, 1.0))
 def test_images_at_a_knot_move_it_alone_and_as_a_single_price_would(spent, rate) -> None:
     relative = torch.tensor(spent, dtype=torch.float64)
-    prices = DialPrices(5, 0.1)
-    prices.follow(torch.full((len(spent),), 0.75), relative, rate=rate)
+    multipliers = LagrangeMultipliers(5, 0.1)
+    multipliers.update(torch.full((len(spent),), 0.75), relative, rate=rate)
     over = max(-1.0, min(sum(spent) / len(spent) - 1.0, 1.0))
     expected = 0.1 * math.exp(rate * over)
-    assert prices.knots.tolist() == pytest.approx([0.1, 0.1, 0.1, expected, 0.1])
-    single = DialPrices(1, 0.1)
-    single.follow(torch.rand(len(spent)), relative, rate=rate)
-    assert single.knots.tolist() == pytest.approx([expected])
+    assert multipliers.values.tolist() == pytest.approx([0.1, 0.1, 0.1, expected, 0.1])
+    single = LagrangeMultipliers(1, 0.1)
+    single.update(torch.rand(len(spent)), relative, rate=rate)
+    assert single.values.tolist() == pytest.approx([expected])
 
 
 def test_images_between_two_knots_move_both() -> None:
-    prices = DialPrices(2, 1.0)
-    prices.follow(torch.tensor([0.25, 0.25]), torch.tensor([1.5, 1.5]), rate=0.1)
-    assert prices.knots.tolist() == pytest.approx([math.exp(0.05)] * 2)
+    multipliers = LagrangeMultipliers(2, 1.0)
+    multipliers.update(torch.tensor([0.25, 0.25]), torch.tensor([1.5, 1.5]), rate=0.1)
+    assert multipliers.values.tolist() == pytest.approx([math.exp(0.05)] * 2)
 
 
 def test_prices_stay_within_bounds() -> None:
-    prices = DialPrices(2, 1.0)
+    multipliers = LagrangeMultipliers(2, 1.0)
     for _ in range(100):
-        prices.follow(torch.tensor([0.0, 1.0]), torch.tensor([9.0, 0.0]), rate=1.0)
-    assert prices.knots.tolist() == pytest.approx([1e6, 1e-6])
+        multipliers.update(torch.tensor([0.0, 1.0]), torch.tensor([9.0, 0.0]), rate=1.0)
+    assert multipliers.values.tolist() == pytest.approx([1e6, 1e-6])
 
 
 def test_another_number_of_prices_is_refused() -> None:
     with pytest.raises(CheckpointError, match="holds 1 prices where this run has 9"):
-        DialPrices(9, 1.0).restore([0.3])
+        LagrangeMultipliers(9, 1.0).restore([0.3])

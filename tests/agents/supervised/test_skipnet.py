@@ -10,14 +10,18 @@ from torch.nn import functional
 
 from dfs_rl.agents.hyperparameters import GateKind
 from dfs_rl.agents.supervised.config import SkipNetConfig, SupervisedConfig
-from dfs_rl.agents.supervised.reinforce import above_the_others, entropy, returns_to_go
+from dfs_rl.agents.supervised.reinforce import entropy, leave_one_out_advantages, returns_to_go
 from dfs_rl.agents.supervised.skipnet import SkipNetTrainer, hybrid_loss, skip_or_run
-from dfs_rl.agents.supervised.straight_through import Choice, drawn_choice, soft_walk
+from dfs_rl.agents.supervised.straight_through import (
+    Choice,
+    sampled_choice,
+    straight_through_rollout,
+)
 from dfs_rl.costs import BitOptions
 from dfs_rl.data import ImageSet
 from dfs_rl.errors import ConfigError
-from dfs_rl.evaluation.evaluator import evaluate_gate, evaluate_table
-from dfs_rl.gating.networks import LayerwiseGate, LearnedGate, RecurrentGate
+from dfs_rl.evaluation.evaluator import evaluate_gate, evaluate_static_table
+from dfs_rl.gating.networks import LearnedGate, LSTMGate, MLPGate
 from tests.agents.supervised.test_gumbel import SmoothPlantedBackbone, make_task
 
 CHOICES = (0, 2)
@@ -29,7 +33,7 @@ BEST_TABLE_ACCURACY = 100 / 3
 
 def make_gate(kind: GateKind) -> LearnedGate:
     torch.manual_seed(0)
-    made = {"ff": LayerwiseGate, "lstm": RecurrentGate}[kind]
+    made = {"ff": MLPGate, "lstm": LSTMGate}[kind]
     return made((3, 3), SmoothPlantedBackbone.options, hidden=16, choices=CHOICES)
 
 
@@ -69,7 +73,7 @@ def test_the_best_table_within_the_budget_is_as_stated(planted_images: ImageSet)
     within = [
         records.accuracy
         for table in itertools.product(CHOICES, repeat=2)
-        for records in [evaluate_table(backbone, planted_images, table, name="table")]
+        for records in [evaluate_static_table(backbone, planted_images, table, name="table")]
         if float(records.computation(backbone.costs, "dfs").mean()) <= 100 * BUDGET
     ]
     assert max(within) == pytest.approx(BEST_TABLE_ACCURACY)
@@ -100,12 +104,12 @@ def exact_gradient(gate: LearnedGate, images: ImageSet) -> Tensor:
             option = torch.full((len(logits),), next(forced))  # noqa: B023 - called in this pass alone
             return Choice(option, logits.softmax(dim=1))
 
-        walk = soft_walk(backbone, backbone, gate, images.images, choose)
-        chance = math.prod(walk.chances[:, layer, o] for layer, o in enumerate(sequence))
+        rollout = straight_through_rollout(backbone, backbone, gate, images.images, choose)
+        chance = math.prod(rollout.probabilities[:, layer, o] for layer, o in enumerate(sequence))
         skipped = sum(
             float(PRICES[layer, 2]) for layer, option in enumerate(sequence) if option == 0
         )
-        error = functional.cross_entropy(walk.logits.detach(), images.labels, reduction="none")
+        error = functional.cross_entropy(rollout.logits.detach(), images.labels, reduction="none")
         expected = expected + (chance * (skipped - error)).mean()
     return gradient_of(-expected, gate)
 
@@ -118,15 +122,15 @@ def test_reinforcement_follows_the_exact_gradient(planted_images: ImageSet, kind
     generator = torch.Generator().manual_seed(0)
     estimates = []
     for _ in range(40):
-        walk = soft_walk(
+        rollout = straight_through_rollout(
             backbone,
             backbone,
             gate,
             images.images,
-            lambda logits: drawn_choice(logits, generator=generator),
+            lambda logits: sampled_choice(logits, generator=generator),
         )
-        supervised = functional.cross_entropy(walk.logits, images.labels)
-        loss = hybrid_loss(walk, images.labels, prices=PRICES) - supervised
+        supervised = functional.cross_entropy(rollout.logits, images.labels)
+        loss = hybrid_loss(rollout, images.labels, option_penalties=PRICES) - supervised
         estimates.append(gradient_of(loss, gate))
     found = torch.stack(estimates)
     error = found.std(dim=0) / len(found) ** 0.5
@@ -141,8 +145,8 @@ def test_returns_count_what_a_decision_can_still_change() -> None:
     rewards, final = torch.tensor([[1.0, 2.0, 4.0], [0.0, 0.0, 8.0]]), torch.tensor([-1.0, 3.0])
     returns = returns_to_go(rewards, final)
     assert returns.tolist() == [[6.0, 5.0, 3.0], [11.0, 11.0, 11.0]]
-    assert above_the_others(returns).tolist() == [[-5.0, -6.0, -8.0], [5.0, 6.0, 8.0]]
-    assert above_the_others(returns[:1]).tolist() == returns[:1].tolist()
+    assert leave_one_out_advantages(returns).tolist() == [[-5.0, -6.0, -8.0], [5.0, 6.0, 8.0]]
+    assert leave_one_out_advantages(returns[:1]).tolist() == returns[:1].tolist()
 
 
 def test_the_price_rests_while_supervised_and_follows_overspending_then(
@@ -152,7 +156,7 @@ def test_the_price_rests_while_supervised_and_follows_overspending_then(
     expected = 0.1
     for step in range(20):
         losses = trainer.step()
-        assert losses.price == pytest.approx(expected if step >= 10 else 0.0)
+        assert losses.multiplier == pytest.approx(expected if step >= 10 else 0.0)
         if step >= 10:
             expected *= math.exp(0.02 * max(-1.0, min(losses.spent - 1.0, 1.0)))
 
@@ -170,8 +174,8 @@ def test_a_menu_without_both_options_is_refused(menu: tuple[int, ...], missing: 
         ({"pretraining": -0.1}, "pretraining is -0.1; it must be at least 0"),
         ({"pretraining": 1.0}, "pretraining is 1.0; it must be below 1"),
         ({"pretraining": math.nan}, "pretraining is nan; it must be finite"),
-        ({"entropy": -1.0}, "entropy is -1.0; it must be at least 0"),
-        ({"entropy": math.inf}, "entropy is inf; it must be finite"),
+        ({"ent_coef": -1.0}, "ent_coef is -1.0; it must be at least 0"),
+        ({"ent_coef": math.inf}, "ent_coef is inf; it must be finite"),
     ],
 )
 def test_impossible_hyperparameters_are_refused(change: dict[str, float], sentence: str) -> None:

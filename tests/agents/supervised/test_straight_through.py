@@ -10,12 +10,12 @@ from dfs_rl.agents.supervised.straight_through import (
     Estimator,
     argmax_choice,
     gumbel_choice,
-    soft_walk,
+    straight_through_rollout,
 )
 from dfs_rl.backbones import ResNet, default_digits
 from dfs_rl.data import ImageSet, load_dataset
-from dfs_rl.gating.execution import finish, start, step
-from dfs_rl.gating.networks import LayerwiseGate, LearnedGate, RecurrentGate
+from dfs_rl.gating.execution import run_head, run_layer, run_stem
+from dfs_rl.gating.networks import LearnedGate, LSTMGate, MLPGate
 from dfs_rl.gating.observation import observe
 
 
@@ -38,7 +38,7 @@ def images(batch: ImageSet) -> torch.Tensor:
     return batch.images
 
 
-@pytest.fixture(params=[LayerwiseGate, RecurrentGate], ids=["ff", "lstm"])
+@pytest.fixture(params=[MLPGate, LSTMGate], ids=["ff", "lstm"])
 def gate(request: pytest.FixtureRequest, backbone: ResNet) -> LearnedGate:
     torch.manual_seed(2)
     made: LearnedGate = request.param(backbone.feature_sizes, backbone.options, hidden=5)
@@ -56,7 +56,7 @@ def naive_gradients(
     """Every option of every layer really runs, with gradients, and the outputs are mixed by one-hot weights."""
     costs = backbone.costs.option_costs()
     gate.reset(len(batch))
-    state = start(backbone, batch.images)
+    state = run_stem(backbone, batch.images)
     spent = torch.zeros(len(batch), dtype=torch.float64)
     for layer in range(backbone.costs.n_layers):
         with torch.no_grad():
@@ -68,9 +68,9 @@ def naive_gradients(
         hidden = sum(mixture[:, o, None, None, None] * output for o, output in enumerate(outputs))
         spent = spent + mixture.double() @ costs[layer]
         with torch.no_grad():
-            state = step(backbone, state, options)
+            state = run_layer(backbone, state, options)
         state = state._replace(hidden=hidden)
-    loss = functional.cross_entropy(finish(backbone, state), batch.labels) + spent.mean()
+    loss = functional.cross_entropy(run_head(backbone, state), batch.labels) + spent.mean()
     return loss.detach(), list(torch.autograd.grad(loss, list(gate.parameters())))
 
 
@@ -78,16 +78,16 @@ def naive_gradients(
 def test_gradients_are_those_of_a_network_that_runs_every_option(
     backbone: ResNet, gate: LearnedGate, batch: ImageSet, how: str
 ) -> None:
-    walk = soft_walk(
+    rollout = straight_through_rollout(
         backbone, backbone, gate, batch.images, drawn(3) if how == "gumbel" else argmax_choice
     )
-    loss = functional.cross_entropy(walk.logits, batch.labels) + walk.spent.mean()
+    loss = functional.cross_entropy(rollout.logits, batch.labels) + rollout.spent.mean()
     ours = torch.autograd.grad(loss, list(gate.parameters()))
     expected_loss, theirs = naive_gradients(
         backbone, gate, batch, drawn(3) if how == "gumbel" else argmax_choice
     )
     torch.testing.assert_close(loss.detach(), expected_loss)
-    assert len(torch.unique(walk.options, dim=0)) > 3
+    assert len(torch.unique(rollout.options, dim=0)) > 3
     assert sum(float(g.abs().sum()) for g in theirs) > 0.01
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-6)
@@ -97,9 +97,9 @@ def test_the_frozen_form_gives_the_same_gradients(
     backbone: ResNet, gate: LearnedGate, batch: ImageSet
 ) -> None:
     gradients = []
-    for frozen in (backbone, backbone.prepare()):
-        walk = soft_walk(backbone, frozen, gate, batch.images, drawn(3))
-        loss = functional.cross_entropy(walk.logits, batch.labels)
+    for frozen in (backbone, backbone.to_inference()):
+        rollout = straight_through_rollout(backbone, frozen, gate, batch.images, drawn(3))
+        loss = functional.cross_entropy(rollout.logits, batch.labels)
         gradients.append(
             torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(gate.parameters()))])
         )
@@ -110,13 +110,13 @@ def test_the_frozen_form_gives_the_same_gradients(
 def test_values_are_those_of_the_plain_walk(
     backbone: ResNet, gate: LearnedGate, images: torch.Tensor
 ) -> None:
-    walk = soft_walk(backbone, backbone.prepare(), gate, images, drawn(4))
-    state = start(backbone, images)
+    rollout = straight_through_rollout(backbone, backbone.to_inference(), gate, images, drawn(4))
+    state = run_stem(backbone, images)
     for layer in range(backbone.costs.n_layers):
-        state = step(backbone, state, walk.options[:, layer])
-    torch.testing.assert_close(walk.logits, finish(backbone, state))
-    torch.testing.assert_close(walk.spent, state.spent)
-    torch.testing.assert_close(walk.spent, backbone.costs.fractions(walk.options))
+        state = run_layer(backbone, state, rollout.options[:, layer])
+    torch.testing.assert_close(rollout.logits, run_head(backbone, state))
+    torch.testing.assert_close(rollout.spent, state.spent)
+    torch.testing.assert_close(rollout.spent, backbone.costs.fractions(rollout.options))
 
 
 def test_gumbel_draws_follow_the_softmax() -> None:
@@ -126,7 +126,7 @@ def test_gumbel_draws_follow_the_softmax() -> None:
     shares = torch.bincount(choice.options, minlength=4) / 40_000
     # Four standard errors of a share are at most 1 %.
     torch.testing.assert_close(shares, logits.softmax(dim=0), atol=0.01, rtol=0)
-    assert torch.equal(choice.chances.argmax(dim=1), choice.options)
+    assert torch.equal(choice.probabilities.argmax(dim=1), choice.options)
 
 
 def test_a_cold_gumbel_softmax_estimates_the_gradient_of_the_expectation() -> None:
@@ -135,9 +135,9 @@ def test_a_cold_gumbel_softmax_estimates_the_gradient_of_the_expectation() -> No
     values = torch.tensor([1.0, -2.0, 0.5])
     generator = torch.Generator().manual_seed(0)
     choice = gumbel_choice(logits.expand(400_000, -1), temperature=0.1, generator=generator)
-    (estimate,) = torch.autograd.grad((choice.chances @ values).mean(), logits)
-    chances = logits.detach().softmax(dim=0)
-    exact = chances * (values - chances @ values)
+    (estimate,) = torch.autograd.grad((choice.probabilities @ values).mean(), logits)
+    probabilities = logits.detach().softmax(dim=0)
+    exact = probabilities * (values - probabilities @ values)
     torch.testing.assert_close(estimate, exact, atol=0.03, rtol=0)
 
 
@@ -145,4 +145,4 @@ def test_argmax_takes_the_largest_and_lets_gradients_through_the_softmax() -> No
     logits = torch.tensor([[0.1, 2.0, -1.0], [3.0, 0.0, 1.0]], requires_grad=True)
     choice = argmax_choice(logits)
     assert choice.options.tolist() == [1, 0]
-    torch.testing.assert_close(choice.chances, logits.softmax(dim=1))
+    torch.testing.assert_close(choice.probabilities, logits.softmax(dim=1))

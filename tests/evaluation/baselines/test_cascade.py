@@ -6,7 +6,7 @@ import torch
 
 from dfs_rl.costs import BitOptions, CostTable, FixedCost
 from dfs_rl.evaluation.baselines.cascade import Cascade, choose_cascade, run_cascade
-from dfs_rl.evaluation.baselines.methods import uniform_methods
+from dfs_rl.evaluation.baselines.methods import uniform_baselines
 from dfs_rl.evaluation.records import GateRecords
 
 COSTS = CostTable(
@@ -49,7 +49,7 @@ def test_the_unsure_run_twice_and_pay_twice():
 
 
 @pytest.mark.parametrize(
-    ("cap", "expected"),
+    ("budget", "expected"),
     [
         (LOW, Cascade(0, 1, 0.0)),  # nobody runs again
         (LOW + HIGH / 4, Cascade(0, 1, 0.55)),  # one of four may
@@ -58,22 +58,22 @@ def test_the_unsure_run_twice_and_pay_twice():
         (1000.0, Cascade(0, 1, 0.7)),  # more would not help
     ],
 )
-def test_choice_under_a_cap(cap, expected):
-    chosen = choose_cascade(PASSES, COSTS, cap)
+def test_choice_under_a_cap(budget, expected):
+    chosen = choose_cascade(PASSES, COSTS, budget)
     assert (chosen.first, chosen.second) == (expected.first, expected.second)
     assert chosen.threshold == pytest.approx(expected.threshold)
 
 
 def test_choice_is_the_best_of_all_that_fit(backbone, val):
-    passes = [method.records[0] for method in uniform_methods(backbone, val)]
-    for cap in (5.0, 20.0, 60.0, 104.0, 150.0):
-        chosen = run_cascade(passes, choose_cascade(passes, backbone.costs, cap))
-        assert chosen.computation(backbone.costs).mean().item() <= cap + 1e-9
+    passes = [method.records[0] for method in uniform_baselines(backbone, val)]
+    for budget in (5.0, 20.0, 60.0, 104.0, 150.0):
+        chosen = run_cascade(passes, choose_cascade(passes, backbone.costs, budget))
+        assert chosen.computation(backbone.costs).mean().item() <= budget + 1e-9
         best = 0
         for a, b in itertools.combinations(range(3), 2):
             for threshold in (*passes[a].confidence.tolist(), math.inf):
                 tried = run_cascade(passes, Cascade(a, b, threshold))
-                if tried.computation(backbone.costs).mean().item() <= cap:
+                if tried.computation(backbone.costs).mean().item() <= budget:
                     best = max(best, int(tried.correct.sum()))
         # Thresholds are tried in steps of 1 % of the 157 images: every second one.
         assert best - 1 <= int(chosen.correct.sum()) <= best

@@ -9,26 +9,31 @@ from hypothesis import strategies as st
 
 from dfs_rl.costs import ExitCost
 from dfs_rl.data.images import ImageSet
-from dfs_rl.evaluation.baselines.early_exit import ExitRule, choose_exits, exit_passes, run_exits
+from dfs_rl.evaluation.baselines.early_exit import (
+    ExitRule,
+    apply_exit_rule,
+    choose_exit_rule,
+    run_exit_outputs,
+)
 from dfs_rl.evaluation.baselines.methods import (
-    Arena,
-    Method,
+    EvaluationSetup,
+    MethodResult,
+    matched_cost_baselines,
     mode_table,
-    rival_methods,
     shuffled_options,
-    uniform_methods,
+    uniform_baselines,
 )
 from dfs_rl.evaluation.evaluator import (
     evaluate_draws,
     evaluate_gate,
     evaluate_options,
-    evaluate_table,
+    evaluate_static_table,
 )
 from dfs_rl.evaluation.metrics import option_histogram
-from dfs_rl.evaluation.static_tables.scoring import score_tables
-from dfs_rl.evaluation.static_tables.search import SearchLimits, search_static_table
+from dfs_rl.evaluation.static_tables.scoring import score_static_tables
+from dfs_rl.evaluation.static_tables.search import SearchConfig, search_static_table
 from dfs_rl.evaluation.summary import Subject, summarize
-from dfs_rl.evaluation.verdict import room
+from dfs_rl.evaluation.verdict import with_cost_tolerance
 from dfs_rl.reporting.options_plot import options_plot
 from dfs_rl.reporting.tables import summary_text
 from tests.evaluation.conftest import MixBackbone, make_images
@@ -87,42 +92,44 @@ def by_hand(network, images, rule):
 @pytest.mark.parametrize("rule", [(1, 0, 0.6), (2, 1, 0.9), (2, 0, 0.5), (0, 2, 0.3), (2, 0, 2.0)])
 def test_images_leave_at_the_first_exit_that_is_sure(network, images, rule):
     rule = ExitRule(*rule)
-    records = run_exits(exit_passes(network, images, batch_size=32), rule, network.costs)
+    records = apply_exit_rule(run_exit_outputs(network, images, batch_size=32), rule, network.costs)
     told = by_hand(network, images, rule)
     # The head of this toy is no part that leaving spares.
-    macs = [m + (10 if walked < 4 else 0) for _, walked, m in told]
+    macs = [m + (10 if n_layers_run < 4 else 0) for _, n_layers_run, m in told]
     assert records.predictions.tolist() == [prediction for prediction, _, _ in told]
-    assert network.costs.walked(records.options).tolist() == [walked for _, walked, _ in told]
+    assert network.costs.n_layers_run(records.options).tolist() == [
+        n_layers_run for _, n_layers_run, _ in told
+    ]
     computation = records.computation(network.costs).tolist()
     assert computation == pytest.approx([m / 10 for m in macs])
     if rule.threshold < 1:
         assert sum(records.exit_shares(network.costs)) == pytest.approx(
-            sum(walked < 4 for _, walked, _ in told) / len(told)
+            sum(n_layers_run < 4 for _, n_layers_run, _ in told) / len(told)
         )
 
 
-@pytest.mark.parametrize("cap", [1.5, 8.0, 40.0, 120.0])
-def test_the_chosen_rule_is_the_best_of_many(network, images, cap):
-    passes = exit_passes(network, images)
-    chosen = choose_exits(passes, network.costs, cap)
-    records = run_exits(passes, chosen, network.costs)
-    assert records.computation(network.costs).mean() <= cap + 1e-9
+@pytest.mark.parametrize("budget", [1.5, 8.0, 40.0, 120.0])
+def test_the_chosen_rule_is_the_best_of_many(network, images, budget):
+    passes = run_exit_outputs(network, images)
+    chosen = choose_exit_rule(passes, network.costs, budget)
+    records = apply_exit_rule(passes, chosen, network.costs)
+    assert records.computation(network.costs).mean() <= budget + 1e-9
     for option, first, share in itertools.product(range(3), range(3), (0.0, 0.3, 0.7, 1.0, 9.0)):
-        other = run_exits(passes, ExitRule(option, first, share), network.costs)
-        if other.computation(network.costs).mean() <= cap:
+        other = apply_exit_rule(passes, ExitRule(option, first, share), network.costs)
+        if other.computation(network.costs).mean() <= budget:
             # Thresholds are tried at every hundredth quantile.
             assert records.accuracy >= other.accuracy - 100 / 90
 
 
 def test_a_table_may_leave(network, images):
-    records = evaluate_table(network, images, (2, 1, 0, LEAVE), name="table")
+    records = evaluate_static_table(network, images, (2, 1, 0, LEAVE), name="table")
     hidden = network.stem(images.images)
     for layer, bits in enumerate((32, 2, 0)):
         hidden = network.layers[layer](hidden, bits)
     assert torch.equal(records.predictions, network.head(hidden).argmax(dim=1))
     tables = [(2, 1, 0, LEAVE), (2, LEAVE, 1, 1), (LEAVE, 2, LEAVE, 0), (2, 2, 2, 2)]
-    for table, score in zip(tables, score_tables(network, images, tables), strict=True):
-        alone = evaluate_table(network, images, table, name="table")
+    for table, score in zip(tables, score_static_tables(network, images, tables), strict=True):
+        alone = evaluate_static_table(network, images, table, name="table")
         assert score.correct == int(alone.correct.sum())
         assert score.log_likelihood == pytest.approx(float(alone.log_likelihood.mean()))
 
@@ -134,11 +141,11 @@ def test_draws_that_leave_come_out_as_each_image_alone(network, images):
     for options, made in zip(
         draws, evaluate_draws(network, images, draws, name="x", batch_size=32), strict=True
     ):
-        closed = network.costs.closed(options)
-        assert torch.equal(made.options, closed)
+        canonical = network.costs.canonicalize(options)
+        assert torch.equal(made.options, canonical)
         for i, image in enumerate(images.images):
             hidden = network.stem(image[None])
-            for layer, action in enumerate(closed[i].tolist()):
+            for layer, action in enumerate(canonical[i].tolist()):
                 if action == LEAVE:
                     logits = network.answer(hidden, layer)[0]
                     break
@@ -151,25 +158,25 @@ def test_draws_that_leave_come_out_as_each_image_alone(network, images):
 
 @pytest.mark.parametrize("limit", [30, 300])
 def test_the_search_finds_tables_that_leave(network, images, limit):
-    cap = float(network.costs.computation(torch.tensor([[2, LEAVE, LEAVE, LEAVE]]))) + 0.1
-    found = search_static_table(network, images, cap, limits=SearchLimits(tables=limit))
-    tables = network.costs.closed(torch.tensor(list(itertools.product(range(4), repeat=4))))
-    cheap = tables.unique(dim=0)[network.costs.computation(tables.unique(dim=0)) <= cap]
-    best = max(score.correct for score in score_tables(network, images, cheap.tolist()))
+    budget = float(network.costs.computation(torch.tensor([[2, LEAVE, LEAVE, LEAVE]]))) + 0.1
+    found = search_static_table(network, images, budget, search=SearchConfig(tables=limit))
+    tables = network.costs.canonicalize(torch.tensor(list(itertools.product(range(4), repeat=4))))
+    cheap = tables.unique(dim=0)[network.costs.computation(tables.unique(dim=0)) <= budget]
+    best = max(score.correct for score in score_static_tables(network, images, cheap.tolist()))
     assert found.accuracy <= 100 * best / 90 + 1e-9
     if limit == 300:
         assert found.exhaustive
         assert found.accuracy == pytest.approx(100 * best / 90)
-    assert found.computation <= cap + 1e-9
+    assert found.computation <= budget + 1e-9
 
 
 @given(st.integers(0, 2**31), st.integers(1, 40))
 def test_shuffling_keeps_who_leaves_where_and_the_cost(seed, n):
     costs, generator = LeavingBackbone().costs, torch.Generator().manual_seed(seed)
-    options = costs.closed(torch.randint(0, 4, (n, 4), generator=generator))
+    options = costs.canonicalize(torch.randint(0, 4, (n, 4), generator=generator))
     dealt = shuffled_options(options, generator, exit_action=LEAVE)
     assert torch.equal(option_histogram(dealt, 4), option_histogram(options, 4))
-    assert torch.equal(costs.closed(dealt), dealt)
+    assert torch.equal(costs.canonicalize(dealt), dealt)
     means = [float(costs.fractions(o).mean()) for o in (options, dealt)]
     assert means[0] == pytest.approx(means[1])
 
@@ -199,13 +206,20 @@ def test_a_gate_that_leaves_is_compared_with_everything(network, images):
     assert 0 < records.exit_shares(network.costs)[0] < 1
     again = evaluate_options(network, images, records.options, name="again")
     assert torch.equal(again.predictions, records.predictions)
-    arena = Arena(reported=images, selection=val, reported_name="test", selection_name="val")
-    uniform = uniform_methods(network, images, selection=val)
-    rivals = rival_methods(network, arena, gate=records, gate_selection=on_val, uniform=uniform)
-    by_key = {method.key: method for method in rivals}
+    evaluation_setup = EvaluationSetup(
+        reported=images, selection=val, reported_name="test", selection_name="val"
+    )
+    uniform = uniform_baselines(network, images, selection=val)
+    baselines = matched_cost_baselines(
+        network, evaluation_setup, gate=records, gate_selection=on_val, uniform=uniform
+    )
+    by_key = {method.key: method for method in baselines}
     assert set(by_key) == {"static_table", "cascade", "exits", "mode_table", "random", "patterns"}
-    cap = float(on_val.computation(network.costs).mean())
-    assert by_key["exits"].selection.computation(network.costs).mean() <= room(cap) + 1e-9
+    budget = float(on_val.computation(network.costs).mean())
+    assert (
+        by_key["exits"].selection.computation(network.costs).mean()
+        <= with_cost_tolerance(budget) + 1e-9
+    )
     assert "sure" in by_key["exits"].detail or "nowhere" in by_key["exits"].detail
     cost = float(records.computation(network.costs, "dfs").mean())
     for draw in by_key["random"].records:
@@ -220,27 +234,39 @@ def test_what_leaves_for_less_than_any_whole_pass_has_no_cascade_beside_it():
     records, on_val = (
         evaluate_options(network, split, options, name="brief") for split in (images, val)
     )
-    cap = float(on_val.computation(network.costs).mean())
-    assert cap < float(network.costs.computation(torch.zeros(1, 4, dtype=torch.int64)))
-    arena = Arena(reported=images, selection=val, reported_name="test", selection_name="val")
-    uniform = uniform_methods(network, images, selection=val)
-    rivals = rival_methods(network, arena, gate=records, gate_selection=on_val, uniform=uniform)
-    assert [m.key for m in rivals] == ["static_table", "exits", "mode_table", "random", "patterns"]
-    for method in rivals[:2]:
-        assert float(method.selection.computation(network.costs).mean()) <= 1.05 * cap
-    gate = Method(key="gate", label="brief", role="gate", records=(records,), selection=on_val)
+    budget = float(on_val.computation(network.costs).mean())
+    assert budget < float(network.costs.computation(torch.zeros(1, 4, dtype=torch.int64)))
+    evaluation_setup = EvaluationSetup(
+        reported=images, selection=val, reported_name="test", selection_name="val"
+    )
+    uniform = uniform_baselines(network, images, selection=val)
+    baselines = matched_cost_baselines(
+        network, evaluation_setup, gate=records, gate_selection=on_val, uniform=uniform
+    )
+    assert [m.key for m in baselines] == [
+        "static_table",
+        "exits",
+        "mode_table",
+        "random",
+        "patterns",
+    ]
+    for method in baselines[:2]:
+        assert float(method.selection.computation(network.costs).mean()) <= 1.05 * budget
+    gate = MethodResult(
+        key="gate", label="brief", role="gate", records=(records,), selection=on_val
+    )
     subject = Subject(
         identity="0", dataset="mixes", fingerprint="0", split="test", class_names=tuple("abcd")
     )
     text = " ".join(
-        summary_text(summarize([gate, *uniform, *rivals], network.costs, subject)).split()
+        summary_text(summarize([gate, *uniform, *baselines], network.costs, subject)).split()
     )
     assert "no confidence cascade at the gate's cost: one pass through the whole network" in text
 
 
 def test_the_summary_tells_who_left_where(network, images):
     records = evaluate_gate(network, SureGate(), images)
-    gate = Method(key="gate", label="sure", role="gate", records=(records,))
+    gate = MethodResult(key="gate", label="sure", role="gate", records=(records,))
     subject = Subject(
         identity="0",
         dataset="mixes",

@@ -7,11 +7,11 @@ from hypothesis import strategies as st
 
 from dfs_rl.costs import ALLOWED_BITS, BitOptions, CostTable, ExitCost, FixedCost
 from dfs_rl.evaluation.static_tables.budget import (
-    cheapest_table,
-    fits,
-    lower_dearest_first,
-    lower_last_first,
-    table_computation,
+    cheapest_static_table,
+    fit_to_budget,
+    fit_to_budget_haq,
+    is_within_budget,
+    static_table_computation,
 )
 
 MENUS = st.sets(st.sampled_from(ALLOWED_BITS), min_size=1).map(lambda bits: tuple(sorted(bits)))
@@ -19,16 +19,16 @@ MENUS = st.sets(st.sampled_from(ALLOWED_BITS), min_size=1).map(lambda bits: tupl
 
 @st.composite
 def problems(draw):
-    """A cost table, a table of options and a cap that at least the cheapest table keeps to."""
+    """A cost table, a table of options and a budget that at least the cheapest table keeps to."""
     menu = BitOptions(draw(MENUS))
     macs = draw(st.lists(st.integers(1, 10**6), min_size=1, max_size=8))
     stem = FixedCost(name="stem", macs=draw(st.integers(0, 10**5)), bits=8)
     costs = CostTable(options=menu, layer_macs=tuple(macs), fixed=(stem,))
     table = tuple(draw(st.integers(0, menu.full)) for _ in macs)
-    cheapest = table_computation(costs, (0,) * len(macs))
-    dearest = table_computation(costs, (menu.full,) * len(macs))
-    cap = cheapest + draw(st.floats(0, 1.2)) * (dearest - cheapest)
-    return costs, table, cap
+    cheapest = static_table_computation(costs, (0,) * len(macs))
+    dearest = static_table_computation(costs, (menu.full,) * len(macs))
+    budget = cheapest + draw(st.floats(0, 1.2)) * (dearest - cheapest)
+    return costs, table, budget
 
 
 def percent(costs, table):
@@ -41,18 +41,18 @@ def percent(costs, table):
 @given(problems())
 def test_a_table_costs_what_the_closed_form_says(problem):
     costs, table, _ = problem
-    assert table_computation(costs, table) == pytest.approx(percent(costs, table))
+    assert static_table_computation(costs, table) == pytest.approx(percent(costs, table))
 
 
-@pytest.mark.parametrize("lower", [lower_last_first, lower_dearest_first])
+@pytest.mark.parametrize("lower", [fit_to_budget_haq, fit_to_budget])
 @given(problem=problems())
 def test_lowered_tables_fit_and_are_nowhere_higher(lower, problem):
-    costs, table, cap = problem
-    lowered = lower(table, costs, cap)
-    assert percent(costs, lowered) <= cap + 1e-6
+    costs, table, budget = problem
+    lowered = lower(table, costs, budget)
+    assert percent(costs, lowered) <= budget + 1e-6
     assert all(0 <= low <= high for low, high in zip(lowered, table, strict=True))
-    assert lower(lowered, costs, cap) == lowered
-    if fits(costs, table, cap):
+    assert lower(lowered, costs, budget) == lowered
+    if is_within_budget(costs, table, budget):
         assert lowered == table
 
 
@@ -75,41 +75,41 @@ def test_no_table_is_cheaper_than_the_cheapest_one_also_with_exits(macs, menu, e
         ),
     )
     tables = list(itertools.product(range(costs.n_actions), repeat=len(macs)))
-    every = costs.computation(costs.closed(torch.tensor(tables)))
-    cheapest = table_computation(costs, cheapest_table(costs))
+    every = costs.computation(costs.canonicalize(torch.tensor(tables)))
+    cheapest = static_table_computation(costs, cheapest_static_table(costs))
     assert cheapest == pytest.approx(float(every.min()))
-    cap = cheapest + share * (float(every.max()) - cheapest)
+    budget = cheapest + share * (float(every.max()) - cheapest)
     for table in tables[:: max(1, len(tables) // 20)]:
-        assert fits(costs, lower_dearest_first(table, costs, cap), cap)
+        assert is_within_budget(costs, fit_to_budget(table, costs, budget), budget)
 
 
 @given(problems())
 def test_last_layers_are_lowered_first_one_option_a_round(problem):
-    costs, table, cap = problem
-    lowered = lower_last_first(table, costs, cap)
+    costs, table, budget = problem
+    lowered = fit_to_budget_haq(table, costs, budget)
     # HAQ's loop: rounds from the last layer to the first, broken off as soon as the table fits.
     expected = list(table)
-    while not fits(costs, tuple(expected), cap):
+    while not is_within_budget(costs, tuple(expected), budget):
         for i in range(len(expected)):
             if expected[-(i + 1)] > 0:
                 expected[-(i + 1)] -= 1
-            if fits(costs, tuple(expected), cap):
+            if is_within_budget(costs, tuple(expected), budget):
                 break
     assert lowered == tuple(expected)
 
 
 def test_an_example_by_hand():
     costs = CostTable(options=BitOptions((0, 16, 32)), layer_macs=(100, 100, 100))
-    assert [table_computation(costs, (o,) * 3) for o in range(3)] == [0.0, 25.0, 100.0]
-    assert lower_last_first((2, 2, 2), costs, 75.0) == (2, 2, 1)
-    assert lower_last_first((2, 2, 2), costs, 25.0) == (1, 1, 1)
-    assert lower_last_first((2, 2, 2), costs, 17.0) == (1, 1, 0)
-    assert lower_last_first((2, 0, 0), costs, 17.0) == (1, 0, 0)
-    assert lower_dearest_first((1, 2, 1), costs, 25.0) == (1, 1, 1)
+    assert [static_table_computation(costs, (o,) * 3) for o in range(3)] == [0.0, 25.0, 100.0]
+    assert fit_to_budget_haq((2, 2, 2), costs, 75.0) == (2, 2, 1)
+    assert fit_to_budget_haq((2, 2, 2), costs, 25.0) == (1, 1, 1)
+    assert fit_to_budget_haq((2, 2, 2), costs, 17.0) == (1, 1, 0)
+    assert fit_to_budget_haq((2, 0, 0), costs, 17.0) == (1, 0, 0)
+    assert fit_to_budget((1, 2, 1), costs, 25.0) == (1, 1, 1)
 
 
 def test_a_table_at_the_cap_fits():
     costs = CostTable(options=BitOptions((0, 3)), layer_macs=(7, 11, 13))
     exact = float(costs.computation(torch.tensor([[1, 1, 1]])))
-    assert fits(costs, (1, 1, 1), exact)
-    assert not fits(costs, (1, 1, 1), exact - 1e-6)
+    assert is_within_budget(costs, (1, 1, 1), exact)
+    assert not is_within_budget(costs, (1, 1, 1), exact - 1e-6)

@@ -13,10 +13,10 @@ from dfs_rl.sweeping.report.axes import setting_axis
 from dfs_rl.sweeping.report.importance import importance_plot
 from dfs_rl.sweeping.report.learning_curves import progress_plot
 from dfs_rl.sweeping.report.parallel_coordinates import parallel_plot
-from dfs_rl.sweeping.report.pareto_plot import sweep_frontier_plot
+from dfs_rl.sweeping.report.pareto_plot import sweep_pareto_plot
 from dfs_rl.sweeping.report.slices import settings_plot
 from dfs_rl.sweeping.report.style import value_range, wrapped
-from tests.helpers.fake_sweep import again, few_settings, made_up_sweep, made_up_trial
+from tests.helpers.fake_sweep import again, fake_sweep, fake_trial, few_settings
 
 
 def long_names(record: SweepRecord) -> SweepRecord:
@@ -45,25 +45,25 @@ def long_names(record: SweepRecord) -> SweepRecord:
 def crowded() -> SweepRecord:
     """Return a sweep with trials of every status, four best ones trained again, all with long names, and far too many poor points."""
     statuses = ("finished", "stopped", "failed", "unfinished")
-    trials = [made_up_trial(i, statuses[i % 4], both=True) for i in range(40)]
+    trials = [fake_trial(i, statuses[i % 4], both=True) for i in range(40)]
     trials = [replace(trial, name=f"configuration {trial.name}") for trial in trials]
     best = trials[0:16:4]
     again_all = (*map(again, best), again(trials[20], name="defaults"))
     far = tuple(CurvePoint(1.0, 10.0) for _ in range(999))
     trials[-1] = replace(trials[-1], points=far)
     names = tuple(trial.name for trial in best)
-    record = made_up_sweep(both=True)
+    record = fake_sweep(both=True)
     return replace(record, trials=tuple(trials), best=names, retrained=again_all)
 
 
 SWEEPS = {
-    "24": made_up_sweep(24),
-    "100": made_up_sweep(100),
-    "both": made_up_sweep(60, both=True),
-    "long names": long_names(made_up_sweep(24)),
+    "24": fake_sweep(24),
+    "100": fake_sweep(100),
+    "both": fake_sweep(60, both=True),
+    "long names": long_names(fake_sweep(24)),
     "crowded": crowded(),
-    "one setting": few_settings(made_up_sweep(24), 1),
-    "three settings": few_settings(made_up_sweep(24), 3),
+    "one setting": few_settings(fake_sweep(24), 1),
+    "three settings": few_settings(fake_sweep(24), 3),
 }
 
 
@@ -131,7 +131,7 @@ def check_texts(figure) -> None:
 
 @pytest.mark.parametrize("record", SWEEPS.values(), ids=SWEEPS.keys())
 def test_no_text_is_cut_off_or_covers_another(record):
-    check_texts(sweep_frontier_plot(record))
+    check_texts(sweep_pareto_plot(record))
     check_texts(parallel_plot(record))
     check_texts(progress_plot(record))
     check_texts(importance_plot(record))
@@ -144,8 +144,8 @@ def lines_by_length(axes, length):
 
 
 def test_the_frontier_is_what_no_point_beats():
-    record = made_up_sweep(both=True)
-    axes = sweep_frontier_plot(record).axes[0]
+    record = fake_sweep(both=True)
+    axes = sweep_pareto_plot(record).axes[0]
     (envelope,) = [line for line in axes.lines if line.get_label() == "envelope of all trials"]
     points = [p for trial in record.trials for p in trial.points]
     unbeaten = sorted(
@@ -158,8 +158,8 @@ def test_the_frontier_is_what_no_point_beats():
 
 
 def test_bars_on_fresh_seeds_are_means_and_deviations():
-    record = made_up_sweep(both=True)
-    axes = sweep_frontier_plot(record).axes[0]
+    record = fake_sweep(both=True)
+    axes = sweep_pareto_plot(record).axes[0]
     again = record.retrained[-1]
     accuracies = [points[0].accuracy for points in again.points]
     (drawn,) = [c for c in axes.containers if c.get_label() == "defaults, fresh seeds"]
@@ -169,7 +169,7 @@ def test_bars_on_fresh_seeds_are_means_and_deviations():
 
 
 def test_lines_cross_parallel_axes_where_the_values_are():
-    record = made_up_sweep()
+    record = fake_sweep()
     axes = parallel_plot(record).axes[0]
     columns = len(record.scales) + 1
     lines = lines_by_length(axes, columns)
@@ -192,7 +192,7 @@ def test_lines_cross_parallel_axes_where_the_values_are():
 
 
 def test_curves_end_where_trials_were_stopped():
-    record = made_up_sweep()
+    record = fake_sweep()
     axes = progress_plot(record).axes[0]
     curves = [line for line in axes.lines if len(line.get_xdata()) > 1]
     ends = sorted(line.get_xdata()[-1] for line in curves)
@@ -202,7 +202,7 @@ def test_curves_end_where_trials_were_stopped():
 
 
 def test_bars_are_as_long_as_the_shares_and_the_longest_is_on_top():
-    record = made_up_sweep()
+    record = fake_sweep()
     axes = importance_plot(record).axes[0]
     widths = [bar.get_width() for bar in axes.patches]
     assert widths == pytest.approx(sorted(100 * v for v in record.importance.values()))
@@ -210,7 +210,7 @@ def test_bars_are_as_long_as_the_shares_and_the_longest_is_on_top():
 
 
 def test_panels_show_each_value_and_the_defaults():
-    record = made_up_sweep()
+    record = fake_sweep()
     rates = settings_plot(record, "area").axes[0]
     spots = [line for line in rates.lines if len(line.get_xdata()) == 1]
     assert len(spots) == len(record.trials)
@@ -223,7 +223,7 @@ def test_panels_show_each_value_and_the_defaults():
 
 
 def test_choices_stand_in_order_and_numbers_to_scale():
-    record = made_up_sweep()
+    record = fake_sweep()
     assert setting_axis(record, "ppo.target_kl").choices == ("null", "0.01", "0.1")
     assert setting_axis(record, "policy.net_arch").choices == ("[64]", "[64, 64]", "[128, 64, 32]")
     assert setting_axis(record, "ppo.target_kl").place(0.01) == 0.5
@@ -237,7 +237,7 @@ def test_choices_stand_in_order_and_numbers_to_scale():
 
 
 def test_a_value_that_is_no_number_makes_an_axis_of_choices():
-    record = few_settings(made_up_sweep(2), 3)
+    record = few_settings(fake_sweep(2), 3)
     first, second = record.trials
     odd = replace(first, settings={**first.settings, "ppo.gamma": None})
     axis = setting_axis(replace(record, trials=(odd, second)), "ppo.gamma")
@@ -246,10 +246,10 @@ def test_a_value_that_is_no_number_makes_an_axis_of_choices():
 
 
 def test_an_axis_leaves_out_what_is_far_worse_than_most():
-    assert value_range([1.0, 2.0, 3.0, -100.0], highest=True) == (1.5 - 4 * 1.5, 3.0)
-    assert value_range([1.0, 2.0, 3.0, 100.0], highest=False) == (1.0, 2.5 + 4 * 1.5)
-    assert value_range([1.0, 2.0, 3.0], highest=True) == (1.0, 3.0)
-    assert value_range([2.0], highest=True) == (2.0, 2.0)
+    assert value_range([1.0, 2.0, 3.0, -100.0], maximize=True) == (1.5 - 4 * 1.5, 3.0)
+    assert value_range([1.0, 2.0, 3.0, 100.0], maximize=False) == (1.0, 2.5 + 4 * 1.5)
+    assert value_range([1.0, 2.0, 3.0], maximize=True) == (1.0, 3.0)
+    assert value_range([2.0], maximize=True) == (2.0, 2.0)
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,11 @@ from PIL import Image
 
 from dfs_rl.reporting import style
 from dfs_rl.sweeping.records import SweepRecord
-from dfs_rl.sweeping.report.figures import SweepPictures, sweep_pictures
+from dfs_rl.sweeping.report.figures import SweepFigures, sweep_figures
 from dfs_rl.sweeping.report.html import sweep_report
-from dfs_rl.sweeping.report.pareto_plot import sweep_frontier_plot, sweep_placed_points
+from dfs_rl.sweeping.report.pareto_plot import sweep_hover_points, sweep_pareto_plot
 from dfs_rl.sweeping.report.text import failures, sweep_csv, sweep_text, trial_table
-from tests.helpers.fake_sweep import REASON, few_settings, made_up_sweep, retrained
+from tests.helpers.fake_sweep import REASON, fake_sweep, few_settings, retrained
 from tests.helpers.html import check_in_browser, needs_chromium, outline_of
 
 SECTIONS = [
@@ -35,30 +35,30 @@ SECTIONS = [
 
 @pytest.fixture(scope="module")
 def record() -> SweepRecord:
-    return made_up_sweep()
+    return fake_sweep()
 
 
 @pytest.fixture(scope="module")
-def pictures(record: SweepRecord) -> SweepPictures:
-    return sweep_pictures(record)
+def figures(record: SweepRecord) -> SweepFigures:
+    return sweep_figures(record)
 
 
 @pytest.fixture(scope="module")
-def page(record: SweepRecord, pictures: SweepPictures) -> str:
-    return sweep_report(record, pictures)
+def page(record: SweepRecord, figures: SweepFigures) -> str:
+    return sweep_report(record, figures)
 
 
 def report(record: SweepRecord) -> str:
-    return sweep_report(record, sweep_pictures(record))
+    return sweep_report(record, sweep_figures(record))
 
 
 def test_the_screen_tells_the_sweeps_own_number_beside_the_fresh_seeds(record: SweepRecord) -> None:
     text = sweep_text(record)
     again = record.retrained[0]
     fresh = np.array(again.values["area"])
-    own = record.trial(again.name).values["area"]
+    search_values = record.trial(again.name).values["area"]
     (line,) = [line for line in text.splitlines() if line.startswith(f"{again.name} ")]
-    assert f"{own:.3f}  {fresh.mean():.3f} ± {fresh.std(ddof=1):.3f}      3" in line
+    assert f"{search_values:.3f}  {fresh.mean():.3f} ± {fresh.std(ddof=1):.3f}      3" in line
     assert f"Failed: trial 012: {REASON}" in text
     assert "8 finished, 14 stopped early, 2 failed" in text
     rates = next(line for line in text.splitlines() if line.startswith("ppo.learning_rate")).split()
@@ -85,7 +85,7 @@ def test_the_spreadsheet_has_every_trial_exactly(record: SweepRecord) -> None:
 
 @pytest.mark.parametrize("both", [False, True])
 def test_the_table_of_all_trials_begins_with_the_best(both: bool) -> None:
-    record = made_up_sweep(both=both)
+    record = fake_sweep(both=both)
     head, (valued, failed) = trial_table(record)
     name = "accuracy" if both else "area"
     values = [record.trial(row[0]).values[name] for row in valued]
@@ -100,14 +100,14 @@ def test_failures_of_fresh_seeds_are_told_as_well(record: SweepRecord) -> None:
     assert told == {"trial 012": REASON, "trial 024": REASON, "001 on seed 101": "killed"}
 
 
-def test_points_are_told_where_they_are_drawn(record: SweepRecord, pictures: SweepPictures) -> None:
-    assert pictures.frontier is not None
-    pixels = np.asarray(Image.open(io.BytesIO(pictures.frontier)).convert("RGB"))
+def test_points_are_told_where_they_are_drawn(record: SweepRecord, figures: SweepFigures) -> None:
+    assert figures.pareto_front is not None
+    pixels = np.asarray(Image.open(io.BytesIO(figures.pareto_front)).convert("RGB"))
     height, width, _ = pixels.shape
     cheapest = min(record.trial(record.best[0]).points)
     (spot,) = [
         p
-        for p in pictures.points
+        for p in figures.points
         if p.text.startswith(f"trial {record.best[0]}, finished")
         and p.text.endswith(f"{cheapest.accuracy:.2f} % right at {cheapest.computation:.3g} %")
     ]
@@ -118,13 +118,13 @@ def test_points_are_told_where_they_are_drawn(record: SweepRecord, pictures: Swe
 
 @pytest.mark.parametrize("both", [False, True])
 def test_every_spot_lies_by_the_logarithm_of_its_computation(both: bool) -> None:
-    record = made_up_sweep(both=both)
-    figure = sweep_frontier_plot(record)
+    record = fake_sweep(both=both)
+    figure = sweep_pareto_plot(record)
     axes = figure.axes[0]
     box = axes.get_position()
     left, right = np.log10(axes.get_xlim())
     low, high = axes.get_ylim()
-    spots = sweep_placed_points(figure, record)
+    spots = sweep_hover_points(figure, record)
     trials = [t for t in record.trials if t.name not in record.best]
     trials += [record.trial(name) for name in reversed(record.best)]
     points = [p for trial in trials for p in trial.points if low <= p.accuracy <= high]
@@ -144,7 +144,9 @@ def test_the_page_is_whole_and_escapes_what_users_wrote(record: SweepRecord, pag
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
     assert {trial.name for trial in record.trials} <= set(outline.cells)
     points = sum(len(trial.points) for trial in record.trials)
-    assert page.count("data-told=") == points + 3 * 4  # two trials and the defaults, four budgets
+    assert (
+        page.count("data-tooltip=") == points + 3 * 4
+    )  # two trials and the defaults, four budgets
 
 
 @needs_chromium
@@ -153,7 +155,7 @@ def test_a_browser_shows_the_page_without_complaint(page: str, tmp_path: Path) -
 
 
 def test_two_objectives_have_a_picture_of_the_settings_each() -> None:
-    page = report(made_up_sweep(both=True))
+    page = report(fake_sweep(both=True))
     assert outline_of(page).images == 6
     assert "<h3>accuracy</h3>" in page
     assert "<h3>computation</h3>" in page
@@ -203,7 +205,9 @@ def uneven_points(record: SweepRecord) -> SweepRecord:
 
 
 def lost_seeds(record: SweepRecord) -> SweepRecord:
-    lost = retrained(record.best[0], {}, own=record.trial(record.best[0]).values, failed={101: "x"})
+    lost = retrained(
+        record.best[0], {}, search_values=record.trial(record.best[0]).values, failed={101: "x"}
+    )
     return replace(record, retrained=(lost, record.retrained[-1]))
 
 
@@ -234,7 +238,7 @@ def many_best(record: SweepRecord) -> SweepRecord:
     ],
 )
 def test_sweeps_of_every_kind_are_reported(change, images: int) -> None:
-    changed = change(few_settings(made_up_sweep(), 4))
+    changed = change(few_settings(fake_sweep(), 4))
     outline = outline_of(report(changed))
     assert outline.images == images
     assert "To go on from here" in outline.headings
