@@ -40,7 +40,7 @@ class ProgressReporter(Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         """Forget the clock and what was told, for Tune stores its callbacks."""
-        return {**self.__dict__, "_began": None, "_told": set()}
+        return {**self.__dict__, "_start_time": None, "_reported": set()}
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:  # noqa: ARG002, ANN401
         """Tell of trials that ended, and now and then of the others."""
