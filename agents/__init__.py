@@ -1,1 +1,1 @@
-"""Everything that learns a gate: algorithms, policies, buffers, supervised and static methods."""
+"""Training of gates: algorithms, policies, buffers, supervised and static methods."""

@@ -1,4 +1,4 @@
-"""Reinforcement learning algorithms by name, and how to build one."""
+"""Registry and construction of reinforcement learning algorithms."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -53,16 +53,16 @@ from dfs_rl.envs.spaces import observation_bytes
 
 @dataclass(frozen=True, kw_only=True)
 class PolicySettings:
-    """Sizes and settings of a gate that all algorithms need.
+    """Settings of a policy that all algorithms share.
 
     Attributes:
-        feature_sizes: Numbers that describe each gated layer's input.
-        hidden: Width of each layer's own hidden layer, in all networks.
-        group_size: Rollouts of one image that share a baseline; 1 uses no such baseline.
-        sync_episodes: Whether walks that left early rest until the others have come to the end.
+        feature_sizes: Number of features of each gated layer's input.
+        hidden: Width of each layer's hidden layer, in all networks.
+        group_size: Rollouts of one image that share a baseline; 1 for no group baseline.
         seed: Seed of the weights, of the sampled actions and of the minibatches.
-        device: Where the policy lives.
-        timesteps: Length of the whole training, which the default step size follows.
+        device: Device of the policy.
+        timesteps: Length of the whole training, which sets the default learning rate.
+        sync_episodes: True if environments that exit early wait for the end of all episodes.
     """
 
     feature_sizes: tuple[int, ...]
@@ -81,13 +81,13 @@ class PolicySettings:
 
 @dataclass(frozen=True)
 class _Algorithm:
-    """Stable-Baselines3's classes for an algorithm's hyperparameters.
+    """Classes of an algorithm.
 
     Attributes:
-        algorithm: The algorithm.
-        config_type: Its hyperparameters.
-        policy: Its policy.
-        buffer: Rollouts with groups or exits, of an on-policy algorithm.
+        algorithm: Stable-Baselines3's algorithm.
+        config_type: Type of its hyperparameters.
+        policy: Class of its policy.
+        buffer: Rollout buffer with groups or exits; ``None`` for an off-policy algorithm.
     """
 
     algorithm: Callable[..., BaseAlgorithm]
@@ -99,18 +99,19 @@ class _Algorithm:
 def build_algorithm(
     config: AlgorithmConfig, env: VecEnv, learning: PolicySettings
 ) -> BaseAlgorithm:
-    """Build an algorithm whose networks have separate weights for each layer and share none.
+    """Build an algorithm whose networks have separate weights for each layer.
 
-    Actor and critic, or network and target, are separate; only a recurrent one's memory is shared
-    by all layers.
+    Actor and critic, or network and target network, share no weights. Only the LSTM of a recurrent
+    policy is shared by all layers.
 
     Args:
         config: Hyperparameters; their type selects the algorithm.
         env: The batched environment; environments of one group are consecutive.
-        learning: The gate's size and how its advantages are made.
+        learning: Settings of the policy and of its advantages.
 
     Raises:
-        ConfigError: If the environments do not divide into groups, or the algorithm compares none.
+        ConfigError: If the environments do not divide into groups, or the algorithm does not
+            support groups.
     """
     check_group_size(config, learning.group_size)
     check_groups(env.num_envs, learning.group_size)
@@ -125,7 +126,7 @@ def build_algorithm(
         entry.policy,
         env,
         learning_rate=lambda remaining: end + (start - end) * max(0.0, remaining),
-        gamma=1.0,  # an episode is a handful of layers and its end is what counts
+        gamma=1.0,  # episodes are short and most of the reward comes at their end
         seed=learning.seed,
         device=learning.device,
         **arguments,
@@ -138,7 +139,7 @@ def _on_policy_arguments(
     learning: PolicySettings,
     buffer: type[GroupRolloutBuffer] | None,
 ) -> dict[str, Any]:
-    """Return the arguments of an algorithm with an actor, a critic and a rollout."""
+    """Return the constructor arguments of an on-policy algorithm."""
     grouped = learning.group_size > 1 or learning.sync_episodes
     groups = {
         "group_size": learning.group_size,
@@ -147,7 +148,7 @@ def _on_policy_arguments(
     arguments: dict[str, Any] = {
         "n_steps": learning.n_steps,
         "gae_lambda": config.gae_lambda,
-        # The useful size of a reward difference depends on the weights that the user chose.
+        # The scale of rewards depends on the reward weights that the user chooses.
         "normalize_advantage": True,
         "rollout_buffer_class": buffer if grouped else None,
         "rollout_buffer_kwargs": groups if grouped else None,
@@ -166,7 +167,7 @@ def _on_policy_arguments(
         arguments["batch_size"] = minibatch_size(config.batch_size, _update_size(env, learning))
     arguments["policy_kwargs"] = {
         "net_arch": {"pi": [], "vf": []},  # the extractor is the whole network
-        "share_features_extractor": False,  # only the actor ships: the critic must not shape it
+        "share_features_extractor": False,  # the critic must not shape the deployed actor
         **_extractor(learning, outputs=_n_actions(env)),
     }
     if isinstance(config, RecurrentPPOConfig):
@@ -184,7 +185,7 @@ def _on_policy_arguments(
 def _q_learning_arguments(
     config: QLearningConfig, env: VecEnv, learning: PolicySettings
 ) -> dict[str, Any]:
-    """Return the arguments of an algorithm that learns from a replay buffer."""
+    """Return the constructor arguments of an algorithm with a replay buffer."""
     quantiles = config.n_quantiles if isinstance(config, QRDQNConfig) else 1
     policy: dict[str, Any] = {
         "net_arch": [],  # the extractor is the whole network
@@ -198,7 +199,7 @@ def _q_learning_arguments(
         "batch_size": config.batch_size,
         "train_freq": learning.n_steps,
         "gradient_steps": config.gradient_steps,
-        # Once per update: the target is fixed while the network moves, and an episode is short.
+        # Once per update, so that the target is fixed during an update.
         "target_update_interval": env.num_envs * learning.n_steps,
         "tau": 1.0,
         "exploration_fraction": config.exploration_fraction,
@@ -228,13 +229,13 @@ def _update_size(env: VecEnv, learning: PolicySettings) -> RolloutSize:
 
 
 class GroupRecurrentPPO(RecurrentPPO):
-    """RecurrentPPO with the argument for a rollout buffer that other on-policy algorithms have.
+    """RecurrentPPO with a configurable rollout buffer, like the other on-policy algorithms.
 
     Args:
-        rollout_buffer_class: ``None`` for upstream's.
-        rollout_buffer_kwargs: Its further arguments.
-        args: What ``RecurrentPPO`` takes.
-        kwargs: Further ones.
+        rollout_buffer_class: Class of the rollout buffer; ``None`` for upstream's.
+        rollout_buffer_kwargs: Keyword arguments of the rollout buffer.
+        args: Arguments of ``RecurrentPPO``.
+        kwargs: Keyword arguments of ``RecurrentPPO``.
     """
 
     def __init__(
@@ -261,10 +262,10 @@ class GroupRecurrentPPO(RecurrentPPO):
 
 
 class SafeTRPO(TRPO):
-    """TRPO without an update if all advantages are equal, where its line search divides by zero."""
+    """TRPO that skips updates with equal advantages, on which its line search divides by zero."""
 
     def train(self) -> None:
-        """Update the policy from the rollout, if there is anything to learn from it."""
+        """Update the policy unless all advantages are equal."""
         if np.ptp(self.rollout_buffer.advantages) > 0.0:
             super().train()
 

@@ -1,4 +1,4 @@
-"""Group-relative advantages for on-policy algorithms: rollouts of one input share a baseline."""
+"""Group-relative advantages for on-policy algorithms, with one baseline per input."""
 
 from collections.abc import Generator
 from typing import Any
@@ -23,17 +23,17 @@ def returns_to_go(
     *,
     gamma: float,
 ) -> Float32:
-    """Sum the rewards from each step to the end of its episode.
+    """Return the sum of rewards from each step to the end of its episode.
 
     Args:
-        rewards: ``[steps, envs]``.
+        rewards: Rewards, ``[steps, envs]``.
         episode_starts: 1 where a step is the first of its episode, ``[steps, envs]``.
         last_values: Value of the state after the last step, ``[envs]``, for unfinished episodes.
         last_dones: 1 where the last step ended its episode, ``[envs]``.
-        gamma: Discount per step.
+        gamma: Discount factor per step.
 
     Returns:
-        ``[steps, envs]``.
+        Returns, ``[steps, envs]``.
     """
     returns = np.empty_like(rewards)
     following = last_values * (1.0 - last_dones)
@@ -44,18 +44,18 @@ def returns_to_go(
 
 
 def leave_one_out_baseline(returns: Float32, group: int) -> Float32:
-    """Return, for each rollout and layer, the mean return of the input's other rollouts.
+    """Return the mean return of the input's other rollouts, for each rollout and layer.
 
     A rollout's baseline does not depend on its own actions, so the policy gradient keeps its
     expectation; subtracting the mean of all rollouts would shrink it by ``1 - 1 / group``.
 
     Args:
-        returns: ``[steps, envs]``; environments ``k * group`` to ``(k + 1) * group - 1`` show the
-            same input.
-        group: Rollouts of one input, at least 2.
+        returns: Returns, ``[steps, envs]``; environments ``k * group`` to ``(k + 1) * group - 1``
+            have the same input.
+        group: Rollouts per input, at least 2.
 
     Returns:
-        ``[steps, envs]``.
+        Baselines, ``[steps, envs]``.
     """
     grouped = returns.reshape(len(returns), -1, group)  # [steps, images, group]
     others = (grouped.sum(axis=2, keepdims=True) - grouped) / (group - 1)
@@ -68,18 +68,18 @@ def early_exit_baseline(
 ) -> Float32:
     """Return ``leave_one_out_baseline`` for episodes of different lengths.
 
-    A baseline is the mean of those other rollouts that reached the layer. Where none did, it is the
-    mean return of their whole episodes minus what the rollout has earned before. Neither depends on
-    the next action.
+    The baseline is the mean return of the other rollouts that reach the layer. If none does, it is
+    the mean return of their whole episodes minus the rollout's rewards before the layer. Neither
+    depends on the next action.
 
     Args:
-        returns: Of whole episodes, undiscounted, ``[layers, envs]``.
-        rewards: ``[layers, envs]``.
-        padding: True where an episode has ended before, ``[layers, envs]``.
-        group: Rollouts of one input, at least 2.
+        returns: Undiscounted returns of whole episodes, ``[layers, envs]``.
+        rewards: Rewards, ``[layers, envs]``.
+        padding: True after the end of an episode, ``[layers, envs]``.
+        group: Rollouts per input, at least 2.
 
     Returns:
-        ``[layers, envs]``; without meaning where ``padding``.
+        Baselines, ``[layers, envs]``; undefined where ``padding``.
     """
     parts = (len(returns), -1, group)
     active = (~padding).reshape(parts)  # [layers, images, group]
@@ -93,25 +93,26 @@ def early_exit_baseline(
 
 
 class GroupRolloutBuffer(DictRolloutBuffer):
-    """Rollout buffer whose advantages are returns minus the mean return of the input's others.
+    """Rollout buffer with leave-one-out baselines over the rollouts of one input.
 
-    An input's difficulty dominates its reward; the choice of options makes a small difference, and
-    a learned value function predicts difficulty only in part. Rollouts of one input share it, so it
-    cancels; in exchange an update sees fewer inputs.
+    The difficulty of an input dominates its reward, the choice of options changes it little, and a
+    learned value function predicts difficulty only in part. Rollouts of one input share their
+    difficulty, so it cancels; in exchange an update sees fewer inputs.
 
-    With ``sync_episodes`` a rollout is one episode of each environment. Steps after an episode's
-    end, see ``SB3GatingVecEnv``, take no part in updates.
+    With ``sync_episodes`` a rollout is one episode of each environment. Padding steps after the end
+    of an episode, see ``SB3GatingVecEnv``, are excluded from updates.
 
     Args:
         args: Arguments of Stable-Baselines3's buffers. ``group_size`` must divide ``n_envs``;
-            ``gae_lambda`` is not used for groups, whose returns are not bootstrapped.
-        group_size: Rollouts of one input, in consecutive environments, at least 2; with
+            ``gae_lambda`` is unused if ``group_size`` is above 1.
+        group_size: Rollouts per input, in consecutive environments, at least 2; with
             ``sync_episodes`` also 1, for Stable-Baselines3's advantages.
-        sync_episodes: Whether episodes may end before the rollout does.
-        kwargs: Further arguments.
+        sync_episodes: True if episodes may end before the rollout does.
+        kwargs: Keyword arguments of Stable-Baselines3's buffers.
 
     Raises:
-        ConfigError: If the environments cannot be divided into such groups.
+        ConfigError: If ``group_size`` does not divide the number of environments, or is 1 without
+            ``sync_episodes``.
     """
 
     def __init__(
@@ -136,13 +137,13 @@ class GroupRolloutBuffer(DictRolloutBuffer):
         """Fill ``returns`` (the value function's target) and ``advantages`` from the rewards.
 
         Args:
-            last_values: Estimated worth of the state after the last step, ``[envs, 1]``.
-            dones: Whether the last step ended its episode, bool ``[envs]``.
+            last_values: Estimated value of the state after the last step, ``[envs, 1]``.
+            dones: True where the last step ended its episode, bool ``[envs]``.
         """
         padding = np.zeros(self.rewards.shape, dtype=np.bool_)
-        if self.sync_episodes:  # every walk begins at the first step, and rests once it has ended
+        if self.sync_episodes:  # every episode starts at the first step and is padded at its end
             padding[1:] = self.episode_starts[1:].cumsum(axis=0) > 0
-            self.episode_starts[padding] = 1.0  # cuts these steps off from all others
+            self.episode_starts[padding] = 1.0  # separates padding from the episode
             dones = dones | padding[-1]
         self._active = ~padding.T.reshape(-1)  # in the order of minibatches, [envs * layers]
         if self.group_size == 1:
@@ -163,24 +164,29 @@ class GroupRolloutBuffer(DictRolloutBuffer):
         self.advantages = self.returns - baseline
 
     def get(self, batch_size: int | None = None) -> Generator[Any, None, None]:
-        """Yield minibatches, each without what rested in it."""
+        """Yield minibatches without their padding steps; empty ones are skipped."""
         return (samples for samples in super().get(batch_size) if samples is not None)
 
-    def _get_samples(self, batch_inds: NDArray[np.int64], *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+    def _get_samples(
+        self,
+        batch_inds: NDArray[np.int64],
+        *args: Any,  # noqa: ANN401
+        **kwargs: Any,  # noqa: ANN401
+    ) -> Any:  # noqa: ANN401
         batch_inds = batch_inds[self._active[batch_inds]]
         return super()._get_samples(batch_inds, *args, **kwargs) if len(batch_inds) else None
 
 
 class MaskableGroupRolloutBuffer(GroupRolloutBuffer, MaskableDictRolloutBuffer):
-    """The same for ``MaskablePPO``: it remembers which options were allowed as well."""
+    """Group rollout buffer for ``MaskablePPO``, which also stores action masks."""
 
 
 class RecurrentGroupRolloutBuffer(GroupRolloutBuffer, RecurrentDictRolloutBuffer):
-    """The same for ``RecurrentPPO``: it remembers the policy's memory as well."""
+    """Group rollout buffer for ``RecurrentPPO``, which also stores LSTM states."""
 
 
 def check_groups(n_envs: int, group_size: int) -> None:
-    """Refuse a number of environments that does not divide into groups.
+    """Check that environments divide into groups.
 
     Raises:
         ConfigError: If ``group_size`` is below 1 or does not divide ``n_envs``.

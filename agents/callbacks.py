@@ -1,7 +1,8 @@
 """Callbacks between two updates: schedules, guards, logs, validation, checkpoints, interruption.
 
-Between two updates the state of a training is complete: whole episodes, no pending gradients. Each
-callback acts at that moment only; a resumed run skips the moment at which it was saved.
+Between two updates the state of a training is complete: all episodes have ended and no gradients
+are pending. Callbacks act only then. A resumed run does not repeat the callbacks of the step at
+which it was saved.
 """
 
 import math
@@ -27,12 +28,12 @@ from dfs_rl.utils.signals import StopRequest
 
 @dataclass
 class Lifecycle:
-    """State that the callbacks of a training share.
+    """State shared by all callbacks of a training.
 
     Attributes:
-        resumed_at: Step at which a resumed run was saved.
-        stop: The user's request to stop, granted after the current update.
-        stop_granted: Whether the state was saved and the training is ending.
+        resumed_at: Step at which a resumed run was saved; ``None`` for a new run.
+        stop: Request of the user to stop, granted after the current update.
+        stop_granted: True once the state is saved and the training ends.
     """
 
     resumed_at: int | None = None
@@ -41,10 +42,10 @@ class Lifecycle:
 
 
 class BoundaryCallback(BaseCallback):
-    """A callback that acts between updates, before the first and after the last.
+    """Base of callbacks that act before the first update, between updates and after the last.
 
     Args:
-        lifecycle: Shared by all callbacks of a training.
+        lifecycle: State shared by all callbacks of a training.
     """
 
     def __init__(self, lifecycle: Lifecycle) -> None:
@@ -54,17 +55,17 @@ class BoundaryCallback(BaseCallback):
 
     @property
     def algorithm(self) -> BaseAlgorithm:
-        """The algorithm that learns."""
+        """The algorithm in training."""
         return self.model
 
     @property
     def ended(self) -> bool:
-        """Whether the last update was made."""
+        """True after the last update."""
         return self.algorithm.num_timesteps >= self.algorithm._total_timesteps
 
     @abstractmethod
     def between_updates(self, timesteps: int) -> None:
-        """Act; ``timesteps`` steps were made so far."""
+        """Act between two updates, after ``timesteps`` steps."""
 
     def _on_rollout_start(self) -> None:
         self._act()
@@ -84,10 +85,10 @@ class BoundaryCallback(BaseCallback):
 
 
 class SyncEpisodes(BaseCallback):
-    """Makes an algorithm count decisions only, if episodes end before their rollout does.
+    """Excludes padding steps from an algorithm's step count, for episodes of different lengths.
 
-    Stable-Baselines3 counts one step of each environment at a time. Each rollout starts with new
-    episodes. Goes before callbacks that read the count.
+    Stable-Baselines3 counts one step per environment. The callback also marks the first step of
+    each rollout as the start of new episodes. It must precede callbacks that read the count.
     """
 
     model: OnPolicyAlgorithm
@@ -101,7 +102,7 @@ class SyncEpisodes(BaseCallback):
 
 
 class Schedules(BaseCallback):
-    """Seeds each update by the run's seed and the steps before it; anneals the entropy bonus.
+    """Seeds each update from the run's seed and the step count, and anneals the entropy bonus.
 
     Args:
         seed: Seed of the run.
@@ -114,9 +115,9 @@ class Schedules(BaseCallback):
         self._config = config
 
     def _on_rollout_start(self) -> None:
-        # Actions and minibatches come from the global generators, whose state is not stored.
+        # Actions and minibatches use the global generators, whose states are not saved.
         seed_everything(stream_seed(self._seed, "update", self.model.num_timesteps) % 2**32)
-        # A resumed algorithm would set its schedules after its first step only.
+        # A resumed algorithm would otherwise update its schedules only after its first step.
         self.model._update_current_progress_remaining(
             self.model.num_timesteps, self.model._total_timesteps
         )
@@ -134,7 +135,7 @@ class Schedules(BaseCallback):
 
 
 class FiniteGuard(BoundaryCallback):
-    """Stops a training whose figures are no longer finite, before anything is made of them."""
+    """Stops a training on rewards or weights that are not finite."""
 
     def _on_step(self) -> bool:
         if not np.isfinite(self.locals["rewards"]).all():
@@ -145,7 +146,7 @@ class FiniteGuard(BoundaryCallback):
         return True
 
     def between_updates(self, timesteps: int) -> None:
-        """Look at all weights after the last update."""
+        """Check all weights of the policy."""
         if not has_finite_weights(self.algorithm):
             raise TrainingError(_DIVERGED.format(timesteps))
 
@@ -157,38 +158,36 @@ _DIVERGED = (
 
 
 def has_finite_weights(model: BaseAlgorithm) -> bool:
-    """Say whether every weight of the policy is a number."""
+    """Return whether all weights of the policy are finite."""
     return all(bool(torch.isfinite(p).all()) for p in model.policy.parameters())
 
 
 def learn(model: BaseAlgorithm, steps: int, callbacks: list[BaseCallback], *, fresh: bool) -> None:
-    """Let an algorithm learn for another ``steps`` steps.
+    """Train an algorithm for another ``steps`` steps.
 
     Args:
         model: The algorithm.
-        steps: How many; 0 only runs what the callbacks do at the end.
-        callbacks: They see to logging, too.
-        fresh: Whether to begin, and not to go on.
+        steps: Number of steps; 0 only runs the end of the callbacks.
+        callbacks: Callbacks, including the one for logging.
+        fresh: True for a new run, False for a resumed one.
 
     Raises:
         TrainingError: If the policy's weights are no longer finite.
     """
     try:
-        # UpdateLog writes after an update; the algorithm's own log would be written before it.
+        # UpdateLog writes after each update; the algorithm itself would write before it.
         model.learn(steps, callbacks, log_interval=sys.maxsize, reset_num_timesteps=fresh)
-    except (
-        ValueError
-    ) as error:  # in the middle of an update, torch refuses to draw from such a policy
+    except ValueError as error:  # torch cannot sample from weights that are not finite
         if has_finite_weights(model):
             raise
         raise TrainingError(_DIVERGED.format(model.num_timesteps)) from error
 
 
 class UpdateLog(BoundaryCallback):
-    """Logs each update once it is complete; ``reward`` is the mean return of the last one.
+    """Logs each completed update; ``reward`` is the mean return of the last one.
 
     Args:
-        lifecycle: See ``BoundaryCallback``.
+        lifecycle: State shared by all callbacks of a training.
     """
 
     def __init__(self, lifecycle: Lifecycle) -> None:
@@ -209,7 +208,7 @@ class UpdateLog(BoundaryCallback):
         self.logger.record("rollout/computation", stats.computation)
 
     def between_updates(self, timesteps: int) -> None:
-        """Write what the update logged."""
+        """Write the metrics of the last update."""
         if self.logger.name_to_value:
             steps = timesteps - self.algorithm._num_timesteps_at_start
             rate = steps / max(time.perf_counter() - self._started, 1e-9)
@@ -218,11 +217,11 @@ class UpdateLog(BoundaryCallback):
 
 
 class Checkpointing(BoundaryCallback):
-    """Saves the training at its start, at intervals and at its end; ends it on request.
+    """Saves the training at its start, at intervals and at its end, and ends it on request.
 
     Args:
-        lifecycle: See ``BoundaryCallback``.
-        save: Saves everything.
+        lifecycle: State shared by all callbacks of a training.
+        save: Function that saves the state of the training.
         every: Steps between two checkpoints.
     """
 
@@ -233,8 +232,8 @@ class Checkpointing(BoundaryCallback):
         self._saved_at = lifecycle.resumed_at
 
     def between_updates(self, timesteps: int) -> None:
-        """Save if it is time."""
-        requested = self.lifecycle.stop.requested  # once: it may change at any moment
+        """Save if a checkpoint is due, the training has ended or a stop is requested."""
+        requested = self.lifecycle.stop.requested  # read once: a signal may change it at any time
         last = self._saved_at
         due = last is None or timesteps // self._every > last // self._every
         if due or self.ended or requested:

@@ -22,24 +22,24 @@ from dfs_rl.utils.checkpoint import (
 
 
 class ResumableEnv(Protocol):
-    """An environment that can be put back to where it was."""
+    """Environment with a state that can be saved and restored."""
 
     def get_state(self) -> dict[str, Any]:
-        """Return where the environment stands, as JSON values."""
+        """Return the state of the environment, as JSON values."""
         ...
 
     def set_state(self, state: dict[str, Any]) -> dict[str, NDArray[Any]]:
-        """Go back to a state of ``get_state``, and return the observations at that time."""
+        """Restore a state from ``get_state``, and return its observations."""
         ...
 
 
 def capture(model: BaseAlgorithm) -> Checkpoint:
-    """Return a model's state between two updates.
+    """Return the state of an algorithm between two updates.
 
-    Random streams and schedules are not part of it: they follow from the seed and the steps made.
+    Random streams and schedules are not part of it: they follow from the seed and the step count.
 
     Args:
-        model: An algorithm over a ``ResumableEnv`` that has begun to learn.
+        model: An algorithm over a ``ResumableEnv`` whose training has started.
     """
     tensors = {f"policy.{name}": tensor for name, tensor in model.policy.state_dict().items()}
     tensors |= optimizer_tensors(model.policy.optimizer, "optimizer")
@@ -56,12 +56,16 @@ def capture(model: BaseAlgorithm) -> Checkpoint:
 
 
 def restore(model: BaseAlgorithm, checkpoint: Checkpoint) -> None:
-    """Put a new model, built from the same configuration, where ``capture`` found the old one.
+    """Restore the state from ``capture`` in a new algorithm with the same configuration.
 
     Continue with ``model.learn(total - model.num_timesteps, reset_num_timesteps=False)``.
 
+    Args:
+        model: The new algorithm.
+        checkpoint: The state to restore.
+
     Raises:
-        CheckpointError: If the checkpoint belongs to another configuration.
+        CheckpointError: If the checkpoint does not fit the configuration.
     """
     tensors, state = checkpoint
     try:
@@ -71,7 +75,8 @@ def restore(model: BaseAlgorithm, checkpoint: Checkpoint) -> None:
         model._last_obs = cast("ResumableEnv", model.get_env()).set_state(
             cast("dict[str, Any]", state["env"])
         )
-        model._last_episode_starts = np.ones(model.n_envs, dtype=bool)  # updates are whole episodes
+        # Updates consist of whole episodes.
+        model._last_episode_starts = np.ones(model.n_envs, dtype=bool)
         model.num_timesteps = cast("int", state["timesteps"])
         model._n_updates = cast("int", state["updates"])
         if isinstance(model, OffPolicyAlgorithm):

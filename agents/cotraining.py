@@ -1,8 +1,9 @@
-"""Co-training: the backbone learns under the gate's own choices, in turns with it or jointly.
+"""Co-training: training of the backbone under the gate's choices, in alternation or jointly.
 
-A supernet serves every mix of options; a gate uses few of them. Here the weights specialise to that
-mix, the second step of DFS (AAAI 2020), optionally with the full-precision pass as teacher. They
-learn from the train split, and the gate from the agent split, whose labels the weights do not know.
+A supernet supports every mix of options, of which a gate uses few. Co-training specializes the
+weights to these, as the second step of DFS (AAAI 2020) does, optionally with the full-precision
+pass as teacher. The weights learn from the train split and the gate from the agent split, whose
+labels the weights never use.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -29,13 +30,13 @@ from dfs_rl.utils.seeding import torch_generator
 
 
 class CoTrainLosses(NamedTuple):
-    """Losses of one step, each unweighted.
+    """Unweighted losses of one step.
 
     Attributes:
         gated: Cross-entropy of the gated pass.
-        divergence: Kullback-Leibler divergence of the gated pass from the full-precision pass, None
-            if it has no weight.
-        full: Cross-entropy of the full-precision pass, likewise.
+        divergence: Kullback-Leibler divergence of the gated pass from the full-precision pass;
+            ``None`` without a full-precision pass.
+        full: Cross-entropy of the full-precision pass; ``None`` without it.
     """
 
     gated: float
@@ -47,8 +48,8 @@ class CoTrainStep(NamedTuple):
     """Loss of the next step.
 
     Attributes:
-        loss: A scalar with gradients.
-        losses: Its parts.
+        loss: Weighted sum of the losses, a scalar with gradients.
+        losses: Its unweighted terms.
     """
 
     loss: Tensor
@@ -64,21 +65,21 @@ def gated_rollout(
     budget: float | None,
     greedy: bool = False,
 ) -> Tensor:
-    """Run images under a gate, with gradients of the backbone but not of the gate.
+    """Run images under a gate with gradients for the backbone but not for the gate.
 
     Args:
-        backbone: A training form.
-        gate: The policy's actor.
-        images: uint8 ``[batch, c, h, w]``.
-        generator: Draws the options.
-        budget: Upper bound on each image's computation in percent, fixed parts and gate included;
-            only options within it are taken, as in deployment.
-        greedy: Take the likeliest options instead of drawing them.
+        backbone: The backbone, in training form.
+        gate: The gate.
+        images: Images, uint8 ``[batch, c, h, w]``.
+        generator: Random generator of the options.
+        budget: Per-input budget on computation in percent, fixed parts and gate included; options
+            above it are masked, as in deployment. ``None`` for none.
+        greedy: True to run the most likely options instead of sampling.
 
     Returns:
         Logits ``[batch, classes]``.
     """
-    # With a dial, every image has a price of its own, as it has for the gate.
+    # Under budget conditioning every image has a preference, as in the training of the gate.
     preferences = None
     if gate.budget_conditioning is not None:
         preferences = torch.rand(len(images), generator=generator, device=images.device)
@@ -103,18 +104,19 @@ def gated_rollout(
 
 
 class CoTrainer:
-    """Makes supervised steps on a backbone under a gate's choices.
+    """Trains a backbone by supervision under a gate's choices.
 
     Random draws follow from the seed and the number of steps, so only weights and moments are
     saved.
 
     Args:
         config: Hyperparameters.
-        backbone: The training form; changed in place, its norms stay in evaluation mode.
-        dataset: Its train split teaches.
+        backbone: The backbone in training form, trained in place; its norms stay in evaluation
+            mode.
+        dataset: Dataset whose train split the backbone learns from.
         seed: Seed of the run.
-        budget: Upper bound on computation in percent that the gate keeps to, or ``None``.
-        greedy: Whether the gate takes its likeliest options while it learns.
+        budget: Per-input budget of the gate on computation in percent; ``None`` for none.
+        greedy: True if the gate takes its most likely options in training.
     """
 
     def __init__(
@@ -140,12 +142,12 @@ class CoTrainer:
 
     @property
     def images_seen(self) -> int:
-        """Training images used so far, repeats counted."""
+        """Number of training images used so far, with repeats."""
         return self.steps * self._config.batch_size
 
     @contextmanager
     def frozen_weights(self) -> Iterator[None]:
-        """Exclude the weights from gradients within the block."""
+        """Disable gradients of the weights within the block."""
         for weight in self._weights:
             weight.requires_grad = False
         try:
@@ -155,7 +157,7 @@ class CoTrainer:
                 weight.requires_grad = True
 
     def step(self, gate: LearnedGate) -> CoTrainLosses:
-        """Make one step under ``gate``.
+        """Train the backbone for one step under ``gate``.
 
         Raises:
             TrainingError: If the loss or the weights are no longer finite.
@@ -166,7 +168,7 @@ class CoTrainer:
         return losses
 
     def prepare_step(self, gate: LearnedGate) -> CoTrainStep:
-        """Return the loss of the next step under ``gate``, for a backward pass and ``finish_step``.
+        """Return the loss of the next step under ``gate``, to be completed by ``finish_step``.
 
         Raises:
             TrainingError: If the loss is no longer finite.
@@ -201,10 +203,10 @@ class CoTrainer:
         return CoTrainStep(loss, losses)
 
     def finish_step(self) -> None:
-        """Take an optimizer step along the gradients of the prepared step's loss.
+        """Take the optimizer step of ``prepare_step``, after the backward pass.
 
         Raises:
-            TrainingError: If weights are no longer finite.
+            TrainingError: If the weights are no longer finite.
         """
         self._optimizer.step()
         if not all(bool(torch.isfinite(p).all()) for p in self.backbone.parameters()):
@@ -215,7 +217,7 @@ class CoTrainer:
         self.steps += 1
 
     def freeze(self) -> InferenceBackbone:
-        """Return the frozen form of the backbone as it is now, in float32."""
+        """Return the current backbone in inference form, in float32."""
         return self.backbone.to_inference().to(self._images.labels.device)
 
     def tensors(self) -> dict[str, Tensor]:
@@ -226,10 +228,10 @@ class CoTrainer:
         return weights | optimizer_tensors(self._optimizer, "backbone_optimizer")
 
     def restore(self, tensors: Mapping[str, Tensor], steps: int) -> None:
-        """Go back to where ``tensors`` was called after ``steps`` steps.
+        """Restore the state after ``steps`` steps from ``tensors``.
 
         Raises:
-            CheckpointError: If the tensors are another backbone's.
+            CheckpointError: If the tensors do not fit the backbone.
         """
         weights = {
             name.removeprefix("backbone."): t
@@ -256,13 +258,13 @@ class CoTrainer:
 
 
 class CoTraining(BoundaryCallback):
-    """Makes a step of the backbone after each update of the gate, and puts it into the environment.
+    """Trains the backbone for one step after each update of the gate.
 
     Args:
-        lifecycle: See ``BoundaryCallback``.
-        trainer: Makes the steps.
-        export: Returns the policy's gate.
-        renew: Puts the changed backbone into the environment.
+        lifecycle: State shared by all callbacks of a training.
+        trainer: Trainer of the backbone.
+        export: Function that exports the policy to a gate.
+        renew: Function that updates the backbone of the environment.
     """
 
     def __init__(
@@ -279,7 +281,7 @@ class CoTraining(BoundaryCallback):
         self._renew = renew
 
     def between_updates(self, timesteps: int) -> None:
-        """Make a step, but not before the gate's first update."""
+        """Train the backbone for one step, except before the gate's first update."""
         if timesteps == 0:
             return
         losses = self._trainer.step(self._export(self.algorithm))

@@ -1,4 +1,4 @@
-"""Validation of the deterministic gate during training; the best gate is kept."""
+"""Validation of the deterministic gate during training, and selection of the best gate."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -38,15 +38,15 @@ def rewards_of(
     budget: float | None,
     cost_weight_range: CostWeightRange | None = None,
 ) -> Tensor:
-    """Return the environment's return of each episode in ``records``, float64 ``[n]``.
+    """Return the return of each recorded episode in the environment, float64 ``[n]``.
 
     Args:
-        records: Of the validation images; for all budgets, image ``i`` at the ``i``-th of
+        records: Records of a gate; a budget-conditioned gate ran image ``i`` at the ``i``-th of
             ``low_discrepancy_preferences``.
-        costs: The backbone's.
+        costs: Cost table of the backbone.
         weights: Reward weights.
-        budget: Upper bound on each image's computation in percent; ``None`` for none.
-        cost_weight_range: Range of the cost weight; ``None`` for ``weights.cost`` alone.
+        budget: Per-input budget on computation in percent; ``None`` for none.
+        cost_weight_range: Range of the cost weight; ``None`` to use ``weights.cost``.
     """
     charged = None
     if cost_weight_range is not None:
@@ -59,11 +59,11 @@ def rewards_of(
 
 
 def is_not_worse(rewards: Tensor, highest: Tensor) -> bool:
-    """Return whether a later gate is at most one standard error worse than the best so far.
+    """Return whether a gate is at most one standard error worse than the best one so far.
 
     Args:
-        rewards: Of each image under the later gate, ``[n]``.
-        highest: Of the same images under the gate with the highest mean so far.
+        rewards: Reward of each image under the new gate, ``[n]``.
+        highest: Reward of each image under the gate with the highest mean so far, ``[n]``.
     """
     difference = rewards - highest
     error = difference.std() / len(difference) ** 0.5
@@ -72,7 +72,15 @@ def is_not_worse(rewards: Tensor, highest: Tensor) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class BestMetrics:
-    """Figures of the gate that was kept, on the validation split."""
+    """Metrics of the best gate on the validation split.
+
+    Attributes:
+        timesteps: Training steps before its validation.
+        accuracy: Accuracy in percent.
+        computation: Mean computation in percent.
+        reward: Mean reward.
+        patterns: Number of distinct option patterns.
+    """
 
     timesteps: NonNegativeInt
     accuracy: float
@@ -83,11 +91,11 @@ class BestMetrics:
 
 @dataclass(frozen=True, kw_only=True)
 class ValidationState:
-    """What ``Validator.state`` holds.
+    """State of a ``Validator`` in a checkpoint.
 
     Attributes:
-        validated_at: Steps of the last validation.
-        best: The gate that was kept.
+        validated_at: Training steps before the last validation; ``None`` before the first.
+        best: Metrics of the best gate; ``None`` before the first validation.
     """
 
     validated_at: NonNegativeInt | None
@@ -95,32 +103,33 @@ class ValidationState:
 
 
 Reward = Callable[[GateRecords, CostTable], Tensor]
-"""Return the reward of each validation image under a gate, float64 ``[n]``."""
+"""Maps records of a gate and a cost table to the reward of each image, float64 ``[n]``."""
 
 
 class Validator(Generic[GateT]):
-    """Measures gates on the validation split, logs their figures and keeps the best.
+    """Evaluates gates on the validation split, logs their metrics and saves the best gate.
 
-    The criterion is the mean reward of the deterministic gate under the weights that it learns
-    from. A gate for all budgets runs each image under one budget, or under ``repeats`` of them. The
-    best gate is the latest within one standard error of the highest mean: the highest of many noisy
-    figures is often an early gate with luck. The figure is biased upwards; report another split.
+    The criterion is the mean reward of the deterministic gate under its training reward. A
+    budget-conditioned gate runs each image at ``repeats`` budgets. The best gate is the latest one
+    within one standard error of the highest mean, because the highest of many noisy means often
+    belongs to an early, lucky gate. The metrics of the best gate are biased upwards; report those
+    of another split.
 
     Args:
         images: The validation split.
-        reward: Of each image.
+        reward: Function that returns the reward of each image.
         every: Steps between two validations.
         total: Steps of the whole training.
-        repeats: Runs of each image by a gate for all budgets; an image's reward is their mean.
-        backbone: Returns the backbone as it is now.
-        keep: Keeps a gate that is the best so far.
-        log: Appends a record to the metrics.
-        board: TensorBoard.
-        report: Receives steps and record of each validation.
-        resumed: ``state`` and ``tensors`` of the run that is resumed, or ``None``.
+        repeats: Episodes per image for a budget-conditioned gate; their mean is the image's reward.
+        backbone: Function that returns the current backbone.
+        keep: Function that saves the best gate so far.
+        log: Function that appends a record to the metrics.
+        board: TensorBoard writer.
+        report: Function that receives the steps and the record of each validation.
+        resumed: ``state`` and ``tensors`` from a checkpoint; ``None`` for a new run.
 
     Raises:
-        CheckpointError: If ``resumed`` is of another validation split.
+        CheckpointError: If ``resumed`` lacks the rewards of these validation images.
     """
 
     def __init__(  # noqa: PLR0913
@@ -161,30 +170,29 @@ class Validator(Generic[GateT]):
 
     @property
     def state(self) -> dict[str, object]:
-        """What a checkpoint needs to keep, as JSON values."""
+        """State for a checkpoint, as JSON values."""
         return {"validated_at": self._validated_at, "best": self.best}
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return what else a checkpoint needs to keep."""
+        """Return the tensors for a checkpoint."""
         return {} if self._highest is None else {_HIGHEST: self._highest}
 
     def is_due(self, timesteps: int) -> bool:
-        """Whether none was made yet, or the time for the next one has come."""
+        """Return whether a validation is due: the first one, or ``every`` steps have passed."""
         last = self._validated_at
         return last is None or timesteps // self._every > last // self._every
 
     def validate(self, gate: GateT, timesteps: int) -> None:
-        """Measure ``gate``, and keep it if it is the best."""
+        """Evaluate ``gate``, log its metrics and save it if it is the best."""
         backbone, images, preferences = self.backbone(), self.images, None
-        if (
-            gate.budget_conditioning is not None
-        ):  # each run under another budget: together they cover the range
+        # Each episode runs under a different budget; together they cover the range.
+        if gate.budget_conditioning is not None:
             if self._repeats > 1:
                 images = images.subset(torch.arange(len(images)).repeat(self._repeats))
             preferences = low_discrepancy_preferences(len(images)).to(images.images.device)
         records = evaluate_gate(backbone, gate, images, budget=gate.budget, preferences=preferences)
         histogram = records.histogram(backbone.costs.n_actions)
-        rewards = self._reward(records, backbone.costs)  # [walks * images]
+        rewards = self._reward(records, backbone.costs)  # [repeats * images]
         rewards = rewards.view(-1, len(self.images)).mean(dim=0)  # [images]
         computation = records.computation(backbone.costs)
         points = [(float(computation.mean()), records.accuracy)]
@@ -221,12 +229,12 @@ class Validator(Generic[GateT]):
 
 
 class Validation(BoundaryCallback):
-    """Validates a policy's gate before the first update, every so many steps and after the last.
+    """Validates a policy's gate before the first update, at intervals and after the last update.
 
     Args:
-        lifecycle: See ``BoundaryCallback``.
-        validator: Does it.
-        export: Turns the policy into the gate that would ship.
+        lifecycle: State shared by all callbacks of a training.
+        validator: Validator of the gate.
+        export: Function that exports the policy to the gate that is deployed.
     """
 
     def __init__(
@@ -241,7 +249,7 @@ class Validation(BoundaryCallback):
         self._export = export
 
     def between_updates(self, timesteps: int) -> None:
-        """Validate if it is time."""
+        """Validate the gate if a validation is due or the training has ended."""
         if not (self._validator.is_due(timesteps) or self.ended):
             return
         self._validator.validate(self._export(self.algorithm), timesteps)

@@ -1,4 +1,4 @@
-"""Untrained gates, export of a policy's actor to a gate in plain torch, and the way back."""
+"""Construction of gates, and conversion between policies and gates in plain torch."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -29,18 +29,18 @@ from dfs_rl.gating.networks import (
 from dfs_rl.gating.observation import context_size
 
 GATE_SHARE = 0.0005
-"""Default cost of a gate, of the gated layers' MACs, far below the 0.01 that low bits cost."""
+"""Default MACs of a gate over those of the gated layers, well below the cost 0.01 of low bits."""
 NARROWEST, WIDEST = 8, 32
 RECURRENT_WIDTH = 10
-"""Of embedding and LSTM, as in DFS; there is one for all layers, so it costs the same in each."""
+"""Default width of embedding and LSTM, as in DFS; one LSTM serves all layers."""
 
 
 class GateShape(NamedTuple):
-    """How large a gate is.
+    """Sizes of a gate.
 
     Attributes:
-        feature_sizes: How many features, from the first on, it looks at before each layer.
-        hidden: Width of each layer's own hidden layer.
+        feature_sizes: Number of leading features that the gate reads before each layer.
+        hidden: Width of each layer's hidden layer.
     """
 
     feature_sizes: tuple[int, ...]
@@ -57,12 +57,12 @@ def gate_shape(
     """Return the shape of a gate over ``backbone``.
 
     Args:
-        backbone: The network.
+        backbone: The backbone.
         features: Features that the gate reads.
-        hidden: Width of its hidden layers. By default the gate takes ``GATE_SHARE`` of the gated
-            layers' MACs, with 8 to 32 units: with fewer it separates the images of small networks
-            badly, and more brought nothing.
-        budget_conditioning: One gate for all budgets.
+        hidden: Width of its hidden layers; ``None`` for the default. By default the gate takes
+            ``GATE_SHARE`` of the gated layers' MACs, with 8 to 32 units: fewer units separate
+            images of small backbones badly, and more units bring no gain.
+        budget_conditioning: True for one gate for all budgets.
     """
     available = tuple(backbone.feature_sizes)
     sizes = available if features == "all" else confidence_sizes(available)
@@ -89,18 +89,19 @@ def untrained_gate(
     budget_conditioning: BudgetConditioning | None = None,
     choices: Sequence[int] | None = None,
 ) -> LearnedGate:
-    """Return a gate with the shape and cost that it will have after training.
+    """Build a gate with its initial weights and its final shape and cost.
 
     Args:
-        backbone: The network.
-        kind: "ff" for a network per layer, "lstm", or "oneshot" for one that decides on all layers
-            before the first.
+        backbone: The backbone.
+        kind: "ff" for a network per layer, "lstm" for one LSTM, or "oneshot" for one decision on
+            all layers before the first.
         features: Features that the gate reads.
-        hidden: Its width; ``None`` for its kind's default, see ``gate_shape``, ``RECURRENT_WIDTH``.
+        hidden: Hidden width; ``None`` for the default of the kind, see ``gate_shape`` and
+            ``RECURRENT_WIDTH``.
         name: Name in tables and plots.
-        budget: Upper bound on computation in percent to train for; ``None`` for none.
-        budget_conditioning: Budget conditioning, if it learns all budgets.
-        choices: Indices of the options that it may choose; ``None`` for all.
+        budget: Per-input budget on computation in percent to train for; ``None`` for none.
+        budget_conditioning: Budget conditioning of a gate for all budgets; ``None`` for one budget.
+        choices: Indices of the allowed options; ``None`` for all.
     """
     shape = gate_shape(
         backbone,
@@ -147,22 +148,22 @@ def deploy(
     preference: float = 1.0,
     exits: ExitInfo | None = None,
 ) -> LearnedGate:
-    """Copy a policy's actor into a gate with the same logits or action values.
+    """Export a policy's actor to a gate with the same logits or action values.
 
-    Weights of features that a layer does not have are dropped.
+    Weights of features that a layer lacks are dropped.
 
     Args:
         model: An algorithm from ``build_algorithm``.
         options: The bit options that its actions index.
-        feature_macs: MACs of the features that it reads, see ``WalkableBackbone``.
+        feature_macs: MACs of the features that the gate reads, see ``WalkableBackbone``.
         name: Name in tables and plots.
-        budget: Upper bound on computation in percent that it keeps to; ``None`` for none.
-        budget_conditioning: Budget conditioning, if it learned all budgets.
-        preference: Budget that it is set to, in [0, 1].
-        exits: The exits that it knows, if its actions are one more than the options.
+        budget: Per-input budget on computation in percent; ``None`` for none.
+        budget_conditioning: Budget conditioning of a gate for all budgets; ``None`` for one budget.
+        preference: Preference of the gate, in [0, 1].
+        exits: The exits that the gate knows, if its last action is to exit.
 
     Returns:
-        The gate, on the policy's device, sharing no memory with it.
+        The gate, on the policy's device, with copied weights.
     """
     extractor = _extractor(model)
     recurrent = isinstance(extractor, PerLayerEmbedding)
@@ -185,7 +186,7 @@ def deploy(
 
 
 def _extractor(model: BaseAlgorithm) -> PerLayerFeaturesExtractor:
-    """Return the network that decides."""
+    """Return the features extractor that computes the scores of actions."""
     policy = model.policy
     if isinstance(policy, DQNPolicy):
         extractor: object = policy.q_net.features_extractor
@@ -203,7 +204,7 @@ def _copy_networks(extractor: PerLayerFeaturesExtractor, gate: MLPGate) -> None:
     for layer, network in enumerate(gate.networks):
         first, _, last = network.children()
         _copy_linear(first, *extractor.layer_weights(layer))
-        # QR-DQN has several scores per option; their mean decides, which is linear as well.
+        # QR-DQN has several scores per option; their mean, again linear, is the action value.
         _copy_linear(
             last,
             extractor.outer[layer].view(-1, *parts).mean(dim=1).T,
@@ -219,7 +220,7 @@ def _copy_memory(
     lstm, head = model.policy.lstm_actor, model.policy.action_net
     assert isinstance(lstm, nn.LSTM)
     assert isinstance(head, nn.Linear)
-    for name, parameter in gate.cell.named_parameters():  # a cell is one layer of an LSTM
+    for name, parameter in gate.cell.named_parameters():  # an LSTM cell is one layer of an LSTM
         parameter.copy_(lstm.get_parameter(f"{name}_l0"))
     _copy_linear(gate.scores, head.weight, head.bias)
 
@@ -231,12 +232,12 @@ def _copy_linear(linear: nn.Module, weight: Tensor, bias: Tensor) -> None:
 
 
 def check_initial_gate(gate: LearnedGate, wanted: LearnedGate, source: str) -> None:
-    """Check that training can start from a gate.
+    """Check that a gate can initialize the gate to be trained.
 
     Args:
-        gate: The gate to start from.
+        gate: The gate to initialize from.
         wanted: The gate to be trained, as it is built.
-        source: Origin of the first, for the error.
+        source: Origin of ``gate``, for the error message.
 
     Raises:
         ConfigError: If kind, options, choices, features or width differ.
@@ -256,16 +257,16 @@ def check_initial_gate(gate: LearnedGate, wanted: LearnedGate, source: str) -> N
 
 @torch.no_grad()
 def load_gate_into_policy(model: BaseAlgorithm, gate: LearnedGate) -> None:
-    """Copy a gate that ``check_initial_gate`` accepts into a policy's actor, the inverse of ``deploy``.
+    """Copy a gate into a policy's actor, the inverse of ``deploy``.
 
-    SkipNet (Wang et al., ECCV 2018) found that reinforcement from scratch stays at chance on a
-    plain backbone, and started from a supervised gate. A gate for all budgets that is to learn one
-    alone starts as it is at its preference; a gate for one budget that is to learn all starts the
-    same at each of them. The critic keeps its own weights.
+    SkipNet (Wang et al., ECCV 2018) finds that reinforcement learning from scratch stays at chance
+    on a plain backbone, and starts from a supervised gate. A budget-conditioned gate initializes a
+    policy for one budget at its current preference; a gate for one budget initializes a
+    budget-conditioned policy equally at all preferences. The critic's weights do not change.
 
     Args:
         model: An algorithm with an actor.
-        gate: The gate; afterwards the policy draws from its distribution.
+        gate: A gate that passes ``check_initial_gate``; the policy takes over its distribution.
     """
     policy = model.policy
     assert isinstance(policy, ActorCriticPolicy | MaskableActorCriticPolicy)
@@ -292,7 +293,7 @@ def load_gate_into_policy(model: BaseAlgorithm, gate: LearnedGate) -> None:
 def _set_inner(
     extractor: PerLayerFeaturesExtractor, layer: int, linear: nn.Linear, gate: LearnedGate
 ) -> None:
-    """Set the weights of one layer on its features and context."""
+    """Copy a linear map of features and context into one layer of an extractor."""
     inner, size = extractor.inner[layer], extractor.feature_sizes[layer]  # [S + C, width]
     context: Tensor = inner[extractor.features_width :]  # [C, width]
     theirs = linear.weight[:, size:].T  # [C of the gate, width]
@@ -301,7 +302,7 @@ def _set_inner(
     inner[:size].copy_(linear.weight[:, :size].T)
     context[:both].copy_(theirs[:both])
     extractor.inner_bias[layer].copy_(linear.bias)
-    if len(theirs) > both:  # its budget is fixed from now on
+    if len(theirs) > both:  # the budget is fixed: fold it into the bias
         extractor.inner_bias[layer].add_(theirs[both], alpha=gate.preference)
 
 

@@ -1,4 +1,7 @@
-"""Hyperparameters, each default with its reason; free of torch, so that a help page is quick."""
+"""Hyperparameters of reinforcement learning, with the reasons for their defaults.
+
+The module does not import torch, so that help pages load quickly.
+"""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -16,29 +19,29 @@ from dfs_rl.utils.config import (
 
 AlgorithmName = Literal["ppo", "a2c", "maskable_ppo", "trpo", "dqn", "qrdqn", "recurrent_ppo"]
 GateKind = Literal["ff", "lstm"]
-"""A small network for each layer, or one LSTM for all."""
+"""Kind of gate that a policy trains: a small network per layer, or one LSTM for all layers."""
 BuiltKind = Literal["ff", "lstm", "oneshot"]
-"""Of a gate, see ``dfs_rl.agents.gate_export``; one that decides everything at once is BlockDrop's alone."""
+"""Kind of gate that ``gate_export`` builds; only BlockDrop uses "oneshot"."""
 StaticMethod = Literal["ddpg", "td3", "sac", "ppo", "greedy"]
-"""How one table for all images is found, see ``dfs_rl.agents.static.methods``."""
+"""Method that finds a static bit table, see ``dfs_rl.agents.static.methods``."""
 FeatureChoice = Literal["confidence", "all"]
-"""What a gate looks at: how sure a probe is, or the pooled channels beside it."""
+"""Features that a gate reads: the confidence of a probe, or also the pooled channels."""
 Start = Literal["uniform", "indifferent"]
 """Initial policy of a gate, see ``dfs_rl.agents.pretraining``."""
 
 ConfigT = TypeVar("ConfigT", bound="AlgorithmConfig")
 
 DEFAULT_GROUP_SIZE = 8
-"""That share a baseline where nothing else is asked for and a gate does not begin at uniform options."""
+"""Default group size of an on-policy algorithm without pretraining on uniform options."""
 
 
 class RolloutSize(NamedTuple):
-    """What an algorithm gets to learn from at once.
+    """Size of the data of one update.
 
     Attributes:
-        walks: Side by side.
-        layers: Decisions of each.
-        observation_bytes: What is seen before one decision takes.
+        n_envs: Number of parallel episodes.
+        n_layers: Decisions per episode.
+        observation_bytes: Bytes of one observation.
     """
 
     n_envs: int
@@ -47,18 +50,18 @@ class RolloutSize(NamedTuple):
 
     @property
     def decisions(self) -> int:
-        """Of all walks."""
+        """Decisions of all episodes."""
         return self.n_envs * self.n_layers
 
 
 @configuration
 class AlgorithmConfig:
-    """What all algorithms have in common.
+    """Hyperparameters of all algorithms.
 
     Attributes:
-        learning_rate: Initial step size; default 12,000 / timesteps, or 1,500 / timesteps for a
+        learning_rate: Initial learning rate; default 12,000 / timesteps, or 1,500 / timesteps for a
             policy gradient with --start uniform, at most 0.03.
-        final_learning_rate: Final step size, reached linearly; default a twentieth of
+        final_learning_rate: Final learning rate, reached linearly; default a twentieth of
             learning_rate.
 
     Raises:
@@ -66,30 +69,30 @@ class AlgorithmConfig:
     """
 
     label: ClassVar[str]
-    """What tables and plots call its gates."""
+    """Name of its gates in tables and plots."""
     needs_budget: ClassVar[bool] = False
-    """Whether it is about keeping every image within a budget."""
+    """True if the algorithm requires a per-input budget."""
     gate: ClassVar[GateKind] = "ff"
-    """What it learns."""
+    """Kind of gate that the algorithm trains."""
 
     learning_rate: PositiveUnitInterval | None = None
     final_learning_rate: UnitInterval | None = None
 
     def check_update(self, update: "RolloutSize") -> None:
-        """Refuse settings that do not suit an update of that size.
+        """Check the settings against the size of an update.
 
         Raises:
-            ConfigError: In a sentence that names both.
+            ConfigError: If a setting does not fit that size.
         """
 
 
 @configuration
 class OnPolicyConfig(AlgorithmConfig):
-    """What the algorithms that learn from their latest rollout alone have in common.
+    """Hyperparameters of on-policy algorithms.
 
     Attributes:
-        gae_lambda: Bias against variance of the advantage with one rollout per image; unused with
-            several.
+        gae_lambda: Trade-off between bias and variance of the advantage; used only with one
+            rollout per image.
     """
 
     gae_lambda: UnitInterval = 0.95
@@ -97,14 +100,14 @@ class OnPolicyConfig(AlgorithmConfig):
 
 @configuration
 class PolicyGradientConfig(OnPolicyConfig):
-    """What the algorithms that follow one gradient of policy, entropy and value have in common.
+    """Hyperparameters of algorithms with one loss of policy, entropy and value.
 
     Attributes:
         ent_coef: Initial weight of the entropy bonus, which falls linearly to 0; default 0.03, or 0
             with --start uniform.
-        vf_coef: Weight of the critic's loss; actor and critic share no weights, so it only matters
-            for gradient clipping.
-        max_grad_norm: Gradient clipping.
+        vf_coef: Weight of the critic's loss; actor and critic share no weights, so it only affects
+            gradient clipping.
+        max_grad_norm: Maximum norm of the gradient, for clipping.
     """
 
     ent_coef: NonNegativeFloat | None = None
@@ -118,9 +121,9 @@ class PPOConfig(PolicyGradientConfig):
 
     Attributes:
         n_epochs: Passes over each rollout; more than 4 gain little for twice the time.
-        batch_size: Decisions per minibatch; must divide an update, num_envs x layers, and at most
-            all of it counts. Default a quarter of an update.
-        clip_range: PPO's bound on the change of probability per update.
+        batch_size: Decisions per minibatch; must divide an update, num_envs x layers, and is at
+            most a whole update. Default a quarter of an update.
+        clip_range: PPO's bound on the change of probabilities per update.
     """
 
     label = "PPO"
@@ -130,13 +133,16 @@ class PPOConfig(PolicyGradientConfig):
     clip_range: PositiveFloat = 0.2
 
     def check_update(self, update: RolloutSize) -> None:
-        """See ``AlgorithmConfig``."""
+        """Check that the minibatch size divides an update."""
         minibatch_size(self.batch_size, update)
 
 
 @configuration
 class MaskablePPOConfig(PPOConfig):
-    """Hyperparameters of ``--algo maskable_ppo``: PPO's, for it differs only in the options that it may draw."""
+    """Hyperparameters of ``--algo maskable_ppo``: those of PPO.
+
+    MaskablePPO differs from PPO only in the options that it may sample.
+    """
 
     label = "MaskablePPO"
     needs_budget = True
@@ -144,7 +150,10 @@ class MaskablePPOConfig(PPOConfig):
 
 @configuration
 class RecurrentPPOConfig(PPOConfig):
-    """Hyperparameters of ``--algo recurrent_ppo``: PPO's, for the gate of DFS, one LSTM for all layers."""
+    """Hyperparameters of ``--algo recurrent_ppo``: those of PPO.
+
+    RecurrentPPO trains the gate of DFS, one LSTM for all layers.
+    """
 
     label = "RecurrentPPO"
     gate = "lstm"
@@ -152,11 +161,13 @@ class RecurrentPPOConfig(PPOConfig):
 
 @configuration
 class TRPOConfig(OnPolicyConfig):
-    """Hyperparameters of ``--algo trpo``. The step sizes are the critic's alone; the actor's follow from ``target_kl``.
+    """Hyperparameters of ``--algo trpo``.
+
+    The learning rates apply only to the critic; ``target_kl`` determines the actor's steps.
 
     Attributes:
-        target_kl: How far an update may move the policy, as the mean divergence in nats over the
-            states that it saw.
+        target_kl: Bound on the change of the policy per update, as the mean divergence in nats
+            over the states of the rollout.
         n_critic_updates: Passes of the critic over each rollout.
         batch_size: Decisions per minibatch of the critic; must divide an update, num_envs x layers.
             Default a quarter of an update.
@@ -169,38 +180,39 @@ class TRPOConfig(OnPolicyConfig):
     batch_size: PositiveInt | None = None
 
     def check_update(self, update: RolloutSize) -> None:
-        """See ``AlgorithmConfig``."""
+        """Check that the minibatch size divides an update."""
         minibatch_size(self.batch_size, update)
 
 
 @configuration
 class A2CConfig(PolicyGradientConfig):
-    """Hyperparameters of ``--algo a2c``; its optimiser is RMSprop."""
+    """Hyperparameters of ``--algo a2c``, which optimizes with RMSprop."""
 
     label = "A2C"
 
 
 _BUFFER_BYTES = 64e6
 _MOST_BUFFER_BYTES = 16_384e6
-"""A checkpoint holds the buffer."""
+"""Largest replay buffer in bytes; checkpoints contain the buffer."""
 
 
 @configuration
 class QLearningConfig(AlgorithmConfig):
-    """What the algorithms that learn the worth of each option from remembered decisions have in common.
+    """Hyperparameters of algorithms that learn the value of each option from a replay buffer.
 
     Attributes:
-        learning_rate: Adam's step size at the start; smaller than a policy gradient's default, for
-            the target is learned as well and moves with each step.
+        learning_rate: Initial learning rate of Adam; smaller than the default of a policy gradient,
+            because the target is learned as well and changes with each step.
         exploration_fraction: Share of the training over which the rate of random options falls,
             linearly from 1.
-        exploration_final_eps: Rate of random options afterwards.
+        exploration_final_eps: Rate of random options after that.
         gradient_steps: Gradient steps per update; an update is one episode of all environments.
-        batch_size: Decisions per gradient step; large, because rewards of one option differ mostly
-            by the images.
-        buffer_size: Decisions that the replay buffer holds; default as many as fit in 64 megabytes.
-            A checkpoint holds them too.
-        max_grad_norm: Gradient clipping; wide, because the loss is linear in large errors.
+        batch_size: Decisions per gradient step; large, because rewards of one option vary mostly
+            with the images.
+        buffer_size: Size of the replay buffer in decisions; by default it takes 64 megabytes.
+            Checkpoints contain the buffer.
+        max_grad_norm: Maximum norm of the gradient, for clipping; large, because the loss is linear
+            in large errors.
     """
 
     learning_rate: PositiveUnitInterval | None = 0.003
@@ -212,14 +224,14 @@ class QLearningConfig(AlgorithmConfig):
     max_grad_norm: PositiveFloat = 10.0
 
     def check_update(self, update: RolloutSize) -> None:
-        """See ``AlgorithmConfig``."""
+        """Check the size of the replay buffer."""
         self.transitions(update)
 
     def transitions(self, update: RolloutSize) -> int:
-        """Return the number of decisions in the replay buffer.
+        """Return the size of the replay buffer in decisions.
 
         Raises:
-            ConfigError: If it does not hold one update, or takes too much memory.
+            ConfigError: If it is smaller than one update, or takes too much memory.
         """
         each = transition_bytes(update.observation_bytes)
         size = self.buffer_size or int(_BUFFER_BYTES / each)
@@ -238,7 +250,13 @@ class QLearningConfig(AlgorithmConfig):
 
 
 def transition_bytes(observation_bytes: int) -> int:
-    """Return the bytes of one decision in a replay buffer: observations before and after, action, reward, end and truncation."""
+    """Return the bytes of one decision in a replay buffer.
+
+    A decision has observations before and after, action, reward, termination and truncation.
+
+    Args:
+        observation_bytes: Bytes of one observation.
+    """
     return 2 * observation_bytes + 8 + 3 * 4
 
 
@@ -254,7 +272,7 @@ class QRDQNConfig(QLearningConfig):
     """Hyperparameters of ``--algo qrdqn``.
 
     Attributes:
-        n_quantiles: Quantiles of each option's return; few, because an episode ends right or wrong.
+        n_quantiles: Quantiles of each option's return; few, because an answer is right or wrong.
     """
 
     label = "QR-DQN"
@@ -263,22 +281,19 @@ class QRDQNConfig(QLearningConfig):
 
 
 def resolved_group_size(config: AlgorithmConfig, asked: int | None, *, start: Start) -> int:
-    """Return how many rollouts of one image share a baseline.
+    """Return the number of rollouts of one image that share a baseline.
 
-    A gate that begins at uniform options sees every image once by default: what it still has to
-    learn are close calls, for which more images an update are worth more than a baseline without
-    their difficulty. On a ResNet-20 (500,000 steps of PPO, three seeds) one rollout an image earned
-    more on val than eight in each seed, on digits (1,200,000 steps, five seeds; with exits 300,000
-    and three) as much. A gate that began indifferent still gained by eight on the ResNet-20 (one
-    seed).
+    A gate pretrained on uniform options runs each image once per update by default. It has to learn
+    small differences, for which more images per update help more than a baseline that cancels the
+    difficulty of an image.
 
     Args:
-        config: Hyperparameters; their type says which algorithm.
-        asked: What the user asked for; ``None`` for the default.
-        start: Where the gate begins.
+        config: Hyperparameters; their type selects the algorithm.
+        asked: Group size of the user; ``None`` for the default.
+        start: Initial policy of the gate.
 
     Raises:
-        ConfigError: If the algorithm has no use for as many.
+        ConfigError: If the algorithm does not support this group size.
     """
     if asked is not None:
         check_group_size(config, asked)
@@ -289,10 +304,10 @@ def resolved_group_size(config: AlgorithmConfig, asked: int | None, *, start: St
 
 
 def check_group_size(config: AlgorithmConfig, rollouts: int) -> None:
-    """Refuse several rollouts of one image where none are compared.
+    """Check that the algorithm supports a group size.
 
     Raises:
-        ConfigError: In a sentence that names the algorithm.
+        ConfigError: If the group size is not 1 and the algorithm is not on-policy.
     """
     if rollouts != 1 and not isinstance(config, OnPolicyConfig):
         raise ConfigError(
@@ -303,10 +318,14 @@ def check_group_size(config: AlgorithmConfig, rollouts: int) -> None:
 
 
 def minibatch_size(asked: int | None, update: RolloutSize) -> int:
-    """Return the decisions in a minibatch: ``asked``, at most a whole update, or a quarter of one.
+    """Return the number of decisions per minibatch, at most a whole update.
+
+    Args:
+        asked: Minibatch size of the user; ``None`` for a quarter of an update.
+        update: Size of an update.
 
     Raises:
-        ConfigError: If it does not divide an update, or is 1.
+        ConfigError: If the size does not divide an update, or is below 2.
     """
     size = min(update.decisions, update.decisions // 4 if asked is None else asked)
     if size <= 1 or update.decisions % size != 0:
@@ -325,14 +344,14 @@ DEFAULT_ENT_COEF = 0.03
 
 
 class LearningRateRange(NamedTuple):
-    """Where the linear schedule of step sizes starts and ends."""
+    """Initial and final learning rate of a linear schedule."""
 
     start: float
     end: float
 
 
 def learning_rate_range(config: AlgorithmConfig, timesteps: int) -> LearningRateRange:
-    """Return the step sizes of a training of ``timesteps``, see ``with_start_defaults``."""
+    """Return the learning rates of a training of ``timesteps``, see ``with_start_defaults``."""
     config = with_start_defaults(config, "indifferent", timesteps=timesteps)
     assert config.learning_rate is not None
     assert config.final_learning_rate is not None
@@ -340,13 +359,18 @@ def learning_rate_range(config: AlgorithmConfig, timesteps: int) -> LearningRate
 
 
 def with_start_defaults(config: ConfigT, start: Start, *, timesteps: int) -> ConfigT:
-    """Return a configuration with numbers for all defaults that depend on the initial policy and the length of the training.
+    """Return a copy of a configuration with its training-dependent defaults filled in.
 
-    The default step size is ``PATH_LENGTH / timesteps``, at most ``MAX_LEARNING_RATE``. Adam moves
-    a weight by about its step size whatever the gradient, so the distance that weights can move
-    stays the same. A policy gradient that starts uniform has little to
-    change: its step size is ``UNIFORM_START_PATH_LENGTH / timesteps``, and it has no entropy bonus,
-        which would mix its options.
+    The default learning rate is ``PATH_LENGTH / timesteps``, at most ``MAX_LEARNING_RATE``. Adam
+    changes a weight by about the learning rate per step at any gradient, so weights can move the
+    same distance in trainings of any length. A policy gradient that starts uniform has little to
+    change: its learning rate is ``UNIFORM_START_PATH_LENGTH / timesteps``, and it has no entropy
+    bonus, which would mix its options.
+
+    Args:
+        config: Hyperparameters.
+        start: Initial policy of the gate.
+        timesteps: Length of the whole training.
     """
     follows_gradient = isinstance(config, PolicyGradientConfig)
     gentle = follows_gradient and start == "uniform"
@@ -365,7 +389,7 @@ def with_start_defaults(config: ConfigT, start: Start, *, timesteps: int) -> Con
 
 
 def ent_coef_at(config: PolicyGradientConfig, progress: float) -> float:
-    """Return the weight of the entropy bonus after a share ``progress`` of training, in [0, 1]."""
+    """Return the entropy bonus's weight at ``progress``, a share of the training in [0, 1]."""
     first = DEFAULT_ENT_COEF if config.ent_coef is None else config.ent_coef
     return first * max(0.0, 1.0 - progress)
 

@@ -1,4 +1,4 @@
-"""Output of a training: JSON lines in the run folder, TensorBoard, a progress bar."""
+"""Output of a training: JSON lines in the run folder, TensorBoard and a progress bar."""
 
 import sys
 from collections.abc import Callable, Mapping
@@ -13,17 +13,17 @@ from tqdm import tqdm
 from dfs_rl.utils.run_folder import RunFolder
 
 METRICS = "metrics"
-"""Format name that excludes a figure from ``metrics.jsonl``: times, which no second run repeats."""
+"""Format name that excludes a metric, such as a time, from ``metrics.jsonl``."""
 
 Log = Callable[[Mapping[str, object]], None]
-"""Appends a record to the metrics of a run."""
+"""Function that appends a record to the metrics of a run."""
 
 
 class MetricsFile(KVWriter):
-    """Writes the figures that an algorithm logs for an update to the run's ``metrics.jsonl``.
+    """Writes the metrics that an algorithm logs for an update to the run's ``metrics.jsonl``.
 
     Args:
-        log: Appends a record, see ``RunFolder.log``.
+        log: Function that appends a record, see ``RunFolder.log``.
     """
 
     def __init__(self, log: Log) -> None:
@@ -41,15 +41,15 @@ class MetricsFile(KVWriter):
         self._log({"kind": "update", "timesteps": step, **values})
 
     def close(self) -> None:
-        """Nothing is held open."""
+        """Close nothing, because no file stays open."""
 
 
 class TensorBoard(KVWriter):
-    """Writer of TensorBoard events that removes those that a resumed run repeats.
+    """Writer of TensorBoard events that discards those that a resumed run repeats.
 
     Args:
         run: The run folder.
-        purge_step: Forget earlier events from this step on; ``None`` for a new run.
+        purge_step: First step whose earlier events are discarded; ``None`` for a new run.
     """
 
     def __init__(self, run: RunFolder, *, purge_step: int | None) -> None:
@@ -58,7 +58,7 @@ class TensorBoard(KVWriter):
     def write(
         self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0
     ) -> None:
-        """Add one scalar per figure."""
+        """Add one scalar per metric."""
         del key_excluded
         self.scalars(key_values, step)
 
@@ -77,16 +77,16 @@ class TensorBoard(KVWriter):
 
 
 def make_logger(log: Log, board: TensorBoard) -> Logger:
-    """Return an algorithm's logger, which writes to the metrics by ``log`` and to TensorBoard."""
+    """Return a logger that writes to the metrics through ``log`` and to TensorBoard."""
     return Logger(folder=None, output_formats=[MetricsFile(log), board])
 
 
 class ProgressBar:
-    """Bar in a terminal with timesteps, a figure of the training and the last validation.
+    """Progress bar with timesteps and metrics of the training and of the last validation.
 
     Args:
         total: Timesteps of the whole training.
-        say: Prints a line per validation if stderr is no terminal.
+        print_status: Function that prints a line per validation if stderr is not a terminal.
     """
 
     def __init__(self, total: int, *, print_status: Callable[[str], None]) -> None:
@@ -96,7 +96,7 @@ class ProgressBar:
         self._validated: Mapping[str, Any] = {}
 
     def report(self, timesteps: int, record: Mapping[str, Any]) -> None:
-        """Show a validation."""
+        """Show the metrics of a validation."""
         self._validated = record
         if not sys.stderr.isatty():
             self._say(
@@ -107,7 +107,7 @@ class ProgressBar:
             )
 
     def start(self, timesteps: int) -> None:
-        """Show the bar after ``timesteps`` steps, if there is a terminal."""
+        """Show the bar at ``timesteps`` steps if stderr is a terminal."""
         if sys.stderr.isatty():
             self._bar = tqdm(
                 total=self._total,
@@ -117,7 +117,7 @@ class ProgressBar:
             )
 
     def update(self, timesteps: int, **figures: str) -> None:
-        """Move the bar and show figures next to it."""
+        """Update the bar and the metrics next to it."""
         if self._bar is None:
             return
         self._bar.n = min(timesteps, self._total)
@@ -128,16 +128,16 @@ class ProgressBar:
         self._bar.refresh()
 
     def close(self) -> None:
-        """Stop moving the bar."""
+        """Close the bar."""
         if self._bar is not None:
             self._bar.close()
 
 
 class Progress(BaseCallback):
-    """Moves a bar with an algorithm's rollouts and shows their reward.
+    """Updates a progress bar after each rollout and shows its reward.
 
     Args:
-        bar: What is shown.
+        bar: The progress bar.
     """
 
     def __init__(self, bar: ProgressBar) -> None:

@@ -1,4 +1,4 @@
-"""Memory that the settings of a gate's training ask for, estimated before anything is made."""
+"""Estimates of the memory of a gate's training, computed from its settings in advance."""
 
 from dfs_rl.agents.gate_export import RECURRENT_WIDTH, gate_shape
 from dfs_rl.agents.hyperparameters import (
@@ -16,9 +16,9 @@ from dfs_rl.gating.observation import context_size
 
 _FLOAT = 4
 _COPIES = 12
-"""Of a gate's weights: actor and critic with gradients and moments; validated and kept gates."""
+"""Copies of a gate's weights: networks with gradients and moments, validated and saved gates."""
 _KEPT = 8
-"""Copies of hidden activations, observations and records that are alive at once."""
+"""Copies of hidden activations, observations and records that exist at the same time."""
 
 
 def gate_needs(
@@ -31,16 +31,16 @@ def gate_needs(
     decisions: int,
     outputs: int = 1,
 ) -> dict[str, float]:
-    """Return about how many bytes a gate takes while it learns.
+    """Return the approximate bytes of a gate in training, by setting.
 
     Args:
-        backbone: The network.
-        kind: See ``untrained_gate``.
-        features: See ``untrained_gate``.
-        hidden: Its width; ``None`` for the default.
-        budget_conditioning: One gate for all budgets.
-        decisions: What it learns from at once.
-        outputs: Numbers for each option.
+        backbone: The backbone.
+        kind: Kind of the gate, see ``untrained_gate``.
+        features: Features that the gate reads.
+        hidden: Hidden width; ``None`` for the default.
+        budget_conditioning: True for one gate for all budgets.
+        decisions: Number of decisions per update.
+        outputs: Number of scores per option.
     """
     sizes, width = gate_shape(
         backbone, features=features, hidden=hidden, budget_conditioning=budget_conditioning
@@ -64,14 +64,14 @@ def rollout_needs(
     val_repeats: int,
     budget_conditioning: bool,
 ) -> dict[str, float]:
-    """Return about how many bytes the walks of a training and of its validations take.
+    """Return the approximate bytes of the episodes in training and in validation, by setting.
 
     Args:
-        backbone: The network.
-        num_envs: Walks side by side.
-        val_images: Images of the val split.
-        val_repeats: How often each is walked.
-        budget_conditioning: Whether the gate is one for all budgets; others walk each image once.
+        backbone: The backbone.
+        num_envs: Number of parallel episodes.
+        val_images: Number of images in the val split.
+        val_repeats: Episodes per image for a budget-conditioned gate; other gates run one.
+        budget_conditioning: True for one gate for all budgets.
     """
     layers = backbone.costs.n_layers
     seen = (
@@ -92,12 +92,13 @@ def rollout_needs(
 def replay_needs(
     config: AlgorithmConfig, backbone: WalkableBackbone, *, budget_conditioning: bool
 ) -> dict[str, float]:
-    """Return the approximate bytes of a replay buffer and a batch from it, by setting."""
+    """Return the approximate bytes of a replay buffer and of a batch from it, by setting."""
     if not isinstance(config, QLearningConfig):
         return {}
     seen = observation_bytes(observation_space(backbone, budget_conditioning=budget_conditioning))
     quantiles = config.n_quantiles if isinstance(config, QRDQNConfig) else 1
-    pairs = _FLOAT * (backbone.costs.n_actions * quantiles + quantiles**2)  # of the Huber loss
+    # of the Huber loss, between every two quantiles
+    pairs = _FLOAT * (backbone.costs.n_actions * quantiles + quantiles**2)
     needs = {f"batch_size is {config.batch_size}": float(config.batch_size * _KEPT * seen)}
     if config.buffer_size is not None:
         needs[f"buffer_size is {config.buffer_size}"] = float(

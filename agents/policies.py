@@ -19,18 +19,18 @@ from torch import Tensor, nn
 
 
 class PerLayerFeaturesExtractor(BaseFeaturesExtractor, ABC):
-    """Separate weights for every gated layer, on the features and the context that it sees.
+    """Features extractor with separate weights for each gated layer.
 
-    A network shared by all layers collapses to one pattern, because channel 3 of one layer has
-    nothing to do with channel 3 of the next. The environment has normalised the features of each
-    layer; those that a layer does not have are zero.
+    A network shared by all layers collapses to one pattern, because channel 3 of one layer is
+    unrelated to channel 3 of the next. The environment normalizes the features of each layer and
+    pads missing features with zeros.
 
     Args:
         observation_space: The environment's ``Dict`` of ``features`` ``[F]``, ``layer`` and
             ``context`` ``[C]``.
-        feature_sizes: Number of features that each gated layer reads, from the first on, at most F.
-        width: Width of each layer's first map.
-        outputs: Outputs, the policy's ``features_dim``.
+        feature_sizes: Number of leading features that each gated layer reads, at most F.
+        width: Output width of each layer's first linear map.
+        outputs: Number of outputs, the policy's ``features_dim``.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class PerLayerFeaturesExtractor(BaseFeaturesExtractor, ABC):
         self.features_width = max(self.feature_sizes)  # S
         context = _width(observation_space, "context")  # C
         layers = len(self.feature_sizes)
-        # Weights for all S features in every layer: one batched product serves mixed layers.
+        # Every layer has weights for all S features, so one batched product serves mixed layers.
         self.inner = nn.Parameter(torch.empty(layers, self.features_width + context, width))
         self.inner_bias = nn.Parameter(torch.zeros(layers, width))
         with torch.no_grad():
@@ -54,21 +54,21 @@ class PerLayerFeaturesExtractor(BaseFeaturesExtractor, ABC):
                 weight.uniform_(-1.0, 1.0).mul_((size + context) ** -0.5)
 
     def layer_weights(self, layer: int) -> tuple[Tensor, Tensor]:
-        """Return one layer's weights ``[width, size + C]`` and bias ``[width]``."""
+        """Return a layer's weights ``[width, size + C]`` and bias ``[width]``."""
         weights, size = self.inner[layer], self.feature_sizes[layer]
         present = torch.cat([weights[:size], weights[self.features_width :]])
         return present.T, self.inner_bias[layer]
 
     @abstractmethod
     def one_layer(self, inputs: Tensor, layer: int) -> Tensor:
-        """Map inputs ``[batch, S + C]`` of layer ``layer`` to ``[batch, outputs]``."""
+        """Map inputs ``[batch, S + C]`` at layer ``layer`` to ``[batch, outputs]``."""
 
     @abstractmethod
     def all_layers(self, inputs: Tensor) -> Tensor:
         """Map each layer's inputs ``[layers, n, S + C]`` to ``[layers, n, outputs]``."""
 
     def forward(self, observations: TensorDict) -> Tensor:
-        """Map a batch whose samples may stand at different layers.
+        """Map a batch of observations, possibly from different layers, to outputs.
 
         Args:
             observations: ``features`` ``[batch, F]``, ``context`` ``[batch, C]`` and ``layer``,
@@ -93,13 +93,13 @@ class PerLayerFeaturesExtractor(BaseFeaturesExtractor, ABC):
 
 
 class PerLayerExtractor(PerLayerFeaturesExtractor):
-    """One two-layer perceptron per gated layer: features and context in, one score per option out.
+    """Two-layer perceptron per gated layer, from features and context to scores of the options.
 
     Args:
-        observation_space: See ``PerLayerFeaturesExtractor``.
-        feature_sizes: See ``PerLayerFeaturesExtractor``.
+        observation_space: Observation space of the environment, see ``PerLayerFeaturesExtractor``.
+        feature_sizes: Number of leading features that each gated layer reads.
         hidden: Width of the hidden layer.
-        outputs: Scores per layer.
+        outputs: Number of scores per layer.
     """
 
     def __init__(
@@ -114,27 +114,27 @@ class PerLayerExtractor(PerLayerFeaturesExtractor):
             observation_space, feature_sizes=feature_sizes, width=hidden, outputs=outputs
         )
         layers = len(self.feature_sizes)
-        # Zero: every layer starts without a preference among its options.
+        # Zero weights give equal scores to all options of a layer.
         self.outer = nn.Parameter(torch.zeros(layers, hidden, outputs))
         self.outer_bias = nn.Parameter(torch.zeros(layers, outputs))
 
     def one_layer(self, inputs: Tensor, layer: int) -> Tensor:
-        """See ``PerLayerFeaturesExtractor``."""
+        """Map inputs ``[batch, S + C]`` at layer ``layer`` to scores ``[batch, outputs]``."""
         hidden = torch.tanh(torch.addmm(self.inner_bias[layer], inputs, self.inner[layer]))
         return torch.addmm(self.outer_bias[layer], hidden, self.outer[layer])
 
     def all_layers(self, inputs: Tensor) -> Tensor:
-        """See ``PerLayerFeaturesExtractor``."""
+        """Map inputs ``[layers, n, S + C]`` to scores ``[layers, n, outputs]``."""
         hidden = torch.tanh(torch.baddbmm(self.inner_bias[:, None], inputs, self.inner))
         return torch.baddbmm(self.outer_bias[:, None], hidden, self.outer)
 
 
 class PerLayerEmbedding(PerLayerFeaturesExtractor):
-    """One linear map per gated layer, for a memory that all layers share.
+    """Linear map per gated layer, the input of an LSTM that all layers share.
 
     Args:
-        observation_space: See ``PerLayerFeaturesExtractor``.
-        feature_sizes: See ``PerLayerFeaturesExtractor``.
+        observation_space: Observation space of the environment, see ``PerLayerFeaturesExtractor``.
+        feature_sizes: Number of leading features that each gated layer reads.
         outputs: Width of the embedding.
     """
 
@@ -146,19 +146,20 @@ class PerLayerEmbedding(PerLayerFeaturesExtractor):
         )
 
     def one_layer(self, inputs: Tensor, layer: int) -> Tensor:
-        """See ``PerLayerFeaturesExtractor``."""
+        """Map inputs ``[batch, S + C]`` at layer ``layer`` to embeddings ``[batch, outputs]``."""
         return torch.addmm(self.inner_bias[layer], inputs, self.inner[layer])
 
     def all_layers(self, inputs: Tensor) -> Tensor:
-        """See ``PerLayerFeaturesExtractor``."""
+        """Map inputs ``[layers, n, S + C]`` to embeddings ``[layers, n, outputs]``."""
         return torch.baddbmm(self.inner_bias[:, None], inputs, self.inner)
 
 
 class _PerLayerScores:
-    """Mixin for actor-critic policies: the extractor's scores are the logits, no head is shared.
+    """Mixin for actor-critic policies whose extractor outputs the logits.
 
-    The head is drawn and dropped, so that the critic's weights follow from the seed as they would
-    with one. In its place is a module without parameters: TRPO differentiates by all there are.
+    The head is initialized and then replaced, so that the critic's initial weights match those of a
+    policy with a head. The replacement has no parameters, because TRPO differentiates with respect
+    to all of them.
     """
 
     def _build(self, lr_schedule: Schedule) -> None:
@@ -171,17 +172,17 @@ class _PerLayerScores:
 
 
 class GatePolicy(_PerLayerScores, MultiInputActorCriticPolicy):
-    """Policy of PPO, A2C and TRPO, for a ``PerLayerExtractor``."""
+    """Policy of PPO, A2C and TRPO with a ``PerLayerExtractor``."""
 
 
 class MaskableGatePolicy(_PerLayerScores, MaskableMultiInputActorCriticPolicy):
-    """Policy of MaskablePPO, for a ``PerLayerExtractor``."""
+    """Policy of MaskablePPO with a ``PerLayerExtractor``."""
 
 
 class RecurrentGatePolicy(RecurrentMultiInputActorCriticPolicy):
-    """Policy of RecurrentPPO, for a ``PerLayerEmbedding``.
+    """Policy of RecurrentPPO with a ``PerLayerEmbedding``.
 
-    Its scores start at zero, as those of the other gates; all layers share the head, as in DFS.
+    Head weights start at zero, as in the other gates. All layers share the head, as in DFS.
     """
 
     def _build(self, lr_schedule: Schedule) -> None:
@@ -191,37 +192,37 @@ class RecurrentGatePolicy(RecurrentMultiInputActorCriticPolicy):
 
 
 class GateDQNPolicy(DQNMultiInputPolicy):
-    """Policy of DQN, for a ``PerLayerExtractor`` whose scores are the action values."""
+    """Policy of DQN with a ``PerLayerExtractor`` whose scores are the action values."""
 
     def make_q_net(self) -> QNetwork:
-        """Return a network without a head."""
+        """Return a Q-network without a head."""
         network = super().make_q_net()
         network.q_net = nn.Sequential()
         return network
 
 
 class GateQRDQNPolicy(QRDQNMultiInputPolicy):
-    """Policy of QR-DQN, for a ``PerLayerExtractor`` whose scores are the quantiles."""
+    """Policy of QR-DQN with a ``PerLayerExtractor`` whose scores are the quantiles."""
 
     def make_quantile_net(self) -> QuantileNetwork:
-        """Return a network without a head."""
+        """Return a quantile network without a head."""
         network = super().make_quantile_net()
         network.quantile_net = nn.Sequential()
         return network
 
 
 def _slots(layer: Tensor, layers: int) -> tuple[Tensor, int]:
-    """Assign each sample a row in a ``[layers * capacity]`` table that is ordered by layer.
+    """Assign each sample a row in a ``[layers * capacity]`` table ordered by layer.
 
-    One batched product over it is faster than a loop over layers, than computing every layer for
-    every sample, and than gathering a weight matrix per sample.
+    One batched product over the table is faster than a loop over layers, all layers for every
+    sample, or one gathered weight matrix per sample.
 
     Args:
         layer: Layer of each sample, int64 ``[batch]``.
         layers: Number of layers.
 
     Returns:
-        Row of each sample, int64 ``[batch]``, and the rows per layer.
+        Row of each sample, int64 ``[batch]``, and the number of rows per layer.
     """
     order = torch.argsort(layer, stable=True)
     counts = torch.bincount(layer, minlength=layers)
@@ -235,6 +236,6 @@ def _slots(layer: Tensor, layers: int) -> tuple[Tensor, int]:
 
 
 def _width(space: spaces.Dict, key: str) -> int:
-    """Length of an observation that must be a vector."""
+    """Return the length of a vector observation."""
     (width,) = space[key].shape or ()
     return width

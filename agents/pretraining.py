@@ -1,9 +1,9 @@
 """Initialization of a gate by behaviour cloning of the best uniform option.
 
-Nearly all mixes of options over layers are worse than one option for all layers, and a gate without
-preference spends its decisions on finding that out. Before its first decision a gate therefore
-imitates the uniform option that earns most at each cost weight, or within each budget, with odds
-that leave neighbouring options to be tried. It then learns where to depart from it.
+Nearly all mixes of options over layers earn less than one option for all layers, and a gate that
+starts without a preference has to learn this first. Pretraining therefore imitates the uniform
+option with the highest reward at each cost weight, or within each budget. The imitated distribution
+keeps probability on neighbouring options, so that training still explores them.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,20 +27,20 @@ from dfs_rl.gating.reward import RewardWeights
 from dfs_rl.utils.seeding import torch_generator
 
 IMAGES = 2048
-"""Images of the agent split, with repeats, that each option is tried on and a gate is cloned on."""
+"""Number of images, drawn with repeats, for evaluating the options and for cloning."""
 _NEIGHBOUR = -2.0
-"""Log-odds of an option one place away on the menu; they fall with the square of the distance."""
+"""Logit of an option next to the target option; it scales with the squared index distance."""
 _STEPS = 300
 _BATCH = 256
 _LEARNING_RATE = 0.02
 
 
 class UniformOptionRewards(NamedTuple):
-    """Mean reward and cost of running all layers at one option.
+    """Mean reward and cost of each option when all layers run at it.
 
     Attributes:
-        rewards: Mean reward of each option without its cost, float64 ``[options]``; minus infinity
-            above a per-input budget.
+        rewards: Mean reward of each option without the cost term, float64 ``[options]``; minus
+            infinity above a per-input budget.
         spent: Cost of each option, as a fraction, float64 ``[options]``.
     """
 
@@ -48,13 +48,16 @@ class UniformOptionRewards(NamedTuple):
     spent: Tensor
 
     def best_at(self, cost_weight: Tensor) -> Tensor:
-        """Return the best option at each cost weight, int64 ``[n]``; the cheaper of equals."""
+        """Return the best option at each cost weight, int64 ``[n]``; ties go to fewer bits."""
         return (self.rewards - cost_weight[:, None] * self.spent).argmax(dim=1)
 
     def best_within(self, targets: Tensor) -> Tensor:
-        """Return the best option within each target cost, float64 ``[n]`` to int64 ``[n]``.
+        """Return the best option within each target cost, int64 ``[n]``.
 
-        It is the cheaper one of equals, and the cheapest of all where all cost more.
+        Ties go to fewer bits. If every option exceeds the target, the cheapest option is returned.
+
+        Args:
+            targets: Upper bounds on the cost of the gated layers as fractions, float64 ``[n]``.
         """
         within = self.spent <= targets[:, None]  # [n, options]
         best = self.rewards.where(within, -torch.inf).argmax(dim=1)
@@ -62,7 +65,7 @@ class UniformOptionRewards(NamedTuple):
 
 
 TargetOptions = Callable[[ImageSet, Tensor | None], Tensor]
-"""Return the option for each image of the agent split and its preference, float32 ``[n]``."""
+"""Maps images ``[n]`` and their preferences, float32 ``[n]``, to target options, int64 ``[n]``."""
 
 
 def evaluate_uniform_options(
@@ -73,14 +76,14 @@ def evaluate_uniform_options(
     budget: float | None = None,
     gate_macs: float = 0.0,
 ) -> UniformOptionRewards:
-    """Try every option of the menu at all layers of a network on some images.
+    """Evaluate each bit option at all layers of a backbone.
 
     Args:
-        backbone: The network, frozen.
-        images: What to try them on.
-        weights: What is rewarded; the price of computation is left out.
-        budget: Hard upper bound on computation in percent; ``None`` for none.
-        gate_macs: MACs of the gate, which count towards that.
+        backbone: The backbone, in inference form.
+        images: Images to evaluate on.
+        weights: Reward weights; the cost weight is ignored.
+        budget: Per-input budget on computation in percent; ``None`` for none.
+        gate_macs: MACs of the gate per image, which count towards the budget.
     """
     costs = backbone.costs
     records = [
@@ -98,7 +101,7 @@ def evaluate_uniform_options(
 
 
 def best_uniform_at_cost_weight(task: Task) -> TargetOptions:
-    """Want what is worth most at the price that each image pays in an agent's task."""
+    """Return a function that selects the best uniform option at each image's cost weight."""
 
     def target_options(images: ImageSet, preferences: Tensor | None) -> Tensor:
         uniform_rewards = evaluate_uniform_options(
@@ -116,12 +119,14 @@ def best_uniform_at_cost_weight(task: Task) -> TargetOptions:
 def best_uniform_within_budget(
     backbone: WalkableBackbone, target: Callable[[Tensor], Tensor]
 ) -> TargetOptions:
-    """Choose the option under which labels are likeliest within the gated layers' budget.
+    """Return a function that selects the best uniform option within each image's budget.
+
+    The best option has the highest mean log-likelihood of the labels.
 
     Args:
-        backbone: The network, frozen.
-        target: That budget as a fraction at each position, float64 ``[n]`` in and out; for a gate
-            for one budget it is called with position 1.
+        backbone: The backbone, in inference form.
+        target: Function from preferences to budgets of the gated layers as fractions, float64
+            ``[n]`` in and out; called with preference 1 for a gate for one budget.
     """
 
     def target_options(images: ImageSet, preferences: Tensor | None) -> Tensor:
@@ -134,11 +139,14 @@ def best_uniform_within_budget(
 
 
 def target_probabilities(target_options: Tensor, costs: CostTable, layer: int) -> Tensor:
-    """Return the probability of each action at a layer, float32 ``[n, actions]``; rows sum to 1.
+    """Return target probabilities of the actions at a layer, float32 ``[n, actions]``.
+
+    Rows sum to 1.
 
     Args:
-        target_options: The option for all layers, int64 ``[n]``.
-        costs: Of the network; an exit, if possible, counts as a neighbour of every option.
+        target_options: Option to imitate at all layers, int64 ``[n]``.
+        costs: Cost table of the backbone; an exit after this layer counts as a neighbour of every
+            option.
         layer: Index of the layer.
     """
     menu = torch.arange(len(costs.options), device=target_options.device)
@@ -150,7 +158,7 @@ def target_probabilities(target_options: Tensor, costs: CostTable, layer: int) -
 
 
 def pretraining_images(costs: CostTable) -> int:
-    """Return the number of images that pretraining runs."""
+    """Return the number of images that pretraining runs through the backbone."""
     return IMAGES * (len(costs.options) + 1)
 
 
@@ -163,16 +171,16 @@ def behavior_cloning(
     budget: float | None = None,
     seed: int,
 ) -> None:
-    """Train a gate to draw, at every layer, from the odds around the wanted uniform option.
+    """Train a gate to imitate the target uniform options at every layer.
 
     Args:
-        gate: Changed in place, on the device of ``images``; chooses from all options. A gate for
-            all budgets learns the wanted option of each.
-        backbone: The network, frozen.
+        gate: Gate to train in place, on the device of ``images``; it must choose from all options.
+            A budget-conditioned gate learns the target option of each preference.
+        backbone: The backbone, in inference form.
         images: The agent split.
-        target_options: Returns the options to imitate.
-        budget: Per-input budget that the gate sees.
-        seed: Seed of images and draws.
+        target_options: Function that returns the options to imitate.
+        budget: Per-input budget that the gate observes, in percent; ``None`` for none.
+        seed: Seed of the images and of the random draws.
     """
     device = images.labels.device
     generator = torch_generator(seed, "uniform start", device=device)
@@ -198,7 +206,7 @@ def _rollout_targets(
     budget: float | None,
     gate_macs: float,
 ) -> tuple[list[Tensor], list[Observation]]:
-    """Return each layer's odds and observations of episodes whose options are drawn from them."""
+    """Run episodes with options sampled from the targets; return both per layer."""
     probabilities, seen = [], []
     with torch.no_grad():
         state = run_stem(backbone, images.images)
@@ -221,7 +229,7 @@ def _fit_gate(
     seen: Sequence[Observation],
     generator: torch.Generator,
 ) -> None:
-    """Fit a gate to the odds of each layer, from what it sees there."""
+    """Fit a gate to each layer's target probabilities by cross-entropy."""
     n, device = len(probabilities[0]), probabilities[0].device
     optimizer = torch.optim.Adam(gate.parameters(), lr=_LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=_STEPS)

@@ -1,4 +1,4 @@
-"""DQN and QR-DQN with exploration per environment, and the state of their replay buffer."""
+"""DQN and QR-DQN with exploration per environment, and checkpointing of their replay buffer."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,10 +12,10 @@ from torch import Tensor
 
 
 class PerEnvExplorationMixin:
-    """Mixin that draws exploration for each environment separately.
+    """Mixin that samples exploration for each environment separately.
 
-    Stable-Baselines3 draws once for all environments. Here all are at the same layer, so whole
-    layers would be random or not.
+    Stable-Baselines3 samples once for all environments. All environments are at the same layer
+    here, so one sample would make the whole layer random or greedy.
     """
 
     def predict(
@@ -25,7 +25,7 @@ class PerEnvExplorationMixin:
         episode_start: np.ndarray | None = None,
         deterministic: bool = False,  # noqa: FBT001, FBT002 - upstream's signature
     ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
-        """Return the best actions, or unless ``deterministic`` random ones at a rate."""
+        """Return greedy actions; unless ``deterministic``, replace some by random actions."""
         model: Any = self
         actions, state = model.policy.predict(observation, state, episode_start, deterministic=True)
         if not deterministic:
@@ -37,15 +37,15 @@ class PerEnvExplorationMixin:
 
 
 class PerEnvExplorationDQN(PerEnvExplorationMixin, DQN):
-    """DQN in which every walk explores by itself."""
+    """DQN with exploration per environment."""
 
 
 class PerEnvExplorationQRDQN(PerEnvExplorationMixin, QRDQN):
-    """QR-DQN in which every walk explores by itself."""
+    """QR-DQN with exploration per environment."""
 
 
 def replay_tensors(buffer: DictReplayBuffer, prefix: str) -> dict[str, Tensor]:
-    """Return the buffer's rows, ``prefix.<part>`` ``[rows, envs, ...]``, sharing its memory."""
+    """Return the buffer's rows as views, ``prefix.<part>`` ``[rows, envs, ...]``."""
     rows = buffer.buffer_size if buffer.full else buffer.pos
     return {
         f"{prefix}.{name}": torch.from_numpy(part[:rows]) for name, part in _parts(buffer).items()
@@ -55,17 +55,17 @@ def replay_tensors(buffer: DictReplayBuffer, prefix: str) -> dict[str, Tensor]:
 def restore_replay(
     buffer: DictReplayBuffer, tensors: Mapping[str, Tensor], prefix: str, *, position: int
 ) -> None:
-    """Put back what ``replay_tensors`` gave.
+    """Restore a replay buffer from the tensors of ``replay_tensors``.
 
     Args:
         buffer: An empty buffer of the same size.
-        tensors: By name.
-        prefix: As it was.
-        position: ``buffer.pos`` as it was.
+        tensors: Tensors by name.
+        prefix: Prefix of their names.
+        position: ``buffer.pos`` when the tensors were taken.
 
     Raises:
         KeyError: If a part is missing.
-        ValueError: If a part has another shape, or ``position`` is another.
+        ValueError: If a part has a different shape, or ``position`` contradicts the rows.
     """
     for name, part in _parts(buffer).items():
         kept = tensors[f"{prefix}.{name}"].numpy()

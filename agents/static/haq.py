@@ -1,6 +1,6 @@
-"""HAQ (Wang et al., CVPR 2019): a learner gives layer after layer its bits, once for all inputs.
+"""HAQ (Wang et al., CVPR 2019): reinforcement learning of one static bit table, layer by layer.
 
-The paper uses DDPG; TD3, SAC and PPO learn on the same environment, ``NetworkWide-v0``.
+The paper uses DDPG; TD3, SAC and PPO train on the same environment, ``NetworkWide-v0``.
 """
 
 import sys
@@ -17,22 +17,22 @@ from dfs_rl.agents.static.tried import EvaluatedTable, OnTable
 from dfs_rl.envs.network_wide_env import NetworkWideEnv
 
 WARM_UP = 20
-"""Episodes of random actions before an off-policy learner begins, as in HAQ's code."""
+"""Episodes of random actions before the first off-policy update, as in HAQ's code."""
 NOISE, NOISE_DECAY = 0.5, 0.99
 """Standard deviation of HAQ's exploration noise in [0, 1], and its factor per episode."""
 HIDDEN = (64, 64)
-"""Units of actor and critic. HAQ's code has 300 twice, which ten observed numbers do not need."""
+"""Hidden units of actor and critic; HAQ's code has (300, 300), more than ten inputs need."""
 UPDATES_PER_EPISODE = 16
-"""Of an off-policy learner. HAQ makes one per layer; with three layers those are too few."""
+"""Off-policy updates per episode; HAQ makes one per layer, too few with three layers."""
 EPISODES_PER_UPDATE = 16
-"""Of PPO: enough tables for an advantage, few enough for dozens of updates."""
+"""Episodes per update of PPO: enough for advantages, and few enough for dozens of updates."""
 
 
 class DecayingNoise(NormalActionNoise):
-    """Normal noise that fades from episode to episode after the warm-up.
+    """Normal noise for one action in [-1, 1] that decays with each episode after the warm-up.
 
-    HAQ draws from a normal distribution truncated to the allowed actions. Stable-Baselines3 adds
-    noise and clips, which puts more weight on the ends. One action in [-1, 1].
+    HAQ samples from a normal distribution truncated to the allowed actions. Stable-Baselines3 adds
+    noise and clips, which puts more probability on the ends of the range.
     """
 
     def __init__(self) -> None:
@@ -40,17 +40,18 @@ class DecayingNoise(NormalActionNoise):
         super().__init__(mean=np.zeros(1), sigma=np.full(1, 2.0 * NOISE))
 
     def reset(self) -> None:
-        """Note the end of an episode."""
+        """Decay the noise at the end of an episode."""
         self._episodes += 1
         faded = NOISE_DECAY ** max(0, self._episodes - WARM_UP)
         self._sigma = np.full(1, 2.0 * NOISE * faded)
 
 
 def build_learner(method: StaticMethod, env: NetworkWideEnv, *, seed: int) -> BaseAlgorithm:
-    """Build the learner of that name; its networks are small, so it stays on the CPU.
+    """Build the algorithm of a method, on the CPU because its networks are small.
 
-    The reward comes at the end of short episodes: nothing is discounted, and off-policy learners
-    use the return to the end as target, as HAQ gives each step the reward of its episode.
+    Short episodes have one reward at their end. Rewards are therefore not discounted, and
+    off-policy targets are returns to the end of the episode, as HAQ gives each step the reward of
+    its episode.
     """
     n_layers = env.task.backbone.costs.n_layers
     shared: dict[str, Any] = {"gamma": 1.0, "seed": seed, "device": "cpu"}
@@ -58,7 +59,7 @@ def build_learner(method: StaticMethod, env: NetworkWideEnv, *, seed: int) -> Ba
         return PPO(
             "MlpPolicy",
             env,
-            learning_rate=3e-3,  # there are only some dozen updates
+            learning_rate=3e-3,  # a training has only a few dozen updates
             n_steps=EPISODES_PER_UPDATE * n_layers,
             batch_size=EPISODES_PER_UPDATE * n_layers // 2,
             ent_coef=0.01,
@@ -69,20 +70,20 @@ def build_learner(method: StaticMethod, env: NetworkWideEnv, *, seed: int) -> Ba
         "train_freq": (1, "episode"),
         "gradient_steps": UPDATES_PER_EPISODE,
         "n_steps": n_layers,
-        "learning_rate": 1e-3,  # of both; HAQ's actor has a tenth of it
+        "learning_rate": 1e-3,  # of actor and critic; HAQ's actor has a tenth of it
         "batch_size": 64,
         "buffer_size": 128 * n_layers,
-        "tau": 0.01,  # as HAQ's, like batch and buffer
+        "tau": 0.01,  # as in HAQ, like the sizes of batch and buffer
         "policy_kwargs": {"net_arch": list(HIDDEN)},
     }
-    if method == "sac":  # explores by itself
+    if method == "sac":  # explores without added noise
         return SAC("MlpPolicy", env, **shared)
     algorithm = DDPG if method == "ddpg" else TD3
     return algorithm("MlpPolicy", env, action_noise=DecayingNoise(), **shared)
 
 
 class _EpisodeCallback(BaseCallback):
-    """Passes on the table of each episode; ends after a number of them or on request."""
+    """Reports the table of each episode; ends after ``episodes`` episodes or on request."""
 
     def __init__(self, on_table: OnTable, episodes: int) -> None:
         super().__init__()
@@ -109,7 +110,15 @@ class _EpisodeCallback(BaseCallback):
 def learn(
     method: StaticMethod, env: NetworkWideEnv, episodes: int, seed: int, on_table: OnTable
 ) -> None:
-    """Train the learner of that name for a number of episodes."""
+    """Train the algorithm of a method for a number of episodes.
+
+    Args:
+        method: Name of the method.
+        env: The environment.
+        episodes: Number of episodes.
+        seed: Seed of the training.
+        on_table: Receives the table of each episode; ends the training by returning False.
+    """
     model = build_learner(method, env, seed=seed)
     steps = episodes * env.task.backbone.costs.n_layers
     model.learn(steps, _EpisodeCallback(on_table, episodes), log_interval=sys.maxsize)

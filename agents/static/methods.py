@@ -12,12 +12,13 @@ from dfs_rl.envs.network_wide_env import NetworkWideEnv
 
 @dataclass(frozen=True, kw_only=True)
 class _Method:
-    """A method that finds a table.
+    """Method that finds a static bit table.
 
     Attributes:
         label: Name of its gate in tables and plots.
-        continuous: Whether it acts in the continuous form of the environment.
-        find: Tries tables of an environment with a budget, for a number of episodes, from a seed.
+        continuous: True if the environment has continuous actions.
+        find: Function of an environment with a budget, a number of episodes, a seed and the
+            receiver of tables, which evaluates tables.
     """
 
     label: str

@@ -1,4 +1,4 @@
-"""Bit tables that a method tries, and the function that sees each of them."""
+"""Evaluated static bit tables, and the type of the function that receives them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,14 +8,15 @@ from dfs_rl.evaluation.static_tables.scoring import StaticTable
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluatedTable:
-    """A table that a method tried.
+    """Static bit table that a method evaluated.
 
     Attributes:
-        timesteps: Choices made so far, including those of this table.
-        table: Lowered to the budget by a learner; above it on the way of a greedy search.
-        accuracy: Percent of the batch.
-        computation: Percent.
-        reward: Of the episode; ``None`` without episodes.
+        timesteps: Steps taken so far, including those of this table.
+        table: The static bit table; within the budget, except for intermediate tables of a greedy
+            search.
+        accuracy: Accuracy on the batch in percent.
+        computation: Computation in percent.
+        reward: Reward of the episode; ``None`` for methods without episodes.
     """
 
     timesteps: int
@@ -26,4 +27,4 @@ class EvaluatedTable:
 
 
 OnTable = Callable[[EvaluatedTable], bool]
-"""Receives each table that is tried; returns whether to go on."""
+"""Function that receives each evaluated table and returns whether to continue."""

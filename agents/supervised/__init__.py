@@ -1,1 +1,1 @@
-"""Gates that learn by supervision: Gumbel-softmax, DFS, SkipNet, BlockDrop."""
+"""Training of gates with Gumbel-softmax, DFS, SkipNet and BlockDrop."""

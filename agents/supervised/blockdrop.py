@@ -1,14 +1,14 @@
-"""BlockDrop (Wu et al., CVPR 2018): one decision for all layers at once, by reinforcement alone.
+"""BlockDrop (Wu et al., CVPR 2018): one decision on all layers, by reinforcement learning alone.
 
-A right answer earns 1 minus its weighted cost, a wrong one costs gamma. The same image under its
-likeliest options is the baseline, and the probabilities of draws are bounded away from 0 and 1. A
-curriculum opens one layer after the other, the last one first; until then a layer runs at its
-dearest option.
+The reward is 1 minus the weighted cost for a right answer, and minus gamma for a wrong one. The
+reward of the image's most likely options is the baseline, and sampling probabilities are bounded
+away from 0 and 1. A curriculum opens one layer after the other, starting with the last; a layer
+that is not open runs at its largest option.
 
-Differences from the paper, which drops blocks: any bit options; the cost is the fraction of the
-budget, not the squared share of blocks, because costs are squares of bits already, and its weight
-holds the budget; layers that are not open are left out of both. The paper trains the network
-afterwards; here it stays frozen.
+Differences from the paper, which drops blocks: Any bit options are supported. The cost is a
+fraction of the budget instead of the squared share of blocks, because costs are already quadratic
+in bits, and a Lagrange multiplier is its weight. Layers that are not open count neither in the
+cost nor in the budget. The backbone stays fixed; the paper trains it afterwards.
 """
 
 import torch
@@ -28,12 +28,12 @@ from dfs_rl.utils.seeding import torch_generator
 
 
 def decide_at_once(gate: LearnedGate, backbone: WalkableBackbone, state: ExecutionState) -> Tensor:
-    """Return logits of the gate's choices at every layer, float32 ``[batch, layers, choices]``.
+    """Return the gate's logits at all layers, float32 ``[batch, layers, choices]``.
 
     Args:
-        gate: A gate that reads nothing after the first layer.
-        backbone: The frozen form.
-        state: Before the first layer.
+        gate: A gate that reads features before the first layer only.
+        backbone: The backbone, in inference form.
+        state: State before the first layer.
     """
     with torch.no_grad():
         seen = observe(backbone, state, budget=None)
@@ -43,14 +43,14 @@ def decide_at_once(gate: LearnedGate, backbone: WalkableBackbone, state: Executi
 
 
 def bounded_probabilities(logits: Tensor, bound: float) -> Tensor:
-    """Return probabilities of draws: ``bound`` of the softmax, the rest spread over the others.
+    """Return sampling probabilities, the softmax mixed with its complement.
 
-    With two choices this is the paper's. All lie between ``(1 - bound) / (choices - 1)`` and
-    ``bound``, and rows sum to 1.
+    With two choices this is the formula of the paper. Probabilities are between
+    ``(1 - bound) / (choices - 1)`` and ``bound``, and rows sum to 1.
 
     Args:
-        logits: ``[..., choices]``.
-        bound: In (0.5, 1].
+        logits: Logits, ``[..., choices]``.
+        bound: Largest probability, in (0.5, 1].
     """
     probabilities, others = logits.softmax(dim=-1), logits.shape[-1] - 1
     if others == 0:
@@ -60,32 +60,38 @@ def bounded_probabilities(logits: Tensor, bound: float) -> Tensor:
 
 @torch.no_grad()
 def run_options(backbone: WalkableBackbone, state: ExecutionState, options: Tensor) -> Tensor:
-    """Return logits ``[batch, classes]`` from ``state`` on with ``options`` ``[batch, layers]``."""
+    """Run the remaining layers at given options and return logits, ``[batch, classes]``.
+
+    Args:
+        backbone: The backbone.
+        state: State before the first layer to run.
+        options: Options of all layers, int64 ``[batch, layers]``.
+    """
     for layer in range(state.layer, backbone.costs.n_layers):
         state = run_layer(backbone, state, options[:, layer])
     return run_head(backbone, state)
 
 
 def episode_rewards(right: Tensor, paid: Tensor, *, penalty: float) -> Tensor:
-    """Return 1 minus ``paid`` for right and minus ``penalty`` for wrong answers, ``[batch]``."""
+    """Return the reward, ``1 - paid`` for right and ``-penalty`` for wrong answers, ``[batch]``."""
     return torch.where(right, 1.0 - paid, torch.full_like(paid, -penalty))
 
 
 def open_layers(n_layers: int, progress: float, *, curriculum: float) -> int:
-    """Return the number of open layers, the last ones: 1 at the start, all at ``curriculum``."""
+    """Return the number of open layers, from 1 at the start to all at progress ``curriculum``."""
     return min(n_layers, 1 + int(n_layers * progress / curriculum))
 
 
 class BlockDropTrainer(GateTrainer):
-    """Trains the gate of BlockDrop, see the module; it has one budget.
+    """Trains the gate of BlockDrop for one budget.
 
-    Each image runs twice, under the drawn and under the likeliest options; figures and the cost
-    weight follow the second, as the deployed gate does.
+    Each image runs twice, under sampled and under the most likely options. Metrics and the Lagrange
+    multiplier follow the latter, which the deployed gate chooses.
 
     Args:
         blockdrop: Hyperparameters of BlockDrop.
-        config: Those of all methods.
-        task: What to learn on.
+        config: Hyperparameters of all methods.
+        task: Task of the gate.
     """
 
     def __init__(
@@ -130,14 +136,14 @@ class BlockDropTrainer(GateTrainer):
         )
 
     def _complete(self, picked: Tensor) -> Tensor:
-        """Return options of all layers ``[batch, layers]`` from choices of the open ones."""
+        """Return the options of all layers ``[batch, layers]``, from choices of open layers."""
         choices = torch.tensor(self.gate.choices, device=picked.device)
         closed = self.frozen.costs.n_layers - picked.shape[1]
         dearest = choices[-1].expand(len(picked), closed)
         return torch.cat([dearest, choices[picked]], dim=1)
 
     def _relative(self, picked: Tensor) -> Tensor:
-        """Return the open layers' cost over their share of the budget, float64 ``[batch]``."""
+        """Return the cost of open layers over their share of the budget, float64 ``[batch]``."""
         task, opened = self._task, picked.shape[1]
         costs = option_costs(self.frozen.costs, picked.device)
         choices = torch.tensor(self.gate.choices, device=picked.device)

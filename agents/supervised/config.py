@@ -1,4 +1,7 @@
-"""Hyperparameters of ``train_gumbel``'s methods, each default with its reason; free of torch, so that a help page is quick."""
+"""Hyperparameters of ``train_gumbel``'s methods, with the reasons for their defaults.
+
+The module does not import torch, so that help pages load quickly.
+"""
 
 from typing import Annotated, Literal
 
@@ -14,31 +17,31 @@ from dfs_rl.utils.config import (
 )
 
 RelaxedMethod = Literal["gumbel", "dfs"]
-"""Methods by supervision alone, see ``dfs_rl.agents.supervised.relaxed``."""
+"""Method by supervision alone, see ``dfs_rl.agents.supervised.relaxed``."""
 Method = Literal["gumbel", "dfs", "skipnet", "blockdrop"]
-"""How a gate learns in ``train_gumbel``: by supervision, or as the modules ``skipnet`` and ``blockdrop`` do."""
+"""Training method of ``train_gumbel``."""
 
 _EVEN = 0.5
-"""Chance of each of two options where nothing is preferred."""
+"""Probability of each of two equally likely options."""
 
 
 @configuration
 class SupervisedConfig:
-    """Hyperparameters of gates that learn by supervision, or by reinforcement beside it.
+    """Hyperparameters of all methods of ``train_gumbel``.
 
     Attributes:
         batch_size: Images per step.
-        learning_rate: Adam's step size at the start; it falls along a cosine to zero.
-        temperature: Of the Gumbel-softmax at the start; for gumbel alone, as the next.
-        final_temperature: At the end, reached exponentially: nearer to the draw, but with noisier
-            gradients.
-        multiplier: Weight of computation relative to the budget: for good with dfs, and where it
-            starts with the others.
-        multiplier_lr: How fast their price follows overspending: the change of its logarithm per
+        learning_rate: Initial learning rate of Adam, annealed along a cosine to zero.
+        temperature: Initial temperature of the Gumbel-softmax; for gumbel alone.
+        final_temperature: Final temperature, reached exponentially; a lower one is closer to the
+            samples, with noisier gradients. For gumbel alone.
+        multiplier: Weight of computation relative to the budget: constant with dfs, the initial
+            Lagrange multiplier with the other methods.
+        multiplier_lr: Learning rate of the Lagrange multiplier: the change of its logarithm per
             step at twice the budget.
-        distillation: Weight of the divergence from the full-precision network, beside the loss with
-            labels; for gumbel and dfs.
-        max_grad_norm: Gradient clipping.
+        distillation: Weight of the divergence from the full-precision backbone, added to the loss
+            with labels; for gumbel and dfs.
+        max_grad_norm: Maximum norm of the gradient, for clipping.
 
     Raises:
         ConfigError: If a value is out of range.
@@ -56,14 +59,13 @@ class SupervisedConfig:
 
 @configuration
 class SkipNetConfig:
-    """Hyperparameters of ``--method skipnet``, beside those of all methods.
+    """Hyperparameters of ``--method skipnet``, in addition to those of all methods.
 
     Attributes:
-        pretraining: Share of the training that is supervised alone, without a price: reinforcement
-            from nothing stays at chance.
-        ent_coef: Weight of an entropy bonus at the start, which falls linearly to 0: a gate that
-            supervision has made sure of running a layer would hardly draw a skip again, whatever
-            that earns.
+        pretraining: Initial share of the training with supervision alone and no cost term, because
+            reinforcement learning from scratch stays at chance.
+        ent_coef: Initial weight of the entropy bonus, which falls linearly to 0; without it, a gate
+            that supervision has made confident to run a layer would rarely sample a skip.
 
     Raises:
         ConfigError: If a value is out of range.
@@ -75,16 +77,16 @@ class SkipNetConfig:
 
 @configuration
 class BlockDropConfig:
-    """Hyperparameters of ``--method blockdrop``, beside those of all methods.
+    """Hyperparameters of ``--method blockdrop``, in addition to those of all methods.
 
     Attributes:
-        curriculum: Share of the training over which layers are opened, the last one first; the
-            others run at their dearest option meanwhile, because from random options everywhere
-            nothing is right and nothing can be learned.
-        penalty: What a wrong answer costs, gamma of the paper; a right one earns 1 less the price
-            of its computation.
-        bound: Most that the chance of a draw can be, alpha of the paper, whose value it is; the
-            rest goes to the other options.
+        curriculum: Share of the training over which layers open, the last one first; until then
+            a layer runs at its largest option, because with random options at all layers no answer
+            is right and the gate cannot learn.
+        penalty: Penalty of a wrong answer, gamma in the paper; a right one earns 1 minus its
+            weighted cost.
+        bound: Upper bound on sampling probabilities, alpha in the paper, with the paper's value;
+            the rest is spread over the other options.
 
     Raises:
         ConfigError: If a value is out of range.

@@ -1,12 +1,12 @@
 """Dynamic Fractional Skipping (DFS): the straight-through gate of Shen et al., AAAI 2020.
 
 "Fractional Skipping: Towards Finer-Grained Dynamic CNN Inference", Section 3. The gate takes its
-likeliest option, without noise, and gradients flow through the softmax. The loss adds the batch's
-cost with a weight of fixed size whose sign flips at the budget: cost is charged above it and
-rewarded below. In a first phase cost is rewarded until the gate executes everything; only then may
-the backbone learn with the gate, by one loss.
+most likely option, without noise, and gradients flow through the softmax. The loss adds the batch's
+cost with a weight of constant size whose sign changes at the budget: cost is penalized above the
+budget and rewarded below it. In the first phase cost is rewarded until the gate executes
+everything; only then does a co-trained backbone learn with the gate, by one loss.
 
-The paper's public code rounds activations at random even at test time; quantizers here never do.
+The paper's public code rounds activations randomly even at test time; the quantizers here do not.
 """
 
 from collections.abc import Mapping
@@ -20,16 +20,16 @@ from dfs_rl.agents.supervised.straight_through import Estimator, argmax_choice
 from dfs_rl.agents.supervised.trainer import GateTask
 
 _EXECUTES_EVERYTHING = 0.95
-"""Share of the cost of the dearest options at which the first phase ends."""
+"""Share of the cost of the largest options at which the first phase ends."""
 
 
 class DFSTrainer(RelaxedTrainer):
-    """Trains the gate of DFS, see the module.
+    """Trains the gate of DFS.
 
     Args:
         config: Hyperparameters.
-        task: What to learn on.
-        cotrainer: Of the task's backbone; ``None`` leaves it frozen.
+        task: Task of the gate.
+        cotrainer: Trainer of the task's backbone; ``None`` for a fixed backbone.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class DFSTrainer(RelaxedTrainer):
 
     @property
     def executed_everything(self) -> bool:
-        """Whether the first phase is over."""
+        """True once the first phase is over."""
         return self._executed_everything
 
     def _estimator(self) -> Estimator:

@@ -1,8 +1,9 @@
-"""The Gumbel gate: straight-through Gumbel-softmax under a budget held by Lagrange multipliers.
+"""Gumbel gate: straight-through Gumbel-softmax with Lagrange multipliers for the budget.
 
-Options are drawn by the straight-through Gumbel-softmax (Jang et al., ICLR 2017; Maddison et al.,
-ICLR 2017) at a temperature that falls exponentially. The cost weight rises while the gate spends
-more than its budget and falls while it spends less; a gate for many budgets has one for each.
+Options are sampled by the straight-through Gumbel-softmax (Jang et al., ICLR 2017; Maddison et al.,
+ICLR 2017) at a temperature that falls exponentially. The multiplier rises while the cost is above
+the budget and falls while it is below. A budget-conditioned gate interpolates multipliers between
+preferences.
 """
 
 from functools import partial
@@ -15,7 +16,7 @@ from dfs_rl.utils.seeding import torch_generator
 
 
 class GumbelTrainer(RelaxedTrainer):
-    """Trains a Gumbel gate, see the module."""
+    """Trains a Gumbel gate."""
 
     def _estimator(self) -> Estimator:
         config, task = self._config, self._task

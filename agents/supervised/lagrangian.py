@@ -1,4 +1,4 @@
-"""Lagrange multipliers that hold budgets: each rises while the cost is above its budget."""
+"""Lagrange multipliers of mean budgets, which rise while the cost is above the budget."""
 
 from collections.abc import Sequence
 
@@ -8,26 +8,27 @@ from torch import Tensor
 from dfs_rl.errors import CheckpointError
 
 _MAX_VIOLATION = 1.0
-"""Of the relative overspending that moves a price: a gate begins at many times its budget."""
+"""Bound on the relative violation in an update; initial costs are many times the budget."""
 _CHEAPEST, _DEAREST = 1e-6, 1e6
-"""Bounds of a price, which a product could otherwise lose to 0 or infinity."""
+"""Bounds of a multiplier, which repeated products could otherwise move to 0 or infinity."""
 
 
 class LagrangeMultipliers:
-    """A multiplier at each of several evenly spaced preferences, interpolated geometrically.
+    """Lagrange multipliers at evenly spaced preferences, interpolated geometrically.
 
-    Dual ascent on the Lagrangian of a bound on the mean cost, with multiplicative updates.
+    The updates are dual ascent on the Lagrangian of a bound on the mean cost, in the multipliers'
+    logarithms.
 
     Args:
-        n: Number of preferences; 1 holds a single budget.
-        initial: Initial value of all, above 0.
+        n: Number of multipliers; 1 for a single budget.
+        initial: Initial value of all multipliers, above 0.
     """
 
     def __init__(self, n: int, initial: float) -> None:
         self.values = torch.full((n,), initial, dtype=torch.float64)
 
     def at(self, preferences: Tensor) -> Tensor:
-        """Return the multiplier at each position, float64 ``[batch]``."""
+        """Return the multiplier at each preference, float64 ``[batch]``."""
         return (self._shares(preferences) @ self.values.log()).exp()
 
     def update(self, preferences: Tensor, relative: Tensor, *, rate: float) -> None:
@@ -35,9 +36,9 @@ class LagrangeMultipliers:
 
         Args:
             preferences: Preference of each image, ``[batch]``.
-            relative: Cost of each over its budget, ``[batch]``.
-            rate: Change of a multiplier's logarithm at twice the budget. Multipliers without an
-                image in the batch stay.
+            relative: Cost of each image over its budget, ``[batch]``.
+            rate: Change of a multiplier's logarithm at twice the budget; multipliers without an
+                image in the batch do not change.
         """
         shares = self._shares(preferences)  # [batch, knots]
         seen = shares.sum(dim=0)
@@ -46,10 +47,10 @@ class LagrangeMultipliers:
         self.values = (self.values * moved.exp()).clamp(_CHEAPEST, _DEAREST)
 
     def restore(self, values: Sequence[float]) -> None:
-        """Go back to ``values``.
+        """Restore the multipliers from ``values``.
 
         Raises:
-            CheckpointError: If they are another number.
+            CheckpointError: If the number of values differs.
         """
         if len(values) != len(self.values):
             raise CheckpointError(
@@ -58,7 +59,7 @@ class LagrangeMultipliers:
         self.values = torch.tensor(values, dtype=torch.float64)
 
     def _shares(self, preferences: Tensor) -> Tensor:
-        """Return each image's share of each knot, float64 ``[batch, knots]``; rows sum to 1."""
+        """Return interpolation weights of the knots, float64 ``[batch, knots]``; rows sum to 1."""
         last = len(self.values) - 1
         if last == 0:
             return torch.ones(len(preferences), 1, dtype=torch.float64)

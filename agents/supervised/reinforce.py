@@ -1,4 +1,4 @@
-"""BenchmarkSettings of REINFORCE (Williams, 1992), which estimate the gradient of an expected reward."""
+"""Terms of REINFORCE (Williams, 1992), which estimates the gradient of an expected reward."""
 
 from collections.abc import Sequence
 
@@ -7,20 +7,23 @@ from torch import Tensor
 
 
 def returns_to_go(rewards: Tensor, final: Tensor) -> Tensor:
-    """Return the rewards from each layer on plus the final one, ``[batch, layers]``.
+    """Return the sum of rewards from each layer to the end, ``[batch, layers]``.
 
     Args:
-        rewards: Of each decision, ``[batch, layers]``.
-        final: Of the whole episode, ``[batch]``.
+        rewards: Reward of each decision, ``[batch, layers]``.
+        final: Reward at the end of the episode, ``[batch]``.
     """
     return rewards.flip(1).cumsum(dim=1).flip(1) + final[:, None]
 
 
 def leave_one_out_advantages(returns: Tensor) -> Tensor:
-    """Return each return minus the mean of the other images' at its layer, ``[batch, layers]``.
+    """Return the returns minus the mean return of the other images, ``[batch, layers]``.
 
-    The others do not depend on an image's decisions, so the gradient stays unbiased; nothing is
-    subtracted from a single image.
+    The returns of other images do not depend on an image's decisions, so the gradient stays
+    unbiased. A batch of one image has no baseline.
+
+    Args:
+        returns: Returns from each layer on, ``[batch, layers]``.
     """
     others = len(returns) - 1
     if others == 0:
@@ -29,25 +32,24 @@ def leave_one_out_advantages(returns: Tensor) -> Tensor:
 
 
 def entropy(probabilities: Tensor, choices: Sequence[int]) -> Tensor:
-    """Return the mean over images of the entropy of all their decisions together, in nats.
+    """Return the entropy of an image's decisions, summed over layers and averaged, in nats.
 
     Args:
-        probabilities: ``[batch, layers, options]``.
-        choices: Indices of the allowed options; the others' probabilities are 0, without gradient.
+        probabilities: Probabilities of the options, ``[batch, layers, options]``.
+        choices: Indices of the allowed options; the others have probability 0 and no gradient.
     """
-    each: Tensor = torch.special.entr(
-        probabilities[:, :, list(choices)]
-    )  # [batch, layers, choices]
+    # one entropy per image, layer and choice: [batch, layers, choices]
+    each: Tensor = torch.special.entr(probabilities[:, :, list(choices)])
     return each.sum(dim=(1, 2)).mean()
 
 
 def surrogate(probabilities: Tensor, options: Tensor, advantages: Tensor) -> Tensor:
-    """Return ``-mean(sum_l log p(option_l) advantage_l)``, whose gradient is REINFORCE's.
+    """Return the loss of REINFORCE, ``-mean(sum_l log p(option_l) advantage_l)``.
 
     Args:
-        probabilities: Probabilities of the draws, ``[batch, layers, options]``, with gradients.
-        options: What was drawn, int64 ``[batch, layers]``.
-        advantages: Of each decision, ``[batch, layers]``, without gradient.
+        probabilities: Sampling probabilities, ``[batch, layers, options]``, with gradients.
+        options: Sampled options, int64 ``[batch, layers]``.
+        advantages: Advantage of each decision, ``[batch, layers]``; gradients are stopped.
     """
     drawn = probabilities.gather(2, options[:, :, None]).squeeze(2)  # [batch, layers]
     return -(torch.log(drawn) * advantages.detach()).sum(dim=1).mean()

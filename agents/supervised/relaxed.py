@@ -1,12 +1,12 @@
-"""Gates that learn by supervision: hard choices forward, gradients through a relaxation.
+"""Supervised training of gates: hard choices forward, gradients through a relaxation.
 
-Gumbel and DFS share this loop; they differ in how options are drawn and how the budget is held.
+Gumbel and DFS share this loop; they differ in the choice of options and in the cost weight.
 
-A trainer with a ``CoTrainer`` trains gate and backbone together by one loss, as the second phase of
-DFS does. The backbone's loss on images of the train split joins the gate's on the agent split in
-one backward pass: the weights take no gradients from the gate's images, whose labels must stay
-unknown to them, and the gate none from the weights' images, on which hardly any choice is wrong.
-The cost term is the gate's alone, because an option's cost does not depend on weights.
+A trainer with a ``CoTrainer`` trains gate and backbone jointly, as the second phase of DFS does.
+One backward pass covers the backbone's loss on the train split and the gate's loss on the agent
+split. The backbone gets no gradients from the gate's images, whose labels it must not use, and the
+gate gets none from the backbone's images, on which hardly any choice leads to a wrong answer. Only
+the gate's loss has a cost term, because an option's cost does not depend on the weights.
 """
 
 from abc import abstractmethod
@@ -26,12 +26,14 @@ from dfs_rl.utils.seeding import torch_generator
 
 
 class RelaxedTrainer(GateTrainer):
-    """Trains a gate by supervision; a gate for all budgets draws a budget for each image.
+    """Base of the trainers by supervision alone.
+
+    A budget-conditioned gate runs each image at a random preference.
 
     Args:
         config: Hyperparameters.
-        task: What to learn on.
-        cotrainer: Of the task's backbone; ``None`` leaves it frozen.
+        task: Task of the gate.
+        cotrainer: Trainer of the task's backbone; ``None`` for a fixed backbone.
     """
 
     def __init__(
@@ -42,24 +44,24 @@ class RelaxedTrainer(GateTrainer):
 
     @abstractmethod
     def _estimator(self) -> Estimator:
-        """Return how this step turns logits into choices."""
+        """Return the function that turns logits into choices at this step."""
 
     @abstractmethod
     def _cost_weights(self, preferences: Tensor, spent: float) -> Tensor:
-        """Return each image's weight of its cost relative to its budget, float64 ``[batch]``.
+        """Return the weight of each image's relative cost in the loss, float64 ``[batch]``.
 
         Args:
-            preferences: Budgets of the images, as positions in their range, ``[batch]``.
-            spent: Mean relative cost of the batch.
+            preferences: Preference of each image, ``[batch]``.
+            spent: Mean cost of the batch relative to the budgets.
         """
 
     @abstractmethod
     def _adjust(self, preferences: Tensor, relative: Tensor) -> None:
-        """Adjust the weights after a step with relative costs ``relative``, ``[batch]``."""
+        """Update the cost weights after a step with relative costs ``relative``, ``[batch]``."""
 
     @property
     def executed_everything(self) -> bool:
-        """Whether the backbone may learn; DFS first learns to execute everything."""
+        """True if the backbone may learn; the gate of DFS first learns to execute everything."""
         return True
 
     def _learn(self, batch: ImageSet) -> StepLosses:
@@ -96,7 +98,7 @@ class RelaxedTrainer(GateTrainer):
         )
 
     def _descend_together(self, loss: Tensor) -> CoTrainLosses | None:
-        """Take a step of the gate and, if it learns, of the backbone; return its losses."""
+        """Update the gate and, if it learns, the backbone; return the losses of the backbone."""
         if self._cotrainer is None or not self.executed_everything:
             self._descend(loss)
             return None
@@ -107,12 +109,12 @@ class RelaxedTrainer(GateTrainer):
         return prepared.losses
 
     def tensors(self) -> dict[str, Tensor]:
-        """See ``GateTrainer``."""
+        """Return the tensors for a checkpoint, with those of a co-trained backbone."""
         return super().tensors() | (self._cotrainer.tensors() if self._cotrainer else {})
 
     @property
     def state(self) -> dict[str, object]:
-        """See ``GateTrainer``."""
+        """Other state for a checkpoint, as JSON values."""
         steps = self._cotrainer.steps if self._cotrainer else 0
         return super().state | {
             "executed_everything": self.executed_everything,
@@ -120,21 +122,25 @@ class RelaxedTrainer(GateTrainer):
         }
 
     def restore(self, tensors: Mapping[str, Tensor], state: Mapping[str, object]) -> None:
-        """See ``GateTrainer``."""
+        """Restore gate and backbone from ``tensors`` and ``state``.
+
+        Raises:
+            CheckpointError: If they do not fit this training.
+        """
         super().restore(tensors, state)
         if self._cotrainer is not None:
             self._cotrainer.restore(tensors, int(str(state["backbone_steps"])))
             self.frozen = self._cotrainer.freeze()
 
     def _preferences(self, images: Tensor) -> Tensor | None:
-        """Draw a budget for each image, as a position; ``None`` for a gate for one budget."""
+        """Sample a preference for each image; return ``None`` for a gate for one budget."""
         if self.gate.budget_conditioning is None:
             return None
         generator = torch_generator(self._task.seed, "dial", self.steps, device=images.device)
         return torch.rand(len(images), generator=generator, device=images.device)
 
     def _divergence(self, images: Tensor, logits: Tensor) -> Tensor:
-        """Return the Kullback-Leibler divergence from the full-precision network's answers."""
+        """Return the Kullback-Leibler divergence from the full-precision backbone's predictions."""
         frozen = self.frozen
         with torch.no_grad():
             hidden = frozen.stem(images)

@@ -1,13 +1,13 @@
 """SkipNet (Wang et al., ECCV 2018): skip a layer or run it in full precision.
 
-The first phase is supervised: hard choices forward, gradients through the softmax, cross-entropy
-alone. In the second, choices are drawn, and REINFORCE on the draws is added to those gradients: at
-the end an episode earns minus its cross-entropy, and each skipped layer earns alpha / N times its
-cost ``C``. The paper sets ``C`` to 1 and alpha by hand; here ``C`` is the layer's share of all
-costs, and alpha is the Lagrange multiplier of the budget.
+The first phase is supervised by cross-entropy alone, with hard choices forward and gradients
+through the softmax. In the second phase choices are sampled and REINFORCE is added to these
+gradients: the reward at the end of an episode is minus its cross-entropy, and each skipped layer
+earns alpha / N times its cost ``C``. The paper sets ``C`` to 1 and alpha by hand; here ``C`` is the
+layer's share of all costs, and alpha is the Lagrange multiplier of the budget.
 
-Other differences from the paper: the backbone is frozen, the mean of the batch's other images is
-subtracted from an episode's return, and an entropy bonus keeps draws from running dry.
+Other differences from the paper: the backbone is fixed, the mean return of the batch's other images
+is the baseline, and an entropy bonus preserves exploration.
 """
 
 from functools import partial
@@ -41,7 +41,7 @@ def skip_or_run(menu: BitOptions) -> tuple[int, ...]:
     """Return the indices of SkipNet's two options.
 
     Raises:
-        ConfigError: If the menu lacks one of them.
+        ConfigError: If one of them is not among the bit options.
     """
     for bits in (SKIP, FULL):
         if bits not in menu.values:
@@ -58,8 +58,8 @@ def hybrid_loss(
     """Return the loss of the second phase: cross-entropy plus REINFORCE.
 
     Args:
-        rollout: Under drawn choices.
-        labels: int64 ``[batch]``.
+        rollout: Rollout with sampled choices.
+        labels: Labels, int64 ``[batch]``.
         option_penalties: Weighted cost of each option at each layer, float64 ``[layers, options]``.
     """
     losses = functional.cross_entropy(rollout.logits, labels, reduction="none")  # [batch]
@@ -74,12 +74,12 @@ def hybrid_loss(
 
 
 class SkipNetTrainer(GateTrainer):
-    """See the module; the gate chooses from ``skip_or_run`` and has no dial.
+    """Trains the gate of SkipNet, which chooses from ``skip_or_run``, for one budget.
 
     Args:
-        skipnet: Hyperparameters of its own.
-        config: Those of all methods.
-        task: What to learn on.
+        skipnet: Hyperparameters of SkipNet.
+        config: Hyperparameters of all methods.
+        task: Task of the gate.
     """
 
     def __init__(self, skipnet: SkipNetConfig, config: SupervisedConfig, task: GateTask) -> None:

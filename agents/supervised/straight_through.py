@@ -1,4 +1,4 @@
-"""Episodes whose hard choices pass gradients to the gate, for training by supervision."""
+"""Rollouts with hard choices and straight-through gradients, for supervised training."""
 
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
@@ -15,9 +15,8 @@ class Choice(NamedTuple):
     """One choice per image.
 
     Attributes:
-        options: What is run, int64 ``[batch]``.
-        probabilities: What gradients flow through instead, float32 ``[batch, options]``; rows sum
-            to 1.
+        options: Options to run, int64 ``[batch]``.
+        probabilities: Relaxation for the gradients, float32 ``[batch, options]``; rows sum to 1.
     """
 
     options: Tensor
@@ -25,49 +24,49 @@ class Choice(NamedTuple):
 
 
 Estimator = Callable[[Tensor], Choice]
-"""Turns logits, ``[batch, options]``, into choices."""
+"""Maps logits, ``[batch, options]``, to choices."""
 
 
 def gumbel_choice(logits: Tensor, *, temperature: float, generator: torch.Generator) -> Choice:
-    """Draw by the straight-through Gumbel-softmax (Jang et al., ICLR 2017).
+    """Sample choices by the straight-through Gumbel-softmax (Jang et al., ICLR 2017).
 
     Args:
-        logits: ``[batch, options]``; the draws follow their softmax.
-        temperature: Of the softmax that gradients flow through, above 0; low is closer to the draw,
+        logits: Logits, ``[batch, options]``; samples follow their softmax.
+        temperature: Temperature of the relaxation, above 0; a lower one is closer to the samples,
             with noisier gradients.
-        generator: Draws the noise.
+        generator: Random generator of the noise.
     """
     noisy = _perturbed(logits, generator)
     return Choice(noisy.argmax(dim=1), (noisy / temperature).softmax(dim=1))
 
 
 def sampled_choice(logits: Tensor, *, generator: torch.Generator) -> Choice:
-    """Draw by the softmax and let gradients flow through it, without noise.
+    """Sample choices from the softmax, with gradients through the softmax without noise.
 
     Args:
-        logits: ``[batch, options]``.
-        generator: Draws.
+        logits: Logits, ``[batch, options]``.
+        generator: Random generator of the samples.
     """
     return Choice(_perturbed(logits, generator).argmax(dim=1), logits.softmax(dim=1))
 
 
 def argmax_choice(logits: Tensor) -> Choice:
-    """Take the largest logit, with gradients through the softmax, without noise, as DFS does."""
+    """Choose the largest logit, with gradients through the softmax, as in DFS."""
     return Choice(logits.argmax(dim=1), logits.softmax(dim=1))
 
 
 def _perturbed(logits: Tensor, generator: torch.Generator) -> Tensor:
-    """Add Gumbel noise, with which the largest of ``logits`` is a draw from their softmax."""
+    """Add Gumbel noise, so that the argmax is a sample from the softmax of ``logits``."""
     uniform = torch.rand(logits.shape, generator=generator, device=logits.device)
     tiny = torch.finfo(uniform.dtype).tiny
     return logits - torch.log(-torch.log(uniform.clamp(min=tiny)) + tiny)
 
 
 class TrainableGate(Protocol):
-    """A gate that returns logits."""
+    """Gate that returns logits."""
 
     def reset(self, batch_size: int) -> None:
-        """Begin a walk."""
+        """Start an episode."""
         ...
 
     def __call__(self, features: Tensor, layer: int, context: Tensor) -> Tensor:
@@ -79,10 +78,10 @@ class StraightThroughRollout(NamedTuple):
     """Result of a batch of episodes.
 
     Attributes:
-        logits: float32 ``[batch, classes]``.
+        logits: Logits of the classes, float32 ``[batch, classes]``.
         spent: Cost of the gated layers as a fraction, float64 ``[batch]``, with gradients.
-        options: What ran, int64 ``[batch, layers]``.
-        probabilities: What gradients flow through, float32 ``[batch, layers, options]``, see
+        options: Options that ran, int64 ``[batch, layers]``.
+        probabilities: Relaxation for the gradients, float32 ``[batch, layers, options]``, see
             ``Choice``.
     """
 
@@ -95,22 +94,23 @@ class StraightThroughRollout(NamedTuple):
 def straight_through_step(
     backbone: WalkableBackbone, frozen: WalkableBackbone, state: ExecutionState, choice: Choice
 ) -> ExecutionState:
-    """Run the next layer at the chosen options, with gradients of a mixture of all of them.
+    """Run the next layer at the chosen options, with gradients of a mixture of all options.
 
     The value is ``sum_o p_o f_o(h)`` with ``p`` one-hot. Its gradient with respect to ``p_o`` is
-    ``f_o(h)``, which takes the outputs of options that were not chosen, but no gradient through
-    them; they come from the frozen form. Options of probability 0 have no gradient and do not run.
+    ``f_o(h)``. It requires the outputs of options that are not chosen but no gradients through
+    them, so the inference form computes them. Options of probability 0 have no gradient and do not
+    run.
 
     Args:
-        backbone: The form that gradients flow through to earlier layers.
-        frozen: The same network, fast and without gradients.
-        state: Position of the batch.
-        choice: What to run.
+        backbone: The backbone, in training form, with gradients to earlier layers.
+        frozen: The same backbone in inference form.
+        state: State of the batch before the layer.
+        choice: Choices at the layer.
     """
     layer = state.layer
     costs = option_costs(backbone.costs, choice.options.device)[layer]
     after = run_layer(backbone, state, choice.options)
-    ghost = choice.probabilities - choice.probabilities.detach()  # zero, but for its gradient
+    ghost = choice.probabilities - choice.probabilities.detach()  # zero, but with a gradient
     shape = (-1, *[1] * (after.hidden.dim() - 1))
     hidden = after.hidden
     for option in choice.probabilities.detach().amax(dim=0).nonzero().flatten().tolist():
@@ -130,17 +130,17 @@ def straight_through_rollout(
     budget: float | None = None,
     preferences: Tensor | None = None,
 ) -> StraightThroughRollout:
-    """Run a batch under a gate in training.
+    """Run a batch of images under a gate in training.
 
     Gradients reach earlier choices through activations and costs, not through the gate's features.
 
     Args:
-        backbone: The form that gradients flow through.
-        frozen: The same network with the same weights, fast and without gradients.
-        gate: Returns logits.
-        images: uint8 ``[batch, c, h, w]``.
-        choose: Turns logits into choices.
-        budget: Per-input budget that the gate sees.
+        backbone: The backbone, in training form, with gradients.
+        frozen: The same backbone with the same weights in inference form.
+        gate: Gate that returns logits.
+        images: Images, uint8 ``[batch, c, h, w]``.
+        choose: Function that maps logits to choices.
+        budget: Per-input budget that the gate observes, in percent; ``None`` for none.
         preferences: Preference of each image, float32 ``[batch]``; ``None`` for gates for one
             budget.
     """

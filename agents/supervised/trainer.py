@@ -1,4 +1,4 @@
-"""Base of the trainers of gates by supervision: batches, Adam, and a checkpoint's state."""
+"""Base of the trainers without an environment: batches, optimizer and checkpoint state."""
 
 import math
 from abc import ABC, abstractmethod
@@ -21,19 +21,20 @@ from dfs_rl.utils.checkpoint import check_finite, optimizer_tensors, restore_opt
 from dfs_rl.utils.config import NonNegativeInt
 
 _N_MULTIPLIERS = 9
-"""Of the prices along a dial, between which they are interpolated."""
+"""Number of Lagrange multipliers of a budget-conditioned gate."""
 
 
 class StepLosses(NamedTuple):
-    """Figures of one step.
+    """Metrics of one step.
 
     Attributes:
-        labels: Cross-entropy.
-        divergence: From the full-precision network, None if it was not asked for.
-        accuracy: Of the batch under the hard choices, in percent.
-        spent: Cost of the gated layers over their budget.
-        multiplier: Weight of that ratio in the loss or reward; negative where cost is rewarded.
-        backbone: Cross-entropy of the backbone's images under the gate, None if it learned nothing.
+        labels: Cross-entropy with the labels.
+        divergence: Divergence from the full-precision backbone; ``None`` without distillation.
+        accuracy: Accuracy of the batch under the hard choices, in percent.
+        spent: Mean cost of the gated layers over their budget.
+        multiplier: Weight of that ratio in the loss or reward; negative if cost is rewarded.
+        backbone: Cross-entropy of the backbone's images under the gate; ``None`` if the backbone
+            did not learn.
     """
 
     labels: float
@@ -46,16 +47,16 @@ class StepLosses(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class GateTask:
-    """Task of a gate, whatever the method.
+    """Task of a gate, independent of the method.
 
     Attributes:
-        backbone: The training form, in evaluation mode.
-        frozen: The same network in its frozen form.
-        gate: Trained in place.
+        backbone: The backbone in training form, in evaluation mode.
+        frozen: The same backbone in inference form.
+        gate: The gate, trained in place.
         images: The split to learn from.
-        target: Mean budget of the gated layers as a fraction, a function of preferences, float64
-            ``[n]`` in and out; a gate for one budget calls it with 1.
-        steps: Length of the training.
+        target: Function from preferences to mean budgets of the gated layers as fractions, float64
+            ``[n]`` in and out; called with preference 1 for a gate for one budget.
+        steps: Length of the training in steps.
         seed: Seed of the run.
 
     Raises:
@@ -80,13 +81,13 @@ class GateTask:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainerState:
-    """What ``GateTrainer.state`` holds.
+    """State of a ``GateTrainer`` in a checkpoint.
 
     Attributes:
-        steps: Batches learned from.
-        prices: Those of the dial.
-        backbone_steps: Steps of a co-trained backbone.
-        executed_everything: Whether the first phase of dfs is over.
+        steps: Number of steps taken.
+        multipliers: Values of the Lagrange multipliers.
+        backbone_steps: Number of steps of a co-trained backbone.
+        executed_everything: True once the first phase of DFS is over.
     """
 
     steps: NonNegativeInt
@@ -97,12 +98,12 @@ class TrainerState:
 
 @dataclass(frozen=True, kw_only=True)
 class SupervisedState:
-    """What the checkpoint of a training by supervision holds beside tensors.
+    """State of a training in a checkpoint, without tensors.
 
     Attributes:
-        trainer: Where the trainer stands.
-        metrics: Records logged so far.
-        validation: Where the validator stands; ``None`` to choose the best gate anew.
+        trainer: State of the trainer.
+        metrics: Number of records logged so far.
+        validation: State of the validator; ``None`` to restart the selection of the best gate.
     """
 
     trainer: TrainerState
@@ -111,13 +112,13 @@ class SupervisedState:
 
 
 class GateTrainer(ABC):
-    """Trains a gate, step by step, each from one batch.
+    """Base of the trainers of a gate, with one batch per step.
 
-    All randomness follows from the seed and the number of steps, so any step can be resumed.
+    All randomness follows from the seed and the number of steps, so training resumes at any step.
 
     Args:
         config: Hyperparameters.
-        task: What to learn on.
+        task: Task of the gate.
     """
 
     def __init__(self, config: SupervisedConfig, task: GateTask) -> None:
@@ -134,7 +135,7 @@ class GateTrainer(ABC):
         self._optimizer = torch.optim.Adam(task.gate.parameters(), lr=config.learning_rate)
 
     def step(self) -> StepLosses:
-        """Learn from one batch.
+        """Train the gate on one batch.
 
         Raises:
             TrainingError: If the loss is no longer finite.
@@ -147,15 +148,15 @@ class GateTrainer(ABC):
 
     @abstractmethod
     def _learn(self, batch: ImageSet) -> StepLosses:
-        """Learn from ``batch``, by one call of ``_descend``."""
+        """Train the gate on ``batch`` with one call of ``_descend``."""
 
     @property
     def progress(self) -> float:
-        """Share of the training that has been made, in [0, 1]."""
+        """Completed share of the training, in [0, 1]."""
         return self.steps / self._task.steps
 
     def _descend(self, loss: Tensor) -> None:
-        """Take a step of Adam, its size falling along a cosine to zero.
+        """Take a step of Adam with a learning rate annealed along a cosine to zero.
 
         Raises:
             TrainingError: If ``loss`` is not finite.
@@ -175,20 +176,20 @@ class GateTrainer(ABC):
         self._optimizer.step()
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return weights and moments for a checkpoint."""
+        """Return the weights and moments for a checkpoint."""
         weights = {f"gate.{name}": tensor for name, tensor in self.gate.state_dict().items()}
         return weights | optimizer_tensors(self._optimizer, "optimizer")
 
     @property
     def state(self) -> dict[str, object]:
-        """What else a checkpoint needs, as JSON values."""
+        """Other state for a checkpoint, as JSON values."""
         return {"steps": self.steps, "multipliers": self._multipliers.values.tolist()}
 
     def restore(self, tensors: Mapping[str, Tensor], state: Mapping[str, object]) -> None:
-        """Go back to where ``tensors`` and ``state`` were taken.
+        """Restore the training from ``tensors`` and ``state``.
 
         Raises:
-            CheckpointError: If they are of another training.
+            CheckpointError: If they do not fit this training.
         """
         weights = {
             name.removeprefix("gate."): t for name, t in tensors.items() if name.startswith("gate.")
@@ -202,12 +203,12 @@ class GateTrainer(ABC):
             raise CheckpointError("the checkpoint does not fit this run's gate.") from error
 
     def _restore_state(self, state: Mapping[str, object]) -> None:
-        """Go back to where ``state`` was taken."""
+        """Restore the training from ``state``."""
         self.steps = int(str(state["steps"]))
         self._multipliers.restore(cast("list[float]", state["multipliers"]))
 
     def _rows(self) -> Tensor:
-        """Return the image indices of the next step; each pass takes every image once."""
+        """Return the image indices of the next step; an epoch has each image at most once."""
         images, seed = self._task.images, self._task.seed
         per_epoch = len(images) // self._batch_size
         epoch, place = divmod(self.steps, per_epoch)
@@ -220,5 +221,5 @@ class GateTrainer(ABC):
 
 
 def accuracy_of(logits: Tensor, labels: Tensor) -> float:
-    """Return the percentage of right answers in ``logits``, ``[batch, classes]``."""
+    """Return the accuracy of ``logits``, ``[batch, classes]``, in percent."""
     return 100.0 * float((logits.argmax(dim=1) == labels).double().mean())
