@@ -1,1 +1,1 @@
-"""Records and summaries to tables and pictures; the only place that draws."""
+"""Tables and figures of records and summaries; all drawing code is here."""

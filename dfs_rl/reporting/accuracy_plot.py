@@ -1,4 +1,4 @@
-"""Accuracy against computation: the gate among everything it is compared with."""
+"""Accuracy against computation: the gate and its baselines."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -25,11 +25,11 @@ _MARKER_STYLES = {
     "cascade_before": ("^", style.MUTED, 7.0),
 }
 _FIXED_STYLE = ("o", style.MUTED, 5.0)
-# Reference points more than this many points below the gate and its baselines are named at the lower
-# edge: drawn to scale, "skip all" at chance would flatten everything else.
+# Reference methods more than this many points below the gate and its baselines are labelled at the
+# lower edge: drawn to scale, "skip all" at chance would flatten all others.
 _DEPTH = 12.0
 _AXIS = "computation per image, % of all gated layers at 32 bit"
-# Inches: the figure's height, and from its edges to the axes.
+# Inches: height of the figure, margins, and widths of the panels and of the gap between them.
 _HEIGHT, _LEFT, _BOTTOM, _TOP, _RIGHT = 4.2, 0.62, 0.56, 0.44, 0.16
 _WIDE, _NARROW, _BETWEEN = 5.6, 3.1, 0.62
 
@@ -38,8 +38,8 @@ _WIDE, _NARROW, _BETWEEN = 5.6, 3.1, 0.62
 def accuracy_plot(summary: EvaluationSummary) -> "Figure":
     """Draw every method of a summary; bars are one standard error.
 
-    With a gate there are two panels: everything over a logarithmic axis, and the gate with its
-    baselines enlarged, which by design cost nearly the same.
+    With a gate there are two panels: all methods over a logarithmic axis, and a magnified view of
+    the gate and its baselines of nearly the same cost.
     """
     drawn = [method for method in summary.methods if method.computation > 0]
     own = [method for method in drawn if method.role in ("gate", "matched")]
@@ -88,7 +88,7 @@ def _draw_overview(
     style.log_ticks(axes)
 
     lines = _draw_points(axes, shown)
-    # The baselines are named in the other panel, where there is room.
+    # The other panel has enough space for the labels of the baselines.
     named = [method for method in shown if method.role != "matched"]
     labels = [_label(method) for method in sorted(named, key=lambda m: m.role == "fixed")]
     bottom, top = axes.get_ylim()
@@ -131,7 +131,7 @@ def _span(methods: Sequence[MethodSummary]) -> tuple[float, float]:
 
 
 def _draw_points(axes: "Axes", methods: Sequence[MethodSummary]) -> list[list[tuple[float, float]]]:
-    """Draw the methods, the fixed ones joined; return the lines that text should keep off."""
+    """Draw the methods, the fixed ones connected; return the lines that labels should avoid."""
     fixed = sorted((m for m in methods if m.role == "fixed"), key=lambda m: m.computation)
     curve = [(method.computation, method.accuracy) for method in fixed]
     if curve:

@@ -1,4 +1,4 @@
-"""How a gate's choice of options shifts as its budget grows."""
+"""Share of each bit option over the budget of a gate."""
 
 from typing import TYPE_CHECKING
 
@@ -16,16 +16,18 @@ if TYPE_CHECKING:
 _COLUMNS = 5
 _PANEL = (1.75, 1.45)
 _MOST_LAYERS = 24
-"""Beyond this, only as many are shown, evenly spaced."""
+"""Maximum number of layers to show; of more layers, an evenly spaced subset is shown."""
 
 
 @style.plain_text()
 def bit_mix_plot(curve: Curve, options: tuple[int, ...]) -> "Figure":
-    """Draw the share of each option over mean computation, for all layers together and for each (Shen et al., AAAI 2020, Figures 12 to 15).
+    """Draw the share of each option over mean computation, for all layers and for each layer.
+
+    The figure follows Figures 12 to 15 of Shen et al. (AAAI 2020).
 
     Args:
-        curve: Of a gate.
-        options: The menu.
+        curve: Curve of a gate.
+        options: Bit options, ascending.
     """
     shares = np.asarray(curve.histograms, dtype=np.float64)  # [points, layers, options]
     layers = shares.shape[1]
@@ -49,7 +51,7 @@ def bit_mix_plot(curve: Curve, options: tuple[int, ...]) -> "Figure":
         _panel(axes, name, np.asarray(curve.computations), values, BitOptions(options))
     for axes in grid.flat[len(panels) :]:
         axes.set_visible(False)
-    for column in range(columns):  # all have the same axis, so the lowest panel alone names it
+    for column in range(columns):  # the lowest panel has the tick labels of its column
         for axes in [axes for axes in grid[:, column] if axes.get_visible()][:-1]:
             axes.tick_params(labelbottom=False)
     handles, names = grid[0, 0].get_legend_handles_labels()
@@ -77,7 +79,7 @@ def _panel(
 
     spent = computations.tolist()
     low, high = min(spent), max(spent)
-    if low == high:  # a gate that its budget does not move: a band in place of a line
+    if low == high:  # constant computation: draw a band
         low, high = 0.9 * low, 1.1 * high
         computations, shares = np.array([low, high]), shares[[0, 0]]
     names, colours = zip(*style.action_styles(options, shares.shape[1]), strict=True)
@@ -98,7 +100,7 @@ def _panel(
     ends = [low, high] if len(set(spent)) > 1 else [spent[0]]
     axes.set_xticks(ends, [f"{float(f'{end:.2g}'):g}" for end in ends])  # 100, not 1e+02
     axes.tick_params(labelsize=style.SMALL_SIZE - 1)
-    # Inwards, or the labels of neighbouring panels would meet.
+    # Align labels inwards, so that those of neighbouring panels do not overlap.
     if len(ends) > 1:
         axes.get_xticklabels()[0].set_horizontalalignment("left")
         axes.get_xticklabels()[-1].set_horizontalalignment("right")

@@ -1,4 +1,4 @@
-"""The pictures of a comparison."""
+"""All figures of a comparison."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -12,13 +12,13 @@ from dfs_rl.reporting.pareto_plot import hover_points, pareto_plot
 
 
 class ComparisonFigures(NamedTuple):
-    """Pictures that concern all gates.
+    """Figures of all gates.
 
     Attributes:
         pareto_front: Accuracy against computation, as PNG.
-        points: Where it shows what.
+        points: Hover texts of its points.
         computation_by_difficulty: Computation against difficulty, as PNG.
-        bit_mixes: How the mix of options shifts with the budget, as PNG, by the label of the curve.
+        bit_mixes: Share of each option over the budget, as PNG, by the label of the curve.
     """
 
     pareto_front: bytes
@@ -28,7 +28,7 @@ class ComparisonFigures(NamedTuple):
 
 
 def comparison_figures(comparison: ComparisonOfRuns) -> ComparisonFigures:
-    """Draw them."""
+    """Draw all figures of a comparison."""
     pareto_front = pareto_plot(comparison)
     return ComparisonFigures(
         pareto_front=style.to_png(pareto_front),

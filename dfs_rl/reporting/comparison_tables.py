@@ -1,4 +1,4 @@
-"""A comparison of runs as text for the screen and as rows for a spreadsheet."""
+"""Text and CSV output of a comparison of runs."""
 
 import csv
 import io
@@ -20,14 +20,14 @@ from dfs_rl.evaluation.verdict import COST_TOLERANCE
 from dfs_rl.reporting.tables import WIDTH, aligned_table
 
 _OVER_BUDGET_MARK = " !"
-"""Marks a gate that spends more than it was asked to."""
+"""Mark of a gate above its budget."""
 ABOUT_BUDGETS = (
     "Of each method what was asked to keep to the budget, or else the best that costs at most "
     f"{100 * COST_TOLERANCE:g} % more, chosen on "
     f"val. An exclamation mark: it spends over {100 * COST_TOLERANCE:g} % more than it was asked "
     "to."
 )
-"""How to read the table of budgets."""
+"""Explanation of the table of budgets."""
 _HEAD = ("method", "seeds", "accuracy %", "computation %", "patterns")
 _GAINS = {
     "static_table": "minus static",
@@ -38,7 +38,10 @@ _GAINS = {
 
 
 def comparison_text(comparison: ComparisonOfRuns) -> str:
-    """Return the tables, which differences hold, and, last because a terminal shows the end, the verdict."""
+    """Return the tables, the sentences on differences, and the verdict.
+
+    The verdict comes last, because a terminal shows the end of the output.
+    """
     head = (
         f"{comparison.dataset}, {comparison.split} split, {comparison.n:,} images, options "
         f"{', '.join(map(str, comparison.options))} bit; ± is the standard deviation over seeds"
@@ -67,7 +70,10 @@ def comparison_text(comparison: ComparisonOfRuns) -> str:
 def budget_table(
     comparison: ComparisonOfRuns,
 ) -> tuple[tuple[str, ...], list[list[tuple[str, ...]]]]:
-    """Return the head and the cells of the table of budgets: what to ship, then each method's accuracy and what it costs."""
+    """Return head and rows of the table of budgets.
+
+    It has the recommended method, and accuracy and computation of each method.
+    """
     points = {point.label: point for point in (*comparison.points, *comparison.references)}
     head = (
         "accuracy % at computation %",
@@ -76,7 +82,7 @@ def budget_table(
     recommended_families = tuple(
         "" if at.recommended is None else points[at.recommended].family for at in comparison.budgets
     )
-    groups: dict[bool, list[tuple[str, ...]]] = {True: [], False: []}  # gates, and what is none
+    groups: dict[bool, list[tuple[str, ...]]] = {True: [], False: []}  # gates and baselines
     for family in ranked_families(comparison.budgets, list(points.values())):
         at_budgets_points = [points.get(at.methods.get(family, "")) for at in comparison.budgets]
         row = (
@@ -101,10 +107,10 @@ def _budget_cell(point: Point | None, at: BudgetResult) -> str:
 def points_table(
     comparison: ComparisonOfRuns,
 ) -> tuple[tuple[str, ...], list[list[tuple[str, ...]]]]:
-    """Return the head and the cells of the table of points: gates, what could be shipped instead of them, references.
+    """Return head and rows of the table of points: gates, baselines, references.
 
-    Every gate has baselines of its own, at what it costs. Where there are budgets, those that stand
-    at them are enough to read.
+    Every gate has its own baselines at its cost. If there are budgets, only the baselines at these
+    budgets are shown.
     """
     told = {label for at in comparison.budgets for label in at.methods.values()}
     gates = [point for point in comparison.points if point.kind == GATE]
@@ -120,7 +126,7 @@ def points_table(
 
 
 def _gains(comparison: ComparisonOfRuns) -> list[str]:
-    """Return the baselines that have a column: a network without exits has none for them."""
+    """Return the baselines that have a column; exits have one only if the network has exits."""
     return [
         key
         for key in _GAINS
@@ -131,7 +137,7 @@ def _gains(comparison: ComparisonOfRuns) -> list[str]:
 def curve_table(
     comparison: ComparisonOfRuns,
 ) -> tuple[tuple[str, ...], list[list[tuple[str, ...]]]]:
-    """Return the head and the cells of the table of curves: areas, and accuracies at fixed computations."""
+    """Return head and rows of the table of curves: areas, and accuracies at fixed computations."""
     shown = [
         f"{c:g}"
         for c in REPORTED_COMPUTATIONS
@@ -155,7 +161,7 @@ TRAINING_HEAD = ("gate", "trainings", "images", "minutes", "images per second")
 
 
 def training_rows(comparison: ComparisonOfRuns) -> list[tuple[str, ...]]:
-    """Return what training each kind of gate took."""
+    """Return the training cost of each kind of gate."""
     rows: list[tuple[str, ...]] = []
     for cost in comparison.trainings:
         known = cost.seconds is not None and cost.seconds > 0
@@ -166,7 +172,7 @@ def training_rows(comparison: ComparisonOfRuns) -> list[tuple[str, ...]]:
 
 
 def comparison_csv(comparison: ComparisonOfRuns) -> str:
-    """Return one line per point, means and deviations in columns of their own."""
+    """Return one CSV line per point, with means and deviations in separate columns."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     gains = _gains(comparison)

@@ -1,4 +1,4 @@
-"""Whether a gate spends more on images that need more."""
+"""Computation of gates by the difficulty of images."""
 
 from typing import TYPE_CHECKING
 
@@ -15,10 +15,10 @@ _SIZE = (8.6, 4.0)
 
 @style.plain_text()
 def difficulty_plot(comparison: ComparisonOfRuns) -> "Figure":
-    """Draw what each gate spends on the images of each class of difficulty, over what it spends on all.
+    """Draw each gate's computation per class of difficulty, relative to its mean.
 
-    A gate that does not look at its images is a level line at 1; one that sees what they need rises
-    to the right. Each budget of a gate is a line.
+    A gate that ignores its inputs is a horizontal line at 1; one that adapts to them rises to the
+    right. Each budget of a gate is a line.
     """
     figure = style.new_figure(*_SIZE)
     figure.subplots_adjust(left=0.08, right=0.7, bottom=0.2, top=0.9)

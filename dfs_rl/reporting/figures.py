@@ -1,4 +1,4 @@
-"""The pictures of an evaluation, as files."""
+"""Figure files of an evaluation."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,16 +25,16 @@ def cheapest_and_dearest(
     *,
     count: int = EXAMPLES,
 ) -> tuple[list[ImageExample], list[ImageExample]]:
-    """Return the ``count`` images that cost least and those that cost most, the most extreme first.
+    """Return the ``count`` cheapest and most expensive images, the most extreme first.
 
     Equal costs keep the order of the split.
 
     Args:
-        records: What a gate did.
-        images: The images that it did it to, uint8 ``[n, c, h, w]``.
-        costs: What options cost.
-        class_names: In label order.
-        count: Images in each list; fewer if there are fewer.
+        records: Results of a gate.
+        images: Images of these results, uint8 ``[n, c, h, w]``.
+        costs: Costs of the options.
+        class_names: Names in label order.
+        count: Maximum number of images in each list.
     """
     computation = records.computation(costs)
 
@@ -61,13 +61,13 @@ def write_figures(
     """Write ``accuracy.png`` and, for a gate, ``options.png`` and ``images.png``, atomically.
 
     Args:
-        folder: Where to; made if need be.
-        prefix: Put before each file's name.
-        summary: What to draw.
-        examples: Cheapest and dearest images, None without a gate.
+        folder: Target folder; created if missing.
+        prefix: Prefix of each file name.
+        summary: Summary of the evaluation.
+        examples: Cheapest and most expensive images, None without a gate.
 
     Returns:
-        The files.
+        Paths of the files.
     """
     menu = BitOptions(summary.options)
     figures = {"accuracy": accuracy_plot(summary)}

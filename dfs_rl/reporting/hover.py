@@ -1,4 +1,4 @@
-"""Where points are in a picture, for a page that tells more where one points at them."""
+"""Positions of points in a figure, for hover tooltips."""
 
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -7,12 +7,12 @@ if TYPE_CHECKING:
 
 
 class HoverPoint(NamedTuple):
-    """Where a point is in the picture.
+    """Tooltip of a point in a figure.
 
     Attributes:
-        text: What there is to say about it.
-        left: From the left edge, as a fraction of the width.
-        top: From the upper edge, as a fraction of the height.
+        text: Text of the tooltip.
+        left: Distance from the left edge, as a fraction of the width.
+        top: Distance from the upper edge, as a fraction of the height.
     """
 
     text: str
@@ -21,7 +21,10 @@ class HoverPoint(NamedTuple):
 
 
 def hover_point(axes: "Axes", x: float, y: float, text: str) -> HoverPoint:
-    """Return where the picture shows ``x`` and ``y``, in data units; limits and scales of the axes must be final."""
+    """Return the tooltip of the point at ``x`` and ``y``, in data units.
+
+    Limits and scales of the axes must be final.
+    """
     at = axes.transData.transform((x, y))
     left, bottom = axes.figure.transFigure.inverted().transform(at)
     return HoverPoint(text, float(left), 1.0 - float(bottom))

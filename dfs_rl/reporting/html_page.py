@@ -1,4 +1,7 @@
-"""The frame and the parts of a report that is one HTML file and opens anywhere, offline: nothing in it is fetched from elsewhere."""
+"""Frame and components of an HTML report.
+
+A report is one file that opens offline and loads nothing from elsewhere.
+"""
 
 import base64
 import html
@@ -42,16 +45,16 @@ pre { overflow-x: auto; background: var(--raised); padding: .6rem; font-size: .8
 """
 
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-"""A browser that honours it fetches nothing, whatever the page says."""
+"""Content security policy that prevents all requests of the page."""
 
 
 def page(title: str, parts: Sequence[str], style: str = "") -> str:
     """Return the whole page.
 
     Args:
-        title: Its title, as text.
-        parts: What stands in it, as HTML.
-        style: Rules of this page, beyond those of every report.
+        title: Title as text.
+        parts: Content as HTML.
+        style: Additional style rules of this page.
     """
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -64,7 +67,7 @@ def page(title: str, parts: Sequence[str], style: str = "") -> str:
 
 
 def opening(title: str, about: str, verdict: Sequence[str]) -> list[str]:
-    """Return what every report begins with: what it is about, and the verdict, a paragraph for each sentence."""
+    """Return the start of a report: title, description, and one paragraph per verdict sentence."""
     said = "".join(f"<p>{html.escape(sentence)}</p>" for sentence in verdict)
     return [
         f"<h1>{html.escape(title)}</h1>",
@@ -74,13 +77,13 @@ def opening(title: str, about: str, verdict: Sequence[str]) -> list[str]:
 
 
 def image(png: bytes, alt: str) -> str:
-    """Return a picture, ``alt`` in its place where it cannot be seen."""
+    """Return an image element; ``alt`` is its alternative text."""
     data = base64.b64encode(png).decode()
     return f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{data}">'
 
 
 def hover_plot(png: bytes, alt: str, points: Sequence[HoverPoint]) -> str:
-    """Return a picture that tells more of a point where one points at it; the last of ``points`` lie on top."""
+    """Return a figure with hover tooltips; the last of ``points`` are on top."""
     middle = 0.5
     spots = "".join(
         f'<span{" class=right" if point.left > middle else ""} data-tooltip="{html.escape(point.text)}" '
@@ -106,7 +109,7 @@ def html_table(names: Sequence[str], groups: Sequence[Sequence[Sequence[str]]]) 
 
 
 def failures(failed: Mapping[str, str]) -> str:
-    """Return the list of what failed and why, nothing if all went well."""
+    """Return the list of failures and their reasons, empty without failures."""
     if not failed:
         return ""
     rows = "".join(

@@ -1,4 +1,4 @@
-"""A comparison as one HTML file."""
+"""HTML page of a comparison."""
 
 import html
 from collections.abc import Mapping, Sequence
@@ -19,13 +19,13 @@ from dfs_rl.reporting.html_page import html_table, image
 
 
 class GateSection(NamedTuple):
-    """What a report tells of one gate.
+    """Section of a report about one gate.
 
     Attributes:
-        label: Its name in the table.
-        figures: PNG files by what they show.
-        commands: The command lines that made its runs.
-        settings: Its configuration as YAML.
+        label: Name in the table.
+        figures: PNG files by their titles.
+        commands: Command lines of its runs.
+        settings: Configuration as YAML.
     """
 
     label: str
@@ -40,9 +40,9 @@ def html_report(
     """Return the whole page.
 
     Args:
-        comparison: All figures.
-        figures: Those of all gates.
-        sections: One for each gate.
+        comparison: Results of the comparison.
+        figures: Figures of all gates.
+        sections: One section per gate.
     """
     title = f"Which gate to ship: {comparison.dataset}"
     about = (

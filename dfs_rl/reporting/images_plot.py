@@ -1,4 +1,4 @@
-"""The images that a gate spends least and most on, with their bits."""
+"""Cheapest and most expensive images of a gate, with their bits."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Inches: an image's column and its row without text, the image and its strip, margins, a text line.
+# Inches: column and row of an image without text, image and bit strip, margins, text line.
 _COLUMN, _ROW = 1.12, 1.32
 _SIDE, _STRIP = 1.0, 0.2
 _LEFT, _TOP, _BOTTOM = 0.16, 0.34, 0.42
@@ -27,15 +27,14 @@ _LINE_LENGTH = 17
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ImageExample:
-    """One image and what the gate did with it.
+    """One image with the choices of the gate.
 
     Attributes:
-        image: uint8 ``[c, h, w]``, 1 to 4 channels: grey, grey and alpha, RGB, RGBA.
-        options: Option index of each gated layer; one past the menu's for those that it did not
-            come to.
+        image: Pixels, uint8 ``[c, h, w]``, 1 to 4 channels: grey, grey and alpha, RGB, RGBA.
+        options: Option index of each gated layer; the number of options for layers after the exit.
         prediction: Name of the predicted class.
         label: Name of the true class.
-        computation: Percent, everything included.
+        computation: Total computation in percent.
     """
 
     image: NDArray[np.uint8]
@@ -55,12 +54,12 @@ class _Caption(NamedTuple):
 def images_plot(
     cheapest: Sequence[ImageExample], dearest: Sequence[ImageExample], options: BitOptions
 ) -> "Figure":
-    """Draw two rows of images, each with a strip of its layers' bits and what it was taken for.
+    """Draw two rows of images, each with the bits of its layers and its prediction.
 
     Args:
-        cheapest: The images that cost least, cheapest first; at least one.
-        dearest: The images that cost most, dearest first; at least one.
-        options: The menu.
+        cheapest: Images with the smallest cost, in ascending order; at least one.
+        dearest: Images with the largest cost, in descending order; at least one.
+        options: Bit options.
 
     Raises:
         ConfigError: If a row is empty.
@@ -82,13 +81,13 @@ def images_plot(
         for column, example in enumerate(examples):
             left = _LEFT + column * _COLUMN
             _draw_example(canvas, example, options, left, top - _TOP)
-    canvas.set(xlim=(0, width), ylim=(0, height), aspect="auto")  # pictures change them
+    canvas.set(xlim=(0, width), ylim=(0, height), aspect="auto")  # imshow changes them
     _legend(figure, options)
     return figure
 
 
 def to_rgb(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Turn uint8 ``[c, h, w]`` of 1 to 4 channels into ``[h, w, 3]``, alpha laid over white."""
+    """Convert uint8 ``[c, h, w]`` of 1 to 4 channels to ``[h, w, 3]``, with alpha over white."""
     channels = image.shape[0]
     colour = image[: 3 if channels > 2 else 1]  # noqa: PLR2004 - grey with or without alpha
     rgb = np.broadcast_to(colour, (3, *image.shape[1:])).astype(np.float64)
@@ -101,7 +100,7 @@ def to_rgb(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
 def _draw_example(
     canvas: "Axes", example: ImageExample, options: BitOptions, left: float, top: float
 ) -> None:
-    """Draw one image with its strip and text below ``top``, in inches."""
+    """Draw one image with its bits and captions below ``top``, in inches."""
     rows, columns = example.image.shape[1:]
     width, height = (_SIDE * n / max(rows, columns) for n in (columns, rows))
     middle, foot = left + _SIDE / 2, top - _SIDE
@@ -122,7 +121,7 @@ def _draw_example(
 
 
 def _captions(example: ImageExample) -> list[_Caption]:
-    """Return the lines under an image: its cost, then what it was taken for."""
+    """Return the lines under an image: its cost, then its prediction."""
     said, right = style.short(example.prediction, _NAME_LENGTH), example.prediction == example.label
     lines = [said] if right else [f"says {said}, is {style.short(example.label, _NAME_LENGTH)}"]
     if len(lines[0]) > _LINE_LENGTH and not right:
@@ -139,9 +138,8 @@ def _draw_bits(
 
     colours = style.option_colours(options)
     width = _SIDE / len(chosen)
-    came_to = [
-        option for option in chosen if option < len(options)
-    ]  # the others, it had left before
+    # Larger indices mark layers after the exit.
+    came_to = [option for option in chosen if option < len(options)]
     for layer, option in enumerate(came_to):
         place = left + layer * width
         cell = Rectangle((place, bottom), 0.92 * width, _STRIP, color=colours[option], linewidth=0)

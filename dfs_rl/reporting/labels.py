@@ -1,4 +1,4 @@
-"""Places text beside points so that nothing covers anything else."""
+"""Placement of labels next to points without overlaps."""
 
 import itertools
 import math
@@ -16,23 +16,23 @@ if TYPE_CHECKING:
 
 _DIRECTIONS = 24
 _DISTANCES = (7.0, 10.0, 14.0, 19.0, 26.0, 34.0, 44.0, 56.0)  # points
-_LEADER_FROM = 15.0  # a label farther away than this gets a line to its point
+_LEADER_FROM = 15.0  # points; labels farther away get a leader line
 _PADDING = 2.5
 _MARKER_RADIUS = 5.0
 _LINE_RADIUS = 1.5
-# What it costs, in points of distance, if a label lies wholly on other text or wholly on lines.
+# Penalties in points of distance for a label entirely on other labels, or entirely on lines.
 _COVERING, _CROSSING = 5000.0, 200.0
 
 
 class Label(NamedTuple):
-    """Text that belongs to a point.
+    """Text label of a point.
 
     Attributes:
-        text: The text.
-        x: Where the point is, in data units.
-        y: Likewise.
-        colour: Of the text.
-        weight: Of the font.
+        text: Text of the label.
+        x: Horizontal coordinate of the point, in data units.
+        y: Vertical coordinate of the point, in data units.
+        colour: Colour of the text.
+        weight: Weight of the font.
     """
 
     text: str
@@ -43,7 +43,7 @@ class Label(NamedTuple):
 
 
 class _Place(NamedTuple):
-    """Where a label goes: its distance from the point in points, its offset and box in pixels."""
+    """Placement of a label: distance from the point in points, offset and box in pixels."""
 
     distance: float
     offset: tuple[float, float]
@@ -51,7 +51,7 @@ class _Place(NamedTuple):
 
 
 class _Fan(NamedTuple):
-    """Places for a label around its point, ``n`` of them; lengths in pixels but for ``distance``."""
+    """Candidate placements of a label around its point, in pixels except for ``distance``."""
 
     distance: NDArray[np.float64]  # [n], points
     angle: NDArray[np.float64]  # [n]
@@ -62,11 +62,11 @@ class _Fan(NamedTuple):
     def around(
         cls, centre: NDArray[np.float64], half: NDArray[np.float64], pixels: float
     ) -> "_Fan":
-        """Spread places for a text of half size ``half`` around ``centre``."""
+        """Return candidates for a text of half size ``half`` around ``centre``."""
         angles = 2 * np.pi * np.arange(_DIRECTIONS) / _DIRECTIONS
         distance, angle = (v.ravel() for v in np.meshgrid(_DISTANCES, angles, indexing="ij"))
         direction = np.stack([np.cos(angle), np.sin(angle)], axis=1)
-        # The box's edge, not its middle, keeps the distance; sides are reached before corners.
+        # The distance is that of the box's edge, not of its centre; sides come before corners.
         offset = distance[:, None] * pixels * direction + half * np.clip(1.4 * direction, -1, 1)
         boxes = np.concatenate([centre + offset - half, centre + offset + half], axis=1)
         return cls(distance, angle, offset, boxes)
@@ -74,12 +74,12 @@ class _Fan(NamedTuple):
     def best(
         self, taken: NDArray[np.float64], crossed: NDArray[np.float64], frame: NDArray[np.float64]
     ) -> _Place:
-        """Return the place that covers least of ``taken`` and ``crossed`` and is not far."""
+        """Return the nearest candidate with little overlap with ``taken`` and ``crossed``."""
         area = (self.boxes[:, 2:] - self.boxes[:, :2]).prod(axis=1)
         covered = _overlaps(self.boxes, taken).sum(axis=1)
         outside = area - _overlaps(self.boxes, frame[None])[:, 0]
         lines = _overlaps(self.boxes, crossed).sum(axis=1)
-        # Right and above first, as one reads.
+        # Prefer the upper right.
         slant = 0.5 * (1 - np.cos(self.angle - np.pi / 6))
         penalty = (_COVERING * (covered + outside) + _CROSSING * lines) / area
         best = int((self.distance + slant + penalty.round(6)).argmin())
@@ -96,18 +96,18 @@ def place_labels(
     lines: Sequence[Sequence[tuple[float, float]]],
     size: float,
 ) -> list["Bbox"]:
-    """Write each label near its point, the first ones in the best places.
+    """Write each label near its point, the first ones at the best placements.
 
     Limits and scales of the axes must be final.
 
     Args:
-        axes: Where to write.
-        labels: What to write, the most important first.
-        lines: Polylines, in data units, that text should not cover.
+        axes: Axes to write on.
+        labels: Labels, the most important first.
+        lines: Polylines, in data units, that labels should not cover.
         size: Font size in points.
 
     Returns:
-        The boxes of the texts, in pixels.
+        Boxes of the texts, in pixels.
     """
     from matplotlib.patheffects import withStroke
 
@@ -153,7 +153,7 @@ def _squares(centres: NDArray[np.float64], radius: float) -> NDArray[np.float64]
 
 
 def _along(ends: NDArray[np.float64], spacing: float) -> NDArray[np.float64]:
-    """Return places on a polyline ``[n, 2]``, at most ``spacing`` apart."""
+    """Return points on a polyline ``[n, 2]``, at most ``spacing`` apart."""
     pieces = []
     for start, end in itertools.pairwise(ends):
         steps = max(1, math.ceil(math.dist(start, end) / spacing))
@@ -162,7 +162,7 @@ def _along(ends: NDArray[np.float64], spacing: float) -> NDArray[np.float64]:
 
 
 def _overlaps(first: NDArray[np.float64], second: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the areas ``[n, m]`` that boxes ``[n, 4]`` and ``[m, 4]`` have in common."""
+    """Return the areas ``[n, m]`` of the intersections of boxes ``[n, 4]`` and ``[m, 4]``."""
     low = np.maximum(first[:, None, :2], second[None, :, :2])
     high = np.minimum(first[:, None, 2:], second[None, :, 2:])
     areas: NDArray[np.float64] = np.clip(high - low, 0.0, None).prod(axis=2)
@@ -172,7 +172,7 @@ def _overlaps(first: NDArray[np.float64], second: NDArray[np.float64]) -> NDArra
 def _leader(
     axes: "Axes", point: NDArray[np.float64], box: NDArray[np.float64], colour: str
 ) -> None:
-    """Draw a thin line from the point to the nearest place on the label's box."""
+    """Draw a thin line from the point to the nearest point of the label's box."""
     nearest = np.clip(point, box[:2], box[2:])
     data = axes.transData.inverted().transform(np.stack([point, nearest]))
     axes.plot(data[:, 0], data[:, 1], color=colour, linewidth=0.6, alpha=0.7, zorder=3)

@@ -1,4 +1,4 @@
-"""Which options a gate runs each layer at."""
+"""Shares of the options that a gate chooses at each layer."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Beyond this many layers bars are too narrow for numbers inside.
+# With more layers, bars are too narrow for numbers.
 _NUMBERED_LAYERS = 14
 _NUMBERED_SHARE = 0.07
 _EVERY_LAYER_TICKED = 20
@@ -24,9 +24,9 @@ def options_plot(histogram: Sequence[Sequence[float]], options: BitOptions) -> "
     """Draw one stacked bar per layer, cheap options at the bottom.
 
     Args:
-        histogram: Share of images at each option, ``[layers, options]``, rows summing to 1; where
-            there are exits, a last column has the share that has left.
-        options: The menu.
+        histogram: Fraction of images at each option, ``[layers, options]``, rows summing to 1; with
+            exits, a last column has the fraction that has left the network.
+        options: Bit options.
     """
     shares = np.asarray(histogram, dtype=np.float64)
     layers = len(shares)
@@ -56,7 +56,7 @@ def options_plot(histogram: Sequence[Sequence[float]], options: BitOptions) -> "
 def option_histogram_image(
     histogram: Sequence[Sequence[float]], options: BitOptions
 ) -> NDArray[np.uint8]:
-    """Return the picture of ``options_plot`` as uint8 ``[height, width, 3]``, for TensorBoard."""
+    """Return ``options_plot`` as uint8 ``[height, width, 3]``, for TensorBoard."""
     return style.to_array(options_plot(histogram, options))
 
 

@@ -1,4 +1,4 @@
-"""Accuracy against computation of many gates: points over seeds, baselines joined to curves, references behind them."""
+"""Accuracy against computation of several gates over seeds, with baselines and references."""
 
 import textwrap
 from collections.abc import Sequence
@@ -23,25 +23,25 @@ _MARGINS = {"left": 0.08, "right": 0.98, "bottom": 0.11, "top": 0.91}
 _NOTE_WIDTH = 130
 _NOTE_LINES = 4
 _NOTE_HEIGHT = 0.035
-"""Characters of a line below the picture, lines at most, and a line's height as a fraction of the picture's."""
+"""Characters and lines of the note at most, and line height as a fraction of the figure's."""
 _BELOW = 3.0
-"""What lies this many points below all that is worth looking at is told of, not drawn: to scale it would flatten everything else."""
+"""Methods this many points below the relevant range are not drawn; a note lists such gates."""
 _MARKER, _SMALL_MARKER, _MANY = 11.0, 7.0, 6
-"""Of gates, in points, and from how many kinds of them on the small one is taken."""
+"""Normal and small marker size of gates in points, and number of gates for the small one."""
 _ROOM = 0.12
-"""Around what is drawn, as a fraction of its extent."""
+"""Margin around the drawn points, as a fraction of their extent."""
 _BEYOND = 5.0
-"""A uniform setting is a line where it costs more than this many times the dearest point."""
+"""A uniform setting is drawn as a line if it costs more than this multiple of the largest cost."""
 
 
 class _Scene(NamedTuple):
-    """What there is to draw.
+    """Elements of the figure.
 
     Attributes:
         points: Gates and baselines.
         references: Uniform settings.
-        levels: Uniform settings too dear to be points.
-        undrawn: Gates too poor to be drawn.
+        levels: Uniform settings that are too expensive to draw as points.
+        undrawn: Gates that are too inaccurate to draw.
     """
 
     points: list[Point]
@@ -52,12 +52,11 @@ class _Scene(NamedTuple):
 
 @style.plain_text()
 def pareto_plot(comparison: ComparisonOfRuns) -> "Figure":
-    """Draw the gates of a comparison over a logarithmic axis; bars are one standard deviation over seeds.
+    """Draw the gates of a comparison over a logarithmic axis.
 
-    Gates far below the cheapest uniform setting that works are told of below the picture, uniform
-    settings that are far dearer are
-    lines: to scale either would leave no room for the rest. So would bars, which are cut off at the
-        frame.
+    Bars are one standard deviation over seeds, cut off at the frame. Gates far below the cheapest
+    useful uniform setting are listed below the figure, and far more expensive uniform settings are
+    lines, because both would compress the rest of the figure.
     """
     scene = _scene(comparison)
     figure = style.new_figure(*_SIZE)
@@ -90,11 +89,11 @@ def pareto_plot(comparison: ComparisonOfRuns) -> "Figure":
         height = level.accuracy.mean
         lines.append([(left, height), (right, height)])
         said = f"{level.label}, at {level.computation.mean:.3g} %"
-        # Three quarters of the way to the right, as seen.
+        # Three quarters of the width in logarithmic scale.
         labels.append(Label(said, left ** (1 / 4) * right ** (3 / 4), height, style.MUTED))
     place_labels(axes, labels, [line for line in lines if len(line) > 1], style.SMALL_SIZE)
     named, _ = axes.get_legend_handles_labels()
-    if named and len(lines) > 1:  # the lower right is free only where no gate spends much
+    if named and len(lines) > 1:  # no corner is always free
         axes.legend(loc="best", fontsize=style.SMALL_SIZE, frameon=False)
     return figure
 
@@ -112,7 +111,7 @@ def _framed(figure: "Figure", title: str, note: Sequence[str]) -> "Axes":
 
 
 def _scene(comparison: ComparisonOfRuns) -> _Scene:
-    """Choose what is drawn to scale."""
+    """Select the elements that are drawn to scale."""
     lowest = comparison.reference_accuracy - _BELOW
     drawn = [point for point in comparison.points if point.accuracy.mean >= lowest]
     if not any(point.kind == GATE for point in drawn):
@@ -127,7 +126,7 @@ def _scene(comparison: ComparisonOfRuns) -> _Scene:
 
 
 def _note(undrawn: Sequence[Point]) -> list[str]:
-    """Return lines that tell of gates which are not drawn."""
+    """Return the lines of the note about gates that are not drawn."""
     told: dict[str, list[str]] = {}
     for point in undrawn:
         figures = f"{point.accuracy.mean:.1f} % at {point.computation.mean:.3g} %"
@@ -143,7 +142,7 @@ def _note(undrawn: Sequence[Point]) -> list[str]:
 
 
 def hover_points(figure: "Figure", comparison: ComparisonOfRuns) -> list[HoverPoint]:
-    """Return where ``pareto_plot`` drew what, for a page that tells more where one points at it."""
+    """Return the hover tooltips of ``pareto_plot``."""
     (axes,) = figure.axes
     scene = _scene(comparison)
     points = []
@@ -175,7 +174,7 @@ def _curve(
 def _draw(
     axes: "Axes", point: Point, colour: str, marker: str, size: float
 ) -> list[list[tuple[float, float]]]:
-    """Draw a gate; returns its bars, which text should keep off."""
+    """Draw a gate; return its bars, which labels should avoid."""
     x, y = point.computation.mean, point.accuracy.mean
     dx, dy = point.computation.deviation or 0.0, point.accuracy.deviation or 0.0
     axes.errorbar(
@@ -201,7 +200,7 @@ def _label(point: Point, colour: str, *, weight: str = "normal") -> Label:
 
 
 def _finish_axes(axes: "Axes", accuracies: Sequence[float]) -> None:
-    """Leave room around what was drawn and fix the limits, which labels need."""
+    """Set margins and final limits of the axes, which labels require."""
     axes.margins(x=_ROOM)
     axes.set_xlim(*axes.get_xlim())
     low, high = min(accuracies), max(accuracies)

@@ -1,6 +1,6 @@
-"""One look for every picture: sizes, colours, and figures without pyplot's global state.
+"""Common style of all figures: sizes, colours, and figures without pyplot's global state.
 
-matplotlib is imported where it is used, so that importing this package stays fast.
+matplotlib is imported inside functions, so that importing this package stays fast.
 """
 
 import io
@@ -28,7 +28,7 @@ INK = "#222222"
 MUTED = "#6b6b6b"
 FAINT = "#dddddd"
 
-# Okabe and Ito (2008): told apart with any colour vision, and in grey by their lightness.
+# Okabe and Ito (2008): distinguishable with any colour vision, and in grey by lightness.
 VERMILION = "#d55e00"
 BLUE = "#0072b2"
 ORANGE = "#b07800"
@@ -37,20 +37,24 @@ PURPLE = "#aa4499"
 SKY = "#3a97d4"
 
 NAME_LENGTH = 40
-"""Characters of a name of a data set or a gate, beyond which pictures cut it."""
+"""Maximum number of characters of a data set's or gate's name in figures."""
 
 GATE_COLOURS = (VERMILION, PURPLE, ORANGE, SKY)
 GATE_MARKERS = "*osDXPv^<>"
-"""More of them than colours, and no multiple, so that two gates differ in one or the other."""
+"""Markers of gates.
+
+There are more markers than colours, and no multiple of their number, so that two gates differ in
+one or the other.
+"""
 
 _SKIP_COLOUR = (0.89, 0.89, 0.89)
 _LEFT_COLOUR = (0.99, 0.84, 0.68)
 _LIGHT = 0.55  # luminance from which black text reads better than white
-_LIGHTEST, _DARKEST = 0.22, 1.0  # part of the map that is told from white and from black
+_LIGHTEST, _DARKEST = 0.22, 1.0  # range of the map distinguishable from white and black
 
 
 def option_colours(options: BitOptions) -> list[tuple[float, float, float]]:
-    """Return a colour per option: grey for a skipped layer, then light for few bits to dark."""
+    """Return one colour per option: grey for a skipped layer, then from light to dark by bits."""
     from matplotlib import colormaps
 
     running = [bits for bits in options if bits != SKIP]
@@ -63,7 +67,7 @@ def option_colours(options: BitOptions) -> list[tuple[float, float, float]]:
 def action_styles(
     options: BitOptions, n_actions: int
 ) -> list[tuple[str, tuple[float, float, float]]]:
-    """Return name and colour of every option and, where there is one action more, of having left the network."""
+    """Return name and colour of every option and, with one more action, of a left network."""
     trial_styles = [
         (option_name(bits), colour)
         for bits, colour in zip(options, option_colours(options), strict=True)
@@ -72,7 +76,7 @@ def action_styles(
 
 
 def value_colours(*, maximize: bool) -> "Colormap":
-    """Return colours for values, the best ones dark: the highest, or the lowest."""
+    """Return a colour map in which the best values are dark: the highest, or the lowest."""
     from matplotlib import colormaps
     from matplotlib.colors import ListedColormap
 
@@ -81,13 +85,13 @@ def value_colours(*, maximize: bool) -> "Colormap":
 
 
 def text_colour(background: Sequence[float]) -> str:
-    """Return black or white, whichever reads better on ``background`` (red, green, blue)."""
+    """Return the more readable text colour, dark or white, on ``background`` (red, green, blue)."""
     red, green, blue = background
     return INK if 0.299 * red + 0.587 * green + 0.114 * blue > _LIGHT else "white"
 
 
 def option_name(bits: int) -> str:
-    """Return how legends call an option."""
+    """Return the name of an option in legends."""
     return "skip" if bits == SKIP else f"{bits} bit"
 
 
@@ -97,7 +101,10 @@ def short(text: str, length: int) -> str:
 
 
 def short_middle(text: str, length: int) -> str:
-    """Return ``text`` cut to ``length`` characters in its middle: names that begin alike are told apart by their ends."""
+    """Return ``text`` cut to ``length`` characters in its middle.
+
+    Names with a common start stay distinguishable by their ends.
+    """
     if len(text) <= length:
         return text
     end = (length - 1) // 2
@@ -106,11 +113,11 @@ def short_middle(text: str, length: int) -> str:
 
 @contextmanager
 def plain_text() -> Iterator[None]:
-    """Draw text as it is, for whatever measures, draws or renders a figure.
+    """Disable markup in text while a figure is measured, drawn or rendered.
 
-    Names of folders, classes and gates may hold any character: dollar signs do not begin
-    mathematics, nor does anything begin LaTeX where the user's settings of matplotlib ask for it,
-    and what the font lacks becomes a box.
+    Names of folders, classes and gates can contain any character. Dollar signs do not start
+    mathematics, LaTeX is off even if the user's matplotlib settings enable it, and characters that
+    the font lacks become boxes without a warning.
     """
     from matplotlib import rc_context
 
@@ -120,12 +127,15 @@ def plain_text() -> Iterator[None]:
 
 
 def legend_name(text: str) -> str:
-    """Return a name as legends take it: cut to a length, and not begun with an underscore, or matplotlib would leave it out."""
+    """Return a name for a legend, cut to a maximum length.
+
+    A leading underscore gets a space before it, because matplotlib omits such names.
+    """
     return short_middle(f" {text}" if text.startswith("_") else text, NAME_LENGTH)
 
 
 def new_figure(width: float, height: float) -> "Figure":
-    """Return an empty figure of ``width`` x ``height`` inches that renders anywhere, with Agg."""
+    """Return an empty figure of ``width`` x ``height`` inches, rendered with Agg."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -135,7 +145,7 @@ def new_figure(width: float, height: float) -> "Figure":
 
 
 def tidy(axes: "Axes") -> None:
-    """Give axes the common look: two quiet spines, small ticks."""
+    """Apply the common style to axes: two grey spines, small ticks."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(MUTED)
     axes.tick_params(which="both", labelsize=SMALL_SIZE, color=MUTED, labelcolor=INK)
@@ -147,8 +157,8 @@ def pareto_axes(figure: "Figure", *, accuracy: str) -> "Axes":
     """Return empty axes for accuracy against the logarithm of computation.
 
     Args:
-        figure: Where to draw.
-        accuracy: What the vertical axis is called.
+        figure: Figure to draw on.
+        accuracy: Label of the vertical axis.
     """
     axes = figure.add_subplot()
     axes.set_xscale("log")
@@ -161,7 +171,7 @@ def pareto_axes(figure: "Figure", *, accuracy: str) -> "Axes":
 
 
 def log_ticks(axes: "Axes") -> None:
-    """Mark a logarithmic horizontal axis at 1, 2 and 5 times powers of ten, in plain figures."""
+    """Set ticks of a logarithmic horizontal axis at 1, 2 and 5 times powers of ten."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
@@ -170,13 +180,13 @@ def log_ticks(axes: "Axes") -> None:
 
 
 def title(axes: "Axes", text: str) -> None:
-    """Put a title at the left edge of the axes."""
+    """Set a title at the left edge of the axes."""
     axes.set_title(text, loc="left", fontsize=TITLE_SIZE, color=INK, pad=10)
 
 
 @plain_text()
 def to_png(figure: "Figure") -> bytes:
-    """Render a figure to the bytes of a PNG file."""
+    """Render a figure as PNG."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=DPI)
     return buffer.getvalue()

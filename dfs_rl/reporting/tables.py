@@ -1,4 +1,4 @@
-"""The summary of an evaluation as text for the screen."""
+"""Text output of an evaluation."""
 
 import textwrap
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ _MEASURE = (
 
 
 def summary_text(summary: EvaluationSummary) -> str:
-    """Return the whole report: what was evaluated, the table, what is always paid, the verdict."""
+    """Return the whole report: subject, table, notes and verdict."""
     options = ", ".join(map(str, summary.options))
     subject = (
         f"{summary.dataset}, {summary.split} split, {summary.n:,} images, {summary.layers} gated "
@@ -31,7 +31,7 @@ def summary_text(summary: EvaluationSummary) -> str:
 
 
 def methods_table(summary: EvaluationSummary) -> str:
-    """Return one aligned line per method: the gate, its baselines at its cost, the fixed points."""
+    """Return the table of methods: the gate, its baselines at its cost, the fixed points."""
     comparisons = {comparison.key: comparison for comparison in summary.comparisons}
     gate, matched, fixed, oracle = (
         [m for m in summary.methods if m.role == role]
@@ -61,7 +61,7 @@ def _cells(method: MethodSummary, comparison: Comparison | None) -> tuple[str, .
 
 
 def _significant(value: float) -> str:
-    """Three digits that matter, and no exponent."""
+    """Format a value with three significant digits and without an exponent."""
     for digits, limit in ((0, 100.0), (1, 10.0), (2, 1.0)):
         if abs(value) >= limit:
             return f"{value:,.{digits}f}"
@@ -69,7 +69,7 @@ def _significant(value: float) -> str:
 
 
 def aligned_table(head: Sequence[str], groups: Sequence[Sequence[Sequence[str]]]) -> str:
-    """Return rows in aligned columns, the first to the left, with a rule above each group."""
+    """Return rows in aligned columns, the first one left-aligned, with a rule above each group."""
     rows = [row for group in groups for row in group]
     widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
 
@@ -119,7 +119,7 @@ def _notes(summary: EvaluationSummary) -> str:
 
 
 def _exits_note(summary: EvaluationSummary) -> str:
-    """Say which share of the images left where."""
+    """Return the note on the share of images at each exit."""
     told = []
     for method in summary.methods:
         if any(method.exit_shares):

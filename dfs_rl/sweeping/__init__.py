@@ -1,1 +1,1 @@
-"""Sweeps: what is searched, by what rule, and the trials that Ray Tune runs."""
+"""Hyperparameter sweeps: search space, objective, and trials run by Ray Tune."""

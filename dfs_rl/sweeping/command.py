@@ -1,4 +1,4 @@
-"""``python -m dfs_rl.sweep``: search settings of a training by a file, and train what it found again on fresh seeds."""
+"""``python -m dfs_rl.sweep``: search settings of a training and retrain the best on fresh seeds."""
 
 import re
 from collections.abc import Mapping
@@ -19,16 +19,18 @@ if TYPE_CHECKING:
     from dfs_rl.sweeping.spec import SweepFile
 
 _TRIAL_BYTES = 20_000
-"""What is remembered of a trial, its settings above all."""
+"""Bytes of memory per trial, mostly for its settings."""
 _PATHS = {"dataset", "backbone", "weights", "init_gate"}
-"""Settings that may name something on the disk."""
+"""Settings that can name a file or folder."""
 
 
 def resolved(config: SweepConfig) -> "SweepFile":
-    """Return the sweep that flags and file ask for, its paths from the root, since workers have folders of their own.
+    """Return the sweep of the flags and the file, with absolute paths.
+
+    Paths are absolute because each worker has its own working folder.
 
     Raises:
-        ConfigError: If it is not allowed.
+        ConfigError: If the sweep is invalid.
     """
     given = {"trials": config.trials, "retrain.seeds": config.retrain_seeds}
     overrides = {name: value for name, value in given.items() if value is not None}
@@ -48,7 +50,7 @@ def resolved(config: SweepConfig) -> "SweepFile":
 def _loaded(
     path: Path, changes: Mapping[str, object], overrides: Mapping[str, object]
 ) -> "SweepFile":
-    """Read a sweep with what is given beside it, which is told apart where it is what is wrong."""
+    """Read a sweep with overrides; an error names the overrides if the file alone is valid."""
     try:
         return load_sweep_file(path, changes, overrides)
     except ConfigError as error:
@@ -63,14 +65,17 @@ def _loaded(
 
 
 def _from_root(value: object) -> object:
-    """Return the path from the root if ``value`` names something on the disk; what ships with the package goes first."""
+    """Return the absolute path if ``value`` names a file or folder, else ``value`` unchanged.
+
+    The name of the data set in the package takes precedence over a path.
+    """
     if not isinstance(value, str) or value == DIGITS or not Path(value).exists():
         return value
     return str(Path(value).resolve())
 
 
 def _sweep_bytes(file: "SweepFile") -> bytes:
-    """Return the sweep as its folder keeps it, so that going on with it needs nothing else."""
+    """Return the sweep as YAML for its run folder, so that resuming needs no other file."""
     plain = config_to_dict(file)
     plain["search"] = {
         name: {kind: values for kind, values in domain.items() if values is not None}
@@ -80,7 +85,7 @@ def _sweep_bytes(file: "SweepFile") -> bytes:
 
 
 def run(invocation: Invocation[SweepConfig]) -> None:
-    """Search, train the best again, and report."""
+    """Search, retrain the best trials, and write the report."""
     from dfs_rl.utils.ray import restrict_ray_to_localhost, start_ray
 
     if invocation.config.address is None:
@@ -102,7 +107,7 @@ def run(invocation: Invocation[SweepConfig]) -> None:
     else:
         moved = {} if config.dataset is None else {"dataset": _from_root(config.dataset)}
         file = load_sweep_file(folder.path / FILE, moved)
-    if config.cpus is not None and folder is None:  # it may go on where there are fewer
+    if config.cpus is not None and folder is None:  # a sweep may resume with fewer cores
         check_cpus("cpus", config.cpus)
     trained = file.retrain.best * file.retrain.seeds
     check_memory(
@@ -140,7 +145,7 @@ def run(invocation: Invocation[SweepConfig]) -> None:
 def _create_run(
     file: "SweepFile", fingerprint: str, invocation: Invocation[SweepConfig]
 ) -> RunFolder:
-    """Make the folder of a sweep, unless its trials cannot be stored."""
+    """Create the run folder of a sweep, after a check that its trials can be stored."""
     from dfs_rl.sweeping.sweep import FILE, new_storage, storage_file
     from dfs_rl.sweeping.tuner import check_storage
 

@@ -1,4 +1,4 @@
-"""The commands whose settings a sweep searches, seen alike: how a training begins, goes on, and what came of it."""
+"""Common interface of the commands whose settings a sweep can search."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,14 +30,17 @@ class SweepCommand:
     """A command that a sweep can run.
 
     Attributes:
-        config_type: Its settings.
-        prog: How it is called.
-        trains_gates: Whether it trains gates on a backbone, or backbones.
-        check: Refuses settings that will not do with the data set; takes both.
-        create: Makes the folder of a run; takes settings, data set and device.
-        settle: Returns settings as a run stores them.
-        train: Trains in a folder, or goes on with it; takes settings, data set, folder and device.
-        points_on_val: What a finished run's result costs and gets right on val; takes the folder.
+        config_type: Class of its configuration.
+        prog: Command line prefix of the command.
+        trains_gates: True if it trains gates on a backbone, False if it trains backbones.
+        check: Function that raises ``ConfigError`` for settings that are invalid for a data set;
+            takes both.
+        create: Function that creates the folder of a run; takes settings, data set and device.
+        with_resolved_defaults: Function that returns the settings as a run stores them.
+        train: Function that trains in a folder or resumes there; takes settings, data set, folder
+            and device.
+        points_on_val: Function that returns computation and accuracy on val of a finished run;
+            takes its folder.
     """
 
     config_type: type
@@ -51,7 +54,7 @@ class SweepCommand:
 
 
 def command_of(name: CommandName) -> SweepCommand:
-    """Return the command of that name."""
+    """Return the command with this name."""
     return _backbones() if name == "train_backbone" else _gates(GATE_COMMANDS[name])
 
 
@@ -95,7 +98,12 @@ def _backbones() -> SweepCommand:
             fingerprint=dataset.fingerprint,
         )
 
-    def train(config: Any, dataset: "Dataset", run: RunFolder, device: str) -> None:  # noqa: ANN401, ARG001
+    def train(
+        config: Any,  # noqa: ANN401
+        dataset: "Dataset",
+        run: RunFolder,
+        device: str,  # noqa: ARG001
+    ) -> None:
         trainer = supernet_training.make_trainer(config, dataset)
         stored = supernet_training.train_supernet(config, trainer, dataset, run)
         supernet_training.write_summary(run, stored)

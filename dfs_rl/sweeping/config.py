@@ -1,4 +1,4 @@
-"""Settings of ``sweep``; free of torch, so that its help page is quick."""
+"""Settings of ``sweep``, without an import of torch, so that the help page is fast."""
 
 from pathlib import Path
 from typing import Annotated
@@ -13,22 +13,22 @@ PROG = "python -m dfs_rl.sweep"
 
 @configuration
 class SweepConfig:
-    """What to search and where.
+    """Which sweep to run, and where.
 
     Attributes:
-        file: The sweep, YAML: which command, which settings; tune_configs/ has some, docs/sweeps.md
-            explains them. Leave it out beside --resume.
-        set: Setting of the command that all trials share, NAME=VALUE with the dotted name; can be
-            given several times, and wins over the file.
-        dataset: Data set, instead of what the file says; beside --resume, where it is now.
-        trials: How many, instead of what the file says.
-        retrain_seeds: Fresh seeds for the best, instead of what the file says.
-        address: Ray cluster to run on: "auto" for the one on this machine, or host:port; by default
-            a new one, on this machine alone.
-        cpus: CPU cores to use where Ray is started here; default all.
-        storage_path: Where trials are stored: a folder, on a cluster one that all nodes share, or a
-            URI that Ray takes, as s3://bucket/path; default the run folder.
-        run_dir: New folder for the results; default runs/DATE-TIME-NAME.
+        file: YAML file of the sweep: the command and the settings to search; tune_configs/ has
+            examples, docs/sweeps.md explains them. Omit it with --resume.
+        set: Setting of the command for all trials, as NAME=VALUE with the dotted name; can be
+            repeated, and overrides the file.
+        dataset: Data set, instead of the one in the file; with --resume, its current path.
+        trials: Number of trials, instead of the one in the file.
+        retrain_seeds: Number of fresh seeds for the best trials, instead of the one in the file.
+        address: Ray cluster to run on: "auto" for the one on this machine, or host:port; default: a
+            new one on this machine only.
+        cpus: Number of CPU cores if Ray is started here; default: all.
+        storage_path: Storage of the trials: a folder, on a cluster one that all nodes share, or a
+            URI that Ray accepts, such as s3://bucket/path; default: the run folder.
+        run_dir: New folder for the results; default: runs/DATE-TIME-NAME.
     """
 
     file: tyro.conf.Positional[Path]

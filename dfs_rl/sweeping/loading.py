@@ -1,4 +1,4 @@
-"""Reading a sweep's file: everything in it is checked, and said with file and line, before anything is started."""
+"""Reading and validation of a sweep file; every error names file and line."""
 
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,7 +26,7 @@ _NOT_SEARCHED = (
     *("seed", "run_dir", "dataset", "image_size", "flip"),
     *("backbone", "device", "threads", "workers"),
 )
-"""Settings in which trials must not differ, or which a sweep gives them itself."""
+"""Settings that must be the same in all trials, or that the sweep sets itself."""
 
 
 def load_sweep_file(
@@ -34,16 +34,16 @@ def load_sweep_file(
     settings: Mapping[str, object] | None = None,
     overrides: Mapping[str, object] | None = None,
 ) -> SweepFile:
-    """Read a sweep.
+    """Read and validate a sweep.
 
     Args:
-        path: The file.
-        settings: Settings of the command that are given beside it, by dotted name.
-        overrides: What is given beside it of the sweep itself, by dotted name.
+        path: YAML file of the sweep.
+        settings: Additional settings of the command, by dotted name.
+        overrides: Values of the sweep itself that replace those in the file, by dotted name.
 
     Raises:
-        ConfigError: If something in it is unknown, of the wrong type, out of range, or does not go
-            together.
+        ConfigError: If a name is unknown, or a value has the wrong type, is out of range or
+            conflicts with another one.
     """
     given = read_yaml(path)
     where = ErrorLocations(str(path), given)
@@ -62,10 +62,10 @@ def load_sweep_file(
 
 
 def parse_overrides(words: Sequence[str]) -> dict[str, object]:
-    """Read settings that are written as NAME=VALUE, the value as in YAML.
+    """Parse settings in the form NAME=VALUE, with values in YAML syntax.
 
     Raises:
-        ConfigError: If one is not, or two have the same name.
+        ConfigError: If an entry has another form, or two entries have the same name.
     """
     changes: dict[str, object] = {}
     for word in words:
@@ -79,11 +79,11 @@ def parse_overrides(words: Sequence[str]) -> dict[str, object]:
 
 
 class ErrorLocations:
-    """Adds file and line to what is said against a place in a YAML file.
+    """Adds file and line to errors about values in a YAML file.
 
     Args:
-        source: The file.
-        given: What it holds.
+        source: Path of the file, for messages.
+        given: Parsed content of the file.
     """
 
     def __init__(self, source: str, given: YamlSettings) -> None:
@@ -92,7 +92,7 @@ class ErrorLocations:
 
     @contextmanager
     def line(self, *place: str) -> Iterator[None]:
-        """Within the block, a ``ConfigError`` is about the value at ``place``."""
+        """Add file and line of the value at ``place`` to any ``ConfigError`` in the block."""
         try:
             yield
         except ConfigError as error:
@@ -102,10 +102,10 @@ class ErrorLocations:
 
 
 def check(file: SweepFile, where: ErrorLocations) -> None:
-    """Refuse what does not go together.
+    """Validate the sweep.
 
     Raises:
-        ConfigError: With file and line.
+        ConfigError: If settings are invalid or conflict, with file and line.
     """
     with where.line("settings"):
         _check_settings(file)
@@ -123,10 +123,12 @@ def check(file: SweepFile, where: ErrorLocations) -> None:
 
 
 def check_with_dataset(file: SweepFile, dataset: Dataset, source: Path) -> None:
-    """Refuse what only data and backbone tell, for every value that is searched and can be named.
+    """Validate the searched settings against data set and backbone.
+
+    Every choice and both ends of every range are checked.
 
     Raises:
-        ConfigError: With file and line.
+        ConfigError: If a value is invalid, with file and line.
     """
     command = command_of(file.command)
     where = ErrorLocations(str(source), read_yaml(source))

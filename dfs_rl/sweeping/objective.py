@@ -1,8 +1,9 @@
-"""What a sweep looks for, as a function of what validations show: never of a training loss or of a training reward.
+"""Objectives of a sweep, computed from validations only.
 
-Rewards under different weights are not comparable, and a loss says nothing of what computation was
-saved. So an objective is made of accuracy and computation on the val split alone, and it is the
-mean over the last validations, for the best of many noisy figures is a lucky one.
+Rewards under different weights are not comparable, and a loss does not measure the saved
+computation. Objectives therefore use accuracy and computation on the val split only, never a
+training loss or a training reward. Each is the mean over the last validations, because the maximum
+of many noisy values is biased upward.
 """
 
 import math
@@ -18,28 +19,27 @@ from dfs_rl.utils.config import PositiveFloat, PositiveInt, configuration
 ObjectiveName = Literal["hypervolume", "accuracy", "reward", "pareto_front"]
 _UNITS = {"hypervolume": "% x decades", "accuracy": "%", "computation": "%", "reward": ""}
 _FORBIDDEN = ("loss", "train", "rollout", "episode_reward", "return")
-"""What names of training figures contain."""
+"""Substrings in the names of training metrics."""
 
 
 @configuration
 class ObjectiveConfig:
-    """What to look for on the val split.
+    """Objective of the search, measured on the val split.
 
     Attributes:
-        name: hypervolume: the area that the accuracies of a gate dominate, over the logarithm of
-            computation; accuracy: the highest at no more computation than ``budget``; reward: the
-            highest at reference weights, which all trials share; pareto_front: accuracy and
-            computation together, for gates of one price or budget each.
+        name: hypervolume: area that the accuracies of a gate dominate, over the logarithm of
+            computation; accuracy: highest accuracy at no more computation than ``budget``; reward:
+            highest reward at reference weights, which all trials share; pareto_front: accuracy and
+            computation together, for gates with one cost weight or budget each.
         budget: For accuracy: computation in percent.
-        cost_weight: For reward: price of computation, 1 being that of running everything at 32 bit;
-            a correct answer is worth 1.
-        reference_point: For hypervolume: the computation in percent and the accuracy in percent
-            where the area ends; by default 10 %, and the accuracy of the lowest bit width
-            everywhere.
-        last: How many of the last validations count, by their mean.
+        cost_weight: For reward: weight of the computation, as a fraction of running everything at
+            32 bit; a correct answer counts 1.
+        reference_point: For hypervolume: computation in percent and accuracy in percent that bound
+            the area; default: 10 %, and the accuracy of the lowest bit width in all layers.
+        last: Number of last validations to average.
 
     Raises:
-        ConfigError: If a value is out of range, or is for another objective.
+        ConfigError: If a value is out of range, or belongs to another objective.
     """
 
     name: ObjectiveName = "hypervolume"
@@ -62,24 +62,24 @@ class ObjectiveConfig:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The names of its values; the first is the highest at best."""
+        """Names of the objective's values; the first one is maximized."""
         return ("accuracy", "computation") if self.name == "pareto_front" else (self.name,)
 
     @property
     def modes(self) -> tuple[Literal["max", "min"], ...]:
-        """Whether the highest or the lowest of each value is the best."""
+        """Direction of optimization of each value."""
         return ("max", "min") if self.name == "pareto_front" else ("max",)
 
     @property
     def failure_values(self) -> dict[str, float]:
-        """What a failed trial is worth: less than any that did not fail."""
+        """Worst-case values that a failed trial reports."""
         floor = {"hypervolume": 0.0, "accuracy": -1e6, "reward": -1e6}
         if self.name == "pareto_front":
             return {"accuracy": 0.0, "computation": 1e6}
         return {self.name: floor[self.name]}
 
     def record(self, reference_point: CurvePoint) -> ObjectiveRecord:
-        """Describe it; ``reference_point`` is where areas end."""
+        """Return the description of the objective; ``reference_point`` bounds the hypervolume."""
         about = {
             "hypervolume": "Area under accuracy over the logarithm of computation, percent x decades, left of "
             f"{reference_point.computation:g} % and above {reference_point.accuracy:.1f} %",
@@ -95,11 +95,11 @@ class ObjectiveConfig:
         )
 
     def values(self, points: Sequence[CurvePoint], reference_point: CurvePoint) -> dict[str, float]:
-        """Return what one validation is worth.
+        """Return the objective's values for one validation.
 
         Args:
-            points: What it showed.
-            reference_point: Where areas end.
+            points: Computation and accuracy of each operating point, in percent.
+            reference_point: Bound of the hypervolume.
         """
         if self.name == "pareto_front":
             return {"accuracy": points[-1].accuracy, "computation": points[-1].computation}
@@ -114,22 +114,28 @@ class ObjectiveConfig:
         }
 
     def mean_of_last(self, validations: Sequence[Mapping[str, float]]) -> dict[str, float]:
-        """Return the means over the last validations, of which there is at least one."""
+        """Return the means over the last validations; at least one validation is required."""
         return self.mean(validations[-self.last :])
 
     def mean(self, several: Sequence[Mapping[str, float]]) -> dict[str, float]:
-        """Return the means over several values, penalties apart: if there are any, only they count."""
+        """Return the means over several values, or over the penalties alone if there are any."""
         counted = [v for v in several if is_penalty(v)] or several
         return {name: statistics.fmean(v[name] for v in counted) for name in self.names}
 
 
 def is_penalty(values: Mapping[str, float]) -> bool:
-    """Return whether an accuracy stands for a gate above the budget: searchers need a number, reports must not show it."""
+    """Return whether the accuracy is a penalty for a gate above the budget.
+
+    Searchers need a number for such a gate; reports must not show it.
+    """
     return values.get("accuracy", 0.0) < 0.0
 
 
 def _accuracy_within(points: Sequence[CurvePoint], budget: float) -> float:
-    """Return the highest accuracy at no more than ``budget`` percent; below 0, how far the cheapest point lies above it."""
+    """Return the highest accuracy within ``budget`` percent, or a penalty below 0.
+
+    The penalty is -100 times the decades by which the cheapest point exceeds the budget.
+    """
     cheapest = min(point.computation for point in points)
     if cheapest > budget:
         return -100.0 * math.log10(cheapest / budget)
@@ -138,7 +144,7 @@ def _accuracy_within(points: Sequence[CurvePoint], budget: float) -> float:
 
 
 def check_is_no_training_metric(name: object) -> None:
-    """Refuse what training itself goes by.
+    """Reject training metrics as objectives.
 
     Raises:
         ConfigError: If ``name`` is that of a loss or of a training reward.

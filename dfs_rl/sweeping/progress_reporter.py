@@ -1,4 +1,7 @@
-"""What a sweep shows while it runs: one line for every trial that ends, and now and then where the others are."""
+"""Progress table of a running sweep.
+
+Each trial gets a line when it ends; the running trials get one at intervals.
+"""
 
 import time
 from typing import Any, Literal
@@ -11,21 +14,20 @@ from dfs_rl.sweeping.trial import FAILED, FULL_PROGRESS, PROGRESS
 from dfs_rl.utils.logging import print_status
 
 _EVERY = 30.0
-"""Seconds between two lines about trials that run."""
+"""Seconds between two lines about running trials."""
 _HEAD = "{:>8}  {:>7}  {:>8}  {:>8}  {:>12}  {:>12}  {}"
 
 
 class ProgressReporter(Callback):
-    """Writes a table that reads as well on a terminal as in a log file.
+    """Writes a progress table that is readable on a terminal and in a log file.
 
-    It holds nothing but what is there to be seen in Tune's trials, so that a sweep that is gone on
-    with shows what it did before.
+    The values come from Tune's trials only, so a resumed sweep shows the same figures as before.
 
     Args:
-        what: What the second column counts.
-        total: How many trials there will be.
-        metric: The objective's name.
-        mode: Whether its highest or lowest value is the best.
+        what: Heading of the second column.
+        total: Number of trials.
+        metric: Name of the objective.
+        mode: Direction of optimization.
     """
 
     def __init__(self, what: str, total: int, *, metric: str, mode: Literal["max", "min"]) -> None:
@@ -39,11 +41,16 @@ class ProgressReporter(Callback):
         self._reported: set[str] = set()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Forget the clock and what was told, for Tune stores its callbacks."""
+        """Return the state without clock and reported trials, because Tune stores its callbacks."""
         return {**self.__dict__, "_start_time": None, "_reported": set()}
 
-    def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:  # noqa: ARG002, ANN401
-        """Tell of trials that ended, and now and then of the others."""
+    def on_step_end(
+        self,
+        iteration: int,  # noqa: ARG002
+        trials: list[Trial],
+        **info: Any,  # noqa: ARG002, ANN401
+    ) -> None:
+        """Report trials that have ended and, at intervals, the running ones."""
         now = time.monotonic()
         if self._start_time is None:
             self._start_time = self._last_report_time = now
@@ -91,7 +98,7 @@ class ProgressReporter(Callback):
         )
 
     def _time_left(self, trials: list[Trial], minutes: float) -> str:
-        """Say how long the rest will take if it goes on like this."""
+        """Return the estimated remaining time as text, empty without progress since the start."""
         made = _work_done(trials)
         if made <= self._done_before:
             return ""
@@ -100,12 +107,12 @@ class ProgressReporter(Callback):
 
 
 def _work_done(trials: list[Trial]) -> float:
-    """Return the share of all trials' work that is done, in trials; one that ended early has none left."""
+    """Return the completed work of all trials, in trials; a trial that has ended counts as 1."""
     return sum(1.0 if _has_ended(t) else _progress(t) / FULL_PROGRESS for t in trials)
 
 
 def _has_ended(trial: Trial) -> bool:
-    """Whether nothing more will come of a trial."""
+    """Return whether a trial is terminated or has an error."""
     return trial.status in (Trial.TERMINATED, Trial.ERROR)
 
 
@@ -119,11 +126,11 @@ def _has_value(trial: Trial, metric: str) -> bool:
 
 
 def trial_number(trial: Trial) -> int:
-    """Return what Tune counted a trial as when it was made; a sweep that is gone on with may list them otherwise."""
+    """Return Tune's creation index of a trial; the list order can differ in a resumed sweep."""
     return int(str(trial.experiment_tag).split("_")[0])
 
 
 def trial_name(trial: Trial, trials: list[Trial]) -> str:
-    """Return what a trial is called, by the order in which trials were made."""
+    """Return the name of a trial, its 1-based rank in creation order."""
     rank = sorted(map(trial_number, trials)).index(trial_number(trial))
     return f"{rank + 1:03d}"

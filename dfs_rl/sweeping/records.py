@@ -1,6 +1,6 @@
-"""What a sweep tried and what came of it.
+"""Records of a sweep's trials and results.
 
-No figure is ever NaN or infinite: a training that diverged has failed.
+All figures are finite: a training that diverged counts as failed.
 """
 
 import math
@@ -12,10 +12,13 @@ from dfs_rl.errors import ConfigError
 from dfs_rl.evaluation.curves import CurvePoint
 
 DEFAULTS = "defaults"
-"""Name of the settings that no sweep chose, where they are trained beside the best trials."""
+"""Name of the default settings among the retrained configurations."""
 
 TrialStatus = Literal["finished", "stopped", "failed", "unfinished"]
-"""Whether a trial trained to its end, was stopped early by the scheduler, failed, or was never brought to an end."""
+"""Final state of a trial.
+
+``stopped`` trials were ended by the scheduler, ``unfinished`` ones neither ended nor failed.
+"""
 
 Setting = None | bool | int | float | str | tuple[object, ...]
 """Value of a searched setting."""
@@ -23,16 +26,16 @@ Setting = None | bool | int | float | str | tuple[object, ...]
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveRecord:
-    """What a sweep looks for; all of it is measured on the val split.
+    """Objective of a sweep, measured on the val split.
 
     Attributes:
-        names: One name, or two where accuracy and computation count together.
+        names: One name, or two if accuracy and computation count together.
         maximize: For each name, whether the highest value is the best.
-        units: For each name, such as ``%``; empty where it has none.
-        about: What it means, in words, with units.
+        units: For each name, such as ``%``; empty for values without a unit.
+        about: Description in words, with units.
 
     Raises:
-        ConfigError: If it is neither one nor two, or the other fields do not go with the names.
+        ConfigError: If there are neither one nor two names, or the other fields do not match them.
     """
 
     names: tuple[str, ...]
@@ -54,23 +57,23 @@ class ObjectiveRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class TrialRecord:
-    """One configuration that was tried.
+    """Result of one trial.
 
     Attributes:
-        name: Its name, ``001`` and so on in the order of their beginning.
-        settings: The searched settings by dotted name, as they were at the end.
-        status: How it ended.
-        reason: Why it failed; ``None`` otherwise.
-        progress: Share of a whole training that it made, in [0, 1].
-        values: The objective's values at its end by name, each the mean of its last evaluations;
-            empty if it made none.
+        name: Name of the trial: ``001`` and so on, in the order of their creation.
+        settings: Searched settings at the end of the trial, by dotted name.
+        status: Final state.
+        reason: Reason of the failure; ``None`` otherwise.
+        progress: Completed fraction of a training, in [0, 1].
+        values: Final values of the objective by name, each the mean over the last evaluations;
+            empty without evaluations.
         history: ``(progress, value)`` of the first objective at every evaluation.
-        points: What its training led to on val, as points of accuracy and computation: several for
-            a gate with a dial or a supernet.
-        seconds: How long it trained.
+        points: Accuracy and computation on val of the final result; several points for a
+            budget-conditioned gate or a supernet.
+        seconds: Training time.
 
     Raises:
-        ConfigError: If a figure is not finite, ``progress`` is not a share, a computation is not
+        ConfigError: If a figure is not finite, ``progress`` is outside [0, 1], a computation is not
             positive, or there is a reason without a failure or a failure without a reason.
     """
 
@@ -103,20 +106,20 @@ class TrialRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class RetrainedRecord:
-    """A configuration that was trained again on fresh seeds, so that the luck in being chosen shows.
+    """A configuration retrained on fresh seeds, to measure the selection bias of the search.
 
     Attributes:
-        name: Name of the trial that it comes from, or ``defaults``.
-        settings: Its searched settings by dotted name.
-        search_values: The objective's values that it was chosen by; empty for the defaults.
-        seeds: The fresh seeds, those that failed left out.
-        values: The objective's values by name, one for each of ``seeds``.
-        points: What each training led to on val, in the order of ``seeds``.
+        name: Name of the original trial, or ``defaults``.
+        settings: Searched settings by dotted name.
+        search_values: Values of the objective in the search; empty for the defaults.
+        seeds: Fresh seeds, without those that failed.
+        values: Values of the objective by name, one for each of ``seeds``.
+        points: Accuracy and computation on val of each training, in the order of ``seeds``.
         failed: Reasons of failed trainings by seed.
 
     Raises:
         ConfigError: If a figure is not finite, a computation is not positive, or values or points
-            do not go with the seeds.
+            do not match the seeds.
     """
 
     name: str
@@ -143,29 +146,29 @@ class RetrainedRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class SweepRecord:
-    """A sweep as a whole.
+    """Result of a whole sweep.
 
     Attributes:
-        title: Its name, and the data set's.
+        title: Name of the sweep and of its data set.
         about: One line: command, number of val images, searcher, scheduler.
-        objective: What it looks for.
-        scales: For each searched setting, whether it was drawn on a ``linear`` or ``log`` axis or
-            is one of some ``choices``.
-        trials: All of them, in the order of their beginning.
-        best: Names of the best trials, the best one first; with two objectives those that no other
-            one beats in both.
-        retrained: The best ones again, and the defaults.
-        importance: Share of the first objective's variation that each searched setting explains, by
-            dotted name, in [0, 1]; empty if it cannot be told.
-        reference_point: The corner that areas end at.
-        commands: How to go on from here: train the best configuration, repeat the sweep.
-        settings: The sweep file as it was resolved, as YAML.
+        objective: Objective of the search.
+        scales: For each searched setting, the axis of its values: ``linear``, ``log`` or
+            ``choices``.
+        trials: All trials, in the order of their creation.
+        best: Names of the best trials, the best one first; with two objectives the non-dominated
+            trials.
+        retrained: Best trials and defaults, retrained on fresh seeds.
+        importance: Fraction of the first objective's variance that each searched setting explains,
+            by dotted name, in [0, 1]; empty if it cannot be estimated.
+        reference_point: Bound of the hypervolume.
+        commands: Command lines that train the best configuration and repeat the sweep.
+        settings: Resolved sweep file, as YAML.
         seconds: Wall time.
 
     Raises:
-        ConfigError: If trials share a name, the best ones are not among them or lack a value, those
-            on fresh seeds lack one, a setting has no scale, or one on a ``log`` axis is no positive
-            number.
+        ConfigError: If two trials have the same name, a best trial is unknown or lacks a value, a
+            retrained one lacks a value, a setting has no scale, or a value on a ``log`` axis is not
+            a positive number.
     """
 
     title: str
@@ -217,7 +220,7 @@ class SweepRecord:
         return [point for trial in self.trials for point in trial.points]
 
     def trial(self, name: str) -> TrialRecord:
-        """Return the trial of this name."""
+        """Return the trial with this name."""
         return next(trial for trial in self.trials if trial.name == name)
 
 

@@ -1,4 +1,4 @@
-"""What a sweep's trials came to, as records that reports read."""
+"""Conversion of Ray Tune's results to the records that reports read."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -18,11 +18,11 @@ from dfs_rl.sweeping.trial import CANDIDATE, FAILED, FULL_PROGRESS, POINTS, PROG
 from dfs_rl.utils.config import config_to_dict, usual_settings
 
 _MIN_VALUES = 8
-"""Different values below which nothing can be said of what matters."""
+"""Minimum number of distinct values for an estimate of importances."""
 
 
 def trial_records(results: Sequence[Result], file: SweepFile) -> tuple[TrialRecord, ...]:
-    """Return what came of the search; trials are named by their order."""
+    """Return the results of the search; trials are named by their order."""
     return tuple(
         _trial_record(f"{number:03d}", result, file)
         for number, result in enumerate(results, start=1)
@@ -59,7 +59,11 @@ def _status(metrics: Mapping[str, Any], reason: str | None) -> TrialStatus:
 
 
 def _reason(result: Result, file: SweepFile) -> str | None:
-    """Return why a trial failed: its own words, what Ray says of a process that died too often, or that it is above the budget."""
+    """Return the reason of a failure, or None.
+
+    It is the reported error, Ray's error for a process that died too often, or a result above the
+    budget.
+    """
     metrics = result.metrics or {}
     if metrics.get(FAILED):
         return str(metrics[FAILED])
@@ -76,7 +80,7 @@ def _reason(result: Result, file: SweepFile) -> str | None:
 
 
 def _reports(result: Result, file: SweepFile) -> tuple[tuple[float, float], ...]:
-    """Return progress and first objective of every report; the same progress is told once, as it was told last."""
+    """Return progress and first objective of every report; the last one wins at equal progress."""
     table = result.metrics_dataframe
     name = file.objective.names[0]
     if table is None or PROGRESS not in table or name not in table:
@@ -97,9 +101,9 @@ def _points(metrics: Mapping[str, Any]) -> tuple[CurvePoint, ...]:
 
 
 def best_trials(trials: Sequence[TrialRecord], file: SweepFile) -> tuple[str, ...]:
-    """Return the names of the trials that came to their end, the best one first.
+    """Return the names of the finished trials, the best one first.
 
-    With two objectives, those that no other trial beats in both, the most accurate one first.
+    With two objectives, only the non-dominated trials, the most accurate one first.
     """
     sign = _signs(file)
     first = file.objective.names[0]
@@ -117,17 +121,18 @@ def _signs(file: SweepFile) -> dict[str, int]:
 
 
 def _dominates(one: TrialRecord, other: TrialRecord, sign: Mapping[str, int]) -> bool:
-    """Whether one trial is nowhere worse than another, and somewhere better."""
+    """Return whether ``one`` is at least as good as ``other`` in all values and better in one."""
     gains = [s * (one.values[name] - other.values[name]) for name, s in sign.items()]
     return min(gains) >= 0 and max(gains) > 0
 
 
 def importances(trials: Sequence[TrialRecord], file: SweepFile) -> dict[str, float]:
-    """Return the share of the first objective's variation that each setting explains (fANOVA, Hutter et al., 2014).
+    """Return the fraction of the first objective's variance explained by each setting.
 
-    Trials that were stopped early count as well. All are compared at the latest point that each of
-    them came to; otherwise what is told apart would be how far they came. The result is empty where
-    fewer than eight values differ.
+    The estimate is fANOVA (Hutter et al., 2014). Trials that were stopped early count as well. All
+    trials are compared at the latest progress that all of them have reached; otherwise the estimate
+    would reflect the progress of the trials. The result is empty with fewer than eight distinct
+    values.
     """
     compared = [t for t in trials if t.status in ("finished", "stopped") and t.history]
     if not compared:
@@ -158,12 +163,12 @@ def retrained_records(
     trials: Sequence[TrialRecord],
     file: SweepFile,
 ) -> tuple[RetrainedRecord, ...]:
-    """Return what the candidates came to on fresh seeds.
+    """Return the results of the candidates on fresh seeds.
 
     Args:
-        results: What Tune says.
+        results: Results from Tune.
         candidates: Searched settings by the name of a trial, or ``DEFAULTS``.
-        trials: Of the search.
+        trials: Trials of the search.
         file: The sweep.
     """
     search_values = {trial.name: trial.values for trial in trials}
@@ -191,14 +196,17 @@ def retrained_records(
 
 
 def best_settings(file: SweepFile, values: Mapping[str, object]) -> dict[str, Any]:
-    """Return what has to stand in a configuration file of the command to train with ``values``: what differs from the defaults."""
+    """Return the non-default settings that a configuration file needs to train with ``values``.
+
+    Seed and run folder are excluded.
+    """
     config = file.config(values)
     chosen = differing(config_to_dict(config), usual_settings(config))
     return {name: value for name, value in chosen.items() if name not in ("seed", "run_dir")}
 
 
 def differing(values: Mapping[str, Any], usual: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the entries of nested settings that are not as usual."""
+    """Return the entries of nested settings that differ from ``usual``."""
     found = {}
     for name, value in values.items():
         before = usual.get(name)

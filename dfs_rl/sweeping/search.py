@@ -1,4 +1,4 @@
-"""Searchers and schedulers of Ray Tune and Optuna, from what a sweep's file asks for."""
+"""Searchers and schedulers of Ray Tune and Optuna for a sweep file."""
 
 import random
 import warnings
@@ -31,8 +31,8 @@ from dfs_rl.sweeping.trial import FULL_PROGRESS, PROGRESS
 
 
 def tune_config(file: SweepFile) -> tune.TuneConfig:
-    """Return how Tune is to search."""
-    if file.scheduler.is_population:  # it draws from the process's own generators
+    """Return Tune's search configuration."""
+    if file.scheduler.is_population:  # it uses the process's global generators
         random.seed(file.seed)
         np.random.seed(file.seed)  # noqa: NPY002
     return tune.TuneConfig(
@@ -40,12 +40,12 @@ def tune_config(file: SweepFile) -> tune.TuneConfig:
         search_alg=_searcher(file),
         scheduler=_scheduler(file),
         time_budget_s=file.stop.seconds,
-        reuse_actors=True,  # a worker that has loaded everything serves many trials
+        reuse_actors=True,  # avoids a new worker process per trial
     )
 
 
 def param_space(file: SweepFile) -> dict[str, Any]:
-    """Return what Tune draws from; nothing where a searcher of its own does."""
+    """Return Tune's search space; empty for Optuna's searchers, which have their own."""
     if file.searcher != "random":
         return {}
     return {name: _tune_domain(domain) for name, domain in file.search.items()}
@@ -59,7 +59,7 @@ def _searcher(file: SweepFile) -> BasicVariantGenerator | OptunaSearch:
         sampler: optuna.samplers.BaseSampler = (
             optuna.samplers.NSGAIISampler(seed=file.seed)
             if file.searcher == "nsga2"
-            # Trials that run beside each other are counted as bad until they are known, so that they differ.
+            # The constant liar rates running trials as bad, so that parallel trials differ.
             else optuna.samplers.TPESampler(seed=file.seed, constant_liar=True)
         )
     names = list(file.objective.names)
@@ -75,7 +75,7 @@ def _searcher(file: SweepFile) -> BasicVariantGenerator | OptunaSearch:
 
 
 def _scheduler(file: SweepFile) -> TrialScheduler:
-    """Return the scheduler; all of them count in percent of a training."""
+    """Return the scheduler; all schedulers measure time in percent of a training."""
     scheduler = file.scheduler
     if scheduler.name == "none":
         return FIFOScheduler()  # type: ignore[no-untyped-call]
@@ -103,27 +103,26 @@ def _scheduler(file: SweepFile) -> TrialScheduler:
 
 
 def _clipped(file: SweepFile, config: dict[str, Any]) -> dict[str, Any]:
-    """Bring settings that Tune has multiplied, or rounded to float32, back into what may be searched."""
+    """Clip settings to their ranges, after Tune multiplied them or rounded them to float32."""
     ends = {name: file.search[name].ends for name in config}
     return {n: min(max(value, ends[n][0]), ends[n][1]) for n, value in config.items()}
 
 
-def _tune_domain(domain: Domain) -> Any:  # noqa: ANN401 - Tune's grids are plain mappings
+def _tune_domain(domain: Domain) -> Any:  # noqa: ANN401 - grids are plain dicts
     if domain.values:
         words = [encode_value(value) for value in domain.values]
         return tune.grid_search(words) if domain.grid else tune.choice(words)
     if domain.quniform is not None:
-        return tune.choice(
-            list(domain.steps)
-        )  # Tune's own steps count from 0, not from the lower end
+        # Tune's quniform starts its intervals at 0, not at the lower end.
+        return tune.choice(list(domain.steps))
     if domain.randint is not None:
         first, last = domain.randint
-        return tune.randint(first, last + 1)  # Tune leaves the upper end out
+        return tune.randint(first, last + 1)  # Tune excludes the upper end
     return (tune.loguniform if domain.loguniform else tune.uniform)(*domain.ends)
 
 
 def optuna_distribution(domain: Domain) -> BaseDistribution:
-    """Return a domain as Optuna draws from it; values of a choice are written as text."""
+    """Return the Optuna distribution of a domain; values of a choice are encoded as text."""
     if domain.values:
         return CategoricalDistribution([encode_value(value) for value in domain.values])
     if domain.randint is not None:

@@ -1,4 +1,4 @@
-"""What a sweep searches: for each setting, by its dotted name, the values that it may take."""
+"""Search space of a sweep: the domain of each setting, by its dotted name."""
 
 import json
 import math
@@ -16,18 +16,18 @@ Scale = Literal["linear", "log", "choices"]
 
 @dataclass(frozen=True, kw_only=True)
 class Domain:
-    """The values that one setting may take; exactly one of these is given.
+    """Domain of one setting; exactly one of these is given.
 
     Attributes:
-        uniform: Numbers from the first to the second.
-        loguniform: The same, even on a logarithmic axis; both above 0.
-        quniform: Numbers from the first to the second in steps of the third.
-        randint: Whole numbers from the first to the second, both included.
-        choice: Any of these.
-        grid: Each of these in turn, with every combination of the other grids.
+        uniform: Numbers between the first and the second value.
+        loguniform: Numbers between both values, uniform in the logarithm; both above 0.
+        quniform: Numbers from the first to the second value, at intervals of the third.
+        randint: Integers from the first to the second value, both included.
+        choice: One of these values.
+        grid: Each of these values, in every combination with the other grids.
 
     Raises:
-        ConfigError: If there is none or more than one of them, or nothing to search in it.
+        ConfigError: If none or more than one of them is given, or its values are invalid.
     """
 
     uniform: tuple[float, float] | None = None
@@ -73,23 +73,26 @@ class Domain:
 
     @property
     def kind(self) -> str:
-        """Which of them is given."""
+        """Name of the given attribute."""
         return next(field.name for field in fields(self) if getattr(self, field.name) is not None)
 
     @property
     def values(self) -> tuple[Choice, ...]:
-        """The values of a choice or a grid; none for a range."""
+        """Values of a choice or a grid; empty for a range."""
         return self.choice or self.grid or ()
 
     @property
     def ends(self) -> tuple[float, float]:
-        """The ends of a range."""
+        """Ends of a range."""
         given: Sequence[float] = getattr(self, self.kind)
         return given[0], given[1]
 
     @property
     def steps(self) -> tuple[float, ...]:
-        """The values of ``quniform``, from its lower end on; the upper end is one of them if a step falls on it."""
+        """Values of ``quniform`` from the lower end.
+
+        The upper end is included if an interval ends there.
+        """
         assert self.quniform is not None
         low, high, step = self.quniform
         count = math.floor((high - low) / step + _ROUNDING)
@@ -97,42 +100,42 @@ class Domain:
 
     @property
     def is_continuous(self) -> bool:
-        """Whether every number between two ends is allowed."""
+        """True if all real numbers between the ends are allowed."""
         return self.kind in ("uniform", "loguniform")
 
     @property
     def scale(self) -> Scale:
-        """The axis that its values lie evenly on."""
+        """Axis on which the values are evenly spaced."""
         if self.values:
             return "choices"
         return "log" if self.loguniform is not None else "linear"
 
     def samples(self) -> tuple[Choice, ...]:
-        """Return values that are allowed if all are: every choice, or the ends of a range."""
+        """Return values to validate the domain with: every choice, or the ends of a range."""
         return self.values or self.ends
 
 
 def encode_value(value: object) -> str:
-    """Write a value as a searcher that knows nothing but text can take it."""
+    """Encode a value as text, for searchers that accept only text."""
     return json.dumps(value)
 
 
 def decode_value(word: str) -> Choice:
-    """Return the value that ``encode_value`` wrote."""
+    """Decode a value from ``encode_value``."""
     value = json.loads(word)
     return tuple(value) if isinstance(value, list) else value
 
 
 def with_settings(settings: Mapping[str, Any], values: Mapping[str, object]) -> dict[str, Any]:
-    """Return nested settings with other values in some places.
+    """Return nested settings with some values replaced.
 
     Args:
-        settings: As a configuration file holds them; not changed.
-        values: By dotted name. A number names an item of a list: ``cost_weight_range.0`` is the
-            first of the cost weights.
+        settings: Nested settings as in a configuration file; not changed.
+        values: New values by dotted name. A number is an index into a list:
+            ``cost_weight_range.0`` is the first of the cost weights.
 
     Raises:
-        ConfigError: If a name leads through something that has no parts, or beyond a list's end.
+        ConfigError: If a name leads through a value without entries, or beyond a list's end.
     """
     updated: Any = dict(settings)
     for name, value in values.items():
@@ -160,10 +163,10 @@ def _with_setting(inside: object, path: Sequence[str], value: object, name: str)
 
 
 def get_setting(settings: Mapping[str, Any], name: str) -> object:
-    """Return the value that a dotted name leads to, see ``with_settings``.
+    """Return the value at a dotted name, as in ``with_settings``.
 
     Raises:
-        KeyError: If there is none.
+        KeyError: If there is no such setting.
     """
     found: Any = settings
     for part in name.split("."):

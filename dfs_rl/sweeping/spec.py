@@ -1,4 +1,4 @@
-"""A sweep as data: one YAML file, checked in full before anything is started."""
+"""Contents of a sweep's YAML file."""
 
 import math
 from collections.abc import Mapping
@@ -24,24 +24,25 @@ from dfs_rl.utils.config import (
 
 SearcherName = Literal["random", "tpe", "nsga2"]
 FIRST_RETRAIN_SEED = 1000
-"""What fresh seeds begin at, above the first that is searched with."""
+"""Offset of the fresh seeds from the first seed of the search."""
 
 SchedulerName = Literal["none", "asha", "median", "pbt", "pb2"]
 
 
 @configuration
 class SchedulerConfig:
-    """Which trials are stopped early, or copied.
+    """Rule for stopping or copying trials early.
 
     Attributes:
-        name: none; asha: of the trials that come as far, only the best share goes on (asynchronous
-            successive halving, Li et al., 2020); median: a trial below the median of the others'
-            means is stopped; pbt: bad trials take over the weights of good ones, with changed
-            settings (population-based training, Jaderberg et al., 2017); pb2: the same, changed as
-            a Gaussian process advises (Parker-Holder et al., 2020).
-        grace: Share of a training below which no trial is stopped.
-        reduction: For asha: one of so many goes on, and stretches grow by as much.
-        interval: For pbt and pb2: share of a training between two exchanges.
+        name: none; asha: of the trials with equal progress, only the best fraction continues
+            (asynchronous successive halving, Li et al., 2020); median: a trial below the median of
+            the other trials' means is stopped; pbt: bad trials copy the weights of good ones, with
+            changed settings (population-based training, Jaderberg et al., 2017); pb2: the same,
+            with changes proposed by a Gaussian process (Parker-Holder et al., 2020).
+        grace: Fraction of a training during which no trial is stopped.
+        reduction: For asha: one of this number of trials continues, and intervals grow by this
+            factor.
+        interval: For pbt and pb2: fraction of a training between two exchanges.
 
     Raises:
         ConfigError: If a value is out of range.
@@ -54,17 +55,17 @@ class SchedulerConfig:
 
     @property
     def is_population(self) -> bool:
-        """Whether trials are copied."""
+        """True if trials copy each other."""
         return self.name in ("pbt", "pb2")
 
 
 @configuration
 class ResourceConfig:
-    """What a trial takes.
+    """Resources of one trial.
 
     Attributes:
-        cpus: CPU cores.
-        gpus: GPUs; a fraction lets trials share one.
+        cpus: Number of CPU cores.
+        gpus: Number of GPUs; with a fraction, trials share one.
 
     Raises:
         ConfigError: If a value is out of range.
@@ -76,13 +77,14 @@ class ResourceConfig:
 
 @configuration
 class StopConfig:
-    """When to end early.
+    """Limits on time and retries.
 
     Attributes:
-        seconds: The whole sweep; trials that are not finished then are shown, but not chosen from.
-        trial_seconds: A single trial; likewise.
-        retries: How often a trial is begun again from its last checkpoint when its process or node
-            dies; one that fails by itself is not.
+        seconds: Time limit of the whole sweep; trials that are unfinished then are shown, but
+            cannot be chosen.
+        trial_seconds: Time limit of a single trial, with the same effect.
+        retries: Number of restarts of a trial from its last checkpoint when its process or node
+            dies; a trial that fails with an error is not restarted.
 
     Raises:
         ConfigError: If a value is out of range.
@@ -95,11 +97,11 @@ class StopConfig:
 
 @configuration
 class RetrainConfig:
-    """How the best configurations are trained again, and the defaults beside them.
+    """Retraining of the best configurations and of the defaults.
 
     Attributes:
-        best: How many of the best.
-        seeds: Fresh seeds for each; 0 leaves all of this out.
+        best: Number of best trials to retrain.
+        seeds: Number of fresh seeds for each; 0 disables retraining.
 
     Raises:
         ConfigError: If a value is out of range.
@@ -114,19 +116,19 @@ class SweepFile:
     """A sweep.
 
     Attributes:
-        command: Whose settings are searched.
-        settings: Those that all trials share, as in the command's own configuration files.
-        search: What is searched, by dotted name.
-        objective: What is looked for.
-        searcher: random, which grids need; tpe: the tree-structured Parzen estimator of Optuna, for
-            one objective or two; nsga2: its genetic algorithm, for two.
-        scheduler: Which trials are stopped early.
-        trials: How many in all; with grids a multiple of their combinations.
-        seeds: Trainings of each trial, one after another, whose objectives are averaged.
-        seed: Of the search itself; trainings begin with the seed that ``settings`` gives.
-        resources: What a trial takes.
-        stop: When to end early.
-        retrain: How the best are trained again.
+        command: Command whose settings are searched.
+        settings: Settings of all trials, as in the command's configuration files.
+        search: Domains of the searched settings, by dotted name.
+        objective: Objective of the search.
+        searcher: random, which grids require; tpe: the tree-structured Parzen estimator of Optuna,
+            for one objective or two; nsga2: Optuna's genetic algorithm, for two.
+        scheduler: Rule for stopping or copying trials early.
+        trials: Number of trials; with grids a multiple of their combinations.
+        seeds: Number of sequential trainings per trial, whose objectives are averaged.
+        seed: Seed of the search; trainings start with the seed in ``settings``.
+        resources: Resources of one trial.
+        stop: Limits on time and retries.
+        retrain: Retraining of the best trials.
     """
 
     command: CommandName
@@ -144,32 +146,32 @@ class SweepFile:
 
     @property
     def combinations(self) -> int:
-        """Of the values of all grids; 1 without any."""
+        """Number of combinations of all grid values; 1 without grids."""
         return math.prod(len(domain.grid) for domain in self.search.values() if domain.grid)
 
     @property
     def base(self) -> dict[str, Any]:
-        """All settings of the command where nothing is searched, nested."""
+        """All settings of the command without searched values, nested."""
         return self._whole({})
 
     @property
     def defaults(self) -> dict[str, Any]:
-        """The searched settings as they are where nothing is searched, by dotted name."""
+        """Default values of the searched settings, by dotted name."""
         base = self.base
         return {name: get_setting(base, name) for name in self.search}
 
-    def config(self, values: Mapping[str, object], **overrides: object) -> Any:  # noqa: ANN401 - of the command's own type
-        """Return the command's configuration with searched settings in place.
+    def config(self, values: Mapping[str, object], **overrides: object) -> Any:  # noqa: ANN401
+        """Return the command's configuration with the searched settings.
 
         Args:
-            values: By dotted name.
-            overrides: Further settings, which the sweep itself gives.
+            values: Searched settings by dotted name.
+            overrides: Further settings that the sweep sets.
 
         Raises:
-            ConfigError: If it is not allowed.
+            ConfigError: If the configuration is invalid.
         """
         config_type, source = command_of(self.command).config_type, "a trial"
-        # Another algorithm has other settings in its block.
+        # Resolve choices first: each algorithm has different settings in its block.
         choosing = [setting for setting, _ in getattr(config_type, "CHOICES", {}).values()]
         base = self._whole({name: values[name] for name in choosing if name in values})
         try:

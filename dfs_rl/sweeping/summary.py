@@ -1,4 +1,4 @@
-"""What a sweep says in words: what it found, how much of that is luck, and whether it beats the defaults."""
+"""Summary sentences of a sweep: best trials, selection bias, and comparison with the defaults."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -16,10 +16,10 @@ STATUSES: dict[TrialStatus, str] = {
     "failed": "failed",
     "unfinished": "not brought to an end",
 }
-"""What texts call them, in the order in which they are counted."""
+"""Names of the states in texts, in the order of their counts."""
 
 _MAX_NAMED = 5
-"""Trials and settings that a sentence names before it counts the others."""
+"""Maximum number of trials or settings that a sentence names."""
 
 _LUCKY = "Chosen in part by luck, worse on fresh seeds by more than two standard deviations"
 _SAME = "On fresh seeds within two standard deviations of the sweep"
@@ -29,16 +29,15 @@ _FRESH = "On fresh seeds"
 
 
 class RetrainedValue(NamedTuple):
-    """What one of the objective's values came to on fresh seeds.
+    """One value of the objective on fresh seeds.
 
     Attributes:
-        name: The trial, or ``defaults``.
+        name: Name of the trial, or ``defaults``.
         objective: Name of the value.
-        seeds: How many fresh seeds there are.
-        value: Over them, None if there is none.
-        search_value: What the sweep had, None for the defaults.
-        gain: By how much it is better than the defaults on the seeds that both have, seed by seed;
-            None without such seeds.
+        seeds: Number of fresh seeds.
+        value: Mean and deviation over the seeds, None without seeds.
+        search_value: Value in the search, None for the defaults.
+        gain: Paired improvement over the defaults on the common seeds; None without such seeds.
     """
 
     name: str
@@ -50,7 +49,7 @@ class RetrainedValue(NamedTuple):
 
 
 def retrained_values(record: SweepRecord) -> list[RetrainedValue]:
-    """Return what came of the configurations that were trained again, each with all values of the objective."""
+    """Return all objective values of the retrained configurations."""
     defaults = next((again for again in record.retrained if again.name == DEFAULTS), None)
     return [
         _retrained_value(again, name, defaults, maximize=maximize)
@@ -80,7 +79,7 @@ def _retrained_value(
 
 
 def sweep_verdict(record: SweepRecord) -> tuple[str, ...]:
-    """Put a sweep into a few sentences."""
+    """Return the summary sentences of a sweep."""
     return (
         _counts(record),
         _found(record),
@@ -153,7 +152,7 @@ def _fresh_seeds(record: SweepRecord) -> Iterator[str]:
 
 
 def _luck(change: Spread) -> str:
-    """Say what it means that a figure is better by so much on fresh seeds."""
+    """Return the heading for a change of this size on fresh seeds."""
     if change.deviation is None:
         return _ONE_SEED
     if is_significant_over_seeds(_negative(change)):
@@ -188,7 +187,10 @@ def _gain(row: RetrainedValue) -> str:
 
 
 def _beaten(names: Sequence[str], better: set[str], worse: set[str]) -> str:
-    """Say which trials beat the defaults: better in one value and worse in none, beyond the spread over seeds."""
+    """Return the sentence on trials that beat the defaults.
+
+    Such a trial is better in one value and worse in none, beyond the spread over seeds.
+    """
     tried = list(dict.fromkeys(names))
     won = [f"trial {name}" for name in tried if name in better and name not in worse]
     if won:

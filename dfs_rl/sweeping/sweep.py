@@ -1,4 +1,4 @@
-"""A whole sweep: the search, what it found, the same again on fresh seeds, and the report."""
+"""A whole sweep: search, retraining on fresh seeds, and report."""
 
 import secrets
 import shlex
@@ -43,7 +43,7 @@ from dfs_rl.utils.run_records import read_record
 from dfs_rl.utils.trusted_import import trusted_code
 
 FILE = "sweep.yaml"
-"""The folder's own copy of the sweep, as it was resolved."""
+"""Name of the resolved sweep file in the run folder."""
 BEST = "best.yaml"
 BEST_RUNS = "best"
 RESULTS = "results.csv"
@@ -55,16 +55,16 @@ _PERCENT = 100.0
 
 @dataclass(frozen=True, kw_only=True)
 class Storage:
-    """What ``storage.json`` holds: where the trials of a sweep are stored."""
+    """Contents of ``storage.json``: the storage of a sweep's trials."""
 
     trials: str
 
 
 def reference_point_of(file: SweepFile, dataset: Dataset) -> CurvePoint:
-    """Return where areas end: what the file says, or where any useful setting is left and above.
+    """Return the bound of the hypervolume.
 
-    For gates, it comes from the backbone's uniform settings on val, as in a comparison; backbones
-    end at chance.
+    A value in the file takes precedence. For gates, the bound comes from the backbone's uniform
+    settings on val, as in a comparison; for backbones, its accuracy is that of chance.
     """
     if file.objective.reference_point is not None:
         return CurvePoint(*file.objective.reference_point)
@@ -78,7 +78,10 @@ def reference_point_of(file: SweepFile, dataset: Dataset) -> CurvePoint:
 
 
 def storage_of(folder: RunFolder) -> str:
-    """Return where the trials of a sweep are stored: where it was said, or inside its folder, wherever that is now."""
+    """Return the storage of a sweep's trials.
+
+    It is the recorded one, or a sub-folder of the run folder.
+    """
     path = folder.path / _STORAGE
     if not path.is_file():
         return absolute(folder.path / _TUNE)
@@ -86,12 +89,12 @@ def storage_of(folder: RunFolder) -> str:
 
 
 def new_storage(storage_path: str) -> str:
-    """Return a place of its own for a new sweep's trials under a folder or URI that was named."""
+    """Return a unique storage for a new sweep's trials under the given folder or URI."""
     return f"{absolute(storage_path)}/sweep-{secrets.token_hex(4)}"
 
 
 def storage_file(storage: str) -> dict[str, bytes]:
-    """Return the file by which a sweep's folder remembers where its trials are stored, by its name."""
+    """Return the file that records the storage of a sweep's trials, by its name."""
     return {_STORAGE: json_bytes(config_to_dict(Storage(trials=storage)))}
 
 
@@ -103,18 +106,18 @@ def run_sweep(
     *,
     storage: str,
 ) -> None:
-    """Hold a sweep, or go on with it, and write everything into its folder.
+    """Run or resume a sweep and write all results into its folder.
 
     Args:
         file: The sweep.
-        shared: Its data set.
-        reference_point: Where areas end.
-        folder: Its folder.
-        storage: Where trials are stored, see ``storage_of``.
+        shared: Data set of the sweep.
+        reference_point: Bound of the hypervolume.
+        folder: Run folder of the sweep.
+        storage: Storage of the trials, from ``storage_of``.
 
     Raises:
         KeyboardInterrupt: After Ctrl-C.
-        TrainingError: If no trial came to its end.
+        TrainingError: If no trial has finished.
     """
     start = time.perf_counter()
     log = folder.path / "ray.log"
@@ -174,7 +177,7 @@ def _collect_results(
     chosen: Sequence[TrialRecord],
     folder: RunFolder,
 ) -> None:
-    """Copy from where Tune stores trials: the runs of the best, what all showed on TensorBoard, and tracebacks of crashes."""
+    """Copy runs of the best trials, TensorBoard events and tracebacks from Tune's storage."""
     for trial, result in zip(trials, results, strict=True):
         metrics = result.metrics or {}
         if metrics.get(TRACEBACK):
@@ -191,7 +194,10 @@ def _collect_results(
 
 
 def _copy(source: Path, target: Path) -> None:
-    """Copy a folder, in full or not at all; what was copied before may have been added to since, and stays."""
+    """Copy a folder atomically.
+
+    An existing target stays, because files may have been added to it.
+    """
     if target.exists():
         return
     half = target.with_name(f".{target.name}.part")
@@ -212,7 +218,7 @@ def _about(file: SweepFile, shared: SharedDataset) -> str:
 
 
 def _commands(file: SweepFile, folder: RunFolder, chosen: Sequence[TrialRecord]) -> tuple[str, ...]:
-    """Return how to go on from here, and how to come here."""
+    """Return command lines that train and evaluate the best configuration and repeat the sweep."""
     lines = []
     prog = command_of(file.command).prog.split()
     if chosen:
@@ -225,7 +231,7 @@ def _commands(file: SweepFile, folder: RunFolder, chosen: Sequence[TrialRecord])
 
 
 def _write(folder: RunFolder, record: SweepRecord) -> None:
-    """Write the report into the folder, and what there is to say to the screen."""
+    """Write the report into the folder and the summary to the screen."""
     write_bytes_atomic(folder.path / RESULTS, sweep_csv(record).encode())
     write_json(folder.path / "sweep.json", config_to_dict(record))
     page = sweep_report(record, sweep_figures(record))

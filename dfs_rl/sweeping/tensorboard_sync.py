@@ -1,4 +1,4 @@
-"""What TensorBoard shows of a sweep, while it runs and after: the curves of all trials under one folder."""
+"""Copies of all trials' TensorBoard events under one folder, during and after a sweep."""
 
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,12 @@ _EVENTS = "events.*"
 
 
 class TensorBoardSync(Callback):
-    """Brings the curves up to date whenever a trial is stored on this machine; what is stored elsewhere follows at the end.
+    """Copies events whenever a trial stores a checkpoint on this machine.
+
+    Events of checkpoints on other storage are copied at the end of the sweep.
 
     Args:
-        folder: For all trials, one folder each.
+        folder: Target folder, with one sub-folder per trial.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -30,8 +32,8 @@ class TensorBoardSync(Callback):
         checkpoint: Checkpoint,
         **info: Any,  # noqa: ARG002, ANN401
     ) -> None:
-        """Show what a trial has just stored."""
-        # Tune stores this object, too; the sweep's folder may have been moved since.
+        """Copy the events of a new checkpoint."""
+        # Tune stores this callback; the sweep's folder may have moved since then.
         is_here = (
             isinstance(checkpoint.filesystem, LocalFileSystem) and self._folder.parent.is_dir()
         )
@@ -40,28 +42,28 @@ class TensorBoardSync(Callback):
 
 
 def sync_events(stored: Path, shown: Path) -> None:
-    """Make the curves that are shown of a trial those that it has stored.
+    """Make the copied events of a trial equal to the stored ones.
 
     Args:
-        stored: The trial's run folders.
-        shown: A folder for their events, which is made if need be.
+        stored: Folder with the trial's run folders.
+        shown: Folder for the copied events; created if missing.
     """
     for run in sorted(stored.glob("seed*")):
         target = shown / run.name
         target.mkdir(parents=True, exist_ok=True)
         events = {path.name: path for path in (run / "tensorboard").glob(_EVENTS)}
         for old in target.glob(_EVENTS):
-            if old.name not in events:  # the trial goes on from another one
+            if old.name not in events:  # the trial was copied from another one
                 old.unlink()
         for name, path in events.items():
             append_new_events(path, target / name)
 
 
 def append_new_events(source: Path, target: Path) -> None:
-    """Make a copy the same as its source again, which has grown since, or was begun anew.
+    """Make a copy equal to its source, which may have grown or been replaced.
 
-    TensorBoard keeps files open and reads what is appended; of a file that takes their place it
-    would know nothing.
+    New content is appended where possible: TensorBoard keeps files open and does not notice a
+    replaced file.
     """
     content = source.read_bytes()
     before = target.read_bytes() if target.exists() else b""

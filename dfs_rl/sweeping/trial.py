@@ -1,7 +1,7 @@
-"""One trial of a sweep, in a worker process: the command's own training in its own run folder, watched by Ray Tune.
+"""One trial of a sweep in a worker process: the command's training in its own run folder.
 
-There is no second training loop. The run folder is what Tune checkpoints, so that a trial goes on,
-or is copied by population-based training, as ``--resume`` goes on with a run.
+There is no second training loop. Tune checkpoints the run folder, so a trial resumes, or is copied
+by population-based training, as a run resumes with ``--resume``.
 """
 
 import json
@@ -26,15 +26,15 @@ from dfs_rl.utils.run_folder import LAST_CHECKPOINT, RECORD, RunFolder
 from dfs_rl.utils.trusted_import import trusting
 
 PROGRESS = "progress"
-"""Percent of the whole training, which schedulers count by."""
+"""Key of the progress in percent of a training, which schedulers use as time."""
 FULL_PROGRESS = 100
-"""Of it, at the end."""
+"""Progress at the end, in percent."""
 FAILED = "failed"
-"""Why a trial failed."""
+"""Key of the reason of a failure."""
 TRACEBACK = "traceback"
-"""Where a trial failed, if that was for no reason that this project knows."""
+"""Key of the traceback of an unexpected error."""
 POINTS = "points"
-"""What the trial's result costs and gets right on val, as JSON; of each seed."""
+"""Key of the computation and accuracy on val of each seed, as JSON."""
 CANDIDATE = "candidate"
 SEED = "seed"
 _VALIDATION = "validation"
@@ -42,14 +42,14 @@ _VALIDATION = "validation"
 
 @dataclass(frozen=True, kw_only=True)
 class TrialPlan:
-    """What all trials have in common.
+    """Common data of all trials.
 
     Attributes:
         file: The sweep.
-        reference_point: Where areas end.
-        seeds: Of each trial's trainings.
-        candidates: Searched settings that are trained on fresh seeds.
-        trusted: Constructors that trials may import, see ``trusting``.
+        reference_point: Bound of the hypervolume.
+        seeds: Seeds of each trial's trainings.
+        candidates: Searched settings to retrain on fresh seeds.
+        trusted: Constructors that trials may import, as in ``trusting``.
     """
 
     file: SweepFile
@@ -60,7 +60,7 @@ class TrialPlan:
 
 
 def search_trial(config: dict[str, Any], *, plan: TrialPlan, shared: SharedDataset) -> None:
-    """Try what the searcher suggests; Tune calls this."""
+    """Train with the settings that the searcher proposes; called by Tune."""
     values = {
         name: decode_value(value) if plan.file.search[name].values else value
         for name, value in config.items()
@@ -70,20 +70,20 @@ def search_trial(config: dict[str, Any], *, plan: TrialPlan, shared: SharedDatas
 
 
 def retrain_trial(config: dict[str, Any], *, plan: TrialPlan, shared: SharedDataset) -> None:
-    """Train a candidate on a fresh seed; Tune calls this."""
+    """Train a candidate on a fresh seed; called by Tune."""
     with trusting(plan.trusted):
         _run(plan.candidates[config[CANDIDATE]], (config[SEED],), plan, shared)
 
 
 def run_name(seed: int) -> str:
-    """Return what the folder of a trial's training is called."""
+    """Return the folder name of a training."""
     return f"seed{seed}"
 
 
 def _run(
     values: Mapping[str, object], seeds: tuple[int, ...], plan: TrialPlan, shared: SharedDataset
 ) -> None:
-    """Train every seed, and report; what fails by itself is reported too, and not tried again."""
+    """Train every seed and report; errors are reported too, and not retried."""
     folder = _fresh_folder()
     checkpoint = tune.get_checkpoint()
     if checkpoint is not None:
@@ -102,22 +102,25 @@ def _run(
                 command.train(config, dataset, watched, device)
             reporter.add(run, command.points_on_val(run))
         reporter.finish()
-    except Exception as error:  # noqa: BLE001 - whatever one trial dies of, the others go on
+    except Exception as error:  # noqa: BLE001 - the other trials continue after any error
         reporter.fail(error)
     finally:
-        shutil.rmtree(folder, ignore_errors=True)  # what is kept is stored elsewhere by now
+        shutil.rmtree(folder, ignore_errors=True)  # checkpoints are already in Tune's storage
 
 
 def _fresh_folder() -> Path:
-    """Return an empty folder on this machine; a worker that was killed may have left something there."""
+    """Return an empty local folder, without remains of a killed worker."""
     folder = Path(tune.get_context().get_trial_dir()) / "runs"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     return folder
 
 
-def resume_if_started(command: SweepCommand, config: Any) -> RunFolder | None:  # noqa: ANN401 - the command's own type
-    """Open a training that was begun before, under these settings or, copied from another trial, under others."""
+def resume_if_started(command: SweepCommand, config: Any) -> RunFolder | None:  # noqa: ANN401
+    """Open a training that has started, or return None.
+
+    If its settings differ, as in a copy of another trial, they are replaced.
+    """
     path = config.run_dir
     if not (path / RECORD).is_file():
         return None
@@ -129,7 +132,7 @@ def resume_if_started(command: SweepCommand, config: Any) -> RunFolder | None:  
 
 
 def _reset_best_gate(run: RunFolder) -> None:
-    """Have the best gate chosen anew, for under other rewards it may be another one."""
+    """Discard the validation state, because under another reward another gate may be the best."""
     if not run.has_checkpoint(LAST_CHECKPOINT):
         return
     tensors, state = run.load_checkpoint(LAST_CHECKPOINT)
@@ -138,12 +141,12 @@ def _reset_best_gate(run: RunFolder) -> None:
 
 
 class _TrialReporter:
-    """Turns what a trial's runs log into reports.
+    """Reports the logged metrics of a trial's runs to Tune.
 
     Args:
-        plan: What all trials have in common.
-        folder: Of the trial's runs.
-        n_seeds: How many there will be.
+        plan: Common data of all trials.
+        folder: Folder of the trial's runs.
+        n_seeds: Number of seeds.
     """
 
     def __init__(self, plan: TrialPlan, folder: Path, n_seeds: int) -> None:
@@ -155,7 +158,7 @@ class _TrialReporter:
         self._progress = 0.0
 
     def report_progress(self, run: RunFolder) -> None:
-        """Report what a run has logged, if it was validated since the last report and is not at its end."""
+        """Report the metrics of an unfinished run with a new validation."""
         seen = validations(run)
         if not seen:
             return
@@ -165,7 +168,7 @@ class _TrialReporter:
             self._report(overall, self._values([*self._done, self._value(run)]))
 
     def add(self, run: RunFolder, points_on_val: tuple[CurvePoint, ...]) -> None:
-        """Take note of a run that has come to its end, and report it unless it is the last one."""
+        """Add a finished run, and report it unless it is the last one."""
         self._done.append(self._value(run))
         self._points.append(points_on_val)
         if len(self._done) < self._n_seeds:
@@ -176,7 +179,7 @@ class _TrialReporter:
         self._report(FULL_PROGRESS, self._values(self._done))
 
     def fail(self, error: Exception) -> None:
-        """Report that the trial cannot go on."""
+        """Report that the trial has failed."""
         known = isinstance(error, DfsRlError)
         name = "" if known else f"{type(error).__name__}: "
         tune.report(
@@ -190,7 +193,7 @@ class _TrialReporter:
         )
 
     def _value(self, run: RunFolder) -> dict[str, float]:
-        """Return a run's objective, the untrained gate left out."""
+        """Return a run's objective, without the validation of the untrained gate."""
         objective, reference_point = self._plan.file.objective, self._plan.reference_point
         learned = [points for progress, points in validations(run) if progress > 0]
         return objective.mean_of_last(
@@ -215,7 +218,7 @@ class _TrialReporter:
 
 
 def validations(run: RunFolder) -> list[tuple[float, list[CurvePoint]]]:
-    """Return the progress of a run's validations, in [0, 1], with what they showed."""
+    """Return progress, in [0, 1], and points of each validation of a run."""
     logged: list[dict[str, Any]] = run.read_metrics()
     return [
         (record["progress"], [CurvePoint(*point) for point in record["points"]])

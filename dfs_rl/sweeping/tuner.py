@@ -1,4 +1,4 @@
-"""Ray Tune's two experiments of a sweep: the search, and the best configurations on fresh seeds."""
+"""Ray Tune's two experiments of a sweep: the search, and retraining on fresh seeds."""
 
 import hashlib
 import json
@@ -26,7 +26,7 @@ from dfs_rl.utils.ray import ray_deprecations_ignored
 SEARCH = "search"
 RETRAIN = "retrain"
 _KEPT = 2
-"""Checkpoints of a trial; the one before the last is there while the last is written."""
+"""Number of checkpoints to keep per trial; one remains while another is written."""
 
 
 def run_search(
@@ -37,21 +37,21 @@ def run_search(
     log: Path,
     tensorboard_sync: TensorBoardSync,
 ) -> list[Result]:
-    """Search, or go on with a search that was begun in ``storage``.
+    """Run the search, or resume the one in ``storage``.
 
     Args:
-        plan: What to search.
+        plan: Common data of the trials.
         shared: The data set.
         storage: Folder or URI that all nodes can write to.
-        log: File for what Ray has to say.
-        tensorboard_sync: Shows the trials' curves.
+        log: File for Ray's log.
+        tensorboard_sync: Callback that copies the trials' TensorBoard events.
 
     Returns:
-        What came of each trial, in the order in which they were made.
+        Results of the trials, in the order of their creation.
 
     Raises:
-        KeyboardInterrupt: After Ctrl-C; what Tune has stored is gone on with.
-        TrainingError: If the experiment cannot go on.
+        KeyboardInterrupt: After Ctrl-C; a later call resumes from Tune's stored state.
+        TrainingError: If the experiment cannot continue.
     """
     file = plan.file
     names = file.objective.names
@@ -67,7 +67,7 @@ def run_search(
             storage,
             SEARCH,
             [view, tensorboard_sync],
-            # In a population, another trial may have to wait for its turn to begin from any of them.
+            # In a population, a trial may later start from any checkpoint of another one.
             keep=None if file.scheduler.is_population else _KEPT,
         ),
         log,
@@ -77,24 +77,24 @@ def run_search(
 def retrain_best(
     plan: TrialPlan, shared: SharedDataset, storage: str, *, log: Path, seeds: tuple[int, ...]
 ) -> list[Result]:
-    """Train every candidate of ``plan`` on every seed, or go on with that.
+    """Train every candidate of ``plan`` on every seed, or resume these trainings.
 
     Args:
-        plan: With the candidates.
+        plan: Common data of the trials, with the candidates.
         shared: The data set.
-        storage: As for ``run_search``.
-        log: Likewise.
-        seeds: None of them was searched with.
+        storage: Folder or URI that all nodes can write to.
+        log: File for Ray's log.
+        seeds: Seeds that the search has not used.
 
     Returns:
-        What came of each training.
+        Results of the trainings, in the order of their creation.
 
     Raises:
-        KeyboardInterrupt: After Ctrl-C; what Tune has stored is gone on with.
-        TrainingError: If the experiment cannot go on.
+        KeyboardInterrupt: After Ctrl-C; a later call resumes from Tune's stored state.
+        TrainingError: If the experiment cannot continue.
     """
     objective = plan.file.objective
-    # Other candidates than those of an earlier start are another experiment.
+    # Different candidates or seeds require a new experiment.
     fingerprinted = json.dumps([*map(dict, plan.candidates), *seeds], default=str)
     name = f"{RETRAIN}-{hashlib.sha256(fingerprinted.encode()).hexdigest()[:8]}"
     grid = {
@@ -117,7 +117,11 @@ def retrain_best(
     )
 
 
-def _trainable(function: Callable[..., None], plan: TrialPlan, shared: SharedDataset) -> Any:  # noqa: ANN401 - what Tune makes of a function
+def _trainable(
+    function: Callable[..., None],
+    plan: TrialPlan,
+    shared: SharedDataset,
+) -> Any:  # noqa: ANN401
     resources = plan.file.resources
     with_objects = tune.with_parameters(function, plan=plan, shared=shared)
     return tune.with_resources(with_objects, {"cpu": resources.cpus, "gpu": resources.gpus})
@@ -146,7 +150,7 @@ def _fit(
     log: Path,
 ) -> list[Result]:
     with ray_deprecations_ignored(), _logged(log):
-        warnings.simplefilter("ignore", ConvergenceWarning)  # of PB2's model, where trials are few
+        warnings.simplefilter("ignore", ConvergenceWarning)  # from PB2's model with few trials
         if tune.Tuner.can_restore(path):
             tuner = tune.Tuner.restore(
                 path, trainable=trainable, resume_unfinished=True, resume_errored=True
@@ -159,16 +163,19 @@ def _fit(
             raise TrainingError(
                 f"the search in {path} cannot go on: {' '.join(str(error).split())}"
             ) from error
-    # The grid's order changes when it is restored.
+    # The order of the results changes on restore.
     numbers = [trial_number(trial) for trial in grid._experiment_analysis.trials]
     return [grid[index] for _, index in sorted(zip(numbers, range(len(grid)), strict=True))]
 
 
 @contextmanager
 def _logged(path: Path) -> Iterator[None]:
-    """Have Ray's libraries say to a file what they would say to the screen; what concerns trials is in the live view."""
+    """Redirect the log output of Ray's libraries from the screen to a file.
+
+    The live view shows the state of the trials.
+    """
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
-    # By itself, Tune takes Ctrl-C, saves, and returns as if it had come to its end.
+    # By default, Tune catches Ctrl-C, saves, and returns as if it had finished.
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     handler = logging.FileHandler(path, delay=True)
     loggers = [logging.getLogger(name) for name in ("ray.tune", "ray.train")]
@@ -186,10 +193,10 @@ def _logged(path: Path) -> Iterator[None]:
 
 
 def check_storage(storage: str) -> None:
-    """Refuse a place that trials cannot be stored at.
+    """Validate the storage of trials.
 
     Raises:
-        ConfigError: If Ray knows no such place, or something is stored there already.
+        ConfigError: If Ray cannot access the storage, or it already contains a sweep.
     """
     try:
         with ray_deprecations_ignored():
@@ -206,14 +213,17 @@ def check_storage(storage: str) -> None:
 
 
 def check_resources(resources: ResourceConfig, *, shares_storage: bool) -> None:
-    """Refuse what no node of the cluster at hand has, for its trials would wait for ever.
+    """Check that a node of the cluster has the resources of a trial.
+
+    Without such a node, trials would wait forever.
 
     Args:
-        resources: What a trial takes.
-        shares_storage: Whether a place was named that all nodes can store trials at.
+        resources: Resources of one trial.
+        shares_storage: Whether all nodes share a storage for trials.
 
     Raises:
-        ConfigError: If there is no such node, or there are several machines and no such place.
+        ConfigError: If no node has these resources, or there are several machines without a shared
+            storage.
     """
     import ray
 
@@ -235,7 +245,7 @@ def check_resources(resources: ResourceConfig, *, shares_storage: bool) -> None:
 
 
 def absolute(storage: str | Path) -> str:
-    """Return a storage path as Ray takes it: a URI as it is, a folder from the root."""
+    """Return a storage path for Ray: a URI unchanged, a folder as an absolute path."""
     return (
         storage if isinstance(storage, str) and "://" in storage else str(Path(storage).resolve())
     )

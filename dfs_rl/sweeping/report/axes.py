@@ -1,4 +1,4 @@
-"""Axes of a sweep's settings, which may be numbers or anything else: where a value lies on them, and what to write beside them."""
+"""Axes for settings with numbers or other values: coordinates and tick labels."""
 
 import math
 from collections.abc import Sequence
@@ -8,20 +8,19 @@ from dfs_rl.evaluation.number_format import setting_text
 from dfs_rl.sweeping.records import Setting, SweepRecord
 
 _ROOM = 0.5
-"""Where a value lies that is the only one on its axis."""
+"""Coordinate of the only value on an axis."""
 _TWO_DECADES = 2.0
 
 
 class SettingAxis(NamedTuple):
-    """One setting's axis; places on it are shares of its length, in [0, 1].
+    """Axis of one setting; coordinates are fractions of its length, in [0, 1].
 
     Attributes:
         name: Dotted name of the setting.
-        log: Whether numbers lie on it by their logarithm.
-        low: Its lower end, a logarithm to base 10 if ``log``.
-        high: Its upper end.
-        choices: What stands on it instead of numbers, as text, from the lower end; empty for
-            numbers.
+        log: Whether the axis is logarithmic.
+        low: Lower end, a logarithm to base 10 if ``log``.
+        high: Upper end, a logarithm to base 10 if ``log``.
+        choices: Values as text, from the lower end; empty for numbers.
     """
 
     name: str
@@ -31,7 +30,7 @@ class SettingAxis(NamedTuple):
     choices: tuple[str, ...]
 
     def place(self, value: Setting) -> float | None:
-        """Return where a value lies, None if it has no place on this axis."""
+        """Return the coordinate of a value, None if the value is not on this axis."""
         if self.choices:
             text = setting_text(value)
             return self._share(self.choices.index(text)) if text in self.choices else None
@@ -41,7 +40,7 @@ class SettingAxis(NamedTuple):
         return share if 0 <= share <= 1 else None
 
     def ticks(self, most: int = 5) -> list[tuple[float, str]]:
-        """Return places and what to write there; of numbers about ``most`` at most."""
+        """Return coordinates and labels of the ticks; for numbers about ``most`` at most."""
         if self.choices:
             return [(self._share(i), text) for i, text in enumerate(self.choices)]
         values = self._round_values(most)
@@ -69,12 +68,12 @@ class SettingAxis(NamedTuple):
 
 
 def setting_axis(record: SweepRecord, name: str, also: Sequence[Setting] = ()) -> SettingAxis:
-    """Return the axis of one setting, which holds the values of all trials.
+    """Return the axis of one setting, which covers the values of all trials.
 
     Args:
         record: The sweep.
-        name: The setting.
-        also: Further values to hold, where they have a place.
+        name: Name of the setting.
+        also: Further values to cover, if they fit the axis.
     """
     scale = record.scales[name]
     tried = [trial.settings[name] for trial in record.trials if name in trial.settings]
@@ -89,7 +88,7 @@ def setting_axis(record: SweepRecord, name: str, also: Sequence[Setting] = ()) -
 
 
 def number_axis(name: str, values: Sequence[float], *, log: bool = False) -> SettingAxis:
-    """Return an axis that holds ``values``, which are logarithms if ``log``."""
+    """Return an axis that covers ``values``, which are logarithms if ``log``."""
     return SettingAxis(name, log=log, low=min(values), high=max(values), choices=())
 
 
@@ -98,7 +97,7 @@ def _is_number(value: Setting) -> TypeGuard[int | float]:
 
 
 def _rank(value: Setting) -> tuple[int, float, str]:
-    """Order choices: what is no value, then numbers by size, lists by length, words by name."""
+    """Return the sort key of a choice: None, numbers by size, lists by length, text by name."""
     if value is None:
         return (0, 0.0, "")
     if isinstance(value, int | float):

@@ -1,4 +1,4 @@
-"""The pictures of a sweep."""
+"""All figures of a sweep report."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -14,15 +14,15 @@ from dfs_rl.sweeping.report.slices import settings_plot
 
 
 class SweepFigures(NamedTuple):
-    """Pictures of a sweep as PNG; None where there is nothing to draw.
+    """Figures of a sweep as PNG; None without data.
 
     Attributes:
         pareto_front: Accuracy against computation of all trials.
-        points: Where it shows what.
-        parallel: All trials over the axes of their settings and values.
+        points: Hover texts of its points.
+        parallel: Parallel coordinates of settings and objective values of all trials.
         settings: Each setting against a value of the objective, by the value's name.
-        progress: The first value over the trials' progress.
-        importance: What share of its variation each setting explains.
+        progress: First objective over the trials' progress.
+        importance: Fraction of its variance that each setting explains.
     """
 
     pareto_front: bytes | None
@@ -34,7 +34,7 @@ class SweepFigures(NamedTuple):
 
 
 def sweep_figures(record: SweepRecord) -> SweepFigures:
-    """Draw them."""
+    """Draw all figures of a sweep."""
     pareto_front = sweep_pareto_plot(record) if record.points else None
     drawn = bool(record.trials and record.scales)
     valued = {name for trial in record.trials for name in trial.values}

@@ -1,4 +1,4 @@
-"""A sweep as one HTML file."""
+"""HTML page of a sweep."""
 
 import html
 from collections.abc import Sequence
@@ -21,15 +21,15 @@ _STYLE = """
   details::details-content { content-visibility: visible; }
 }
 """
-"""Pictures are wider than a telephone: there they keep their size and scroll, as tables do. On paper everything has to fit, and to show."""
+"""Style rules for narrow screens, where wide figures scroll like tables, and for print."""
 
 
 def sweep_report(record: SweepRecord, figures: SweepFigures) -> str:
     """Return the whole page.
 
     Args:
-        record: All figures.
-        figures: Those of ``sweep_figures``.
+        record: Results of the sweep.
+        figures: Figures from ``sweep_figures``.
     """
     about = (
         f"{record.about} {record.objective.about} Computation is what the chosen bits cost in MACs "

@@ -1,4 +1,4 @@
-"""Which of a sweep's settings the objective hangs on."""
+"""Hyperparameter importance plot."""
 
 from typing import TYPE_CHECKING
 
@@ -12,12 +12,14 @@ if TYPE_CHECKING:
 # Inches.
 _WIDTH, _TOP, _BOTTOM, _BAR, _RIGHT, _LETTER = 7.0, 0.5, 0.2, 0.36, 0.6, 0.085
 _LETTERS = 30
-"""Longest line of a name."""
+"""Maximum line length of a name, in characters."""
 
 
 @style.plain_text()
 def importance_plot(record: SweepRecord) -> "Figure":
-    """Draw the share of the first objective's variation that each setting explains, the largest on top.
+    """Draw the fraction of the first objective's variance that each setting explains.
+
+    Bars are sorted, the largest on top.
 
     Args:
         record: A sweep with importances.

@@ -1,4 +1,4 @@
-"""How the objective grew while the trials of a sweep trained."""
+"""Learning curves of a sweep's trials."""
 
 from typing import TYPE_CHECKING
 
@@ -22,10 +22,12 @@ _SIZE = (8.0, 4.2)
 
 @style.plain_text()
 def progress_plot(record: SweepRecord) -> "Figure":
-    """Draw the first objective of every trial over its progress, the best ones on top; what was stopped ends early.
+    """Draw the first objective of every trial over its progress, the best trials on top.
+
+    Curves of stopped trials end early.
 
     Args:
-        record: A sweep of which at least one trial was evaluated while it trained.
+        record: A sweep with at least one trial that was evaluated during training.
     """
     figure = style.new_figure(*_SIZE)
     figure.subplots_adjust(left=0.09, right=0.975, bottom=0.24, top=0.9)
@@ -64,7 +66,10 @@ def progress_plot(record: SweepRecord) -> "Figure":
 
 
 def _set_limits(axes: "Axes", record: SweepRecord) -> bool:
-    """Leave out what is far worse than where most trials begin and end; returns whether there is such a value."""
+    """Set the limits of the axes, without extreme values; return whether any are cut off.
+
+    The limits follow the first and last values of all trials.
+    """
     histories = [trial.history for trial in record.trials if trial.history]
     ends = [history[i][1] for history in histories for i in (0, -1)]
     values = [value for history in histories for _, value in history]

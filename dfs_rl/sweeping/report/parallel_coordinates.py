@@ -1,4 +1,4 @@
-"""All trials of a sweep as lines over one axis for each setting and each value of the objective (Inselberg, 1985)."""
+"""Parallel-coordinates plot of all trials of a sweep (Inselberg, 1985)."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -26,17 +26,17 @@ if TYPE_CHECKING:
 _INNER_HEIGHT, _LINE, _BOTTOM, _LEFT, _RIGHT = 3.3, 0.14, 0.5, 0.55, 0.85
 _SPACING, _CLOSEST, _NARROWEST, _WIDEST = 1.05, 0.86, 4.6, 8.0
 _LETTERS = 12
-"""How many letters of a small font stand between two axes."""
+"""Number of characters of a small font that fit between two axes."""
 _LANE = -0.1
-"""Where lines end that have no value: below the axis."""
+"""Coordinate below the axis for lines without a value."""
 _FEW, _FAINTEST = 20, 0.25
-"""Trials up to which lines are drawn in full, and how faint they are when there are very many."""
+"""Number of trials up to which lines are opaque, and lowest opacity with many trials."""
 _BUNDLE = 0.05
-"""How far lines through the same choice spread to either side, ordered by the objective."""
+"""Spread to either side of lines through the same choice, ordered by the objective."""
 
 
 class _Column(NamedTuple):
-    """One axis, and where each trial crosses it; NaN where it has no value."""
+    """One axis, with each trial's coordinate on it; NaN without a value."""
 
     axis: SettingAxis
     places: NDArray[np.float64]  # [trials]
@@ -44,10 +44,12 @@ class _Column(NamedTuple):
 
 @style.plain_text()
 def parallel_plot(record: SweepRecord) -> "Figure":
-    """Draw every trial as a line through its settings and values, the best ones on top; without a value it ends below the axis.
+    """Draw every trial as a line through its settings and values, the best trials on top.
+
+    The line of a trial without a value ends below the axis.
 
     Args:
-        record: A sweep of at least one trial with at least one setting.
+        record: A sweep with at least one trial and one setting.
     """
     ordered = _worst_first(record)
     columns = _columns(record, ordered)
@@ -69,7 +71,7 @@ def parallel_plot(record: SweepRecord) -> "Figure":
 
 
 def _worst_first(record: SweepRecord) -> list[TrialRecord]:
-    """Return the trials in the order in which they are drawn: without a value, then from the worst one up, then the best ones."""
+    """Return the trials in drawing order: without a value, worst to best, the best trials."""
     name, sign = record.objective.names[0], 1 if record.objective.maximize[0] else -1
 
     def rank(trial: TrialRecord) -> tuple[bool, bool, float]:
@@ -108,7 +110,7 @@ def _places(places: Sequence[float | None]) -> NDArray[np.float64]:
 
 
 def _spread(places: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Set lines through the same choice beside each other, in the order in which they come."""
+    """Spread lines through the same choice, in the order of the trials."""
     spread = places.copy()
     kinds = np.unique(places[~np.isnan(places)])
     reach = min(_BUNDLE, 0.3 / max(len(kinds) - 1, 1))
@@ -180,7 +182,7 @@ def _draw_axis(axes: "Axes", x: int, column: _Column, title: str) -> None:
 
 
 def _write(axes: "Axes", text: str, at: tuple[float, float], colour: str) -> None:
-    """Write to the right of a place on an axis, over the lines."""
+    """Write text to the right of a point on an axis, above the lines."""
     from matplotlib.patheffects import withStroke
 
     axes.annotate(

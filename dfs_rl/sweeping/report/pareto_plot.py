@@ -1,4 +1,4 @@
-"""Accuracy against computation of all trials of a sweep, what they dominate together, and the best ones on fresh seeds."""
+"""Accuracy against computation of all trials of a sweep, with Pareto front and retrained trials."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -28,17 +28,19 @@ if TYPE_CHECKING:
 _SIZE = (8.0, 5.4)
 _MARGINS = {"left": 0.085, "right": 0.93, "bottom": 0.2, "top": 0.92}
 _BELOW = 6.0
-"""Points this far below every best trial are left out: drawn to scale they would flatten everything else."""
+"""Points this far below every best trial are omitted, because they would flatten the others."""
 _DEFAULTS_STYLE = TrialStyle(style.INK, "o", DEFAULTS)
 _OTHER_STYLE = TrialStyle(style.MUTED, "D", "other trials")
 
 
 @style.plain_text()
 def sweep_pareto_plot(record: SweepRecord) -> "Figure":
-    """Draw the points of all trials over a logarithmic axis, their envelope, and the means and deviations over fresh seeds.
+    """Draw all points over a logarithmic axis, their Pareto front, and the retrained trials.
+
+    Retrained trials are shown as means and standard deviations over fresh seeds.
 
     Args:
-        record: A sweep of which at least one trial has a point.
+        record: A sweep with at least one point.
     """
     figure = style.new_figure(*_SIZE)
     figure.subplots_adjust(**_MARGINS)
@@ -60,7 +62,7 @@ def sweep_pareto_plot(record: SweepRecord) -> "Figure":
 
 
 def sweep_hover_points(figure: "Figure", record: SweepRecord) -> list[HoverPoint]:
-    """Return where ``sweep_pareto_plot`` drew what, the best trials and the fresh seeds last."""
+    """Return the hover texts of ``sweep_pareto_plot``, the best and the retrained trials last."""
     axes = figure.axes[0]
     low, high = axes.get_ylim()
     told: list[tuple[CurvePoint, str]] = []
@@ -89,7 +91,7 @@ def _title(record: SweepRecord, hidden: int) -> str:
 
 
 def _set_limits(axes: "Axes", record: SweepRecord) -> None:
-    """Fix the limits around what matters."""
+    """Set the limits of the axes around the best and the retrained trials."""
     retrained = [
         CurvePoint(
             cost.mean + side * (cost.deviation or 0), right.mean + side * (right.deviation or 0)
@@ -111,7 +113,7 @@ def _set_limits(axes: "Axes", record: SweepRecord) -> None:
 
 
 def _draw_envelope(axes: "Axes", record: SweepRecord) -> None:
-    """Draw what no point beats in both, as a step line, and shade what lies below it."""
+    """Draw the Pareto front as a step line and shade the area below it."""
     front = pareto_front(record.points)
     right = axes.get_xlim()[1]
     costs = [*(step.computation for step in front), right]
@@ -131,7 +133,10 @@ def _draw_envelope(axes: "Axes", record: SweepRecord) -> None:
 
 
 def _draw_cloud(axes: "Axes", record: SweepRecord) -> None:
-    """Draw every point of every trial, coloured by the objective, or by status where there are two or nothing to tell apart."""
+    """Draw the points of all trials, coloured by objective.
+
+    With two objectives, or with equal values, the colours show the status.
+    """
     (name, *more) = record.objective.names
     valued = [trial for trial in record.trials if name in trial.values and trial.points]
     values = [trial.values[name] for trial in valued]
@@ -164,7 +169,7 @@ def _dots(
     trials: Sequence[TrialRecord],
     **trial_style: Any,  # noqa: ANN401 - as matplotlib's
 ) -> "PathCollection | None":
-    """Draw all points of some trials, if they have any."""
+    """Draw the points of some trials, if there are any."""
     points = [point for trial in trials for point in trial.points]
     if not points:
         return None
@@ -196,7 +201,7 @@ def _draw_best(axes: "Axes", trial: TrialRecord, trial_style: TrialStyle) -> Non
 def _draw_retrained(
     axes: "Axes", again: RetrainedRecord, trial_style: TrialStyle, label: str | None
 ) -> None:
-    """Draw the means over fresh seeds, hollow, with their deviations."""
+    """Draw the means over fresh seeds as hollow markers, with their deviations."""
     for computation, accuracy in _over_seeds(again):
         axes.errorbar(
             computation.mean,
@@ -216,7 +221,10 @@ def _draw_retrained(
 
 
 def _over_seeds(again: RetrainedRecord) -> list[tuple[Spread, Spread]]:
-    """Return computation and accuracy of each operating point over seeds, or those of each seed where they do not match."""
+    """Return computation and accuracy of each operating point over seeds.
+
+    If the seeds have different numbers of points, the points of each seed are returned.
+    """
     ordered = [sorted(points) for points in again.points]
     if len({len(points) for points in ordered}) > 1:
         return [

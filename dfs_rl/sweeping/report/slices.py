@@ -1,4 +1,4 @@
-"""Each setting of a sweep against the objective."""
+"""Slice plot: each setting of a sweep against the objective."""
 
 import math
 from typing import TYPE_CHECKING
@@ -28,21 +28,21 @@ _COLUMNS = 4
 _LETTERS = 26
 _CHOICE_LETTERS = 12
 _FEW_CHOICES, _SLANT, _STEEP = 4, 25, 55
-"""Long names of choices are slanted so many degrees, and more if there are more of them."""
+"""Number of choices with slightly slanted long names, and both angles in degrees."""
 _TICKS = 3
 _ROOM = 0.08
-"""How far axes go on beyond their ends, as a share of their length."""
+"""Margin at both ends of an axis, as a fraction of its length."""
 _GOLDEN = (math.sqrt(5) - 1) / 2
 _SPREAD = 0.3
-"""How far trials of one choice are spread to either side, as a share of the way to the next choice."""
+"""Spread of the trials of one choice, as a fraction of the distance to the next choice."""
 
 
 @style.plain_text()
 def settings_plot(record: SweepRecord, objective: str) -> "Figure":
-    """Draw one panel for each setting: every trial's value of the objective over it, and where the defaults lie.
+    """Draw one panel per setting: each trial's objective value, and the default setting.
 
     Args:
-        record: A sweep of which at least one trial has a value and a setting.
+        record: A sweep with at least one trial that has a value and a setting.
         objective: Name of the value.
     """
     titles = [wrapped(name, _LETTERS) for name in record.scales]
@@ -123,7 +123,7 @@ def _limits(
 
 
 def _sideways(axis: SettingAxis, i: int) -> float:
-    """Spread the trials of one choice evenly to either side, without chance."""
+    """Return a deterministic, evenly spread offset for a trial of one choice."""
     reach = _SPREAD / max(len(axis.choices) - 1, 1) if axis.choices else 0.0
     return reach * (2 * (i * _GOLDEN % 1) - 1)
 

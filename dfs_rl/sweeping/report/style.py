@@ -1,4 +1,4 @@
-"""What all pictures of a sweep share: how its best trials look, what axes are called, and how far they reach."""
+"""Common style of the figures of a sweep: trial colours, labels, legends and ranges."""
 
 import re
 import statistics
@@ -15,18 +15,18 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _REACH = 4.0
-"""How often the way from the median to the best value fits on an axis below the median; what diverged lies beyond."""
+"""Maximum distance of the worst drawn value from the median, relative to that of the best value."""
 _LONGEST_NAME = 9
 _LEGEND_COLUMNS = 4
 
 
 class TrialStyle(NamedTuple):
-    """How a trial is drawn.
+    """Style of a trial in figures.
 
     Attributes:
-        colour: Of its lines and markers.
-        marker: Its marker.
-        name: What legends call it.
+        colour: Colour of lines and markers.
+        marker: Marker symbol.
+        name: Name in the legend.
     """
 
     colour: str
@@ -40,11 +40,14 @@ STATUS_STYLES: dict[TrialStatus, TrialStyle] = {
     "failed": TrialStyle(style.INK, "x", STATUSES["failed"]),
     "unfinished": TrialStyle(style.GREEN, "^", STATUSES["unfinished"]),
 }
-"""How trials are drawn that are not among the best, by how they ended."""
+"""Styles of trials that are not among the best, by status."""
 
 
 def best_trial_styles(record: SweepRecord) -> dict[str, TrialStyle]:
-    """Return how the best trials look, by name: each in its colour, or all in one if there are more of them than colours."""
+    """Return the styles of the best trials by name.
+
+    Each has its own colour, or all share one if there are more trials than colours.
+    """
     if len(record.best) > len(style.GATE_COLOURS):
         return {name: TrialStyle(style.VERMILION, "*", "best trials") for name in record.best}
     trial_styles = zip(record.best, style.GATE_COLOURS, style.GATE_MARKERS, strict=False)
@@ -55,13 +58,13 @@ def best_trial_styles(record: SweepRecord) -> dict[str, TrialStyle]:
 
 
 def best_last(record: SweepRecord) -> list[TrialRecord]:
-    """Return the trials in the order in which they are drawn, the best one last and so on top."""
+    """Return the trials in drawing order, the best one last and thus on top."""
     others = [trial for trial in record.trials if trial.name not in record.best]
     return [*others, *(record.trial(name) for name in reversed(record.best))]
 
 
 def legend_below(figure: "Figure", *all_axes: "Axes") -> None:
-    """Name everything once that was drawn, below the axes, what was drawn last first."""
+    """Add a legend without duplicates below the axes, the last drawn entry first."""
     named: dict[str, Artist] = {}
     for axes in all_axes:
         named |= {
@@ -80,17 +83,17 @@ def legend_below(figure: "Figure", *all_axes: "Axes") -> None:
 
 
 def value_label(record: SweepRecord, name: str) -> str:
-    """Return what an axis calls one of the objective's values."""
+    """Return the axis label of one of the objective's values."""
     unit = record.objective.units[record.objective.names.index(name)]
     return f"{name}, {unit}" if unit else name
 
 
 def value_range(values: Sequence[float], *, maximize: bool) -> tuple[float, float]:
-    """Return the ends of an axis for values of an objective: all of them, but for those that are far worse than most.
+    """Return the ends of an axis for values of an objective, without extremely bad values.
 
     Args:
-        values: At least one.
-        maximize: Whether the highest is the best.
+        values: At least one value.
+        maximize: Whether the highest value is the best.
     """
     low, high, middle = min(values), max(values), statistics.median(values)
     if maximize and high > middle:
@@ -101,7 +104,10 @@ def value_range(values: Sequence[float], *, maximize: bool) -> tuple[float, floa
 
 
 def wrapped(name: str, width: int) -> str:
-    """Return a dotted name in lines of at most ``width`` characters, broken after dots, else after underscores, else anywhere."""
+    """Break a dotted name into lines of at most ``width`` characters.
+
+    Lines are broken after dots, else after underscores, else anywhere.
+    """
     lines: list[str] = []
     for part in _joined(re.findall(r"[^.]*\.|[^.]+", name), width):
         for piece in _joined(re.findall(r"[^_ ]*[_ ]|[^_ ]+", part), width):
@@ -110,7 +116,7 @@ def wrapped(name: str, width: int) -> str:
 
 
 def _joined(parts: Sequence[str], width: int) -> list[str]:
-    """Join neighbours while they fit into one line."""
+    """Join adjacent parts that fit into one line."""
     lines: list[str] = []
     for part in parts:
         if lines and len(lines[-1]) + len(part) <= width:

@@ -1,4 +1,4 @@
-"""A sweep as text for the screen and as rows for a spreadsheet."""
+"""Text and CSV output of a sweep."""
 
 import csv
 import io
@@ -12,16 +12,16 @@ from dfs_rl.sweeping.records import DEFAULTS, Setting, SweepRecord, TrialRecord
 from dfs_rl.sweeping.summary import STATUSES, retrained_values, sweep_verdict
 
 _MOST_COLUMNS = 4
-"""Best trials beside each other on a screen."""
+"""Maximum number of best trials in the printed table."""
 _LONGEST = 18
-"""Characters of a setting on a screen."""
+"""Maximum number of characters of a printed setting."""
 
 Rows = list[tuple[str, ...]]
 Groups = list[Rows]
 
 
 def sweep_text(record: SweepRecord) -> str:
-    """Return the best trials, what became of them on fresh seeds, what failed, and the verdict."""
+    """Return the best trials, their results on fresh seeds, the verdict, and the failures."""
     parts = [record.title, _filled(f"{record.about} {record.objective.about}")]
     if record.best:
         head, groups = best_table(record, _MOST_COLUMNS)
@@ -40,11 +40,13 @@ def sweep_text(record: SweepRecord) -> str:
 
 
 def best_table(record: SweepRecord, most: int | None = None) -> tuple[tuple[str, ...], Groups]:
-    """Return head and cells of the best trials, a column each, and of the defaults where they are known.
+    """Return head and rows of the table of best trials, with a column per trial.
+
+    The defaults have a column if they were retrained.
 
     Args:
         record: The sweep.
-        most: How many best trials to show at most, None for all of them.
+        most: Maximum number of trials, None for all.
     """
     trials = [record.trial(name) for name in record.best[:most]]
     defaults = [again.settings for again in record.retrained if again.name == DEFAULTS]
@@ -66,7 +68,7 @@ def best_table(record: SweepRecord, most: int | None = None) -> tuple[tuple[str,
 
 
 def retrained_table(record: SweepRecord) -> tuple[tuple[str, ...], Groups]:
-    """Return head and cells of the configurations that were trained again, each beside what the sweep had."""
+    """Return head and rows of the retrained configurations, with their values in the search."""
     head = (
         "trained again",
         "objective",
@@ -90,7 +92,7 @@ def retrained_table(record: SweepRecord) -> tuple[tuple[str, ...], Groups]:
 
 
 def trial_table(record: SweepRecord) -> tuple[tuple[str, ...], Groups]:
-    """Return head and cells of all trials: those with values from the best one down, then the others."""
+    """Return head and rows of all trials: those with values, the best one first, then the rest."""
     names = record.objective.names
     head = (
         "trial",
@@ -109,7 +111,7 @@ def trial_table(record: SweepRecord) -> tuple[tuple[str, ...], Groups]:
 
 
 def failures(record: SweepRecord) -> dict[str, str]:
-    """Return the reasons of everything that failed, by what it was."""
+    """Return the reasons of all failures, by trial or by configuration and seed."""
     trials = {f"trial {t.name}": t.reason for t in record.trials if t.reason is not None}
     again = {
         f"{again.name} on seed {seed}": reason
@@ -120,7 +122,10 @@ def failures(record: SweepRecord) -> dict[str, str]:
 
 
 def sweep_csv(record: SweepRecord) -> str:
-    """Return one line per trial; settings are exact, those that are lists and the points are JSON: ``[[computation, accuracy], ...]``."""
+    """Return one CSV line per trial.
+
+    Settings have full precision. Lists and points are JSON: ``[[computation, accuracy], ...]``.
+    """
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     names = record.objective.names
@@ -160,13 +165,13 @@ def _cells(record: SweepRecord, trial: TrialRecord) -> tuple[str, ...]:
 
 
 def _with_unit(record: SweepRecord, name: str) -> str:
-    """Return what heads call one of the objective's values."""
+    """Return the column head of one of the objective's values."""
     unit = record.objective.units[record.objective.names.index(name)]
     return f"{name} {unit}" if unit in ("", "%") else f"{name}, {unit}"
 
 
 def _exact(value: Setting) -> str:
-    """Return a setting with all its digits; strings as they are, everything else as JSON has it."""
+    """Return a setting with full precision: strings unchanged, everything else as JSON."""
     return value if isinstance(value, str) else json.dumps(value)
 
 
