@@ -34,7 +34,7 @@ clean: ## Remove caches and build products; runs and the environment stay
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -not -path "./$(VENV)/*" -prune -exec rm -rf {} +
 
-# Not bin/python: a system without ensurepip leaves that behind, and then nothing to install with.
+# The target is bin/pip: without ensurepip, venv creates bin/python but no pip.
 $(BIN)/pip:
 	@command -v $(PYTHON) > /dev/null || \
 		{ echo "$(PYTHON) is not installed; give another one with: make PYTHON=/path/to/python3" >&2; exit 1; }
