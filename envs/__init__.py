@@ -1,4 +1,6 @@
-"""Environments: bits for each image, in Gymnasium's single and vector form and Stable-Baselines3's, and bits for the whole network.
+"""Environments in the forms of Gymnasium and Stable-Baselines3.
+
+One environment chooses bit options for each image, one for the whole network.
 
 ``import dfs_rl`` registers ``dfs_rl/FractionalSkipping-v0`` and ``dfs_rl/NetworkWide-v0``;
 ``gymnasium.make("dfs_rl:dfs_rl/FractionalSkipping-v0")`` does both at once.
@@ -19,7 +21,7 @@ _PUBLIC = {"SB3GatingVecEnv": "dfs_rl.envs.sb3_vec_env", "make_task": "dfs_rl.en
 
 
 def __getattr__(name: str) -> object:
-    """Import what needs torch on first use, so that ``import dfs_rl`` and ``--help`` are quick."""
+    """Import names that need torch on first use, so that ``import dfs_rl`` stays fast."""
     if name in _PUBLIC:
         return getattr(importlib.import_module(_PUBLIC[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,7 @@
-"""The one implementation underneath every form of the environment: walks in batches, those that began together in lock-step."""
+"""Batched episodes: the shared implementation of all forms of the environment.
+
+Episodes that start together run as one batch.
+"""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -22,36 +25,36 @@ _ALL = slice(None)
 
 
 class _Cohort(NamedTuple):
-    """Walks that began together and have not ended, all at the same layer.
+    """Episodes that started together and have not ended, all at the same layer.
 
     Attributes:
-        state: Where they stand.
-        rows: Which walks they are, int64 ``[n]``; ``None`` for all, in order.
+        state: Execution state of the episodes.
+        rows: Indices of the episodes, int64 ``[n]``; ``None`` for all, in order.
     """
 
     state: ExecutionState
     rows: torch.Tensor | None
 
     def gather(self, values: torch.Tensor) -> torch.Tensor:
-        """Return their part of what has a row for every walk."""
+        """Return the cohort's rows of a tensor with a row for every episode."""
         return values if self.rows is None else values[self.rows]
 
     def episodes_of(self, members: torch.Tensor | None) -> torch.Tensor | None:
-        """Return which walks these members are; ``None`` for all, in both."""
+        """Return the episode indices of members of the cohort; ``None`` stands for all."""
         if self.rows is None or members is None:
             return self.rows if members is None else members
         return self.rows[members]
 
 
 class _Finished(NamedTuple):
-    """Walks that come to an answer.
+    """Episodes that reach an answer.
 
     Attributes:
-        rows: Which walks they are, int64 ``[n]``; ``None`` for all, in order.
+        rows: Indices of the episodes, int64 ``[n]``; ``None`` for all, in order.
         logits: float32 ``[n, classes]``.
-        options: What they did, int64 ``[n, layers]``.
-        spent: float64 ``[n]``.
-        cost: What of that their last step took, float64 ``[n]``.
+        options: Options of the episodes, int64 ``[n, layers]``.
+        spent: Total cost as a fraction, float64 ``[n]``.
+        cost: Cost of the last step as a fraction, float64 ``[n]``.
     """
 
     rows: torch.Tensor | None
@@ -62,28 +65,27 @@ class _Finished(NamedTuple):
 
 
 class _PartialObservation(NamedTuple):
-    """What walks see; ``rows`` says which walks they are, int64 ``[n]``, ``None`` for all of a batch in order."""
+    """Observation of the episodes ``rows``, int64 ``[n]``; ``None`` for all, in order."""
 
     observation: Observation
     rows: torch.Tensor | None
 
 
 class BatchedEpisodes:
-    """``n`` walks through one frozen backbone. Those that begin together stay together until they end.
+    """Batch of ``n`` episodes on one frozen backbone; episodes that start together share a cohort.
 
     Args:
-        task: Backbone, images, reward, budget.
-        n: Number of walks.
+        task: Backbone, images, reward weights and budget.
+        n: Number of episodes.
 
     Attributes:
-        indices: Image of each walk, int64 ``[n]``.
-        preferences: Of the task's dial for each walk, float64 ``[n]``; ``None`` where there is
-            none.
-        started: Whether any walk was begun; before that nothing is known of them.
-        ended: Which walks are over, or were never begun, bool ``[n]``.
-        predictions: What the network said of the images of those that are over, -1 where it was not
-            asked, int64 ``[n]``.
-        probabilities: What it gives these classes, float32 ``[n]``.
+        indices: Image of each episode, int64 ``[n]``.
+        preferences: Preference of each episode, float64 ``[n]``; ``None`` without budget
+            conditioning.
+        started: True after the first reset; other attributes are undefined before it.
+        ended: Mask of the episodes that have ended or never started, bool ``[n]``.
+        predictions: Predicted class of each ended episode, -1 for truncated ones, int64 ``[n]``.
+        probabilities: Probability of the predicted class, float32 ``[n]``.
     """
 
     def __init__(self, task: Task, n: int) -> None:
@@ -98,23 +100,23 @@ class BatchedEpisodes:
         self.set_task(task)
 
     def set_task(self, task: Task) -> None:
-        """Take up another task; the walks must begin anew or be replayed before the next step."""
+        """Set another task; the episodes must be reset or replayed before the next step."""
         self.task = task
         self._device = task.images.images.device
         self._gated_budget = task.gated_budget
 
     def require_reset(self) -> None:
-        """Refuse to go on or to look before the first reset.
+        """Raise an error before the first reset.
 
         Raises:
-            gymnasium.error.ResetNeeded: If no walk was begun.
+            gymnasium.error.ResetNeeded: If no episode has started.
         """
         if not self.started:
             raise gymnasium.error.ResetNeeded("no episode was begun: call reset() first.")
 
     @property
     def options(self) -> NDArray[np.int64]:
-        """What the walks did so far, int64 ``[n, layers]``; 0 where nothing was chosen yet."""
+        """Options of the episodes so far, int64 ``[n, layers]``; 0 for layers not yet reached."""
         options = self._options.clone()
         for state, rows in self._cohorts:
             options[_ALL if rows is None else rows] = state.options
@@ -122,7 +124,10 @@ class BatchedEpisodes:
 
     @property
     def layers(self) -> NDArray[np.int64]:
-        """The layer to choose for in each walk, int64 ``[n]``; where it has ended, how many it came through."""
+        """Next layer of each episode, int64 ``[n]``.
+
+        An ended episode has the number of layers that it passed.
+        """
         layers = self.task.backbone.costs.n_layers_run(self._options)
         for state, rows in self._cohorts:
             layers[_ALL if rows is None else rows] = state.layer
@@ -130,7 +135,7 @@ class BatchedEpisodes:
 
     @property
     def cost_weight(self) -> NDArray[np.float64] | None:
-        """Cost weight of each walk, float64 ``[n]``; ``None`` where the task has no dial."""
+        """Cost weight of each episode, float64 ``[n]``; ``None`` without budget conditioning."""
         return None if self._cost_weight is None else _to_numpy(self._cost_weight)
 
     @property
@@ -149,16 +154,20 @@ class BatchedEpisodes:
         *,
         which: NDArray[np.int64] | None = None,
     ) -> ObservationBatch:
-        """Show images of the split to walks and run the stem.
+        """Start episodes on images of the split and run the stem.
 
         Args:
-            indices: Image of each walk that begins, int64 ``[begun]``.
-            preferences: Of the task's dial for each of them, float64 ``[begun]``; ``None`` where
-                there is none.
-            which: The walks that begin, wherever they stand, int64 ``[begun]``; ``None`` for all.
+            indices: Image of each episode that starts, int64 ``[started]``.
+            preferences: Preference of each of them, float64 ``[started]``; ``None`` without budget
+                conditioning.
+            which: Indices of the episodes that start, ended or not, int64 ``[started]``; ``None``
+                for all.
 
         Returns:
-            What these walks see.
+            The first observation of these episodes.
+
+        Raises:
+            ConfigError: If the number of indices is wrong, or an index is out of range.
         """
         n_images, n_begun = len(self.task.images), self.n if which is None else len(which)
         if indices.shape != (n_begun,) or indices.min() < 0 or indices.max() >= n_images:
@@ -182,7 +191,10 @@ class BatchedEpisodes:
 
     @torch.inference_mode()
     def advance(self, actions: NDArray[np.integer[Any]]) -> Transition:
-        """Go on by ``actions[i]`` in walk ``i``: run the next layer, or leave. Walks that have ended stay as they are."""
+        """Apply ``actions[i]`` to episode ``i``: run the next layer, or take the exit.
+
+        Ended episodes stay unchanged.
+        """
         chosen = torch.from_numpy(self._checked(actions)).to(self._device)
         rewards = torch.zeros(self.n, dtype=torch.float64, device=self._device)
         seen, results, cohorts = [], [], []
@@ -216,7 +228,11 @@ class BatchedEpisodes:
 
     @torch.inference_mode()
     def truncate(self, which: NDArray[np.int64]) -> None:
-        """End walks that are under way, int64 ``[stopped]``, without an answer."""
+        """End running episodes without an answer.
+
+        Args:
+            which: Indices of the episodes, int64 ``[stopped]``.
+        """
         options, layers = self.options, self.layers[which]
         for state, rows in self._cohorts:
             self._spent[_ALL if rows is None else rows] = state.spent
@@ -235,7 +251,17 @@ class BatchedEpisodes:
         options: NDArray[np.int64],
         preferences: NDArray[np.float64] | None = None,
     ) -> ObservationBatch:
-        """Begin all walks at ``indices`` and walk on at ``options``, int64 ``[n, steps]``; used to restore walks, without rewards."""
+        """Start all episodes and replay their options, to restore them without rewards.
+
+        Args:
+            indices: Image of each episode, int64 ``[n]``.
+            options: Options so far, int64 ``[n, steps]``.
+            preferences: Preference of each episode, float64 ``[n]``; ``None`` without budget
+                conditioning.
+
+        Returns:
+            The last observation.
+        """
         observation = self.reset(indices, preferences)
         for actions in options.T:
             observation = self.advance(actions).observation
@@ -243,9 +269,12 @@ class BatchedEpisodes:
 
     @torch.inference_mode()
     def action_masks(self) -> NDArray[np.bool_]:
-        """Return which actions are there and keep the cheapest way to an answer within the budget, bool ``[n, actions]``.
+        """Return the actions that keep the cheapest way to an answer within the budget.
 
-        In a walk that has ended they are all allowed, for none does anything.
+        In an ended episode all actions are allowed, because none has an effect.
+
+        Returns:
+            bool ``[n, actions]``; the exit action is allowed only at an exit.
         """
         self.require_reset()
         task = self.task
@@ -276,7 +305,7 @@ class BatchedEpisodes:
         indices: NDArray[np.int64],
         preferences: NDArray[np.float64] | None,
     ) -> None:
-        # What was handed out before stays as it was.
+        # Copies keep arrays that were returned before unchanged.
         self.indices = self.indices.copy()
         self.indices[which] = indices
         if preferences is not None and self.preferences is not None:
@@ -291,7 +320,7 @@ class BatchedEpisodes:
         self._update_conditioning()
 
     def _update_conditioning(self) -> None:
-        """Keep what the positions of the dial mean: what the gate sees, and the prices."""
+        """Cache the preferences as gate inputs and the cost weights of the episodes."""
         range_ = self.task.cost_weight_range
         if range_ is None:
             self._preferences_seen = self._cost_weight = None
@@ -301,11 +330,11 @@ class BatchedEpisodes:
         self._preferences_seen, self._cost_weight = exact.float(), range_.at(exact)
 
     def _step_cost(self, cost: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
-        """Return what walks pay for a step, float64."""
+        """Return the cost that is subtracted from the rewards of a step, float64."""
         return step_cost(self.task.reward, cost, cost_weight=_part(self._cost_weight, rows))
 
     def _finish(self, end: _Finished, rewards: torch.Tensor) -> EpisodeResult:
-        """Keep what came of walks, and write what their last step brings into ``rewards``."""
+        """Store the results of episodes and write their last rewards into ``rewards``."""
         costs, rows = self.task.backbone.costs, end.rows
         labels = self._labels if rows is None else self._labels[rows]
         scores = score_predictions(end.logits, labels)
@@ -356,7 +385,7 @@ class BatchedEpisodes:
         )
 
     def _checked(self, actions: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
-        """Return the actions as a contiguous int64 array that torch can share."""
+        """Validate the actions and return them as a contiguous int64 array."""
         n_actions = self.task.backbone.costs.n_actions
         fits = actions.shape == (self.n,) and actions.dtype.kind in "iu"
         if not fits or actions.min() < 0 or actions.max() >= n_actions:
@@ -368,7 +397,12 @@ class BatchedEpisodes:
 
 
 def _filter_cohort(cohort: _Cohort, allowed: torch.Tensor) -> _Cohort | None:
-    """Return the walks of a cohort that are allowed, bool ``[all walks]``; ``None`` if none is."""
+    """Return the allowed episodes of a cohort; ``None`` if there are none.
+
+    Args:
+        cohort: The cohort.
+        allowed: Mask over all episodes, bool.
+    """
     members = cohort.gather(allowed).nonzero()[:, 0]
     if len(members) == 0:
         return None
@@ -382,7 +416,7 @@ def _part(values: torch.Tensor | None, rows: torch.Tensor | None) -> torch.Tenso
 
 
 def _batch(seen: Sequence[_PartialObservation], n: int) -> ObservationBatch:
-    """Return what ``n`` walks see; zeros for those of which nothing is told."""
+    """Return the observation of ``n`` episodes; zeros for episodes without a new one."""
     if len(seen) == 1 and seen[0].rows is None:
         observation = seen[0].observation
         return {
@@ -403,7 +437,7 @@ def _batch(seen: Sequence[_PartialObservation], n: int) -> ObservationBatch:
 
 
 def _concatenate(results: Sequence[EpisodeResult]) -> EpisodeResult | None:
-    """Return outcomes as one, ``None`` for none."""
+    """Return results as one batch; ``None`` for an empty sequence."""
     if len(results) < 2:  # noqa: PLR2004 - nothing to join
         return results[0] if results else None
     fields: list[Any] = [

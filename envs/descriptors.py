@@ -1,4 +1,7 @@
-"""What an agent that gives each layer one bit width for all images knows of a layer, after HAQ (Wang et al., CVPR 2019)."""
+"""Layer descriptors for agents that choose one bit option per layer for all images.
+
+They follow HAQ (Wang et al., CVPR 2019).
+"""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -13,25 +16,27 @@ from dfs_rl.gating.observation import cost_scale
 
 N_FIXED = 8
 N_DESCRIPTORS = N_FIXED + 2
-"""Those of the layer itself, and those of the choices before it."""
+"""Number of descriptors: those of the layer itself, previous action and spent cost."""
 
 
 @torch.inference_mode()
 def layer_descriptors(backbone: WalkableBackbone) -> NDArray[np.float32]:
-    """Describe every gated layer by what it does to the shape of an activation and by what it costs.
+    """Return descriptors of every gated layer: shapes, computation and weights.
 
-    Shapes are read off one empty image, so a network needs to declare nothing for it. For
-    convolutions whose outputs all have the layer's own size, as in a residual block, MACs over
-    output positions are the weights.
+    Shapes come from a forward pass of one empty image, so a network needs to declare nothing. For
+    convolutions whose outputs all have the size of the layer's output, as in a residual block, MACs
+    divided by output positions are the number of weights.
 
     Args:
         backbone: The network.
 
     Returns:
         float32 ``[layers, 8]`` in [0, 1]: index, input channels, output channels, input positions,
-        1 minus the share of positions that is left (3/4 for a stride of 2), MACs, weights, and
-        whether the shape changes. Channels, positions, MACs and weights are relative to the layer
-        that has most.
+        1 minus the share of positions that is left (3/4 for a stride of 2), MACs, weights, and 1
+            for
+        layers that change the shape. Channels, positions, MACs and weights are relative to the
+            layer
+        with the largest value.
     """
     costs = backbone.costs
     shapes = _shapes(backbone)
@@ -54,13 +59,13 @@ def layer_descriptors(backbone: WalkableBackbone) -> NDArray[np.float32]:
 def observe_layer(
     fixed: NDArray[np.float32], layer: int, *, previous: float, spent: float
 ) -> NDArray[np.float32]:
-    """Return what an agent sees before it chooses for a layer, float32 ``[10]`` in [0, 1].
+    """Return the observation before a layer's choice, float32 ``[10]`` in [0, 1].
 
     Args:
-        fixed: From ``layer_descriptors``.
-        layer: The layer; after the last one it stays there.
-        previous: The action before, in [0, 1]; 0 at the first layer.
-        spent: What the choices so far cost, as a fraction of running every gated layer at 32 bit.
+        fixed: Result of ``layer_descriptors``.
+        layer: Index of the layer; indices after the last layer give the last one.
+        previous: Previous action, in [0, 1]; 0 at the first layer.
+        spent: Cost of the options so far, as a fraction of running every gated layer at 32 bit.
     """
     scaled = float(cost_scale(torch.tensor(spent, dtype=torch.float64)))
     row = fixed[min(layer, len(fixed) - 1)]
@@ -68,12 +73,12 @@ def observe_layer(
 
 
 def round_to_menu(action: float, n_options: int) -> int:
-    """Return the option that a continuous action in [0, 1] stands for; each option has a stretch of the same length, as in HAQ."""
+    """Return the option of a continuous action in [0, 1], with equal intervals as in HAQ."""
     return min(int(action * n_options), n_options - 1)
 
 
 def _shapes(backbone: WalkableBackbone) -> list[tuple[int, ...]]:
-    """Return the shape of the activation before every gated layer and after the last, without the batch."""
+    """Return the activation shapes before each gated layer and after the last, without batch."""
     device = backbone.feature_mean.device
     hidden = backbone.stem(torch.zeros(1, *backbone.image_shape, dtype=torch.uint8, device=device))
     shapes = [tuple(hidden.shape[1:])]

@@ -1,4 +1,4 @@
-"""Gymnasium's single environment."""
+"""Gymnasium environment for single images."""
 
 from pathlib import Path
 from typing import Any
@@ -28,117 +28,118 @@ Observation = dict[str, Any]
 
 
 class FractionalSkippingEnv(gymnasium.Env[Observation, np.int64]):
-    """Choose, for one image, how many bits each layer of a trained network runs at.
+    """Choose, for one image, the bit width of each layer of a trained network.
 
     ## Description
-    An episode walks one image through the gated layers of a frozen network. At each layer the agent
-    picks a bit width from a
-    menu: 0 skips the layer, 32 runs it in full precision, the others run it with weights and
-        activations quantized to that
-    many bits. Few bits are cheap, and wrong for some images. The aim is to be right at little cost.
+    An episode runs one image through the gated layers of a frozen network. At each layer the agent
+    picks one of the bit options: 0 skips the layer, 32 runs it in full precision, the others run it
+    with weights and activations quantized to that many bits. Few bits are cheap, but wrong for some
+    images. The aim is a correct prediction at a low cost.
 
     ## Action space
-    `Discrete(n)`: an index into the ascending menu, by default of 6 options.
+    `Discrete(n)`: an index into the ascending bit options, by default 6.
 
     | Action | 0 | 1 | 2 | 3 | 4 | 5 |
     |---|---|---|---|---|---|---|
     | Bits | 0 (skip) | 2 | 3 | 4 | 8 | 32 |
     | Cost relative to 32 bit | 0 | 0.0039 | 0.0088 | 0.0156 | 0.0625 | 1 |
 
-    Where the network has exits, see `train_exits`, the space is `Discrete(n + 1)`, and action `n`
-    leaves: the exit before the layer answers, and no layer after it runs. At a layer without an
-    exit, `n` means the cheapest option, action 0: it asks to spend no more, which the cheapest
-    comes nearest to, and the cheapest is within every budget that can be kept. `action_masks()`
-    allows `n` only where there is an exit.
+    For a network with exits, see `train_exits`, the space is `Discrete(n + 1)`, and action `n`
+    takes the exit: the exit before the layer answers, and no later layer runs. At a layer without
+    an exit, `n` means the cheapest option, action 0, which is the nearest to no cost and within
+    every valid budget. `action_masks()` allows `n` only at an exit.
 
     ## Observation space
     A `Dict`; `gymnasium.wrappers.FlattenObservation` makes it a vector.
 
-    | Key | Space | What | Unit |
+    | Key | Space | Content | Unit |
     |---|---|---|---|
-    | `features` | `Box(-10, 10, (width,))` | confidence of a probe, mean of every channel that
-    enters | deviations from usual | | `layer` | `Discrete(layers)` | the layer to choose for |
-    index | | `context[0]` | 0 to 1 | spent so far | log2(1 + 32 sqrt(fraction)) / log2(33): 0.31,
-    0.46, 0.63, 1 for 2, 4, 8, 32 bit everywhere | | `context[1]` | 0 to 1 | budget less everything
-    that is never gated, 1 without one | the same | | `context[2]` | 0 to 1 | previous option, 0 at
-    the first layer | index / (n - 1) | | `context[3]` | 0 to 1 | with `cost_weight_range` alone:
-    the episode's price, 0 is the highest | logarithmic |
+    | `features` | `Box(-10, 10, (width,))` | confidence of a probe, channel means | z-score |
+    | `layer` | `Discrete(layers)` | layer to choose for | index |
+    | `context[0]` | 0 to 1 | spent so far | logarithmic, see below |
+    | `context[1]` | 0 to 1 | budget of the gated layers, 1 without a budget | the same |
+    | `context[2]` | 0 to 1 | previous option, 0 at the first layer | index / (n - 1) |
+    | `context[3]` | 0 to 1 | preference, 0 is the highest cost weight | logarithmic |
+
+    The channel means are those of the layer's input. Features are in standard deviations from their
+    mean. Costs are scaled by log2(1 + 32 sqrt(fraction)) / log2(33): 0.31, 0.46, 0.63, 1 for 2, 4,
+    8, 32 bit at all layers. `context[3]` exists only with `cost_weight_range`.
 
     The probe is a linear classifier of the channels' means over parts of the image. Its confidence
-    are three numbers: the highest class probability, the lead over the second highest and the
-    entropy. Before an exit they are the exit's own, told in the mean and the deviation of the probe
-    that it stands in for. After the last layer `features` is zero and `layer` stays at the last
-    one; after leaving, at the one that would have been next.
+    consists of three numbers: the highest class probability, its margin over the second highest,
+    and the entropy. Before an exit they come from the exit's classifier, normalised by the mean and
+    the deviation of the probe that it replaces. After the last layer `features` is zero and `layer`
+    stays at the last one; after an exit, `layer` is the one that would have been next.
 
     ## Reward
-    Minus `weights.cost` times the chosen option's share of the cost of all layers at 32 bit, at
-    every step; leaving costs the exit's head less the network's own, which does not run. At the
-    last step `weights.accuracy` is added for a correct prediction, `weights.log_likelihood` times
-    the label's log-likelihood clipped and scaled to [-1, 0], and `weights.overshoot` times the
-    fraction above the budget is subtracted. Ranges: `RewardWeights`.
+    At every step, minus `reward.cost` times the cost of the chosen option as a fraction of the cost
+    of all layers at 32 bit; the exit action costs the exit's head minus the network's head, which
+    does not run. The last step adds `reward.accuracy` for a correct prediction and
+    `reward.log_likelihood` times the label's log-likelihood, clipped and scaled to [-1, 0], and
+    subtracts `reward.overshoot` times the fraction above the budget. Ranges: `RewardWeights`.
 
-    With `cost_weight_range=(lowest, highest)` each episode draws its price of computation between
-    them, log-uniformly and independently of the image, and `weights.cost` plays no part: one gate
-    then learns all trade-offs at once.
+    With `cost_weight_range=(lowest, highest)` each episode draws its cost weight between them,
+    log-uniformly and independently of the image, and `reward.cost` has no effect: one gate then
+    learns all trade-offs at once.
 
     ## Start
     An image of the split, drawn uniformly with replacement. `reset(options={"index": i})` shows
-    image `i` and leaves the stream of draws where it is.
+    image `i` and does not advance the random stream of images.
 
     ## End
-    Terminated after the last gated layer, so without exits an episode always has as many steps as
-    there are gated layers, or after leaving. Never truncated.
+    Terminated after the last gated layer or after an exit. Without exits an episode has one step
+    per gated layer. Never truncated.
 
     ## Info
     After `reset`: `index`, the image, and with `cost_weight_range` the episode's `cost_weight`.
-    After the last step: `index`, `label`, `prediction`, `correct`, `is_success` (the same, by the
-    name that Stable-Baselines3 logs), `computation` (percent of running every gated layer at 32
-    bit, the never-gated parts included, no gate) and `bits`, int64 `[layers]`, 0 for layers that
-    did not run; with exits `walked` as well, how many layers the image came through. Numbers are
-    NumPy scalars.
+    After the last step: `index`, `label`, `prediction`, `correct`, `is_success` (the same, under
+    the name that Stable-Baselines3 logs), `computation` (percent of running every gated layer at 32
+    bit, the never-gated parts included, without a gate) and `bits`, int64 `[layers]`, 0 for layers
+    that did not run; with exits also `n_layers_run`, the number of layers that the image passed.
+    Numbers are NumPy scalars.
 
     ## Budget
-    `budget` bounds `computation`. It is advisory: `action_masks()` tells which actions keep the
-    cheapest way to an answer within it, other actions run all the same, and what they overshoot is
-    charged by `weights.overshoot`.
+    `budget` bounds `computation`. It is not enforced: `action_masks()` returns the actions that
+    keep the cheapest way to an answer within it, other actions run as well, and `reward.overshoot`
+    penalizes the excess.
 
     ## Arguments
-    Listed below. All of them can be written in JSON, so that `env.spec.to_json()` holds the
-    environment. A training form of a backbone is frozen anew by each environment; pass
-    `backbone.to_inference()` to many. A network of yours is calibrated by each, on the train split
-    of the data set, which may not be an `ImageSet` then; its weights stay as they are. A folder
-    that holds one needs `trust_code=True`.
+    See the list below. JSON can represent all of them, so `env.spec.to_json()` describes the
+    environment. Each environment converts a training form of a backbone to its inference form; pass
+    `backbone.to_inference()` to several environments. Each environment calibrates a custom network
+    on the train split of the data set, which then cannot be an `ImageSet`; the network's weights
+    stay unchanged. A folder with a custom network needs `trust_code=True`.
 
     ## Versions
     v0: first version.
 
     Args:
         backbone: A folder that `save_backbone` wrote, or a run with one; `module:function` that
-            makes a network of yours; a backbone; or `None` for the digits network that ships.
+            builds a custom network; a backbone; or `None` for the digits network of the package.
         backbone_weights: Safetensors file or state dict for the network that `module:function`
-            makes.
-        trust_code: Whether to import the constructor, `module:function`, that a folder names.
-        exits: Whether images may leave where the backbone has exits; `False` walks all of them to
-            the end.
-        dataset: What `load_dataset` takes, a `Dataset`, an `ImageSet`, or `None` for the digits.
-        split: Which images of a data set to draw from: `train`, `agent`, `val` or `test`.
-        reward: What is rewarded: a mapping of some fields of `RewardWeights`, such as `{"cost":
-            5.0}`, or one of these; `None` for the defaults.
+            builds.
+        trust_code: Allow the import of the constructor, `module:function`, that a folder names.
+        exits: Keep the exits of the backbone; `False` runs all images to the last layer.
+        dataset: An argument of `load_dataset`, a `Dataset`, an `ImageSet`, or `None` for the
+            digits.
+        split: Split of the data set to draw images from: `train`, `agent`, `val` or `test`.
+        reward: Reward weights: a mapping of some fields of `RewardWeights`, such as `{"cost":
+            5.0}`, or a `RewardWeights`; `None` for the defaults.
         budget: Upper bound on computation in percent; `None` for none.
-        cost_weight_range: Lowest and highest price of computation; `None` for `weights.cost` in
-            every episode.
+        cost_weight_range: Lowest and highest cost weight; `None` for `reward.cost` in every
+            episode.
         render_mode: `None` or `"rgb_array"`.
-        device: Where the backbone runs.
+        device: Device of the backbone.
 
     Raises:
-        ConfigError: If a value is not allowed.
-        DataError: If the data cannot be found or does not fit the backbone.
+        ConfigError: If a value is invalid.
+        DataError: If the data is missing or does not fit the backbone.
         CheckpointError: If the backbone cannot be read.
     """
 
     metadata = METADATA
 
-    def __init__(  # noqa: PLR0913 - each is one choice of the user's
+    def __init__(  # noqa: PLR0913
         self,
         *,
         backbone: BackboneLike = None,
@@ -178,13 +179,12 @@ class FractionalSkippingEnv(gymnasium.Env[Observation, np.int64]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
-        """Show the next image.
+        """Start an episode on the next image.
 
         Args:
-            seed: Start the stream of images anew from this seed.
-            options: `{"index": i}` shows image `i` of the split; `{"cost_weight": w}` makes
-                computation cost `w`, which must lie within the `cost_weight_range` of the
-                environment.
+            seed: New seed of the random stream of images; `None` continues it.
+            options: `{"index": i}` shows image `i` of the split; `{"cost_weight": w}` sets the cost
+                weight, which must be within the `cost_weight_range` of the environment.
         """
         chosen = check_options(options, "index", "cost_weight")
         super().reset(seed=seed)
@@ -203,7 +203,7 @@ class FractionalSkippingEnv(gymnasium.Env[Observation, np.int64]):
         return _unbatch(observation), info
 
     def step(self, action: np.int64) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
-        """Run the next layer at option `action`, or leave by the exit before it."""
+        """Run the next layer at option `action`, or take the exit before it."""
         if not self._running:
             raise gymnasium.error.ResetNeeded(
                 "the episode is over or none was begun: call reset() first."
@@ -220,12 +220,15 @@ class FractionalSkippingEnv(gymnasium.Env[Observation, np.int64]):
         )
 
     def action_masks(self) -> NDArray[np.bool_]:
-        """Return which actions are there and keep the cheapest way to an answer within the budget, bool `[n]`."""
+        """Return the actions that keep the cheapest way to an answer within the budget, bool `[n]`.
+
+        The exit action is allowed only at an exit.
+        """
         masks: NDArray[np.bool_] = self._batched_episodes.action_masks()[0]
         return masks
 
     def render(self) -> NDArray[np.uint8] | None:
-        """Return a picture of the walk, uint8 `[360, 640, 3]`, or `None` without a render mode."""
+        """Return a picture, uint8 `[360, 640, 3]`, or `None` without a render mode."""
         if self.render_mode is None:
             return None
         from dfs_rl.envs.rendering import render_episode
@@ -234,7 +237,11 @@ class FractionalSkippingEnv(gymnasium.Env[Observation, np.int64]):
 
 
 def check_render_mode(render_mode: str | None) -> None:
-    """Refuse a render mode that does not exist."""
+    """Validate a render mode.
+
+    Raises:
+        ConfigError: If it does not exist.
+    """
     if render_mode is not None and render_mode not in METADATA["render_modes"]:
         raise ConfigError(
             f"render_mode is {render_mode!r}; allowed are None and {METADATA['render_modes']}."
@@ -242,9 +249,9 @@ def check_render_mode(render_mode: str | None) -> None:
 
 
 def single_info(result: EpisodeResult, i: int) -> dict[str, Any]:
-    """Return the last step's `info` of walk `i`, in NumPy's number types and arrays."""
+    """Return the last step's `info` of episode `i`, as NumPy scalars and arrays."""
     values = {key: value[i] for key, value in result.info().items()}
-    # Gymnasium's vector environments batch Python's truth values and not NumPy's.
+    # Gymnasium's vector environments batch Python booleans, but not NumPy's.
     return {
         key: bool(value) if isinstance(value, np.bool_) else value for key, value in values.items()
     }

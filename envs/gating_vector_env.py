@@ -1,4 +1,4 @@
-"""Gymnasium's vector environment: one batch of walks instead of n environments."""
+"""Gymnasium vector environment that runs all its environments as one batch."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -42,39 +42,41 @@ StepReturn = tuple[
 
 
 class FractionalSkippingVectorEnv(VectorEnv[ObservationBatch, NDArray[np.int64], NDArray[Any]]):
-    """`num_envs` copies of `FractionalSkippingEnv` that run as one batch and return what `SyncVectorEnv` would.
+    """Batched version of `num_envs` `FractionalSkippingEnv`, with the results of `SyncVectorEnv`.
 
-    Without exits all walks have the same length, so all environments are at the same layer, end
-    together and are reset together. With exits each goes its own way, and those that began together
-    run as one batch. Action, observation, reward and info are those of `FractionalSkippingEnv`,
-    batched. Memory grows linearly with `num_envs`: the activations of that many images.
+    Without exits all episodes have the same length, so all environments are at the same layer, end
+    together and are reset together. With exits their lengths differ, and episodes that started
+    together run as one batch. Action, observation, reward and info are those of
+    `FractionalSkippingEnv`, batched. Memory grows linearly with `num_envs`: one activation per
+    environment.
 
     Args:
         num_envs: Number of environments.
-        max_episode_steps: Truncate episodes after so many steps, as Gymnasium's `TimeLimit` does;
-            `None` for never.
-        autoreset_mode: When environments that ended begin anew: at the next step, in the same step,
-            or by `reset` alone.
-        backbone: As in `FractionalSkippingEnv`, like everything below.
-        backbone_weights: See there.
-        trust_code: Whether to import the constructor, `module:function`, that a folder names.
-        exits: See there.
-        dataset: See there.
-        split: See there.
-        weights: See there.
-        budget: See there.
-        cost_weight_range: See there.
-        render_mode: See there; `render` returns one picture per environment.
-        device: See there.
+        max_episode_steps: Maximum length of an episode, as in Gymnasium's `TimeLimit`; `None` for
+            no limit.
+        autoreset_mode: Reset of ended environments: at the next step, in the same step, or only by
+            `reset`.
+        backbone: Backbone, as in `FractionalSkippingEnv`.
+        backbone_weights: Weights of a custom network, as in `FractionalSkippingEnv`.
+        trust_code: Allow the import of the constructor, `module:function`, that a folder names.
+        exits: Keep the exits of the backbone, as in `FractionalSkippingEnv`.
+        dataset: Data set, as in `FractionalSkippingEnv`.
+        split: Split of the data set, as in `FractionalSkippingEnv`.
+        reward: Reward weights, as in `FractionalSkippingEnv`.
+        budget: Upper bound on computation in percent; `None` for none.
+        cost_weight_range: Lowest and highest cost weight; `None` for `reward.cost` in every
+            episode.
+        render_mode: `None` or `"rgb_array"`; `render` returns one picture per environment.
+        device: Device of the backbone.
 
     Raises:
-        ConfigError: If a value is not allowed.
-        DataError: If the data cannot be found or does not fit the backbone.
+        ConfigError: If a value is invalid.
+        DataError: If the data is missing or does not fit the backbone.
         CheckpointError: If the backbone cannot be read.
     """
 
     @check_types
-    def __init__(  # noqa: PLR0913 - what the single environment takes, and two of its own
+    def __init__(  # noqa: PLR0913
         self,
         num_envs: int = 1,
         *,
@@ -132,15 +134,14 @@ class FractionalSkippingVectorEnv(VectorEnv[ObservationBatch, NDArray[np.int64],
         seed: int | Sequence[int | None] | None = None,
         options: dict[str, Any] | None = None,
     ) -> tuple[ObservationBatch, dict[str, Any]]:
-        """Show the next images.
+        """Start episodes on the next images.
 
         Args:
-            seed: Environment `i` starts its stream of images anew from `seed + i`, or from
-                `seed[i]`.
+            seed: New seed of the random streams: environment `i` gets `seed + i`, or `seed[i]`.
             options: `{"index": ...}` shows one image of the split to all, or image `index[i]` to
-                environment `i`. `{"cost_weight": ...}` likewise sets what computation costs, see
-                there. `{"reset_mask": mask}`, bool `[num_envs]`, resets these environments alone,
-                wherever they are.
+                environment `i`. `{"cost_weight": ...}` likewise sets the cost weight, see
+                `FractionalSkippingEnv.reset`. `{"reset_mask": mask}`, bool `[num_envs]`, resets
+                only these environments, ended or not.
         """
         chosen, seeds = (
             check_options(options, "index", "cost_weight", "reset_mask"),
@@ -157,10 +158,8 @@ class FractionalSkippingVectorEnv(VectorEnv[ObservationBatch, NDArray[np.int64],
         return self._last_obs, infos
 
     def step(self, actions: NDArray[np.int64]) -> StepReturn:
-        """Take action `actions[i]` in environment `i`: run its next layer, or leave."""
-        waiting = (
-            self._batched_episodes.ended.copy()
-        )  # for their reset, to which actions mean nothing
+        """Apply `actions[i]` to environment `i`: run its next layer, or take the exit."""
+        waiting = self._batched_episodes.ended.copy()  # wait for a reset and ignore actions
         if not self._batched_episodes.started or (
             waiting.any() and self.autoreset_mode is AutoresetMode.DISABLED
         ):
@@ -170,7 +169,7 @@ class FractionalSkippingVectorEnv(VectorEnv[ObservationBatch, NDArray[np.int64],
         rewards, infos = np.zeros(self.num_envs), dict[str, Any]()
         truncations = np.zeros(self.num_envs, dtype=np.bool_)
         if not waiting.all():
-            if self._max_steps is not None:  # a layer is a step, and so is leaving before it
+            if self._max_steps is not None:  # a layer is a step, and so is an exit
                 truncations = ~waiting & (self._batched_episodes.layers + 1 >= self._max_steps)
             transition = self._batched_episodes.advance(np.asarray(actions))
             self._last_obs, rewards = transition.observation, transition.reward
@@ -194,11 +193,19 @@ class FractionalSkippingVectorEnv(VectorEnv[ObservationBatch, NDArray[np.int64],
         )
 
     def action_masks(self) -> NDArray[np.bool_]:
-        """Return which actions are there and keep the cheapest way to an answer within the budget, bool `[num_envs, n]`."""
+        """Return the actions that keep the cheapest way to an answer within the budget.
+
+        Returns:
+            bool `[num_envs, n]`; the exit action is allowed only at an exit.
+        """
         return self._batched_episodes.action_masks()
 
     def render(self) -> tuple[NDArray[np.uint8], ...] | None:
-        """Return one picture per environment, uint8 `[360, 640, 3]`, or `None` without a render mode."""
+        """Return one picture per environment.
+
+        Returns:
+            Pictures, uint8 `[360, 640, 3]`, or `None` without a render mode.
+        """
         if self.render_mode is None:
             return None
         from dfs_rl.envs.rendering import render_episode
@@ -212,7 +219,7 @@ class FractionalSkippingVectorEnv(VectorEnv[ObservationBatch, NDArray[np.int64],
         wanted: object = None,
         cost_weight: object = None,
     ) -> None:
-        """Begin all episodes, or some, and tell of it in ``infos``."""
+        """Start all or some episodes and write their entries into ``infos``."""
         whole = which is None or len(which) == self.num_envs
         streams = ALL if whole or which is None else which
         if wanted is None:
@@ -233,7 +240,7 @@ class FractionalSkippingVectorEnv(VectorEnv[ObservationBatch, NDArray[np.int64],
     def _add_final_info(
         self, infos: dict[str, Any], which: NDArray[np.int64], last: dict[str, NDArray[Any]]
     ) -> None:
-        """Put the last info of episodes that ended where Gymnasium looks for it."""
+        """Write the last info of ended episodes to the place that Gymnasium defines."""
         if self.autoreset_mode is not AutoresetMode.SAME_STEP:
             self._merge_infos(infos, last, which)
             return
@@ -247,7 +254,10 @@ class FractionalSkippingVectorEnv(VectorEnv[ObservationBatch, NDArray[np.int64],
     def _merge_infos(
         self, infos: dict[str, Any], values: dict[str, Any], which: StreamIndices
     ) -> None:
-        """Put values of some environments into ``infos`` as Gymnasium does: zeros for the others, and a mask beside each key."""
+        """Merge values of some environments into ``infos`` in Gymnasium's format.
+
+        Other environments get zeros, and each key gets a mask.
+        """
         for key, value in values.items():
             if key not in infos:
                 infos[key] = np.zeros((self.num_envs, *value.shape[1:]), dtype=value.dtype)
@@ -270,7 +280,7 @@ class FractionalSkippingVectorEnv(VectorEnv[ObservationBatch, NDArray[np.int64],
         return [int(each) if isinstance(each, np.integer) else each for each in seed]
 
     def _chosen(self, mask: object) -> NDArray[np.int64]:
-        """Return the environments that a mask selects."""
+        """Validate a mask and return the indices of its environments."""
         fits = isinstance(mask, np.ndarray) and mask.dtype == np.bool_
         if not fits or cast("NDArray[np.bool_]", mask).shape != (self.num_envs,):
             raise ConfigError(

@@ -1,4 +1,4 @@
-"""Keywords of environments: types that a user may give, as Python objects or as JSON, and how they are checked."""
+"""Types of environment arguments, as Python objects or JSON, and their validation."""
 
 import inspect
 import reprlib
@@ -20,7 +20,7 @@ from dfs_rl.utils.config.errors import allowed
 P = ParamSpec("P")
 R = TypeVar("R")
 
-# These are checked where they are turned into what they stand for, see ``make_task``.
+# ``make_task`` validates these types.
 BackboneLike = SkipValidation[str | Path | WalkableBackbone | None]
 DatasetLike = SkipValidation[str | Path | Dataset | ImageSet | None]
 DeviceLike = SkipValidation[str | torch.device]
@@ -34,10 +34,10 @@ Pair = Annotated[
 
 
 def check_types(function: Callable[P, R]) -> Callable[P, R]:
-    """Check a function's arguments against its annotations before it runs.
+    """Validate a function's arguments against its annotations before each call.
 
-    The function raises ``ConfigError`` for an argument of another type, and for a number that is
-    not finite.
+    The decorated function raises ``ConfigError`` for an argument of a wrong type, and for a number
+    that is not finite.
     """
     strict = ConfigDict(strict=True, arbitrary_types_allowed=True, allow_inf_nan=False)
     checked = validate_call(config=strict)(function)

@@ -1,4 +1,4 @@
-"""Gymnasium's environment of static mixed precision: one episode gives every layer its bits, for all images."""
+"""Gymnasium environment of static mixed precision: an episode chooses bits for all images."""
 
 from pathlib import Path
 from typing import Any
@@ -24,67 +24,67 @@ from dfs_rl.evaluation.static_tables.scoring import (
 from dfs_rl.gating.reward import RewardWeights
 
 POINTS_PER_REWARD = 10.0
-"""With a budget, so many points of accuracy are a reward of 1, as in HAQ, whose factor is 0.1."""
+"""Points of accuracy for a reward of 1 with a budget; HAQ uses a factor of 0.1."""
 
 Observation = NDArray[np.float32]
 Action = np.int64 | NDArray[np.float32]
 
 
 class NetworkWideEnv(gymnasium.Env[Observation, Action]):
-    """Choose, for all images at once, how many bits each layer of a trained network runs at.
+    """Choose, for all images at once, the bit width of each layer of a trained network.
 
     ## Description
-    An episode makes one table: it walks through the gated layers of a frozen network and gives each
-    a bit width from a menu. 0 skips the layer, 32 runs it in full precision, the others run it with
-    weights and activations quantized to that many bits. After the last layer the table is tried on
-    a batch of images. This is static mixed precision by reinforcement, as in HAQ (Wang et al., CVPR
-    2019), which a gate that chooses for each image has to beat. Nothing is trained while an episode
-    runs.
+    An episode builds one static bit table: at each gated layer of a frozen network the agent picks
+    one of the bit options. 0 skips the layer, 32 runs it in full precision, the others run it with
+    weights and activations quantized to that many bits. After the last layer the table is evaluated
+    on a batch of images. This is static mixed precision by reinforcement learning, as in HAQ (Wang
+    et al., CVPR 2019), the baseline of a gate that chooses for each image. Nothing is trained
+    during an episode.
 
     ## Action space
-    `Discrete(n)`: an index into the ascending menu, by default of 6 options, see
-    `FractionalSkippingEnv`. With `continuous=True` `Box(0, 1, (1,))`, of which each of the `n`
-    options has a stretch of length `1 / n`.
+    `Discrete(n)`: an index into the ascending bit options, by default 6, see
+    `FractionalSkippingEnv`. With `continuous=True` it is `Box(0, 1, (1,))`, divided into `n`
+    intervals of length `1 / n`, one per option.
 
     ## Observation space
-    `Box(0, 1, (10,))`, float32. "Relative" is relative to the layer that has most.
+    `Box(0, 1, (10,))`, float32. "Relative" means relative to the layer with the largest value.
 
-    | Index | What | Unit |
+    | Index | Content | Unit |
     |---|---|---|
     | 0 | layer to choose for | index / (layers - 1) |
-    | 1, 2 | channels that enter, that leave | relative |
-    | 3 | positions (height x width) that enter | relative |
-    | 4 | positions that are lost | share, 0.75 for a stride of 2 |
+    | 1, 2 | input channels, output channels | relative |
+    | 3 | input positions (height x width) | relative |
+    | 4 | removed positions | share, 0.75 for a stride of 2 |
     | 5, 6 | MACs, weights | relative |
-    | 7 | whether the shape changes | 0 or 1 |
+    | 7 | change of the shape | 0 or 1 |
     | 8 | previous action, 0 at the first layer | in [0, 1]; a discrete one over (n - 1) |
-    | 9 | spent so far, as chosen | log2(1 + 32 sqrt(fraction)) / log2(33), as in
-    `FractionalSkippingEnv` |
+    | 9 | spent so far, as chosen | log2(1 + 32 sqrt(fraction)) / log2(33) |
 
-    After the last layer 0 to 7 stay at the last one.
+    After the last layer, 0 to 7 keep the values of the last layer.
 
     ## Reward
-    0 until the last layer. Then, without a budget, the share of images that are classified rightly
-    minus `cost_weight` times the table's cost as a fraction of running every gated layer at 32 bit:
-    the mean over the images of what `FractionalSkippingEnv` returns with `RewardWeights(accuracy=1,
-    log_likelihood=0, cost=cost_weight)`. With a budget, a tenth of the points of accuracy between
-    the table and the dearest one, mostly between -8 and 0, and computation has no price.
+    0 until the last layer. Then, without a budget, the share of correctly classified images minus
+    `cost_weight` times the table's cost as a fraction of running every gated layer at 32 bit: the
+    mean over the images of the return of `FractionalSkippingEnv` with `RewardWeights(accuracy=1,
+    log_likelihood=0, cost=cost_weight)`. With a budget, a tenth of the difference in accuracy, in
+    points, between the table and the most expensive one, mostly between -8 and 0; the cost weight
+    has no effect.
 
     ## Budget
-    `budget` bounds `computation`, and is enforced before the table is tried, by HAQ's rule: the
-    layers are lowered by one option each, from the last to the first and round again, until the
-    table fits.
+    `budget` bounds `computation`, and is enforced before the table is evaluated, by HAQ's rule: the
+    layers are lowered by one option each, from the last to the first, repeatedly, until the table
+    fits.
 
     ## Start
-    The first layer. Nothing is drawn at random: the batch is `images` images spread evenly over the
+    The first layer. Nothing is random: the batch consists of `images` images spread evenly over the
     split, so a table's reward never changes and is computed once.
 
     ## End
-    Terminated after the last gated layer, so an episode always has as many steps as there are gated
-    layers. Never truncated.
+    Terminated after the last gated layer, so an episode has one step per gated layer. Never
+    truncated.
 
     ## Info
-    After the last step, of the table as it was tried: `options` and `bits`, int64 `[layers]`,
+    After the last step, for the evaluated table: `options` and `bits`, int64 `[layers]`,
     `accuracy` (percent) and `computation` (percent of running every gated layer at 32 bit, the
     never-gated parts included).
 
@@ -92,27 +92,26 @@ class NetworkWideEnv(gymnasium.Env[Observation, Action]):
     v0: first version.
 
     Args:
-        backbone: As in `FractionalSkippingEnv`; exits that it has are not used, because a table
-            says what every layer does.
+        backbone: As in `FractionalSkippingEnv`; its exits are not used, because a static bit table
+            covers every layer.
         backbone_weights: As in `FractionalSkippingEnv`.
-        trust_code: Whether to import the constructor, `module:function`, that a folder names.
-        dataset: What `load_dataset` takes, a `Dataset`, an `ImageSet`, or `None` for the digits.
-        split: Which images of a data set to try tables on: `train`, `agent`, `val` or `test`.
-        images: How many of them, all where there are fewer.
-        cost_weight: Price of computation where there is no budget; 1 is the price of running
-            everything at 32 bit.
+        trust_code: Allow the import of the constructor, `module:function`, that a folder names.
+        dataset: An argument of `load_dataset`, a `Dataset`, an `ImageSet`, or `None` for the
+            digits.
+        split: Split to evaluate tables on: `train`, `agent`, `val` or `test`.
+        images: Number of images; all if the split has fewer.
+        cost_weight: Cost weight without a budget, per unit of running everything at 32 bit.
         budget: Upper bound on computation in percent; `None` for none.
-        continuous: Whether an action is a number in [0, 1] and not an index.
-        device: Where the backbone runs.
+        continuous: Use actions in [0, 1] in place of indices.
+        device: Device of the backbone.
 
     Attributes:
-        task: Backbone, split, reward and budget.
-        scorer: Tries tables on the batch, each once.
+        task: Backbone, split, reward weights and budget.
+        scorer: Evaluator of tables on the batch, with a cache.
 
     Raises:
-        ConfigError: If a value is not allowed, or the budget does not suffice for the cheapest
-            table.
-        DataError: If the data cannot be found or does not fit the backbone.
+        ConfigError: If a value is invalid, or the budget is below the cost of the cheapest table.
+        DataError: If the data is missing or does not fit the backbone.
         CheckpointError: If the backbone cannot be read.
     """
 
@@ -157,14 +156,14 @@ class NetworkWideEnv(gymnasium.Env[Observation, Action]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
-        """Begin a new table; there is nothing to draw, and no option to give."""
+        """Start a new table; `reset` draws nothing at random and has no options."""
         check_options(options)
         super().reset(seed=seed)
         self._chosen = []
         return self._observe(0.0), {}
 
     def step(self, action: Action) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
-        """Give the next layer its option; after the last one, try the table."""
+        """Set the option of the next layer; after the last one, evaluate the table."""
         if self._chosen is None:
             raise gymnasium.error.ResetNeeded(
                 "the episode is over or none was begun: call reset() first."
@@ -196,7 +195,7 @@ class NetworkWideEnv(gymnasium.Env[Observation, Action]):
         return observe_layer(self._described, len(self._chosen), previous=previous, spent=spent)
 
     def _evaluate(self, chosen: StaticTable) -> tuple[float, dict[str, Any]]:
-        """Return the reward and the info of a table, lowered to the budget if there is one."""
+        """Return reward and info of a table, lowered to the budget if there is one."""
         task, costs, menu = self.task, self.task.backbone.costs, self.task.backbone.options
         table = chosen
         if task.budget is not None:

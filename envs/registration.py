@@ -7,7 +7,7 @@ NETWORK_WIDE_ID = "dfs_rl/NetworkWide-v0"
 
 
 def register_envs() -> None:
-    """Make ``gymnasium.make`` and ``make_vec`` know the environments; calling it again changes nothing."""
+    """Register the environments with Gymnasium; a second call changes nothing."""
     if ENV_ID in registry:
         return
     register(

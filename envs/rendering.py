@@ -1,4 +1,4 @@
-"""Pictures of a walk: the image beside the bits of its layers, what they cost, and what the network says."""
+"""Rendering of an episode: image, bits of each layer, computation and prediction."""
 
 import math
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from dfs_rl.costs import FULL, SKIP
 from dfs_rl.envs.batched_episodes import BatchedEpisodes
 
 WIDTH, HEIGHT = 640, 360
-_SCALE = 2  # drawn larger and shrunk, which smooths every edge
+_SCALE = 2  # supersampling factor for smooth edges
 
 Colour = tuple[int, int, int]
 _PAPER: Colour = (252, 252, 250)
@@ -30,24 +30,24 @@ _IMAGE_BOX = (24, 64, 192, 232)
 _CHART_BOX = (240, 84, 616, 212)
 _METER_BOX = (240, 296, 616, 312)
 _METER_DECADES = (-1, 2)  # 0.1 % to 100 %
-_FEW_LAYERS = 20  # more do not leave room for a number at each
-_WORD_PITCH = 30  # narrower bars do not leave room for a word
+_FEW_LAYERS = 20  # maximum for numbered bars
+_WORD_PITCH = 30  # minimum width of a bar with a word
 _RGB = 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class Frame:
-    """What a picture shows.
+    """Content of a picture.
 
     Attributes:
         image: uint8 ``[h, w, channels]`` with 1 to 4 channels.
         bits: Bit widths of the layers that have run.
         n_layers: Number of gated layers.
         computation: Percent spent so far.
-        budget: Percent allowed; ``None`` for no budget.
+        budget: Budget in percent; ``None`` for no budget.
         label: Name of the image's class.
         prediction: Name of the predicted class; ``None`` until the end.
-        probability: What the network gives the predicted class.
+        probability: Probability of the predicted class.
     """
 
     image: NDArray[np.uint8]
@@ -61,7 +61,7 @@ class Frame:
 
 
 def render_episode(episodes: BatchedEpisodes, i: int) -> NDArray[np.uint8]:
-    """Draw where walk ``i`` stands, uint8 ``[360, 640, 3]``."""
+    """Draw the current state of episode ``i``, uint8 ``[360, 640, 3]``."""
     episodes.require_reset()
     task, index, layer = episodes.task, int(episodes.indices[i]), int(episodes.layers[i])
     menu, answered = task.backbone.options, bool(episodes.ended[i] and episodes.predictions[i] >= 0)
@@ -91,7 +91,10 @@ def draw(frame: Frame) -> NDArray[np.uint8]:
 
 
 def bits_colour(bits: int) -> Colour:
-    """Return the colour of a bit width: grey for skipped, then from light green to dark violet on a logarithmic scale."""
+    """Return the colour of a bit width.
+
+    Skipped layers are grey; others range from light green to dark violet on a logarithmic scale.
+    """
     if bits == SKIP:
         return _SKIPPED
     place = math.log2(bits) / math.log2(FULL) * (len(_RAMP) - 1)
@@ -102,7 +105,7 @@ def bits_colour(bits: int) -> Colour:
 
 
 class _Pen:
-    """Draws in coordinates of the finished picture."""
+    """Drawing functions in coordinates of the final picture."""
 
     def __init__(self, draw: ImageDraw.ImageDraw) -> None:
         self._draw = draw
@@ -148,14 +151,14 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 
 def _bar_share(bits: int) -> float:
-    """Height of a bar as a share of the chart: logarithmic, 1 at 32 bit."""
+    """Return the height of a bar as a share of the chart: logarithmic, 1 at 32 bit."""
     return math.log2(1 + bits) / math.log2(1 + FULL)
 
 
 def _draw_image(canvas: Image.Image, pen: _Pen, frame: Frame) -> None:
     left, top, right, bottom = _IMAGE_BOX
     pen.text(left, 24, "image", size=15, colour=_MUTED)
-    # One channel is grey, two are grey with alpha; Pillow takes three and four as they are.
+    # One channel is grey, two are grey with alpha; Pillow accepts three and four directly.
     pixels = frame.image if frame.image.shape[2] >= _RGB else frame.image[..., 0]
     picture = Image.fromarray(pixels).convert("RGB")
     side = max(picture.size)

@@ -1,4 +1,4 @@
-"""Which image each environment shows next, and at which price of computation."""
+"""Random streams of images and preferences for the environments."""
 
 from collections.abc import Sequence
 
@@ -6,27 +6,28 @@ import numpy as np
 from gymnasium.utils import seeding
 from numpy.typing import NDArray
 
-# SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014).
+# SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators",
+# OOPSLA 2014).
 _GOLDEN = 0x9E3779B97F4A7C15
 _MIX = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
 _LAST_SHIFT = 31
 
 
 StreamIndices = NDArray[np.int64] | slice
-"""Which streams are meant."""
+"""Indices of streams."""
 ALL = slice(None)
 
 _SALT = 0xD1A1_0F_9B1CE5
-"""Tells the numbers of an episode apart: the image's index, and this one's for the price."""
+"""Constant that separates the draw of the preference from that of the image index."""
 _BITS_OF_A_DOUBLE = 53
 
 
 class ImageSampler:
-    """Independent uniform draws with replacement, one stream per environment or group of environments.
+    """Independent uniform draws with replacement, one random stream per environment or group.
 
     A draw is a function of (key, episode), where the key comes from Gymnasium's generator for the
-    stream's seed. So all streams are drawn from at once, a stream gives the same images whoever it
-    runs beside, and its state is two numbers.
+    stream's seed. So one call draws from all streams, a stream does not depend on the other
+    streams, and its state consists of two numbers.
 
     Args:
         n: Number of streams.
@@ -38,7 +39,10 @@ class ImageSampler:
         self._seeded = False
 
     def seed(self, seeds: Sequence[int | None]) -> None:
-        """Start each stream anew from its seed; where it is ``None``, go on, or begin with entropy of the system."""
+        """Restart each stream from its seed.
+
+        ``None`` continues a stream, or seeds it from system entropy the first time.
+        """
         for i, seed in enumerate(seeds):
             if seed is None and self._seeded:
                 continue
@@ -48,12 +52,15 @@ class ImageSampler:
         self._seeded = True
 
     def draw(self, n_images: int, which: StreamIndices = ALL) -> NDArray[np.int64]:
-        """Return the next image index of every stream, or of some, int64 ``[n]``."""
+        """Return the next image index of all or some streams, int64 ``[n]``."""
         self.episodes[which] += np.uint64(1)
         return (self._mixed(self.keys) % np.uint64(n_images)).astype(np.int64)[which]
 
     def preferences(self, which: StreamIndices = ALL) -> NDArray[np.float64]:
-        """Return a number in [0, 1) that belongs to each stream's episode, independent of its image, float64 ``[n]``."""
+        """Return a number in [0, 1) for each stream's episode, float64 ``[n]``.
+
+        It is independent of the episode's image.
+        """
         z = self._mixed(self.keys ^ np.uint64(_SALT))
         high = (z >> np.uint64(64 - _BITS_OF_A_DOUBLE)).astype(np.float64)
         return np.ldexp(high, -_BITS_OF_A_DOUBLE)[which]
@@ -70,7 +77,7 @@ class ImageSampler:
         return {"keys": self.keys.tolist(), "episodes": self.episodes.tolist()}
 
     def set_state(self, state: dict[str, list[int]]) -> None:
-        """Go on from a state that ``get_state`` returned."""
+        """Restore a state that ``get_state`` returned."""
         self.keys = np.array(state["keys"], dtype=np.uint64)
         self.episodes = np.array(state["episodes"], dtype=np.uint64)
         self._seeded = True

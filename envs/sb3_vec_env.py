@@ -1,4 +1,4 @@
-"""Stable-Baselines3's vector environment over the same batch of walks."""
+"""Stable-Baselines3 vector environment on batched episodes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -35,12 +35,12 @@ class EpisodeStats(NamedTuple):
     """Means over the episodes that ended since the last call of ``pop_stats``.
 
     Attributes:
-        episodes: How many there were; all other fields are zero if none.
+        episodes: Number of episodes; all other fields are zero if there are none.
         mean_return: Undiscounted return.
         accuracy: Share of correct predictions.
         computation: Percent, never-gated parts included, without the gate.
-        option_shares: How often each layer ran at each option, and had been left before, float64
-            ``[layers, actions]``.
+        option_shares: Share of each action at each layer, layers after an exit counted under the
+            exit action, float64 ``[layers, actions]``.
     """
 
     episodes: int
@@ -52,7 +52,7 @@ class EpisodeStats(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class StreamState:
-    """What ``ImageSampler.get_state`` returns."""
+    """State of the random streams, see ``ImageSampler.get_state``."""
 
     keys: list[NonNegativeInt]
     episodes: list[NonNegativeInt]
@@ -60,14 +60,14 @@ class StreamState:
 
 @dataclass(frozen=True, kw_only=True)
 class EnvState:
-    """What ``SB3GatingVecEnv.get_state`` returns.
+    """State of the environments, see ``SB3GatingVecEnv.get_state``.
 
     Attributes:
-        streams: Where the groups' streams of images are.
+        streams: State of the groups' random streams.
         indices: Image of each environment.
-        options: Option indices so far, of each environment.
-        returns: So far, of each environment.
-        preferences: Of each environment's price among many; ``None`` for one price.
+        options: Options so far, of each environment.
+        returns: Return so far, of each environment.
+        preferences: Preference of each environment; ``None`` without budget conditioning.
     """
 
     streams: StreamState
@@ -78,39 +78,40 @@ class EnvState:
 
 
 class SB3GatingVecEnv(VecEnv):
-    """Walks as Stable-Baselines3 wants them: reset in the step that ends them, ``info`` as one dictionary per environment.
+    """Vector environment of Stable-Baselines3: automatic reset, one ``info`` per environment.
 
-    The same steps as ``DummyVecEnv`` makes over as many ``FractionalSkippingEnv``, in one batch::
+    Steps are the same as those of ``DummyVecEnv`` over ``n_envs`` ``FractionalSkippingEnv``, in one
+    batch::
 
         env = SB3GatingVecEnv(make_task(reward={"cost": 5.0}), 256, seed=0)
         PPO("MultiInputPolicy", env).learn(100_000)
 
-    ``group_size`` consecutive environments show the same image at the same price, so that their
-    returns differ by the options alone: environment ``i`` belongs to group ``i // group_size``, and
-    group ``j`` draws as a single environment with seed ``seed + j`` would. The last step's ``info``
-    holds what the single environment's does, ``terminal_observation``, ``TimeLimit.truncated``, and
-    ``episode`` with return and length, so no ``VecMonitor`` is needed.
+    ``group_size`` consecutive environments share image and cost weight, so that their returns
+    differ only by the options: environment ``i`` belongs to group ``i // group_size``, and group
+    ``j`` draws images and cost weights like a single environment with seed ``seed + j``. The last
+    step's ``info`` contains the entries of the single environment, ``terminal_observation``,
+    ``TimeLimit.truncated``, and ``episode`` with return and length, so no ``VecMonitor`` is needed.
 
-    Where the network has exits, walks are of different lengths. Each environment then begins its
-    next walk at once, and what environments of one group show drifts apart. With ``sync_episodes``
-    nothing is reset before all layers have passed: a walk that left rests until then. So an update
-    of as many steps as there are layers holds one whole walk of each environment, and a group's
-    walks begin at the same image together. While a walk rests, actions do nothing, rewards and
-    observations but for the layer are zero, ``done`` is false, because nothing ends, and ``info``
-    is ``{"padding": True}``. No decision is made there: a learner has to leave these steps out, as
-    ``dfs_rl.agents.buffers`` does, and not to count them, as
-    ``dfs_rl.agents.callbacks.SyncEpisodes`` sees to.
+    With exits, episodes differ in length. By default each environment starts its next episode
+    immediately, and the images within a group diverge. With ``sync_episodes`` no environment is
+    reset before all layers have passed: an episode that took an exit is padded until then. So an
+    update of ``n_steps`` equal to the number of layers contains one whole episode of each
+    environment, and the episodes of a group start together at the same image. In padding steps
+    actions have no effect, rewards are zero, observations are zero except for the layer, ``done``
+    is false, because nothing ends, and ``info`` is ``{"padding": True}``. No decision takes place
+    in them: a learner must exclude these steps from training, as ``dfs_rl.agents.buffers`` does,
+    and from its step count, as ``dfs_rl.agents.callbacks.SyncEpisodes`` does.
 
     Args:
-        task: Backbone, images, reward, budget.
+        task: Backbone, images, reward weights and budget.
         n_envs: Number of environments, a multiple of ``group_size``.
-        group_size: Environments that show the same image.
-        sync_episodes: Begin walks together alone; needed for groups where there are exits.
-        seed: Seed of the images' streams; ``None`` for entropy of the system.
+        group_size: Number of environments that share an image.
+        sync_episodes: Start all episodes together; required for groups on a network with exits.
+        seed: Seed of the random streams of images; ``None`` for system entropy.
         render_mode: ``None`` or ``"rgb_array"``.
 
     Raises:
-        ConfigError: If a value is not allowed.
+        ConfigError: If a value is invalid.
     """
 
     @check_types
@@ -157,7 +158,7 @@ class SB3GatingVecEnv(VecEnv):
             self.seed(seed)
 
     def reset(self) -> VecEnvObs:
-        """Begin all walks anew; seeds and ``{"index": i}`` options set before are used once."""
+        """Reset all environments; uses pending seeds and ``{"index": i}`` options once."""
         wanted = [check_options(options, "index").get("index") for options in self._options]
         indices = None
         if any(index is not None for index in wanted):
@@ -175,11 +176,14 @@ class SB3GatingVecEnv(VecEnv):
         return observation
 
     def step_async(self, actions: NDArray[np.int64]) -> None:
-        """Keep the actions until ``step_wait``."""
+        """Store the actions for ``step_wait``."""
         self._actions = actions
 
     def step_wait(self) -> VecEnvStepReturn:
-        """Take the actions, and begin anew what has ended, or with ``sync_episodes`` everything after the last layer."""
+        """Apply the actions and reset ended environments.
+
+        With ``sync_episodes`` all environments are reset together after the last layer.
+        """
         episodes, padding = self._batched_episodes, self._batched_episodes.ended.copy()
         episodes.require_reset()
         infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
@@ -203,12 +207,12 @@ class SB3GatingVecEnv(VecEnv):
 
     @property
     def episodes(self) -> int:
-        """Episodes that ended since the streams of images began: all that were begun but those under way."""
+        """Number of episodes that ended since the random streams were seeded."""
         started = int(self._sampler.episodes.sum()) * self.group_size
         return started - self.num_envs
 
     def pop_stats(self) -> EpisodeStats:
-        """Return the means over all episodes that ended since the last call, and begin a new count."""
+        """Return the means over the episodes since the last call, and clear them."""
         n = max(self._episodes, 1)
         stats = EpisodeStats(
             episodes=self._episodes,
@@ -221,10 +225,13 @@ class SB3GatingVecEnv(VecEnv):
         return stats
 
     def set_backbone(self, backbone: WalkableBackbone) -> ObservationBatch:
-        """Take up changed weights: every walk is replayed up to where it is.
+        """Replace the backbone and replay every episode up to its current layer.
+
+        Args:
+            backbone: Backbone with changed weights.
 
         Returns:
-            The observations that replace those handed out last.
+            The new current observations.
         """
         episodes = self._batched_episodes
         episodes.require_reset()
@@ -235,7 +242,10 @@ class SB3GatingVecEnv(VecEnv):
         return self._replayed(episodes.replay(indices, options, preferences))
 
     def get_state(self) -> dict[str, Any]:
-        """Return where streams and walks are, as JSON values; what ``pop_stats`` would return is not part of it."""
+        """Return the state of random streams and episodes as JSON values.
+
+        The statistics of ``pop_stats`` are not included.
+        """
         self._batched_episodes.require_reset()
         return {
             "streams": self._sampler.get_state(),
@@ -248,13 +258,13 @@ class SB3GatingVecEnv(VecEnv):
         }
 
     def set_state(self, state: dict[str, Any]) -> ObservationBatch:
-        """Go on from a state that ``get_state`` returned: the walks are replayed up to where they were.
+        """Restore a state that ``get_state`` returned, by a replay of the episodes.
 
         Returns:
-            The observations that were handed out last.
+            The current observations of the restored state.
 
         Raises:
-            CheckpointError: If the state is not one of as many environments and groups.
+            CheckpointError: If the numbers of environments, groups or images do not match.
         """
         n_groups = len(self._sampler.keys)
         if len(state["indices"]) != self.num_envs or len(state["streams"]["keys"]) != n_groups:
@@ -281,11 +291,15 @@ class SB3GatingVecEnv(VecEnv):
         return self._replayed(self._batched_episodes.replay(indices, options, preferences))
 
     def action_masks(self) -> NDArray[np.bool_]:
-        """Return which actions are there and keep the cheapest way to an answer within the budget, bool ``[n_envs, n]``."""
+        """Return the actions that keep the cheapest way to an answer within the budget.
+
+        Returns:
+            bool ``[n_envs, n]``; the exit action is allowed only at an exit.
+        """
         return self._batched_episodes.action_masks()
 
     def close(self) -> None:
-        """Nothing is held open."""
+        """Do nothing: there are no resources to release."""
 
     def get_images(self) -> Sequence[NDArray[np.uint8] | None]:
         """Return one picture per environment."""
@@ -296,12 +310,16 @@ class SB3GatingVecEnv(VecEnv):
         return [render_episode(self._batched_episodes, i) for i in range(self.num_envs)]
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
-        """Return an attribute of this object once per environment; they share everything."""
+        """Return an attribute of this object, once per environment."""
         value = getattr(self, attr_name)
         return [value for _ in self._get_indices(indices)]
 
     def set_attr(self, attr_name: str, value: object, indices: VecEnvIndices = None) -> None:
-        """Refuse: the environments share everything, so none can be changed by itself."""
+        """Raise an error: the environments share all attributes.
+
+        Raises:
+            ConfigError: Always.
+        """
         raise ConfigError(
             f"attribute {attr_name!r} cannot be set to {value!r} for environments {indices}: they "
             "run as one batch."
@@ -314,7 +332,11 @@ class SB3GatingVecEnv(VecEnv):
         indices: VecEnvIndices = None,
         **method_kwargs: object,
     ) -> list[Any]:
-        """Call a method of the batch and return each environment's part; ``action_masks`` is the one there is."""
+        """Call ``action_masks``, the only supported method, and return each environment's mask.
+
+        Raises:
+            AttributeError: If another method or an argument is given.
+        """
         if method_name != "action_masks" or method_args or method_kwargs:
             raise AttributeError(
                 f"the environments have no method {method_name!r}; allowed is 'action_masks', "
@@ -325,10 +347,10 @@ class SB3GatingVecEnv(VecEnv):
 
     def env_is_wrapped(
         self,
-        wrapper_class: type[gymnasium.Wrapper[Any, Any, Any, Any]],  # noqa: ARG002 - nothing is wrapped
+        wrapper_class: type[gymnasium.Wrapper[Any, Any, Any, Any]],  # noqa: ARG002
         indices: VecEnvIndices = None,
     ) -> list[bool]:
-        """Return that no environment is wrapped."""
+        """Return false for every environment: none is wrapped."""
         return [False for _ in self._get_indices(indices)]
 
     def _reset_all(self, indices: NDArray[np.int64] | None) -> ObservationBatch:
@@ -341,13 +363,13 @@ class SB3GatingVecEnv(VecEnv):
         return self._last_obs
 
     def _reset_ended(self, ended: NDArray[np.bool_]) -> None:
-        """Begin anew what is due, and let ``_last_obs`` show it."""
+        """Reset the environments that are due and update ``_last_obs``."""
         if self.sync_episodes and self._steps < self.task.backbone.costs.n_layers:
             self._last_obs["layer"][ended] = self._steps
         elif ended.all():
             self._reset_all(None)
         else:
-            which = np.flatnonzero(ended)  # each is a group of its own
+            which = np.flatnonzero(ended)  # groups have size 1 here
             self._returns[which] = 0.0
             indices = self._sampler.draw(len(self.task.images), which)
             preferences = sample_preferences(self.task, self._sampler, None, which=which)
@@ -355,10 +377,10 @@ class SB3GatingVecEnv(VecEnv):
             self._last_obs = replace_rows(self._last_obs, started, which)
 
     def _options_so_far(self) -> NDArray[np.int64]:
-        """Return what the walks did since they began together, int64 ``[n_envs, steps]``.
+        """Return the options since the common start, int64 ``[n_envs, steps]``.
 
         Raises:
-            ConfigError: If they did not.
+            ConfigError: If the episodes do not start together.
         """
         if self.task.backbone.costs.exits and not self.sync_episodes:
             raise ConfigError(
@@ -368,7 +390,7 @@ class SB3GatingVecEnv(VecEnv):
         return self._batched_episodes.options[:, : self._steps]
 
     def _replayed(self, observation: ObservationBatch) -> ObservationBatch:
-        """Show where the walks are, those that rest like before."""
+        """Store the observation after a replay, with the layer of padded environments."""
         self._last_obs = observation
         self._last_obs["layer"][self._batched_episodes.ended] = self._steps
         return self._last_obs
@@ -376,7 +398,7 @@ class SB3GatingVecEnv(VecEnv):
     def _fill_infos(
         self, infos: list[dict[str, Any]], result: EpisodeResult, observation: ObservationBatch
     ) -> None:
-        # As in the single environment: Python's truth values, and NumPy's numbers.
+        # As in the single environment: Python booleans and NumPy numbers.
         named = {
             key: value.tolist() if value.dtype == np.bool_ else list(value)
             for key, value in result.info().items()
@@ -402,7 +424,7 @@ class SB3GatingVecEnv(VecEnv):
             }
             length = min(
                 info.get("n_layers_run", n_layers) + 1, n_layers
-            )  # leaving is a step as well
+            )  # an exit is a step as well
             info["episode"] = {"r": total, "l": length}
 
     def _clear_stats(self) -> None:

@@ -1,4 +1,4 @@
-"""What every form of the environment has in common: spaces, what steps return, and which price an episode has."""
+"""Parts shared by all forms of the environment: spaces, step results and reset options."""
 
 import math
 from collections.abc import Mapping
@@ -19,24 +19,25 @@ NumberT = TypeVar("NumberT", np.int64, np.float64)
 METADATA: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 2}
 
 ObservationBatch = dict[str, NDArray[Any]]
-"""Observations: ``features`` float32 ``[n, width]``, ``layer`` int64 ``[n]``, ``context`` float32 ``[n, 3 or 4]``."""
+"""Batched observation.
+
+``features`` float32 ``[n, width]``, ``layer`` int64 ``[n]``, ``context`` float32 ``[n, 3 or 4]``.
+"""
 
 
 class EpisodeResult(NamedTuple):
-    """What came of ``n`` finished walks.
+    """Results of ``n`` finished episodes.
 
     Attributes:
-        episodes: Which walks they are, int64 ``[n]``.
+        episodes: Indices of the episodes in the batch, int64 ``[n]``.
         image: Index of the image in the split, int64 ``[n]``.
-        label: Its class, int64 ``[n]``.
+        label: Class of the image, int64 ``[n]``.
         prediction: Most likely class, int64 ``[n]``.
-        correct: Whether the two agree, bool ``[n]``.
+        correct: True if prediction and label agree, bool ``[n]``.
         computation: Percent, never-gated parts included, without a gate, float64 ``[n]``.
-        bits: Bit width of each layer, 0 for those that the image did not come to, int64 ``[n,
-            layers]``.
-        probabilities: Of each class, float32 ``[n, classes]``.
-        n_layers_run: How many layers the image came through, int64 ``[n]``; ``None`` where there
-            are no exits.
+        bits: Bit width of each layer, 0 for layers that did not run, int64 ``[n, layers]``.
+        probabilities: Probability of each class, float32 ``[n, classes]``.
+        n_layers_run: Number of layers the image passed, int64 ``[n]``; ``None`` without exits.
     """
 
     episodes: NDArray[np.int64]
@@ -50,7 +51,7 @@ class EpisodeResult(NamedTuple):
     n_layers_run: NDArray[np.int64] | None
 
     def info(self) -> dict[str, NDArray[Any]]:
-        """Return what the ``info`` of the last step carries, batched."""
+        """Return the entries of the last step's ``info``, batched."""
         named = self._asdict()
         del named["episodes"], named["probabilities"]
         if self.n_layers_run is None:
@@ -60,12 +61,12 @@ class EpisodeResult(NamedTuple):
 
 
 class Transition(NamedTuple):
-    """What a step of ``n`` walks returns.
+    """Result of a step of ``n`` episodes.
 
     Attributes:
-        observation: What to choose by next; zeros for walks that had ended before.
+        observation: Next observation; zeros for episodes that had ended before the step.
         reward: float64 ``[n]``.
-        result: Of the walks that ended in this step, ``None`` if none did.
+        result: Results of the episodes that ended in this step; ``None`` if none did.
     """
 
     observation: ObservationBatch
@@ -74,7 +75,7 @@ class Transition(NamedTuple):
 
 
 def observation_space(backbone: WalkableBackbone, *, budget_conditioning: bool) -> spaces.Dict:
-    """Return the observation space of one environment, with the position of a dial or without."""
+    """Return the observation space of one environment, with or without budget conditioning."""
     width, context = (
         observation_width(backbone),
         context_size(budget_conditioning=budget_conditioning),
@@ -91,7 +92,7 @@ def observation_space(backbone: WalkableBackbone, *, budget_conditioning: bool) 
 def replace_rows(
     observation: ObservationBatch, started: ObservationBatch, which: StreamIndices
 ) -> ObservationBatch:
-    """Return a copy of an observation in which some environments see something else."""
+    """Return a copy of an observation with the rows of some environments replaced."""
     copy = {key: value.copy() for key, value in observation.items()}
     for key, values in copy.items():
         values[which] = started[key]
@@ -99,7 +100,7 @@ def replace_rows(
 
 
 def observation_bytes(space: spaces.Dict) -> int:
-    """Return what one observation takes in memory."""
+    """Return the memory size of one observation in bytes."""
     parts = space.spaces.values()
     return sum(np.dtype(part.dtype).itemsize * math.prod(part.shape or ()) for part in parts)
 
@@ -110,10 +111,10 @@ def action_space(backbone: WalkableBackbone) -> spaces.Discrete:
 
 
 def check_options(options: object, *allowed: str) -> Mapping[str, Any]:
-    """Return the options of ``reset``, none where ``None`` was given.
+    """Validate and return the options of ``reset``; empty for ``None``.
 
     Raises:
-        ConfigError: If they are no mapping, or one of them is not among those that are allowed.
+        ConfigError: If the options are not a mapping, or one of them is not allowed.
     """
     options = {} if options is None else options
     names = f"allowed are {', '.join(allowed)}" if allowed else "this environment has none"
@@ -126,16 +127,16 @@ def check_options(options: object, *allowed: str) -> Mapping[str, Any]:
 
 
 def per_environment(name: str, wanted: object, n: int, dtype: type[NumberT]) -> NDArray[NumberT]:
-    """Return what an option of ``reset`` asks for in each of ``n`` environments, ``[n]``.
+    """Return the values of a ``reset`` option for ``n`` environments, ``[n]``.
 
     Args:
-        name: Of the option.
+        name: Name of the option.
         wanted: A number, or one for each environment.
         n: Number of environments.
-        dtype: Type of the numbers; whole numbers are wanted where it is one of those.
+        dtype: Type of the numbers; an integer type requires integers.
 
     Raises:
-        ConfigError: If it has another type or another length.
+        ConfigError: If the type or the length is wrong.
     """
     try:
         values = np.asarray(wanted)
@@ -157,20 +158,20 @@ def sample_preferences(
     repeats: int = 1,
     which: StreamIndices = ALL,
 ) -> NDArray[np.float64] | None:
-    """Return where each walk's price lies on the task's dial: as wanted, or as drawn.
+    """Return the preference of each episode, from given cost weights or drawn at random.
 
     Args:
-        task: What is walked.
-        streams: Give the draws.
-        wanted: A cost weight, or one for each walk; ``None`` draws.
-        repeats: Walks that share a draw.
-        which: Streams that are drawn from.
+        task: Task of the episodes.
+        streams: Sampler of the draws.
+        wanted: A cost weight, or one for each episode; ``None`` draws at random.
+        repeats: Number of episodes that share a draw.
+        which: Streams to draw from.
 
     Returns:
-        float64 ``[n]``, or ``None`` where the task has no dial.
+        float64 ``[n]``, or ``None`` for a task without budget conditioning.
 
     Raises:
-        ConfigError: If a cost weight is wanted that the task does not draw from.
+        ConfigError: If a cost weight is given that is out of range, or the task has no range.
     """
     if task.cost_weight_range is None:
         if wanted is not None:

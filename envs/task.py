@@ -1,4 +1,4 @@
-"""What an environment is about: a frozen backbone, images, a reward and perhaps a budget."""
+"""Task of an environment: a frozen backbone, images, reward weights and optionally a budget."""
 
 import copy
 from dataclasses import dataclass
@@ -32,22 +32,21 @@ from dfs_rl.utils.trusted_import import is_constructor, trust_constructor, trust
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Task:
-    """Everything that environments over the same problem share.
+    """Data shared by all environments of one problem.
 
     Attributes:
-        backbone: The network, frozen.
-        images: The images that episodes draw from, on the backbone's device.
-        weights: What a walk is rewarded for.
+        backbone: The network, in its inference form.
+        images: Images that episodes draw from, on the backbone's device.
+        reward: Reward weights.
         budget: Upper bound on computation in percent, fixed parts and gate included; ``None`` for
             none.
-        cost_weight_range: Of computation, of which each episode draws one, instead of
-            ``weights.cost``; ``None`` for that alone.
         class_names: Name of each class, in label order.
-        gate_macs: MACs per image of the gate that walks, which count towards the budget alone; 0
-            where it is not known.
+        cost_weight_range: Range that each episode draws its cost weight from, in place of
+            ``reward.cost``; ``None`` for ``reward.cost`` in every episode.
+        gate_macs: MACs per image of the gate, which count only towards the budget; 0 if unknown.
 
     Raises:
-        ConfigError: If the budget does not suffice for the cheapest choices.
+        ConfigError: If the budget is below the cost of the cheapest actions.
         DataError: If images or labels do not fit the backbone.
     """
 
@@ -61,13 +60,13 @@ class Task:
 
     @property
     def gated_budget(self) -> float | None:
-        """What the gated layers may spend, as a fraction; ``None`` if there is no budget."""
+        """Budget of the gated layers, as a fraction; ``None`` if there is no budget."""
         if self.budget is None:
             return None
         return gated_budget(self.backbone.costs, self.budget, gate_macs=self.gate_macs)
 
     def __post_init__(self) -> None:
-        _ = self.gated_budget  # refuses one that is not enough
+        _ = self.gated_budget  # raises for a budget that is too small
         expected = tuple(self.backbone.image_shape)
         if self.images.image_shape != expected:
             raise DataError(
@@ -102,28 +101,31 @@ def make_task(
     cost_weight_range: Pair | None = None,
     device: DeviceLike = "cpu",
 ) -> Task:
-    """Build a task from what a user may pass to an environment.
+    """Build a task from the arguments of an environment.
 
     Args:
-        backbone: A folder that ``save_backbone`` wrote, ``module:function`` that makes a user's
-            network, a backbone (the training form is frozen first), or ``None`` for the digits
-            network that ships with the package.
-        backbone_weights: Weights of a user's network.
-        trust_code: Whether to import the constructor that a folder names.
-        exits: Whether to keep the exits that it may have.
-        dataset: What ``load_dataset`` takes, a data set, a set of images, or ``None`` for the
+        backbone: A folder that ``save_backbone`` wrote; ``module:function`` that builds a custom
+            network; a backbone (a training form is converted to its inference form); or ``None``
+            for the digits network of the package.
+        backbone_weights: Weights of a custom network.
+        trust_code: Allow the import of the constructor that a folder names.
+        exits: Keep the exits of the backbone.
+        dataset: An argument of ``load_dataset``, a data set, a set of images, or ``None`` for the
             digits.
-        split: Which images of a data set to draw from.
-        reward: What a walk is rewarded for, as ``RewardWeights`` or a mapping of some of its
-            fields; ``None`` for the defaults.
+        split: Split of the data set to draw images from.
+        reward: Reward weights, as ``RewardWeights`` or a mapping of some of its fields; ``None``
+            for the defaults.
         budget: Upper bound on computation in percent; ``None`` for none.
-        cost_weight_range: Lowest and highest price of computation, of which each episode draws one;
-            ``None`` for ``weights.cost``.
-        device: Where backbone and images live.
+        cost_weight_range: Lowest and highest cost weight; each episode draws one in between.
+            ``None`` for ``reward.cost`` in every episode.
+        device: Device of backbone and images.
+
+    Returns:
+        The task.
 
     Raises:
-        ConfigError: If a value is not allowed.
-        DataError: If the data cannot be found or does not fit the backbone.
+        ConfigError: If a value is invalid.
+        DataError: If the data is missing or does not fit the backbone.
         CheckpointError: If the backbone cannot be read.
     """
     rewarded, place = reward_weights(reward), resolve_device(device)
@@ -157,7 +159,7 @@ def make_task(
 def _users_backbone(
     name: str, checkpoint: str | Path | None, data: Dataset | ImageSet, *, device: str
 ) -> Backbone:
-    """Make a user's network, which needs other images than those that episodes draw from."""
+    """Build and calibrate a custom network on the train split of a data set."""
     if isinstance(data, ImageSet):
         raise ConfigError(
             f"backbone is {name!r}, which is calibrated on a train split, but dataset is an "
@@ -188,7 +190,7 @@ def _resolve_backbone(backbone: object, device: torch.device, *, exits: bool) ->
 
 
 def _without_exits(backbone: object) -> object:
-    """Return a backbone that nobody leaves early; the one that is given keeps its exits."""
+    """Return a copy of a backbone without exits; the argument keeps its own."""
     if not isinstance(backbone, WalkableBackbone) or not backbone.costs.exits:
         return backbone
     if not isinstance(backbone, Backbone):
@@ -203,7 +205,7 @@ def _without_exits(backbone: object) -> object:
 
 
 def _resolve_dataset(dataset: object, backbone: object) -> Dataset | ImageSet:
-    """Load a data set by its name, its images of the size that a stored backbone was trained at."""
+    """Load a data set by name, at the image size of a stored backbone."""
     stored = isinstance(backbone, str | Path) and not is_constructor(backbone)
     image_size = load_info(Path(str(backbone))).image_size if stored else None
     if image_size is None and (dataset is None or dataset == DIGITS):
@@ -218,7 +220,7 @@ def _resolve_dataset(dataset: object, backbone: object) -> Dataset | ImageSet:
     return dataset
 
 
-# The defaults are read once per process: a vector of n single environments asks n times.
+# Cached, because a vector of n single environments loads the defaults n times.
 @cache
 def _default_backbone() -> WalkableBackbone:
     return default_digits().to_inference()

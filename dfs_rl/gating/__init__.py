@@ -1,1 +1,1 @@
-"""The walk through a gated network: states, observations, rewards, masks, gates, and the deployable model."""
+"""Rollouts of gated networks: states, observations, rewards, masks, gates, deployable model."""

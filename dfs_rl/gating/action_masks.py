@@ -1,9 +1,9 @@
-"""Hard budgets: which actions still allow an answer within the budget.
+"""Action masks of per-input budgets.
 
 A budget bounds ``CostTable.computation(options)`` in percent: the gated layers, the never-gated
-parts and the gate's own MACs (``gate_macs``). A gate costs the same before it has learned anything,
-so learning and deployment mask alike; where nobody knows which gate will choose, as in an
-environment by itself, they are zero.
+parts and the gate's MACs (``gate_macs``). A gate has the same cost before and after training, so
+training and deployment use the same masks; an environment that is used without a known gate sets
+``gate_macs`` to zero.
 """
 
 import torch
@@ -14,25 +14,25 @@ from dfs_rl.errors import ConfigError
 from dfs_rl.gating.early_exit import action_costs
 
 _TOLERANCE = 1e-12
-"""Sums of the same costs in another order must not decide whether a choice is within the budget."""
+"""Rounding tolerance for sums of the same costs in another order."""
 
 
 def gated_budget(
     costs: CostTable, budget: float, *, gate_macs: float = 0.0, name: str = "budget"
 ) -> float:
-    """Turn a budget in percent into what the gated layers may spend, as a fraction.
+    """Convert a budget in percent into the fraction that the gated layers may spend.
 
     Args:
-        costs: The cost table of the backbone.
+        costs: Cost table of the backbone.
         budget: Upper bound on computation in percent, fixed parts included.
         gate_macs: MACs per image of the gate, at full precision.
-        name: What the user knows the budget by.
+        name: Name of the budget in error messages.
 
     Returns:
-        The fraction that is left for the gated layers.
+        Fraction left for the gated layers.
 
     Raises:
-        ConfigError: If not even the cheapest options fit.
+        ConfigError: If the budget is below the cost of the cheapest actions.
     """
     left = budget / 100.0 - costs.fixed_cost(gate_macs=gate_macs)
     cheapest = float(costs.least_costs()[0])
@@ -52,20 +52,20 @@ def gated_budget(
 def action_masks(
     costs: CostTable, layer: int, spent: Tensor, budget: float | None, *, gate_macs: float = 0.0
 ) -> Tensor:
-    """Return which actions keep the cheapest way to an answer within the budget; leaving, only where there is an exit.
+    """Return the actions that keep the cheapest way to an answer within the budget.
 
-    Where none does, the one that leads to the cheapest answer is allowed, so that a sample which is
-    over its budget already can go on.
+    The exit action is allowed only at an exit. If no action fits, the one that leads to the
+    cheapest answer is allowed, so that a sample over budget can continue.
 
     Args:
-        costs: The cost table of the backbone.
-        layer: The layer to choose for.
+        costs: Cost table of the backbone.
+        layer: Index of the layer to choose for.
         spent: Fraction spent so far, float64 ``[batch]``.
-        budget: Upper bound on computation in percent; ``None`` allows everything.
+        budget: Upper bound on computation in percent; ``None`` allows every option.
         gate_macs: MACs per image of the gate, at full precision.
 
     Returns:
-        bool ``[batch, actions]``; each row allows the cheapest options up to some point.
+        bool ``[batch, actions]``; each row allows the cheapest options up to a limit.
     """
     exists = torch.ones(costs.n_actions, dtype=torch.bool, device=spent.device)
     if costs.exits:
@@ -73,24 +73,26 @@ def action_masks(
     if budget is None:
         return exists.expand(len(spent), -1).clone()
     cached_costs = action_costs(costs, spent.device)
-    through = cached_costs.actions[layer].clone()  # to the answer, [actions]
+    through = cached_costs.actions[layer].clone()  # cost up to the answer, [actions]
     through[: len(costs.options)] += cached_costs.least[layer + 1]
     through[~exists] = torch.inf
     left = gated_budget(costs, budget, gate_macs=gate_macs) - spent  # [batch]
     allowed = through <= left[:, None] + _TOLERANCE  # [batch, actions]
-    # If any is allowed, this one is.
+    # The cheapest action is always allowed.
     allowed[:, through.argmin()] = True
     return allowed
 
 
 def clamp_options(actions: Tensor, mask: Tensor, *, exit_action: int | None = None) -> Tensor:
-    """Lower every choice that is not allowed to the dearest option that is; where only leaving is, leave.
+    """Clip disallowed actions to the most expensive allowed option.
+
+    If only the exit action is allowed, it is taken.
 
     Args:
         actions: int64 ``[batch]``.
-        mask: From ``action_masks``, bool ``[batch, actions]``.
-        exit_action: The one that leaves, of which the cheapest option is made where it is not
-            allowed; ``None`` if there is none.
+        mask: Result of ``action_masks``, bool ``[batch, actions]``.
+        exit_action: Index of the exit action, which becomes the cheapest option if it is
+            disallowed; ``None`` for a network without exits.
 
     Returns:
         int64 ``[batch]``.

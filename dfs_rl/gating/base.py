@@ -1,4 +1,7 @@
-"""Gates: anything that chooses an option per layer and image, and those that need no learning."""
+"""Interface of gates, and gates without learned parameters.
+
+A gate maps an observation to a bit option, for each layer and image.
+"""
 
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
@@ -13,61 +16,61 @@ from dfs_rl.utils.seeding import torch_generator
 
 @runtime_checkable
 class Gate(Protocol):
-    """What evaluation, comparison and deployment know of a gate."""
+    """Interface of a gate for evaluation, comparison and deployment."""
 
     @property
     def name(self) -> str:
-        """What tables and plots call it."""
+        """Name in tables and plots."""
         ...
 
     @property
     def macs(self) -> float:
-        """Multiply-accumulates that its decisions take per image, over all layers, at full precision.
+        """Multiply-accumulates of all decisions per image at full precision, over all layers.
 
-        What the backbone computes for its sake alone is part of them.
+        They include the computation of the backbone that only the gate needs.
         """
         ...
 
     def reset(self, batch_size: int) -> None:
-        """Begin a walk of ``batch_size`` images."""
+        """Start a rollout of ``batch_size`` images."""
         ...
 
     def decide(self, features: Tensor, layer: int, context: Tensor) -> Tensor:
         """Choose an option for every image.
 
         Args:
-            features: Normalised, float32 ``[batch, width]``, see ``Observation``.
-            layer: The layer to choose for.
-            context: What was spent, budget, previous option, position of the dial if there is one:
+            features: Normalised features, float32 ``[batch, width]``, see ``Observation``.
+            layer: Index of the layer to choose for.
+            context: Spent cost, budget, previous option and, with budget conditioning, preference:
                 float32 ``[batch, 3 or 4]``.
 
         Returns:
-            Option indices, int64 ``[batch]``; ``CostTable.exit_action`` leaves.
+            Option indices, int64 ``[batch]``; ``CostTable.exit_action`` takes the exit.
         """
         ...
 
 
 class TableGate:
-    """The same options for every image: a static mixed-precision network.
+    """Static bit table: the same option per layer for all images.
 
     Args:
-        table: Option index for each layer; one more than the menu's last leaves the network, see
+        table: Option index for each layer; the index after the last option takes an exit, see
             ``CostTable``.
-        options: The menu that the indices belong to, which a table that is stored must know;
-            ``None`` for that of whatever network it steers.
-        exits: After how many layers the network has exits, which a table that leaves by one and is
-            stored must know.
-        name: What tables and plots call it.
+        options: Bit options that the indices refer to, required for a table that is stored;
+            ``None`` for the bit options of any backbone that the gate is used with.
+        exits: Numbers of gated layers after which the network has exits, required for a table that
+            takes an exit and is stored.
+        name: Name in tables and plots.
 
     Raises:
-        ConfigError: If an index is not on the menu.
+        ConfigError: If an index is out of range.
     """
 
     macs = 0.0
     budget: float | None = None
-    """What it costs was known when it was made, so nothing is left to enforce."""
+    """No budget to enforce: the cost of a static bit table is known when it is built."""
     budget_conditioning = None
-    """There is nothing to turn."""
+    """Not budget-conditioned."""
 
     def __init__(
         self,
@@ -90,9 +93,9 @@ class TableGate:
             )
 
     def reset(self, batch_size: int) -> None:
-        """Keep nothing from walk to walk."""
+        """Do nothing: the gate has no state."""
 
-    def decide(self, features: Tensor, layer: int, context: Tensor) -> Tensor:  # noqa: ARG002 - it looks at the layer alone
+    def decide(self, features: Tensor, layer: int, context: Tensor) -> Tensor:  # noqa: ARG002
         """Return the layer's option for every image."""
         return torch.full(
             (len(features),), self.table[layer], dtype=torch.int64, device=features.device
@@ -100,18 +103,17 @@ class TableGate:
 
 
 class RandomGate:
-    """Options drawn at random, independently for every layer and image.
+    """Gate that draws options at random, independently for every layer and image.
 
-    The draws are one stream from the construction on; a second gate with the same seed repeats
-    them.
+    All draws come from one random stream; a second gate with the same seed repeats them.
 
     Args:
         marginals: Probability of each action at each layer, ``[layers, actions]``; rows sum to 1.
-        seed: Seed of the stream.
-        name: What tables and plots call it.
+        seed: Seed of the random stream.
+        name: Name in tables and plots.
 
     Raises:
-        ConfigError: If a row of ``marginals`` is no distribution.
+        ConfigError: If a row of ``marginals`` is not a probability distribution.
     """
 
     macs = 0.0
@@ -131,9 +133,9 @@ class RandomGate:
         self._generator = torch_generator(seed, "random gate")
 
     def reset(self, batch_size: int) -> None:
-        """Keep nothing from walk to walk but the place in the stream."""
+        """Do nothing: the random stream continues across rollouts."""
 
-    def decide(self, features: Tensor, layer: int, context: Tensor) -> Tensor:  # noqa: ARG002 - it looks at the layer alone
+    def decide(self, features: Tensor, layer: int, context: Tensor) -> Tensor:  # noqa: ARG002
         """Draw an option for every image."""
         draws = torch.multinomial(
             self.marginals[layer], len(features), replacement=True, generator=self._generator

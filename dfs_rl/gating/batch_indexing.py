@@ -1,7 +1,7 @@
-"""Samples picked from a batch and put back, at the speed of copying memory.
+"""Fast gathering and scattering of the samples of a batch.
 
 Torch's indexing moves one element at a time. Seen as rows of 16-byte words, an activation has a
-quarter of the elements (float32) or an eighth (bfloat16), and indexing it is 4 to 6 times as fast.
+quarter of the elements (float32) or an eighth (bfloat16).
 """
 
 import math
@@ -25,7 +25,7 @@ def gather_rows(batch: Tensor, rows: Tensor) -> Tensor:
 
 
 def scatter_rows(batch: Tensor, rows: Tensor, values: Tensor) -> None:
-    """Do ``batch[rows] = values``."""
+    """Assign ``batch[rows] = values`` in place."""
     words, new = _as_words(batch), _as_words(values)
     alike = batch.dtype == values.dtype and batch.is_contiguous() == values.is_contiguous()
     if words is None or new is None or not alike:
@@ -35,7 +35,7 @@ def scatter_rows(batch: Tensor, rows: Tensor, values: Tensor) -> None:
 
 
 def empty_rows(n: int, like: Tensor) -> Tensor:
-    """Return an unset batch of ``n`` samples in the shape, type and memory layout of those of ``like``."""
+    """Return an uninitialized batch of ``n`` samples with shape, type and layout of ``like``."""
     if like.is_contiguous() or not _is_channels_last(like):
         return like.new_empty((n, *like.shape[1:]))
     return torch.empty(
@@ -47,7 +47,7 @@ def empty_rows(n: int, like: Tensor) -> Tensor:
 
 
 def _as_words(batch: Tensor) -> Tensor | None:
-    """View each sample as a row of words, ``[batch, words]``; ``None`` if its size or layout does not allow it."""
+    """View each sample as a row of words, ``[batch, words]``; ``None`` for unsuitable layouts."""
     sample_bytes = math.prod(batch.shape[1:]) * batch.element_size()
     if (
         sample_bytes == 0
@@ -63,4 +63,6 @@ def _as_words(batch: Tensor) -> Tensor | None:
 
 
 def _is_channels_last(batch: Tensor) -> bool:
-    return batch.dim() == 4 and batch.is_contiguous(memory_format=torch.channels_last)  # noqa: PLR2004
+    return batch.dim() == 4 and batch.is_contiguous(  # noqa: PLR2004
+        memory_format=torch.channels_last
+    )

@@ -1,4 +1,4 @@
-"""One gate for all budgets: what it is turned by, and what each position comes to."""
+"""Budget conditioning: one gate for all budgets, with a preference in [0, 1] as an input."""
 
 import math
 from bisect import bisect_right
@@ -13,24 +13,24 @@ from torch import Tensor
 from dfs_rl.errors import ConfigError
 
 MIN_PREFERENCE_GAP = 2.0**-12
-"""Distance of two positions at which nothing is taken to lie between them."""
+"""Distance of two preferences below which no interpolation takes place."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BudgetConditioning:
-    """What a gate for all budgets is turned by.
+    """Measured costs of a budget-conditioned gate.
 
-    A position lies in [0, 1]; 0 is where computation is dearest, so that little of it is used, 1
-    where most is. The gate sees the position beside everything else, and is trained at all of them.
+    A preference lies in [0, 1]: 0 has the largest cost weight and the least computation, 1 the most
+    computation. The gate receives the preference as an input and is trained at all of them.
 
     Attributes:
-        computations: Mean computation in percent, everything included, that the trained gate came
-            to on the validation split at some positions; empty before it was measured.
-        preferences: These positions, from 0 up to 1; by default evenly spaced.
+        computations: Mean computation of the trained gate in percent, everything included, on the
+            validation split at each preference; empty before the measurement.
+        preferences: Measured preferences, from 0 up to 1; evenly spaced by default.
 
     Raises:
-        ConfigError: If a computation is not positive, or there is one alone, or positions do not go
-            from 0 up to 1, one for each.
+        ConfigError: If a computation is not positive, there is only one, or the preferences do not
+            increase from 0 to 1 with one per computation.
     """
 
     computations: tuple[float, ...] = ()
@@ -58,23 +58,23 @@ class BudgetConditioning:
 
     @property
     def budget_range(self) -> tuple[float, float]:
-        """The least and the most that images cost on average, in percent.
+        """Smallest and largest mean computation per image, in percent.
 
         Raises:
-            ConfigError: If it was not measured.
+            ConfigError: If nothing was measured.
         """
         measured = self._measured()
         return min(measured), max(measured)
 
     def preference_for_budget(self, budget: float) -> float:
-        """Return the furthest position at which images cost no more than ``budget`` percent on average.
+        """Return the largest preference with a mean computation of at most ``budget`` percent.
 
-        Between the measured positions, the logarithm of the cost is taken to be linear; between two
-        that are next to each other, a gate that does the same to all images jumps, and what costs
-        less is returned.
+        The logarithm of the cost is interpolated linearly between measured preferences. Between two
+        preferences within ``MIN_PREFERENCE_GAP`` the cost of the gate jumps, and the cheaper one is
+        returned.
 
         Raises:
-            ConfigError: If all positions cost more, or none was measured.
+            ConfigError: If the budget is below the smallest cost, or nothing was measured.
         """
         least, most = self.budget_range
         if not budget >= least:
@@ -92,10 +92,12 @@ class BudgetConditioning:
         return start + (end - start) * math.log(budget / before) / math.log(after / before)
 
     def computation_at(self, preference: float) -> float:
-        """Return what images cost at a position on average, in percent; between the measured ones as in ``preference_for_budget``.
+        """Return the mean computation per image at a preference, in percent.
+
+        Values between measured preferences are interpolated as in ``preference_for_budget``.
 
         Raises:
-            ConfigError: If none was measured.
+            ConfigError: If nothing was measured.
         """
         self._measured()
         last = min(bisect_right(self.preferences, preference), len(self.preferences) - 1) - 1
@@ -103,7 +105,7 @@ class BudgetConditioning:
         return before * math.exp((preference - start) / (end - start) * math.log(after / before))
 
     def _segment(self, first: int) -> tuple[tuple[float, float], tuple[float, float]]:
-        """Return the computations, and the positions, of a measured position and the next one."""
+        """Return computations and preferences of a measured preference and the next one."""
         here, there = first, first + 1
         return (
             (self.computations[here], self.computations[there]),
@@ -118,11 +120,11 @@ class BudgetConditioning:
 
 @dataclass(frozen=True, kw_only=True)
 class _LogRange:
-    """Two ends, and what lies between them evenly on a logarithmic axis.
+    """Range on a logarithmic axis.
 
     Attributes:
-        lowest: Above 0.
-        highest: Above ``lowest``.
+        lowest: Lower end, above 0.
+        highest: Upper end, above ``lowest``.
 
     Raises:
         ConfigError: If the range is empty.
@@ -144,19 +146,19 @@ class _LogRange:
 
 @dataclass(frozen=True, kw_only=True)
 class CostWeightRange(_LogRange):
-    """The cost weights that an agent learns along its dial: the highest at position 0."""
+    """Cost weights of a budget-conditioned agent; preference 0 has the highest."""
 
     _what = "cost weights"
 
     def at(self, preferences: Tensor) -> Tensor:
-        """Return the cost weight at each position, in the positions' shape and type."""
+        """Return the cost weight at each preference, in the shape and type of ``preferences``."""
         return self.highest * (self.lowest / self.highest) ** preferences
 
     def preference(self, weight: float) -> float:
-        """Return where a cost weight lies.
+        """Return the preference of a cost weight.
 
         Raises:
-            ConfigError: If it is out of range.
+            ConfigError: If the cost weight is out of range.
         """
         if not self.lowest <= weight <= self.highest:
             raise ConfigError(
@@ -168,27 +170,29 @@ class CostWeightRange(_LogRange):
 
 @dataclass(frozen=True, kw_only=True)
 class BudgetRange(_LogRange):
-    """The mean computations in percent, everything included, that a supervised gate may learn along its dial: the lowest at 0."""
+    """Mean budgets of a budget-conditioned supervised gate, in percent, everything included.
+
+    Preference 0 has the lowest budget.
+    """
 
     _what = "budgets"
     _unit = " %"
 
     def at(self, preferences: Tensor) -> Tensor:
-        """Return the budget in percent at each position, in the positions' shape and type."""
+        """Return the budget in percent at each preference, in the shape of ``preferences``."""
         return self.lowest * (self.highest / self.lowest) ** preferences
 
 
 def low_discrepancy_preferences(n: int) -> Tensor:
-    """Return ``n`` positions that cover the dial evenly whatever their order is cut into, float32 ``[n]``.
+    """Return ``n`` preferences that cover [0, 1] evenly in every stretch, float32 ``[n]``.
 
     They are the fractional parts of multiples of the golden ratio: neighbours are far apart and
-    every stretch of them is spread out, so images dealt out this way show every position to every
-    class.
+    every stretch is spread out, so images of every class receive preferences from all of [0, 1].
     """
     golden = (math.sqrt(5.0) - 1.0) / 2.0
     return torch.from_numpy(np.mod((np.arange(n) + 0.5) * golden, 1.0)).float()
 
 
 def preference_grid(n: int) -> tuple[float, ...]:
-    """Return ``n`` evenly spaced positions from 0 to 1."""
+    """Return ``n`` evenly spaced preferences from 0 to 1."""
     return tuple(i / (n - 1) for i in range(n))

@@ -1,4 +1,4 @@
-"""A cascade as a gate: a cheap table for every image, a dearer one where the answer is unsure."""
+"""Cascade of two static bit tables: a cheap one first, an expensive one for unsure answers."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -14,27 +14,27 @@ from dfs_rl.gating.base import TableGate
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FirstPass:
-    """A complete earlier pass over the backbone whose answer was kept only where it was confident.
+    """First pass of a cascade, whose answer is kept only for confident images.
 
     Attributes:
         options: Options of that pass, int64 ``[n, layers]``.
-        escalated: Images that were run again, which pay for both passes; bool ``[n]``.
+        escalated: True for images with a second pass, which pay for both; bool ``[n]``.
     """
 
     options: Tensor
     escalated: Tensor
 
     def total_cost(self, last: Tensor, cost_of: Callable[[Tensor], Tensor]) -> Tensor:
-        """Return what each image costs, ``[n]``: ``last`` for the pass that gave the answer, and this one where there were two.
+        """Return the total cost of each image, ``[n]``: the last pass, plus this one if escalated.
 
         Args:
             last: Cost of the last pass.
-            cost_of: Turns options into costs.
+            cost_of: Function from options to costs.
         """
         return last + cost_of(self.options) * self.escalated
 
     def cpu(self) -> "FirstPass":
-        """Return the same on the CPU."""
+        """Return a copy on the CPU."""
         return FirstPass(options=self.options.cpu(), escalated=self.escalated.cpu())
 
 
@@ -44,28 +44,27 @@ def confidence(logits: Tensor) -> Tensor:
 
 
 class CascadeGate:
-    """Runs every image by one table, and by another one as well where the first answer is not confident.
+    """Cascade: a static bit table, and a second one for images with low confidence.
 
-    It decides for a pass as a table does; whether there is a second one is asked of it in between,
-    see ``should_escalate``.
+    Within a pass it acts as a static bit table; ``should_escalate`` selects the images of the
+    second pass.
 
     Args:
-        first: Option index for each layer, for all images.
-        second: The same for those that run again.
-        threshold: Images whose first answer has a confidence below it run again. From above 1 on,
-            all do.
-        options: The menu that the indices belong to.
-        name: What tables and plots call it.
+        first: Option index for each layer in the first pass.
+        second: Option index for each layer in the second pass.
+        threshold: Confidence below which an image gets a second pass; above 1 all images do.
+        options: Bit options that the indices refer to.
+        name: Name in tables and plots.
 
     Raises:
-        ConfigError: If an index is not on the menu, the tables differ in length, or the threshold
-            is no number from 0 on.
+        ConfigError: If an index is out of range, the tables differ in length, or the threshold is
+            negative or not finite.
     """
 
     macs = 0.0
-    """To compare two numbers takes none; what both passes take is the backbone's."""
+    """No MACs: the gate only compares two numbers; both passes count as backbone computation."""
     budget: float | None = None
-    """What it costs on average was known when it was made; a single image may cost both passes."""
+    """No per-input budget: the mean cost is known in advance, an image may pay for both passes."""
     budget_conditioning = None
 
     def __init__(
@@ -95,7 +94,7 @@ class CascadeGate:
 
     @property
     def description(self) -> str:
-        """What it does, in a few words."""
+        """Short description for tables."""
         tables = [[self.options[option] for option in t.table] for t in (self.first, self.second)]
         first, second = (
             str(bits[0]) if len(set(bits)) == 1 else "-".join(map(str, bits)) for bits in tables
@@ -105,19 +104,23 @@ class CascadeGate:
         return f"{first} bit, then {second} bit below a confidence of {self.threshold:.3g}"
 
     def reset(self, batch_size: int) -> None:
-        """Begin the first pass."""
+        """Start the first pass."""
         self._running = self.first
         self._running.reset(batch_size)
 
     def start_second_pass(self, batch_size: int) -> None:
-        """Begin the second pass, of as many images."""
+        """Start the second pass with ``batch_size`` images."""
         self._running = self.second
         self._running.reset(batch_size)
 
     def decide(self, features: Tensor, layer: int, context: Tensor) -> Tensor:
-        """Return the layer's option in this pass for every image."""
+        """Return the layer's option in the current pass for every image."""
         return self._running.decide(features, layer, context)
 
     def should_escalate(self, logits: Tensor) -> Tensor:
-        """Return which images run again, bool ``[batch]``, by the logits of the first pass."""
+        """Return a mask of the images that need a second pass, bool ``[batch]``.
+
+        Args:
+            logits: Logits of the first pass, ``[batch, classes]``.
+        """
         return torch.lt(confidence(logits), self.threshold)

@@ -1,4 +1,4 @@
-"""A step of the walk at which images may leave: the one place where an action becomes an option or an answer."""
+"""Step of a batch whose images may take an exit, and the batch of images still active."""
 
 from functools import lru_cache
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from dfs_rl.gating.execution import ExecutionState, run_head, run_layer, run_ste
 
 
 class ActionCosts(NamedTuple):
-    """What a cost table says of actions, on one device; not to be changed.
+    """Costs of the actions of a cost table, cached on one device; read-only.
 
     Attributes:
         actions: ``CostTable.action_costs``, float64 ``[layers, actions]``.
@@ -26,19 +26,19 @@ class ActionCosts(NamedTuple):
 
 @lru_cache(maxsize=64)
 def action_costs(costs: CostTable, device: torch.device) -> ActionCosts:
-    """Return the prices of actions, computed once per table and device."""
+    """Return the costs of the actions, computed once per table and device."""
     with torch.inference_mode(mode=False):
         return ActionCosts(costs.action_costs().to(device), costs.least_costs().to(device))
 
 
 class ExecutionOutput(NamedTuple):
-    """Images that came to an answer.
+    """Outputs of finished images.
 
     Attributes:
-        rows: Which of the batch that walked, int64 ``[n]``.
+        rows: Indices of the images in the batch, int64 ``[n]``.
         logits: float32 ``[n, classes]``.
-        options: What they did, int64 ``[n, layers]``, see ``CostTable``.
-        spent: Cost of that as a fraction, float64 ``[n]``.
+        options: Options of the images, int64 ``[n, layers]``, see ``CostTable``.
+        spent: Cost of the options as a fraction, float64 ``[n]``.
     """
 
     rows: Tensor
@@ -48,12 +48,12 @@ class ExecutionOutput(NamedTuple):
 
 
 class StepResult(NamedTuple):
-    """What a step brought.
+    """Result of a step.
 
     Attributes:
-        state: Of the images that walk on, one layer further; of none, if all have left.
-        remaining: Which of the batch they are, int64 ``[n]``; ``None`` for all.
-        exited: Those that left before the layer, ``None`` if none did.
+        state: State of the remaining images, one layer further; empty if all have left.
+        remaining: Indices of the remaining images in the batch, int64 ``[n]``; ``None`` for all.
+        exited: Outputs of the images that left before the layer; ``None`` if none did.
     """
 
     state: ExecutionState
@@ -64,16 +64,19 @@ class StepResult(NamedTuple):
 def advance(
     backbone: WalkableBackbone, state: ExecutionState, actions: Tensor, *, reuse: bool = False
 ) -> StepResult:
-    """Let each image leave, or run the next layer at its option.
+    """Run the next layer, or take the exit before it, for each image.
 
-    Images that leave are taken out of the batch, so nothing is run for them any more.
+    Images that leave are removed from the batch, so no later layer runs for them.
 
     Args:
-        backbone: The network to walk through.
-        state: Where the batch stands; there must be a layer left.
-        actions: int64 ``[batch]``. Leaving where there is no exit means the cheapest option, see
-            ``CostTable``.
-        reuse: See ``run_layer``.
+        backbone: The network.
+        state: State of the batch; at least one layer must be left.
+        actions: int64 ``[batch]``. At a layer without an exit the exit action means the cheapest
+            option, see ``CostTable``.
+        reuse: Overwrite ``state.hidden`` if possible, see ``run_layer``.
+
+    Returns:
+        The remaining images and the outputs of those that left.
     """
     costs = backbone.costs
     if not costs.exits:
@@ -90,7 +93,7 @@ def advance(
     remaining_state = gather_state(state, remaining)
     if len(remaining) == 0:
         return StepResult(remaining_state._replace(layer=state.layer + 1), remaining, exited)
-    # What was picked is a copy, so it can be written to.
+    # The remaining state is a copy, so it may be overwritten.
     after = run_layer(
         backbone, remaining_state, actions[remaining], reuse=not torch.is_grad_enabled()
     )
@@ -100,7 +103,7 @@ def advance(
 def _exit_output(
     backbone: WalkableBackbone, state: ExecutionState, rows: Tensor
 ) -> ExecutionOutput:
-    """Take the answers of the exit before the next layer."""
+    """Compute the outputs of the images that take the exit before the next layer."""
     assert isinstance(backbone, WithExits), "a network whose costs know exits has them"
     costs, layer = backbone.costs, state.layer
     here = gather_state(state, rows)
@@ -111,7 +114,7 @@ def _exit_output(
 
 
 def gather_state(state: ExecutionState, rows: Tensor) -> ExecutionState:
-    """Return images of a batch by their rows, copied; one may be picked more than once."""
+    """Return copies of selected rows of a state; a row may be selected more than once."""
     return ExecutionState(
         hidden=gather_rows(state.hidden, rows),
         layer=state.layer,
@@ -121,15 +124,15 @@ def gather_state(state: ExecutionState, rows: Tensor) -> ExecutionState:
 
 
 class ActiveBatch:
-    """A batch of images on its way through a network, some of which have left.
+    """Batch of images in a network, some of which may have left.
 
     Args:
         backbone: The network.
         images: uint8 ``[batch, c, h, w]``, or float in [0, 1].
 
     Attributes:
-        state: Of those that are still there.
-        rows: Which of the batch they are, int64; ``None`` for all.
+        state: State of the active images.
+        rows: Indices of the active images in the batch, int64; ``None`` for all.
     """
 
     def __init__(self, backbone: WalkableBackbone, images: Tensor) -> None:
@@ -141,22 +144,22 @@ class ActiveBatch:
 
     @property
     def unfinished(self) -> bool:
-        """Whether a layer is left, and an image to run it for."""
+        """True while a layer is left and at least one image is active."""
         some = len(self.state.spent) > 0
         return some and self.state.layer < self._backbone.costs.n_layers
 
     def scatter(self, values: Tensor) -> Tensor:
-        """Return values of the images that are still there for the whole batch, zero for the others."""
+        """Expand values of the active images to the whole batch, zero for the others."""
         if self.rows is None:
             return values
         return values.new_zeros(self._n, *values.shape[1:]).index_copy(0, self.rows, values)
 
     def gather(self, values: Tensor) -> Tensor:
-        """Return the part of the batch's values that belongs to the images that are still there."""
+        """Return the values of the active images."""
         return values if self.rows is None else values[self.rows]
 
     def advance(self, actions: Tensor) -> None:
-        """Go on by the actions of the images that are still there, int64."""
+        """Apply the actions of the active images, int64."""
         state, remaining, exited = advance(self._backbone, self.state, actions, reuse=True)
         if exited is not None:
             self._exited.append(exited._replace(rows=self._batch_rows(exited.rows)))
@@ -165,11 +168,11 @@ class ActiveBatch:
         self.state = state
 
     def _batch_rows(self, rows: Tensor) -> Tensor:
-        """Return which of the batch these of the images that are still there are."""
+        """Return the batch indices of rows of the active images."""
         return rows if self.rows is None else self.rows[rows]
 
     def outputs(self) -> ExecutionOutput:
-        """Return what all images came to, in the batch's order, once none is walking."""
+        """Return the outputs of all images in the order of the batch, once all are finished."""
         rows, state = self.rows, self.state
         if rows is None:
             rows = torch.arange(self._n, device=state.spent.device)

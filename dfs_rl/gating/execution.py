@@ -1,4 +1,4 @@
-"""The walk: a batch of images taken through the gated layers, one layer and one choice of options at a time."""
+"""Execution of the gated layers on a batch, one layer and one choice of options at a time."""
 
 from functools import lru_cache
 from typing import NamedTuple
@@ -12,13 +12,13 @@ from dfs_rl.gating.batch_indexing import empty_rows, gather_rows, scatter_rows
 
 
 class ExecutionState(NamedTuple):
-    """Where a batch stands; all of its samples are at the same layer.
+    """State of a batch whose samples are all at the same layer.
 
     Attributes:
-        hidden: Activation that enters layer ``layer``, ``[batch, channels, height, width]`` (or
-            whatever the backbone uses).
+        hidden: Input activation of layer ``layer``, ``[batch, channels, height, width]`` (or the
+            shape that the backbone uses).
         layer: Index of the next gated layer; equal to the number of layers at the end.
-        options: Options chosen so far, int64 ``[batch, layers]``; 0 where none was chosen yet.
+        options: Options chosen so far, int64 ``[batch, layers]``; 0 for layers not yet reached.
         spent: Cost of the gated layers so far as a fraction of running all of them at 32 bit,
             float64 ``[batch]``.
     """
@@ -31,7 +31,10 @@ class ExecutionState(NamedTuple):
 
 @lru_cache(maxsize=64)
 def option_costs(costs: CostTable, device: torch.device) -> Tensor:
-    """Return ``costs.option_costs()``, float64 ``[layers, options]``, computed once per table and device; do not change it."""
+    """Return the cached ``costs.option_costs()``, float64 ``[layers, options]``.
+
+    The tensor is computed once per table and device; callers must not change it.
+    """
     with torch.inference_mode(mode=False):
         return costs.option_costs().to(device)
 
@@ -40,7 +43,7 @@ def run_stem(backbone: WalkableBackbone, images: Tensor) -> ExecutionState:
     """Run the stem.
 
     Args:
-        backbone: The network to walk through.
+        backbone: The network.
         images: uint8 ``[batch, c, h, w]``, or float in [0, 1].
 
     Returns:
@@ -65,15 +68,15 @@ def run_layer(
     """Run the next layer, every sample at its own option.
 
     Samples are grouped by option and each group runs once. Skipped samples cost nothing: they stay
-    where they are, or pass through the shortcut alone where the layer changes the shape. Only a
-    layer that runs a part even when it is skipped runs that.
+    in place, or pass only the shortcut if the layer changes the shape. A layer with a part that
+    also runs when it is skipped runs that part.
 
     Args:
-        backbone: The network to walk through.
-        state: Where the batch stands; there must be a layer left.
+        backbone: The network.
+        state: State of the batch; at least one layer must be left.
         options: Option indices, int64 ``[batch]``, on the device of the activations.
-        reuse: Overwrite ``state.hidden`` where the shape allows it, which saves a copy; every
-            earlier state of this walk is then void. Not for use where gradients are recorded.
+        reuse: Overwrite ``state.hidden`` if the shape allows it, which saves a copy; every earlier
+            state of this rollout is then invalid. Not allowed while gradients are recorded.
 
     Returns:
         The state after the layer.
@@ -104,7 +107,7 @@ def run_head(backbone: WalkableBackbone, state: ExecutionState) -> Tensor:
 def _run_groups(
     layer: GatedLayer, menu: BitOptions, hidden: Tensor, options: Tensor, *, reuse: bool
 ) -> Tensor:
-    """Run one layer with the samples grouped by option; returns the activation that leaves it."""
+    """Run one layer with the samples grouped by option; return its output activation."""
     counts = torch.bincount(options, minlength=len(menu)).tolist()
     bits = [b for b, count in zip(menu, counts, strict=True) if count]
     if len(bits) == 1:
@@ -119,7 +122,10 @@ def _run_groups(
 def _run_sorted(
     layer: GatedLayer, bits: list[int], hidden: Tensor, order: Tensor, sizes: list[int]
 ) -> Tensor:
-    """Gather all groups at once and put the results back by one permutation: few nodes for autograd to record."""
+    """Gather all groups at once and restore the order by one permutation.
+
+    This records few nodes for autograd.
+    """
     parts = torch.split(hidden[order], sizes)
     merged = torch.cat([layer(part, b) for part, b in zip(parts, bits, strict=True)])
     return merged[torch.argsort(order)]
@@ -128,7 +134,10 @@ def _run_sorted(
 def _run_scattered(
     layer: GatedLayer, bits: list[int], hidden: Tensor, groups: list[Tensor], *, reuse: bool
 ) -> Tensor:
-    """Gather, run and write back each group by itself: skipped samples are never moved where the shape stays."""
+    """Gather, run and write back each group separately.
+
+    Skipped samples are not moved if the layer keeps the shape.
+    """
     skipped = groups[0] if bits[0] == SKIP and not runs_when_skipped(layer) else None
     first = 0 if skipped is None else 1
     output: Tensor | None = None

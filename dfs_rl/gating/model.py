@@ -1,4 +1,4 @@
-"""The deployable network: a frozen backbone and the gate that steers it, in torch alone."""
+"""Deployable network: a frozen backbone with a gate; depends on torch only."""
 
 import math
 from collections.abc import Sequence
@@ -24,23 +24,23 @@ from dfs_rl.utils.device import resolve_device
 BACKBONE_FOLDER = "backbone"
 GATE_FOLDER = "gate"
 BEFORE_FOLDER = "backbone-before"
-"""Beside a co-trained backbone: what it was before."""
+"""Folder with the backbone before co-training, next to the co-trained one."""
 
 
 class Trace(NamedTuple):
-    """What a gated network did with each image of a batch.
+    """Execution record of a gated network for a batch.
 
     Attributes:
-        options: Option indices, int64 ``[batch, layers]``; of layers that an image did not come to,
-            the one after the menu's last.
-        bits: The bit widths they stand for, int64 ``[batch, layers]``; 0 is a layer that did not
-            run.
+        options: Option indices, int64 ``[batch, layers]``; for layers after an image's exit, the
+            index after the last option.
+        bits: Bit widths of the options, int64 ``[batch, layers]``; 0 for a layer that did not run.
         computation: Percent of running every gated layer at 32 bit, the never-gated parts and the
-            gate included, float64 ``[batch]``; of both passes of an image that a cascade ran twice.
-        n_layers_run: How many gated layers each image came through before it left, all if it did
-            not, int64 ``[batch]``.
-        escalated: Whether a cascade ran the image a second time, which is the pass that ``options``
-            and ``bits`` are of, bool ``[batch]``.
+            gate included, float64 ``[batch]``; sum of both passes for an image that a cascade ran
+            twice.
+        n_layers_run: Number of gated layers each image passed before its exit, all of them without
+            one, int64 ``[batch]``.
+        escalated: True for images that a cascade ran a second time, bool ``[batch]``; their
+            ``options`` and ``bits`` are those of the second pass.
     """
 
     options: Tensor
@@ -51,23 +51,23 @@ class Trace(NamedTuple):
 
 
 class GatedModel(nn.Module):
-    """A backbone with a gate that chooses every layer's bits for every image.
+    """Backbone with a gate that chooses the bit option of every layer for every image.
 
     Args:
-        backbone: The network, usually its prepared form.
-        gate: What chooses.
-        budget: Upper bound on each image's computation in percent; ``None`` for none.
+        backbone: The network, usually in its inference form.
+        gate: The gate.
+        budget: Upper bound on each image's computation in percent; ``None`` for no bound.
         classes: Names of the classes, in the order of the logits.
         image_size: Height and width that images of any size are resized and cropped to, see
-            ``load_dataset``; ``None`` takes those of the backbone's size alone.
+            ``load_dataset``; ``None`` accepts only images of the backbone's size.
 
     Attributes:
-        classes: As given; ``load`` gives those of the data set that the backbone was trained on.
-        image_size: As given; ``load`` gives what the backbone was trained with.
+        classes: Class names; ``load`` sets those of the data set that the backbone was trained on.
+        image_size: Image size; ``load`` sets the size that the backbone was trained with.
 
     Raises:
-        CheckpointError: If the gate was made for another network, or there are more or fewer names
-            than classes.
+        CheckpointError: If the gate belongs to another network, or the number of names differs from
+            the number of classes.
     """
 
     def __init__(
@@ -93,15 +93,15 @@ class GatedModel(nn.Module):
         self.image_size = image_size
 
     def set_budget(self, budget: float) -> None:
-        """Turn a gate for all budgets to another one.
+        """Set the mean budget of a budget-conditioned gate.
 
         Args:
-            budget: What images may cost on average, in percent, everything included. It is kept on
-                images like those of the validation split, where the cost of each position was
-                measured.
+            budget: Bound on the mean computation per image in percent, everything included. It
+                holds for images like those of the validation split, where the cost of each
+                preference was measured.
 
         Raises:
-            ConfigError: If the gate is for one budget alone, or cannot be turned down as far.
+            ConfigError: If the gate is not budget-conditioned, or the budget is below its minimum.
         """
         if not isinstance(budget, SupportsFloat) or not 0 < budget < math.inf:
             raise ConfigError(f"budget is {budget!r}; allowed are positive, finite percents.")
@@ -116,22 +116,21 @@ class GatedModel(nn.Module):
         assert isinstance(self.gate, LearnedGate)
         self.gate.preference = budget_conditioning.preference_for_budget(budget)
 
-    # Which layers run is decided image by image: compiled piece by piece, the loop takes two to five times as long.
+    # The layers that run differ per image, and a loop compiled piecewise is slower.
     @torch.compiler.disable(reason="each image takes its own way")  # type: ignore[no-untyped-call,untyped-decorator]
     def forward(self, images: Tensor) -> tuple[Tensor, Trace]:
-        """Classify a batch; ``torch.compile`` runs it as it is.
+        """Classify a batch of images; ``torch.compile`` leaves this method uncompiled.
 
         Args:
-            images: uint8 ``[batch, c, h, w]``, or float in [0, 1]; normalised inside. Where the
+            images: uint8 ``[batch, c, h, w]``, or float in [0, 1]; normalised inside. If the
                 backbone was trained with ``image_size``, images of another size are resized and
-                cropped as its training images were.
+                cropped like its training images.
 
         Returns:
-            Logits, float32 ``[batch, classes]``, and what was run.
+            Logits, float32 ``[batch, classes]``, and the execution record.
 
         Raises:
-            DataError: If the images have another shape, type, range or device than the network
-                takes.
+            DataError: If the shape, type, range or device of the images does not match the network.
         """
         images = self._preprocess(images)
         result = rollout(self.backbone, self.gate, images, budget=self.budget)
@@ -153,7 +152,7 @@ class GatedModel(nn.Module):
         )
 
     def _preprocess(self, images: Tensor) -> Tensor:
-        """Check images, and resize them where that is asked for."""
+        """Validate images, and resize them if ``image_size`` is set."""
         check_pixels(images)
         shape = channels, _, _ = self.backbone.image_shape
         four = images.dim() == len(shape) + 1 and images.numel() > 0
@@ -175,15 +174,22 @@ class GatedModel(nn.Module):
 
 
 def bits_of(costs: CostTable, options: Tensor) -> Tensor:
-    """Return the bit widths that ran, in the shape of ``options``; 0 where a layer was skipped or an image had left."""
+    """Return the bit widths that ran, in the shape of ``options``.
+
+    Skipped layers and layers after an exit have 0 bit.
+    """
     menu = torch.tensor([*costs.options, SKIP], device=options.device)
     return menu[options]
 
 
 def macs_taken(gate: Gate, n_layers_run: Tensor) -> Tensor:
-    """Return the multiply-accumulates that a gate took for images that came through ``n_layers_run`` layers, float64 ``[batch]``.
+    """Return the multiply-accumulates of a gate, float64 ``[batch]``.
 
-    A gate that does not tell what it takes for each layer counts whole.
+    A gate without per-layer MACs counts in full for every image.
+
+    Args:
+        gate: The gate.
+        n_layers_run: Number of layers each image passed, int64 ``[batch]``.
     """
     if isinstance(gate, LearnedGate):
         return gate.macs_taken(n_layers_run)
@@ -193,10 +199,10 @@ def macs_taken(gate: Gate, n_layers_run: Tensor) -> Tensor:
 
 
 def check_compatible(backbone: WalkableBackbone, gate: Gate) -> None:
-    """Refuse a gate that was made for another network.
+    """Validate that a gate fits a backbone.
 
     Raises:
-        CheckpointError: If menu, number of layers or their features differ.
+        CheckpointError: If bit options, exits, number of layers or feature sizes differ.
     """
     if (
         isinstance(gate, LearnedGate | TableGate | CascadeGate)
@@ -241,28 +247,30 @@ def load(
     budget: float | None = None,
     trust_code: bool = False,
 ) -> GatedModel:
-    """Load what a command that trains a gate left in a run folder; a gate that learned a hard budget keeps to it.
+    """Load the trained backbone and gate of a run folder.
+
+    A gate that was trained with a per-input budget keeps it.
 
     Args:
         run_dir: The run folder.
-        device: Where to put it: ``"cpu"``, ``"cuda"``, ...; ``"auto"`` takes a GPU if there is one.
-        inference_form: Run the frozen form of the backbone; ``False`` keeps the training form,
-            which is slower and takes gradients.
-        dtype: What the frozen form computes in: float32, or bfloat16 where the hardware is fast at
-            it. The training form has float32 alone.
-        budget: What images may cost on average, in percent, see ``GatedModel.set_budget``; ``None``
-            for what the run was trained or turned to.
-        trust_code: Whether to import the constructor, ``module:function``, that made the network of
-            a run.
+        device: Target device: ``"cpu"``, ``"cuda"``, ...; ``"auto"`` selects a GPU if there is one.
+        inference_form: Use the inference form of the backbone; ``False`` keeps the training form,
+            which is slower and supports gradients.
+        dtype: Data type of the inference form: float32, or bfloat16 if the hardware is fast at it.
+            The training form supports only float32.
+        budget: Bound on the mean computation per image in percent, see ``GatedModel.set_budget``;
+            ``None`` for the stored setting.
+        trust_code: Allow the import of the constructor, ``module:function``, that made the network
+            of a run.
 
     Returns:
-        A model with ``logits, trace = model(images)``, in evaluation mode. ``model.classes`` names
-        the classes.
+        A model with ``logits, trace = model(images)``, in evaluation mode. ``model.classes`` lists
+        the class names.
 
     Raises:
-        CheckpointError: If the folder holds no backbone with a gate, or the two do not fit.
-        ConfigError: If the gate cannot be turned to ``budget``, code made the network and is not
-            trusted, or a value is not allowed.
+        CheckpointError: If the folder contains no backbone with a gate, or the two do not fit.
+        ConfigError: If the gate does not support ``budget``, the network needs code that is not
+            trusted, or a value is invalid.
     """
     if not isinstance(run_dir, str | Path):
         raise ConfigError(f"run_dir is {run_dir!r}; allowed is the path of a run folder.")

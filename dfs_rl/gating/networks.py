@@ -1,4 +1,4 @@
-"""The gates that are learned and ship: small networks that tell one logit per action."""
+"""Learned gates that can be deployed: small networks with one logit per action."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -19,11 +19,11 @@ _PARTS_OF_A_CELL = 4  # input, forget, cell and output of an LSTM
 
 @dataclass(frozen=True, kw_only=True)
 class ExitInfo:
-    """What a gate knows of the exits of its network.
+    """Exits of a network, as a gate stores them.
 
     Attributes:
-        after: After how many gated layers an image may leave.
-        layer_feature_macs: What the numbers that it looks at take before each layer, see
+        after: Numbers of gated layers after which an image may leave.
+        layer_feature_macs: MACs of the features that the gate reads before each layer, see
             ``WithExits``.
     """
 
@@ -32,7 +32,7 @@ class ExitInfo:
 
 
 def exit_info(backbone: WalkableBackbone) -> ExitInfo | None:
-    """Return what a gate needs to know of a network's exits, ``None`` if it has none."""
+    """Return the exits of a backbone; ``None`` if it has none."""
     if not backbone.costs.exits:
         return None
     assert isinstance(backbone, WithExits), "a network whose costs know exits has them"
@@ -42,30 +42,30 @@ def exit_info(backbone: WalkableBackbone) -> ExitInfo | None:
 
 
 class LearnedGate(nn.Module, ABC):
-    """A gate that tells logits, of which the largest wins.
+    """Base class of gates with logits; the action with the largest logit is chosen.
 
-    Its networks score the options that it may choose and, where it knows exits, leaving; the logits
-    of all others are minus infinity.
+    A subclass scores the allowed options and, with exits, the exit action; the logits of all other
+    actions are minus infinity.
 
     Args:
-        feature_sizes: How many of the numbers that the backbone describes each gated layer's input
-            with the gate reads.
-        options: The menu that it chooses from.
-        feature_macs: What these numbers take, see ``WalkableBackbone``.
-        hidden: Width of its hidden layers.
-        budget: Upper bound on each image's computation in percent that it was trained for; ``None``
-            for none.
-        budget_conditioning: What it is turned by if it is one gate for all budgets; ``None`` if it
-            was trained for one.
-        preference: Of the dial, see ``BudgetConditioning``; without effect where there is none.
-        choices: Indices of the options that it may choose, ascending; ``None`` for the whole menu.
-        exits: By which exits of the network it may leave, and what it looks at on the way; ``None``
-            if it walks to the end.
-        name: What tables and plots call it.
+        feature_sizes: Number of features that the gate reads before each gated layer.
+        options: Bit options of the backbone.
+        feature_macs: MACs of these features, see ``WalkableBackbone``.
+        hidden: Width of the hidden layers.
+        budget: Per-input budget of the training in percent; ``None`` for none.
+        budget_conditioning: Measured costs of a gate for all budgets; ``None`` for a gate that was
+            trained for one budget.
+        preference: Preference in [0, 1], see ``BudgetConditioning``; ignored without budget
+            conditioning.
+        choices: Indices of the allowed options, ascending; ``None`` for all.
+        exits: Exits that the gate may take, and the MACs of its features on the way; ``None`` for a
+            gate that runs every image to the last layer.
+        name: Name in tables and plots.
 
     Raises:
-        ConfigError: If ``hidden`` is not positive, ``feature_macs`` negative, ``choices`` no
-            ascending part of the menu, or a gate with ``exits`` has ``choices``.
+        ConfigError: If ``preference`` is outside [0, 1], ``hidden`` is not positive,
+            ``feature_macs`` is negative, ``choices`` are not ascending option indices, or a gate
+            with ``exits`` has ``choices``.
     """
 
     def __init__(
@@ -118,32 +118,36 @@ class LearnedGate(nn.Module, ABC):
 
     @property
     def context_size(self) -> int:
-        """How many numbers of context it reads."""
+        """Number of context values in the input."""
         return context_size(budget_conditioning=self.budget_conditioning is not None)
 
     def preferences(self, batch_size: int, device: torch.device) -> Tensor | None:
-        """Return its position for each image of a batch, float32 ``[batch]``, or ``None`` without a dial."""
+        """Return the preference for each image of a batch.
+
+        Returns:
+            float32 ``[batch]``, or ``None`` for a gate without budget conditioning.
+        """
         if self.budget_conditioning is None:
             return None
         return torch.full((batch_size,), self.preference, device=device)
 
     @abstractmethod
     def _build(self, sizes: list[int]) -> None:
-        """Make the networks; each layer's input has ``sizes[layer]`` numbers, context included."""
+        """Create the networks; layer ``i`` has ``sizes[i]`` inputs, context included."""
 
     @property
     def n_actions(self) -> int:
-        """How many actions it tells logits of: the menu's options and, where it knows exits, leaving."""
+        """Number of logits: one per bit option and, with exits, one for the exit action."""
         return len(self.options) + (self.exits is not None)
 
     @property
     @abstractmethod
     def layer_macs(self) -> tuple[int, ...]:
-        """Multiply-accumulates of its own network per image when it is asked for each layer."""
+        """Multiply-accumulates of the gate's network per image at each layer."""
 
     @property
     def own_macs(self) -> int:
-        """Multiply-accumulates of its own network per image, over all layers."""
+        """Multiply-accumulates of the gate's network per image, over all layers."""
         return sum(self.layer_macs)
 
     @property
@@ -153,18 +157,18 @@ class LearnedGate(nn.Module, ABC):
 
     @property
     def least_macs(self) -> float:
-        """What it takes for an image that leaves as soon as it can, see ``macs_taken``."""
+        """Multiply-accumulates of an image that takes the first exit; all of them without exits."""
         after = len(self.feature_sizes) if self.exits is None else self.exits.after[0]
         return float(self.macs_taken(torch.tensor([after])))
 
     def macs_taken(self, n_layers_run: Tensor) -> Tensor:
-        """Return what it took for images that left, or did not.
+        """Return the multiply-accumulates of the gate for each image.
 
-        It is asked for every layer that an image comes through, and for the one that it leaves
-        before. What it looks at there is the exit's own head, which leaving pays for.
+        The gate runs at every layer that an image passes, and at the layer before which it leaves.
+        The features at an exit come from the exit's head, whose cost belongs to the exit action.
 
         Args:
-            n_layers_run: How many layers each came through, int64 ``[batch]``.
+            n_layers_run: Number of layers each image passed, int64 ``[batch]``.
 
         Returns:
             Multiply-accumulates at full precision, float64 ``[batch]``.
@@ -179,14 +183,17 @@ class LearnedGate(nn.Module, ABC):
         return own.to(n_layers_run.device)[asked] + looks.to(n_layers_run.device)[n_layers_run]
 
     def reset(self, batch_size: int) -> None:
-        """Begin a walk."""
+        """Start a rollout of ``batch_size`` images."""
 
     @abstractmethod
     def _score(self, features: Tensor, layer: int, context: Tensor) -> Tensor:
-        """Return the logits of ``choices``, float32 ``[batch, choices]``; arguments as in ``decide``."""
+        """Return the logits of ``choices``, float32 ``[batch, choices]``.
+
+        The arguments are those of ``decide``.
+        """
 
     def forward(self, features: Tensor, layer: int, context: Tensor) -> Tensor:
-        """Return logits, float32 ``[batch, actions]``; arguments as in ``decide``."""
+        """Return logits, float32 ``[batch, actions]``; the arguments are those of ``decide``."""
         scores = self._score(features, layer, context)
         if len(self.choices) == self.n_actions:
             return scores
@@ -197,20 +204,23 @@ class LearnedGate(nn.Module, ABC):
     def decide(
         self, features: Tensor, layer: int, context: Tensor, allowed: Tensor | None = None
     ) -> Tensor:
-        """Return the option with the largest logit for every image, see ``Gate``.
+        """Return the option with the largest logit for every image.
 
         Args:
-            features: As for ``Gate``.
-            layer: As for ``Gate``.
-            context: As for ``Gate``.
-            allowed: Options to choose among, the cheapest up to some point in each row, and whether
-                leaving is allowed, bool ``[batch, actions]``; ``None`` for all. Where none of
-                ``choices`` is among them, the cheapest of those is chosen.
+            features: Normalised features, float32 ``[batch, width]``, see ``Observation``.
+            layer: Index of the layer to choose for.
+            context: Context values, float32 ``[batch, 3 or 4]``, see ``Gate.decide``.
+            allowed: Mask of the allowed actions, bool ``[batch, actions]``: in each row the
+                cheapest options up to a limit, and the exit action; ``None`` allows all. If the
+                mask excludes all ``choices``, the cheapest choice is taken.
+
+        Returns:
+            Option indices, int64 ``[batch]``.
         """
         logits = self.forward(features, layer, context)
         if allowed is not None:
             if self.exits is not None and layer not in self.exits.after:
-                # Where there is no exit, to leave is to take the cheapest option, as in the environment.
+                # Without an exit here, the exit action is the cheapest option, as in the env.
                 allowed = torch.cat([allowed[:, :-1], allowed[:, :1]], dim=1)
             cheapest = torch.arange(self.n_actions, device=allowed.device) == self.choices[0]
             none = ~allowed[:, list(self.choices)].any(dim=1, keepdim=True)
@@ -218,15 +228,15 @@ class LearnedGate(nn.Module, ABC):
         return logits.argmax(dim=1)
 
     def _inputs(self, features: Tensor, layer: int, context: Tensor) -> Tensor:
-        """What layer ``layer`` looks at, ``[batch, size + 3 or 4]``."""
+        """Return the network input of a layer, ``[batch, size + 3 or 4]``."""
         return torch.cat([features[:, : self.feature_sizes[layer]], context], dim=1)
 
 
 class MLPGate(LearnedGate):
-    """A small network of its own for each layer; the deployable actor of an agent.
+    """Separate small network for each layer; the deployable actor of an agent.
 
-    Layer ``l`` maps its own features and the context through ``Linear -> tanh -> Linear`` to the
-    logits. Arguments as for ``LearnedGate``.
+    Layer ``l`` maps its features and the context through ``Linear -> tanh -> Linear`` to the
+    logits. Arguments are those of ``LearnedGate``.
     """
 
     def _build(self, sizes: list[int]) -> None:
@@ -241,21 +251,21 @@ class MLPGate(LearnedGate):
 
     @property
     def layer_macs(self) -> tuple[int, ...]:
-        """See ``LearnedGate``."""
+        """Multiply-accumulates of the gate's network per image at each layer."""
         each = self.context_size + len(self.choices)
         return tuple(self.hidden * (size + each) for size in self.feature_sizes)
 
     def _score(self, features: Tensor, layer: int, context: Tensor) -> Tensor:
-        """See ``LearnedGate``."""
+        """Return the logits of ``choices``."""
         return cast("Tensor", self.networks[layer](self._inputs(features, layer, context)))
 
 
 class LSTMGate(LearnedGate):
-    """One LSTM for all layers, over an embedding of its own for each, as in DFS and SkipNet.
+    """LSTM shared by all layers, with a separate embedding for each, as in DFS and SkipNet.
 
-    Embedding, memory and logits are ``hidden`` wide, 10 in DFS (Shen et al., AAAI 2020). It
-    remembers what it saw at earlier layers of the same walk, so layers must be asked in order,
-    after ``reset``. Arguments as for ``LearnedGate``.
+    Embedding, memory and hidden layer have width ``hidden``, 10 in DFS (Shen et al., AAAI 2020).
+    The memory holds the earlier layers of the same rollout, so layers must be queried in order,
+    after ``reset``. Arguments are those of ``LearnedGate``.
     """
 
     def _build(self, sizes: list[int]) -> None:
@@ -266,31 +276,31 @@ class LSTMGate(LearnedGate):
 
     @property
     def layer_macs(self) -> tuple[int, ...]:
-        """See ``LearnedGate``."""
-        # A cell reads the embedding and its memory.
+        """Multiply-accumulates of the gate's network per image at each layer."""
+        # The cell reads the embedding and the memory.
         each = self.context_size + _PARTS_OF_A_CELL * 2 * self.hidden + len(self.choices)
         return tuple(self.hidden * (size + each) for size in self.feature_sizes)
 
     def reset(self, batch_size: int) -> None:
-        """Forget the last walk."""
+        """Clear the memory."""
         del batch_size
         self._memory = None
 
     def _score(self, features: Tensor, layer: int, context: Tensor) -> Tensor:
-        """See ``LearnedGate``; the memory moves on."""
+        """Return the logits of ``choices`` and update the memory."""
         embedding = self.embeddings[layer](self._inputs(features, layer, context))
         self._memory = self.cell(embedding, self._memory)
         return cast("Tensor", self.scores(self._memory[0]))
 
 
 class OneShotGate(LearnedGate):
-    """One small network that decides for all layers before the first of them, after BlockDrop (Wu et al., CVPR 2018).
+    """Small network that decides for all layers at once, as in BlockDrop (Wu et al., CVPR 2018).
 
     It maps the features and the context before layer 0 through ``Linear -> tanh -> Linear`` to the
-    logits of all layers and looks at nothing later, so layer 0 must be asked first, after
-    ``reset``. The paper decides by a ResNet of its own on the image; this reads what the backbone's
-    stem has made of it. ``feature_macs`` count as for the other gates, later layers' included,
-    although it has no use for those. Arguments as for ``LearnedGate``.
+    logits of all layers and ignores later inputs, so layer 0 must be queried first, after
+    ``reset``. The paper uses a separate ResNet on the image; this gate reads the output of the
+    backbone's stem. ``feature_macs`` count as for the other gates, with the unused features of
+    later layers. Arguments are those of ``LearnedGate``.
     """
 
     def _build(self, sizes: list[int]) -> None:
@@ -303,18 +313,18 @@ class OneShotGate(LearnedGate):
 
     @property
     def layer_macs(self) -> tuple[int, ...]:
-        """See ``LearnedGate``; all of it is before the first layer."""
+        """Multiply-accumulates of the gate's network per image, all of them at the first layer."""
         outputs = len(self.feature_sizes) * len(self.choices)
         first = self.hidden * (self.feature_sizes[0] + self.context_size + outputs)
         return (first, *[0] * (len(self.feature_sizes) - 1))
 
     def reset(self, batch_size: int) -> None:
-        """Forget the last walk."""
+        """Clear the logits of the last rollout."""
         del batch_size
         self._decided = None
 
     def _score(self, features: Tensor, layer: int, context: Tensor) -> Tensor:
-        """See ``LearnedGate``; what later layers are asked with changes nothing."""
+        """Return the logits of ``choices``; inputs after layer 0 are ignored."""
         if layer == 0:
             scores = self.network(self._inputs(features, 0, context))
             self._decided = scores.unflatten(1, (len(self.feature_sizes), len(self.choices)))

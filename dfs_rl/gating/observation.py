@@ -1,4 +1,4 @@
-"""What a gate sees before it chooses: the backbone's features, the layer, and what has been spent."""
+"""Observations of a gate: features of the backbone, layer, spent cost and budget."""
 
 import math
 from typing import NamedTuple
@@ -12,21 +12,21 @@ from dfs_rl.gating.execution import ExecutionState
 
 FEATURE_LIMIT = 10.0
 CONTEXT_SIZE = 3
-"""Without a dial; its position is one more."""
+"""Number of context values without budget conditioning; a preference adds one."""
 MIN_STD = 1e-6
-"""A channel that never fires has no spread; it must not divide by zero."""
+"""Smallest standard deviation, which avoids division by zero for a channel that never fires."""
 
 
 class Observation(NamedTuple):
-    """What a gate sees of a batch whose samples are all at the same layer.
+    """Observation of a batch whose samples are all at the same layer.
 
     Attributes:
         features: The backbone's ``feature`` in standard deviations from its mean at this layer,
             clipped to [-10, 10] and padded with zeros to the widest layer, float32 ``[batch,
             width]``.
-        layer: The layer to choose for.
-        context: What was spent, the budget, the previous option and, for a gate with a dial, its
-            position, each in [0, 1], float32 ``[batch, 3]`` or ``[batch, 4]``.
+        layer: Index of the layer to choose for.
+        context: Spent cost, budget, previous option and, with budget conditioning, preference, each
+            in [0, 1], float32 ``[batch, 3]`` or ``[batch, 4]``.
     """
 
     features: Tensor
@@ -35,21 +35,21 @@ class Observation(NamedTuple):
 
 
 def observation_width(backbone: WalkableBackbone) -> int:
-    """Return the number of features an observation has: the most that any layer offers."""
+    """Return the number of features in an observation: the maximum over the layers."""
     return max(backbone.feature_sizes)
 
 
 def context_size(*, budget_conditioning: bool) -> int:
-    """Return how many numbers of context a gate sees, with a dial or without."""
+    """Return the number of context values, with or without budget conditioning."""
     return CONTEXT_SIZE + budget_conditioning
 
 
 def cost_scale(fraction: Tensor) -> Tensor:
-    """Map a cost fraction to [0, 1] so that low bit widths can be told apart.
+    """Map a cost fraction to [0, 1] with enough resolution for low bit widths.
 
-    ``32 * sqrt(fraction)`` is the uniform bit width that costs as much; its logarithm, scaled so
-    that 32 bit gives 1, is returned. 2, 4 and 8 bit map to 0.31, 0.46 and 0.63 where the fractions
-    are 0.004, 0.016 and 0.063.
+    ``32 * sqrt(fraction)`` is the uniform bit width of the same cost; the function returns its
+    logarithm, scaled so that 32 bit gives 1. 2, 4 and 8 bit map to 0.31, 0.46 and 0.63 where the
+    fractions are 0.004, 0.016 and 0.063.
     """
     return torch.log2(1.0 + 32.0 * fraction.clamp(0.0, 1.0).sqrt()) / math.log2(33.0)
 
@@ -63,20 +63,19 @@ def observe(
     preferences: Tensor | None = None,
     with_features: bool = True,
 ) -> Observation:
-    """Describe where a batch stands.
+    """Return the observation of a batch before its next layer.
 
-    After the last layer nothing is left to choose: the features are zero and the layer stays at the
-    last one.
+    After the last layer the features are zero and the layer index stays at the last layer.
 
     Args:
-        backbone: The network that is walked through.
-        state: Where the batch stands.
-        budget: Upper bound on computation in percent; ``None`` shows as 1.
+        backbone: The network.
+        state: State of the batch.
+        budget: Upper bound on computation in percent; ``None`` is encoded as 1.
         gate_macs: MACs per image of the gate, at full precision, which count towards the budget.
-        preferences: Of the dial for each sample, float32 ``[batch]``; ``None`` for gates without
-            one.
-        with_features: Whether to look at the activation, which takes time; the features are zero
-            for gates that do not ask for them.
+        preferences: Preference of each sample, float32 ``[batch]``; ``None`` for gates without
+            budget conditioning.
+        with_features: Compute the features, which takes time; ``False`` leaves them zero, for gates
+            that do not read them.
 
     Returns:
         The observation of every sample.
@@ -118,16 +117,17 @@ def terminal_observation(
     gate_macs: float = 0.0,
     preferences: Tensor | None = None,
 ) -> Observation:
-    """Describe images that left before a layer: the features are zero and the layer is that one.
+    """Return the observation of images that left before a layer; the features are zero.
 
     Args:
-        backbone: The network that was walked through.
-        options: What they did, int64 ``[batch, layers]``.
-        spent: Fraction spent, leaving included, float64 ``[batch]``.
-        layer: The layer that they would have come to.
-        budget: As for ``observe``.
-        gate_macs: As for ``observe``.
-        preferences: As for ``observe``.
+        backbone: The network.
+        options: Options of the images, int64 ``[batch, layers]``.
+        spent: Fraction spent, exit action included, float64 ``[batch]``.
+        layer: Index of the layer that the images would have reached next.
+        budget: Upper bound on computation in percent; ``None`` is encoded as 1.
+        gate_macs: MACs per image of the gate, at full precision, which count towards the budget.
+        preferences: Preference of each sample, float32 ``[batch]``; ``None`` for gates without
+            budget conditioning.
     """
     width = observation_width(backbone)
     features = torch.zeros(len(spent), width, dtype=torch.float32, device=spent.device)
@@ -138,7 +138,7 @@ def terminal_observation(
 
 
 def _allowed(backbone: WalkableBackbone, budget: float | None, gate_macs: float) -> float:
-    """Return what the gated layers may spend, as a gate sees it."""
+    """Return the scaled budget of the gated layers."""
     if budget is None:
         return 1.0
     left = gated_budget(backbone.costs, budget, gate_macs=gate_macs)
@@ -153,7 +153,7 @@ def _context(
     allowed: float,
     preferences: Tensor | None,
 ) -> Tensor:
-    """Return the numbers beside the features, see ``Observation``; ``previous`` is the last option that ran."""
+    """Return the context values, see ``Observation``; ``previous`` is the last option that ran."""
     width = context_size(budget_conditioning=preferences is not None)
     context = torch.zeros(len(spent), width, dtype=torch.float32, device=spent.device)
     context[:, 0] = cost_scale(spent)

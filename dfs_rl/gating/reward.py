@@ -1,4 +1,4 @@
-"""The reward of a walk: pure functions of what was chosen and what the network then said."""
+"""Reward of an episode, as pure functions of options, cost and prediction."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
@@ -9,7 +9,7 @@ from dfs_rl.errors import ConfigError
 from dfs_rl.utils.config import NonNegativeFloat, configuration
 from dfs_rl.utils.config.errors import field_names
 
-if TYPE_CHECKING:  # the commands read the defaults, and their help does not wait for torch
+if TYPE_CHECKING:  # help pages read the defaults without importing torch
     from torch import Tensor
 
 CostTiming = Literal["step", "terminal"]
@@ -17,7 +17,7 @@ CostTiming = Literal["step", "terminal"]
 
 @configuration
 class RewardTerms:
-    """Reward weights, without the price of computation.
+    """Reward weights, without the cost weight.
 
     Attributes:
         accuracy: Reward of a correct prediction.
@@ -25,11 +25,11 @@ class RewardTerms:
             distinguishes near misses from far ones.
         log_likelihood_floor: Natural log-likelihood at which it is clipped, below 0; -3 is a
             probability of 5 %.
-        overshoot: Price of each fraction of computation above the budget of a single image; without
-            effect if there is none. The default costs more than any accuracy earns, because a
-            budget only advises a gate that learns.
-        cost_timing: "step" charges each choice when it is made, "terminal" charges the sum at the
-            end; the return is the same.
+        overshoot: Penalty per fraction of computation above the budget of a single image; no effect
+            without a budget. The default exceeds any reward for accuracy, because the budget is not
+            enforced during learning.
+        cost_timing: "step" subtracts the cost of each option at its step, "terminal" subtracts the
+            sum at the last step; the return is the same.
     """
 
     accuracy: NonNegativeFloat = 0.5
@@ -49,8 +49,9 @@ class RewardWeights(RewardTerms):
     and ``accuracy``.
 
     Attributes:
-        cost: Price of the gated layers' cost as a fraction of running all of them at 32 bit. Low
-            bit widths cost about 0.01 of that, so useful prices lie between 1 and 100.
+        cost: Cost weight: reward subtracted per unit of the gated layers' cost, a fraction of
+            running all of them at 32 bit. Low bit widths cost about 0.01 of that, so useful cost
+            weights are between 1 and 100.
 
     Raises:
         ConfigError: If a value is out of its range.
@@ -60,13 +61,13 @@ class RewardWeights(RewardTerms):
 
 
 def reward_weights(given: object) -> RewardWeights:
-    """Return reward weights as an environment may be given them.
+    """Convert the reward argument of an environment into ``RewardWeights``.
 
     Args:
-        given: The weights, a mapping of some of them by name, or ``None`` for the defaults.
+        given: Reward weights, a mapping of some of its fields, or ``None`` for the defaults.
 
     Raises:
-        ConfigError: If it is something else, a name is unknown, or a value is not allowed.
+        ConfigError: If the type, a name or a value is invalid.
     """
     if given is None:
         return RewardWeights()
@@ -85,11 +86,11 @@ def reward_weights(given: object) -> RewardWeights:
 
 
 class PredictionScores(NamedTuple):
-    """How a batch of predictions compares with the labels.
+    """Scores of a batch of predictions against the labels.
 
     Attributes:
         prediction: Most likely class, int64 ``[batch]``.
-        correct: Whether it is the label, bool ``[batch]``.
+        correct: True for correct predictions, bool ``[batch]``.
         log_likelihood: Natural logarithm of the label's probability, float64 ``[batch]``.
     """
 
@@ -99,7 +100,7 @@ class PredictionScores(NamedTuple):
 
 
 def score_predictions(logits: "Tensor", labels: "Tensor") -> PredictionScores:
-    """Compare logits ``[batch, classes]`` with labels, int64 ``[batch]``."""
+    """Score logits ``[batch, classes]`` against labels, int64 ``[batch]``."""
     log_probabilities = logits.double().log_softmax(dim=1)
     prediction = logits.argmax(dim=1)
     return PredictionScores(
@@ -112,15 +113,15 @@ def score_predictions(logits: "Tensor", labels: "Tensor") -> PredictionScores:
 def step_cost(
     weights: RewardWeights, cost: "Tensor", *, cost_weight: "Tensor | None" = None
 ) -> "Tensor":
-    """Return the charge for one layer's choices, to be subtracted from the reward of that step.
+    """Return the cost that is subtracted from the reward of one step.
 
     Args:
-        weights: The reward weights.
-        cost: Fractions of the choices, float64 ``[batch]``.
-        cost_weight: What counts instead of ``weights.cost`` for each walk, float64 ``[batch]``.
+        weights: Reward weights.
+        cost: Cost fractions of the options, float64 ``[batch]``.
+        cost_weight: Cost weight of each episode in place of ``weights.cost``, float64 ``[batch]``.
 
     Returns:
-        float64 ``[batch]``, at least 0; zeros if the cost is charged at the end.
+        float64 ``[batch]``, at least 0 for options; zeros if the cost is subtracted at the end.
     """
     if weights.cost_timing != "step":
         return cost.new_zeros(cost.shape)
@@ -135,15 +136,14 @@ def terminal_reward(
     gated_budget: float | None,
     cost_weight: "Tensor | None" = None,
 ) -> "Tensor":
-    """Return what the last step brings on top of its own ``step_cost``.
+    """Return the reward of the last step, without its ``step_cost``.
 
     Args:
-        weights: The reward weights.
+        weights: Reward weights.
         scores: Scores of the predictions.
         spent: Fraction spent in all layers, float64 ``[batch]``.
-        gated_budget: What the gated layers were allowed to spend, as a fraction; ``None`` if there
-            is no budget.
-        cost_weight: What counts instead of ``weights.cost`` for each walk, float64 ``[batch]``.
+        gated_budget: Budget of the gated layers as a fraction; ``None`` for no budget.
+        cost_weight: Cost weight of each episode in place of ``weights.cost``, float64 ``[batch]``.
 
     Returns:
         float64 ``[batch]``.

@@ -1,4 +1,4 @@
-"""A whole walk under a gate, or two of them: the one loop behind evaluation and deployment."""
+"""Rollouts of a batch under a gate, for evaluation and deployment."""
 
 from typing import NamedTuple
 
@@ -16,13 +16,13 @@ from dfs_rl.gating.observation import Observation, observe
 
 
 class RolloutResult(NamedTuple):
-    """What came of a walk.
+    """Result of a rollout.
 
     Attributes:
         logits: float32 ``[batch, classes]``.
-        options: What was run in the pass that gave the answer, int64 ``[batch, layers]``; of a
-            layer that an image did not come to, ``CostTable.exit_action``.
-        first_pass: The pass before that, where the gate is a cascade.
+        options: Options of the pass that gave the answer, int64 ``[batch, layers]``;
+            ``CostTable.exit_action`` for layers after an image's exit.
+        first_pass: The first pass of a cascade; ``None`` for other gates.
     """
 
     logits: Tensor
@@ -39,24 +39,23 @@ def rollout(
     budget: float | None = None,
     preferences: Tensor | None = None,
 ) -> RolloutResult:
-    """Walk a batch through the network with a gate choosing at every layer.
+    """Run a batch through the network with a gate that chooses at every layer.
 
     Args:
         backbone: The network.
-        gate: What chooses.
+        gate: The gate.
         images: uint8 ``[batch, c, h, w]``, or float in [0, 1].
         budget: Upper bound on each image's computation in percent, fixed parts and gate included. A
-            learned gate's choice is the best of those that keep it, by its logits; any other gate's
-            is lowered to the dearest one that does.
-        preferences: Of the gate's dial for each image, float32 ``[batch]``; ``None`` for the gate's
-            own.
+            learned gate takes the allowed action with the largest logit; choices of other gates are
+            lowered to the most expensive allowed option.
+        preferences: Preference for each image, float32 ``[batch]``; ``None`` for the gate's own.
 
     Returns:
-        Logits and what was run.
+        Logits and options.
 
     Raises:
-        ConfigError: If the budget does not suffice for the cheapest choices, or the gate is a
-            cascade, which keeps none.
+        ConfigError: If the budget is below the cost of the cheapest options, or is set for a
+            cascade, which supports none.
     """
     if isinstance(gate, CascadeGate):
         if budget is not None:
@@ -72,7 +71,7 @@ def rollout(
 
 
 def _run_cascade(backbone: WalkableBackbone, gate: CascadeGate, images: Tensor) -> RolloutResult:
-    """Run all images once, and those whose answer is unsure again."""
+    """Run all images once, and those below the confidence threshold again."""
     gate.reset(len(images))
     logits, first, _ = _run_pass(backbone, gate, images)
     again = gate.should_escalate(logits)
@@ -94,7 +93,7 @@ def _run_pass(
     budget: float | None = None,
     preferences: Tensor | None = None,
 ) -> RolloutResult:
-    """Walk a batch once, the gate having been told that it begins."""
+    """Run a batch once; the caller resets the gate."""
     active = ActiveBatch(backbone, images)
     with_features = not isinstance(gate, TableGate | CascadeGate)
     while active.unfinished:
@@ -119,17 +118,17 @@ def _choose(
     seen: Observation,
     budget: float | None,
 ) -> Tensor:
-    """Return the action of each sample that is still there, within the budget.
+    """Return the action of each active image, within the budget.
 
-    A gate may remember its images by their place in the batch, so it is asked about all of them;
-    what it says of those that have left counts nothing.
+    A gate may keep state per position in the batch, so it receives all images; its choices for
+    images that have left are dropped.
     """
     costs, state = backbone.costs, active.state
     asked = [active.scatter(part) for part in (seen.features, seen.context)]
     if budget is None:
         return active.gather(gate.decide(asked[0], seen.layer, asked[1]))
     allowed = action_masks(costs, state.layer, state.spent, budget, gate_macs=gate.macs)
-    if isinstance(gate, LearnedGate):  # it knows its second choice, as the agent did that it was
+    if isinstance(gate, LearnedGate):  # the mask applies to its logits, as in training
         scatter = active.scatter(allowed[:, : gate.n_actions])
         return active.gather(gate.decide(asked[0], seen.layer, asked[1], scatter))
     chosen = active.gather(gate.decide(asked[0], seen.layer, asked[1]))

@@ -1,4 +1,4 @@
-"""A gate on disk: structure in JSON, weights, where it has any, in safetensors; loading executes no code."""
+"""Storage of gates: structure in JSON, weights in safetensors; loading executes no code."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -26,22 +26,24 @@ KINDS: dict[str, type[MLPGate | LSTMGate | OneShotGate]] = {
     "oneshot": OneShotGate,
 }
 TABLE = "table"
-"""The kind of a static table, which has no weights."""
+"""Kind of a static bit table, which has no weights."""
 CASCADE = "cascade"
-"""The kind of two of them, the second for images of which the first is unsure."""
+"""Kind of a cascade of two static bit tables."""
 FORMAT = 2
 STRUCTURE_FILE = "gate.json"
 WEIGHTS_FILE = "gate.safetensors"
 
 StoredGate = LearnedGate | TableGate | CascadeGate
-"""What can be stored."""
+"""Gates that can be stored."""
 
 
 def save_gate(gate: StoredGate, folder: Path) -> None:
-    """Write ``gate.json``, and ``gate.safetensors`` for a learned gate, into ``folder``, which is made if need be.
+    """Write ``gate.json`` and, for a learned gate, ``gate.safetensors`` into ``folder``.
+
+    The folder is created if it is missing.
 
     Raises:
-        ConfigError: If it is a table that does not know its menu.
+        ConfigError: If the gate is a static bit table without bit options.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if isinstance(gate, TableGate):
@@ -124,7 +126,7 @@ def _budget_conditioning_parts(gate: LearnedGate) -> dict[str, object]:
 
 
 def _budget_conditioning_of(record: Mapping[str, object]) -> dict[str, Any]:
-    """Return dial and position as keywords; gates that were trained for one budget have none."""
+    """Return budget conditioning and preference as keywords; empty for a gate of one budget."""
     budget_conditioning = record.get("budget_conditioning")
     if budget_conditioning is None:
         return {}
@@ -145,7 +147,7 @@ def _budget_conditioning_of(record: Mapping[str, object]) -> dict[str, Any]:
 
 
 def _exits_of(record: Mapping[str, object]) -> ExitInfo | None:
-    """Return what the gate knows of exits; one that walks to the end knows none."""
+    """Return the exits of a gate; ``None`` for a gate without exits."""
     exits = record.get("exits")
     if exits is None:
         return None
@@ -158,7 +160,7 @@ def _exits_of(record: Mapping[str, object]) -> ExitInfo | None:
 
 
 def _choice_parts(gate: LearnedGate) -> dict[str, object]:
-    """Return the options that it may choose; a gate that may choose all of them tells none."""
+    """Return the allowed options of a gate; empty if it may choose all of them."""
     if len(gate.choices) == gate.n_actions:
         return {}
     return {"choices": list(gate.choices)}
@@ -195,7 +197,7 @@ def _save_cascade(gate: CascadeGate, folder: Path) -> None:
 
 
 def _integers(value: object) -> tuple[int, ...]:
-    """Return a JSON list of positive or zero whole numbers as a tuple."""
+    """Return a JSON list of non-negative integers as a tuple."""
     if not isinstance(value, list) or not all(type(item) is int and item >= 0 for item in value):
         raise TypeError(f"{value!r} is not a list of whole numbers.")
     return tuple(value)
