@@ -1,14 +1,14 @@
-"""All sub-networks of one network of adaptive depth against networks of the same depths that are trained by themselves.
+"""Sub-networks of one adaptive-depth network against separately trained ones of equal depth.
 
     python benchmarks/bench_adn.py --dataset digits --epochs 60 --seeds 0 1 2 3 4
 
-The claim of Kang et al. (NeurIPS 2024) is that the sub-networks of one network, most of which no
-training step has run, are as good as networks trained separately. For each seed one network is
-trained with the recipe ``adn``, and for each of its 2^stages combinations of paths another with
-labels alone, from the same initial weights, for as many epochs and with the same settings; nothing
-is quantized. The accuracy is that on the test split, with the running statistics of training. Each
-appears on stderr as it is known, the table at the end. ``--save`` keeps the first seed's network of
-adaptive depth for ``train_agent --backbone``.
+Kang et al. (NeurIPS 2024) claim that the sub-networks of one network, most of which no training
+step runs, are as good as networks trained separately. For each seed one network is trained with the
+recipe ``adn``, and for each of its 2^stages combinations of paths another with labels alone, from
+the same initial weights, for the same number of epochs and with the same settings; nothing is
+quantized. The accuracy is measured on the test split, with the running statistics of training. Each
+accuracy is printed on stderr once known, the table at the end. ``--save`` stores the first seed's
+network of adaptive depth for ``train_agent --backbone``.
 """
 
 import argparse
@@ -45,7 +45,7 @@ def train(
         epochs=config.epochs,
         seed=config.seed,
         device=torch.device(config.device),
-        recipe="adn" if alone is None else "supernet",  # which, with nothing quantized, is labels
+        recipe="adn" if alone is None else "supernet",  # labels alone without quantization
     )
     if alone is not None:
         trainer.full = alone
@@ -56,14 +56,14 @@ def train(
 
 
 def mega_macs(config: TrainBackboneConfig, dataset: Dataset, setting: Setting) -> float:
-    """Return what a sub-network computes for an image, stem and head included, in million multiply-accumulates."""
+    """Return the million MACs of a sub-network per image, stem and head included."""
     costs = build(config, dataset).costs
     run = (macs for macs, bits in zip(costs.layer_macs, setting, strict=True) if bits != SKIP)
     return (sum(run) + sum(part.macs for part in costs.fixed)) / 1e6
 
 
 def ran(setting: Setting) -> str:
-    """Return which paths run as text, one mark for each."""
+    """Return the paths that run as text, one mark for each."""
     return "".join("-" if bits == SKIP else "x" for bits in setting)
 
 

@@ -1,17 +1,17 @@
-"""Speed of the batched environment against single environments and against plain forwards of the same network.
+"""Speed of the batched environment against single environments and plain forward passes.
 
     OMP_WAIT_POLICY=PASSIVE python -m benchmarks.bench_environment
 
-Three figures, all on one frozen ResNet and on one thread, options drawn at random from the menu:
+It measures three figures, all on one frozen ResNet and on one thread, with random bit options:
 
 - batched: layer-steps per second of ``SB3GatingVecEnv``, observations, rewards and infos included;
-- single: the same of Stable-Baselines3's ``DummyVecEnv`` over as many ``FractionalSkippingEnv``;
-- forward: layer-steps per second of uniform forwards through the network, every option of the menu
-  but 0 equally often.
+- single: layer-steps per second of Stable-Baselines3's ``DummyVecEnv`` over the same number of
+  ``FractionalSkippingEnv``;
+- forward: layer-steps per second of uniform forward passes, every bit option but 0 equally often.
 
 Rounds of the three alternate and each figure is its fastest round, because other load on the
-machine only ever adds. On one thread of a CPU the clock is the processor time of this process,
-which is the wall clock of an idle machine. The weights are untrained: they cost the same.
+machine only adds time. On one thread of a CPU the clock is the processor time of this process,
+which equals the wall clock of an idle machine. The weights are untrained, which changes no timing.
 """
 
 import statistics
@@ -35,16 +35,16 @@ from dfs_rl.envs.task import make_task
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What to measure.
+    """Settings of the benchmark.
 
     Attributes:
         depth: Depth of the ResNet.
-        bits: The menu.
-        n_envs: Environments, and images of a plain forward.
-        rounds: How often each figure is taken.
-        threads: Torch threads.
-        dtype: What the frozen network computes in.
-        device: Where it runs.
+        bits: Bit options of the gated layers.
+        n_envs: Number of environments, and batch size of a plain forward pass.
+        rounds: Number of measurements of each figure.
+        threads: Number of torch threads.
+        dtype: Number format of the frozen network.
+        device: Device to run on.
     """
 
     depth: int = 20
@@ -72,14 +72,14 @@ def random_images(n: int) -> ImageSet:
 
 
 def episode(env: VecEnv, n_layers: int, n_options: int, rng: np.random.Generator) -> None:
-    """Take every environment through one episode."""
+    """Run one episode in every environment."""
     for _ in range(n_layers):
         env.step(rng.integers(n_options, size=env.num_envs))
 
 
 @torch.inference_mode()
 def forward(backbone: WalkableBackbone, images: torch.Tensor, bits: int) -> None:
-    """Run a batch at the same bits everywhere, stem and head included."""
+    """Run a batch with all layers at the same bits, stem and head included."""
     hidden = backbone.stem(images)
     for layer in backbone.layers:
         hidden = layer(hidden, bits)
@@ -87,7 +87,7 @@ def forward(backbone: WalkableBackbone, images: torch.Tensor, bits: int) -> None
 
 
 def measure(settings: Settings) -> dict[str, float]:
-    """Return the layer-steps per second of each contestant."""
+    """Return the layer-steps per second of each method."""
     torch.set_num_threads(settings.threads)
     one_thread = settings.threads == 1 and settings.device == "cpu"
     clock = time.process_time if one_thread else time.perf_counter

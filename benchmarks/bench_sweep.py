@@ -1,11 +1,11 @@
-"""What a sweep costs beyond its trials.
+"""Overhead of a sweep beyond its trials.
 
     python benchmarks/bench_sweep.py
 
-The same trainings on the digits are made twice on this machine: by a sweep without a scheduler, and
-by hand, as so many runs of the command one after another in as many processes as the sweep has
-cores. Both start from nothing, so the sweep's time has Ray's start in it, which is told by itself,
-and the command's time has the start of a process for every run.
+The same trainings on the digits run twice on this machine: in a sweep without a scheduler, and by
+hand, as runs of the command one after another in one process per core of the sweep. Both include
+their start: the sweep's time includes Ray's, which is also reported separately, and the command's
+time includes the start of a process for every run.
 """
 
 import argparse
@@ -32,7 +32,7 @@ retrain: {{seeds: 0}}
 def by_sweep(
     folder: Path, timesteps: int, entropies: list[float], cpus: int
 ) -> tuple[float, float]:
-    """Return the seconds that a sweep takes, and those of them before its first trial begins."""
+    """Return the seconds of a sweep, and the seconds before its first trial starts."""
     file = folder / "sweep.yaml"
     file.write_text(SWEEP.format(timesteps=timesteps, entropies=entropies, trials=len(entropies)))
     run = folder / "sweep"
@@ -51,7 +51,7 @@ def by_sweep(
 
 
 def by_hand(folder: Path, timesteps: int, entropies: list[float], cpus: int) -> float:
-    """Return the seconds that the same trainings take, without the evaluation that the command ends with."""
+    """Return the seconds of the same trainings, without the command's final evaluation."""
     code = (
         "import sys; from dfs_rl.experiments.agent_training import COMMAND, TrainAgentConfig as C\n"
         "from dfs_rl.experiments.gate_run import create_run, train_run\n"

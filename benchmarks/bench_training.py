@@ -1,11 +1,11 @@
-"""How much of the bare environment's speed is left when PPO learns in it.
+"""Speed of PPO training relative to the bare environment.
 
     python benchmarks/bench_training.py
 
-Both figures come from one process and one environment: 256 walks through a frozen ResNet-20 at 32 x
-32 pixels, one thread. The bare environment takes uniformly random actions; the training takes what
-its own, still untrained, policy draws, which is the same mix of options. Weights are random, which
-changes no timing. The two take turns, and the median of their rounds is reported.
+Both figures are measured in one process and one environment: 256 parallel episodes of a frozen
+ResNet-20 at 32 x 32 pixels, one thread. The bare environment takes uniformly random actions; the
+training draws actions from its untrained policy, which gives the same mix of options. Weights are
+random, which changes no timing. The two alternate, and the median of their rounds is reported.
 """
 
 import argparse
@@ -97,7 +97,7 @@ def main() -> None:
     bare, training = [], []
     for _ in range(settings.rounds):
         bare.append(bare_rate(env, settings.updates))
-        # A new policy each round: an old one no longer draws a uniform mix of options.
+        # New policy each round: a trained one no longer draws a uniform mix of options.
         model = build_algorithm(PPOConfig(), env, learning)
         training.append(training_rate(model, settings.updates))
     record = {

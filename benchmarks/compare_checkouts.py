@@ -1,13 +1,13 @@
 """Compare two checkouts: run every command briefly in both, and compare all figures and tensors.
 
-A change that should move no figure proves it so::
+It verifies that a change moves no figure::
 
     python benchmarks/compare_checkouts.py ../before . --renames renames.tsv
 
 Each command trains on digits, on one thread, in this Python's environment; a checkout takes about
-six minutes of one core. Compared to the last bit: every number and word in JSON, JSON lines and
-CSV, and every safetensors file. Left out: what two runs of the same code differ in, see
-``IGNORED``. Exit code 1 if anything differs.
+six minutes of one core. Every number and word in JSON, JSON lines and CSV, and every safetensors
+file, is compared to the last bit. Values that differ between two runs of the same code are left
+out, see ``IGNORED``. Exit code 1 if anything differs.
 """
 
 import argparse
@@ -25,9 +25,9 @@ from typing import Any
 from safetensors import safe_open
 
 IGNORED = {
-    # when, where and how long
+    # time and machine
     *("created", "date", "seconds", "minutes", "time", "steps_per_second", "machine", "versions"),
-    # how a run was asked for; the settings themselves are compared in config.yaml's effects
+    # command lines and paths; settings are compared by their effects
     *(
         "command",
         "commands",
@@ -74,7 +74,7 @@ RUNS = {
     "comparison": "compare {out}/ppo {out}/gumbel {out}/cascade --budgets 1 2 --search.tables 30",
     "sweep": "sweep {out}/sweep.yaml",
 }
-"""The commands, in the spelling of the second checkout."""
+"""Commands, with flags in the spelling of the second checkout."""
 SWEEP = """\
 command: train_agent
 settings: {timesteps: 640, num_envs: 32, eval_every: 320, fixed_budget: true}
@@ -87,7 +87,7 @@ retrain: {best: 1, seeds: 1}
 
 
 def import_root(checkout: Path, folder: Path) -> Path:
-    """Link the packages as they install, below ``dfs_rl``; an older checkout imports them at the top."""
+    """Link the packages as they install, below ``dfs_rl``, and at the top for older checkouts."""
     package = folder / "dfs_rl"
     package.mkdir(parents=True)
     for entry in (checkout / "dfs_rl").iterdir():
@@ -99,12 +99,12 @@ def import_root(checkout: Path, folder: Path) -> Path:
 
 
 def run_all(checkout: Path, out: Path, names: list[str], flags: dict[str, str]) -> None:
-    """Run the commands of one checkout; ``flags`` gives its spelling of flags."""
+    """Run the commands of one checkout; ``flags`` maps flags to its spelling."""
     out.mkdir(parents=True, exist_ok=True)
     (out / "sweep.yaml").write_text(SWEEP)
     with tempfile.TemporaryDirectory() as folder:
         root = import_root(checkout, Path(folder) / "root")
-        # Sockets of Ray need a short path.
+        # Ray's sockets need a short path.
         environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
         for name in names:
             command, *arguments = RUNS[name].format(out=out).split()
@@ -146,7 +146,7 @@ def figures(path: Path, renames: dict[str, str]) -> Iterator[tuple[str, Any]]:
 
 
 def leaves(value: object, place: str, renames: dict[str, str]) -> Iterator[tuple[str, Any]]:
-    """Yield the leaves of nested values with their places."""
+    """Yield the leaves of nested values with their paths."""
     if isinstance(value, dict):
         for key, item in value.items():
             if key not in IGNORED:
@@ -183,7 +183,7 @@ def differences(
 
 
 def main() -> int:
-    """Run and compare; returns the exit code."""
+    """Run and compare; return the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("before", type=Path, help="checkout that is trusted")
     parser.add_argument("after", type=Path, help="checkout that is in question")

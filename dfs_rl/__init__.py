@@ -1,4 +1,4 @@
-"""Dynamic fractional skipping: learn, per input, how many bits each layer of a network deserves.
+"""Dynamic fractional skipping: learned gates that choose each layer's bits for each input.
 
 Importing this package registers ``dfs_rl/FractionalSkipping-v0`` and ``dfs_rl/NetworkWide-v0`` with
 Gymnasium.
@@ -32,7 +32,7 @@ register_envs()
 
 
 def __getattr__(name: str) -> object:
-    """Import what needs torch on first use, so that ``import dfs_rl`` and ``--help`` are quick."""
+    """Import public functions on first use, to keep ``import dfs_rl`` and ``--help`` quick."""
     if name in _PUBLIC:
         return getattr(importlib.import_module(_PUBLIC[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

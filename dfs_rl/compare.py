@@ -1,4 +1,4 @@
-"""``python -m dfs_rl.compare``: train kinds of gates, or take finished ones, put them side by side and say which one to ship."""
+"""Command ``compare``: train gates or take finished runs, compare and recommend one."""
 
 import sys
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from dfs_rl.utils.cli import run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit code."""
+    """Run the command and return its exit code."""
     return run_command(
         run,
         CompareConfig,

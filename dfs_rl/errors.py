@@ -1,4 +1,4 @@
-"""The one family of errors that DFS-RL raises on purpose.
+"""Errors that DFS-RL raises for bad input and foreseeable faults.
 
 A command prints such an error as one sentence and exits with code 2; any other exception is a bug
 and keeps its traceback.
@@ -6,28 +6,28 @@ and keeps its traceback.
 
 
 class DfsRlError(Exception):
-    """Base of every error raised for bad input or a foreseeable fault; its text is one sentence for the user."""
+    """Base of all errors of DFS-RL; the text is one sentence for the user."""
 
 
 class ConfigError(DfsRlError, ValueError):
-    """A setting has a value that is not allowed; the text names the setting, the value and what is allowed."""
+    """Invalid setting; the text names the setting, its value and the allowed values."""
 
 
 class DataError(DfsRlError):
-    """A data set cannot be found, read or used."""
+    """Data set that cannot be found, read or used."""
 
 
 class CheckpointError(DfsRlError):
-    """A stored backbone, gate or training state is missing, damaged or does not fit."""
+    """Stored backbone, gate or training state that is missing, damaged or does not fit."""
 
 
 class RunFolderError(DfsRlError):
-    """A run folder cannot be created, resumed or read."""
+    """Run folder that cannot be created, resumed or read."""
 
 
 class BusyError(RunFolderError):
-    """Another process is writing to a run folder."""
+    """Run folder that another process is writing to."""
 
 
 class TrainingError(DfsRlError):
-    """Training cannot go on, for example because the loss is no longer finite."""
+    """Training that cannot continue, for example because the loss is no longer finite."""

@@ -1,4 +1,4 @@
-"""Command: evaluate a run on its test split, with every baseline that its gate should beat."""
+"""Command ``evaluate``: evaluate a run on its test split, with every baseline."""
 
 import sys
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from dfs_rl.utils.cli import run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit code."""
+    """Run the command and return its exit code."""
     return run_command(
         run,
         EvaluateConfig,

@@ -1,4 +1,4 @@
-"""``python -m dfs_rl.sweep``: search settings of a training by a file, and train what it found again on fresh seeds."""
+"""Command ``sweep``: tune settings of a training, and retrain the best on new seeds."""
 
 import sys
 from collections.abc import Sequence
@@ -8,14 +8,14 @@ from dfs_rl.utils.cli import Invocation, run_command
 
 
 def sweep(invocation: Invocation[SweepConfig]) -> None:
-    """Search, train the best again, and report."""
-    from dfs_rl.sweeping.command import run  # imports torch, for which a help page does not wait
+    """Run or resume a sweep."""
+    from dfs_rl.sweeping.command import run  # imports torch, slow for a help page
 
     run(invocation)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit code."""
+    """Run the command and return its exit code."""
     return run_command(
         sweep,
         SweepConfig,

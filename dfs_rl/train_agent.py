@@ -1,4 +1,4 @@
-"""``python -m dfs_rl.train_agent``: learn, by reinforcement, which bits each layer of a backbone should spend on each image."""
+"""Command ``train_agent``: train a gate by reinforcement learning."""
 
 import sys
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from dfs_rl.utils.cli import run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit code."""
+    """Run the command and return its exit code."""
     return run_command(
         COMMAND.run,
         COMMAND.config_type,

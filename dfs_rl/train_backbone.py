@@ -1,4 +1,4 @@
-"""Command: train a supernet, a backbone in which every mix of bit options works, of fixed or of adaptive depth."""
+"""Command ``train_backbone``: train a supernet of fixed or adaptive depth."""
 
 import sys
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from dfs_rl.utils.cli import run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse flags and train; returns the exit code."""
+    """Run the command and return its exit code."""
     return run_command(
         train,
         TrainBackboneConfig,

@@ -1,4 +1,4 @@
-"""Command: give a trained backbone exits, by which images may leave it early."""
+"""Command ``train_exits``: add exits to a trained backbone."""
 
 import sys
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from dfs_rl.utils.cli import run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse flags and fit; returns the exit code."""
+    """Run the command and return its exit code."""
     return run_command(
         train,
         TrainExitsConfig,

@@ -1,4 +1,4 @@
-"""``python -m dfs_rl.train_static``: find one table of bits for all images, the baseline of every gate that looks at its image."""
+"""Command ``train_static``: search a static bit table, a baseline of gates."""
 
 import sys
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from dfs_rl.utils.cli import run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit code."""
+    """Run the command and return its exit code."""
     return run_command(
         COMMAND.run,
         COMMAND.config_type,

@@ -1,1 +1,1 @@
-"""What the commands do: configurations, runs that train gates and supernets, comparison, evaluation."""
+"""Experiments behind the commands: configurations, training runs, comparison and evaluation."""

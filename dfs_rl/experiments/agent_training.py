@@ -1,4 +1,4 @@
-"""``python -m dfs_rl.train_agent``: learn, by reinforcement, which bits each layer of a backbone should spend on each image."""
+"""Configuration of ``train_agent``: training of a gate by reinforcement learning."""
 
 import math
 from dataclasses import field, replace
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from dfs_rl.gating.budget_conditioning import CostWeightRange
 
 _DEFAULT_COST_WEIGHT_RANGE = (0.1, 30.0)
-"""From where 8 bit pay to where 2 bit do."""
+"""Default range of the cost weight."""
 DEFAULT_COST_WEIGHT = RewardWeights.cost
-"""Default cost weight; about 0.8 % on the digits."""
+"""Default cost weight; about 0.8 % computation on the digits."""
 
 
 @configuration
@@ -35,35 +35,37 @@ class TrainAgentConfig(GateTrainingConfig):
     """Settings of ``train_agent``.
 
     Attributes:
-        algo: Learning algorithm. maskable_ppo never spends more than --per-input-budget on an
-            image, not even while it learns; the others pay for what is above it, and are held to it
-            once the gate is deployed.
-        budget: What images may cost on average, in percent, gate, stem and head included. The gate
-            learns all budgets and is turned to this one; evaluate and load turn it to others.
-        cost_weight: Price of computation that the gate is turned to instead: 1 is the price of
-            running everything in full precision; default 10, or the middle of --cost-weight-range
-            that leave it out.
-        cost_weight_range: Lowest and highest price that the gate learns; each image draws one.
+        algo: Learning algorithm. maskable_ppo keeps every image within --per-input-budget, during
+            training too; the others pay a penalty for computation above it, and are bounded by it
+            after deployment.
+        budget: Budget on the mean computation in percent, gate, stem and head included. The gate
+            learns all budgets and is set to this one; evaluate and load set it to others.
+        cost_weight: Cost weight that the gate is set to, instead of a budget: with 1, running
+            everything in full precision costs 1. Default 10, or the geometric mean of
+            --cost-weight-range if 10 is outside.
+        cost_weight_range: Lowest and highest cost weight that the gate learns; each image draws
+            one.
         per_input_budget: Upper bound on the computation of every single image in percent, gate,
             stem and head included.
-        timesteps: Decisions to learn from; an image takes one per gated layer that it comes to.
-        group_size: Rollouts of one image that share a baseline; 1 turns this off. Default 1 for a
-            gate that begins uniform, otherwise 8; dqn and qrdqn learn from single decisions and
-            take 1 alone.
-        num_envs: Images that walk side by side, repeats included.
-        features: What the gate looks at before each layer: how sure a linear probe of the
-            activation is, or its channels' means as well.
-        exits: Let images leave where the backbone has exits, see train_exits; --no-exits walks all
-            of them to the end, as dqn, qrdqn and co-training must.
-        start: Initial policy: "uniform" prefers the option that earns most at the cost weight if
-            all layers run at it, "indifferent" prefers none. Default uniform; indifferent for dqn
-            and qrdqn, co-training and gates that go on from another.
-        init_gate: Run whose gate to go on from, of the same kind on the same backbone; for example
-            one of train_gumbel.
-        precision: What the frozen backbone computes in; "auto" takes bfloat16 on GPUs.
-        reward: What an image is worth.
+        timesteps: Number of decisions to learn from; an image takes one per gated layer that it
+            reaches.
+        group_size: Rollouts of one image that share a baseline; 1 disables groups. Default 1 for a
+            gate that starts uniform, otherwise 8; dqn and qrdqn learn from single decisions and
+            accept only 1.
+        num_envs: Number of parallel environments, repeated images included.
+        features: Observation before each layer: confidence of a linear probe of the activation, or
+            the channel means as well.
+        exits: Use of the backbone's exits, see train_exits; --no-exits runs every image to the end,
+            which dqn, qrdqn and co-training require.
+        start: Initial policy: "uniform" prefers the option with the highest reward at the cost
+            weight if all layers run at it, "indifferent" prefers none. Default uniform; indifferent
+            for dqn and qrdqn, co-training and gates that are initialized from another gate.
+        init_gate: Run with the gate to initialize from, of the same kind and on the same backbone;
+            for example a run of train_gumbel.
+        precision: Number format of the frozen backbone; "auto" selects bfloat16 on GPUs.
+        reward: Terms of the reward.
         algorithm: Hyperparameters of --algo.
-        cotrain: How the backbone learns with --backbone-mode co-train.
+        cotrain: Training of the backbone with --backbone-mode co-train.
     """
 
     CHOICES: ClassVar = {"algorithm": ("algo", ALGORITHM_CONFIGS)}
@@ -85,7 +87,7 @@ class TrainAgentConfig(GateTrainingConfig):
     init_gate: Path | None = None
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     reward: RewardTerms = field(default_factory=RewardTerms)
-    algorithm: AlgorithmConfig = None  # type: ignore[assignment] # that of ``algo``, see __post_init__
+    algorithm: AlgorithmConfig = None  # type: ignore[assignment] # None: from ``algo``
     cotrain: CoTrainConfig = field(default_factory=CoTrainConfig)
 
     def __post_init__(self) -> None:
@@ -147,22 +149,22 @@ class TrainAgentConfig(GateTrainingConfig):
 
     @property
     def resolved_start(self) -> Start:
-        """Where the gate begins, if it does not go on from another one."""
+        """Start of the gate if it is not initialized from another gate."""
         return self.start or ("uniform" if self._can_start_uniform else "indifferent")
 
     @property
     def resolved_group_size(self) -> int:
-        """How many rollouts of one image share a baseline."""
+        """Number of rollouts of one image that share a baseline."""
         return resolved_group_size(self.algorithm, self.group_size, start=self.resolved_start)
 
     @property
     def all_budgets(self) -> bool:
-        """Whether one gate learns all prices of computation."""
+        """True if one gate learns a range of cost weights."""
         return not self.fixed_budget
 
 
 def cost_weight_range_of(config: TrainAgentConfig) -> "CostWeightRange | None":
-    """Return the prices that a configuration has a gate learn, ``None`` if it is one alone."""
+    """Return the range of cost weights to learn, ``None`` with a fixed cost weight."""
     from dfs_rl.gating.budget_conditioning import CostWeightRange
 
     if not config.all_budgets:
@@ -171,20 +173,26 @@ def cost_weight_range_of(config: TrainAgentConfig) -> "CostWeightRange | None":
 
 
 def _default_cost_weight(config: TrainAgentConfig) -> float:
-    """Return the price that a gate is turned to where nothing is said: the usual one, or the middle of a range that leaves it out."""
+    """Return the cost weight to use if none is given.
+
+    It is ``DEFAULT_COST_WEIGHT``, or the geometric mean of a range that excludes it.
+    """
     lowest, highest = config.cost_weight_range
     within = not config.all_budgets or lowest <= DEFAULT_COST_WEIGHT <= highest
     return DEFAULT_COST_WEIGHT if within else math.sqrt(lowest * highest)
 
 
 def reward_weights_of(config: TrainAgentConfig) -> RewardWeights:
-    """Return the reward weights that a configuration asks for."""
+    """Return the reward weights of a configuration."""
     cost = _default_cost_weight(config) if config.cost_weight is None else config.cost_weight
     return RewardWeights(**vars(config.reward), cost=cost)
 
 
 def _with_resolved_defaults(config: TrainAgentConfig) -> TrainAgentConfig:
-    """Return settings that say where the gate begins, unless it goes on from another one, and how many rollouts share a baseline."""
+    """Return the configuration with its resolved start and group size.
+
+    A gate that is initialized from another gate has no start.
+    """
     resolved_start = config.resolved_start if config.init_gate is None else None
     return replace(config, start=resolved_start, group_size=config.resolved_group_size)
 

@@ -1,4 +1,4 @@
-"""What a backbone is asked to be, and the untrained network that comes of it."""
+"""Configuration of ``train_backbone`` and construction of the untrained network."""
 
 from collections.abc import Iterable
 from dataclasses import field
@@ -28,49 +28,48 @@ from dfs_rl.utils.trusted_import import is_constructor
 
 @configuration
 class TrainBackboneConfig(DataSettings):
-    """What to train on what.
+    """Settings of ``train_backbone``.
 
     Attributes:
-        image_size: Resize the shorter side of each image to this many pixels and crop the centre;
-            required for images of several sizes. It is stored with the backbone.
-        flip: Mirror half of the training images; default for all data sets but the digits. Give
-            --no-flip if a mirror image belongs to another class, as with letters.
+        image_size: Pixels that the shorter side of each image is resized to before the centre is
+            cropped; required for images of several sizes. It is stored with the backbone.
+        flip: Mirroring of half of the training images; default for all data sets but the digits.
+            Give --no-flip if a mirror image belongs to another class, as with letters.
         backbone: cifar_resnet8, cifar_resnet14, cifar_resnet20, ..., in short resnet20: any depth 6
             n + 2; vit1, vit2, ...; with the recipe adn from cifar_resnet14 on, resnet26, resnet50,
             resnet101 or resnet152, the ResNets for ImageNet, mobilenetv2, swin_tiny, swin_small, or
-            vit3, vit6, vit9, ...; a registered name; or module:function that makes a network of
-            yours.
+            vit3, vit6, vit9, ...; a registered name; or module:function that makes your own
+            network.
         recipe: supernet trains the network and low bits together; adn trains a network of adaptive
-            depth, whose stages end with paths that can be skipped, or run at any option of the
-            menu.
-        granularity: With adn, what is gated: each stage's path, or each block in it.
-        stem: With adn, how the network begins: cifar is a 3 x 3 convolution, imagenet a 7 x 7 one
-            with stride 2 and pooling; by default imagenet in the ResNets for ImageNet and cifar
-            elsewhere.
-        bits: The menu of every gated layer, ascending: 0 skips it, 32 is full precision; dfs is 0 8
-            10 12 14 16 32.
+            depth, whose stages end with paths that can be skipped, or run at any of the bit
+            options.
+        granularity: Gated unit with adn: the path of each stage, or each block in it.
+        stem: Stem with adn: cifar is a 3 x 3 convolution, imagenet a 7 x 7 one with stride 2 and
+            pooling; by default imagenet in the ResNets for ImageNet and cifar elsewhere.
+        bits: Bit options of every gated layer, ascending: 0 skips it, 32 is full precision; dfs is
+            0 8 10 12 14 16 32.
         epochs: Passes over the train split.
-        plain: Train the network without any quantization, for an honest full-precision reference;
-            adn then has the menu 0 32.
-        seed: Seed of weights, data order and sampled settings.
-        width: Channels of the first stage, by default 16, and 64 in the ResNets for ImageNet; of
-            MobileNetV2's first convolution, 32; of a transformer's tokens, 192 as in ViT-Tiny; of
-            the first stage's in a Swin transformer, 96.
-        patch: Height and width in pixels of what a transformer takes for a token; by default about
-            an eighth of the images' height, and a sixteenth in a Swin transformer, at most 4.
-        heads: Of a transformer's attention; ViT-Small has 6, and a width of 384.
-        gate_branches: Whether a transformer's attention and MLPs are gated each by itself, instead
-            of block by block.
-        stem_bits: Precision of stem and head, and with adn of the blocks that always run, which no
-            gate decides about.
-        first_block: Whether the first block is gated like the others, or always runs as part of the
-            stem.
-        per_channel: One weight step per output channel instead of one per layer.
-        eval_images: Images of the val split that each epoch is measured on; the end is measured on
-            all.
+        plain: Training without any quantization, for a full-precision reference; adn then has the
+            bit options 0 32.
+        seed: Seed of weights, data order and sampled bits.
+        width: Channels of the first stage, by default 16, and 64 in the ResNets for ImageNet;
+            channels of MobileNetV2's first convolution, 32; width of a transformer's tokens, 192 as
+            in ViT-Tiny; width of the first stage of a Swin transformer, 96.
+        patch: Height and width in pixels of a transformer's patches; by default about an eighth of
+            the images' height, and a sixteenth in a Swin transformer, at most 4.
+        heads: Attention heads of a transformer; ViT-Small has 6, and a width of 384.
+        gate_branches: Separate gating of a transformer's attention and MLPs, instead of block by
+            block.
+        stem_bits: Bits of stem and head, and with adn of the blocks that always run; no gate
+            decides about them.
+        first_block: Gating of the first block like the others, or as a part of the stem that always
+            runs.
+        per_channel: One weight scale per output channel instead of one per layer.
+        eval_images: Number of val images that each epoch is measured on; the final accuracy is
+            measured on all.
         workers: Processes on this machine that share every batch; on cuda each takes a GPU. More
             than one start Ray.
-        training: How the supernet is trained.
+        training: Hyperparameters of the training.
     """
 
     FIRST: ClassVar = ("dataset", "backbone", "bits", "epochs", "recipe", "seed", "run_dir")
@@ -106,7 +105,7 @@ class TrainBackboneConfig(DataSettings):
             )
         if self.flip is None:
             object.__setattr__(self, "flip", flips_by_default(self.dataset))
-        # A name and its widths are one setting.
+        # A named list of bits and its values count as one setting.
         object.__setattr__(self, "bits", menu_of(self.bits))
         if self.recipe == "adn" or not is_constructor(self.backbone):
             network_of(self.backbone, self.recipe)
@@ -122,13 +121,13 @@ class TrainBackboneConfig(DataSettings):
 
     @property
     def menu(self) -> tuple[int, ...]:
-        """The bit widths of every gated layer."""
+        """Bit options of every gated layer."""
         if self.plain:
             return (SKIP, FULL) if self.recipe == "adn" else (FULL,)
         return menu_of(self.bits)
 
     def _check_unused(self) -> None:
-        """Refuse what is set and would change nothing."""
+        """Raise ConfigError for settings that have no effect."""
         if self.is_set("training.alpha") and self.recipe != "adn":
             raise ConfigError(
                 f"training.alpha is set, which belongs to the recipe adn, not {self.recipe}."
@@ -154,14 +153,17 @@ class TrainBackboneConfig(DataSettings):
                 )
 
     def is_set(self, name: str) -> bool:
-        """Say whether a setting, by dotted name, is not what it is by default."""
+        """Return True if a setting, by dotted name, differs from its default."""
         block, _, setting = name.rpartition(".")
         settings = getattr(self, block) if block else self
         return bool(getattr(settings, setting) != getattr(type(settings), setting))
 
 
 def build(config: TrainBackboneConfig, dataset: Dataset) -> Backbone:
-    """Make the backbone that a configuration asks for, untrained unless it is a user's; the same seed gives the same weights."""
+    """Build the backbone of a configuration; the same seed gives the same weights.
+
+    It is untrained unless a user's constructor makes it.
+    """
     torch.manual_seed(stream_seed(config.seed, "weights"))
     if is_constructor(config.backbone):
         from dfs_rl.training.custom_model import build_custom_backbone

@@ -1,4 +1,4 @@
-"""Which backbone a gate is trained for: one that is given, the one that ships, or one that is trained first."""
+"""Selection of a gate's backbone: a given one, the included one, or one that is trained first."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -22,20 +22,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class BackboneSpec:
-    """Which backbone a gate is trained for.
+    """Specification of the backbone of a gate.
 
     Attributes:
-        dataset: The data set, as the command was given it.
+        dataset: Data set, as given to the command.
         folder: Run of ``train_backbone``, or a backbone's folder, or ``module:function`` that makes
-            a user's network. Without it the digits use the one that ships; for other data one is
-            trained first and kept for the next run.
+            a user's network. Without it the digits use the included backbone; for other data one is
+            trained first and kept for later runs.
         weights: Weights of a user's network.
-        image_size: See ``load_dataset``; of the backbone that is trained where none is given.
-        flip: Likewise.
-        epochs: Epochs of the backbone that is trained where none is given.
-        device: Where to train it.
-        threads: CPU threads.
-        exits: Whether to keep the exits that it may have.
+        image_size: Image size of a backbone that is trained here, see ``load_dataset``.
+        flip: Mirroring of training images for a backbone that is trained here.
+        epochs: Epochs of a backbone that is trained here.
+        device: Device to train on.
+        threads: Number of CPU threads.
+        exits: True to keep the backbone's exits, if it has any.
     """
 
     dataset: str
@@ -57,16 +57,16 @@ class BackboneSpec:
 
     @property
     def constructor(self) -> str | None:
-        """``module:function`` that makes the backbone, if it is a user's own."""
+        """``module:function`` that makes a user's backbone, ``None`` for others."""
         return str(self.folder) if is_constructor(self.folder) else None
 
     @property
     def needs_supernet(self) -> bool:
-        """Whether a backbone must be trained, or was by an earlier run."""
+        """True if the backbone is a default supernet, trained now or by an earlier run."""
         return self.folder is None and self.dataset != DIGITS
 
     def supernet_config(self, dataset: "Dataset") -> "TrainBackboneConfig":
-        """Return what is trained where no backbone is given: the defaults of ``train_backbone``, in batches of at most all images."""
+        """Return the configuration of the default supernet, with batches of at most all images."""
         from dfs_rl.experiments.backbone_config import TrainBackboneConfig
         from dfs_rl.training.supernet import SupernetConfig
 
@@ -83,14 +83,14 @@ class BackboneSpec:
 
 
 def load_data(config: BackboneSettings, run: RunFolder | None = None) -> "Dataset":
-    """Load the data set of a configuration, its images as the backbone takes them.
+    """Load the data set of a configuration, with images as the backbone takes them.
 
-    A stored backbone keeps how its images were resized, and whether they were mirrored; for any
-    other the configuration says so.
+    A stored backbone records how its images were resized and mirrored; for any other the
+    configuration decides.
 
     Args:
-        config: Names data set and backbone.
-        run: The run that goes on, whose own copy of the backbone counts if there is one.
+        config: Configuration with data set and backbone.
+        run: Resumed run; its copy of the backbone takes precedence if there is one.
 
     Raises:
         ConfigError: If configuration and stored backbone contradict each other.
@@ -123,7 +123,7 @@ def load_data(config: BackboneSettings, run: RunFolder | None = None) -> "Datase
 
 
 def _stored_folder(config: BackboneSettings, run: RunFolder | None) -> Path | None:
-    """Return where the backbone of a configuration is stored; ``None`` where it is yet to be made."""
+    """Return the folder of a configuration's stored backbone, ``None`` if not yet made."""
     from dfs_rl.backbones import PRETRAINED_DIGITS
     from dfs_rl.backbones.storage import STRUCTURE_FILE
     from dfs_rl.gating.model import BACKBONE_FOLDER
@@ -133,12 +133,12 @@ def _stored_folder(config: BackboneSettings, run: RunFolder | None) -> Path | No
     folder = config.backbone or getattr(config, "init_gate", None)
     if folder is None:
         return PRETRAINED_DIGITS if config.dataset == DIGITS else None
-    gone = run is not None and not folder.exists()  # a run that goes on may need it no more
+    gone = run is not None and not folder.exists()  # a resumed run may not need it
     return None if gone or is_constructor(folder) else folder
 
 
 def load_or_train_backbone(spec: BackboneSpec, dataset: "Dataset") -> "StoredBackbone":
-    """Load the backbone of that choice; train it first if need be.
+    """Load the specified backbone; train it first if necessary.
 
     Raises:
         CheckpointError: If it cannot be read.
@@ -164,17 +164,17 @@ def load_or_train_backbone(spec: BackboneSpec, dataset: "Dataset") -> "StoredBac
 
 
 def preview_backbone(spec: BackboneSpec, dataset: "Dataset") -> "Backbone":
-    """Return a backbone of the right shape, trained or not, so that bad settings are refused before anything is made.
+    """Return a backbone of the right shape, trained or not, to validate settings early.
 
-    It says so if exits are left out, since what is refused may be for want of them.
+    It prints a notice if exits are left out, since a later error may result from that.
 
     Raises:
-        ConfigError: If a gate would have nothing to choose from.
+        ConfigError: If the backbone has only one bit option.
     """
     from dfs_rl.experiments.backbone_config import build
 
     if spec.needs_supernet:
-        backbone = build(spec.supernet_config(dataset), dataset)  # untrained, it costs the same
+        backbone = build(spec.supernet_config(dataset), dataset)  # same cost as the trained one
     elif spec.constructor is not None:
         from dfs_rl.training.custom_model import build_custom_backbone
 
@@ -191,13 +191,13 @@ def preview_backbone(spec: BackboneSpec, dataset: "Dataset") -> "Backbone":
 def backbone_of_run(
     run: RunFolder, spec: BackboneSpec, dataset: "Dataset", *, keep_original: bool = False
 ) -> "StoredBackbone":
-    """Return the copy of the backbone in a run's folder, which is made on first use.
+    """Return the copy of the backbone in a run's folder; the first call makes it.
 
     Args:
-        run: The run.
-        spec: Where the backbone comes from.
-        dataset: It must have been made for.
-        keep_original: Whether to keep a second copy, because training will change the first.
+        run: Run folder.
+        spec: Specification of the backbone.
+        dataset: Data set that the backbone must match.
+        keep_original: True to keep a second copy, because training changes the first.
     """
     from dfs_rl.backbones import load_stored_backbone, save_backbone
     from dfs_rl.backbones.storage import STRUCTURE_FILE
@@ -209,18 +209,18 @@ def backbone_of_run(
         check_match(stored.info, stored.backbone, dataset, str(folder))
         return stored
     stored = load_or_train_backbone(spec, dataset)
-    if keep_original:  # what its baselines need, see evaluate
+    if keep_original:  # for the baselines in evaluate
         save_backbone(stored.backbone, stored.info, run.path / BEFORE_FOLDER)
     save_backbone(stored.backbone, stored.info, folder)
     return stored
 
 
 def load_learned_gate(run: Path) -> "LearnedGate":
-    """Load the gate that a run learned.
+    """Load the learned gate of a run.
 
     Raises:
         CheckpointError: If it has none.
-        ConfigError: If it is a table or a cascade of them, from which nothing can be learned on.
+        ConfigError: If it is a static bit table or a cascade, which cannot initialize a gate.
     """
     from dfs_rl.gating.base import TableGate
     from dfs_rl.gating.model import GATE_FOLDER
@@ -239,7 +239,7 @@ def load_learned_gate(run: Path) -> "LearnedGate":
 
 
 def check_same_backbone(run: Path, dataset: "Dataset", spec: BackboneSpec) -> None:
-    """Refuse a run whose gate steers another backbone than the chosen one, or was learned on other images.
+    """Check that a run's gate was learned on the chosen backbone and on the same images.
 
     Raises:
         DataError: If images or weights differ.
@@ -265,7 +265,7 @@ def check_same_backbone(run: Path, dataset: "Dataset", spec: BackboneSpec) -> No
 def check_match(
     info: "BackboneInfo", backbone: "Backbone", dataset: "Dataset", source: str
 ) -> None:
-    """Refuse a backbone that was made for other data.
+    """Check that a backbone was made for a data set.
 
     Raises:
         DataError: If image shape, classes or images differ.
@@ -293,7 +293,7 @@ def check_match(
 
 
 def _default_supernet(spec: BackboneSpec, dataset: "Dataset") -> "StoredBackbone":
-    """Return the supernet with ``train_backbone``'s defaults for a data set: an earlier run's, or a new one."""
+    """Return the default supernet of a data set: from an earlier run, or newly trained."""
     import hashlib
 
     from dfs_rl.backbones import load_stored_backbone
@@ -314,7 +314,7 @@ def _default_supernet(spec: BackboneSpec, dataset: "Dataset") -> "StoredBackbone
     digest = hashlib.sha256(
         repr((dataset.fingerprint, sorted(relevant.items()))).encode()
     ).hexdigest()[:8]
-    # The digest tells the data by its content; what the data set is called may have changed since.
+    # The digest identifies the data by content; the name of the data set may have changed.
     earlier = sorted(p for p in Path("runs").glob(f"supernet-*-{digest}") if p.is_dir())
     path = earlier[0] if earlier else Path("runs") / f"supernet-{dataset.name}-{digest}"
     with file_lock(
@@ -359,4 +359,4 @@ def _check_menu(options: "BitOptions", source: str) -> None:
 
 def _few(names: Sequence[str]) -> str:
     shown = ", ".join(names[:4])
-    return f"{shown}, ... {len(names)} in all" if len(names) > 4 else shown  # noqa: PLR2004 - enough to recognise them
+    return f"{shown}, ... {len(names)} in all" if len(names) > 4 else shown  # noqa: PLR2004

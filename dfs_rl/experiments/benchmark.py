@@ -1,4 +1,4 @@
-"""The gates that ``compare`` trains: which there are, with which settings, and one after another."""
+"""Training of the gates that ``compare`` compares: kinds of gates, settings and jobs."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -59,7 +59,7 @@ COMMANDS: Mapping[str, GateTrainingCommand[Any]] = {
         cascade_training.COMMAND,
     )
 }
-"""The commands that train gates, by the kind of their run folders."""
+"""Commands that train gates, by the kind of their run folders."""
 
 _SHARED_SETTINGS = (
     "dataset",
@@ -81,21 +81,21 @@ _SHARED_SETTINGS = (
     "method",
     "gate",
 )
-"""Settings that a comparison gives to all gates alike, so that none has an advantage."""
+"""Settings that a comparison sets for all gates alike."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class GateSpec:
-    """A kind of gate.
+    """Kind of gate in a comparison.
 
     Attributes:
-        command: What trains it.
-        settings: What makes it this kind.
-        budget: The setting that a budget goes to; ``None`` for a gate of which one training serves
-            all budgets.
-        uses_timesteps: Whether the length of its training is given in timesteps; its command has
-            one of its own otherwise.
-        draws: Whether another seed gives another gate.
+        command: Command that trains it.
+        settings: Settings that select this kind.
+        budget: Name of the setting that receives the budget; ``None`` for a gate of which one
+            training serves all budgets.
+        uses_timesteps: True if ``timesteps`` sets the length of its training; otherwise its
+            command's default does.
+        is_seeded: True if the gate depends on the seed.
     """
 
     command: GateTrainingCommand[Any]
@@ -113,7 +113,7 @@ def _supervised_spec(method: Method, gate: GateKind) -> GateSpec:
     return GateSpec(
         command=supervised_training.COMMAND,
         settings={"method": method, "gate": gate},
-        # The others have one price, or flip a sign at the one budget that they have.
+        # Other methods learn one budget: by one cost weight, or a sign change at the budget.
         budget=None if method == "gumbel" else "budget",
     )
 
@@ -137,7 +137,7 @@ GATE_SPECS: Mapping[GateName, GateSpec] = {
     "qrdqn": _rl_spec("qrdqn"),
     "maskable-ppo": GateSpec(
         command=agent_training.COMMAND,
-        # The budget is what holds computation down; a small price is left to break ties.
+        # The budget limits the computation; a small cost weight breaks ties.
         settings={"algo": "maskable_ppo", "fixed_budget": True, "cost_weight": 0.1},
         budget="per_input_budget",
     ),
@@ -155,21 +155,21 @@ GATE_SPECS: Mapping[GateName, GateSpec] = {
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkSettings:
-    """What all gates of a contest have in common.
+    """Settings that all gates of a comparison share.
 
     Attributes:
-        dataset: The data set, as ``load_dataset`` takes it.
+        dataset: Data set, in the form that ``load_dataset`` takes.
         backbone: Run of ``train_backbone`` or ``train_exits``, or a backbone's folder, or
             ``module:function``; ``None`` as for the commands.
         weights: Weights of a user's network.
-        image_size: As for the commands.
-        flip: As for the commands.
-        budgets: Mean computation in percent.
-        seeds: How many; 0 is the first.
-        timesteps: Decisions to learn from for each budget; a gate for all budgets learns from as
-            many as the others together.
-        device: Where to compute.
-        threads: CPU threads.
+        image_size: Image size, as for the commands.
+        flip: Mirroring of training images, as for the commands.
+        budgets: Budgets on the mean computation in percent.
+        seeds: Number of seeds; 0 is the first.
+        timesteps: Decisions to learn from for each budget; a gate for all budgets learns from the
+            sum over the budgets.
+        device: Device to compute on.
+        threads: Number of CPU threads.
         extra_settings: Further settings of a command, by its kind.
     """
 
@@ -188,12 +188,12 @@ class BenchmarkSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingJob:
-    """One training.
+    """One training of a comparison.
 
     Attributes:
-        name: Of its folder.
-        command: What trains it.
-        config: Its settings, with its folder.
+        name: Name of its folder.
+        command: Command that runs it.
+        config: Configuration, with its run folder.
     """
 
     name: str
@@ -204,10 +204,10 @@ class TrainingJob:
 def load_extra_settings(
     path: Path | None, command: GateTrainingCommand[Any]
 ) -> Mapping[str, object]:
-    """Read settings for all gates of a command from a file.
+    """Read settings for all gates of a command from a YAML file.
 
     Raises:
-        ConfigError: If the file gives something else, or what a comparison sets itself.
+        ConfigError: If the settings are invalid, or a comparison sets one of them itself.
     """
     if path is None:
         return {}
@@ -228,15 +228,15 @@ def load_extra_settings(
 def plan_jobs(
     names: Sequence[GateName], benchmark: BenchmarkSettings, folder: Path
 ) -> list[TrainingJob]:
-    """Return every training that a contest takes, seed by seed, so that all gates have one seed before any has two.
+    """Return every training of a comparison, ordered by seed.
 
     Args:
-        names: The gates.
-        benchmark: Their common settings.
-        folder: Where their folders go.
+        names: Names of the gates.
+        benchmark: Settings that they share.
+        folder: Parent of their run folders.
 
     Raises:
-        ConfigError: If a gate's settings will not do.
+        ConfigError: If a gate's settings are invalid.
     """
     jobs = []
     for seed in range(benchmark.seeds):
@@ -266,7 +266,7 @@ def plan_jobs(
 def _budget_settings(
     gate_spec: GateSpec, benchmark: BenchmarkSettings
 ) -> list[tuple[str, dict[str, object]]]:
-    """Return the trainings that a gate takes for one seed: the end of their names, and what sets their budgets."""
+    """Return the trainings of a gate for one seed: suffix of the name, and budget settings."""
     if gate_spec.budget is not None:
         length = {"timesteps": benchmark.timesteps} if gate_spec.uses_timesteps else {}
         return [
@@ -283,7 +283,7 @@ def _budget_settings(
 
 
 def command_line(prog: str, config: object) -> tuple[str, ...]:
-    """Return the command line that stands for a configuration, but for the run's folder: what differs from the defaults."""
+    """Return the command line of a configuration, without ``run_dir`` and default values."""
     values = flat_settings(config_to_dict(config))
     usual = flat_settings(usual_settings(config))
     words = prog.split()
@@ -302,18 +302,19 @@ def command_line(prog: str, config: object) -> tuple[str, ...]:
 def run_jobs(jobs: Sequence[TrainingJob], dataset: "Dataset") -> dict[str, str]:
     """Run every training that is not finished.
 
-    A gate that fails does not stop the others. Several processes may hold the same contest at once:
-    each leaves the trainings that another one is at for the end, and waits for them there.
+    A gate that fails does not stop the others. Several processes can run the same comparison at
+    once: each postpones the trainings that another process has locked, and waits for them at the
+    end.
 
     Args:
-        jobs: What to train.
-        dataset: Their data set.
+        jobs: Trainings to run.
+        dataset: Data set of the trainings.
 
     Returns:
-        The names of those that failed, each with its reason.
+        Names of the failed trainings, each with its reason.
 
     Raises:
-        KeyboardInterrupt: After Ctrl-C, once the training at hand is saved.
+        KeyboardInterrupt: After Ctrl-C, once the current training is saved.
     """
     failed = {}
     number_of = {job.name: number for number, job in enumerate(jobs, start=1)}
@@ -333,11 +334,11 @@ def run_jobs(jobs: Sequence[TrainingJob], dataset: "Dataset") -> dict[str, str]:
 
 
 def distribute_jobs(parts: Sequence[PartT], do: Callable[[PartT, OnWait], None]) -> None:
-    """Do every part of a work that other processes may be at as well, what they are at last.
+    """Process all parts of a job that several processes share; locked parts come last.
 
     Args:
-        parts: The parts.
-        do: Does one, inside ``file_lock`` with that ``on_wait``.
+        parts: Parts of the job.
+        do: Function that processes one part inside ``file_lock`` with the given ``on_wait``.
     """
     left = list(parts)
     while left:
@@ -348,7 +349,7 @@ def distribute_jobs(parts: Sequence[PartT], do: Callable[[PartT, OnWait], None])
             except BusyError:  # noqa: PERF203 - a part takes minutes
                 print_status("  another process is at it")
                 busy.append(part)
-        if len(busy) == len(left):  # none was free: wait for one, and see then
+        if len(busy) == len(left):  # all are locked: wait for one
             do(busy.pop(0), lambda: print_status("  waiting for the process that is at it ..."))
         left = busy
 
@@ -358,17 +359,17 @@ def _train(job: TrainingJob, dataset: "Dataset", on_wait: OnWait) -> None:
     from dfs_rl.utils.device import resolve_device
 
     device = str(resolve_device(job.config.device))
-    with file_lock(job.config.run_dir.parent, on_wait=lambda: None):  # one process makes the folder
+    with file_lock(job.config.run_dir.parent, on_wait=lambda: None):  # avoid creating it twice
         run = _create_or_open_run(job, dataset, device=device)
     with run.lock(on_wait=on_wait):
         train_run(job.command, job.config, dataset, run, device=device)
 
 
 def _create_or_open_run(job: TrainingJob, dataset: "Dataset", *, device: str) -> RunFolder:
-    """Make a job's folder, or open the one that an earlier session made.
+    """Create a job's run folder, or open the existing one.
 
     Raises:
-        ConfigError: If that one has other settings.
+        ConfigError: If the existing run has other settings.
     """
     path = job.config.run_dir
     if not (path / RECORD).is_file():
@@ -376,7 +377,7 @@ def _create_or_open_run(job: TrainingJob, dataset: "Dataset", *, device: str) ->
         return create_run(job.command, job.config, dataset, device=device, argv=argv)
     run = RunFolder.open(path, job.command.kind)
     before = run.config(job.command.config_type)
-    # Where runs and data are may have changed; which images they are is checked elsewhere.
+    # Locations of runs and data may change; the images are checked elsewhere.
     if replace(
         before, dataset=job.config.dataset, run_dir=path
     ) != job.command.with_resolved_defaults(job.config):

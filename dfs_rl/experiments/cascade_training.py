@@ -1,4 +1,4 @@
-"""``python -m dfs_rl.train_cascade``: choose a confidence cascade, the baseline of every gate that learns, and make it a run."""
+"""Configuration of ``train_cascade``, which chooses a confidence cascade, a baseline of gates."""
 
 from dfs_rl.experiments.config import GateRunConfig
 from dfs_rl.experiments.gate_run import GateTrainingCommand
@@ -11,7 +11,7 @@ class TrainCascadeConfig(GateRunConfig):
 
     Attributes:
         budget: Upper bound on the mean computation in percent, both passes of images that run twice
-            included; a single image may cost as much as both.
+            included; a single image may cost the sum of both passes.
     """
 
     budget: PositiveFloat = 1.0

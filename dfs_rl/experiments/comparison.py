@@ -1,4 +1,4 @@
-"""``python -m dfs_rl.compare``: train kinds of gates, or take finished ones, put them side by side and say which one to ship."""
+"""``compare``: train kinds of gates or take finished runs, compare and recommend one."""
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -35,11 +35,11 @@ KIND = "compare"
 PROG = "python -m dfs_rl.compare"
 GATES_FOLDER = "gates"
 EVALUATIONS_FOLDER = "evaluations"
-"""Where a comparison keeps figures that the runs which it was given lack."""
+"""Folder of a comparison for evaluations that are missing in the given runs."""
 _TRAINING_BYTES = 20_000
-"""What the settings of a training take."""
+"""Approximate size of one training's settings in bytes."""
 _EXTRA_SETTINGS_FILE = "{}.yaml"
-"""Where a comparison keeps the further settings of a command's gates."""
+"""File of a comparison with the further settings of a command's gates."""
 _SECTION_FIGURES = {"options": "Bits at each layer", "images": "Cheapest and dearest images"}
 
 
@@ -54,7 +54,7 @@ def _open_run(path: Path) -> RunFolder:
 def _benchmark_settings(
     config: CompareConfig, extra_settings: Mapping[str, Mapping[str, object]]
 ) -> BenchmarkSettings:
-    """Return what all gates of a contest have in common."""
+    """Return the settings that all gates of a comparison share."""
     assert config.dataset is not None
     return BenchmarkSettings(
         dataset=config.dataset,
@@ -72,7 +72,10 @@ def _benchmark_settings(
 
 
 def _create_run(config: CompareConfig, dataset: "Dataset", command: tuple[str, ...]) -> RunFolder:
-    """Make the folder of a contest, unless its settings will not do; further settings of the gates are kept in it."""
+    """Validate the settings and create the folder of a comparison.
+
+    The folder keeps a copy of the further settings of the gates.
+    """
     import torch
 
     from dfs_rl.utils.device import check_memory
@@ -88,7 +91,7 @@ def _create_run(config: CompareConfig, dataset: "Dataset", command: tuple[str, .
     (job, *_) = plan_jobs(
         config.gates, _benchmark_settings(config, extra_settings), Path(GATES_FOLDER)
     )
-    # Each gate tells for itself whether it leaves exits out.
+    # Each gate decides separately whether to leave out exits.
     preview_backbone(replace(backbone_spec(job.config, config.device), exits=True), dataset)
     return RunFolder.create(
         config.run_dir,
@@ -107,7 +110,11 @@ def _create_run(config: CompareConfig, dataset: "Dataset", command: tuple[str, .
 def _train_gates(
     config: CompareConfig, folder: RunFolder, dataset: "Dataset"
 ) -> tuple[list[RunFolder], dict[str, str]]:
-    """Train the gates of a contest, or go on with them; returns their folders, and those that failed with their reasons."""
+    """Train or resume the gates of a comparison.
+
+    Returns:
+        Folders of the trained gates, and names of failed trainings with their reasons.
+    """
     extra_settings = {}
     for kind, command in COMMANDS.items():
         kept = folder.path / _EXTRA_SETTINGS_FILE.format(kind)
@@ -122,7 +129,7 @@ def _train_gates(
 def _sections(
     comparison: "ComparisonOfRuns", runs: Sequence["EvaluatedRun"]
 ) -> list["GateSection"]:
-    """Gather each gate's pictures, commands and settings."""
+    """Return each gate's figures, commands and settings."""
     from dfs_rl.evaluation.comparison_records import GATE
     from dfs_rl.reporting.html_report import GateSection
 
@@ -155,16 +162,18 @@ def _evaluate_and_compare(
     config: CompareConfig,
     get_output_folder: Callable[[RunFolder], Path],
 ) -> "tuple[ComparisonOfRuns, list[EvaluatedRun]]":
-    """Evaluate runs and put them side by side; ``get_output_folder`` names the folder that gets figures which a run lacks.
+    """Evaluate and compare runs.
+
+    ``get_output_folder`` returns the folder for evaluations that are missing in a run.
 
     Raises:
-        CheckpointError: If none can be evaluated.
+        CheckpointError: If no run can be evaluated.
     """
     from dfs_rl.evaluation.cache import EvaluationCache
     from dfs_rl.evaluation.comparison import check_comparable, compare_runs
 
     by_folder: dict[Path, list[EvaluatedRun]] = {folder.path: [] for folder in folders}
-    cache = EvaluationCache()  # the search for static tables is most of an evaluation's time
+    cache = EvaluationCache()  # static table search takes most of the time
     all_failed = dict(failed)
 
     def evaluate(folder: RunFolder, on_wait: OnWait) -> None:
@@ -185,14 +194,14 @@ def _evaluate_and_compare(
 def _write(
     folder: RunFolder, comparison: "ComparisonOfRuns", runs: "Sequence[EvaluatedRun]"
 ) -> None:
-    """Write the report into a folder, and the table to the screen."""
+    """Write the report into a folder, and the table to stdout."""
     from dfs_rl.reporting.comparison_figures import comparison_figures
     from dfs_rl.reporting.comparison_tables import comparison_csv, comparison_text
     from dfs_rl.reporting.html_report import html_report
 
     figures = comparison_figures(comparison)
     page = html_report(comparison, figures, _sections(comparison, runs))
-    with folder.lock(on_wait=lambda: None):  # whoever shares the work writes it too
+    with folder.lock(on_wait=lambda: None):  # other processes write it too
         write_bytes_atomic(folder.path / "frontier.png", figures.pareto_front)
         write_bytes_atomic(folder.path / "spending.png", figures.computation_by_difficulty)
         for stale in folder.path.glob("options-*.png"):
@@ -211,7 +220,7 @@ def _compare_given(invocation: Invocation[CompareConfig]) -> None:
     """Compare finished runs without writing into them.
 
     Raises:
-        ConfigError: If the comparison's folder would lie in one of them.
+        ConfigError: If the comparison's folder is inside one of them.
     """
     config, folder = invocation.config, invocation.resume
     opened = [_open_run(path) for path in config.runs]
@@ -225,7 +234,7 @@ def _compare_given(invocation: Invocation[CompareConfig]) -> None:
 
     def own() -> RunFolder:
         nonlocal folder
-        # Not before there is something to keep: input that will not do leaves no folder behind.
+        # Created late, so that invalid input leaves no folder behind.
         folder = folder or RunFolder.create(
             config.run_dir, kind=KIND, name="compare", config=config, command=invocation.command
         )
@@ -239,7 +248,7 @@ def _compare_given(invocation: Invocation[CompareConfig]) -> None:
 
 
 def run(invocation: Invocation[CompareConfig]) -> None:
-    """Compare gates that are trained for it, or runs that are given."""
+    """Compare newly trained gates, or the given runs."""
     from dfs_rl.utils.device import resolve_device, set_threads
 
     config = invocation.config

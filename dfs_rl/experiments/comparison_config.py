@@ -1,4 +1,4 @@
-"""What a comparison is asked for."""
+"""Configuration of ``compare``."""
 
 from collections.abc import Sequence
 from dataclasses import field
@@ -17,7 +17,7 @@ _TRAINING_FIELDS = (
     *("backbone", "weights", "image_size", "flip"),
     *("gates", "seeds", "timesteps", "agent", "gumbel"),
 )
-"""Settings that finished runs have no use for."""
+"""Settings that apply only to gates that are trained."""
 
 
 @configuration
@@ -25,15 +25,16 @@ class CompareConfig(BackboneSettings):
     """Settings of ``compare``.
 
     Attributes:
-        runs: Folders of finished gate runs; runs that differ only in their seed, or in where they
-            ran, count as one gate. Without any, the gates are trained.
-        dataset: Data set to train gates on; with runs, where their data set is now, if it moved.
-        budgets: Mean computation in percent. Gates for all budgets are set to each; the others are
-            trained for each. Default 0.5, 0.75, 1, 1.5 and 3 for gates that are trained; finished
-            runs keep their own.
+        runs: Folders of finished gate runs; runs that differ only in seed or machine settings count
+            as one gate. Without any, the gates are trained.
+        dataset: Data set to train gates on; with runs, the new location of their data set, if it
+            moved.
+        budgets: Budgets on the mean computation in percent. Gates for all budgets are set to each;
+            the others are trained for each. Default 0.5, 0.75, 1, 1.5 and 3 for gates that are
+            trained; finished runs keep their own.
         gates: Kinds of gates to train. The budget of maskable-ppo bounds every single image, that
             of the others the mean.
-        seeds: Trainings of each.
+        seeds: Number of trainings of each gate.
         timesteps: Decisions that a gate learns from for each budget; a gate for all budgets learns
             from the sum.
         agent: YAML file with further settings of train_agent, for all gates that it trains.

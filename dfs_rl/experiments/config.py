@@ -1,4 +1,4 @@
-"""Settings that the commands share, each with its help text once; free of torch, so that help pages are quick."""
+"""Settings that the commands share; imports no torch, to keep help pages quick."""
 
 from pathlib import Path
 from typing import Annotated
@@ -22,13 +22,13 @@ class DataSettings:
         dataset: "digits", a folder with train/test parquet files or with class/name.jpg, or a hub
             id such as uoft-cs/cifar10.
         weights: Safetensors file or state dict for the network that module:function makes.
-        image_size: Resize the shorter side of each image to this many pixels and crop the centre;
-            default as the backbone was trained.
-        flip: Mirror half of the images when a backbone is trained; default as the backbone was
-            trained.
+        image_size: Pixels that the shorter side of each image is resized to before the centre is
+            cropped; default as in the training of the backbone.
+        flip: Mirroring of half of the images when a backbone is trained; default as in the training
+            of the backbone.
         device: "auto", "cpu", "cuda", "cuda:1", ...
         run_dir: New folder for the results; default runs/DATE-TIME-NAME.
-        threads: CPU threads; with 1, runs repeat to the last bit.
+        threads: Number of CPU threads; with 1, runs are bitwise reproducible.
     """
 
     dataset: str | None = DIGITS
@@ -46,7 +46,7 @@ class BackboneSettings(DataSettings):
 
     Attributes:
         backbone: Run of train_backbone or train_exits, a folder with a backbone, or module:function
-            that makes a network of yours. By default the digits network that ships; other data sets
+            that makes your own network. By default the included digits network; other data sets
             train one first and keep it for later runs. Only train_agent uses a backbone's exits.
     """
 
@@ -70,7 +70,7 @@ class GateRunConfig(RunConfig):
     """Settings of every command that makes a gate.
 
     Attributes:
-        budget: Bound on the mean computation in percent; gate, stem and head included.
+        budget: Bound on the mean computation in percent, gate, stem and head included.
     """
 
     budget: PositiveFloat | None = None
@@ -78,20 +78,20 @@ class GateRunConfig(RunConfig):
 
 @configuration
 class GateTrainingConfig(GateRunConfig):
-    """Settings of every command that trains a gate which looks at its input.
+    """Settings of every command that trains an input-dependent gate.
 
     Attributes:
-        timesteps: Decisions to learn from; an image takes one per gated layer.
-        seed: Same seed, same machine, same threads: same gate.
-        hidden: Width of each layer's network; by default as wide as 0.05 % of the gated layers'
-            MACs allow, at least 8 and at most 32. An LSTM is 10 wide.
-        fixed_budget: Learn one budget or cost weight instead of all.
+        timesteps: Number of decisions to learn from; an image takes one per gated layer.
+        seed: Seed of all random draws; same seed, machine and threads give the same gate.
+        hidden: Width of each layer's network; by default the largest that costs at most 0.05 % of
+            the gated layers' MACs, at least 8 and at most 32. An LSTM is 10 wide.
+        fixed_budget: Training for one budget or cost weight instead of all.
         start: Initial policy: "uniform" prefers the option that is best if all layers run at it,
             "indifferent" prefers none.
-        backbone_mode: Keep the backbone frozen, or train it under the gate's choices.
+        backbone_mode: Frozen backbone, or co-training of the backbone under the gate's choices.
         eval_every: Timesteps between validations; default a twentieth of all.
-        val_repeats: Episodes per val image and validation, each with another budget; more separate
-            gates for all budgets better if val is small.
+        val_repeats: Episodes per val image and validation, each with another budget; higher values
+            compare gates for all budgets more precisely if val is small.
         checkpoint_every: Timesteps between checkpoints; default as --eval-every.
     """
 

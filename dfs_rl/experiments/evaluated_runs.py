@@ -1,4 +1,4 @@
-"""What a comparison knows of each run: its evaluations at every budget, and where they came from."""
+"""Evaluation of compared runs at every budget."""
 
 import math
 import shlex
@@ -33,23 +33,22 @@ def evaluate_at_budgets(
     on_wait: OnWait,
     get_output_folder: Callable[[], Path],
 ) -> "tuple[list[EvaluatedRun], dict[str, str]]":
-    """Evaluate a run at every budget that it can be turned to, or take what its evaluations stored.
+    """Evaluate a run at every budget that it supports, or read its stored evaluations.
 
     Args:
-        folder: The run.
-        dataset: Its data set, or where that is.
-        config: At which budgets, and how.
-        cache: What evaluations of other runs found.
-        on_wait: Called where another process is at the run, before waiting for it; ``None`` refuses
-            instead.
-        get_output_folder: Called where figures are missing in the run, for the folder that gets
-            them.
+        folder: Run folder.
+        dataset: Data set of the run, or its location.
+        config: Configuration of the comparison, with budgets, split and search limits.
+        cache: Cache shared with evaluations of other runs.
+        on_wait: Callback before waiting for a run that another process has locked; ``None`` raises
+            ``BusyError`` instead.
+        get_output_folder: Function that returns the folder for evaluations missing in the run.
 
     Returns:
-        What was found, and what failed with its reasons.
+        Evaluated runs, and failures with their reasons.
 
     Raises:
-        BusyError: If another process is at the run and ``on_wait`` is ``None``.
+        BusyError: If another process has locked the run and ``on_wait`` is ``None``.
     """
     from dfs_rl.gating.model import GATE_FOLDER
     from dfs_rl.gating.storage import load_gate
@@ -81,7 +80,7 @@ def evaluate_at_budgets(
         ]
     except BusyError:
         raise
-    # One gate that cannot be read or evaluated must not lose the others.
+    # The failure of one gate must not lose the others.
     except (CheckpointError, ConfigError, RunFolderError) as error:
         print_status(f"  failed: {error}")
         return [], {str(folder.path): str(error)}
@@ -106,8 +105,8 @@ def _evaluate_at(
     effective_budget = budget
     if budget is not None and budget_conditioning is not None:
         print_status(f"  at {budget:g} %")
-        # A gate that cannot go as low, or needs no more, is told of where it is, and evaluated there once; rounded up, so that the
-        # figure says the same when it is typed.
+        # A budget outside the gate's range is clipped to it. Bounds are rounded up to four
+        # decimals, so that the printed budget reproduces the evaluation.
         least, most = (
             math.ceil(1e4 * computation) / 1e4 for computation in budget_conditioning.budget_range
         )
@@ -133,9 +132,7 @@ def _evaluate_at(
     settings = flat_settings(read_yaml(folder.config_path))
     if budget is not None:
         settings |= {"budget": budget, "cost_weight": None}
-    after = (
-        evaluation.summary.exits_after
-    )  # whatever a run was asked, it tells where its images may leave
+    after = evaluation.summary.exits_after  # the actual exits, whatever the configuration
     settings["exits"] = f"after {' '.join(map(str, after))}" if after else "none"
     return EvaluatedRun(
         path=str(folder.path),
@@ -152,13 +149,13 @@ def _evaluate_at(
 
 
 def _evaluation_command(folder: RunFolder, budget: float | None) -> str:
-    """Return the command that shows a run's figures."""
+    """Return the command that evaluates a run at a budget."""
     words = ["python", "-m", "dfs_rl.evaluate", str(folder.path)]
     return shlex.join([*words, *([] if budget is None else ["--budget", f"{budget:.10g}"])])
 
 
 def _backbone_digest(folder: RunFolder) -> str:
-    """Return a digest of the backbone that the run's gate was given."""
+    """Return a digest of the backbone that the run's gate was given, before any co-training."""
     from dfs_rl.backbones.storage import weights_digest
     from dfs_rl.gating.model import BACKBONE_FOLDER, BEFORE_FOLDER
 

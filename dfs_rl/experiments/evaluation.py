@@ -1,9 +1,8 @@
-"""Command: evaluate a run on its test split, with every baseline that its gate should beat.
+"""Evaluation of a run on its test split, with every baseline that its gate should beat.
 
-It prints a table, and writes ``summary.json`` and pictures into the run folder. The test split is
-for one look: a run that was evaluated and has not changed since is not evaluated again; its stored
-table is printed. ``--split val`` writes ``summary-val.json``; a backbone's run gets
-``summary-test.json``.
+It prints a table, and writes ``summary.json`` and figures into the run folder. The test split is
+evaluated once: for an unchanged run the stored table is printed. ``--split val`` writes
+``summary-val.json``; a backbone's run gets ``summary-test.json``.
 """
 
 import hashlib
@@ -45,26 +44,26 @@ ReportedSplit = Literal["test", "val"]
 Precision = Literal["auto", "float32", "bfloat16"]
 _SELECTION: ReportedSplit = "val"
 _TABLE_BYTES = 1000
-"""What a table takes with its score."""
+"""Approximate size of a static bit table with its score in bytes."""
 _BACKBONE_KINDS = ("train_backbone", "train_exits")
 
 
 @configuration
 class EvaluateConfig:
-    """What to evaluate.
+    """Settings of ``evaluate``.
 
     Attributes:
         run: Folder of a run that trained a gate, or of train_backbone or train_exits for its
             uniform options alone.
-        split: Split to report on; test is for one look at the end.
-        budget: Turn a gate for all budgets to what images may cost on average, in percent.
-        dataset: Where the run's data set is now, if it moved; it must hold the same images.
+        split: Split to report on; test is for one final evaluation.
+        budget: Budget on the mean computation in percent that a gate for all budgets is set to.
+        dataset: New location of the run's data set, if it moved; the images must be the same.
         device: "auto", "cpu", "cuda", ...
-        batch_size: Images that run together.
-        threads: CPU threads.
-        precision: What the backbone computes in; float32 for figures to report, "auto" takes
+        batch_size: Images per batch.
+        threads: Number of CPU threads.
+        precision: Number format of the backbone; float32 for figures to report, "auto" selects
             bfloat16 where the hardware is fast at it.
-        search: How long to search for the best static table.
+        search: Limits of the search for the best static bit table.
     """
 
     run: tyro.conf.Positional[Path]
@@ -79,13 +78,13 @@ class EvaluateConfig:
 
 
 class Evaluation(NamedTuple):
-    """What came of an evaluation.
+    """Results of an evaluation.
 
     Attributes:
-        summary: The figures.
-        path: The file that holds them.
-        results_path: The file that holds what every method did with every image.
-        stored: Whether they had been stored before and nothing was run.
+        summary: Summary of all methods.
+        path: File of the summary.
+        results_path: File with the per-image results of every method.
+        stored: True if the results were read from an earlier evaluation.
     """
 
     summary: "EvaluationSummary"
@@ -95,7 +94,10 @@ class Evaluation(NamedTuple):
 
 
 class _Loaded(NamedTuple):
-    """What a run trained; ``model`` is None for a backbone alone, ``before`` is what a co-trained backbone was."""
+    """Models of a run, ready for evaluation.
+
+    ``model`` is ``None`` for a backbone's run; ``before`` is the backbone before co-training.
+    """
 
     backbone: "WalkableBackbone"
     model: "GatedModel | None"
@@ -125,35 +127,35 @@ def evaluate_run(  # noqa: PLR0913 - each is one choice of the caller's
     cache: "EvaluationCache | None" = None,
     store: Callable[[], AbstractContextManager[Path]] | None = None,
 ) -> Evaluation:
-    """Evaluate a run and store ``summary.json`` and ``plots/`` in it, or where ``store`` says.
+    """Evaluate a run and store ``summary.json`` and ``plots/`` in it, or in ``store``'s folder.
 
     The file is ``summary-val.json`` for the val split, ``summary-test.json`` for a backbone's run,
-    and ``summary-at-0.8.json`` where a gate for all budgets is turned to 0.8 %.
+    and ``summary-at-0.8.json`` for a gate for all budgets at 0.8 %.
 
-    Nothing is run if the stored figures belong to the same weights, images, precision and search
-    limits; if they do not, they are replaced.
+    Stored results are returned if they belong to the same weights, images, precision and search
+    limits; otherwise they are replaced.
 
     Args:
-        run: The run; a backbone's run gets its uniform options alone.
-        dataset: Its data set, or where that is; None reads it from the run's configuration.
+        run: Run folder; a backbone's run gets its uniform options alone.
+        dataset: Data set of the run, or its location; ``None`` reads it from the run's
+            configuration.
         split: Split to report on; choices are always made on val.
-        budget: Turn a gate for all budgets to what images may cost on average, in percent; None
-            leaves it where it is.
-        device: Where to compute, as in ``EvaluateConfig``.
-        batch_size: Images that run together.
-        precision: What the backbone computes in, as in ``EvaluateConfig``.
-        search: How long to search for the best static table; None for the defaults.
-        progress: Told what is being done, in a few words.
-        cache: What evaluations of other runs found; pass the same one to save what they have in
-            common.
-        store: Entered where the run holds no such figures, for the folder that gets them; by
-            default the run's own. With another one nothing is written into the run.
+        budget: Budget on the mean computation in percent for a gate for all budgets; ``None`` keeps
+            its current preference.
+        device: Device to compute on, as in ``EvaluateConfig``.
+        batch_size: Images per batch.
+        precision: Number format of the backbone, as in ``EvaluateConfig``.
+        search: Limits of the search for the best static bit table; ``None`` for the defaults.
+        progress: Callback that receives a short description of each stage.
+        cache: Cache shared with evaluations of other runs, which saves common work.
+        store: Context manager that yields the output folder, entered if the run has no such
+            results; by default the run's own. With another folder nothing is written into the run.
 
     Raises:
-        RunFolderError: If it is no run.
+        RunFolderError: If ``run`` is no run folder.
         CheckpointError: If the run has no usable backbone or gate.
-        DataError: If the data set cannot be found or is not the one that the run was trained on.
-        ConfigError: If the device is not there, or the gate cannot be turned to ``budget``.
+        DataError: If the data set is missing or differs from the one of the training.
+        ConfigError: If the device is unavailable, or the gate cannot be set to ``budget``.
     """
     from dfs_rl.backbones.storage import weights_digest
     from dfs_rl.evaluation.cache import EvaluationCache
@@ -166,7 +168,7 @@ def evaluate_run(  # noqa: PLR0913 - each is one choice of the caller's
     search = search or SearchConfig()
     loaded = _load(folder, device, precision, budget)
     data = _dataset(folder, loaded.info, dataset)
-    # A backbone's run has a summary of its training already.
+    # The summary.json of a backbone's run already holds its training.
     shown = [split] if split != "test" or loaded.model is None else []
     variant = "-".join([*shown, *([] if budget is None else [f"at-{budget:g}"])])
     name = f"summary-{variant}.json" if variant else "summary.json"
@@ -194,12 +196,12 @@ def evaluate_run(  # noqa: PLR0913 - each is one choice of the caller's
         methods, examples = _measure(loaded, data, subject, plan, progress)
         costs = loaded.backbone.costs
         summary = summarize(methods, costs, subject)
-        # A summary must never stand beside the outcomes of another evaluation.
+        # A summary must never be next to the results of another evaluation.
         path.unlink(missing_ok=True)
         save_per_image_results(_results_path(path), per_image_results_of(methods, costs))
         plots = output_folder / folder.plots_dir.name
         write_figures(plots, figure_prefix(split, budget), summary, examples)
-        # Last: where there is a summary, there are its pictures.
+        # Written last: a summary implies that its figures exist.
         write_json(path, config_to_dict(summary))
         return Evaluation(summary, path, _results_path(path), stored=False)
 
@@ -209,7 +211,7 @@ def _results_path(path: Path) -> Path:
 
 
 def _stored_evaluation(path: Path, identity: str) -> Evaluation | None:
-    """Return the evaluation that is stored at a path, None if there is none with that identity."""
+    """Return the stored evaluation at a path, ``None`` without one of that identity."""
     known, results_path = _stored(path), _results_path(path)
     if known is None or known.identity != identity or not results_path.is_file():
         return None
@@ -223,7 +225,7 @@ def _check_memory(
     batch_size: int,
     search: SearchConfig,
 ) -> None:
-    """Refuse settings that do not fit into memory, before anything is run."""
+    """Raise ConfigError for settings that do not fit into memory, before anything runs."""
     from dfs_rl.backbones.footprint import forward_bytes
     from dfs_rl.utils.device import check_memory
 
@@ -238,12 +240,12 @@ def _check_memory(
 
 
 def figure_prefix(split: ReportedSplit, budget: float | None) -> str:
-    """Return what the names of an evaluation's pictures begin with."""
+    """Return the file name prefix of an evaluation's figures."""
     return ("" if split == "test" else f"{split}-") + ("" if budget is None else f"at-{budget:g}-")
 
 
 def _load(folder: RunFolder, device: str, precision: Precision, budget: float | None) -> _Loaded:
-    """Load what the run trained, ready to run."""
+    """Load the models of a run for evaluation."""
     from dfs_rl.backbones import load_stored_backbone
     from dfs_rl.gating.model import BACKBONE_FOLDER, BEFORE_FOLDER, load
     from dfs_rl.utils.device import resolve_device
@@ -270,7 +272,7 @@ def _load(folder: RunFolder, device: str, precision: Precision, budget: float | 
 
 
 def _dataset(folder: RunFolder, info: "BackboneInfo", dataset: "Dataset | str | None") -> "Dataset":
-    """Load the data set and make sure that it is the run's."""
+    """Load the data set and check that the run was trained on it."""
     from dfs_rl.data import load_dataset
 
     if dataset is None:
@@ -307,7 +309,7 @@ def _identity(
     search: SearchConfig,
     budget: float | None,
 ) -> str:
-    """Return a digest of everything that decides the figures."""
+    """Return a digest of all inputs that determine the results."""
     from dfs_rl.gating.model import BACKBONE_FOLDER, BEFORE_FOLDER, GATE_FOLDER
 
     at = "" if budget is None else f" {budget}"
@@ -321,7 +323,7 @@ def _identity(
 
 
 def _stored(path: Path) -> "EvaluationSummary | None":
-    """Return the stored summary, None if there is none of this format."""
+    """Return the stored summary, ``None`` without one of the current format."""
     from dfs_rl.evaluation.summary import FORMAT, EvaluationSummary
 
     if not path.is_file():
@@ -331,7 +333,7 @@ def _stored(path: Path) -> "EvaluationSummary | None":
         if not isinstance(record, Mapping) or record.get("format") != FORMAT:
             return None
         return config_from_dict(record, EvaluationSummary, str(path))
-    except (ConfigError, RunFolderError):  # damaged, so there is nothing to keep
+    except (ConfigError, RunFolderError):  # damaged, treated as missing
         return None
 
 
@@ -342,7 +344,7 @@ def _measure(
     plan: _Plan,
     progress: Callable[[str], None],
 ) -> "tuple[list[MethodResult], tuple[list[ImageExample], list[ImageExample]] | None]":
-    """Run the gate, if there is one, and everything it is compared with."""
+    """Evaluate the gate, if there is one, and all baselines."""
     from dfs_rl.evaluation.baselines.methods import (
         EvaluationSetup,
         MethodResult,

@@ -1,8 +1,7 @@
-"""Command: give a trained backbone exits, by which images may leave it early.
+"""Training of exits for a trained backbone.
 
-It is a command of its own and not a part of ``train_backbone``, because the network is not changed:
-heads are fitted in seconds, to a network that was trained long ago or that ships, and others in
-other places are one more folder.
+It is separate from ``train_backbone`` because it leaves the network unchanged: heads are fitted in
+seconds to an existing network, and exits at other layers are another folder.
 """
 
 import itertools
@@ -37,10 +36,10 @@ SUMMARY = "summary.json"
 
 @dataclass(frozen=True, kw_only=True)
 class ExitsSummary:
-    """What ``summary.json`` of a run of exits holds.
+    """Content of ``summary.json`` in a run of ``train_exits``.
 
     Attributes:
-        exits_after: After how many gated layers images may leave.
+        exits_after: Numbers of gated layers before the exits.
         val_accuracy: Accuracy in percent of each exit on the val split, by the bits that all layers
             run at.
     """
@@ -51,19 +50,19 @@ class ExitsSummary:
 
 _BATCH = 512
 _MAX_IMAGES = 20_000
-"""Each is one row of features; more brought the probes nothing either."""
+"""Maximum number of feature rows; more rows do not improve the probes."""
 _MAX_FEATURE_BYTES = 2**30
-"""That the features of all heads may take at once."""
+"""Maximum size of the features of all heads in bytes."""
 
 
 @configuration
 class TrainExitsConfig(RunConfig):
-    """Where images may leave which backbone.
+    """Settings of ``train_exits``.
 
     Attributes:
-        after: After how many gated layers an image may leave, ascending: 1 3 makes two exits,
-            before the second and the fourth layer. Leave it out beside --resume.
-        seed: Seed of augmentation and of the bits that the heads are fitted under.
+        after: Numbers of gated layers before the exits, ascending: 1 3 makes two exits, before the
+            second and the fourth layer. Leave it out with --resume.
+        seed: Seed of the augmentation and of the bits that the heads are fitted under.
     """
 
     after: tuple[int, ...]
@@ -82,14 +81,14 @@ def add_exits(
     seed: int,
     device: str,
 ) -> None:
-    """Fit heads to a trained backbone, in place of those it has.
+    """Fit exits to a trained backbone, in place of its present exits.
 
     Args:
-        stored: The backbone; its network stays as it is.
-        dataset: The heads learn from its train split.
-        after: After how many gated layers an image may leave.
-        seed: Of augmentation and settings.
-        device: Where to compute.
+        stored: Backbone; its network stays unchanged.
+        dataset: Data set whose train split the heads learn from.
+        after: Numbers of gated layers before the exits.
+        seed: Seed of the augmentation and of the sampled bits.
+        device: Device to compute on.
 
     Raises:
         ConfigError: If there are no such layers.
@@ -108,7 +107,11 @@ def add_exits(
 
 
 def exit_accuracies(stored: "StoredBackbone", dataset: "Dataset") -> dict[str, list[float]]:
-    """Return the accuracy in percent of every exit on the val split, by the bits that all layers run at."""
+    """Return the accuracy of every exit on the val split.
+
+    Returns:
+        Accuracies in percent, one per exit, by the bits that all layers run at.
+    """
     from dfs_rl.evaluation.baselines.early_exit import run_exit_outputs
 
     device = stored.backbone.feature_mean.device
@@ -124,7 +127,10 @@ def exit_accuracies(stored: "StoredBackbone", dataset: "Dataset") -> dict[str, l
 
 
 def _batches(dataset: "Dataset", *, seed: int, device: str) -> "Iterator[Tensor]":
-    """Augmented train images in shuffled order, without end: the network knows the plain ones too well."""
+    """Yield batches of augmented train images in shuffled order, without end.
+
+    Activations of plain train images do not suit unseen images: the network has fitted them.
+    """
     from dfs_rl.data import augment
     from dfs_rl.data.batching import epoch_batches
     from dfs_rl.utils.seeding import torch_generator
@@ -178,7 +184,7 @@ def train(invocation: Invocation[TrainExitsConfig]) -> None:
 
 
 def _load_backbone(config: TrainExitsConfig, dataset: "Dataset", device: str) -> "StoredBackbone":
-    """Return the backbone that is asked for, unless it has no such layers."""
+    """Return the chosen backbone, after a check that it has the layers of the exits."""
     from dfs_rl.costs import check_exits
 
     spec = BackboneSpec(
@@ -204,7 +210,11 @@ def _train(
     *,
     device: str,
 ) -> None:
-    """Fit the heads, and store the backbone with them, which ends the run; it takes seconds, so what was interrupted begins anew."""
+    """Fit the exits and store the backbone with them.
+
+    The stored backbone marks the run as finished. An interrupted run starts over, since fitting
+    takes seconds.
+    """
     from dfs_rl.backbones import save_backbone
     from dfs_rl.gating.model import BACKBONE_FOLDER
     from dfs_rl.utils.io import write_json
@@ -217,7 +227,7 @@ def _train(
 
 
 def _table(run: RunFolder, stored: "StoredBackbone") -> str:
-    """Accuracy of every exit as text."""
+    """Return the accuracy of every exit as a text table."""
     from dfs_rl.costs import relative_cost
 
     accuracies = read_record(run.path / SUMMARY, ExitsSummary).val_accuracy

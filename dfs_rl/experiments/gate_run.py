@@ -21,23 +21,23 @@ if TYPE_CHECKING:
     from dfs_rl.experiments.session import TrainingResult
 
 N_VALIDATIONS = 20
-"""How often a run is validated where nothing else is asked for."""
+"""Default number of validations in a run."""
 TRAINING_FILE = "training.json"
-"""Written when a training has come to its end."""
+"""File that marks a training as finished."""
 
 SettingsT = TypeVar("SettingsT", bound=GateRunConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingRecord:
-    """What ``training.json`` holds.
+    """Content of ``training.json``.
 
     Attributes:
-        best_on_val: Figures of the gate that was kept, on the val split.
-        points_on_val: Computation and accuracy in percent, of a gate for all budgets at each
-            position of its dial.
-        images_seen: Images that taught the gate and the backbone, repeats counted.
-        seconds: That the training took, all resumptions together.
+        best_on_val: Figures of the selected gate on the val split.
+        points_on_val: Computation and accuracy in percent; one point per measured preference for a
+            gate for all budgets, a single point for others.
+        images_seen: Images that trained the gate and the backbone, repeats counted.
+        seconds: Duration of the training in seconds, all resumptions together.
     """
 
     best_on_val: dict[str, Any]
@@ -59,7 +59,7 @@ def validation_interval(config: _Schedule) -> int:
 
 
 def backbone_spec(config: GateRunConfig, device: str) -> BackboneSpec:
-    """Return which backbone a configuration asks for."""
+    """Return the backbone specification of a configuration."""
     return BackboneSpec(
         dataset=config.dataset,
         folder=config.backbone,
@@ -75,16 +75,16 @@ def backbone_spec(config: GateRunConfig, device: str) -> BackboneSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class GateTrainingCommand(Generic[SettingsT]):
-    """A command that trains gates.
+    """Command that trains gates.
 
     Attributes:
-        kind: Its name, and the kind of its run folders.
+        kind: Name of the command, and kind of its run folders.
         description: One sentence for its help page.
-        config_type: Its configuration.
+        config_type: Configuration class.
         module: Name of the module with its functions ``validate`` and ``train``, imported at their
-            first use, so that a help page is quick.
-        settle: Returns the configuration with defaults that depend on other settings filled in. A
-            run stores these, so that it resumes as it began after another version has other ones.
+            first use to keep help pages quick.
+        with_resolved_defaults: Function that fills in defaults that depend on other settings. A run
+            stores the result, so that it resumes unchanged after a version changes the defaults.
     """
 
     kind: str
@@ -95,7 +95,7 @@ class GateTrainingCommand(Generic[SettingsT]):
 
     @property
     def prog(self) -> str:
-        """How it is called."""
+        """Command line prefix that runs the command."""
         return f"python -m dfs_rl.{self.kind}"
 
     @property
@@ -146,14 +146,14 @@ def create_run(
     device: str,
     argv: tuple[str, ...],
 ) -> RunFolder:
-    """Make the folder of a run, unless its settings will not do.
+    """Validate a configuration and create its run folder.
 
     Args:
-        command: What is to be run.
-        config: Its settings.
-        dataset: Their data set.
-        device: Where to compute.
-        argv: The command line that the folder's record holds.
+        command: Command to run.
+        config: Configuration of the run.
+        dataset: Data set of the run.
+        device: Device to compute on.
+        argv: Command line to store in the run's record.
     """
     return RunFolder.create(
         config.run_dir,
@@ -173,14 +173,14 @@ def train_run(
     *,
     device: str,
 ) -> None:
-    """Train a run's gate, or go on with it, unless it is finished.
+    """Train or resume a run's gate, unless it is finished.
 
     Args:
-        command: What is run.
-        config: The run's settings.
-        dataset: Their data set.
-        run: The folder, which the caller holds for itself.
-        device: Where to compute.
+        command: Command of the run.
+        config: Configuration of the run.
+        dataset: Data set of the run.
+        run: Run folder, locked by the caller.
+        device: Device to compute on.
 
     Raises:
         KeyboardInterrupt: After Ctrl-C, once everything is saved.
@@ -221,10 +221,11 @@ def train_run(
 def _calibrate_budgets(
     run: RunFolder, dataset: "Dataset", device: str, *, budget: float | None
 ) -> "tuple[tuple[float, float], ...]":
-    """Measure the cost of a gate for all budgets over its range, and set it to the budget if any.
+    """Measure the cost of a gate over its range of budgets, and set it to ``budget`` if given.
 
     Returns:
-        Computation and accuracy at each position; nothing for a gate for one budget.
+        Computation and accuracy in percent at each measured preference; empty for a gate with one
+        budget.
     """
     from dfs_rl.backbones import load_backbone
     from dfs_rl.evaluation.budget_conditioning import calibrate_budget_conditioning
@@ -244,7 +245,7 @@ def _calibrate_budgets(
     least, most = gate.budget_conditioning.budget_range
     print_status(f"Its images cost {least:.3g} % to {most:.3g} % on average.")
     if budget is not None:
-        if budget < least:  # too late to refuse: what was learned must not be lost
+        if budget < least:  # no error: it would lose the trained gate
             print_status(
                 f"It cannot be turned down to {budget:g} %, and is turned to {least:.3g} %."
             )

@@ -1,4 +1,4 @@
-"""Training of a gate by reinforcement: environment, algorithm and what happens between updates."""
+"""Training of a gate by reinforcement learning: environment, algorithm and callbacks."""
 
 from dataclasses import dataclass, replace
 from functools import partial
@@ -76,21 +76,21 @@ from dfs_rl.utils.logging import print_status
 from dfs_rl.utils.run_folder import RunFolder
 
 _INITIAL = "initial"
-"""Folder in a run with the gate that it started from, under the name that gates have in runs."""
+"""Sub-folder of a run with the gate used for initialization."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LearningState:
-    """State of a training by reinforcement in its checkpoint, beside the tensors.
+    """State of a training in its checkpoint, next to the tensors.
 
     Attributes:
-        timesteps: Decisions made.
-        updates: Updates of the algorithm.
-        env: Position of the environments.
-        metrics: Records logged.
-        validation: State of the validator; ``None`` to choose the best gate anew.
+        timesteps: Number of decisions made.
+        updates: Number of updates of the algorithm.
+        env: State of the environments.
+        metrics: Number of records logged.
+        validation: State of the validator; ``None`` to select the best gate anew.
         backbone_steps: Steps of a co-trained backbone.
-        replay: Position in the replay buffer, of an algorithm that has one.
+        replay: Position in the replay buffer, for algorithms with one.
     """
 
     timesteps: NonNegativeInt
@@ -103,7 +103,7 @@ class LearningState:
 
 
 def _backbone_spec(config: TrainAgentConfig, device: str) -> BackboneSpec:
-    """Return which backbone is asked for; by default that of the gate to start from."""
+    """Return the backbone specification; by default the backbone of the initial gate."""
     spec = backbone_spec(config, device)
     if spec.folder is None and config.init_gate is not None:
         return replace(spec, folder=config.init_gate)
@@ -130,7 +130,7 @@ def validate(config: TrainAgentConfig, dataset: Dataset, device: str) -> str:
     if config.init_gate is not None and initial is not None:
         check_initial_gate(initial, gate, str(config.init_gate))
         check_same_backbone(config.init_gate, dataset, spec)
-    # Every single image pays for the whole gate; images that leave at once lower the mean.
+    # A single image may use the whole gate; images that exit early lower the mean.
     for name, macs in (("budget", gate.least_macs), ("per_input_budget", gate.macs)):
         budget = getattr(config, name)
         if budget is not None:
@@ -173,10 +173,10 @@ def _check_memory(
 
 
 def _check_exits(config: TrainAgentConfig) -> None:
-    """Check that the settings can learn to exit.
+    """Check that the settings support exits.
 
     Raises:
-        ConfigError: If they cannot.
+        ConfigError: If they do not.
     """
     if config.backbone_mode == "co-train":
         raise ConfigError(
@@ -200,13 +200,13 @@ def train(
 ) -> TrainingResult:
     """Train a gate to the end, or resume from the run's last checkpoint.
 
-    Ctrl-C finishes the update at hand, saves and ends; a second one ends at once.
+    Ctrl-C finishes the current update, saves and ends; a second one ends at once.
 
     Args:
-        config: The run's configuration.
-        dataset: The gate learns on its agent split and is validated on its val split.
-        run: The run folder.
-        device: Where to compute.
+        config: Configuration of the run.
+        dataset: Data set; the gate learns on its agent split and is validated on its val split.
+        run: Run folder.
+        device: Device to compute on.
         extra_callbacks: Further callbacks.
 
     Raises:
@@ -279,7 +279,7 @@ def train(
         UpdateLog(lifecycle),
         Validation(lifecycle, validator, export=export),
         Checkpointing(lifecycle, save, every=config.checkpoint_every or every),
-        # Last: some of the others draw random numbers, and a resumed run skips them once.
+        # Last: other callbacks draw random numbers, which a resumed run skips once.
         Schedules(seed=config.seed, config=algorithm_of(config)),
         Progress(bar),
         *extra_callbacks,
@@ -311,7 +311,7 @@ def gate_timesteps(config: TrainAgentConfig) -> int:
 def steps_made(config: TrainAgentConfig, costs: CostTable) -> int:
     """Return the gate's steps, rounded up to whole episodes of all environments.
 
-    With exits they are not rounded: nobody knows beforehand how long the last episodes are.
+    With exits they are not rounded, because the length of the last episodes is unknown in advance.
     """
     if costs.exits:
         return gate_timesteps(config)
@@ -336,9 +336,7 @@ def make_gate(
         budget=config.per_input_budget,
         budget_conditioning=None if cost_weight_range is None else BudgetConditioning(),
     )
-    if (
-        cost_weight_range is not None and config.budget is None
-    ):  # a budget is set once the gate has learned
+    if cost_weight_range is not None and config.budget is None:  # a budget is set after training
         gate.preference = cost_weight_range.preference(reward_weights_of(config).cost)
     return gate
 
@@ -390,7 +388,7 @@ def _make_cotrainer(
     dataset: Dataset,
     session: RunSession[LearningState],
 ) -> CoTrainer | None:
-    """Return what trains the backbone, as the checkpoint left it."""
+    """Return the trainer of the backbone, restored from the checkpoint; ``None`` if frozen."""
     if config.backbone_mode == "frozen":
         return None
     cotrainer = CoTrainer(
@@ -402,7 +400,10 @@ def _make_cotrainer(
 
 
 def _initial_gate(config: TrainAgentConfig, run: RunFolder) -> LearnedGate | None:
-    """Return the gate to start from, kept in the run's folder so that the run needs no other."""
+    """Return the gate to initialize from.
+
+    A copy in the run's folder makes the run independent of the other run.
+    """
     if config.init_gate is None:
         return None
     kept = run.path / _INITIAL
@@ -412,7 +413,7 @@ def _initial_gate(config: TrainAgentConfig, run: RunFolder) -> LearnedGate | Non
 
 
 def _uniform_gate(gate: LearnedGate, task: Task, *, seed: int) -> LearnedGate:
-    """Return ``gate``, trained to draw around the uniform option that is worth most."""
+    """Return ``gate``, pretrained to sample around the uniform option with the highest reward."""
     behavior_cloning(
         gate,
         task.backbone,

@@ -1,4 +1,4 @@
-"""Training of a gate by ``train_gumbel``: Gumbel, DFS, SkipNet or BlockDrop."""
+"""Supervised training of a gate by ``train_gumbel``: Gumbel, DFS, SkipNet or BlockDrop."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -50,9 +50,9 @@ from dfs_rl.utils.run_folder import RunFolder
 from dfs_rl.utils.seeding import seed_everything, stream_seed
 
 _SPAN = 8.0
-"""Highest over lowest default budget of the gated layers."""
+"""Ratio of the highest to the lowest default budget of the gated layers."""
 _N_BINS = 8
-"""Parts of the range of budgets, within each of which images together keep to their budgets."""
+"""Number of bins of the budget range; the mean computation is bounded within each bin."""
 _NAMES: Mapping[Method, str] = {
     "gumbel": "Gumbel",
     "dfs": "DFS",
@@ -62,7 +62,7 @@ _NAMES: Mapping[Method, str] = {
 
 
 def kind_of(config: TrainGumbelConfig) -> BuiltKind:
-    """Return the kind of gate that a configuration asks for."""
+    """Return the kind of gate of a configuration."""
     return "oneshot" if config.method == "blockdrop" else config.gate
 
 
@@ -74,8 +74,8 @@ def features_of(config: TrainGumbelConfig) -> FeatureChoice:
 def steps_and_size(config: TrainGumbelConfig, n_layers: int, n_images: int) -> tuple[int, int]:
     """Return the gate's number of batches, and the timesteps of one batch.
 
-    Images that a co-trained backbone learns from count as timesteps too, also in the first phase of
-    DFS, in which there are none.
+    Images that a co-trained backbone learns from count as timesteps too, even in the first phase of
+    DFS, which has none.
     """
     images = min(config.training.batch_size, n_images)
     own = config.timesteps
@@ -119,18 +119,18 @@ def build_trainer(
 def budgeted_rewards(
     records: GateRecords, costs: CostTable, *, budget: float, budgets: BudgetRange | None = None
 ) -> Tensor:
-    """Return each image's reward under a gate whose mean computation is bounded, float64 ``[n]``.
+    """Return each image's reward under a gate with bounded mean computation, float64 ``[n]``.
 
-    Accuracy and likelihood count as for an agent; the mean's excess over the budget is charged to
-    all images alike.
+    Accuracy and likelihood count as for an agent; the excess of the mean over the budget is
+    subtracted from all images alike.
 
     Args:
-        records: Of the validation images; with ``budgets``, image ``i`` at the ``i``-th of
-            ``low_discrepancy_preferences``.
-        costs: The backbone's.
-        budget: In percent.
-        budgets: Of a gate for many budgets: each stretch of their range, with its images, has its
-            own bound, and ``budget`` is not used.
+        records: Records of the validation images; with ``budgets``, image ``i`` runs at the
+            ``i``-th of ``low_discrepancy_preferences``.
+        costs: Cost table of the backbone.
+        budget: Budget on the mean computation in percent.
+        budgets: Budget range of a gate for many budgets: each bin of the range bounds the mean over
+            its images, and ``budget`` is ignored.
     """
     rewards = rewards_of(records, costs, RewardWeights(cost=0.0), budget=None)
     computation = records.computation(costs)
@@ -148,11 +148,11 @@ def budgeted_rewards(
 def budgets_of(
     config: TrainGumbelConfig, costs: CostTable, *, gate_macs: float
 ) -> BudgetRange | None:
-    """Return the budgets that a gate learns, ``None`` if it is one alone.
+    """Return the range of budgets that a gate learns, ``None`` for a single budget.
 
-    By default they range from the cost of all layers at the lowest bits, about the least that a
-    gate can do with without skipping, to eight times that, where low bits have lost all that they
-    can gain; the range always includes the configuration's own budget.
+    By default it ranges from the cost of all layers at the lowest bits, about the minimum without
+    skipping, to eight times that, where more bits gain no accuracy; it always includes the
+    configuration's own budget.
     """
     if not config.all_budgets:
         return None
@@ -219,7 +219,7 @@ def _check_memory(
         val_repeats=config.val_repeats,
         budget_conditioning=config.all_budgets,
     )
-    each = backward_bytes(backbone)  # at one option; a gate learns from a mix of all
+    each = backward_bytes(backbone)  # at one option; training mixes all options
     needs[f"training.batch_size is {batch}"] = batch * each * backbone.costs.n_actions
     if config.backbone_mode == "co-train":
         size = config.cotrain.batch_size
@@ -237,15 +237,15 @@ def train(
 ) -> TrainingResult:
     """Train a gate to the end, or resume from the run's last checkpoint.
 
-    Ctrl-C finishes the batch at hand, saves and ends; a second one ends at once.
+    Ctrl-C finishes the current batch, saves and ends; a second one ends at once.
 
     Args:
-        config: The run's configuration.
-        dataset: The gate learns on its agent split and is validated on its val split; a co-trained
-            backbone learns on the train split.
-        run: The run folder.
-        device: Where to compute.
-        bar: Shows the progress, by default on stderr.
+        config: Configuration of the run.
+        dataset: Data set; the gate learns on its agent split and is validated on its val split; a
+            co-trained backbone learns on the train split.
+        run: Run folder.
+        device: Device to compute on.
+        bar: Progress bar, by default on stderr.
 
     Raises:
         KeyboardInterrupt: After Ctrl-C, once everything is saved.
@@ -264,7 +264,7 @@ def train(
     cotrainer = _make_cotrainer(config, backbone, dataset)
     if cotrainer is None:
         backbone.requires_grad_(requires_grad=False)
-    frozen = backbone.to_inference().to(device)  # in float32, as the form that it is mixed with
+    frozen = backbone.to_inference().to(device)  # float32, to match the training form
     gate = build_gate(config, backbone).to(device)
     target = targets(config, costs, gate_macs=gate.macs)
     task = GateTask(
@@ -324,7 +324,7 @@ def train(
                 ended = trainer.steps == total
                 if validator.is_due(timesteps) or ended:
                     validator.validate(gate.eval(), timesteps)
-                requested = stop.requested  # once: it may change at any moment
+                requested = stop.requested  # read once: it may change at any moment
                 due = timesteps // save_every > (timesteps - size) // save_every
                 if due or ended or requested:
                     save()

@@ -1,4 +1,4 @@
-"""The session of one training in a run folder: resume, records, validation, checkpoints, Ctrl-C."""
+"""Session of one training in a run folder: resume, metrics, validation, checkpoints, Ctrl-C."""
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
@@ -30,8 +30,8 @@ class TrainingResult:
     """Result of a training.
 
     Attributes:
-        best: Figures of the gate that was kept, on the val split.
-        images_seen: Images that taught the gate and the backbone, repeats counted.
+        best: Figures of the selected gate on the val split.
+        images_seen: Images that trained the gate and the backbone, repeats counted.
     """
 
     best: Mapping[str, Any]
@@ -39,12 +39,12 @@ class TrainingResult:
 
 
 class BestGate:
-    """The best gate so far, with a changed backbone's weights, on disk and in checkpoints.
+    """Best gate so far, with the weights of a co-trained backbone, on disk and in checkpoints.
 
     Args:
-        run: Run folder; the gate lies in ``gate/``, the weights in ``backbone/``.
-        stored: The backbone.
-        cotrained: Whether the backbone changes.
+        run: Run folder; the gate is stored in ``gate/``, the weights in ``backbone/``.
+        stored: Backbone of the run.
+        cotrained: True if training changes the backbone.
     """
 
     def __init__(self, run: RunFolder, stored: StoredBackbone, *, cotrained: bool) -> None:
@@ -73,10 +73,10 @@ class BestGate:
         return dict(self._tensors)
 
     def restore(self, template: LearnedGate, tensors: Mapping[str, Tensor]) -> None:
-        """Go back to the gate of a checkpoint's ``tensors``.
+        """Restore the best gate from a checkpoint's ``tensors``.
 
         Raises:
-            CheckpointError: If they are of another gate or backbone.
+            CheckpointError: If they belong to another gate or backbone.
         """
         self._tensors = {name: value for name, value in tensors.items() if name.startswith("best_")}
         backbone = copy.deepcopy(self._stored.backbone)
@@ -104,23 +104,23 @@ def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 class RunSession(Generic[StateT]):
     """One training in a run folder, from its start or from its last checkpoint.
 
-    The metrics are cut back to the records that the checkpoint counts. A session counts the records
-    that it logs, so saving a checkpoint does not read them again.
+    The metrics are truncated to the records that the checkpoint counts. A session counts the
+    records that it logs, so that saving a checkpoint does not read them again.
 
     Args:
-        run: The run folder.
+        run: Run folder.
         state_type: Dataclass of the checkpoint's state, with a count ``metrics`` of records.
-            ``None`` for a training that starts over each time and stores its results by itself.
-        report: Receives steps and record of each validation.
+            ``None`` for a training that starts over each time and stores its own results.
+        report: Callback that receives steps and record of each validation.
 
     Attributes:
-        checkpoint: What the training resumes from, ``None`` at its start.
-        state: The checkpoint's state, ``None`` at the start.
-        writer: TensorBoard, after ``open_board``.
-        validator: After ``validate_on``.
+        checkpoint: Checkpoint that the training resumes from, ``None`` at its start.
+        state: State in the checkpoint, ``None`` at the start.
+        writer: TensorBoard writer, set by ``open_board``.
+        validator: Validator, set by ``validate_on``.
 
     Raises:
-        CheckpointError: If the checkpoint is damaged or of another training.
+        CheckpointError: If the checkpoint is damaged or belongs to another training.
     """
 
     writer: TensorBoard
@@ -156,12 +156,12 @@ class RunSession(Generic[StateT]):
         return self.writer
 
     def keep_best(self, stored: StoredBackbone, gate: LearnedGate, *, cotrained: bool) -> None:
-        """Keep the best gate in run folder and checkpoints, and put back that of the checkpoint.
+        """Keep the best gate in run folder and checkpoints, and restore that of the checkpoint.
 
         Args:
-            stored: The backbone.
-            gate: A gate of the trained kind; stays as it is.
-            cotrained: Whether the backbone changes, so that it is kept with the gate.
+            stored: Backbone of the run.
+            gate: Gate of the trained kind; stays unchanged.
+            cotrained: True if training changes the backbone, which is then kept with the gate.
 
         Raises:
             CheckpointError: If the checkpoint's best gate is of another kind.
@@ -186,7 +186,7 @@ class RunSession(Generic[StateT]):
             assert self._best is not None
             keep = self._best.keep
         resumed = None
-        # A training that was copied with another reward chooses its best gate anew.
+        # A training that was copied with another reward selects its best gate anew.
         if self.checkpoint is not None and self.checkpoint.state["validation"] is not None:
             validation = cast("dict[str, Any]", self.checkpoint.state["validation"])
             resumed = (validation, self.checkpoint.tensors)
@@ -206,7 +206,7 @@ class RunSession(Generic[StateT]):
         return self.validator
 
     def save(self, tensors: Mapping[str, Tensor], state: Mapping[str, object]) -> None:
-        """Save a checkpoint of the learner's tensors and state, and of the session's own."""
+        """Save a checkpoint of the learner's tensors and state, and of the session itself."""
         tensors, state = dict(tensors), {**state, "metrics": self._n_records}
         if self._best is not None:
             tensors |= self._best.tensors()
@@ -217,7 +217,7 @@ class RunSession(Generic[StateT]):
 
     @contextmanager
     def running(self, stop: StopRequest | None = None) -> Iterator[StopRequest]:
-        """Yield a request to stop, made by Ctrl-C unless given; close the board at the end."""
+        """Yield a stop request, set by Ctrl-C unless given; close the board at the end."""
         try:
             with stop_on_interrupt() if stop is None else nullcontext(stop) as request:
                 yield request

@@ -1,4 +1,4 @@
-"""Search for a static bit table: tables are tried on the agent split, the best is chosen on val."""
+"""Search for a static bit table: the agent split scores tables, the val split selects one."""
 
 import time
 from collections.abc import Mapping
@@ -32,31 +32,31 @@ from dfs_rl.utils.signals import StopRequest
 
 CHECKPOINT = "scores"
 FINALISTS = 8
-"""Best tables on the agent split, of which the best on val is kept: the best of many is lucky."""
+"""Number of best tables on the agent split that val selects from; avoids selection by luck."""
 _SPLITS = ("agent", "val")
 
 
 def search_timesteps(config: TrainStaticConfig, costs: CostTable) -> int:
-    """Return the choices of a whole search, for a greedy one at most."""
+    """Return the number of choices of a whole search, an upper bound for a greedy one."""
     if config.method == "greedy":
         return costs.n_layers * (len(costs.options) - 1)
     return config.episodes * costs.n_layers
 
 
 class StaticSearch:
-    """Scores of the bit tables that a method tries, and the best table so far.
+    """Scores of the static bit tables that a method tries, and the best table so far.
 
-    No state of a learner is stored. A resumed run starts over from its seed and reads the scores of
-    the tables that it tried before: they take the time, and they are exact, so it ends where it
-    would have ended.
+    The state of a learner is not stored. A resumed run starts over from its seed and reads the
+    scores of the tables that it tried before. Scores take most of the time and are exact, so the
+    run ends with the same result.
 
     Args:
-        config: The run's configuration.
-        stored: The backbone.
-        dataset: Tables are tried on its agent split; the best are chosen on its val split.
-        run: The run folder; scores in it are used.
-        device: Where the backbone runs.
-        bar: Shows the progress.
+        config: Configuration of the run.
+        stored: Backbone of the run.
+        dataset: Data set; its agent split scores tables, its val split selects among the best.
+        run: Run folder; scores in it are reused.
+        device: Device that the backbone runs on.
+        bar: Progress bar.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class StaticSearch:
         )
         self.env.scorer.add_cached_scores(cached_scores["agent"])
         self._board = self.session.open_board(purge_step=0 if any(cached_scores.values()) else None)
-        # All tables that are validated keep to the budget, so only their answers count.
+        # All validated tables are within the budget, so cost does not count.
         free = RewardWeights(cost=0.0)
         self.validator = self.session.validate_on(
             val,
@@ -103,7 +103,7 @@ class StaticSearch:
         self._began = time.perf_counter()
 
     def on_table(self, tried: EvaluatedTable) -> bool:
-        """Log a table, validate and save if it is time, and return whether to go on."""
+        """Log a table, validate and save if due; return False to stop the search."""
         self._timesteps = tried.timesteps
         figures = {"accuracy": tried.accuracy, "computation": tried.computation}
         if tried.reward is not None:
@@ -122,7 +122,7 @@ class StaticSearch:
             tried.timesteps,
         )
         self._bar.update(tried.timesteps, tried=f"{tried.accuracy:.1f} %")
-        requested = self.stop.requested  # once: it may change at any moment
+        requested = self.stop.requested  # read once: it may change at any moment
         due = self.validator.is_due(tried.timesteps)
         if due:
             self.validate()
@@ -131,7 +131,7 @@ class StaticSearch:
         return not requested
 
     def validate(self) -> None:
-        """Measure the best table so far on val, if any keeps to the budget, and keep the best."""
+        """Select the best table so far on val among those within the budget, and keep it."""
         costs, scores = self.backbone.costs, self.env.scorer.scores
         affordable = [
             table for table in scores if is_within_budget(costs, table, self.config.budget)
@@ -170,9 +170,9 @@ def train(
     *,
     bar: ProgressBar | None = None,
 ) -> TrainingResult:
-    """Find a table and keep it as the run's gate, see ``StaticSearch``.
+    """Search a static bit table and keep it as the run's gate, see ``StaticSearch``.
 
-    Ctrl-C finishes the table at hand, saves and ends; a second one ends at once.
+    Ctrl-C finishes the current table, saves and ends; a second one ends at once.
 
     Raises:
         KeyboardInterrupt: After Ctrl-C, once everything is saved.
@@ -200,7 +200,7 @@ def train(
 
 
 def _to_tensors(scores: Mapping[StaticTable, StaticTableScore]) -> dict[str, Tensor]:
-    """Return scores as tensors, which keep every bit of them."""
+    """Return scores as tensors, without loss of precision."""
     return {
         "tables": torch.tensor(list(scores), dtype=torch.int64),
         "correct": torch.tensor([score.correct for score in scores.values()]),

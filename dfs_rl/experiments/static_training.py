@@ -1,4 +1,4 @@
-"""``python -m dfs_rl.train_static``: find one table of bits for all images, the baseline of every gate that looks at its image."""
+"""Configuration of ``train_static``, which searches a static bit table, a baseline of gates."""
 
 from dfs_rl.agents.hyperparameters import StaticMethod
 from dfs_rl.experiments.config import GateRunConfig
@@ -11,13 +11,14 @@ class TrainStaticConfig(GateRunConfig):
     """Settings of ``train_static``.
 
     Attributes:
-        method: A learner that gives layer after layer its bits, as HAQ does, or a greedy search by
+        method: Learner that chooses the bits layer by layer, as in HAQ, or greedy search by
             sensitivity.
-        budget: Upper bound on computation in percent, stem and head included; a table has no gate
-            to pay for.
-        episodes: Tables that a learner tries; a greedy search ends by itself.
+        budget: Upper bound on the computation in percent, stem and head included; a static bit
+            table has no gate that costs anything.
+        episodes: Number of tables that a learner tries; a greedy search ends by itself.
         images: Images of the agent split that each table is tried on.
-        seed: Same seed, same machine, same threads: same table. A greedy search draws nothing.
+        seed: Seed of all random draws; same seed, machine and threads give the same table. A greedy
+            search draws nothing.
     """
 
     method: StaticMethod = "ddpg"

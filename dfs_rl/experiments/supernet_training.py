@@ -34,18 +34,18 @@ KIND = "train_backbone"
 PROG = "python -m dfs_rl.train_backbone"
 SUMMARY = "summary.json"
 _COPIES = 6
-"""Of the weights: themselves, gradients, two of the optimizer, and two of the network that is measured."""
+"""Copies of the weights in memory: weights, gradients, 2 of the optimizer, 2 of the snapshot."""
 _WORKER_BYTES = 2**29
-"""What a process takes that has imported torch and Ray."""
+"""Memory in bytes of a process that has imported torch and Ray."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SupernetSummary:
-    """What ``summary.json`` of a supernet's run holds.
+    """Content of ``summary.json`` in a run of ``train_backbone``.
 
     Attributes:
         val_accuracy: Accuracy in percent on the val split, by the bits that all layers run at.
-        points_on_val: Computation and accuracy in percent of each of them.
+        points_on_val: Computation and accuracy in percent of each uniform option.
     """
 
     val_accuracy: dict[str, float]
@@ -53,12 +53,12 @@ class SupernetSummary:
 
 
 def make_trainer(config: TrainBackboneConfig, dataset: Dataset) -> SupernetTrainer:
-    """Check every setting against the data and the machine, and return what trains.
+    """Validate every setting against the data and the machine, and return the trainer.
 
-    With several workers it is for the check alone, and on the CPU; they make their own.
+    With several workers it serves validation only, on the CPU; the workers make their own trainers.
 
     Raises:
-        ConfigError: If a setting is impossible.
+        ConfigError: If a setting is invalid.
     """
     device = resolve_device(config.device)
     check_devices(device, workers=config.workers, gpus=torch.cuda.device_count())
@@ -91,7 +91,7 @@ def _check_memory(config: TrainBackboneConfig, dataset: Dataset, device: torch.d
 
 
 def is_finished(run: RunFolder) -> bool:
-    """Return whether a run's training has ended."""
+    """Return True if a run's training has ended."""
     return (run.path / BACKBONE_FOLDER / STRUCTURE_FILE).is_file()  # written last
 
 
@@ -103,22 +103,22 @@ def train_supernet(
     *,
     stop: StopRequest | None = None,
 ) -> StoredBackbone:
-    """Train to the end, or go on where the run's last checkpoint was made; the result also lies in the run's ``backbone/``.
+    """Train to the end, or resume from the run's last checkpoint.
 
-    A run that has come to its end is only loaded.
+    The result is also stored in the run's ``backbone/``. A finished run is only loaded.
 
     Args:
-        config: What to train.
-        trainer: Made from it by ``make_trainer``.
-        dataset: Its val split measures.
-        run: Where everything goes. A checkpoint in it is continued.
-        stop: What asks to stop; by default Ctrl-C does.
+        config: Configuration of the run.
+        trainer: Trainer from ``make_trainer`` for this configuration.
+        dataset: Data set; its val split measures the accuracy.
+        run: Run folder; a checkpoint in it is resumed.
+        stop: Request to stop; by default set by Ctrl-C.
 
     Raises:
         KeyboardInterrupt: After a request to stop, once everything is saved.
         TrainingError: If the loss is no longer finite.
         CheckpointError: If the checkpoint does not fit.
-        DataError: If the run was begun on other images.
+        DataError: If the run was started on other images.
     """
     run.check_data(dataset.fingerprint, dataset.name)
     if is_finished(run):
@@ -160,14 +160,14 @@ def train_supernet(
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """How far a training is, with what the current epoch has added up.
+    """Progress of a training, with sums over the current epoch.
 
     Attributes:
         epoch: Epochs completed.
         step: Steps completed in the current epoch.
-        labels: Sum of their losses on labels.
-        distillation: Sum of their distillation losses.
-        metrics: Records logged; the session fills it in.
+        labels: Sum of the losses on labels over these steps.
+        distillation: Sum of the distillation losses over these steps.
+        metrics: Number of records logged; set by the session.
     """
 
     epoch: NonNegativeInt = 0
@@ -187,7 +187,7 @@ def _train_epoch(
         total=trainer.steps_per_epoch,
         initial=progress.step,
         unit="step",
-        disable=None,  # silent where stderr is no terminal; the epochs' lines remain
+        disable=None,  # only on terminals; the line per epoch remains
         leave=False,
     ) as bar:
         for losses in trainer.train_epoch():
@@ -236,7 +236,7 @@ def train(invocation: Invocation[TrainBackboneConfig]) -> None:
     config = invocation.config
     set_threads(config.threads, resumed=invocation.resume is not None)
     dataset = load_dataset(config.dataset, image_size=config.image_size, flip=config.flip)
-    if invocation.resume is not None:  # other images may suit no network of these settings
+    if invocation.resume is not None:  # before a network is built for other images
         invocation.resume.check_data(dataset.fingerprint, dataset.name)
     if config.image_size is not None:
         size = f"{config.image_size} x {config.image_size} pixels"
@@ -263,7 +263,7 @@ def train(invocation: Invocation[TrainBackboneConfig]) -> None:
 
 
 def write_summary(run: RunFolder, stored: StoredBackbone) -> None:
-    """Write what uniform settings cost and get right on val into a run's folder."""
+    """Write computation and val accuracy of the uniform options into a run's folder."""
     accuracies = dict(stored.info.accuracy)
     points = uniform_points(stored.backbone, accuracies)
     summary = SupernetSummary(
@@ -274,7 +274,7 @@ def write_summary(run: RunFolder, stored: StoredBackbone) -> None:
 
 
 def _table(stored: StoredBackbone, *, n_images: int) -> str:
-    """Accuracy of every uniform setting as text."""
+    """Return the accuracy of every uniform option as a text table."""
     accuracies = stored.info.accuracy
     rows = [f"{'bits':>4}  {'accuracy on val %':>17}  {'computation %':>13}"]
     for bits, point in zip(accuracies, uniform_points(stored.backbone, accuracies), strict=True):

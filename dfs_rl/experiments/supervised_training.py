@@ -1,4 +1,4 @@
-"""``python -m dfs_rl.train_gumbel``: learn by supervision which bits each layer of a backbone should spend on each image."""
+"""Configuration of ``train_gumbel``: supervised training of a gate."""
 
 from dataclasses import field, replace
 from typing import ClassVar, get_args
@@ -23,26 +23,25 @@ class TrainGumbelConfig(GateTrainingConfig):
     """Settings of ``train_gumbel``.
 
     Attributes:
-        method: Straight-through Gumbel-softmax; the gate of DFS: no noise, and a cost term that
-            changes its sign at the budget; that of SkipNet: each layer is skipped or runs at 32
-            bit, by supervision and then with reinforcement on top; or that of BlockDrop:
-            reinforcement alone, and all layers are decided on before the first.
-        gate: A small network for each layer, or one LSTM for all; BlockDrop has one network that is
-            neither, and leaves this at ff.
-        budget: What images may cost on average, in percent, gate, stem and head included. A Gumbel
-            gate learns all budgets and is turned to this one; evaluate and load turn it to others.
-        budgets: Lowest and highest budget that such a gate learns; by default from all layers at
+        method: gumbel, straight-through Gumbel-softmax; dfs, as in DFS, without noise and with a
+            cost term that changes its sign at the budget; skipnet, where each layer is skipped or
+            runs at 32 bit, by supervision and then with reinforcement added; or blockdrop, by
+            reinforcement alone, with all layers decided before the first.
+        gate: A small network for each layer, or one LSTM for all; BlockDrop has a single network
+            instead and accepts only ff.
+        budget: Budget on the mean computation in percent, gate, stem and head included. A Gumbel
+            gate learns all budgets and is set to this one; evaluate and load set it to others.
+        budgets: Lowest and highest budget that a Gumbel gate learns; by default from all layers at
             the lowest bits to eight times that.
         start: Initial gate: "uniform" prefers the option that is best within the budget if all
             layers run at it, "indifferent" prefers none. Default uniform for a Gumbel gate on a
             frozen backbone; the other methods start as in their papers.
-        features: What the gate looks at before each layer: how sure a linear probe of the
-            activation is, the default, or its channels' means as well, which BlockDrop, with the
-            stem's alone, does by default.
+        features: Observation before each layer: confidence of a linear probe of the activation, the
+            default, or the channel means as well; BlockDrop reads both of the stem by default.
         training: Hyperparameters of all methods.
-        skipnet: Those of SkipNet alone.
-        blockdrop: Those of BlockDrop alone.
-        cotrain: How the backbone learns with --backbone-mode co-train; by default from labels
+        skipnet: Hyperparameters of SkipNet alone.
+        blockdrop: Hyperparameters of BlockDrop alone.
+        cotrain: Training of the backbone with --backbone-mode co-train; by default from labels
             alone, as in the paper of DFS.
     """
 
@@ -94,12 +93,12 @@ class TrainGumbelConfig(GateTrainingConfig):
 
     @property
     def resolved_start(self) -> Start:
-        """Where the gate begins."""
+        """Start of the gate: the setting, or its default for the method."""
         return self.start or ("uniform" if self._can_start_uniform else "indifferent")
 
     @property
     def all_budgets(self) -> bool:
-        """Whether one gate learns many budgets."""
+        """True if one gate learns a range of budgets."""
         return self.method == "gumbel" and not self.fixed_budget
 
     def _check_budgets(self, lowest: float, highest: float) -> None:

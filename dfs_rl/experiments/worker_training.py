@@ -1,13 +1,13 @@
-"""Train a supernet with several workers of Ray Train, which act as one trainer.
+"""Training of a supernet with several workers of Ray Train, which act as one trainer.
 
-The worker of rank 0 does what the command does alone: it measures, logs and saves to the run's
-folder; see ``dfs_rl.training.distributed`` for what the others do. A worker that dies is started
-again with all the others, and they go on from the last checkpoint in the run's folder, which is
-exact; Ray Train has no checkpoints of its own here.
+The worker of rank 0 measures, logs and saves to the run's folder, as the command does without
+workers; see ``dfs_rl.training.distributed`` for the other workers. If a worker dies, all are
+restarted from the last checkpoint in the run's folder, which is exact; checkpoints of Ray Train are
+not used.
 
-The command and the worker of rank 0 talk through a folder: what the worker writes to stderr,
-progress bar included, arrives on the command's; a file says that Ctrl-C was pressed. Decoded images
-lie once in Ray's object store, and every worker maps them into its memory.
+The command and the worker of rank 0 communicate through a folder: the worker's stderr, progress bar
+included, is forwarded to the command's stderr; a file signals Ctrl-C. Decoded images are stored
+once in Ray's object store, and every worker maps them into its memory.
 """
 
 import io
@@ -36,17 +36,17 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 MAX_RESTARTS = 3
-_POLL = 0.2  # seconds between looks at what the workers say
-# Seconds that a worker waits for another, which may be measuring; Ray notices at once when one dies.
+_POLL = 0.2  # seconds between reads of the workers' output
+# Timeout in seconds between workers: validation takes long, and Ray detects dead workers itself.
 _WORKER_TIMEOUT = 24 * 3600
 
 
 class Channel(NamedTuple):
-    """The folder through which the command and the worker of rank 0 talk.
+    """Folder for communication between the command and the worker of rank 0.
 
     Attributes:
-        folder: It exists while the command waits.
-        interactive: Whether the command's stderr is a terminal.
+        folder: Path; it exists while the command waits.
+        interactive: True if the command's stderr is a terminal.
     """
 
     folder: Path
@@ -54,22 +54,22 @@ class Channel(NamedTuple):
 
     @property
     def stderr_file(self) -> Path:
-        """What the worker writes to stderr."""
+        """File with the worker's stderr."""
         return self.folder / "stderr"
 
     @property
     def started(self) -> Path:
-        """There from the first time on that the worker has started."""
+        """File that the worker creates at its first start."""
         return self.folder / "started"
 
     @property
     def stop(self) -> Path:
-        """There from Ctrl-C on."""
+        """File that the command creates on Ctrl-C."""
         return self.folder / "stop"
 
 
 class _WorkerStderr(io.TextIOWrapper):
-    """The worker's end of its stderr; it is a terminal if the command's is, so that progress bars show."""
+    """Stderr of the worker; a terminal if the command's is, to show progress bars."""
 
     def __init__(self, channel: Channel) -> None:
         file = channel.stderr_file.open("ab", buffering=0)
@@ -81,7 +81,7 @@ class _WorkerStderr(io.TextIOWrapper):
 
 
 class _StopFile(StopRequest):
-    """A request to stop that is made by creating a file."""
+    """Stop request that is set by creating a file."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -92,17 +92,18 @@ class _StopFile(StopRequest):
 
 
 def train_with_workers(config: "TrainBackboneConfig", dataset: Dataset, run: RunFolder) -> None:
-    """Train to the end, or go on where the run's last checkpoint was made; the result lies in the run's ``backbone/``.
+    """Train to the end, or resume from the run's last checkpoint.
+
+    The result is stored in the run's ``backbone/``.
 
     Args:
-        config: As stored in the run's folder, but for where the images are.
-        dataset: The images.
-        run: Where everything goes. A checkpoint in it is continued.
+        config: Configuration as stored in the run's folder, except for the location of the images.
+        dataset: Data set.
+        run: Run folder; a checkpoint in it is resumed.
 
     Raises:
         KeyboardInterrupt: After Ctrl-C, once everything is saved.
-        DfsRlError: Whatever ``train_supernet`` raises; TrainingError also where workers die again
-            and again.
+        DfsRlError: If ``train_supernet`` raises it; TrainingError also if workers die repeatedly.
     """
     run.check_data(dataset.fingerprint, dataset.name)
     use_gpu = resolve_device(config.device).type == "cuda"
@@ -129,7 +130,7 @@ def _fit(
     *,
     use_gpu: bool,
 ) -> BaseException | None:
-    """Run the workers until they end, and return how rank 0 was stopped, if it was."""
+    """Run the workers until they end; return the error that stopped rank 0, or ``None``."""
     import ray
     from ray.exceptions import RayActorError
 
@@ -147,7 +148,7 @@ def _fit(
         from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
         from ray.train.torch import TorchConfig, TorchTrainer
 
-        DataContext.get_current()  # or the thread that runs the trainer makes it, and is warned
+        DataContext.get_current()  # avoids a warning in the trainer's thread
         trainer = TorchTrainer(
             _worker_loop,
             train_loop_config=settings,
@@ -186,8 +187,8 @@ def _fit(
 
 
 def _run_with_output(work: Callable[[], T], channel: Channel) -> T:
-    """Do the work in another thread; meanwhile show what the workers say, and pass on Ctrl-C."""
-    # Ray Train would take Ctrl-C for itself in the main thread, and throw the running epoch away.
+    """Run ``work`` in a thread; meanwhile forward the worker's stderr and Ctrl-C."""
+    # In the main thread Ray Train handles Ctrl-C and discards the current epoch.
     executor = ThreadPoolExecutor(1)
     try:
         future = executor.submit(work)
@@ -207,13 +208,16 @@ def _run_with_output(work: Callable[[], T], channel: Channel) -> T:
 
 
 def _worker_loop(settings: dict[str, Any]) -> BaseException | None:
-    """Train as one of the workers, which trust the same code."""
+    """Train as one of the workers, with the command's trusted code."""
     with trusting(settings["trusted"]):
         return _train(settings)
 
 
 def _train(settings: dict[str, Any]) -> BaseException | None:
-    """Train; what stopped the training on purpose is returned, because Ray Train retries what is raised."""
+    """Train as one of the workers; return the error that stopped the training.
+
+    Expected errors are returned, because Ray Train retries raised ones.
+    """
     import ray
 
     from dfs_rl.experiments.backbone_config import TrainBackboneConfig, build

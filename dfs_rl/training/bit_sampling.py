@@ -1,4 +1,4 @@
-"""Sampling of the bits of all layers while a supernet learns."""
+"""Sampling of each layer's bits in supernet training."""
 
 import torch
 
@@ -43,12 +43,12 @@ def sample_below(
     """Draw the setting that a step distils into, ``None`` if there is none.
 
     Args:
-        options: The menu.
+        options: Bit options of the gated layers.
         n_layers: Number of gated layers.
-        generator: Draws.
-        recipe: ``"supernet"`` takes ``sample_low``; ``"adn"`` skips all paths, or with equal odds
-            takes ``sample_low`` too if ``quantized``.
-        quantized: Whether the menu has low settings whose quantizers have begun.
+        generator: Random generator of the draws.
+        recipe: ``"supernet"`` uses ``sample_low``; ``"adn"`` skips all paths, or with equal odds
+            uses ``sample_low`` too if ``quantized``.
+        quantized: True if there are low settings whose quantizers are already initialized.
     """
     if recipe == "adn" and not (quantized and bool(torch.randint(2, (), generator=generator))):
         return uniform(SKIP, n_layers)

@@ -20,8 +20,8 @@ from dfs_rl.quantization.modules import (
 from dfs_rl.training.bit_sampling import Setting, sample_low, uniform
 
 CALIBRATION_BATCH = 256
-_FEATURE_BATCHES = 80  # each at a setting of its own; 20,000 images
-_FEATURE_BYTES = 2**29  # of all pooled activations at once, which matters to deep networks only
+_FEATURE_BATCHES = 80  # each at another setting; 20,000 images
+_FEATURE_BYTES = 2**29  # all pooled activations; binds for deep networks only
 _STILL = 1e-12  # variance below which a feature counts as constant
 
 
@@ -36,11 +36,11 @@ def calibrate_steps(
     """Set the quantizer scales of ``parts`` from one pass of the largest bit width.
 
     Args:
-        backbone: Changed in place.
-        images: uint8 ``[batch, c, h, w]``.
+        backbone: Backbone, changed in place.
+        images: Images, uint8 ``[batch, c, h, w]``.
         parts: Modules with the quantizers.
-        batch_statistics: Whether norms use these images' statistics, as those of an untrained
-            network must; the running statistics stay as they are.
+        batch_statistics: True to normalise with these images' statistics, as an untrained network
+            requires; the running statistics stay unchanged.
     """
     layers = [
         module for part in parts for module in part.modules() if isinstance(module, FractionalLayer)
@@ -71,10 +71,10 @@ def calibrate_norms(
 ) -> None:
     """Replace all running statistics by plain averages over batches, one for each setting.
 
-    An average over batches of fixed weights is less noisy than the running mean of training.
+    An average over batches at fixed weights is less noisy than the running mean of training.
 
     Args:
-        backbone: Changed in place; left in evaluation mode.
+        backbone: Backbone, changed in place and left in evaluation mode.
         batches: Images, uint8 ``[batch, c, h, w]``.
         settings: Bits of each pass; a norm whose bits never occur keeps its statistics.
     """
@@ -102,9 +102,9 @@ def measure_features(
     """Fit the probes and set ``feature_mean`` and ``feature_std`` under random settings.
 
     Args:
-        backbone: Changed in place.
+        backbone: Backbone, changed in place.
         batches: Images of the train split with their labels; each batch runs at one setting.
-        generator: Draws the settings.
+        generator: Random generator of the settings.
     """
     n_layers = len(backbone.blocks)
     parts: list[list[Tensor]] = [[] for _ in range(n_layers)]
@@ -138,15 +138,15 @@ def fit_exits(
 ) -> None:
     """Replace the exits of a trained backbone; nothing else changes.
 
-    Each head learns the network's own probabilities at the largest bit width, without labels, from
+    Each head learns the network's probabilities at the largest bit width, without labels, from
     activations under random settings.
 
     Args:
-        backbone: Changed in place.
+        backbone: Backbone, changed in place.
         after: Numbers of gated layers before the exits.
         batches: Images of the train split, uint8 ``[batch, c, h, w]``; each batch runs at one
             setting.
-        generator: Draws the settings.
+        generator: Random generator of the settings.
 
     Raises:
         ConfigError: If there are no such layers.

@@ -1,4 +1,4 @@
-"""A user's own network, named by its constructor, as the backbone of a command."""
+"""Backbone from a user's network, made by a constructor ``module:function``."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +18,7 @@ from dfs_rl.utils.seeding import stream_seed
 _EXAMPLES = 64
 _CALIBRATION_IMAGES = 20_000
 _MIN_LEARNED_SHARE = 0.1
-"""Least share of the way from guessing to no error of a network that was trained."""
+"""Minimum accuracy of a trained network, as a share of the range from guessing to 100 %."""
 
 
 def build_custom_backbone(
@@ -30,22 +30,22 @@ def build_custom_backbone(
     stem_bits: int = 32,
     per_channel: bool = True,
 ) -> Backbone:
-    """Make a user's network for a data set, neither calibrated nor trained.
+    """Build a user's network for a data set, neither calibrated nor trained.
 
     A model gets images normalised by the statistics of the train split; a constructor that returns
-    a backbone chooses normalisation and menu itself.
+    a backbone chooses normalisation and bit options itself.
 
     Args:
-        name: ``module:function``.
-        dataset: The data set.
-        weights: Weights to load into it.
-        bits: The menu.
-        stem_bits: Precision of everything that is never gated.
+        name: Constructor, ``module:function``.
+        dataset: Data set.
+        weights: Weights to load into the network.
+        bits: Bit options of the gated layers.
+        stem_bits: Bits of everything that is never gated.
         per_channel: One weight scale per output channel instead of one per layer.
 
     Raises:
-        DataError: If it does not fit the data set.
-        ConfigError: If it cannot be made, or gated.
+        DataError: If the network does not fit the data set.
+        ConfigError: If the network cannot be built, or gated.
     """
     statistics = channel_statistics(dataset.train.images)
     mean, std = (torch.tensor(v).reshape(1, -1, 1, 1) for v in (statistics.mean, statistics.std))
@@ -70,20 +70,20 @@ def build_custom_backbone(
 def build_calibrated_backbone(
     name: str, dataset: Dataset, *, weights: Path | None = None, device: str = "cpu"
 ) -> StoredBackbone:
-    """Make a user's pretrained network and calibrate it on the train split, without labels.
+    """Build a user's pretrained network and calibrate it on the train split, without labels.
 
     Args:
-        name: ``module:function``.
-        dataset: The data set; its val split measures the accuracy of uniform settings.
-        weights: Weights to load into it.
-        device: Where to compute.
+        name: Constructor, ``module:function``.
+        dataset: Data set; its val split measures the accuracy of uniform settings.
+        weights: Weights to load into the network.
+        device: Device to compute on.
 
     Raises:
-        DataError: If it does not fit the data set.
-        ConfigError: If it cannot be made, or gated.
+        DataError: If the network does not fit the data set.
+        ConfigError: If the network cannot be built, or gated.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(stream_seed(0, "weights"))  # a constructor draws the same every time
+        torch.manual_seed(stream_seed(0, "weights"))  # reproducible constructor
         backbone = build_custom_backbone(name, dataset, weights=weights).to(device)
     print_status(
         f"Calibrating the network of {name} on images of the train split; its weights stay fixed."

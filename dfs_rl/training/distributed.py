@@ -1,17 +1,18 @@
-"""Data-parallel training of a supernet whose result does not depend on the number of processes.
+"""Data-parallel training of a supernet, independent of the number of processes.
 
 An update sees the batch of a single process: the same images, augmentation and sampled bits. Each
-process takes its share of the rows of the augmented batch, and its gradient counts with the weight
-of that share, so that the sum is the gradient of the whole batch's mean loss.
+process takes its share of the rows of the augmented batch, and its gradient is weighted by that
+share, so that the sum is the gradient of the whole batch's mean loss.
 
 Norms use the statistics of the whole batch, unlike in DistributedDataParallel: only the order of
 summation depends on the number of processes, running statistics cannot drift apart, and the norms
 of low bits, the most sensitive ones, see more than a small share. This costs one small message per
-norm, forwards and backwards.
+norm in each direction.
 
 Gradients are summed as one vector after both passes of a step. DistributedDataParallel reduces at
 each backward pass, a step has two, and the norms and quantizers of a pass change with every step.
-All messages go through the default process group of ``torch.distributed``.
+
+All messages use the default process group of ``torch.distributed``.
 """
 
 from collections.abc import Iterator
@@ -45,15 +46,16 @@ class _Statistics(NamedTuple):
 
 
 def _shared_statistics(x: Tensor) -> _Statistics:
-    """Return the statistics of all processes' ``x``, ``[batch, channels, h, w]``, in one message.
+    """Return the joint statistics of all processes' ``x``, ``[batch, channels, h, w]``.
 
-    Merging means and variances (Chan et al., 1979) loses no digits, as sums of squares would.
+    They take one message. Merging means and variances (Chan et al., 1979) is more accurate than
+    sums of squares.
     """
     channels = x.shape[1]
     samples = _samples(x)
     mean = samples.mean(dim=0)
     variance = (samples - mean).square().mean(dim=0)
-    # One row from each process; a sum with zeros gathers them and keeps their bits.
+    # One row from each process; a sum with zeros gathers them exactly.
     size, rank = distributed.get_world_size(), distributed.get_rank()
     rows = x.new_zeros((size, 2 * channels + 1), dtype=torch.float64)
     rows[rank, :channels] = mean
@@ -151,18 +153,18 @@ def shared_norms(backbone: Backbone) -> Iterator[None]:
 
 
 class _Order(NamedTuple):
-    """Message of the leader: take over a state, take part in a step, or, with neither, end."""
+    """Message of the leader: load a state, take part in a step, or, with neither, end."""
 
     state: dict[str, Tensor] | None = None
     step: tuple[int, int, Tensor] | None = None  # epoch, number and rows
 
 
 class ParallelTrainer(SupernetTrainer):
-    """One of the trainers of several processes; arguments as for ``SupernetTrainer``.
+    """Trainer of one of several processes; arguments as for ``SupernetTrainer``.
 
-    The process of rank 0 leads: its trainer is used like any other, and ``dismiss`` is called at
-    the end. The others only ``follow``. At the start of each epoch they take over the leader's
-    state, so that the leader saves the state of all.
+    The process of rank 0 leads: its trainer is used like any other, with a call of ``dismiss`` at
+    the end. The others only ``follow``. At the start of each epoch they load the leader's state, so
+    that the leader saves the state of all.
     """
 
     def follow(self) -> None:
@@ -173,7 +175,7 @@ class ParallelTrainer(SupernetTrainer):
             if order.state is not None:
                 self.restore(order.state, self.position)
             elif order.step is not None:
-                with suppress(TrainingError):  # the leader has the same losses, and says so
+                with suppress(TrainingError):  # the leader raises the same error
                     self._train_step(*order.step)
             else:
                 return
@@ -204,7 +206,7 @@ class ParallelTrainer(SupernetTrainer):
 
     def _add_up(self, own: StepLosses, weight: Tensor) -> StepLosses:
         """Sum the gradients over all processes and return the losses of the whole batch."""
-        # The same on all processes: which parameters took part depends on the step alone.
+        # The same on all processes: the parameters with gradients depend on the step alone.
         gradients = [p.grad for p in self.backbone.parameters() if p.grad is not None]
         losses = [loss for loss in own if loss is not None]
         parts = [*gradients, torch.tensor(losses, device=self.device) * weight]

@@ -1,4 +1,4 @@
-"""Optimizers of backbones and their usual settings."""
+"""Optimizers of backbones and their default settings."""
 
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -10,7 +10,7 @@ from dfs_rl.backbones.interfaces import OptimizerName
 
 
 class Usual(NamedTuple):
-    """Usual settings of an optimizer; ``max_norm`` clips the gradient, ``None`` does not."""
+    """Default settings of an optimizer; ``max_norm`` clips the gradient, ``None`` disables that."""
 
     lr: float
     weight_decay: float
@@ -31,10 +31,10 @@ def make_optimizer(
     weight_decay: float,
     momentum: float,
 ) -> torch.optim.Optimizer:
-    """Make an optimizer that decays weights, but not quantizer scales, norms and biases.
+    """Make an optimizer with weight decay on weights but not on quantizer scales, norms and biases.
 
     Args:
-        name: Its name.
+        name: Name of the optimizer.
         parameters: Parameters with their names; those without gradients are left out.
         lr: Learning rate.
         weight_decay: Weight decay.

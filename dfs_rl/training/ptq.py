@@ -26,22 +26,21 @@ from dfs_rl.training.calibration import (
 from dfs_rl.utils.seeding import torch_generator
 
 _STEP_IMAGES = 128
-_MIN_IMAGES = 2  # of a variance
-_ROUNDS = 12  # batches that measure the norms, as after training
+_MIN_IMAGES = 2  # needed for a variance
+_ROUNDS = 12  # batches to measure the norms, as in SupernetConfig
 
 
 @torch.no_grad()
 def calibrate(backbone: Backbone, images: Tensor, *, seed: int = 0) -> None:
     """Set quantizer scales, norms, probes and feature statistics of a pretrained network.
 
-    Full precision stays as it was. The probes learn the network's own predictions at full
-    precision.
+    Full precision stays unchanged. The probes learn the network's predictions at full precision.
 
     Args:
-        backbone: Changed in place; left in evaluation mode.
-        images: uint8 or float in [0, 1], ``[n, c, h, w]``; some hundreds suffice, some thousands
-            make better probes. A gate must not learn from the same images.
-        seed: Seed of the order of images and of the settings of features.
+        backbone: Backbone, changed in place and left in evaluation mode.
+        images: Images, uint8 or float in [0, 1], ``[n, c, h, w]``; some hundreds suffice, some
+            thousands give better probes. A gate must not learn from the same images.
+        seed: Seed of the order of images and of the settings for the features.
 
     Raises:
         ConfigError: If ``backbone`` is no backbone.
@@ -80,11 +79,11 @@ def _bytes(images: Tensor) -> Tensor:
 
 
 class _Matching:
-    """A batch norm that learns statistics of low bits while it runs in evaluation mode.
+    """Batch norm that learns statistics of low bits while it runs in evaluation mode.
 
-    The output at few bits gets full precision's mean and deviation over images, channel by channel.
-    Averages in training mode would give the same where a trained norm's statistics are those of
-    the images, and normalise anew where they are not, as after a change of data.
+    The output at low bits gets full precision's mean and deviation over images, channel by channel.
+    Averages in training mode give the same only if a trained norm's statistics match the images;
+    otherwise, as after a change of data, they normalise anew.
     """
 
     def __init__(self, norm: BatchNormPerBits) -> None:

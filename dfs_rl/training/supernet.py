@@ -10,7 +10,7 @@ trained weights.
 
 With the recipe ``adn`` (Kang et al., "Adaptive Depth Networks with Skippable Sub-Paths", NeurIPS
 2024) the first pass is the super-net, and the second, from the first epoch on, the base-net, which
-skips every path. Once the quantizers of low bits have begun, half of the second passes are a
+skips every path. Once the quantizers of low bits are initialized, half of the second passes are a
 sampled low setting as above. The combinations of paths in between are not trained.
 """
 
@@ -66,7 +66,7 @@ class SupernetConfig:
             with the recipe adn also the base-net.
         batch_size: Images per step, at least 2.
         optimizer: "sgd", with Nesterov momentum, or "adamw", with gradients clipped to a norm of 1;
-            "auto" takes the network's usual one, AdamW for transformers.
+            "auto" selects the network's default, AdamW for transformers.
         lr: Peak learning rate; it rises over the first 5 % of all steps and falls along a cosine to
             zero. By default 0.1 with SGD and 0.001 with AdamW.
         momentum: Momentum of SGD, in [0, 1).
@@ -79,8 +79,10 @@ class SupernetConfig:
         feature_weight: Weight of the mean squared distance between the outputs of the layers, with
             the recipe adn of the stages, in the two passes; 0 or more. By default 0, and with the
             recipe adn 1, or 0.1 for transformers. It suits activations of about unit size.
-        calibration_rounds: Passes over the menu that measure the norms at the end, at least 1.
-        precision: "auto" multiplies in bfloat16 where the hardware is fast at it.
+        calibration_rounds: Passes over the bit options that measure the norms at the end, at least
+            1.
+        precision: Number format of the training; "auto" multiplies in bfloat16 where the hardware
+            is fast at it.
 
     Raises:
         ConfigError: If a value is outside its range.
@@ -126,7 +128,10 @@ class StepLosses(NamedTuple):
 
 
 def learning_rate(progress: float, *, peak: float, warmup: float = 0.05) -> float:
-    """Return a linear rise over the ``warmup`` share, then half a cosine down to zero."""
+    """Return the learning rate after a share ``progress`` of the training, in [0, 1].
+
+    It rises linearly over the ``warmup`` share to ``peak``, then falls along half a cosine to zero.
+    """
     if progress < warmup:
         return peak * progress / warmup
     return peak * 0.5 * (1.0 + math.cos(math.pi * (progress - warmup) / (1.0 - warmup)))
@@ -156,17 +161,17 @@ def uniform_accuracies(backbone: Backbone, images: ImageSet) -> dict[str, float]
 
 
 class SupernetTrainer:
-    """Trains a backbone step by step.
+    """Trainer of a supernet, step by step.
 
     All randomness is a function of (seed, epoch, step), so a training can resume at any step.
 
     Args:
-        backbone: Trained in place.
-        dataset: Only its train split is used.
-        config: Settings.
+        backbone: Backbone, trained in place.
+        dataset: Data set; only its train split is used.
+        config: Hyperparameters.
         epochs: Passes over the train split, at least 1.
         seed: Seed of the run.
-        device: Where to compute.
+        device: Device to compute on.
         recipe: ``"supernet"`` or ``"adn"``, see the module.
     """
 
@@ -224,7 +229,7 @@ class SupernetTrainer:
             weight_decay=usual.weight_decay if config.weight_decay is None else config.weight_decay,
             momentum=config.momentum,
         )
-        # Without full precision on the menu, the gated layers are quantized from the first step.
+        # Without full precision as an option, the gated layers are quantized from the first step.
         whole = dearest != FULL
         calibrate_steps(
             backbone,
@@ -281,10 +286,10 @@ class SupernetTrainer:
         return weights | optimizer_tensors(self.optimizer, "optimizer")
 
     def restore(self, tensors: dict[str, Tensor], position: Position) -> None:
-        """Go back to where ``tensors()`` was called.
+        """Restore the state that ``tensors()`` returned.
 
         Raises:
-            CheckpointError: If they do not fit this network.
+            CheckpointError: If the tensors do not fit this network.
         """
         prefix = "backbone."
         weights = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
@@ -312,7 +317,7 @@ class SupernetTrainer:
     def _backward(
         self, epoch: int, step: int, batch: ImageSet, *, weight: Tensor | None = None
     ) -> StepLosses:
-        """Add the gradients of a step, times ``weight``, to the parameters; no weight is one."""
+        """Add the gradients of a step, times ``weight``, to the parameters; ``None`` means one."""
         setting = sample_below(
             self.backbone.options,
             len(self.backbone.blocks),
@@ -348,7 +353,7 @@ class SupernetTrainer:
             for layer, bits in zip(self.backbone.layers, setting, strict=True):
                 hidden = layer(hidden, bits)
                 if self.recipe == "adn" and features and not runs_when_skipped(layer):
-                    features.pop()  # still the same stage, which begins with what always runs
+                    features.pop()  # same stage: it starts with blocks that always run
                 features.append(self.backbone.comparable(hidden))
             return _Pass(self.backbone.head(hidden), features)
 
@@ -366,7 +371,7 @@ class SupernetTrainer:
         self.backbone.train()
 
     def _begin_low_settings(self) -> None:
-        """Set quantizers and norms of all options from the network as it is now."""
+        """Initialize quantizers and norms of all options from the network's present state."""
         first_images = self.images.images[:_STEP_IMAGES]
         calibrate_steps(
             self.backbone,
@@ -379,7 +384,7 @@ class SupernetTrainer:
     def _calibration_batches(self) -> Iterator[ImageSet]:
         """Yield augmented train images in a fixed shuffled order, without end.
 
-        The network knows the plain ones too well: their statistics do not suit unseen images.
+        The network has fitted the plain train images: their statistics do not suit unseen images.
         """
         size = min(CALIBRATION_BATCH, len(self.images))
         for epoch in itertools.count(self.epochs):
