@@ -1,4 +1,4 @@
-"""Settings of every test: one torch thread, no spinning OpenMP workers, no windows, and which of them share a process."""
+"""Settings of all tests: threads, plots, Ray, hypothesis, and groups of test processes."""
 
 import os
 import secrets
@@ -7,12 +7,12 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-# All are read once, when the libraries are first imported or started.
+# The libraries read these variables once, at their first import or start.
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 os.environ["MPLBACKEND"] = "Agg"
-# Ray's own 15 starves its workers, until they time out, beside other tests.
+# With Ray's default of 15, its workers starve next to other tests until they time out.
 os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - Ray spells it so
-# Tests start clusters beside the Ray of the commands: all closed to other machines, all with one token.
+# Clusters that tests start share these settings with Ray in commands: local only, with one token.
 os.environ |= {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "RAY_AUTH_MODE": "token",
@@ -27,7 +27,7 @@ from tests.helpers.custom_models import forgotten_trust
 
 torch.set_num_threads(1)
 
-# The processes of ``pytest -n`` ignore Ctrl-C, and so would the commands that tests run and interrupt.
+# Processes of ``pytest -n`` ignore Ctrl-C, and commands that tests interrupt would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile(
@@ -45,7 +45,10 @@ _START_RAY = ("sweeping", "experiments/test_worker_training.py", "test_readme.py
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let the processes of ``pytest -n`` share files, whose fixtures are costly; there is one Ray at a time."""
+    """Run each file in a single process of ``pytest -n``, and all tests with Ray in one process.
+
+    Fixtures of files are expensive, and only one Ray instance runs at a time.
+    """
     for item in items:
         path = item.path.relative_to(_HERE).as_posix()
         group = "ray" if path.startswith(_START_RAY) else path
@@ -56,7 +59,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def refusal(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> Callable[[Callable[[Sequence[str]], int], Sequence[str]], str]:
-    """Return what a command says to bad input: one sentence, with exit code 2 and nothing left on the disk."""
+    """Return a function that runs a command on invalid input and returns its error message.
+
+    The function asserts exit code 2, a message of one line, and no new run folder.
+    """
 
     def said(main: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> str:
         monkeypatch.chdir(tmp_path)
@@ -72,7 +78,7 @@ def refusal(
 
 
 def _keep_last_of_each_flag(arguments: Sequence[str]) -> list[str]:
-    """Return arguments with each flag where it stands last, for a command takes it once; its values go with it."""
+    """Keep the last occurrence of each flag and its values; commands reject repeated flags."""
     settings: dict[str, list[str]] = {}
     flag = ""
     for argument in arguments:
@@ -85,7 +91,7 @@ def _keep_last_of_each_flag(arguments: Sequence[str]) -> list[str]:
 
 @pytest.fixture
 def no_allowed_constructors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A folder of its own, where no constructor was allowed yet and none of ``own_nets`` is imported."""
+    """Run the test in an empty folder, without trusted constructors or imported test modules."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     with forgotten_trust():

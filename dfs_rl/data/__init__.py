@@ -1,4 +1,4 @@
-"""Data sets in memory: sources, splits, batches, augmentation and statistics."""
+"""Data sets in memory: loading, splits, batches, augmentation and channel statistics."""
 
 from dfs_rl.data.augment import augment
 from dfs_rl.data.batching import batches, epoch_batches

@@ -1,4 +1,4 @@
-"""The standard augmentation of small images, batched: crop after zero padding, and mirror."""
+"""Standard augmentation of small images in batches: crop after zero padding, and mirroring."""
 
 import torch
 from torch import Tensor
@@ -10,21 +10,21 @@ from dfs_rl.errors import ConfigError
 def augment(
     images: Tensor, generator: torch.Generator, *, pad: int | None = None, flip: bool
 ) -> Tensor:
-    """Shift each image by its own random offset of up to ``pad`` pixels and mirror half of them.
+    """Shift each image by a random offset of up to ``pad`` pixels and mirror about half of them.
 
-    Every one of the ``(2 * pad + 1)**2`` offsets is equally likely; what moves in is zero. The same
+    All ``(2 * pad + 1)**2`` offsets are equally likely; uncovered pixels are zero. The same
     generator state gives the same result.
 
     Args:
         images: uint8 ``[n, c, h, w]``, on any device.
-        generator: Source of the offsets. On the images' device it costs no transfer; a CPU
-            generator serves any device.
-        pad: Largest shift in pixels, at most the shorter side; 0 leaves the images in place, None
-            takes an eighth of the shorter side.
-        flip: Whether to mirror left and right, with probability one half.
+        generator: Source of the random numbers. A generator on the images' device avoids a
+            transfer; a CPU generator works for any device.
+        pad: Largest shift in pixels, at most the shorter side; 0 disables shifts, None uses an
+            eighth of the shorter side.
+        flip: Whether to mirror each image left to right with probability 0.5.
 
     Returns:
-        uint8 ``[n, c, h, w]``, a new tensor.
+        Augmented images, uint8 ``[n, c, h, w]``, a new tensor.
 
     Raises:
         ConfigError: If ``pad`` is negative or more than the shorter side.
@@ -38,26 +38,31 @@ def augment(
         drawn = torch.randint(choices, (n, 1), generator=generator, device=generator.device)
         return drawn.to(device, non_blocking=True)
 
-    rows = torch.arange(height, device=device) + draw(2 * pad + 1)  # [n, h], into the padded image
+    rows = torch.arange(height, device=device) + draw(2 * pad + 1)  # [n, h], of padded images
     columns = torch.arange(width, device=device).expand(n, width)
     if flip:
         columns = torch.where(draw(2).bool(), columns.flip(1), columns)
     columns = columns + draw(2 * pad + 1)  # [n, w]
 
     padded = functional.pad(images, (pad, pad, pad, pad))  # [n, c, h + 2 pad, w + 2 pad]
-    pixels = (
-        rows[:, :, None] * (width + 2 * pad) + columns[:, None, :]
-    )  # [n, h, w], into a flat padded channel
-    # A gather takes half the time of windows by unfold and advanced indexing on a CPU.
+    # [n, h, w], indices into a flattened padded channel
+    pixels = rows[:, :, None] * (width + 2 * pad) + columns[:, None, :]
+    # On a CPU, gather takes half the time of unfold with advanced indexing.
     flat = pixels.view(n, 1, height * width).expand(n, channels, height * width)
     return padded.flatten(2).gather(2, flat).view(n, channels, height, width)
 
 
 def check_pad(pad: int, height: int, width: int, *, name: str = "pad") -> None:
-    """Refuse a shift that is negative, or moves whole images out of sight.
+    """Check that a shift is neither negative nor larger than the images' shorter side.
+
+    Args:
+        pad: Largest shift in pixels.
+        height: Height of the images in pixels.
+        width: Width of the images in pixels.
+        name: Name of the setting, for the error message.
 
     Raises:
-        ConfigError: With the setting's name.
+        ConfigError: If the shift is out of range.
     """
     if not 0 <= pad <= min(height, width):
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""Batches: shuffled indices for training, ordered slices for evaluation."""
+"""Batches: shuffled indices for training and ordered slices for evaluation."""
 
 from collections.abc import Iterator
 
@@ -15,17 +15,17 @@ def epoch_batches(
 ) -> Iterator[Tensor]:
     """Yield the shuffled indices of one epoch, a function of ``(seed, epoch)`` alone.
 
-    Training therefore resumes at any epoch and step without stored random state.
+    Training can thus resume at any epoch and step without stored random state.
 
     Args:
         n: Number of images.
         batch_size: Indices per batch.
         seed: Seed of the run.
         epoch: Number of the epoch.
-        drop_last: Whether to leave out the last batch when it is not full.
+        drop_last: Whether to leave out an incomplete last batch.
 
     Yields:
-        int64 ``[batch]`` on the CPU; together each index at most once.
+        Indices, int64 ``[batch]`` on the CPU; each index occurs at most once per epoch.
 
     Raises:
         ConfigError: If ``batch_size`` is not positive, or ``drop_last`` would leave no batch.
@@ -44,7 +44,7 @@ def epoch_batches(
 
 
 def batches(image_set: ImageSet, batch_size: int) -> Iterator[ImageSet]:
-    """Yield the images in order, ``batch_size`` at a time, as views; the last batch may be smaller.
+    """Yield views of ``batch_size`` images in order; the last batch may be smaller.
 
     Raises:
         ConfigError: If ``batch_size`` is not positive.

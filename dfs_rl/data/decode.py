@@ -1,4 +1,4 @@
-"""Encoded images into one preallocated uint8 array."""
+"""Decoding of images into a preallocated uint8 array."""
 
 import io
 import math
@@ -15,7 +15,7 @@ from dfs_rl.data.images import MIN_SIDE
 from dfs_rl.data.pixels import resized_sides
 from dfs_rl.errors import DataError
 
-# The others of Pillow's decoders are little tried, and some end a process or fill its memory.
+# Pillow's other decoders are little tested; some crash the process or exhaust its memory.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 _CHANNELS = {"L": 1, "LA": 2, "RGB": 3, "RGBA": 4}
 _CONVERTED = {
@@ -33,12 +33,12 @@ _MAX_FILE_BYTES = 2**30
 
 
 class EncodedImage(NamedTuple):
-    """One image of a source, not yet decoded.
+    """Encoded image of a source.
 
     Attributes:
-        row: Its number within the source.
-        data: The encoded bytes, or the file that holds them.
-        place: Where it came from, for messages.
+        row: Row number in the source.
+        data: Encoded bytes, or the file that contains them.
+        place: Origin of the image, for error messages.
     """
 
     row: int
@@ -49,17 +49,21 @@ class EncodedImage(NamedTuple):
 def fit_picture(picture: Image.Image, size: int) -> Image.Image:
     """Resize the shorter side to ``size``, antialiased bilinear, and crop the centre.
 
-    Pillow computes it in whole numbers, so that the same pixels come out on every machine.
-    ``pixels.fit_images`` does the same to tensors.
+    Pillow resizes in integer arithmetic, so the result is the same on every machine.
+    ``pixels.fit_images`` is the counterpart for tensors.
+
+    Args:
+        picture: Image to resize.
+        size: Height and width of the result in pixels.
     """
     if picture.size == (size, size):
         return picture
     width, height = resized_sides(picture.width, picture.height, size)
     across, down = picture.width / width, picture.height / height
     left, top = (width - size) // 2, (height - size) // 2
-    # Only what is left after the crop is computed: the same pixels, and long images cost no more.
+    # Computes only the cropped region: the same pixels, without extra work for long images.
     part = (left * across, top * down, (left + size) * across, (top + size) * down)
-    # By channel, for Pillow would weigh colours by their alpha, which a network does not.
+    # Channels are resized separately, since Pillow weights colours by alpha and a network does not.
     bands = [
         band.resize((size, size), Image.Resampling.BILINEAR, box=part) for band in picture.split()
     ]
@@ -67,18 +71,19 @@ def fit_picture(picture: Image.Image, size: int) -> Image.Image:
 
 
 class ImageArray:
-    """An array uint8 ``[n, c, h, w]`` that fills image by image; the first one decides its shape.
+    """Array uint8 ``[n, c, h, w]`` that is filled image by image; the first one sets its shape.
 
-    A palette image becomes RGB, and so do CMYK and the like; black-and-white becomes grey. Where
-    grey and RGB images mix, as in many photo collections, all become RGB, without loss. Other
-    mixtures, and 16-bit or floating-point grey, are refused.
+    Palette images, CMYK and similar kinds become RGB; black-and-white becomes grey. A mixture of
+    grey and RGB images, common in photo collections, becomes RGB without loss. Other mixtures, and
+    16-bit or floating-point grey, are errors.
 
-    Each image is written to its final place, so the peak is ``n * c * h * w`` bytes and a little.
+    Each image is written to its final position, so peak memory is a little above ``n * c * h * w``
+    bytes; turning a grey array into RGB adds a copy.
 
     Args:
-        n: How many images there will be.
-        image_size: Height and width that all are resized and cropped to; None refuses images of
-            several sizes.
+        n: Number of images.
+        image_size: Height and width in pixels to which all images are resized and cropped; None
+            requires images of equal size.
     """
 
     def __init__(self, n: int, *, image_size: int | None = None) -> None:
@@ -89,7 +94,11 @@ class ImageArray:
 
     @property
     def pixels(self) -> NDArray[np.uint8]:
-        """The array; complete once every row was put."""
+        """Pixels, uint8 ``[n, c, h, w]``, complete after ``put`` of every row.
+
+        Raises:
+            DataError: If no image was put.
+        """
         if self._pixels is None:
             raise DataError("there is no image to read.")
         return self._pixels
@@ -98,7 +107,8 @@ class ImageArray:
         """Decode ``image`` into row ``index``.
 
         Raises:
-            DataError: If it cannot be decoded, or differs from the first one in size or kind.
+            DataError: If the image cannot be decoded, or differs from the first one in size or
+                kind.
         """
         try:
             decoded = _read(image)
@@ -154,9 +164,9 @@ def _read(image: EncodedImage) -> Image.Image:
     else:
         source = image.data
         status = source.stat()
-        if not stat.S_ISREG(status.st_mode):  # a pipe or a device never ends
+        if not stat.S_ISREG(status.st_mode):  # reading a pipe or a device may never end
             raise DataError(f"{image.place} is no regular file; images must be.")
-        if status.st_size > _MAX_FILE_BYTES:  # some decoders read it all at once
+        if status.st_size > _MAX_FILE_BYTES:  # some decoders read the whole file
             raise DataError(
                 f"{image.place} has {status.st_size} bytes; allowed are {_MAX_FILE_BYTES}."
             )
@@ -171,9 +181,9 @@ def _decode(picture: Image.Image, place: str) -> Image.Image:
             f"{place} has pixels of kind {mode!r}; allowed are 8-bit images: grey, RGB, with or "
             "without alpha, palette or CMYK."
         )
-    if _EXIF in picture.info:  # photos that a camera stored lying on their side
+    if _EXIF in picture.info:  # cameras store the orientation of photos in EXIF
         picture = ImageOps.exif_transpose(picture)
-    picture.info.pop("transparency", None)  # a palette's; Pillow warns where RGB cannot hold it
+    picture.info.pop("transparency", None)  # of palettes; Pillow warns if RGB cannot store it
     if mode in _CONVERTED:
         return picture.convert(_CONVERTED[mode])
     picture.load()
@@ -181,11 +191,20 @@ def _decode(picture: Image.Image, place: str) -> Image.Image:
 
 
 def allocate(shape: tuple[int, int, int, int]) -> NDArray[np.uint8]:
-    """Refuse what cannot fit instead of meeting the kernel's out-of-memory killer an hour later."""
+    """Allocate a zero array after a check that the machine has enough memory.
+
+    Without the check, the out-of-memory killer would end the process while the array fills.
+
+    Args:
+        shape: Shape ``[n, c, h, w]``.
+
+    Raises:
+        DataError: If the array is larger than the machine's memory.
+    """
     n_bytes = math.prod(shape)
     try:
         installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, OSError, ValueError):  # not told on this system
+    except (AttributeError, OSError, ValueError):  # unknown on this system
         installed = n_bytes
     if n_bytes > installed:
         n, channels, height, width = shape
@@ -197,7 +216,7 @@ def allocate(shape: tuple[int, int, int, int]) -> NDArray[np.uint8]:
 
 
 def _brief(error: Exception) -> str:
-    """First line of an error, or its type where it says nothing."""
-    if isinstance(error, UnidentifiedImageError):  # its text is the address of a buffer
+    """Return the first line of an error, or its type if it has no text."""
+    if isinstance(error, UnidentifiedImageError):  # its text contains only a buffer's address
         return "of none of the allowed formats, or damaged"
     return (str(error).splitlines() or [""])[0][:120] or type(error).__name__

@@ -1,4 +1,4 @@
-"""Image folders: one folder per class."""
+"""Data sets as image folders, one folder per class."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -19,29 +19,32 @@ from dfs_rl.data.layout import (
 from dfs_rl.data.source import Source, Sources
 from dfs_rl.errors import DataError
 
-_Place = tuple[str, ...]  # the names that lead to a file, from the data set's folder on
+_Place = tuple[str, ...]  # path parts relative to the data set's folder
 
 
 def folder_sources(folder: Path, tree: Tree) -> Sources:
-    """Find images as ``class/name.jpg``, or as ``train/class/name.jpg`` with or without a test folder.
+    """Find images as ``class/name.jpg`` or ``train/class/name.jpg``.
 
-    Folders are those of splits where their names say so (``Train``, ``testing``, ``seg_train``) and
-    they hold class folders. Classes are numbered in the order of their names.
+    A folder is a split if it is named like one (``Train``, ``testing``, ``seg_train``) and contains
+    class folders; a test folder is optional. Classes are numbered in the order of their names.
 
     Args:
-        folder: The data set's.
-        tree: Its files.
+        folder: Folder of the data set.
+        tree: Files of the folder.
+
+    Returns:
+        Train source and, if there is one, test source.
 
     Raises:
-        DataError: If there are no class folders, one of them holds no image, or the names leave
-            open which folders are classes and which are splits.
+        DataError: If there are no class folders, a class folder has no image, or the names do not
+            determine which folders are classes and which are splits.
     """
     name = folder.resolve().name
     tops = sorted({place[0] for place in tree if place})
     flat = [top for top in tops if tree[top,]]
     labels = {top: read_split_label(top) for top in tops}
     named = [top for top in tops if labels[top].split]
-    # "train_station" with images among other classes is a class; "train" could be either.
+    # "train_station" with images, next to other classes, is a class; "train" is ambiguous.
     bare = [top for top in named if all(word.isdigit() for word in labels[top].rest)]
     if not named or (len(named) < len(tops) and not bare and set(named) <= set(flat)):
         report_unused(str(folder), sorted(tree[()]))
@@ -106,11 +109,14 @@ def _folder_source(folder: Path, tree: Tree, split: _Place) -> Source:
 
 
 def _check_levels(origin: Path, inner: dict[str, set[str]]) -> None:
-    """Refuse a level of class folders that holds splits, or several sets of the same classes.
+    """Check that a level of folders has classes, not splits or repeated sets of classes.
 
     Args:
-        origin: The folder of the class folders.
-        inner: The folders with images in each class folder; an empty name is the class folder.
+        origin: Parent folder of the class folders.
+        inner: Sub-folders with images by class folder; an empty name is the class folder itself.
+
+    Raises:
+        DataError: If a folder may be a split, or the classes may be one level deeper.
     """
     for name, folders in sorted(inner.items()):
         splits = sorted(part for part in folders if read_split_label(part).split)

@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face hub, through the ``datasets`` library."""
+"""Data sets of the Hugging Face hub, loaded with the ``datasets`` library."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,15 +18,18 @@ _PROBE_SECONDS = 10.0
 
 
 def hub_sources(spec: str) -> Sources:
-    """Download a data set, or take it from the cache of the ``datasets`` library.
+    """Load a data set from the hub, or offline from the cache of the ``datasets`` library.
 
     Args:
-        spec: ``owner/name`` or ``owner/name:config``.
+        spec: Hub id, ``owner/name`` or ``owner/name:config``.
+
+    Returns:
+        Train source and, if there is one, test source.
 
     Raises:
-        DataError: If it is neither on the hub nor in the cache, or has no train split.
+        DataError: If the data set is neither on the hub nor in the cache, or has no train split.
     """
-    import datasets  # imported here: it takes a second and only hub ids need it
+    import datasets  # a slow import that only hub ids need
     import huggingface_hub
 
     name, _, config = spec.partition(":")
@@ -49,12 +52,16 @@ def hub_sources(spec: str) -> Sources:
 
 
 def sources_of(spec: str, splits: "datasets.DatasetDict") -> Sources:
-    """Take ``train`` and ``test`` out of what the ``datasets`` library loaded.
+    """Return the train and test sources of a loaded ``DatasetDict``.
+
+    Args:
+        spec: Hub id, for messages.
+        splits: Splits as loaded by the ``datasets`` library.
 
     Raises:
-        DataError: If there is no train split, or its columns are no images and labels.
+        DataError: If there is no train split, or it has no columns of images and labels.
     """
-    # A repository cannot be renamed like a folder: of several test splits the one called so counts.
+    # Users cannot rename splits on the hub, so an exact name wins over other split words.
     named = {
         label.split: split
         for split in sorted(splits)
@@ -81,7 +88,7 @@ def _source(spec: str, splits: "datasets.DatasetDict", split: str) -> Source:
         selected = dataset.select_columns([column]).with_format("arrow")
         for table in selected.iter(batch_size=_BATCH_ROWS):
             try:
-                # Some data sets store where an image lies in the cache; embedding reads its bytes.
+                # Some data sets store paths into the cache; embedding reads the images' bytes.
                 embedded = embed_table_storage(table)
             except (OSError, ValueError) as error:
                 raise DataError(f"{origin} has images that cannot be read ({error}).") from error
@@ -93,14 +100,14 @@ def _source(spec: str, splits: "datasets.DatasetDict", split: str) -> Source:
 
 
 def _is_reachable(name: str) -> bool:
-    """Ask the hub once: the library itself would retry for half a minute."""
+    """Return whether the hub answers a single request; the library retries for half a minute."""
     import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
         huggingface_hub.HfApi().dataset_info(name, timeout=_PROBE_SECONDS)
     except HfHubHTTPError as error:
-        # Unknown, private and gated ones loading will explain; a hub out of order is no hub.
+        # Loading reports unknown, private and gated data sets; server errors count as unreachable.
         return bool(error.response.status_code < HTTPStatus.INTERNAL_SERVER_ERROR)
     except Exception:  # noqa: BLE001 - the hub's HTTP library has changed its error classes twice
         return False
@@ -109,7 +116,7 @@ def _is_reachable(name: str) -> bool:
 
 @contextmanager
 def _offline() -> Iterator[None]:
-    """Let the libraries look into their cache only, as HF_HUB_OFFLINE does at their import."""
+    """Restrict both libraries to their cache, as HF_HUB_OFFLINE does at their import."""
     import datasets
     import huggingface_hub
 

@@ -1,4 +1,4 @@
-"""Labelled images in memory: one split (``ImageSet``), and a data set of four (``Dataset``)."""
+"""Labelled images in memory: one split (``ImageSet``), or all four (``Dataset``)."""
 
 import hashlib
 from dataclasses import dataclass
@@ -23,11 +23,11 @@ class ImageSet:
     """Images and their labels, ``n * c * h * w`` bytes plus 8 bytes per label.
 
     Attributes:
-        images: uint8 ``[n, c, h, w]`` with 1 to 4 channels and sides of at least 4 pixels.
-        labels: int64 ``[n]``, on the same device.
+        images: Pixels, uint8 ``[n, c, h, w]``, with 1 to 4 channels and sides of at least 4 pixels.
+        labels: Class of every image, int64 ``[n]``, on the same device.
 
     Raises:
-        DataError: If shape, type or device of the two do not fit.
+        DataError: If a shape, type or device is invalid.
     """
 
     images: Tensor
@@ -71,32 +71,32 @@ class ImageSet:
         return ImageSet(self.images[indices], self.labels[indices])
 
     def to(self, device: torch.device | str) -> "ImageSet":
-        """Return the set on ``device``, without a copy if it is there already."""
+        """Return the set on ``device``, without a copy if it is already there."""
         return ImageSet(self.images.to(device), self.labels.to(device))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Dataset:
-    """A named data set in memory, split four ways.
+    """Named data set in memory with four splits.
 
-    It holds ``n * c * h * w`` bytes of pixels for all splits together and 8 bytes per label:
-    CIFAR-10 takes 178 MB, the digits 0.1 MB.
+    Memory is ``n * c * h * w`` bytes of pixels for all splits and 8 bytes per label: 178 MB for
+    CIFAR-10, 0.1 MB for the digits.
 
     Attributes:
-        name: For reports: ``digits``, the name of the folder, or the hub id.
+        name: Name for reports: ``digits``, the name of the folder, or the hub id.
         class_names: Name of each class, in label order.
-        train: For the weights of the backbone.
-        agent: For gate learning; disjoint from ``train``, on which a backbone is nearly perfect.
-        val: For selection, early stopping and sweeps.
-        test: Reported once.
-        flip: Whether a mirrored image keeps its class, so that half of the images are mirrored in
-            training.
-        image_size: Height and width that the images were resized and cropped to; None where they
-            are as they came.
+        train: Split that trains the backbone.
+        agent: Split that trains gates; disjoint from ``train``, on which a backbone is nearly
+            perfect.
+        val: Split for selection, early stopping and sweeps.
+        test: Split that is reported once.
+        flip: Whether training mirrors half of the images, since a mirrored image keeps its class.
+        image_size: Height and width in pixels to which the images were resized and cropped; None
+            for the original size.
 
     Raises:
-        DataError: If a split is empty, the splits' images differ in shape, or labels and class
-            names do not fit.
+        DataError: If a split is empty, the splits' images differ in shape, labels do not fit the
+            class names, or a name is not UTF-8.
     """
 
     name: str
@@ -134,10 +134,10 @@ class Dataset:
                 )
 
     def split(self, name: SplitName) -> ImageSet:
-        """Return one split by name.
+        """Return a split by name.
 
         Raises:
-            DataError: If there is no split of that name.
+            DataError: If the name is not that of a split.
         """
         if name not in SPLIT_NAMES:
             raise DataError(f"{name!r} is not a split; allowed are {list(SPLIT_NAMES)}.")
@@ -156,12 +156,12 @@ class Dataset:
 
     @property
     def memory_bytes(self) -> int:
-        """Bytes that the images and labels of all splits take."""
+        """Memory of the images and labels of all splits in bytes."""
         return sum(s.images.nbytes + s.labels.nbytes for s in map(self.split, SPLIT_NAMES))
 
     @cached_property
     def fingerprint(self) -> str:
-        """Sixteen hex digits that change with any pixel, label, class name or split."""
+        """Hash of all pixels, labels, class names and splits, 16 hexadecimal digits."""
         digest = hashlib.sha256(repr((self.image_shape, self.class_names)).encode())
         for name in SPLIT_NAMES:
             split = self.split(name)
@@ -172,10 +172,10 @@ class Dataset:
 
 
 def check_text(*names: str) -> None:
-    """Refuse names that no file of a run could store, as those of folders in another encoding.
+    """Check that names can be stored as UTF-8, unlike some folder names in other encodings.
 
     Raises:
-        DataError: If one has no UTF-8 form.
+        DataError: If a name is not UTF-8.
     """
     for name in names:
         if name != name.encode(errors="replace").decode():

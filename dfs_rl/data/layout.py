@@ -1,4 +1,4 @@
-"""Which files of a folder belong to which split, by the names of files and folders alone."""
+"""Assignment of files to splits by the names of files and folders."""
 
 import logging
 import os
@@ -14,7 +14,7 @@ IMAGE_SUFFIXES = (
     *(".pbm", ".pgm", ".pnm", ".ppm"),
 )
 TABLE_SUFFIX = ".parquet"
-# Those of the ``datasets`` library, whose import takes a second; a test compares the two.
+# Copied from the ``datasets`` library, whose import is slow; a test compares the two.
 SPLIT_WORDS = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("validation", "valid", "dev", "val"), "val"),
@@ -25,20 +25,25 @@ _SHOWN = 12  # names in a message
 _LOG = logging.getLogger(__name__)
 
 Tree = Mapping[tuple[str, ...], list[str]]
-"""The image and parquet files of every folder, which goes by the names that lead to it."""
+"""Names of the image and parquet files in every folder, by the folder's relative path parts."""
 
 
 class SplitLabel(NamedTuple):
-    """The split that a name stands for, if any, and the other words of the name."""
+    """Split that a name refers to.
+
+    Attributes:
+        split: Name of the split, or None.
+        rest: Other words of the name, in lower case.
+    """
 
     split: str | None
     rest: tuple[str, ...]
 
 
 def read_split_label(name: str) -> SplitLabel:
-    """Find a split's word in a name: ``Training_set`` is ``train`` with the word ``set``.
+    """Find a split word in a name: ``Training_set`` is ``train`` with the rest ``set``.
 
-    Letters' case does not count. A name with the words of two splits stands for neither.
+    The search ignores case. A name with words of two splits refers to neither.
     """
     words = [word for word in _BORDER.sub(" ", name).lower().split() if word]
     splits = {SPLIT_WORDS[word] for word in words if word in SPLIT_WORDS}
@@ -48,10 +53,10 @@ def read_split_label(name: str) -> SplitLabel:
 
 
 def read_tree(folder: Path) -> Tree:
-    """List the image and parquet files in ``folder`` and below; hidden files and folders are left out.
+    """List the image and parquet files in ``folder`` and below, except hidden ones.
 
     Raises:
-        DataError: If a folder cannot be read, or a link leads back to a folder that holds it.
+        DataError: If a folder cannot be read, or a link leads to one of its parent folders.
     """
 
     def refuse(error: OSError) -> None:
@@ -74,17 +79,17 @@ def read_tree(folder: Path) -> Tree:
 
 
 def pick_splits(origin: str, labels: Mapping[str, SplitLabel]) -> tuple[str, str | None]:
-    """Return which of a folder's parts is train and which is test, if any.
+    """Return the names of the train part and, if there is one, of the test part.
 
-    The parts that stand for no split, or for val, are left out, which the log says.
+    Other parts are not used, which is logged.
 
     Args:
-        origin: The folder, for messages.
-        labels: By the name of the part.
+        origin: Folder of the data set, for messages.
+        labels: Split label of each part by its name.
 
     Raises:
-        DataError: If there is no train part, or if several stand for one split or belong to
-            different variants of the data, so that one would hold another's images.
+        DataError: If there is no train part, several parts refer to one split, or parts belong to
+            different variants of the data, which may share images.
     """
     named = {part: label for part, label in labels.items() if label.split}
     splits = {label.split: part for part, label in named.items()}
@@ -105,7 +110,7 @@ def pick_splits(origin: str, labels: Mapping[str, SplitLabel]) -> tuple[str, str
 
 
 def report_unused(origin: str, parts: Iterable[str]) -> None:
-    """Log what of a data set is not read."""
+    """Log the unused parts of a data set."""
     if unused := few(parts):
         _LOG.warning(
             "Not used of %s: %s (agent and val are carved from the train images).", origin, unused
@@ -113,7 +118,7 @@ def report_unused(origin: str, parts: Iterable[str]) -> None:
 
 
 def few(values: Iterable[object]) -> str:
-    """Join values for a message, which shows the first ones where they are many."""
+    """Join values for a message, at most the first twelve."""
     items = [str(value) for value in values]
     rest = f", … ({len(items)} in all)" if len(items) > _SHOWN else ""
     return ", ".join(items[:_SHOWN]) + rest

@@ -1,4 +1,4 @@
-"""The one entrance: what a user calls a data set, to tensors in four splits."""
+"""Loading of data sets by name, folder or hub id into four splits in memory."""
 
 import re
 import warnings
@@ -34,43 +34,43 @@ def load_dataset(
     image_size: int | None = None,
     flip: bool | None = None,
 ) -> Dataset:
-    """Load a data set into memory and split it, the same way every time.
+    """Load a data set into memory and split it deterministically.
 
     The source's own test split stays the test split; agent and val are carved from its train images
-    class by class. Where there is no test split, one is carved too. A validation split of the
-    source is not used. Within a split the images are shuffled so that every prefix holds the
-    classes in proportion.
+    class by class. Without a test split, test is carved too. A validation split of the source is
+    not used. Within a split the images are shuffled so that every prefix has the classes in
+    proportion.
 
-    An image that an earlier split holds too, pixel by pixel, is left out: of agent, val and test
-    where train has it, of val and test where agent has it, of test where val has it. How many, and
-    which parts of a folder are not used, is logged as a warning, which Python prints by default.
+    An image whose pixels also occur in an earlier split, in the order train, agent, val, test, is
+    left out. The number of such images, and the unused parts of a folder, are logged as warnings,
+    which Python prints by default.
 
     Args:
         spec: ``digits`` (scikit-learn's 1,797 images of 8 x 8 pixels); a folder of parquet files
             or of images; or a hub id ``owner/name`` or ``owner/name:config``, read with the
-            ``datasets`` library. Names tell the splits, with the words of that library in any case
-            (train, training; test, testing, eval, evaluation; val, valid, validation, dev):
+            ``datasets`` library. Splits are recognized by that library's words in any case (train,
+            training; test, testing, eval, evaluation; val, valid, validation, dev):
             ``train.parquet``, ``data/train-00000-of-00002.parquet``,
-            ``default/train/0000.parquet``. Columns of parquet files are found by their types.
-            Images lie in ``class/name.jpg``, or in ``train/class/name.jpg`` and perhaps
-            ``test/class/name.jpg``. Where names leave open what is a split, or a class, the data
-            set is refused.
-        splits: Shares of the splits; None takes 10 % agent, 10 % val and, where the source has no
-            test split, 20 % test; for the digits 25 %, 12 % and 23 %.
-        limit: For quick trials: use at most this many images of the source's train and of its test
-            split each, the classes in proportion; every split then is a part of its full self, but
-            for images that the rest of an earlier split repeats, which are not read.
-        image_size: Resize every image's shorter side to this many pixels, antialiased bilinear,
-            and crop the centre to a square; None leaves them as they are, and refuses images of
-            several sizes.
-        flip: Whether training mirrors half of the images; None does so but for the digits. Letters
-            and digits want False.
+            ``default/train/0000.parquet``. Columns of parquet files are recognized by their types.
+            Image files are ``class/name.jpg``, or ``train/class/name.jpg`` with or without
+            ``test/class/name.jpg``. Ambiguous names of splits or classes are errors.
+        splits: Shares of the splits; None uses 10 % agent, 10 % val and, if the source has no test
+            split, 20 % test; for the digits 25 %, 12 % and 23 %.
+        limit: Largest number of images of the source's train split, and of its test split, for
+            quick trials. Classes stay in proportion. Every split is then a part of its full
+            version, except that repeats of images that were not read are not left out.
+        image_size: Height and width of the images in pixels. The shorter side is resized,
+            antialiased bilinear, and the centre is cropped; None keeps the original size, and
+            requires images of equal size.
+        flip: Whether training mirrors half of the images; None mirrors all data sets except the
+            digits. Use False for letters and digits.
 
     Returns:
-        The data set, ``n * c * h * w`` bytes of uint8 pixels.
+        Data set of ``n * c * h * w`` bytes of uint8 pixels.
 
     Raises:
-        ConfigError: If ``limit`` is not positive, or ``image_size`` below 4.
+        ConfigError: If ``limit`` is not positive, or ``image_size`` is not a whole number of at
+            least 4.
         DataError: If the data set cannot be found, read or split.
     """
     if image_size is not None and (type(image_size) is not int or image_size < MIN_SIDE):
@@ -110,14 +110,14 @@ def load_dataset(
 
 
 def flips_by_default(spec: str) -> bool:
-    """Return whether training mirrors a data set's images where nobody says so."""
+    """Return the default of ``flip`` for a data set: True except for the digits."""
     return spec != DIGITS
 
 
 def _load_digits(
     fractions: SplitFractions, limit: int | None, *, image_size: int | None, flip: bool
 ) -> Dataset:
-    from sklearn.datasets import load_digits  # imported here: it takes a second
+    from sklearn.datasets import load_digits  # a slow import
 
     digits = load_digits()
     labels = digits.target.astype(np.int64)
@@ -127,7 +127,7 @@ def _load_digits(
     grey = np.rint(digits.images * (255 / 16)).astype(np.uint8)  # published as 0 to 16
     pixels = grey[rows, None]
     if image_size is not None:
-        pixels = allocate((len(rows), 1, image_size, image_size))  # refuses what has no room
+        pixels = allocate((len(rows), 1, image_size, image_size))  # checks the memory
         for target, row in enumerate(rows):
             pixels[target, 0] = np.asarray(fit_picture(Image.fromarray(grey[row]), image_size))
     lengths = [len(part) for part in plan]
@@ -137,7 +137,7 @@ def _load_digits(
 def _find_sources(spec: str) -> Sources:
     try:
         folder = Path(spec).expanduser()
-        if spec and folder.is_dir():  # Path("") would be the current folder
+        if spec and folder.is_dir():  # Path("") is the current folder
             from dfs_rl.data.folders import folder_sources
             from dfs_rl.data.tables import parquet_sources
 
@@ -148,7 +148,7 @@ def _find_sources(spec: str) -> Sources:
         exists = spec and folder.exists()
     except OSError as error:
         raise DataError(f"{error.filename or spec} cannot be read ({error.strerror}).") from error
-    except RuntimeError as error:  # ~name of no user
+    except RuntimeError as error:  # ``~name`` of an unknown user
         raise DataError(
             f"data set {spec!r} has no such home folder; allowed are {_FORMS}."
         ) from error
@@ -162,7 +162,11 @@ def _find_sources(spec: str) -> Sources:
 
 
 def _agree_on_classes(sources: Sources) -> tuple[str, ...]:
-    """Return the class names, which train and test must share."""
+    """Return the class names after a check that train and test agree on them.
+
+    Raises:
+        DataError: If the classes differ, are fewer than two, or labels are not contiguous.
+    """
     _, train, test = sources
     names = train.class_names
     if names is None:
@@ -194,11 +198,11 @@ def _agree_on_classes(sources: Sources) -> tuple[str, ...]:
 def _fill(
     pixels: ImageArray, start: int, source: Source, rows: NDArray[np.int64]
 ) -> NDArray[np.int64]:
-    """Decode ``rows`` of a source to ``start`` and following, and return their labels."""
+    """Decode ``rows`` of a source into ``pixels`` from index ``start``, and return their labels."""
     target = np.full(len(source.labels), -1)
     target[rows] = np.arange(start, start + len(rows))
     with warnings.catch_warnings():
-        # Pillow warns of odd metadata; what matters, undecodable pixels, is an error anyway.
+        # Pillow warns about odd metadata; undecodable pixels are errors anyway.
         warnings.filterwarnings("ignore", module=r"PIL\.")
         for image in source.read(target >= 0):
             pixels.put(target[image.row], image)
@@ -215,7 +219,7 @@ def _assemble(
     flip: bool,
     image_size: int | None,
 ) -> Dataset:
-    """Make the splits views of one array that holds them one after another."""
+    """Build a data set whose splits are consecutive views of one array."""
     pixels, labels, lengths = drop_repeats(name, class_names, pixels, labels, lengths)
     images = torch.split(torch.from_numpy(pixels), lengths)
     classes = torch.split(torch.from_numpy(labels), lengths)

@@ -1,4 +1,4 @@
-"""What a model may be given: the values of its images checked, and their size made to fit."""
+"""Checks and resizing of the images that a model receives."""
 
 import torch
 from torch import Tensor
@@ -7,7 +7,7 @@ from torch.nn import functional
 from dfs_rl.errors import DataError
 
 _ROUNDING = 1e-3
-"""By how much a float may miss [0, 1]: a quarter of a step of uint8."""
+"""Tolerance for floats outside [0, 1], about a quarter of 1/255."""
 _ALLOWED = "allowed are uint8, or float in [0, 1]"
 _WAY_OUT = (
     "divide by 255 or pass uint8, leave out mean and std, which the model applies itself, and "
@@ -17,18 +17,18 @@ _WAY_OUT = (
 
 
 def check_pixels(images: object, *, bounded: bool = True) -> None:
-    """Refuse images that no model was trained on: of another type, outside [0, 1], or not finite.
+    """Check that images are a uint8 or float tensor with finite values in [0, 1].
 
-    Of floats it takes the smallest and the largest, which is little beside a network; of uint8 it
-    looks at nothing. Inside a graph of ``torch.compile`` the check is an assertion, which raises
-    torch's own error.
+    For floats it computes the minimum and the maximum, which is cheap compared with a network; for
+    uint8 it reads no values. Inside a graph of ``torch.compile`` the check is an assertion that
+    raises torch's own error; during export there is no check of values.
 
     Args:
-        images: What was given.
-        bounded: Whether floats must lie in [0, 1], and not only be finite.
+        images: Images of any shape.
+        bounded: Whether floats must be in [0, 1] in addition to being finite.
 
     Raises:
-        DataError: With the range that was found.
+        DataError: If the type or a value is invalid; the message contains the range found.
     """
     if not isinstance(images, Tensor):
         raise DataError(
@@ -56,7 +56,7 @@ def check_pixels(images: object, *, bounded: bool = True) -> None:
 
 
 def resized_sides(width: int, height: int, size: int) -> tuple[int, int]:
-    """Return width and height of an image after its shorter side was resized to ``size``."""
+    """Return width and height after a resize of the shorter side to ``size`` pixels."""
     shorter = min(width, height)
     return width * size // shorter, height * size // shorter
 
@@ -64,15 +64,15 @@ def resized_sides(width: int, height: int, size: int) -> tuple[int, int]:
 def fit_images(images: Tensor, size: int) -> Tensor:
     """Resize the shorter side to ``size``, antialiased bilinear, and crop the centre.
 
-    Images that are ``size x size`` already are returned as they are. For others the result is that
-    of ``decode.fit_picture``, to within what it rounds away.
+    Images of ``size x size`` are returned unchanged. For others the result equals that of
+    ``decode.fit_picture`` up to rounding.
 
     Args:
-        images: uint8, or float in [0, 1], ``[n, c, h, w]``.
+        images: Images ``[n, c, h, w]``, uint8 or float in [0, 1].
         size: Height and width of the result in pixels.
 
     Returns:
-        ``[n, c, size, size]``; float in [0, 1] where anything was resized.
+        Images ``[n, c, size, size]``, float in [0, 1] if they were resized.
     """
     rows, columns = images.shape[2:]
     if rows == columns == size:

@@ -1,4 +1,4 @@
-"""Images that occur in two splits: by their pixels, since their files may differ."""
+"""Removal of images that occur in two splits, compared by their pixels."""
 
 import hashlib
 import logging
@@ -15,17 +15,17 @@ _LOG = logging.getLogger(__name__)
 
 
 def find_repeats(pixels: NDArray[np.uint8], lengths: Sequence[int]) -> NDArray[np.bool_]:
-    """Find the images that an earlier split holds too, of any class.
+    """Find the images that also occur in an earlier split, in any class.
 
     Args:
-        pixels: ``[n, c, h, w]``, the splits one after another.
-        lengths: Images of each split.
+        pixels: Images ``[n, c, h, w]``, one split after another.
+        lengths: Number of images of each split.
 
     Returns:
-        ``[n]``; the repeats within one split are not set.
+        Mask ``[n]`` of the repeats; repeats within one split are not set.
     """
     split = np.repeat(np.arange(len(lengths)), lengths)
-    checksums = [zlib.crc32(image) for image in pixels]  # a third of a digest's time
+    checksums = [zlib.crc32(image) for image in pixels]  # takes a third of the time of SHA-256
     _, value, counts = np.unique(checksums, return_inverse=True, return_counts=True)
     repeats = np.zeros(len(pixels), dtype=np.bool_)
     first: dict[bytes, int] = {}
@@ -42,20 +42,20 @@ def drop_repeats(
     labels: NDArray[np.int64],
     lengths: Sequence[int],
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64], list[int]]:
-    """Drop the images that an earlier split holds too, and log how many.
+    """Drop the images that also occur in an earlier split, and log their number.
 
     Args:
-        name: The data set's, for messages.
+        name: Name of the data set, for messages.
         class_names: Name of each class.
-        pixels: ``[n, c, h, w]``, the splits one after another; written to where images are dropped.
-        labels: ``[n]``.
-        lengths: Images of each split.
+        pixels: Images ``[n, c, h, w]``, one split after another; overwritten if images are dropped.
+        labels: Class of every image ``[n]``.
+        lengths: Number of images of each split.
 
     Returns:
-        Pixels, labels and lengths of what is left.
+        Pixels, labels and split lengths of the remaining images.
 
     Raises:
-        DataError: If a split has no image of a class left.
+        DataError: If no image of a class remains in a split.
     """
     repeats = find_repeats(pixels, lengths)
     if not repeats.any():
@@ -73,6 +73,6 @@ def drop_repeats(
         )
     _LOG.warning("Left out of %s: images that an earlier split holds too (%s).", name, dropped)
     rows = np.flatnonzero(~repeats)
-    for target, row in enumerate(rows.tolist()):  # in place, since two copies may not fit
+    for target, row in enumerate(rows.tolist()):  # in place, since two copies may exceed the memory
         pixels[target] = pixels[row]
     return pixels[: len(rows)], labels[rows], np.subtract(lengths, counts).tolist()

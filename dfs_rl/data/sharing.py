@@ -1,4 +1,4 @@
-"""A data set in Ray's object store: loaded once, then mapped into every worker process instead of being read or copied again."""
+"""Sharing of a data set through Ray's object store, without a copy per worker process."""
 
 import warnings
 from collections.abc import Mapping
@@ -12,11 +12,11 @@ from dfs_rl.data.images import SPLIT_NAMES, Dataset, ImageSet, SplitName
 
 
 class SharedSplit(NamedTuple):
-    """One split as arrays, which the object store keeps outside of any process.
+    """Split as arrays for the object store.
 
     Attributes:
-        images: uint8 ``[n, c, h, w]``.
-        labels: int64 ``[n]``.
+        images: Pixels, uint8 ``[n, c, h, w]``.
+        labels: Class of every image, int64 ``[n]``.
     """
 
     images: NDArray[np.uint8]
@@ -24,14 +24,14 @@ class SharedSplit(NamedTuple):
 
 
 class SharedDataset(NamedTuple):
-    """A data set as arrays.
+    """Data set as arrays for the object store.
 
     Attributes:
-        name: Its name.
-        class_names: Name of each class.
-        splits: Its splits by name.
-        flip: Whether a mirrored image keeps its class.
-        image_size: See ``Dataset``.
+        name: Name of the data set.
+        class_names: Name of each class, in label order.
+        splits: Splits by name.
+        flip: Whether training mirrors half of the images.
+        image_size: Height and width in pixels to which the images were resized, or None.
     """
 
     name: str
@@ -42,12 +42,12 @@ class SharedDataset(NamedTuple):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all arrays."""
+        """Memory of all arrays in bytes."""
         return sum(array.nbytes for split in self.splits.values() for array in split)
 
 
 def share(dataset: Dataset) -> SharedDataset:
-    """Return a data set's arrays, without a copy."""
+    """Return the arrays of a data set, without a copy."""
     splits = {
         name: SharedSplit(dataset.split(name).images.numpy(), dataset.split(name).labels.numpy())
         for name in SPLIT_NAMES
@@ -58,9 +58,9 @@ def share(dataset: Dataset) -> SharedDataset:
 
 
 def unshare(shared: SharedDataset) -> Dataset:
-    """Return the data set that ``share`` was given, without a copy; nobody may write to its images."""
+    """Return the data set of shared arrays, without a copy; its images are read-only."""
     with warnings.catch_warnings():
-        # The store's memory cannot be written to, which torch has no word for; no code here writes to a data set.
+        # The store's memory is read-only, which torch cannot express; no code writes to a data set.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         splits = {
             name: ImageSet(torch.from_numpy(split.images), torch.from_numpy(split.labels))

@@ -1,4 +1,4 @@
-"""What a source offers before anything is decoded: labels, class names, encoded images."""
+"""Sources of data sets: labels, class names and encoded images."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,17 +14,17 @@ from dfs_rl.errors import DataError
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """The train or the test images of a data set.
+    """Train or test images of a data set.
 
     Attributes:
-        origin: Where it is, for messages.
-        labels: int64 ``[n]``, class of every row, not negative.
-        class_names: Name of each class, or None where the source has only numbers.
-        read: Yields the rows for which the argument, bool ``[n]``, is set, in order.
+        origin: Location of the source, for messages.
+        labels: Class of every row, int64 ``[n]``, not negative.
+        class_names: Name of each class, or None if the source has only numbers.
+        read: Function that yields the rows selected by a mask, bool ``[n]``, in order.
 
     Raises:
-        DataError: If it is empty, a label is negative or has no class name, or a class name has no
-            UTF-8 form.
+        DataError: If the source is empty, a label is negative or has no class name, or a class name
+            is not UTF-8.
     """
 
     origin: str
@@ -51,7 +51,13 @@ class Source:
 
 
 class Sources(NamedTuple):
-    """The images of a data set as they were published: train, and test where there is one."""
+    """Sources of a data set as published.
+
+    Attributes:
+        name: Name of the data set.
+        train: Train images.
+        test: Test images, or None if the data set has no test split.
+    """
 
     name: str
     train: Source

@@ -1,4 +1,4 @@
-"""Which image goes into which split: deterministic, stratified, from the labels alone."""
+"""Deterministic, stratified assignment of images to splits, a function of the labels."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,15 +17,15 @@ Indices = NDArray[np.int64]
 
 @dataclass(frozen=True, kw_only=True)
 class SplitFractions:
-    """How the images are shared out, class by class; ``train`` takes what is left.
+    """Shares of the source's train images per split and class; ``train`` gets the rest.
 
     Attributes:
-        agent: Share for gate learning, of the source's own train images, in (0, 1).
-        val: Share for selection, likewise.
-        test: Share for the test split, in (0, 1); not used where the source has a test split.
+        agent: Share of the split that trains gates, in (0, 1).
+        val: Share of the split for selection, in (0, 1).
+        test: Share of the test split, in (0, 1); not used if the source has a test split.
 
     Raises:
-        ConfigError: If a share is outside (0, 1), or they leave nothing for ``train``.
+        ConfigError: If a share is outside (0, 1), or nothing remains for ``train``.
     """
 
     agent: float = 0.1
@@ -44,10 +44,10 @@ class SplitFractions:
 
 
 class SplitPlan(NamedTuple):
-    """Row numbers of each split, int64; every prefix of a split holds the classes in proportion.
+    """Row numbers of each split, int64; every prefix of a split has the classes in proportion.
 
-    ``test`` counts rows of the source's own test split where there is one, else rows of the same
-    source.
+    ``test`` refers to rows of the source's own test split if there is one, else to rows of the
+    train source.
     """
 
     train: Indices
@@ -57,14 +57,14 @@ class SplitPlan(NamedTuple):
 
 
 def stratified_order(labels: Indices, *, stream: str) -> Indices:
-    """Shuffle so that every prefix holds the classes in proportion.
+    """Shuffle rows such that every prefix has the classes in proportion.
 
     Args:
-        labels: int64 ``[n]``.
-        stream: Names the shuffle; the same labels and name always give the same order.
+        labels: Class of every row, int64 ``[n]``.
+        stream: Name of the random stream; equal labels and names give equal orders.
 
     Returns:
-        A permutation of ``range(n)``.
+        Permutation of ``range(n)``.
     """
     n = len(labels)
     shuffle = numpy_generator("data", stream, n).permutation(n)
@@ -72,7 +72,7 @@ def stratified_order(labels: Indices, *, stream: str) -> Indices:
     _, starts, counts = np.unique(labels[by_class], return_index=True, return_counts=True)
     rank = np.arange(n) - np.repeat(starts, counts)  # position within the class
     progress = (rank + 0.5) / np.repeat(counts, counts)
-    # Equal progress, as in balanced data, is ordered by the shuffle: no class always comes first.
+    # The shuffle breaks ties, frequent in balanced data, so that no class always comes first.
     ties = np.argsort(shuffle)[by_class]
     return by_class[np.lexsort((ties, progress))].astype(np.int64)
 
@@ -85,23 +85,22 @@ def plan_splits(
     class_names: Sequence[str],
     limit: int | None = None,
 ) -> SplitPlan:
-    """Share out the images of a source.
+    """Assign the images of a source to splits.
 
     Args:
-        labels: int64 ``[n]``, class of every image.
-        test_labels: int64 ``[m]``, those of the source's own test split, or None to carve one.
-        fractions: The shares.
-        class_names: Name of each class, for the messages.
-        limit: Use at most this many images of either source, the classes in proportion. What is
-            left of a split is a part of the whole split, so that no combination of limited and
-            unlimited runs mixes splits.
+        labels: Class of every image, int64 ``[n]``.
+        test_labels: Classes of the source's own test split, int64 ``[m]``, or None to carve one.
+        fractions: Shares of the splits.
+        class_names: Name of each class.
+        limit: Largest number of images of either source, the classes in proportion. A limited split
+            is a part of the unlimited one, so limited and unlimited runs never mix splits.
 
     Returns:
         Disjoint row numbers; without ``limit`` they cover every image.
 
     Raises:
         ConfigError: If ``limit`` is not positive.
-        DataError: If a class has too few images for every split.
+        DataError: If a class has too few images for all splits.
     """
     if limit is not None and limit < 1:
         raise ConfigError(f"limit is {limit}; it must be at least 1 image.")
@@ -134,7 +133,7 @@ def plan_splits(
 
 
 def _limited(rows: dict[str, Indices], limit: int, *, least: int) -> dict[str, Indices]:
-    """Keep a prefix of each split, in proportion but at least ``least``; train takes the rest."""
+    """Keep a proportional prefix of each split, at least ``least`` rows; train gets the rest."""
     total = sum(map(len, rows.values()))
     sizes = {name: max(least, len(part) * limit // total) for name, part in rows.items()}
     sizes["train"] = max(0, limit - sum(sizes.values()) + sizes["train"])

@@ -1,4 +1,4 @@
-"""Channel statistics for normalisation, taken from the train split and kept with the backbone."""
+"""Channel statistics of the train split, for the normalization in the backbone."""
 
 import math
 from dataclasses import dataclass
@@ -8,21 +8,21 @@ from torch import Tensor
 
 from dfs_rl.errors import DataError
 
-_CHUNK = 1024  # images turned into int64 at a time: 25 MB for 3 x 32 x 32
+_CHUNK = 1024  # images converted to int64 at a time: 25 MB for 3 x 32 x 32
 _WHITE = 255.0
 
 
 @dataclass(frozen=True)
 class ChannelStatistics:
-    """Mean and standard deviation of each channel, pixels scaled to [0, 1].
+    """Mean and standard deviation of each channel, for pixels scaled to [0, 1].
 
     Attributes:
-        mean: One number per channel.
-        std: One positive number per channel; 1 for a channel that never changes, so that dividing
-            by it is safe.
+        mean: Mean of each channel.
+        std: Positive standard deviation of each channel; ``channel_statistics`` uses 1 for constant
+            channels, so that division is safe.
 
     Raises:
-        DataError: If the two differ in length, are not finite, or a standard deviation is not
+        DataError: If the lengths differ, a number is not finite, or a standard deviation is not
             positive.
     """
 
@@ -39,18 +39,21 @@ class ChannelStatistics:
 
     @property
     def changes_nothing(self) -> bool:
-        """Whether normalising by them leaves every value as it is."""
+        """True if normalization is the identity: mean 0 and standard deviation 1."""
         return not any(self.mean) and all(std == 1.0 for std in self.std)
 
 
 def channel_statistics(images: Tensor) -> ChannelStatistics:
-    """Measure mean and (population) standard deviation of each channel.
+    """Compute mean and (population) standard deviation of each channel.
 
     Args:
-        images: uint8 ``[n, c, h, w]``, at least one image.
+        images: At least one image, uint8 ``[n, c, h, w]``.
 
     Returns:
-        The statistics, of pixels scaled to [0, 1].
+        Statistics for pixels scaled to [0, 1].
+
+    Raises:
+        DataError: If there are no images.
     """
     if not len(images):
         raise DataError(
@@ -64,6 +67,6 @@ def channel_statistics(images: Tensor) -> ChannelStatistics:
     mean, std = [], []
     for total, squares in zip(*sums.tolist(), strict=True):
         mean.append(total / count / _WHITE)
-        # Whole numbers of any size: the subtraction is exact.
+        # Python integers have no size limit, so the subtraction is exact.
         std.append(math.sqrt(count * squares - total**2) / count / _WHITE or 1.0)
     return ChannelStatistics(mean=tuple(mean), std=tuple(std))

@@ -1,8 +1,8 @@
-"""Tables of encoded images: which column holds images, which labels, and how rows become a source.
+"""Sources from tables of encoded images: parquet files and Arrow batches.
 
-Parquet files are read with pyarrow itself, batch by batch. The ``datasets`` library would first
-copy every file into an Arrow cache in the user's home and decode through two more layers; it serves
-for hub ids, whose tables end here too.
+Parquet files are read with pyarrow, batch by batch. The ``datasets`` library first copies every
+file into an Arrow cache in the user's home and decodes through two more layers, so it is used for
+hub ids only; their tables are read by this module too.
 """
 
 import json
@@ -26,13 +26,19 @@ _BATCH_BYTES = 2**28
 _DAMAGE = (pa.ArrowException, OSError, ValueError)
 _PREFERRED_IMAGES = ("image", "img")
 _PREFERRED_LABELS = ("label", "labels", "fine_label")
-# What tells the files of one split apart, as in train-00000-of-00002-0123456789abcdef.parquet.
+# Shard suffix of a split's files, as in train-00000-of-00002-0123456789abcdef.parquet.
 _SHARD = re.compile(r"[-._ ]?\d+(?:[-._ ]of[-._ ](?P<count>\d+))?(?:-[0-9a-f]{16})?$")
-_BYTES = "bytes"  # the field of an image struct that holds the encoded image
+_BYTES = "bytes"  # field of an image struct with the encoded image
 
 
 class Columns(NamedTuple):
-    """The columns that matter, and what the labels mean."""
+    """Columns of a table that are read.
+
+    Attributes:
+        image: Name of the image column.
+        label: Name of the label column.
+        class_names: Name of each class, or None if the table has none.
+    """
 
     image: str
     label: str
@@ -40,7 +46,13 @@ class Columns(NamedTuple):
 
 
 class PlacedBatch(NamedTuple):
-    """Some rows, the file they are in, and the number of the first one."""
+    """Batch of rows with its origin.
+
+    Attributes:
+        rows: Rows of the batch.
+        file: File of the rows, for messages.
+        first: Row number of the first row in the file.
+    """
 
     rows: pa.RecordBatch
     file: str
@@ -51,18 +63,18 @@ Batches = Callable[[str], Iterator[PlacedBatch]]
 
 
 def parquet_sources(folder: Path, tree: Tree) -> Sources:
-    """Read the parquet files of the train and the test split.
+    """Return the sources of the parquet files of the train and the test split.
 
-    The names of files and of the folders inside tell the splits: ``train-00000-of-00002.parquet``,
+    Splits are recognized by the names of files and sub-folders: ``train-00000-of-00002.parquet``,
     ``data/train.parquet`` or ``default/train/0000.parquet``.
 
     Args:
-        folder: The data set's.
-        tree: Its files, some of them parquet files.
+        folder: Folder of the data set.
+        tree: Files of the folder, some of them parquet files.
 
     Raises:
-        DataError: If there are none for train, if they belong to several sets of splits, if some
-            are missing, if there are class folders with images too, or if one cannot be read.
+        DataError: If there is no file of the train split, the files belong to several sets of
+            splits, a file is missing or unreadable, or there are also class folders with images.
     """
     places = [
         (*place, name)
@@ -92,7 +104,7 @@ def parquet_sources(folder: Path, tree: Tree) -> Sources:
 
 
 def _read_place(folder: Path, place: Sequence[str]) -> tuple[str, SplitLabel]:
-    """Return the part of a data set that a file belongs to, and the split that the part stands for."""
+    """Return the part of a data set that a file belongs to, and the split label of the part."""
     *folders, name = place
     stem = _SHARD.sub("", name[: -len(TABLE_SUFFIX)])
     split: str | None = None
@@ -101,7 +113,7 @@ def _read_place(folder: Path, place: Sequence[str]) -> tuple[str, SplitLabel]:
     for text in (*folders, stem):
         label = read_split_label(text)
         if split and label.split is None:
-            continue  # in a split's folder any name will do
+            continue  # any name is valid in a split's folder
         if split and label.split not in (None, split):
             raise DataError(
                 f"{folder.joinpath(*place)} is named like both {split} and {label.split}; rename "
@@ -114,15 +126,15 @@ def _read_place(folder: Path, place: Sequence[str]) -> tuple[str, SplitLabel]:
 
 
 def table_source(origin: str, schema: pa.Schema, batches: Batches) -> Source:
-    """Make a source of Arrow batches.
+    """Build a source from Arrow batches.
 
     Args:
-        origin: Where they are, for messages.
-        schema: Their columns; the ``huggingface`` metadata, if any, says what they mean.
-        batches: Yields the batches of one column, from the first row on, each time it is called.
+        origin: Location of the table, for messages.
+        schema: Columns of the table; ``huggingface`` metadata, if any, declares their roles.
+        batches: Function that iterates over the batches of one column from the first row.
 
     Raises:
-        DataError: If images or labels cannot be told, or a label is missing.
+        DataError: If the image or label column cannot be determined, or a label is missing.
     """
     columns = find_columns(schema, origin)
 
@@ -149,11 +161,15 @@ def table_source(origin: str, schema: pa.Schema, batches: Batches) -> Source:
 
 
 def find_columns(schema: pa.Schema, origin: str) -> Columns:
-    """Tell the image and the label column by their types.
+    """Find the image and the label column by their types.
 
     Images are encoded bytes: a struct with a binary field ``bytes``, or a binary column. Labels are
     whole numbers. Columns that the ``huggingface`` metadata declares as ``Image`` or ``ClassLabel``
-    go first; where several remain, the usual names decide.
+    have priority; among several columns, usual names decide.
+
+    Args:
+        schema: Columns of the table.
+        origin: Location of the table, for messages.
 
     Raises:
         DataError: If there is no such column, or several and none with a usual name.
@@ -197,13 +213,13 @@ def _choose(candidates: Sequence[str], preferred: Sequence[str], subject: str) -
 
 
 def _declared_features(schema: pa.Schema) -> dict[str, dict[str, Any]]:
-    """What the ``datasets`` library wrote about the columns, if anything."""
+    """Return the features in the metadata of the ``datasets`` library, empty without them."""
     try:
         text = (schema.metadata or {}).get(b"huggingface", b"{}")
         features = json.loads(text)["info"]["features"]
         return {name: spec for name, spec in features.items() if isinstance(spec, dict)}
     except (ValueError, KeyError, TypeError, AttributeError):
-        return {}  # foreign metadata: column types and names decide
+        return {}  # other metadata: column types and names decide
 
 
 def _class_names(feature: Mapping[str, Any]) -> tuple[str, ...] | None:
@@ -250,7 +266,10 @@ def _parquet_source(files: list[Path]) -> Source:
 
 
 def _batch_rows(metadata: parquet.FileMetaData, column: str) -> int:
-    """Rows that fit in memory: each may stand for a chunk's whole dictionary, a kilobyte on disk."""
+    """Return a number of rows that fits in memory.
+
+    With dictionary encoding, a single row may expand to the size of a whole column chunk.
+    """
     largest = max(
         (
             chunk.total_uncompressed_size
@@ -264,7 +283,7 @@ def _batch_rows(metadata: parquet.FileMetaData, column: str) -> int:
 
 
 def _check_complete(files: list[Path]) -> None:
-    """Refuse a split of which a file is missing, or which holds the files of two writings."""
+    """Check that a split has all of its shards, and those of one write only."""
     matches = [_SHARD.search(path.name[: -len(TABLE_SUFFIX)]) for path in files]
     counts = {match["count"] for match in matches if match} - {None}
     if counts and (len(counts) > 1 or len(files) != int(*counts)):
@@ -275,11 +294,11 @@ def _check_complete(files: list[Path]) -> None:
 
 
 def _open(path: Path) -> parquet.ParquetFile:
-    if not path.is_file():  # a pipe or a device never ends
+    if not path.is_file():  # reading a pipe or a device may never end
         raise DataError(f"{path} is no regular file; parquet files must be.")
     try:
         file = parquet.ParquetFile(path)
-        str(file.schema_arrow)  # decodes the names, which damage may have left undecodable
+        str(file.schema_arrow)  # decodes the names, which fails for some damaged files
     except _DAMAGE as error:
         raise _unreadable(path, error) from error
     return file

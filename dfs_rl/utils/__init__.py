@@ -1,1 +1,1 @@
-"""Command line, configuration, run folders, crash-safe files, seeding, devices, signals."""
+"""Command line, configuration, run folders, atomic files, seeding, devices and signals."""

@@ -1,7 +1,7 @@
-"""Tensors in checksummed safetensors files; a checkpoint is one with its JSON state inside it.
+"""Checksummed safetensors files, and checkpoints with JSON state in the file's header.
 
-One file means one rename: tensors and state can never come from two different moments. Loading
-executes no code.
+A checkpoint is a single file that a single rename replaces, so its tensors and its state always
+belong together. Loading executes no code.
 """
 
 import hashlib
@@ -24,11 +24,11 @@ _STATE = "state"
 
 
 class Checkpoint(NamedTuple):
-    """What a training needs to go on.
+    """State from which a training resumes.
 
     Attributes:
-        tensors: Weights and optimiser moments by name, on the CPU.
-        state: Everything else, as JSON values: counters, best score.
+        tensors: Weights and optimizer moments by name, on the CPU.
+        state: All other state as JSON values, such as counters and the best score.
     """
 
     tensors: dict[str, "Tensor"]
@@ -46,12 +46,12 @@ def save_tensors(
     """Write tensors of any dtype, device and memory format to a safetensors file, atomically.
 
     Args:
-        path: The file to create or replace.
-        tensors: What to write; each name gets values of its own, however they shared memory.
-        metadata: Text to keep in the file's header.
+        path: File to create or replace.
+        tensors: Tensors by name; tensors that share memory are stored separately.
+        metadata: Text for the file's header.
 
     Raises:
-        OSError: If the disk is full or may not be written; what was there stays.
+        OSError: If the disk is full or not writable; a previous file stays.
     """
     import torch
     from safetensors import SafetensorError
@@ -67,7 +67,7 @@ def save_tensors(
         try:
             save_file(owned, temporary, metadata=header)
         except SafetensorError as error:
-            # It is no OSError, and names the system's error in its text alone.
+            # SafetensorError is no OSError; only its text contains the system's error number.
             found = re.search(r"\(os error (\d+)\)", str(error))
             if found is None:
                 raise
@@ -75,24 +75,28 @@ def save_tensors(
 
 
 def load_tensors(path: Path, *, ours: bool = True) -> dict[str, "Tensor"]:
-    """Read the tensors of a safetensors file to the CPU.
+    """Load the tensors of a safetensors file to the CPU.
 
     Args:
-        path: The file.
-        ours: Whether ``save_tensors`` wrote it; what other writers wrote has no checksum.
+        path: File to read.
+        ours: Whether ``save_tensors`` wrote the file; files of other writers have no checksum.
 
     Raises:
-        CheckpointError: If the file is missing, unreadable, truncated or altered, is not
-            safetensors, or holds NaN.
+        CheckpointError: If the file is missing, unreadable, truncated, altered, not safetensors, or
+            contains NaN.
     """
     return _read(path, ours=ours).tensors
 
 
 def check_finite(module: "nn.Module", source: Path | str) -> None:
-    """Refuse parameters that are not finite; a buffer may hold infinities, such as a mask.
+    """Check that all parameters are finite; buffers, such as masks, may contain infinities.
+
+    Args:
+        module: Module to check.
+        source: Origin of the module, for the error message.
 
     Raises:
-        CheckpointError: If there are any.
+        CheckpointError: If a parameter is not finite.
     """
     for name, parameter in module.named_parameters():
         if not bool(parameter.isfinite().all()):
@@ -100,7 +104,7 @@ def check_finite(module: "nn.Module", source: Path | str) -> None:
 
 
 def shared_names(module: "nn.Module") -> list[list[str]]:
-    """Return the names of each tensor that a module's state dict has more than once."""
+    """Return the groups of names in a state dict that refer to the same tensor."""
     import torch
 
     names: dict[int, list[str]] = {}
@@ -113,11 +117,15 @@ def shared_names(module: "nn.Module") -> list[list[str]]:
 def save_checkpoint(
     path: Path, tensors: Mapping[str, "Tensor"], state: Mapping[str, object]
 ) -> None:
-    """Write tensors and JSON state as one file, atomically.
+    """Write tensors and JSON state to one file, atomically.
+
+    Args:
+        path: File to create or replace.
+        tensors: Tensors by name.
+        state: JSON values, all numbers finite.
 
     Raises:
-        CheckpointError: If the state holds NaN or infinity, which would not come back from JSON as
-            they were.
+        CheckpointError: If the state contains NaN or infinity, which JSON cannot restore.
     """
     try:
         text = json.dumps(state, allow_nan=False, default=to_json_value)
@@ -129,10 +137,10 @@ def save_checkpoint(
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Read what ``save_checkpoint`` wrote.
+    """Load a checkpoint that ``save_checkpoint`` wrote.
 
     Raises:
-        CheckpointError: If it is missing, damaged, or a safetensors file without a state.
+        CheckpointError: If the file is missing, damaged, or has no training state.
     """
     stored = _read(path, ours=True)
     if _STATE not in stored.metadata:
@@ -149,10 +157,12 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 
 def optimizer_tensors(optimizer: "Optimizer", prefix: str) -> dict[str, "Tensor"]:
-    """Return what an optimizer keeps as ``prefix.<parameter>.<slot>``; its settings stay out.
+    """Return an optimizer's state as tensors named ``prefix.<parameter>.<slot>``.
+
+    Hyperparameters, such as the learning rate, are left out.
 
     Args:
-        optimizer: Any of torch's.
+        optimizer: Any torch optimizer.
         prefix: First part of the names.
     """
     import torch
@@ -166,11 +176,16 @@ def optimizer_tensors(optimizer: "Optimizer", prefix: str) -> dict[str, "Tensor"
 
 
 def restore_optimizer(optimizer: "Optimizer", tensors: Mapping[str, "Tensor"], prefix: str) -> None:
-    """Put back what ``optimizer_tensors`` returned; tensors under other prefixes are ignored.
+    """Restore an optimizer's state from ``optimizer_tensors``.
+
+    Args:
+        optimizer: Optimizer whose state is replaced.
+        tensors: Tensors by name; names with other prefixes are ignored.
+        prefix: First part of the names.
 
     Raises:
         LookupError: If a tensor belongs to a parameter that the optimizer does not have.
-        ValueError: If a name or a shape is not of this optimizer.
+        ValueError: If a name or a shape does not fit the optimizer.
     """
     import torch
 
@@ -183,7 +198,7 @@ def restore_optimizer(optimizer: "Optimizer", tensors: Mapping[str, "Tensor"], p
         parameter = parameters[int(index)]
         if value.dim() and value.shape != parameter.shape:
             raise ValueError(f"{name} has the shape {list(value.shape)}")
-        # A count of steps is one number on the CPU; all else lies in memory as its parameter does.
+        # Step counts are scalars on the CPU; other slots have their parameter's memory layout.
         like = parameter if value.dim() else value
         kept = torch.empty_like(like, memory_format=torch.preserve_format)
         optimizer.state[parameter][slot] = kept.copy_(value)
@@ -194,9 +209,9 @@ def _read(path: Path, *, ours: bool) -> _Stored:
 
     try:
         check_not_stream(path)
-        path.open("rb").close()  # names the system's errors, which the reader takes for damage
+        path.open("rb").close()  # raises OSError, which the reader reports as damage
         with safe_open(path, framework="pt", device="cpu") as file:
-            # Cloned: the reader maps the file into memory, and a tensor must outlive changes to it.
+            # Cloned, since the reader maps the file into memory and the file may change later.
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
             metadata = dict(file.metadata() or {})
     except (FileNotFoundError, IsADirectoryError) as error:
@@ -213,14 +228,16 @@ def _read(path: Path, *, ours: bool) -> _Stored:
     if expected is not None and expected != _checksum(tensors, metadata):
         raise CheckpointError(f"{path} is damaged: its content does not match its checksum.")
     for name, tensor in tensors.items():
-        small = tensor.is_floating_point() and tensor.dtype.itemsize == 1  # without an operator
+        small = (
+            tensor.is_floating_point() and tensor.dtype.itemsize == 1
+        )  # float8 has no isnan operator
         if bool((tensor.float() if small else tensor).isnan().any()):
             raise CheckpointError(f"{path} holds NaN in {name}; nothing can go on from it.")
     return _Stored(tensors=tensors, metadata=metadata)
 
 
 def _checksum(tensors: Mapping[str, "Tensor"], metadata: Mapping[str, str]) -> str:
-    """Hash names, dtypes, shapes, values and metadata of contiguous CPU tensors."""
+    """Return the SHA-256 of metadata and of names, dtypes, shapes and values of CPU tensors."""
     import torch
 
     digest = hashlib.sha256(json.dumps(dict(metadata), sort_keys=True).encode())

@@ -1,4 +1,4 @@
-"""What every command does besides its own work: flags, configuration files, resuming, exit codes.
+"""Command-line interface shared by all commands: flags, YAML files, resuming, exit codes.
 
 A command is a configuration and a function::
 
@@ -64,15 +64,19 @@ _SHARED_FLAGS = {
         Path | None,
         tyro.conf.arg(
             metavar="DIR",
-            help="Continue the run in this folder with its own settings; --dataset may give the new place of its data.",
+            help="Continue the run in this folder with its own settings; --dataset may give the "
+            "new place of its data.",
         ),
     ],
 }
-_TRUST_HELP = "Import the module:function that made the network in a folder or file that is read; it may be anyone's code."
+_TRUST_HELP = (
+    "Import the module:function that made the network in a folder or file that is read; it may be "
+    "anyone's code."
+)
 _ADVANCED = "advanced"
 _Field = tuple[str, Any, Any]
 _FLAGS_WITH_RESUME = ("--dataset", "--address")
-"""Flags that may go with --resume: where the data or a cluster is now."""
+"""Flags allowed with --resume: the current location of the data or of a cluster."""
 
 _BOX_LINE = re.compile(r"[╭╰]|[\s│]*[─-]{3,}[\s│]*$")
 
@@ -82,9 +86,9 @@ class Invocation(Generic[ConfigT]):
     """A parsed command line.
 
     Attributes:
-        config: The resolved configuration.
-        resume: The run to continue, or ``None`` for a new one.
-        command: The command line, for the run's record.
+        config: Resolved configuration.
+        resume: Run to resume, or ``None`` for a new one.
+        command: Command line, for the run's record.
     """
 
     config: ConfigT
@@ -103,21 +107,24 @@ def run_command(
 ) -> int:
     """Parse the command line, run ``main`` and return the exit code.
 
-    Bad input, from flags, files or data, and a disk that is full or may not be written, is one
-    sentence on stderr and exit code 2. Ctrl-C is exit code 130, SIGTERM is 143; ``main`` may raise
-    ``KeyboardInterrupt`` with a sentence that says how to go on. Any other exception is a bug and
-    keeps its traceback.
+    Invalid flags, files or data, and a disk that is full or not writable, print one sentence on
+    stderr and give exit code 2. Ctrl-C gives 130 and SIGTERM 143; ``main`` may raise
+    ``KeyboardInterrupt`` with a sentence on how to resume. Any other exception is a bug and keeps
+    its traceback.
 
     Args:
-        main: The work.
-        config_type: A frozen dataclass whose docstring documents its fields.
-        prog: How the command is called, for example ``"python -m dfs_rl.train_agent"``.
+        main: Function that does the command's work.
+        config_type: Frozen dataclass whose docstring documents its fields.
+        prog: Program name in help texts, for example ``"python -m dfs_rl.train_agent"``.
         description: One or two sentences for the help page.
-        kind: The kind of the command's run folders; with it the command has ``--resume``.
-        argv: Arguments after the program's name; ``None`` takes the process's own.
+        kind: Kind of the command's run folders, which enables ``--resume``; ``None`` without them.
+        argv: Arguments after the program's name; ``None`` uses those of the process.
+
+    Returns:
+        Exit code of the command.
     """
-    # Read once, when torch loads OpenMP: workers that spin while another process wants their core
-    # make torch slower by an order of magnitude. A value that is set already stays.
+    # OpenMP reads this variable once, when torch loads it. Threads that spin while another process
+    # needs their core slow torch down by an order of magnitude. An existing value stays.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     given = sys.argv[1:] if argv is None else argv
     arguments = tuple(_TRUST if word == "--trust_code" else word for word in given)
@@ -128,7 +135,7 @@ def run_command(
     except DfsRlError as error:
         _print_status(f"error: {error}")
         return EXIT_BAD_INPUT
-    except OSError as error:  # a full disk, a folder that may not be written
+    except OSError as error:  # such as a full disk or a folder without write permission
         _print_status(
             f"error: cannot read or write{_error_path(error)}: {error.strerror or error}."
         )
@@ -164,7 +171,7 @@ def _parse(
     file = _value_of("--config", arguments)
     data = read_yaml(Path(file)) if file is not None else YamlSettings({}, {})
     for setting, types in getattr(config_type, "CHOICES", {}).values():
-        asked = _value_of(f"--{setting}", arguments)  # it decides on the settings of a block
+        asked = _value_of(f"--{setting}", arguments)  # it selects the type of a block
         if asked in types:
             data[setting] = asked
     given = fields_from_dict(data, config_type, str(file))
@@ -179,10 +186,12 @@ def _parse(
 
 
 def _check_trust(config: object) -> None:
-    """Check that the user trusts the constructor that a configuration names, since a file may be anyone's.
+    """Check that the user trusts the constructor that a configuration names.
+
+    The configuration may come from a file of someone else.
 
     Raises:
-        ConfigError: If not.
+        ConfigError: If the constructor is not trusted.
     """
     code = str(getattr(config, "backbone", None))
     if is_constructor(code) and not is_trusted(code):
@@ -210,14 +219,16 @@ def _resumable(
 
 
 def _check_once(arguments: Sequence[str], config_type: type) -> None:
-    """Check that no flag is given twice, of which the parser would take the last, and that no value is empty.
+    """Check that no flag is repeated and that no value is empty.
+
+    Of a repeated flag the parser would use the last value.
 
     Raises:
-        ConfigError: If there is one.
+        ConfigError: If a flag is repeated or a value is empty.
     """
     hints = get_type_hints(config_type, include_extras=True)
     several = {name for name, hint in hints.items() if tyro.conf.UseAppendAction in get_args(hint)}
-    # The parser takes --run_dir for --run-dir, and both --flip and --no-flip set one setting.
+    # The parser treats --run_dir as --run-dir, and --flip and --no-flip set the same field.
     flags = [a.partition("=")[0].replace("_", "-") for a in arguments if a.startswith("--")]
     settings = Counter(re.sub(r"(^--|\.)no-", r"\1", flag) for flag in flags)
     if "" in arguments or any(a.startswith("--") and a.endswith("=") for a in arguments):
@@ -228,7 +239,7 @@ def _check_once(arguments: Sequence[str], config_type: type) -> None:
 
 
 def _value_of(flag: str, arguments: Sequence[str]) -> str | None:
-    """Find the value of a flag that must be known before the others can be parsed."""
+    """Return the value of a flag before all flags are parsed, or ``None`` without the flag."""
     for place, argument in enumerate(arguments):
         if argument.startswith(f"{flag}="):
             return argument.partition("=")[2]
@@ -243,12 +254,12 @@ def _value_of(flag: str, arguments: Sequence[str]) -> str | None:
 def _flags_of(
     cls: type, values: Mapping[str, object], extra: Mapping[str, object] = MappingProxyType({})
 ) -> type:
-    """Derive the plain dataclass that tyro parses; the configuration is checked once, when all is known.
+    """Build the plain dataclass that tyro parses; the configuration itself is checked later.
 
     Args:
-        cls: The configuration.
-        values: What counts as default instead of the defaults of ``cls``.
-        extra: Types of further flags, whose default is off.
+        cls: Configuration class.
+        values: Defaults that replace those of ``cls``.
+        extra: Types of further flags, whose default is ``None``.
     """
     hints = get_type_hints(cls, include_extras=True) | chosen_blocks(cls, values)
     texts = _help_texts(cls)
@@ -284,7 +295,7 @@ def _flags_of(
 
 
 def _help_texts(cls: type) -> dict[str, str]:
-    """Return the text of every field from the docstrings of a class and its bases."""
+    """Return the help text of every field from the docstrings of a class and its bases."""
     texts: dict[str, str] = {}
     for base in reversed(cls.__mro__):
         for item in docstring_parser.parse(base.__doc__ or "").params:
@@ -293,7 +304,7 @@ def _help_texts(cls: type) -> dict[str, str]:
 
 
 def _build(cls: type[ConfigT], parsed: object) -> ConfigT:
-    """Build a configuration of the flags that tyro parsed."""
+    """Build a configuration from the flags that tyro parsed."""
     values: dict[str, Any] = {}
     for field in dataclasses.fields(cls):  # type: ignore[arg-type]
         inside = parsed if hasattr(parsed, field.name) else getattr(parsed, _ADVANCED, None)
@@ -323,7 +334,7 @@ def _parse_flags(arguments: Sequence[str], flags: type, prog: str, description: 
 
 
 def _error_summary(complaint: str) -> str:
-    """Extract the fault, and the flag that tyro suggests, from the box that tyro draws."""
+    """Extract the error and the suggested flag from the box that tyro prints."""
     paragraphs: list[list[str]] = [[]]
     for line in complaint.splitlines():
         if _BOX_LINE.match(line):
@@ -332,7 +343,7 @@ def _error_summary(complaint: str) -> str:
             paragraphs[-1].append(line.strip(" │"))
     texts = [" ".join(words) for lines in paragraphs if (words := " ".join(lines).split())]
     if "╭" not in complaint and len(texts) > 1:
-        texts = texts[1:]  # without box characters the title stands inside
+        texts = texts[1:]  # without box characters, the first text is the title
     what = texts[0] if texts else "the flags cannot be read"
     what = what.removeprefix("Error parsing ").partition(". Got errors: ")[0].rstrip(".")
     meant = [flag for text in texts if "you meant" in text for flag in re.findall(r"--\S+", text)]
@@ -340,7 +351,7 @@ def _error_summary(complaint: str) -> str:
 
 
 def _error_path(error: OSError) -> str:
-    """Return what a system error is about, for its sentence."""
+    """Return the path of a system error, for its message."""
     if error.filename:
         return f" {error.filename}"
     try:
@@ -351,7 +362,10 @@ def _error_path(error: OSError) -> str:
 
 
 def _leave_to_main_thread(failed: threading.ExceptHookArgs) -> None:
-    """Show what ends a thread, but for TensorBoard's writer: the main thread raises that again when it next writes."""
+    """Print the exception of a thread, except of TensorBoard's writer thread.
+
+    The main thread raises the writer's exception again at its next write.
+    """
     if not type(failed.thread).__module__.startswith("tensorboard"):
         threading.__excepthook__(failed)
 

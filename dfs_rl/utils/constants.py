@@ -1,4 +1,4 @@
-"""Names that several layers share."""
+"""Constants shared by several packages."""
 
 DIGITS = "digits"
-"""The data set that ships with scikit-learn, and the default everywhere."""
+"""Name of scikit-learn's digits data set, the default data set of every command."""

@@ -1,4 +1,4 @@
-"""Devices by name, and what a machine has: threads and memory."""
+"""Devices, CPU threads and free memory."""
 
 import os
 import re
@@ -12,10 +12,11 @@ from dfs_rl.utils.logging import print_status
 
 
 def resolve_device(name: str | torch.device) -> torch.device:
-    """Turn ``"auto"`` into the best device there is, and refuse one that is not there.
+    """Return the device of a name and check that it works; ``"auto"`` prefers a GPU.
 
     Raises:
-        ConfigError: If it is no name, torch does not know or have the device, or it cannot compute.
+        ConfigError: If ``name`` is no name or device, torch does not know or find it, or it cannot
+            compute.
     """
     if not isinstance(name, str | torch.device):
         raise ConfigError(f"device is {name!r}; allowed is a name such as 'auto', 'cpu' or 'cuda'.")
@@ -23,8 +24,8 @@ def resolve_device(name: str | torch.device) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.zeros(1, device=device).tolist()  # the device "meta" has shapes and no numbers
-    # torch raises any of these, by the kind of device
+        torch.zeros(1, device=device).tolist()  # fails for the device "meta", which has no values
+    # The error's class depends on the kind of device.
     except (RuntimeError, AssertionError, ImportError) as error:
         raise ConfigError(
             f"device is {str(name)!r}, which torch does not find here; 'auto' and 'cpu' always "
@@ -34,15 +35,15 @@ def resolve_device(name: str | torch.device) -> torch.device:
 
 
 def check_devices(device: torch.device, *, workers: int, gpus: int) -> None:
-    """Refuse more processes than there are devices for.
+    """Check that the machine has a device for each worker process.
 
     Args:
-        device: What each process asks for.
-        workers: How many processes there are.
-        gpus: How many GPUs the machine has.
+        device: Device that each process requests.
+        workers: Number of processes.
+        gpus: Number of GPUs of the machine.
 
     Raises:
-        ConfigError: If they cannot all have one.
+        ConfigError: If there are too few GPUs, or several workers request the same one.
     """
     if workers == 1 or device.type == "cpu":
         return
@@ -60,21 +61,21 @@ def check_devices(device: torch.device, *, workers: int, gpus: int) -> None:
 
 
 _MEMORY = Path("/proc/meminfo")
-_GROUP_LIMITS = (  # of control groups, the second for their version 1
+_GROUP_LIMITS = (  # of control groups, versions 2 and 1
     Path("/sys/fs/cgroup/memory.max"),
     Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
 )
 
 
 def check_cpus(name: str, cpus: int) -> None:
-    """Refuse more CPUs than the machine has.
+    """Check that a number of CPUs does not exceed the machine's.
 
     Args:
-        name: Of the setting.
-        cpus: Its value.
+        name: Name of the setting.
+        cpus: Value of the setting.
 
     Raises:
-        ConfigError: If they are not there.
+        ConfigError: If the machine has fewer CPUs.
     """
     here = os.cpu_count() or 1
     if cpus > here:
@@ -84,15 +85,15 @@ def check_cpus(name: str, cpus: int) -> None:
 
 
 def set_threads(threads: int, *, resumed: bool = False) -> None:
-    """Let torch use so many CPU threads.
+    """Set the number of CPU threads of torch.
 
     Args:
-        threads: How many.
-        resumed: Whether a run that may come from a larger machine goes on; it takes what there is,
-            and says so.
+        threads: Number of threads.
+        resumed: Whether a run resumes, perhaps from a larger machine; then all CPUs are used if
+            there are fewer than ``threads``, and a status message reports it.
 
     Raises:
-        ConfigError: If the machine has fewer CPUs.
+        ConfigError: If the machine has fewer CPUs and no run resumes.
     """
     cpus = os.cpu_count() or 1
     if not resumed:
@@ -107,11 +108,11 @@ def set_threads(threads: int, *, resumed: bool = False) -> None:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Return how much memory is free on a device, and within the limits of this process's container."""
+    """Return the bytes free on a device; on the CPU, at most the container's limit."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     limits = [path.read_text().strip() for path in _GROUP_LIMITS if path.is_file()]
-    found = [int(limit) for limit in limits if limit.isdecimal()]  # "max" where there is none
+    found = [int(limit) for limit in limits if limit.isdecimal()]  # "max" without a limit
     if _MEMORY.is_file():
         available = re.search(r"MemAvailable:\s+(\d+) kB", _MEMORY.read_text())
         found += [1024 * int(available[1])] if available else []
@@ -121,15 +122,14 @@ def free_bytes(device: torch.device) -> int:
 
 
 def check_memory(needs: Mapping[str, float], device: torch.device) -> None:
-    """Refuse settings that need more memory than is free.
+    """Check that settings need no more memory than is free.
 
     Args:
-        needs: About how many bytes each setting asks for, by what it is: ``{"num_envs is 512":
-            1e9}``.
-        device: Where.
+        needs: Approximate bytes by setting and value, such as ``{"num_envs is 512": 1e9}``.
+        device: Device that provides the memory.
 
     Raises:
-        ConfigError: With the estimate, and the setting that asks for most.
+        ConfigError: With the estimate and the largest setting, if the memory is too small.
     """
     total, free = sum(needs.values()), free_bytes(device)
     if total <= free:

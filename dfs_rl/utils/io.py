@@ -1,4 +1,7 @@
-"""Atomic files and strict JSON: a reader sees the previous content or the new one, whole."""
+"""Atomic files, file locks and strict JSON.
+
+A reader of an atomic file sees either all of the previous content or all of the new content.
+"""
 
 import errno
 import json
@@ -16,28 +19,29 @@ from filelock import FileLock, Timeout
 from dfs_rl.errors import BusyError, RunFolderError
 
 OnWait = Callable[[], None] | None
-"""What ``file_lock`` calls before it waits; ``None`` does not wait."""
+"""Callback of ``file_lock`` before it waits; ``None`` raises instead of waiting."""
 
-_JSON_LIMIT = 2**26  # bytes; what this project writes stays far below
-_DIGITS = 30  # a text as long is no machine word in any notation
+_JSON_LIMIT = 2**26  # bytes; files of this project are far smaller
+_DIGITS = 30  # characters; longer than any 64-bit integer
 _TEMPORARY_SUFFIX = ".tmp"
 _SAFETENSORS_TEMPORARY = ".tmp" + 6 * "[0-9A-Za-z]"
-"""What safetensors itself writes before it renames."""
+"""Pattern of the temporary files that safetensors writes."""
 LOCK = ".lock"
-"""The file by which a folder is kept for one process."""
+"""Name of the file that ``file_lock`` locks."""
 
 
 @contextmanager
 def file_lock(folder: Path, *, on_wait: OnWait = None) -> Iterator[None]:
-    """Keep other processes that ask the same out of ``folder`` until the block ends; a killed process keeps nobody out.
+    """Lock ``folder`` for this process until the block ends.
+
+    The lock of a killed process is released.
 
     Args:
-        folder: Created when missing.
-        on_wait: Called once where another process is in, before waiting for it to end; ``None``
-            refuses instead.
+        folder: Folder to lock, created if missing.
+        on_wait: Called once before waiting for another process's lock; ``None`` raises instead.
 
     Raises:
-        BusyError: If another process is in and ``on_wait`` is ``None``.
+        BusyError: If another process has the lock and ``on_wait`` is ``None``.
     """
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / LOCK)
@@ -58,17 +62,20 @@ def file_lock(folder: Path, *, on_wait: OnWait = None) -> Iterator[None]:
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Give a temporary path to write to; it takes the place of ``path`` when the block ends well.
+    """Yield a temporary path that replaces ``path`` when the block ends without an error.
 
-    The new content reaches the disk before the name does, and the name before the block ends, so
-    neither a killed process nor a lost machine leaves a half-written file. What a killed process
-    leaves behind is a hidden temporary file that nothing reads.
+    The content is flushed to disk before the rename, and the rename before the block ends, so
+    neither a killed process nor a crashed machine leaves a half-written file. A killed process
+    leaves a hidden temporary file that nothing reads.
 
     Args:
-        path: The file to create or replace; its folder is created when missing.
+        path: File to create or replace; its folder is created if missing.
+
+    Yields:
+        Path of the temporary file.
 
     Raises:
-        OSError: If the disk is full or may not be written; it names ``path``.
+        OSError: With ``path``, if the disk is full or not writable.
     """
     with add_path_to_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -80,7 +87,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
         try:
             yield temporary
             sync(temporary)
-            # mkstemp's 0600 would lock out a group that shares runs
+            # mkstemp's mode 0600 would lock out a group that shares runs.
             temporary.chmod(0o666 & ~_umask())
             temporary.replace(path)
         except BaseException:
@@ -91,7 +98,10 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def add_path_to_errors(path: Path) -> Iterator[None]:
-    """Name ``path`` in a system error of the block: a full disk names no file, or a temporary one."""
+    """Set the file name of an OSError in the block to ``path``.
+
+    The error of a full disk names no file, or a temporary one.
+    """
     try:
         yield
     except OSError as error:
@@ -106,21 +116,23 @@ def write_bytes_atomic(path: Path, data: bytes) -> None:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write ``value`` as JSON that any parser reads, atomically; ``to_json_value`` gives its form."""
+    """Write ``value`` atomically as strict JSON, converted by ``to_json_value``."""
     write_bytes_atomic(path, json_bytes(value))
 
 
 def json_bytes(value: object) -> bytes:
-    """Return the content of the file that ``write_json`` writes."""
+    """Return ``value`` as the UTF-8 JSON that ``write_json`` writes."""
     text = json.dumps(to_json_value(value), indent=2, allow_nan=False, ensure_ascii=False)
     return (text + "\n").encode()
 
 
 def check_not_stream(path: Path) -> None:
-    """Refuse pipes and devices: opening a pipe would wait for a writer, and a device may have no end.
+    """Check that a path is a regular file or a folder.
+
+    Opening a pipe waits for a writer, and reading a device may never end.
 
     Raises:
-        OSError: If it is one, or is not there.
+        OSError: If the path is a pipe or a device, or does not exist.
     """
     if not (path.is_dir() or stat.S_ISREG(path.stat().st_mode)):
         raise OSError(errno.EINVAL, "it is a pipe or a device, not a file")
@@ -130,7 +142,7 @@ def read_limited(path: Path, *, limit: int) -> bytes:
     """Read a regular file of at most ``limit`` bytes.
 
     Raises:
-        OSError: If it cannot be read, is a pipe, device or folder, or is larger.
+        OSError: If the file is larger, cannot be read, or is a pipe, device or folder.
     """
     check_not_stream(path)
     with path.open("rb") as file:
@@ -141,10 +153,10 @@ def read_limited(path: Path, *, limit: int) -> bytes:
 
 
 def parse_int64(text: str) -> int:
-    """Return the whole number that a file's text stands for.
+    """Parse a signed 64-bit integer in decimal, hexadecimal or octal notation.
 
     Raises:
-        ValueError: If it needs more than the 64 bits of a machine word.
+        ValueError: If the text is not an integer or needs more than 64 bits.
     """
     value = (
         int(text, 0 if text.lower().startswith(("0x", "0o")) else 10)
@@ -157,10 +169,10 @@ def parse_int64(text: str) -> int:
 
 
 def parse_finite_float(text: str) -> float:
-    """Return the finite number that a file's text stands for.
+    """Parse a finite float.
 
     Raises:
-        ValueError: If no float is as large.
+        ValueError: If the text is not a number or exceeds the range of floats.
     """
     value = float(text)
     if not math.isfinite(value):
@@ -172,7 +184,7 @@ def read_json(path: Path) -> object:
     """Read a JSON file.
 
     Raises:
-        RunFolderError: If it is missing, unreadable, too large or not strict JSON.
+        RunFolderError: If the file is missing, unreadable, too large or not strict JSON.
     """
     try:
         return json.loads(
@@ -192,10 +204,9 @@ def read_json(path: Path) -> object:
 
 
 def to_json_value(value: object) -> object:
-    """Turn mappings, sequences, paths, scalars and small arrays into plain JSON values.
+    """Convert mappings, sequences, paths, scalars and small arrays to plain JSON values.
 
-    JSON has no NaN and no infinity; they become ``null``, which every parser reads and no plot
-    mistakes for a number.
+    NaN and infinities, which JSON lacks, become ``null``.
 
     Raises:
         TypeError: If a value has no JSON form, or a key is not a string, number or bool.
@@ -217,7 +228,7 @@ def to_json_value(value: object) -> object:
 
 
 def remove_stale_temporaries(folder: Path) -> None:
-    """Delete what killed writers left in ``folder``; only for a folder that has a single writer."""
+    """Delete temporary files of killed writers in a folder with a single writer."""
     for pattern in (f".*{_TEMPORARY_SUFFIX}", _SAFETENSORS_TEMPORARY):
         for path in folder.glob(pattern):
             if path.is_file():
@@ -241,7 +252,7 @@ def _refuse_constant(name: str) -> NoReturn:
 
 
 def sync(path: Path) -> None:
-    """Flush a file or, where the system can, a folder to the disk."""
+    """Flush a file to disk, or a folder except on Windows."""
     if path.is_dir() and os.name == "nt":
         return
     handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
@@ -252,7 +263,7 @@ def sync(path: Path) -> None:
 
 
 def _umask() -> int:
-    """Return the process's umask; the only portable way to read it is to set it."""
+    """Return the process's umask, which portable code can read only by setting it."""
     mask = os.umask(0o022)
     os.umask(mask)
     return mask

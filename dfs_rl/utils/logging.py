@@ -1,9 +1,9 @@
-"""What commands tell the user while they work."""
+"""Status messages of commands."""
 
 import sys
 
 
 def print_status(text: str) -> None:
-    """Tell the user, at once."""
+    """Write a line to stderr and flush it."""
     sys.stderr.write(f"{text}\n")
     sys.stderr.flush()

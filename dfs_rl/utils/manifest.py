@@ -1,4 +1,4 @@
-"""What a stored model says of itself: JSON beside its weights, with the kind of thing it is and the format it is written in."""
+"""Manifests of stored models: JSON files next to the weights, with kind and format."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,23 +8,23 @@ from dfs_rl.utils.io import read_json, write_json
 
 
 def write_manifest(path: Path, *, kind: str, version: int, parts: Mapping[str, object]) -> None:
-    """Write ``parts`` with the kind and format in front, atomically."""
+    """Write ``parts`` atomically as JSON, preceded by the format and the kind."""
     write_json(path, {"format": version, "kind": kind, **parts})
 
 
 def read_manifest(
     path: Path, *, what: str, kinds: Sequence[str], version: int
 ) -> dict[str, object]:
-    """Read what ``write_manifest`` wrote.
+    """Read a manifest and check its kind and format.
 
     Args:
-        path: The file.
-        what: For the message: ``"backbone"``, ``"gate"``.
-        kinds: The kinds it may be of.
-        version: The format it must have.
+        path: Manifest file.
+        what: Noun for error messages, such as ``"backbone"`` or ``"gate"``.
+        kinds: Allowed kinds.
+        version: Required format.
 
     Raises:
-        CheckpointError: If it is missing, damaged or of another kind or format.
+        CheckpointError: If the file is missing, damaged or of another kind or format.
     """
     try:
         record = read_json(path)

@@ -1,4 +1,4 @@
-"""Where bfloat16 is worth using."""
+"""Floating-point precision of networks by device."""
 
 from contextlib import AbstractContextManager
 from typing import Literal
@@ -9,7 +9,10 @@ Precision = Literal["auto", "float32", "bfloat16"]
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:
-    """Say whether the device multiplies bfloat16 in hardware; where it does not, emulation is slower than float32."""
+    """Return whether the device multiplies bfloat16 in hardware.
+
+    Elsewhere bfloat16 is emulated, which is slower than float32.
+    """
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type == "cpu":
@@ -21,17 +24,17 @@ def has_fast_bfloat16(device: torch.device) -> bool:
 
 
 def resolve(precision: Precision, device: torch.device) -> torch.dtype:
-    """Turn a setting into a dtype; ``"auto"`` takes bfloat16 where it is fast."""
+    """Return the dtype of a precision setting; ``"auto"`` uses bfloat16 if it is fast."""
     if precision == "bfloat16" or (precision == "auto" and has_fast_bfloat16(device)):
         return torch.bfloat16
     return torch.float32
 
 
 def resolve_frozen(precision: Precision, device: torch.device) -> torch.dtype:
-    """Turn a setting into a dtype for a frozen network; ``"auto"`` takes bfloat16 on GPUs alone.
+    """Return the dtype of a frozen network; ``"auto"`` uses bfloat16 only on fast GPUs.
 
-    On CPUs a frozen network runs its quantized options in 8-bit integers, which is both faster and
-    exact.
+    On CPUs ``"auto"`` is float32: a frozen network runs its quantized options in 8-bit integers,
+    which is both faster and exact.
     """
     if precision == "auto" and device.type == "cpu":
         return torch.float32
@@ -39,7 +42,7 @@ def resolve_frozen(precision: Precision, device: torch.device) -> torch.dtype:
 
 
 def autocast(dtype: torch.dtype, device: torch.device) -> AbstractContextManager[None]:
-    """Run matrix products in ``dtype``, everything that needs the range or the digits in float32."""
+    """Return a context for matrix products in ``dtype`` and sensitive operators in float32."""
     context: AbstractContextManager[None] = torch.autocast(
         device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16
     )

@@ -1,4 +1,4 @@
-"""Start Ray without its noise: no dashboard, no usage statistics, no workers' output on the terminal."""
+"""Start of Ray without dashboard, usage statistics or worker output on the terminal."""
 
 import logging
 import os
@@ -15,25 +15,26 @@ from typing import Any
 
 from dfs_rl.errors import ConfigError, TrainingError
 
-# Ray reads them once, when it is first imported or started.
+# Ray reads these variables once, at its first import or start.
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_DEDUP_LOGS_SKIP_REGEX": ".",  # what the workers and Ray's own processes would say on the terminal
+    "RAY_DEDUP_LOGS_SKIP_REGEX": ".",  # matches all output of the workers and of Ray's processes
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # how soon the end of a training is noticed
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths keep their meaning in the workers
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # delay until the end of a training is noticed
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # keeps relative paths valid in the workers
 }
-# For a Ray that starts here. The first binds it to loopback, which Ray does by default on Windows and
-# macOS alone; on Linux it listens on every interface and ignores ``_node_ip_address="127.0.0.1"``.
+# Settings of a Ray instance that starts here. The first one binds it to loopback, which is Ray's
+# default on Windows and macOS only. On Linux, Ray listens on every interface by default and ignores
+# ``_node_ip_address="127.0.0.1"``.
 _LOCALHOST_ENVIRONMENT = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "token"}
 _TOKEN_FILE = "RAY_AUTH_TOKEN_PATH"
-_TOKEN = secrets.token_hex(32)  # of the process, which keeps the first token that it reads
+_TOKEN = secrets.token_hex(32)  # one per process: Ray keeps the first token it reads
 _MIN_STORE_BYTES = 2**27
-_LOCAL = "local"  # for Ray: start one, even where RAY_ADDRESS names another
+_LOCAL = "local"  # makes Ray start a new instance, even if RAY_ADDRESS is set
 _AUTO = "auto"
 _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-_CONNECT_TIMEOUT = 5.0  # seconds for a cluster to answer
+_CONNECT_TIMEOUT = 5.0  # seconds
 
 
 @contextmanager
@@ -44,22 +45,22 @@ def start_ray(
     gpus: int | None = None,
     store_bytes: int = 0,
 ) -> Iterator[None]:
-    """Connect to Ray until the block ends; nothing happens where this process is connected already.
+    """Connect to Ray for the duration of the block, unless the process is already connected.
 
-    A Ray that starts here listens on loopback alone, asks every connection for a token, and keeps
-    its files in a temporary folder that no other user can enter.
+    A Ray instance that starts here listens on loopback only, requires a token of every connection,
+    and keeps its files in a temporary folder that no other user can enter.
 
     Args:
-        address: A cluster that runs, ``host:port`` or ``auto``, which keeps its own settings;
-            ``None`` starts one on this machine that ends with the block.
-        cpus: CPUs that the one on this machine deals out; ``None`` takes what there are.
-        gpus: Likewise.
-        store_bytes: What the object store of the one on this machine must hold at once, besides
-            small things.
+        address: Running cluster, ``host:port`` or ``auto``, which keeps its own settings; ``None``
+            starts an instance on this machine that ends with the block.
+        cpus: CPUs of the local instance; ``None`` uses all CPUs.
+        gpus: GPUs of the local instance; ``None`` uses all GPUs.
+        store_bytes: Capacity in bytes that the object store of the local instance needs for large
+            objects; room for small ones is added.
 
     Raises:
         ConfigError: If no cluster answers at ``address``.
-        TrainingError: If none starts on this machine.
+        TrainingError: If Ray does not start on this machine.
     """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -71,16 +72,18 @@ def start_ray(
     on_termination = signal.getsignal(signal.SIGTERM)
     with _cluster(address) if address else _local_ray(cpus, gpus, store_bytes):
         with suppress(ValueError):  # not the main thread
-            # Ray's own handler would print where its C++ stands, and leave at once.
+            # Ray's own handler would print a C++ stack trace and exit immediately.
             signal.signal(signal.SIGTERM, on_termination)
         yield
 
 
 def restrict_ray_to_localhost() -> None:
-    """Set what a Ray that starts here reads when it is imported, so that only this machine reaches it.
+    """Set the environment variables that restrict a local Ray instance to this machine.
+
+    Ray reads them at its import.
 
     Raises:
-        TrainingError: If Ray is imported already, without these settings.
+        TrainingError: If Ray is already imported without these settings.
     """
     if "ray" in sys.modules and any(
         os.environ.get(k) != v for k, v in _LOCALHOST_ENVIRONMENT.items()
@@ -95,7 +98,7 @@ def restrict_ray_to_localhost() -> None:
 
 @contextmanager
 def _cluster(address: str) -> Iterator[None]:
-    """Connect to the cluster at ``address``."""
+    """Connect to the cluster at ``address`` for the duration of the block."""
     import ray
 
     try:
@@ -115,10 +118,10 @@ def _cluster(address: str) -> Iterator[None]:
 
 @contextmanager
 def _local_ray(cpus: int | None, gpus: int | None, store_bytes: int) -> Iterator[None]:
-    """Start a Ray on this machine that nobody else can reach."""
+    """Start a private Ray instance on this machine for the duration of the block."""
     import ray
 
-    # As Ray does: a longer path than /tmp, say of a job, leaves no room for the names of its sockets.
+    # Base folder as in Ray: the length of socket paths is limited, so the base must be short.
     base = os.environ.get("RAY_TMPDIR") or ("/tmp" if Path("/tmp").is_dir() else None)
     with tempfile.TemporaryDirectory(
         prefix="dfs-rl-", dir=base, ignore_cleanup_errors=True
@@ -133,7 +136,7 @@ def _local_ray(cpus: int | None, gpus: int | None, store_bytes: int) -> Iterator
                 num_gpus=gpus,
                 include_dashboard=False,
                 object_store_memory=_MIN_STORE_BYTES + store_bytes,
-                _temp_dir=str(Path(private) / "ray"),  # Ray lets everybody into this one
+                _temp_dir=str(Path(private) / "ray"),  # Ray makes this folder open to everybody
             )
             yield
         finally:
@@ -146,7 +149,7 @@ def _start(**settings: Any) -> None:  # noqa: ANN401 - settings of Ray are of ma
 
     try:
         ray.init(address=_LOCAL, **_QUIET, **settings)
-    except Exception as error:  # Ray has no class of its own for a start that takes too long
+    except Exception as error:  # Ray has no specific class for a start that times out
         reason = " ".join(str(error).split()).split(". ")[0].rstrip(".")
         raise TrainingError(
             f"Ray does not start on this machine: {reason}. Try again when the machine is less "
@@ -155,14 +158,22 @@ def _start(**settings: Any) -> None:  # noqa: ANN401 - settings of Ray are of ma
 
 
 def _check_reachable(address: str) -> None:
-    """See whether anybody listens at ``host:port``, since Ray tries for minutes; raises OSError or ValueError if not."""
+    """Check that ``host:port`` accepts connections, since Ray itself retries for minutes.
+
+    Raises:
+        OSError: If nothing listens there.
+        ValueError: If the port is not a number.
+    """
     host, _, port = address.rpartition(":")
     socket.create_connection((host, int(port)), timeout=_CONNECT_TIMEOUT).close()
 
 
 @contextmanager
 def ray_deprecations_ignored() -> Iterator[None]:
-    """Silence Ray's warnings of its own deprecated settings, which its libraries set as they are imported and used."""
+    """Ignore Ray's deprecation warnings about its own settings.
+
+    Ray's libraries set deprecated settings when they are imported and used.
+    """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"ray\.")
         yield

@@ -1,4 +1,4 @@
-"""The folder that every command writes: configuration, versions, metrics, checkpoints, pictures."""
+"""Run folders: configuration, versions, metrics, checkpoints and plots of a command."""
 
 import hashlib
 import itertools
@@ -39,21 +39,21 @@ if TYPE_CHECKING:
 FORMAT = 1
 RECORD = "run.json"
 LAST_CHECKPOINT = "last"
-"""Name of the checkpoint that a training goes on from, which each new one replaces."""
+"""Name of the latest checkpoint, from which a training resumes."""
 _CONFIG = "config.yaml"
 _METRICS = "metrics.jsonl"
 _CHECKPOINTS = "checkpoints"
 _TIMING = "timing.json"
 _BACKBONES = ("backbone", "backbone.json")
-"""Somebody's network lies in a folder that has one of these; a run there would write over it, or hide it."""
+"""Entries that mark a folder with a stored backbone, which a run would overwrite or hide."""
 _OWN_FOLDERS = ("checkpoints", "gate", "backbone", "backbone-before", "plots", "tensorboard")
-"""Of one run alone; others hold runs, which other processes may be writing to."""
+"""Sub-folders of a single run; other sub-folders contain runs, which may be in use."""
 _NEW_RUN_SUFFIX = ".new-run"
-"""End of the name of the hidden folder that a run is made in."""
+"""Suffix of the hidden folder in which a run is created."""
 _MIN_STALE_SECONDS = 60.0
-"""Seconds in which a process that makes a run has surely locked its hidden folder."""
+"""Age in seconds from which an unlocked hidden folder of a new run counts as stale."""
 _MAX_FILE_BYTES = 2**26
-"""Bytes; what a run begins with stays far below."""
+"""Size limit in bytes of checksummed files; the initial files of a run are far smaller."""
 _RECORDED_PACKAGES = ("dfs-rl", "torch", "numpy", "gymnasium", "stable-baselines3")
 
 T = TypeVar("T")
@@ -61,20 +61,20 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
-    """What ``run.json`` holds.
+    """Content of ``run.json``.
 
     Attributes:
-        format: Of the run folder.
-        kind: Which command wrote it.
-        command: The command line, program first.
-        created: When, in UTC.
-        seed: Of the configuration.
-        device: Of the configuration.
-        versions: Of Python and of packages.
-        machine: What it ran on.
-        data: ``Dataset.fingerprint`` of the images that it is about.
-        files: SHA-256 of every other file that the run began with, by name; none for runs of
-            earlier versions.
+        format: Format version of the run folder.
+        kind: Command that wrote the run.
+        command: Command line, program first.
+        created: Time of creation, ISO format in UTC.
+        seed: Seed of the configuration, if it has one.
+        device: Device of the configuration, if it has one.
+        versions: Versions of Python and of packages.
+        machine: System, processor, cores and GPU.
+        data: ``Dataset.fingerprint`` of the run's images.
+        files: SHA-256 of every other initial file of the run, by name; empty for runs of earlier
+            versions.
     """
 
     format: int
@@ -91,23 +91,26 @@ class RunRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
-    """What ``timing.json`` holds: the seconds that were spent on a run."""
+    """Content of ``timing.json``.
+
+    Attributes:
+        seconds: Time spent on the run, over all of its resumptions.
+    """
 
     seconds: float
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """One run on disk.
+    """A run on disk.
 
-    Layout: ``run.json`` (what ran, when, with which versions), ``config.yaml``,
-    ``metrics.jsonl``, ``checkpoints/``, ``tensorboard/``, ``plots/``. Make one with ``create`` or
-    ``open``.
+    Layout: ``run.json`` (command, time and versions), ``config.yaml``, ``metrics.jsonl``,
+    ``checkpoints/``, ``tensorboard/``, ``plots/``. Use ``create`` or ``open`` to get an instance.
 
     Attributes:
-        path: The folder.
-        kind: Which command wrote it, for example ``"train_agent"``.
-        after_save: Called after each checkpoint, for whoever watches the run from outside.
+        path: Folder of the run.
+        kind: Command that wrote the run, for example ``"train_agent"``.
+        after_save: Callback after each checkpoint, for observers of the run.
     """
 
     path: Path
@@ -126,22 +129,27 @@ class RunFolder:
         fingerprint: str | None = None,
         files: Mapping[str, bytes] | None = None,
     ) -> "RunFolder":
-        """Start a new run, which is there whole or not at all: it is made in a hidden folder that is renamed at the end.
+        """Create a new run atomically.
+
+        The run is written to a hidden folder that is renamed at the end.
 
         Args:
-            path: The folder, created when missing; ``None`` makes ``runs/<date>-<time>-<name>``,
-                never twice the same.
-            kind: Which command this is.
-            name: What the default folder is called after.
-            config: The resolved configuration, a dataclass; its ``seed`` and ``device`` are
-                recorded when it has them.
-            command: The command line, program first.
-            fingerprint: ``Dataset.fingerprint`` of the images that it is about, see ``check_data``.
-            files: What else belongs to the run from its beginning, by name.
+            path: Folder of the run, created if missing; ``None`` creates a new folder
+                ``runs/<date>-<time>-<name>``.
+            kind: Command that writes the run.
+            name: Last part of the default folder's name.
+            config: Resolved configuration, a dataclass; its ``seed`` and ``device`` are recorded if
+                it has them.
+            command: Command line, program first.
+            fingerprint: ``Dataset.fingerprint`` of the run's images; see ``check_data``.
+            files: Contents of further initial files, by name.
+
+        Returns:
+            The new run.
 
         Raises:
-            RunFolderError: If the folder holds a run already, or cannot be written.
-            BusyError: If another process is making one there.
+            RunFolderError: If the folder already contains a run, or is not writable.
+            BusyError: If another process is creating a run there.
         """
         contents = {_CONFIG: _config_bytes(config), **(files or {})}
         record = _make_record(kind, config, command, contents, fingerprint)
@@ -162,14 +170,14 @@ class RunFolder:
 
     @classmethod
     def open(cls, path: Path, kind: str | None = None) -> "RunFolder":
-        """Open a run that exists.
+        """Open an existing run and check its initial files.
 
         Args:
-            path: Its folder.
-            kind: Which command it must be from; ``None`` takes any.
+            path: Folder of the run.
+            kind: Required kind; ``None`` accepts any.
 
         Raises:
-            RunFolderError: If it is no run, damaged, from another command or from a newer version.
+            RunFolderError: If the folder is no run, is damaged, or is of another kind or format.
         """
         if not path.is_dir():
             raise RunFolderError(f"{path} is not a folder, so it holds no run.")
@@ -202,42 +210,49 @@ class RunFolder:
 
     @property
     def config_path(self) -> Path:
-        """The resolved configuration, YAML."""
+        """Path of the resolved configuration, YAML."""
         return self.path / _CONFIG
 
     @property
     def metrics_path(self) -> Path:
-        """One JSON record per line."""
+        """Path of the metrics, one JSON record per line."""
         return self.path / _METRICS
 
     @property
     def tensorboard_dir(self) -> Path:
-        """Where TensorBoard events go."""
+        """Folder of TensorBoard events."""
         return self.path / "tensorboard"
 
     @property
     def plots_dir(self) -> Path:
-        """Where pictures go."""
+        """Folder of plots."""
         return self.path / "plots"
 
     @property
     def checkpoint_dir(self) -> Path:
-        """Where checkpoints go."""
+        """Folder of checkpoints."""
         return self.path / _CHECKPOINTS
 
     def record(self) -> RunRecord:
-        """Return what ``run.json`` says: kind, command, versions, machine, seed, device, time."""
+        """Read ``run.json``.
+
+        Raises:
+            RunFolderError: If it is missing or damaged.
+        """
         return read_record(self.path / RECORD, RunRecord)
 
     def config(self, cls: type[T]) -> T:
-        """Return the configuration that the run stored.
+        """Return the stored configuration of the run.
+
+        Args:
+            cls: Class of the configuration.
 
         Raises:
-            ConfigError: If it is not one of class ``cls``.
-            RunFolderError: If it is not all there.
+            ConfigError: If the file is not a configuration of class ``cls``.
+            RunFolderError: If the file is incomplete.
         """
         config = load_config(self.config_path, cls)
-        if _CONFIG in self.record().files:  # it was checked as a whole, see ``open``
+        if _CONFIG in self.record().files:  # ``open`` has checked the whole file
             return config
         given = flat_settings(read_yaml(self.config_path))
         missing = [name for name in flat_settings(config_to_dict(config)) if name not in given]
@@ -250,11 +265,11 @@ class RunFolder:
         return config
 
     def replace_config(self, config: object) -> None:
-        """Store another configuration, under which the run goes on."""
+        """Replace the stored configuration; the run continues with the new one."""
         content = _config_bytes(config)
         record = self.record()
         files = {name: digest for name, digest in record.files.items() if name != _CONFIG}
-        # A process that is killed between two of these leaves either configuration, and no digest of the other.
+        # A process killed between these writes leaves one configuration without a wrong digest.
         write_json(self.path / RECORD, config_to_dict(replace(record, files=files)))
         write_bytes_atomic(self.config_path, content)
         files[_CONFIG] = _digest(content)
@@ -262,13 +277,13 @@ class RunFolder:
 
     @contextmanager
     def lock(self, *, on_wait: OnWait = None) -> Iterator[None]:
-        """Keep other processes out until the block ends, and remove what killed ones left half-written.
+        """Lock the run until the block ends, and delete temporary files of killed processes.
 
         Args:
-            on_wait: As for ``file_lock``.
+            on_wait: Called once before waiting for another process's lock; ``None`` raises instead.
 
         Raises:
-            BusyError: If another process is in and ``on_wait`` is ``None``.
+            BusyError: If another process has the lock and ``on_wait`` is ``None``.
         """
         with file_lock(self.path, on_wait=on_wait):
             shutil.rmtree(self.path / _NEW_RUN_SUFFIX, ignore_errors=True)
@@ -277,21 +292,20 @@ class RunFolder:
             try:
                 yield
             except OSError as error:
-                if (
-                    error.filename is None
-                ):  # a full disk, of which TensorBoard's writer names no file
+                # TensorBoard's writer names no file in the error of a full disk.
+                if error.filename is None:
                     error.filename = str(self.path)
                 raise
 
     def check_data(self, fingerprint: str, name: str) -> None:
-        """Refuse to go on with other images than the run was begun on.
+        """Check that the images are those on which the run started.
 
         Args:
-            fingerprint: Of the images at hand.
-            name: What their data set is called.
+            fingerprint: ``Dataset.fingerprint`` of the current images.
+            name: Name of their data set, for the error message.
 
         Raises:
-            DataError: If they are not the run's.
+            DataError: If the run has another fingerprint.
         """
         run_fingerprint = self.record().data
         if run_fingerprint not in (None, fingerprint):
@@ -305,20 +319,20 @@ class RunFolder:
         """Append one record to the metrics; NaN and infinities become ``null``."""
         line = json.dumps(to_json_value(record), allow_nan=False, ensure_ascii=False) + "\n"
         with add_path_to_errors(self.metrics_path):
-            with self.metrics_path.open("ab"):  # made, if need be
+            with self.metrics_path.open("ab"):  # creates the file if missing
                 _drop_partial_line(self.metrics_path)
             try:
                 with self.metrics_path.open("ab") as file:
                     file.write(line.encode())
-            except OSError:  # a full disk takes a part of the line
+            except OSError:  # a full disk may have stored a part of the line
                 _drop_partial_line(self.metrics_path)
                 raise
 
     def read_metrics(self) -> list[dict[str, object]]:
-        """Return the logged records in order; a last line torn by a killed writer does not count.
+        """Return the logged records in order, without an incomplete last line.
 
         Raises:
-            RunFolderError: If any other line is damaged.
+            RunFolderError: If a complete line is damaged.
         """
         return self._parsed(self._complete_lines())
 
@@ -335,10 +349,10 @@ class RunFolder:
         return records
 
     def truncate_metrics(self, n_lines: int) -> None:
-        """Keep the first ``n_lines`` records, for a run that resumes where it had logged that many.
+        """Keep the first ``n_lines`` records, those logged before the checkpoint of a resumed run.
 
         Raises:
-            RunFolderError: If there are fewer, or one of them is damaged.
+            RunFolderError: If there are fewer records, or one of them is damaged.
         """
         lines = self._complete_lines()
         if len(lines) < n_lines:
@@ -350,10 +364,15 @@ class RunFolder:
         write_bytes_atomic(self.metrics_path, b"".join(lines[:n_lines]))
 
     def add_seconds(self, seconds: float) -> float:
-        """Count time that was spent on the run, over all of its resumptions; what a killed process spent is lost.
+        """Add time spent on the run to the total over all of its resumptions.
+
+        The time of a killed process is lost.
+
+        Args:
+            seconds: Time to add.
 
         Returns:
-            All that was counted.
+            Total time in seconds.
         """
         total = self._timing().seconds + seconds
         write_json(self.path / _TIMING, config_to_dict(Timing(seconds=total)))
@@ -364,17 +383,17 @@ class RunFolder:
         return read_record(path, Timing) if path.exists() else Timing(seconds=0.0)
 
     def has_checkpoint(self, name: str) -> bool:
-        """Say whether a checkpoint of that name was ever completed."""
+        """Return whether the checkpoint ``name`` exists."""
         return self._checkpoint_path(name).is_file()
 
     def save_checkpoint(
         self, name: str, tensors: Mapping[str, "Tensor"], state: Mapping[str, object]
     ) -> None:
-        """Replace the checkpoint ``name`` by these tensors and this state, both or neither.
+        """Write or replace the checkpoint ``name`` atomically.
 
         Args:
-            name: For example ``LAST_CHECKPOINT``.
-            tensors: Weights and optimiser moments.
+            name: Name of the checkpoint, for example ``LAST_CHECKPOINT``.
+            tensors: Weights and optimizer moments by name.
             state: JSON values, all numbers finite.
         """
         remove_stale_temporaries(self.checkpoint_dir)
@@ -383,10 +402,10 @@ class RunFolder:
             self.after_save()
 
     def load_checkpoint(self, name: str) -> Checkpoint:
-        """Return the newest complete checkpoint ``name``.
+        """Load the checkpoint ``name``.
 
         Raises:
-            CheckpointError: If there is none or it is damaged.
+            CheckpointError: If the checkpoint is missing or damaged.
         """
         if not self.has_checkpoint(name):
             raise CheckpointError(f"{self.path} has no checkpoint {name!r}.")
@@ -412,7 +431,10 @@ def _default_folders(name: str) -> Iterator[Path]:
 
 
 def _new_folder_path(path: Path) -> Path:
-    """Return the hidden folder to make a run in: beside ``path``, or inside if that is there, for it may be a mount point."""
+    """Return the hidden folder in which a run is created.
+
+    It is inside ``path`` if that exists, since ``path`` may be a mount point, else next to it.
+    """
     return (
         path / _NEW_RUN_SUFFIX
         if path.is_dir()
@@ -422,13 +444,20 @@ def _new_folder_path(path: Path) -> Path:
 
 @contextmanager
 def _new_run_folder(path: Path, files: Collection[str]) -> Iterator[Path]:
-    """Give a hidden folder to write a run to, ``run.json`` last; it becomes ``path`` when the block ends well.
+    """Yield a hidden folder that becomes ``path`` when the block ends without an error.
 
-    What a killed process left there goes.
+    Leftovers of a killed process are deleted first.
+
+    Args:
+        path: Folder of the run.
+        files: Names of the initial files other than ``run.json``.
+
+    Yields:
+        Folder to write the run to, ``run.json`` last.
 
     Raises:
-        RunFolderError: If ``path`` is taken.
-        BusyError: If another process is making a run there.
+        RunFolderError: If ``path`` is not free.
+        BusyError: If another process is creating a run there.
     """
     new_folder = _new_folder_path(path)
     if not new_folder.is_dir():
@@ -464,7 +493,7 @@ def _new_run_folder(path: Path, files: Collection[str]) -> Iterator[Path]:
 
 
 def _remove_leftovers(new_folder: Path, path: Path) -> None:
-    """Remove what a process that did not come to the end left in the hidden folder, and what it had moved out of there."""
+    """Delete the files of an unfinished creation in the hidden folder and those already moved."""
     if new_folder.parent == path and (new_folder / RECORD).is_file():
         with suppress(RunFolderError):
             for file, digest in read_record(new_folder / RECORD, RunRecord).files.items():
@@ -476,7 +505,7 @@ def _remove_leftovers(new_folder: Path, path: Path) -> None:
 
 
 def _remove_stale_folders(folder: Path) -> None:
-    """Remove the hidden folders of runs that killed processes left beside each other."""
+    """Delete the hidden folders of new runs that killed processes left in ``folder``."""
     for new_folder in folder.glob(f".*{_NEW_RUN_SUFFIX}"):
         with suppress(OSError, BusyError):
             if (
@@ -492,7 +521,7 @@ def _check_free(path: Path, files: Collection[str]) -> None:
         raise RunFolderError(f"{path} is a file; a run needs a folder.")
     entries = dict.fromkeys((RECORD, *files, _METRICS, _CHECKPOINTS, *_BACKBONES))
     held = [entry for entry in entries if (path / entry).exists()]
-    if held and held[0] != RECORD:  # the user's own
+    if held and held[0] != RECORD:  # files of the user
         raise RunFolderError(
             f"{path} has {held[0]} but no {RECORD}, so it is neither a run nor free for one; "
             "choose another folder."
@@ -507,7 +536,7 @@ def _check_free(path: Path, files: Collection[str]) -> None:
 
 
 def _check_no_links(path: Path) -> None:
-    """Refuse symbolic links, through which a run would write to, and delete from, another place."""
+    """Check that a run folder has no symbolic links, which lead writes and deletes elsewhere."""
     for entry in path.iterdir():
         if entry.is_symlink():
             raise RunFolderError(
@@ -518,7 +547,7 @@ def _check_no_links(path: Path) -> None:
 
 
 def _has_digest(path: Path, digest: str) -> bool:
-    # What was written to a run's file since may have any size.
+    # A file that was changed later may have any size.
     fits = path.is_file() and path.stat().st_size <= _MAX_FILE_BYTES
     return fits and _digest(path.read_bytes()) == digest
 
@@ -575,7 +604,7 @@ def _gpu_name() -> str | None:
 
 
 def _drop_partial_line(path: Path) -> None:
-    """Cut off what a killed writer left behind the last newline."""
+    """Truncate a file after its last newline, where a killed writer may have left a part."""
     with path.open("rb+") as file:
         size = file.seek(0, os.SEEK_END)
         if size == 0:

@@ -1,4 +1,4 @@
-"""JSON that a run stores: each file has one dataclass that describes it, and is checked against it when it is read."""
+"""JSON records of a run, each checked against the dataclass that describes it."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +15,7 @@ def read_record(path: Path, cls: type[T]) -> T:
     """Read a JSON file into the dataclass that describes it.
 
     Raises:
-        RunFolderError: If it is missing, unreadable, no JSON, or another record.
+        RunFolderError: If the file is missing, unreadable, not JSON, or not a record of ``cls``.
     """
     return parse_record(read_json(path), cls, source=str(path), error=RunFolderError)
 
@@ -30,13 +30,13 @@ def parse_record(
     """Check plain values against the dataclass that describes them.
 
     Args:
-        record: The values.
-        cls: The dataclass.
-        source: Where they come from.
-        error: What to raise.
+        record: Plain values.
+        cls: Dataclass that describes them.
+        source: Origin of the values, for error messages.
+        error: Class of the raised error.
 
     Raises:
-        DfsRlError: Of class ``error``, if they are not what ``cls`` describes; it names the field.
+        DfsRlError: Of class ``error``, with the field's name, if the values do not match ``cls``.
     """
     if not isinstance(record, Mapping):
         raise error(f"{source} is damaged or of something else: it is not a mapping.")

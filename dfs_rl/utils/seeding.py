@@ -1,7 +1,7 @@
-"""Named random streams: the same keys always give the same numbers.
+"""Named random streams: equal keys give equal numbers.
 
-Nothing that trains stores the state of a generator. A stream is a function of its keys, so a run
-that resumes at (seed, epoch, step) draws what the uninterrupted run would have drawn:
+No training stores the state of a generator. A stream is a function of its keys, so a run
+that resumes at (seed, epoch, step) draws the numbers of the uninterrupted run:
 
     >>> import torch
     >>> first = torch.rand(2, generator=torch_generator(7, "augment", 3))
@@ -16,18 +16,18 @@ import random
 import numpy as np
 import torch
 
-_SEED_BITS = 63  # torch takes a signed 64-bit seed
+_SEED_BITS = 63  # torch expects a signed 64-bit seed
 
 
 def _sequence(keys: tuple[int | str, ...]) -> np.random.SeedSequence:
-    """Turn keys into a seed sequence; (1,) and ("1",), or ("ab", "c") and ("a", "bc"), differ."""
+    """Return the seed sequence of keys; (1,) and ("1",), or ("ab", "c") and ("a", "bc"), differ."""
     text = "".join(f"{type(key).__name__}:{len(str(key))}:{key};" for key in keys)
     digest = hashlib.sha256(text.encode()).digest()
     return np.random.SeedSequence(np.frombuffer(digest, dtype="<u4").tolist())
 
 
 def stream_seed(*keys: int | str) -> int:
-    """Return the seed that belongs to ``keys``, a number below 2**63."""
+    """Return the seed of the stream named by ``keys``, below 2**63."""
     state = _sequence(keys).generate_state(1, np.uint64)
     return int(state[0]) >> (64 - _SEED_BITS)
 
@@ -36,8 +36,8 @@ def torch_generator(*keys: int | str, device: str | torch.device = "cpu") -> tor
     """Return a new torch generator at the start of the stream named by ``keys``.
 
     Args:
-        *keys: What the stream is for, for example ``(seed, "augment", epoch)``.
-        device: Where its numbers are drawn; the stream differs between kinds of devices.
+        *keys: Name of the stream, for example ``(seed, "augment", epoch)``.
+        device: Device of the generator; the stream differs between kinds of devices.
     """
     generator = torch.Generator(device=device)
     generator.manual_seed(stream_seed(*keys))
@@ -52,5 +52,6 @@ def numpy_generator(*keys: int | str) -> np.random.Generator:
 def seed_everything(seed: int) -> None:
     """Seed the global generators of Python, NumPy and torch, for libraries that draw from them."""
     random.seed(stream_seed(seed, "python"))
-    np.random.seed(stream_seed(seed, "numpy") % 2**32)  # noqa: NPY002 - Stable-Baselines3 draws from it
+    # Stable-Baselines3 draws from the legacy generator.
+    np.random.seed(stream_seed(seed, "numpy") % 2**32)  # noqa: NPY002
     torch.manual_seed(stream_seed(seed, "torch"))

@@ -1,4 +1,4 @@
-"""Ctrl-C as a request that long work grants at its next safe point, so that nothing is lost or half-done; SIGTERM likewise."""
+"""Stop requests by Ctrl-C and SIGTERM, which long work checks at safe points."""
 
 import signal
 from collections.abc import Callable, Iterator
@@ -7,10 +7,10 @@ from types import FrameType
 
 
 class StopRequest:
-    """Whether the user asked to stop.
+    """Flag set by a stop signal.
 
     Attributes:
-        requested: True from the first Ctrl-C on.
+        requested: True once a stop was requested.
     """
 
     def __init__(self) -> None:
@@ -19,9 +19,12 @@ class StopRequest:
 
 @contextmanager
 def stop_on_interrupt() -> Iterator[StopRequest]:
-    """Turn the first Ctrl-C within the block into a request; a second one interrupts as usual.
+    """Turn the first Ctrl-C within the block into a stop request; a second one interrupts as usual.
 
-    Outside the main thread, which alone receives signals, the request is never made.
+    Only the main thread receives signals; in other threads the request is never made.
+
+    Yields:
+        The stop request.
     """
     request = StopRequest()
     before = signal.getsignal(signal.SIGINT)
@@ -37,19 +40,20 @@ def stop_on_interrupt() -> Iterator[StopRequest]:
 
 @contextmanager
 def sigterm_as_interrupt() -> Iterator[StopRequest]:
-    """Have SIGTERM, with which batch systems and containers end their jobs, do within the block what Ctrl-C does.
+    """Handle SIGTERM like Ctrl-C within the block.
 
-    Outside the main thread it does what it did before.
+    Batch systems and containers end jobs with SIGTERM. Outside the main thread its handling does
+    not change.
 
     Yields:
-        Whether it came.
+        The stop request, set once SIGTERM arrives.
     """
     request = StopRequest()
 
     def pass_on(number: int, frame: FrameType | None) -> None:
         request.requested = True
         take_interrupt = signal.getsignal(signal.SIGINT)
-        if not callable(take_interrupt):  # a shell's background jobs ignore Ctrl-C
+        if not callable(take_interrupt):  # background jobs of a shell ignore Ctrl-C
             take_interrupt = signal.default_int_handler
         take_interrupt(number, frame)
 
@@ -61,7 +65,7 @@ def sigterm_as_interrupt() -> Iterator[StopRequest]:
 def _handling(
     number: signal.Signals, handler: Callable[[int, FrameType | None], None]
 ) -> Iterator[None]:
-    """Handle a signal in the block, if this is the main thread."""
+    """Install a signal handler for the block; does nothing outside the main thread."""
     try:
         previous = signal.signal(number, handler)
     except ValueError:  # another thread

@@ -1,4 +1,7 @@
-"""Constructors of networks, ``module:function``: calling one runs its code, so only what the user names or trusts is called."""
+"""Import of network constructors, ``module:function``, that the user named or trusts.
+
+Calling a constructor runs its code, which may come from anyone.
+"""
 
 import importlib
 import re
@@ -15,29 +18,29 @@ from dfs_rl.errors import ConfigError
 _NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 _ALL = "*"
 _trusted: ContextVar[frozenset[str]] = ContextVar("trusted", default=frozenset())
-"""Constructors that may be called; ``_ALL`` stands for any."""
+"""Names of trusted constructors; ``_ALL`` trusts every one."""
 _LIBRARY_PATHS = (
     *(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")),
     str(Path(__file__).parents[1]),
 )
-"""Where code lies that no user wrote."""
+"""Folders of the standard library, of installed packages and of this package."""
 _MAX_ERROR_LENGTH = 300
-"""Characters of an error's text; that of torch about weights can fill screens."""
+"""Largest length in characters of a quoted error text; torch's can fill screens."""
 
 
 def is_constructor(text: object) -> bool:
-    """Say whether a setting names a constructor, ``module:function``, and not a folder or a family."""
+    """Return whether a setting is ``module:function`` rather than a folder or a family."""
     return bool(_NAME.fullmatch(str(text))) and not Path(str(text)).exists()
 
 
 def trust_constructor(name: str) -> None:
-    """Trust a constructor that the user named.
+    """Add a constructor that the user named to the trusted ones.
 
     Args:
-        name: ``module:function``.
+        name: Constructor as ``module:function``.
 
     Raises:
-        ConfigError: If it is no such name.
+        ConfigError: If ``name`` does not have this form.
     """
     if not _NAME.fullmatch(str(name)):
         raise ConfigError(
@@ -47,21 +50,25 @@ def trust_constructor(name: str) -> None:
 
 
 def is_trusted(name: str) -> bool:
-    """Return whether a constructor may be called."""
+    """Return whether a constructor is trusted."""
     return not _trusted.get().isdisjoint((name, _ALL))
 
 
 def trusted_code() -> frozenset[str]:
-    """Return what is trusted here, for ``trusting`` in another process."""
+    """Return the trusted constructors, for ``trusting`` in another process."""
     return _trusted.get()
 
 
 @contextmanager
 def trusting(code: bool | frozenset[str]) -> Iterator[None]:  # noqa: FBT001 - as trust_code=True
-    """Trust, within the block, every constructor, or those that another process trusts; it ends trust that begins in it.
+    """Trust constructors within the block.
 
     A stored backbone may come from anyone, so the constructor that it names is imported only if the
-    user trusts it.
+    user trusts it. The end of the block also ends trust that starts inside it.
+
+    Args:
+        code: True for every constructor, False for no further one, or the names that
+            ``trusted_code`` returned in another process.
     """
     more = frozenset({_ALL} if code is True else code or ())
     token = _trusted.set(_trusted.get() | more)
@@ -72,10 +79,15 @@ def trusting(code: bool | frozenset[str]) -> Iterator[None]:  # noqa: FBT001 - a
 
 
 def call_constructor(name: str) -> object:
-    """Import ``module``, from the current folder too, and return what ``function()`` returns.
+    """Import ``module`` and return the result of ``function()``.
+
+    The current folder is on the import path.
+
+    Args:
+        name: Constructor as ``module:function``.
 
     Raises:
-        ConfigError: If nobody trusts it, it cannot be imported, or it fails.
+        ConfigError: If the constructor is not trusted, cannot be imported, or fails.
     """
     if not is_trusted(name):
         raise ConfigError(
@@ -101,7 +113,7 @@ def call_constructor(name: str) -> object:
 
 @contextmanager
 def _as_config_error(what: str, allowed: str) -> Iterator[None]:
-    """Within the block, whatever a user's code dies of is one sentence; Ctrl-C stays what it is."""
+    """Turn any error of user code in the block into a ConfigError, except Ctrl-C."""
     try:
         yield
     except (Exception, SystemExit) as error:
@@ -113,7 +125,7 @@ def _as_config_error(what: str, allowed: str) -> Iterator[None]:
 
 
 def _error_location(error: BaseException) -> str:
-    """Return where the user's own code raised an error, or called what did; nothing if it was not in that code."""
+    """Return file and line of the innermost frame in user code; empty if there is none."""
     if isinstance(error, SyntaxError) and error.filename is not None:
         return f" ({error.filename}, line {error.lineno})"
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
@@ -125,7 +137,7 @@ def _error_location(error: BaseException) -> str:
 
 @contextmanager
 def _current_folder_importable() -> Iterator[None]:
-    """Make what lies in the current folder importable, as it is for ``python -m``."""
+    """Put the current folder on the import path for the block, as ``python -m`` does."""
     here = str(Path.cwd())
     sys.path.insert(0, here)
     try:

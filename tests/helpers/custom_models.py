@@ -1,4 +1,4 @@
-"""A module of networks as a user writes one, on the disk."""
+"""Modules of user-written networks on disk."""
 
 import sys
 from collections.abc import Iterator
@@ -95,7 +95,7 @@ def write(module: str, *, act: str = "relu", channels: int = 1, classes: int = 1
 
 @contextmanager
 def forgotten_trust() -> Iterator[None]:
-    """Trust no constructor within the block that is not trusted in it, as in a new process."""
+    """Start the block without trusted constructors, as in a new process."""
     token = trusted_import._trusted.set(frozenset())
     try:
         yield

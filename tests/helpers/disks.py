@@ -1,4 +1,4 @@
-"""A disk on which no file may grow beyond some bytes, which needs no rights that a full one would."""
+"""Simulation of a full disk by a limit on file sizes, which needs no privileges."""
 
 import resource
 from collections.abc import Iterator
@@ -7,7 +7,10 @@ from contextlib import contextmanager
 
 @contextmanager
 def full_disk(n_bytes: int) -> Iterator[None]:
-    """Let writes of this process fail as on a full disk, but with ``EFBIG``; Python ignores the signal that comes with it."""
+    """Make writes beyond ``n_bytes`` per file fail with ``EFBIG`` within the block.
+
+    Python ignores the accompanying signal.
+    """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, before[1]))
     try:

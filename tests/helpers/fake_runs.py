@@ -1,4 +1,4 @@
-"""Runs that were never made, with outcomes written down by hand."""
+"""Synthetic evaluated runs with given results."""
 
 import math
 from dataclasses import replace
@@ -25,7 +25,7 @@ TABLES = {
     "full": (32,) * 3,
 }
 FIXED = {"uniform_0": (20, 0.1), "uniform_2": (120, 0.5), "full": (190, 100.0)}
-"""How many of 200 images are right, and the computation."""
+"""Number of correct images of 200, and computation in percent, by method."""
 
 
 def per_image_results(right: int, computation: float) -> PerImageResults:
@@ -34,13 +34,24 @@ def per_image_results(right: int, computation: float) -> PerImageResults:
 
 
 def mcnemar(won: int, lost: int) -> float:
-    """Return the p-value of McNemar's exact test, two-sided, of two methods of which each alone is right so often."""
+    """Return the p-value of McNemar's exact two-sided test.
+
+    Args:
+        won: Number of images that only the first method gets right.
+        lost: Number of images that only the second method gets right.
+    """
     n, fewer = won + lost, min(won, lost)
     return min(1.0, 2 * sum(math.comb(n, k) for k in range(fewer + 1)) / 2**n)
 
 
 def with_right(run: EvaluatedRun, split: str, right: dict[str, torch.Tensor]) -> EvaluatedRun:
-    """Replace which images of a split (``"reported"`` or ``"selection"``) some methods of a made-up run get right, bool ``[n]``."""
+    """Replace the correct images of some methods of a run.
+
+    Args:
+        run: Synthetic run.
+        split: ``"reported"`` or ``"selection"``.
+        right: Mask of the correct images, bool ``[n]``, by method.
+    """
     results = dict(getattr(run.results, split))
     for key, correct in right.items():
         cost = float(results[key].computation.mean())
@@ -63,21 +74,23 @@ def fake_run(
     options: tuple[int, ...] = (0, 2, 32),
     **settings: object,
 ) -> EvaluatedRun:
-    """Return a run of which every method gets so many images right at such a computation.
+    """Return a synthetic run with given results of every method.
+
+    Results are pairs: number of correct images of 200, and computation in percent.
 
     Args:
-        name: Its folder.
-        gate: Right answers and computation of its gate.
+        name: Folder of the run.
+        gate: Result of the gate.
         label: Kind of gate.
-        seed: Its seed.
-        static: Right answers and computation of the best static table.
-        cascade: Those of the cascade.
-        exits: Those of the confidence exits, if the network has any.
-        selection: Those on the selection split where they differ from the reported one.
-        fingerprint: Of its images.
-        backbone: Digest of its backbone.
-        options: Its menu.
-        settings: Its other settings.
+        seed: Seed of the run.
+        static: Result of the best static table.
+        cascade: Result of the cascade.
+        exits: Result of the confidence exits, if the network has any.
+        selection: Results on the selection split that differ from the reported split, by method.
+        fingerprint: Fingerprint of the images.
+        backbone: Digest of the backbone.
+        options: Bit options.
+        settings: Further settings of the run.
     """
     figures = {"gate": gate, **FIXED, "static_table": static, "cascade": cascade}
     if exits is not None:

@@ -1,4 +1,4 @@
-"""A sweep that was never made, with figures as they come."""
+"""Synthetic sweeps with plausible results."""
 
 import math
 import random
@@ -19,7 +19,8 @@ AREA = ObjectiveRecord(
     names=("area",),
     maximize=(True,),
     units=("points x decades",),
-    about="Area that the gate dominates on val, in points of accuracy x decades of computation; the highest is the best.",
+    about="Area that the gate dominates on val, in points of accuracy x decades of computation; "
+    "the highest is the best.",
 )
 BOTH = ObjectiveRecord(
     names=("accuracy", "computation"),
@@ -62,7 +63,7 @@ def drawn_settings(draw: random.Random) -> dict[str, Setting]:
 
 
 def fake_trial(number: int, status: TrialStatus = "finished", *, both: bool = False) -> TrialRecord:
-    """Return a trial whose value hangs on its learning rate, and on chance."""
+    """Return a trial whose value depends on its learning rate and on random noise."""
     draw = random.Random(number)
     settings = drawn_settings(draw)
     rate = settings["ppo.learning_rate"]
@@ -94,7 +95,7 @@ def fake_trial(number: int, status: TrialStatus = "finished", *, both: bool = Fa
 
 
 def best_of(trials: list[TrialRecord], objective: ObjectiveRecord) -> tuple[str, ...]:
-    """Return the best three, or those that no other one beats, by brute force."""
+    """Return the three best trials, or all Pareto-optimal ones, by brute force."""
     ended = [t for t in trials if t.status == "finished"]
     if objective is AREA:
         return tuple(t.name for t in sorted(ended, key=lambda t: -t.values["area"])[:3])
@@ -118,7 +119,7 @@ def retrained(
     points: tuple[tuple[CurvePoint, ...], ...] | None = None,
     failed: Mapping[int, str] | None = None,
 ) -> RetrainedRecord:
-    """Return a configuration on the seeds 101, 102 and so on."""
+    """Return a configuration retrained on the seeds 101, 102 and so on."""
     n = len(next(iter(values.values()), ()))
     return RetrainedRecord(
         name=name,
@@ -136,7 +137,11 @@ def moved(points: tuple[CurvePoint, ...], lower: float) -> tuple[CurvePoint, ...
 
 
 def again(trial: TrialRecord, *, name: str | None = None) -> RetrainedRecord:
-    """Return a trial on three fresh seeds, 0.5, 1 and 1.5 worse than the sweep had it; another name makes it the defaults."""
+    """Return a trial retrained on three new seeds, with worse values than in the sweep.
+
+    Accuracy drops by 0.5, 1 and 1.5 points. With ``name``, the record has no values of the sweep,
+    as for the default settings.
+    """
     lower = (0.5, 1.0, 1.5)
     worse = {
         key: (-0.1 if key == "computation" else 1 if key == "accuracy" else 0.1)
@@ -152,7 +157,7 @@ def again(trial: TrialRecord, *, name: str | None = None) -> RetrainedRecord:
 
 
 def fake_sweep(n: int = 24, *, both: bool = False) -> SweepRecord:
-    """Return a sweep of ``n`` trials, most of them stopped early and one in twelve failed."""
+    """Return a sweep of ``n`` trials, most of them stopped early and every twelfth failed."""
     statuses: tuple[TrialStatus, ...] = ("finished", "stopped", "stopped")
     trials = [
         fake_trial(i + 1, "failed" if i % 12 == 11 else statuses[i % 3], both=both)
@@ -184,7 +189,7 @@ def fake_sweep(n: int = 24, *, both: bool = False) -> SweepRecord:
 
 
 def few_settings(record: SweepRecord, n: int) -> SweepRecord:
-    """Return the sweep with only the first ``n`` settings."""
+    """Return the sweep reduced to the first ``n`` settings."""
     kept = list(record.scales)[:n]
 
     def cut(values):

@@ -1,4 +1,4 @@
-"""A data set small enough to train on within a test, bright and dark halves, and a second process to train with."""
+"""Small data set of images with a bright half, and a second process for distributed tests."""
 
 import multiprocessing
 from collections.abc import Callable, Iterator
@@ -54,7 +54,7 @@ def _serve(store: str, connection) -> None:
 
 @pytest.fixture(scope="package")
 def together(tmp_path_factory) -> Iterator[Callable]:
-    """Call a function in both processes at once; returns what each of them got."""
+    """Return a function that calls another in both processes and returns both results."""
     store = str(tmp_path_factory.mktemp("group") / "store")
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()

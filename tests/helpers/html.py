@@ -1,4 +1,4 @@
-"""What tests ask of a report that is one HTML file: whether it is whole, and whether a real browser shows it without complaint."""
+"""Checks of reports in a single HTML file, by a parser and by a browser."""
 
 import shutil
 import subprocess
@@ -13,7 +13,7 @@ needs_chromium = pytest.mark.skipif(
 
 
 class Outline(HTMLParser):
-    """Collects tags, texts and addresses, and checks that every tag is closed."""
+    """Parser that collects addresses, cells and headings, and checks that every tag is closed."""
 
     VOID = ("meta", "img")
 
@@ -42,7 +42,7 @@ class Outline(HTMLParser):
 
 
 def outline_of(page: str) -> Outline:
-    """Read a page; every tag must be closed and everything that it shows be part of it."""
+    """Parse a page and check that it is complete, self-contained and free of scripts."""
     outline = Outline()
     outline.feed(page)
     outline.close()
@@ -54,7 +54,7 @@ def outline_of(page: str) -> Outline:
 
 
 def browse(page: Path, *flags: str) -> subprocess.CompletedProcess[str]:
-    """Let a browser without a window open a page, with a profile of its own beside it."""
+    """Open a page in a headless browser, with a new profile next to the page."""
     return subprocess.run(
         [
             "chromium",
@@ -73,10 +73,13 @@ def browse(page: Path, *flags: str) -> subprocess.CompletedProcess[str]:
 
 
 def check_in_browser(page: str, folder: Path, images: int) -> None:
-    """Let a browser open the page, decode its pictures and complain of nothing."""
+    """Check that a browser opens the page, decodes its images and logs nothing."""
     path = folder / "report.html"
-    # The browser says itself, in the title, which figures it decoded; the page's own policy forbids scripts.
-    probe = "<script>addEventListener('load', () => document.title = [...document.images].map(i => i.naturalWidth > 0).join())</script>"
+    # A script writes to the title which images were decoded; the page's policy forbids scripts.
+    probe = (
+        "<script>addEventListener('load', () => document.title = "
+        "[...document.images].map(i => i.naturalWidth > 0).join())</script>"
+    )
     path.write_text(
         page.replace(
             "default-src 'none';", "default-src 'none'; script-src 'unsafe-inline';"

@@ -1,4 +1,4 @@
-"""A small image folder that any command can train on."""
+"""Small image folder on which any command can train."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ PER_CLASS = 110
 
 
 def write_image_folder(folder: Path, *, seed: int = 0) -> Path:
-    """Write 8 x 8 grey pictures of two classes, which any network tells apart by their brightness; returns ``folder``."""
+    """Write 8 x 8 grey images of two classes, dark and light, and return ``folder``."""
     generator = torch.Generator().manual_seed(seed)
     for label, least in (("dark", 0), ("light", 150)):
         (folder / label).mkdir(parents=True)

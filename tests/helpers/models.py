@@ -1,4 +1,4 @@
-"""Users' models in small: what people write in plain PyTorch, with norms that have seen something."""
+"""Small models in plain PyTorch, as users write them, with non-trivial norms."""
 
 from collections.abc import Callable
 
@@ -133,7 +133,7 @@ class Mixer(nn.Module):
 
 
 class ShiftedWindows(nn.Module):
-    """Maps with channels last, attention in windows written out as products, and a merging of patches in between."""
+    """Windowed attention by matrix products on channels-last maps, with a patch merging."""
 
     def __init__(self, width: int = 8) -> None:
         super().__init__()
@@ -165,7 +165,10 @@ class ShiftedWindows(nn.Module):
 
 
 class PreActivation(nn.Module):
-    """Norms before convolutions, a scaled branch, squeeze and excitation, an input that is negative and a ReLU behind the sum."""
+    """Pre-activation blocks with scaled branches, squeeze and excitation, and a ReLU after the sum.
+
+    The input of the first block has negative values.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -186,7 +189,7 @@ class PreActivation(nn.Module):
 
 
 class Dense(nn.Module):
-    """Concatenates where others add: nothing in it can be skipped."""
+    """Network with concatenation instead of addition, so that no block can be skipped."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -199,7 +202,7 @@ class Dense(nn.Module):
 
 
 class Deciding(nn.Module):
-    """A choice that depends on values."""
+    """Network with control flow that depends on values."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -218,7 +221,7 @@ class Odd(nn.Module):
 
 
 class Flat(BasicResNet):
-    """Its head reads every position of the last map."""
+    """ResNet whose head reads every position of the last map."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -239,7 +242,7 @@ NETS: dict[str, Callable[[], nn.Module]] = {
 
 
 def lived_in(make: Callable[[], nn.Module]) -> nn.Module:
-    """Make a model with norms that differ from those of a new one."""
+    """Build a model whose norms and biases differ from their initial values."""
     torch.manual_seed(0)
     model = make()
     with torch.no_grad():
@@ -256,11 +259,11 @@ def lived_in(make: Callable[[], nn.Module]) -> nn.Module:
 
 
 def examples(n: int = 16) -> Tensor:
-    """Images that look normalised, float32 ``[n, 3, 16, 16]``."""
+    """Return normally distributed images, float32 ``[n, 3, 16, 16]``."""
     return torch.randn(n, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
 
 
 def pictures(n: int = 16) -> Tensor:
-    """Images, uint8 ``[n, 3, 16, 16]``."""
+    """Return random images, uint8 ``[n, 3, 16, 16]``."""
     draws = torch.Generator().manual_seed(2)
     return torch.randint(0, 256, (n, 3, SIDE, SIDE), dtype=torch.uint8, generator=draws)

@@ -1,4 +1,4 @@
-"""Small networks of every kind whose norms, biases and quantizer scales matter."""
+"""Small networks of every kind with non-trivial norms, biases and quantizer scales."""
 
 import torch
 from torch import Tensor
@@ -53,13 +53,13 @@ _SHAPES = {
 
 
 def pictures_for(kind: type[Backbone], n: int = 8) -> Tensor:
-    """Draw images of the size of a kind's networks."""
+    """Return random images of the input size of a kind of network."""
     generator = torch.Generator().manual_seed(2)
     return torch.randint(0, 256, (n, 1, *_SIZES[kind]), dtype=torch.uint8, generator=generator)
 
 
 def network(kind: type[Backbone], **changes: object) -> Backbone:
-    """Make a calibrated network with random norms and biases, in evaluation mode."""
+    """Build a calibrated network with random norms and biases, in evaluation mode."""
     config, shape = _SHAPES[kind]
     settings = {"in_channels": 1, "n_classes": 3, "image_size": _SIZES[kind], **shape, **changes}
     torch.manual_seed(0)
@@ -73,11 +73,11 @@ def network(kind: type[Backbone], **changes: object) -> Backbone:
             if "norm" in name or (tokens and name.endswith("bias")):
                 parameter.uniform_(0.5, 1.5)
         for bits in net.options if not tokens else ():
-            for _ in range(10):  # running statistics
+            for _ in range(10):  # updates the running statistics
                 net(images, bits)
     return net.eval()
 
 
 def run(net: WalkableBackbone, images: Tensor, setting: tuple[int, ...]) -> Tensor:
-    """Return the logits of images at a setting, of either form."""
+    """Return the logits at one option per layer, in training or inference form."""
     return net.head(run_layers(net, net.stem(images), setting))

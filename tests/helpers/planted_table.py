@@ -1,4 +1,4 @@
-"""A problem whose best static table is known: each image depends on one layer and needs one option of it."""
+"""Problem with a known best static table: each image depends on one layer and one option."""
 
 import torch
 from torch import Tensor
@@ -8,17 +8,23 @@ from dfs_rl.data import ImageSet
 
 MENU = (0, 8, 16, 32)
 NEEDS = ((0, 2, 10), (1, 3, 4), (2, 1, 6))
-"""Layer, option that it must run at or above, number of such images."""
+"""Layer, smallest sufficient option (an index), and number of such images."""
 BUDGET = 11.0
 BEST_TABLE = (2, 0, 1)
-"""Under ``BUDGET``: right for 16 of 20 images at (1/4 + 1/16) / 3 of the computation; the 32 bit of layer 1 are too dear."""
+"""Best table under ``BUDGET``: 16 of 20 images are correct.
+
+Its computation is (1/4 + 1/16) / 3; 32 bit in layer 1 exceed the budget.
+"""
 BEST_ACCURACY = 80.0
 UNIFORM_ACCURACY = 30.0
-"""Of 8 bit everywhere, which every uniform table is lowered to, a dear one layer by layer and round by round."""
+"""Accuracy at 8 bit in all layers, to which every uniform table is lowered.
+
+An expensive table is lowered layer by layer, in rounds.
+"""
 
 
 class ThresholdLayer:
-    """Marks the images that needed more of this layer than they got."""
+    """Layer that marks the images that need a larger option of it."""
 
     def __init__(self, layer: int) -> None:
         self.layer = layer
@@ -31,7 +37,11 @@ class ThresholdLayer:
 
 
 class TableBackbone:
-    """Three layers of equal cost; pixels say which of them an image depends on and what it needs there. All labels are 0."""
+    """Three layers of equal cost.
+
+    The pixels of an image contain the layer that it depends on and the smallest sufficient option.
+    All labels are 0.
+    """
 
     options = BitOptions(MENU)
     costs = CostTable(options=options, layer_macs=(64, 64, 64))

@@ -1,4 +1,4 @@
-"""A network of whole numbers that can be computed by hand: the same results for every batch size and grouping."""
+"""Network in whole numbers with equal results for every batch size and grouping."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -14,11 +14,11 @@ CHANNELS = (2, 2, 2, 4)
 N_CLASSES = 3
 IMAGE_SHAPE = (2, 4, 4)
 RISES_AT = 2
-"""The layer that halves height and width and doubles the channels."""
+"""Index of the layer that halves height and width and doubles the channels."""
 
 
 class ToyLayer:
-    """``shortcut + bits * weight * (shortcut rolled by one channel)``; ``bits`` of 0 leaves the shortcut."""
+    """Gated layer ``shortcut + bits * weight * (shortcut rolled by one channel)``."""
 
     def __init__(self, weight: nn.Parameter, *, rises: bool) -> None:
         self.weight = weight
@@ -37,10 +37,10 @@ class ToyLayer:
 
 
 class ToyBackbone(nn.Module):
-    """Four gated layers on images of 2 x 4 x 4 pixels; every value stays a whole number below 2**24.
+    """Four gated layers on images of 2 x 4 x 4 pixels; all values are whole numbers below 2**24.
 
-    An exit after ``n`` layers takes ``4 + n`` MACs at 8 bit and says what the channels it sees,
-    reversed, say.
+    An exit after ``n`` layers has ``4 + n`` MACs at 8 bit and classifies the reversed channels of
+    its input.
     """
 
     def __init__(self, bits: Sequence[int] = BITS, exits: Sequence[int] = ()) -> None:
@@ -56,7 +56,7 @@ class ToyBackbone(nn.Module):
             exits=tuple(ExitCost(after=after, macs=4 + after, bits=8) for after in exits),
         )
         self.layer_feature_macs = (0.0, 1.0, 2.0, 3.0)
-        self.answered: list[tuple[int, int]] = []  # (layers before, samples) of every answer
+        self.answered: list[tuple[int, int]] = []  # (layers, samples) of every exit call
         self.feature_sizes = CHANNELS
         self.feature_macs = 0.0
         self.image_shape = IMAGE_SHAPE
@@ -89,14 +89,14 @@ class ToyBackbone(nn.Module):
 
 
 def toy_images(n: int, seed: int = 0) -> Tensor:
-    """Random uint8 images ``[n, 2, 4, 4]``."""
+    """Return random images, uint8 ``[n, 2, 4, 4]``."""
     return torch.randint(
         0, 256, (n, *IMAGE_SHAPE), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8
     )
 
 
 def run_alone(backbone: ToyBackbone, image: Tensor, options: Sequence[int]) -> Tensor:
-    """The last activation of one image ``[2, 4, 4]`` at the given options, layer by layer and without any grouping."""
+    """Return the last activation of one image ``[2, 4, 4]`` at one option per layer."""
     hidden = backbone.stem(image[None])
     for layer, option in zip(backbone.layers, options, strict=True):
         hidden = layer(hidden, backbone.options[option])
@@ -104,7 +104,13 @@ def run_alone(backbone: ToyBackbone, image: Tensor, options: Sequence[int]) -> T
 
 
 class SingleResult(NamedTuple):
-    """What one image comes to by itself."""
+    """Result of a pass of a single image.
+
+    Attributes:
+        logits: Logits ``[n_classes]``.
+        options: Option of each layer; after an exit, the index of the exit action.
+        macs: Sum of MACs x (bits / 32)**2.
+    """
 
     logits: Tensor
     options: list[int]
@@ -115,7 +121,10 @@ class SingleResult(NamedTuple):
 def run_alone_with_exits(
     backbone: ToyBackbone, image: Tensor, actions: Sequence[int]
 ) -> SingleResult:
-    """Walk one image ``[2, 4, 4]`` in a plain loop, leaving by action ``len(BITS)`` where there is an exit; MACs as if at 32 bit."""
+    """Run one image ``[2, 4, 4]`` in a plain loop.
+
+    Action ``len(backbone.options)`` leaves at an exit, and is option 0 where there is none.
+    """
     leaves, after = len(backbone.options), [exit_.after for exit_ in backbone.costs.exits]
     hidden, options, macs = backbone.stem(image[None]), [], 160 * (8 / 32) ** 2
     for i, layer in enumerate(backbone.layers):

@@ -1,4 +1,4 @@
-"""A problem on the network of whole numbers, small enough for exact comparisons."""
+"""Problem on ``ToyBackbone``, small enough for exact comparisons."""
 
 import torch
 
@@ -16,5 +16,5 @@ def toy_image_set() -> ImageSet:
 
 
 def toy_kwargs(**changes) -> dict:
-    """Keyword arguments of any of the environments."""
+    """Return keyword arguments for any of the environments."""
     return {"backbone": ToyBackbone(), "dataset": toy_image_set(), "reward": WEIGHTS, **changes}

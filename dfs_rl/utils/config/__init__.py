@@ -1,4 +1,4 @@
-"""Strict YAML for frozen dataclasses: a file is checked in full, or refused in one sentence."""
+"""Configurations: frozen dataclasses with strict checks and YAML files."""
 
 from dfs_rl.utils.config.errors import chosen_blocks
 from dfs_rl.utils.config.ranges import (

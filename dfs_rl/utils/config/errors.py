@@ -1,4 +1,4 @@
-"""One sentence for a setting that is not allowed: its name, its value and what is allowed."""
+"""Error messages for invalid settings: name, value and allowed values in one sentence."""
 
 import dataclasses
 import difflib
@@ -24,19 +24,19 @@ _WORDS = {
     "dataclass": "a block of settings",
     "missing": "a list of another length",
 }
-"""What is allowed, by the first word of a pydantic error type."""
+"""Description of the allowed values by the first word of a pydantic error type."""
 _BOUNDS = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
 
 
 def error_message(
     error: ValidationError, data: Mapping[str, Any], cls: type
 ) -> tuple[KeyPath, str]:
-    """Return the place in ``data`` and the description of the first fault that pydantic found.
+    """Return the path in ``data`` and the description of the first error that pydantic found.
 
     Args:
-        error: The faults.
-        data: The values that were checked.
-        cls: The dataclass they were checked against.
+        error: Errors of the validation.
+        data: Validated values.
+        cls: Dataclass that they were validated against.
     """
     faults = error.errors(include_url=False)
     fault = faults[0]
@@ -66,12 +66,12 @@ def error_message(
 
 
 def field_names(cls: object) -> tuple[str, ...]:
-    """Return the settings of a dataclass."""
+    """Return the names of the constructor arguments of a dataclass."""
     return tuple(f.name for f in dataclasses.fields(cls) if f.init) if cls else ()  # type: ignore[arg-type]
 
 
 def chosen_blocks(cls: type, values: Mapping[str, object]) -> dict[str, type]:
-    """Return the type of each block that another setting decides on, see ``configuration``."""
+    """Return the type of each block that another setting selects; see ``configuration``."""
     chosen = {}
     for block, (setting, types) in getattr(cls, "CHOICES", {}).items():
         value = values.get(setting, getattr(cls, setting))
@@ -81,14 +81,14 @@ def chosen_blocks(cls: type, values: Mapping[str, object]) -> dict[str, type]:
 
 
 def _dataclass_in(hint: object) -> type | None:
-    """Return the first dataclass in a type, also in a union or as item of a mapping."""
+    """Return the first dataclass in a type hint, including unions and mappings."""
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return hint
     return next((found for part in get_args(hint) if (found := _dataclass_in(part))), None)
 
 
 def allowed(fault: ErrorDetails) -> str:
-    """Return the words for what a setting may be, of a fault that pydantic found."""
+    """Describe the allowed values of a setting for one of pydantic's errors."""
     if fault["type"] == "literal_error":
         expected = str(fault["ctx"]["expected"]).replace(" or ", ", ")
         return f"one of {expected}" if "," in expected else expected
@@ -98,7 +98,7 @@ def allowed(fault: ErrorDetails) -> str:
 
 
 def _path_in(data: Any, location: Sequence[str | int]) -> KeyPath:  # noqa: ANN401 - any YAML value
-    """Keep the steps of a location that lead through the data; others name members of unions."""
+    """Keep the steps of a location that exist in the data; others name members of unions."""
     path: list[str | int] = []
     for step in location:
         items = isinstance(data, list | tuple) and isinstance(step, int) and step < len(data)
@@ -109,7 +109,7 @@ def _path_in(data: Any, location: Sequence[str | int]) -> KeyPath:  # noqa: ANN4
 
 
 def _block(cls: type, path: Sequence[str | int], data: Mapping[str, Any]) -> type:
-    """Return the dataclass that the values at ``path`` belong to."""
+    """Return the dataclass of the block at ``path``."""
     for step in path:
         if step in field_names(cls):
             types = get_type_hints(cls) | chosen_blocks(cls, data)

@@ -1,12 +1,12 @@
-"""Types of settings that several configurations share, with the values that they allow."""
+"""Number types with ranges, shared by several configurations."""
 
 from typing import Annotated
 
 from pydantic import Field
 
-_MAX_INT = 2**63 - 1  # what a machine word holds
+_MAX_INT = 2**63 - 1  # largest signed 64-bit integer
 SEEDS = 2**32
-"""Number of seeds there are."""
+"""Number of valid seeds, from 0."""
 
 Seed = Annotated[int, Field(ge=0, le=SEEDS - 1)]
 PositiveInt = Annotated[int, Field(ge=1, le=_MAX_INT)]

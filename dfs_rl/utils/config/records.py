@@ -1,4 +1,4 @@
-"""Configurations: frozen pydantic dataclasses, built from Python, YAML or JSON under the same checks."""
+"""Configurations: frozen pydantic dataclasses with the same checks for Python, YAML and JSON."""
 
 import dataclasses
 import functools
@@ -24,14 +24,14 @@ _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
     frozen_default=True, kw_only_default=True, field_specifiers=(dataclasses.field, Field)
 )
 def configuration(cls: type[T]) -> type[T]:
-    """Make a class a frozen pydantic dataclass whose errors are one sentence.
+    """Convert a class to a frozen pydantic dataclass with one-sentence errors.
 
     ``__post_init__`` checks fields against each other. A class variable ``CHOICES`` such as
-    ``{"algorithm": ("algo", {"ppo": PPOConfig})}`` says that the setting ``algo`` decides on the
+    ``{"algorithm": ("algo", {"ppo": PPOConfig})}`` declares that the setting ``algo`` selects the
     type of the block ``algorithm``.
 
     Raises:
-        ConfigError: From the constructor, if a value is not allowed; it names the field.
+        ConfigError: From the constructor, with the name of the field, if a value is not allowed.
     """
     made = pydantic_dataclass(cls, frozen=True, kw_only=True, config=_STRICT)
     check = made.__init__
@@ -58,15 +58,15 @@ def load_config(path: Path, cls: type[T]) -> T:
 
 
 def config_from_dict(data: Mapping[str, object], cls: type[T], source: str) -> T:
-    """Build a dataclass from plain values, as strictly as ``load_config``.
+    """Build a dataclass from plain values, with the checks of ``load_config``.
 
     Args:
         data: Values by field name.
-        cls: The dataclass.
-        source: Where the values came from; errors begin with it.
+        cls: Dataclass.
+        source: Origin of the values, the first words of errors.
 
     Raises:
-        ConfigError: As ``load_config``.
+        ConfigError: If a key is unknown or missing, or a value is not allowed.
     """
     values = fields_from_dict(data, cls, source)
     missing = [name for name in required_fields(cls) if name not in values]
@@ -81,22 +81,27 @@ def config_from_dict(data: Mapping[str, object], cls: type[T], source: str) -> T
 def fields_from_dict(data: Mapping[str, object], cls: type, source: str) -> dict[str, Any]:
     """Check plain values against the fields of a dataclass without building it.
 
+    Args:
+        data: Values by field name.
+        cls: Dataclass.
+        source: Origin of the values, the first words of errors.
+
     Returns:
-        The checked values, nested blocks built, for the fields that ``data`` names.
+        Checked values of the fields that ``data`` names, with nested blocks built.
 
     Raises:
         ConfigError: If a key is unknown or a value is not allowed.
     """
     checker = _checker(cls, tuple(chosen_blocks(cls, data).items()))
     try:
-        # Strict JSON takes a list for a tuple and text for a path, and nothing else in place of something else.
+        # Strict JSON accepts lists for tuples and text for paths, and converts nothing else.
         checked = checker.validate_json(json.dumps(data))
     except ValidationError as error:
         place, text = error_message(error, data, cls)
         line = data.line(place) if isinstance(data, YamlSettings) else None
         raise ConfigError(f"{source}{'' if line is None else f', line {line}'}: {text}") from error
     empty = [name for name in data if data[name] == "" and isinstance(checked[name], Path)]
-    if empty:  # a path would take it for the current folder
+    if empty:  # Path("") is the current folder
         raise ConfigError(f"{source}: {empty[0]} is ''; allowed is a path that is not empty.")
     return checked
 
@@ -112,10 +117,10 @@ def required_fields(cls: type) -> tuple[str, ...]:
 
 
 def config_to_dict(config: object) -> dict[str, Any]:
-    """Turn a dataclass into plain values that ``config_from_dict`` takes back.
+    """Convert a dataclass to plain values that ``config_from_dict`` accepts.
 
     Raises:
-        TypeError: If it is not a dataclass, or holds a value that YAML has no word for.
+        TypeError: If it is not a dataclass, or contains a value that YAML cannot express.
     """
     plain = _plain(config)
     if not isinstance(plain, dict):
@@ -124,14 +129,14 @@ def config_to_dict(config: object) -> dict[str, Any]:
 
 
 def usual_settings(config: object) -> dict[str, Any]:
-    """Return the defaults of a configuration's class as plain values, for the blocks that it chose."""
+    """Return the default settings of a configuration, with the blocks that it selects."""
     usual = config_to_dict(type(config)())
     blocks = chosen_blocks(type(config), vars(config))
     return usual | {name: config_to_dict(block()) for name, block in blocks.items()}
 
 
 def flat_settings(settings: Mapping[str, object], prefix: str = "") -> dict[str, object]:
-    """Return nested settings by their dotted names."""
+    """Flatten nested settings to dotted names."""
     flat: dict[str, object] = {}
     for name, value in settings.items():
         if isinstance(value, dict):
@@ -142,13 +147,13 @@ def flat_settings(settings: Mapping[str, object], prefix: str = "") -> dict[str,
 
 
 def save_config(config: object, path: Path) -> None:
-    """Write a dataclass as YAML that ``load_config`` reads back to an equal one, atomically."""
+    """Write a dataclass atomically as YAML that ``load_config`` reads to an equal one."""
     write_bytes_atomic(path, dump_yaml(config_to_dict(config)).encode())
 
 
 @functools.cache
 def _checker(cls: type, chosen: tuple[tuple[str, type], ...]) -> TypeAdapter[dict[str, Any]]:
-    """Build the checker of a dataclass's fields, any of which may be left to flags."""
+    """Build the type adapter of a dataclass's fields, all of them optional."""
     hints = get_type_hints(cls, include_extras=True) | dict(chosen)
     settings = TypedDict(  # type: ignore[misc]
         cls.__name__, {name: hints[name] for name in field_names(cls)}, total=False

@@ -1,8 +1,8 @@
-"""YAML by version 1.2's core rules.
+"""YAML with the core schema of version 1.2.
 
-``1e-4`` is a number, ``no`` is text and ``010`` is ten; PyYAML alone reads YAML 1.1, where it is
-the other way round. Repeated keys, keys that are not text, and aliases are refused. Reading never
-executes code.
+``1e-4`` is a number, ``no`` is text and ``010`` is ten, unlike in YAML 1.1, which PyYAML reads by
+default. Repeated keys, keys that are not text, and aliases are errors. Reading never executes
+code.
 """
 
 import re
@@ -16,18 +16,18 @@ from dfs_rl.errors import ConfigError
 from dfs_rl.utils.io import parse_finite_float, parse_int64, read_limited
 
 _LINE_WIDTH = 100
-_LIMIT = 2**20  # bytes; a configuration has some thousand
-_FAULTS = (yaml.YAMLError, ValueError, RecursionError, KeyError)  # PyYAML lets some through
+_LIMIT = 2**20  # bytes; a configuration has a few thousand
+_FAULTS = (yaml.YAMLError, ValueError, RecursionError, KeyError)  # PyYAML does not wrap all of them
 NumberT = TypeVar("NumberT", int, float)
 KeyPath = tuple[str | int, ...]
 """Keys and list positions that lead to a value."""
 
 
 class YamlSettings(dict[str, Any]):
-    """The settings of a YAML file.
+    """Settings of a YAML file with their line numbers.
 
     Attributes:
-        lines: The line that each value stands in, from 1, by its place.
+        lines: Line number of each value, from 1, by its path of keys.
     """
 
     def __init__(self, settings: Mapping[str, Any], lines: Mapping[KeyPath, int]) -> None:
@@ -35,13 +35,13 @@ class YamlSettings(dict[str, Any]):
         self.lines = lines
 
     def line(self, place: KeyPath) -> int | None:
-        """Return the line of the value at ``place``, or of what holds it; ``None`` if there is nothing."""
+        """Return the line of the value at ``place`` or of its nearest parent, else ``None``."""
         while place and place not in self.lines:
             place = place[:-1]
         return self.lines.get(place)
 
     def part(self, name: str) -> "YamlSettings":
-        """Return the block of that name, empty if there is none."""
+        """Return the block ``name`` with its line numbers, empty if there is none."""
         inside = {place[1:]: line for place, line in self.lines.items() if place[0] == name}
         return YamlSettings(self.get(name, {}), inside)
 
@@ -50,7 +50,7 @@ def read_yaml(path: Path) -> YamlSettings:
     """Read a YAML file whose top level is a mapping; an empty file is an empty mapping.
 
     Raises:
-        ConfigError: If it cannot be read or is not such a file.
+        ConfigError: If the file cannot be read, is not valid YAML, or is not a mapping.
     """
     try:
         text = read_limited(path, limit=_LIMIT)
@@ -70,7 +70,7 @@ def read_yaml(path: Path) -> YamlSettings:
 
 
 def parse_value(text: str) -> object:
-    """Read a single value as it would be read in a YAML file.
+    """Parse a single value as in a YAML file.
 
     Raises:
         ConfigError: If it is not valid.
@@ -82,7 +82,7 @@ def parse_value(text: str) -> object:
 
 
 def dump_yaml(data: Mapping[str, object]) -> str:
-    """Write plain values as YAML that ``read_yaml`` reads back to equal ones, keys in order."""
+    """Return plain values as YAML that ``read_yaml`` reads to equal ones, keys in order."""
     text: str = yaml.dump(
         dict(data),
         Dumper=_Dumper,
@@ -95,12 +95,17 @@ def dump_yaml(data: Mapping[str, object]) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:  # noqa: ANN401 - PyYAML's signature
+    # The signatures of both methods are those of PyYAML.
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:  # noqa: ANN401
         if self.check_event(yaml.events.AliasEvent):
             raise yaml.constructor.ConstructorError(problem="aliases are not allowed")
         return super().compose_node(parent, index)
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002 - PyYAML's signature
+    def construct_mapping(
+        self,
+        node: yaml.MappingNode,
+        deep: bool = False,  # noqa: FBT001, FBT002
+    ) -> dict[Any, Any]:
         seen = set()
         for key, _ in node.value:
             scalar = isinstance(key, yaml.ScalarNode)
@@ -118,7 +123,7 @@ class _Loader(yaml.SafeLoader):
 
 class _Dumper(yaml.SafeDumper):
     def ignore_aliases(self, data: object) -> bool:  # noqa: ARG002 - PyYAML's signature
-        """Write an object that occurs twice out twice, because the loader refuses aliases."""
+        """Write repeated objects in full, because the loader rejects aliases."""
         return True
 
 
@@ -171,7 +176,7 @@ def _set_core_types() -> None:
             handler.add_implicit_resolver(
                 f"tag:yaml.org,2002:{name}", re.compile(rf"(?:{pattern})\Z"), list(first)
             )
-    # Without the constructors of dates, sets and binary data, their tags are refused.
+    # Without constructors for dates, sets and binary data, their tags are errors.
     core = {f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "str", "seq", "map")} | {None}
     _Loader.yaml_constructors = {
         tag: build for tag, build in yaml.SafeLoader.yaml_constructors.items() if tag in core
@@ -186,7 +191,7 @@ _set_core_types()
 
 
 def _lines(node: yaml.Node | None, place: KeyPath) -> Iterator[tuple[KeyPath, int]]:
-    """Yield the line of every value, which is that of its key if it has one."""
+    """Yield the path and line of every value; in a mapping, the line of its key."""
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
             yield (*place, key.value), key.start_mark.line + 1
@@ -198,7 +203,7 @@ def _lines(node: yaml.Node | None, place: KeyPath) -> Iterator[tuple[KeyPath, in
 
 
 def _one_line(error: Exception) -> str:
-    """Say what PyYAML found, and where, without its picture of the place."""
+    """Return PyYAML's problem and line number, without its excerpt of the file."""
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
     if isinstance(error, KeyError):
