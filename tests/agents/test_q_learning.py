@@ -50,7 +50,7 @@ def test_memory_is_as_large_as_allowed() -> None:
     config = DQNConfig(buffer_size=100)
     seen = observation_bytes(SPACE)
     assert config.transitions(RolloutSize(10, 3, seen)) == 100
-    assert DQNConfig().remembered(RolloutSize(10, 3, seen)) == int(64e6 / BYTES)
+    assert DQNConfig().transitions(RolloutSize(10, 3, seen)) == int(64e6 / BYTES)
     with pytest.raises(ConfigError, match=r"takes .* megabytes; at most 16384"):
         DQNConfig(buffer_size=10**12).check_update(RolloutSize(10, 3, seen))
     with pytest.raises(ConfigError, match="buffer_size is 100; it must hold the 120 decisions"):

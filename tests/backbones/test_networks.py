@@ -101,10 +101,10 @@ def test_mixed_batch_equals_its_images_alone(name):
         ]
     )
     for reuse in (False, True):
-        state = execution.start(frozen, images)
+        state = execution.run_stem(frozen, images)
         for layer in range(n):
-            state = execution.step(frozen, state, options[:, layer], reuse=reuse)
-        logits = execution.finish(frozen, state)
+            state = execution.run_layer(frozen, state, options[:, layer], reuse=reuse)
+        logits = execution.run_head(frozen, state)
         torch.testing.assert_close(logits, alone, rtol=1e-3, atol=1e-4)
 
 

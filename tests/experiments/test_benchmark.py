@@ -131,7 +131,7 @@ def test_further_settings_reach_their_gates_but_not_what_all_have_in_common(tmp_
     file.write_text("algo: a2c\n")
     with pytest.raises(ConfigError, match=r"agent.yaml sets algo, which a comparison sets"):
         load_extra_settings(file, COMMANDS["train_agent"])
-    file.write_text("num_envs: 100\nimages_per_group: 8\n")
+    file.write_text("num_envs: 100\ngroup_size: 8\n")
     with pytest.raises(ConfigError, match=r"agent.yaml: num_envs is 100"):
         load_extra_settings(file, COMMANDS["train_agent"])
     file.write_text("speed: 3\n")

@@ -96,7 +96,7 @@ def make_config(
     name = LABELS[algorithm.label]
     settings: dict[str, Any] = {
         "algo": name,
-        name: algorithm,
+        "algorithm": algorithm,
         "timesteps": 8 * STEPS_PER_UPDATE,
         "group_size": group,
         "num_envs": 16,

@@ -26,7 +26,7 @@ from dfs_rl.errors import ConfigError
 from dfs_rl.experiments.agent_training import (
     COMMAND,
     TrainAgentConfig,
-    prices_of,
+    cost_weight_range_of,
     reward_weights_of,
 )
 from dfs_rl.experiments.backbone_resolver import BackboneSpec, load_or_train_backbone
@@ -302,12 +302,12 @@ def test_flags_reach_the_training() -> None:
     )
     assert algorithm_of(replace(config, start="indifferent")).ent_coef == 0.03
     assert reward_weights_of(config).cost == 3.0
-    assert prices_of(config) == CostWeightRange(lowest=1.0, highest=9.0)
+    assert cost_weight_range_of(config) == CostWeightRange(lowest=1.0, highest=9.0)
     assert validation_interval(config) == 200
     gate = make_gate(config, default_digits())
     assert (gate.hidden, gate.budget, gate.name) == (7, 2.0, "A2C")
     assert gate.preference == pytest.approx(0.5)
-    assert prices_of(TrainAgentConfig(fixed_budget=True)) is None
+    assert cost_weight_range_of(TrainAgentConfig(fixed_budget=True)) is None
 
 
 @pytest.mark.parametrize(

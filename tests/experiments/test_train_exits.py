@@ -114,7 +114,7 @@ def test_a_users_network_gets_its_weights_and_an_untrained_one_is_warned_of(caps
     network = ["--backbone", "ownnets:make", "--weights", "weights.pt"]
     assert main(["--after", "1", *network, "--run-dir", "run"]) == 0
     said = capsys.readouterr().err
-    assert "Warning: the network of ownnets:make gets little more right" in said
+    assert "Warning: the accuracy of the network of ownnets:make" in said
     assert "train a gate on it with --backbone run --trust-code." in said
     stored = load_backbone(Path("run"), trust_code=True)
     assert stored.costs.exits_after == (1,)

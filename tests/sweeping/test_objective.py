@@ -84,7 +84,7 @@ def test_training_figures_are_refused_with_the_reason(name):
     ("settings", "said"),
     [
         ({"name": "accuracy"}, "budget is missing; accuracy needs it"),
-        ({"name": "reward"}, "cost is missing; reward needs it"),
+        ({"name": "reward"}, "cost_weight is missing; reward needs it"),
         ({"budget": 1.0}, "budget is 1, which is for accuracy; leave it out"),
         ({"name": "accuracy", "budget": 0.0}, "budget is 0.0; it must be above 0"),
         (
