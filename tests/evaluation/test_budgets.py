@@ -58,7 +58,7 @@ def test_a_hard_budget_is_one_as_well():
     ]
     low, high = compare_runs(runs).budgets
     # The one for the higher budget is worse: what stands there is the other one.
-    assert low.methods["M"] == high.methods["M"] == "M, per-input budget 0.6"
+    assert low.methods["M"] == high.methods["M"] == "M, per input budget 0.6"
 
 
 def test_gates_over_their_budget_are_marked():

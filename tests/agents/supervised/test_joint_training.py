@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from dfs_rl.agents.cotraining import CoTrainer, gated_rollout
-from dfs_rl.agents.cotraining_config import CoTrainConfig
+from dfs_rl.agents.cotraining_config import CoTrainConfig, LabelCoTrainConfig
 from dfs_rl.agents.supervised.config import RelaxedMethod, SupervisedConfig
 from dfs_rl.agents.supervised.relaxed import RelaxedTrainer
 from dfs_rl.agents.supervised.trainer import GateTask
@@ -30,7 +30,8 @@ from tests.helpers.pictures import no_pictures
 
 pytestmark = pytest.mark.usefixtures(no_pictures.__name__)
 
-LABELS_ALONE = CoTrainConfig(batch_size=8, distillation=0.0, full_precision=0.0)
+LABELS_ALONE = LabelCoTrainConfig(batch_size=8)
+BOTH_LOSSES = LabelCoTrainConfig(batch_size=8, distillation=1.0, full_precision=1.0)
 
 
 @pytest.fixture
@@ -158,9 +159,7 @@ FAST = SupervisedConfig(batch_size=8, learning_rate=0.3, multiplier=1.0)
         make_config(
             method="dfs", gate="ff", training=FAST, backbone_mode="co-train", cotrain=LABELS_ALONE
         ),
-        make_config(
-            fixed_budget=False, backbone_mode="co-train", cotrain=CoTrainConfig(batch_size=8)
-        ),
+        make_config(fixed_budget=False, backbone_mode="co-train", cotrain=BOTH_LOSSES),
     ],
     ids=["dfs", "gumbel-all"],
 )
@@ -184,7 +183,8 @@ def test_ctrl_c_saves_and_the_run_goes_on_as_if_nothing_had_happened(
 def test_the_gate_is_kept_with_the_weights_that_it_was_best_on(
     tmp_path: Path, method: RelaxedMethod
 ) -> None:
-    cotrain = CoTrainConfig(batch_size=8, learning_rate=0.05)  # weights of no two steps do alike
+    # The weights of no two steps are alike.
+    cotrain = replace(BOTH_LOSSES, learning_rate=0.05)
     config = lengthened(
         make_config(
             method=method, gate="ff", training=FAST, backbone_mode="co-train", cotrain=cotrain
