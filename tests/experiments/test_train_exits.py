@@ -77,8 +77,9 @@ def test_what_was_interrupted_is_resumed_to_the_same_end(finished, tmp_path, cap
     run, original = tmp_path / "run", contents(PRETRAINED_DIGITS)
 
     def interrupt() -> None:
-        while not (run / ".lock").exists():  # where the work begins
+        while not (run / ".lock").exists():
             time.sleep(0.01)
+        time.sleep(0.1)  # the lock is older than the work by an instant
         os.kill(os.getpid(), signal.SIGINT)
 
     threading.Thread(target=interrupt).start()
