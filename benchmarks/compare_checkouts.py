@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import safe_open
 
 IGNORED = {
@@ -132,17 +133,17 @@ def figures(path: Path, renames: dict[str, str]) -> Iterator[tuple[str, Any]]:
             state = json.loads((file.metadata() or {}).get("state", "{}"))
             yield from leaves(state, "state", renames)
             for key in file.keys():  # noqa: SIM118 - no dictionary
-                tensor = file.get_tensor(key).contiguous()
+                tensor = file.get_tensor(key)
+                data = tensor.contiguous().flatten().view(torch.uint8)
                 name = ".".join(renames.get(part, part) for part in key.split("."))
-                yield name, (tensor.dtype, tensor.shape, bytes(tensor.flatten().view(-1).numpy()))
-        return
-    text = path.read_text()
-    if path.suffix == ".json":
-        yield from leaves(json.loads(text), "", renames)
+                yield name, (tensor.dtype, tensor.shape, bytes(data.numpy()))
+    elif path.suffix == ".json":
+        yield from leaves(json.loads(path.read_text()), "", renames)
     elif path.suffix == ".jsonl":
-        yield from leaves([json.loads(line) for line in text.splitlines()], "", renames)
+        records = [json.loads(line) for line in path.read_text().splitlines()]
+        yield from leaves(records, "", renames)
     elif path.suffix == ".csv":
-        yield from leaves(list(csv.DictReader(text.splitlines())), "", renames)
+        yield from leaves(list(csv.DictReader(path.open())), "", renames)
 
 
 def leaves(value: object, place: str, renames: dict[str, str]) -> Iterator[tuple[str, Any]]:
@@ -155,7 +156,7 @@ def leaves(value: object, place: str, renames: dict[str, str]) -> Iterator[tuple
         for index, item in enumerate(value):
             yield from leaves(item, f"{place}[{index}]", renames)
     else:
-        yield place, repr(value)
+        yield place, repr(renames.get(value, value) if isinstance(value, str) else value)
 
 
 def differences(
@@ -188,7 +189,7 @@ def main() -> int:
     parser.add_argument("before", type=Path, help="checkout that is trusted")
     parser.add_argument("after", type=Path, help="checkout that is in question")
     parser.add_argument(
-        "--renames", type=Path, help="lines OLD<tab>NEW: flags, keys, parts of tensor names"
+        "--renames", type=Path, help="lines OLD<tab>NEW: flags, keys, words, parts of tensor names"
     )
     parser.add_argument("--only", nargs="+", choices=RUNS, default=list(RUNS), help="these runs")
     parser.add_argument("--out", type=Path, help="keep the run folders here")
