@@ -1,1 +1,1 @@
-"""Any gate to records, records to metrics, and the baselines that a gate must beat."""
+"""Evaluation of gates: per-image records, metrics, baselines and comparisons of runs."""

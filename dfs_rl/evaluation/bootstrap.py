@@ -1,4 +1,4 @@
-"""How figures would vary with other test images: the bootstrap (Efron, 1979), paired between methods."""
+"""Paired bootstrap over test images (Efron, 1979)."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -15,7 +15,11 @@ _LEVEL = 0.95
 
 @lru_cache(maxsize=4)
 def _weights(n: int) -> Tensor:
-    """Return how often each of ``n`` images is in each draw, over ``n``, float32 ``[n, draws]``; the same for everybody."""
+    """Return the bootstrap weights of ``n`` images, identical for all methods.
+
+    Returns:
+        Count of each image in each draw, divided by ``n``, float32 ``[n, draws]``.
+    """
     generator = torch_generator("bootstrap over images", n)
     drawn = torch.randint(n, (DRAWS, n), generator=generator)
     counts = torch.zeros(DRAWS, n).scatter_add_(1, drawn, torch.ones(DRAWS, n))
@@ -23,21 +27,22 @@ def _weights(n: int) -> Tensor:
 
 
 def resampled_means(values: Tensor) -> Tensor:
-    """Return the mean over images in each draw.
+    """Return the mean over images in each bootstrap draw.
 
-    All calls with as many images use the same draws, so differences between methods are paired.
+    Calls with the same number of images use the same draws, so differences between methods are
+    paired.
 
     Args:
-        values: ``[..., n]``.
+        values: Value of each image, ``[..., n]``.
 
     Returns:
-        float32 ``[..., draws]``.
+        Mean in each draw, float32 ``[..., draws]``.
     """
     return values.float() @ _weights(values.shape[-1])
 
 
 def interval(draws: Sequence[float]) -> Interval:
-    """Return where the middle 95 % of the draws lie."""
+    """Return the central 95 % interval of the draws."""
     tail = (1.0 - _LEVEL) / 2
     low, high = torch.tensor(draws, dtype=torch.float64).quantile(
         torch.tensor([tail, 1.0 - tail], dtype=torch.float64)

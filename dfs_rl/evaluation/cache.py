@@ -1,4 +1,4 @@
-"""What evaluations of gates over the same backbone and images have in common, computed once."""
+"""Cache of results shared by evaluations of gates over the same backbone and images."""
 
 from typing import TYPE_CHECKING
 
@@ -11,9 +11,9 @@ if TYPE_CHECKING:
 
 
 class EvaluationCache:
-    """Scores of static tables and uniform settings, by what they are of.
+    """Cache of the scores of static bit tables and the results of uniform settings.
 
-    It changes no figure: an evaluation that finds something here would have computed the same.
+    The cache changes no figure: an evaluation without it computes the same values.
     """
 
     def __init__(self) -> None:
@@ -21,17 +21,22 @@ class EvaluationCache:
         self._uniform: dict[str, list[MethodResult]] = {}
 
     def scores(self, key: str) -> dict[StaticTable, StaticTableScore]:
-        """Return the scores known so far, to be read and added to.
+        """Return the mutable mapping from static bit table to score.
 
         Args:
-            key: Names backbone, images, precision and batch size.
+            key: Identifier of backbone, images, precision and batch size.
         """
         return self._scores.setdefault(key, {})
 
     def uniform(
         self, key: str, compute: "Callable[[], list[MethodResult]]"
     ) -> "list[MethodResult]":
-        """Return the uniform settings, computed on first use."""
+        """Return the results of the uniform settings, computed on first use.
+
+        Args:
+            key: Identifier of backbone, images, precision and batch size.
+            compute: Function that returns the results if the cache lacks them.
+        """
         if key not in self._uniform:
             self._uniform[key] = compute()
         return self._uniform[key]

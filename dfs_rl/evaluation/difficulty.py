@@ -1,4 +1,4 @@
-"""What gates spend on images that need little and on images that need much."""
+"""Computation of gates on images of different difficulty."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
@@ -9,19 +9,22 @@ from torch import Tensor
 from dfs_rl.evaluation.comparison_records import GATE, ComputationByDifficulty, EvaluatedRun, Point
 
 SKIP_ALL_KEY = "uniform_0"
-"""Key of the setting that skips every layer: a reference, but nothing that one would run."""
+"""Key of the uniform setting that skips every layer, a reference that nobody deploys."""
 
 
 _MIN_IMAGES = 10
-"""The mean over fewer images says nothing."""
+"""Smallest number of images in a class whose mean computation is reported."""
 
 
 class Difficulty(NamedTuple):
-    """Images sorted by the fewest uniform bits that classify them rightly, skipping aside.
+    """Difficulty classes: the cheapest uniform setting that classifies an image correctly.
+
+    The setting that skips every layer does not count.
 
     Attributes:
-        classes: Names, the last one of the images that no bits classify rightly.
-        shares: Share of the images in each.
+        classes: Names of the classes; the last one contains the images that no setting classifies
+            correctly.
+        shares: Share of the images in each class, in [0, 1].
         of_image: Class of each image, int64 ``[n]``.
     """
 
@@ -31,12 +34,12 @@ class Difficulty(NamedTuple):
 
 
 def image_difficulty(run: EvaluatedRun) -> Difficulty:
-    """Sort the images of a run's reported split; the uniform settings, not the gate, decide."""
+    """Assign the images of a run's reported split to difficulty classes, independent of the gate."""
     fixed = [m for m in run.summary.methods if m.role == "fixed" and m.key != SKIP_ALL_KEY]
     cheapest_first = sorted(fixed, key=lambda m: m.computation)
     right = torch.stack([run.results.reported[m.key].correct > 0 for m in cheapest_first])
     none = torch.ones(1, right.shape[1], dtype=torch.bool)
-    first = torch.cat([right, none]).int().argmax(dim=0)  # the first that is right
+    first = torch.cat([right, none]).int().argmax(dim=0)  # first correct setting
     classes = (*(m.label for m in cheapest_first), "none is right")
     counts = torch.bincount(first, minlength=len(classes)).double()
     return Difficulty(classes, tuple((counts / len(first)).tolist()), first)
@@ -45,12 +48,14 @@ def image_difficulty(run: EvaluatedRun) -> Difficulty:
 def computation_by_difficulty(
     gates: Sequence[Point], runs: Mapping[str, Sequence[EvaluatedRun]], difficulty: Difficulty
 ) -> Iterator[ComputationByDifficulty]:
-    """Say what each gate spends on the images of each class, mean over its seeds, relative to its mean.
+    """Yield the computation of each gate in each difficulty class, relative to its overall mean.
+
+    Computation is averaged over the seeds of a gate.
 
     Args:
-        gates: The gates.
-        runs: The runs of each, by its label.
-        difficulty: The classes.
+        gates: Gates to report.
+        runs: Runs of each gate, by its label.
+        difficulty: Difficulty classes of the images.
     """
     for gate in gates:
         group = runs[gate.label]

@@ -13,7 +13,13 @@ Z_95 = 1.959963984540054
 
 
 class PairedDifference(NamedTuple):
-    """A mean difference over the same images, in points, with its 95 % interval."""
+    """Mean difference between two methods on the same images, in points.
+
+    Attributes:
+        difference: Mean difference.
+        low: Lower end of the 95 % interval.
+        high: Upper end of the 95 % interval.
+    """
 
     difference: float
     low: float
@@ -21,22 +27,30 @@ class PairedDifference(NamedTuple):
 
 
 def accuracy_percent(correct: Tensor) -> float:
-    """Return the mean of ``correct`` in percent; bool or float ``[n]``."""
+    """Return the mean of ``correct``, bool or float ``[n]``, in percent."""
     return 100.0 * correct.double().mean().item()
 
 
 def accuracy_error(accuracy: float, n: int) -> float:
-    """Return the binomial standard error, in points, of an accuracy in percent over ``n`` images."""
+    """Return the binomial standard error of an accuracy.
+
+    Args:
+        accuracy: Accuracy in percent.
+        n: Number of images.
+
+    Returns:
+        Standard error in percentage points.
+    """
     share = accuracy / 100.0
     return 100.0 * math.sqrt(share * (1.0 - share) / n)
 
 
 def class_accuracy(correct: Tensor, labels: Tensor, n_classes: int) -> tuple[float | None, ...]:
-    """Return each class's accuracy in percent, None where no image has that label.
+    """Return the accuracy of each class in percent, None for a class without images.
 
     Args:
-        correct: Bool or float ``[n]``.
-        labels: int64 ``[n]``, each below ``n_classes``.
+        correct: Correctness of each prediction, bool or float ``[n]``.
+        labels: True classes, int64 ``[n]``, each below ``n_classes``.
         n_classes: Number of classes.
     """
     total = torch.bincount(labels, minlength=n_classes)
@@ -46,22 +60,22 @@ def class_accuracy(correct: Tensor, labels: Tensor, n_classes: int) -> tuple[flo
 
 
 def distinct_patterns(options: Tensor) -> int:
-    """Return how many different rows ``options`` ``[n, layers]`` has."""
+    """Return the number of distinct rows of ``options`` ``[n, layers]``."""
     return int(torch.unique(options, dim=0).shape[0])
 
 
 def option_histogram(options: Tensor, n_options: int) -> Tensor:
-    """Return how often each layer runs at each option.
+    """Return the share of images that run each layer at each option.
 
     Args:
         options: Option indices, int64 ``[n, layers]``.
-        n_options: Size of the menu.
+        n_options: Number of options.
 
     Returns:
-        float64 ``[layers, options]``, each row summing to 1.
+        Shares, float64 ``[layers, options]``; each row sums to 1.
     """
     layers = options.shape[1]
-    flat = options + n_options * torch.arange(layers)  # [n, layers], one bin per layer and option
+    flat = options + n_options * torch.arange(layers)  # [n, layers], one bin per pair
     counts = torch.bincount(flat.flatten(), minlength=layers * n_options)
     return counts.view(layers, n_options).double() / options.shape[0]
 
@@ -69,17 +83,17 @@ def option_histogram(options: Tensor, n_options: int) -> Tensor:
 def paired_difference(first: Tensor, second: Tensor) -> PairedDifference:
     """Compare two methods on the same images.
 
-    The interval is the Laplace-adjusted Wald interval of Bonett and Price (2012): two made-up
-    images, one won by each side, keep it honest when few images differ. For right-or-wrong outcomes
-    it excludes 0 where McNemar's exact test rejects, or close to it; it also takes outcomes between
-    0 and 1, the mean over several draws. It covers the choice of images, not the training seed.
+    The interval is the Laplace-adjusted Wald interval of Bonett and Price (2012): two pseudo-images,
+    one in favor of each method, keep the coverage correct when few images differ. For binary
+    outcomes it agrees closely with McNemar's exact test. Outcomes between 0 and 1 (means over
+    draws) are valid too. The interval covers the choice of images, not the training seed.
 
     Args:
         first: Outcome of each image in [0, 1], ``[n]``.
         second: Outcome of the same images under the other method, ``[n]``.
 
     Returns:
-        ``first - second`` in points, and its 95 % interval.
+        Mean of ``first - second`` in points and its 95 % interval.
 
     Raises:
         ConfigError: If the two do not cover the same number of images.

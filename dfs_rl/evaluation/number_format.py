@@ -1,4 +1,4 @@
-"""How texts write figures whose size is not known beforehand."""
+"""Number formats for figures of unknown magnitude."""
 
 from dfs_rl.evaluation.comparison_records import Spread
 
@@ -6,19 +6,19 @@ _DIGITS = 4
 _SMALLEST = 1e-4
 _MOST_DECIMALS = 8
 _ROUNDING = 1e-9
-"""Deviations up to this share of the mean are the computer's own."""
+"""Largest deviation, relative to the mean, that counts as rounding error."""
 _MINUTE, _HOUR = 60, 3600
 
 
 def number_text(value: float) -> str:
-    """Return a figure with four digits that matter."""
+    """Format a figure with four significant digits."""
     if value != 0 and abs(value) < _SMALLEST:
         return f"{value:.{_DIGITS}g}"
     return f"{value:,.{_decimals(value, _DIGITS)}f}"
 
 
 def spread_text(value: Spread) -> str:
-    """Return mean and deviation, both as exactly as two digits of the deviation are."""
+    """Format mean and deviation with the decimals of two significant digits of the deviation."""
     if value.deviation is None:
         return number_text(value.mean)
     if value.deviation <= _ROUNDING * abs(value.mean):
@@ -28,15 +28,15 @@ def spread_text(value: Spread) -> str:
 
 
 def _decimals(value: float, digits: int) -> int:
-    """Return how many decimals show so many digits that matter."""
+    """Return the number of decimals that shows ``digits`` significant digits."""
     if value == 0:
         return 0
-    exponent = int(f"{value:.{digits - 1}e}".split("e")[1])  # of the rounded value
+    exponent = int(f"{value:.{digits - 1}e}".split("e")[1])  # after rounding
     return min(_MOST_DECIMALS, max(0, digits - 1 - exponent))
 
 
 def setting_text(value: object) -> str:
-    """Return a setting as a YAML file would have it, floats with four digits that matter."""
+    """Format a setting as in a YAML file, floats with four significant digits."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -49,7 +49,7 @@ def setting_text(value: object) -> str:
 
 
 def duration_text(seconds: float) -> str:
-    """Return a time in the unit that suits it."""
+    """Format a duration in seconds, minutes or hours, depending on its length."""
     if seconds >= _HOUR:
         return f"{seconds / _HOUR:.1f} hours"
     return f"{seconds / _MINUTE:.1f} minutes" if seconds >= _MINUTE else f"{seconds:.0f} seconds"

@@ -1,4 +1,4 @@
-"""What every method did with every image, on disk: what comparisons between runs are made from."""
+"""Per-image results of every method, stored on disk for comparisons between runs."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,11 +15,11 @@ from dfs_rl.utils.checkpoint import load_tensors, save_tensors
 
 
 class PerImageResults(NamedTuple):
-    """What a method did on a split, averaged over its draws.
+    """Results of a method on each image of a split, averaged over its draws.
 
     Attributes:
-        correct: How often each image was classified rightly, float32 ``[n]`` in [0, 1].
-        computation: What each image cost in percent, everything included, float32 ``[n]``.
+        correct: Share of draws that classify each image correctly, float32 ``[n]`` in [0, 1].
+        computation: Computation of each image in percent, everything included, float32 ``[n]``.
     """
 
     correct: Tensor
@@ -27,11 +27,11 @@ class PerImageResults(NamedTuple):
 
 
 class SplitResults(NamedTuple):
-    """What every method did, by its key.
+    """Results of every method on both splits, by the method's key.
 
     Attributes:
-        reported: On the reported split.
-        selection: On the selection split, for those that one could ship.
+        reported: Results on the reported split.
+        selection: Results on the selection split, for methods that can be deployed.
     """
 
     reported: Mapping[str, PerImageResults]
@@ -47,7 +47,7 @@ def per_image_results_of(methods: Sequence[MethodResult], costs: CostTable) -> S
 
 
 def save_per_image_results(path: Path, results: SplitResults) -> None:
-    """Write outcomes, atomically."""
+    """Write per-image results atomically."""
     save_tensors(
         path,
         {
@@ -60,10 +60,10 @@ def save_per_image_results(path: Path, results: SplitResults) -> None:
 
 
 def load_per_image_results(path: Path) -> SplitResults:
-    """Read what ``save_per_image_results`` wrote.
+    """Load per-image results written by ``save_per_image_results``.
 
     Raises:
-        CheckpointError: If the file is missing, damaged or of something else.
+        CheckpointError: If the file is missing, damaged or has other contents.
     """
     found: dict[str, dict[str, dict[str, Tensor]]] = {name: {} for name in SplitResults._fields}
     try:
