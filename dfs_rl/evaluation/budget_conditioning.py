@@ -1,4 +1,4 @@
-"""What a gate for all budgets costs, and gets right, at each position of its dial."""
+"""Cost and accuracy of a budget-conditioned gate over its preferences."""
 
 import math
 from collections.abc import Mapping
@@ -23,20 +23,20 @@ from dfs_rl.gating.cascade import CascadeGate
 from dfs_rl.gating.networks import LearnedGate
 
 N_PREFERENCES = 9
-"""How many are measured at least, evenly spaced."""
+"""Smallest number of measured preferences, evenly spaced."""
 _MAX_PREFERENCES = 33
 _MAX_LOG_COST_CHANGE = math.log(1.2)
-"""Change of the logarithm of what a gate costs, above which another position is measured between two."""
+"""Change in log cost between two preferences above which their midpoint is measured too."""
 _N_SEGMENTS = 8
-"""Of the dial, whose images together give a point."""
+"""Number of intervals of the preference; the images of one interval form a point."""
 
 
 class BudgetCalibration(NamedTuple):
-    """What ``calibrate_budget_conditioning`` finds.
+    """Result of ``calibrate_budget_conditioning``.
 
     Attributes:
-        budget_conditioning: A dial with its ``computations``.
-        points: What the gate costs and gets right at each measured position.
+        budget_conditioning: Budget conditioning with measured ``computations``.
+        points: Computation and accuracy of the gate at each measured preference.
     """
 
     budget_conditioning: BudgetConditioning
@@ -44,7 +44,14 @@ class BudgetCalibration(NamedTuple):
 
 
 def gate_text(gate: Gate) -> str:
-    """Say what a gate for all budgets is turned to, or what a cascade does; empty for any other, and where the dial was not measured."""
+    """Describe the budget of a calibrated budget-conditioned gate, or a cascade.
+
+    Args:
+        gate: Gate to describe.
+
+    Returns:
+        Description; empty for other gates and for uncalibrated budget conditioning.
+    """
     if isinstance(gate, CascadeGate):
         return gate.description
     if (
@@ -60,19 +67,19 @@ def gate_text(gate: Gate) -> str:
 def estimate_curve_points(
     computation: Tensor, correct: Tensor, preferences: Tensor
 ) -> list[CurvePoint]:
-    """Estimate a gate's curve from images of which each was walked at a position of its own.
+    """Estimate a gate's curve from images that each ran at a different preference.
 
-    Images of one stretch of the dial make a point. A gate that spends more is taken to be at least
-    as accurate: points that say otherwise, which among so few images are chance, are pooled
-    (isotonic regression), so that the curve's area is not flattered by its luckiest points.
+    The images of one interval of the preference form a point. Accuracy is assumed not to fall with
+    cost: points that contradict it by chance are pooled (isotonic regression), so the hypervolume
+    of the curve is not inflated by lucky points.
 
     Args:
-        computation: Of each image in percent, ``[n]``.
-        correct: Whether it was classified rightly, bool ``[n]``.
-        preferences: In [0, 1], ``[n]``.
+        computation: Computation of each image in percent, ``[n]``.
+        correct: Correctness of each prediction, bool ``[n]``.
+        preferences: Preference of each image in [0, 1], ``[n]``.
 
     Returns:
-        A point for each stretch that has images, cheapest first.
+        One point for each interval that contains images, cheapest first.
     """
     segment = (preferences.double() * _N_SEGMENTS).long().clamp(max=_N_SEGMENTS - 1)  # [n]
     inside = [segment == number for number in range(_N_SEGMENTS)]
@@ -100,13 +107,16 @@ def calibrate_budget_conditioning(
     *,
     batch_size: int = BATCH_SIZE,
 ) -> BudgetCalibration:
-    """Walk images at evenly spaced positions of a gate's dial, and at more of them where its cost changes fast.
+    """Measure a gate at evenly spaced preferences, and more densely where its cost changes fast.
 
     Args:
-        backbone: The backbone, on the device of ``images``.
-        gate: A gate with a dial.
-        images: Of the validation split; the test split has no part in what a budget means.
-        batch_size: Images that walk together.
+        backbone: Backbone on the device of ``images``.
+        gate: Budget-conditioned gate.
+        images: Images of the validation split; the test split must not affect the calibration.
+        batch_size: Number of images per batch.
+
+    Returns:
+        Measured budget conditioning and its points.
     """
 
     def measure(preference: float) -> CurvePoint:
@@ -138,7 +148,14 @@ def calibrate_budget_conditioning(
 
 
 def _steepest_midpoint(computations: Mapping[float, float]) -> float | None:
-    """Return the middle of the two neighbouring positions between which cost changes most; ``None`` where it is smooth everywhere."""
+    """Return the midpoint of the neighboring preferences with the largest change in log cost.
+
+    Args:
+        computations: Computation in percent at each measured preference, above 0.
+
+    Returns:
+        Preference to measure next, None if no change exceeds the limit.
+    """
     changes = {
         (start, end): abs(math.log(computations[end] / computations[start]))
         for start, end in pairwise(sorted(computations))

@@ -1,4 +1,4 @@
-"""What each method does at the budgets that were asked for, and which one to ship there."""
+"""Results of each method at the budgets of the gates, and the recommended method at each."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -16,21 +16,22 @@ def results_at_budgets(
     references: Sequence[Point],
     correct: Mapping[str, Tensor],
 ) -> tuple[BudgetResult, ...]:
-    """Sort points by the budgets that gates were asked for.
+    """Choose a point of each method, and a recommended point, at each budget.
 
-    A method stands at a budget with the point that was asked to keep to it, or else with the one
-    that ``select_points`` takes at no more than about its cost; uniform settings are static tables
-    as well. The one to ship is taken from all in the same way.
+    A gate trained for a budget represents its method there. Otherwise ``select_points`` chooses
+    among the method's points within the budget, up to the cost tolerance. Uniform settings count
+    as static bit tables. The recommended point is chosen from all points in the same way.
 
     Args:
-        budgets: Percent, lowest first.
+        budgets: Budgets in percent, lowest first.
         points: Gates and their baselines.
         references: Uniform settings that run the layers.
-        correct: How often each point is right on each image of the selection split, by its label.
+        correct: Share of correct predictions of each point on each image of the selection split,
+            ``[n]``, by the point's label.
 
     Returns:
-        The budgets; none if there is a kind of gate that stands at none of them, for then they do
-        not tell everything.
+        Result at each budget; empty if a family of gates has no point at any budget, because the
+        budgets are then an incomplete description.
     """
     by_family: dict[str, list[Point]] = {}
     for point in points:
@@ -63,11 +64,14 @@ def results_at_budgets(
 
 
 def ranked_families(at: Sequence[BudgetResult], points: Sequence[Point]) -> list[str]:
-    """Return the methods, gates first, and of each kind those first that stand at most budgets and are best on the selection split.
+    """Rank the methods: gates first, then by number of budgets, then by selection accuracy.
 
     Args:
-        at: The budgets.
-        points: All that stand there.
+        at: Results at the budgets.
+        points: Points that the results refer to.
+
+    Returns:
+        Families in the order of their rank.
     """
     by_label = {point.label: point for point in points}
     members: dict[str, list[Point]] = {}
@@ -84,22 +88,23 @@ def ranked_families(at: Sequence[BudgetResult], points: Sequence[Point]) -> list
 
 
 def exceeds_budget(point: Point) -> bool:
-    """Whether a point is a gate that spends more than it was asked to, but for chance."""
+    """Return True if a point is a gate whose cost exceeds its budget by more than the tolerance."""
     if point.kind != GATE or point.budget is None:
         return False
     return point.computation.mean > with_cost_tolerance(point.budget)
 
 
 def select_points(points: Sequence[Point], correct: Mapping[str, Tensor]) -> list[Point]:
-    """Return the points that the selection split cannot tell apart from the best, the one to take first.
+    """Return the points statistically tied with the best on the selection split, best choice first.
 
-    Of many points on few images the most accurate one is the luckiest. Those that no other is above
-    beyond chance are level; of them the simplest is taken, see ``Point.complexity``, and of equally
-    simple ones the most accurate, then the cheapest.
+    With many points and few images, the highest accuracy is partly luck. Points that are not
+    significantly worse than a more accurate tied point are therefore equal. Among them the
+    simplest (``Point.complexity``) is first, then the most accurate, then the cheapest.
 
     Args:
-        points: What there is to choose from; of equals in everything the first is taken.
-        correct: How often each is right on each image of the selection split, by its label.
+        points: Candidates; the earlier one is first among equals in every respect.
+        correct: Share of correct predictions of each point on each image of the selection split,
+            ``[n]``, by the point's label.
     """
     tied: list[Point] = []
     for point in sorted(points, key=lambda p: (-p.selection_accuracy, p.selection_computation)):
@@ -112,11 +117,11 @@ def select_points(points: Sequence[Point], correct: Mapping[str, Tensor]) -> lis
 def _point_at_budget(
     members: Sequence[Point], budget: float, correct: Mapping[str, Tensor]
 ) -> Sequence[Point]:
-    """Return the point of one method that stands at a budget, if there is one."""
+    """Return the point of one method at a budget, empty if the method has none."""
     targeted = [point for point in members if point.kind == GATE and point.budget == budget]
     return targeted[:1] or select_points(_within(members, budget), correct)[:1]
 
 
 def _within(points: Sequence[Point], budget: float) -> Sequence[Point]:
-    """Return the points that cost no more than about a budget on the selection split."""
+    """Return the points within a budget on the selection split, up to the cost tolerance."""
     return [point for point in points if point.selection_computation <= with_cost_tolerance(budget)]

@@ -1,4 +1,4 @@
-"""Curves of accuracy over computation: the area that they dominate, and what they reach at a given computation."""
+"""Pareto fronts of accuracy over computation: hypervolume and interpolated accuracy."""
 
 import bisect
 import math
@@ -8,19 +8,22 @@ from typing import NamedTuple
 from dfs_rl.errors import ConfigError
 
 COMPUTATIONS = (0.5, 0.75, 1.0, 1.5, 3.0)
-"""Percent; where gates are compared where nothing else is asked for."""
+"""Default computations, in percent, at which gates are compared."""
 REPORTED_COMPUTATIONS = (*COMPUTATIONS, 20.0, 50.0)
-"""Percent; where curves are read off if they reach it: the last two are budgets of the paper of DFS."""
+"""Computations, in percent, at which accuracy is interpolated; the last two are from the DFS paper.
+
+A curve that does not reach a computation has no entry there.
+"""
 REFERENCE_COMPUTATION = 10.0
-"""Percent; where areas end with low bit widths, all of which lie left of it."""
+"""Reference computation of hypervolumes, in percent, for bit options that are all cheaper."""
 
 
 class CurvePoint(NamedTuple):
     """One operating point.
 
     Attributes:
-        computation: Percent, above 0.
-        accuracy: Percent.
+        computation: Computation in percent, above 0.
+        accuracy: Accuracy in percent.
     """
 
     computation: float
@@ -30,18 +33,20 @@ class CurvePoint(NamedTuple):
 def hypervolume_reference_point(
     running: Sequence[CurvePoint], skipping: Sequence[CurvePoint], gates: Sequence[CurvePoint]
 ) -> CurvePoint:
-    """Return the corner that the areas of a comparison end at.
+    """Return the reference point of the hypervolumes of a comparison.
 
-    With low bit widths it is the accuracy of the cheapest setting that runs the layers, and 10 %. A
-    menu with quantized options dearer than that, such as the one of DFS, has gates that spend more
-    and whose cheapest option may be as accurate as any, so that nothing would be left to tell them
-    apart by: there it is what is worst about any uniform setting, and so it is where no gate spends
-    less than 10 %.
+    If every running setting but the most expensive costs less than 10 %, and some gate does too,
+    the point is the accuracy of the cheapest running setting at 10 % computation.
+
+    Otherwise it is the lowest accuracy and the largest computation of all uniform settings. Bit
+    options with expensive quantized options, such as those of DFS, need it: their gates spend more
+    than 10 %, and their cheapest option may be as accurate as any other, so the first point would
+    not separate the gates.
 
     Args:
-        running: The uniform settings that run the layers, cheapest first.
-        skipping: The one that skips them, if the menu has it.
-        gates: All points of all gates.
+        running: Uniform settings that run the layers, cheapest first.
+        skipping: Uniform setting that skips the layers; empty if 0 is not an option.
+        gates: Points of all gates.
     """
     is_low = all(point.computation < REFERENCE_COMPUTATION for point in running[:-1])
     if is_low and any(point.computation < REFERENCE_COMPUTATION for point in gates):
@@ -53,7 +58,7 @@ def hypervolume_reference_point(
 
 
 def pareto_front(points: Sequence[CurvePoint]) -> list[CurvePoint]:
-    """Return the points that are more accurate than every cheaper one, cheapest first."""
+    """Return the Pareto front: points more accurate than every cheaper one, cheapest first."""
     kept: list[CurvePoint] = []
     for point in sorted(points, key=lambda p: (p.computation, -p.accuracy)):
         if not kept or point.accuracy > kept[-1].accuracy:
@@ -62,17 +67,17 @@ def pareto_front(points: Sequence[CurvePoint]) -> list[CurvePoint]:
 
 
 def hypervolume(points: Sequence[CurvePoint], *, reference_point: CurvePoint) -> float:
-    """Return the area that points dominate, computation on a logarithmic axis (Zitzler and Thiele, 1999).
+    """Return the hypervolume of points over log computation (Zitzler and Thiele, 1999).
 
-    A point dominates what is at least as dear and at most as accurate; the area ends at
-    ``reference_point``. Points beyond it add nothing.
+    A point dominates every point of at least its computation and at most its accuracy. The area is
+    bounded by ``reference_point``; points beyond it contribute nothing.
 
     Args:
         points: Operating points of one method.
-        reference_point: The corner that every useful point dominates.
+        reference_point: Point that every useful point dominates.
 
     Returns:
-        Percent of accuracy times decades of computation.
+        Hypervolume in percent of accuracy times decades of computation.
 
     Raises:
         ConfigError: If a computation is not positive.
@@ -93,10 +98,17 @@ def hypervolume(points: Sequence[CurvePoint], *, reference_point: CurvePoint) ->
 
 
 def accuracy_at(points: Sequence[CurvePoint], computation: float) -> float | None:
-    """Return the accuracy of a method at a computation between those of its points, linear over the logarithm.
+    """Interpolate a method's accuracy at a computation, linear in the logarithm of computation.
 
-    Points that a cheaper one beats do not count, for nobody would use them; up to the dearest of
-    them the best one holds. None outside the points' range.
+    Only points on the Pareto front count. Between the most expensive point of the front and the
+    most expensive point of all, the accuracy of the former applies.
+
+    Args:
+        points: Operating points of one method.
+        computation: Computation in percent.
+
+    Returns:
+        Accuracy in percent, None outside the range of the points.
     """
     front = pareto_front(points)
     costs = [point.computation for point in front]

@@ -34,7 +34,7 @@ class Difficulty(NamedTuple):
 
 
 def image_difficulty(run: EvaluatedRun) -> Difficulty:
-    """Assign the images of a run's reported split to difficulty classes, independent of the gate."""
+    """Assign the images of the reported split to difficulty classes, regardless of the gate."""
     fixed = [m for m in run.summary.methods if m.role == "fixed" and m.key != SKIP_ALL_KEY]
     cheapest_first = sorted(fixed, key=lambda m: m.computation)
     right = torch.stack([run.results.reported[m.key].correct > 0 for m in cheapest_first])

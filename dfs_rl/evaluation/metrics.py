@@ -83,10 +83,11 @@ def option_histogram(options: Tensor, n_options: int) -> Tensor:
 def paired_difference(first: Tensor, second: Tensor) -> PairedDifference:
     """Compare two methods on the same images.
 
-    The interval is the Laplace-adjusted Wald interval of Bonett and Price (2012): two pseudo-images,
-    one in favor of each method, keep the coverage correct when few images differ. For binary
-    outcomes it agrees closely with McNemar's exact test. Outcomes between 0 and 1 (means over
-    draws) are valid too. The interval covers the choice of images, not the training seed.
+    The interval is the Laplace-adjusted Wald interval of Bonett and Price (2012): two
+    pseudo-images, one in favor of each method, keep the coverage correct when few images differ.
+    For binary outcomes it agrees closely with McNemar's exact test. Outcomes between 0 and 1
+    (means over draws) are valid too. The interval covers the choice of images, not the training
+    seed.
 
     Args:
         first: Outcome of each image in [0, 1], ``[n]``.

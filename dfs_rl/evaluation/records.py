@@ -1,4 +1,4 @@
-"""What a gate did on every image of a split, and what that amounts to."""
+"""Records of a gate on every image of a split, with accuracy and cost derived from them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,21 +18,21 @@ class GateRecords:
     """Outcome of one method on every image of a split, on the CPU and in the split's order.
 
     Attributes:
-        name: What chose the options, as tables print it.
+        name: Name of the method in tables.
         predictions: Predicted class, int64 ``[n]``.
         labels: True class, int64 ``[n]``.
-        options: Option index of each gated layer in the pass that gave the prediction, int64
-            ``[n, layers]``; ``CostTable.exit_action`` for those that an image which left did not
-            come to.
+        options: Option index of each gated layer in the pass that made the prediction, int64
+            ``[n, layers]``; ``CostTable.exit_action`` for layers after the exit that an image
+            took.
         log_likelihood: Log-probability of the true class, float64 ``[n]``.
         confidence: Largest class probability, float64 ``[n]``.
         gate_macs: MACs per image of the gate, 0 for methods that decide without a network.
-        gate_macs_taken: What it took for each image where some leave early, float64 ``[n]``; None
-            for ``gate_macs`` each.
-        first_pass: The earlier pass of a cascade, None for everything that runs once.
+        gate_macs_taken: MACs of the gate for each image if some exit early, float64 ``[n]``; None
+            if every image takes ``gate_macs``.
+        first_pass: First pass of a cascade, None for methods with a single pass.
 
     Raises:
-        ConfigError: If there is no image or the fields do not cover the same ones.
+        ConfigError: If there is no image or the fields differ in their number of images.
     """
 
     name: str
@@ -76,7 +76,7 @@ class GateRecords:
 
     @property
     def correct(self) -> Tensor:
-        """Whether each image was classified rightly; bool ``[n]``."""
+        """Correctness of each prediction, bool ``[n]``."""
         return self.predictions == self.labels
 
     @property
@@ -86,11 +86,11 @@ class GateRecords:
 
     @property
     def patterns(self) -> int:
-        """Number of distinct rows of options, one per way that an image ran through the layers."""
+        """Number of distinct rows of ``options``."""
         return distinct_patterns(self.options)
 
     def histogram(self, n_options: int) -> Tensor:
-        """Return how often each layer ran at each option; float64 ``[layers, options]``."""
+        """Return the share of images per layer and option, float64 ``[layers, options]``."""
         return option_histogram(self.options, n_options)
 
     @property
@@ -98,19 +98,19 @@ class GateRecords:
         return self.gate_macs if self.gate_macs_taken is None else self.gate_macs_taken
 
     def exit_shares(self, costs: CostTable) -> tuple[float, ...]:
-        """Return the share of images that left by each exit, in [0, 1]."""
+        """Return the share of images that take each exit, in [0, 1]."""
         n_layers_run = costs.n_layers_run(self.options)
         return tuple((n_layers_run == after).double().mean().item() for after in costs.exits_after)
 
     def computation(self, costs: CostTable, counting: Counting = "full") -> Tensor:
-        """Return each image's computation in percent; float64 ``[n]``."""
+        """Return the computation of each image in percent, float64 ``[n]``."""
         spent = costs.computation(self.options, gate_macs=self._gate, counting=counting)
         if self.first_pass is None:
             return spent
         return self.first_pass.total_cost(spent, partial(costs.computation, counting=counting))
 
     def bitops(self, costs: CostTable) -> Tensor:
-        """Return each image's BitOPs, fixed parts and gate included; float64 ``[n]``."""
+        """Return the BitOPs of each image, fixed parts and gate included, float64 ``[n]``."""
         spent = costs.bitops(self.options, gate_macs=self._gate)
         if self.first_pass is None:
             return spent
@@ -118,10 +118,10 @@ class GateRecords:
 
 
 def concatenate(parts: Sequence[GateRecords]) -> GateRecords:
-    """Join the records of consecutive batches of one method.
+    """Concatenate the records of consecutive batches of one method.
 
     Args:
-        parts: At least one, all of the same method.
+        parts: Records of the same method, at least one.
     """
     taken = [part.gate_macs_taken for part in parts if part.gate_macs_taken is not None]
     firsts = [part.first_pass for part in parts if part.first_pass is not None]
