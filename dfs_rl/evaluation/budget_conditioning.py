@@ -61,7 +61,10 @@ def gate_text(gate: Gate) -> str:
     ):
         return ""
     costs = gate.budget_conditioning.computation_at(gate.preference)
-    return f"learned all budgets and is turned to where images of the validation split cost {costs:.3g} %"
+    return (
+        "learned all budgets and is turned to where images of the validation split cost "
+        f"{costs:.3g} %"
+    )
 
 
 def estimate_curve_points(

@@ -1,4 +1,4 @@
-"""Run a gate, or options fixed beforehand, over a split and record what happened."""
+"""Run a gate, or given options, over a split and record the results."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -31,15 +31,18 @@ def evaluate_gate(
     budget: float | None = None,
     preferences: Tensor | None = None,
 ) -> GateRecords:
-    """Let ``gate`` choose the options of every image; nothing is trained and no noise is added.
+    """Run every image at the options chosen by ``gate``, without training or exploration noise.
 
     Args:
-        backbone: The backbone, on the device of ``image_set``.
-        gate: What chooses the options.
-        image_set: The images, in the order of the returned records.
-        batch_size: Images that walk together.
-        budget: Upper bound on each image's computation in percent, None for none.
-        preferences: Of the gate's dial for each image, float32 ``[n]``; None for the gate's own.
+        backbone: Backbone on the device of ``image_set``.
+        gate: Gate that chooses the options.
+        image_set: Images, in the order of the returned records.
+        batch_size: Number of images per batch.
+        budget: Upper bound on each image's computation in percent, None for no bound.
+        preferences: Preference of each image, float32 ``[n]``; None for the gate's own preference.
+
+    Returns:
+        Records of all images.
     """
     parts, seen = [], 0
     with torch.inference_mode():
@@ -69,7 +72,21 @@ def evaluate_options(
     name: str,
     batch_size: int = BATCH_SIZE,
 ) -> GateRecords:
-    """Run every image at options that were fixed beforehand; see ``evaluate_draws`` for the arguments."""
+    """Run every image at given options.
+
+    Args:
+        backbone: Backbone on the device of ``image_set``.
+        image_set: Images.
+        options: Option index of each image at each gated layer, int64 ``[n, layers]``.
+        name: Name of the records.
+        batch_size: Number of images per batch.
+
+    Returns:
+        Records of all images.
+
+    Raises:
+        ConfigError: If ``options`` have another shape or contain an invalid index.
+    """
     (records,) = evaluate_draws(backbone, image_set, [options], name=name, batch_size=batch_size)
     return records
 
@@ -82,23 +99,23 @@ def evaluate_draws(
     name: str,
     batch_size: int = BATCH_SIZE,
 ) -> tuple[GateRecords, ...]:
-    """Run every image at several choices of options that were fixed beforehand.
+    """Run every image at several given choices of options.
 
-    What the choices of an image begin with alike runs once for all of them.
+    Layers of a common prefix of an image's choices run once for all of them.
 
     Args:
-        backbone: The backbone, on the device of ``image_set``.
-        image_set: The images.
-        draws: Each with the option index of every image at every gated layer, int64 ``[n,
-            layers]``; ``CostTable.exit_action`` leaves.
-        name: What the records are called.
-        batch_size: Walks that run together.
+        backbone: Backbone on the device of ``image_set``.
+        image_set: Images.
+        draws: Option index of each image at each gated layer, one int64 ``[n, layers]`` per draw;
+            ``CostTable.exit_action`` takes the exit.
+        name: Name of the records.
+        batch_size: Number of passes that run together.
 
     Returns:
-        The records of each draw.
+        Records of each draw.
 
     Raises:
-        ConfigError: If a draw has another shape, or holds what is no index of an action.
+        ConfigError: If a draw has another shape or contains an invalid index.
     """
     n_layers, n_actions = backbone.costs.n_layers, backbone.costs.n_actions
     for options in draws:
@@ -128,21 +145,21 @@ def evaluate_draws(
 
 
 def _run_tree(backbone: WalkableBackbone, images: Tensor, options: Tensor) -> Tensor:
-    """Run walks that share images, and what they begin with alike once.
+    """Run several passes per image, and each common prefix of their options once.
 
     Args:
-        backbone: The backbone.
-        images: ``[batch, c, h, w]``.
-        options: Of walk ``i``, which is one of image ``i`` modulo the batch, int64 ``[active,
-            layers]``, closed.
+        backbone: Backbone on the device of ``images``.
+        images: Input images, ``[batch, c, h, w]``.
+        options: Canonical option indices, int64 ``[passes, layers]``; pass ``i`` runs image ``i``
+            modulo the batch size.
 
     Returns:
-        Logits, ``[active, classes]``.
+        Logits of each pass, ``[passes, classes]``.
     """
     costs, n = backbone.costs, len(options)
     state = run_stem(backbone, images)
-    active = torch.arange(n, device=options.device)  # those that have not left
-    at = active % len(images)  # the row of the state that each of them is at
+    active = torch.arange(n, device=options.device)  # passes that took no exit yet
+    at = active % len(images)  # row of the state for each active pass
     arrived, logits = [], []
     while state.layer < costs.n_layers:
         layer = state.layer
@@ -156,7 +173,7 @@ def _run_tree(backbone: WalkableBackbone, images: Tensor, options: Tensor) -> Te
             active, at = active[~leaving], at[~leaving]
             if len(active) == 0:
                 break
-        # A row for every different pair of where walks are and what they do next.
+        # One row for every distinct pair of state row and next option.
         next_of = at * costs.n_actions + options[active, layer]
         pairs, at = torch.unique(next_of, return_inverse=True)
         rows = pairs // costs.n_actions
@@ -177,7 +194,21 @@ def evaluate_static_table(
     name: str,
     batch_size: int = BATCH_SIZE,
 ) -> GateRecords:
-    """Run every image at the same option index per layer."""
+    """Run every image at a static bit table.
+
+    Args:
+        backbone: Backbone on the device of ``image_set``.
+        image_set: Images.
+        table: Option index of each gated layer.
+        name: Name of the records.
+        batch_size: Number of images per batch.
+
+    Returns:
+        Records of all images.
+
+    Raises:
+        ConfigError: If ``table`` has another length or contains an invalid index.
+    """
     options = torch.tensor(table).expand(len(image_set), -1)
     return evaluate_options(backbone, image_set, options, name=name, batch_size=batch_size)
 

@@ -1,4 +1,4 @@
-"""Gates with several budgets as curves, over seeds and over other images they could have been measured on."""
+"""Curves of gates over several budgets, with spread over seeds and bootstrap over images."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,22 +12,22 @@ from dfs_rl.evaluation.curves import REPORTED_COMPUTATIONS, CurvePoint, accuracy
 from dfs_rl.evaluation.per_image_results import PerImageResults
 
 _NEARLY_ALL = 0.95
-"""Of the draws in which a curve must reach a computation for its accuracy there to have an interval."""
+"""Share of draws in which a curve must reach a computation to have an interval there."""
 
 
 @dataclass(frozen=True, eq=False)
 class ParetoCurve:
-    """A method at several budgets.
+    """Results of a gate, or of a baseline at the costs of a gate, over several budgets.
 
     Attributes:
-        gate: Label of the gate whose costs it has.
-        baseline: What it is if it is not that gate itself, for example ``"confidence cascades"``.
-        seeds: The seeds.
-        results: What it did, ``[seeds][points]``.
-        histograms: How often each layer ran at each option, ``[seeds][points]`` of ``[layers,
-            options]``; empty for no gate.
-        reference_point: The corner that areas end at.
-        n_incomplete_seeds: Seeds that have no part in it, because they lack a point.
+        gate: Label of the gate, or of the gate with the same costs.
+        baseline: Name of the baseline, for example ``"confidence cascades"``; None for the gate.
+        seeds: Seeds of the runs.
+        results: Per-image results, ``[seeds][points]``.
+        histograms: Share of images per layer and option, ``[seeds][points]`` of ``[layers,
+            options]``; empty for a baseline.
+        reference_point: Reference point of the hypervolume.
+        n_incomplete_seeds: Number of seeds left out because they lack a point.
     """
 
     gate: str
@@ -40,13 +40,13 @@ class ParetoCurve:
 
     @property
     def label(self) -> str:
-        """What tables call it."""
+        """Name in tables."""
         return (
             self.gate if self.baseline is None else f"{self.baseline} at the costs of {self.gate}"
         )
 
     def curve(self) -> Curve:
-        """Return its figures."""
+        """Return the figures of the curve, averaged over seeds, with intervals over images."""
         correct, computation = self._stacked()  # [seeds, points, images] each
         means = _points(100.0 * correct.double().mean(dim=-1), computation.double().mean(dim=-1))
         resampled = self._resampled_curves()
@@ -74,7 +74,7 @@ class ParetoCurve:
         )
 
     def hypervolumes(self) -> list[float]:
-        """Return the area of each seed's curve."""
+        """Return the hypervolume of each seed's curve."""
         correct, computation = self._stacked()
         means = _points(100.0 * correct.double().mean(dim=-1), computation.double().mean(dim=-1))
         return [hypervolume(points, reference_point=self.reference_point) for points in means]
@@ -82,7 +82,11 @@ class ParetoCurve:
     def resampled_hypervolumes(
         self, resampled: "Sequence[Sequence[Sequence[CurvePoint]]] | None" = None
     ) -> list[float]:
-        """Return the area in each draw of images, mean over seeds."""
+        """Return the hypervolume in each bootstrap draw of images, averaged over seeds.
+
+        Args:
+            resampled: Curves, ``[draws][seeds][points]``; None computes them.
+        """
         return [
             sum(hypervolume(points, reference_point=self.reference_point) for points in seeds)
             / len(seeds)
@@ -96,7 +100,7 @@ class ParetoCurve:
         )
 
     def _resampled_curves(self) -> list[list[list[CurvePoint]]]:
-        """Return the curve of each seed in each draw of images."""
+        """Return the curves in each bootstrap draw of images, ``[draws][seeds][points]``."""
         correct, computation = (resampled_means(t) for t in self._stacked())  # [..., draws]
         return [
             _points(100.0 * correct[..., draw], computation[..., draw])
@@ -105,7 +109,7 @@ class ParetoCurve:
 
 
 def curve_pairs(pareto_curves: Sequence[ParetoCurve]) -> Iterator[CurvePair]:
-    """Compare the curve of every gate with its baselines' and with those of the gates after it."""
+    """Compare the curve of each gate with those of its baselines and of the gates after it."""
     hypervolumes = [method.resampled_hypervolumes() for method in pareto_curves]
     for i, first in enumerate(pareto_curves):
         if first.baseline is not None:
@@ -130,7 +134,7 @@ def curve_pairs(pareto_curves: Sequence[ParetoCurve]) -> Iterator[CurvePair]:
 
 
 def _points(accuracy: Tensor, computation: Tensor) -> list[list[CurvePoint]]:
-    """Turn ``[seeds, points]`` tensors into curves."""
+    """Convert ``[seeds, points]`` tensors to one curve per seed."""
     return [
         [CurvePoint(c, a) for c, a in zip(costs, rights, strict=True)]
         for costs, rights in zip(computation.tolist(), accuracy.tolist(), strict=True)
@@ -138,7 +142,7 @@ def _points(accuracy: Tensor, computation: Tensor) -> list[list[CurvePoint]]:
 
 
 def _interpolated(curves: Sequence[Sequence[CurvePoint]]) -> Iterator[tuple[str, Spread]]:
-    """Read curves, one for each seed, off at fixed computations."""
+    """Interpolate the curves, one per seed, at the reported computations."""
     for computation in REPORTED_COMPUTATIONS:
         values = _accuracies_at(curves, computation)
         if values is not None:
@@ -158,7 +162,7 @@ def _intervals(
 def _accuracies_at(
     curves: Sequence[Sequence[CurvePoint]], computation: float
 ) -> list[float] | None:
-    """Return every seed's accuracy at a computation; None if one does not reach it."""
+    """Return the accuracy of each seed at a computation, None if a seed does not reach it."""
     values = [accuracy_at(points, computation) for points in curves]
     inside = [value for value in values if value is not None]
     return inside if len(inside) == len(values) else None

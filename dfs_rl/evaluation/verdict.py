@@ -1,4 +1,4 @@
-"""What a gate's figures prove and what they do not, in words."""
+"""Verdict on a gate: statistical comparison with its baselines, in sentences."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,35 +10,37 @@ ComparisonOutcome = Literal[
     "better", "better_at_higher_cost", "tie", "worse_at_lower_cost", "worse"
 ]
 
-# Costs within 5 % count as equal: the baselines at the gate's cost cannot hit it exactly.
+# Costs within 5 % count as equal: cost-matched baselines cannot match the gate's cost exactly.
 COST_TOLERANCE = 0.05
 
 
 def with_cost_tolerance(cost: float) -> float:
-    """Return the highest cost that counts as no more than ``cost``, for gates and baselines alike."""
+    """Return the largest cost that counts as equal to ``cost``, for gates and baselines."""
     return (1 + COST_TOLERANCE) * cost
 
 
-# The baselines that know what the gate does, but not to which image.
+# Baselines with the gate's marginal choices of options, independent of the image.
 _MARGINALS = ("mode_table", "random", "patterns")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """The gate against one other method on the same images.
+    """Comparison of the gate with one baseline on the same images.
 
     Attributes:
-        key: The other method, see ``MethodResult``.
-        label: Its name in tables.
-        role: Its role, see ``MethodResult``.
-        difference: Accuracy of the gate minus its accuracy, in points.
-        low: Lower end of the 95 % interval.
-        high: Upper end of it.
-        relative_computation: The gate's computation over its computation, None where that is 0.
+        key: Key of the baseline, as in ``MethodResult``.
+        label: Name of the baseline in tables.
+        role: Role of the baseline, as in ``MethodResult``.
+        difference: Accuracy of the gate minus accuracy of the baseline, in points.
+        low: Lower end of the 95 % interval of the difference.
+        high: Upper end of the 95 % interval of the difference.
+        relative_computation: Computation of the gate divided by that of the baseline, None if the
+            latter is 0.
         outcome: ``"better"``: more accurate at no more computation; ``"better_at_higher_cost"``:
-            more accurate at more; ``"tie"``: no difference shown; ``"worse_at_lower_cost"``: less
-            accurate at less; ``"worse"``: less accurate at no less. Computation within 5 % counts
-            as equal, see ``with_cost_tolerance``.
+            more accurate at more computation; ``"tie"``: no significant difference;
+            ``"worse_at_lower_cost"``: less accurate at less computation; ``"worse"``: less
+            accurate at no less computation. Computation within 5 % counts as equal
+            (``with_cost_tolerance``).
     """
 
     key: str
@@ -54,7 +56,13 @@ class Comparison:
 def comparison_outcome(
     difference: PairedDifference, relative_computation: float | None
 ) -> ComparisonOutcome:
-    """Decide what a difference in accuracy means at the costs that go with it."""
+    """Classify a difference in accuracy, given the relative cost of the two methods.
+
+    Args:
+        difference: Accuracy of the gate minus accuracy of the baseline.
+        relative_computation: Computation of the gate divided by that of the baseline, None if the
+            latter is 0.
+    """
     ratio = float("inf") if relative_computation is None else relative_computation
     if difference.low > 0:
         return "better" if ratio <= with_cost_tolerance(1.0) else "better_at_higher_cost"
@@ -64,9 +72,10 @@ def comparison_outcome(
 
 
 def beyond_marginals(comparisons: Sequence[Comparison]) -> bool | None:
-    """Say whether the gate is more accurate than its mode table and its shuffled options and patterns.
+    """Return True if the gate is significantly more accurate than all baselines with its marginals.
 
-    None if it was not compared with them.
+    These are its mode table, its randomly drawn options, and its patterns dealt to other images.
+    None if the gate is compared with none of them.
     """
     baselines = [c for c in comparisons if c.key in _MARGINALS]
     return all(c.low > 0 for c in baselines) if baselines else None
@@ -75,16 +84,19 @@ def beyond_marginals(comparisons: Sequence[Comparison]) -> bool | None:
 def verdict_sentences(
     comparisons: Sequence[Comparison], accuracy: float, patterns: float
 ) -> tuple[str, ...]:
-    """Put the comparisons into a few sentences.
+    """Summarize the comparisons in sentences.
 
-    The static table, the cascade and the exits are chosen from what includes uniform settings, on
-    other images. Where a uniform setting with room for its cost is not beaten, the gate is not said
-    to beat any of them.
+    The static bit table, the cascade and the exits are chosen on other images from candidates that
+    include the uniform settings. If the gate does not beat a uniform setting of no larger cost,
+    the sentences therefore claim no advantage over any of them.
 
     Args:
-        comparisons: The gate against every other method.
-        accuracy: The gate's accuracy in percent.
-        patterns: Distinct bit patterns that the gate used.
+        comparisons: Comparison of the gate with every other method.
+        accuracy: Accuracy of the gate in percent.
+        patterns: Number of distinct bit patterns of the gate.
+
+    Returns:
+        Sentences, at least one for a gate with a comparison to full precision.
     """
     sentences = []
     reference = next((c for c in comparisons if c.key == "full"), None)
@@ -93,7 +105,7 @@ def verdict_sentences(
             f"The gate reaches {accuracy:.2f} %, {_signed(reference)} points from full precision, "
             f"with {100 * reference.relative_computation:.3g} % of its computation."
         )
-    static = patterns == 1  # then the baselines with its marginals are itself
+    static = patterns == 1  # the baselines with its marginals are then the gate itself
     baselines = [
         c for c in comparisons if c.role == "matched" and not (static and c.key in _MARGINALS)
     ]
@@ -135,13 +147,16 @@ def verdict_sentences(
 
 
 def _costs_no_more(comparison: Comparison) -> bool:
-    """Return whether the other method costs no more than the gate."""
+    """Return True if the baseline costs no more than the gate, up to the cost tolerance."""
     ratio = comparison.relative_computation
     return ratio is None or with_cost_tolerance(ratio) >= 1.0
 
 
 def _nothing_learned(comparisons: Sequence[Comparison]) -> str:
-    """Tell a gate that is no better than its marginals from one of which these images cannot say."""
+    """Describe a gate without a proven advantage over its marginals.
+
+    The sentence separates a gate that is no more accurate from a difference that is inconclusive.
+    """
     baselines = [c for c in comparisons if c.key in _MARGINALS and c.low <= 0]
     below = [c for c in baselines if c.difference <= 0]
     if below:
@@ -166,7 +181,7 @@ def _listed(comparisons: Sequence[Comparison]) -> str:
 
 
 def _cost_note(comparison: Comparison) -> str:
-    """Say when a baseline that should cost the same does not."""
+    """Return a note on the relative cost, empty if the costs count as equal."""
     ratio = comparison.relative_computation
     if ratio is None or abs(ratio - 1) <= COST_TOLERANCE:
         return ""
