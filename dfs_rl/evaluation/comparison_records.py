@@ -1,4 +1,4 @@
-"""What a comparison of runs is made from and what comes of it."""
+"""Inputs and results of a comparison of runs."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -8,24 +8,24 @@ from dfs_rl.evaluation.per_image_results import SplitResults
 from dfs_rl.evaluation.summary import EvaluationSummary
 
 GATE = "gate"
-"""Kind of a point that is a gate, and key of a gate's outcomes."""
+"""Kind of a point that is a gate, and key of a gate's per-image results."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class EvaluatedRun:
-    """A run with what its evaluation found.
+    """A run with the results of its evaluation.
 
     Attributes:
-        path: Its folder, as the user named it.
-        settings: Its configuration, flat, by dotted name.
-        command: The command line that made it.
-        evaluation: The one that shows these figures.
-        backbone: Digest of the backbone's weights, before co-training if there was any.
-        figure_prefix: What the paths of its evaluation's pictures begin with.
-        images_seen: How many images it learned from, repeats counted.
-        seconds: How long that took, None where it was not recorded.
-        summary: Figures of its gate and baselines.
-        results: What each of them did with every image.
+        path: Folder of the run, as given by the user.
+        settings: Flat configuration, by dotted name.
+        command: Command line that started the run.
+        evaluation: Command line that shows the evaluation.
+        backbone: Digest of the backbone's weights, before any co-training.
+        figure_prefix: Common prefix of the paths of the evaluation's figures.
+        images_seen: Number of training images, repeats counted.
+        seconds: Training time in seconds, None if not recorded.
+        summary: Figures of the gate and its baselines.
+        results: Per-image results of the gate and its baselines.
     """
 
     path: str
@@ -42,11 +42,11 @@ class EvaluatedRun:
 
 @dataclass(frozen=True, kw_only=True)
 class Spread:
-    """A figure over seeds.
+    """Mean and standard deviation of a figure over seeds.
 
     Attributes:
-        mean: Its mean.
-        deviation: Its standard deviation, None for a single seed.
+        mean: Mean over seeds.
+        deviation: Standard deviation over seeds, None for a single seed.
     """
 
     mean: float
@@ -54,14 +54,14 @@ class Spread:
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Return mean and standard deviation."""
+    """Return mean and standard deviation of the values of all seeds."""
     deviation = statistics.stdev(values) if len(values) > 1 else None
     return Spread(mean=statistics.fmean(values), deviation=deviation)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
-    """Where a figure would lie with other test images, in 95 of 100 cases.
+    """Bootstrap 95 % interval of a figure over test images.
 
     Attributes:
         low: Lower end.
@@ -74,31 +74,32 @@ class Interval:
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """One gate, over its seeds.
+    """One gate or baseline, over its seeds.
 
     Attributes:
-        label: What tables and plots call it.
-        kind: ``"gate"``, or the key of a baseline for a point that is one.
-        family: Label of a gate without its budget or price, which all points of its curve share; of
-            a baseline without its cost.
-        runs: Folders of its runs.
-        seeds: Their seeds.
-        budget: What images may cost on average, in percent, if that was asked for.
-        accuracy: In percent.
-        computation: Mean over images in percent, everything included.
-        selection_accuracy: Mean accuracy on the selection split, by which points are chosen.
-        selection_computation: Mean computation there.
-        patterns: Distinct bit patterns; of baselines None.
-        gains: Accuracy minus that of each baseline at no more than its cost, in points, by the
-            baseline's key; empty for baselines.
-        better_than: The baselines that it is above by more than two standard deviations over seeds,
-            and beyond chance over images. It is above none that is chosen from what includes
-            uniform settings where it is not above each of those at no more than its cost.
-        tied: The baselines that the images cannot tell it from.
-        complexity: Of points that cannot be told apart the one with the lowest is taken. Of a
-            static table it is the number of its distinct bits, 1 where it is uniform; that of a
-            cascade or of exits is higher, and that of a gate higher still.
-        cotrained: Whether it runs on what co-training made of the backbone.
+        label: Name in tables and plots.
+        kind: ``"gate"``, or the key of a baseline.
+        family: Label without budget or cost weight for a gate, shared by all points of its curve;
+            label without cost for a baseline.
+        runs: Folders of the runs.
+        seeds: Seeds of the runs.
+        budget: Budget of the mean computation in percent, None if the gate has none.
+        accuracy: Accuracy in percent.
+        computation: Mean computation over images in percent, everything included.
+        selection_accuracy: Mean accuracy in percent on the selection split, used to choose points.
+        selection_computation: Mean computation in percent on the selection split.
+        patterns: Number of distinct bit patterns, None for baselines.
+        gains: Accuracy minus that of each baseline at no more than the gate's cost, in points, by
+            the baseline's key; empty for baselines.
+        better_than: Baselines that the gate exceeds by more than two standard deviations over
+            seeds and significantly over images. Baselines chosen from candidates that include
+            uniform settings count only if the gate also exceeds every uniform setting of no larger
+            cost.
+        tied: Baselines whose difference from the gate is not significant over images.
+        complexity: Rank for ties: the point with the smallest complexity is chosen. A static bit
+            table has the number of its distinct bits, 1 if uniform; a cascade or exits have more,
+            and a gate has most.
+        cotrained: True if the point runs on the co-trained backbone.
     """
 
     label: str
@@ -121,15 +122,15 @@ class Point:
 
 @dataclass(frozen=True, kw_only=True)
 class BudgetResult:
-    """What there is at one budget, see ``dfs_rl.evaluation.budgets``.
+    """Methods at one budget (``dfs_rl.evaluation.budgets``).
 
     Attributes:
-        budget: What images may cost on average, in percent.
-        recommended: Label of the point to ship there; None if nothing is as cheap.
-        tied: Labels of the others there that the selection split cannot tell from it.
-        methods: Label of the point that each method stands there with, by its family; a method that
-            costs more has none.
-        over_budget: Labels of those among them that were asked to keep to the budget and do not.
+        budget: Bound on the mean computation in percent.
+        recommended: Label of the recommended point, None if no point is within the budget.
+        tied: Labels of the other points that are statistically tied on the selection split.
+        methods: Label of each method's point, by family; methods that cost more have no entry.
+        over_budget: Labels of the points among them that were trained for the budget and exceed
+            it.
     """
 
     budget: float
@@ -141,15 +142,14 @@ class BudgetResult:
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """Two gates at about the same cost.
+    """Difference in accuracy between two gates of about the same cost.
 
     Attributes:
-        first: Label of the one.
-        second: Label of the other.
-        difference: Accuracy of the first minus that of the second, mean over their seeds, in
-            points.
+        first: Label of the first gate.
+        second: Label of the second gate.
+        difference: Accuracy of the first minus that of the second, mean over seeds, in points.
         low: Lower end of the 95 % interval over images.
-        high: Upper end of it.
+        high: Upper end of the 95 % interval over images.
     """
 
     first: str
@@ -161,25 +161,24 @@ class Pair:
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """A kind of gate over all budgets or prices that it was trained for, or what one could ship instead at the same costs.
+    """Figures of a gate over all its budgets or cost weights, or of a baseline at the same costs.
 
     Attributes:
-        label: What tables call it.
-        gate: Label of the gate at whose costs it is; its own for a gate.
-        baseline: What it is without that gate, for example ``"confidence cascades"``; None for a
-            gate.
-        points: How many budgets or prices.
-        seeds: How many seeds have all of them; the others do not count.
-        n_incomplete_seeds: How many others there are.
-        hypervolume: Area that it dominates in each seed, percent of accuracy times decades of
-            computation, up to the comparison's worst accuracy and computation.
-        interval: Of the area's mean over seeds, over images.
+        label: Name in tables.
+        gate: Label of the gate that determines the costs; the curve's own label for a gate.
+        baseline: Name of the baseline, for example ``"confidence cascades"``; None for a gate.
+        points: Number of budgets or cost weights.
+        seeds: Number of seeds that have every point; other seeds are left out.
+        n_incomplete_seeds: Number of seeds that are left out.
+        hypervolume: Hypervolume over seeds, in percent of accuracy times decades of computation,
+            bounded by the reference point of the comparison.
+        interval: Interval of the mean hypervolume over images.
         accuracy_at: Accuracy at fixed computations, for those within the range of every seed.
-        accuracy_interval: Of their means over seeds, over images; for those that are within the
-            range in nearly every draw.
-        histograms: How often each layer runs at each option, mean over seeds, ``[points, layers,
-            options]``, cheapest first; empty for what could be shipped instead.
-        computations: Mean computation at each of these points.
+        accuracy_interval: Interval over images of these accuracies, averaged over seeds; for
+            computations within the range in nearly every draw.
+        histograms: Share of images per layer and option, averaged over seeds, ``[points, layers,
+            options]``, cheapest first; empty for baselines.
+        computations: Mean computation of each point in percent, cheapest first.
     """
 
     label: str
@@ -198,14 +197,14 @@ class Curve:
 
 @dataclass(frozen=True, kw_only=True)
 class CurvePair:
-    """Two curves over the same images.
+    """Difference in hypervolume between two curves over the same images.
 
     Attributes:
-        first: Label of the one.
-        second: Label of the other.
-        difference: Area of the first minus that of the second, means over their seeds.
-        interval: Of it, over images.
-        spread: Of it, over the seeds that both have; None for a single one, and for different ones.
+        first: Label of the first curve.
+        second: Label of the second curve.
+        difference: Hypervolume of the first minus that of the second, each averaged over seeds.
+        interval: Interval of the difference over images.
+        spread: Spread of the difference over seeds; None for a single seed or different seeds.
     """
 
     first: str
@@ -217,13 +216,13 @@ class CurvePair:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingCost:
-    """What it took to train one kind of gate.
+    """Training cost of one kind of gate.
 
     Attributes:
-        label: What tables call it.
-        trainings: How many there were.
-        images: Images that all of them learned from, repeats counted.
-        seconds: How long they took together, None where that was not recorded.
+        label: Name in tables.
+        trainings: Number of training runs.
+        images: Total number of training images, repeats counted.
+        seconds: Total training time in seconds, None if it was not recorded for every run.
     """
 
     label: str
@@ -234,13 +233,13 @@ class TrainingCost:
 
 @dataclass(frozen=True, kw_only=True)
 class ComputationByDifficulty:
-    """How much a gate spends on images of different difficulty.
+    """Computation of a gate on images of different difficulty.
 
     Attributes:
-        label: The gate.
-        family: Its label without its budget or price.
-        relative: Mean computation of the images of each class, over that of all images; None for a
-            class of hardly any images.
+        label: Label of the gate.
+        family: Label of the gate without budget or cost weight.
+        relative: Mean computation of each difficulty class divided by that of all images; None for
+            a class with too few images.
     """
 
     label: str
@@ -255,29 +254,30 @@ class ComparisonOfRuns:
     Attributes:
         dataset: Name of the data set.
         split: The reported split.
-        n: Its number of images.
-        options: The menu of bits.
+        n: Number of images in the reported split.
+        options: Bit options.
         points: Gates and their baselines, cheapest first.
         references: Uniform settings and full precision, cheapest first.
-        budgets: What there is at each budget that gates were asked for, lowest first; empty if a
-            gate has nothing at any of them.
-        pairs: Gates that cost about the same, each with each.
-        curves: Gates with more than one budget or price as curves, each with its baselines at the
-            same costs.
-        curve_pairs: Each curve of a gate with its baselines' and with every other gate's.
-        reference_accuracy: Above which areas lie, in percent, see ``hypervolume_reference_point``.
-        reference_computation: Left of which they lie, in percent.
-        trainings: What training each kind of gate took.
-        difficulty: Names of classes of images: which uniform bits are the fewest that classify them
-            rightly.
-        difficulty_shares: Share of the images in each.
-        computation_by_difficulty: What each gate spends on them.
-        pareto_front: Labels of the points, references among them, that are taken as more
-            computation is allowed, cheapest first. They are chosen on the selection split as those
-            at budgets are; the reported split has no part in it.
-        verdict: What to ship, in sentences.
-        differences: Which gates are above which, in sentences.
-        failed: Runs that could not be evaluated, each with its reason.
+        budgets: Results at each budget of the gates, lowest first; empty if a gate has no point at
+            any budget.
+        pairs: Pairs of gates of about the same cost.
+        curves: Curves of the gates with more than one budget or cost weight, each with its
+            baselines at the same costs.
+        curve_pairs: Comparison of each gate's curve with those of its baselines and other gates.
+        reference_accuracy: Accuracy of the reference point of hypervolumes in percent
+            (``hypervolume_reference_point``).
+        reference_computation: Computation of that reference point in percent.
+        trainings: Training cost of each kind of gate.
+        difficulty: Names of the difficulty classes of images: the cheapest uniform setting that
+            classifies them correctly.
+        difficulty_shares: Share of the images in each difficulty class.
+        computation_by_difficulty: Computation of each gate in the difficulty classes.
+        pareto_front: Labels of the points, references included, that are recommended as the
+            allowed computation grows, cheapest first. They are chosen on the selection split, like
+            those at budgets, never on the reported split.
+        verdict: Recommended points, in sentences.
+        differences: Differences between gates, in sentences.
+        failed: Reason of each run that could not be evaluated, by the run.
     """
 
     dataset: str
@@ -303,5 +303,5 @@ class ComparisonOfRuns:
 
     @property
     def families(self) -> list[str]:
-        """Labels of the gates without budgets, in the order in which pictures colour them."""
+        """Labels of the gates without budgets, in the order of their colors in figures."""
         return list(dict.fromkeys(point.family for point in self.points if point.kind == GATE))

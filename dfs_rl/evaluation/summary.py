@@ -1,4 +1,4 @@
-"""The summary of an evaluation: every method's figures, their differences and a verdict, as one record."""
+"""Summary of an evaluation: figures of every method, their differences and a verdict."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,23 +30,23 @@ class MethodSummary:
     """Figures of one method on the reported split.
 
     Attributes:
-        key: Stable name, see ``MethodResult``.
+        key: Stable name, as in ``MethodResult``.
         label: Name in tables and plots.
-        role: ``"gate"``, ``"fixed"``, ``"matched"`` or ``"oracle"``, see ``MethodResult``.
+        role: ``"gate"``, ``"fixed"``, ``"matched"`` or ``"oracle"``, as in ``MethodResult``.
         n: Number of images.
-        accuracy: Percent; the mean over the draws.
-        accuracy_error: Binomial standard error in points: the choice of images, not the seed.
-        draws: How many times it was run, more than 1 for random methods only.
+        accuracy: Accuracy in percent, averaged over draws.
+        accuracy_error: Binomial standard error in points, over the choice of images, not the seed.
+        draws: Number of runs, more than 1 for random methods only.
         draws_deviation: Standard deviation of the accuracy over the draws, None for one draw.
         computation: Mean computation in percent, gate, stem, shortcuts and head included.
         computation_dfs: Mean computation in percent of the gated layers alone, as DFS counts.
         bitops: Mean BitOPs per image, everything included.
-        patterns: Distinct rows of options; the mean over the draws.
-        class_accuracy: Percent per class, None where the split has no image of it.
-        chosen_on: Split that its choices were made on, None where there was nothing to choose.
-        detail: What was chosen, in words.
-        table: Bits of each layer that a static table comes to, None for all else.
-        exit_shares: Share of the images that left by each exit, in [0, 1]; the mean over the draws.
+        patterns: Number of distinct rows of options, averaged over draws.
+        class_accuracy: Accuracy of each class in percent, None for a class without images.
+        chosen_on: Split used to choose the method's parameters, None if it has none.
+        detail: Description of the chosen parameters.
+        table: Bits of each layer of a static bit table, None for other methods.
+        exit_shares: Share of the images that take each exit, in [0, 1], averaged over draws.
     """
 
     key: str
@@ -70,13 +70,13 @@ class MethodSummary:
 
 @dataclass(frozen=True, kw_only=True)
 class CostShare:
-    """What is paid beside the gated layers.
+    """Cost of one part outside the gated layers.
 
     Attributes:
         name: ``gate``, ``exits``, or the name of a never-gated part.
-        macs: MACs per image; the mean where some leave early or run twice.
-        bits: Its precision.
-        percent: Its computation in percent of all gated layers at 32 bit.
+        macs: Mean MACs per image; images may exit early or run twice.
+        bits: Precision of the part.
+        percent: Computation of the part in percent of all gated layers at 32 bit.
     """
 
     name: str
@@ -87,7 +87,7 @@ class CostShare:
 
 @dataclass(frozen=True, kw_only=True)
 class SearchSummary:
-    """How hard the best static table was searched for; see ``SearchResult``."""
+    """Effort of the search for the best static bit table; fields as in ``SearchResult``."""
 
     accuracy: float
     computation: float
@@ -104,25 +104,25 @@ class EvaluationSummary:
 
     Attributes:
         format: Version of this record.
-        identity: Digest of what was evaluated: weights, gate, data and search limits.
+        identity: Digest of weights, gate, data and search limits.
         dataset: Name of the data set.
-        fingerprint: Its content.
+        fingerprint: Digest of the data set's content.
         split: Reported split.
-        n: Its number of images.
-        class_names: In label order.
-        options: The menu of bits.
+        n: Number of images in the reported split.
+        class_names: Class names in label order.
+        options: Bit options.
         layers: Number of gated layers.
-        methods: The gate first, if there is one.
-        comparisons: The gate against each other method, in the same order.
-        beyond_marginals: Whether the gate beats its mode table and its own options and patterns
-            dealt out to other images; None without a gate.
-        verdict: The same in words, one sentence each.
-        shares: What the gate and the fixed parts cost.
-        histogram: How often the gate ran each layer at each option, in [0, 1], a cascade in the
-            pass that gave the answer; empty without one. Where there are exits, a last column has
-            the share of images that had left.
-        search: How the best static table was found, None without a gate.
-        exits_after: After how many layers there is an exit.
+        methods: Figures of each method, the gate first if there is one.
+        comparisons: Comparison of the gate with each other method, in the same order.
+        beyond_marginals: True if the gate beats its mode table and its own options and patterns
+            shuffled across images; None without a gate.
+        verdict: Verdict, one sentence per entry.
+        shares: Cost of the gate and the fixed parts.
+        histogram: Share of images, in [0, 1], that run each layer at each option; the pass that
+            made the prediction for a cascade; empty without a gate. With exits, a last column has
+            the share of images that exited before the layer.
+        search: Search for the best static bit table, None without a search.
+        exits_after: Number of layers before each exit.
     """
 
     format: int = FORMAT
@@ -144,13 +144,13 @@ class EvaluationSummary:
     exits_after: tuple[int, ...] = ()
 
     def method(self, key: str) -> MethodSummary | None:
-        """Return the method of that key, None if it was not run."""
+        """Return the figures of the method with a key, None if the method was not run."""
         return next((method for method in self.methods if method.key == key), None)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """What was evaluated, for the head of a summary; fields as in ``EvaluationSummary``."""
+    """Evaluated data and gate, for the head of a summary; fields as in ``EvaluationSummary``."""
 
     identity: str
     dataset: str
@@ -162,12 +162,12 @@ class Subject:
 def summarize(
     methods: Sequence[MethodResult], costs: CostTable, subject: Subject
 ) -> EvaluationSummary:
-    """Boil methods down to a summary.
+    """Compute the summary of an evaluation.
 
     Args:
-        methods: The gate first if there is one, then everything it is compared with.
-        costs: What options cost.
-        subject: What was evaluated.
+        methods: Results of the gate, if there is one, followed by those of its baselines.
+        costs: Cost model of the backbone.
+        subject: Evaluated data and gate.
     """
     summaries = tuple(
         summarize_method(method, costs, len(subject.class_names)) for method in methods
@@ -236,7 +236,7 @@ def summarize_method(method: MethodResult, costs: CostTable, n_classes: int) -> 
 
 
 def _mean_correct(method: MethodResult) -> torch.Tensor:
-    """How often each image was classified rightly over the draws; float64 ``[n]`` in [0, 1]."""
+    """Return the share of draws that classify each image correctly, float64 ``[n]`` in [0, 1]."""
     return torch.stack([records.correct.double() for records in method.records]).mean(dim=0)
 
 
@@ -263,7 +263,7 @@ def _shares(costs: CostTable, records: GateRecords) -> tuple[CostShare, ...]:
         macs = records.gate_macs if taken is None else taken.mean().item()
         gate = [_share("gate", macs, FULL, costs)]
     n_layers_run = costs.n_layers_run(records.options)  # [n]
-    # A cascade walks to the end, and some images do so twice.
+    # Every pass of a cascade runs to the head, and escalated images need two passes.
     passes = 1.0
     if records.first_pass is not None:
         passes += records.first_pass.escalated.double().mean().item()

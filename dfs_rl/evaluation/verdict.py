@@ -74,8 +74,8 @@ def comparison_outcome(
 def beyond_marginals(comparisons: Sequence[Comparison]) -> bool | None:
     """Return True if the gate is significantly more accurate than all baselines with its marginals.
 
-    These are its mode table, its randomly drawn options, and its patterns dealt to other images.
-    None if the gate is compared with none of them.
+    These are its mode table, its options shuffled across images, and its patterns shuffled across
+    images. None if the gate is compared with none of them.
     """
     baselines = [c for c in comparisons if c.key in _MARGINALS]
     return all(c.low > 0 for c in baselines) if baselines else None
@@ -96,7 +96,7 @@ def verdict_sentences(
         patterns: Number of distinct bit patterns of the gate.
 
     Returns:
-        Sentences, at least one for a gate with a comparison to full precision.
+        Verdict, one sentence per entry.
     """
     sentences = []
     reference = next((c for c in comparisons if c.key == "full"), None)
@@ -160,7 +160,10 @@ def _nothing_learned(comparisons: Sequence[Comparison]) -> str:
     baselines = [c for c in comparisons if c.key in _MARGINALS and c.low <= 0]
     below = [c for c in baselines if c.difference <= 0]
     if below:
-        return f"It has learned nothing beyond its marginals: it is no more accurate than {_named(below)}."
+        return (
+            "It has learned nothing beyond its marginals: it is no more accurate than "
+            f"{_named(below)}."
+        )
     above = "; ".join(f"{c.low:+.2f} to {c.high:+.2f} points from {c.label}" for c in baselines)
     return (
         "That it has learned anything beyond its marginals is not shown by these images: it lies "
