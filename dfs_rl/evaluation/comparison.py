@@ -1,4 +1,4 @@
-"""Finished runs side by side: seeds of one gate become a point with a spread, points are paired, and one is the one to ship."""
+"""Comparison of finished runs: points over seeds, paired differences and recommendations."""
 
 import itertools
 import statistics
@@ -34,20 +34,20 @@ from dfs_rl.evaluation.per_image_results import PerImageResults
 from dfs_rl.evaluation.verdict import with_cost_tolerance
 
 MATCHED_COST_BASELINES = ("static_table", "cascade", "exits", "mode_table", "random", "patterns")
-"""The baselines that gates have at their own cost; a network without exits has no ``exits``."""
+"""Keys of the baselines at the gate's cost; a network without exits has no ``exits``."""
 _BUDGETS = ("budget", "per_input_budget")
 _POINT_SETTINGS = (*_BUDGETS, "cost_weight")
-"""The settings that move a gate along its curve."""
+"""Settings that distinguish the points of a gate's curve."""
 _BEFORE = "_before"
-"""End of the keys of baselines on the backbone from before co-training."""
+"""Suffix of the keys of baselines on the backbone before co-training."""
 _ON_COTRAINED = " on the co-trained backbone"
-"""End of the names of baselines and settings that run on what it made of it."""
+"""Suffix of the names of baselines and uniform settings on the co-trained backbone."""
 _DEPLOYABLE_BASELINES = ("static_table", "cascade", "exits")
-"""The baselines that one could ship instead of a gate."""
+"""Keys of the baselines that can be deployed instead of a gate."""
 _BOX_LINE, _LEARNED = 100, 101
-"""Complexity of a cascade or of exits, and of a gate: above that of any static table."""
+"""Complexities of a cascade or exits, and of a gate; larger than that of any static bit table."""
 _DIGITS = (3, 4, 5)
-"""Of a baseline's cost, in its label."""
+"""Candidate numbers of significant digits of the cost in a baseline's label."""
 _IGNORED_SETTINGS = (
     "seed",
     "run_dir",
@@ -57,14 +57,17 @@ _IGNORED_SETTINGS = (
     "backbone",
     "checkpoint_every",
 )
-"""Settings that do not make another gate: the seed, and where and how a run ran. Data and backbone are compared by content."""
+"""Settings that do not distinguish gates: the seed, and settings of where and how a run runs.
+
+Data and backbone are compared by content.
+"""
 
 
 def check_comparable(runs: Sequence[EvaluatedRun]) -> None:
-    """Refuse runs that cannot stand in one table.
+    """Check that runs can be compared.
 
     Raises:
-        DataError: If images, split, menu or backbone differ.
+        DataError: If images, split, bit options or backbone differ.
     """
     for run in runs[1:]:
         first = runs[0]
@@ -84,14 +87,17 @@ def check_comparable(runs: Sequence[EvaluatedRun]) -> None:
 def compare_runs(
     runs: Sequence[EvaluatedRun], failed: Mapping[str, str] | None = None
 ) -> ComparisonOfRuns:
-    """Put runs side by side; those that differ in nothing but the seed are one gate.
+    """Compare runs; runs that differ only in the seed form one gate.
 
     Args:
-        runs: At least one, of the same data, split, menu and backbone.
-        failed: Runs that could not be evaluated, each with its reason, to be told of.
+        runs: Runs with the same data, split, bit options and backbone, at least one.
+        failed: Reason of each run that could not be evaluated, by the run, for the report.
+
+    Returns:
+        Figures of the comparison.
 
     Raises:
-        DataError: If they are not, or if a gate has the same seed twice.
+        DataError: If the runs cannot be compared or a gate has the same seed twice.
     """
     check_comparable(runs)
     named = _grouped(runs, ignored=_IGNORED_SETTINGS)
@@ -178,10 +184,10 @@ def compare_runs(
 def _grouped(
     runs: Sequence[EvaluatedRun], *, ignored: Sequence[str]
 ) -> dict[str, list[EvaluatedRun]]:
-    """Put runs together that differ in nothing but ``ignored``, by a name that tells them apart."""
+    """Group the runs that differ only in ``ignored`` settings, by a distinctive label."""
     groups: dict[tuple[object, ...], list[EvaluatedRun]] = {}
     for run in runs:
-        # A setting of None is one that is left out, as by an earlier version that did not have it.
+        # None equals a missing setting, as in runs of versions without that setting.
         told = [(k, v) for k, v in run.settings.items() if k not in ignored and v is not None]
         key = (run.summary.methods[0].label, *sorted((k, repr(v)) for k, v in told))
         groups.setdefault(key, []).append(run)
@@ -192,7 +198,7 @@ def _grouped(
 
 
 def _labels(runs: Sequence[EvaluatedRun], *, ignored: Sequence[str]) -> list[str]:
-    """Name each gate by its kind and by every setting in which it differs from another one of that kind."""
+    """Label each gate by its kind and the settings that differ among gates of that kind."""
     kinds = [run.summary.methods[0].label for run in runs]
     labels = []
     for run, kind in zip(runs, kinds, strict=True):
@@ -211,7 +217,11 @@ def _labels(runs: Sequence[EvaluatedRun], *, ignored: Sequence[str]) -> list[str
 
 
 def _check_seeds(label: str, group: Sequence[EvaluatedRun]) -> None:
-    """Refuse the same seed twice: it would pass for a spread of zero."""
+    """Check that no seed occurs twice, because duplicates bias the spread over seeds.
+
+    Raises:
+        DataError: If two runs have the same seed.
+    """
     by_seed: dict[object, str] = {}
     for run in group:
         seed = run.settings.get("seed")
@@ -226,9 +236,10 @@ def _check_seeds(label: str, group: Sequence[EvaluatedRun]) -> None:
 def _with_unique_labels(
     baselines: Sequence[tuple[str, Point, Tensor]],
 ) -> list[tuple[Point, Tensor]]:
-    """Leave out baselines that are the same as an earlier one, and name the others by what they cost, as precisely as it takes.
+    """Remove duplicate baselines and label the others by their cost.
 
-    Those that differ in accuracy alone are named by the gate as well.
+    The cost has as many digits as a unique label needs. Baselines that differ only in accuracy
+    have the gate in their label, too.
     """
     different: dict[tuple[object, ...], tuple[str, Point, Tensor]] = {}
     for gate, point, correct in baselines:
@@ -272,7 +283,7 @@ def _gate_point(label: str, group: Sequence[EvaluatedRun]) -> Point:
 
 
 def _gain_over(group: Sequence[EvaluatedRun], key: str) -> tuple[Spread, PairedDifference]:
-    """Compare a gate with a baseline, over its seeds and over images."""
+    """Compare a gate with a baseline, over the gate's seeds and over images."""
     theirs = torch.stack([_baseline_results(run, key).correct for run in group]).mean(dim=0)
     gain = spread([_gain(run, key) for run in group])
     return gain, paired_difference(_mean_correct(group), theirs)
@@ -283,13 +294,17 @@ def _is_better(gain: Spread, over_images: PairedDifference) -> bool:
 
 
 def _gain(run: EvaluatedRun, key: str) -> float:
-    """Accuracy of a run's gate minus a baseline's, in points."""
+    """Return the accuracy of a run's gate minus that of a baseline, in points."""
     ours, theirs = run.results.reported[GATE].correct, _baseline_results(run, key).correct
     return 100.0 * float((ours.double() - theirs.double()).mean())
 
 
 def _baseline_results(run: EvaluatedRun, key: str) -> PerImageResults:
-    """What a baseline did; a co-trained gate has two of each, and the one that is better on the selection split counts."""
+    """Return the per-image results of a baseline on the reported split.
+
+    A co-trained gate has each baseline before and after co-training; the more accurate one on the
+    selection split counts.
+    """
     keys = [k for k in (key, f"{key}{_BEFORE}") if k in run.results.selection]
     best = max(keys, key=lambda k: _selection_accuracy(run, k)) if len(keys) > 1 else key
     return run.results.reported[best]
@@ -335,15 +350,15 @@ def _point(
 
 
 def _on_selection(group: Sequence[EvaluatedRun], key: str) -> Tensor:
-    """How often each image of the selection split was right over the seeds, ``[n]``."""
+    """Return the share of correct predictions per image of the selection split, ``[n]``."""
     return torch.stack([run.results.selection[key].correct for run in group]).mean(dim=0)
 
 
 def _complexity(run: EvaluatedRun, key: str) -> int:
-    """Return the number of distinct bits of a static table, or what stands for a rule or a gate, see ``Point``."""
+    """Return the complexity of a method of a run, as defined in ``Point``."""
     method = run.summary.method(key)
     assert method is not None, "a summary and its outcomes cover the same methods"
-    if key == GATE and method.patterns == 1:  # one table for all images, whatever found it
+    if key == GATE and method.patterns == 1:  # the gate is a static bit table
         return sum(max(shares) > 0 for shares in zip(*run.summary.histogram, strict=True))
     if method.table is not None:
         return len(set(method.table))
@@ -351,7 +366,11 @@ def _complexity(run: EvaluatedRun, key: str) -> int:
 
 
 def _baseline_point(key: str, group: Sequence[EvaluatedRun]) -> Point:
-    """A baseline at the cost of one gate: that of its first seed, for another seed's is another table, and one ships one of them."""
+    """Return the point of a baseline at the cost of one gate.
+
+    Only the baseline of the first seed counts: each seed has a different baseline, and only one of
+    them is deployed.
+    """
     method = group[0].summary.method(key)
     assert method is not None, "a summary and its outcomes cover the same methods"
     name = key.removesuffix(_BEFORE)
@@ -364,7 +383,10 @@ def _baseline_point(key: str, group: Sequence[EvaluatedRun]) -> Point:
 
 
 def _references(run: EvaluatedRun) -> list[Point]:
-    """Uniform settings of the backbone, which are the same in every run whose backbone was left alone."""
+    """Return the points of the uniform settings, cheapest first.
+
+    The settings are identical in all runs without co-training.
+    """
     cotrained = _is_cotrained(run)
     changed = _ON_COTRAINED if cotrained else ""
     points = (
@@ -377,7 +399,10 @@ def _references(run: EvaluatedRun) -> list[Point]:
 
 
 def _pareto_front(points: Sequence[Point], correct: Mapping[str, Tensor]) -> list[list[Point]]:
-    """What is taken as more computation is allowed on the selection split, each with those that cannot be told from it."""
+    """Return the recommended points as the allowed computation on the selection split grows.
+
+    Each point is followed by the points that are statistically tied with it.
+    """
     kept: list[list[Point]] = []
     for cost in sorted({point.selection_computation for point in points}):
         tied = select_points([p for p in points if p.selection_computation <= cost], correct)
@@ -387,11 +412,11 @@ def _pareto_front(points: Sequence[Point], correct: Mapping[str, Tensor]) -> lis
 
 
 def _pairs(named: Mapping[str, Sequence[EvaluatedRun]], gates: Sequence[Point]) -> Iterator[Pair]:
-    """Compare the gates whose costs differ by at most 5 %, on the same images."""
+    """Yield the differences between gates whose costs are equal within 5 %, on the same images."""
     for first, second in itertools.combinations(gates, 2):
         budgets = {first.budget, second.budget} - {None}
         if first.family == second.family or len(budgets) > 1:
-            continue  # of one curve, or each at a budget of its own
+            continue  # points of one curve, or gates of different budgets
         less, more = sorted(gate.computation.mean for gate in (first, second))
         if more > with_cost_tolerance(less):
             continue
@@ -412,7 +437,7 @@ def _curve_point(point: Point) -> CurvePoint:
 def _pareto_curves(
     runs: Sequence[EvaluatedRun], reference_point: CurvePoint
 ) -> Iterator[ParetoCurve]:
-    """Trace every gate that has more than one budget or price, and its baselines at the same costs."""
+    """Yield the curves of gates with several budgets or cost weights, and of their baselines."""
     for label, family in _families(runs).items():
         point_keys = sorted({_point_key(run) for run in family})
         if len(point_keys) == 1:
@@ -420,7 +445,7 @@ def _pareto_curves(
         seeds: dict[object, dict[tuple[str, ...], EvaluatedRun]] = {}
         for run in family:
             seeds.setdefault(run.settings.get("seed"), {})[_point_key(run)] = run
-        # A seed that lacks a point would differ in area for that reason alone.
+        # A missing point alone changes the hypervolume, so incomplete seeds are left out.
         whole = {
             seed: [by[point_key] for point_key in point_keys]
             for seed, by in seeds.items()
@@ -430,7 +455,7 @@ def _pareto_curves(
             continue
         n_incomplete_seeds = len(seeds) - len(whole)
         for key in (GATE, *_DEPLOYABLE_BASELINES):
-            # At some of the costs, or at all of them, there may be no baseline of a kind, see ``matched_cost_baselines``.
+            # A baseline may be missing at some or all costs, see ``matched_cost_baselines``.
             there = [
                 i
                 for i in range(len(point_keys))
@@ -460,7 +485,7 @@ def _pareto_curves(
 
 
 def _families(runs: Sequence[EvaluatedRun]) -> dict[str, list[EvaluatedRun]]:
-    """Put runs together that differ in nothing but seed and budget or price."""
+    """Group the runs that differ only in seed and in budget or cost weight."""
     return _grouped(runs, ignored=(*_IGNORED_SETTINGS, *_POINT_SETTINGS))
 
 
@@ -473,7 +498,10 @@ def _method_results(run: EvaluatedRun, key: str) -> PerImageResults:
 
 
 def _trainings(runs: Sequence[EvaluatedRun]) -> Iterator[TrainingCost]:
-    """Count what training each kind of gate took; a run that was evaluated at several budgets was trained once."""
+    """Yield the training cost of each kind of gate.
+
+    A run evaluated at several budgets counts once.
+    """
     for label, family in _families(runs).items():
         trained = list({run.path: run for run in family}.values())
         seconds = [run.seconds for run in trained if run.seconds is not None]
@@ -486,5 +514,5 @@ def _trainings(runs: Sequence[EvaluatedRun]) -> Iterator[TrainingCost]:
 
 
 def _mean_correct(group: Sequence[EvaluatedRun]) -> Tensor:
-    """How often each image was right over the seeds, ``[n]``."""
+    """Return the share of seeds whose gate classifies each reported image correctly, ``[n]``."""
     return torch.stack([run.results.reported[GATE].correct for run in group]).mean(dim=0)

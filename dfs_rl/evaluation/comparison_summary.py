@@ -1,4 +1,4 @@
-"""What a comparison says in words: what to ship at which cost, and which differences hold."""
+"""Sentences that summarize a comparison: recommended points and significant differences."""
 
 import itertools
 import math
@@ -17,7 +17,7 @@ from dfs_rl.evaluation.comparison_records import (
 from dfs_rl.evaluation.verdict import COST_TOLERANCE
 
 _MAX_NAMED = 3
-"""Of what cannot be told from what to ship, how many are named in a sentence."""
+"""Largest number of tied points named in a sentence."""
 
 
 def comparison_verdict(
@@ -29,17 +29,16 @@ def comparison_verdict(
     curves: Sequence[Curve],
     curve_pairs: Sequence[CurvePair],
 ) -> Iterator[str]:
-    """Say what to ship at which cost, and what the gates are worth.
+    """Yield the recommended points and the advantages of the gates, in sentences.
 
     Args:
         points: Gates, baselines and uniform settings.
-        pareto_front: Those that are taken as more computation is allowed, each followed by those
-            that val cannot tell from it.
-        budgets: What there is at each budget; none where gates have no budgets, and the Pareto
-            front is described instead.
-        images: How many images val has.
-        curves: Gates over all their budgets, each with its baselines.
-        curve_pairs: Their areas against each other.
+        pareto_front: Recommended points as the allowed computation grows, each followed by the
+            points tied with it on val.
+        budgets: Results at each budget; if empty, the Pareto front is described instead.
+        images: Number of images of val.
+        curves: Curves of the gates over all budgets, each with its baselines.
+        curve_pairs: Differences in hypervolume between the curves.
     """
     yield from _recommendations(
         {point.label: point for point in points}, pareto_front, budgets, images
@@ -57,7 +56,10 @@ def comparison_verdict(
         if any(key in gate.gains for gate in gates):
             yield from _baseline_sentences(key, name, gates)
         elif key == "cascade" and gates:
-            yield "There is no confidence cascade at any gate's cost: one pass through the whole network costs more."
+            yield (
+                "There is no confidence cascade at any gate's cost: one pass through the whole "
+                "network costs more."
+            )
     for curve in curves:
         if curve.n_incomplete_seeds and curve.baseline is None:
             yield (
@@ -74,7 +76,7 @@ def _recommendations(
     budgets: Sequence[BudgetResult],
     images: int,
 ) -> Iterator[str]:
-    """Name what to ship, and what val cannot tell from it."""
+    """Yield the recommended points and how to train recommended cascades."""
     if budgets:
         recommended_points = [
             by_label[at.recommended] for at in budgets if at.recommended is not None
@@ -96,7 +98,7 @@ def _recommendations(
             "simplest is taken: uniform bits before "
             "other tables, those before a cascade or exits, and those before a gate."
         )
-    # Rounded up, so that the budget leaves room for the cascade that was found.
+    # Rounded up, so that the budget admits the recommended cascade.
     cascades = dict.fromkeys(
         f"{math.ceil(1e4 * p.selection_computation) / 1e4:.10g}"
         for p in recommended_points
@@ -111,7 +113,7 @@ def _recommendations(
 
 
 def _baseline_sentences(key: str, name: str, gates: Sequence[Point]) -> Iterator[str]:
-    """Name the gates that are above a baseline, and those that the images cannot tell from it."""
+    """Yield the gates significantly better than a baseline, and the gates tied with it."""
     better_than = "; ".join(gate.label for gate in gates if key in gate.better_than)
     yield (
         f"Above the {name} and uniform bits at no more than its cost, by more than two standard "
@@ -126,19 +128,19 @@ def _baseline_sentences(key: str, name: str, gates: Sequence[Point]) -> Iterator
 def difference_sentences(
     *, points: Sequence[Point], pairs: Sequence[Pair], curve_pairs: Sequence[CurvePair]
 ) -> Iterator[str]:
-    """Say which gates differ, at about the same cost and over all budgets; of many gates that is long.
+    """Yield the significant differences between gates, at about the same cost and over all budgets.
 
     Args:
-        points: Gates.
-        pairs: Those that cost about the same.
-        curve_pairs: Areas of gates and their baselines against each other.
+        points: Gates and their baselines.
+        pairs: Pairs of gates of about the same cost.
+        curve_pairs: Differences in hypervolume between gates and their baselines.
     """
     yield from _pair_sentences(pairs, {point.label: point for point in points})
     yield from _hypervolume_sentences(curve_pairs)
 
 
 def _budget_recommendations(budgets: Sequence[BudgetResult], by_label: Mapping[str, Point]) -> str:
-    """Name what to ship at each budget; budgets in a row with the same answer share it."""
+    """Describe the recommended point at each budget, merging consecutive equal entries."""
     grouped = []
     for (label, tied), run in itertools.groupby(budgets, key=lambda at: (at.recommended, at.tied)):
         *others, last = (f"{at.budget:g}" for at in run)
@@ -151,7 +153,7 @@ def _budget_recommendations(budgets: Sequence[BudgetResult], by_label: Mapping[s
 
 
 def _recommendation_text(point: Point, tied: Sequence[str]) -> str:
-    """Name what to ship, what it gets right, and the first of those that val cannot tell from it."""
+    """Describe a recommended point: label, accuracy and the first of the points tied on val."""
     named = ", ".join(tied[:_MAX_NAMED])
     more = f" and {len(tied) - _MAX_NAMED} more" if len(tied) > _MAX_NAMED else ""
     unsure = f"; val cannot tell it from {named}{more}" if tied else ""
@@ -159,9 +161,10 @@ def _recommendation_text(point: Point, tied: Sequence[str]) -> str:
 
 
 def _pair_sentences(pairs: Sequence[Pair], by_label: Mapping[str, Point]) -> Iterator[str]:
-    """Say which gates at about the same cost differ beyond chance over images, by their budgets if they share them.
+    """Yield the significant differences over images between gates of about the same cost.
 
-    The gates that are above most others come first, each with all that it is above.
+    Pairs with the same budget are grouped by it. The gates that beat most others come first, each
+    with the gates that it beats.
     """
     grouped: dict[float | None, dict[str, list[str]]] = {}
     for pair in pairs:
@@ -180,7 +183,7 @@ def _pair_sentences(pairs: Sequence[Pair], by_label: Mapping[str, Point]) -> Ite
 
 
 def _ranking(curves: Sequence[Curve], curve_pairs: Sequence[CurvePair]) -> Iterator[str]:
-    """Rank the gates by area, beside their baselines', and name what the images cannot tell from the first."""
+    """Yield the ranking of the gates by hypervolume and the curves tied with the first gate."""
     gates = sorted((c for c in curves if c.baseline is None), key=lambda c: -c.hypervolume.mean)
     if not gates:
         return
@@ -193,7 +196,10 @@ def _ranking(curves: Sequence[Curve], curve_pairs: Sequence[CurvePair]) -> Itera
         )
         suffix = f" ({baselines})" if baselines else ""
         ranked.append(f"{gate.label} {gate.hypervolume.mean:.2f}{suffix}")
-    yield f"By area over all budgets, in brackets what could be shipped instead at its costs: {'; '.join(ranked)}."
+    yield (
+        "By area over all budgets, in brackets what could be shipped instead at its costs: "
+        f"{'; '.join(ranked)}."
+    )
     first = gates[0].label
     tied = [
         ({pair.first, pair.second} - {first}).pop()
@@ -205,7 +211,7 @@ def _ranking(curves: Sequence[Curve], curve_pairs: Sequence[CurvePair]) -> Itera
 
 
 def _hypervolume_sentences(differences: Sequence[CurvePair]) -> Iterator[str]:
-    """Say which areas differ over images, and over seeds as well."""
+    """Yield the significant differences in hypervolume over images, separated by spread over seeds."""
     sure: dict[str, list[str]] = {}
     unsure: dict[str, list[str]] = {}
     for pair in differences:
@@ -224,13 +230,13 @@ def _hypervolume_sentences(differences: Sequence[CurvePair]) -> Iterator[str]:
 
 
 def _listed(better_than: Mapping[str, Sequence[str]]) -> str:
-    """Name who is above whom, those first that are above most."""
+    """List each entry with the entries that it beats, sorted by their number."""
     ranked = sorted(better_than.items(), key=lambda item: -len(item[1]))
     return "; ".join(f"{better} above {', '.join(worse)}" for better, worse in ranked)
 
 
 def _is_significant(pair: CurvePair) -> bool:
-    """Whether a difference of areas is more than twice its standard deviation over seeds."""
+    """Return True if a difference exceeds two standard deviations over seeds."""
     if pair.spread is None:
         return False
     return is_significant_over_seeds(
@@ -239,5 +245,5 @@ def _is_significant(pair: CurvePair) -> bool:
 
 
 def is_significant_over_seeds(gain: Spread) -> bool:
-    """Whether a gain is more than twice its standard deviation over seeds; a single seed cannot show it."""
+    """Return True if a gain exceeds two standard deviations over seeds; False for a single seed."""
     return gain.deviation is not None and gain.mean > 2 * gain.deviation
