@@ -211,7 +211,7 @@ def _ranking(curves: Sequence[Curve], curve_pairs: Sequence[CurvePair]) -> Itera
 
 
 def _hypervolume_sentences(differences: Sequence[CurvePair]) -> Iterator[str]:
-    """Yield the significant differences in hypervolume over images, separated by spread over seeds."""
+    """Yield the differences in hypervolume that are significant over images, and over seeds too."""
     sure: dict[str, list[str]] = {}
     unsure: dict[str, list[str]] = {}
     for pair in differences:

@@ -83,9 +83,9 @@ def option_histogram(options: Tensor, n_options: int) -> Tensor:
 def paired_difference(first: Tensor, second: Tensor) -> PairedDifference:
     """Compare two methods on the same images.
 
-    The interval is the Laplace-adjusted Wald interval of Bonett and Price (2012): two
-    pseudo-images, one in favor of each method, keep the coverage correct when few images differ.
-    For binary outcomes it agrees closely with McNemar's exact test. Outcomes between 0 and 1
+    The interval is the Laplace-adjusted Wald interval of Bonett and Price (2012): two pseudo-
+    images, one in favor of each method, keep the coverage correct when few images differ. For
+    binary outcomes it excludes 0 about where McNemar's exact test rejects. Outcomes between 0 and 1
     (means over draws) are valid too. The interval covers the choice of images, not the training
     seed.
 
