@@ -65,7 +65,7 @@ def choose_cascade(
 ) -> Cascade | None:
     """Choose the most accurate cascade whose mean computation is at most ``budget``.
 
-    The second pass is the dearer one, and never runs for all images, for then the first would be
+    The second pass costs more, and never runs for all images, for then the first would be
     for nothing; it may run for none. Ties go to the higher log-likelihood, then to the cheaper one.
 
     Args:

@@ -302,7 +302,7 @@ def matched_cost_baselines(
 
     The static table, the cascade and the exits are chosen on the selection split under the gate's
     mean computation there and its ``with_cost_tolerance``: all of them the same, since a gate
-    counts as no dearer than a baseline within it. The mode table and the shuffles take their
+    counts as costing no more than a baseline within it. The mode table and the shuffles take their
     options from the gate on the reported split, which needs no label, so that their marginals are
     the very ones they are compared with.
 

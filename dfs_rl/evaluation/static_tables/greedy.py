@@ -10,7 +10,7 @@ from dfs_rl.evaluation.static_tables.scoring import StaticTable, StaticTableScor
 def greedy_path(
     scorer: StaticTableScorer, costs: CostTable, budget: float
 ) -> Iterator[StaticTable]:
-    """Yield the tables of a greedy descent, from the dearest to the first that fits under a budget.
+    """Yield the tables of a greedy descent, from the most expensive to the first within a budget.
 
     Each step lowers one layer by one option: the one whose loss of mean log-likelihood per percent
     of computation saved is the least, the first of equals. The likelihood moves where the accuracy
