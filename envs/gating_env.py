@@ -128,6 +128,8 @@ class FractionalSkippingEnv(gymnasium.Env[Observation, np.int64]):
         budget: Upper bound on computation in percent; `None` for none.
         cost_weight_range: Lowest and highest cost weight; `None` for `reward.cost` in every
             episode.
+        cost_model: Registered cost model, such as `"computation"` or `"macs"`; `None` for that of
+            the backbone.
         render_mode: `None` or `"rgb_array"`.
         device: Device of the backbone.
 
@@ -151,6 +153,7 @@ class FractionalSkippingEnv(gymnasium.Env[Observation, np.int64]):
         reward: RewardLike = None,
         budget: float | None = None,
         cost_weight_range: Pair | None = None,
+        cost_model: str | None = None,
         render_mode: str | None = None,
         device: DeviceLike = "cpu",
     ) -> None:
@@ -166,6 +169,7 @@ class FractionalSkippingEnv(gymnasium.Env[Observation, np.int64]):
             reward=reward,
             budget=budget,
             cost_weight_range=cost_weight_range,
+            cost_model=cost_model,
             device=device,
         )
         self.observation_space = observation_space(

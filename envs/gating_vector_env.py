@@ -66,6 +66,7 @@ class FractionalSkippingVectorEnv(VectorEnv[ObservationBatch, NDArray[np.int64],
         budget: Upper bound on computation in percent; `None` for none.
         cost_weight_range: Lowest and highest cost weight; `None` for `reward.cost` in every
             episode.
+        cost_model: Registered cost model; `None` for that of the backbone.
         render_mode: `None` or `"rgb_array"`; `render` returns one picture per environment.
         device: Device of the backbone.
 
@@ -91,6 +92,7 @@ class FractionalSkippingVectorEnv(VectorEnv[ObservationBatch, NDArray[np.int64],
         reward: RewardLike = None,
         budget: float | None = None,
         cost_weight_range: Pair | None = None,
+        cost_model: str | None = None,
         render_mode: str | None = None,
         device: DeviceLike = "cpu",
     ) -> None:
@@ -115,6 +117,7 @@ class FractionalSkippingVectorEnv(VectorEnv[ObservationBatch, NDArray[np.int64],
             reward=reward,
             budget=budget,
             cost_weight_range=cost_weight_range,
+            cost_model=cost_model,
             device=device,
         )
         self._batched_episodes = BatchedEpisodes(self.task, num_envs)

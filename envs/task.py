@@ -11,6 +11,7 @@ from torch import nn
 from dfs_rl.backbones import Backbone, default_digits, load_backbone
 from dfs_rl.backbones.interfaces import WalkableBackbone
 from dfs_rl.backbones.storage import load_info
+from dfs_rl.costs import COST_MODELS
 from dfs_rl.data import Dataset, ImageSet, SplitName, load_dataset
 from dfs_rl.envs.keywords import (
     BackboneLike,
@@ -88,7 +89,7 @@ class Task:
 
 
 @check_types
-def make_task(
+def make_task(  # noqa: PLR0913
     *,
     backbone: BackboneLike = None,
     backbone_weights: str | Path | None = None,
@@ -99,6 +100,7 @@ def make_task(
     reward: RewardLike = None,
     budget: float | None = None,
     cost_weight_range: Pair | None = None,
+    cost_model: str | None = None,
     device: DeviceLike = "cpu",
 ) -> Task:
     """Build a task from the arguments of an environment.
@@ -118,6 +120,7 @@ def make_task(
         budget: Upper bound on computation in percent; ``None`` for none.
         cost_weight_range: Lowest and highest cost weight; each episode draws one in between.
             ``None`` for ``reward.cost`` in every episode.
+        cost_model: Registered cost model; ``None`` for that of the backbone.
         device: Device of backbone and images.
 
     Returns:
@@ -139,7 +142,7 @@ def make_task(
             "module:function."
         )
     with trusting(trust_code):
-        frozen = _resolve_backbone(backbone, place, exits=exits)
+        frozen = _resolve_backbone(backbone, place, exits=exits, cost_model=cost_model)
     if isinstance(data, ImageSet):
         images, class_names = data, tuple(str(label) for label in range(frozen.n_classes))
     else:
@@ -170,13 +173,17 @@ def _users_backbone(
     return build_calibrated_backbone(name, data, weights=file, device=device).backbone
 
 
-def _resolve_backbone(backbone: object, device: torch.device, *, exits: bool) -> WalkableBackbone:
+def _resolve_backbone(
+    backbone: object, device: torch.device, *, exits: bool, cost_model: str | None
+) -> WalkableBackbone:
     if backbone is None:
-        backbone = _default_backbone()
+        backbone = _default_backbone() if cost_model is None else default_digits()
     elif isinstance(backbone, str | Path):
         backbone = load_backbone(Path(backbone))
     if not exits:
         backbone = _without_exits(backbone)
+    if cost_model is not None:
+        backbone = _with_cost_model(backbone, cost_model)
     if hasattr(backbone, "to_inference"):
         backbone = backbone.to_inference()
     if not isinstance(backbone, WalkableBackbone):
@@ -187,6 +194,19 @@ def _resolve_backbone(backbone: object, device: torch.device, *, exits: bool) ->
     if isinstance(backbone, nn.Module):
         backbone.to(device)
     return backbone
+
+
+def _with_cost_model(backbone: object, cost_model: str) -> object:
+    """Return a copy of a backbone with another cost model; the argument keeps its own."""
+    COST_MODELS.find(cost_model, setting="cost_model")
+    if not isinstance(backbone, Backbone):
+        raise ConfigError(
+            f"cost_model is {cost_model!r}, but the backbone is a {type(backbone).__name__}, whose "
+            "costs cannot be replaced; give its training form, or a folder."
+        )
+    changed = copy.deepcopy(backbone)
+    changed.set_cost_model(cost_model)
+    return changed
 
 
 def _without_exits(backbone: object) -> object:

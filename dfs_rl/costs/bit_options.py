@@ -1,4 +1,4 @@
-"""The menu of bit options: all bit widths that exist, and their relative costs."""
+"""Bit options of a gated layer."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,11 +29,6 @@ def menu_of(bits: Sequence[int | str] | str) -> tuple[int, ...]:
                 f"name of a menu alone: {', '.join(MENUS)}."
             )
     return BitOptions(tuple(int(word) for word in words)).values
-
-
-def relative_cost(bits: int) -> float:
-    """Return the cost of a MAC relative to 32 bit, ``(bits / 32)**2``, as in DFS (AAAI 2020)."""
-    return (bits / FULL) ** 2
 
 
 @dataclass(frozen=True)

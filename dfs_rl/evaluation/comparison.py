@@ -67,7 +67,7 @@ def check_comparable(runs: Sequence[EvaluatedRun]) -> None:
     """Check that runs can be compared.
 
     Raises:
-        DataError: If images, split, bit options or backbone differ.
+        DataError: If images, split, bit options, backbone or cost model differ.
     """
     for run in runs[1:]:
         first = runs[0]
@@ -76,6 +76,7 @@ def check_comparable(runs: Sequence[EvaluatedRun]) -> None:
             ("a split", first.summary.split, run.summary.split),
             ("a menu", list(first.summary.options), list(run.summary.options)),
             ("a backbone", first.backbone, run.backbone),
+            ("a cost model", first.summary.cost_model, run.summary.cost_model),
         ):
             if ours != theirs:
                 raise DataError(
@@ -151,6 +152,7 @@ def compare_runs(
         split=about.split,
         n=about.n,
         options=about.options,
+        cost_model=about.cost_model,
         points=tuple(points),
         references=tuple(references),
         budgets=budgets,

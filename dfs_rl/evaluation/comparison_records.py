@@ -4,6 +4,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from dfs_rl.costs import COMPUTATION
 from dfs_rl.evaluation.per_image_results import SplitResults
 from dfs_rl.evaluation.summary import EvaluationSummary
 
@@ -278,6 +279,7 @@ class ComparisonOfRuns:
         verdict: Recommended points, in sentences.
         differences: Differences between gates, in sentences.
         failed: Reason of each run that could not be evaluated, by the run.
+        cost_model: Cost model that all figures of computation follow.
     """
 
     dataset: str
@@ -300,6 +302,7 @@ class ComparisonOfRuns:
     verdict: tuple[str, ...]
     differences: tuple[str, ...]
     failed: Mapping[str, str]
+    cost_model: str = COMPUTATION
 
     @property
     def families(self) -> list[str]:

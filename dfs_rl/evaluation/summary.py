@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from dfs_rl.costs import FULL, CostTable, relative_cost
+from dfs_rl.costs import COMPUTATION, FULL, CostTable
 from dfs_rl.evaluation.baselines.methods import MethodResult
 from dfs_rl.evaluation.metrics import (
     accuracy_error,
@@ -22,7 +22,7 @@ from dfs_rl.evaluation.verdict import (
     verdict_sentences,
 )
 
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +123,7 @@ class EvaluationSummary:
             the share of images that exited before the layer.
         search: Search for the best static bit table, None without a search.
         exits_after: Number of layers before each exit.
+        cost_model: Cost model that all figures of computation follow.
     """
 
     format: int = FORMAT
@@ -142,6 +143,7 @@ class EvaluationSummary:
     histogram: tuple[tuple[float, ...], ...]
     search: SearchSummary | None
     exits_after: tuple[int, ...] = ()
+    cost_model: str = COMPUTATION
 
     def method(self, key: str) -> MethodSummary | None:
         """Return the figures of the method with a key, None if the method was not run."""
@@ -200,6 +202,7 @@ def summarize(
         shares=_shares(costs, records),
         histogram=_histogram(records, costs.n_actions) if gate else (),
         exits_after=costs.exits_after,
+        cost_model=costs.cost_model,
         search=SearchSummary(
             **{name: getattr(searches[0], name) for name in SearchSummary.__dataclass_fields__}
         )
@@ -281,8 +284,7 @@ def _shares(costs: CostTable, records: GateRecords) -> tuple[CostShare, ...]:
 
 
 def _share(name: str, macs: float, bits: int, costs: CostTable) -> CostShare:
-    percent = 100.0 * macs * relative_cost(bits) / costs.total_macs
-    return CostShare(name=name, macs=float(macs), bits=bits, percent=percent)
+    return CostShare(name=name, macs=float(macs), bits=bits, percent=costs.percent(macs, bits))
 
 
 def _exit_shares(method: MethodResult, costs: CostTable) -> tuple[float, ...]:

@@ -18,7 +18,7 @@ from dfs_rl.agents.hyperparameters import (
 from dfs_rl.errors import ConfigError
 from dfs_rl.experiments.config import GateTrainingConfig
 from dfs_rl.experiments.gate_run import GateTrainingCommand
-from dfs_rl.gating.reward import RewardTerms, RewardWeights
+from dfs_rl.gating.reward import RewardTerms, RewardWeights, terms_type, weights_type
 from dfs_rl.utils.config import NonNegativeFloat, PositiveFloat, PositiveInt, configuration
 
 if TYPE_CHECKING:
@@ -69,6 +69,7 @@ class TrainAgentConfig(GateTrainingConfig):
     """
 
     CHOICES: ClassVar = {"algorithm": ("algo", ALGORITHM_CONFIGS)}
+    BLOCKS: ClassVar = {"reward": terms_type}
     FIRST: ClassVar = (
         *("algo", "dataset", "backbone", "budget", "cost_weight"),
         *("timesteps", "seed", "run_dir", "algorithm"),
@@ -86,7 +87,7 @@ class TrainAgentConfig(GateTrainingConfig):
     exits: bool = True
     init_gate: Path | None = None
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    reward: RewardTerms = field(default_factory=RewardTerms)
+    reward: RewardTerms = field(default_factory=lambda: terms_type()())  # noqa: PLW0108 - plugins add terms
     algorithm: AlgorithmConfig = None  # type: ignore[assignment] # None: from ``algo``
     cotrain: CoTrainConfig = field(default_factory=CoTrainConfig)
 
@@ -185,7 +186,7 @@ def _default_cost_weight(config: TrainAgentConfig) -> float:
 def reward_weights_of(config: TrainAgentConfig) -> RewardWeights:
     """Return the reward weights of a configuration."""
     cost = _default_cost_weight(config) if config.cost_weight is None else config.cost_weight
-    return RewardWeights(**vars(config.reward), cost=cost)
+    return weights_type()(**vars(config.reward), cost=cost)
 
 
 def _with_resolved_defaults(config: TrainAgentConfig) -> TrainAgentConfig:

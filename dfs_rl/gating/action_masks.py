@@ -38,7 +38,7 @@ def gated_budget(
     cheapest = float(costs.least_costs()[0])
     if not left >= cheapest - _TOLERANCE:
         least = 100.0 * (cheapest + costs.fixed_cost(gate_macs=gate_macs))
-        share = 100.0 * gate_macs / costs.total_macs
+        share = costs.percent(gate_macs)
         whom = ", counted also for images that leave early" if costs.exits else ""
         gate = f" and the gate's own {share:.3g} %{whom}," if gate_macs else ""
         raise ConfigError(

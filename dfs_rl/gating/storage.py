@@ -29,7 +29,7 @@ TABLE = "table"
 """Kind of a static bit table, which has no weights."""
 CASCADE = "cascade"
 """Kind of a cascade of two static bit tables."""
-FORMAT = 2
+FORMAT = 3
 STRUCTURE_FILE = "gate.json"
 WEIGHTS_FILE = "gate.safetensors"
 

@@ -20,7 +20,9 @@ _MOST_LAYERS = 24
 
 
 @style.plain_text()
-def bit_mix_plot(curve: Curve, options: tuple[int, ...]) -> "Figure":
+def bit_mix_plot(
+    curve: Curve, options: tuple[int, ...], cost_model: str = "computation"
+) -> "Figure":
     """Draw the share of each option over mean computation, for all layers and for each layer.
 
     The figure follows Figures 12 to 15 of Shen et al. (AAAI 2020).
@@ -28,6 +30,7 @@ def bit_mix_plot(curve: Curve, options: tuple[int, ...]) -> "Figure":
     Args:
         curve: Curve of a gate.
         options: Bit options, ascending.
+        cost_model: Cost model of the horizontal axis.
     """
     shares = np.asarray(curve.histograms, dtype=np.float64)  # [points, layers, options]
     layers = shares.shape[1]
@@ -63,7 +66,7 @@ def bit_mix_plot(curve: Curve, options: tuple[int, ...]) -> "Figure":
         fontsize=style.SMALL_SIZE,
         handlelength=1.0,
     )
-    figure.supxlabel("computation per image, %", fontsize=style.SMALL_SIZE, y=0.04)
+    figure.supxlabel(f"{cost_model} per image, %", fontsize=style.SMALL_SIZE, y=0.04)
     figure.supylabel("images, %", fontsize=style.SMALL_SIZE, x=0.01)
     return figure
 

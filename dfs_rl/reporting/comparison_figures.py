@@ -35,7 +35,9 @@ def comparison_figures(comparison: ComparisonOfRuns) -> ComparisonFigures:
         points=hover_points(pareto_front, comparison),
         computation_by_difficulty=style.to_png(difficulty_plot(comparison)),
         bit_mixes={
-            curve.label: style.to_png(bit_mix_plot(curve, comparison.options))
+            curve.label: style.to_png(
+                bit_mix_plot(curve, comparison.options, comparison.cost_model)
+            )
             for curve in comparison.curves
             if curve.baseline is None
         },

@@ -28,7 +28,6 @@ ABOUT_BUDGETS = (
     "to."
 )
 """Explanation of the table of budgets."""
-_HEAD = ("method", "seeds", "accuracy %", "computation %", "patterns")
 _GAINS = {
     "static_table": "minus static",
     "cascade": "minus cascade",
@@ -76,7 +75,7 @@ def budget_table(
     """
     points = {point.label: point for point in (*comparison.points, *comparison.references)}
     head = (
-        "accuracy % at computation %",
+        f"accuracy % at {comparison.cost_model} %",
         *(f"about {at.budget:g} %" for at in comparison.budgets),
     )
     recommended_families = tuple(
@@ -121,7 +120,8 @@ def points_table(
     ]
     groups = (gates, baselines, list(comparison.references))
     gains = _gains(comparison)
-    head = (*_HEAD, *(_GAINS[key] for key in gains))
+    cost = f"{comparison.cost_model} %"
+    head = ("method", "seeds", "accuracy %", cost, "patterns", *(_GAINS[key] for key in gains))
     return head, [[_cells(point, gains) for point in group] for group in groups if group]
 
 

@@ -62,7 +62,7 @@ def pareto_plot(comparison: ComparisonOfRuns) -> "Figure":
     figure = style.new_figure(*_SIZE)
     name = style.short_middle(comparison.dataset, style.NAME_LENGTH)
     title = f"{name}, {comparison.split} split, {comparison.n:,} images; bars ± 1 standard deviation over seeds"
-    axes = _framed(figure, title, _note(scene.undrawn))
+    axes = _framed(figure, title, _note(scene.undrawn), cost_model=comparison.cost_model)
     lines = [_curve(axes, scene.references, style.MUTED, "o", None)]
     for kind, (name, colour, marker) in _CURVES.items():
         baselines = [point for point in scene.points if point.kind == kind]
@@ -98,14 +98,14 @@ def pareto_plot(comparison: ComparisonOfRuns) -> "Figure":
     return figure
 
 
-def _framed(figure: "Figure", title: str, note: Sequence[str]) -> "Axes":
+def _framed(figure: "Figure", title: str, note: Sequence[str], *, cost_model: str) -> "Axes":
     """Return empty axes under a title, with the lines of a note below them."""
     bottom = _MARGINS["bottom"] + _NOTE_HEIGHT * len(note)
     figure.subplots_adjust(**{**_MARGINS, "bottom": bottom})
     for row, line in enumerate(reversed(note)):
         y = _NOTE_HEIGHT * (row + 1 / 3)
         figure.text(_MARGINS["left"], y, line, fontsize=style.SMALL_SIZE, color=style.MUTED)
-    axes = style.pareto_axes(figure, accuracy="accuracy, %")
+    axes = style.pareto_axes(figure, accuracy="accuracy, %", cost_model=cost_model)
     style.title(axes, title)
     return axes
 

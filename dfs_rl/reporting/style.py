@@ -153,19 +153,25 @@ def tidy(axes: "Axes") -> None:
     axes.yaxis.label.set(fontsize=LABEL_SIZE, color=INK)
 
 
-def pareto_axes(figure: "Figure", *, accuracy: str) -> "Axes":
+def cost_axis(cost_model: str) -> str:
+    """Return the label of an axis of costs."""
+    return f"{cost_model} per image, % of all gated layers at 32 bit"
+
+
+def pareto_axes(figure: "Figure", *, accuracy: str, cost_model: str = "computation") -> "Axes":
     """Return empty axes for accuracy against the logarithm of computation.
 
     Args:
         figure: Figure to draw on.
         accuracy: Label of the vertical axis.
+        cost_model: Cost model of the horizontal axis.
     """
     axes = figure.add_subplot()
     axes.set_xscale("log")
     axes.grid(visible=True, which="major", color=FAINT, linewidth=0.6)
     axes.set_axisbelow(True)
     tidy(axes)
-    axes.set_xlabel("computation per image, % of all gated layers at 32 bit, log scale")
+    axes.set_xlabel(f"{cost_axis(cost_model)}, log scale")
     axes.set_ylabel(accuracy)
     return axes
 

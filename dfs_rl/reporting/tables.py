@@ -7,14 +7,9 @@ from dfs_rl.evaluation.summary import EvaluationSummary, MethodSummary
 from dfs_rl.evaluation.verdict import Comparison
 
 WIDTH = 100
-_HEAD = ("method", "accuracy %", "computation %", "gated only %", "MBitOPs", "patterns")
 _HEAD_GATE = ("gate minus method, 95 %",)
 _GAP = "  "
-_MEASURE = (
-    "Computed, not measured: MACs x (bits / 32)², in percent of all gated layers at 32 bit; ± is "
-    "the "
-    "standard error over images."
-)
+_FORMULAS = {"computation": "MACs x (bits / 32)²"}
 
 
 def summary_text(summary: EvaluationSummary) -> str:
@@ -37,7 +32,11 @@ def methods_table(summary: EvaluationSummary) -> str:
         [m for m in summary.methods if m.role == role]
         for role in ("gate", "matched", "fixed", "oracle")
     )
-    head = _HEAD + (_HEAD_GATE if gate else ())
+    cost = f"{summary.cost_model} %"
+    head = (
+        *("method", "accuracy %", cost, "gated only %", "MBitOPs", "patterns"),
+        *(_HEAD_GATE if gate else ()),
+    )
     groups = [
         [_cells(method, comparisons.get(method.key))[: len(head)] for method in group]
         for group in (gate, matched, fixed[::-1], oracle)
@@ -87,7 +86,10 @@ def aligned_table(head: Sequence[str], groups: Sequence[Sequence[Sequence[str]]]
 
 def _notes(summary: EvaluationSummary) -> str:
     shares = ", ".join(f"{share.name} {_significant(share.percent)} %" for share in summary.shares)
-    notes = [_MEASURE]
+    formula = _FORMULAS.get(summary.cost_model, f"cost model {summary.cost_model}")
+    notes = [
+        f"Computed, not measured: {formula}, % of all gated layers at 32 bit; ± 1 standard error."
+    ]
     if shares:
         whom = "per image, on average," if summary.exits_after else "for every image"
         notes.append(f"Counted {whom} beside the gated layers: {shares}.")

@@ -1,0 +1,43 @@
+"""Cost models: functions from MACs and bits to a cost."""
+
+from collections.abc import Callable
+from typing import Annotated
+
+from dfs_rl.costs.bit_options import FULL, SKIP
+from dfs_rl.utils.registry import Registry
+
+CostModel = Callable[[float, int, int | None], float]
+"""Cost of a part of the network, in any unit.
+
+Arguments are the part's multiply-accumulates, its bits, and its index for a gated layer or ``None``
+for the parts that are never gated, exits and the gate. The cost is proportional to the MACs, 0 at
+0 bit and positive at 32 bit.
+"""
+
+COST_MODELS: Registry[CostModel] = Registry("cost model")
+CostModelName = Annotated[str, COST_MODELS]
+COMPUTATION = "computation"
+"""Name of the default cost model."""
+
+
+@COST_MODELS.register(COMPUTATION)
+def computation(macs: float, bits: int, layer: int | None = None) -> float:  # noqa: ARG001
+    """Return ``macs * (bits / 32)**2``, as in DFS (AAAI 2020)."""
+    return macs * relative_cost(bits)
+
+
+@COST_MODELS.register("bitops")
+def bitops(macs: float, bits: int, layer: int | None = None) -> float:  # noqa: ARG001
+    """Return MACs x weight bits x activation bits."""
+    return macs * bits**2
+
+
+@COST_MODELS.register("macs")
+def macs_that_run(macs: float, bits: int, layer: int | None = None) -> float:  # noqa: ARG001
+    """Return the MACs that run at any precision: only skipped layers cost less."""
+    return 0.0 * macs if bits == SKIP else 1.0 * macs
+
+
+def relative_cost(bits: int) -> float:
+    """Return the computation of a MAC relative to 32 bit."""
+    return (bits / FULL) ** 2
