@@ -38,6 +38,7 @@ IGNORED = {
         "run_dir",
         "path",
         "folder",
+        "runs",
     ),
 }
 """Keys of figures that differ between two runs of the same code."""
@@ -80,9 +81,8 @@ SWEEP = """\
 command: train_agent
 settings: {timesteps: 640, num_envs: 32, eval_every: 320, fixed_budget: true}
 search: {cost_weight: {loguniform: [1, 30]}}
-objective: {name: accuracy}
+objective: {name: accuracy, budget: 3}
 trials: 2
-concurrent: 1
 retrain: {best: 1, seeds: 1}
 """
 
