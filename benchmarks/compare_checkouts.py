@@ -43,6 +43,7 @@ IGNORED = {
 }
 """Keys of figures that differ between two runs of the same code."""
 IGNORED_FILES = {"timing.json", "run.json"}
+IGNORED_FOLDERS = {"tensorboard", "tune"}
 SHOWN = 20
 
 AGENT = "--timesteps 1200 --num-envs 64 --eval-every 400"
@@ -170,7 +171,7 @@ def differences(
             {
                 f"{file.relative_to(run)}:{place}": value
                 for file in files
-                if "tensorboard" not in file.parts and "ray" not in file.parts
+                if not IGNORED_FOLDERS & set(file.parts)
                 for place, value in figures(file, names)
             }
         )
