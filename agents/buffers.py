@@ -23,7 +23,7 @@ def returns_to_go(
     *,
     gamma: float,
 ) -> Float32:
-    """Return the sum of rewards from each step to the end of its episode.
+    """Return the sum of rewards from each step to the end of its episode, ``[steps, envs]``.
 
     Args:
         rewards: Rewards, ``[steps, envs]``.
@@ -31,9 +31,6 @@ def returns_to_go(
         last_values: Value of the state after the last step, ``[envs]``, for unfinished episodes.
         last_dones: 1 where the last step ended its episode, ``[envs]``.
         gamma: Discount factor per step.
-
-    Returns:
-        Returns, ``[steps, envs]``.
     """
     returns = np.empty_like(rewards)
     following = last_values * (1.0 - last_dones)
@@ -44,18 +41,14 @@ def returns_to_go(
 
 
 def leave_one_out_baseline(returns: Float32, group: int) -> Float32:
-    """Return the mean return of the input's other rollouts, for each rollout and layer.
+    """Return the mean return of the input's other rollouts, ``[steps, envs]``.
 
     A rollout's baseline does not depend on its own actions, so the policy gradient keeps its
     expectation; subtracting the mean of all rollouts would shrink it by ``1 - 1 / group``.
 
     Args:
-        returns: Returns, ``[steps, envs]``; environments ``k * group`` to ``(k + 1) * group - 1``
-            have the same input.
+        returns: Returns, ``[steps, envs]``; ``group`` consecutive environments have one input.
         group: Rollouts per input, at least 2.
-
-    Returns:
-        Baselines, ``[steps, envs]``.
     """
     grouped = returns.reshape(len(returns), -1, group)  # [steps, images, group]
     others = (grouped.sum(axis=2, keepdims=True) - grouped) / (group - 1)
@@ -75,11 +68,8 @@ def early_exit_baseline(
     Args:
         returns: Undiscounted returns of whole episodes, ``[layers, envs]``.
         rewards: Rewards, ``[layers, envs]``.
-        padding: True after the end of an episode, ``[layers, envs]``.
+        padding: True after the end of an episode, ``[layers, envs]``, where the result is undefined.
         group: Rollouts per input, at least 2.
-
-    Returns:
-        Baselines, ``[layers, envs]``; undefined where ``padding``.
     """
     parts = (len(returns), -1, group)
     active = (~padding).reshape(parts)  # [layers, images, group]
@@ -123,7 +113,11 @@ class GroupRolloutBuffer(DictRolloutBuffer):
         **kwargs: Any,  # noqa: ANN401 - passed on
     ) -> None:
         super().__init__(*args, **kwargs)
-        check_groups(self.n_envs, group_size)
+        if group_size < 1 or self.n_envs % group_size != 0:
+            raise ConfigError(
+                f"num_envs is {self.n_envs} and group_size is {group_size}; group_size must be at "
+                "least 1 and divide num_envs."
+            )
         if group_size == 1 and not sync_episodes:
             raise ConfigError(
                 "group_size is 1, which leaves no other rollout to compare with; "
@@ -134,12 +128,7 @@ class GroupRolloutBuffer(DictRolloutBuffer):
         self._active: NDArray[np.bool_] = np.ones(0, dtype=np.bool_)
 
     def compute_returns_and_advantage(self, last_values: Tensor, dones: np.ndarray) -> None:
-        """Fill ``returns`` (the value function's target) and ``advantages`` from the rewards.
-
-        Args:
-            last_values: Estimated value of the state after the last step, ``[envs, 1]``.
-            dones: True where the last step ended its episode, bool ``[envs]``.
-        """
+        """Fill ``returns`` (the value function's target) and ``advantages`` from the rewards."""
         padding = np.zeros(self.rewards.shape, dtype=np.bool_)
         if self.sync_episodes:  # every episode starts at the first step and is padded at its end
             padding[1:] = self.episode_starts[1:].cumsum(axis=0) > 0
@@ -183,16 +172,3 @@ class MaskableGroupRolloutBuffer(GroupRolloutBuffer, MaskableDictRolloutBuffer):
 
 class RecurrentGroupRolloutBuffer(GroupRolloutBuffer, RecurrentDictRolloutBuffer):
     """Group rollout buffer for ``RecurrentPPO``, which also stores LSTM states."""
-
-
-def check_groups(n_envs: int, group_size: int) -> None:
-    """Check that environments divide into groups.
-
-    Raises:
-        ConfigError: If ``group_size`` is below 1 or does not divide ``n_envs``.
-    """
-    if group_size < 1 or n_envs % group_size != 0:
-        raise ConfigError(
-            f"num_envs is {n_envs} and group_size is {group_size}; "
-            "group_size must be at least 1 and divide num_envs."
-        )

@@ -52,12 +52,10 @@ class UniformOptionRewards(NamedTuple):
         return (self.rewards - cost_weight[:, None] * self.spent).argmax(dim=1)
 
     def best_within(self, targets: Tensor) -> Tensor:
-        """Return the best option within each target cost, int64 ``[n]``.
+        """Return the best option within each target cost, int64 ``[n]``; else the cheapest.
 
-        Ties go to fewer bits. If every option exceeds the target, the cheapest option is returned.
-
-        Args:
-            targets: Upper bounds on the cost of the gated layers as fractions, float64 ``[n]``.
+        Ties go to fewer bits. ``targets`` bound the cost of the gated layers as fractions, float64
+        ``[n]``.
         """
         within = self.spent <= targets[:, None]  # [n, options]
         best = self.rewards.where(within, -torch.inf).argmax(dim=1)
@@ -76,13 +74,13 @@ def evaluate_uniform_options(
     budget: float | None = None,
     gate_macs: float = 0.0,
 ) -> UniformOptionRewards:
-    """Evaluate each bit option at all layers of a backbone.
+    """Evaluate each bit option at all layers of a backbone in inference form.
 
     Args:
-        backbone: The backbone, in inference form.
+        backbone: The backbone.
         images: Images to evaluate on.
         weights: Reward weights; the cost weight is ignored.
-        budget: Per-input budget on computation in percent; ``None`` for none.
+        budget: Per-input budget in percent; ``None`` for none.
         gate_macs: MACs of the gate per image, which count towards the budget.
     """
     costs = backbone.costs
@@ -121,12 +119,8 @@ def best_uniform_within_budget(
 ) -> TargetOptions:
     """Return a function that selects the best uniform option within each image's budget.
 
-    The best option has the highest mean log-likelihood of the labels.
-
-    Args:
-        backbone: The backbone, in inference form.
-        target: Function from preferences to budgets of the gated layers as fractions, float64
-            ``[n]`` in and out; called with preference 1 for a gate for one budget.
+    The best option has the highest mean log-likelihood of the labels. ``target`` maps preferences
+    to budgets, see ``GateTask``.
     """
 
     def target_options(images: ImageSet, preferences: Tensor | None) -> Tensor:
@@ -139,21 +133,20 @@ def best_uniform_within_budget(
 
 
 def target_probabilities(target_options: Tensor, costs: CostTable, layer: int) -> Tensor:
-    """Return target probabilities of the actions at a layer, float32 ``[n, actions]``.
+    """Return the probabilities of the actions at a layer, float32 ``[n, actions]``.
 
-    Rows sum to 1.
+    An exit after this layer counts as a neighbour of every option.
 
     Args:
         target_options: Option to imitate at all layers, int64 ``[n]``.
-        costs: Cost table of the backbone; an exit after this layer counts as a neighbour of every
-            option.
+        costs: Cost table of the backbone.
         layer: Index of the layer.
     """
-    menu = torch.arange(len(costs.options), device=target_options.device)
-    scores = _NEIGHBOUR * (menu - target_options[:, None]).float().square()
+    options = torch.arange(len(costs.options), device=target_options.device)
+    scores = _NEIGHBOUR * (options - target_options[:, None]).float().square()
     if costs.exits:
-        leaving = _NEIGHBOUR if layer in costs.exits_after else -torch.inf
-        scores = torch.cat([scores, scores.new_full((len(target_options), 1), leaving)], dim=1)
+        exit_score = _NEIGHBOUR if layer in costs.exits_after else -torch.inf
+        scores = torch.cat([scores, scores.new_full((len(target_options), 1), exit_score)], dim=1)
     return scores.softmax(dim=1)
 
 
@@ -190,37 +183,20 @@ def behavior_cloning(
     if gate.budget_conditioning is not None:
         preferences = torch.rand(IMAGES, generator=generator, device=device)
     options = target_options(drawn, preferences).to(device)
-    probabilities, seen = _rollout_targets(
-        options, backbone, drawn, preferences, generator, budget=budget, gate_macs=gate.macs
-    )
-    _fit_gate(gate, probabilities, seen, generator)
-
-
-def _rollout_targets(
-    target_options: Tensor,
-    backbone: WalkableBackbone,
-    images: ImageSet,
-    preferences: Tensor | None,
-    generator: torch.Generator,
-    *,
-    budget: float | None,
-    gate_macs: float,
-) -> tuple[list[Tensor], list[Observation]]:
-    """Run episodes with options sampled from the targets; return both per layer."""
     probabilities, seen = [], []
     with torch.no_grad():
-        state = run_stem(backbone, images.images)
+        state = run_stem(backbone, drawn.images)
         while state.layer < backbone.costs.n_layers:
-            probabilities.append(target_probabilities(target_options, backbone.costs, state.layer))
+            probabilities.append(target_probabilities(options, backbone.costs, state.layer))
             seen.append(
                 observe(
-                    backbone, state, budget=budget, gate_macs=gate_macs, preferences=preferences
+                    backbone, state, budget=budget, gate_macs=gate.macs, preferences=preferences
                 )
             )
             to_stay = probabilities[-1][:, : len(backbone.options)]
-            drawn = torch.multinomial(to_stay, 1, generator=generator)[:, 0]
-            state = run_layer(backbone, state, drawn)
-    return probabilities, seen
+            sampled = torch.multinomial(to_stay, 1, generator=generator)[:, 0]
+            state = run_layer(backbone, state, sampled)
+    _fit_gate(gate, probabilities, seen, generator)
 
 
 def _fit_gate(
@@ -237,12 +213,12 @@ def _fit_gate(
     for _ in range(_STEPS):
         rows = torch.randint(n, (_BATCH,), generator=generator, device=device)
         gate.reset(_BATCH)
-        log_odds = [
+        log_probabilities = [
             gate(s.features[rows], s.layer, s.context[rows]).log_softmax(dim=1) for s in seen
         ]
         loss = -sum(
             (theirs[rows] * ours).sum(dim=1).mean()
-            for theirs, ours in zip(probabilities, log_odds, strict=True)
+            for theirs, ours in zip(probabilities, log_probabilities, strict=True)
         )
         optimizer.zero_grad()
         loss.backward()
