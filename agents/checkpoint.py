@@ -30,10 +30,12 @@ def capture(model: BaseAlgorithm) -> Checkpoint:
     """
     tensors = module_tensors(model.policy, "policy")
     tensors |= optimizer_tensors(model.policy.optimizer, "optimizer")
+    env = model.get_env()
+    assert isinstance(env, SB3GatingVecEnv)
     state = {
         "timesteps": model.num_timesteps,
         "updates": model._n_updates,
-        "env": cast("SB3GatingVecEnv", model.get_env()).get_state(),
+        "env": env.get_state(),
     }
     if isinstance(model, OffPolicyAlgorithm):
         assert isinstance(model.replay_buffer, DictReplayBuffer)
@@ -54,7 +56,8 @@ def restore(model: BaseAlgorithm, checkpoint: Checkpoint) -> None:
     try:
         restore_module(model.policy, tensors, "policy")
         restore_optimizer(model.policy.optimizer, tensors, "optimizer")
-        env = cast("SB3GatingVecEnv", model.get_env())
+        env = model.get_env()
+        assert isinstance(env, SB3GatingVecEnv)
         model._last_obs = env.set_state(cast("dict[str, Any]", state["env"]))
         # Updates consist of whole episodes.
         model._last_episode_starts = np.ones(model.n_envs, dtype=bool)

@@ -102,6 +102,7 @@ class AlgorithmConfig:
         Raises:
             ConfigError: If a value does not fit the size of an update.
         """
+        del update  # sets further defaults in subclasses
         rate = self.learning_rate
         if rate is None:
             rate = min(_MAX_LEARNING_RATE, self.path_length[start] / timesteps)
@@ -139,7 +140,7 @@ class PolicyGradientConfig(OnPolicyConfig):
         max_grad_norm: Maximum norm of the gradient, for clipping.
     """
 
-    path_length = {"uniform": 1_500.0, "indifferent": 12_000.0}
+    path_length: ClassVar[Mapping[Start, float]] = {"uniform": 1_500.0, "indifferent": 12_000.0}
 
     ent_coef: NonNegativeFloat | None = None
     vf_coef: NonNegativeFloat = 0.5

@@ -24,7 +24,7 @@ _KEPT = 8
 """Copies of hidden activations, observations and records that exist at the same time."""
 
 
-def training_needs(
+def training_needs(  # noqa: PLR0913
     backbone: Backbone,
     *,
     kind: BuiltKind,

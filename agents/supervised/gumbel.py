@@ -31,7 +31,6 @@ from dfs_rl.agents.supervised.trainer import (
     accuracy_of,
 )
 from dfs_rl.data import ImageSet
-from dfs_rl.utils.seeding import torch_generator
 
 
 class GumbelTrainer(GateTrainer):

@@ -210,13 +210,7 @@ def train(
     def freeze() -> InferenceBackbone:
         return backbone.to_inference(dtype).to(device)
 
-    cotrainer = None
-    if config.cotrains:
-        cotrainer = CoTrainer(
-            config.cotrain, backbone, dataset, seed=config.seed, budget=config.per_input_budget
-        )
-        if session.checkpoint is not None and session.state is not None:
-            cotrainer.restore(session.checkpoint.tensors, session.state.backbone_steps)
+    cotrainer = _make_cotrainer(config, backbone, dataset, session)
     gate = make_gate(config, backbone, initial=initial)
     task = Task(
         backbone=freeze(),
@@ -247,15 +241,8 @@ def train(
     starts_uniform = initial is None and config.resolved_start == "uniform"
     if session.checkpoint is not None:
         restore(model, session.checkpoint)
-    elif initial is not None:
-        load_gate_into_policy(model, initial)
-    elif starts_uniform:
-        uniform = export(model)
-        wanted = best_uniform_at_cost_weight(task)
-        behavior_cloning(
-            uniform, task.backbone, task.images, wanted, budget=task.budget, seed=config.seed
-        )
-        load_gate_into_policy(model, uniform)
+    elif starts_uniform or initial is not None:
+        load_gate_into_policy(model, initial or _uniform_gate(export(model), task, config.seed))
     session.keep_best(stored, gate, cotrained=config.cotrains)
     board = session.open_board(purge_step=lifecycle.resumed_at)
     model.set_logger(Logger(None, [MetricsFile(session.log), board]))
@@ -307,6 +294,30 @@ def train(
         gate_images=env.episodes + (pretraining_images(backbone.costs) if starts_uniform else 0),
         backbone_images=cotrainer.images_seen if cotrainer else 0,
     )
+
+
+def _make_cotrainer(
+    config: TrainAgentConfig,
+    backbone: Backbone,
+    dataset: Dataset,
+    session: RunSession[LearningState],
+) -> CoTrainer | None:
+    """Return the trainer of the backbone, restored from the checkpoint; ``None`` if frozen."""
+    if not config.cotrains:
+        return None
+    cotrainer = CoTrainer(
+        config.cotrain, backbone, dataset, seed=config.seed, budget=config.per_input_budget
+    )
+    if session.checkpoint is not None and session.state is not None:
+        cotrainer.restore(session.checkpoint.tensors, session.state.backbone_steps)
+    return cotrainer
+
+
+def _uniform_gate(gate: LearnedGate, task: Task, seed: int) -> LearnedGate:
+    """Return ``gate``, pretrained to sample around the uniform option with the highest reward."""
+    wanted = best_uniform_at_cost_weight(task)
+    behavior_cloning(gate, task.backbone, task.images, wanted, budget=task.budget, seed=seed)
+    return gate
 
 
 def gate_timesteps(config: TrainAgentConfig) -> int:
