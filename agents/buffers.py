@@ -25,12 +25,7 @@ def returns_to_go(
 ) -> Float32:
     """Return the sum of rewards from each step to the end of its episode, ``[steps, envs]``.
 
-    Args:
-        rewards: Rewards, ``[steps, envs]``.
-        episode_starts: 1 where a step is the first of its episode, ``[steps, envs]``.
-        last_values: Value of the state after the last step, ``[envs]``, for unfinished episodes.
-        last_dones: 1 where the last step ended its episode, ``[envs]``.
-        gamma: Discount factor per step.
+    ``last_values`` complete the episodes that have not ended, where ``last_dones`` is 0.
     """
     returns = np.empty_like(rewards)
     following = last_values * (1.0 - last_dones)

@@ -79,6 +79,18 @@ class BoundaryCallback(BaseCallback):
             self._done_at = timesteps
 
 
+class BetweenUpdates(BoundaryCallback):
+    """Calls a function with the number of steps between two updates."""
+
+    def __init__(self, lifecycle: Lifecycle, function: Callable[[int], None]) -> None:
+        super().__init__(lifecycle)
+        self._function = function
+
+    def between_updates(self, timesteps: int) -> None:
+        """Call the function."""
+        self._function(timesteps)
+
+
 class SyncEpisodes(BaseCallback):
     """Excludes padding steps from an algorithm's step count, for episodes of different lengths.
 
@@ -97,12 +109,7 @@ class SyncEpisodes(BaseCallback):
 
 
 class Schedules(BaseCallback):
-    """Seeds each update from the run's seed and the step count, and anneals the entropy bonus.
-
-    Args:
-        seed: Seed of the run.
-        config: Hyperparameters of the algorithm.
-    """
+    """Seeds each update from the run's seed and the step count, and anneals the entropy bonus."""
 
     def __init__(self, *, seed: int, config: AlgorithmConfig) -> None:
         super().__init__()
@@ -156,13 +163,7 @@ def has_finite_weights(model: BaseAlgorithm) -> bool:
 
 
 def learn(model: BaseAlgorithm, steps: int, callbacks: list[BaseCallback], *, fresh: bool) -> None:
-    """Train an algorithm for another ``steps`` steps.
-
-    Args:
-        model: The algorithm.
-        steps: Number of steps; 0 only runs the end of the callbacks.
-        callbacks: Callbacks, including the one for logging.
-        fresh: True for a new run, False for a resumed one.
+    """Train an algorithm for another ``steps`` steps; ``fresh`` is False for a resumed run.
 
     Raises:
         TrainingError: If the policy's weights are no longer finite.

@@ -6,15 +6,13 @@ pass as teacher. The weights learn from the train split and the gate from the ag
 labels the weights never use.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
-from stable_baselines3.common.base_class import BaseAlgorithm
 from torch import Tensor
 from torch.nn import functional
 
-from dfs_rl.agents.callbacks import BoundaryCallback, Lifecycle
 from dfs_rl.agents.cotraining_config import CoTrainConfig
 from dfs_rl.backbones.base import Backbone, InferenceBackbone
 from dfs_rl.backbones.interfaces import WalkableBackbone
@@ -44,13 +42,8 @@ def gated_rollout(
 ) -> Tensor:
     """Return the logits ``[batch, classes]``, with gradients for the backbone but not for the gate.
 
-    Args:
-        backbone: The backbone, in training form.
-        gate: The gate.
-        images: Images, uint8 ``[batch, c, h, w]``.
-        generator: Random generator of the options.
-        budget: Per-input budget in percent; options above it are masked, as in deployment.
-        greedy: True to run the most likely options instead of sampling.
+    Options are sampled, or the most likely ones if ``greedy``; those above the per-input budget, in
+    percent, are masked, as in deployment.
     """
     # Under budget conditioning every image has a preference, as in the training of the gate.
     preferences = None
@@ -212,32 +205,3 @@ class CoTrainer:
             labels.device
         )
         return augment(images[rows], generator, flip=self._flip), labels[rows]
-
-
-class CoTraining(BoundaryCallback):
-    """Trains the backbone for one step after each update of the gate.
-
-    Args:
-        lifecycle: State shared by all callbacks of a training.
-        trainer: Trainer of the backbone.
-        export: Function that exports the policy to a gate.
-        renew: Function that updates the backbone of the environment.
-    """
-
-    def __init__(
-        self,
-        lifecycle: Lifecycle,
-        trainer: CoTrainer,
-        *,
-        export: Callable[[BaseAlgorithm], LearnedGate],
-        renew: Callable[[], None],
-    ) -> None:
-        super().__init__(lifecycle)
-        self._trainer, self._export, self._renew = trainer, export, renew
-
-    def between_updates(self, timesteps: int) -> None:
-        """Train the backbone for one step, except before the gate's first update."""
-        if timesteps > 0:
-            for name, value in self._trainer.step(self._export(self.model)).items():
-                self.logger.record(f"backbone/{name}", value)
-            self._renew()

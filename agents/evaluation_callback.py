@@ -5,10 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from stable_baselines3.common.base_class import BaseAlgorithm
 from torch import Tensor
 
-from dfs_rl.agents.callbacks import BoundaryCallback, Lifecycle
 from dfs_rl.backbones.interfaces import WalkableBackbone
 from dfs_rl.costs import CostTable
 from dfs_rl.data import ImageSet
@@ -18,7 +16,6 @@ from dfs_rl.evaluation.evaluator import evaluate_gate
 from dfs_rl.evaluation.records import GateRecords
 from dfs_rl.gating.action_masks import gated_budget
 from dfs_rl.gating.budget_conditioning import CostWeightRange, low_discrepancy_preferences
-from dfs_rl.gating.networks import LearnedGate
 from dfs_rl.gating.reward import PredictionScores, RewardWeights, step_cost, terminal_reward
 from dfs_rl.gating.storage import StoredGate
 from dfs_rl.utils.config import NonNegativeInt
@@ -63,9 +60,7 @@ def rewards_of(
 def is_not_worse(rewards: Tensor, highest: Tensor) -> bool:
     """Return whether a gate is at most one standard error worse than the best one so far.
 
-    Args:
-        rewards: Reward of each image under the new gate, ``[n]``.
-        highest: Reward of each image under the gate with the highest mean so far, ``[n]``.
+    Both have the reward of each image, ``[n]``; ``highest`` has the highest mean so far.
     """
     difference = rewards - highest
     error = difference.std() / len(difference) ** 0.5
@@ -208,30 +203,3 @@ class Validator:
             "histogram": records.histogram(backbone.costs.n_actions).tolist(),
         }
         return record, is_best
-
-
-class Validation(BoundaryCallback):
-    """Validates a policy's gate before the first update, at intervals and after the last update.
-
-    Args:
-        lifecycle: State shared by all callbacks of a training.
-        is_due: Function of the steps that returns True if a validation is due.
-        validate: Function that validates a gate after so many steps.
-        export: Function that exports the policy to the gate that is deployed.
-    """
-
-    def __init__(
-        self,
-        lifecycle: Lifecycle,
-        *,
-        is_due: Callable[[int], bool],
-        validate: Callable[[LearnedGate, int], None],
-        export: Callable[[BaseAlgorithm], LearnedGate],
-    ) -> None:
-        super().__init__(lifecycle)
-        self._is_due, self._validate, self._export = is_due, validate, export
-
-    def between_updates(self, timesteps: int) -> None:
-        """Validate the gate if a validation is due."""
-        if self._is_due(timesteps):
-            self._validate(self._export(self.model), timesteps)

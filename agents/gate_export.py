@@ -108,16 +108,10 @@ _GATES: Mapping[BuiltKind, type[LearnedGate]] = {
 
 @torch.no_grad()
 def deploy(model: BaseAlgorithm, template: LearnedGate) -> LearnedGate:
-    """Export a policy's actor to a gate with the same logits or action values.
+    """Return a copy of ``template`` on the policy's device, with the weights of its actor.
 
-    Weights of features that a layer lacks are dropped.
-
-    Args:
-        model: An algorithm from ``build_algorithm``.
-        template: Gate of the policy's shape, with the name and budget of the result.
-
-    Returns:
-        The gate, on the policy's device, with copied weights.
+    Both have the same shape, and the gate the same logits or action values. Weights of features
+    that a layer lacks are dropped.
     """
     gate = copy.deepcopy(template)
     extractor = _extractor(model)
@@ -174,12 +168,7 @@ def _linear(module: nn.Module) -> nn.Linear:
 
 
 def check_initial_gate(gate: LearnedGate, wanted: LearnedGate, source: str) -> None:
-    """Check that a gate can initialize the gate to be trained.
-
-    Args:
-        gate: The gate to initialize from.
-        wanted: The untrained gate.
-        source: Origin of ``gate``, for the error message.
+    """Check that the gate of ``source`` can initialize the gate to be trained.
 
     Raises:
         ConfigError: If kind, options, choices, features or width differ.
@@ -206,10 +195,6 @@ def load_gate_into_policy(model: BaseAlgorithm, gate: LearnedGate) -> None:
     on a plain backbone, and starts from a supervised gate. A budget-conditioned gate initializes a
     policy for one budget at its current preference; a gate for one budget initializes a
     budget-conditioned policy equally at all preferences.
-
-    Args:
-        model: An algorithm with an actor.
-        gate: A gate that passes ``check_initial_gate``.
     """
     extractor = _extractor(model)
     if isinstance(gate, LSTMGate):

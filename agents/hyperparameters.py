@@ -94,11 +94,6 @@ class AlgorithmConfig:
     def resolve(self, update: RolloutSize, *, timesteps: int, start: Start) -> Self:
         """Return a copy with the defaults that depend on the training; no value is ``None``.
 
-        Args:
-            update: Size of an update.
-            timesteps: Length of the whole training.
-            start: Initial policy of the gate.
-
         Raises:
             ConfigError: If a value does not fit the size of an update.
         """
@@ -323,11 +318,6 @@ def resolved_group_size(config: AlgorithmConfig, asked: int | None, *, start: St
     A gate pretrained on uniform options runs each image once per update by default. It has to learn
     small differences, for which more images per update help more than a baseline that cancels the
     difficulty of an image.
-
-    Args:
-        config: Hyperparameters; their type selects the algorithm.
-        asked: Group size of the user; ``None`` for the default.
-        start: Initial policy of the gate.
 
     Raises:
         ConfigError: If the group size is not 1 and the algorithm is not on-policy.

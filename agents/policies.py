@@ -81,14 +81,7 @@ class PerLayerEmbedding(BaseFeaturesExtractor):
 
 
 class PerLayerExtractor(PerLayerEmbedding):
-    """Two-layer perceptron per gated layer, from features and context to scores of the options.
-
-    Args:
-        observation_space: Observation space of the environment.
-        feature_sizes: Number of leading features that each gated layer reads.
-        hidden: Width of the hidden layer.
-        outputs: Number of scores per layer.
-    """
+    """Two-layer perceptron per gated layer, from features and context to scores of the options."""
 
     def __init__(
         self,

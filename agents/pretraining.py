@@ -17,9 +17,9 @@ from dfs_rl.agents.evaluation_callback import rewards_of
 from dfs_rl.backbones.interfaces import WalkableBackbone
 from dfs_rl.costs import CostTable
 from dfs_rl.data import ImageSet
-from dfs_rl.envs.task import Task
 from dfs_rl.evaluation.evaluator import evaluate_static_table
 from dfs_rl.gating.action_masks import gated_budget
+from dfs_rl.gating.budget_conditioning import CostWeightRange
 from dfs_rl.gating.execution import run_layer, run_stem
 from dfs_rl.gating.networks import LearnedGate
 from dfs_rl.gating.observation import Observation, observe
@@ -62,8 +62,8 @@ class UniformOptionRewards(NamedTuple):
         return torch.where(within.any(dim=1), best, self.spent.argmin())
 
 
-TargetOptions = Callable[[ImageSet, Tensor | None], Tensor]
-"""Maps images ``[n]`` and their preferences, float32 ``[n]``, to target options, int64 ``[n]``."""
+ChooseOptions = Callable[[UniformOptionRewards, Tensor | None], Tensor]
+"""Maps rewards and the preferences of ``n`` images to the options to imitate, int64 ``[n]``."""
 
 
 def evaluate_uniform_options(
@@ -98,38 +98,30 @@ def evaluate_uniform_options(
     return UniformOptionRewards(rewards, spent)
 
 
-def best_uniform_at_cost_weight(task: Task) -> TargetOptions:
-    """Return a function that selects the best uniform option at each image's cost weight."""
+def best_at_cost_weight(
+    weights: RewardWeights, cost_weight_range: CostWeightRange | None
+) -> ChooseOptions:
+    """Return a function that chooses the best option at each image's cost weight."""
 
-    def target_options(images: ImageSet, preferences: Tensor | None) -> Tensor:
-        uniform_rewards = evaluate_uniform_options(
-            task.backbone, images, task.reward, budget=task.budget, gate_macs=task.gate_macs
-        )
-        if preferences is None or task.cost_weight_range is None:
-            cost_weight = torch.full((len(images),), task.reward.cost, dtype=torch.float64)
-        else:
-            cost_weight = task.cost_weight_range.at(preferences.double().cpu())
-        return uniform_rewards.best_at(cost_weight)
+    def choose(uniform: UniformOptionRewards, preferences: Tensor | None) -> Tensor:
+        if preferences is None or cost_weight_range is None:
+            return uniform.best_at(torch.tensor([weights.cost], dtype=torch.float64))
+        return uniform.best_at(cost_weight_range.at(preferences))
 
-    return target_options
+    return choose
 
 
-def best_uniform_within_budget(
-    backbone: WalkableBackbone, target: Callable[[Tensor], Tensor]
-) -> TargetOptions:
-    """Return a function that selects the best uniform option within each image's budget.
+def best_within_budget(target: Callable[[Tensor], Tensor]) -> ChooseOptions:
+    """Return a function that chooses the best option within each image's budget.
 
-    The best option has the highest mean log-likelihood of the labels. ``target`` maps preferences
-    to budgets, see ``GateTask``.
+    ``target`` maps preferences to budgets, see ``GateTask``.
     """
 
-    def target_options(images: ImageSet, preferences: Tensor | None) -> Tensor:
-        likelihood = RewardWeights(accuracy=0.0, log_likelihood=1.0)
-        uniform_rewards = evaluate_uniform_options(backbone, images, likelihood)
-        where = torch.ones(len(images)) if preferences is None else preferences.cpu()
-        return uniform_rewards.best_within(target(where.double()))
+    def choose(uniform: UniformOptionRewards, preferences: Tensor | None) -> Tensor:
+        one_budget = torch.ones(1, dtype=torch.float64)
+        return uniform.best_within(target(one_budget if preferences is None else preferences))
 
-    return target_options
+    return choose
 
 
 def target_probabilities(target_options: Tensor, costs: CostTable, layer: int) -> Tensor:
@@ -159,19 +151,21 @@ def behavior_cloning(
     gate: LearnedGate,
     backbone: WalkableBackbone,
     images: ImageSet,
-    target_options: TargetOptions,
+    weights: RewardWeights,
+    choose: ChooseOptions,
     *,
     budget: float | None = None,
     seed: int,
 ) -> None:
-    """Train a gate to imitate the target uniform options at every layer.
+    """Train a gate to imitate the best uniform option at every layer.
 
     Args:
         gate: Gate to train in place, on the device of ``images``; it must choose from all options.
-            A budget-conditioned gate learns the target option of each preference.
+            A budget-conditioned gate learns the option of each preference.
         backbone: The backbone, in inference form.
         images: The agent split.
-        target_options: Function that returns the options to imitate.
+        weights: Reward weights that the options are evaluated with.
+        choose: Function that chooses the options to imitate.
         budget: Per-input budget that the gate observes, in percent; ``None`` for none.
         seed: Seed of the images and of the random draws.
     """
@@ -182,7 +176,9 @@ def behavior_cloning(
     preferences = None
     if gate.budget_conditioning is not None:
         preferences = torch.rand(IMAGES, generator=generator, device=device)
-    options = target_options(drawn, preferences).to(device)
+    uniform = evaluate_uniform_options(backbone, drawn, weights, budget=budget, gate_macs=gate.macs)
+    wanted = choose(uniform, None if preferences is None else preferences.double().cpu())
+    options = wanted.to(device).expand(IMAGES)
     probabilities, seen = [], []
     with torch.no_grad():
         state = run_stem(backbone, drawn.images)

@@ -55,13 +55,7 @@ def replay_tensors(buffer: DictReplayBuffer, prefix: str) -> dict[str, Tensor]:
 def restore_replay(
     buffer: DictReplayBuffer, tensors: Mapping[str, Tensor], prefix: str, *, position: int
 ) -> None:
-    """Restore an empty replay buffer of the same size from the tensors of ``replay_tensors``.
-
-    Args:
-        buffer: The buffer.
-        tensors: Tensors by name.
-        prefix: Prefix of their names.
-        position: ``buffer.pos`` when the tensors were taken.
+    """Restore an empty buffer of the same size from ``replay_tensors`` and ``buffer.pos``.
 
     Raises:
         KeyError: If a part is missing.

@@ -73,11 +73,6 @@ class BlockDropTrainer(GateTrainer):
 
     Each image runs twice, under sampled and under the most likely options. Metrics and the Lagrange
     multiplier follow the latter, which the deployed gate chooses.
-
-    Args:
-        blockdrop: Hyperparameters of BlockDrop.
-        config: Hyperparameters of all methods.
-        task: Task of the gate.
     """
 
     def __init__(

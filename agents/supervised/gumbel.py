@@ -36,10 +36,7 @@ from dfs_rl.data import ImageSet
 class GumbelTrainer(GateTrainer):
     """Trains a Gumbel gate; a budget-conditioned one runs each image at a random preference.
 
-    Args:
-        config: Hyperparameters.
-        task: Task of the gate.
-        cotrainer: Trainer of the task's backbone; ``None`` for a fixed backbone.
+    A ``cotrainer`` trains the task's backbone too.
     """
 
     executed_everything = True

@@ -62,9 +62,7 @@ def leave_one_out_advantages(returns: Tensor) -> Tensor:
 def entropy(probabilities: Tensor, choices: Sequence[int]) -> Tensor:
     """Return the entropy of an image's decisions, summed over layers and averaged, in nats.
 
-    Args:
-        probabilities: Probabilities of the options, ``[batch, layers, options]``.
-        choices: Indices of the allowed options; the others have probability 0 and no gradient.
+    Options ``[batch, layers, options]`` outside ``choices`` have probability 0 and no gradient.
     """
     # one entropy per image, layer and choice: [batch, layers, choices]
     each: Tensor = torch.special.entr(probabilities[:, :, list(choices)])
@@ -92,13 +90,7 @@ def hybrid_loss(
 
 
 class SkipNetTrainer(GateTrainer):
-    """Trains the gate of SkipNet, which chooses from ``skip_or_run``, for one budget.
-
-    Args:
-        skipnet: Hyperparameters of SkipNet.
-        config: Hyperparameters of all methods.
-        task: Task of the gate.
-    """
+    """Trains the gate of SkipNet, which chooses from ``skip_or_run``, for one budget."""
 
     def __init__(self, skipnet: SkipNetConfig, config: SupervisedConfig, task: GateTask) -> None:
         super().__init__(config, task)

@@ -121,10 +121,6 @@ class GateTrainer(ABC):
     """Base of the trainers of a gate, with one batch per step.
 
     All randomness follows from the seed and the number of steps, so training resumes at any step.
-
-    Args:
-        config: Hyperparameters.
-        task: Task of the gate.
     """
 
     def __init__(self, config: SupervisedConfig, task: GateTask) -> None:
@@ -141,11 +137,7 @@ class GateTrainer(ABC):
         self._optimizer = torch.optim.Adam(task.gate.parameters(), lr=config.learning_rate)
 
     def step(self) -> StepLosses:
-        """Train the gate on one batch.
-
-        Raises:
-            TrainingError: If the loss is no longer finite.
-        """
+        """Train the gate on one batch."""
         batch = self._task.images.subset(self._rows())
         self.gate.train()
         losses = self._learn(batch)

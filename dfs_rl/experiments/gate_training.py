@@ -10,6 +10,7 @@ from stable_baselines3.common.logger import Logger
 
 from dfs_rl.agents.algorithms import build_algorithm
 from dfs_rl.agents.callbacks import (
+    BetweenUpdates,
     Checkpointing,
     FiniteGuard,
     Lifecycle,
@@ -19,13 +20,8 @@ from dfs_rl.agents.callbacks import (
     learn,
 )
 from dfs_rl.agents.checkpoint import capture, restore
-from dfs_rl.agents.cotraining import CoTrainer, CoTraining
-from dfs_rl.agents.evaluation_callback import (
-    Validation,
-    ValidationState,
-    Validator,
-    rewards_of,
-)
+from dfs_rl.agents.cotraining import CoTrainer
+from dfs_rl.agents.evaluation_callback import ValidationState, Validator, rewards_of
 from dfs_rl.agents.gate_export import (
     check_initial_gate,
     deploy,
@@ -37,7 +33,7 @@ from dfs_rl.agents.logging import MetricsFile, Progress, ProgressBar
 from dfs_rl.agents.memory import replay_needs, training_needs
 from dfs_rl.agents.pretraining import (
     behavior_cloning,
-    best_uniform_at_cost_weight,
+    best_at_cost_weight,
     pretraining_images,
 )
 from dfs_rl.backbones import Backbone, InferenceBackbone
@@ -263,22 +259,27 @@ def train(
         )
     )
 
-    def renew_backbone() -> None:
-        model._last_obs = cast("dict[str, Any]", env.set_backbone(freeze()))
+    def validate(timesteps: int) -> None:
+        if validator.is_due(timesteps):
+            session.validate(export(model), timesteps)
+
+    def train_backbone(timesteps: int) -> None:
+        if cotrainer is not None and timesteps > 0:
+            for name, value in cotrainer.step(export(model)).items():
+                model.logger.record(f"backbone/{name}", value)
+            model._last_obs = cast("dict[str, Any]", env.set_backbone(freeze()))
 
     def save() -> None:
         tensors, state = capture(model)
         tensors |= cotrainer.tensors() if cotrainer else {}
         session.save(tensors, {**state, "backbone_steps": cotrainer.steps if cotrainer else 0})
 
-    callbacks: list[BaseCallback] = [FiniteGuard(lifecycle)]
-    if gate.exits is not None:
-        callbacks.insert(0, SyncEpisodes())
-    if cotrainer is not None:
-        callbacks.append(CoTraining(lifecycle, cotrainer, export=export, renew=renew_backbone))
+    callbacks: list[BaseCallback] = [SyncEpisodes()] if gate.exits is not None else []
     callbacks += [
+        FiniteGuard(lifecycle),
+        BetweenUpdates(lifecycle, train_backbone),
         UpdateLog(lifecycle),
-        Validation(lifecycle, is_due=validator.is_due, validate=session.validate, export=export),
+        BetweenUpdates(lifecycle, validate),
         Checkpointing(lifecycle, save, every=config.checkpoint_every or every),
         # Last: other callbacks draw random numbers, which a resumed run skips once.
         Schedules(seed=config.seed, config=config.algorithm),
@@ -315,8 +316,15 @@ def _make_cotrainer(
 
 def _uniform_gate(gate: LearnedGate, task: Task, seed: int) -> LearnedGate:
     """Return ``gate``, pretrained to sample around the uniform option with the highest reward."""
-    wanted = best_uniform_at_cost_weight(task)
-    behavior_cloning(gate, task.backbone, task.images, wanted, budget=task.budget, seed=seed)
+    behavior_cloning(
+        gate,
+        task.backbone,
+        task.images,
+        task.reward,
+        best_at_cost_weight(task.reward, task.cost_weight_range),
+        budget=task.budget,
+        seed=seed,
+    )
     return gate
 
 

@@ -14,7 +14,7 @@ from dfs_rl.agents.logging import ProgressBar
 from dfs_rl.agents.memory import training_needs
 from dfs_rl.agents.pretraining import (
     behavior_cloning,
-    best_uniform_within_budget,
+    best_within_budget,
     pretraining_images,
 )
 from dfs_rl.agents.supervised.blockdrop import BlockDropTrainer
@@ -282,8 +282,9 @@ def train(
     starts_uniform = config.resolved_start == "uniform"
     if session.checkpoint is None:
         if starts_uniform:
-            wanted = best_uniform_within_budget(frozen, target)
-            behavior_cloning(gate, frozen, agent, wanted, seed=config.seed)
+            likelihood = RewardWeights(accuracy=0.0, log_likelihood=1.0)
+            choose = best_within_budget(target)
+            behavior_cloning(gate, frozen, agent, likelihood, choose, seed=config.seed)
         session.validate(gate.eval(), 0)
         save()
     save_every = config.checkpoint_every or every

@@ -12,8 +12,8 @@ from dfs_rl.agents.hyperparameters import BuiltKind
 from dfs_rl.agents.pretraining import (
     UniformOptionRewards,
     behavior_cloning,
-    best_uniform_at_cost_weight,
-    best_uniform_within_budget,
+    best_at_cost_weight,
+    best_within_budget,
     evaluate_uniform_options,
     pretraining_images,
     target_probabilities,
@@ -38,8 +38,8 @@ PREFERENCES = torch.linspace(0.0, 1.0, 101)
 
 
 def clone(gate: LearnedGate, task: Task, *, seed: int) -> None:
-    wanted = best_uniform_at_cost_weight(task)
-    behavior_cloning(gate, task.backbone, task.images, wanted, seed=seed)
+    choose = best_at_cost_weight(task.reward, task.cost_weight_range)
+    behavior_cloning(gate, task.backbone, task.images, task.reward, choose, seed=seed)
 
 
 def untrained(kind: BuiltKind, *, all_budgets: bool) -> LearnedGate:
@@ -136,8 +136,9 @@ def test_gate_starts_at_the_best_option(kind: BuiltKind, all_budgets: bool) -> N
 def test_gate_starts_within_its_budget(kind: BuiltKind) -> None:
     gate = untrained(kind, all_budgets=True)
     # Uniform options cost 0, 0.25 and 1; a third of the preferences affords the last one.
-    wanted = best_uniform_within_budget(PlantedBackbone(), lambda at: 0.25 + 1.125 * at)
-    behavior_cloning(gate, PlantedBackbone(), planted_images(), wanted, seed=3)
+    likelihood = RewardWeights(accuracy=0.0, log_likelihood=1.0)
+    choose = best_within_budget(lambda at: 0.25 + 1.125 * at)
+    behavior_cloning(gate, PlantedBackbone(), planted_images(), likelihood, choose, seed=3)
     assert share_of(gate, torch.where(PREFERENCES < 2 / 3, 1, 2)) > 0.95
 
 
