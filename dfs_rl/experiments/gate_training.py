@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any, cast
 
 import torch
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 
@@ -269,18 +270,17 @@ def train(
                 model.logger.record(f"backbone/{name}", value)
             model._last_obs = cast("dict[str, Any]", env.set_backbone(freeze()))
 
-    def save() -> None:
-        tensors, state = capture(model)
-        tensors |= cotrainer.tensors() if cotrainer else {}
-        session.save(tensors, {**state, "backbone_steps": cotrainer.steps if cotrainer else 0})
-
     callbacks: list[BaseCallback] = [SyncEpisodes()] if gate.exits is not None else []
     callbacks += [
         FiniteGuard(lifecycle),
         BetweenUpdates(lifecycle, train_backbone),
         UpdateLog(lifecycle),
         BetweenUpdates(lifecycle, validate),
-        Checkpointing(lifecycle, save, every=config.checkpoint_every or every),
+        Checkpointing(
+            lifecycle,
+            partial(_save, session, model, cotrainer),
+            every=config.checkpoint_every or every,
+        ),
         # Last: other callbacks draw random numbers, which a resumed run skips once.
         Schedules(seed=config.seed, config=config.algorithm),
         Progress(bar),
@@ -295,6 +295,14 @@ def train(
         gate_images=env.episodes + (pretraining_images(backbone.costs) if starts_uniform else 0),
         backbone_images=cotrainer.images_seen if cotrainer else 0,
     )
+
+
+def _save(
+    session: RunSession[LearningState], model: BaseAlgorithm, cotrainer: CoTrainer | None
+) -> None:
+    tensors, state = capture(model)
+    tensors |= cotrainer.tensors() if cotrainer else {}
+    session.save(tensors, {**state, "backbone_steps": cotrainer.steps if cotrainer else 0})
 
 
 def _make_cotrainer(

@@ -8,7 +8,6 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 from dfs_rl.agents.buffers import GroupRolloutBuffer
 from dfs_rl.agents.hyperparameters import (
-    ALGORITHM_CONFIGS,
     A2CConfig,
     AlgorithmConfig,
     DQNConfig,
@@ -16,11 +15,8 @@ from dfs_rl.agents.hyperparameters import (
     PPOConfig,
     QRDQNConfig,
     RecurrentPPOConfig,
-    RolloutSize,
     TRPOConfig,
-    resolved_group_size,
 )
-from dfs_rl.errors import ConfigError
 from dfs_rl.evaluation.evaluator import evaluate_static_table
 from tests.helpers.planted_task import (
     PlantedBackbone,
@@ -38,7 +34,6 @@ BEST_REWARD = 1.0 - 0.5 * 2.0 * (0.0 + 0.125 + 0.5) / 3.0
 # Everything in full precision: always right, at cost 1. No other table is better.
 BEST_TABLE_REWARD = 0.5
 ONE_BATCH = {"batch_size": 10**6}
-UPDATE = RolloutSize(n_envs=64, n_layers=2, observation_bytes=100)
 
 
 @pytest.mark.parametrize(
@@ -122,72 +117,3 @@ def test_learning_rate_and_entropy_bonus_fall_linearly() -> None:
     assert rates == pytest.approx([1e-2, 5.5e-3, 1e-3, 1e-3])
     learn(model, config, 4 * 128, watch)
     assert watch.seen == pytest.approx([0.015, 0.01, 0.005, 0.0])
-
-
-@pytest.mark.parametrize(
-    ("config", "start", "timesteps", "expected"),
-    [
-        (PPOConfig(), "indifferent", 600_000, (0.02, 0.001, 0.03)),
-        (PPOConfig(), "indifferent", 3_000_000, (0.004, 0.0002, 0.03)),
-        (A2CConfig(), "indifferent", 1_000, (0.03, 0.0015, 0.03)),
-        (A2CConfig(), "uniform", 300_000, (0.005, 0.00025, 0.0)),
-        (PPOConfig(), "uniform", 100, (0.03, 0.0015, 0.0)),
-        (PPOConfig(learning_rate=0.1, ent_coef=0.01), "uniform", 10**6, (0.1, 0.005, 0.01)),
-        (PPOConfig(learning_rate=0.1, final_learning_rate=0.0), "uniform", 5, (0.1, 0.0, 0.0)),
-        # Its learning rates are the critic's, which starts untrained in any case.
-        (TRPOConfig(), "uniform", 300_000, (0.03, 0.0015, None)),
-        (DQNConfig(), "indifferent", 300_000, (0.003, 0.00015, None)),
-    ],
-)
-def test_defaults_follow_start_and_length(config, start, timesteps, expected) -> None:
-    resolved = config.resolve(UPDATE, timesteps=timesteps, start=start)
-    found = (resolved.learning_rate, resolved.final_learning_rate)
-    assert found == pytest.approx(expected[:2])
-    assert getattr(resolved, "ent_coef", None) == expected[2]
-    assert resolved.resolve(UPDATE, timesteps=7, start="indifferent") == resolved
-
-
-@pytest.mark.parametrize(
-    ("algo", "asked", "start", "expected"),
-    [
-        ("ppo", None, "uniform", 1),
-        ("ppo", None, "indifferent", 8),
-        ("ppo", 4, "uniform", 4),
-        ("ppo", 1, "indifferent", 1),
-        ("dqn", None, "indifferent", 1),
-        ("qrdqn", 1, "indifferent", 1),
-    ],
-)
-def test_default_group_size(algo: str, asked: int | None, start, expected: int) -> None:
-    assert resolved_group_size(ALGORITHM_CONFIGS[algo](), asked, start=start) == expected
-
-
-def test_groups_of_q_learning_are_refused() -> None:
-    with pytest.raises(ConfigError, match="group_size is 8, but DQN learns from single"):
-        make_agent(DQNConfig(), group=8)
-
-
-def test_minibatches_must_divide_an_update() -> None:
-    assert PPOConfig().resolve(UPDATE, timesteps=1, start="uniform").batch_size == 32
-    for config in (PPOConfig(batch_size=3), TRPOConfig(batch_size=3)):
-        with pytest.raises(ConfigError, match=r"batch_size is 3; it must divide the 128 decisions"):
-            config.resolve(UPDATE, timesteps=1, start="uniform")
-
-
-@pytest.mark.parametrize(
-    ("config", "changes", "sentence"),
-    [
-        (PPOConfig, {"learning_rate": 0.0}, "learning_rate is 0.0; it must be above 0"),
-        (PPOConfig, {"learning_rate": 1e9}, "learning_rate is 1000000000.0; it must be at most 1"),
-        (PPOConfig, {"n_epochs": 0}, "n_epochs is 0; it must be at least 1"),
-        (PPOConfig, {"gae_lambda": 1.5}, "gae_lambda is 1.5; it must be at most 1"),
-        (A2CConfig, {"ent_coef": -1.0}, "ent_coef is -1.0; it must be at least 0"),
-        (A2CConfig, {"learning_rate": float("nan")}, "learning_rate is nan"),
-        (DQNConfig, {"exploration_fraction": 0.0}, "exploration_fraction is 0.0; it must be above"),
-        (DQNConfig, {"gradient_steps": 0}, "gradient_steps is 0; it must be at least 1"),
-        (QRDQNConfig, {"n_quantiles": 0}, "n_quantiles is 0; it must be at least 1"),
-    ],
-)
-def test_impossible_hyperparameters_are_refused(config, changes, sentence: str) -> None:
-    with pytest.raises(ConfigError, match=sentence):
-        config(**changes)

@@ -158,16 +158,6 @@ TINY = ["--timesteps", "768", "--num-envs", "64", "--eval-every", "384"]
 COSTS = CostTable(options=BitOptions((0, 2, 3, 4, 8, 32)), layer_macs=(1,))
 
 
-@pytest.mark.parametrize("algorithm", ["ppo", "recurrent_ppo"])
-def test_the_same_seed_gives_the_same_agent(tmp_path: Path, algorithm: str) -> None:
-    weights = []
-    for name in ("first", "again"):
-        flags = [*TINY, "--algo", algorithm, "--run-dir", str(tmp_path / name)]
-        assert main(flags) == 0
-        weights.append((tmp_path / name / "gate" / "gate.safetensors").read_bytes())
-    assert weights[0] == weights[1]
-
-
 @pytest.mark.parametrize(
     ("command", "flags"),
     [(main, TINY), (train_gumbel, ["--timesteps", "768", "--eval-every", "768"])],
