@@ -169,9 +169,9 @@ def test_cotraining_sees_as_many_images_and_changes_the_backbone(tmp_path: Path)
         (["--per-input-budget", "0.0001"], "budget 0.0001 % is not enough"),
         (["--per-input-budget", "-1"], "per_input_budget is -1.0; it must be above 0"),
         (["--budget", "1", "--cost-weight", "5"], "budget is 1 and cost_weight is 5"),
-        (["--budget", "1", "--fixed-budget"], "the gate learns for one price"),
+        (["--budget", "1", "--fixed-budget"], "learns for one cost weight"),
         (["--cost-weight", "31"], "cost weight 31 is not among those"),
-        (["--cost-weight-range", "3", "4", "--fixed-budget"], "the gate learns for one price"),
+        (["--cost-weight-range", "3", "4", "--fixed-budget"], "learns for one cost weight"),
         (["--algo", "dqn", "--algorithm.buffer-size", "0"], "buffer_size is 0"),
         (["--cost-weight-range", "5", "1"], "the cost weights run from 5 to 1"),
         (["--backbone", "nowhere"], "nowhere"),
@@ -194,7 +194,7 @@ def test_cotraining_sees_as_many_images_and_changes_the_backbone(tmp_path: Path)
         ),
         (
             ["--algo", "maskable_ppo"],
-            "algo is 'maskable_ppo', which keeps every image within a hard budget",
+            "algo is 'maskable_ppo', which requires a per-input budget",
         ),
     ],
 )
