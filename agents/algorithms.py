@@ -47,7 +47,7 @@ def build_algorithm(
         env: The batched environment; environments of one group are consecutive.
         feature_sizes: Number of features of each gated layer's input.
         hidden: Width of each layer's hidden layer, in all networks.
-        timesteps: Length of the whole training, which sets the default learning rate.
+        timesteps: Length of the whole training, which sets defaults.
         start: Initial policy of the gate, which sets defaults.
         group_size: Rollouts of one image that share a baseline; 1 for no group baseline.
         sync_episodes: True if environments that exit early wait for the end of all episodes.

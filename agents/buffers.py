@@ -38,12 +38,9 @@ def returns_to_go(
 def leave_one_out_baseline(returns: Float32, group: int) -> Float32:
     """Return the mean return of the input's other rollouts, ``[steps, envs]``.
 
-    A rollout's baseline does not depend on its own actions, so the policy gradient keeps its
-    expectation; subtracting the mean of all rollouts would shrink it by ``1 - 1 / group``.
-
-    Args:
-        returns: Returns, ``[steps, envs]``; ``group`` consecutive environments have one input.
-        group: Rollouts per input, at least 2.
+    ``group`` consecutive environments have one input. A rollout's baseline does not depend on its
+    own actions, so the policy gradient keeps its expectation; subtracting the mean of all rollouts
+    would shrink it by ``1 - 1 / group``.
     """
     grouped = returns.reshape(len(returns), -1, group)  # [steps, images, group]
     others = (grouped.sum(axis=2, keepdims=True) - grouped) / (group - 1)
@@ -58,13 +55,7 @@ def early_exit_baseline(
 
     The baseline is the mean return of the other rollouts that reach the layer. If none does, it is
     the mean return of their whole episodes minus the rollout's rewards before the layer. Neither
-    depends on the next action.
-
-    Args:
-        returns: Undiscounted returns of whole episodes, ``[layers, envs]``.
-        rewards: Rewards, ``[layers, envs]``.
-        padding: True after the end of an episode, ``[layers, envs]``, where the result is undefined.
-        group: Rollouts per input, at least 2.
+    depends on the next action. Arrays are ``[layers, envs]``; the result is undefined in padding.
     """
     parts = (len(returns), -1, group)
     active = (~padding).reshape(parts)  # [layers, images, group]

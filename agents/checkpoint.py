@@ -21,12 +21,9 @@ from dfs_rl.utils.checkpoint import (
 
 
 def capture(model: BaseAlgorithm) -> Checkpoint:
-    """Return the state of an algorithm between two updates.
+    """Return the state of an algorithm between two updates, after the start of its training.
 
     Random streams and schedules are not part of it: they follow from the seed and the step count.
-
-    Args:
-        model: An algorithm on a ``SB3GatingVecEnv`` whose training has started.
     """
     tensors = module_tensors(model.policy, "policy")
     tensors |= optimizer_tensors(model.policy.optimizer, "optimizer")

@@ -19,11 +19,7 @@ Log = Callable[[Mapping[str, object]], None]
 
 
 class MetricsFile(KVWriter):
-    """Writes the metrics that an algorithm logs for an update to the run's ``metrics.jsonl``.
-
-    Args:
-        log: Function that appends a record, see ``RunFolder.log``.
-    """
+    """Writes the metrics that an algorithm logs for an update to the run's ``metrics.jsonl``."""
 
     def __init__(self, log: Log) -> None:
         self._log = log
@@ -44,12 +40,7 @@ class MetricsFile(KVWriter):
 
 
 class TensorBoard(TensorBoardOutputFormat):
-    """Writer of TensorBoard events that discards those that a resumed run repeats.
-
-    Args:
-        run: The run folder.
-        purge_step: First step whose earlier events are discarded; ``None`` for a new run.
-    """
+    """Writer of TensorBoard events that discards earlier ones from ``purge_step`` on."""
 
     def __init__(self, run: RunFolder, *, purge_step: int | None) -> None:
         # Upstream's constructor cannot purge.
@@ -64,9 +55,7 @@ class TensorBoard(TensorBoardOutputFormat):
 class ProgressBar:
     """Progress bar with timesteps and metrics of the training and of the last validation.
 
-    Args:
-        total: Timesteps of the whole training.
-        print_status: Function that prints a line per validation if stderr is not a terminal.
+    ``print_status`` prints a line per validation if stderr is not a terminal.
     """
 
     def __init__(self, total: int, *, print_status: Callable[[str], None]) -> None:

@@ -19,7 +19,6 @@ from dfs_rl.costs import CostTable
 from dfs_rl.data import ImageSet
 from dfs_rl.evaluation.evaluator import evaluate_static_table
 from dfs_rl.gating.action_masks import gated_budget
-from dfs_rl.gating.budget_conditioning import CostWeightRange
 from dfs_rl.gating.execution import run_layer, run_stem
 from dfs_rl.gating.networks import LearnedGate
 from dfs_rl.gating.observation import Observation, observe
@@ -62,8 +61,8 @@ class UniformOptionRewards(NamedTuple):
         return torch.where(within.any(dim=1), best, self.spent.argmin())
 
 
-ChooseOptions = Callable[[UniformOptionRewards, Tensor | None], Tensor]
-"""Maps rewards and the preferences of ``n`` images to the options to imitate, int64 ``[n]``."""
+ChooseOptions = Callable[[UniformOptionRewards, Tensor], Tensor]
+"""Maps rewards and preferences, float64 ``[n]``, to the options to imitate, int64 ``[n]``."""
 
 
 def evaluate_uniform_options(
@@ -76,12 +75,7 @@ def evaluate_uniform_options(
 ) -> UniformOptionRewards:
     """Evaluate each bit option at all layers of a backbone in inference form.
 
-    Args:
-        backbone: The backbone.
-        images: Images to evaluate on.
-        weights: Reward weights; the cost weight is ignored.
-        budget: Per-input budget in percent; ``None`` for none.
-        gate_macs: MACs of the gate per image, which count towards the budget.
+    The cost weight among ``weights`` is ignored. The gate counts towards the per-input budget.
     """
     costs = backbone.costs
     records = [
@@ -98,41 +92,10 @@ def evaluate_uniform_options(
     return UniformOptionRewards(rewards, spent)
 
 
-def best_at_cost_weight(
-    weights: RewardWeights, cost_weight_range: CostWeightRange | None
-) -> ChooseOptions:
-    """Return a function that chooses the best option at each image's cost weight."""
-
-    def choose(uniform: UniformOptionRewards, preferences: Tensor | None) -> Tensor:
-        if preferences is None or cost_weight_range is None:
-            return uniform.best_at(torch.tensor([weights.cost], dtype=torch.float64))
-        return uniform.best_at(cost_weight_range.at(preferences))
-
-    return choose
-
-
-def best_within_budget(target: Callable[[Tensor], Tensor]) -> ChooseOptions:
-    """Return a function that chooses the best option within each image's budget.
-
-    ``target`` maps preferences to budgets, see ``GateTask``.
-    """
-
-    def choose(uniform: UniformOptionRewards, preferences: Tensor | None) -> Tensor:
-        one_budget = torch.ones(1, dtype=torch.float64)
-        return uniform.best_within(target(one_budget if preferences is None else preferences))
-
-    return choose
-
-
 def target_probabilities(target_options: Tensor, costs: CostTable, layer: int) -> Tensor:
     """Return the probabilities of the actions at a layer, float32 ``[n, actions]``.
 
     An exit after this layer counts as a neighbour of every option.
-
-    Args:
-        target_options: Option to imitate at all layers, int64 ``[n]``.
-        costs: Cost table of the backbone.
-        layer: Index of the layer.
     """
     options = torch.arange(len(costs.options), device=target_options.device)
     scores = _NEIGHBOUR * (options - target_options[:, None]).float().square()
@@ -165,7 +128,8 @@ def behavior_cloning(
         backbone: The backbone, in inference form.
         images: The agent split.
         weights: Reward weights that the options are evaluated with.
-        choose: Function that chooses the options to imitate.
+        choose: Function that chooses the options to imitate; called with preference 1 for a gate
+            for one budget.
         budget: Per-input budget that the gate observes, in percent; ``None`` for none.
         seed: Seed of the images and of the random draws.
     """
@@ -177,8 +141,8 @@ def behavior_cloning(
     if gate.budget_conditioning is not None:
         preferences = torch.rand(IMAGES, generator=generator, device=device)
     uniform = evaluate_uniform_options(backbone, drawn, weights, budget=budget, gate_macs=gate.macs)
-    wanted = choose(uniform, None if preferences is None else preferences.double().cpu())
-    options = wanted.to(device).expand(IMAGES)
+    where = torch.ones(1) if preferences is None else preferences.cpu()
+    options = choose(uniform, where.double()).to(device).expand(IMAGES)
     probabilities, seen = [], []
     with torch.no_grad():
         state = run_stem(backbone, drawn.images)

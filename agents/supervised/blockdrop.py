@@ -39,10 +39,6 @@ def bounded_probabilities(logits: Tensor, bound: float) -> Tensor:
 
     With two choices this is the formula of the paper. Probabilities are between
     ``(1 - bound) / (choices - 1)`` and ``bound``, and rows sum to 1.
-
-    Args:
-        logits: Logits, ``[..., choices]``.
-        bound: Largest probability, in (0.5, 1].
     """
     probabilities, others = logits.softmax(dim=-1), logits.shape[-1] - 1
     if others == 0:

@@ -31,11 +31,8 @@ Estimator = Callable[[Tensor], Choice]
 def gumbel_choice(logits: Tensor, *, temperature: float, generator: torch.Generator) -> Choice:
     """Sample choices by the straight-through Gumbel-softmax (Jang et al., ICLR 2017).
 
-    Args:
-        logits: Logits, ``[batch, options]``; samples follow their softmax.
-        temperature: Temperature of the relaxation, above 0; a lower one is closer to the samples,
-            with noisier gradients.
-        generator: Random generator of the noise.
+    Samples follow the softmax of ``logits``. A relaxation with a lower temperature is closer to
+    the samples, with noisier gradients.
     """
     noisy = _perturbed(logits, generator)
     return Choice(noisy.argmax(dim=1), (noisy / temperature).softmax(dim=1))

@@ -34,10 +34,8 @@ class LagrangeMultipliers:
     def update(self, preferences: Tensor, relative: Tensor, *, rate: float) -> None:
         """Update the multipliers after a batch; those without an image in it do not change.
 
-        Args:
-            preferences: Preference of each image, ``[batch]``.
-            relative: Cost of each image over its budget, ``[batch]``.
-            rate: Change of a multiplier's logarithm at twice the budget.
+        ``relative`` is the cost of each image over its budget. At twice the budget a multiplier's
+        logarithm changes by ``rate``.
         """
         shares = self._shares(preferences)  # [batch, knots]
         seen = shares.sum(dim=0)

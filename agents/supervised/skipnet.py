@@ -72,12 +72,9 @@ def entropy(probabilities: Tensor, choices: Sequence[int]) -> Tensor:
 def hybrid_loss(
     rollout: StraightThroughRollout, labels: Tensor, *, option_penalties: Tensor
 ) -> Tensor:
-    """Return the loss of the second phase: cross-entropy plus REINFORCE.
+    """Return the loss of the second phase, with sampled choices: cross-entropy plus REINFORCE.
 
-    Args:
-        rollout: Rollout with sampled choices.
-        labels: Labels, int64 ``[batch]``.
-        option_penalties: Weighted cost of each option at each layer, float64 ``[layers, options]``.
+    ``option_penalties`` are the weighted costs of the options, float64 ``[layers, options]``.
     """
     losses = functional.cross_entropy(rollout.logits, labels, reduction="none")  # [batch]
     layers = torch.arange(len(option_penalties), device=rollout.options.device)

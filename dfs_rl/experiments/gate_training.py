@@ -8,6 +8,7 @@ import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
+from torch import Tensor
 
 from dfs_rl.agents.algorithms import build_algorithm
 from dfs_rl.agents.callbacks import (
@@ -32,11 +33,7 @@ from dfs_rl.agents.gate_export import (
 from dfs_rl.agents.hyperparameters import QLearningConfig, QRDQNConfig, RolloutSize
 from dfs_rl.agents.logging import MetricsFile, Progress, ProgressBar
 from dfs_rl.agents.memory import replay_needs, training_needs
-from dfs_rl.agents.pretraining import (
-    behavior_cloning,
-    best_at_cost_weight,
-    pretraining_images,
-)
+from dfs_rl.agents.pretraining import UniformOptionRewards, behavior_cloning, pretraining_images
 from dfs_rl.backbones import Backbone, InferenceBackbone
 from dfs_rl.backbones.interfaces import WalkableBackbone
 from dfs_rl.costs import CostTable
@@ -324,15 +321,14 @@ def _make_cotrainer(
 
 def _uniform_gate(gate: LearnedGate, task: Task, seed: int) -> LearnedGate:
     """Return ``gate``, pretrained to sample around the uniform option with the highest reward."""
-    behavior_cloning(
-        gate,
-        task.backbone,
-        task.images,
-        task.reward,
-        best_at_cost_weight(task.reward, task.cost_weight_range),
-        budget=task.budget,
-        seed=seed,
-    )
+
+    def choose(uniform: UniformOptionRewards, preferences: Tensor) -> Tensor:
+        if task.cost_weight_range is None:
+            return uniform.best_at(torch.tensor([task.reward.cost], dtype=torch.float64))
+        return uniform.best_at(task.cost_weight_range.at(preferences))
+
+    images, reward = task.images, task.reward
+    behavior_cloning(gate, task.backbone, images, reward, choose, budget=task.budget, seed=seed)
     return gate
 
 

@@ -12,11 +12,7 @@ from dfs_rl.agents.evaluation_callback import Validator, rewards_of
 from dfs_rl.agents.gate_export import untrained_gate
 from dfs_rl.agents.logging import ProgressBar
 from dfs_rl.agents.memory import training_needs
-from dfs_rl.agents.pretraining import (
-    behavior_cloning,
-    best_within_budget,
-    pretraining_images,
-)
+from dfs_rl.agents.pretraining import behavior_cloning, pretraining_images
 from dfs_rl.agents.supervised.blockdrop import BlockDropTrainer
 from dfs_rl.agents.supervised.dfs import DFSTrainer
 from dfs_rl.agents.supervised.gumbel import GumbelTrainer
@@ -283,8 +279,14 @@ def train(
     if session.checkpoint is None:
         if starts_uniform:
             likelihood = RewardWeights(accuracy=0.0, log_likelihood=1.0)
-            choose = best_within_budget(target)
-            behavior_cloning(gate, frozen, agent, likelihood, choose, seed=config.seed)
+            behavior_cloning(
+                gate,
+                frozen,
+                agent,
+                likelihood,
+                lambda uniform, preferences: uniform.best_within(target(preferences)),
+                seed=config.seed,
+            )
         session.validate(gate.eval(), 0)
         save()
     save_every = config.checkpoint_every or every

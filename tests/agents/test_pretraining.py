@@ -12,8 +12,6 @@ from dfs_rl.agents.hyperparameters import BuiltKind
 from dfs_rl.agents.pretraining import (
     UniformOptionRewards,
     behavior_cloning,
-    best_at_cost_weight,
-    best_within_budget,
     evaluate_uniform_options,
     pretraining_images,
     target_probabilities,
@@ -38,7 +36,12 @@ PREFERENCES = torch.linspace(0.0, 1.0, 101)
 
 
 def clone(gate: LearnedGate, task: Task, *, seed: int) -> None:
-    choose = best_at_cost_weight(task.reward, task.cost_weight_range)
+    cost_weights = task.cost_weight_range
+
+    def choose(uniform: UniformOptionRewards, preferences: torch.Tensor) -> torch.Tensor:
+        fixed = torch.tensor([task.reward.cost], dtype=torch.float64)
+        return uniform.best_at(fixed if cost_weights is None else cost_weights.at(preferences))
+
     behavior_cloning(gate, task.backbone, task.images, task.reward, choose, seed=seed)
 
 
@@ -137,8 +140,14 @@ def test_gate_starts_within_its_budget(kind: BuiltKind) -> None:
     gate = untrained(kind, all_budgets=True)
     # Uniform options cost 0, 0.25 and 1; a third of the preferences affords the last one.
     likelihood = RewardWeights(accuracy=0.0, log_likelihood=1.0)
-    choose = best_within_budget(lambda at: 0.25 + 1.125 * at)
-    behavior_cloning(gate, PlantedBackbone(), planted_images(), likelihood, choose, seed=3)
+    behavior_cloning(
+        gate,
+        PlantedBackbone(),
+        planted_images(),
+        likelihood,
+        lambda uniform, preferences: uniform.best_within(0.25 + 1.125 * preferences),
+        seed=3,
+    )
     assert share_of(gate, torch.where(PREFERENCES < 2 / 3, 1, 2)) > 0.95
 
 
