@@ -1,6 +1,7 @@
 """Group-relative advantages: closed forms, a naive reference, and an unbiased policy gradient."""
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,44 +28,47 @@ RETURNS = [[8.0, 1.0, 1.0, -1.0], [9.0, 4.0, 1.0, 1.0]]
 ADVANTAGES = [[7.0, -7.0, 2.0, -2.0], [5.0, -5.0, 0.0, 0.0]]
 
 
-def fill(rewards: np.ndarray, starts: np.ndarray, *, group: int) -> GroupRolloutBuffer:
-    """Return a buffer filled step by step, as by an algorithm."""
+KINDS = {
+    "plain": GroupRolloutBuffer,
+    "masked": MaskableGroupRolloutBuffer,
+    "recurrent": RecurrentGroupRolloutBuffer,
+}
+MASKS = np.array([[1, 0], [1, 1], [1, 0], [1, 1]])
+MEMORY = torch.arange(12.0).view(1, 4, 3)
+
+
+def fill(
+    rewards: np.ndarray, starts: np.ndarray, *, group: int, kind: str = "plain", **settings: Any
+) -> Any:
+    """Return a buffer filled step by step; features are ``env + 100 * step``."""
     steps, envs = rewards.shape
-    buffer = GroupRolloutBuffer(
-        steps, SPACE, spaces.Discrete(2), "cpu", gamma=1.0, n_envs=envs, group_size=group
-    )
+    memory = torch.zeros(1, envs, 3) if envs != 4 else MEMORY
+    masks = np.ones((envs, 2)) if envs != 4 else MASKS
+    extra: dict[str, Any] = {}
+    shape: tuple[Any, ...] = (steps, SPACE, spaces.Discrete(2))
+    if kind == "masked":
+        extra = {"action_masks": masks}
+    elif kind == "recurrent":
+        extra = {"lstm_states": RNNStates((memory, memory), (memory, memory))}
+        shape = (*shape, (steps, 1, envs, 3))
+    buffer = KINDS[kind](*shape, "cpu", gamma=1.0, n_envs=envs, group_size=group, **settings)
     for step in range(steps):
-        observation = {"features": np.zeros((envs, 1), np.float32)}
-        zeros = torch.zeros(envs)
-        buffer.add(observation, np.zeros(envs), rewards[step], starts[step], zeros, zeros)
+        place = np.arange(envs, dtype=np.float32)[:, None] + 100.0 * step
+        given = ({"features": place}, np.zeros(envs), rewards[step], starts[step])
+        buffer.add(*given, torch.zeros(envs), torch.zeros(envs), **extra)
     buffer.compute_returns_and_advantage(torch.zeros(envs, 1), np.full(envs, True))
     return buffer
 
 
-def test_one_episode_by_hand() -> None:
-    buffer = fill(REWARDS, STARTS, group=2)
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_episode_by_hand(kind: str) -> None:
+    buffer = fill(REWARDS, STARTS, group=2, kind=kind)
     np.testing.assert_array_equal(buffer.returns, RETURNS)
     np.testing.assert_array_equal(buffer.advantages, ADVANTAGES)
-
-
-def test_masked_and_recurrent_buffers() -> None:
-    space = (SPACE, spaces.Discrete(2))
-    settings = {"gamma": 1.0, "n_envs": 4, "group_size": 2}
-    masked = MaskableGroupRolloutBuffer(2, *space, "cpu", **settings)
-    recurrent = RecurrentGroupRolloutBuffer(2, *space, (2, 1, 4, 3), "cpu", **settings)
-    masks = np.array([[1, 0], [1, 1], [1, 0], [1, 1]])
-    memory = torch.arange(12.0).view(1, 4, 3)
-    for step in range(2):
-        given = ({"features": np.zeros((4, 1), np.float32)}, np.zeros(4), REWARDS[step])
-        given += (STARTS[step], torch.zeros(4), torch.zeros(4))
-        masked.add(*given, action_masks=masks)
-        recurrent.add(*given, lstm_states=RNNStates((memory, memory), (memory, memory)))
-    for buffer in (masked, recurrent):
-        buffer.compute_returns_and_advantage(torch.zeros(4, 1), np.full(4, True))
-        np.testing.assert_array_equal(buffer.returns, RETURNS)
-        np.testing.assert_array_equal(buffer.advantages, ADVANTAGES)
-    assert masked.action_masks[1].tolist() == masks.tolist()
-    assert recurrent.hidden_states_pi[1, 0].tolist() == memory[0].tolist()
+    if kind == "masked":
+        assert buffer.action_masks[1].tolist() == MASKS.tolist()
+    if kind == "recurrent":
+        assert buffer.hidden_states_pi[1, 0].tolist() == MEMORY[0].tolist()
 
 
 @pytest.mark.parametrize(
@@ -143,3 +147,63 @@ def test_policy_gradient_is_unbiased_in_a_bandit() -> None:
 def test_groups_that_do_not_fit_are_refused(envs: int, group: int, sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
         GroupRolloutBuffer(2, SPACE, spaces.Discrete(2), n_envs=envs, group_size=group)
+
+
+# --- episodes of different lengths
+
+
+def episodes_of(seed: int, layers: int, group: int, n_images: int):
+    """Return rewards and starts of whole episodes, some of which end early, and their lengths."""
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(1, layers + 1, size=group * n_images)
+    rewards = rng.normal(size=(layers, group * n_images)).astype(np.float32)
+    starts = np.zeros_like(rewards)
+    starts[0] = 1.0
+    for env, steps in enumerate(lengths):
+        rewards[steps:, env] = 0.0
+        starts[steps : steps + 1, env] = 1.0  # an episode ends once
+    return rewards, starts, lengths
+
+
+@given(
+    seed=st.integers(0, 2**31 - 1),
+    layers=st.integers(1, 5),
+    group=st.integers(2, 4),
+    n_images=st.integers(1, 3),
+)
+def test_baselines_equal_a_loop_over_episodes(seed, layers, group, n_images) -> None:
+    rewards, starts, lengths = episodes_of(seed, layers, group, n_images)
+    buffer = fill(rewards, starts, group=group, sync_episodes=True)
+    for env, length in enumerate(lengths):
+        first = env // group * group
+        others = [e for e in range(first, first + group) if e != env]
+        for step in range(length):
+            own = rewards[step:, env].sum()
+            there = [e for e in others if lengths[e] > step]
+            if there:
+                baseline = np.mean([rewards[step:, e].sum() for e in there])
+            else:
+                whole = np.mean([rewards[:, e].sum() for e in others])
+                baseline = whole - rewards[:step, env].sum()
+            assert buffer.returns[step, env] == pytest.approx(own, abs=1e-5)
+            assert buffer.advantages[step, env] == pytest.approx(own - baseline, abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("batch", [None, 1, 4, 7])
+def test_minibatches_leave_out_padding(kind: str, batch: int | None) -> None:
+    rewards, starts, lengths = episodes_of(3, 4, 2, 3)
+    seen = []
+    for samples in fill(rewards, starts, group=2, kind=kind, sync_episodes=True).get(batch):
+        places = samples.observations["features"].flatten()
+        seen += (places[samples.mask > 0] if kind == "recurrent" else places).tolist()
+    expected = [100 * step + env for env, steps in enumerate(lengths) for step in range(steps)]
+    assert sorted(seen) == sorted(expected)
+
+
+def test_single_episodes_have_upstream_advantages() -> None:
+    rewards, starts, lengths = episodes_of(5, 4, 1, 6)
+    buffer = fill(rewards, starts, group=1, sync_episodes=True, gae_lambda=1.0)
+    for env, steps in enumerate(lengths):
+        to_go = rewards[:, env][::-1].cumsum()[::-1]
+        np.testing.assert_allclose(buffer.advantages[:steps, env], to_go[:steps], atol=1e-5)

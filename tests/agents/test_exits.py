@@ -1,29 +1,18 @@
-"""Learning when to exit: a planted task, and baselines of episodes of different lengths."""
+"""Learning when to exit, on a planted task and by command."""
 
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from gymnasium import spaces
-from hypothesis import given
-from hypothesis import strategies as st
-from sb3_contrib.common.recurrent.type_aliases import RNNStates
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from torch import Tensor
 
 import dfs_rl
 from dfs_rl import train_agent, train_gumbel, train_static
-from dfs_rl.agents.buffers import (
-    GroupRolloutBuffer,
-    MaskableGroupRolloutBuffer,
-    RecurrentGroupRolloutBuffer,
-)
 from dfs_rl.agents.callbacks import SyncEpisodes
 from dfs_rl.agents.hyperparameters import (
     AlgorithmConfig,
@@ -45,8 +34,15 @@ from dfs_rl.experiments.supervised_training import TrainGumbelConfig
 from dfs_rl.train_exits import main as train_exits
 from dfs_rl.utils.io import read_json
 from dfs_rl.utils.run_folder import RunFolder
-from tests.agents.test_buffers import SPACE
-from tests.helpers.planted_task import gate_of, learn, make_agent, make_task, mean_reward
+from tests.helpers.planted_task import (
+    PlantedBackbone,
+    gate_of,
+    images_of,
+    learn,
+    make_agent,
+    make_task,
+    mean_reward,
+)
 
 LAYERS = 3
 OPTIONS = (16, 32)
@@ -70,7 +66,7 @@ class DiggingLayer:
         return hidden
 
 
-class DeepBackbone:
+class DeepBackbone(PlantedBackbone):
     """Backbone that is right, at any exit or at the end, after as many layers as an image's depth.
 
     Channel 0 is the label, channel 1 the depth, 1 to 3. No layer can be skipped.
@@ -83,10 +79,8 @@ class DeepBackbone:
         exits=tuple(ExitCost(after=after, macs=0, bits=32) for after in (1, 2)),
     )
     feature_sizes = (2,) * LAYERS
-    feature_macs = 0.0
     layer_feature_macs = (0.0,) * LAYERS
     image_shape = (2, 4, 4)
-    n_classes = 2
     feature_mean = torch.tensor([[0.5, 1.0]] * LAYERS)
     feature_std = torch.tensor([[0.5, 1.0]] * LAYERS)
 
@@ -94,26 +88,13 @@ class DeepBackbone:
     def layers(self) -> Sequence[GatedLayer]:
         return [DiggingLayer() for _ in range(LAYERS)]
 
-    def stem(self, images: Tensor) -> Tensor:
-        return images.float().mean(dim=(2, 3), keepdim=True)
-
-    def head(self, hidden: Tensor) -> Tensor:
-        label, depth = hidden[:, 0, 0, 0], hidden[:, 1, 0, 0]
-        side = torch.where(depth > 0, -1.0, 1.0) * (2.0 * label - 1.0)  # [batch]
-        return 3.0 * torch.stack([-side, side], dim=1)
-
     def answer(self, hidden: Tensor, layer: int) -> Tensor:
         return self.head(hidden)
-
-    def feature(self, hidden: Tensor, layer: int) -> Tensor:
-        return hidden.mean(dim=(2, 3))
 
 
 def deep_images() -> ImageSet:
     """Every label with every depth, 6 images."""
-    grid = torch.cartesian_prod(torch.arange(2), torch.arange(1, 4))
-    pixels = grid.to(torch.uint8)[:, :, None, None].expand(-1, -1, 4, 4).contiguous()
-    return ImageSet(pixels, grid[:, 0].clone())
+    return images_of(torch.arange(2), torch.arange(1, 4))
 
 
 def make_model(config: AlgorithmConfig, *, group: int = 8) -> BaseAlgorithm:
@@ -204,90 +185,6 @@ def test_deployed_gate_decides_as_the_policy() -> None:
     chosen, _ = model.predict(seen, deterministic=True)
     features, context = (torch.from_numpy(seen[key]) for key in ("features", "context"))
     assert gate.decide(features, 0, context).tolist() == chosen.tolist()
-
-
-# --- baselines and minibatches
-
-
-def episodes_of(seed: int, layers: int, group: int, n_images: int):
-    """Return rewards and starts of whole episodes, some of which end early, and their lengths."""
-    rng = np.random.default_rng(seed)
-    lengths = rng.integers(1, layers + 1, size=group * n_images)
-    rewards = rng.normal(size=(layers, group * n_images)).astype(np.float32)
-    starts = np.zeros_like(rewards)
-    starts[0] = 1.0
-    for env, steps in enumerate(lengths):
-        rewards[steps:, env] = 0.0
-        starts[steps : steps + 1, env] = 1.0  # an episode ends once
-    return rewards, starts, lengths
-
-
-def fill(kind: str, rewards, starts, *, group: int, **settings: Any):
-    """Return a buffer of whole episodes with synchronized starts."""
-    layers, envs = rewards.shape
-    memory = torch.zeros(1, envs, 3)
-    extra: dict[str, Any] = {}
-    shape: tuple[Any, ...] = (layers, SPACE, spaces.Discrete(2))
-    made: Any = GroupRolloutBuffer
-    if kind == "masked":
-        made, extra = MaskableGroupRolloutBuffer, {"action_masks": np.ones((envs, 2))}
-    elif kind == "recurrent":
-        made = RecurrentGroupRolloutBuffer
-        extra = {"lstm_states": RNNStates((memory, memory), (memory, memory))}
-        shape = (*shape, (layers, 1, envs, 3))
-    buffer = made(
-        *shape, "cpu", gamma=1.0, n_envs=envs, group_size=group, sync_episodes=True, **settings
-    )
-    for step in range(layers):
-        place = np.arange(envs, dtype=np.float32)[:, None] + 100.0 * step
-        given = ({"features": place}, np.zeros(envs), rewards[step], starts[step])
-        buffer.add(*given, torch.zeros(envs), torch.zeros(envs), **extra)
-    buffer.compute_returns_and_advantage(torch.zeros(envs, 1), np.full(envs, True))
-    return buffer
-
-
-@given(
-    seed=st.integers(0, 2**31 - 1),
-    layers=st.integers(1, 5),
-    group=st.integers(2, 4),
-    n_images=st.integers(1, 3),
-)
-def test_baselines_equal_a_loop_over_episodes(seed, layers, group, n_images) -> None:
-    rewards, starts, lengths = episodes_of(seed, layers, group, n_images)
-    buffer = fill("plain", rewards, starts, group=group)
-    for env, length in enumerate(lengths):
-        first = env // group * group
-        others = [e for e in range(first, first + group) if e != env]
-        for step in range(length):
-            own = rewards[step:, env].sum()
-            there = [e for e in others if lengths[e] > step]
-            if there:
-                baseline = np.mean([rewards[step:, e].sum() for e in there])
-            else:
-                whole = np.mean([rewards[:, e].sum() for e in others])
-                baseline = whole - rewards[:step, env].sum()
-            assert buffer.returns[step, env] == pytest.approx(own, abs=1e-5)
-            assert buffer.advantages[step, env] == pytest.approx(own - baseline, abs=1e-4)
-
-
-@pytest.mark.parametrize("kind", ["plain", "masked", "recurrent"])
-@pytest.mark.parametrize("batch", [None, 1, 4, 7])
-def test_minibatches_leave_out_padding(kind: str, batch: int | None) -> None:
-    rewards, starts, lengths = episodes_of(3, 4, 2, 3)
-    seen = []
-    for samples in fill(kind, rewards, starts, group=2).get(batch):
-        places = samples.observations["features"].flatten()
-        seen += (places[samples.mask > 0] if kind == "recurrent" else places).tolist()
-    expected = [100 * step + env for env, steps in enumerate(lengths) for step in range(steps)]
-    assert sorted(seen) == sorted(expected)
-
-
-def test_single_episodes_have_upstream_advantages() -> None:
-    rewards, starts, lengths = episodes_of(5, 4, 1, 6)
-    buffer = fill("plain", rewards, starts, group=1, gae_lambda=1.0)
-    for env, steps in enumerate(lengths):
-        to_go = rewards[:, env][::-1].cumsum()[::-1]
-        np.testing.assert_allclose(buffer.advantages[:steps, env], to_go[:steps], atol=1e-5)
 
 
 # --- commands

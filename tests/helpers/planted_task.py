@@ -86,7 +86,12 @@ class SmoothPlantedBackbone(PlantedBackbone):
 
 def planted_images() -> ImageSet:
     """Every combination of label and demands, 18 images."""
-    grid = torch.cartesian_prod(torch.arange(2), torch.arange(3), torch.arange(3))
+    return images_of(torch.arange(2), torch.arange(3), torch.arange(3))
+
+
+def images_of(*channels: Tensor) -> ImageSet:
+    """Return one image per combination of channel values; the first is the label."""
+    grid = torch.cartesian_prod(*channels)
     images = grid.to(torch.uint8)[:, :, None, None].expand(-1, -1, 4, 4).contiguous()
     return ImageSet(images=images, labels=grid[:, 0].clone())
 
