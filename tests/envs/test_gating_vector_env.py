@@ -6,6 +6,7 @@ import pytest
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers import TimeLimit
 
+from dfs_rl.backbones import default_digits
 from dfs_rl.envs import ENV_ID
 from dfs_rl.envs.gating_env import FractionalSkippingEnv
 from dfs_rl.envs.gating_vector_env import FractionalSkippingVectorEnv
@@ -83,6 +84,29 @@ def test_truncates_like_time_limit(mode, limit, after):
         assert_same(result, theirs.step(actions))
         truncated += result[3].sum()
     assert (truncated > 0) == (limit <= 4)
+
+
+@with_autoreset
+def test_digits_equal_sync_vector_env(mode):
+    kwargs = {"backbone": default_digits().to_inference(), "split": "val"}
+    ours = FractionalSkippingVectorEnv(6, autoreset_mode=mode, **kwargs)
+    theirs = SyncVectorEnv([lambda: FractionalSkippingEnv(**kwargs)] * 6, autoreset_mode=mode)
+    assert_same(ours.reset(seed=4), theirs.reset(seed=4))
+    for actions in random_actions(ours, 14, 6):
+        # Floating point sums of 32 bit, the last option, depend on the batch.
+        assert_same(ours.step(actions % 5), theirs.step(actions % 5))
+
+
+def test_digits_need_bits():
+    accuracy = {}
+    for option in (1, 5):
+        env = FractionalSkippingVectorEnv(256, split="val")
+        env.reset(seed=0)
+        for _ in range(len(default_digits().layers)):
+            *_, infos = env.step(np.full(256, option))
+        accuracy[option] = infos["correct"].mean()
+    assert accuracy[5] > 0.9
+    assert accuracy[1] < accuracy[5]
 
 
 def test_some_environments_reset_in_mid_episode():
