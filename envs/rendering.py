@@ -49,7 +49,7 @@ def draw_episode(
     canvas = Image.new("RGB", (WIDTH, HEIGHT), _PAPER)
     pen = ImageDraw.Draw(canvas)
 
-    def text(  # noqa: PLR0913
+    def text(
         x: float, y: float, words: str, colour: Colour = _INK, *, anchor: str = "la", size: int = 14
     ) -> None:
         font = ImageFont.load_default(size=size)

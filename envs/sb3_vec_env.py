@@ -379,5 +379,5 @@ class SB3GatingVecEnv(VecEnv):
         values = result.info["correct"], result.info["computation"], self._returns[result.episodes]
         self._sums += [float(each.sum()) for each in values]
         n_actions = self._option_counts.shape[1]
-        for counts, options in zip(self._option_counts, result.options.T, strict=True):
-            counts += np.bincount(options, minlength=n_actions)
+        for layer, options in enumerate(result.options.T):
+            self._option_counts[layer] += np.bincount(options, minlength=n_actions)

@@ -117,7 +117,9 @@ def test_some_environments_reset_in_mid_episode():
         assert_same(ours.step(actions), theirs.step(actions))
         options = {key: reset[key] for key in reset.keys() & {"index"}}
         results = [
-            env.reset(seed=reset.get("seed"), options={**options, "reset_mask": reset["mask"].copy()})
+            env.reset(
+                seed=reset.get("seed"), options={**options, "reset_mask": reset["mask"].copy()}
+            )
             for env in (ours, theirs)
         ]
         assert_same(*results)

@@ -287,7 +287,7 @@ def test_bad_network_wide_keywords(name, value):
 
 @pytest.mark.parametrize("n_envs", [1.5, "2", None, -1])
 def test_bad_sb3_arguments(n_envs):
-    with pytest.raises(ConfigError, match="n_envs|environments"):
+    with pytest.raises(ConfigError, match=r"n_envs|environments"):
         SB3GatingVecEnv(make_task(**toy_kwargs()), n_envs)
     with pytest.raises(ConfigError, match="make_task"):
         SB3GatingVecEnv(ENV_ID, 2)

@@ -38,7 +38,8 @@ def run(backbone, images, actions):
         chosen = chosen if state.rows is None else chosen[state.rows]
         state, exited = advance(backbone, state, chosen, reuse=True)
         finished += [] if exited is None else [exited]
-    finished.append(Finished(state, run_head(backbone, state)))
+    if len(state.spent):
+        finished.append(Finished(state, run_head(backbone, state)))
     rows = [torch.arange(len(images)) if s.rows is None else s.rows for s, _ in finished]
     values = zip(*((logits, s.options, s.spent) for s, logits in finished), strict=True)
     return tuple(torch.cat(parts)[torch.cat(rows).argsort()] for parts in values)

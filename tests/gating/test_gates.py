@@ -210,7 +210,7 @@ def test_stored_table_is_the_same(tmp_path):
     assert isinstance(again, TableGate)
     assert (again.table, again.options) == ((3, 0, 1, 2), OPTIONS)
     assert (again.name, again.budget) == ("static", None)
-    with pytest.raises(ConfigError, match="bit options|menu"):
+    with pytest.raises(ConfigError, match=r"bit options|menu"):
         save_gate(TableGate([3, 0, 1, 2]), tmp_path)
 
 
