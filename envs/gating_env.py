@@ -9,12 +9,12 @@ from numpy.typing import NDArray
 from dfs_rl.envs.batched_episodes import BatchedEpisodes
 from dfs_rl.envs.spaces import (
     METADATA,
+    RenderMode,
     action_space,
     check_options,
-    check_render_mode,
     observation_space,
 )
-from dfs_rl.envs.task import make_task
+from dfs_rl.envs.task import check_types, make_task
 
 Observation = dict[str, Any]
 
@@ -131,8 +131,8 @@ class FractionalSkippingEnv(gymnasium.Env[Observation, np.int64]):
 
     metadata = METADATA
 
-    def __init__(self, *, render_mode: str | None = None, **keywords: Any) -> None:  # noqa: ANN401
-        check_render_mode(render_mode)
+    @check_types
+    def __init__(self, *, render_mode: RenderMode | None = None, **keywords: Any) -> None:  # noqa: ANN401
         self.render_mode = render_mode
         self.task = make_task(**keywords)
         self.observation_space = observation_space(

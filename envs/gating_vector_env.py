@@ -15,9 +15,9 @@ from dfs_rl.envs.sampling import ALL, StreamIndices
 from dfs_rl.envs.spaces import (
     METADATA,
     ObservationBatch,
+    RenderMode,
     action_space,
     check_options,
-    check_render_mode,
     observation_space,
 )
 from dfs_rl.envs.task import check_types, make_task
@@ -60,11 +60,10 @@ class FractionalSkippingVectorEnv(VectorEnv[ObservationBatch, NDArray[np.int64],
         *,
         max_episode_steps: PositiveInt | None = None,
         autoreset_mode: SkipValidation[AutoresetMode | str] = AutoresetMode.NEXT_STEP,
-        render_mode: str | None = None,
+        render_mode: RenderMode | None = None,
         **keywords: Any,  # noqa: ANN401
     ) -> None:
         super().__init__()
-        check_render_mode(render_mode)
         self._max_steps = max_episode_steps
         self.autoreset_mode = _autoreset_mode(autoreset_mode)
         self.metadata = {**METADATA, "autoreset_mode": self.autoreset_mode}

@@ -16,9 +16,9 @@ from dfs_rl.envs.batched_episodes import BatchedEpisodes
 from dfs_rl.envs.spaces import (
     EpisodeResult,
     ObservationBatch,
+    RenderMode,
     action_space,
     check_options,
-    check_render_mode,
     observation_space,
 )
 from dfs_rl.envs.task import Task, check_types
@@ -117,9 +117,8 @@ class SB3GatingVecEnv(VecEnv):
         group_size: int = 1,
         sync_episodes: bool = False,
         seed: int | None = None,
-        render_mode: str | None = None,
+        render_mode: RenderMode | None = None,
     ) -> None:
-        check_render_mode(render_mode)
         if not isinstance(task, Task):
             raise ConfigError(f"task is {task!r}; needed is a result of dfs_rl.envs.make_task.")
         if group_size < 1 or n_envs < 1 or n_envs % group_size:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from dfs_rl.gating.observation import FEATURE_LIMIT, Observation, context_size, 
 
 NumberT = TypeVar("NumberT", np.int64, np.float64)
 
+RenderMode = Literal["rgb_array"]
 METADATA: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 2}
 
 ObservationBatch = dict[str, NDArray[Any]]
@@ -113,14 +114,6 @@ def observation_bytes(space: spaces.Dict) -> int:
 def action_space(backbone: WalkableBackbone) -> spaces.Discrete:
     """Return the action space of one environment."""
     return spaces.Discrete(backbone.costs.n_actions)
-
-
-def check_render_mode(render_mode: str | None) -> None:
-    """Raise ``ConfigError`` for a render mode that does not exist."""
-    if render_mode is not None and render_mode not in METADATA["render_modes"]:
-        raise ConfigError(
-            f"render_mode is {render_mode!r}; allowed are None and {METADATA['render_modes']}."
-        )
 
 
 def check_options(options: object, *allowed: str) -> Mapping[str, Any]:

@@ -136,14 +136,9 @@ class LearnedGate(nn.Module, ABC):
         """Multiply-accumulates of the gate's network per image at each layer."""
 
     @property
-    def own_macs(self) -> int:
-        """Multiply-accumulates of the gate's network per image, over all layers."""
-        return sum(self.layer_macs)
-
-    @property
     def macs(self) -> float:
         """Multiply-accumulates per image over all layers, those of the features included."""
-        return self.feature_macs + float(self.own_macs)
+        return self.feature_macs + float(sum(self.layer_macs))
 
     @property
     def least_macs(self) -> float:

@@ -1,6 +1,5 @@
 """Cascades against rollouts of each image alone and against two whole passes."""
 
-import json
 import math
 
 import pytest
@@ -15,7 +14,6 @@ from dfs_rl.gating.base import TableGate
 from dfs_rl.gating.cascade import CascadeGate, confidence
 from dfs_rl.gating.model import GatedModel
 from dfs_rl.gating.rollout import rollout
-from dfs_rl.gating.storage import load_gate, save_gate
 from tests.helpers.toy_backbone import BITS, MACS, ToyBackbone, run_alone_with_exits, toy_images
 
 OPTIONS = BitOptions(BITS)
@@ -84,35 +82,6 @@ def test_static_gates_need_no_features(gate, monkeypatch):
     monkeypatch.setattr(ToyBackbone, "feature", None)
     monkeypatch.setattr(ToyBackbone, "head", lambda self, hidden: hidden.mean(dim=(2, 3)))
     assert len(rollout(ToyBackbone(), gate, toy_images(5)).logits) == 5
-
-
-def test_stored_cascade_is_the_same(tmp_path):
-    save_gate(make(0.7), tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["gate.json"]
-    again = load_gate(tmp_path)
-    assert isinstance(again, CascadeGate)
-    assert (again.first.table, again.second.table, again.threshold) == (FIRST, SECOND, 0.7)
-    assert (again.options, again.name) == (OPTIONS, "cascade")
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"threshold": -0.1},
-        {"threshold": "0.7"},
-        {"first": [1, 0, 2]},
-        {"second": [3, 3, 3, 4]},
-        {"second": [3, 3, True, 2]},
-        {"bits": [8, 2]},
-        {"kind": "table"},
-    ],
-)
-def test_changed_description(tmp_path, change):
-    save_gate(make(0.7), tmp_path)
-    record = json.loads((tmp_path / "gate.json").read_text())
-    (tmp_path / "gate.json").write_text(json.dumps(record | change))
-    with pytest.raises(CheckpointError, match=r"gate\.json"):
-        load_gate(tmp_path)
 
 
 def test_errors():

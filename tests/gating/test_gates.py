@@ -21,7 +21,7 @@ kinds = pytest.mark.parametrize("kind", [MLPGate, LSTMGate, OneShotGate])
 CONDITIONING = BudgetConditioning(computations=(0.5, 0.75, 3.0), preferences=(0.0, 0.75, 1.0))
 
 
-def make(kind, *, seed=0, **settings):
+def make(kind=MLPGate, *, seed=0, **settings):
     """Return a gate that chooses different options for different inputs."""
     torch.manual_seed(seed)
     gate = kind(CHANNELS, OPTIONS, hidden=HIDDEN, **settings)
@@ -31,13 +31,12 @@ def make(kind, *, seed=0, **settings):
     return gate
 
 
+def make_conditioned():
+    return make(budget_conditioning=CONDITIONING, preference=0.25)
+
+
 def inputs(n, context=3):
     return 9 * torch.randn(n, max(CHANNELS)), torch.rand(n, context)
-
-
-def change(folder, changes):
-    record = json.loads((folder / "gate.json").read_text())
-    (folder / "gate.json").write_text(json.dumps(record | changes))
 
 
 # Learned gates
@@ -55,7 +54,7 @@ def test_macs_equal_counted_ones(kind, choices):
 
 
 def test_mlp_gate_reads_its_own_channels():
-    gate, (features, context) = make(MLPGate), inputs(6)
+    gate, (features, context) = make(), inputs(6)
     disturbed = features.clone()
     disturbed[:, CHANNELS[0] :] += 100.0
     assert torch.equal(gate(features, 0, context), gate(disturbed, 0, context))
@@ -157,19 +156,19 @@ def test_random_gate_follows_marginals_and_seed():
 def test_all_gates_satisfy_the_protocol():
     cascade = CascadeGate((0,), (1,), threshold=0.5, options=OPTIONS)
     tables = [TableGate([0]), RandomGate(torch.tensor([[1.0]]), seed=0), cascade]
-    assert all(isinstance(gate, Gate) for gate in (make(MLPGate), *tables))
+    assert all(isinstance(gate, Gate) for gate in (make(), *tables))
 
 
 @pytest.mark.parametrize(
     ("construct", "message"),
     [
         (lambda: RandomGate(torch.tensor([[0.5, 0.6]]), seed=0), "sum to 1"),
-        (lambda: make(MLPGate, preference=1.5), "preference is 1.5"),
+        (lambda: make(preference=1.5), "preference is 1.5"),
         (lambda: MLPGate(CHANNELS, OPTIONS, hidden=0), "hidden is 0"),
-        (lambda: make(MLPGate, feature_macs=-1.0), "feature_macs is -1"),
+        (lambda: make(feature_macs=-1.0), "feature_macs is -1"),
         (lambda: TableGate([4], options=OPTIONS), r"table is \[4\].* 0 to 3"),
         *(
-            (lambda c=choices: make(MLPGate, choices=c), r"choices are \[.*from 0 to 3")
+            (lambda c=choices: make(choices=c), r"choices are \[.*from 0 to 3")
             for choices in [(), (0, 4), (2, 1), (1, 1), (-1, 0)]
         ),
     ],
@@ -197,74 +196,92 @@ def test_stored_gate_is_the_same(kind, choices, tmp_path):
 
 
 def test_stored_gate_keeps_its_preference(tmp_path):
-    save_gate(make(MLPGate, budget_conditioning=CONDITIONING, preference=0.25), tmp_path)
+    save_gate(make_conditioned(), tmp_path)
     again = load_gate(tmp_path)
     assert (again.budget_conditioning, again.preference) == (CONDITIONING, 0.25)
     assert again.preferences(3, torch.device("cpu")).tolist() == [0.25] * 3
 
 
-def test_stored_table_is_the_same(tmp_path):
-    save_gate(TableGate([3, 0, 1, 2], options=OPTIONS, name="static"), tmp_path)
+def make_table(**settings):
+    return TableGate([3, 0, 1, 2], options=OPTIONS, **settings)
+
+
+def make_cascade(**settings):
+    return CascadeGate((1, 0, 2, 1), (3, 3, 3, 2), threshold=0.7, options=OPTIONS, **settings)
+
+
+@pytest.mark.parametrize("construct", [make_table, make_cascade])
+def test_stored_static_gate_is_the_same(construct, tmp_path):
+    gate = construct(name="static")
+    save_gate(gate, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["gate.json"]
     again = load_gate(tmp_path)
-    assert isinstance(again, TableGate)
-    assert (again.table, again.options) == ((3, 0, 1, 2), OPTIONS)
-    assert (again.name, again.budget) == ("static", None)
+    assert type(again) is type(gate)
+    for name in ("name", "options", "budget"):
+        assert getattr(again, name) == getattr(gate, name)
+    features, context = inputs(2)
+    for start in ("reset", "start_second_pass")[: 1 + isinstance(gate, CascadeGate)]:
+        getattr(gate, start)(2)
+        getattr(again, start)(2)
+        for layer in range(4):
+            chosen = [each.decide(features, layer, context) for each in (gate, again)]
+            assert torch.equal(*chosen)
+    assert getattr(again, "threshold", 0.7) == 0.7
+
+
+def test_table_without_options_is_not_stored(tmp_path):
     with pytest.raises(ConfigError, match=r"bit options|menu"):
         save_gate(TableGate([3, 0, 1, 2]), tmp_path)
 
 
-DAMAGED_CONDITIONING = [
-    3,
-    {},
-    {"preferences": []},
-    {"preferences": [0.0, 1.0]},
-    {"computations": [0.5, 0.75, 3.0], "preferences": [0.0, 1.0]},
-    {"computations": [0.5, 0.75], "reach": [0.5, 0.75]},
-    {"computations": [0.0, 1.0]},
-    {"computations": ["1", "2"]},
-    None,  # the weights are for four context values
-]
+CHANGES = {
+    make: {
+        "kind": ["table"],
+        "format": [99],
+        "bits": [[8, 2]],
+        "hidden": ["5", 6],
+        "feature_sizes": [[2, True]],
+        "feature_macs": ["3", -1.0],
+        "choices": [[], [0, 4], [3, 0], [0, 0], ["0"], [-1], 3, [1, 2, 3]],
+    },
+    make_conditioned: {
+        "preference": [1.5],
+        "budget_conditioning": [
+            3,
+            {},
+            {"preferences": []},
+            {"preferences": [0.0, 1.0]},
+            {"computations": [0.5, 0.75, 3.0], "preferences": [0.0, 1.0]},
+            {"computations": [0.5, 0.75], "reach": [0.5, 0.75]},
+            {"computations": [0.0, 1.0]},
+            {"computations": ["1", "2"]},
+            None,  # the weights are for four context values
+        ],
+    },
+    make_table: {
+        "table": [[3, 0, 1, 4], [3, 0, -1, 2], [3, 0, True, 2], "3012"],
+        "bits": [[8, 2], []],
+        "kind": ["mlp"],
+        "format": [99],
+    },
+    make_cascade: {
+        "threshold": [-0.1, "0.7"],
+        "first": [[1, 0, 2]],
+        "second": [[3, 3, 3, 4], [3, 3, True, 2]],
+        "bits": [[8, 2]],
+        "kind": ["table"],
+    },
+}
 
 
 @pytest.mark.parametrize(
-    ("gate", "changes"),
-    [
-        *(
-            (lambda: make(MLPGate), {name: value})
-            for name, value in [
-                ("kind", "table"),
-                ("format", 99),
-                ("bits", [8, 2]),
-                ("hidden", "5"),
-                ("hidden", 6),
-                ("feature_sizes", [2, True]),
-                ("feature_macs", "3"),
-                ("feature_macs", -1.0),
-                *(("choices", c) for c in ([], [0, 4], [3, 0], ["0"], [-1], 3, [1, 2, 3])),
-            ]
-        ),
-        *(
-            (lambda: make(MLPGate, budget_conditioning=CONDITIONING), changes)
-            for changes in [
-                {"preference": 1.5},
-                *({"budget_conditioning": value} for value in DAMAGED_CONDITIONING),
-            ]
-        ),
-        *(
-            (lambda: TableGate([3, 0, 1, 2], options=OPTIONS), {name: value})
-            for name, value in [
-                *(("table", t) for t in ([3, 0, 1, 4], [3, 0, -1, 2], [3, 0, True, 2], "3012")),
-                ("bits", []),
-                ("kind", "mlp"),
-                ("format", 99),
-            ]
-        ),
-    ],
+    ("construct", "name", "value"),
+    [(c, n, v) for c, named in CHANGES.items() for n, values in named.items() for v in values],
 )
-def test_changed_description(gate, changes, tmp_path):
-    save_gate(gate(), tmp_path)
-    change(tmp_path, changes)
+def test_changed_description(construct, name, value, tmp_path):
+    save_gate(construct(), tmp_path)
+    record = json.loads((tmp_path / "gate.json").read_text())
+    (tmp_path / "gate.json").write_text(json.dumps(record | {name: value}))
     with pytest.raises(CheckpointError, match=r"gate\.(json|safetensors)"):
         load_gate(tmp_path)
 

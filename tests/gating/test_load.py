@@ -16,7 +16,7 @@ from dfs_rl.costs import BitOptions
 from dfs_rl.data import ChannelStatistics, ImageSet
 from dfs_rl.data.decode import fit_picture
 from dfs_rl.errors import CheckpointError, ConfigError, DataError
-from dfs_rl.gating.base import RandomGate, TableGate
+from dfs_rl.gating.base import TableGate
 from dfs_rl.gating.budget_conditioning import BudgetConditioning
 from dfs_rl.gating.model import GatedModel
 from dfs_rl.gating.networks import LSTMGate, MLPGate, OneShotGate
@@ -170,15 +170,6 @@ def test_rollout_equals_network_at_those_bits():
     torch.testing.assert_close(logits, expected, atol=1e-2, rtol=1e-2)
 
 
-def test_rollouts_do_not_depend_on_the_batch():
-    frozen = network().to_inference()
-    gate = RandomGate(torch.full((3, 4), 0.25), seed=0)
-    together = rollout(frozen, gate, images())
-    for i in range(0, 24, 5):
-        alone = rollout(frozen, TableGate(together.options[i].tolist()), images()[i : i + 1])
-        assert torch.equal(alone.logits[0], together.logits[i])
-
-
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_gate_weights_must_be_finite(run, value):
     path = run / "gate" / "gate.safetensors"
@@ -194,15 +185,6 @@ def test_gate_weights_must_be_finite(run, value):
 def test_wrong_number_of_classes():
     with pytest.raises(CheckpointError, match=r"classes has 9 names, .* has 10 classes"):
         GatedModel(network(), TableGate((0, 0, 0)), classes="abcdefghi")
-
-
-def test_floats_and_bytes_have_the_same_answer(run):
-    model = dfs_rl.load(run)
-    expected, trace = model(images())
-    for dtype in (torch.float32, torch.float64):
-        logits, same = model(images().to(dtype) / 255)
-        assert torch.equal(same.options, trace.options)
-        torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -257,10 +239,9 @@ def test_images_that_cannot_be_resized(tmp_path, shape):
         dfs_rl.load(tmp_path)(torch.zeros(shape))
 
 
-@pytest.mark.parametrize("settings", [{}, {"fullgraph": False}])
-def test_compiled_model_is_the_same(run, settings):
+def test_compiled_model_is_the_same(run):
     model = dfs_rl.load(run)
-    compiled = torch.compile(model, backend="eager", **settings)
+    compiled = torch.compile(model, backend="eager")
     for n in (24, 3, 1):
         logits, trace = model(images(n))
         again, trace_again = compiled(images(n))

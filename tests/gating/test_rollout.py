@@ -53,14 +53,21 @@ def test_learned_gate_equals_plain_loop():
         assert torch.equal(state.options[0], together.options[i])
 
 
-def test_budget_bounds_every_image():
-    backbone, images = ToyBackbone(), toy_images(64)
-    gate = RandomGate(torch.full((4, 4), 0.25), seed=1)
+@pytest.mark.parametrize("bits", [(0, 2, 4, 8), (2, 4, 8)])
+@pytest.mark.parametrize("after", [(), (1, 2)])
+def test_budget_bounds_every_image(bits, after):
+    backbone, images = ToyBackbone(bits, exits=after), toy_images(64)
+    n = backbone.costs.n_actions
+    gate = RandomGate(torch.full((4, n), 1.0 / n), seed=1)
     free, bound = (
         backbone.costs.computation(rollout(backbone, gate, images, budget=budget).options).max()
-        for budget in (None, 3.0)
+        for budget in (None, 3.1)
     )
-    assert free > 3.0 >= bound > 0.8 * 3.0
+    assert free > 3.1 >= bound > 0.8 * 3.1
+
+
+def test_budget_counts_the_gate():
+    backbone, images = ToyBackbone(), toy_images(64)
     model = GatedModel(backbone, learned(), budget=30.0)
     assert float(model(images)[1].computation.max()) <= 30.0
     with pytest.raises(ConfigError, match="budget 2 %"):
