@@ -243,12 +243,9 @@ class BatchedEpisodes:
 
     @torch.inference_mode()
     def action_masks(self) -> NDArray[np.bool_]:
-        """Return the actions that keep the cheapest way to an answer within the budget.
+        """Return the masks of ``gating.action_masks``, bool ``[n, actions]``.
 
         In an ended episode all actions are allowed, because none has an effect.
-
-        Returns:
-            bool ``[n, actions]``; the exit action is allowed only at an exit.
         """
         self.require_reset()
         task, costs = self.task, self.task.backbone.costs

@@ -131,11 +131,7 @@ class FractionalSkippingVectorEnv(VectorEnv[ObservationBatch, NDArray[np.int64],
         return episodes.observation, rewards, terminations, truncations, infos
 
     def action_masks(self) -> NDArray[np.bool_]:
-        """Return the actions that keep the cheapest way to an answer within the budget.
-
-        Returns:
-            bool `[num_envs, n]`; the exit action is allowed only at an exit.
-        """
+        """Return the masks of `FractionalSkippingEnv.action_masks`, bool `[num_envs, n]`."""
         return self._episodes.action_masks()
 
     def render(self) -> tuple[NDArray[np.uint8], ...] | None:

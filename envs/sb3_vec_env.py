@@ -205,14 +205,7 @@ class SB3GatingVecEnv(VecEnv):
         return stats
 
     def set_backbone(self, backbone: WalkableBackbone) -> ObservationBatch:
-        """Replace the backbone and replay every episode up to its current layer.
-
-        Args:
-            backbone: Backbone with changed weights.
-
-        Returns:
-            The new current observations.
-        """
+        """Replace the backbone, replay all episodes and return their current observations."""
         episodes = self._episodes
         episodes.require_reset()
         options = self._options_so_far()
@@ -268,11 +261,7 @@ class SB3GatingVecEnv(VecEnv):
         return self._set_padded_layers()
 
     def action_masks(self) -> NDArray[np.bool_]:
-        """Return the actions that keep the cheapest way to an answer within the budget.
-
-        Returns:
-            bool ``[n_envs, n]``; the exit action is allowed only at an exit.
-        """
+        """Return the masks of ``FractionalSkippingEnv.action_masks``, bool ``[n_envs, n]``."""
         return self._episodes.action_masks()
 
     def close(self) -> None:
@@ -290,11 +279,7 @@ class SB3GatingVecEnv(VecEnv):
         return [value for _ in self._get_indices(indices)]
 
     def set_attr(self, attr_name: str, value: object, indices: VecEnvIndices = None) -> None:
-        """Raise an error: the environments share all attributes.
-
-        Raises:
-            ConfigError: Always.
-        """
+        """Raise ``ConfigError``: the environments share all attributes."""
         raise ConfigError(
             f"attribute {attr_name!r} cannot be set to {value!r} for environments {indices}: they "
             "run as one batch."
@@ -307,11 +292,7 @@ class SB3GatingVecEnv(VecEnv):
         indices: VecEnvIndices = None,
         **method_kwargs: object,
     ) -> list[Any]:
-        """Call ``action_masks``, the only supported method, and return each environment's mask.
-
-        Raises:
-            AttributeError: If another method or an argument is given.
-        """
+        """Call ``action_masks``, the only supported method, and return each environment's mask."""
         if method_name != "action_masks" or method_args or method_kwargs:
             raise AttributeError(
                 f"the environments have no method {method_name!r}; allowed is 'action_masks', "
