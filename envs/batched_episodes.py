@@ -156,8 +156,7 @@ class BatchedEpisodes:
         if which is None:
             rows = None
             self.started = True
-            # A copy, because the caller returns the indices to the user.
-            self.indices, self.preferences, self._labels = indices.copy(), preferences, labels
+            self.indices, self.preferences, self._labels = indices, preferences, labels
             self.ended, self.layers = np.zeros_like(self.ended), np.zeros_like(self.layers)
             self._states = []
             self._options = labels.new_zeros(self.n, self.task.backbone.costs.n_layers)

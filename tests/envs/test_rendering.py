@@ -49,7 +49,14 @@ def test_colours_of_bit_widths_differ():
 
 def test_answer_and_budget_show():
     changes = [{}, {"answer": ("cat", 0.9)}, {"answer": ("dog", 0.9)}, {"budget": 3.0}]
-    assert_different([draw_episode(**CONTENT | change) for change in changes])
+    pictures = [draw_episode(**CONTENT | change) for change in changes]
+    assert_different(pictures)
+    _, right, wrong, _ = pictures
+    green, red = (26, 132, 84), (200, 55, 45)
+    for picture, present, absent in ((right, green, red), (wrong, red, green)):
+        colours = {tuple(colour) for colour in picture.reshape(-1, 3).tolist()}
+        assert present in colours
+        assert absent not in colours
 
 
 def test_every_step_changes_the_picture():
