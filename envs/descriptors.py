@@ -72,7 +72,7 @@ def observe_layer(
     return np.append(row, np.array([previous, scaled], dtype=np.float32))
 
 
-def round_to_menu(action: float, n_options: int) -> int:
+def round_to_option(action: float, n_options: int) -> int:
     """Return the option of a continuous action in [0, 1], with equal intervals as in HAQ."""
     return min(int(action * n_options), n_options - 1)
 

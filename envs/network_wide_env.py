@@ -10,7 +10,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from dfs_rl.data import SplitName
-from dfs_rl.envs.descriptors import N_DESCRIPTORS, layer_descriptors, observe_layer, round_to_menu
+from dfs_rl.envs.descriptors import N_DESCRIPTORS, layer_descriptors, observe_layer, round_to_option
 from dfs_rl.envs.keywords import BackboneLike, DatasetLike, DeviceLike, check_types
 from dfs_rl.envs.spaces import check_options
 from dfs_rl.envs.task import make_task
@@ -175,7 +175,7 @@ class NetworkWideEnv(gymnasium.Env[Observation, Action]):
         menu, n_layers = self.task.backbone.options, self.task.backbone.costs.n_layers
         if isinstance(self.action_space, spaces.Box):
             previous = float(np.asarray(action)[0])
-            option = round_to_menu(previous, len(menu))
+            option = round_to_option(previous, len(menu))
         else:
             option = int(action)
             previous = option / max(1, menu.full)

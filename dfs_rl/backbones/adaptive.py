@@ -30,8 +30,8 @@ class AdaptiveConfig(NetworkConfig):
         granularity: ``"path"``: one decision per stage, about its whole path. ``"block"``: one per
             block of the path. The stage's first decision then chooses the norms of its mandatory
             blocks; after a skip the later blocks can still run, on an activation that was
-            normalised for a skipped path, which only training with mixed settings prepares for.
-        bits: The menu of every gated layer; it must contain 0, which skips the layer.
+            normalised for a skipped path, which only training with bit mixes prepares for.
+        bits: Bit options of every gated layer; 0, which skips the layer, must be among them.
 
     Raises:
         ConfigError: If a value is outside its range.
@@ -61,7 +61,7 @@ class AdaptiveConfig(NetworkConfig):
 
 
 def check_skippable(bits: Sequence[int]) -> None:
-    """Check that a menu contains 0 bit.
+    """Check that 0 bit is an option.
 
     Raises:
         ConfigError: If it does not.
@@ -111,7 +111,7 @@ class AdaptiveNetwork(Network):
 
     @property
     def meaningful_bits(self) -> tuple[int, ...]:
-        """All bits of the menu: without any path it is still a network."""
+        """All bit options: without any path it is still a network."""
         return self.options.values
 
     @property

@@ -52,7 +52,7 @@ class Backbone(nn.Module, ABC):
     Args:
         config: Shape and precision, a frozen dataclass that is stored with the weights.
         statistics: Mean and deviation of the training images' channels, in [0, 1] units.
-        bits: The menu of every gated layer.
+        bits: Bit options of every gated layer.
         image_shape: Channels, height and width of the images.
         n_classes: Number of classes.
         stem_bits: Precision of the parts that are never gated.
@@ -61,7 +61,7 @@ class Backbone(nn.Module, ABC):
         family: Name of the class in storage.
         optimizer: Default optimizer of networks of this class.
         feature_weight: Default weight of the distance of activations, see ``SupernetConfig``.
-        options: The menu.
+        options: Bit options.
         costs: Costs of every option.
         blocks: The gated layers.
         probes: One linear classifier of the activation before each gated layer.
@@ -209,12 +209,10 @@ class Backbone(nn.Module, ABC):
 
     def run(self, images: Tensor, bits: int | Sequence[int]) -> Tensor:
         """Run ``forward`` without checking the values of the images."""
-        setting = [bits] * len(self.blocks) if isinstance(bits, int) else list(bits)
-        if len(setting) != len(self.blocks):
-            raise ConfigError(
-                f"{len(setting)} bit widths given for {len(self.blocks)} gated layers."
-            )
-        return self.head(run_layers(self, self.stem(images), setting))
+        mix = [bits] * len(self.blocks) if isinstance(bits, int) else list(bits)
+        if len(mix) != len(self.blocks):
+            raise ConfigError(f"{len(mix)} bit widths given for {len(self.blocks)} gated layers.")
+        return self.head(run_layers(self, self.stem(images), mix))
 
     def comparable(self, hidden: Tensor) -> Tensor:
         """Return an activation in the form in which feature distillation compares two passes."""
@@ -222,7 +220,7 @@ class Backbone(nn.Module, ABC):
 
     @property
     def meaningful_bits(self) -> tuple[int, ...]:
-        """The uniform settings that leave a network: skipping all layers rarely does."""
+        """Bit options that leave a network if all layers run at them: skipping all layers rarely does."""
         return tuple(bits for bits in self.options if bits != SKIP)
 
     @torch.no_grad()

@@ -18,7 +18,7 @@ class NetworkConfig:
         in_channels: Image channels, 1 to 4.
         n_classes: Classes, at least 2.
         image_size: Height and width of the images in pixels, at least 4.
-        bits: The menu of every gated layer, see ``BitOptions``.
+        bits: Bit options of every gated layer, see ``BitOptions``.
         stem_bits: Precision of everything that is never gated.
         per_channel: One weight scale per output channel instead of one per layer.
 
@@ -60,7 +60,7 @@ class NetworkConfig:
 
     @property
     def run_bits(self) -> tuple[int, ...]:
-        """The menu without 0, at which a gated layer runs."""
+        """Bit options without 0, at which a gated layer runs."""
         return tuple(bits for bits in self.bits if bits != SKIP)
 
 

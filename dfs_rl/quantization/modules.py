@@ -1,4 +1,4 @@
-"""Modules that run at any bit width of a menu: shared weights, one scale and one norm per width."""
+"""Modules that run at any of several bit widths: shared weights, one scale and one norm per width."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from dfs_rl.costs import FULL, SKIP
 from dfs_rl.errors import ConfigError
-from dfs_rl.quantization.functional import fake_quantize, grid, lsq_gradient_scale, mse_step
+from dfs_rl.quantization.functional import QuantRange, fake_quantize, lsq_gradient_scale, mse_scale
 
 NORM_MOMENTUM = 0.1
 NORM_EPSILON = 1e-5
@@ -54,34 +54,37 @@ class LayerQuantizers(nn.Module):
         self.signed_input = signed_input
         self.per_channel = channels is not None
         weight_shape = (len(self.bits), channels) if channels is not None else (len(self.bits),)
-        self.input_log_step = nn.Parameter(torch.zeros(len(self.bits)))
-        self.weight_log_step = nn.Parameter(torch.zeros(weight_shape))
+        self.input_log_scale = nn.Parameter(torch.zeros(len(self.bits)))
+        self.weight_log_scale = nn.Parameter(torch.zeros(weight_shape))
 
-    def input_step_of(self, bits: int) -> Tensor:
+    def input_scale(self, bits: int) -> Tensor:
         """Return the scale of the input at ``bits``, a scalar."""
-        return self.input_log_step[self.bits.index(bits)].exp()
+        return self.input_log_scale[self.bits.index(bits)].exp()
 
-    def weight_step_of(self, bits: int, weight: Tensor) -> Tensor:
+    def weight_scale(self, bits: int, weight: Tensor) -> Tensor:
         """Return the scale of the weight at ``bits``, broadcastable to ``weight``."""
-        step = self.weight_log_step[self.bits.index(bits)].exp()
-        return step.reshape(-1, *[1] * (weight.dim() - 1)) if self.per_channel else step
+        scale = self.weight_log_scale[self.bits.index(bits)].exp()
+        return scale.reshape(-1, *[1] * (weight.dim() - 1)) if self.per_channel else scale
 
     def forward(self, x: Tensor, weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
         """Quantize an input ``[batch, ...]`` and a weight; LSQ scales gradients per sample."""
-        inputs, weights = grid(bits, signed=self.signed_input), grid(bits, signed=True)
-        per_step = weight[0].numel() if self.per_channel else weight.numel()
+        inputs, weights = (
+            QuantRange.of(bits, signed=self.signed_input),
+            QuantRange.of(bits, signed=True),
+        )
+        per_scale = weight[0].numel() if self.per_channel else weight.numel()
         return (
             fake_quantize(
                 x,
-                self.input_step_of(bits),
+                self.input_scale(bits),
                 inputs,
                 gradient_scale=lsq_gradient_scale(x[0].numel(), inputs),
             ),
             fake_quantize(
                 weight,
-                self.weight_step_of(bits, weight),
+                self.weight_scale(bits, weight),
                 weights,
-                gradient_scale=lsq_gradient_scale(per_step, weights),
+                gradient_scale=lsq_gradient_scale(per_scale, weights),
             ),
         )
 
@@ -89,9 +92,11 @@ class LayerQuantizers(nn.Module):
     def calibrate(self, x: Tensor, weight: Tensor) -> None:
         """Set every scale to the one with the least squared error on this input and weight."""
         for i, bits in enumerate(self.bits):
-            self.input_log_step[i] = mse_step(x, grid(bits, signed=self.signed_input)).log()
-            self.weight_log_step[i] = mse_step(
-                weight, grid(bits, signed=True), per_channel=self.per_channel
+            self.input_log_scale[i] = mse_scale(
+                x, QuantRange.of(bits, signed=self.signed_input)
+            ).log()
+            self.weight_log_scale[i] = mse_scale(
+                weight, QuantRange.of(bits, signed=True), per_channel=self.per_channel
             ).log()
 
 
@@ -116,7 +121,7 @@ class FractionalLayer(nn.Module):
             self.quantizers.calibrate(x, self.weight)
         return (x, self.weight) if bits == FULL else self.quantizers(x, self.weight, bits)
 
-    def calibrate_steps(self, *, on: bool) -> None:
+    def calibrate_scales(self, *, on: bool) -> None:
         """Start or stop setting the scales from every input."""
         self.calibrating = on
 
@@ -159,7 +164,7 @@ class NormPerBits(nn.Module):
         return self.norm_weight, self.norm_bias
 
     @torch.no_grad()
-    def copy_dearest_norm(self) -> None:
+    def copy_full_norm(self) -> None:
         """Copy the row of the largest bit width to all others of its set."""
         for tensor in self.norm_tensors():
             sets = tensor.view(self.norm_sets, len(self.bits), -1)

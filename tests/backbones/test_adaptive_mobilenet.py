@@ -68,16 +68,16 @@ def test_at_32_bit_it_is_torchs_operators(changes):
         y = layer(b.convolutions[-1], y, row)
         return x + y if y.shape == x.shape else y
 
-    for setting in [(0,) * 5, (32,) * 5, (32, 0, 32, 0, 0)]:
+    for mix in [(0,) * 5, (32,) * 5, (32, 0, 32, 0, 0)]:
         x = functional.relu6(layer(net.stem_conv, (images / 255.0 - 0.4) / 0.3, 0))
         x = block(net.before, x, 0)
-        for stage, bits in zip(net.blocks, setting, strict=True):
+        for stage, bits in zip(net.blocks, mix, strict=True):
             for b in stage.mandatory:
                 x = block(b, x, int(bits == 0))
             for b in stage.path if bits else []:
                 x = block(b, x, 0)
         x = functional.relu6(layer(net.last_conv, block(net.after, x, 0), 0)).mean(dim=(2, 3))
         expected = functional.linear(x, net.classifier.weight, net.classifier.bias)
-        torch.testing.assert_close(net(images, setting), expected, rtol=1e-3, atol=1e-4)
-        frozen = run(net.to_inference(), images, setting)
+        torch.testing.assert_close(net(images, mix), expected, rtol=1e-3, atol=1e-4)
+        frozen = run(net.to_inference(), images, mix)
         torch.testing.assert_close(frozen, expected, rtol=1e-3, atol=1e-4)

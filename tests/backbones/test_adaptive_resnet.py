@@ -86,10 +86,10 @@ def test_the_second_norms_are_used_exactly_where_their_stage_is_skipped(changes,
                 poisoned += 1
         assert poisoned >= 2
         form = net.to_inference() if frozen else net
-        for setting in settings_of(net):
-            skipped = setting[firsts[stage]] == 0
-            broken = bool(run(form, pictures(2), setting).isnan().any())
-            assert broken == (skipped == bool(norm_set)), setting
+        for mix in settings_of(net):
+            skipped = mix[firsts[stage]] == 0
+            broken = bool(run(form, pictures(2), mix).isnan().any())
+            assert broken == (skipped == bool(norm_set)), mix
 
 
 def test_down_sampling_stem_and_head_have_one_set_of_norms():

@@ -14,7 +14,7 @@ from dfs_rl.backbones import Fractionalized, WalkableBackbone
 from dfs_rl.costs.mac_counter import count_macs
 from dfs_rl.errors import ConfigError
 from dfs_rl.gating.execution import run_head, run_layer, run_stem
-from dfs_rl.training.calibration import calibrate_steps
+from dfs_rl.training.calibration import calibrate_scales
 from tests.helpers.models import (
     CLASSES,
     NETS,
@@ -46,9 +46,9 @@ def normalised(images: torch.Tensor) -> torch.Tensor:
     return (images.float() / 255 - mean) / std
 
 
-def at(net: WalkableBackbone, images: torch.Tensor, setting: list[int]) -> torch.Tensor:
+def at(net: WalkableBackbone, images: torch.Tensor, mix: list[int]) -> torch.Tensor:
     hidden = net.stem(images)
-    for layer, bits in zip(net.layers, setting, strict=True):
+    for layer, bits in zip(net.layers, mix, strict=True):
         hidden = layer(hidden, bits)
     return net.head(hidden)
 
@@ -65,13 +65,13 @@ def test_full_precision_is_the_model(name):
     expected = model(normalised(pictures()))
     torch.testing.assert_close(backbone(pictures(), 32), expected, rtol=1e-5, atol=1e-5)
     frozen = backbone.to_inference()
-    setting = [32] * len(frozen.layers)
-    torch.testing.assert_close(at(frozen, pictures(), setting), expected, rtol=1e-5, atol=1e-5)
+    mix = [32] * len(frozen.layers)
+    torch.testing.assert_close(at(frozen, pictures(), mix), expected, rtol=1e-5, atol=1e-5)
     one = pictures(1)
     torch.testing.assert_close(backbone(one, 32), expected[:1], rtol=1e-5, atol=1e-5)
     halved = backbone.to_inference(torch.bfloat16)
     assert halved.layers[0](halved.stem(one), 32).dtype == torch.bfloat16
-    assert at(halved, one, setting).dtype == torch.float32
+    assert at(halved, one, mix).dtype == torch.float32
 
 
 class FirstToken(SmallViT):
@@ -192,7 +192,7 @@ def test_low_bits_learn(name):
     backbone = gated(name).train()
     functional.cross_entropy(backbone(pictures(), 4), torch.arange(16) % CLASSES).backward()
     for part, parameter in backbone.blocks.named_parameters():
-        if parameter.numel() and part.endswith((".weight", "_log_step")):
+        if parameter.numel() and part.endswith((".weight", "_log_scale")):
             assert parameter.grad is not None, part
             assert bool(parameter.grad.isfinite().all()), part
 
@@ -373,7 +373,7 @@ def test_causal_attention_whose_heads_share_keys_is_gated():
     torch.manual_seed(0)
     model = Causal().eval()
     backbone = fractionalize(model, examples(), bits=(0, 16, 32))
-    calibrate_steps(backbone, pictures(), parts=[backbone])
+    calibrate_scales(backbone, pictures(), parts=[backbone])
     assert len(backbone.layers) == 3
     assert backbone.costs.layer_macs[1] == 16 * 16 * 16 + 2 * 16 * 16 * 16
     with torch.no_grad():

@@ -113,7 +113,7 @@ def test_every_use_is_a_layer_with_scales_and_batch_norms_of_its_own():
     assert backbone.costs.layer_macs == (256 * 8 * 8 * 9,) * 3
     first, second = (next(iter(layer.ops.values())) for layer in backbone.layers[:2])
     assert first.weight is second.weight
-    assert first.quantizers.weight_log_step is not second.quantizers.weight_log_step
+    assert first.quantizers.weight_log_scale is not second.quantizers.weight_log_scale
     assert first.norm.running_mean is not second.norm.running_mean
 
 

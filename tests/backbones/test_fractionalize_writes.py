@@ -1,4 +1,4 @@
-"""Models that write in place: traced as what they compute, or refused, whatever the menu is."""
+"""Models that write in place: traced as what they compute, or refused, at any bit options."""
 
 import pytest
 import torch
@@ -127,7 +127,7 @@ def test_writes_are_traced_as_what_they_compute(write):
 
 @pytest.mark.parametrize("settings", [{"bits": (0, 8, 16)}, {"stem_bits": 16}])
 @torch.no_grad()
-def test_writes_are_kept_where_the_menu_or_the_stem_is_quantized(settings):
+def test_writes_are_kept_where_the_bits_or_the_stem_is_quantized(settings):
     model = written(convolved_slice)
     backbone = fractionalize(model, examples(), **settings)
     expected = model(pictures().float() / 255)

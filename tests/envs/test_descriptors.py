@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dfs_rl.backbones import default_digits
-from dfs_rl.envs.descriptors import layer_descriptors, observe_layer, round_to_menu
+from dfs_rl.envs.descriptors import layer_descriptors, observe_layer, round_to_option
 from tests.helpers.toy_backbone import MACS, ToyBackbone
 
 
@@ -47,7 +47,7 @@ def test_what_was_chosen_before_follows_the_layer():
 
 @given(st.floats(0, 1), st.integers(1, 12))
 def test_a_continuous_action_is_rounded_as_by_haq(action, n):
-    option = round_to_menu(action, n)
+    option = round_to_option(action, n)
     assert 0 <= option < n
     # HAQ rounds action * n - 1/2; at the edges between two options either will do.
     assert abs(action * n - 0.5 - option) <= 0.5 + 1e-9
@@ -55,5 +55,5 @@ def test_a_continuous_action_is_rounded_as_by_haq(action, n):
 
 @given(st.integers(1, 12))
 def test_the_middle_of_each_stretch_is_its_option(n):
-    assert [round_to_menu((option + 0.5) / n, n) for option in range(n)] == list(range(n))
-    assert round_to_menu(1.0, n) == n - 1
+    assert [round_to_option((option + 0.5) / n, n) for option in range(n)] == list(range(n))
+    assert round_to_option(1.0, n) == n - 1

@@ -15,16 +15,16 @@ MASK = torch.tensor([[True, True, False, True], [False] * 4, [False, True, False
     ids=["none", "choice", "infinite", "added"],
 )
 @torch.no_grad()
-def test_attention_equals_torchs_up_to_its_steps(mask):
+def test_attention_equals_torchs_up_to_its_scales(mask):
     torch.manual_seed(0)
     query, key, value = torch.randn(2, 5, 3, 8), torch.randn(2, 5, 4, 8), torch.randn(2, 5, 4, 8)
     rest = () if mask is None else (mask,)
     attention = FractionalAttention((2, 16, 32), scale=None)
     for product in (attention.scores, attention.mix):
-        product.calibrate_steps(on=True)
+        product.calibrate_scales(on=True)
     attention(query, key, value, *rest, 32)
     for product in (attention.scores, attention.mix):
-        product.calibrate_steps(on=False)
+        product.calibrate_scales(on=False)
     expected = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
     for form in (attention, to_inference(attention)):
         torch.testing.assert_close(
@@ -44,10 +44,10 @@ def test_causal_and_grouped_attention_are_torchs_too(masked):
     query, key, value = torch.randn(2, 6, 5, 8), *torch.randn(2, 2, heads, 4, 8)
     attention = FractionalAttention((2, 16, 32), scale=None, **{masked: True})
     for product in (attention.scores, attention.mix):
-        product.calibrate_steps(on=True)
+        product.calibrate_scales(on=True)
     attention(query, key, value, 32)
     for product in (attention.scores, attention.mix):
-        product.calibrate_steps(on=False)
+        product.calibrate_scales(on=False)
     expected = functional.scaled_dot_product_attention(
         query, key, value, is_causal=masked == "causal", enable_gqa=masked == "grouped"
     )

@@ -23,14 +23,14 @@ def random(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-@pytest.mark.parametrize("highest", [1, 3, 15, 255])
-def test_codes_equal_rounding_then_clamping(highest):
+@pytest.mark.parametrize("qmax", [1, 3, 15, 255])
+def test_codes_equal_rounding_then_clamping(qmax):
     x = torch.randn(3, 4, 5, 5, generator=random()).mul(3.0).contiguous(memory_format=CHANNELS_LAST)
     x[0, 0, 0] = torch.tensor([0.5, 1.5, 2.5, -0.5, 1e6])  # ties and values outside
     for inverse in (1.0, 0.37, 41.0):
-        codes = to_uint8_codes(x, torch.tensor(inverse), highest)
+        codes = to_uint8_codes(x, torch.tensor(inverse), qmax)
         assert codes.dtype == torch.uint8
-        assert torch.equal(codes.float(), (x * inverse).round().clamp(0, highest))
+        assert torch.equal(codes.float(), (x * inverse).round().clamp(0, qmax))
 
 
 @on_exact_cpus
@@ -39,8 +39,8 @@ def test_codes_equal_rounding_then_clamping(highest):
     ("channels", "out", "stride", "kernel"), [(4, 4, 1, 3), (16, 32, 2, 3), (16, 4, 1, 1)]
 )
 def test_equals_the_floating_point_convolution_bit_for_bit(channels, out, stride, kernel, bits):
-    highest = 2**bits - 1
-    codes = torch.randint(0, highest + 1, (5, channels, 9, 9), generator=random()).float()
+    qmax = 2**bits - 1
+    codes = torch.randint(0, qmax + 1, (5, channels, 9, 9), generator=random()).float()
     codes = codes.contiguous(memory_format=CHANNELS_LAST)
     weight = torch.randint(
         -(2 ** (bits - 1)), 2 ** (bits - 1), (out, channels, kernel, kernel), generator=random(1)
@@ -58,9 +58,9 @@ def test_equals_the_floating_point_convolution_bit_for_bit(channels, out, stride
     small = codes.to(torch.uint8)
     assert torch.equal(convolution(small), expected)
     assert torch.equal(convolution(small[2:3]), expected[2:3])
-    step = float(expected.abs().amax()) / 3.0 / highest
-    rounded = convolution.to_codes(small, step=step, highest=highest)
-    assert torch.equal(rounded.float(), (expected / step).round().clamp(0, highest))
+    output_scale = float(expected.abs().amax()) / 3.0 / qmax
+    rounded = convolution.to_codes(small, scale=output_scale, qmax=qmax)
+    assert torch.equal(rounded.float(), (expected / output_scale).round().clamp(0, qmax))
     for again in (copy.deepcopy(convolution), pickle.loads(pickle.dumps(convolution))):
         assert torch.equal(again(small), expected)
 

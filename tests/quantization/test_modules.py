@@ -10,8 +10,8 @@ from dfs_rl.errors import ConfigError
 from dfs_rl.quantization import (
     FractionalConvNorm,
     FractionalLinear,
+    QuantRange,
     fake_quantize,
-    grid,
     inference_form,
     to_inference,
 )
@@ -21,12 +21,12 @@ BITS = (1, 2, 3, 4, 8, 10, 14, 16, 32)
 
 
 def settled_conv(*, per_channel: bool = False, signed_input: bool = False) -> FractionalConvNorm:
-    """A convolution with calibrated steps and running statistics that are neither zero nor one."""
+    """A convolution with calibrated scales and running statistics that are neither zero nor one."""
     torch.manual_seed(0)
     conv = FractionalConvNorm(3, 5, BITS, per_channel=per_channel, signed_input=signed_input)
-    conv.calibrate_steps(on=True)
+    conv.calibrate_scales(on=True)
     conv(images(signed=signed_input), 32)
-    conv.calibrate_steps(on=False)
+    conv.calibrate_scales(on=False)
     with torch.no_grad():
         conv.norm.norm_weight.uniform_(0.5, 1.5)
         conv.norm.norm_bias.uniform_(-0.5, 0.5)
@@ -48,8 +48,10 @@ def torch_reference(conv: FractionalConvNorm, x: torch.Tensor, bits: int) -> tor
     weight = conv.weight.detach()
     if bits != 32:
         q = conv.quantizers
-        x = fake_quantize(x, q.input_step_of(bits), grid(bits, signed=q.signed_input))
-        weight = fake_quantize(weight, q.weight_step_of(bits, weight), grid(bits, signed=True))
+        x = fake_quantize(x, q.input_scale(bits), QuantRange.of(bits, signed=q.signed_input))
+        weight = fake_quantize(
+            weight, q.weight_scale(bits, weight), QuantRange.of(bits, signed=True)
+        )
     plain.weight.data = weight
     norm.load_state_dict(
         {
@@ -79,8 +81,8 @@ def test_32_bit_is_untouched_floating_point():
     conv = settled_conv()
     before = torch_reference(conv, images(), 32)
     with torch.no_grad():
-        conv.quantizers.input_log_step.fill_(5.0)  # no quantizer may matter
-        conv.quantizers.weight_log_step.fill_(5.0)
+        conv.quantizers.input_log_scale.fill_(5.0)  # no quantizer may matter
+        conv.quantizers.weight_log_scale.fill_(5.0)
     assert torch.equal(conv(images(), 32), before)
 
 
@@ -118,9 +120,9 @@ def test_each_set_of_norms_is_a_norm_of_its_own_behind_any_kernel(kernel_size, g
     conv = FractionalConvNorm(
         3, 6, (4, 32), kernel_size=kernel_size, stride=2, groups=groups, norm_sets=2
     )
-    conv.calibrate_steps(on=True)
+    conv.calibrate_scales(on=True)
     conv(images(), 32)
-    conv.calibrate_steps(on=False)
+    conv.calibrate_scales(on=False)
     with torch.no_grad():
         for tensor in (
             conv.norm.norm_weight,
@@ -151,16 +153,16 @@ def test_norms_start_from_the_dearest_of_their_set():
     conv = FractionalConvNorm(3, 5, (2, 4, 32), norm_sets=2)
     with torch.no_grad():
         conv.norm.running_mean.copy_(torch.arange(6.0)[:, None].expand(6, 5))
-    conv.norm.copy_dearest_norm()
+    conv.norm.copy_full_norm()
     assert conv.norm.running_mean[:, 0].tolist() == [2, 2, 2, 5, 5, 5]
 
 
-def test_gradients_reach_weight_steps_and_norm_of_the_bits_that_ran():
+def test_gradients_reach_weight_scales_and_norm_of_the_bits_that_ran():
     conv = settled_conv().train()
     conv(images(), 3).square().sum().backward()
     i = BITS.index(3)
     assert conv.weight.grad.abs().sum() > 0
-    for parameter in (conv.quantizers.input_log_step, conv.norm.norm_weight):
+    for parameter in (conv.quantizers.input_log_scale, conv.norm.norm_weight):
         touched = parameter.grad.reshape(len(parameter), -1).abs().sum(dim=1) > 0
         assert touched.tolist() == [k == i for k in range(len(parameter))]
 
@@ -203,13 +205,13 @@ def test_linear_forms_equal_torch(bits):
     layer = FractionalLinear(6, 4, bits=bits)
     x = torch.rand(9, 6)
     if bits != 32:
-        layer.calibrate_steps(on=True)
+        layer.calibrate_scales(on=True)
         layer(x)
-        layer.calibrate_steps(on=False)
+        layer.calibrate_scales(on=False)
         q = layer.quantizers
-        inputs = fake_quantize(x, q.input_step_of(bits), grid(bits, signed=False))
+        inputs = fake_quantize(x, q.input_scale(bits), QuantRange.of(bits, signed=False))
         weight = fake_quantize(
-            layer.weight, q.weight_step_of(bits, layer.weight), grid(bits, signed=True)
+            layer.weight, q.weight_scale(bits, layer.weight), QuantRange.of(bits, signed=True)
         )
     else:
         inputs, weight = x, layer.weight

@@ -12,7 +12,7 @@ from dfs_rl.backbones import AdaptiveResNet, AdaptiveResNetConfig
 from dfs_rl.costs import BitOptions
 from dfs_rl.data import Dataset, channel_statistics
 from dfs_rl.errors import ConfigError
-from dfs_rl.training.bit_sampling import sample_below
+from dfs_rl.training.bit_sampling import sample_student_mix
 from dfs_rl.training.supernet import Position, SupernetConfig, SupernetTrainer, accuracy_of
 
 PLAIN, MENU = (0, 32), (0, 2, 8, 32)
@@ -117,12 +117,12 @@ def test_all_sub_networks_work_after_training_and_none_before(halves, granularit
     assert min(accuracy_of(backbone, halves.val, s) for s in settings) > 95.0
 
 
-def test_with_a_menu_every_option_works_and_so_does_skipping(halves):
+def test_every_option_works_and_so_does_skipping(halves):
     training = trainer(halves, bits=MENU, epochs=12)
     run(training)
     backbone = training.finish()
-    for setting in itertools.product(MENU, repeat=2):
-        assert accuracy_of(backbone, halves.val, setting) > 95.0, setting
+    for mix in itertools.product(MENU, repeat=2):
+        assert accuracy_of(backbone, halves.val, mix) > 95.0, mix
 
 
 @pytest.mark.parametrize(("bits", "stop_after"), [(PLAIN, 3), (MENU, 6), (MENU, 15)])
@@ -158,11 +158,11 @@ def test_quantizers_begin_without_touching_what_the_base_net_has_learned(halves)
     before = {n: p.clone() for n, p in training.backbone.named_parameters()}
     next(training.train_epoch())
     after = dict(training.backbone.named_parameters())
-    step = "quantizers.weight_log_step"
-    path = f"blocks.0.path.0.conv1.{step}"
+    scale = "quantizers.weight_log_scale"
+    path = f"blocks.0.path.0.conv1.{scale}"
     # One step moves learned values a little; calibration would set those of the path anew.
     assert (after[path] - before[path]).abs().min() > 0.1
-    for name in (f"conv1.{step}", "conv1.norm.norm_weight", "conv1.norm.norm_bias"):
+    for name in (f"conv1.{scale}", "conv1.norm.norm_weight", "conv1.norm.norm_bias"):
         full = f"blocks.0.mandatory.0.{name}"
         assert (after[full] - before[full]).abs().max() < 0.1, name
 
@@ -172,7 +172,7 @@ def test_settings_are_the_base_net_and_low_ones_by_halves():
 
     def draw(n: int, **how: object) -> list[tuple[int, ...] | None]:
         generator = torch.Generator().manual_seed(0)
-        return [sample_below(options, 4, generator, **how) for _ in range(n)]  # type: ignore[arg-type]
+        return [sample_student_mix(options, 4, generator, **how) for _ in range(n)]  # type: ignore[arg-type]
 
     assert set(draw(50, recipe="adn", quantized=False)) == {(0, 0, 0, 0)}
     assert set(draw(50, recipe="supernet", quantized=False)) == {None}

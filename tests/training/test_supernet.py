@@ -12,8 +12,8 @@ from dfs_rl.backbones import ResNet, ResNetConfig
 from dfs_rl.backbones.mobilenet import AdaptiveMobileNet, AdaptiveMobileNetConfig
 from dfs_rl.data import Dataset, channel_statistics, epoch_batches
 from dfs_rl.errors import ConfigError, TrainingError
-from dfs_rl.quantization import grid, mse_step
-from dfs_rl.training.bit_sampling import sample_low, uniform
+from dfs_rl.quantization import QuantRange, mse_scale
+from dfs_rl.training.bit_sampling import sample_low_mix, uniform_mix
 from dfs_rl.training.supernet import (
     Position,
     SupernetConfig,
@@ -56,12 +56,14 @@ def run(training: SupernetTrainer, *, steps: int | None = None) -> list[float]:
 
 def test_every_uniform_setting_works_after_training_and_none_before(halves):
     training = trainer(halves)
-    untrained = [accuracy_of(training.snapshot(), halves.val, uniform(b, 3)) for b in (2, 8, 32)]
+    untrained = [
+        accuracy_of(training.snapshot(), halves.val, uniform_mix(b, 3)) for b in (2, 8, 32)
+    ]
     assert max(untrained) < 80.0  # 50 is chance
     run(training)
     backbone = training.finish()
     for bits in (2, 8, 32):
-        assert accuracy_of(backbone, halves.val, uniform(bits, 3)) > 95.0
+        assert accuracy_of(backbone, halves.val, uniform_mix(bits, 3)) > 95.0
     assert accuracy_of(backbone, halves.val, (2, 32, 8)) > 95.0
     assert (backbone.feature_std != 1).any()
 
@@ -80,7 +82,7 @@ def test_a_resumed_training_is_the_uninterrupted_one(halves, stop_after):
         assert torch.equal(tensor, second.tensors()[name]), name
 
 
-def test_without_full_precision_gated_layers_begin_with_steps_that_fit(halves):
+def test_without_full_precision_gated_layers_begin_with_scales_that_fit(halves):
     torch.manual_seed(0)
     config = ResNetConfig(
         depth=8, width=4, in_channels=1, n_classes=2, image_size=(8, 8), bits=(0, 2, 8)
@@ -96,12 +98,12 @@ def test_without_full_precision_gated_layers_begin_with_steps_that_fit(halves):
     )
     for block in backbone.layers:
         for layer in (block.conv1, block.conv2):
-            expected = mse_step(layer.weight.detach(), grid(8, signed=True))
-            step = layer.quantizers.weight_step_of(8, layer.weight).detach()
-            torch.testing.assert_close(step, expected)
+            expected = mse_scale(layer.weight.detach(), QuantRange.of(8, signed=True))
+            scale = layer.quantizers.weight_scale(8, layer.weight).detach()
+            torch.testing.assert_close(scale, expected)
 
 
-def test_without_a_warm_up_gated_layers_begin_with_steps_that_fit(halves):
+def test_without_a_warm_up_gated_layers_begin_with_scales_that_fit(halves):
     torch.manual_seed(0)
     config = AdaptiveMobileNetConfig(
         width=8, in_channels=1, n_classes=2, image_size=(8, 8), bits=(0, 4, 32)
@@ -115,10 +117,10 @@ def test_without_a_warm_up_gated_layers_begin_with_steps_that_fit(halves):
     last = backbone.layers[-1].path[0]
     entered = []
     last.register_forward_pre_hook(lambda _, args: entered.append(args[0].detach()))
-    backbone.train()(halves.train.images, uniform(32, len(backbone.layers)))
-    expected = mse_step(entered[0], grid(4, signed=True))
-    step = last.convolutions[0].quantizers.input_step_of(4).detach()
-    torch.testing.assert_close(step, expected, rtol=0.05, atol=0.0)
+    backbone.train()(halves.train.images, uniform_mix(32, len(backbone.layers)))
+    expected = mse_scale(entered[0], QuantRange.of(4, signed=True))
+    scale = last.convolutions[0].quantizers.input_scale(4).detach()
+    torch.testing.assert_close(scale, expected, rtol=0.05, atol=0.0)
 
 
 def test_the_warm_up_runs_the_dearest_option_alone(halves):
@@ -137,20 +139,20 @@ def test_a_step_pulls_what_leaves_each_layer_to_that_of_the_dearest_pass(halves,
         pass  # one step, at a learning rate of 0
     net = copy.deepcopy(training.backbone)
     net.zero_grad()
-    setting = sample_low(net.options, 3, torch_generator(1, "setting", 0, 0))
+    mix = sample_low_mix(net.options, 3, torch_generator(1, "setting", 0, 0))
     # In the same order: sums in another one move values across the border between two codes.
     (rows,) = epoch_batches(96, 96, seed=1, epoch=0, drop_last=True)
     batch = halves.train.subset(rows)
 
-    def run_at(setting):
+    def run_at(mix):
         hidden, leaving = net.stem(batch.images), []
-        for layer, bits in zip(net.layers, setting, strict=True):
+        for layer, bits in zip(net.layers, mix, strict=True):
             hidden = layer(hidden, bits)
             leaving.append(hidden)
         return net.head(hidden), leaving
 
     whole, theirs = run_at((32, 32, 32))
-    low, ours = run_at(setting)
+    low, ours = run_at(mix)
     teacher = whole.detach().softmax(dim=1)
     loss = functional.cross_entropy(whole, batch.labels)
     loss = loss + functional.kl_div(low.log_softmax(dim=1), teacher, reduction="batchmean")
@@ -184,11 +186,11 @@ def test_in_bfloat16_more_digits_may_help_as_well(halves):
         run(training)
 
 
-def test_steps_beyond_float32_stop_with_a_sentence(halves):
+def test_scales_beyond_float32_stop_with_a_sentence(halves):
     training = trainer(halves)
     with torch.no_grad():
-        training.backbone.layers[0].conv2.quantizers.input_log_step[0] = 200.0
-    with pytest.raises(TrainingError, match=r"input_log_step is no longer finite in epoch 1"):
+        training.backbone.layers[0].conv2.quantizers.input_log_scale[0] = 200.0
+    with pytest.raises(TrainingError, match=r"input_log_scale is no longer finite in epoch 1"):
         training.snapshot()
 
 

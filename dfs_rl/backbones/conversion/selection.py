@@ -57,7 +57,7 @@ def choose_parts(
         traced: The model.
         layers: Names of modules to gate, ``None`` for all that were found.
         granularity: Whether the branches of one module, such as attention and MLP, are one layer.
-        can_skip: Whether the menu has 0 bit, which needs a shortcut.
+        can_skip: Whether 0 bit is an option, which needs a shortcut.
 
     Raises:
         ConfigError: If there is nothing to gate, or a named module cannot be.
@@ -68,7 +68,7 @@ def choose_parts(
         blocked = "".join(f" {name!r}: {reason}." for name, reason in findings.left_alone[:1])
         raise ConfigError(
             f"the model has no residual block that can be gated.{blocked} Name modules to gate "
-            "with layers=[...] and a menu without 0 bit, which needs a shortcut."
+            "with layers=[...] and bit options without 0, which needs a shortcut."
         )
     groups = [[branch] for branch in findings.branches]
     if granularity == "block":

@@ -271,7 +271,7 @@ def make_piece(
     run = emitter.emit(span, _NOTHING)
     shortcut, runs = None, True
     if part is not None:
-        # A part without branches never runs its shortcut: the menu has no 0 bit then.
+        # A part without branches never runs its shortcut: 0 is no bit option then.
         around = {
             node: rest for branch in part.branches for node, rest in branch.instead.items()
         } or {span.end: part.span.start}
