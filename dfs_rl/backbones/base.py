@@ -127,9 +127,10 @@ class Backbone(nn.Module, ABC):
         return cast("Sequence[GatedLayer]", self.blocks)
 
     @property
-    @abstractmethod
     def never_gated(self) -> Sequence[nn.Module]:
         """The modules that always run: stem, head, mandatory parts of gated layers."""
+        apart = (self.blocks, self.probes, self.exit_heads)
+        return [part for part in self.children() if all(part is not other for other in apart)]
 
     @property
     def gated(self) -> Sequence[nn.Module]:

@@ -1,15 +1,21 @@
-"""Base of the backbones that a name describes: their shared configuration and constructor."""
+"""Networks made of a configuration: its common part, stems, and heads that pool activations."""
 
-from dataclasses import dataclass
+from typing import Annotated, cast
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
 
 from dfs_rl.backbones.base import Backbone
 from dfs_rl.costs import ALLOWED_BITS, DEFAULT_BITS, SKIP, BitOptions
 from dfs_rl.data import ChannelStatistics
 from dfs_rl.data.images import MAX_CHANNELS, MIN_CLASSES, MIN_SIDE
 from dfs_rl.errors import ConfigError
+from dfs_rl.quantization.modules import FractionalConvNorm
+from dfs_rl.utils.config import PositiveInt, configuration
 
 
-@dataclass(frozen=True, kw_only=True)
+@configuration
 class NetworkConfig:
     """Shape and precision of a network; the settings that all of them have.
 
@@ -26,9 +32,9 @@ class NetworkConfig:
         ConfigError: If a value is outside its range.
     """
 
-    width: int
-    in_channels: int = 3
-    n_classes: int = 10
+    width: PositiveInt
+    in_channels: Annotated[int, Field(ge=1, le=MAX_CHANNELS)] = 3
+    n_classes: Annotated[int, Field(ge=MIN_CLASSES)] = 10
     image_size: tuple[int, int] = (32, 32)
     bits: tuple[int, ...] = DEFAULT_BITS
     stem_bits: int = 8
@@ -38,16 +44,6 @@ class NetworkConfig:
         if BitOptions(self.bits).values == (SKIP,):
             raise ConfigError(
                 "bits is [0], with which no layer ever runs; add a bit width above 0."
-            )
-        if self.width < 1:
-            raise ConfigError(f"width is {self.width}; at least 1 channel is needed.")
-        if not 1 <= self.in_channels <= MAX_CHANNELS:
-            raise ConfigError(
-                f"in_channels is {self.in_channels}; allowed are 1 to {MAX_CHANNELS}."
-            )
-        if self.n_classes < MIN_CLASSES:
-            raise ConfigError(
-                f"n_classes is {self.n_classes}; a classifier needs at least {MIN_CLASSES}."
             )
         if min(self.image_size) < MIN_SIDE:
             raise ConfigError(
@@ -65,12 +61,14 @@ class NetworkConfig:
 
 
 class Network(Backbone):
-    """A backbone that its configuration describes completely.
+    """A backbone that its configuration describes completely; it has a ``classifier``.
 
     Args:
         config: Shape and precision.
         statistics: Mean and deviation of the training images' channels, in [0, 1] units.
     """
+
+    classifier: nn.Module
 
     def __init__(self, config: NetworkConfig, statistics: ChannelStatistics) -> None:
         super().__init__(
@@ -81,3 +79,20 @@ class Network(Backbone):
             n_classes=config.n_classes,
             stem_bits=config.stem_bits,
         )
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Average over positions and classify: logits, float32 ``[batch, classes]``."""
+        pooled = hidden.mean(dim=(2, 3), dtype=torch.float32)
+        return cast("Tensor", self.classifier(pooled)).float()
+
+
+def stem_convolution(config: NetworkConfig, **shape: int) -> FractionalConvNorm:
+    """Make the first convolution of a network; ``shape`` is its kernel size and stride."""
+    return FractionalConvNorm(
+        config.in_channels,
+        config.width,
+        (config.stem_bits,),
+        signed_input=True,
+        per_channel=config.per_channel,
+        **shape,
+    )

@@ -102,22 +102,10 @@ class SupernetConfig:
 
 
 class Position(NamedTuple):
-    """Progress of a training.
-
-    Attributes:
-        epoch: Epochs completed.
-        step: Steps completed in the current epoch.
-    """
+    """Progress of a training: epochs completed, and steps completed in the current one."""
 
     epoch: int
     step: int
-
-
-class _Pass(NamedTuple):
-    """Result of a pass: logits ``[batch, classes]``, and the activations to distil."""
-
-    logits: Tensor
-    features: list[Tensor]
 
 
 class StepLosses(NamedTuple):
@@ -326,28 +314,28 @@ class SupernetTrainer:
             quantized=self.has_low_mixes and epoch >= self.warmup_epochs,
         )
         distils_features = mix is not None and self.feature_weight > 0.0
-        whole = self._run(batch.images, self.full, keep=distils_features)
-        label_loss = functional.cross_entropy(whole.logits, batch.labels)
+        logits, features = self._run(batch.images, self.full, keep=distils_features)
+        label_loss = functional.cross_entropy(logits, batch.labels)
         (self.label_weight * label_loss).backward(weight)  # type: ignore[no-untyped-call]
         if mix is None:
             return StepLosses(labels=label_loss.item(), distillation=None)
-        target = whole.logits.detach().softmax(dim=1)
-        features = [feature.detach() for feature in whole.features]
-        del whole
-        below = self._run(batch.images, mix, keep=distils_features)
+        target = logits.detach().softmax(dim=1)
+        targets = [feature.detach() for feature in features]
+        del logits, features
+        logits, features = self._run(batch.images, mix, keep=distils_features)
         # The Kullback-Leibler divergence, up to the target's entropy.
-        low_loss = functional.cross_entropy(below.logits, target)
-        for ours, theirs in zip(below.features, features, strict=True):
+        low_loss = functional.cross_entropy(logits, target)
+        for ours, theirs in zip(features, targets, strict=True):
             distance = functional.mse_loss(ours.float(), theirs.float())
-            low_loss = low_loss + self.feature_weight / len(features) * distance
+            low_loss = low_loss + self.feature_weight / len(targets) * distance
         (self.distillation_weight * low_loss).backward(weight)  # type: ignore[no-untyped-call]
         return StepLosses(labels=label_loss.item(), distillation=low_loss.item())
 
-    def _run(self, images: Tensor, mix: BitMix, *, keep: bool) -> _Pass:
-        """Run the network; ``keep`` the outputs of its layers, with the recipe adn its stages."""
+    def _run(self, images: Tensor, mix: BitMix, *, keep: bool) -> tuple[Tensor, list[Tensor]]:
+        """Return logits, and if ``keep`` the outputs of layers, with the recipe adn of stages."""
         with precision.autocast(self.dtype, self.device):
             if not keep:
-                return _Pass(self.backbone(images, mix), [])
+                return self.backbone(images, mix), []
             hidden = self.backbone.stem(images)
             features: list[Tensor] = []
             for layer, bits in zip(self.backbone.layers, mix, strict=True):
@@ -355,7 +343,7 @@ class SupernetTrainer:
                 if self.recipe == "adn" and features and not runs_when_skipped(layer):
                     features.pop()  # same stage: it starts with blocks that always run
                 features.append(self.backbone.comparable(hidden))
-            return _Pass(self.backbone.head(hidden), features)
+            return self.backbone.head(hidden), features
 
     def _diverged(self, what: str) -> str:
         epoch, step = self.position

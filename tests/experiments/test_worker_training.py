@@ -130,7 +130,7 @@ def test_neither_ray_nor_a_killed_worker_nor_ctrl_c_changes_anything(
     *others, last = capsys.readouterr().err.splitlines()
     assert f"Go on with: python -m dfs_rl.train_backbone --resume {run}" in last
     told = [line for line in others if not line.startswith("epoch ")]
-    assert told == ["A worker was lost; all go on from the last checkpoint."]
+    assert told == ["A worker was lost; all continue from the last checkpoint."]
 
     assert together(_train_without_ray, run)[0]
     assert RunFolder.open(run).read_metrics() == RunFolder.open(whole).read_metrics()
