@@ -234,7 +234,7 @@ class Backbone(nn.Module, ABC):
         was_training = self.training
         self.eval()
         image = torch.zeros(1, *self.image_shape)
-        dearest = self.options[self.options.full]
+        largest = self.options[self.options.full]
         hidden = self.stem(image)
         stem_macs = count_macs(lambda: self.stem(image))
         fixed: list[tuple[str, int, int | None]] = [("stem", stem_macs, None)]
@@ -245,8 +245,8 @@ class Backbone(nn.Module, ABC):
             always = _macs_of(layer, hidden, SKIP) if runs_when_skipped(layer) else 0
             if always:
                 fixed.append(("mandatory", always, number))
-            layer_macs.append(_macs_of(layer, hidden, dearest) - always)
-            hidden = layer(hidden, dearest)
+            layer_macs.append(_macs_of(layer, hidden, largest) - always)
+            hidden = layer(hidden, largest)
         fixed.append(("head", count_macs(lambda: self.head(hidden)), len(layer_macs)))
         self.costs = CostTable(
             options=self.options,
@@ -273,10 +273,10 @@ class Backbone(nn.Module, ABC):
         """
         check_exits(after, len(self.blocks))
         sizes = {layer: self._exit_sizes[layer] for layer in after}
-        looks = [sizes.get(layer, size) for layer, size in enumerate(self.probe_sizes)]
-        price = self.n_classes * relative_cost(self.stem_bits)
-        self.layer_feature_macs = tuple(size * price for size in looks)
-        self.feature_macs = sum(looks) * price
+        inputs = [sizes.get(layer, size) for layer, size in enumerate(self.probe_sizes)]
+        cost = self.n_classes * relative_cost(self.stem_bits)
+        self.layer_feature_macs = tuple(size * cost for size in inputs)
+        self.feature_macs = sum(inputs) * cost
         self.costs = replace(
             self.costs,
             exits=tuple(

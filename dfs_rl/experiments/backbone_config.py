@@ -19,6 +19,7 @@ from dfs_rl.data import Dataset, channel_statistics
 from dfs_rl.data.load import flips_by_default
 from dfs_rl.errors import ConfigError
 from dfs_rl.experiments.config import DataSettings
+from dfs_rl.training.custom_model import build_custom_backbone
 from dfs_rl.training.supernet import SupernetConfig
 from dfs_rl.utils.config import PositiveInt, Seed, configuration
 from dfs_rl.utils.constants import DIGITS
@@ -100,8 +101,7 @@ class TrainBackboneConfig(DataSettings):
         if self.weights is not None and not is_constructor(self.backbone):
             raise ConfigError(
                 f"weights is {self.weights}, but backbone is {self.backbone!r}, which starts from "
-                "random ones; weights go with "
-                "module:function."
+                "random ones; weights go with module:function."
             )
         if self.flip is None:
             object.__setattr__(self, "flip", flips_by_default(self.dataset))
@@ -115,8 +115,7 @@ class TrainBackboneConfig(DataSettings):
         if self.workers > self.training.batch_size:
             raise ConfigError(
                 f"workers is {self.workers}; at most {self.training.batch_size} can share a batch "
-                "of as many images "
-                "(training.batch_size)."
+                "of as many images (training.batch_size)."
             )
 
     @property
@@ -170,8 +169,6 @@ def build(config: TrainBackboneConfig, dataset: Dataset) -> Backbone:
     """
     torch.manual_seed(stream_seed(config.seed, "weights"))
     if is_constructor(config.backbone):
-        from dfs_rl.training.custom_model import build_custom_backbone
-
         backbone = build_custom_backbone(
             config.backbone,
             dataset,

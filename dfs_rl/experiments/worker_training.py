@@ -17,11 +17,13 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import redirect_stderr
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from dfs_rl.data import Dataset
 from dfs_rl.data.sharing import share, unshare
 from dfs_rl.errors import DfsRlError, TrainingError
+from dfs_rl.experiments.backbone_config import TrainBackboneConfig, build
+from dfs_rl.experiments.supernet_training import PROG, train_supernet
 from dfs_rl.training.distributed import LEADER, ParallelTrainer
 from dfs_rl.utils.device import resolve_device, set_threads
 from dfs_rl.utils.logging import print_status
@@ -29,9 +31,6 @@ from dfs_rl.utils.ray import ray_deprecations_ignored, start_ray
 from dfs_rl.utils.run_folder import RunFolder
 from dfs_rl.utils.signals import StopRequest, stop_on_interrupt
 from dfs_rl.utils.trusted_import import trusted_code, trusting
-
-if TYPE_CHECKING:
-    from dfs_rl.experiments.backbone_config import TrainBackboneConfig
 
 T = TypeVar("T")
 
@@ -68,7 +67,7 @@ class _StopFile(StopRequest):
         return self._path.exists()
 
 
-def train_with_workers(config: "TrainBackboneConfig", dataset: Dataset, run: RunFolder) -> None:
+def train_with_workers(config: TrainBackboneConfig, dataset: Dataset, run: RunFolder) -> None:
     """Train to the end, or resume from the run's last checkpoint.
 
     The result is stored in the run's ``backbone/``.
@@ -99,7 +98,7 @@ def train_with_workers(config: "TrainBackboneConfig", dataset: Dataset, run: Run
 
 
 def _fit(
-    config: "TrainBackboneConfig",
+    config: TrainBackboneConfig,
     dataset: Dataset,
     run: RunFolder,
     folder: Path,
@@ -109,8 +108,6 @@ def _fit(
     """Run the workers until they end; return the error that stopped rank 0, or ``None``."""
     import ray
     from ray.exceptions import RayActorError
-
-    from dfs_rl.experiments.supernet_training import PROG
 
     settings = {
         "run": run,
@@ -195,9 +192,6 @@ def _train(settings: dict[str, Any]) -> BaseException | None:
     Expected errors are returned, because Ray Train retries raised ones.
     """
     import ray
-
-    from dfs_rl.experiments.backbone_config import TrainBackboneConfig, build
-    from dfs_rl.experiments.supernet_training import train_supernet
 
     run: RunFolder = settings["run"]
     folder: Path = settings["folder"]

@@ -124,10 +124,10 @@ def _match_norms(backbone: Backbone, batches: Iterator[Tensor]) -> None:
     backbone.eval()
     for norm in norms:
         norm.batch_norm = _Matching(norm)
-    dearest_first = [bits for bits in reversed(backbone.options.values) if bits != SKIP]
+    largest_first = [bits for bits in reversed(backbone.options.values) if bits != SKIP]
     for _ in range(_ROUNDS if norms else 0):
         batch = next(batches)
-        for bits in dearest_first:
+        for bits in largest_first:
             backbone(batch, uniform_mix(bits, n_layers))
     for norm in norms:
         norm.batch_norm = functional.batch_norm

@@ -203,8 +203,8 @@ class SupernetTrainer:
                 f"training.batch_size is {config.batch_size}; the train split has only "
                 f"{len(self.images)} images, so allowed are 2 to {len(self.images)}."
             )
-        dearest = backbone.options[backbone.options.full]
-        self.full = uniform_mix(dearest, len(backbone.blocks))
+        largest = backbone.options[backbone.options.full]
+        self.full = uniform_mix(largest, len(backbone.blocks))
         self.has_low_mixes = len([b for b in backbone.options if b != SKIP]) > 1
         name = backbone.optimizer if config.optimizer == "auto" else config.optimizer
         usual = USUAL[name]
@@ -218,7 +218,7 @@ class SupernetTrainer:
             momentum=config.momentum,
         )
         # Without full precision as an option, the gated layers are quantized from the first step.
-        whole = dearest != FULL
+        whole = largest != FULL
         calibrate_scales(
             backbone,
             self.images.images[:_STEP_IMAGES],

@@ -13,22 +13,11 @@ from dfs_rl.backbones import (
     AdaptiveSwinConfig,
 )
 from dfs_rl.backbones.swin import window_of
-from dfs_rl.data import ChannelStatistics, Dataset, channel_statistics
-from dfs_rl.training.bit_sampling import uniform_mix
-from dfs_rl.training.supernet import SupernetConfig, SupernetTrainer, accuracy_of
+from dfs_rl.data import ChannelStatistics
 from tests.helpers.networks import network, pictures_for, run
 
 swin = functools.partial(network, AdaptiveSwin)
 pictures = functools.partial(pictures_for, AdaptiveSwin)
-SMALL: dict[str, object] = {
-    "blocks": (3, 2),
-    "width": 8,
-    "heads": 2,
-    "in_channels": 1,
-    "n_classes": 3,
-    "image_size": (8, 8),
-    "patch": 2,
-}
 
 
 def normal(norm, tokens: Tensor, row: int = 0) -> Tensor:
@@ -131,32 +120,6 @@ def test_gates_see_each_stages_mean():
     torch.testing.assert_close(net.feature(hidden, 0)[:, 3:], hidden.mean(dim=(1, 2)))
     quarters = net.parts(hidden, grid=2)
     torch.testing.assert_close(quarters[:, :, 1], hidden[:, :4, 6:].mean(dim=(1, 2)))
-
-
-def test_every_uniform_setting_works_after_training_and_none_before(halves: Dataset):
-    torch.manual_seed(0)
-    shape = SMALL | {"n_classes": 2, "bits": (0, 4, 32)}
-    net = AdaptiveSwin(
-        AdaptiveSwinConfig(**shape),  # type: ignore[arg-type]
-        channel_statistics(halves.train.images),
-    )
-    training = SupernetTrainer(
-        net,
-        halves,
-        SupernetConfig(batch_size=16, pad=0, precision="float32", lr=0.003, calibration_rounds=1),
-        epochs=16,
-        seed=1,
-        device=torch.device("cpu"),
-        recipe="adn",
-    )
-    assert isinstance(training.optimizer, torch.optim.AdamW)
-    before = [accuracy_of(training.snapshot(), halves.val, uniform_mix(b, 2)) for b in net.options]
-    assert max(before) < 80.0  # 50 is chance
-    for _ in range(16):
-        list(training.train_epoch())
-    backbone = training.finish()
-    for bits in net.options:
-        assert accuracy_of(backbone, halves.val, uniform_mix(bits, 2)) > 95.0
 
 
 @pytest.mark.parametrize(

@@ -194,7 +194,7 @@ class Drawing(BasicResNet):
     [
         (Squeezing, r"returns \[5\] for one image, where \[1, 5\] is needed; does it squeeze"),
         (Sixteen, r"not accept a single image, .* AssertionError.*; give a model for any number"),
-        (Centring, "with the images beside it, .* does Centring normalise over a batch"),
+        (Centring, "with the other images of its batch, .* does Centring normalise over a batch"),
         (Drawing, "does Drawing depend on more than its images"),
     ],
 )

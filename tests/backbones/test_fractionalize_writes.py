@@ -163,7 +163,7 @@ def strided(net, y, x):
     ("write", "words"),
     [
         (dropped, "faithfully"),
-        (first_row, "with the images beside it"),
+        (first_row, "with the other images of its batch"),
         (noise, "depend on more than its images"),
         (strided, "the model itself writes into a view by fill_"),
     ],

@@ -10,14 +10,11 @@ from torch.nn import functional
 
 from dfs_rl.backbones import (
     AdaptiveVisionTransformer,
-    AdaptiveVisionTransformerConfig,
     VisionTransformer,
     VisionTransformerConfig,
 )
 from dfs_rl.backbones.transformer import Branch, TransformerBlock
-from dfs_rl.data import ChannelStatistics, Dataset, channel_statistics
-from dfs_rl.training.bit_sampling import uniform_mix
-from dfs_rl.training.supernet import Position, SupernetConfig, SupernetTrainer, accuracy_of
+from dfs_rl.data import ChannelStatistics
 from tests.helpers.networks import network, pictures_for, run
 
 vit = functools.partial(network, VisionTransformer)
@@ -188,60 +185,6 @@ def test_positions_begin_as_waves_that_tell_all_tokens_apart():
         assert token.tolist() == pytest.approx(expected, abs=1e-6)
     assert len(positions.unique(dim=0)) == 16
     assert vit(width=6, heads=2).positions[:, 4:].abs().max() == 0.0
-
-
-def trainer(halves: Dataset, net, *, epochs: int, **changes: object) -> SupernetTrainer:
-    settings = {"batch_size": 16, "pad": 0, "precision": "float32", **changes}
-    return SupernetTrainer(
-        net,
-        halves,
-        SupernetConfig(**settings),  # type: ignore[arg-type]
-        epochs=epochs,
-        seed=1,
-        device=torch.device("cpu"),
-        recipe="adn" if isinstance(net, AdaptiveVisionTransformer) else "supernet",
-    )
-
-
-def untrained(halves: Dataset, kind: str):
-    torch.manual_seed(0)
-    shape = SMALL | {"n_classes": 2}
-    statistics = channel_statistics(halves.train.images)
-    if kind == "adaptive":
-        config = AdaptiveVisionTransformerConfig(blocks=(2, 2), bits=(0, 32), **shape)  # type: ignore[arg-type]
-        return AdaptiveVisionTransformer(config, statistics)
-    return VisionTransformer(VisionTransformerConfig(depth=2, bits=(2, 8, 32), **shape), statistics)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("kind", ["fixed", "adaptive"])
-def test_every_uniform_setting_works_after_training_and_none_before(halves, kind):
-    net = untrained(halves, kind)
-    training = trainer(halves, net, epochs=10, lr=0.005)
-    assert isinstance(training.optimizer, torch.optim.AdamW)
-    before = [accuracy_of(training.snapshot(), halves.val, uniform_mix(b, 2)) for b in net.options]
-    assert max(before) < 80.0  # 50 is chance
-    for _ in range(10):
-        list(training.train_epoch())
-    backbone = training.finish()
-    for bits in net.options:
-        assert accuracy_of(backbone, halves.val, uniform_mix(bits, 2)) > 95.0
-
-
-def test_a_resumed_training_is_the_uninterrupted_one(halves):
-    whole = trainer(halves, untrained(halves, "fixed"), epochs=3)
-    losses = [loss for _ in range(3) for loss in whole.train_epoch()]
-    first = trainer(halves, untrained(halves, "fixed"), epochs=3)
-    begun = []
-    for loss in first.train_epoch():
-        begun.append(loss)
-        if len(begun) == 4:
-            break
-    saved = {name: tensor.clone() for name, tensor in first.tensors().items()}
-    second = trainer(halves, untrained(halves, "fixed"), epochs=3)
-    second.restore(saved, Position(*first.position))
-    assert begun + [loss for _ in range(3) for loss in second.train_epoch()] == losses
-    for name, tensor in whole.tensors().items():
-        assert torch.equal(tensor, second.tensors()[name]), name
 
 
 @pytest.mark.parametrize(

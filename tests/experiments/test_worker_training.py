@@ -25,7 +25,7 @@ from dfs_rl.utils.ray import start_ray
 from dfs_rl.utils.run_folder import RunFolder
 from dfs_rl.utils.signals import StopRequest
 
-EPOCHS = 12
+EPOCHS = 8
 SETTINGS = {"backbone": "resnet8", "width": 2, "bits": (0, 4, 32), "epochs": EPOCHS}
 TINY = ["--backbone", "resnet8", "--width", "2", "--bits", "0", "4", "32", "--epochs", str(EPOCHS)]
 

@@ -28,7 +28,7 @@ ItemT = TypeVar("ItemT")
 
 _IMAGE_RANK = 4
 _EXAMPLES = 64
-_MOST_TOLD = 3
+_MOST_SHOWN = 3
 _ROUNDING = 1e-3
 """Rounding error of a sum of probabilities."""
 
@@ -256,9 +256,9 @@ def _misfit(model: nn.Module, state: object, error: Exception) -> str:
 
 
 def _first(parts: Sequence[str], separator: str) -> str:
-    more = len(parts) - _MOST_TOLD
-    told = separator.join(parts[:_MOST_TOLD])
-    return f"{told} and {more} more" if more > 0 else told
+    more = len(parts) - _MOST_SHOWN
+    shown = separator.join(parts[:_MOST_SHOWN])
+    return f"{shown} and {more} more" if more > 0 else shown
 
 
 def _made_by(name: str) -> nn.Module:
