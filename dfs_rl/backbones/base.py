@@ -9,7 +9,6 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from dfs_rl.backbones.exit_heads import EXIT_GRID, ExitHeads
 from dfs_rl.backbones.interfaces import (
     CONFIDENCE_SIZE,
     GatedLayer,
@@ -17,7 +16,7 @@ from dfs_rl.backbones.interfaces import (
     run_layers,
     runs_when_skipped,
 )
-from dfs_rl.backbones.probe import GRIDS, PROBE_SHARE, describe, pool_grid
+from dfs_rl.backbones.probe import EXIT_GRID, GRIDS, PROBE_SHARE, ExitHeads, describe, pool_grid
 from dfs_rl.costs import (
     FULL,
     SKIP,

@@ -15,6 +15,18 @@ from dfs_rl.quantization.modules import FractionalConvNorm
 from dfs_rl.utils.config import PositiveInt, configuration
 
 
+def check_precision(bits: tuple[int, ...], stem_bits: int) -> None:
+    """Check bit options, and the bits of everything that is never gated.
+
+    Raises:
+        ConfigError: If no layer ever runs, or a bit width does not exist.
+    """
+    if BitOptions(bits).values == (SKIP,):
+        raise ConfigError("bits is [0], with which no layer ever runs; add a bit width above 0.")
+    if stem_bits == SKIP or stem_bits not in ALLOWED_BITS:
+        raise ConfigError(f"stem_bits is {stem_bits!r}; allowed are {list(ALLOWED_BITS[1:])}.")
+
+
 @configuration
 class NetworkConfig:
     """Shape and precision of a network; the settings that all of them have.
@@ -41,17 +53,10 @@ class NetworkConfig:
     per_channel: bool = False
 
     def __post_init__(self) -> None:
-        if BitOptions(self.bits).values == (SKIP,):
-            raise ConfigError(
-                "bits is [0], with which no layer ever runs; add a bit width above 0."
-            )
+        check_precision(self.bits, self.stem_bits)
         if min(self.image_size) < MIN_SIDE:
             raise ConfigError(
                 f"image_size is {self.image_size}; sides of at least {MIN_SIDE} pixels are needed."
-            )
-        if self.stem_bits == SKIP or self.stem_bits not in ALLOWED_BITS:
-            raise ConfigError(
-                f"stem_bits is {self.stem_bits}; allowed are {list(ALLOWED_BITS[1:])}."
             )
 
     @property

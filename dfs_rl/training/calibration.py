@@ -7,9 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from dfs_rl.backbones.base import Backbone
-from dfs_rl.backbones.exit_heads import EXIT_GRID
 from dfs_rl.backbones.interfaces import run_layers
-from dfs_rl.backbones.probe import confidence, describe, fit_probe
+from dfs_rl.backbones.probe import EXIT_GRID, confidence, describe, fit_probe
 from dfs_rl.data import ImageSet
 from dfs_rl.quantization.modules import (
     BatchNormPerBits,

@@ -180,9 +180,7 @@ def assert_equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
     assert all(torch.equal(value, second[name]) for name, value in first.items())
 
 
-def test_a_loss_that_is_not_finite_stops_with_a_sentence(
-    backbone: ResNet, dataset: Dataset
-) -> None:
+def test_a_loss_not_finite_stops_with_a_sentence(backbone: ResNet, dataset: Dataset) -> None:
     trainer = CoTrainer(CoTrainConfig(batch_size=8), backbone, dataset, seed=0, budget=None)
     with torch.no_grad():
         backbone.classifier.bias.fill_(float("nan"))

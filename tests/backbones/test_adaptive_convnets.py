@@ -79,7 +79,7 @@ def test_nothing_skipped_is_the_plain_resnet(depth):
 
 @pytest.mark.parametrize("changes", SHAPES)
 @pytest.mark.parametrize("frozen", [False, True])
-def test_the_second_norms_are_used_exactly_where_their_stage_is_skipped(changes, frozen):
+def test_second_norms_are_those_of_skipped_stages(changes, frozen):
     for stage, norm_set in itertools.product(range(2), range(2)):
         net = make(**changes)
         firsts = [i for i, layer in enumerate(net.layers) if isinstance(layer, AdaptiveLayer)]
@@ -96,7 +96,7 @@ def test_the_second_norms_are_used_exactly_where_their_stage_is_skipped(changes,
             assert broken == (skipped == bool(norm_set)), mix
 
 
-def test_down_sampling_stem_and_head_have_one_set_of_norms():
+def test_projections_and_stem_have_one_set_of_norms():
     net = make(blocks=(2, 2), block="bottleneck", stem_bits=32)
     rows = {
         name: len(tensor) for name, tensor in net.named_parameters() if name.endswith("norm_weight")
@@ -109,7 +109,7 @@ def test_down_sampling_stem_and_head_have_one_set_of_norms():
     assert len(doubled) == 2 * 3
 
 
-def test_gating_blocks_is_gating_the_path_where_its_blocks_agree():
+def test_gating_blocks_equals_gating_their_path():
     whole, single = make(blocks=(4, 5)), make(blocks=(4, 5), granularity="block")
     ours = whole.state_dict()
     n_gated, layer = {0: 2, 1: 2}, 0

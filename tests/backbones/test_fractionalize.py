@@ -223,7 +223,7 @@ def test_inputs_behind_a_relu_are_unsigned():
 
 
 @torch.no_grad()
-def test_gates_see_the_class_token_and_the_mean_of_the_others():
+def test_gates_see_class_token_and_mean_of_others():
     backbone = gated("vit")
     hidden = backbone.stem(pictures())
     assert backbone.layers[0](hidden, 0) is hidden
@@ -234,7 +234,7 @@ def test_gates_see_the_class_token_and_the_mean_of_the_others():
 
 
 @torch.no_grad()
-def test_maps_with_channels_last_are_pooled_over_positions():
+def test_channels_last_maps_are_pooled_over_positions():
     backbone = gated("windows")
     hidden = backbone.stem(pictures())
     assert hidden.shape == (16, 8, 8, 8)
@@ -242,7 +242,7 @@ def test_maps_with_channels_last_are_pooled_over_positions():
 
 
 @torch.no_grad()
-def test_a_relu_behind_the_sum_runs_where_a_layer_is_skipped():
+def test_a_relu_behind_the_sum_runs_after_a_skip():
     backbone = gated("preactivation")
     frozen = backbone.to_inference()
     hidden = frozen.stem(pictures())
@@ -262,7 +262,7 @@ class FirstToken(SmallViT):
 
 
 @pytest.mark.parametrize(("make", "n_layers"), [(Flat, 3), (FirstToken, 2)])
-def test_a_view_may_lead_from_the_last_block_to_the_head(make, n_layers):
+def test_a_view_may_lead_to_the_head(make, n_layers):
     _, backbone = converted(make)
     assert len(backbone.layers) == n_layers
     backbone(pictures(), 4).sum().backward()
@@ -306,7 +306,7 @@ class Asking(nn.Module):
 
 
 @torch.no_grad()
-def test_attention_costs_the_same_however_it_is_written():
+def test_attention_costs_the_same_in_all_forms():
     written, fused = (functools.partial(Written, fused=fused) for fused in (False, True))
     made = []
     for way in (nn.Identity, Asking, written, fused):
@@ -367,7 +367,7 @@ class WeightNormed(Three):
         return self.middle(x)
 
 
-def test_causal_attention_whose_heads_share_keys_is_gated():
+def test_causal_grouped_attention_is_gated():
     model, backbone = converted(Causal, bits=(0, 16, 32))
     calibrate_scales(backbone, pictures(), parts=[backbone])
     assert len(backbone.layers) == 3
@@ -380,7 +380,7 @@ def test_causal_attention_whose_heads_share_keys_is_gated():
 # --- operators without a quantized form ----------------------------------------------------------
 
 
-def test_weights_computed_while_running_stay_in_full_precision():
+def test_computed_weights_stay_in_full_precision():
     backbone = fractionalize(WeightNormed().eval(), examples())
     assert names_of(backbone) == ["first", "last"]
     assert any("computed while it runs" in why for _, why in backbone.report.left_alone)
@@ -398,7 +398,7 @@ class Upsampling(BasicResNet):
         return self.fc((x + self.odd(x)).mean((2, 3)))
 
 
-def test_blocks_of_operators_without_low_bits_are_left_alone():
+def test_operators_without_low_bits_are_left_alone():
     report = fractionalize(Upsampling(), examples()).report
     assert len(report.gated) == 3
     assert "no conv_transpose2d at fewer bits" in dict(report.left_alone)["odd"]

@@ -32,7 +32,7 @@ from tests.helpers.models import (
         (BasicResNet, {"layers": ["stem"]}, "'stem', which cannot be skipped: no shortcut"),
         (BasicResNet, {"layers": ["blocks", "blocks.1"]}, "overlap"),
         (BasicResNet, {"layers": []}, "layers is empty"),
-        (BasicResNet, {"bits": (0,)}, "no layer can ever run"),
+        (BasicResNet, {"bits": (0,)}, "no layer ever runs"),
         (BasicResNet, {"bits": (0, 9, 32)}, "contain 9"),
         (BasicResNet, {"stem_bits": 0}, "stem_bits is 0"),
         (BasicResNet, {"granularity": "net"}, "granularity is 'net'"),
@@ -67,7 +67,7 @@ def test_what_cannot_be_done_is_refused_in_a_sentence(make, settings, sentence):
         (examples() / 0, "has numbers that are not finite"),
     ],
 )
-def test_an_example_that_is_no_batch_of_normalised_images_is_refused(example, sentence):
+def test_impossible_examples_are_refused(example, sentence):
     with pytest.raises(ConfigError, match=sentence):
         fractionalize(BasicResNet(), example)
 
@@ -82,7 +82,7 @@ def test_an_example_that_is_no_batch_of_normalised_images_is_refused(example, se
         (lambda: BasicResNet().double(), (4, 3, 16, 16), "stem.0"),
     ],
 )
-def test_images_that_the_model_does_not_take_are_told_in_torchs_own_words(make, shape, module):
+def test_unfit_images_are_refused_in_torchs_words(make, shape, module):
     model, images = make(), torch.zeros(shape)
     with pytest.raises(RuntimeError) as torchs:
         model.eval()(images)
@@ -154,7 +154,7 @@ def test_answers_that_are_no_logits_are_refused(end, words):
 
 
 @pytest.mark.parametrize("end", [nn.LogSoftmax(dim=1), nn.ReLU(), nn.Softplus()])
-def test_logarithms_of_probabilities_and_positive_logits_are_logits(end):
+def test_log_probabilities_are_logits(end):
     model = lived_in(BasicResNet).eval()
     backbone = fractionalize(nn.Sequential(model, end), examples())
     with torch.no_grad():

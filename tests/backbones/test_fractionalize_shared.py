@@ -74,7 +74,7 @@ def uses(backbone: nn.Module, weight: Tensor) -> nn.Parameter:
         (shared_encoder, "encoder.0.norm2.bias"),
     ],
 )
-def test_a_shared_weight_stays_one_through_training_and_copies(make, weight):
+def test_a_shared_weight_stays_one_through_training(make, weight):
     model, backbone = converted(make)
     labels = torch.arange(16) % CLASSES
     functional.cross_entropy(model(pictures() / 255.0), labels).backward()
@@ -141,7 +141,7 @@ class Filtered(Block):
         return super().forward(x) * self.a.b_c - self.a_b.c
 
 
-def test_fixed_filters_stay_fixed_and_names_stay_distinct():
+def test_fixed_filters_stay_fixed_names_distinct():
     backbone = fractionalize(chain(Filtered()).eval(), examples(), bits=(0, 4))
     blurs = [p for p in backbone.parameters() if p.shape == (8, 1, 3, 3)]
     assert [blur.requires_grad for blur in blurs] == [False]
@@ -164,7 +164,7 @@ def names_last(model: nn.Module, path: Path) -> None:
     ("write", "file"),
     [(names_kept, "w.safetensors"), (names_all, "w.safetensors"), (names_last, "w.pt")],
 )
-def test_weights_of_shared_tensors_are_read_by_any_name(write, file, tmp_path):
+def test_weights_of_shared_tensors_load_by_any_name(write, file, tmp_path):
     source, model = lived_in(recurrent), recurrent()
     write(source, tmp_path / file)
     load_weights(model, tmp_path / file)
@@ -172,7 +172,7 @@ def test_weights_of_shared_tensors_are_read_by_any_name(write, file, tmp_path):
     assert model[1] is model[3]
 
 
-def test_incomplete_and_contradicting_shared_weights_are_refused(tmp_path):
+def test_contradicting_shared_weights_are_refused(tmp_path):
     path, three = tmp_path / "w.safetensors", chain(Block(), Block(), Block())
     kept = {n: t.clone() for n, t in recurrent().state_dict().items() if n[0] not in "12"}
     del kept["3.conv.0.weight"]

@@ -66,7 +66,7 @@ def test_both_branches_are_one_layer(adds):
 
 
 @torch.no_grad()
-def test_the_cheapest_path_is_the_shortcut_where_all_run_something():
+def test_the_cheapest_path_is_the_shortcut():
     model, backbone = converted(lambda: beside(SUMS["between"], lambda: conv_norm(8, 8, kernel=1)))
     hidden = backbone.stem(pictures())
     expected = model[1].shortcut(hidden)
@@ -138,7 +138,7 @@ class ParallelEncoder(nn.Module):
 
 
 @torch.no_grad()
-def test_attention_and_mlp_side_by_side_are_skipped_together():
+def test_parallel_attention_and_mlp_are_one_layer():
     _, backbone = converted(lambda: with_encoder(ParallelEncoder(16), ParallelEncoder(16)))
     assert names_of(backbone) == ["encoder.0", "encoder.1"]
     hidden = backbone.stem(pictures())
@@ -272,7 +272,7 @@ DOWN = {
 
 @pytest.mark.parametrize(("make", "macs"), DOWN.values(), ids=DOWN)
 @torch.no_grad()
-def test_a_projection_is_the_shortcut_of_published_blocks(make, macs):
+def test_projections_are_shortcuts_of_published_blocks(make, macs):
     model, backbone = converted(lambda: chain(make(), width=32))
     assert backbone.costs.layer_macs == (macs,)
     hidden = backbone.stem(pictures())
@@ -280,7 +280,7 @@ def test_a_projection_is_the_shortcut_of_published_blocks(make, macs):
 
 
 @pytest.mark.parametrize(("expansion", "n_layers"), [(4, 1), (5, 2)])
-def test_a_projection_costs_a_fifth_less_than_its_branch(expansion, n_layers):
+def test_a_projection_costs_a_fifth_less_than_others(expansion, n_layers):
     model = body(Added(conv_norm(8, 8, 1), between(expansion)))
     assert len(fractionalize(model.eval(), examples()).layers) == n_layers
 

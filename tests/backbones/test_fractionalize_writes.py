@@ -130,7 +130,7 @@ def test_writes_are_traced_as_what_they_compute(write):
 
 @pytest.mark.parametrize("settings", [{"bits": (0, 8, 16)}, {"stem_bits": 16}])
 @torch.no_grad()
-def test_writes_are_kept_where_bits_or_stem_are_quantized(settings):
+def test_writes_are_kept_in_quantized_networks(settings):
     model = written(convolved_slice)
     backbone = fractionalize(model, examples(), **settings)
     expected = model(pictures() / 255.0)
@@ -200,7 +200,7 @@ def test_the_first_unfaithful_module_is_named():
         fractionalize(lived_in(lambda: Inner(doubled)), examples(), bits=(0, 4))
 
 
-def test_a_model_that_writes_into_its_images_leaves_the_examples():
+def test_a_model_that_writes_into_images_is_taken():
     model, images = lived_in(lambda: Inner(centred)).eval(), examples()
     fractionalize(model, images)
     assert torch.equal(images, examples())
@@ -231,7 +231,7 @@ class Sliced(nn.Module):
         return y
 
 
-def test_a_sum_written_into_an_unread_view_is_a_residual_block():
+def test_a_sum_written_into_a_view_is_a_residual_block():
     _, backbone = converted(lambda: chain(Sliced(), Sliced()))
     assert names_of(backbone) == ["1", "2"]
 
@@ -250,7 +250,7 @@ class Moved(nn.Module):
 
 
 @pytest.mark.parametrize("make", [lambda: chain(Moved()), lambda: Writing(filled)])
-def test_tensors_that_a_model_makes_go_where_its_images_are(make):
+def test_tensors_are_made_on_the_images_device(make):
     _, backbone = converted(make)
     assert backbone.to("meta")(pictures().to("meta"), 8).device.type == "meta"
 

@@ -60,7 +60,7 @@ def test_what_is_saved_comes_back(saved):
     assert torch.equal(stored.backbone.feature_mean, again.backbone.feature_mean)
 
 
-def test_a_run_folder_is_found_through_its_backbone_folder(saved, tmp_path):
+def test_a_run_folder_has_its_backbone_in_a_folder(saved, tmp_path):
     run = tmp_path / "run"
     run.mkdir()
     (tmp_path / "backbone.json").rename(tmp_path / "b.json")
@@ -115,7 +115,7 @@ def test_truncated_weights_are_refused(saved):
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_weights_that_are_not_finite_are_refused_by_name(saved, value):
+def test_weights_not_finite_are_refused_by_name(saved, value):
     path = saved / "backbone.safetensors"
     tensors = load_tensors(path)
     name = next(name for name in tensors if name.endswith("weight"))
@@ -142,7 +142,7 @@ def test_the_shipped_backbone_offers_a_trade_off():
     assert accuracy["32"] - accuracy["2"] >= 3.0
 
 
-def test_the_shipped_backbone_is_small_and_says_how_it_was_made():
+def test_the_shipped_backbone_is_small_with_its_recipe():
     assert sum(file.stat().st_size for file in PRETRAINED_DIGITS.iterdir()) < 500_000
     recipe = load_config(PRETRAINED_DIGITS / "config.yaml", TrainBackboneConfig)
     shape = default_digits().config

@@ -116,7 +116,7 @@ def test_at_32_bit_it_is_torchs_encoder():
 
 
 @torch.no_grad()
-def test_mandatory_blocks_use_the_norms_of_their_stages_mode():
+def test_mandatory_blocks_use_norms_of_their_mode():
     net = adaptive(stem_bits=32)
     for mix in [(32, 32), (0, 32), (32, 0), (0, 0)]:
         tokens = embedded(net, pictures())
@@ -132,7 +132,7 @@ def test_mandatory_blocks_use_the_norms_of_their_stages_mode():
 
 
 @torch.no_grad()
-def test_quantized_attention_is_a_product_of_rounded_factors():
+def test_quantized_attention_rounds_all_factors():
     net = vit(bits=(4, 32))
     attention = net.blocks[0].branches[0].body.attention
     query, key, value = torch.randn(3, 5, 2, 16, 6)
@@ -172,7 +172,7 @@ def test_what_gates_see_is_the_mean_over_tokens():
     torch.testing.assert_close(quarters[:, :, 0], hidden[:, :2, :2].mean(dim=(1, 2)))
 
 
-def test_positions_begin_as_waves_that_tell_all_tokens_apart():
+def test_positions_start_as_distinct_waves():
     positions = vit().positions.detach()
     places = [(row, column) for row in range(4) for column in range(4)]
     for token, (row, column) in zip(positions, places, strict=True):

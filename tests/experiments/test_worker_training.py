@@ -108,9 +108,7 @@ def test_workers_make_the_run_that_one_process_makes(whole, tmp_path, capsys):
 
 
 @pytest.mark.timeout(300)  # Ray starts some twenty processes here
-def test_neither_ray_nor_a_killed_worker_nor_ctrl_c_changes_anything(
-    together, whole, tmp_path, capsys
-):
+def test_ray_kills_and_ctrl_c_change_nothing(together, whole, tmp_path, capsys):
     run = tmp_path / "run"
     assert not together(partial(_train_without_ray, stop=True), run)[0]
     assert RunFolder.open(run).read_metrics() == []  # stopped in the middle of the first epoch

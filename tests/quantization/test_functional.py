@@ -18,7 +18,7 @@ def draw(seed: int, *shape: int) -> torch.Tensor:
 
 
 @given(seed=SEEDS, bits=MULTI_BIT, signed=st.booleans(), scale=SCALES)
-def test_values_and_input_gradient_equal_torch_per_tensor(seed, bits, signed, scale):
+def test_values_and_gradients_equal_torch_per_tensor(seed, bits, signed, scale):
     quant_range = QuantRange.of(bits, signed=signed)
     ours = draw(seed, 40).requires_grad_()
     theirs = ours.detach().clone().requires_grad_()
@@ -52,7 +52,7 @@ def test_values_equal_torch_per_channel(seed, bits):
 
 
 @given(seed=SEEDS, bits=st.sampled_from([2, 3, 4, 8]), signed=st.booleans(), scale=SCALES)
-def test_scale_gradient_equals_torch_learnable_operator(seed, bits, signed, scale):
+def test_scale_gradient_equals_torch_operator(seed, bits, signed, scale):
     quant_range = QuantRange.of(bits, signed=signed)
     x = draw(seed, 60)
     scaled = x / scale
@@ -95,7 +95,7 @@ def test_number_of_levels():
             assert len(torch.unique(to_codes(x, torch.tensor(1.0), quant_range))) == 2**bits
 
 
-def test_one_bit_weights_are_signs_and_one_bit_activations_zero_or_one():
+def test_one_bit_weights_are_signs_activations_0_or_1():
     x = torch.tensor([-2.0, -0.1, 0.1, 2.0])
     scale = torch.tensor(0.5)
     assert fake_quantize(x, scale, QuantRange.of(1, signed=True)).tolist() == [-0.5, -0.5, 0.5, 0.5]
@@ -109,7 +109,7 @@ def test_bits_without_a_quantizer_are_refused(bits):
 
 
 @given(seed=SEEDS, bits=st.sampled_from([1, 2, 4, 8]), signed=st.booleans())
-def test_mse_scale_is_near_the_optimum_of_a_fine_search(seed, bits, signed):
+def test_mse_scale_is_near_that_of_a_fine_search(seed, bits, signed):
     x = draw(seed, 400)
     x = x if signed else x.relu()
     quant_range = QuantRange.of(bits, signed=signed)
@@ -122,7 +122,7 @@ def test_mse_scale_is_near_the_optimum_of_a_fine_search(seed, bits, signed):
     assert error(mse_scale(x, quant_range)) <= 1.3 * best + 1e-9
 
 
-def test_mse_scale_per_channel_equals_each_channel_alone():
+def test_mse_scale_per_channel_equals_channels_alone():
     weight = draw(3, 6, 4, 3, 3)
     quant_range = QuantRange.of(4, signed=True)
     together = mse_scale(weight, quant_range, per_channel=True)

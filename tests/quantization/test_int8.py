@@ -40,7 +40,7 @@ def test_codes_equal_rounding_then_clamping(qmax):
 @pytest.mark.parametrize(
     ("channels", "out", "stride", "kernel"), [(4, 4, 1, 3), (16, 32, 2, 3), (16, 4, 1, 1)]
 )
-def test_equals_the_floating_point_convolution_bit_for_bit(channels, out, stride, kernel, bits):
+def test_equals_floating_point_convolution_exactly(channels, out, stride, kernel, bits):
     qmax = 2**bits - 1
     codes = torch.randint(0, qmax + 1, (5, channels, 9, 9), generator=random()).float()
     codes = codes.contiguous(memory_format=CHANNELS_LAST)
@@ -69,7 +69,7 @@ def test_equals_the_floating_point_convolution_bit_for_bit(channels, out, stride
 
 @on_exact_cpus
 @pytest.mark.parametrize("layout", [CHANNELS_LAST, torch.contiguous_format])
-def test_every_geometry_and_layout_equals_the_floating_point_convolution(layout):
+def test_every_geometry_equals_floating_point(layout):
     codes = torch.randint(0, 256, (5, 8, 12, 9), generator=random()).float()
     codes = codes.contiguous(memory_format=layout)
     weight = torch.randint(-128, 128, (6, 8, 4, 3), generator=random(1)).float()
@@ -137,7 +137,7 @@ def test_loaded_weights_replace_packed_ones():
     assert torch.equal(logits_of(frozen, pictures()), expected)
 
 
-def test_a_network_that_is_not_finite_gives_no_finite_answer():
+def test_weights_that_are_not_finite_give_no_answer():
     backbone = copy.deepcopy(_calibrated())
     assert logits_of(backbone.to_inference(), pictures()).isfinite().all()
     convolution = next(iter(backbone.layers[1].ops.values()))

@@ -92,7 +92,7 @@ def test_the_end_measures_the_norms_of_both_modes(halves):
     assert (sets[0] - sets[1]).abs().max() > 1e-3
 
 
-def test_quantizers_begin_without_touching_what_the_base_net_has_learned(halves):
+def test_new_quantizers_leave_the_base_net_unchanged(halves):
     training = trainer(halves, bits=MENU, epochs=2, warmup=0.5)
     for loss in training.train_epoch():
         assert loss.distillation is not None  # from the first step on
@@ -108,7 +108,7 @@ def test_quantizers_begin_without_touching_what_the_base_net_has_learned(halves)
         assert (after[full] - before[full]).abs().max() < 0.1, name
 
 
-def test_settings_are_the_base_net_and_low_ones_by_halves():
+def test_half_of_the_mixes_are_the_base_net():
     options = BitOptions(MENU)
 
     def draw(n: int, **how: object) -> list[tuple[int, ...] | None]:

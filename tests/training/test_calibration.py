@@ -81,7 +81,7 @@ def test_steps_follow_the_input_that_the_layer_sees(net):
     )
 
 
-def test_norms_of_all_options_start_from_the_dearest(net):
+def test_norms_of_all_options_start_from_the_largest(net):
     conv = net.layers[1].conv2
     with torch.no_grad():
         conv.norm.running_mean[-1] = torch.arange(6.0)
@@ -122,7 +122,7 @@ def test_feature_statistics_equal_a_second_walk(net):
         assert (net.feature_mean[layer, size:] == 0).all()
 
 
-def test_features_begin_with_the_confidence_of_the_layers_probe(net):
+def test_features_begin_with_the_probes_confidence(net):
     net.eval()
     hidden = net.stem(batches(1)[0])
     parts = pool_grid(hidden, grid=net.probe_grid)
@@ -139,7 +139,7 @@ def test_the_probes_cost_what_their_precision_says(net):
     assert net.feature_macs == macs * (net.config.stem_bits / 32) ** 2
 
 
-def test_low_mixes_are_uniform_half_of_the_time_and_never_the_dearest():
+def test_half_of_low_mixes_are_uniform():
     options = BitOptions((0, 2, 4, 32))
     generator = torch_generator("settings")
     drawn = [sample_low_mix(options, 6, generator) for _ in range(2000)]
@@ -157,7 +157,7 @@ def test_full_precision_alone_is_its_own_low_mix():
 
 
 @pytest.mark.parametrize("untrained", [False, True])
-def test_scales_of_an_untrained_network_fit_what_it_will_train_on(net, untrained):
+def test_scales_of_an_untrained_network_fit_its_images(net, untrained):
     (images,) = batches(1)
     with torch.no_grad():
         for block in net.layers:

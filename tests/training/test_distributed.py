@@ -117,7 +117,7 @@ def _train(
     return together_train(trainer, steps=leave_after), trainer.tensors()
 
 
-def test_two_processes_train_the_network_that_one_trains(together, halves):
+def test_two_processes_train_the_network_of_one(together, halves):
     one = resnet(SupernetTrainer, halves, PLAIN)
     losses = train_all(one)
     (both, ours), (_, theirs) = together(_train, halves, PLAIN, None)
@@ -134,7 +134,7 @@ def _train_transformer(data: Dataset) -> dict[str, Tensor]:
     return trainer.tensors()
 
 
-def test_two_processes_train_the_transformer_that_one_trains(together, halves):
+def test_two_processes_train_the_transformer_of_one(together, halves):
     # AdamW makes full steps of the smallest gradients: none may depend on rounding.
     one = transformer(SupernetTrainer, halves)
     train_all(one)

@@ -78,7 +78,7 @@ def named(name: str, halves: Dataset, *, epochs: int | None = None) -> SupernetT
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_every_mix_works_after_training_and_none_before(halves, name):
+def test_every_mix_works_only_after_training(halves, name):
     training = named(name, halves)
     net = training.backbone
     assert isinstance(training.optimizer, SGD if "resnet" in net.family else AdamW)
@@ -120,7 +120,7 @@ def test_a_resumed_training_is_the_uninterrupted_one(halves, name, epochs, steps
         assert torch.equal(tensor, second.tensors()[name]), name
 
 
-def test_without_full_precision_gated_layers_begin_with_scales_that_fit(halves):
+def test_without_full_precision_scales_fit_at_once(halves):
     training = trainer_of(ResNet, halves, epochs=4, **RESNET | {"bits": (0, 2, 8)})
     backbone = training.backbone
     for block in backbone.layers:
@@ -130,7 +130,7 @@ def test_without_full_precision_gated_layers_begin_with_scales_that_fit(halves):
             torch.testing.assert_close(scale, expected)
 
 
-def test_without_a_warm_up_gated_layers_begin_with_scales_that_fit(halves):
+def test_without_a_warm_up_scales_fit_at_the_start(halves):
     shape = {"width": 8, "bits": (0, 4, 32), "recipe": "adn", "training": {"lr": 1e-9}}
     training = trainer_of(AdaptiveMobileNet, halves, epochs=3, **shape)
     backbone = training.backbone
@@ -144,7 +144,7 @@ def test_without_a_warm_up_gated_layers_begin_with_scales_that_fit(halves):
     torch.testing.assert_close(scale, expected, rtol=0.05, atol=0.0)
 
 
-def test_the_warm_up_runs_the_dearest_option_alone(halves):
+def test_the_warm_up_runs_the_largest_option_alone(halves):
     training = trainer(halves, epochs=4, warmup=0.5)
     kinds = []
     while training.position.epoch < 4:
@@ -153,7 +153,7 @@ def test_the_warm_up_runs_the_dearest_option_alone(halves):
 
 
 @pytest.mark.parametrize("feature_weight", [None, 0.7])
-def test_a_step_pulls_what_leaves_each_layer_to_that_of_the_dearest_pass(halves, feature_weight):
+def test_a_step_distils_outputs_of_all_layers(halves, feature_weight):
     still = replace(halves, flip=False)
     training = trainer(still, batch_size=96, warmup=0.0, feature_weight=feature_weight)
     for _ in training.train_epoch():
@@ -188,7 +188,7 @@ def test_a_step_pulls_what_leaves_each_layer_to_that_of_the_dearest_pass(halves,
     assert compared > 10
 
 
-def test_a_loss_that_is_not_finite_stops_with_a_sentence(halves):
+def test_a_loss_not_finite_stops_with_a_sentence(halves):
     training = trainer(halves)
     with torch.no_grad():
         training.backbone.classifier.bias.fill_(math.nan)

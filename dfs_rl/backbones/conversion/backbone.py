@@ -21,8 +21,9 @@ from dfs_rl.backbones.conversion.submodules import (
     operators_of,
 )
 from dfs_rl.backbones.conversion.tracing import Traced, name_of
+from dfs_rl.backbones.network import check_precision
 from dfs_rl.backbones.probe import pool_grid
-from dfs_rl.costs import ALLOWED_BITS, FULL, SKIP, BitOptions
+from dfs_rl.costs import FULL, SKIP
 from dfs_rl.data import ChannelStatistics
 from dfs_rl.errors import ConfigError
 from dfs_rl.quantization.modules import FractionalLayer
@@ -71,14 +72,7 @@ class FractionalizeConfig:
     digest: str = ""
 
     def __post_init__(self) -> None:
-        if BitOptions(self.bits).values == (SKIP,):
-            raise ConfigError(
-                "bits is [0], with which no layer can ever run; add a bit width above 0."
-            )
-        if self.stem_bits == SKIP or self.stem_bits not in ALLOWED_BITS:
-            raise ConfigError(
-                f"stem_bits is {self.stem_bits!r}; allowed are {list(ALLOWED_BITS[1:])}."
-            )
+        check_precision(self.bits, self.stem_bits)
         if self.granularity not in ("block", "branch"):
             raise ConfigError(
                 f"granularity is {self.granularity!r}; allowed are 'block' and 'branch'."
