@@ -140,10 +140,10 @@ def test_a_table_is_run_once_whatever_the_seed():
         seen.append([observation, *(env.step(o) for o in (1, 2, 3))])
     assert [t[1] for t in seen[0][1:]] == [t[1] for t in seen[1][1:]]
     assert len(env.scorer.scores) == 1
-    cached_scores = env.scorer.cached_scores()
+    cached_scores = env.scorer.cached_scores
     again = NetworkWideEnv(backbone=backbone, dataset=table_images())
-    again.scorer.add_cached_scores(cached_scores)
-    assert again.scorer.cached_scores() == cached_scores
+    again.scorer.cached_scores.update(cached_scores)
+    assert again.scorer.cached_scores == cached_scores
 
 
 def test_the_batch_is_spread_over_the_split():
