@@ -160,6 +160,9 @@ def test_what_is_not_allowed_is_refused():
     toy = {"backbone": ToyBackbone(), "dataset": toy_image_set()}
     with pytest.raises(ConfigError, match=r"budget 0\.1 % is not enough for the cheapest choice"):
         NetworkWideEnv(**toy, budget=0.1)
+    exits = ToyBackbone(exits=(1, 3))  # an exit suffices for this budget, but no table uses one
+    with pytest.raises(ConfigError, match="no static bit table without an exit costs less"):
+        NetworkWideEnv(backbone=exits, dataset=toy_image_set(), budget=2.0)
     env = planted()
     with pytest.raises(gymnasium.error.ResetNeeded):
         env.step(0)
