@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from gymnasium import spaces
@@ -20,9 +20,9 @@ from dfs_rl.agents.buffers import (
     check_groups,
 )
 from dfs_rl.agents.hyperparameters import (
+    ALGORITHM_CONFIGS,
     A2CConfig,
     AlgorithmConfig,
-    AlgorithmName,
     DQNConfig,
     MaskablePPOConfig,
     OnPolicyConfig,
@@ -49,6 +49,8 @@ from dfs_rl.agents.policies import (
 )
 from dfs_rl.agents.q_learning import PerEnvExplorationDQN, PerEnvExplorationQRDQN
 from dfs_rl.envs.spaces import observation_bytes
+from dfs_rl.errors import ConfigError
+from dfs_rl.utils.registry import Registry
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +131,7 @@ def build_algorithm(
         gamma=1.0,  # episodes are short and most of the reward comes at their end
         seed=learning.seed,
         device=learning.device,
-        **arguments,
+        **{**arguments, **config.extra_arguments()},
     )
 
 
@@ -270,16 +272,63 @@ class SafeTRPO(TRPO):
             super().train()
 
 
-ALGORITHMS: Mapping[AlgorithmName, _Algorithm] = {
-    "ppo": _Algorithm(PPO, PPOConfig, GatePolicy),
-    "a2c": _Algorithm(A2C, A2CConfig, GatePolicy),
-    "maskable_ppo": _Algorithm(
-        MaskablePPO, MaskablePPOConfig, MaskableGatePolicy, MaskableGroupRolloutBuffer
-    ),
-    "trpo": _Algorithm(SafeTRPO, TRPOConfig, GatePolicy),
-    "recurrent_ppo": _Algorithm(
-        GroupRecurrentPPO, RecurrentPPOConfig, RecurrentGatePolicy, RecurrentGroupRolloutBuffer
-    ),
-    "dqn": _Algorithm(PerEnvExplorationDQN, DQNConfig, GateDQNPolicy, None),
-    "qrdqn": _Algorithm(PerEnvExplorationQRDQN, QRDQNConfig, GateQRDQNPolicy, None),
-}
+ALGORITHMS: Registry[_Algorithm] = Registry(
+    "algorithm",
+    {
+        "ppo": _Algorithm(PPO, PPOConfig, GatePolicy),
+        "a2c": _Algorithm(A2C, A2CConfig, GatePolicy),
+        "maskable_ppo": _Algorithm(
+            MaskablePPO, MaskablePPOConfig, MaskableGatePolicy, MaskableGroupRolloutBuffer
+        ),
+        "trpo": _Algorithm(SafeTRPO, TRPOConfig, GatePolicy),
+        "recurrent_ppo": _Algorithm(
+            GroupRecurrentPPO, RecurrentPPOConfig, RecurrentGatePolicy, RecurrentGroupRolloutBuffer
+        ),
+        "dqn": _Algorithm(PerEnvExplorationDQN, DQNConfig, GateDQNPolicy, None),
+        "qrdqn": _Algorithm(PerEnvExplorationQRDQN, QRDQNConfig, GateQRDQNPolicy, None),
+    },
+)
+AlgorithmT = TypeVar("AlgorithmT", bound=type[BaseAlgorithm])
+
+
+def register_method(
+    name: str,
+    config: type[AlgorithmConfig],
+    *,
+    policy: type[BasePolicy] = GatePolicy,
+    buffer: type[GroupRolloutBuffer] | None = GroupRolloutBuffer,
+) -> Callable[[AlgorithmT], AlgorithmT]:
+    """Register a Stable-Baselines3 algorithm as a method of ``train_agent``.
+
+    It is then a choice of ``train_agent --algo``, of ``compare --gates`` and of sweeps::
+
+        @configuration
+        class MyPPOConfig(PPOConfig):
+            label = "my PPO"
+
+
+        @register_method("my_ppo", MyPPOConfig)
+        class MyPPO(PPO): ...
+
+    Args:
+        name: Its name: lower-case letters, digits and underscores.
+        config: Type of its hyperparameters, used by no other method: a subclass of that of the
+            closest built-in one. ``extra_arguments`` returns constructor arguments beyond those of
+            that algorithm.
+        policy: Class of its policy.
+        buffer: Its rollout buffer with groups or exits; ``None`` for an off-policy algorithm.
+
+    Raises:
+        ConfigError: If the name is taken or malformed, or another method has the configuration.
+    """
+
+    def register(algorithm: AlgorithmT) -> AlgorithmT:
+        if config in ALGORITHM_CONFIGS.values():
+            raise ConfigError(
+                f"config is {config.__name__}, which another method has; give {name!r} a subclass."
+            )
+        ALGORITHMS.add(name, _Algorithm(algorithm, config, policy, buffer))
+        ALGORITHM_CONFIGS.add(name, config)
+        return algorithm
+
+    return register

@@ -1,6 +1,6 @@
 """Construction of gates, and conversion between policies and gates in plain torch."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -12,7 +12,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.dqn.policies import DQNPolicy
 from torch import Tensor, nn
 
-from dfs_rl.agents.hyperparameters import BuiltKind, FeatureChoice
+from dfs_rl.agents.hyperparameters import FeatureChoice
 from dfs_rl.agents.policies import PerLayerEmbedding, PerLayerExtractor, PerLayerFeaturesExtractor
 from dfs_rl.backbones.interfaces import WalkableBackbone, confidence_sizes
 from dfs_rl.costs import BitOptions
@@ -23,10 +23,10 @@ from dfs_rl.gating.networks import (
     LearnedGate,
     LSTMGate,
     MLPGate,
-    OneShotGate,
     exit_info,
 )
 from dfs_rl.gating.observation import context_size
+from dfs_rl.gating.registry import GATES, ONE_SHOT
 
 GATE_SHARE = 0.0005
 """Default MACs of a gate over those of the gated layers, well below the cost 0.01 of low bits."""
@@ -81,7 +81,7 @@ def _affordable(backbone: WalkableBackbone, per_unit: int) -> int:
 def untrained_gate(
     backbone: WalkableBackbone,
     *,
-    kind: BuiltKind,
+    kind: str,
     features: FeatureChoice,
     hidden: int | None,
     name: str = "gate",
@@ -93,8 +93,7 @@ def untrained_gate(
 
     Args:
         backbone: The backbone.
-        kind: "ff" for a network per layer, "lstm" for one LSTM, or "oneshot" for one decision on
-            all layers before the first.
+        kind: Name of its network in ``GATES``.
         features: Features that the gate reads.
         hidden: Hidden width; ``None`` for the default of the kind, see ``gate_shape`` and
             ``RECURRENT_WIDTH``.
@@ -112,11 +111,11 @@ def untrained_gate(
     sizes, width = shape
     if kind == "lstm":
         width = hidden or RECURRENT_WIDTH
-    elif kind == "oneshot":
+    elif kind == ONE_SHOT:
         outputs = len(sizes) * (len(choices) if choices else backbone.costs.n_actions)
         inputs = sizes[0] + context_size(budget_conditioning=budget_conditioning is not None)
         width = hidden or _affordable(backbone, inputs + outputs)
-    return _GATES[kind](
+    return GATES[kind](
         sizes,
         backbone.options,
         feature_macs=backbone.feature_macs,
@@ -127,13 +126,6 @@ def untrained_gate(
         choices=choices,
         exits=exit_info(backbone),
     )
-
-
-_GATES: Mapping[BuiltKind, type[LearnedGate]] = {
-    "ff": MLPGate,
-    "lstm": LSTMGate,
-    "oneshot": OneShotGate,
-}
 
 
 @torch.no_grad()
@@ -167,7 +159,7 @@ def deploy(
     """
     extractor = _extractor(model)
     recurrent = isinstance(extractor, PerLayerEmbedding)
-    gate = _GATES["lstm" if recurrent else "ff"](
+    gate = GATES["lstm" if recurrent else "ff"](
         extractor.feature_sizes,
         options,
         feature_macs=feature_macs,

@@ -3,11 +3,11 @@
 The module does not import torch, so that help pages load quickly.
 """
 
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import ClassVar, Literal, NamedTuple, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeVar
 
 from dfs_rl.errors import ConfigError
+from dfs_rl.gating.registry import GateKind
 from dfs_rl.utils.config import (
     NonNegativeFloat,
     PositiveFloat,
@@ -16,12 +16,11 @@ from dfs_rl.utils.config import (
     UnitInterval,
     configuration,
 )
+from dfs_rl.utils.registry import NameIn, Registry
 
-AlgorithmName = Literal["ppo", "a2c", "maskable_ppo", "trpo", "dqn", "qrdqn", "recurrent_ppo"]
-GateKind = Literal["ff", "lstm"]
-"""Kind of gate that a policy trains: a small network per layer, or one LSTM for all layers."""
-BuiltKind = Literal["ff", "lstm", "oneshot"]
-"""Kind of gate that ``gate_export`` builds; only BlockDrop uses "oneshot"."""
+ALGORITHM_CONFIGS: Registry[type["AlgorithmConfig"]] = Registry("algorithm")
+"""Hyperparameters of each algorithm, by the name that ``--algo`` takes."""
+AlgorithmName = Annotated[str, NameIn(ALGORITHM_CONFIGS)]
 StaticMethod = Literal["ddpg", "td3", "sac", "ppo", "greedy"]
 """Method that finds a static bit table, see ``dfs_rl.agents.static.methods``."""
 FeatureChoice = Literal["confidence", "all"]
@@ -84,6 +83,10 @@ class AlgorithmConfig:
         Raises:
             ConfigError: If a setting does not fit that size.
         """
+
+    def extra_arguments(self) -> dict[str, Any]:
+        """Return further constructor arguments of the algorithm, for algorithms of a plugin."""
+        return {}
 
 
 @configuration
@@ -394,13 +397,13 @@ def ent_coef_at(config: PolicyGradientConfig, progress: float) -> float:
     return first * max(0.0, 1.0 - progress)
 
 
-ALGORITHM_CONFIGS: Mapping[AlgorithmName, type[AlgorithmConfig]] = {
-    "ppo": PPOConfig,
-    "a2c": A2CConfig,
-    "maskable_ppo": MaskablePPOConfig,
-    "trpo": TRPOConfig,
-    "dqn": DQNConfig,
-    "qrdqn": QRDQNConfig,
-    "recurrent_ppo": RecurrentPPOConfig,
-}
-"""Hyperparameters of each algorithm."""
+for _name, _config in (
+    ("ppo", PPOConfig),
+    ("a2c", A2CConfig),
+    ("maskable_ppo", MaskablePPOConfig),
+    ("trpo", TRPOConfig),
+    ("dqn", DQNConfig),
+    ("qrdqn", QRDQNConfig),
+    ("recurrent_ppo", RecurrentPPOConfig),
+):
+    ALGORITHM_CONFIGS.add(_name, _config)

@@ -3,7 +3,6 @@
 from dfs_rl.agents.gate_export import RECURRENT_WIDTH, gate_shape
 from dfs_rl.agents.hyperparameters import (
     AlgorithmConfig,
-    BuiltKind,
     FeatureChoice,
     QLearningConfig,
     QRDQNConfig,
@@ -24,7 +23,7 @@ _KEPT = 8
 def gate_needs(
     backbone: WalkableBackbone,
     *,
-    kind: BuiltKind,
+    kind: str,
     features: FeatureChoice,
     hidden: int | None,
     budget_conditioning: bool,

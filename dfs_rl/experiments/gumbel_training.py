@@ -11,7 +11,7 @@ from torch import Tensor
 from dfs_rl.agents.cotraining import CoTrainer
 from dfs_rl.agents.evaluation_callback import rewards_of
 from dfs_rl.agents.gate_export import untrained_gate
-from dfs_rl.agents.hyperparameters import BuiltKind, FeatureChoice
+from dfs_rl.agents.hyperparameters import FeatureChoice
 from dfs_rl.agents.logging import ProgressBar
 from dfs_rl.agents.memory import gate_needs, rollout_needs
 from dfs_rl.agents.pretraining import (
@@ -43,6 +43,7 @@ from dfs_rl.gating.budget_conditioning import (
     low_discrepancy_preferences,
 )
 from dfs_rl.gating.networks import LearnedGate
+from dfs_rl.gating.registry import ONE_SHOT
 from dfs_rl.gating.reward import RewardWeights
 from dfs_rl.utils.device import check_memory
 from dfs_rl.utils.logging import print_status
@@ -61,9 +62,9 @@ _NAMES: Mapping[Method, str] = {
 }
 
 
-def kind_of(config: TrainGumbelConfig) -> BuiltKind:
+def kind_of(config: TrainGumbelConfig) -> str:
     """Return the kind of gate of a configuration."""
-    return "oneshot" if config.method == "blockdrop" else config.gate
+    return ONE_SHOT if config.method == "blockdrop" else config.gate
 
 
 def features_of(config: TrainGumbelConfig) -> FeatureChoice:

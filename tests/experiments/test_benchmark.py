@@ -19,7 +19,7 @@ from dfs_rl.evaluation.comparison_records import ComparisonOfRuns
 from dfs_rl.experiments.agent_training import TrainAgentConfig
 from dfs_rl.experiments.benchmark import (
     COMMANDS,
-    GATE_SPECS,
+    gate_specs,
     BenchmarkSettings,
     load_extra_settings,
     plan_jobs,
@@ -60,7 +60,7 @@ def benchmark_settings(**changes) -> BenchmarkSettings:
 def test_every_gate_learns_from_as_many_images_for_all_budgets_together(tmp_path: Path) -> None:
     jobs = [
         job
-        for job in plan_jobs(tuple(GATE_SPECS), benchmark_settings(), tmp_path)
+        for job in plan_jobs(tuple(gate_specs()), benchmark_settings(), tmp_path)
         if "static" not in job.name
     ]
     seen: dict[tuple[str, int], int] = {}
@@ -68,9 +68,9 @@ def test_every_gate_learns_from_as_many_images_for_all_budgets_together(tmp_path
         kind = job.name.split("-seed")[0]
         key = (kind, job.config.seed)
         seen[key] = seen.get(key, 0) + job.config.timesteps
-    names = [name for name in GATE_SPECS if not name.startswith("static")]  # those count tables
+    names = [name for name in gate_specs() if not name.startswith("static")]  # those count tables
     assert seen == {(name, seed): 3000 for name in names for seed in (0, 1)}
-    jobs = plan_jobs(tuple(GATE_SPECS), benchmark_settings(), tmp_path)
+    jobs = plan_jobs(tuple(gate_specs()), benchmark_settings(), tmp_path)
     assert len({job.config.run_dir for job in jobs}) == len(jobs)
     assert all(job.config.run_dir == tmp_path / job.name for job in jobs)
 
@@ -78,7 +78,7 @@ def test_every_gate_learns_from_as_many_images_for_all_budgets_together(tmp_path
 def test_each_gate_is_what_its_name_says(tmp_path: Path) -> None:
     by_name = {
         job.name: job.config
-        for job in plan_jobs(tuple(GATE_SPECS), benchmark_settings(seeds=1), tmp_path)
+        for job in plan_jobs(tuple(gate_specs()), benchmark_settings(seeds=1), tmp_path)
     }
     assert isinstance(by_name["a2c-seed0"], TrainAgentConfig)
     assert by_name["a2c-seed0"].algo == "a2c"
@@ -104,7 +104,7 @@ def test_each_gate_is_what_its_name_says(tmp_path: Path) -> None:
 
 def test_all_gates_have_one_seed_before_any_has_two(tmp_path: Path) -> None:
     seeds = [
-        job.config.seed for job in plan_jobs(tuple(GATE_SPECS), benchmark_settings(), tmp_path)
+        job.config.seed for job in plan_jobs(tuple(gate_specs()), benchmark_settings(), tmp_path)
     ]
     assert seeds == sorted(seeds)
 
@@ -372,7 +372,7 @@ def test_the_weights_of_a_users_network_reach_every_gate_and_are_kept_for_later(
     theirs = load_backbone(run).state_dict()
     assert torch.equal(theirs["after.ops.operator_5_2.bias"], learned)
     own = benchmark_settings(backbone=Path("ownnets:make"), weights=Path("net.pt"))
-    assert {job.config.weights for job in plan_jobs(tuple(GATE_SPECS), own, run)} == {
+    assert {job.config.weights for job in plan_jobs(tuple(gate_specs()), own, run)} == {
         Path("net.pt")
     }
 
