@@ -4,14 +4,13 @@ import shutil
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import get_args
 
 import pytest
 import torch
 
 import dfs_rl
 from dfs_rl.agents.algorithms import ALGORITHMS
-from dfs_rl.agents.hyperparameters import A2CConfig, AlgorithmName, DQNConfig, PPOConfig
+from dfs_rl.agents.hyperparameters import ALGORITHM_CONFIGS, A2CConfig, DQNConfig, PPOConfig
 from dfs_rl.backbones import (
     PRETRAINED_DIGITS,
     BackboneInfo,
@@ -271,7 +270,7 @@ def test_few_images_make_one_batch_of_the_backbone_that_is_trained_first() -> No
 
 
 def test_every_algorithm_has_its_settings_and_its_entry() -> None:
-    names = set(get_args(AlgorithmName))
+    names = set(ALGORITHM_CONFIGS)
     assert names == ALGORITHMS.keys()
     for name in names:
         config = TrainAgentConfig(algo=name, per_input_budget=5.0)

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 import dfs_rl
-from dfs_rl import compare
 from dfs_rl.backbones import default_digits
+from dfs_rl.compare import main as compare_main
 from dfs_rl.data import load_dataset
 from dfs_rl.evaluation.comparison_records import ComparisonOfRuns
 from dfs_rl.evaluation.verdict import with_cost_tolerance
@@ -61,7 +61,7 @@ def test_a_finished_run_says_so_and_can_be_compared(
 ) -> None:
     assert main(["--resume", str(finished)]) == 0
     assert f"The training in {finished} is finished." in capsys.readouterr().err
-    assert compare.main([str(finished), "--run-dir", str(tmp_path / "report")]) == 0
+    assert compare_main([str(finished), "--run-dir", str(tmp_path / "report")]) == 0
     path = tmp_path / "report" / "comparison.json"
     comparison = config_from_dict(read_json(path), ComparisonOfRuns, str(path))
     (gate,) = (point for point in comparison.points if point.kind == "gate")
