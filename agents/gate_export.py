@@ -1,7 +1,7 @@
 """Construction of gates, and conversion between policies and gates in plain torch."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
@@ -10,13 +10,14 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.dqn.policies import DQNPolicy
 from torch import Tensor, nn
 
-from dfs_rl.agents.hyperparameters import BuiltKind, FeatureChoice
+from dfs_rl.agents.hyperparameters import FeatureChoice
 from dfs_rl.agents.policies import PerLayerEmbedding, PerLayerExtractor
 from dfs_rl.backbones.interfaces import WalkableBackbone, confidence_sizes
 from dfs_rl.errors import ConfigError
 from dfs_rl.gating.budget_conditioning import BudgetConditioning
-from dfs_rl.gating.networks import LearnedGate, LSTMGate, MLPGate, OneShotGate, exit_info
+from dfs_rl.gating.networks import LearnedGate, LSTMGate, MLPGate, exit_info
 from dfs_rl.gating.observation import context_size
+from dfs_rl.gating.registry import GATES, ONE_SHOT
 
 GATE_SHARE = 0.0005
 """Default MACs of a gate over those of the gated layers, well below the cost 0.01 of low bits."""
@@ -54,7 +55,7 @@ def _affordable(backbone: WalkableBackbone, per_unit: int) -> int:
 def untrained_gate(
     backbone: WalkableBackbone,
     *,
-    kind: BuiltKind,
+    kind: str,
     features: FeatureChoice,
     hidden: int | None,
     name: str = "gate",
@@ -66,8 +67,7 @@ def untrained_gate(
 
     Args:
         backbone: The backbone.
-        kind: "ff" for a network per layer, "lstm" for one LSTM, or "oneshot" for one decision on
-            all layers before the first.
+        kind: Name of its network in ``GATES``.
         features: Features that the gate reads.
         hidden: Hidden width; ``None`` for the default of the kind, see ``gate_shape`` and
             ``RECURRENT_WIDTH``.
@@ -82,11 +82,11 @@ def untrained_gate(
     )
     if kind == "lstm":
         width = hidden or RECURRENT_WIDTH
-    elif kind == "oneshot":
+    elif kind == ONE_SHOT:
         outputs = len(sizes) * (len(choices) if choices else backbone.costs.n_actions)
         inputs = sizes[0] + context_size(budget_conditioning=conditioned)
         width = hidden or _affordable(backbone, inputs + outputs)
-    return _GATES[kind](
+    return GATES[kind](
         sizes,
         backbone.options,
         feature_macs=backbone.feature_macs,
@@ -97,13 +97,6 @@ def untrained_gate(
         choices=choices,
         exits=exit_info(backbone),
     )
-
-
-_GATES: Mapping[BuiltKind, type[LearnedGate]] = {
-    "ff": MLPGate,
-    "lstm": LSTMGate,
-    "oneshot": OneShotGate,
-}
 
 
 @torch.no_grad()
