@@ -4,18 +4,20 @@ from typing import TYPE_CHECKING
 
 from dfs_rl.costs.bit_options import (
     ALLOWED_BITS,
+    BIT_OPTION_SETS,
     DEFAULT_BITS,
     FULL,
-    MENUS,
     SKIP,
     BitOptions,
-    menu_of,
+    parse_bit_options,
 )
 from dfs_rl.costs.cost_models import (
     COMPUTATION,
     COST_MODELS,
     CostModel,
     CostModelName,
+    check_cost_model,
+    register_cost_model,
     relative_cost,
 )
 
@@ -24,11 +26,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ALLOWED_BITS",
+    "BIT_OPTION_SETS",
     "COMPUTATION",
     "COST_MODELS",
     "DEFAULT_BITS",
     "FULL",
-    "MENUS",
     "SKIP",
     "BitOptions",
     "CostModel",
@@ -37,8 +39,10 @@ __all__ = [
     "Counting",
     "ExitCost",
     "FixedCost",
+    "check_cost_model",
     "check_exits",
-    "menu_of",
+    "parse_bit_options",
+    "register_cost_model",
     "relative_cost",
 ]
 

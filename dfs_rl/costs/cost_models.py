@@ -4,7 +4,8 @@ from collections.abc import Callable
 from typing import Annotated
 
 from dfs_rl.costs.bit_options import FULL, SKIP
-from dfs_rl.utils.registry import Registry
+from dfs_rl.errors import ConfigError
+from dfs_rl.utils.registry import NameIn, Registry
 
 CostModel = Callable[[float, int, int | None], float]
 """Cost of a part of the network, in any unit.
@@ -15,24 +16,54 @@ for the parts that are never gated, exits and the gate. The cost is proportional
 """
 
 COST_MODELS: Registry[CostModel] = Registry("cost model")
-CostModelName = Annotated[str, COST_MODELS]
+CostModelName = Annotated[str, NameIn(COST_MODELS)]
 COMPUTATION = "computation"
 """Name of the default cost model."""
 
 
-@COST_MODELS.register(COMPUTATION)
+def register_cost_model(name: str) -> Callable[[CostModel], CostModel]:
+    """Register a cost model for ``--cost-model``.
+
+    For example, the bits that a layer's weights and activations move::
+
+        @register_cost_model("memory")
+        def memory(macs, bits, layer):
+            return macs * bits
+
+    Raises:
+        ConfigError: If the name is taken or malformed.
+    """
+
+    def register(model: CostModel) -> CostModel:
+        COST_MODELS.add(name, model)
+        return model
+
+    return register
+
+
+def check_cost_model(name: str) -> None:
+    """Check the name of a cost model.
+
+    Raises:
+        ConfigError: If no cost model has it.
+    """
+    if name not in COST_MODELS:
+        raise ConfigError(f"cost_model is {name!r}; allowed are {', '.join(COST_MODELS)}.")
+
+
+@register_cost_model(COMPUTATION)
 def computation(macs: float, bits: int, layer: int | None = None) -> float:  # noqa: ARG001
     """Return ``macs * (bits / 32)**2``, as in DFS (AAAI 2020)."""
     return macs * relative_cost(bits)
 
 
-@COST_MODELS.register("bitops")
+@register_cost_model("bitops")
 def bitops(macs: float, bits: int, layer: int | None = None) -> float:  # noqa: ARG001
     """Return MACs x weight bits x activation bits."""
     return macs * bits**2
 
 
-@COST_MODELS.register("macs")
+@register_cost_model("macs")
 def macs_that_run(macs: float, bits: int, layer: int | None = None) -> float:  # noqa: ARG001
     """Return the MACs that run at any precision: only skipped layers cost less."""
     return 0.0 * macs if bits == SKIP else 1.0 * macs

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dfs_rl.costs.bit_options import FULL, BitOptions
-from dfs_rl.costs.cost_models import COMPUTATION, COST_MODELS
+from dfs_rl.costs.cost_models import COMPUTATION, COST_MODELS, check_cost_model
 from dfs_rl.errors import ConfigError
 
 Counting = Literal["full", "dfs"]
@@ -55,12 +55,12 @@ class CostTable:
     Costs are fractions of running every gated layer at 32 bit, counted by the cost model;
     ``computation`` converts them to percent.
 
-    The actions are the options of the menu and, with exits, one more, ``exit_action``. In the
+    The actions are the bit options and, with exits, one more, ``exit_action``. In the
     actions of an image it stands for every layer after its exit. At a layer without an exit it
     means the cheapest option, which is nearest to spending nothing and within every budget.
 
     Attributes:
-        options: The menu of every gated layer.
+        options: Bit options of every gated layer.
         layer_macs: MACs of each gated layer.
         fixed: The parts that are never gated: stem, shortcuts with weights, head.
         exits: The exits, in order.
@@ -79,7 +79,7 @@ class CostTable:
                 f"layer_macs is {self.layer_macs}; every gated layer needs a positive count."
             )
         check_exits(self.exits_after, self.n_layers)
-        COST_MODELS.find(self.cost_model)
+        check_cost_model(self.cost_model)
 
     @property
     def total_macs(self) -> int:
@@ -112,7 +112,7 @@ class CostTable:
 
     @property
     def exit_action(self) -> int:
-        """The action that exits: the index after the menu's last."""
+        """The action that exits: the index after the last bit option."""
         return len(self.options)
 
     @property

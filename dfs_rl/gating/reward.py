@@ -1,22 +1,44 @@
 """Reward of an episode, as pure functions of options, cost and prediction."""
 
-import functools
-import inspect
-import operator
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeVar, cast
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 from pydantic import Field
 
 from dfs_rl.errors import ConfigError
 from dfs_rl.utils.config import NonNegativeFloat, configuration
 from dfs_rl.utils.config.errors import field_names
-from dfs_rl.utils.registry import Registry
+from dfs_rl.utils.registry import NameIn, Registry
 
 if TYPE_CHECKING:  # help pages read the defaults without importing torch
     from torch import Tensor
 
 CostTiming = Literal["step", "terminal"]
+RewardTerm = Callable[["PredictionScores", "Tensor"], "Tensor"]
+"""Function of scores and spent cost fraction of a batch of episodes; see ``register_reward_term``."""
+REWARD_TERMS: Registry[RewardTerm] = Registry("reward term")
+
+
+def register_reward_term(name: str) -> Callable[[RewardTerm], RewardTerm]:
+    """Register a term of the terminal reward.
+
+    It gets the ``PredictionScores`` and the fractions spent in all layers, float64 ``[batch]``, and
+    returns float64 ``[batch]``, which is added to the reward of the last step times the weight that
+    ``RewardTerms.terms`` gives it::
+
+        @register_reward_term("thrift")
+        def thrift(scores, spent):
+            return scores.correct.double() * (1.0 - spent)
+
+    Raises:
+        ConfigError: If the name is taken or malformed.
+    """
+
+    def register(term: RewardTerm) -> RewardTerm:
+        REWARD_TERMS.add(name, term)
+        return term
+
+    return register
 
 
 @configuration
@@ -34,6 +56,7 @@ class RewardTerms:
             enforced during learning.
         cost_timing: "step" subtracts the cost of each option at its step, "terminal" subtracts the
             sum at the last step; the return is the same.
+        terms: Names and weights of registered terms, for example ``--reward.terms NAME 0.5``.
     """
 
     accuracy: NonNegativeFloat = 0.5
@@ -41,6 +64,7 @@ class RewardTerms:
     log_likelihood_floor: Annotated[float, Field(lt=0)] = -3.0
     overshoot: NonNegativeFloat = 50.0
     cost_timing: CostTiming = "step"
+    terms: tuple[tuple[Annotated[str, NameIn(REWARD_TERMS)], float], ...] = ()
 
 
 @configuration
@@ -74,7 +98,7 @@ def reward_weights(given: object) -> RewardWeights:
         ConfigError: If the type, a name or a value is invalid.
     """
     if given is None:
-        return weights_type()()
+        return RewardWeights()
     if isinstance(given, RewardWeights):
         return given
     if not isinstance(given, Mapping):
@@ -82,11 +106,13 @@ def reward_weights(given: object) -> RewardWeights:
             f"reward is {given!r}; allowed are a mapping such as {{'cost': 5.0}}, RewardWeights, "
             "or None for the defaults."
         )
-    names = field_names(weights_type())
+    names = field_names(RewardWeights)
     for name in given:
         if name not in names:
             raise ConfigError(f"reward has no {name!r}; allowed are {', '.join(names)}.")
-    return weights_type()(**given)
+    if isinstance(given.get("terms"), Mapping):
+        given = {**given, "terms": tuple(given["terms"].items())}
+    return RewardWeights(**given)
 
 
 class PredictionScores(NamedTuple):
@@ -112,123 +138,6 @@ def score_predictions(logits: "Tensor", labels: "Tensor") -> PredictionScores:
         correct=prediction == labels,
         log_likelihood=log_probabilities.gather(1, labels[:, None]).squeeze(1),
     )
-
-
-class EpisodeEnd(NamedTuple):
-    """Batch of episodes at their last step, the argument of reward terms.
-
-    Attributes:
-        weights: Reward weights.
-        scores: Scores of the predictions.
-        spent: Fraction spent in all layers, float64 ``[batch]``.
-        gated_budget: Budget of the gated layers as a fraction; ``None`` for no budget.
-        cost_weight: Cost weight of all episodes, or of each one, float64 ``[batch]``.
-    """
-
-    weights: RewardWeights
-    scores: PredictionScores
-    spent: "Tensor"
-    gated_budget: float | None
-    cost_weight: "float | Tensor"
-
-
-RewardTerm = Callable[[EpisodeEnd, float], "Tensor"]
-"""Function of ended episodes and the term's weight: its reward of each one, float64 ``[batch]``."""
-TermT = TypeVar("TermT", bound=RewardTerm)
-
-REWARD_TERMS: Registry[RewardTerm] = Registry("reward term")
-
-
-def register_reward_term(name: str, *, weight: float = 0.0) -> Callable[[TermT], TermT]:
-    """Register a term of the reward; its weight is the setting ``reward.NAME``.
-
-    Args:
-        name: Name of the term, a Python identifier.
-        weight: Default of its weight; 0 leaves the term out unless a user asks for it.
-
-    Raises:
-        ConfigError: If another term or another setting of the reward has the name.
-    """
-    if not name.isidentifier() or (name in field_names(RewardWeights) and name not in _OWN):
-        raise ConfigError(
-            f"name is {name!r}; allowed is a Python identifier other than "
-            f"{', '.join(field_names(RewardWeights))}."
-        )
-
-    def register(term: TermT) -> TermT:
-        REWARD_TERMS.add(name, term)
-        if name not in _OWN:
-            _DEFAULTS[name] = weight
-        return term
-
-    return register
-
-
-_OWN = ("accuracy", "log_likelihood", "cost", "overshoot")
-"""Terms whose weights are fields of ``RewardWeights``."""
-_DEFAULTS: dict[str, float] = {}
-"""Default weights of all other terms."""
-
-
-@register_reward_term("accuracy")
-def _accuracy(end: EpisodeEnd, weight: float) -> "Tensor":
-    return weight * end.scores.correct.double()
-
-
-@register_reward_term("log_likelihood")
-def _log_likelihood(end: EpisodeEnd, weight: float) -> "Tensor":
-    floor = end.weights.log_likelihood_floor
-    return weight * (end.scores.log_likelihood.clamp(min=floor) / -floor)  # in [-weight, 0]
-
-
-@register_reward_term("cost")
-def _cost(end: EpisodeEnd, weight: float) -> "Tensor":  # noqa: ARG001 - each episode has its own
-    if end.weights.cost_timing == "step":  # ``step_cost`` has subtracted it
-        return end.spent.new_zeros(end.spent.shape)
-    return -(end.cost_weight * end.spent)
-
-
-@register_reward_term("overshoot")
-def _overshoot(end: EpisodeEnd, weight: float) -> "Tensor":
-    if end.gated_budget is None:
-        return end.spent.new_zeros(end.spent.shape)
-    return -(weight * (end.spent - end.gated_budget).clamp(min=0.0))
-
-
-def terms_type() -> type[RewardTerms]:
-    """Return ``RewardTerms`` with the weight of every registered term."""
-    return cast("type[RewardTerms]", _with_terms(RewardTerms, tuple(REWARD_TERMS)))
-
-
-def weights_type() -> type[RewardWeights]:
-    """Return ``RewardWeights`` with the weight of every registered term."""
-    return cast("type[RewardWeights]", _with_terms(RewardWeights, tuple(REWARD_TERMS)))
-
-
-@functools.cache
-def _with_terms(cls: type, names: tuple[str, ...]) -> Any:  # noqa: ANN401 - a class
-    """Return a subclass with a field for each term whose weight is no field of the class."""
-    added = [name for name in names if name not in _OWN]
-    if not added:
-        return cls
-    texts = (inspect.getdoc(REWARD_TERMS[name]) or "Weight of the term." for name in added)
-    lines = (
-        f"    {name}: {' '.join(text.split())}" for name, text in zip(added, texts, strict=True)
-    )
-    fields = {name: _DEFAULTS[name] for name in added}
-    body = {
-        "__module__": cls.__module__,
-        "__doc__": "\n".join(["Reward with terms of plugins.", "", "Attributes:", *lines]),
-        "__annotations__": dict.fromkeys(added, float),
-        "__reduce__": lambda self: (_rebuilt, (cls, dict(vars(self)))),
-        **fields,
-    }
-    return configuration(type(cls.__name__, (cls,), body))
-
-
-def _rebuilt(cls: type, values: Mapping[str, object]) -> object:
-    """Rebuild a pickled configuration in another process."""
-    return _with_terms(cls, tuple(REWARD_TERMS))(**values)
 
 
 def step_cost(
@@ -257,7 +166,7 @@ def terminal_reward(
     gated_budget: float | None,
     cost_weight: "Tensor | None" = None,
 ) -> "Tensor":
-    """Return the reward of the last step, without its ``step_cost``: the sum of all terms.
+    """Return the reward of the last step, without its ``step_cost``.
 
     Args:
         weights: Reward weights.
@@ -269,7 +178,13 @@ def terminal_reward(
     Returns:
         float64 ``[batch]``.
     """
-    charged = weights.cost if cost_weight is None else cost_weight
-    end = EpisodeEnd(weights, scores, spent, gated_budget, charged)
-    terms = [term(end, getattr(weights, name, 0.0)) for name, term in REWARD_TERMS.items()]
-    return functools.reduce(operator.add, terms)
+    floor = weights.log_likelihood_floor
+    likelihood = scores.log_likelihood.clamp(min=floor) / -floor  # in [-1, 0]
+    reward = weights.accuracy * scores.correct.double() + weights.log_likelihood * likelihood
+    if weights.cost_timing == "terminal":
+        reward = reward - (weights.cost if cost_weight is None else cost_weight) * spent
+    if gated_budget is not None:
+        reward = reward - weights.overshoot * (spent - gated_budget).clamp(min=0.0)
+    for name, weight in weights.terms:
+        reward = reward + weight * REWARD_TERMS[name](scores, spent)
+    return reward

@@ -30,25 +30,15 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType, UnionType
-from typing import (
-    Annotated,
-    Any,
-    Generic,
-    Literal,
-    TypeVar,
-    Union,
-    get_args,
-    get_origin,
-    get_type_hints,
-)
+from types import MappingProxyType
+from typing import Annotated, Any, Generic, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import docstring_parser
 import tyro
 
 from dfs_rl.errors import ConfigError, DfsRlError
 from dfs_rl.utils.config import YamlSettings, chosen_blocks, fields_from_dict, read_yaml
-from dfs_rl.utils.registry import Registry, load_plugins
+from dfs_rl.utils.registry import NameIn
 from dfs_rl.utils.run_folder import RunFolder
 from dfs_rl.utils.signals import sigterm_as_interrupt
 from dfs_rl.utils.trusted_import import (
@@ -166,7 +156,6 @@ def _parse(
     description: str,
     kind: str | None,
 ) -> Invocation[ConfigT]:
-    load_plugins()  # their names are choices of the flags
     command = (*prog.split(), *arguments)
     _check_once(arguments, config_type)
     resume = _value_of("--resume", arguments) if kind is not None else None
@@ -282,8 +271,7 @@ def _flags_of(
     given = {field.name: field for field in dataclasses.fields(cls) if field.init}
     order = [*(screen or ()), *(name for name in given if name not in (screen or ()))]
     for name in order:
-        field, hint = given[name], _with_names(hints[name])
-        value = values.get(name, tyro.MISSING)
+        field, hint, value = given[name], hints[name], values.get(name, tyro.MISSING)
         about = tyro.conf.arg(help=texts.get(name, ""))
         if isinstance(hint, type) and dataclasses.is_dataclass(hint):
             part = _flags_of(hint, {} if value is tyro.MISSING else vars(value))
@@ -293,7 +281,7 @@ def _flags_of(
             value = field.default
         shown = screen is None or name in screen
         place = tyro.conf.arg(prefix_name=False, help=texts.get(name, ""))
-        hint = Annotated[hint, about if shown else place]
+        hint = Annotated[_with_choices(hint), about if shown else place]
         (first if shown else later).append((name, hint, dataclasses.field(default=value)))
     first += [(name, hint, dataclasses.field(default=None)) for name, hint in extra.items()]
     if extra:
@@ -307,15 +295,14 @@ def _flags_of(
     return dataclasses.make_dataclass(cls.__name__, first + blocks, frozen=True, kw_only=True)
 
 
-def _with_names(hint: Any) -> Any:  # noqa: ANN401 - type hints have no common type
-    """Replace the types of registered names by literals, which tyro lists and completes."""
+def _with_choices(hint: Any) -> Any:  # noqa: ANN401 - any type hint
+    """Replace names of a registry by a ``Literal``, whose values help pages list."""
     parts = get_args(hint)
-    registry = next((part for part in parts if isinstance(part, Registry)), None)
-    if registry is not None:
-        return Literal[registry.names()]
-    if get_origin(hint) in (tuple, Union, UnionType) and parts:
-        named = tuple(map(_with_names, parts))
-        return tuple[named] if get_origin(hint) is tuple else Union[named]  # type: ignore[valid-type] # noqa: UP007
+    for part in parts:
+        if isinstance(part, NameIn):
+            return Literal[part.names] if part.names else str
+    if get_origin(hint) is tuple:
+        return tuple[tuple(_with_choices(part) for part in parts)]  # type: ignore[misc]
     return hint
 
 

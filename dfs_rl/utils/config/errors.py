@@ -71,8 +71,8 @@ def field_names(cls: object) -> tuple[str, ...]:
 
 
 def chosen_blocks(cls: type, values: Mapping[str, object]) -> dict[str, type]:
-    """Return the type of each block that a setting or a registry selects; see ``configuration``."""
-    chosen = {block: kind() for block, kind in getattr(cls, "BLOCKS", {}).items()}
+    """Return the type of each block that another setting selects; see ``configuration``."""
+    chosen = {}
     for block, (setting, types) in getattr(cls, "CHOICES", {}).items():
         value = values.get(setting, getattr(cls, setting))
         if isinstance(value, str) and value in types:

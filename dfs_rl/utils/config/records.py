@@ -28,7 +28,7 @@ def configuration(cls: type[T]) -> type[T]:
 
     ``__post_init__`` checks fields against each other. A class variable ``CHOICES`` such as
     ``{"algorithm": ("algo", {"ppo": PPOConfig})}`` declares that the setting ``algo`` selects the
-    type of the block ``algorithm``; ``BLOCKS`` maps a block to a function that returns its type.
+    type of the block ``algorithm``.
 
     Raises:
         ConfigError: From the constructor, with the name of the field, if a value is not allowed.
