@@ -98,7 +98,7 @@ def test_gumbel_gate_keeps_every_budget() -> None:
 
 def test_calibration_covers_both_ends() -> None:
     gate = make_gate(budget_conditioning=BudgetConditioning())
-    measured = calibrate_budget_conditioning(BACKBONE, gate, planted_images()).budget_conditioning
+    measured = calibrate_budget_conditioning(BACKBONE, gate, planted_images())[0]
     assert len(measured.computations) >= N_PREFERENCES
     for end, preference in ((0, 0.0), (-1, 1.0)):
         gate.preference = preference

@@ -332,7 +332,7 @@ def test_exits_of_a_users_backbone_are_left_out_for_a_table(capsys):
 def test_a_menu_beside_that_of_a_users_backbone_is_refused(flags, asked, refusal):
     write("ownnets")
     assert refusal(train_backbone.main, ["--backbone", "ownnets:backbone", *flags]) == (
-        "error: ownnets:backbone returns a backbone with the menu 0 4 32, but asked for is "
+        "error: ownnets:backbone returns a backbone with the bit options 0 4 32, but asked for are "
         f"{asked}; leave out {flags[0]}, or let it "
         "return a model."
     )
