@@ -73,7 +73,7 @@ _INITIAL = "initial"
 
 @dataclass(frozen=True, kw_only=True)
 class LearningState:
-    """State of a training in its checkpoint, next to the tensors.
+    """State of a training in its checkpoint.
 
     Attributes:
         timesteps: Number of decisions made.
@@ -177,14 +177,8 @@ def train(
 ) -> TrainingResult:
     """Train a gate to the end, or resume from the run's last checkpoint.
 
-    Ctrl-C finishes the current update, saves and ends; a second one ends at once.
-
-    Args:
-        config: Configuration of the run.
-        dataset: Data set; the gate learns on its agent split and is validated on its val split.
-        run: Run folder.
-        device: Device to compute on.
-        extra_callbacks: Further callbacks.
+    The gate learns on the agent split and is validated on the val split. Ctrl-C finishes the
+    current update, saves and ends; a second one ends at once.
 
     Raises:
         KeyboardInterrupt: After Ctrl-C, once everything is saved.
