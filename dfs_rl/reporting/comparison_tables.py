@@ -11,11 +11,11 @@ from dfs_rl.evaluation.comparison_records import (
     BudgetResult,
     ComparisonOfRuns,
     Curve,
-    Interval,
     Point,
     Spread,
 )
 from dfs_rl.evaluation.curves import REPORTED_COMPUTATIONS
+from dfs_rl.evaluation.metrics import Interval
 from dfs_rl.evaluation.verdict import COST_TOLERANCE
 from dfs_rl.reporting.tables import WIDTH, aligned_table
 
