@@ -22,7 +22,7 @@ from dfs_rl.gating.budget_conditioning import CostWeightRange, low_discrepancy_p
 from dfs_rl.gating.networks import LearnedGate
 from dfs_rl.gating.reward import PredictionScores, RewardWeights, step_cost, terminal_reward
 from dfs_rl.gating.storage import StoredGate
-from dfs_rl.reporting.options_plot import option_histogram_image
+from dfs_rl.reporting.figures import option_histogram_image
 from dfs_rl.utils.config import NonNegativeInt
 
 _HIGHEST = "validation.highest"

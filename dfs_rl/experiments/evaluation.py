@@ -354,7 +354,7 @@ def _measure(
     )
     from dfs_rl.evaluation.budget_conditioning import gate_text
     from dfs_rl.evaluation.evaluator import evaluate_gate
-    from dfs_rl.reporting.figures import cheapest_and_dearest
+    from dfs_rl.reporting.images_plot import cheapest_and_most_expensive
 
     backbone, model = loaded.backbone, loaded.model
     torch_device = backbone.feature_mean.device
@@ -402,7 +402,9 @@ def _measure(
         selection=on_selection,
         detail=gate_text(model.gate),
     )
-    examples = cheapest_and_dearest(records, reported.images, backbone.costs, subject.class_names)
+    examples = cheapest_and_most_expensive(
+        records, reported.images, backbone.costs, subject.class_names
+    )
     return [gate, *uniform, *baselines, oracle_baseline(uniform)], examples
 
 
