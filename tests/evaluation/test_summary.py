@@ -77,7 +77,7 @@ def test_comparisons_pair_the_gate_with_every_other_method(backbone, methods):
     assert (full.difference, full.low, full.high) == pytest.approx(expected)
     # The fixture's gate looks at pixels that say nothing of what an image needs.
     assert summary.beyond_marginals is False
-    assert any("learned nothing beyond its marginals" in said for said in summary.verdict)
+    assert any("not shown to adapt" in sentence for sentence in summary.verdict)
 
 
 def test_shares_of_gate_and_fixed_parts(backbone, methods):
@@ -119,4 +119,4 @@ def test_a_gate_that_sees_the_answer_is_said_to_have_learned(backbone, test_set,
     seeing = MethodResult(key="gate", label="gate", role="gate", records=(seer,))
     summary = summarize([seeing, *methods[1:]], backbone.costs, SUBJECT)
     assert summary.beyond_marginals is True
-    assert any("learned which image" in said for said in summary.verdict)
+    assert any("It adapts to the image" in sentence for sentence in summary.verdict)

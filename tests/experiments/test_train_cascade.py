@@ -41,9 +41,9 @@ def test_a_run_folder_holds_a_cascade_within_the_budget(finished: Path) -> None:
     own = methods["gate"]["computation"]
     assert own <= methods["cascade"]["computation"] <= with_cost_tolerance(own)
     assert methods["gate"]["detail"] == gate.description
-    # What is dealt out to other images is one pass, so a cascade has no such baselines, and no word on what it learned.
+    # What is dealt out to other images is one pass, so a cascade has no such baselines.
     assert not {"mode_table", "random", "patterns"} & set(methods)
-    assert not any("learned" in sentence for sentence in summary["verdict"])
+    assert summary["beyond_marginals"] is None
     shares = {share["name"]: share["macs"] for share in summary["shares"]}
     _, trace = dfs_rl.load(finished)(load_dataset("digits").test.images)
     head = next(part for part in default_digits().costs.fixed if part.name == "head")

@@ -74,7 +74,7 @@ def test_table_of_budgets(comparison: ComparisonOfRuns, curves: ComparisonOfRuns
         "Over": ("89.00 at 0.8 !", "89.00 at 0.8"),
         "High": ("", "90.00 at 0.76"),
     }
-    assert dict((row[0], row[1:]) for row in baselines)["best static table"] == (
+    assert {row[0]: row[1:] for row in baselines}["best static table"] == (
         "75.00 at 0.7",
         "90.50 at 1.38",
     )
@@ -108,7 +108,9 @@ def test_gains_over_exits_have_a_column() -> None:
 
 
 def test_text_lists_only_significant_differences() -> None:
-    runs = [fake_run(n, (right, 0.8), label=n) for n, right in zip("ABC", (150, 170, 171))]
+    runs = [
+        fake_run(n, (right, 0.8), label=n) for n, right in zip("ABC", (150, 170, 171), strict=True)
+    ]
     comparison = compare_runs(runs)
     every, some = (
         comparison_tables(comparison, significant=flag)["pairs"][1] for flag in (False, True)

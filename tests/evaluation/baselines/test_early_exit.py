@@ -34,7 +34,7 @@ from dfs_rl.evaluation.static_tables.scoring import score_static_tables
 from dfs_rl.evaluation.static_tables.search import SearchConfig, search_static_table
 from dfs_rl.evaluation.summary import Subject, summarize
 from dfs_rl.evaluation.verdict import with_cost_tolerance
-from dfs_rl.reporting.options_plot import options_plot
+from dfs_rl.reporting.figures import options_plot
 from dfs_rl.reporting.tables import summary_text
 from tests.evaluation.conftest import MixBackbone, make_images
 
@@ -261,7 +261,7 @@ def test_what_leaves_for_less_than_any_whole_pass_has_no_cascade_beside_it():
     text = " ".join(
         summary_text(summarize([gate, *uniform, *baselines], network.costs, subject)).split()
     )
-    assert "no confidence cascade at the gate's cost: one pass through the whole network" in text
+    assert "no confidence cascade at the gate's cost: a pass through the whole network" in text
 
 
 def test_the_summary_tells_who_left_where(network, images):
@@ -284,6 +284,6 @@ def test_the_summary_tells_who_left_where(network, images):
     assert beside == pytest.approx(total - gated)
     assert {part.name: part.macs for part in summary.shares}["exits"] == pytest.approx(21 * share)
     text = " ".join(summary_text(summary).split())
-    assert f"after how many layers: sure {100 * share:.1f} % after 1." in text
+    assert f"Exits, sure: {100 * share:.1f} % after layer 1." in text
     names = options_plot(summary.histogram, network.options).axes[0].get_legend_handles_labels()[1]
     assert names == ["skip", "2 bit", "32 bit", "has left"]
