@@ -144,7 +144,13 @@ def _framed(figure: Figure, title: str, note: Sequence[str]) -> Axes:
     for row, line in enumerate(reversed(note)):
         y = _NOTE_HEIGHT * (row + 1 / 3)
         figure.text(_MARGINS["left"], y, line, fontsize=style.SMALL_SIZE, color=style.MUTED)
-    axes = style.pareto_axes(figure, accuracy="accuracy, %")
+    axes = figure.add_subplot()
+    axes.set_xscale("log")
+    axes.grid(visible=True, which="major", color=style.FAINT, linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.set_xlabel(style.COMPUTATION_LOG)
+    axes.set_ylabel("accuracy, %")
+    style.tidy(axes)
     style.title(axes, title)
     return axes
 

@@ -33,7 +33,6 @@ _FIXED_STYLE = ("o", style.MUTED, 5.0)
 # Reference methods more than this many points below the gate and its baselines are labelled at the
 # lower edge: drawn to scale, "skip all" at chance would flatten all others.
 _DEPTH = 12.0
-_AXIS = "computation per image, % of all gated layers at 32 bit"
 # Inches: height of the figure, margins, and widths of the panels and of the gap between them.
 _HEIGHT, _LEFT, _BOTTOM, _TOP, _RIGHT = 4.2, 0.62, 0.56, 0.44, 0.16
 _WIDE, _NARROW, _BETWEEN = 5.6, 3.1, 0.62
@@ -87,7 +86,7 @@ def accuracy_plot(summary: EvaluationSummary) -> Figure:
     figure = style.new_figure(_LEFT + sum(panels) + _RIGHT, _HEIGHT)
     axes = _panel(figure, _LEFT, _WIDE)
     axes.set_ylabel("accuracy, %")
-    axes.set_xlabel(f"{_AXIS}, log scale")
+    axes.set_xlabel(style.COMPUTATION_LOG)
     style.title(
         axes,
         f"{style.short_middle(summary.dataset, style.NAME_LENGTH)}, {summary.split} split, "

@@ -9,7 +9,6 @@ import numpy as np
 from matplotlib import colormaps, rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import Colormap, ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from numpy.typing import NDArray
@@ -35,6 +34,9 @@ SKY = "#3a97d4"
 
 NAME_LENGTH = 40
 """Maximum number of characters of a data set's or gate's name in figures."""
+
+COMPUTATION_LOG = "computation per image, % of all gated layers at 32 bit, log scale"
+"""Label of the horizontal axis."""
 
 GATE_COLOURS = (VERMILION, PURPLE, ORANGE, SKY)
 GATE_MARKERS = "*osDXPv^<>"
@@ -68,12 +70,6 @@ def action_styles(
         for bits, colour in zip(options, option_colours(options), strict=True)
     ]
     return [*trial_styles, *[("has left", _LEFT_COLOUR)] * (n_actions - len(options))]
-
-
-def value_colours(*, maximize: bool) -> Colormap:
-    """Return a colour map in which the best values are dark: the highest, or the lowest."""
-    places = np.linspace(_LIGHTEST, _DARKEST, num=256)
-    return ListedColormap(colormaps["YlGnBu"](places if maximize else places[::-1]))
 
 
 def text_colour(background: Sequence[float]) -> str:
@@ -138,23 +134,6 @@ def tidy(axes: Axes) -> None:
     axes.tick_params(which="both", labelsize=SMALL_SIZE, color=MUTED, labelcolor=INK)
     axes.xaxis.label.set(fontsize=LABEL_SIZE, color=INK)
     axes.yaxis.label.set(fontsize=LABEL_SIZE, color=INK)
-
-
-def pareto_axes(figure: Figure, *, accuracy: str) -> Axes:
-    """Return empty axes for accuracy against the logarithm of computation.
-
-    Args:
-        figure: Figure to draw on.
-        accuracy: Label of the vertical axis.
-    """
-    axes = figure.add_subplot()
-    axes.set_xscale("log")
-    axes.grid(visible=True, which="major", color=FAINT, linewidth=0.6)
-    axes.set_axisbelow(True)
-    tidy(axes)
-    axes.set_xlabel("computation per image, % of all gated layers at 32 bit, log scale")
-    axes.set_ylabel(accuracy)
-    return axes
 
 
 def log_ticks(axes: Axes) -> None:
