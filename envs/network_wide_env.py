@@ -15,11 +15,13 @@ from dfs_rl.envs.keywords import BackboneLike, DatasetLike, DeviceLike, check_ty
 from dfs_rl.envs.spaces import check_options
 from dfs_rl.envs.task import make_task
 from dfs_rl.errors import ConfigError
-from dfs_rl.evaluation.static_tables.budget import fit_to_budget_haq, static_table_computation
 from dfs_rl.evaluation.static_tables.scoring import (
     StaticTable,
     StaticTableScorer,
+    check_table_budget,
     evenly_spaced_subset,
+    fit_to_budget_haq,
+    static_table_computation,
 )
 from dfs_rl.gating.reward import RewardWeights
 
@@ -142,6 +144,8 @@ class NetworkWideEnv(gymnasium.Env[Observation, Action]):
             budget=budget,
             device=device,
         )
+        if budget is not None:
+            check_table_budget(self.task.backbone.costs, budget, exits=False)
         self.scorer = StaticTableScorer(
             self.task.backbone, evenly_spaced_subset(self.task.images, images)
         )

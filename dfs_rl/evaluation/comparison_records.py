@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from dfs_rl.evaluation.metrics import Interval
 from dfs_rl.evaluation.per_image_results import SplitResults
 from dfs_rl.evaluation.summary import EvaluationSummary
 
@@ -63,19 +64,6 @@ def spread(values: Sequence[float]) -> Spread:
     """Return mean and standard deviation of the values of all seeds."""
     deviation = statistics.stdev(values) if len(values) > 1 else None
     return Spread(mean=statistics.fmean(values), deviation=deviation)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Interval:
-    """Bootstrap 95 % interval of a figure over test images.
-
-    Attributes:
-        low: Lower end.
-        high: Upper end.
-    """
-
-    low: float
-    high: float
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,9 +7,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from dfs_rl.evaluation.bootstrap import interval, resampled_means
-from dfs_rl.evaluation.comparison_records import Curve, CurvePair, Interval, Spread, spread
+from dfs_rl.evaluation.comparison_records import Curve, CurvePair, Spread, spread
 from dfs_rl.evaluation.curves import REPORTED_COMPUTATIONS, CurvePoint, accuracy_at, hypervolume
+from dfs_rl.evaluation.metrics import Interval, interval, resampled_means
 from dfs_rl.evaluation.per_image_results import PerImageResults
 
 _NEARLY_ALL = 0.95

@@ -16,7 +16,7 @@ from dfs_rl.backbones import (
 from dfs_rl.backbones.footprint import backward_bytes
 from dfs_rl.backbones.storage import STRUCTURE_FILE
 from dfs_rl.data import Dataset, ImageSet, load_dataset
-from dfs_rl.evaluation.baselines.uniform import uniform_points
+from dfs_rl.evaluation.baselines.methods import uniform_points
 from dfs_rl.experiments.backbone_config import TrainBackboneConfig, build
 from dfs_rl.experiments.session import RunSession
 from dfs_rl.gating.model import BACKBONE_FOLDER

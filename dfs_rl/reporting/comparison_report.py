@@ -8,12 +8,12 @@ from dfs_rl.evaluation.comparison_records import (
     GATE,
     ComparisonOfRuns,
     CurvePair,
-    Interval,
     Pair,
     Point,
     Spread,
 )
 from dfs_rl.evaluation.curves import REPORTED_COMPUTATIONS
+from dfs_rl.evaluation.metrics import Interval
 from dfs_rl.evaluation.verdict import COST_TOLERANCE
 from dfs_rl.reporting.comparison_figures import ComparisonFigures
 from dfs_rl.reporting.render import render

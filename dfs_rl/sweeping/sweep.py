@@ -16,7 +16,7 @@ from ray.tune import Result
 from dfs_rl.data import Dataset, load_dataset
 from dfs_rl.data.sharing import SharedDataset, share
 from dfs_rl.errors import ConfigError, TrainingError
-from dfs_rl.evaluation.baselines.uniform import uniform_points
+from dfs_rl.evaluation.baselines.methods import uniform_points
 from dfs_rl.evaluation.curves import REFERENCE_COMPUTATION, CurvePoint, hypervolume_reference_point
 from dfs_rl.experiments.backbone_resolver import load_data, load_or_train_backbone
 from dfs_rl.experiments.gate_run import backbone_spec

@@ -158,7 +158,7 @@ def test_the_dial_is_measured_from_end_to_end(planted_images: ImageSet) -> None:
     backbone = SmoothPlantedBackbone()
     torch.manual_seed(0)
     gate = MLPGate((3, 3), backbone.options, hidden=16, budget_conditioning=BudgetConditioning())
-    measured = calibrate_budget_conditioning(backbone, gate, planted_images).budget_conditioning
+    measured = calibrate_budget_conditioning(backbone, gate, planted_images)[0]
     assert len(measured.computations) >= N_PREFERENCES
     for end, preference in ((0, 0.0), (-1, 1.0)):
         gate.preference = preference
@@ -181,9 +181,7 @@ def test_a_jump_of_the_dial_is_found_and_no_budget_falls_into_it(planted_images:
             first.bias.zero_()
             last.weight.copy_(torch.tensor([[0.0], [-1.0], [1.0]]))
             last.bias.copy_(torch.tensor([-9.0, math.tanh(jump), -math.tanh(jump)]))
-    gate.budget_conditioning = calibrate_budget_conditioning(
-        backbone, gate, planted_images
-    ).budget_conditioning
+    gate.budget_conditioning, _ = calibrate_budget_conditioning(backbone, gate, planted_images)
     low, high = gate.budget_conditioning.budget_range
     assert high > 1.5 * low
     assert (

@@ -140,10 +140,10 @@ def test_a_table_is_run_once_whatever_the_seed():
         seen.append([observation, *(env.step(o) for o in (1, 2, 3))])
     assert [t[1] for t in seen[0][1:]] == [t[1] for t in seen[1][1:]]
     assert len(env.scorer.scores) == 1
-    cached_scores = env.scorer.cached_scores()
+    cached_scores = env.scorer.cached_scores
     again = NetworkWideEnv(backbone=backbone, dataset=table_images())
-    again.scorer.add_cached_scores(cached_scores)
-    assert again.scorer.cached_scores() == cached_scores
+    again.scorer.cached_scores.update(cached_scores)
+    assert again.scorer.cached_scores == cached_scores
 
 
 def test_the_batch_is_spread_over_the_split():
@@ -160,6 +160,9 @@ def test_what_is_not_allowed_is_refused():
     toy = {"backbone": ToyBackbone(), "dataset": toy_image_set()}
     with pytest.raises(ConfigError, match=r"budget 0\.1 % is not enough for the cheapest choice"):
         NetworkWideEnv(**toy, budget=0.1)
+    exits = ToyBackbone(exits=(1, 3))  # an exit suffices for this budget, but no table uses one
+    with pytest.raises(ConfigError, match="no static bit table without an exit costs less"):
+        NetworkWideEnv(backbone=exits, dataset=toy_image_set(), budget=2.0)
     env = planted()
     with pytest.raises(gymnasium.error.ResetNeeded):
         env.step(0)

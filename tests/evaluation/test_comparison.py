@@ -9,13 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dfs_rl.errors import DataError
-from dfs_rl.evaluation.bootstrap import resampled_means
 from dfs_rl.evaluation.budgets import exceeds_budget
 from dfs_rl.evaluation.comparison import compare_runs
 from dfs_rl.evaluation.comparison_records import ComparisonOfRuns, Spread, spread
 from dfs_rl.evaluation.comparison_summary import is_significant_over_seeds
 from dfs_rl.evaluation.curves import CurvePoint, hypervolume
-from dfs_rl.evaluation.metrics import paired_difference
+from dfs_rl.evaluation.metrics import paired_difference, resampled_means
 from dfs_rl.utils.config import config_from_dict, config_to_dict
 from dfs_rl.utils.io import read_json, write_json
 from tests.helpers.fake_runs import fake_run, mcnemar, with_right

@@ -71,7 +71,7 @@ def test_a_run_without_stored_outcomes_is_evaluated_again(
     shutil.copytree(runs[0], run)
     (run / "outcomes.safetensors").unlink()
     assert compare.main([str(run), "--run-dir", str(tmp_path / "report")]) == 0
-    assert "best static table, searched on val" in capsys.readouterr().err
+    assert "baseline static_table" in capsys.readouterr().err
     assert not (run / "outcomes.safetensors").exists()
     assert (tmp_path / "report" / "evaluations" / "1" / "outcomes.safetensors").is_file()
 
