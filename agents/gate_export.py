@@ -17,7 +17,7 @@ from dfs_rl.errors import ConfigError
 from dfs_rl.gating.budget_conditioning import BudgetConditioning
 from dfs_rl.gating.networks import LearnedGate, LSTMGate, MLPGate, exit_info
 from dfs_rl.gating.observation import context_size
-from dfs_rl.gating.registry import GATES
+from dfs_rl.gating.registry import GATES, ONE_SHOT
 
 GATE_SHARE = 0.0005
 """Default MACs of a gate over those of the gated layers, well below the cost 0.01 of low bits."""
