@@ -109,14 +109,8 @@ class Comparison:
     figures: ComparisonOfRuns = field(repr=False)
 
     def to_frame(self) -> pd.DataFrame:
-        """Return one row per gate and budget, baseline or uniform option, cheapest first.
-
-        Figures over seeds have two columns, such as ``accuracy_mean`` and ``accuracy_deviation``.
-        """
-        points = sorted(
-            (*self.figures.points, *self.figures.references), key=lambda p: p.computation.mean
-        )
-        return pd.json_normalize([config_to_dict(point) for point in points], sep="_")
+        """Return one row per gate and budget, baseline or uniform option, as in ``points.csv``."""
+        return self.figures.to_frame()
 
 
 def train_backbone(
