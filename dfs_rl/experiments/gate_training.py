@@ -23,7 +23,6 @@ from dfs_rl.agents.callbacks import (
 )
 from dfs_rl.agents.checkpoint import capture, restore
 from dfs_rl.agents.cotraining import CoTrainer
-from dfs_rl.agents.evaluation_callback import ValidationState, Validator, rewards_of
 from dfs_rl.agents.gate_export import (
     check_initial_gate,
     deploy,
@@ -34,6 +33,7 @@ from dfs_rl.agents.hyperparameters import QLearningConfig, QRDQNConfig, RolloutS
 from dfs_rl.agents.logging import MetricsFile, Progress, ProgressBar
 from dfs_rl.agents.memory import replay_needs, training_needs
 from dfs_rl.agents.pretraining import UniformOptionRewards, behavior_cloning, pretraining_images
+from dfs_rl.agents.validation import ValidationState, Validator, rewards_of
 from dfs_rl.backbones import Backbone, InferenceBackbone
 from dfs_rl.backbones.interfaces import WalkableBackbone
 from dfs_rl.costs import CostTable

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from dfs_rl.agents.cotraining import CoTrainer
-from dfs_rl.agents.evaluation_callback import Validator, rewards_of
 from dfs_rl.agents.gate_export import untrained_gate
 from dfs_rl.agents.logging import ProgressBar
 from dfs_rl.agents.memory import training_needs
@@ -18,6 +17,7 @@ from dfs_rl.agents.supervised.dfs import DFSTrainer
 from dfs_rl.agents.supervised.gumbel import GumbelTrainer
 from dfs_rl.agents.supervised.skipnet import SkipNetTrainer, skip_or_run
 from dfs_rl.agents.supervised.trainer import GateTask, GateTrainer, SupervisedState
+from dfs_rl.agents.validation import Validator, rewards_of
 from dfs_rl.backbones import Backbone
 from dfs_rl.backbones.footprint import backward_bytes
 from dfs_rl.backbones.interfaces import WalkableBackbone

@@ -9,8 +9,8 @@ from typing import Any, Generic, TypeVar, cast
 from stable_baselines3.common.logger import Image
 from torch import Tensor
 
-from dfs_rl.agents.evaluation_callback import Validator
 from dfs_rl.agents.logging import TensorBoard
+from dfs_rl.agents.validation import Validator
 from dfs_rl.backbones import Backbone, StoredBackbone, save_backbone
 from dfs_rl.errors import CheckpointError
 from dfs_rl.gating.model import BACKBONE_FOLDER, GATE_FOLDER
