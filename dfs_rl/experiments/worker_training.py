@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from dfs_rl.data import Dataset
-from dfs_rl.data.sharing import share, unshare
 from dfs_rl.errors import DfsRlError, TrainingError
 from dfs_rl.training.distributed import LEADER, ParallelTrainer
 from dfs_rl.utils.device import resolve_device, set_threads
@@ -139,7 +138,7 @@ def _fit(
     settings = {
         "run": run,
         "channel": channel,
-        "dataset": ray.put(share(dataset)),
+        "dataset": ray.put(dataset),
         "trusted": trusted_code(),
     }
     threads = {"OMP_NUM_THREADS": str(config.threads), "OMP_WAIT_POLICY": "PASSIVE"}
@@ -227,7 +226,7 @@ def _train(settings: dict[str, Any]) -> BaseException | None:
     channel: Channel = settings["channel"]
     config = run.config(TrainBackboneConfig)
     set_threads(config.threads, resumed=True)
-    dataset = unshare(ray.get(settings["dataset"]))
+    dataset: Dataset = ray.get(settings["dataset"])
     trainer = ParallelTrainer(
         build(config, dataset),
         dataset,

@@ -94,7 +94,6 @@ def run(invocation: Invocation[SweepConfig]) -> None:
     import torch
 
     from dfs_rl.data import load_dataset
-    from dfs_rl.data.sharing import share
     from dfs_rl.sweeping.commands import command_of
     from dfs_rl.sweeping.loading import check_with_dataset
     from dfs_rl.sweeping.sweep import FILE, reference_point_of, run_sweep, storage_of
@@ -128,14 +127,13 @@ def run(invocation: Invocation[SweepConfig]) -> None:
     else:
         folder.check_data(dataset.fingerprint, dataset.name)
     reference_point = reference_point_of(file, dataset)
-    shared = share(dataset)
-    with start_ray(address=config.address, cpus=config.cpus, store_bytes=shared.nbytes):
+    with start_ray(address=config.address, cpus=config.cpus, store_bytes=dataset.memory_bytes):
         check_resources(file.resources, shares_storage=config.storage_path is not None)
         if folder is None:
             folder = _create_run(file, dataset.fingerprint, invocation)
         with folder.lock():
             try:
-                run_sweep(file, shared, reference_point, folder, storage=storage_of(folder))
+                run_sweep(file, dataset, reference_point, folder, storage=storage_of(folder))
             except KeyboardInterrupt:
                 raise KeyboardInterrupt(
                     f"Interrupted; go on with: {PROG} --resume {folder.path}"

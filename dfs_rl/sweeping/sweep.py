@@ -12,7 +12,7 @@ from pathlib import Path
 from ray.tune import Result
 
 from dfs_rl.data import Dataset
-from dfs_rl.data.sharing import SharedDataset
+from dfs_rl.data import Dataset
 from dfs_rl.errors import TrainingError
 from dfs_rl.evaluation.baselines.uniform import uniform_points
 from dfs_rl.evaluation.curves import REFERENCE_COMPUTATION, CurvePoint, hypervolume_reference_point
@@ -100,7 +100,7 @@ def storage_file(storage: str) -> dict[str, bytes]:
 
 def run_sweep(
     file: SweepFile,
-    shared: SharedDataset,
+    shared: Dataset,
     reference_point: CurvePoint,
     folder: RunFolder,
     *,
@@ -206,7 +206,7 @@ def _copy(source: Path, target: Path) -> None:
     half.rename(target)
 
 
-def _about(file: SweepFile, shared: SharedDataset) -> str:
+def _about(file: SweepFile, shared: Dataset) -> str:
     n = len(shared.splits["val"].labels)
     seeds = "one seed" if file.seeds == 1 else f"{file.seeds} seeds"
     said = f"{n:,} val images; searcher {file.searcher}, scheduler {file.scheduler.name}, {seeds} a trial"

@@ -14,7 +14,7 @@ from ray import tune
 from ray.tune import Result
 from sklearn.exceptions import ConvergenceWarning
 
-from dfs_rl.data.sharing import SharedDataset
+from dfs_rl.data import Dataset
 from dfs_rl.errors import ConfigError, TrainingError
 from dfs_rl.sweeping.progress_reporter import ProgressReporter, trial_number
 from dfs_rl.sweeping.search import param_space, tune_config
@@ -31,7 +31,7 @@ _KEPT = 2
 
 def run_search(
     plan: TrialPlan,
-    shared: SharedDataset,
+    shared: Dataset,
     storage: str,
     *,
     log: Path,
@@ -75,7 +75,7 @@ def run_search(
 
 
 def retrain_best(
-    plan: TrialPlan, shared: SharedDataset, storage: str, *, log: Path, seeds: tuple[int, ...]
+    plan: TrialPlan, shared: Dataset, storage: str, *, log: Path, seeds: tuple[int, ...]
 ) -> list[Result]:
     """Train every candidate of ``plan`` on every seed, or resume these trainings.
 
@@ -120,7 +120,7 @@ def retrain_best(
 def _trainable(
     function: Callable[..., None],
     plan: TrialPlan,
-    shared: SharedDataset,
+    shared: Dataset,
 ) -> Any:  # noqa: ANN401
     resources = plan.file.resources
     with_objects = tune.with_parameters(function, plan=plan, shared=shared)

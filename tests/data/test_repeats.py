@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dfs_rl.data import SPLIT_NAMES, load_dataset
-from dfs_rl.data.repeats import drop_repeats, find_repeats
+from dfs_rl.data.splits import drop_repeats, find_repeats
 from dfs_rl.errors import DataError
 
 
