@@ -95,7 +95,8 @@ def folder_sources(folder: Path) -> Sources:
     name = folder.resolve().name
     if any(name.lower().endswith(TABLE_SUFFIX) for names in tree.values() for name in names):
         files, test_files = table_splits(folder, tree)
-        return Sources(name, _parquet_source(files), test_files and _parquet_source(test_files))
+        test_source = None if test_files is None else _parquet_source(test_files)
+        return Sources(name, _parquet_source(files), test_source)
     train, test = image_splits(folder, tree)
     test_source = None if test is None else _image_source(folder, tree, test)
     return Sources(name, _image_source(folder, tree, train), test_source)
@@ -255,10 +256,8 @@ def table_source(
         for place, first, values in batches(image):
             for offset in np.flatnonzero(wanted[start : start + len(values)]).tolist():
                 where = f"{place} row {first + offset}"
-                data = values[offset].as_py()
-                if isinstance(data, dict):  # some data sets store paths into the cache
-                    data = data["bytes"] or (data.get("path") and Path(data["path"]))
-                if not data:
+                data = _encoded(values[offset].as_py())
+                if data is None:
                     raise DataError(f"{where} has no image bytes in column {image!r}.")
                 yield EncodedImage(start + offset, data, where)
             start += len(values)
@@ -270,6 +269,13 @@ def table_source(
         class_names=tuple(map(str, names)) if names else None,
         read=read,
     )
+
+
+def _encoded(value: Any) -> bytes | Path | None:  # noqa: ANN401 - a cell of any table
+    """Return the encoded image of a cell, or its file, since some tables store paths."""
+    if not isinstance(value, dict):
+        return value or None
+    return value["bytes"] or (Path(value["path"]) if value.get("path") else None)
 
 
 def find_columns(features: Any, origin: str) -> tuple[str, str]:  # noqa: ANN401 - untyped library

@@ -62,14 +62,9 @@ class SplitPlan(NamedTuple):
 
 
 def stratified_order(labels: Indices, *, stream: str) -> Indices:
-    """Shuffle rows such that every prefix has the classes in proportion.
+    """Shuffle ``range(n)`` such that every prefix has the classes ``[n]`` in proportion.
 
-    Args:
-        labels: Class of every row, int64 ``[n]``.
-        stream: Name of the random stream; equal labels and names give equal orders.
-
-    Returns:
-        Permutation of ``range(n)``.
+    ``stream`` names the random stream; equal labels and names give equal orders.
     """
     n = len(labels)
     shuffle = numpy_generator("data", stream, n).permutation(n)
@@ -159,15 +154,7 @@ def _check_classes(
 
 
 def find_repeats(pixels: NDArray[np.uint8], lengths: Sequence[int]) -> NDArray[np.bool_]:
-    """Find the images that also occur in an earlier split, in any class.
-
-    Args:
-        pixels: Images ``[n, c, h, w]``, one split after another.
-        lengths: Number of images of each split.
-
-    Returns:
-        Mask ``[n]`` of the repeats; repeats within one split are not set.
-    """
+    """Return a mask ``[n]`` of the images that also occur in an earlier split, in any class."""
     split = np.repeat(np.arange(len(lengths)), lengths)
     checksums = [zlib.crc32(image) for image in pixels]  # takes a third of the time of SHA-256
     _, value, counts = np.unique(checksums, return_inverse=True, return_counts=True)
@@ -188,12 +175,7 @@ def drop_repeats(
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64], list[int]]:
     """Drop the images that also occur in an earlier split, and log their number.
 
-    Args:
-        name: Name of the data set, for messages.
-        class_names: Name of each class.
-        pixels: Images ``[n, c, h, w]``, one split after another; overwritten if images are dropped.
-        labels: Class of every image ``[n]``.
-        lengths: Number of images of each split.
+    The pixels ``[n, c, h, w]``, one split after another, are overwritten if images are dropped.
 
     Returns:
         Pixels, labels and split lengths of the remaining images.
@@ -215,7 +197,7 @@ def drop_repeats(
             f"{SPLIT_NAMES[part]!r} occurs in an earlier split too (of {', '.join(SPLIT_NAMES)}); "
             f"remove the repeated images ({dropped})."
         )
-    _LOG.warning("Left out of %s: images that an earlier split holds too (%s).", name, dropped)
+    _LOG.warning("Left out of %s: images that also occur in an earlier split (%s).", name, dropped)
     rows = np.flatnonzero(~repeats)
     for target, row in enumerate(rows.tolist()):  # in place, since two copies may exceed the memory
         pixels[target] = pixels[row]

@@ -12,7 +12,6 @@ from pathlib import Path
 from ray.tune import Result
 
 from dfs_rl.data import Dataset
-from dfs_rl.data import Dataset
 from dfs_rl.errors import TrainingError
 from dfs_rl.evaluation.baselines.uniform import uniform_points
 from dfs_rl.evaluation.curves import REFERENCE_COMPUTATION, CurvePoint, hypervolume_reference_point
@@ -207,7 +206,7 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def _about(file: SweepFile, shared: Dataset) -> str:
-    n = len(shared.splits["val"].labels)
+    n = len(shared.val)
     seeds = "one seed" if file.seeds == 1 else f"{file.seeds} seeds"
     said = f"{n:,} val images; searcher {file.searcher}, scheduler {file.scheduler.name}, {seeds} a trial"
     if file.scheduler.is_population:
