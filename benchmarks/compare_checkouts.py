@@ -38,10 +38,12 @@ IGNORED = {
         "run_dir",
         "path",
         "folder",
+        "runs",
     ),
 }
 """Keys of figures that differ between two runs of the same code."""
 IGNORED_FILES = {"timing.json", "run.json"}
+IGNORED_FOLDERS = {"tensorboard", "tune"}
 SHOWN = 20
 
 AGENT = "--timesteps 1200 --num-envs 64 --eval-every 400"
@@ -80,9 +82,8 @@ SWEEP = """\
 command: train_agent
 settings: {timesteps: 640, num_envs: 32, eval_every: 320, fixed_budget: true}
 search: {cost_weight: {loguniform: [1, 30]}}
-objective: {name: accuracy}
+objective: {name: accuracy, budget: 3}
 trials: 2
-concurrent: 1
 retrain: {best: 1, seeds: 1}
 """
 
@@ -170,7 +171,7 @@ def differences(
             {
                 f"{file.relative_to(run)}:{place}": value
                 for file in files
-                if "tensorboard" not in file.parts and "ray" not in file.parts
+                if not IGNORED_FOLDERS & set(file.parts)
                 for place, value in figures(file, names)
             }
         )

@@ -237,7 +237,7 @@ def _calibrate_budgets(
     if not isinstance(gate, LearnedGate) or gate.budget_conditioning is None:
         return ()
     gate.to(device)
-    print_status("Measuring on the val split what the gate costs at each position of its dial ...")
+    print_status("Measuring the cost of the gate at each preference on the val split ...")
     backbone = load_backbone(run.path / BACKBONE_FOLDER).eval().to_inference().to(device)
     gate.budget_conditioning, points = calibrate_budget_conditioning(
         backbone, gate, dataset.val.to(device)
@@ -247,7 +247,7 @@ def _calibrate_budgets(
     if budget is not None:
         if budget < least:  # no error: it would lose the trained gate
             print_status(
-                f"It cannot be turned down to {budget:g} %, and is turned to {least:.3g} %."
+                f"A budget of {budget:g} % is below its range; it is set to {least:.3g} %."
             )
         gate.preference = gate.budget_conditioning.preference_for_budget(max(budget, least))
     save_gate(gate, run.path / GATE_FOLDER)

@@ -156,6 +156,24 @@ def load_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(tensors=stored.tensors, state=state)
 
 
+def module_tensors(module: "nn.Module", prefix: str) -> dict[str, "Tensor"]:
+    """Return a module's state as tensors named ``prefix.<name>``."""
+    return {f"{prefix}.{name}": tensor for name, tensor in module.state_dict().items()}
+
+
+def restore_module(module: "nn.Module", tensors: Mapping[str, "Tensor"], prefix: str) -> None:
+    """Restore a module's state from ``module_tensors``; names with other prefixes are ignored.
+
+    Raises:
+        RuntimeError: If the tensors do not fit the module.
+        CheckpointError: If a parameter is not finite.
+    """
+    start = f"{prefix}."
+    own = {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}
+    module.load_state_dict(own)
+    check_finite(module, "the checkpoint")
+
+
 def optimizer_tensors(optimizer: "Optimizer", prefix: str) -> dict[str, "Tensor"]:
     """Return an optimizer's state, without hyperparameters, as ``prefix.<parameter>.<slot>``."""
     import torch

@@ -1,4 +1,4 @@
-"""Which gate is kept, what a walk is worth, and the picture of the histogram."""
+"""Returns of recorded episodes, and the criterion of the best gate."""
 
 from dataclasses import replace
 
@@ -7,45 +7,31 @@ import pytest
 import torch
 
 from dfs_rl.agents.evaluation_callback import is_not_worse, rewards_of
-from dfs_rl.backbones.interfaces import WalkableBackbone
-from dfs_rl.data import ImageSet
 from dfs_rl.envs.sb3_vec_env import SB3GatingVecEnv
-from dfs_rl.envs.task import Task
 from dfs_rl.evaluation.evaluator import evaluate_gate
 from dfs_rl.gating.base import TableGate
 from dfs_rl.gating.reward import RewardWeights
+from tests.helpers.planted_task import PlantedBackbone, make_task, planted_images
 
 
 @pytest.mark.parametrize(("budget", "gate_macs"), [(None, 0.0), (40.0, 0.0), (40.0, 20.0)])
 @pytest.mark.parametrize("timing", ["step", "terminal"])
-def test_rewards_of_records_are_what_the_environment_pays(
-    planted_backbone: WalkableBackbone,
-    planted_images: ImageSet,
-    budget: float | None,
-    gate_macs: float,
-    timing: str,
+def test_rewards_equal_those_of_the_environment(
+    budget: float | None, gate_macs: float, timing: str
 ) -> None:
     reward = RewardWeights(accuracy=0.7, cost=0.4, overshoot=0.9, cost_timing=timing)
-    table = (1, 2)  # 62.5 %, so a budget of 40 % is overshot
-    records = evaluate_gate(planted_backbone, TableGate(table), planted_images)
-    records = replace(records, gate_macs=gate_macs)  # as if a gate of that cost had chosen the same
-    task = Task(
-        backbone=planted_backbone,
-        images=planted_images,
-        reward=reward,
-        budget=budget,
-        class_names=("no", "yes"),
-        gate_macs=gate_macs,
-    )
-    env = SB3GatingVecEnv(task, len(planted_images))
-    env.set_options([{"index": i} for i in range(len(planted_images))])
+    table, n = (1, 2), len(planted_images())  # 62.5 %, above a budget of 40 %
+    records = evaluate_gate(PlantedBackbone(), TableGate(table), planted_images())
+    records = replace(records, gate_macs=gate_macs)  # as from a gate of that cost
+    env = SB3GatingVecEnv(make_task(reward=reward, budget=budget, gate_macs=gate_macs), n)
+    env.set_options([{"index": i} for i in range(n)])
     env.reset()
-    paid = sum(env.step(np.full(len(planted_images), option))[1] for option in table)
-    ours = rewards_of(records, planted_backbone.costs, reward, budget=budget)
+    paid = sum(env.step(np.full(n, option))[1] for option in table)
+    ours = rewards_of(records, PlantedBackbone.costs, reward, budget=budget)
     np.testing.assert_allclose(ours.numpy(), paid, atol=1e-6)
 
 
-def test_a_later_gate_may_be_worse_by_one_standard_error() -> None:
+def test_later_gate_may_be_worse_by_one_standard_error() -> None:
     highest = torch.zeros(100, dtype=torch.float64)
     change = torch.tensor([1.0, -1.0] * 50, dtype=torch.float64)
     error = float(change.std()) / 10.0  # of the mean of 100

@@ -170,12 +170,12 @@ def test_a_gate_for_all_budgets_is_turned_and_each_budget_has_files_of_its_own(m
     # The figures are those of the gate at that position.
     _, trace = load(folder.path, budget=0.5)(digits.test.images)
     assert low.summary.methods[0].computation == pytest.approx(float(trace.computation.mean()))
-    with pytest.raises(ConfigError, match=r"budget 0.2 % is less than this gate can be turned"):
+    with pytest.raises(ConfigError, match=r"budget 0.2 % is below the smallest computation"):
         evaluate_run(folder, dataset=digits, budget=0.2)
 
 
 def test_only_a_gate_for_all_budgets_is_turned(make_run, digits):
-    with pytest.raises(ConfigError, match="is for one budget alone"):
+    with pytest.raises(ConfigError, match="is not budget-conditioned"):
         evaluate_run(make_run(), dataset=digits, budget=2.0)
     with pytest.raises(ConfigError, match="has no gate to turn"):
         evaluate_run(make_run("train_backbone", gate=False), dataset=digits, budget=2.0)

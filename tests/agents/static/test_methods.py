@@ -1,4 +1,4 @@
-"""Learning proved on a planted network whose best table is known and which no untrained policy solves."""
+"""Learning on a planted network whose best table is known."""
 
 from itertools import pairwise
 
@@ -33,7 +33,7 @@ def make_env(method: StaticMethod) -> NetworkWideEnv:
 
 
 def table_of(model: BaseAlgorithm, method: StaticMethod) -> tuple[tuple[int, ...], float]:
-    """The table that a policy makes without noise, and its accuracy."""
+    """Return the table of a policy without noise, and its accuracy."""
     env = make_env(method)
     observation, _ = env.reset()
     terminated = False
@@ -44,7 +44,7 @@ def table_of(model: BaseAlgorithm, method: StaticMethod) -> tuple[tuple[int, ...
 
 
 @pytest.mark.parametrize("method", EPISODES)
-def test_a_learner_s_policy_ends_at_the_best_table_and_does_not_begin_there(
+def test_learners_find_the_best_table(
     method: StaticMethod,
 ) -> None:
     untrained = build_learner(method, make_env(method), seed=0)
@@ -55,7 +55,7 @@ def test_a_learner_s_policy_ends_at_the_best_table_and_does_not_begin_there(
 
 
 @pytest.mark.parametrize("method", STATIC_METHODS)
-def test_every_table_that_is_tried_is_told_of_until_asked_to_stop(method: StaticMethod) -> None:
+def test_tables_are_reported_until_a_stop(method: StaticMethod) -> None:
     tried: list[EvaluatedTable] = []
 
     def on_table(one: EvaluatedTable) -> bool:
@@ -77,7 +77,7 @@ def test_every_table_that_is_tried_is_told_of_until_asked_to_stop(method: Static
 
 
 @pytest.mark.parametrize("method", ["td3", "sac", "ppo"])
-def test_a_learner_tries_as_many_tables_as_asked_for_and_repeats_with_its_seed(
+def test_search_repeats_with_its_seed(
     method: StaticMethod,
 ) -> None:
     runs = []
@@ -92,7 +92,7 @@ def test_a_learner_tries_as_many_tables_as_asked_for_and_repeats_with_its_seed(
     assert runs[0] != runs[2]
 
 
-def test_noise_fades_from_the_end_of_the_warm_up() -> None:
+def test_noise_decays_after_the_warm_up() -> None:
     np.random.seed(0)  # noqa: NPY002 - Stable-Baselines3 draws from it
     noise = DecayingNoise()
     spreads = []
@@ -100,6 +100,6 @@ def test_noise_fades_from_the_end_of_the_warm_up() -> None:
         spreads.append(np.std([noise() for _ in range(4000)]))
         for _ in range(WARM_UP + 50):
             noise.reset()
-    # Of an action in [-1, 1], twice as long as [0, 1]; 4000 draws tell their spread to 3 %.
+    # Of an action in [-1, 1], twice as long as [0, 1]; 4000 draws give the spread to 3 %.
     assert spreads[0] == pytest.approx(2 * 0.5, rel=0.05)
     assert spreads[1] == pytest.approx(2 * 0.5 * 0.99**50, rel=0.05)

@@ -1,4 +1,4 @@
-"""What a search keeps, and that one which was interrupted or killed ends exactly where an uninterrupted one ends."""
+"""Result of a search, and exact resumption after Ctrl-C or a kill."""
 
 import os
 import signal
@@ -34,7 +34,7 @@ ROOT = Path(__file__).parents[3]
 
 
 class SignalAt(ProgressBar):
-    """Sends this process a signal when so many choices were made."""
+    """Sends this process a signal after so many choices."""
 
     def __init__(self, timesteps: int, number: signal.Signals) -> None:
         super().__init__(0, print_status=lambda _: None)
@@ -68,17 +68,17 @@ def search(
 
 
 def search_and_be_killed(path: str, at: int) -> None:
-    """What the child process of the kill test runs."""
+    """Run the child process of the kill test."""
     torch.set_num_threads(1)
     search(new_run(Path(path)), "ppo", SignalAt(at, signal.SIGKILL))
 
 
 def outcome(run: RunFolder) -> tuple[Any, Any]:
-    """What a search leaves behind: its gate, and its records."""
+    """Return the gate and the records of a search."""
     return read_json(run.path / "gate" / "gate.json"), run.read_metrics()
 
 
-def test_the_best_on_val_of_the_best_tables_that_were_tried_is_measured(tmp_path: Path) -> None:
+def test_best_finalist_on_val_is_kept(tmp_path: Path) -> None:
     run = new_run(tmp_path / "run")
     result = search(run, "ppo")
     metrics = run.read_metrics()
@@ -108,9 +108,7 @@ def test_the_best_on_val_of_the_best_tables_that_were_tried_is_measured(tmp_path
 
 
 @pytest.mark.parametrize("method", ["ddpg", "ppo", "greedy"])
-def test_an_interrupted_search_ends_where_one_that_was_not_would_have(
-    tmp_path: Path, method: StaticMethod
-) -> None:
+def test_interrupted_search_resumes(tmp_path: Path, method: StaticMethod) -> None:
     whole, stopped = new_run(tmp_path / "whole"), new_run(tmp_path / "stopped")
     expected = search(whole, method)
     at = 4 if method == "greedy" else 24 * LAYERS
@@ -123,7 +121,7 @@ def test_an_interrupted_search_ends_where_one_that_was_not_would_have(
     assert again == expected
 
 
-def test_a_killed_search_ends_where_one_that_was_not_would_have(tmp_path: Path) -> None:
+def test_killed_search_resumes(tmp_path: Path) -> None:
     path = tmp_path / "killed"
     code = (
         f"from tests.agents.static.test_training import *; search_and_be_killed({str(path)!r}, 60)"
@@ -136,7 +134,7 @@ def test_a_killed_search_ends_where_one_that_was_not_would_have(tmp_path: Path) 
     assert outcome(killed) == outcome(whole)
 
 
-def test_stored_scores_are_believed_and_not_measured_again(tmp_path: Path) -> None:
+def test_stored_scores_are_not_measured_again(tmp_path: Path) -> None:
     run = new_run(tmp_path / "run")
     search(run, "greedy")
     tensors, state = run.load_checkpoint(CHECKPOINT)
@@ -147,13 +145,13 @@ def test_stored_scores_are_believed_and_not_measured_again(tmp_path: Path) -> No
     assert {record["accuracy"] for record in episodes} == {0.0}
 
 
-def test_scores_of_something_else_are_refused(tmp_path: Path) -> None:
+def test_foreign_scores_are_refused(tmp_path: Path) -> None:
     run = new_run(tmp_path / "run")
     run.save_checkpoint(CHECKPOINT, {"x": torch.zeros(1)}, {})
     with pytest.raises(CheckpointError, match="are not those of a search for a table"):
         search(run, "greedy")
 
 
-def test_a_budget_below_the_cheapest_table_is_refused(tmp_path: Path) -> None:
+def test_budget_below_the_cheapest_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"budget 0\.01 % is not enough for the cheapest choice"):
         search(new_run(tmp_path / "run"), "ddpg", budget=0.01)
