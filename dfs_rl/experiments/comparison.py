@@ -169,7 +169,8 @@ def _evaluate_and_compare(
     Raises:
         CheckpointError: If no run can be evaluated.
     """
-    from dfs_rl.evaluation.comparison import check_comparable, compare_runs
+    from dfs_rl.evaluation.comparison import compare_runs
+    from dfs_rl.evaluation.grouping import check_comparable
     from dfs_rl.experiments.evaluation import EvaluationCache
 
     by_folder: dict[Path, list[EvaluatedRun]] = {folder.path: [] for folder in folders}
