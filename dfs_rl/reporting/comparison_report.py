@@ -140,8 +140,8 @@ def _budgets(comparison: ComparisonOfRuns) -> _Table:
         return (), []
     points = {point.label: point for point in (*comparison.points, *comparison.references)}
     families = [points[at.recommended].family if at.recommended else "" for at in at_budgets]
-    gates: list[Sequence[str]] = []
-    baselines: list[Sequence[str]] = []
+    gates: list[tuple[str, ...]] = []
+    baselines: list[tuple[str, ...]] = []
     for family in ranked_families(at_budgets, list(points.values())):
         row = [points.get(at.methods.get(family, "")) for at in at_budgets]
         cells = (

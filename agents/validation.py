@@ -2,14 +2,11 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import torch
-from stable_baselines3.common.base_class import BaseAlgorithm
 from torch import Tensor
 
-from dfs_rl.agents.callbacks import BoundaryCallback, Lifecycle
-from dfs_rl.agents.logging import Log, TensorBoard
 from dfs_rl.backbones.interfaces import WalkableBackbone
 from dfs_rl.costs import CostTable
 from dfs_rl.data import ImageSet
@@ -19,15 +16,14 @@ from dfs_rl.evaluation.evaluator import evaluate_gate
 from dfs_rl.evaluation.records import GateRecords
 from dfs_rl.gating.action_masks import gated_budget
 from dfs_rl.gating.budget_conditioning import CostWeightRange, low_discrepancy_preferences
-from dfs_rl.gating.networks import LearnedGate
 from dfs_rl.gating.reward import PredictionScores, RewardWeights, step_cost, terminal_reward
 from dfs_rl.gating.storage import StoredGate
-from dfs_rl.reporting.figures import option_histogram_image
 from dfs_rl.utils.config import NonNegativeInt
 
 _HIGHEST = "validation.highest"
 
-GateT = TypeVar("GateT", bound=StoredGate)
+Reward = Callable[[GateRecords, CostTable], Tensor]
+"""Maps records of a gate and a cost table to the reward of each image, float64 ``[n]``."""
 
 
 def rewards_of(
@@ -48,22 +44,23 @@ def rewards_of(
         budget: Per-input budget on computation in percent; ``None`` for none.
         cost_weight_range: Range of the cost weight; ``None`` to use ``weights.cost``.
     """
-    charged = None
+    cost_weight = None
     if cost_weight_range is not None:
-        charged = cost_weight_range.at(low_discrepancy_preferences(len(records.options)).double())
+        preferences = low_discrepancy_preferences(len(records.options)).double()
+        cost_weight = cost_weight_range.at(preferences)
     spent = costs.fractions(records.options)
     scores = PredictionScores(records.predictions, records.correct, records.log_likelihood)
     allowed = None if budget is None else gated_budget(costs, budget, gate_macs=records.gate_macs)
-    terminal = terminal_reward(weights, scores, spent, gated_budget=allowed, cost_weight=charged)
-    return terminal - step_cost(weights, spent, cost_weight=charged)
+    terminal = terminal_reward(
+        weights, scores, spent, gated_budget=allowed, cost_weight=cost_weight
+    )
+    return terminal - step_cost(weights, spent, cost_weight=cost_weight)
 
 
 def is_not_worse(rewards: Tensor, highest: Tensor) -> bool:
     """Return whether a gate is at most one standard error worse than the best one so far.
 
-    Args:
-        rewards: Reward of each image under the new gate, ``[n]``.
-        highest: Reward of each image under the gate with the highest mean so far, ``[n]``.
+    Both have the reward of each image, ``[n]``; ``highest`` has the highest mean so far.
     """
     difference = rewards - highest
     error = difference.std() / len(difference) ** 0.5
@@ -102,12 +99,8 @@ class ValidationState:
     best: BestMetrics | None
 
 
-Reward = Callable[[GateRecords, CostTable], Tensor]
-"""Maps records of a gate and a cost table to the reward of each image, float64 ``[n]``."""
-
-
-class Validator(Generic[GateT]):
-    """Evaluates gates on the validation split, logs their metrics and saves the best gate.
+class Validator:
+    """Evaluates gates on the validation split and selects the best one.
 
     The criterion is the mean reward of the deterministic gate under its training reward. A
     budget-conditioned gate runs each image at ``repeats`` budgets. The best gate is the latest one
@@ -122,17 +115,9 @@ class Validator(Generic[GateT]):
         total: Steps of the whole training.
         repeats: Episodes per image for a budget-conditioned gate; their mean is the image's reward.
         backbone: Function that returns the current backbone.
-        keep: Function that saves the best gate so far.
-        log: Function that appends a record to the metrics.
-        board: TensorBoard writer.
-        report: Function that receives the steps and the record of each validation.
-        resumed: ``state`` and ``tensors`` from a checkpoint; ``None`` for a new run.
-
-    Raises:
-        CheckpointError: If ``resumed`` lacks the rewards of these validation images.
     """
 
-    def __init__(  # noqa: PLR0913
+    def __init__(
         self,
         images: ImageSet,
         *,
@@ -141,32 +126,13 @@ class Validator(Generic[GateT]):
         total: int,
         repeats: int = 1,
         backbone: Callable[[], WalkableBackbone],
-        keep: Callable[[GateT], None],
-        log: Log,
-        board: TensorBoard,
-        report: Callable[[int, Mapping[str, Any]], None],
-        resumed: tuple[Mapping[str, Any], Mapping[str, Tensor]] | None = None,
     ) -> None:
         self.images = images
         self.backbone = backbone
+        self.best: dict[str, Any] | None = None
         self._reward, self._every, self._total, self._repeats = reward, every, total, repeats
-        self._keep = keep
-        self._log = log
-        self._board = board
-        self._report = report
         self._validated_at: int | None = None
         self._highest: Tensor | None = None
-        self.best: dict[str, Any] | None = None
-        if resumed is not None:
-            state, tensors = resumed
-            self._validated_at, self.best = state["validated_at"], state["best"]
-            highest = tensors.get(_HIGHEST)
-            if highest is None or highest.shape != (len(images),):
-                raise CheckpointError(
-                    "the checkpoint does not fit this run: it lacks the rewards of its "
-                    f"{len(images)} validation images."
-                )
-            self._highest = highest
 
     @property
     def state(self) -> dict[str, object]:
@@ -177,13 +143,31 @@ class Validator(Generic[GateT]):
         """Return the tensors for a checkpoint."""
         return {} if self._highest is None else {_HIGHEST: self._highest}
 
-    def is_due(self, timesteps: int) -> bool:
-        """Return whether a validation is due: the first one, or ``every`` steps have passed."""
-        last = self._validated_at
-        return last is None or timesteps // self._every > last // self._every
+    def restore(self, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """Restore ``state`` and ``tensors`` from a checkpoint.
 
-    def validate(self, gate: GateT, timesteps: int) -> None:
-        """Evaluate ``gate``, log its metrics and save it if it is the best."""
+        Raises:
+            CheckpointError: If they lack the rewards of these validation images.
+        """
+        self._validated_at, self.best = state["validated_at"], state["best"]
+        self._highest = tensors.get(_HIGHEST)
+        if self._highest is None or self._highest.shape != (len(self.images),):
+            raise CheckpointError(
+                "the checkpoint does not fit this run: it lacks the rewards of its "
+                f"{len(self.images)} validation images."
+            )
+
+    def is_due(self, timesteps: int) -> bool:
+        """Return whether to validate: at the start, after ``every`` steps and at the end."""
+        last = self._validated_at
+        return (
+            last is None
+            or timesteps // self._every > last // self._every
+            or timesteps >= self._total
+        )
+
+    def validate(self, gate: StoredGate, timesteps: int) -> tuple[dict[str, Any], bool]:
+        """Evaluate ``gate``; return the record for the metrics, and True if it is the best."""
         backbone, images, preferences = self.backbone(), self.images, None
         # Each episode runs under a different budget; together they cover the range.
         if gate.budget_conditioning is not None:
@@ -191,7 +175,6 @@ class Validator(Generic[GateT]):
                 images = images.subset(torch.arange(len(images)).repeat(self._repeats))
             preferences = low_discrepancy_preferences(len(images)).to(images.images.device)
         records = evaluate_gate(backbone, gate, images, budget=gate.budget, preferences=preferences)
-        histogram = records.histogram(backbone.costs.n_actions)
         rewards = self._reward(records, backbone.costs)  # [repeats * images]
         rewards = rewards.view(-1, len(self.images)).mean(dim=0)  # [images]
         computation = records.computation(backbone.costs)
@@ -205,51 +188,18 @@ class Validator(Generic[GateT]):
             "reward": float(rewards.mean()),
             "patterns": records.patterns,
         }
+        is_best = self._highest is None or is_not_worse(rewards, self._highest)
+        if is_best:
+            self.best = {"timesteps": timesteps, **figures}
+        if self._highest is None or rewards.mean() > self._highest.mean():
+            self._highest = rewards
+        self._validated_at = timesteps
         record = {
             "kind": "validation",
             "timesteps": timesteps,
             "progress": min(1.0, timesteps / self._total),
             **figures,
             "points": points,
-            "histogram": histogram.tolist(),
+            "histogram": records.histogram(backbone.costs.n_actions).tolist(),
         }
-        self._log(record)
-        self._board.scalars(
-            {f"val/{key}": float(value) for key, value in figures.items()}, timesteps
-        )
-        picture = option_histogram_image(histogram.tolist(), backbone.options)
-        self._board.image("val/options", picture, timesteps)
-        if self._highest is None or is_not_worse(rewards, self._highest):
-            self.best = {"timesteps": timesteps, **figures}
-            self._keep(gate)
-        if self._highest is None or rewards.mean() > self._highest.mean():
-            self._highest = rewards
-        self._validated_at = timesteps
-        self._report(timesteps, record)
-
-
-class Validation(BoundaryCallback):
-    """Validates a policy's gate before the first update, at intervals and after the last update.
-
-    Args:
-        lifecycle: State shared by all callbacks of a training.
-        validator: Validator of the gate.
-        export: Function that exports the policy to the gate that is deployed.
-    """
-
-    def __init__(
-        self,
-        lifecycle: Lifecycle,
-        validator: Validator[LearnedGate],
-        *,
-        export: Callable[[BaseAlgorithm], LearnedGate],
-    ) -> None:
-        super().__init__(lifecycle)
-        self._validator = validator
-        self._export = export
-
-    def between_updates(self, timesteps: int) -> None:
-        """Validate the gate if a validation is due or the training has ended."""
-        if not (self._validator.is_due(timesteps) or self.ended):
-            return
-        self._validator.validate(self._export(self.algorithm), timesteps)
+        return record, is_best

@@ -1,4 +1,4 @@
-"""Hard values, soft gradients: against the plain walk and against a network that really runs every mixture."""
+"""Straight-through gradients against a network that runs every mixture of options."""
 
 from functools import partial
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from dfs_rl.agents.supervised.straight_through import (
+from dfs_rl.agents.supervised.estimators import (
     Estimator,
     argmax_choice,
     gumbel_choice,
@@ -33,27 +33,21 @@ def batch() -> ImageSet:
     return load_dataset("digits").agent.subset(torch.arange(24))
 
 
-@pytest.fixture
-def images(batch: ImageSet) -> torch.Tensor:
-    return batch.images
-
-
 @pytest.fixture(params=[MLPGate, LSTMGate], ids=["ff", "lstm"])
 def gate(request: pytest.FixtureRequest, backbone: ResNet) -> LearnedGate:
     torch.manual_seed(2)
     made: LearnedGate = request.param(backbone.feature_sizes, backbone.options, hidden=5)
     with torch.no_grad():
         for parameter in made.parameters():
-            parameter.mul_(
-                6.0 if parameter.dim() > 1 else 0.0
-            )  # so that images differ in what is chosen
+            # Images then differ in their choices.
+            parameter.mul_(6.0 if parameter.dim() > 1 else 0.0)
     return made
 
 
 def naive_gradients(
     backbone: ResNet, gate: LearnedGate, batch: ImageSet, choose: Estimator
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """Every option of every layer really runs, with gradients, and the outputs are mixed by one-hot weights."""
+    """Run every option of every layer with gradients, and mix the outputs by one-hot weights."""
     costs = backbone.costs.option_costs()
     gate.reset(len(batch))
     state = run_stem(backbone, batch.images)
@@ -75,17 +69,16 @@ def naive_gradients(
 
 
 @pytest.mark.parametrize("how", ["gumbel", "argmax"])
-def test_gradients_are_those_of_a_network_that_runs_every_option(
+def test_gradients_equal_the_naive_ones(
     backbone: ResNet, gate: LearnedGate, batch: ImageSet, how: str
 ) -> None:
-    rollout = straight_through_rollout(
-        backbone, backbone, gate, batch.images, drawn(3) if how == "gumbel" else argmax_choice
-    )
+    def estimator() -> Estimator:
+        return drawn(3) if how == "gumbel" else argmax_choice
+
+    rollout = straight_through_rollout(backbone, backbone, gate, batch.images, estimator())
     loss = functional.cross_entropy(rollout.logits, batch.labels) + rollout.spent.mean()
     ours = torch.autograd.grad(loss, list(gate.parameters()))
-    expected_loss, theirs = naive_gradients(
-        backbone, gate, batch, drawn(3) if how == "gumbel" else argmax_choice
-    )
+    expected_loss, theirs = naive_gradients(backbone, gate, batch, estimator())
     torch.testing.assert_close(loss.detach(), expected_loss)
     assert len(torch.unique(rollout.options, dim=0)) > 3
     assert sum(float(g.abs().sum()) for g in theirs) > 0.01
@@ -93,7 +86,7 @@ def test_gradients_are_those_of_a_network_that_runs_every_option(
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-6)
 
 
-def test_the_frozen_form_gives_the_same_gradients(
+def test_inference_form_gives_the_same_gradients(
     backbone: ResNet, gate: LearnedGate, batch: ImageSet
 ) -> None:
     gradients = []
@@ -103,13 +96,14 @@ def test_the_frozen_form_gives_the_same_gradients(
         gradients.append(
             torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(gate.parameters()))])
         )
-    # A value on the edge between two codes may fall differently in the frozen form.
+    # A value between two codes may round differently in the inference form.
     assert float((gradients[0] - gradients[1]).norm() / gradients[0].norm()) < 0.02
 
 
-def test_values_are_those_of_the_plain_walk(
-    backbone: ResNet, gate: LearnedGate, images: torch.Tensor
+def test_values_are_those_of_hard_choices(
+    backbone: ResNet, gate: LearnedGate, batch: ImageSet
 ) -> None:
+    images = batch.images
     rollout = straight_through_rollout(backbone, backbone.to_inference(), gate, images, drawn(4))
     state = run_stem(backbone, images)
     for layer in range(backbone.costs.n_layers):
@@ -119,7 +113,7 @@ def test_values_are_those_of_the_plain_walk(
     torch.testing.assert_close(rollout.spent, backbone.costs.fractions(rollout.options))
 
 
-def test_gumbel_draws_follow_the_softmax() -> None:
+def test_gumbel_samples_follow_the_softmax() -> None:
     logits = torch.tensor([1.0, 0.0, -1.0, 2.0])
     generator = torch.Generator().manual_seed(0)
     choice = gumbel_choice(logits.expand(40_000, -1), temperature=1.0, generator=generator)
@@ -129,8 +123,8 @@ def test_gumbel_draws_follow_the_softmax() -> None:
     assert torch.equal(choice.probabilities.argmax(dim=1), choice.options)
 
 
-def test_a_cold_gumbel_softmax_estimates_the_gradient_of_the_expectation() -> None:
-    """For a value that is linear in the choice, the exact gradient of E[v] is p_o (v_o - E[v])."""
+def test_gumbel_gradient_is_that_of_the_expectation() -> None:
+    """For a value that is linear in the choice, the exact gradient is p_o (v_o - E[v])."""
     logits = torch.tensor([0.5, -0.3, 0.2], requires_grad=True)
     values = torch.tensor([1.0, -2.0, 0.5])
     generator = torch.Generator().manual_seed(0)
@@ -141,7 +135,7 @@ def test_a_cold_gumbel_softmax_estimates_the_gradient_of_the_expectation() -> No
     torch.testing.assert_close(estimate, exact, atol=0.03, rtol=0)
 
 
-def test_argmax_takes_the_largest_and_lets_gradients_through_the_softmax() -> None:
+def test_argmax_has_the_gradient_of_the_softmax() -> None:
     logits = torch.tensor([[0.1, 2.0, -1.0], [3.0, 0.0, 1.0]], requires_grad=True)
     choice = argmax_choice(logits)
     assert choice.options.tolist() == [1, 0]

@@ -1,4 +1,4 @@
-"""ResNets of adaptive depth: structure, norms of both modes, counts and both forms."""
+"""ResNets and MobileNetV2 of adaptive depth: structure, norms of both modes, counts and both forms."""
 
 import functools
 import itertools
@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from dfs_rl.backbones import (
+    AdaptiveMobileNet,
+    AdaptiveMobileNetConfig,
     AdaptiveResNet,
     AdaptiveResNetConfig,
     ResNet,
@@ -24,6 +26,8 @@ from tests.helpers.networks import network, pictures_for, run
 RGB = ChannelStatistics((0.4, 0.5, 0.6), (0.2, 0.3, 0.25))
 make = functools.partial(network, AdaptiveResNet)
 pictures = functools.partial(pictures_for, AdaptiveResNet)
+mobilenet = functools.partial(network, AdaptiveMobileNet)
+mobilenet_pictures = functools.partial(pictures_for, AdaptiveMobileNet)
 SHAPES: list[dict[str, object]] = [
     {"blocks": (2, 3)},
     {"blocks": (2, 5), "granularity": "block"},
@@ -75,7 +79,7 @@ def test_nothing_skipped_is_the_plain_resnet(depth):
 
 @pytest.mark.parametrize("changes", SHAPES)
 @pytest.mark.parametrize("frozen", [False, True])
-def test_the_second_norms_are_used_exactly_where_their_stage_is_skipped(changes, frozen):
+def test_second_norms_are_those_of_skipped_stages(changes, frozen):
     for stage, norm_set in itertools.product(range(2), range(2)):
         net = make(**changes)
         firsts = [i for i, layer in enumerate(net.layers) if isinstance(layer, AdaptiveLayer)]
@@ -86,13 +90,13 @@ def test_the_second_norms_are_used_exactly_where_their_stage_is_skipped(changes,
                 poisoned += 1
         assert poisoned >= 2
         form = net.to_inference() if frozen else net
-        for setting in settings_of(net):
-            skipped = setting[firsts[stage]] == 0
-            broken = bool(run(form, pictures(2), setting).isnan().any())
-            assert broken == (skipped == bool(norm_set)), setting
+        for mix in settings_of(net):
+            skipped = mix[firsts[stage]] == 0
+            broken = bool(run(form, pictures(2), mix).isnan().any())
+            assert broken == (skipped == bool(norm_set)), mix
 
 
-def test_down_sampling_stem_and_head_have_one_set_of_norms():
+def test_projections_and_stem_have_one_set_of_norms():
     net = make(blocks=(2, 2), block="bottleneck", stem_bits=32)
     rows = {
         name: len(tensor) for name, tensor in net.named_parameters() if name.endswith("norm_weight")
@@ -105,7 +109,7 @@ def test_down_sampling_stem_and_head_have_one_set_of_norms():
     assert len(doubled) == 2 * 3
 
 
-def test_gating_blocks_is_gating_the_path_where_its_blocks_agree():
+def test_gating_blocks_equals_gating_their_path():
     whole, single = make(blocks=(4, 5)), make(blocks=(4, 5), granularity="block")
     ours = whole.state_dict()
     n_gated, layer = {0: 2, 1: 2}, 0
@@ -130,36 +134,63 @@ def test_gating_blocks_is_gating_the_path_where_its_blocks_agree():
         assert not torch.equal(single.layers[1](hidden, 32), hidden)
 
 
-def test_bottlenecks_equal_torchs_operators():
-    net = make(blocks=(2,), block="bottleneck", bits=(0, 32), stem_bits=32)
+def layer(conv: torch.nn.Module, x: Tensor, row: int) -> Tensor:
+    """Convolve and normalise by torch's operators, with a row of the norms."""
+    geometry = {"stride": conv.geometry.stride, "padding": conv.weight.shape[-1] // 2}
+    x = functional.conv2d(x, conv.weight, groups=conv.geometry.groups, **geometry)
+    norm = conv.norm
+    tensors = (norm.running_mean, norm.running_var, norm.norm_weight, norm.norm_bias)
+    return functional.batch_norm(x, *(tensor[row] for tensor in tensors))
 
-    def layer(conv: torch.nn.Module, x: Tensor, row: int) -> Tensor:
-        x = functional.conv2d(
-            x, conv.weight, stride=conv.geometry.stride, padding=conv.weight.shape[-1] // 2
-        )
-        return functional.batch_norm(
-            x,
-            conv.norm.running_mean[row],
-            conv.norm.running_var[row],
-            conv.norm.norm_weight[row],
-            conv.norm.norm_bias[row],
-        )
+
+def stages(net, x: Tensor, mix: tuple[int, ...], block) -> Tensor:
+    """Run all stages by torch's operators."""
+    for stage, bits in zip(net.blocks, mix, strict=True):
+        for b in stage.mandatory:
+            x = block(b, x, int(bits == 0))
+        for b in stage.path if bits else []:
+            x = block(b, x, 0)
+    return x
+
+
+def check(net, images: Tensor, mix: tuple[int, ...], x: Tensor) -> None:
+    """Compare both forms with the last activation of torch's operators."""
+    expected = functional.linear(x.mean(dim=(2, 3)), net.classifier.weight, net.classifier.bias)
+    for form in (net, net.to_inference()):
+        torch.testing.assert_close(run(form, images, mix), expected, rtol=1e-3, atol=1e-4)
+
+
+@torch.no_grad()
+def test_bottlenecks_equal_torchs_operators():
+    net = make(blocks=(2, 3), block="bottleneck", bits=(0, 32), stem_bits=32)
 
     def block(b: torch.nn.Module, x: Tensor, row: int) -> Tensor:
-        y = layer(b.conv1, x, row).relu()
-        y = layer(b.conv3, layer(b.conv2, y, row).relu(), row)
-        return (y + (x if b.projection is None else layer(b.projection, x, 0))).relu()
+        y = layer(b.conv2, layer(b.conv1, x, row).relu(), row).relu()
+        shortcut = x if b.projection is None else layer(b.projection, x, 0)
+        return (layer(b.conv3, y, row) + shortcut).relu()
 
-    stage = net.blocks[0]
-    with torch.no_grad():
+    for mix in itertools.product((0, 32), repeat=2):
         hidden = layer(net.stem_conv, (pictures() / 255.0 - 0.4) / 0.3, 0).relu()
-        cut = block(stage.mandatory[0], hidden, 1)
-        whole = block(stage.path[0], block(stage.mandatory[0], hidden, 0), 0)
-        for bits, expected in ((0, cut), (32, whole)):
-            logits = functional.linear(
-                expected.mean(dim=(2, 3)), net.classifier.weight, net.classifier.bias
-            )
-            torch.testing.assert_close(net(pictures(), bits), logits, rtol=1e-4, atol=1e-4)
+        check(net, pictures(), mix, stages(net, hidden, mix, block))
+
+
+@pytest.mark.parametrize("changes", [{}, {"stem": "imagenet", "image_size": (32, 32)}])
+@torch.no_grad()
+def test_mobilenet_equals_torchs_operators(changes):
+    net = mobilenet(bits=(0, 32), stem_bits=32, **changes)
+    images = mobilenet_pictures() if not changes else mobilenet_pictures().repeat(1, 1, 2, 2)
+
+    def block(b: torch.nn.Module, x: Tensor, row: int) -> Tensor:
+        y = x
+        for conv in b.convolutions[:-1]:
+            y = functional.relu6(layer(conv, y, row))
+        y = layer(b.convolutions[-1], y, row)
+        return x + y if y.shape == x.shape else y
+
+    for mix in [(0,) * 5, (32,) * 5, (32, 0, 32, 0, 0)]:
+        x = functional.relu6(layer(net.stem_conv, (images / 255.0 - 0.4) / 0.3, 0))
+        x = stages(net, block(net.before, x, 0), mix, block)
+        check(net, images, mix, functional.relu6(layer(net.last_conv, block(net.after, x, 0), 0)))
 
 
 def test_macs_of_a_cifar_network_equal_the_closed_form():
@@ -198,3 +229,23 @@ def test_resnet50_has_the_published_size_and_costs(granularity):
     assert (always + net.costs.total_macs) / 1e9 == pytest.approx(4.11, abs=0.03)
     assert always / 1e9 == pytest.approx(2.58, abs=0.03)
     assert net.config.depth == 50
+
+
+def test_mobilenetv2_has_the_published_size_and_costs():
+    with torch.device("meta"):
+        config = AdaptiveMobileNetConfig(
+            stem="imagenet", n_classes=1000, image_size=(224, 224), bits=(0, 32), stem_bits=32
+        )
+        net = AdaptiveMobileNet(config, ChannelStatistics((0.4,) * 3, (0.3,) * 3))
+    trained = [(n, p) for n, p in net.named_parameters() if p.requires_grad]
+    second = sum(p[1:].numel() for n, p in trained if n.split(".")[-1].startswith("norm"))
+    # torchvision's mobilenet_v2 has 3,504,872 parameters, and does 300.8 M multiply-accumulates.
+    assert sum(p.numel() for _, p in trained) - second == 3_504_872
+    always = sum(part.macs for part in net.costs.fixed)
+    assert (always + net.costs.total_macs) / 1e6 == pytest.approx(300.8, abs=0.1)
+
+    def block(channels: int, side: int) -> int:
+        return side * side * (2 * channels * 6 * channels + 9 * 6 * channels)
+
+    paths = [(24, 56, 1), (32, 28, 1), (64, 14, 2), (96, 14, 1), (160, 7, 1)]
+    assert net.costs.layer_macs == tuple(n * block(c, side) for c, side, n in paths)

@@ -1,13 +1,14 @@
-"""Rollouts with hard choices and straight-through gradients, for supervised training."""
+"""Gradient estimators of hard choices: straight-through rollouts and REINFORCE."""
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from dfs_rl.backbones.interfaces import WalkableBackbone
 from dfs_rl.gating.execution import ExecutionState, option_costs, run_head, run_layer, run_stem
+from dfs_rl.gating.networks import LearnedGate
 from dfs_rl.gating.observation import observe
 
 
@@ -30,23 +31,15 @@ Estimator = Callable[[Tensor], Choice]
 def gumbel_choice(logits: Tensor, *, temperature: float, generator: torch.Generator) -> Choice:
     """Sample choices by the straight-through Gumbel-softmax (Jang et al., ICLR 2017).
 
-    Args:
-        logits: Logits, ``[batch, options]``; samples follow their softmax.
-        temperature: Temperature of the relaxation, above 0; a lower one is closer to the samples,
-            with noisier gradients.
-        generator: Random generator of the noise.
+    Samples follow the softmax of ``logits``. A relaxation with a lower temperature is closer to
+    the samples, with noisier gradients.
     """
     noisy = _perturbed(logits, generator)
     return Choice(noisy.argmax(dim=1), (noisy / temperature).softmax(dim=1))
 
 
 def sampled_choice(logits: Tensor, *, generator: torch.Generator) -> Choice:
-    """Sample choices from the softmax, with gradients through the softmax without noise.
-
-    Args:
-        logits: Logits, ``[batch, options]``.
-        generator: Random generator of the samples.
-    """
+    """Sample choices from the softmax, with gradients through the softmax without noise."""
     return Choice(_perturbed(logits, generator).argmax(dim=1), logits.softmax(dim=1))
 
 
@@ -60,18 +53,6 @@ def _perturbed(logits: Tensor, generator: torch.Generator) -> Tensor:
     uniform = torch.rand(logits.shape, generator=generator, device=logits.device)
     tiny = torch.finfo(uniform.dtype).tiny
     return logits - torch.log(-torch.log(uniform.clamp(min=tiny)) + tiny)
-
-
-class TrainableGate(Protocol):
-    """Gate that returns logits."""
-
-    def reset(self, batch_size: int) -> None:
-        """Start an episode."""
-        ...
-
-    def __call__(self, features: Tensor, layer: int, context: Tensor) -> Tensor:
-        """Return logits, ``[batch, options]``."""
-        ...
 
 
 class StraightThroughRollout(NamedTuple):
@@ -91,7 +72,42 @@ class StraightThroughRollout(NamedTuple):
     probabilities: Tensor
 
 
-def straight_through_step(
+def straight_through_rollout(
+    backbone: WalkableBackbone,
+    frozen: WalkableBackbone,
+    gate: LearnedGate,
+    images: Tensor,
+    choose: Estimator,
+    *,
+    preferences: Tensor | None = None,
+) -> StraightThroughRollout:
+    """Run a batch of images under a gate in training.
+
+    Gradients reach earlier choices through activations and costs, not through the gate's features.
+
+    Args:
+        backbone: The backbone, in training form, with gradients.
+        frozen: The same backbone with the same weights in inference form.
+        gate: Gate that returns logits.
+        images: Images, uint8 ``[batch, c, h, w]``.
+        choose: Function that maps logits to choices.
+        preferences: Preference of each image, float32 ``[batch]``; ``None`` for gates for one
+            budget.
+    """
+    gate.reset(len(images))
+    state, probabilities = run_stem(backbone, images), []
+    while state.layer < backbone.costs.n_layers:
+        with torch.no_grad():
+            seen = observe(frozen, state, budget=None, preferences=preferences)
+        choice = choose(gate(seen.features, seen.layer, seen.context))
+        state = _straight_through_step(backbone, frozen, state, choice)
+        probabilities.append(choice.probabilities)
+    return StraightThroughRollout(
+        run_head(backbone, state), state.spent, state.options, torch.stack(probabilities, dim=1)
+    )
+
+
+def _straight_through_step(
     backbone: WalkableBackbone, frozen: WalkableBackbone, state: ExecutionState, choice: Choice
 ) -> ExecutionState:
     """Run the next layer at the chosen options, with gradients of a mixture of all options.
@@ -100,12 +116,6 @@ def straight_through_step(
     ``f_o(h)``. It requires the outputs of options that are not chosen but no gradients through
     them, so the inference form computes them. Options of probability 0 have no gradient and do not
     run.
-
-    Args:
-        backbone: The backbone, in training form, with gradients to earlier layers.
-        frozen: The same backbone in inference form.
-        state: State of the batch before the layer.
-        choice: Choices at the layer.
     """
     layer = state.layer
     costs = option_costs(backbone.costs, choice.options.device)[layer]
@@ -120,38 +130,13 @@ def straight_through_step(
     return after._replace(hidden=hidden, spent=after.spent + ghost.double() @ costs)
 
 
-def straight_through_rollout(
-    backbone: WalkableBackbone,
-    frozen: WalkableBackbone,
-    gate: TrainableGate,
-    images: Tensor,
-    choose: Estimator,
-    *,
-    budget: float | None = None,
-    preferences: Tensor | None = None,
-) -> StraightThroughRollout:
-    """Run a batch of images under a gate in training.
-
-    Gradients reach earlier choices through activations and costs, not through the gate's features.
+def reinforce_loss(probabilities: Tensor, options: Tensor, advantages: Tensor) -> Tensor:
+    """Return the loss of REINFORCE (Williams, 1992), ``-mean(sum_l log p(option_l) advantage_l)``.
 
     Args:
-        backbone: The backbone, in training form, with gradients.
-        frozen: The same backbone with the same weights in inference form.
-        gate: Gate that returns logits.
-        images: Images, uint8 ``[batch, c, h, w]``.
-        choose: Function that maps logits to choices.
-        budget: Per-input budget that the gate observes, in percent; ``None`` for none.
-        preferences: Preference of each image, float32 ``[batch]``; ``None`` for gates for one
-            budget.
+        probabilities: Sampling probabilities, ``[batch, layers, options]``, with gradients.
+        options: Sampled options, int64 ``[batch, layers]``.
+        advantages: Advantage of each decision, ``[batch, layers]``; gradients are stopped.
     """
-    gate.reset(len(images))
-    state, probabilities = run_stem(backbone, images), []
-    while state.layer < backbone.costs.n_layers:
-        with torch.no_grad():
-            seen = observe(frozen, state, budget=budget, preferences=preferences)
-        choice = choose(gate(seen.features, seen.layer, seen.context))
-        state = straight_through_step(backbone, frozen, state, choice)
-        probabilities.append(choice.probabilities)
-    return StraightThroughRollout(
-        run_head(backbone, state), state.spent, state.options, torch.stack(probabilities, dim=1)
-    )
+    drawn = probabilities.gather(2, options[:, :, None]).squeeze(2)  # [batch, layers]
+    return -(torch.log(drawn) * advantages.detach()).sum(dim=1).mean()
