@@ -11,6 +11,8 @@ from torch import Tensor
 
 from dfs_rl.evaluation.budgets import results_at_budgets, select_points
 from dfs_rl.evaluation.comparison_records import (
+    BEFORE,
+    DEPLOYABLE_BASELINES,
     GATE,
     ComparisonOfRuns,
     ComputationByDifficulty,
@@ -32,22 +34,15 @@ from dfs_rl.evaluation.grouping import (
     point_key,
 )
 from dfs_rl.evaluation.metrics import paired_difference
-from dfs_rl.evaluation.pareto import ParetoCurve, curve_pairs
-from dfs_rl.evaluation.per_image_results import PerImageResults
+from dfs_rl.evaluation.pareto import curve_pairs, pareto_curves
 from dfs_rl.evaluation.verdict import with_cost_tolerance
 
-MATCHED_COST_BASELINES = ("static_table", "cascade", "exits", "mode_table", "random", "patterns")
-"""Keys of the baselines at the gate's cost; a network without exits has no ``exits``."""
 _SKIP_ALL = "uniform_0"
 """Key of the uniform setting that skips every layer, a reference that nobody deploys."""
 _MIN_IMAGES = 10
 """Smallest number of images in a difficulty class whose mean computation is reported."""
-_BEFORE = "_before"
-"""Suffix of the keys of baselines on the backbone before co-training."""
 _ON_COTRAINED = " on the co-trained backbone"
 """Suffix of the names of baselines and uniform settings on the co-trained backbone."""
-_DEPLOYABLE_BASELINES = ("static_table", "cascade", "exits")
-"""Keys of the baselines that can be deployed instead of a gate."""
 _BOX_LINE, _LEARNED = 100, 101
 """Complexities of a cascade or exits, and of a gate; larger than that of any static bit table."""
 _DIGITS = (3, 4, 5)
@@ -82,15 +77,15 @@ def compare_runs(
     baselines = [
         (label, _baseline_point(key, group), _on_selection(group[:1], key))
         for label, group in named.items()
-        for name in _DEPLOYABLE_BASELINES
-        for key in (name, f"{name}{_BEFORE}")
+        for name in DEPLOYABLE_BASELINES
+        for key in (name, f"{name}{BEFORE}")
         if key in group[0].results.reported
     ]
     unique = _with_unique_labels(baselines)
     points = sorted(
         [*gates, *(point for point, _ in unique)], key=lambda point: point.computation.mean
     )
-    plain = next((run for run in runs if not _is_cotrained(run)), runs[0])
+    plain = next((run for run in runs if not run.is_cotrained), runs[0])
     references = _references(plain)
     running = [point for point in references if point.kind != _SKIP_ALL]
     correct = {
@@ -105,9 +100,9 @@ def compare_runs(
         [_curve_point(point) for point in references if point.kind == _SKIP_ALL],
         [_curve_point(gate) for gate in gates],
     )
-    pareto_curves = list(_pareto_curves(families, reference_point))
-    curves = tuple(method.curve() for method in pareto_curves)
-    curve_differences = tuple(curve_pairs(pareto_curves))
+    all_curves = list(pareto_curves(families, reference_point))
+    curves = tuple(method.curve() for method in all_curves)
+    curve_differences = tuple(curve_pairs(all_curves))
     classes, class_of_image = _image_difficulty(runs[0])
     counts = torch.bincount(class_of_image, minlength=len(classes)).double()
     pairs = tuple(_pairs(named, gates))
@@ -185,12 +180,13 @@ def _gate_point(label: str, group: Sequence[EvaluatedRun]) -> Point:
         and method.computation <= with_cost_tolerance(point.computation.mean)
     ]
     better_than_uniform = all(_gain_over(group, key)[1] for key in uniform)
-    for key in MATCHED_COST_BASELINES:
-        if all(key in run.results.reported for run in group):
+    matched = [m.key for m in group[0].summary.methods if m.role == "matched"]
+    for key in matched:
+        if not key.endswith(BEFORE) and all(key in run.results.reported for run in group):
             gains[key], is_better, is_tied = _gain_over(group, key)
             if is_tied:
                 tied.append(key)
-            elif is_better and (better_than_uniform or key not in _DEPLOYABLE_BASELINES):
+            elif is_better and (better_than_uniform or key not in DEPLOYABLE_BASELINES):
                 better_than.append(key)
     return replace(point, better_than=tuple(better_than), tied=tuple(tied))
 
@@ -202,7 +198,7 @@ def _gain_over(group: Sequence[EvaluatedRun], key: str) -> tuple[Spread, bool, b
         Gain in accuracy over seeds, whether it is significant over seeds and images, and whether
         the images show no difference.
     """
-    baselines = [_baseline_results(run, key).correct for run in group]
+    baselines = [run.best_reported(key).correct for run in group]
     gain = spread(
         [
             100.0 * float((run.results.reported[GATE].correct.double() - theirs.double()).mean())
@@ -212,25 +208,6 @@ def _gain_over(group: Sequence[EvaluatedRun], key: str) -> tuple[Spread, bool, b
     images = paired_difference(_mean_correct(group), torch.stack(baselines).mean(dim=0))
     better = is_significant_over_seeds(gain) and images.low > 0
     return gain, better, images.low <= 0 <= images.high
-
-
-def _baseline_results(run: EvaluatedRun, key: str) -> PerImageResults:
-    """Return the per-image results of a baseline on the reported split.
-
-    A co-trained gate has each baseline before and after co-training; the more accurate one on the
-    selection split counts.
-    """
-    keys = [k for k in (key, f"{key}{_BEFORE}") if k in run.results.selection]
-    best = max(keys, key=lambda k: _selection_accuracy(run, k)) if len(keys) > 1 else key
-    return run.results.reported[best]
-
-
-def _selection_accuracy(run: EvaluatedRun, key: str) -> float:
-    return float(run.results.selection[key].correct.double().mean())
-
-
-def _is_cotrained(run: EvaluatedRun) -> bool:
-    return any(key.endswith(_BEFORE) for key in run.results.reported)
 
 
 def _point(
@@ -288,10 +265,10 @@ def _baseline_point(key: str, group: Sequence[EvaluatedRun]) -> Point:
     """
     method = group[0].summary.method(key)
     assert method is not None, "a summary and its outcomes cover the same methods"
-    name = key.removesuffix(_BEFORE)
+    name = key.removesuffix(BEFORE)
     base = group[0].summary.method(name)
     label = method.label if base is None else base.label
-    cotrained = _is_cotrained(group[0]) and not key.endswith(_BEFORE)
+    cotrained = group[0].is_cotrained and not key.endswith(BEFORE)
     point = _point(method.label, key, group[:1], patterns=None, gains={})
     family = f"{label}{_ON_COTRAINED}" if cotrained else label
     return replace(point, kind=name, family=family, cotrained=cotrained)
@@ -302,15 +279,15 @@ def _references(run: EvaluatedRun) -> list[Point]:
 
     The settings are identical in all runs without co-training.
     """
-    cotrained = _is_cotrained(run)
-    changed = _ON_COTRAINED if cotrained else ""
-    points = (
-        _point(f"{m.label}{changed}", m.key, [run], patterns=None, gains={})
+    cotrained = run.is_cotrained
+    suffix = _ON_COTRAINED if cotrained else ""
+    points = [
+        _point(f"{m.label}{suffix}", m.key, [run], patterns=None, gains={})
         for m in run.summary.methods
         if m.role == "fixed"
-    )
-    told = (replace(point, cotrained=cotrained) for point in points)
-    return sorted(told, key=lambda point: point.computation.mean)
+    ]
+    points.sort(key=lambda point: point.computation.mean)
+    return [replace(point, cotrained=cotrained) for point in points]
 
 
 def _pareto_front(points: Sequence[Point], correct: Mapping[str, Tensor]) -> list[list[Point]]:
@@ -347,57 +324,6 @@ def _pairs(named: Mapping[str, Sequence[EvaluatedRun]], gates: Sequence[Point]) 
 
 def _curve_point(point: Point) -> CurvePoint:
     return CurvePoint(point.computation.mean, point.accuracy.mean)
-
-
-def _pareto_curves(families: Groups, reference_point: CurvePoint) -> Iterator[ParetoCurve]:
-    """Yield the curves of gates with several budgets or cost weights, and of their baselines."""
-    for label, family in families.items():
-        point_keys = sorted({point_key(run) for run in family})
-        if len(point_keys) == 1:
-            continue
-        seeds: dict[object, dict[tuple[str, ...], EvaluatedRun]] = {}
-        for run in family:
-            seeds.setdefault(run.settings.get("seed"), {})[point_key(run)] = run
-        # A missing point alone changes the hypervolume, so incomplete seeds are left out.
-        whole = {
-            seed: [by[key] for key in point_keys]
-            for seed, by in seeds.items()
-            if len(by) == len(point_keys)
-        }
-        if not whole:
-            continue
-        n_incomplete_seeds = len(seeds) - len(whole)
-        for key in (GATE, *_DEPLOYABLE_BASELINES):
-            # A baseline may be missing at some or all costs, see ``matched_cost_baselines``.
-            there = [
-                i
-                for i in range(len(point_keys))
-                if all(key in group[i].results.reported for group in whole.values())
-            ]
-            if not there:
-                continue
-            is_gate = key == GATE
-            group = next(iter(whole.values()))
-            kind = next(m.label for m in group[there[0]].summary.methods if m.key == key)
-            yield ParetoCurve(
-                gate=label,
-                baseline=None if is_gate else f"{kind.removesuffix('s')}s",
-                n_incomplete_seeds=n_incomplete_seeds,
-                seeds=tuple(whole),
-                results=[
-                    [_method_results(group[i], key) for i in there] for group in whole.values()
-                ],
-                histograms=torch.tensor(
-                    [[run.summary.histogram for run in group] for group in whole.values()]
-                )
-                if is_gate
-                else None,
-                reference_point=reference_point,
-            )
-
-
-def _method_results(run: EvaluatedRun, key: str) -> PerImageResults:
-    return run.results.reported[GATE] if key == GATE else _baseline_results(run, key)
 
 
 def _image_difficulty(run: EvaluatedRun) -> tuple[tuple[str, ...], Tensor]:
