@@ -67,8 +67,8 @@ class CompareConfig(BackboneSettings):
                 f"no data set is given, and {asked[0]} is for gates that are trained; name with "
                 "--dataset what to train them on."
                 if asked
-                else "no run is given; name the folders of runs to compare, or with --dataset what to "
-                "train gates on."
+                else "no run is given; name the folders of runs to compare, or with --dataset "
+                "what to train gates on."
             )
         if self.runs and asked:
             raise ConfigError(

@@ -129,13 +129,14 @@ def _evaluate_at(
         settings |= {"budget": budget, "cost_weight": None}
     after = evaluation.summary.exits_after  # the actual exits, whatever the configuration
     settings["exits"] = f"after {' '.join(map(str, after))}" if after else "none"
+    plots = evaluation.path.parent / folder.plots_dir.name
     return EvaluatedRun(
         path=str(folder.path),
         settings=settings,
         command=shlex.join(folder.record().command),
         evaluation=_evaluation_command(folder, effective_budget),
         backbone=_backbone_digest(folder),
-        figure_prefix=f"{evaluation.path.parent / folder.plots_dir.name}/{figure_prefix(config.split, effective_budget)}",
+        figure_prefix=f"{plots}/{figure_prefix(config.split, effective_budget)}",
         images_seen=sum(training.images_seen.values()),
         seconds=training.seconds,
         summary=evaluation.summary,

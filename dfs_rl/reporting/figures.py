@@ -214,7 +214,7 @@ def options_plot(histogram: Sequence[Sequence[float]], options: BitOptions) -> F
     axes.set_xlabel("gated layer")
     style.tidy(axes)
     style.title(axes, "Options chosen at each layer")
-    style.option_legend(axes, axes, "center left", bbox_to_anchor=(1.0, 0.5))
+    style.option_legend(axes, axes, "center left", (1.0, 0.5))
     return figure
 
 

@@ -85,18 +85,20 @@ def action_styles(
     return [*styles, *[("has left", _LEFT_COLOUR)] * (n_actions - len(options))]
 
 
-def option_legend(parent: Axes | Figure, axes: Axes, loc: str, **settings: Any) -> None:  # noqa: ANN401
+def option_legend(
+    parent: Axes | Figure, axes: Axes, loc: str, anchor: tuple[float, float] | None = None
+) -> None:
     """Add a legend of the options drawn on ``axes``, in the order of a stack."""
     handles, names = axes.get_legend_handles_labels()
     parent.legend(
         handles[::-1],
         names[::-1],
         loc=loc,
+        bbox_to_anchor=anchor,
         frameon=False,
         fontsize=SMALL_SIZE,
         handlelength=1.1,
         handleheight=1.1,
-        **settings,
     )
 
 
