@@ -2,7 +2,7 @@
 
 import textwrap
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -202,7 +202,7 @@ def _errorbar(
     """Draw a gate; return its bars, which labels should avoid."""
     x, y = _place(point)
     dx, dy = point.computation.deviation, point.accuracy.deviation
-    look = {"marker": marker, "markersize": size, "color": colour}
+    look: dict[str, Any] = {"marker": marker, "markersize": size, "color": colour}
     axes.errorbar(x, y, xerr=dx, yerr=dy, **look, **style.ERRORBAR, zorder=5)
     left = max(x - (dx or 0.0), x / 10)  # a logarithmic axis ends above zero
     up = dy or 0.0
@@ -263,7 +263,12 @@ def _stack(
         low, high = 0.9 * low, 1.1 * high
         computations, shares = np.array([low, high]), shares[[0, 0]]
     names, colours = zip(*style.action_styles(options, shares.shape[1]), strict=True)
-    look = {"colors": colours, "labels": names, "edgecolor": "white", "linewidth": 0.3}
+    look: dict[str, Any] = {
+        "colors": colours,
+        "labels": names,
+        "edgecolor": "white",
+        "linewidth": 0.3,
+    }
     axes.stackplot(computations, *(100 * shares.T), **look)
     axes.set(xscale="log", xlim=(low, high), ylim=(0, 100), yticks=[0, 50, 100])
     axes.xaxis.set_minor_locator(NullLocator())

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -230,7 +231,7 @@ def _stack(axes: Axes, shares: NDArray[np.float64], options: BitOptions) -> None
     bottom = np.zeros(len(shares))
     for option, (name, colour) in enumerate(style.action_styles(options, shares.shape[1])):
         percent = 100 * shares[:, option]
-        look = {"width": 0.82, "edgecolor": "white", "linewidth": 0.5}
+        look: dict[str, Any] = {"width": 0.82, "edgecolor": "white", "linewidth": 0.5}
         bars = axes.bar(layers, percent, bottom=bottom, color=colour, label=name, **look)
         if len(shares) <= _NUMBERED_LAYERS:
             axes.bar_label(

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -165,7 +166,7 @@ def _draw_example(figure: Figure, axes: Axes, example: ImageExample, options: Bi
     if not right and len(caption) > _LINE_LENGTH:
         caption = f"says {prediction},\nis {label}"
     colour = style.MUTED if right else style.VERMILION
-    look = {"ha": "center", "va": "top", "fontsize": style.SMALL_SIZE - 0.5}
+    look: dict[str, Any] = {"ha": "center", "va": "top", "fontsize": style.SMALL_SIZE - 0.5}
     cost = f"{example.computation:.2f} %"
     strip.text(0.5, -0.2, cost, transform=strip.transAxes, weight="bold", **look)
     strip.text(0.5, -0.95, caption, transform=strip.transAxes, color=colour, **look)

@@ -90,16 +90,9 @@ def option_legend(
 ) -> None:
     """Add a legend of the options drawn on ``axes``, in the order of a stack."""
     handles, names = axes.get_legend_handles_labels()
-    parent.legend(
-        handles[::-1],
-        names[::-1],
-        loc=loc,
-        bbox_to_anchor=anchor,
-        frameon=False,
-        fontsize=SMALL_SIZE,
-        handlelength=1.1,
-        handleheight=1.1,
-    )
+    look: dict[str, Any] = {"loc": loc, "bbox_to_anchor": anchor, "frameon": False}
+    look |= {"fontsize": SMALL_SIZE, "handlelength": 1.1, "handleheight": 1.1}
+    parent.legend(handles[::-1], names[::-1], **look)
 
 
 def text_colour(background: Sequence[float]) -> str:
