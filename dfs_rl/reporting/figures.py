@@ -172,7 +172,7 @@ def _draw_points(axes: Axes, methods: Sequence[MethodSummary]) -> list[list[tupl
     fixed = sorted((m for m in methods if m.role == "fixed"), key=lambda m: m.computation)
     curve = [(method.computation, method.accuracy) for method in fixed]
     if curve:
-        axes.plot(*zip(*curve, strict=True), color=style.MUTED, lw=0.8, ls=(0, (4, 3)), zorder=2)
+        axes.plot(*zip(*curve, strict=True), color=style.MUTED, lw=0.8, ls=style.DASHED, zorder=2)
     for method in methods:
         marker, colour, size = _MARKER_STYLES.get(method.key, _FIXED_STYLE)
         axes.errorbar(
@@ -182,11 +182,8 @@ def _draw_points(axes: Axes, methods: Sequence[MethodSummary]) -> list[list[tupl
             marker=marker,
             markersize=size,
             color=colour,
-            markeredgecolor="white",
-            markeredgewidth=0.6,
-            elinewidth=0.9,
-            linestyle="none",
             zorder=5 if method.role == "gate" else 4,
+            **style.ERRORBAR,
         )
     bars = [
         [
@@ -224,17 +221,7 @@ def options_plot(histogram: Sequence[Sequence[float]], options: BitOptions) -> F
     axes.set_xlabel("gated layer")
     style.tidy(axes)
     style.title(axes, "Options chosen at each layer")
-    handles, names = axes.get_legend_handles_labels()
-    axes.legend(
-        handles[::-1],
-        names[::-1],
-        loc="center left",
-        bbox_to_anchor=(1.0, 0.5),
-        frameon=False,
-        fontsize=style.SMALL_SIZE,
-        handlelength=1.1,
-        handleheight=1.1,
-    )
+    style.option_legend(axes, axes, "center left", bbox_to_anchor=(1.0, 0.5))
     return figure
 
 
