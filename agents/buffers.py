@@ -23,17 +23,9 @@ def returns_to_go(
     *,
     gamma: float,
 ) -> Float32:
-    """Return the sum of rewards from each step to the end of its episode.
+    """Return the sum of rewards from each step to the end of its episode, ``[steps, envs]``.
 
-    Args:
-        rewards: Rewards, ``[steps, envs]``.
-        episode_starts: 1 where a step is the first of its episode, ``[steps, envs]``.
-        last_values: Value of the state after the last step, ``[envs]``, for unfinished episodes.
-        last_dones: 1 where the last step ended its episode, ``[envs]``.
-        gamma: Discount factor per step.
-
-    Returns:
-        Returns, ``[steps, envs]``.
+    ``last_values`` complete the episodes that have not ended, where ``last_dones`` is 0.
     """
     returns = np.empty_like(rewards)
     following = last_values * (1.0 - last_dones)
@@ -44,18 +36,11 @@ def returns_to_go(
 
 
 def leave_one_out_baseline(returns: Float32, group: int) -> Float32:
-    """Return the mean return of the input's other rollouts, for each rollout and layer.
+    """Return the mean return of the input's other rollouts, ``[steps, envs]``.
 
-    A rollout's baseline does not depend on its own actions, so the policy gradient keeps its
-    expectation; subtracting the mean of all rollouts would shrink it by ``1 - 1 / group``.
-
-    Args:
-        returns: Returns, ``[steps, envs]``; environments ``k * group`` to ``(k + 1) * group - 1``
-            have the same input.
-        group: Rollouts per input, at least 2.
-
-    Returns:
-        Baselines, ``[steps, envs]``.
+    ``group`` consecutive environments have one input. A rollout's baseline does not depend on its
+    own actions, so the policy gradient keeps its expectation; subtracting the mean of all rollouts
+    would shrink it by ``1 - 1 / group``.
     """
     grouped = returns.reshape(len(returns), -1, group)  # [steps, images, group]
     others = (grouped.sum(axis=2, keepdims=True) - grouped) / (group - 1)
@@ -70,16 +55,7 @@ def early_exit_baseline(
 
     The baseline is the mean return of the other rollouts that reach the layer. If none does, it is
     the mean return of their whole episodes minus the rollout's rewards before the layer. Neither
-    depends on the next action.
-
-    Args:
-        returns: Undiscounted returns of whole episodes, ``[layers, envs]``.
-        rewards: Rewards, ``[layers, envs]``.
-        padding: True after the end of an episode, ``[layers, envs]``.
-        group: Rollouts per input, at least 2.
-
-    Returns:
-        Baselines, ``[layers, envs]``; undefined where ``padding``.
+    depends on the next action. Arrays are ``[layers, envs]``; the result is undefined in padding.
     """
     parts = (len(returns), -1, group)
     active = (~padding).reshape(parts)  # [layers, images, group]
@@ -123,7 +99,11 @@ class GroupRolloutBuffer(DictRolloutBuffer):
         **kwargs: Any,  # noqa: ANN401 - passed on
     ) -> None:
         super().__init__(*args, **kwargs)
-        check_groups(self.n_envs, group_size)
+        if group_size < 1 or self.n_envs % group_size != 0:
+            raise ConfigError(
+                f"num_envs is {self.n_envs} and group_size is {group_size}; group_size must be at "
+                "least 1 and divide num_envs."
+            )
         if group_size == 1 and not sync_episodes:
             raise ConfigError(
                 "group_size is 1, which leaves no other rollout to compare with; "
@@ -134,12 +114,7 @@ class GroupRolloutBuffer(DictRolloutBuffer):
         self._active: NDArray[np.bool_] = np.ones(0, dtype=np.bool_)
 
     def compute_returns_and_advantage(self, last_values: Tensor, dones: np.ndarray) -> None:
-        """Fill ``returns`` (the value function's target) and ``advantages`` from the rewards.
-
-        Args:
-            last_values: Estimated value of the state after the last step, ``[envs, 1]``.
-            dones: True where the last step ended its episode, bool ``[envs]``.
-        """
+        """Fill ``returns`` (the value function's target) and ``advantages`` from the rewards."""
         padding = np.zeros(self.rewards.shape, dtype=np.bool_)
         if self.sync_episodes:  # every episode starts at the first step and is padded at its end
             padding[1:] = self.episode_starts[1:].cumsum(axis=0) > 0
@@ -183,16 +158,3 @@ class MaskableGroupRolloutBuffer(GroupRolloutBuffer, MaskableDictRolloutBuffer):
 
 class RecurrentGroupRolloutBuffer(GroupRolloutBuffer, RecurrentDictRolloutBuffer):
     """Group rollout buffer for ``RecurrentPPO``, which also stores LSTM states."""
-
-
-def check_groups(n_envs: int, group_size: int) -> None:
-    """Check that environments divide into groups.
-
-    Raises:
-        ConfigError: If ``group_size`` is below 1 or does not divide ``n_envs``.
-    """
-    if group_size < 1 or n_envs % group_size != 0:
-        raise ConfigError(
-            f"num_envs is {n_envs} and group_size is {group_size}; "
-            "group_size must be at least 1 and divide num_envs."
-        )

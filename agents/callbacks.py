@@ -5,7 +5,6 @@ are pending. Callbacks act only then. A resumed run does not repeat the callback
 which it was saved.
 """
 
-import math
 import sys
 import time
 from abc import abstractmethod
@@ -18,12 +17,17 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
-from dfs_rl.agents.hyperparameters import AlgorithmConfig, PolicyGradientConfig, ent_coef_at
+from dfs_rl.agents.hyperparameters import AlgorithmConfig, PolicyGradientConfig
 from dfs_rl.agents.logging import METRICS
 from dfs_rl.envs.sb3_vec_env import SB3GatingVecEnv
 from dfs_rl.errors import TrainingError
 from dfs_rl.utils.seeding import seed_everything, stream_seed
 from dfs_rl.utils.signals import StopRequest
+
+_DIVERGED = (
+    "training stopped after {} steps: the policy's weights are no longer finite; "
+    "a smaller learning rate may help."
+)
 
 
 @dataclass
@@ -42,11 +46,7 @@ class Lifecycle:
 
 
 class BoundaryCallback(BaseCallback):
-    """Base of callbacks that act before the first update, between updates and after the last.
-
-    Args:
-        lifecycle: State shared by all callbacks of a training.
-    """
+    """Base of callbacks that act before the first update, between updates and after the last."""
 
     def __init__(self, lifecycle: Lifecycle) -> None:
         super().__init__()
@@ -54,14 +54,9 @@ class BoundaryCallback(BaseCallback):
         self._done_at = lifecycle.resumed_at
 
     @property
-    def algorithm(self) -> BaseAlgorithm:
-        """The algorithm in training."""
-        return self.model
-
-    @property
     def ended(self) -> bool:
         """True after the last update."""
-        return self.algorithm.num_timesteps >= self.algorithm._total_timesteps
+        return self.model.num_timesteps >= self.model._total_timesteps
 
     @abstractmethod
     def between_updates(self, timesteps: int) -> None:
@@ -78,10 +73,22 @@ class BoundaryCallback(BaseCallback):
         return True
 
     def _act(self) -> None:
-        timesteps = self.algorithm.num_timesteps
+        timesteps = self.model.num_timesteps
         if timesteps != self._done_at:
             self.between_updates(timesteps)
             self._done_at = timesteps
+
+
+class BetweenUpdates(BoundaryCallback):
+    """Calls a function with the number of steps between two updates."""
+
+    def __init__(self, lifecycle: Lifecycle, function: Callable[[int], None]) -> None:
+        super().__init__(lifecycle)
+        self._function = function
+
+    def between_updates(self, timesteps: int) -> None:
+        """Call the function."""
+        self._function(timesteps)
 
 
 class SyncEpisodes(BaseCallback):
@@ -102,17 +109,17 @@ class SyncEpisodes(BaseCallback):
 
 
 class Schedules(BaseCallback):
-    """Seeds each update from the run's seed and the step count, and anneals the entropy bonus.
-
-    Args:
-        seed: Seed of the run.
-        config: Hyperparameters of the algorithm.
-    """
+    """Seeds each update from the run's seed and the step count, and anneals the entropy bonus."""
 
     def __init__(self, *, seed: int, config: AlgorithmConfig) -> None:
         super().__init__()
         self._seed = seed
-        self._config = config
+        self._anneals = isinstance(config, PolicyGradientConfig)
+        self._ent_coef = 0.0
+
+    def _init_callback(self) -> None:
+        if isinstance(self.model, OnPolicyAlgorithm):
+            self._ent_coef = self.model.ent_coef
 
     def _on_rollout_start(self) -> None:
         # Actions and minibatches use the global generators, whose states are not saved.
@@ -123,12 +130,11 @@ class Schedules(BaseCallback):
         )
 
     def _on_rollout_end(self) -> None:
-        if not isinstance(self._config, PolicyGradientConfig):
-            return
-        assert isinstance(self.model, OnPolicyAlgorithm)
-        progress = self.model.num_timesteps / self.model._total_timesteps
-        self.model.ent_coef = ent_coef_at(self._config, progress)
-        self.logger.record("train/ent_coef", self.model.ent_coef)
+        if self._anneals:
+            assert isinstance(self.model, OnPolicyAlgorithm)
+            progress = self.model.num_timesteps / self.model._total_timesteps
+            self.model.ent_coef = self._ent_coef * max(0.0, 1.0 - progress)
+            self.logger.record("train/ent_coef", self.model.ent_coef)
 
     def _on_step(self) -> bool:
         return True
@@ -140,21 +146,15 @@ class FiniteGuard(BoundaryCallback):
     def _on_step(self) -> bool:
         if not np.isfinite(self.locals["rewards"]).all():
             raise TrainingError(
-                f"training stopped after {self.algorithm.num_timesteps} steps: a reward is not "
+                f"training stopped after {self.model.num_timesteps} steps: a reward is not "
                 "finite, so the backbone's outputs are not."
             )
         return True
 
     def between_updates(self, timesteps: int) -> None:
         """Check all weights of the policy."""
-        if not has_finite_weights(self.algorithm):
+        if not has_finite_weights(self.model):
             raise TrainingError(_DIVERGED.format(timesteps))
-
-
-_DIVERGED = (
-    "training stopped after {} steps: the policy's weights are no longer finite; "
-    "a smaller learning rate may help."
-)
 
 
 def has_finite_weights(model: BaseAlgorithm) -> bool:
@@ -163,13 +163,7 @@ def has_finite_weights(model: BaseAlgorithm) -> bool:
 
 
 def learn(model: BaseAlgorithm, steps: int, callbacks: list[BaseCallback], *, fresh: bool) -> None:
-    """Train an algorithm for another ``steps`` steps.
-
-    Args:
-        model: The algorithm.
-        steps: Number of steps; 0 only runs the end of the callbacks.
-        callbacks: Callbacks, including the one for logging.
-        fresh: True for a new run, False for a resumed one.
+    """Train an algorithm for another ``steps`` steps; ``fresh`` is False for a resumed run.
 
     Raises:
         TrainingError: If the policy's weights are no longer finite.
@@ -184,25 +178,17 @@ def learn(model: BaseAlgorithm, steps: int, callbacks: list[BaseCallback], *, fr
 
 
 class UpdateLog(BoundaryCallback):
-    """Logs each completed update; ``reward`` is the mean return of the last one.
+    """Logs each completed update."""
 
-    Args:
-        lifecycle: State shared by all callbacks of a training.
-    """
-
-    def __init__(self, lifecycle: Lifecycle) -> None:
-        super().__init__(lifecycle)
-        self.reward = math.nan
-        self._started = 0.0
+    _started = 0.0
 
     def _on_training_start(self) -> None:
         self._started = time.perf_counter()
 
     def _on_rollout_end(self) -> None:
-        env = self.algorithm.get_env()
+        env = self.model.get_env()
         assert isinstance(env, SB3GatingVecEnv)
         stats = env.pop_stats()
-        self.reward = stats.mean_return
         self.logger.record("rollout/reward", stats.mean_return)
         self.logger.record("rollout/accuracy", 100.0 * stats.accuracy)
         self.logger.record("rollout/computation", stats.computation)
@@ -210,7 +196,7 @@ class UpdateLog(BoundaryCallback):
     def between_updates(self, timesteps: int) -> None:
         """Write the metrics of the last update."""
         if self.logger.name_to_value:
-            steps = timesteps - self.algorithm._num_timesteps_at_start
+            steps = timesteps - self.model._num_timesteps_at_start
             rate = steps / max(time.perf_counter() - self._started, 1e-9)
             self.logger.record("time/steps_per_second", rate, exclude=(METRICS,))
             self.logger.dump(timesteps)

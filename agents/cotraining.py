@@ -6,16 +6,13 @@ pass as teacher. The weights learn from the train split and the gate from the ag
 labels the weights never use.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import NamedTuple
 
 import torch
-from stable_baselines3.common.base_class import BaseAlgorithm
 from torch import Tensor
 from torch.nn import functional
 
-from dfs_rl.agents.callbacks import BoundaryCallback, Lifecycle
 from dfs_rl.agents.cotraining_config import CoTrainConfig
 from dfs_rl.backbones.base import Backbone, InferenceBackbone
 from dfs_rl.backbones.interfaces import WalkableBackbone
@@ -25,35 +22,13 @@ from dfs_rl.gating.action_masks import action_masks
 from dfs_rl.gating.execution import run_head, run_layer, run_stem
 from dfs_rl.gating.networks import LearnedGate
 from dfs_rl.gating.observation import observe
-from dfs_rl.utils.checkpoint import check_finite, optimizer_tensors, restore_optimizer
+from dfs_rl.utils.checkpoint import (
+    module_tensors,
+    optimizer_tensors,
+    restore_module,
+    restore_optimizer,
+)
 from dfs_rl.utils.seeding import torch_generator
-
-
-class CoTrainLosses(NamedTuple):
-    """Unweighted losses of one step.
-
-    Attributes:
-        gated: Cross-entropy of the gated pass.
-        divergence: Kullback-Leibler divergence of the gated pass from the full-precision pass;
-            ``None`` without a full-precision pass.
-        full: Cross-entropy of the full-precision pass; ``None`` without it.
-    """
-
-    gated: float
-    divergence: float | None
-    full: float | None
-
-
-class CoTrainStep(NamedTuple):
-    """Loss of the next step.
-
-    Attributes:
-        loss: Weighted sum of the losses, a scalar with gradients.
-        losses: Its unweighted terms.
-    """
-
-    loss: Tensor
-    losses: CoTrainLosses
 
 
 def gated_rollout(
@@ -65,19 +40,10 @@ def gated_rollout(
     budget: float | None,
     greedy: bool = False,
 ) -> Tensor:
-    """Run images under a gate with gradients for the backbone but not for the gate.
+    """Return the logits ``[batch, classes]``, with gradients for the backbone but not for the gate.
 
-    Args:
-        backbone: The backbone, in training form.
-        gate: The gate.
-        images: Images, uint8 ``[batch, c, h, w]``.
-        generator: Random generator of the options.
-        budget: Per-input budget on computation in percent, fixed parts and gate included; options
-            above it are masked, as in deployment. ``None`` for none.
-        greedy: True to run the most likely options instead of sampling.
-
-    Returns:
-        Logits ``[batch, classes]``.
+    Options are sampled, or the most likely ones if ``greedy``; those above the per-input budget, in
+    percent, are masked, as in deployment.
     """
     # Under budget conditioning every image has a preference, as in the training of the gate.
     preferences = None
@@ -95,27 +61,25 @@ def gated_rollout(
                 backbone.costs, state.layer, state.spent, budget, gate_macs=gate.macs
             )
             logits = logits.masked_fill(~allowed, -torch.inf)
-            if greedy:
-                options = logits.argmax(dim=1)
-            else:
+            options = logits.argmax(dim=1)
+            if not greedy:
                 options = torch.multinomial(logits.softmax(dim=1), 1, generator=generator)[:, 0]
         state = run_layer(backbone, state, options)
     return run_head(backbone, state)
 
 
 class CoTrainer:
-    """Trains a backbone by supervision under a gate's choices.
+    """Trains a backbone in place, by supervision under a gate's choices.
 
     Random draws follow from the seed and the number of steps, so only weights and moments are
-    saved.
+    saved. The norms stay in evaluation mode.
 
     Args:
         config: Hyperparameters.
-        backbone: The backbone in training form, trained in place; its norms stay in evaluation
-            mode.
+        backbone: The backbone in training form.
         dataset: Dataset whose train split the backbone learns from.
         seed: Seed of the run.
-        budget: Per-input budget of the gate on computation in percent; ``None`` for none.
+        budget: Per-input budget of the gate in percent; ``None`` for none.
         greedy: True if the gate takes its most likely options in training.
     """
 
@@ -131,12 +95,9 @@ class CoTrainer:
     ) -> None:
         self.backbone = backbone.eval()
         self.steps = 0
-        self._config = config
         self._images = dataset.train.to(backbone.image_mean.device)
-        self._flip = dataset.flip
-        self._seed = seed
-        self._budget = budget
-        self._greedy = greedy
+        self._config, self._flip, self._seed = config, dataset.flip, seed
+        self._budget, self._greedy = budget, greedy
         self._weights = [p for p in backbone.parameters() if p.requires_grad]
         self._optimizer = torch.optim.Adam(self._weights, lr=config.learning_rate)
 
@@ -156,8 +117,8 @@ class CoTrainer:
             for weight in self._weights:
                 weight.requires_grad = True
 
-    def step(self, gate: LearnedGate) -> CoTrainLosses:
-        """Train the backbone for one step under ``gate``.
+    def step(self, gate: LearnedGate) -> dict[str, float]:
+        """Train the backbone for one step under ``gate``, and return the unweighted losses.
 
         Raises:
             TrainingError: If the loss or the weights are no longer finite.
@@ -167,8 +128,11 @@ class CoTrainer:
         self.finish_step()
         return losses
 
-    def prepare_step(self, gate: LearnedGate) -> CoTrainStep:
-        """Return the loss of the next step under ``gate``, to be completed by ``finish_step``.
+    def prepare_step(self, gate: LearnedGate) -> tuple[Tensor, dict[str, float]]:
+        """Return the loss of the next step, to be completed by ``finish_step``, and its terms.
+
+        The terms are the cross-entropy of the gated pass and, unless their weights are 0, its
+        divergence from the full-precision pass and the cross-entropy of that pass.
 
         Raises:
             TrainingError: If the loss is no longer finite.
@@ -182,8 +146,8 @@ class CoTrainer:
         gated = gated_rollout(
             self.backbone, gate, images, generator, budget=self._budget, greedy=self._greedy
         )
-        own = functional.cross_entropy(gated, labels)
-        loss, losses = own, CoTrainLosses(float(own.detach()), None, None)
+        loss = functional.cross_entropy(gated, labels)
+        losses = {"gated": float(loss.detach())}
         if config.distillation or config.full_precision:
             full = self.backbone(images)
             teacher = full.detach().log_softmax(dim=1)
@@ -192,22 +156,16 @@ class CoTrainer:
             )
             label = functional.cross_entropy(full, labels)
             loss = loss + config.distillation * divergence + config.full_precision * label
-            losses = losses._replace(
-                divergence=float(divergence.detach()), full=float(label.detach())
-            )
+            losses |= {"divergence": float(divergence.detach()), "full": float(label.detach())}
         if not bool(torch.isfinite(loss)):
             raise TrainingError(
                 f"co-training stopped at backbone step {self.steps}: its loss is {loss.item()}; "
                 "a smaller cotrain.learning_rate may help."
             )
-        return CoTrainStep(loss, losses)
+        return loss, losses
 
     def finish_step(self) -> None:
-        """Take the optimizer step of ``prepare_step``, after the backward pass.
-
-        Raises:
-            TrainingError: If the weights are no longer finite.
-        """
+        """Take the optimizer step of ``prepare_step``, after the backward pass."""
         self._optimizer.step()
         if not all(bool(torch.isfinite(p).all()) for p in self.backbone.parameters()):
             raise TrainingError(
@@ -222,9 +180,7 @@ class CoTrainer:
 
     def tensors(self) -> dict[str, Tensor]:
         """Return weights and moments for a checkpoint."""
-        weights = {
-            f"backbone.{name}": tensor for name, tensor in self.backbone.state_dict().items()
-        }
+        weights = module_tensors(self.backbone, "backbone")
         return weights | optimizer_tensors(self._optimizer, "backbone_optimizer")
 
     def restore(self, tensors: Mapping[str, Tensor], steps: int) -> None:
@@ -233,14 +189,8 @@ class CoTrainer:
         Raises:
             CheckpointError: If the tensors do not fit the backbone.
         """
-        weights = {
-            name.removeprefix("backbone."): t
-            for name, t in tensors.items()
-            if name.startswith("backbone.")
-        }
         try:
-            self.backbone.load_state_dict(weights)
-            check_finite(self.backbone, "the checkpoint")
+            restore_module(self.backbone, tensors, "backbone")
             restore_optimizer(self._optimizer, tensors, "backbone_optimizer")
         except (LookupError, RuntimeError, ValueError) as error:
             raise CheckpointError(
@@ -255,37 +205,3 @@ class CoTrainer:
             labels.device
         )
         return augment(images[rows], generator, flip=self._flip), labels[rows]
-
-
-class CoTraining(BoundaryCallback):
-    """Trains the backbone for one step after each update of the gate.
-
-    Args:
-        lifecycle: State shared by all callbacks of a training.
-        trainer: Trainer of the backbone.
-        export: Function that exports the policy to a gate.
-        renew: Function that updates the backbone of the environment.
-    """
-
-    def __init__(
-        self,
-        lifecycle: Lifecycle,
-        trainer: CoTrainer,
-        *,
-        export: Callable[[BaseAlgorithm], LearnedGate],
-        renew: Callable[[], None],
-    ) -> None:
-        super().__init__(lifecycle)
-        self._trainer = trainer
-        self._export = export
-        self._renew = renew
-
-    def between_updates(self, timesteps: int) -> None:
-        """Train the backbone for one step, except before the gate's first update."""
-        if timesteps == 0:
-            return
-        losses = self._trainer.step(self._export(self.algorithm))
-        for name, value in losses._asdict().items():
-            if value is not None:
-                self.logger.record(f"backbone/{name}", value)
-        self._renew()

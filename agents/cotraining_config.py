@@ -36,12 +36,7 @@ class CoTrainConfig:
     full_precision: NonNegativeFloat = 1.0
 
     def gate_timesteps(self, timesteps: int, images: int) -> int:
-        """Return the part of ``timesteps`` left for the gate.
-
-        Args:
-            timesteps: Timesteps of the whole training.
-            images: Images of one gate update, each of which comes with one backbone batch.
-        """
+        """Return the part of ``timesteps`` left for the gate, whose updates have ``images``."""
         return timesteps * images // (images + self.batch_size)
 
 

@@ -1,191 +1,129 @@
 """Construction of gates, and conversion between policies and gates in plain torch."""
 
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+import copy
+from typing import Any
 
 import torch
-from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
 from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from sb3_contrib.qrdqn.policies import QRDQNPolicy
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.dqn.policies import DQNPolicy
 from torch import Tensor, nn
 
-from dfs_rl.agents.hyperparameters import BuiltKind, FeatureChoice
-from dfs_rl.agents.policies import PerLayerEmbedding, PerLayerExtractor, PerLayerFeaturesExtractor
+from dfs_rl.agents.hyperparameters import FeatureChoice
+from dfs_rl.agents.policies import PerLayerEmbedding, PerLayerExtractor
 from dfs_rl.backbones.interfaces import WalkableBackbone, confidence_sizes
-from dfs_rl.costs import BitOptions
 from dfs_rl.errors import ConfigError
 from dfs_rl.gating.budget_conditioning import BudgetConditioning
-from dfs_rl.gating.networks import (
-    ExitInfo,
-    LearnedGate,
-    LSTMGate,
-    MLPGate,
-    OneShotGate,
-    exit_info,
-)
+from dfs_rl.gating.networks import LearnedGate, LSTMGate, MLPGate, exit_info
 from dfs_rl.gating.observation import context_size
+from dfs_rl.gating.registry import GATES, ONE_SHOT
 
 GATE_SHARE = 0.0005
 """Default MACs of a gate over those of the gated layers, well below the cost 0.01 of low bits."""
-NARROWEST, WIDEST = 8, 32
+_MIN_WIDTH, _MAX_WIDTH = 8, 32
 RECURRENT_WIDTH = 10
 """Default width of embedding and LSTM, as in DFS; one LSTM serves all layers."""
-
-
-class GateShape(NamedTuple):
-    """Sizes of a gate.
-
-    Attributes:
-        feature_sizes: Number of leading features that the gate reads before each layer.
-        hidden: Width of each layer's hidden layer.
-    """
-
-    feature_sizes: tuple[int, ...]
-    hidden: int
 
 
 def gate_shape(
     backbone: WalkableBackbone,
     *,
+    kind: str = "ff",
     features: FeatureChoice,
     hidden: int | None,
     budget_conditioning: bool,
-) -> GateShape:
-    """Return the shape of a gate over ``backbone``.
+) -> tuple[tuple[int, ...], int]:
+    """Return the number of features that a gate reads before each layer, and its hidden width.
 
-    Args:
-        backbone: The backbone.
-        features: Features that the gate reads.
-        hidden: Width of its hidden layers; ``None`` for the default. By default the gate takes
-            ``GATE_SHARE`` of the gated layers' MACs, with 8 to 32 units: fewer units separate
-            images of small backbones badly, and more units bring no gain.
-        budget_conditioning: True for one gate for all budgets.
+    By default an LSTM has ``RECURRENT_WIDTH``. Other gates take ``GATE_SHARE`` of the gated layers'
+    MACs, with 8 to 32 units: fewer units separate images of small backbones badly, and more units
+    bring no gain.
     """
     available = tuple(backbone.feature_sizes)
     sizes = available if features == "all" else confidence_sizes(available)
+    if hidden is None and kind == "lstm":
+        return sizes, RECURRENT_WIDTH
     if hidden is None:
-        others = context_size(budget_conditioning=budget_conditioning) + backbone.costs.n_actions
-        hidden = _affordable(backbone, sum(size + others for size in sizes))
-    return GateShape(feature_sizes=sizes, hidden=hidden)
-
-
-def _affordable(backbone: WalkableBackbone, per_unit: int) -> int:
-    """Return the default width of a gate with ``per_unit`` MACs per hidden unit and image."""
-    left = GATE_SHARE * backbone.costs.total_macs - backbone.feature_macs
-    return min(max(int(left / per_unit), NARROWEST), WIDEST)
+        context = context_size(budget_conditioning=budget_conditioning)
+        outputs = backbone.costs.n_actions
+        per_unit = sum(size + context + outputs for size in sizes)
+        if kind == ONE_SHOT:  # it reads features once
+            per_unit = sizes[0] + context + len(sizes) * outputs
+        left = GATE_SHARE * backbone.costs.total_macs - backbone.feature_macs
+        hidden = min(max(int(left / per_unit), _MIN_WIDTH), _MAX_WIDTH)
+    return sizes, hidden
 
 
 def untrained_gate(
     backbone: WalkableBackbone,
     *,
-    kind: BuiltKind,
+    kind: str,
     features: FeatureChoice,
     hidden: int | None,
-    name: str = "gate",
-    budget: float | None = None,
     budget_conditioning: BudgetConditioning | None = None,
-    choices: Sequence[int] | None = None,
+    **settings: Any,  # noqa: ANN401 - passed on
 ) -> LearnedGate:
     """Build a gate with its initial weights and its final shape and cost.
 
     Args:
         backbone: The backbone.
-        kind: "ff" for a network per layer, "lstm" for one LSTM, or "oneshot" for one decision on
-            all layers before the first.
+        kind: Name of its network in ``GATES``.
         features: Features that the gate reads.
-        hidden: Hidden width; ``None`` for the default of the kind, see ``gate_shape`` and
-            ``RECURRENT_WIDTH``.
-        name: Name in tables and plots.
-        budget: Per-input budget on computation in percent to train for; ``None`` for none.
+        hidden: Hidden width; ``None`` for the default, see ``gate_shape``.
         budget_conditioning: Budget conditioning of a gate for all budgets; ``None`` for one budget.
-        choices: Indices of the allowed options; ``None`` for all.
+        settings: Name, budget and choices, see ``LearnedGate``.
     """
-    shape = gate_shape(
+    sizes, width = gate_shape(
         backbone,
+        kind=kind,
         features=features,
         hidden=hidden,
         budget_conditioning=budget_conditioning is not None,
     )
-    sizes, width = shape
-    if kind == "lstm":
-        width = hidden or RECURRENT_WIDTH
-    elif kind == "oneshot":
-        outputs = len(sizes) * (len(choices) if choices else backbone.costs.n_actions)
-        inputs = sizes[0] + context_size(budget_conditioning=budget_conditioning is not None)
-        width = hidden or _affordable(backbone, inputs + outputs)
-    return _GATES[kind](
+    return GATES[kind](
         sizes,
         backbone.options,
         feature_macs=backbone.feature_macs,
         hidden=width,
-        name=name,
-        budget=budget,
         budget_conditioning=budget_conditioning,
-        choices=choices,
         exits=exit_info(backbone),
+        **settings,
     )
-
-
-_GATES: Mapping[BuiltKind, type[LearnedGate]] = {
-    "ff": MLPGate,
-    "lstm": LSTMGate,
-    "oneshot": OneShotGate,
-}
 
 
 @torch.no_grad()
-def deploy(
-    model: BaseAlgorithm,
-    options: BitOptions,
-    *,
-    feature_macs: float,
-    name: str,
-    budget: float | None = None,
-    budget_conditioning: BudgetConditioning | None = None,
-    preference: float = 1.0,
-    exits: ExitInfo | None = None,
-) -> LearnedGate:
-    """Export a policy's actor to a gate with the same logits or action values.
+def deploy(model: BaseAlgorithm, template: LearnedGate) -> LearnedGate:
+    """Return a copy of ``template`` on the policy's device, with the weights of its actor.
 
-    Weights of features that a layer lacks are dropped.
-
-    Args:
-        model: An algorithm from ``build_algorithm``.
-        options: The bit options that its actions index.
-        feature_macs: MACs of the features that the gate reads, see ``WalkableBackbone``.
-        name: Name in tables and plots.
-        budget: Per-input budget on computation in percent; ``None`` for none.
-        budget_conditioning: Budget conditioning of a gate for all budgets; ``None`` for one budget.
-        preference: Preference of the gate, in [0, 1].
-        exits: The exits that the gate knows, if its last action is to exit.
-
-    Returns:
-        The gate, on the policy's device, with copied weights.
+    Both have the same shape, and the gate the same logits or action values. Weights of features
+    that a layer lacks are dropped.
     """
+    gate = copy.deepcopy(template)
     extractor = _extractor(model)
-    recurrent = isinstance(extractor, PerLayerEmbedding)
-    gate = _GATES["lstm" if recurrent else "ff"](
-        extractor.feature_sizes,
-        options,
-        feature_macs=feature_macs,
-        hidden=extractor.inner.shape[2],
-        name=name,
-        budget=budget,
-        budget_conditioning=budget_conditioning,
-        preference=preference,
-        exits=exits,
-    )
     if isinstance(gate, LSTMGate):
-        _copy_memory(model, extractor, gate)
+        for layer, embedding in enumerate(gate.embeddings):
+            _copy_linear(embedding, *extractor.layer_weights(layer))
+        lstm, head = _recurrent_actor(model)
+        for name, parameter in gate.cell.named_parameters():  # one layer of an LSTM
+            parameter.copy_(lstm.get_parameter(f"{name}_l0"))
+        _copy_linear(gate.scores, head.weight, head.bias)
     elif isinstance(gate, MLPGate):
-        _copy_networks(extractor, gate)
+        assert isinstance(extractor, PerLayerExtractor)
+        parts = (extractor.features_dim // gate.n_actions, gate.n_actions)
+        for layer, network in enumerate(gate.networks):
+            first, _, last = network.children()
+            _copy_linear(first, *extractor.layer_weights(layer))
+            # QR-DQN has several scores per option; their mean, again linear, is the action value.
+            _copy_linear(
+                last,
+                extractor.outer[layer].view(-1, *parts).mean(dim=1).T,
+                extractor.outer_bias[layer].view(parts).mean(dim=0),
+            )
     return gate.to(model.policy.device).eval()
 
 
-def _extractor(model: BaseAlgorithm) -> PerLayerFeaturesExtractor:
+def _extractor(model: BaseAlgorithm) -> PerLayerEmbedding:
     """Return the features extractor that computes the scores of actions."""
     policy = model.policy
     if isinstance(policy, DQNPolicy):
@@ -194,93 +132,64 @@ def _extractor(model: BaseAlgorithm) -> PerLayerFeaturesExtractor:
         extractor = policy.quantile_net.features_extractor
     else:
         extractor = policy.pi_features_extractor
-    assert isinstance(extractor, PerLayerFeaturesExtractor)
+    assert isinstance(extractor, PerLayerEmbedding)
     return extractor
 
 
-def _copy_networks(extractor: PerLayerFeaturesExtractor, gate: MLPGate) -> None:
-    assert isinstance(extractor, PerLayerExtractor)
-    parts = (extractor.features_dim // gate.n_actions, gate.n_actions)
-    for layer, network in enumerate(gate.networks):
-        first, _, last = network.children()
-        _copy_linear(first, *extractor.layer_weights(layer))
-        # QR-DQN has several scores per option; their mean, again linear, is the action value.
-        _copy_linear(
-            last,
-            extractor.outer[layer].view(-1, *parts).mean(dim=1).T,
-            extractor.outer_bias[layer].view(parts).mean(dim=0),
-        )
+def _recurrent_actor(model: BaseAlgorithm) -> tuple[nn.LSTM, nn.Linear]:
+    policy = model.policy
+    assert isinstance(policy, RecurrentActorCriticPolicy)
+    return policy.lstm_actor, _linear(policy.action_net)
 
 
-def _copy_memory(
-    model: BaseAlgorithm, extractor: PerLayerFeaturesExtractor, gate: LSTMGate
-) -> None:
-    for layer, embedding in enumerate(gate.embeddings):
-        _copy_linear(embedding, *extractor.layer_weights(layer))
-    lstm, head = model.policy.lstm_actor, model.policy.action_net
-    assert isinstance(lstm, nn.LSTM)
-    assert isinstance(head, nn.Linear)
-    for name, parameter in gate.cell.named_parameters():  # an LSTM cell is one layer of an LSTM
-        parameter.copy_(lstm.get_parameter(f"{name}_l0"))
-    _copy_linear(gate.scores, head.weight, head.bias)
-
-
-def _copy_linear(linear: nn.Module, weight: Tensor, bias: Tensor) -> None:
-    assert isinstance(linear, nn.Linear)
+def _copy_linear(module: nn.Module, weight: Tensor, bias: Tensor) -> None:
+    linear = _linear(module)
     linear.weight.copy_(weight)
     linear.bias.copy_(bias)
 
 
-def check_initial_gate(gate: LearnedGate, wanted: LearnedGate, source: str) -> None:
-    """Check that a gate can initialize the gate to be trained.
+def _linear(module: nn.Module) -> nn.Linear:
+    assert isinstance(module, nn.Linear)
+    return module
 
-    Args:
-        gate: The gate to initialize from.
-        wanted: The gate to be trained, as it is built.
-        source: Origin of ``gate``, for the error message.
+
+def check_initial_gate(gate: LearnedGate, wanted: LearnedGate, source: str) -> None:
+    """Check that the gate of ``source`` can initialize the gate to be trained.
 
     Raises:
         ConfigError: If kind, options, choices, features or width differ.
     """
     for what, has, needs in (
-        ("is", type(gate).__name__, type(wanted).__name__),
-        ("chooses from bits", list(gate.options), list(wanted.options)),
-        ("may choose the options", list(gate.choices), list(wanted.choices)),
-        ("reads features", list(gate.feature_sizes), list(wanted.feature_sizes)),
-        ("is as wide as", gate.hidden, wanted.hidden),
+        ("kind", type(gate).__name__, type(wanted).__name__),
+        ("bit options", list(gate.options), list(wanted.options)),
+        ("allowed options", list(gate.choices), list(wanted.choices)),
+        ("feature sizes", list(gate.feature_sizes), list(wanted.feature_sizes)),
+        ("hidden width", gate.hidden, wanted.hidden),
     ):
         if has != needs:
             raise ConfigError(
-                f"the gate of {source} {what} {has}, but the one to be learned from it {needs}."
+                f"init_gate is {source}, whose gate has the {what} {has}; the gate to be trained "
+                f"has {needs}."
             )
 
 
 @torch.no_grad()
 def load_gate_into_policy(model: BaseAlgorithm, gate: LearnedGate) -> None:
-    """Copy a gate into a policy's actor, the inverse of ``deploy``.
+    """Copy a gate into a policy's actor, the inverse of ``deploy``; the critic does not change.
 
     SkipNet (Wang et al., ECCV 2018) finds that reinforcement learning from scratch stays at chance
     on a plain backbone, and starts from a supervised gate. A budget-conditioned gate initializes a
     policy for one budget at its current preference; a gate for one budget initializes a
-    budget-conditioned policy equally at all preferences. The critic's weights do not change.
-
-    Args:
-        model: An algorithm with an actor.
-        gate: A gate that passes ``check_initial_gate``; the policy takes over its distribution.
+    budget-conditioned policy equally at all preferences.
     """
-    policy = model.policy
-    assert isinstance(policy, ActorCriticPolicy | MaskableActorCriticPolicy)
-    extractor = policy.pi_features_extractor
-    assert isinstance(extractor, PerLayerFeaturesExtractor)
+    extractor = _extractor(model)
     if isinstance(gate, LSTMGate):
-        assert isinstance(policy, RecurrentActorCriticPolicy)
         for layer, embedding in enumerate(gate.embeddings):
             _set_inner(extractor, layer, _linear(embedding), gate)
+        lstm, head = _recurrent_actor(model)
         for name, parameter in gate.cell.named_parameters():
-            policy.lstm_actor.get_parameter(f"{name}_l0").copy_(parameter)
-        head = _linear(policy.action_net)
-        head.weight.copy_(gate.scores.weight)
-        head.bias.copy_(gate.scores.bias)
+            lstm.get_parameter(f"{name}_l0").copy_(parameter)
+        _copy_linear(head, gate.scores.weight, gate.scores.bias)
     elif isinstance(gate, MLPGate):
         assert isinstance(extractor, PerLayerExtractor)
         for layer, network in enumerate(gate.networks):
@@ -291,7 +200,7 @@ def load_gate_into_policy(model: BaseAlgorithm, gate: LearnedGate) -> None:
 
 
 def _set_inner(
-    extractor: PerLayerFeaturesExtractor, layer: int, linear: nn.Linear, gate: LearnedGate
+    extractor: PerLayerEmbedding, layer: int, linear: nn.Linear, gate: LearnedGate
 ) -> None:
     """Copy a linear map of features and context into one layer of an extractor."""
     inner, size = extractor.inner[layer], extractor.feature_sizes[layer]  # [S + C, width]
@@ -304,8 +213,3 @@ def _set_inner(
     extractor.inner_bias[layer].copy_(linear.bias)
     if len(theirs) > both:  # the budget is fixed: fold it into the bias
         extractor.inner_bias[layer].add_(theirs[both], alpha=gate.preference)
-
-
-def _linear(module: nn.Module) -> nn.Linear:
-    assert isinstance(module, nn.Linear)
-    return module

@@ -1,11 +1,13 @@
 """Hyperparameters of reinforcement learning, with the reasons for their defaults.
 
-The module does not import torch, so that help pages load quickly.
+A configuration holds all that defines an algorithm: its hyperparameters, which have the names of
+Stable-Baselines3's arguments, and the names of the classes that learn with them. The module does
+not import torch, so that help pages load quickly.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import ClassVar, Literal, NamedTuple, TypeVar
+from typing import Annotated, ClassVar, Literal, NamedTuple, Self, TypeVar
 
 from dfs_rl.errors import ConfigError
 from dfs_rl.utils.config import (
@@ -16,12 +18,12 @@ from dfs_rl.utils.config import (
     UnitInterval,
     configuration,
 )
+from dfs_rl.utils.registry import NameIn, Registry
 
-AlgorithmName = Literal["ppo", "a2c", "maskable_ppo", "trpo", "dqn", "qrdqn", "recurrent_ppo"]
-GateKind = Literal["ff", "lstm"]
-"""Kind of gate that a policy trains: a small network per layer, or one LSTM for all layers."""
-BuiltKind = Literal["ff", "lstm", "oneshot"]
-"""Kind of gate that ``gate_export`` builds; only BlockDrop uses "oneshot"."""
+AlgorithmT = TypeVar("AlgorithmT", bound=type["AlgorithmConfig"])
+ALGORITHM_CONFIGS: Registry[type["AlgorithmConfig"]] = Registry("algorithm")
+"""Configuration of each algorithm, by the name that ``--algo`` takes."""
+AlgorithmName = Annotated[str, NameIn(ALGORITHM_CONFIGS)]
 StaticMethod = Literal["ddpg", "td3", "sac", "ppo", "greedy"]
 """Method that finds a static bit table, see ``dfs_rl.agents.static.methods``."""
 FeatureChoice = Literal["confidence", "all"]
@@ -29,10 +31,14 @@ FeatureChoice = Literal["confidence", "all"]
 Start = Literal["uniform", "indifferent"]
 """Initial policy of a gate, see ``dfs_rl.agents.pretraining``."""
 
-ConfigT = TypeVar("ConfigT", bound="AlgorithmConfig")
-
 DEFAULT_GROUP_SIZE = 8
 """Default group size of an on-policy algorithm without pretraining on uniform options."""
+_MAX_LEARNING_RATE = 0.03
+_DEFAULT_ENT_COEF = 0.03
+_BUFFER_BYTES = 64e6
+_MAX_BUFFER_BYTES = 16_384e6
+_POLICIES = "dfs_rl.agents.policies:"
+_BUFFERS = "dfs_rl.agents.buffers:"
 
 
 class RolloutSize(NamedTuple):
@@ -63,27 +69,40 @@ class AlgorithmConfig:
             policy gradient with --start uniform, at most 0.03.
         final_learning_rate: Final learning rate, reached linearly; default a twentieth of
             learning_rate.
-
-    Raises:
-        ConfigError: If a value is out of range.
     """
 
     label: ClassVar[str]
     """Name of its gates in tables and plots."""
+    algorithm: ClassVar[str]
+    """Class of the algorithm, ``module:name``."""
+    policy: ClassVar[str]
+    """Class of its policy, ``module:name``."""
+    gate: ClassVar[str] = "ff"
+    """Kind of gate that the algorithm trains."""
     needs_budget: ClassVar[bool] = False
     """True if the algorithm requires a per-input budget."""
-    gate: ClassVar[GateKind] = "ff"
-    """Kind of gate that the algorithm trains."""
+    path_length: ClassVar[Mapping[Start, float]] = {"uniform": 12_000.0, "indifferent": 12_000.0}
+    """Default learning rate times timesteps.
+
+    Adam changes a weight by about the learning rate per step at any gradient, so weights can move
+    the same distance in trainings of any length.
+    """
 
     learning_rate: PositiveUnitInterval | None = None
     final_learning_rate: UnitInterval | None = None
 
-    def check_update(self, update: "RolloutSize") -> None:
-        """Check the settings against the size of an update.
+    def resolve(self, update: RolloutSize, *, timesteps: int, start: Start) -> Self:
+        """Return a copy with the defaults that depend on the training; no value is ``None``.
 
         Raises:
-            ConfigError: If a setting does not fit that size.
+            ConfigError: If a value does not fit the size of an update.
         """
+        del update  # sets further defaults in subclasses
+        rate = self.learning_rate
+        if rate is None:
+            rate = min(_MAX_LEARNING_RATE, self.path_length[start] / timesteps)
+        final = rate / 20 if self.final_learning_rate is None else self.final_learning_rate
+        return replace(self, learning_rate=rate, final_learning_rate=final)
 
 
 @configuration
@@ -95,12 +114,18 @@ class OnPolicyConfig(AlgorithmConfig):
             rollout per image.
     """
 
+    policy = _POLICIES + "GatePolicy"
+    rollout_buffer: ClassVar[str] = _BUFFERS + "GroupRolloutBuffer"
+    """Class of the rollout buffer for groups and for episodes of different lengths."""
+
     gae_lambda: UnitInterval = 0.95
 
 
 @configuration
 class PolicyGradientConfig(OnPolicyConfig):
     """Hyperparameters of algorithms with one loss of policy, entropy and value.
+
+    With --start uniform there is little to change, and an entropy bonus would mix the options.
 
     Attributes:
         ent_coef: Initial weight of the entropy bonus, which falls linearly to 0; default 0.03, or 0
@@ -110,9 +135,17 @@ class PolicyGradientConfig(OnPolicyConfig):
         max_grad_norm: Maximum norm of the gradient, for clipping.
     """
 
+    path_length: ClassVar[Mapping[Start, float]] = {"uniform": 1_500.0, "indifferent": 12_000.0}
+
     ent_coef: NonNegativeFloat | None = None
     vf_coef: NonNegativeFloat = 0.5
     max_grad_norm: PositiveFloat = 0.5
+
+    def resolve(self, update: RolloutSize, *, timesteps: int, start: Start) -> Self:
+        """Fill in the entropy bonus as well."""
+        resolved = super().resolve(update, timesteps=timesteps, start=start)
+        default = 0.0 if start == "uniform" else _DEFAULT_ENT_COEF
+        return replace(resolved, ent_coef=default if self.ent_coef is None else self.ent_coef)
 
 
 @configuration
@@ -127,14 +160,16 @@ class PPOConfig(PolicyGradientConfig):
     """
 
     label = "PPO"
+    algorithm = "stable_baselines3:PPO"
 
     n_epochs: PositiveInt = 4
     batch_size: PositiveInt | None = None
     clip_range: PositiveFloat = 0.2
 
-    def check_update(self, update: RolloutSize) -> None:
-        """Check that the minibatch size divides an update."""
-        minibatch_size(self.batch_size, update)
+    def resolve(self, update: RolloutSize, *, timesteps: int, start: Start) -> Self:
+        """Fill in the minibatch size as well."""
+        resolved = super().resolve(update, timesteps=timesteps, start=start)
+        return replace(resolved, batch_size=_minibatch_size(self.batch_size, update))
 
 
 @configuration
@@ -145,6 +180,9 @@ class MaskablePPOConfig(PPOConfig):
     """
 
     label = "MaskablePPO"
+    algorithm = "sb3_contrib:MaskablePPO"
+    policy = _POLICIES + "MaskableGatePolicy"
+    rollout_buffer = _BUFFERS + "MaskableGroupRolloutBuffer"
     needs_budget = True
 
 
@@ -156,6 +194,9 @@ class RecurrentPPOConfig(PPOConfig):
     """
 
     label = "RecurrentPPO"
+    algorithm = "dfs_rl.agents.algorithms:GroupRecurrentPPO"
+    policy = _POLICIES + "RecurrentGatePolicy"
+    rollout_buffer = _BUFFERS + "RecurrentGroupRolloutBuffer"
     gate = "lstm"
 
 
@@ -174,14 +215,16 @@ class TRPOConfig(OnPolicyConfig):
     """
 
     label = "TRPO"
+    algorithm = "dfs_rl.agents.algorithms:SafeTRPO"
 
     target_kl: PositiveFloat = 0.01
     n_critic_updates: PositiveInt = 4
     batch_size: PositiveInt | None = None
 
-    def check_update(self, update: RolloutSize) -> None:
-        """Check that the minibatch size divides an update."""
-        minibatch_size(self.batch_size, update)
+    def resolve(self, update: RolloutSize, *, timesteps: int, start: Start) -> Self:
+        """Fill in the minibatch size as well."""
+        resolved = super().resolve(update, timesteps=timesteps, start=start)
+        return replace(resolved, batch_size=_minibatch_size(self.batch_size, update))
 
 
 @configuration
@@ -189,11 +232,7 @@ class A2CConfig(PolicyGradientConfig):
     """Hyperparameters of ``--algo a2c``, which optimizes with RMSprop."""
 
     label = "A2C"
-
-
-_BUFFER_BYTES = 64e6
-_MOST_BUFFER_BYTES = 16_384e6
-"""Largest replay buffer in bytes; checkpoints contain the buffer."""
+    algorithm = "stable_baselines3:A2C"
 
 
 @configuration
@@ -223,41 +262,22 @@ class QLearningConfig(AlgorithmConfig):
     buffer_size: PositiveInt | None = None
     max_grad_norm: PositiveFloat = 10.0
 
-    def check_update(self, update: RolloutSize) -> None:
-        """Check the size of the replay buffer."""
-        self.transitions(update)
-
-    def transitions(self, update: RolloutSize) -> int:
-        """Return the size of the replay buffer in decisions.
-
-        Raises:
-            ConfigError: If it is smaller than one update, or takes too much memory.
-        """
+    def resolve(self, update: RolloutSize, *, timesteps: int, start: Start) -> Self:
+        """Fill in the size of the replay buffer as well."""
         each = transition_bytes(update.observation_bytes)
         size = self.buffer_size or int(_BUFFER_BYTES / each)
         if size < update.decisions:
             raise ConfigError(
-                f"buffer_size is {size}; it must hold the {update.decisions} decisions of one "
-                f"update of {update.n_envs} episodes of "
-                f"{update.n_layers} layers."
+                f"buffer_size is {size}; it must be at least {update.decisions}, the decisions of "
+                f"one update of {update.n_envs} episodes of {update.n_layers} layers."
             )
-        if size * each > _MOST_BUFFER_BYTES:
+        if size * each > _MAX_BUFFER_BYTES:
             raise ConfigError(
                 f"buffer_size is {size}, which takes {size * each / 1e6:.4g} megabytes; at most "
-                f"{_MOST_BUFFER_BYTES / 1e6:g} are allowed."
+                f"{_MAX_BUFFER_BYTES / 1e6:g} are allowed."
             )
-        return size
-
-
-def transition_bytes(observation_bytes: int) -> int:
-    """Return the bytes of one decision in a replay buffer.
-
-    A decision has observations before and after, action, reward, termination and truncation.
-
-    Args:
-        observation_bytes: Bytes of one observation.
-    """
-    return 2 * observation_bytes + 8 + 3 * 4
+        resolved = super().resolve(update, timesteps=timesteps, start=start)
+        return replace(resolved, buffer_size=size)
 
 
 @configuration
@@ -265,6 +285,8 @@ class DQNConfig(QLearningConfig):
     """Hyperparameters of ``--algo dqn``."""
 
     label = "DQN"
+    algorithm = "dfs_rl.agents.q_learning:PerEnvExplorationDQN"
+    policy = _POLICIES + "GateDQNPolicy"
 
 
 @configuration
@@ -276,8 +298,18 @@ class QRDQNConfig(QLearningConfig):
     """
 
     label = "QR-DQN"
+    algorithm = "dfs_rl.agents.q_learning:PerEnvExplorationQRDQN"
+    policy = _POLICIES + "GateQRDQNPolicy"
 
     n_quantiles: PositiveInt = 16
+
+
+def transition_bytes(observation_bytes: int) -> int:
+    """Return the bytes of one decision in a replay buffer.
+
+    A decision has observations before and after, action, reward, termination and truncation.
+    """
+    return 2 * observation_bytes + 8 + 3 * 4
 
 
 def resolved_group_size(config: AlgorithmConfig, asked: int | None, *, start: Start) -> int:
@@ -287,46 +319,22 @@ def resolved_group_size(config: AlgorithmConfig, asked: int | None, *, start: St
     small differences, for which more images per update help more than a baseline that cancels the
     difficulty of an image.
 
-    Args:
-        config: Hyperparameters; their type selects the algorithm.
-        asked: Group size of the user; ``None`` for the default.
-        start: Initial policy of the gate.
-
-    Raises:
-        ConfigError: If the algorithm does not support this group size.
-    """
-    if asked is not None:
-        check_group_size(config, asked)
-        return asked
-    return (
-        DEFAULT_GROUP_SIZE if isinstance(config, OnPolicyConfig) and start == "indifferent" else 1
-    )
-
-
-def check_group_size(config: AlgorithmConfig, rollouts: int) -> None:
-    """Check that the algorithm supports a group size.
-
     Raises:
         ConfigError: If the group size is not 1 and the algorithm is not on-policy.
     """
-    if rollouts != 1 and not isinstance(config, OnPolicyConfig):
+    on_policy = isinstance(config, OnPolicyConfig)
+    if asked is None:
+        return DEFAULT_GROUP_SIZE if on_policy and start == "indifferent" else 1
+    if asked != 1 and not on_policy:
         raise ConfigError(
-            f"group_size is {rollouts}, but {config.label} learns from single decisions and "
-            "compares no rollouts of one "
-            "image; leave it out, or give 1."
+            f"group_size is {asked}, but {config.label} learns from single decisions without a "
+            "baseline; leave it out, or give 1."
         )
+    return asked
 
 
-def minibatch_size(asked: int | None, update: RolloutSize) -> int:
-    """Return the number of decisions per minibatch, at most a whole update.
-
-    Args:
-        asked: Minibatch size of the user; ``None`` for a quarter of an update.
-        update: Size of an update.
-
-    Raises:
-        ConfigError: If the size does not divide an update, or is below 2.
-    """
+def _minibatch_size(asked: int | None, update: RolloutSize) -> int:
+    """Return the decisions per minibatch, at most a whole update; by default a quarter of it."""
     size = min(update.decisions, update.decisions // 4 if asked is None else asked)
     if size <= 1 or update.decisions % size != 0:
         given = "by default a quarter of an update" if asked is None else str(asked)
@@ -337,70 +345,42 @@ def minibatch_size(asked: int | None, update: RolloutSize) -> int:
     return size
 
 
-PATH_LENGTH = 12_000.0
-UNIFORM_START_PATH_LENGTH = 1_500.0
-MAX_LEARNING_RATE = 0.03
-DEFAULT_ENT_COEF = 0.03
+for _name, _config in (
+    ("ppo", PPOConfig),
+    ("a2c", A2CConfig),
+    ("maskable_ppo", MaskablePPOConfig),
+    ("trpo", TRPOConfig),
+    ("dqn", DQNConfig),
+    ("qrdqn", QRDQNConfig),
+    ("recurrent_ppo", RecurrentPPOConfig),
+):
+    ALGORITHM_CONFIGS.add(_name, _config)
 
 
-class LearningRateRange(NamedTuple):
-    """Initial and final learning rate of a linear schedule."""
+def register_method(name: str) -> Callable[[AlgorithmT], AlgorithmT]:
+    """Register a Stable-Baselines3 algorithm as a method of ``train_agent``.
 
-    start: float
-    end: float
+    It is then a choice of ``train_agent --algo``, of ``compare --gates``, of ``train_gate`` and of
+    sweeps. The decorated configuration extends that of the closest built-in algorithm; its fields
+    are arguments of the algorithm's constructor::
 
+        @register_method("my_ppo")
+        @configuration
+        class MyPPOConfig(PPOConfig):
+            label = "my PPO"
+            algorithm = "my_package:MyPPO"
 
-def learning_rate_range(config: AlgorithmConfig, timesteps: int) -> LearningRateRange:
-    """Return the learning rates of a training of ``timesteps``, see ``with_start_defaults``."""
-    config = with_start_defaults(config, "indifferent", timesteps=timesteps)
-    assert config.learning_rate is not None
-    assert config.final_learning_rate is not None
-    return LearningRateRange(config.learning_rate, config.final_learning_rate)
-
-
-def with_start_defaults(config: ConfigT, start: Start, *, timesteps: int) -> ConfigT:
-    """Return a copy of a configuration with its training-dependent defaults filled in.
-
-    The default learning rate is ``PATH_LENGTH / timesteps``, at most ``MAX_LEARNING_RATE``. Adam
-    changes a weight by about the learning rate per step at any gradient, so weights can move the
-    same distance in trainings of any length. A policy gradient that starts uniform has little to
-    change: its learning rate is ``UNIFORM_START_PATH_LENGTH / timesteps``, and it has no entropy
-    bonus, which would mix its options.
+            target_kl: PositiveFloat = 0.01
 
     Args:
-        config: Hyperparameters.
-        start: Initial policy of the gate.
-        timesteps: Length of the whole training.
+        name: Its name: lower-case letters, digits and underscores.
+
+    Raises:
+        ConfigError: If the name is taken or malformed.
     """
-    follows_gradient = isinstance(config, PolicyGradientConfig)
-    gentle = follows_gradient and start == "uniform"
-    rate, final = config.learning_rate, config.final_learning_rate
-    if rate is None:
-        rate = min(
-            MAX_LEARNING_RATE, (UNIFORM_START_PATH_LENGTH if gentle else PATH_LENGTH) / timesteps
-        )
-    values: dict[str, float] = {
-        "learning_rate": rate,
-        "final_learning_rate": rate / 20 if final is None else final,
-    }
-    if isinstance(config, PolicyGradientConfig) and config.ent_coef is None:
-        values["ent_coef"] = 0.0 if gentle else DEFAULT_ENT_COEF
-    return replace(config, **values)
 
+    def register(config: AlgorithmT) -> AlgorithmT:
+        ALGORITHM_CONFIGS.add(name, config)
+        return config
 
-def ent_coef_at(config: PolicyGradientConfig, progress: float) -> float:
-    """Return the entropy bonus's weight at ``progress``, a share of the training in [0, 1]."""
-    first = DEFAULT_ENT_COEF if config.ent_coef is None else config.ent_coef
-    return first * max(0.0, 1.0 - progress)
-
-
-ALGORITHM_CONFIGS: Mapping[AlgorithmName, type[AlgorithmConfig]] = {
-    "ppo": PPOConfig,
-    "a2c": A2CConfig,
-    "maskable_ppo": MaskablePPOConfig,
-    "trpo": TRPOConfig,
-    "dqn": DQNConfig,
-    "qrdqn": QRDQNConfig,
-    "recurrent_ppo": RecurrentPPOConfig,
-}
-"""Hyperparameters of each algorithm."""
+    return register

@@ -4,9 +4,8 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.logger import KVWriter, Logger
+from stable_baselines3.common.logger import KVWriter, TensorBoardOutputFormat
 from torch.utils.tensorboard.writer import SummaryWriter
 from tqdm import tqdm
 
@@ -20,11 +19,7 @@ Log = Callable[[Mapping[str, object]], None]
 
 
 class MetricsFile(KVWriter):
-    """Writes the metrics that an algorithm logs for an update to the run's ``metrics.jsonl``.
-
-    Args:
-        log: Function that appends a record, see ``RunFolder.log``.
-    """
+    """Writes the metrics that an algorithm logs for an update to the run's ``metrics.jsonl``."""
 
     def __init__(self, log: Log) -> None:
         self._log = log
@@ -44,62 +39,39 @@ class MetricsFile(KVWriter):
         """Close nothing, because no file stays open."""
 
 
-class TensorBoard(KVWriter):
-    """Writer of TensorBoard events that discards those that a resumed run repeats.
-
-    Args:
-        run: The run folder.
-        purge_step: First step whose earlier events are discarded; ``None`` for a new run.
-    """
+class TensorBoard(TensorBoardOutputFormat):
+    """Writer of TensorBoard events that discards earlier ones from ``purge_step`` on."""
 
     def __init__(self, run: RunFolder, *, purge_step: int | None) -> None:
-        self._events = SummaryWriter(str(run.tensorboard_dir), purge_step=purge_step)
+        # Upstream's constructor cannot purge.
+        self.writer = SummaryWriter(str(run.tensorboard_dir), purge_step=purge_step)
+        self._is_closed = False
 
-    def write(
-        self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0
-    ) -> None:
-        """Add one scalar per metric."""
-        del key_excluded
-        self.scalars(key_values, step)
-
-    def scalars(self, values: Mapping[str, float], step: int) -> None:
-        """Add one scalar per entry."""
-        for key, value in values.items():
-            self._events.add_scalar(key, float(value), step)
-
-    def image(self, name: str, pixels: np.ndarray, step: int) -> None:
-        """Add a picture, uint8 ``[height, width, 3]``."""
-        self._events.add_image(name, pixels, step, dataformats="HWC")
-
-    def close(self) -> None:
-        """Flush everything to the disk."""
-        self._events.close()
-
-
-def make_logger(log: Log, board: TensorBoard) -> Logger:
-    """Return a logger that writes to the metrics through ``log`` and to TensorBoard."""
-    return Logger(folder=None, output_formats=[MetricsFile(log), board])
+    def scalars(self, values: Mapping[str, Any], step: int) -> None:
+        """Add one scalar, or one picture, per entry."""
+        self.write(dict(values), dict.fromkeys(values, ()), step)
 
 
 class ProgressBar:
     """Progress bar with timesteps and metrics of the training and of the last validation.
 
-    Args:
-        total: Timesteps of the whole training.
-        print_status: Function that prints a line per validation if stderr is not a terminal.
+    ``print_status`` prints a line per validation if stderr is not a terminal.
     """
 
     def __init__(self, total: int, *, print_status: Callable[[str], None]) -> None:
         self._total = total
-        self._say = print_status
+        self._print_status = print_status
         self._bar: tqdm[Any] | None = None
-        self._validated: Mapping[str, Any] = {}
+        self._validated: dict[str, str] = {}
 
     def report(self, timesteps: int, record: Mapping[str, Any]) -> None:
         """Show the metrics of a validation."""
-        self._validated = record
+        self._validated = {
+            "val accuracy": f"{record['accuracy']:.1f} %",
+            "computation": f"{record['computation']:.2f} %",
+        }
         if not sys.stderr.isatty():
-            self._say(
+            self._print_status(
                 f"step {timesteps:,} of {self._total:,}: "
                 f"val accuracy {record['accuracy']:.2f} %, "
                 f"computation {record['computation']:.3f} %, reward {record['reward']:.4f}, "
@@ -108,24 +80,16 @@ class ProgressBar:
 
     def start(self, timesteps: int) -> None:
         """Show the bar at ``timesteps`` steps if stderr is a terminal."""
-        if sys.stderr.isatty():
-            self._bar = tqdm(
-                total=self._total,
-                initial=min(timesteps, self._total),
-                unit="step",
-                unit_scale=True,
-            )
+        initial = min(timesteps, self._total)
+        self._bar = tqdm(
+            total=self._total, initial=initial, unit="step", unit_scale=True, disable=None
+        )
 
     def update(self, timesteps: int, **figures: str) -> None:
         """Update the bar and the metrics next to it."""
-        if self._bar is None:
-            return
-        self._bar.n = min(timesteps, self._total)
-        if self._validated:
-            figures["val accuracy"] = f"{self._validated['accuracy']:.1f} %"
-            figures["computation"] = f"{self._validated['computation']:.2f} %"
-        self._bar.set_postfix(figures, refresh=False)
-        self._bar.refresh()
+        if self._bar is not None:
+            self._bar.n = min(timesteps, self._total)
+            self._bar.set_postfix(figures | self._validated)
 
     def close(self) -> None:
         """Close the bar."""
@@ -134,11 +98,7 @@ class ProgressBar:
 
 
 class Progress(BaseCallback):
-    """Updates a progress bar after each rollout and shows its reward.
-
-    Args:
-        bar: The progress bar.
-    """
+    """Updates a progress bar after each rollout and shows its reward."""
 
     def __init__(self, bar: ProgressBar) -> None:
         super().__init__()

@@ -1,6 +1,5 @@
 """Policies and features extractors with one small network per gated layer."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,8 +17,8 @@ from stable_baselines3.dqn.policies import QNetwork
 from torch import Tensor, nn
 
 
-class PerLayerFeaturesExtractor(BaseFeaturesExtractor, ABC):
-    """Features extractor with separate weights for each gated layer.
+class PerLayerEmbedding(BaseFeaturesExtractor):
+    """Linear map per gated layer of features and context, the input of an LSTM for all layers.
 
     A network shared by all layers collapses to one pattern, because channel 3 of one layer is
     unrelated to channel 3 of the next. The environment normalizes the features of each layer and
@@ -29,26 +28,20 @@ class PerLayerFeaturesExtractor(BaseFeaturesExtractor, ABC):
         observation_space: The environment's ``Dict`` of ``features`` ``[F]``, ``layer`` and
             ``context`` ``[C]``.
         feature_sizes: Number of leading features that each gated layer reads, at most F.
-        width: Output width of each layer's first linear map.
-        outputs: Number of outputs, the policy's ``features_dim``.
+        outputs: Width of the embedding, the policy's ``features_dim``.
     """
 
     def __init__(
-        self,
-        observation_space: spaces.Dict,
-        *,
-        feature_sizes: Sequence[int],
-        width: int,
-        outputs: int,
+        self, observation_space: spaces.Dict, *, feature_sizes: Sequence[int], outputs: int
     ) -> None:
         super().__init__(observation_space, features_dim=outputs)
         self.feature_sizes = tuple(feature_sizes)
         self.features_width = max(self.feature_sizes)  # S
-        context = _width(observation_space, "context")  # C
+        (context,) = observation_space["context"].shape or ()  # C
         layers = len(self.feature_sizes)
         # Every layer has weights for all S features, so one batched product serves mixed layers.
-        self.inner = nn.Parameter(torch.empty(layers, self.features_width + context, width))
-        self.inner_bias = nn.Parameter(torch.zeros(layers, width))
+        self.inner = nn.Parameter(torch.empty(layers, self.features_width + context, outputs))
+        self.inner_bias = nn.Parameter(torch.zeros(layers, outputs))
         with torch.no_grad():
             for weight, size in zip(self.inner, self.feature_sizes, strict=True):
                 weight.uniform_(-1.0, 1.0).mul_((size + context) ** -0.5)
@@ -59,23 +52,18 @@ class PerLayerFeaturesExtractor(BaseFeaturesExtractor, ABC):
         present = torch.cat([weights[:size], weights[self.features_width :]])
         return present.T, self.inner_bias[layer]
 
-    @abstractmethod
     def one_layer(self, inputs: Tensor, layer: int) -> Tensor:
         """Map inputs ``[batch, S + C]`` at layer ``layer`` to ``[batch, outputs]``."""
+        return torch.addmm(self.inner_bias[layer], inputs, self.inner[layer])
 
-    @abstractmethod
     def all_layers(self, inputs: Tensor) -> Tensor:
         """Map each layer's inputs ``[layers, n, S + C]`` to ``[layers, n, outputs]``."""
+        return torch.baddbmm(self.inner_bias[:, None], inputs, self.inner)
 
     def forward(self, observations: TensorDict) -> Tensor:
-        """Map a batch of observations, possibly from different layers, to outputs.
+        """Map a batch of observations, possibly from different layers, to ``[batch, outputs]``.
 
-        Args:
-            observations: ``features`` ``[batch, F]``, ``context`` ``[batch, C]`` and ``layer``,
-                one-hot ``[batch, (1,) layers]`` as Stable-Baselines3 encodes a ``Discrete``.
-
-        Returns:
-            float32 ``[batch, outputs]``.
+        ``layer`` is one-hot, ``[batch, (1,) layers]``, as Stable-Baselines3 encodes a ``Discrete``.
         """
         inputs = torch.cat(
             [observations["features"][:, : self.features_width], observations["context"]], dim=1
@@ -92,15 +80,8 @@ class PerLayerFeaturesExtractor(BaseFeaturesExtractor, ABC):
         return self.all_layers(stacked).flatten(0, 1).index_select(0, slots)
 
 
-class PerLayerExtractor(PerLayerFeaturesExtractor):
-    """Two-layer perceptron per gated layer, from features and context to scores of the options.
-
-    Args:
-        observation_space: Observation space of the environment, see ``PerLayerFeaturesExtractor``.
-        feature_sizes: Number of leading features that each gated layer reads.
-        hidden: Width of the hidden layer.
-        outputs: Number of scores per layer.
-    """
+class PerLayerExtractor(PerLayerEmbedding):
+    """Two-layer perceptron per gated layer, from features and context to scores of the options."""
 
     def __init__(
         self,
@@ -110,9 +91,8 @@ class PerLayerExtractor(PerLayerFeaturesExtractor):
         hidden: int,
         outputs: int,
     ) -> None:
-        super().__init__(
-            observation_space, feature_sizes=feature_sizes, width=hidden, outputs=outputs
-        )
+        super().__init__(observation_space, feature_sizes=feature_sizes, outputs=hidden)
+        self._features_dim = outputs
         layers = len(self.feature_sizes)
         # Zero weights give equal scores to all options of a layer.
         self.outer = nn.Parameter(torch.zeros(layers, hidden, outputs))
@@ -120,38 +100,13 @@ class PerLayerExtractor(PerLayerFeaturesExtractor):
 
     def one_layer(self, inputs: Tensor, layer: int) -> Tensor:
         """Map inputs ``[batch, S + C]`` at layer ``layer`` to scores ``[batch, outputs]``."""
-        hidden = torch.tanh(torch.addmm(self.inner_bias[layer], inputs, self.inner[layer]))
+        hidden = torch.tanh(super().one_layer(inputs, layer))
         return torch.addmm(self.outer_bias[layer], hidden, self.outer[layer])
 
     def all_layers(self, inputs: Tensor) -> Tensor:
         """Map inputs ``[layers, n, S + C]`` to scores ``[layers, n, outputs]``."""
-        hidden = torch.tanh(torch.baddbmm(self.inner_bias[:, None], inputs, self.inner))
+        hidden = torch.tanh(super().all_layers(inputs))
         return torch.baddbmm(self.outer_bias[:, None], hidden, self.outer)
-
-
-class PerLayerEmbedding(PerLayerFeaturesExtractor):
-    """Linear map per gated layer, the input of an LSTM that all layers share.
-
-    Args:
-        observation_space: Observation space of the environment, see ``PerLayerFeaturesExtractor``.
-        feature_sizes: Number of leading features that each gated layer reads.
-        outputs: Width of the embedding.
-    """
-
-    def __init__(
-        self, observation_space: spaces.Dict, *, feature_sizes: Sequence[int], outputs: int
-    ) -> None:
-        super().__init__(
-            observation_space, feature_sizes=feature_sizes, width=outputs, outputs=outputs
-        )
-
-    def one_layer(self, inputs: Tensor, layer: int) -> Tensor:
-        """Map inputs ``[batch, S + C]`` at layer ``layer`` to embeddings ``[batch, outputs]``."""
-        return torch.addmm(self.inner_bias[layer], inputs, self.inner[layer])
-
-    def all_layers(self, inputs: Tensor) -> Tensor:
-        """Map inputs ``[layers, n, S + C]`` to embeddings ``[layers, n, outputs]``."""
-        return torch.baddbmm(self.inner_bias[:, None], inputs, self.inner)
 
 
 class _PerLayerScores:
@@ -212,30 +167,17 @@ class GateQRDQNPolicy(QRDQNMultiInputPolicy):
 
 
 def _slots(layer: Tensor, layers: int) -> tuple[Tensor, int]:
-    """Assign each sample a row in a ``[layers * capacity]`` table ordered by layer.
+    """Assign each sample a row in a table with ``capacity`` rows per layer; return both.
 
     One batched product over the table is faster than a loop over layers, all layers for every
     sample, or one gathered weight matrix per sample.
-
-    Args:
-        layer: Layer of each sample, int64 ``[batch]``.
-        layers: Number of layers.
-
-    Returns:
-        Row of each sample, int64 ``[batch]``, and the number of rows per layer.
     """
     order = torch.argsort(layer, stable=True)
     counts = torch.bincount(layer, minlength=layers)
     capacity = int(counts.max())
-    first = counts.cumsum(0) - counts  # position in `order` of each layer's first sample
+    first = counts.cumsum(0) - counts  # place in `order` of each layer's first sample
     in_order = layer[order]
     rank = torch.arange(len(layer), device=layer.device) - first[in_order]
     slots = torch.empty_like(layer)
     slots[order] = in_order * capacity + rank
     return slots, capacity
-
-
-def _width(space: spaces.Dict, key: str) -> int:
-    """Return the length of a vector observation."""
-    (width,) = space[key].shape or ()
-    return width

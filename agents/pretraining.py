@@ -13,11 +13,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dfs_rl.agents.evaluation_callback import rewards_of
+from dfs_rl.agents.validation import rewards_of
 from dfs_rl.backbones.interfaces import WalkableBackbone
 from dfs_rl.costs import CostTable
 from dfs_rl.data import ImageSet
-from dfs_rl.envs.task import Task
 from dfs_rl.evaluation.evaluator import evaluate_static_table
 from dfs_rl.gating.action_masks import gated_budget
 from dfs_rl.gating.execution import run_layer, run_stem
@@ -52,20 +51,18 @@ class UniformOptionRewards(NamedTuple):
         return (self.rewards - cost_weight[:, None] * self.spent).argmax(dim=1)
 
     def best_within(self, targets: Tensor) -> Tensor:
-        """Return the best option within each target cost, int64 ``[n]``.
+        """Return the best option within each target cost, int64 ``[n]``; else the cheapest.
 
-        Ties go to fewer bits. If every option exceeds the target, the cheapest option is returned.
-
-        Args:
-            targets: Upper bounds on the cost of the gated layers as fractions, float64 ``[n]``.
+        Ties go to fewer bits. ``targets`` bound the cost of the gated layers as fractions, float64
+        ``[n]``.
         """
         within = self.spent <= targets[:, None]  # [n, options]
         best = self.rewards.where(within, -torch.inf).argmax(dim=1)
         return torch.where(within.any(dim=1), best, self.spent.argmin())
 
 
-TargetOptions = Callable[[ImageSet, Tensor | None], Tensor]
-"""Maps images ``[n]`` and their preferences, float32 ``[n]``, to target options, int64 ``[n]``."""
+ChooseOptions = Callable[[UniformOptionRewards, Tensor], Tensor]
+"""Maps rewards and preferences, float64 ``[n]``, to the options to imitate, int64 ``[n]``."""
 
 
 def evaluate_uniform_options(
@@ -76,14 +73,9 @@ def evaluate_uniform_options(
     budget: float | None = None,
     gate_macs: float = 0.0,
 ) -> UniformOptionRewards:
-    """Evaluate each bit option at all layers of a backbone.
+    """Evaluate each bit option at all layers of a backbone in inference form.
 
-    Args:
-        backbone: The backbone, in inference form.
-        images: Images to evaluate on.
-        weights: Reward weights; the cost weight is ignored.
-        budget: Per-input budget on computation in percent; ``None`` for none.
-        gate_macs: MACs of the gate per image, which count towards the budget.
+    The cost weight among ``weights`` is ignored. The gate counts towards the per-input budget.
     """
     costs = backbone.costs
     records = [
@@ -100,60 +92,16 @@ def evaluate_uniform_options(
     return UniformOptionRewards(rewards, spent)
 
 
-def best_uniform_at_cost_weight(task: Task) -> TargetOptions:
-    """Return a function that selects the best uniform option at each image's cost weight."""
-
-    def target_options(images: ImageSet, preferences: Tensor | None) -> Tensor:
-        uniform_rewards = evaluate_uniform_options(
-            task.backbone, images, task.reward, budget=task.budget, gate_macs=task.gate_macs
-        )
-        if preferences is None or task.cost_weight_range is None:
-            cost_weight = torch.full((len(images),), task.reward.cost, dtype=torch.float64)
-        else:
-            cost_weight = task.cost_weight_range.at(preferences.double().cpu())
-        return uniform_rewards.best_at(cost_weight)
-
-    return target_options
-
-
-def best_uniform_within_budget(
-    backbone: WalkableBackbone, target: Callable[[Tensor], Tensor]
-) -> TargetOptions:
-    """Return a function that selects the best uniform option within each image's budget.
-
-    The best option has the highest mean log-likelihood of the labels.
-
-    Args:
-        backbone: The backbone, in inference form.
-        target: Function from preferences to budgets of the gated layers as fractions, float64
-            ``[n]`` in and out; called with preference 1 for a gate for one budget.
-    """
-
-    def target_options(images: ImageSet, preferences: Tensor | None) -> Tensor:
-        likelihood = RewardWeights(accuracy=0.0, log_likelihood=1.0)
-        uniform_rewards = evaluate_uniform_options(backbone, images, likelihood)
-        where = torch.ones(len(images)) if preferences is None else preferences.cpu()
-        return uniform_rewards.best_within(target(where.double()))
-
-    return target_options
-
-
 def target_probabilities(target_options: Tensor, costs: CostTable, layer: int) -> Tensor:
-    """Return target probabilities of the actions at a layer, float32 ``[n, actions]``.
+    """Return the probabilities of the actions at a layer, float32 ``[n, actions]``.
 
-    Rows sum to 1.
-
-    Args:
-        target_options: Option to imitate at all layers, int64 ``[n]``.
-        costs: Cost table of the backbone; an exit after this layer counts as a neighbour of every
-            option.
-        layer: Index of the layer.
+    An exit after this layer counts as a neighbour of every option.
     """
-    menu = torch.arange(len(costs.options), device=target_options.device)
-    scores = _NEIGHBOUR * (menu - target_options[:, None]).float().square()
+    options = torch.arange(len(costs.options), device=target_options.device)
+    scores = _NEIGHBOUR * (options - target_options[:, None]).float().square()
     if costs.exits:
-        leaving = _NEIGHBOUR if layer in costs.exits_after else -torch.inf
-        scores = torch.cat([scores, scores.new_full((len(target_options), 1), leaving)], dim=1)
+        exit_score = _NEIGHBOUR if layer in costs.exits_after else -torch.inf
+        scores = torch.cat([scores, scores.new_full((len(target_options), 1), exit_score)], dim=1)
     return scores.softmax(dim=1)
 
 
@@ -166,19 +114,22 @@ def behavior_cloning(
     gate: LearnedGate,
     backbone: WalkableBackbone,
     images: ImageSet,
-    target_options: TargetOptions,
+    weights: RewardWeights,
+    choose: ChooseOptions,
     *,
     budget: float | None = None,
     seed: int,
 ) -> None:
-    """Train a gate to imitate the target uniform options at every layer.
+    """Train a gate to imitate the best uniform option at every layer.
 
     Args:
         gate: Gate to train in place, on the device of ``images``; it must choose from all options.
-            A budget-conditioned gate learns the target option of each preference.
+            A budget-conditioned gate learns the option of each preference.
         backbone: The backbone, in inference form.
         images: The agent split.
-        target_options: Function that returns the options to imitate.
+        weights: Reward weights that the options are evaluated with.
+        choose: Function that chooses the options to imitate; called with preference 1 for a gate
+            for one budget.
         budget: Per-input budget that the gate observes, in percent; ``None`` for none.
         seed: Seed of the images and of the random draws.
     """
@@ -189,38 +140,23 @@ def behavior_cloning(
     preferences = None
     if gate.budget_conditioning is not None:
         preferences = torch.rand(IMAGES, generator=generator, device=device)
-    options = target_options(drawn, preferences).to(device)
-    probabilities, seen = _rollout_targets(
-        options, backbone, drawn, preferences, generator, budget=budget, gate_macs=gate.macs
-    )
-    _fit_gate(gate, probabilities, seen, generator)
-
-
-def _rollout_targets(
-    target_options: Tensor,
-    backbone: WalkableBackbone,
-    images: ImageSet,
-    preferences: Tensor | None,
-    generator: torch.Generator,
-    *,
-    budget: float | None,
-    gate_macs: float,
-) -> tuple[list[Tensor], list[Observation]]:
-    """Run episodes with options sampled from the targets; return both per layer."""
+    uniform = evaluate_uniform_options(backbone, drawn, weights, budget=budget, gate_macs=gate.macs)
+    where = torch.ones(1) if preferences is None else preferences.cpu()
+    options = choose(uniform, where.double()).to(device).expand(IMAGES)
     probabilities, seen = [], []
     with torch.no_grad():
-        state = run_stem(backbone, images.images)
+        state = run_stem(backbone, drawn.images)
         while state.layer < backbone.costs.n_layers:
-            probabilities.append(target_probabilities(target_options, backbone.costs, state.layer))
+            probabilities.append(target_probabilities(options, backbone.costs, state.layer))
             seen.append(
                 observe(
-                    backbone, state, budget=budget, gate_macs=gate_macs, preferences=preferences
+                    backbone, state, budget=budget, gate_macs=gate.macs, preferences=preferences
                 )
             )
             to_stay = probabilities[-1][:, : len(backbone.options)]
-            drawn = torch.multinomial(to_stay, 1, generator=generator)[:, 0]
-            state = run_layer(backbone, state, drawn)
-    return probabilities, seen
+            sampled = torch.multinomial(to_stay, 1, generator=generator)[:, 0]
+            state = run_layer(backbone, state, sampled)
+    _fit_gate(gate, probabilities, seen, generator)
 
 
 def _fit_gate(
@@ -237,12 +173,12 @@ def _fit_gate(
     for _ in range(_STEPS):
         rows = torch.randint(n, (_BATCH,), generator=generator, device=device)
         gate.reset(_BATCH)
-        log_odds = [
+        log_probabilities = [
             gate(s.features[rows], s.layer, s.context[rows]).log_softmax(dim=1) for s in seen
         ]
         loss = -sum(
             (theirs[rows] * ours).sum(dim=1).mean()
-            for theirs, ours in zip(probabilities, log_odds, strict=True)
+            for theirs, ours in zip(probabilities, log_probabilities, strict=True)
         )
         optimizer.zero_grad()
         loss.backward()

@@ -55,13 +55,7 @@ def replay_tensors(buffer: DictReplayBuffer, prefix: str) -> dict[str, Tensor]:
 def restore_replay(
     buffer: DictReplayBuffer, tensors: Mapping[str, Tensor], prefix: str, *, position: int
 ) -> None:
-    """Restore a replay buffer from the tensors of ``replay_tensors``.
-
-    Args:
-        buffer: An empty buffer of the same size.
-        tensors: Tensors by name.
-        prefix: Prefix of their names.
-        position: ``buffer.pos`` when the tensors were taken.
+    """Restore an empty buffer of the same size from ``replay_tensors`` and ``buffer.pos``.
 
     Raises:
         KeyError: If a part is missing.
@@ -74,7 +68,7 @@ def restore_replay(
         part[: len(kept)] = kept
     buffer.full = len(kept) == buffer.buffer_size
     if position >= buffer.buffer_size or (not buffer.full and position != len(kept)):
-        raise ValueError(f"{prefix} is at {position}, but holds {len(kept)} rows")
+        raise ValueError(f"{prefix} has position {position}, but {len(kept)} rows")
     buffer.pos = position
 
 

@@ -19,7 +19,7 @@ import torch
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
-from dfs_rl.agents.algorithms import PolicySettings, build_algorithm
+from dfs_rl.agents.algorithms import build_algorithm
 from dfs_rl.agents.hyperparameters import PPOConfig
 from dfs_rl.backbones import ResNet, ResNetConfig
 from dfs_rl.data import ChannelStatistics, ImageSet
@@ -86,19 +86,18 @@ def main() -> None:
     dtype = precision.resolve(settings.precision, torch.device(settings.device))
 
     env = make_env(settings.num_envs, dtype, settings.device)
-    learning = PolicySettings(
-        timesteps=600_000,
-        feature_sizes=env.task.backbone.feature_sizes,
-        hidden=16,
-        group_size=1,
-        seed=0,
-        device=settings.device,
-    )
     bare, training = [], []
     for _ in range(settings.rounds):
         bare.append(bare_rate(env, settings.updates))
         # New policy each round: a trained one no longer draws a uniform mix of options.
-        model = build_algorithm(PPOConfig(), env, learning)
+        model = build_algorithm(
+            PPOConfig(),
+            env,
+            feature_sizes=env.task.backbone.feature_sizes,
+            hidden=16,
+            timesteps=600_000,
+            device=settings.device,
+        )
         training.append(training_rate(model, settings.updates))
     record = {
         "bare_steps_per_second": round(statistics.median(bare)),

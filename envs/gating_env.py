@@ -1,28 +1,20 @@
 """Gymnasium environment for single images."""
 
-from pathlib import Path
 from typing import Any
 
 import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from dfs_rl.data import SplitName
 from dfs_rl.envs.batched_episodes import BatchedEpisodes
-from dfs_rl.envs.keywords import BackboneLike, DatasetLike, DeviceLike, Pair, RewardLike
-from dfs_rl.envs.sampling import ImageSampler
 from dfs_rl.envs.spaces import (
     METADATA,
-    EpisodeResult,
-    ObservationBatch,
+    RenderMode,
     action_space,
     check_options,
     observation_space,
-    per_environment,
-    sample_preferences,
 )
-from dfs_rl.envs.task import make_task
-from dfs_rl.errors import ConfigError
+from dfs_rl.envs.task import check_types, make_task
 
 Observation = dict[str, Any]
 
@@ -139,42 +131,15 @@ class FractionalSkippingEnv(gymnasium.Env[Observation, np.int64]):
 
     metadata = METADATA
 
-    def __init__(  # noqa: PLR0913
-        self,
-        *,
-        backbone: BackboneLike = None,
-        backbone_weights: str | Path | None = None,
-        trust_code: bool = False,
-        exits: bool = True,
-        dataset: DatasetLike = None,
-        split: SplitName = "agent",
-        reward: RewardLike = None,
-        budget: float | None = None,
-        cost_weight_range: Pair | None = None,
-        render_mode: str | None = None,
-        device: DeviceLike = "cpu",
-    ) -> None:
-        check_render_mode(render_mode)
+    @check_types
+    def __init__(self, *, render_mode: RenderMode | None = None, **keywords: Any) -> None:  # noqa: ANN401
         self.render_mode = render_mode
-        self.task = make_task(
-            backbone=backbone,
-            backbone_weights=backbone_weights,
-            trust_code=trust_code,
-            exits=exits,
-            dataset=dataset,
-            split=split,
-            reward=reward,
-            budget=budget,
-            cost_weight_range=cost_weight_range,
-            device=device,
-        )
+        self.task = make_task(**keywords)
         self.observation_space = observation_space(
             self.task.backbone, budget_conditioning=self.task.cost_weight_range is not None
         )
         self.action_space = action_space(self.task.backbone)
-        self._batched_episodes = BatchedEpisodes(self.task, 1)
-        self._sampler = ImageSampler(1)
-        self._running = False
+        self._episodes = BatchedEpisodes(self.task, 1)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -188,74 +153,29 @@ class FractionalSkippingEnv(gymnasium.Env[Observation, np.int64]):
         """
         chosen = check_options(options, "index", "cost_weight")
         super().reset(seed=seed)
-        self._sampler.seed([seed])
-        wanted = chosen.get("index")
-        if wanted is None:
-            indices = self._sampler.draw(len(self.task.images))
-        else:
-            indices = per_environment("index", wanted, 1, np.int64)
-        preferences = sample_preferences(self.task, self._sampler, chosen.get("cost_weight"))
-        observation = self._batched_episodes.reset(indices, preferences)
-        self._running = True
-        info: dict[str, Any] = {"index": self._batched_episodes.indices[0]}
-        if self._batched_episodes.cost_weight is not None:
-            info["cost_weight"] = self._batched_episodes.cost_weight[0]
-        return _unbatch(observation), info
+        self._episodes.sampler.seed([seed])
+        info = self._episodes.start(**chosen)
+        return self._observation(), {key: value[0] for key, value in info.items()}
 
     def step(self, action: np.int64) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Run the next layer at option `action`, or take the exit before it."""
-        if not self._running:
-            raise gymnasium.error.ResetNeeded(
-                "the episode is over or none was begun: call reset() first."
-            )
-        transition = self._batched_episodes.advance(np.asarray(action).reshape(-1))
-        self._running = transition.result is None
-        info = {} if transition.result is None else single_info(transition.result, 0)
-        return (
-            _unbatch(transition.observation),
-            float(transition.reward[0]),
-            not self._running,
-            False,
-            info,
-        )
+        if self._episodes.ended[0]:
+            raise gymnasium.error.ResetNeeded("no episode is running: call reset() first.")
+        rewards, result = self._episodes.advance(np.asarray(action).reshape(-1))
+        info = {} if result is None else result.infos()[0]
+        return self._observation(), float(rewards[0]), result is not None, False, info
 
     def action_masks(self) -> NDArray[np.bool_]:
         """Return the actions that keep the cheapest way to an answer within the budget, bool `[n]`.
 
         The exit action is allowed only at an exit.
         """
-        masks: NDArray[np.bool_] = self._batched_episodes.action_masks()[0]
-        return masks
+        mask: NDArray[np.bool_] = self._episodes.action_masks()[0]
+        return mask
 
     def render(self) -> NDArray[np.uint8] | None:
         """Return a picture, uint8 `[360, 640, 3]`, or `None` without a render mode."""
-        if self.render_mode is None:
-            return None
-        from dfs_rl.envs.rendering import render_episode
+        return None if self.render_mode is None else self._episodes.render(0)
 
-        return render_episode(self._batched_episodes, 0)
-
-
-def check_render_mode(render_mode: str | None) -> None:
-    """Validate a render mode.
-
-    Raises:
-        ConfigError: If it does not exist.
-    """
-    if render_mode is not None and render_mode not in METADATA["render_modes"]:
-        raise ConfigError(
-            f"render_mode is {render_mode!r}; allowed are None and {METADATA['render_modes']}."
-        )
-
-
-def single_info(result: EpisodeResult, i: int) -> dict[str, Any]:
-    """Return the last step's `info` of episode `i`, as NumPy scalars and arrays."""
-    values = {key: value[i] for key, value in result.info().items()}
-    # Gymnasium's vector environments batch Python booleans, but not NumPy's.
-    return {
-        key: bool(value) if isinstance(value, np.bool_) else value for key, value in values.items()
-    }
-
-
-def _unbatch(observation: ObservationBatch) -> Observation:
-    return {key: value[0] for key, value in observation.items()}
+    def _observation(self) -> Observation:
+        return {key: value[0] for key, value in self._episodes.observation.items()}

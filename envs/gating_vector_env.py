@@ -1,8 +1,7 @@
 """Gymnasium vector environment that runs all its environments as one batch."""
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -11,30 +10,19 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 from pydantic import SkipValidation
 
-from dfs_rl.data import SplitName
 from dfs_rl.envs.batched_episodes import BatchedEpisodes
-from dfs_rl.envs.gating_env import check_render_mode
-from dfs_rl.envs.keywords import (
-    BackboneLike,
-    DatasetLike,
-    DeviceLike,
-    Pair,
-    RewardLike,
-    check_types,
-)
-from dfs_rl.envs.sampling import ALL, ImageSampler, StreamIndices
+from dfs_rl.envs.sampling import ALL, StreamIndices
 from dfs_rl.envs.spaces import (
     METADATA,
     ObservationBatch,
+    RenderMode,
     action_space,
     check_options,
     observation_space,
-    per_environment,
-    replace_rows,
-    sample_preferences,
 )
-from dfs_rl.envs.task import make_task
+from dfs_rl.envs.task import check_types, make_task
 from dfs_rl.errors import ConfigError
+from dfs_rl.utils.config import PositiveInt
 
 StepReturn = tuple[
     ObservationBatch, NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]
@@ -56,18 +44,8 @@ class FractionalSkippingVectorEnv(VectorEnv[ObservationBatch, NDArray[np.int64],
             no limit.
         autoreset_mode: Reset of ended environments: at the next step, in the same step, or only by
             `reset`.
-        backbone: Backbone, as in `FractionalSkippingEnv`.
-        backbone_weights: Weights of a custom network, as in `FractionalSkippingEnv`.
-        trust_code: Allow the import of the constructor, `module:function`, that a folder names.
-        exits: Keep the exits of the backbone, as in `FractionalSkippingEnv`.
-        dataset: Data set, as in `FractionalSkippingEnv`.
-        split: Split of the data set, as in `FractionalSkippingEnv`.
-        reward: Reward weights, as in `FractionalSkippingEnv`.
-        budget: Upper bound on computation in percent; `None` for none.
-        cost_weight_range: Lowest and highest cost weight; `None` for `reward.cost` in every
-            episode.
         render_mode: `None` or `"rgb_array"`; `render` returns one picture per environment.
-        device: Device of the backbone.
+        keywords: Keywords of `FractionalSkippingEnv`.
 
     Raises:
         ConfigError: If a value is invalid.
@@ -76,48 +54,21 @@ class FractionalSkippingVectorEnv(VectorEnv[ObservationBatch, NDArray[np.int64],
     """
 
     @check_types
-    def __init__(  # noqa: PLR0913
+    def __init__(
         self,
-        num_envs: int = 1,
+        num_envs: PositiveInt = 1,
         *,
-        max_episode_steps: int | None = None,
+        max_episode_steps: PositiveInt | None = None,
         autoreset_mode: SkipValidation[AutoresetMode | str] = AutoresetMode.NEXT_STEP,
-        backbone: BackboneLike = None,
-        backbone_weights: str | Path | None = None,
-        trust_code: bool = False,
-        exits: bool = True,
-        dataset: DatasetLike = None,
-        split: SplitName = "agent",
-        reward: RewardLike = None,
-        budget: float | None = None,
-        cost_weight_range: Pair | None = None,
-        render_mode: str | None = None,
-        device: DeviceLike = "cpu",
+        render_mode: RenderMode | None = None,
+        **keywords: Any,  # noqa: ANN401
     ) -> None:
         super().__init__()
-        check_render_mode(render_mode)
-        if max_episode_steps is not None and max_episode_steps < 1:
-            raise ConfigError(
-                f"max_episode_steps is {max_episode_steps}; at least 1 is needed, or None for no "
-                "limit."
-            )
         self._max_steps = max_episode_steps
         self.autoreset_mode = _autoreset_mode(autoreset_mode)
         self.metadata = {**METADATA, "autoreset_mode": self.autoreset_mode}
         self.render_mode = render_mode
-        self.task = make_task(
-            backbone=backbone,
-            backbone_weights=backbone_weights,
-            trust_code=trust_code,
-            exits=exits,
-            dataset=dataset,
-            split=split,
-            reward=reward,
-            budget=budget,
-            cost_weight_range=cost_weight_range,
-            device=device,
-        )
-        self._batched_episodes = BatchedEpisodes(self.task, num_envs)
+        self.task = make_task(**keywords)
         self.num_envs = num_envs
         self.single_observation_space = observation_space(
             self.task.backbone, budget_conditioning=self.task.cost_weight_range is not None
@@ -125,8 +76,7 @@ class FractionalSkippingVectorEnv(VectorEnv[ObservationBatch, NDArray[np.int64],
         self.single_action_space = action_space(self.task.backbone)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
-        self._sampler = ImageSampler(num_envs)
-        self._last_obs: ObservationBatch = {}
+        self._episodes = BatchedEpisodes(self.task, num_envs)
 
     def reset(
         self,
@@ -143,99 +93,61 @@ class FractionalSkippingVectorEnv(VectorEnv[ObservationBatch, NDArray[np.int64],
                 `FractionalSkippingEnv.reset`. `{"reset_mask": mask}`, bool `[num_envs]`, resets
                 only these environments, ended or not.
         """
-        chosen, seeds = (
-            check_options(options, "index", "cost_weight", "reset_mask"),
-            self._seeds(seed),
-        )
+        chosen = dict(check_options(options, "index", "cost_weight", "reset_mask"))
+        seeds = self._seeds(seed)
         super().reset(seed=seed if isinstance(seed, int) else None)
         which = None
         if "reset_mask" in chosen:
-            which = self._chosen(chosen["reset_mask"])
+            which = self._selected(chosen.pop("reset_mask"))
             seeds = [seeds[i] if i in which else None for i in range(self.num_envs)]
-        self._sampler.seed(seeds)
+        self._episodes.sampler.seed(seeds)
         infos: dict[str, Any] = {}
-        self._reset_envs(infos, which, chosen.get("index"), chosen.get("cost_weight"))
-        return self._last_obs, infos
+        self._start(infos, which, **chosen)
+        return self._episodes.observation, infos
 
     def step(self, actions: NDArray[np.int64]) -> StepReturn:
         """Apply `actions[i]` to environment `i`: run its next layer, or take the exit."""
-        waiting = self._batched_episodes.ended.copy()  # wait for a reset and ignore actions
-        if not self._batched_episodes.started or (
-            waiting.any() and self.autoreset_mode is AutoresetMode.DISABLED
-        ):
-            raise gymnasium.error.ResetNeeded(
-                "episodes are over or none was begun: call reset() first."
-            )
-        rewards, infos = np.zeros(self.num_envs), dict[str, Any]()
+        episodes, rewards, infos = self._episodes, np.zeros(self.num_envs), dict[str, Any]()
+        waiting = episodes.ended.copy()  # wait for a reset and ignore actions
+        disabled = self.autoreset_mode is AutoresetMode.DISABLED
+        if not episodes.started or (waiting.any() and disabled):
+            raise gymnasium.error.ResetNeeded("some episodes are not running: call reset() first.")
         truncations = np.zeros(self.num_envs, dtype=np.bool_)
         if not waiting.all():
             if self._max_steps is not None:  # a layer is a step, and so is an exit
-                truncations = ~waiting & (self._batched_episodes.layers + 1 >= self._max_steps)
-            transition = self._batched_episodes.advance(np.asarray(actions))
-            self._last_obs, rewards = transition.observation, transition.reward
-            if transition.result is not None:
-                self._add_final_info(infos, transition.result.episodes, transition.result.info())
-        terminations = self._batched_episodes.ended & ~waiting
+                truncations = ~waiting & (episodes.layers + 1 >= self._max_steps)
+            rewards, result = episodes.advance(np.asarray(actions))
+            if result is not None:
+                self._add_final_info(infos, result.episodes, result.info)
+        terminations = episodes.ended & ~waiting
         cut = np.flatnonzero(truncations & ~terminations)
         if len(cut):
-            self._batched_episodes.truncate(cut)
+            episodes.truncate(cut)
             self._add_final_info(infos, cut, {})
-        if waiting.any():
-            self._reset_envs(infos, np.flatnonzero(waiting))
-        elif self.autoreset_mode is AutoresetMode.SAME_STEP and self._batched_episodes.ended.any():
-            self._reset_envs(infos, np.flatnonzero(self._batched_episodes.ended))
-        return (
-            self._last_obs,
-            rewards,
-            terminations,
-            truncations,
-            infos,
-        )
+        same_step = self.autoreset_mode is AutoresetMode.SAME_STEP
+        due = episodes.ended if same_step and not waiting.any() else waiting
+        if due.any():
+            self._start(infos, np.flatnonzero(due))
+        return episodes.observation, rewards, terminations, truncations, infos
 
     def action_masks(self) -> NDArray[np.bool_]:
-        """Return the actions that keep the cheapest way to an answer within the budget.
-
-        Returns:
-            bool `[num_envs, n]`; the exit action is allowed only at an exit.
-        """
-        return self._batched_episodes.action_masks()
+        """Return the masks of `FractionalSkippingEnv.action_masks`, bool `[num_envs, n]`."""
+        return self._episodes.action_masks()
 
     def render(self) -> tuple[NDArray[np.uint8], ...] | None:
-        """Return one picture per environment.
-
-        Returns:
-            Pictures, uint8 `[360, 640, 3]`, or `None` without a render mode.
-        """
+        """Return one picture per environment, uint8 `[360, 640, 3]`; `None` without a mode."""
         if self.render_mode is None:
             return None
-        from dfs_rl.envs.rendering import render_episode
+        return tuple(self._episodes.render(i) for i in range(self.num_envs))
 
-        return tuple(render_episode(self._batched_episodes, i) for i in range(self.num_envs))
-
-    def _reset_envs(
-        self,
-        infos: dict[str, Any],
-        which: NDArray[np.int64] | None,
-        wanted: object = None,
-        cost_weight: object = None,
+    def _start(
+        self, infos: dict[str, Any], which: NDArray[np.int64] | None, **options: object
     ) -> None:
         """Start all or some episodes and write their entries into ``infos``."""
-        whole = which is None or len(which) == self.num_envs
-        streams = ALL if whole or which is None else which
-        if wanted is None:
-            indices = self._sampler.draw(len(self.task.images), streams)
-        else:
-            indices = per_environment("index", wanted, self.num_envs, np.int64)[streams]
-        preferences = sample_preferences(self.task, self._sampler, cost_weight, which=streams)
-        started = self._batched_episodes.reset(indices, preferences, which=None if whole else which)
-        if whole:
-            self._last_obs = started
-        else:
-            self._last_obs = replace_rows(self._last_obs, started, streams)
-        reset_info: dict[str, Any] = {"index": indices}
-        if self._batched_episodes.cost_weight is not None:
-            reset_info["cost_weight"] = self._batched_episodes.cost_weight[streams]
-        self._merge_infos(infos, reset_info, streams)
+        if which is not None and len(which) == self.num_envs:
+            which = None
+        info = self._episodes.start(which, **options)
+        self._merge_infos(infos, info, ALL if which is None else which)
 
     def _add_final_info(
         self, infos: dict[str, Any], which: NDArray[np.int64], last: dict[str, NDArray[Any]]
@@ -244,10 +156,10 @@ class FractionalSkippingVectorEnv(VectorEnv[ObservationBatch, NDArray[np.int64],
         if self.autoreset_mode is not AutoresetMode.SAME_STEP:
             self._merge_infos(infos, last, which)
             return
-        separate = np.empty(len(which), dtype=object)
+        final = np.empty(len(which), dtype=object)
         for place, i in enumerate(which):
-            separate[place] = {key: value[i] for key, value in self._last_obs.items()}
-        self._merge_infos(infos, {"final_obs": separate}, which)
+            final[place] = {key: value[i] for key, value in self._episodes.observation.items()}
+        self._merge_infos(infos, {"final_obs": final}, which)
         self._merge_infos(infos.setdefault("final_info", {}), last, which)
         infos.setdefault("_final_info", np.zeros(self.num_envs, dtype=np.bool_))[which] = True
 
@@ -279,19 +191,18 @@ class FractionalSkippingVectorEnv(VectorEnv[ObservationBatch, NDArray[np.int64],
             )
         return [int(each) if isinstance(each, np.integer) else each for each in seed]
 
-    def _chosen(self, mask: object) -> NDArray[np.int64]:
+    def _selected(self, mask: object) -> NDArray[np.int64]:
         """Validate a mask and return the indices of its environments."""
-        fits = isinstance(mask, np.ndarray) and mask.dtype == np.bool_
-        if not fits or cast("NDArray[np.bool_]", mask).shape != (self.num_envs,):
+        n = self.num_envs
+        if not isinstance(mask, np.ndarray) or (mask.dtype, mask.shape) != (np.bool_, (n,)):
             raise ConfigError(
-                f"options['reset_mask'] is {mask!r}; needed is an array of {self.num_envs} truth "
-                "values."
+                f"options['reset_mask'] is {mask!r}; needed is an array of {n} truth values."
             )
-        which = np.flatnonzero(cast("NDArray[np.bool_]", mask))
-        if len(which) == 0 or not (self._batched_episodes.started or len(which) == self.num_envs):
+        which = np.flatnonzero(mask)
+        if len(which) == 0 or not (self._episodes.started or len(which) == n):
             raise ConfigError(
-                f"options['reset_mask'] selects {len(which)} of {self.num_envs} environments; "
-                "needed is one at least, and at first all."
+                f"options['reset_mask'] selects {len(which)} of {n} environments; needed is at "
+                "least one, and all at the first reset."
             )
         return which
 

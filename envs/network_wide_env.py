@@ -1,6 +1,8 @@
 """Gymnasium environment of static mixed precision: an episode chooses bits for all images."""
 
-from pathlib import Path
+from collections.abc import Sequence
+from itertools import pairwise
+from math import prod
 from typing import Any
 
 import gymnasium
@@ -9,12 +11,9 @@ import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from dfs_rl.data import SplitName
-from dfs_rl.envs.descriptors import N_DESCRIPTORS, layer_descriptors, observe_layer, round_to_menu
-from dfs_rl.envs.keywords import BackboneLike, DatasetLike, DeviceLike, check_types
+from dfs_rl.backbones.interfaces import WalkableBackbone
 from dfs_rl.envs.spaces import check_options
-from dfs_rl.envs.task import make_task
-from dfs_rl.errors import ConfigError
+from dfs_rl.envs.task import check_types, make_task
 from dfs_rl.evaluation.static_tables.scoring import (
     StaticTable,
     StaticTableScorer,
@@ -23,8 +22,12 @@ from dfs_rl.evaluation.static_tables.scoring import (
     fit_to_budget_haq,
     static_table_computation,
 )
+from dfs_rl.gating.observation import cost_scale
 from dfs_rl.gating.reward import RewardWeights
+from dfs_rl.utils.config import PositiveInt
 
+N_DESCRIPTORS = 8
+"""Number of descriptors of a layer."""
 POINTS_PER_REWARD = 10.0
 """Points of accuracy for a reward of 1 with a budget; HAQ uses a factor of 0.1."""
 
@@ -94,18 +97,12 @@ class NetworkWideEnv(gymnasium.Env[Observation, Action]):
     v0: first version.
 
     Args:
-        backbone: As in `FractionalSkippingEnv`; its exits are not used, because a static bit table
-            covers every layer.
-        backbone_weights: As in `FractionalSkippingEnv`.
-        trust_code: Allow the import of the constructor, `module:function`, that a folder names.
-        dataset: An argument of `load_dataset`, a `Dataset`, an `ImageSet`, or `None` for the
-            digits.
-        split: Split to evaluate tables on: `train`, `agent`, `val` or `test`.
         images: Number of images; all if the split has fewer.
         cost_weight: Cost weight without a budget, per unit of running everything at 32 bit.
-        budget: Upper bound on computation in percent; `None` for none.
         continuous: Use actions in [0, 1] in place of indices.
-        device: Device of the backbone.
+        keywords: The keywords `backbone`, `backbone_weights`, `trust_code`, `dataset`, `split`,
+            `budget` and `device` of `FractionalSkippingEnv`. Exits of the backbone are not used,
+            because a static bit table covers every layer.
 
     Attributes:
         task: Backbone, split, reward weights and budget.
@@ -121,37 +118,21 @@ class NetworkWideEnv(gymnasium.Env[Observation, Action]):
     def __init__(
         self,
         *,
-        backbone: BackboneLike = None,
-        backbone_weights: str | Path | None = None,
-        trust_code: bool = False,
-        dataset: DatasetLike = None,
-        split: SplitName = "agent",
-        images: int = 1000,
+        images: PositiveInt = 1000,
         cost_weight: float = 10.0,
-        budget: float | None = None,
         continuous: bool = False,
-        device: DeviceLike = "cpu",
+        **keywords: Any,  # noqa: ANN401
     ) -> None:
-        if images < 1:
-            raise ConfigError(f"images is {images}; at least 1 is needed.")
-        self.task = make_task(
-            backbone=backbone,
-            backbone_weights=backbone_weights,
-            trust_code=trust_code,
-            dataset=dataset,
-            split=split,
-            reward=RewardWeights(accuracy=1.0, log_likelihood=0.0, cost=cost_weight),
-            budget=budget,
-            device=device,
-        )
-        if budget is not None:
-            check_table_budget(self.task.backbone.costs, budget, exits=False)
+        weights = RewardWeights(accuracy=1.0, log_likelihood=0.0, cost=cost_weight)
+        self.task = make_task(reward=weights, exits=True, cost_weight_range=None, **keywords)
+        if self.task.budget is not None:
+            check_table_budget(self.task.backbone.costs, self.task.budget, exits=False)
         self.scorer = StaticTableScorer(
             self.task.backbone, evenly_spaced_subset(self.task.images, images)
         )
         self._described = layer_descriptors(self.task.backbone)
         n_options = len(self.task.backbone.options)
-        self.observation_space = spaces.Box(0.0, 1.0, (N_DESCRIPTORS,), np.float32)
+        self.observation_space = spaces.Box(0.0, 1.0, (N_DESCRIPTORS + 2,), np.float32)
         self.action_space = (
             spaces.Box(0.0, 1.0, (1,), np.float32) if continuous else spaces.Discrete(n_options)
         )
@@ -169,23 +150,21 @@ class NetworkWideEnv(gymnasium.Env[Observation, Action]):
     def step(self, action: Action) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Set the option of the next layer; after the last one, evaluate the table."""
         if self._chosen is None:
-            raise gymnasium.error.ResetNeeded(
-                "the episode is over or none was begun: call reset() first."
-            )
+            raise gymnasium.error.ResetNeeded("no episode is running: call reset() first.")
         if not self.action_space.contains(action):
             raise gymnasium.error.InvalidAction(
                 f"action {action!r} is not allowed; needed is one of {self.action_space}."
             )
-        menu, n_layers = self.task.backbone.options, self.task.backbone.costs.n_layers
+        options = self.task.backbone.options
         if isinstance(self.action_space, spaces.Box):
             previous = float(np.asarray(action)[0])
-            option = round_to_menu(previous, len(menu))
+            option = round_to_option(previous, len(options))
         else:
             option = int(action)
-            previous = option / max(1, menu.full)
+            previous = option / max(1, options.full)
         self._chosen.append(option)
         observation = self._observe(previous)
-        if len(self._chosen) < n_layers:
+        if len(self._chosen) < self.task.backbone.costs.n_layers:
             return observation, 0.0, False, False, {}
         table, self._chosen = tuple(self._chosen), None
         reward, info = self._evaluate(table)
@@ -193,28 +172,89 @@ class NetworkWideEnv(gymnasium.Env[Observation, Action]):
 
     def _observe(self, previous: float) -> Observation:
         assert self._chosen is not None
-        costs = self.task.backbone.costs
-        price = costs.option_costs()
-        spent = sum(float(price[layer, option]) for layer, option in enumerate(self._chosen))
+        costs = self.task.backbone.costs.option_costs()
+        spent = sum(float(costs[layer, option]) for layer, option in enumerate(self._chosen))
         return observe_layer(self._described, len(self._chosen), previous=previous, spent=spent)
 
-    def _evaluate(self, chosen: StaticTable) -> tuple[float, dict[str, Any]]:
+    def _evaluate(self, table: StaticTable) -> tuple[float, dict[str, Any]]:
         """Return reward and info of a table, lowered to the budget if there is one."""
-        task, costs, menu = self.task, self.task.backbone.costs, self.task.backbone.options
-        table = chosen
+        task, costs, options = self.task, self.task.backbone.costs, self.task.backbone.options
         if task.budget is not None:
-            table = fit_to_budget_haq(chosen, costs, task.budget)
+            table = fit_to_budget_haq(table, costs, task.budget)
         accuracy = self.scorer.accuracy(table)
         if task.budget is not None:
-            reference = self.scorer.accuracy((menu.full,) * costs.n_layers)
+            reference = self.scorer.accuracy((options.full,) * costs.n_layers)
             reward = (accuracy - reference) / POINTS_PER_REWARD
         else:
             spent = float(costs.fractions(torch.tensor([table])))
             reward = accuracy / 100.0 - task.reward.cost * spent
-        options = np.array(table, dtype=np.int64)
+        chosen = np.array(table, dtype=np.int64)
         return reward, {
-            "options": options,
-            "bits": np.array(menu.values, dtype=np.int64)[options],
+            "options": chosen,
+            "bits": np.array(options.values, dtype=np.int64)[chosen],
             "accuracy": np.float64(accuracy),
             "computation": np.float64(static_table_computation(costs, table)),
         }
+
+
+@torch.inference_mode()
+def layer_descriptors(backbone: WalkableBackbone) -> NDArray[np.float32]:
+    """Return descriptors of every gated layer, float32 ``[layers, 8]``; see ``NetworkWideEnv``.
+
+    They follow HAQ. Shapes come from a forward pass of one empty image, so a network needs to
+    declare nothing. For convolutions whose outputs all have the size of the layer's output, as in a
+    residual block, MACs divided by output positions are the number of weights.
+    """
+    costs = backbone.costs
+    shapes = _shapes(backbone)
+    positions = [prod(shape[1:]) for shape in shapes]
+    channels = [shape[0] for shape in shapes]
+    described = np.empty((costs.n_layers, N_DESCRIPTORS))
+    described[:, 0] = np.arange(costs.n_layers) / max(1, costs.n_layers - 1)
+    described[:, 1] = _relative(channels[:-1])
+    described[:, 2] = _relative(channels[1:])
+    described[:, 3] = _relative(positions[:-1])
+    kept = [after / before for before, after in pairwise(positions)]
+    described[:, 4] = np.clip(1.0 - np.array(kept), 0.0, 1.0)
+    described[:, 5] = _relative(costs.layer_macs)
+    weights = [m / p for m, p in zip(costs.layer_macs, positions[1:], strict=True)]
+    described[:, 6] = _relative(weights)
+    described[:, 7] = [before != after for before, after in pairwise(shapes)]
+    return described.astype(np.float32)
+
+
+def observe_layer(
+    fixed: NDArray[np.float32], layer: int, *, previous: float, spent: float
+) -> NDArray[np.float32]:
+    """Return the observation before a layer's choice, float32 ``[10]`` in [0, 1].
+
+    Args:
+        fixed: Result of ``layer_descriptors``.
+        layer: Index of the layer; indices after the last layer give the last one.
+        previous: Previous action, in [0, 1]; 0 at the first layer.
+        spent: Cost of the options so far, as a fraction of running every gated layer at 32 bit.
+    """
+    scaled = float(cost_scale(torch.tensor(spent, dtype=torch.float64)))
+    row = fixed[min(layer, len(fixed) - 1)]
+    return np.append(row, np.array([previous, scaled], dtype=np.float32))
+
+
+def round_to_option(action: float, n_options: int) -> int:
+    """Return the option of a continuous action in [0, 1], with equal intervals as in HAQ."""
+    return min(int(action * n_options), n_options - 1)
+
+
+def _shapes(backbone: WalkableBackbone) -> list[tuple[int, ...]]:
+    """Return the activation shapes before each gated layer and after the last, without batch."""
+    device = backbone.feature_mean.device
+    hidden = backbone.stem(torch.zeros(1, *backbone.image_shape, dtype=torch.uint8, device=device))
+    shapes = [tuple(hidden.shape[1:])]
+    for layer in backbone.layers:
+        hidden = layer(hidden, backbone.options[backbone.options.full])
+        shapes.append(tuple(hidden.shape[1:]))
+    return shapes
+
+
+def _relative(values: Sequence[float]) -> NDArray[np.float64]:
+    """Return values relative to the largest."""
+    return np.array(values, dtype=np.float64) / max(values)

@@ -11,15 +11,13 @@ from numpy.typing import NDArray
 _GOLDEN = 0x9E3779B97F4A7C15
 _MIX = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
 _LAST_SHIFT = 31
-
+_SALT = 0xD1A1_0F_9B1CE5
+"""Constant that separates the draw of the preference from that of the image index."""
+_DOUBLE_BITS = 53
 
 StreamIndices = NDArray[np.int64] | slice
 """Indices of streams."""
 ALL = slice(None)
-
-_SALT = 0xD1A1_0F_9B1CE5
-"""Constant that separates the draw of the preference from that of the image index."""
-_BITS_OF_A_DOUBLE = 53
 
 
 class ImageSampler:
@@ -62,8 +60,8 @@ class ImageSampler:
         It is independent of the episode's image.
         """
         z = self._mixed(self.keys ^ np.uint64(_SALT))
-        high = (z >> np.uint64(64 - _BITS_OF_A_DOUBLE)).astype(np.float64)
-        return np.ldexp(high, -_BITS_OF_A_DOUBLE)[which]
+        high = (z >> np.uint64(64 - _DOUBLE_BITS)).astype(np.float64)
+        return np.ldexp(high, -_DOUBLE_BITS)[which]
 
     def _mixed(self, keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
         z = keys + self.episodes * np.uint64(_GOLDEN)

@@ -2,20 +2,20 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
+import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
 
 from dfs_rl.backbones.interfaces import WalkableBackbone
-from dfs_rl.envs.sampling import ALL, ImageSampler, StreamIndices
-from dfs_rl.envs.task import Task
 from dfs_rl.errors import ConfigError
-from dfs_rl.gating.observation import FEATURE_LIMIT, context_size, observation_width
+from dfs_rl.gating.observation import FEATURE_LIMIT, Observation, context_size, observation_width
 
 NumberT = TypeVar("NumberT", np.int64, np.float64)
 
+RenderMode = Literal["rgb_array"]
 METADATA: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 2}
 
 ObservationBatch = dict[str, NDArray[Any]]
@@ -30,56 +30,72 @@ class EpisodeResult(NamedTuple):
 
     Attributes:
         episodes: Indices of the episodes in the batch, int64 ``[n]``.
-        image: Index of the image in the split, int64 ``[n]``.
-        label: Class of the image, int64 ``[n]``.
-        prediction: Most likely class, int64 ``[n]``.
-        correct: True if prediction and label agree, bool ``[n]``.
-        computation: Percent, never-gated parts included, without a gate, float64 ``[n]``.
-        bits: Bit width of each layer, 0 for layers that did not run, int64 ``[n, layers]``.
-        probabilities: Probability of each class, float32 ``[n, classes]``.
-        n_layers_run: Number of layers the image passed, int64 ``[n]``; ``None`` without exits.
+        options: Options of the episodes, int64 ``[n, layers]``.
+        info: Entries of the last step's ``info``, batched, see ``FractionalSkippingEnv``.
     """
 
     episodes: NDArray[np.int64]
-    image: NDArray[np.int64]
-    label: NDArray[np.int64]
-    prediction: NDArray[np.int64]
-    correct: NDArray[np.bool_]
-    computation: NDArray[np.float64]
-    bits: NDArray[np.int64]
-    probabilities: NDArray[np.float32]
-    n_layers_run: NDArray[np.int64] | None
+    options: NDArray[np.int64]
+    info: dict[str, NDArray[Any]]
 
-    def info(self) -> dict[str, NDArray[Any]]:
-        """Return the entries of the last step's ``info``, batched."""
-        named = self._asdict()
-        del named["episodes"], named["probabilities"]
-        if self.n_layers_run is None:
-            del named["n_layers_run"]
-        # Stable-Baselines3 logs the mean of "is_success" as rollout/success_rate.
-        return {"index": named.pop("image"), **named, "is_success": self.correct}
+    def infos(self) -> list[dict[str, Any]]:
+        """Return the ``info`` of each episode, of NumPy scalars, arrays and Python booleans."""
+        # Gymnasium's vector environments batch Python booleans, but not NumPy's.
+        columns = [
+            value.tolist() if value.dtype == np.bool_ else list(value)
+            for value in self.info.values()
+        ]
+        return [dict(zip(self.info, row, strict=True)) for row in zip(*columns, strict=True)]
 
 
-class Transition(NamedTuple):
-    """Result of a step of ``n`` episodes.
+def concatenate_results(results: list[EpisodeResult]) -> EpisodeResult | None:
+    """Return results as one batch; ``None`` for an empty list."""
+    if len(results) < 2:  # noqa: PLR2004 - nothing to concatenate
+        return results[0] if results else None
+    episodes, options, infos = zip(*results, strict=True)
+    info = {key: np.concatenate([each[key] for each in infos]) for key in infos[0]}
+    return EpisodeResult(np.concatenate(episodes), np.concatenate(options), info)
 
-    Attributes:
-        observation: Next observation; zeros for episodes that had ended before the step.
-        reward: float64 ``[n]``.
-        result: Results of the episodes that ended in this step; ``None`` if none did.
+
+def to_numpy(tensor: torch.Tensor) -> NDArray[Any]:
+    """Return a tensor of any device as an array."""
+    return tensor.cpu().numpy()
+
+
+def observation_arrays(observation: Observation) -> ObservationBatch:
+    """Return an observation as arrays."""
+    return {
+        "features": to_numpy(observation.features),
+        "layer": np.full(len(observation.features), observation.layer, dtype=np.int64),
+        "context": to_numpy(observation.context),
+    }
+
+
+def merge_observations(
+    parts: list[tuple[torch.Tensor | None, Observation]], n: int
+) -> ObservationBatch:
+    """Return the observation of ``n`` episodes from those of some rows; zeros for the others.
+
+    Args:
+        parts: Indices of the episodes, int64, ``None`` for all, and their observation.
+        n: Number of episodes.
     """
-
-    observation: ObservationBatch
-    reward: NDArray[np.float64]
-    result: EpisodeResult | None
+    if parts[0][0] is None:
+        return observation_arrays(parts[0][1])
+    merged: ObservationBatch = {}
+    for rows, part in parts:
+        assert rows is not None, "one observation covers all episodes"
+        for key, value in observation_arrays(part).items():
+            if key not in merged:
+                merged[key] = np.zeros((n, *value.shape[1:]), dtype=value.dtype)
+            merged[key][to_numpy(rows)] = value
+    return merged
 
 
 def observation_space(backbone: WalkableBackbone, *, budget_conditioning: bool) -> spaces.Dict:
     """Return the observation space of one environment, with or without budget conditioning."""
-    width, context = (
-        observation_width(backbone),
-        context_size(budget_conditioning=budget_conditioning),
-    )
+    context = context_size(budget_conditioning=budget_conditioning)
+    width = observation_width(backbone)
     return spaces.Dict(
         {
             "features": spaces.Box(-FEATURE_LIMIT, FEATURE_LIMIT, (width,), np.float32),
@@ -87,16 +103,6 @@ def observation_space(backbone: WalkableBackbone, *, budget_conditioning: bool) 
             "context": spaces.Box(0.0, 1.0, (context,), np.float32),
         }
     )
-
-
-def replace_rows(
-    observation: ObservationBatch, started: ObservationBatch, which: StreamIndices
-) -> ObservationBatch:
-    """Return a copy of an observation with the rows of some environments replaced."""
-    copy = {key: value.copy() for key, value in observation.items()}
-    for key, values in copy.items():
-        values[which] = started[key]
-    return copy
 
 
 def observation_bytes(space: spaces.Dict) -> int:
@@ -126,12 +132,12 @@ def check_options(options: object, *allowed: str) -> Mapping[str, Any]:
     return options
 
 
-def per_environment(name: str, wanted: object, n: int, dtype: type[NumberT]) -> NDArray[NumberT]:
+def per_environment(name: str, value: object, n: int, dtype: type[NumberT]) -> NDArray[NumberT]:
     """Return the values of a ``reset`` option for ``n`` environments, ``[n]``.
 
     Args:
         name: Name of the option.
-        wanted: A number, or one for each environment.
+        value: A number, or one for each environment.
         n: Number of environments.
         dtype: Type of the numbers; an integer type requires integers.
 
@@ -139,50 +145,12 @@ def per_environment(name: str, wanted: object, n: int, dtype: type[NumberT]) -> 
         ConfigError: If the type or the length is wrong.
     """
     try:
-        values = np.asarray(wanted)
+        values = np.asarray(value)
     except ValueError:  # lists of different lengths
         values = np.empty(0, dtype=object)
     whole = issubclass(dtype, np.integer)
     if values.dtype.kind not in ("iu" if whole else "iuf") or values.shape not in ((), (n,)):
         number = "a whole number" if whole else "a number"
         several = "" if n == 1 else f", or one for each of {n} environments"
-        raise ConfigError(f"options[{name!r}] is {wanted!r}; needed is {number}{several}.")
+        raise ConfigError(f"options[{name!r}] is {value!r}; needed is {number}{several}.")
     return np.array(np.broadcast_to(values, (n,)), dtype=dtype)
-
-
-def sample_preferences(
-    task: Task,
-    streams: ImageSampler,
-    wanted: object,
-    *,
-    repeats: int = 1,
-    which: StreamIndices = ALL,
-) -> NDArray[np.float64] | None:
-    """Return the preference of each episode, from given cost weights or drawn at random.
-
-    Args:
-        task: Task of the episodes.
-        streams: Sampler of the draws.
-        wanted: A cost weight, or one for each episode; ``None`` draws at random.
-        repeats: Number of episodes that share a draw.
-        which: Streams to draw from.
-
-    Returns:
-        float64 ``[n]``, or ``None`` for a task without budget conditioning.
-
-    Raises:
-        ConfigError: If a cost weight is given that is out of range, or the task has no range.
-    """
-    if task.cost_weight_range is None:
-        if wanted is not None:
-            raise ConfigError(
-                f"options['cost_weight'] is {wanted!r}, but this environment was made without "
-                "cost_weight_range and has one price, "
-                f"{task.reward.cost:g}."
-            )
-        return None
-    if wanted is None:
-        return np.repeat(streams.preferences(which), repeats)
-    n = len(streams.keys) * repeats
-    weights = per_environment("cost_weight", wanted, n, np.float64)[which]
-    return np.array([task.cost_weight_range.preference(float(weight)) for weight in weights])

@@ -1,33 +1,67 @@
 """Task of an environment: a frozen backbone, images, reward weights and optionally a budget."""
 
 import copy
+import inspect
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, wraps
 from pathlib import Path
+from typing import Annotated, ParamSpec, TypeVar
 
+import numpy as np
 import torch
+from pydantic import BeforeValidator, ConfigDict, SkipValidation, ValidationError, validate_call
 from torch import nn
 
 from dfs_rl.backbones import Backbone, default_digits, load_backbone
 from dfs_rl.backbones.interfaces import WalkableBackbone
 from dfs_rl.backbones.storage import load_info
 from dfs_rl.data import Dataset, ImageSet, SplitName, load_dataset
-from dfs_rl.envs.keywords import (
-    BackboneLike,
-    DatasetLike,
-    DeviceLike,
-    Pair,
-    RewardLike,
-    check_types,
-)
 from dfs_rl.errors import ConfigError, DataError
 from dfs_rl.gating.action_masks import gated_budget
 from dfs_rl.gating.budget_conditioning import CostWeightRange
 from dfs_rl.gating.reward import RewardWeights, reward_weights
 from dfs_rl.training.custom_model import build_calibrated_backbone
+from dfs_rl.utils.config.errors import error_message
 from dfs_rl.utils.constants import DIGITS
 from dfs_rl.utils.device import resolve_device
 from dfs_rl.utils.trusted_import import is_constructor, trust_constructor, trusting
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+# JSON has no tuples.
+_Pair = Annotated[
+    tuple[float, float],
+    BeforeValidator(lambda value: tuple(value) if isinstance(value, list | np.ndarray) else value),
+]
+
+
+def check_types(function: Callable[P, R]) -> Callable[P, R]:
+    """Validate a function's arguments against its annotations before each call.
+
+    The decorated function raises ``ConfigError`` for an argument of a wrong type or out of range,
+    and for a number that is not finite.
+    """
+    strict = ConfigDict(strict=True, arbitrary_types_allowed=True, allow_inf_nan=False)
+    checked: Callable[..., R] = validate_call(config=strict)(function)
+    signature = inspect.signature(function)
+    parameters = signature.parameters.values()
+    rest = next((p.name for p in parameters if p.kind is p.VAR_KEYWORD), "")
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        arguments = dict(signature.bind(*args, **kwargs).arguments)
+        arguments |= arguments.pop(rest, {})
+        for name, value in arguments.items():
+            if isinstance(value, np.number | np.bool_):
+                arguments[name] = value.item()
+        try:
+            return checked(**arguments)
+        except ValidationError as error:
+            raise ConfigError(error_message(error, arguments, object)[1]) from None
+
+    return call
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -67,76 +101,55 @@ class Task:
 
     def __post_init__(self) -> None:
         _ = self.gated_budget  # raises for a budget that is too small
-        expected = tuple(self.backbone.image_shape)
+        expected, n_classes = tuple(self.backbone.image_shape), self.backbone.n_classes
         if self.images.image_shape != expected:
             raise DataError(
                 f"the images are {list(self.images.image_shape)} (channels, height, width), but "
-                "the backbone takes "
-                f"{list(expected)}."
+                f"the backbone takes {list(expected)}."
             )
-        if len(self.class_names) != self.backbone.n_classes:
+        if len(self.class_names) != n_classes:
             raise DataError(
-                f"the data set has {len(self.class_names)} classes, but the backbone tells "
-                f"{self.backbone.n_classes} apart."
+                f"the data set has {len(self.class_names)} classes, but the backbone has "
+                f"{n_classes}."
             )
         highest = int(self.images.labels.max()) if len(self.images) else -1
-        if not 0 <= highest < self.backbone.n_classes:
+        if not 0 <= highest < n_classes:
             raise DataError(
-                f"the images hold label {highest}; the backbone needs some, and knows the labels 0 "
-                f"to {self.backbone.n_classes - 1}."
+                f"the highest label of the {len(self.images)} images is {highest}; allowed are "
+                f"labels from 0 to {n_classes - 1}, and at least one image."
             )
 
 
 @check_types
 def make_task(
     *,
-    backbone: BackboneLike = None,
+    backbone: SkipValidation[str | Path | WalkableBackbone | None] = None,
     backbone_weights: str | Path | None = None,
     trust_code: bool = False,
     exits: bool = True,
-    dataset: DatasetLike = None,
+    dataset: SkipValidation[str | Path | Dataset | ImageSet | None] = None,
     split: SplitName = "agent",
-    reward: RewardLike = None,
+    reward: SkipValidation[RewardWeights | Mapping[str, object] | None] = None,
     budget: float | None = None,
-    cost_weight_range: Pair | None = None,
-    device: DeviceLike = "cpu",
+    cost_weight_range: _Pair | None = None,
+    device: SkipValidation[str | torch.device] = "cpu",
 ) -> Task:
-    """Build a task from the arguments of an environment.
-
-    Args:
-        backbone: A folder that ``save_backbone`` wrote; ``module:function`` that builds a custom
-            network; a backbone (a training form is converted to its inference form); or ``None``
-            for the digits network of the package.
-        backbone_weights: Weights of a custom network.
-        trust_code: Allow the import of the constructor that a folder names.
-        exits: Keep the exits of the backbone.
-        dataset: An argument of ``load_dataset``, a data set, a set of images, or ``None`` for the
-            digits.
-        split: Split of the data set to draw images from.
-        reward: Reward weights, as ``RewardWeights`` or a mapping of some of its fields; ``None``
-            for the defaults.
-        budget: Upper bound on computation in percent; ``None`` for none.
-        cost_weight_range: Lowest and highest cost weight; each episode draws one in between.
-            ``None`` for ``reward.cost`` in every episode.
-        device: Device of backbone and images.
-
-    Returns:
-        The task.
+    """Build a task from the keywords of an environment, see ``FractionalSkippingEnv``.
 
     Raises:
         ConfigError: If a value is invalid.
         DataError: If the data is missing or does not fit the backbone.
         CheckpointError: If the backbone cannot be read.
     """
-    rewarded, place = reward_weights(reward), resolve_device(device)
+    weights, place = reward_weights(reward), resolve_device(device)
     data = _resolve_dataset(dataset, backbone)
     if is_constructor(backbone):
-        backbone = _users_backbone(str(backbone), backbone_weights, data, device=str(place))
+        backbone = _custom_backbone(str(backbone), backbone_weights, data, device=str(place))
     elif backbone_weights is not None:
         given = backbone if isinstance(backbone, str | Path | None) else type(backbone).__name__
         raise ConfigError(
-            f"backbone_weights is {backbone_weights}, but backbone is {given}; weights go with "
-            "module:function."
+            f"backbone_weights is {backbone_weights}, but backbone is {given}; give the weights of "
+            "module:function only."
         )
     with trusting(trust_code):
         frozen = _resolve_backbone(backbone, place, exits=exits)
@@ -144,29 +157,30 @@ def make_task(
         images, class_names = data, tuple(str(label) for label in range(frozen.n_classes))
     else:
         images, class_names = data.split(split), data.class_names
+    range_ = None
+    if cost_weight_range is not None:
+        range_ = CostWeightRange(lowest=cost_weight_range[0], highest=cost_weight_range[1])
     return Task(
         backbone=frozen,
         images=images.to(place),
-        reward=rewarded,
+        reward=weights,
         budget=budget,
         class_names=class_names,
-        cost_weight_range=None
-        if cost_weight_range is None
-        else CostWeightRange(lowest=cost_weight_range[0], highest=cost_weight_range[1]),
+        cost_weight_range=range_,
     )
 
 
-def _users_backbone(
-    name: str, checkpoint: str | Path | None, data: Dataset | ImageSet, *, device: str
+def _custom_backbone(
+    name: str, weights: str | Path | None, data: Dataset | ImageSet, *, device: str
 ) -> Backbone:
-    """Build and calibrate a custom network on the train split of a data set."""
+    """Build a custom network and calibrate it on the train split of a data set."""
     if isinstance(data, ImageSet):
         raise ConfigError(
             f"backbone is {name!r}, which is calibrated on a train split, but dataset is an "
             "ImageSet; give a name or folder, or a Dataset."
         )
     trust_constructor(name)
-    file = None if checkpoint is None else Path(checkpoint)
+    file = None if weights is None else Path(weights)
     return build_calibrated_backbone(name, data, weights=file, device=device).backbone
 
 
@@ -195,9 +209,9 @@ def _without_exits(backbone: object) -> object:
         return backbone
     if not isinstance(backbone, Backbone):
         raise ConfigError(
-            f"exits is False, but the backbone is a {type(backbone).__name__} with exits after "
-            f"{list(backbone.costs.exits_after)} layers "
-            "that cannot be taken away; give its training form, or a folder."
+            f"exits is False, but the exits of a {type(backbone).__name__} after "
+            f"{list(backbone.costs.exits_after)} layers cannot be removed; give its training form, "
+            "or a folder."
         )
     changed = copy.deepcopy(backbone)
     changed.set_exits(())

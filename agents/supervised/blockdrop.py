@@ -16,25 +16,17 @@ from torch import Tensor
 from torch.nn import functional
 
 from dfs_rl.agents.supervised.config import BlockDropConfig, SupervisedConfig
-from dfs_rl.agents.supervised.reinforce import surrogate
-from dfs_rl.agents.supervised.straight_through import sampled_choice
+from dfs_rl.agents.supervised.estimators import reinforce_loss, sampled_choice
 from dfs_rl.agents.supervised.trainer import GateTask, GateTrainer, StepLosses, accuracy_of
 from dfs_rl.backbones.interfaces import WalkableBackbone
 from dfs_rl.data import ImageSet
 from dfs_rl.gating.execution import ExecutionState, option_costs, run_head, run_layer, run_stem
 from dfs_rl.gating.networks import LearnedGate
 from dfs_rl.gating.observation import observe
-from dfs_rl.utils.seeding import torch_generator
 
 
 def decide_at_once(gate: LearnedGate, backbone: WalkableBackbone, state: ExecutionState) -> Tensor:
-    """Return the gate's logits at all layers, float32 ``[batch, layers, choices]``.
-
-    Args:
-        gate: A gate that reads features before the first layer only.
-        backbone: The backbone, in inference form.
-        state: State before the first layer.
-    """
+    """Return the gate's logits at all layers, float32 ``[batch, layers, choices]``."""
     with torch.no_grad():
         seen = observe(backbone, state, budget=None)
     gate.reset(len(state.spent))
@@ -47,10 +39,6 @@ def bounded_probabilities(logits: Tensor, bound: float) -> Tensor:
 
     With two choices this is the formula of the paper. Probabilities are between
     ``(1 - bound) / (choices - 1)`` and ``bound``, and rows sum to 1.
-
-    Args:
-        logits: Logits, ``[..., choices]``.
-        bound: Largest probability, in (0.5, 1].
     """
     probabilities, others = logits.softmax(dim=-1), logits.shape[-1] - 1
     if others == 0:
@@ -60,13 +48,7 @@ def bounded_probabilities(logits: Tensor, bound: float) -> Tensor:
 
 @torch.no_grad()
 def run_options(backbone: WalkableBackbone, state: ExecutionState, options: Tensor) -> Tensor:
-    """Run the remaining layers at given options and return logits, ``[batch, classes]``.
-
-    Args:
-        backbone: The backbone.
-        state: State before the first layer to run.
-        options: Options of all layers, int64 ``[batch, layers]``.
-    """
+    """Run the remaining layers at ``options``, int64 ``[batch, layers]``, and return logits."""
     for layer in range(state.layer, backbone.costs.n_layers):
         state = run_layer(backbone, state, options[:, layer])
     return run_head(backbone, state)
@@ -87,11 +69,6 @@ class BlockDropTrainer(GateTrainer):
 
     Each image runs twice, under sampled and under the most likely options. Metrics and the Lagrange
     multiplier follow the latter, which the deployed gate chooses.
-
-    Args:
-        blockdrop: Hyperparameters of BlockDrop.
-        config: Hyperparameters of all methods.
-        task: Task of the gate.
     """
 
     def __init__(
@@ -101,15 +78,17 @@ class BlockDropTrainer(GateTrainer):
         self._blockdrop = blockdrop
 
     def _learn(self, batch: ImageSet) -> StepLosses:
-        task, settings, device = self._task, self._blockdrop, batch.images.device
-        n_layers = self.frozen.costs.n_layers
-        opened = open_layers(n_layers, self.progress, curriculum=settings.curriculum)
+        settings = self._blockdrop
+        opened = open_layers(
+            self.frozen.costs.n_layers, self.progress, curriculum=settings.curriculum
+        )
         with torch.no_grad():
             state = run_stem(self.frozen, batch.images)
         logits = decide_at_once(self.gate, self.frozen, state)[:, -opened:]
         probabilities = bounded_probabilities(logits, settings.bound)  # [batch, opened, choices]
-        generator = torch_generator(task.seed, "blockdrop", self.steps, device=device)
-        draws = sampled_choice(probabilities.detach().flatten(0, 1).log(), generator=generator)
+        draws = sampled_choice(
+            probabilities.detach().flatten(0, 1).log(), generator=self._generator("blockdrop")
+        )
         drawn = draws.options.view(len(logits), opened)
         likeliest = logits.argmax(dim=2)  # [batch, opened]
         where = torch.ones(1, dtype=torch.float64)
@@ -123,7 +102,7 @@ class BlockDropTrainer(GateTrainer):
                 episode_rewards(right, multiplier * relative[-1], penalty=settings.penalty)
             )
         advantages = (rewards[0] - rewards[1])[:, None].expand(-1, opened)
-        self._descend(surrogate(probabilities, drawn, advantages))
+        self._descend(reinforce_loss(probabilities, drawn, advantages))
         self._multipliers.update(
             where.expand(len(logits)), relative[1].cpu(), rate=self._config.multiplier_lr
         )
@@ -139,15 +118,13 @@ class BlockDropTrainer(GateTrainer):
         """Return the options of all layers ``[batch, layers]``, from choices of open layers."""
         choices = torch.tensor(self.gate.choices, device=picked.device)
         closed = self.frozen.costs.n_layers - picked.shape[1]
-        dearest = choices[-1].expand(len(picked), closed)
-        return torch.cat([dearest, choices[picked]], dim=1)
+        return torch.cat([choices[-1].expand(len(picked), closed), choices[picked]], dim=1)
 
     def _relative(self, picked: Tensor) -> Tensor:
         """Return the cost of open layers over their share of the budget, float64 ``[batch]``."""
-        task, opened = self._task, picked.shape[1]
+        opened = picked.shape[1]
         costs = option_costs(self.frozen.costs, picked.device)
-        choices = torch.tensor(self.gate.choices, device=picked.device)
-        layers = torch.arange(len(costs) - opened, len(costs), device=picked.device)
-        spent = costs[layers, choices[picked]].sum(dim=1)
+        options = self._complete(picked)[:, -opened:]
+        spent = costs[-opened:][torch.arange(opened, device=picked.device), options].sum(dim=1)
         share = costs[-opened:].amax(dim=1).sum() / costs.amax(dim=1).sum()
-        return spent / (share * float(task.target(torch.ones(1, dtype=torch.float64))))
+        return spent / (share * float(self._task.target(torch.ones(1, dtype=torch.float64))))

@@ -17,7 +17,7 @@ from dfs_rl.utils.config import (
 )
 
 RelaxedMethod = Literal["gumbel", "dfs"]
-"""Method by supervision alone, see ``dfs_rl.agents.supervised.relaxed``."""
+"""Method by supervision alone, which learns on a frozen or co-trained backbone."""
 Method = Literal["gumbel", "dfs", "skipnet", "blockdrop"]
 """Training method of ``train_gumbel``."""
 

@@ -13,50 +13,33 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from dfs_rl.agents.cotraining import CoTrainer
-from dfs_rl.agents.supervised.config import SupervisedConfig
-from dfs_rl.agents.supervised.relaxed import RelaxedTrainer
-from dfs_rl.agents.supervised.straight_through import Estimator, argmax_choice
-from dfs_rl.agents.supervised.trainer import GateTask
+from dfs_rl.agents.supervised.estimators import Estimator, argmax_choice
+from dfs_rl.agents.supervised.gumbel import GumbelTrainer
+from dfs_rl.agents.supervised.trainer import TrainerState
 
 _EXECUTES_EVERYTHING = 0.95
 """Share of the cost of the largest options at which the first phase ends."""
 
 
-class DFSTrainer(RelaxedTrainer):
-    """Trains the gate of DFS.
+class DFSTrainer(GumbelTrainer):
+    """Trains the gate of DFS; it differs from a Gumbel gate in choices and cost weights."""
 
-    Args:
-        config: Hyperparameters.
-        task: Task of the gate.
-        cotrainer: Trainer of the task's backbone; ``None`` for a fixed backbone.
-    """
-
-    def __init__(
-        self, config: SupervisedConfig, task: GateTask, cotrainer: CoTrainer | None = None
-    ) -> None:
-        super().__init__(config, task, cotrainer)
-        self._dearest = float(task.backbone.costs.option_costs().amax(dim=1).sum())
-        self._executed_everything = False
-
-    @property
-    def executed_everything(self) -> bool:
-        """True once the first phase is over."""
-        return self._executed_everything
+    executed_everything = False
 
     def _estimator(self) -> Estimator:
         return argmax_choice
 
     def _cost_weights(self, preferences: Tensor, spent: float) -> Tensor:
         weights = self._multipliers.at(preferences)
-        rewarded = not self._executed_everything or spent < 1.0
-        return -weights if rewarded else weights
+        return weights if self.executed_everything and spent >= 1.0 else -weights
 
     def _adjust(self, preferences: Tensor, relative: Tensor) -> None:
         spent = float((relative * self._task.target(preferences.double())).mean())
-        if spent >= _EXECUTES_EVERYTHING * self._dearest:
-            self._executed_everything = True
+        largest = float(self._task.backbone.costs.option_costs().amax(dim=1).sum())
+        if spent >= _EXECUTES_EVERYTHING * largest:
+            self.executed_everything = True
 
-    def _restore_state(self, state: Mapping[str, object]) -> None:
-        super()._restore_state(state)
-        self._executed_everything = bool(state["executed_everything"])
+    def restore(self, tensors: Mapping[str, Tensor], state: TrainerState) -> None:
+        """Restore gate, backbone and phase from ``tensors`` and ``state``."""
+        super().restore(tensors, state)
+        self.executed_everything = bool(state.executed_everything)

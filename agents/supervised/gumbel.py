@@ -4,31 +4,147 @@ Options are sampled by the straight-through Gumbel-softmax (Jang et al., ICLR 20
 ICLR 2017) at a temperature that falls exponentially. The multiplier rises while the cost is above
 the budget and falls while it is below. A budget-conditioned gate interpolates multipliers between
 preferences.
+
+A trainer with a ``CoTrainer`` trains gate and backbone jointly, as the second phase of DFS does.
+One backward pass covers the backbone's loss on the train split and the gate's loss on the agent
+split. The backbone gets no gradients from the gate's images, whose labels it must not use, and the
+gate gets none from the backbone's images, on which hardly any choice leads to a wrong answer. Only
+the gate's loss has a cost term, because an option's cost does not depend on the weights.
 """
 
+from collections.abc import Mapping
+from contextlib import nullcontext
 from functools import partial
 
+import torch
 from torch import Tensor
+from torch.nn import functional
 
-from dfs_rl.agents.supervised.relaxed import RelaxedTrainer
-from dfs_rl.agents.supervised.straight_through import Estimator, gumbel_choice
-from dfs_rl.utils.seeding import torch_generator
+from dfs_rl.agents.cotraining import CoTrainer
+from dfs_rl.agents.supervised.config import SupervisedConfig
+from dfs_rl.agents.supervised.estimators import Estimator, gumbel_choice, straight_through_rollout
+from dfs_rl.agents.supervised.trainer import (
+    GateTask,
+    GateTrainer,
+    StepLosses,
+    TrainerState,
+    accuracy_of,
+)
+from dfs_rl.data import ImageSet
 
 
-class GumbelTrainer(RelaxedTrainer):
-    """Trains a Gumbel gate."""
+class GumbelTrainer(GateTrainer):
+    """Trains a Gumbel gate; a budget-conditioned one runs each image at a random preference.
+
+    A ``cotrainer`` trains the task's backbone too.
+    """
+
+    executed_everything = True
+    """True if the backbone may learn; the gate of DFS first learns to execute everything."""
+
+    def __init__(
+        self, config: SupervisedConfig, task: GateTask, cotrainer: CoTrainer | None = None
+    ) -> None:
+        super().__init__(config, task)
+        self._cotrainer = cotrainer
 
     def _estimator(self) -> Estimator:
-        config, task = self._config, self._task
+        """Return the function that turns logits into choices at this step."""
+        config = self._config
         ratio = config.final_temperature / config.temperature
-        temperature = config.temperature * ratio**self.progress
-        device = task.images.labels.device
-        generator = torch_generator(task.seed, "gumbel", self.steps, device=device)
-        return partial(gumbel_choice, temperature=temperature, generator=generator)
+        return partial(
+            gumbel_choice,
+            temperature=config.temperature * ratio**self.progress,
+            generator=self._generator("gumbel"),
+        )
 
     def _cost_weights(self, preferences: Tensor, spent: float) -> Tensor:
+        """Return the weight of each image's relative cost in the loss, float64 ``[batch]``.
+
+        ``spent`` is the mean cost of the batch relative to the budgets.
+        """
         del spent
         return self._multipliers.at(preferences)
 
     def _adjust(self, preferences: Tensor, relative: Tensor) -> None:
+        """Update the cost weights after a step with relative costs ``relative``, ``[batch]``."""
         self._multipliers.update(preferences, relative, rate=self._config.multiplier_lr)
+
+    def _learn(self, batch: ImageSet) -> StepLosses:
+        config, task, n = self._config, self._task, len(batch.images)
+        preferences = None
+        if self.gate.budget_conditioning is not None:
+            # The name of the random stream is part of every figure.
+            generator = self._generator("dial")
+            preferences = torch.rand(n, generator=generator, device=generator.device)
+        with self._cotrainer.frozen_weights() if self._cotrainer else nullcontext():
+            rollout = straight_through_rollout(
+                task.backbone,
+                self.frozen,
+                self.gate,
+                batch.images,
+                self._estimator(),
+                preferences=preferences,
+            )
+        labels = functional.cross_entropy(rollout.logits, batch.labels)
+        where = torch.ones(n) if preferences is None else preferences.cpu()
+        relative = rollout.spent / task.target(where.double()).to(rollout.spent.device)  # [batch]
+        spent = float(relative.detach().mean())
+        weights = self._cost_weights(where, spent)
+        loss = labels + (weights.to(relative.device) * relative).mean()
+        divergence = None
+        if config.distillation:
+            divergence = self._divergence(batch.images, rollout.logits)
+            loss = loss + config.distillation * divergence
+        taught = self._descend_together(loss)
+        self._adjust(where, relative.detach().cpu())
+        return StepLosses(
+            labels=float(labels.detach()),
+            divergence=None if divergence is None else float(divergence.detach()),
+            accuracy=accuracy_of(rollout.logits, batch.labels),
+            spent=spent,
+            multiplier=float(weights.mean()),
+            backbone=taught,
+        )
+
+    def _descend_together(self, loss: Tensor) -> float | None:
+        """Update the gate and, if it learns, the backbone, whose cross-entropy is returned."""
+        if self._cotrainer is None or not self.executed_everything:
+            self._descend(loss)
+            return None
+        own, losses = self._cotrainer.prepare_step(self.gate)
+        self._descend(loss + own)
+        self._cotrainer.finish_step()
+        self.frozen = self._cotrainer.freeze()
+        return losses["gated"]
+
+    def _divergence(self, images: Tensor, logits: Tensor) -> Tensor:
+        """Return the Kullback-Leibler divergence from the full-precision backbone's predictions."""
+        frozen = self.frozen
+        with torch.no_grad():
+            hidden = frozen.stem(images)
+            for layer in frozen.layers:
+                hidden = layer(hidden, frozen.options[frozen.options.full])
+            teacher = frozen.head(hidden).log_softmax(dim=1)
+        return functional.kl_div(
+            logits.log_softmax(dim=1), teacher, reduction="batchmean", log_target=True
+        )
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the tensors for a checkpoint, with those of a co-trained backbone."""
+        return super().tensors() | (self._cotrainer.tensors() if self._cotrainer else {})
+
+    @property
+    def state(self) -> dict[str, object]:
+        """Other state for a checkpoint, as JSON values."""
+        return super().state | {
+            "executed_everything": self.executed_everything,
+            "backbone_steps": self._cotrainer.steps if self._cotrainer else 0,
+        }
+
+    def restore(self, tensors: Mapping[str, Tensor], state: TrainerState) -> None:
+        """Restore gate and backbone from ``tensors`` and ``state``."""
+        super().restore(tensors, state)
+        if self._cotrainer is not None:
+            self._cotrainer.restore(tensors, state.backbone_steps or 0)
+            self.frozen = self._cotrainer.freeze()

@@ -9,7 +9,7 @@ from dfs_rl.errors import CheckpointError
 
 _MAX_VIOLATION = 1.0
 """Bound on the relative violation in an update; initial costs are many times the budget."""
-_CHEAPEST, _DEAREST = 1e-6, 1e6
+_MIN, _MAX = 1e-6, 1e6
 """Bounds of a multiplier, which repeated products could otherwise move to 0 or infinity."""
 
 
@@ -32,19 +32,16 @@ class LagrangeMultipliers:
         return (self._shares(preferences) @ self.values.log()).exp()
 
     def update(self, preferences: Tensor, relative: Tensor, *, rate: float) -> None:
-        """Update the multipliers after a batch.
+        """Update the multipliers after a batch; those without an image in it do not change.
 
-        Args:
-            preferences: Preference of each image, ``[batch]``.
-            relative: Cost of each image over its budget, ``[batch]``.
-            rate: Change of a multiplier's logarithm at twice the budget; multipliers without an
-                image in the batch do not change.
+        ``relative`` is the cost of each image over its budget. At twice the budget a multiplier's
+        logarithm changes by ``rate``.
         """
         shares = self._shares(preferences)  # [batch, knots]
         seen = shares.sum(dim=0)
         over = (shares.T @ (relative.double() - 1.0)) / seen.clamp(min=1e-12)
         moved = rate * over.clamp(-_MAX_VIOLATION, _MAX_VIOLATION) * (seen > 0)
-        self.values = (self.values * moved.exp()).clamp(_CHEAPEST, _DEAREST)
+        self.values = (self.values * moved.exp()).clamp(_MIN, _MAX)
 
     def restore(self, values: Sequence[float]) -> None:
         """Restore the multipliers from ``values``.
@@ -54,7 +51,8 @@ class LagrangeMultipliers:
         """
         if len(values) != len(self.values):
             raise CheckpointError(
-                f"the checkpoint holds {len(values)} prices where this run has {len(self.values)}."
+                f"the checkpoint has {len(values)} Lagrange multipliers, but this run has "
+                f"{len(self.values)}."
             )
         self.values = torch.tensor(values, dtype=torch.float64)
 

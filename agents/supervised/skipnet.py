@@ -10,6 +10,7 @@ Other differences from the paper: the backbone is fixed, the mean return of the 
 is the baseline, and an entropy bonus preserves exploration.
 """
 
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -17,15 +18,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from dfs_rl.agents.supervised.config import SkipNetConfig, SupervisedConfig
-from dfs_rl.agents.supervised.reinforce import (
-    entropy,
-    leave_one_out_advantages,
-    returns_to_go,
-    surrogate,
-)
-from dfs_rl.agents.supervised.straight_through import (
+from dfs_rl.agents.supervised.estimators import (
     StraightThroughRollout,
     argmax_choice,
+    reinforce_loss,
     sampled_choice,
     straight_through_rollout,
 )
@@ -34,68 +30,79 @@ from dfs_rl.costs import FULL, SKIP, BitOptions
 from dfs_rl.data import ImageSet
 from dfs_rl.errors import ConfigError
 from dfs_rl.gating.execution import option_costs
-from dfs_rl.utils.seeding import torch_generator
 
 
-def skip_or_run(menu: BitOptions) -> tuple[int, ...]:
+def skip_or_run(options: BitOptions) -> tuple[int, ...]:
     """Return the indices of SkipNet's two options.
 
     Raises:
         ConfigError: If one of them is not among the bit options.
     """
     for bits in (SKIP, FULL):
-        if bits not in menu.values:
+        if bits not in options.values:
             raise ConfigError(
-                f"method is 'skipnet', which skips a layer or runs it at {FULL} bit, "
-                f"but the backbone's menu {list(menu)} lacks {bits} bit."
+                f"method is 'skipnet', which skips a layer or runs it at {FULL} bit, but the "
+                f"backbone's bit options {list(options)} lack {bits} bit."
             )
-    return menu.indices((SKIP, FULL))
+    return options.indices((SKIP, FULL))
+
+
+def leave_one_out_advantages(returns: Tensor) -> Tensor:
+    """Return the returns minus the mean return of the other images, ``[batch, layers]``.
+
+    The returns of other images do not depend on an image's decisions, so the gradient stays
+    unbiased. A batch of one image has no baseline.
+    """
+    others = len(returns) - 1
+    if others == 0:
+        return returns
+    return returns - (returns.sum(dim=0) - returns) / others
+
+
+def entropy(probabilities: Tensor, choices: Sequence[int]) -> Tensor:
+    """Return the entropy of an image's decisions, summed over layers and averaged, in nats.
+
+    Options ``[batch, layers, options]`` outside ``choices`` have probability 0 and no gradient.
+    """
+    # one entropy per image, layer and choice: [batch, layers, choices]
+    each: Tensor = torch.special.entr(probabilities[:, :, list(choices)])
+    return each.sum(dim=(1, 2)).mean()
 
 
 def hybrid_loss(
     rollout: StraightThroughRollout, labels: Tensor, *, option_penalties: Tensor
 ) -> Tensor:
-    """Return the loss of the second phase: cross-entropy plus REINFORCE.
+    """Return the loss of the second phase, with sampled choices: cross-entropy plus REINFORCE.
 
-    Args:
-        rollout: Rollout with sampled choices.
-        labels: Labels, int64 ``[batch]``.
-        option_penalties: Weighted cost of each option at each layer, float64 ``[layers, options]``.
+    ``option_penalties`` are the weighted costs of the options, float64 ``[layers, options]``.
     """
     losses = functional.cross_entropy(rollout.logits, labels, reduction="none")  # [batch]
     layers = torch.arange(len(option_penalties), device=rollout.options.device)
-    earned = (option_penalties.amax(dim=1, keepdim=True) - option_penalties)[
-        layers, rollout.options
-    ]  # [batch, layers]
-    returns = returns_to_go(earned, -losses.detach().double())
-    return losses.mean() + surrogate(
+    saved = option_penalties.amax(dim=1, keepdim=True) - option_penalties  # [layers, options]
+    earned = saved[layers, rollout.options]  # [batch, layers]
+    returns = earned.flip(1).cumsum(dim=1).flip(1) - losses.detach().double()[:, None]
+    return losses.mean() + reinforce_loss(
         rollout.probabilities, rollout.options, leave_one_out_advantages(returns)
     )
 
 
 class SkipNetTrainer(GateTrainer):
-    """Trains the gate of SkipNet, which chooses from ``skip_or_run``, for one budget.
-
-    Args:
-        skipnet: Hyperparameters of SkipNet.
-        config: Hyperparameters of all methods.
-        task: Task of the gate.
-    """
+    """Trains the gate of SkipNet, which chooses from ``skip_or_run``, for one budget."""
 
     def __init__(self, skipnet: SkipNetConfig, config: SupervisedConfig, task: GateTask) -> None:
         super().__init__(config, task)
         self._skipnet = skipnet
 
     def _learn(self, batch: ImageSet) -> StepLosses:
-        task, device = self._task, batch.images.device
+        task = self._task
         pretraining = self.progress < self._skipnet.pretraining
-        generator = torch_generator(task.seed, "skipnet", self.steps, device=device)
+        sampled = partial(sampled_choice, generator=self._generator("skipnet"))
         rollout = straight_through_rollout(
             task.backbone,
             self.frozen,
             self.gate,
             batch.images,
-            argmax_choice if pretraining else partial(sampled_choice, generator=generator),
+            argmax_choice if pretraining else sampled,
         )
         where = torch.ones(1, dtype=torch.float64)
         target, multiplier = float(task.target(where)), float(self._multipliers.at(where))
@@ -104,8 +111,8 @@ class SkipNetTrainer(GateTrainer):
         if pretraining:
             multiplier, loss = 0.0, labels
         else:
-            option_penalties = multiplier * option_costs(task.backbone.costs, device) / target
-            loss = hybrid_loss(rollout, batch.labels, option_penalties=option_penalties)
+            costs = option_costs(task.backbone.costs, batch.images.device)
+            loss = hybrid_loss(rollout, batch.labels, option_penalties=multiplier * costs / target)
         weight = self._skipnet.ent_coef * (1.0 - self.progress)
         self._descend(loss - weight * entropy(rollout.probabilities, self.gate.choices))
         if not pretraining:

@@ -4,21 +4,27 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from dfs_rl.agents.evaluation_callback import ValidationState
 from dfs_rl.agents.supervised.config import SupervisedConfig
 from dfs_rl.agents.supervised.lagrangian import LagrangeMultipliers
+from dfs_rl.agents.validation import ValidationState
 from dfs_rl.backbones.interfaces import WalkableBackbone
 from dfs_rl.data import ImageSet
 from dfs_rl.data.batching import epoch_batches
 from dfs_rl.errors import CheckpointError, ConfigError, TrainingError
 from dfs_rl.gating.networks import LearnedGate
-from dfs_rl.utils.checkpoint import check_finite, optimizer_tensors, restore_optimizer
+from dfs_rl.utils.checkpoint import (
+    module_tensors,
+    optimizer_tensors,
+    restore_module,
+    restore_optimizer,
+)
 from dfs_rl.utils.config import NonNegativeInt
+from dfs_rl.utils.seeding import torch_generator
 
 _N_MULTIPLIERS = 9
 """Number of Lagrange multipliers of a budget-conditioned gate."""
@@ -115,10 +121,6 @@ class GateTrainer(ABC):
     """Base of the trainers of a gate, with one batch per step.
 
     All randomness follows from the seed and the number of steps, so training resumes at any step.
-
-    Args:
-        config: Hyperparameters.
-        task: Task of the gate.
     """
 
     def __init__(self, config: SupervisedConfig, task: GateTask) -> None:
@@ -135,11 +137,7 @@ class GateTrainer(ABC):
         self._optimizer = torch.optim.Adam(task.gate.parameters(), lr=config.learning_rate)
 
     def step(self) -> StepLosses:
-        """Train the gate on one batch.
-
-        Raises:
-            TrainingError: If the loss is no longer finite.
-        """
+        """Train the gate on one batch."""
         batch = self._task.images.subset(self._rows())
         self.gate.train()
         losses = self._learn(batch)
@@ -155,12 +153,13 @@ class GateTrainer(ABC):
         """Completed share of the training, in [0, 1]."""
         return self.steps / self._task.steps
 
-    def _descend(self, loss: Tensor) -> None:
-        """Take a step of Adam with a learning rate annealed along a cosine to zero.
+    def _generator(self, name: str) -> torch.Generator:
+        """Return the random generator of this step's draws for one purpose."""
+        device = self._task.images.labels.device
+        return torch_generator(self._task.seed, name, self.steps, device=device)
 
-        Raises:
-            TrainingError: If ``loss`` is not finite.
-        """
+    def _descend(self, loss: Tensor) -> None:
+        """Take a step of Adam with a learning rate annealed along a cosine to zero."""
         if not bool(torch.isfinite(loss)):
             raise TrainingError(
                 f"training stopped at step {self.steps}: its loss is {loss.item()}; "
@@ -177,41 +176,31 @@ class GateTrainer(ABC):
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the weights and moments for a checkpoint."""
-        weights = {f"gate.{name}": tensor for name, tensor in self.gate.state_dict().items()}
-        return weights | optimizer_tensors(self._optimizer, "optimizer")
+        return module_tensors(self.gate, "gate") | optimizer_tensors(self._optimizer, "optimizer")
 
     @property
     def state(self) -> dict[str, object]:
         """Other state for a checkpoint, as JSON values."""
         return {"steps": self.steps, "multipliers": self._multipliers.values.tolist()}
 
-    def restore(self, tensors: Mapping[str, Tensor], state: Mapping[str, object]) -> None:
+    def restore(self, tensors: Mapping[str, Tensor], state: TrainerState) -> None:
         """Restore the training from ``tensors`` and ``state``.
 
         Raises:
             CheckpointError: If they do not fit this training.
         """
-        weights = {
-            name.removeprefix("gate."): t for name, t in tensors.items() if name.startswith("gate.")
-        }
         try:
-            self.gate.load_state_dict(weights)
-            check_finite(self.gate, "the checkpoint")
+            restore_module(self.gate, tensors, "gate")
             restore_optimizer(self._optimizer, tensors, "optimizer")
-            self._restore_state(state)
         except (LookupError, RuntimeError, ValueError) as error:
             raise CheckpointError("the checkpoint does not fit this run's gate.") from error
-
-    def _restore_state(self, state: Mapping[str, object]) -> None:
-        """Restore the training from ``state``."""
-        self.steps = int(str(state["steps"]))
-        self._multipliers.restore(cast("list[float]", state["multipliers"]))
+        self.steps = state.steps
+        self._multipliers.restore(state.multipliers)
 
     def _rows(self) -> Tensor:
         """Return the image indices of the next step; an epoch has each image at most once."""
         images, seed = self._task.images, self._task.seed
-        per_epoch = len(images) // self._batch_size
-        epoch, place = divmod(self.steps, per_epoch)
+        epoch, place = divmod(self.steps, len(images) // self._batch_size)
         if self._order is None or self._order[0] != epoch:
             order = epoch_batches(
                 len(images), self._batch_size, seed=seed, epoch=epoch, drop_last=True

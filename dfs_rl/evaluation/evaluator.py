@@ -14,8 +14,7 @@ from dfs_rl.evaluation.records import GateRecords, concatenate
 from dfs_rl.gating.base import Gate
 from dfs_rl.gating.batch_indexing import gather_rows
 from dfs_rl.gating.cascade import confidence
-from dfs_rl.gating.early_exit import gather_state
-from dfs_rl.gating.execution import run_head, run_layer, run_stem
+from dfs_rl.gating.execution import gather_state, run_head, run_layer, run_stem
 from dfs_rl.gating.model import macs_taken
 from dfs_rl.gating.rollout import rollout
 

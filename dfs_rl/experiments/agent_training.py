@@ -108,38 +108,35 @@ class TrainAgentConfig(GateTrainingConfig):
             )
         if self.budget is not None and self.cost_weight is not None:
             raise ConfigError(
-                f"budget is {self.budget:g} and cost_weight is {self.cost_weight:g}; each says "
-                "where to turn the gate to, so give one."
+                f"budget is {self.budget:g} and cost_weight is {self.cost_weight:g}; give one of "
+                "them."
             )
         if self.budget is not None and self.fixed_budget:
             raise ConfigError(
-                f"budget is {self.budget:g}, but with --fixed-budget the gate learns for one price "
-                "of computation; give --cost-weight."
+                f"budget is {self.budget:g}, but with --fixed-budget the gate learns for one cost "
+                "weight; give --cost-weight."
             )
         if self.fixed_budget and self.cost_weight_range != _DEFAULT_COST_WEIGHT_RANGE:
             lowest, highest = self.cost_weight_range
             raise ConfigError(
                 f"cost_weight_range is {lowest:g} to {highest:g}, but with --fixed-budget the gate "
-                "learns for one price; give --cost-weight."
+                "learns for one cost weight; give --cost-weight."
             )
         if self.init_gate is not None and not isinstance(self.algorithm, OnPolicyConfig):
             raise ConfigError(
-                f"init_gate is {self.init_gate}, but {self.algorithm.label} learns what options "
-                "are worth, which the scores of a gate do "
-                "not tell; take an algorithm with an actor."
+                f"init_gate is {self.init_gate}, but algo is {self.algo!r}, which learns action "
+                "values; take an algorithm with an actor."
             )
         if self.start == "uniform" and not self._can_start_uniform:
             raise ConfigError(
-                f"start is 'uniform', which algo {self.algo!r} with backbone_mode "
-                f"{self.backbone_mode!r} and init_gate {self.init_gate} "
-                "cannot: it takes an algorithm with an actor, a frozen backbone and no gate to go "
-                "on from."
+                f"start is 'uniform', but algo is {self.algo!r}, backbone_mode is "
+                f"{self.backbone_mode!r} and init_gate is {self.init_gate}; it requires an "
+                "algorithm with an actor, a frozen backbone and no initial gate."
             )
         if self.algorithm.needs_budget and self.per_input_budget is None:
             raise ConfigError(
-                f"algo is {self.algo!r}, which keeps every image within a hard budget, but "
-                "per_input_budget is None; give one in percent, "
-                "or take another algorithm."
+                f"algo is {self.algo!r}, which requires a per-input budget, but per_input_budget "
+                "is None; give one in percent, or take another algorithm."
             )
 
     @property

@@ -104,3 +104,8 @@ class GateTrainingConfig(GateRunConfig):
     eval_every: PositiveInt | None = None
     val_repeats: PositiveInt = 1
     checkpoint_every: PositiveInt | None = None
+
+    @property
+    def cotrains(self) -> bool:
+        """True if the backbone is trained with the gate."""
+        return self.backbone_mode == "co-train"

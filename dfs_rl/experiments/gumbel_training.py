@@ -1,30 +1,23 @@
 """Supervised training of a gate by ``train_gumbel``: Gumbel, DFS, SkipNet or BlockDrop."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
-from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from dfs_rl.agents.cotraining import CoTrainer
-from dfs_rl.agents.evaluation_callback import rewards_of
 from dfs_rl.agents.gate_export import untrained_gate
-from dfs_rl.agents.hyperparameters import BuiltKind, FeatureChoice
 from dfs_rl.agents.logging import ProgressBar
-from dfs_rl.agents.memory import gate_needs, rollout_needs
-from dfs_rl.agents.pretraining import (
-    behavior_cloning,
-    best_uniform_within_budget,
-    pretraining_images,
-)
+from dfs_rl.agents.memory import training_needs
+from dfs_rl.agents.pretraining import behavior_cloning, pretraining_images
 from dfs_rl.agents.supervised.blockdrop import BlockDropTrainer
-from dfs_rl.agents.supervised.config import Method
 from dfs_rl.agents.supervised.dfs import DFSTrainer
 from dfs_rl.agents.supervised.gumbel import GumbelTrainer
 from dfs_rl.agents.supervised.skipnet import SkipNetTrainer, skip_or_run
 from dfs_rl.agents.supervised.trainer import GateTask, GateTrainer, SupervisedState
+from dfs_rl.agents.validation import Validator, rewards_of
 from dfs_rl.backbones import Backbone
 from dfs_rl.backbones.footprint import backward_bytes
 from dfs_rl.backbones.interfaces import WalkableBackbone
@@ -53,22 +46,7 @@ _SPAN = 8.0
 """Ratio of the highest to the lowest default budget of the gated layers."""
 _N_BINS = 8
 """Number of bins of the budget range; the mean computation is bounded within each bin."""
-_NAMES: Mapping[Method, str] = {
-    "gumbel": "Gumbel",
-    "dfs": "DFS",
-    "skipnet": "SkipNet",
-    "blockdrop": "BlockDrop",
-}
-
-
-def kind_of(config: TrainGumbelConfig) -> BuiltKind:
-    """Return the kind of gate of a configuration."""
-    return "oneshot" if config.method == "blockdrop" else config.gate
-
-
-def features_of(config: TrainGumbelConfig) -> FeatureChoice:
-    """Return the features that the gate reads; by default all of the stem's for BlockDrop."""
-    return config.features or ("all" if config.method == "blockdrop" else "confidence")
+_NAMES = {"gumbel": "Gumbel", "dfs": "DFS", "skipnet": "SkipNet", "blockdrop": "BlockDrop"}
 
 
 def steps_and_size(config: TrainGumbelConfig, n_layers: int, n_images: int) -> tuple[int, int]:
@@ -79,7 +57,7 @@ def steps_and_size(config: TrainGumbelConfig, n_layers: int, n_images: int) -> t
     """
     images = min(config.training.batch_size, n_images)
     own = config.timesteps
-    if config.backbone_mode == "co-train":
+    if config.cotrains:
         own = config.cotrain.gate_timesteps(own, images)
     size = images * n_layers
     return -(-own // size), size
@@ -95,8 +73,8 @@ def build_gate(config: TrainGumbelConfig, backbone: WalkableBackbone) -> Learned
     name = _NAMES[config.method]
     return untrained_gate(
         backbone,
-        kind=kind_of(config),
-        features=features_of(config),
+        kind=config.kind,
+        features=config.resolved_features,
         hidden=config.hidden,
         budget_conditioning=BudgetConditioning() if config.all_budgets else None,
         choices=skip_or_run(backbone.options) if config.method == "skipnet" else None,
@@ -108,12 +86,15 @@ def build_trainer(
     config: TrainGumbelConfig, task: GateTask, cotrainer: CoTrainer | None
 ) -> GateTrainer:
     """Build the method's trainer, which also trains the backbone where there is a ``cotrainer``."""
-    if config.method == "skipnet":
-        return SkipNetTrainer(config.skipnet, config.training, task)
-    if config.method == "blockdrop":
-        return BlockDropTrainer(config.blockdrop, config.training, task)
-    trainer = DFSTrainer if config.method == "dfs" else GumbelTrainer
-    return trainer(config.training, task, cotrainer)
+    match config.method:
+        case "skipnet":
+            return SkipNetTrainer(config.skipnet, config.training, task)
+        case "blockdrop":
+            return BlockDropTrainer(config.blockdrop, config.training, task)
+        case "dfs":
+            return DFSTrainer(config.training, task, cotrainer)
+        case "gumbel":
+            return GumbelTrainer(config.training, task, cotrainer)
 
 
 def budgeted_rewards(
@@ -121,16 +102,9 @@ def budgeted_rewards(
 ) -> Tensor:
     """Return each image's reward under a gate with bounded mean computation, float64 ``[n]``.
 
-    Accuracy and likelihood count as for an agent; the excess of the mean over the budget is
-    subtracted from all images alike.
-
-    Args:
-        records: Records of the validation images; with ``budgets``, image ``i`` runs at the
-            ``i``-th of ``low_discrepancy_preferences``.
-        costs: Cost table of the backbone.
-        budget: Budget on the mean computation in percent.
-        budgets: Budget range of a gate for many budgets: each bin of the range bounds the mean over
-            its images, and ``budget`` is ignored.
+    Accuracy and likelihood count as for an agent; the excess of the mean over the budget, in
+    percent, is subtracted from all images alike. With ``budgets``, image ``i`` runs at the ``i``-th
+    of ``low_discrepancy_preferences``, and each bin of the range bounds the mean over its images.
     """
     rewards = rewards_of(records, costs, RewardWeights(cost=0.0), budget=None)
     computation = records.computation(costs)
@@ -139,10 +113,10 @@ def budgeted_rewards(
         return rewards - overshoot * max(0.0, float(computation.mean()) - budget) / 100.0
     preferences = low_discrepancy_preferences(len(computation)).double()
     over = computation - budgets.at(preferences)
-    stretch = (preferences * _N_BINS).long()  # [n]
-    total = torch.zeros(_N_BINS, dtype=torch.float64).index_add(0, stretch, over)
-    mean = total / torch.bincount(stretch, minlength=_N_BINS).clamp(min=1)
-    return rewards - overshoot * mean.clamp(min=0.0)[stretch] / 100.0
+    bins = (preferences * _N_BINS).long()  # [n]
+    total = torch.zeros(_N_BINS, dtype=torch.float64).index_add(0, bins, over)
+    mean = total / torch.bincount(bins, minlength=_N_BINS).clamp(min=1)
+    return rewards - overshoot * mean.clamp(min=0.0)[bins] / 100.0
 
 
 def budgets_of(
@@ -193,8 +167,8 @@ def validate(config: TrainGumbelConfig, dataset: Dataset, device: str) -> str:
     except ConfigError as error:
         if config.budget != type(config).budget:
             raise
-        usual = f"{config.budget:g} % is what --budget is where it is not given; give a higher one."
-        raise ConfigError(f"{error} {usual}") from error
+        default = f"{config.budget:g} % is the default of --budget; give a higher one."
+        raise ConfigError(f"{error} {default}") from error
     kind = "" if config.method == "blockdrop" else f"-{config.gate}"
     return f"{config.method}{kind}-{dataset.name}"
 
@@ -204,26 +178,19 @@ def _check_memory(
 ) -> None:
     """Raise ConfigError for settings that do not fit into memory, before anything is made."""
     batch = min(config.training.batch_size, len(dataset.agent))
-    needs = gate_needs(
+    needs = training_needs(
         backbone,
-        kind=kind_of(config),
-        features=features_of(config),
+        kind=config.kind,
+        features=config.resolved_features,
         hidden=config.hidden,
         budget_conditioning=config.all_budgets,
         decisions=batch * backbone.costs.n_layers,
-    )
-    needs |= rollout_needs(
-        backbone,
-        num_envs=0,
         val_images=len(dataset.val),
         val_repeats=config.val_repeats,
-        budget_conditioning=config.all_budgets,
+        cotrain_batch=config.cotrain.batch_size if config.cotrains else None,
     )
     each = backward_bytes(backbone)  # at one option; training mixes all options
     needs[f"training.batch_size is {batch}"] = batch * each * backbone.costs.n_actions
-    if config.backbone_mode == "co-train":
-        size = config.cotrain.batch_size
-        needs[f"cotrain.batch_size is {size}"] = 2 * size * each
     check_memory(needs, torch.device(device))
 
 
@@ -237,15 +204,9 @@ def train(
 ) -> TrainingResult:
     """Train a gate to the end, or resume from the run's last checkpoint.
 
-    Ctrl-C finishes the current batch, saves and ends; a second one ends at once.
-
-    Args:
-        config: Configuration of the run.
-        dataset: Data set; the gate learns on its agent split and is validated on its val split; a
-            co-trained backbone learns on the train split.
-        run: Run folder.
-        device: Device to compute on.
-        bar: Progress bar, by default on stderr.
+    The gate learns on the agent split and is validated on the val split; a co-trained backbone
+    learns on the train split. Ctrl-C finishes the current batch, saves and ends; a second one ends
+    at once.
 
     Raises:
         KeyboardInterrupt: After Ctrl-C, once everything is saved.
@@ -253,16 +214,20 @@ def train(
         TrainingError: If the loss is no longer finite.
         CheckpointError: If the checkpoint does not fit.
     """
-    cotrains = config.backbone_mode == "co-train"
-    stored = backbone_of_run(run, backbone_spec(config, device), dataset, keep_original=cotrains)
-    n_layers = stored.backbone.costs.n_layers
-    total, size = steps_and_size(config, n_layers, len(dataset.agent))
+    spec = backbone_spec(config, device)
+    stored = backbone_of_run(run, spec, dataset, keep_original=config.cotrains)
+    total, size = steps_and_size(config, stored.backbone.costs.n_layers, len(dataset.agent))
     bar = bar or ProgressBar(total * size, print_status=print_status)
     session = RunSession(run, SupervisedState, report=bar.report)
     backbone: Backbone = stored.backbone.to(device).eval()
     costs, agent = backbone.costs, dataset.agent.to(device)
-    cotrainer = _make_cotrainer(config, backbone, dataset)
-    if cotrainer is None:
+    cotrainer = None
+    if config.cotrains:
+        greedy = config.method == "dfs"
+        cotrainer = CoTrainer(
+            config.cotrain, backbone, dataset, seed=config.seed, budget=None, greedy=greedy
+        )
+    else:
         backbone.requires_grad_(requires_grad=False)
     frozen = backbone.to_inference().to(device)  # float32, to match the training form
     gate = build_gate(config, backbone).to(device)
@@ -277,35 +242,39 @@ def train(
         seed=config.seed,
     )
     trainer = build_trainer(config, task, cotrainer)
-    if session.checkpoint is not None:
-        trainer.restore(
-            session.checkpoint.tensors, cast("Any", session.checkpoint.state["trainer"])
-        )
-    session.keep_best(stored, gate, cotrained=cotrainer is not None)
+    if session.checkpoint is not None and session.state is not None:
+        trainer.restore(session.checkpoint.tensors, session.state.trainer)
+    session.keep_best(stored, gate, cotrained=config.cotrains)
     board = session.open_board(purge_step=trainer.steps * size if session.checkpoint else None)
     every = validation_interval(config)
+    budgets = budgets_of(config, costs, gate_macs=gate.macs)
     validator = session.validate_on(
-        dataset.val.to(device),
-        reward=partial(
-            budgeted_rewards,
-            budget=config.budget,
-            budgets=budgets_of(config, costs, gate_macs=gate.macs),
-        ),
-        every=every,
-        total=total * size,
-        repeats=config.val_repeats,
-        backbone=lambda: trainer.frozen,
+        Validator(
+            dataset.val.to(device),
+            reward=partial(budgeted_rewards, budget=config.budget, budgets=budgets),
+            every=every,
+            total=total * size,
+            repeats=config.val_repeats,
+            backbone=lambda: trainer.frozen,
+        )
     )
 
     def save() -> None:
         session.save(trainer.tensors(), {"trainer": trainer.state})
 
+    starts_uniform = config.resolved_start == "uniform"
     if session.checkpoint is None:
-        if config.resolved_start == "uniform":
+        if starts_uniform:
+            likelihood = RewardWeights(accuracy=0.0, log_likelihood=1.0)
             behavior_cloning(
-                gate, frozen, agent, best_uniform_within_budget(frozen, target), seed=config.seed
+                gate,
+                frozen,
+                agent,
+                likelihood,
+                lambda uniform, preferences: uniform.best_within(target(preferences)),
+                seed=config.seed,
             )
-        validator.validate(gate.eval(), 0)
+        session.validate(gate.eval(), 0)
         save()
     save_every = config.checkpoint_every or every
     began, first = time.perf_counter(), trainer.steps
@@ -321,9 +290,9 @@ def train(
                 figures["steps_per_second"] = rate
                 board.scalars({f"train/{k}": v for k, v in figures.items()}, timesteps)
                 bar.update(timesteps, loss=f"{losses.labels:.3f}")
+                if validator.is_due(timesteps):
+                    session.validate(gate.eval(), timesteps)
                 ended = trainer.steps == total
-                if validator.is_due(timesteps) or ended:
-                    validator.validate(gate.eval(), timesteps)
                 requested = stop.requested  # read once: it may change at any moment
                 due = timesteps // save_every > (timesteps - size) // save_every
                 if due or ended or requested:
@@ -332,20 +301,8 @@ def train(
                     raise KeyboardInterrupt
     finally:
         bar.close()
-    images = trainer.steps * size // costs.n_layers
+    pretrained = pretraining_images(costs) if starts_uniform else 0
     return session.result(
-        gate_images=images
-        + (pretraining_images(costs) if config.resolved_start == "uniform" else 0),
+        gate_images=trainer.steps * size // costs.n_layers + pretrained,
         backbone_images=cotrainer.images_seen if cotrainer else 0,
-    )
-
-
-def _make_cotrainer(
-    config: TrainGumbelConfig, backbone: Backbone, dataset: Dataset
-) -> CoTrainer | None:
-    if config.backbone_mode == "frozen":
-        return None
-    greedy = config.method == "dfs"
-    return CoTrainer(
-        config.cotrain, backbone, dataset, seed=config.seed, budget=None, greedy=greedy
     )

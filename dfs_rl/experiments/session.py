@@ -6,18 +6,18 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, cast
 
+from stable_baselines3.common.logger import Image
 from torch import Tensor
 
-from dfs_rl.agents.evaluation_callback import Reward, Validator
 from dfs_rl.agents.logging import TensorBoard
-from dfs_rl.backbones import StoredBackbone, save_backbone
-from dfs_rl.backbones.interfaces import WalkableBackbone
-from dfs_rl.data import ImageSet
+from dfs_rl.agents.validation import Validator
+from dfs_rl.backbones import Backbone, StoredBackbone, save_backbone
 from dfs_rl.errors import CheckpointError
 from dfs_rl.gating.model import BACKBONE_FOLDER, GATE_FOLDER
 from dfs_rl.gating.networks import LearnedGate
-from dfs_rl.gating.storage import save_gate
-from dfs_rl.utils.checkpoint import check_finite
+from dfs_rl.gating.storage import StoredGate, save_gate
+from dfs_rl.reporting.figures import option_histogram_image
+from dfs_rl.utils.checkpoint import module_tensors, restore_module
 from dfs_rl.utils.run_folder import LAST_CHECKPOINT, RunFolder
 from dfs_rl.utils.run_records import parse_record
 from dfs_rl.utils.signals import StopRequest, stop_on_interrupt
@@ -39,38 +39,22 @@ class TrainingResult:
 
 
 class BestGate:
-    """Best gate so far, with the weights of a co-trained backbone, on disk and in checkpoints.
-
-    Args:
-        run: Run folder; the gate is stored in ``gate/``, the weights in ``backbone/``.
-        stored: Backbone of the run.
-        cotrained: True if training changes the backbone.
-    """
+    """Best gate so far, with the weights of a co-trained backbone, on disk and in checkpoints."""
 
     def __init__(self, run: RunFolder, stored: StoredBackbone, *, cotrained: bool) -> None:
         self._run = run
         self._stored = stored
         self._cotrained = cotrained
-        self._tensors: dict[str, Tensor] = {}
+        self.tensors: dict[str, Tensor] = {}
 
     def keep(self, gate: LearnedGate) -> None:
         """Keep ``gate`` and the backbone as they are now."""
-        self._tensors = {
-            f"best_gate.{name}": value.clone() for name, value in gate.state_dict().items()
-        }
-        save_gate(gate, self._run.path / GATE_FOLDER)
+        backbone = self._stored.backbone
+        tensors = module_tensors(gate, "best_gate")
         if self._cotrained:
-            weights = self._stored.backbone.state_dict()
-            self._tensors |= {
-                f"best_backbone.{name}": value.clone() for name, value in weights.items()
-            }
-            save_backbone(
-                self._stored.backbone, self._stored.info, self._run.path / BACKBONE_FOLDER
-            )
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Return the tensors for a checkpoint."""
-        return dict(self._tensors)
+            tensors |= module_tensors(backbone, "best_backbone")
+        self.tensors = {name: value.clone() for name, value in tensors.items()}
+        self._save(gate, backbone)
 
     def restore(self, template: LearnedGate, tensors: Mapping[str, Tensor]) -> None:
         """Restore the best gate from a checkpoint's ``tensors``.
@@ -78,27 +62,20 @@ class BestGate:
         Raises:
             CheckpointError: If they belong to another gate or backbone.
         """
-        self._tensors = {name: value for name, value in tensors.items() if name.startswith("best_")}
+        self.tensors = {name: value for name, value in tensors.items() if name.startswith("best_")}
         backbone = copy.deepcopy(self._stored.backbone)
         try:
-            template.load_state_dict(_under("best_gate.", self._tensors))
+            restore_module(template, tensors, "best_gate")
             if self._cotrained:
-                backbone.load_state_dict(_under("best_backbone.", self._tensors))
+                restore_module(backbone, tensors, "best_backbone")
         except RuntimeError as error:
             raise CheckpointError("the checkpoint's best gate does not fit this run.") from error
-        check_finite(template, "the checkpoint")
-        save_gate(template, self._run.path / GATE_FOLDER)
+        self._save(template, backbone)
+
+    def _save(self, gate: LearnedGate, backbone: Backbone) -> None:
+        save_gate(gate, self._run.path / GATE_FOLDER)
         if self._cotrained:
-            check_finite(backbone, "the checkpoint")
             save_backbone(backbone, self._stored.info, self._run.path / BACKBONE_FOLDER)
-
-
-def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {
-        name.removeprefix(prefix): value
-        for name, value in tensors.items()
-        if name.startswith(prefix)
-    }
 
 
 class RunSession(Generic[StateT]):
@@ -108,8 +85,8 @@ class RunSession(Generic[StateT]):
     records that it logs, so that saving a checkpoint does not read them again.
 
     Args:
-        run: Run folder.
-        state_type: Dataclass of the checkpoint's state, with a count ``metrics`` of records.
+        run: Run folder, locked by the caller.
+        state_type: Type of the state that the training stores, with the field ``metrics``;
             ``None`` for a training that starts over each time and stores its own results.
         report: Callback that receives steps and record of each validation.
 
@@ -118,13 +95,15 @@ class RunSession(Generic[StateT]):
         state: State in the checkpoint, ``None`` at the start.
         writer: TensorBoard writer, set by ``open_board``.
         validator: Validator, set by ``validate_on``.
+        keep: Function that keeps the best gate, set by ``keep_best`` or by the caller.
 
     Raises:
         CheckpointError: If the checkpoint is damaged or belongs to another training.
     """
 
     writer: TensorBoard
-    validator: Validator[Any] | None = None
+    keep: Callable[[Any], None]
+    validator: Validator | None = None
 
     def __init__(
         self,
@@ -158,58 +137,44 @@ class RunSession(Generic[StateT]):
     def keep_best(self, stored: StoredBackbone, gate: LearnedGate, *, cotrained: bool) -> None:
         """Keep the best gate in run folder and checkpoints, and restore that of the checkpoint.
 
-        Args:
-            stored: Backbone of the run.
-            gate: Gate of the trained kind; stays unchanged.
-            cotrained: True if training changes the backbone, which is then kept with the gate.
+        ``gate`` is of the trained kind and stays unchanged. A co-trained backbone is kept too.
 
         Raises:
             CheckpointError: If the checkpoint's best gate is of another kind.
         """
         self._best = BestGate(self.run, stored, cotrained=cotrained)
+        self.keep = self._best.keep
         if self.checkpoint is not None:
             self._best.restore(copy.deepcopy(gate), self.checkpoint.tensors)
 
-    def validate_on(
-        self,
-        images: ImageSet,
-        *,
-        reward: Reward,
-        every: int,
-        total: int,
-        backbone: Callable[[], WalkableBackbone],
-        repeats: int = 1,
-        keep: Callable[[Any], None] | None = None,
-    ) -> Validator[Any]:
-        """Schedule validations, see ``Validator``; ``keep`` replaces ``keep_best``."""
-        if keep is None:
-            assert self._best is not None
-            keep = self._best.keep
-        resumed = None
+    def validate_on(self, validator: Validator) -> Validator:
+        """Use a validator, with its state in the checkpoint."""
+        self.validator = validator
         # A training that was copied with another reward selects its best gate anew.
         if self.checkpoint is not None and self.checkpoint.state["validation"] is not None:
-            validation = cast("dict[str, Any]", self.checkpoint.state["validation"])
-            resumed = (validation, self.checkpoint.tensors)
-        self.validator = Validator(
-            images,
-            reward=reward,
-            every=every,
-            total=total,
-            repeats=repeats,
-            backbone=backbone,
-            keep=keep,
-            log=self.log,
-            board=self.writer,
-            report=self._report,
-            resumed=resumed,
-        )
-        return self.validator
+            state = cast("dict[str, Any]", self.checkpoint.state["validation"])
+            validator.restore(state, self.checkpoint.tensors)
+        return validator
+
+    def validate(self, gate: StoredGate, timesteps: int) -> None:
+        """Validate ``gate``, log its metrics and keep it if it is the best."""
+        assert self.validator is not None
+        record, is_best = self.validator.validate(gate, timesteps)
+        self.log(record)
+        figures = ("accuracy", "computation", "reward", "patterns")
+        options = self.validator.backbone().options
+        picture = Image(option_histogram_image(record["histogram"], options), "HWC")
+        board = {f"val/{name}": record[name] for name in figures} | {"val/options": picture}
+        self.writer.scalars(board, timesteps)
+        if is_best:
+            self.keep(gate)
+        self._report(timesteps, record)
 
     def save(self, tensors: Mapping[str, Tensor], state: Mapping[str, object]) -> None:
         """Save a checkpoint of the learner's tensors and state, and of the session itself."""
         tensors, state = dict(tensors), {**state, "metrics": self._n_records}
         if self._best is not None:
-            tensors |= self._best.tensors()
+            tensors |= self._best.tensors
         if self.validator is not None:
             tensors |= self.validator.tensors()
             state["validation"] = self.validator.state

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from dfs_rl.agents.evaluation_callback import rewards_of
 from dfs_rl.agents.logging import ProgressBar
 from dfs_rl.agents.static import EvaluatedTable
 from dfs_rl.agents.static.methods import STATIC_METHODS
+from dfs_rl.agents.validation import Validator, rewards_of
 from dfs_rl.backbones import StoredBackbone
 from dfs_rl.costs import CostTable
 from dfs_rl.data import Dataset
@@ -87,13 +87,15 @@ class StaticSearch:
         # All validated tables are within the budget, so cost does not count.
         free = RewardWeights(cost=0.0)
         self.validator = self.session.validate_on(
-            val,
-            reward=lambda records, costs: rewards_of(records, costs, free, budget=None),
-            every=self.backbone.costs.n_layers * max(1, config.episodes // N_VALIDATIONS),
-            total=search_timesteps(config, self.backbone.costs),
-            backbone=lambda: self.backbone,
-            keep=lambda gate: save_gate(gate, run.path / GATE_FOLDER),
+            Validator(
+                val,
+                reward=lambda records, costs: rewards_of(records, costs, free, budget=None),
+                every=self.backbone.costs.n_layers * max(1, config.episodes // N_VALIDATIONS),
+                total=search_timesteps(config, self.backbone.costs),
+                backbone=lambda: self.backbone,
+            )
         )
+        self.session.keep = lambda gate: save_gate(gate, run.path / GATE_FOLDER)
         self._timesteps = 0
         self._validated_at: int | None = None
         self._began = time.perf_counter()
@@ -133,7 +135,7 @@ class StaticSearch:
         gate = TableGate(
             best, options=self.backbone.options, name=STATIC_METHODS[self.config.method].label
         )
-        self.validator.validate(gate, self._timesteps)
+        self.session.validate(gate, self._timesteps)
 
     def save(self) -> None:
         """Store all scores."""

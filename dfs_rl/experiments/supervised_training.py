@@ -4,7 +4,7 @@ from dataclasses import field, replace
 from typing import ClassVar, get_args
 
 from dfs_rl.agents.cotraining_config import LabelCoTrainConfig
-from dfs_rl.agents.hyperparameters import FeatureChoice, GateKind, Start
+from dfs_rl.agents.hyperparameters import FeatureChoice, Start
 from dfs_rl.agents.supervised.config import (
     BlockDropConfig,
     Method,
@@ -15,6 +15,7 @@ from dfs_rl.agents.supervised.config import (
 from dfs_rl.errors import ConfigError
 from dfs_rl.experiments.config import GateTrainingConfig
 from dfs_rl.experiments.gate_run import GateTrainingCommand
+from dfs_rl.gating.registry import ONE_SHOT, GateKind
 from dfs_rl.utils.config import PositiveFloat, configuration
 
 
@@ -61,35 +62,44 @@ class TrainGumbelConfig(GateTrainingConfig):
     cotrain: LabelCoTrainConfig = field(default_factory=LabelCoTrainConfig)
 
     def __post_init__(self) -> None:
+        relaxed = get_args(RelaxedMethod)
         if self.method == "blockdrop" and self.gate != "ff":
             raise ConfigError(
-                f"gate is {self.gate!r}, but method 'blockdrop' decides on all layers at once and "
-                "remembers nothing; leave it out."
+                f"gate is {self.gate!r}, but method 'blockdrop' decides on all layers at once, "
+                "without memory; leave it out."
             )
-        if self.training.distillation and self.method not in get_args(RelaxedMethod):
+        if self.training.distillation and self.method not in relaxed:
             raise ConfigError(
                 f"training.distillation is {self.training.distillation}, but method "
-                f"{self.method!r} learns from labels alone; leave it "
-                f"at 0, or take one of {', '.join(get_args(RelaxedMethod))}."
+                f"{self.method!r} learns from labels alone; leave it at 0, or take one of "
+                f"{', '.join(relaxed)}."
             )
-        if self.backbone_mode == "co-train" and self.method not in get_args(RelaxedMethod):
+        if self.cotrains and self.method not in relaxed:
             raise ConfigError(
                 f"backbone_mode is 'co-train', but method {self.method!r} learns on a frozen "
-                "backbone; leave it out, or take one of "
-                f"{', '.join(get_args(RelaxedMethod))}."
+                f"backbone; leave it out, or take one of {', '.join(relaxed)}."
             )
         if self.start == "uniform" and not self._can_start_uniform:
             raise ConfigError(
-                f"start is 'uniform', which method {self.method!r} with backbone_mode "
-                f"{self.backbone_mode!r} cannot: it takes method "
-                "'gumbel' and a frozen backbone."
+                f"start is 'uniform', but method is {self.method!r} and backbone_mode is "
+                f"{self.backbone_mode!r}; it requires method 'gumbel' and a frozen backbone."
             )
         if self.budgets is not None:
             self._check_budgets(*self.budgets)
 
     @property
+    def kind(self) -> str:
+        """Kind of gate to build."""
+        return ONE_SHOT if self.method == "blockdrop" else self.gate
+
+    @property
+    def resolved_features(self) -> FeatureChoice:
+        """Features that the gate reads; by default all of the stem's for BlockDrop."""
+        return self.features or ("all" if self.method == "blockdrop" else "confidence")
+
+    @property
     def _can_start_uniform(self) -> bool:
-        return self.method == "gumbel" and self.backbone_mode == "frozen"
+        return self.method == "gumbel" and not self.cotrains
 
     @property
     def resolved_start(self) -> Start:
@@ -102,18 +112,14 @@ class TrainGumbelConfig(GateTrainingConfig):
         return self.method == "gumbel" and not self.fixed_budget
 
     def _check_budgets(self, lowest: float, highest: float) -> None:
+        given = f"budgets is {lowest:g} to {highest:g} %"
         if not self.all_budgets:
-            raise ConfigError(
-                f"budgets is {lowest:g} to {highest:g} %, but this gate learns one budget alone; "
-                "give --budget, or leave out what fixes it."
-            )
+            fixed = "--fixed-budget" if self.method == "gumbel" else f"method {self.method!r}"
+            raise ConfigError(f"{given}, but with {fixed} a gate learns one budget; give --budget.")
         if not lowest < highest:
-            raise ConfigError(f"budgets is {lowest:g} to {highest:g} %; the lower one comes first.")
+            raise ConfigError(f"{given}; the first must be below the second.")
         if not lowest <= self.budget <= highest:
-            raise ConfigError(
-                f"budget is {self.budget:g} %, which is not among the budgets that the gate "
-                f"learns, {lowest:g} % to {highest:g} %."
-            )
+            raise ConfigError(f"budget is {self.budget:g} %, but {given}; it must be among them.")
 
 
 COMMAND = GateTrainingCommand(

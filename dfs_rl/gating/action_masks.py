@@ -2,8 +2,7 @@
 
 A budget bounds ``CostTable.computation(options)`` in percent: the gated layers, the never-gated
 parts and the gate's MACs (``gate_macs``). A gate has the same cost before and after training, so
-training and deployment use the same masks; an environment that is used without a known gate sets
-``gate_macs`` to zero.
+training and deployment use the same masks; an environment without a known gate uses 0 MACs.
 """
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from dfs_rl.costs import CostTable
 from dfs_rl.errors import ConfigError
-from dfs_rl.gating.early_exit import action_costs
+from dfs_rl.gating.execution import action_costs, least_costs
 
 _TOLERANCE = 1e-12
 """Rounding tolerance for sums of the same costs in another order."""
@@ -28,23 +27,17 @@ def gated_budget(
         gate_macs: MACs per image of the gate, at full precision.
         name: Name of the budget in error messages.
 
-    Returns:
-        Fraction left for the gated layers.
-
     Raises:
         ConfigError: If the budget is below the cost of the cheapest actions.
     """
-    left = budget / 100.0 - costs.fixed_cost(gate_macs=gate_macs)
-    cheapest = float(costs.least_costs()[0])
+    fixed = costs.fixed_cost(gate_macs=gate_macs)
+    left = budget / 100.0 - fixed
+    cheapest = float(least_costs(costs, torch.device("cpu"))[0])
     if not left >= cheapest - _TOLERANCE:
-        least = 100.0 * (cheapest + costs.fixed_cost(gate_macs=gate_macs))
-        share = 100.0 * gate_macs / costs.total_macs
-        whom = ", counted also for images that leave early" if costs.exits else ""
-        gate = f" and the gate's own {share:.3g} %{whom}," if gate_macs else ""
+        gate = f" and the gate ({100.0 * gate_macs / costs.total_macs:.3g} %)" if gate_macs else ""
         raise ConfigError(
             f"{name} {budget:g} % is not enough for the cheapest choice of every layer, which with "
-            "the fixed parts of the "
-            f"network{gate} comes to {least:.6g} %."
+            f"the fixed parts of the network{gate} costs {100.0 * (cheapest + fixed):.6g} %."
         )
     return left
 
@@ -72,13 +65,11 @@ def action_masks(
         exists[costs.exit_action] = layer in costs.exits_after
     if budget is None:
         return exists.expand(len(spent), -1).clone()
-    cached_costs = action_costs(costs, spent.device)
-    through = cached_costs.actions[layer].clone()  # cost up to the answer, [actions]
-    through[: len(costs.options)] += cached_costs.least[layer + 1]
+    through = action_costs(costs, spent.device)[layer].clone()  # cost up to the answer, [actions]
+    through[: len(costs.options)] += least_costs(costs, spent.device)[layer + 1]
     through[~exists] = torch.inf
     left = gated_budget(costs, budget, gate_macs=gate_macs) - spent  # [batch]
     allowed = through <= left[:, None] + _TOLERANCE  # [batch, actions]
-    # The cheapest action is always allowed.
     allowed[:, through.argmin()] = True
     return allowed
 
@@ -99,8 +90,8 @@ def clamp_options(actions: Tensor, mask: Tensor, *, exit_action: int | None = No
     """
     if exit_action is None:
         return torch.minimum(actions, mask.sum(dim=1) - 1)
-    dearest = mask[:, :exit_action].sum(dim=1) - 1  # -1 where no option is allowed
+    highest = mask[:, :exit_action].sum(dim=1) - 1  # -1 where no option is allowed
     leaving = actions == exit_action
-    lowered = torch.minimum(actions.masked_fill(leaving, 0), dearest)
-    stays_out = (leaving & mask[:, exit_action]) | (dearest < 0)
-    return lowered.masked_fill(stays_out, exit_action)
+    lowered = torch.minimum(actions.masked_fill(leaving, 0), highest)
+    takes_exit = (leaving & mask[:, exit_action]) | (highest < 0)
+    return lowered.masked_fill(takes_exit, exit_action)

@@ -39,10 +39,9 @@ class Gate(Protocol):
         """Choose an option for every image.
 
         Args:
-            features: Normalised features, float32 ``[batch, width]``, see ``Observation``.
+            features: float32 ``[batch, width]``, see ``Observation``.
             layer: Index of the layer to choose for.
-            context: Spent cost, budget, previous option and, with budget conditioning, preference:
-                float32 ``[batch, 3 or 4]``.
+            context: float32 ``[batch, 3 or 4]``, see ``Observation``.
 
         Returns:
             Option indices, int64 ``[batch]``; ``CostTable.exit_action`` takes the exit.
@@ -84,12 +83,14 @@ class TableGate:
         self.options = options
         self.exits = tuple(exits)
         self.name = name
-        most = 0 if options is None else options.full + bool(self.exits)
-        if options is not None and not all(0 <= option <= most for option in self.table):
-            leaving = f", of which {most} leaves" if self.exits else ""
+        if options is None:
+            return
+        highest = options.full + bool(self.exits)
+        if not all(0 <= option <= highest for option in self.table):
+            exit_action = f", of which {highest} takes the exit" if self.exits else ""
             raise ConfigError(
-                f"table {list(self.table)} holds an option that is not on the menu "
-                f"{list(options)}; allowed are 0 to {most}{leaving}."
+                f"table is {list(self.table)}; allowed are indices of the bit options "
+                f"{list(options)}, 0 to {highest}{exit_action}."
             )
 
     def reset(self, batch_size: int) -> None:
@@ -97,9 +98,8 @@ class TableGate:
 
     def decide(self, features: Tensor, layer: int, context: Tensor) -> Tensor:  # noqa: ARG002
         """Return the layer's option for every image."""
-        return torch.full(
-            (len(features),), self.table[layer], dtype=torch.int64, device=features.device
-        )
+        option = self.table[layer]
+        return torch.full((len(features),), option, dtype=torch.int64, device=features.device)
 
 
 class RandomGate:
@@ -121,13 +121,11 @@ class RandomGate:
     def __init__(self, marginals: Tensor, *, seed: int, name: str = "random") -> None:
         self.marginals = marginals.detach().to("cpu", torch.float64)
         sums = self.marginals.sum(dim=-1)
-        if (
-            self.marginals.dim() != 2  # noqa: PLR2004 - [layers, options]
-            or bool((self.marginals < 0).any())
-            or not torch.allclose(sums, torch.ones_like(sums))
-        ):
+        matrix = self.marginals.dim() == 2  # noqa: PLR2004 - [layers, actions]
+        ones = torch.allclose(sums, torch.ones_like(sums))
+        if not matrix or bool((self.marginals < 0).any()) or not ones:
             raise ConfigError(
-                "marginals must be [layers, options], not negative, and each row must sum to 1."
+                "marginals must be [layers, actions], not negative, and each row must sum to 1."
             )
         self.name = name
         self._generator = torch_generator(seed, "random gate")

@@ -39,21 +39,18 @@ class BudgetConditioning:
     def __post_init__(self) -> None:
         if len(self.computations) == 1 or not all(0 < c < math.inf for c in self.computations):
             raise ConfigError(
-                f"the dial's computations are {list(self.computations)}; needed are two positive "
-                "figures or more, or none."
+                f"computations are {list(self.computations)}; needed are two or more positive, "
+                "finite numbers, or none."
             )
         if self.computations and not self.preferences:
             object.__setattr__(self, "preferences", preference_grid(len(self.computations)))
         ends = (0.0, 1.0) if self.computations else ()
         rising = all(a < b for a, b in pairwise(self.preferences))
-        if (
-            len(self.preferences) != len(self.computations)
-            or not rising
-            or self.preferences[:1] + self.preferences[-1:] != ends
-        ):
+        same_length = len(self.preferences) == len(self.computations)
+        if not (same_length and rising and self.preferences[:1] + self.preferences[-1:] == ends):
             raise ConfigError(
-                f"the dial's positions are {list(self.preferences)}; needed are "
-                f"{len(self.computations)}, from 0 up to 1."
+                f"preferences are {list(self.preferences)}; needed are {len(self.computations)}, "
+                "increasing from 0 to 1."
             )
 
     @property
@@ -63,8 +60,8 @@ class BudgetConditioning:
         Raises:
             ConfigError: If nothing was measured.
         """
-        measured = self._measured()
-        return min(measured), max(measured)
+        self._check_measured()
+        return min(self.computations), max(self.computations)
 
     def preference_for_budget(self, budget: float) -> float:
         """Return the largest preference with a mean computation of at most ``budget`` percent.
@@ -79,14 +76,14 @@ class BudgetConditioning:
         least, most = self.budget_range
         if not budget >= least:
             raise ConfigError(
-                f"budget {budget:g} % is less than this gate can be turned down to; its images "
-                f"cost {least:.6g} % to {most:.6g} % "
-                "on average."
+                f"budget {budget:g} % is below the smallest computation of this gate, whose images "
+                f"cost {least:.6g} % to {most:.6g} % on average."
             )
         last = max(i for i, cost in enumerate(self.computations) if cost <= budget)
         if last == len(self.computations) - 1:
             return 1.0
-        (before, after), (start, end) = self._segment(last)
+        before, after = self.computations[last : last + 2]
+        start, end = self.preferences[last : last + 2]
         if end - start <= MIN_PREFERENCE_GAP:
             return start
         return start + (end - start) * math.log(budget / before) / math.log(after / before)
@@ -99,56 +96,39 @@ class BudgetConditioning:
         Raises:
             ConfigError: If nothing was measured.
         """
-        self._measured()
+        self._check_measured()
         last = min(bisect_right(self.preferences, preference), len(self.preferences) - 1) - 1
-        (before, after), (start, end) = self._segment(last)
+        before, after = self.computations[last : last + 2]
+        start, end = self.preferences[last : last + 2]
         return before * math.exp((preference - start) / (end - start) * math.log(after / before))
 
-    def _segment(self, first: int) -> tuple[tuple[float, float], tuple[float, float]]:
-        """Return computations and preferences of a measured preference and the next one."""
-        here, there = first, first + 1
-        return (
-            (self.computations[here], self.computations[there]),
-            (self.preferences[here], self.preferences[there]),
-        )
-
-    def _measured(self) -> tuple[float, ...]:
+    def _check_measured(self) -> None:
         if not self.computations:
-            raise ConfigError("what this gate costs at which position was not measured.")
-        return self.computations
+            raise ConfigError("the costs of this gate were not measured at any preference.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class _LogRange:
-    """Range on a logarithmic axis.
-
-    Attributes:
-        lowest: Lower end, above 0.
-        highest: Upper end, above ``lowest``.
-
-    Raises:
-        ConfigError: If the range is empty.
-    """
+    """Range on a logarithmic axis, with 0 < ``lowest`` < ``highest``."""
 
     lowest: float
     highest: float
-    _what: ClassVar[str]
+    _name: ClassVar[str]
     _unit: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
         if not 0 < self.lowest < self.highest < math.inf:
             raise ConfigError(
-                f"the {self._what} run from {self.lowest:g}{self._unit} to "
-                f"{self.highest:g}{self._unit}; they must be positive and "
-                "finite, the lower one first."
+                f"the {self._name} run from {self.lowest:g}{self._unit} to "
+                f"{self.highest:g}{self._unit}; they must be positive and finite, the lower one "
+                "first."
             )
 
 
-@dataclass(frozen=True, kw_only=True)
 class CostWeightRange(_LogRange):
     """Cost weights of a budget-conditioned agent; preference 0 has the highest."""
 
-    _what = "cost weights"
+    _name = "cost weights"
 
     def at(self, preferences: Tensor) -> Tensor:
         """Return the cost weight at each preference, in the shape and type of ``preferences``."""
@@ -168,14 +148,13 @@ class CostWeightRange(_LogRange):
         return math.log(self.highest / weight) / math.log(self.highest / self.lowest)
 
 
-@dataclass(frozen=True, kw_only=True)
 class BudgetRange(_LogRange):
     """Mean budgets of a budget-conditioned supervised gate, in percent, everything included.
 
     Preference 0 has the lowest budget.
     """
 
-    _what = "budgets"
+    _name = "budgets"
     _unit = " %"
 
     def at(self, preferences: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ class FirstPass:
 
     Attributes:
         options: Options of that pass, int64 ``[n, layers]``.
-        escalated: True for images with a second pass, which pay for both; bool ``[n]``.
+        escalated: True for images with a second pass, whose cost is that of both; bool ``[n]``.
     """
 
     options: Tensor
@@ -64,7 +64,7 @@ class CascadeGate:
     macs = 0.0
     """No MACs: the gate only compares two numbers; both passes count as backbone computation."""
     budget: float | None = None
-    """No per-input budget: the mean cost is known in advance, an image may pay for both passes."""
+    """No per-input budget: the mean cost is known in advance, an image may need both passes."""
     budget_conditioning = None
 
     def __init__(

@@ -21,30 +21,51 @@ class ExecutionState(NamedTuple):
         options: Options chosen so far, int64 ``[batch, layers]``; 0 for layers not yet reached.
         spent: Cost of the gated layers so far as a fraction of running all of them at 32 bit,
             float64 ``[batch]``.
+        rows: Index of each sample in the batch that entered the stem, int64 ``[batch]``; ``None``
+            for all of them, in order.
     """
 
     hidden: Tensor
     layer: int
     options: Tensor
     spent: Tensor
+    rows: Tensor | None = None
+
+
+def gather_state(state: ExecutionState, samples: Tensor) -> ExecutionState:
+    """Return copies of some samples of a state, int64 ``samples``; a sample may occur twice."""
+    return ExecutionState(
+        hidden=gather_rows(state.hidden, samples),
+        layer=state.layer,
+        options=state.options[samples],
+        spent=state.spent[samples],
+        rows=samples if state.rows is None else state.rows[samples],
+    )
 
 
 @lru_cache(maxsize=64)
 def option_costs(costs: CostTable, device: torch.device) -> Tensor:
-    """Return the cached ``costs.option_costs()``, float64 ``[layers, options]``.
-
-    The tensor is computed once per table and device; callers must not change it.
-    """
+    """Return the cached ``costs.option_costs()``, float64 ``[layers, options]``; read-only."""
     with torch.inference_mode(mode=False):
         return costs.option_costs().to(device)
 
 
-def run_stem(backbone: WalkableBackbone, images: Tensor) -> ExecutionState:
-    """Run the stem.
+@lru_cache(maxsize=64)
+def action_costs(costs: CostTable, device: torch.device) -> Tensor:
+    """Return the cached ``costs.action_costs()``, float64 ``[layers, actions]``; read-only."""
+    with torch.inference_mode(mode=False):
+        return costs.action_costs().to(device)
 
-    Args:
-        backbone: The network.
-        images: uint8 ``[batch, c, h, w]``, or float in [0, 1].
+
+@lru_cache(maxsize=64)
+def least_costs(costs: CostTable, device: torch.device) -> Tensor:
+    """Return the cached ``costs.least_costs()``, float64 ``[layers + 1]``; read-only."""
+    with torch.inference_mode(mode=False):
+        return costs.least_costs().to(device)
+
+
+def run_stem(backbone: WalkableBackbone, images: Tensor) -> ExecutionState:
+    """Run the stem on images, uint8 ``[batch, c, h, w]`` or float in [0, 1].
 
     Returns:
         The state before the first gated layer. It shares no memory with ``images``.
@@ -52,13 +73,12 @@ def run_stem(backbone: WalkableBackbone, images: Tensor) -> ExecutionState:
     hidden = backbone.stem(images)
     if hidden.untyped_storage().data_ptr() == images.untyped_storage().data_ptr():
         hidden = hidden.clone()
+    n, device = len(images), images.device
     return ExecutionState(
         hidden=hidden,
         layer=0,
-        options=torch.zeros(
-            len(images), backbone.costs.n_layers, dtype=torch.int64, device=images.device
-        ),
-        spent=torch.zeros(len(images), dtype=torch.float64, device=images.device),
+        options=torch.zeros(n, backbone.costs.n_layers, dtype=torch.int64, device=device),
+        spent=torch.zeros(n, dtype=torch.float64, device=device),
     )
 
 
@@ -85,31 +105,23 @@ def run_layer(
     costs = option_costs(backbone.costs, options.device)[layer]
     chosen = state.options if reuse else state.options.clone()
     chosen[:, layer] = options
-    return ExecutionState(
-        hidden=_run_groups(
-            backbone.layers[layer], backbone.options, state.hidden, options, reuse=reuse
-        ),
-        layer=layer + 1,
-        options=chosen,
-        spent=state.spent + costs[options],
+    hidden = _run_groups(
+        backbone.layers[layer], backbone.options, state.hidden, options, reuse=reuse
     )
+    return ExecutionState(hidden, layer + 1, chosen, state.spent + costs[options], state.rows)
 
 
 def run_head(backbone: WalkableBackbone, state: ExecutionState) -> Tensor:
-    """Run the head after the last layer.
-
-    Returns:
-        Logits, float32 ``[batch, classes]``.
-    """
+    """Return the logits after the last layer, float32 ``[batch, classes]``."""
     return backbone.head(state.hidden)
 
 
 def _run_groups(
-    layer: GatedLayer, menu: BitOptions, hidden: Tensor, options: Tensor, *, reuse: bool
+    layer: GatedLayer, bit_options: BitOptions, hidden: Tensor, options: Tensor, *, reuse: bool
 ) -> Tensor:
     """Run one layer with the samples grouped by option; return its output activation."""
-    counts = torch.bincount(options, minlength=len(menu)).tolist()
-    bits = [b for b, count in zip(menu, counts, strict=True) if count]
+    counts = torch.bincount(options, minlength=len(bit_options)).tolist()
+    bits = [b for b, count in zip(bit_options, counts, strict=True) if count]
     if len(bits) == 1:
         return layer(hidden, bits[0])
     order = torch.argsort(options, stable=True)
@@ -122,10 +134,7 @@ def _run_groups(
 def _run_sorted(
     layer: GatedLayer, bits: list[int], hidden: Tensor, order: Tensor, sizes: list[int]
 ) -> Tensor:
-    """Gather all groups at once and restore the order by one permutation.
-
-    This records few nodes for autograd.
-    """
+    """Gather all groups at once and restore the order by one permutation: few autograd nodes."""
     parts = torch.split(hidden[order], sizes)
     merged = torch.cat([layer(part, b) for part, b in zip(parts, bits, strict=True)])
     return merged[torch.argsort(order)]
@@ -134,10 +143,7 @@ def _run_sorted(
 def _run_scattered(
     layer: GatedLayer, bits: list[int], hidden: Tensor, groups: list[Tensor], *, reuse: bool
 ) -> Tensor:
-    """Gather, run and write back each group separately.
-
-    Skipped samples are not moved if the layer keeps the shape.
-    """
+    """Gather, run and write back each group; skipped samples stay if the layer keeps the shape."""
     skipped = groups[0] if bits[0] == SKIP and not runs_when_skipped(layer) else None
     first = 0 if skipped is None else 1
     output: Tensor | None = None

@@ -83,8 +83,8 @@ class GatedModel(nn.Module):
         check_compatible(backbone, gate)
         if classes and len(classes) != backbone.n_classes:
             raise CheckpointError(
-                f"{len(classes)} classes have names, but the backbone tells {backbone.n_classes} "
-                "apart."
+                f"classes has {len(classes)} names, but the backbone has {backbone.n_classes} "
+                "classes."
             )
         self.backbone = backbone
         self.gate = gate
@@ -105,19 +105,15 @@ class GatedModel(nn.Module):
         """
         if not isinstance(budget, SupportsFloat) or not 0 < budget < math.inf:
             raise ConfigError(f"budget is {budget!r}; allowed are positive, finite percents.")
-        budget_conditioning = (
-            self.gate.budget_conditioning if isinstance(self.gate, LearnedGate) else None
-        )
-        if budget_conditioning is None:
+        if not isinstance(self.gate, LearnedGate) or self.gate.budget_conditioning is None:
             raise ConfigError(
-                f"budget is {budget:g} %, but gate {self.gate.name!r} is for one budget alone and "
-                "cannot be turned to another."
+                f"budget is {budget:g} %, but gate {self.gate.name!r} is not budget-conditioned "
+                "and supports only the budget that it was made for."
             )
-        assert isinstance(self.gate, LearnedGate)
-        self.gate.preference = budget_conditioning.preference_for_budget(budget)
+        self.gate.preference = self.gate.budget_conditioning.preference_for_budget(budget)
 
     # The layers that run differ per image, and a loop compiled piecewise is slower.
-    @torch.compiler.disable(reason="each image takes its own way")  # type: ignore[no-untyped-call,untyped-decorator]
+    @torch.compiler.disable(reason="each image runs its own layers")  # type: ignore[no-untyped-call,untyped-decorator]
     def forward(self, images: Tensor) -> tuple[Tensor, Trace]:
         """Classify a batch of images; ``torch.compile`` leaves this method uncompiled.
 
@@ -136,9 +132,8 @@ class GatedModel(nn.Module):
         result = rollout(self.backbone, self.gate, images, budget=self.budget)
         costs = self.backbone.costs
         n_layers_run = costs.n_layers_run(result.options)
-        computation = costs.computation(
-            result.options, gate_macs=macs_taken(self.gate, n_layers_run)
-        )
+        gate_macs = macs_taken(self.gate, n_layers_run)
+        computation = costs.computation(result.options, gate_macs=gate_macs)
         escalated = torch.zeros(len(images), dtype=torch.bool, device=n_layers_run.device)
         if result.first_pass is not None:
             escalated = result.first_pass.escalated
@@ -167,19 +162,15 @@ class GatedModel(nn.Module):
         place = self.backbone.feature_mean.device
         if images.device != place:
             raise DataError(
-                f"images are on {images.device}, but the model is on {place}; move them by "
+                f"images are on {images.device}, but the model is on {place}; move them with "
                 f"images.to({str(place)!r})."
             )
         return images
 
 
 def bits_of(costs: CostTable, options: Tensor) -> Tensor:
-    """Return the bit widths that ran, in the shape of ``options``.
-
-    Skipped layers and layers after an exit have 0 bit.
-    """
-    menu = torch.tensor([*costs.options, SKIP], device=options.device)
-    return menu[options]
+    """Return the bit widths that ran, in the shape of ``options``; 0 for layers after an exit."""
+    return torch.tensor([*costs.options, SKIP], device=options.device)[options]
 
 
 def macs_taken(gate: Gate, n_layers_run: Tensor) -> Tensor:
@@ -193,9 +184,8 @@ def macs_taken(gate: Gate, n_layers_run: Tensor) -> Tensor:
     """
     if isinstance(gate, LearnedGate):
         return gate.macs_taken(n_layers_run)
-    return torch.full(
-        n_layers_run.shape, gate.macs, dtype=torch.float64, device=n_layers_run.device
-    )
+    device = n_layers_run.device
+    return torch.full(n_layers_run.shape, gate.macs, dtype=torch.float64, device=device)
 
 
 def check_compatible(backbone: WalkableBackbone, gate: Gate) -> None:
@@ -204,37 +194,33 @@ def check_compatible(backbone: WalkableBackbone, gate: Gate) -> None:
     Raises:
         CheckpointError: If bit options, exits, number of layers or feature sizes differ.
     """
-    if (
-        isinstance(gate, LearnedGate | TableGate | CascadeGate)
-        and gate.options is not None
-        and gate.options != backbone.options
-    ):
+    costs, name = backbone.costs, gate.name
+    options = getattr(gate, "options", None)
+    if options is not None and options != backbone.options:
         raise CheckpointError(
-            f"gate {gate.name!r} chooses from {list(gate.options)} bit, but the backbone offers "
+            f"gate {name!r} chooses from {list(options)} bit, but the backbone offers "
             f"{list(backbone.options)}."
         )
     if isinstance(gate, LearnedGate):
         offered = tuple(backbone.feature_sizes)
-        if gate.exits is not None and gate.exits.after != backbone.costs.exits_after:
+        if gate.exits is not None and gate.exits.after != costs.exits_after:
             raise CheckpointError(
-                f"gate {gate.name!r} leaves after {list(gate.exits.after)} gated layers, but the "
-                "backbone has exits after "
-                f"{list(backbone.costs.exits_after)}."
+                f"gate {name!r} has exits after {list(gate.exits.after)} gated layers, but the "
+                f"backbone has exits after {list(costs.exits_after)}."
             )
         if gate.feature_sizes not in {offered, confidence_sizes(offered)}:
             raise CheckpointError(
-                f"gate {gate.name!r} reads {list(gate.feature_sizes)} features before the layers, "
-                "but the backbone has "
-                f"{list(offered)}, of which a gate takes all or the first {CONFIDENCE_SIZE}."
+                f"gate {name!r} reads {list(gate.feature_sizes)} features before the layers, but "
+                f"the backbone has {list(offered)}, of which a gate reads all or the first "
+                f"{CONFIDENCE_SIZE}."
             )
     tables = (gate.first, gate.second) if isinstance(gate, CascadeGate) else (gate,)
     for table in (t.table for t in tables if isinstance(t, TableGate)):
-        n_layers, n_options = backbone.costs.n_layers, backbone.costs.n_actions
-        if len(table) != n_layers or not all(0 <= option < n_options for option in table):
+        in_range = all(0 <= option < costs.n_actions for option in table)
+        if len(table) != costs.n_layers or not in_range:
             raise CheckpointError(
-                f"gate {gate.name!r} is the table {list(table)}, but the backbone needs {n_layers} "
-                "options from 0 to "
-                f"{n_options - 1}."
+                f"gate {name!r} is the table {list(table)}, but the backbone needs "
+                f"{costs.n_layers} options from 0 to {costs.n_actions - 1}."
             )
 
 
@@ -254,8 +240,8 @@ def load(
     Args:
         run_dir: The run folder.
         device: Target device: ``"cpu"``, ``"cuda"``, ...; ``"auto"`` selects a GPU if there is one.
-        inference_form: Use the inference form of the backbone; ``False`` keeps the training form,
-            which is slower and supports gradients.
+        inference_form: Use the inference form of the backbone; the training form is slower and
+            supports gradients.
         dtype: Data type of the inference form: float32, or bfloat16 if the hardware is fast at it.
             The training form supports only float32.
         budget: Bound on the mean computation per image in percent, see ``GatedModel.set_budget``;
@@ -277,7 +263,7 @@ def load(
     place = resolve_device(device)
     allowed = FROZEN_DTYPES if inference_form else (torch.float32,)
     if dtype not in allowed:
-        form = "frozen" if inference_form else "training"
+        form = "inference" if inference_form else "training"
         raise ConfigError(
             f"dtype is {dtype!r}; the {form} form computes in {' or '.join(map(str, allowed))}."
         )

@@ -1,9 +1,9 @@
 """Learned gates that can be deployed: small networks with one logit per action."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +13,7 @@ from dfs_rl.costs import BitOptions
 from dfs_rl.errors import ConfigError
 from dfs_rl.gating.budget_conditioning import BudgetConditioning
 from dfs_rl.gating.observation import context_size
-
-_PARTS_OF_A_CELL = 4  # input, forget, cell and output of an LSTM
+from dfs_rl.gating.registry import GATES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,8 +22,7 @@ class ExitInfo:
 
     Attributes:
         after: Numbers of gated layers after which an image may leave.
-        layer_feature_macs: MACs of the features that the gate reads before each layer, see
-            ``WithExits``.
+        layer_feature_macs: MACs of the features before each layer, see ``WithExits``.
     """
 
     after: tuple[int, ...]
@@ -35,10 +33,9 @@ def exit_info(backbone: WalkableBackbone) -> ExitInfo | None:
     """Return the exits of a backbone; ``None`` if it has none."""
     if not backbone.costs.exits:
         return None
-    assert isinstance(backbone, WithExits), "a network whose costs know exits has them"
-    return ExitInfo(
-        after=backbone.costs.exits_after, layer_feature_macs=backbone.layer_feature_macs
-    )
+    assert isinstance(backbone, WithExits), "a backbone with exits in its costs has exit heads"
+    macs = backbone.layer_feature_macs
+    return ExitInfo(after=backbone.costs.exits_after, layer_feature_macs=macs)
 
 
 class LearnedGate(nn.Module, ABC):
@@ -84,24 +81,22 @@ class LearnedGate(nn.Module, ABC):
     ) -> None:
         super().__init__()
         if not 0.0 <= preference <= 1.0:
-            raise ConfigError(f"position of the dial is {preference}; it must lie in [0, 1].")
+            raise ConfigError(f"preference is {preference}; it must be between 0 and 1.")
         if hidden < 1:
-            raise ConfigError(f"gate width is {hidden}; it must be at least 1.")
+            raise ConfigError(f"hidden is {hidden}; it must be at least 1.")
         if not feature_macs >= 0:
             raise ConfigError(f"feature_macs is {feature_macs}; it must not be negative.")
         if exits is not None and choices is not None:
             raise ConfigError(
-                f"choices are {list(choices)}, but a gate that may leave the network chooses from "
-                "the whole menu."
+                f"choices are {list(choices)}, but a gate with exits may choose every option; "
+                "leave out choices."
             )
         self.choices = tuple(range(len(options)) if choices is None else choices)
-        if not self.choices or list(self.choices) != sorted(
-            set(self.choices) & set(range(len(options)))
-        ):
+        allowed = sorted(set(self.choices) & set(range(len(options))))
+        if not self.choices or list(self.choices) != allowed:
             raise ConfigError(
-                f"choices are {list(self.choices)}; they must be ascending indices into the menu "
-                f"{list(options)}, from 0 to "
-                f"{options.full}, and one at least."
+                f"choices are {list(self.choices)}; they must be one or more ascending indices "
+                f"into the bit options {list(options)}, from 0 to {options.full}."
             )
         if exits is not None:
             self.choices = (*self.choices, len(options))
@@ -122,11 +117,7 @@ class LearnedGate(nn.Module, ABC):
         return context_size(budget_conditioning=self.budget_conditioning is not None)
 
     def preferences(self, batch_size: int, device: torch.device) -> Tensor | None:
-        """Return the preference for each image of a batch.
-
-        Returns:
-            float32 ``[batch]``, or ``None`` for a gate without budget conditioning.
-        """
+        """Return each image's preference, float32 ``[batch]``; ``None`` if not conditioned."""
         if self.budget_conditioning is None:
             return None
         return torch.full((batch_size,), self.preference, device=device)
@@ -146,14 +137,9 @@ class LearnedGate(nn.Module, ABC):
         """Multiply-accumulates of the gate's network per image at each layer."""
 
     @property
-    def own_macs(self) -> int:
-        """Multiply-accumulates of the gate's network per image, over all layers."""
-        return sum(self.layer_macs)
-
-    @property
     def macs(self) -> float:
         """Multiply-accumulates per image over all layers, those of the features included."""
-        return self.feature_macs + float(self.own_macs)
+        return self.feature_macs + float(sum(self.layer_macs))
 
     @property
     def least_macs(self) -> float:
@@ -162,38 +148,31 @@ class LearnedGate(nn.Module, ABC):
         return float(self.macs_taken(torch.tensor([after])))
 
     def macs_taken(self, n_layers_run: Tensor) -> Tensor:
-        """Return the multiply-accumulates of the gate for each image.
+        """Return the multiply-accumulates of the gate for each image, float64 ``[batch]``.
 
         The gate runs at every layer that an image passes, and at the layer before which it leaves.
         The features at an exit come from the exit's head, whose cost belongs to the exit action.
 
         Args:
             n_layers_run: Number of layers each image passed, int64 ``[batch]``.
-
-        Returns:
-            Multiply-accumulates at full precision, float64 ``[batch]``.
         """
+        device = n_layers_run.device
         if self.exits is None:
-            return torch.full(
-                n_layers_run.shape, self.macs, dtype=torch.float64, device=n_layers_run.device
-            )
+            return torch.full(n_layers_run.shape, self.macs, dtype=torch.float64, device=device)
         own = torch.tensor([0, *self.layer_macs], dtype=torch.float64).cumsum(0)
-        looks = torch.tensor([0.0, *self.exits.layer_feature_macs], dtype=torch.float64).cumsum(0)
-        asked = (n_layers_run + 1).clamp(max=len(self.feature_sizes))
-        return own.to(n_layers_run.device)[asked] + looks.to(n_layers_run.device)[n_layers_run]
+        features = torch.tensor([0, *self.exits.layer_feature_macs], dtype=torch.float64).cumsum(0)
+        decisions = (n_layers_run + 1).clamp(max=len(self.feature_sizes))
+        return own.to(device)[decisions] + features.to(device)[n_layers_run]
 
     def reset(self, batch_size: int) -> None:
         """Start a rollout of ``batch_size`` images."""
 
     @abstractmethod
     def _score(self, features: Tensor, layer: int, context: Tensor) -> Tensor:
-        """Return the logits of ``choices``, float32 ``[batch, choices]``.
-
-        The arguments are those of ``decide``.
-        """
+        """Return the logits of ``choices``, float32 ``[batch, choices]``."""
 
     def forward(self, features: Tensor, layer: int, context: Tensor) -> Tensor:
-        """Return logits, float32 ``[batch, actions]``; the arguments are those of ``decide``."""
+        """Return logits, float32 ``[batch, actions]``; arguments as in ``decide``."""
         scores = self._score(features, layer, context)
         if len(self.choices) == self.n_actions:
             return scores
@@ -207,9 +186,9 @@ class LearnedGate(nn.Module, ABC):
         """Return the option with the largest logit for every image.
 
         Args:
-            features: Normalised features, float32 ``[batch, width]``, see ``Observation``.
+            features: float32 ``[batch, width]``, see ``Observation``.
             layer: Index of the layer to choose for.
-            context: Context values, float32 ``[batch, 3 or 4]``, see ``Gate.decide``.
+            context: float32 ``[batch, 3 or 4]``, see ``Observation``.
             allowed: Mask of the allowed actions, bool ``[batch, actions]``: in each row the
                 cheapest options up to a limit, and the exit action; ``None`` allows all. If the
                 mask excludes all ``choices``, the cheapest choice is taken.
@@ -232,6 +211,30 @@ class LearnedGate(nn.Module, ABC):
         return torch.cat([features[:, : self.feature_sizes[layer]], context], dim=1)
 
 
+GateT = TypeVar("GateT", bound=type[LearnedGate])
+
+
+def register_gate(name: str) -> Callable[[GateT], GateT]:
+    """Register a network as a kind of gate.
+
+    It is then a choice of ``train_gumbel --gate``, of ``compare --gates`` with every method that
+    trains it, and can be stored and loaded. The class defines ``_build``, ``_score`` and
+    ``layer_macs``, and ``reset`` if it has a memory.
+
+    Args:
+        name: Its name: lower-case letters, digits and underscores.
+
+    Raises:
+        ConfigError: If the name is taken or malformed.
+    """
+
+    def register(gate: GateT) -> GateT:
+        GATES.add(name, gate)
+        return gate
+
+    return register
+
+
 class MLPGate(LearnedGate):
     """Separate small network for each layer; the deployable actor of an agent.
 
@@ -241,12 +244,7 @@ class MLPGate(LearnedGate):
 
     def _build(self, sizes: list[int]) -> None:
         self.networks = nn.ModuleList(
-            nn.Sequential(
-                nn.Linear(size, self.hidden),
-                nn.Tanh(),
-                nn.Linear(self.hidden, len(self.choices)),
-            )
-            for size in sizes
+            _two_layers(size, self.hidden, len(self.choices)) for size in sizes
         )
 
     @property
@@ -256,7 +254,6 @@ class MLPGate(LearnedGate):
         return tuple(self.hidden * (size + each) for size in self.feature_sizes)
 
     def _score(self, features: Tensor, layer: int, context: Tensor) -> Tensor:
-        """Return the logits of ``choices``."""
         return cast("Tensor", self.networks[layer](self._inputs(features, layer, context)))
 
 
@@ -264,7 +261,7 @@ class LSTMGate(LearnedGate):
     """LSTM shared by all layers, with a separate embedding for each, as in DFS and SkipNet.
 
     Embedding, memory and hidden layer have width ``hidden``, 10 in DFS (Shen et al., AAAI 2020).
-    The memory holds the earlier layers of the same rollout, so layers must be queried in order,
+    The memory covers the earlier layers of the same rollout, so layers must be queried in order,
     after ``reset``. Arguments are those of ``LearnedGate``.
     """
 
@@ -277,17 +274,15 @@ class LSTMGate(LearnedGate):
     @property
     def layer_macs(self) -> tuple[int, ...]:
         """Multiply-accumulates of the gate's network per image at each layer."""
-        # The cell reads the embedding and the memory.
-        each = self.context_size + _PARTS_OF_A_CELL * 2 * self.hidden + len(self.choices)
+        cell = 4 * 2 * self.hidden  # four gates, each of the embedding and of the memory
+        each = self.context_size + cell + len(self.choices)
         return tuple(self.hidden * (size + each) for size in self.feature_sizes)
 
-    def reset(self, batch_size: int) -> None:
+    def reset(self, batch_size: int) -> None:  # noqa: ARG002
         """Clear the memory."""
-        del batch_size
         self._memory = None
 
     def _score(self, features: Tensor, layer: int, context: Tensor) -> Tensor:
-        """Return the logits of ``choices`` and update the memory."""
         embedding = self.embeddings[layer](self._inputs(features, layer, context))
         self._memory = self.cell(embedding, self._memory)
         return cast("Tensor", self.scores(self._memory[0]))
@@ -304,11 +299,7 @@ class OneShotGate(LearnedGate):
     """
 
     def _build(self, sizes: list[int]) -> None:
-        self.network = nn.Sequential(
-            nn.Linear(sizes[0], self.hidden),
-            nn.Tanh(),
-            nn.Linear(self.hidden, len(sizes) * len(self.choices)),
-        )
+        self.network = _two_layers(sizes[0], self.hidden, len(sizes) * len(self.choices))
         self._decided: Tensor | None = None
 
     @property
@@ -318,15 +309,17 @@ class OneShotGate(LearnedGate):
         first = self.hidden * (self.feature_sizes[0] + self.context_size + outputs)
         return (first, *[0] * (len(self.feature_sizes) - 1))
 
-    def reset(self, batch_size: int) -> None:
+    def reset(self, batch_size: int) -> None:  # noqa: ARG002
         """Clear the logits of the last rollout."""
-        del batch_size
         self._decided = None
 
     def _score(self, features: Tensor, layer: int, context: Tensor) -> Tensor:
-        """Return the logits of ``choices``; inputs after layer 0 are ignored."""
         if layer == 0:
             scores = self.network(self._inputs(features, 0, context))
             self._decided = scores.unflatten(1, (len(self.feature_sizes), len(self.choices)))
-        assert self._decided is not None, "the first layer is asked first"
+        assert self._decided is not None, "decide at layer 0 first"
         return self._decided[:, layer]  # of [batch, layers, choices]
+
+
+def _two_layers(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(inputs, hidden), nn.Tanh(), nn.Linear(hidden, outputs))

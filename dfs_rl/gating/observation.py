@@ -63,7 +63,7 @@ def observe(
     preferences: Tensor | None = None,
     with_features: bool = True,
 ) -> Observation:
-    """Return the observation of a batch before its next layer.
+    """Return the observation of every sample of a batch before its next layer.
 
     After the last layer the features are zero and the layer index stays at the last layer.
 
@@ -75,91 +75,25 @@ def observe(
         preferences: Preference of each sample, float32 ``[batch]``; ``None`` for gates without
             budget conditioning.
         with_features: Compute the features, which takes time; ``False`` leaves them zero, for gates
-            that do not read them.
-
-    Returns:
-        The observation of every sample.
+            that do not read them and for samples that have left.
     """
-    n_layers = backbone.costs.n_layers
-    features = torch.zeros(
-        len(state.spent),
-        observation_width(backbone),
-        dtype=torch.float32,
-        device=state.spent.device,
-    )
-    if with_features and state.layer < n_layers:
+    costs, n, device = backbone.costs, len(state.spent), state.spent.device
+    features = torch.zeros(n, observation_width(backbone), dtype=torch.float32, device=device)
+    if with_features and state.layer < costs.n_layers:
         size = backbone.feature_sizes[state.layer]
         mean = backbone.feature_mean[state.layer, :size]
         std = backbone.feature_std[state.layer, :size].clamp(min=MIN_STD)
         normalised = (backbone.feature(state.hidden, state.layer) - mean) / std  # [batch, size]
         features[:, :size] = normalised.clamp_(-FEATURE_LIMIT, FEATURE_LIMIT)
-    previous = state.options[:, state.layer - 1] if state.layer > 0 else None
-    return Observation(
-        features=features,
-        layer=min(state.layer, n_layers - 1),
-        context=_context(
-            backbone,
-            state.spent,
-            previous,
-            allowed=_allowed(backbone, budget, gate_macs),
-            preferences=preferences,
-        ),
-    )
-
-
-def terminal_observation(
-    backbone: WalkableBackbone,
-    options: Tensor,
-    spent: Tensor,
-    *,
-    layer: int,
-    budget: float | None,
-    gate_macs: float = 0.0,
-    preferences: Tensor | None = None,
-) -> Observation:
-    """Return the observation of images that left before a layer; the features are zero.
-
-    Args:
-        backbone: The network.
-        options: Options of the images, int64 ``[batch, layers]``.
-        spent: Fraction spent, exit action included, float64 ``[batch]``.
-        layer: Index of the layer that the images would have reached next.
-        budget: Upper bound on computation in percent; ``None`` is encoded as 1.
-        gate_macs: MACs per image of the gate, at full precision, which count towards the budget.
-        preferences: Preference of each sample, float32 ``[batch]``; ``None`` for gates without
-            budget conditioning.
-    """
-    width = observation_width(backbone)
-    features = torch.zeros(len(spent), width, dtype=torch.float32, device=spent.device)
-    previous = options[:, layer - 1] if layer > 0 else None
-    allowed = _allowed(backbone, budget, gate_macs)
-    context = _context(backbone, spent, previous, allowed=allowed, preferences=preferences)
-    return Observation(features=features, layer=layer, context=context)
-
-
-def _allowed(backbone: WalkableBackbone, budget: float | None, gate_macs: float) -> float:
-    """Return the scaled budget of the gated layers."""
-    if budget is None:
-        return 1.0
-    left = gated_budget(backbone.costs, budget, gate_macs=gate_macs)
-    return float(cost_scale(torch.tensor(left)))
-
-
-def _context(
-    backbone: WalkableBackbone,
-    spent: Tensor,
-    previous: Tensor | None,
-    *,
-    allowed: float,
-    preferences: Tensor | None,
-) -> Tensor:
-    """Return the context values, see ``Observation``; ``previous`` is the last option that ran."""
     width = context_size(budget_conditioning=preferences is not None)
-    context = torch.zeros(len(spent), width, dtype=torch.float32, device=spent.device)
-    context[:, 0] = cost_scale(spent)
-    context[:, 1] = allowed
-    if previous is not None and len(backbone.options) > 1:
-        context[:, 2] = previous / (len(backbone.options) - 1)
+    context = torch.zeros(n, width, dtype=torch.float32, device=device)
+    context[:, 0] = cost_scale(state.spent)
+    context[:, 1] = 1.0
+    if budget is not None:
+        left = gated_budget(costs, budget, gate_macs=gate_macs)
+        context[:, 1] = float(cost_scale(torch.tensor(left)))
+    if state.layer > 0 and len(backbone.options) > 1:
+        context[:, 2] = state.options[:, state.layer - 1] / (len(backbone.options) - 1)
     if preferences is not None:
         context[:, CONTEXT_SIZE] = preferences
-    return context
+    return Observation(features, min(state.layer, costs.n_layers - 1), context)

@@ -10,7 +10,8 @@ from dfs_rl.errors import ConfigError
 from dfs_rl.gating.action_masks import action_masks, clamp_options
 from dfs_rl.gating.base import Gate, TableGate
 from dfs_rl.gating.cascade import CascadeGate, FirstPass
-from dfs_rl.gating.early_exit import ActiveBatch
+from dfs_rl.gating.early_exit import Finished, advance
+from dfs_rl.gating.execution import ExecutionState, run_head, run_stem
 from dfs_rl.gating.networks import LearnedGate
 from dfs_rl.gating.observation import Observation, observe
 
@@ -48,20 +49,17 @@ def rollout(
         budget: Upper bound on each image's computation in percent, fixed parts and gate included. A
             learned gate takes the allowed action with the largest logit; choices of other gates are
             lowered to the most expensive allowed option.
-        preferences: Preference for each image, float32 ``[batch]``; ``None`` for the gate's own.
-
-    Returns:
-        Logits and options.
+        preferences: Preference of each image, float32 ``[batch]``; ``None`` for the gate's own.
 
     Raises:
         ConfigError: If the budget is below the cost of the cheapest options, or is set for a
-            cascade, which supports none.
+            cascade.
     """
     if isinstance(gate, CascadeGate):
         if budget is not None:
             raise ConfigError(
                 f"budget is {budget:g} %, but {gate.name!r} is a cascade, which runs some images "
-                "twice and bounds the mean alone."
+                "twice and bounds only the mean."
             )
         return _run_cascade(backbone, gate, images)
     if preferences is None and isinstance(gate, LearnedGate):
@@ -93,44 +91,65 @@ def _run_pass(
     budget: float | None = None,
     preferences: Tensor | None = None,
 ) -> RolloutResult:
-    """Run a batch once; the caller resets the gate."""
-    active = ActiveBatch(backbone, images)
-    with_features = not isinstance(gate, TableGate | CascadeGate)
-    while active.unfinished:
-        active_preferences = None if preferences is None else active.gather(preferences)
+    """Run a batch from the stem to the answers; the caller resets the gate."""
+    costs, finished = backbone.costs, []
+    state = run_stem(backbone, images)
+    while state.layer < costs.n_layers and len(state.spent):
         seen = observe(
             backbone,
-            active.state,
+            state,
             budget=budget,
             gate_macs=gate.macs,
-            preferences=active_preferences,
-            with_features=with_features,
+            preferences=None if preferences is None else _gather(preferences, state.rows),
+            with_features=not isinstance(gate, TableGate | CascadeGate),
         )
-        active.advance(_choose(backbone, gate, active, seen, budget))
-    _, logits, options, _ = active.outputs()
-    return RolloutResult(logits, options)
+        actions = _choose(backbone, gate, state, seen, budget, len(images))
+        state, exited = advance(backbone, state, actions, reuse=True)
+        if exited is not None:
+            finished.append(exited)
+    if len(state.spent):
+        finished.append(Finished(state, run_head(backbone, state)))
+    logits, options = (
+        torch.cat(parts)
+        for parts in zip(*((logits, state.options) for state, logits in finished), strict=True)
+    )
+    if state.rows is None:
+        return RolloutResult(logits, options)
+    order = torch.cat([state.rows for state, _ in finished if state.rows is not None]).argsort()
+    return RolloutResult(logits[order], options[order])
 
 
 def _choose(
     backbone: WalkableBackbone,
     gate: Gate,
-    active: ActiveBatch,
+    state: ExecutionState,
     seen: Observation,
     budget: float | None,
+    n: int,
 ) -> Tensor:
-    """Return the action of each active image, within the budget.
+    """Return the action of each remaining image, within the budget.
 
-    A gate may keep state per position in the batch, so it receives all images; its choices for
+    A gate may keep state per index in the batch, so it receives all ``n`` images; its choices for
     images that have left are dropped.
     """
-    costs, state = backbone.costs, active.state
-    asked = [active.scatter(part) for part in (seen.features, seen.context)]
+    rows = state.rows
+    inputs = _scatter(seen.features, rows, n), seen.layer, _scatter(seen.context, rows, n)
     if budget is None:
-        return active.gather(gate.decide(asked[0], seen.layer, asked[1]))
-    allowed = action_masks(costs, state.layer, state.spent, budget, gate_macs=gate.macs)
+        return _gather(gate.decide(*inputs), rows)
+    allowed = action_masks(backbone.costs, state.layer, state.spent, budget, gate_macs=gate.macs)
     if isinstance(gate, LearnedGate):  # the mask applies to its logits, as in training
-        scatter = active.scatter(allowed[:, : gate.n_actions])
-        return active.gather(gate.decide(asked[0], seen.layer, asked[1], scatter))
-    chosen = active.gather(gate.decide(asked[0], seen.layer, asked[1]))
-    leaving = costs.exit_action if costs.exits else None
-    return clamp_options(chosen, allowed, exit_action=leaving)
+        mask = _scatter(allowed[:, : gate.n_actions], rows, n)
+        return _gather(gate.decide(*inputs, mask), rows)
+    exit_action = backbone.costs.exit_action if backbone.costs.exits else None
+    return clamp_options(_gather(gate.decide(*inputs), rows), allowed, exit_action=exit_action)
+
+
+def _gather(values: Tensor, rows: Tensor | None) -> Tensor:
+    return values if rows is None else values[rows]
+
+
+def _scatter(values: Tensor, rows: Tensor | None, n: int) -> Tensor:
+    """Expand values of the remaining images to the whole batch, zero for the others."""
+    if rows is None:
+        return values
+    return values.new_zeros(n, *values.shape[1:]).index_copy(0, rows, values)

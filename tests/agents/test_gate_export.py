@@ -1,4 +1,4 @@
-"""The deployed gate says exactly what the policy's actor says, and nothing of the critic ships."""
+"""The deployed gate has the policy's logits and choices, and nothing of the critic."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from sb3_contrib import QRDQN
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from dfs_rl.agents.algorithms import PolicySettings, build_algorithm
+from dfs_rl.agents.algorithms import build_algorithm
 from dfs_rl.agents.gate_export import deploy
 from dfs_rl.agents.hyperparameters import (
     AlgorithmConfig,
@@ -21,16 +21,15 @@ from dfs_rl.agents.hyperparameters import (
     RecurrentPPOConfig,
 )
 from dfs_rl.costs import BitOptions
-from dfs_rl.gating.networks import LSTMGate, MLPGate
+from dfs_rl.gating.networks import LearnedGate, LSTMGate, MLPGate
 from dfs_rl.gating.storage import load_gate, save_gate
 
 CHANNELS = (3, 7, 5)
 OPTIONS = BitOptions((0, 2, 8, 32))
+PPO = PPOConfig(batch_size=10**6)
 
 
 class SpacesOnly(gymnasium.Env):
-    """Only the spaces matter."""
-
     observation_space = spaces.Dict(
         {
             "features": spaces.Box(-10.0, 10.0, (7,), np.float32),
@@ -41,121 +40,82 @@ class SpacesOnly(gymnasium.Env):
     action_space = spaces.Discrete(4)
 
 
-@pytest.fixture
-def model() -> BaseAlgorithm:
-    return make_model(PPOConfig(batch_size=10**6))
-
-
 def make_model(config: AlgorithmConfig) -> BaseAlgorithm:
-    learning = PolicySettings(
-        timesteps=1000, feature_sizes=CHANNELS, hidden=6, group_size=1, seed=0, device="cpu"
-    )
-    model = build_algorithm(config, DummyVecEnv([SpacesOnly]), learning)
+    env = DummyVecEnv([SpacesOnly])
+    model = build_algorithm(config, env, feature_sizes=CHANNELS, hidden=6, timesteps=1000)
     with torch.no_grad():  # a policy in training
         for parameter in model.policy.parameters():
             parameter.normal_()
     return model
 
 
-def test_logits_and_choices_equal_the_policys(model: BaseAlgorithm) -> None:
-    gate = deploy(model, OPTIONS, feature_macs=7.0, name="ppo")
+def export(model: BaseAlgorithm, kind: type[LearnedGate] = MLPGate, **settings) -> LearnedGate:
+    template = kind(CHANNELS, OPTIONS, hidden=6, feature_macs=7.0, name="gate", **settings)
+    return deploy(model, template)
+
+
+def observations():
+    """Yield layer, observation and the same observation in NumPy."""
     generator = torch.Generator().manual_seed(1)
     for layer, channels in enumerate(CHANNELS):
         features = torch.zeros(50, 7)
         features[:, :channels] = torch.randn(50, channels, generator=generator)
         context = torch.rand(50, 3, generator=generator)
-        observation = {
-            "features": features,
-            "layer": torch.full((50,), layer),
-            "context": context,
-        }
-        policy_log_probabilities = model.policy.get_distribution(observation).distribution.logits
-        gate_logits = gate(features, layer, context)
-        torch.testing.assert_close(gate_logits.log_softmax(dim=1), policy_log_probabilities)
-        numpy_observation = {name: value.numpy() for name, value in observation.items()}
-        chosen, _ = model.predict(numpy_observation, deterministic=True)
-        np.testing.assert_array_equal(gate.decide(features, layer, context).numpy(), chosen)
+        seen = {"features": features, "layer": torch.full((50,), layer), "context": context}
+        yield layer, seen, {name: value.numpy() for name, value in seen.items()}
 
 
-@pytest.mark.parametrize("config", [DQNConfig(), QRDQNConfig(n_quantiles=5)], ids=["dqn", "qrdqn"])
-def test_a_network_of_values_ships_as_what_it_expects_each_option_to_be_worth(
-    config: AlgorithmConfig,
-) -> None:
+@pytest.mark.parametrize(
+    "config", [PPO, DQNConfig(), QRDQNConfig(n_quantiles=5)], ids=["ppo", "dqn", "qrdqn"]
+)
+def test_logits_and_choices_equal_the_policys(config: AlgorithmConfig) -> None:
     model = make_model(config)
-    gate = deploy(model, OPTIONS, feature_macs=7.0, name="q")
-    assert gate.macs == 7.0 + sum((c + 3) * 6 + 6 * 4 for c in CHANNELS)
-    generator = torch.Generator().manual_seed(1)
-    for layer, channels in enumerate(CHANNELS):
-        features = torch.zeros(50, 7)
-        features[:, :channels] = torch.randn(50, channels, generator=generator)
-        context = torch.rand(50, 3, generator=generator)
-        observation = {
-            "features": features,
-            "layer": torch.full((50,), layer),
-            "context": context,
-        }
-        if isinstance(model, QRDQN):
-            worth = model.policy.quantile_net(observation).mean(dim=1)
+    gate = export(model)
+    for layer, seen, arrays in observations():
+        logits = gate(seen["features"], layer, seen["context"])
+        if config is PPO:
+            logits = logits.log_softmax(dim=1)
+            expected = model.policy.get_distribution(seen).distribution.logits
+        elif isinstance(model, QRDQN):
+            expected = model.policy.quantile_net(seen).mean(dim=1)
         else:
-            worth = model.policy.q_net(observation)
-        torch.testing.assert_close(gate(features, layer, context), worth)
-        numpy_observation = {name: value.numpy() for name, value in observation.items()}
-        chosen, _ = model.predict(numpy_observation, deterministic=True)
-        np.testing.assert_array_equal(gate.decide(features, layer, context).numpy(), chosen)
+            expected = model.policy.q_net(seen)
+        torch.testing.assert_close(logits, expected)
+        chosen, _ = model.predict(arrays, deterministic=True)
+        decided = gate.decide(seen["features"], layer, seen["context"])
+        np.testing.assert_array_equal(decided.numpy(), chosen)
 
 
-def test_a_memory_ships_as_it_is() -> None:
+def test_an_lstm_ships_with_its_memory() -> None:
     model = make_model(RecurrentPPOConfig(batch_size=10**6))
     with torch.no_grad():  # saturated and biased, it would choose the same for all
         for parameter in model.policy.parameters():
             parameter.mul_(0.5)
         model.policy.action_net.bias.zero_()
-    gate = deploy(model, OPTIONS, feature_macs=7.0, name="lstm")
-    assert isinstance(gate, LSTMGate)
+    gate = export(model, LSTMGate)
     # An embedding for each layer, four gates over embedding and memory, and the scores.
     assert gate.macs == 7.0 + sum((c + 3) * 6 + 4 * (6 + 6) * 6 + 6 * 4 for c in CHANNELS)
-    generator = torch.Generator().manual_seed(1)
     state, memory = None, (torch.zeros(1, 50, 6), torch.zeros(1, 50, 6))
     gate.reset(50)
-    for layer, channels in enumerate(CHANNELS):
-        features = torch.zeros(50, 7)
-        features[:, :channels] = torch.randn(50, channels, generator=generator)
-        context = torch.rand(50, 3, generator=generator)
-        observation = {
-            "features": features,
-            "layer": torch.full((50,), layer),
-            "context": context,
-        }
-        distribution, memory = model.policy.get_distribution(observation, memory, torch.zeros(50))
-        numpy_observation = {name: value.numpy() for name, value in observation.items()}
-        chosen, state = model.predict(numpy_observation, state, deterministic=True)
-        logits = gate(features, layer, context)
+    for layer, seen, arrays in observations():
+        distribution, memory = model.policy.get_distribution(seen, memory, torch.zeros(50))
+        chosen, state = model.predict(arrays, state, deterministic=True)
+        logits = gate(seen["features"], layer, seen["context"])
         torch.testing.assert_close(logits.log_softmax(dim=1), distribution.distribution.logits)
         np.testing.assert_array_equal(logits.argmax(dim=1).numpy(), chosen)
         assert len(np.unique(chosen)) > 1
 
 
-def test_only_the_actor_ships_and_its_cost_is_counted(model: BaseAlgorithm) -> None:
-    gate = deploy(model, OPTIONS, feature_macs=7.0, name="ppo")
-    assert isinstance(gate, MLPGate)
+def test_gate_is_a_copy_of_the_actor_alone(tmp_path: Path) -> None:
+    model = make_model(PPO)
+    gate = export(model, budget=1.5)
     assert gate.macs == 7.0 + sum((c + 3) * 6 + 6 * 4 for c in CHANNELS)
-    assert sum(p.numel() for p in gate.parameters()) == sum(
-        (c + 3) * 6 + 6 + 6 * 4 + 4 for c in CHANNELS
-    )
-    assert gate.name == "ppo"
-
-
-def test_a_deployed_gate_does_not_change_with_the_policy(model: BaseAlgorithm) -> None:
-    gate = deploy(model, OPTIONS, feature_macs=7.0, name="ppo")
+    weights = sum((c + 3) * 6 + 6 + 6 * 4 + 4 for c in CHANNELS)
+    assert sum(p.numel() for p in gate.parameters()) == weights
     before = {name: value.clone() for name, value in gate.state_dict().items()}
     with torch.no_grad():
         for parameter in model.policy.parameters():
             parameter.add_(1.0)
     assert all(torch.equal(value, before[name]) for name, value in gate.state_dict().items())
-
-
-def test_the_budget_that_it_was_trained_for_ships_with_the_gate(
-    model: BaseAlgorithm, tmp_path: Path
-) -> None:
-    save_gate(deploy(model, OPTIONS, feature_macs=7.0, name="ppo", budget=1.5), tmp_path)
-    assert load_gate(tmp_path).budget == 1.5
+    save_gate(gate, tmp_path)
+    assert (load_gate(tmp_path).budget, load_gate(tmp_path).name) == (1.5, "gate")

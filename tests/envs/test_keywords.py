@@ -1,6 +1,8 @@
-"""Keywords of the environments: what JSON can hold makes the same environment, and anything else is refused."""
+"""Keywords of the environments, as objects and as JSON, and their errors."""
 
 import json
+import subprocess
+import sys
 from functools import partial
 
 import gymnasium
@@ -9,19 +11,24 @@ import pytest
 import torch
 from gymnasium.envs.registration import EnvSpec
 
-from dfs_rl.backbones import PRETRAINED_DIGITS
-from dfs_rl.envs import ENV_ID, NETWORK_WIDE_ID
+from dfs_rl.backbones import PRETRAINED_DIGITS, default_digits
+from dfs_rl.data import load_dataset
+from dfs_rl.envs import ENV_ID, NETWORK_WIDE_ID, register_envs
 from dfs_rl.envs.gating_env import FractionalSkippingEnv
 from dfs_rl.envs.gating_vector_env import FractionalSkippingVectorEnv
 from dfs_rl.envs.network_wide_env import NetworkWideEnv
 from dfs_rl.envs.sb3_vec_env import SB3GatingVecEnv
 from dfs_rl.envs.task import make_task
-from dfs_rl.errors import ConfigError
+from dfs_rl.errors import ConfigError, DataError
 from dfs_rl.experiments.agent_training import TrainAgentConfig
 from dfs_rl.gating.reward import RewardWeights
+from dfs_rl.training.custom_model import build_calibrated_backbone
+from dfs_rl.utils import trusted_import
+from tests.helpers.custom_models import write
 from tests.helpers.toy_env import toy_kwargs
 
-# Every keyword of the single environment but the weights of a network that somebody else made.
+CUSTOM = "ownnets:make"
+# Every keyword of the single environment but the weights of a custom network.
 WRITTEN = {
     "backbone": str(PRETRAINED_DIGITS),
     "exits": False,
@@ -48,29 +55,50 @@ FORMS = {
 }
 
 
-def episode(env):
-    """Rewards of one episode, every layer at option 2."""
+def make(form, **changes):
+    kwargs = toy_kwargs(**changes)
+    if form == "network_wide":
+        del kwargs["reward"]
+    return FORMS[form](**kwargs)
+
+
+def episode(env, option=2):
+    """Return the rewards of one episode, every layer at one option."""
     env.reset(seed=4)
-    action = env.action_space.sample() * 0 + 2
-    return [env.step(action)[1] for _ in range(env.unwrapped.task.backbone.costs.n_layers)]
+    action = env.action_space.sample() * 0 + option
+    n_layers = env.unwrapped.task.backbone.costs.n_layers
+    return np.array([env.step(action)[1] for _ in range(n_layers)])
 
 
-def test_an_environment_comes_back_from_json():
+def test_registration_is_light_and_repeatable():
+    code = (
+        "import sys, dfs_rl.envs as envs; envs.register_envs()\n"
+        "heavy = [m for m in ('torch', 'stable_baselines3', 'dfs_rl.gating') if m in sys.modules]\n"
+        "sys.exit(str(heavy) if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    before = gymnasium.spec(ENV_ID)
+    register_envs()
+    assert gymnasium.spec(ENV_ID) is before
+
+
+# Round trips through JSON
+
+
+def test_single_environment_from_json():
     env = gymnasium.make(ENV_ID, **json.loads(json.dumps(WRITTEN)))
     again = gymnasium.make(EnvSpec.from_json(env.spec.to_json()))
     objects = gymnasium.make(ENV_ID, **OBJECTS)
     task = again.unwrapped.task
     assert task.reward == objects.unwrapped.task.reward == OBJECTS["reward"]
-    assert (task.budget, task.cost_weight_range.lowest, task.cost_weight_range.highest) == (
-        3.0,
-        0.5,
-        30.0,
-    )
+    assert task.budget == 3.0
+    assert (task.cost_weight_range.lowest, task.cost_weight_range.highest) == (0.5, 30.0)
     assert len(task.images) == len(make_task(split="val").images)
-    assert episode(env) == episode(again) == episode(objects)
+    assert episode(env).tolist() == episode(again).tolist() == episode(objects).tolist()
 
 
-def test_the_vector_environment_comes_back_from_json():
+def test_vector_environment_from_json():
     settings = WRITTEN | {"autoreset_mode": "SameStep", "max_episode_steps": 3}
     env = gymnasium.make_vec(ENV_ID, num_envs=2, **json.loads(json.dumps(settings)))
     again = gymnasium.make_vec(EnvSpec.from_json(env.spec.to_json()))
@@ -78,191 +106,188 @@ def test_the_vector_environment_comes_back_from_json():
     np.testing.assert_array_equal(episode(env), episode(again))
 
 
-def test_the_network_wide_environment_comes_back_from_json():
+def test_network_wide_environment_from_json():
     settings = {"split": "val", "images": 20, "cost_weight": 3, "budget": 5, "continuous": False}
     env = gymnasium.make(NETWORK_WIDE_ID, dataset="digits", device="cpu", **settings)
-    assert episode(env) == episode(gymnasium.make(EnvSpec.from_json(env.spec.to_json())))
+    again = gymnasium.make(EnvSpec.from_json(env.spec.to_json()))
+    np.testing.assert_array_equal(episode(env), episode(again))
 
 
-def test_weights_of_a_mapping_are_charged():
-    """Skipping no layer of the toy network costs the weight times the share of each layer."""
-    env = FractionalSkippingEnv(**toy_kwargs(reward={"cost": 7.0}))
+# Values
+
+
+def test_reward_of_a_mapping():
+    env = make("single", reward={"cost": 7.0})
     costs = env.task.backbone.costs.option_costs()[:, 3]
-    env.reset(seed=0)
-    rewards = [env.step(np.int64(3))[1] for _ in range(3)]
-    assert rewards == pytest.approx((-7.0 * costs[:3]).tolist())
+    assert episode(env, 3)[:3] == pytest.approx((-7.0 * costs[:3]).tolist())
 
 
-def test_commands_and_environments_have_the_same_defaults():
+def test_commands_and_environments_share_defaults():
     command, weights = TrainAgentConfig().reward, make_task().reward
     for name in ("accuracy", "log_likelihood", "log_likelihood_floor", "overshoot", "cost_timing"):
         assert getattr(command, name) == getattr(weights, name)
 
 
+def test_numpy_numbers():
+    env = FractionalSkippingVectorEnv(np.int64(2), **toy_kwargs(budget=np.float32(3.0)))
+    assert (env.num_envs, env.task.budget) == (2, 3.0)
+
+
+@pytest.mark.usefixtures("no_allowed_constructors")
+def test_custom_network_is_that_of_the_commands(tmp_path):
+    write("ownnets")
+    trusted_import.trust_constructor(CUSTOM)
+    weights = trusted_import.call_constructor(CUSTOM).state_dict()
+    torch.save({**weights, "5.bias": torch.arange(10.0)}, "weights.pt")
+    digits = load_dataset("digits")
+    stored = build_calibrated_backbone(CUSTOM, digits, weights=tmp_path / "weights.pt")
+    frozen = stored.backbone.to_inference()
+    register_envs()
+    given = {"backbone": CUSTOM, "backbone_weights": "weights.pt", "dataset": "digits"}
+    for made, expected in (
+        (gymnasium.make(ENV_ID, **given), FractionalSkippingEnv(backbone=frozen)),
+        (
+            gymnasium.make_vec(ENV_ID, num_envs=3, **given),
+            FractionalSkippingVectorEnv(3, backbone=frozen),
+        ),
+        (
+            gymnasium.make(NETWORK_WIDE_ID, images=50, **given),
+            NetworkWideEnv(backbone=frozen, images=50),
+        ),
+    ):
+        np.testing.assert_array_equal(episode(made), episode(expected))
+
+
+def test_without_exits():
+    backbone = default_digits()
+    backbone.set_exits((1, 3))
+    assert FractionalSkippingEnv(backbone=backbone).action_space.n == 7
+    single = FractionalSkippingEnv(backbone=backbone, exits=False)
+    assert single.action_space.n == 6
+    np.testing.assert_array_equal(episode(single, 3), episode(FractionalSkippingEnv(), 3))
+    batched = FractionalSkippingVectorEnv(2, backbone=backbone, exits=False)
+    assert batched.single_action_space.n == 6
+    assert backbone.costs.exits_after == (1, 3)
+    assert backbone.exit_heads is not None
+
+
+# Errors
+
+
+def cases(**values):
+    """Return pairs of a name and each of its values."""
+    return [(name, value) for name, each in values.items() for value in each]
+
+
+WRONG = cases(
+    budget=["3", True, [3.0], float("inf"), float("nan")],
+    cost_weight_range=[5, "ab", [1.0], [1.0, 2.0, 3.0], {"lowest": 1.0, "highest": 2.0}],
+    exits=["no", 0],
+    split=["validation", None],
+    device=["tpu", "meta", 5, None],
+    backbone=[3],
+    backbone_weights=[3],
+    dataset=[3],
+    reward=[5.0, [1.0]],
+)
+
+
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("budget", "x"),
-        ("budget", "3"),
-        ("budget", True),
-        ("budget", [3.0]),
-        ("budget", float("inf")),
-        ("budget", float("nan")),
-        ("cost_weight_range", 5),
-        ("cost_weight_range", "ab"),
-        ("cost_weight_range", [1.0]),
-        ("cost_weight_range", [1.0, "2"]),
-        ("cost_weight_range", {"lowest": 1.0, "highest": 2.0}),
-        ("exits", "no"),
-        ("exits", 0),
-        ("split", "validation"),
-        ("split", None),
-        ("device", "tpu"),
-        ("device", "x"),
-        ("device", "meta"),
-        ("device", 5),
-        ("device", None),
-        ("backbone_weights", 3),
-        ("reward", 5.0),
-        ("reward", [1.0]),
-    ],
-)
-def test_a_wrong_type_is_refused_by_name(form, name, value):
-    absent = {"cost_weight_range", "exits", "reward"} if form == "network_wide" else set()
-    if name in absent:
-        pytest.skip("it has no such keyword")
-    kwargs = {key: value for key, value in toy_kwargs().items() if key not in absent}
-    with pytest.raises(ConfigError) as refusal:
-        FORMS[form](**(kwargs | {name: value}))
-    assert str(refusal.value).startswith(f"{name} is ")
+@pytest.mark.parametrize(("name", "value"), WRONG)
+def test_wrong_type(form, name, value):
+    if form == "network_wide" and name in {"cost_weight_range", "exits", "reward"}:
+        with pytest.raises(TypeError, match=name):
+            NetworkWideEnv(**{name: value})
+        return
+    with pytest.raises(ConfigError, match=f"^{name} is "):
+        make(form, **{name: value})
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_unknown_keyword(form):
+    with pytest.raises(TypeError, match="budgt"):
+        make(form, budgt=3.0)
+
+
+@pytest.mark.parametrize("form", ["single", "vector"])
 @pytest.mark.parametrize(
-    ("weights", "named"),
+    ("changes", "error", "message"),
     [
-        ({"cots": 1.0}, ["reward", "cots", "cost"]),
-        ({1: 2.0}, ["reward", "1", "cost"]),
-        ({"cost": "5"}, ["cost", "'5'"]),
-        ({"cost": [5.0]}, ["cost", "[5.0]"]),
-        ({"cost": -1.0}, ["cost", "-1.0"]),
-        ({"cost": float("inf")}, ["cost", "inf"]),
-        ({"cost": None}, ["cost", "null"]),
-        ({"cost": True}, ["cost", "true"]),
-        ({"cost": 10**400}, ["cost"]),
-        ({"cost_timing": "later"}, ["cost_timing", "'later'", "'terminal'"]),
-        ({"log_likelihood_floor": 0.0}, ["log_likelihood_floor", "0.0"]),
+        ({"budget": 0.5}, ConfigError, "budget 0.5 % is not enough"),
+        ({"render_mode": "human"}, ConfigError, "render_mode is 'human'"),
+        ({"cost_weight_range": [1.0, "2"]}, ConfigError, r"cost_weight_range\[1\] is '2'"),
+        ({"cost_weight_range": (5.0, 1.0)}, ConfigError, "the cost weights run from 5 to 1"),
+        ({"dataset": "digits"}, DataError, r"images are \[1, 8, 8\]"),
+        ({"backbone": CUSTOM}, ConfigError, "train split, but dataset is an ImageSet"),
+        ({"backbone_weights": "w.pt"}, ConfigError, "w.pt, but backbone is ToyBackbone;"),
+        ({"after": (1, 3), "exits": False}, ConfigError, r"after \[1, 3\] layers cannot be"),
     ],
 )
-def test_a_mapping_of_weights_is_checked_when_the_environment_is_made(weights, named):
-    with pytest.raises(ConfigError) as refusal:
+def test_bad_combination(form, changes, error, message):
+    with pytest.raises(error, match=message):
+        make(form, **changes)
+
+
+@pytest.mark.parametrize("weights", [{"cots": 1.0}, {1: 2.0}, {"cost": "5"}, {"cost": 10**400}])
+def test_bad_reward_mapping(weights):
+    with pytest.raises(ConfigError, match=str(next(iter(weights)))):
         make_task(**toy_kwargs(reward=weights))
-    assert all(word in str(refusal.value) for word in named)
-
-
-@pytest.mark.parametrize("value", ["x", None, True, float("nan"), -1.0, 10**400])
-def test_weights_that_are_no_numbers_are_refused(value):
-    with pytest.raises(ConfigError, match="cost is "):
-        RewardWeights(cost=value)
 
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [
-        ("num_envs", -1),
-        ("num_envs", 0),
-        ("num_envs", 1.5),
-        ("num_envs", "2"),
-        ("num_envs", None),
-        ("max_episode_steps", 0),
-        ("max_episode_steps", 2.5),
-        ("autoreset_mode", 3),
-    ],
+    cases(
+        num_envs=[0, 1.5, "2", None],
+        max_episode_steps=[0, 2.5],
+        autoreset_mode=[3, "later"],
+    ),
 )
-def test_wrong_numbers_of_environments_and_steps_are_refused(name, value):
+def test_bad_vector_keywords(name, value):
     with pytest.raises(ConfigError, match=f"{name} is "):
         gymnasium.make_vec(ENV_ID, **{"num_envs": 2, **toy_kwargs(), name: value})
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("images", "20"), ("images", 2.0), ("continuous", 1), ("cost_weight", "x")]
+    ("name", "value"), cases(images=["20", 2.0, 0], continuous=[1], cost_weight=["x"])
 )
-def test_wrong_types_of_the_network_wide_environment_are_refused(name, value):
+def test_bad_network_wide_keywords(name, value):
     with pytest.raises(ConfigError, match=f"{name} is "):
         NetworkWideEnv(**{name: value})
 
 
-def test_a_task_of_sb3_environments_is_one():
+@pytest.mark.parametrize("n_envs", [1.5, "2", None, -1])
+def test_bad_sb3_arguments(n_envs):
+    with pytest.raises(ConfigError, match=r"n_envs|environments"):
+        SB3GatingVecEnv(make_task(**toy_kwargs()), n_envs)
     with pytest.raises(ConfigError, match="make_task"):
         SB3GatingVecEnv(ENV_ID, 2)
 
 
-@pytest.mark.parametrize("n_envs", [1.5, "2", None, -1])
-def test_wrong_numbers_of_sb3_environments_are_refused(n_envs):
-    with pytest.raises(ConfigError, match=str(n_envs)):
-        SB3GatingVecEnv(make_task(**toy_kwargs()), n_envs)
-
-
-def test_numpy_numbers_are_numbers():
-    env = FractionalSkippingVectorEnv(np.int64(2), **toy_kwargs(budget=np.float32(3.0)))
-    assert (env.num_envs, env.task.budget) == (2, 3.0)
-
-
-@pytest.mark.parametrize("form", ["single", "vector", "network_wide"])
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize(
-    "options",
-    [
-        {"indx": 3},
-        {"index": 1.5},
-        {"index": "3"},
-        {"index": True},
-        {"index": [0, 1, 2, 3, 4]},
-        {"index": -1},
-        {"index": 10**30},
-        {"cost_weight": "x"},
-        {"cost_weight": float("nan")},
-        {"cost_weight": [[1.0], [2.0, 3.0]]},
-        [("index", 3)],
-    ],
+    ("name", "value"),
+    cases(
+        indx=[3],
+        index=[1.5, "3", True, [0, 1, 2, 3, 4], -1, 10**30],
+        cost_weight=["x", float("nan"), [[1.0], [2.0, 3.0]]],
+    ),
 )
-def test_wrong_options_of_reset_are_refused(form, options):
-    kwargs = toy_kwargs(cost_weight_range=[1.0, 9.0])
-    if form == "network_wide":
-        kwargs = {key: kwargs[key] for key in ("backbone", "dataset")}
-    env = FORMS[form](**kwargs)
-    env.reset(seed=0)
+def test_bad_reset_options(form, name, value):
+    options = {name: value}
+    env = make(form) if form == "network_wide" else make(form, cost_weight_range=[1.0, 9.0])
+    env.reset(seed=0) if form != "sb3" else env.set_options(options)
     with pytest.raises(ConfigError):
-        env.reset(options=options)
-
-
-@pytest.mark.parametrize("options", [{"indx": 3}, {"index": 1.5}, [{"index": 3}, {}]])
-def test_wrong_options_of_sb3_environments_are_refused(options):
-    env = FORMS["sb3"](**toy_kwargs())
-    env.set_options(options)
-    with pytest.raises(ConfigError, match="options"):
-        env.reset()
-
-
-@pytest.mark.parametrize("seed", ["x", 1.5, [1], [1.5, 2], [1, "x"]])
-def test_wrong_seeds_are_refused(seed):
-    env = FORMS["vector"](**toy_kwargs())
-    with pytest.raises((ConfigError, gymnasium.error.Error)):
-        env.reset(seed=seed)
-
-
-def test_seeds_may_be_numpys():
-    env = FORMS["vector"](**toy_kwargs())
-    expected = env.reset(seed=[7, 8])[1]["index"].tolist()
-    for seed in (np.int64(7), np.array([7, 8]), [np.int64(7), 8]):
-        assert env.reset(seed=seed)[1]["index"].tolist() == expected
+        env.reset(**({} if form == "sb3" else {"options": options}))
+    with pytest.raises(ConfigError, match="needed is a mapping"):
+        make("single").reset(options=[(name, value)])
 
 
 @pytest.mark.parametrize("form", ["single", "vector", "sb3"])
 @pytest.mark.parametrize("method", ["render", "action_masks", "step", "get_state", "set_backbone"])
-def test_nothing_is_answered_before_the_first_reset(form, method):
+def test_needs_reset(form, method):
     if method in ("get_state", "set_backbone") and form != "sb3":
         pytest.skip("it has no such method")
-    env = FORMS[form](**toy_kwargs())
+    env = make(form)
     env.render_mode = "rgb_array"
     arguments = {"step": [np.zeros(2, dtype=np.int64)], "set_backbone": [env.task.backbone]}
     with pytest.raises(gymnasium.error.ResetNeeded):

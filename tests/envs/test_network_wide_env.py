@@ -1,3 +1,5 @@
+"""The network-wide environment against evaluations of tables and HAQ."""
+
 import itertools
 import subprocess
 import sys
@@ -6,11 +8,18 @@ import gymnasium
 import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
+from hypothesis import given
+from hypothesis import strategies as st
 from stable_baselines3.common.env_checker import check_env as check_env_sb3
 
 from dfs_rl.backbones import default_digits
 from dfs_rl.envs.gating_env import FractionalSkippingEnv
-from dfs_rl.envs.network_wide_env import NetworkWideEnv
+from dfs_rl.envs.network_wide_env import (
+    NetworkWideEnv,
+    layer_descriptors,
+    observe_layer,
+    round_to_option,
+)
 from dfs_rl.envs.registration import NETWORK_WIDE_ID
 from dfs_rl.errors import ConfigError
 from dfs_rl.evaluation.evaluator import evaluate_static_table
@@ -37,7 +46,7 @@ def play(env, actions):
 
 
 @pytest.mark.parametrize("budget", [None, BUDGET])
-def test_passes_both_checkers_without_a_warning(budget):
+def test_passes_checkers(budget):
     env = gymnasium.make(
         NETWORK_WIDE_ID, backbone=TableBackbone(), dataset=table_images(), budget=budget
     )
@@ -45,15 +54,15 @@ def test_passes_both_checkers_without_a_warning(budget):
     check_env_sb3(env)
 
 
-def test_the_continuous_form_passes_both_checkers():
+def test_continuous_form_passes_checkers():
     env = gymnasium.make(NETWORK_WIDE_ID, images=20, budget=BUDGET, continuous=True)
     check_env(env.unwrapped)
-    # Stable-Baselines3 likes [-1, 1] best; its off-policy learners rescale by themselves.
+    # Stable-Baselines3 recommends [-1, 1]; its off-policy learners rescale by themselves.
     with pytest.warns(UserWarning, match="symmetric and normalized"):
         check_env_sb3(env)
 
 
-def test_made_without_an_import_it_is_the_digits():
+def test_default_is_the_digits_without_import():
     code = (
         "import gymnasium\n"
         f"env = gymnasium.make('dfs_rl:{NETWORK_WIDE_ID}')\n"
@@ -71,7 +80,7 @@ def test_made_without_an_import_it_is_the_digits():
     assert info["computation"] > 100.0
 
 
-def test_without_a_budget_it_pays_the_mean_of_what_each_image_would_pay():
+def test_reward_is_mean_of_single_returns():
     images, actions = toy_image_set(), [1, 0, 3, 2]
     weights = RewardWeights(accuracy=1.0, log_likelihood=0.0, cost=3.0)
     single = FractionalSkippingEnv(backbone=ToyBackbone(), dataset=images, reward=weights)
@@ -87,7 +96,7 @@ def test_without_a_budget_it_pays_the_mean_of_what_each_image_would_pay():
     assert [t[4] for t in transitions[:3]] == [{}, {}, {}]
 
 
-def test_the_last_info_against_an_evaluation_of_the_table():
+def test_info_equals_evaluation_of_the_table():
     images, actions = toy_image_set(), (1, 0, 3, 2)
     info = play(NetworkWideEnv(backbone=ToyBackbone(), dataset=images), actions)[-1][4]
     records = evaluate_static_table(ToyBackbone(), images, actions, name="t")
@@ -100,7 +109,7 @@ def test_the_last_info_against_an_evaluation_of_the_table():
     )
 
 
-def test_every_table_of_three_layers_is_lowered_and_paid_as_haq_says():
+def test_every_table_is_lowered_as_by_haq():
     env, backbone, images = planted(budget=BUDGET), TableBackbone(), table_images()
     rewards = {}
     for actions in itertools.product(range(4), repeat=3):
@@ -109,7 +118,7 @@ def test_every_table_of_three_layers_is_lowered_and_paid_as_haq_says():
         rewards[table] = reward
         assert info["computation"] <= BUDGET + 1e-9
         assert info["accuracy"] == evaluate_static_table(backbone, images, table, name="t").accuracy
-        # The dearest table is right for all images, and a tenth of a point is paid for each point.
+        # The most expensive table is correct for all images; the reward is 0.1 for each point.
         assert reward == pytest.approx((info["accuracy"] - 100.0) / 10.0)
     assert max(rewards, key=rewards.__getitem__) == BEST_TABLE
     assert rewards[BEST_TABLE] == pytest.approx((BEST_ACCURACY - 100.0) / 10.0)
@@ -117,7 +126,7 @@ def test_every_table_of_three_layers_is_lowered_and_paid_as_haq_says():
     assert best["options"].tolist() == list(BEST_TABLE)  # it fits, so it is left as it is
 
 
-def test_continuous_and_discrete_actions_mean_the_same():
+def test_continuous_equals_discrete():
     discrete, continuous = planted(), planted(continuous=True)
     discrete.reset()
     continuous.reset()
@@ -131,7 +140,7 @@ def test_continuous_and_discrete_actions_mean_the_same():
     assert a[4]["options"].tolist() == b[4]["options"].tolist() == [0, 3, 2]
 
 
-def test_a_table_is_run_once_whatever_the_seed():
+def test_a_table_runs_once_for_all_seeds():
     backbone = TableBackbone()
     env = NetworkWideEnv(backbone=backbone, dataset=table_images())
     seen = []
@@ -146,17 +155,13 @@ def test_a_table_is_run_once_whatever_the_seed():
     assert again.scorer.cached_scores == cached_scores
 
 
-def test_the_batch_is_spread_over_the_split():
+def test_images_are_spread_over_the_split():
     env = planted(images=5)
     assert env.scorer.image_set.images[:, 0, 0, 0].tolist() == [0, 0, 0, 1, 2]
     assert len(planted(images=1000).scorer.image_set) == 20
 
 
-def test_what_is_not_allowed_is_refused():
-    with pytest.raises(ConfigError, match="images is 0; at least 1 is needed"):
-        planted(images=0)
-    with pytest.raises(ConfigError, match="cost is -1"):
-        planted(cost_weight=-1.0)
+def test_bad_steps_and_budgets():
     toy = {"backbone": ToyBackbone(), "dataset": toy_image_set()}
     with pytest.raises(ConfigError, match=r"budget 0\.1 % is not enough for the cheapest choice"):
         NetworkWideEnv(**toy, budget=0.1)
@@ -173,3 +178,57 @@ def test_what_is_not_allowed_is_refused():
     env.reset()
     with pytest.raises(gymnasium.error.InvalidAction):
         env.step(np.array([1.5], dtype=np.float32))
+
+
+def test_bad_settings():
+    with pytest.raises(ConfigError, match="cost is -1"):
+        planted(cost_weight=-1.0)
+    with pytest.raises(ConfigError, match=r"budget 0\.1 % is not enough for the cheapest choice"):
+        NetworkWideEnv(backbone=ToyBackbone(), dataset=toy_image_set(), budget=0.1)
+
+
+# Descriptors
+
+
+def test_descriptors_of_the_toy_network():
+    # Layer 2 halves 4 x 4 positions and doubles 2 channels.
+    weights = np.array([MACS[0] / 16, MACS[1] / 16, MACS[2] / 4, MACS[3] / 4])
+    expected = [
+        np.arange(4) / 3,
+        np.array([2, 2, 2, 4]) / 4,
+        np.array([2, 2, 4, 4]) / 4,
+        np.array([16, 16, 16, 4]) / 16,
+        np.array([0, 0, 0.75, 0]),
+        np.array(MACS) / max(MACS),
+        weights / weights.max(),
+        np.array([0, 0, 1, 0]),
+    ]
+    described = layer_descriptors(ToyBackbone())
+    np.testing.assert_allclose(described, np.stack(expected, axis=1), rtol=1e-6)
+
+
+def test_weights_are_those_of_the_convolutions():
+    backbone = default_digits()
+    counts = np.array([b.conv1.weight.numel() + b.conv2.weight.numel() for b in backbone.layers])
+    described = layer_descriptors(backbone.to_inference())
+    np.testing.assert_allclose(described[:, 6], counts / counts.max(), rtol=1e-6)
+    assert described.min() >= 0
+    assert described.max() <= 1
+
+
+def test_observation_ends_with_action_and_cost():
+    fixed = layer_descriptors(ToyBackbone())
+    seen = observe_layer(fixed, 2, previous=0.25, spent=(8 / 32) ** 2)
+    assert seen.dtype == np.float32
+    np.testing.assert_array_equal(seen[:8], fixed[2])
+    assert seen[8:] == pytest.approx([0.25, np.log2(9) / np.log2(33)])
+    np.testing.assert_array_equal(observe_layer(fixed, 4, previous=0, spent=1)[:8], fixed[3])
+
+
+@given(st.floats(0, 1), st.integers(1, 12))
+def test_continuous_action_is_rounded_as_by_haq(action, n):
+    option = round_to_option(action, n)
+    assert 0 <= option < n
+    # HAQ rounds action * n - 1/2; at the edges between two options either is right.
+    assert abs(action * n - 0.5 - option) <= 0.5 + 1e-9
+    assert round_to_option((option + 0.5) / n, n) == option

@@ -1,3 +1,5 @@
+"""The environment of Stable-Baselines3 equals ``DummyVecEnv``, step for step."""
+
 import json
 from dataclasses import replace
 
@@ -6,7 +8,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stable_baselines3 import A2C
+from sb3_contrib import MaskablePPO
+from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from dfs_rl.envs.gating_env import FractionalSkippingEnv
@@ -14,145 +17,136 @@ from dfs_rl.envs.sb3_vec_env import SB3GatingVecEnv
 from dfs_rl.envs.task import make_task
 from dfs_rl.errors import CheckpointError, ConfigError
 from tests.helpers.toy_backbone import BITS, MACS, ToyBackbone
-from tests.helpers.toy_env import toy_kwargs
+from tests.helpers.toy_env import assert_same, random_actions, toy_kwargs
 
 N = 6
+EXIT = len(BITS)
+AFTER = (1, 3)
+with_exits = pytest.mark.parametrize("after", [(), AFTER], ids=["no exits", "exits"])
+with_range = pytest.mark.parametrize("cost_weight_range", [None, (1.0, 50.0)])
 
 
-def make(n=N, *, seed=0, group_size=1, **changes):
-    return SB3GatingVecEnv(make_task(**toy_kwargs(**changes)), n, seed=seed, group_size=group_size)
+def make(n=N, *, seed=0, group_size=1, sync_episodes=False, **changes):
+    task = make_task(**toy_kwargs(**changes))
+    return SB3GatingVecEnv(task, n, seed=seed, group_size=group_size, sync_episodes=sync_episodes)
 
 
-def random_actions(steps, n=N, seed=0):
-    return np.random.default_rng(seed).integers(len(BITS), size=(steps, n))
-
-
-def assert_observations_equal(ours, theirs):
-    assert ours.keys() == theirs.keys()
-    for key in ours:
-        np.testing.assert_array_equal(ours[key], theirs[key])
-        assert ours[key].dtype == theirs[key].dtype
-
-
-@pytest.mark.parametrize("prices", [None, (1.0, 50.0)])
-def test_equals_dummy_vec_env_step_for_step(prices):
-    ours = make(seed=3, cost_weight_range=prices)
-    theirs = DummyVecEnv(
-        [lambda: FractionalSkippingEnv(**toy_kwargs(cost_weight_range=prices))] * N
-    )
+@with_exits
+@with_range
+def test_equals_dummy_vec_env(cost_weight_range, after):
+    changes = {"cost_weight_range": cost_weight_range, "after": after}
+    ours = make(seed=3, **changes)
+    theirs = DummyVecEnv([lambda: FractionalSkippingEnv(**toy_kwargs(**changes))] * N)
     theirs.seed(3)
-    assert_observations_equal(ours.reset(), theirs.reset())
+    assert_same(dict(ours.reset()), dict(theirs.reset()))
     assert ours.reset_infos == theirs.reset_infos
-    for actions in random_actions(3 * len(MACS)):
+    ended = set()
+    for actions in random_actions(ours, 25, N):
         observation, rewards, dones, infos = ours.step(actions)
-        expected, expected_rewards, expected_dones, expected_infos = theirs.step(actions)
-        assert_observations_equal(observation, expected)
-        np.testing.assert_array_equal(rewards, expected_rewards)
-        assert rewards.dtype == expected_rewards.dtype
-        np.testing.assert_array_equal(dones, expected_dones)
-        for info, expected_info in zip(infos, expected_infos, strict=True):
-            if not dones[0]:
-                assert info == {}
-                continue
-            final, expected_final = (
-                info.pop("terminal_observation"),
-                expected_info.pop("terminal_observation"),
-            )
-            assert_observations_equal(final, expected_final)
-            np.testing.assert_array_equal(info.pop("bits"), expected_info.pop("bits"))
-            assert info.pop("episode")["l"] == len(MACS)
-            assert info == expected_info
+        expected, *other, expected_infos = theirs.step(actions)
+        assert_same(dict(observation), dict(expected))
+        assert_same([rewards, dones], other)
+        masks = np.stack(theirs.env_method("action_masks"))
+        np.testing.assert_array_equal(ours.action_masks(), masks)
+        for done, info, expected_info in zip(dones, infos, expected_infos, strict=True):
+            if done:
+                assert info.pop("episode")["l"] == min(info.get("n_layers_run", 4) + 1, 4)
+            assert_same(info, expected_info if done else {})
+        ended.add(int(dones.sum()))
+    assert (len(ended) > 2) == bool(after)
 
 
-def test_groups_share_their_images_and_draw_like_single_environments():
-    env = make(seed=8, group_size=3)
-    env.reset()
+def test_groups_share_image_and_cost_weight():
+    env = make(seed=8, group_size=3, cost_weight_range=(1.0, 50.0))
+    preferences = env.reset()["context"][:, 3].tolist()
+    assert preferences == [preferences[0]] * 3 + [preferences[3]] * 3
+    assert preferences[0] != preferences[3]
     single = [FractionalSkippingEnv(**toy_kwargs()) for _ in range(2)]
     expected = [s.reset(seed=8 + j)[1]["index"] for j, s in enumerate(single)]
-    for _ in range(5):
-        for actions in random_actions(len(MACS)):
+    for episode in range(5):
+        for actions in random_actions(env, len(MACS), N, seed=episode):
             *_, infos = env.step(actions)
         assert [info["index"] for info in infos] == np.repeat(expected, 3).tolist()
         expected = [s.reset()[1]["index"] for s in single]
 
 
-def test_groups_share_their_price_as_well():
-    env = make(group_size=3, cost_weight_range=(1.0, 50.0))
-    turned = env.reset()["context"][:, 3]
-    assert turned[:3].tolist() == [turned[0]] * 3
-    assert turned[0] != turned[3]
-
-
-def test_episode_returns_and_statistics_are_sums_of_what_was_returned():
-    env = make()
+@pytest.mark.parametrize(("after", "sync_episodes"), [((), False), (AFTER, True), (AFTER, False)])
+def test_statistics_are_sums_of_what_was_returned(after, sync_episodes):
+    env = make(after=after, sync_episodes=sync_episodes)
     env.reset()
-    returns, final, chosen = np.zeros(N), [], random_actions(3 * len(MACS))
-    totals = []
-    for actions in chosen:
+    returns, totals, final = np.zeros(N), [], []
+    shares = np.zeros((4, env.action_space.n))
+    for actions in random_actions(env, 16, N, seed=9):
         _, rewards, dones, infos = env.step(actions)
         returns += rewards
-        if dones[0]:
-            assert [info["episode"]["r"] for info in infos] == pytest.approx(
-                returns.tolist(), rel=1e-5
-            )
-            totals.append(returns)
-            final += infos
-            returns = np.zeros(N)
+        for i in np.flatnonzero(dones):
+            assert infos[i]["episode"]["r"] == pytest.approx(returns[i], rel=1e-5)
+            totals.append(returns[i])
+            final.append(infos[i])
+            returns[i] = 0.0
+            for layer, bits in enumerate(infos[i]["bits"].tolist()):
+                ran = layer < infos[i].get("n_layers_run", 4)
+                shares[layer, BITS.index(bits) if ran else EXIT] += 1
     stats = env.pop_stats()
-    assert stats.episodes == 3 * N
+    assert stats.episodes == len(totals) >= 4 * N
     assert stats.mean_return == pytest.approx(np.mean(totals), rel=1e-5)
     assert stats.accuracy == pytest.approx(np.mean([info["correct"] for info in final]))
     assert stats.computation == pytest.approx(np.mean([info["computation"] for info in final]))
-    by_layer = chosen.reshape(3, len(MACS), N).transpose(1, 0, 2).reshape(len(MACS), -1)
-    np.testing.assert_allclose(
-        stats.option_shares, [np.bincount(row, minlength=4) / (3 * N) for row in by_layer]
-    )
+    np.testing.assert_allclose(stats.option_shares, shares / len(totals))
     assert env.pop_stats().episodes == 0
 
 
-@pytest.mark.parametrize("prices", [None, (1.0, 50.0)])
-@pytest.mark.parametrize("steps", [0, 2, len(MACS), 2 * len(MACS) + 3])
-def test_a_restored_state_goes_on_exactly(steps, prices):
-    actions = random_actions(steps + 9)
-    first = make(seed=1, group_size=2, cost_weight_range=prices)
+@with_exits
+@with_range
+@pytest.mark.parametrize("steps", [0, 2, 3, 4, 11])
+def test_restored_state_continues_exactly(steps, cost_weight_range, after):
+    changes = {"after": after, "cost_weight_range": cost_weight_range, "sync_episodes": True}
+    first, second = make(seed=1, group_size=2, **changes), make(seed=None, group_size=2, **changes)
+    actions = random_actions(first, steps + 9, N, seed=7)
     observation = first.reset()
     for row in actions[:steps]:
         observation = first.step(row)[0]
-    state = json.loads(json.dumps(first.get_state()))
-    second = make(seed=None, group_size=2, cost_weight_range=prices)
-    assert_observations_equal(second.set_state(state), observation)
+    restored = second.set_state(json.loads(json.dumps(first.get_state())))
+
+    def assert_observed_equally(ours, theirs):
+        np.testing.assert_array_equal(ours["layer"], theirs["layer"])
+        running = ~first._episodes.ended  # padding shows nothing
+        assert_same(*({k: v[running] for k, v in each.items()} for each in (ours, theirs)))
+
+    assert_observed_equally(restored, observation)
     for row in actions[steps:]:
         ours, theirs = second.step(row), first.step(row)
-        assert_observations_equal(ours[0], theirs[0])
-        np.testing.assert_array_equal(ours[1], theirs[1])
-        if ours[2][0]:
-            assert [i["episode"]["r"] for i in ours[3]] == [i["episode"]["r"] for i in theirs[3]]
+        assert_observed_equally(ours[0], theirs[0])
+        assert_same(list(ours[1:3]), list(theirs[1:3]))
+        episodes = [[info.get("episode") for info in infos] for infos in (ours[3], theirs[3])]
+        assert episodes[0] == episodes[1]
 
 
-def test_a_state_of_other_environments_is_refused():
+def test_state_of_other_environments():
     env = make(group_size=2)
     env.reset()
-    with pytest.raises(CheckpointError, match="6 in 3 groups"):
+    with pytest.raises(CheckpointError, match=r"has 6 environments in 3 groups.* 6 in 2"):
         make(group_size=3).set_state(env.get_state())
 
 
-def test_a_changed_backbone_takes_effect_for_walks_under_way():
+def test_changed_backbone_replays_running_episodes():
     changed = ToyBackbone()
     with torch.no_grad():
         for weight in changed.weights:
             weight.fill_(2.0)
     env, reference = make(), make(backbone=changed)
-    actions = random_actions(6)
+    actions = random_actions(env, 6, N)
     env.reset()
     expected = reference.reset()
     for row in actions[:2]:
         env.step(row)
         expected = reference.step(row)[0]
-    assert_observations_equal(env.set_backbone(changed), expected)
+    assert_same(env.set_backbone(changed), expected)
     for row in actions[2:]:
-        ours, theirs = env.step(row), reference.step(row)
-        assert_observations_equal(ours[0], theirs[0])
-        np.testing.assert_array_equal(ours[1], theirs[1])
+        assert_same(env.step(row)[:2], reference.step(row)[:2])
+
+
+# Masks
 
 
 def test_masks_reach_maskable_algorithms():
@@ -172,49 +166,130 @@ def test_masks_reach_maskable_algorithms():
     gate_macs=st.sampled_from([0.0, 5.0, 40.0]),
     seed=st.integers(0, 99),
 )
-def test_masked_walks_can_always_be_completed_within_the_budget_and_nothing_else_is_masked(
-    budget, gate_macs, seed
-):
+def test_masks_allow_exactly_what_fits(budget, gate_macs, seed):
     task = replace(make_task(**toy_kwargs(budget=budget)), gate_macs=gate_macs)
     costs, rng = task.backbone.costs, np.random.default_rng(seed)
     env = SB3GatingVecEnv(task, N, seed=seed)
     env.reset()
     every = torch.cartesian_prod(*(torch.arange(len(BITS)) for _ in MACS))  # [256, layers]
     within = costs.computation(every, gate_macs=gate_macs) <= budget
-    walked = torch.zeros(N, 0, dtype=torch.int64)
+    chosen = torch.zeros(N, 0, dtype=torch.int64)
     for layer in range(len(MACS)):
         masks = env.action_masks()
-        for mask, prefix in zip(masks, walked, strict=True):
+        for mask, prefix in zip(masks, chosen, strict=True):
             reachable = every[within & (every[:, :layer] == prefix).all(dim=1), layer]
             assert np.flatnonzero(mask).tolist() == reachable.unique().tolist()
         actions = np.array([rng.choice(np.flatnonzero(mask)) for mask in masks])
-        walked = torch.cat([walked, torch.from_numpy(actions)[:, None]], dim=1)
+        chosen = torch.cat([chosen, torch.from_numpy(actions)[:, None]], dim=1)
         env.step(actions)
-    assert float(costs.computation(walked, gate_macs=gate_macs).max()) <= budget
+    assert float(costs.computation(chosen, gate_macs=gate_macs).max()) <= budget
 
 
-def test_an_algorithm_as_it_is_learns_on_it():
-    env = make(seed=0, group_size=2)
-    model = A2C("MultiInputPolicy", env, n_steps=len(MACS), seed=0, device="cpu")
-    model.learn(8 * len(MACS) * N)
-    assert len(model.ep_info_buffer) > 0
-    assert len(model.ep_success_buffer) == 8 * N  # what rollout/success_rate is the mean of
-    assert env.pop_stats().episodes == 8 * N
-
-
-def test_pictures_are_tiled():
-    env = SB3GatingVecEnv(make_task(**toy_kwargs()), 2, seed=0, render_mode="rgb_array")
+@pytest.mark.parametrize("gate_macs", [0.0, 5.0])
+def test_masked_exits_stay_within_budget(gate_macs):
+    task = replace(make_task(**toy_kwargs(budget=3.6, after=AFTER)), gate_macs=gate_macs)
+    env = SB3GatingVecEnv(task, 32, seed=0, sync_episodes=True)
     env.reset()
-    assert env.render().shape == (2 * 360, 640, 3)
+    rng, ended = np.random.default_rng(0), []
+    for _ in range(12):
+        masks = env.action_masks()
+        infos = env.step(np.array([rng.choice(np.flatnonzero(mask)) for mask in masks]))[3]
+        ended += [info["computation"] for info in infos if "computation" in info]
+    assert len(ended) == 3 * 32
+    assert max(ended) <= 3.6 - 100 * gate_macs / sum(MACS) + 1e-9
 
 
-@pytest.mark.parametrize(("n", "per_group"), [(6, 4), (6, 0), (0, 1)])
-def test_groups_must_divide_the_environments(n, per_group):
+# Padding after exits
+
+
+def test_synced_episodes_equal_single_ones():
+    ours = make(seed=3, sync_episodes=True, after=AFTER)
+    single = [FractionalSkippingEnv(**toy_kwargs(after=AFTER)) for _ in range(N)]
+    seen = ours.reset()
+    for episode in range(5):
+        seeds = [3 + i if episode == 0 else None for i in range(N)]
+        first = [env.reset(seed=seed)[0] for env, seed in zip(single, seeds, strict=True)]
+        assert_same([{k: v[i] for k, v in seen.items()} for i in range(N)], first)
+        ended = np.zeros(N, dtype=bool)
+        for step, actions in enumerate(random_actions(ours, 4, N, seed=episode)):
+            seen, rewards, dones, infos = ours.step(actions)
+            for i, env in enumerate(single):
+                if ended[i]:
+                    assert (rewards[i], dones[i], infos[i]) == (0.0, False, {"padding": True})
+                    continue
+                observation, reward, ended[i], _, info = env.step(actions[i])
+                assert rewards[i] == np.float32(reward)
+                assert dones[i] == ended[i]
+                if ended[i]:
+                    assert infos[i]["computation"] == info["computation"]
+                    assert_same(infos[i]["terminal_observation"], observation)
+                else:
+                    assert_same({k: v[i] for k, v in seen.items()}, observation)
+            if step < 3:
+                assert seen["layer"].tolist() == [step + 1] * N
+    assert ours.pop_stats().episodes == 5 * N
+
+
+def test_synced_groups_start_at_the_same_image():
+    env = make(group_size=3, seed=8, sync_episodes=True, after=AFTER)
+    env.reset()
+    for actions in random_actions(env, 12, N, seed=5):
+        env.step(actions)
+        indices = env._episodes.indices
+        assert indices.tolist() == np.repeat(indices[::3], 3).tolist()
+
+
+def test_no_layer_runs_in_padding():
+    env = make(sync_episodes=True, after=AFTER)
+    env.reset()
+    layers = env.task.backbone.layers
+    env.step(np.full(N, 1))
+    env.step(np.full(N, EXIT))
+    for layer in layers:
+        layer.seen.clear()
+    for _ in range(2):
+        observation, rewards, dones, _ = env.step(np.full(N, 3))
+        assert not rewards.any()
+        assert not dones.any()
+    assert not any(layer.seen for layer in layers)
+    assert observation["features"].any()  # all have started again
+    env.step(np.full(N, 3))
+    assert layers[0].seen == [(8, N)]
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "changes"),
+    [(A2C, {"group_size": 2}), (PPO, {"after": AFTER}), (MaskablePPO, {"after": AFTER})],
+)
+def test_algorithms_learn_unchanged(algorithm, changes):
+    env = make(**changes)
+    size = {} if algorithm is A2C else {"batch_size": 24}
+    model = algorithm("MultiInputPolicy", env, n_steps=8, seed=0, device="cpu", **size)
+    model.learn(6 * 8 * N)
+    assert env.pop_stats().episodes >= 6 * 8 * N / 4
+    assert len(model.ep_info_buffer) == len(model.ep_success_buffer) > 0
+    assert torch.isfinite(model.policy.action_net.weight).all()
+
+
+# Errors
+
+
+@pytest.mark.parametrize(("n", "group_size"), [(6, 4), (6, 0), (0, 1)])
+def test_groups_must_divide_environments(n, group_size):
     with pytest.raises(ConfigError, match="group_size"):
-        make(n, group_size=per_group)
+        make(n, group_size=group_size)
 
 
-def test_misuse_is_refused():
+def test_exits_without_sync_episodes():
+    with pytest.raises(ConfigError, match="group_size is 3 on a network with exits"):
+        make(group_size=3, after=AFTER)
+    env = make(after=AFTER)
+    env.reset()
+    with pytest.raises(ConfigError, match="sync_episodes is False"):
+        env.get_state()
+
+
+def test_unsupported_methods():
     env = make()
     with pytest.raises(ConfigError, match="run as one batch"):
         env.set_attr("task", None)

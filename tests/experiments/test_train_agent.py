@@ -4,14 +4,18 @@ import shutil
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import get_args
 
 import pytest
 import torch
 
 import dfs_rl
-from dfs_rl.agents.algorithms import ALGORITHMS
-from dfs_rl.agents.hyperparameters import A2CConfig, AlgorithmName, DQNConfig, PPOConfig
+from dfs_rl.agents.hyperparameters import (
+    ALGORITHM_CONFIGS,
+    A2CConfig,
+    DQNConfig,
+    PPOConfig,
+    RolloutSize,
+)
 from dfs_rl.backbones import (
     PRETRAINED_DIGITS,
     BackboneInfo,
@@ -31,7 +35,7 @@ from dfs_rl.experiments.agent_training import (
 )
 from dfs_rl.experiments.backbone_resolver import BackboneSpec, load_or_train_backbone
 from dfs_rl.experiments.gate_run import validation_interval
-from dfs_rl.experiments.gate_training import algorithm_of, make_gate
+from dfs_rl.experiments.gate_training import make_gate
 from dfs_rl.gating.budget_conditioning import CostWeightRange
 from dfs_rl.gating.reward import RewardTerms, RewardWeights
 from dfs_rl.gating.storage import load_gate
@@ -43,6 +47,11 @@ from dfs_rl.utils.run_folder import RunFolder
 from tests.helpers.images import write_image_folder
 
 TINY = ["--timesteps", "800", "--num-envs", "32", "--device", "cpu", "--precision", "float32"]
+
+
+def algorithm_of(config: TrainAgentConfig):
+    update = RolloutSize(n_envs=512, n_layers=6, observation_bytes=100)
+    return config.algorithm.resolve(update, timesteps=config.timesteps, start=config.resolved_start)
 
 
 def sentence(capsys: pytest.CaptureFixture[str]) -> str:
@@ -158,9 +167,9 @@ def test_cotraining_sees_as_many_images_and_changes_the_backbone(tmp_path: Path)
         (["--per-input-budget", "0.0001"], "budget 0.0001 % is not enough"),
         (["--per-input-budget", "-1"], "per_input_budget is -1.0; it must be above 0"),
         (["--budget", "1", "--cost-weight", "5"], "budget is 1 and cost_weight is 5"),
-        (["--budget", "1", "--fixed-budget"], "the gate learns for one price"),
+        (["--budget", "1", "--fixed-budget"], "learns for one cost weight"),
         (["--cost-weight", "31"], "cost weight 31 is not among those"),
-        (["--cost-weight-range", "3", "4", "--fixed-budget"], "the gate learns for one price"),
+        (["--cost-weight-range", "3", "4", "--fixed-budget"], "learns for one cost weight"),
         (["--algo", "dqn", "--algorithm.buffer-size", "0"], "buffer_size is 0"),
         (["--cost-weight-range", "5", "1"], "the cost weights run from 5 to 1"),
         (["--backbone", "nowhere"], "nowhere"),
@@ -183,7 +192,7 @@ def test_cotraining_sees_as_many_images_and_changes_the_backbone(tmp_path: Path)
         ),
         (
             ["--algo", "maskable_ppo"],
-            "algo is 'maskable_ppo', which keeps every image within a hard budget",
+            "algo is 'maskable_ppo', which requires a per-input budget",
         ),
     ],
 )
@@ -271,11 +280,9 @@ def test_few_images_make_one_batch_of_the_backbone_that_is_trained_first() -> No
 
 
 def test_every_algorithm_has_its_settings_and_its_entry() -> None:
-    names = set(get_args(AlgorithmName))
-    assert names == ALGORITHMS.keys()
-    for name in names:
+    for name in ALGORITHM_CONFIGS:
         config = TrainAgentConfig(algo=name, per_input_budget=5.0)
-        assert type(config.algorithm) is ALGORITHMS[name].config_type
+        assert type(config.algorithm) is ALGORITHM_CONFIGS[name]
 
 
 def test_no_test_image_of_a_masked_gate_exceeds_the_budget(tmp_path: Path) -> None:
@@ -348,7 +355,7 @@ def test_a_run_stores_what_its_defaults_came_to(settings, stored) -> None:
 def test_stored_settings_hold_the_chosen_algorithm_alone() -> None:
     stored = config_to_dict(TrainAgentConfig(algo="dqn"))
     assert set(stored["algorithm"]) == {field.name for field in fields(DQNConfig)}
-    assert not set(stored) & ALGORITHMS.keys()
+    assert not set(stored) & ALGORITHM_CONFIGS.keys()
     with pytest.raises(ConfigError, match="algorithm is a PPOConfig, but algo is 'dqn'"):
         TrainAgentConfig(algo="dqn", algorithm=PPOConfig())
 

@@ -91,10 +91,10 @@ def test_a_finished_run_says_so_and_shows_its_table_again(
             ["--gate", "lstm"],
             "budget 1 % is not enough",
         ),  # of 10, it costs more than that on digits
-        (["--budgets", "0.5", "0.9"], "budget is 1 %, which is not among the budgets"),
-        (["--budgets", "2", "0.5"], "the lower one comes first"),
-        (["--budgets", "0.5", "2", "--fixed-budget"], "this gate learns one budget alone"),
-        (["--budgets", "0.5", "2", "--method", "dfs"], "this gate learns one budget alone"),
+        (["--budgets", "0.5", "0.9"], "budget is 1 %, but budgets is 0.5 to 0.9 %"),
+        (["--budgets", "2", "0.5"], "the first must be below the second"),
+        (["--budgets", "0.5", "2", "--fixed-budget"], "a gate learns one budget"),
+        (["--budgets", "0.5", "2", "--method", "dfs"], "a gate learns one budget"),
         (["--budget", "inf"], "budget is inf; it must be finite"),
         (["--timesteps", "0"], "timesteps is 0; it must be at least 1"),
         (["--hidden", "0"], "hidden is 0; it must be at least 1"),
@@ -212,7 +212,7 @@ def test_a_backbone_that_cannot_skip_or_run_in_full_is_refused(
     assert main([*TINY, "--method", "skipnet", "--budget", "50", "--backbone", "backbone"]) == 2
     shown = capsys.readouterr().err.strip()
     assert "method is 'skipnet', which skips a layer or runs it at 32 bit" in shown
-    assert "menu [0, 2, 8] lacks 32 bit" in shown
+    assert "bit options [0, 2, 8] lack 32 bit" in shown
     assert not (tmp_path / "runs").exists()
 
 

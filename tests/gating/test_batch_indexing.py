@@ -21,7 +21,7 @@ def random_batch(shape, dtype, layout):
 @pytest.mark.parametrize("layout", ["plain", "channels_last", "strided", "offset"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("shape", CASES)
-def test_equals_torchs_own_indexing(shape, dtype, layout):
+def test_equals_torch_indexing(shape, dtype, layout):
     batch = random_batch(shape, dtype, layout)
     picked = gather_rows(batch, ROWS)
     assert torch.equal(picked, batch[ROWS])
@@ -36,17 +36,14 @@ def test_equals_torchs_own_indexing(shape, dtype, layout):
 
 
 @pytest.mark.parametrize("layout", ["plain", "channels_last"])
-def test_an_unset_batch_has_the_layout_of_its_model(layout):
+def test_empty_batch_has_the_layout_of_its_model(layout):
     batch = random_batch((7, 4, 6, 6), torch.bfloat16, layout)
     empty = empty_rows(3, batch)
-    assert (empty.shape, empty.dtype, empty.stride()) == (
-        (3, 4, 6, 6),
-        torch.bfloat16,
-        batch[:3].stride(),
-    )
+    assert (empty.shape, empty.dtype) == ((3, 4, 6, 6), torch.bfloat16)
+    assert empty.stride() == batch[:3].stride()
 
 
-def test_values_of_another_type_are_converted():
+def test_values_of_another_dtype_are_converted():
     batch, values = torch.zeros(4, 8), torch.ones(2, 8, dtype=torch.bfloat16)
     scatter_rows(batch, torch.tensor([1, 3]), values)
     assert batch.sum(dim=1).tolist() == [0, 8, 0, 8]

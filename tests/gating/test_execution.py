@@ -31,7 +31,7 @@ def run_layers(backbone, images, options, *, reuse):
 @pytest.mark.parametrize("channels_last", [False, True])
 @settings(max_examples=30)
 @given(rows=option_rows)
-def test_a_batch_walks_as_each_of_its_images_alone(rows, reuse, grad, channels_last):
+def test_batch_equals_each_image_alone(rows, reuse, grad, channels_last):
     if reuse and grad:
         return
     backbone = ToyBackbone()
@@ -54,19 +54,19 @@ def test_a_batch_walks_as_each_of_its_images_alone(rows, reuse, grad, channels_l
 
 
 @torch.no_grad()
-def test_each_group_runs_once_and_skipped_samples_only_where_the_shape_changes():
+def test_each_group_runs_once():
     backbone = ToyBackbone()
     state = run_stem(backbone, toy_images(6))
     options = torch.tensor([3, 0, 1, 0, 3, 3])
     for layer in range(4):
         state = run_layer(backbone, state, options)
-        shortcut_alone = [(0, 2)] if layer == RISES_AT else []
+        shortcut_alone = [(0, 2)] if layer == RISES_AT else []  # skipped samples stay elsewhere
         assert sorted(backbone.layers[layer].seen) == [*shortcut_alone, (2, 1), (8, 3)]
 
 
 @pytest.mark.parametrize("reuse", [False, True])
 @torch.no_grad()
-def test_a_layer_that_runs_a_part_when_it_is_skipped_gets_its_skipped_samples(reuse):
+def test_layer_with_a_mandatory_part_runs_at_0_bit(reuse):
     class Adaptive(ToyLayer):
         runs_when_skipped = True
 
@@ -82,7 +82,7 @@ def test_a_layer_that_runs_a_part_when_it_is_skipped_gets_its_skipped_samples(re
 
 
 @torch.no_grad()
-def test_an_earlier_state_survives_unless_reuse_is_asked_for():
+def test_reuse_overwrites_the_earlier_state():
     backbone = ToyBackbone()
     state = run_stem(backbone, toy_images(5))
     before = state.hidden.clone()
@@ -96,26 +96,24 @@ def test_an_earlier_state_survives_unless_reuse_is_asked_for():
 
 
 @torch.no_grad()
-def test_images_are_never_written_to():
+def test_images_stay_unchanged():
     class Transparent(ToyBackbone):
         def stem(self, images):
             return images
 
     images = toy_images(4).float()
     before = images.clone()
-    run_layers(
-        Transparent(), images, torch.tensor([[0, 1, 2, 3]] * 2 + [[3, 2, 1, 0]] * 2), reuse=True
-    )
+    options = torch.tensor([[0, 1, 2, 3]] * 2 + [[3, 2, 1, 0]] * 2)
+    run_layers(Transparent(), images, options, reuse=True)
     assert torch.equal(images, before)
 
 
-def test_gradients_equal_those_of_each_image_alone():
+def test_gradients_equal_each_image_alone():
     rows = [[0, 1, 2, 3], [3, 3, 0, 1], [2, 0, 3, 0], [1, 1, 1, 1]]
     images = toy_images(len(rows))
     grouped, alone = ToyBackbone(), ToyBackbone()
-    run_head(
-        grouped, run_layers(grouped, images, torch.tensor(rows), reuse=False)
-    ).square().sum().backward()
+    state = run_layers(grouped, images, torch.tensor(rows), reuse=False)
+    run_head(grouped, state).square().sum().backward()
     for image, row in zip(images, rows, strict=True):
         alone.head(run_alone(alone, image, row)[None]).square().sum().backward()
     for ours, theirs in zip(grouped.weights, alone.weights, strict=True):

@@ -1,3 +1,5 @@
+"""Gates: what they compute, what it costs, and what is stored of them."""
+
 import json
 
 import pytest
@@ -8,195 +10,142 @@ from dfs_rl.costs import BitOptions
 from dfs_rl.errors import CheckpointError, ConfigError
 from dfs_rl.gating.base import Gate, RandomGate, TableGate
 from dfs_rl.gating.budget_conditioning import BudgetConditioning
-from dfs_rl.gating.networks import LSTMGate, MLPGate
+from dfs_rl.gating.cascade import CascadeGate
+from dfs_rl.gating.networks import LSTMGate, MLPGate, OneShotGate
 from dfs_rl.gating.storage import load_gate, save_gate
 from tests.helpers.toy_backbone import CHANNELS
 
-MENU = BitOptions((0, 2, 4, 8))
+OPTIONS = BitOptions((0, 2, 4, 8))
+N_LAYERS, HIDDEN = len(CHANNELS), 5
+kinds = pytest.mark.parametrize("kind", [MLPGate, LSTMGate, OneShotGate])
+CONDITIONING = BudgetConditioning(computations=(0.5, 0.75, 3.0), preferences=(0.0, 0.75, 1.0))
 
 
-@pytest.fixture(params=[MLPGate, LSTMGate], ids=["mlp", "lstm"])
-def gate(request):
-    torch.manual_seed(0)
-    return request.param(CHANNELS, MENU, hidden=5, budget=1.5, name="ppo")
+def make(kind=MLPGate, *, seed=0, **settings):
+    """Return a gate that chooses different options for different inputs."""
+    torch.manual_seed(seed)
+    gate = kind(CHANNELS, OPTIONS, hidden=HIDDEN, **settings)
+    with torch.no_grad():
+        for parameter in gate.parameters():
+            parameter.mul_(5.0)
+    return gate
 
 
-def test_macs_are_what_a_counter_counts(gate):
-    features, context = torch.randn(1, max(CHANNELS)), torch.rand(1, 3)
+def make_conditioned():
+    return make(budget_conditioning=CONDITIONING, preference=0.25)
+
+
+def inputs(n, context=3):
+    return 9 * torch.randn(n, max(CHANNELS)), torch.rand(n, context)
+
+
+# Learned gates
+
+
+@kinds
+@pytest.mark.parametrize("choices", [None, (0, 3)])
+def test_macs_equal_counted_ones(kind, choices):
+    gate, (features, context) = make(kind, choices=choices), inputs(1)
     with FlopCounterMode(display=False) as counter:
-        for layer in range(len(CHANNELS)):
+        for layer in range(N_LAYERS):
             gate.decide(features, layer, context)
     assert gate.macs == counter.get_total_flops() / 2
-    cell = 4 * 5 * (5 + 5) if isinstance(gate, LSTMGate) else 0
-    assert gate.macs == sum((c + 3) * 5 + cell + 5 * 4 for c in CHANNELS)
+    assert make(kind).macs - gate.macs == (N_LAYERS * HIDDEN * 2 if choices else 0)
 
 
-def test_a_layer_sees_its_own_channels_only():
-    gate = MLPGate(CHANNELS, MENU, hidden=5)
-    features, context = torch.randn(6, max(CHANNELS)), torch.rand(6, 3)
+def test_mlp_gate_reads_its_own_channels():
+    gate, (features, context) = make(), inputs(6)
     disturbed = features.clone()
     disturbed[:, CHANNELS[0] :] += 100.0
     assert torch.equal(gate(features, 0, context), gate(disturbed, 0, context))
-    by_hand = gate.networks[0][2].weight @ torch.tanh(
-        gate.networks[0][0].weight @ torch.cat([features[0, :2], context[0]])
-        + gate.networks[0][0].bias
-    )
-    torch.testing.assert_close(gate(features, 0, context)[0], by_hand + gate.networks[0][2].bias)
+    first, _, last = gate.networks[0]
+    hidden = torch.tanh(first.weight @ torch.cat([features[0, :2], context[0]]) + first.bias)
+    torch.testing.assert_close(gate(features, 0, context)[0], last.weight @ hidden + last.bias)
 
 
-def test_a_recurrent_gate_is_torchs_lstm_and_forgets_at_reset():
-    gate = LSTMGate(CHANNELS, MENU, hidden=5)
-    features, context = torch.randn(6, max(CHANNELS)), torch.rand(len(CHANNELS), 6, 3)
-    walks = []
-    for _ in range(2):
+def test_lstm_gate_equals_torch_lstm():
+    gate, features = make(LSTMGate), inputs(6)[0]
+    context = torch.rand(N_LAYERS, 6, 3)
+    rollouts = []
+    for _ in range(2):  # the reset clears the memory
         gate.reset(6)
-        walks.append([gate(features, layer, context[layer]) for layer in range(len(CHANNELS))])
-    lstm = torch.nn.LSTM(5, 5)
+        rollouts.append([gate(features, layer, context[layer]) for layer in range(N_LAYERS)])
+    lstm = torch.nn.LSTM(HIDDEN, HIDDEN)
     lstm.load_state_dict({f"{name}_l0": w for name, w in gate.cell.state_dict().items()})
     embedded = [
         embedding(torch.cat([features[:, :size], seen], dim=1))
         for embedding, size, seen in zip(gate.embeddings, CHANNELS, context, strict=True)
     ]
     expected = gate.scores(lstm(torch.stack(embedded))[0])  # [layers, batch, options]
-    for walk in walks:
-        torch.testing.assert_close(torch.stack(walk), expected)
+    for logits in rollouts:
+        torch.testing.assert_close(torch.stack(logits), expected)
 
 
-def test_a_saved_gate_comes_back_the_same(gate, tmp_path):
-    save_gate(gate, tmp_path / "gate")
-    again = load_gate(tmp_path / "gate")
-    assert (again.name, again.options, again.feature_sizes, again.hidden, again.budget) == (
-        "ppo",
-        MENU,
-        CHANNELS,
-        5,
-        1.5,
-    )
-    assert type(again) is type(gate)
-    features, context = torch.randn(9, max(CHANNELS)), torch.rand(9, 3)
-    for layer in range(len(CHANNELS)):
-        assert torch.equal(gate(features, layer, context), again(features, layer, context))
+def test_oneshot_gate_decides_before_the_first_layer():
+    gate, (features, context) = make(OneShotGate), inputs(8)
+    seen = torch.cat([features[:, : CHANNELS[0]], context], dim=1)
+    expected = gate.network(seen).view(8, N_LAYERS, len(OPTIONS))
+    gate.reset(8)
+    for layer in range(N_LAYERS):
+        assert torch.equal(gate(features, layer, context), expected[:, layer])
+        features, context = torch.randn_like(features), torch.rand_like(context)
+    assert len(torch.unique(expected.argmax(dim=2), dim=0)) > 1
+    gate.reset(3)
+    with pytest.raises(AssertionError, match="decide at layer 0 first"):
+        gate(features, 1, context)
 
 
-def test_a_saved_gate_with_a_dial_stays_where_it_was_turned_to(tmp_path):
-    budget_conditioning = BudgetConditioning(
-        computations=(0.5, 0.75, 3.0), preferences=(0.0, 0.75, 1.0)
-    )
-    gate = MLPGate(
-        CHANNELS, MENU, hidden=5, budget_conditioning=budget_conditioning, preference=0.25
-    )
-    save_gate(gate, tmp_path)
-    again = load_gate(tmp_path)
-    assert (again.budget_conditioning, again.preference) == (budget_conditioning, 0.25)
-    assert again.preferences(3, torch.device("cpu")).tolist() == [0.25] * 3
-    record = json.loads((tmp_path / "gate.json").read_text())
-    for damage in (
-        {"budget_conditioning": 3},
-        {"budget_conditioning": {}},
-        {"budget_conditioning": {"preferences": []}},
-        {"budget_conditioning": {"preferences": [0.0, 1.0]}},
-        {"budget_conditioning": {"computations": [0.5, 0.75, 3.0], "preferences": [0.0, 1.0]}},
-        {"budget_conditioning": {"computations": [0.5, 0.75], "reach": [0.5, 0.75]}},
-        {"budget_conditioning": {"computations": [0.0, 1.0]}},
-        {"budget_conditioning": {"computations": ["1", "2"]}},
-        {"preference": 1.5},
-        {"budget_conditioning": None},  # its weights are for four numbers of context
-    ):
-        (tmp_path / "gate.json").write_text(json.dumps(record | damage))
-        with pytest.raises(CheckpointError, match=r"gate\.(json|safetensors)"):
-            load_gate(tmp_path)
+@kinds
+@pytest.mark.parametrize("choices", [(0,), (3,), (0, 3), (1, 2), (0, 1, 3)])
+def test_only_choices_are_chosen(kind, choices):
+    others = [option for option in range(len(OPTIONS)) if option not in choices]
+    seen = set()
+    for seed in range(5):
+        gate = make(kind, choices=choices, seed=seed)
+        gate.reset(64)
+        for layer in range(N_LAYERS):
+            features, context = inputs(64)
+            logits = gate(features, layer, context)
+            assert logits[:, others].eq(-torch.inf).all()
+            assert logits[:, list(choices)].isfinite().all()
+            seen |= set(gate.decide(features, layer, context).tolist())
+            highest = torch.randint(len(OPTIONS), (64, 1))
+            allowed = torch.arange(len(OPTIONS)) <= highest  # as the masks of a budget
+            within = gate.decide(features, layer, context, allowed)
+            assert set(within.tolist()) <= set(choices)
+            assert bool((within[:, None] <= highest.clamp(min=choices[0])).all())
+    assert seen == set(choices)
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"kind": "table"},
-        {"format": 99},
-        {"bits": [8, 2]},
-        {"hidden": "5"},
-        {"hidden": 6},
-        {"feature_sizes": [2, True]},
-        {"feature_macs": "3"},
-        {"feature_macs": -1.0},
-    ],
-)
-def test_a_changed_description_is_refused(gate, tmp_path, change):
-    save_gate(gate, tmp_path)
-    record = json.loads((tmp_path / "gate.json").read_text())
-    (tmp_path / "gate.json").write_text(json.dumps(record | change))
-    with pytest.raises(CheckpointError, match=r"gate\.(json|safetensors)"):
-        load_gate(tmp_path)
+@kinds
+def test_gradients_of_other_options_are_zero(kind):
+    gate = make(kind, choices=(0, 3))
+    gate.reset(6)
+    features, context = inputs(6)
+    probabilities = gate(features, 0, context).softmax(dim=1)
+    assert probabilities[:, [1, 2]].eq(0).all()
+    (probabilities[:, 0].log() + probabilities @ torch.arange(4.0)).sum().backward()
+    gradients = [p.grad for p in gate.parameters() if p.grad is not None]
+    assert gradients
+    assert all(bool(g.isfinite().all()) for g in gradients)
 
 
-@pytest.mark.parametrize("name", ["gate.json", "gate.safetensors"])
-def test_missing_or_cut_files_are_refused(gate, tmp_path, name):
-    save_gate(gate, tmp_path)
-    whole = (tmp_path / name).read_bytes()
-    (tmp_path / name).write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(CheckpointError, match=str(tmp_path)):
-        load_gate(tmp_path)
-    (tmp_path / name).unlink()
-    with pytest.raises(CheckpointError, match=str(tmp_path)):
-        load_gate(tmp_path)
+# Other gates
 
 
 def test_table_gate_repeats_its_table():
-    gate = TableGate([3, 0, 1, 2])
-    chosen = [
-        gate.decide(torch.zeros(2, 4), layer, torch.zeros(2, 3)).tolist() for layer in range(4)
-    ]
+    gate, (features, context) = TableGate([3, 0, 1, 2]), inputs(2)
+    chosen = [gate.decide(features, layer, context).tolist() for layer in range(4)]
     assert chosen == [[3, 3], [0, 0], [1, 1], [2, 2]]
     assert gate.macs == 0
 
 
-def test_a_stored_table_comes_back_the_same_without_weights(tmp_path):
-    gate = TableGate([3, 0, 1, 2], options=MENU, name="static")
-    save_gate(gate, tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["gate.json"]
-    again = load_gate(tmp_path)
-    assert isinstance(again, TableGate)
-    assert (again.table, again.options, again.name, again.budget) == (
-        (3, 0, 1, 2),
-        MENU,
-        "static",
-        None,
-    )
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"table": [3, 0, 1, 4]},
-        {"table": [3, 0, -1, 2]},
-        {"table": [3, 0, True, 2]},
-        {"table": "3012"},
-        {"bits": [8, 2]},
-        {"bits": []},
-        {"kind": "mlp"},
-        {"format": 99},
-    ],
-)
-def test_a_changed_table_is_refused(tmp_path, change):
-    save_gate(TableGate([3, 0, 1, 2], options=MENU), tmp_path)
-    record = json.loads((tmp_path / "gate.json").read_text())
-    (tmp_path / "gate.json").write_text(json.dumps(record | change))
-    with pytest.raises(CheckpointError, match=r"gate\.json"):
-        load_gate(tmp_path)
-
-
-def test_a_table_without_a_menu_is_not_stored(tmp_path):
-    with pytest.raises(ConfigError, match="only one that knows its menu can be stored"):
-        save_gate(TableGate([3, 0, 1, 2]), tmp_path)
-    with pytest.raises(ConfigError, match=r"table \[4\] holds an option that is not on the menu"):
-        TableGate([4], options=MENU)
-
-
-def test_random_gate_follows_its_marginals_and_repeats_with_its_seed():
+def test_random_gate_follows_marginals_and_seed():
     marginals = torch.tensor([[0.0, 0.25, 0.75], [1.0, 0.0, 0.0]])
     features, context = torch.zeros(4000, 4), torch.zeros(4000, 3)
-    draws = RandomGate(marginals, seed=3).decide(features, 0, context)
-    again = RandomGate(marginals, seed=3).decide(features, 0, context)
-    other = RandomGate(marginals, seed=4).decide(features, 0, context)
+    draws, again, other = (
+        RandomGate(marginals, seed=seed).decide(features, 0, context) for seed in (3, 3, 4)
+    )
     assert torch.equal(draws, again)
     assert not torch.equal(draws, other)
     shares = torch.bincount(draws, minlength=3) / 4000
@@ -204,15 +153,147 @@ def test_random_gate_follows_its_marginals_and_repeats_with_its_seed():
     assert RandomGate(marginals, seed=3).decide(features, 1, context).eq(0).all()
 
 
-def test_bad_gates_are_refused():
-    with pytest.raises(ConfigError, match="sum to 1"):
-        RandomGate(torch.tensor([[0.5, 0.6]]), seed=0)
-    with pytest.raises(ConfigError, match="width is 0"):
-        MLPGate(CHANNELS, MENU, hidden=0)
+def test_all_gates_satisfy_the_protocol():
+    cascade = CascadeGate((0,), (1,), threshold=0.5, options=OPTIONS)
+    tables = [TableGate([0]), RandomGate(torch.tensor([[1.0]]), seed=0), cascade]
+    assert all(isinstance(gate, Gate) for gate in (make(), *tables))
 
 
-def test_all_gates_satisfy_the_protocol(gate):
-    assert all(
-        isinstance(g, Gate)
-        for g in (gate, TableGate([0]), RandomGate(torch.tensor([[1.0]]), seed=0))
-    )
+@pytest.mark.parametrize(
+    ("construct", "message"),
+    [
+        (lambda: RandomGate(torch.tensor([[0.5, 0.6]]), seed=0), "sum to 1"),
+        (lambda: make(preference=1.5), "preference is 1.5"),
+        (lambda: MLPGate(CHANNELS, OPTIONS, hidden=0), "hidden is 0"),
+        (lambda: make(feature_macs=-1.0), "feature_macs is -1"),
+        (lambda: TableGate([4], options=OPTIONS), r"table is \[4\].* 0 to 3"),
+        *(
+            (lambda c=choices: make(choices=c), r"choices are \[.*from 0 to 3")
+            for choices in [(), (0, 4), (2, 1), (1, 1), (-1, 0)]
+        ),
+    ],
+)
+def test_bad_arguments(construct, message):
+    with pytest.raises(ConfigError, match=message):
+        construct()
+
+
+# Storage
+
+
+@kinds
+@pytest.mark.parametrize("choices", [None, (0, 3)])
+def test_stored_gate_is_the_same(kind, choices, tmp_path):
+    gate = make(kind, budget=1.5, name="ppo", choices=choices)
+    save_gate(gate, tmp_path / "gate")
+    again = load_gate(tmp_path / "gate")
+    assert type(again) is kind
+    for name in ("name", "options", "feature_sizes", "hidden", "budget", "choices", "macs"):
+        assert getattr(again, name) == getattr(gate, name)
+    features, context = inputs(9)
+    for layer in range(N_LAYERS):
+        assert torch.equal(gate(features, layer, context), again(features, layer, context))
+
+
+def test_stored_gate_keeps_its_preference(tmp_path):
+    save_gate(make_conditioned(), tmp_path)
+    again = load_gate(tmp_path)
+    assert (again.budget_conditioning, again.preference) == (CONDITIONING, 0.25)
+    assert again.preferences(3, torch.device("cpu")).tolist() == [0.25] * 3
+
+
+def make_table(**settings):
+    return TableGate([3, 0, 1, 2], options=OPTIONS, **settings)
+
+
+def make_cascade(**settings):
+    return CascadeGate((1, 0, 2, 1), (3, 3, 3, 2), threshold=0.7, options=OPTIONS, **settings)
+
+
+@pytest.mark.parametrize("construct", [make_table, make_cascade])
+def test_stored_static_gate_is_the_same(construct, tmp_path):
+    gate = construct(name="static")
+    save_gate(gate, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["gate.json"]
+    again = load_gate(tmp_path)
+    assert type(again) is type(gate)
+    for name in ("name", "options", "budget"):
+        assert getattr(again, name) == getattr(gate, name)
+    features, context = inputs(2)
+    for start in ("reset", "start_second_pass")[: 1 + isinstance(gate, CascadeGate)]:
+        getattr(gate, start)(2)
+        getattr(again, start)(2)
+        for layer in range(4):
+            chosen = [each.decide(features, layer, context) for each in (gate, again)]
+            assert torch.equal(*chosen)
+    assert getattr(again, "threshold", 0.7) == 0.7
+
+
+def test_table_without_options_is_not_stored(tmp_path):
+    with pytest.raises(ConfigError, match=r"bit options|menu"):
+        save_gate(TableGate([3, 0, 1, 2]), tmp_path)
+
+
+CHANGES = {
+    make: {
+        "kind": ["table"],
+        "format": [99],
+        "bits": [[8, 2]],
+        "hidden": ["5", 6],
+        "feature_sizes": [[2, True]],
+        "feature_macs": ["3", -1.0],
+        "choices": [[], [0, 4], [3, 0], [0, 0], ["0"], [-1], 3, [1, 2, 3]],
+    },
+    make_conditioned: {
+        "preference": [1.5],
+        "budget_conditioning": [
+            3,
+            {},
+            {"preferences": []},
+            {"preferences": [0.0, 1.0]},
+            {"computations": [0.5, 0.75, 3.0], "preferences": [0.0, 1.0]},
+            {"computations": [0.5, 0.75], "reach": [0.5, 0.75]},
+            {"computations": [0.0, 1.0]},
+            {"computations": ["1", "2"]},
+            None,  # the weights are for four context values
+        ],
+    },
+    make_table: {
+        "table": [[3, 0, 1, 4], [3, 0, -1, 2], [3, 0, True, 2], "3012"],
+        "bits": [[8, 2], []],
+        "kind": ["mlp"],
+        "format": [99],
+    },
+    make_cascade: {
+        "threshold": [-0.1, "0.7"],
+        "first": [[1, 0, 2]],
+        "second": [[3, 3, 3, 4], [3, 3, True, 2]],
+        "bits": [[8, 2]],
+        "kind": ["table"],
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("construct", "name", "value"),
+    [(c, n, v) for c, named in CHANGES.items() for n, values in named.items() for v in values],
+)
+def test_changed_description(construct, name, value, tmp_path):
+    save_gate(construct(), tmp_path)
+    record = json.loads((tmp_path / "gate.json").read_text())
+    (tmp_path / "gate.json").write_text(json.dumps(record | {name: value}))
+    with pytest.raises(CheckpointError, match=r"gate\.(json|safetensors)"):
+        load_gate(tmp_path)
+
+
+@kinds
+@pytest.mark.parametrize("name", ["gate.json", "gate.safetensors"])
+def test_truncated_or_missing_file(kind, tmp_path, name):
+    save_gate(make(kind), tmp_path)
+    content = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(content[: len(content) // 2])
+    with pytest.raises(CheckpointError, match=str(tmp_path)):
+        load_gate(tmp_path)
+    (tmp_path / name).unlink()
+    with pytest.raises(CheckpointError, match=str(tmp_path)):
+        load_gate(tmp_path)

@@ -1,3 +1,5 @@
+"""Models of run folders, on a small ResNet."""
+
 import math
 import re
 import subprocess
@@ -14,10 +16,10 @@ from dfs_rl.costs import BitOptions
 from dfs_rl.data import ChannelStatistics, ImageSet
 from dfs_rl.data.decode import fit_picture
 from dfs_rl.errors import CheckpointError, ConfigError, DataError
-from dfs_rl.gating.base import RandomGate, TableGate
+from dfs_rl.gating.base import TableGate
 from dfs_rl.gating.budget_conditioning import BudgetConditioning
 from dfs_rl.gating.model import GatedModel
-from dfs_rl.gating.networks import MLPGate
+from dfs_rl.gating.networks import LSTMGate, MLPGate, OneShotGate
 from dfs_rl.gating.rollout import rollout
 from dfs_rl.gating.storage import save_gate
 from dfs_rl.training.calibration import measure_features
@@ -31,33 +33,41 @@ def network(bits=BITS):
     torch.manual_seed(0)
     config = ResNetConfig(depth=8, width=4, in_channels=1, image_size=(8, 8), bits=bits)
     backbone = ResNet(config, ChannelStatistics(mean=(0.5,), std=(0.25,))).eval()
-    seen = images(64, seed=1)
-    measure_features(backbone, [ImageSet(seen, torch.arange(64) % 10)], torch_generator("tests"))
+    image_set = ImageSet(images(64, seed=1), torch.arange(64) % 10)
+    measure_features(backbone, [image_set], torch_generator("tests"))
     return backbone
 
 
 def images(n=24, seed=0):
-    return torch.randint(
-        0, 256, (n, 1, 8, 8), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (n, 1, 8, 8), generator=generator, dtype=torch.uint8)
+
+
+def write_run(folder, *, image_size=None, kind=MLPGate, **settings):
+    """Write a run whose gate chooses different options for different images."""
+    backbone, names = network(), tuple("abcdefghij")
+    info = BackboneInfo(
+        dataset="noise", fingerprint="0" * 16, class_names=names, image_size=image_size
     )
+    save_backbone(backbone, info, folder / "backbone")
+    gate = kind(backbone.feature_sizes, BitOptions(BITS), hidden=4, **settings)
+    with torch.no_grad():
+        for parameter in gate.parameters():
+            parameter.mul_(6.0)
+    save_gate(gate, folder / "gate")
+    return gate
 
 
 @pytest.fixture
 def run(tmp_path):
-    backbone = network()
-    info = BackboneInfo(dataset="noise", fingerprint="0" * 16, class_names=tuple("abcdefghij"))
-    save_backbone(backbone, info, tmp_path / "backbone")
-    gate = MLPGate(backbone.feature_sizes, BitOptions(BITS), hidden=4)
-    with torch.no_grad():
-        for parameter in gate.parameters():
-            parameter.mul_(5.0)
-    save_gate(gate, tmp_path / "gate")
+    write_run(tmp_path)
     return tmp_path
 
 
-def test_a_run_folder_becomes_a_model(run):
+def test_run_folder_becomes_a_model(run):
     model = dfs_rl.load(run)
     assert not model.training
+    assert model.classes == tuple("abcdefghij")
     logits, trace = model(images())
     assert logits.shape == (24, 10)
     assert trace.bits.shape == (24, 3)
@@ -65,26 +75,32 @@ def test_a_run_folder_becomes_a_model(run):
     again, trace_again = dfs_rl.load(str(run)).to("cpu").eval()(images())
     assert torch.equal(logits, again)
     assert torch.equal(trace.computation, trace_again.computation)
-
-
-def test_an_image_is_treated_the_same_in_any_batch(run):
-    model = dfs_rl.load(run)
-    logits, trace = model(images())
     for i in (0, 7, 23):
         alone, trace_alone = model(images()[i : i + 1])
         assert torch.equal(alone[0], logits[i])
         assert torch.equal(trace_alone.bits[0], trace.bits[i])
 
 
-def test_the_frozen_form_agrees_with_the_training_form(run):
+@pytest.mark.parametrize("kind", [MLPGate, LSTMGate, OneShotGate])
+@pytest.mark.parametrize("budget", [None, 60.0])
+def test_loaded_gate_chooses_as_before(kind, budget, tmp_path):
+    gate = write_run(tmp_path, kind=kind, budget=budget).eval()
+    logits, trace = GatedModel(network().to_inference(), gate, budget=budget)(images())
+    again, trace_again = dfs_rl.load(tmp_path)(images())
+    assert torch.equal(logits, again)
+    assert torch.equal(trace.options, trace_again.options)
+    assert budget is None or float(trace.computation.max()) <= budget
+
+
+def test_inference_form_agrees_with_training_form(run):
     frozen, frozen_trace = dfs_rl.load(run)(images())
     trained, trained_trace = dfs_rl.load(run, inference_form=False)(images())
     same = (frozen_trace.bits == trained_trace.bits).all(dim=1)
-    assert same.float().mean() > 0.9  # a rounding may fall the other way, and a choice with it
+    assert same.float().mean() > 0.9  # a rounding may differ, and a choice with it
     torch.testing.assert_close(frozen[same], trained[same], atol=0.05, rtol=0.05)
 
 
-def test_loading_needs_torch_alone(run):
+def test_loading_needs_only_torch(run):
     code = (
         "import sys, dfs_rl\n"
         f"model = dfs_rl.load({str(run)!r})\n"
@@ -96,25 +112,11 @@ def test_loading_needs_torch_alone(run):
     assert done.returncode == 0, done.stderr
 
 
-def test_the_budget_that_was_trained_for_is_kept(run):
-    backbone = network()
-    cheapest = 100 * backbone.costs.fixed_cost()
-    gate = MLPGate(backbone.feature_sizes, BitOptions(BITS), hidden=1, budget=cheapest + 8.0)
-    with torch.no_grad():
-        for network_ in gate.networks:
-            network_[2].bias.copy_(torch.tensor([0.0, 0.0, 0.0, 100.0]))
-    save_gate(gate, run / "gate")
-    _, trace = dfs_rl.load(run)(images())
-    assert float(trace.computation.max()) <= cheapest + 8.0
-    assert (trace.bits == 8).any()
-
-
 def conditioned_gate(backbone):
-    """At the bottom of its dial it skips everything, at the top it takes 8 bit, whatever it sees."""
-    budget_conditioning = BudgetConditioning(computations=(2.0, 4.0, 8.0))
-    gate = MLPGate(
-        backbone.feature_sizes, BitOptions(BITS), hidden=1, budget_conditioning=budget_conditioning
-    )
+    """Return a gate that skips every layer at preference 0 and chooses 8 bit at 1."""
+    conditioning = BudgetConditioning(computations=(2.0, 4.0, 8.0))
+    sizes, options = backbone.feature_sizes, BitOptions(BITS)
+    gate = MLPGate(sizes, options, hidden=1, budget_conditioning=conditioning)
     with torch.no_grad():
         for first, _, last in gate.networks:
             first.weight.zero_()
@@ -125,32 +127,32 @@ def conditioned_gate(backbone):
     return gate
 
 
-def test_a_budget_turns_a_gate_for_all_budgets(run):
+def test_budget_of_a_conditioned_gate(run):
     save_gate(conditioned_gate(network()), run / "gate")
     assert (dfs_rl.load(run, budget=8.0)(images())[1].bits == 8).all()
     model = dfs_rl.load(run, budget=2.0)
     assert (model(images())[1].bits == 0).all()
     model.set_budget(7.0)
     assert (model(images())[1].bits == 8).all()
-    with pytest.raises(ConfigError, match=r"budget 1 % is less than .* cost 2 % to 8 % on average"):
+    with pytest.raises(ConfigError, match=r"budget 1 % is below .* cost 2 % to 8 % on average"):
         model.set_budget(1.0)
 
 
-def test_a_gate_for_one_budget_is_not_turned(run):
-    with pytest.raises(ConfigError, match="is for one budget alone and cannot be turned"):
+def test_budget_of_another_gate(run):
+    with pytest.raises(ConfigError, match="is not budget-conditioned"):
         dfs_rl.load(run, budget=2.0)
 
 
-def test_positions_may_differ_between_the_images_of_a_batch():
+def test_preferences_may_differ_within_a_batch():
     backbone = network().to_inference()
     gate = conditioned_gate(backbone)
     preferences = torch.tensor([0.0, 1.0] * 12)
-    walked = rollout(backbone, gate, images(), preferences=preferences)
-    assert (walked.options[::2] == 0).all()
-    assert (walked.options[1::2] == len(BITS) - 1).all()
+    result = rollout(backbone, gate, images(), preferences=preferences)
+    assert (result.options[::2] == 0).all()
+    assert (result.options[1::2] == len(BITS) - 1).all()
 
 
-def test_incomplete_or_foreign_folders_are_refused(run, tmp_path):
+def test_incomplete_or_inconsistent_folders(run, tmp_path):
     with pytest.raises(CheckpointError, match="no folder 'backbone'"):
         dfs_rl.load(tmp_path / "nothing")
     save_gate(MLPGate((4, 4, 8), BitOptions((0, 2)), hidden=4), run / "gate")
@@ -158,7 +160,7 @@ def test_incomplete_or_foreign_folders_are_refused(run, tmp_path):
         dfs_rl.load(run)
 
 
-def test_a_gated_walk_equals_the_whole_network_at_those_bits():
+def test_rollout_equals_network_at_those_bits():
     backbone = network((0, 2, 4, 8, 32))
     frozen = backbone.to_inference()
     table = [4, 1, 3]
@@ -168,17 +170,8 @@ def test_a_gated_walk_equals_the_whole_network_at_those_bits():
     torch.testing.assert_close(logits, expected, atol=1e-2, rtol=1e-2)
 
 
-def test_frozen_walks_do_not_depend_on_their_batch():
-    frozen = network().to_inference()
-    gate = RandomGate(torch.full((3, 4), 0.25), seed=0)
-    together = rollout(frozen, gate, images())
-    for i in range(0, 24, 5):
-        alone = rollout(frozen, TableGate(together.options[i].tolist()), images()[i : i + 1])
-        assert torch.equal(alone.logits[0], together.logits[i])
-
-
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_gate_whose_weights_are_not_finite_is_refused(run, value):
+def test_gate_weights_must_be_finite(run, value):
     path = run / "gate" / "gate.safetensors"
     tensors = load_tensors(path)
     name = next(iter(tensors))
@@ -189,19 +182,9 @@ def test_a_gate_whose_weights_are_not_finite_is_refused(run, value):
     assert str(path) in str(caught.value)
 
 
-def test_a_model_names_the_classes_of_its_data_set(run):
-    assert dfs_rl.load(run).classes == tuple("abcdefghij")
-    with pytest.raises(CheckpointError, match=r"9 classes have names, .* tells 10 apart"):
+def test_wrong_number_of_classes():
+    with pytest.raises(CheckpointError, match=r"classes has 9 names, .* has 10 classes"):
         GatedModel(network(), TableGate((0, 0, 0)), classes="abcdefghi")
-
-
-def test_floats_and_bytes_of_the_same_images_have_the_same_answer(run):
-    model = dfs_rl.load(run)
-    expected, trace = model(images())
-    for dtype in (torch.float32, torch.float64):
-        logits, same = model(images().to(dtype) / 255)
-        assert torch.equal(same.options, trace.options)
-        torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -222,34 +205,23 @@ def test_floats_and_bytes_of_the_same_images_have_the_same_answer(run):
         ({"budget": -1.0}, r"-1\.0"),
     ],
 )
-def test_what_cannot_be_loaded_that_way_is_refused(run, settings, named):
+def test_bad_settings(run, settings, named):
     save_gate(conditioned_gate(network()), run / "gate")
     with pytest.raises(ConfigError, match=named):
         dfs_rl.load(run, **settings)
 
 
-def test_a_folder_is_named_by_its_path():
+def test_bad_types():
     with pytest.raises(ConfigError, match="run_dir is 5"):
         dfs_rl.load(5)
-
-
-def test_the_frozen_form_refuses_a_type_that_it_cannot_compute_in():
     with pytest.raises(ConfigError, match=r"torch\.int32; .*torch\.float32 or torch\.bfloat16"):
         network().to_inference(torch.int32)
 
 
-def resizing(run):
-    """The same run, of a backbone whose images were made to fit."""
-    info = BackboneInfo(
-        dataset="noise", fingerprint="0" * 16, class_names=tuple("abcdefghij"), image_size=8
-    )
-    save_backbone(network(), info, run / "backbone")
-    return dfs_rl.load(run)
-
-
 @pytest.mark.parametrize("shape", [(8, 8), (16, 24), (5, 7)])
-def test_images_are_resized_as_those_that_the_backbone_was_trained_on(run, shape):
-    model = resizing(run)
+def test_images_are_resized_like_training_images(tmp_path, shape):
+    write_run(tmp_path, image_size=8)
+    model = dfs_rl.load(tmp_path)
     given = torch.randint(0, 256, (6, 1, *shape), dtype=torch.uint8)
     pictures = [fit_picture(Image.fromarray(image[0].numpy()), 8) for image in given]
     fitted = torch.stack([torch.from_numpy(np.array(picture))[None] for picture in pictures])
@@ -261,21 +233,19 @@ def test_images_are_resized_as_those_that_the_backbone_was_trained_on(run, shape
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 16, 16), (1, 16, 16), (2, 1, 0, 16), (0, 1, 16, 16)])
-def test_images_that_no_resizing_makes_fit_are_refused(run, shape):
+def test_images_that_cannot_be_resized(tmp_path, shape):
+    write_run(tmp_path, image_size=8)
     with pytest.raises(DataError, match=r"takes \[batch, 1, height, width\]"):
-        resizing(run)(torch.zeros(shape))
+        dfs_rl.load(tmp_path)(torch.zeros(shape))
 
 
-@pytest.mark.parametrize("settings", [{}, {"fullgraph": False}])
-def test_a_compiled_model_answers_as_before(run, settings):
+def test_compiled_model_is_the_same(run):
     model = dfs_rl.load(run)
-    compiled = torch.compile(model, backend="eager", **settings)
+    compiled = torch.compile(model, backend="eager")
     for n in (24, 3, 1):
         logits, trace = model(images(n))
         again, trace_again = compiled(images(n))
         assert torch.equal(again, logits)
-        assert all(
-            torch.equal(ours, theirs) for ours, theirs in zip(trace_again, trace, strict=True)
-        )
+        assert all(torch.equal(a, b) for a, b in zip(trace_again, trace, strict=True))
     with pytest.raises(DataError, match="from 0 to 255"):
         compiled(images().float())

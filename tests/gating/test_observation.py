@@ -8,7 +8,7 @@ from dfs_rl.gating.observation import cost_scale, observe
 from tests.helpers.toy_backbone import CHANNELS, MACS, ToyBackbone, toy_images
 
 
-def test_features_are_standard_deviations_from_the_layers_mean_padded_with_zeros():
+def test_features_are_z_scores_padded_with_zeros():
     backbone = ToyBackbone()
     state = run_stem(backbone, toy_images(3))
     seen = observe(backbone, state, budget=None)
@@ -17,9 +17,8 @@ def test_features_are_standard_deviations_from_the_layers_mean_padded_with_zeros
     assert seen.features.dtype == torch.float32
     for channel in range(CHANNELS[0]):
         mean = state.hidden[:, channel].reshape(3, -1).sum(dim=1) / 16
-        torch.testing.assert_close(
-            seen.features[:, channel], ((mean - channel) / 4.0).clamp(-10, 10)
-        )
+        expected = ((mean - channel) / 4.0).clamp(-10, 10)
+        torch.testing.assert_close(seen.features[:, channel], expected)
     assert seen.features[:, CHANNELS[0] :].eq(0).all()
 
 
@@ -30,23 +29,21 @@ def test_features_are_clipped():
     assert seen.features.abs().amax() == 10.0
 
 
-def test_a_channel_without_spread_does_not_divide_by_zero():
+def test_constant_channel_does_not_divide_by_zero():
     backbone = ToyBackbone()
     backbone.feature_std.zero_()
-    assert (
-        observe(backbone, run_stem(backbone, toy_images(4)), budget=None).features.isfinite().all()
-    )
+    seen = observe(backbone, run_stem(backbone, toy_images(4)), budget=None)
+    assert seen.features.isfinite().all()
 
 
 @pytest.mark.parametrize("bits", [0, 2, 4, 8, 32])
-def test_cost_scale_is_the_logarithm_of_the_equivalent_uniform_bits(bits):
+def test_cost_scale_is_log_of_uniform_bits(bits):
     fraction = torch.tensor([(bits / 32) ** 2], dtype=torch.float64)
-    assert float(cost_scale(fraction)) == pytest.approx(
-        math.log(1 + bits) / math.log(33), abs=1e-12
-    )
+    expected = math.log(1 + bits) / math.log(33)
+    assert float(cost_scale(fraction)) == pytest.approx(expected, abs=1e-12)
 
 
-def test_context_holds_spent_budget_and_previous_option():
+def test_context_is_spent_budget_and_last_option():
     backbone = ToyBackbone()
     state = run_stem(backbone, toy_images(2))
     fixed = (160 * (8 / 32) ** 2 + 16) / sum(MACS)
@@ -55,9 +52,9 @@ def test_context_holds_spent_budget_and_previous_option():
     four_bits = math.log(5) / math.log(33)
     torch.testing.assert_close(begin, torch.tensor([[0.0, four_bits, 0.0]] * 2))
 
-    # With a gate of 40 MACs, the same is left of a budget that has them on top.
-    dearer = observe(backbone, state, budget=budget + 100 * 40 / sum(MACS), gate_macs=40.0)
-    torch.testing.assert_close(dearer.context, begin)
+    # With a gate of 40 MACs, a budget that is larger by them leaves the same.
+    with_gate = observe(backbone, state, budget=budget + 100 * 40 / sum(MACS), gate_macs=40.0)
+    torch.testing.assert_close(with_gate.context, begin)
 
     state = run_layer(backbone, state, torch.tensor([0, 3]))
     after = observe(backbone, state, budget=None).context
@@ -66,12 +63,12 @@ def test_context_holds_spent_budget_and_previous_option():
     torch.testing.assert_close(after, torch.tensor([[0.0, 1.0, 0.0], [expected, 1.0, 1.0]]))
 
 
-def test_after_the_last_layer_only_the_context_is_left():
+def test_after_the_last_layer_features_are_zero():
     backbone = ToyBackbone()
     state = run_stem(backbone, toy_images(2))
-    for _ in MACS:
-        state = run_layer(backbone, state, torch.tensor([1, 2]))
+    for layer in range(len(MACS)):
+        state = run_layer(backbone, state, torch.tensor([layer, 3 - layer]))
     seen = observe(backbone, state, budget=None)
     assert seen.layer == len(MACS) - 1
     assert seen.features.eq(0).all()
-    torch.testing.assert_close(seen.context[:, 2], torch.tensor([1 / 3, 2 / 3]))
+    assert seen.context[:, 2].tolist() == [1.0, 0.0]

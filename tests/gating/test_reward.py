@@ -15,7 +15,7 @@ LABELS = torch.tensor([0, 1, 0])
 P_FIRST = 1 / (1 + math.exp(-2.0))
 
 
-def test_verdict_closed_form():
+def test_scores_closed_form():
     scores = score_predictions(LOGITS, LABELS)
     assert scores.prediction.tolist() == [0, 0, 1]
     assert scores.correct.tolist() == [True, False, False]
@@ -38,19 +38,19 @@ def test_terminal_reward_closed_form():
     assert reward.tolist() == pytest.approx(expected)
 
 
-def test_without_a_budget_nothing_overshoots():
+def test_no_overshoot_without_budget():
     weights = RewardWeights(accuracy=0.0, log_likelihood=0.0, overshoot=100.0)
     assert terminal_reward(
         weights, score_predictions(LOGITS, LABELS), torch.ones(3).double(), gated_budget=None
     ).tolist() == [0, 0, 0]
 
 
-@given(costs=st.lists(st.floats(0, 0.3), min_size=3, max_size=3), price=st.floats(0, 100))
-def test_the_return_does_not_depend_on_when_cost_is_charged(costs, price):
+@given(costs=st.lists(st.floats(0, 0.3), min_size=3, max_size=3), weight=st.floats(0, 100))
+def test_return_does_not_depend_on_cost_timing(costs, weight):
     spent = torch.tensor([sum(costs)] * 3, dtype=torch.float64)
     returns = []
     for timing in ("step", "terminal"):
-        weights = RewardWeights(cost=price, cost_timing=timing)
+        weights = RewardWeights(cost=weight, cost_timing=timing)
         steps = sum(-step_cost(weights, torch.tensor([c] * 3, dtype=torch.float64)) for c in costs)
         returns.append(
             steps
@@ -65,7 +65,7 @@ def test_the_return_does_not_depend_on_when_cost_is_charged(costs, price):
     likelihood=st.floats(0, 2),
     spent=st.floats(0, 1),
 )
-def test_the_return_stays_in_the_documented_range(logits, accuracy, likelihood, spent):
+def test_return_is_in_the_documented_range(logits, accuracy, likelihood, spent):
     weights = RewardWeights(
         accuracy=accuracy,
         log_likelihood=likelihood,
@@ -88,17 +88,20 @@ def test_the_return_stays_in_the_documented_range(logits, accuracy, likelihood, 
         ("accuracy", -0.1),
         ("log_likelihood", math.nan),
         ("cost", math.inf),
+        ("cost", "x"),
+        ("cost", None),
+        ("cost", True),
         ("overshoot", -1.0),
         ("log_likelihood_floor", 0.0),
         ("cost_timing", "later"),
     ],
 )
-def test_values_out_of_range_are_refused_by_name(setting, value):
+def test_values_out_of_range(setting, value):
     with pytest.raises(ConfigError, match=f"{setting} is"):
         RewardWeights(**{setting: value})
 
 
-def test_numbers_of_numpy_are_taken_without_a_warning():
+def test_numpy_numbers():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         RewardWeights(cost=np.float32(5.0))

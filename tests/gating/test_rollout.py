@@ -1,3 +1,5 @@
+"""Rollouts and the deployed model on the toy backbone."""
+
 import pytest
 import torch
 
@@ -15,30 +17,31 @@ from tests.helpers.toy_backbone import (
     IMAGE_SHAPE,
     MACS,
     ToyBackbone,
-    run_alone,
+    run_alone_with_exits,
     toy_images,
 )
 
 
-def learned(seed=0):
-    torch.manual_seed(seed)
-    gate = MLPGate(CHANNELS, BitOptions(BITS), hidden=4)
+def learned(**settings):
+    """Return a gate that chooses different options for different images."""
+    torch.manual_seed(0)
+    gate = MLPGate(CHANNELS, BitOptions(BITS), **{"hidden": 4, **settings})
     with torch.no_grad():
         for parameter in gate.parameters():
-            parameter.mul_(4.0)  # large enough to choose different options for different images
+            parameter.mul_(4.0)
     return gate
 
 
-def test_a_table_runs_as_each_image_alone():
+def test_table_equals_each_image_alone():
     backbone, images, table = ToyBackbone(), toy_images(5), [3, 0, 2, 1]
     result = rollout(backbone, TableGate(table), images)
-    expected = torch.stack([run_alone(backbone, image, table) for image in images])
-    assert torch.equal(result.logits, backbone.head(expected))
+    expected = [run_alone_with_exits(backbone, image, table).logits for image in images]
+    assert torch.equal(result.logits, torch.stack(expected))
     assert result.options.tolist() == [table] * 5
     assert result.first_pass is None
 
 
-def test_a_learned_gate_decides_the_same_in_any_batch():
+def test_learned_gate_equals_plain_loop():
     backbone, gate, images = ToyBackbone(), learned(), toy_images(16)
     together = rollout(backbone, gate, images)
     assert len(together.options.unique(dim=0)) > 1
@@ -50,64 +53,67 @@ def test_a_learned_gate_decides_the_same_in_any_batch():
         assert torch.equal(state.options[0], together.options[i])
 
 
-def test_a_budget_is_kept_with_the_gate_counted():
-    backbone, images = ToyBackbone(), toy_images(64)
-    gate = RandomGate(torch.full((4, 4), 0.25), seed=1)
-    budget = 3.0
-    free = backbone.costs.computation(rollout(backbone, gate, images).options)
-    bound = backbone.costs.computation(rollout(backbone, gate, images, budget=budget).options)
-    assert free.max() > budget
-    assert bound.max() <= budget
-    assert bound.max() > 0.8 * budget
+@pytest.mark.parametrize("bits", [(0, 2, 4, 8), (2, 4, 8)])
+@pytest.mark.parametrize("after", [(), (1, 2)])
+def test_budget_bounds_every_image(bits, after):
+    backbone, images = ToyBackbone(bits, exits=after), toy_images(64)
+    n = backbone.costs.n_actions
+    gate = RandomGate(torch.full((4, n), 1.0 / n), seed=1)
+    free, bound = (
+        backbone.costs.computation(rollout(backbone, gate, images, budget=budget).options).max()
+        for budget in (None, 3.1)
+    )
+    assert free > 3.1 >= bound > 0.8 * 3.1
 
-    tiny = learned()
-    model = GatedModel(backbone, tiny, budget=30.0)
+
+def test_budget_counts_the_gate():
+    backbone, images = ToyBackbone(), toy_images(64)
+    model = GatedModel(backbone, learned(), budget=30.0)
     assert float(model(images)[1].computation.max()) <= 30.0
     with pytest.raises(ConfigError, match="budget 2 %"):
-        GatedModel(backbone, tiny, budget=2.0)(images)
+        GatedModel(backbone, learned(), budget=2.0)(images)
 
 
-def test_within_a_budget_a_learned_gate_takes_the_best_allowed_option_and_others_the_dearest():
+def test_budget_masks_logits_and_clamps_tables():
     backbone, images = ToyBackbone(), toy_images(3)
-    gate = MLPGate(CHANNELS, BitOptions(BITS), hidden=1)
+    gate = learned(hidden=1)
     with torch.no_grad():
         for network in gate.networks:
             network[2].weight.zero_()
-            network[2].bias.copy_(torch.tensor([1.0, 2.0, 0.0, 3.0]))  # 8 bit, else 2, else none
-    # Beside stem, head and gate there is room for 8 bit in the first layers, but not in the last, and for 4 bit there.
-    wanted = float(backbone.costs.computation(torch.tensor([[3, 3, 3, 2]]), gate_macs=gate.macs))
-    assert rollout(backbone, gate, images, budget=wanted).options.tolist() == [[3, 3, 3, 1]] * 3
-    table = TableGate([3, 3, 3, 3])
-    wanted = float(backbone.costs.computation(torch.tensor([[3, 3, 3, 2]])))
-    assert rollout(backbone, table, images, budget=wanted).options.tolist() == [[3, 3, 3, 2]] * 3
+            network[2].bias.copy_(torch.tensor([1.0, 2.0, 0.0, 3.0]))  # 8 bit, then 2, then 0
+    # Each budget suffices for 8 bit in the first layers and for 4 bit in the last.
+    for each, last in ((gate, 1), (TableGate([3, 3, 3, 3]), 2)):
+        options = torch.tensor([[3, 3, 3, 2]])
+        budget = float(backbone.costs.computation(options, gate_macs=each.macs))
+        result = rollout(backbone, each, images, budget=budget)
+        assert result.options.tolist() == [[3, 3, 3, last]] * 3
 
 
-def test_the_model_reports_bits_and_the_whole_computation():
-    backbone = ToyBackbone()
+def test_trace_counts_everything():
     gate = learned()
-    logits, trace = GatedModel(backbone, gate)(toy_images(7))
+    logits, trace = GatedModel(ToyBackbone(), gate)(toy_images(7))
     assert logits.shape == (7, 3)
     assert trace.bits.dtype == torch.int64
-    for i in range(7):
-        bits = trace.bits[i].tolist()
-        assert bits == [BITS[o] for o in trace.options[i].tolist()]
-        macs = (
-            sum(m * (b / 32) ** 2 for m, b in zip(MACS, bits, strict=True))
-            + 160 * (8 / 32) ** 2
-            + 16
-            + gate.macs
-        )
-        assert float(trace.computation[i]) == pytest.approx(100 * macs / sum(MACS))
+    assert trace.bits.tolist() == [[BITS[o] for o in row] for row in trace.options.tolist()]
+    layers = torch.tensor(MACS) * (trace.bits / 32) ** 2
+    macs = layers.sum(dim=1) + 160 * (8 / 32) ** 2 + 16 + gate.macs
+    assert trace.computation.tolist() == pytest.approx((100 * macs / sum(MACS)).tolist())
 
 
-def test_float_images_in_0_1_equal_uint8_ones():
-    model = GatedModel(ToyBackbone(), learned()).eval()
-    images = toy_images(4)
+def test_floats_in_0_1_equal_bytes():
+    model, images = GatedModel(ToyBackbone(), learned()).eval(), toy_images(4)
     assert torch.equal(model(images)[0], model(images.float() / 255)[0])
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_floats_may_exceed_0_1_by_rounding(dtype):
+    model = GatedModel(ToyBackbone(), TableGate((0,) * 4))
+    edges = torch.tensor([-0.0009, 1.0009]).to(dtype).reshape(2, 1, 1, 1).expand(2, *IMAGE_SHAPE)
+    assert model(edges)[0].shape == (2, 3)
+
+
 @pytest.mark.parametrize(
-    ("gate", "complaint"),
+    ("gate", "message"),
     [
         (MLPGate(CHANNELS, BitOptions((0, 2, 4))), r"chooses from \[0, 2, 4\] bit"),
         (MLPGate((2, 2, 4), BitOptions(BITS)), r"reads \[2, 2, 4\] features"),
@@ -116,13 +122,13 @@ def test_float_images_in_0_1_equal_uint8_ones():
         (TableGate([0, 0, 0, 4]), "from 0 to 3"),
     ],
 )
-def test_a_gate_of_another_network_is_refused(gate, complaint):
-    with pytest.raises(CheckpointError, match=complaint):
+def test_gate_of_another_network(gate, message):
+    with pytest.raises(CheckpointError, match=message):
         GatedModel(ToyBackbone(), gate)
 
 
 @pytest.mark.parametrize(
-    ("images", "named"),
+    ("images", "message"),
     [
         (torch.zeros(0, *IMAGE_SHAPE), r"\[0, 2, 4, 4\].*\[batch, 2, 4, 4\] with at least one"),
         (torch.zeros(*IMAGE_SHAPE), r"\[2, 4, 4\].*\[batch, 2, 4, 4\]"),
@@ -137,14 +143,6 @@ def test_a_gate_of_another_network_is_refused(gate, complaint):
         (torch.full((2, *IMAGE_SHAPE), -torch.inf), "not finite"),
     ],
 )
-def test_a_deployed_model_refuses_images_it_was_not_made_for(images, named):
-    model = GatedModel(ToyBackbone(), TableGate((0,) * ToyBackbone().costs.n_layers))
-    with pytest.raises(DataError, match=named):
-        model(images)
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
-def test_floats_of_every_precision_may_miss_their_range_by_rounding(dtype):
-    model = GatedModel(ToyBackbone(), TableGate((0,) * ToyBackbone().costs.n_layers))
-    edges = torch.tensor([-0.0009, 1.0009]).to(dtype).reshape(2, 1, 1, 1).expand(2, *IMAGE_SHAPE)
-    assert model(edges)[0].shape == (2, 3)
+def test_bad_images(images, message):
+    with pytest.raises(DataError, match=message):
+        GatedModel(ToyBackbone(), TableGate((0,) * 4))(images)

@@ -1,5 +1,6 @@
-"""Problem on ``ToyBackbone``, small enough for exact comparisons."""
+"""Problem on ``ToyBackbone``, small enough for exact comparisons of environments."""
 
+import numpy as np
 import torch
 
 from dfs_rl.data import ImageSet
@@ -15,6 +16,33 @@ def toy_image_set() -> ImageSet:
     return ImageSet(toy_images(N_IMAGES), labels)
 
 
-def toy_kwargs(**changes) -> dict:
-    """Return keyword arguments for any of the environments."""
-    return {"backbone": ToyBackbone(), "dataset": toy_image_set(), "reward": WEIGHTS, **changes}
+def toy_kwargs(*, after=(), **changes) -> dict:
+    """Return keyword arguments for any of the environments, with exits ``after`` some layers."""
+    backbone = ToyBackbone(exits=after)
+    return {"backbone": backbone, "dataset": toy_image_set(), "reward": WEIGHTS, **changes}
+
+
+def random_actions(env, steps, n, seed=0):
+    """Return actions for each step and environment, ``[steps, n]``."""
+    n_actions = env.task.backbone.costs.n_actions
+    return np.random.default_rng(seed).integers(n_actions, size=(steps, n))
+
+
+def assert_same(ours, theirs):
+    """Compare nested results of reset or step, types included."""
+    assert type(ours) is type(theirs)
+    if isinstance(ours, dict):
+        assert ours.keys() == theirs.keys()
+        for key in ours:
+            assert_same(ours[key], theirs[key])
+    elif isinstance(ours, tuple | list):
+        assert len(ours) == len(theirs)
+        for a, b in zip(ours, theirs, strict=True):
+            assert_same(a, b)
+    elif isinstance(ours, np.ndarray) and ours.dtype == object:
+        assert_same(tuple(ours), tuple(theirs))
+    elif isinstance(ours, np.ndarray | np.generic):
+        assert ours.dtype == theirs.dtype
+        np.testing.assert_array_equal(ours, theirs)
+    else:
+        assert ours == theirs

@@ -1,0 +1,142 @@
+"""Gradient estimators of hard choices: straight-through rollouts and REINFORCE."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dfs_rl.backbones.interfaces import WalkableBackbone
+from dfs_rl.gating.execution import ExecutionState, option_costs, run_head, run_layer, run_stem
+from dfs_rl.gating.networks import LearnedGate
+from dfs_rl.gating.observation import observe
+
+
+class Choice(NamedTuple):
+    """One choice per image.
+
+    Attributes:
+        options: Options to run, int64 ``[batch]``.
+        probabilities: Relaxation for the gradients, float32 ``[batch, options]``; rows sum to 1.
+    """
+
+    options: Tensor
+    probabilities: Tensor
+
+
+Estimator = Callable[[Tensor], Choice]
+"""Maps logits, ``[batch, options]``, to choices."""
+
+
+def gumbel_choice(logits: Tensor, *, temperature: float, generator: torch.Generator) -> Choice:
+    """Sample choices by the straight-through Gumbel-softmax (Jang et al., ICLR 2017).
+
+    Samples follow the softmax of ``logits``. A relaxation with a lower temperature is closer to
+    the samples, with noisier gradients.
+    """
+    noisy = _perturbed(logits, generator)
+    return Choice(noisy.argmax(dim=1), (noisy / temperature).softmax(dim=1))
+
+
+def sampled_choice(logits: Tensor, *, generator: torch.Generator) -> Choice:
+    """Sample choices from the softmax, with gradients through the softmax without noise."""
+    return Choice(_perturbed(logits, generator).argmax(dim=1), logits.softmax(dim=1))
+
+
+def argmax_choice(logits: Tensor) -> Choice:
+    """Choose the largest logit, with gradients through the softmax, as in DFS."""
+    return Choice(logits.argmax(dim=1), logits.softmax(dim=1))
+
+
+def _perturbed(logits: Tensor, generator: torch.Generator) -> Tensor:
+    """Add Gumbel noise, so that the argmax is a sample from the softmax of ``logits``."""
+    uniform = torch.rand(logits.shape, generator=generator, device=logits.device)
+    tiny = torch.finfo(uniform.dtype).tiny
+    return logits - torch.log(-torch.log(uniform.clamp(min=tiny)) + tiny)
+
+
+class StraightThroughRollout(NamedTuple):
+    """Result of a batch of episodes.
+
+    Attributes:
+        logits: Logits of the classes, float32 ``[batch, classes]``.
+        spent: Cost of the gated layers as a fraction, float64 ``[batch]``, with gradients.
+        options: Options that ran, int64 ``[batch, layers]``.
+        probabilities: Relaxation for the gradients, float32 ``[batch, layers, options]``, see
+            ``Choice``.
+    """
+
+    logits: Tensor
+    spent: Tensor
+    options: Tensor
+    probabilities: Tensor
+
+
+def straight_through_rollout(
+    backbone: WalkableBackbone,
+    frozen: WalkableBackbone,
+    gate: LearnedGate,
+    images: Tensor,
+    choose: Estimator,
+    *,
+    preferences: Tensor | None = None,
+) -> StraightThroughRollout:
+    """Run a batch of images under a gate in training.
+
+    Gradients reach earlier choices through activations and costs, not through the gate's features.
+
+    Args:
+        backbone: The backbone, in training form, with gradients.
+        frozen: The same backbone with the same weights in inference form.
+        gate: Gate that returns logits.
+        images: Images, uint8 ``[batch, c, h, w]``.
+        choose: Function that maps logits to choices.
+        preferences: Preference of each image, float32 ``[batch]``; ``None`` for gates for one
+            budget.
+    """
+    gate.reset(len(images))
+    state, probabilities = run_stem(backbone, images), []
+    while state.layer < backbone.costs.n_layers:
+        with torch.no_grad():
+            seen = observe(frozen, state, budget=None, preferences=preferences)
+        choice = choose(gate(seen.features, seen.layer, seen.context))
+        state = _straight_through_step(backbone, frozen, state, choice)
+        probabilities.append(choice.probabilities)
+    return StraightThroughRollout(
+        run_head(backbone, state), state.spent, state.options, torch.stack(probabilities, dim=1)
+    )
+
+
+def _straight_through_step(
+    backbone: WalkableBackbone, frozen: WalkableBackbone, state: ExecutionState, choice: Choice
+) -> ExecutionState:
+    """Run the next layer at the chosen options, with gradients of a mixture of all options.
+
+    The value is ``sum_o p_o f_o(h)`` with ``p`` one-hot. Its gradient with respect to ``p_o`` is
+    ``f_o(h)``. It requires the outputs of options that are not chosen but no gradients through
+    them, so the inference form computes them. Options of probability 0 have no gradient and do not
+    run.
+    """
+    layer = state.layer
+    costs = option_costs(backbone.costs, choice.options.device)[layer]
+    after = run_layer(backbone, state, choice.options)
+    ghost = choice.probabilities - choice.probabilities.detach()  # zero, but with a gradient
+    shape = (-1, *[1] * (after.hidden.dim() - 1))
+    hidden = after.hidden
+    for option in choice.probabilities.detach().amax(dim=0).nonzero().flatten().tolist():
+        with torch.no_grad():
+            output = frozen.layers[layer](state.hidden.detach(), backbone.options[option])
+        hidden = hidden + ghost[:, option].reshape(shape) * output
+    return after._replace(hidden=hidden, spent=after.spent + ghost.double() @ costs)
+
+
+def reinforce_loss(probabilities: Tensor, options: Tensor, advantages: Tensor) -> Tensor:
+    """Return the loss of REINFORCE (Williams, 1992), ``-mean(sum_l log p(option_l) advantage_l)``.
+
+    Args:
+        probabilities: Sampling probabilities, ``[batch, layers, options]``, with gradients.
+        options: Sampled options, int64 ``[batch, layers]``.
+        advantages: Advantage of each decision, ``[batch, layers]``; gradients are stopped.
+    """
+    drawn = probabilities.gather(2, options[:, :, None]).squeeze(2)  # [batch, layers]
+    return -(torch.log(drawn) * advantages.detach()).sum(dim=1).mean()
