@@ -26,7 +26,7 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_a_write_replaces_the_whole_file_and_leaves_nothing_else(tmp_path):
+def test_write_replaces_the_whole_file(tmp_path):
     path = tmp_path / "new" / "file"
     write_bytes_atomic(path, b"long first content")
     write_bytes_atomic(path, b"second")
@@ -34,7 +34,7 @@ def test_a_write_replaces_the_whole_file_and_leaves_nothing_else(tmp_path):
     assert names(path.parent) == ["file"]
 
 
-def test_a_write_that_fails_leaves_the_previous_content_and_no_temporary(tmp_path):
+def test_failed_write_keeps_the_previous_content(tmp_path):
     path = tmp_path / "file"
     write_bytes_atomic(path, b"old")
 
@@ -76,7 +76,7 @@ def test_stale_temporaries_go_and_other_files_stay(tmp_path):
     assert names(tmp_path) == kept
 
 
-def test_values_of_arrays_paths_and_tuples_get_their_plain_form():
+def test_plain_form_of_arrays_paths_and_tuples():
     record = {
         "path": Path("a/b"),
         "tuple": (1, 2.5),
@@ -158,7 +158,7 @@ def test_written_json_is_strict(tmp_path):
     }
 
 
-def test_a_full_disk_is_named_by_the_file_that_was_asked_for(tmp_path):
+def test_full_disk_names_the_requested_file(tmp_path):
     path = tmp_path / "new" / "file"
     with full_disk(10), pytest.raises(OSError, match="File too large") as caught:
         write_bytes_atomic(path, 11 * b"x")
