@@ -1,7 +1,7 @@
 """Construction of gates, and conversion between policies and gates in plain torch."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
@@ -10,13 +10,14 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.dqn.policies import DQNPolicy
 from torch import Tensor, nn
 
-from dfs_rl.agents.hyperparameters import BuiltKind, FeatureChoice
+from dfs_rl.agents.hyperparameters import FeatureChoice
 from dfs_rl.agents.policies import PerLayerEmbedding, PerLayerExtractor
 from dfs_rl.backbones.interfaces import WalkableBackbone, confidence_sizes
 from dfs_rl.errors import ConfigError
 from dfs_rl.gating.budget_conditioning import BudgetConditioning
-from dfs_rl.gating.networks import LearnedGate, LSTMGate, MLPGate, OneShotGate, exit_info
+from dfs_rl.gating.networks import LearnedGate, LSTMGate, MLPGate, exit_info
 from dfs_rl.gating.observation import context_size
+from dfs_rl.gating.registry import GATES, ONE_SHOT
 
 GATE_SHARE = 0.0005
 """Default MACs of a gate over those of the gated layers, well below the cost 0.01 of low bits."""
@@ -28,82 +29,67 @@ RECURRENT_WIDTH = 10
 def gate_shape(
     backbone: WalkableBackbone,
     *,
+    kind: str = "ff",
     features: FeatureChoice,
     hidden: int | None,
     budget_conditioning: bool,
 ) -> tuple[tuple[int, ...], int]:
     """Return the number of features that a gate reads before each layer, and its hidden width.
 
-    By default the gate takes ``GATE_SHARE`` of the gated layers' MACs, with 8 to 32 units: fewer
-    units separate images of small backbones badly, and more units bring no gain.
+    By default an LSTM has ``RECURRENT_WIDTH``. Other gates take ``GATE_SHARE`` of the gated layers'
+    MACs, with 8 to 32 units: fewer units separate images of small backbones badly, and more units
+    bring no gain.
     """
     available = tuple(backbone.feature_sizes)
     sizes = available if features == "all" else confidence_sizes(available)
+    if hidden is None and kind == "lstm":
+        return sizes, RECURRENT_WIDTH
     if hidden is None:
-        others = context_size(budget_conditioning=budget_conditioning) + backbone.costs.n_actions
-        hidden = _affordable(backbone, sum(size + others for size in sizes))
+        context = context_size(budget_conditioning=budget_conditioning)
+        outputs = backbone.costs.n_actions
+        per_unit = sum(size + context + outputs for size in sizes)
+        if kind == ONE_SHOT:  # it reads features once
+            per_unit = sizes[0] + context + len(sizes) * outputs
+        left = GATE_SHARE * backbone.costs.total_macs - backbone.feature_macs
+        hidden = min(max(int(left / per_unit), _MIN_WIDTH), _MAX_WIDTH)
     return sizes, hidden
-
-
-def _affordable(backbone: WalkableBackbone, per_unit: int) -> int:
-    """Return the default width of a gate with ``per_unit`` MACs per hidden unit and image."""
-    left = GATE_SHARE * backbone.costs.total_macs - backbone.feature_macs
-    return min(max(int(left / per_unit), _MIN_WIDTH), _MAX_WIDTH)
 
 
 def untrained_gate(
     backbone: WalkableBackbone,
     *,
-    kind: BuiltKind,
+    kind: str,
     features: FeatureChoice,
     hidden: int | None,
-    name: str = "gate",
-    budget: float | None = None,
     budget_conditioning: BudgetConditioning | None = None,
-    choices: Sequence[int] | None = None,
+    **settings: Any,  # noqa: ANN401 - passed on
 ) -> LearnedGate:
     """Build a gate with its initial weights and its final shape and cost.
 
     Args:
         backbone: The backbone.
-        kind: "ff" for a network per layer, "lstm" for one LSTM, or "oneshot" for one decision on
-            all layers before the first.
+        kind: Name of its network in ``GATES``.
         features: Features that the gate reads.
-        hidden: Hidden width; ``None`` for the default of the kind, see ``gate_shape`` and
-            ``RECURRENT_WIDTH``.
-        name: Name in tables and plots.
-        budget: Per-input budget on computation in percent to train for; ``None`` for none.
+        hidden: Hidden width; ``None`` for the default, see ``gate_shape``.
         budget_conditioning: Budget conditioning of a gate for all budgets; ``None`` for one budget.
-        choices: Indices of the allowed options; ``None`` for all.
+        settings: Name, budget and choices, see ``LearnedGate``.
     """
-    conditioned = budget_conditioning is not None
     sizes, width = gate_shape(
-        backbone, features=features, hidden=hidden, budget_conditioning=conditioned
+        backbone,
+        kind=kind,
+        features=features,
+        hidden=hidden,
+        budget_conditioning=budget_conditioning is not None,
     )
-    if kind == "lstm":
-        width = hidden or RECURRENT_WIDTH
-    elif kind == "oneshot":
-        outputs = len(sizes) * (len(choices) if choices else backbone.costs.n_actions)
-        inputs = sizes[0] + context_size(budget_conditioning=conditioned)
-        width = hidden or _affordable(backbone, inputs + outputs)
-    return _GATES[kind](
+    return GATES[kind](
         sizes,
         backbone.options,
         feature_macs=backbone.feature_macs,
         hidden=width,
-        name=name,
-        budget=budget,
         budget_conditioning=budget_conditioning,
-        choices=choices,
         exits=exit_info(backbone),
+        **settings,
     )
-
-
-_GATES: Mapping[BuiltKind, type[LearnedGate]] = {
-    "ff": MLPGate,
-    "lstm": LSTMGate,
-    "oneshot": OneShotGate,
-}
 
 
 @torch.no_grad()

@@ -24,7 +24,7 @@ from dfs_rl.backbones import BackboneInfo, save_backbone
 from dfs_rl.costs import FULL, SKIP
 from dfs_rl.data import Dataset, load_dataset
 from dfs_rl.experiments.backbone_config import TrainBackboneConfig, build
-from dfs_rl.training.bit_sampling import Setting
+from dfs_rl.training.bit_sampling import BitMix
 from dfs_rl.training.supernet import (
     SupernetConfig,
     SupernetTrainer,
@@ -35,7 +35,7 @@ from dfs_rl.utils.logging import print_status
 
 
 def train(
-    config: TrainBackboneConfig, dataset: Dataset, *, alone: Setting | None = None
+    config: TrainBackboneConfig, dataset: Dataset, *, alone: BitMix | None = None
 ) -> SupernetTrainer:
     """Train with the recipe ``adn``, or one sub-network alone with labels."""
     trainer = SupernetTrainer(
@@ -55,16 +55,16 @@ def train(
     return trainer
 
 
-def mega_macs(config: TrainBackboneConfig, dataset: Dataset, setting: Setting) -> float:
+def mega_macs(config: TrainBackboneConfig, dataset: Dataset, mix: BitMix) -> float:
     """Return the million MACs of a sub-network per image, stem and head included."""
     costs = build(config, dataset).costs
-    run = (macs for macs, bits in zip(costs.layer_macs, setting, strict=True) if bits != SKIP)
+    run = (macs for macs, bits in zip(costs.layer_macs, mix, strict=True) if bits != SKIP)
     return (sum(run) + sum(part.macs for part in costs.fixed)) / 1e6
 
 
-def ran(setting: Setting) -> str:
+def ran(mix: BitMix) -> str:
     """Return the paths that run as text, one mark for each."""
-    return "".join("-" if bits == SKIP else "x" for bits in setting)
+    return "".join("-" if bits == SKIP else "x" for bits in mix)
 
 
 def spread(values: list[float]) -> str:
@@ -91,8 +91,8 @@ def main() -> None:
     torch.set_num_threads(1)
 
     dataset = load_dataset(flags.dataset)
-    shared: dict[Setting, list[float]] = {}
-    alone: dict[Setting, list[float]] = {}
+    shared: dict[BitMix, list[float]] = {}
+    alone: dict[BitMix, list[float]] = {}
     began = time.process_time()
     for seed in flags.seeds:
         config = TrainBackboneConfig(
@@ -112,13 +112,11 @@ def main() -> None:
         trainer = train(config, dataset)
         adaptive = trainer.snapshot()
         test = dataset.test.to(trainer.device)
-        settings = sorted(
-            itertools.product((SKIP, FULL), repeat=len(adaptive.blocks)), reverse=True
-        )
-        for setting in settings:
-            accuracy = accuracy_of(adaptive, test, setting)
-            shared.setdefault(setting, []).append(accuracy)
-            print_status(f"seed {seed}, {ran(setting)}, one network: {accuracy:.2f} %")
+        mixes = sorted(itertools.product((SKIP, FULL), repeat=len(adaptive.blocks)), reverse=True)
+        for mix in mixes:
+            accuracy = accuracy_of(adaptive, test, mix)
+            shared.setdefault(mix, []).append(accuracy)
+            print_status(f"seed {seed}, {ran(mix)}, one network: {accuracy:.2f} %")
         if flags.save and seed == flags.seeds[0]:
             backbone = trainer.finish()
             info = BackboneInfo(
@@ -128,19 +126,19 @@ def main() -> None:
                 accuracy=uniform_accuracies(backbone, dataset.val.to(trainer.device)),
             )
             save_backbone(backbone, info, flags.save)
-        for setting in settings:
-            single = train(config, dataset, alone=setting).snapshot()
-            accuracy = accuracy_of(single, test, setting)
-            alone.setdefault(setting, []).append(accuracy)
-            print_status(f"seed {seed}, {ran(setting)}, trained separately: {accuracy:.2f} %")
+        for mix in mixes:
+            single = train(config, dataset, alone=mix).snapshot()
+            accuracy = accuracy_of(single, test, mix)
+            alone.setdefault(mix, []).append(accuracy)
+            print_status(f"seed {seed}, {ran(mix)}, trained separately: {accuracy:.2f} %")
 
     print("| paths that run | million MACs | one network, % | trained separately, % | difference |")
     print("|---|---|---|---|---|")
-    for setting in sorted(shared, key=lambda setting: mega_macs(config, dataset, setting)):
-        macs = mega_macs(config, dataset, setting)
-        differences = [a - b for a, b in zip(shared[setting], alone[setting], strict=True)]
+    for mix in sorted(shared, key=lambda mix: mega_macs(config, dataset, mix)):
+        macs = mega_macs(config, dataset, mix)
+        differences = [a - b for a, b in zip(shared[mix], alone[mix], strict=True)]
         print(
-            f"| {ran(setting)} | {macs:.2f} | {spread(shared[setting])} | {spread(alone[setting])} "
+            f"| {ran(mix)} | {macs:.2f} | {spread(shared[mix])} | {spread(alone[mix])} "
             f"| {spread(differences)} |"
         )
     record = {

@@ -1,15 +1,19 @@
-"""Command ``sweep``: tune settings of a training, and retrain the best on new seeds."""
+"""Command ``sweep``: search settings of a training, and retrain the best on fresh seeds."""
 
 import sys
 from collections.abc import Sequence
 
 from dfs_rl.sweeping.config import KIND, PROG, SweepConfig
 from dfs_rl.utils.cli import Invocation, run_command
+from dfs_rl.utils.ray import restrict_ray_to_localhost
 
 
 def sweep(invocation: Invocation[SweepConfig]) -> None:
     """Run or resume a sweep."""
-    from dfs_rl.sweeping.command import run  # imports torch, slow for a help page
+    if invocation.config.address is None:
+        restrict_ray_to_localhost()  # before the import below, which imports Ray
+
+    from dfs_rl.sweeping.sweep import run  # imports torch, slow for a help page
 
     run(invocation)
 
@@ -20,8 +24,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         sweep,
         SweepConfig,
         prog=PROG,
-        description="Search settings of train_agent, train_gumbel, train_static or train_backbone, reward weights above all, by the rules "
-        "of a file; train the best again on fresh seeds and say which one to ship.",
+        description="Search settings of train_agent, train_gumbel, train_static or train_backbone "
+        "as a YAML file says, retrain the best on fresh seeds, and compare them with the defaults.",
         kind=KIND,
         argv=argv,
     )

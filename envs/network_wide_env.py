@@ -14,11 +14,13 @@ from numpy.typing import NDArray
 from dfs_rl.backbones.interfaces import WalkableBackbone
 from dfs_rl.envs.spaces import check_options
 from dfs_rl.envs.task import check_types, make_task
-from dfs_rl.evaluation.static_tables.budget import fit_to_budget_haq, static_table_computation
 from dfs_rl.evaluation.static_tables.scoring import (
     StaticTable,
     StaticTableScorer,
+    check_table_budget,
     evenly_spaced_subset,
+    fit_to_budget_haq,
+    static_table_computation,
 )
 from dfs_rl.gating.observation import cost_scale
 from dfs_rl.gating.reward import RewardWeights
@@ -123,6 +125,8 @@ class NetworkWideEnv(gymnasium.Env[Observation, Action]):
     ) -> None:
         weights = RewardWeights(accuracy=1.0, log_likelihood=0.0, cost=cost_weight)
         self.task = make_task(reward=weights, exits=True, cost_weight_range=None, **keywords)
+        if self.task.budget is not None:
+            check_table_budget(self.task.backbone.costs, self.task.budget, exits=False)
         self.scorer = StaticTableScorer(
             self.task.backbone, evenly_spaced_subset(self.task.images, images)
         )

@@ -13,7 +13,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import NormalActionNoise
 
 from dfs_rl.agents.hyperparameters import StaticMethod
-from dfs_rl.agents.static.tried import EvaluatedTable, OnTable
+from dfs_rl.agents.static import EvaluatedTable, OnTable
 from dfs_rl.envs.network_wide_env import NetworkWideEnv
 
 WARM_UP = 20
@@ -83,11 +83,11 @@ def build_learner(method: StaticMethod, env: NetworkWideEnv, *, seed: int) -> Ba
 
 
 class _EpisodeCallback(BaseCallback):
-    """Reports the table of each episode; ends after ``episodes`` episodes or on request."""
+    """Report the table of each episode; stop after ``episodes`` episodes or on request."""
 
     def __init__(self, on_table: OnTable, episodes: int) -> None:
         super().__init__()
-        self._watch = on_table
+        self._on_table = on_table
         self._left = episodes
 
     def _on_step(self) -> bool:
@@ -95,7 +95,7 @@ class _EpisodeCallback(BaseCallback):
             return True
         info = self.locals["infos"][0]
         self._left -= 1
-        go_on = self._watch(
+        go_on = self._on_table(
             EvaluatedTable(
                 timesteps=self.num_timesteps,
                 table=tuple(info["options"].tolist()),

@@ -1,17 +1,15 @@
 """Registry of the methods that find a static bit table."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 from dfs_rl.agents.hyperparameters import StaticMethod
-from dfs_rl.agents.static import greedy, haq
-from dfs_rl.agents.static.tried import OnTable
+from dfs_rl.agents.static import OnTable, greedy, haq
 from dfs_rl.envs.network_wide_env import NetworkWideEnv
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Method:
+class _Method(NamedTuple):
     """Method that finds a static bit table.
 
     Attributes:
@@ -27,9 +25,9 @@ class _Method:
 
 
 STATIC_METHODS: Mapping[StaticMethod, _Method] = {
-    "ddpg": _Method(label="static DDPG", continuous=True, find=partial(haq.learn, "ddpg")),
-    "td3": _Method(label="static TD3", continuous=True, find=partial(haq.learn, "td3")),
-    "sac": _Method(label="static SAC", continuous=True, find=partial(haq.learn, "sac")),
-    "ppo": _Method(label="static PPO", continuous=False, find=partial(haq.learn, "ppo")),
-    "greedy": _Method(label="static greedy", continuous=False, find=greedy.descend),
+    "ddpg": _Method("static DDPG", continuous=True, find=partial(haq.learn, "ddpg")),
+    "td3": _Method("static TD3", continuous=True, find=partial(haq.learn, "td3")),
+    "sac": _Method("static SAC", continuous=True, find=partial(haq.learn, "sac")),
+    "ppo": _Method("static PPO", continuous=False, find=partial(haq.learn, "ppo")),
+    "greedy": _Method("static greedy", continuous=False, find=greedy.descend),
 }

@@ -6,7 +6,6 @@ a skipped path, because the next stage then expects of them the output of the wh
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 from torch import Tensor, nn
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from dfs_rl.backbones.network import Network, NetworkConfig
 from dfs_rl.costs import SKIP
 from dfs_rl.errors import ConfigError
+from dfs_rl.utils.config import configuration
 
 NORM_SETS = 2
 MIN_BLOCKS = 2
@@ -21,7 +21,7 @@ Stem = Literal["cifar", "imagenet"]
 Granularity = Literal["path", "block"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@configuration
 class AdaptiveConfig(NetworkConfig):
     """Shape and precision of a network of adaptive depth; see ``NetworkConfig``.
 
@@ -30,8 +30,8 @@ class AdaptiveConfig(NetworkConfig):
         granularity: ``"path"``: one decision per stage, about its whole path. ``"block"``: one per
             block of the path. The stage's first decision then chooses the norms of its mandatory
             blocks; after a skip the later blocks can still run, on an activation that was
-            normalised for a skipped path, which only training with mixed settings prepares for.
-        bits: The menu of every gated layer; it must contain 0, which skips the layer.
+            normalised for a skipped path, which only training with bit mixes prepares for.
+        bits: Bit options of every gated layer; 0, which skips the layer, must be among them.
 
     Raises:
         ConfigError: If a value is outside its range.
@@ -61,10 +61,10 @@ class AdaptiveConfig(NetworkConfig):
 
 
 def check_skippable(bits: Sequence[int]) -> None:
-    """Check that a menu contains 0 bit.
+    """Check that 0 bit is an option.
 
     Raises:
-        ConfigError: If it does not.
+        ConfigError: If it is not.
     """
     if SKIP not in bits:
         raise ConfigError(
@@ -111,13 +111,14 @@ class AdaptiveNetwork(Network):
 
     @property
     def meaningful_bits(self) -> tuple[int, ...]:
-        """All bits of the menu: without any path it is still a network."""
+        """All bit options: without any path it is still a network."""
         return self.options.values
 
     @property
-    def mandatory(self) -> Sequence[nn.Module]:
-        """The mandatory blocks of all gated layers."""
-        return [layer.mandatory for layer in self.blocks if isinstance(layer, AdaptiveLayer)]
+    def never_gated(self) -> Sequence[nn.Module]:
+        """The modules that always run, the mandatory blocks of all gated layers included."""
+        layers = [layer for layer in self.blocks if isinstance(layer, AdaptiveLayer)]
+        return [*super().never_gated, *(layer.mandatory for layer in layers)]
 
     @property
     def gated(self) -> Sequence[nn.Module]:
@@ -154,16 +155,7 @@ def make_conv_stage(
     *,
     stride: int,
 ) -> list[nn.Module]:
-    """Make the gated layers of a stage of convolutional blocks.
-
-    Args:
-        block: Makes a block, see ``ResidualBlock``.
-        in_channels: Input channels of the first block.
-        out_channels: Output channels of every block.
-        n_blocks: Number of blocks, at least 2.
-        config: The network's configuration.
-        stride: Stride of the first block.
-    """
+    """Make the gated layers of a stage of ``block``, see ``ResidualBlock``; the first strides."""
 
     def make_block(n: int, bits: Sequence[int], norm_sets: int) -> nn.Module:
         return block(

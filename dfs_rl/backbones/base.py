@@ -9,7 +9,6 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from dfs_rl.backbones.exit_heads import EXIT_GRID, ExitHeads
 from dfs_rl.backbones.interfaces import (
     CONFIDENCE_SIZE,
     GatedLayer,
@@ -17,7 +16,7 @@ from dfs_rl.backbones.interfaces import (
     run_layers,
     runs_when_skipped,
 )
-from dfs_rl.backbones.probe import GRIDS, PROBE_SHARE, describe, pool_grid
+from dfs_rl.backbones.probe import EXIT_GRID, GRIDS, PROBE_SHARE, ExitHeads, describe, pool_grid
 from dfs_rl.costs import (
     FULL,
     SKIP,
@@ -52,7 +51,7 @@ class Backbone(nn.Module, ABC):
     Args:
         config: Shape and precision, a frozen dataclass that is stored with the weights.
         statistics: Mean and deviation of the training images' channels, in [0, 1] units.
-        bits: The menu of every gated layer.
+        bits: Bit options of every gated layer.
         image_shape: Channels, height and width of the images.
         n_classes: Number of classes.
         stem_bits: Precision of the parts that are never gated.
@@ -61,7 +60,7 @@ class Backbone(nn.Module, ABC):
         family: Name of the class in storage.
         optimizer: Default optimizer of networks of this class.
         feature_weight: Default weight of the distance of activations, see ``SupernetConfig``.
-        options: The menu.
+        options: Bit options.
         costs: Costs of every option.
         blocks: The gated layers.
         probes: One linear classifier of the activation before each gated layer.
@@ -127,9 +126,10 @@ class Backbone(nn.Module, ABC):
         return cast("Sequence[GatedLayer]", self.blocks)
 
     @property
-    @abstractmethod
     def never_gated(self) -> Sequence[nn.Module]:
         """The modules that always run: stem, head, mandatory parts of gated layers."""
+        apart = (self.blocks, self.probes, self.exit_heads)
+        return [part for part in self.children() if all(part is not other for other in apart)]
 
     @property
     def gated(self) -> Sequence[nn.Module]:
@@ -209,12 +209,10 @@ class Backbone(nn.Module, ABC):
 
     def run(self, images: Tensor, bits: int | Sequence[int]) -> Tensor:
         """Run ``forward`` without checking the values of the images."""
-        setting = [bits] * len(self.blocks) if isinstance(bits, int) else list(bits)
-        if len(setting) != len(self.blocks):
-            raise ConfigError(
-                f"{len(setting)} bit widths given for {len(self.blocks)} gated layers."
-            )
-        return self.head(run_layers(self, self.stem(images), setting))
+        mix = [bits] * len(self.blocks) if isinstance(bits, int) else list(bits)
+        if len(mix) != len(self.blocks):
+            raise ConfigError(f"{len(mix)} bit widths given for {len(self.blocks)} gated layers.")
+        return self.head(run_layers(self, self.stem(images), mix))
 
     def comparable(self, hidden: Tensor) -> Tensor:
         """Return an activation in the form in which feature distillation compares two passes."""
@@ -222,7 +220,7 @@ class Backbone(nn.Module, ABC):
 
     @property
     def meaningful_bits(self) -> tuple[int, ...]:
-        """The uniform settings that leave a network: skipping all layers rarely does."""
+        """Bit options that leave a network if all layers run at them: skipping all layers rarely does."""
         return tuple(bits for bits in self.options if bits != SKIP)
 
     @torch.no_grad()
@@ -235,7 +233,7 @@ class Backbone(nn.Module, ABC):
         was_training = self.training
         self.eval()
         image = torch.zeros(1, *self.image_shape)
-        dearest = self.options[self.options.full]
+        largest = self.options[self.options.full]
         hidden = self.stem(image)
         stem_macs = count_macs(lambda: self.stem(image))
         fixed: list[tuple[str, int, int | None]] = [("stem", stem_macs, None)]
@@ -246,8 +244,8 @@ class Backbone(nn.Module, ABC):
             always = _macs_of(layer, hidden, SKIP) if runs_when_skipped(layer) else 0
             if always:
                 fixed.append(("mandatory", always, number))
-            layer_macs.append(_macs_of(layer, hidden, dearest) - always)
-            hidden = layer(hidden, dearest)
+            layer_macs.append(_macs_of(layer, hidden, largest) - always)
+            hidden = layer(hidden, largest)
         fixed.append(("head", count_macs(lambda: self.head(hidden)), len(layer_macs)))
         self.costs = CostTable(
             options=self.options,
@@ -274,10 +272,10 @@ class Backbone(nn.Module, ABC):
         """
         check_exits(after, len(self.blocks))
         sizes = {layer: self._exit_sizes[layer] for layer in after}
-        looks = [sizes.get(layer, size) for layer, size in enumerate(self.probe_sizes)]
-        price = self.n_classes * relative_cost(self.stem_bits)
-        self.layer_feature_macs = tuple(size * price for size in looks)
-        self.feature_macs = sum(looks) * price
+        inputs = [sizes.get(layer, size) for layer, size in enumerate(self.probe_sizes)]
+        cost = self.n_classes * relative_cost(self.stem_bits)
+        self.layer_feature_macs = tuple(size * cost for size in inputs)
+        self.feature_macs = sum(inputs) * cost
         self.costs = replace(
             self.costs,
             exits=tuple(

@@ -30,8 +30,8 @@ def backward_bytes(backbone: Backbone) -> int:
     """
     backbone.eval()
     lowest = next(bits for bits in backbone.options if bits != SKIP)
-    settings = {lowest, backbone.options[backbone.options.full]}
-    return max(_kept(backbone, bits, 2) - _kept(backbone, bits, 1) for bits in settings)
+    tried = {lowest, backbone.options[backbone.options.full]}
+    return max(_kept(backbone, bits, 2) - _kept(backbone, bits, 1) for bits in tried)
 
 
 def _kept(backbone: Backbone, bits: int, n: int) -> int:

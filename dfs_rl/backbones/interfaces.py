@@ -42,7 +42,7 @@ class WalkableBackbone(Protocol):
     """A stem, an ordered list of gated layers and a head, with features for gates in between.
 
     Attributes:
-        options: The menu of every gated layer.
+        options: Bit options of every gated layer.
         costs: Costs of every option.
         layers: The gated layers, in order.
         feature_sizes: Sizes of ``feature`` before each gated layer.
@@ -97,9 +97,9 @@ class WalkableBackbone(Protocol):
         ...
 
 
-def run_layers(backbone: WalkableBackbone, hidden: Tensor, setting: Sequence[int]) -> Tensor:
+def run_layers(backbone: WalkableBackbone, hidden: Tensor, mix: Sequence[int]) -> Tensor:
     """Run all gated layers, each at its bits, and return the last activation."""
-    for layer, bits in zip(backbone.layers, setting, strict=True):
+    for layer, bits in zip(backbone.layers, mix, strict=True):
         hidden = layer(hidden, bits)
     return hidden
 

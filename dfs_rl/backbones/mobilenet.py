@@ -1,19 +1,19 @@
 """MobileNetV2 (Sandler et al., CVPR 2018) of adaptive depth, at any bit option."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import cast
 
 from torch import Tensor, nn
 
 from dfs_rl.backbones.adaptive import AdaptiveConfig, AdaptiveNetwork, Stem, make_conv_stage
+from dfs_rl.backbones.network import stem_convolution
 from dfs_rl.backbones.registry import register_backbone
-from dfs_rl.backbones.resnet import pool
 from dfs_rl.costs import SKIP
 from dfs_rl.data import ChannelStatistics
 from dfs_rl.errors import ConfigError
 from dfs_rl.quantization.modules import FractionalConvNorm, FractionalLinear
+from dfs_rl.utils.config import PositiveInt, configuration
 
 FULL_WIDTH = 32
 _EXPANSION = 6
@@ -25,7 +25,7 @@ _STRIDES: dict[Stem, tuple[int, ...]] = {  # of the stem and of the stages
 }
 
 
-@dataclass(frozen=True, kw_only=True)
+@configuration
 class AdaptiveMobileNetConfig(AdaptiveConfig):
     """Shape and precision of a MobileNetV2 of adaptive depth; see ``AdaptiveConfig``.
 
@@ -40,7 +40,7 @@ class AdaptiveMobileNetConfig(AdaptiveConfig):
 
     blocks: tuple[int, ...] = (2, 3, 4, 3, 3)
     stem: Stem = "cifar"
-    width: int = FULL_WIDTH
+    width: PositiveInt = FULL_WIDTH
 
     def __post_init__(self) -> None:
         if len(self.blocks) != len(_STAGES):
@@ -131,14 +131,7 @@ class AdaptiveMobileNet(AdaptiveNetwork):
         super().__init__(config, statistics)
         always, per_channel = (config.stem_bits,), config.per_channel
         stem_stride, *strides = _STRIDES[config.stem]
-        self.stem_conv = FractionalConvNorm(
-            config.in_channels,
-            config.width,
-            always,
-            stride=stem_stride,
-            signed_input=True,
-            per_channel=per_channel,
-        )
+        self.stem_conv = stem_convolution(config, stride=stem_stride)
         channels = config.channels(_BEFORE)
         self.before = InvertedResidual(
             config.width, channels, always, expansion=1, signed_input=False, per_channel=per_channel
@@ -159,12 +152,6 @@ class AdaptiveMobileNet(AdaptiveNetwork):
         self.classifier = FractionalLinear(channels, config.n_classes, bits=config.stem_bits)
         self.finish_making(signed=True)
 
-    @property
-    def never_gated(self) -> Sequence[nn.Module]:
-        """Stem, mandatory blocks, and everything after the stages."""
-        ends = [self.stem_conv, self.before, self.after, self.last_conv, self.classifier]
-        return [*ends, *self.mandatory]
-
     def stem(self, images: Tensor) -> Tensor:
         """Return the activation before the first stage, ``[batch, channels, h, w]``."""
         hidden = relu6(self.stem_conv(self.normalise(images), self.stem_bits))
@@ -173,4 +160,4 @@ class AdaptiveMobileNet(AdaptiveNetwork):
     def head(self, hidden: Tensor) -> Tensor:
         """Return logits, float32 ``[batch, classes]``."""
         hidden = self.last_conv(self.after(hidden, self.stem_bits), self.stem_bits)
-        return cast("Tensor", self.classifier(pool(relu6(hidden)))).float()
+        return super().head(relu6(hidden))

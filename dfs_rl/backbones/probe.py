@@ -1,28 +1,30 @@
-"""Confidence halfway through a network: a linear probe of the activation, fitted after training.
+"""Linear classifiers of activations, fitted after training: probes and heads of early exits.
 
 A gate learns from few images; a probe, fitted on the train split, condenses the channels into a few
-numbers that say how hard an image is.
+numbers that say how hard an image is. At an exit, which is behind a gated layer, a head on a finer
+grid classifies the image, so that it can leave the network.
 """
 
+from collections.abc import Sequence
+from typing import cast
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
+from dfs_rl.backbones.interfaces import CONFIDENCE_SIZE
 from dfs_rl.quantization.modules import FractionalLinear
 
 GRIDS = (4, 2, 1)
 """Grids of parts over which a probe averages each channel, finest first."""
 PROBE_SHARE = 0.0002
 """Bound on the probes' cost, as a share of the gated layers at 32 bit, but for the coarsest grid."""
+EXIT_GRID = max(GRIDS)
+"""Rows and columns into which a head cuts an activation at most."""
 
 _PENALTY = 1e-2  # on squared weights of standardised inputs, against overfitting
 _LEAST_DEVIATION = 0.02  # of the largest input's
 _ITERATIONS = 100
-
-
-def grid_shape(height: int, width: int, *, grid: int) -> tuple[int, int]:
-    """Return the rows and columns of parts into which ``pool_grid`` cuts an activation."""
-    return min(grid, height), min(grid, width)
 
 
 def pool_grid(hidden: Tensor, *, grid: int) -> Tensor:
@@ -33,10 +35,10 @@ def pool_grid(hidden: Tensor, *, grid: int) -> Tensor:
         grid: Rows and columns, fewer where the activation is smaller.
 
     Returns:
-        float32 ``[batch, channels, parts]``, see ``grid_shape``.
+        float32 ``[batch, channels, parts]``.
     """
     height, width = hidden.shape[2:]
-    rows, columns = grid_shape(height, width, grid=grid)
+    rows, columns = min(grid, height), min(grid, width)
     if height % rows == 0 and width % columns == 0:  # the same, three times as fast on a CPU
         parts = functional.avg_pool2d(hidden, (height // rows, width // columns))
     else:
@@ -106,3 +108,47 @@ def fit_probe(probe: FractionalLinear, features: Tensor, labels: Tensor) -> None
         probe.weight.copy_(folded)
         probe.bias.copy_(bias - folded @ mean)
         probe.quantizers.calibrate(features, probe.weight)
+
+
+class ExitHeads(nn.Module):
+    """The heads of a backbone's exits, with statistics of their confidence.
+
+    Args:
+        after: Number of gated layers before each exit.
+        heads: One for each, from pooled activations to logits.
+
+    Attributes:
+        confidence_mean: Mean of ``confidence`` of each head, float32 ``[heads, 3]``.
+        confidence_std: Its standard deviation, likewise.
+    """
+
+    def __init__(self, after: Sequence[int], heads: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.after = tuple(after)
+        self.heads = nn.ModuleList(heads)
+        self.confidence_mean: Tensor
+        self.confidence_std: Tensor
+        shape = (len(self.after), CONFIDENCE_SIZE)
+        self.register_buffer("confidence_mean", torch.zeros(shape))
+        self.register_buffer("confidence_std", torch.ones(shape))
+
+    def __contains__(self, layer: int) -> bool:
+        """Return whether there is a head before gated layer ``layer``."""
+        return layer in self.after
+
+    def answer(self, parts: Tensor, layer: int) -> Tensor:
+        """Classify the pooled activation before a gated layer with an exit.
+
+        Args:
+            parts: float32 ``[batch, channels, parts of EXIT_GRID]``.
+            layer: Number of the layer.
+
+        Returns:
+            Logits, float32 ``[batch, classes]``.
+        """
+        return cast("Tensor", self.heads[self.after.index(layer)](parts.flatten(1)))
+
+    def sureness(self, logits: Tensor, layer: int) -> Tensor:
+        """Return the confidence of logits in standard deviations from its mean, ``[batch, 3]``."""
+        i = self.after.index(layer)
+        return (confidence(logits) - self.confidence_mean[i]) / self.confidence_std[i]

@@ -1,10 +1,9 @@
 """ResNets (He et al., CVPR 2016) at any bit option, of fixed and of adaptive depth."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import partial
 from typing import Literal, cast
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -15,13 +14,14 @@ from dfs_rl.backbones.adaptive import (
     Stem,
     make_conv_stage,
 )
-from dfs_rl.backbones.network import Network, NetworkConfig
+from dfs_rl.backbones.network import Network, NetworkConfig, stem_convolution
 from dfs_rl.backbones.registry import register_backbone
 from dfs_rl.costs import SKIP
 from dfs_rl.data import ChannelStatistics
 from dfs_rl.errors import ConfigError
 from dfs_rl.quantization.inference import convolve_in_turn
 from dfs_rl.quantization.modules import FractionalConvNorm, FractionalLinear
+from dfs_rl.utils.config import PositiveInt, configuration
 
 MIN_DEPTH, MAX_DEPTH = 8, 1202  # the deepest in He et al.
 CIFAR_STAGES = 3
@@ -33,7 +33,7 @@ FirstBlock = Literal["gated", "always"]
 BlockKind = Literal["basic", "bottleneck"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@configuration
 class ResNetConfig(NetworkConfig):
     """Shape and precision of a CIFAR ResNet (section 4.2 of the paper); see ``NetworkConfig``.
 
@@ -48,7 +48,7 @@ class ResNetConfig(NetworkConfig):
     """
 
     depth: int = 20
-    width: int = 16
+    width: PositiveInt = 16
     first_block: FirstBlock = "gated"
 
     def __post_init__(self) -> None:
@@ -59,13 +59,8 @@ class ResNetConfig(NetworkConfig):
                 f"..., {MAX_DEPTH}."
             )
 
-    @property
-    def blocks_per_stage(self) -> int:
-        """Residual blocks in each of the three stages."""
-        return (self.depth - 2) // 6
 
-
-@dataclass(frozen=True, kw_only=True)
+@configuration
 class AdaptiveResNetConfig(AdaptiveConfig):
     """Shape and precision of a ResNet of adaptive depth; see ``AdaptiveConfig``.
 
@@ -85,7 +80,7 @@ class AdaptiveResNetConfig(AdaptiveConfig):
     blocks: tuple[int, ...] = (3, 3, 3)
     block: BlockKind = "basic"
     stem: Stem = "cifar"
-    width: int = 16
+    width: PositiveInt = 16
 
     def __post_init__(self) -> None:
         if len(self.blocks) > MAX_STAGES:
@@ -118,11 +113,6 @@ def shortcut_of(hidden: Tensor, *, stride: int, extra_channels: int) -> Tensor:
     return functional.pad(hidden[:, :, ::stride, ::stride], (0, 0, 0, 0, 0, extra_channels))
 
 
-def pool(hidden: Tensor) -> Tensor:
-    """Average ``[batch, channels, h, w]`` over positions: float32 ``[batch, channels]``."""
-    return hidden.mean(dim=(2, 3), dtype=torch.float32)
-
-
 class ResidualBlock(nn.Module):
     """Two convolutions and a parameter-free shortcut; 0 bit leaves the shortcut alone.
 
@@ -148,17 +138,9 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.stride = stride
         self.extra_channels = out_channels - in_channels
-        self.conv1 = FractionalConvNorm(
-            in_channels,
-            out_channels,
-            bits,
-            stride=stride,
-            per_channel=per_channel,
-            norm_sets=norm_sets,
-        )
-        self.conv2 = FractionalConvNorm(
-            out_channels, out_channels, bits, per_channel=per_channel, norm_sets=norm_sets
-        )
+        make = partial(FractionalConvNorm, bits=bits, per_channel=per_channel, norm_sets=norm_sets)
+        self.conv1 = make(in_channels, out_channels, stride=stride)
+        self.conv2 = make(out_channels, out_channels)
 
     def forward(self, hidden: Tensor, bits: int, norm_set: int = 0) -> Tensor:
         """Map ``[batch, in, h, w]`` to ``[batch, out, h / stride, w / stride]`` at ``bits``."""
@@ -189,26 +171,13 @@ class BottleneckBlock(nn.Module):
     ) -> None:
         super().__init__()
         middle = out_channels // EXPANSION
-
-        def make(
-            inputs: int, outputs: int, *, kernel_size: int = 1, stride: int = 1, sets: int
-        ) -> FractionalConvNorm:
-            return FractionalConvNorm(
-                inputs,
-                outputs,
-                bits,
-                kernel_size=kernel_size,
-                stride=stride,
-                per_channel=per_channel,
-                norm_sets=sets,
-            )
-
-        self.conv1 = make(in_channels, middle, sets=norm_sets)
-        self.conv2 = make(middle, middle, kernel_size=3, stride=stride, sets=norm_sets)
-        self.conv3 = make(middle, out_channels, sets=norm_sets)
+        make = partial(FractionalConvNorm, bits=bits, per_channel=per_channel)
+        self.conv1 = make(in_channels, middle, kernel_size=1, norm_sets=norm_sets)
+        self.conv2 = make(middle, middle, stride=stride, norm_sets=norm_sets)
+        self.conv3 = make(middle, out_channels, kernel_size=1, norm_sets=norm_sets)
         self.projection: FractionalConvNorm | None = None
         if stride > 1 or in_channels != out_channels:
-            self.projection = make(in_channels, out_channels, stride=stride, sets=1)
+            self.projection = make(in_channels, out_channels, kernel_size=1, stride=stride)
 
     def forward(self, hidden: Tensor, bits: int, norm_set: int = 0) -> Tensor:
         """Map ``[batch, in, h, w]`` to ``[batch, out, h / stride, w / stride]`` at ``bits``."""
@@ -227,15 +196,9 @@ class ResNet(Network):
 
     def __init__(self, config: ResNetConfig, statistics: ChannelStatistics) -> None:
         super().__init__(config, statistics)
-        self.stem_conv = FractionalConvNorm(
-            config.in_channels,
-            config.width,
-            (config.stem_bits,),
-            signed_input=True,
-            per_channel=config.per_channel,
-        )
+        self.stem_conv = stem_convolution(config)
         widths = [config.width * 2**stage for stage in range(CIFAR_STAGES)]
-        outputs = [w for w in widths for _ in range(config.blocks_per_stage)]
+        outputs = [w for w in widths for _ in range((config.depth - 2) // 6)]
         inputs = [config.width, *outputs[:-1]]
         always = 1 if config.first_block == "always" else 0
         blocks = [
@@ -253,21 +216,12 @@ class ResNet(Network):
         self.classifier = FractionalLinear(widths[-1], config.n_classes, bits=config.stem_bits)
         self.finish_making()
 
-    @property
-    def never_gated(self) -> Sequence[nn.Module]:
-        """Stem, classifier, and the first block if it always runs."""
-        return [self.stem_conv, self.stem_blocks, self.classifier]
-
     def stem(self, images: Tensor) -> Tensor:
         """Return the activation before the first gated block, ``[batch, width, h, w]``."""
         hidden = self.stem_conv(self.normalise(images), self.stem_bits).relu_()
         for block in self.stem_blocks:
             hidden = block(hidden, self.stem_bits)
         return cast("Tensor", hidden)
-
-    def head(self, hidden: Tensor) -> Tensor:
-        """Return logits, float32 ``[batch, classes]``."""
-        return cast("Tensor", self.classifier(pool(hidden))).float()
 
 
 class AdaptiveResNet(AdaptiveNetwork):
@@ -279,15 +233,8 @@ class AdaptiveResNet(AdaptiveNetwork):
     def __init__(self, config: AdaptiveResNetConfig, statistics: ChannelStatistics) -> None:
         super().__init__(config, statistics)
         self.pools = config.stem == "imagenet"
-        self.stem_conv = FractionalConvNorm(
-            config.in_channels,
-            config.width,
-            (config.stem_bits,),
-            kernel_size=7 if self.pools else 3,
-            stride=2 if self.pools else 1,
-            signed_input=True,
-            per_channel=config.per_channel,
-        )
+        shape = {"kernel_size": 7, "stride": 2} if self.pools else {}
+        self.stem_conv = stem_convolution(config, **shape)
         basic = config.block == "basic"
         channels = config.width
         layers: list[nn.Module] = []
@@ -305,19 +252,10 @@ class AdaptiveResNet(AdaptiveNetwork):
         self.classifier = FractionalLinear(channels, config.n_classes, bits=config.stem_bits)
         self.finish_making()
 
-    @property
-    def never_gated(self) -> Sequence[nn.Module]:
-        """Stem, mandatory blocks and classifier."""
-        return [self.stem_conv, *self.mandatory, self.classifier]
-
     def stem(self, images: Tensor) -> Tensor:
         """Return the activation before the first stage, ``[batch, width, h, w]``."""
         hidden = self.stem_conv(self.normalise(images), self.stem_bits).relu_()
         return functional.max_pool2d(hidden, 3, stride=2, padding=1) if self.pools else hidden
-
-    def head(self, hidden: Tensor) -> Tensor:
-        """Return logits, float32 ``[batch, classes]``."""
-        return cast("Tensor", self.classifier(pool(hidden))).float()
 
 
 for _depth, _blocks in _IMAGENET.items():

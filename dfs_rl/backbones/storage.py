@@ -194,7 +194,7 @@ def _share(backbone: Backbone, names: Sequence[str], path: Path) -> None:
     for name, other in zip(names[1:], others, strict=True):
         if not torch.equal(first, other):
             raise CheckpointError(
-                f"{path} holds {names[0]} and {name} with different values, but the network shares "
+                f"{path} has {names[0]} and {name} with different values, but the network shares "
                 "them; train it again."
             )
     for module, leaf in places:

@@ -1,7 +1,6 @@
 """Swin transformers (Liu et al., ICCV 2021) of adaptive depth, at any bit option."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from math import gcd, isqrt
 from typing import cast
@@ -22,6 +21,7 @@ from dfs_rl.backbones.transformer import (
 from dfs_rl.data import ChannelStatistics
 from dfs_rl.quantization.inference import copy_for_inference, inference_form
 from dfs_rl.quantization.modules import FractionalLinear, LayerNormPerBits
+from dfs_rl.utils.config import PositiveInt, configuration
 
 MapSize = tuple[int, int]
 
@@ -29,7 +29,7 @@ _LARGEST_WINDOW = 7
 _PATCH, _SIDE = 4, 16  # pixels of a token; fewer where images would have fewer tokens in a column
 
 
-@dataclass(frozen=True, kw_only=True)
+@configuration
 class AdaptiveSwinConfig(TokenConfig, AdaptiveConfig):
     """Shape and precision of a Swin transformer of adaptive depth.
 
@@ -48,7 +48,7 @@ class AdaptiveSwinConfig(TokenConfig, AdaptiveConfig):
         ConfigError: If a value is outside its range.
     """
 
-    width: int = 96
+    width: PositiveInt = 96
     blocks: tuple[int, ...] = (2, 2, 6, 2)
 
     @property
@@ -139,13 +139,7 @@ class WindowAttention(SelfAttention):
 
 
 class PatchMerging(nn.Module):
-    """Joins every 2 x 2 tokens into one of twice their width; always runs, first in its stage.
-
-    Args:
-        width: Input channels.
-        bits: Its precision.
-        per_channel: One weight scale per output channel instead of one per layer.
-    """
+    """Joins every 2 x 2 tokens into one of twice their width; always runs, first in its stage."""
 
     def __init__(self, width: int, bits: int, *, per_channel: bool) -> None:
         super().__init__()
@@ -182,12 +176,7 @@ def cut_windows(tokens: Tensor, window: int) -> Tensor:
 
 
 def join_windows(windows: Tensor, size: MapSize) -> Tensor:
-    """Undo ``cut_windows``.
-
-    Args:
-        windows: ``[batch, windows, window**2, width]``.
-        size: Rows and columns of tokens.
-    """
+    """Undo ``cut_windows`` for a map of ``size`` tokens."""
     batch, _, tokens, width = windows.shape
     window = isqrt(tokens)
     apart = windows.reshape(batch, size[0] // window, size[1] // window, window, window, width)
@@ -232,11 +221,6 @@ class AdaptiveSwin(TokenBackbone, AdaptiveNetwork):
             layers += make_stage(partial(self._make_block, stage), n_blocks, config)
         self.blocks = nn.ModuleList(layers)
         self.finish_making(signed=True)
-
-    @property
-    def never_gated(self) -> Sequence[nn.Module]:
-        """Embedding, mandatory blocks and classifier."""
-        return [*super().never_gated, self.first_norm, *self.mandatory]
 
     def _make_block(
         self, stage: int, n: int, bits: Sequence[int], norm_sets: int

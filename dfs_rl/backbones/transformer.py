@@ -9,7 +9,7 @@ whole image or the parts of a grid; there is no class token.
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import partial
 from typing import cast
 
 import torch
@@ -21,13 +21,14 @@ from dfs_rl.costs import SKIP
 from dfs_rl.data import ChannelStatistics
 from dfs_rl.errors import ConfigError
 from dfs_rl.quantization.modules import FractionalAttention, FractionalLinear, LayerNormPerBits
+from dfs_rl.utils.config import PositiveInt, configuration
 
 MLP_RATIO = 4
 """Ratio of an MLP's hidden width to the width of tokens."""
 _SIDE = 8  # tokens along the side of an image, unless a patch is given
 
 
-@dataclass(frozen=True, kw_only=True)
+@configuration
 class TokenConfig(NetworkConfig):
     """Shape and precision of a transformer; see ``NetworkConfig``.
 
@@ -41,13 +42,13 @@ class TokenConfig(NetworkConfig):
         ConfigError: If a value is outside its range.
     """
 
-    width: int = 192
-    heads: int = 3
-    patch: int | None = None
+    width: PositiveInt = 192
+    heads: PositiveInt = 3
+    patch: PositiveInt | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.heads < 1 or self.width % self.heads:
+        if self.width % self.heads:
             raise ConfigError(
                 f"heads is {self.heads}; the width {self.width} must be a multiple of it."
             )
@@ -56,8 +57,6 @@ class TokenConfig(NetworkConfig):
                 f"image_size is {self.image_size}, which no patch cuts into maps of tokens that "
                 f"all stages can halve and cut into windows; multiples of {self.side_multiple} do."
             )
-        if self.patch is not None and self.patch < 1:
-            raise ConfigError(f"patch is {self.patch}; allowed are 1 or more pixels.")
         if self.patch_size not in self.patches:
             raise ConfigError(
                 f"patch is {self.patch}, which does not suit images of {self.image_size[0]} x "
@@ -129,11 +128,6 @@ class TokenBackbone(Network):
     def begin(self, tokens: Tensor) -> Tensor:
         """Return the first activation of embedded patches, ``[batch, rows, columns, width]``."""
 
-    @property
-    def never_gated(self) -> Sequence[nn.Module]:
-        """Embedding and classifier."""
-        return [self.embedding, self.norm, self.classifier]
-
     def parts(self, hidden: Tensor, *, grid: int | None = None) -> Tensor:
         """Pool ``[batch, rows, columns, width]``, see ``Backbone.parts``."""
         return super().parts(hidden.permute(0, 3, 1, 2), grid=grid)
@@ -174,15 +168,12 @@ class SelfAttention(nn.Module):
     def __init__(self, width: int, heads: int, bits: Sequence[int], *, per_channel: bool) -> None:
         super().__init__()
         self.heads = heads
-        self.queries_keys_values = FractionalLinear(
-            width, 3 * width, bits=bits, signed_input=True, bias=False, per_channel=per_channel
-        )
+        make = partial(FractionalLinear, bits=bits, signed_input=True, per_channel=per_channel)
+        self.queries_keys_values = make(width, 3 * width, bias=False)
         self.query_bias = nn.Parameter(torch.zeros(width))
         self.value_bias = nn.Parameter(torch.zeros(width))
         self.attention = FractionalAttention(bits, scale=None)
-        self.out = FractionalLinear(
-            width, width, bits=bits, signed_input=True, per_channel=per_channel
-        )
+        self.out = make(width, width)
 
     def forward(self, tokens: Tensor, bits: int) -> Tensor:
         """Attend to all tokens: ``[batch, rows, columns, width]`` to the same shape."""
@@ -207,23 +198,13 @@ class SelfAttention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Two linear layers with a GELU between them.
-
-    Args:
-        width: Channels of a token.
-        bits: Bit widths.
-        per_channel: One weight scale per output channel instead of one per layer.
-    """
+    """Two linear layers with a GELU between them."""
 
     def __init__(self, width: int, bits: Sequence[int], *, per_channel: bool) -> None:
         super().__init__()
-        inside = MLP_RATIO * width
-        self.widen = FractionalLinear(
-            width, inside, bits=bits, signed_input=True, per_channel=per_channel
-        )
-        self.narrow = FractionalLinear(
-            inside, width, bits=bits, signed_input=True, per_channel=per_channel
-        )
+        make = partial(FractionalLinear, bits=bits, signed_input=True, per_channel=per_channel)
+        self.widen = make(width, MLP_RATIO * width)
+        self.narrow = make(MLP_RATIO * width, width)
 
     def forward(self, tokens: Tensor, bits: int) -> Tensor:
         """Map every token by itself: ``[batch, rows, columns, width]`` to the same shape."""
@@ -258,11 +239,7 @@ class Branch(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Branches that run or are skipped together: attention, then the MLP.
-
-    Args:
-        branches: In order.
-    """
+    """Branches that run or are skipped together: attention, then the MLP."""
 
     def __init__(self, branches: Sequence[nn.Module]) -> None:
         super().__init__()

@@ -1,9 +1,10 @@
 """Vision transformers (Dosovitskiy et al., ICLR 2021), of fixed and of adaptive depth."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -19,6 +20,7 @@ from dfs_rl.backbones.transformer import (
 )
 from dfs_rl.data import ChannelStatistics
 from dfs_rl.errors import ConfigError
+from dfs_rl.utils.config import configuration
 
 MAX_DEPTH = 48
 STAGE = 3
@@ -26,7 +28,7 @@ STAGE = 3
 _LONGEST_WAVE = 10_000.0
 
 
-@dataclass(frozen=True, kw_only=True)
+@configuration
 class VisionTransformerConfig(TokenConfig):
     """Shape and precision of a vision transformer; see ``TokenConfig``.
 
@@ -38,16 +40,11 @@ class VisionTransformerConfig(TokenConfig):
         ConfigError: If a value is outside its range.
     """
 
-    depth: int = 12
+    depth: Annotated[int, Field(ge=1, le=MAX_DEPTH)] = 12
     gate_branches: bool = False
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 1 <= self.depth <= MAX_DEPTH:
-            raise ConfigError(f"depth is {self.depth}; allowed are 1 to {MAX_DEPTH} blocks.")
 
-
-@dataclass(frozen=True, kw_only=True)
+@configuration
 class AdaptiveVisionTransformerConfig(TokenConfig, AdaptiveConfig):
     """Shape and precision of a vision transformer of adaptive depth.
 
@@ -71,13 +68,7 @@ class AdaptiveVisionTransformerConfig(TokenConfig, AdaptiveConfig):
 def make_branches(
     config: TokenConfig, bits: Sequence[int], *, norm_sets: int = 1
 ) -> tuple[Branch, Branch]:
-    """Make the branches of a block, attention and MLP.
-
-    Args:
-        config: The network's configuration.
-        bits: The non-zero bit widths of the block.
-        norm_sets: Number of sets of norms, see ``NormPerBits``.
-    """
+    """Make the branches of a block, attention and MLP; ``bits`` are those that it runs at."""
     attention = SelfAttention(config.width, config.heads, bits, per_channel=config.per_channel)
     mlp = Mlp(config.width, bits, per_channel=config.per_channel)
     return (
@@ -135,11 +126,6 @@ class AdaptiveVisionTransformer(_PositionedTokens, AdaptiveNetwork):
             layers += make_stage(make_block, n_blocks, config)
         self.blocks = nn.ModuleList(layers)
         self.finish_making(signed=True)
-
-    @property
-    def never_gated(self) -> Sequence[nn.Module]:
-        """Embedding, mandatory blocks and classifier."""
-        return [*super().never_gated, *self.mandatory]
 
 
 def _waves(tokens: tuple[int, int], width: int) -> Tensor:

@@ -2,21 +2,21 @@
 
 from dfs_rl.costs.bit_options import (
     ALLOWED_BITS,
+    BIT_OPTION_SETS,
     DEFAULT_BITS,
     FULL,
-    MENUS,
     SKIP,
     BitOptions,
-    menu_of,
+    parse_bit_options,
     relative_cost,
 )
 from dfs_rl.costs.cost_table import CostTable, Counting, ExitCost, FixedCost, check_exits
 
 __all__ = [
     "ALLOWED_BITS",
+    "BIT_OPTION_SETS",
     "DEFAULT_BITS",
     "FULL",
-    "MENUS",
     "SKIP",
     "BitOptions",
     "CostTable",
@@ -24,6 +24,6 @@ __all__ = [
     "ExitCost",
     "FixedCost",
     "check_exits",
-    "menu_of",
+    "parse_bit_options",
     "relative_cost",
 ]

@@ -1,4 +1,4 @@
-"""The menu of bit options: all bit widths that exist, and their relative costs."""
+"""Bit options of gated layers: all bit widths that exist, and their relative costs."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,24 +9,24 @@ SKIP = 0
 FULL = 32
 ALLOWED_BITS = (SKIP, 1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, FULL)
 DEFAULT_BITS = (0, 2, 3, 4, 8, 32)
-MENUS: Mapping[str, tuple[int, ...]] = {"dfs": (0, 8, 10, 12, 14, 16, 32)}
-"""Named menus: that of DFS (AAAI 2020)."""
+BIT_OPTION_SETS: Mapping[str, tuple[int, ...]] = {"dfs": (0, 8, 10, 12, 14, 16, 32)}
+"""Named bit options: those of DFS (AAAI 2020)."""
 
 
-def menu_of(bits: Sequence[int | str] | str) -> tuple[int, ...]:
-    """Return the bit widths of a menu given by its widths or by its name.
+def parse_bit_options(bits: Sequence[int | str] | str) -> tuple[int, ...]:
+    """Return bit options given by their widths or by their name.
 
     Raises:
-        ConfigError: If no menu has the name, or the widths are invalid, see ``BitOptions``.
+        ConfigError: If no bit options have the name, or the widths are invalid, see ``BitOptions``.
     """
     words = [bits] if isinstance(bits, str) else list(bits)
-    if len(words) == 1 and words[0] in MENUS:
-        return MENUS[str(words[0])]
+    if len(words) == 1 and words[0] in BIT_OPTION_SETS:
+        return BIT_OPTION_SETS[str(words[0])]
     for word in words:
         if isinstance(word, str):
             raise ConfigError(
                 f"bits has {word!r}; allowed are bit widths among {list(ALLOWED_BITS)}, or the "
-                f"name of a menu alone: {', '.join(MENUS)}."
+                f"name of a set alone: {', '.join(BIT_OPTION_SETS)}."
             )
     return BitOptions(tuple(int(word) for word in words)).values
 
@@ -38,14 +38,14 @@ def relative_cost(bits: int) -> float:
 
 @dataclass(frozen=True)
 class BitOptions:
-    """An ascending menu of bit widths; an action is an index into it, never a bit number.
+    """Ascending bit widths; an action is an index into them, never a bit number.
 
     Attributes:
         values: The bit widths, ascending and unique, each one of ``ALLOWED_BITS``; 0 skips the
             layer, 32 is full precision.
 
     Raises:
-        ConfigError: If the menu is empty, not ascending, or has an unknown bit width.
+        ConfigError: If it is empty, not ascending, or has an unknown bit width.
     """
 
     values: tuple[int, ...] = DEFAULT_BITS
@@ -76,10 +76,10 @@ class BitOptions:
         """Return the action that selects ``bits``.
 
         Raises:
-            ConfigError: If ``bits`` is not on the menu.
+            ConfigError: If ``bits`` is no option.
         """
         if bits not in self.values:
-            raise ConfigError(f"{bits} bit is not on the menu {list(self.values)}.")
+            raise ConfigError(f"{bits} bit is no bit option; allowed are {list(self.values)}.")
         return self.values.index(bits)
 
     def indices(self, bits: Iterable[int]) -> tuple[int, ...]:

@@ -53,12 +53,12 @@ class CostTable:
     Costs are fractions of running every gated layer at 32 bit, in MACs x (bits / 32)**2;
     ``computation`` converts them to percent.
 
-    The actions are the options of the menu and, with exits, one more, ``exit_action``. In the
+    The actions are the bit options and, with exits, one more, ``exit_action``. In the
     actions of an image it stands for every layer after its exit. At a layer without an exit it
     means the cheapest option, which is nearest to spending nothing and within every budget.
 
     Attributes:
-        options: The menu of every gated layer.
+        options: Bit options of every gated layer.
         layer_macs: MACs of each gated layer.
         fixed: The parts that are never gated: stem, shortcuts with weights, head.
         exits: The exits, in order.
@@ -93,7 +93,7 @@ class CostTable:
 
     @property
     def exit_action(self) -> int:
-        """The action that exits: the index after the menu's last."""
+        """The action that exits: the index after the last bit option."""
         return len(self.options)
 
     @property

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Mapping
 from itertools import pairwise
-from typing import NamedTuple
 
 import torch
 from sklearn.isotonic import isotonic_regression
@@ -13,13 +12,11 @@ from dfs_rl.backbones.interfaces import WalkableBackbone
 from dfs_rl.data.images import ImageSet
 from dfs_rl.evaluation.curves import CurvePoint
 from dfs_rl.evaluation.evaluator import BATCH_SIZE, evaluate_gate
-from dfs_rl.gating.base import Gate
 from dfs_rl.gating.budget_conditioning import (
     MIN_PREFERENCE_GAP,
     BudgetConditioning,
     preference_grid,
 )
-from dfs_rl.gating.cascade import CascadeGate
 from dfs_rl.gating.networks import LearnedGate
 
 N_PREFERENCES = 9
@@ -29,42 +26,6 @@ _MAX_LOG_COST_CHANGE = math.log(1.2)
 """Change in log cost between two preferences above which their midpoint is measured too."""
 _N_SEGMENTS = 8
 """Number of intervals of the preference; the images of one interval form a point."""
-
-
-class BudgetCalibration(NamedTuple):
-    """Result of ``calibrate_budget_conditioning``.
-
-    Attributes:
-        budget_conditioning: Budget conditioning with measured ``computations``.
-        points: Computation and accuracy of the gate at each measured preference.
-    """
-
-    budget_conditioning: BudgetConditioning
-    points: tuple[CurvePoint, ...]
-
-
-def gate_text(gate: Gate) -> str:
-    """Describe the budget of a calibrated budget-conditioned gate, or a cascade.
-
-    Args:
-        gate: Gate to describe.
-
-    Returns:
-        Description; empty for other gates and for uncalibrated budget conditioning.
-    """
-    if isinstance(gate, CascadeGate):
-        return gate.description
-    if (
-        not isinstance(gate, LearnedGate)
-        or gate.budget_conditioning is None
-        or not gate.budget_conditioning.computations
-    ):
-        return ""
-    costs = gate.budget_conditioning.computation_at(gate.preference)
-    return (
-        "learned all budgets and is turned to where images of the validation split cost "
-        f"{costs:.3g} %"
-    )
 
 
 def estimate_curve_points(
@@ -109,7 +70,7 @@ def calibrate_budget_conditioning(
     images: ImageSet,
     *,
     batch_size: int = BATCH_SIZE,
-) -> BudgetCalibration:
+) -> tuple[BudgetConditioning, tuple[CurvePoint, ...]]:
     """Measure a gate at evenly spaced preferences, and more densely where its cost changes fast.
 
     Args:
@@ -119,18 +80,18 @@ def calibrate_budget_conditioning(
         batch_size: Number of images per batch.
 
     Returns:
-        Measured budget conditioning and its points.
+        Measured budget conditioning, and computation and accuracy at each measured preference.
     """
 
     def measure(preference: float) -> CurvePoint:
-        image_preferences = torch.full((len(images),), preference, device=images.images.device)
+        preferences = torch.full((len(images),), preference, device=images.images.device)
         records = evaluate_gate(
             backbone,
             gate,
             images,
             batch_size=batch_size,
             budget=gate.budget,
-            preferences=image_preferences,
+            preferences=preferences,
         )
         return CurvePoint(float(records.computation(backbone.costs).mean()), records.accuracy)
 
@@ -142,22 +103,14 @@ def calibrate_budget_conditioning(
         found[middle] = measure(middle)
     preferences = tuple(sorted(found))
     points = tuple(found[preference] for preference in preferences)
-    return BudgetCalibration(
-        BudgetConditioning(
-            computations=tuple(p.computation for p in points), preferences=preferences
-        ),
-        points,
-    )
+    computations = tuple(point.computation for point in points)
+    return BudgetConditioning(computations=computations, preferences=preferences), points
 
 
 def _steepest_midpoint(computations: Mapping[float, float]) -> float | None:
     """Return the midpoint of the neighboring preferences with the largest change in log cost.
 
-    Args:
-        computations: Computation in percent at each measured preference, above 0.
-
-    Returns:
-        Preference to measure next, None if no change exceeds the limit.
+    None if no change exceeds the limit. Computations are above 0: a learned gate has MACs.
     """
     changes = {
         (start, end): abs(math.log(computations[end] / computations[start]))

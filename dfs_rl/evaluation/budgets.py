@@ -41,11 +41,11 @@ def results_at_budgets(
             members[:0] = [p for p in references if p.cotrained == members[0].cotrained]
     found = []
     for budget in budgets:
-        at_budget = {
-            family: point
-            for family, members in by_family.items()
-            for point in _point_at_budget(members, budget, correct)
-        }
+        at_budget: dict[str, Point] = {}
+        for family, members in by_family.items():
+            trained = [p for p in members if p.kind == GATE and p.budget == budget]
+            for point in (trained or select_points(_within(members, budget), correct))[:1]:
+                at_budget[family] = point
         recommended = select_points(_within([*references, *points], budget), correct)
         found.append(
             BudgetResult(
@@ -59,8 +59,8 @@ def results_at_budgets(
             )
         )
     covered = {family for at in found for family in at.methods}
-    gates = (point for point in points if point.kind == GATE)
-    return tuple(found) if all(gate.family in covered for gate in gates) else ()
+    complete = all(point.family in covered for point in points if point.kind == GATE)
+    return tuple(found) if complete else ()
 
 
 def ranked_families(at: Sequence[BudgetResult], points: Sequence[Point]) -> list[str]:
@@ -69,9 +69,6 @@ def ranked_families(at: Sequence[BudgetResult], points: Sequence[Point]) -> list
     Args:
         at: Results at the budgets.
         points: Points that the results refer to.
-
-    Returns:
-        Families in the order of their rank.
     """
     by_label = {point.label: point for point in points}
     members: dict[str, list[Point]] = {}
@@ -103,8 +100,7 @@ def select_points(points: Sequence[Point], correct: Mapping[str, Tensor]) -> lis
 
     Args:
         points: Candidates; the earlier one is first among equals in every respect.
-        correct: Share of correct predictions of each point on each image of the selection split,
-            ``[n]``, by the point's label.
+        correct: As in ``results_at_budgets``.
     """
     tied: list[Point] = []
     for point in sorted(points, key=lambda p: (-p.selection_accuracy, p.selection_computation)):
@@ -112,14 +108,6 @@ def select_points(points: Sequence[Point], correct: Mapping[str, Tensor]) -> lis
         if all(paired_difference(correct[other.label], ours).low <= 0 for other in tied):
             tied.append(point)
     return sorted(tied, key=lambda p: p.complexity)
-
-
-def _point_at_budget(
-    members: Sequence[Point], budget: float, correct: Mapping[str, Tensor]
-) -> Sequence[Point]:
-    """Return the point of one method at a budget, empty if the method has none."""
-    targeted = [point for point in members if point.kind == GATE and point.budget == budget]
-    return targeted[:1] or select_points(_within(members, budget), correct)[:1]
 
 
 def _within(points: Sequence[Point], budget: float) -> Sequence[Point]:

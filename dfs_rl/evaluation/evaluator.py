@@ -1,4 +1,4 @@
-"""Run a gate, or given options, over a split and record the results."""
+"""Run a gate, or given options, on a split and record the results."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -30,18 +30,15 @@ def evaluate_gate(
     budget: float | None = None,
     preferences: Tensor | None = None,
 ) -> GateRecords:
-    """Run every image at the options chosen by ``gate``, without training or exploration noise.
+    """Run every image at the options that a gate chooses, without exploration noise.
 
     Args:
         backbone: Backbone on the device of ``image_set``.
         gate: Gate that chooses the options.
         image_set: Images, in the order of the returned records.
         batch_size: Number of images per batch.
-        budget: Upper bound on each image's computation in percent, None for no bound.
+        budget: Upper bound on each image's computation in percent; None for no bound.
         preferences: Preference of each image, float32 ``[n]``; None for the gate's own preference.
-
-    Returns:
-        Records of all images.
     """
     parts, seen = [], 0
     with torch.inference_mode():
@@ -63,33 +60,6 @@ def evaluate_gate(
     return concatenate(parts)
 
 
-def evaluate_options(
-    backbone: WalkableBackbone,
-    image_set: ImageSet,
-    options: Tensor,
-    *,
-    name: str,
-    batch_size: int = BATCH_SIZE,
-) -> GateRecords:
-    """Run every image at given options.
-
-    Args:
-        backbone: Backbone on the device of ``image_set``.
-        image_set: Images.
-        options: Option index of each image at each gated layer, int64 ``[n, layers]``.
-        name: Name of the records.
-        batch_size: Number of images per batch.
-
-    Returns:
-        Records of all images.
-
-    Raises:
-        ConfigError: If ``options`` have another shape or contain an invalid index.
-    """
-    (records,) = evaluate_draws(backbone, image_set, [options], name=name, batch_size=batch_size)
-    return records
-
-
 def evaluate_draws(
     backbone: WalkableBackbone,
     image_set: ImageSet,
@@ -98,20 +68,14 @@ def evaluate_draws(
     name: str,
     batch_size: int = BATCH_SIZE,
 ) -> tuple[GateRecords, ...]:
-    """Run every image at several given choices of options.
-
-    Layers of a common prefix of an image's choices run once for all of them.
+    """Run every image at the options of each draw; common prefixes of an image run once.
 
     Args:
         backbone: Backbone on the device of ``image_set``.
         image_set: Images.
-        draws: Option index of each image at each gated layer, one int64 ``[n, layers]`` per draw;
-            ``CostTable.exit_action`` takes the exit.
+        draws: Actions of each image, one int64 ``[n, layers]`` per draw.
         name: Name of the records.
-        batch_size: Number of passes that run together.
-
-    Returns:
-        Records of each draw.
+        batch_size: Number of passes per batch.
 
     Raises:
         ConfigError: If a draw has another shape or contains an invalid index.
@@ -120,13 +84,12 @@ def evaluate_draws(
     for options in draws:
         if tuple(options.shape) != (len(image_set), n_layers):
             raise ConfigError(
-                f"options of {name!r} have {' x '.join(map(str, options.shape))} entries; allowed "
-                "is a row per image and an entry per "
-                f"gated layer, {len(image_set)} x {n_layers}."
+                f"options of {name!r} have shape {list(options.shape)}; allowed is "
+                f"[{len(image_set)}, {n_layers}], a row per image and a column per gated layer."
             )
         if bool(((options < 0) | (options >= n_actions)).any()):
             raise ConfigError(
-                f"options of {name!r} go from {int(options.min())} to {int(options.max())}; "
+                f"options of {name!r} are between {int(options.min())} and {int(options.max())}; "
                 f"allowed are indices from 0 to {n_actions - 1}."
             )
     n_draws = len(draws)
@@ -144,16 +107,9 @@ def evaluate_draws(
 
 
 def _run_tree(backbone: WalkableBackbone, images: Tensor, options: Tensor) -> Tensor:
-    """Run several passes per image, and each common prefix of their options once.
+    """Return the logits of each pass, ``[passes, classes]``; common prefixes of an image run once.
 
-    Args:
-        backbone: Backbone on the device of ``images``.
-        images: Input images, ``[batch, c, h, w]``.
-        options: Canonical option indices, int64 ``[passes, layers]``; pass ``i`` runs image ``i``
-            modulo the batch size.
-
-    Returns:
-        Logits of each pass, ``[passes, classes]``.
+    Pass ``i`` runs image ``i`` modulo the batch size at row ``i`` of the canonical ``options``.
     """
     costs, n = backbone.costs, len(options)
     state = run_stem(backbone, images)
@@ -164,7 +120,7 @@ def _run_tree(backbone: WalkableBackbone, images: Tensor, options: Tensor) -> Te
         layer = state.layer
         leaving = options[active, layer] == costs.exit_action
         if costs.exits and bool(leaving.any()):
-            assert isinstance(backbone, WithExits), "a network whose costs know exits has them"
+            assert isinstance(backbone, WithExits), "a backbone whose costs have exits"
             rows, answer_of = torch.unique(at[leaving], return_inverse=True)
             answers = backbone.answer(gather_rows(state.hidden, rows), layer)
             arrived.append(active[leaving])
@@ -193,23 +149,10 @@ def evaluate_static_table(
     name: str,
     batch_size: int = BATCH_SIZE,
 ) -> GateRecords:
-    """Run every image at a static bit table.
-
-    Args:
-        backbone: Backbone on the device of ``image_set``.
-        image_set: Images.
-        table: Option index of each gated layer.
-        name: Name of the records.
-        batch_size: Number of images per batch.
-
-    Returns:
-        Records of all images.
-
-    Raises:
-        ConfigError: If ``table`` has another length or contains an invalid index.
-    """
+    """Run every image at a static bit table, see ``evaluate_draws``."""
     options = torch.tensor(table).expand(len(image_set), -1)
-    return evaluate_options(backbone, image_set, options, name=name, batch_size=batch_size)
+    (records,) = evaluate_draws(backbone, image_set, [options], name=name, batch_size=batch_size)
+    return records
 
 
 def _record(

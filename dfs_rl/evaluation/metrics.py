@@ -1,25 +1,32 @@
-"""Pure metrics over predictions and chosen options; accuracies and differences are in percent."""
+"""Metrics of predictions and options in percent, paired intervals and the bootstrap."""
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from dfs_rl.errors import ConfigError
+from dfs_rl.utils.seeding import torch_generator
 
-# Two-sided 95 % quantile of the normal distribution.
 Z_95 = 1.959963984540054
+"""Two-sided 95 % quantile of the normal distribution."""
+BOOTSTRAP_DRAWS = 400
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interval:
+    """Interval with 95 % confidence."""
+
+    low: float
+    high: float
 
 
 class PairedDifference(NamedTuple):
-    """Mean difference between two methods on the same images, in points.
-
-    Attributes:
-        difference: Mean difference.
-        low: Lower end of the 95 % interval.
-        high: Upper end of the 95 % interval.
-    """
+    """Mean difference between two methods on the same images, with its 95 % interval, in points."""
 
     difference: float
     low: float
@@ -32,15 +39,7 @@ def accuracy_percent(correct: Tensor) -> float:
 
 
 def accuracy_error(accuracy: float, n: int) -> float:
-    """Return the binomial standard error of an accuracy.
-
-    Args:
-        accuracy: Accuracy in percent.
-        n: Number of images.
-
-    Returns:
-        Standard error in percentage points.
-    """
+    """Return the binomial standard error of an accuracy in percent over ``n`` images."""
     share = accuracy / 100.0
     return 100.0 * math.sqrt(share * (1.0 - share) / n)
 
@@ -65,14 +64,11 @@ def distinct_patterns(options: Tensor) -> int:
 
 
 def option_histogram(options: Tensor, n_options: int) -> Tensor:
-    """Return the share of images that run each layer at each option.
+    """Return the share of images per layer and option, float64 ``[layers, options]``.
 
     Args:
         options: Option indices, int64 ``[n, layers]``.
         n_options: Number of options.
-
-    Returns:
-        Shares, float64 ``[layers, options]``; each row sums to 1.
     """
     layers = options.shape[1]
     flat = options + n_options * torch.arange(layers)  # [n, layers], one bin per pair
@@ -93,16 +89,13 @@ def paired_difference(first: Tensor, second: Tensor) -> PairedDifference:
         first: Outcome of each image in [0, 1], ``[n]``.
         second: Outcome of the same images under the other method, ``[n]``.
 
-    Returns:
-        Mean of ``first - second`` in points and its 95 % interval.
-
     Raises:
         ConfigError: If the two do not cover the same number of images.
     """
     if first.shape != second.shape:
         raise ConfigError(
-            f"cannot pair {first.shape[0]} images with {second.shape[0]}; both methods must run on "
-            "the same images."
+            f"the methods have results of {first.shape[0]} and {second.shape[0]} images; a paired "
+            "difference needs the same images."
         )
     change = first.double() - second.double()
     n = change.shape[0] + 2
@@ -114,3 +107,36 @@ def paired_difference(first: Tensor, second: Tensor) -> PairedDifference:
         low=100.0 * (mean - margin),
         high=100.0 * (mean + margin),
     )
+
+
+@lru_cache(maxsize=4)
+def _bootstrap_weights(n: int) -> Tensor:
+    """Return the share of each image in each draw, float32 ``[n, draws]``."""
+    generator = torch_generator("bootstrap over images", n)
+    drawn = torch.randint(n, (BOOTSTRAP_DRAWS, n), generator=generator)
+    counts = torch.zeros(BOOTSTRAP_DRAWS, n).scatter_add_(1, drawn, torch.ones(BOOTSTRAP_DRAWS, n))
+    return counts.T / n
+
+
+def resampled_means(values: Tensor) -> Tensor:
+    """Return the mean over images in each bootstrap draw (Efron, 1979).
+
+    Calls with the same number of images use the same draws, so differences between methods are
+    paired.
+
+    Args:
+        values: Value of each image, ``[..., n]``.
+
+    Returns:
+        Mean in each draw, float32 ``[..., draws]``.
+    """
+    return values.float() @ _bootstrap_weights(values.shape[-1])
+
+
+def interval(draws: Sequence[float]) -> Interval:
+    """Return the central 95 % interval of the draws."""
+    tail = (1.0 - 0.95) / 2
+    low, high = torch.tensor(draws, dtype=torch.float64).quantile(
+        torch.tensor([tail, 1.0 - tail], dtype=torch.float64)
+    )
+    return Interval(low=float(low), high=float(high))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dfs_rl.costs import CostTable
 from dfs_rl.errors import CheckpointError
-from dfs_rl.evaluation.baselines.methods import MethodResult
+from dfs_rl.evaluation.baselines.registry import MethodResult
 from dfs_rl.evaluation.records import GateRecords
 from dfs_rl.utils.checkpoint import load_tensors, save_tensors
 
@@ -27,12 +27,7 @@ class PerImageResults(NamedTuple):
 
 
 class SplitResults(NamedTuple):
-    """Results of every method on both splits, by the method's key.
-
-    Attributes:
-        reported: Results on the reported split.
-        selection: Results on the selection split, for methods that can be deployed.
-    """
+    """Results by the method's key; ``selection`` has only methods that can be deployed."""
 
     reported: Mapping[str, PerImageResults]
     selection: Mapping[str, PerImageResults]
@@ -40,9 +35,16 @@ class SplitResults(NamedTuple):
 
 def per_image_results_of(methods: Sequence[MethodResult], costs: CostTable) -> SplitResults:
     """Average every method's records over its draws."""
+
+    def average(records: Sequence[GateRecords]) -> PerImageResults:
+        return PerImageResults(
+            torch.stack([r.correct.double() for r in records]).mean(dim=0).float(),
+            torch.stack([r.computation(costs) for r in records]).mean(dim=0).float(),
+        )
+
     return SplitResults(
-        {method.key: _average(method.records, costs) for method in methods},
-        {m.key: _average([m.selection], costs) for m in methods if m.selection is not None},
+        {method.key: average(method.records) for method in methods},
+        {m.key: average([m.selection]) for m in methods if m.selection is not None},
     )
 
 
@@ -52,9 +54,9 @@ def save_per_image_results(path: Path, results: SplitResults) -> None:
         path,
         {
             f"{split}/{key}/{name}": value
-            for split, of_methods in results._asdict().items()
-            for key, outcome in of_methods.items()
-            for name, value in outcome._asdict().items()
+            for split, by_method in results._asdict().items()
+            for key, of_method in by_method.items()
+            for name, value in of_method._asdict().items()
         },
     )
 
@@ -74,11 +76,4 @@ def load_per_image_results(path: Path) -> SplitResults:
             *({key: PerImageResults(**fields) for key, fields in found[s].items()} for s in found)
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path} does not hold the outcomes of an evaluation.") from error
-
-
-def _average(records: Sequence[GateRecords], costs: CostTable) -> PerImageResults:
-    return PerImageResults(
-        torch.stack([r.correct.double() for r in records]).mean(dim=0).float(),
-        torch.stack([r.computation(costs) for r in records]).mean(dim=0).float(),
-    )
+        raise CheckpointError(f"{path} has no per-image results of an evaluation.") from error

@@ -21,9 +21,7 @@ class GateRecords:
         name: Name of the method in tables.
         predictions: Predicted class, int64 ``[n]``.
         labels: True class, int64 ``[n]``.
-        options: Option index of each gated layer in the pass that made the prediction, int64
-            ``[n, layers]``; ``CostTable.exit_action`` for layers after the exit that an image
-            took.
+        options: Actions of each image in the pass that made the prediction, int64 ``[n, layers]``.
         log_likelihood: Log-probability of the true class, float64 ``[n]``.
         confidence: Largest class probability, float64 ``[n]``.
         gate_macs: MACs per image of the gate, 0 for methods that decide without a network.
@@ -48,16 +46,9 @@ class GateRecords:
     def __post_init__(self) -> None:
         n = self.labels.shape[0]
         if n == 0:
-            raise ConfigError(
-                f"the records of {self.name!r} hold no image; at least one is needed."
-            )
-        fields = {
-            "predictions": self.predictions,
-            "labels": self.labels,
-            "options": self.options,
-            "log_likelihood": self.log_likelihood,
-            "confidence": self.confidence,
-        }
+            raise ConfigError(f"the records of {self.name!r} have no image; at least 1 is needed.")
+        names = ("predictions", "labels", "options", "log_likelihood", "confidence")
+        fields: dict[str, Tensor] = {name: getattr(self, name) for name in names}
         if self.gate_macs_taken is not None:
             fields["gate_macs_taken"] = self.gate_macs_taken
         if self.first_pass is not None:
@@ -118,22 +109,21 @@ class GateRecords:
 
 
 def concatenate(parts: Sequence[GateRecords]) -> GateRecords:
-    """Concatenate the records of consecutive batches of one method.
+    """Concatenate the records of consecutive batches of one method."""
 
-    Args:
-        parts: Records of the same method, at least one.
-    """
-    taken = [part.gate_macs_taken for part in parts if part.gate_macs_taken is not None]
+    def join(field: str) -> Tensor:
+        return torch.cat([getattr(part, field) for part in parts])
+
     firsts = [part.first_pass for part in parts if part.first_pass is not None]
     return GateRecords(
         name=parts[0].name,
-        predictions=torch.cat([part.predictions for part in parts]),
-        labels=torch.cat([part.labels for part in parts]),
-        options=torch.cat([part.options for part in parts]),
-        log_likelihood=torch.cat([part.log_likelihood for part in parts]),
-        confidence=torch.cat([part.confidence for part in parts]),
+        predictions=join("predictions"),
+        labels=join("labels"),
+        options=join("options"),
+        log_likelihood=join("log_likelihood"),
+        confidence=join("confidence"),
         gate_macs=parts[0].gate_macs,
-        gate_macs_taken=torch.cat(taken) if taken else None,
+        gate_macs_taken=None if parts[0].gate_macs_taken is None else join("gate_macs_taken"),
         first_pass=FirstPass(
             options=torch.cat([first.options for first in firsts]),
             escalated=torch.cat([first.escalated for first in firsts]),

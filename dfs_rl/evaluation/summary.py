@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from dfs_rl.costs import FULL, CostTable, relative_cost
-from dfs_rl.evaluation.baselines.methods import MethodResult
+from dfs_rl.evaluation.baselines.registry import MethodResult, Role
 from dfs_rl.evaluation.metrics import (
     accuracy_error,
     accuracy_percent,
@@ -15,6 +15,7 @@ from dfs_rl.evaluation.metrics import (
 )
 from dfs_rl.evaluation.records import GateRecords
 from dfs_rl.evaluation.static_tables.scoring import static_table_bits
+from dfs_rl.evaluation.static_tables.search import SearchSummary
 from dfs_rl.evaluation.verdict import (
     Comparison,
     beyond_marginals,
@@ -32,7 +33,7 @@ class MethodSummary:
     Attributes:
         key: Stable name, as in ``MethodResult``.
         label: Name in tables and plots.
-        role: ``"gate"``, ``"fixed"``, ``"matched"`` or ``"oracle"``, as in ``MethodResult``.
+        role: Role, as in ``MethodResult``.
         n: Number of images.
         accuracy: Accuracy in percent, averaged over draws.
         accuracy_error: Binomial standard error in points, over the choice of images, not the seed.
@@ -51,7 +52,7 @@ class MethodSummary:
 
     key: str
     label: str
-    role: str
+    role: Role
     n: int
     accuracy: float
     accuracy_error: float
@@ -83,19 +84,6 @@ class CostShare:
     macs: float
     bits: int
     percent: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class SearchSummary:
-    """Effort of the search for the best static bit table; fields as in ``SearchResult``."""
-
-    accuracy: float
-    computation: float
-    budget: float
-    tables: int
-    images: int
-    finalists: int
-    exhaustive: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,72 +136,66 @@ class EvaluationSummary:
         return next((method for method in self.methods if method.key == key), None)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Subject:
-    """Evaluated data and gate, for the head of a summary; fields as in ``EvaluationSummary``."""
-
-    identity: str
-    dataset: str
-    fingerprint: str
-    split: str
-    class_names: tuple[str, ...]
-
-
 def summarize(
-    methods: Sequence[MethodResult], costs: CostTable, subject: Subject
+    methods: Sequence[MethodResult],
+    costs: CostTable,
+    *,
+    identity: str,
+    dataset: str,
+    fingerprint: str,
+    split: str,
+    class_names: tuple[str, ...],
 ) -> EvaluationSummary:
     """Compute the summary of an evaluation.
 
     Args:
-        methods: Results of the gate, if there is one, followed by those of its baselines.
-        costs: Cost model of the backbone.
-        subject: Evaluated data and gate.
+        methods: Results of the gate, if there is one, followed by those of the baselines.
+        costs: Cost table of the backbone.
+        identity: As in ``EvaluationSummary``, like the other arguments.
+        dataset: Name of the data set.
+        fingerprint: Digest of the data set's content.
+        split: Reported split.
+        class_names: Class names in label order.
     """
-    summaries = tuple(
-        summarize_method(method, costs, len(subject.class_names)) for method in methods
+    summaries = tuple(_summarize_method(method, costs, len(class_names)) for method in methods)
+    has_gate = methods[0].role == "gate"
+    comparisons = tuple(
+        _compare(methods[0], baseline, summaries[0], summary)
+        for baseline, summary in zip(methods[1:], summaries[1:], strict=True)
+        if has_gate
     )
-    gate = methods[0] if methods[0].role == "gate" else None
-    comparisons: tuple[Comparison, ...] = ()
-    if gate is not None:
-        comparisons = tuple(
-            _compare(gate, baseline, summaries[0], summary)
-            for baseline, summary in zip(methods[1:], summaries[1:], strict=True)
-        )
-    searches = [method.search for method in methods if method.search is not None]
-    learned = beyond_marginals(comparisons)
     records = methods[0].records[0]
     return EvaluationSummary(
-        identity=subject.identity,
-        dataset=subject.dataset,
-        fingerprint=subject.fingerprint,
-        split=subject.split,
+        identity=identity,
+        dataset=dataset,
+        fingerprint=fingerprint,
+        split=split,
         n=len(records),
-        class_names=subject.class_names,
+        class_names=class_names,
         options=costs.options.values,
         layers=costs.n_layers,
         methods=summaries,
         comparisons=comparisons,
-        beyond_marginals=learned,
+        beyond_marginals=beyond_marginals(comparisons),
         verdict=verdict_sentences(comparisons, summaries[0].accuracy, summaries[0].patterns)
-        if gate
+        if has_gate
         else (),
         shares=_shares(costs, records),
-        histogram=_histogram(records, costs.n_actions) if gate else (),
+        histogram=tuple(map(tuple, records.histogram(costs.n_actions).tolist()))
+        if has_gate
+        else (),
+        search=next((method.search for method in methods if method.search is not None), None),
         exits_after=costs.exits_after,
-        search=SearchSummary(
-            **{name: getattr(searches[0], name) for name in SearchSummary.__dataclass_fields__}
-        )
-        if searches
-        else None,
     )
 
 
-def summarize_method(method: MethodResult, costs: CostTable, n_classes: int) -> MethodSummary:
+def _summarize_method(method: MethodResult, costs: CostTable, n_classes: int) -> MethodSummary:
     """Return the figures of one method, averaged over its draws."""
-    outcome = _mean_correct(method)
+    correct = _mean_correct(method)
     draws = [records.accuracy for records in method.records]
-    accuracy = accuracy_percent(outcome)
+    accuracy = accuracy_percent(correct)
     first = method.records[0]
+    exit_shares = zip(*(records.exit_shares(costs) for records in method.records), strict=True)
     return MethodSummary(
         key=method.key,
         label=method.label,
@@ -227,11 +209,11 @@ def summarize_method(method: MethodResult, costs: CostTable, n_classes: int) -> 
         computation_dfs=_mean([r.computation(costs, "dfs").mean().item() for r in method.records]),
         bitops=_mean([r.bitops(costs).mean().item() for r in method.records]),
         patterns=_mean([float(r.patterns) for r in method.records]),
-        class_accuracy=class_accuracy(outcome, first.labels, n_classes),
+        class_accuracy=class_accuracy(correct, first.labels, n_classes),
         chosen_on=method.chosen_on,
         detail=method.detail,
         table=None if method.table is None else static_table_bits(method.table, costs.options),
-        exit_shares=_exit_shares(method, costs),
+        exit_shares=tuple(_mean(shares) for shares in exit_shares),
     )
 
 
@@ -283,15 +265,6 @@ def _shares(costs: CostTable, records: GateRecords) -> tuple[CostShare, ...]:
 def _share(name: str, macs: float, bits: int, costs: CostTable) -> CostShare:
     percent = 100.0 * macs * relative_cost(bits) / costs.total_macs
     return CostShare(name=name, macs=float(macs), bits=bits, percent=percent)
-
-
-def _exit_shares(method: MethodResult, costs: CostTable) -> tuple[float, ...]:
-    draws = [records.exit_shares(costs) for records in method.records]
-    return tuple(_mean(shares) for shares in zip(*draws, strict=True))
-
-
-def _histogram(records: GateRecords, n_options: int) -> tuple[tuple[float, ...], ...]:
-    return tuple(tuple(row) for row in records.histogram(n_options).tolist())
 
 
 def _mean(values: Sequence[float]) -> float:

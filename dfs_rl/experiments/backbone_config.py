@@ -14,11 +14,12 @@ from dfs_rl.backbones.interfaces import Recipe
 from dfs_rl.backbones.registry import SETTINGS, network_of
 from dfs_rl.backbones.resnet import FirstBlock
 from dfs_rl.backbones.transformer import TokenConfig
-from dfs_rl.costs import DEFAULT_BITS, FULL, SKIP, menu_of
+from dfs_rl.costs import DEFAULT_BITS, FULL, SKIP, parse_bit_options
 from dfs_rl.data import Dataset, channel_statistics
 from dfs_rl.data.load import flips_by_default
 from dfs_rl.errors import ConfigError
 from dfs_rl.experiments.config import DataSettings
+from dfs_rl.training.custom_model import build_custom_backbone
 from dfs_rl.training.supernet import SupernetConfig
 from dfs_rl.utils.config import PositiveInt, Seed, configuration
 from dfs_rl.utils.constants import DIGITS
@@ -100,31 +101,29 @@ class TrainBackboneConfig(DataSettings):
         if self.weights is not None and not is_constructor(self.backbone):
             raise ConfigError(
                 f"weights is {self.weights}, but backbone is {self.backbone!r}, which starts from "
-                "random ones; weights go with "
-                "module:function."
+                "random ones; weights go with module:function."
             )
         if self.flip is None:
             object.__setattr__(self, "flip", flips_by_default(self.dataset))
         # A named list of bits and its values count as one setting.
-        object.__setattr__(self, "bits", menu_of(self.bits))
+        object.__setattr__(self, "bits", parse_bit_options(self.bits))
         if self.recipe == "adn" or not is_constructor(self.backbone):
             network_of(self.backbone, self.recipe)
         if self.recipe == "adn":
-            check_skippable(self.menu)
+            check_skippable(self.bit_options)
         self._check_unused()
         if self.workers > self.training.batch_size:
             raise ConfigError(
                 f"workers is {self.workers}; at most {self.training.batch_size} can share a batch "
-                "of as many images "
-                "(training.batch_size)."
+                "of as many images (training.batch_size)."
             )
 
     @property
-    def menu(self) -> tuple[int, ...]:
+    def bit_options(self) -> tuple[int, ...]:
         """Bit options of every gated layer."""
         if self.plain:
             return (SKIP, FULL) if self.recipe == "adn" else (FULL,)
-        return menu_of(self.bits)
+        return parse_bit_options(self.bits)
 
     def _check_unused(self) -> None:
         """Raise ConfigError for settings that have no effect."""
@@ -132,7 +131,11 @@ class TrainBackboneConfig(DataSettings):
             raise ConfigError(
                 f"training.alpha is set, which belongs to the recipe adn, not {self.recipe}."
             )
-        for name, plain in {"bits": self.menu, "stem_bits": FULL, "per_channel": False}.items():
+        for name, plain in {
+            "bits": self.bit_options,
+            "stem_bits": FULL,
+            "per_channel": False,
+        }.items():
             if self.plain and self.is_set(name) and getattr(self, name) != plain:
                 raise ConfigError(
                     f"{name} is set, but with --plain nothing is quantized; leave one of them out."
@@ -166,20 +169,20 @@ def build(config: TrainBackboneConfig, dataset: Dataset) -> Backbone:
     """
     torch.manual_seed(stream_seed(config.seed, "weights"))
     if is_constructor(config.backbone):
-        from dfs_rl.training.custom_model import build_custom_backbone
-
         backbone = build_custom_backbone(
             config.backbone,
             dataset,
             weights=config.weights,
-            bits=config.menu,
+            bits=config.bit_options,
             stem_bits=FULL if config.plain else config.stem_bits,
             per_channel=config.per_channel,
         )
-        if (config.plain or config.is_set("bits")) and backbone.options.values != config.menu:
+        if (
+            config.plain or config.is_set("bits")
+        ) and backbone.options.values != config.bit_options:
             raise ConfigError(
-                f"{config.backbone} returns a backbone with the menu {_words(backbone.options)}, "
-                f"but asked for is {_words(config.menu)}; "
+                f"{config.backbone} returns a backbone with the bit options {_words(backbone.options)}, "
+                f"but asked for are {_words(config.bit_options)}; "
                 f"leave out {'--plain' if config.plain else '--bits'}, or let it return a model."
             )
         return backbone
@@ -189,7 +192,7 @@ def build(config: TrainBackboneConfig, dataset: Dataset) -> Backbone:
         "in_channels": channels,
         "n_classes": dataset.n_classes,
         "image_size": (height, width),
-        "bits": config.menu,
+        "bits": config.bit_options,
         "stem_bits": FULL if config.plain else config.stem_bits,
         "per_channel": config.per_channel,
         "width": config.width,
@@ -198,5 +201,5 @@ def build(config: TrainBackboneConfig, dataset: Dataset) -> Backbone:
     return network.make(channel_statistics(dataset.train.images), **shape)
 
 
-def _words(menu: Iterable[int]) -> str:
-    return " ".join(map(str, menu))
+def _words(bit_options: Iterable[int]) -> str:
+    return " ".join(map(str, bit_options))

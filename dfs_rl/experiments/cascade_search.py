@@ -32,7 +32,7 @@ def train(
     val = dataset.val.to(device)
     uniform = [m.records[0] for m in uniform_baselines(backbone.to_inference().to(device), val)]
     chosen = choose_cascade(uniform, costs, config.budget)
-    assert chosen is not None, "the budget suffices for the cheapest option, see validate"
+    assert chosen is not None, "validate checks the budget"
     records = run_cascade(uniform, chosen)
     text = cascade_text(chosen, records, backbone.options)
     print_status(f"Chosen on val: {text}.")

@@ -1,4 +1,4 @@
-"""Configuration of ``train_cascade``, which chooses a confidence cascade, a baseline of gates."""
+"""Configuration and command record of ``train_cascade``."""
 
 from dfs_rl.experiments.config import GateRunConfig
 from dfs_rl.experiments.gate_run import GateTrainingCommand
@@ -19,7 +19,8 @@ class TrainCascadeConfig(GateRunConfig):
 
 COMMAND = GateTrainingCommand(
     kind="train_cascade",
-    description="Choose a confidence cascade: a cheap pass for every image, a dearer one where the first is unsure.",
+    description="Choose a confidence cascade: a cheap pass for every image, an expensive one for "
+    "unsure answers.",
     config_type=TrainCascadeConfig,
     module="dfs_rl.experiments.cascade_search",
 )

@@ -29,7 +29,7 @@ from dfs_rl.utils.run_folder import RunFolder
 if TYPE_CHECKING:
     from dfs_rl.data import Dataset
     from dfs_rl.evaluation.comparison_records import ComparisonOfRuns, EvaluatedRun
-    from dfs_rl.reporting.html_report import GateSection
+    from dfs_rl.reporting.comparison_report import GateSection
 
 KIND = "compare"
 PROG = "python -m dfs_rl.compare"
@@ -40,7 +40,7 @@ _TRAINING_BYTES = 20_000
 """Approximate size of one training's settings in bytes."""
 _EXTRA_SETTINGS_FILE = "{}.yaml"
 """File of a comparison with the further settings of a command's gates."""
-_SECTION_FIGURES = {"options": "Bits at each layer", "images": "Cheapest and dearest images"}
+_SECTION_FIGURES = {"options": "Bits at each layer", "images": "Cheapest and most expensive images"}
 
 
 def _open_run(path: Path) -> RunFolder:
@@ -131,7 +131,7 @@ def _sections(
 ) -> list["GateSection"]:
     """Return each gate's figures, commands and settings."""
     from dfs_rl.evaluation.comparison_records import GATE
-    from dfs_rl.reporting.html_report import GateSection
+    from dfs_rl.reporting.comparison_report import GateSection
 
     prefixes = {(run.path, run.settings.get("budget")): run.figure_prefix for run in runs}
     commands = {
@@ -169,8 +169,8 @@ def _evaluate_and_compare(
     Raises:
         CheckpointError: If no run can be evaluated.
     """
-    from dfs_rl.evaluation.cache import EvaluationCache
     from dfs_rl.evaluation.comparison import check_comparable, compare_runs
+    from dfs_rl.experiments.evaluation import EvaluationCache
 
     by_folder: dict[Path, list[EvaluatedRun]] = {folder.path: [] for folder in folders}
     cache = EvaluationCache()  # static table search takes most of the time
@@ -194,10 +194,9 @@ def _evaluate_and_compare(
 def _write(
     folder: RunFolder, comparison: "ComparisonOfRuns", runs: "Sequence[EvaluatedRun]"
 ) -> None:
-    """Write the report into a folder, and the table to stdout."""
+    """Write the report into a folder."""
     from dfs_rl.reporting.comparison_figures import comparison_figures
-    from dfs_rl.reporting.comparison_tables import comparison_csv, comparison_text
-    from dfs_rl.reporting.html_report import html_report
+    from dfs_rl.reporting.comparison_report import html_report
 
     figures = comparison_figures(comparison)
     page = html_report(comparison, figures, _sections(comparison, runs))
@@ -208,21 +207,23 @@ def _write(
             stale.unlink()
         for number, png in enumerate(figures.bit_mixes.values(), start=1):
             write_bytes_atomic(folder.path / f"options-{number}.png", png)
-        write_bytes_atomic(folder.path / "points.csv", comparison_csv(comparison).encode())
+        points = comparison.to_frame().to_csv(index=False, lineterminator="\n")
+        write_bytes_atomic(folder.path / "points.csv", points.encode())
         write_json(folder.path / "comparison.json", config_to_dict(comparison))
         write_bytes_atomic(folder.path / "report.html", page.encode())
-    sys.stdout.write(comparison_text(comparison))
-    sys.stdout.flush()
-    print_status(f"The report is {folder.path / 'report.html'}.")
 
 
-def _compare_given(invocation: Invocation[CompareConfig]) -> None:
+def _compare_given(
+    config: CompareConfig,
+    dataset: "Dataset | str | None",
+    folder: RunFolder | None,
+    command: tuple[str, ...],
+) -> "tuple[RunFolder, ComparisonOfRuns]":
     """Compare finished runs without writing into them.
 
     Raises:
         ConfigError: If the comparison's folder is inside one of them.
     """
-    config, folder = invocation.config, invocation.resume
     opened = [_open_run(path) for path in config.runs]
     place = (config.run_dir or Path("runs")).resolve()
     for path in config.runs:
@@ -236,33 +237,56 @@ def _compare_given(invocation: Invocation[CompareConfig]) -> None:
         nonlocal folder
         # Created late, so that invalid input leaves no folder behind.
         folder = folder or RunFolder.create(
-            config.run_dir, kind=KIND, name="compare", config=config, command=invocation.command
+            config.run_dir, kind=KIND, name="compare", config=config, command=command
         )
         return folder
 
     def get_output_folder(run: RunFolder) -> Path:
         return own().path / EVALUATIONS_FOLDER / str(opened.index(run) + 1)
 
-    comparison, runs = _evaluate_and_compare(opened, {}, config.dataset, config, get_output_folder)
+    comparison, runs = _evaluate_and_compare(opened, {}, dataset, config, get_output_folder)
     _write(own(), comparison, runs)
+    return own(), comparison
 
 
 def run(invocation: Invocation[CompareConfig]) -> None:
-    """Compare newly trained gates, or the given runs."""
-    from dfs_rl.utils.device import resolve_device, set_threads
+    """Compare newly trained gates, or the given runs, and print the table."""
+    from dfs_rl.reporting.comparison_report import comparison_text
+    from dfs_rl.utils.device import set_threads
 
-    config = invocation.config
-    set_threads(config.threads, resumed=invocation.resume is not None)
+    set_threads(invocation.config.threads, resumed=invocation.resume is not None)
+    folder, comparison = compare(
+        invocation.config, resume=invocation.resume, command=invocation.command
+    )
+    sys.stdout.write(comparison_text(comparison))
+    sys.stdout.flush()
+    print_status(f"The report is {folder.path / 'report.html'}.")
+
+
+def compare(
+    config: CompareConfig,
+    dataset: "Dataset | None" = None,
+    *,
+    resume: RunFolder | None = None,
+    command: tuple[str, ...],
+) -> "tuple[RunFolder, ComparisonOfRuns]":
+    """Compare newly trained gates, or the given runs, and write the report.
+
+    Args:
+        config: Configuration of the comparison.
+        dataset: Data set; ``None`` loads that of the configuration.
+        resume: Comparison to resume; ``None`` creates one.
+        command: Command line to store in a new comparison's record.
+    """
+    from dfs_rl.utils.device import resolve_device
+
     resolve_device(config.device)
-    folder = invocation.resume
-
     if config.runs:
-        _compare_given(invocation)
-        return
+        return _compare_given(config, dataset or config.dataset, resume, command)
     assert config.dataset is not None
-    dataset = load_data(config, folder)
+    dataset = dataset or load_data(config, resume)
     config = replace(config, image_size=dataset.image_size)
-    folder = folder or _create_run(config, dataset, invocation.command)
+    folder = resume or _create_run(config, dataset, command)
     try:
         folders, failed = _train_gates(config, folder, dataset)
         comparison, runs = _evaluate_and_compare(
@@ -273,3 +297,4 @@ def run(invocation: Invocation[CompareConfig]) -> None:
             f"Interrupted and saved; go on with: {PROG} --resume {folder.path}"
         ) from None
     _write(folder, comparison, runs)
+    return folder, comparison

@@ -8,7 +8,7 @@ from typing import Literal
 import tyro
 
 from dfs_rl.errors import ConfigError
-from dfs_rl.evaluation.static_tables.config import SearchConfig
+from dfs_rl.evaluation.static_tables import SearchConfig
 from dfs_rl.experiments.benchmark import GateName
 from dfs_rl.experiments.config import BackboneSettings
 from dfs_rl.utils.config import PositiveFloat, PositiveInt, configuration

@@ -20,8 +20,8 @@ from dfs_rl.utils.run_records import read_record
 
 if TYPE_CHECKING:
     from dfs_rl.data import Dataset
-    from dfs_rl.evaluation.cache import EvaluationCache
     from dfs_rl.evaluation.comparison_records import EvaluatedRun
+    from dfs_rl.experiments.evaluation import EvaluationCache
     from dfs_rl.gating.budget_conditioning import BudgetConditioning
 
 

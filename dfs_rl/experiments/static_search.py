@@ -6,17 +6,21 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from dfs_rl.agents.evaluation_callback import Validator, rewards_of
 from dfs_rl.agents.logging import ProgressBar
+from dfs_rl.agents.static import EvaluatedTable
 from dfs_rl.agents.static.methods import STATIC_METHODS
-from dfs_rl.agents.static.tried import EvaluatedTable
+from dfs_rl.agents.validation import Validator, rewards_of
 from dfs_rl.backbones import StoredBackbone
 from dfs_rl.costs import CostTable
 from dfs_rl.data import Dataset
 from dfs_rl.envs.network_wide_env import NetworkWideEnv
 from dfs_rl.errors import CheckpointError
-from dfs_rl.evaluation.static_tables.budget import is_within_budget
-from dfs_rl.evaluation.static_tables.scoring import StaticTable, StaticTableScore, StaticTableScorer
+from dfs_rl.evaluation.static_tables.scoring import (
+    StaticTable,
+    StaticTableScore,
+    StaticTableScorer,
+    is_within_budget,
+)
 from dfs_rl.experiments.backbone_resolver import backbone_of_run, preview_backbone
 from dfs_rl.experiments.gate_run import N_VALIDATIONS, backbone_spec
 from dfs_rl.experiments.session import RunSession, TrainingResult
@@ -37,26 +41,18 @@ _SPLITS = ("agent", "val")
 
 
 def search_timesteps(config: TrainStaticConfig, costs: CostTable) -> int:
-    """Return the number of choices of a whole search, an upper bound for a greedy one."""
+    """Return the number of steps of a whole search, an upper bound for a greedy one."""
     if config.method == "greedy":
         return costs.n_layers * (len(costs.options) - 1)
     return config.episodes * costs.n_layers
 
 
 class StaticSearch:
-    """Scores of the static bit tables that a method tries, and the best table so far.
+    """Scores of the static bit tables that a method evaluates, and the best table so far.
 
     The state of a learner is not stored. A resumed run starts over from its seed and reads the
-    scores of the tables that it tried before. Scores take most of the time and are exact, so the
-    run ends with the same result.
-
-    Args:
-        config: Configuration of the run.
-        stored: Backbone of the run.
-        dataset: Data set; its agent split scores tables, its val split selects among the best.
-        run: Run folder; scores in it are reused.
-        device: Device that the backbone runs on.
-        bar: Progress bar.
+    scores of the tables that it evaluated before. Scores take most of the time and are exact, so
+    the run ends with the same result.
     """
 
     def __init__(
@@ -86,7 +82,7 @@ class StaticSearch:
             continuous=STATIC_METHODS[config.method].continuous,
             device=device,
         )
-        self.env.scorer.add_cached_scores(cached_scores["agent"])
+        self.env.scorer.cached_scores.update(cached_scores["agent"])
         self._board = self.session.open_board(purge_step=0 if any(cached_scores.values()) else None)
         # All validated tables are within the budget, so cost does not count.
         free = RewardWeights(cost=0.0)
@@ -104,28 +100,20 @@ class StaticSearch:
         self._validated_at: int | None = None
         self._began = time.perf_counter()
 
-    def on_table(self, tried: EvaluatedTable) -> bool:
+    def on_table(self, evaluated: EvaluatedTable) -> bool:
         """Log a table, validate and save if due; return False to stop the search."""
-        self._timesteps = tried.timesteps
-        figures = {"accuracy": tried.accuracy, "computation": tried.computation}
-        if tried.reward is not None:
-            figures["reward"] = tried.reward
-        self.session.log(
-            {
-                "kind": "episode",
-                "timesteps": tried.timesteps,
-                "options": list(tried.table),
-                **figures,
-            }
-        )
-        rate = tried.timesteps / (time.perf_counter() - self._began)
-        self._board.scalars(
-            {f"rollout/{k}": v for k, v in figures.items()} | {"time/steps_per_second": rate},
-            tried.timesteps,
-        )
-        self._bar.update(tried.timesteps, tried=f"{tried.accuracy:.1f} %")
+        self._timesteps = steps = evaluated.timesteps
+        figures = {"accuracy": evaluated.accuracy, "computation": evaluated.computation}
+        if evaluated.reward is not None:
+            figures["reward"] = evaluated.reward
+        options = list(evaluated.table)
+        self.session.log({"kind": "episode", "timesteps": steps, "options": options, **figures})
+        rate = steps / (time.perf_counter() - self._began)
+        rollout = {f"rollout/{name}": value for name, value in figures.items()}
+        self._board.scalars(rollout | {"time/steps_per_second": rate}, steps)
+        self._bar.update(steps, table=f"{evaluated.accuracy:.1f} %")
         requested = self.stop.requested  # read once: it may change at any moment
-        due = self.validator.is_due(tried.timesteps)
+        due = self.validator.is_due(steps)
         if due:
             self.validate()
         if due or requested:
@@ -153,7 +141,7 @@ class StaticSearch:
         """Store all scores."""
         tensors: dict[str, Tensor] = {}
         for split, scorer in zip(_SPLITS, (self.env.scorer, self._val), strict=True):
-            tensors |= {f"{split}.{k}": v for k, v in _to_tensors(scorer.cached_scores()).items()}
+            tensors |= {f"{split}.{k}": v for k, v in _to_tensors(scorer.cached_scores).items()}
         self._run.save_checkpoint(CHECKPOINT, tensors, {"images": self.config.images})
 
 
@@ -202,7 +190,6 @@ def train(
 
 
 def _to_tensors(scores: Mapping[StaticTable, StaticTableScore]) -> dict[str, Tensor]:
-    """Return scores as tensors, without loss of precision."""
     return {
         "tables": torch.tensor(list(scores), dtype=torch.int64),
         "correct": torch.tensor([score.correct for score in scores.values()]),
@@ -232,5 +219,5 @@ def _load_scores(run: RunFolder) -> dict[str, dict[StaticTable, StaticTableScore
         }
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
-            f"the scores in {run.checkpoint_dir} are not those of a search for a table: {error}."
+            f"the checkpoint in {run.checkpoint_dir} has no scores of static bit tables: {error}."
         ) from error

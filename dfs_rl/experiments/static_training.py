@@ -1,4 +1,4 @@
-"""Configuration of ``train_static``, which searches a static bit table, a baseline of gates."""
+"""Configuration and command record of ``train_static``."""
 
 from dfs_rl.agents.hyperparameters import StaticMethod
 from dfs_rl.experiments.config import GateRunConfig
@@ -30,7 +30,7 @@ class TrainStaticConfig(GateRunConfig):
 
 COMMAND = GateTrainingCommand(
     kind="train_static",
-    description="Find one table of bits for all images, by reinforcement or by a greedy search.",
+    description="Search one static bit table for all images, by reinforcement learning or greedily.",
     config_type=TrainStaticConfig,
     module="dfs_rl.experiments.static_search",
 )

@@ -17,10 +17,12 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import redirect_stderr
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from dfs_rl.data import Dataset
 from dfs_rl.errors import DfsRlError, TrainingError
+from dfs_rl.experiments.backbone_config import TrainBackboneConfig, build
+from dfs_rl.experiments.supernet_training import PROG, train_supernet
 from dfs_rl.training.distributed import LEADER, ParallelTrainer
 from dfs_rl.utils.device import resolve_device, set_threads
 from dfs_rl.utils.logging import print_status
@@ -29,51 +31,25 @@ from dfs_rl.utils.run_folder import RunFolder
 from dfs_rl.utils.signals import StopRequest, stop_on_interrupt
 from dfs_rl.utils.trusted_import import trusted_code, trusting
 
-if TYPE_CHECKING:
-    from dfs_rl.experiments.backbone_config import TrainBackboneConfig
-
 T = TypeVar("T")
 
 MAX_RESTARTS = 3
+# Files in the folder by which the command and the worker of rank 0 communicate.
+_STDERR = "stderr"  # of the worker
+_STARTED = "started"  # by a worker
+_STOP = "stop"  # requested by Ctrl-C
 _POLL = 0.2  # seconds between reads of the workers' output
 # Timeout in seconds between workers: validation takes long, and Ray detects dead workers itself.
 _WORKER_TIMEOUT = 24 * 3600
 
 
-class Channel(NamedTuple):
-    """Folder for communication between the command and the worker of rank 0.
-
-    Attributes:
-        folder: Path; it exists while the command waits.
-        interactive: True if the command's stderr is a terminal.
-    """
-
-    folder: Path
-    interactive: bool
-
-    @property
-    def stderr_file(self) -> Path:
-        """File with the worker's stderr."""
-        return self.folder / "stderr"
-
-    @property
-    def started(self) -> Path:
-        """File that the worker creates at its first start."""
-        return self.folder / "started"
-
-    @property
-    def stop(self) -> Path:
-        """File that the command creates on Ctrl-C."""
-        return self.folder / "stop"
-
-
 class _WorkerStderr(io.TextIOWrapper):
     """Stderr of the worker; a terminal if the command's is, to show progress bars."""
 
-    def __init__(self, channel: Channel) -> None:
-        file = channel.stderr_file.open("ab", buffering=0)
+    def __init__(self, folder: Path, *, interactive: bool) -> None:
+        file = (folder / _STDERR).open("ab", buffering=0)
         super().__init__(file, encoding="utf-8", newline="", write_through=True)
-        self._interactive = channel.interactive
+        self._interactive = interactive
 
     def isatty(self) -> bool:
         return self._interactive
@@ -90,7 +66,7 @@ class _StopFile(StopRequest):
         return self._path.exists()
 
 
-def train_with_workers(config: "TrainBackboneConfig", dataset: Dataset, run: RunFolder) -> None:
+def train_with_workers(config: TrainBackboneConfig, dataset: Dataset, run: RunFolder) -> None:
     """Train to the end, or resume from the run's last checkpoint.
 
     The result is stored in the run's ``backbone/``.
@@ -114,18 +90,17 @@ def train_with_workers(config: "TrainBackboneConfig", dataset: Dataset, run: Run
             store_bytes=dataset.memory_bytes,
         ),
     ):
-        channel = Channel(Path(folder), interactive=sys.stderr.isatty())
-        channel.stderr_file.touch()
-        outcome = _fit(config, dataset, run, channel, use_gpu=use_gpu)
+        (Path(folder) / _STDERR).touch()
+        outcome = _fit(config, dataset, run, Path(folder), use_gpu=use_gpu)
     if outcome is not None:
         raise outcome
 
 
 def _fit(
-    config: "TrainBackboneConfig",
+    config: TrainBackboneConfig,
     dataset: Dataset,
     run: RunFolder,
-    channel: Channel,
+    folder: Path,
     *,
     use_gpu: bool,
 ) -> BaseException | None:
@@ -133,11 +108,10 @@ def _fit(
     import ray
     from ray.exceptions import RayActorError
 
-    from dfs_rl.experiments.supernet_training import PROG
-
     settings = {
         "run": run,
-        "channel": channel,
+        "folder": folder,
+        "interactive": sys.stderr.isatty(),
         "dataset": ray.put(dataset),
         "trusted": trusted_code(),
     }
@@ -159,7 +133,7 @@ def _fit(
             ),
             run_config=RunConfig(
                 name="train",
-                storage_path=str(channel.folder),
+                storage_path=str(folder),
                 failure_config=FailureConfig(
                     max_failures=MAX_RESTARTS, controller_failure_limit=MAX_RESTARTS
                 ),
@@ -167,7 +141,7 @@ def _fit(
             ),
         )
     try:
-        result = _run_with_output(trainer.fit, channel)
+        result = _run_with_output(trainer.fit, folder)
     except WorkerGroupError as error:
         failures = error.worker_failures.values()
         causes = [getattr(failure, "health_check_failure", failure) for failure in failures]
@@ -176,30 +150,29 @@ def _fit(
                 raise cause from error
         if any(isinstance(cause, RayActorError) for cause in causes):
             raise TrainingError(
-                f"workers died {MAX_RESTARTS + 1} times, most likely for want of memory; what the "
-                "last checkpoint holds is "
-                f"saved. Go on with: {PROG} --resume {run.path}"
+                f"workers died {MAX_RESTARTS + 1} times, most likely for lack of memory; the last "
+                f"checkpoint is saved. Go on with: {PROG} --resume {run.path}"
             ) from error
         raise
     outcome: BaseException | None = result.return_value
     return outcome
 
 
-def _run_with_output(work: Callable[[], T], channel: Channel) -> T:
+def _run_with_output(work: Callable[[], T], folder: Path) -> T:
     """Run ``work`` in a thread; meanwhile forward the worker's stderr and Ctrl-C."""
     # In the main thread Ray Train handles Ctrl-C and discards the current epoch.
     executor = ThreadPoolExecutor(1)
     try:
         future = executor.submit(work)
         with (
-            channel.stderr_file.open(encoding="utf-8", errors="replace", newline="") as stderr_file,
+            (folder / _STDERR).open(encoding="utf-8", errors="replace", newline="") as worker,
             stop_on_interrupt() as stop,
         ):
             while not future.done():
                 wait([future], timeout=_POLL)
                 if stop.requested:
-                    channel.stop.touch()
-                sys.stderr.write(stderr_file.read())
+                    (folder / _STOP).touch()
+                sys.stderr.write(worker.read())
                 sys.stderr.flush()
         return future.result()
     finally:
@@ -219,11 +192,8 @@ def _train(settings: dict[str, Any]) -> BaseException | None:
     """
     import ray
 
-    from dfs_rl.experiments.backbone_config import TrainBackboneConfig, build
-    from dfs_rl.experiments.supernet_training import train_supernet
-
     run: RunFolder = settings["run"]
-    channel: Channel = settings["channel"]
+    folder: Path = settings["folder"]
     config = run.config(TrainBackboneConfig)
     set_threads(config.threads, resumed=True)
     dataset: Dataset = ray.get(settings["dataset"])
@@ -240,12 +210,12 @@ def _train(settings: dict[str, Any]) -> BaseException | None:
         trainer.follow()
         return None
     outcome = None
-    with redirect_stderr(_WorkerStderr(channel)):
-        if channel.started.exists():
-            print_status("A worker was lost; all go on from the last checkpoint.")
-        channel.started.touch()
+    with redirect_stderr(_WorkerStderr(folder, interactive=settings["interactive"])):
+        if (folder / _STARTED).exists():
+            print_status("A worker was lost; all continue from the last checkpoint.")
+        (folder / _STARTED).touch()
         try:
-            train_supernet(config, trainer, dataset, run, stop=_StopFile(channel.stop))
+            train_supernet(config, trainer, dataset, run, stop=_StopFile(folder / _STOP))
         except (DfsRlError, OSError, KeyboardInterrupt) as error:
             outcome = error
     trainer.dismiss()

@@ -13,18 +13,11 @@ from dfs_rl.gating.cascade import CascadeGate
 from dfs_rl.gating.networks import (
     ExitInfo,
     LearnedGate,
-    LSTMGate,
-    MLPGate,
-    OneShotGate,
 )
+from dfs_rl.gating.registry import GATES, gate_kind
 from dfs_rl.utils.checkpoint import check_finite, load_tensors, save_tensors
 from dfs_rl.utils.manifest import read_manifest, write_manifest
 
-KINDS: dict[str, type[MLPGate | LSTMGate | OneShotGate]] = {
-    "mlp": MLPGate,
-    "lstm": LSTMGate,
-    "oneshot": OneShotGate,
-}
 TABLE = "table"
 """Kind of a static bit table, which has no weights."""
 CASCADE = "cascade"
@@ -55,7 +48,7 @@ def save_gate(gate: StoredGate, folder: Path) -> None:
     save_tensors(folder / WEIGHTS_FILE, gate.state_dict())
     write_manifest(
         folder / STRUCTURE_FILE,
-        kind=next(kind for kind, made in KINDS.items() if type(gate) is made),
+        kind=gate_kind(gate),
         version=FORMAT,
         parts={
             "name": gate.name,
@@ -78,7 +71,7 @@ def load_gate(folder: Path) -> StoredGate:
         CheckpointError: If it is missing, damaged or of another kind or format.
     """
     path = folder / STRUCTURE_FILE
-    record = read_manifest(path, what="gate", kinds=(*KINDS, TABLE, CASCADE), version=FORMAT)
+    record = read_manifest(path, what="gate", kinds=(*GATES, TABLE, CASCADE), version=FORMAT)
     try:
         if record["kind"] == TABLE:
             return TableGate(
@@ -95,7 +88,7 @@ def load_gate(folder: Path) -> StoredGate:
                 options=BitOptions(_integers(record["bits"])),
                 name=str(record["name"]),
             )
-        gate = KINDS[str(record["kind"])](
+        gate = GATES[str(record["kind"])](
             _integers(record["feature_sizes"]),
             BitOptions(_integers(record["bits"])),
             feature_macs=_number(record["feature_macs"]),

@@ -1,11 +1,10 @@
 """Quantizers as pure functions, and the layers built on them."""
 
 from dfs_rl.quantization.functional import (
-    Grid,
+    QuantRange,
     fake_quantize,
-    grid,
-    mse_step,
-    round_to_grid,
+    mse_scale,
+    nearest_codes,
     to_codes,
 )
 from dfs_rl.quantization.inference import inference_form, to_inference
@@ -27,14 +26,13 @@ __all__ = [
     "FractionalConvNorm",
     "FractionalLinear",
     "FractionalMatmul",
-    "Grid",
     "LayerNormPerBits",
     "LayerQuantizers",
+    "QuantRange",
     "fake_quantize",
-    "grid",
     "inference_form",
-    "mse_step",
-    "round_to_grid",
+    "mse_scale",
+    "nearest_codes",
     "to_codes",
     "to_inference",
 ]

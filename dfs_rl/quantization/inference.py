@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dfs_rl.costs import FULL
-from dfs_rl.quantization.functional import Grid, grid, to_codes
+from dfs_rl.quantization.functional import QuantRange, to_codes
 from dfs_rl.quantization.int8 import IntegerConv2d, integer_convolutions_are_exact, to_uint8_codes
 from dfs_rl.quantization.modules import (
     BatchNormPerBits,
@@ -28,8 +28,8 @@ from dfs_rl.quantization.modules import (
     LayerQuantizers,
 )
 
-BF16_EXACT_BITS = 8
 BYTE_BITS = 8
+"""Bits of a code that fits a byte, and bfloat16's mantissa."""
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 InferenceForm = Callable[[Any, torch.dtype], nn.Module]
@@ -82,6 +82,12 @@ def copy_for_inference(module: ModuleT, dtype: torch.dtype) -> ModuleT:
     return copied
 
 
+def _hold(module: nn.Module, **constants: Tensor) -> None:
+    """Register copies of tensors as buffers."""
+    for name, tensor in constants.items():
+        module.register_buffer(name, tensor.detach().clone())
+
+
 class PerBits(nn.Module):
     """Inference forms of an operator, one for each bit width and set of norms.
 
@@ -95,7 +101,7 @@ class PerBits(nn.Module):
     def __init__(self, bits: Sequence[int], forms: Sequence[nn.Module]) -> None:
         super().__init__()
         self.forms = nn.ModuleList(forms)
-        # A dictionary beside it, since torch finds the items of its lists slowly.
+        # A dictionary too, since torch finds the items of its lists slowly.
         self._at: dict[tuple[int | None, int], nn.Module] = {
             (bits[i % len(bits)], i // len(bits)): form for i, form in enumerate(forms)
         }
@@ -119,22 +125,24 @@ class MatmulPerBits(PerBits):
         return cast("Tensor", self._at[bits, 0](first, second))
 
 
-def quantize_input(x: Tensor, inverse_step: Tensor, codes: Grid) -> Tensor:
+def _input_codes(x: Tensor, inverse_scale: Tensor, quant_range: QuantRange) -> Tensor:
     """Return the float32 codes of ``x``; a fresh tensor, never ``x`` itself."""
-    scaled = x.float() * inverse_step
-    if codes.gap == 1:
-        return scaled.round_().clamp_(codes.lowest, codes.highest)
-    return torch.where(scaled > 0, float(codes.highest), float(codes.lowest))
+    scaled = x.float() * inverse_scale
+    qmin, qmax, gap = quant_range
+    if gap == 1:
+        return scaled.round_().clamp_(qmin, qmax)
+    return torch.where(scaled > 0, float(qmax), float(qmin))
 
 
-def input_and_weight_codes(
+def _quantized(
     quantizers: LayerQuantizers, weight: Tensor, bits: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return (inverse input scale, weight codes, product of both scales per channel or scalar)."""
-    input_step = quantizers.input_step_of(bits)
-    weight_step = quantizers.weight_step_of(bits, weight)
-    codes = to_codes(weight, weight_step, grid(bits, signed=True))
-    return input_step.reciprocal(), codes, (input_step * weight_step).flatten()
+) -> tuple[QuantRange, Tensor, Tensor, Tensor]:
+    """Return input range, inverse input scale, weight codes, product of both scales (flat)."""
+    input_scale = quantizers.input_scale(bits)
+    weight_scale = quantizers.weight_scale(bits, weight)
+    codes = to_codes(weight, weight_scale, QuantRange.of(bits, signed=True))
+    input_range = QuantRange.of(bits, signed=quantizers.signed_input)
+    return input_range, input_scale.reciprocal(), codes, (input_scale * weight_scale).flatten()
 
 
 class InferenceConv2d(nn.Module):
@@ -147,6 +155,11 @@ class InferenceConv2d(nn.Module):
         norm_set: One of its sets of norms.
     """
 
+    inverse_scale: Tensor
+    weight: Tensor
+    scale: Tensor
+    bias: Tensor
+
     def __init__(
         self,
         source: FractionalConv2d,
@@ -157,35 +170,32 @@ class InferenceConv2d(nn.Module):
     ) -> None:
         super().__init__()
         scale, bias = source.scale_and_shift(bits, norm_set)
-        weight: Tensor = source.weight
         self.geometry = source.geometry
-        self.codes: Grid | None = None
-        self.inverse_step: Tensor
-        inverse_step = torch.ones(())
+        self.dtype = dtype
+        self.quant_range: QuantRange | None = None
         if bits == FULL:
-            weight = weight * scale.reshape(-1, 1, 1, 1)
+            inverse_scale, weight = torch.ones(()), source.weight * scale.reshape(-1, 1, 1, 1)
             scale = torch.ones_like(scale)
         else:
-            self.codes = grid(bits, signed=source.quantizers.signed_input)
-            inverse_step, weight, product = input_and_weight_codes(source.quantizers, weight, bits)
+            self.quant_range, inverse_scale, weight, product = _quantized(
+                source.quantizers, source.weight, bits
+            )
             scale = scale * product
-        self.weight: Tensor
-        self.scale: Tensor
-        self.bias: Tensor
-        self.dtype = dtype
         # Codes of more than 8 bit do not fit bfloat16's mantissa.
-        weight_dtype = torch.float32 if FULL > bits > BF16_EXACT_BITS else dtype
-        packed = weight.detach().to(weight_dtype).contiguous(memory_format=torch.channels_last)
-        self.register_buffer("inverse_step", inverse_step.detach().float())
-        self.register_buffer("weight", packed)
-        self.register_buffer("scale", scale.detach().reshape(1, -1, 1, 1).to(dtype))
-        self.register_buffer("bias", bias.detach().reshape(1, -1, 1, 1).to(dtype))
+        weight_dtype = torch.float32 if FULL > bits > BYTE_BITS else dtype
+        _hold(
+            self,
+            inverse_scale=inverse_scale.float(),
+            weight=weight.to(weight_dtype).contiguous(memory_format=torch.channels_last),
+            scale=scale.reshape(1, -1, 1, 1).to(dtype),
+            bias=bias.reshape(1, -1, 1, 1).to(dtype),
+        )
         self._integer: IntegerConv2d | None = None
         self.may_use_integers = (
             self.geometry.groups == 1
-            and self.codes is not None
-            and self.codes.lowest == 0
-            and self.codes.highest < 2**BYTE_BITS
+            and self.quant_range is not None
+            and self.quant_range.qmin == 0
+            and self.quant_range.qmax < 2**BYTE_BITS
             and dtype == torch.float32
         )
 
@@ -214,94 +224,81 @@ class InferenceConv2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return a fresh ``[batch, out, h, w]`` that the caller may change in place."""
-        if self.codes is None:
+        if self.quant_range is None:
             return self.geometry.convolve(x.to(self.dtype), self.weight, self.bias.flatten())
         if self.fits_integers(x):
-            return self.integer(to_uint8_codes(x, self.inverse_step, self.codes.highest))
-        codes = quantize_input(x, self.inverse_step, self.codes).to(self.weight.dtype)
+            return self.integer(to_uint8_codes(x, self.inverse_scale, self.quant_range.qmax))
+        codes = _input_codes(x, self.inverse_scale, self.quant_range).to(self.weight.dtype)
         out = self.geometry.convolve(codes, self.weight)
         return out.to(self.dtype).mul_(self.scale).add_(self.bias)
 
 
 class InferenceLinear(nn.Module):
-    """A linear layer at one bit width, in float32.
+    """A linear layer at one bit width, by default the only one, in float32."""
 
-    Args:
-        source: The trained layer.
-        bits: One of its bit widths, by default the only one.
-    """
+    inverse_scale: Tensor
+    weight: Tensor
+    scale: Tensor
+    bias: Tensor
 
     def __init__(self, source: FractionalLinear, bits: int | None = None) -> None:
         super().__init__()
         bits = source.bits[0] if bits is None else bits
-        self.codes: Grid | None = None
-        inverse_step, scale = torch.ones(()), torch.ones(())
+        self.quant_range: QuantRange | None = None
+        inverse_scale, scale = torch.ones(()), torch.ones(())
         weight: Tensor = source.weight
         if bits != FULL:
-            self.codes = grid(bits, signed=source.quantizers.signed_input)
-            inverse_step, weight, scale = input_and_weight_codes(source.quantizers, weight, bits)
+            self.quant_range, inverse_scale, weight, scale = _quantized(
+                source.quantizers, weight, bits
+            )
         bias = torch.zeros(len(weight)) if source.bias is None else source.bias
-        self.inverse_step: Tensor
-        self.weight: Tensor
-        self.scale: Tensor
-        self.bias: Tensor
-        self.register_buffer("inverse_step", inverse_step.detach().clone())
-        self.register_buffer("weight", weight.detach().clone())
-        self.register_buffer("scale", scale.detach().clone())
-        self.register_buffer("bias", bias.detach().clone())
+        _hold(self, inverse_scale=inverse_scale, weight=weight, scale=scale, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map float32 ``[..., in]`` to ``[..., out]``."""
-        if self.codes is not None:
-            x = quantize_input(x, self.inverse_step, self.codes)
+        if self.quant_range is not None:
+            x = _input_codes(x, self.inverse_scale, self.quant_range)
         return functional.linear(x, self.weight) * self.scale + self.bias
 
 
 class InferenceMatmul(nn.Module):
-    """A product of two activations at one bit width.
+    """A product of two activations at one bit width."""
 
-    Args:
-        source: The trained product.
-        bits: One of its bit widths.
-    """
+    scales: Tensor
 
     def __init__(self, source: FractionalMatmul, bits: int) -> None:
         super().__init__()
         quantizers = source.quantizers
-        self.grids: tuple[Grid, Grid] | None = None
-        self.steps: Tensor
-        steps = torch.ones(2)
+        self.quant_ranges: tuple[QuantRange, QuantRange] | None = None
+        scales = torch.ones(2)
         if bits != FULL:
-            self.grids = (grid(bits, signed=quantizers.signed_input), grid(bits, signed=True))
-            second = quantizers.weight_log_step[quantizers.bits.index(bits)].exp()
-            steps = torch.stack([quantizers.input_step_of(bits), second])
-        self.register_buffer("steps", steps.detach().clone())
+            self.quant_ranges = (
+                QuantRange.of(bits, signed=quantizers.signed_input),
+                QuantRange.of(bits, signed=True),
+            )
+            second = quantizers.weight_log_scale[quantizers.bits.index(bits)].exp()
+            scales = torch.stack([quantizers.input_scale(bits), second])
+        _hold(self, scales=scales)
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
         """Multiply ``[..., n, k]`` by ``[..., k, m]``."""
-        if self.grids is None:
+        if self.quant_ranges is None:
             return first @ second
-        inverse = self.steps.reciprocal()
-        codes = quantize_input(first, inverse[0], self.grids[0])
-        return (codes @ quantize_input(second, inverse[1], self.grids[1])) * self.steps.prod()
+        inverse = self.scales.reciprocal()
+        codes = _input_codes(first, inverse[0], self.quant_ranges[0])
+        return (codes @ _input_codes(second, inverse[1], self.quant_ranges[1])) * self.scales.prod()
 
 
 class InferenceBatchNorm(nn.Module):
-    """A batch norm at one bit width: a scale and a shift.
+    """A batch norm at one bit width: a scale and a shift."""
 
-    Args:
-        source: The trained norm.
-        bits: One of its bit widths.
-        norm_set: One of its sets.
-    """
+    scale: Tensor
+    shift: Tensor
 
     def __init__(self, source: BatchNormPerBits, bits: int, norm_set: int = 0) -> None:
         super().__init__()
-        self.scale: Tensor
-        self.shift: Tensor
         scale, shift = source.scale_and_shift(bits, norm_set)
-        self.register_buffer("scale", scale.detach().clone())
-        self.register_buffer("shift", shift.detach().clone())
+        _hold(self, scale=scale, shift=shift)
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise ``[batch, channels, ...]``."""
@@ -388,13 +385,13 @@ def convolve_in_turn(
         for convolution in others:
             out = convolution(out.relu_())
         return cast("Tensor", out)
-    codes = to_uint8_codes(x, first.inverse_step, _highest(first))
+    codes = to_uint8_codes(x, first.inverse_scale, _qmax(first))
     for convolution, following in pairwise(forms):
-        step = 1.0 / float(following.inverse_step)
-        codes = convolution.integer.to_codes(codes, step=step, highest=_highest(following))
+        scale = 1.0 / float(following.inverse_scale)
+        codes = convolution.integer.to_codes(codes, scale=scale, qmax=_qmax(following))
     return forms[-1].integer(codes)
 
 
-def _highest(convolution: InferenceConv2d) -> int:
-    assert convolution.codes is not None, "only quantized convolutions fit integers"
-    return convolution.codes.highest
+def _qmax(convolution: InferenceConv2d) -> int:
+    assert convolution.quant_range is not None, "only quantized convolutions fit integers"
+    return convolution.quant_range.qmax

@@ -22,9 +22,9 @@ _INPUT_SCALE = 1.0
 _ZERO_POINT = 0
 
 
-def to_uint8_codes(x: Tensor, inverse_step: Tensor, highest: int) -> Tensor:
-    """Return the codes 0 to ``highest`` of float32 ``x`` as uint8, in the same memory layout."""
-    return (x * inverse_step).clamp_(0, highest).add_(_ROUNDING).view(torch.int32).to(torch.uint8)
+def to_uint8_codes(x: Tensor, inverse_scale: Tensor, qmax: int) -> Tensor:
+    """Return the codes 0 to ``qmax`` of float32 ``x`` as uint8, in the same memory layout."""
+    return (x * inverse_scale).clamp_(0, qmax).add_(_ROUNDING).view(torch.int32).to(torch.uint8)
 
 
 class IntegerConv2d:
@@ -62,12 +62,17 @@ class IntegerConv2d:
         """Map uint8 codes ``[batch, in, h, w]`` to a fresh float32 ``[batch, out, h', w']``."""
         return self._run(codes, 1.0, torch.float32, "none", [])
 
-    def to_codes(self, codes: Tensor, *, step: float, highest: int) -> Tensor:
-        """Map uint8 codes to those of the output's ReLU, 0 to ``highest`` at scale ``step``."""
-        return self._run(codes, step, torch.uint8, "hardtanh", [0.0, highest * step])
+    def to_codes(self, codes: Tensor, *, scale: float, qmax: int) -> Tensor:
+        """Map uint8 codes to those of the output's ReLU, 0 to ``qmax`` at ``scale``."""
+        return self._run(codes, scale, torch.uint8, "hardtanh", [0.0, qmax * scale])
 
     def _run(
-        self, codes: Tensor, step: float, dtype: torch.dtype, after: str, limits: list[float]
+        self,
+        codes: Tensor,
+        output_scale: float,
+        dtype: torch.dtype,
+        after: str,
+        limits: list[float],
     ) -> Tensor:
         result = torch.ops.onednn.qconv_pointwise(
             codes,
@@ -78,7 +83,7 @@ class IntegerConv2d:
             self._zero_points,
             self._bias,
             *self._moves,
-            step,
+            output_scale,
             _ZERO_POINT,
             dtype,
             after,
@@ -111,7 +116,7 @@ def integer_convolutions_are_exact() -> bool:
     try:
         convolution = IntegerConv2d(weight, scale, bias, geometry=ConvGeometry(padding=(1, 1)))
         floats = convolution(codes.to(torch.uint8))
-        rounded = convolution.to_codes(codes.to(torch.uint8), step=8.0, highest=15)
+        rounded = convolution.to_codes(codes.to(torch.uint8), scale=8.0, qmax=15)
     except (RuntimeError, AttributeError, TypeError):
         return False
     expected_codes = (expected / 8.0).round().clamp(0, 15)

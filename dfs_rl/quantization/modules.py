@@ -1,4 +1,4 @@
-"""Modules that run at any bit width of a menu: shared weights, one scale and one norm per width."""
+"""Modules that run at any of several bit widths: shared weights, one scale and one norm per width."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from dfs_rl.costs import FULL, SKIP
 from dfs_rl.errors import ConfigError
-from dfs_rl.quantization.functional import fake_quantize, grid, lsq_gradient_scale, mse_step
+from dfs_rl.quantization.functional import QuantRange, fake_quantize, lsq_gradient_scale, mse_scale
 
 NORM_MOMENTUM = 0.1
 NORM_EPSILON = 1e-5
@@ -38,12 +38,7 @@ class LayerQuantizers(nn.Module):
 
     The parameters are logarithms of scales, as in TQT (Jain et al., MLSys 2020): a scale stays
     positive, and its updates are relative to its size, which spans three orders of magnitude
-    between 2 and 16 bit.
-
-    Args:
-        bits: Bit widths of the layer; 32 needs no quantizer and is left out.
-        signed_input: Whether the input can be negative (an image) or not (after a ReLU).
-        channels: Number of output channels for one weight scale per channel, None per layer.
+    between 2 and 16 bit. With ``channels``, weights have one scale per output channel.
     """
 
     def __init__(
@@ -54,55 +49,46 @@ class LayerQuantizers(nn.Module):
         self.signed_input = signed_input
         self.per_channel = channels is not None
         weight_shape = (len(self.bits), channels) if channels is not None else (len(self.bits),)
-        self.input_log_step = nn.Parameter(torch.zeros(len(self.bits)))
-        self.weight_log_step = nn.Parameter(torch.zeros(weight_shape))
+        self.input_log_scale = nn.Parameter(torch.zeros(len(self.bits)))
+        self.weight_log_scale = nn.Parameter(torch.zeros(weight_shape))
 
-    def input_step_of(self, bits: int) -> Tensor:
+    def input_scale(self, bits: int) -> Tensor:
         """Return the scale of the input at ``bits``, a scalar."""
-        return self.input_log_step[self.bits.index(bits)].exp()
+        return self.input_log_scale[self.bits.index(bits)].exp()
 
-    def weight_step_of(self, bits: int, weight: Tensor) -> Tensor:
+    def weight_scale(self, bits: int, weight: Tensor) -> Tensor:
         """Return the scale of the weight at ``bits``, broadcastable to ``weight``."""
-        step = self.weight_log_step[self.bits.index(bits)].exp()
-        return step.reshape(-1, *[1] * (weight.dim() - 1)) if self.per_channel else step
+        scale = self.weight_log_scale[self.bits.index(bits)].exp()
+        return scale.reshape(-1, *[1] * (weight.dim() - 1)) if self.per_channel else scale
 
     def forward(self, x: Tensor, weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
         """Quantize an input ``[batch, ...]`` and a weight; LSQ scales gradients per sample."""
-        inputs, weights = grid(bits, signed=self.signed_input), grid(bits, signed=True)
-        per_step = weight[0].numel() if self.per_channel else weight.numel()
+        inputs, weights = self._ranges(bits)
+        shared = weight[0].numel() if self.per_channel else weight.numel()
+        factors = lsq_gradient_scale(x[0].numel(), inputs), lsq_gradient_scale(shared, weights)
+        weight_scale = self.weight_scale(bits, weight)
         return (
-            fake_quantize(
-                x,
-                self.input_step_of(bits),
-                inputs,
-                gradient_scale=lsq_gradient_scale(x[0].numel(), inputs),
-            ),
-            fake_quantize(
-                weight,
-                self.weight_step_of(bits, weight),
-                weights,
-                gradient_scale=lsq_gradient_scale(per_step, weights),
-            ),
+            fake_quantize(x, self.input_scale(bits), inputs, gradient_scale=factors[0]),
+            fake_quantize(weight, weight_scale, weights, gradient_scale=factors[1]),
         )
 
     @torch.no_grad()
     def calibrate(self, x: Tensor, weight: Tensor) -> None:
         """Set every scale to the one with the least squared error on this input and weight."""
         for i, bits in enumerate(self.bits):
-            self.input_log_step[i] = mse_step(x, grid(bits, signed=self.signed_input)).log()
-            self.weight_log_step[i] = mse_step(
-                weight, grid(bits, signed=True), per_channel=self.per_channel
-            ).log()
+            inputs, weights = self._ranges(bits)
+            self.input_log_scale[i] = mse_scale(x, inputs).log()
+            scale = mse_scale(weight, weights, per_channel=self.per_channel)
+            self.weight_log_scale[i] = scale.log()
+
+    def _ranges(self, bits: int) -> tuple[QuantRange, QuantRange]:
+        return QuantRange.of(bits, signed=self.signed_input), QuantRange.of(bits, signed=True)
 
 
 class FractionalLayer(nn.Module):
     """Base of the modules with quantizers; a subclass sets all attributes.
 
-    Attributes:
-        bits: Bit widths, ascending.
-        weight: The weight, shared by all bit widths.
-        quantizers: Quantizers of the input and the weight.
-        calibrating: Whether every forward pass sets the scales from the input it gets.
+    While ``calibrating``, every forward pass sets the scales from the input it gets.
     """
 
     bits: tuple[int, ...]
@@ -116,7 +102,7 @@ class FractionalLayer(nn.Module):
             self.quantizers.calibrate(x, self.weight)
         return (x, self.weight) if bits == FULL else self.quantizers(x, self.weight, bits)
 
-    def calibrate_steps(self, *, on: bool) -> None:
+    def calibrate_scales(self, *, on: bool) -> None:
         """Start or stop setting the scales from every input."""
         self.calibrating = on
 
@@ -127,12 +113,6 @@ class NormPerBits(nn.Module):
     Quantization moves the statistics of outputs (Jin et al., AdaBits, CVPR 2020), and so do the
     layers that run later (Kang et al., "Adaptive Depth Networks with Skippable Sub-Paths", NeurIPS
     2024): further sets are for other modes of the network.
-
-    Args:
-        channels: Number of channels.
-        bits: Bit widths, ascending.
-        sets: Number of sets.
-        epsilon: Added to variances.
 
     Attributes:
         norm_weight: Scales, ``[sets * bits, channels]``.
@@ -159,7 +139,7 @@ class NormPerBits(nn.Module):
         return self.norm_weight, self.norm_bias
 
     @torch.no_grad()
-    def copy_dearest_norm(self) -> None:
+    def copy_full_norm(self) -> None:
         """Copy the row of the largest bit width to all others of its set."""
         for tensor in self.norm_tensors():
             sets = tensor.view(self.norm_sets, len(self.bits), -1)
@@ -291,16 +271,7 @@ class FractionalConv2d(FractionalLayer):
 class FractionalConvNorm(FractionalConv2d):
     """An untrained convolution with batch norm; at stride 1 it keeps height and width.
 
-    Args:
-        in_channels: Input channels.
-        out_channels: Output channels.
-        bits: Bit widths, see ``FractionalConv2d``.
-        kernel_size: Height and width of the kernel, odd.
-        stride: 1 or 2.
-        groups: Number of groups of channels; as many as channels make it depthwise.
-        signed_input: Whether the input can be negative.
-        per_channel: One weight scale per output channel instead of one per layer.
-        norm_sets: Number of sets of norms, see ``NormPerBits``.
+    See ``torch.nn.Conv2d``, ``FractionalConv2d`` and, for sets of norms, ``NormPerBits``.
     """
 
     norm: BatchNormPerBits
@@ -332,15 +303,9 @@ class FractionalConvNorm(FractionalConv2d):
 
 
 class FractionalLinear(FractionalLayer):
-    """A linear layer at one fixed precision, as heads are, or at any of several.
+    """A linear layer at one fixed precision, as heads are, or at any of several bit widths.
 
-    Args:
-        in_features: Inputs.
-        out_features: Outputs.
-        bits: 1 to 8, 10, 12, 14, 16 or 32, or several of them.
-        signed_input: Whether the input can be negative.
-        bias: Whether it has one.
-        per_channel: One weight scale per output instead of one per layer.
+    See ``torch.nn.Linear`` and ``FractionalConv2d`` for the arguments.
     """
 
     def __init__(
@@ -369,12 +334,7 @@ class FractionalLinear(FractionalLayer):
 
 
 class FractionalMatmul(FractionalLayer):
-    """A product of two activations, the second one signed, at any of several bit widths.
-
-    Args:
-        bits: Bit widths.
-        signed_input: Whether the first activation can be negative.
-    """
+    """A product of two activations, the second one signed, at any of several bit widths."""
 
     def __init__(self, bits: Sequence[int], *, signed_input: bool = True) -> None:
         super().__init__()

@@ -46,18 +46,18 @@ def load_sweep_file(
             conflicts with another one.
     """
     given = read_yaml(path)
-    where = ErrorLocations(str(path), given)
-    objective = given.get("objective")
-    if isinstance(objective, dict):
-        with where.line("objective", "name"):
+    if isinstance(objective := given.get("objective"), dict):
+        with _located(path, given, "objective", "name"):
             check_is_no_training_metric(objective.get("name"))
-    shared = given.get("settings", {})
-    if isinstance(shared, dict):
+    if isinstance(shared := given.get("settings", {}), dict):
         given["settings"] = with_settings(shared, settings or {})
     given.update(with_settings(given, overrides or {}))
     file = config_from_dict(given, SweepFile, str(path))
     fields_from_dict(given.part("settings"), command_of(file.command).config_type, str(path))
-    check(file, where)
+    for place, problems in _checks(file):
+        with _located(path, given, *place):
+            if problem := next(problems, None):
+                raise ConfigError(problem)
     return file
 
 
@@ -73,56 +73,12 @@ def parse_overrides(words: Sequence[str]) -> dict[str, object]:
         if not (name and equals):
             raise ConfigError(f"--set {word} is no setting; write NAME=VALUE.")
         if name in changes:
-            raise ConfigError(f"--set gives {name} twice; once is allowed.")
+            raise ConfigError(f"--set gives {name} twice; give it once.")
         changes[name.replace("-", "_")] = parse_value(value)
     return changes
 
 
-class ErrorLocations:
-    """Adds file and line to errors about values in a YAML file.
-
-    Args:
-        source: Path of the file, for messages.
-        given: Parsed content of the file.
-    """
-
-    def __init__(self, source: str, given: YamlSettings) -> None:
-        self._source = source
-        self._given = given
-
-    @contextmanager
-    def line(self, *place: str) -> Iterator[None]:
-        """Add file and line of the value at ``place`` to any ``ConfigError`` in the block."""
-        try:
-            yield
-        except ConfigError as error:
-            number = self._given.line(place)
-            where = self._source if number is None else f"{self._source}, line {number}"
-            raise ConfigError(f"{where}: {error}") from error
-
-
-def check(file: SweepFile, where: ErrorLocations) -> None:
-    """Validate the sweep.
-
-    Raises:
-        ConfigError: If settings are invalid or conflict, with file and line.
-    """
-    with where.line("settings"):
-        _check_settings(file)
-    for name in file.search:
-        with where.line("search", name):
-            _check_search(file, name)
-    with where.line("trials"):
-        _check_trials(file)
-    with where.line("searcher"):
-        _check_searcher(file)
-    with where.line("scheduler", "name"):
-        _check_scheduler(file)
-    with where.line("objective", "name"):
-        _check_objective(file)
-
-
-def check_with_dataset(file: SweepFile, dataset: Dataset, source: Path) -> None:
+def check_with_dataset(file: SweepFile, dataset: Dataset, path: Path) -> None:
     """Validate the searched settings against data set and backbone.
 
     Every choice and both ends of every range are checked.
@@ -130,138 +86,139 @@ def check_with_dataset(file: SweepFile, dataset: Dataset, source: Path) -> None:
     Raises:
         ConfigError: If a value is invalid, with file and line.
     """
-    command = command_of(file.command)
-    where = ErrorLocations(str(source), read_yaml(source))
-    with where.line("settings"):
+    command, given = command_of(file.command), read_yaml(path)
+    with _located(path, given, "settings"):
         command.check(file.config({}), dataset)
     for name, domain in file.search.items():
         for value in domain.samples():
-            with where.line("search", name), _about(f"{name} may be {value}"):
+            with _located(path, given, "search", name), _named(name, value):
                 command.check(file.config({name: value}), dataset)
 
 
 @contextmanager
-def _about(what: str) -> Iterator[None]:
+def _located(path: Path, given: YamlSettings, *place: str) -> Iterator[None]:
+    """Add file and line of the value at ``place`` to any ``ConfigError`` in the block."""
     try:
         yield
     except ConfigError as error:
-        raise ConfigError(f"{what}, which is not allowed: {error}") from error
+        line = given.line(place)
+        raise ConfigError(f"{path}{'' if line is None else f', line {line}'}: {error}") from error
 
 
-def _check_settings(file: SweepFile) -> None:
+@contextmanager
+def _named(name: str, value: object) -> Iterator[None]:
+    """Add name and value of a searched setting to any ``ConfigError`` in the block."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{name} may be {value}, which is not allowed: {error}") from error
+
+
+def _checks(file: SweepFile) -> list[tuple[tuple[str, ...], Iterator[str]]]:
+    """Return the keys that lead to each value, and a check that yields what is wrong with it."""
+    return [
+        (("settings",), _settings_problems(file)),
+        *((("search", name), _search_problems(file, name)) for name in file.search),
+        (("trials",), _trials_problems(file)),
+        (("searcher",), _searcher_problems(file)),
+        (("scheduler", "name"), _scheduler_problems(file)),
+        (("objective", "name"), _objective_problems(file)),
+    ]
+
+
+def _settings_problems(file: SweepFile) -> Iterator[str]:
     if "run_dir" in file.settings:
-        raise ConfigError(
-            "settings has run_dir, which the sweep gives to each trial; leave it out."
-        )
+        yield "settings has run_dir, which the sweep sets for each trial; leave it out."
     base = file.base
     if base.get("workers", 1) > 1:
-        raise ConfigError(
+        yield (
             f"settings has {base['workers']} workers, but a trial is one process; leave workers "
-            "out, more trials run beside each other."
+            "out: trials run in parallel."
         )
-    highest = max(base["seed"] + file.seeds, base["seed"] + FIRST_RETRAIN_SEED + file.retrain.seeds)
+    highest = base["seed"] + max(file.seeds, FIRST_RETRAIN_SEED + file.retrain.seeds)
     if highest > SEEDS:
-        raise ConfigError(
-            f"settings has seed {base['seed']}, but fresh seeds begin {FIRST_RETRAIN_SEED} above "
-            f"it and there are none above {SEEDS - 1}; "
-            "take a lower one."
+        yield (
+            f"settings has seed {base['seed']}, but fresh seeds start {FIRST_RETRAIN_SEED} above "
+            f"it and the highest one is {SEEDS - 1}; take a lower seed."
         )
     if base["dataset"] != DIGITS and command_of(file.command).trains_gates and not base["backbone"]:
-        raise ConfigError(
-            f"settings has data set {base['dataset']!r} but no backbone; train one with "
-            "train_backbone and name its run, or every trial "
-            "would train its own."
+        yield (
+            f"settings has data set {base['dataset']!r} but no backbone, so every trial would "
+            "train its own; train one with train_backbone and name its run."
         )
 
 
-def _check_search(file: SweepFile, name: str) -> None:
+def _search_problems(file: SweepFile, name: str) -> Iterator[str]:
     if name.split(".")[0] in _NOT_SEARCHED:
-        raise ConfigError(f"{name} cannot be searched; trials must agree in it.")
+        yield f"{name} cannot be searched; it must be the same in all trials."
     base = file.base
     try:
         get_setting(base, name)
-    except KeyError as error:
+    except (KeyError, ConfigError):
         known = [known for known in flat_settings(base) if known not in _NOT_SEARCHED]
         close = difflib.get_close_matches(name, known, n=1)
         hint = f"the closest one is {close[0]}" if close else f"allowed are {', '.join(known)}"
-        raise ConfigError(f"{name} is not a setting of {file.command}; {hint}.") from error
+        yield f"{name} is not a setting of {file.command}; {hint}."
     for value in file.search[name].samples():
-        with _about(f"{name} may be {value}"):
+        with _named(name, value):
             file.config({name: value})
 
 
-def _check_trials(file: SweepFile) -> None:
+def _trials_problems(file: SweepFile) -> Iterator[str]:
     if not file.search:
-        raise ConfigError("search is empty; name at least one setting.")
+        yield "search is empty; name at least one setting."
     grids = file.combinations
+    about = f"trials is {file.trials}, but the grids have {grids} combinations"
     if file.trials % grids:
-        raise ConfigError(
-            f"trials is {file.trials}, but the grids have {grids} combinations; give a multiple of "
-            "that."
-        )
+        yield f"{about}; give a multiple of that."
     if file.trials > grids and all(domain.grid for domain in file.search.values()):
-        raise ConfigError(
-            f"trials is {file.trials}, but the grids have {grids} combinations and nothing else is "
-            f"searched; give {grids}."
-        )
+        yield f"{about} and nothing else is searched; give {grids}."
 
 
-def _check_searcher(file: SweepFile) -> None:
+def _searcher_problems(file: SweepFile) -> Iterator[str]:
+    about = f"searcher is {file.searcher!r}, but"
     grids = [name for name, domain in file.search.items() if domain.grid]
     if grids and file.searcher != "random":
-        raise ConfigError(
-            f"searcher is {file.searcher!r}, but {grids[0]} is a grid; take random, or make it a "
-            "choice."
-        )
+        yield f"{about} {grids[0]} is a grid; take random, or make it a choice."
     if file.searcher == "nsga2" and len(file.objective.names) == 1:
-        raise ConfigError(
-            f"searcher is 'nsga2', but {file.objective.name} is one objective; take tpe, or "
-            "objective pareto_front."
-        )
+        yield f"{about} {file.objective.name} is one objective; take tpe, or pareto_front."
 
 
-def _check_scheduler(file: SweepFile) -> None:
-    name = file.scheduler.name
-    if name != "none" and len(file.objective.names) > 1:
-        raise ConfigError(
-            f"scheduler.name is {name!r}, which needs one objective to go by; take none, or "
-            "another objective than pareto_front."
-        )
+def _scheduler_problems(file: SweepFile) -> Iterator[str]:
+    about = f"scheduler.name is {file.scheduler.name!r}"
+    if file.scheduler.name != "none" and len(file.objective.names) > 1:
+        yield f"{about}, which needs one objective, not pareto_front; take none."
     if not file.scheduler.is_population:
         return
     if file.searcher != "random":
-        raise ConfigError(
-            f"scheduler.name is {name!r}, which changes settings itself; searcher must be random, "
-            f"not {file.searcher!r}."
+        yield (
+            f"{about}, which changes settings itself; searcher must be random, not "
+            f"{file.searcher!r}."
         )
-    stiff = [setting for setting, domain in file.search.items() if not domain.is_continuous]
-    if stiff:
-        raise ConfigError(
-            f"scheduler.name is {name!r}, which changes settings in mid-training; {stiff[0]} must "
-            "be uniform or loguniform, or stand in "
-            "settings."
-        )
+    for name, domain in file.search.items():
+        if domain.kind not in ("uniform", "loguniform"):
+            yield (
+                f"{about}, which changes settings during a training; {name} must be uniform or "
+                "loguniform, or stand in settings."
+            )
     if file.seeds > 1 or file.trials == 1:
-        raise ConfigError(
-            f"scheduler.name is {name!r}, but there are {file.trials} trials of {file.seeds} "
-            "seeds; a population needs several trials "
-            "of one seed each."
+        yield (
+            f"{about}, but there are {file.trials} trials of {file.seeds} seeds; a population "
+            "needs several trials of one seed each."
         )
 
 
-def _check_objective(file: SweepFile) -> None:
-    if len(file.objective.names) == 1:
+def _objective_problems(file: SweepFile) -> Iterator[str]:
+    if file.objective.name != "pareto_front":
         return
     if not command_of(file.command).trains_gates:
-        raise ConfigError(
+        yield (
             "objective.name is 'pareto_front', but a backbone has a point for every bit width; "
             "take another objective."
         )
-    for name, domain in file.search.items():
-        for value in domain.samples():
-            if getattr(file.config({name: value}), "all_budgets", False):
-                raise ConfigError(
-                    "objective.name is 'pareto_front', but these gates learn all budgets and have "
-                    "no single point; set fixed_budget: true, "
-                    "or take hypervolume."
-                )
+    samples = [{name: value} for name, d in file.search.items() for value in d.samples()]
+    if any(getattr(file.config(values), "all_budgets", False) for values in samples):
+        yield (
+            "objective.name is 'pareto_front', but these gates learn all budgets and have no "
+            "single point; set fixed_budget: true, or take hypervolume."
+        )

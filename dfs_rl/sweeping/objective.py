@@ -13,13 +13,11 @@ from typing import Literal
 
 from dfs_rl.errors import ConfigError
 from dfs_rl.evaluation.curves import CurvePoint, accuracy_at, hypervolume, pareto_front
-from dfs_rl.sweeping.records import ObjectiveRecord
 from dfs_rl.utils.config import PositiveFloat, PositiveInt, configuration
 
 ObjectiveName = Literal["hypervolume", "accuracy", "reward", "pareto_front"]
-_UNITS = {"hypervolume": "% x decades", "accuracy": "%", "computation": "%", "reward": ""}
-_FORBIDDEN = ("loss", "train", "rollout", "episode_reward", "return")
-"""Substrings in the names of training metrics."""
+_UNITS = {"hypervolume": " (% x decades)", "accuracy": " (%)", "computation": " (%)", "reward": ""}
+_TRAINING_WORDS = ("loss", "train", "rollout", "episode_reward", "return")
 
 
 @configuration
@@ -37,9 +35,6 @@ class ObjectiveConfig:
         reference_point: For hypervolume: computation in percent and accuracy in percent that bound
             the area; default: 10 %, and the accuracy of the lowest bit width in all layers.
         last: Number of last validations to average.
-
-    Raises:
-        ConfigError: If a value is out of range, or belongs to another objective.
     """
 
     name: ObjectiveName = "hypervolume"
@@ -49,50 +44,49 @@ class ObjectiveConfig:
     last: PositiveInt = 3
 
     def __post_init__(self) -> None:
-        for setting, owner in (("budget", "accuracy"), ("cost_weight", "reward")):
+        owners = {"budget": "accuracy", "cost_weight": "reward", "reference_point": "hypervolume"}
+        for setting, owner in owners.items():
             value = getattr(self, setting)
-            if self.name == owner and value is None:
+            if value is not None and self.name != owner:
+                raise ConfigError(f"{setting} is {value}, which is for {owner}; leave it out.")
+            if value is None and self.name == owner != "hypervolume":
                 raise ConfigError(f"{setting} is missing; {owner} needs it.")
-            if self.name != owner and value is not None:
-                raise ConfigError(f"{setting} is {value:g}, which is for {owner}; leave it out.")
-        if self.reference_point is not None and self.name != "hypervolume":
-            raise ConfigError(
-                f"reference_point is {self.reference_point}, which is for hypervolume; leave it out."
-            )
+
+    @property
+    def modes(self) -> dict[str, Literal["max", "min"]]:
+        """Direction of optimization of each value, by its name; the first one is maximized."""
+        if self.name == "pareto_front":
+            return {"accuracy": "max", "computation": "min"}
+        return {self.name: "max"}
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of the objective's values; the first one is maximized."""
-        return ("accuracy", "computation") if self.name == "pareto_front" else (self.name,)
+        """Names of the objective's values."""
+        return tuple(self.modes)
 
     @property
-    def modes(self) -> tuple[Literal["max", "min"], ...]:
-        """Direction of optimization of each value."""
-        return ("max", "min") if self.name == "pareto_front" else ("max",)
+    def labels(self) -> dict[str, str]:
+        """Names of the objective's values with their units, by name."""
+        return {name: name + _UNITS[name] for name in self.names}
 
     @property
     def failure_values(self) -> dict[str, float]:
         """Worst-case values that a failed trial reports."""
-        floor = {"hypervolume": 0.0, "accuracy": -1e6, "reward": -1e6}
         if self.name == "pareto_front":
             return {"accuracy": 0.0, "computation": 1e6}
-        return {self.name: floor[self.name]}
+        return {self.name: 0.0 if self.name == "hypervolume" else -1e6}
 
-    def record(self, reference_point: CurvePoint) -> ObjectiveRecord:
-        """Return the description of the objective; ``reference_point`` bounds the hypervolume."""
+    def description(self, reference_point: CurvePoint) -> str:
+        """Describe the objective in a sentence; ``reference_point`` bounds the hypervolume."""
+        computation, accuracy = reference_point
         about = {
-            "hypervolume": "Area under accuracy over the logarithm of computation, percent x decades, left of "
-            f"{reference_point.computation:g} % and above {reference_point.accuracy:.1f} %",
-            "accuracy": f"Accuracy in percent at no more than {self.budget} % computation",
-            "reward": f"Correct answers minus {self.cost_weight} x computation, both as fractions",
-            "pareto_front": "Accuracy and computation in percent, together",
+            "hypervolume": "area under accuracy over the logarithm of computation, left of "
+            f"{computation:g} % and above {accuracy:.1f} %",
+            "accuracy": f"accuracy in percent at no more than {self.budget} % computation",
+            "reward": f"correct answers minus {self.cost_weight} x computation, both as fractions",
+            "pareto_front": "accuracy and computation in percent, together",
         }
-        return ObjectiveRecord(
-            names=self.names,
-            units=tuple(_UNITS[name] for name in self.names),
-            maximize=tuple(mode == "max" for mode in self.modes),
-            about=f"{about[self.name]}; on val, mean of the last {self.last} validations.",
-        )
+        return f"Objective: {about[self.name]}; mean of the last {self.last} validations on val."
 
     def values(self, points: Sequence[CurvePoint], reference_point: CurvePoint) -> dict[str, float]:
         """Return the objective's values for one validation.
@@ -149,10 +143,9 @@ def check_is_no_training_metric(name: object) -> None:
     Raises:
         ConfigError: If ``name`` is that of a loss or of a training reward.
     """
-    if isinstance(name, str) and any(word in name.lower() for word in _FORBIDDEN):
+    if isinstance(name, str) and any(word in name.lower() for word in _TRAINING_WORDS):
         raise ConfigError(
-            f"objective.name is {name!r}; a training loss or training reward cannot be searched "
-            "by, for trials with other reward weights "
-            "are paid otherwise; allowed are hypervolume, accuracy, reward (at reference weights) "
-            "and pareto_front."
+            f"objective.name is {name!r}; a sweep cannot optimize a training loss or reward, "
+            "because trials with other reward weights are on another scale; allowed are "
+            "hypervolume, accuracy, reward (at reference weights) and pareto_front."
         )

@@ -1,24 +1,143 @@
-"""Conversion of Ray Tune's results to the records that reports read."""
+"""Results of a sweep: conversion of Ray Tune's results to the records that reports read."""
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import optuna
+from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 from optuna.trial import create_trial
 from ray.tune import Result
 
+from dfs_rl.evaluation.comparison_records import Spread, spread
 from dfs_rl.evaluation.curves import CurvePoint
 from dfs_rl.sweeping.objective import is_penalty
-from dfs_rl.sweeping.records import RetrainedRecord, TrialRecord, TrialStatus
 from dfs_rl.sweeping.search import optuna_distribution
 from dfs_rl.sweeping.space import decode_value, encode_value
 from dfs_rl.sweeping.spec import SweepFile
 from dfs_rl.sweeping.trial import CANDIDATE, FAILED, FULL_PROGRESS, POINTS, PROGRESS, SEED
 from dfs_rl.utils.config import config_to_dict, usual_settings
 
+DEFAULTS = "defaults"
+"""Name of the default settings among the retrained configurations."""
 _MIN_VALUES = 8
 """Minimum number of distinct values for an estimate of importances."""
+
+TrialStatus = Literal["finished", "stopped", "failed", "unfinished"]
+"""Final state of a trial.
+
+``stopped`` trials were ended by the scheduler, ``unfinished`` ones neither ended nor failed.
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialRecord:
+    """Result of one trial.
+
+    Attributes:
+        name: Name of the trial: ``001`` and so on, in the order of their creation.
+        settings: Searched settings at the end of the trial, by dotted name.
+        status: Final state.
+        reason: Reason of the failure; ``None`` otherwise.
+        progress: Completed fraction of a training, in [0, 1].
+        values: Final values of the objective by name, each the mean over the last validations;
+            empty without validations.
+        history: ``(progress, value)`` of the first objective at every validation.
+        points: Accuracy and computation on val of the final result; several points for a
+            budget-conditioned gate or a supernet.
+        seconds: Training time.
+    """
+
+    name: str
+    settings: Mapping[str, Any]
+    status: TrialStatus
+    reason: str | None
+    progress: float
+    values: Mapping[str, float]
+    history: tuple[tuple[float, float], ...]
+    points: tuple[CurvePoint, ...]
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrainedRecord:
+    """A configuration retrained on fresh seeds, to measure the selection bias of the search.
+
+    Attributes:
+        name: Name of the original trial, or ``defaults``.
+        settings: Searched settings by dotted name.
+        search_values: Values of the objective in the search; empty for the defaults.
+        seeds: Fresh seeds, without those that failed.
+        values: Values of the objective by name, one for each of ``seeds``.
+        points: Accuracy and computation on val of each training, in the order of ``seeds``.
+        failed: Reasons of failed trainings by seed.
+    """
+
+    name: str
+    settings: Mapping[str, Any]
+    search_values: Mapping[str, float]
+    seeds: tuple[int, ...]
+    values: Mapping[str, tuple[float, ...]]
+    points: tuple[tuple[CurvePoint, ...], ...]
+    failed: Mapping[int, str]
+
+    def spread(self, name: str) -> Spread | None:
+        """Return mean and deviation of a value over the seeds, None without seeds."""
+        return spread(self.values[name]) if self.seeds else None
+
+    def gain(self, defaults: "RetrainedRecord", name: str, mode: str) -> Spread | None:
+        """Return the paired improvement over the defaults on the common seeds, None without."""
+        theirs = dict(zip(defaults.seeds, defaults.values.get(name, ()), strict=True))
+        pairs = zip(self.seeds, self.values.get(name, ()), strict=True)
+        sign = 1 if mode == "max" else -1
+        gains = [sign * (value - theirs[seed]) for seed, value in pairs if seed in theirs]
+        return spread(gains) if gains else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepRecord:
+    """Result of a whole sweep.
+
+    Attributes:
+        title: Name of the sweep and of its data set.
+        about: One line: number of val images, searcher, scheduler, objective.
+        file: The sweep.
+        trials: All trials, in the order of their creation.
+        best: Names of the best trials, the best one first; with two objectives the non-dominated
+            trials.
+        retrained: Best trials and defaults, retrained on fresh seeds.
+        importance: Fraction of the first objective's variance that each searched setting explains,
+            by dotted name, in [0, 1]; empty if it cannot be estimated.
+        reference_point: Bound of the hypervolume.
+        commands: Command lines that train the best configuration and repeat the sweep.
+        seconds: Wall time.
+    """
+
+    title: str
+    about: str
+    file: SweepFile
+    trials: tuple[TrialRecord, ...]
+    best: tuple[str, ...]
+    retrained: tuple[RetrainedRecord, ...]
+    importance: Mapping[str, float]
+    reference_point: CurvePoint
+    commands: tuple[str, ...]
+    seconds: float
+
+    @property
+    def points(self) -> list[CurvePoint]:
+        """Points of all trials."""
+        return [point for trial in self.trials for point in trial.points]
+
+    @property
+    def defaults(self) -> RetrainedRecord | None:
+        """The defaults on fresh seeds, None if they were not retrained."""
+        return next((again for again in self.retrained if again.name == DEFAULTS), None)
+
+    def trial(self, name: str) -> TrialRecord:
+        """Return the trial with this name."""
+        return next(trial for trial in self.trials if trial.name == name)
 
 
 def trial_records(results: Sequence[Result], file: SweepFile) -> tuple[TrialRecord, ...]:
@@ -33,7 +152,6 @@ def _trial_record(name: str, result: Result, file: SweepFile) -> TrialRecord:
     metrics: Mapping[str, Any] = result.metrics or {}
     reason = _reason(result, file)
     valued = PROGRESS in metrics and reason is None and not is_penalty(metrics)
-    reports = _reports(result, file)
     return TrialRecord(
         name=name,
         settings={
@@ -44,7 +162,7 @@ def _trial_record(name: str, result: Result, file: SweepFile) -> TrialRecord:
         reason=reason,
         progress=float(metrics.get(PROGRESS, 0.0)) / FULL_PROGRESS,
         values={n: float(metrics[n]) for n in file.objective.names} if valued else {},
-        history=reports,
+        history=_history(result, file),
         points=_points(metrics),
         seconds=float(metrics.get("time_total_s", 0.0)),
     )
@@ -59,36 +177,28 @@ def _status(metrics: Mapping[str, Any], reason: str | None) -> TrialStatus:
 
 
 def _reason(result: Result, file: SweepFile) -> str | None:
-    """Return the reason of a failure, or None.
-
-    It is the reported error, Ray's error for a process that died too often, or a result above the
-    budget.
-    """
+    """Return the reported error, Ray's error, or the reason why a result does not count."""
     metrics = result.metrics or {}
     if metrics.get(FAILED):
         return str(metrics[FAILED])
-    if result.error is None:
-        above = metrics.get(PROGRESS, 0.0) >= FULL_PROGRESS and is_penalty(metrics)
+    if result.error is not None:
+        lines = [line.strip() for line in str(result.error).splitlines() if line.strip()]
+        return lines[0] if lines else type(result.error).__name__
+    if metrics.get(PROGRESS, 0.0) >= FULL_PROGRESS and is_penalty(metrics):
         budget = file.objective.budget
-        return (
-            f"its cheapest point on val costs more than the budget of {budget:g} %"
-            if above
-            else None
-        )
-    lines = [line.strip() for line in str(result.error).splitlines() if line.strip()]
-    return lines[0] if lines else type(result.error).__name__
+        return f"its cheapest point on val costs more than the budget of {budget:g} %"
+    return None
 
 
-def _reports(result: Result, file: SweepFile) -> tuple[tuple[float, float], ...]:
+def _history(result: Result, file: SweepFile) -> tuple[tuple[float, float], ...]:
     """Return progress and first objective of every report; the last one wins at equal progress."""
     table = result.metrics_dataframe
     name = file.objective.names[0]
     if table is None or PROGRESS not in table or name not in table:
         return ()
-    rows = table[[PROGRESS, name, FAILED]].to_dict("records")
     reports = {
         row[PROGRESS] / FULL_PROGRESS: float(row[name])
-        for row in rows
+        for row in table[[PROGRESS, name, FAILED]].to_dict("records")
         if not row[FAILED] and not is_penalty(row)
     }
     return tuple(sorted(reports.items()))
@@ -105,56 +215,81 @@ def best_trials(trials: Sequence[TrialRecord], file: SweepFile) -> tuple[str, ..
 
     With two objectives, only the non-dominated trials, the most accurate one first.
     """
-    sign = _signs(file)
-    first = file.objective.names[0]
-    finished = [trial for trial in trials if trial.status == "finished"]
-    ranked = sorted(finished, key=lambda trial: sign[first] * trial.values[first], reverse=True)
-    if len(sign) > 1:
-        ranked = [t for t in ranked if not any(_dominates(other, t, sign) for other in finished)]
-    return tuple(trial.name for trial in ranked)
+    signs = {name: 1 if mode == "max" else -1 for name, mode in file.objective.modes.items()}
+    finished = {
+        trial.name: [sign * trial.values[name] for name, sign in signs.items()]
+        for trial in trials
+        if trial.status == "finished"
+    }
+    ranked = sorted(finished, key=lambda name: finished[name][0], reverse=True)
+    if len(signs) > 1:
+        all_values = list(finished.values())
+        ranked = [
+            name for name in ranked if not any(_dominates(v, finished[name]) for v in all_values)
+        ]
+    return tuple(ranked)
 
 
-def _signs(file: SweepFile) -> dict[str, int]:
-    objective = file.objective
-    directions = zip(objective.names, objective.modes, strict=True)
-    return {name: 1 if mode == "max" else -1 for name, mode in directions}
-
-
-def _dominates(one: TrialRecord, other: TrialRecord, sign: Mapping[str, int]) -> bool:
+def _dominates(one: Sequence[float], other: Sequence[float]) -> bool:
     """Return whether ``one`` is at least as good as ``other`` in all values and better in one."""
-    gains = [s * (one.values[name] - other.values[name]) for name, s in sign.items()]
-    return min(gains) >= 0 and max(gains) > 0
+    return all(a >= b for a, b in zip(one, other, strict=True)) and one != other
+
+
+def study_of(
+    trials: Sequence[TrialRecord], values: Sequence[float], file: SweepFile, mode: str
+) -> optuna.Study:
+    """Return trials as a study of Optuna.
+
+    Args:
+        trials: Trials to include.
+        values: Value of each trial.
+        file: The sweep.
+        mode: Direction of optimization, ``max`` or ``min``.
+    """
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    study = optuna.create_study(direction="maximize" if mode == "max" else "minimize")
+    for trial, value in zip(trials, values, strict=True):
+        params = {
+            name: encode_value(setting) if file.search[name].values else setting
+            for name, setting in trial.settings.items()
+        }
+        study.add_trial(
+            create_trial(
+                params=params,
+                distributions={name: optuna_distribution(file.search[name]) for name in params},
+                value=value,
+                intermediate_values={round(100 * p): v for p, v in trial.history},
+            )
+        )
+    return study
+
+
+def comparable_study(trials: Sequence[TrialRecord], file: SweepFile) -> optuna.Study | None:
+    """Return the trials with the first objective at the same progress, for importances.
+
+    Trials that were stopped early count as well. All trials are compared at the latest progress
+    that all of them have reached; otherwise importances would reflect the progress of the trials.
+    The result is None with fewer than eight distinct values.
+    """
+    compared = [t for t in trials if t.status in ("finished", "stopped") and t.history]
+    if not compared:
+        return None
+    earliest_end = min(trial.history[-1][0] for trial in compared)
+    common = max([earliest_end, *(trial.history[0][0] for trial in compared)])
+    values = [[v for progress, v in trial.history if progress <= common][-1] for trial in compared]
+    if len(set(values)) < _MIN_VALUES:
+        return None
+    return study_of(compared, values, file, next(iter(file.objective.modes.values())))
 
 
 def importances(trials: Sequence[TrialRecord], file: SweepFile) -> dict[str, float]:
     """Return the fraction of the first objective's variance explained by each setting.
 
-    The estimate is fANOVA (Hutter et al., 2014). Trials that were stopped early count as well. All
-    trials are compared at the latest progress that all of them have reached; otherwise the estimate
-    would reflect the progress of the trials. The result is empty with fewer than eight distinct
-    values.
+    The estimate is fANOVA (Hutter et al., 2014), empty if there is no ``comparable_study``.
     """
-    compared = [t for t in trials if t.status in ("finished", "stopped") and t.history]
-    if not compared:
-        return {}
-    earliest_end = min(trial.history[-1][0] for trial in compared)
-    common = max([earliest_end, *(trial.history[0][0] for trial in compared)])
-    values = [[v for progress, v in trial.history if progress <= common][-1] for trial in compared]
-    if len(set(values)) < _MIN_VALUES:
-        return {}
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    study = optuna.create_study(
-        direction="maximize" if file.objective.modes[0] == "max" else "minimize"
-    )
-    distributions = {name: optuna_distribution(domain) for name, domain in file.search.items()}
-    for trial, value in zip(compared, values, strict=True):
-        params = {
-            name: encode_value(setting) if file.search[name].values else setting
-            for name, setting in trial.settings.items()
-        }
-        study.add_trial(create_trial(params=params, distributions=distributions, value=value))
-    evaluator = optuna.importance.FanovaImportanceEvaluator(seed=file.seed)
-    return dict(optuna.importance.get_param_importances(study, evaluator=evaluator))
+    study = comparable_study(trials, file)
+    evaluator = FanovaImportanceEvaluator(seed=file.seed)
+    return {} if study is None else get_param_importances(study, evaluator=evaluator)
 
 
 def retrained_records(
@@ -174,22 +309,26 @@ def retrained_records(
     search_values = {trial.name: trial.values for trial in trials}
     records = []
     for number, (name, settings) in enumerate(candidates.items()):
-        ours = [r for r in results if (r.config or {})[CANDIDATE] == number]
-        done = [r for r in ours if _status(r.metrics or {}, _reason(r, file)) == "finished"]
-        metrics: list[Mapping[str, Any]] = [r.metrics or {} for r in done]
+        done: dict[int, Mapping[str, Any]] = {}
+        failed: dict[int, str] = {}
+        for result in results:
+            config, metrics = result.config or {}, result.metrics or {}
+            if config[CANDIDATE] != number:
+                continue
+            reason = _reason(result, file)
+            if _status(metrics, reason) == "finished":
+                done[config[SEED]] = metrics
+            else:
+                failed[config[SEED]] = reason or "it was ended before its end"
         records.append(
             RetrainedRecord(
                 name=name,
-                settings=settings,  # type: ignore[arg-type]
+                settings=settings,
                 search_values=search_values.get(name, {}),
-                seeds=tuple((r.config or {})[SEED] for r in done),
-                values={n: tuple(float(m[n]) for m in metrics) for n in file.objective.names},
-                points=tuple(_points(m) for m in metrics),
-                failed={
-                    (r.config or {})[SEED]: _reason(r, file) or "it was ended before its end"
-                    for r in ours
-                    if r not in done
-                },
+                seeds=tuple(done),
+                values={n: tuple(float(m[n]) for m in done.values()) for n in file.objective.names},
+                points=tuple(_points(metrics) for metrics in done.values()),
+                failed=failed,
             )
         )
     return tuple(records)

@@ -14,6 +14,7 @@ from optuna.distributions import (
     IntDistribution,
 )
 from ray import tune
+from ray.tune.experiment import Trial
 from ray.tune.schedulers import (
     ASHAScheduler,
     FIFOScheduler,
@@ -30,6 +31,16 @@ from dfs_rl.sweeping.spec import SweepFile
 from dfs_rl.sweeping.trial import FULL_PROGRESS, PROGRESS
 
 
+def trial_number(trial: Trial) -> int:
+    """Return Tune's creation index of a trial; the list order can differ in a resumed sweep."""
+    return int(str(trial.experiment_tag).split("_")[0])
+
+
+def folder_name(trial: Trial) -> str:
+    """Return the folder name of a trial; names sort in the order of creation."""
+    return f"trial_{trial_number(trial):05d}"
+
+
 def tune_config(file: SweepFile) -> tune.TuneConfig:
     """Return Tune's search configuration."""
     if file.scheduler.is_population:  # it uses the process's global generators
@@ -41,6 +52,7 @@ def tune_config(file: SweepFile) -> tune.TuneConfig:
         scheduler=_scheduler(file),
         time_budget_s=file.stop.seconds,
         reuse_actors=True,  # avoids a new worker process per trial
+        trial_dirname_creator=folder_name,
     )
 
 
@@ -54,6 +66,7 @@ def param_space(file: SweepFile) -> dict[str, Any]:
 def _searcher(file: SweepFile) -> BasicVariantGenerator | OptunaSearch:
     if file.searcher == "random":
         return BasicVariantGenerator(random_state=file.seed)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         sampler: optuna.samplers.BaseSampler = (
@@ -62,14 +75,12 @@ def _searcher(file: SweepFile) -> BasicVariantGenerator | OptunaSearch:
             # The constant liar rates running trials as bad, so that parallel trials differ.
             else optuna.samplers.TPESampler(seed=file.seed, constant_liar=True)
         )
-    names = list(file.objective.names)
-    modes: list[str] = list(file.objective.modes)
+    names, modes = list(file.objective.modes), list(file.objective.modes.values())
     single = len(names) == 1
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
     return OptunaSearch(
         space={name: optuna_distribution(domain) for name, domain in file.search.items()},
         metric=names[0] if single else names,
-        mode=modes[0] if single else modes,
+        mode=modes[0] if single else modes,  # type: ignore[arg-type]
         sampler=sampler,
     )
 
@@ -79,20 +90,18 @@ def _scheduler(file: SweepFile) -> TrialScheduler:
     scheduler = file.scheduler
     if scheduler.name == "none":
         return FIFOScheduler()  # type: ignore[no-untyped-call]
-    goal: dict[str, Any] = {
-        "time_attr": PROGRESS,
-        "metric": file.objective.names[0],
-        "mode": file.objective.modes[0],
-    }
+    metric, mode = next(iter(file.objective.modes.items()))
+    goal: dict[str, Any] = {"time_attr": PROGRESS, "metric": metric, "mode": mode}
+    grace = FULL_PROGRESS * scheduler.grace
     if scheduler.name == "asha":
         return ASHAScheduler(
             **goal,
             max_t=FULL_PROGRESS,
-            grace_period=max(1, round(FULL_PROGRESS * scheduler.grace)),
+            grace_period=max(1, round(grace)),
             reduction_factor=scheduler.reduction,
         )
     if scheduler.name == "median":
-        return MedianStoppingRule(**goal, grace_period=FULL_PROGRESS * scheduler.grace)
+        return MedianStoppingRule(**goal, grace_period=grace)
     goal["perturbation_interval"] = FULL_PROGRESS * scheduler.interval
     goal["custom_explore_fn"] = partial(_clipped, file)
     if scheduler.name == "pbt":

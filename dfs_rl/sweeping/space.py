@@ -1,20 +1,21 @@
 """Search space of a sweep: the domain of each setting, by its dotted name."""
 
+import copy
 import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any
 
 from dfs_rl.errors import ConfigError
+from dfs_rl.utils.config import PositiveFloat, configuration
 
 Scalar = bool | int | float | str | None
 Choice = Scalar | tuple[Scalar, ...]
+_KINDS = ("uniform", "loguniform", "quniform", "randint", "choice", "grid")
 _ROUNDING = 1e-9
-Scale = Literal["linear", "log", "choices"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@configuration
 class Domain:
     """Domain of one setting; exactly one of these is given.
 
@@ -25,56 +26,41 @@ class Domain:
         randint: Integers from the first to the second value, both included.
         choice: One of these values.
         grid: Each of these values, in every combination with the other grids.
-
-    Raises:
-        ConfigError: If none or more than one of them is given, or its values are invalid.
     """
 
     uniform: tuple[float, float] | None = None
-    loguniform: tuple[float, float] | None = None
-    quniform: tuple[float, float, float] | None = None
+    loguniform: tuple[PositiveFloat, PositiveFloat] | None = None
+    quniform: tuple[float, float, PositiveFloat] | None = None
     randint: tuple[int, int] | None = None
     choice: tuple[Choice, ...] | None = None
     grid: tuple[Choice, ...] | None = None
 
     def __post_init__(self) -> None:
-        given = [field.name for field in fields(self) if getattr(self, field.name) is not None]
-        names = ", ".join(field.name for field in fields(self))
+        given = [name for name in _KINDS if getattr(self, name) is not None]
         if len(given) != 1:
-            said = f"both {given[0]} and {given[1]} are given" if given else "nothing is given"
-            raise ConfigError(f"{said}; give one of {names}.")
-        if self.kind in ("choice", "grid"):
-            self._check_values()
-        else:
-            self._check_range()
-
-    def _check_values(self) -> None:
-        words = [encode_value(value) for value in self.values]
-        if not words:
-            raise ConfigError(f"{self.kind} is empty; give at least one value.")
-        for word in words:
-            if words.count(word) > 1:
-                raise ConfigError(f"{self.kind} has {word} twice; each value counts once.")
-
-    def _check_range(self) -> None:
+            names = " and ".join(given) or "nothing"
+            raise ConfigError(f"{names} is given; give one of {', '.join(_KINDS)}.")
+        kind = self.kind
+        if kind in ("choice", "grid"):
+            words = [encode_value(value) for value in self.values]
+            repeated = [word for word in words if words.count(word) > 1]
+            if repeated or not words:
+                fault = f"has {repeated[0]} twice" if repeated else "is empty"
+                raise ConfigError(f"{kind} {fault}; give at least one value, each once.")
+            return
         low, high = self.ends
-        if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        if not low < high:
+            raise ConfigError(f"{kind} is {low:g} to {high:g}; give the lower end first.")
+        if self.quniform is not None and self.quniform[2] > high - low:
             raise ConfigError(
-                f"{self.kind} runs from {low:g} to {high:g}; both must be finite, the lower one "
-                "first."
-            )
-        if self.loguniform is not None and low <= 0:
-            raise ConfigError(f"loguniform begins at {low:g}; a logarithmic axis begins above 0.")
-        if self.quniform is not None and not 0 < self.quniform[2] <= high - low:
-            raise ConfigError(
-                f"quniform has steps of {self.quniform[2]:g}; they must be above 0 and no longer "
-                f"than from {low:g} to {high:g}."
+                f"{kind} has intervals of {self.quniform[2]:g}; allowed are intervals up to "
+                f"{high - low:g}, the distance of the ends."
             )
 
     @property
     def kind(self) -> str:
         """Name of the given attribute."""
-        return next(field.name for field in fields(self) if getattr(self, field.name) is not None)
+        return next(name for name in _KINDS if getattr(self, name) is not None)
 
     @property
     def values(self) -> tuple[Choice, ...]:
@@ -84,31 +70,16 @@ class Domain:
     @property
     def ends(self) -> tuple[float, float]:
         """Ends of a range."""
-        given: Sequence[float] = getattr(self, self.kind)
-        return given[0], given[1]
+        low, high = getattr(self, self.kind)[:2]
+        return low, high
 
     @property
     def steps(self) -> tuple[float, ...]:
-        """Values of ``quniform`` from the lower end.
-
-        The upper end is included if an interval ends there.
-        """
+        """Values of ``quniform``, from its lower end."""
         assert self.quniform is not None
         low, high, step = self.quniform
         count = math.floor((high - low) / step + _ROUNDING)
         return tuple(round(low + number * step, 12) for number in range(count + 1))
-
-    @property
-    def is_continuous(self) -> bool:
-        """True if all real numbers between the ends are allowed."""
-        return self.kind in ("uniform", "loguniform")
-
-    @property
-    def scale(self) -> Scale:
-        """Axis on which the values are evenly spaced."""
-        if self.values:
-            return "choices"
-        return "log" if self.loguniform is not None else "linear"
 
     def samples(self) -> tuple[Choice, ...]:
         """Return values to validate the domain with: every choice, or the ends of a range."""
@@ -116,50 +87,43 @@ class Domain:
 
 
 def encode_value(value: object) -> str:
-    """Encode a value as text, for searchers that accept only text."""
+    """Encode a value as text, for searchers that accept only text: JSON, or a plain word."""
+    if isinstance(value, str) and decode_value(value) == value:
+        return value
     return json.dumps(value)
 
 
 def decode_value(word: str) -> Choice:
     """Decode a value from ``encode_value``."""
-    value = json.loads(word)
+    try:
+        value = json.loads(word)
+    except ValueError:
+        return word
     return tuple(value) if isinstance(value, list) else value
 
 
 def with_settings(settings: Mapping[str, Any], values: Mapping[str, object]) -> dict[str, Any]:
-    """Return nested settings with some values replaced.
+    """Return a copy of nested settings with some values replaced.
 
     Args:
-        settings: Nested settings as in a configuration file; not changed.
+        settings: Nested settings as in a configuration file.
         values: New values by dotted name. A number is an index into a list:
             ``cost_weight_range.0`` is the first of the cost weights.
 
     Raises:
         ConfigError: If a name leads through a value without entries, or beyond a list's end.
     """
-    updated: Any = dict(settings)
+    updated = copy.deepcopy(dict(settings))
     for name, value in values.items():
-        updated = _with_setting(updated, name.split("."), value, name)
-    return dict(updated)
-
-
-def _with_setting(inside: object, path: Sequence[str], value: object, name: str) -> object:
-    if not path:
-        return list(value) if isinstance(value, tuple) else value
-    first, rest = path[0], path[1:]
-    if isinstance(inside, list | tuple):
-        if not (first.isdecimal() and int(first) < len(inside)):
-            raise ConfigError(
-                f"{name} leads to item {first!r} of a list that has items 0 to {len(inside) - 1}."
-            )
-        items = list(inside)
-        items[int(first)] = _with_setting(items[int(first)], rest, value, name)
-        return items
-    if inside is None:
-        inside = {}
-    if not isinstance(inside, Mapping):
-        raise ConfigError(f"{name} leads through {inside!r}, which has no settings of its own.")
-    return {**inside, first: _with_setting(inside.get(first), rest, value, name)}
+        *path, last = name.split(".")
+        block: Any = updated
+        for part in path:
+            key = _key(block, part, name)
+            if isinstance(block, dict) and block.get(part) is None:
+                block[part] = {}
+            block = block[key]
+        block[_key(block, last, name)] = list(value) if isinstance(value, tuple) else value
+    return updated
 
 
 def get_setting(settings: Mapping[str, Any], name: str) -> object:
@@ -167,13 +131,22 @@ def get_setting(settings: Mapping[str, Any], name: str) -> object:
 
     Raises:
         KeyError: If there is no such setting.
+        ConfigError: As in ``with_settings``.
     """
     found: Any = settings
     for part in name.split("."):
-        if isinstance(found, list | tuple) and part.isdecimal() and int(part) < len(found):
-            found = found[int(part)]
-        elif isinstance(found, Mapping) and part in found:
-            found = found[part]
-        else:
-            raise KeyError(name)
+        found = found[_key(found, part, name)]
     return found
+
+
+def _key(block: object, part: str, name: str) -> str | int:
+    """Return the key or the index of a part of a dotted name."""
+    if isinstance(block, dict):
+        return part
+    if not isinstance(block, list):
+        raise ConfigError(f"{name} leads through {block!r}, which has no settings of its own.")
+    if not (part.isdecimal() and int(part) < len(block)):
+        raise ConfigError(
+            f"{name} leads to item {part!r} of a list that has items 0 to {len(block) - 1}."
+        )
+    return int(part)

@@ -43,9 +43,6 @@ class SchedulerConfig:
         reduction: For asha: one of this number of trials continues, and intervals grow by this
             factor.
         interval: For pbt and pb2: fraction of a training between two exchanges.
-
-    Raises:
-        ConfigError: If a value is out of range.
     """
 
     name: SchedulerName = "none"
@@ -66,9 +63,6 @@ class ResourceConfig:
     Attributes:
         cpus: Number of CPU cores.
         gpus: Number of GPUs; with a fraction, trials share one.
-
-    Raises:
-        ConfigError: If a value is out of range.
     """
 
     cpus: PositiveFloat = 1.0
@@ -85,9 +79,6 @@ class StopConfig:
         trial_seconds: Time limit of a single trial, with the same effect.
         retries: Number of restarts of a trial from its last checkpoint when its process or node
             dies; a trial that fails with an error is not restarted.
-
-    Raises:
-        ConfigError: If a value is out of range.
     """
 
     seconds: PositiveFloat | None = None
@@ -102,9 +93,6 @@ class RetrainConfig:
     Attributes:
         best: Number of best trials to retrain.
         seeds: Number of fresh seeds for each; 0 disables retraining.
-
-    Raises:
-        ConfigError: If a value is out of range.
     """
 
     best: PositiveInt = 1
@@ -174,10 +162,9 @@ class SweepFile:
         # Resolve choices first: each algorithm has different settings in its block.
         choosing = [setting for setting, _ in getattr(config_type, "CHOICES", {}).values()]
         base = self._whole({name: values[name] for name in choosing if name in values})
+        settings = with_settings(base, values) | overrides
         try:
-            return config_from_dict(
-                {**with_settings(base, values), **overrides}, config_type, source
-            )
+            return config_from_dict(settings, config_type, source)
         except ConfigError as error:
             raise ConfigError(str(error).removeprefix(f"{source}: ")) from error
 

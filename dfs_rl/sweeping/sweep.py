@@ -1,28 +1,34 @@
 """A whole sweep: search, retraining on fresh seeds, and report."""
 
+import re
 import secrets
 import shlex
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 from ray.tune import Result
 
-from dfs_rl.data import Dataset
-from dfs_rl.errors import TrainingError
-from dfs_rl.evaluation.baselines.uniform import uniform_points
+from dfs_rl.data import Dataset, load_dataset
+from dfs_rl.errors import ConfigError, TrainingError
+from dfs_rl.evaluation.baselines.methods import uniform_points
 from dfs_rl.evaluation.curves import REFERENCE_COMPUTATION, CurvePoint, hypervolume_reference_point
-from dfs_rl.experiments.backbone_resolver import load_or_train_backbone
+from dfs_rl.experiments.backbone_resolver import load_data, load_or_train_backbone
 from dfs_rl.experiments.gate_run import backbone_spec
 from dfs_rl.sweeping.commands import command_of
-from dfs_rl.sweeping.records import DEFAULTS, RetrainedRecord, SweepRecord, TrialRecord
-from dfs_rl.sweeping.report.figures import sweep_figures
-from dfs_rl.sweeping.report.html import sweep_report
-from dfs_rl.sweeping.report.text import sweep_csv, sweep_text
+from dfs_rl.sweeping.config import KIND, PROG, SweepConfig
+from dfs_rl.sweeping.figures import sweep_figures
+from dfs_rl.sweeping.loading import check_with_dataset, load_sweep_file, parse_overrides
+from dfs_rl.sweeping.report import results_csv, sweep_page, sweep_text
 from dfs_rl.sweeping.results import (
+    DEFAULTS,
+    RetrainedRecord,
+    SweepRecord,
+    TrialRecord,
     best_settings,
     best_trials,
     importances,
@@ -30,13 +36,15 @@ from dfs_rl.sweeping.results import (
     trial_records,
 )
 from dfs_rl.sweeping.spec import FIRST_RETRAIN_SEED, SweepFile
-from dfs_rl.sweeping.tensorboard_sync import TensorBoardSync, sync_events
 from dfs_rl.sweeping.trial import TRACEBACK, TrialPlan, run_name
-from dfs_rl.sweeping.tuner import absolute, retrain_best, run_search
+from dfs_rl.sweeping.tuner import check_resources, check_storage, retrain_best, run_search
+from dfs_rl.utils.cli import Invocation
 from dfs_rl.utils.config import config_to_dict, dump_yaml
-from dfs_rl.utils.device import resolve_device
+from dfs_rl.utils.constants import DIGITS
+from dfs_rl.utils.device import check_cpus, check_memory, resolve_device
 from dfs_rl.utils.io import json_bytes, write_bytes_atomic, write_json
 from dfs_rl.utils.logging import print_status
+from dfs_rl.utils.ray import start_ray
 from dfs_rl.utils.run_folder import RunFolder
 from dfs_rl.utils.run_records import read_record
 from dfs_rl.utils.trusted_import import trusted_code
@@ -47,9 +55,12 @@ BEST = "best.yaml"
 BEST_RUNS = "best"
 RESULTS = "results.csv"
 FAILURES = "failures"
-_TUNE = "tune"
+REPORT = "report.html"
 _STORAGE = "storage.json"
-_PERCENT = 100.0
+_TRIAL_BYTES = 20_000
+"""Bytes of memory per trial, mostly for its settings."""
+_PATHS = {"dataset", "backbone", "weights", "init_gate"}
+"""Settings that can name a file or folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +68,94 @@ class Storage:
     """Contents of ``storage.json``: the storage of a sweep's trials."""
 
     trials: str
+
+
+def run(invocation: Invocation[SweepConfig]) -> None:
+    """Search, retrain the best trials, and write the report."""
+    config, folder = invocation.config, invocation.resume
+    if folder is None:
+        file = resolved(config)
+        if config.cpus is not None:  # a sweep may resume with fewer cores
+            check_cpus("cpus", config.cpus)
+    else:
+        moved = {} if config.dataset is None else {"dataset": _absolute_path(config.dataset)}
+        file = load_sweep_file(folder.path / FILE, moved)
+    _check_memory(file)
+    base = file.config({})
+    if command_of(file.command).trains_gates:
+        dataset = load_data(base)
+    else:
+        dataset = load_dataset(base.dataset, image_size=base.image_size, flip=base.flip)
+    if folder is None:
+        check_with_dataset(file, dataset, config.file)
+    else:
+        folder.check_data(dataset.fingerprint, dataset.name)
+    reference_point = reference_point_of(file, dataset)
+    with start_ray(address=config.address, cpus=config.cpus, store_bytes=dataset.memory_bytes):
+        check_resources(file.resources, shares_storage=config.storage_path is not None)
+        if folder is None:
+            folder = _create_run(file, dataset.fingerprint, invocation)
+        with folder.lock():
+            try:
+                _run_sweep(file, dataset, reference_point, folder)
+            except KeyboardInterrupt:
+                resume = f"{PROG} --resume {folder.path}"
+                raise KeyboardInterrupt(f"Interrupted; continue with: {resume}") from None
+
+
+def resolved(config: SweepConfig) -> SweepFile:
+    """Return the sweep of the flags and the file, with absolute paths.
+
+    Paths are absolute because each worker has its own working folder.
+
+    Raises:
+        ConfigError: If the sweep is invalid.
+    """
+    given = {"trials": config.trials, "retrain.seeds": config.retrain_seeds}
+    overrides = {name: value for name, value in given.items() if value is not None}
+    changes = parse_overrides(config.set)
+    if config.dataset is not None:
+        changes["dataset"] = config.dataset
+    file = _load(config.file, changes, overrides)
+    settings = {
+        name: _absolute_path(value) if name in _PATHS else value
+        for name, value in file.settings.items()
+    }
+    return replace(file, settings=settings)
+
+
+def _load(path: Path, changes: Mapping[str, object], overrides: Mapping[str, object]) -> SweepFile:
+    """Read a sweep with overrides; an error names the flags if the file alone is valid."""
+    try:
+        return load_sweep_file(path, changes, overrides)
+    except ConfigError as error:
+        try:
+            load_sweep_file(path)
+        except ConfigError:
+            raise error from None
+        said = re.sub(r"^.*?(, line \d+)?: ", "", str(error), count=1)
+        raise ConfigError(f"{path} with the given flags: {said}") from error
+
+
+def _absolute_path(value: object) -> object:
+    """Return the absolute path if ``value`` names a file or folder, else ``value`` unchanged.
+
+    The name of the data set in the package takes precedence over a path.
+    """
+    if not isinstance(value, str) or value == DIGITS or not Path(value).exists():
+        return value
+    return str(Path(value).resolve())
+
+
+def _check_memory(file: SweepFile) -> None:
+    trained = file.retrain.best * file.retrain.seeds
+    numbers = {
+        f"trials is {file.trials}": file.trials,
+        f"retrain.best times retrain.seeds is {trained}": trained,
+        f"seeds is {file.seeds}": file.seeds,
+    }
+    needed = {text: float(number * _TRIAL_BYTES) for text, number in numbers.items()}
+    check_memory(needed, torch.device("cpu"))
 
 
 def reference_point_of(file: SweepFile, dataset: Dataset) -> CurvePoint:
@@ -68,7 +167,7 @@ def reference_point_of(file: SweepFile, dataset: Dataset) -> CurvePoint:
     if file.objective.reference_point is not None:
         return CurvePoint(*file.objective.reference_point)
     if not command_of(file.command).trains_gates:
-        return CurvePoint(REFERENCE_COMPUTATION, _PERCENT / dataset.n_classes)
+        return CurvePoint(REFERENCE_COMPUTATION, 100.0 / dataset.n_classes)
     config = file.config({})
     choice = backbone_spec(config, str(resolve_device(config.device)))
     stored = load_or_train_backbone(choice, dataset)
@@ -76,50 +175,55 @@ def reference_point_of(file: SweepFile, dataset: Dataset) -> CurvePoint:
     return hypervolume_reference_point(running, [], gates=running)
 
 
-def storage_of(folder: RunFolder) -> str:
-    """Return the storage of a sweep's trials.
+def _create_run(
+    file: SweepFile, fingerprint: str, invocation: Invocation[SweepConfig]
+) -> RunFolder:
+    """Create the run folder of a sweep, after a check that its trials can be stored."""
+    config, files = invocation.config, {FILE: sweep_yaml(file).encode()}
+    if config.storage_path is not None:  # several sweeps can share it
+        storage = f"{_absolute_storage(config.storage_path)}/sweep-{secrets.token_hex(4)}"
+        check_storage(storage)
+        files[_STORAGE] = json_bytes(config_to_dict(Storage(trials=storage)))
+    return RunFolder.create(
+        config.run_dir,
+        kind=KIND,
+        name=config.file.stem,
+        config=config,
+        command=invocation.command,
+        fingerprint=fingerprint,
+        files=files,
+    )
 
-    It is the recorded one, or a sub-folder of the run folder.
-    """
+
+def _storage_of(folder: RunFolder) -> str:
+    """Return the storage of a sweep's trials: the recorded one, or a part of the run folder."""
     path = folder.path / _STORAGE
-    if not path.is_file():
-        return absolute(folder.path / _TUNE)
-    return read_record(path, Storage).trials
+    if path.is_file():
+        return read_record(path, Storage).trials
+    return _absolute_storage(folder.path / "tune")
 
 
-def new_storage(storage_path: str) -> str:
-    """Return a unique storage for a new sweep's trials under the given folder or URI."""
-    return f"{absolute(storage_path)}/sweep-{secrets.token_hex(4)}"
+def _absolute_storage(storage: str | Path) -> str:
+    """Return a storage path for Ray: a URI unchanged, a folder as an absolute path."""
+    return str(storage) if "://" in str(storage) else str(Path(storage).resolve())
 
 
-def storage_file(storage: str) -> dict[str, bytes]:
-    """Return the file that records the storage of a sweep's trials, by its name."""
-    return {_STORAGE: json_bytes(config_to_dict(Storage(trials=storage)))}
+def sweep_yaml(file: SweepFile) -> str:
+    """Return the sweep as YAML for its run folder, so that resuming needs no other file."""
+    plain = config_to_dict(file)
+    plain["search"] = {
+        name: {kind: values for kind, values in domain.items() if values is not None}
+        for name, domain in plain["search"].items()
+    }
+    return dump_yaml(plain)
 
 
-def run_sweep(
-    file: SweepFile,
-    shared: Dataset,
-    reference_point: CurvePoint,
-    folder: RunFolder,
-    *,
-    storage: str,
+def _run_sweep(
+    file: SweepFile, shared: Dataset, reference_point: CurvePoint, folder: RunFolder
 ) -> None:
-    """Run or resume a sweep and write all results into its folder.
-
-    Args:
-        file: The sweep.
-        shared: Data set of the sweep.
-        reference_point: Bound of the hypervolume.
-        folder: Run folder of the sweep.
-        storage: Storage of the trials, from ``storage_of``.
-
-    Raises:
-        KeyboardInterrupt: After Ctrl-C.
-        TrainingError: If no trial has finished.
-    """
+    """Run or resume a sweep and write all results into its folder."""
     start = time.perf_counter()
-    log = folder.path / "ray.log"
+    storage, log = _storage_of(folder), folder.path / "ray.log"
     first = file.base["seed"]
     plan = TrialPlan(
         file=file,
@@ -127,8 +231,7 @@ def run_sweep(
         seeds=tuple(range(first, first + file.seeds)),
         trusted=trusted_code(),
     )
-    tensorboard_sync = TensorBoardSync(folder.tensorboard_dir)
-    results = run_search(plan, shared, storage, log=log, tensorboard_sync=tensorboard_sync)
+    results = run_search(plan, shared, storage, log=log)
     trials = trial_records(results, file)
     best = best_trials(trials, file)
     chosen = [trial for name in best[: file.retrain.best] for trial in trials if trial.name == name]
@@ -140,29 +243,24 @@ def run_sweep(
     if chosen and file.retrain.seeds:
         candidates = {trial.name: trial.settings for trial in chosen} | {DEFAULTS: file.defaults}
         again = replace(plan, candidates=tuple(candidates.values()))
-        first_retrain_seed = first + FIRST_RETRAIN_SEED
-        seeds = tuple(range(first_retrain_seed, first_retrain_seed + file.retrain.seeds))
-        print_status(f"Training {len(candidates)} settings again on {len(seeds)} fresh seeds ...")
-        retrained = retrained_records(
-            retrain_best(again, shared, storage, log=log, seeds=seeds), candidates, trials, file
-        )
-    _write(
-        folder,
-        SweepRecord(
-            title=f"{folder.path.name}: {file.command} on {shared.name}",
-            about=_about(file, shared),
-            objective=file.objective.record(reference_point),
-            scales={name: domain.scale for name, domain in file.search.items()},
-            trials=trials,
-            best=best,
-            retrained=retrained,
-            importance=importances(trials, file),
-            reference_point=reference_point,
-            commands=_commands(file, folder, chosen),
-            settings=(folder.path / FILE).read_text(encoding="utf-8"),
-            seconds=folder.add_seconds(time.perf_counter() - start),
-        ),
+        fresh = first + FIRST_RETRAIN_SEED
+        seeds = range(fresh, fresh + file.retrain.seeds)
+        print_status(f"Training {len(candidates)} settings on {len(seeds)} fresh seeds ...")
+        results = retrain_best(again, shared, storage, log=log, seeds=seeds)
+        retrained = retrained_records(results, candidates, trials, file)
+    record = SweepRecord(
+        title=f"{folder.path.name}: {file.command} on {shared.name}",
+        about=_about(file, shared, reference_point),
+        file=file,
+        trials=trials,
+        best=best,
+        retrained=retrained,
+        importance=importances(trials, file),
+        reference_point=reference_point,
+        commands=_commands(file, folder, chosen),
+        seconds=folder.add_seconds(time.perf_counter() - start),
     )
+    _write(folder, record)
     if not best:
         raise TrainingError(
             f"none of the {len(trials)} trials has a result; the reasons are in "
@@ -183,20 +281,17 @@ def _collect_results(
             path = folder.path / FAILURES / f"{trial.name}.txt"
             path.parent.mkdir(exist_ok=True)
             write_bytes_atomic(path, metrics[TRACEBACK].encode())
-        checkpoint = result.checkpoint
-        if checkpoint is None:
+        if result.checkpoint is None:
             continue
-        with checkpoint.as_directory() as stored:
+        with result.checkpoint.as_directory() as stored:
             if trial in chosen:
                 _copy(Path(stored), folder.path / BEST_RUNS / trial.name)
-            sync_events(Path(stored), folder.tensorboard_dir / trial.name)
+            for events in Path(stored).glob("*/tensorboard"):
+                _copy(events, folder.tensorboard_dir / trial.name / events.parent.name)
 
 
 def _copy(source: Path, target: Path) -> None:
-    """Copy a folder atomically.
-
-    An existing target stays, because files may have been added to it.
-    """
+    """Copy a folder atomically; an existing target stays, because users may have added files."""
     if target.exists():
         return
     half = target.with_name(f".{target.name}.part")
@@ -205,36 +300,35 @@ def _copy(source: Path, target: Path) -> None:
     half.rename(target)
 
 
-def _about(file: SweepFile, shared: Dataset) -> str:
+def _about(file: SweepFile, shared: Dataset, reference_point: CurvePoint) -> str:
     n = len(shared.val)
-    seeds = "one seed" if file.seeds == 1 else f"{file.seeds} seeds"
-    said = f"{n:,} val images; searcher {file.searcher}, scheduler {file.scheduler.name}, {seeds} a trial"
+    about = (
+        f"{n:,} val images; searcher {file.searcher}, scheduler {file.scheduler.name}, seeds per "
+        f"trial {file.seeds}. {file.objective.description(reference_point)}"
+    )
     if file.scheduler.is_population:
-        said += (
-            "; trained again with the settings it ended with, not with the schedule that led there"
-        )
-    return f"{said}."
+        about += " Retrained with the last settings of the schedule, held constant."
+    return about
 
 
 def _commands(file: SweepFile, folder: RunFolder, chosen: Sequence[TrialRecord]) -> tuple[str, ...]:
     """Return command lines that train and evaluate the best configuration and repeat the sweep."""
     lines = []
-    prog = command_of(file.command).prog.split()
+    command = command_of(file.command)
     if chosen:
-        lines.append(shlex.join([*prog, "--config", str(folder.path / BEST)]))
+        lines.append([*command.prog.split(), "--config", str(folder.path / BEST)])
         run = folder.path / BEST_RUNS / chosen[0].name / run_name(file.base["seed"])
-        if command_of(file.command).trains_gates:
-            lines.append(shlex.join(["python", "-m", "dfs_rl.evaluate", str(run)]))
-    lines.append(shlex.join(folder.record().command))
-    return tuple(lines)
+        if command.trains_gates:
+            lines.append(["python", "-m", "dfs_rl.evaluate", str(run)])
+    return tuple(shlex.join(line) for line in (*lines, folder.record().command))
 
 
 def _write(folder: RunFolder, record: SweepRecord) -> None:
     """Write the report into the folder and the summary to the screen."""
-    write_bytes_atomic(folder.path / RESULTS, sweep_csv(record).encode())
+    write_bytes_atomic(folder.path / RESULTS, results_csv(record).encode())
     write_json(folder.path / "sweep.json", config_to_dict(record))
-    page = sweep_report(record, sweep_figures(record))
-    write_bytes_atomic(folder.path / "report.html", page.encode())
+    page = sweep_page(record, sweep_figures(record), sweep_yaml(record.file))
+    write_bytes_atomic(folder.path / REPORT, page.encode())
     sys.stdout.write(sweep_text(record))
     sys.stdout.flush()
-    print_status(f"The report is {folder.path / 'report.html'}.")
+    print_status(f"The report is {folder.path / REPORT}.")

@@ -141,13 +141,7 @@ def _reset_best_gate(run: RunFolder) -> None:
 
 
 class _TrialReporter:
-    """Reports the logged metrics of a trial's runs to Tune.
-
-    Args:
-        plan: Common data of all trials.
-        folder: Folder of the trial's runs.
-        n_seeds: Number of seeds.
-    """
+    """Reports the logged metrics of a trial's runs to Tune."""
 
     def __init__(self, plan: TrialPlan, folder: Path, n_seeds: int) -> None:
         self._plan = plan

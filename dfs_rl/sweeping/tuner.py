@@ -4,39 +4,47 @@ import hashlib
 import json
 import logging
 import os
+import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import ray
 from ray import tune
 from ray.tune import Result
+from ray.tune.experiment import Trial
 from sklearn.exceptions import ConvergenceWarning
 
 from dfs_rl.data import Dataset
 from dfs_rl.errors import ConfigError, TrainingError
-from dfs_rl.sweeping.progress_reporter import ProgressReporter, trial_number
-from dfs_rl.sweeping.search import param_space, tune_config
+from dfs_rl.sweeping.objective import is_penalty
+from dfs_rl.sweeping.search import folder_name, param_space, trial_number, tune_config
 from dfs_rl.sweeping.spec import ResourceConfig
-from dfs_rl.sweeping.tensorboard_sync import TensorBoardSync
-from dfs_rl.sweeping.trial import CANDIDATE, SEED, TrialPlan, retrain_trial, search_trial
+from dfs_rl.sweeping.trial import (
+    CANDIDATE,
+    FAILED,
+    FULL_PROGRESS,
+    PROGRESS,
+    SEED,
+    TrialPlan,
+    retrain_trial,
+    search_trial,
+)
+from dfs_rl.utils.logging import print_status
 from dfs_rl.utils.ray import ray_deprecations_ignored
 
 SEARCH = "search"
 RETRAIN = "retrain"
 _KEPT = 2
 """Number of checkpoints to keep per trial; one remains while another is written."""
+_EVERY = 30.0
+"""Seconds between two lines about running trials."""
+_LINE = "{:>8}  {:>7}  {:>8}  {:>8}  {:>12}  {:>12}  {}"
 
 
-def run_search(
-    plan: TrialPlan,
-    shared: Dataset,
-    storage: str,
-    *,
-    log: Path,
-    tensorboard_sync: TensorBoardSync,
-) -> list[Result]:
+def run_search(plan: TrialPlan, shared: Dataset, storage: str, *, log: Path) -> list[Result]:
     """Run the search, or resume the one in ``storage``.
 
     Args:
@@ -44,7 +52,6 @@ def run_search(
         shared: The data set.
         storage: Folder or URI that all nodes can write to.
         log: File for Ray's log.
-        tensorboard_sync: Callback that copies the trials' TensorBoard events.
 
     Returns:
         Results of the trials, in the order of their creation.
@@ -54,46 +61,22 @@ def run_search(
         TrainingError: If the experiment cannot continue.
     """
     file = plan.file
-    names = file.objective.names
-    view = ProgressReporter("trial", file.trials, metric=names[0], mode=file.objective.modes[0])
     return _fit(
-        _trainable(search_trial, plan, shared),
+        tune.with_parameters(search_trial, plan=plan, shared=shared),
+        plan,
         f"{storage}/{SEARCH}",
-        lambda trainable, run: tune.Tuner(
-            trainable, param_space=param_space(file), tune_config=tune_config(file), run_config=run
-        ),
-        _run_config(
-            plan,
-            storage,
-            SEARCH,
-            [view, tensorboard_sync],
-            # In a population, a trial may later start from any checkpoint of another one.
-            keep=None if file.scheduler.is_population else _KEPT,
-        ),
         log,
+        total=file.trials,
+        # In a population, a trial may later start from any checkpoint of another one.
+        keep=None if file.scheduler.is_population else _KEPT,
+        search=lambda: {"param_space": param_space(file), "tune_config": tune_config(file)},
     )
 
 
 def retrain_best(
-    plan: TrialPlan, shared: Dataset, storage: str, *, log: Path, seeds: tuple[int, ...]
+    plan: TrialPlan, shared: Dataset, storage: str, *, log: Path, seeds: Sequence[int]
 ) -> list[Result]:
-    """Train every candidate of ``plan`` on every seed, or resume these trainings.
-
-    Args:
-        plan: Common data of the trials, with the candidates.
-        shared: The data set.
-        storage: Folder or URI that all nodes can write to.
-        log: File for Ray's log.
-        seeds: Seeds that the search has not used.
-
-    Returns:
-        Results of the trainings, in the order of their creation.
-
-    Raises:
-        KeyboardInterrupt: After Ctrl-C; a later call resumes from Tune's stored state.
-        TrainingError: If the experiment cannot continue.
-    """
-    objective = plan.file.objective
+    """Train every candidate of ``plan`` on every fresh seed, or resume; see ``run_search``."""
     # Different candidates or seeds require a new experiment.
     fingerprinted = json.dumps([*map(dict, plan.candidates), *seeds], default=str)
     name = f"{RETRAIN}-{hashlib.sha256(fingerprinted.encode()).hexdigest()[:8]}"
@@ -101,54 +84,33 @@ def retrain_best(
         CANDIDATE: tune.grid_search(list(range(len(plan.candidates)))),
         SEED: tune.grid_search(list(seeds)),
     }
-    total = len(plan.candidates) * len(seeds)
-    view = ProgressReporter("again", total, metric=objective.names[0], mode=objective.modes[0])
+    config = tune.TuneConfig(reuse_actors=True, trial_dirname_creator=folder_name)
     return _fit(
-        _trainable(retrain_trial, plan, shared),
+        tune.with_parameters(retrain_trial, plan=plan, shared=shared),
+        plan,
         f"{storage}/{name}",
-        lambda trainable, run: tune.Tuner(
-            trainable,
-            param_space=grid,
-            tune_config=tune.TuneConfig(reuse_actors=True),
-            run_config=run,
-        ),
-        _run_config(plan, storage, name, [view], keep=_KEPT),
         log,
-    )
-
-
-def _trainable(
-    function: Callable[..., None],
-    plan: TrialPlan,
-    shared: Dataset,
-) -> Any:  # noqa: ANN401
-    resources = plan.file.resources
-    with_objects = tune.with_parameters(function, plan=plan, shared=shared)
-    return tune.with_resources(with_objects, {"cpu": resources.cpus, "gpu": resources.gpus})
-
-
-def _run_config(
-    plan: TrialPlan, storage: str, name: str, views: list[tune.Callback], *, keep: int | None
-) -> tune.RunConfig:
-    stop = plan.file.stop
-    return tune.RunConfig(
-        name=name,
-        storage_path=storage,
-        failure_config=tune.FailureConfig(max_failures=stop.retries),
-        checkpoint_config=tune.CheckpointConfig(num_to_keep=keep),
-        stop={"time_total_s": stop.trial_seconds} if stop.trial_seconds else None,
-        callbacks=views,
-        verbose=0,
+        total=len(plan.candidates) * len(seeds),
+        keep=_KEPT,
+        search=lambda: {"param_space": grid, "tune_config": config},
     )
 
 
 def _fit(
-    trainable: Any,  # noqa: ANN401
+    function: Any,  # noqa: ANN401
+    plan: TrialPlan,
     path: str,
-    make: Callable[[Any, tune.RunConfig], tune.Tuner],
-    run: tune.RunConfig,
     log: Path,
+    *,
+    total: int,
+    keep: int | None,
+    search: Callable[[], dict[str, Any]],
 ) -> list[Result]:
+    """Run or resume the experiment in ``path``; ``search`` returns the settings of a new one."""
+    resources, stop = plan.file.resources, plan.file.stop
+    trainable = tune.with_resources(function, {"cpu": resources.cpus, "gpu": resources.gpus})
+    storage, _, name = path.rpartition("/")
+    metric, mode = next(iter(plan.file.objective.modes.items()))
     with ray_deprecations_ignored(), _logged(log):
         warnings.simplefilter("ignore", ConvergenceWarning)  # from PB2's model with few trials
         if tune.Tuner.can_restore(path):
@@ -156,24 +118,113 @@ def _fit(
                 path, trainable=trainable, resume_unfinished=True, resume_errored=True
             )
         else:
-            tuner = make(trainable, run)
+            run_config = tune.RunConfig(
+                name=name,
+                storage_path=storage,
+                failure_config=tune.FailureConfig(max_failures=stop.retries),
+                checkpoint_config=tune.CheckpointConfig(num_to_keep=keep),
+                stop={"time_total_s": stop.trial_seconds} if stop.trial_seconds else None,
+                callbacks=[ProgressTable(total, metric=metric, maximize=mode == "max")],
+                verbose=0,
+            )
+            tuner = tune.Tuner(trainable, run_config=run_config, **search())
         try:
             grid = tuner.fit()
         except tune.TuneError as error:
-            raise TrainingError(
-                f"the search in {path} cannot go on: {' '.join(str(error).split())}"
-            ) from error
-    # The order of the results changes on restore.
-    numbers = [trial_number(trial) for trial in grid._experiment_analysis.trials]
-    return [grid[index] for _, index in sorted(zip(numbers, range(len(grid)), strict=True))]
+            said = " ".join(str(error).split())
+            raise TrainingError(f"the experiment in {path} cannot continue: {said}") from error
+    # The order of the results changes on restore; folder names sort in the order of creation.
+    return sorted((grid[i] for i in range(len(grid))), key=lambda result: str(result.path))
+
+
+class ProgressTable(tune.Callback):
+    """Prints a line for each trial that ends, and one about the running trials at intervals.
+
+    The values come from Tune's trials only, so a resumed sweep shows the same figures as before.
+
+    Args:
+        total: Number of trials.
+        metric: Name of the objective.
+        maximize: Whether the highest value is the best.
+    """
+
+    def __init__(self, total: int, *, metric: str, maximize: bool) -> None:
+        self._total = total
+        self._metric = metric
+        self._best = max if maximize else min
+        self._start: float | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state without the clock, because Tune stores its callbacks."""
+        return {**self.__dict__, "_start": None}
+
+    def on_step_end(
+        self,
+        iteration: int,  # noqa: ARG002
+        trials: list[Trial],
+        **info: Any,  # noqa: ARG002, ANN401
+    ) -> None:
+        """Print the trials that have ended and, at intervals, the running ones."""
+        now = time.monotonic()
+        if self._start is None:
+            self._start = self._last = now
+            self._made_before = _trainings_made(trials)
+            self._printed: set[str] = set()
+            print_status(
+                _LINE.format("minutes", "trial", "done", "progress", self._metric, "best", "left")
+            )
+        for rank, trial in enumerate(sorted(trials, key=trial_number), start=1):
+            if _has_ended(trial) and trial.trial_id not in self._printed:
+                self._printed.add(trial.trial_id)
+                self._print(f"{rank:03d}", trial, trials)
+        running = [trial for trial in trials if trial.status == Trial.RUNNING]
+        if running and now - self._last >= _EVERY:
+            self._print(f"{len(running)} run", max(running, key=_progress), trials)
+
+    def _print(self, name: str, trial: Trial, trials: list[Trial]) -> None:
+        self._last = time.monotonic()
+        assert self._start is not None
+        minutes = (self._last - self._start) / 60
+        result = trial.last_result or {}
+        reason = result.get(FAILED)
+        if trial.status == Trial.ERROR:
+            reason = "its process died too often"
+        left, made = "", _trainings_made(trials)
+        if made > self._made_before:
+            rate = minutes / (made - self._made_before)
+            left = f"about {rate * (self._total - made):.1f} min"
+        value = f"{result[self._metric]:.4g}" if self._metric in result else ""
+        finished = [t.last_result for t in trials if _progress(t) >= FULL_PROGRESS]
+        values = [r[self._metric] for r in finished if not (r[FAILED] or is_penalty(r))]
+        print_status(
+            _LINE.format(
+                f"{minutes:.1f}",
+                name,
+                f"{sum(map(_has_ended, trials))}/{self._total}",
+                f"{_progress(trial):.0f} %",
+                "failed" if reason else "above budget" if is_penalty(result) else value,
+                f"{self._best(values):.4g}" if values else "",
+                f"failed: {reason}" if reason else left,
+            )
+        )
+
+
+def _has_ended(trial: Trial) -> bool:
+    return trial.status in (Trial.TERMINATED, Trial.ERROR)
+
+
+def _progress(trial: Trial) -> float:
+    return float((trial.last_result or {}).get(PROGRESS, 0.0))
+
+
+def _trainings_made(trials: list[Trial]) -> float:
+    """Return the completed work in trainings; a trial that has ended counts as one."""
+    return sum(1.0 if _has_ended(t) else _progress(t) / FULL_PROGRESS for t in trials)
 
 
 @contextmanager
 def _logged(path: Path) -> Iterator[None]:
-    """Redirect the log output of Ray's libraries from the screen to a file.
-
-    The live view shows the state of the trials.
-    """
+    """Redirect the log output of Ray's libraries from the screen to a file."""
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
     # By default, Tune catches Ctrl-C, saves, and returns as if it had finished.
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
@@ -204,18 +255,16 @@ def check_storage(storage: str) -> None:
     except (OSError, ValueError) as error:
         said = " ".join(str(error).split())
         raise ConfigError(
-            f"storage_path leads to {storage}, where nothing can be stored: {said}"
+            f"storage_path leads to {storage}, which is not usable: {said}"
         ) from error
     if taken:
         raise ConfigError(
-            f"storage_path leads to {storage}, which holds a sweep already; choose another one."
+            f"storage_path leads to {storage}, which already has a sweep; choose another one."
         )
 
 
 def check_resources(resources: ResourceConfig, *, shares_storage: bool) -> None:
-    """Check that a node of the cluster has the resources of a trial.
-
-    Without such a node, trials would wait forever.
+    """Check that a node of the cluster has the resources of a trial, which would else wait forever.
 
     Args:
         resources: Resources of one trial.
@@ -225,8 +274,6 @@ def check_resources(resources: ResourceConfig, *, shares_storage: bool) -> None:
         ConfigError: If no node has these resources, or there are several machines without a shared
             storage.
     """
-    import ray
-
     nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
     for name, key in (("cpus", "CPU"), ("gpus", "GPU")):
         wanted = getattr(resources, name)
@@ -242,10 +289,3 @@ def check_resources(resources: ResourceConfig, *, shares_storage: bool) -> None:
             f"the cluster has {len(machines)} machines, but no storage_path is given; name a "
             "folder that all of them share, or a URI."
         )
-
-
-def absolute(storage: str | Path) -> str:
-    """Return a storage path for Ray: a URI unchanged, a folder as an absolute path."""
-    return (
-        storage if isinstance(storage, str) and "://" in storage else str(Path(storage).resolve())
-    )

@@ -5,51 +5,51 @@ import torch
 from dfs_rl.backbones.interfaces import Recipe
 from dfs_rl.costs import SKIP, BitOptions
 
-Setting = tuple[int, ...]
+BitMix = tuple[int, ...]
 """Bits of each gated layer, in order."""
 
 
-def uniform(bits: int, n_layers: int) -> Setting:
-    """Return the setting of every layer at ``bits``."""
+def uniform_mix(bits: int, n_layers: int) -> BitMix:
+    """Return the mix of every layer at ``bits``."""
     return (bits,) * n_layers
 
 
-def random_mix(options: BitOptions, n_layers: int, generator: torch.Generator) -> Setting:
+def random_mix(options: BitOptions, n_layers: int, generator: torch.Generator) -> BitMix:
     """Draw an option for each layer, all equally likely."""
     draws = torch.randint(len(options), (n_layers,), generator=generator)
     return tuple(options[int(i)] for i in draws)
 
 
-def sample_low(options: BitOptions, n_layers: int, generator: torch.Generator) -> Setting:
-    """Draw a setting to distil into: with equal odds a uniform quantized option or a random mix.
+def sample_low_mix(options: BitOptions, n_layers: int, generator: torch.Generator) -> BitMix:
+    """Draw a mix to distil into: with equal odds a uniform quantized option or a random mix.
 
     Uniform draws leave out the largest bit width, which always has a pass, and full precision.
     """
     candidates = [bits for bits in options.quantized if bits != options[options.full]]
     if candidates and bool(torch.randint(2, (), generator=generator)):
         pick = int(torch.randint(len(candidates), (), generator=generator))
-        return uniform(candidates[pick], n_layers)
+        return uniform_mix(candidates[pick], n_layers)
     return random_mix(options, n_layers, generator)
 
 
-def sample_below(
+def sample_student_mix(
     options: BitOptions,
     n_layers: int,
     generator: torch.Generator,
     *,
     recipe: Recipe,
     quantized: bool,
-) -> Setting | None:
-    """Draw the setting that a step distils into, ``None`` if there is none.
+) -> BitMix | None:
+    """Draw the mix that a step distils into, ``None`` if there is none.
 
     Args:
         options: Bit options of the gated layers.
         n_layers: Number of gated layers.
         generator: Random generator of the draws.
-        recipe: ``"supernet"`` uses ``sample_low``; ``"adn"`` skips all paths, or with equal odds
-            uses ``sample_low`` too if ``quantized``.
-        quantized: True if there are low settings whose quantizers are already initialized.
+        recipe: ``"supernet"`` uses ``sample_low_mix``; ``"adn"`` skips all paths, or with equal odds
+            uses ``sample_low_mix`` too if ``quantized``.
+        quantized: True if there are low mixes whose quantizers are already initialized.
     """
     if recipe == "adn" and not (quantized and bool(torch.randint(2, (), generator=generator))):
-        return uniform(SKIP, n_layers)
-    return sample_low(options, n_layers, generator) if quantized else None
+        return uniform_mix(SKIP, n_layers)
+    return sample_low_mix(options, n_layers, generator) if quantized else None

@@ -7,9 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from dfs_rl.backbones.base import Backbone
-from dfs_rl.backbones.exit_heads import EXIT_GRID
 from dfs_rl.backbones.interfaces import run_layers
-from dfs_rl.backbones.probe import confidence, describe, fit_probe
+from dfs_rl.backbones.probe import EXIT_GRID, confidence, describe, fit_probe
 from dfs_rl.data import ImageSet
 from dfs_rl.quantization.modules import (
     BatchNormPerBits,
@@ -17,16 +16,16 @@ from dfs_rl.quantization.modules import (
     FractionalLinear,
     NormPerBits,
 )
-from dfs_rl.training.bit_sampling import Setting, sample_low, uniform
+from dfs_rl.training.bit_sampling import BitMix, sample_low_mix, uniform_mix
 
 CALIBRATION_BATCH = 256
-_FEATURE_BATCHES = 80  # each at another setting; 20,000 images
+_FEATURE_BATCHES = 80  # each at another mix; 20,000 images
 _FEATURE_BYTES = 2**29  # all pooled activations; binds for deep networks only
 _STILL = 1e-12  # variance below which a feature counts as constant
 
 
 @torch.no_grad()
-def calibrate_steps(
+def calibrate_scales(
     backbone: Backbone,
     images: Tensor,
     *,
@@ -49,10 +48,10 @@ def calibrate_steps(
     measured = {name: buffer.clone() for name, buffer in backbone.named_buffers()}
     backbone.train(batch_statistics)
     for layer in layers:
-        layer.calibrate_steps(on=True)
+        layer.calibrate_scales(on=True)
     backbone(images, backbone.options[backbone.options.full])
     for layer in layers:
-        layer.calibrate_steps(on=False)
+        layer.calibrate_scales(on=False)
     for name, buffer in backbone.named_buffers():
         buffer.copy_(measured[name])
     backbone.train(was_training)
@@ -62,28 +61,26 @@ def copy_full_norms(backbone: Backbone) -> None:
     """Copy the norms of the largest bit width to all others."""
     for module in backbone.blocks.modules():
         if isinstance(module, NormPerBits):
-            module.copy_dearest_norm()
+            module.copy_full_norm()
 
 
 @torch.no_grad()
-def calibrate_norms(
-    backbone: Backbone, batches: Iterator[Tensor], settings: Iterable[Setting]
-) -> None:
-    """Replace all running statistics by plain averages over batches, one for each setting.
+def calibrate_norms(backbone: Backbone, batches: Iterator[Tensor], mixes: Iterable[BitMix]) -> None:
+    """Replace all running statistics by plain averages over batches, one for each mix.
 
     An average over batches at fixed weights is less noisy than the running mean of training.
 
     Args:
         backbone: Backbone, changed in place and left in evaluation mode.
         batches: Images, uint8 ``[batch, c, h, w]``.
-        settings: Bits of each pass; a norm whose bits never occur keeps its statistics.
+        mixes: Bits of each pass; a norm whose bits never occur keeps its statistics.
     """
     norms = [module for module in backbone.modules() if isinstance(module, BatchNormPerBits)]
     for norm in norms:
         norm.average_statistics(on=True)
     backbone.train()
-    for setting in settings:
-        backbone(next(batches), setting)
+    for mix in mixes:
+        backbone(next(batches), mix)
     for norm in norms:
         norm.average_statistics(on=False)
     backbone.eval()
@@ -99,12 +96,12 @@ def feature_batches(backbone: Backbone) -> int:
 def measure_features(
     backbone: Backbone, batches: Iterable[ImageSet], generator: torch.Generator
 ) -> None:
-    """Fit the probes and set ``feature_mean`` and ``feature_std`` under random settings.
+    """Fit the probes and set ``feature_mean`` and ``feature_std`` under random mixes.
 
     Args:
         backbone: Backbone, changed in place.
-        batches: Images of the train split with their labels; each batch runs at one setting.
-        generator: Random generator of the settings.
+        batches: Images of the train split with their labels; each batch runs at one mix.
+        generator: Random generator of the mixes.
     """
     n_layers = len(backbone.blocks)
     parts: list[list[Tensor]] = [[] for _ in range(n_layers)]
@@ -113,8 +110,8 @@ def measure_features(
     for batch in batches:
         labels.append(batch.labels)
         hidden = frozen.stem(batch.images)
-        setting = sample_low(backbone.options, n_layers, generator)
-        for layer, bits in enumerate(setting):
+        mix = sample_low_mix(backbone.options, n_layers, generator)
+        for layer, bits in enumerate(mix):
             parts[layer].append(backbone.parts(hidden))
             hidden = frozen.layers[layer](hidden, bits)
     backbone.feature_mean.zero_()
@@ -139,14 +136,14 @@ def fit_exits(
     """Replace the exits of a trained backbone; nothing else changes.
 
     Each head learns the network's probabilities at the largest bit width, without labels, from
-    activations under random settings.
+    activations under random mixes.
 
     Args:
         backbone: Backbone, changed in place.
         after: Numbers of gated layers before the exits.
         batches: Images of the train split, uint8 ``[batch, c, h, w]``; each batch runs at one
-            setting.
-        generator: Random generator of the settings.
+            mix.
+        generator: Random generator of the mixes.
 
     Raises:
         ConfigError: If there are no such layers.
@@ -161,15 +158,15 @@ def fit_exits(
     answers = []
     for images in batches:
         stem = frozen.stem(images)
-        whole = uniform(frozen.options[frozen.options.full], n_layers)
+        whole = uniform_mix(frozen.options[frozen.options.full], n_layers)
         answers.append(frozen.head(run_layers(frozen, stem, whole)).softmax(dim=1))
         hidden = stem
-        setting = sample_low(frozen.options, n_layers, generator)
+        mix = sample_low_mix(frozen.options, n_layers, generator)
         for layer in range(max(after) + 1):
             if layer in heads:
                 pooled = backbone.parts(hidden, grid=EXIT_GRID).flatten(1)
                 parts[after.index(layer)].append(pooled)
-            hidden = frozen.layers[layer](hidden, setting[layer])
+            hidden = frozen.layers[layer](hidden, mix[layer])
     targets = torch.cat(answers)
     for i, head in enumerate(heads.heads):
         seen = torch.cat(parts[i])  # [images, channels * parts]

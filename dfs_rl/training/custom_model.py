@@ -74,7 +74,7 @@ def build_calibrated_backbone(
 
     Args:
         name: Constructor, ``module:function``.
-        dataset: Data set; its val split measures the accuracy of uniform settings.
+        dataset: Data set; its val split measures the accuracy of uniform bits.
         weights: Weights to load into the network.
         device: Device to compute on.
 

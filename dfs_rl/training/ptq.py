@@ -15,10 +15,10 @@ from dfs_rl.data import ImageSet
 from dfs_rl.data.pixels import check_pixels
 from dfs_rl.errors import ConfigError, DataError
 from dfs_rl.quantization.modules import BatchNormPerBits
-from dfs_rl.training.bit_sampling import uniform
+from dfs_rl.training.bit_sampling import uniform_mix
 from dfs_rl.training.calibration import (
     CALIBRATION_BATCH,
-    calibrate_steps,
+    calibrate_scales,
     copy_full_norms,
     feature_batches,
     measure_features,
@@ -40,7 +40,7 @@ def calibrate(backbone: Backbone, images: Tensor, *, seed: int = 0) -> None:
         backbone: Backbone, changed in place and left in evaluation mode.
         images: Images, uint8 or float in [0, 1], ``[n, c, h, w]``; some hundreds suffice, some
             thousands give better probes. A gate must not learn from the same images.
-        seed: Seed of the order of images and of the settings for the features.
+        seed: Seed of the order of images and of the mixes for the features.
 
     Raises:
         ConfigError: If ``backbone`` is no backbone.
@@ -51,7 +51,7 @@ def calibrate(backbone: Backbone, images: Tensor, *, seed: int = 0) -> None:
     if isinstance(backbone, Fractionalized):
         backbone.measure(first)
     else:
-        calibrate_steps(backbone, first, parts=[*backbone.never_gated, backbone.blocks])
+        calibrate_scales(backbone, first, parts=[*backbone.never_gated, backbone.blocks])
     copy_full_norms(backbone)
     _match_norms(backbone, (images[rows] for rows in _rows(len(images), seed)))
     some = list(itertools.islice(_rows(len(images), seed), feature_batches(backbone)))
@@ -124,11 +124,11 @@ def _match_norms(backbone: Backbone, batches: Iterator[Tensor]) -> None:
     backbone.eval()
     for norm in norms:
         norm.batch_norm = _Matching(norm)
-    dearest_first = [bits for bits in reversed(backbone.options.values) if bits != SKIP]
+    largest_first = [bits for bits in reversed(backbone.options.values) if bits != SKIP]
     for _ in range(_ROUNDS if norms else 0):
         batch = next(batches)
-        for bits in dearest_first:
-            backbone(batch, uniform(bits, n_layers))
+        for bits in largest_first:
+            backbone(batch, uniform_mix(bits, n_layers))
     for norm in norms:
         norm.batch_norm = functional.batch_norm
 

@@ -1,7 +1,7 @@
 """Training of a supernet, a backbone in which every mix of bit options works.
 
 Each step runs one batch twice: at the largest bit width with the labels, and at a sampled low
-setting (uniform or a mix, skips included) with the first pass's probabilities as its target, as in
+mix (uniform or not, skips included) with the first pass's probabilities as its target, as in
 slimmable and any-precision networks (Yu and Huang, "Universally Slimmable Networks", ICCV 2019; Yu
 et al., "Any-Precision Deep Neural Networks", AAAI 2021). The outputs of the layers can be targets
 too (Romero et al., "FitNets", ICLR 2015): a layer whose output means the same at every option fits
@@ -11,7 +11,7 @@ trained weights.
 With the recipe ``adn`` (Kang et al., "Adaptive Depth Networks with Skippable Sub-Paths", NeurIPS
 2024) the first pass is the super-net, and the second, from the first epoch on, the base-net, which
 skips every path. Once the quantizers of low bits are initialized, half of the second passes are a
-sampled low setting as above. The combinations of paths in between are not trained.
+sampled low mix as above. The combinations of paths in between are not trained.
 """
 
 import copy
@@ -31,11 +31,11 @@ from dfs_rl.costs import FULL, SKIP
 from dfs_rl.data import Dataset, ImageSet, augment, epoch_batches
 from dfs_rl.data.augment import check_pad
 from dfs_rl.errors import CheckpointError, ConfigError, TrainingError
-from dfs_rl.training.bit_sampling import Setting, sample_below, uniform
+from dfs_rl.training.bit_sampling import BitMix, sample_student_mix, uniform_mix
 from dfs_rl.training.calibration import (
     CALIBRATION_BATCH,
     calibrate_norms,
-    calibrate_steps,
+    calibrate_scales,
     copy_full_norms,
     feature_batches,
     measure_features,
@@ -102,22 +102,10 @@ class SupernetConfig:
 
 
 class Position(NamedTuple):
-    """Progress of a training.
-
-    Attributes:
-        epoch: Epochs completed.
-        step: Steps completed in the current epoch.
-    """
+    """Progress of a training: epochs completed, and steps completed in the current one."""
 
     epoch: int
     step: int
-
-
-class _Pass(NamedTuple):
-    """Result of a pass: logits ``[batch, classes]``, and the activations to distil."""
-
-    logits: Tensor
-    features: list[Tensor]
 
 
 class StepLosses(NamedTuple):
@@ -138,24 +126,24 @@ def learning_rate(progress: float, *, peak: float, warmup: float = 0.05) -> floa
 
 
 def accuracy_of(
-    backbone: Backbone, images: ImageSet, setting: Setting, *, batch_size: int = 500
+    backbone: Backbone, images: ImageSet, mix: BitMix, *, batch_size: int = 500
 ) -> float:
-    """Return the accuracy in percent of the inference form with all images at one setting."""
+    """Return the accuracy in percent of the inference form with all images at one mix."""
     frozen = backbone.to_inference()
     right = 0
     with torch.inference_mode():
         for start in range(0, len(images), batch_size):
             batch = slice(start, start + batch_size)
-            hidden = run_layers(frozen, frozen.stem(images.images[batch]), setting)
+            hidden = run_layers(frozen, frozen.stem(images.images[batch]), mix)
             right += int((frozen.head(hidden).argmax(dim=1) == images.labels[batch]).sum())
     return 100.0 * right / len(images)
 
 
 def uniform_accuracies(backbone: Backbone, images: ImageSet) -> dict[str, float]:
-    """Return the accuracy in percent of every meaningful uniform setting, by its bits."""
+    """Return the accuracy in percent of every meaningful uniform mix, by its bits."""
     n_layers = len(backbone.blocks)
     return {
-        str(bits): accuracy_of(backbone, images, uniform(bits, n_layers))
+        str(bits): accuracy_of(backbone, images, uniform_mix(bits, n_layers))
         for bits in backbone.meaningful_bits
     }
 
@@ -215,9 +203,9 @@ class SupernetTrainer:
                 f"training.batch_size is {config.batch_size}; the train split has only "
                 f"{len(self.images)} images, so allowed are 2 to {len(self.images)}."
             )
-        dearest = backbone.options[backbone.options.full]
-        self.full = uniform(dearest, len(backbone.blocks))
-        self.has_low_settings = len([b for b in backbone.options if b != SKIP]) > 1
+        largest = backbone.options[backbone.options.full]
+        self.full = uniform_mix(largest, len(backbone.blocks))
+        self.has_low_mixes = len([b for b in backbone.options if b != SKIP]) > 1
         name = backbone.optimizer if config.optimizer == "auto" else config.optimizer
         usual = USUAL[name]
         self.lr = usual.lr if config.lr is None else config.lr
@@ -230,8 +218,8 @@ class SupernetTrainer:
             momentum=config.momentum,
         )
         # Without full precision as an option, the gated layers are quantized from the first step.
-        whole = dearest != FULL
-        calibrate_steps(
+        whole = largest != FULL
+        calibrate_scales(
             backbone,
             self.images.images[:_STEP_IMAGES],
             parts=[backbone] if whole else backbone.never_gated,
@@ -258,11 +246,11 @@ class SupernetTrainer:
         backbone = self.snapshot()
         n_layers = len(backbone.blocks)
         rounds = self.config.calibration_rounds
-        settings = [
-            uniform(bits, n_layers) for _ in range(rounds) for bits in backbone.meaningful_bits
+        mixes = [
+            uniform_mix(bits, n_layers) for _ in range(rounds) for bits in backbone.meaningful_bits
         ]
         batches = self._calibration_batches()
-        calibrate_norms(backbone, (batch.images for batch in batches), settings)
+        calibrate_norms(backbone, (batch.images for batch in batches), mixes)
         some = itertools.islice(self._calibration_batches(), feature_batches(backbone))
         measure_features(backbone, some, torch_generator(self.seed, "features"))
         return backbone
@@ -274,7 +262,7 @@ class SupernetTrainer:
             TrainingError: If weights are not finite, or quantizer scales not invertible.
         """
         for name, value in self.backbone.named_parameters():
-            checked = torch.stack([value.exp(), (-value).exp()]) if "log_step" in name else value
+            checked = torch.stack([value.exp(), (-value).exp()]) if "log_scale" in name else value
             if not bool(torch.isfinite(checked).all()):
                 raise TrainingError(self._diverged(f"{name} is no longer finite"))
         backbone: Backbone = copy.deepcopy(self.backbone)
@@ -318,44 +306,44 @@ class SupernetTrainer:
         self, epoch: int, step: int, batch: ImageSet, *, weight: Tensor | None = None
     ) -> StepLosses:
         """Add the gradients of a step, times ``weight``, to the parameters; ``None`` means one."""
-        setting = sample_below(
+        mix = sample_student_mix(
             self.backbone.options,
             len(self.backbone.blocks),
             torch_generator(self.seed, "setting", epoch, step),
             recipe=self.recipe,
-            quantized=self.has_low_settings and epoch >= self.warmup_epochs,
+            quantized=self.has_low_mixes and epoch >= self.warmup_epochs,
         )
-        distils_features = setting is not None and self.feature_weight > 0.0
-        whole = self._run(batch.images, self.full, keep=distils_features)
-        label_loss = functional.cross_entropy(whole.logits, batch.labels)
+        distils_features = mix is not None and self.feature_weight > 0.0
+        logits, features = self._run(batch.images, self.full, keep=distils_features)
+        label_loss = functional.cross_entropy(logits, batch.labels)
         (self.label_weight * label_loss).backward(weight)  # type: ignore[no-untyped-call]
-        if setting is None:
+        if mix is None:
             return StepLosses(labels=label_loss.item(), distillation=None)
-        target = whole.logits.detach().softmax(dim=1)
-        features = [feature.detach() for feature in whole.features]
-        del whole
-        below = self._run(batch.images, setting, keep=distils_features)
+        target = logits.detach().softmax(dim=1)
+        targets = [feature.detach() for feature in features]
+        del logits, features
+        logits, features = self._run(batch.images, mix, keep=distils_features)
         # The Kullback-Leibler divergence, up to the target's entropy.
-        low_loss = functional.cross_entropy(below.logits, target)
-        for ours, theirs in zip(below.features, features, strict=True):
+        low_loss = functional.cross_entropy(logits, target)
+        for ours, theirs in zip(features, targets, strict=True):
             distance = functional.mse_loss(ours.float(), theirs.float())
-            low_loss = low_loss + self.feature_weight / len(features) * distance
+            low_loss = low_loss + self.feature_weight / len(targets) * distance
         (self.distillation_weight * low_loss).backward(weight)  # type: ignore[no-untyped-call]
         return StepLosses(labels=label_loss.item(), distillation=low_loss.item())
 
-    def _run(self, images: Tensor, setting: Setting, *, keep: bool) -> _Pass:
-        """Run the network; ``keep`` the outputs of its layers, with the recipe adn its stages."""
+    def _run(self, images: Tensor, mix: BitMix, *, keep: bool) -> tuple[Tensor, list[Tensor]]:
+        """Return logits, and if ``keep`` the outputs of layers, with the recipe adn of stages."""
         with precision.autocast(self.dtype, self.device):
             if not keep:
-                return _Pass(self.backbone(images, setting), [])
+                return self.backbone(images, mix), []
             hidden = self.backbone.stem(images)
             features: list[Tensor] = []
-            for layer, bits in zip(self.backbone.layers, setting, strict=True):
+            for layer, bits in zip(self.backbone.layers, mix, strict=True):
                 hidden = layer(hidden, bits)
                 if self.recipe == "adn" and features and not runs_when_skipped(layer):
                     features.pop()  # same stage: it starts with blocks that always run
                 features.append(self.backbone.comparable(hidden))
-            return _Pass(self.backbone.head(hidden), features)
+            return self.backbone.head(hidden), features
 
     def _diverged(self, what: str) -> str:
         epoch, step = self.position
@@ -367,13 +355,13 @@ class SupernetTrainer:
 
     def _begin_epoch(self) -> None:
         if self.position == (self.warmup_epochs, 0):
-            self._begin_low_settings()
+            self._begin_low_mixes()
         self.backbone.train()
 
-    def _begin_low_settings(self) -> None:
+    def _begin_low_mixes(self) -> None:
         """Initialize quantizers and norms of all options from the network's present state."""
         first_images = self.images.images[:_STEP_IMAGES]
-        calibrate_steps(
+        calibrate_scales(
             self.backbone,
             first_images,
             parts=self.backbone.gated,

@@ -31,7 +31,7 @@ from contextlib import redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, Generic, TypeVar, get_args, get_type_hints
+from typing import Annotated, Any, Generic, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import docstring_parser
 import tyro
@@ -39,6 +39,7 @@ import tyro
 from dfs_rl.errors import ConfigError, DfsRlError
 from dfs_rl.utils.config import YamlSettings, chosen_blocks, fields_from_dict, read_yaml
 from dfs_rl.utils.logging import print_status
+from dfs_rl.utils.registry import NameIn
 from dfs_rl.utils.run_folder import RunFolder
 from dfs_rl.utils.signals import sigterm_as_interrupt
 from dfs_rl.utils.trusted_import import is_constructor, is_trusted, trust_constructor, trusting
@@ -259,7 +260,7 @@ def _flags_of(
             value = field.default
         shown = screen is None or name in screen
         place = tyro.conf.arg(prefix_name=False, help=texts.get(name, ""))
-        hint = Annotated[hint, about if shown else place]
+        hint = Annotated[_with_choices(hint), about if shown else place]
         (first if shown else later).append((name, hint, dataclasses.field(default=value)))
     first += [(name, hint, dataclasses.field(default=None)) for name, hint in extra.items()]
     if extra:
@@ -271,6 +272,17 @@ def _flags_of(
         hint = Annotated[advanced, tyro.conf.arg(help="")]
         blocks.append((_ADVANCED, hint, dataclasses.field(default_factory=advanced)))
     return dataclasses.make_dataclass(cls.__name__, first + blocks, frozen=True, kw_only=True)
+
+
+def _with_choices(hint: Any) -> Any:  # noqa: ANN401 - any type hint
+    """Replace names of a registry by a ``Literal``, whose values help pages list."""
+    parts = get_args(hint)
+    for part in parts:
+        if isinstance(part, NameIn):
+            return Literal[part.names] if part.names else str
+    if get_origin(hint) is tuple:
+        return tuple[tuple(_with_choices(part) for part in parts)]  # type: ignore[misc]
+    return hint
 
 
 def _help_texts(cls: type) -> dict[str, str]:

@@ -58,11 +58,15 @@ class RunFolder:
         path: Folder of the run.
         kind: Command that wrote the run, for example ``"train_agent"``.
         after_save: Callback after each checkpoint, for observers of the run.
+        after_log: Callback with each record of the metrics, once it is stored.
     """
 
     path: Path
     kind: str
     after_save: Callable[[], None] | None = field(default=None, compare=False, repr=False)
+    after_log: Callable[[Mapping[str, object]], None] | None = field(
+        default=None, compare=False, repr=False
+    )
 
     @classmethod
     def create(
@@ -255,6 +259,8 @@ class RunFolder:
             except OSError:  # a full disk may have stored a part of the line
                 _drop_partial_line(self.metrics_path)
                 raise
+        if self.after_log is not None:
+            self.after_log(record)
 
     def read_metrics(self) -> list[dict[str, object]]:
         """Return the logged records in order, without an incomplete last line.

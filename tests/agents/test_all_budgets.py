@@ -5,11 +5,11 @@ import math
 import pytest
 import torch
 
-from dfs_rl.agents.evaluation_callback import rewards_of
 from dfs_rl.agents.hyperparameters import PPOConfig
 from dfs_rl.agents.supervised.config import SupervisedConfig
 from dfs_rl.agents.supervised.gumbel import GumbelTrainer
 from dfs_rl.agents.supervised.trainer import GateTask
+from dfs_rl.agents.validation import rewards_of
 from dfs_rl.costs import BitOptions, CostTable
 from dfs_rl.data import ImageSet
 from dfs_rl.errors import ConfigError
@@ -98,7 +98,7 @@ def test_gumbel_gate_keeps_every_budget() -> None:
 
 def test_calibration_covers_both_ends() -> None:
     gate = make_gate(budget_conditioning=BudgetConditioning())
-    measured = calibrate_budget_conditioning(BACKBONE, gate, planted_images()).budget_conditioning
+    measured = calibrate_budget_conditioning(BACKBONE, gate, planted_images())[0]
     assert len(measured.computations) >= N_PREFERENCES
     for end, preference in ((0, 0.0), (-1, 1.0)):
         gate.preference = preference

@@ -9,7 +9,7 @@ from dfs_rl.backbones import ResNet, ResNetConfig
 from dfs_rl.data import Dataset, ImageSet, channel_statistics
 from dfs_rl.errors import TrainingError
 from dfs_rl.gating.networks import MLPGate
-from dfs_rl.training.calibration import calibrate_steps
+from dfs_rl.training.calibration import calibrate_scales
 
 BITS = (0, 2, 8, 32)
 
@@ -36,7 +36,7 @@ def backbone(dataset: Dataset) -> ResNet:
         depth=8, width=4, in_channels=1, n_classes=2, image_size=(8, 8), bits=BITS
     )
     backbone = ResNet(config, channel_statistics(dataset.train.images)).eval()
-    calibrate_steps(backbone, dataset.train.images, parts=[backbone])
+    calibrate_scales(backbone, dataset.train.images, parts=[backbone])
     return backbone
 
 

@@ -56,7 +56,7 @@ def test_a_head_costs_what_its_product_does():
     assert backbone.feature_macs == sum(looks)
 
 
-def test_taking_exits_away_leaves_the_backbone_as_it_was():
+def test_removed_exits_leave_the_backbone_unchanged():
     backbone, plain = small(), small()
     backbone.set_exits((0, 2))
     backbone.set_exits(())
@@ -66,7 +66,7 @@ def test_taking_exits_away_leaves_the_backbone_as_it_was():
 
 
 @torch.no_grad()
-def test_heads_learn_what_the_network_says_and_change_nothing_else():
+def test_heads_learn_the_networks_answers():
     backbone, plain, val = fitted(), default_digits(), load_dataset("digits").val
     assert torch.equal(backbone(val.images, 4), plain(val.images, 4))
     frozen = backbone.to_inference()
@@ -95,7 +95,7 @@ def test_the_frozen_form_answers_alike():
 
 
 @torch.no_grad()
-def test_before_an_exit_a_gate_sees_how_sure_that_exit_is():
+def test_before_an_exit_a_gate_sees_its_confidence():
     backbone = fitted((2,))
     plain, images = default_digits(), load_dataset("digits").train.images
     hidden = backbone.to_inference().stem(images)
@@ -112,7 +112,7 @@ def test_before_an_exit_a_gate_sees_how_sure_that_exit_is():
     assert 0.4 < float(usual.std(dim=0).min()) <= float(usual.std(dim=0).max()) < 2.0
 
 
-def test_what_is_saved_comes_back_and_the_weights_are_those_of_the_network_without(tmp_path):
+def test_stored_exits_come_back_apart_from_weights(tmp_path):
     backbone, images = fitted(), load_dataset("digits").val.images[:20]
     save_backbone(backbone, INFO, tmp_path / "with")
     save_backbone(default_digits(), INFO, tmp_path / "without")

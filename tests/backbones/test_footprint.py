@@ -14,7 +14,7 @@ def resnet(width: int) -> ResNet:
     return ResNet(config, ChannelStatistics(mean=(0.5,), std=(0.2,)))
 
 
-def test_a_backward_pass_keeps_at_least_what_enters_every_convolution():
+def test_backward_keeps_inputs_of_all_convolutions():
     backbone, entered = resnet(4).eval(), []
     for module in backbone.modules():
         if isinstance(module, nn.Conv2d | FractionalConv2d):
@@ -24,7 +24,7 @@ def test_a_backward_pass_keeps_at_least_what_enters_every_convolution():
     assert sum(entered) <= backward_bytes(backbone) < 50 * sum(entered)
 
 
-def test_a_network_without_memory_of_its_own_is_measured_alike():
+def test_a_network_on_meta_is_measured_alike():
     with torch.device("meta"):
         shadow = resnet(4)
     assert backward_bytes(shadow) == backward_bytes(resnet(4))

@@ -76,14 +76,14 @@ def settings_of(net):
 def test_inference_form_equals_training_form(name):
     net, images = made(name), images_for(name)
     frozen = net.to_inference()
-    for setting in settings_of(net):
-        ours, theirs = run(frozen, images, setting), net(images, setting)
+    for mix in settings_of(net):
+        ours, theirs = run(frozen, images, mix), net(images, mix)
         if name in TOKENS:
             torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
             continue
         # The order of multiplications differs, so a value may round to the next code.
         near = torch.isclose(ours, theirs, rtol=1e-3, atol=1e-3).float().mean()
-        assert near > (0.3 if "mobilenet" in name else 0.8), setting
+        assert near > (0.3 if "mobilenet" in name else 0.8), mix
         torch.testing.assert_close(ours, theirs, rtol=0.0, atol=0.3)
 
 
@@ -112,13 +112,13 @@ def test_mixed_batch_equals_its_images_alone(name):
 @torch.no_grad()
 def test_bfloat16_form_is_near_the_other(name):
     net, images = made(name), images_for(name)
-    setting = (32,) * len(net.layers)
+    mix = (32,) * len(net.layers)
     halved = net.to_inference(torch.bfloat16)
     hidden = halved.layers[0](halved.stem(images), 32)
     assert hidden.dtype == torch.bfloat16
-    ours = run(halved, images, setting)
+    ours = run(halved, images, mix)
     assert ours.dtype == torch.float32
-    torch.testing.assert_close(ours, net(images, setting), rtol=0.1, atol=0.2)
+    torch.testing.assert_close(ours, net(images, mix), rtol=0.1, atol=0.2)
 
 
 @pytest.mark.parametrize("name", ["resnet-always", "adaptive-blocks", "mobilenet", *TOKENS])
@@ -132,8 +132,8 @@ def test_stored_network_comes_back(name, tmp_path):
     assert type(again) is type(net)
     assert again.config == net.config
     assert again.costs == net.costs
-    for setting in settings_of(net):
-        assert torch.equal(again(images, setting), net(images, setting))
+    for mix in settings_of(net):
+        assert torch.equal(again(images, mix), net(images, mix))
 
 
 @pytest.mark.parametrize(
@@ -142,7 +142,7 @@ def test_stored_network_comes_back(name, tmp_path):
         (ResNetConfig, {"depth": 18}, "depth is 18"),
         (ResNetConfig, {"depth": 2}, "depth is 2"),
         (ResNetConfig, {"width": 0}, "width is 0"),
-        (ResNetConfig, {"in_channels": 5}, "in_channels is 5; allowed are 1 to 4"),
+        (ResNetConfig, {"in_channels": 5}, "in_channels is 5; it must be at most 4"),
         (ResNetConfig, {"n_classes": 1}, "n_classes is 1"),
         (ResNetConfig, {"image_size": (3, 8)}, "image_size is"),
         (ResNetConfig, {"stem_bits": 0}, "stem_bits is 0"),
@@ -172,8 +172,8 @@ def test_stored_network_comes_back(name, tmp_path):
             {"patch": 3, "image_size": (8, 8)},
             r"not suit images of 8 x 8 pixels; allowed are \[1, 2, 4, 8\]",
         ),
-        (VisionTransformerConfig, {"patch": 0}, "patch is 0; allowed are 1 or more"),
-        (VisionTransformerConfig, {"depth": 0}, "depth is 0; allowed are 1 to 48"),
+        (VisionTransformerConfig, {"patch": 0}, "patch is 0; it must be at least 1"),
+        (VisionTransformerConfig, {"depth": 0}, "depth is 0; it must be at least 1"),
         (VisionTransformerConfig, {"bits": (0,)}, "bits is"),
         (AdaptiveVisionTransformerConfig, {"blocks": (3, 1)}, "a stage needs at least 2"),
         (AdaptiveVisionTransformerConfig, {"blocks": (25, 25)}, "50 in all; at most 48"),

@@ -54,7 +54,7 @@ def test_fitting_works_where_gradients_are_off():
 
 
 @pytest.mark.parametrize(("height", "width"), [(8, 8), (4, 4), (2, 2), (7, 10), (3, 9), (1, 1)])
-def test_parts_of_the_grid_are_means_of_what_they_cover(height, width):
+def test_parts_of_the_grid_are_means(height, width):
     hidden = torch.rand(3, 5, height, width, generator=torch.Generator().manual_seed(0))
     parts = pool_grid(hidden, grid=4)
     rows, columns = min(4, height), min(4, width)
@@ -69,7 +69,7 @@ def test_parts_of_the_grid_are_means_of_what_they_cover(height, width):
         torch.testing.assert_close(parts.mean(dim=2), hidden.mean(dim=(2, 3)))
 
 
-def test_an_input_that_hardly_moves_does_not_spoil_the_quantized_others():
+def test_a_constant_input_does_not_spoil_the_others():
     generator = torch.Generator().manual_seed(0)
     labels = torch.randint(3, (900,), generator=generator)
     features = torch.rand(900, 4, generator=generator) + torch.eye(4)[labels]

@@ -47,7 +47,7 @@ def test_name_stands_for_published_network(name, recipe, values):
     assert {key: getattr(config, key) for key in values} == values
 
 
-def test_settings_replace_defaults_but_not_fixed_values():
+def test_settings_replace_defaults_not_fixed_values():
     resnet50 = network_of("resnet50", "adn")
     assert resnet50.settings == ("granularity", "stem")
     config = resnet50.config(stem="cifar", width=None, block="basic", image_size=(64, 64))

@@ -50,7 +50,7 @@ def test_macs_equal_the_closed_form():
     assert stem.macs / net.costs.total_macs == pytest.approx(0.011, abs=1e-4)
 
 
-def test_a_first_block_that_always_runs_belongs_to_the_stem():
+def test_a_first_block_that_always_runs_is_in_the_stem():
     gated, always = small(), small(first_block="always")
     assert len(always.layers) == len(gated.layers) - 1
     assert always.costs.layer_macs == gated.costs.layer_macs[1:]
@@ -120,7 +120,7 @@ def test_probes_look_as_closely_as_they_may_cost(classes, grid):
         hidden = block(hidden, 8)
 
 
-def test_floats_are_the_bytes_they_stand_for_in_any_precision():
+def test_float_images_equal_bytes_in_any_precision():
     net = small()
     expected = net(pictures(), 4)
     for dtype in (torch.float32, torch.float64):
@@ -144,7 +144,7 @@ def test_images_of_another_range_are_refused(change, named):
         small()(change(images), 4)
 
 
-def test_a_backbone_that_normalises_by_nothing_takes_every_finite_float():
+def test_without_normalisation_finite_floats_are_taken():
     net = ResNet(
         ResNetConfig(depth=8, width=4, in_channels=1, image_size=(8, 8)),
         ChannelStatistics((0.0,), (1.0,)),

@@ -10,14 +10,11 @@ from torch.nn import functional
 
 from dfs_rl.backbones import (
     AdaptiveVisionTransformer,
-    AdaptiveVisionTransformerConfig,
     VisionTransformer,
     VisionTransformerConfig,
 )
 from dfs_rl.backbones.transformer import Branch, TransformerBlock
-from dfs_rl.data import ChannelStatistics, Dataset, channel_statistics
-from dfs_rl.training.bit_sampling import uniform
-from dfs_rl.training.supernet import Position, SupernetConfig, SupernetTrainer, accuracy_of
+from dfs_rl.data import ChannelStatistics
 from tests.helpers.networks import network, pictures_for, run
 
 vit = functools.partial(network, VisionTransformer)
@@ -94,7 +91,9 @@ def test_it_has_the_published_size_and_costs(size, parameters):
             width=width, heads=heads, n_classes=1000, image_size=(224, 224), patch=16, bits=(32,)
         )
         net = VisionTransformer(config, ChannelStatistics((0.4,) * 3, (0.3,) * 3))
-    own = sum(p.numel() for n, p in net.named_parameters() if p.requires_grad and "step" not in n)
+    own = sum(
+        p.numel() for n, p in net.named_parameters() if p.requires_grad and "log_scale" not in n
+    )
     # DeiT's also have a class token, its position, and biases of keys (Touvron et al., 2021).
     assert own == parameters - 2 * width - 12 * width
     block = 196 * 12 * width**2 + 2 * 196**2 * width
@@ -106,49 +105,49 @@ def test_it_has_the_published_size_and_costs(size, parameters):
 @torch.no_grad()
 def test_at_32_bit_it_is_torchs_encoder():
     net = vit(bits=(0, 32), stem_bits=32)
-    for setting in [(32, 32, 32), (32, 0, 32), (0, 0, 0)]:
+    for mix in [(32, 32, 32), (32, 0, 32), (0, 0, 0)]:
         tokens = embedded(net, pictures())
-        for block, bits in zip(net.blocks, setting, strict=True):
+        for block, bits in zip(net.blocks, mix, strict=True):
             tokens = torchs(block)(tokens) if bits else tokens
         expected = answered(net, tokens)
-        torch.testing.assert_close(net(pictures(), setting), expected, rtol=1e-4, atol=1e-4)
-        frozen = run(net.to_inference(), pictures(), setting)
+        torch.testing.assert_close(net(pictures(), mix), expected, rtol=1e-4, atol=1e-4)
+        frozen = run(net.to_inference(), pictures(), mix)
         torch.testing.assert_close(frozen, expected, rtol=1e-4, atol=1e-4)
 
 
 @torch.no_grad()
-def test_mandatory_blocks_use_the_norms_of_their_stages_mode():
+def test_mandatory_blocks_use_norms_of_their_mode():
     net = adaptive(stem_bits=32)
-    for setting in [(32, 32), (0, 32), (32, 0), (0, 0)]:
+    for mix in [(32, 32), (0, 32), (32, 0), (0, 0)]:
         tokens = embedded(net, pictures())
-        for stage, bits in zip(net.blocks, setting, strict=True):
+        for stage, bits in zip(net.blocks, mix, strict=True):
             for block in stage.mandatory:
                 tokens = torchs(block, row=int(bits == 0))(tokens)
             for block in stage.path if bits else []:
                 tokens = torchs(block)(tokens)
         expected = answered(net, tokens)
-        torch.testing.assert_close(net(pictures(), setting), expected, rtol=1e-4, atol=1e-4)
-        frozen = run(net.to_inference(), pictures(), setting)
+        torch.testing.assert_close(net(pictures(), mix), expected, rtol=1e-4, atol=1e-4)
+        frozen = run(net.to_inference(), pictures(), mix)
         torch.testing.assert_close(frozen, expected, rtol=1e-4, atol=1e-4)
 
 
 @torch.no_grad()
-def test_quantized_attention_is_a_product_of_rounded_factors():
+def test_quantized_attention_rounds_all_factors():
     net = vit(bits=(4, 32))
     attention = net.blocks[0].branches[0].body.attention
     query, key, value = torch.randn(3, 5, 2, 16, 6)
 
-    def rounded(x: Tensor, log_step: Tensor, lowest: int, highest: int) -> Tensor:
-        return (x / log_step.exp()).round().clamp(lowest, highest) * log_step.exp()
+    def rounded(x: Tensor, log_scale: Tensor, lowest: int, highest: int) -> Tensor:
+        return (x / log_scale.exp()).round().clamp(lowest, highest) * log_scale.exp()
 
-    steps = attention.scores.quantizers
-    scores = rounded(query / 6**0.5, steps.input_log_step[0], -8, 7) @ rounded(
-        key, steps.weight_log_step[0], -8, 7
+    quantizers = attention.scores.quantizers
+    scores = rounded(query / 6**0.5, quantizers.input_log_scale[0], -8, 7) @ rounded(
+        key, quantizers.weight_log_scale[0], -8, 7
     ).transpose(-2, -1)
-    steps = attention.mix.quantizers
+    quantizers = attention.mix.quantizers
     # Probabilities have no sign, and so no code to spare for one.
-    shares = rounded(scores.softmax(dim=-1), steps.input_log_step[0], 0, 15)
-    expected = shares @ rounded(value, steps.weight_log_step[0], -8, 7)
+    shares = rounded(scores.softmax(dim=-1), quantizers.input_log_scale[0], 0, 15)
+    expected = shares @ rounded(value, quantizers.weight_log_scale[0], -8, 7)
     torch.testing.assert_close(attention(query, key, value, 4), expected, rtol=1e-4, atol=1e-5)
 
 
@@ -173,7 +172,7 @@ def test_what_gates_see_is_the_mean_over_tokens():
     torch.testing.assert_close(quarters[:, :, 0], hidden[:, :2, :2].mean(dim=(1, 2)))
 
 
-def test_positions_begin_as_waves_that_tell_all_tokens_apart():
+def test_positions_start_as_distinct_waves():
     positions = vit().positions.detach()
     places = [(row, column) for row in range(4) for column in range(4)]
     for token, (row, column) in zip(positions, places, strict=True):
@@ -186,60 +185,6 @@ def test_positions_begin_as_waves_that_tell_all_tokens_apart():
         assert token.tolist() == pytest.approx(expected, abs=1e-6)
     assert len(positions.unique(dim=0)) == 16
     assert vit(width=6, heads=2).positions[:, 4:].abs().max() == 0.0
-
-
-def trainer(halves: Dataset, net, *, epochs: int, **changes: object) -> SupernetTrainer:
-    settings = {"batch_size": 16, "pad": 0, "precision": "float32", **changes}
-    return SupernetTrainer(
-        net,
-        halves,
-        SupernetConfig(**settings),  # type: ignore[arg-type]
-        epochs=epochs,
-        seed=1,
-        device=torch.device("cpu"),
-        recipe="adn" if isinstance(net, AdaptiveVisionTransformer) else "supernet",
-    )
-
-
-def untrained(halves: Dataset, kind: str):
-    torch.manual_seed(0)
-    shape = SMALL | {"n_classes": 2}
-    statistics = channel_statistics(halves.train.images)
-    if kind == "adaptive":
-        config = AdaptiveVisionTransformerConfig(blocks=(2, 2), bits=(0, 32), **shape)  # type: ignore[arg-type]
-        return AdaptiveVisionTransformer(config, statistics)
-    return VisionTransformer(VisionTransformerConfig(depth=2, bits=(2, 8, 32), **shape), statistics)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("kind", ["fixed", "adaptive"])
-def test_every_uniform_setting_works_after_training_and_none_before(halves, kind):
-    net = untrained(halves, kind)
-    training = trainer(halves, net, epochs=10, lr=0.005)
-    assert isinstance(training.optimizer, torch.optim.AdamW)
-    before = [accuracy_of(training.snapshot(), halves.val, uniform(b, 2)) for b in net.options]
-    assert max(before) < 80.0  # 50 is chance
-    for _ in range(10):
-        list(training.train_epoch())
-    backbone = training.finish()
-    for bits in net.options:
-        assert accuracy_of(backbone, halves.val, uniform(bits, 2)) > 95.0
-
-
-def test_a_resumed_training_is_the_uninterrupted_one(halves):
-    whole = trainer(halves, untrained(halves, "fixed"), epochs=3)
-    losses = [loss for _ in range(3) for loss in whole.train_epoch()]
-    first = trainer(halves, untrained(halves, "fixed"), epochs=3)
-    begun = []
-    for loss in first.train_epoch():
-        begun.append(loss)
-        if len(begun) == 4:
-            break
-    saved = {name: tensor.clone() for name, tensor in first.tensors().items()}
-    second = trainer(halves, untrained(halves, "fixed"), epochs=3)
-    second.restore(saved, Position(*first.position))
-    assert begun + [loss for _ in range(3) for loss in second.train_epoch()] == losses
-    for name, tensor in whole.tensors().items():
-        assert torch.equal(tensor, second.tensors()[name]), name
 
 
 @pytest.mark.parametrize(

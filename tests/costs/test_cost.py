@@ -7,7 +7,14 @@ from hypothesis import given
 from torch import nn
 from torch.nn import functional
 
-from dfs_rl.costs import ALLOWED_BITS, BitOptions, CostTable, FixedCost, menu_of, relative_cost
+from dfs_rl.costs import (
+    ALLOWED_BITS,
+    BitOptions,
+    CostTable,
+    FixedCost,
+    parse_bit_options,
+    relative_cost,
+)
 from dfs_rl.costs.mac_counter import count_macs
 from dfs_rl.errors import ConfigError
 
@@ -25,7 +32,7 @@ def test_cost_of_an_option_is_dfs_measure():
 
 
 @pytest.mark.parametrize("values", [(), (4, 2), (2, 2), (0, 9), (-1, 2), (2, 64)])
-def test_impossible_menus_are_refused(values):
+def test_impossible_bit_options_are_refused(values):
     with pytest.raises(ConfigError, match="bit options"):
         BitOptions(values)
 
@@ -41,8 +48,8 @@ def test_refusal_names_the_value_and_all_allowed_ones():
 @pytest.mark.parametrize(
     "bits", ["dfs", ("dfs",), [0, 8, 10, 12, 14, 16, 32], (0, 8, 10, 12, 14, 16, 32)]
 )
-def test_a_menu_is_known_by_its_name_and_by_its_widths(bits):
-    assert menu_of(bits) == (0, 8, 10, 12, 14, 16, 32)
+def test_bit_options_are_known_by_name_and_by_widths(bits):
+    assert parse_bit_options(bits) == (0, 8, 10, 12, 14, 16, 32)
 
 
 @pytest.mark.parametrize(
@@ -52,15 +59,15 @@ def test_a_menu_is_known_by_its_name_and_by_its_widths(bits):
             "paper",
             r"bits has 'paper'; allowed are bit widths among \[0, 1, .*, or the name .*: dfs\.",
         ),
-        (("dfs", 32), "bits has 'dfs'; .* the name of a menu alone"),
+        (("dfs", 32), "bits has 'dfs'; .* the name of a set alone"),
         ((0, "x"), "bits has 'x'"),
         ((8, 0), "strictly ascending"),
         ((), "non-empty"),
     ],
 )
-def test_a_menu_that_does_not_exist_is_refused(bits, words):
+def test_unknown_bit_options_are_refused(bits, words):
     with pytest.raises(ConfigError, match=words):
-        menu_of(bits)
+        parse_bit_options(bits)
 
 
 @given(st.sets(st.sampled_from(ALLOWED_BITS), min_size=1))

@@ -149,10 +149,10 @@ def test_a_table_runs_once_for_all_seeds():
         seen.append([observation, *(env.step(o) for o in (1, 2, 3))])
     assert [t[1] for t in seen[0][1:]] == [t[1] for t in seen[1][1:]]
     assert len(env.scorer.scores) == 1
-    cached_scores = env.scorer.cached_scores()
+    cached_scores = env.scorer.cached_scores
     again = NetworkWideEnv(backbone=backbone, dataset=table_images())
-    again.scorer.add_cached_scores(cached_scores)
-    assert again.scorer.cached_scores() == cached_scores
+    again.scorer.cached_scores.update(cached_scores)
+    assert again.scorer.cached_scores == cached_scores
 
 
 def test_images_are_spread_over_the_split():
@@ -161,7 +161,13 @@ def test_images_are_spread_over_the_split():
     assert len(planted(images=1000).scorer.image_set) == 20
 
 
-def test_bad_steps():
+def test_bad_steps_and_budgets():
+    toy = {"backbone": ToyBackbone(), "dataset": toy_image_set()}
+    with pytest.raises(ConfigError, match=r"budget 0\.1 % is not enough for the cheapest choice"):
+        NetworkWideEnv(**toy, budget=0.1)
+    exits = ToyBackbone(exits=(1, 3))  # an exit suffices for this budget, but no table uses one
+    with pytest.raises(ConfigError, match="no static bit table without an exit costs less"):
+        NetworkWideEnv(backbone=exits, dataset=toy_image_set(), budget=2.0)
     env = planted()
     with pytest.raises(gymnasium.error.ResetNeeded):
         env.step(0)

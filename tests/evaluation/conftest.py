@@ -1,14 +1,18 @@
-"""A small real network whose accuracy depends on every layer's bits, and images that it was not made for."""
+"""Small network whose accuracy depends on every layer's bits, with images and a gate for it."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from dfs_rl.costs import FULL, SKIP, BitOptions, CostTable, FixedCost
+from dfs_rl.costs import FULL, SKIP, BitOptions, CostTable, ExitCost, FixedCost
 from dfs_rl.data.images import ImageSet
-from dfs_rl.evaluation.baselines.methods import EvaluationSetup
+from dfs_rl.evaluation.baselines.methods import uniform_baselines
+from dfs_rl.evaluation.baselines.registry import EvaluationSetup
+from dfs_rl.evaluation.evaluator import evaluate_gate
+from dfs_rl.evaluation.records import GateRecords
 
 CHANNELS = 6
 CLASSES = 4
@@ -27,15 +31,26 @@ class MixLayer:
             return hidden
         weight = self.weight
         if bits < FULL:
-            step = weight.abs().max() / 2 ** (bits - 1)
-            weight = (weight / step).round() * step
+            scale = weight.abs().max() / 2 ** (bits - 1)
+            weight = (weight / scale).round() * scale
         return hidden + torch.tanh(torch.einsum("oc,bchw->bohw", weight, hidden))
 
 
 class MixBackbone:
-    """Four gated layers of unequal cost over float64 activations, so that batching changes nothing."""
+    """Four gated layers of unequal cost over float64 activations: batching changes nothing.
 
-    def __init__(self, bits: Sequence[int], seed: int = 3) -> None:
+    Exits classify as the head would without the later layers.
+    """
+
+    layer_feature_macs = (0.0,) * 4
+    feature_sizes = (CHANNELS,) * 4
+    feature_macs = 0.0
+    image_shape = (1, 4, 4)
+    n_classes = CLASSES
+    feature_mean = torch.zeros(4, CHANNELS)
+    feature_std = torch.ones(4, CHANNELS)
+
+    def __init__(self, bits: Sequence[int], seed: int = 3, exits: Sequence[int] = ()) -> None:
         generator = torch.Generator().manual_seed(seed)
 
         def normal(*shape: int) -> Tensor:
@@ -49,13 +64,8 @@ class MixBackbone:
                 FixedCost(name="stem", macs=50, bits=8),
                 FixedCost(name="head", macs=10, bits=32),
             ),
+            exits=tuple(ExitCost(after=after, macs=20 + after, bits=8) for after in exits),
         )
-        self.feature_sizes = (CHANNELS,) * 4
-        self.feature_macs = 0.0
-        self.image_shape = (1, 4, 4)
-        self.n_classes = CLASSES
-        self.feature_mean = torch.zeros(4, CHANNELS)
-        self.feature_std = torch.ones(4, CHANNELS)
         self.layers = [MixLayer(normal(CHANNELS, CHANNELS)) for _ in range(4)]
         self._embed = normal(CHANNELS)
         self._readout = normal(CHANNELS * 16, CLASSES)
@@ -69,16 +79,21 @@ class MixBackbone:
     def head(self, hidden: Tensor) -> Tensor:
         return hidden.flatten(1) @ self._readout / 6
 
-    def logits(self, images: Tensor, options: Sequence[int]) -> Tensor:
-        """The plain forward pass at one option per layer."""
+    def answer(self, hidden: Tensor, layer: int) -> Tensor:
+        return self.head(hidden)
+
+    def logits(self, images: Tensor, actions: Sequence[int]) -> Tensor:
+        """Run images in a plain loop, up to the first exit action."""
         hidden = self.stem(images)
-        for layer, option in zip(self.layers, options, strict=True):
-            hidden = layer(hidden, self.options[option])
+        for layer, action in zip(self.layers, actions, strict=True):
+            if action == len(self.options):
+                break
+            hidden = layer(hidden, self.options[action])
         return self.head(hidden)
 
 
 def make_images(backbone: MixBackbone, n: int, seed: int) -> ImageSet:
-    """Random images labelled by the full-precision network, one in five at random."""
+    """Return random images labelled by the full-precision network, one in five at random."""
     generator = torch.Generator().manual_seed(seed)
     images = torch.randint(0, 256, (n, 1, 4, 4), generator=generator, dtype=torch.uint8)
     labels = backbone.logits(images, (len(backbone.options) - 1,) * 4).argmax(dim=1)
@@ -87,40 +102,55 @@ def make_images(backbone: MixBackbone, n: int, seed: int) -> ImageSet:
     return ImageSet(images, torch.where(wrong, noise, labels))
 
 
-@pytest.fixture
+class LookGate:
+    """Gate that picks each option from the signs of two features."""
+
+    name = "look"
+    macs = 5.0
+
+    def reset(self, batch_size: int) -> None:
+        pass
+
+    def decide(self, features: Tensor, layer: int, context: Tensor) -> Tensor:
+        return (features[:, layer] > 0).long() + (features[:, 5 - layer] > 0).long()
+
+
+def make_setup(
+    backbone: MixBackbone,
+    reported: ImageSet,
+    selection: ImageSet,
+    gate: GateRecords,
+    gate_selection: GateRecords,
+    **changes: Any,
+) -> EvaluationSetup:
+    return EvaluationSetup(
+        backbone=backbone,
+        gate=gate,
+        gate_selection=gate_selection,
+        uniform=uniform_baselines(backbone, reported, selection=selection),
+        reported=reported,
+        selection=selection,
+        **changes,
+    )
+
+
+@pytest.fixture(scope="session")
 def backbone() -> MixBackbone:
     return MixBackbone((0, 2, 32))
 
 
-@pytest.fixture
-def val(backbone) -> ImageSet:
+@pytest.fixture(scope="session")
+def val(backbone: MixBackbone) -> ImageSet:
     return make_images(backbone, 157, seed=1)
 
 
-@pytest.fixture
-def test_set(backbone) -> ImageSet:
+@pytest.fixture(scope="session")
+def test_set(backbone: MixBackbone) -> ImageSet:
     return make_images(backbone, 201, seed=2)
 
 
-@pytest.fixture
-def evaluation_setup(val, test_set) -> EvaluationSetup:
-    return EvaluationSetup(
-        reported=test_set, selection=val, reported_name="test", selection_name="val"
-    )
-
-
-@pytest.fixture
-def look_gate() -> type:
-    """A gate that looks: it picks each option from the signs of two features."""
-
-    class LookGate:
-        name = "look"
-        macs = 5.0
-
-        def reset(self, batch_size: int) -> None:
-            pass
-
-        def decide(self, features: Tensor, layer: int, context: Tensor) -> Tensor:
-            return (features[:, layer] > 0).long() + (features[:, 5 - layer] > 0).long()
-
-    return LookGate
+@pytest.fixture(scope="session")
+def look_setup(backbone: MixBackbone, val: ImageSet, test_set: ImageSet) -> EvaluationSetup:
+    """Setup of the evaluation of a ``LookGate``."""
+    gate, on_val = (evaluate_gate(backbone, LookGate(), images) for images in (test_set, val))
+    return make_setup(backbone, test_set, val, gate, on_val)

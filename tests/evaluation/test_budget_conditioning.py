@@ -1,4 +1,4 @@
-"""A gate's curve from one pass in which every image has a position of its own."""
+"""Curve of a gate from one pass in which every image has its own preference."""
 
 import torch
 from hypothesis import given
@@ -7,14 +7,14 @@ from hypothesis import strategies as st
 from dfs_rl.evaluation.budget_conditioning import estimate_curve_points
 
 
-def test_stretches_that_grow_are_their_plain_means():
+def test_rising_segments_are_plain_means():
     preferences = torch.tensor([0.0, 0.1, 0.3, 0.3, 0.9, 1.0])
     computation = torch.tensor([1.0, 3.0, 4.0, 6.0, 10.0, 20.0])
     correct = torch.tensor([False, False, True, False, True, True])
     assert estimate_curve_points(computation, correct, preferences) == [(2, 0), (5, 50), (15, 100)]
 
 
-def test_stretches_that_fall_are_pooled():
+def test_falling_segments_are_pooled():
     preferences = torch.tensor([0.0, 0.0, 0.5, 0.5, 0.99, 0.99])
     computation = torch.tensor([1.0, 1.0, 2.0, 2.0, 3.0, 3.0])
     correct = torch.tensor([True, False, False, False, True, True])
@@ -23,7 +23,7 @@ def test_stretches_that_fall_are_pooled():
 
 
 @given(st.data(), st.integers(1, 60))
-def test_the_mean_accuracy_of_full_stretches_is_kept_and_never_falls(data, each):
+def test_pooling_keeps_the_mean_accuracy(data, each):
     n = 8 * each
     preferences = (torch.arange(n) + 0.5) / n
     floats = st.floats(0.01, 100)
@@ -36,7 +36,7 @@ def test_the_mean_accuracy_of_full_stretches_is_kept_and_never_falls(data, each)
     assert abs(mean - 100 * correct.double().mean()) < 1e-6
 
 
-def test_a_gate_that_cannot_be_turned_is_one_point():
+def test_constant_cost_is_one_point():
     preferences = torch.tensor([0.0, 0.2, 0.4, 0.6, 0.8, 1.0])
     correct = torch.tensor([True, False, True, False, False, True])
     points = estimate_curve_points(torch.full((6,), 0.7), correct, preferences)

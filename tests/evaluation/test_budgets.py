@@ -1,4 +1,4 @@
-"""What each method does at a budget, and which one to ship there."""
+"""Result of each method at a budget, and the recommended one."""
 
 from dataclasses import replace
 
@@ -8,9 +8,11 @@ import torch
 from dfs_rl.evaluation.comparison import compare_runs
 from tests.helpers.fake_runs import fake_run, mcnemar, per_image_results, with_right
 
+TABLE = "best static table"
+
 
 def at_two_budgets():
-    """A gate for two budgets, another one for the lower alone, and one whose price happens to fit."""
+    """Return a gate for two budgets, one for the lower only, and one trained at a cost weight."""
     return [
         fake_run("low", (140, 0.61), label="A", budget=0.6, cascade=(150, 0.65)),
         fake_run("high", (170, 1.1), label="A", budget=1.2, cascade=(165, 1.19)),
@@ -22,63 +24,49 @@ def at_two_budgets():
             static=(130, 0.59),
             selection={"gate": (152, 0.62), "cascade": (160, 0.64)},
         ),
-        fake_run("price", (160, 0.9), label="C", cost_weight=4.0),
+        fake_run("weight", (160, 0.9), label="C", cost_weight=4.0),
     ]
 
 
-def test_what_there_is_at_each_budget_is_chosen_on_val():
-    comparison = compare_runs(at_two_budgets())
-    low, high = comparison.budgets
+def test_val_chooses_at_each_budget():
+    low, high = compare_runs(at_two_budgets()).budgets
     assert (low.budget, high.budget) == (0.6, 1.2)
     # The cascades at 0.64 and 0.65 % on val cost more than 5 % too much, B's 0.62 % do not.
     assert (low.recommended, low.tied) == ("B", ())
-    assert low.methods == {
-        "A": "A, budget 0.6",
-        "B": "B",
-        "best static table": "best static table at 0.59 %",
-    }
-    # A was asked for this budget; nothing else was, so that B and C stand there with what is within it.
+    assert low.methods == {"A": "A, budget 0.6", "B": "B", TABLE: f"{TABLE} at 0.59 %"}
+    # A is trained for this budget; B and C are within it.
     assert high.methods["A"] == "A, budget 1.2"
     assert (high.methods["B"], high.methods["C"]) == ("B", "C")
     assert high.methods["confidence cascade"] == "confidence cascade at 1.19 %"
-    # Five images of 200 do not tell A from the cascade, which is simpler.
+    # Five images of 200 do not separate A from the cascade, which is simpler.
     assert (high.recommended, high.tied) == ("confidence cascade at 1.19 %", ("A, budget 1.2",))
-    assert comparison.verdict[0] == (
-        "To ship, chosen on val: for about 0.6 %, B (72.50 %); for about 1.2 %, confidence cascade "
-        "at 1.19 % (82.50 %; val cannot tell "
-        "it from A, budget 1.2)."
-    )
-    assert comparison.verdict[1].startswith("Where the 200 images of val cannot tell")
 
 
-def test_a_hard_budget_is_one_as_well():
+def test_per_input_budgets_count_as_budgets():
     runs = [
         fake_run(f"{b}", (right, 0.5), label="M", per_input_budget=b, cost_weight=0.1)
         for b, right in ((0.6, 150), (1.2, 140))
     ]
     low, high = compare_runs(runs).budgets
-    # The one for the higher budget is worse: what stands there is the other one.
+    # The gate for the higher budget is worse, so the other one represents the method.
     assert low.methods["M"] == high.methods["M"] == "M, per input budget 0.6"
 
 
-def test_gates_over_their_budget_are_marked():
+def test_gates_over_budget_are_marked():
     runs = [fake_run("a", (150, 0.64), budget=0.6), fake_run("b", (170, 1.25), budget=1.2)]
     runs.append(fake_run("c", (140, 0.65), label="Low", budget=0.6))
     low, high = compare_runs(runs).budgets
     assert low.over_budget == ("PPO, budget 0.6", "Low")
-    # There it is well within what is allowed.
-    assert high.methods["Low"] == "Low"
+    assert high.methods["Low"] == "Low"  # well within the higher budget
     assert high.over_budget == ()
 
 
-def test_a_gate_that_stands_at_no_budget_has_the_whole_frontier_told():
+def test_gate_at_no_budget_leaves_no_budgets():
     runs = [*at_two_budgets(), fake_run("dear", (180, 3.0), label="D", cost_weight=0.1)]
-    comparison = compare_runs(runs)
-    assert comparison.budgets == ()
-    assert "from 3 % computation on, D (90.00 %)" in comparison.verdict[0]
+    assert compare_runs(runs).budgets == ()
 
 
-def test_uniform_settings_are_static_tables_and_nothing_may_be_cheap_enough():
+def test_uniform_settings_are_static_tables():
     runs = [
         fake_run(f"{b}", (100, 0.55), budget=b, static=(110, 0.56), cascade=(110, 0.57))
         for b in (0.3, 0.6)
@@ -86,79 +74,59 @@ def test_uniform_settings_are_static_tables_and_nothing_may_be_cheap_enough():
     lowest, low = compare_runs(runs).budgets
     assert lowest.methods == {"PPO": "PPO, budget 0.3"}
     assert lowest.recommended is None
-    assert low.methods["best static table"] == low.recommended == "uniform 2 bit"
-    assert compare_runs(runs).verdict[0] == (
-        "To ship, chosen on val: for about 0.3 %, nothing is as cheap; for about 0.6 %, uniform 2 "
-        "bit (60.00 %)."
-    )
+    assert low.methods[TABLE] == low.recommended == "uniform 2 bit"
 
 
 def cotrained_run():
-    """A run whose baselines ran on the backbone from before as well."""
+    """Return a run whose baselines ran on the backbone before co-training as well."""
     run = fake_run("other", (110, 0.55), label="Co", budget=0.6, static=(100, 0.58))
     before = [
         replace(m, key="static_table_before")
         for m in run.summary.methods
         if m.key == "static_table"
     ]
+    added = {"static_table_before": per_image_results(105, 0.56)}
     return replace(
         run,
         summary=replace(run.summary, methods=(*run.summary.methods, *before)),
         results=run.results._replace(
-            reported={**run.results.reported, "static_table_before": per_image_results(105, 0.56)},
-            selection={
-                **run.results.selection,
-                "static_table_before": per_image_results(105, 0.56),
-            },
+            reported={**run.results.reported, **added},
+            selection={**run.results.selection, **added},
         ),
     )
 
 
-def test_uniform_settings_belong_to_the_backbone_that_they_ran_on():
+def test_uniform_settings_belong_to_their_backbone():
     plain = fake_run("plain", (110, 0.55), budget=0.6, static=(115, 0.56), cascade=(90, 0.57))
     (at,) = compare_runs([plain, cotrained_run()]).budgets
-    # The uniform settings are those of the run whose backbone was left alone, and better than its table.
-    assert at.methods["best static table"] == at.recommended == "uniform 2 bit"
-    changed = "best static table on the co-trained backbone"
+    # The uniform settings belong to the frozen backbone and are better than its table.
+    assert at.methods[TABLE] == at.recommended == "uniform 2 bit"
+    changed = f"{TABLE} on the co-trained backbone"
     assert at.methods[changed] == f"{changed} at 0.58 %"
-    # Where all backbones were changed, uniform settings are those of a changed one.
+    # If all backbones are co-trained, the uniform settings belong to a co-trained one.
     (alone,) = compare_runs([cotrained_run()]).budgets
     assert alone.methods[changed] == "uniform 2 bit on the co-trained backbone"
-    assert alone.methods["best static table"] == "best static table at 0.56 %"
+    assert alone.methods[TABLE] == f"{TABLE} at 0.56 %"
 
 
-def test_luck_on_the_reported_split_chooses_nothing():
-    # Not as good on val, or too dear there.
+def test_reported_split_chooses_nothing():
+    # Not as good on val, or too expensive there.
     lucky = {"gate": (125, 0.6), "cascade": (190, 0.7), "static_table": (126, 0.6)}
     steady = {"gate": (170, 0.6), "cascade": (150, 0.6), "static_table": (150, 0.6)}
+    first = {"label": "Lucky", "cost_weight": 4.0, "static": (180, 0.59), "cascade": (180, 0.58)}
+    second = {"label": "Steady", "budget": 0.6, "static": (140, 0.57), "cascade": (140, 0.56)}
     runs = [
-        fake_run(
-            "a",
-            (190, 0.6),
-            label="Lucky",
-            cost_weight=4.0,
-            static=(180, 0.59),
-            cascade=(180, 0.58),
-            selection=lucky,
-        ),
-        fake_run(
-            "b",
-            (160, 0.6),
-            label="Steady",
-            budget=0.6,
-            static=(140, 0.57),
-            cascade=(140, 0.56),
-            selection=steady,
-        ),
+        fake_run("a", (190, 0.6), selection=lucky, **first),
+        fake_run("b", (160, 0.6), selection=steady, **second),
     ]
     (at,) = compare_runs(runs).budgets
     assert at.recommended == "Steady"
-    assert at.methods["best static table"] == "best static table at 0.57 %"
+    assert at.methods[TABLE] == f"{TABLE} at 0.57 %"
     assert at.methods["confidence cascade"] == "confidence cascade at 0.56 %"
 
 
-def test_the_luckiest_of_many_tables_on_few_images_is_not_shipped():
-    """Twelve tables are right where uniform 2 bit is, but for images drawn at random: the best of them is above it by luck alone."""
+def test_luckiest_of_many_tables_is_not_recommended():
+    """Twelve tables differ from uniform 2 bit on random images: the best is better by luck."""
     draw = torch.Generator().manual_seed(0)
     uniform = torch.rand(208, generator=draw) < 0.5
     tables = [
@@ -175,15 +143,15 @@ def test_the_luckiest_of_many_tables_on_few_images_is_not_shipped():
         for i, right in enumerate(tables)
     ]
     (at,) = compare_runs(runs).budgets
-    assert at.recommended == at.methods["best static table"] == "uniform 2 bit"
+    assert at.recommended == at.methods[TABLE] == "uniform 2 bit"
     assert at.tied
 
 
 @pytest.mark.parametrize(
-    ("n", "recommended"), [(200, "uniform 2 bit"), (20_000, "best static table at 0.8 %")]
+    ("n", "recommended"), [(200, "uniform 2 bit"), (20_000, f"{TABLE} at 0.8 %")]
 )
-def test_more_images_of_val_tell_a_better_table_from_uniform_bits(n, recommended):
-    """The table is right on 1.5 % of the images more and wrong on 0.5 % more: a point, of which 200 images say nothing."""
+def test_more_images_separate_table_and_uniform(n, recommended):
+    """The table is correct on 1.5 % more of the images and wrong on 0.5 % more: one point."""
     image = torch.arange(n)
     uniform = image % 100 >= 6
     table = torch.where(image % 200 < 3, True, torch.where(image % 200 == 199, False, uniform))
@@ -193,13 +161,12 @@ def test_more_images_of_val_tell_a_better_table_from_uniform_bits(n, recommended
     right = {"uniform_2": uniform, "static_table": table}
     (at,) = compare_runs([with_right(run, "selection", {**wrong, **right})]).budgets
     assert at.recommended == recommended
-    assert at.tied == (("best static table at 0.8 %",) if n == 200 else ())
-    # McNemar's exact test says the same.
+    assert at.tied == ((f"{TABLE} at 0.8 %",) if n == 200 else ())
     won, lost = int((table & ~uniform).sum()), int((uniform & ~table).sum())
     assert (mcnemar(won, lost) < 0.05) == (n > 200)
 
 
-def test_of_tables_that_cannot_be_told_apart_the_one_with_fewer_bits_is_shipped():
+def test_tied_table_with_fewer_bits_is_recommended():
     runs = [
         fake_run("a", (150, 0.8), label="A", budget=0.8, static=(170, 0.8), cascade=(172, 0.8)),
         fake_run("b", (175, 0.8), label="B", budget=0.8, static=(171, 0.79), cascade=(172, 0.8)),
@@ -212,14 +179,14 @@ def test_of_tables_that_cannot_be_told_apart_the_one_with_fewer_bits_is_shipped(
     runs[0] = replace(runs[0], summary=replace(summary, methods=tuple(methods)))
     comparison = compare_runs(runs)
     (at,) = comparison.budgets
-    assert at.recommended == "best static table at 0.79 %"
-    assert set(at.tied) == {"best static table at 0.8 %", "confidence cascade at 0.8 %", "B"}
+    assert at.recommended == f"{TABLE} at 0.79 %"
+    assert set(at.tied) == {f"{TABLE} at 0.8 %", "confidence cascade at 0.8 %", "B"}
     complexity = {point.label: point.complexity for point in comparison.points}
-    assert complexity["best static table at 0.8 %"] == 3
-    assert complexity["best static table at 0.79 %"] == 2
+    assert complexity[f"{TABLE} at 0.8 %"] == 3
+    assert complexity[f"{TABLE} at 0.79 %"] == 2
 
 
-def test_a_gate_of_one_table_is_as_simple_as_its_table():
+def test_gate_of_one_table_is_as_simple_as_the_table():
     run = fake_run("a", (150, 0.8), label="Static", budget=0.8)
     gate = replace(run.summary.methods[0], patterns=1.0)
     histogram = ((0.0, 1.0, 0.0), (0.0, 0.0, 1.0), (0.0, 1.0, 0.0))

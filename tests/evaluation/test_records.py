@@ -47,7 +47,7 @@ def test_computation_and_bitops_by_hand():
     assert made.bitops(COSTS).tolist() == pytest.approx(bitops)
 
 
-def test_a_second_pass_pays_for_both_stem_included():
+def test_two_passes_pay_for_both():
     first = FirstPass(options=torch.tensor([[1, 1], [1, 1]]), escalated=torch.tensor([True, False]))
     made = records([[2, 2], [1, 1]], first_pass=first)
     one_pass = 6.25 + 0.625  # gated layers and stem
@@ -57,10 +57,21 @@ def test_a_second_pass_pays_for_both_stem_included():
     assert ratio.tolist() == pytest.approx([1000 * 1024 / 100] * 2)
 
 
-def test_batches_join_in_order():
-    joined = concatenate([records([[0, 1]], gate_macs=4.0), records([[2, 2]], gate_macs=4.0)])
-    assert joined.options.tolist() == [[0, 1], [2, 2]]
+def test_batches_concatenate_in_order():
+    parts = [
+        records(
+            [[option, 1]],
+            gate_macs=4.0,
+            gate_macs_taken=torch.tensor([float(option)]),
+            first_pass=FirstPass(options=torch.tensor([[1, 1]]), escalated=torch.tensor([True])),
+        )
+        for option in (0, 2)
+    ]
+    joined = concatenate(parts)
+    assert joined.options.tolist() == [[0, 1], [2, 1]]
     assert joined.gate_macs == 4.0
+    assert joined.gate_macs_taken.tolist() == [0.0, 2.0]
+    assert len(joined.first_pass.options) == len(joined.first_pass.escalated) == 2
 
 
 @pytest.mark.parametrize(
@@ -75,11 +86,11 @@ def test_batches_join_in_order():
         ),
     ],
 )
-def test_fields_that_do_not_fit_are_refused(fields, message):
+def test_inconsistent_fields_are_refused(fields, message):
     with pytest.raises(ConfigError, match=message):
         records([[0, 0]] * 3, **fields)
 
 
-def test_no_image_is_refused():
+def test_records_without_images_are_refused():
     with pytest.raises(ConfigError, match="no image"):
         records(torch.zeros(0, 2, dtype=torch.int64).tolist(), labels=[])

@@ -1,122 +1,139 @@
+"""Summary of an evaluation, and the per-image results stored next to it."""
+
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from dfs_rl.costs import relative_cost
-from dfs_rl.evaluation.baselines.methods import (
-    MethodResult,
-    matched_cost_baselines,
-    uniform_baselines,
-)
-from dfs_rl.evaluation.evaluator import evaluate_gate
+from dfs_rl.errors import CheckpointError
+from dfs_rl.evaluation.baselines import run_baselines
+from dfs_rl.evaluation.baselines.registry import MethodResult
 from dfs_rl.evaluation.metrics import paired_difference
-from dfs_rl.evaluation.summary import EvaluationSummary, Subject, summarize
+from dfs_rl.evaluation.per_image_results import (
+    load_per_image_results,
+    per_image_results_of,
+    save_per_image_results,
+)
+from dfs_rl.evaluation.summary import EvaluationSummary, summarize
+from dfs_rl.utils.checkpoint import save_tensors
 from dfs_rl.utils.config import config_from_dict, config_to_dict
 from dfs_rl.utils.io import read_json, write_json
 
-SUBJECT = Subject(
-    identity="0123",
-    dataset="made up",
-    fingerprint="4567",
-    split="test",
-    class_names=("a", "b", "c", "d", "never seen"),
-)
+NAMES = {
+    "identity": "0123",
+    "dataset": "made up",
+    "fingerprint": "4567",
+    "split": "test",
+    "class_names": ("a", "b", "c", "d", "never seen"),
+}
 
 
-@pytest.fixture
-def methods(backbone, evaluation_setup, val, test_set, look_gate):
-    gate = evaluate_gate(backbone, look_gate(), test_set)
-    uniform = uniform_baselines(backbone, test_set, selection=val)
-    baselines = matched_cost_baselines(
-        backbone,
-        evaluation_setup,
-        gate=gate,
-        gate_selection=evaluate_gate(backbone, look_gate(), val),
-        uniform=uniform,
+def gate_result(records, selection=None):
+    return MethodResult(
+        key="gate", label="gate", role="gate", records=(records,), selection=selection
     )
-    return [
-        MethodResult(key="gate", label="gate", role="gate", records=(gate,)),
-        *uniform,
-        *baselines,
-    ]
 
 
-def test_figures_come_from_the_records(backbone, methods):
-    summary = summarize(methods, backbone.costs, SUBJECT)
+@pytest.fixture(scope="module")
+def methods(look_setup):
+    gate = gate_result(look_setup.gate, look_setup.gate_selection)
+    return [gate, *run_baselines(look_setup)]
+
+
+@pytest.fixture(scope="module")
+def summary(backbone, methods):
+    return summarize(methods, backbone.costs, **NAMES)
+
+
+def test_figures_come_from_the_records(backbone, methods, summary):
     gate = methods[0].records[0]
-    line = summary.method("gate")
-    assert line.accuracy == pytest.approx(100 * gate.correct.double().mean().item())
-    share = line.accuracy / 100
-    assert line.accuracy_error == pytest.approx(100 * math.sqrt(share * (1 - share) / 201))
-    assert line.computation == pytest.approx(gate.computation(backbone.costs).mean().item())
-    assert line.computation_dfs < line.computation
-    assert line.bitops == pytest.approx(line.computation / 100 * 1000 * 1024)
-    assert (line.n, line.draws, line.draws_deviation) == (201, 1, None)
-    assert line.class_accuracy[4] is None
+    found = summary.method("gate")
+    assert found.accuracy == pytest.approx(100 * gate.correct.double().mean().item())
+    share = found.accuracy / 100
+    assert found.accuracy_error == pytest.approx(100 * math.sqrt(share * (1 - share) / 201))
+    assert found.computation == pytest.approx(gate.computation(backbone.costs).mean().item())
+    assert found.computation_dfs < found.computation
+    assert found.bitops == pytest.approx(found.computation / 100 * 1000 * 1024)
+    assert (found.n, found.draws, found.draws_deviation) == (201, 1, None)
+    assert found.class_accuracy[4] is None
     assert summary.method("full").table == (32,) * 4
     assert summary.method("no such") is None
     assert summary.histogram[1] == pytest.approx(gate.histogram(3)[1].tolist())
+    static = next(method for method in methods if method.key == "static_table")
+    assert static.selection.accuracy == pytest.approx(summary.search.accuracy)
 
 
-def test_draws_are_averaged_and_their_spread_given(backbone, methods):
-    line = summarize(methods, backbone.costs, SUBJECT).method("random")
-    draws = [records.accuracy for records in methods[-2].records]
+def test_draws_are_averaged(methods, summary):
+    found = summary.method("random")
+    (random,) = (method for method in methods if method.key == "random")
+    draws = [records.accuracy for records in random.records]
     mean = sum(draws) / 5
-    assert line.draws == 5
-    assert line.accuracy == pytest.approx(mean)
+    assert found.draws == 5
+    assert found.accuracy == pytest.approx(mean)
     deviation = math.sqrt(sum((draw - mean) ** 2 for draw in draws) / 4)
-    assert line.draws_deviation == pytest.approx(deviation, rel=1e-5)
+    assert found.draws_deviation == pytest.approx(deviation, rel=1e-5)
 
 
-def test_comparisons_pair_the_gate_with_every_other_method(backbone, methods):
-    summary = summarize(methods, backbone.costs, SUBJECT)
+def test_comparisons_pair_gate_and_baselines(methods, summary):
     assert [c.key for c in summary.comparisons] == [m.key for m in methods[1:]]
     full = summary.comparisons[2]
     expected = paired_difference(methods[0].records[0].correct, methods[3].records[0].correct)
     assert (full.difference, full.low, full.high) == pytest.approx(expected)
-    # The fixture's gate looks at pixels that say nothing of what an image needs.
+    # The gate looks at pixels that say nothing of what an image needs.
     assert summary.beyond_marginals is False
-    assert any("learned nothing beyond its marginals" in said for said in summary.verdict)
 
 
-def test_shares_of_gate_and_fixed_parts(backbone, methods):
-    shares = summarize(methods, backbone.costs, SUBJECT).shares
-    assert [(share.name, share.macs, share.bits) for share in shares] == [
+def test_gate_that_sees_the_label_is_beyond_marginals(backbone, methods):
+    records = methods[0].records[0]
+    seer = replace(records, predictions=records.labels)
+    summary = summarize([gate_result(seer), *methods[1:]], backbone.costs, **NAMES)
+    assert summary.beyond_marginals is True
+
+
+def test_shares_of_gate_and_fixed_parts(summary):
+    assert [(share.name, share.macs, share.bits) for share in summary.shares] == [
         ("gate", 5.0, 32),
         ("stem", 50.0, 8),
         ("head", 10.0, 32),
     ]
-    percents = [share.percent for share in shares]
+    percents = [share.percent for share in summary.shares]
     assert percents == pytest.approx([0.5, 5 * relative_cost(8), 1.0])
 
 
-def test_summary_round_trips_through_strict_json(backbone, methods, tmp_path):
-    summary = summarize(methods, backbone.costs, SUBJECT)
+def test_summary_round_trips_through_json(summary, tmp_path):
     path = tmp_path / "summary.json"
     write_json(path, config_to_dict(summary))
     assert config_from_dict(read_json(path), EvaluationSummary, str(path)) == summary
 
 
-def test_a_backbone_alone_gives_uniform_figures_and_no_verdict(backbone, test_set):
-    summary = summarize(uniform_baselines(backbone, test_set), backbone.costs, SUBJECT)
+def test_backbone_alone_has_no_verdict(backbone, look_setup):
+    summary = summarize(look_setup.uniform, backbone.costs, **NAMES)
     assert [method.key for method in summary.methods] == ["uniform_0", "uniform_2", "full"]
     assert summary.comparisons == summary.verdict == summary.histogram == ()
     assert summary.beyond_marginals is summary.search is None
     assert [share.name for share in summary.shares] == ["stem", "head"]
 
 
-def test_a_gate_that_sees_the_answer_is_said_to_have_learned(backbone, test_set, methods):
-    gate = methods[0].records[0]
-    seer = type(gate)(
-        name="seer",
-        predictions=gate.labels,
-        labels=gate.labels,
-        options=gate.options,
-        log_likelihood=torch.zeros_like(gate.log_likelihood),
-        confidence=torch.ones_like(gate.confidence),
-    )
-    seeing = MethodResult(key="gate", label="gate", role="gate", records=(seer,))
-    summary = summarize([seeing, *methods[1:]], backbone.costs, SUBJECT)
-    assert summary.beyond_marginals is True
-    assert any("learned which image" in said for said in summary.verdict)
+def test_per_image_results_are_means_over_draws(backbone, methods, summary, tmp_path):
+    path = tmp_path / "results.safetensors"
+    save_per_image_results(path, per_image_results_of(methods, backbone.costs))
+    results = load_per_image_results(path)
+    assert set(results.reported) == {method.key for method in methods}
+    # Methods that can be deployed: all but mode table, shuffles and oracle.
+    assert set(results.selection) == {m.key for m in methods if m.selection is not None}
+    for method in methods:
+        found, figures = results.reported[method.key], summary.method(method.key)
+        assert 100 * found.correct.mean().item() == pytest.approx(figures.accuracy, rel=1e-5)
+        assert found.computation.mean().item() == pytest.approx(figures.computation, rel=1e-5)
+        if method.selection is not None:
+            chosen = results.selection[method.key]
+            assert torch.equal(chosen.correct, method.selection.correct.float())
+            assert len(chosen.computation) == 157
+
+
+def test_files_without_per_image_results_are_refused(tmp_path):
+    save_tensors(tmp_path / "x.safetensors", {"weight": torch.zeros(2)})
+    with pytest.raises(CheckpointError, match="has no per-image results"):
+        load_per_image_results(tmp_path / "x.safetensors")

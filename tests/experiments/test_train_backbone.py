@@ -122,7 +122,7 @@ def test_plain_has_no_quantizer_anywhere(tmp_path):
     backbone = load_stored_backbone(run).backbone
     assert tuple(backbone.options) == (32,)
     assert backbone.config.stem_bits == 32
-    assert sum(p.numel() for n, p in backbone.named_parameters() if "log_step" in n) == 0
+    assert sum(p.numel() for n, p in backbone.named_parameters() if "log_scale" in n) == 0
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ def test_adaptive_depth_measures_the_network_that_skips_every_path(tmp_path, fla
     assert all(torch.equal(again[name], t) for name, t in backbone.state_dict().items())
 
 
-def test_a_menu_by_its_name_is_the_same_menu(tmp_path, capsys):
+def test_bit_options_by_name_are_the_same(tmp_path, capsys):
     widths = ["0", "8", "10", "12", "14", "16", "32"]
     shape = [
         "--backbone",
@@ -162,7 +162,7 @@ def test_a_menu_by_its_name_is_the_same_menu(tmp_path, capsys):
         "--epochs",
         "1",
     ]
-    file = tmp_path / "menu.yaml"
+    file = tmp_path / "bits.yaml"
     file.write_text("bits: dfs\n")
     ways = {
         "name": ["--bits", "dfs"],
@@ -274,15 +274,15 @@ def wait_for_epoch(run: Path, process: "subprocess.Popen[str]") -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "menu"),
+    ("settings", "bit_options"),
     [
         ({"plain": True, "bits": (32,), "stem_bits": 32}, (32,)),
         ({"plain": True, "bits": (0, 32), "recipe": "adn"}, (0, 32)),
         ({"training": SupernetConfig(alpha=0.4), "recipe": "adn"}, DEFAULT_BITS),
     ],
 )
-def test_what_is_set_to_what_is_done_anyway_is_taken(settings, menu):
-    assert TrainBackboneConfig(**settings).menu == menu
+def test_what_is_set_to_what_is_done_anyway_is_taken(settings, bit_options):
+    assert TrainBackboneConfig(**settings).bit_options == bit_options
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Small data set of images with a bright half, and a second process for distributed tests."""
+"""Small data set of images with a bright half, trainers on it, and a second process."""
 
 import multiprocessing
 from collections.abc import Callable, Iterator
@@ -8,7 +8,11 @@ import pytest
 import torch
 from torch import distributed
 
-from dfs_rl.data import Dataset, ImageSet
+from dfs_rl.backbones import Backbone
+from dfs_rl.backbones.interfaces import Recipe
+from dfs_rl.backbones.registry import FAMILIES
+from dfs_rl.data import Dataset, ImageSet, channel_statistics
+from dfs_rl.training.supernet import StepLosses, SupernetConfig, SupernetTrainer
 
 
 def _split(n: int, seed: int) -> ImageSet:
@@ -31,6 +35,42 @@ def halves() -> Dataset:
         test=_split(32, 3),
         flip=True,
     )
+
+
+def trainer_of(
+    kind: type[Backbone],
+    data: Dataset,
+    *,
+    epochs: int,
+    recipe: Recipe = "supernet",
+    trainer: type[SupernetTrainer] = SupernetTrainer,
+    training: dict[str, object] | None = None,
+    **shape: object,
+) -> SupernetTrainer:
+    """Return the trainer of a small network, with fixed random weights."""
+    shape = {"in_channels": 1, "n_classes": 2, "image_size": (8, 8), **shape}
+    settings = {"batch_size": 16, "pad": 0, "precision": "float32", **(training or {})}
+    torch.manual_seed(0)
+    return trainer(
+        kind(FAMILIES[kind.family].config(**shape), channel_statistics(data.train.images)),  # type: ignore[call-arg, arg-type]
+        data,
+        SupernetConfig(**settings),  # type: ignore[arg-type]
+        epochs=epochs,
+        seed=1,
+        device=torch.device("cpu"),
+        recipe=recipe,
+    )
+
+
+def train_all(trainer: SupernetTrainer, *, steps: int | None = None) -> list[StepLosses]:
+    """Train to the end, or up to a number of steps, and return the losses of all steps."""
+    losses: list[StepLosses] = []
+    while trainer.position.epoch < trainer.epochs:
+        for loss in trainer.train_epoch():
+            losses.append(loss)
+            if len(losses) == steps:
+                return losses
+    return losses
 
 
 def _join(store: str, rank: int) -> None:

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dfs_rl.backbones import Fractionalized, fractionalize
+
 SIDE = 16
 CLASSES = 5
 
@@ -267,3 +269,37 @@ def pictures(n: int = 16) -> Tensor:
     """Return random images, uint8 ``[n, 3, 16, 16]``."""
     draws = torch.Generator().manual_seed(2)
     return torch.randint(0, 256, (n, 3, SIDE, SIDE), dtype=torch.uint8, generator=draws)
+
+
+def converted(
+    make: Callable[[], nn.Module], **settings: object
+) -> tuple[nn.Module, Fractionalized]:
+    """Convert a model, and check that it computes the same in full precision.
+
+    Returns:
+        The model in evaluation mode, and the backbone.
+    """
+    model = lived_in(make).eval()
+    backbone = fractionalize(model, examples(), **settings)  # type: ignore[arg-type]
+    with torch.no_grad():
+        expected = model(pictures() / 255.0)
+        torch.testing.assert_close(backbone(pictures(), 32), expected, rtol=1e-4, atol=1e-5)
+    return model, backbone
+
+
+def names_of(backbone: Fractionalized) -> list[str]:
+    """Return the names of the gated layers."""
+    return [layer.name for layer in backbone.report.gated]
+
+
+def chain(*blocks: nn.Module, width: int = 8) -> nn.Sequential:
+    """Return a network of blocks between a convolution of 8 channels and a linear head."""
+    ends = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, CLASSES)
+    return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), *blocks, *ends)
+
+
+def with_encoder(*blocks: nn.Module) -> SmallViT:
+    """Return a transformer with these blocks."""
+    model = SmallViT()
+    model.encoder = nn.Sequential(*blocks)
+    return model

@@ -21,7 +21,7 @@ from dfs_rl.backbones import (
 )
 from dfs_rl.backbones.interfaces import run_layers
 from dfs_rl.data import ChannelStatistics
-from dfs_rl.training.calibration import calibrate_steps
+from dfs_rl.training.calibration import calibrate_scales
 
 GREY = ChannelStatistics((0.4,), (0.3,))
 _SIZES: dict[type[Backbone], tuple[int, int]] = {
@@ -67,7 +67,7 @@ def network(kind: type[Backbone], **changes: object) -> Backbone:
     tokens = net.optimizer == "adamw"
     images = pictures_for(kind, 16)
     net.train(not tokens)
-    calibrate_steps(net, images, parts=[net])
+    calibrate_scales(net, images, parts=[net])
     with torch.no_grad():
         for name, parameter in net.named_parameters():
             if "norm" in name or (tokens and name.endswith("bias")):
@@ -78,6 +78,6 @@ def network(kind: type[Backbone], **changes: object) -> Backbone:
     return net.eval()
 
 
-def run(net: WalkableBackbone, images: Tensor, setting: tuple[int, ...]) -> Tensor:
+def run(net: WalkableBackbone, images: Tensor, mix: tuple[int, ...]) -> Tensor:
     """Return the logits at one option per layer, in training or inference form."""
-    return net.head(run_layers(net, net.stem(images), setting))
+    return net.head(run_layers(net, net.stem(images), mix))

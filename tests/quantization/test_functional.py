@@ -6,32 +6,34 @@ import torch
 from hypothesis import given
 
 from dfs_rl.errors import ConfigError
-from dfs_rl.quantization import fake_quantize, grid, mse_step, to_codes
+from dfs_rl.quantization import QuantRange, fake_quantize, mse_scale, to_codes
 
 MULTI_BIT = st.sampled_from([2, 3, 4, 5, 6, 7, 8])
 SEEDS = st.integers(0, 2**31)
-STEPS = st.floats(1e-3, 3.0)
+SCALES = st.floats(1e-3, 3.0)
 
 
 def draw(seed: int, *shape: int) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * 3.0
 
 
-@given(seed=SEEDS, bits=MULTI_BIT, signed=st.booleans(), step=STEPS)
-def test_values_and_input_gradient_equal_torch_per_tensor(seed, bits, signed, step):
-    codes = grid(bits, signed=signed)
+@given(seed=SEEDS, bits=MULTI_BIT, signed=st.booleans(), scale=SCALES)
+def test_values_and_gradients_equal_torch_per_tensor(seed, bits, signed, scale):
+    quant_range = QuantRange.of(bits, signed=signed)
     ours = draw(seed, 40).requires_grad_()
     theirs = ours.detach().clone().requires_grad_()
-    output = fake_quantize(ours, torch.tensor(step), codes)
-    expected = torch.fake_quantize_per_tensor_affine(theirs, step, 0, codes.lowest, codes.highest)
+    output = fake_quantize(ours, torch.tensor(scale), quant_range)
+    expected = torch.fake_quantize_per_tensor_affine(
+        theirs, scale, 0, quant_range.qmin, quant_range.qmax
+    )
     torch.testing.assert_close(output, expected, rtol=1e-6, atol=1e-7)
     output.sum().backward()
     expected.sum().backward()
-    # At the very ends of the grid torch lets a gradient pass for values that round onto it, LSQ for
-    # those that lie within: they differ within half a step beyond the ends.
-    scaled = ours.detach() / step
-    inside = (scaled >= codes.lowest) & (scaled <= codes.highest)
-    beyond = (scaled < codes.lowest - 0.5) | (scaled > codes.highest + 0.5)
+    # At the very ends of the range torch lets a gradient pass for values that round onto it, LSQ for
+    # those that lie within: they differ within half a scale beyond the ends.
+    scaled = ours.detach() / scale
+    inside = (scaled >= quant_range.qmin) & (scaled <= quant_range.qmax)
+    beyond = (scaled < quant_range.qmin - 0.5) | (scaled > quant_range.qmax + 0.5)
     settled = inside | beyond
     assert torch.equal(ours.grad[settled], theirs.grad[settled])
     assert torch.equal(ours.grad, inside.float())
@@ -39,30 +41,30 @@ def test_values_and_input_gradient_equal_torch_per_tensor(seed, bits, signed, st
 
 @given(seed=SEEDS, bits=MULTI_BIT)
 def test_values_equal_torch_per_channel(seed, bits):
-    codes = grid(bits, signed=True)
+    quant_range = QuantRange.of(bits, signed=True)
     weight = draw(seed, 5, 4, 3, 3)
-    steps = draw(seed + 1, 5).abs() + 0.01
-    output = fake_quantize(weight, steps.reshape(5, 1, 1, 1), codes)
+    scale = draw(seed + 1, 5).abs() + 0.01
+    output = fake_quantize(weight, scale.reshape(5, 1, 1, 1), quant_range)
     expected = torch.fake_quantize_per_channel_affine(
-        weight, steps, torch.zeros(5, dtype=torch.int32), 0, codes.lowest, codes.highest
+        weight, scale, torch.zeros(5, dtype=torch.int32), 0, quant_range.qmin, quant_range.qmax
     )
     torch.testing.assert_close(output, expected, rtol=1e-6, atol=1e-6)
 
 
-@given(seed=SEEDS, bits=st.sampled_from([2, 3, 4, 8]), signed=st.booleans(), step=STEPS)
-def test_step_gradient_equals_torch_learnable_operator(seed, bits, signed, step):
-    codes = grid(bits, signed=signed)
+@given(seed=SEEDS, bits=st.sampled_from([2, 3, 4, 8]), signed=st.booleans(), scale=SCALES)
+def test_scale_gradient_equals_torch_operator(seed, bits, signed, scale):
+    quant_range = QuantRange.of(bits, signed=signed)
     x = draw(seed, 60)
-    scaled = x / step
-    # Ends of the grid again: leave out what lies within half a step of them.
-    for end in (codes.lowest, codes.highest):
+    scaled = x / scale
+    # Ends of the range again: leave out what lies within half a scale of them.
+    for end in (quant_range.qmin, quant_range.qmax):
         x = torch.where((scaled - end).abs() <= 0.51, torch.zeros(()), x)
-    ours = torch.tensor(step, requires_grad=True)
-    theirs = torch.tensor([step], requires_grad=True)
+    ours = torch.tensor(scale, requires_grad=True)
+    theirs = torch.tensor([scale], requires_grad=True)
     weights = draw(seed + 1, 60)
-    (fake_quantize(x, ours, codes, gradient_scale=0.25) * weights).sum().backward()
+    (fake_quantize(x, ours, quant_range, gradient_scale=0.25) * weights).sum().backward()
     learnable = torch._fake_quantize_learnable_per_tensor_affine(
-        x, theirs, torch.zeros(1), codes.lowest, codes.highest, 0.25
+        x, theirs, torch.zeros(1), quant_range.qmin, quant_range.qmax, 0.25
     )
     (learnable * weights).sum().backward()
     torch.testing.assert_close(ours.grad, theirs.grad[0], rtol=1e-3, atol=1e-3)
@@ -72,82 +74,87 @@ def test_step_gradient_equals_torch_learnable_operator(seed, bits, signed, step)
     seed=SEEDS,
     bits=st.sampled_from([1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16]),
     signed=st.booleans(),
-    step=STEPS,
+    scale=SCALES,
 )
-def test_output_lies_on_the_grid_and_stays_there(seed, bits, signed, step):
-    codes = grid(bits, signed=signed)
-    once = fake_quantize(draw(seed, 50), torch.tensor(step), codes)
-    multiples = once.double() / step
-    assert torch.allclose(multiples, multiples.round(), atol=1e-4 * max(1, codes.highest))
-    assert multiples.min() >= codes.lowest - 0.01
-    assert multiples.max() <= codes.highest + 0.01
+def test_output_lies_in_the_range_and_stays_there(seed, bits, signed, scale):
+    quant_range = QuantRange.of(bits, signed=signed)
+    once = fake_quantize(draw(seed, 50), torch.tensor(scale), quant_range)
+    multiples = once.double() / scale
+    assert torch.allclose(multiples, multiples.round(), atol=1e-4 * max(1, quant_range.qmax))
+    assert multiples.min() >= quant_range.qmin - 0.01
+    assert multiples.max() <= quant_range.qmax + 0.01
     if bits <= 8:
-        torch.testing.assert_close(fake_quantize(once, torch.tensor(step), codes), once)
+        torch.testing.assert_close(fake_quantize(once, torch.tensor(scale), quant_range), once)
 
 
 def test_number_of_levels():
     for bits in (1, 2, 3, 4, 5, 6, 7, 8):
         for signed in (True, False):
-            codes = grid(bits, signed=signed)
+            quant_range = QuantRange.of(bits, signed=signed)
             x = torch.linspace(-300, 300, 100_001)
-            assert len(torch.unique(to_codes(x, torch.tensor(1.0), codes))) == 2**bits
+            assert len(torch.unique(to_codes(x, torch.tensor(1.0), quant_range))) == 2**bits
 
 
-def test_one_bit_weights_are_signs_and_one_bit_activations_zero_or_one():
+def test_one_bit_weights_are_signs_activations_0_or_1():
     x = torch.tensor([-2.0, -0.1, 0.1, 2.0])
-    step = torch.tensor(0.5)
-    assert fake_quantize(x, step, grid(1, signed=True)).tolist() == [-0.5, -0.5, 0.5, 0.5]
-    assert fake_quantize(x, step, grid(1, signed=False)).tolist() == [0.0, 0.0, 0.0, 0.5]
+    scale = torch.tensor(0.5)
+    assert fake_quantize(x, scale, QuantRange.of(1, signed=True)).tolist() == [-0.5, -0.5, 0.5, 0.5]
+    assert fake_quantize(x, scale, QuantRange.of(1, signed=False)).tolist() == [0.0, 0.0, 0.0, 0.5]
 
 
 @pytest.mark.parametrize("bits", [0, 9, 32])
 def test_bits_without_a_quantizer_are_refused(bits):
     with pytest.raises(ConfigError, match=f"no quantizer has {bits} bit; allowed are"):
-        grid(bits, signed=True)
+        QuantRange.of(bits, signed=True)
 
 
 @given(seed=SEEDS, bits=st.sampled_from([1, 2, 4, 8]), signed=st.booleans())
-def test_mse_step_is_near_the_optimum_of_a_fine_search(seed, bits, signed):
+def test_mse_scale_is_near_that_of_a_fine_search(seed, bits, signed):
     x = draw(seed, 400)
     x = x if signed else x.relu()
-    codes = grid(bits, signed=signed)
+    quant_range = QuantRange.of(bits, signed=signed)
 
-    def error(step: torch.Tensor) -> float:
-        return float((fake_quantize(x, step, codes) - x).square().mean())
+    def error(scale: torch.Tensor) -> float:
+        return float((fake_quantize(x, scale, quant_range) - x).square().mean())
 
-    reach = float(x.abs().max()) / max(codes.highest, -codes.lowest)
-    best = min(error(torch.tensor(reach * k / 1000)) for k in range(20, 1200, 2))
-    assert error(mse_step(x, codes)) <= 1.3 * best + 1e-9
+    reach = float(x.abs().max()) / max(quant_range.qmax, -quant_range.qmin)
+    best = min(error(torch.tensor(reach * k / 1000)) for k in range(20, 1200, 6))
+    assert error(mse_scale(x, quant_range)) <= 1.3 * best + 1e-9
 
 
-def test_mse_step_per_channel_equals_each_channel_alone():
+def test_mse_scale_per_channel_equals_channels_alone():
     weight = draw(3, 6, 4, 3, 3)
-    codes = grid(4, signed=True)
-    together = mse_step(weight, codes, per_channel=True)
-    alone = torch.stack([mse_step(channel, codes) for channel in weight])
+    quant_range = QuantRange.of(4, signed=True)
+    together = mse_scale(weight, quant_range, per_channel=True)
+    alone = torch.stack([mse_scale(channel, quant_range) for channel in weight])
     torch.testing.assert_close(together, alone)
 
 
-def test_a_step_for_nothing_but_zeros_is_positive():
-    assert mse_step(torch.zeros(10), grid(4, signed=True)) > 0
+def test_a_scale_for_nothing_but_zeros_is_positive():
+    assert mse_scale(torch.zeros(10), QuantRange.of(4, signed=True)) > 0
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-@pytest.mark.parametrize("codes", [grid(2, signed=True), grid(3, signed=False)])
-def test_a_grids_ends_are_inside_it(dtype, codes):
-    step = torch.tensor(0.5, requires_grad=True)
-    below, above = codes.lowest - 0.125, codes.highest + 0.125
-    x = torch.tensor([below, codes.lowest, 0.0, 0.75, codes.highest, above], dtype=dtype) * 0.5
+@pytest.mark.parametrize(
+    "quant_range", [QuantRange.of(2, signed=True), QuantRange.of(3, signed=False)]
+)
+def test_a_ranges_ends_are_inside_it(dtype, quant_range):
+    scale = torch.tensor(0.5, requires_grad=True)
+    below, above = quant_range.qmin - 0.125, quant_range.qmax + 0.125
+    x = (
+        torch.tensor([below, quant_range.qmin, 0.0, 0.75, quant_range.qmax, above], dtype=dtype)
+        * 0.5
+    )
     x.requires_grad_()
-    fake_quantize(x, step, codes).sum().backward()
+    fake_quantize(x, scale, quant_range).sum().backward()
     assert x.grad.tolist() == [0.0, 1.0, 1.0, 1.0, 1.0, 0.0]
     # The ends outside, and the rounding error of 0.75 inside.
-    assert step.grad.item() == codes.lowest + codes.highest + 0.25
+    assert scale.grad.item() == quant_range.qmin + quant_range.qmax + 0.25
 
 
 def test_gradients_keep_the_layout_of_activations():
     x = torch.randn(4, 3, 5, 5).contiguous(memory_format=torch.channels_last).requires_grad_()
-    out = fake_quantize(x, torch.tensor(0.5, requires_grad=True), grid(2, signed=True))
+    out = fake_quantize(x, torch.tensor(0.5, requires_grad=True), QuantRange.of(2, signed=True))
     gradient = torch.randn(4, 3, 5, 5).contiguous(memory_format=torch.channels_last)
     (found,) = torch.autograd.grad(out, x, gradient)
     assert out.is_contiguous(memory_format=torch.channels_last)

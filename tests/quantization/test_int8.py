@@ -1,4 +1,5 @@
 import copy
+import functools
 import pickle
 
 import pytest
@@ -6,12 +7,13 @@ import torch
 from torch.nn import functional
 
 from dfs_rl import calibrate, fractionalize
-from dfs_rl.backbones import ResNet, ResNetConfig
+from dfs_rl.backbones import Fractionalized, ResNet, ResNetConfig, WalkableBackbone
 from dfs_rl.data import ChannelStatistics
 from dfs_rl.quantization import int8
 from dfs_rl.quantization.int8 import IntegerConv2d, integer_convolutions_are_exact, to_uint8_codes
 from dfs_rl.quantization.modules import ConvGeometry
 from tests.helpers.models import NETS, examples, lived_in, pictures
+from tests.helpers.networks import run
 
 CHANNELS_LAST = torch.channels_last
 on_exact_cpus = pytest.mark.skipif(
@@ -23,14 +25,14 @@ def random(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-@pytest.mark.parametrize("highest", [1, 3, 15, 255])
-def test_codes_equal_rounding_then_clamping(highest):
+@pytest.mark.parametrize("qmax", [1, 3, 15, 255])
+def test_codes_equal_rounding_then_clamping(qmax):
     x = torch.randn(3, 4, 5, 5, generator=random()).mul(3.0).contiguous(memory_format=CHANNELS_LAST)
     x[0, 0, 0] = torch.tensor([0.5, 1.5, 2.5, -0.5, 1e6])  # ties and values outside
     for inverse in (1.0, 0.37, 41.0):
-        codes = to_uint8_codes(x, torch.tensor(inverse), highest)
+        codes = to_uint8_codes(x, torch.tensor(inverse), qmax)
         assert codes.dtype == torch.uint8
-        assert torch.equal(codes.float(), (x * inverse).round().clamp(0, highest))
+        assert torch.equal(codes.float(), (x * inverse).round().clamp(0, qmax))
 
 
 @on_exact_cpus
@@ -38,9 +40,9 @@ def test_codes_equal_rounding_then_clamping(highest):
 @pytest.mark.parametrize(
     ("channels", "out", "stride", "kernel"), [(4, 4, 1, 3), (16, 32, 2, 3), (16, 4, 1, 1)]
 )
-def test_equals_the_floating_point_convolution_bit_for_bit(channels, out, stride, kernel, bits):
-    highest = 2**bits - 1
-    codes = torch.randint(0, highest + 1, (5, channels, 9, 9), generator=random()).float()
+def test_equals_floating_point_convolution_exactly(channels, out, stride, kernel, bits):
+    qmax = 2**bits - 1
+    codes = torch.randint(0, qmax + 1, (5, channels, 9, 9), generator=random()).float()
     codes = codes.contiguous(memory_format=CHANNELS_LAST)
     weight = torch.randint(
         -(2 ** (bits - 1)), 2 ** (bits - 1), (out, channels, kernel, kernel), generator=random(1)
@@ -58,16 +60,16 @@ def test_equals_the_floating_point_convolution_bit_for_bit(channels, out, stride
     small = codes.to(torch.uint8)
     assert torch.equal(convolution(small), expected)
     assert torch.equal(convolution(small[2:3]), expected[2:3])
-    step = float(expected.abs().amax()) / 3.0 / highest
-    rounded = convolution.to_codes(small, step=step, highest=highest)
-    assert torch.equal(rounded.float(), (expected / step).round().clamp(0, highest))
+    output_scale = float(expected.abs().amax()) / 3.0 / qmax
+    rounded = convolution.to_codes(small, scale=output_scale, qmax=qmax)
+    assert torch.equal(rounded.float(), (expected / output_scale).round().clamp(0, qmax))
     for again in (copy.deepcopy(convolution), pickle.loads(pickle.dumps(convolution))):
         assert torch.equal(again(small), expected)
 
 
 @on_exact_cpus
 @pytest.mark.parametrize("layout", [CHANNELS_LAST, torch.contiguous_format])
-def test_every_geometry_and_layout_equals_the_floating_point_convolution(layout):
+def test_every_geometry_equals_floating_point(layout):
     codes = torch.randint(0, 256, (5, 8, 12, 9), generator=random()).float()
     codes = codes.contiguous(memory_format=layout)
     weight = torch.randint(-128, 128, (6, 8, 4, 3), generator=random(1)).float()
@@ -80,94 +82,68 @@ def test_every_geometry_and_layout_equals_the_floating_point_convolution(layout)
         assert torch.equal(again(codes.to(torch.uint8)), expected)
 
 
-@on_exact_cpus
-def test_a_users_frozen_network_gives_the_same_with_and_without(monkeypatch):
+@functools.cache
+def _calibrated() -> Fractionalized:
     backbone = fractionalize(lived_in(NETS["resnet"]), examples(), bits=(0, 2, 8, 32))
     calibrate(backbone, pictures())
-    frozen, images = backbone.to_inference(), pictures()
+    return backbone
+
+
+def logits_of(net: WalkableBackbone, images: torch.Tensor, bits: int = 8) -> torch.Tensor:
+    with torch.inference_mode():
+        return run(net, images, (bits,) * len(net.layers))
+
+
+def small_resnet() -> ResNet:
+    torch.manual_seed(0)
+    config = ResNetConfig(depth=8, width=4, in_channels=1, image_size=(8, 8))
+    return ResNet(config, ChannelStatistics(mean=(0.5,), std=(0.25,))).eval()
+
+
+@on_exact_cpus
+@pytest.mark.parametrize(
+    ("make", "tolerance"), [(_calibrated, 1e-5), (small_resnet, 0.0)], ids=["users", "resnet"]
+)
+def test_networks_compute_the_same_without_integers(make, tolerance, monkeypatch):
+    frozen = make().to_inference()
+    images = pictures() if make is _calibrated else pictures()[:, :1, :8, :8]
     used = []
     called = IntegerConv2d.__call__
     monkeypatch.setattr(
         IntegerConv2d, "__call__", lambda *args: used.append(args[0]) or called(*args)
     )
-
-    def logits(bits):
-        hidden = frozen.stem(images)
-        for layer in frozen.layers:
-            hidden = layer(hidden, bits)
-        return frozen.head(hidden)
-
-    with torch.inference_mode():
-        integers = [logits(bits) for bits in (2, 8)]
-        assert len(used) >= 2 * 2 * len(frozen.layers)  # two convolutions a block, twice
-        used.clear()
-        monkeypatch.setattr(
-            "dfs_rl.quantization.inference.integer_convolutions_are_exact", lambda: False
-        )
-        floats = [logits(bits) for bits in (2, 8)]
+    integers = [logits_of(frozen, images, bits) for bits in (2, 8)]
+    # Two convolutions a block, twice.
+    assert len(used) >= (2 * 2 * len(frozen.layers) if make is _calibrated else 0)
+    used.clear()
+    monkeypatch.setattr(
+        "dfs_rl.quantization.inference.integer_convolutions_are_exact", lambda: False
+    )
+    floats = [logits_of(frozen, images, bits) for bits in (2, 8)]
     assert not used
     for ours, theirs in zip(integers, floats, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
 
 
-def logits_of(frozen, bits: int = 8):
-    with torch.inference_mode():
-        hidden = frozen.stem(pictures())
-        for layer in frozen.layers:
-            hidden = layer(hidden, bits)
-        return frozen.head(hidden)
-
-
-def test_loaded_weights_take_the_place_of_packed_ones():
-    first, second = (
-        fractionalize(lived_in(NETS["resnet"]), examples(), bits=(0, 8, 32)) for _ in range(2)
-    )
+def test_loaded_weights_replace_packed_ones():
+    first, second = (copy.deepcopy(_calibrated()) for _ in range(2))
     with torch.no_grad():
         for name, parameter in second.named_parameters():
             if "norm" in name:
                 parameter.mul_(1.1)
-    for backbone in (first, second):
-        calibrate(backbone, pictures())
-    frozen, expected = first.to_inference(), logits_of(second.to_inference())
-    assert not torch.allclose(logits_of(frozen), expected, atol=1e-4)
+    frozen, expected = first.to_inference(), logits_of(second.to_inference(), pictures())
+    assert not torch.allclose(logits_of(frozen, pictures()), expected, atol=1e-4)
     frozen.load_state_dict(second.to_inference().state_dict())
-    assert torch.equal(logits_of(frozen), expected)
+    assert torch.equal(logits_of(frozen, pictures()), expected)
 
 
-def test_a_network_that_is_not_finite_gives_no_finite_answer():
-    backbone = fractionalize(lived_in(NETS["resnet"]), examples(), bits=(0, 8, 32))
-    calibrate(backbone, pictures())
-    assert logits_of(backbone.to_inference()).isfinite().all()
+def test_weights_that_are_not_finite_give_no_answer():
+    backbone = copy.deepcopy(_calibrated())
+    assert logits_of(backbone.to_inference(), pictures()).isfinite().all()
     convolution = next(iter(backbone.layers[1].ops.values()))
     with torch.no_grad():
         convolution.weight[0, 0, 0, 0] = torch.nan
-    assert not logits_of(backbone.to_inference()).isfinite().any()
-
-
-@on_exact_cpus
-def test_a_frozen_network_gives_the_same_with_and_without(monkeypatch):
-    torch.manual_seed(0)
-    statistics = ChannelStatistics(mean=(0.5,), std=(0.25,))
-    network = ResNet(
-        ResNetConfig(depth=8, width=4, in_channels=1, image_size=(8, 8)), statistics
-    ).eval()
-    frozen = network.to_inference()
-    images = torch.randint(0, 256, (9, 1, 8, 8), generator=random(), dtype=torch.uint8)
-
-    def logits(bits):
-        hidden = frozen.stem(images)
-        for layer in frozen.layers:
-            hidden = layer(hidden, bits)
-        return frozen.head(hidden)
-
-    with torch.inference_mode():
-        integers = [logits(bits) for bits in (2, 3, 4, 8)]
-        monkeypatch.setattr(
-            "dfs_rl.quantization.inference.integer_convolutions_are_exact", lambda: False
-        )
-        floats = [logits(bits) for bits in (2, 3, 4, 8)]
-    for ours, theirs in zip(integers, floats, strict=True):
-        assert torch.equal(ours, theirs)
+    assert not logits_of(backbone.to_inference(), pictures()).isfinite().any()
 
 
 def test_without_the_operators_it_is_not_used(monkeypatch):

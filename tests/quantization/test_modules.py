@@ -10,23 +10,28 @@ from dfs_rl.errors import ConfigError
 from dfs_rl.quantization import (
     FractionalConvNorm,
     FractionalLinear,
+    QuantRange,
     fake_quantize,
-    grid,
     inference_form,
     to_inference,
 )
 from dfs_rl.quantization.inference import InferenceConv2d, InferenceLinear
+from dfs_rl.quantization.modules import FractionalLayer
 
 BITS = (1, 2, 3, 4, 8, 10, 14, 16, 32)
 
 
+def calibrate(layer: FractionalLayer, *arguments: object) -> None:
+    layer.calibrate_scales(on=True)
+    layer(*arguments)
+    layer.calibrate_scales(on=False)
+
+
 def settled_conv(*, per_channel: bool = False, signed_input: bool = False) -> FractionalConvNorm:
-    """A convolution with calibrated steps and running statistics that are neither zero nor one."""
+    """A convolution with calibrated scales and running statistics that are neither zero nor one."""
     torch.manual_seed(0)
     conv = FractionalConvNorm(3, 5, BITS, per_channel=per_channel, signed_input=signed_input)
-    conv.calibrate_steps(on=True)
-    conv(images(signed=signed_input), 32)
-    conv.calibrate_steps(on=False)
+    calibrate(conv, images(signed=signed_input), 32)
     with torch.no_grad():
         conv.norm.norm_weight.uniform_(0.5, 1.5)
         conv.norm.norm_bias.uniform_(-0.5, 0.5)
@@ -48,8 +53,10 @@ def torch_reference(conv: FractionalConvNorm, x: torch.Tensor, bits: int) -> tor
     weight = conv.weight.detach()
     if bits != 32:
         q = conv.quantizers
-        x = fake_quantize(x, q.input_step_of(bits), grid(bits, signed=q.signed_input))
-        weight = fake_quantize(weight, q.weight_step_of(bits, weight), grid(bits, signed=True))
+        x = fake_quantize(x, q.input_scale(bits), QuantRange.of(bits, signed=q.signed_input))
+        weight = fake_quantize(
+            weight, q.weight_scale(bits, weight), QuantRange.of(bits, signed=True)
+        )
     plain.weight.data = weight
     norm.load_state_dict(
         {
@@ -79,13 +86,13 @@ def test_32_bit_is_untouched_floating_point():
     conv = settled_conv()
     before = torch_reference(conv, images(), 32)
     with torch.no_grad():
-        conv.quantizers.input_log_step.fill_(5.0)  # no quantizer may matter
-        conv.quantizers.weight_log_step.fill_(5.0)
+        conv.quantizers.input_log_scale.fill_(5.0)  # no quantizer may matter
+        conv.quantizers.weight_log_scale.fill_(5.0)
     assert torch.equal(conv(images(), 32), before)
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
-def test_a_frozen_layer_gives_the_same_bits_in_any_batch(bits):
+def test_inference_form_is_bit_identical_in_any_batch(bits):
     frozen = InferenceConv2d(settled_conv(), bits, dtype=torch.float32)
     x = images(n=16)
     together = frozen(x)
@@ -94,7 +101,7 @@ def test_a_frozen_layer_gives_the_same_bits_in_any_batch(bits):
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
-def test_bfloat16_holds_codes_exactly_and_only_rounds_the_result(bits):
+def test_bfloat16_holds_codes_and_rounds_the_result(bits):
     conv = settled_conv()
     exact = InferenceConv2d(conv, bits, dtype=torch.float32)
     rounded = InferenceConv2d(conv, bits, dtype=torch.bfloat16)
@@ -103,7 +110,7 @@ def test_bfloat16_holds_codes_exactly_and_only_rounds_the_result(bits):
     torch.testing.assert_close(rounded(images()).float(), exact(images()), rtol=0.02, atol=0.02)
 
 
-def test_training_moves_only_the_norm_of_the_bits_that_ran():
+def test_training_moves_only_norms_of_bits_that_ran():
     conv = settled_conv().train()
     before = conv.norm.running_mean.clone()
     conv(images() + 1.0, 4)
@@ -113,21 +120,14 @@ def test_training_moves_only_the_norm_of_the_bits_that_ran():
 
 @pytest.mark.parametrize(("kernel_size", "groups"), [(1, 1), (3, 1), (3, 3), (7, 1)])
 @pytest.mark.parametrize("bits", [4, 32])
-def test_each_set_of_norms_is_a_norm_of_its_own_behind_any_kernel(kernel_size, groups, bits):
+def test_each_set_of_norms_works_behind_any_kernel(kernel_size, groups, bits):
     torch.manual_seed(0)
     conv = FractionalConvNorm(
         3, 6, (4, 32), kernel_size=kernel_size, stride=2, groups=groups, norm_sets=2
     )
-    conv.calibrate_steps(on=True)
-    conv(images(), 32)
-    conv.calibrate_steps(on=False)
+    calibrate(conv, images(), 32)
     with torch.no_grad():
-        for tensor in (
-            conv.norm.norm_weight,
-            conv.norm.norm_bias,
-            conv.norm.running_mean,
-            conv.norm.running_var,
-        ):
+        for tensor in conv.norm.norm_tensors():
             tensor.uniform_(0.5, 1.5)
     conv.eval()
     x, weight = (images(), conv.weight) if bits == 32 else conv.quantizers(images(), conv.weight, 4)
@@ -135,32 +135,27 @@ def test_each_set_of_norms_is_a_norm_of_its_own_behind_any_kernel(kernel_size, g
     plain = nn.functional.conv2d(x, weight, stride=2, padding=padding, groups=groups)
     for norm_set in range(2):
         row = norm_set * 2 + (4, 32).index(bits)
-        expected = nn.functional.batch_norm(
-            plain,
-            conv.norm.running_mean[row],
-            conv.norm.running_var[row],
-            conv.norm.norm_weight[row],
-            conv.norm.norm_bias[row],
-        )
+        weight, bias, mean, variance = (t[row] for t in conv.norm.norm_tensors())
+        expected = nn.functional.batch_norm(plain, mean, variance, weight, bias)
         torch.testing.assert_close(conv(images(), bits, norm_set), expected)
         frozen = InferenceConv2d(conv, bits, dtype=torch.float32, norm_set=norm_set)
         torch.testing.assert_close(frozen(images()), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_norms_start_from_the_dearest_of_their_set():
+def test_norms_start_from_the_largest_of_their_set():
     conv = FractionalConvNorm(3, 5, (2, 4, 32), norm_sets=2)
     with torch.no_grad():
         conv.norm.running_mean.copy_(torch.arange(6.0)[:, None].expand(6, 5))
-    conv.norm.copy_dearest_norm()
+    conv.norm.copy_full_norm()
     assert conv.norm.running_mean[:, 0].tolist() == [2, 2, 2, 5, 5, 5]
 
 
-def test_gradients_reach_weight_steps_and_norm_of_the_bits_that_ran():
+def test_gradients_reach_parameters_of_bits_that_ran():
     conv = settled_conv().train()
     conv(images(), 3).square().sum().backward()
     i = BITS.index(3)
     assert conv.weight.grad.abs().sum() > 0
-    for parameter in (conv.quantizers.input_log_step, conv.norm.norm_weight):
+    for parameter in (conv.quantizers.input_log_scale, conv.norm.norm_weight):
         touched = parameter.grad.reshape(len(parameter), -1).abs().sum(dim=1) > 0
         assert touched.tolist() == [k == i for k in range(len(parameter))]
 
@@ -185,7 +180,7 @@ def test_conversion_copies_a_tree_and_leaves_it_alone():
     assert form.extra.tolist() == [1.0, 1.0]
 
 
-def test_registered_form_replaces_a_type_and_its_subclasses(monkeypatch):
+def test_registered_form_replaces_type_and_subclasses(monkeypatch):
     class Doubling(nn.Module):
         pass
 
@@ -203,13 +198,11 @@ def test_linear_forms_equal_torch(bits):
     layer = FractionalLinear(6, 4, bits=bits)
     x = torch.rand(9, 6)
     if bits != 32:
-        layer.calibrate_steps(on=True)
-        layer(x)
-        layer.calibrate_steps(on=False)
+        calibrate(layer, x)
         q = layer.quantizers
-        inputs = fake_quantize(x, q.input_step_of(bits), grid(bits, signed=False))
+        inputs = fake_quantize(x, q.input_scale(bits), QuantRange.of(bits, signed=False))
         weight = fake_quantize(
-            layer.weight, q.weight_step_of(bits, layer.weight), grid(bits, signed=True)
+            layer.weight, q.weight_scale(bits, layer.weight), QuantRange.of(bits, signed=True)
         )
     else:
         inputs, weight = x, layer.weight

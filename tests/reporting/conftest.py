@@ -1,12 +1,14 @@
 """A made-up evaluation of ResNet-20 with figures as they come."""
 
+from typing import Any
+
 import pytest
 import torch
 
 from dfs_rl.costs import BitOptions, CostTable, FixedCost
-from dfs_rl.evaluation.baselines.methods import MethodResult
+from dfs_rl.evaluation.baselines.registry import MethodResult
 from dfs_rl.evaluation.records import GateRecords
-from dfs_rl.evaluation.summary import EvaluationSummary, Subject, summarize
+from dfs_rl.evaluation.summary import EvaluationSummary, summarize
 from dfs_rl.gating.cascade import FirstPass
 
 LAYERS = 9
@@ -112,23 +114,23 @@ def matched_methods() -> list[MethodResult]:
     ]
 
 
-SUBJECT = Subject(
-    identity="0123456789abcdef",
-    dataset="cifar10",
-    fingerprint="feedbeef",
-    split="test",
-    class_names=CLASSES,
-)
+NAMES: dict[str, Any] = {
+    "identity": "0123456789abcdef",
+    "dataset": "cifar10",
+    "fingerprint": "feedbeef",
+    "split": "test",
+    "class_names": CLASSES,
+}
 
 
 @pytest.fixture(scope="session")
 def summary() -> EvaluationSummary:
-    return summarize([gate_method(), *fixed_methods(), *matched_methods()], COSTS, SUBJECT)
+    return summarize([gate_method(), *fixed_methods(), *matched_methods()], COSTS, **NAMES)
 
 
 @pytest.fixture(scope="session")
 def backbone_summary() -> EvaluationSummary:
-    return summarize(fixed_methods(), COSTS, SUBJECT)
+    return summarize(fixed_methods(), COSTS, **NAMES)
 
 
 @pytest.fixture(scope="session")

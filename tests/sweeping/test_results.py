@@ -1,8 +1,9 @@
-"""What trials came to: which is best, and which setting mattered."""
+"""Results of trials: the best ones, importances, and gains on fresh seeds."""
 
 import random
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,8 +11,8 @@ from pandas import DataFrame
 from ray.tune import Result
 
 from dfs_rl.sweeping.objective import ObjectiveConfig
-from dfs_rl.sweeping.records import TrialRecord
 from dfs_rl.sweeping.results import (
+    TrialRecord,
     best_settings,
     best_trials,
     differing,
@@ -21,6 +22,7 @@ from dfs_rl.sweeping.results import (
 from dfs_rl.sweeping.space import Domain
 from dfs_rl.sweeping.spec import SweepFile
 from dfs_rl.sweeping.trial import FAILED, FULL_PROGRESS, POINTS, PROGRESS
+from tests.helpers.fake_sweep import retrained
 
 FILE = SweepFile(
     command="train_agent",
@@ -30,7 +32,7 @@ FILE = SweepFile(
         "algo": Domain(choice=("ppo", "a2c")),
     },
 )
-FRONTIER = SweepFile(
+PARETO = SweepFile(
     command="train_gumbel",
     search={"budget": Domain(uniform=(1, 2))},
     objective=ObjectiveConfig(name="pareto_front"),
@@ -51,7 +53,7 @@ def trial(name, values, *, status="finished", settings=None, history=()):
     )
 
 
-def test_the_best_trial_came_to_its_end():
+def test_best_trial_is_finished():
     trials = [
         trial("001", {"hypervolume": 2.0}),
         trial("002", {"hypervolume": 9.0}, status="stopped"),
@@ -64,20 +66,20 @@ PAIRS = st.lists(st.tuples(st.integers(0, 5), st.integers(1, 5)), min_size=1, ma
 
 
 @given(PAIRS)
-def test_with_two_objectives_the_best_are_those_that_none_beats(points):
+def test_best_trials_of_two_objectives_are_not_dominated(points):
     trials = [
         trial(f"{i:03d}", {"accuracy": float(a), "computation": float(c)})
         for i, (a, c) in enumerate(points)
     ]
-    best = best_trials(trials, FRONTIER)
+    best = best_trials(trials, PARETO)
     for i, (a, c) in enumerate(points):
-        beaten = any(x >= a and y <= c and (x > a or y < c) for x, y in points)
-        assert (f"{i:03d}" in best) == (not beaten)
+        dominated = any(x >= a and y <= c and (x > a or y < c) for x, y in points)
+        assert (f"{i:03d}" in best) == (not dominated)
     accuracies = [points[int(name)][0] for name in best]
     assert accuracies == sorted(accuracies, reverse=True)
 
 
-def test_the_setting_that_mattered_is_found():
+def test_importances_rank_settings_by_their_effect():
     draw = random.Random(0)
     trials = []
     for number in range(40):
@@ -88,7 +90,7 @@ def test_the_setting_that_mattered_is_found():
         }
         value = 10 * settings["reward.accuracy"] + 4 * (settings["algo"] == "ppo")
         history = [(0.5, value), (1.0, -value)]
-        # Those that were stopped are compared where they stood, not with where others ended.
+        # Stopped trials count at the progress that all trials have reached.
         short = number % 2 == 0
         status = "stopped" if short else "finished"
         trials.append(
@@ -101,13 +103,13 @@ def test_the_setting_that_mattered_is_found():
     assert found["algorithm.ent_coef"] < found["algo"] < found["reward.accuracy"]
 
 
-def test_too_little_says_nothing_of_what_mattered():
+def test_no_importances_with_few_trials():
     same = [trial(f"{i}", {}, settings={}, history=[(1.0, 2.0)]) for i in range(9)]
     assert importances(same, FILE) == {}
     assert importances(same[:2], FILE) == {}
 
 
-def test_tied_trials_say_nothing_of_what_mattered():
+def test_no_importances_with_few_distinct_values():
     draw = random.Random(0)
     values = [1.0, 1.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]
     trials = []
@@ -119,15 +121,15 @@ def test_tied_trials_say_nothing_of_what_mattered():
     assert importances(trials, FILE)
 
 
-def test_a_trial_above_the_cap_has_no_accuracy():
+def test_trial_above_the_budget_fails():
     metrics = {PROGRESS: FULL_PROGRESS, FAILED: "", POINTS: "[[[2.0, 99.0]]]", "time_total_s": 1.0}
-    capped = replace(FILE, objective=ObjectiveConfig(name="accuracy", budget=1.5))
+    bounded = replace(FILE, objective=ObjectiveConfig(name="accuracy", budget=1.5))
     results = []
     for accuracy in (97.0, -12.5):
-        told = {**metrics, "accuracy": accuracy}
-        results.append(Result(metrics=told, checkpoint=None, error=None, path=""))
-        results[-1].metrics_dataframe = DataFrame([told])
-    within, above = trial_records(results, capped)
+        result = {**metrics, "accuracy": accuracy}
+        results.append(Result(metrics=result, checkpoint=None, error=None, path=""))
+        results[-1].metrics_dataframe = DataFrame([result])
+    within, above = trial_records(results, bounded)
     assert (within.status, within.values, within.history) == (
         "finished",
         {"accuracy": 97.0},
@@ -135,10 +137,10 @@ def test_a_trial_above_the_cap_has_no_accuracy():
     )
     assert (above.status, above.values, above.history) == ("failed", {}, ())
     assert "1.5 %" in above.reason
-    assert best_trials([within, above], capped) == ("001",)
+    assert best_trials([within, above], bounded) == ("001",)
 
 
-def test_the_best_settings_are_what_differs_from_the_defaults():
+def test_best_settings_are_those_that_differ():
     assert best_settings(
         FILE, {"reward.accuracy": 0.25, "algorithm.vf_coef": 0.5, "algo": "a2c"}
     ) == {
@@ -148,3 +150,12 @@ def test_the_best_settings_are_what_differs_from_the_defaults():
     assert differing({"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"b": 1, "c": 0}, "d": 3}) == {
         "a": {"c": 2}
     }
+
+
+@pytest.mark.parametrize(("mode", "sign"), [("max", 1), ("min", -1)])
+def test_gain_is_paired_over_common_seeds(mode, sign):
+    trial = replace(retrained("001", {"x": (3.0, 3.2, 9.9)}), seeds=(101, 102, 200))
+    gain = trial.gain(retrained("defaults", {"x": (2.0, 2.1, 2.2)}), "x", mode)
+    assert gain.mean == pytest.approx(sign * np.mean([1.0, 1.1]))
+    assert gain.deviation == pytest.approx(np.std([1.0, 1.1], ddof=1))
+    assert retrained("002", {}, failed={101: "killed"}).gain(trial, "x", mode) is None

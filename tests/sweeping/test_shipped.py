@@ -1,4 +1,4 @@
-"""Every sweep that ships is read, and one trial of it trains, at tiny size, to a value of its objective."""
+"""Shipped sweeps: each is valid, and a small trial of each has a value of its objective."""
 
 import math
 from pathlib import Path
@@ -27,7 +27,7 @@ def digits():
     return load_dataset("digits")
 
 
-def test_all_of_them_are_tested():
+def test_all_shipped_sweeps_are_listed():
     assert sorted(path.stem for path in CONFIGS.iterdir()) == sorted(NAMES)
 
 

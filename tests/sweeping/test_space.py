@@ -1,4 +1,4 @@
-"""What may be searched, and where a searched value goes."""
+"""Domains of searched settings, and dotted names."""
 
 import copy
 import math
@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dfs_rl.errors import ConfigError
+from dfs_rl.sweeping import search
 from dfs_rl.sweeping.space import Domain, decode_value, encode_value, get_setting, with_settings
 from dfs_rl.sweeping.spec import SchedulerConfig, SweepFile
 
@@ -16,24 +17,24 @@ NESTED = {"a": 1, "b": {"c": 2, "d": [3, [4, 5]]}, "e": None}
 
 
 @pytest.mark.parametrize(
-    ("given_values", "said"),
+    ("given_values", "message"),
     [
         ({}, "nothing is given; give one of uniform, loguniform, "),
-        ({"uniform": (0, 1), "choice": (1,)}, "both uniform and choice are given"),
-        ({"uniform": (1, 1)}, "uniform runs from 1 to 1; both must be finite, the lower one first"),
-        ({"randint": (3, 2)}, "randint runs from 3 to 2"),
-        ({"uniform": (0, math.inf)}, "uniform runs from 0 to inf"),
-        ({"loguniform": (0, 1)}, "loguniform begins at 0; a logarithmic axis begins above 0"),
-        ({"quniform": (0, 1, 2)}, "quniform has steps of 2"),
-        ({"quniform": (0, 1, 0)}, "quniform has steps of 0"),
+        ({"uniform": (0, 1), "choice": (1,)}, "uniform and choice is given"),
+        ({"uniform": (1, 1)}, "uniform is 1 to 1; give the lower end first"),
+        ({"randint": (3, 2)}, "randint is 3 to 2"),
+        ({"uniform": (0, math.inf)}, "uniform[1] is inf; it must be finite"),
+        ({"loguniform": (0, 1)}, "loguniform[0] is 0; it must be above 0"),
+        ({"quniform": (0, 1, 2)}, "quniform has intervals of 2"),
+        ({"quniform": (0, 1, 0)}, "quniform[2] is 0; it must be above 0"),
         ({"choice": ()}, "choice is empty; give at least one value"),
-        ({"grid": ("a", "b", "a")}, 'grid has "a" twice'),
+        ({"grid": ("a", "b", "a")}, "grid has a twice"),
     ],
 )
-def test_impossible_domains_are_refused(given_values, said):
+def test_invalid_domains_are_refused(given_values, message):
     with pytest.raises(ConfigError) as caught:
         Domain(**given_values)
-    assert str(caught.value).startswith(said)
+    assert str(caught.value).startswith(message)
 
 
 def test_true_and_one_are_two_values():
@@ -50,13 +51,13 @@ def test_true_and_one_are_two_values():
         st.lists(st.integers(), max_size=3).map(tuple),
     )
 )
-def test_a_value_written_as_a_word_comes_back(value):
+def test_encoded_values_are_decoded(value):
     back = decode_value(encode_value(value))
     assert back == value
     assert type(back) is type(value)
 
 
-def test_a_value_goes_where_its_name_leads():
+def test_values_are_set_by_dotted_name():
     before = copy.deepcopy(NESTED)
     updated = with_settings(NESTED, {"b.c": 9, "b.d.1.0": 8, "e.f.g": 7, "new": (1, 2)})
     assert updated == {
@@ -69,15 +70,15 @@ def test_a_value_goes_where_its_name_leads():
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [
         ("a.b", "a.b leads through 1, which has no settings of its own"),
         ("b.d.2", "b.d.2 leads to item '2' of a list that has items 0 to 1"),
         ("b.d.x", "b.d.x leads to item 'x' of a list"),
     ],
 )
-def test_a_name_that_leads_nowhere_is_refused(name, said):
-    with pytest.raises(ConfigError, match=said):
+def test_names_without_a_place_are_refused(name, message):
+    with pytest.raises(ConfigError, match=message):
         with_settings(NESTED, {name: 1})
 
 
@@ -85,13 +86,14 @@ def test_a_name_that_leads_nowhere_is_refused(name, said):
     st.sampled_from(["a", "b.c", "b.d.0", "b.d.1.1", "e"]),
     st.integers(),
 )
-def test_what_was_placed_is_found(name, value):
+def test_value_that_was_set_is_found(name, value):
     assert get_setting(with_settings(NESTED, {name: value}), name) == value
 
 
-def test_what_is_not_there_is_not_found():
-    with pytest.raises(KeyError):
-        get_setting(NESTED, "b.d.7")
+def test_missing_setting_is_an_error():
+    for name, error in (("b.x", KeyError), ("b.d.7", ConfigError), ("a.b", ConfigError)):
+        with pytest.raises(error):
+            get_setting(NESTED, name)
 
 
 @pytest.mark.parametrize(
@@ -104,8 +106,7 @@ def test_what_is_not_there_is_not_found():
         Domain(choice=("a", 2, None, (1, 2))),
     ],
 )
-def test_tune_and_optuna_draw_all_of_a_domain_and_nothing_else(domain):
-    search = pytest.importorskip("dfs_rl.sweeping.search")
+def test_tune_and_optuna_sample_the_domain(domain):
     tuned = search._tune_domain(domain).sample(size=400)
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     asked = [study.ask({"x": search.optuna_distribution(domain)}).params["x"] for _ in range(400)]
@@ -119,7 +120,7 @@ def test_tune_and_optuna_draw_all_of_a_domain_and_nothing_else(domain):
             assert set(drawn) == {1, 2, 3}
         elif domain.quniform:
             assert sorted({round(value, 9) for value in drawn}) == [1, 1.25, 1.5, 1.75, 2]
-        else:  # evenly spread over its axis: half of the draws lie in the lower half
+        else:  # half of the samples lie in the lower half of the axis
             middle = math.sqrt(low * high) if domain.loguniform else (low + high) / 2
             assert 0.4 < sum(value < middle for value in drawn) / 400 < 0.6
 
@@ -132,32 +133,18 @@ def test_tune_and_optuna_draw_all_of_a_domain_and_nothing_else(domain):
         ((0, 0.3, 0.1), (0, 0.1, 0.2, 0.3)),
     ],
 )
-def test_steps_count_from_the_lower_end(given_values, steps):
+def test_steps_start_at_the_lower_end(given_values, steps):
     assert Domain(quniform=given_values).steps == pytest.approx(steps)
 
 
-def test_a_population_stays_within_what_may_be_searched():
-    search = pytest.importorskip("dfs_rl.sweeping.search")
-    file = SweepFile(
-        command="train_agent",
-        search={
-            "reward.accuracy": Domain(uniform=(0, 1)),
-            "algorithm.ent_coef": Domain(loguniform=(0.01, 0.1)),
-        },
-    )
-    changed = {"reward.accuracy": 1.08, "algorithm.ent_coef": 0.008}
-    assert search._clipped(file, changed) == {"reward.accuracy": 1.0, "algorithm.ent_coef": 0.01}
-
-
 @pytest.mark.parametrize("name", ["pbt", "pb2"])
-def test_what_a_scheduler_rounds_stays_within_what_may_be_searched(name):
-    search = pytest.importorskip("dfs_rl.sweeping.search")
+def test_schedulers_stay_within_the_domain(name):
     file = SweepFile(
         command="train_agent",
         search={"algorithm.learning_rate": Domain(uniform=(0.0001, 0.05))},
         scheduler=SchedulerConfig(name=name),
     )
-    scheduler = search.tune_config(file).scheduler
-    # The float32 next to 0.0001, which PB2's model gives back.
-    rounded = {"algorithm.learning_rate": 9.999999747378752e-05}
-    assert scheduler._custom_explore_fn(rounded) == {"algorithm.learning_rate": 0.0001}
+    explore = search.tune_config(file).scheduler._custom_explore_fn
+    # The float32 next to 0.0001, which PB2's model returns.
+    for value, clipped in ((9.999999747378752e-05, 0.0001), (0.06, 0.05), (0.01, 0.01)):
+        assert explore({"algorithm.learning_rate": value}) == {"algorithm.learning_rate": clipped}

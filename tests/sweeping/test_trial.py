@@ -1,4 +1,4 @@
-"""How a trial of a sweep goes on with a training that was begun before."""
+"""Resuming of a training in a trial."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from dfs_rl.utils.config import load_config
 from dfs_rl.utils.run_folder import LAST_CHECKPOINT, RunFolder
 
 
-def test_the_best_gate_is_chosen_anew_under_other_settings_alone(tmp_path: Path) -> None:
+def test_other_settings_reset_the_best_gate(tmp_path: Path) -> None:
     command = command_of("train_agent")
     config = TrainAgentConfig(run_dir=tmp_path / "seed0", device="cpu")
     assert resume_if_started(command, config) is None

@@ -8,55 +8,30 @@ import pytest
 import torch
 from torch.nn import functional
 
-from dfs_rl.backbones import AdaptiveResNet, AdaptiveResNetConfig
+from dfs_rl.backbones import AdaptiveResNet
 from dfs_rl.costs import BitOptions
-from dfs_rl.data import Dataset, channel_statistics
-from dfs_rl.errors import ConfigError
-from dfs_rl.training.bit_sampling import sample_below
-from dfs_rl.training.supernet import Position, SupernetConfig, SupernetTrainer, accuracy_of
+from dfs_rl.data import Dataset
+from dfs_rl.training.bit_sampling import sample_student_mix
+from dfs_rl.training.supernet import SupernetTrainer
+from tests.helpers.halves import train_all, trainer_of
 
 PLAIN, MENU = (0, 32), (0, 2, 8, 32)
 
 
 def trainer(
-    halves: Dataset,
-    *,
-    bits: tuple[int, ...] = PLAIN,
-    epochs: int = 8,
-    granularity: str = "path",
-    **changes: object,
+    halves: Dataset, *, bits: tuple[int, ...] = PLAIN, epochs: int = 8, **training: object
 ) -> SupernetTrainer:
-    torch.manual_seed(0)
-    config = AdaptiveResNetConfig(
+    return trainer_of(
+        AdaptiveResNet,
+        halves,
+        epochs=epochs,
+        recipe="adn",
+        training={"lr": 0.05, **training},
         blocks=(2, 2),
         width=4,
-        in_channels=1,
-        n_classes=2,
-        image_size=(8, 8),
         bits=bits,
         stem_bits=32 if bits == PLAIN else 8,
-        granularity=granularity,  # type: ignore[arg-type]
     )
-    settings = {"batch_size": 16, "lr": 0.05, "pad": 0, "precision": "float32", **changes}
-    return SupernetTrainer(
-        AdaptiveResNet(config, channel_statistics(halves.train.images)),
-        halves,
-        SupernetConfig(**settings),  # type: ignore[arg-type]
-        epochs=epochs,
-        seed=1,
-        device=torch.device("cpu"),
-        recipe="adn",
-    )
-
-
-def run(training: SupernetTrainer, *, steps: int | None = None) -> list[float]:
-    losses: list[float] = []
-    while training.position.epoch < training.epochs:
-        for loss in training.train_epoch():
-            losses.append(loss.labels)
-            if len(losses) == steps:
-                return losses
-    return losses
 
 
 @pytest.mark.parametrize("alpha", [0.5, 0.2])
@@ -105,43 +80,9 @@ def test_the_base_net_teaches_the_path_nothing(halves):
     assert norms[1] > 1e-6 > norms[0]
 
 
-@pytest.mark.parametrize("granularity", ["path", "block"])
-def test_all_sub_networks_work_after_training_and_none_before(halves, granularity):
-    training = trainer(halves, granularity=granularity)
-    settings = list(itertools.product(PLAIN, repeat=2))
-    untrained = training.snapshot()
-    assert max(accuracy_of(untrained, halves.val, s) for s in settings) < 80.0  # 50 is chance
-    run(training)
-    backbone = training.finish()
-    # Of these no step has run two.
-    assert min(accuracy_of(backbone, halves.val, s) for s in settings) > 95.0
-
-
-def test_with_a_menu_every_option_works_and_so_does_skipping(halves):
-    training = trainer(halves, bits=MENU, epochs=12)
-    run(training)
-    backbone = training.finish()
-    for setting in itertools.product(MENU, repeat=2):
-        assert accuracy_of(backbone, halves.val, setting) > 95.0, setting
-
-
-@pytest.mark.parametrize(("bits", "stop_after"), [(PLAIN, 3), (MENU, 6), (MENU, 15)])
-def test_a_resumed_training_is_the_uninterrupted_one(halves, bits, stop_after):
-    whole = trainer(halves, bits=bits, epochs=3)
-    losses = run(whole)
-    first = trainer(halves, bits=bits, epochs=3)
-    before = run(first, steps=stop_after)
-    saved = {name: tensor.clone() for name, tensor in first.tensors().items()}
-    second = trainer(halves, bits=bits, epochs=3)
-    second.restore(saved, Position(*first.position))
-    assert before + run(second) == losses
-    for name, tensor in whole.tensors().items():
-        assert torch.equal(tensor, second.tensors()[name]), name
-
-
 def test_the_end_measures_the_norms_of_both_modes(halves):
     training = trainer(halves, bits=MENU, epochs=1)
-    run(training)
+    train_all(training)
     for name, buffer in training.backbone.named_buffers():
         if "running" in name:
             buffer.fill_(1e6)  # must leave no trace
@@ -151,28 +92,28 @@ def test_the_end_measures_the_norms_of_both_modes(halves):
     assert (sets[0] - sets[1]).abs().max() > 1e-3
 
 
-def test_quantizers_begin_without_touching_what_the_base_net_has_learned(halves):
+def test_new_quantizers_leave_the_base_net_unchanged(halves):
     training = trainer(halves, bits=MENU, epochs=2, warmup=0.5)
     for loss in training.train_epoch():
         assert loss.distillation is not None  # from the first step on
     before = {n: p.clone() for n, p in training.backbone.named_parameters()}
     next(training.train_epoch())
     after = dict(training.backbone.named_parameters())
-    step = "quantizers.weight_log_step"
-    path = f"blocks.0.path.0.conv1.{step}"
+    scale = "quantizers.weight_log_scale"
+    path = f"blocks.0.path.0.conv1.{scale}"
     # One step moves learned values a little; calibration would set those of the path anew.
     assert (after[path] - before[path]).abs().min() > 0.1
-    for name in (f"conv1.{step}", "conv1.norm.norm_weight", "conv1.norm.norm_bias"):
+    for name in (f"conv1.{scale}", "conv1.norm.norm_weight", "conv1.norm.norm_bias"):
         full = f"blocks.0.mandatory.0.{name}"
         assert (after[full] - before[full]).abs().max() < 0.1, name
 
 
-def test_settings_are_the_base_net_and_low_ones_by_halves():
+def test_half_of_the_mixes_are_the_base_net():
     options = BitOptions(MENU)
 
     def draw(n: int, **how: object) -> list[tuple[int, ...] | None]:
         generator = torch.Generator().manual_seed(0)
-        return [sample_below(options, 4, generator, **how) for _ in range(n)]  # type: ignore[arg-type]
+        return [sample_student_mix(options, 4, generator, **how) for _ in range(n)]  # type: ignore[arg-type]
 
     assert set(draw(50, recipe="adn", quantized=False)) == {(0, 0, 0, 0)}
     assert set(draw(50, recipe="supernet", quantized=False)) == {None}
@@ -180,16 +121,3 @@ def test_settings_are_the_base_net_and_low_ones_by_halves():
     # A random mix skips all of four layers in one of 256 draws.
     assert drawn.count((0, 0, 0, 0)) / 2000 == pytest.approx(0.5 + 0.25 / 256, abs=0.035)
     assert drawn.count((2, 2, 2, 2)) / 2000 == pytest.approx(0.125, abs=0.03)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"alpha": 0.0}, "alpha is 0.0; it must be above 0"),
-        ({"alpha": 1.0}, "alpha is 1.0"),
-        ({"feature_weight": -1.0}, "feature_weight is -1.0; it must be at least 0"),
-    ],
-)
-def test_impossible_settings_are_refused(changes, message):
-    with pytest.raises(ConfigError, match=message):
-        SupernetConfig(**changes)

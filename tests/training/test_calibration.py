@@ -9,11 +9,11 @@ from dfs_rl.backbones import ResNet, ResNetConfig
 from dfs_rl.backbones.probe import confidence, pool_grid
 from dfs_rl.costs import BitOptions
 from dfs_rl.data import ChannelStatistics, ImageSet
-from dfs_rl.quantization.functional import grid, mse_step
-from dfs_rl.training.bit_sampling import sample_low, uniform
+from dfs_rl.quantization.functional import QuantRange, mse_scale
+from dfs_rl.training.bit_sampling import sample_low_mix, uniform_mix
 from dfs_rl.training.calibration import (
     calibrate_norms,
-    calibrate_steps,
+    calibrate_scales,
     copy_full_norms,
     measure_features,
 )
@@ -38,7 +38,7 @@ def batches(n: int) -> list[torch.Tensor]:
 def test_norms_become_the_mean_over_batches(net):
     images = batches(6)
     net.stem_conv.norm.running_mean.fill_(7.0)  # must leave no trace
-    calibrate_norms(net, iter(images), [uniform(32, 3), uniform(4, 3)] * 3)
+    calibrate_norms(net, iter(images), [uniform_mix(32, 3), uniform_mix(4, 3)] * 3)
     with torch.no_grad():
         conv = net.stem_conv
         x, weight = conv.quantizers(net.normalise(torch.cat(images)), conv.weight, 8)
@@ -68,20 +68,20 @@ def net_stem_in_batch_mode(net: ResNet, batch: torch.Tensor) -> torch.Tensor:
 
 def test_steps_follow_the_input_that_the_layer_sees(net):
     small, large = (torch.full((8, 1, 8, 8), value, dtype=torch.uint8) for value in (150, 250))
-    calibrate_steps(net, small, parts=[net.stem_conv])
-    before = net.stem_conv.quantizers.input_step_of(8).item()
-    blocks = [block.conv1.quantizers.input_log_step.clone() for block in net.layers]
-    calibrate_steps(net, large, parts=[net.stem_conv])
-    after = net.stem_conv.quantizers.input_step_of(8).item()
+    calibrate_scales(net, small, parts=[net.stem_conv])
+    before = net.stem_conv.quantizers.input_scale(8).item()
+    blocks = [block.conv1.quantizers.input_log_scale.clone() for block in net.layers]
+    calibrate_scales(net, large, parts=[net.stem_conv])
+    after = net.stem_conv.quantizers.input_scale(8).item()
     # Normalised pixels are (0.588 - 0.5) / 0.25 and (0.980 - 0.5) / 0.25: scales go with them.
     assert after / before == pytest.approx((250 / 255 - 0.5) / (150 / 255 - 0.5), rel=0.02)
     assert all(
-        torch.equal(old, block.conv1.quantizers.input_log_step)
+        torch.equal(old, block.conv1.quantizers.input_log_scale)
         for old, block in zip(blocks, net.layers, strict=True)
     )
 
 
-def test_norms_of_all_options_start_from_the_dearest(net):
+def test_norms_of_all_options_start_from_the_largest(net):
     conv = net.layers[1].conv2
     with torch.no_grad():
         conv.norm.running_mean[-1] = torch.arange(6.0)
@@ -104,7 +104,7 @@ def test_feature_statistics_equal_a_second_walk(net):
     with torch.no_grad():
         for batch in seen:
             hidden = net.stem(batch.images)
-            for layer, bits in enumerate(sample_low(net.options, 3, draws)):
+            for layer, bits in enumerate(sample_low_mix(net.options, 3, draws)):
                 rows[layer].append(net.feature(hidden, layer))
                 hidden = net.layers[layer](hidden, bits)
     for layer, features in enumerate(torch.cat(parts) for parts in rows):
@@ -122,7 +122,7 @@ def test_feature_statistics_equal_a_second_walk(net):
         assert (net.feature_mean[layer, size:] == 0).all()
 
 
-def test_features_begin_with_the_confidence_of_the_layers_probe(net):
+def test_features_begin_with_the_probes_confidence(net):
     net.eval()
     hidden = net.stem(batches(1)[0])
     parts = pool_grid(hidden, grid=net.probe_grid)
@@ -139,25 +139,25 @@ def test_the_probes_cost_what_their_precision_says(net):
     assert net.feature_macs == macs * (net.config.stem_bits / 32) ** 2
 
 
-def test_low_settings_are_uniform_half_of_the_time_and_never_the_dearest():
+def test_half_of_low_mixes_are_uniform():
     options = BitOptions((0, 2, 4, 32))
     generator = torch_generator("settings")
-    drawn = [sample_low(options, 6, generator) for _ in range(2000)]
-    flat = [setting for setting in drawn if len(set(setting)) == 1]
-    assert {setting[0] for setting in flat if setting[0] not in (0, 32)} == {2, 4}
+    drawn = [sample_low_mix(options, 6, generator) for _ in range(2000)]
+    flat = [mix for mix in drawn if len(set(mix)) == 1]
+    assert {mix[0] for mix in flat if mix[0] not in (0, 32)} == {2, 4}
     # A mix of 6 layers over 4 options is uniform by chance in 4 of 4096 draws.
     assert len(flat) / 2000 == pytest.approx(0.5, abs=0.04)
-    mixed = torch.tensor([setting for setting in drawn if len(set(setting)) > 1])
+    mixed = torch.tensor([mix for mix in drawn if len(set(mix)) > 1])
     for bits in options:
         assert (mixed == bits).float().mean().item() == pytest.approx(0.25, abs=0.02)
 
 
-def test_a_menu_of_full_precision_alone_has_no_low_setting_but_itself():
-    assert sample_low(BitOptions((32,)), 2, torch_generator("s")) == (32, 32)
+def test_full_precision_alone_is_its_own_low_mix():
+    assert sample_low_mix(BitOptions((32,)), 2, torch_generator("s")) == (32, 32)
 
 
 @pytest.mark.parametrize("untrained", [False, True])
-def test_steps_of_an_untrained_network_fit_what_it_will_train_on(net, untrained):
+def test_scales_of_an_untrained_network_fit_its_images(net, untrained):
     (images,) = batches(1)
     with torch.no_grad():
         for block in net.layers:
@@ -167,8 +167,8 @@ def test_steps_of_an_untrained_network_fit_what_it_will_train_on(net, untrained)
     copy.layers[2].conv2.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     copy(images, 32)
     before = {name: buffer.clone() for name, buffer in net.named_buffers()}
-    calibrate_steps(net, images, parts=[net.blocks], batch_statistics=untrained)
-    step = net.layers[2].conv2.quantizers.input_step_of(4)
-    torch.testing.assert_close(step, mse_step(seen[0].detach(), grid(4, signed=False)))
+    calibrate_scales(net, images, parts=[net.blocks], batch_statistics=untrained)
+    scale = net.layers[2].conv2.quantizers.input_scale(4)
+    torch.testing.assert_close(scale, mse_scale(seen[0].detach(), QuantRange.of(4, signed=False)))
     assert all(torch.equal(buffer, before[name]) for name, buffer in net.named_buffers())
     assert net.training

@@ -8,18 +8,12 @@ import torch
 from torch import Tensor, distributed
 from torch.nn import functional
 
-from dfs_rl.backbones import (
-    AdaptiveResNet,
-    AdaptiveResNetConfig,
-    ResNet,
-    ResNetConfig,
-    VisionTransformer,
-    VisionTransformerConfig,
-)
-from dfs_rl.data import Dataset, channel_statistics
+from dfs_rl.backbones import AdaptiveResNet, ResNet, VisionTransformer
+from dfs_rl.data import Dataset
 from dfs_rl.errors import TrainingError
 from dfs_rl.training.distributed import ParallelTrainer, share_of, shared_batch_norm
-from dfs_rl.training.supernet import StepLosses, SupernetConfig, SupernetTrainer
+from dfs_rl.training.supernet import StepLosses, SupernetTrainer
+from tests.helpers.halves import train_all, trainer_of
 
 PLAIN = (32,)
 MENU = (0, 2, 8, 32)
@@ -75,76 +69,57 @@ def test_shared_norms_are_the_norms_of_the_whole_batch(together):
         torch.testing.assert_close(part.variance, whole.variance, **close)
 
 
-def make(kind: type, data: Dataset, bits: tuple[int, ...], lr: float = 0.05) -> SupernetTrainer:
-    torch.manual_seed(0)
-    config = ResNetConfig(
-        depth=8,
+# 15 images make shares of 7 and 8.
+SHARED = {"batch_size": 15, "pad": 1, "warmup": 0.5}
+
+
+def resnet(kind: type, data: Dataset, bits: tuple[int, ...]) -> SupernetTrainer:
+    shape = {"depth": 8, "width": 4, "bits": bits, "stem_bits": 8 if bits == MENU else 32}
+    return trainer_of(ResNet, data, epochs=2, trainer=kind, training=SHARED | {"lr": 0.05}, **shape)
+
+
+def transformer(kind: type, data: Dataset) -> SupernetTrainer:
+    shape = {"depth": 2, "width": 8, "heads": 2, "patch": 2, "bits": (8, 32)}
+    return trainer_of(VisionTransformer, data, epochs=2, trainer=kind, training=SHARED, **shape)
+
+
+def adaptive(kind: type, data: Dataset) -> SupernetTrainer:
+    return trainer_of(
+        AdaptiveResNet,
+        data,
+        epochs=1,
+        recipe="adn",
+        trainer=kind,
+        training={"batch_size": 15, "pad": 1, "feature_weight": 0.5},
+        blocks=(2, 2),
         width=4,
-        in_channels=1,
-        n_classes=2,
-        image_size=(8, 8),
-        bits=bits,
-        stem_bits=8 if bits == MENU else 32,
-    )
-    return kind(
-        ResNet(config, channel_statistics(data.train.images)),
-        data,
-        # 15 images make shares of 7 and 8.
-        SupernetConfig(batch_size=15, lr=lr, pad=1, warmup=0.5, precision="float32"),
-        epochs=2,
-        seed=1,
-        device=torch.device("cpu"),
+        bits=(0, 32),
+        stem_bits=32,
     )
 
 
-def make_transformer(kind: type, data: Dataset) -> SupernetTrainer:
-    torch.manual_seed(0)
-    config = VisionTransformerConfig(
-        depth=2,
-        width=8,
-        heads=2,
-        patch=2,
-        in_channels=1,
-        n_classes=2,
-        image_size=(8, 8),
-        bits=(8, 32),
-    )
-    return kind(
-        VisionTransformer(config, channel_statistics(data.train.images)),
-        data,
-        SupernetConfig(batch_size=15, pad=1, warmup=0.5, precision="float32"),
-        epochs=2,
-        seed=1,
-        device=torch.device("cpu"),
-    )
-
-
-def steps(trainer: SupernetTrainer, *, leave_after: int | None = None) -> list[StepLosses]:
-    losses: list[StepLosses] = []
-    while trainer.position.epoch < trainer.epochs:
-        for loss in trainer.train_epoch():
-            losses.append(loss)
-            if len(losses) == leave_after:
-                break
-    return losses
+def together_train(trainer: SupernetTrainer, *, steps: int | None = None) -> list[StepLosses]:
+    """Lead or follow until the end, or up to a number of steps."""
+    if distributed.get_rank() != 0:
+        trainer.follow()
+        return []
+    try:
+        losses = train_all(trainer, steps=steps)
+        return losses if steps == 1 else losses + train_all(trainer)
+    finally:
+        trainer.dismiss()
 
 
 def _train(
     data: Dataset, bits: tuple[int, ...], leave_after: int | None
 ) -> tuple[list[StepLosses], dict[str, Tensor]]:
-    trainer = make(ParallelTrainer, data, bits)
-    losses = []
-    if distributed.get_rank() == 0:
-        losses = steps(trainer, leave_after=leave_after)
-        trainer.dismiss()
-    else:
-        trainer.follow()
-    return losses, trainer.tensors()
+    trainer = resnet(ParallelTrainer, data, bits)
+    return together_train(trainer, steps=leave_after), trainer.tensors()
 
 
-def test_two_processes_train_the_network_that_one_trains(together, halves):
-    one = make(SupernetTrainer, halves, PLAIN)
-    losses = steps(one)
+def test_two_processes_train_the_network_of_one(together, halves):
+    one = resnet(SupernetTrainer, halves, PLAIN)
+    losses = train_all(one)
     (both, ours), (_, theirs) = together(_train, halves, PLAIN, None)
     assert [loss.labels for loss in both] == pytest.approx([loss.labels for loss in losses], 1e-4)
     assert ours.keys() == one.tensors().keys()
@@ -154,19 +129,15 @@ def test_two_processes_train_the_network_that_one_trains(together, halves):
 
 
 def _train_transformer(data: Dataset) -> dict[str, Tensor]:
-    trainer = make_transformer(ParallelTrainer, data)
-    if distributed.get_rank() == 0:
-        steps(trainer)
-        trainer.dismiss()
-    else:
-        trainer.follow()
+    trainer = transformer(ParallelTrainer, data)
+    together_train(trainer)
     return trainer.tensors()
 
 
-def test_two_processes_train_the_transformer_that_one_trains(together, halves):
-    """Of which nothing may hang on rounding: AdamW makes full steps of the smallest gradients."""
-    one = make_transformer(SupernetTrainer, halves)
-    steps(one)
+def test_two_processes_train_the_transformer_of_one(together, halves):
+    # AdamW makes full steps of the smallest gradients: none may depend on rounding.
+    one = transformer(SupernetTrainer, halves)
+    train_all(one)
     ours, theirs = together(_train_transformer, halves)
     assert ours.keys() == one.tensors().keys()
     for name, tensor in one.tensors().items():
@@ -174,72 +145,33 @@ def test_two_processes_train_the_transformer_that_one_trains(together, halves):
         assert torch.equal(ours[name], theirs[name]), name
 
 
-def _first_gradients(data: Dataset, kind: type) -> dict[str, Tensor]:
-    """Of a step with both passes, from the same weights."""
-    trainer = make(kind, data, MENU)
-    trainer.position = type(trainer.position)(epoch=1, step=0)
-    if kind is SupernetTrainer or distributed.get_rank() == 0:
-        loss = next(iter(trainer.train_epoch()))
+def _first_gradients(data: Dataset, kind: type, name: str) -> dict[str, Tensor]:
+    """Return the gradients of a step with both passes, from the same weights."""
+    trainer = resnet(kind, data, MENU) if name == "quantized" else adaptive(kind, data)
+    if name == "quantized":
+        trainer.position = type(trainer.position)(epoch=1, step=0)
+    if kind is SupernetTrainer:
+        (loss,) = train_all(trainer, steps=1)
         assert loss.distillation is not None
-        if kind is ParallelTrainer:
-            trainer.dismiss()
     else:
-        trainer.follow()
+        together_train(trainer, steps=1)
     named = trainer.backbone.named_parameters()
     return {name: p.grad.clone() for name, p in named if p.grad is not None}
 
 
-def _first_adaptive_gradients(data: Dataset, kind: type) -> dict[str, Tensor]:
-    torch.manual_seed(0)
-    config = AdaptiveResNetConfig(
-        blocks=(2, 2),
-        width=4,
-        in_channels=1,
-        n_classes=2,
-        image_size=(8, 8),
-        bits=(0, 32),
-        stem_bits=32,
-    )
-    trainer = kind(
-        AdaptiveResNet(config, channel_statistics(data.train.images)),
-        data,
-        SupernetConfig(batch_size=15, pad=1, feature_weight=0.5, precision="float32"),
-        epochs=1,
-        seed=1,
-        device=torch.device("cpu"),
-        recipe="adn",
-    )
-    if kind is SupernetTrainer or distributed.get_rank() == 0:
-        next(iter(trainer.train_epoch()))
-        if kind is ParallelTrainer:
-            trainer.dismiss()
-    else:
-        trainer.follow()
-    named = trainer.backbone.named_parameters()
-    return {name: p.grad.clone() for name, p in named if p.grad is not None}
-
-
-def test_gradients_of_super_net_and_base_net_add_up_to_those_of_one_process(together, halves):
-    whole = _first_adaptive_gradients(halves, SupernetTrainer)
-    ours, theirs = together(_first_adaptive_gradients, halves, ParallelTrainer)
+@pytest.mark.parametrize(("name", "tolerance"), [("quantized", 0.01), ("adaptive", 1e-3)])
+def test_gradients_add_up_to_those_of_one_process(together, halves, name, tolerance):
+    whole = _first_gradients(halves, SupernetTrainer, name)
+    ours, theirs = together(_first_gradients, halves, ParallelTrainer, name)
     assert ours.keys() == whole.keys()
-    for name, gradient in whole.items():
-        torch.testing.assert_close(ours[name], gradient, rtol=1e-3, atol=1e-5, msg=name)
-        assert torch.equal(ours[name], theirs[name]), name
-
-
-def test_quantized_gradients_add_up_to_those_of_one_process(together, halves):
-    whole = _first_gradients(halves, SupernetTrainer)
-    ours, theirs = together(_first_gradients, halves, ParallelTrainer)
-    assert ours.keys() == whole.keys()
-    for name, gradient in whole.items():
+    for part, gradient in whole.items():
         # A value between two codes may fall to the other side: 1 % of the gradient's length.
-        assert (ours[name] - gradient).norm() <= 0.01 * gradient.norm() + 1e-6, name
-        assert torch.equal(ours[name], theirs[name]), name
+        assert (ours[part] - gradient).norm() <= tolerance * gradient.norm() + 1e-6, part
+        assert torch.equal(ours[part], theirs[part]), part
 
 
 @pytest.mark.parametrize("leave_after", [2, 6, 8])
-def test_an_epoch_may_be_left_and_gone_on_with(together, halves, leave_after):
+def test_an_epoch_can_be_left_and_continued(together, halves, leave_after):
     (losses, whole), (_, followed) = together(_train, halves, MENU, None)
     assert len(losses) == 12
     (again, ours), (_, theirs) = together(_train, halves, MENU, leave_after)
@@ -251,22 +183,17 @@ def test_an_epoch_may_be_left_and_gone_on_with(together, halves, leave_after):
 
 
 def _diverge(data: Dataset) -> str:
-    trainer = make(ParallelTrainer, data, MENU)
+    trainer = resnet(ParallelTrainer, data, MENU)
     with torch.no_grad():
         trainer.backbone.classifier.bias.fill_(math.nan)
-    if distributed.get_rank() != 0:
-        trainer.follow()
-        return ""
     try:
-        steps(trainer)
+        together_train(trainer)
     except TrainingError as error:
         return str(error)
-    finally:
-        trainer.dismiss()
-    return "it trained"
+    return ""
 
 
-def test_a_loss_that_is_not_finite_stops_the_leader_with_a_sentence_and_the_others_in_peace(
-    together, halves
-):
-    assert "the loss is no longer finite in epoch 1" in together(_diverge, halves)[0]
+def test_a_loss_that_is_not_finite_stops_all_processes(together, halves):
+    stopped, followed = together(_diverge, halves)
+    assert "the loss is no longer finite in epoch 1" in stopped
+    assert followed == ""

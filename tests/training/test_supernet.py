@@ -1,19 +1,27 @@
 """Supernet training: it learns, it resumes exactly, and it stops with a sentence."""
 
 import copy
+import itertools
 import math
 from dataclasses import replace
 
 import pytest
 import torch
 from torch.nn import functional
+from torch.optim import SGD, AdamW
 
-from dfs_rl.backbones import ResNet, ResNetConfig
-from dfs_rl.backbones.mobilenet import AdaptiveMobileNet, AdaptiveMobileNetConfig
-from dfs_rl.data import Dataset, channel_statistics, epoch_batches
+from dfs_rl.backbones import (
+    AdaptiveMobileNet,
+    AdaptiveResNet,
+    AdaptiveSwin,
+    AdaptiveVisionTransformer,
+    ResNet,
+    VisionTransformer,
+)
+from dfs_rl.data import Dataset, epoch_batches
 from dfs_rl.errors import ConfigError, TrainingError
-from dfs_rl.quantization import grid, mse_step
-from dfs_rl.training.bit_sampling import sample_low, uniform
+from dfs_rl.quantization import QuantRange, mse_scale
+from dfs_rl.training.bit_sampling import sample_low_mix, uniform_mix
 from dfs_rl.training.supernet import (
     Position,
     SupernetConfig,
@@ -22,106 +30,121 @@ from dfs_rl.training.supernet import (
     learning_rate,
 )
 from dfs_rl.utils.seeding import torch_generator
+from tests.helpers.halves import train_all, trainer_of
 
-CPU = torch.device("cpu")
+RESNET = {"depth": 8, "width": 4, "bits": (0, 2, 8, 32)}
+ADAPTIVE = {"blocks": (2, 2), "width": 4, "bits": (0, 32), "stem_bits": 32}
+TOKENS = {"width": 12, "heads": 2, "patch": 2}
+ADN = {"recipe": "adn"}
+# A network, its shape, epochs, and training.
+NETWORKS = {
+    "resnet": (ResNet, RESNET, 6, {"lr": 0.05}),
+    "adaptive": (AdaptiveResNet, ADAPTIVE | ADN, 8, {"lr": 0.05}),
+    "adaptive blocks": (
+        AdaptiveResNet,
+        ADAPTIVE | ADN | {"granularity": "block"},
+        8,
+        {"lr": 0.05},
+    ),
+    "adaptive low bits": (
+        AdaptiveResNet,
+        ADAPTIVE | ADN | {"bits": (0, 2, 8, 32), "stem_bits": 8},
+        12,
+        {"lr": 0.05},
+    ),
+    "vit": (VisionTransformer, TOKENS | {"depth": 2, "bits": (2, 8, 32)}, 10, {"lr": 0.005}),
+    "adaptive vit": (
+        AdaptiveVisionTransformer,
+        TOKENS | ADN | {"blocks": (2, 2), "bits": (0, 32)},
+        10,
+        {"lr": 0.005},
+    ),
+    "swin": (
+        AdaptiveSwin,
+        ADN | {"blocks": (3, 2), "width": 8, "heads": 2, "patch": 2, "bits": (0, 4, 32)},
+        16,
+        {"lr": 0.003, "calibration_rounds": 1},
+    ),
+}
 
 
-def trainer(
-    halves: Dataset, *, epochs: int = 6, lr: float = 0.05, **changes: object
-) -> SupernetTrainer:
-    torch.manual_seed(0)
-    config = ResNetConfig(
-        depth=8, width=4, in_channels=1, n_classes=2, image_size=(8, 8), bits=(0, 2, 8, 32)
-    )
-    settings = {"batch_size": 16, "lr": lr, "pad": 0, "precision": "float32", **changes}
-    return SupernetTrainer(
-        ResNet(config, channel_statistics(halves.train.images)),
-        halves,
-        SupernetConfig(**settings),  # type: ignore[arg-type]
-        epochs=epochs,
-        seed=1,
-        device=CPU,
-    )
+def trainer(halves: Dataset, *, epochs: int = 6, **training: object) -> SupernetTrainer:
+    return trainer_of(ResNet, halves, epochs=epochs, training={"lr": 0.05, **training}, **RESNET)
 
 
-def run(training: SupernetTrainer, *, steps: int | None = None) -> list[float]:
-    losses: list[float] = []
-    while training.position.epoch < training.epochs:
-        for loss in training.train_epoch():
-            losses.append(loss.labels)
-            if len(losses) == steps:
-                return losses
-    return losses
+def named(name: str, halves: Dataset, *, epochs: int | None = None) -> SupernetTrainer:
+    kind, shape, usual, training = NETWORKS[name]
+    return trainer_of(kind, halves, epochs=epochs or usual, training=training, **shape)
 
 
-def test_every_uniform_setting_works_after_training_and_none_before(halves):
-    training = trainer(halves)
-    untrained = [accuracy_of(training.snapshot(), halves.val, uniform(b, 3)) for b in (2, 8, 32)]
-    assert max(untrained) < 80.0  # 50 is chance
-    run(training)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_mix_works_only_after_training(halves, name):
+    training = named(name, halves)
+    net = training.backbone
+    assert isinstance(training.optimizer, SGD if "resnet" in net.family else AdamW)
+    n_layers = len(net.layers)
+    mixes = [uniform_mix(bits, n_layers) for bits in net.meaningful_bits]
+    if name.startswith("adaptive"):
+        mixes = list(itertools.product(net.meaningful_bits, repeat=n_layers))
+    if name == "resnet":
+        mixes.append((2, 32, 8))
+    untrained = training.snapshot()
+    assert max(accuracy_of(untrained, halves.val, mix) for mix in mixes) < 80.0  # 50 is chance
+    train_all(training)
     backbone = training.finish()
-    for bits in (2, 8, 32):
-        assert accuracy_of(backbone, halves.val, uniform(bits, 3)) > 95.0
-    assert accuracy_of(backbone, halves.val, (2, 32, 8)) > 95.0
+    assert min(accuracy_of(backbone, halves.val, mix) for mix in mixes) > 95.0
     assert (backbone.feature_std != 1).any()
 
 
-@pytest.mark.parametrize("stop_after", [3, 6, 15])
-def test_a_resumed_training_is_the_uninterrupted_one(halves, stop_after):
-    whole = trainer(halves)
-    losses = run(whole)
-    first = trainer(halves)
-    before = run(first, steps=stop_after)
+@pytest.mark.parametrize(
+    ("name", "epochs", "steps"),
+    [
+        ("resnet", 6, 3),
+        ("resnet", 6, 6),
+        ("resnet", 6, 15),
+        ("adaptive", 3, 3),
+        ("adaptive low bits", 3, 15),
+        ("vit", 3, 4),
+    ],
+)
+def test_a_resumed_training_is_the_uninterrupted_one(halves, name, epochs, steps):
+    whole = named(name, halves, epochs=epochs)
+    losses = train_all(whole)
+    first = named(name, halves, epochs=epochs)
+    before = train_all(first, steps=steps)
     saved = {name: tensor.clone() for name, tensor in first.tensors().items()}
-    second = trainer(halves)
+    second = named(name, halves, epochs=epochs)
     second.restore(saved, Position(*first.position))
-    assert before + run(second) == losses
+    assert before + train_all(second) == losses
     for name, tensor in whole.tensors().items():
         assert torch.equal(tensor, second.tensors()[name]), name
 
 
-def test_without_full_precision_gated_layers_begin_with_steps_that_fit(halves):
-    torch.manual_seed(0)
-    config = ResNetConfig(
-        depth=8, width=4, in_channels=1, n_classes=2, image_size=(8, 8), bits=(0, 2, 8)
-    )
-    backbone = ResNet(config, channel_statistics(halves.train.images))
-    SupernetTrainer(
-        backbone,
-        halves,
-        SupernetConfig(batch_size=16, pad=0, precision="float32"),
-        epochs=4,
-        seed=1,
-        device=CPU,
-    )
+def test_without_full_precision_scales_fit_at_once(halves):
+    training = trainer_of(ResNet, halves, epochs=4, **RESNET | {"bits": (0, 2, 8)})
+    backbone = training.backbone
     for block in backbone.layers:
         for layer in (block.conv1, block.conv2):
-            expected = mse_step(layer.weight.detach(), grid(8, signed=True))
-            step = layer.quantizers.weight_step_of(8, layer.weight).detach()
-            torch.testing.assert_close(step, expected)
+            expected = mse_scale(layer.weight.detach(), QuantRange.of(8, signed=True))
+            scale = layer.quantizers.weight_scale(8, layer.weight).detach()
+            torch.testing.assert_close(scale, expected)
 
 
-def test_without_a_warm_up_gated_layers_begin_with_steps_that_fit(halves):
-    torch.manual_seed(0)
-    config = AdaptiveMobileNetConfig(
-        width=8, in_channels=1, n_classes=2, image_size=(8, 8), bits=(0, 4, 32)
-    )
-    backbone = AdaptiveMobileNet(config, channel_statistics(halves.train.images))
-    settings = SupernetConfig(batch_size=16, pad=0, precision="float32", lr=1e-9)
-    training = SupernetTrainer(
-        backbone, halves, settings, epochs=3, seed=1, device=CPU, recipe="adn"
-    )
+def test_without_a_warm_up_scales_fit_at_the_start(halves):
+    shape = {"width": 8, "bits": (0, 4, 32), "recipe": "adn", "training": {"lr": 1e-9}}
+    training = trainer_of(AdaptiveMobileNet, halves, epochs=3, **shape)
+    backbone = training.backbone
     next(training.train_epoch())
     last = backbone.layers[-1].path[0]
     entered = []
     last.register_forward_pre_hook(lambda _, args: entered.append(args[0].detach()))
-    backbone.train()(halves.train.images, uniform(32, len(backbone.layers)))
-    expected = mse_step(entered[0], grid(4, signed=True))
-    step = last.convolutions[0].quantizers.input_step_of(4).detach()
-    torch.testing.assert_close(step, expected, rtol=0.05, atol=0.0)
+    backbone.train()(halves.train.images, uniform_mix(32, len(backbone.layers)))
+    expected = mse_scale(entered[0], QuantRange.of(4, signed=True))
+    scale = last.convolutions[0].quantizers.input_scale(4).detach()
+    torch.testing.assert_close(scale, expected, rtol=0.05, atol=0.0)
 
 
-def test_the_warm_up_runs_the_dearest_option_alone(halves):
+def test_the_warm_up_runs_the_largest_option_alone(halves):
     training = trainer(halves, epochs=4, warmup=0.5)
     kinds = []
     while training.position.epoch < 4:
@@ -130,27 +153,27 @@ def test_the_warm_up_runs_the_dearest_option_alone(halves):
 
 
 @pytest.mark.parametrize("feature_weight", [None, 0.7])
-def test_a_step_pulls_what_leaves_each_layer_to_that_of_the_dearest_pass(halves, feature_weight):
+def test_a_step_distils_outputs_of_all_layers(halves, feature_weight):
     still = replace(halves, flip=False)
     training = trainer(still, batch_size=96, warmup=0.0, feature_weight=feature_weight)
     for _ in training.train_epoch():
         pass  # one step, at a learning rate of 0
     net = copy.deepcopy(training.backbone)
     net.zero_grad()
-    setting = sample_low(net.options, 3, torch_generator(1, "setting", 0, 0))
+    mix = sample_low_mix(net.options, 3, torch_generator(1, "setting", 0, 0))
     # In the same order: sums in another one move values across the border between two codes.
     (rows,) = epoch_batches(96, 96, seed=1, epoch=0, drop_last=True)
     batch = halves.train.subset(rows)
 
-    def run_at(setting):
+    def run_at(mix):
         hidden, leaving = net.stem(batch.images), []
-        for layer, bits in zip(net.layers, setting, strict=True):
+        for layer, bits in zip(net.layers, mix, strict=True):
             hidden = layer(hidden, bits)
             leaving.append(hidden)
         return net.head(hidden), leaving
 
     whole, theirs = run_at((32, 32, 32))
-    low, ours = run_at(setting)
+    low, ours = run_at(mix)
     teacher = whole.detach().softmax(dim=1)
     loss = functional.cross_entropy(whole, batch.labels)
     loss = loss + functional.kl_div(low.log_softmax(dim=1), teacher, reduction="batchmean")
@@ -165,7 +188,7 @@ def test_a_step_pulls_what_leaves_each_layer_to_that_of_the_dearest_pass(halves,
     assert compared > 10
 
 
-def test_a_loss_that_is_not_finite_stops_with_a_sentence(halves):
+def test_a_loss_not_finite_stops_with_a_sentence(halves):
     training = trainer(halves)
     with torch.no_grad():
         training.backbone.classifier.bias.fill_(math.nan)
@@ -173,7 +196,7 @@ def test_a_loss_that_is_not_finite_stops_with_a_sentence(halves):
         TrainingError,
         match=r"the loss is no longer finite in epoch 1 after step 0; a lower learning rate than 0.05",
     ):
-        run(training)
+        train_all(training)
 
 
 def test_in_bfloat16_more_digits_may_help_as_well(halves):
@@ -181,14 +204,14 @@ def test_in_bfloat16_more_digits_may_help_as_well(halves):
     with torch.no_grad():
         training.backbone.classifier.bias.fill_(math.nan)
     with pytest.raises(TrainingError, match=r"than 0.05, or training.precision float32 may help"):
-        run(training)
+        train_all(training)
 
 
-def test_steps_beyond_float32_stop_with_a_sentence(halves):
+def test_scales_beyond_float32_stop_with_a_sentence(halves):
     training = trainer(halves)
     with torch.no_grad():
-        training.backbone.layers[0].conv2.quantizers.input_log_step[0] = 200.0
-    with pytest.raises(TrainingError, match=r"input_log_step is no longer finite in epoch 1"):
+        training.backbone.layers[0].conv2.quantizers.input_log_scale[0] = 200.0
+    with pytest.raises(TrainingError, match=r"input_log_scale is no longer finite in epoch 1"):
         training.snapshot()
 
 
@@ -197,7 +220,7 @@ def test_a_wild_learning_rate_ends_in_a_sentence(halves, lr):
     training = trainer(halves, lr=lr, epochs=3)
 
     def train_and_look() -> None:
-        run(training)
+        train_all(training)
         training.snapshot()
 
     with pytest.raises(TrainingError, match="may help"):
@@ -221,6 +244,9 @@ def test_the_schedule_rises_and_falls_to_zero():
         ({"momentum": 1.0}, "momentum is 1.0"),
         ({"pad": -1}, "pad is -1"),
         ({"calibration_rounds": 0}, "calibration_rounds is 0"),
+        ({"alpha": 0.0}, "alpha is 0.0; it must be above 0"),
+        ({"alpha": 1.0}, "alpha is 1.0"),
+        ({"feature_weight": -1.0}, "feature_weight is -1.0; it must be at least 0"),
     ],
 )
 def test_impossible_settings_are_refused(changes, message):

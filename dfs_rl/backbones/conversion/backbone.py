@@ -21,13 +21,14 @@ from dfs_rl.backbones.conversion.submodules import (
     operators_of,
 )
 from dfs_rl.backbones.conversion.tracing import Traced, name_of
+from dfs_rl.backbones.network import check_precision
 from dfs_rl.backbones.probe import pool_grid
-from dfs_rl.costs import ALLOWED_BITS, FULL, SKIP, BitOptions
+from dfs_rl.costs import FULL, SKIP
 from dfs_rl.data import ChannelStatistics
 from dfs_rl.errors import ConfigError
 from dfs_rl.quantization.modules import FractionalLayer
 
-DEFAULT_MENU = (0, 2, 4, 8, 32)
+CONVERSION_BITS = (0, 2, 4, 8, 32)
 _MAP, _TOKENS = 4, 3
 _CHANNELS_LAST = ("layer_norm", "linear")
 _SHAPES = {
@@ -44,7 +45,7 @@ class FractionalizeConfig:
     Attributes:
         image_shape: Channels, height and width of the images.
         n_classes: Columns of the logits.
-        bits: The menu of every gated layer, see ``BitOptions``.
+        bits: Bit options of every gated layer, see ``BitOptions``.
         layers: Names of the modules to gate; ``None`` for every residual block that is found.
         granularity: ``"block"`` gates the branches of one module, such as attention and MLP,
             together; ``"branch"`` each by itself.
@@ -61,7 +62,7 @@ class FractionalizeConfig:
 
     image_shape: tuple[int, int, int]
     n_classes: int
-    bits: tuple[int, ...] = DEFAULT_MENU
+    bits: tuple[int, ...] = CONVERSION_BITS
     layers: tuple[str, ...] | None = None
     granularity: Granularity = "block"
     stem_bits: int = FULL
@@ -71,14 +72,7 @@ class FractionalizeConfig:
     digest: str = ""
 
     def __post_init__(self) -> None:
-        if BitOptions(self.bits).values == (SKIP,):
-            raise ConfigError(
-                "bits is [0], with which no layer can ever run; add a bit width above 0."
-            )
-        if self.stem_bits == SKIP or self.stem_bits not in ALLOWED_BITS:
-            raise ConfigError(
-                f"stem_bits is {self.stem_bits!r}; allowed are {list(ALLOWED_BITS[1:])}."
-            )
+        check_precision(self.bits, self.stem_bits)
         if self.granularity not in ("block", "branch"):
             raise ConfigError(
                 f"granularity is {self.granularity!r}; allowed are 'block' and 'branch'."
@@ -202,10 +196,10 @@ class Fractionalized(Backbone):
         was_training = self.training
         self.eval()
         for module in operators:
-            module.calibrate_steps(on=True)
+            module.calibrate_scales(on=True)
         self.run(images, self.options[self.options.full])
         for module in operators:
-            module.calibrate_steps(on=False)
+            module.calibrate_scales(on=False)
         for hook in hooks:
             hook.remove()
         self.train(was_training)

@@ -9,7 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from dfs_rl.backbones.base import Backbone
-from dfs_rl.backbones.conversion.backbone import DEFAULT_MENU, FractionalizeConfig, Fractionalized
+from dfs_rl.backbones.conversion.backbone import (
+    CONVERSION_BITS,
+    FractionalizeConfig,
+    Fractionalized,
+)
 from dfs_rl.backbones.conversion.faithful import gap, is_close
 from dfs_rl.backbones.conversion.selection import Granularity
 from dfs_rl.backbones.conversion.tracing import Traced, name_of, trace
@@ -24,7 +28,7 @@ ItemT = TypeVar("ItemT")
 
 _IMAGE_RANK = 4
 _EXAMPLES = 64
-_MOST_TOLD = 3
+_MOST_SHOWN = 3
 _ROUNDING = 1e-3
 """Rounding error of a sum of probabilities."""
 
@@ -32,7 +36,7 @@ _ROUNDING = 1e-3
 def fractionalize(
     model: nn.Module,
     example_input: Tensor,
-    bits: Sequence[int] = DEFAULT_MENU,
+    bits: Sequence[int] = CONVERSION_BITS,
     *,
     layers: Sequence[str] | None = None,
     granularity: Granularity = "block",
@@ -51,7 +55,7 @@ def fractionalize(
         model: Maps normalised images to logits. It stays as it is.
         example_input: Normalised images, float ``[batch, c, h, w]``; real ones show which
             activations can be negative.
-        bits: The menu of every gated layer; 0 needs a shortcut around each of them.
+        bits: Bit options of every gated layer; 0 needs a shortcut around each of them.
         layers: Names of the modules to gate instead of all residual blocks.
         granularity: ``"block"`` gates attention and MLP of a transformer block together,
             ``"branch"`` each by itself.
@@ -72,9 +76,9 @@ def fractionalize(
         DataError: If ``mean`` is not finite, or ``std`` not positive.
     """
     _check_given(model, example_input)
-    menu = _tuple_of(int, bits)
-    if menu is None:
-        raise ConfigError(f"bits is {bits!r}; give a menu of bit widths, as {DEFAULT_MENU}.")
+    bit_options = _tuple_of(int, bits)
+    if bit_options is None:
+        raise ConfigError(f"bits is {bits!r}; give a list of bit widths, as {CONVERSION_BITS}.")
     names = None if layers is None else _tuple_of(str, layers)
     if names is None and layers is not None:
         raise ConfigError(f"layers is {layers!r}; give a list of modules' names, as ['layer1.0'].")
@@ -91,7 +95,7 @@ def fractionalize(
     config = FractionalizeConfig(
         image_shape=cast("tuple[int, int, int]", tuple(example.shape[1:])),
         n_classes=traced.n_classes,
-        bits=menu,
+        bits=bit_options,
         layers=names,
         granularity=granularity,
         stem_bits=stem_bits,
@@ -99,8 +103,8 @@ def fractionalize(
         constructor=constructor,
     )
     backbone = full = Fractionalized(traced, config, statistics).eval()
-    if stem_bits != FULL or FULL not in menu:  # something of it is always quantized
-        unquantized = (SKIP, FULL) if SKIP in menu else (FULL,)
+    if stem_bits != FULL or FULL not in bit_options:  # something of it is always quantized
+        unquantized = (SKIP, FULL) if SKIP in bit_options else (FULL,)
         config = replace(config, bits=unquantized, stem_bits=FULL)
         full = Fractionalized(traced, config, statistics).eval()
     pixels = example * backbone.image_std + backbone.image_mean
@@ -125,7 +129,7 @@ def construct(
         name: ``module:function``, see ``trust_constructor``.
         example_input: Images normalised by ``statistics``, float ``[batch, c, h, w]``.
         statistics: Statistics of the images.
-        bits: The menu, for a model.
+        bits: Bit options, for a model.
         stem_bits: Precision of everything that is never gated, for a model.
         per_channel: See ``fractionalize``, for a model.
         weights: A safetensors file or state dict for the model.
@@ -252,9 +256,9 @@ def _misfit(model: nn.Module, state: object, error: Exception) -> str:
 
 
 def _first(parts: Sequence[str], separator: str) -> str:
-    more = len(parts) - _MOST_TOLD
-    told = separator.join(parts[:_MOST_TOLD])
-    return f"{told} and {more} more" if more > 0 else told
+    more = len(parts) - _MOST_SHOWN
+    shown = separator.join(parts[:_MOST_SHOWN])
+    return f"{shown} and {more} more" if more > 0 else shown
 
 
 def _made_by(name: str) -> nn.Module:

@@ -31,7 +31,7 @@ def returned(model: nn.Module, images: Tensor, what: str, wanted: str) -> list[T
     except Exception as error:
         raise ConfigError(
             f"the model does not accept {what}, float32 {list(images.shape)}: module "
-            f"{innermost(model, running)!r} raises {told(error)}; give {wanted}, and a model in "
+            f"{innermost(model, running)!r} raises {error_words(error)}; give {wanted}, and a model in "
             "float32."
         ) from error
     finally:
@@ -86,14 +86,14 @@ def check_faithful(
         except Exception as error:
             raise ConfigError(
                 f"{name} cannot be traced faithfully by torch.export: for {what} its graph fails "
-                f"({told(error)}); {_WAY_OUT}"
+                f"({error_words(error)}); {_WAY_OUT}"
             ) from error
         if not is_close(ours, expected):
             raise ConfigError(_why_other(model, graph, tensors, batch, what, ours, expected))
-        alone, beside = torch.cat([first, last]), expected[[0, -1]]
-        if not is_close(alone, beside):
+        alone, together = torch.cat([first, last]), expected[[0, -1]]
+        if not is_close(alone, together):
             raise ConfigError(
-                f"an image's logits change by {gap(alone, beside)} with the images beside it, "
+                f"an image's logits change by {gap(alone, together)} with the other images of its batch, "
                 f"but a gate runs some of them at a time: does {name} normalise over a batch?"
             )
 
@@ -162,7 +162,7 @@ def _first_wrong(
     return next(iter(wrong), None)
 
 
-def told(error: Exception) -> str:
+def error_words(error: Exception) -> str:
     """Return an error's type and first line, without torch's advice on its own logs."""
     line = str(error).strip().partition("\n")[0].partition(" For more information")[0]
     said = " ".join(line.split()).rstrip(".!")

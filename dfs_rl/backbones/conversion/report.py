@@ -18,13 +18,9 @@ from dfs_rl.backbones.conversion.tracing import Traced
 
 @dataclass(frozen=True, kw_only=True)
 class GatedModule:
-    """A gated layer of a user's model.
+    """A gated layer of a user's model: its module, and the modules that multiply in it.
 
-    Attributes:
-        name: Its module in the model.
-        modules: Its convolutions, linear layers and products.
-        shortcut: ``"identity"``, the modules on its shortcut, or ``None`` if it always runs.
-        macs: Gated multiply-accumulates.
+    ``shortcut`` is ``"identity"``, the modules on it, or ``None`` if the layer always runs.
     """
 
     name: str
@@ -89,8 +85,8 @@ def describe_rest(
         if not any(is_within(name, module) for module in named)
     }
     for name, reason in _others(traced, parts, gated):
-        told = any(is_within(name, known) for known in reasons if known)
-        if not told and name not in reasons:
+        known_part = any(is_within(name, known) for known in reasons if known)
+        if not known_part and name not in reasons:
             reasons[name] = reason
     return tuple(LeftAlone(name, reason) for name, reason in reasons.items())
 

@@ -40,12 +40,7 @@ _NOT_BATCH_FIRST = (
 
 
 class Span(NamedTuple):
-    """The operators between two cuts, places where only one activation is needed later.
-
-    Attributes:
-        start: The input.
-        end: The output.
-    """
+    """The operators between two cuts, places where only one activation is needed later."""
 
     start: fx.Node
     end: fx.Node
@@ -73,7 +68,7 @@ class Branch:
 
     @property
     def identity(self) -> bool:
-        """Whether the shortcut is an identity."""
+        """True if the shortcut is an identity."""
         return self.shortcut == (self.span.start,)
 
     @property
@@ -83,25 +78,14 @@ class Branch:
 
 
 class LeftAlone(NamedTuple):
-    """A part that is not gated.
-
-    Attributes:
-        name: Its module.
-        reason: Why it is not.
-    """
+    """A module that is not gated, and why."""
 
     name: str
     reason: str
 
 
 class Findings(NamedTuple):
-    """Result of the search.
-
-    Attributes:
-        branches: Branches that can be skipped, in order.
-        cuts: Activations at which the model can be cut, in order, from the images to the logits.
-        left_alone: Parts that look like residual blocks and cannot be gated.
-    """
+    """Branches, cuts from the images to the logits, and residual blocks that cannot be gated."""
 
     branches: tuple[Branch, ...]
     cuts: tuple[fx.Node, ...]
@@ -112,18 +96,14 @@ def find(traced: Traced) -> Findings:
     """Find the residual branches of a model."""
     alone = tuple(_alone(traced))
     cuts = tuple(node for node in alone if _is_batch_first(node))
-    branches, left_alone = [], []
-    for start, end in pairwise(cuts):
-        found = _branch(Span(start, end), traced.logits)
-        if isinstance(found, Branch):
-            branches.append(found)
-        elif found is not None:
-            left_alone.append(found)
+    found = [_branch(Span(*ends), traced.logits) for ends in pairwise(cuts)]
+    left_alone = [part for part in found if isinstance(part, LeftAlone)]
     for start, end in pairwise(alone):
-        found = None if _is_batch_first(end) else _branch(Span(start, end), traced.logits)
-        if isinstance(found, Branch):
-            left_alone.append(LeftAlone(found.name, _NOT_BATCH_FIRST))
-    return Findings(tuple(branches), cuts, tuple(left_alone))
+        part = None if _is_batch_first(end) else _branch(Span(start, end), traced.logits)
+        if isinstance(part, Branch):
+            left_alone.append(LeftAlone(part.name, _NOT_BATCH_FIRST))
+    branches = tuple(part for part in found if isinstance(part, Branch))
+    return Findings(branches, cuts, tuple(left_alone))
 
 
 def weighted_module(node: fx.Node) -> str:
@@ -160,14 +140,6 @@ def has_stored_tensors(node: fx.Node) -> bool:
     return all(source.op == "get_attr" for source in node.all_input_nodes[1:])
 
 
-def _reason(node: fx.Node) -> str:
-    """Return why a costly operator cannot be swapped."""
-    name = name_of(node)
-    if name in _WEIGHTED:
-        return f"the weight or bias of its {name} is computed while it runs"
-    return f"there is no {name} at fewer bits"
-
-
 def ancestors(end: fx.Node, *, of: fx.Node) -> set[fx.Node]:
     """Return ``end`` and everything that it is computed from, up to and without ``of``."""
     seen: set[fx.Node] = set()
@@ -191,7 +163,8 @@ def _alone(traced: Traced) -> Iterator[fx.Node]:
     place = {node: i for i, node in enumerate(flowing)}
     last = {
         node: max(
-            (place.get(user, len(flowing)) for user in node.users if not _is_size(user)), default=-1
+            (place.get(user, len(flowing)) for user in node.users if batch_factor(user) is None),
+            default=-1,
         )
         for node in flowing
     }
@@ -206,10 +179,6 @@ def _alone(traced: Traced) -> Iterator[fx.Node]:
             if only is not previous and _is_activation(only):
                 previous = only
                 yield only
-
-
-def _is_size(node: fx.Node) -> bool:
-    return batch_factor(node) is not None
 
 
 def _is_activation(node: fx.Node) -> bool:
@@ -230,7 +199,7 @@ def _branch(span: Span, logits: fx.Node) -> Branch | LeftAlone | None:
     weighted = [node for node in inside if node.meta.get("flows") and is_costly(node)]
     terms = list(_terms(end, start))
     if not terms:
-        if weighted and _parts_ways(start):
+        if weighted and sum(bool(user.meta.get("flows")) for user in start.users) > 1:
             return LeftAlone(common_module(weighted), "its paths do not end in a plain sum")
         return None
     if not weighted:
@@ -244,7 +213,11 @@ def _branch(span: Span, logits: fx.Node) -> Branch | LeftAlone | None:
         return LeftAlone(name, "its shortcut has another shape than its sum")
     for node in costly if kept else ():
         if not is_swappable(node):
-            return LeftAlone(common_module([node]), _reason(node))
+            operator = name_of(node)
+            reason = f"there is no {operator} at fewer bits"
+            if operator in _WEIGHTED:
+                reason = f"the weight or bias of its {operator} is computed while it runs"
+            return LeftAlone(common_module([node]), reason)
     projected = _macs(around)
     if not kept or (projected and projected * _PROJECTION_RATIO > _macs(costly)):
         return LeftAlone(
@@ -365,10 +338,6 @@ def _sides(total: fx.Node) -> list[fx.Node]:
     sides = [n for n in total.args if isinstance(n, fx.Node) and n.meta.get("flows")]
     plain = name_of(total) == "add" and "alpha" not in total.kwargs
     return sides if plain and len(total.args) == len(sides) == _SIDES else []
-
-
-def _parts_ways(node: fx.Node) -> bool:
-    return len([user for user in node.users if user.meta.get("flows")]) > 1
 
 
 def common_module(nodes: Iterable[fx.Node]) -> str:

@@ -27,13 +27,9 @@ Granularity = Literal["block", "branch"]
 
 @dataclass(frozen=True, kw_only=True)
 class GatedPart:
-    """Branches that become one gated layer.
+    """Branches in order that become one gated layer; none for a part without a shortcut.
 
-    Attributes:
-        name: Its name.
-        branches: In order; empty for a part without a shortcut.
-        span: From the input of the first branch to the output of the last one.
-        nodes: The operators that run at the gate's bits.
+    ``nodes`` are the operators that run at the gate's bits.
     """
 
     name: str
@@ -50,14 +46,7 @@ def choose_parts(
     granularity: Granularity,
     can_skip: bool,
 ) -> tuple[GatedPart, ...]:
-    """Return the parts to gate, in order.
-
-    Args:
-        findings: Result of the search.
-        traced: The model.
-        layers: Names of modules to gate, ``None`` for all that were found.
-        granularity: Whether the branches of one module, such as attention and MLP, are one layer.
-        can_skip: Whether the menu has 0 bit, which needs a shortcut.
+    """Return the parts to gate, in order; ``can_skip`` (0 bit is an option) needs shortcuts.
 
     Raises:
         ConfigError: If there is nothing to gate, or a named module cannot be.
@@ -68,7 +57,7 @@ def choose_parts(
         blocked = "".join(f" {name!r}: {reason}." for name, reason in findings.left_alone[:1])
         raise ConfigError(
             f"the model has no residual block that can be gated.{blocked} Name modules to gate "
-            "with layers=[...] and a menu without 0 bit, which needs a shortcut."
+            "with layers=[...] and bit options without 0, which needs a shortcut."
         )
     groups = [[branch] for branch in findings.branches]
     if granularity == "block":
@@ -191,7 +180,7 @@ def _whole_part(name: str, own: Sequence[fx.Node], findings: Findings, traced: T
     odd = [node for node in own if not is_swappable(node)]
     if foreign or odd or ends[0] is traced.logits:
         why = (
-            f"{weighted_module(foreign[0])!r} runs beside it"
+            f"{weighted_module(foreign[0])!r} runs next to it"
             if foreign
             else "it has an operator that does not exist at fewer bits"
             if odd

@@ -34,14 +34,7 @@ _NOTHING: Mapping[fx.Node, fx.Node] = MappingProxyType({})
 
 
 class Swap(NamedTuple):
-    """Replacement of an operator.
-
-    Attributes:
-        name: Its name in its piece.
-        module: The fractional operator.
-        inputs: Its arguments before the bits.
-        gated: Whether it runs at the gate's bits.
-    """
+    """Fractional operator by its name in a piece, its inputs, and if it runs at the gate's bits."""
 
     name: str
     module: nn.Module
@@ -50,13 +43,7 @@ class Swap(NamedTuple):
 
 
 class Widths(NamedTuple):
-    """Bit widths of the parts of a model.
-
-    Attributes:
-        gated: Non-zero bit widths of the gated layers.
-        fixed: Bit width of everything else.
-        per_channel: One weight scale per output channel instead of one per layer.
-    """
+    """Non-zero bit widths of the gated layers, that of everything else, weight scales."""
 
     gated: tuple[int, ...]
     fixed: int
@@ -113,10 +100,7 @@ class _Maker:
             )
             return attention, tuple(t for t in tensors if t is not None)
         assert name in PRODUCTS
-        return FractionalMatmul(bits), (
-            cast("fx.Node", node.args[0]),
-            cast("fx.Node", node.args[1]),
-        )
+        return FractionalMatmul(bits), cast("tuple[fx.Node, fx.Node]", node.args[:2])
 
     def fold(self, node: fx.Node, source: fx.Node, swaps: dict[fx.Node, Swap]) -> bool:
         """Join a batch norm to the convolution before it, if nothing else reads its output."""
@@ -157,7 +141,7 @@ class _Maker:
     def _convolution(
         self, node: fx.Node, arguments: Mapping[str, Any], bits: Sequence[int]
     ) -> tuple[nn.Module, tuple[fx.Node, ...]]:
-        weight = cast("Tensor", self._tensor(arguments["weight"]))
+        weight, bias = self._parameters(arguments)
         padding = arguments["padding"]
         if isinstance(padding, str):
             kernel = weight.shape[2:]
@@ -175,10 +159,10 @@ class _Maker:
             groups=arguments["groups"],
         )
         module = FractionalConv2d(
-            self._parameter(arguments["weight"]),
+            weight,
             bits,
             geometry=geometry,
-            bias=self._bias(arguments),
+            bias=bias,
             per_channel=self.widths.per_channel,
         )
         return module, (arguments["input"],)
@@ -186,7 +170,7 @@ class _Maker:
     def _linear(
         self, arguments: Mapping[str, Any], bits: Sequence[int]
     ) -> tuple[nn.Module, tuple[fx.Node, ...]]:
-        weight = cast("Tensor", self._tensor(arguments["weight"]))
+        weight, bias = self._parameters(arguments)
         module = FractionalLinear(
             weight.shape[1],
             weight.shape[0],
@@ -195,15 +179,13 @@ class _Maker:
             bias=False,
             per_channel=self.widths.per_channel,
         )
-        # The model's own, so that all operators that use them share them.
-        module.weight, module.bias = self._parameter(arguments["weight"]), self._bias(arguments)
+        module.weight, module.bias = weight, bias
         return module, (arguments["input"],)
 
-    def _parameter(self, node: fx.Node) -> nn.Parameter:
-        return _trained(cast("Tensor", self._tensor(node)))
-
-    def _bias(self, arguments: Mapping[str, Any]) -> nn.Parameter | None:
-        return None if arguments["bias"] is None else self._parameter(arguments["bias"])
+    def _parameters(self, arguments: Mapping[str, Any]) -> tuple[nn.Parameter, nn.Parameter | None]:
+        """Return weight and bias, the model's own, so that all operators share them."""
+        weight, bias = (self._tensor(arguments[key]) for key in ("weight", "bias"))
+        return _trained(cast("Tensor", weight)), None if bias is None else _trained(bias)
 
 
 Run = Callable[["Piece", Tensor, int], Tensor]
@@ -212,12 +194,8 @@ Run = Callable[["Piece", Tensor, int], Tensor]
 class Piece(nn.Module):
     """A part of a model from one cut to another.
 
-    Args:
-        operators: Its fractional operators by name.
-        held: Its other parameters and constants.
-        run: Function that runs it.
-        shortcut: Function that runs at 0 bit instead; ``None`` for a part that always runs.
-        runs_when_skipped: Whether something runs at 0 bit as well.
+    ``held`` has its parameters and constants outside of its fractional operators. At 0 bit
+    ``shortcut`` runs instead of ``run``, except in a part that always runs.
     """
 
     def __init__(
@@ -258,20 +236,12 @@ def _piece(source: Piece, dtype: torch.dtype) -> Piece:
 def make_piece(
     traced: Traced, swaps: Mapping[fx.Node, Swap], span: Span, part: GatedPart | None, *, fixed: int
 ) -> Piece:
-    """Make the piece of a span, all of it fixed, or with a gated part in it.
-
-    Args:
-        traced: The model.
-        swaps: Its fractional operators.
-        span: The span.
-        part: Its gated part, if it has one.
-        fixed: Bits of everything else.
-    """
+    """Make the piece of a span, all of it at ``fixed`` bits, or with a gated part in it."""
     emitter = _Emitter(traced, swaps, fixed)
     run = emitter.emit(span, _NOTHING)
     shortcut, runs = None, True
     if part is not None:
-        # A part without branches never runs its shortcut: the menu has no 0 bit then.
+        # A part without branches never runs its shortcut: 0 is no bit option then.
         around = {
             node: rest for branch in part.branches for node, rest in branch.instead.items()
         } or {span.end: part.span.start}

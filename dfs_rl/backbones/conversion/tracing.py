@@ -19,10 +19,10 @@ from torch.utils._pytree import tree_leaves
 from dfs_rl.backbones.conversion.faithful import (
     AS_TAKEN,
     check_faithful,
+    error_words,
     follow,
     innermost,
     returned,
-    told,
 )
 from dfs_rl.costs.mac_counter import split_encoders
 from dfs_rl.errors import ConfigError
@@ -99,7 +99,7 @@ def trace(model: nn.Module, images: Tensor) -> Traced:
         model = copy.deepcopy(model).eval().cpu().requires_grad_(requires_grad=False)
     except Exception as error:
         raise ConfigError(
-            f"the model cannot be copied ({told(error)}); it must hold parameters and buffers, "
+            f"the model cannot be copied ({error_words(error)}); it must have parameters and buffers, "
             "nothing that was computed from them."
         ) from error
     answers = returned(model, images, "the example images", AS_TAKEN)
@@ -180,7 +180,7 @@ def _export_strictly(
         return _export(model, example, strict=True)
     except Exception as error:
         raise ConfigError(
-            f"module {where!r} cannot be traced by torch.export ({told(first)}); write it without "
+            f"module {where!r} cannot be traced by torch.export ({error_words(first)}); write it without "
             "choices that depend on values or on the batch size."
         ) from error
 
@@ -204,7 +204,7 @@ def _without_shared_writes(program: ExportedProgram) -> ExportedProgram:
     except Exception as error:
         raise ConfigError(
             f"{_place_of(write)} writes into a view by {name_of(write)}, which torch cannot trace "
-            f"({told(error).partition('. ')[0]}); compute a new tensor instead, as torch.cat and "
+            f"({error_words(error).partition('. ')[0]}); compute a new tensor instead, as torch.cat and "
             "torch.where do."
         ) from error
 
@@ -359,10 +359,8 @@ class _Recorder:
 
     def _name_of_constant(self, node: fx.Node) -> str:
         value = self.constants[node]
-        for name, tensor in self.tensors.items():
-            if tensor is value:
-                return name
-        name = f"constant_{len(self.tensors)}"
+        known = (name for name, tensor in self.tensors.items() if tensor is value)
+        name = next(known, f"constant_{len(self.tensors)}")
         self.tensors[name] = value
         return name
 

@@ -1,9 +1,9 @@
-"""The confidence cascade: a cheap pass for every image, a dearer one where the first is unsure.
+"""Confidence cascade: a cheap pass for every image, an expensive one for unsure answers.
 
-It needs no learning, so it is the baseline that a gate which sees the image must beat.
+It needs no learning, so a gate that sees the image must beat it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -13,8 +13,8 @@ from dfs_rl.costs import BitOptions, CostTable
 from dfs_rl.evaluation.records import GateRecords
 from dfs_rl.gating.cascade import FirstPass
 
-# The share of images that run again is tried in steps of 1 %, and as high as the budget allows.
 _SHARE_STEPS = 100
+"""Shares of escalated images are tried in steps of 1 %, up to the budget."""
 _TOLERANCE = 1e-9
 
 
@@ -29,12 +29,12 @@ class Cascade(NamedTuple):
 def run_cascade(
     uniform: Sequence[GateRecords], cascade: Cascade, *, name: str = "cascade"
 ) -> GateRecords:
-    """Join two uniform passes; images that run twice pay for both, stem and head included.
+    """Combine two uniform passes; images with a second pass pay for both.
 
     Args:
-        uniform: Records of every uniform option over the same images, in menu order.
-        cascade: Which two, and when the second.
-        name: What the records are called.
+        uniform: Records of each uniform option over the same images.
+        cascade: Both options and the threshold.
+        name: Name of the records.
     """
     first, second = uniform[cascade.first], uniform[cascade.second]
     escalated = first.confidence < cascade.threshold
@@ -50,9 +50,8 @@ def run_cascade(
 
 
 def cascade_text(cascade: Cascade, records: GateRecords, options: BitOptions) -> str:
-    """Say what a cascade does, by the records of ``run_cascade``."""
-    if records.first_pass is None:
-        return ""
+    """Describe a cascade with its records from ``run_cascade``."""
+    assert records.first_pass is not None
     share = 100.0 * records.first_pass.escalated.double().mean().item()
     first, second = options[cascade.first], options[cascade.second]
     if share == 0:
@@ -63,19 +62,19 @@ def cascade_text(cascade: Cascade, records: GateRecords, options: BitOptions) ->
 def choose_cascade(
     uniform: Sequence[GateRecords], costs: CostTable, budget: float
 ) -> Cascade | None:
-    """Choose the most accurate cascade whose mean computation is at most ``budget``.
+    """Choose the most accurate cascade within a budget on the mean computation.
 
-    The second pass costs more, and never runs for all images, for then the first would be
-    for nothing; it may run for none. Ties go to the higher log-likelihood, then to the cheaper one.
+    The second pass costs more than the first and never runs for all images. Of equally accurate
+    cascades the one with the higher log-likelihood is chosen, then the cheaper one.
 
     Args:
-        uniform: Records of every uniform option over the selection split, in menu order.
-        costs: What the options cost.
-        budget: Upper bound on mean computation in percent, fixed parts included.
+        uniform: Records of each uniform option on the selection split.
+        costs: Cost table of the backbone.
+        budget: Upper bound on the mean computation in percent, fixed parts included.
 
     Returns:
-        The choice; None if even one pass at the cheapest option is above ``budget``, as it can be
-        where gates leave early.
+        The cascade; None if one pass at the cheapest option exceeds the budget, as is possible
+        where gates exit early.
     """
     mean_costs = [records.computation(costs).mean().item() for records in uniform]
     best: tuple[tuple[float, float, float], Cascade] | None = None
@@ -84,8 +83,8 @@ def choose_cascade(
             continue
         costlier = [b for b in range(len(uniform)) if mean_costs[b] > mean_costs[a]]
         for b in costlier or [a]:
-            second = uniform[b]
-            for score, threshold in _curve(first, second, mean_costs[a], mean_costs[b], budget):
+            curve = _curve(first, uniform[b], mean_costs[a], mean_costs[b], budget)
+            for score, threshold in curve:
                 if best is None or score > best[0]:
                     best = (score, Cascade(a, b, threshold))
     return None if best is None else best[1]
@@ -93,34 +92,30 @@ def choose_cascade(
 
 def _curve(
     first: GateRecords, second: GateRecords, cost_first: float, cost_second: float, budget: float
-) -> list[tuple[tuple[float, float, float], float]]:
-    """Return (accuracy, log-likelihood, minus cost) and threshold of each share that fits."""
+) -> Iterator[tuple[tuple[float, float, float], float]]:
+    """Yield (accuracy, log-likelihood, -cost) and threshold of each share within the budget."""
     n = len(first)
     confidence, order = first.confidence.sort(stable=True)
     zero = torch.zeros(1, dtype=torch.float64)
     gain = (second.correct.double() - first.correct.double())[order].cumsum(0)
     gain_log = (second.log_likelihood - first.log_likelihood)[order].cumsum(0)
-    correct = first.correct.sum() + torch.cat([zero, gain])  # [n + 1], by images that run again
+    correct = first.correct.sum() + torch.cat([zero, gain])  # [n + 1], by number escalated
     log_likelihood = first.log_likelihood.sum() + torch.cat([zero, gain_log])
     most = 0
     if cost_second > cost_first:
         most = min(n - 1, int((budget - cost_first + _TOLERANCE) / cost_second * n))
-    curve = []
     for n_escalated in sorted({min(most, n * i // _SHARE_STEPS) for i in range(_SHARE_STEPS)}):
         threshold = _threshold_between(confidence, n_escalated)
-        # Images of equal confidence stand or fall together: fewer than wanted may run again.
+        # Images of equal confidence escalate together, so there may be fewer.
         escalated = int((confidence < threshold).sum())
         cost = cost_first + cost_second * escalated / n
-        score = (correct[escalated].item(), log_likelihood[escalated].item(), -cost)
-        curve.append((score, threshold))
-    return curve
+        yield (correct[escalated].item(), log_likelihood[escalated].item(), -cost), threshold
 
 
 def _threshold_between(confidence: Tensor, n_escalated: int) -> float:
-    """Return a threshold that so many of the ascending ``confidence`` stay below.
+    """Return a threshold above the ``n_escalated`` lowest of the sorted confidences.
 
-    It lies in the middle between two images, so that rounding on another machine moves neither to
-    the other side.
+    It lies halfway between two images, so rounding on another machine moves neither across it.
     """
     if n_escalated == 0:
         return 0.0

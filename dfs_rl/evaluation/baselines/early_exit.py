@@ -1,8 +1,7 @@
-"""Confidence exits: every image runs at the same bits, and leaves at the first exit that is sure enough.
+"""Confidence exits: all images run at the same bits and exit where an exit is confident enough.
 
-That is BranchyNet (Teerapittayanon et al., ICPR 2016) with the highest class probability for the
-entropy. It needs no learning beyond the exits' heads, so it is the baseline that a gate which
-leaves early must beat.
+This is BranchyNet (Teerapittayanon et al., ICPR 2016) with the largest class probability in place
+of the entropy. Only the heads of the exits are learned, so a gate that exits early must beat it.
 """
 
 import math
@@ -21,16 +20,16 @@ from dfs_rl.evaluation.evaluator import BATCH_SIZE
 from dfs_rl.evaluation.records import GateRecords
 
 _QUANTILES = 100
-"""Thresholds are tried at so many evenly spaced quantiles of the confidence."""
+"""Number of intervals between the evenly spaced quantiles of confidence tried as thresholds."""
 _TOLERANCE = 1e-9
 
 
 class ExitOutputs(NamedTuple):
-    """What every exit and the end of the network say of each image when all layers run at one option.
+    """Outputs of all exits and of the head on each image, with all layers at one option.
 
     Attributes:
-        option: The option.
-        predictions: int64 ``[n, exits + 1]``.
+        option: Option of all layers.
+        predictions: Predicted classes, int64 ``[n, exits + 1]``.
         log_likelihood: Log-probability of the true class, float64 ``[n, exits + 1]``.
         confidence: Largest class probability, float64 ``[n, exits + 1]``.
         labels: True class, int64 ``[n]``.
@@ -44,49 +43,50 @@ class ExitOutputs(NamedTuple):
 
     @property
     def correct(self) -> Tensor:
-        """Which answers are right, bool ``[n, exits + 1]``."""
+        """Correctness of each prediction, bool ``[n, exits + 1]``."""
         return self.predictions == self.labels[:, None]
 
 
 class ExitRule(NamedTuple):
-    """All layers at ``option``; leave at exit ``first`` or a later one where its confidence is at least ``threshold``."""
+    """All layers at ``option``; exit from exit ``first`` on at a confidence of ``threshold``."""
 
     option: int
     first: int
     threshold: float
 
     def exit_index(self, outputs: ExitOutputs) -> Tensor:
-        """Return which answer each image takes, int64 ``[n]``; the number of exits for the end of the network."""
+        """Return the exit of each image, int64 ``[n]``; the number of exits for the head."""
         sure = outputs.confidence >= self.threshold
         sure[:, : self.first] = False
         sure[:, -1] = True
         return sure.int().argmax(dim=1)
 
     def description(self, costs: CostTable) -> str:
-        """Tell the rule."""
+        """Return a short description for tables."""
         bits, used = costs.options[self.option], costs.exits_after[self.first :]
         if not used or self.threshold == math.inf:
-            return f"{bits} bit, leaving nowhere"
+            return f"{bits} bit, no exit"
+        confidence = f"{100 * self.threshold:.1f} %"
         places = ", ".join(map(str, used))
-        return f"{bits} bit, leaving after {places} layers where the exit is {100 * self.threshold:.1f} % sure"
+        return f"{bits} bit, exits after {places} layers at a confidence of {confidence}"
 
 
 def run_exit_outputs(
     backbone: WalkableBackbone, image_set: ImageSet, *, batch_size: int = BATCH_SIZE
 ) -> list[ExitOutputs]:
-    """Run every option of the menu at all layers and ask every exit on the way, in menu order.
+    """Run each option at all layers and evaluate all exits.
 
     Args:
-        backbone: A backbone with exits, on the device of ``image_set``.
-        image_set: The images.
-        batch_size: Images that run together.
+        backbone: Backbone with exits, on the device of ``image_set``.
+        image_set: Images.
+        batch_size: Number of images per batch.
     """
-    assert isinstance(backbone, WithExits), "only asked of a network with exits"
-    after = backbone.costs.exits_after
+    assert isinstance(backbone, WithExits), "a backbone whose costs have exits"
+    after, labels = backbone.costs.exits_after, image_set.labels.cpu()
     passes = []
     with torch.inference_mode():
         for option, bits in enumerate(backbone.options):
-            outputs: list[Tensor] = []
+            parts: list[Tensor] = []
             for batch in batches(image_set, batch_size):
                 hidden, logits = backbone.stem(batch.images), []
                 for index, layer in enumerate(backbone.layers):
@@ -94,34 +94,27 @@ def run_exit_outputs(
                         logits.append(backbone.answer(hidden, index))
                     hidden = layer(hidden, bits)
                 logits.append(backbone.head(hidden))
-                outputs.append(torch.stack(logits, dim=1).double().log_softmax(dim=-1).cpu())
-            passes.append(_summarize_outputs(option, torch.cat(outputs), image_set.labels.cpu()))
+                parts.append(torch.stack(logits, dim=1).double().log_softmax(dim=-1).cpu())
+            log_probabilities = torch.cat(parts)  # [n, exits + 1, classes]
+            best = log_probabilities.max(dim=-1)
+            true_class = labels[:, None, None].expand(-1, log_probabilities.shape[1], 1)
+            log_likelihood = log_probabilities.gather(2, true_class).squeeze(2)
+            passes.append(
+                ExitOutputs(option, best.indices, log_likelihood, best.values.exp(), labels)
+            )
     return passes
-
-
-def _summarize_outputs(option: int, log_probabilities: Tensor, labels: Tensor) -> ExitOutputs:
-    """Boil ``[n, exits + 1, classes]`` down."""
-    best = log_probabilities.max(dim=-1)
-    true_class = labels[:, None, None].expand(-1, log_probabilities.shape[1], 1)
-    return ExitOutputs(
-        option=option,
-        predictions=best.indices,
-        log_likelihood=log_probabilities.gather(2, true_class).squeeze(2),
-        confidence=best.values.exp(),
-        labels=labels,
-    )
 
 
 def apply_exit_rule(
     passes: Sequence[ExitOutputs], rule: ExitRule, costs: CostTable, *, name: str = "exits"
 ) -> GateRecords:
-    """Let images leave by a rule; each pays for all exits that it asks.
+    """Return the records of an exit rule; each image pays for all exits that it reaches.
 
     Args:
-        passes: Of every option over the same images, in menu order.
-        rule: When to leave.
-        costs: What layers and exits cost.
-        name: What the records are called.
+        passes: Outputs at each option over the same images.
+        rule: Exit rule.
+        costs: Cost table of the backbone.
+        name: Name of the records.
     """
     outputs = passes[rule.option]
     exit_index = rule.exit_index(outputs)
@@ -138,23 +131,24 @@ def apply_exit_rule(
 
 
 def choose_exit_rule(passes: Sequence[ExitOutputs], costs: CostTable, budget: float) -> ExitRule:
-    """Choose the most accurate rule whose mean computation is at most ``budget``.
+    """Choose the most accurate exit rule within a budget on the mean computation.
 
-    Ties go to the higher log-likelihood, then to the cheaper one.
+    Of equally accurate rules the one with the higher log-likelihood is chosen, then the cheaper
+    one.
 
     Args:
-        passes: Of every option over the selection split, in menu order.
-        costs: What layers and exits cost.
-        budget: Upper bound on mean computation in percent, fixed parts included.
+        passes: Outputs at each option on the selection split.
+        costs: Cost table of the backbone.
+        budget: Upper bound on the mean computation in percent, fixed parts included.
 
     Raises:
-        ConfigError: If even the cheapest rule is above ``budget``.
+        ConfigError: If no rule is within the budget.
     """
     best: tuple[tuple[float, float, float], ExitRule] | None = None
     cheapest = math.inf
     for outputs in passes:
-        right, options_by_exit = outputs.correct.double(), _options_by_exit(outputs.option, costs)
-        for first in range(len(costs.exits) + 1):  # the last of them asks none
+        correct, options_by_exit = outputs.correct.double(), _options_by_exit(outputs.option, costs)
+        for first in range(len(costs.exits) + 1):  # the last one uses no exit
             costs_by_exit = costs.computation(
                 options_by_exit, gate_macs=_exit_overhead_macs(first, costs)
             )
@@ -167,21 +161,21 @@ def choose_exit_rule(passes: Sequence[ExitOutputs], costs: CostTable, budget: fl
                     continue
                 accuracy, likelihood = (
                     values.gather(1, exit_index[:, None]).mean().item()
-                    for values in (right, outputs.log_likelihood)
+                    for values in (correct, outputs.log_likelihood)
                 )
                 score = (accuracy, likelihood, -cost)
                 if best is None or score > best[0]:
                     best = (score, rule)
     if best is None:
         raise ConfigError(
-            f"no way to leave by confidence costs at most {budget:.4g} %; the cheapest costs "
+            f"budget is {budget:.4g} %; no rule of confidence exits costs less than "
             f"{cheapest:.4g} %."
         )
     return best[1]
 
 
 def _thresholds(outputs: ExitOutputs, first: int) -> list[float]:
-    """Return thresholds from the one at which every image leaves at once to the one at which none does."""
+    """Return thresholds from the one where every image exits at once to infinity."""
     used = outputs.confidence[:, first:-1]
     if used.shape[1] == 0:
         return [math.inf]
@@ -192,7 +186,7 @@ def _thresholds(outputs: ExitOutputs, first: int) -> list[float]:
 
 
 def _options_by_exit(option: int, costs: CostTable) -> Tensor:
-    """Return what an image does that leaves at each exit, or not at all, int64 ``[exits + 1, layers]``."""
+    """Return the actions up to each exit and up to the head, int64 ``[exits + 1, layers]``."""
     options_by_exit = torch.full((len(costs.exits) + 1, costs.n_layers), option)
     for row, after in zip(options_by_exit, costs.exits_after, strict=False):
         row[after:] = costs.exit_action
@@ -200,6 +194,6 @@ def _options_by_exit(option: int, costs: CostTable) -> Tensor:
 
 
 def _exit_overhead_macs(first: int, costs: CostTable) -> Tensor:
-    """Return what the exits cost that were asked before each one, or before the end, in MACs at full precision, ``[exits + 1]``."""
+    """Return the full-precision MACs of the exits passed before each exit, ``[exits + 1]``."""
     each = [e.macs * relative_cost(e.bits) * (i >= first) for i, e in enumerate(costs.exits)]
     return torch.tensor([0.0, *each], dtype=torch.float64).cumsum(0)

@@ -1,13 +1,13 @@
-"""What a gate is compared with: baselines that cannot look at the image, or need no learning."""
+"""Baselines of every gate, registered in the order of tables and files."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
-from typing import Literal
 
 import torch
 from torch import Tensor
 
+from dfs_rl.backbones.base import Backbone
 from dfs_rl.backbones.interfaces import WalkableBackbone
 from dfs_rl.costs import FULL, SKIP, CostTable
 from dfs_rl.data.images import ImageSet
@@ -17,107 +17,198 @@ from dfs_rl.evaluation.baselines.early_exit import (
     choose_exit_rule,
     run_exit_outputs,
 )
+from dfs_rl.evaluation.baselines.registry import (
+    Baseline,
+    EvaluationSetup,
+    MethodResult,
+    register_baseline,
+)
+from dfs_rl.evaluation.curves import CurvePoint
 from dfs_rl.evaluation.evaluator import BATCH_SIZE, evaluate_draws, evaluate_static_table
 from dfs_rl.evaluation.records import GateRecords
-from dfs_rl.evaluation.static_tables.budget import canonicalize
-from dfs_rl.evaluation.static_tables.config import SearchConfig
-from dfs_rl.evaluation.static_tables.scoring import StaticTable, static_table_text
-from dfs_rl.evaluation.static_tables.search import CachedScores, SearchResult, search_static_table
-from dfs_rl.evaluation.verdict import with_cost_tolerance
+from dfs_rl.evaluation.static_tables.scoring import StaticTable, canonicalize, static_table_text
+from dfs_rl.evaluation.static_tables.search import search_static_table
 from dfs_rl.utils.seeding import torch_generator
-
-Role = Literal["gate", "fixed", "matched", "oracle"]
 
 RANDOM_DRAWS = 5
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class MethodResult:
-    """One line of a comparison.
+@register_baseline("uniform")
+def _uniform(setup: EvaluationSetup) -> Sequence[MethodResult]:
+    """Run each bit option at all layers."""
+    return setup.uniform
 
-    Attributes:
-        key: Stable name in files: ``gate``, ``full``, ``uniform_8``, ``mode_table``, ``random``,
-            ``patterns``, ``cascade``, ``static_table``, ``exits``, ``oracle``; ``cascade`` and
-            ``static_table`` with ``_before`` on the backbone before co-training.
-        label: Name in tables and plots.
-        role: ``"gate"``; ``"fixed"`` for reference points at a cost of their own; ``"matched"`` for
-            baselines made to cost what the gate costs; ``"oracle"`` for what knows the answer and
-            is no gate.
-        records: One per draw; a single one for everything that draws nothing.
-        selection: The same on the selection split, for those that one could ship; None for the
-            others.
-        chosen_on: Split that its choices were made on, None where there was nothing to choose.
-        detail: What was chosen, in words; empty if nothing.
-        table: Option index per layer of a static table, None for all else.
-        search: How the table was found, None for all but the best static table.
+
+@register_baseline("static_table")
+def _static_table(setup: EvaluationSetup) -> Iterator[MethodResult]:
+    """Search for the best static bit table within the cost of the gate."""
+    backbone, label = setup.backbone, "best static table"
+    table, search = search_static_table(
+        backbone,
+        setup.selection,
+        setup.budget,
+        initial_tables=[mode_table(setup.gate_selection.options, backbone.costs)],
+        search=setup.search,
+        batch_size=setup.batch_size,
+        cached_scores=setup.cached_scores,
+    )
+    records, selection = (
+        evaluate_static_table(backbone, images, table, name=label, batch_size=setup.batch_size)
+        for images in (setup.reported, setup.selection)
+    )
+    yield MethodResult(
+        key="static_table",
+        label=label,
+        records=(records,),
+        selection=selection,
+        chosen_on=setup.selection_name,
+        detail=f"bits {static_table_text(table, backbone.options)}",
+        table=table,
+        search=search,
+    )
+
+
+@register_baseline("cascade")
+def _cascade(setup: EvaluationSetup) -> Iterator[MethodResult]:
+    """Choose the best confidence cascade within the cost of the gate."""
+    on_selection = [method.selection for method in setup.uniform if method.selection is not None]
+    chosen = choose_cascade(on_selection, setup.backbone.costs, setup.budget)
+    if chosen is None:
+        return
+    records = run_cascade([method.records[0] for method in setup.uniform], chosen)
+    yield MethodResult(
+        key="cascade",
+        label="confidence cascade",
+        records=(records,),
+        selection=run_cascade(on_selection, chosen),
+        chosen_on=setup.selection_name,
+        detail=cascade_text(chosen, records, setup.backbone.options),
+    )
+
+
+@register_baseline("exits")
+def _exits(setup: EvaluationSetup) -> Iterator[MethodResult]:
+    """Choose the best rule within the cost of the gate by which confident images exit."""
+    costs = setup.backbone.costs
+    if not costs.exits:
+        return
+    reported, selection = (
+        run_exit_outputs(setup.backbone, images, batch_size=setup.batch_size)
+        for images in (setup.reported, setup.selection)
+    )
+    rule = choose_exit_rule(selection, costs, setup.budget)
+    yield MethodResult(
+        key="exits",
+        label="confidence exits",
+        records=(apply_exit_rule(reported, rule, costs),),
+        selection=apply_exit_rule(selection, rule, costs),
+        chosen_on=setup.selection_name,
+        detail=rule.description(costs),
+    )
+
+
+def _before_cotraining(baseline: Baseline, setup: EvaluationSetup) -> Iterator[MethodResult]:
+    """Run a baseline on the backbone before co-training."""
+    if setup.before_cotraining is None:
+        return
+    backbone = setup.before_cotraining
+    uniform = uniform_baselines(
+        backbone, setup.reported, selection=setup.selection, batch_size=setup.batch_size
+    )
+    for method in baseline(replace(setup, backbone=backbone, uniform=uniform, cached_scores=None)):
+        label = f"{method.label}, before co-training"
+        yield replace(method, key=f"{method.key}_before", label=label)
+
+
+register_baseline("static_table_before")(partial(_before_cotraining, _static_table))
+register_baseline("cascade_before")(partial(_before_cotraining, _cascade))
+
+
+@register_baseline("mode_table")
+def _mode_table(setup: EvaluationSetup) -> Iterator[MethodResult]:
+    """Run the most frequent option of the gate at each layer."""
+    if setup.gate.first_pass is not None:  # the marginals of a cascade are those of one pass
+        return
+    table = mode_table(setup.gate.options, setup.backbone.costs)
+    records = evaluate_static_table(
+        setup.backbone, setup.reported, table, name="mode table", batch_size=setup.batch_size
+    )
+    yield MethodResult(
+        key="mode_table",
+        label="mode table",
+        records=(records,),
+        chosen_on=setup.reported_name,
+        detail=f"bits {static_table_text(table, setup.backbone.options)}",
+        table=table,
+    )
+
+
+@register_baseline("random")
+def _random(setup: EvaluationSetup) -> Iterator[MethodResult]:
+    """Shuffle each layer's options of the gate across images."""
+    costs = setup.backbone.costs
+    shuffle = partial(shuffled_options, exit_action=costs.exit_action if costs.exits else None)
+    return _shuffled(setup, "random", "random, same marginals", shuffle)
+
+
+@register_baseline("patterns")
+def _patterns(setup: EvaluationSetup) -> Iterator[MethodResult]:
+    """Shuffle rows of options of the gate across images."""
+    return _shuffled(setup, "patterns", "own patterns, shuffled", shuffled_patterns)
+
+
+def _shuffled(
+    setup: EvaluationSetup,
+    key: str,
+    label: str,
+    shuffle: Callable[[Tensor, torch.Generator], Tensor],
+) -> Iterator[MethodResult]:
+    if setup.gate.first_pass is not None:  # the marginals of a cascade are those of one pass
+        return
+    draws = [
+        shuffle(setup.gate.options, torch_generator(f"{key} baseline", draw))
+        for draw in range(RANDOM_DRAWS)
+    ]
+    yield MethodResult(
+        key=key,
+        label=label,
+        records=evaluate_draws(
+            setup.backbone, setup.reported, draws, name=key, batch_size=setup.batch_size
+        ),
+        chosen_on=setup.reported_name,
+        detail=f"mean of {RANDOM_DRAWS} draws",
+    )
+
+
+@register_baseline("oracle")
+def _oracle(setup: EvaluationSetup) -> Iterator[MethodResult]:
+    """Take the cheapest correct uniform option of each image, the cheapest of all if none is.
+
+    It needs the labels, so no gate can match it: it bounds the gain of choosing uniform bits.
     """
+    passes = [method.records[0] for method in setup.uniform]
+    correct = torch.stack([records.correct for records in passes])  # [options, n]
+    chosen = correct.int().argmax(dim=0)  # the first correct option, 0 if there is none
+    images = torch.arange(correct.shape[1])
 
-    key: str
-    label: str
-    role: Role
-    records: tuple[GateRecords, ...]
-    selection: GateRecords | None = None
-    chosen_on: str | None = None
-    detail: str = ""
-    table: StaticTable | None = None
-    search: SearchResult | None = None
+    def select(field: str) -> Tensor:
+        return torch.stack([getattr(records, field) for records in passes])[chosen, images]
 
-
-def mode_table(options: Tensor, costs: CostTable) -> StaticTable:
-    """Return the most frequent action of each layer, the cheaper one of equals, up to where it leaves.
-
-    Args:
-        options: Option indices, int64 ``[n, layers]``.
-        costs: The backbone's.
-    """
-    counts = [torch.bincount(column, minlength=costs.n_actions) for column in options.T]
-    return canonicalize(costs, tuple(int(count.argmax()) for count in counts))
-
-
-def shuffled_options(
-    options: Tensor, generator: torch.Generator, *, exit_action: int | None = None
-) -> Tensor:
-    """Deal each layer's options out to the images anew, independently of the other layers.
-
-    How often each layer runs at each option stays exactly what it was, and so does the mean cost;
-    what is lost is which image gets which option. int64 ``[n, layers]`` in and out.
-
-    Args:
-        options: Option indices.
-        generator: Deals.
-        exit_action: What stands for having left, ``None`` if no image can. What those that came to
-            a layer did there is dealt out to those that come to it now, of whom there are as many.
-    """
-    rank = torch.rand(options.shape, generator=generator).argsort(dim=0)
-    if exit_action is None:
-        return options.gather(0, rank)
-    shuffled = torch.full_like(options, exit_action)
-    arrived = arrived_before = torch.ones(len(options), dtype=torch.bool)
-    for layer in range(options.shape[1]):
-        order = rank[:, layer]
-        shuffled[arrived, layer] = options[order[arrived_before[order]], layer]
-        arrived, arrived_before = (
-            shuffled[:, layer] != exit_action,
-            options[:, layer] != exit_action,
-        )
-    return shuffled
-
-
-def shuffled_patterns(options: Tensor, generator: torch.Generator) -> Tensor:
-    """Deal whole rows of options out to the images anew.
-
-    The patterns that are used, how often, and the cost all stay exactly what they were; a gate that
-    does not look at its image, however it picks its patterns, is as good after this as before.
-    int64 ``[n, layers]`` in and out.
-    """
-    return options[torch.randperm(len(options), generator=generator).to(options.device)]
-
-
-def uniform_label(bits: int) -> str:
-    """Return how tables call a network that runs every layer at ``bits``."""
-    if bits == SKIP:
-        return "skip all"
-    return "full precision" if bits == FULL else f"uniform {bits} bit"
+    records = GateRecords(
+        name="oracle",
+        predictions=select("predictions"),
+        labels=passes[0].labels,
+        options=select("options"),
+        log_likelihood=select("log_likelihood"),
+        confidence=select("confidence"),
+    )
+    yield MethodResult(
+        key="oracle",
+        label="oracle, no gate",
+        role="oracle",
+        records=(records,),
+        detail="for each image the cheapest uniform option that is correct, by its label",
+    )
 
 
 def uniform_baselines(
@@ -127,10 +218,10 @@ def uniform_baselines(
     selection: ImageSet | None = None,
     batch_size: int = BATCH_SIZE,
 ) -> list[MethodResult]:
-    """Run every option of the menu at all layers, in menu order, on one split or on both."""
+    """Run each bit option at all layers, on one split or on both."""
     methods = []
     for option, bits in enumerate(backbone.options):
-        label = uniform_label(bits)
+        label = {SKIP: "skip all", FULL: "full precision"}.get(bits, f"uniform {bits} bit")
         table = (option,) * backbone.costs.n_layers
         records, *others = (
             evaluate_static_table(backbone, images, table, name=label, batch_size=batch_size)
@@ -150,279 +241,56 @@ def uniform_baselines(
     return methods
 
 
-def oracle_baseline(uniform: Sequence[MethodResult]) -> MethodResult:
-    """Give every image the cheapest uniform option that classifies it rightly, and the cheapest of all where none does.
-
-    It looks at the labels, so no gate can be like it; it says how much choosing could gain at most,
-    uniform bits only.
-
-    Args:
-        uniform: Every uniform option on the reported split, in menu order.
-    """
-    passes = [method.records[0] for method in uniform]
-    right = torch.stack([records.correct for records in passes])  # [options, n]
-    chosen = right.int().argmax(dim=0)  # the first that is right, 0 if none is
-    images = torch.arange(right.shape[1])
-
-    def select(values: Sequence[Tensor]) -> Tensor:
-        return torch.stack(list(values))[chosen, images]
-
-    records = GateRecords(
-        name="oracle",
-        predictions=select([p.predictions for p in passes]),
-        labels=passes[0].labels,
-        options=select([p.options for p in passes]),
-        log_likelihood=select([p.log_likelihood for p in passes]),
-        confidence=select([p.confidence for p in passes]),
-    )
-    return MethodResult(
-        key="oracle",
-        label="oracle, no gate",
-        role="oracle",
-        records=(records,),
-        detail="for each image the cheapest uniform option that is right, which takes its label to know",
-    )
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class EvaluationSetup:
-    """The ground on which methods compete: the same images and the same rules for all.
-
-    Attributes:
-        reported: The split that figures are reported on.
-        selection: The split that choices are made on.
-        reported_name: What the reported split is called.
-        selection_name: What the selection split is called.
-        search: How long to search for a static table; None for the defaults.
-        batch_size: Images that run together.
-        progress: Told what is being done, in a few words.
-        cached_scores: Scores of static tables from earlier searches on the same ground, see
-            ``search_static_table``; None for none.
-    """
-
-    reported: ImageSet
-    selection: ImageSet
-    reported_name: str
-    selection_name: str
-    search: SearchConfig | None = None
-    batch_size: int = BATCH_SIZE
-    progress: Callable[[str], None] = lambda _: None
-    cached_scores: CachedScores | None = None
-
-
-def tuned_baselines(
-    backbone: WalkableBackbone,
-    evaluation_setup: EvaluationSetup,
-    *,
-    budget: float,
-    initial_tables: Sequence[StaticTable],
-    uniform: Sequence[MethodResult],
-    before_cotraining: bool = False,
-) -> list[MethodResult]:
-    """Find and run the best static table and the confidence cascade.
-
-    Both use labels and are chosen on the selection split under ``budget``. There is no cascade
-    where not even its first pass keeps to ``budget``.
-
-    Args:
-        backbone: The backbone, on the device of both splits.
-        evaluation_setup: Images and rules.
-        budget: Upper bound on mean computation in percent.
-        initial_tables: Tables that the search starts from beside the uniform ones.
-        uniform: Every uniform option on both splits, in menu order.
-        before_cotraining: Whether this is the backbone as it was before it was trained with the
-            gate.
-    """
-    when = ", before co-training" if before_cotraining else ""
-    evaluation_setup.progress(f"cascade{when}, chosen on {evaluation_setup.selection_name}")
-    on_selection = [m.selection for m in uniform if m.selection is not None]
-    cascade = choose_cascade(on_selection, backbone.costs, budget)
-
-    evaluation_setup.progress(
-        f"best static table{when}, searched on {evaluation_setup.selection_name}"
-    )
-    found = search_static_table(
-        backbone,
-        evaluation_setup.selection,
-        budget,
-        initial_tables=initial_tables,
-        search=evaluation_setup.search,
-        batch_size=evaluation_setup.batch_size,
-        cached_scores=None if before_cotraining else evaluation_setup.cached_scores,
-    )
-    static_records, static_selection = (
-        evaluate_static_table(
-            backbone,
-            images,
-            found.table,
-            name="best static table",
-            batch_size=evaluation_setup.batch_size,
-        )
-        for images in (evaluation_setup.reported, evaluation_setup.selection)
-    )
-    suffix = "_before" if before_cotraining else ""
-    static_table = MethodResult(
-        key=f"static_table{suffix}",
-        label=f"best static table{when}",
-        role="matched",
-        records=(static_records,),
-        selection=static_selection,
-        chosen_on=evaluation_setup.selection_name,
-        detail=f"bits {static_table_text(found.table, backbone.options)}",
-        table=found.table,
-        search=found,
-    )
-    if cascade is None:
-        return [static_table]
-    cascade_records = run_cascade([m.records[0] for m in uniform], cascade)
+def uniform_points(backbone: Backbone, accuracies: Mapping[str, float]) -> list[CurvePoint]:
+    """Return computation and accuracy of each uniform option, given its accuracy by its bits."""
+    costs = backbone.costs
+    settings = [torch.full((1, costs.n_layers), costs.options.index(int(b))) for b in accuracies]
     return [
-        static_table,
-        MethodResult(
-            key=f"cascade{suffix}",
-            label=f"confidence cascade{when}",
-            role="matched",
-            records=(cascade_records,),
-            selection=run_cascade(on_selection, cascade),
-            chosen_on=evaluation_setup.selection_name,
-            detail=cascade_text(cascade, cascade_records, backbone.options),
-        ),
+        CurvePoint(costs.computation(options).item(), accuracy)
+        for options, accuracy in zip(settings, accuracies.values(), strict=True)
     ]
 
 
-def matched_cost_baselines(
-    backbone: WalkableBackbone,
-    evaluation_setup: EvaluationSetup,
-    *,
-    gate: GateRecords,
-    gate_selection: GateRecords,
-    uniform: Sequence[MethodResult],
-    before_cotraining: WalkableBackbone | None = None,
-) -> list[MethodResult]:
-    """Run every baseline at the gate's cost: best static table, cascade, confidence exits, mode table, shuffled options.
-
-    The static table, the cascade and the exits are chosen on the selection split under the gate's
-    mean computation there and its ``with_cost_tolerance``: all of them the same, since a gate
-    counts as costing no more than a baseline within it. The mode table and the shuffles take their
-    options from the gate on the reported split, which needs no label, so that their marginals are
-    the very ones they are compared with.
+def mode_table(options: Tensor, costs: CostTable) -> StaticTable:
+    """Return the most frequent action of each layer, the cheaper one of equals.
 
     Args:
-        backbone: The backbone, on the device of both splits.
-        evaluation_setup: Images and rules.
-        gate: The gate's records on the reported split.
-        gate_selection: The gate's records on the selection split.
-        uniform: Every uniform option on both splits, in menu order.
-        before_cotraining: The backbone as it was before it was trained with the gate, None if it
-            was not. Training under the gate makes a backbone worse at what the gate does not
-            choose, so baselines need the one from before as well.
+        options: Actions of each image, int64 ``[n, layers]``.
+        costs: Cost table of the backbone.
     """
-    budget = with_cost_tolerance(gate_selection.computation(backbone.costs).mean().item())
-    costs = backbone.costs
-    initial_tables = [mode_table(gate_selection.options, costs)]
-    searched = tuned_baselines(
-        backbone, evaluation_setup, budget=budget, initial_tables=initial_tables, uniform=uniform
-    )
-    if costs.exits:
-        searched.append(confidence_exits_baseline(backbone, evaluation_setup, budget=budget))
-    if before_cotraining is not None:
-        uniform_before = uniform_baselines(
-            before_cotraining,
-            evaluation_setup.reported,
-            selection=evaluation_setup.selection,
-            batch_size=evaluation_setup.batch_size,
-        )
-        searched += tuned_baselines(
-            before_cotraining,
-            evaluation_setup,
-            budget=budget,
-            initial_tables=initial_tables,
-            uniform=uniform_before,
-            before_cotraining=True,
-        )
-
-    if gate.first_pass is not None:
-        # What runs some images twice has no mode table or marginals of the same cost: those are of one pass.
-        return searched
-    evaluation_setup.progress("mode table and shuffled options")
-    mode = mode_table(gate.options, costs)
-    mode_records = evaluate_static_table(
-        backbone,
-        evaluation_setup.reported,
-        mode,
-        name="mode table",
-        batch_size=evaluation_setup.batch_size,
-    )
-    exit_action = costs.exit_action if costs.exits else None
-    shuffles: Mapping[str, Callable[[Tensor, torch.Generator], Tensor]] = {
-        "random": partial(shuffled_options, exit_action=exit_action),
-        "patterns": shuffled_patterns,
-    }
-    draws = {
-        key: evaluate_draws(
-            backbone,
-            evaluation_setup.reported,
-            [
-                shuffle(gate.options, torch_generator(f"{key} baseline", draw))
-                for draw in range(RANDOM_DRAWS)
-            ],
-            name=key,
-            batch_size=evaluation_setup.batch_size,
-        )
-        for key, shuffle in shuffles.items()
-    }
-    return [
-        *searched,
-        MethodResult(
-            key="mode_table",
-            label="mode table",
-            role="matched",
-            records=(mode_records,),
-            chosen_on=evaluation_setup.reported_name,
-            detail=f"bits {static_table_text(mode, backbone.options)}",
-            table=mode,
-        ),
-        MethodResult(
-            key="random",
-            label="random, same marginals",
-            role="matched",
-            records=draws["random"],
-            chosen_on=evaluation_setup.reported_name,
-            detail=f"mean of {RANDOM_DRAWS} draws",
-        ),
-        MethodResult(
-            key="patterns",
-            label="own patterns, shuffled",
-            role="matched",
-            records=draws["patterns"],
-            chosen_on=evaluation_setup.reported_name,
-            detail=f"mean of {RANDOM_DRAWS} draws",
-        ),
-    ]
+    counts = [torch.bincount(column, minlength=costs.n_actions) for column in options.T]
+    return canonicalize(costs, tuple(int(count.argmax()) for count in counts))
 
 
-def confidence_exits_baseline(
-    backbone: WalkableBackbone, evaluation_setup: EvaluationSetup, *, budget: float
-) -> MethodResult:
-    """Find and run the best rule by which images leave when an exit is sure, chosen on the selection split under ``budget``.
+def shuffled_options(
+    options: Tensor, generator: torch.Generator, *, exit_action: int | None = None
+) -> Tensor:
+    """Shuffle each layer's options across images, independently of the other layers.
+
+    Marginals and mean cost stay the same; only the relation of options to images is lost. With
+    exits, the images that reach a layer receive the actions of those that reached it before.
 
     Args:
-        backbone: A backbone with exits, on the device of both splits.
-        evaluation_setup: Images and rules.
-        budget: Upper bound on mean computation in percent.
+        options: Actions of each image, int64 ``[n, layers]``.
+        generator: Random generator.
+        exit_action: Exit action; None without exits.
     """
-    evaluation_setup.progress(f"confidence exits, chosen on {evaluation_setup.selection_name}")
-    costs = backbone.costs
-    reported, selection = (
-        run_exit_outputs(backbone, images, batch_size=evaluation_setup.batch_size)
-        for images in (evaluation_setup.reported, evaluation_setup.selection)
-    )
-    rule = choose_exit_rule(selection, costs, budget)
-    return MethodResult(
-        key="exits",
-        label="confidence exits",
-        role="matched",
-        records=(apply_exit_rule(reported, rule, costs),),
-        selection=apply_exit_rule(selection, rule, costs),
-        chosen_on=evaluation_setup.selection_name,
-        detail=rule.description(costs),
-    )
+    rank = torch.rand(options.shape, generator=generator).argsort(dim=0)
+    if exit_action is None:
+        return options.gather(0, rank)
+    shuffled = torch.full_like(options, exit_action)
+    arrived = arrived_before = torch.ones(len(options), dtype=torch.bool)
+    for layer in range(options.shape[1]):
+        order = rank[:, layer]
+        shuffled[arrived, layer] = options[order[arrived_before[order]], layer]
+        arrived = shuffled[:, layer] != exit_action
+        arrived_before = options[:, layer] != exit_action
+    return shuffled
+
+
+def shuffled_patterns(options: Tensor, generator: torch.Generator) -> Tensor:
+    """Shuffle rows of options, int64 ``[n, layers]``, across images.
+
+    A gate that does not use the image keeps its accuracy, whatever its patterns.
+    """
+    return options[torch.randperm(len(options), generator=generator).to(options.device)]

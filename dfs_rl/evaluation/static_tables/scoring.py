@@ -1,44 +1,140 @@
-"""Score static per-layer tables: many at once, every shared beginning of theirs run once, and none twice."""
+"""Static bit tables: cost, fitting to a budget, and scores on many images."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from dfs_rl.backbones.interfaces import WalkableBackbone, WithExits
-from dfs_rl.costs import BitOptions
+from dfs_rl.costs import BitOptions, CostTable
 from dfs_rl.data.batching import batches
 from dfs_rl.data.images import ImageSet
+from dfs_rl.errors import ConfigError
 from dfs_rl.evaluation.evaluator import BATCH_SIZE
 
 StaticTable = tuple[int, ...]
+"""Option index of each gated layer; ``CostTable.exit_action`` takes the exit."""
 
-
-def static_table_text(table: StaticTable, options: BitOptions) -> str:
-    """Return the bits of a static table, layer by layer, as one word; it ends where the table leaves."""
-    return "-".join(
-        [*map(str, static_table_bits(table, options)), *["exit"] * (len(options) in table)]
-    )
+_TOLERANCE = 1e-9
+"""Rounding tolerance in percent for sums of the same costs in another order."""
 
 
 def static_table_bits(table: StaticTable, options: BitOptions) -> tuple[int, ...]:
-    """Return the bits of the layers that a static table comes to."""
+    """Return the bits of the layers that a static bit table runs."""
     return tuple(options[option] for option in table if option < len(options))
 
 
+def static_table_text(table: StaticTable, options: BitOptions) -> str:
+    """Return the bits of a static bit table as one word, with ``exit`` at its end if it exits."""
+    exits = ["exit"] * (len(options) in table)
+    return "-".join([*map(str, static_table_bits(table, options)), *exits])
+
+
+def static_table_computation(costs: CostTable, table: StaticTable) -> float:
+    """Return the computation of a static bit table in percent, fixed parts included."""
+    return float(costs.computation(torch.tensor([table])))
+
+
+def canonicalize(costs: CostTable, table: StaticTable) -> StaticTable:
+    """Return a static bit table in its canonical form, see ``CostTable.canonicalize``."""
+    return tuple(costs.canonicalize(torch.tensor(table)).tolist()) if costs.exits else table
+
+
+def is_within_budget(costs: CostTable, table: StaticTable, budget: float) -> bool:
+    """Return True if a static bit table costs at most ``budget`` percent."""
+    return static_table_computation(costs, table) <= budget + _TOLERANCE
+
+
+def cheapest_static_table(costs: CostTable, *, exits: bool = True) -> StaticTable:
+    """Return the cheapest static bit table, with or without the use of exits."""
+    candidates = [
+        (0,) * after + (costs.exit_action,) * (costs.n_layers - after)
+        for after in (*(costs.exits_after if exits else ()), costs.n_layers)
+    ]
+    return min(candidates, key=lambda table: static_table_computation(costs, table))
+
+
+def check_table_budget(costs: CostTable, budget: float, *, exits: bool = True) -> None:
+    """Check that the cheapest static bit table is within a budget.
+
+    Args:
+        costs: Cost table of the backbone.
+        budget: Upper bound on the computation in percent.
+        exits: True if tables may use exits.
+
+    Raises:
+        ConfigError: If it costs more.
+    """
+    cheapest = cheapest_static_table(costs, exits=exits)
+    if not is_within_budget(costs, cheapest, budget):
+        without = "" if exits or not costs.exits else " without an exit"
+        raise ConfigError(
+            f"budget is {budget:.4g} %; no static bit table{without} costs less than "
+            f"{static_table_computation(costs, cheapest):.4g} %."
+        )
+
+
+def fit_to_budget(table: StaticTable, costs: CostTable, budget: float) -> StaticTable:
+    """Lower the layer that saves most by one option, until a table is within a budget.
+
+    If that does not suffice, the cheapest table is returned.
+
+    Args:
+        table: Static bit table.
+        costs: Cost table of the backbone.
+        budget: Upper bound on the computation in percent.
+
+    Raises:
+        ConfigError: If no table is within the budget.
+    """
+    check_table_budget(costs, budget)
+    option_costs = costs.option_costs()
+    current = list(canonicalize(costs, table))
+    while not is_within_budget(costs, tuple(current), budget):
+        savings = [
+            float(option_costs[layer, option] - option_costs[layer, option - 1])
+            if 0 < option <= costs.options.full
+            else -1.0
+            for layer, option in enumerate(current)
+        ]
+        if max(savings) < 0:
+            return cheapest_static_table(costs)
+        current[savings.index(max(savings))] -= 1
+    return tuple(current)
+
+
+def fit_to_budget_haq(table: StaticTable, costs: CostTable, budget: float) -> StaticTable:
+    """Lower each layer by one option, from the last to the first, until a table is within a budget.
+
+    This is the rule of HAQ (Wang et al., CVPR 2019, section 3.2), which favors early layers.
+
+    Args:
+        table: Static bit table without an exit.
+        costs: Cost table of the backbone.
+        budget: Upper bound on the computation in percent.
+
+    Raises:
+        ConfigError: If no table without an exit is within the budget.
+    """
+    check_table_budget(costs, budget, exits=False)
+    current = list(table)
+    layer = len(current)
+    while not is_within_budget(costs, tuple(current), budget):
+        layer = (layer or len(current)) - 1
+        current[layer] = max(0, current[layer] - 1)
+    return tuple(current)
+
+
 class StaticTableScore(NamedTuple):
-    """How a static table does on a split; compares by accuracy, then by log-likelihood."""
+    """Number of correct images and mean log-likelihood; scores compare in this order."""
 
     correct: int
     log_likelihood: float
 
 
 def evenly_spaced_subset(image_set: ImageSet, n: int) -> ImageSet:
-    """Return ``n`` images, or all where there are no more.
-
-    They are evenly spaced, so that a split sorted by class still gives every class its share.
-    """
+    """Return ``n`` evenly spaced images of a set, or all; a sorted set keeps all its classes."""
     total = len(image_set)
     return image_set if n >= total else image_set.subset(torch.arange(n) * total // n)
 
@@ -50,52 +146,40 @@ def score_static_tables(
     *,
     batch_size: int = BATCH_SIZE,
 ) -> list[StaticTableScore]:
-    """Score static tables, in one pass over the images.
+    """Score static bit tables in one pass over the images.
 
-    The tables are walked as a tree: two tables that agree on their first layers share them. Memory
-    holds one activation per layer for one batch, however many tables and images there are.
-
-    Args:
-        backbone: The backbone, on the device of ``image_set``.
-        image_set: The images.
-        tables: Option index per gated layer of each table; ``CostTable.exit_action`` leaves.
-        batch_size: Images that run together.
-
-    Returns:
-        Number of right predictions and mean log-likelihood of each table, in the order given.
+    Tables that agree on their first layers share them. Memory holds one activation per layer for
+    one batch, however many tables and images there are.
     """
     correct = [0] * len(tables)
     log_likelihood = [0.0] * len(tables)
-    bits = backbone.options.values
-    layers = backbone.layers
-
-    costs = backbone.costs
+    costs, layers = backbone.costs, backbone.layers
     canonical = costs.canonicalize(torch.tensor(tables)).tolist()
 
-    def arrive(logits: Tensor, labels: Tensor, members: Sequence[int]) -> None:
+    def answer(logits: Tensor, labels: Tensor, members: Sequence[int]) -> None:
         right = int((logits.argmax(dim=-1) == labels).sum())
         scores = logits.double().log_softmax(dim=-1).gather(1, labels[:, None])
         for member in members:
             correct[member] += right
             log_likelihood[member] += scores.sum().item()
 
-    def descend(layer: int, hidden: Tensor, labels: Tensor, members: Sequence[int]) -> None:
+    def run(layer: int, hidden: Tensor, labels: Tensor, members: Sequence[int]) -> None:
         if layer == len(layers):
-            arrive(backbone.head(hidden), labels, members)
+            answer(backbone.head(hidden), labels, members)
             return
         branches: dict[int, list[int]] = {}
         for member in members:
             branches.setdefault(canonical[member][layer], []).append(member)
         for option, branch in branches.items():
             if option == costs.exit_action:
-                assert isinstance(backbone, WithExits), "a network whose costs know exits has them"
-                arrive(backbone.answer(hidden, layer), labels, branch)
+                assert isinstance(backbone, WithExits), "a backbone whose costs have exits"
+                answer(backbone.answer(hidden, layer), labels, branch)
             else:
-                descend(layer + 1, layers[layer](hidden, bits[option]), labels, branch)
+                run(layer + 1, layers[layer](hidden, backbone.options[option]), labels, branch)
 
     with torch.inference_mode():
         for batch in batches(image_set, batch_size):
-            descend(0, backbone.stem(batch.images), batch.labels, range(len(tables)))
+            run(0, backbone.stem(batch.images), batch.labels, range(len(tables)))
     n = len(image_set)
     return [
         StaticTableScore(right, total / n)
@@ -104,17 +188,17 @@ def score_static_tables(
 
 
 class StaticTableScorer:
-    """Scores static tables on the same images, each once.
+    """Score static bit tables on the same images, each once.
 
     Args:
-        backbone: The backbone, on the device of ``image_set``.
-        image_set: The images.
-        cached_scores: Scores on these very images from before, which are taken and not measured
-            again when they are asked for; new ones are added to them.
-        batch_size: Images that run together.
+        backbone: Backbone on the device of ``image_set``.
+        image_set: Images.
+        cached_scores: Earlier scores on the same images; new ones are added to them.
+        batch_size: Number of images per batch.
 
     Attributes:
-        scores: Every table that was asked for, in the order in which it first was.
+        scores: Score of each requested table, in the order of the first requests.
+        cached_scores: All known scores.
     """
 
     def __init__(
@@ -127,32 +211,24 @@ class StaticTableScorer:
     ) -> None:
         self.scores: dict[StaticTable, StaticTableScore] = {}
         self.image_set = image_set
+        self.cached_scores = {} if cached_scores is None else cached_scores
         self._backbone = backbone
-        self._cached_scores = {} if cached_scores is None else cached_scores
         self._batch_size = batch_size
 
     def score(self, tables: Iterable[StaticTable]) -> list[StaticTableScore]:
-        """Return how each table does; those that are new run together, see ``score_static_tables``."""
+        """Return the score of each table."""
         wanted = list(tables)
         new = [table for table in dict.fromkeys(wanted) if table not in self.scores]
-        unknown = [table for table in new if table not in self._cached_scores]
+        unknown = [table for table in new if table not in self.cached_scores]
         if unknown:
             measured = score_static_tables(
                 self._backbone, self.image_set, unknown, batch_size=self._batch_size
             )
-            self._cached_scores.update(zip(unknown, measured, strict=True))
-        self.scores.update((table, self._cached_scores[table]) for table in new)
+            self.cached_scores.update(zip(unknown, measured, strict=True))
+        self.scores.update((table, self.cached_scores[table]) for table in new)
         return [self.scores[table] for table in wanted]
 
     def accuracy(self, table: StaticTable) -> float:
-        """Return a table's accuracy in percent."""
+        """Return the accuracy of a table in percent."""
         (score,) = self.score([table])
         return 100.0 * score.correct / len(self.image_set)
-
-    def add_cached_scores(self, cached_scores: Mapping[StaticTable, StaticTableScore]) -> None:
-        """Take scores on these very images from before, which are not measured again when they are asked for."""
-        self._cached_scores.update(cached_scores)
-
-    def cached_scores(self) -> dict[StaticTable, StaticTableScore]:
-        """Return every score there is, for another scorer of the same images to start from."""
-        return dict(self._cached_scores)

@@ -1,35 +1,33 @@
-"""Search for the best static per-layer table under a budget on computation.
+"""Search for a static bit table: the best one within a budget, and greedy descent.
 
-Small spaces are enumerated. Larger ones are climbed, from the best uniform table and from the
-gate's mode table, by changing one layer, then by raising one layer and lowering another; first by
-accuracy, then by the smoother log-likelihood. What is left of the allowance goes into kicks: the
-best table so far with some layers changed at random, climbed again. The best tables met on the way
-are ranked again by accuracy on the whole split, the starts among them, which takes back some of the
-luck of a search on part of it. Order and draws are fixed, so the same inputs find the same table.
+``search_static_table`` scores every table of a small space. In a larger space it climbs from the
+best uniform table and from given tables: it changes one layer, then raises one layer and lowers
+another, by accuracy and by the smoother log-likelihood. The rest of the allowed tables goes into
+kicks: it changes some layers of the best table at random and climbs again. At the end the whole
+split ranks the best tables and the initial ones again, which removes some of the luck of a search
+on part of it. Order and draws are fixed, so the same inputs lead to the same table.
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from dfs_rl.backbones.interfaces import WalkableBackbone
 from dfs_rl.costs import CostTable
 from dfs_rl.data.images import ImageSet
-from dfs_rl.errors import ConfigError
 from dfs_rl.evaluation.evaluator import BATCH_SIZE
-from dfs_rl.evaluation.static_tables.budget import (
-    canonicalize,
-    cheapest_static_table,
-    fit_to_budget,
-    is_within_budget,
-    static_table_computation,
-)
-from dfs_rl.evaluation.static_tables.config import SearchConfig
+from dfs_rl.evaluation.static_tables import SearchConfig
 from dfs_rl.evaluation.static_tables.scoring import (
     StaticTable,
     StaticTableScore,
     StaticTableScorer,
+    canonicalize,
+    check_table_budget,
     evenly_spaced_subset,
+    fit_to_budget,
+    is_within_budget,
+    static_table_computation,
 )
 from dfs_rl.utils.seeding import numpy_generator
 
@@ -37,28 +35,27 @@ _KICKED_SHARE = 4  # a kick changes one layer in four, at least two
 _FRUITLESS_KICKS = 20
 
 CachedScores = Callable[[int], dict[StaticTable, StaticTableScore]]
-"""Returns scores of tables by how many of a split's images they are on, to be read and added to."""
+"""Returns the mutable scores of tables on that many evenly spaced images of a split."""
 
 _Moves = Callable[[StaticTable, int, CostTable], Iterator[StaticTable]]
 _Key = Callable[[StaticTableScore], tuple[float, float]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class SearchResult:
-    """What the search found and how hard it looked.
+class SearchSummary:
+    """Result and effort of a search for the best static bit table.
 
     Attributes:
-        table: Option index of each gated layer.
-        accuracy: Its accuracy on the selection split, in percent; it was picked for being high.
-        computation: Its computation in percent, fixed parts included.
-        budget: The computation it had to stay under, in percent.
-        tables: Tables scored.
-        images: Images that each of them was scored on.
-        finalists: Tables scored again on the whole split.
-        exhaustive: Whether every table under the budget was scored on the whole split.
+        accuracy: Accuracy of the table on the selection split in percent; it is selected for being
+            high.
+        computation: Computation of the table in percent, fixed parts included.
+        budget: Upper bound on the computation in percent.
+        tables: Number of scored tables.
+        images: Number of images that score each table.
+        finalists: Number of tables that the whole split ranks again.
+        exhaustive: True if the whole split scored every table within the budget.
     """
 
-    table: StaticTable
     accuracy: float
     computation: float
     budget: float
@@ -66,6 +63,13 @@ class SearchResult:
     images: int
     finalists: int
     exhaustive: bool
+
+
+class SearchResult(NamedTuple):
+    """Best static bit table within a budget, and the effort of its search."""
+
+    table: StaticTable
+    summary: SearchSummary
 
 
 def search_static_table(
@@ -78,121 +82,177 @@ def search_static_table(
     batch_size: int = BATCH_SIZE,
     cached_scores: CachedScores | None = None,
 ) -> SearchResult:
-    """Find the static table of the highest accuracy whose computation is at most ``budget``.
+    """Search for the most accurate static bit table within a budget.
 
     Args:
-        backbone: The backbone, on the device of ``image_set``.
-        image_set: The selection split.
-        budget: Upper bound on computation in percent, fixed parts included.
-        initial_tables: Tables to start from beside the uniform ones; lowered until they fit.
-        search: How long to search; None for the defaults.
-        batch_size: Images that run together.
-        cached_scores: Scores of earlier searches with the same backbone, images and batch size,
-            which are taken over and added to. They save time and change nothing else.
+        backbone: Backbone on the device of ``image_set``.
+        image_set: Selection split.
+        budget: Upper bound on the computation in percent, fixed parts included.
+        initial_tables: Tables to start from, next to the uniform ones; they are fitted to the
+            budget.
+        search: Limits of the search; None for the defaults.
+        batch_size: Number of images per batch.
+        cached_scores: Scores of earlier searches with the same backbone, images and batch size; new
+            ones are added to them. They save time and do not affect the result.
 
     Raises:
-        ConfigError: If even the cheapest table is above ``budget``.
+        ConfigError: If no table is within the budget.
     """
     search = search or SearchConfig()
     costs = backbone.costs
-    n_layers, n_options = costs.n_layers, costs.n_actions
-    cheapest = cheapest_static_table(costs)
-    if not is_within_budget(costs, cheapest, budget):
-        raise ConfigError(
-            f"no static table costs at most {budget:.4g} %; the cheapest costs "
-            f"{static_table_computation(costs, cheapest):.4g} %."
-        )
-    n = len(image_set)
+    check_table_budget(costs, budget)
+    n_layers, n_options, n = costs.n_layers, costs.n_actions, len(image_set)
     part = evenly_spaced_subset(image_set, search.images)
     images = len(part)
     cached_scores = cached_scores or (lambda _: {})
-    scorer = _Scorer(backbone, part, budget, search.tables, batch_size, cached_scores(images))
+    scorer = StaticTableScorer(
+        backbone, part, cached_scores=cached_scores(images), batch_size=batch_size
+    )
+    climber = _Climber(scorer, costs, budget, search.tables)
     enumerable = n_options**n_layers <= search.tables
     uniform = [(option,) * n_layers for option in range(n_options)]
-    start_tables = [best for best in [scorer.best(uniform, _by_accuracy)] if best is not None]
+    start_tables = [best for best in [climber.best(uniform, _by_accuracy)] if best is not None]
     start_tables += [fit_to_budget(start, costs, budget) for start in initial_tables]
     if enumerable:
-        scorer.score(itertools.product(range(n_options), repeat=n_layers))
+        climber.score(itertools.product(range(n_options), repeat=n_layers))
     else:
-        for key, table in itertools.product(
-            (_by_accuracy, _by_likelihood), dict.fromkeys(start_tables)
-        ):
-            _climb(table, scorer, costs, key)
-        _kick(scorer, costs, budget)
-    # The starts are always finalists: the best of hundreds of tables on part of the images owes much of its lead to luck.
-    finalists = [
-        *scorer.ranking()[: search.finalists],
-        *(t for t in start_tables if t in scorer.scores),
-    ]
-    ranked = list(dict.fromkeys(finalists))
+        for key in (_by_accuracy, _by_likelihood):
+            for table in dict.fromkeys(start_tables):
+                climber.climb(table, key)
+        climber.kick()
+    # Start tables are always finalists: the best of many tables on few images is partly luck.
+    best_tables = climber.ranking()[: search.finalists]
+    ranked = list(dict.fromkeys([*best_tables, *(t for t in start_tables if t in scorer.scores)]))
+    best, best_score = ranked[0], scorer.scores[ranked[0]]
     if images < n:
         whole = StaticTableScorer(
             backbone, image_set, cached_scores=cached_scores(n), batch_size=batch_size
         )
-        scores = whole.score(ranked)
-        again = sorted(zip(scores, ranked, strict=True), key=lambda pair: pair[0], reverse=True)
-        best_score, best = again[0]
-    else:
-        best, best_score = ranked[0], scorer.scores[ranked[0]]
+        pairs = zip(whole.score(ranked), ranked, strict=True)
+        best_score, best = max(pairs, key=lambda pair: pair[0])
     return SearchResult(
-        table=best,
-        accuracy=100.0 * best_score.correct / n,
-        computation=static_table_computation(costs, best),
-        budget=budget,
-        tables=len(scorer.scores),
-        images=images,
-        finalists=len(ranked) if images < n else 0,
-        exhaustive=enumerable and images == n,
+        best,
+        SearchSummary(
+            accuracy=100.0 * best_score.correct / n,
+            computation=static_table_computation(costs, best),
+            budget=budget,
+            tables=len(scorer.scores),
+            images=images,
+            finalists=len(ranked) if images < n else 0,
+            exhaustive=enumerable and images == n,
+        ),
     )
 
 
-class _Scorer:
-    """Scores tables under the budget, each once, until the allowance is used up; a table stands for what images do by it."""
+def greedy_path(
+    scorer: StaticTableScorer, costs: CostTable, budget: float
+) -> Iterator[StaticTable]:
+    """Yield the tables of a greedy descent, from the most expensive to the first within a budget.
+
+    Each step lowers one layer by one option: the layer with the smallest loss of log-likelihood per
+    percent of computation saved. The log-likelihood changes even where the accuracy of few images
+    does not. Losses are measured again after each step, on at most ``layers`` tables, because the
+    errors of layers add up; HAWQ (Dong et al., ICCV 2019) measures once, around full precision.
+
+    Args:
+        scorer: Scorer on the images of the search.
+        costs: Cost table of the backbone.
+        budget: Upper bound on the computation in percent; tables use no exits.
+
+    Raises:
+        ConfigError: If no table without an exit is within the budget.
+    """
+    check_table_budget(costs, budget, exits=False)
+    table = (costs.options.full,) * costs.n_layers
+    scorer.score([table])
+    yield table
+    while not is_within_budget(costs, table, budget):
+        neighbors = [
+            (*table[:layer], option - 1, *table[layer + 1 :])
+            for layer, option in enumerate(table)
+            if option > 0
+        ]
+        now, before = scorer.scores[table].log_likelihood, static_table_computation(costs, table)
+        losses = [
+            (now - score.log_likelihood) / (before - static_table_computation(costs, neighbor))
+            for neighbor, score in zip(neighbors, scorer.score(neighbors), strict=True)
+        ]
+        table = neighbors[losses.index(min(losses))]
+        yield table
+
+
+class _Climber:
+    """Local search among the tables within a budget, up to a number of scored tables."""
 
     def __init__(
-        self,
-        backbone: WalkableBackbone,
-        image_set: ImageSet,
-        budget: float,
-        max_tables: int,
-        batch_size: int,
-        cached_scores: dict[StaticTable, StaticTableScore],
+        self, scorer: StaticTableScorer, costs: CostTable, budget: float, max_tables: int
     ) -> None:
-        self._scorer = StaticTableScorer(
-            backbone, image_set, cached_scores=cached_scores, batch_size=batch_size
-        )
-        self._costs = backbone.costs
+        self._scorer = scorer
+        self._costs = costs
         self._budget = budget
         self._max_tables = max_tables
 
     @property
-    def scores(self) -> Mapping[StaticTable, StaticTableScore]:
-        """Every table scored so far."""
-        return self._scorer.scores
-
-    @property
-    def exhausted(self) -> bool:
-        return len(self.scores) >= self._max_tables
+    def _exhausted(self) -> bool:
+        return len(self._scorer.scores) >= self._max_tables
 
     def score(self, tables: Iterable[StaticTable]) -> list[StaticTable]:
-        """Score those tables that fit, as far as the allowance goes; return the ones scored."""
-        asked = (canonicalize(self._costs, table) for table in tables)
+        """Score tables within the budget as far as allowed, and return the scored ones."""
+        scores = self._scorer.scores
         wanted = [
             table
-            for table in dict.fromkeys(asked)
+            for table in dict.fromkeys(canonicalize(self._costs, table) for table in tables)
             if is_within_budget(self._costs, table, self._budget)
         ]
-        fresh = [table for table in wanted if table not in self.scores]
-        self._scorer.score(fresh[: self._max_tables - len(self.scores)])
-        return [table for table in wanted if table in self.scores]
+        fresh = [table for table in wanted if table not in scores]
+        self._scorer.score(fresh[: self._max_tables - len(scores)])
+        return [table for table in wanted if table in scores]
 
     def best(self, tables: Iterable[StaticTable], key: _Key) -> StaticTable | None:
-        """Return the best of those tables that fit, the first of equals; None if none does."""
-        return max(self.score(tables), key=lambda table: key(self.scores[table]), default=None)
+        """Return the first best table within the budget, None if there is none."""
+        scored = self.score(tables)
+        return max(scored, key=lambda table: key(self._scorer.scores[table]), default=None)
 
     def ranking(self) -> list[StaticTable]:
-        """Return every table scored, the best first."""
-        return sorted(self.scores, key=lambda table: self.scores[table], reverse=True)
+        """Return all scored tables, best first."""
+        scores = self._scorer.scores
+        return sorted(scores, key=lambda table: scores[table], reverse=True)
+
+    def climb(self, table: StaticTable, key: _Key) -> None:
+        """Improve a table by ``key`` until no neighbor is better."""
+        if not self.score([table]):
+            return
+        while not self._exhausted:
+            before = table
+            table = self._sweep(table, _single_changes, key)
+            if table == before:
+                table = self._sweep(table, _exchanges, key)
+            if table == before:
+                return
+
+    def kick(self) -> None:
+        """Climb from random changes of the best table until too many in a row improve nothing."""
+        draw = numpy_generator("static table search")
+        n_layers, n_options = self._costs.n_layers, self._costs.n_actions
+        changes = min(n_layers, max(2, n_layers // _KICKED_SHARE))
+        best, fruitless = self.ranking()[0], 0
+        while fruitless < _FRUITLESS_KICKS and not self._exhausted:
+            kicked = list(best)
+            for layer in draw.choice(n_layers, size=changes, replace=False):
+                kicked[layer] = int(draw.integers(n_options))
+            self.climb(fit_to_budget(tuple(kicked), self._costs, self._budget), _by_accuracy)
+            leader = self.ranking()[0]
+            fruitless = fruitless + 1 if leader == best else 0
+            best = leader
+
+    def _sweep(self, table: StaticTable, moves: _Moves, key: _Key) -> StaticTable:
+        """Take the best improving move of each layer in turn."""
+        scores = self._scorer.scores
+        for layer in range(len(table)):
+            best = self.best(moves(table, layer, self._costs), key)
+            if best is not None and key(scores[best]) > key(scores[table]):
+                table = best
+        return table
 
 
 def _by_accuracy(score: StaticTableScore) -> tuple[float, float]:
@@ -203,60 +263,20 @@ def _by_likelihood(score: StaticTableScore) -> tuple[float, float]:
     return score.log_likelihood, score.correct
 
 
-def _climb(table: StaticTable, scorer: _Scorer, costs: CostTable, key: _Key) -> None:
-    """Improve ``table`` by ``key`` until no neighbour is better or the allowance is used up."""
-    if not scorer.score([table]):
-        return
-    while not scorer.exhausted:
-        before = table
-        table = _sweep(table, scorer, _single_changes, costs, key)
-        if table == before:
-            table = _sweep(table, scorer, _exchanges, costs, key)
-        if table == before:
-            return
-
-
-def _kick(scorer: _Scorer, costs: CostTable, budget: float) -> None:
-    """Climb from random changes of the best table until too many in a row bring nothing."""
-    draw = numpy_generator("static table search")
-    n_layers, n_options = costs.n_layers, costs.n_actions
-    changes = min(n_layers, max(2, n_layers // _KICKED_SHARE))
-    best, fruitless = scorer.ranking()[0], 0
-    while fruitless < _FRUITLESS_KICKS and not scorer.exhausted:
-        kicked = list(best)
-        for layer in draw.choice(n_layers, size=changes, replace=False):
-            kicked[layer] = int(draw.integers(n_options))
-        _climb(fit_to_budget(tuple(kicked), costs, budget), scorer, costs, _by_accuracy)
-        leader = scorer.ranking()[0]
-        fruitless = fruitless + 1 if leader == best else 0
-        best = leader
-
-
-def _sweep(
-    table: StaticTable, scorer: _Scorer, moves: _Moves, costs: CostTable, key: _Key
-) -> StaticTable:
-    """Take each layer's best move that improves, layer after layer."""
-    for layer in range(len(table)):
-        best = scorer.best(moves(table, layer, costs), key)
-        if best is not None and key(scorer.scores[best]) > key(scorer.scores[table]):
-            table = best
-    return table
-
-
 def _single_changes(table: StaticTable, layer: int, costs: CostTable) -> Iterator[StaticTable]:
-    """Every other action at ``layer``."""
+    """Yield every table with another action at ``layer``."""
     for option in range(costs.n_actions):
         if option != table[layer]:
             yield (*table[:layer], option, *table[layer + 1 :])
 
 
 def _exchanges(table: StaticTable, layer: int, costs: CostTable) -> Iterator[StaticTable]:
-    """``layer`` one option dearer and one other layer one option cheaper."""
-    dearest = costs.options.full
-    if table[layer] >= dearest:
+    """Yield every table with ``layer`` one option higher and another layer one option lower."""
+    full = costs.options.full
+    if table[layer] >= full:
         return
     for other in range(len(table)):
-        if other != layer and 0 < table[other] <= dearest:
+        if other != layer and 0 < table[other] <= full:
             moved = list(table)
             moved[layer] += 1
             moved[other] -= 1

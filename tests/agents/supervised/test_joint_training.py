@@ -21,7 +21,7 @@ from dfs_rl.evaluation.evaluator import evaluate_gate
 from dfs_rl.experiments.supervised_training import TrainGumbelConfig
 from dfs_rl.gating.networks import MLPGate
 from dfs_rl.gating.storage import load_gate
-from dfs_rl.training.calibration import calibrate_steps
+from dfs_rl.training.calibration import calibrate_scales
 from dfs_rl.utils.seeding import torch_generator
 from tests.agents.supervised.test_gumbel import (
     PER_STEP,
@@ -63,7 +63,7 @@ def make_trainer(
 ) -> tuple[GumbelTrainer, ResNet]:
     """Return the trainer of a gate on an untrained backbone, and the backbone."""
     backbone = make_stored(dataset).backbone
-    calibrate_steps(backbone, dataset.train.images, parts=[backbone])
+    calibrate_scales(backbone, dataset.train.images, parts=[backbone])
     if cotrain is None:
         backbone.requires_grad_(requires_grad=False)
     torch.manual_seed(0)

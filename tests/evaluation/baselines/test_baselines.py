@@ -5,122 +5,97 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dfs_rl.errors import ConfigError
+from dfs_rl.evaluation.baselines import BASELINES, register_baseline, run_baselines
 from dfs_rl.evaluation.baselines.methods import (
     RANDOM_DRAWS,
-    matched_cost_baselines,
     mode_table,
-    oracle_baseline,
     shuffled_options,
     uniform_baselines,
 )
-from dfs_rl.evaluation.evaluator import evaluate_gate, evaluate_static_table
+from dfs_rl.evaluation.baselines.registry import MethodResult
+from dfs_rl.evaluation.evaluator import evaluate_static_table
 from dfs_rl.evaluation.metrics import option_histogram
-from tests.evaluation.conftest import MixBackbone
+from tests.evaluation.conftest import MixBackbone, make_setup
+
+MATCHED = ["static_table", "cascade", "mode_table", "random", "patterns"]
 
 
-def test_mode_table_takes_the_most_frequent_option_and_the_cheaper_of_equals():
+@pytest.fixture(scope="module")
+def methods(look_setup):
+    return {method.key: method for method in run_baselines(look_setup)}
+
+
+def test_mode_table_prefers_the_cheaper_of_equals():
     options = torch.tensor([[2, 0, 1], [2, 1, 0], [1, 1, 1], [2, 0, 0]])
     assert mode_table(options, MixBackbone((0, 2, 32)).costs) == (2, 0, 0)
 
 
 @given(st.integers(0, 2**31), st.integers(1, 40))
-def test_shuffling_keeps_marginals_exactly(seed, n):
+def test_shuffling_keeps_marginals(seed, n):
     generator = torch.Generator().manual_seed(seed)
     options = torch.randint(0, 4, (n, 3), generator=generator)
-    dealt = shuffled_options(options, generator)
-    assert torch.equal(option_histogram(dealt, 4), option_histogram(options, 4))
+    shuffled = shuffled_options(options, generator)
+    assert torch.equal(option_histogram(shuffled, 4), option_histogram(options, 4))
 
 
-def test_shuffling_parts_options_from_images_and_layers_from_each_other():
-    # Every layer agrees with the image's half; afterwards neither holds.
+def test_shuffling_makes_options_independent():
+    # Each layer agrees with the image's half; afterwards neither holds.
     options = torch.arange(2).repeat_interleave(2000)[:, None].expand(-1, 2).contiguous()
-    dealt = shuffled_options(options, torch.Generator().manual_seed(0)).double()
-    for first, second in ((dealt[:, 0], options[:, 0].double()), (dealt[:, 0], dealt[:, 1])):
+    shuffled = shuffled_options(options, torch.Generator().manual_seed(0)).double()
+    for other in (options[:, 0].double(), shuffled[:, 1]):
         # Agreement of independent halves is one half, with a standard error of 0.8 %.
-        assert (first == second).double().mean().item() == pytest.approx(0.5, abs=0.03)
+        agreement = (shuffled[:, 0] == other).double().mean().item()
+        assert agreement == pytest.approx(0.5, abs=0.03)
 
 
-def test_uniform_methods_cover_the_menu(backbone, val):
-    methods = uniform_baselines(backbone, val)
-    assert [method.key for method in methods] == ["uniform_0", "uniform_2", "full"]
-    assert [method.label for method in methods] == ["skip all", "uniform 2 bit", "full precision"]
-    costs = [method.records[0].computation(backbone.costs, "dfs").mean() for method in methods]
+def test_uniform_baselines_cover_the_bit_options(backbone, val):
+    uniform = uniform_baselines(backbone, val)
+    assert [method.key for method in uniform] == ["uniform_0", "uniform_2", "full"]
+    assert [method.label for method in uniform] == ["skip all", "uniform 2 bit", "full precision"]
+    costs = [method.records[0].computation(backbone.costs, "dfs").mean() for method in uniform]
     assert costs == pytest.approx([0.0, 100 * (2 / 32) ** 2, 100.0])
     plain = backbone.logits(val.images, (2,) * 4).argmax(dim=1)
-    assert torch.equal(methods[2].records[0].predictions, plain)
+    assert torch.equal(uniform[2].records[0].predictions, plain)
 
 
-@pytest.fixture
-def baselines(backbone, evaluation_setup, val, test_set, look_gate):
-    gate = evaluate_gate(backbone, look_gate(), test_set)
-    gate_selection = evaluate_gate(backbone, look_gate(), val)
-    methods = matched_cost_baselines(
-        backbone,
-        evaluation_setup,
-        gate=gate,
-        gate_selection=gate_selection,
-        uniform=uniform_baselines(backbone, test_set, selection=val),
-    )
-    return gate, gate_selection, {method.key: method for method in methods}
-
-
-def test_rivals_keep_to_the_cost_of_the_gate(backbone, baselines):
-    gate, gate_selection, methods = baselines
+def test_matched_baselines_have_the_cost_of_the_gate(backbone, look_setup, methods):
     costs = backbone.costs
-    assert list(methods) == ["static_table", "cascade", "mode_table", "random", "patterns"]
-    budget = gate_selection.computation(costs).mean().item()
+    assert list(methods) == ["uniform_0", "uniform_2", "full", *MATCHED, "oracle"]
+    budget = look_setup.gate_selection.computation(costs).mean().item()
     static = methods["static_table"]
     assert static.search.budget == pytest.approx(1.05 * budget)
     assert static.records[0].computation(costs).max().item() <= 1.05 * budget
     # Chosen on val at val's cost, so only about the same on test.
     assert methods["cascade"].records[0].computation(costs).mean().item() <= budget * 1.15
-    gated = gate.computation(costs, "dfs").mean().item()
+    gated = look_setup.gate.computation(costs, "dfs").mean().item()
     for records in (*methods["random"].records, *methods["patterns"].records):
         assert records.computation(costs, "dfs").mean().item() == pytest.approx(gated)
+        assert records.gate_macs == 0
+    chosen_on = [methods[key].chosen_on for key in MATCHED]
+    assert chosen_on == ["val", "val", "test", "test", "test"]
 
 
 @pytest.mark.parametrize(("over", "fits"), [(1.04, True), (1.06, False)])
-def test_every_searched_baseline_has_the_same_room(
-    backbone, evaluation_setup, val, test_set, over, fits
-):
-    """A gate that costs a little less than uniform 2 bit: either both may run at 2 bit, or neither."""
-    uniform = uniform_baselines(backbone, test_set, selection=val)
-    two = uniform[1]
+def test_searched_baselines_have_the_same_tolerance(look_setup, backbone, over, fits):
+    """A gate costs a little less than uniform 2 bit: both baselines may use 2 bit, or neither."""
+    skip, two, _ = look_setup.uniform
     cost = two.selection.computation(backbone.costs).mean().item()
-    fixed = uniform[0].selection.computation(backbone.costs).mean().item()
+    fixed = skip.selection.computation(backbone.costs).mean().item()
     macs = backbone.costs.total_macs * (cost / over - fixed) / 100
-    skipping = [replace(r, gate_macs=macs) for r in (uniform[0].records[0], uniform[0].selection)]
-    assert skipping[1].computation(backbone.costs).mean().item() == pytest.approx(cost / over)
-    found = matched_cost_baselines(
-        backbone, evaluation_setup, gate=skipping[0], gate_selection=skipping[1], uniform=uniform
-    )
-    cost_of = {m.key: m.selection.computation(backbone.costs).mean().item() for m in found[:2]}
-    assert list(cost_of) == ["static_table", "cascade"]
-    for key, method in zip(cost_of, found[:2], strict=True):
-        assert cost_of[key] <= 1.05 * cost / over + 1e-9
-        assert (method.selection.accuracy >= two.selection.accuracy) or not fits
+    gate, on_val = (replace(r, gate_macs=macs) for r in (skip.records[0], skip.selection))
+    assert on_val.computation(backbone.costs).mean().item() == pytest.approx(cost / over)
+    setup = replace(look_setup, gate=gate, gate_selection=on_val)
+    for method in run_baselines(setup, ["static_table", "cascade"]):
+        spent = method.selection.computation(backbone.costs).mean().item()
+        assert spent <= 1.05 * cost / over + 1e-9
+        assert method.selection.accuracy >= two.selection.accuracy or not fits
 
 
-def test_rivals_pay_for_no_gate_and_say_where_they_were_chosen(baselines):
-    _, _, methods = baselines
-    assert all(r.gate_macs == 0 for method in methods.values() for r in method.records)
-    chosen = {key: method.chosen_on for key, method in methods.items()}
-    assert chosen == {
-        "static_table": "val",
-        "cascade": "val",
-        "mode_table": "test",
-        "random": "test",
-        "patterns": "test",
-    }
-    assert "bit, then" in methods["cascade"].detail
-
-
-def test_rivals_are_what_they_are_called(backbone, test_set, baselines):
-    gate, _, methods = baselines
-    mode = methods["mode_table"]
-    counted = tuple(int(column.mode().values) for column in gate.options.T)
-    assert mode.table == counted
-    alone = evaluate_static_table(backbone, test_set, counted, name="alone")
+def test_results_agree_with_their_parameters(backbone, test_set, look_setup, methods):
+    mode, gate = methods["mode_table"], look_setup.gate
+    assert mode.table == tuple(int(column.mode().values) for column in gate.options.T)
+    alone = evaluate_static_table(backbone, test_set, mode.table, name="alone")
     assert torch.equal(mode.records[0].predictions, alone.predictions)
     draws = methods["random"].records
     assert len(draws) == RANDOM_DRAWS
@@ -133,45 +108,60 @@ def test_rivals_are_what_they_are_called(backbone, test_set, baselines):
         assert not torch.equal(records.options, gate.options)
 
 
-def test_rivals_on_the_backbone_from_before_join_those_on_the_trained_one(
-    backbone, evaluation_setup, look_gate
-):
-    gate = evaluate_gate(backbone, look_gate(), evaluation_setup.reported)
-    before_cotraining = MixBackbone((0, 2, 32), seed=4)
-    methods = matched_cost_baselines(
-        backbone,
-        evaluation_setup,
-        gate=gate,
-        gate_selection=evaluate_gate(backbone, look_gate(), evaluation_setup.selection),
-        uniform=uniform_baselines(
-            backbone, evaluation_setup.reported, selection=evaluation_setup.selection
-        ),
-        before_cotraining=before_cotraining,
-    )
-    found = {method.key: method for method in methods}
-    assert list(found)[:4] == ["static_table", "cascade", "static_table_before", "cascade_before"]
-    static = found["static_table_before"]
-    alone = evaluate_static_table(
-        before_cotraining, evaluation_setup.reported, static.table, name="alone"
-    )
-    assert torch.equal(static.records[0].predictions, alone.predictions)
-    # Trained as they are on other weights, the two networks cannot agree on every image.
-    assert not torch.equal(alone.predictions, found["static_table"].records[0].predictions)
-    uniform = [
-        method.records[0]
-        for method in uniform_baselines(before_cotraining, evaluation_setup.reported)
-    ]
-    cascade = found["cascade_before"].records[0]
-    first = torch.stack([records.predictions for records in uniform])
-    assert (first == cascade.predictions).any(dim=0).all()
+def test_baselines_run_on_the_backbone_before_cotraining(backbone, look_setup):
+    before = MixBackbone((0, 2, 32), seed=4)
+    setup = replace(look_setup, before_cotraining=before)
+    names = ["cascade", "static_table", "static_table_before", "cascade_before"]
+    static, _, static_before, cascade_before = run_baselines(setup, names)
+    assert (static_before.key, cascade_before.key) == ("static_table_before", "cascade_before")
+    alone = evaluate_static_table(before, setup.reported, static_before.table, name="alone")
+    assert torch.equal(static_before.records[0].predictions, alone.predictions)
+    # Two networks with other weights cannot agree on every image.
+    assert not torch.equal(alone.predictions, static.records[0].predictions)
+    uniform = uniform_baselines(before, setup.reported)
+    first = torch.stack([method.records[0].predictions for method in uniform])
+    assert (first == cascade_before.records[0].predictions).any(dim=0).all()
 
 
-def test_the_oracle_takes_the_cheapest_option_that_is_right(backbone, test_set):
-    uniform = uniform_baselines(backbone, test_set)
-    records = oracle_baseline(uniform).records[0]
-    for image in range(len(test_set)):
+def test_oracle_takes_the_cheapest_correct_option(look_setup, methods):
+    records, uniform = methods["oracle"].records[0], look_setup.uniform
+    for image in range(len(records)):
         right = [o for o, method in enumerate(uniform) if bool(method.records[0].correct[image])]
         assert records.options[image].tolist() == [min(right, default=0)] * 4
         assert bool(records.correct[image]) == bool(right)
-    best = max(method.records[0].accuracy for method in uniform)
-    assert records.accuracy > best
+    assert records.accuracy > max(method.records[0].accuracy for method in uniform)
+
+
+def test_order_of_baselines_is_stable():
+    assert list(BASELINES) == [
+        *("uniform", "static_table", "cascade", "exits", "static_table_before", "cascade_before"),
+        *("mode_table", "random", "patterns", "oracle"),
+    ]
+
+
+def test_registered_baseline_runs_by_name(look_setup, monkeypatch):
+    monkeypatch.setattr("dfs_rl.evaluation.baselines.registry.BASELINES", dict(BASELINES))
+
+    @register_baseline("twin")
+    def twin(setup):
+        yield MethodResult(key="twin", label="twin", records=(setup.gate,))
+
+    assert [m.key for m in run_baselines(look_setup, ["twin", "oracle"])] == ["oracle", "twin"]
+    with pytest.raises(ConfigError, match="'twin' is already registered"):
+        register_baseline("twin")(twin)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("best", "baseline is 'best'; allowed are uniform, "), ("exits", "'exits' does not apply")],
+)
+def test_baselines_that_cannot_run_are_refused(look_setup, name, message):
+    with pytest.raises(ConfigError, match=message):
+        run_baselines(look_setup, ["uniform", name])
+
+
+def test_cascade_gates_have_no_marginals(backbone, val, test_set, methods):
+    gate = methods["cascade"]
+    setup = make_setup(backbone, test_set, val, gate.records[0], gate.selection)
+    keys = [method.key for method in run_baselines(setup)]
+    assert keys[3:] == ["static_table", "cascade", "oracle"]

@@ -1,0 +1,180 @@
+"""Fitting of exits to a trained backbone, whose network stays unchanged."""
+
+import itertools
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from dfs_rl.backbones import StoredBackbone, load_stored_backbone, save_backbone
+from dfs_rl.costs import check_exits, relative_cost
+from dfs_rl.data import Dataset, augment
+from dfs_rl.data.batching import epoch_batches
+from dfs_rl.evaluation.baselines.early_exit import run_exit_outputs
+from dfs_rl.experiments.backbone_resolver import BackboneSpec, load_data, load_or_train_backbone
+from dfs_rl.experiments.exit_training import TrainExitsConfig
+from dfs_rl.experiments.supernet_training import is_finished
+from dfs_rl.gating.model import BACKBONE_FOLDER
+from dfs_rl.training.calibration import fit_exits
+from dfs_rl.utils.cli import Invocation
+from dfs_rl.utils.config import config_to_dict
+from dfs_rl.utils.device import resolve_device, set_threads
+from dfs_rl.utils.io import write_json
+from dfs_rl.utils.logging import print_status
+from dfs_rl.utils.run_folder import RunFolder
+from dfs_rl.utils.run_records import read_record
+from dfs_rl.utils.seeding import torch_generator
+
+KIND = "train_exits"
+SUMMARY = "summary.json"
+_BATCH = 512
+_MAX_IMAGES = 20_000
+"""Maximum number of feature rows; more rows do not improve the heads."""
+_MAX_FEATURE_BYTES = 2**30
+"""Maximum size of the features of all heads in bytes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExitsSummary:
+    """Content of ``summary.json`` in a run of ``train_exits``.
+
+    Attributes:
+        exits_after: Numbers of gated layers before the exits.
+        val_accuracy: Accuracy in percent of each exit on the val split, by the bits that all layers
+            run at.
+    """
+
+    exits_after: tuple[int, ...]
+    val_accuracy: dict[str, list[float]]
+
+
+def train(invocation: Invocation[TrainExitsConfig]) -> None:
+    """Fit exits to a backbone, store both and print the accuracy of every exit.
+
+    The stored backbone marks the run as finished. An interrupted run starts over, since fitting
+    takes seconds.
+    """
+    config, run, stored = invocation.config, invocation.resume, None
+    set_threads(config.threads, resumed=run is not None)
+    device = str(resolve_device(config.device))
+    dataset = load_data(config, run)
+    if run is None:
+        stored = _load_backbone(config, dataset, device)
+        run = RunFolder.create(
+            config.run_dir,
+            kind=KIND,
+            name=f"exits-{dataset.name}",
+            config=config,
+            command=invocation.command,
+            fingerprint=dataset.fingerprint,
+        )
+    try:
+        with run.lock():
+            run.check_data(dataset.fingerprint, dataset.name)
+            if is_finished(run):
+                print_status(f"The training in {run.path} is finished.")
+            else:
+                stored = stored or _load_backbone(config, dataset, device)
+                add_exits(stored, dataset, config.after, seed=config.seed, device=device)
+                accuracies = exit_accuracies(stored, dataset)
+                summary = ExitsSummary(exits_after=config.after, val_accuracy=accuracies)
+                write_json(run.path / SUMMARY, config_to_dict(summary))
+                save_backbone(stored.backbone, stored.info, run.path / BACKBONE_FOLDER)
+    except KeyboardInterrupt:
+        resume_command = f"python -m dfs_rl.{KIND} --resume {run.path}"
+        raise KeyboardInterrupt(f"Interrupted; continue with: {resume_command}") from None
+    stored = load_stored_backbone(run.path)
+    sys.stdout.write(_table(run, stored) + "\n")
+    sys.stdout.flush()
+    constructor = getattr(stored.backbone.config, "constructor", None)
+    trust = "" if constructor is None else " --trust-code"
+    print_status(f"Saved in {run.path}; train a gate on it with --backbone {run.path}{trust}.")
+
+
+def add_exits(
+    stored: StoredBackbone, dataset: Dataset, after: Sequence[int], *, seed: int, device: str
+) -> None:
+    """Fit exits to a trained backbone, in place of its present exits.
+
+    Args:
+        stored: Backbone; its network stays unchanged.
+        dataset: Data set whose train split the heads learn from.
+        after: Numbers of gated layers before the exits.
+        seed: Seed of the augmentation and of the sampled bits.
+        device: Device to compute on.
+
+    Raises:
+        ConfigError: If there are no such layers.
+    """
+    check_exits(after, stored.backbone.costs.n_layers)
+    backbone = stored.backbone.to(device)
+    backbone.set_exits(after)
+    sizes = sum(exit_.macs for exit_ in backbone.costs.exits) // backbone.n_classes
+    rounds = max(1, min(_MAX_IMAGES, _MAX_FEATURE_BYTES // (4 * sizes)) // _BATCH)
+    batches = itertools.islice(_batches(dataset, seed=seed, device=device), rounds)
+    fit_exits(backbone, after, batches, torch_generator(seed, "exits"))
+
+
+def exit_accuracies(stored: StoredBackbone, dataset: Dataset) -> dict[str, list[float]]:
+    """Return the accuracy in percent of every exit on the val split, by the bits of all layers."""
+    device = stored.backbone.feature_mean.device
+    frozen = stored.backbone.to_inference()
+    passes = run_exit_outputs(frozen, dataset.val.to(device))
+    return {
+        str(frozen.options[answers.option]): [
+            100.0 * share for share in answers.correct.double().mean(dim=0)[:-1].tolist()
+        ]
+        for answers in passes
+        if frozen.options[answers.option] in stored.backbone.meaningful_bits
+    }
+
+
+def _batches(dataset: Dataset, *, seed: int, device: str) -> Iterator[Tensor]:
+    """Yield batches of augmented train images in shuffled order, without end.
+
+    Activations of plain train images do not suit unseen images: the network has fitted them.
+    """
+    images = dataset.train.images.to(device)
+    size = min(_BATCH, len(images))
+    for epoch in itertools.count():
+        order = epoch_batches(len(images), size, seed=seed, epoch=epoch, drop_last=True)
+        for step, rows in enumerate(order):
+            draws = torch_generator(seed, "exits augment", epoch, step, device=images.device)
+            yield augment(images[rows], draws, flip=dataset.flip)
+
+
+def _load_backbone(config: TrainExitsConfig, dataset: Dataset, device: str) -> StoredBackbone:
+    """Return the chosen backbone, after a check that it has the layers of the exits."""
+    spec = BackboneSpec(
+        dataset=config.dataset,
+        folder=config.backbone,
+        weights=config.weights,
+        image_size=config.image_size,
+        flip=config.flip,
+        epochs=config.supernet_epochs,
+        device=device,
+        threads=config.threads,
+    )
+    stored = load_or_train_backbone(spec, dataset)
+    check_exits(config.after, stored.backbone.costs.n_layers)
+    return stored
+
+
+def _table(run: RunFolder, stored: StoredBackbone) -> str:
+    """Return the accuracy of every exit as a text table."""
+    accuracies = read_record(run.path / SUMMARY, ExitsSummary).val_accuracy
+    costs = stored.backbone.costs
+    places = [f"after {exit_.after}".rjust(9) for exit_ in costs.exits]
+    rows = ["  ".join([f"{'bits':>4}", *places, f"{'end':>7}"])]
+    for bits, values in accuracies.items():
+        end = stored.info.accuracy.get(bits)
+        cells = [f"{value:9.2f}" for value in values]
+        rows.append("  ".join([f"{bits:>4}", *cells, "" if end is None else f"{end:7.2f}"]))
+    exit_costs = ", ".join(
+        f"{100 * e.macs * relative_cost(e.bits) / costs.total_macs:.3g} %" for e in costs.exits
+    )
+    rows.append(
+        f"Accuracy on val in percent, all layers at the same bits. The exits cost {exit_costs}."
+    )
+    return "\n".join(rows)

@@ -1,0 +1,267 @@
+"""Figures of a sweep, drawn by Optuna."""
+
+import io
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import numpy as np
+import optuna
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.ticker import FuncFormatter, LogFormatter, NullFormatter, ScalarFormatter
+from optuna.importance import FanovaImportanceEvaluator
+from optuna.trial import create_trial
+from optuna.visualization import matplotlib as optuna_plots
+
+from dfs_rl.evaluation.comparison_records import Spread, spread
+from dfs_rl.evaluation.curves import pareto_front
+from dfs_rl.evaluation.number_format import spread_text
+from dfs_rl.reporting import style
+from dfs_rl.reporting.render import HoverPoint, hover_point
+from dfs_rl.sweeping.results import RetrainedRecord, SweepRecord, comparable_study, study_of
+
+_WIDTH, _HEIGHT = 8.0, 4.8  # inches
+_PANELS = 4
+"""Maximum number of settings side by side in a slice plot."""
+_PANEL = (6.4, 3.6)  # twice the width of a panel, and its height
+_LETTERS = 12
+"""Maximum number of characters of a choice."""
+
+
+class SweepFigure(NamedTuple):
+    """Section of a report with figures.
+
+    Attributes:
+        title: Title of the section.
+        about: Description in a sentence or two.
+        pngs: Figures as PNG.
+        points: Tooltips of points, the last ones on top.
+    """
+
+    title: str
+    about: str
+    pngs: Sequence[bytes]
+    points: Sequence[HoverPoint] = ()
+
+
+def sweep_figures(record: SweepRecord) -> list[SweepFigure]:
+    """Draw all figures of a sweep, without those that lack data."""
+    plt.switch_backend("Agg")  # Optuna draws with pyplot, which would open windows
+    draw = (_pareto_front, _parallel_coordinates, _slices, _importances, _learning_curves)
+    return [figure for function in draw if (figure := function(record)).pngs]
+
+
+@contextmanager
+def _optuna_style(width: float = _WIDTH, height: float = _HEIGHT) -> Iterator[None]:
+    """Set the size of new figures, and restore matplotlib's settings, which Optuna changes."""
+    with style.plain_text(), plt.rc_context({"figure.figsize": (width, height)}):
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        warnings.filterwarnings("ignore", message="Attempting to set identical low and high")
+        try:
+            yield
+        finally:
+            plt.close("all")
+
+
+def _png() -> bytes:
+    """Return the current figure as PNG, cut to its content."""
+    buffer = io.BytesIO()
+    plt.savefig(buffer, format="png", dpi=style.DPI, bbox_inches="tight")
+    return buffer.getvalue()
+
+
+def _plain_ticks(axis: Axis) -> None:
+    """Write numbers on a logarithmic axis without markup, and choices without quotes, shortened."""
+    formatter = axis.get_major_formatter()
+
+    def text(value: float, position: int | None) -> str:
+        if isinstance(formatter, LogFormatter):
+            return f"{value:g}"
+        return style.short_middle(formatter(value, position).strip("'"), _LETTERS)
+
+    if not isinstance(formatter, ScalarFormatter):
+        axis.set_major_formatter(FuncFormatter(text))
+        axis.set_minor_formatter(NullFormatter())
+
+
+def _pareto_front(record: SweepRecord) -> SweepFigure:
+    title = "Accuracy against computation"
+    about = "Every point of every trial on val; bars are ± 1 standard deviation over fresh seeds."
+    if not record.points:
+        return SweepFigure(title, about, [])
+    study = optuna.create_study(directions=["minimize", "maximize"])
+    study.add_trials([create_trial(values=list(point)) for point in record.points])
+    with _optuna_style():
+        names = ["computation (%, log scale)", "accuracy on val (%)"]
+        axes = optuna_plots.plot_pareto_front(study, target_names=names)
+        handles, _ = axes.get_legend_handles_labels()
+        for handle, label in zip(
+            handles, ["dominated points", "Pareto front"][-len(handles) :], strict=True
+        ):
+            handle.set_label(label)
+        costs, accuracies = zip(*pareto_front(record.points), strict=True)
+        axes.plot(costs, accuracies, drawstyle="steps-post", color=style.MUTED, zorder=0)
+        colours = dict(zip(record.best, style.GATE_COLOURS, strict=False))
+        for name, colour in colours.items():
+            costs, accuracies = zip(*sorted(record.trial(name).points), strict=True)
+            axes.plot(
+                costs,
+                accuracies,
+                "o--",
+                color=colour,
+                mfc="none",
+                ms=10,
+                lw=0.9,
+                label=f"trial {name}",
+            )
+        for again in record.retrained:
+            colour, label = colours.get(again.name, style.INK), f"{again.name}, fresh seeds"
+            for computation, accuracy in over_seeds(again):
+                axes.errorbar(
+                    computation.mean,
+                    accuracy.mean,
+                    xerr=computation.deviation,
+                    yerr=accuracy.deviation,
+                    fmt="D",
+                    color=colour,
+                    mfc="white",
+                    label=label,
+                )
+                label = "_"
+        axes.set(title="", xscale="log")
+        style.log_ticks(axes)
+        axes.legend(fontsize=style.SMALL_SIZE, loc="upper left", bbox_to_anchor=(1, 1))
+        plt.tight_layout()
+        return SweepFigure(title, about, [style.to_png(plt.gcf())], _tooltips(axes, record))
+
+
+def _tooltips(axes: Axes, record: SweepRecord) -> list[HoverPoint]:
+    points = [
+        (*point, f"trial {trial.name}: {point.accuracy:.2f} % at {point.computation:.3g} %")
+        for trial in sorted(record.trials, key=lambda trial: trial.name in record.best)
+        for point in trial.points
+    ]
+    points += [
+        (
+            cost.mean,
+            accuracy.mean,
+            f"{again.name}, fresh seeds: {spread_text(accuracy)} % at {spread_text(cost)} %",
+        )
+        for again in record.retrained
+        for cost, accuracy in over_seeds(again)
+    ]
+    return [hover_point(axes, cost, accuracy, text) for cost, accuracy, text in points]
+
+
+def over_seeds(again: RetrainedRecord) -> list[tuple[Spread, Spread]]:
+    """Return computation and accuracy of each operating point over seeds.
+
+    If the seeds have different numbers of points, the points of each seed are returned.
+    """
+    ordered = [sorted(points) for points in again.points]
+    groups = list(zip(*ordered, strict=False))
+    if len({len(points) for points in ordered}) > 1:
+        groups = [(point,) for points in ordered for point in points]
+    return [
+        (spread([p.computation for p in points]), spread([p.accuracy for p in points]))
+        for points in groups
+    ]
+
+
+def _parallel_coordinates(record: SweepRecord) -> SweepFigure:
+    title = "Parallel coordinates"
+    about = "Each line is a trial with a value, the darker the better."
+    name = record.file.objective.names[0]
+    study, settings = _study(record, name), list(record.file.search)
+    if not study.trials:
+        return SweepFigure(title, about, [])
+    with _optuna_style(max(_WIDTH, 1.4 * len(settings))):
+        axes = optuna_plots.plot_parallel_coordinate(study, settings, target_name=name)
+        axes.set_title("")
+        for axis in (other.yaxis for other in plt.gcf().axes):
+            _plain_ticks(axis)
+        return SweepFigure(title, about, [_png()])
+
+
+def _slices(record: SweepRecord) -> SweepFigure:
+    title = "Setting by setting"
+    about = (
+        "A point for each trial, the darker the later. Trials that were stopped early had less "
+        "training. A dashed line is the default."
+    )
+    settings, pngs = list(record.file.search), []
+    defaults = record.defaults.settings if record.defaults else {}
+    for name, label in record.file.objective.labels.items():
+        study = _study(record, name)
+        for start in range(0, len(settings) if study.trials else 0, _PANELS):
+            panels = settings[start : start + _PANELS]
+            with _optuna_style(*_PANEL):
+                drawn = optuna_plots.plot_slice(study, panels, target_name=label)
+                for axes in drawn if isinstance(drawn, np.ndarray) else [drawn]:
+                    setting = axes.get_xlabel()
+                    default = defaults.get(setting)
+                    if isinstance(default, int | float) and not record.file.search[setting].values:
+                        axes.axvline(default, color=style.INK, ls="--", lw=0.9)
+                    axes.set_title("")
+                    axes.tick_params(axis="x", rotation=30)
+                    _plain_ticks(axes.xaxis)
+                plt.suptitle("")
+                pngs.append(_png())
+    return SweepFigure(title, about, pngs)
+
+
+def _importances(record: SweepRecord) -> SweepFigure:
+    title = "Hyperparameter importance"
+    about = (
+        "Fraction of the variance of the objective that each setting explains (fANOVA), a rough "
+        "estimate with few trials."
+    )
+    study = comparable_study(record.trials, record.file)
+    if study is None:
+        return SweepFigure(title, about, [])
+    with _optuna_style():
+        axes = optuna_plots.plot_param_importances(
+            study,
+            evaluator=FanovaImportanceEvaluator(seed=record.file.seed),
+            target_name=record.file.objective.names[0],
+        )
+        axes.set_title("", loc="left")
+        return SweepFigure(title, about, [_png()])
+
+
+def _learning_curves(record: SweepRecord) -> SweepFigure:
+    title = "Learning curves"
+    about = "The objective on val during the trials; curves of stopped trials end early."
+    trials = [trial for trial in record.trials if trial.history]
+    if not trials:
+        return SweepFigure(title, about, [])
+    study = study_of(trials, [trial.history[-1][1] for trial in trials], record.file, "max")
+    with _optuna_style():
+        axes = optuna_plots.plot_intermediate_values(study)
+        colours = dict(zip(record.best, style.GATE_COLOURS, strict=False))
+        for line, trial in zip(axes.lines, trials, strict=True):
+            if trial.name in colours:
+                line.set(
+                    color=colours[trial.name],
+                    lw=2.5,
+                    alpha=1,
+                    zorder=3,
+                    label=f"trial {trial.name}",
+                )
+            else:
+                line.set(color=style.MUTED, alpha=0.4, label="_")
+        if colours:
+            axes.legend(fontsize=style.SMALL_SIZE)
+        name = next(iter(record.file.objective.labels.values()))
+        axes.set(title="", xlabel="progress (% of a training)", ylabel=name)
+        return SweepFigure(title, about, [_png()])
+
+
+def _study(record: SweepRecord, name: str) -> optuna.Study:
+    """Return the trials with their final values of an objective."""
+    trials = [trial for trial in record.trials if name in trial.values]
+    values = [trial.values[name] for trial in trials]
+    return study_of(trials, values, record.file, record.file.objective.modes[name])

@@ -1,1 +1,0 @@
-"""Reports of sweeps: text, figures and one HTML page."""

@@ -1,0 +1,250 @@
+"""Report of a sweep: summary, tables, CSV file, figures and HTML page."""
+
+import csv
+import io
+import json
+import warnings
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from matplotlib import pyplot as plt
+from matplotlib import rcParams
+from PIL import Image
+
+from dfs_rl.reporting import style
+from dfs_rl.sweeping.figures import over_seeds, sweep_figures
+from dfs_rl.sweeping.report import (
+    best_table,
+    failures,
+    results_csv,
+    retrained_table,
+    summary,
+    sweep_page,
+    sweep_text,
+    trial_table,
+)
+from tests.helpers.fake_sweep import REASON, fake_sweep, fake_trial, retrained
+from tests.helpers.html import check_in_browser, needs_chromium, outline_of
+
+FIGURES = [
+    "Accuracy against computation",
+    "Parallel coordinates",
+    "Setting by setting",
+    "Hyperparameter importance",
+    "Learning curves",
+]
+
+
+@pytest.fixture(scope="module")
+def record():
+    return fake_sweep()
+
+
+@pytest.fixture(scope="module")
+def figures(record):
+    return sweep_figures(record)
+
+
+@pytest.fixture(scope="module")
+def page(record, figures):
+    return sweep_page(record, figures, "dataset: <script>alert(1)</script>\n")
+
+
+# Summary and tables
+
+
+def fresh_seeds(*retrained_records, both=False):
+    """Return the sentence about fresh seeds."""
+    return summary(replace(fake_sweep(6, both=both), retrained=retrained_records))[2]
+
+
+def trial(*values, name="001"):
+    return retrained(name, {"hypervolume": values}, search_values={"hypervolume": 3.0})
+
+
+@pytest.mark.parametrize(
+    ("values", "defaults", "sentence"),
+    [
+        ((3.0, 3.1, 3.2), (2.5, 2.7, 2.6), "Better than the defaults on fresh seeds: 001."),
+        ((3.0, 3.1, 3.2), (2.5, 2.9, 3.3), "No retrained trial is shown to be better"),
+        ((2.0, 2.0, 2.1), (3.0, 3.1, 3.2), "keep the defaults."),
+        ((3.0,), (2.0,), "No retrained trial is shown to be better"),
+        ((), (2.0,), "values of the search may be luck"),
+        ((3.0,), (), "no gain over them is known"),
+    ],
+)
+def test_defaults_are_beaten_beyond_the_deviation(values, defaults, sentence):
+    assert sentence in fresh_seeds(trial(*values), trial(*defaults, name="defaults"))
+
+
+def test_winner_is_worse_in_no_objective():
+    cheaper = retrained("001", {"accuracy": (80.0, 80.0), "computation": (0.5, 0.5)})
+    traded = retrained("002", {"accuracy": (70.0, 70.0), "computation": (0.4, 0.4)})
+    defaults = retrained("defaults", {"accuracy": (80.0, 80.0), "computation": (1.0, 1.1)})
+    assert fresh_seeds(cheaper, traded, defaults, both=True).endswith("fresh seeds: 001.")
+    record = replace(fake_sweep(6, both=True), retrained=(cheaper, traded, defaults))
+    assert retrained_table(record)["mark"].tolist() == ["", "+", "-", "+", "", ""]
+
+
+def test_summary_of_failed_trials_recommends_nothing():
+    trials = tuple(fake_trial(i, "failed") for i in (1, 2))
+    record = replace(fake_sweep(6), trials=trials, best=(), importance={}, seconds=30.0)
+    assert summary(record) == [
+        "Trials in 30 seconds: 2 failed.",
+        "No trial has a result, so there is nothing to recommend.",
+    ]
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_summary_has_five_sentences(both):
+    record = fake_sweep(both=both)
+    sentences = summary(record)
+    assert len(sentences) == 5
+    assert "8 finished, 14 stopped early, 2 failed" in sentences[0]
+    assert f" {record.best[0]}" in sentences[1]
+
+
+def test_tables_have_values_and_settings(record):
+    best = best_table(record, 2).set_index("trial")
+    assert list(best.columns) == [*record.best[:2], "defaults"]
+    for name in record.best[:2]:
+        found = record.trial(name)
+        assert float(best.loc["ppo.gamma", name]) == pytest.approx(
+            found.settings["ppo.gamma"], rel=1e-3
+        )
+        assert float(best.iloc[0][name]) == pytest.approx(found.values["hypervolume"], rel=1e-3)
+    again, values = retrained_table(record).iloc[0], record.retrained[0].values["hypervolume"]
+    assert again["fresh seeds"] == f"{np.mean(values):.3f} ± {np.std(values, ddof=1):.3f}"
+    trials = trial_table(record)
+    areas = [record.trial(n).values.get("hypervolume") for n in trials["trial"]]
+    assert areas[:-2] == sorted(areas[:-2], reverse=True)
+    assert areas[-2:] == [None, None]
+
+
+def test_failures_of_trials_and_of_fresh_seeds(record):
+    lost = retrained("001", {}, failed={101: "killed"})
+    reasons = failures(replace(record, retrained=(lost,)))
+    assert reasons == {"trial 012": REASON, "trial 024": REASON, "001 on seed 101": "killed"}
+
+
+def test_csv_has_every_trial_exactly(record):
+    rows = list(csv.DictReader(io.StringIO(results_csv(record))))
+    assert [row["trial"] for row in rows] == [trial.name for trial in record.trials]
+    for row, expected in zip(rows, record.trials, strict=True):
+        assert (row["status"], row["reason"]) == (expected.status, expected.reason or "")
+        assert float(row["seconds"]) == expected.seconds
+        assert float(row["progress"]) == expected.progress
+        value = expected.values.get("hypervolume")
+        assert row["hypervolume"] == ("" if value is None else repr(value))
+        assert json.loads(row["points"]) == [list(point) for point in expected.points]
+        assert row.pop("policy.activation") == expected.settings["policy.activation"]
+        for name in row.keys() & expected.settings.keys():
+            read = json.loads(row[name])
+            assert (tuple(read) if isinstance(read, list) else read) == expected.settings[name]
+
+
+# Figures
+
+
+def test_figures_leave_matplotlib_as_it_was(record):
+    before = dict(rcParams)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        figures = sweep_figures(record)
+    assert dict(rcParams) == before
+    assert plt.get_fignums() == []
+    assert [figure.title for figure in figures] == FIGURES
+
+
+def test_tooltips_lie_on_their_points(record, figures):
+    pareto = figures[0]
+    pixels = np.asarray(Image.open(io.BytesIO(pareto.pngs[0])).convert("RGB")).astype(int)
+    height, width, _ = pixels.shape
+    assert len(pareto.points) == len(record.points) + 3 * 4
+    colour = [int(style.VERMILION[i : i + 2], 16) for i in (1, 3, 5)]
+    best = [p for p in pareto.points if p.text.startswith(f"trial {record.best[0]}:")]
+    assert len(best) == 4
+    for point in best:
+        y, x = round(point.top * height), round(point.left * width)
+        near = pixels[y - 20 : y + 20, x - 20 : x + 20].reshape(-1, 3)
+        assert np.abs(near - colour).sum(axis=1).min() < 24
+
+
+def test_means_over_seeds(record):
+    again = record.retrained[-1]
+    accuracies = [min(points).accuracy for points in again.points]
+    _, accuracy = over_seeds(again)[0]
+    assert accuracy.mean == pytest.approx(np.mean(accuracies))
+    assert accuracy.deviation == pytest.approx(np.std(accuracies, ddof=1))
+    uneven = replace(again, points=(again.points[0][:1], *again.points[1:]))
+    assert len(over_seeds(uneven)) == 1 + 4 + 4
+
+
+# Page
+
+
+def test_page_is_complete_and_escaped(record, page):
+    outline = outline_of(page)
+    assert outline.images == 6
+    assert outline.headings[:2] == ["Best trials", "Fresh seeds"]
+    assert outline.headings[2:7] == FIGURES
+    assert {trial.name for trial in record.trials} <= set(outline.cells)
+    assert "<made-up>" not in page
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+    assert page.count("data-tooltip=") == len(record.points) + 3 * 4
+
+
+@needs_chromium
+def test_browser_shows_the_page_without_complaint(page, tmp_path):
+    check_in_browser(page, tmp_path, images=6)
+
+
+def without_trials(record):
+    return replace(record, trials=(), best=(), retrained=(), importance={})
+
+
+def all_failed(record):
+    lost = tuple(
+        replace(t, status="failed", reason=REASON, values={}, points=(), history=t.history[:n])
+        for n, t in enumerate(record.trials[:4])
+    )
+    return replace(without_trials(record), trials=lost)
+
+
+def one_trial(record):
+    return replace(without_trials(record), trials=record.trials[:1], best=("001",))
+
+
+def constant_settings(record):
+    same = {**record.trials[0].settings, "policy.activation": "$a$"}
+    return replace(record, trials=tuple(replace(t, settings=same) for t in record.trials))
+
+
+def lost_seeds(record):
+    lost = retrained(record.best[0], {"hypervolume": ()}, failed={101: "x"})
+    return replace(record, retrained=(lost, record.retrained[-1]))
+
+
+def diverged(record):
+    first, *rest = record.trials
+    far = replace(first, values={"hypervolume": -1e9}, history=((0.5, -1e9), (1.0, -1e9)))
+    return replace(record, trials=(far, *rest), best=record.best[:1])
+
+
+@pytest.mark.parametrize(
+    ("change", "images"),
+    [
+        (without_trials, 0),
+        (all_failed, 1),
+        (one_trial, 5),
+        (lost_seeds, 6),
+        (diverged, 6),
+    ],
+)
+def test_unusual_sweeps_are_reported(change, images):
+    record = change(fake_sweep())
+    page = sweep_page(record, sweep_figures(record), "")
+    assert outline_of(page).images == images
+    assert sweep_text(record).startswith(record.title)
+    assert len(results_csv(record).splitlines()) == 1 + len(record.trials)
