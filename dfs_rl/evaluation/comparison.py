@@ -74,7 +74,7 @@ def check_comparable(runs: Sequence[EvaluatedRun]) -> None:
         for what, ours, theirs in (
             ("images", first.summary.fingerprint, run.summary.fingerprint),
             ("a split", first.summary.split, run.summary.split),
-            ("a menu", list(first.summary.options), list(run.summary.options)),
+            ("bit options", list(first.summary.options), list(run.summary.options)),
             ("a backbone", first.backbone, run.backbone),
         ):
             if ours != theirs:

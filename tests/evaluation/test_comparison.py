@@ -179,7 +179,7 @@ def test_a_cotrained_gate_is_measured_against_the_better_of_both_backbones():
     ("change", "what"),
     [
         ({"fingerprint": "xyz"}, "images of its own (xyz, not abc)"),
-        ({"options": (0, 4, 32)}, "a menu of its own ([0, 4, 32], not [0, 2, 32])"),
+        ({"options": (0, 4, 32)}, "bit options of its own ([0, 4, 32], not [0, 2, 32])"),
         ({"backbone": "b1"}, "a backbone of its own (b1, not b0)"),
     ],
 )
