@@ -162,7 +162,8 @@ def _choice_parts(gate: LearnedGate) -> dict[str, object]:
 def _save_table(gate: TableGate, folder: Path) -> None:
     if gate.options is None:
         raise ConfigError(
-            f"gate {gate.name!r} is a table without bit options; only one that has them can be stored."
+            f"gate {gate.name!r} is a table without bit options; only one that has them can be "
+            "stored."
         )
     write_manifest(
         folder / STRUCTURE_FILE,
