@@ -1,7 +1,7 @@
 """Construction of gates, and conversion between policies and gates in plain torch."""
 
 import copy
-from collections.abc import Sequence
+from typing import Any
 
 import torch
 from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
@@ -29,27 +29,30 @@ RECURRENT_WIDTH = 10
 def gate_shape(
     backbone: WalkableBackbone,
     *,
+    kind: str = "ff",
     features: FeatureChoice,
     hidden: int | None,
     budget_conditioning: bool,
 ) -> tuple[tuple[int, ...], int]:
     """Return the number of features that a gate reads before each layer, and its hidden width.
 
-    By default the gate takes ``GATE_SHARE`` of the gated layers' MACs, with 8 to 32 units: fewer
-    units separate images of small backbones badly, and more units bring no gain.
+    By default an LSTM has ``RECURRENT_WIDTH``. Other gates take ``GATE_SHARE`` of the gated layers'
+    MACs, with 8 to 32 units: fewer units separate images of small backbones badly, and more units
+    bring no gain.
     """
     available = tuple(backbone.feature_sizes)
     sizes = available if features == "all" else confidence_sizes(available)
+    if hidden is None and kind == "lstm":
+        return sizes, RECURRENT_WIDTH
     if hidden is None:
-        others = context_size(budget_conditioning=budget_conditioning) + backbone.costs.n_actions
-        hidden = _affordable(backbone, sum(size + others for size in sizes))
+        context = context_size(budget_conditioning=budget_conditioning)
+        outputs = backbone.costs.n_actions
+        per_unit = sum(size + context + outputs for size in sizes)
+        if kind == ONE_SHOT:  # it reads features once
+            per_unit = sizes[0] + context + len(sizes) * outputs
+        left = GATE_SHARE * backbone.costs.total_macs - backbone.feature_macs
+        hidden = min(max(int(left / per_unit), _MIN_WIDTH), _MAX_WIDTH)
     return sizes, hidden
-
-
-def _affordable(backbone: WalkableBackbone, per_unit: int) -> int:
-    """Return the default width of a gate with ``per_unit`` MACs per hidden unit and image."""
-    left = GATE_SHARE * backbone.costs.total_macs - backbone.feature_macs
-    return min(max(int(left / per_unit), _MIN_WIDTH), _MAX_WIDTH)
 
 
 def untrained_gate(
@@ -58,10 +61,8 @@ def untrained_gate(
     kind: str,
     features: FeatureChoice,
     hidden: int | None,
-    name: str = "gate",
-    budget: float | None = None,
     budget_conditioning: BudgetConditioning | None = None,
-    choices: Sequence[int] | None = None,
+    **settings: Any,  # noqa: ANN401 - passed on
 ) -> LearnedGate:
     """Build a gate with its initial weights and its final shape and cost.
 
@@ -69,33 +70,25 @@ def untrained_gate(
         backbone: The backbone.
         kind: Name of its network in ``GATES``.
         features: Features that the gate reads.
-        hidden: Hidden width; ``None`` for the default of the kind, see ``gate_shape`` and
-            ``RECURRENT_WIDTH``.
-        name: Name in tables and plots.
-        budget: Per-input budget on computation in percent to train for; ``None`` for none.
+        hidden: Hidden width; ``None`` for the default, see ``gate_shape``.
         budget_conditioning: Budget conditioning of a gate for all budgets; ``None`` for one budget.
-        choices: Indices of the allowed options; ``None`` for all.
+        settings: Name, budget and choices, see ``LearnedGate``.
     """
-    conditioned = budget_conditioning is not None
     sizes, width = gate_shape(
-        backbone, features=features, hidden=hidden, budget_conditioning=conditioned
+        backbone,
+        kind=kind,
+        features=features,
+        hidden=hidden,
+        budget_conditioning=budget_conditioning is not None,
     )
-    if kind == "lstm":
-        width = hidden or RECURRENT_WIDTH
-    elif kind == ONE_SHOT:
-        outputs = len(sizes) * (len(choices) if choices else backbone.costs.n_actions)
-        inputs = sizes[0] + context_size(budget_conditioning=conditioned)
-        width = hidden or _affordable(backbone, inputs + outputs)
     return GATES[kind](
         sizes,
         backbone.options,
         feature_macs=backbone.feature_macs,
         hidden=width,
-        name=name,
-        budget=budget,
         budget_conditioning=budget_conditioning,
-        choices=choices,
         exits=exit_info(backbone),
+        **settings,
     )
 
 

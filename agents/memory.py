@@ -2,7 +2,7 @@
 
 import math
 
-from dfs_rl.agents.gate_export import RECURRENT_WIDTH, gate_shape
+from dfs_rl.agents.gate_export import gate_shape
 from dfs_rl.agents.hyperparameters import (
     AlgorithmConfig,
     FeatureChoice,
@@ -53,10 +53,12 @@ def training_needs(  # noqa: PLR0913
         cotrain_batch: Images per step of a co-trained backbone; ``None`` for a frozen one.
     """
     sizes, width = gate_shape(
-        backbone, features=features, hidden=hidden, budget_conditioning=budget_conditioning
+        backbone,
+        kind=kind,
+        features=features,
+        hidden=hidden,
+        budget_conditioning=budget_conditioning,
     )
-    if kind == "lstm":
-        width = hidden or RECURRENT_WIDTH
     inputs = max(sizes) + context_size(budget_conditioning=budget_conditioning)
     weights = width * len(sizes) * (inputs + outputs * backbone.costs.n_actions)
     if kind == "lstm":

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dfs_rl.agents.evaluation_callback import rewards_of
+from dfs_rl.agents.validation import rewards_of
 from dfs_rl.backbones.interfaces import WalkableBackbone
 from dfs_rl.costs import CostTable
 from dfs_rl.data import ImageSet

@@ -9,9 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dfs_rl.agents.evaluation_callback import ValidationState
 from dfs_rl.agents.supervised.config import SupervisedConfig
 from dfs_rl.agents.supervised.lagrangian import LagrangeMultipliers
+from dfs_rl.agents.validation import ValidationState
 from dfs_rl.backbones.interfaces import WalkableBackbone
 from dfs_rl.data import ImageSet
 from dfs_rl.data.batching import epoch_batches

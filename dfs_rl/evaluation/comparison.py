@@ -14,6 +14,7 @@ from dfs_rl.evaluation.budgets import results_at_budgets, select_points
 from dfs_rl.evaluation.comparison_records import (
     GATE,
     ComparisonOfRuns,
+    ComputationByDifficulty,
     EvaluatedRun,
     Pair,
     Point,
@@ -21,13 +22,8 @@ from dfs_rl.evaluation.comparison_records import (
     TrainingCost,
     spread,
 )
-from dfs_rl.evaluation.comparison_summary import (
-    comparison_verdict,
-    difference_sentences,
-    is_significant_over_seeds,
-)
+from dfs_rl.evaluation.comparison_summary import comparison_verdict, is_significant_over_seeds
 from dfs_rl.evaluation.curves import CurvePoint, hypervolume_reference_point
-from dfs_rl.evaluation.difficulty import SKIP_ALL_KEY, computation_by_difficulty, image_difficulty
 from dfs_rl.evaluation.metrics import PairedDifference, paired_difference
 from dfs_rl.evaluation.pareto import ParetoCurve, curve_pairs
 from dfs_rl.evaluation.per_image_results import PerImageResults
@@ -35,6 +31,10 @@ from dfs_rl.evaluation.verdict import with_cost_tolerance
 
 MATCHED_COST_BASELINES = ("static_table", "cascade", "exits", "mode_table", "random", "patterns")
 """Keys of the baselines at the gate's cost; a network without exits has no ``exits``."""
+_SKIP_ALL = "uniform_0"
+"""Key of the uniform setting that skips every layer, a reference that nobody deploys."""
+_MIN_IMAGES = 10
+"""Smallest number of images in a difficulty class whose mean computation is reported."""
 _BUDGETS = ("budget", "per_input_budget")
 _POINT_SETTINGS = (*_BUDGETS, "cost_weight")
 """Settings that distinguish the points of a gate's curve."""
@@ -72,15 +72,15 @@ def check_comparable(runs: Sequence[EvaluatedRun]) -> None:
     for run in runs[1:]:
         first = runs[0]
         for what, ours, theirs in (
-            ("images", first.summary.fingerprint, run.summary.fingerprint),
-            ("a split", first.summary.split, run.summary.split),
-            ("bit options", list(first.summary.options), list(run.summary.options)),
-            ("a backbone", first.backbone, run.backbone),
+            ("image fingerprint", first.summary.fingerprint, run.summary.fingerprint),
+            ("split", first.summary.split, run.summary.split),
+            ("list of bit options", list(first.summary.options), list(run.summary.options)),
+            ("backbone digest", first.backbone, run.backbone),
         ):
             if ours != theirs:
                 raise DataError(
-                    f"{run.path} cannot be compared with {first.path}: it has {what} of its own "
-                    f"({theirs}, not {ours})."
+                    f"{run.path} cannot be compared with {first.path}: its {what} is {theirs}, "
+                    f"not {ours}."
                 )
 
 
@@ -125,7 +125,7 @@ def compare_runs(
     )
     plain = next((run for run in runs if not _is_cotrained(run)), runs[0])
     references = _references(plain)
-    running = [point for point in references if point.kind != SKIP_ALL_KEY]
+    running = [point for point in references if point.kind != _SKIP_ALL]
     correct = {
         **{gate.label: _on_selection(named[gate.label], GATE) for gate in gates},
         **{point.label: theirs for point, theirs in unique},
@@ -135,13 +135,14 @@ def compare_runs(
     about = runs[0].summary
     reference_point = hypervolume_reference_point(
         [_curve_point(point) for point in running],
-        [_curve_point(point) for point in references if point.kind == SKIP_ALL_KEY],
+        [_curve_point(point) for point in references if point.kind == _SKIP_ALL],
         [_curve_point(gate) for gate in gates],
     )
     pareto_curves = list(_pareto_curves(runs, reference_point))
     curves = tuple(method.curve() for method in pareto_curves)
     curve_differences = tuple(curve_pairs(pareto_curves))
-    difficulty = image_difficulty(runs[0])
+    classes, class_of_image = _image_difficulty(runs[0])
+    counts = torch.bincount(class_of_image, minlength=len(classes)).double()
     pairs = tuple(_pairs(named, gates))
     settings = (run.settings.get(point_key) for run in runs for point_key in _BUDGETS)
     asked = {float(str(budget)) for budget in settings if budget is not None}
@@ -160,22 +161,21 @@ def compare_runs(
         reference_accuracy=reference_point.accuracy,
         reference_computation=reference_point.computation,
         trainings=tuple(_trainings(runs)),
-        difficulty=difficulty.classes,
-        difficulty_shares=difficulty.shares,
-        computation_by_difficulty=tuple(computation_by_difficulty(gates, named, difficulty)),
+        difficulty=classes,
+        difficulty_shares=tuple((counts / len(class_of_image)).tolist()),
+        computation_by_difficulty=tuple(
+            _computation_by_difficulty(gate, named[gate.label], class_of_image, len(classes))
+            for gate in gates
+        ),
         pareto_front=tuple(point.label for point, *_ in pareto_front),
         verdict=tuple(
             comparison_verdict(
                 points=[*points, *running],
                 pareto_front=pareto_front,
                 budgets=budgets,
-                images=len(next(iter(correct.values()))),
                 curves=curves,
                 curve_pairs=curve_differences,
             )
-        ),
-        differences=tuple(
-            difference_sentences(points=points, pairs=pairs, curve_pairs=curve_differences)
         ),
         failed=dict(failed or {}),
     )
@@ -253,7 +253,7 @@ def _with_unique_labels(
     for gate, point, correct in different.values():
         others = [other for _, other, _ in different.values() if other is not point]
         unique = [d for d in _DIGITS if label(point, d) not in {label(o, d) for o in others}]
-        suffix = "" if unique else f", beside {gate}"
+        suffix = "" if unique else f", for {gate}"
         named.append((replace(point, label=label(point, (unique or _DIGITS)[0]) + suffix), correct))
     return named
 
@@ -474,12 +474,11 @@ def _pareto_curves(
                 results=[
                     [_method_results(group[i], key) for i in there] for group in whole.values()
                 ],
-                histograms=[
-                    [torch.tensor(run.summary.histogram) for run in group]
-                    for group in whole.values()
-                ]
+                histograms=torch.tensor(
+                    [[run.summary.histogram for run in group] for group in whole.values()]
+                )
                 if is_gate
-                else [],
+                else None,
                 reference_point=reference_point,
             )
 
@@ -495,6 +494,30 @@ def _point_key(run: EvaluatedRun) -> tuple[str, ...]:
 
 def _method_results(run: EvaluatedRun, key: str) -> PerImageResults:
     return run.results.reported[GATE] if key == GATE else _baseline_results(run, key)
+
+
+def _image_difficulty(run: EvaluatedRun) -> tuple[tuple[str, ...], Tensor]:
+    """Return the difficulty classes, and the class of each reported image, int64 ``[n]``.
+
+    The class of an image is the cheapest uniform setting that classifies it correctly, apart from
+    the setting that skips every layer. It does not depend on a gate.
+    """
+    fixed = [m for m in run.summary.methods if m.role == "fixed" and m.key != _SKIP_ALL]
+    cheapest_first = sorted(fixed, key=lambda m: m.computation)
+    correct = torch.stack([run.results.reported[m.key].correct > 0 for m in cheapest_first])
+    last = torch.ones(1, correct.shape[1], dtype=torch.bool)
+    first_correct = torch.cat([correct, last]).int().argmax(dim=0)
+    return (*(m.label for m in cheapest_first), "none is right"), first_correct
+
+
+def _computation_by_difficulty(
+    gate: Point, group: Sequence[EvaluatedRun], class_of_image: Tensor, n_classes: int
+) -> ComputationByDifficulty:
+    costs = torch.stack([run.results.reported[GATE].computation for run in group]).double()
+    mean = costs.mean(dim=0)  # [n]
+    members = [mean[class_of_image == i] for i in range(n_classes)]
+    relative = (float(m.mean() / mean.mean()) if len(m) >= _MIN_IMAGES else None for m in members)
+    return ComputationByDifficulty(label=gate.label, family=gate.family, relative=tuple(relative))
 
 
 def _trainings(runs: Sequence[EvaluatedRun]) -> Iterator[TrainingCost]:

@@ -22,13 +22,14 @@ from dfs_rl.backbones import Backbone, BackboneInfo, StoredBackbone, save_backbo
 from dfs_rl.data import Dataset, load_dataset
 from dfs_rl.errors import ConfigError
 from dfs_rl.evaluation.comparison_records import ComparisonOfRuns
+from dfs_rl.evaluation.static_tables import SearchConfig
 from dfs_rl.evaluation.summary import EvaluationSummary
 from dfs_rl.experiments import comparison, supernet_training
 from dfs_rl.experiments.backbone_config import TrainBackboneConfig
 from dfs_rl.experiments.backbone_resolver import load_data
 from dfs_rl.experiments.benchmark import COMMANDS, command_line
 from dfs_rl.experiments.comparison_config import CompareConfig
-from dfs_rl.experiments.evaluation import EvaluateConfig, evaluate_run
+from dfs_rl.experiments.evaluation import Precision, ReportedSplit, evaluate_run
 from dfs_rl.experiments.gate_run import GateTrainingCommand, create_run, train_run
 from dfs_rl.gating.model import GatedModel, load
 from dfs_rl.training.supernet import uniform_accuracies
@@ -108,14 +109,8 @@ class Comparison:
     figures: ComparisonOfRuns = field(repr=False)
 
     def to_frame(self) -> pd.DataFrame:
-        """Return one row per gate and budget, baseline or uniform option, cheapest first.
-
-        Figures over seeds have two columns, such as ``accuracy_mean`` and ``accuracy_deviation``.
-        """
-        points = sorted(
-            (*self.figures.points, *self.figures.references), key=lambda p: p.computation.mean
-        )
-        return pd.json_normalize([config_to_dict(point) for point in points], sep="_")
+        """Return one row per gate and budget, baseline or uniform option, as in ``points.csv``."""
+        return self.figures.to_frame()
 
 
 def train_backbone(
@@ -213,7 +208,12 @@ def evaluate(
     dataset: Dataset | str | None = None,
     *,
     baselines: Sequence[str] | None = None,
-    **settings: Any,  # noqa: ANN401 - fields of EvaluateConfig
+    split: ReportedSplit = "test",
+    budget: float | None = None,
+    device: str = "auto",
+    batch_size: int = 128,
+    precision: Precision = "float32",
+    search: SearchConfig | None = None,
 ) -> Evaluation:
     """Evaluate a gate and the baselines that it should beat, once, on the test split.
 
@@ -221,25 +221,35 @@ def evaluate(
         gate: Trained gate, or run folder of a gate or a backbone.
         dataset: Data set of the training; ``None`` reads it from where the training did.
         baselines: Keys of the baselines to show, such as ``"cascade"``; ``None`` for all.
-        settings: Settings of ``evaluate``, for example ``split``, ``budget`` or ``device``.
+        split: Split to report on; every choice is made on val.
+        budget: Budget in percent that a gate for all budgets is set to.
+        device: Device to compute on.
+        batch_size: Number of images per batch.
+        precision: Number format of the backbone; float32 for figures to report.
+        search: Limits of the search for the best static bit table.
 
     Raises:
         ConfigError: If a setting or baseline is unknown or not allowed.
         CheckpointError: If the run has no usable backbone or gate.
         DataError: If the data set is not that of the training.
     """
-    path = gate.path if isinstance(gate, TrainedGate) else Path(gate)
-    config = _config(EvaluateConfig, None, run=path, **settings)
-    with _threads(config.threads, settings), trusting(code=isinstance(gate, TrainedGate)):
+    for name, value, allowed in (
+        ("split", split, get_args(ReportedSplit)),
+        ("precision", precision, get_args(Precision)),
+    ):
+        if value not in allowed:
+            raise ConfigError(f"{name} is {value!r}; allowed are {', '.join(allowed)}.")
+    trained = isinstance(gate, TrainedGate)
+    with trusting(code=trained):
         found = evaluate_run(
-            path,
+            gate.path if isinstance(gate, TrainedGate) else Path(gate),
             dataset=dataset,
-            split=config.split,
-            budget=config.budget,
-            device=config.device,
-            batch_size=config.batch_size,
-            precision=config.precision,
-            search=config.search,
+            split=split,
+            budget=budget,
+            device=device,
+            batch_size=batch_size,
+            precision=precision,
+            search=search,
         )
     keys = [method.key for method in found.summary.methods if method.role != "gate"]
     for name in baselines or ():

@@ -302,7 +302,7 @@ def _default_supernet(spec: BackboneSpec, dataset: "Dataset") -> "StoredBackbone
     from dfs_rl.gating.model import BACKBONE_FOLDER
     from dfs_rl.utils.config import config_to_dict
     from dfs_rl.utils.io import file_lock
-    from dfs_rl.utils.run_folder import RECORD
+    from dfs_rl.utils.run_creation import RECORD
 
     wanted = spec.supernet_config(dataset)
     settings = config_to_dict(wanted)

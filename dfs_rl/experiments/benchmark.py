@@ -26,7 +26,8 @@ from dfs_rl.utils.config import (
 from dfs_rl.utils.io import OnWait, file_lock
 from dfs_rl.utils.logging import print_status
 from dfs_rl.utils.registry import NameIn
-from dfs_rl.utils.run_folder import RECORD, RunFolder
+from dfs_rl.utils.run_creation import RECORD
+from dfs_rl.utils.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from dfs_rl.data import Dataset

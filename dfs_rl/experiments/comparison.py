@@ -29,7 +29,7 @@ from dfs_rl.utils.run_folder import RunFolder
 if TYPE_CHECKING:
     from dfs_rl.data import Dataset
     from dfs_rl.evaluation.comparison_records import ComparisonOfRuns, EvaluatedRun
-    from dfs_rl.reporting.html_report import GateSection
+    from dfs_rl.reporting.comparison_report import GateSection
 
 KIND = "compare"
 PROG = "python -m dfs_rl.compare"
@@ -40,7 +40,7 @@ _TRAINING_BYTES = 20_000
 """Approximate size of one training's settings in bytes."""
 _EXTRA_SETTINGS_FILE = "{}.yaml"
 """File of a comparison with the further settings of a command's gates."""
-_SECTION_FIGURES = {"options": "Bits at each layer", "images": "Cheapest and dearest images"}
+_SECTION_FIGURES = {"options": "Bits at each layer", "images": "Cheapest and most expensive images"}
 
 
 def _open_run(path: Path) -> RunFolder:
@@ -131,7 +131,7 @@ def _sections(
 ) -> list["GateSection"]:
     """Return each gate's figures, commands and settings."""
     from dfs_rl.evaluation.comparison_records import GATE
-    from dfs_rl.reporting.html_report import GateSection
+    from dfs_rl.reporting.comparison_report import GateSection
 
     prefixes = {(run.path, run.settings.get("budget")): run.figure_prefix for run in runs}
     commands = {
@@ -196,8 +196,7 @@ def _write(
 ) -> None:
     """Write the report into a folder."""
     from dfs_rl.reporting.comparison_figures import comparison_figures
-    from dfs_rl.reporting.comparison_tables import comparison_csv
-    from dfs_rl.reporting.html_report import html_report
+    from dfs_rl.reporting.comparison_report import html_report
 
     figures = comparison_figures(comparison)
     page = html_report(comparison, figures, _sections(comparison, runs))
@@ -208,7 +207,8 @@ def _write(
             stale.unlink()
         for number, png in enumerate(figures.bit_mixes.values(), start=1):
             write_bytes_atomic(folder.path / f"options-{number}.png", png)
-        write_bytes_atomic(folder.path / "points.csv", comparison_csv(comparison).encode())
+        points = comparison.to_frame().to_csv(index=False, lineterminator="\n")
+        write_bytes_atomic(folder.path / "points.csv", points.encode())
         write_json(folder.path / "comparison.json", config_to_dict(comparison))
         write_bytes_atomic(folder.path / "report.html", page.encode())
 
@@ -251,7 +251,7 @@ def _compare_given(
 
 def run(invocation: Invocation[CompareConfig]) -> None:
     """Compare newly trained gates, or the given runs, and print the table."""
-    from dfs_rl.reporting.comparison_tables import comparison_text
+    from dfs_rl.reporting.comparison_report import comparison_text
     from dfs_rl.utils.device import set_threads
 
     set_threads(invocation.config.threads, resumed=invocation.resume is not None)

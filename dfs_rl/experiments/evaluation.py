@@ -27,7 +27,8 @@ from dfs_rl.gating.base import Gate
 from dfs_rl.gating.cascade import CascadeGate
 from dfs_rl.gating.model import BACKBONE_FOLDER, BEFORE_FOLDER, GATE_FOLDER, GatedModel, load
 from dfs_rl.gating.networks import LearnedGate
-from dfs_rl.reporting.figures import cheapest_and_dearest, write_figures
+from dfs_rl.reporting.figures import write_figures
+from dfs_rl.reporting.images_plot import cheapest_and_most_expensive
 from dfs_rl.utils.config import config_from_dict, config_to_dict, read_yaml
 from dfs_rl.utils.device import check_memory, resolve_device
 from dfs_rl.utils.io import read_json, write_json
@@ -177,7 +178,9 @@ def evaluate_run(  # noqa: PLR0913 - each is one choice of the caller's
         examples = None
         if model is not None:
             images, (records,) = data.split(split).images, methods[0].records
-            examples = cheapest_and_dearest(records, images, backbone.costs, data.class_names)
+            examples = cheapest_and_most_expensive(
+                records, images, backbone.costs, data.class_names
+            )
         # A summary must never be next to the results of another evaluation.
         path.unlink(missing_ok=True)
         save_per_image_results(_results_path(path), per_image_results_of(methods, backbone.costs))

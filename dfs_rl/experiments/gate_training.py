@@ -23,7 +23,6 @@ from dfs_rl.agents.callbacks import (
 )
 from dfs_rl.agents.checkpoint import capture, restore
 from dfs_rl.agents.cotraining import CoTrainer
-from dfs_rl.agents.evaluation_callback import ValidationState, Validator, rewards_of
 from dfs_rl.agents.gate_export import (
     check_initial_gate,
     deploy,
@@ -34,6 +33,7 @@ from dfs_rl.agents.hyperparameters import QLearningConfig, QRDQNConfig, RolloutS
 from dfs_rl.agents.logging import MetricsFile, Progress, ProgressBar
 from dfs_rl.agents.memory import replay_needs, training_needs
 from dfs_rl.agents.pretraining import UniformOptionRewards, behavior_cloning, pretraining_images
+from dfs_rl.agents.validation import ValidationState, Validator, rewards_of
 from dfs_rl.backbones import Backbone, InferenceBackbone
 from dfs_rl.backbones.interfaces import WalkableBackbone
 from dfs_rl.costs import CostTable
@@ -73,7 +73,7 @@ _INITIAL = "initial"
 
 @dataclass(frozen=True, kw_only=True)
 class LearningState:
-    """State of a training in its checkpoint, next to the tensors.
+    """State of a training in its checkpoint.
 
     Attributes:
         timesteps: Number of decisions made.
@@ -177,14 +177,8 @@ def train(
 ) -> TrainingResult:
     """Train a gate to the end, or resume from the run's last checkpoint.
 
-    Ctrl-C finishes the current update, saves and ends; a second one ends at once.
-
-    Args:
-        config: Configuration of the run.
-        dataset: Data set; the gate learns on its agent split and is validated on its val split.
-        run: Run folder.
-        device: Device to compute on.
-        extra_callbacks: Further callbacks.
+    The gate learns on the agent split and is validated on the val split. Ctrl-C finishes the
+    current update, saves and ends; a second one ends at once.
 
     Raises:
         KeyboardInterrupt: After Ctrl-C, once everything is saved.

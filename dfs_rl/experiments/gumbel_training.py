@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from dfs_rl.agents.cotraining import CoTrainer
-from dfs_rl.agents.evaluation_callback import Validator, rewards_of
 from dfs_rl.agents.gate_export import untrained_gate
 from dfs_rl.agents.logging import ProgressBar
 from dfs_rl.agents.memory import training_needs
@@ -18,6 +17,7 @@ from dfs_rl.agents.supervised.dfs import DFSTrainer
 from dfs_rl.agents.supervised.gumbel import GumbelTrainer
 from dfs_rl.agents.supervised.skipnet import SkipNetTrainer, skip_or_run
 from dfs_rl.agents.supervised.trainer import GateTask, GateTrainer, SupervisedState
+from dfs_rl.agents.validation import Validator, rewards_of
 from dfs_rl.backbones import Backbone
 from dfs_rl.backbones.footprint import backward_bytes
 from dfs_rl.backbones.interfaces import WalkableBackbone
@@ -102,16 +102,9 @@ def budgeted_rewards(
 ) -> Tensor:
     """Return each image's reward under a gate with bounded mean computation, float64 ``[n]``.
 
-    Accuracy and likelihood count as for an agent; the excess of the mean over the budget is
-    subtracted from all images alike.
-
-    Args:
-        records: Records of the validation images; with ``budgets``, image ``i`` runs at the
-            ``i``-th of ``low_discrepancy_preferences``.
-        costs: Cost table of the backbone.
-        budget: Budget on the mean computation in percent.
-        budgets: Budget range of a gate for many budgets: each bin of the range bounds the mean over
-            its images, and ``budget`` is ignored.
+    Accuracy and likelihood count as for an agent; the excess of the mean over the budget, in
+    percent, is subtracted from all images alike. With ``budgets``, image ``i`` runs at the ``i``-th
+    of ``low_discrepancy_preferences``, and each bin of the range bounds the mean over its images.
     """
     rewards = rewards_of(records, costs, RewardWeights(cost=0.0), budget=None)
     computation = records.computation(costs)
@@ -120,10 +113,10 @@ def budgeted_rewards(
         return rewards - overshoot * max(0.0, float(computation.mean()) - budget) / 100.0
     preferences = low_discrepancy_preferences(len(computation)).double()
     over = computation - budgets.at(preferences)
-    stretch = (preferences * _N_BINS).long()  # [n]
-    total = torch.zeros(_N_BINS, dtype=torch.float64).index_add(0, stretch, over)
-    mean = total / torch.bincount(stretch, minlength=_N_BINS).clamp(min=1)
-    return rewards - overshoot * mean.clamp(min=0.0)[stretch] / 100.0
+    bins = (preferences * _N_BINS).long()  # [n]
+    total = torch.zeros(_N_BINS, dtype=torch.float64).index_add(0, bins, over)
+    mean = total / torch.bincount(bins, minlength=_N_BINS).clamp(min=1)
+    return rewards - overshoot * mean.clamp(min=0.0)[bins] / 100.0
 
 
 def budgets_of(
@@ -211,15 +204,9 @@ def train(
 ) -> TrainingResult:
     """Train a gate to the end, or resume from the run's last checkpoint.
 
-    Ctrl-C finishes the current batch, saves and ends; a second one ends at once.
-
-    Args:
-        config: Configuration of the run.
-        dataset: Data set; the gate learns on its agent split and is validated on its val split; a
-            co-trained backbone learns on the train split.
-        run: Run folder.
-        device: Device to compute on.
-        bar: Progress bar, by default on stderr.
+    The gate learns on the agent split and is validated on the val split; a co-trained backbone
+    learns on the train split. Ctrl-C finishes the current batch, saves and ends; a second one ends
+    at once.
 
     Raises:
         KeyboardInterrupt: After Ctrl-C, once everything is saved.

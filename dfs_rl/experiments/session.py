@@ -9,14 +9,14 @@ from typing import Any, Generic, TypeVar, cast
 from stable_baselines3.common.logger import Image
 from torch import Tensor
 
-from dfs_rl.agents.evaluation_callback import Validator
 from dfs_rl.agents.logging import TensorBoard
+from dfs_rl.agents.validation import Validator
 from dfs_rl.backbones import Backbone, StoredBackbone, save_backbone
 from dfs_rl.errors import CheckpointError
 from dfs_rl.gating.model import BACKBONE_FOLDER, GATE_FOLDER
 from dfs_rl.gating.networks import LearnedGate
 from dfs_rl.gating.storage import StoredGate, save_gate
-from dfs_rl.reporting.options_plot import option_histogram_image
+from dfs_rl.reporting.figures import option_histogram_image
 from dfs_rl.utils.checkpoint import module_tensors, restore_module
 from dfs_rl.utils.run_folder import LAST_CHECKPOINT, RunFolder
 from dfs_rl.utils.run_records import parse_record
@@ -39,13 +39,7 @@ class TrainingResult:
 
 
 class BestGate:
-    """Best gate so far, with the weights of a co-trained backbone, on disk and in checkpoints.
-
-    Args:
-        run: Run folder; the gate is stored in ``gate/``, the weights in ``backbone/``.
-        stored: Backbone of the run.
-        cotrained: True if training changes the backbone.
-    """
+    """Best gate so far, with the weights of a co-trained backbone, on disk and in checkpoints."""
 
     def __init__(self, run: RunFolder, stored: StoredBackbone, *, cotrained: bool) -> None:
         self._run = run
@@ -143,10 +137,7 @@ class RunSession(Generic[StateT]):
     def keep_best(self, stored: StoredBackbone, gate: LearnedGate, *, cotrained: bool) -> None:
         """Keep the best gate in run folder and checkpoints, and restore that of the checkpoint.
 
-        Args:
-            stored: Backbone of the run.
-            gate: Gate of the trained kind; stays unchanged.
-            cotrained: True if training changes the backbone, which is then kept with the gate.
+        ``gate`` is of the trained kind and stays unchanged. A co-trained backbone is kept too.
 
         Raises:
             CheckpointError: If the checkpoint's best gate is of another kind.

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from dfs_rl.agents.evaluation_callback import Validator, rewards_of
 from dfs_rl.agents.logging import ProgressBar
 from dfs_rl.agents.static import EvaluatedTable
 from dfs_rl.agents.static.methods import STATIC_METHODS
+from dfs_rl.agents.validation import Validator, rewards_of
 from dfs_rl.backbones import StoredBackbone
 from dfs_rl.costs import CostTable
 from dfs_rl.data import Dataset

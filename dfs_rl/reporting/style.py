@@ -1,23 +1,19 @@
-"""Common style of all figures: sizes, colours, and figures without pyplot's global state.
-
-matplotlib is imported inside functions, so that importing this package stays fast.
-"""
+"""Common style of all figures: sizes, colours, and figures without pyplot's global state."""
 
 import io
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 import numpy as np
+from matplotlib import colormaps, rc_context
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from numpy.typing import NDArray
 
 from dfs_rl.costs import SKIP, BitOptions
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.colors import Colormap
-    from matplotlib.figure import Figure
 
 DPI = 200
 TITLE_SIZE = 10.5
@@ -39,6 +35,9 @@ SKY = "#3a97d4"
 NAME_LENGTH = 40
 """Maximum number of characters of a data set's or gate's name in figures."""
 
+COMPUTATION_LOG = "computation per image, % of all gated layers at 32 bit, log scale"
+"""Label of the horizontal axis."""
+
 GATE_COLOURS = (VERMILION, PURPLE, ORANGE, SKY)
 GATE_MARKERS = "*osDXPv^<>"
 """Markers of gates.
@@ -55,8 +54,6 @@ _LIGHTEST, _DARKEST = 0.22, 1.0  # range of the map distinguishable from white a
 
 def option_colours(options: BitOptions) -> list[tuple[float, float, float]]:
     """Return one colour per option: grey for a skipped layer, then from light to dark by bits."""
-    from matplotlib import colormaps
-
     running = [bits for bits in options if bits != SKIP]
     places = np.linspace(_LIGHTEST, _DARKEST, num=max(len(running), 2))
     scale = [tuple(float(v) for v in colormaps["YlGnBu"](place)[:3]) for place in places]
@@ -73,15 +70,6 @@ def action_styles(
         for bits, colour in zip(options, option_colours(options), strict=True)
     ]
     return [*trial_styles, *[("has left", _LEFT_COLOUR)] * (n_actions - len(options))]
-
-
-def value_colours(*, maximize: bool) -> "Colormap":
-    """Return a colour map in which the best values are dark: the highest, or the lowest."""
-    from matplotlib import colormaps
-    from matplotlib.colors import ListedColormap
-
-    places = np.linspace(_LIGHTEST, _DARKEST, num=256)
-    return ListedColormap(colormaps["YlGnBu"](places if maximize else places[::-1]))
 
 
 def text_colour(background: Sequence[float]) -> str:
@@ -119,8 +107,6 @@ def plain_text() -> Iterator[None]:
     mathematics, LaTeX is off even if the user's matplotlib settings enable it, and characters that
     the font lacks become boxes without a warning.
     """
-    from matplotlib import rc_context
-
     with rc_context({"text.parse_math": False, "text.usetex": False}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         yield
@@ -134,17 +120,14 @@ def legend_name(text: str) -> str:
     return short_middle(f" {text}" if text.startswith("_") else text, NAME_LENGTH)
 
 
-def new_figure(width: float, height: float) -> "Figure":
+def new_figure(width: float, height: float) -> Figure:
     """Return an empty figure of ``width`` x ``height`` inches, rendered with Agg."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
     FigureCanvasAgg(figure)
     return figure
 
 
-def tidy(axes: "Axes") -> None:
+def tidy(axes: Axes) -> None:
     """Apply the common style to axes: two grey spines, small ticks."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(MUTED)
@@ -153,39 +136,20 @@ def tidy(axes: "Axes") -> None:
     axes.yaxis.label.set(fontsize=LABEL_SIZE, color=INK)
 
 
-def pareto_axes(figure: "Figure", *, accuracy: str) -> "Axes":
-    """Return empty axes for accuracy against the logarithm of computation.
-
-    Args:
-        figure: Figure to draw on.
-        accuracy: Label of the vertical axis.
-    """
-    axes = figure.add_subplot()
-    axes.set_xscale("log")
-    axes.grid(visible=True, which="major", color=FAINT, linewidth=0.6)
-    axes.set_axisbelow(True)
-    tidy(axes)
-    axes.set_xlabel("computation per image, % of all gated layers at 32 bit, log scale")
-    axes.set_ylabel(accuracy)
-    return axes
-
-
-def log_ticks(axes: "Axes") -> None:
+def log_ticks(axes: Axes) -> None:
     """Set ticks of a logarithmic horizontal axis at 1, 2 and 5 times powers of ten."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
     axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
 
 
-def title(axes: "Axes", text: str) -> None:
+def title(axes: Axes, text: str) -> None:
     """Set a title at the left edge of the axes."""
     axes.set_title(text, loc="left", fontsize=TITLE_SIZE, color=INK, pad=10)
 
 
 @plain_text()
-def to_png(figure: "Figure") -> bytes:
+def to_png(figure: Figure) -> bytes:
     """Render a figure as PNG."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=DPI)
@@ -193,10 +157,8 @@ def to_png(figure: "Figure") -> bytes:
 
 
 @plain_text()
-def to_array(figure: "Figure") -> NDArray[np.uint8]:
+def to_array(figure: Figure) -> NDArray[np.uint8]:
     """Render a figure to uint8 ``[height, width, 3]``."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
     canvas = FigureCanvasAgg(figure)
     canvas.draw()  # type: ignore[no-untyped-call]
     pixels = np.asarray(canvas.buffer_rgba(), dtype=np.uint8)  # type: ignore[no-untyped-call]

@@ -175,14 +175,7 @@ def restore_module(module: "nn.Module", tensors: Mapping[str, "Tensor"], prefix:
 
 
 def optimizer_tensors(optimizer: "Optimizer", prefix: str) -> dict[str, "Tensor"]:
-    """Return an optimizer's state as tensors named ``prefix.<parameter>.<slot>``.
-
-    Hyperparameters, such as the learning rate, are left out.
-
-    Args:
-        optimizer: Any torch optimizer.
-        prefix: First part of the names.
-    """
+    """Return an optimizer's state, without hyperparameters, as ``prefix.<parameter>.<slot>``."""
     import torch
 
     return {
@@ -194,12 +187,7 @@ def optimizer_tensors(optimizer: "Optimizer", prefix: str) -> dict[str, "Tensor"
 
 
 def restore_optimizer(optimizer: "Optimizer", tensors: Mapping[str, "Tensor"], prefix: str) -> None:
-    """Restore an optimizer's state from ``optimizer_tensors``.
-
-    Args:
-        optimizer: Optimizer whose state is replaced.
-        tensors: Tensors by name; names with other prefixes are ignored.
-        prefix: First part of the names.
+    """Restore an optimizer's state from ``optimizer_tensors``, ignoring other prefixes.
 
     Raises:
         LookupError: If a tensor belongs to a parameter that the optimizer does not have.
@@ -246,11 +234,10 @@ def _read(path: Path, *, ours: bool) -> _Stored:
     if expected is not None and expected != _checksum(tensors, metadata):
         raise CheckpointError(f"{path} is damaged: its content does not match its checksum.")
     for name, tensor in tensors.items():
-        small = (
-            tensor.is_floating_point() and tensor.dtype.itemsize == 1
-        )  # float8 has no isnan operator
+        # float8 has no isnan operator
+        small = tensor.is_floating_point() and tensor.dtype.itemsize == 1
         if bool((tensor.float() if small else tensor).isnan().any()):
-            raise CheckpointError(f"{path} holds NaN in {name}; nothing can go on from it.")
+            raise CheckpointError(f"{path} holds NaN in {name}, from which nothing can continue.")
     return _Stored(tensors=tensors, metadata=metadata)
 
 

@@ -5,11 +5,11 @@ import math
 import pytest
 import torch
 
-from dfs_rl.agents.evaluation_callback import rewards_of
 from dfs_rl.agents.hyperparameters import PPOConfig
 from dfs_rl.agents.supervised.config import SupervisedConfig
 from dfs_rl.agents.supervised.gumbel import GumbelTrainer
 from dfs_rl.agents.supervised.trainer import GateTask
+from dfs_rl.agents.validation import rewards_of
 from dfs_rl.costs import BitOptions, CostTable
 from dfs_rl.data import ImageSet
 from dfs_rl.errors import ConfigError

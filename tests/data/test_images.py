@@ -1,3 +1,5 @@
+import pickle
+
 import pytest
 import torch
 
@@ -80,6 +82,15 @@ def test_dataset_refuses_an_unknown_split():
 def test_dataset_refuses_splits_that_do_not_fit(changes, message):
     with pytest.raises(DataError, match=message):
         make_dataset(**changes)
+
+
+def test_pickled_data_sets_share_memory():
+    dataset, buffers = make_dataset(), []
+    data = pickle.dumps(dataset, protocol=5, buffer_callback=buffers.append)
+    read_only = [memoryview(buffer).toreadonly() for buffer in buffers]  # as in Ray's object store
+    back = pickle.loads(data, buffers=read_only)
+    assert back.fingerprint == dataset.fingerprint
+    assert back.test.images.data_ptr() == dataset.test.images.data_ptr()
 
 
 def test_fingerprint_is_a_function_of_the_content():

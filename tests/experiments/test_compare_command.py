@@ -46,7 +46,7 @@ def test_finished_runs_become_a_report(
     report = tmp_path / "report"
     assert compare_main([*map(str, runs), "--run-dir", str(report)]) == 0
     shown = capsys.readouterr()
-    assert "To ship, chosen on val" in shown.out
+    assert "Recommended on val" in shown.out
     assert str(report / "report.html") in shown.err
     # Evaluated once, when they were trained.
     assert [(run / "summary.json").stat().st_mtime_ns for run in runs] == before

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from dfs_rl.agents.algorithms import build_algorithm
 from dfs_rl.agents.callbacks import Schedules
-from dfs_rl.agents.evaluation_callback import rewards_of
 from dfs_rl.agents.gate_export import deploy
 from dfs_rl.agents.hyperparameters import AlgorithmConfig, GateKind
 from dfs_rl.agents.supervised.trainer import GateTask, GateTrainer
+from dfs_rl.agents.validation import rewards_of
 from dfs_rl.backbones.interfaces import GatedLayer, WalkableBackbone
 from dfs_rl.costs import BitOptions, CostTable
 from dfs_rl.data import ImageSet

@@ -105,6 +105,7 @@ def test_values_arrive_with_their_declared_type(tmp_path, text, name, value):
         ("algo: {a: 1}", "algo is {'a': 1}; allowed is one of 'ppo', 'a2c'."),
         ("ppo: {clip_range: {a: 1}}", "ppo.clip_range is {'a': 1}; allowed is a number."),
         ("weight: .inf", "weight is inf; it must be finite."),
+        ("weight: 1e400", "weight is inf; it must be finite."),
         ("pair: [1, .nan]", "pair[1] is nan; it must be finite."),
         ("flip: 1", "flip is 1; allowed is true or false."),
         ("flip: yes", "flip is 'yes'; allowed is true or false."),

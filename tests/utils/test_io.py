@@ -129,9 +129,9 @@ def test_json_comes_back_equal(tmp_path_factory, value):
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [
-        ("[1e400]", "1e400 is larger than any float"),
-        ("[-9223372036854775809]", "-9223372036854775809 has more than 64 bits"),
-        ("9" * 5000, "999999999999999999999999999999... has more than 64 bits"),
+        ("[1e400]", "1e400 is not a finite number"),
+        ("[-9223372036854775809]", "20 characters has more than 64 bits"),
+        ("9" * 5000, "Exceeds the limit"),
     ],
 )
 def test_numbers_past_a_machine_word_are_refused(tmp_path, content, complaint):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from dfs_rl.agents.evaluation_callback import is_not_worse, rewards_of
+from dfs_rl.agents.validation import is_not_worse, rewards_of
 from dfs_rl.envs.sb3_vec_env import SB3GatingVecEnv
 from dfs_rl.evaluation.evaluator import evaluate_gate
 from dfs_rl.gating.base import TableGate
