@@ -59,12 +59,12 @@ def write_figures(
     Returns:
         Paths of the files.
     """
-    menu = BitOptions(summary.options)
+    bit_options = BitOptions(summary.options)
     figures = {"accuracy": accuracy_plot(summary)}
     if summary.histogram:
-        figures["options"] = options_plot(summary.histogram, menu)
+        figures["options"] = options_plot(summary.histogram, bit_options)
     if examples is not None:
-        figures["images"] = images_plot(*examples, menu)
+        figures["images"] = images_plot(*examples, bit_options)
     paths = []
     for name, figure in figures.items():
         path = folder / f"{prefix}{name}.png"
