@@ -114,6 +114,7 @@ def compare_runs(
         split=about.split,
         n=about.n,
         options=about.options,
+        cost_model=about.cost_model,
         points=tuple(points),
         references=tuple(references),
         budgets=budgets,

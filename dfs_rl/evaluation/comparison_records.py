@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from dfs_rl.costs import COMPUTATION
 from dfs_rl.evaluation.metrics import Interval
 from dfs_rl.evaluation.per_image_results import PerImageResults, SplitResults
 from dfs_rl.evaluation.summary import EvaluationSummary
@@ -292,6 +293,7 @@ class ComparisonOfRuns:
             those at budgets, never on the reported split.
         verdict: Recommended points and gates better than their baselines, in sentences.
         failed: Reason of each run that could not be evaluated, by the run.
+        cost_model: Cost model that all figures of computation follow.
     """
 
     dataset: str
@@ -313,6 +315,7 @@ class ComparisonOfRuns:
     pareto_front: tuple[str, ...]
     verdict: tuple[str, ...]
     failed: Mapping[str, str]
+    cost_model: str = COMPUTATION
 
     def to_frame(self) -> pd.DataFrame:
         """Return one row per point: means and standard deviations over seeds, gains included."""

@@ -29,7 +29,7 @@ def check_comparable(runs: Sequence[EvaluatedRun]) -> None:
     """Check that runs can be compared.
 
     Raises:
-        DataError: If images, split, bit options or backbone differ.
+        DataError: If images, split, bit options, backbone or cost model differ.
     """
     for run in runs[1:]:
         first = runs[0]
@@ -38,6 +38,7 @@ def check_comparable(runs: Sequence[EvaluatedRun]) -> None:
             ("split", first.summary.split, run.summary.split),
             ("list of bit options", list(first.summary.options), list(run.summary.options)),
             ("backbone digest", first.backbone, run.backbone),
+            ("cost model", first.summary.cost_model, run.summary.cost_model),
         ):
             if ours != theirs:
                 raise DataError(

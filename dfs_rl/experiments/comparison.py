@@ -61,6 +61,7 @@ def _benchmark_settings(
         weights=config.weights,
         image_size=config.image_size,
         flip=config.flip,
+        cost_model=config.cost_model,
         budgets=config.budgets or COMPUTATIONS,
         seeds=config.seeds,
         timesteps=config.timesteps,

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, NullLocator
 from numpy.typing import NDArray
 
-from dfs_rl.costs import BitOptions
+from dfs_rl.costs import COMPUTATION, BitOptions
 from dfs_rl.evaluation.comparison_records import GATE, ComparisonOfRuns, Curve, Point
 from dfs_rl.reporting import style
 from dfs_rl.reporting.labels import Label, place_labels
@@ -70,7 +70,9 @@ def comparison_figures(comparison: ComparisonOfRuns) -> ComparisonFigures:
         points=hover_points(pareto_front, comparison),
         computation_by_difficulty=style.to_png(difficulty_plot(comparison)),
         bit_mixes={
-            curve.label: style.to_png(bit_mix_plot(curve, comparison.options))
+            curve.label: style.to_png(
+                bit_mix_plot(curve, comparison.options, comparison.cost_model)
+            )
             for curve in comparison.curves
             if curve.baseline is None
         },
@@ -93,7 +95,8 @@ def pareto_plot(comparison: ComparisonOfRuns) -> Figure:
     for row, line in enumerate(reversed(note)):
         y = _NOTE_HEIGHT * (row + 1 / 3)
         figure.text(0.08, y, line, fontsize=style.SMALL_SIZE, color=style.MUTED)
-    axes = figure.add_subplot(xscale="log", xlabel=style.COMPUTATION_LOG, ylabel="accuracy, %")
+    cost = style.COST_AXIS.format(comparison.cost_model)
+    axes = figure.add_subplot(xscale="log", xlabel=cost, ylabel="accuracy, %")
     axes.grid(visible=True, which="major", color=style.FAINT, linewidth=0.6)
     axes.set_axisbelow(True)
     style.tidy(axes)
@@ -210,7 +213,7 @@ def _errorbar(
 
 
 @style.plain_text()
-def bit_mix_plot(curve: Curve, options: tuple[int, ...]) -> Figure:
+def bit_mix_plot(curve: Curve, options: tuple[int, ...], cost_model: str = COMPUTATION) -> Figure:
     """Draw the share of each option over mean computation, for all layers and for each layer.
 
     The figure follows Figures 12 to 15 of Shen et al. (AAAI 2020).
@@ -218,6 +221,7 @@ def bit_mix_plot(curve: Curve, options: tuple[int, ...]) -> Figure:
     Args:
         curve: Curve of a gate.
         options: Bit options, ascending.
+        cost_model: Cost model of the horizontal axis.
     """
     shares = np.asarray(curve.histograms, dtype=np.float64)  # [points, layers, options]
     layers = shares.shape[1]
@@ -246,7 +250,7 @@ def bit_mix_plot(curve: Curve, options: tuple[int, ...]) -> Figure:
         if number + columns < len(panels):  # the lowest panel has the tick labels of its column
             axes.tick_params(labelbottom=False)
     style.option_legend(figure, grid[0, 0], "center right")
-    figure.supxlabel("computation per image, %", fontsize=style.SMALL_SIZE, y=0.04)
+    figure.supxlabel(f"{cost_model} per image, %", fontsize=style.SMALL_SIZE, y=0.04)
     figure.supylabel("images, %", fontsize=style.SMALL_SIZE, x=0.01)
     return figure
 

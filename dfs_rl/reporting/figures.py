@@ -93,7 +93,7 @@ def accuracy_plot(summary: EvaluationSummary) -> Figure:
         axes.grid(visible=True, which="major", color=style.FAINT, linewidth=0.6)
         axes.set_axisbelow(True)
         style.tidy(axes)
-    panels[0].set(xlabel=style.COMPUTATION_LOG, ylabel="accuracy, %")
+    panels[0].set(xlabel=style.COST_AXIS.format(summary.cost_model), ylabel="accuracy, %")
     style.title(
         panels[0],
         f"{style.short_middle(summary.dataset, style.NAME_LENGTH)}, {summary.split} split, "

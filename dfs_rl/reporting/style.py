@@ -36,7 +36,8 @@ SKY = "#3a97d4"
 NAME_LENGTH = 40
 """Maximum number of characters of a data set's or gate's name in figures."""
 
-COMPUTATION_LOG = "computation per image, % of all gated layers at 32 bit, log scale"
+COST_AXIS = "{} per image, % of all gated layers at 32 bit, log scale"
+"""Label of an axis of costs, for the name of a cost model."""
 """Label of the horizontal axis."""
 
 DASHED = (0, (4, 3))

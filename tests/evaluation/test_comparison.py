@@ -163,6 +163,13 @@ def test_runs_of_something_else_are_refused_by_name(change, what):
     assert str(caught.value) == f"other cannot be compared with first: its {what}."
 
 
+def test_runs_with_different_cost_models_are_refused():
+    first, other = fake_run("first", (150, 0.8)), fake_run("other", (150, 0.8))
+    other = replace(other, summary=replace(other.summary, cost_model="macs"))
+    with pytest.raises(DataError, match=r"its cost model is macs, not computation"):
+        compare_runs([first, other])
+
+
 def test_a_comparison_round_trips_through_strict_json(tmp_path):
     comparison = compare_runs([fake_run(f"r{i}", (150, 0.8), seed=i) for i in range(2)])
     path = tmp_path / "comparison.json"
