@@ -1,7 +1,6 @@
 """Construction of gates, and conversion between policies and gates in plain torch."""
 
 import copy
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,13 +10,14 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.dqn.policies import DQNPolicy
 from torch import Tensor, nn
 
-from dfs_rl.agents.hyperparameters import BuiltKind, FeatureChoice
+from dfs_rl.agents.hyperparameters import FeatureChoice
 from dfs_rl.agents.policies import PerLayerEmbedding, PerLayerExtractor
 from dfs_rl.backbones.interfaces import WalkableBackbone, confidence_sizes
 from dfs_rl.errors import ConfigError
 from dfs_rl.gating.budget_conditioning import BudgetConditioning
-from dfs_rl.gating.networks import LearnedGate, LSTMGate, MLPGate, OneShotGate, exit_info
+from dfs_rl.gating.networks import LearnedGate, LSTMGate, MLPGate, exit_info
 from dfs_rl.gating.observation import context_size
+from dfs_rl.gating.registry import GATES, ONE_SHOT
 
 GATE_SHARE = 0.0005
 """Default MACs of a gate over those of the gated layers, well below the cost 0.01 of low bits."""
@@ -29,7 +29,7 @@ RECURRENT_WIDTH = 10
 def gate_shape(
     backbone: WalkableBackbone,
     *,
-    kind: BuiltKind = "ff",
+    kind: str = "ff",
     features: FeatureChoice,
     hidden: int | None,
     budget_conditioning: bool,
@@ -48,7 +48,7 @@ def gate_shape(
         context = context_size(budget_conditioning=budget_conditioning)
         outputs = backbone.costs.n_actions
         per_unit = sum(size + context + outputs for size in sizes)
-        if kind == "oneshot":  # it reads features once
+        if kind == ONE_SHOT:  # it reads features once
             per_unit = sizes[0] + context + len(sizes) * outputs
         left = GATE_SHARE * backbone.costs.total_macs - backbone.feature_macs
         hidden = min(max(int(left / per_unit), _MIN_WIDTH), _MAX_WIDTH)
@@ -58,7 +58,7 @@ def gate_shape(
 def untrained_gate(
     backbone: WalkableBackbone,
     *,
-    kind: BuiltKind,
+    kind: str,
     features: FeatureChoice,
     hidden: int | None,
     budget_conditioning: BudgetConditioning | None = None,
@@ -68,8 +68,7 @@ def untrained_gate(
 
     Args:
         backbone: The backbone.
-        kind: "ff" for a network per layer, "lstm" for one LSTM, or "oneshot" for one decision on
-            all layers before the first.
+        kind: Name of its network in ``GATES``.
         features: Features that the gate reads.
         hidden: Hidden width; ``None`` for the default, see ``gate_shape``.
         budget_conditioning: Budget conditioning of a gate for all budgets; ``None`` for one budget.
@@ -82,7 +81,7 @@ def untrained_gate(
         hidden=hidden,
         budget_conditioning=budget_conditioning is not None,
     )
-    return _GATES[kind](
+    return GATES[kind](
         sizes,
         backbone.options,
         feature_macs=backbone.feature_macs,
@@ -91,13 +90,6 @@ def untrained_gate(
         exits=exit_info(backbone),
         **settings,
     )
-
-
-_GATES: Mapping[BuiltKind, type[LearnedGate]] = {
-    "ff": MLPGate,
-    "lstm": LSTMGate,
-    "oneshot": OneShotGate,
-}
 
 
 @torch.no_grad()

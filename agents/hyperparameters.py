@@ -5,9 +5,9 @@ Stable-Baselines3's arguments, and the names of the classes that learn with them
 not import torch, so that help pages load quickly.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import ClassVar, Literal, NamedTuple, Self
+from typing import Annotated, ClassVar, Literal, NamedTuple, Self, TypeVar
 
 from dfs_rl.errors import ConfigError
 from dfs_rl.utils.config import (
@@ -18,12 +18,12 @@ from dfs_rl.utils.config import (
     UnitInterval,
     configuration,
 )
+from dfs_rl.utils.registry import NameIn, Registry
 
-AlgorithmName = Literal["ppo", "a2c", "maskable_ppo", "trpo", "dqn", "qrdqn", "recurrent_ppo"]
-GateKind = Literal["ff", "lstm"]
-"""Kind of gate that a policy trains: a small network per layer, or one LSTM for all layers."""
-BuiltKind = Literal["ff", "lstm", "oneshot"]
-"""Kind of gate that ``gate_export`` builds; only BlockDrop uses "oneshot"."""
+AlgorithmT = TypeVar("AlgorithmT", bound=type["AlgorithmConfig"])
+ALGORITHM_CONFIGS: Registry[type["AlgorithmConfig"]] = Registry("algorithm")
+"""Configuration of each algorithm, by the name that ``--algo`` takes."""
+AlgorithmName = Annotated[str, NameIn(ALGORITHM_CONFIGS)]
 StaticMethod = Literal["ddpg", "td3", "sac", "ppo", "greedy"]
 """Method that finds a static bit table, see ``dfs_rl.agents.static.methods``."""
 FeatureChoice = Literal["confidence", "all"]
@@ -77,7 +77,7 @@ class AlgorithmConfig:
     """Class of the algorithm, ``module:name``."""
     policy: ClassVar[str]
     """Class of its policy, ``module:name``."""
-    gate: ClassVar[GateKind] = "ff"
+    gate: ClassVar[str] = "ff"
     """Kind of gate that the algorithm trains."""
     needs_budget: ClassVar[bool] = False
     """True if the algorithm requires a per-input budget."""
@@ -345,13 +345,42 @@ def _minibatch_size(asked: int | None, update: RolloutSize) -> int:
     return size
 
 
-ALGORITHM_CONFIGS: Mapping[AlgorithmName, type[AlgorithmConfig]] = {
-    "ppo": PPOConfig,
-    "a2c": A2CConfig,
-    "maskable_ppo": MaskablePPOConfig,
-    "trpo": TRPOConfig,
-    "dqn": DQNConfig,
-    "qrdqn": QRDQNConfig,
-    "recurrent_ppo": RecurrentPPOConfig,
-}
-"""Configuration of each algorithm."""
+for _name, _config in (
+    ("ppo", PPOConfig),
+    ("a2c", A2CConfig),
+    ("maskable_ppo", MaskablePPOConfig),
+    ("trpo", TRPOConfig),
+    ("dqn", DQNConfig),
+    ("qrdqn", QRDQNConfig),
+    ("recurrent_ppo", RecurrentPPOConfig),
+):
+    ALGORITHM_CONFIGS.add(_name, _config)
+
+
+def register_method(name: str) -> Callable[[AlgorithmT], AlgorithmT]:
+    """Register a Stable-Baselines3 algorithm as a method of ``train_agent``.
+
+    It is then a choice of ``train_agent --algo``, of ``compare --gates``, of ``train_gate`` and of
+    sweeps. The decorated configuration extends that of the closest built-in algorithm; its fields
+    are arguments of the algorithm's constructor::
+
+        @register_method("my_ppo")
+        @configuration
+        class MyPPOConfig(PPOConfig):
+            label = "my PPO"
+            algorithm = "my_package:MyPPO"
+
+            target_kl: PositiveFloat = 0.01
+
+    Args:
+        name: Its name: lower-case letters, digits and underscores.
+
+    Raises:
+        ConfigError: If the name is taken or malformed.
+    """
+
+    def register(config: AlgorithmT) -> AlgorithmT:
+        ALGORITHM_CONFIGS.add(name, config)
+        return config
+
+    return register

@@ -5,7 +5,6 @@ import math
 from dfs_rl.agents.gate_export import gate_shape
 from dfs_rl.agents.hyperparameters import (
     AlgorithmConfig,
-    BuiltKind,
     FeatureChoice,
     QLearningConfig,
     QRDQNConfig,
@@ -27,7 +26,7 @@ _KEPT = 8
 def training_needs(  # noqa: PLR0913
     backbone: Backbone,
     *,
-    kind: BuiltKind,
+    kind: str,
     features: FeatureChoice,
     hidden: int | None,
     budget_conditioning: bool,

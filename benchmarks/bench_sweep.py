@@ -42,7 +42,7 @@ def by_sweep(
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    while not list(run.glob("tune/search/search_*")):
+    while not list(run.glob("tune/search/trial_*")):
         time.sleep(0.02)
     start = time.perf_counter() - began
     if process.wait():

@@ -1,18 +1,34 @@
 """Dynamic fractional skipping: learned gates that choose each layer's bits for each input.
 
 Importing this package registers ``dfs_rl/FractionalSkipping-v0`` and ``dfs_rl/NetworkWide-v0`` with
-Gymnasium.
+Gymnasium, and imports the plugins that are installed.
 """
 
 import importlib
+import sys
 from importlib.metadata import PackageNotFoundError, version
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 from dfs_rl.envs.registration import register_envs
+from dfs_rl.utils.registry import load_plugins
 
 if TYPE_CHECKING:
+    from dfs_rl.agents.hyperparameters import register_method as register_method
     from dfs_rl.backbones import fractionalize as fractionalize
+    from dfs_rl.backbones import register_backbone as register_backbone
+    from dfs_rl.costs import BitOptions as BitOptions
+    from dfs_rl.costs import register_cost_model as register_cost_model
+    from dfs_rl.data import load_dataset as load_dataset
+    from dfs_rl.experiments.api import compare as compare
+    from dfs_rl.experiments.api import evaluate as evaluate
+    from dfs_rl.experiments.api import train_backbone as train_backbone
+    from dfs_rl.experiments.api import train_gate as train_gate
+    from dfs_rl.gating.base import Gate as Gate
     from dfs_rl.gating.model import load as load
+    from dfs_rl.gating.networks import LearnedGate as LearnedGate
+    from dfs_rl.gating.networks import register_gate as register_gate
+    from dfs_rl.gating.reward import register_reward_term as register_reward_term
     from dfs_rl.training.ptq import calibrate as calibrate
 
 try:
@@ -20,19 +36,45 @@ try:
 except PackageNotFoundError:  # a source tree that was never installed
     __version__ = "0+unknown"
 
-__all__ = ["__version__", "calibrate", "fractionalize", "load"]
-
 _PUBLIC = {
-    "calibrate": "dfs_rl.training.ptq",
-    "fractionalize": "dfs_rl.backbones",
-    "load": "dfs_rl.gating.model",
+    "BitOptions": "costs",
+    "Gate": "gating.base",
+    "LearnedGate": "gating.networks",
+    "calibrate": "training.ptq",
+    "compare": "experiments.api",
+    "evaluate": "experiments.api",
+    "fractionalize": "backbones",
+    "load": "gating.model",
+    "load_dataset": "data",
+    "register_backbone": "backbones",
+    "register_cost_model": "costs",
+    "register_gate": "gating.networks",
+    "register_method": "agents.hyperparameters",
+    "register_reward_term": "gating.reward",
+    "train_backbone": "experiments.api",
+    "train_gate": "experiments.api",
 }
+"""Modules of the public names; imported at first use, to keep ``import dfs_rl`` quick."""
 
-register_envs()
+__all__ = ["__version__", *_PUBLIC]  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> object:
-    """Import public functions on first use, to keep ``import dfs_rl`` and ``--help`` quick."""
+    """Import public names on first use."""
     if name in _PUBLIC:
-        return getattr(importlib.import_module(_PUBLIC[name]), name)
+        return getattr(importlib.import_module(f"dfs_rl.{_PUBLIC[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+class _Package(ModuleType):
+    """Package whose functions keep their names when the commands of these names are imported."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        """Set an attribute, unless it is a module that would hide a public function."""
+        if not (name in _PUBLIC and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
+register_envs()
+load_plugins()

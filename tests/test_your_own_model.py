@@ -7,15 +7,17 @@ from pathlib import Path
 
 import torch
 
-from dfs_rl import evaluate, load, train_agent, train_backbone
+from dfs_rl import load, train_agent
+from dfs_rl.evaluate import main as evaluate_main
+from dfs_rl.train_backbone import main as train_backbone_main
 from tests.helpers.custom_models import forgotten_trust
 
 PAGE = Path(__file__).parent.parent / "docs" / "your_own_model.md"
 BLOCKS = re.findall(r"```(python|sh)\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
 MAINS = {
     "train_agent": train_agent.main,
-    "train_backbone": train_backbone.main,
-    "evaluate": evaluate.main,
+    "train_backbone": train_backbone_main,
+    "evaluate": evaluate_main,
 }
 SHORTER = {"--timesteps": "2000", "--epochs": "2"}
 

@@ -4,12 +4,19 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import pandas as pd
+
+from dfs_rl.costs import COMPUTATION
 from dfs_rl.evaluation.metrics import Interval
 from dfs_rl.evaluation.per_image_results import SplitResults
 from dfs_rl.evaluation.summary import EvaluationSummary
 
 GATE = "gate"
 """Kind of a point that is a gate, and key of a gate's per-image results."""
+
+
+_GAINS = ("static_table", "cascade", "exits", "patterns")
+"""Baselines whose gains are columns of ``to_frame``; exits only if the network has them."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -263,9 +270,9 @@ class ComparisonOfRuns:
         pareto_front: Labels of the points, references included, that are recommended as the
             allowed computation grows, cheapest first. They are chosen on the selection split, like
             those at budgets, never on the reported split.
-        verdict: Recommended points, in sentences.
-        differences: Differences between gates, in sentences.
+        verdict: Recommended points and gates better than their baselines, in sentences.
         failed: Reason of each run that could not be evaluated, by the run.
+        cost_model: Cost model that all figures of computation follow.
     """
 
     dataset: str
@@ -286,8 +293,22 @@ class ComparisonOfRuns:
     computation_by_difficulty: tuple[ComputationByDifficulty, ...]
     pareto_front: tuple[str, ...]
     verdict: tuple[str, ...]
-    differences: tuple[str, ...]
     failed: Mapping[str, str]
+    cost_model: str = COMPUTATION
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return one row per point: means and standard deviations over seeds, gains included."""
+        rows = []
+        exits = any("exits" in point.gains for point in self.points)
+        gains = [key for key in _GAINS if key != "exits" or exits]
+        for point in (*self.points, *self.references):
+            row = {"label": point.label, "kind": point.kind, "seeds": len(point.seeds)}
+            fields = {"accuracy": point.accuracy, "computation": point.computation}
+            for name, value in {**fields, **{key: point.gains.get(key) for key in gains}}.items():
+                row[f"{name}_mean"] = None if value is None else value.mean
+                row[f"{name}_sd"] = None if value is None else value.deviation
+            rows.append(row)
+        return pd.DataFrame(rows)
 
     @property
     def families(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""Verdict on a gate: statistical comparison with its baselines, in sentences."""
+"""Verdict on a gate: statistical comparison with its baselines."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -81,68 +81,57 @@ def beyond_marginals(comparisons: Sequence[Comparison]) -> bool | None:
     return all(c.low > 0 for c in baselines) if baselines else None
 
 
+def counted_wins(comparisons: Sequence[Comparison]) -> tuple[Comparison, ...]:
+    """Return the comparisons with baselines at the gate's cost that the gate wins.
+
+    The static bit table, the cascade and the exits are chosen on other images from candidates that
+    include the uniform settings. A win over them counts only if the gate is also significantly
+    better than each uniform setting of no larger cost.
+    """
+    uniform_beaten = all(c.low > 0 for c in comparisons if c.role == "fixed" and _costs_no_more(c))
+    return tuple(
+        c
+        for c in comparisons
+        if c.role == "matched" and c.outcome == "better" and (uniform_beaten or c.key in _MARGINALS)
+    )
+
+
 def verdict_sentences(
     comparisons: Sequence[Comparison], accuracy: float, patterns: float
 ) -> tuple[str, ...]:
-    """Summarize the comparisons in sentences.
-
-    The static bit table, the cascade and the exits are chosen on other images from candidates that
-    include the uniform settings. If the gate does not beat a uniform setting of no larger cost,
-    the sentences therefore claim no advantage over any of them.
+    """Summarize the comparisons in at most four sentences.
 
     Args:
         comparisons: Comparison of the gate with every other method.
         accuracy: Accuracy of the gate in percent.
         patterns: Number of distinct bit patterns of the gate.
-
-    Returns:
-        Verdict, one sentence per entry.
     """
     sentences = []
-    reference = next((c for c in comparisons if c.key == "full"), None)
-    if reference is not None and reference.relative_computation is not None:
+    full = next((c for c in comparisons if c.key == "full"), None)
+    if full is not None and full.relative_computation is not None:
         sentences.append(
-            f"The gate reaches {accuracy:.2f} %, {_signed(reference)} points from full precision, "
-            f"with {100 * reference.relative_computation:.3g} % of its computation."
+            f"The gate has {accuracy:.2f} % accuracy, {full.difference:+.2f} points from full "
+            f"precision, with {100 * full.relative_computation:.3g} % of its computation."
         )
-    static = patterns == 1  # the baselines with its marginals are then the gate itself
-    baselines = [
-        c for c in comparisons if c.role == "matched" and not (static and c.key in _MARGINALS)
-    ]
-    uniform = [c for c in comparisons if c.role == "fixed" and _costs_no_more(c) and c.low <= 0]
-    better = [c for c in baselines if c.outcome == "better"]
-    unclaimed = [c for c in better if uniform and c.key not in _MARGINALS]
-    won = [c for c in better if c not in unclaimed]
-    tied = [c for c in (*baselines, *uniform) if c.outcome == "tie"]
-    better_at_higher_cost = [c for c in baselines if c.outcome == "better_at_higher_cost"]
-    lost = [c for c in (*baselines, *uniform) if c.outcome in ("worse_at_lower_cost", "worse")]
-    if won:
-        sentences.append(f"At its own cost it beats, at 95 %: {_listed(won)}.")
-    if better_at_higher_cost:
+    if patterns == 1:  # the baselines with its marginals are then the gate itself
+        sentences.append("The gate chooses the same bits for each image, as a static bit table.")
+    if any(c.role == "matched" for c in comparisons):
+        wins = counted_wins(comparisons)
+        won = "; ".join(c.label for c in wins if patterns > 1 or c.key not in _MARGINALS)
         sentences.append(
-            f"It is more accurate, but at more computation, than: {_listed(better_at_higher_cost)}."
-        )
-    if lost:
-        sentences.append(f"It does not beat: {_listed(lost)}.")
-    if tied:
-        sentences.append(f"These images cannot tell it from: {_listed(tied)}.")
-    if unclaimed:
-        sentences.append(
-            f"Nothing is claimed against {_named(unclaimed)}, for {_named(uniform)} at no more "
-            "than its cost is not beaten."
+            "It is significantly better at no more computation than: "
+            f"{won or 'none of its baselines'}."
         )
     learned = beyond_marginals(comparisons)
-    if static:
-        sentences.append("It gives every image the same bits: it is a static table.")
-        return tuple(sentences)
-    if learned is True:
-        marginals = [c for c in comparisons if c.key in _MARGINALS]
+    if learned is not None and patterns > 1:
+        level = "; ".join(c.label for c in comparisons if c.key in _MARGINALS and c.low <= 0)
         sentences.append(
-            "It has learned which image needs which bits: it is more accurate than "
-            f"{_named(marginals)}."
+            "It adapts to the image: it is significantly better than its own options on other "
+            "images."
+            if learned
+            else "It is not shown to adapt to the image, because it is not significantly better "
+            f"than: {level}."
         )
-    if learned is False:
-        sentences.append(_nothing_learned(comparisons))
     return tuple(sentences)
 
 
@@ -150,42 +139,3 @@ def _costs_no_more(comparison: Comparison) -> bool:
     """Return True if the baseline costs no more than the gate, up to the cost tolerance."""
     ratio = comparison.relative_computation
     return ratio is None or with_cost_tolerance(ratio) >= 1.0
-
-
-def _nothing_learned(comparisons: Sequence[Comparison]) -> str:
-    """Describe a gate without a proven advantage over its marginals.
-
-    The sentence separates a gate that is no more accurate from a difference that is inconclusive.
-    """
-    baselines = [c for c in comparisons if c.key in _MARGINALS and c.low <= 0]
-    below = [c for c in baselines if c.difference <= 0]
-    if below:
-        return (
-            "It has learned nothing beyond its marginals: it is no more accurate than "
-            f"{_named(below)}."
-        )
-    above = "; ".join(f"{c.low:+.2f} to {c.high:+.2f} points from {c.label}" for c in baselines)
-    return (
-        "That it has learned anything beyond its marginals is not shown by these images: it lies "
-        f"{above}."
-    )
-
-
-def _signed(comparison: Comparison) -> str:
-    return f"{comparison.difference:+.2f}"
-
-
-def _named(comparisons: Sequence[Comparison]) -> str:
-    return "; ".join(c.label for c in comparisons)
-
-
-def _listed(comparisons: Sequence[Comparison]) -> str:
-    return "; ".join(f"{c.label} ({_signed(c)}{_cost_note(c)})" for c in comparisons)
-
-
-def _cost_note(comparison: Comparison) -> str:
-    """Return a note on the relative cost, empty if the costs count as equal."""
-    ratio = comparison.relative_computation
-    if ratio is None or abs(ratio - 1) <= COST_TOLERANCE:
-        return ""
-    return f" at {ratio:.2f} x its computation"

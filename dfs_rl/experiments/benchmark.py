@@ -3,10 +3,11 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args
 
-from dfs_rl.agents.hyperparameters import AlgorithmName, GateKind, StaticMethod
+from dfs_rl.agents.hyperparameters import ALGORITHM_CONFIGS, StaticMethod
 from dfs_rl.agents.supervised.config import Method
+from dfs_rl.costs import COMPUTATION
 from dfs_rl.errors import BusyError, ConfigError, DfsRlError
 from dfs_rl.experiments import (
     agent_training,
@@ -15,6 +16,7 @@ from dfs_rl.experiments import (
     supervised_training,
 )
 from dfs_rl.experiments.gate_run import GateTrainingCommand, create_run, train_run
+from dfs_rl.gating.registry import GATES, ONE_SHOT
 from dfs_rl.utils.config import (
     config_to_dict,
     fields_from_dict,
@@ -24,31 +26,14 @@ from dfs_rl.utils.config import (
 )
 from dfs_rl.utils.io import OnWait, file_lock
 from dfs_rl.utils.logging import print_status
-from dfs_rl.utils.run_folder import RECORD, RunFolder
+from dfs_rl.utils.registry import NameIn
+from dfs_rl.utils.run_creation import RECORD
+from dfs_rl.utils.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from dfs_rl.data import Dataset
 
 PartT = TypeVar("PartT")
-
-GateName = Literal[
-    "ppo",
-    "a2c",
-    "trpo",
-    "recurrent-ppo",
-    "dqn",
-    "qrdqn",
-    "maskable-ppo",
-    "gumbel-ff",
-    "gumbel-lstm",
-    "dfs-ff",
-    "dfs-lstm",
-    "skipnet-ff",
-    "skipnet-lstm",
-    "blockdrop",
-    "static-ddpg",
-    "static-greedy",
-]
 
 COMMANDS: Mapping[str, GateTrainingCommand[Any]] = {
     command.kind: command
@@ -67,6 +52,7 @@ _SHARED_SETTINGS = (
     "weights",
     "image_size",
     "flip",
+    "cost_model",
     "seed",
     "device",
     "threads",
@@ -105,11 +91,17 @@ class GateSpec:
     is_seeded: bool = True
 
 
-def _rl_spec(algorithm: AlgorithmName) -> GateSpec:
+def _rl_spec(algorithm: str) -> GateSpec:
+    if ALGORITHM_CONFIGS[algorithm].needs_budget:
+        # The budget limits the computation; a small cost weight breaks ties.
+        settings = {"algo": algorithm, "fixed_budget": True, "cost_weight": 0.1}
+        return GateSpec(
+            command=agent_training.COMMAND, settings=settings, budget="per_input_budget"
+        )
     return GateSpec(command=agent_training.COMMAND, settings={"algo": algorithm}, budget=None)
 
 
-def _supervised_spec(method: Method, gate: GateKind) -> GateSpec:
+def _supervised_spec(method: Method, gate: str) -> GateSpec:
     return GateSpec(
         command=supervised_training.COMMAND,
         settings={"method": method, "gate": gate},
@@ -128,29 +120,19 @@ def _static_spec(method: StaticMethod) -> GateSpec:
     )
 
 
-GATE_SPECS: Mapping[GateName, GateSpec] = {
-    "ppo": _rl_spec("ppo"),
-    "a2c": _rl_spec("a2c"),
-    "trpo": _rl_spec("trpo"),
-    "recurrent-ppo": _rl_spec("recurrent_ppo"),
-    "dqn": _rl_spec("dqn"),
-    "qrdqn": _rl_spec("qrdqn"),
-    "maskable-ppo": GateSpec(
-        command=agent_training.COMMAND,
-        # The budget limits the computation; a small cost weight breaks ties.
-        settings={"algo": "maskable_ppo", "fixed_budget": True, "cost_weight": 0.1},
-        budget="per_input_budget",
-    ),
-    "gumbel-ff": _supervised_spec("gumbel", "ff"),
-    "gumbel-lstm": _supervised_spec("gumbel", "lstm"),
-    "dfs-ff": _supervised_spec("dfs", "ff"),
-    "dfs-lstm": _supervised_spec("dfs", "lstm"),
-    "skipnet-ff": _supervised_spec("skipnet", "ff"),
-    "skipnet-lstm": _supervised_spec("skipnet", "lstm"),
-    "blockdrop": _supervised_spec("blockdrop", "ff"),
-    "static-ddpg": _static_spec("ddpg"),
-    "static-greedy": _static_spec("greedy"),
-}
+def gate_specs() -> dict[str, GateSpec]:
+    """Return every kind of gate that a comparison can train, by name."""
+    specs = {name.replace("_", "-"): _rl_spec(name) for name in ALGORITHM_CONFIGS}
+    layerwise = [name for name in GATES if name != ONE_SHOT]
+    for method in get_args(Method):
+        if method == "blockdrop":
+            specs[method] = _supervised_spec(method, "ff")
+        else:
+            specs |= {f"{method}-{kind}": _supervised_spec(method, kind) for kind in layerwise}
+    return specs | {f"static-{method}": _static_spec(method) for method in ("ddpg", "greedy")}
+
+
+GateName = Annotated[str, NameIn(gate_specs)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,6 +146,7 @@ class BenchmarkSettings:
         weights: Weights of a user's network.
         image_size: Image size, as for the commands.
         flip: Mirroring of training images, as for the commands.
+        cost_model: Cost model of all gates.
         budgets: Budgets on the mean computation in percent.
         seeds: Number of seeds; 0 is the first.
         timesteps: Decisions to learn from for each budget; a gate for all budgets learns from the
@@ -178,6 +161,7 @@ class BenchmarkSettings:
     weights: Path | None
     image_size: int | None = None
     flip: bool | None = None
+    cost_model: str = COMPUTATION
     budgets: tuple[float, ...]
     seeds: int
     timesteps: int
@@ -238,10 +222,10 @@ def plan_jobs(
     Raises:
         ConfigError: If a gate's settings are invalid.
     """
-    jobs = []
+    jobs, specs = [], gate_specs()
     for seed in range(benchmark.seeds):
         for name in names:
-            gate_spec = GATE_SPECS[name]
+            gate_spec = specs[name]
             if seed > 0 and not gate_spec.is_seeded:
                 continue
             shared = {
@@ -250,6 +234,7 @@ def plan_jobs(
                 "weights": benchmark.weights,
                 "image_size": benchmark.image_size,
                 "flip": benchmark.flip,
+                "cost_model": benchmark.cost_model,
                 "seed": seed,
                 "device": benchmark.device,
                 "threads": benchmark.threads,

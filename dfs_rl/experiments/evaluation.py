@@ -27,7 +27,8 @@ from dfs_rl.gating.base import Gate
 from dfs_rl.gating.cascade import CascadeGate
 from dfs_rl.gating.model import BACKBONE_FOLDER, BEFORE_FOLDER, GATE_FOLDER, GatedModel, load
 from dfs_rl.gating.networks import LearnedGate
-from dfs_rl.reporting.figures import cheapest_and_dearest, write_figures
+from dfs_rl.reporting.figures import write_figures
+from dfs_rl.reporting.images_plot import cheapest_and_most_expensive
 from dfs_rl.utils.config import config_from_dict, config_to_dict, read_yaml
 from dfs_rl.utils.device import check_memory, resolve_device
 from dfs_rl.utils.io import read_json, write_json
@@ -177,7 +178,9 @@ def evaluate_run(  # noqa: PLR0913 - each is one choice of the caller's
         examples = None
         if model is not None:
             images, (records,) = data.split(split).images, methods[0].records
-            examples = cheapest_and_dearest(records, images, backbone.costs, data.class_names)
+            examples = cheapest_and_most_expensive(
+                records, images, backbone.costs, data.class_names
+            )
         # A summary must never be next to the results of another evaluation.
         path.unlink(missing_ok=True)
         save_per_image_results(_results_path(path), per_image_results_of(methods, backbone.costs))
@@ -212,9 +215,9 @@ def evaluate_methods(  # noqa: PLR0913 - each is one choice of the caller's
         baselines: Names in ``BASELINES``; None for all that apply.
         per_input_budget: Upper bound on each image's computation in percent; None for no bound.
         before_cotraining: Backbone before it was trained with the gate, None if it was not.
-        search: Limits of the search for the best static bit table; None for the defaults.
-        batch_size: Number of images per batch.
-        progress: Callback that receives a short description of each stage.
+        search: As in ``evaluate_run``.
+        batch_size: As in ``evaluate_run``.
+        progress: As in ``evaluate_run``.
         shared: Results shared with evaluations of other gates at the same batch size.
 
     Returns:

@@ -69,6 +69,7 @@ def backbone_spec(config: GateRunConfig, device: str) -> BackboneSpec:
         epochs=config.supernet_epochs,
         device=device,
         threads=config.threads,
+        cost_model=config.cost_model,
         exits=getattr(config, "exits", False),  # only train_agent has the setting
     )
 
@@ -116,13 +117,11 @@ class GateTrainingCommand(Generic[SettingsT]):
         from dfs_rl.reporting.tables import summary_text
         from dfs_rl.utils.device import resolve_device, set_threads
 
-        config = invocation.config
-        set_threads(config.threads, resumed=invocation.resume is not None)
+        config, resume = invocation.config, invocation.resume
+        set_threads(config.threads, resumed=resume is not None)
         device = str(resolve_device(config.device))
-        dataset = load_data(config, invocation.resume)
-        run = invocation.resume or create_run(
-            self, config, dataset, device=device, argv=invocation.command
-        )
+        dataset = load_data(config, resume)
+        run = resume or create_run(self, config, dataset, device=device, argv=invocation.command)
         with run.lock():
             train_run(self, config, dataset, run, device=device)
             evaluation = evaluate_run(
@@ -172,7 +171,7 @@ def train_run(
     run: RunFolder,
     *,
     device: str,
-) -> None:
+) -> TrainingRecord:
     """Train or resume a run's gate, unless it is finished.
 
     Args:
@@ -182,6 +181,9 @@ def train_run(
         run: Run folder, locked by the caller.
         device: Device to compute on.
 
+    Returns:
+        Record of the training, also stored as ``training.json``.
+
     Raises:
         KeyboardInterrupt: After Ctrl-C, once everything is saved.
     """
@@ -189,9 +191,8 @@ def train_run(
 
     run.check_data(dataset.fingerprint, dataset.name)
     if (run.path / TRAINING_FILE).exists():
-        read_record(run.path / TRAINING_FILE, TrainingRecord)
         print_status(f"The training in {run.path} is finished.")
-        return
+        return read_record(run.path / TRAINING_FILE, TrainingRecord)
     began = time.perf_counter()
     try:
         result = command.train(config, dataset, run, device)
@@ -216,6 +217,7 @@ def train_run(
             "error of "
             "the highest mean reward on the val split."
         )
+    return record
 
 
 def _calibrate_budgets(

@@ -16,7 +16,7 @@ from dfs_rl.errors import CheckpointError
 from dfs_rl.gating.model import BACKBONE_FOLDER, GATE_FOLDER
 from dfs_rl.gating.networks import LearnedGate
 from dfs_rl.gating.storage import StoredGate, save_gate
-from dfs_rl.reporting.options_plot import option_histogram_image
+from dfs_rl.reporting.figures import option_histogram_image
 from dfs_rl.utils.checkpoint import module_tensors, restore_module
 from dfs_rl.utils.run_folder import LAST_CHECKPOINT, RunFolder
 from dfs_rl.utils.run_records import parse_record

@@ -1,7 +1,9 @@
 """Training of a supernet, a backbone in which every mix of bit options works."""
 
 import sys
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -236,20 +238,42 @@ def train(invocation: Invocation[TrainBackboneConfig]) -> None:
     config = invocation.config
     set_threads(config.threads, resumed=invocation.resume is not None)
     dataset = load_dataset(config.dataset, image_size=config.image_size, flip=config.flip)
-    if invocation.resume is not None:  # before a network is built for other images
-        invocation.resume.check_data(dataset.fingerprint, dataset.name)
     if config.image_size is not None:
         size = f"{config.image_size} x {config.image_size} pixels"
         sys.stderr.write(f"Images are resized and cropped to {size}.\n")
+    run, stored = train_run(config, dataset, resume=invocation.resume, command=invocation.command)
+    sys.stdout.write(_table(stored, n_images=len(dataset.val)) + f"\nSaved in {run.path}\n")
+
+
+def train_run(
+    config: TrainBackboneConfig,
+    dataset: Dataset,
+    *,
+    resume: RunFolder | None = None,
+    command: tuple[str, ...],
+    after_log: Callable[[Mapping[str, Any]], None] | None = None,
+) -> tuple[RunFolder, StoredBackbone]:
+    """Train a backbone in a new run folder, or resume its training.
+
+    Args:
+        config: Configuration of the run.
+        dataset: Data set of the run.
+        resume: Run to resume; ``None`` creates one.
+        command: Command line to store in a new run's record.
+        after_log: Callback with each record of the metrics.
+    """
+    if resume is not None:  # before a network is built for other images
+        resume.check_data(dataset.fingerprint, dataset.name)
     trainer = make_trainer(config, dataset)
-    run = invocation.resume or RunFolder.create(
+    run = resume or RunFolder.create(
         config.run_dir,
         kind=KIND,
         name=config.backbone.replace(":", "-"),
         config=config,
-        command=invocation.command,
+        command=command,
         fingerprint=dataset.fingerprint,
     )
+    run = replace(run, after_log=after_log)
     with run.lock():
         if config.workers > 1 and not is_finished(run):
             from dfs_rl.experiments.worker_training import train_with_workers
@@ -259,7 +283,7 @@ def train(invocation: Invocation[TrainBackboneConfig]) -> None:
         else:
             stored = train_supernet(config, trainer, dataset, run)
         write_summary(run, stored)
-    sys.stdout.write(_table(stored, n_images=len(dataset.val)) + f"\nSaved in {run.path}\n")
+    return run, stored
 
 
 def write_summary(run: RunFolder, stored: StoredBackbone) -> None:

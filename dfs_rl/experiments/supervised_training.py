@@ -4,7 +4,7 @@ from dataclasses import field, replace
 from typing import ClassVar, get_args
 
 from dfs_rl.agents.cotraining_config import LabelCoTrainConfig
-from dfs_rl.agents.hyperparameters import BuiltKind, FeatureChoice, GateKind, Start
+from dfs_rl.agents.hyperparameters import FeatureChoice, Start
 from dfs_rl.agents.supervised.config import (
     BlockDropConfig,
     Method,
@@ -15,6 +15,7 @@ from dfs_rl.agents.supervised.config import (
 from dfs_rl.errors import ConfigError
 from dfs_rl.experiments.config import GateTrainingConfig
 from dfs_rl.experiments.gate_run import GateTrainingCommand
+from dfs_rl.gating.registry import ONE_SHOT, GateKind
 from dfs_rl.utils.config import PositiveFloat, configuration
 
 
@@ -87,9 +88,9 @@ class TrainGumbelConfig(GateTrainingConfig):
             self._check_budgets(*self.budgets)
 
     @property
-    def kind(self) -> BuiltKind:
+    def kind(self) -> str:
         """Kind of gate to build."""
-        return "oneshot" if self.method == "blockdrop" else self.gate
+        return ONE_SHOT if self.method == "blockdrop" else self.gate
 
     @property
     def resolved_features(self) -> FeatureChoice:

@@ -1,9 +1,9 @@
 """Learned gates that can be deployed: small networks with one logit per action."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from dfs_rl.costs import BitOptions
 from dfs_rl.errors import ConfigError
 from dfs_rl.gating.budget_conditioning import BudgetConditioning
 from dfs_rl.gating.observation import context_size
+from dfs_rl.gating.registry import GATES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,6 +209,30 @@ class LearnedGate(nn.Module, ABC):
     def _inputs(self, features: Tensor, layer: int, context: Tensor) -> Tensor:
         """Return the network input of a layer, ``[batch, size + 3 or 4]``."""
         return torch.cat([features[:, : self.feature_sizes[layer]], context], dim=1)
+
+
+GateT = TypeVar("GateT", bound=type[LearnedGate])
+
+
+def register_gate(name: str) -> Callable[[GateT], GateT]:
+    """Register a network as a kind of gate.
+
+    It is then a choice of ``train_gumbel --gate``, of ``compare --gates`` with every method that
+    trains it, and can be stored and loaded. The class defines ``_build``, ``_score`` and
+    ``layer_macs``, and ``reset`` if it has a memory.
+
+    Args:
+        name: Its name: lower-case letters, digits and underscores.
+
+    Raises:
+        ConfigError: If the name is taken or malformed.
+    """
+
+    def register(gate: GateT) -> GateT:
+        GATES.add(name, gate)
+        return gate
+
+    return register
 
 
 class MLPGate(LearnedGate):

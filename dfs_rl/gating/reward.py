@@ -1,6 +1,6 @@
 """Reward of an episode, as pure functions of options, cost and prediction."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 from pydantic import Field
@@ -8,11 +8,37 @@ from pydantic import Field
 from dfs_rl.errors import ConfigError
 from dfs_rl.utils.config import NonNegativeFloat, configuration
 from dfs_rl.utils.config.errors import field_names
+from dfs_rl.utils.registry import NameIn, Registry
 
 if TYPE_CHECKING:  # help pages read the defaults without importing torch
     from torch import Tensor
 
 CostTiming = Literal["step", "terminal"]
+RewardTerm = Callable[["PredictionScores", "Tensor"], "Tensor"]
+"""Function of scores and spent cost fraction of a batch of episodes; see ``register_reward_term``."""
+REWARD_TERMS: Registry[RewardTerm] = Registry("reward term")
+
+
+def register_reward_term(name: str) -> Callable[[RewardTerm], RewardTerm]:
+    """Register a term of the terminal reward.
+
+    It gets the ``PredictionScores`` and the fractions spent in all layers, float64 ``[batch]``, and
+    returns float64 ``[batch]``, which is added to the reward of the last step times the weight that
+    ``RewardTerms.terms`` gives it::
+
+        @register_reward_term("thrift")
+        def thrift(scores, spent):
+            return scores.correct.double() * (1.0 - spent)
+
+    Raises:
+        ConfigError: If the name is taken or malformed.
+    """
+
+    def register(term: RewardTerm) -> RewardTerm:
+        REWARD_TERMS.add(name, term)
+        return term
+
+    return register
 
 
 @configuration
@@ -30,6 +56,7 @@ class RewardTerms:
             enforced during learning.
         cost_timing: "step" subtracts the cost of each option at its step, "terminal" subtracts the
             sum at the last step; the return is the same.
+        terms: Names and weights of registered terms, for example ``--reward.terms NAME 0.5``.
     """
 
     accuracy: NonNegativeFloat = 0.5
@@ -37,6 +64,7 @@ class RewardTerms:
     log_likelihood_floor: Annotated[float, Field(lt=0)] = -3.0
     overshoot: NonNegativeFloat = 50.0
     cost_timing: CostTiming = "step"
+    terms: tuple[tuple[Annotated[str, NameIn(REWARD_TERMS)], float], ...] = ()
 
 
 @configuration
@@ -82,6 +110,8 @@ def reward_weights(given: object) -> RewardWeights:
     for name in given:
         if name not in names:
             raise ConfigError(f"reward has no {name!r}; allowed are {', '.join(names)}.")
+    if isinstance(given.get("terms"), Mapping):
+        given = {**given, "terms": tuple(given["terms"].items())}
     return RewardWeights(**given)
 
 
@@ -155,4 +185,6 @@ def terminal_reward(
         reward = reward - (weights.cost if cost_weight is None else cost_weight) * spent
     if gated_budget is not None:
         reward = reward - weights.overshoot * (spent - gated_budget).clamp(min=0.0)
+    for name, weight in weights.terms:
+        reward = reward + weight * REWARD_TERMS[name](scores, spent)
     return reward

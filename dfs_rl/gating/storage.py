@@ -13,23 +13,16 @@ from dfs_rl.gating.cascade import CascadeGate
 from dfs_rl.gating.networks import (
     ExitInfo,
     LearnedGate,
-    LSTMGate,
-    MLPGate,
-    OneShotGate,
 )
+from dfs_rl.gating.registry import GATES, gate_kind
 from dfs_rl.utils.checkpoint import check_finite, load_tensors, save_tensors
 from dfs_rl.utils.manifest import read_manifest, write_manifest
 
-KINDS: dict[str, type[MLPGate | LSTMGate | OneShotGate]] = {
-    "mlp": MLPGate,
-    "lstm": LSTMGate,
-    "oneshot": OneShotGate,
-}
 TABLE = "table"
 """Kind of a static bit table, which has no weights."""
 CASCADE = "cascade"
 """Kind of a cascade of two static bit tables."""
-FORMAT = 2
+FORMAT = 3
 STRUCTURE_FILE = "gate.json"
 WEIGHTS_FILE = "gate.safetensors"
 
@@ -55,7 +48,7 @@ def save_gate(gate: StoredGate, folder: Path) -> None:
     save_tensors(folder / WEIGHTS_FILE, gate.state_dict())
     write_manifest(
         folder / STRUCTURE_FILE,
-        kind=next(kind for kind, made in KINDS.items() if type(gate) is made),
+        kind=gate_kind(gate),
         version=FORMAT,
         parts={
             "name": gate.name,
@@ -78,7 +71,7 @@ def load_gate(folder: Path) -> StoredGate:
         CheckpointError: If it is missing, damaged or of another kind or format.
     """
     path = folder / STRUCTURE_FILE
-    record = read_manifest(path, what="gate", kinds=(*KINDS, TABLE, CASCADE), version=FORMAT)
+    record = read_manifest(path, what="gate", kinds=(*GATES, TABLE, CASCADE), version=FORMAT)
     try:
         if record["kind"] == TABLE:
             return TableGate(
@@ -95,7 +88,7 @@ def load_gate(folder: Path) -> StoredGate:
                 options=BitOptions(_integers(record["bits"])),
                 name=str(record["name"]),
             )
-        gate = KINDS[str(record["kind"])](
+        gate = GATES[str(record["kind"])](
             _integers(record["feature_sizes"]),
             BitOptions(_integers(record["bits"])),
             feature_macs=_number(record["feature_macs"]),
@@ -169,7 +162,7 @@ def _choice_parts(gate: LearnedGate) -> dict[str, object]:
 def _save_table(gate: TableGate, folder: Path) -> None:
     if gate.options is None:
         raise ConfigError(
-            f"gate {gate.name!r} is a table without a menu; only one that knows its menu can be "
+            f"gate {gate.name!r} is a table without bit options; only one that has them can be "
             "stored."
         )
     write_manifest(

@@ -1,55 +1,45 @@
-"""Figure files of an evaluation."""
+"""Figures of an evaluation: accuracy against computation, and options at each layer."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from torch import Tensor
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
 
-from dfs_rl.costs import BitOptions, CostTable
-from dfs_rl.evaluation.records import GateRecords
-from dfs_rl.evaluation.summary import EvaluationSummary
+from dfs_rl.costs import BitOptions
+from dfs_rl.evaluation.summary import EvaluationSummary, MethodSummary
 from dfs_rl.reporting import style
-from dfs_rl.reporting.accuracy_plot import accuracy_plot
 from dfs_rl.reporting.images_plot import ImageExample, images_plot
-from dfs_rl.reporting.options_plot import options_plot
+from dfs_rl.reporting.labels import Label, place_labels
 from dfs_rl.utils.io import write_bytes_atomic
 
-EXAMPLES = 8
-
-
-def cheapest_and_dearest(
-    records: GateRecords,
-    images: Tensor,
-    costs: CostTable,
-    class_names: Sequence[str],
-    *,
-    count: int = EXAMPLES,
-) -> tuple[list[ImageExample], list[ImageExample]]:
-    """Return the ``count`` cheapest and most expensive images, the most extreme first.
-
-    Equal costs keep the order of the split.
-
-    Args:
-        records: Results of a gate.
-        images: Images of these results, uint8 ``[n, c, h, w]``.
-        costs: Costs of the options.
-        class_names: Names in label order.
-        count: Maximum number of images in each list.
-    """
-    computation = records.computation(costs)
-
-    def example(index: int) -> ImageExample:
-        return ImageExample(
-            image=images[index].cpu().numpy(),
-            options=tuple(records.options[index].tolist()),
-            prediction=class_names[int(records.predictions[index])],
-            label=class_names[int(records.labels[index])],
-            computation=float(computation[index]),
-        )
-
-    cheapest = computation.argsort(stable=True)[:count].tolist()
-    dearest = computation.argsort(stable=True, descending=True)[:count].tolist()
-    return [example(i) for i in cheapest], [example(i) for i in dearest]
+# Marker, colour and size of each kind of method.
+_MARKER_STYLES = {
+    "gate": ("*", style.VERMILION, 13.0),
+    "static_table": ("s", style.BLUE, 6.0),
+    "cascade": ("^", style.GREEN, 7.0),
+    "exits": ("v", style.ORANGE, 7.0),
+    "mode_table": ("D", style.PURPLE, 5.5),
+    "random": ("X", style.ORANGE, 7.0),
+    "patterns": ("P", style.SKY, 7.0),
+    "oracle": ("p", style.MUTED, 7.0),
+    "static_table_before": ("s", style.MUTED, 6.0),
+    "cascade_before": ("^", style.MUTED, 7.0),
+}
+_FIXED_STYLE = ("o", style.MUTED, 5.0)
+# Reference methods more than this many points below the gate and its baselines are labelled at the
+# lower edge: drawn to scale, "skip all" at chance would flatten all others.
+_DEPTH = 12.0
+# Inches: height of the figure, margins, and widths of the panels and of the gap between them.
+_HEIGHT, _LEFT, _BOTTOM, _TOP, _RIGHT = 4.2, 0.62, 0.56, 0.44, 0.16
+_WIDE, _NARROW, _BETWEEN = 5.6, 3.1, 0.62
+# With more layers, bars are too narrow for numbers.
+_NUMBERED_LAYERS = 14
+_NUMBERED_SHARE = 0.07
+_EVERY_LAYER_TICKED = 20
 
 
 def write_figures(
@@ -69,15 +59,208 @@ def write_figures(
     Returns:
         Paths of the files.
     """
-    menu = BitOptions(summary.options)
+    bit_options = BitOptions(summary.options)
     figures = {"accuracy": accuracy_plot(summary)}
     if summary.histogram:
-        figures["options"] = options_plot(summary.histogram, menu)
+        figures["options"] = options_plot(summary.histogram, bit_options)
     if examples is not None:
-        figures["images"] = images_plot(*examples, menu)
+        figures["images"] = images_plot(*examples, bit_options)
     paths = []
     for name, figure in figures.items():
         path = folder / f"{prefix}{name}.png"
         write_bytes_atomic(path, style.to_png(figure))
         paths.append(path)
     return paths
+
+
+@style.plain_text()
+def accuracy_plot(summary: EvaluationSummary) -> Figure:
+    """Draw every method of a summary; bars are one standard error.
+
+    With a gate there are two panels: all methods over a logarithmic axis, and a magnified view of
+    the gate and its baselines of nearly the same cost.
+    """
+    drawn = [method for method in summary.methods if method.computation > 0]
+    own = [method for method in drawn if method.role in ("gate", "matched")]
+    panels = (_WIDE, _BETWEEN + _NARROW) if own else (_WIDE,)
+    figure = style.new_figure(_LEFT + sum(panels) + _RIGHT, _HEIGHT)
+    axes = _panel(figure, _LEFT, _WIDE)
+    axes.set_ylabel("accuracy, %")
+    axes.set_xlabel(style.COST_AXIS.format(summary.cost_model))
+    style.title(
+        axes,
+        f"{style.short_middle(summary.dataset, style.NAME_LENGTH)}, {summary.split} split, "
+        f"{summary.n:,} images; bars ± 1 standard error",
+    )
+    _draw_overview(axes, drawn, own)
+    if own:
+        near = _panel(figure, _LEFT + _WIDE + _BETWEEN, _NARROW)
+        near.set_xlabel("the same, linear scale")
+        style.title(near, "At the gate's cost")
+        _draw_near(near, drawn, own)
+    return figure
+
+
+def _panel(figure: Figure, left: float, width: float) -> Axes:
+    total, height = figure.get_size_inches()
+    axes = figure.add_axes(
+        (left / total, _BOTTOM / height, width / total, (height - _BOTTOM - _TOP) / height)
+    )
+    axes.grid(visible=True, which="major", color=style.FAINT, linewidth=0.6)
+    axes.set_axisbelow(True)
+    style.tidy(axes)
+    return axes
+
+
+def _draw_overview(
+    axes: Axes, drawn: Sequence[MethodSummary], own: Sequence[MethodSummary]
+) -> None:
+    floor = min([m.accuracy for m in own] or [max(m.accuracy for m in drawn)]) - _DEPTH
+    shown = [method for method in drawn if method.accuracy >= floor]
+    below = [method for method in drawn if method.accuracy < floor]
+    low, high = _span(shown)
+    margin = max(0.12 * (high - low), 0.4)
+    costs = [method.computation for method in drawn]
+    axes.set_xscale("log")
+    axes.set_xlim(min(costs) / 1.7, max(costs) * 1.7)
+    axes.set_ylim(low - (1.6 if below else 1.0) * margin, min(high, 100.0) + margin)
+    style.log_ticks(axes)
+
+    lines = _draw_points(axes, shown)
+    # The other panel has enough space for the labels of the baselines.
+    named = [method for method in shown if method.role != "matched"]
+    labels = [_label(method) for method in sorted(named, key=lambda m: m.role == "fixed")]
+    bottom, top = axes.get_ylim()
+    edge = bottom + 0.025 * (top - bottom)
+    for method in below:
+        axes.plot(method.computation, edge, marker="v", markersize=5, color=style.MUTED, zorder=4)
+        text = f"{method.label}, {method.accuracy:.1f} %"
+        labels.append(Label(text, method.computation, edge, style.MUTED))
+    place_labels(axes, labels, lines)
+
+
+def _draw_near(axes: Axes, drawn: Sequence[MethodSummary], own: Sequence[MethodSummary]) -> None:
+    costs = [method.computation for method in own]
+    middle = (min(costs) + max(costs)) / 2
+    reach = max(0.9 * (max(costs) - min(costs)), 0.08 * middle)
+    low, high = _span(own)
+    margin = max(0.2 * (high - low), 0.2)
+    axes.set_xlim(middle - reach, middle + reach)
+    axes.set_ylim(low - margin, min(high, 100.0) + margin)
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    inside = [
+        method
+        for method in drawn
+        if method.role != "oracle"
+        and abs(method.computation - middle) <= reach
+        and low - margin <= method.accuracy <= high + margin
+    ]
+    lines = _draw_points(axes, inside)
+    place_labels(axes, [_label(method) for method in inside], lines)
+
+
+def _span(methods: Sequence[MethodSummary]) -> tuple[float, float]:
+    """Return the lowest and the highest end of the methods' bars."""
+    return (
+        min(method.accuracy - method.accuracy_error for method in methods),
+        max(method.accuracy + method.accuracy_error for method in methods),
+    )
+
+
+def _draw_points(axes: Axes, methods: Sequence[MethodSummary]) -> list[list[tuple[float, float]]]:
+    """Draw the methods, the fixed ones connected; return the lines that labels should avoid."""
+    fixed = sorted((m for m in methods if m.role == "fixed"), key=lambda m: m.computation)
+    curve = [(method.computation, method.accuracy) for method in fixed]
+    if curve:
+        axes.plot(*zip(*curve, strict=True), color=style.MUTED, lw=0.8, ls=style.DASHED, zorder=2)
+    for method in methods:
+        marker, colour, size = _MARKER_STYLES.get(method.key, _FIXED_STYLE)
+        axes.errorbar(
+            method.computation,
+            method.accuracy,
+            yerr=method.accuracy_error,
+            marker=marker,
+            markersize=size,
+            color=colour,
+            zorder=5 if method.role == "gate" else 4,
+            **style.ERRORBAR,
+        )
+    bars = [
+        [
+            (m.computation, m.accuracy - m.accuracy_error),
+            (m.computation, m.accuracy + m.accuracy_error),
+        ]
+        for m in methods
+    ]
+    return [curve, *bars] if len(curve) > 1 else bars
+
+
+def _label(method: MethodSummary) -> Label:
+    colour = _MARKER_STYLES.get(method.key, _FIXED_STYLE)[1]
+    weight = "bold" if method.role == "gate" else "normal"
+    return Label(method.label, method.computation, method.accuracy, colour, weight)
+
+
+@style.plain_text()
+def options_plot(histogram: Sequence[Sequence[float]], options: BitOptions) -> Figure:
+    """Draw one stacked bar per layer, cheap options at the bottom.
+
+    Args:
+        histogram: Fraction of images at each option, ``[layers, options]``, rows summing to 1; with
+            exits, a last column has the fraction that has left the network.
+        options: Bit options.
+    """
+    shares = np.asarray(histogram, dtype=np.float64)
+    layers = len(shares)
+    figure = style.new_figure(max(4.6, min(9.0, 1.9 + 0.52 * layers)), 3.6)
+    axes = figure.add_axes(
+        (0.55 / figure.get_figwidth(), 0.14, 1 - 1.45 / figure.get_figwidth(), 0.74)
+    )
+    _stack(axes, shares, options, numbered=layers <= _NUMBERED_LAYERS)
+    axes.set_ylabel("images, %")
+    axes.set_xlabel("gated layer")
+    style.tidy(axes)
+    style.title(axes, "Options chosen at each layer")
+    style.option_legend(axes, axes, "center left", bbox_to_anchor=(1.0, 0.5))
+    return figure
+
+
+def option_histogram_image(
+    histogram: Sequence[Sequence[float]], options: BitOptions
+) -> NDArray[np.uint8]:
+    """Return ``options_plot`` as uint8 ``[height, width, 3]``, for TensorBoard."""
+    return style.to_array(options_plot(histogram, options))
+
+
+def _stack(axes: Axes, shares: NDArray[np.float64], options: BitOptions, *, numbered: bool) -> None:
+    layers = np.arange(1, len(shares) + 1)
+    bottom = np.zeros(len(shares))
+    for option, (name, colour) in enumerate(style.action_styles(options, shares.shape[1])):
+        height = shares[:, option]
+        axes.bar(
+            layers,
+            100 * height,
+            bottom=100 * bottom,
+            width=0.82,
+            color=colour,
+            edgecolor="white",
+            linewidth=0.5,
+            label=name,
+        )
+        if numbered:
+            for layer, share, base in zip(layers.tolist(), height, bottom, strict=True):
+                if share >= _NUMBERED_SHARE:
+                    axes.text(
+                        layer,
+                        100 * (base + share / 2),
+                        f"{100 * share:.0f}",
+                        ha="center",
+                        va="center",
+                        fontsize=style.SMALL_SIZE - 1,
+                        color=style.text_colour(colour),
+                    )
+        bottom += height
+    axes.set_xlim(0.4, len(shares) + 0.6)
+    axes.set_ylim(0, 100)
+    if len(shares) <= _EVERY_LAYER_TICKED:
+        axes.set_xticks(layers)

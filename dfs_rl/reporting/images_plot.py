@@ -2,18 +2,18 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch, Rectangle
 from numpy.typing import NDArray
+from torch import Tensor
 
-from dfs_rl.costs import BitOptions
+from dfs_rl.costs import BitOptions, CostTable
 from dfs_rl.errors import ConfigError
+from dfs_rl.evaluation.records import GateRecords
 from dfs_rl.reporting import style
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 # Inches: column and row of an image without text, image and bit strip, margins, text line.
 _COLUMN, _ROW = 1.12, 1.32
@@ -23,6 +23,7 @@ _LINE = 0.145
 _NUMBERED_LAYERS = 10
 _NAME_LENGTH = 12
 _LINE_LENGTH = 17
+_EXAMPLES = 8
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -44,37 +45,33 @@ class ImageExample:
     computation: float
 
 
-class _Caption(NamedTuple):
-    text: str
-    colour: str
-    weight: str
-
-
 @style.plain_text()
 def images_plot(
-    cheapest: Sequence[ImageExample], dearest: Sequence[ImageExample], options: BitOptions
-) -> "Figure":
+    cheapest: Sequence[ImageExample], most_expensive: Sequence[ImageExample], options: BitOptions
+) -> Figure:
     """Draw two rows of images, each with the bits of its layers and its prediction.
 
     Args:
         cheapest: Images with the smallest cost, in ascending order; at least one.
-        dearest: Images with the largest cost, in descending order; at least one.
+        most_expensive: Images with the largest cost, in descending order; at least one.
         options: Bit options.
 
     Raises:
         ConfigError: If a row is empty.
     """
-    if not cheapest or not dearest:
+    if not cheapest or not most_expensive:
         raise ConfigError("images_plot got an empty row; at least one image in each is needed.")
-    columns = max(len(cheapest), len(dearest))
+    columns = max(len(cheapest), len(most_expensive))
     width = 2 * _LEFT + columns * _COLUMN
-    lines = max(len(_captions(example)) for example in (*cheapest, *dearest))
+    lines = max(len(_captions(example)) for example in (*cheapest, *most_expensive))
     row_height = _TOP + _ROW + lines * _LINE
     height = 2 * row_height + _BOTTOM
     figure = style.new_figure(width, height)
     canvas = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(0, height))  # data units: inches
     canvas.set_axis_off()
-    for row, (name, examples) in enumerate((("Cheapest", cheapest), ("Dearest", dearest))):
+    for row, (name, examples) in enumerate(
+        (("Cheapest", cheapest), ("Most expensive", most_expensive))
+    ):
         top = height - row * row_height
         heading = f"{name} images"
         canvas.text(_LEFT, top - 0.24, heading, fontsize=style.TITLE_SIZE, color=style.INK)
@@ -84,6 +81,41 @@ def images_plot(
     canvas.set(xlim=(0, width), ylim=(0, height), aspect="auto")  # imshow changes them
     _legend(figure, options)
     return figure
+
+
+def cheapest_and_most_expensive(
+    records: GateRecords,
+    images: Tensor,
+    costs: CostTable,
+    class_names: Sequence[str],
+    *,
+    count: int = _EXAMPLES,
+) -> tuple[list[ImageExample], list[ImageExample]]:
+    """Return the ``count`` cheapest and most expensive images, the most extreme first.
+
+    Equal costs keep the order of the split.
+
+    Args:
+        records: Results of a gate.
+        images: Images of these results, uint8 ``[n, c, h, w]``.
+        costs: Costs of the options.
+        class_names: Names in label order.
+        count: Maximum number of images in each list.
+    """
+    computation = records.computation(costs)
+
+    def example(index: int) -> ImageExample:
+        return ImageExample(
+            image=images[index].cpu().numpy(),
+            options=tuple(records.options[index].tolist()),
+            prediction=class_names[int(records.predictions[index])],
+            label=class_names[int(records.labels[index])],
+            computation=float(computation[index]),
+        )
+
+    cheapest = computation.argsort(stable=True)[:count].tolist()
+    most_expensive = computation.argsort(stable=True, descending=True)[:count].tolist()
+    return [example(i) for i in cheapest], [example(i) for i in most_expensive]
 
 
 def to_rgb(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -98,7 +130,7 @@ def to_rgb(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _draw_example(
-    canvas: "Axes", example: ImageExample, options: BitOptions, left: float, top: float
+    canvas: Axes, example: ImageExample, options: BitOptions, left: float, top: float
 ) -> None:
     """Draw one image with its bits and captions below ``top``, in inches."""
     rows, columns = example.image.shape[1:]
@@ -107,35 +139,33 @@ def _draw_example(
     extent = (middle - width / 2, middle + width / 2, foot, foot + height)
     canvas.imshow(to_rgb(example.image), interpolation="nearest", extent=extent, aspect="auto")
     _draw_bits(canvas, example.options, options, left, foot - _STRIP - 0.05)
-    for line, caption in enumerate(_captions(example)):
+    for line, (text, colour) in enumerate(_captions(example)):
         canvas.text(
             middle,
             foot - _STRIP - 0.1 - _LINE * line,
-            caption.text,
+            text,
             ha="center",
             va="top",
             fontsize=style.SMALL_SIZE - 0.5,
-            color=caption.colour,
-            fontweight=caption.weight,
+            color=colour,
+            fontweight="normal" if line else "bold",
         )
 
 
-def _captions(example: ImageExample) -> list[_Caption]:
-    """Return the lines under an image: its cost, then its prediction."""
+def _captions(example: ImageExample) -> list[tuple[str, str]]:
+    """Return the lines under an image and their colours: its cost, then its prediction."""
     said, right = style.short(example.prediction, _NAME_LENGTH), example.prediction == example.label
     lines = [said] if right else [f"says {said}, is {style.short(example.label, _NAME_LENGTH)}"]
     if len(lines[0]) > _LINE_LENGTH and not right:
         lines = [f"says {said},", f"is {style.short(example.label, _NAME_LENGTH)}"]
     colour = style.MUTED if right else style.VERMILION
-    cost = _Caption(f"{example.computation:.2f} %", style.INK, "bold")
-    return [cost, *(_Caption(line, colour, "normal") for line in lines)]
+    cost = (f"{example.computation:.2f} %", style.INK)
+    return [cost, *((line, colour) for line in lines)]
 
 
 def _draw_bits(
-    canvas: "Axes", chosen: tuple[int, ...], options: BitOptions, left: float, bottom: float
+    canvas: Axes, chosen: tuple[int, ...], options: BitOptions, left: float, bottom: float
 ) -> None:
-    from matplotlib.patches import Rectangle
-
     colours = style.option_colours(options)
     width = _SIDE / len(chosen)
     # Larger indices mark layers after the exit.
@@ -156,9 +186,7 @@ def _draw_bits(
             )
 
 
-def _legend(figure: "Figure", options: BitOptions) -> None:
-    from matplotlib.patches import Patch
-
+def _legend(figure: Figure, options: BitOptions) -> None:
     width, height = figure.get_size_inches()
     figure.legend(
         handles=[

@@ -1,27 +1,32 @@
-"""Placement of labels next to points without overlaps."""
+"""Placement of labels next to points without overlaps.
+
+Labels of adjustText cover markers and lines of the same figures, and leave the frame.
+"""
 
 import itertools
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.patheffects import withStroke
+from matplotlib.text import Annotation
 from numpy.typing import NDArray
 
 from dfs_rl.reporting import style
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.transforms import Bbox
-
 _DIRECTIONS = 24
 _DISTANCES = (7.0, 10.0, 14.0, 19.0, 26.0, 34.0, 44.0, 56.0)  # points
-_LEADER_FROM = 15.0  # points; labels farther away get a leader line
+_LEADER_FROM = 15.0  # points; labels farther away get a line to their point
 _PADDING = 2.5
 _MARKER_RADIUS = 5.0
 _LINE_RADIUS = 1.5
 # Penalties in points of distance for a label entirely on other labels, or entirely on lines.
 _COVERING, _CROSSING = 5000.0, 200.0
+
+Boxes = NDArray[np.float64]
+"""Boxes (left, bottom, right, top) in pixels, ``[n, 4]``."""
 
 
 class Label(NamedTuple):
@@ -42,61 +47,10 @@ class Label(NamedTuple):
     weight: str = "normal"
 
 
-class _Place(NamedTuple):
-    """Placement of a label: distance from the point in points, offset and box in pixels."""
-
-    distance: float
-    offset: tuple[float, float]
-    box: NDArray[np.float64]
-
-
-class _Fan(NamedTuple):
-    """Candidate placements of a label around its point, in pixels except for ``distance``."""
-
-    distance: NDArray[np.float64]  # [n], points
-    angle: NDArray[np.float64]  # [n]
-    offset: NDArray[np.float64]  # [n, 2]
-    boxes: NDArray[np.float64]  # [n, 4]
-
-    @classmethod
-    def around(
-        cls, centre: NDArray[np.float64], half: NDArray[np.float64], pixels: float
-    ) -> "_Fan":
-        """Return candidates for a text of half size ``half`` around ``centre``."""
-        angles = 2 * np.pi * np.arange(_DIRECTIONS) / _DIRECTIONS
-        distance, angle = (v.ravel() for v in np.meshgrid(_DISTANCES, angles, indexing="ij"))
-        direction = np.stack([np.cos(angle), np.sin(angle)], axis=1)
-        # The distance is that of the box's edge, not of its centre; sides come before corners.
-        offset = distance[:, None] * pixels * direction + half * np.clip(1.4 * direction, -1, 1)
-        boxes = np.concatenate([centre + offset - half, centre + offset + half], axis=1)
-        return cls(distance, angle, offset, boxes)
-
-    def best(
-        self, taken: NDArray[np.float64], crossed: NDArray[np.float64], frame: NDArray[np.float64]
-    ) -> _Place:
-        """Return the nearest candidate with little overlap with ``taken`` and ``crossed``."""
-        area = (self.boxes[:, 2:] - self.boxes[:, :2]).prod(axis=1)
-        covered = _overlaps(self.boxes, taken).sum(axis=1)
-        outside = area - _overlaps(self.boxes, frame[None])[:, 0]
-        lines = _overlaps(self.boxes, crossed).sum(axis=1)
-        # Prefer the upper right.
-        slant = 0.5 * (1 - np.cos(self.angle - np.pi / 6))
-        penalty = (_COVERING * (covered + outside) + _CROSSING * lines) / area
-        best = int((self.distance + slant + penalty.round(6)).argmin())
-        return _Place(
-            float(self.distance[best]),
-            (float(self.offset[best, 0]), float(self.offset[best, 1])),
-            self.boxes[best],
-        )
-
-
 def place_labels(
-    axes: "Axes",
-    labels: Sequence[Label],
-    lines: Sequence[Sequence[tuple[float, float]]],
-    size: float,
-) -> list["Bbox"]:
-    """Write each label near its point, the first ones at the best placements.
+    axes: Axes, labels: Sequence[Label], lines: Sequence[Sequence[tuple[float, float]]]
+) -> list[Annotation]:
+    """Write each label near its point, the first ones at the best places.
 
     Limits and scales of the axes must be final.
 
@@ -104,30 +58,33 @@ def place_labels(
         axes: Axes to write on.
         labels: Labels, the most important first.
         lines: Polylines, in data units, that labels should not cover.
-        size: Font size in points.
-
-    Returns:
-        Boxes of the texts, in pixels.
     """
-    from matplotlib.patheffects import withStroke
-
     pixels = axes.figure.dpi / 72.0  # per point
     frame = np.asarray(axes.get_window_extent().extents)
     centres = axes.transData.transform([(label.x, label.y) for label in labels])
-    taken = [_squares(centres, _MARKER_RADIUS * pixels)]
-    strokes = [np.empty((0, 4))]
-    for line in lines:
-        places = _along(axes.transData.transform(line), 2 * _LINE_RADIUS * pixels)
-        strokes.append(_squares(places, _LINE_RADIUS * pixels))
-    crossed = np.concatenate(strokes)
-    boxes = []
+    taken = _squares(centres, _MARKER_RADIUS * pixels)
+    crossed = np.concatenate(
+        [
+            np.empty((0, 4)),
+            *(
+                _squares(_along(axes.transData.transform(line), pixels), _LINE_RADIUS * pixels)
+                for line in lines
+            ),
+        ]
+    )
+    # Candidates: each distance in each direction.
+    angles = 2 * np.pi * np.arange(_DIRECTIONS) / _DIRECTIONS
+    distance, angle = (v.ravel() for v in np.meshgrid(_DISTANCES, angles, indexing="ij"))
+    direction = np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    slant = 0.5 * (1 - np.cos(angle - np.pi / 6))  # prefer the upper right
+    texts = []
     for label, centre in zip(labels, centres, strict=True):
         text = axes.annotate(
             style.short_middle(label.text, 2 * style.NAME_LENGTH),
             (label.x, label.y),
             xytext=(0, 0),
             textcoords="offset points",
-            fontsize=size,
+            fontsize=style.SMALL_SIZE,
             color=label.colour,
             fontweight=label.weight,
             ha="center",
@@ -137,42 +94,39 @@ def place_labels(
         )
         extent = text.get_window_extent()
         half = np.array([extent.width, extent.height]) / 2 + _PADDING * pixels
-        fan = _Fan.around(centre, half, pixels)
-        place = fan.best(np.concatenate(taken), crossed, frame)
-        text.set_position((place.offset[0] / pixels, place.offset[1] / pixels))
-        taken.append(place.box[None])
-        boxes.append(text.get_window_extent())
-        if place.distance > _LEADER_FROM:
-            _leader(axes, centre, place.box, label.colour)
-    return boxes
+        # The distance is that of the box's edge, not of its centre; sides come before corners.
+        offset = distance[:, None] * pixels * direction + half * np.clip(1.4 * direction, -1, 1)
+        boxes = np.concatenate([centre + offset - half, centre + offset + half], axis=1)
+        area = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
+        covered = _overlaps(boxes, taken) + area - _overlaps(boxes, frame[None])
+        penalty = (_COVERING * covered + _CROSSING * _overlaps(boxes, crossed)) / area
+        best = int((distance + slant + penalty.round(6)).argmin())
+        text.set_position(tuple(offset[best] / pixels))
+        taken = np.concatenate([taken, boxes[best : best + 1]])
+        if distance[best] > _LEADER_FROM:
+            nearest = np.clip(centre, boxes[best, :2], boxes[best, 2:])
+            ends = axes.transData.inverted().transform(np.stack([centre, nearest]))
+            axes.plot(*ends.T, color=label.colour, linewidth=0.6, alpha=0.7, zorder=3)
+        texts.append(text)
+    return texts
 
 
-def _squares(centres: NDArray[np.float64], radius: float) -> NDArray[np.float64]:
-    """Return boxes (left, bottom, right, top) ``[n, 4]`` around ``centres`` ``[n, 2]``."""
+def _squares(centres: NDArray[np.float64], radius: float) -> Boxes:
     return np.concatenate([centres - radius, centres + radius], axis=1)
 
 
-def _along(ends: NDArray[np.float64], spacing: float) -> NDArray[np.float64]:
-    """Return points on a polyline ``[n, 2]``, at most ``spacing`` apart."""
+def _along(ends: NDArray[np.float64], pixels: float) -> NDArray[np.float64]:
+    """Return points on a polyline ``[n, 2]``, close enough to cover it with squares."""
     pieces = []
     for start, end in itertools.pairwise(ends):
-        steps = max(1, math.ceil(math.dist(start, end) / spacing))
+        steps = max(1, math.ceil(math.dist(start, end) / (2 * _LINE_RADIUS * pixels)))
         pieces.append(start + (end - start) * np.linspace(0, 1, steps + 1)[:, None])
     return np.concatenate(pieces)
 
 
-def _overlaps(first: NDArray[np.float64], second: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the areas ``[n, m]`` of the intersections of boxes ``[n, 4]`` and ``[m, 4]``."""
+def _overlaps(first: Boxes, second: Boxes) -> NDArray[np.float64]:
+    """Return the total area ``[n]`` of the intersections of each box with ``second``."""
     low = np.maximum(first[:, None, :2], second[None, :, :2])
     high = np.minimum(first[:, None, 2:], second[None, :, 2:])
-    areas: NDArray[np.float64] = np.clip(high - low, 0.0, None).prod(axis=2)
+    areas: NDArray[np.float64] = np.clip(high - low, 0.0, None).prod(axis=2).sum(axis=1)
     return areas
-
-
-def _leader(
-    axes: "Axes", point: NDArray[np.float64], box: NDArray[np.float64], colour: str
-) -> None:
-    """Draw a thin line from the point to the nearest point of the label's box."""
-    nearest = np.clip(point, box[:2], box[2:])
-    data = axes.transData.inverted().transform(np.stack([point, nearest]))
-    axes.plot(data[:, 0], data[:, 1], color=colour, linewidth=0.6, alpha=0.7, zorder=3)

@@ -1,23 +1,20 @@
-"""Common style of all figures: sizes, colours, and figures without pyplot's global state.
-
-matplotlib is imported inside functions, so that importing this package stays fast.
-"""
+"""Common style of all figures: sizes, colours, and figures without pyplot's global state."""
 
 import io
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
+from matplotlib import colormaps, rc_context
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from numpy.typing import NDArray
 
 from dfs_rl.costs import SKIP, BitOptions
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.colors import Colormap
-    from matplotlib.figure import Figure
 
 DPI = 200
 TITLE_SIZE = 10.5
@@ -39,6 +36,17 @@ SKY = "#3a97d4"
 NAME_LENGTH = 40
 """Maximum number of characters of a data set's or gate's name in figures."""
 
+COST_AXIS = "{} per image, % of all gated layers at 32 bit, log scale"
+"""Label of an axis of costs, for the name of a cost model."""
+"""Label of the horizontal axis."""
+
+DASHED = (0, (4, 3))
+ERRORBAR: dict[str, Any] = {
+    "markeredgecolor": "white",
+    "markeredgewidth": 0.6,
+    "elinewidth": 0.9,
+    "linestyle": "none",
+}
 GATE_COLOURS = (VERMILION, PURPLE, ORANGE, SKY)
 GATE_MARKERS = "*osDXPv^<>"
 """Markers of gates.
@@ -53,10 +61,13 @@ _LIGHT = 0.55  # luminance from which black text reads better than white
 _LIGHTEST, _DARKEST = 0.22, 1.0  # range of the map distinguishable from white and black
 
 
+def gate_style(number: int) -> tuple[str, str]:
+    """Return colour and marker of a gate."""
+    return GATE_COLOURS[number % len(GATE_COLOURS)], GATE_MARKERS[number % len(GATE_MARKERS)]
+
+
 def option_colours(options: BitOptions) -> list[tuple[float, float, float]]:
     """Return one colour per option: grey for a skipped layer, then from light to dark by bits."""
-    from matplotlib import colormaps
-
     running = [bits for bits in options if bits != SKIP]
     places = np.linspace(_LIGHTEST, _DARKEST, num=max(len(running), 2))
     scale = [tuple(float(v) for v in colormaps["YlGnBu"](place)[:3]) for place in places]
@@ -68,20 +79,26 @@ def action_styles(
     options: BitOptions, n_actions: int
 ) -> list[tuple[str, tuple[float, float, float]]]:
     """Return name and colour of every option and, with one more action, of a left network."""
-    trial_styles = [
+    styles = [
         (option_name(bits), colour)
         for bits, colour in zip(options, option_colours(options), strict=True)
     ]
-    return [*trial_styles, *[("has left", _LEFT_COLOUR)] * (n_actions - len(options))]
+    return [*styles, *[("has left", _LEFT_COLOUR)] * (n_actions - len(options))]
 
 
-def value_colours(*, maximize: bool) -> "Colormap":
-    """Return a colour map in which the best values are dark: the highest, or the lowest."""
-    from matplotlib import colormaps
-    from matplotlib.colors import ListedColormap
-
-    places = np.linspace(_LIGHTEST, _DARKEST, num=256)
-    return ListedColormap(colormaps["YlGnBu"](places if maximize else places[::-1]))
+def option_legend(parent: Axes | Figure, axes: Axes, loc: str, **settings: Any) -> None:  # noqa: ANN401
+    """Add a legend of the options drawn on ``axes``, in the order of a stack."""
+    handles, names = axes.get_legend_handles_labels()
+    parent.legend(
+        handles[::-1],
+        names[::-1],
+        loc=loc,
+        frameon=False,
+        fontsize=SMALL_SIZE,
+        handlelength=1.1,
+        handleheight=1.1,
+        **settings,
+    )
 
 
 def text_colour(background: Sequence[float]) -> str:
@@ -119,8 +136,6 @@ def plain_text() -> Iterator[None]:
     mathematics, LaTeX is off even if the user's matplotlib settings enable it, and characters that
     the font lacks become boxes without a warning.
     """
-    from matplotlib import rc_context
-
     with rc_context({"text.parse_math": False, "text.usetex": False}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         yield
@@ -134,17 +149,14 @@ def legend_name(text: str) -> str:
     return short_middle(f" {text}" if text.startswith("_") else text, NAME_LENGTH)
 
 
-def new_figure(width: float, height: float) -> "Figure":
+def new_figure(width: float, height: float) -> Figure:
     """Return an empty figure of ``width`` x ``height`` inches, rendered with Agg."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
     FigureCanvasAgg(figure)
     return figure
 
 
-def tidy(axes: "Axes") -> None:
+def tidy(axes: Axes) -> None:
     """Apply the common style to axes: two grey spines, small ticks."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(MUTED)
@@ -153,39 +165,22 @@ def tidy(axes: "Axes") -> None:
     axes.yaxis.label.set(fontsize=LABEL_SIZE, color=INK)
 
 
-def pareto_axes(figure: "Figure", *, accuracy: str) -> "Axes":
-    """Return empty axes for accuracy against the logarithm of computation.
-
-    Args:
-        figure: Figure to draw on.
-        accuracy: Label of the vertical axis.
-    """
-    axes = figure.add_subplot()
-    axes.set_xscale("log")
-    axes.grid(visible=True, which="major", color=FAINT, linewidth=0.6)
-    axes.set_axisbelow(True)
-    tidy(axes)
-    axes.set_xlabel("computation per image, % of all gated layers at 32 bit, log scale")
-    axes.set_ylabel(accuracy)
-    return axes
-
-
-def log_ticks(axes: "Axes") -> None:
-    """Set ticks of a logarithmic horizontal axis at 1, 2 and 5 times powers of ten."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+def log_ticks(axes: Axes) -> None:
+    """Set ticks of a logarithmic horizontal axis with final limits."""
+    low, high = axes.get_xlim()
+    subs = (1.0, 2.0, 5.0) if high > 10 * low else (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)
+    axes.xaxis.set_major_locator(LogLocator(subs=subs))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
 
 
-def title(axes: "Axes", text: str) -> None:
+def title(axes: Axes, text: str) -> None:
     """Set a title at the left edge of the axes."""
     axes.set_title(text, loc="left", fontsize=TITLE_SIZE, color=INK, pad=10)
 
 
 @plain_text()
-def to_png(figure: "Figure") -> bytes:
+def to_png(figure: Figure) -> bytes:
     """Render a figure as PNG."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=DPI)
@@ -193,10 +188,8 @@ def to_png(figure: "Figure") -> bytes:
 
 
 @plain_text()
-def to_array(figure: "Figure") -> NDArray[np.uint8]:
+def to_array(figure: Figure) -> NDArray[np.uint8]:
     """Render a figure to uint8 ``[height, width, 3]``."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
     canvas = FigureCanvasAgg(figure)
     canvas.draw()  # type: ignore[no-untyped-call]
     pixels = np.asarray(canvas.buffer_rgba(), dtype=np.uint8)  # type: ignore[no-untyped-call]

@@ -1,52 +1,100 @@
-"""Text output of an evaluation."""
+"""Text tables, and the text output of an evaluation."""
 
+import io
 import textwrap
 from collections.abc import Sequence
 
+from rich.box import Box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from dfs_rl.costs import COMPUTATION
 from dfs_rl.evaluation.summary import EvaluationSummary, MethodSummary
 from dfs_rl.evaluation.verdict import Comparison
 
 WIDTH = 100
-_HEAD = ("method", "accuracy %", "computation %", "gated only %", "MBitOPs", "patterns")
-_HEAD_GATE = ("gate minus method, 95 %",)
-_GAP = "  "
-_MEASURE = (
-    "Computed, not measured: MACs x (bits / 32)², in percent of all gated layers at 32 bit; ± is "
-    "the "
-    "standard error over images."
-)
+"""Width of filled text."""
+Groups = Sequence[Sequence[Sequence[str]]]
+"""Cells of a table: groups of rows."""
+_WIDEST = 10_000
+_RULED = Box("    \n    \n ── \n    \n ── \n    \n    \n    \n")
+_HEAD_GATE = ("gate minus method, 95 %", "gate is")
+_OUTCOMES = {
+    "better": "better",
+    "better_at_higher_cost": "better, costs more",
+    "tie": "tied",
+    "worse_at_lower_cost": "worse, costs less",
+    "worse": "worse",
+}
+_FORMULAS = {COMPUTATION: "MACs x (bits / 32)²"}
+
+
+def cost_formula(cost_model: str) -> str:
+    """Return the formula of a cost model, or its name."""
+    return _FORMULAS.get(cost_model, f"cost model {cost_model}")
+
+
+def aligned_table(head: Sequence[str], groups: Groups) -> str:
+    """Return rows in aligned columns, the first one left-aligned, with a rule above each group.
+
+    The result is independent of the terminal.
+    """
+    table = Table(box=_RULED, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    for number, name in enumerate(head):
+        table.add_column(Text(name), justify="right" if number else "left", no_wrap=True)
+    for group in groups:
+        for row in group:
+            table.add_row(*map(Text, row))
+        table.add_section()
+    buffer = io.StringIO()
+    Console(file=buffer, width=_WIDEST, color_system=None, legacy_windows=False).print(table)
+    return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines())
+
+
+def filled(text: str) -> str:
+    """Return ``text`` in lines of at most ``WIDTH`` characters."""
+    return textwrap.fill(text, WIDTH, subsequent_indent="  ", break_on_hyphens=False)
 
 
 def summary_text(summary: EvaluationSummary) -> str:
     """Return the whole report: subject, table, notes and verdict."""
-    options = ", ".join(map(str, summary.options))
     subject = (
         f"{summary.dataset}, {summary.split} split, {summary.n:,} images, {summary.layers} gated "
-        f"layers, options {options} bit"
+        f"layers, options {', '.join(map(str, summary.options))} bit"
     )
-    parts = [subject, methods_table(summary), _notes(summary)]
+    parts = [
+        subject,
+        aligned_table(*methods_table(summary)),
+        "\n".join(map(filled, _notes(summary))),
+    ]
     if summary.verdict:
-        parts.append("\n".join(textwrap.fill(sentence, WIDTH) for sentence in summary.verdict))
+        parts.append("\n".join(map(filled, summary.verdict)))
     return "\n\n".join(parts) + "\n"
 
 
-def methods_table(summary: EvaluationSummary) -> str:
-    """Return the table of methods: the gate, its baselines at its cost, the fixed points."""
+def methods_table(summary: EvaluationSummary) -> tuple[Sequence[str], Groups]:
+    """Return head and rows: the gate, its baselines at its cost, the fixed points."""
     comparisons = {comparison.key: comparison for comparison in summary.comparisons}
-    gate, matched, fixed, oracle = (
-        [m for m in summary.methods if m.role == role]
-        for role in ("gate", "matched", "fixed", "oracle")
+    cost = f"{summary.cost_model} %"
+    head = (
+        *("method", "accuracy %", cost, "gated only %", "MBitOPs", "patterns"),
+        *(_HEAD_GATE if summary.comparisons else ()),
     )
-    head = _HEAD + (_HEAD_GATE if gate else ())
-    groups = [
-        [_cells(method, comparisons.get(method.key))[: len(head)] for method in group]
-        for group in (gate, matched, fixed[::-1], oracle)
-        if group
-    ]
-    return aligned_table(head, groups)
+    groups = []
+    for role in ("gate", "matched", "fixed", "oracle"):
+        methods = [method for method in summary.methods if method.role == role]
+        if role == "fixed":
+            methods.reverse()
+        groups.append([_cells(m, comparisons.get(m.key))[: len(head)] for m in methods])
+    return head, [group for group in groups if group]
 
 
 def _cells(method: MethodSummary, comparison: Comparison | None) -> tuple[str, ...]:
+    gain = ("", "")
+    if comparison is not None:
+        interval = f"[{comparison.low:+.2f}, {comparison.high:+.2f}]"
+        gain = (f"{comparison.difference:+.2f} {interval}", _OUTCOMES[comparison.outcome])
     return (
         method.label,
         f"{method.accuracy:.2f} ± {method.accuracy_error:.2f}",
@@ -54,9 +102,7 @@ def _cells(method: MethodSummary, comparison: Comparison | None) -> tuple[str, .
         _significant(method.computation_dfs),
         _significant(method.bitops / 1e6),
         f"{method.patterns:,.0f}",
-        ""
-        if comparison is None
-        else f"{comparison.difference:+.2f} [{comparison.low:+.2f}, {comparison.high:+.2f}]",
+        *gain,
     )
 
 
@@ -68,77 +114,41 @@ def _significant(value: float) -> str:
     return f"{value:.3f}"
 
 
-def aligned_table(head: Sequence[str], groups: Sequence[Sequence[Sequence[str]]]) -> str:
-    """Return rows in aligned columns, the first one left-aligned, with a rule above each group."""
-    rows = [row for group in groups for row in group]
-    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
-
-    def line(row: Sequence[str]) -> str:
-        first = row[0].ljust(widths[0])
-        rest = [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
-        return _GAP.join([first, *rest]).rstrip()
-
-    rule = "─" * (sum(widths) + len(_GAP) * (len(widths) - 1))
-    lines = [line(head)]
-    for group in groups:
-        lines += [rule, *map(line, group)]
-    return "\n".join(lines)
-
-
-def _notes(summary: EvaluationSummary) -> str:
-    shares = ", ".join(f"{share.name} {_significant(share.percent)} %" for share in summary.shares)
-    notes = [_MEASURE]
-    if shares:
-        whom = "per image, on average," if summary.exits_after else "for every image"
-        notes.append(f"Counted {whom} beside the gated layers: {shares}.")
-    if any(share > 0 for method in summary.methods for share in method.exit_shares):
-        notes.append(_exits_note(summary))
+def _notes(summary: EvaluationSummary) -> list[str]:
+    """Return what is counted, and how the baselines were chosen."""
+    notes = [
+        (
+            f"Computed, not measured: {cost_formula(summary.cost_model)}, in percent of all gated "
+            "layers at 32 bit; ± is the standard error over images."
+        )
+    ]
+    if summary.shares:
+        shares = ", ".join(f"{s.name} {_significant(s.percent)} %" for s in summary.shares)
+        notes.append(f"Mean computation outside the gated layers: {shares}.")
+    for method in summary.methods:
+        if any(method.exit_shares):
+            pairs = zip(summary.exits_after, method.exit_shares, strict=True)
+            shares = ", ".join(
+                f"{100 * s:.1f} % after layer {after}" for after, s in pairs if s > 0
+            )
+            notes.append(f"Exits, {method.label}: {shares}.")
+        if method.detail:
+            chosen = f", chosen on {method.chosen_on}" if method.chosen_on else ""
+            deviation = method.draws_deviation
+            spread = "" if deviation is None else f", standard deviation {deviation:.2f}"
+            notes.append(f"{method.label}{chosen}: {method.detail}{spread}.")
     if summary.comparisons and summary.method("cascade") is None:
         least = min(m.computation for m in summary.methods if m.role == "fixed")
         notes.append(
-            "There is no confidence cascade at the gate's cost: one pass through the whole network "
-            "costs at least "
-            f"{_significant(least)} %."
+            "There is no confidence cascade at the gate's cost: a pass through the whole network "
+            f"costs at least {_significant(least)} %."
         )
-    for method in summary.methods:
-        if method.detail:
-            chosen = f", chosen on {method.chosen_on}" if method.chosen_on else ""
-            spread = (
-                f", standard deviation {method.draws_deviation:.2f}"
-                if method.draws_deviation is not None
-                else ""
-            )
-            notes.append(
-                f"{method.label[0].upper()}{method.label[1:]}{chosen}: {method.detail}{spread}."
-            )
-    if summary.search is not None:
-        notes.append(_search_note(summary))
-    return "\n".join(
-        textwrap.fill(note, WIDTH, subsequent_indent="  ", break_on_hyphens=False) for note in notes
-    )
-
-
-def _exits_note(summary: EvaluationSummary) -> str:
-    """Return the note on the share of images at each exit."""
-    told = []
-    for method in summary.methods:
-        if any(method.exit_shares):
-            shares = ", ".join(
-                f"{100 * share:.1f} % after {after}"
-                for after, share in zip(summary.exits_after, method.exit_shares, strict=True)
-                if share > 0
-            )
-            told.append(f"{method.label} {shares}")
-    return f"Images that left, after how many layers: {'; '.join(told)}."
-
-
-def _search_note(summary: EvaluationSummary) -> str:
-    search = summary.search
-    assert search is not None, "only called with one"
-    how = "all tables under the budget" if search.exhaustive else f"{search.tables:,} tables"
-    again = f", the best {search.finalists} of them on all" if search.finalists else ""
-    return (
-        f"The static table is the best of {how} by accuracy on {search.images:,} images{again}: "
-        f"{search.accuracy:.2f} % there at {search.computation:.3g} % computation (budget "
-        f"{search.budget:.3g} %)."
-    )
+    if (search := summary.search) is not None:
+        tables = "all tables" if search.exhaustive else f"{search.tables:,} tables"
+        final = f", the best {search.finalists} on all images" if search.finalists else ""
+        notes.append(
+            f"Static table search: {tables} within {search.budget:.3g} % computation, by accuracy "
+            f"on {search.images:,} images{final}; the best has {search.accuracy:.2f} % at "
+            f"{search.computation:.3g} %."
+        )
+    return notes

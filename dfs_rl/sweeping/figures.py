@@ -20,7 +20,7 @@ from dfs_rl.evaluation.comparison_records import Spread, spread
 from dfs_rl.evaluation.curves import pareto_front
 from dfs_rl.evaluation.number_format import spread_text
 from dfs_rl.reporting import style
-from dfs_rl.reporting.hover import HoverPoint, hover_point
+from dfs_rl.reporting.render import HoverPoint, hover_point
 from dfs_rl.sweeping.results import RetrainedRecord, SweepRecord, comparable_study, study_of
 
 _WIDTH, _HEIGHT = 8.0, 4.8  # inches

@@ -1,8 +1,6 @@
 """Report of a sweep: summary, tables, CSV file and HTML page."""
 
-import html
 import json
-import textwrap
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
@@ -12,9 +10,9 @@ from dfs_rl.evaluation.comparison_records import Spread
 from dfs_rl.evaluation.comparison_summary import is_significant_over_seeds
 from dfs_rl.evaluation.curves import hypervolume
 from dfs_rl.evaluation.number_format import duration_text, number_text, setting_text, spread_text
-from dfs_rl.reporting import html_page
+from dfs_rl.reporting.render import render
 from dfs_rl.reporting.style import short_middle
-from dfs_rl.reporting.tables import WIDTH, aligned_table
+from dfs_rl.reporting.tables import Groups, aligned_table, filled
 from dfs_rl.sweeping.figures import SweepFigure
 from dfs_rl.sweeping.results import DEFAULTS, RetrainedRecord, SweepRecord, TrialStatus
 
@@ -213,28 +211,23 @@ def results_csv(record: SweepRecord) -> str:
 
 def sweep_text(record: SweepRecord) -> str:
     """Return the best trials, their results on fresh seeds, the summary, and the failures."""
-    parts = [record.title, _filled(record.about)]
+    parts = [record.title, filled(record.about)]
     if record.best:
         table = best_table(record, _MAX_COLUMNS)
-        parts.append(_text_table(table.map(lambda text: short_middle(text, _MAX_LETTERS))))
+        parts.append(
+            aligned_table(*_cells(table.map(lambda text: short_middle(text, _MAX_LETTERS))))
+        )
     if record.retrained:
-        parts.append(_text_table(retrained_table(record)))
-    parts.append("\n".join(map(_filled, summary(record))))
+        parts.append(aligned_table(*_cells(retrained_table(record))))
+    parts.append("\n".join(map(filled, summary(record))))
     if failed := failures(record):
         parts.append("\n".join(f"Failed: {name}: {reason}" for name, reason in failed.items()))
     return "\n\n".join(parts) + "\n"
 
 
-def _filled(text: str) -> str:
-    return textwrap.fill(text, WIDTH, subsequent_indent="  ", break_on_hyphens=False)
-
-
-def _text_table(table: pd.DataFrame) -> str:
-    return aligned_table(list(table.columns), [table.values.tolist()])
-
-
-def _html_table(table: pd.DataFrame) -> str:
-    return html_page.html_table(list(table.columns), [table.values.tolist()])
+def _cells(table: pd.DataFrame) -> tuple[Sequence[str], Groups]:
+    """Return head and rows."""
+    return list(table.columns), [table.values.tolist()]
 
 
 def sweep_page(record: SweepRecord, figures: Sequence[SweepFigure], settings: str) -> str:
@@ -245,17 +238,16 @@ def sweep_page(record: SweepRecord, figures: Sequence[SweepFigure], settings: st
         figures: Figures from ``sweep_figures``.
         settings: Resolved sweep file, as YAML.
     """
-    parts = [*html_page.opening(record.title, record.about, summary(record))]
-    if record.best:
-        parts += ["<h2>Best trials</h2>", _html_table(best_table(record))]
-    if record.retrained:
-        parts += ["<h2>Fresh seeds</h2>", _html_table(retrained_table(record))]
-    for figure in figures:
-        parts += [f"<h2>{figure.title}</h2>", f'<p class="muted">{figure.about}</p>']
-        parts += [html_page.hover_plot(png, figure.title, figure.points) for png in figure.pngs]
-    parts += ["<h2>All trials</h2>", _html_table(trial_table(record))]
-    parts.append(html_page.failures(failures(record)))
-    commands = html.escape("\n".join(record.commands))
-    parts += ["<h2>Commands</h2>", f"<pre>{commands}</pre>"]
-    parts += ["<h2>Settings of the sweep</h2>", f"<pre>{html.escape(settings)}</pre>"]
-    return html_page.page(record.title, parts)
+    return render(
+        "sweep.html",
+        title=record.title,
+        about=record.about,
+        summary=summary(record),
+        failed=failures(record),
+        record=record,
+        best=_cells(best_table(record)),
+        retrained=_cells(retrained_table(record)),
+        figures=figures,
+        trials=_cells(trial_table(record)),
+        settings=settings,
+    )

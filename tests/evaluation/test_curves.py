@@ -78,7 +78,7 @@ def test_low_bit_widths_end_at_ten_percent_whatever_is_compared(gates):
     assert hypervolume_reference_point(LOW, [], points) == (10.0, 80.0)
 
 
-def test_dear_menus_and_dear_gates_end_at_what_is_worst_about_any_uniform_setting():
+def test_curves_of_expensive_gates_end_at_the_worst():
     spent = [CurvePoint(cost, 90.0) for cost in (20.0, 50.0)]
     assert hypervolume_reference_point(HIGH, [SKIPPED], spent) == (100.1, 10.0)
     assert hypervolume_reference_point(HIGH, [SKIPPED], [CurvePoint(7.0, 90.0), *spent]) == (

@@ -12,21 +12,23 @@ import pytest
 import torch
 from torch import nn
 
-from dfs_rl import compare, train_backbone, train_gumbel
+from dfs_rl import train_gumbel
 from dfs_rl.backbones import load_backbone
+from dfs_rl.compare import main as compare_main
 from dfs_rl.errors import ConfigError
 from dfs_rl.evaluation.comparison_records import ComparisonOfRuns
 from dfs_rl.experiments.agent_training import TrainAgentConfig
 from dfs_rl.experiments.benchmark import (
     COMMANDS,
-    GATE_SPECS,
     BenchmarkSettings,
+    gate_specs,
     load_extra_settings,
     plan_jobs,
 )
 from dfs_rl.experiments.static_training import TrainStaticConfig
 from dfs_rl.experiments.supervised_training import TrainGumbelConfig
 from dfs_rl.gating.storage import load_gate
+from dfs_rl.train_backbone import main as train_backbone_main
 from dfs_rl.utils.config import config_from_dict
 from dfs_rl.utils.io import read_json
 from dfs_rl.utils.run_folder import RunFolder
@@ -60,7 +62,7 @@ def benchmark_settings(**changes) -> BenchmarkSettings:
 def test_every_gate_learns_from_as_many_images_for_all_budgets_together(tmp_path: Path) -> None:
     jobs = [
         job
-        for job in plan_jobs(tuple(GATE_SPECS), benchmark_settings(), tmp_path)
+        for job in plan_jobs(tuple(gate_specs()), benchmark_settings(), tmp_path)
         if "static" not in job.name
     ]
     seen: dict[tuple[str, int], int] = {}
@@ -68,9 +70,9 @@ def test_every_gate_learns_from_as_many_images_for_all_budgets_together(tmp_path
         kind = job.name.split("-seed")[0]
         key = (kind, job.config.seed)
         seen[key] = seen.get(key, 0) + job.config.timesteps
-    names = [name for name in GATE_SPECS if not name.startswith("static")]  # those count tables
+    names = [name for name in gate_specs() if not name.startswith("static")]  # those count tables
     assert seen == {(name, seed): 3000 for name in names for seed in (0, 1)}
-    jobs = plan_jobs(tuple(GATE_SPECS), benchmark_settings(), tmp_path)
+    jobs = plan_jobs(tuple(gate_specs()), benchmark_settings(), tmp_path)
     assert len({job.config.run_dir for job in jobs}) == len(jobs)
     assert all(job.config.run_dir == tmp_path / job.name for job in jobs)
 
@@ -78,7 +80,7 @@ def test_every_gate_learns_from_as_many_images_for_all_budgets_together(tmp_path
 def test_each_gate_is_what_its_name_says(tmp_path: Path) -> None:
     by_name = {
         job.name: job.config
-        for job in plan_jobs(tuple(GATE_SPECS), benchmark_settings(seeds=1), tmp_path)
+        for job in plan_jobs(tuple(gate_specs()), benchmark_settings(seeds=1), tmp_path)
     }
     assert isinstance(by_name["a2c-seed0"], TrainAgentConfig)
     assert by_name["a2c-seed0"].algo == "a2c"
@@ -104,7 +106,7 @@ def test_each_gate_is_what_its_name_says(tmp_path: Path) -> None:
 
 def test_all_gates_have_one_seed_before_any_has_two(tmp_path: Path) -> None:
     seeds = [
-        job.config.seed for job in plan_jobs(tuple(GATE_SPECS), benchmark_settings(), tmp_path)
+        job.config.seed for job in plan_jobs(tuple(gate_specs()), benchmark_settings(), tmp_path)
     ]
     assert seeds == sorted(seeds)
 
@@ -149,7 +151,7 @@ def test_a_comparison_trains_reports_failures_and_goes_on_where_it_was(
     flags += ["--gates", "ppo", "gumbel-ff", "dfs-lstm", "--device", "cpu"]
     flags += ["--search.tables", "4"]
     flags += ["--agent", str(tmp_path / "agent.yaml"), "--gumbel", str(tmp_path / "gumbel.yaml")]
-    assert compare.main([*flags, "--run-dir", str(folder)]) == 0
+    assert compare_main([*flags, "--run-dir", str(folder)]) == 0
     shown = capsys.readouterr()
     # The LSTM costs more than 1.5 % of this small network.
     assert "Failed: dfs-lstm-seed0-at-1.5: budget 1.5 % is not enough" in shown.out
@@ -169,7 +171,7 @@ def test_a_comparison_trains_reports_failures_and_goes_on_where_it_was(
     before = {p: p.stat().st_mtime_ns for p in finished.rglob("*.json")}
     (folder / "gates" / "ppo-seed0" / "training.json").unlink()
     (folder / "report.html").unlink()
-    assert compare.main(["--resume", str(folder)]) == 0
+    assert compare_main(["--resume", str(folder)]) == 0
     again = capsys.readouterr()
     assert figures(again.out) == figures(shown.out)
     assert {p: p.stat().st_mtime_ns for p in before} == before
@@ -182,7 +184,7 @@ def small_contest(tmp_path: Path, settings: str = GUMBEL) -> Path:
     folder = tmp_path / "contest"
     flags = ["--dataset", "digits", "--budgets", "0.5", "90", "--seeds", "1", "--timesteps", "200"]
     flags += ["--gates", "gumbel-ff", "--gumbel", str(tmp_path / "gumbel.yaml"), "--device", "cpu"]
-    assert compare.main([*flags, "--search.tables", "4", "--run-dir", str(folder)]) == 0
+    assert compare_main([*flags, "--search.tables", "4", "--run-dir", str(folder)]) == 0
     return folder
 
 
@@ -193,7 +195,7 @@ def test_a_contest_goes_on_wherever_it_is_and_whatever_became_of_its_files(
     first = capsys.readouterr().out
     (tmp_path / "gumbel.yaml").unlink()
     moved = folder.rename(tmp_path / "moved")
-    assert compare.main(["--resume", str(moved)]) == 0
+    assert compare_main(["--resume", str(moved)]) == 0
     assert figures(capsys.readouterr().out) == figures(first)
 
 
@@ -222,7 +224,7 @@ def test_a_gate_that_needs_no_more_is_evaluated_once_for_all_higher_budgets(
     evaluations = sorted(run.glob("summary-at-*.json"))
     assert len(evaluations) == 2
     flags = [str(run), "--budgets", "90", "95", "--device", "cpu", "--search.tables", "4"]
-    assert compare.main([*flags, "--run-dir", str(tmp_path / "higher")]) == 0
+    assert compare_main([*flags, "--run-dir", str(tmp_path / "higher")]) == 0
     assert sorted(run.glob("summary-at-*.json")) == evaluations
     path = tmp_path / "higher" / "comparison.json"
     comparison = config_from_dict(read_json(path), ComparisonOfRuns, str(path))
@@ -255,7 +257,7 @@ def test_what_another_process_is_at_is_left_for_the_end(
     folder = tmp_path / "contest"
     flags = ["--dataset", "digits", "--budgets", "1", "3", "--gates", "static-greedy"]
     flags += ["--device", "cpu", "--search.tables", "4"]
-    assert compare.main([*flags, "--run-dir", str(folder)]) == 0
+    assert compare_main([*flags, "--run-dir", str(folder)]) == 0
     shown = capsys.readouterr().out
     run = folder / "gates" / "static-greedy-seed0-at-1"
     other = folder / "gates" / "static-greedy-seed0-at-3"
@@ -266,7 +268,7 @@ def test_what_another_process_is_at_is_left_for_the_end(
     with subprocess.Popen(command, stdout=subprocess.PIPE) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == b"in\n"
-        assert compare.main(["--resume", str(folder)]) == 0
+        assert compare_main(["--resume", str(folder)]) == 0
     again = capsys.readouterr()
     assert figures(again.out) == figures(shown)
     said = [line.strip() for line in again.err.splitlines()]
@@ -291,7 +293,7 @@ def test_two_processes_share_a_contest_and_each_writes_the_whole_report(
         while not list(folder.glob("gates/*/run.json")):
             assert other.poll() is None
             time.sleep(0.05)
-        assert compare.main(["--resume", str(folder)]) == 0
+        assert compare_main(["--resume", str(folder)]) == 0
         theirs = other.communicate()[0]
     assert other.returncode == 0
     assert figures(capsys.readouterr().out) == figures(theirs)
@@ -305,7 +307,7 @@ def test_gates_of_other_settings_are_not_taken_for_its_own(
     run = RunFolder.open(folder / "gates" / "gumbel-ff-seed0")
     run.replace_config(replace(run.config(TrainGumbelConfig), timesteps=48))
     capsys.readouterr()
-    assert compare.main(["--resume", str(folder)]) == 2
+    assert compare_main(["--resume", str(folder)]) == 2
     assert "trained with other settings than this comparison asks for" in capsys.readouterr().err
 
 
@@ -329,17 +331,17 @@ def test_each_gate_can_be_made_again_by_the_command_that_stands_in_its_record(
     assert f"python -m dfs_rl.evaluate {run.path} --budget {most:g}" in page
 
 
-def test_gates_on_the_menu_of_dfs_are_compared_at_budgets_of_its_paper(
+def test_gates_of_dfs_are_compared_at_its_budgets(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     supernet, folder = tmp_path / "supernet", tmp_path / "contest"
     flags = ["--backbone", "resnet8", "--width", "2", "--bits", "dfs", "--epochs", "4"]
-    assert train_backbone.main([*flags, "--device", "cpu", "--run-dir", str(supernet)]) == 0
+    assert train_backbone_main([*flags, "--device", "cpu", "--run-dir", str(supernet)]) == 0
     (tmp_path / "gumbel.yaml").write_text(GUMBEL)
     flags = ["--dataset", "digits", "--backbone", str(supernet), "--budgets", "20", "50"]
     flags += ["--gates", "dfs-ff", "--gumbel", str(tmp_path / "gumbel.yaml")]
     flags += ["--seeds", "1", "--timesteps", "4000", "--device", "cpu", "--search.tables", "4"]
-    assert compare.main([*flags, "--run-dir", str(folder)]) == 0
+    assert compare_main([*flags, "--run-dir", str(folder)]) == 0
     shown = capsys.readouterr().out
     assert "Failed" not in shown
     path = folder / "comparison.json"
@@ -363,16 +365,16 @@ def test_the_weights_of_a_users_network_reach_every_gate_and_are_kept_for_later(
     torch.save(network.state_dict() | {"5.bias": learned}, "net.pt")
     flags = ["--dataset", "digits", "--backbone", "ownnets:make", "--weights", "net.pt"]
     flags += ["--gates", "static-greedy", "--budgets", "90", "--device", "cpu"]
-    assert compare.main([*flags, "--search.tables", "4", "--run-dir", "contest"]) == 0
+    assert compare_main([*flags, "--search.tables", "4", "--run-dir", "contest"]) == 0
     run = Path("contest/gates/static-greedy-seed0-at-90")
     shutil.rmtree(run)  # as if the contest had been stopped before
-    assert compare.main(["--resume", "contest", "--trust-code"]) == 0
+    assert compare_main(["--resume", "contest", "--trust-code"]) == 0
     words = list(RunFolder.open(run).record().command)
     assert words[words.index("--weights") + 1] == "net.pt"
     theirs = load_backbone(run).state_dict()
     assert torch.equal(theirs["after.ops.operator_5_2.bias"], learned)
     own = benchmark_settings(backbone=Path("ownnets:make"), weights=Path("net.pt"))
-    assert {job.config.weights for job in plan_jobs(tuple(GATE_SPECS), own, run)} == {
+    assert {job.config.weights for job in plan_jobs(tuple(gate_specs()), own, run)} == {
         Path("net.pt")
     }
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from dfs_rl import compare, train_gumbel
+from dfs_rl import train_gumbel
+from dfs_rl.compare import main as compare_main
 from dfs_rl.evaluation.comparison_records import ComparisonOfRuns
 from dfs_rl.utils.config import config_from_dict
 from dfs_rl.utils.io import read_json
@@ -43,9 +44,9 @@ def test_finished_runs_become_a_report(
 ) -> None:
     before = [(run / "summary.json").stat().st_mtime_ns for run in runs]
     report = tmp_path / "report"
-    assert compare.main([*map(str, runs), "--run-dir", str(report)]) == 0
+    assert compare_main([*map(str, runs), "--run-dir", str(report)]) == 0
     shown = capsys.readouterr()
-    assert "To ship, chosen on val" in shown.out
+    assert "Recommended on val" in shown.out
     assert str(report / "report.html") in shown.err
     # Evaluated once, when they were trained.
     assert [(run / "summary.json").stat().st_mtime_ns for run in runs] == before
@@ -70,7 +71,7 @@ def test_a_run_without_stored_outcomes_is_evaluated_again(
     run = tmp_path / "run"
     shutil.copytree(runs[0], run)
     (run / "outcomes.safetensors").unlink()
-    assert compare.main([str(run), "--run-dir", str(tmp_path / "report")]) == 0
+    assert compare_main([str(run), "--run-dir", str(tmp_path / "report")]) == 0
     assert "baseline static_table" in capsys.readouterr().err
     assert not (run / "outcomes.safetensors").exists()
     assert (tmp_path / "report" / "evaluations" / "1" / "outcomes.safetensors").is_file()
@@ -91,12 +92,12 @@ def test_runs_that_are_compared_are_left_as_they_are(tmp_path: Path, runs: list[
         (run / ".lock").unlink(missing_ok=True)
     before, report = contents(runs), tmp_path / "report"
     flags = ["--search.tables", "5", "--split", "val", "--run-dir", str(report)]
-    assert compare.main([*map(str, runs), *flags]) == 0
+    assert compare_main([*map(str, runs), *flags]) == 0
     assert contents(runs) == before
     stored = contents([report / "evaluations"])
     assert {path.parent.name for path in stored if path.suffix == ".json"} == {"1", "2", "3"}
     assert (report / "report.html").read_text().count("<img") == 2 + 2 * 2
-    assert compare.main(["--resume", str(report)]) == 0
+    assert compare_main(["--resume", str(report)]) == 0
     assert contents(runs) == before
     assert contents([report / "evaluations"]) == stored
 
@@ -105,7 +106,7 @@ def test_a_comparison_inside_a_run_is_refused(
     runs: list[Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     inside = runs[0] / "comparison"
-    assert compare.main([str(runs[0]), "--run-dir", str(inside)]) == 2
+    assert compare_main([str(runs[0]), "--run-dir", str(inside)]) == 2
     assert str(inside) in sentence(capsys)
     assert not inside.exists()
 
@@ -117,12 +118,12 @@ def test_a_gate_that_cannot_be_read_does_not_lose_the_others(
     shutil.copytree(runs[0], broken)
     (broken / "gate" / "gate.safetensors").write_bytes(b"no tensors")
     report = tmp_path / "report"
-    assert compare.main([str(broken), str(runs[2]), "--run-dir", str(report)]) == 0
+    assert compare_main([str(broken), str(runs[2]), "--run-dir", str(report)]) == 0
     shown = capsys.readouterr().out
     assert "DFS FF" in shown
     assert f"Failed: {broken}: " in shown
     assert str(broken) in (report / "report.html").read_text()
-    assert compare.main([str(broken), "--run-dir", str(tmp_path / "other")]) == 2
+    assert compare_main([str(broken), "--run-dir", str(tmp_path / "other")]) == 2
     assert "none of the runs can be evaluated" in sentence(capsys)
 
 
@@ -161,7 +162,7 @@ def test_bad_input_is_one_sentence_and_exit_code_2(
     words: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert compare.main([argument.format(runs[0]) for argument in arguments]) == 2
+    assert compare_main([argument.format(runs[0]) for argument in arguments]) == 2
     assert words in sentence(capsys)
     assert not (tmp_path / "runs").exists()
 
@@ -181,7 +182,7 @@ def test_a_run_whose_training_record_is_damaged_is_named(
     shutil.copytree(runs[0], run)
     (run / "training.json").write_text(content)
     capsys.readouterr()
-    assert compare.main([str(run), "--run-dir", str(tmp_path / "report")]) == 2
+    assert compare_main([str(run), "--run-dir", str(tmp_path / "report")]) == 2
     said = sentence(capsys)
     assert str(run / "training.json") in said
     assert named in said

@@ -9,11 +9,12 @@ import torch
 from PIL import Image
 
 import dfs_rl
-from dfs_rl import train_agent, train_backbone, train_cascade, train_exits
+from dfs_rl import train_agent, train_cascade, train_exits
 from dfs_rl.backbones import load_stored_backbone
 from dfs_rl.data import load_dataset
 from dfs_rl.envs.task import make_task
 from dfs_rl.experiments import evaluation
+from dfs_rl.train_backbone import main as train_backbone_main
 from dfs_rl.utils.config import read_yaml
 from dfs_rl.utils.run_folder import RunFolder
 from tests.helpers.images import write_image_folder
@@ -36,7 +37,7 @@ def supernet(folder: Path) -> Path:
     run = folder.parent / "supernet"
     few = ["--epochs", "2", "--training.calibration-rounds", "1", "--run-dir", str(run)]
     sizes = ["--image-size", "8", "--no-flip"]
-    assert train_backbone.main([*SHAPE, *few, *sizes, "--dataset", str(folder)]) == 0
+    assert train_backbone_main([*SHAPE, *few, *sizes, "--dataset", str(folder)]) == 0
     return run
 
 
@@ -54,7 +55,7 @@ def test_the_size_is_stated_and_stored(folder: Path, supernet: Path) -> None:
     info = load_stored_backbone(supernet).info
     assert (info.image_size, info.flip) == (8, False)
     assert info.fingerprint == load_dataset(str(folder), image_size=8).fingerprint
-    assert train_backbone.main(["--resume", str(supernet)]) == 0
+    assert train_backbone_main(["--resume", str(supernet)]) == 0
 
 
 def test_a_gate_takes_the_size_of_its_backbone(folder: Path, gate: Path) -> None:
@@ -102,7 +103,7 @@ def test_a_contradiction_is_refused(
 def test_images_of_several_sizes_are_refused_with_the_way_out(
     folder: Path, refusal: Callable[..., str]
 ) -> None:
-    said = refusal(train_backbone.main, [*SHAPE, "--dataset", str(folder)])
+    said = refusal(train_backbone_main, [*SHAPE, "--dataset", str(folder)])
     assert "--image-size N" in said
     assert "20 x 12" in said
 

@@ -4,7 +4,6 @@ import shutil
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import get_args
 
 import pytest
 import torch
@@ -13,7 +12,6 @@ import dfs_rl
 from dfs_rl.agents.hyperparameters import (
     ALGORITHM_CONFIGS,
     A2CConfig,
-    AlgorithmName,
     DQNConfig,
     PPOConfig,
     RolloutSize,
@@ -282,9 +280,7 @@ def test_few_images_make_one_batch_of_the_backbone_that_is_trained_first() -> No
 
 
 def test_every_algorithm_has_its_settings_and_its_entry() -> None:
-    names = set(get_args(AlgorithmName))
-    assert names == ALGORITHM_CONFIGS.keys()
-    for name in names:
+    for name in ALGORITHM_CONFIGS:
         config = TrainAgentConfig(algo=name, per_input_budget=5.0)
         assert type(config.algorithm) is ALGORITHM_CONFIGS[name]
 

@@ -3,8 +3,8 @@
 import pytest
 
 import dfs_rl
-from dfs_rl import compare
 from dfs_rl.backbones import default_digits
+from dfs_rl.compare import main as compare_main
 from dfs_rl.data import load_dataset
 from dfs_rl.evaluation.comparison_records import ComparisonOfRuns
 from dfs_rl.evaluation.verdict import with_cost_tolerance
@@ -56,7 +56,7 @@ def test_budget_below_two_passes_leaves_one(tmp_path):
 def test_finished_run_is_compared(finished, tmp_path, capsys):
     assert main(["--resume", str(finished)]) == 0
     assert f"The training in {finished} is finished." in capsys.readouterr().err
-    assert compare.main([str(finished), "--run-dir", str(tmp_path / "report")]) == 0
+    assert compare_main([str(finished), "--run-dir", str(tmp_path / "report")]) == 0
     path = tmp_path / "report" / "comparison.json"
     comparison = config_from_dict(read_json(path), ComparisonOfRuns, str(path))
     (gate,) = (point for point in comparison.points if point.kind == "gate")

@@ -3,8 +3,8 @@
 import pytest
 
 import dfs_rl
-from dfs_rl import compare
 from dfs_rl.backbones import default_digits
+from dfs_rl.compare import main as compare_main
 from dfs_rl.costs import BitOptions, CostTable
 from dfs_rl.data import load_dataset
 from dfs_rl.evaluation.evaluator import evaluate_static_table
@@ -46,7 +46,7 @@ def test_finished_run_is_compared(finished, tmp_path, capsys):
     assert main(["--resume", str(finished)]) == 0
     assert f"The training in {finished} is finished." in capsys.readouterr().err
     assert (finished / "metrics.jsonl").read_text() == metrics
-    assert compare.main([str(finished), "--run-dir", str(tmp_path / "report")]) == 0
+    assert compare_main([str(finished), "--run-dir", str(tmp_path / "report")]) == 0
     assert "static" in (tmp_path / "report" / "points.csv").read_text()
 
 

@@ -1,4 +1,4 @@
-"""A Ray that starts here is closed to others, and says so in a sentence when it does not start."""
+"""Start of Ray: closed to other machines and users, or an error in one sentence."""
 
 import json
 import os
@@ -52,7 +52,7 @@ def listeners(pid: int) -> dict[int, set[str]]:
     return found
 
 
-def test_nobody_else_can_reach_a_ray_that_starts_here():
+def test_local_ray_is_closed_to_others():
     environment = {name: v for name, v in os.environ.items() if not name.startswith("RAY_")}
     with subprocess.Popen(
         [sys.executable, "-c", _STARTED],
@@ -86,13 +86,13 @@ def test_nobody_else_can_reach_a_ray_that_starts_here():
     assert not private.exists()
 
 
-def test_commands_close_ray_before_they_import_it(tmp_path):
+def test_commands_close_ray_before_the_import(tmp_path):
     # The environment of other tests is closed already, see conftest.py.
     environment = {name: v for name, v in os.environ.items() if not name.startswith("RAY_")}
     file = tmp_path / "sweep.yaml"
     file.write_text(
         "command: train_agent\n"
-        "settings: {timesteps: 384, num_envs: 32, eval_every: 192}\n"
+        "settings: {timesteps: 96, num_envs: 32, eval_every: 96}\n"
         "search: {reward.log_likelihood: {uniform: [0, 1]}}\n"
         "trials: 1\n"
         "retrain: {seeds: 0}\n"
@@ -103,8 +103,8 @@ def test_commands_close_ray_before_they_import_it(tmp_path):
     assert (tmp_path / "run" / "report.html").is_file()
 
 
-def test_a_ray_that_does_not_start_ends_in_one_sentence():
-    # In a process of its own, at whose end Ray's processes end; nobody has a pebibyte.
+def test_failed_start_is_one_sentence():
+    # Ray's processes end with their driver, a separate process; no machine has a pebibyte.
     program = """
         from dfs_rl.errors import TrainingError
         from dfs_rl.utils.ray import start_ray

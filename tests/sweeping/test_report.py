@@ -173,7 +173,7 @@ def test_tooltips_lie_on_their_points(record, figures):
 
 def test_means_over_seeds(record):
     again = record.retrained[-1]
-    accuracies = [sorted(points)[0].accuracy for points in again.points]
+    accuracies = [min(points).accuracy for points in again.points]
     _, accuracy = over_seeds(again)[0]
     assert accuracy.mean == pytest.approx(np.mean(accuracies))
     assert accuracy.deviation == pytest.approx(np.std(accuracies, ddof=1))

@@ -159,7 +159,7 @@ retrain: {seeds: 0}
 
 @pytest.mark.parametrize(("scheduler", "kind"), [("pbt", "loguniform"), ("pb2", "uniform")])
 def test_populations_copy_weights(tmp_path, capfd, scheduler, kind):
-    # Each trial needs all cores, so that trials alternate at every interval.
+    # There are more trials than cores, so that trials alternate at every interval.
     text = f"""\
 command: train_agent
 settings: {{timesteps: 384, num_envs: 32, eval_every: 96}}
@@ -169,8 +169,7 @@ search:
 objective: {{name: hypervolume, reference_point: [20, 1], last: 1}}
 searcher: random
 scheduler: {{name: {scheduler}, interval: 0.25}}
-trials: 2
-resources: {{cpus: 2}}
+trials: 3
 retrain: {{seeds: 0}}
 """
     code, run = sweep(tmp_path, text)
@@ -178,7 +177,7 @@ retrain: {{seeds: 0}}
     assert {row["status"] for row in table(run)} == {"finished"}
     stored = [sorted(t.glob("checkpoint_*")) for t in (run / "tune/search").glob("trial_*")]
     pasts = {(s[-1] / "seed0/metrics.jsonl").read_text().splitlines()[0] for s in stored}
-    assert len(pasts) == 1  # both trials have the past of one; equal settings would not give that
+    assert len(pasts) < len(stored) == 3  # one trial has the past of another
     # Another trial may start from any checkpoint.
     assert all(
         path.name == f"checkpoint_{i:06d}" for paths in stored for i, path in enumerate(paths)

@@ -23,7 +23,7 @@ from dfs_rl.evaluation.static_tables.scoring import score_static_tables
 from dfs_rl.evaluation.static_tables.search import search_static_table
 from dfs_rl.evaluation.summary import summarize
 from dfs_rl.evaluation.verdict import with_cost_tolerance
-from dfs_rl.reporting.options_plot import options_plot
+from dfs_rl.reporting.figures import options_plot
 from dfs_rl.reporting.tables import summary_text
 from tests.evaluation.conftest import MixBackbone, make_images, make_setup
 
@@ -155,7 +155,7 @@ def test_shuffling_keeps_exits_and_cost(seed, n):
     costs = MixBackbone((0, 2, 32), exits=AFTER).costs
     generator = torch.Generator().manual_seed(seed)
     options = costs.canonicalize(torch.randint(0, 4, (n, 4), generator=generator))
-    shuffled = shuffled_options(options, generator, exit_action=EXIT)
+    shuffled = shuffled_options(options, generator, EXIT)
     assert torch.equal(option_histogram(shuffled, 4), option_histogram(options, 4))
     assert torch.equal(costs.canonicalize(shuffled), shuffled)
     means = [float(costs.fractions(o).mean()) for o in (options, shuffled)]
@@ -217,6 +217,6 @@ def test_summary_has_the_share_of_each_exit(network, images):
     assert outside == pytest.approx(total - gated)
     assert {part.name: part.macs for part in summary.shares}["exits"] == pytest.approx(21 * share)
     text = " ".join(summary_text(summary).split())
-    assert f"sure {100 * share:.1f} % after 1." in text
+    assert f"Exits, sure: {100 * share:.1f} % after layer 1." in text
     figure = options_plot(summary.histogram, network.options)
     assert len(figure.axes[0].get_legend_handles_labels()[1]) == 4  # three options and the exit

@@ -1,0 +1,405 @@
+"""Python API: the work of the commands as functions.
+
+Each function writes the run folder that its command writes, and returns what was made. It raises
+the errors of ``dfs_rl.errors``; only commands turn them into a sentence and an exit code.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, TypeVar, get_args
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from dfs_rl.agents.hyperparameters import ALGORITHM_CONFIGS, StaticMethod
+from dfs_rl.agents.supervised.config import Method
+from dfs_rl.backbones import Backbone, BackboneInfo, StoredBackbone, save_backbone
+from dfs_rl.data import Dataset, load_dataset
+from dfs_rl.errors import ConfigError
+from dfs_rl.evaluation.comparison_records import ComparisonOfRuns
+from dfs_rl.evaluation.static_tables import SearchConfig
+from dfs_rl.evaluation.summary import EvaluationSummary
+from dfs_rl.experiments import comparison, supernet_training
+from dfs_rl.experiments.backbone_config import TrainBackboneConfig
+from dfs_rl.experiments.backbone_resolver import load_data
+from dfs_rl.experiments.benchmark import COMMANDS, command_line
+from dfs_rl.experiments.comparison_config import CompareConfig
+from dfs_rl.experiments.evaluation import Precision, ReportedSplit, evaluate_run
+from dfs_rl.experiments.gate_run import GateTrainingCommand, create_run, train_run
+from dfs_rl.gating.model import GatedModel, load
+from dfs_rl.training.supernet import uniform_accuracies
+from dfs_rl.utils.config import config_from_dict, config_to_dict
+from dfs_rl.utils.device import resolve_device, set_threads
+from dfs_rl.utils.trusted_import import is_constructor, trust_constructor, trusting
+
+Callback = Callable[[Mapping[str, Any]], None]
+"""Function that receives the record of each validation; an exception ends the training."""
+ConfigT = TypeVar("ConfigT")
+_STATIC = "static_"
+_VALIDATIONS = ("validation", "epoch")
+"""Kinds of metrics records that hold a validation."""
+
+
+@dataclass(frozen=True)
+class TrainedGate:
+    """A gate and the run folder that it was trained in.
+
+    Attributes:
+        path: Run folder; ``dfs_rl.load``, ``evaluate`` and ``compare`` take it too.
+        validation: Figures of the gate on the val split.
+        points: Computation and accuracy on val in percent, one point per measured preference of a
+            gate for all budgets, otherwise one.
+    """
+
+    path: Path
+    validation: Mapping[str, Any]
+    points: tuple[tuple[float, float], ...] = field(repr=False)
+
+    def load(self, *, budget: float | None = None, device: str = "cpu") -> GatedModel:
+        """Return the network with its gate, see ``dfs_rl.load``."""
+        return load(self.path, budget=budget, device=torch.device(device), trust_code=True)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Figures of a gate and its baselines.
+
+    Attributes:
+        path: File of the summary.
+        summary: All figures.
+        baselines: Keys of the baselines in ``to_frame``; ``None`` for all.
+    """
+
+    path: Path
+    summary: EvaluationSummary = field(repr=False)
+    baselines: tuple[str, ...] | None = None
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return one row per method, the gate first, with the columns of ``MethodSummary``.
+
+        ``difference``, ``low`` and ``high`` are accuracy of the gate minus that of the method in
+        points, with the bounds of its 95 % interval over images; ``outcome`` judges it.
+        """
+        methods = pd.DataFrame([config_to_dict(method) for method in self.summary.methods])
+        methods = methods.drop(columns=["class_accuracy", "exit_shares"])
+        if self.summary.comparisons:
+            compared = pd.DataFrame([config_to_dict(one) for one in self.summary.comparisons])
+            methods = methods.merge(compared.drop(columns=["label", "role"]), on="key", how="left")
+        if self.baselines is None:
+            return methods
+        kept = methods["key"].isin(self.baselines) | (methods["role"] == "gate")
+        return methods[kept].reset_index(drop=True)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Figures of several gates and their baselines.
+
+    Attributes:
+        path: Folder with ``report.html``, ``comparison.json``, ``points.csv`` and pictures.
+        figures: All figures.
+    """
+
+    path: Path
+    figures: ComparisonOfRuns = field(repr=False)
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return one row per gate and budget, baseline or uniform option, as in ``points.csv``."""
+        return self.figures.to_frame()
+
+
+def train_backbone(
+    name: str,
+    dataset: Dataset | str,
+    *,
+    callback: Callback | None = None,
+    run_dir: str | Path | None = None,
+    **settings: Any,  # noqa: ANN401 - fields of TrainBackboneConfig
+) -> Backbone:
+    """Train a backbone so that every mix of its bit options works.
+
+    Args:
+        name: Registered name such as ``"resnet20"``, or ``"module:function"``.
+        dataset: Data set, or what ``load_dataset`` takes.
+        callback: Receives the record of each epoch.
+        run_dir: New run folder; default ``runs/DATE-TIME-NAME``.
+        settings: Settings of ``train_backbone``, for example ``bits``, ``epochs``, ``seed`` or
+            ``training={"lr": 0.1}``.
+
+    Returns:
+        The trained backbone; the run folder keeps it.
+
+    Raises:
+        ConfigError: If a setting is unknown or not allowed.
+        DataError: If the data set cannot be read.
+        TrainingError: If the loss is no longer finite.
+    """
+    config = _config(TrainBackboneConfig, dataset, backbone=name, run_dir=run_dir, **settings)
+    with _threads(config.threads, settings), trusting(code=False):
+        _trust(name)
+        data = _images(config, dataset)
+        _, stored = supernet_training.train_run(
+            config,
+            data,
+            command=command_line(supernet_training.PROG, config),
+            after_log=_validations_only(callback),
+        )
+    return stored.backbone
+
+
+def train_gate(
+    backbone: Backbone | StoredBackbone | str | Path | None,
+    dataset: Dataset | str,
+    *,
+    method: str = "ppo",
+    callback: Callback | None = None,
+    run_dir: str | Path | None = None,
+    **settings: Any,  # noqa: ANN401 - fields of the method's configuration
+) -> TrainedGate:
+    """Train a gate on a backbone.
+
+    Args:
+        backbone: Backbone, run folder of ``train_backbone``, or ``"module:function"``; ``None`` as
+            for the commands: the included one for the digits, for other data sets one is trained.
+        dataset: Data set, or what ``load_dataset`` takes.
+        method: An algorithm of ``train_agent`` such as ``"ppo"``, a method of ``train_gumbel``
+            such as ``"gumbel"`` or ``"dfs"``, ``"static_"`` with a method of ``train_static``, or
+            ``"cascade"``.
+        callback: Receives the record of each validation.
+        run_dir: New run folder; default ``runs/DATE-TIME-NAME``.
+        settings: Settings of the command that trains the method, for example ``budget``,
+            ``timesteps`` or ``seed``. Hyperparameters of an algorithm have Stable-Baselines3's
+            names, and stand beside the others or in ``algorithm``.
+
+    Returns:
+        The trained gate. With the same settings, seed and threads it is bitwise that of the command.
+
+    Raises:
+        ConfigError: If the method or a setting is unknown or not allowed.
+        DataError: If the data set cannot be read, or the backbone is for other images.
+        TrainingError: If a figure is no longer finite.
+    """
+    command, chosen = _method(method)
+    if command.kind == "train_agent":
+        settings = _with_algorithm_block(method, settings)
+    with _stored(backbone, dataset) as place:
+        config = _config(
+            command.config_type, dataset, **chosen, backbone=place, run_dir=run_dir, **settings
+        )
+        with _threads(config.threads, settings), trusting(code=False):
+            _trust(place)
+            data = _images(config, dataset)
+            device = str(resolve_device(config.device))
+            argv = command_line(command.prog, config)
+            run = create_run(command, config, data, device=device, argv=argv)
+            run = replace(run, after_log=_validations_only(callback))
+            with run.lock():
+                record = train_run(command, config, data, run, device=device)
+    return TrainedGate(run.path, record.best_on_val, record.points_on_val)
+
+
+def evaluate(
+    gate: TrainedGate | str | Path,
+    dataset: Dataset | str | None = None,
+    *,
+    baselines: Sequence[str] | None = None,
+    split: ReportedSplit = "test",
+    budget: float | None = None,
+    device: str = "auto",
+    batch_size: int = 128,
+    precision: Precision = "float32",
+    search: SearchConfig | None = None,
+) -> Evaluation:
+    """Evaluate a gate and the baselines that it should beat, once, on the test split.
+
+    Args:
+        gate: Trained gate, or run folder of a gate or a backbone.
+        dataset: Data set of the training; ``None`` reads it from where the training did.
+        baselines: Keys of the baselines to show, such as ``"cascade"``; ``None`` for all.
+        split: Split to report on; every choice is made on val.
+        budget: Budget in percent that a gate for all budgets is set to.
+        device: Device to compute on.
+        batch_size: Number of images per batch.
+        precision: Number format of the backbone; float32 for figures to report.
+        search: Limits of the search for the best static bit table.
+
+    Raises:
+        ConfigError: If a setting or baseline is unknown or not allowed.
+        CheckpointError: If the run has no usable backbone or gate.
+        DataError: If the data set is not that of the training.
+    """
+    for name, value, allowed in (
+        ("split", split, get_args(ReportedSplit)),
+        ("precision", precision, get_args(Precision)),
+    ):
+        if value not in allowed:
+            raise ConfigError(f"{name} is {value!r}; allowed are {', '.join(allowed)}.")
+    trained = isinstance(gate, TrainedGate)
+    with trusting(code=trained):
+        found = evaluate_run(
+            gate.path if isinstance(gate, TrainedGate) else Path(gate),
+            dataset=dataset,
+            split=split,
+            budget=budget,
+            device=device,
+            batch_size=batch_size,
+            precision=precision,
+            search=search,
+        )
+    keys = [method.key for method in found.summary.methods if method.role != "gate"]
+    for name in baselines or ():
+        if name not in keys:
+            raise ConfigError(f"baselines has {name!r}; allowed are {', '.join(keys)}.")
+    return Evaluation(found.path, found.summary, None if baselines is None else tuple(baselines))
+
+
+def compare(
+    *gates: TrainedGate | str | Path,
+    dataset: Dataset | str | None = None,
+    run_dir: str | Path | None = None,
+    kinds: Sequence[str] | None = None,
+    **settings: Any,  # noqa: ANN401 - fields of CompareConfig
+) -> Comparison:
+    """Compare trained gates with each other and their baselines, or train kinds of gates first.
+
+    Args:
+        gates: Trained gates or their run folders; none to train ``kinds``.
+        dataset: Data set; with gates, only if it moved.
+        run_dir: New folder for the report; default ``runs/DATE-TIME-compare``.
+        kinds: Kinds of gates to train, as ``compare --gates`` takes them.
+        settings: Settings of ``compare``, for example ``budgets``, ``seeds`` or ``timesteps``.
+
+    Raises:
+        ConfigError: If a setting is unknown or not allowed.
+        CheckpointError: If no run can be evaluated.
+        DataError: If the gates belong to different images.
+    """
+    paths = [gate.path if isinstance(gate, TrainedGate) else Path(gate) for gate in gates]
+    if kinds is not None:
+        settings["gates"] = list(kinds)
+    config = _config(CompareConfig, dataset, runs=paths, run_dir=run_dir, **settings)
+    with _threads(config.threads, settings):
+        folder, figures = comparison.compare(
+            config,
+            dataset if isinstance(dataset, Dataset) else None,
+            command=("dfs_rl.compare", *map(str, paths)),
+        )
+    return Comparison(folder.path, figures)
+
+
+def _method(name: str) -> tuple[GateTrainingCommand[Any], dict[str, object]]:
+    """Return the command that trains a method, and the settings that select it."""
+    static = [_STATIC + method for method in get_args(StaticMethod)]
+    if name in ALGORITHM_CONFIGS:
+        return COMMANDS["train_agent"], {"algo": name}
+    if name in get_args(Method):
+        return COMMANDS["train_gumbel"], {"method": name}
+    if name in static:
+        return COMMANDS["train_static"], {"method": name.removeprefix(_STATIC)}
+    if name == "cascade":
+        return COMMANDS["train_cascade"], {}
+    allowed = [*ALGORITHM_CONFIGS, *get_args(Method), *static, "cascade"]
+    raise ConfigError(f"method is {name!r}; allowed are {', '.join(allowed)}.")
+
+
+def _with_algorithm_block(method: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Move hyperparameters of the algorithm that stand among the settings into their block."""
+    names = {one.name for one in fields(ALGORITHM_CONFIGS[method])}
+    block = {name: value for name, value in settings.items() if name in names}
+    rest = {name: value for name, value in settings.items() if name not in names}
+    given = rest.pop("algorithm", {})
+    given = config_to_dict(given) if is_dataclass(given) else dict(given)
+    twice = sorted(block.keys() & given.keys())
+    if twice:
+        raise ConfigError(f"{twice[0]} is given twice: as a setting and in algorithm; give one.")
+    return {**rest, "algorithm": given | block} if given or block else rest
+
+
+def _config(
+    cls: type[ConfigT],
+    dataset: Dataset | str | None,
+    **settings: Any,  # noqa: ANN401
+) -> ConfigT:
+    """Build a configuration from Python values, with the checks of the command."""
+    if dataset is not None:
+        settings["dataset"] = dataset.name if isinstance(dataset, Dataset) else dataset
+    names = {one.name for one in fields(cls)}  # type: ignore[arg-type]
+    if "threads" in names:
+        settings.setdefault("threads", torch.get_num_threads())
+    plain = {
+        name: config_to_dict(value) if is_dataclass(value) else value
+        for name, value in settings.items()
+        if name not in ("run_dir", "backbone") or value is not None
+    }
+    return config_from_dict(json.loads(json.dumps(plain, default=str)), cls, source="settings")
+
+
+def _images(config: Any, dataset: Dataset | str) -> Dataset:  # noqa: ANN401 - any run's
+    if isinstance(dataset, Dataset):
+        return dataset
+    if isinstance(config, TrainBackboneConfig):
+        return load_dataset(dataset, image_size=config.image_size, flip=config.flip)
+    return load_data(config)
+
+
+@contextmanager
+def _stored(
+    backbone: Backbone | StoredBackbone | str | Path | None, dataset: Dataset | str
+) -> Iterator[str | None]:
+    """Yield the place of a backbone for the configuration; one in memory is stored for the time."""
+    if backbone is None or isinstance(backbone, str | Path):
+        yield None if backbone is None else str(backbone)
+        return
+    if isinstance(backbone, Backbone):
+        data = dataset if isinstance(dataset, Dataset) else load_dataset(dataset)
+        info = BackboneInfo(
+            dataset=data.name,
+            fingerprint=data.fingerprint,
+            class_names=data.class_names,
+            accuracy=uniform_accuracies(backbone, data.val.to(_device_of(backbone))),
+            image_size=data.image_size,
+            flip=data.flip,
+        )
+        backbone = StoredBackbone(backbone=backbone, info=info)
+    with TemporaryDirectory() as folder:
+        save_backbone(backbone.backbone, backbone.info, folder)
+        yield folder
+
+
+def _device_of(backbone: Backbone) -> torch.device:
+    tensor: Tensor = backbone.feature_mean
+    return tensor.device
+
+
+def _trust(name: str | None) -> None:
+    """Trust the constructor that the caller names."""
+    if is_constructor(name):
+        trust_constructor(str(name))
+
+
+def _validations_only(callback: Callback | None) -> Callback | None:
+    if callback is None:
+        return None
+
+    def after_log(record: Mapping[str, Any]) -> None:
+        if record.get("kind") in _VALIDATIONS:
+            callback(record)
+
+    return after_log
+
+
+@contextmanager
+def _threads(threads: int, settings: Mapping[str, object]) -> Iterator[None]:
+    """Run with the given number of threads; a library leaves the process as it found it."""
+    before = torch.get_num_threads()
+    if settings.get("threads") is not None:
+        set_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

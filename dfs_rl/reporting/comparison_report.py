@@ -1,0 +1,253 @@
+"""Report of a comparison of runs: tables, text and HTML."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from dfs_rl.evaluation.budgets import exceeds_budget, ranked_families
+from dfs_rl.evaluation.comparison_records import (
+    GATE,
+    ComparisonOfRuns,
+    CurvePair,
+    Pair,
+    Point,
+    Spread,
+)
+from dfs_rl.evaluation.curves import REPORTED_COMPUTATIONS
+from dfs_rl.evaluation.metrics import Interval
+from dfs_rl.evaluation.verdict import COST_TOLERANCE
+from dfs_rl.reporting.comparison_figures import ComparisonFigures
+from dfs_rl.reporting.render import render
+from dfs_rl.reporting.tables import Groups, aligned_table, cost_formula, filled
+
+_GAINS = {
+    "static_table": "minus static",
+    "cascade": "minus cascade",
+    "exits": "minus exits",
+    "patterns": "minus own shuffled",
+}
+_NOTES = {
+    "budgets": (
+        "Each method has the point trained for the budget, or else the best point on val that "
+        f"costs at most {100 * COST_TOLERANCE:g} % more. A gate marked ! costs over "
+        f"{100 * COST_TOLERANCE:g} % more than its budget."
+    ),
+    "points": (
+        "± is the standard deviation over seeds. A gain marked * exceeds two standard deviations "
+        "over seeds and is significant over images, and no uniform setting of the same or lower "
+        "cost is as good; one marked = is not significant over images."
+    ),
+}
+_Table = tuple[Sequence[str], Groups]
+
+
+class GateSection(NamedTuple):
+    """Section of a report about one gate.
+
+    Attributes:
+        label: Name in the table.
+        figures: PNG files by their titles.
+        commands: Command lines of its runs.
+        settings: Configuration as YAML.
+    """
+
+    label: str
+    figures: Mapping[str, bytes]
+    commands: Sequence[str]
+    settings: str
+
+
+def comparison_text(comparison: ComparisonOfRuns) -> str:
+    """Return the tables, with significant differences only, and the verdict."""
+    tables = comparison_tables(comparison, significant=True)
+    options = ", ".join(map(str, comparison.options))
+    about = f"{comparison.split} split, {comparison.n:,} images, options {options} bit"
+    parts = [f"{comparison.dataset}, {about}"]
+    for name, (head, groups) in tables.items():
+        if groups:
+            note = f"\n{filled(_NOTES[name])}" if name in _NOTES else ""
+            parts.append(aligned_table(head, groups) + note)
+    # A terminal shows the end of the output.
+    parts.append("\n".join(map(filled, comparison.verdict)))
+    failed = [f"Failed: {path}: {reason}" for path, reason in comparison.failed.items()]
+    return "\n\n".join([*parts, *(["\n".join(failed)] if failed else [])]) + "\n"
+
+
+def html_report(
+    comparison: ComparisonOfRuns, figures: ComparisonFigures, sections: Sequence[GateSection]
+) -> str:
+    """Return the report as one HTML file.
+
+    Args:
+        comparison: Results of the comparison.
+        figures: Figures of all gates.
+        sections: One section per gate.
+    """
+    about = (
+        f"{comparison.split} split, {comparison.n:,} images, options "
+        f"{', '.join(map(str, comparison.options))} bit. Computation is computed, not measured: "
+        f"{cost_formula(comparison.cost_model)}, in percent of all gated layers at 32 bit, gate, "
+        "stem and head included."
+    )
+    return render(
+        "comparison.html",
+        title=f"Comparison of gates: {comparison.dataset}",
+        about=about,
+        summary=comparison.verdict,
+        failed=comparison.failed,
+        comparison=comparison,
+        notes=_NOTES,
+        tables=comparison_tables(comparison),
+        figures=figures,
+        sections=sections,
+    )
+
+
+def comparison_tables(
+    comparison: ComparisonOfRuns, *, significant: bool = False
+) -> dict[str, _Table]:
+    """Return head and groups of rows of each table; a table without rows has no group.
+
+    Args:
+        comparison: Results of the comparison.
+        significant: Only list differences that are significant over images.
+    """
+    pairs = [p for p in comparison.pairs if not significant or not p.low <= 0 <= p.high]
+    curve_pairs = [
+        p for p in comparison.curve_pairs if not significant or not _covers_zero(p.interval)
+    ]
+    return {
+        "budgets": _budgets(comparison),
+        "points": _points(comparison),
+        "curves": _curves(comparison),
+        "pairs": _table(("gate", "minus", "points", "95 % over images"), map(_pair, pairs)),
+        "curve_pairs": _table(
+            ("curve", "minus", "hypervolume", "95 % over images", "over seeds"),
+            map(_curve_pair, curve_pairs),
+        ),
+        "trainings": _trainings(comparison),
+    }
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> _Table:
+    found = list(rows)
+    return head, [found] if found else []
+
+
+def _budgets(comparison: ComparisonOfRuns) -> _Table:
+    """Return the recommended method, and accuracy and computation of each method."""
+    at_budgets = comparison.budgets
+    if not at_budgets:
+        return (), []
+    points = {point.label: point for point in (*comparison.points, *comparison.references)}
+    families = [points[at.recommended].family if at.recommended else "" for at in at_budgets]
+    gates: list[tuple[str, ...]] = []
+    baselines: list[tuple[str, ...]] = []
+    for family in ranked_families(at_budgets, list(points.values())):
+        row = [points.get(at.methods.get(family, "")) for at in at_budgets]
+        cells = (
+            ""
+            if p is None
+            else f"{_spread(p.accuracy, 2)} at {p.computation.mean:.3g}{_mark(p, at.budget)}"
+            for p, at in zip(row, at_budgets, strict=True)
+        )
+        is_gate = any(p is not None and p.kind == GATE for p in row)
+        (gates if is_gate else baselines).append((family, *cells))
+    head = (
+        f"accuracy % at {comparison.cost_model} %",
+        *(f"budget {at.budget:g} %" for at in at_budgets),
+    )
+    recommended = [("recommended, chosen on val", *families)]
+    return head, [group for group in (recommended, gates, baselines) if group]
+
+
+def _mark(point: Point, budget: float | None) -> str:
+    """Return a mark for a gate that exceeds the budget it was trained for."""
+    return " !" if point.budget == budget and exceeds_budget(point) else ""
+
+
+def _points(comparison: ComparisonOfRuns) -> _Table:
+    """Return gates, baselines and references.
+
+    Each gate has its own baselines at its cost. With budgets, only those at these budgets are
+    shown.
+    """
+    shown = {label for at in comparison.budgets for label in at.methods.values()}
+    gates = [point for point in comparison.points if point.kind == GATE]
+    baselines = [p for p in comparison.points if p.kind != GATE and (p.label in shown or not shown)]
+    gains = [key for key in _GAINS if any(key in gate.gains for gate in gates)]
+    head = ("method", "seeds", "accuracy %", f"{comparison.cost_model} %", "patterns")
+    groups = [
+        [
+            (
+                point.label,
+                str(len(point.seeds)),
+                _spread(point.accuracy, 2),
+                _spread(point.computation, 3) + _mark(point, point.budget),
+                "" if point.patterns is None else f"{point.patterns.mean:,.0f}",
+                *(_gain(point, key) for key in gains),
+            )
+            for point in group
+        ]
+        for group in (gates, baselines, comparison.references)
+    ]
+    return (*head, *(_GAINS[key] for key in gains)), [group for group in groups if group]
+
+
+def _gain(point: Point, key: str) -> str:
+    if key not in point.gains:
+        return ""
+    mark = "*" if key in point.better_than else "=" if key in point.tied else " "
+    return f"{_spread(point.gains[key], 2, sign='+')} {mark}"
+
+
+def _curves(comparison: ComparisonOfRuns) -> _Table:
+    curves = comparison.curves
+    shown = [f"{c:g}" for c in REPORTED_COMPUTATIONS]
+    shown = [c for c in shown if any(c in curve.accuracy_at for curve in curves)]
+    rows = []
+    for curve in curves:
+        cells = []
+        for computation in shown:
+            value = curve.accuracy_at.get(computation)
+            interval = curve.accuracy_interval.get(computation)
+            parts = [_spread(value, 2) if value else "", _interval(interval) if interval else ""]
+            cells.append(" ".join(part for part in parts if part))
+        missing = f" ({curve.n_incomplete_seeds} incomplete)" if curve.n_incomplete_seeds else ""
+        area = f"{_spread(curve.hypervolume, 2)} {_interval(curve.interval)}"
+        rows.append((curve.label, str(curve.points), f"{curve.seeds}{missing}", area, *cells))
+    head = ("curve", "points", "seeds", "hypervolume, % x decades", *(f"at {c} %" for c in shown))
+    return _table(head, rows)
+
+
+def _pair(pair: Pair) -> tuple[str, ...]:
+    low_high = Interval(low=pair.low, high=pair.high)
+    return pair.first, pair.second, f"{pair.difference:+.2f}", _interval(low_high, sign="+")
+
+
+def _curve_pair(pair: CurvePair) -> tuple[str, ...]:
+    seeds = "" if pair.spread is None else _spread(pair.spread, 2, sign="+")
+    interval = _interval(pair.interval, sign="+")
+    return pair.first, pair.second, f"{pair.difference:+.2f}", interval, seeds
+
+
+def _trainings(comparison: ComparisonOfRuns) -> _Table:
+    rows = []
+    for cost in comparison.trainings:
+        seconds = cost.seconds
+        minutes = "" if seconds is None else f"{seconds / 60:.1f}"
+        rate = f"{cost.images / seconds:,.0f}" if seconds else ""
+        rows.append((cost.label, str(cost.trainings), f"{cost.images:,}", minutes, rate))
+    return _table(("gate", "trainings", "images", "minutes", "images per second"), rows)
+
+
+def _spread(value: Spread, digits: int, *, sign: str = "") -> str:
+    deviation = "" if value.deviation is None else f" ± {value.deviation:.{digits}f}"
+    return f"{value.mean:{sign}.{digits}f}{deviation}"
+
+
+def _interval(value: Interval, *, sign: str = "") -> str:
+    return f"[{value.low:{sign}.2f}, {value.high:{sign}.2f}]"
+
+
+def _covers_zero(interval: Interval) -> bool:
+    return interval.low <= 0 <= interval.high

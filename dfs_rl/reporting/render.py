@@ -1,0 +1,59 @@
+"""HTML reports from Jinja2 templates.
+
+Each report extends ``base.html`` and imports ``table``, ``image`` and ``hover_plot`` from
+``macros.html``.
+"""
+
+import base64
+from typing import NamedTuple
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from matplotlib.axes import Axes
+
+
+def _data_uri(png: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
+
+
+_ENVIRONMENT = Environment(
+    loader=PackageLoader("dfs_rl.reporting"),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+_ENVIRONMENT.filters["data_uri"] = _data_uri
+
+
+def render(template: str, **values: object) -> str:
+    """Return a report as one HTML file with embedded images.
+
+    Args:
+        template: File name of a template in ``dfs_rl/reporting/templates``.
+        values: Values of the template; text is escaped, figures are PNG files as bytes.
+    """
+    return _ENVIRONMENT.get_template(template).render(**values)
+
+
+class HoverPoint(NamedTuple):
+    """Tooltip of a point in a figure.
+
+    Attributes:
+        text: Text of the tooltip.
+        left: Distance from the left edge, as a fraction of the width.
+        top: Distance from the upper edge, as a fraction of the height.
+    """
+
+    text: str
+    left: float
+    top: float
+
+
+def hover_point(axes: Axes, x: float, y: float, text: str) -> HoverPoint:
+    """Return the tooltip of the point at ``x`` and ``y``, in data units.
+
+    Limits and scales of the axes must be final.
+    """
+    at = axes.transData.transform((x, y))
+    left, bottom = axes.figure.transFigure.inverted().transform(at)
+    return HoverPoint(text, float(left), 1.0 - float(bottom))
