@@ -153,11 +153,11 @@ def summarize(
     Args:
         methods: Results of the gate, if there is one, followed by those of the baselines.
         costs: Cost table of the backbone.
-        identity: As in ``EvaluationSummary``, like the other arguments.
-        dataset: Name of the data set.
-        fingerprint: Digest of the data set's content.
-        split: Reported split.
-        class_names: Class names in label order.
+        identity: As in ``EvaluationSummary``.
+        dataset: As in ``EvaluationSummary``.
+        fingerprint: As in ``EvaluationSummary``.
+        split: As in ``EvaluationSummary``.
+        class_names: As in ``EvaluationSummary``.
     """
     summaries = tuple(_summarize_method(method, costs, len(class_names)) for method in methods)
     has_gate = methods[0].role == "gate"
@@ -221,7 +221,7 @@ def _summarize_method(method: MethodResult, costs: CostTable, n_classes: int) ->
 
 
 def _mean_correct(method: MethodResult) -> torch.Tensor:
-    """Return the share of draws that classify each image correctly, float64 ``[n]`` in [0, 1]."""
+    """Return the share of draws that classify each image correctly, float64 ``[n]``."""
     return torch.stack([records.correct.double() for records in method.records]).mean(dim=0)
 
 

@@ -14,6 +14,8 @@ from dfs_rl.experiments.benchmark import GateName
 from dfs_rl.experiments.config import BackboneSettings
 from dfs_rl.utils.config import PositiveFloat, PositiveInt, configuration
 
+KIND = "compare"
+PROG = "python -m dfs_rl.compare"
 _TRAINING_FIELDS = (
     *("backbone", "weights", "image_size", "flip", "cost_model"),
     *("gates", "seeds", "timesteps", "agent", "gumbel"),
@@ -68,7 +70,8 @@ class CompareConfig(BackboneSettings):
                 f"no data set is given, and {asked[0]} is for gates that are trained; name with "
                 "--dataset what to train them on."
                 if asked
-                else "no run is given; name the folders of runs to compare, or with --dataset what to train gates on."
+                else "no run is given; name the folders of runs to compare, or with --dataset "
+                "what to train gates on."
             )
         if self.runs and asked:
             raise ConfigError(
