@@ -455,7 +455,7 @@ def _pareto_curves(
             continue
         n_incomplete_seeds = len(seeds) - len(whole)
         for key in (GATE, *_DEPLOYABLE_BASELINES):
-            # A baseline may be missing at some or all costs, see ``matched_cost_baselines``.
+            # A baseline may be missing at some or all costs, see ``run_baselines``.
             there = [
                 i
                 for i in range(len(point_keys))
