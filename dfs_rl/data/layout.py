@@ -213,10 +213,6 @@ def pick_splits(origin: str, labels: Mapping[str, SplitLabel]) -> tuple[str, str
 
     Other parts are not used, which is logged.
 
-    Args:
-        origin: Folder of the data set, for messages.
-        labels: Split label of each part by its name.
-
     Raises:
         DataError: If there is no train part, several parts refer to one split, or parts belong to
             different variants of the data, which may share images.

@@ -194,10 +194,6 @@ def _is_reachable(name: str) -> bool:
 def sources_of_splits(spec: str, splits: Any) -> Sources:  # noqa: ANN401 - untyped library
     """Return the train and test sources of a ``datasets.DatasetDict``.
 
-    Args:
-        spec: Hub id, for messages.
-        splits: Splits by name.
-
     Raises:
         DataError: If there is no train split, or it has no columns of images and labels.
     """

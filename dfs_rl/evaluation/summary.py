@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from dfs_rl.costs import FULL, CostTable, relative_cost
+from dfs_rl.costs import COMPUTATION, FULL, CostTable
 from dfs_rl.evaluation.baselines.registry import MethodResult, Role
 from dfs_rl.evaluation.metrics import (
     accuracy_error,
@@ -23,7 +23,7 @@ from dfs_rl.evaluation.verdict import (
     verdict_sentences,
 )
 
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +111,7 @@ class EvaluationSummary:
             the share of images that exited before the layer.
         search: Search for the best static bit table, None without a search.
         exits_after: Number of layers before each exit.
+        cost_model: Cost model that all figures of computation follow.
     """
 
     format: int = FORMAT
@@ -130,6 +131,7 @@ class EvaluationSummary:
     histogram: tuple[tuple[float, ...], ...]
     search: SearchSummary | None
     exits_after: tuple[int, ...] = ()
+    cost_model: str = COMPUTATION
 
     def method(self, key: str) -> MethodSummary | None:
         """Return the figures of the method with a key, None if the method was not run."""
@@ -186,6 +188,7 @@ def summarize(
         else (),
         search=next((method.search for method in methods if method.search is not None), None),
         exits_after=costs.exits_after,
+        cost_model=costs.cost_model,
     )
 
 
@@ -263,8 +266,7 @@ def _shares(costs: CostTable, records: GateRecords) -> tuple[CostShare, ...]:
 
 
 def _share(name: str, macs: float, bits: int, costs: CostTable) -> CostShare:
-    percent = 100.0 * macs * relative_cost(bits) / costs.total_macs
-    return CostShare(name=name, macs=float(macs), bits=bits, percent=percent)
+    return CostShare(name=name, macs=float(macs), bits=bits, percent=costs.percent(macs, bits))
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -100,7 +100,7 @@ def check_finite(module: "nn.Module", source: Path | str) -> None:
     """
     for name, parameter in module.named_parameters():
         if not bool(parameter.isfinite().all()):
-            raise CheckpointError(f"{source} holds values of {name} that are not finite.")
+            raise CheckpointError(f"{source} contains values of {name} that are not finite.")
 
 
 def shared_names(module: "nn.Module") -> list[list[str]]:
@@ -131,7 +131,7 @@ def save_checkpoint(
         text = json.dumps(state, allow_nan=False, default=to_json_value)
     except ValueError as error:
         raise CheckpointError(
-            f"the state for {path} holds a number that is not finite and cannot be restored."
+            f"the state for {path} contains a number that is not finite and cannot be restored."
         ) from error
     save_tensors(path, tensors, {_STATE: text})
 
@@ -145,7 +145,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     stored = _read(path, ours=True)
     if _STATE not in stored.metadata:
         raise CheckpointError(
-            f"{path} holds tensors but no training state, so it is no checkpoint."
+            f"{path} contains tensors but no training state, so it is no checkpoint."
         )
     try:
         state = json.loads(stored.metadata[_STATE])
@@ -237,7 +237,9 @@ def _read(path: Path, *, ours: bool) -> _Stored:
         # float8 has no isnan operator
         small = tensor.is_floating_point() and tensor.dtype.itemsize == 1
         if bool((tensor.float() if small else tensor).isnan().any()):
-            raise CheckpointError(f"{path} holds NaN in {name}, from which nothing can continue.")
+            raise CheckpointError(
+                f"{path} contains NaN in {name}, from which nothing can continue."
+            )
     return _Stored(tensors=tensors, metadata=metadata)
 
 

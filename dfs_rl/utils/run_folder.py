@@ -232,12 +232,8 @@ class RunFolder:
     def check_data(self, fingerprint: str, name: str) -> None:
         """Check that the images are those on which the run started.
 
-        Args:
-            fingerprint: ``Dataset.fingerprint`` of the current images.
-            name: Name of their data set, for the error message.
-
         Raises:
-            DataError: If the run has another fingerprint.
+            DataError: If ``fingerprint``, of the current images, is not the run's.
         """
         run_fingerprint = self.record().data
         if run_fingerprint not in (None, fingerprint):
@@ -298,15 +294,9 @@ class RunFolder:
         write_bytes_atomic(self.metrics_path, b"".join(lines[:n_lines]))
 
     def add_seconds(self, seconds: float) -> float:
-        """Add time spent on the run to the total over all of its resumptions.
+        """Add time spent on the run, and return the total in seconds over all resumptions.
 
         The time of a killed process is lost.
-
-        Args:
-            seconds: Time to add.
-
-        Returns:
-            Total time in seconds.
         """
         total = self._timing().seconds + seconds
         write_json(self.path / _TIMING, config_to_dict(Timing(seconds=total)))
@@ -323,13 +313,7 @@ class RunFolder:
     def save_checkpoint(
         self, name: str, tensors: Mapping[str, "Tensor"], state: Mapping[str, object]
     ) -> None:
-        """Write or replace the checkpoint ``name`` atomically.
-
-        Args:
-            name: Name of the checkpoint, for example ``LAST_CHECKPOINT``.
-            tensors: Weights and optimizer moments by name.
-            state: JSON values, all numbers finite.
-        """
+        """Write or replace the checkpoint ``name`` atomically; see ``checkpoint.save_checkpoint``."""
         remove_stale_temporaries(self.checkpoint_dir)
         save_checkpoint(self._checkpoint_path(name), tensors, state)
         if self.after_save is not None:

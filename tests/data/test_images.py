@@ -19,12 +19,6 @@ def make_dataset(**changes: object) -> Dataset:
     return Dataset(**values)  # type: ignore[arg-type]
 
 
-def test_image_set_knows_its_length_and_shape():
-    image_set = make_set(4)
-    assert len(image_set) == 4
-    assert image_set.image_shape == (3, 5, 6)
-
-
 def test_subset_takes_rows_in_the_given_order():
     image_set = make_set(4)
     subset = image_set.subset(torch.tensor([2, 0]))

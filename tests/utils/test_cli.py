@@ -44,7 +44,7 @@ class Train:
 
     Attributes:
         algo: The learning algorithm.
-        bits: The menu.
+        bits: Bit options.
         ppo: Settings of PPO.
         budget: Upper bound in percent.
         verbose: Say more.

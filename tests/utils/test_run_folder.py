@@ -63,11 +63,7 @@ def test_default_folders_differ(tmp_path, monkeypatch):
 )
 def test_a_folder_that_holds_a_run_is_refused_untouched(tmp_path, entry):
     (tmp_path / entry).write_text("mine")
-    message = (
-        r"holds a run already \(it has run.json\); choose another"
-        if entry == "run.json"
-        else rf"has {entry} but no run.json, so it is neither a run nor free for one; choose another"
-    )
+    message = "holds a run already" if entry == "run.json" else f"has {entry} but no run.json"
     with pytest.raises(RunFolderError, match=message):
         create(tmp_path)
     assert (tmp_path / entry).read_text() == "mine"

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dfs_rl.backbones.interfaces import WalkableBackbone, WithExits
-from dfs_rl.costs import CostTable, relative_cost
+from dfs_rl.costs import CostTable
 from dfs_rl.data.batching import batches
 from dfs_rl.data.images import ImageSet
 from dfs_rl.errors import ConfigError
@@ -169,5 +169,5 @@ def _options_by_exit(option: int, costs: CostTable) -> Tensor:
 
 def _exit_overhead_macs(first: int, costs: CostTable) -> Tensor:
     """Return the full-precision MACs of the exits passed before each exit, ``[exits + 1]``."""
-    each = [e.macs * relative_cost(e.bits) * (i >= first) for i, e in enumerate(costs.exits)]
+    each = [costs.cost(e.macs, e.bits) * (i >= first) for i, e in enumerate(costs.exits)]
     return torch.tensor([0.0, *each], dtype=torch.float64).cumsum(0)
