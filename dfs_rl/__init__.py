@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from dfs_rl.backbones import fractionalize as fractionalize
     from dfs_rl.backbones import register_backbone as register_backbone
     from dfs_rl.costs import BitOptions as BitOptions
+    from dfs_rl.costs import register_cost_model as register_cost_model
     from dfs_rl.data import load_dataset as load_dataset
     from dfs_rl.experiments.api import compare as compare
     from dfs_rl.experiments.api import evaluate as evaluate
@@ -46,6 +47,7 @@ _PUBLIC = {
     "load": "gating.model",
     "load_dataset": "data",
     "register_backbone": "backbones",
+    "register_cost_model": "costs",
     "register_gate": "gating.networks",
     "register_method": "agents.hyperparameters",
     "register_reward_term": "gating.reward",

@@ -3,9 +3,24 @@
 import sys
 from collections.abc import Sequence
 
-from dfs_rl.experiments.comparison import KIND, PROG, run
-from dfs_rl.experiments.comparison_config import CompareConfig
-from dfs_rl.utils.cli import run_command
+from dfs_rl.experiments.comparison_config import KIND, PROG, CompareConfig
+from dfs_rl.utils.cli import Invocation, run_command
+from dfs_rl.utils.logging import print_status
+
+
+def run(invocation: Invocation[CompareConfig]) -> None:
+    """Compare newly trained gates, or the given runs, and print the tables."""
+    from dfs_rl.experiments.comparison import compare
+    from dfs_rl.reporting.comparison_report import comparison_text
+    from dfs_rl.utils.device import set_threads
+
+    set_threads(invocation.config.threads, resumed=invocation.resume is not None)
+    folder, comparison = compare(
+        invocation.config, resume=invocation.resume, command=invocation.command
+    )
+    sys.stdout.write(comparison_text(comparison))
+    sys.stdout.flush()
+    print_status(f"The report is {folder.path / 'report.html'}.")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -14,8 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         run,
         CompareConfig,
         prog=PROG,
-        description="Train several kinds of gates, or take finished ones, put them side by side with what could be shipped instead, and "
-        "say which one to ship.",
+        description="Compare gates of several kinds, newly trained or from finished runs, with "
+        "each other and with their baselines, and recommend one.",
         kind=KIND,
         argv=argv,
     )

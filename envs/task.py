@@ -16,6 +16,7 @@ from torch import nn
 from dfs_rl.backbones import Backbone, default_digits, load_backbone
 from dfs_rl.backbones.interfaces import WalkableBackbone
 from dfs_rl.backbones.storage import load_info
+from dfs_rl.costs import check_cost_model
 from dfs_rl.data import Dataset, ImageSet, SplitName, load_dataset
 from dfs_rl.errors import ConfigError, DataError
 from dfs_rl.gating.action_masks import gated_budget
@@ -121,7 +122,7 @@ class Task:
 
 
 @check_types
-def make_task(
+def make_task(  # noqa: PLR0913
     *,
     backbone: SkipValidation[str | Path | WalkableBackbone | None] = None,
     backbone_weights: str | Path | None = None,
@@ -132,6 +133,7 @@ def make_task(
     reward: SkipValidation[RewardWeights | Mapping[str, object] | None] = None,
     budget: float | None = None,
     cost_weight_range: _Pair | None = None,
+    cost_model: str | None = None,
     device: SkipValidation[str | torch.device] = "cpu",
 ) -> Task:
     """Build a task from the keywords of an environment, see ``FractionalSkippingEnv``.
@@ -152,7 +154,7 @@ def make_task(
             "module:function only."
         )
     with trusting(trust_code):
-        frozen = _resolve_backbone(backbone, place, exits=exits)
+        frozen = _resolve_backbone(backbone, place, exits=exits, cost_model=cost_model)
     if isinstance(data, ImageSet):
         images, class_names = data, tuple(str(label) for label in range(frozen.n_classes))
     else:
@@ -184,13 +186,17 @@ def _custom_backbone(
     return build_calibrated_backbone(name, data, weights=file, device=device).backbone
 
 
-def _resolve_backbone(backbone: object, device: torch.device, *, exits: bool) -> WalkableBackbone:
+def _resolve_backbone(
+    backbone: object, device: torch.device, *, exits: bool, cost_model: str | None
+) -> WalkableBackbone:
     if backbone is None:
-        backbone = _default_backbone()
+        backbone = _default_backbone() if cost_model is None else default_digits()
     elif isinstance(backbone, str | Path):
         backbone = load_backbone(Path(backbone))
     if not exits:
         backbone = _without_exits(backbone)
+    if cost_model is not None:
+        backbone = _with_cost_model(backbone, cost_model)
     if hasattr(backbone, "to_inference"):
         backbone = backbone.to_inference()
     if not isinstance(backbone, WalkableBackbone):
@@ -201,6 +207,19 @@ def _resolve_backbone(backbone: object, device: torch.device, *, exits: bool) ->
     if isinstance(backbone, nn.Module):
         backbone.to(device)
     return backbone
+
+
+def _with_cost_model(backbone: object, cost_model: str) -> object:
+    """Return a copy of a backbone with another cost model; the argument keeps its own."""
+    check_cost_model(cost_model)
+    if not isinstance(backbone, Backbone):
+        raise ConfigError(
+            f"cost_model is {cost_model!r}, but the costs of a {type(backbone).__name__} cannot be "
+            "replaced; give its training form, or a folder."
+        )
+    changed = copy.deepcopy(backbone)
+    changed.set_cost_model(cost_model)
+    return changed
 
 
 def _without_exits(backbone: object) -> object:

@@ -25,7 +25,6 @@ from dfs_rl.costs import (
     ExitCost,
     FixedCost,
     check_exits,
-    relative_cost,
 )
 from dfs_rl.costs.mac_counter import count_macs
 from dfs_rl.data import ChannelStatistics
@@ -273,9 +272,7 @@ class Backbone(nn.Module, ABC):
         check_exits(after, len(self.blocks))
         sizes = {layer: self._exit_sizes[layer] for layer in after}
         inputs = [sizes.get(layer, size) for layer, size in enumerate(self.probe_sizes)]
-        cost = self.n_classes * relative_cost(self.stem_bits)
-        self.layer_feature_macs = tuple(size * cost for size in inputs)
-        self.feature_macs = sum(inputs) * cost
+        self._count_features(inputs)
         self.costs = replace(
             self.costs,
             exits=tuple(
@@ -289,6 +286,24 @@ class Backbone(nn.Module, ABC):
             heads = [self._classifier(size) for size in sizes.values()]
             self.exit_heads = ExitHeads(after, heads).requires_grad_(requires_grad=False)
 
+    def _count_features(self, sizes: Sequence[int]) -> None:
+        """Count the MACs of a gate's features, from the inputs of each layer's classifier."""
+        each = self.n_classes * self.costs.cost(1.0, self.stem_bits)
+        self.layer_feature_macs = tuple(size * each for size in sizes)
+        self.feature_macs = sum(sizes) * each
+
+    def set_cost_model(self, name: str) -> None:
+        """Count all costs by another cost model.
+
+        Raises:
+            ConfigError: If no cost model has the name.
+        """
+        self.costs = replace(self.costs, cost_model=name)
+        exits = {exit_.after: self._exit_sizes[exit_.after] for exit_ in self.costs.exits}
+        self._count_features(
+            [exits.get(layer, size) for layer, size in enumerate(self.probe_sizes)]
+        )
+
     def _classifier(self, size: int) -> FractionalLinear:
         """Return an untrained classifier of ``size`` numbers of an activation."""
         return FractionalLinear(
@@ -299,9 +314,7 @@ class Backbone(nn.Module, ABC):
         """Choose the finest grid of probes that is cheap enough, and add a probe per layer."""
         for self.probe_grid in GRIDS:
             self.probe_sizes = tuple(prod(self.parts(hidden).shape[1:]) for hidden in seen)
-            self.feature_macs = (
-                sum(self.probe_sizes) * self.n_classes * relative_cost(self.stem_bits)
-            )
+            self._count_features(self.probe_sizes)
             if self.feature_macs <= PROBE_SHARE * self.costs.total_macs:
                 break
         # Measured, not trained: gradients never reach them.

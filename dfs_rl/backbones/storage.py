@@ -13,6 +13,7 @@ import torch
 
 from dfs_rl.backbones.base import Backbone
 from dfs_rl.backbones.registry import FAMILIES
+from dfs_rl.costs import COMPUTATION
 from dfs_rl.data import ChannelStatistics
 from dfs_rl.errors import CheckpointError, ConfigError
 from dfs_rl.utils.checkpoint import check_finite, load_tensors, save_tensors, shared_names
@@ -20,12 +21,13 @@ from dfs_rl.utils.config import config_from_dict, config_to_dict
 from dfs_rl.utils.manifest import read_manifest, write_manifest
 from dfs_rl.utils.trusted_import import trusting
 
-FORMAT = 2
+FORMAT = 3
 STRUCTURE_FILE = "backbone.json"
 WEIGHTS_FILE = "backbone.safetensors"
 EXITS_FILE = "exits.safetensors"
 """The heads of the exits, apart from the network, which is the same without them."""
 _EXITS = "exit_heads."
+_COSTS = "cost_model"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +97,8 @@ def save_backbone(backbone: Backbone, info: BackboneInfo, folder: str | Path) ->
             "statistics": config_to_dict(backbone.statistics),
             "info": config_to_dict(info),
         }
-        | ({"exits": list(backbone.costs.exits_after)} if heads else {}),
+        | ({"exits": list(backbone.costs.exits_after)} if heads else {})
+        | ({} if backbone.costs.cost_model == COMPUTATION else {_COSTS: backbone.costs.cost_model}),
     )
 
 
@@ -127,6 +130,7 @@ def load_stored_backbone(folder: str | Path, *, trust_code: bool = False) -> Sto
     with torch.device("meta"), trusting(trust_code):
         backbone = family.make(config, statistics)
         _set_exits(backbone, exits, path)
+        backbone.set_cost_model(str(record.get(_COSTS, COMPUTATION)))
     shared = shared_names(backbone)
     try:
         backbone.load_state_dict(

@@ -1,5 +1,7 @@
 """Bit options, MACs and costs."""
 
+from typing import TYPE_CHECKING
+
 from dfs_rl.costs.bit_options import (
     ALLOWED_BITS,
     BIT_OPTION_SETS,
@@ -8,22 +10,47 @@ from dfs_rl.costs.bit_options import (
     SKIP,
     BitOptions,
     parse_bit_options,
+)
+from dfs_rl.costs.cost_models import (
+    COMPUTATION,
+    COST_MODELS,
+    CostModel,
+    CostModelName,
+    check_cost_model,
+    register_cost_model,
     relative_cost,
 )
-from dfs_rl.costs.cost_table import CostTable, Counting, ExitCost, FixedCost, check_exits
+
+if TYPE_CHECKING:
+    from dfs_rl.costs.cost_table import CostTable, Counting, ExitCost, FixedCost, check_exits
 
 __all__ = [
     "ALLOWED_BITS",
     "BIT_OPTION_SETS",
+    "COMPUTATION",
+    "COST_MODELS",
     "DEFAULT_BITS",
     "FULL",
     "SKIP",
     "BitOptions",
+    "CostModel",
+    "CostModelName",
     "CostTable",
     "Counting",
     "ExitCost",
     "FixedCost",
+    "check_cost_model",
     "check_exits",
     "parse_bit_options",
+    "register_cost_model",
     "relative_cost",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """Import the cost table on first use: help pages read the cost models without torch."""
+    if name in __all__:
+        from dfs_rl.costs import cost_table
+
+        return getattr(cost_table, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""Bit options of gated layers: all bit widths that exist, and their relative costs."""
+"""Bit options of gated layers, and all bit widths that exist."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,11 +29,6 @@ def parse_bit_options(bits: Sequence[int | str] | str) -> tuple[int, ...]:
                 f"name of a set alone: {', '.join(BIT_OPTION_SETS)}."
             )
     return BitOptions(tuple(int(word) for word in words)).values
-
-
-def relative_cost(bits: int) -> float:
-    """Return the cost of a MAC relative to 32 bit, ``(bits / 32)**2``, as in DFS (AAAI 2020)."""
-    return (bits / FULL) ** 2
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,15 @@
 """Costs of options, counted in one place for reward, budget, evaluation and reports."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from dfs_rl.costs.bit_options import FULL, BitOptions, relative_cost
+from dfs_rl.costs.bit_options import FULL, BitOptions
+from dfs_rl.costs.cost_models import COMPUTATION, COST_MODELS, check_cost_model
 from dfs_rl.errors import ConfigError
 
 Counting = Literal["full", "dfs"]
@@ -50,7 +52,7 @@ class ExitCost:
 class CostTable:
     """Costs of a backbone's gated layers and of its fixed parts, per image.
 
-    Costs are fractions of running every gated layer at 32 bit, in MACs x (bits / 32)**2;
+    Costs are fractions of running every gated layer at 32 bit, counted by the cost model;
     ``computation`` converts them to percent.
 
     The actions are the bit options and, with exits, one more, ``exit_action``. In the
@@ -62,12 +64,14 @@ class CostTable:
         layer_macs: MACs of each gated layer.
         fixed: The parts that are never gated: stem, shortcuts with weights, head.
         exits: The exits, in order.
+        cost_model: Registered name of the cost model.
     """
 
     options: BitOptions
     layer_macs: tuple[int, ...]
     fixed: tuple[FixedCost, ...] = ()
     exits: tuple[ExitCost, ...] = ()
+    cost_model: str = COMPUTATION
 
     def __post_init__(self) -> None:
         if not self.layer_macs or min(self.layer_macs) <= 0:
@@ -75,11 +79,26 @@ class CostTable:
                 f"layer_macs is {self.layer_macs}; every gated layer needs a positive count."
             )
         check_exits(self.exits_after, self.n_layers)
+        check_cost_model(self.cost_model)
 
     @property
     def total_macs(self) -> int:
-        """MACs of all gated layers together: the denominator of every fraction."""
+        """MACs of all gated layers together."""
         return sum(self.layer_macs)
+
+    @cached_property
+    def total_cost(self) -> float:
+        """Cost of all gated layers at 32 bit: the denominator of every fraction."""
+        return sum(self.cost(macs, FULL, layer) for layer, macs in enumerate(self.layer_macs))
+
+    def cost(self, macs: float, bits: int, layer: int | None = None) -> float:
+        """Return a part's cost in MACs at 32 bit; ``layer`` is the index of a gated layer."""
+        model = COST_MODELS[self.cost_model]
+        return model(macs, bits, layer) / model(1.0, FULL, None)
+
+    def percent(self, macs: float, bits: int = FULL) -> float:
+        """Return the cost of a part that is never gated, in percent of all gated layers."""
+        return self.cost(100.0 * macs, bits) / self.total_cost
 
     @property
     def n_layers(self) -> int:
@@ -103,9 +122,17 @@ class CostTable:
 
     def option_costs(self) -> Tensor:
         """Return the cost of each option at each layer, float64 ``[layers, options]``."""
-        share = torch.tensor(self.layer_macs, dtype=torch.float64) / self.total_macs
-        price = torch.tensor([relative_cost(bits) for bits in self.options], dtype=torch.float64)
-        return share[:, None] * price[None, :]  # [layers, options]
+        return self._option_costs.clone()
+
+    @cached_property
+    def _option_costs(self) -> Tensor:
+        full = [self.cost(macs, FULL, layer) for layer, macs in enumerate(self.layer_macs)]
+        relative = [
+            [self.cost(macs, bits, layer) / full[layer] for bits in self.options]
+            for layer, macs in enumerate(self.layer_macs)
+        ]
+        share = torch.tensor(full, dtype=torch.float64, device="cpu") / self.total_cost
+        return share[:, None] * torch.tensor(relative, dtype=torch.float64, device="cpu")
 
     def action_costs(self) -> Tensor:
         """Return the cost of each action at each layer, float64 ``[layers, actions]``.
@@ -119,12 +146,12 @@ class CostTable:
         leaving = costs[:, 0].clone()
         for exit_ in self.exits:
             spared = sum(
-                part.macs * relative_cost(part.bits)
+                self.cost(part.macs, part.bits)
                 for part in self.fixed
                 if part.layer is not None and part.layer >= exit_.after
             )
-            own = exit_.macs * relative_cost(exit_.bits)
-            leaving[exit_.after] = (own - spared) / self.total_macs
+            own = self.cost(exit_.macs, exit_.bits)
+            leaving[exit_.after] = (own - spared) / self.total_cost
         return torch.cat([costs, leaving[:, None]], dim=1)
 
     def has_exit(self) -> Tensor:
@@ -172,12 +199,12 @@ class CostTable:
 
     def fixed_cost(self, *, gate_macs: float = 0.0, gate_bits: int = FULL) -> float:
         """Return the cost of the never-gated parts and of the gate, as a fraction."""
-        return (self._fixed_macs + gate_macs * relative_cost(gate_bits)) / self.total_macs
+        return (self._fixed_macs + self.cost(gate_macs, gate_bits)) / self.total_cost
 
-    @property
+    @cached_property
     def _fixed_macs(self) -> float:
-        """MACs of the never-gated parts, as if at full precision."""
-        return sum(part.macs * relative_cost(part.bits) for part in self.fixed)
+        """Cost of the never-gated parts in MACs at 32 bit."""
+        return sum(self.cost(part.macs, part.bits) for part in self.fixed)
 
     def fractions(self, options: Tensor, *, counting: Counting = "full") -> Tensor:
         """Return the cost of the gated layers for each image, as a fraction.
@@ -205,7 +232,7 @@ class CostTable:
     def computation(
         self, options: Tensor, *, gate_macs: float | Tensor = 0.0, counting: Counting = "full"
     ) -> Tensor:
-        """Return the computation of each image in percent.
+        """Return the cost of each image in percent: computation, or that of another cost model.
 
         Args:
             options: Actions of each image, integer ``[batch, layers]``.
@@ -216,11 +243,13 @@ class CostTable:
         Returns:
             float64 ``[batch]``, percent of running every gated layer at 32 bit.
         """
-        extra = (self._fixed_macs + gate_macs) / self.total_macs if counting == "full" else 0.0
+        extra = (self._fixed_macs + gate_macs) / self.total_cost if counting == "full" else 0.0
         return 100.0 * (self.fractions(options, counting=counting) + extra)
 
     def bitops(self, options: Tensor, *, gate_macs: float | Tensor = 0.0) -> Tensor:
         """Return MACs x weight bits x activation bits of each image, gate and all, ``[batch]``."""
+        if self.cost_model != COMPUTATION:
+            return replace(self, cost_model=COMPUTATION).bitops(options, gate_macs=gate_macs)
         fixed = (self._fixed_macs + gate_macs) / self.total_macs
         return (self.fractions(options) + fixed) * self.total_macs * FULL**2
 

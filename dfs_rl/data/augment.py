@@ -53,16 +53,10 @@ def augment(
 
 
 def check_pad(pad: int, height: int, width: int, *, name: str = "pad") -> None:
-    """Check that a shift is neither negative nor larger than the images' shorter side.
-
-    Args:
-        pad: Largest shift in pixels.
-        height: Height of the images in pixels.
-        width: Width of the images in pixels.
-        name: Name of the setting, for the error message.
+    """Check that a shift in pixels is neither negative nor above the images' shorter side.
 
     Raises:
-        ConfigError: If the shift is out of range.
+        ConfigError: With the setting's ``name``, if the shift is out of range.
     """
     if not 0 <= pad <= min(height, width):
         raise ConfigError(

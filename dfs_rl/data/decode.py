@@ -20,41 +20,31 @@ FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 _CHANNELS = {"L": 1, "LA": 2, "RGB": 3, "RGBA": 4}
 _CONVERTED = {
     "1": "L",
-    "CMYK": "RGB",
-    "HSV": "RGB",
-    "LAB": "RGB",
-    "P": "RGB",
     "PA": "RGBA",
-    "RGBX": "RGB",
-    "YCbCr": "RGB",
+    **dict.fromkeys(("CMYK", "HSV", "LAB", "P", "RGBX", "YCbCr"), "RGB"),
 }
-_EXIF = "exif"
 _MAX_FILE_BYTES = 2**30
 
 
 class EncodedImage(NamedTuple):
-    """Encoded image of a source.
+    """Image of a source.
 
     Attributes:
         row: Row number in the source.
-        data: Encoded bytes, or the file that contains them.
+        data: Encoded bytes, the file that contains them, or the decoded image.
         place: Origin of the image, for error messages.
     """
 
     row: int
-    data: bytes | Path
+    data: bytes | Path | Image.Image
     place: str
 
 
 def fit_picture(picture: Image.Image, size: int) -> Image.Image:
-    """Resize the shorter side to ``size``, antialiased bilinear, and crop the centre.
+    """Resize the shorter side to ``size`` pixels, antialiased bilinear, and crop the centre.
 
     Pillow resizes in integer arithmetic, so the result is the same on every machine.
     ``pixels.fit_images`` is the counterpart for tensors.
-
-    Args:
-        picture: Image to resize.
-        size: Height and width of the result in pixels.
     """
     if picture.size == (size, size):
         return picture
@@ -111,15 +101,15 @@ class ImageArray:
                 kind.
         """
         try:
-            decoded = _read(image)
+            picture = _read(image)
         except DataError:
             raise
         except Exception as error:
             raise DataError(
-                f"{image.place} is not a readable image ({_brief(error)}); allowed are "
+                f"{image.place} is not a readable image ({brief(error)}); allowed are "
                 f"{', '.join(FORMATS)}."
             ) from error
-        self._store(index, decoded, image.place)
+        self._store(index, picture, image.place)
 
     def _store(self, index: int, picture: Image.Image, place: str) -> None:
         width, height = picture.size
@@ -132,7 +122,7 @@ class ImageArray:
             width = height = self._image_size
         channels = _CHANNELS[picture.mode]
         if self._pixels is None:
-            self._pixels = allocate((self._n, channels, height, width))
+            self._pixels = _allocate((self._n, channels, height, width))
             self._first = place
         _, expected, expected_height, expected_width = self._pixels.shape
         if (width, height) != (expected_width, expected_height):
@@ -159,11 +149,13 @@ class ImageArray:
 
 
 def _read(image: EncodedImage) -> Image.Image:
+    source: Path | io.BytesIO
+    if isinstance(image.data, Image.Image):
+        return _eight_bit(image.data, image.place)
     if isinstance(image.data, bytes):
-        source: Path | io.BytesIO = io.BytesIO(image.data)
+        source = io.BytesIO(image.data)
     else:
-        source = image.data
-        status = source.stat()
+        source, status = image.data, image.data.stat()
         if not stat.S_ISREG(status.st_mode):  # reading a pipe or a device may never end
             raise DataError(f"{image.place} is no regular file; images must be.")
         if status.st_size > _MAX_FILE_BYTES:  # some decoders read the whole file
@@ -171,17 +163,17 @@ def _read(image: EncodedImage) -> Image.Image:
                 f"{image.place} has {status.st_size} bytes; allowed are {_MAX_FILE_BYTES}."
             )
     with Image.open(source, formats=FORMATS) as picture:
-        return _decode(picture, image.place)
+        return _eight_bit(picture, image.place)
 
 
-def _decode(picture: Image.Image, place: str) -> Image.Image:
+def _eight_bit(picture: Image.Image, place: str) -> Image.Image:
     mode = picture.mode
     if mode not in _CHANNELS and mode not in _CONVERTED:
         raise DataError(
             f"{place} has pixels of kind {mode!r}; allowed are 8-bit images: grey, RGB, with or "
             "without alpha, palette or CMYK."
         )
-    if _EXIF in picture.info:  # cameras store the orientation of photos in EXIF
+    if "exif" in picture.info:  # cameras store the orientation of photos in EXIF
         picture = ImageOps.exif_transpose(picture)
     picture.info.pop("transparency", None)  # of palettes; Pillow warns if RGB cannot store it
     if mode in _CONVERTED:
@@ -190,16 +182,10 @@ def _decode(picture: Image.Image, place: str) -> Image.Image:
     return picture
 
 
-def allocate(shape: tuple[int, int, int, int]) -> NDArray[np.uint8]:
-    """Allocate a zero array after a check that the machine has enough memory.
+def _allocate(shape: tuple[int, int, int, int]) -> NDArray[np.uint8]:
+    """Allocate a zero array ``[n, c, h, w]`` after a check that the machine has enough memory.
 
     Without the check, the out-of-memory killer would end the process while the array fills.
-
-    Args:
-        shape: Shape ``[n, c, h, w]``.
-
-    Raises:
-        DataError: If the array is larger than the machine's memory.
     """
     n_bytes = math.prod(shape)
     try:
@@ -215,8 +201,8 @@ def allocate(shape: tuple[int, int, int, int]) -> NDArray[np.uint8]:
     return np.zeros(shape, dtype=np.uint8)
 
 
-def _brief(error: Exception) -> str:
+def brief(error: Exception) -> str:
     """Return the first line of an error, or its type if it has no text."""
     if isinstance(error, UnidentifiedImageError):  # its text contains only a buffer's address
         return "of none of the allowed formats, or damaged"
-    return (str(error).splitlines() or [""])[0][:120] or type(error).__name__
+    return (str(error).splitlines() or [""])[0][:160] or type(error).__name__

@@ -1,11 +1,14 @@
 """Labelled images in memory: one split (``ImageSet``), or all four (``Dataset``)."""
 
 import hashlib
+import warnings
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, get_args
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from dfs_rl.errors import DataError
@@ -21,6 +24,8 @@ MIN_CLASSES = 2
 @dataclass(frozen=True, eq=False)
 class ImageSet:
     """Images and their labels, ``n * c * h * w`` bytes plus 8 bytes per label.
+
+    Pickling stores arrays, which Ray's object store shares between processes without a copy.
 
     Attributes:
         images: Pixels, uint8 ``[n, c, h, w]``, with 1 to 4 channels and sides of at least 4 pixels.
@@ -59,6 +64,9 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.images)
 
+    def __reduce__(self) -> tuple[object, ...]:
+        return _from_arrays, (self.images.cpu().numpy(), self.labels.cpu().numpy())
+
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """Channels, height, width."""
@@ -73,6 +81,13 @@ class ImageSet:
     def to(self, device: torch.device | str) -> "ImageSet":
         """Return the set on ``device``, without a copy if it is already there."""
         return ImageSet(self.images.to(device), self.labels.to(device))
+
+
+def _from_arrays(images: NDArray[np.uint8], labels: NDArray[np.int64]) -> ImageSet:
+    with warnings.catch_warnings():
+        # The store's memory is read-only, which torch cannot express; no code writes to a data set.
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return ImageSet(torch.from_numpy(images), torch.from_numpy(labels))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -2,6 +2,7 @@
 
 import re
 import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +10,11 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from dfs_rl.data.decode import ImageArray, allocate, fit_picture
+from dfs_rl.data.decode import EncodedImage, ImageArray
 from dfs_rl.data.images import MIN_CLASSES, MIN_SIDE, Dataset, ImageSet, check_text
-from dfs_rl.data.layout import TABLE_SUFFIX, few, read_tree
-from dfs_rl.data.repeats import drop_repeats
-from dfs_rl.data.source import Source, Sources
-from dfs_rl.data.splits import SplitFractions, plan_splits
+from dfs_rl.data.layout import few
+from dfs_rl.data.sources import Source, Sources, folder_sources, hub_sources
+from dfs_rl.data.splits import SplitFractions, drop_repeats, plan_splits
 from dfs_rl.errors import ConfigError, DataError
 from dfs_rl.utils.constants import DIGITS
 
@@ -77,34 +77,39 @@ def load_dataset(
         raise ConfigError(
             f"image_size is {image_size!r}; allowed are whole numbers of pixels from {MIN_SIDE} on."
         )
-    flip = flips_by_default(spec) if flip is None else flip
-    if spec == DIGITS:
-        return _load_digits(splits or DIGITS_FRACTIONS, limit, image_size=image_size, flip=flip)
-    check_text(spec)
     sources = _find_sources(spec)
     check_text(sources.name)
     names = _agree_on_classes(sources)
+    if splits is None:
+        splits = DIGITS_FRACTIONS if spec == DIGITS else SplitFractions()
     plan = plan_splits(
         sources.train.labels,
         None if sources.test is None else sources.test.labels,
-        splits or SplitFractions(),
+        splits,
         class_names=names,
         limit=limit,
     )
     carved = [plan.train, plan.agent, plan.val]
     if sources.test is None:
         carved.append(plan.test)
-    pixels = ImageArray(sum(map(len, plan)), image_size=image_size)
-    labels = [_fill(pixels, 0, sources.train, np.concatenate(carved))]
+    array = ImageArray(sum(map(len, plan)), image_size=image_size)
+    classes = [_fill(array, 0, sources.train, np.concatenate(carved))]
     if sources.test is not None:
-        labels.append(_fill(pixels, len(labels[0]), sources.test, plan.test))
-    return _assemble(
-        sources.name,
-        names,
-        pixels.pixels,
-        np.concatenate(labels),
-        [len(rows) for rows in plan],
-        flip=flip,
+        classes.append(_fill(array, len(classes[0]), sources.test, plan.test))
+    # The splits are consecutive views of one array.
+    pixels, labels, lengths = drop_repeats(
+        sources.name, names, array.pixels, np.concatenate(classes), [len(rows) for rows in plan]
+    )
+    images = torch.split(torch.from_numpy(pixels), lengths)
+    train, agent, val, test = map(ImageSet, images, torch.split(torch.from_numpy(labels), lengths))
+    return Dataset(
+        name=sources.name,
+        class_names=names,
+        train=train,
+        agent=agent,
+        val=val,
+        test=test,
+        flip=flips_by_default(spec) if flip is None else flip,
         image_size=image_size,
     )
 
@@ -114,37 +119,37 @@ def flips_by_default(spec: str) -> bool:
     return spec != DIGITS
 
 
-def _load_digits(
-    fractions: SplitFractions, limit: int | None, *, image_size: int | None, flip: bool
-) -> Dataset:
+def _digits_sources() -> Sources:
     from sklearn.datasets import load_digits  # a slow import
 
     digits = load_digits()
-    labels = digits.target.astype(np.int64)
-    names = tuple(map(str, digits.target_names))
-    plan = plan_splits(labels, None, fractions, class_names=names, limit=limit)
-    rows = np.concatenate(plan)
     grey = np.rint(digits.images * (255 / 16)).astype(np.uint8)  # published as 0 to 16
-    pixels = grey[rows, None]
-    if image_size is not None:
-        pixels = allocate((len(rows), 1, image_size, image_size))  # checks the memory
-        for target, row in enumerate(rows):
-            pixels[target, 0] = np.asarray(fit_picture(Image.fromarray(grey[row]), image_size))
-    lengths = [len(part) for part in plan]
-    return _assemble(DIGITS, names, pixels, labels[rows], lengths, flip=flip, image_size=image_size)
+
+    def read(wanted: NDArray[np.bool_]) -> Iterator[EncodedImage]:
+        for row in np.flatnonzero(wanted).tolist():
+            yield EncodedImage(row, Image.fromarray(grey[row]), f"{DIGITS} row {row}")
+
+    train = Source(
+        origin=DIGITS,
+        labels=digits.target.astype(np.int64),
+        class_names=tuple(map(str, digits.target_names)),
+        read=read,
+    )
+    return Sources(DIGITS, train, None)
+
+
+LOADERS: dict[str, Callable[[], Sources]] = {DIGITS: _digits_sources}
+"""Functions that return the sources of a data set, by its name."""
 
 
 def _find_sources(spec: str) -> Sources:
+    if spec in LOADERS:
+        return LOADERS[spec]()
+    check_text(spec)
     try:
         folder = Path(spec).expanduser()
         if spec and folder.is_dir():  # Path("") is the current folder
-            from dfs_rl.data.folders import folder_sources
-            from dfs_rl.data.tables import parquet_sources
-
-            tree = read_tree(folder)
-            names = (name for names in tree.values() for name in names)
-            is_table = any(name.lower().endswith(TABLE_SUFFIX) for name in names)
-            return (parquet_sources if is_table else folder_sources)(folder, tree)
+            return folder_sources(folder)
         exists = spec and folder.exists()
     except OSError as error:
         raise DataError(f"{error.filename or spec} cannot be read ({error.strerror}).") from error
@@ -155,18 +160,12 @@ def _find_sources(spec: str) -> Sources:
     if exists:
         raise DataError(f"data set {spec!r} is a file; allowed are {_FORMS}.")
     if _HUB_ID.fullmatch(spec):
-        from dfs_rl.data.hub import hub_sources
-
         return hub_sources(spec)
     raise DataError(f"data set {spec!r} does not exist; allowed are {_FORMS}.")
 
 
 def _agree_on_classes(sources: Sources) -> tuple[str, ...]:
-    """Return the class names after a check that train and test agree on them.
-
-    Raises:
-        DataError: If the classes differ, are fewer than two, or labels are not contiguous.
-    """
+    """Return the class names after a check that train and test agree on them."""
     _, train, test = sources
     names = train.class_names
     if names is None:
@@ -207,30 +206,3 @@ def _fill(
         for image in source.read(target >= 0):
             pixels.put(target[image.row], image)
     return source.labels[rows]
-
-
-def _assemble(
-    name: str,
-    class_names: tuple[str, ...],
-    pixels: NDArray[np.uint8],
-    labels: NDArray[np.int64],
-    lengths: list[int],
-    *,
-    flip: bool,
-    image_size: int | None,
-) -> Dataset:
-    """Build a data set whose splits are consecutive views of one array."""
-    pixels, labels, lengths = drop_repeats(name, class_names, pixels, labels, lengths)
-    images = torch.split(torch.from_numpy(pixels), lengths)
-    classes = torch.split(torch.from_numpy(labels), lengths)
-    train, agent, val, test = map(ImageSet, images, classes)
-    return Dataset(
-        name=name,
-        class_names=class_names,
-        train=train,
-        agent=agent,
-        val=val,
-        test=test,
-        flip=flip,
-        image_size=image_size,
-    )

@@ -11,8 +11,7 @@ _ROUNDING = 1e-3
 _ALLOWED = "allowed are uint8, or float in [0, 1]"
 _WAY_OUT = (
     "divide by 255 or pass uint8, leave out mean and std, which the model applies itself, and "
-    "clamp what an interpolation "
-    "overshoots"
+    "clamp the results of an interpolation"
 )
 
 
@@ -33,8 +32,7 @@ def check_pixels(images: object, *, bounded: bool = True) -> None:
     if not isinstance(images, Tensor):
         raise DataError(
             f"images is a {type(images).__name__}; allowed is a torch.Tensor, uint8 or float in "
-            "[0, 1], as torch.from_numpy makes "
-            "of an array."
+            "[0, 1]; torch.from_numpy converts an array."
         )
     if images.dtype == torch.uint8:
         return
@@ -50,7 +48,7 @@ def check_pixels(images: object, *, bounded: bool = True) -> None:
         return
     low, high = torch.stack((low, high)).tolist()
     if not (low > -torch.inf and high < torch.inf):
-        raise DataError(f"images hold numbers that are not finite (NaN or inf); {_ALLOWED}.")
+        raise DataError(f"images contain numbers that are not finite (NaN or inf); {_ALLOWED}.")
     if not (low >= least and high <= most):
         raise DataError(f"images are float from {low:.4g} to {high:.4g}; {_ALLOWED}: {_WAY_OUT}.")
 

@@ -64,12 +64,7 @@ def results_at_budgets(
 
 
 def ranked_families(at: Sequence[BudgetResult], points: Sequence[Point]) -> list[str]:
-    """Rank the methods: gates first, then by number of budgets, then by selection accuracy.
-
-    Args:
-        at: Results at the budgets.
-        points: Points that the results refer to.
-    """
+    """Rank the methods: gates first, then by number of budgets, then by selection accuracy."""
     by_label = {point.label: point for point in points}
     members: dict[str, list[Point]] = {}
     for one in at:

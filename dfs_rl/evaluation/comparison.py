@@ -9,9 +9,10 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from dfs_rl.errors import DataError
 from dfs_rl.evaluation.budgets import results_at_budgets, select_points
 from dfs_rl.evaluation.comparison_records import (
+    BEFORE,
+    DEPLOYABLE_BASELINES,
     GATE,
     ComparisonOfRuns,
     ComputationByDifficulty,
@@ -24,64 +25,28 @@ from dfs_rl.evaluation.comparison_records import (
 )
 from dfs_rl.evaluation.comparison_summary import comparison_verdict, is_significant_over_seeds
 from dfs_rl.evaluation.curves import CurvePoint, hypervolume_reference_point
-from dfs_rl.evaluation.metrics import PairedDifference, paired_difference
-from dfs_rl.evaluation.pareto import ParetoCurve, curve_pairs
-from dfs_rl.evaluation.per_image_results import PerImageResults
+from dfs_rl.evaluation.grouping import (
+    BUDGETS,
+    Groups,
+    check_comparable,
+    group_by_family,
+    group_by_gate,
+    point_key,
+)
+from dfs_rl.evaluation.metrics import paired_difference
+from dfs_rl.evaluation.pareto import curve_pairs, pareto_curves
 from dfs_rl.evaluation.verdict import with_cost_tolerance
 
-MATCHED_COST_BASELINES = ("static_table", "cascade", "exits", "mode_table", "random", "patterns")
-"""Keys of the baselines at the gate's cost; a network without exits has no ``exits``."""
 _SKIP_ALL = "uniform_0"
 """Key of the uniform setting that skips every layer, a reference that nobody deploys."""
 _MIN_IMAGES = 10
 """Smallest number of images in a difficulty class whose mean computation is reported."""
-_BUDGETS = ("budget", "per_input_budget")
-_POINT_SETTINGS = (*_BUDGETS, "cost_weight")
-"""Settings that distinguish the points of a gate's curve."""
-_BEFORE = "_before"
-"""Suffix of the keys of baselines on the backbone before co-training."""
 _ON_COTRAINED = " on the co-trained backbone"
 """Suffix of the names of baselines and uniform settings on the co-trained backbone."""
-_DEPLOYABLE_BASELINES = ("static_table", "cascade", "exits")
-"""Keys of the baselines that can be deployed instead of a gate."""
 _BOX_LINE, _LEARNED = 100, 101
 """Complexities of a cascade or exits, and of a gate; larger than that of any static bit table."""
 _DIGITS = (3, 4, 5)
 """Candidate numbers of significant digits of the cost in a baseline's label."""
-_IGNORED_SETTINGS = (
-    "seed",
-    "run_dir",
-    "device",
-    "threads",
-    "dataset",
-    "backbone",
-    "checkpoint_every",
-)
-"""Settings that do not distinguish gates: the seed, and settings of where and how a run runs.
-
-Data and backbone are compared by content.
-"""
-
-
-def check_comparable(runs: Sequence[EvaluatedRun]) -> None:
-    """Check that runs can be compared.
-
-    Raises:
-        DataError: If images, split, bit options or backbone differ.
-    """
-    for run in runs[1:]:
-        first = runs[0]
-        for what, ours, theirs in (
-            ("image fingerprint", first.summary.fingerprint, run.summary.fingerprint),
-            ("split", first.summary.split, run.summary.split),
-            ("list of bit options", list(first.summary.options), list(run.summary.options)),
-            ("backbone digest", first.backbone, run.backbone),
-        ):
-            if ours != theirs:
-                raise DataError(
-                    f"{run.path} cannot be compared with {first.path}: its {what} is {theirs}, "
-                    f"not {ours}."
-                )
 
 
 def compare_runs(
@@ -100,30 +65,27 @@ def compare_runs(
         DataError: If the runs cannot be compared or a gate has the same seed twice.
     """
     check_comparable(runs)
-    named = _grouped(runs, ignored=_IGNORED_SETTINGS)
-    for label, group in named.items():
-        _check_seeds(label, group)
+    named = group_by_gate(runs)
+    families = group_by_family(runs)
     family_of = {
-        (run.path, _point_key(run)): label
-        for label, family in _families(runs).items()
-        for run in family
+        (run.path, point_key(run)): label for label, family in families.items() for run in family
     }
     gates = [
-        replace(_gate_point(label, group), family=family_of[group[0].path, _point_key(group[0])])
+        replace(_gate_point(label, group), family=family_of[group[0].path, point_key(group[0])])
         for label, group in named.items()
     ]
     baselines = [
         (label, _baseline_point(key, group), _on_selection(group[:1], key))
         for label, group in named.items()
-        for name in _DEPLOYABLE_BASELINES
-        for key in (name, f"{name}{_BEFORE}")
+        for name in DEPLOYABLE_BASELINES
+        for key in (name, f"{name}{BEFORE}")
         if key in group[0].results.reported
     ]
     unique = _with_unique_labels(baselines)
     points = sorted(
         [*gates, *(point for point, _ in unique)], key=lambda point: point.computation.mean
     )
-    plain = next((run for run in runs if not _is_cotrained(run)), runs[0])
+    plain = next((run for run in runs if not run.is_cotrained), runs[0])
     references = _references(plain)
     running = [point for point in references if point.kind != _SKIP_ALL]
     correct = {
@@ -138,20 +100,21 @@ def compare_runs(
         [_curve_point(point) for point in references if point.kind == _SKIP_ALL],
         [_curve_point(gate) for gate in gates],
     )
-    pareto_curves = list(_pareto_curves(runs, reference_point))
-    curves = tuple(method.curve() for method in pareto_curves)
-    curve_differences = tuple(curve_pairs(pareto_curves))
+    all_curves = list(pareto_curves(families, reference_point))
+    curves = tuple(method.curve() for method in all_curves)
+    curve_differences = tuple(curve_pairs(all_curves))
     classes, class_of_image = _image_difficulty(runs[0])
     counts = torch.bincount(class_of_image, minlength=len(classes)).double()
     pairs = tuple(_pairs(named, gates))
-    settings = (run.settings.get(point_key) for run in runs for point_key in _BUDGETS)
-    asked = {float(str(budget)) for budget in settings if budget is not None}
-    budgets = results_at_budgets(sorted(asked), points, running, correct)
+    settings = (run.settings.get(name) for run in runs for name in BUDGETS)
+    asked = sorted({float(str(budget)) for budget in settings if budget is not None})
+    budgets = results_at_budgets(asked, points, running, correct)
     return ComparisonOfRuns(
         dataset=about.dataset,
         split=about.split,
         n=about.n,
         options=about.options,
+        cost_model=about.cost_model,
         points=tuple(points),
         references=tuple(references),
         budgets=budgets,
@@ -160,7 +123,7 @@ def compare_runs(
         curve_pairs=curve_differences,
         reference_accuracy=reference_point.accuracy,
         reference_computation=reference_point.computation,
-        trainings=tuple(_trainings(runs)),
+        trainings=tuple(_trainings(families)),
         difficulty=classes,
         difficulty_shares=tuple((counts / len(class_of_image)).tolist()),
         computation_by_difficulty=tuple(
@@ -179,58 +142,6 @@ def compare_runs(
         ),
         failed=dict(failed or {}),
     )
-
-
-def _grouped(
-    runs: Sequence[EvaluatedRun], *, ignored: Sequence[str]
-) -> dict[str, list[EvaluatedRun]]:
-    """Group the runs that differ only in ``ignored`` settings, by a distinctive label."""
-    groups: dict[tuple[object, ...], list[EvaluatedRun]] = {}
-    for run in runs:
-        # None equals a missing setting, as in runs of versions without that setting.
-        told = [(k, v) for k, v in run.settings.items() if k not in ignored and v is not None]
-        key = (run.summary.methods[0].label, *sorted((k, repr(v)) for k, v in told))
-        groups.setdefault(key, []).append(run)
-    labels = _labels([group[0] for group in groups.values()], ignored=ignored)
-    named = dict(zip(labels, groups.values(), strict=True))
-    assert len(named) == len(groups), "labels name everything that groups differ in"
-    return named
-
-
-def _labels(runs: Sequence[EvaluatedRun], *, ignored: Sequence[str]) -> list[str]:
-    """Label each gate by its kind and the settings that differ among gates of that kind."""
-    kinds = [run.summary.methods[0].label for run in runs]
-    labels = []
-    for run, kind in zip(runs, kinds, strict=True):
-        others = [other for other, k in zip(runs, kinds, strict=True) if k == kind]
-        names = sorted({name for other in others for name in other.settings} - set(ignored))
-        told = []
-        for name in names:
-            value = run.settings.get(name)
-            if any(other.settings.get(name) != value for other in others):
-                shown = (
-                    "default" if value is None else f"{value:g}" if type(value) is float else value
-                )
-                told.append(f"{name.replace('_', ' ')} {shown}")
-        labels.append(", ".join([kind, *told]))
-    return labels
-
-
-def _check_seeds(label: str, group: Sequence[EvaluatedRun]) -> None:
-    """Check that no seed occurs twice, because duplicates bias the spread over seeds.
-
-    Raises:
-        DataError: If two runs have the same seed.
-    """
-    by_seed: dict[object, str] = {}
-    for run in group:
-        seed = run.settings.get("seed")
-        if seed in by_seed:
-            told = "" if seed is None else f", with the same seed {seed}"
-            raise DataError(
-                f"{run.path} and {by_seed[seed]} are the same gate, {label}{told}; leave one out."
-            )
-        by_seed[seed] = run.path
 
 
 def _with_unique_labels(
@@ -269,53 +180,35 @@ def _gate_point(label: str, group: Sequence[EvaluatedRun]) -> Point:
         if method.role == "fixed"
         and method.computation <= with_cost_tolerance(point.computation.mean)
     ]
-    better_than_uniform = all(_is_better(*_gain_over(group, key)) for key in uniform)
-    for key in MATCHED_COST_BASELINES:
-        if all(key in run.results.reported for run in group):
-            gains[key], over_images = _gain_over(group, key)
-            if over_images.low <= 0 <= over_images.high:
+    better_than_uniform = all(_gain_over(group, key)[1] for key in uniform)
+    matched = [m.key for m in group[0].summary.methods if m.role == "matched"]
+    for key in matched:
+        if not key.endswith(BEFORE) and all(key in run.results.reported for run in group):
+            gains[key], is_better, is_tied = _gain_over(group, key)
+            if is_tied:
                 tied.append(key)
-            elif _is_better(gains[key], over_images) and (
-                better_than_uniform or key not in _DEPLOYABLE_BASELINES
-            ):
+            elif is_better and (better_than_uniform or key not in DEPLOYABLE_BASELINES):
                 better_than.append(key)
     return replace(point, better_than=tuple(better_than), tied=tuple(tied))
 
 
-def _gain_over(group: Sequence[EvaluatedRun], key: str) -> tuple[Spread, PairedDifference]:
-    """Compare a gate with a baseline, over the gate's seeds and over images."""
-    theirs = torch.stack([_baseline_results(run, key).correct for run in group]).mean(dim=0)
-    gain = spread([_gain(run, key) for run in group])
-    return gain, paired_difference(_mean_correct(group), theirs)
+def _gain_over(group: Sequence[EvaluatedRun], key: str) -> tuple[Spread, bool, bool]:
+    """Compare a gate with a baseline.
 
-
-def _is_better(gain: Spread, over_images: PairedDifference) -> bool:
-    return is_significant_over_seeds(gain) and over_images.low > 0
-
-
-def _gain(run: EvaluatedRun, key: str) -> float:
-    """Return the accuracy of a run's gate minus that of a baseline, in points."""
-    ours, theirs = run.results.reported[GATE].correct, _baseline_results(run, key).correct
-    return 100.0 * float((ours.double() - theirs.double()).mean())
-
-
-def _baseline_results(run: EvaluatedRun, key: str) -> PerImageResults:
-    """Return the per-image results of a baseline on the reported split.
-
-    A co-trained gate has each baseline before and after co-training; the more accurate one on the
-    selection split counts.
+    Returns:
+        Gain in accuracy over seeds, whether it is significant over seeds and images, and whether
+        the images show no difference.
     """
-    keys = [k for k in (key, f"{key}{_BEFORE}") if k in run.results.selection]
-    best = max(keys, key=lambda k: _selection_accuracy(run, k)) if len(keys) > 1 else key
-    return run.results.reported[best]
-
-
-def _selection_accuracy(run: EvaluatedRun, key: str) -> float:
-    return float(run.results.selection[key].correct.double().mean())
-
-
-def _is_cotrained(run: EvaluatedRun) -> bool:
-    return any(key.endswith(_BEFORE) for key in run.results.reported)
+    baselines = [run.best_reported(key).correct for run in group]
+    gain = spread(
+        [
+            100.0 * float((run.results.reported[GATE].correct.double() - theirs.double()).mean())
+            for run, theirs in zip(group, baselines, strict=True)
+        ]
+    )
+    images = paired_difference(_mean_correct(group), torch.stack(baselines).mean(dim=0))
+    better = is_significant_over_seeds(gain) and images.low > 0
+    return gain, better, images.low <= 0 <= images.high
 
 
 def _point(
@@ -373,10 +266,10 @@ def _baseline_point(key: str, group: Sequence[EvaluatedRun]) -> Point:
     """
     method = group[0].summary.method(key)
     assert method is not None, "a summary and its outcomes cover the same methods"
-    name = key.removesuffix(_BEFORE)
+    name = key.removesuffix(BEFORE)
     base = group[0].summary.method(name)
     label = method.label if base is None else base.label
-    cotrained = _is_cotrained(group[0]) and not key.endswith(_BEFORE)
+    cotrained = group[0].is_cotrained and not key.endswith(BEFORE)
     point = _point(method.label, key, group[:1], patterns=None, gains={})
     family = f"{label}{_ON_COTRAINED}" if cotrained else label
     return replace(point, kind=name, family=family, cotrained=cotrained)
@@ -387,15 +280,15 @@ def _references(run: EvaluatedRun) -> list[Point]:
 
     The settings are identical in all runs without co-training.
     """
-    cotrained = _is_cotrained(run)
-    changed = _ON_COTRAINED if cotrained else ""
-    points = (
-        _point(f"{m.label}{changed}", m.key, [run], patterns=None, gains={})
+    cotrained = run.is_cotrained
+    suffix = _ON_COTRAINED if cotrained else ""
+    points = [
+        _point(f"{m.label}{suffix}", m.key, [run], patterns=None, gains={})
         for m in run.summary.methods
         if m.role == "fixed"
-    )
-    told = (replace(point, cotrained=cotrained) for point in points)
-    return sorted(told, key=lambda point: point.computation.mean)
+    ]
+    points.sort(key=lambda point: point.computation.mean)
+    return [replace(point, cotrained=cotrained) for point in points]
 
 
 def _pareto_front(points: Sequence[Point], correct: Mapping[str, Tensor]) -> list[list[Point]]:
@@ -434,68 +327,6 @@ def _curve_point(point: Point) -> CurvePoint:
     return CurvePoint(point.computation.mean, point.accuracy.mean)
 
 
-def _pareto_curves(
-    runs: Sequence[EvaluatedRun], reference_point: CurvePoint
-) -> Iterator[ParetoCurve]:
-    """Yield the curves of gates with several budgets or cost weights, and of their baselines."""
-    for label, family in _families(runs).items():
-        point_keys = sorted({_point_key(run) for run in family})
-        if len(point_keys) == 1:
-            continue
-        seeds: dict[object, dict[tuple[str, ...], EvaluatedRun]] = {}
-        for run in family:
-            seeds.setdefault(run.settings.get("seed"), {})[_point_key(run)] = run
-        # A missing point alone changes the hypervolume, so incomplete seeds are left out.
-        whole = {
-            seed: [by[point_key] for point_key in point_keys]
-            for seed, by in seeds.items()
-            if len(by) == len(point_keys)
-        }
-        if not whole:
-            continue
-        n_incomplete_seeds = len(seeds) - len(whole)
-        for key in (GATE, *_DEPLOYABLE_BASELINES):
-            # A baseline may be missing at some or all costs, see ``matched_cost_baselines``.
-            there = [
-                i
-                for i in range(len(point_keys))
-                if all(key in group[i].results.reported for group in whole.values())
-            ]
-            if not there:
-                continue
-            is_gate = key == GATE
-            group = next(iter(whole.values()))
-            kind = next(m.label for m in group[there[0]].summary.methods if m.key == key)
-            yield ParetoCurve(
-                gate=label,
-                baseline=None if is_gate else f"{kind.removesuffix('s')}s",
-                n_incomplete_seeds=n_incomplete_seeds,
-                seeds=tuple(whole),
-                results=[
-                    [_method_results(group[i], key) for i in there] for group in whole.values()
-                ],
-                histograms=torch.tensor(
-                    [[run.summary.histogram for run in group] for group in whole.values()]
-                )
-                if is_gate
-                else None,
-                reference_point=reference_point,
-            )
-
-
-def _families(runs: Sequence[EvaluatedRun]) -> dict[str, list[EvaluatedRun]]:
-    """Group the runs that differ only in seed and in budget or cost weight."""
-    return _grouped(runs, ignored=(*_IGNORED_SETTINGS, *_POINT_SETTINGS))
-
-
-def _point_key(run: EvaluatedRun) -> tuple[str, ...]:
-    return tuple(repr(run.settings.get(point_key)) for point_key in _POINT_SETTINGS)
-
-
-def _method_results(run: EvaluatedRun, key: str) -> PerImageResults:
-    return run.results.reported[GATE] if key == GATE else _baseline_results(run, key)
-
-
 def _image_difficulty(run: EvaluatedRun) -> tuple[tuple[str, ...], Tensor]:
     """Return the difficulty classes, and the class of each reported image, int64 ``[n]``.
 
@@ -520,12 +351,12 @@ def _computation_by_difficulty(
     return ComputationByDifficulty(label=gate.label, family=gate.family, relative=tuple(relative))
 
 
-def _trainings(runs: Sequence[EvaluatedRun]) -> Iterator[TrainingCost]:
+def _trainings(families: Groups) -> Iterator[TrainingCost]:
     """Yield the training cost of each kind of gate.
 
     A run evaluated at several budgets counts once.
     """
-    for label, family in _families(runs).items():
+    for label, family in families.items():
         trained = list({run.path: run for run in family}.values())
         seconds = [run.seconds for run in trained if run.seconds is not None]
         yield TrainingCost(

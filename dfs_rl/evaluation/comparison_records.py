@@ -6,14 +6,19 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from dfs_rl.costs import COMPUTATION
 from dfs_rl.evaluation.metrics import Interval
-from dfs_rl.evaluation.per_image_results import SplitResults
+from dfs_rl.evaluation.per_image_results import PerImageResults, SplitResults
 from dfs_rl.evaluation.summary import EvaluationSummary
 
 GATE = "gate"
 """Kind of a point that is a gate, and key of a gate's per-image results."""
 
 
+BEFORE = "_before"
+"""Suffix of the keys of baselines on the backbone before co-training."""
+DEPLOYABLE_BASELINES = ("static_table", "cascade", "exits")
+"""Keys of the baselines that can be deployed instead of a gate."""
 _GAINS = ("static_table", "cascade", "exits", "patterns")
 """Baselines whose gains are columns of ``to_frame``; exits only if the network has them."""
 
@@ -45,6 +50,23 @@ class EvaluatedRun:
     seconds: float | None
     summary: EvaluationSummary
     results: SplitResults
+
+    @property
+    def is_cotrained(self) -> bool:
+        """True if the backbone was trained together with the gate."""
+        return any(key.endswith(BEFORE) for key in self.results.reported)
+
+    def best_reported(self, key: str) -> PerImageResults:
+        """Return the results of a method on the reported split.
+
+        A co-trained gate has each baseline before and after co-training; the more accurate one on
+        the selection split counts.
+        """
+        chosen = self.results.selection
+        keys = [k for k in (key, f"{key}{BEFORE}") if k in chosen]
+        if len(keys) > 1:
+            key = max(keys, key=lambda k: float(chosen[k].correct.double().mean()))
+        return self.results.reported[key]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -271,6 +293,7 @@ class ComparisonOfRuns:
             those at budgets, never on the reported split.
         verdict: Recommended points and gates better than their baselines, in sentences.
         failed: Reason of each run that could not be evaluated, by the run.
+        cost_model: Cost model that all figures of computation follow.
     """
 
     dataset: str
@@ -292,6 +315,7 @@ class ComparisonOfRuns:
     pareto_front: tuple[str, ...]
     verdict: tuple[str, ...]
     failed: Mapping[str, str]
+    cost_model: str = COMPUTATION
 
     def to_frame(self) -> pd.DataFrame:
         """Return one row per point: means and standard deviations over seeds, gains included."""

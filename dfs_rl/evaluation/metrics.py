@@ -45,13 +45,7 @@ def accuracy_error(accuracy: float, n: int) -> float:
 
 
 def class_accuracy(correct: Tensor, labels: Tensor, n_classes: int) -> tuple[float | None, ...]:
-    """Return the accuracy of each class in percent, None for a class without images.
-
-    Args:
-        correct: Correctness of each prediction, bool or float ``[n]``.
-        labels: True classes, int64 ``[n]``, each below ``n_classes``.
-        n_classes: Number of classes.
-    """
+    """Return the accuracy of each class in percent, None for a class without images."""
     total = torch.bincount(labels, minlength=n_classes)
     right = torch.bincount(labels, weights=correct.double(), minlength=n_classes)
     pairs = zip(right.tolist(), total.tolist(), strict=True)
@@ -64,12 +58,7 @@ def distinct_patterns(options: Tensor) -> int:
 
 
 def option_histogram(options: Tensor, n_options: int) -> Tensor:
-    """Return the share of images per layer and option, float64 ``[layers, options]``.
-
-    Args:
-        options: Option indices, int64 ``[n, layers]``.
-        n_options: Number of options.
-    """
+    """Return the share of images per layer and option, float64 ``[layers, options]``."""
     layers = options.shape[1]
     flat = options + n_options * torch.arange(layers)  # [n, layers], one bin per pair
     counts = torch.bincount(flat.flatten(), minlength=layers * n_options)
@@ -119,16 +108,9 @@ def _bootstrap_weights(n: int) -> Tensor:
 
 
 def resampled_means(values: Tensor) -> Tensor:
-    """Return the mean over images in each bootstrap draw (Efron, 1979).
+    """Return the mean over images ``[..., n]`` in each bootstrap draw, float32 ``[..., draws]``.
 
-    Calls with the same number of images use the same draws, so differences between methods are
-    paired.
-
-    Args:
-        values: Value of each image, ``[..., n]``.
-
-    Returns:
-        Mean in each draw, float32 ``[..., draws]``.
+    Calls with the same number of images use the same draws, so differences are paired.
     """
     return values.float() @ _bootstrap_weights(values.shape[-1])
 

@@ -7,8 +7,17 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from dfs_rl.evaluation.comparison_records import Curve, CurvePair, Spread, spread
+from dfs_rl.evaluation.comparison_records import (
+    DEPLOYABLE_BASELINES,
+    GATE,
+    Curve,
+    CurvePair,
+    EvaluatedRun,
+    Spread,
+    spread,
+)
 from dfs_rl.evaluation.curves import REPORTED_COMPUTATIONS, CurvePoint, accuracy_at, hypervolume
+from dfs_rl.evaluation.grouping import Groups, point_key
 from dfs_rl.evaluation.metrics import Interval, interval, resampled_means
 from dfs_rl.evaluation.per_image_results import PerImageResults
 
@@ -121,12 +130,62 @@ class ParetoCurve:
         )
 
 
-def curve_pairs(pareto_curves: Sequence[ParetoCurve]) -> Iterator[CurvePair]:
+def pareto_curves(families: Groups, reference_point: CurvePoint) -> Iterator[ParetoCurve]:
+    """Yield the curves of gates with several budgets or cost weights, and of their baselines.
+
+    Args:
+        families: Runs by gate, apart from budget and cost weight.
+        reference_point: Reference point of the hypervolumes.
+    """
+    for label, family in families.items():
+        point_keys = sorted({point_key(run) for run in family})
+        if len(point_keys) == 1:
+            continue
+        seeds: dict[object, dict[tuple[str, ...], EvaluatedRun]] = {}
+        for run in family:
+            seeds.setdefault(run.settings.get("seed"), {})[point_key(run)] = run
+        # A missing point alone changes the hypervolume, so incomplete seeds are left out.
+        whole = {
+            seed: [by[key] for key in point_keys]
+            for seed, by in seeds.items()
+            if len(by) == len(point_keys)
+        }
+        if not whole:
+            continue
+        n_incomplete_seeds = len(seeds) - len(whole)
+        for key in (GATE, *DEPLOYABLE_BASELINES):
+            # A baseline may be missing at some costs or at all.
+            there = [
+                i
+                for i in range(len(point_keys))
+                if all(key in group[i].results.reported for group in whole.values())
+            ]
+            if not there:
+                continue
+            is_gate = key == GATE
+            group = next(iter(whole.values()))
+            kind = next(m.label for m in group[there[0]].summary.methods if m.key == key)
+            yield ParetoCurve(
+                gate=label,
+                baseline=None if is_gate else f"{kind.removesuffix('s')}s",
+                n_incomplete_seeds=n_incomplete_seeds,
+                seeds=tuple(whole),
+                results=[[group[i].best_reported(key) for i in there] for group in whole.values()],
+                histograms=torch.tensor(
+                    [[run.summary.histogram for run in group] for group in whole.values()]
+                )
+                if is_gate
+                else None,
+                reference_point=reference_point,
+            )
+
+
+def curve_pairs(curves: Sequence[ParetoCurve]) -> Iterator[CurvePair]:
     """Compare the curve of each gate with those of its baselines and of the gates after it."""
-    for i, first in enumerate(pareto_curves):
+    for i, first in enumerate(curves):
         if first.baseline is not None:
             continue
-        for j, second in enumerate(pareto_curves):
+        for j, second in enumerate(curves):
             own_baseline = second.baseline is not None and second.gate == first.gate
             if not own_baseline and not (second.baseline is None and j > i):
                 continue

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from dfs_rl.costs import FULL, CostTable, relative_cost
+from dfs_rl.costs import COMPUTATION, FULL, CostTable
 from dfs_rl.evaluation.baselines.registry import MethodResult, Role
 from dfs_rl.evaluation.metrics import (
     accuracy_error,
@@ -23,7 +23,7 @@ from dfs_rl.evaluation.verdict import (
     verdict_sentences,
 )
 
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +111,7 @@ class EvaluationSummary:
             the share of images that exited before the layer.
         search: Search for the best static bit table, None without a search.
         exits_after: Number of layers before each exit.
+        cost_model: Cost model that all figures of computation follow.
     """
 
     format: int = FORMAT
@@ -130,6 +131,7 @@ class EvaluationSummary:
     histogram: tuple[tuple[float, ...], ...]
     search: SearchSummary | None
     exits_after: tuple[int, ...] = ()
+    cost_model: str = COMPUTATION
 
     def method(self, key: str) -> MethodSummary | None:
         """Return the figures of the method with a key, None if the method was not run."""
@@ -151,11 +153,11 @@ def summarize(
     Args:
         methods: Results of the gate, if there is one, followed by those of the baselines.
         costs: Cost table of the backbone.
-        identity: As in ``EvaluationSummary``, like the other arguments.
-        dataset: Name of the data set.
-        fingerprint: Digest of the data set's content.
-        split: Reported split.
-        class_names: Class names in label order.
+        identity: As in ``EvaluationSummary``.
+        dataset: As in ``EvaluationSummary``.
+        fingerprint: As in ``EvaluationSummary``.
+        split: As in ``EvaluationSummary``.
+        class_names: As in ``EvaluationSummary``.
     """
     summaries = tuple(_summarize_method(method, costs, len(class_names)) for method in methods)
     has_gate = methods[0].role == "gate"
@@ -186,6 +188,7 @@ def summarize(
         else (),
         search=next((method.search for method in methods if method.search is not None), None),
         exits_after=costs.exits_after,
+        cost_model=costs.cost_model,
     )
 
 
@@ -218,7 +221,7 @@ def _summarize_method(method: MethodResult, costs: CostTable, n_classes: int) ->
 
 
 def _mean_correct(method: MethodResult) -> torch.Tensor:
-    """Return the share of draws that classify each image correctly, float64 ``[n]`` in [0, 1]."""
+    """Return the share of draws that classify each image correctly, float64 ``[n]``."""
     return torch.stack([records.correct.double() for records in method.records]).mean(dim=0)
 
 
@@ -263,8 +266,7 @@ def _shares(costs: CostTable, records: GateRecords) -> tuple[CostShare, ...]:
 
 
 def _share(name: str, macs: float, bits: int, costs: CostTable) -> CostShare:
-    percent = 100.0 * macs * relative_cost(bits) / costs.total_macs
-    return CostShare(name=name, macs=float(macs), bits=bits, percent=percent)
+    return CostShare(name=name, macs=float(macs), bits=bits, percent=costs.percent(macs, bits))
 
 
 def _mean(values: Sequence[float]) -> float:

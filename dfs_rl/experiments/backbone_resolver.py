@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dfs_rl.costs import COMPUTATION
 from dfs_rl.errors import ConfigError, DataError
 from dfs_rl.experiments.config import BackboneSettings
 from dfs_rl.utils.constants import DIGITS
@@ -36,6 +37,7 @@ class BackboneSpec:
         device: Device to train on.
         threads: Number of CPU threads.
         exits: True to keep the backbone's exits, if it has any.
+        cost_model: Cost model of the backbone's cost table.
     """
 
     dataset: str
@@ -47,6 +49,7 @@ class BackboneSpec:
     image_size: int | None = None
     flip: bool | None = None
     exits: bool = True
+    cost_model: str = COMPUTATION
 
     def __post_init__(self) -> None:
         if self.weights is not None and self.constructor is None:
@@ -160,6 +163,7 @@ def load_or_train_backbone(spec: BackboneSpec, dataset: "Dataset") -> "StoredBac
         check_match(stored.info, stored.backbone, dataset, str(folder))
     if not spec.exits:
         stored.backbone.set_exits(())
+    stored.backbone.set_cost_model(spec.cost_model)
     return stored
 
 
@@ -181,6 +185,7 @@ def preview_backbone(spec: BackboneSpec, dataset: "Dataset") -> "Backbone":
         backbone = build_custom_backbone(spec.constructor, dataset, weights=spec.weights)
     else:
         backbone = load_or_train_backbone(replace(spec, exits=True), dataset).backbone
+    backbone.set_cost_model(spec.cost_model)
     _check_menu(backbone.options, str(spec.folder))
     if not spec.exits and backbone.costs.exits:
         print_status("The backbone's exits are left out: this gate walks every image to the end.")
@@ -302,7 +307,7 @@ def _default_supernet(spec: BackboneSpec, dataset: "Dataset") -> "StoredBackbone
     from dfs_rl.gating.model import BACKBONE_FOLDER
     from dfs_rl.utils.config import config_to_dict
     from dfs_rl.utils.io import file_lock
-    from dfs_rl.utils.run_folder import RECORD
+    from dfs_rl.utils.run_creation import RECORD
 
     wanted = spec.supernet_config(dataset)
     settings = config_to_dict(wanted)

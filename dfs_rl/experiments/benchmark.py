@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args
 
 from dfs_rl.agents.hyperparameters import ALGORITHM_CONFIGS, StaticMethod
 from dfs_rl.agents.supervised.config import Method
+from dfs_rl.costs import COMPUTATION
 from dfs_rl.errors import BusyError, ConfigError, DfsRlError
 from dfs_rl.experiments import (
     agent_training,
@@ -26,7 +27,8 @@ from dfs_rl.utils.config import (
 from dfs_rl.utils.io import OnWait, file_lock
 from dfs_rl.utils.logging import print_status
 from dfs_rl.utils.registry import NameIn
-from dfs_rl.utils.run_folder import RECORD, RunFolder
+from dfs_rl.utils.run_creation import RECORD
+from dfs_rl.utils.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from dfs_rl.data import Dataset
@@ -50,6 +52,7 @@ _SHARED_SETTINGS = (
     "weights",
     "image_size",
     "flip",
+    "cost_model",
     "seed",
     "device",
     "threads",
@@ -143,6 +146,7 @@ class BenchmarkSettings:
         weights: Weights of a user's network.
         image_size: Image size, as for the commands.
         flip: Mirroring of training images, as for the commands.
+        cost_model: Cost model of all gates.
         budgets: Budgets on the mean computation in percent.
         seeds: Number of seeds; 0 is the first.
         timesteps: Decisions to learn from for each budget; a gate for all budgets learns from the
@@ -157,6 +161,7 @@ class BenchmarkSettings:
     weights: Path | None
     image_size: int | None = None
     flip: bool | None = None
+    cost_model: str = COMPUTATION
     budgets: tuple[float, ...]
     seeds: int
     timesteps: int
@@ -229,6 +234,7 @@ def plan_jobs(
                 "weights": benchmark.weights,
                 "image_size": benchmark.image_size,
                 "flip": benchmark.flip,
+                "cost_model": benchmark.cost_model,
                 "seed": seed,
                 "device": benchmark.device,
                 "threads": benchmark.threads,

@@ -1,13 +1,17 @@
 """``compare``: train kinds of gates or take finished runs, compare and recommend one."""
 
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import torch
+
+from dfs_rl.data import Dataset
 from dfs_rl.errors import CheckpointError, ConfigError, DataError
+from dfs_rl.evaluation.comparison import compare_runs
+from dfs_rl.evaluation.comparison_records import GATE, ComparisonOfRuns, EvaluatedRun
 from dfs_rl.evaluation.curves import COMPUTATIONS
+from dfs_rl.evaluation.grouping import check_comparable
 from dfs_rl.experiments.backbone_resolver import load_data, preview_backbone
 from dfs_rl.experiments.benchmark import (
     COMMANDS,
@@ -17,22 +21,17 @@ from dfs_rl.experiments.benchmark import (
     plan_jobs,
     run_jobs,
 )
-from dfs_rl.experiments.comparison_config import CompareConfig
+from dfs_rl.experiments.comparison_config import KIND, PROG, CompareConfig
 from dfs_rl.experiments.evaluated_runs import evaluate_at_budgets
+from dfs_rl.experiments.evaluation import EvaluationCache
 from dfs_rl.experiments.gate_run import backbone_spec
-from dfs_rl.utils.cli import Invocation
+from dfs_rl.reporting.comparison_figures import comparison_figures
+from dfs_rl.reporting.comparison_report import GateSection, html_report
 from dfs_rl.utils.config import config_to_dict, dump_yaml, read_yaml
+from dfs_rl.utils.device import check_memory, resolve_device
 from dfs_rl.utils.io import OnWait, write_bytes_atomic, write_json
-from dfs_rl.utils.logging import print_status
 from dfs_rl.utils.run_folder import RunFolder
 
-if TYPE_CHECKING:
-    from dfs_rl.data import Dataset
-    from dfs_rl.evaluation.comparison_records import ComparisonOfRuns, EvaluatedRun
-    from dfs_rl.reporting.comparison_report import GateSection
-
-KIND = "compare"
-PROG = "python -m dfs_rl.compare"
 GATES_FOLDER = "gates"
 EVALUATIONS_FOLDER = "evaluations"
 """Folder of a comparison for evaluations that are missing in the given runs."""
@@ -62,6 +61,7 @@ def _benchmark_settings(
         weights=config.weights,
         image_size=config.image_size,
         flip=config.flip,
+        cost_model=config.cost_model,
         budgets=config.budgets or COMPUTATIONS,
         seeds=config.seeds,
         timesteps=config.timesteps,
@@ -71,15 +71,11 @@ def _benchmark_settings(
     )
 
 
-def _create_run(config: CompareConfig, dataset: "Dataset", command: tuple[str, ...]) -> RunFolder:
+def _create_run(config: CompareConfig, dataset: Dataset, command: tuple[str, ...]) -> RunFolder:
     """Validate the settings and create the folder of a comparison.
 
     The folder keeps a copy of the further settings of the gates.
     """
-    import torch
-
-    from dfs_rl.utils.device import check_memory
-
     files = {"train_agent": config.agent, "train_gumbel": config.gumbel}
     extra_settings = {
         kind: load_extra_settings(path, COMMANDS[kind]) for kind, path in files.items()
@@ -108,7 +104,7 @@ def _create_run(config: CompareConfig, dataset: "Dataset", command: tuple[str, .
 
 
 def _train_gates(
-    config: CompareConfig, folder: RunFolder, dataset: "Dataset"
+    config: CompareConfig, folder: RunFolder, dataset: Dataset
 ) -> tuple[list[RunFolder], dict[str, str]]:
     """Train or resume the gates of a comparison.
 
@@ -126,29 +122,22 @@ def _train_gates(
     return [RunFolder.open(job.config.run_dir) for job in jobs if job.name not in failed], failed
 
 
-def _sections(
-    comparison: "ComparisonOfRuns", runs: Sequence["EvaluatedRun"]
-) -> list["GateSection"]:
+def _sections(comparison: ComparisonOfRuns, runs: Sequence[EvaluatedRun]) -> list[GateSection]:
     """Return each gate's figures, commands and settings."""
-    from dfs_rl.evaluation.comparison_records import GATE
-    from dfs_rl.reporting.comparison_report import GateSection
-
-    prefixes = {(run.path, run.settings.get("budget")): run.figure_prefix for run in runs}
-    commands = {
-        (run.path, run.settings.get("budget")): (run.command, run.evaluation) for run in runs
-    }
+    by_point = {(run.path, run.settings.get("budget")): run for run in runs}
     sections = []
     for point in comparison.points:
         if point.kind != GATE:
             continue
+        of_seeds = [by_point[path, point.budget] for path in point.runs]
         folder = RunFolder.open(Path(point.runs[0]))
-        prefix = prefixes[point.runs[0], point.budget]
-        files = {what: Path(f"{prefix}{name}.png") for name, what in _SECTION_FIGURES.items()}
+        prefix = of_seeds[0].figure_prefix
+        files = {title: Path(f"{prefix}{name}.png") for name, title in _SECTION_FIGURES.items()}
         sections.append(
             GateSection(
                 label=point.label,
-                figures={w: file.read_bytes() for w, file in files.items() if file.is_file()},
-                commands=[line for path in point.runs for line in commands[path, point.budget]],
+                figures={title: f.read_bytes() for title, f in files.items() if f.is_file()},
+                commands=[line for run in of_seeds for line in (run.command, run.evaluation)],
                 settings=folder.config_path.read_text(encoding="utf-8"),
             )
         )
@@ -158,10 +147,10 @@ def _sections(
 def _evaluate_and_compare(
     folders: Sequence[RunFolder],
     failed: Mapping[str, str],
-    dataset: "Dataset | str | None",
+    dataset: Dataset | str | None,
     config: CompareConfig,
     get_output_folder: Callable[[RunFolder], Path],
-) -> "tuple[ComparisonOfRuns, list[EvaluatedRun]]":
+) -> tuple[ComparisonOfRuns, list[EvaluatedRun]]:
     """Evaluate and compare runs.
 
     ``get_output_folder`` returns the folder for evaluations that are missing in a run.
@@ -169,9 +158,6 @@ def _evaluate_and_compare(
     Raises:
         CheckpointError: If no run can be evaluated.
     """
-    from dfs_rl.evaluation.comparison import check_comparable, compare_runs
-    from dfs_rl.experiments.evaluation import EvaluationCache
-
     by_folder: dict[Path, list[EvaluatedRun]] = {folder.path: [] for folder in folders}
     cache = EvaluationCache()  # static table search takes most of the time
     all_failed = dict(failed)
@@ -191,13 +177,8 @@ def _evaluate_and_compare(
     return compare_runs(runs, all_failed), runs
 
 
-def _write(
-    folder: RunFolder, comparison: "ComparisonOfRuns", runs: "Sequence[EvaluatedRun]"
-) -> None:
+def _write(folder: RunFolder, comparison: ComparisonOfRuns, runs: Sequence[EvaluatedRun]) -> None:
     """Write the report into a folder."""
-    from dfs_rl.reporting.comparison_figures import comparison_figures
-    from dfs_rl.reporting.comparison_report import html_report
-
     figures = comparison_figures(comparison)
     page = html_report(comparison, figures, _sections(comparison, runs))
     with folder.lock(on_wait=lambda: None):  # other processes write it too
@@ -215,10 +196,10 @@ def _write(
 
 def _compare_given(
     config: CompareConfig,
-    dataset: "Dataset | str | None",
+    dataset: Dataset | str | None,
     folder: RunFolder | None,
     command: tuple[str, ...],
-) -> "tuple[RunFolder, ComparisonOfRuns]":
+) -> tuple[RunFolder, ComparisonOfRuns]:
     """Compare finished runs without writing into them.
 
     Raises:
@@ -249,27 +230,13 @@ def _compare_given(
     return own(), comparison
 
 
-def run(invocation: Invocation[CompareConfig]) -> None:
-    """Compare newly trained gates, or the given runs, and print the table."""
-    from dfs_rl.reporting.comparison_report import comparison_text
-    from dfs_rl.utils.device import set_threads
-
-    set_threads(invocation.config.threads, resumed=invocation.resume is not None)
-    folder, comparison = compare(
-        invocation.config, resume=invocation.resume, command=invocation.command
-    )
-    sys.stdout.write(comparison_text(comparison))
-    sys.stdout.flush()
-    print_status(f"The report is {folder.path / 'report.html'}.")
-
-
 def compare(
     config: CompareConfig,
-    dataset: "Dataset | None" = None,
+    dataset: Dataset | None = None,
     *,
     resume: RunFolder | None = None,
     command: tuple[str, ...],
-) -> "tuple[RunFolder, ComparisonOfRuns]":
+) -> tuple[RunFolder, ComparisonOfRuns]:
     """Compare newly trained gates, or the given runs, and write the report.
 
     Args:
@@ -278,8 +245,6 @@ def compare(
         resume: Comparison to resume; ``None`` creates one.
         command: Command line to store in a new comparison's record.
     """
-    from dfs_rl.utils.device import resolve_device
-
     resolve_device(config.device)
     if config.runs:
         return _compare_given(config, dataset or config.dataset, resume, command)
@@ -294,7 +259,7 @@ def compare(
         )
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
-            f"Interrupted and saved; go on with: {PROG} --resume {folder.path}"
+            f"Interrupted and saved; continue with: {PROG} --resume {folder.path}"
         ) from None
     _write(folder, comparison, runs)
     return folder, comparison

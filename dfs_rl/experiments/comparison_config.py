@@ -7,14 +7,17 @@ from typing import Literal
 
 import tyro
 
+from dfs_rl.costs import COMPUTATION, CostModelName
 from dfs_rl.errors import ConfigError
 from dfs_rl.evaluation.static_tables import SearchConfig
 from dfs_rl.experiments.benchmark import GateName
 from dfs_rl.experiments.config import BackboneSettings
 from dfs_rl.utils.config import PositiveFloat, PositiveInt, configuration
 
+KIND = "compare"
+PROG = "python -m dfs_rl.compare"
 _TRAINING_FIELDS = (
-    *("backbone", "weights", "image_size", "flip"),
+    *("backbone", "weights", "image_size", "flip", "cost_model"),
     *("gates", "seeds", "timesteps", "agent", "gumbel"),
 )
 """Settings that apply only to gates that are trained."""
@@ -34,6 +37,7 @@ class CompareConfig(BackboneSettings):
             trained; finished runs keep their own.
         gates: Kinds of gates to train. The budget of maskable-ppo bounds every single image, that
             of the others the mean.
+        cost_model: Cost model of gates that are trained, see train_agent.
         seeds: Number of trainings of each gate.
         timesteps: Decisions that a gate learns from for each budget; a gate for all budgets learns
             from the sum.
@@ -47,6 +51,7 @@ class CompareConfig(BackboneSettings):
     dataset: str | None = None
     budgets: tuple[PositiveFloat, ...] = ()
     gates: tuple[GateName, ...] = ("ppo", "gumbel-ff", "gumbel-lstm", "dfs-ff", "dfs-lstm")
+    cost_model: CostModelName = COMPUTATION
     seeds: PositiveInt = 3
     timesteps: PositiveInt = 600_000
     agent: Path | None = None
@@ -65,7 +70,8 @@ class CompareConfig(BackboneSettings):
                 f"no data set is given, and {asked[0]} is for gates that are trained; name with "
                 "--dataset what to train them on."
                 if asked
-                else "no run is given; name the folders of runs to compare, or with --dataset what to train gates on."
+                else "no run is given; name the folders of runs to compare, or with --dataset "
+                "what to train gates on."
             )
         if self.runs and asked:
             raise ConfigError(

@@ -7,6 +7,7 @@ import tyro
 
 from dfs_rl.agents.cotraining_config import BackboneMode
 from dfs_rl.agents.hyperparameters import Start
+from dfs_rl.costs import COMPUTATION, CostModelName
 from dfs_rl.utils.config import PositiveFloat, PositiveInt, Seed, configuration
 from dfs_rl.utils.constants import DIGITS
 
@@ -71,9 +72,12 @@ class GateRunConfig(RunConfig):
 
     Attributes:
         budget: Bound on the mean computation in percent, gate, stem and head included.
+        cost_model: Cost that reward, budgets and reports count: computation is MACs x (bits / 32)^2
+            and bitops its numerator; macs counts skipped layers alone.
     """
 
     budget: PositiveFloat | None = None
+    cost_model: CostModelName = COMPUTATION
 
 
 @configuration

@@ -5,34 +5,35 @@ import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from dfs_rl.backbones.storage import weights_digest
+from dfs_rl.data import Dataset
 from dfs_rl.errors import BusyError, CheckpointError, ConfigError, RunFolderError
+from dfs_rl.evaluation.comparison_records import EvaluatedRun
 from dfs_rl.evaluation.curves import COMPUTATIONS
+from dfs_rl.evaluation.per_image_results import load_per_image_results
 from dfs_rl.experiments.benchmark import COMMANDS
 from dfs_rl.experiments.comparison_config import CompareConfig
+from dfs_rl.experiments.evaluation import EvaluationCache, evaluate_run, figure_prefix
 from dfs_rl.experiments.gate_run import TRAINING_FILE, TrainingRecord
+from dfs_rl.gating.budget_conditioning import BudgetConditioning
+from dfs_rl.gating.model import BACKBONE_FOLDER, BEFORE_FOLDER, GATE_FOLDER
+from dfs_rl.gating.storage import load_gate
 from dfs_rl.utils.config import flat_settings, read_yaml
 from dfs_rl.utils.io import OnWait, file_lock
 from dfs_rl.utils.logging import print_status
 from dfs_rl.utils.run_folder import RunFolder
 from dfs_rl.utils.run_records import read_record
 
-if TYPE_CHECKING:
-    from dfs_rl.data import Dataset
-    from dfs_rl.evaluation.comparison_records import EvaluatedRun
-    from dfs_rl.experiments.evaluation import EvaluationCache
-    from dfs_rl.gating.budget_conditioning import BudgetConditioning
-
 
 def evaluate_at_budgets(
     folder: RunFolder,
-    dataset: "Dataset | str | None",
+    dataset: Dataset | str | None,
     config: CompareConfig,
-    cache: "EvaluationCache",
+    cache: EvaluationCache,
     on_wait: OnWait,
     get_output_folder: Callable[[], Path],
-) -> "tuple[list[EvaluatedRun], dict[str, str]]":
+) -> tuple[list[EvaluatedRun], dict[str, str]]:
     """Evaluate a run at every budget that it supports, or read its stored evaluations.
 
     Args:
@@ -50,15 +51,12 @@ def evaluate_at_budgets(
     Raises:
         BusyError: If another process has locked the run and ``on_wait`` is ``None``.
     """
-    from dfs_rl.gating.model import GATE_FOLDER
-    from dfs_rl.gating.storage import load_gate
-
     print_status(f"{folder.path} ...")
     found: list[EvaluatedRun] = []
     if not (folder.path / TRAINING_FILE).is_file():
         resume_command = f"{COMMANDS[folder.kind].prog} --resume {folder.path}"
         return found, {
-            str(folder.path): f"its training is not finished; go on with {resume_command}."
+            str(folder.path): f"its training is not finished; continue with {resume_command}."
         }
     budgets = config.budgets or (() if config.runs else COMPUTATIONS)
     try:
@@ -90,17 +88,14 @@ def evaluate_at_budgets(
 def _evaluate_at(
     folder: RunFolder,
     training: TrainingRecord,
-    dataset: "Dataset | str | None",
+    dataset: Dataset | str | None,
     budget: float | None,
-    budget_conditioning: "BudgetConditioning | None",
+    budget_conditioning: BudgetConditioning | None,
     config: CompareConfig,
-    cache: "EvaluationCache",
+    cache: EvaluationCache,
     on_wait: OnWait,
     get_output_folder: Callable[[], Path],
-) -> "EvaluatedRun":
-    from dfs_rl.evaluation.comparison_records import EvaluatedRun
-    from dfs_rl.evaluation.per_image_results import load_per_image_results
-    from dfs_rl.experiments.evaluation import evaluate_run, figure_prefix
+) -> EvaluatedRun:
 
     effective_budget = budget
     if budget is not None and budget_conditioning is not None:
@@ -134,13 +129,14 @@ def _evaluate_at(
         settings |= {"budget": budget, "cost_weight": None}
     after = evaluation.summary.exits_after  # the actual exits, whatever the configuration
     settings["exits"] = f"after {' '.join(map(str, after))}" if after else "none"
+    plots = evaluation.path.parent / folder.plots_dir.name
     return EvaluatedRun(
         path=str(folder.path),
         settings=settings,
         command=shlex.join(folder.record().command),
         evaluation=_evaluation_command(folder, effective_budget),
         backbone=_backbone_digest(folder),
-        figure_prefix=f"{evaluation.path.parent / folder.plots_dir.name}/{figure_prefix(config.split, effective_budget)}",
+        figure_prefix=f"{plots}/{figure_prefix(config.split, effective_budget)}",
         images_seen=sum(training.images_seen.values()),
         seconds=training.seconds,
         summary=evaluation.summary,
@@ -156,8 +152,5 @@ def _evaluation_command(folder: RunFolder, budget: float | None) -> str:
 
 def _backbone_digest(folder: RunFolder) -> str:
     """Return a digest of the backbone that the run's gate was given, before any co-training."""
-    from dfs_rl.backbones.storage import weights_digest
-    from dfs_rl.gating.model import BACKBONE_FOLDER, BEFORE_FOLDER
-
     before = folder.path / BEFORE_FOLDER
     return weights_digest(before if before.is_dir() else folder.path / BACKBONE_FOLDER)

@@ -215,9 +215,9 @@ def evaluate_methods(  # noqa: PLR0913 - each is one choice of the caller's
         baselines: Names in ``BASELINES``; None for all that apply.
         per_input_budget: Upper bound on each image's computation in percent; None for no bound.
         before_cotraining: Backbone before it was trained with the gate, None if it was not.
-        search: Limits of the search for the best static bit table; None for the defaults.
-        batch_size: Number of images per batch.
-        progress: Callback that receives a short description of each stage.
+        search: As in ``evaluate_run``.
+        batch_size: As in ``evaluate_run``.
+        progress: As in ``evaluate_run``.
         shared: Results shared with evaluations of other gates at the same batch size.
 
     Returns:

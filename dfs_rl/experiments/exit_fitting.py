@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from dfs_rl.backbones import StoredBackbone, load_stored_backbone, save_backbone
-from dfs_rl.costs import check_exits, relative_cost
+from dfs_rl.costs import check_exits
 from dfs_rl.data import Dataset, augment
 from dfs_rl.data.batching import epoch_batches
 from dfs_rl.evaluation.baselines.early_exit import run_exit_outputs
@@ -171,9 +171,7 @@ def _table(run: RunFolder, stored: StoredBackbone) -> str:
         end = stored.info.accuracy.get(bits)
         cells = [f"{value:9.2f}" for value in values]
         rows.append("  ".join([f"{bits:>4}", *cells, "" if end is None else f"{end:7.2f}"]))
-    exit_costs = ", ".join(
-        f"{100 * e.macs * relative_cost(e.bits) / costs.total_macs:.3g} %" for e in costs.exits
-    )
+    exit_costs = ", ".join(f"{costs.percent(e.macs, e.bits):.3g} %" for e in costs.exits)
     rows.append(
         f"Accuracy on val in percent, all layers at the same bits. The exits cost {exit_costs}."
     )

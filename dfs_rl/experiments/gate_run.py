@@ -69,6 +69,7 @@ def backbone_spec(config: GateRunConfig, device: str) -> BackboneSpec:
         epochs=config.supernet_epochs,
         device=device,
         threads=config.threads,
+        cost_model=config.cost_model,
         exits=getattr(config, "exits", False),  # only train_agent has the setting
     )
 

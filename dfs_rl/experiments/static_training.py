@@ -30,7 +30,7 @@ class TrainStaticConfig(GateRunConfig):
 
 COMMAND = GateTrainingCommand(
     kind="train_static",
-    description="Search one static bit table for all images, by reinforcement learning or greedily.",
+    description="Search a static bit table by reinforcement learning or greedily.",
     config_type=TrainStaticConfig,
     module="dfs_rl.experiments.static_search",
 )

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from dfs_rl.data import Dataset
-from dfs_rl.data.sharing import share, unshare
 from dfs_rl.errors import DfsRlError, TrainingError
 from dfs_rl.experiments.backbone_config import TrainBackboneConfig, build
 from dfs_rl.experiments.supernet_training import PROG, train_supernet
@@ -113,7 +112,7 @@ def _fit(
         "run": run,
         "folder": folder,
         "interactive": sys.stderr.isatty(),
-        "dataset": ray.put(share(dataset)),
+        "dataset": ray.put(dataset),
         "trusted": trusted_code(),
     }
     threads = {"OMP_NUM_THREADS": str(config.threads), "OMP_WAIT_POLICY": "PASSIVE"}
@@ -197,7 +196,7 @@ def _train(settings: dict[str, Any]) -> BaseException | None:
     folder: Path = settings["folder"]
     config = run.config(TrainBackboneConfig)
     set_threads(config.threads, resumed=True)
-    dataset = unshare(ray.get(settings["dataset"]))
+    dataset: Dataset = ray.get(settings["dataset"])
     trainer = ParallelTrainer(
         build(config, dataset),
         dataset,

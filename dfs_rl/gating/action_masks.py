@@ -34,7 +34,7 @@ def gated_budget(
     left = budget / 100.0 - fixed
     cheapest = float(least_costs(costs, torch.device("cpu"))[0])
     if not left >= cheapest - _TOLERANCE:
-        gate = f" and the gate ({100.0 * gate_macs / costs.total_macs:.3g} %)" if gate_macs else ""
+        gate = f" and the gate ({costs.percent(gate_macs):.3g} %)" if gate_macs else ""
         raise ConfigError(
             f"{name} {budget:g} % is not enough for the cheapest choice of every layer, which with "
             f"the fixed parts of the network{gate} costs {100.0 * (cheapest + fixed):.6g} %."

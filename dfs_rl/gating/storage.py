@@ -22,7 +22,7 @@ TABLE = "table"
 """Kind of a static bit table, which has no weights."""
 CASCADE = "cascade"
 """Kind of a cascade of two static bit tables."""
-FORMAT = 2
+FORMAT = 3
 STRUCTURE_FILE = "gate.json"
 WEIGHTS_FILE = "gate.safetensors"
 
@@ -162,7 +162,7 @@ def _choice_parts(gate: LearnedGate) -> dict[str, object]:
 def _save_table(gate: TableGate, folder: Path) -> None:
     if gate.options is None:
         raise ConfigError(
-            f"gate {gate.name!r} is a table without a menu; only one that knows its menu can be "
+            f"gate {gate.name!r} is a table without bit options; only one that has them can be "
             "stored."
         )
     write_manifest(

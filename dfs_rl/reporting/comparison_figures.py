@@ -2,7 +2,7 @@
 
 import textwrap
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, NullLocator
 from numpy.typing import NDArray
 
-from dfs_rl.costs import BitOptions
+from dfs_rl.costs import COMPUTATION, BitOptions
 from dfs_rl.evaluation.comparison_records import GATE, ComparisonOfRuns, Curve, Point
 from dfs_rl.reporting import style
 from dfs_rl.reporting.labels import Label, place_labels
@@ -21,25 +21,20 @@ _CURVES = {
     "cascade": ("confidence cascades", style.GREEN, "^"),
     "exits": ("confidence exits", style.ORANGE, "v"),
 }
-_SIZE = (8.6, 5.0)
-_MARGINS = {"left": 0.08, "right": 0.98, "bottom": 0.11, "top": 0.91}
-_NOTE_WIDTH = 130
-_NOTE_LINES = 4
-_NOTE_HEIGHT = 0.035
+_PARETO_SIZE, _DIFFICULTY_SIZE = (8.6, 5.0), (8.6, 4.0)
+_NOTE_WIDTH, _NOTE_LINES, _NOTE_HEIGHT = 130, 4, 0.035
 """Characters and lines of the note at most, and line height as a fraction of the figure's."""
 _BELOW = 3.0
 """Methods this many points below the relevant range are not drawn; a note lists such gates."""
 _MARKER, _SMALL_MARKER, _MANY = 11.0, 7.0, 6
 """Normal and small marker size of gates in points, and number of gates for the small one."""
-_ROOM = 0.12
+_MARGIN = 0.12
 """Margin around the drawn points, as a fraction of their extent."""
 _BEYOND = 5.0
 """A uniform setting is drawn as a line if it costs more than this multiple of the largest cost."""
-_COLUMNS = 5
-_PANEL = (1.75, 1.45)
+_COLUMNS, _PANEL = 5, (1.75, 1.45)
 _MOST_LAYERS = 24
 """Maximum number of layers to show; of more layers, an evenly spaced subset is shown."""
-_DIFFICULTY_SIZE = (8.6, 4.0)
 
 
 class ComparisonFigures(NamedTuple):
@@ -58,6 +53,15 @@ class ComparisonFigures(NamedTuple):
     bit_mixes: Mapping[str, bytes]
 
 
+class _Scene(NamedTuple):
+    """Gates and baselines that are drawn, uniform settings as points and as lines, and the rest."""
+
+    points: list[Point]
+    references: list[Point]
+    levels: list[Point]
+    undrawn: list[Point]
+
+
 def comparison_figures(comparison: ComparisonOfRuns) -> ComparisonFigures:
     """Draw all figures of a comparison."""
     pareto_front = pareto_plot(comparison)
@@ -66,27 +70,13 @@ def comparison_figures(comparison: ComparisonOfRuns) -> ComparisonFigures:
         points=hover_points(pareto_front, comparison),
         computation_by_difficulty=style.to_png(difficulty_plot(comparison)),
         bit_mixes={
-            curve.label: style.to_png(bit_mix_plot(curve, comparison.options))
+            curve.label: style.to_png(
+                bit_mix_plot(curve, comparison.options, comparison.cost_model)
+            )
             for curve in comparison.curves
             if curve.baseline is None
         },
     )
-
-
-class _Scene(NamedTuple):
-    """Elements of the figure.
-
-    Attributes:
-        points: Gates and baselines.
-        references: Uniform settings.
-        levels: Uniform settings that are too expensive to draw as points.
-        undrawn: Gates that are too inaccurate to draw.
-    """
-
-    points: list[Point]
-    references: list[Point]
-    levels: list[Point]
-    undrawn: list[Point]
 
 
 @style.plain_text()
@@ -98,10 +88,22 @@ def pareto_plot(comparison: ComparisonOfRuns) -> Figure:
     lines, because both would compress the rest of the figure.
     """
     scene = _scene(comparison)
-    figure = style.new_figure(*_SIZE)
+    note = _note(scene.undrawn)
+    figure = style.new_figure(*_PARETO_SIZE)
+    bottom = 0.11 + _NOTE_HEIGHT * len(note)
+    figure.subplots_adjust(left=0.08, right=0.98, bottom=bottom, top=0.91)
+    for row, line in enumerate(reversed(note)):
+        y = _NOTE_HEIGHT * (row + 1 / 3)
+        figure.text(0.08, y, line, fontsize=style.SMALL_SIZE, color=style.MUTED)
+    cost = style.COST_AXIS.format(comparison.cost_model)
+    axes = figure.add_subplot(xscale="log", xlabel=cost, ylabel="accuracy, %")
+    axes.grid(visible=True, which="major", color=style.FAINT, linewidth=0.6)
+    axes.set_axisbelow(True)
+    style.tidy(axes)
     name = style.short_middle(comparison.dataset, style.NAME_LENGTH)
-    title = f"{name}, {comparison.split} split, {comparison.n:,} images; bars ± 1 standard deviation over seeds"
-    axes = _framed(figure, title, _note(scene.undrawn))
+    about = f"{comparison.split} split, {comparison.n:,} images"
+    style.title(axes, f"{name}, {about}; bars ± 1 standard deviation over seeds")
+
     lines = [_curve(axes, scene.references, style.MUTED, "o", None)]
     for kind, (name, colour, marker) in _CURVES.items():
         baselines = [point for point in scene.points if point.kind == kind]
@@ -111,79 +113,56 @@ def pareto_plot(comparison: ComparisonOfRuns) -> Figure:
     size = _MARKER if len(comparison.families) < _MANY else _SMALL_MARKER
     for i, name in enumerate(comparison.families):
         points = [p for p in scene.points if p.kind == GATE and p.family == name]
-        colour = style.GATE_COLOURS[i % len(style.GATE_COLOURS)]
-        marker = style.GATE_MARKERS[i % len(style.GATE_MARKERS)]
+        colour, marker = style.gate_style(i)
         for point in points:
-            lines += _draw(axes, point, colour, marker, size)
+            lines += _errorbar(axes, point, colour, marker, size)
         if len(points) > 1:
             lines.append(_curve(axes, points, colour, marker, name))
         elif points:
-            labels.append(_label(points[0], colour, weight="bold"))
-    labels += [_label(point, style.MUTED) for point in scene.references]
-    for level in scene.levels:
-        axes.axhline(level.accuracy.mean, color=style.MUTED, lw=0.9, ls=(0, (1, 2)), zorder=2)
-    _finish_axes(axes, [p.accuracy.mean for p in (*scene.points, *scene.references, *scene.levels)])
+            labels.append(Label(points[0].label, *_place(points[0]), colour, "bold"))
+    labels += [Label(point.label, *_place(point), style.MUTED) for point in scene.references]
+    drawn = [p.accuracy.mean for p in (*scene.points, *scene.references, *scene.levels)]
+    margin = _MARGIN * max(max(drawn) - min(drawn), 1.0)
+    axes.margins(x=_MARGIN)
+    axes.set_xlim(*axes.get_xlim())  # labels require final limits
+    axes.set_ylim(min(drawn) - margin, max(drawn) + margin)
+    style.log_ticks(axes)
     left, right = axes.get_xlim()
     for level in scene.levels:
         height = level.accuracy.mean
+        axes.axhline(height, color=style.MUTED, lw=0.9, ls=(0, (1, 2)), zorder=2)
         lines.append([(left, height), (right, height)])
-        said = f"{level.label}, at {level.computation.mean:.3g} %"
+        text = f"{level.label}, at {level.computation.mean:.3g} %"
         # Three quarters of the width in logarithmic scale.
-        labels.append(Label(said, left ** (1 / 4) * right ** (3 / 4), height, style.MUTED))
+        labels.append(Label(text, left ** (1 / 4) * right ** (3 / 4), height, style.MUTED))
     place_labels(axes, labels, [line for line in lines if len(line) > 1])
-    named, _ = axes.get_legend_handles_labels()
-    if named and len(lines) > 1:  # no corner is always free
+    if axes.get_legend_handles_labels()[0] and len(lines) > 1:  # no corner is always free
         axes.legend(loc="best", fontsize=style.SMALL_SIZE, frameon=False)
     return figure
 
 
-def _framed(figure: Figure, title: str, note: Sequence[str]) -> Axes:
-    """Return empty axes under a title, with the lines of a note below them."""
-    bottom = _MARGINS["bottom"] + _NOTE_HEIGHT * len(note)
-    figure.subplots_adjust(**{**_MARGINS, "bottom": bottom})
-    for row, line in enumerate(reversed(note)):
-        y = _NOTE_HEIGHT * (row + 1 / 3)
-        figure.text(_MARGINS["left"], y, line, fontsize=style.SMALL_SIZE, color=style.MUTED)
-    axes = figure.add_subplot()
-    axes.set_xscale("log")
-    axes.grid(visible=True, which="major", color=style.FAINT, linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.set_xlabel(style.COMPUTATION_LOG)
-    axes.set_ylabel("accuracy, %")
-    style.tidy(axes)
-    style.title(axes, title)
-    return axes
-
-
 def _scene(comparison: ComparisonOfRuns) -> _Scene:
-    """Select the elements that are drawn to scale."""
     lowest = comparison.reference_accuracy - _BELOW
     drawn = [point for point in comparison.points if point.accuracy.mean >= lowest]
     if not any(point.kind == GATE for point in drawn):
         drawn = list(comparison.points)
     undrawn = [p for p in comparison.points if p.kind == GATE and p not in drawn]
     floor = min(point.accuracy.mean for point in drawn) - _BELOW
+    largest = _BEYOND * max(point.computation.mean for point in drawn)
     references = [point for point in comparison.references if point.accuracy.mean >= floor]
-    dearest = max(point.computation.mean for point in drawn)
-    levels = [p for p in references if p.computation.mean > _BEYOND * dearest]
-    references = [p for p in references if p not in levels]
-    return _Scene(drawn, references, levels, undrawn)
+    levels = [point for point in references if point.computation.mean > largest]
+    return _Scene(drawn, [p for p in references if p not in levels], levels, undrawn)
 
 
 def _note(undrawn: Sequence[Point]) -> list[str]:
     """Return the lines of the note about gates that are not drawn."""
-    told: dict[str, list[str]] = {}
+    figures: dict[str, list[str]] = {}
     for point in undrawn:
-        figures = f"{point.accuracy.mean:.1f} % at {point.computation.mean:.3g} %"
-        found = told.setdefault(point.family, [])
-        if figures not in found:
-            found.append(figures)
-    listed = "; ".join(f"{family} ({', '.join(figures)})" for family, figures in told.items())
-    if not told:
-        return []
-    return textwrap.wrap(
-        f"Below what is drawn: {listed}.", _NOTE_WIDTH, max_lines=_NOTE_LINES, placeholder=" ..."
-    )
+        text = f"{point.accuracy.mean:.1f} % at {point.computation.mean:.3g} %"
+        figures.setdefault(point.family, []).append(text)
+    gates = "; ".join(f"{name} ({', '.join(dict.fromkeys(f))})" for name, f in figures.items())
+    note = f"Too inaccurate to draw: {gates}." if gates else ""
+    return textwrap.wrap(note, _NOTE_WIDTH, max_lines=_NOTE_LINES, placeholder=" ...")
 
 
 def hover_points(figure: Figure, comparison: ComparisonOfRuns) -> list[HoverPoint]:
@@ -192,70 +171,49 @@ def hover_points(figure: Figure, comparison: ComparisonOfRuns) -> list[HoverPoin
     scene = _scene(comparison)
     points = []
     for point in (*scene.points, *scene.references):
-        text = f"{point.label}: {point.accuracy.mean:.2f} % at {point.computation.mean:.3g} % computation"
-        if len(point.seeds) > 1:
-            text += f", {len(point.seeds)} seeds"
-        points.append(hover_point(axes, point.computation.mean, point.accuracy.mean, text))
+        x, y = _place(point)
+        seeds = f", {len(point.seeds)} seeds" if len(point.seeds) > 1 else ""
+        text = f"{point.label}: {y:.2f} % at {x:.3g} % computation{seeds}"
+        points.append(hover_point(axes, x, y, text))
     return points
 
 
+def _place(point: Point) -> tuple[float, float]:
+    return point.computation.mean, point.accuracy.mean
+
+
 def _curve(
-    axes: Axes, points: list[Point], colour: str, marker: str, name: str | None
+    axes: Axes, points: Sequence[Point], colour: str, marker: str, name: str | None
 ) -> list[tuple[float, float]]:
-    places = [(point.computation.mean, point.accuracy.mean) for point in points]
+    places = [_place(point) for point in points]
     axes.plot(
         *zip(*places, strict=True),
         color=colour,
         marker=marker,
         markersize=5,
         lw=0.9,
-        ls=(0, (4, 3)),
+        ls=style.DASHED,
         label=None if name is None else style.legend_name(name),
         zorder=3,
     )
     return places
 
 
-def _draw(
+def _errorbar(
     axes: Axes, point: Point, colour: str, marker: str, size: float
 ) -> list[list[tuple[float, float]]]:
     """Draw a gate; return its bars, which labels should avoid."""
-    x, y = point.computation.mean, point.accuracy.mean
-    dx, dy = point.computation.deviation or 0.0, point.accuracy.deviation or 0.0
-    axes.errorbar(
-        x,
-        y,
-        xerr=point.computation.deviation,
-        yerr=point.accuracy.deviation,
-        marker=marker,
-        markersize=size,
-        color=colour,
-        markeredgecolor="white",
-        markeredgewidth=0.6,
-        elinewidth=0.9,
-        linestyle="none",
-        zorder=5,
-    )
-    left = max(x - dx, x / 10)  # a logarithmic axis ends above zero
-    return [[(left, y), (x + dx, y)], [(x, y - dy), (x, y + dy)]]
-
-
-def _label(point: Point, colour: str, *, weight: str = "normal") -> Label:
-    return Label(point.label, point.computation.mean, point.accuracy.mean, colour, weight)
-
-
-def _finish_axes(axes: Axes, accuracies: Sequence[float]) -> None:
-    """Set margins and final limits of the axes, which labels require."""
-    axes.margins(x=_ROOM)
-    axes.set_xlim(*axes.get_xlim())
-    low, high = min(accuracies), max(accuracies)
-    room = _ROOM * max(high - low, 1.0)
-    axes.set_ylim(low - room, high + room)
-    style.log_ticks(axes)
+    x, y = _place(point)
+    dx, dy = point.computation.deviation, point.accuracy.deviation
+    look: dict[str, Any] = {"marker": marker, "markersize": size, "color": colour}
+    axes.errorbar(x, y, xerr=dx, yerr=dy, **look, **style.ERRORBAR, zorder=5)
+    left = max(x - (dx or 0.0), x / 10)  # a logarithmic axis ends above zero
+    up = dy or 0.0
+    return [[(left, y), (x + (dx or 0.0), y)], [(x, y - up), (x, y + up)]]
 
 
 @style.plain_text()
-def bit_mix_plot(curve: Curve, options: tuple[int, ...]) -> Figure:
+def bit_mix_plot(curve: Curve, options: tuple[int, ...], cost_model: str = COMPUTATION) -> Figure:
     """Draw the share of each option over mean computation, for all layers and for each layer.
 
     The figure follows Figures 12 to 15 of Shen et al. (AAAI 2020).
@@ -263,17 +221,17 @@ def bit_mix_plot(curve: Curve, options: tuple[int, ...]) -> Figure:
     Args:
         curve: Curve of a gate.
         options: Bit options, ascending.
+        cost_model: Cost model of the horizontal axis.
     """
     shares = np.asarray(curve.histograms, dtype=np.float64)  # [points, layers, options]
     layers = shares.shape[1]
     shown = np.unique(np.linspace(0, layers - 1, min(layers, _MOST_LAYERS)).round().astype(int))
     panels = [("all layers", shares.mean(axis=1))]
     panels += [(f"layer {layer + 1}", shares[:, layer]) for layer in shown.tolist()]
-    rows = -(-len(panels) // _COLUMNS)
-    columns = min(len(panels), _COLUMNS)
-    figure = style.new_figure(_PANEL[0] * columns + 1.2, _PANEL[1] * rows + 0.75)
+    rows, columns = -(-len(panels) // _COLUMNS), min(len(panels), _COLUMNS)
+    width, height = _PANEL[0] * columns + 1.2, _PANEL[1] * rows + 0.75
+    figure = style.new_figure(width, height)
     grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
-    width, height = figure.get_figwidth(), figure.get_figheight()
     figure.subplots_adjust(
         left=0.55 / width,
         right=1 - 0.85 / width,
@@ -282,62 +240,48 @@ def bit_mix_plot(curve: Curve, options: tuple[int, ...]) -> Figure:
         wspace=0.12,
         hspace=0.32,
     )
-    for axes, (name, values) in zip(grid.flat, panels, strict=False):
-        _panel(axes, name, np.asarray(curve.computations), values, BitOptions(options))
-    for axes in grid.flat[len(panels) :]:
-        axes.set_visible(False)
-    for column in range(columns):  # the lowest panel has the tick labels of its column
-        for axes in [axes for axes in grid[:, column] if axes.get_visible()][:-1]:
+    for number, axes in enumerate(grid.flat):
+        if number >= len(panels):
+            axes.set_visible(False)
+            continue
+        name, values = panels[number]
+        _stack(axes, np.asarray(curve.computations), values, BitOptions(options))
+        axes.set_title(name, fontsize=style.SMALL_SIZE, loc="left", pad=3)
+        if number + columns < len(panels):  # the lowest panel has the tick labels of its column
             axes.tick_params(labelbottom=False)
-    handles, names = grid[0, 0].get_legend_handles_labels()
-    figure.legend(
-        handles[::-1],
-        names[::-1],
-        loc="center right",
-        frameon=False,
-        fontsize=style.SMALL_SIZE,
-        handlelength=1.0,
-    )
-    figure.supxlabel("computation per image, %", fontsize=style.SMALL_SIZE, y=0.04)
+    style.option_legend(figure, grid[0, 0], "center right")
+    figure.supxlabel(f"{cost_model} per image, %", fontsize=style.SMALL_SIZE, y=0.04)
     figure.supylabel("images, %", fontsize=style.SMALL_SIZE, x=0.01)
     return figure
 
 
-def _panel(
+def _stack(
     axes: Axes,
-    name: str,
     computations: NDArray[np.float64],
     shares: NDArray[np.float64],
     options: BitOptions,
 ) -> None:
-    spent = computations.tolist()
-    low, high = min(spent), max(spent)
+    low, high = float(computations.min()), float(computations.max())
+    ends = sorted({low, high})
     if low == high:  # constant computation: draw a band
         low, high = 0.9 * low, 1.1 * high
         computations, shares = np.array([low, high]), shares[[0, 0]]
     names, colours = zip(*style.action_styles(options, shares.shape[1]), strict=True)
-    axes.stackplot(
-        computations,
-        *(100 * shares.T),
-        colors=colours,
-        labels=names,
-        edgecolor="white",
-        linewidth=0.3,
-    )
-    axes.set_xscale("log")
-    axes.set_xlim(low, high)
-    axes.set_ylim(0, 100)
-    axes.set_yticks([0, 50, 100])
+    look: dict[str, Any] = {
+        "colors": colours,
+        "labels": names,
+        "edgecolor": "white",
+        "linewidth": 0.3,
+    }
+    axes.stackplot(computations, *(100 * shares.T), **look)
+    axes.set(xscale="log", xlim=(low, high), ylim=(0, 100), yticks=[0, 50, 100])
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_minor_formatter(NullFormatter())
-    ends = [low, high] if len(set(spent)) > 1 else [spent[0]]
     axes.set_xticks(ends, [f"{float(f'{end:.2g}'):g}" for end in ends])  # 100, not 1e+02
     axes.tick_params(labelsize=style.SMALL_SIZE - 1)
-    # Align labels inwards, so that those of neighbouring panels do not overlap.
-    if len(ends) > 1:
+    if len(ends) > 1:  # inward, so that labels of neighbouring panels do not overlap
         axes.get_xticklabels()[0].set_horizontalalignment("left")
         axes.get_xticklabels()[-1].set_horizontalalignment("right")
-    axes.set_title(name, fontsize=style.SMALL_SIZE, loc="left", pad=3)
 
 
 @style.plain_text()
@@ -350,34 +294,29 @@ def difficulty_plot(comparison: ComparisonOfRuns) -> Figure:
     figure = style.new_figure(*_DIFFICULTY_SIZE)
     figure.subplots_adjust(left=0.08, right=0.7, bottom=0.2, top=0.9)
     axes = figure.add_subplot()
-    style.tidy(axes)
     axes.grid(visible=True, axis="y", color=style.FAINT, linewidth=0.6)
     places = np.arange(len(comparison.difficulty))
-    families = comparison.families
     named: set[str] = set()
     for gate in comparison.computation_by_difficulty:
-        i = families.index(gate.family)
-        values = [np.nan if value is None else value for value in gate.relative]
+        colour, marker = style.gate_style(comparison.families.index(gate.family))
         axes.plot(
             places,
-            values,
-            color=style.GATE_COLOURS[i % len(style.GATE_COLOURS)],
-            marker=style.GATE_MARKERS[i % len(style.GATE_MARKERS)],
+            [np.nan if value is None else value for value in gate.relative],
+            color=colour,
+            marker=marker,
             markersize=5,
             lw=1.1,
             alpha=0.8,
             label=None if gate.family in named else style.legend_name(gate.family),
         )
         named.add(gate.family)
-    axes.axhline(1.0, color=style.MUTED, lw=0.8, ls=(0, (4, 3)))
+    axes.axhline(1.0, color=style.MUTED, lw=0.8, ls=style.DASHED)
     names = zip(comparison.difficulty, comparison.difficulty_shares, strict=True)
     axes.set_xticks(places, [f"{name}\n{100 * share:.1f} %" for name, share in names])
-    axes.set_xlabel(
-        "fewest uniform bits that are right, and share of the images; nothing is said of fewer "
-        "than 10"
-    )
+    axes.set_xlabel("cheapest uniform setting that is right, and share of the images")
     axes.set_ylabel("computation relative to the gate's mean")
-    style.title(axes, "What gates spend on easy and on hard images")
+    style.tidy(axes)
+    style.title(axes, "Computation on easy and on hard images")
     axes.legend(
         loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=style.SMALL_SIZE
     )

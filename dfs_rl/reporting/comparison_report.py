@@ -17,7 +17,7 @@ from dfs_rl.evaluation.metrics import Interval
 from dfs_rl.evaluation.verdict import COST_TOLERANCE
 from dfs_rl.reporting.comparison_figures import ComparisonFigures
 from dfs_rl.reporting.render import render
-from dfs_rl.reporting.tables import Groups, aligned_table, filled
+from dfs_rl.reporting.tables import Groups, aligned_table, cost_formula, filled
 
 _GAINS = {
     "static_table": "minus static",
@@ -85,8 +85,8 @@ def html_report(
     about = (
         f"{comparison.split} split, {comparison.n:,} images, options "
         f"{', '.join(map(str, comparison.options))} bit. Computation is computed, not measured: "
-        "MACs x (bits / 32)², in percent of all gated layers at 32 bit, gate, stem and head "
-        "included."
+        f"{cost_formula(comparison.cost_model)}, in percent of all gated layers at 32 bit, gate, "
+        "stem and head included."
     )
     return render(
         "comparison.html",
@@ -140,7 +140,8 @@ def _budgets(comparison: ComparisonOfRuns) -> _Table:
         return (), []
     points = {point.label: point for point in (*comparison.points, *comparison.references)}
     families = [points[at.recommended].family if at.recommended else "" for at in at_budgets]
-    gates, baselines = [], []
+    gates: list[tuple[str, ...]] = []
+    baselines: list[tuple[str, ...]] = []
     for family in ranked_families(at_budgets, list(points.values())):
         row = [points.get(at.methods.get(family, "")) for at in at_budgets]
         cells = (
@@ -151,7 +152,10 @@ def _budgets(comparison: ComparisonOfRuns) -> _Table:
         )
         is_gate = any(p is not None and p.kind == GATE for p in row)
         (gates if is_gate else baselines).append((family, *cells))
-    head = ("accuracy % at computation %", *(f"budget {at.budget:g} %" for at in at_budgets))
+    head = (
+        f"accuracy % at {comparison.cost_model} %",
+        *(f"budget {at.budget:g} %" for at in at_budgets),
+    )
     recommended = [("recommended, chosen on val", *families)]
     return head, [group for group in (recommended, gates, baselines) if group]
 
@@ -171,7 +175,7 @@ def _points(comparison: ComparisonOfRuns) -> _Table:
     gates = [point for point in comparison.points if point.kind == GATE]
     baselines = [p for p in comparison.points if p.kind != GATE and (p.label in shown or not shown)]
     gains = [key for key in _GAINS if any(key in gate.gains for gate in gates)]
-    head = ("method", "seeds", "accuracy %", "computation %", "patterns")
+    head = ("method", "seeds", "accuracy %", f"{comparison.cost_model} %", "patterns")
     groups = [
         [
             (

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -33,12 +34,11 @@ _FIXED_STYLE = ("o", style.MUTED, 5.0)
 # Reference methods more than this many points below the gate and its baselines are labelled at the
 # lower edge: drawn to scale, "skip all" at chance would flatten all others.
 _DEPTH = 12.0
-# Inches: height of the figure, margins, and widths of the panels and of the gap between them.
-_HEIGHT, _LEFT, _BOTTOM, _TOP, _RIGHT = 4.2, 0.62, 0.56, 0.44, 0.16
-_WIDE, _NARROW, _BETWEEN = 5.6, 3.1, 0.62
+_HEIGHT, _WIDTHS, _MARGINS = 4.2, (5.6, 3.1), 1.4
+"""Height of the figure, widths of its panels, and width of all margins, in inches."""
 # With more layers, bars are too narrow for numbers.
 _NUMBERED_LAYERS = 14
-_NUMBERED_SHARE = 0.07
+_NUMBERED_PERCENT = 7
 _EVERY_LAYER_TICKED = 20
 
 
@@ -59,12 +59,12 @@ def write_figures(
     Returns:
         Paths of the files.
     """
-    menu = BitOptions(summary.options)
+    bit_options = BitOptions(summary.options)
     figures = {"accuracy": accuracy_plot(summary)}
     if summary.histogram:
-        figures["options"] = options_plot(summary.histogram, menu)
+        figures["options"] = options_plot(summary.histogram, bit_options)
     if examples is not None:
-        figures["images"] = images_plot(*examples, menu)
+        figures["images"] = images_plot(*examples, bit_options)
     paths = []
     for name, figure in figures.items():
         path = folder / f"{prefix}{name}.png"
@@ -82,34 +82,29 @@ def accuracy_plot(summary: EvaluationSummary) -> Figure:
     """
     drawn = [method for method in summary.methods if method.computation > 0]
     own = [method for method in drawn if method.role in ("gate", "matched")]
-    panels = (_WIDE, _BETWEEN + _NARROW) if own else (_WIDE,)
-    figure = style.new_figure(_LEFT + sum(panels) + _RIGHT, _HEIGHT)
-    axes = _panel(figure, _LEFT, _WIDE)
-    axes.set_ylabel("accuracy, %")
-    axes.set_xlabel(style.COMPUTATION_LOG)
+    widths = _WIDTHS if own else _WIDTHS[:1]
+    width = sum(widths) + _MARGINS
+    figure = style.new_figure(width, _HEIGHT)
+    panels = figure.subplots(1, len(widths), width_ratios=widths, squeeze=False)[0]
+    figure.subplots_adjust(
+        left=0.62 / width, right=1 - 0.16 / width, bottom=0.13, top=0.9, wspace=0.14
+    )
+    for axes in panels:
+        axes.grid(visible=True, which="major", color=style.FAINT, linewidth=0.6)
+        axes.set_axisbelow(True)
+        style.tidy(axes)
+    panels[0].set(xlabel=style.COST_AXIS.format(summary.cost_model), ylabel="accuracy, %")
     style.title(
-        axes,
+        panels[0],
         f"{style.short_middle(summary.dataset, style.NAME_LENGTH)}, {summary.split} split, "
         f"{summary.n:,} images; bars ± 1 standard error",
     )
-    _draw_overview(axes, drawn, own)
+    _draw_overview(panels[0], drawn, own)
     if own:
-        near = _panel(figure, _LEFT + _WIDE + _BETWEEN, _NARROW)
-        near.set_xlabel("the same, linear scale")
-        style.title(near, "At the gate's cost")
-        _draw_near(near, drawn, own)
+        panels[1].set_xlabel("the same, linear scale")
+        style.title(panels[1], "At the gate's cost")
+        _draw_near(panels[1], drawn, own)
     return figure
-
-
-def _panel(figure: Figure, left: float, width: float) -> Axes:
-    total, height = figure.get_size_inches()
-    axes = figure.add_axes(
-        (left / total, _BOTTOM / height, width / total, (height - _BOTTOM - _TOP) / height)
-    )
-    axes.grid(visible=True, which="major", color=style.FAINT, linewidth=0.6)
-    axes.set_axisbelow(True)
-    style.tidy(axes)
-    return axes
 
 
 def _draw_overview(
@@ -172,7 +167,7 @@ def _draw_points(axes: Axes, methods: Sequence[MethodSummary]) -> list[list[tupl
     fixed = sorted((m for m in methods if m.role == "fixed"), key=lambda m: m.computation)
     curve = [(method.computation, method.accuracy) for method in fixed]
     if curve:
-        axes.plot(*zip(*curve, strict=True), color=style.MUTED, lw=0.8, ls=(0, (4, 3)), zorder=2)
+        axes.plot(*zip(*curve, strict=True), color=style.MUTED, lw=0.8, ls=style.DASHED, zorder=2)
     for method in methods:
         marker, colour, size = _MARKER_STYLES.get(method.key, _FIXED_STYLE)
         axes.errorbar(
@@ -182,11 +177,8 @@ def _draw_points(axes: Axes, methods: Sequence[MethodSummary]) -> list[list[tupl
             marker=marker,
             markersize=size,
             color=colour,
-            markeredgecolor="white",
-            markeredgewidth=0.6,
-            elinewidth=0.9,
-            linestyle="none",
             zorder=5 if method.role == "gate" else 4,
+            **style.ERRORBAR,
         )
     bars = [
         [
@@ -214,27 +206,16 @@ def options_plot(histogram: Sequence[Sequence[float]], options: BitOptions) -> F
         options: Bit options.
     """
     shares = np.asarray(histogram, dtype=np.float64)
-    layers = len(shares)
-    figure = style.new_figure(max(4.6, min(9.0, 1.9 + 0.52 * layers)), 3.6)
+    figure = style.new_figure(max(4.6, min(9.0, 1.9 + 0.52 * len(shares))), 3.6)
     axes = figure.add_axes(
         (0.55 / figure.get_figwidth(), 0.14, 1 - 1.45 / figure.get_figwidth(), 0.74)
     )
-    _stack(axes, shares, options, numbered=layers <= _NUMBERED_LAYERS)
+    _stack(axes, shares, options)
     axes.set_ylabel("images, %")
     axes.set_xlabel("gated layer")
     style.tidy(axes)
     style.title(axes, "Options chosen at each layer")
-    handles, names = axes.get_legend_handles_labels()
-    axes.legend(
-        handles[::-1],
-        names[::-1],
-        loc="center left",
-        bbox_to_anchor=(1.0, 0.5),
-        frameon=False,
-        fontsize=style.SMALL_SIZE,
-        handlelength=1.1,
-        handleheight=1.1,
-    )
+    style.option_legend(axes, axes, "center left", (1.0, 0.5))
     return figure
 
 
@@ -245,35 +226,22 @@ def option_histogram_image(
     return style.to_array(options_plot(histogram, options))
 
 
-def _stack(axes: Axes, shares: NDArray[np.float64], options: BitOptions, *, numbered: bool) -> None:
+def _stack(axes: Axes, shares: NDArray[np.float64], options: BitOptions) -> None:
     layers = np.arange(1, len(shares) + 1)
     bottom = np.zeros(len(shares))
     for option, (name, colour) in enumerate(style.action_styles(options, shares.shape[1])):
-        height = shares[:, option]
-        axes.bar(
-            layers,
-            100 * height,
-            bottom=100 * bottom,
-            width=0.82,
-            color=colour,
-            edgecolor="white",
-            linewidth=0.5,
-            label=name,
-        )
-        if numbered:
-            for layer, share, base in zip(layers.tolist(), height, bottom, strict=True):
-                if share >= _NUMBERED_SHARE:
-                    axes.text(
-                        layer,
-                        100 * (base + share / 2),
-                        f"{100 * share:.0f}",
-                        ha="center",
-                        va="center",
-                        fontsize=style.SMALL_SIZE - 1,
-                        color=style.text_colour(colour),
-                    )
-        bottom += height
-    axes.set_xlim(0.4, len(shares) + 0.6)
-    axes.set_ylim(0, 100)
+        percent = 100 * shares[:, option]
+        look: dict[str, Any] = {"width": 0.82, "edgecolor": "white", "linewidth": 0.5}
+        bars = axes.bar(layers, percent, bottom=bottom, color=colour, label=name, **look)
+        if len(shares) <= _NUMBERED_LAYERS:
+            axes.bar_label(
+                bars,
+                [f"{p:.0f}" if p >= _NUMBERED_PERCENT else "" for p in percent],
+                label_type="center",
+                fontsize=style.SMALL_SIZE - 1,
+                color=style.text_colour(colour),
+            )
+        bottom += percent
+    axes.set(xlim=(0.4, len(shares) + 0.6), ylim=(0, 100))
     if len(shares) <= _EVERY_LAYER_TICKED:
         axes.set_xticks(layers)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -15,11 +16,8 @@ from dfs_rl.errors import ConfigError
 from dfs_rl.evaluation.records import GateRecords
 from dfs_rl.reporting import style
 
-# Inches: column and row of an image without text, image and bit strip, margins, text line.
-_COLUMN, _ROW = 1.12, 1.32
-_SIDE, _STRIP = 1.0, 0.2
-_LEFT, _TOP, _BOTTOM = 0.16, 0.34, 0.42
-_LINE = 0.145
+_COLUMN, _ROW, _HEADING = 1.12, 1.8, 0.3
+"""Width and height of an image with its bits and captions, and height of a heading, in inches."""
 _NUMBERED_LAYERS = 10
 _NAME_LENGTH = 12
 _LINE_LENGTH = 17
@@ -62,24 +60,32 @@ def images_plot(
     if not cheapest or not most_expensive:
         raise ConfigError("images_plot got an empty row; at least one image in each is needed.")
     columns = max(len(cheapest), len(most_expensive))
-    width = 2 * _LEFT + columns * _COLUMN
-    lines = max(len(_captions(example)) for example in (*cheapest, *most_expensive))
-    row_height = _TOP + _ROW + lines * _LINE
-    height = 2 * row_height + _BOTTOM
-    figure = style.new_figure(width, height)
-    canvas = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(0, height))  # data units: inches
-    canvas.set_axis_off()
+    figure = style.new_figure(_COLUMN * columns + 0.3, 2 * (_ROW + _HEADING) + 0.3)
+    width, height = figure.get_size_inches()
     for row, (name, examples) in enumerate(
-        (("Cheapest", cheapest), ("Most expensive", most_expensive))
+        (("Cheapest images", cheapest), ("Most expensive images", most_expensive))
     ):
-        top = height - row * row_height
-        heading = f"{name} images"
-        canvas.text(_LEFT, top - 0.24, heading, fontsize=style.TITLE_SIZE, color=style.INK)
+        top = height - row * (_ROW + _HEADING) - _HEADING
+        figure.text(
+            0.16 / width, (top + 0.08) / height, name, fontsize=style.TITLE_SIZE, color=style.INK
+        )
         for column, example in enumerate(examples):
-            left = _LEFT + column * _COLUMN
-            _draw_example(canvas, example, options, left, top - _TOP)
-    canvas.set(xlim=(0, width), ylim=(0, height), aspect="auto")  # imshow changes them
-    _legend(figure, options)
+            left = 0.16 + column * _COLUMN
+            axes = figure.add_axes((left / width, (top - 1) / height, 1 / width, 1 / height))
+            _draw_example(figure, axes, example, options)
+    figure.legend(
+        handles=[
+            Patch(facecolor=colour, label=style.option_name(bits))
+            for colour, bits in zip(style.option_colours(options), options, strict=True)
+        ],
+        loc="lower left",
+        ncols=len(options),
+        frameon=False,
+        fontsize=style.SMALL_SIZE - 0.5,
+        handlelength=1.0,
+        handleheight=1.0,
+        columnspacing=1.2,
+    )
     return figure
 
 
@@ -129,78 +135,38 @@ def to_rgb(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.ascontiguousarray(rgb.round().astype(np.uint8).transpose(1, 2, 0))
 
 
-def _draw_example(
-    canvas: Axes, example: ImageExample, options: BitOptions, left: float, top: float
-) -> None:
-    """Draw one image with its bits and captions below ``top``, in inches."""
-    rows, columns = example.image.shape[1:]
-    width, height = (_SIDE * n / max(rows, columns) for n in (columns, rows))
-    middle, foot = left + _SIDE / 2, top - _SIDE
-    extent = (middle - width / 2, middle + width / 2, foot, foot + height)
-    canvas.imshow(to_rgb(example.image), interpolation="nearest", extent=extent, aspect="auto")
-    _draw_bits(canvas, example.options, options, left, foot - _STRIP - 0.05)
-    for line, (text, colour) in enumerate(_captions(example)):
-        canvas.text(
-            middle,
-            foot - _STRIP - 0.1 - _LINE * line,
-            text,
-            ha="center",
-            va="top",
-            fontsize=style.SMALL_SIZE - 0.5,
-            color=colour,
-            fontweight="normal" if line else "bold",
-        )
-
-
-def _captions(example: ImageExample) -> list[tuple[str, str]]:
-    """Return the lines under an image and their colours: its cost, then its prediction."""
-    said, right = style.short(example.prediction, _NAME_LENGTH), example.prediction == example.label
-    lines = [said] if right else [f"says {said}, is {style.short(example.label, _NAME_LENGTH)}"]
-    if len(lines[0]) > _LINE_LENGTH and not right:
-        lines = [f"says {said},", f"is {style.short(example.label, _NAME_LENGTH)}"]
-    colour = style.MUTED if right else style.VERMILION
-    cost = (f"{example.computation:.2f} %", style.INK)
-    return [cost, *((line, colour) for line in lines)]
-
-
-def _draw_bits(
-    canvas: Axes, chosen: tuple[int, ...], options: BitOptions, left: float, bottom: float
-) -> None:
+def _draw_example(figure: Figure, axes: Axes, example: ImageExample, options: BitOptions) -> None:
+    """Draw an image of an inch, with its bits and its captions below."""
+    axes.set_axis_off()
+    axes.imshow(to_rgb(example.image), interpolation="nearest")
+    box = axes.get_position(original=True)
+    strip = figure.add_axes((box.x0, box.y0 - 0.25 * box.height, box.width, 0.2 * box.height))
+    strip.set_axis_off()
     colours = style.option_colours(options)
-    width = _SIDE / len(chosen)
-    # Larger indices mark layers after the exit.
-    came_to = [option for option in chosen if option < len(options)]
-    for layer, option in enumerate(came_to):
-        place = left + layer * width
-        cell = Rectangle((place, bottom), 0.92 * width, _STRIP, color=colours[option], linewidth=0)
-        canvas.add_patch(cell)
-        if len(chosen) <= _NUMBERED_LAYERS:
-            canvas.text(
-                place + 0.46 * width,
-                bottom + _STRIP / 2,
+    layers = len(example.options)
+    strip.set(xlim=(0, layers), ylim=(0, 1))
+    for layer, option in enumerate(example.options):
+        if option >= len(options):  # the image has taken an exit
+            break
+        strip.add_patch(Rectangle((layer, 0), 0.92, 1, color=colours[option], linewidth=0))
+        if layers <= _NUMBERED_LAYERS:
+            strip.text(
+                layer + 0.46,
+                0.5,
                 str(options[option]),
                 ha="center",
                 va="center_baseline",
                 fontsize=5.5,
                 color=style.text_colour(colours[option]),
             )
-
-
-def _legend(figure: Figure, options: BitOptions) -> None:
-    width, height = figure.get_size_inches()
-    figure.legend(
-        handles=[
-            Patch(facecolor=colour, label=style.option_name(bits))
-            for colour, bits in zip(style.option_colours(options), options, strict=True)
-        ],
-        loc="lower left",
-        bbox_to_anchor=(_LEFT / width, 0.08 / height),
-        borderpad=0.0,
-        borderaxespad=0.0,
-        ncols=len(options),
-        frameon=False,
-        fontsize=style.SMALL_SIZE - 0.5,
-        handlelength=1.0,
-        handleheight=1.0,
-        columnspacing=1.2,
-    )
+    right = example.prediction == example.label
+    prediction = style.short(example.prediction, _NAME_LENGTH)
+    label = style.short(example.label, _NAME_LENGTH)
+    caption = prediction if right else f"says {prediction}, is {label}"
+    if not right and len(caption) > _LINE_LENGTH:
+        caption = f"says {prediction},\nis {label}"
+    colour = style.MUTED if right else style.VERMILION
+    look: dict[str, Any] = {"ha": "center", "va": "top", "fontsize": style.SMALL_SIZE - 0.5}
+    cost = f"{example.computation:.2f} %"
+    strip.text(0.5, -0.2, cost, transform=strip.transAxes, weight="bold", **look)
+    strip.text(0.5, -0.95, caption, transform=strip.transAxes, color=colour, **look)

@@ -4,6 +4,7 @@ import io
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 from matplotlib import colormaps, rc_context
@@ -35,9 +36,17 @@ SKY = "#3a97d4"
 NAME_LENGTH = 40
 """Maximum number of characters of a data set's or gate's name in figures."""
 
-COMPUTATION_LOG = "computation per image, % of all gated layers at 32 bit, log scale"
+COST_AXIS = "{} per image, % of all gated layers at 32 bit, log scale"
+"""Label of an axis of costs, for the name of a cost model."""
 """Label of the horizontal axis."""
 
+DASHED = (0, (4, 3))
+ERRORBAR: dict[str, Any] = {
+    "markeredgecolor": "white",
+    "markeredgewidth": 0.6,
+    "elinewidth": 0.9,
+    "linestyle": "none",
+}
 GATE_COLOURS = (VERMILION, PURPLE, ORANGE, SKY)
 GATE_MARKERS = "*osDXPv^<>"
 """Markers of gates.
@@ -50,6 +59,11 @@ _SKIP_COLOUR = (0.89, 0.89, 0.89)
 _LEFT_COLOUR = (0.99, 0.84, 0.68)
 _LIGHT = 0.55  # luminance from which black text reads better than white
 _LIGHTEST, _DARKEST = 0.22, 1.0  # range of the map distinguishable from white and black
+
+
+def gate_style(number: int) -> tuple[str, str]:
+    """Return colour and marker of a gate."""
+    return GATE_COLOURS[number % len(GATE_COLOURS)], GATE_MARKERS[number % len(GATE_MARKERS)]
 
 
 def option_colours(options: BitOptions) -> list[tuple[float, float, float]]:
@@ -65,11 +79,21 @@ def action_styles(
     options: BitOptions, n_actions: int
 ) -> list[tuple[str, tuple[float, float, float]]]:
     """Return name and colour of every option and, with one more action, of a left network."""
-    trial_styles = [
+    styles = [
         (option_name(bits), colour)
         for bits, colour in zip(options, option_colours(options), strict=True)
     ]
-    return [*trial_styles, *[("has left", _LEFT_COLOUR)] * (n_actions - len(options))]
+    return [*styles, *[("has left", _LEFT_COLOUR)] * (n_actions - len(options))]
+
+
+def option_legend(
+    parent: Axes | Figure, axes: Axes, loc: str, anchor: tuple[float, float] | None = None
+) -> None:
+    """Add a legend of the options drawn on ``axes``, in the order of a stack."""
+    handles, names = axes.get_legend_handles_labels()
+    look: dict[str, Any] = {"loc": loc, "bbox_to_anchor": anchor, "frameon": False}
+    look |= {"fontsize": SMALL_SIZE, "handlelength": 1.1, "handleheight": 1.1}
+    parent.legend(handles[::-1], names[::-1], **look)
 
 
 def text_colour(background: Sequence[float]) -> str:
@@ -137,8 +161,10 @@ def tidy(axes: Axes) -> None:
 
 
 def log_ticks(axes: Axes) -> None:
-    """Set ticks of a logarithmic horizontal axis at 1, 2 and 5 times powers of ten."""
-    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    """Set ticks of a logarithmic horizontal axis with final limits."""
+    low, high = axes.get_xlim()
+    subs = (1.0, 2.0, 5.0) if high > 10 * low else (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)
+    axes.xaxis.set_major_locator(LogLocator(subs=subs))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
 

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from dfs_rl.costs import COMPUTATION
 from dfs_rl.evaluation.summary import EvaluationSummary, MethodSummary
 from dfs_rl.evaluation.verdict import Comparison
 
@@ -18,7 +19,6 @@ Groups = Sequence[Sequence[Sequence[str]]]
 """Cells of a table: groups of rows."""
 _WIDEST = 10_000
 _RULED = Box("    \n    \n ── \n    \n ── \n    \n    \n    \n")
-_HEAD = ("method", "accuracy %", "computation %", "gated only %", "MBitOPs", "patterns")
 _HEAD_GATE = ("gate minus method, 95 %", "gate is")
 _OUTCOMES = {
     "better": "better",
@@ -27,10 +27,12 @@ _OUTCOMES = {
     "worse_at_lower_cost": "worse, costs less",
     "worse": "worse",
 }
-_MEASURE = (
-    "Computed, not measured: MACs x (bits / 32)², in percent of all gated layers at 32 bit; ± is "
-    "the standard error over images."
-)
+_FORMULAS = {COMPUTATION: "MACs x (bits / 32)²"}
+
+
+def cost_formula(cost_model: str) -> str:
+    """Return the formula of a cost model, or its name."""
+    return _FORMULAS.get(cost_model, f"cost model {cost_model}")
 
 
 def aligned_table(head: Sequence[str], groups: Groups) -> str:
@@ -74,7 +76,11 @@ def summary_text(summary: EvaluationSummary) -> str:
 def methods_table(summary: EvaluationSummary) -> tuple[Sequence[str], Groups]:
     """Return head and rows: the gate, its baselines at its cost, the fixed points."""
     comparisons = {comparison.key: comparison for comparison in summary.comparisons}
-    head = _HEAD + (_HEAD_GATE if summary.comparisons else ())
+    cost = f"{summary.cost_model} %"
+    head = (
+        *("method", "accuracy %", cost, "gated only %", "MBitOPs", "patterns"),
+        *(_HEAD_GATE if summary.comparisons else ()),
+    )
     groups = []
     for role in ("gate", "matched", "fixed", "oracle"):
         methods = [method for method in summary.methods if method.role == role]
@@ -110,7 +116,12 @@ def _significant(value: float) -> str:
 
 def _notes(summary: EvaluationSummary) -> list[str]:
     """Return what is counted, and how the baselines were chosen."""
-    notes = [_MEASURE]
+    notes = [
+        (
+            f"Computed, not measured: {cost_formula(summary.cost_model)}, in percent of all gated "
+            "layers at 32 bit; ± is the standard error over images."
+        )
+    ]
     if summary.shares:
         shares = ", ".join(f"{s.name} {_significant(s.percent)} %" for s in summary.shares)
         notes.append(f"Mean computation outside the gated layers: {shares}.")

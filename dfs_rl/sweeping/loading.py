@@ -8,7 +8,6 @@ from pathlib import Path
 from dfs_rl.data import Dataset
 from dfs_rl.errors import ConfigError
 from dfs_rl.sweeping.commands import command_of
-from dfs_rl.sweeping.objective import check_is_no_training_metric
 from dfs_rl.sweeping.space import get_setting, with_settings
 from dfs_rl.sweeping.spec import FIRST_RETRAIN_SEED, SweepFile
 from dfs_rl.utils.config import (
@@ -46,9 +45,6 @@ def load_sweep_file(
             conflicts with another one.
     """
     given = read_yaml(path)
-    if isinstance(objective := given.get("objective"), dict):
-        with _located(path, given, "objective", "name"):
-            check_is_no_training_metric(objective.get("name"))
     if isinstance(shared := given.get("settings", {}), dict):
         given["settings"] = with_settings(shared, settings or {})
     given.update(with_settings(given, overrides or {}))

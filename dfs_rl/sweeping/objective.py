@@ -17,7 +17,6 @@ from dfs_rl.utils.config import PositiveFloat, PositiveInt, configuration
 
 ObjectiveName = Literal["hypervolume", "accuracy", "reward", "pareto_front"]
 _UNITS = {"hypervolume": " (% x decades)", "accuracy": " (%)", "computation": " (%)", "reward": ""}
-_TRAINING_WORDS = ("loss", "train", "rollout", "episode_reward", "return")
 
 
 @configuration
@@ -135,17 +134,3 @@ def _accuracy_within(points: Sequence[CurvePoint], budget: float) -> float:
         return -100.0 * math.log10(cheapest / budget)
     reached = accuracy_at(points, budget)
     return pareto_front(points)[-1].accuracy if reached is None else reached
-
-
-def check_is_no_training_metric(name: object) -> None:
-    """Reject training metrics as objectives.
-
-    Raises:
-        ConfigError: If ``name`` is that of a loss or of a training reward.
-    """
-    if isinstance(name, str) and any(word in name.lower() for word in _TRAINING_WORDS):
-        raise ConfigError(
-            f"objective.name is {name!r}; a sweep cannot optimize a training loss or reward, "
-            "because trials with other reward weights are on another scale; allowed are "
-            "hypervolume, accuracy, reward (at reference weights) and pareto_front."
-        )

@@ -14,7 +14,6 @@ import torch
 from ray.tune import Result
 
 from dfs_rl.data import Dataset, load_dataset
-from dfs_rl.data.sharing import SharedDataset, share
 from dfs_rl.errors import ConfigError, TrainingError
 from dfs_rl.evaluation.baselines.methods import uniform_points
 from dfs_rl.evaluation.curves import REFERENCE_COMPUTATION, CurvePoint, hypervolume_reference_point
@@ -92,14 +91,13 @@ def run(invocation: Invocation[SweepConfig]) -> None:
     else:
         folder.check_data(dataset.fingerprint, dataset.name)
     reference_point = reference_point_of(file, dataset)
-    shared = share(dataset)
-    with start_ray(address=config.address, cpus=config.cpus, store_bytes=shared.nbytes):
+    with start_ray(address=config.address, cpus=config.cpus, store_bytes=dataset.memory_bytes):
         check_resources(file.resources, shares_storage=config.storage_path is not None)
         if folder is None:
             folder = _create_run(file, dataset.fingerprint, invocation)
         with folder.lock():
             try:
-                _run_sweep(file, shared, reference_point, folder)
+                _run_sweep(file, dataset, reference_point, folder)
             except KeyboardInterrupt:
                 resume = f"{PROG} --resume {folder.path}"
                 raise KeyboardInterrupt(f"Interrupted; continue with: {resume}") from None
@@ -221,7 +219,7 @@ def sweep_yaml(file: SweepFile) -> str:
 
 
 def _run_sweep(
-    file: SweepFile, shared: SharedDataset, reference_point: CurvePoint, folder: RunFolder
+    file: SweepFile, shared: Dataset, reference_point: CurvePoint, folder: RunFolder
 ) -> None:
     """Run or resume a sweep and write all results into its folder."""
     start = time.perf_counter()
@@ -302,8 +300,8 @@ def _copy(source: Path, target: Path) -> None:
     half.rename(target)
 
 
-def _about(file: SweepFile, shared: SharedDataset, reference_point: CurvePoint) -> str:
-    n = len(shared.splits["val"].labels)
+def _about(file: SweepFile, shared: Dataset, reference_point: CurvePoint) -> str:
+    n = len(shared.val)
     about = (
         f"{n:,} val images; searcher {file.searcher}, scheduler {file.scheduler.name}, seeds per "
         f"trial {file.seeds}. {file.objective.description(reference_point)}"

@@ -15,14 +15,15 @@ from typing import Any
 
 from ray import tune
 
-from dfs_rl.data.sharing import SharedDataset, unshare
+from dfs_rl.data import Dataset
 from dfs_rl.errors import DfsRlError
 from dfs_rl.evaluation.curves import CurvePoint
 from dfs_rl.sweeping.commands import SweepCommand, command_of
 from dfs_rl.sweeping.space import decode_value
 from dfs_rl.sweeping.spec import SweepFile
 from dfs_rl.utils.device import resolve_device, set_threads
-from dfs_rl.utils.run_folder import LAST_CHECKPOINT, RECORD, RunFolder
+from dfs_rl.utils.run_creation import RECORD
+from dfs_rl.utils.run_folder import LAST_CHECKPOINT, RunFolder
 from dfs_rl.utils.trusted_import import trusting
 
 PROGRESS = "progress"
@@ -59,7 +60,7 @@ class TrialPlan:
     trusted: frozenset[str] = frozenset()
 
 
-def search_trial(config: dict[str, Any], *, plan: TrialPlan, shared: SharedDataset) -> None:
+def search_trial(config: dict[str, Any], *, plan: TrialPlan, shared: Dataset) -> None:
     """Train with the settings that the searcher proposes; called by Tune."""
     values = {
         name: decode_value(value) if plan.file.search[name].values else value
@@ -69,7 +70,7 @@ def search_trial(config: dict[str, Any], *, plan: TrialPlan, shared: SharedDatas
         _run(values, plan.seeds, plan, shared)
 
 
-def retrain_trial(config: dict[str, Any], *, plan: TrialPlan, shared: SharedDataset) -> None:
+def retrain_trial(config: dict[str, Any], *, plan: TrialPlan, shared: Dataset) -> None:
     """Train a candidate on a fresh seed; called by Tune."""
     with trusting(plan.trusted):
         _run(plan.candidates[config[CANDIDATE]], (config[SEED],), plan, shared)
@@ -81,7 +82,7 @@ def run_name(seed: int) -> str:
 
 
 def _run(
-    values: Mapping[str, object], seeds: tuple[int, ...], plan: TrialPlan, shared: SharedDataset
+    values: Mapping[str, object], seeds: tuple[int, ...], plan: TrialPlan, shared: Dataset
 ) -> None:
     """Train every seed and report; errors are reported too, and not retried."""
     folder = _fresh_folder()
@@ -91,15 +92,14 @@ def _run(
     reporter = _TrialReporter(plan, folder, len(seeds))
     command = command_of(plan.file.command)
     try:
-        dataset = unshare(shared)
         for seed in seeds:
             config = plan.file.config(values, seed=seed, run_dir=str(folder / run_name(seed)))
             set_threads(config.threads)
             device = str(resolve_device(config.device))
-            run = resume_if_started(command, config) or command.create(config, dataset, device)
+            run = resume_if_started(command, config) or command.create(config, shared, device)
             with run.lock():
                 watched = replace(run, after_save=partial(reporter.report_progress, run))
-                command.train(config, dataset, watched, device)
+                command.train(config, shared, watched, device)
             reporter.add(run, command.points_on_val(run))
         reporter.finish()
     except Exception as error:  # noqa: BLE001 - the other trials continue after any error

@@ -17,7 +17,7 @@ from ray.tune import Result
 from ray.tune.experiment import Trial
 from sklearn.exceptions import ConvergenceWarning
 
-from dfs_rl.data.sharing import SharedDataset
+from dfs_rl.data import Dataset
 from dfs_rl.errors import ConfigError, TrainingError
 from dfs_rl.sweeping.objective import is_penalty
 from dfs_rl.sweeping.search import folder_name, param_space, trial_number, tune_config
@@ -44,7 +44,7 @@ _EVERY = 30.0
 _LINE = "{:>8}  {:>7}  {:>8}  {:>8}  {:>12}  {:>12}  {}"
 
 
-def run_search(plan: TrialPlan, shared: SharedDataset, storage: str, *, log: Path) -> list[Result]:
+def run_search(plan: TrialPlan, shared: Dataset, storage: str, *, log: Path) -> list[Result]:
     """Run the search, or resume the one in ``storage``.
 
     Args:
@@ -74,7 +74,7 @@ def run_search(plan: TrialPlan, shared: SharedDataset, storage: str, *, log: Pat
 
 
 def retrain_best(
-    plan: TrialPlan, shared: SharedDataset, storage: str, *, log: Path, seeds: Sequence[int]
+    plan: TrialPlan, shared: Dataset, storage: str, *, log: Path, seeds: Sequence[int]
 ) -> list[Result]:
     """Train every candidate of ``plan`` on every fresh seed, or resume; see ``run_search``."""
     # Different candidates or seeds require a new experiment.

@@ -100,7 +100,7 @@ def check_finite(module: "nn.Module", source: Path | str) -> None:
     """
     for name, parameter in module.named_parameters():
         if not bool(parameter.isfinite().all()):
-            raise CheckpointError(f"{source} holds values of {name} that are not finite.")
+            raise CheckpointError(f"{source} contains values of {name} that are not finite.")
 
 
 def shared_names(module: "nn.Module") -> list[list[str]]:
@@ -131,7 +131,7 @@ def save_checkpoint(
         text = json.dumps(state, allow_nan=False, default=to_json_value)
     except ValueError as error:
         raise CheckpointError(
-            f"the state for {path} holds a number that is not finite and cannot be restored."
+            f"the state for {path} contains a number that is not finite and cannot be restored."
         ) from error
     save_tensors(path, tensors, {_STATE: text})
 
@@ -145,7 +145,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     stored = _read(path, ours=True)
     if _STATE not in stored.metadata:
         raise CheckpointError(
-            f"{path} holds tensors but no training state, so it is no checkpoint."
+            f"{path} contains tensors but no training state, so it is no checkpoint."
         )
     try:
         state = json.loads(stored.metadata[_STATE])
@@ -175,14 +175,7 @@ def restore_module(module: "nn.Module", tensors: Mapping[str, "Tensor"], prefix:
 
 
 def optimizer_tensors(optimizer: "Optimizer", prefix: str) -> dict[str, "Tensor"]:
-    """Return an optimizer's state as tensors named ``prefix.<parameter>.<slot>``.
-
-    Hyperparameters, such as the learning rate, are left out.
-
-    Args:
-        optimizer: Any torch optimizer.
-        prefix: First part of the names.
-    """
+    """Return an optimizer's state, without hyperparameters, as ``prefix.<parameter>.<slot>``."""
     import torch
 
     return {
@@ -194,12 +187,7 @@ def optimizer_tensors(optimizer: "Optimizer", prefix: str) -> dict[str, "Tensor"
 
 
 def restore_optimizer(optimizer: "Optimizer", tensors: Mapping[str, "Tensor"], prefix: str) -> None:
-    """Restore an optimizer's state from ``optimizer_tensors``.
-
-    Args:
-        optimizer: Optimizer whose state is replaced.
-        tensors: Tensors by name; names with other prefixes are ignored.
-        prefix: First part of the names.
+    """Restore an optimizer's state from ``optimizer_tensors``, ignoring other prefixes.
 
     Raises:
         LookupError: If a tensor belongs to a parameter that the optimizer does not have.
@@ -246,11 +234,12 @@ def _read(path: Path, *, ours: bool) -> _Stored:
     if expected is not None and expected != _checksum(tensors, metadata):
         raise CheckpointError(f"{path} is damaged: its content does not match its checksum.")
     for name, tensor in tensors.items():
-        small = (
-            tensor.is_floating_point() and tensor.dtype.itemsize == 1
-        )  # float8 has no isnan operator
+        # float8 has no isnan operator
+        small = tensor.is_floating_point() and tensor.dtype.itemsize == 1
         if bool((tensor.float() if small else tensor).isnan().any()):
-            raise CheckpointError(f"{path} holds NaN in {name}; nothing can go on from it.")
+            raise CheckpointError(
+                f"{path} contains NaN in {name}, from which nothing can continue."
+            )
     return _Stored(tensors=tensors, metadata=metadata)
 
 

@@ -38,15 +38,11 @@ import tyro
 
 from dfs_rl.errors import ConfigError, DfsRlError
 from dfs_rl.utils.config import YamlSettings, chosen_blocks, fields_from_dict, read_yaml
+from dfs_rl.utils.logging import print_status
 from dfs_rl.utils.registry import NameIn
 from dfs_rl.utils.run_folder import RunFolder
 from dfs_rl.utils.signals import sigterm_as_interrupt
-from dfs_rl.utils.trusted_import import (
-    is_constructor,
-    is_trusted,
-    trust_constructor,
-    trusting,
-)
+from dfs_rl.utils.trusted_import import is_constructor, is_trusted, trust_constructor, trusting
 
 ConfigT = TypeVar("ConfigT")
 
@@ -134,15 +130,13 @@ def run_command(
         with sigterm_as_interrupt() as terminated, trusting(_TRUST in arguments):
             main(_parse(arguments, config_type, prog, description, kind))
     except DfsRlError as error:
-        _print_status(f"error: {error}")
+        print_status(f"error: {error}")
         return EXIT_BAD_INPUT
     except OSError as error:  # such as a full disk or a folder without write permission
-        _print_status(
-            f"error: cannot read or write{_error_path(error)}: {error.strerror or error}."
-        )
+        print_status(f"error: cannot read or write{_error_path(error)}: {error.strerror or error}.")
         return EXIT_BAD_INPUT
     except KeyboardInterrupt as error:
-        _print_status(str(error) or "Interrupted.")
+        print_status(str(error) or "Interrupted.")
         return EXIT_TERMINATED if terminated.requested else EXIT_INTERRUPTED
     except SystemExit as request:  # tyro has printed its help page
         return int(request.code or 0)
@@ -187,13 +181,7 @@ def _parse(
 
 
 def _check_trust(config: object) -> None:
-    """Check that the user trusts the constructor that a configuration names.
-
-    The configuration may come from a file of someone else.
-
-    Raises:
-        ConfigError: If the constructor is not trusted.
-    """
+    """Check that the user trusts the constructor that a configuration, perhaps a file's, names."""
     code = str(getattr(config, "backbone", None))
     if is_constructor(code) and not is_trusted(code):
         raise ConfigError(
@@ -213,20 +201,13 @@ def _resumable(
         others = [argument for argument in others if not argument.startswith(f"{flag}=")]
     if others:
         raise ConfigError(
-            f"--resume {path} goes on with the settings of that run; {others[0]} cannot stand "
-            "beside it."
+            f"--resume {path} continues with the settings of that run; remove {others[0]}."
         )
     return RunFolder.open(path, kind)
 
 
 def _check_once(arguments: Sequence[str], config_type: type) -> None:
-    """Check that no flag is repeated and that no value is empty.
-
-    Of a repeated flag the parser would use the last value.
-
-    Raises:
-        ConfigError: If a flag is repeated or a value is empty.
-    """
+    """Check that no value is empty and no flag repeated, of which tyro uses the last value."""
     hints = get_type_hints(config_type, include_extras=True)
     several = {name for name, hint in hints.items() if tyro.conf.UseAppendAction in get_args(hint)}
     # The parser treats --run_dir as --run-dir, and --flip and --no-flip set the same field.
@@ -257,10 +238,8 @@ def _flags_of(
 ) -> type:
     """Build the plain dataclass that tyro parses; the configuration itself is checked later.
 
-    Args:
-        cls: Configuration class.
-        values: Defaults that replace those of ``cls``.
-        extra: Types of further flags, whose default is ``None``.
+    ``values`` are defaults that replace those of ``cls``; ``extra`` are the types of further flags,
+    whose default is ``None``.
     """
     hints = get_type_hints(cls, include_extras=True) | chosen_blocks(cls, values)
     texts = _help_texts(cls)
@@ -374,14 +353,6 @@ def _error_path(error: OSError) -> str:
 
 
 def _leave_to_main_thread(failed: threading.ExceptHookArgs) -> None:
-    """Print the exception of a thread, except of TensorBoard's writer thread.
-
-    The main thread raises the writer's exception again at its next write.
-    """
+    """Print the exception of a thread, except of TensorBoard's, which the main thread raises."""
     if not type(failed.thread).__module__.startswith("tensorboard"):
         threading.__excepthook__(failed)
-
-
-def _print_status(text: str) -> None:
-    sys.stderr.write(f"{text}\n")
-    sys.stderr.flush()

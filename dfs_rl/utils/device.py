@@ -49,9 +49,8 @@ def check_devices(device: torch.device, *, workers: int, gpus: int) -> None:
         return
     if device != torch.device("cuda"):
         raise ConfigError(
-            f"device is '{device}', which {workers} workers cannot share; 'cuda' gives each a GPU "
-            "of its own, and 'cpu' works "
-            "with any number."
+            f"device is '{device}', which {workers} workers cannot share; 'cuda' gives each its "
+            "own GPU, and 'cpu' works with any number."
         )
     if gpus < workers:
         raise ConfigError(
@@ -100,9 +99,8 @@ def set_threads(threads: int, *, resumed: bool = False) -> None:
         check_cpus("threads", threads)
     elif threads > cpus:
         print_status(
-            f"The run was begun with {threads} threads, and this machine has {cpus} CPUs: it goes "
-            f"on with {cpus}, which may change its "
-            "last bits."
+            f"The run started with {threads} threads, and this machine has {cpus} CPUs: it "
+            f"continues with {cpus}, which may change its last bits."
         )
     torch.set_num_threads(min(threads, cpus))
 
@@ -137,6 +135,6 @@ def check_memory(needs: Mapping[str, float], device: torch.device) -> None:
     worst = max(needs, key=lambda name: needs[name])
     raise ConfigError(
         f"{worst}, which takes about {needs[worst] / 2**30:.3g} GiB of memory; all settings "
-        f"together take {total / 2**30:.3g} GiB and "
-        f"{free / 2**30:.3g} GiB are free on {device}; give a lower one."
+        f"together take {total / 2**30:.3g} GiB and {free / 2**30:.3g} GiB are free on {device}; "
+        "give a lower one."
     )

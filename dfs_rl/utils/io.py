@@ -12,7 +12,6 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
 
 from filelock import FileLock, Timeout
 
@@ -22,7 +21,6 @@ OnWait = Callable[[], None] | None
 """Callback of ``file_lock`` before it waits; ``None`` raises instead of waiting."""
 
 _JSON_LIMIT = 2**26  # bytes; files of this project are far smaller
-_DIGITS = 30  # characters; longer than any 64-bit integer
 _TEMPORARY_SUFFIX = ".tmp"
 _SAFETENSORS_TEMPORARY = ".tmp" + 6 * "[0-9A-Za-z]"
 """Pattern of the temporary files that safetensors writes."""
@@ -152,34 +150,6 @@ def read_limited(path: Path, *, limit: int) -> bytes:
     return content
 
 
-def parse_int64(text: str) -> int:
-    """Parse a signed 64-bit integer in decimal, hexadecimal or octal notation.
-
-    Raises:
-        ValueError: If the text is not an integer or needs more than 64 bits.
-    """
-    value = (
-        int(text, 0 if text.lower().startswith(("0x", "0o")) else 10)
-        if len(text) < _DIGITS
-        else None
-    )
-    if value is None or not -(2**63) <= value < 2**63:
-        raise ValueError(f"{_shown(text)} has more than 64 bits")
-    return value
-
-
-def parse_finite_float(text: str) -> float:
-    """Parse a finite float.
-
-    Raises:
-        ValueError: If the text is not a number or exceeds the range of floats.
-    """
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(f"{_shown(text)} is larger than any float")
-    return value
-
-
 def read_json(path: Path) -> object:
     """Read a JSON file.
 
@@ -189,9 +159,9 @@ def read_json(path: Path) -> object:
     try:
         return json.loads(
             read_limited(path, limit=_JSON_LIMIT),
-            parse_int=parse_int64,
-            parse_float=parse_finite_float,
-            parse_constant=_refuse_constant,
+            parse_int=_parse_int64,
+            parse_float=_parse_finite,
+            parse_constant=_parse_finite,
         )
     except FileNotFoundError as error:
         raise RunFolderError(f"{path} does not exist.") from error
@@ -243,12 +213,18 @@ def _key(key: object) -> str:
     raise TypeError(f"a {type(key).__name__} cannot be a JSON key: {key!r}")
 
 
-def _shown(text: str) -> str:
-    return text if len(text) < _DIGITS else f"{text[:_DIGITS]}..."
+def _parse_int64(text: str) -> int:
+    value = int(text)
+    if not -(2**63) <= value < 2**63:
+        raise ValueError(f"an integer of {len(text)} characters has more than 64 bits")
+    return value
 
 
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")
+def _parse_finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is not a finite number")
+    return value
 
 
 def sync(path: Path) -> None:

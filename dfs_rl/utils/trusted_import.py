@@ -92,8 +92,7 @@ def call_constructor(name: str) -> object:
     if not is_trusted(name):
         raise ConfigError(
             f"the backbone is made by {name}, and loading it would run that code; if you trust it, "
-            "give --trust-code, or "
-            "trust_code=True in Python."
+            "give --trust-code, or trust_code=True in Python."
         )
     module, _, function = name.partition(":")
     with _current_folder_importable():

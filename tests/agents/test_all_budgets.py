@@ -117,9 +117,7 @@ def test_no_budget_falls_into_a_jump() -> None:
             first.bias.zero_()
             last.weight.copy_(torch.tensor([[0.0], [-1.0], [1.0]]))
             last.bias.copy_(torch.tensor([-9.0, math.tanh(jump), -math.tanh(jump)]))
-    gate.budget_conditioning = calibrate_budget_conditioning(
-        BACKBONE, gate, planted_images()
-    ).budget_conditioning
+    gate.budget_conditioning, _ = calibrate_budget_conditioning(BACKBONE, gate, planted_images())
     low, high = gate.budget_conditioning.budget_range
     assert high > 1.5 * low
     # Halves of an eighth, down to 2^-12.

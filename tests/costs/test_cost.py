@@ -1,4 +1,4 @@
-"""Menus, MACs and what choices cost, against sums written out by hand."""
+"""Bit options, MACs and what choices cost, against sums written out by hand."""
 
 import hypothesis.strategies as st
 import pytest
@@ -79,10 +79,12 @@ def test_index_and_bits_are_inverse(values):
 
 @st.composite
 def tables(draw):
-    menu = BitOptions(tuple(sorted(draw(st.sets(st.sampled_from(ALLOWED_BITS), min_size=1)))))
+    bit_options = BitOptions(
+        tuple(sorted(draw(st.sets(st.sampled_from(ALLOWED_BITS), min_size=1))))
+    )
     macs = tuple(draw(st.lists(st.integers(1, 10**6), min_size=1, max_size=6)))
     fixed = (FixedCost(name="stem", macs=draw(st.integers(0, 10**6)), bits=8),)
-    return CostTable(options=menu, layer_macs=macs, fixed=fixed)
+    return CostTable(options=bit_options, layer_macs=macs, fixed=fixed)
 
 
 @given(table=tables(), seed=st.integers(0, 2**31), gate=st.integers(0, 10**5))

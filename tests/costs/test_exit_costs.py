@@ -13,9 +13,9 @@ MACS = (100, 300, 200, 400)
 LEAVE = 3
 
 
-def table(menu=(0, 4, 32), after=(1, 3), head=16):
+def table(bit_options=(0, 4, 32), after=(1, 3), head=16):
     return CostTable(
-        options=BitOptions(menu),
+        options=BitOptions(bit_options),
         layer_macs=MACS,
         fixed=(
             FixedCost(name="stem", macs=64, bits=8),
@@ -70,11 +70,11 @@ def test_steps_add_up_to_the_whole():
     assert torch.equal(actions[[0, 2], LEAVE], actions[[0, 2], 0])
 
 
-@pytest.mark.parametrize("menu", [(0, 4, 32), (2, 4, 8)])
+@pytest.mark.parametrize("bit_options", [(0, 4, 32), (2, 4, 8)])
 @pytest.mark.parametrize("after", [(), (0,), (1, 3), (0, 1, 2, 3)])
 @pytest.mark.parametrize("head", [0, 16, 90])
-def test_the_cheapest_way_on_is_the_least_of_all_ways(menu, after, head):
-    costs = table(menu, after, head)
+def test_the_cheapest_way_on_is_the_least_of_all_ways(bit_options, after, head):
+    costs = table(bit_options, after, head)
     every = torch.tensor(list(itertools.product(range(costs.n_actions), repeat=4)))
     ways = costs.canonicalize(every)
     spent = costs.fractions(ways)

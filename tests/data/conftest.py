@@ -11,6 +11,9 @@ import pytest
 from PIL import Image
 from pyarrow import parquet
 
+from dfs_rl.data import load_dataset
+from dfs_rl.errors import DataError
+
 SIDE = 6
 
 
@@ -97,3 +100,18 @@ def image_folder(tmp_path: Path) -> Callable[..., Path]:
         return tmp_path / "pictures"
 
     return write
+
+
+@pytest.fixture
+def refusal() -> Callable[[object], str]:
+    """Load a data set that cannot be loaded and return the sentence of the error."""
+
+    def load(spec: object) -> str:
+        with pytest.raises(DataError) as caught:
+            load_dataset(str(spec))
+        message = str(caught.value)
+        assert "\n" not in message
+        assert message.endswith(".")
+        return message
+
+    return load

@@ -40,7 +40,7 @@ def every_crop(image: torch.Tensor, pad: int, flip: bool) -> dict[bytes, tuple[i
     flip=st.booleans(),
     seed=st.integers(0, 2**32),
 )
-def test_each_result_is_one_of_the_possible_crops_of_its_own_image(c, h, w, pad, flip, seed):
+def test_results_are_crops_of_their_own_image(c, h, w, pad, flip, seed):
     images = random_images(3, c, h, w, seed)
     before = images.clone()
     result = augment(images, torch.Generator().manual_seed(seed), pad=pad, flip=flip)
@@ -102,7 +102,7 @@ def test_padding_beyond_the_image_is_refused(pad):
 
 
 @pytest.mark.parametrize(("h", "w", "pad"), [(16, 16, 2), (24, 8, 1), (8, 24, 1), (4, 4, 0)])
-def test_padding_is_an_eighth_of_the_shorter_side_by_default(h, w, pad):
+def test_default_padding_is_an_eighth_of_a_side(h, w, pad):
     images = random_images(3, 2, h, w)
     ours, given = (torch.Generator().manual_seed(1) for _ in range(2))
     expected = augment(images, given, pad=pad, flip=True)

@@ -39,7 +39,7 @@ def test_impossible_epoch_batches_are_refused(n, size, message):
         next(epoch_batches(n, size, seed=0, epoch=0, drop_last=True))
 
 
-def test_ordered_batches_are_views_that_cover_the_set_in_order():
+def test_ordered_batches_are_views_in_order():
     images = torch.arange(10 * 16).to(torch.uint8).view(10, 1, 4, 4)
     image_set = ImageSet(images, torch.arange(10))
     parts = list(batches(image_set, 4))

@@ -60,7 +60,7 @@ def test_grey_among_rgb_becomes_rgb(numbered, grey_first):
         assert np.array_equal(values, np.asarray(picture.convert("RGB")).transpose(2, 0, 1))
 
 
-def test_the_orientation_a_camera_stored_is_applied(numbered):
+def test_exif_orientation_is_applied(numbered):
     picture = numbered(0).resize((8, 5))
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by 90 degrees clockwise
@@ -71,12 +71,6 @@ def test_the_orientation_a_camera_stored_is_applied(numbered):
         decode(encode(picture, exif=exif), encode(picture))
 
 
-def test_images_are_wider_than_high_without_being_turned(numbered):
-    picture = numbered(0).resize((9, 5))
-    pixels = decode(encode(picture))
-    assert pixels.shape == (1, 3, 5, 9)
-
-
 def refusal(*pictures: bytes) -> str:
     with pytest.raises(DataError) as caught:
         decode(*pictures)
@@ -84,7 +78,7 @@ def refusal(*pictures: bytes) -> str:
 
 
 @pytest.mark.parametrize("mode", ["I;16", "I", "F"])
-def test_sixteen_bit_and_floating_point_are_refused(mode):
+def test_16_bit_and_float_images_are_refused(mode):
     values = {"I;16": np.uint16, "I": np.int32, "F": np.float32}[mode]
     picture = Image.fromarray(np.full((6, 6), 700).astype(values))
     message = refusal(encode(picture, "TIFF"))
@@ -107,7 +101,7 @@ def test_too_small_images_are_refused(numbered):
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP"])
-@pytest.mark.parametrize("part", [0.0, 0.1, 0.5, 0.8])
+@pytest.mark.parametrize("part", [0.0, 0.1, 0.8])
 def test_truncated_images_are_refused(numbered, kind, part):
     picture = numbered(0, side=32)
     data = encode(picture, kind)
@@ -122,18 +116,16 @@ def test_text_is_no_image():
     assert "0x" not in message  # the address of a buffer
 
 
-@pytest.mark.parametrize("kind", ["AVIF", "BLP", "DDS", "ICNS", "ICO", "TGA", "EPS", "JPEG2000"])
-@pytest.mark.parametrize("part", [0.5, 1.0])
-def test_formats_that_are_not_listed_are_refused(numbered, kind, part):
+@pytest.mark.parametrize("kind", ["AVIF", "BLP", "ICO", "TGA", "EPS"])
+def test_other_formats_are_refused(numbered, kind):
     picture = numbered(0, side=32, mode="P" if kind == "BLP" else "RGB")
-    data = encode(picture, kind)
-    message = refusal(data[: int(part * len(data))])
+    message = refusal(encode(picture, kind))
     assert "picture 0 is not a readable image" in message
     assert "\n" not in message
 
 
-@pytest.mark.parametrize("error", [RuntimeError, NotImplementedError, MemoryError, AssertionError])
-def test_any_failure_of_a_decoder_names_the_image(numbered, monkeypatch, error):
+@pytest.mark.parametrize("error", [RuntimeError, MemoryError])
+def test_failing_decoder_names_the_image(numbered, monkeypatch, error):
     def fail(*args, **options):
         raise error("first line\nsecond line")
 
@@ -142,7 +134,7 @@ def test_any_failure_of_a_decoder_names_the_image(numbered, monkeypatch, error):
     assert "picture 0 is not a readable image (first line)" in message
 
 
-def test_too_many_pixels_are_refused_before_they_are_decoded():
+def test_too_many_pixels_are_refused():
     header = encode(Image.new("1", (8, 8)), "BMP")
     huge = header[:18] + (30_000).to_bytes(4, "little") * 2 + header[26:]  # width and height
     assert "picture 0 is not a readable image" in refusal(huge)
@@ -156,7 +148,7 @@ def test_pipes_and_devices_are_no_images(tmp_path):
             ImageArray(1).put(0, EncodedImage(0, path, str(path)))
 
 
-def test_a_file_too_large_to_be_an_image_is_not_read(tmp_path, numbered):
+def test_huge_file_is_not_read(tmp_path, numbered):
     path = tmp_path / "sparse.webp"
     numbered(0).save(path)
     os.truncate(path, 2**40)
@@ -164,7 +156,7 @@ def test_a_file_too_large_to_be_an_image_is_not_read(tmp_path, numbered):
         ImageArray(1).put(0, EncodedImage(0, path, str(path)))
 
 
-def test_more_than_the_machine_holds_is_refused_at_once(numbered):
+def test_more_than_the_memory_is_refused(numbered):
     array = ImageArray(10**12)
     with pytest.raises(DataError, match=r"1000000000000 images of 3 x 6 x 6 need 108000\.0 GB"):
         array.put(0, EncodedImage(0, encode(numbered(0)), "picture 0"))

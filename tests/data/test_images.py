@@ -1,3 +1,5 @@
+import pickle
+
 import pytest
 import torch
 
@@ -15,12 +17,6 @@ def make_dataset(**changes: object) -> Dataset:
     fields = {name: make_set(4, seed) for seed, name in enumerate(SPLIT_NAMES)}
     values = {"name": "toy", "class_names": ("a", "b"), "flip": True, **fields, **changes}
     return Dataset(**values)  # type: ignore[arg-type]
-
-
-def test_image_set_knows_its_length_and_shape():
-    image_set = make_set(4)
-    assert len(image_set) == 4
-    assert image_set.image_shape == (3, 5, 6)
 
 
 def test_subset_takes_rows_in_the_given_order():
@@ -80,6 +76,15 @@ def test_dataset_refuses_an_unknown_split():
 def test_dataset_refuses_splits_that_do_not_fit(changes, message):
     with pytest.raises(DataError, match=message):
         make_dataset(**changes)
+
+
+def test_pickled_data_sets_share_memory():
+    dataset, buffers = make_dataset(), []
+    data = pickle.dumps(dataset, protocol=5, buffer_callback=buffers.append)
+    read_only = [memoryview(buffer).toreadonly() for buffer in buffers]  # as in Ray's object store
+    back = pickle.loads(data, buffers=read_only)
+    assert back.fingerprint == dataset.fingerprint
+    assert back.test.images.data_ptr() == dataset.test.images.data_ptr()
 
 
 def test_fingerprint_is_a_function_of_the_content():

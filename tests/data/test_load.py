@@ -5,23 +5,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from pyarrow import parquet
 
 from dfs_rl.data import SPLIT_NAMES, SplitFractions, channel_statistics, load_dataset
+from dfs_rl.data.decode import EncodedImage
+from dfs_rl.data.load import LOADERS
+from dfs_rl.data.sources import Source, Sources
 from dfs_rl.data.splits import plan_splits
-from dfs_rl.errors import ConfigError, DataError
+from dfs_rl.errors import ConfigError
 
 CIFAR = Path(__file__).resolve().parents[3] / "shared" / "data" / "cifar10-jpeg"
-
-
-def refusal(spec: str) -> str:
-    with pytest.raises(DataError) as caught:
-        load_dataset(spec)
-    message = str(caught.value)
-    assert "\n" not in message
-    assert message.endswith(".")
-    return message
 
 
 def test_digits_are_scikit_learns():
@@ -67,21 +62,36 @@ def test_shares_and_limit_can_be_chosen():
 
 
 @pytest.mark.parametrize("spec", ["digit", "./nowhere", "/nowhere/at/all", "a/b/c", "", "x y/z"])
-def test_a_missing_folder_says_what_is_allowed(spec):
+def test_missing_folder_is_refused(spec, refusal):
     message = refusal(spec)
     assert f"data set {spec!r} does not exist" in message
     for allowed in ("'digits'", "train*.parquet", "class folders", "'uoft-cs/cifar10'"):
         assert allowed in message
 
 
-def test_a_home_that_is_not_there_is_refused():
+def test_missing_home_is_refused(refusal):
     assert "no such home folder" in refusal("~nobody-of-this-name/data")
 
 
-def test_a_file_is_no_data_set(tmp_path):
+def test_a_file_is_no_data_set(tmp_path, refusal):
     path = tmp_path / "train.parquet"
     path.write_text("hello")
-    assert "is a file; allowed are 'digits', a folder" in refusal(str(path))
+    assert "is a file; allowed are 'digits', a folder" in refusal(path)
+
+
+def test_loaders_are_found_by_name(monkeypatch):
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 8, 8), dtype=np.uint8)
+
+    def read(wanted):
+        for row in np.flatnonzero(wanted).tolist():
+            yield EncodedImage(row, Image.fromarray(pixels[row]), f"toy {row}")
+
+    source = Source(origin="toy", labels=np.arange(20) % 2, class_names=("a", "b"), read=read)
+    monkeypatch.setitem(LOADERS, "toy", lambda: Sources("toy", source, None))
+    dataset = load_dataset("toy")
+    assert (dataset.name, dataset.class_names, dataset.flip) == ("toy", ("a", "b"), True)
+    images = torch.cat([dataset.split(name).images[:, 0] for name in SPLIT_NAMES])
+    assert {image.numpy().tobytes() for image in images} == {image.tobytes() for image in pixels}
 
 
 def test_importing_is_light():

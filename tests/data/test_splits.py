@@ -1,10 +1,12 @@
+import logging
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dfs_rl.data import SplitFractions
-from dfs_rl.data.splits import plan_splits, stratified_order
+from dfs_rl.data import SPLIT_NAMES, SplitFractions, load_dataset
+from dfs_rl.data.splits import drop_repeats, find_repeats, plan_splits, stratified_order
 from dfs_rl.errors import ConfigError, DataError
 
 FRACTIONS = SplitFractions(agent=0.2, val=0.1, test=0.3)
@@ -22,7 +24,7 @@ def names(sizes: list[int]) -> list[str]:
 
 @settings(max_examples=50, deadline=None)
 @given(sizes=class_sizes, own_test=st.booleans(), seed=st.integers(0, 99))
-def test_splits_cover_everything_once_and_every_class_in_proportion(sizes, own_test, seed):
+def test_splits_partition_the_images_by_class(sizes, own_test, seed):
     labels = shuffled_labels(sizes, seed)
     test_labels = shuffled_labels(sizes, seed + 1) if own_test else None
     plan = plan_splits(labels, test_labels, FRACTIONS, class_names=names(sizes))
@@ -50,7 +52,7 @@ def test_the_plan_is_always_the_same():
 
 @settings(max_examples=50, deadline=None)
 @given(sizes=class_sizes, seed=st.integers(0, 99))
-def test_every_prefix_holds_the_classes_in_proportion(sizes, seed):
+def test_prefixes_have_the_classes_in_proportion(sizes, seed):
     labels = shuffled_labels(sizes, seed)
     order = stratified_order(labels, stream="any")
     assert sorted(order.tolist()) == list(range(len(labels)))
@@ -59,7 +61,7 @@ def test_every_prefix_holds_the_classes_in_proportion(sizes, seed):
     assert np.abs(counts - fair).max() <= len(sizes) / 2 + 0.5
 
 
-def test_balanced_classes_come_in_full_rounds_of_shuffled_order():
+def test_balanced_classes_come_in_rounds():
     labels = np.repeat(np.arange(5), 12)
     order = stratified_order(labels, stream="any")
     rounds = labels[order].reshape(12, 5)
@@ -68,14 +70,7 @@ def test_balanced_classes_come_in_full_rounds_of_shuffled_order():
     assert len({tuple(r) for r in (order.reshape(12, 5) % 12).tolist()}) > 6
 
 
-def test_other_streams_are_other_orders():
-    labels = shuffled_labels([30, 30])
-    assert not np.array_equal(
-        stratified_order(labels, stream="train"), stratified_order(labels, stream="test")
-    )
-
-
-def test_limit_takes_the_classes_in_proportion_from_each_source():
+def test_limit_keeps_the_proportions():
     labels, test_labels = shuffled_labels([300, 100]), shuffled_labels([60, 20], 1)
     plan = plan_splits(labels, test_labels, FRACTIONS, class_names=["a", "b"], limit=40)
     assert [len(rows) for rows in plan] == [28, 8, 4, 40]
@@ -116,11 +111,6 @@ def test_a_class_too_small_to_share_is_named():
         plan_splits(shuffled_labels([50, 7]), None, FRACTIONS, class_names=["often", "rare"])
 
 
-def test_eight_of_a_class_are_enough_for_four_splits():
-    plan = plan_splits(shuffled_labels([8, 8]), None, FRACTIONS, class_names=["a", "b"])
-    assert [len(rows) for rows in plan] == [4, 4, 4, 4]
-
-
 def test_a_limit_too_small_is_named():
     with pytest.raises(
         DataError, match=r"split 'train' has no image of class 'a' \(limit 6\); every"
@@ -146,3 +136,68 @@ def test_a_share_outside_zero_and_one_is_refused(shares):
 def test_shares_that_leave_no_train_images_are_refused():
     with pytest.raises(ConfigError, match="nothing is left to train"):
         SplitFractions(agent=0.5, val=0.3, test=0.2)
+
+
+# Repeated images.
+
+
+@settings(max_examples=50, deadline=None)
+@given(parts=st.lists(st.lists(st.integers(0, 12), min_size=1, max_size=9), min_size=4, max_size=4))
+def test_repeats_equal_those_of_a_plain_search(parts):
+    values = np.concatenate(parts).astype(np.uint8)
+    pixels = np.broadcast_to(values[:, None, None, None], (len(values), 1, 4, 4)).copy()
+    lengths = list(map(len, parts))
+    earlier = [{v for part in parts[:i] for v in part} for i in range(4)]
+    own = [[v for v in part if v not in seen] for part, seen in zip(parts, earlier, strict=True)]
+    expected = [v in seen for part, seen in zip(parts, earlier, strict=True) for v in part]
+    assert find_repeats(pixels, lengths).tolist() == expected
+    labels = np.zeros(len(values), dtype=np.int64)
+    if not all(own):
+        with pytest.raises(DataError, match="occurs in an earlier split too"):
+            drop_repeats("x", ["a"], pixels, labels, lengths)
+        return
+    kept, left, counts = drop_repeats("x", ["a"], pixels, labels, lengths)
+    assert kept[:, 0, 0, 0].tolist() == [v for part in own for v in part]
+    assert len(left) == len(kept)
+    assert counts == list(map(len, own))
+
+
+@pytest.mark.parametrize("other_label", [False, True])
+def test_test_images_of_train_are_left_out(image_folder, numbered, caplog, other_label):
+    image_folder({"cat": 20, "dog": 20}, under="train")
+    folder = image_folder({"cat": 4, "dog": 4}, under="test", first=40)
+    whole = load_dataset(str(folder))
+    assert not caplog.records
+    place = "dog" if other_label else "cat"
+    for number in range(3):  # the same pixels in files of other bytes
+        numbered(number).save(folder / "test" / place / f"again{number}.bmp")
+    dataset = load_dataset(str(folder))
+    for name in SPLIT_NAMES[:3]:
+        assert dataset.split(name).images.equal(whole.split(name).images)
+    images = [image.numpy().tobytes() for image in dataset.test.images]
+    assert sorted(images) == sorted(image.numpy().tobytes() for image in whole.test.images)
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert "3 of test" in record.getMessage()
+
+
+def test_repeats_stay_in_the_first_split_only(image_folder, caplog):
+    folder = image_folder({"cat": 40, "dog": 40})
+    for path in list(folder.rglob("*.png")):
+        path.with_name(f"copy{path.name}").write_bytes(path.read_bytes())
+    dataset = load_dataset(str(folder))
+    seen: set[bytes] = set()
+    for name in SPLIT_NAMES:
+        images = {image.numpy().tobytes() for image in dataset.split(name).images}
+        assert not images & seen
+        seen |= images
+    assert len(seen) == 80
+    assert len(caplog.records) == 1
+
+
+def test_class_without_remaining_images_is_named(image_folder):
+    image_folder({"cat": 10, "dog": 10}, under="train")
+    image_folder({"cat": 3}, under="test", first=0)  # all of them train images
+    folder = image_folder({"dog": 3}, under="test", first=30)
+    with pytest.raises(DataError, match="class 'cat' in split 'test' occurs in an earlier split"):
+        load_dataset(str(folder))

@@ -191,5 +191,5 @@ def test_gate_of_one_table_is_as_simple_as_the_table():
     gate = replace(run.summary.methods[0], patterns=1.0)
     histogram = ((0.0, 1.0, 0.0), (0.0, 0.0, 1.0), (0.0, 1.0, 0.0))
     summary = replace(run.summary, methods=(gate, *run.summary.methods[1:]), histogram=histogram)
-    points = compare_runs([replace(run, summary=summary)]).points
-    assert next(p for p in points if p.kind == "gate").complexity == 2
+    (point, *_) = compare_runs([replace(run, summary=summary)]).points
+    assert (point.kind, point.complexity) == ("gate", 2)

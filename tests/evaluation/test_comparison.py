@@ -46,14 +46,14 @@ def test_curve_of_a_baseline_missing_at_some_costs():
             selection={k: v for k, v in cheap.results.selection.items() if k != "cascade"},
         ),
     )
-    dear = [fake_run(n, (170, c), budget=c) for n, c in (("b", 0.8), ("c", 1.5))]
-    points = {curve.label: curve.points for curve in compare_runs([lacking, *dear]).curves}
+    others = [fake_run(n, (170, c), budget=c) for n, c in (("b", 0.8), ("c", 1.5))]
+    points = {curve.label: curve.points for curve in compare_runs([lacking, *others]).curves}
     assert points == {
         "PPO": 3,
         "best static tables at the costs of PPO": 3,
         "confidence cascades at the costs of PPO": 2,
     }
-    assert any("No confidence cascade" in said for said in compare_runs([lacking]).verdict)
+    assert any("No confidence cascade" in sentence for sentence in compare_runs([lacking]).verdict)
 
 
 def test_labels_have_the_settings_that_differ():
@@ -161,6 +161,13 @@ def test_runs_of_something_else_are_refused_by_name(change, what):
     with pytest.raises(DataError) as caught:
         compare_runs(runs)
     assert str(caught.value) == f"other cannot be compared with first: its {what}."
+
+
+def test_runs_with_different_cost_models_are_refused():
+    first, other = fake_run("first", (150, 0.8)), fake_run("other", (150, 0.8))
+    other = replace(other, summary=replace(other.summary, cost_model="macs"))
+    with pytest.raises(DataError, match=r"its cost model is macs, not computation"):
+        compare_runs([first, other])
 
 
 def test_a_comparison_round_trips_through_strict_json(tmp_path):
@@ -308,7 +315,7 @@ def test_curves_are_compared_over_the_same_draws():
     areas = {curve.label: curve.hypervolume.mean for curve in comparison.curves}
     assert between.difference == pytest.approx(areas["A"] - areas["B"])
     assert between.interval.low < between.difference < between.interval.high < 0
-    # What B has more than A are the same images in every draw: the spread is that of their number alone.
+    # The images that only B gets right are the same in every draw.
     assert between.interval.high - between.interval.low < 0.7 * (
         comparison.curves[0].interval.high - comparison.curves[0].interval.low
     )
@@ -358,11 +365,11 @@ def test_a_run_evaluated_at_many_budgets_was_trained_once():
 
 def test_gates_above_budget_and_incomplete_seeds():
     runs = [fake_run(f"{b}-0", (140, 0.62), seed=0, budget=b) for b in (0.6, 1.2)]
-    runs += [fake_run("dear", (150, 0.64), label="Dear", budget=0.6)]
+    runs += [fake_run("over", (150, 0.64), label="Over", budget=0.6)]
     runs += [fake_run("0.6-1", (140, 0.6), seed=1, budget=0.6)]
     comparison = compare_runs(runs)
     over = [p.label for p in comparison.points if exceeds_budget(p)]
-    assert over == ["Dear"]
+    assert over == ["Over"]
     incomplete = {curve.label: curve.n_incomplete_seeds for curve in comparison.curves}
     assert incomplete["PPO"] == 1
 
@@ -378,7 +385,7 @@ def test_a_static_baseline_is_one_table_and_no_mean():
 
 @st.composite
 def any_runs(draw):
-    """Two kinds of gates of three seeds each, with baselines, on 200 images; who is right where is drawn at random."""
+    """Two kinds of gates of three seeds each, with baselines, right on random images."""
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
     levels = {key: draw(st.sampled_from((0.7, 0.75, 0.8))) for key in ("A", "B", "static_table")}
     levels |= {"cascade": draw(st.sampled_from((0.4, 0.8))), "uniform_2": 0.75}

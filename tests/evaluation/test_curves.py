@@ -20,7 +20,7 @@ POINTS = st.lists(
 )
 
 
-def test_hypervolume_of_two_known_steps():
+def test_hypervolume_of_two_points():
     points = [CurvePoint(0.1, 60.0), CurvePoint(1.0, 80.0)]
     # A decade at 10 points above the worst, then one at 30.
     assert hypervolume(points, reference_point=REFERENCE_POINT) == pytest.approx(10.0 + 30.0)
@@ -34,7 +34,7 @@ def test_hypervolume_of_two_known_steps():
 
 
 @given(POINTS)
-def test_hypervolume_is_what_counting_cells_gives(points):
+def test_hypervolume_equals_a_sum_over_cells(points):
     cells = 4000
     low = math.log10(0.01)
     width = (math.log10(REFERENCE_POINT.computation) - low) / cells
@@ -43,20 +43,20 @@ def test_hypervolume_is_what_counting_cells_gives(points):
         cost = 10 ** (low + (i + 0.5) * width)
         best = max((p.accuracy for p in points if p.computation <= cost), default=0.0)
         area += width * max(0.0, best - REFERENCE_POINT.accuracy)
-    # Each step of the pareto_front may fall anywhere within a cell.
+    # Each point of the front may lie anywhere within a cell.
     assert hypervolume(points, reference_point=REFERENCE_POINT) == pytest.approx(
         area, abs=len(points) * 50 * width
     )
 
 
 @given(POINTS, st.builds(CurvePoint, st.floats(0.01, 20.0), st.floats(0.0, 100.0)))
-def test_a_further_point_never_takes_area_away(points, further):
+def test_more_points_never_reduce_the_hypervolume(points, further):
     more = hypervolume([*points, further], reference_point=REFERENCE_POINT)
     assert more >= hypervolume(points, reference_point=REFERENCE_POINT) - 1e-9
 
 
 @given(POINTS)
-def test_a_staircase_only_rises_and_covers_every_point(points):
+def test_pareto_front_rises_and_covers_every_point(points):
     front = pareto_front(points)
     assert all(a.computation < b.computation for a, b in itertools.pairwise(front))
     assert all(a.accuracy < b.accuracy for a, b in itertools.pairwise(front))
@@ -72,13 +72,13 @@ HIGH = [CurvePoint(6.4, 90.5), CurvePoint(25.1, 90.0), CurvePoint(100.1, 91.0)]
 
 
 @pytest.mark.parametrize("gates", [[1.0], [0.9, 20.0], [9.9, 50.0, 70.0]])
-def test_low_bit_widths_end_at_ten_percent_whatever_is_compared(gates):
+def test_reference_point_of_low_bit_options(gates):
     points = [CurvePoint(cost, 90.0) for cost in gates]
     assert hypervolume_reference_point(LOW, [SKIPPED], points) == (10.0, 80.0)
     assert hypervolume_reference_point(LOW, [], points) == (10.0, 80.0)
 
 
-def test_dear_menus_and_dear_gates_end_at_what_is_worst_about_any_uniform_setting():
+def test_reference_point_of_expensive_options_or_gates():
     spent = [CurvePoint(cost, 90.0) for cost in (20.0, 50.0)]
     assert hypervolume_reference_point(HIGH, [SKIPPED], spent) == (100.1, 10.0)
     assert hypervolume_reference_point(HIGH, [SKIPPED], [CurvePoint(7.0, 90.0), *spent]) == (
@@ -87,16 +87,16 @@ def test_dear_menus_and_dear_gates_end_at_what_is_worst_about_any_uniform_settin
     )
     assert hypervolume_reference_point(HIGH, [], spent) == (100.1, 90.0)
     assert hypervolume_reference_point(LOW, [SKIPPED], spent) == (100.1, 10.0)
-    # Two gates that would both have no area at all are told apart.
+    # The hypervolumes of both gates are above zero.
     reference_point = hypervolume_reference_point(HIGH, [SKIPPED], spent)
-    cheap, dear = (hypervolume([point], reference_point=reference_point) for point in spent)
+    cheap, expensive = (hypervolume([point], reference_point=reference_point) for point in spent)
     assert cheap == pytest.approx(80.0 * math.log10(100.1 / 20.0))
-    assert dear == pytest.approx(80.0 * math.log10(100.1 / 50.0))
+    assert expensive == pytest.approx(80.0 * math.log10(100.1 / 50.0))
 
 
 def test_interpolation_is_linear_over_the_logarithm():
     points = [CurvePoint(0.1, 60.0), CurvePoint(10.0, 80.0), CurvePoint(1.0, 55.0)]
-    assert accuracy_at(points, 1.0) == pytest.approx(70.0)  # the dear bad point does not count
+    assert accuracy_at(points, 1.0) == pytest.approx(70.0)  # not on the front
     assert accuracy_at(points, 0.1) == 60.0
     assert accuracy_at(points, 10.0) == 80.0
     assert accuracy_at(points, 0.09) is None
@@ -112,7 +112,7 @@ def test_interpolation_stays_between_its_neighbours(points, computation):
     assume(value is not None)
     front = pareto_front(points)
     below = max(s.accuracy for s in front if s.computation <= computation)
-    # Beyond the last useful point it holds as far as a point was measured.
+    # Beyond the front, the last accuracy applies up to the most expensive point.
     above = min((s.accuracy for s in front if s.computation >= computation), default=below)
     assert below - 1e-9 <= value <= above + 1e-9
     assert computation <= max(p.computation for p in points)

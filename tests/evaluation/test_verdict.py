@@ -79,7 +79,7 @@ def test_no_marginals_no_statement():
     assert verdict_sentences([uniform], 85.0, 40.0) == ()
 
 
-def test_searched_baselines_count_only_if_uniform_bits_are_beaten():
+def test_searched_wins_count_if_uniform_bits_are_beaten():
     searched = [comparison(key, UP) for key in SEARCHED]
     for uniform in (FLAT, ZERO, DOWN):
         assert wins(comparison("uniform_3", uniform, 1.02, "fixed"), *searched) == []

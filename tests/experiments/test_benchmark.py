@@ -331,7 +331,7 @@ def test_each_gate_can_be_made_again_by_the_command_that_stands_in_its_record(
     assert f"python -m dfs_rl.evaluate {run.path} --budget {most:g}" in page
 
 
-def test_gates_on_the_menu_of_dfs_are_compared_at_budgets_of_its_paper(
+def test_gates_of_dfs_are_compared_at_its_budgets(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     supernet, folder = tmp_path / "supernet", tmp_path / "contest"

@@ -1,4 +1,4 @@
-"""The command over real runs, from their folders to the report, and the sentences with which it refuses."""
+"""The command ``compare`` on real runs, and its errors."""
 
 import shutil
 from hashlib import sha256
@@ -87,7 +87,6 @@ def contents(folders: list[Path]) -> dict[Path, tuple[str, int]]:
 
 
 def test_runs_that_are_compared_are_left_as_they_are(tmp_path: Path, runs: list[Path]) -> None:
-    """Whatever is evaluated anew, the figures go into the comparison's folder, and are found there again."""
     for run in runs:
         (run / ".lock").unlink(missing_ok=True)
     before, report = contents(runs), tmp_path / "report"
@@ -183,6 +182,6 @@ def test_a_run_whose_training_record_is_damaged_is_named(
     (run / "training.json").write_text(content)
     capsys.readouterr()
     assert compare_main([str(run), "--run-dir", str(tmp_path / "report")]) == 2
-    said = sentence(capsys)
-    assert str(run / "training.json") in said
-    assert named in said
+    error = sentence(capsys)
+    assert str(run / "training.json") in error
+    assert named in error

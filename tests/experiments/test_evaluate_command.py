@@ -1,4 +1,7 @@
+"""Command ``evaluate``: files, stored summaries and refusal of bad input."""
+
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass, replace
@@ -8,12 +11,12 @@ import torch
 from PIL import Image
 
 from dfs_rl.backbones import BackboneInfo, ResNet, ResNetConfig, save_backbone
-from dfs_rl.data import Dataset, ImageSet, channel_statistics, load_dataset
+from dfs_rl.data import ImageSet, channel_statistics, load_dataset
 from dfs_rl.errors import CheckpointError, ConfigError, DataError, RunFolderError
 from dfs_rl.evaluate import main
 from dfs_rl.evaluation.static_tables import SearchConfig
 from dfs_rl.evaluation.summary import FORMAT
-from dfs_rl.experiments.evaluation import EvaluationCache, evaluate_run
+from dfs_rl.experiments.evaluation import EvaluationCache, evaluate_methods, evaluate_run
 from dfs_rl.gating.budget_conditioning import BudgetConditioning
 from dfs_rl.gating.model import load
 from dfs_rl.gating.networks import MLPGate
@@ -21,6 +24,7 @@ from dfs_rl.gating.storage import save_gate
 from dfs_rl.utils.run_folder import RunFolder
 
 GATE_FILES = ["accuracy.png", "images.png", "options.png"]
+SHORT = SearchConfig(tables=12)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,65 +34,62 @@ class TrainConfig:
 
 
 @pytest.fixture(scope="module")
-def digits() -> Dataset:
+def digits():
     return load_dataset("digits")
 
 
-def save_gate_of(seed, folder, backbone, budget=None):
-    torch.manual_seed(seed)
-    gate = MLPGate(
-        backbone.feature_sizes, backbone.options, hidden=4, budget=budget, name="tiny gate"
-    )
-    save_gate(gate, folder.path / "gate")
+@pytest.fixture(scope="module")
+def backbone(digits):
+    torch.manual_seed(0)
+    config = ResNetConfig(depth=8, width=4, in_channels=1, image_size=(8, 8), bits=(0, 2, 4, 32))
+    return ResNet(config, channel_statistics(digits.train.images)).eval()
 
 
-@pytest.fixture
-def make_run(tmp_path, digits):
-    """Returns a function that writes a run with an untrained backbone and gate."""
+@pytest.fixture(scope="module")
+def make_run(digits, backbone):
+    """Return a function that writes a run with an untrained backbone and gate."""
 
-    def make(kind="train_agent", *, gate=True, budget=None, dataset="digits"):
-        folder = RunFolder.create(
-            tmp_path / kind,
-            kind=kind,
-            name="run",
-            config=TrainConfig(dataset=dataset),
-            command=["test"],
-        )
-        torch.manual_seed(0)
-        config = ResNetConfig(
-            depth=8, width=4, in_channels=1, image_size=(8, 8), bits=(0, 2, 4, 32)
-        )
-        backbone = ResNet(config, channel_statistics(digits.train.images)).eval()
+    def make(path, kind="train_agent", *, gate_seed=1, dataset="digits", **settings):
+        config = TrainConfig(dataset=dataset)
+        folder = RunFolder.create(path, kind=kind, name="run", config=config, command=["test"])
         info = BackboneInfo(
             dataset="digits", fingerprint=digits.fingerprint, class_names=digits.class_names
         )
         save_backbone(backbone, info, folder.path / "backbone")
-        if gate:
-            save_gate_of(1, folder, backbone, budget)
+        if gate_seed is not None:
+            write_gate(folder, backbone, gate_seed, **settings)
         return folder
 
     return make
 
 
-def test_run_gets_summary_and_figures(make_run, digits):
-    run = make_run()
-    result = evaluate_run(run, dataset=digits)
+def write_gate(folder, backbone, seed, **settings):
+    torch.manual_seed(seed)
+    sizes, options = backbone.feature_sizes, backbone.options
+    save_gate(MLPGate(sizes, options, hidden=4, name="tiny gate", **settings), folder.path / "gate")
+
+
+@pytest.fixture(scope="module")
+def evaluated(make_run, digits, tmp_path_factory):
+    """Folder of an evaluated run, and its evaluation."""
+    run = make_run(tmp_path_factory.mktemp("runs") / "run", budget=60.0)
+    return run, evaluate_run(run, dataset=digits)
+
+
+@pytest.fixture
+def copied(evaluated, tmp_path):
+    shutil.copytree(evaluated[0].path, tmp_path / "copy")
+    return RunFolder.open(tmp_path / "copy")
+
+
+def test_run_gets_summary_and_figures(evaluated, digits):
+    run, result = evaluated
     assert not result.stored
     assert result.path == run.path / "summary.json"
     summary = result.summary
-    assert [method.key for method in summary.methods] == [
-        "gate",
-        "uniform_0",
-        "uniform_2",
-        "uniform_4",
-        "full",
-        "static_table",
-        "cascade",
-        "mode_table",
-        "random",
-        "patterns",
-        "oracle",
-    ]
+    uniform = ["uniform_0", "uniform_2", "uniform_4", "full"]
+    matched = ["static_table", "cascade", "mode_table", "random", "patterns"]
+    assert [method.key for method in summary.methods] == ["gate", *uniform, *matched, "oracle"]
     assert (summary.split, summary.n, summary.dataset) == ("test", len(digits.test), "digits")
     stored = json.loads(result.path.read_text())
     assert stored["methods"][0]["label"] == "tiny gate"
@@ -98,9 +99,9 @@ def test_run_gets_summary_and_figures(make_run, digits):
             assert min(image.size) > 300
 
 
-def test_gate_matches_the_loaded_model(make_run, digits):
-    run = make_run(budget=60.0)
-    gate = evaluate_run(run.path, dataset=digits).summary.method("gate")
+def test_gate_matches_the_loaded_model(evaluated, digits):
+    run, result = evaluated
+    gate = result.summary.method("gate")
     logits, trace = load(run.path)(digits.test.images)
     right = (logits.argmax(dim=1) == digits.test.labels).double()
     assert gate.accuracy == pytest.approx(100 * right.mean().item())
@@ -108,39 +109,34 @@ def test_gate_matches_the_loaded_model(make_run, digits):
     assert trace.computation.max() <= 60.0
 
 
-def test_stored_summary_lasts_until_a_change(make_run, digits):
-    run = make_run()
-    first = evaluate_run(run, dataset=digits)
-    written = first.path.stat().st_mtime_ns
-    again = evaluate_run(run, dataset=digits)
+def test_stored_summary_lasts_until_a_change(evaluated, copied, digits, backbone):
+    first = evaluated[1]
+    written = (copied.path / "summary.json").stat().st_mtime_ns
+    again = evaluate_run(copied, dataset=digits)
     assert again.stored
     assert again.summary == first.summary
-    assert first.path.stat().st_mtime_ns == written
+    assert again.path.stat().st_mtime_ns == written
 
-    said = []
-    save_gate_of(2, run, load(run.path).backbone)
-    third = evaluate_run(run, dataset=digits, progress=said.append)
+    messages = []
+    write_gate(copied, backbone, 2)
+    third = evaluate_run(copied, dataset=digits, progress=messages.append)
     assert not third.stored
     assert third.summary.identity != first.summary.identity
-    assert any("other weights" in text for text in said)
-
-    search = SearchConfig(tables=7)
-    assert evaluate_run(run, dataset=digits, search=search).summary.search.tables <= 7
+    assert any("other weights" in text for text in messages)
+    assert evaluate_run(copied, dataset=digits, search=SHORT).summary.search.tables <= 12
 
 
 @pytest.mark.parametrize("damage", ["{", '{"format": 1}', f'{{"format": {FORMAT}}}'])
-def test_damaged_summary_is_replaced(make_run, digits, damage):
-    run = make_run()
-    first = evaluate_run(run, dataset=digits)
-    first.path.write_text(damage)
-    again = evaluate_run(run, dataset=digits)
+def test_damaged_summary_is_replaced(evaluated, copied, digits, damage):
+    (copied.path / "summary.json").write_text(damage)
+    again = evaluate_run(copied, dataset=digits)
     assert not again.stored
-    assert again.summary == first.summary
+    assert again.summary == evaluated[1].summary
 
 
-def test_val_split_has_its_own_files(make_run, digits):
-    run = make_run()
-    result = evaluate_run(run, dataset=digits, split="val")
+def test_val_split_has_its_own_files(make_run, tmp_path, digits):
+    run = make_run(tmp_path / "run")
+    result = evaluate_run(run, dataset=digits, split="val", search=SHORT)
     assert result.path == run.path / "summary-val.json"
     assert result.summary.n == len(digits.val)
     assert not (run.path / "summary.json").exists()
@@ -148,23 +144,16 @@ def test_val_split_has_its_own_files(make_run, digits):
     assert names == [f"val-{name}" for name in GATE_FILES]
 
 
-def test_each_budget_of_a_gate_has_its_own_files(make_run, digits):
-    folder = make_run()
-    backbone = load(folder.path).backbone
-    torch.manual_seed(1)
-    budget_conditioning = BudgetConditioning(computations=(0.5, 60.0))
-    gate = MLPGate(
-        backbone.feature_sizes, backbone.options, hidden=4, budget_conditioning=budget_conditioning
-    )
-    save_gate(gate, folder.path / "gate")
-    short = SearchConfig(tables=4)
-    own = evaluate_run(folder, dataset=digits, search=short)
-    low = evaluate_run(folder, dataset=digits, search=short, budget=0.5)
+def test_each_budget_of_a_gate_has_its_own_files(make_run, tmp_path, digits):
+    conditioning = BudgetConditioning(computations=(0.5, 60.0))
+    folder = make_run(tmp_path / "run", budget_conditioning=conditioning)
+    own = evaluate_run(folder, dataset=digits, search=SHORT)
+    low = evaluate_run(folder, dataset=digits, search=SHORT, budget=0.5)
     assert (own.path.name, low.path.name) == ("summary.json", "summary-at-0.5.json")
     assert low.results_path.name == "outcomes-at-0.5.safetensors"
-    names = {path.name for path in (folder.path / "plots").glob("*.png")}
+    names = {path.name for path in folder.plots_dir.glob("*.png")}
     assert names == {*GATE_FILES, *(f"at-0.5-{name}" for name in GATE_FILES)}
-    assert evaluate_run(folder, dataset=digits, search=short, budget=0.5).stored
+    assert evaluate_run(folder, dataset=digits, search=SHORT, budget=0.5).stored
     assert low.summary.methods[0].detail.endswith("cost 0.5 %")
     _, trace = load(folder.path, budget=0.5)(digits.test.images)
     assert low.summary.methods[0].computation == pytest.approx(float(trace.computation.mean()))
@@ -172,46 +161,43 @@ def test_each_budget_of_a_gate_has_its_own_files(make_run, digits):
         evaluate_run(folder, dataset=digits, budget=0.2)
 
 
-def test_budget_needs_a_gate_for_all_budgets(make_run, digits):
-    for run in (make_run(), make_run("train_backbone", gate=False)):
-        with pytest.raises(ConfigError, match=r"budget"):
-            evaluate_run(run, dataset=digits, budget=2.0)
-
-
-def test_backbone_alone_gets_uniform_options(make_run, digits):
-    run = make_run("train_backbone", gate=False)
+def test_backbone_alone_gets_uniform_options(make_run, tmp_path, digits):
+    run = make_run(tmp_path / "run", "train_backbone", gate_seed=None)
     result = evaluate_run(run, dataset=digits)
     assert result.path == run.path / "summary-test.json"
     assert {method.role for method in result.summary.methods} == {"fixed"}
     assert [path.name for path in run.plots_dir.iterdir()] == ["accuracy.png"]
+    with pytest.raises(ConfigError, match=r"budget is 2 %.* no gate"):
+        evaluate_run(run, dataset=digits, budget=2.0)
 
 
-def test_runs_that_cannot_be_evaluated_are_refused(make_run, digits, tmp_path):
+def test_runs_that_cannot_be_evaluated_are_refused(make_run, tmp_path, evaluated, digits):
+    run = evaluated[0]
     changed = replace(digits, test=ImageSet(255 - digits.test.images, digits.test.labels))
-    run = make_run()
     with pytest.raises(DataError, match="images, labels or splits differ"):
         evaluate_run(run, dataset=changed)
     with pytest.raises(ConfigError, match="device is 'abacus'"):
         evaluate_run(run, dataset=digits, device="abacus")
+    with pytest.raises(ConfigError, match="budget"):  # a gate for one budget
+        evaluate_run(run, dataset=digits, budget=2.0)
     with pytest.raises(CheckpointError, match="'gate'"):
-        evaluate_run(make_run("train_gumbel", gate=False), dataset=digits)
+        evaluate_run(make_run(tmp_path / "a", gate_seed=None), dataset=digits)
     with pytest.raises(DataError, match="with --dataset"):
-        evaluate_run(make_run("train_static", dataset="no/such/folder"))
+        evaluate_run(make_run(tmp_path / "b", dataset="no/such/folder"))
     with pytest.raises(RunFolderError):
         evaluate_run(tmp_path)
 
 
-def test_command_prints_the_stored_table_again(make_run, capsys):
-    run = make_run()
-    assert main([str(run.path), "--search.tables", "20"]) == 0
+def test_command_prints_the_stored_table_again(copied, capsys):
+    assert main([str(copied.path), "--search.tables", "20"]) == 0
     first = capsys.readouterr()
     assert "tiny gate" in first.out
     assert "random, same marginals" in first.out
     assert "Written to" in first.err
-    assert main([str(run.path), "--search.tables", "20"]) == 0
+    assert main([str(copied.path), "--search.tables", "20"]) == 0
     second = capsys.readouterr()
     assert second.out == first.out
-    assert "have changed" in second.err
+    assert "Stored in" in second.err
 
 
 @pytest.mark.parametrize(
@@ -237,14 +223,18 @@ def test_help_imports_no_torch():
     assert "--split" in done.stdout
 
 
-def test_cache_changes_no_figure(make_run, digits):
-    alone, other = make_run(), make_run("train_gumbel")
-    save_gate_of(7, other, load(other.path).backbone)
-    short = SearchConfig(tables=12)
-    expected = [evaluate_run(run, dataset=digits, search=short).summary for run in (alone, other)]
+def test_cache_changes_no_figure(make_run, tmp_path, digits):
+    runs = [make_run(tmp_path / str(seed), gate_seed=seed) for seed in (1, 7)]
+    expected = [evaluate_run(run, dataset=digits, search=SHORT).summary for run in runs]
     cache = EvaluationCache()
-    for run, summary in zip((alone, other), expected, strict=True):
+    for run, summary in zip(runs, expected, strict=True):
         (run.path / "summary.json").unlink()
-        found = evaluate_run(run, dataset=digits, search=short, cache=cache)
+        found = evaluate_run(run, dataset=digits, search=SHORT, cache=cache)
         assert not found.stored
         assert found.summary == summary
+
+
+def test_named_baselines_run_alone(evaluated, digits):
+    model = load(evaluated[0].path)
+    methods = evaluate_methods(model.backbone, model.gate, digits, baselines=["oracle", "cascade"])
+    assert [method.key for method in methods] == ["gate", "cascade", "oracle"]

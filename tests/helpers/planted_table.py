@@ -6,7 +6,7 @@ from torch import Tensor
 from dfs_rl.costs import BitOptions, CostTable
 from dfs_rl.data import ImageSet
 
-MENU = (0, 8, 16, 32)
+BIT_OPTIONS = (0, 8, 16, 32)
 NEEDS = ((0, 2, 10), (1, 3, 4), (2, 1, 6))
 """Layer, smallest sufficient option (an index), and number of such images."""
 BUDGET = 11.0
@@ -30,7 +30,7 @@ class ThresholdLayer:
         self.layer = layer
 
     def __call__(self, hidden: Tensor, bits: int) -> Tensor:
-        short = (hidden[:, 0] == self.layer) & (hidden[:, 1] > MENU.index(bits))
+        short = (hidden[:, 0] == self.layer) & (hidden[:, 1] > BIT_OPTIONS.index(bits))
         hidden = hidden.clone()
         hidden[:, 2] = torch.where(short, 1.0, hidden[:, 2])
         return hidden
@@ -43,7 +43,7 @@ class TableBackbone:
     All labels are 0.
     """
 
-    options = BitOptions(MENU)
+    options = BitOptions(BIT_OPTIONS)
     costs = CostTable(options=options, layer_macs=(64, 64, 64))
     feature_sizes = (3, 3, 3)
     feature_macs = 0.0

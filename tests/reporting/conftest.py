@@ -45,7 +45,7 @@ def table(*options):
 
 
 def mixed(seed):
-    """Options as a gate picks them: mostly 2 to 4 bit, dearer in the middle."""
+    """Options as a gate picks them: mostly 2 to 4 bit, more in the middle."""
     generator = torch.Generator().manual_seed(seed)
     weights = torch.tensor([[0.02, 0.3, 0.35, 0.3, 0.03, 0.0]] * LAYERS)
     weights[3:6, 3] += 0.5

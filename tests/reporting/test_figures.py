@@ -26,7 +26,7 @@ from dfs_rl.reporting.images_plot import (
 )
 from dfs_rl.reporting.labels import Label, place_labels
 
-MENU = BitOptions((0, 2, 3, 4, 8, 32))
+BIT_OPTIONS = BitOptions((0, 2, 3, 4, 8, 32))
 
 
 def opened(figure):
@@ -94,7 +94,7 @@ def test_options_plot_for_few_and_many_layers(layers):
     generator = torch.Generator().manual_seed(layers)
     histogram = torch.rand(layers, 6, generator=generator)
     histogram = (histogram / histogram.sum(dim=1, keepdim=True)).tolist()
-    figure = options_plot(histogram, MENU)
+    figure = options_plot(histogram, BIT_OPTIONS)
     opened(figure)
     bars = figure.axes[0].containers
     assert len(bars) == 6
@@ -105,27 +105,27 @@ def test_options_plot_for_few_and_many_layers(layers):
 
 def test_histogram_image_has_colours_of_options():
     certain = [[0, 1, 0, 0, 0, 0], [0, 0, 0, 0, 0, 1]]
-    image = option_histogram_image(certain, MENU)
+    image = option_histogram_image(certain, BIT_OPTIONS)
     assert image.dtype == np.uint8
     assert image.ndim == 3
     assert image.shape[2] == 3
     seen = {tuple(pixel) for pixel in image.reshape(-1, 3)[::7].tolist()}
-    colours = [tuple(round(255 * v) for v in c) for c in style.option_colours(MENU)]
+    colours = [tuple(round(255 * v) for v in c) for c in style.option_colours(BIT_OPTIONS)]
     assert colours[1] in seen
     assert colours[5] in seen
 
 
 def test_option_colours_differ_in_grey():
-    for menu in (
-        MENU,
+    for bit_options in (
+        BIT_OPTIONS,
         BitOptions((2, 8)),
         BitOptions((32,)),
         BitOptions((0, 1, 2, 3, 4, 5, 6, 7, 8, 16, 32)),
     ):
-        colours = np.array(style.option_colours(menu))
+        colours = np.array(style.option_colours(bit_options))
         grey = colours @ [0.299, 0.587, 0.114]
-        running = grey[1:] if menu[0] == 0 else grey
-        assert len(colours) == len(menu)
+        running = grey[1:] if bit_options[0] == 0 else grey
+        assert len(colours) == len(bit_options)
         assert (np.diff(running) < -0.03).all()
 
 
@@ -159,25 +159,24 @@ def example(channels=3, layers=9, prediction="cat", label="cat"):
 @pytest.mark.parametrize(("channels", "layers"), [(1, 3), (2, 9), (3, 27), (4, 54)])
 def test_images_plot_for_any_channels_and_layers(channels, layers):
     row = [example(channels, layers)] * 4
-    opened(images_plot(row, row[:2], MENU))
+    opened(images_plot(row, row[:2], BIT_OPTIONS))
 
 
 def test_images_plot_says_cost_prediction_and_label():
     wrong = example(prediction="dog")
     long = example(prediction="a very long name of a class", label="another long name")
-    figure = images_plot([example(), wrong], [long], MENU)
+    figure = images_plot([example(), wrong], [long], BIT_OPTIONS)
     opened(figure)
-    said = [text.get_text() for text in texts(figure)]
-    assert said.count("1.23 %") == 3
-    assert "cat" in said
-    assert "says dog, is cat" in said
-    assert "says a very long…," in said
-    assert "is another lon…" in said
+    captions = [text.get_text() for text in texts(figure)]
+    assert captions.count("1.23 %") == 3
+    assert "cat" in captions
+    assert "says dog, is cat" in captions
+    assert "says a very long…,\nis another lon…" in captions
 
 
 def test_an_empty_row_of_images_is_refused():
     with pytest.raises(ConfigError, match="empty row"):
-        images_plot([], [example()], MENU)
+        images_plot([], [example()], BIT_OPTIONS)
 
 
 def test_cheapest_and_most_expensive_by_sorting(gate_records, costs):
@@ -217,7 +216,7 @@ def test_names_are_drawn_as_they_are(summary, name):
         row = [example(prediction=name, label="other")]
         figures = [
             accuracy_plot(replace(summary, dataset=name, methods=(gate, *summary.methods[1:]))),
-            images_plot(row, row, MENU),
+            images_plot(row, row, BIT_OPTIONS),
         ]
         for figure in figures:
             opened(figure)

@@ -10,8 +10,6 @@ from hypothesis import strategies as st
 from pandas import DataFrame
 from ray.tune import Result
 
-from dfs_rl.data import load_dataset
-from dfs_rl.data.sharing import share, unshare
 from dfs_rl.sweeping.objective import ObjectiveConfig
 from dfs_rl.sweeping.results import (
     TrialRecord,
@@ -152,19 +150,6 @@ def test_best_settings_are_those_that_differ():
     assert differing({"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"b": 1, "c": 0}, "d": 3}) == {
         "a": {"c": 2}
     }
-
-
-def test_shared_data_set_is_equal_without_a_copy():
-    digits = load_dataset("digits")
-    shared = share(digits)
-    for split in shared.splits.values():
-        split.images.flags.writeable = False  # as in the object store
-    back = unshare(shared)
-    assert back.fingerprint == digits.fingerprint
-    assert back.test.images.data_ptr() == digits.test.images.data_ptr()
-    assert shared.nbytes == sum(
-        len(s) * (64 + 8) for s in (digits.train, digits.agent, digits.val, digits.test)
-    )
 
 
 @pytest.mark.parametrize(("mode", "sign"), [("max", 1), ("min", -1)])

@@ -81,7 +81,7 @@ RATE = "search.reward.log_likelihood"
         ("cost_weight_range.0", "seed", 9, "seed cannot be searched; it must be the same"),
         ("timesteps: 1000", "run_dir: x", 3, "settings has run_dir, which the sweep"),
         ("timesteps: 1000", "dataset: /x", 3, "settings has data set '/x' but no backbone"),
-        ("trials: 6", "objective: {name: loss}", 10, "objective.name is 'loss'; a sweep"),
+        ("trials: 6", "objective: {name: loss}", 10, "objective.name is 'loss'; allowed is"),
         ("trials: 6", "objective: {name: best}", 10, "objective.name is 'best'; allowed is"),
         ("trials: 6", "objective: {name: pareto_front}", 10, "objective.name is 'pareto_front',"),
         ("trials: 6", "searcher: nsga2", 10, "searcher is 'nsga2', but hypervolume is one"),

@@ -15,7 +15,7 @@ from dfs_rl.training.bit_sampling import sample_student_mix
 from dfs_rl.training.supernet import SupernetTrainer
 from tests.helpers.halves import train_all, trainer_of
 
-PLAIN, MENU = (0, 32), (0, 2, 8, 32)
+PLAIN, BIT_OPTIONS = (0, 32), (0, 2, 8, 32)
 
 
 def trainer(
@@ -81,7 +81,7 @@ def test_the_base_net_teaches_the_path_nothing(halves):
 
 
 def test_the_end_measures_the_norms_of_both_modes(halves):
-    training = trainer(halves, bits=MENU, epochs=1)
+    training = trainer(halves, bits=BIT_OPTIONS, epochs=1)
     train_all(training)
     for name, buffer in training.backbone.named_buffers():
         if "running" in name:
@@ -93,7 +93,7 @@ def test_the_end_measures_the_norms_of_both_modes(halves):
 
 
 def test_new_quantizers_leave_the_base_net_unchanged(halves):
-    training = trainer(halves, bits=MENU, epochs=2, warmup=0.5)
+    training = trainer(halves, bits=BIT_OPTIONS, epochs=2, warmup=0.5)
     for loss in training.train_epoch():
         assert loss.distillation is not None  # from the first step on
     before = {n: p.clone() for n, p in training.backbone.named_parameters()}
@@ -109,7 +109,7 @@ def test_new_quantizers_leave_the_base_net_unchanged(halves):
 
 
 def test_half_of_the_mixes_are_the_base_net():
-    options = BitOptions(MENU)
+    options = BitOptions(BIT_OPTIONS)
 
     def draw(n: int, **how: object) -> list[tuple[int, ...] | None]:
         generator = torch.Generator().manual_seed(0)

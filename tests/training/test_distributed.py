@@ -16,7 +16,7 @@ from dfs_rl.training.supernet import StepLosses, SupernetTrainer
 from tests.helpers.halves import train_all, trainer_of
 
 PLAIN = (32,)
-MENU = (0, 2, 8, 32)
+BIT_OPTIONS = (0, 2, 8, 32)
 
 
 @pytest.mark.parametrize(("n", "size"), [(7, 1), (7, 2), (7, 3), (7, 7), (128, 5)])
@@ -74,7 +74,7 @@ SHARED = {"batch_size": 15, "pad": 1, "warmup": 0.5}
 
 
 def resnet(kind: type, data: Dataset, bits: tuple[int, ...]) -> SupernetTrainer:
-    shape = {"depth": 8, "width": 4, "bits": bits, "stem_bits": 8 if bits == MENU else 32}
+    shape = {"depth": 8, "width": 4, "bits": bits, "stem_bits": 8 if bits == BIT_OPTIONS else 32}
     return trainer_of(ResNet, data, epochs=2, trainer=kind, training=SHARED | {"lr": 0.05}, **shape)
 
 
@@ -147,7 +147,7 @@ def test_two_processes_train_the_transformer_of_one(together, halves):
 
 def _first_gradients(data: Dataset, kind: type, name: str) -> dict[str, Tensor]:
     """Return the gradients of a step with both passes, from the same weights."""
-    trainer = resnet(kind, data, MENU) if name == "quantized" else adaptive(kind, data)
+    trainer = resnet(kind, data, BIT_OPTIONS) if name == "quantized" else adaptive(kind, data)
     if name == "quantized":
         trainer.position = type(trainer.position)(epoch=1, step=0)
     if kind is SupernetTrainer:
@@ -172,9 +172,9 @@ def test_gradients_add_up_to_those_of_one_process(together, halves, name, tolera
 
 @pytest.mark.parametrize("leave_after", [2, 6, 8])
 def test_an_epoch_can_be_left_and_continued(together, halves, leave_after):
-    (losses, whole), (_, followed) = together(_train, halves, MENU, None)
+    (losses, whole), (_, followed) = together(_train, halves, BIT_OPTIONS, None)
     assert len(losses) == 12
-    (again, ours), (_, theirs) = together(_train, halves, MENU, leave_after)
+    (again, ours), (_, theirs) = together(_train, halves, BIT_OPTIONS, leave_after)
     assert again == losses
     for name, tensor in whole.items():
         assert torch.equal(tensor, ours[name]), name
@@ -183,7 +183,7 @@ def test_an_epoch_can_be_left_and_continued(together, halves, leave_after):
 
 
 def _diverge(data: Dataset) -> str:
-    trainer = resnet(ParallelTrainer, data, MENU)
+    trainer = resnet(ParallelTrainer, data, BIT_OPTIONS)
     with torch.no_grad():
         trainer.backbone.classifier.bias.fill_(math.nan)
     try:

@@ -44,7 +44,7 @@ class Train:
 
     Attributes:
         algo: The learning algorithm.
-        bits: The menu.
+        bits: Bit options.
         ppo: Settings of PPO.
         budget: Upper bound in percent.
         verbose: Say more.
@@ -138,7 +138,7 @@ def test_flags_of_every_type():
     assert invoke("--no-verbose", "--bits=4", "--budget", "None").config == Train(bits=(4,))
 
 
-def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path):
+def test_flags_win_over_files_and_files_over_defaults(tmp_path):
     text = "seed: 5\nbudget: 1e-1\nppo: {clip_range: 0.3}\nbits: [0, 4]"
     file = write(tmp_path / "c.yaml", text)
     for argv in (["--config", file, "--seed", "6"], ["--seed=6", f"--config={file}"]):
@@ -154,7 +154,7 @@ def test_a_flag_that_appends_may_be_given_often():
     assert seen[0].config.item == ("a", "b")
 
 
-def test_checks_across_fields_see_files_and_flags_together(tmp_path, capsys):
+def test_checks_across_fields_see_files_and_flags(tmp_path, capsys):
     file = write(tmp_path / "c.yaml", "budget: -1")
     assert invoke("--config", file, "--budget", "1").config.budget == 1
     assert refuse(capsys, "--config", file) == "budget is -1.0; it must be positive."
@@ -169,22 +169,17 @@ def test_checks_across_fields_see_files_and_flags_together(tmp_path, capsys):
             "--ppo.clip-rang 1",
             "Unrecognized options: --ppo.clip-rang, 1; the closest one is --ppo.clip-range",
         ),
-        ("extra", "Unrecognized options: extra; "),
         ("--seed x", "--seed: invalid literal for int() with base 10: 'x'; "),
         ("--seed", "Missing value for argument '--seed'"),
         ("--bits 0 x", "--bits: "),
         ("--ppo.clip-range -1", "ppo: clip_range is -1.0; it must not be negative."),
         ("--budget 0", "budget is 0.0; it must be positive."),
         ("--config", "--config needs a value after it."),
-        ("--config --seed 1", "--config needs a value after it."),
         ("--config a --config b", "--config is given 2 times; once is allowed."),
-        ("--config=a --config b", "--config is given 2 times; once is allowed."),
         ("--seed 1 --seed 2", "--seed is given 2 times; once is allowed."),
-        ("--seed=1 --seed 1", "--seed is given 2 times; once is allowed."),
         ("--run-dir a --run_dir b", "--run-dir is given 2 times; once is allowed."),
         ("--verbose --no-verbose", "--verbose is given 2 times; once is allowed."),
         ("--ppo.n-epochs 1 --ppo.n-epochs=2", "--ppo.n-epochs is given 2 times; once is"),
-        ("--resume a --resume b", "--resume is given 2 times; once is allowed."),
         ("--run-dir=", "an argument is empty"),
         (
             "--budget x",
@@ -192,18 +187,11 @@ def test_checks_across_fields_see_files_and_flags_together(tmp_path, capsys):
         ),
         ("--config nope.yaml", "nope.yaml does not exist."),
         ("--resume nope", "nope is not a folder, so it holds no run."),
-        (
-            "--resume nope --seed 1",
-            "--resume nope goes on with the settings of that run; --seed cannot ",
-        ),
-        ("--resume nope x", "--resume nope goes on with the settings of that run; x cannot stand "),
-        (
-            "--resume=nope --config=c",
-            "--resume nope goes on with the settings of that run; --config=c ",
-        ),
+        ("--resume nope --seed 1", "--resume nope continues with the settings of that run; "),
+        ("--resume=nope --config=c", "--resume nope continues with the settings of that run; "),
     ],
 )
-def test_bad_flags_are_one_sentence_and_exit_code_2(capsys, argv, sentence):
+def test_bad_flags_are_one_sentence(capsys, argv, sentence):
     assert refuse(capsys, *argv.split()).startswith(sentence)
 
 
@@ -217,7 +205,7 @@ def test_bad_flags_are_one_sentence_and_exit_code_2(capsys, argv, sentence):
         ("config: x", "config is not a setting; "),
     ],
 )
-def test_bad_files_are_one_sentence_and_exit_code_2(tmp_path, capsys, text, sentence):
+def test_bad_files_are_one_sentence(tmp_path, capsys, text, sentence):
     file = write(tmp_path / "c.yaml", text)
     assert refuse(capsys, "--config", file).startswith(f"{file}, line 1: {sentence}")
 
@@ -237,39 +225,20 @@ def test_resume_takes_the_settings_of_the_run(tmp_path, capsys):
     )
     other = RunFolder.create(tmp_path / "o", kind="other", name="x", config=config, command=[])
     assert refuse(capsys, "--resume", str(other.path)) == (
-        f"{other.path} holds a run of kind other; kind train is needed here."
+        f"{other.path} is a run of kind other; kind train is needed here."
     )
 
 
-def test_help_lists_fields_in_order_and_nested_blocks_last(capsys):
-    code = run_command(
-        lambda _: None,
-        Train,
-        prog="python -m train",
-        description="Train a gate.",
-        kind="train",
-        argv=["--help"],
-    )
+def test_help_lists_fields_in_order_and_blocks_last(capsys):
+    options = {"prog": "python -m train", "description": "Train a gate.", "kind": "train"}
+    assert run_command(lambda _: None, Train, argv=["--help"], **options) == 0
     text = capsys.readouterr().out
-    flags = [
-        "--algo",
-        "--bits",
-        "--budget",
-        "--verbose",
-        "--seed",
-        "--run-dir",
-        "--config",
-        "--resume",
-        "--trust-code",
-        "--ppo.clip",
-    ]
-    places = [text.index(flag) for flag in flags]
-    assert code == 0
+    names = "algo bits budget verbose seed run-dir config resume trust-code ppo.clip"
+    places = [text.index(f"--{name}") for name in names.split()]
     assert places == sorted(places)
-    assert "Train a gate." in text
-    assert "The learning algorithm. (default: ppo)" in text
-    assert "(default: 7)" in text
-    assert "\x1b" not in text  # no colours where there is no terminal
+    for part in ("Train a gate.", "The learning algorithm. (default: ppo)", "(default: 7)"):
+        assert part in text
+    assert "\x1b" not in text  # no colours without a terminal
 
 
 def evaluate(*argv: str) -> tuple[int, list[Evaluate]]:
@@ -284,7 +253,7 @@ def evaluate(*argv: str) -> tuple[int, list[Evaluate]]:
     return code, seen
 
 
-def test_positional_arguments_and_commands_that_cannot_resume(tmp_path, capsys):
+def test_positional_arguments_without_resume(tmp_path, capsys):
     assert evaluate("runs/a", "--split", "val") == (0, [Evaluate(run=Path("runs/a"), split="val")])
     file = write(tmp_path / "c.yaml", "split: val")
     assert evaluate("runs/a", "--config", file) == (0, [Evaluate(run=Path("runs/a"), split="val")])
@@ -330,15 +299,14 @@ sys.exit(run_command(main, Config, prog="p", description="d"))
 """
 
 
-@pytest.mark.parametrize("locale", ["C.UTF-8", "C"])
-def test_as_a_process(locale):
+def test_as_a_process_in_an_ascii_locale():
     def run(*argv: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-c", PROGRAM, *argv],
             capture_output=True,
             text=True,
             check=False,
-            env={"LC_ALL": locale, "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+            env={"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
         )
 
     done = run("--seed", "4")
@@ -352,31 +320,8 @@ def test_as_a_process(locale):
     assert "--seed INT" in run("--help").stdout
 
 
-def test_a_disk_that_fails_is_one_sentence(capsys):
-    def fill(invocation):
-        raise OSError(28, "No space left on device", "runs/x/metrics.jsonl")
-
-    code = run_command(fill, Train, prog="example", description="Fails.", argv=[])
-    assert code == 2
-    err = capsys.readouterr().err
-    assert err == "error: cannot read or write runs/x/metrics.jsonl: No space left on device.\n"
-
-
-@configuration
-class Full:
-    """Nothing that matters.
-
-    Attributes:
-        seed: Of nothing.
-    """
-
-    seed: int = 0
-
-
-def test_a_full_disk_under_tensorboard_is_one_sentence(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    def write(_: object) -> None:
+def test_full_disk_under_tensorboard_is_one_sentence(tmp_path, capfd):
+    def write(_):
         run = RunFolder(tmp_path, "train")
         with run.lock():
             board = SummaryWriter(str(run.tensorboard_dir))
@@ -387,5 +332,5 @@ def test_a_full_disk_under_tensorboard_is_one_sentence(
             finally:
                 board.close()
 
-    assert run_command(write, Full, prog="p", description="d", argv=[]) == 2
+    assert run_command(write, Train, prog="p", description="d", argv=[]) == 2
     assert capfd.readouterr().err == (f"error: cannot read or write {tmp_path}: File too large.\n")

@@ -105,6 +105,7 @@ def test_values_arrive_with_their_declared_type(tmp_path, text, name, value):
         ("algo: {a: 1}", "algo is {'a': 1}; allowed is one of 'ppo', 'a2c'."),
         ("ppo: {clip_range: {a: 1}}", "ppo.clip_range is {'a': 1}; allowed is a number."),
         ("weight: .inf", "weight is inf; it must be finite."),
+        ("weight: 1e400", "weight is inf; it must be finite."),
         ("pair: [1, .nan]", "pair[1] is nan; it must be finite."),
         ("flip: 1", "flip is 1; allowed is true or false."),
         ("flip: yes", "flip is 'yes'; allowed is true or false."),
@@ -126,9 +127,7 @@ def test_values_arrive_with_their_declared_type(tmp_path, text, name, value):
         ("ppo: {clip_range: -1}", "ppo: clip_range is -1.0; it must not be negative."),
     ],
 )
-def test_a_fault_is_one_sentence_with_file_line_key_value_and_what_is_allowed(
-    tmp_path, text, sentence
-):
+def test_faults_name_line_key_value_and_allowed_values(tmp_path, text, sentence):
     with pytest.raises(ConfigError) as caught:
         load(tmp_path, f"# a comment\n\n{text}")
     assert str(caught.value).startswith(f"{tmp_path / 'train.yaml'}, line 3: {sentence}")
@@ -163,7 +162,7 @@ def test_files_and_python_have_the_same_ranges(name, value, allowed):
         config_from_dict({name: value}, Ranges, "here")
 
 
-def test_a_value_of_a_class_that_files_lack_is_refused_by_name():
+def test_value_of_a_foreign_class_is_refused():
     with pytest.raises(ConfigError, match=r"^rate is \{0.5\}; allowed is a number"):
         Ranges(rate={0.5})
 
@@ -227,12 +226,7 @@ def test_any_configuration_comes_back_equal_from_its_file(tmp_path_factory, conf
     assert load_config(path, Train) == config
 
 
-@given(config=configs)
-def test_plain_values_come_back_equal(config):
-    assert config_from_dict(config_to_dict(config), Train, "here") == config
-
-
-def test_short_lists_stay_on_one_line_and_fields_in_their_order(tmp_path):
+def test_lists_stay_on_one_line_and_fields_in_order(tmp_path):
     save_config(Train(), tmp_path / "c.yaml")
     lines = (tmp_path / "c.yaml").read_text().splitlines()
     assert lines[:3] == ["algo: ppo", "bits: [0, 2, 32]", "pair: [0, 2.0]"]

@@ -25,17 +25,17 @@ def test_more_threads_than_cpus_are_refused_unstarted(threads):
     assert threads == [4]
 
 
-def test_a_run_of_a_larger_machine_goes_on_with_what_there_is(threads, capsys):
+def test_resume_on_a_smaller_machine_uses_its_cpus(threads, capsys):
     device.set_threads(3, resumed=True)
     assert capsys.readouterr().err == ""
     device.set_threads(64, resumed=True)
     assert threads == [3, 4]
     said = capsys.readouterr().err
     assert "64 threads" in said
-    assert "goes on with 4" in said
+    assert "continues with 4" in said
 
 
-def test_what_does_not_fit_into_memory_is_refused_by_what_asks_for_most(monkeypatch):
+def test_too_little_memory_names_the_largest_setting(monkeypatch):
     monkeypatch.setattr(device, "free_bytes", lambda _: 3 * 2**30)
     device.check_memory({"a is 1": 2**30, "b is 2": 2**31}, CPU)
     with pytest.raises(

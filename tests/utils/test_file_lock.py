@@ -52,9 +52,3 @@ def test_a_killed_process_keeps_nobody_out(holder, tmp_path):
     holder.wait(timeout=30)
     with file_lock(tmp_path / "run"):
         pass
-
-
-def test_a_folder_is_free_again_after_the_block(tmp_path):
-    for _ in range(2):
-        with file_lock(tmp_path / "run"):
-            pass

@@ -84,7 +84,7 @@ def test_make_by_module_prefix(foreign):
     ],
 )
 def test_commands_beside_foreign_packages(foreign, command):
-    """Show the help page without a wait for torch, which the settings of ``train_backbone`` alone need."""
+    """Only the settings of ``train_backbone`` need torch."""
     code = f"import sys, dfs_rl.{command} as c; c.main(['--help']); print('torch' in sys.modules)"
     page = python("-c", code, cwd=foreign)
     assert f"usage: python -m dfs_rl.{command}" in page
@@ -92,7 +92,7 @@ def test_commands_beside_foreign_packages(foreign, command):
 
 
 def test_wheel_holds_every_module_under_one_name(tmp_path):
-    """Build from a copy, since setuptools leaves its work in the source tree, and compare with the source."""
+    """Built from a copy, since setuptools leaves its work in the source tree."""
     copy = tmp_path / "source"
     copy.mkdir()
     for name in ("dfs_rl", *FOREIGN, "pyproject.toml", "README.md", "LICENSE"):

@@ -31,7 +31,7 @@ def create(path: Path | None) -> RunFolder:
     )
 
 
-def test_a_new_run_records_configuration_command_and_versions(tmp_path):
+def test_new_run_records_config_command_and_versions(tmp_path):
     folder = create(tmp_path / "deep" / "run")
     assert load_config(folder.config_path, Config) == Config()
     record = json.loads((folder.path / "run.json").read_text())
@@ -49,7 +49,7 @@ def test_a_new_run_records_configuration_command_and_versions(tmp_path):
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", record["created"])
 
 
-def test_default_folders_are_named_by_time_and_never_shared(tmp_path, monkeypatch):
+def test_default_folders_differ(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     paths = [create(None).path for _ in range(4)]
     assert len(set(paths)) == 4
@@ -63,11 +63,7 @@ def test_default_folders_are_named_by_time_and_never_shared(tmp_path, monkeypatc
 )
 def test_a_folder_that_holds_a_run_is_refused_untouched(tmp_path, entry):
     (tmp_path / entry).write_text("mine")
-    message = (
-        r"holds a run already \(it has run.json\); choose another"
-        if entry == "run.json"
-        else rf"has {entry} but no run.json, so it is neither a run nor free for one; choose another"
-    )
+    message = "holds a run already" if entry == "run.json" else f"has {entry} but no run.json"
     with pytest.raises(RunFolderError, match=message):
         create(tmp_path)
     assert (tmp_path / entry).read_text() == "mine"
@@ -91,7 +87,7 @@ def test_opening_checks_what_is_there(tmp_path):
     path = create(tmp_path / "run").path
     assert RunFolder.open(path) == RunFolder.open(path, "train") == RunFolder(path, "train")
     with pytest.raises(
-        RunFolderError, match="holds a run of kind train; kind evaluate is needed here"
+        RunFolderError, match="is a run of kind train; kind evaluate is needed here"
     ):
         RunFolder.open(path, "evaluate")
     with pytest.raises(RunFolderError, match="is not a folder, so it holds no run"):
@@ -100,7 +96,7 @@ def test_opening_checks_what_is_there(tmp_path):
         RunFolder.open(tmp_path)
     for content, complaint in [
         ("{", "is not valid JSON"),
-        ("[]", "is damaged: it does not say what kind"),
+        ("[]", "is damaged: it has no kind"),
         (
             '{"kind": "train", "format": 2}',
             "has run format 2; this version of dfs-rl reads format 1",
@@ -122,8 +118,8 @@ def test_metrics_come_back_in_order_with_null_for_nan(tmp_path):
     ]
 
 
-@pytest.mark.parametrize("torn", [b"{", b'{"step": 3}', b'{"step": 3, "text": "caf\xc3'])
-def test_a_torn_last_line_is_ignored_and_overwritten_by_the_next(tmp_path, torn):
+@pytest.mark.parametrize("torn", [b"{", b'{"step": 3, "text": "caf\xc3'])
+def test_torn_last_line_is_overwritten(tmp_path, torn):
     folder = create(tmp_path / "run")
     folder.log({"step": 1})
     folder.log({"step": 2})
@@ -134,14 +130,7 @@ def test_a_torn_last_line_is_ignored_and_overwritten_by_the_next(tmp_path, torn)
     assert folder.read_metrics() == [{"step": 1}, {"step": 2}, {"step": 3}]
 
 
-def test_a_file_that_is_all_torn_starts_anew(tmp_path):
-    folder = create(tmp_path / "run")
-    folder.metrics_path.write_bytes(b'{"st')
-    folder.log({"step": 1})
-    assert folder.read_metrics() == [{"step": 1}]
-
-
-def test_resuming_cuts_the_metrics_to_what_the_checkpoint_knew(tmp_path):
+def test_truncate_metrics_to_a_checkpoint(tmp_path):
     folder = create(tmp_path / "run")
     for step in range(5):
         folder.log({"step": step})
@@ -152,13 +141,6 @@ def test_resuming_cuts_the_metrics_to_what_the_checkpoint_knew(tmp_path):
     assert [record["step"] for record in folder.read_metrics()] == [0, 1, 2, "again"]
     with pytest.raises(RunFolderError, match="has 4 records, but the checkpoint was made after 9"):
         folder.truncate_metrics(9)
-
-
-def test_a_damaged_line_amid_the_metrics_is_named(tmp_path):
-    folder = create(tmp_path / "run")
-    folder.metrics_path.write_bytes(b'{"step": 1}\n{"st\n{"step": 3}\n')
-    with pytest.raises(RunFolderError, match="is damaged in line 2"):
-        folder.read_metrics()
 
 
 def test_checkpoints_by_name(tmp_path):
@@ -177,7 +159,7 @@ def test_checkpoints_by_name(tmp_path):
     ]
 
 
-def test_what_a_killed_save_leaves_behind_is_harmless_and_goes(tmp_path):
+def test_leftovers_of_a_killed_save_are_deleted(tmp_path):
     folder = create(tmp_path / "run")
     folder.save_checkpoint("last", {"w": torch.ones(3)}, {"step": 1})
     complete = (folder.checkpoint_dir / "last.safetensors").read_bytes()
@@ -189,32 +171,9 @@ def test_what_a_killed_save_leaves_behind_is_harmless_and_goes(tmp_path):
     assert [p.name for p in folder.checkpoint_dir.iterdir()] == ["last.safetensors"]
 
 
-def settings_of(folder: RunFolder) -> list[bytes]:
-    return folder.config_path.read_bytes().splitlines(keepends=True)
-
-
-@pytest.mark.parametrize("kept", [0, 1, 2])
-def test_a_configuration_that_is_cut_at_the_end_of_a_line_is_refused(tmp_path, kept):
-    folder = create(tmp_path / "run")
-    lines = settings_of(folder)
-    assert len(lines) == 3
-    folder.config_path.write_bytes(b"".join(lines[:kept]))
-    with pytest.raises(RunFolderError, match=r"config\.yaml is not what the run stored"):
-        RunFolder.open(folder.path)
-    # A run of an earlier version, whose record knows nothing of its files.
-    record = json.loads((folder.path / "run.json").read_text())
-    del record["files"]
-    (folder.path / "run.json").write_text(json.dumps(record))
-    missing = ("seed", "device", "rate")[kept]
-    with pytest.raises(RunFolderError, match=rf"config\.yaml lacks {missing}"):
-        RunFolder.open(folder.path).config(Config)
-    folder.config_path.write_bytes(b"".join(lines))
-    assert RunFolder.open(folder.path).config(Config) == Config()
-
-
 @pytest.mark.parametrize("file", ["config.yaml", "own.yaml"])
-@pytest.mark.parametrize("change", ["edited", "missing"])
-def test_what_a_run_began_with_stays_as_it_was(tmp_path, file, change):
+@pytest.mark.parametrize("change", ["edited", "missing", "empty", "huge"])
+def test_changed_initial_files_are_refused(tmp_path, file, change):
     folder = RunFolder.create(
         tmp_path / "run",
         kind="train",
@@ -225,10 +184,15 @@ def test_what_a_run_began_with_stays_as_it_was(tmp_path, file, change):
     )
     assert RunFolder.open(folder.path) == folder
     path = folder.path / file
-    if change == "missing":
-        path.unlink()
-    else:
-        path.write_bytes(path.read_bytes()[:-2] + b"\n")  # still YAML
+    match change:
+        case "missing":
+            path.unlink()
+        case "edited":
+            path.write_bytes(path.read_bytes()[:-2] + b"\n")  # still YAML
+        case "empty":
+            path.write_bytes(b"")
+        case "huge":
+            os.truncate(path, 2**40)
     with pytest.raises(RunFolderError, match=re.escape(f"{path} is not what the run stored")):
         RunFolder.open(folder.path)
 
@@ -240,7 +204,7 @@ def test_a_configuration_can_be_replaced(tmp_path):
 
 
 @pytest.mark.parametrize("write", range(3))
-def test_a_run_opens_after_a_kill_while_its_configuration_is_replaced(tmp_path, monkeypatch, write):
+def test_kill_while_the_configuration_is_replaced(tmp_path, monkeypatch, write):
     folder = create(tmp_path / "run")
     renamed, rename = [], Path.replace
 
@@ -257,31 +221,20 @@ def test_a_run_opens_after_a_kill_while_its_configuration_is_replaced(tmp_path, 
     assert RunFolder.open(folder.path).config(Config).seed == (7 if write == 2 else Config.seed)
 
 
-def test_a_file_of_a_run_that_grew_huge_is_not_read(tmp_path):
-    folder = create(tmp_path / "run")
-    os.truncate(folder.config_path, 2**40)
-    with pytest.raises(RunFolderError, match="is not what the run stored"):
-        RunFolder.open(folder.path)
-
-
 @pytest.mark.parametrize(
     ("file", "content", "named"),
     [
         ("timing.json", '{"seconds": "5"}', "seconds is '5'"),
         ("timing.json", '{"seconds": true}', "seconds is true"),
-        ("timing.json", '{"seconds": 1e999}', "1e999 is larger than any float"),
+        ("timing.json", '{"seconds": 1e999}', "1e999 is not a finite number"),
         ("timing.json", "{}", "seconds is missing"),
         ("timing.json", "[3]", "not a mapping"),
         ("timing.json", "", "not valid JSON"),
         ("run.json", '{"kind": "train", "format": 1}', "command is missing"),
-        (
-            "run.json",
-            '{"kind": "train", "format": 1, "command": "x", "created": ""}',
-            "command is 'x'",
-        ),
+        ("run.json", '{"kind": "train", "format": 1, "command": "x"}', "command is 'x'"),
     ],
 )
-def test_what_a_run_stored_is_checked_when_it_is_opened(tmp_path, file, content, named):
+def test_records_are_checked_on_opening(tmp_path, file, content, named):
     path = create(tmp_path / "run").path / file
     path.write_text(content)
     with pytest.raises(RunFolderError, match=re.escape(named)) as caught:
@@ -295,12 +248,9 @@ def test_seconds_add_up_over_resumptions(tmp_path):
     assert RunFolder.open(folder.path).add_seconds(2) == 3.5
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["checkpoints", "gate", "backbone", "plots", "tensorboard", "gates", "best", "metrics.jsonl"],
-)
+@pytest.mark.parametrize("name", ["checkpoints", "gates", "metrics.jsonl"])
 @pytest.mark.parametrize("dangling", [False, True])
-def test_links_by_which_a_run_would_write_elsewhere_are_refused(tmp_path, name, dangling):
+def test_links_inside_a_run_are_refused(tmp_path, name, dangling):
     folder = create(tmp_path / "run")
     elsewhere = tmp_path / "elsewhere"
     if not dangling:
@@ -324,7 +274,7 @@ def test_a_run_may_be_reached_by_a_link(tmp_path):
     assert RunFolder.open(tmp_path / "latest").kind == "train"
 
 
-def test_what_killed_processes_left_goes_when_a_run_is_held(tmp_path):
+def test_lock_deletes_leftovers_of_killed_processes(tmp_path):
     folder = create(tmp_path / "run")
     stale = [
         "checkpoints/.tmpA1b2C3",
@@ -345,14 +295,14 @@ def test_what_killed_processes_left_goes_when_a_run_is_held(tmp_path):
             pass
 
 
-def test_a_system_error_that_names_no_file_names_the_run(tmp_path):
+def test_system_errors_name_the_run(tmp_path):
     folder = create(tmp_path / "run")
     with pytest.raises(OSError, match="No space") as caught, folder.lock():
         raise OSError(errno.ENOSPC, "No space left on device")
     assert caught.value.filename == str(folder.path)
 
 
-def test_a_record_that_a_full_disk_cuts_is_taken_back(tmp_path):
+def test_full_disk_leaves_no_partial_record(tmp_path):
     folder = create(tmp_path / "run")
     folder.log({"step": 1})
     whole = folder.metrics_path.read_bytes()
@@ -362,12 +312,13 @@ def test_a_record_that_a_full_disk_cuts_is_taken_back(tmp_path):
     assert folder.metrics_path.read_bytes() == whole
 
 
-def test_damaged_metrics_are_refused_before_a_run_goes_on(tmp_path):
+def test_damaged_metrics_are_refused(tmp_path):
     folder = create(tmp_path / "run")
     for step in range(3):
         folder.log({"step": step})
     content = folder.metrics_path.read_bytes().replace(b'{"step": 1}', b'{"step" 1}')
     folder.metrics_path.write_bytes(content)
-    with pytest.raises(RunFolderError, match="is damaged in line 2"):
-        folder.truncate_metrics(3)
+    for read in (folder.read_metrics, lambda: folder.truncate_metrics(3)):
+        with pytest.raises(RunFolderError, match="is damaged in line 2"):
+            read()
     assert folder.metrics_path.read_bytes() == content

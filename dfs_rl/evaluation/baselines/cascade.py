@@ -29,13 +29,7 @@ class Cascade(NamedTuple):
 def run_cascade(
     uniform: Sequence[GateRecords], cascade: Cascade, *, name: str = "cascade"
 ) -> GateRecords:
-    """Combine two uniform passes; images with a second pass pay for both.
-
-    Args:
-        uniform: Records of each uniform option over the same images.
-        cascade: Both options and the threshold.
-        name: Name of the records.
-    """
+    """Combine two of the uniform passes; images with a second pass pay for both."""
     first, second = uniform[cascade.first], uniform[cascade.second]
     escalated = first.confidence < cascade.threshold
     return GateRecords(
@@ -73,8 +67,7 @@ def choose_cascade(
         budget: Upper bound on the mean computation in percent, fixed parts included.
 
     Returns:
-        The cascade; None if one pass at the cheapest option exceeds the budget, as is possible
-        where gates exit early.
+        The cascade, None if a pass at the cheapest option exceeds the budget.
     """
     mean_costs = [records.computation(costs).mean().item() for records in uniform]
     best: tuple[tuple[float, float, float], Cascade] | None = None

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dfs_rl.backbones.interfaces import WalkableBackbone, WithExits
-from dfs_rl.costs import CostTable, relative_cost
+from dfs_rl.costs import CostTable
 from dfs_rl.data.batching import batches
 from dfs_rl.data.images import ImageSet
 from dfs_rl.errors import ConfigError
@@ -25,21 +25,13 @@ _TOLERANCE = 1e-9
 
 
 class ExitOutputs(NamedTuple):
-    """Outputs of all exits and of the head on each image, with all layers at one option.
-
-    Attributes:
-        option: Option of all layers.
-        predictions: Predicted classes, int64 ``[n, exits + 1]``.
-        log_likelihood: Log-probability of the true class, float64 ``[n, exits + 1]``.
-        confidence: Largest class probability, float64 ``[n, exits + 1]``.
-        labels: True class, int64 ``[n]``.
-    """
+    """Outputs of all exits and of the head, with all layers at one option."""
 
     option: int
-    predictions: Tensor
-    log_likelihood: Tensor
-    confidence: Tensor
-    labels: Tensor
+    predictions: Tensor  # int64 [n, exits + 1]
+    log_likelihood: Tensor  # of the true class, float64 [n, exits + 1]
+    confidence: Tensor  # largest class probability, float64 [n, exits + 1]
+    labels: Tensor  # int64 [n]
 
     @property
     def correct(self) -> Tensor:
@@ -74,13 +66,7 @@ class ExitRule(NamedTuple):
 def run_exit_outputs(
     backbone: WalkableBackbone, image_set: ImageSet, *, batch_size: int = BATCH_SIZE
 ) -> list[ExitOutputs]:
-    """Run each option at all layers and evaluate all exits.
-
-    Args:
-        backbone: Backbone with exits, on the device of ``image_set``.
-        image_set: Images.
-        batch_size: Number of images per batch.
-    """
+    """Run each option at all layers of a backbone with exits, and evaluate all exits."""
     assert isinstance(backbone, WithExits), "a backbone whose costs have exits"
     after, labels = backbone.costs.exits_after, image_set.labels.cpu()
     passes = []
@@ -108,14 +94,7 @@ def run_exit_outputs(
 def apply_exit_rule(
     passes: Sequence[ExitOutputs], rule: ExitRule, costs: CostTable, *, name: str = "exits"
 ) -> GateRecords:
-    """Return the records of an exit rule; each image pays for all exits that it reaches.
-
-    Args:
-        passes: Outputs at each option over the same images.
-        rule: Exit rule.
-        costs: Cost table of the backbone.
-        name: Name of the records.
-    """
+    """Return the records of an exit rule; each image pays for all exits that it reaches."""
     outputs = passes[rule.option]
     exit_index = rule.exit_index(outputs)
     images = torch.arange(len(exit_index))
@@ -135,11 +114,6 @@ def choose_exit_rule(passes: Sequence[ExitOutputs], costs: CostTable, budget: fl
 
     Of equally accurate rules the one with the higher log-likelihood is chosen, then the cheaper
     one.
-
-    Args:
-        passes: Outputs at each option on the selection split.
-        costs: Cost table of the backbone.
-        budget: Upper bound on the mean computation in percent, fixed parts included.
 
     Raises:
         ConfigError: If no rule is within the budget.
@@ -195,5 +169,5 @@ def _options_by_exit(option: int, costs: CostTable) -> Tensor:
 
 def _exit_overhead_macs(first: int, costs: CostTable) -> Tensor:
     """Return the full-precision MACs of the exits passed before each exit, ``[exits + 1]``."""
-    each = [e.macs * relative_cost(e.bits) * (i >= first) for i, e in enumerate(costs.exits)]
+    each = [costs.cost(e.macs, e.bits) * (i >= first) for i, e in enumerate(costs.exits)]
     return torch.tensor([0.0, *each], dtype=torch.float64).cumsum(0)

@@ -143,30 +143,19 @@ def _mode_table(setup: EvaluationSetup) -> Iterator[MethodResult]:
     )
 
 
-@register_baseline("random")
-def _random(setup: EvaluationSetup) -> Iterator[MethodResult]:
-    """Shuffle each layer's options of the gate across images."""
-    costs = setup.backbone.costs
-    shuffle = partial(shuffled_options, exit_action=costs.exit_action if costs.exits else None)
-    return _shuffled(setup, "random", "random, same marginals", shuffle)
-
-
-@register_baseline("patterns")
-def _patterns(setup: EvaluationSetup) -> Iterator[MethodResult]:
-    """Shuffle rows of options of the gate across images."""
-    return _shuffled(setup, "patterns", "own patterns, shuffled", shuffled_patterns)
-
-
 def _shuffled(
     setup: EvaluationSetup,
     key: str,
     label: str,
-    shuffle: Callable[[Tensor, torch.Generator], Tensor],
+    shuffle: Callable[[Tensor, torch.Generator, int | None], Tensor],
 ) -> Iterator[MethodResult]:
+    """Shuffle the options of the gate across images."""
     if setup.gate.first_pass is not None:  # the marginals of a cascade are those of one pass
         return
+    costs = setup.backbone.costs
+    exit_action = costs.exit_action if costs.exits else None
     draws = [
-        shuffle(setup.gate.options, torch_generator(f"{key} baseline", draw))
+        shuffle(setup.gate.options, torch_generator(f"{key} baseline", draw), exit_action)
         for draw in range(RANDOM_DRAWS)
     ]
     yield MethodResult(
@@ -178,6 +167,42 @@ def _shuffled(
         chosen_on=setup.reported_name,
         detail=f"mean of {RANDOM_DRAWS} draws",
     )
+
+
+def shuffled_options(
+    options: Tensor, generator: torch.Generator, exit_action: int | None
+) -> Tensor:
+    """Shuffle each layer's actions, int64 ``[n, layers]``, independently of the other layers.
+
+    Marginals and mean cost stay the same; only the relation of options to images is lost. With
+    exits, the images that reach a layer receive the actions of those that reached it before.
+    """
+    rank = torch.rand(options.shape, generator=generator).argsort(dim=0)
+    if exit_action is None:
+        return options.gather(0, rank)
+    shuffled = torch.full_like(options, exit_action)
+    arrived = arrived_before = torch.ones(len(options), dtype=torch.bool)
+    for layer in range(options.shape[1]):
+        order = rank[:, layer]
+        shuffled[arrived, layer] = options[order[arrived_before[order]], layer]
+        arrived = shuffled[:, layer] != exit_action
+        arrived_before = options[:, layer] != exit_action
+    return shuffled
+
+
+def _shuffled_patterns(options: Tensor, generator: torch.Generator, _: int | None) -> Tensor:
+    """Shuffle rows of options: a gate that does not use the image keeps its accuracy."""
+    return options[torch.randperm(len(options), generator=generator).to(options.device)]
+
+
+@register_baseline("random")
+def _random(setup: EvaluationSetup) -> Iterator[MethodResult]:
+    return _shuffled(setup, "random", "random, same marginals", shuffled_options)
+
+
+@register_baseline("patterns")
+def _patterns(setup: EvaluationSetup) -> Iterator[MethodResult]:
+    return _shuffled(setup, "patterns", "own patterns, shuffled", _shuffled_patterns)
 
 
 @register_baseline("oracle")
@@ -252,45 +277,6 @@ def uniform_points(backbone: Backbone, accuracies: Mapping[str, float]) -> list[
 
 
 def mode_table(options: Tensor, costs: CostTable) -> StaticTable:
-    """Return the most frequent action of each layer, the cheaper one of equals.
-
-    Args:
-        options: Actions of each image, int64 ``[n, layers]``.
-        costs: Cost table of the backbone.
-    """
+    """Return the most frequent action of each layer, the cheaper one of equals."""
     counts = [torch.bincount(column, minlength=costs.n_actions) for column in options.T]
     return canonicalize(costs, tuple(int(count.argmax()) for count in counts))
-
-
-def shuffled_options(
-    options: Tensor, generator: torch.Generator, *, exit_action: int | None = None
-) -> Tensor:
-    """Shuffle each layer's options across images, independently of the other layers.
-
-    Marginals and mean cost stay the same; only the relation of options to images is lost. With
-    exits, the images that reach a layer receive the actions of those that reached it before.
-
-    Args:
-        options: Actions of each image, int64 ``[n, layers]``.
-        generator: Random generator.
-        exit_action: Exit action; None without exits.
-    """
-    rank = torch.rand(options.shape, generator=generator).argsort(dim=0)
-    if exit_action is None:
-        return options.gather(0, rank)
-    shuffled = torch.full_like(options, exit_action)
-    arrived = arrived_before = torch.ones(len(options), dtype=torch.bool)
-    for layer in range(options.shape[1]):
-        order = rank[:, layer]
-        shuffled[arrived, layer] = options[order[arrived_before[order]], layer]
-        arrived = shuffled[:, layer] != exit_action
-        arrived_before = options[:, layer] != exit_action
-    return shuffled
-
-
-def shuffled_patterns(options: Tensor, generator: torch.Generator) -> Tensor:
-    """Shuffle rows of options, int64 ``[n, layers]``, across images.
-
-    A gate that does not use the image keeps its accuracy, whatever its patterns.
-    """
-    return options[torch.randperm(len(options), generator=generator).to(options.device)]

@@ -1,4 +1,11 @@
-"""Protocol and registry of the baselines that gates are compared with."""
+"""Protocol and registry of the baselines that gates are compared with.
+
+A module of your own adds one::
+
+    @register_baseline("cheapest")
+    def cheapest(setup: EvaluationSetup) -> Iterator[MethodResult]:
+        yield replace(setup.uniform[0], key="cheapest", label="cheapest option")
+"""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass

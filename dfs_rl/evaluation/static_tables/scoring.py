@@ -56,16 +56,7 @@ def cheapest_static_table(costs: CostTable, *, exits: bool = True) -> StaticTabl
 
 
 def check_table_budget(costs: CostTable, budget: float, *, exits: bool = True) -> None:
-    """Check that the cheapest static bit table is within a budget.
-
-    Args:
-        costs: Cost table of the backbone.
-        budget: Upper bound on the computation in percent.
-        exits: True if tables may use exits.
-
-    Raises:
-        ConfigError: If it costs more.
-    """
+    """Raise ConfigError if even the cheapest static bit table costs more than the budget."""
     cheapest = cheapest_static_table(costs, exits=exits)
     if not is_within_budget(costs, cheapest, budget):
         without = "" if exits or not costs.exits else " without an exit"
@@ -76,14 +67,9 @@ def check_table_budget(costs: CostTable, budget: float, *, exits: bool = True) -
 
 
 def fit_to_budget(table: StaticTable, costs: CostTable, budget: float) -> StaticTable:
-    """Lower the layer that saves most by one option, until a table is within a budget.
+    """Lower the layer that saves most by one option until a table is within a budget in percent.
 
     If that does not suffice, the cheapest table is returned.
-
-    Args:
-        table: Static bit table.
-        costs: Cost table of the backbone.
-        budget: Upper bound on the computation in percent.
 
     Raises:
         ConfigError: If no table is within the budget.
@@ -105,14 +91,9 @@ def fit_to_budget(table: StaticTable, costs: CostTable, budget: float) -> Static
 
 
 def fit_to_budget_haq(table: StaticTable, costs: CostTable, budget: float) -> StaticTable:
-    """Lower each layer by one option, from the last to the first, until a table is within a budget.
+    """Lower layers by one option in turn, last first, until a table is within a budget in percent.
 
     This is the rule of HAQ (Wang et al., CVPR 2019, section 3.2), which favors early layers.
-
-    Args:
-        table: Static bit table without an exit.
-        costs: Cost table of the backbone.
-        budget: Upper bound on the computation in percent.
 
     Raises:
         ConfigError: If no table without an exit is within the budget.
@@ -146,10 +127,9 @@ def score_static_tables(
     *,
     batch_size: int = BATCH_SIZE,
 ) -> list[StaticTableScore]:
-    """Score static bit tables in one pass over the images.
+    """Score static bit tables in one pass over the images; tables share their common prefixes.
 
-    Tables that agree on their first layers share them. Memory holds one activation per layer for
-    one batch, however many tables and images there are.
+    Memory is one activation per layer for one batch, however many tables and images there are.
     """
     correct = [0] * len(tables)
     log_likelihood = [0.0] * len(tables)

@@ -11,7 +11,6 @@ on part of it. Order and draws are fixed, so the same inputs lead to the same ta
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from dfs_rl.backbones.interfaces import WalkableBackbone
 from dfs_rl.costs import CostTable
@@ -65,13 +64,6 @@ class SearchSummary:
     exhaustive: bool
 
 
-class SearchResult(NamedTuple):
-    """Best static bit table within a budget, and the effort of its search."""
-
-    table: StaticTable
-    summary: SearchSummary
-
-
 def search_static_table(
     backbone: WalkableBackbone,
     image_set: ImageSet,
@@ -81,7 +73,7 @@ def search_static_table(
     search: SearchConfig | None = None,
     batch_size: int = BATCH_SIZE,
     cached_scores: CachedScores | None = None,
-) -> SearchResult:
+) -> tuple[StaticTable, SearchSummary]:
     """Search for the most accurate static bit table within a budget.
 
     Args:
@@ -94,6 +86,9 @@ def search_static_table(
         batch_size: Number of images per batch.
         cached_scores: Scores of earlier searches with the same backbone, images and batch size; new
             ones are added to them. They save time and do not affect the result.
+
+    Returns:
+        The table, and the effort of its search.
 
     Raises:
         ConfigError: If no table is within the budget.
@@ -130,17 +125,14 @@ def search_static_table(
         )
         pairs = zip(whole.score(ranked), ranked, strict=True)
         best_score, best = max(pairs, key=lambda pair: pair[0])
-    return SearchResult(
-        best,
-        SearchSummary(
-            accuracy=100.0 * best_score.correct / n,
-            computation=static_table_computation(costs, best),
-            budget=budget,
-            tables=len(scorer.scores),
-            images=images,
-            finalists=len(ranked) if images < n else 0,
-            exhaustive=enumerable and images == n,
-        ),
+    return best, SearchSummary(
+        accuracy=100.0 * best_score.correct / n,
+        computation=static_table_computation(costs, best),
+        budget=budget,
+        tables=len(scorer.scores),
+        images=images,
+        finalists=len(ranked) if images < n else 0,
+        exhaustive=enumerable and images == n,
     )
 
 
@@ -151,13 +143,8 @@ def greedy_path(
 
     Each step lowers one layer by one option: the layer with the smallest loss of log-likelihood per
     percent of computation saved. The log-likelihood changes even where the accuracy of few images
-    does not. Losses are measured again after each step, on at most ``layers`` tables, because the
-    errors of layers add up; HAWQ (Dong et al., ICCV 2019) measures once, around full precision.
-
-    Args:
-        scorer: Scorer on the images of the search.
-        costs: Cost table of the backbone.
-        budget: Upper bound on the computation in percent; tables use no exits.
+    does not. Losses are measured again after each step because the errors of layers add up; HAWQ
+    (Dong et al., ICCV 2019) measures once, around full precision. Tables use no exits.
 
     Raises:
         ConfigError: If no table without an exit is within the budget.

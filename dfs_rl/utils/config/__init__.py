@@ -1,7 +1,7 @@
 """Configurations: frozen dataclasses with strict checks and YAML files."""
 
 from dfs_rl.utils.config.errors import chosen_blocks
-from dfs_rl.utils.config.ranges import (
+from dfs_rl.utils.config.records import (
     SEEDS,
     NonNegativeFloat,
     NonNegativeInt,
@@ -10,8 +10,6 @@ from dfs_rl.utils.config.ranges import (
     PositiveUnitInterval,
     Seed,
     UnitInterval,
-)
-from dfs_rl.utils.config.records import (
     config_from_dict,
     config_to_dict,
     configuration,

@@ -43,7 +43,7 @@ def error_message(
     path, context = _path_in(data, fault["loc"]), fault.get("ctx", {})
     name, last = _dotted(path), fault["loc"][-1] if fault["loc"] else ""
     if fault["type"] == "json_invalid":
-        return path, "a value holds text that is not Unicode, or is nested too deeply."
+        return path, "a value contains text that is not Unicode, or is nested too deeply."
     if fault["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         path = path or (last,)
         names = _allowed_names(str(last), field_names(_block(cls, path[:-1], data)))

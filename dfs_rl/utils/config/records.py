@@ -5,7 +5,7 @@ import functools
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar, cast, dataclass_transform, get_type_hints
+from typing import Annotated, Any, TypeVar, cast, dataclass_transform, get_type_hints
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
@@ -17,6 +17,18 @@ from dfs_rl.utils.config.yaml_core import YamlSettings, dump_yaml, read_yaml
 from dfs_rl.utils.io import write_bytes_atomic
 
 T = TypeVar("T")
+_MAX_INT = 2**63 - 1  # largest signed 64-bit integer
+SEEDS = 2**32
+"""Number of valid seeds, from 0."""
+
+Seed = Annotated[int, Field(ge=0, le=SEEDS - 1)]
+PositiveInt = Annotated[int, Field(ge=1, le=_MAX_INT)]
+NonNegativeInt = Annotated[int, Field(ge=0, le=_MAX_INT)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+NonNegativeFloat = Annotated[float, Field(ge=0)]
+UnitInterval = Annotated[float, Field(ge=0, le=1)]
+PositiveUnitInterval = Annotated[float, Field(gt=0, le=1)]
+
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 

@@ -6,19 +6,28 @@ code.
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import yaml
 
 from dfs_rl.errors import ConfigError
-from dfs_rl.utils.io import parse_finite_float, parse_int64, read_limited
+from dfs_rl.utils.io import read_limited
 
-_LINE_WIDTH = 100
 _LIMIT = 2**20  # bytes; a configuration has a few thousand
 _FAULTS = (yaml.YAMLError, ValueError, RecursionError, KeyError)  # PyYAML does not wrap all of them
-NumberT = TypeVar("NumberT", int, float)
+_TAG = "tag:yaml.org,2002:"
+_FLOAT = (
+    r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?"
+    r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)"
+)
+_CORE_TYPES = {  # pattern and first characters of each type's scalars
+    "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    "bool": (r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    "int": (r"[-+]?[0-9]+|0x[0-9a-fA-F]+|0o[0-7]+", list("-+0123456789")),
+    "float": (_FLOAT, list("-+.0123456789")),
+}
 KeyPath = tuple[str | int, ...]
 """Keys and list positions that lead to a value."""
 
@@ -65,7 +74,7 @@ def read_yaml(path: Path) -> YamlSettings:
         return YamlSettings({}, {})
     if not isinstance(data, dict):
         kind = "a list" if isinstance(data, list) else "a single value"
-        raise ConfigError(f"{path} holds {kind}; a configuration is a mapping of settings.")
+        raise ConfigError(f"{path} contains {kind}; a configuration is a mapping of settings.")
     return YamlSettings(data, dict(_lines(yaml.compose(text, Loader=_Loader), ())))
 
 
@@ -83,15 +92,9 @@ def parse_value(text: str) -> object:
 
 def dump_yaml(data: Mapping[str, object]) -> str:
     """Return plain values as YAML that ``read_yaml`` reads to equal ones, keys in order."""
-    text: str = yaml.dump(
-        dict(data),
-        Dumper=_Dumper,
-        sort_keys=False,
-        allow_unicode=True,
-        width=_LINE_WIDTH,
-        default_flow_style=False,
+    return str(
+        yaml.dump(dict(data), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
     )
-    return text
 
 
 class _Loader(yaml.SafeLoader):
@@ -108,10 +111,9 @@ class _Loader(yaml.SafeLoader):
     ) -> dict[Any, Any]:
         seen = set()
         for key, _ in node.value:
-            scalar = isinstance(key, yaml.ScalarNode)
-            shown = repr(key.value) if scalar else f"of kind {key.id}"
-            problem = ""
-            if not scalar or key.tag != "tag:yaml.org,2002:str":
+            shown = repr(key.value) if isinstance(key, yaml.ScalarNode) else f"of kind {key.id}"
+            problem = None
+            if not isinstance(key, yaml.ScalarNode) or key.tag != f"{_TAG}str":
                 problem = f"key {shown} is not text"
             elif key.value in seen:
                 problem = f"key {shown} is given twice"
@@ -120,74 +122,40 @@ class _Loader(yaml.SafeLoader):
             seen.add(key.value)
         return super().construct_mapping(node, deep=deep)
 
+    def construct_core_int(self, node: yaml.ScalarNode) -> int:
+        text = str(self.construct_scalar(node))
+        return int(text, 0 if text.startswith(("0x", "0o")) else 10)
+
 
 class _Dumper(yaml.SafeDumper):
     def ignore_aliases(self, data: object) -> bool:  # noqa: ARG002 - PyYAML's signature
         """Write repeated objects in full, because the loader rejects aliases."""
         return True
 
+    def represent_items(self, items: Sequence[object]) -> yaml.Node:
+        """Write lists of plain values on one line."""
+        flat = not any(isinstance(item, dict | list) for item in items)
+        return self.represent_sequence(f"{_TAG}seq", items, flow_style=flat)
 
-_FLOAT = (
-    r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?"
-    r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)"
-)
-_CORE_TYPES = (
-    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
-    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
-    ("int", r"[-+]?[0-9]+|0x[0-9a-fA-F]+|0o[0-7]+", "-+0123456789"),
-    ("float", _FLOAT, "-+.0123456789"),
-)
+    def represent_text(self, text: str) -> yaml.Node:
+        """Escape line breaks, which PyYAML folds in the keys of mappings."""
+        style = None if text.isprintable() else '"'
+        return self.represent_scalar(f"{_TAG}str", text, style=style)
 
 
-def _construct_int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
-    return _number(parse_int64, str(loader.construct_scalar(node)), node)
-
-
-def _construct_float(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> float:
-    text = str(loader.construct_scalar(node)).lower()
-    if text.endswith(("inf", "nan")):
-        return float(text.replace(".", ""))
-    return _number(parse_finite_float, text, node)
-
-
-def _number(read: Callable[[str], NumberT], text: str, node: yaml.ScalarNode) -> NumberT:
-    try:
-        return read(text)
-    except ValueError as error:
-        raise yaml.constructor.ConstructorError(None, None, str(error), node.start_mark) from error
-
-
-def _represent_list(dumper: yaml.SafeDumper, items: Sequence[object]) -> yaml.Node:
-    """Keep lists of plain values on one line."""
-    flat = not any(isinstance(item, dict | list) for item in items)
-    return dumper.represent_sequence("tag:yaml.org,2002:seq", items, flow_style=flat)
-
-
-def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
-    """Escape line breaks, which PyYAML folds in the keys of mappings."""
-    style = None if text.isprintable() else '"'
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
-
-
-def _set_core_types() -> None:
-    for handler in (_Loader, _Dumper):
-        handler.yaml_implicit_resolvers = {}
-        for name, pattern, first in _CORE_TYPES:
-            handler.add_implicit_resolver(
-                f"tag:yaml.org,2002:{name}", re.compile(rf"(?:{pattern})\Z"), list(first)
-            )
-    # Without constructors for dates, sets and binary data, their tags are errors.
-    core = {f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "str", "seq", "map")} | {None}
-    _Loader.yaml_constructors = {
-        tag: build for tag, build in yaml.SafeLoader.yaml_constructors.items() if tag in core
-    }
-    _Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
-    _Loader.add_constructor("tag:yaml.org,2002:float", _construct_float)
-    _Dumper.add_representer(list, _represent_list)
-    _Dumper.add_representer(str, _represent_text)
-
-
-_set_core_types()
+for _handler in (_Loader, _Dumper):
+    _handler.yaml_implicit_resolvers = {}
+    for _name, (_pattern, _first) in _CORE_TYPES.items():
+        _handler.add_implicit_resolver(f"{_TAG}{_name}", re.compile(rf"(?:{_pattern})\Z"), _first)
+# Without constructors for dates, sets and binary data, their tags are errors.
+_Loader.yaml_constructors = {
+    tag: build
+    for tag, build in yaml.SafeLoader.yaml_constructors.items()
+    if tag is None or tag.removeprefix(_TAG) in {"null", "bool", "str", "seq", "map", "float"}
+}
+_Loader.add_constructor(f"{_TAG}int", _Loader.construct_core_int)
+_Dumper.add_representer(list, _Dumper.represent_items)
+_Dumper.add_representer(str, _Dumper.represent_text)
 
 
 def _lines(node: yaml.Node | None, place: KeyPath) -> Iterator[tuple[KeyPath, int]]:

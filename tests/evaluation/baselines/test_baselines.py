@@ -35,14 +35,14 @@ def test_mode_table_prefers_the_cheaper_of_equals():
 def test_shuffling_keeps_marginals(seed, n):
     generator = torch.Generator().manual_seed(seed)
     options = torch.randint(0, 4, (n, 3), generator=generator)
-    shuffled = shuffled_options(options, generator)
+    shuffled = shuffled_options(options, generator, None)
     assert torch.equal(option_histogram(shuffled, 4), option_histogram(options, 4))
 
 
 def test_shuffling_makes_options_independent():
     # Each layer agrees with the image's half; afterwards neither holds.
     options = torch.arange(2).repeat_interleave(2000)[:, None].expand(-1, 2).contiguous()
-    shuffled = shuffled_options(options, torch.Generator().manual_seed(0)).double()
+    shuffled = shuffled_options(options, torch.Generator().manual_seed(0), None).double()
     for other in (options[:, 0].double(), shuffled[:, 1]):
         # Agreement of independent halves is one half, with a standard error of 0.8 %.
         agreement = (shuffled[:, 0] == other).double().mean().item()

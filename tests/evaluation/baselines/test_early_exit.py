@@ -155,7 +155,7 @@ def test_shuffling_keeps_exits_and_cost(seed, n):
     costs = MixBackbone((0, 2, 32), exits=AFTER).costs
     generator = torch.Generator().manual_seed(seed)
     options = costs.canonicalize(torch.randint(0, 4, (n, 4), generator=generator))
-    shuffled = shuffled_options(options, generator, exit_action=EXIT)
+    shuffled = shuffled_options(options, generator, EXIT)
     assert torch.equal(option_histogram(shuffled, 4), option_histogram(options, 4))
     assert torch.equal(costs.canonicalize(shuffled), shuffled)
     means = [float(costs.fractions(o).mean()) for o in (options, shuffled)]

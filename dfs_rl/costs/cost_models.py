@@ -1,0 +1,74 @@
+"""Cost models: functions from MACs and bits to a cost."""
+
+from collections.abc import Callable
+from typing import Annotated
+
+from dfs_rl.costs.bit_options import FULL, SKIP
+from dfs_rl.errors import ConfigError
+from dfs_rl.utils.registry import NameIn, Registry
+
+CostModel = Callable[[float, int, int | None], float]
+"""Cost of a part of the network, in any unit.
+
+Arguments are the part's multiply-accumulates, its bits, and its index for a gated layer or ``None``
+for the parts that are never gated, exits and the gate. The cost is proportional to the MACs, 0 at
+0 bit and positive at 32 bit.
+"""
+
+COST_MODELS: Registry[CostModel] = Registry("cost model")
+CostModelName = Annotated[str, NameIn(COST_MODELS)]
+COMPUTATION = "computation"
+"""Name of the default cost model."""
+
+
+def register_cost_model(name: str) -> Callable[[CostModel], CostModel]:
+    """Register a cost model for ``--cost-model``.
+
+    For example, the bits that a layer's weights and activations move::
+
+        @register_cost_model("memory")
+        def memory(macs, bits, layer):
+            return macs * bits
+
+    Raises:
+        ConfigError: If the name is taken or malformed.
+    """
+
+    def register(model: CostModel) -> CostModel:
+        COST_MODELS.add(name, model)
+        return model
+
+    return register
+
+
+def check_cost_model(name: str) -> None:
+    """Check the name of a cost model.
+
+    Raises:
+        ConfigError: If no cost model has it.
+    """
+    if name not in COST_MODELS:
+        raise ConfigError(f"cost_model is {name!r}; allowed are {', '.join(COST_MODELS)}.")
+
+
+@register_cost_model(COMPUTATION)
+def computation(macs: float, bits: int, layer: int | None = None) -> float:  # noqa: ARG001
+    """Return ``macs * (bits / 32)**2``, as in DFS (AAAI 2020)."""
+    return macs * relative_cost(bits)
+
+
+@register_cost_model("bitops")
+def bitops(macs: float, bits: int, layer: int | None = None) -> float:  # noqa: ARG001
+    """Return MACs x weight bits x activation bits."""
+    return macs * bits**2
+
+
+@register_cost_model("macs")
+def macs_that_run(macs: float, bits: int, layer: int | None = None) -> float:  # noqa: ARG001
+    """Return the MACs that run at any precision: only skipped layers cost less."""
+    return 0.0 * macs if bits == SKIP else 1.0 * macs
+
+
+def relative_cost(bits: int) -> float:
+    """Return the computation of a MAC relative to 32 bit."""
+    return (bits / FULL) ** 2

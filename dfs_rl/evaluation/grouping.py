@@ -1,0 +1,110 @@
+"""Groups of runs: seeds of one gate, and points of one curve."""
+
+from collections.abc import Sequence
+
+from dfs_rl.errors import DataError
+from dfs_rl.evaluation.comparison_records import EvaluatedRun
+
+BUDGETS = ("budget", "per_input_budget")
+_POINT_SETTINGS = (*BUDGETS, "cost_weight")
+"""Settings that distinguish the points of a gate's curve."""
+_IGNORED_SETTINGS = (
+    "seed",
+    "run_dir",
+    "device",
+    "threads",
+    "dataset",
+    "backbone",
+    "checkpoint_every",
+)
+"""Settings that do not distinguish gates: the seed, and settings of where and how a run runs.
+
+Data and backbone are compared by content.
+"""
+Groups = dict[str, list[EvaluatedRun]]
+"""Runs by the label of their group."""
+
+
+def check_comparable(runs: Sequence[EvaluatedRun]) -> None:
+    """Check that runs can be compared.
+
+    Raises:
+        DataError: If images, split, bit options, backbone or cost model differ.
+    """
+    for run in runs[1:]:
+        first = runs[0]
+        for what, ours, theirs in (
+            ("image fingerprint", first.summary.fingerprint, run.summary.fingerprint),
+            ("split", first.summary.split, run.summary.split),
+            ("list of bit options", list(first.summary.options), list(run.summary.options)),
+            ("backbone digest", first.backbone, run.backbone),
+            ("cost model", first.summary.cost_model, run.summary.cost_model),
+        ):
+            if ours != theirs:
+                raise DataError(
+                    f"{run.path} cannot be compared with {first.path}: its {what} is {theirs}, "
+                    f"not {ours}."
+                )
+
+
+def group_by_gate(runs: Sequence[EvaluatedRun]) -> Groups:
+    """Group the runs that differ only in the seed.
+
+    Raises:
+        DataError: If a gate has the same seed twice, which would bias the spread over seeds.
+    """
+    groups = _grouped(runs, _IGNORED_SETTINGS)
+    for label, group in groups.items():
+        by_seed: dict[object, str] = {}
+        for run in group:
+            seed = run.settings.get("seed")
+            if seed in by_seed:
+                suffix = "" if seed is None else f", with the same seed {seed}"
+                raise DataError(
+                    f"{run.path} and {by_seed[seed]} are the same gate, {label}{suffix}; leave "
+                    "one out."
+                )
+            by_seed[seed] = run.path
+    return groups
+
+
+def group_by_family(runs: Sequence[EvaluatedRun]) -> Groups:
+    """Group the runs that differ only in seed and in budget or cost weight."""
+    return _grouped(runs, (*_IGNORED_SETTINGS, *_POINT_SETTINGS))
+
+
+def point_key(run: EvaluatedRun) -> tuple[str, ...]:
+    """Return a key of the point of a curve that a run belongs to."""
+    return tuple(repr(run.settings.get(name)) for name in _POINT_SETTINGS)
+
+
+def _grouped(runs: Sequence[EvaluatedRun], ignored: Sequence[str]) -> Groups:
+    """Group the runs that differ only in ``ignored`` settings; None equals a missing setting."""
+    groups: dict[tuple[object, ...], list[EvaluatedRun]] = {}
+    for run in runs:
+        settings = sorted(
+            (name, repr(value))
+            for name, value in run.settings.items()
+            if name not in ignored and value is not None
+        )
+        groups.setdefault((run.summary.methods[0].label, *settings), []).append(run)
+    firsts = [group[0] for group in groups.values()]
+    named = {
+        _label(run, firsts, ignored): group
+        for run, group in zip(firsts, groups.values(), strict=True)
+    }
+    assert len(named) == len(groups), "labels name everything that groups differ in"
+    return named
+
+
+def _label(run: EvaluatedRun, runs: Sequence[EvaluatedRun], ignored: Sequence[str]) -> str:
+    """Label a gate by its kind and the settings that differ among gates of that kind."""
+    kind = run.summary.methods[0].label
+    others = [other for other in runs if other.summary.methods[0].label == kind]
+    parts = [kind]
+    for name in sorted({name for other in others for name in other.settings} - set(ignored)):
+        value = run.settings.get(name)
+        if any(other.settings.get(name) != value for other in others):
+            text = "default" if value is None else f"{value:g}" if type(value) is float else value
+            parts.append(f"{name.replace('_', ' ')} {text}")
+    return ", ".join(parts)

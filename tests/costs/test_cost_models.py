@@ -1,0 +1,64 @@
+"""Cost models: agreement of all figures, storage, environments and comparisons."""
+
+import gymnasium
+import pytest
+import torch
+
+from dfs_rl.backbones import PRETRAINED_DIGITS, default_digits, load_backbone, save_backbone
+from dfs_rl.backbones.storage import load_info
+from dfs_rl.costs import COST_MODELS, BitOptions, CostTable, FixedCost
+from dfs_rl.errors import ConfigError
+
+TABLE = CostTable(
+    options=BitOptions((0, 8, 32)),
+    layer_macs=(10, 30),
+    fixed=(FixedCost(name="stem", macs=20, bits=8),),
+)
+OPTIONS = torch.tensor([[0, 0], [1, 1], [0, 2]])
+
+
+def under(name: str) -> CostTable:
+    return CostTable(
+        options=TABLE.options, layer_macs=TABLE.layer_macs, fixed=TABLE.fixed, cost_model=name
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("computation", [50 / 16, 50 / 16 + 100 / 16, 50 / 16 + 75]),
+        ("bitops", [50 / 16, 50 / 16 + 100 / 16, 50 / 16 + 75]),
+        ("macs", [50.0, 150.0, 125.0]),
+    ],
+)
+def test_the_cost_of_images_in_percent(name: str, expected: list[float]) -> None:
+    assert under(name).computation(OPTIONS).tolist() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("name", COST_MODELS)
+def test_bitops_do_not_depend_on_the_cost_model(name: str) -> None:
+    assert torch.equal(under(name).bitops(OPTIONS), TABLE.bitops(OPTIONS))
+
+
+def test_an_unknown_cost_model_is_refused() -> None:
+    with pytest.raises(ConfigError, match="cost_model is 'speed'; allowed are computation, "):
+        under("speed")
+
+
+def test_a_stored_backbone_keeps_its_cost_model(tmp_path) -> None:
+    backbone = default_digits()
+    probes = backbone.feature_macs
+    backbone.set_cost_model("macs")
+    save_backbone(backbone, load_info(PRETRAINED_DIGITS), tmp_path)
+    loaded = load_backbone(tmp_path)
+    assert loaded.costs.cost_model == "macs"
+    assert loaded.feature_macs == backbone.feature_macs == 16 * probes  # they run at 8 bit
+
+
+def test_an_environment_charges_by_the_cost_model() -> None:
+    rewards = {}
+    for name in ("computation", "macs"):
+        env = gymnasium.make("dfs_rl/FractionalSkipping-v0", cost_model=name, reward={"cost": 1.0})
+        env.reset(seed=0)
+        _, rewards[name], *_ = env.step(4)  # 8 bit
+    assert rewards["macs"] == pytest.approx(16 * rewards["computation"])
