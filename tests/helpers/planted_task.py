@@ -11,7 +11,7 @@ from torch import Tensor
 from dfs_rl.agents.algorithms import build_algorithm
 from dfs_rl.agents.callbacks import Schedules
 from dfs_rl.agents.gate_export import deploy
-from dfs_rl.agents.hyperparameters import AlgorithmConfig, GateKind
+from dfs_rl.agents.hyperparameters import AlgorithmConfig
 from dfs_rl.agents.supervised.trainer import GateTask, GateTrainer
 from dfs_rl.agents.validation import rewards_of
 from dfs_rl.backbones.interfaces import GatedLayer, WalkableBackbone
@@ -22,6 +22,7 @@ from dfs_rl.envs.task import Task
 from dfs_rl.evaluation.evaluator import evaluate_gate, evaluate_static_table
 from dfs_rl.evaluation.records import GateRecords
 from dfs_rl.gating.networks import LearnedGate, LSTMGate, MLPGate, exit_info
+from dfs_rl.gating.registry import GateKind
 from dfs_rl.gating.reward import RewardWeights
 
 LAYERS = 2
