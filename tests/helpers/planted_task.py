@@ -22,7 +22,6 @@ from dfs_rl.envs.task import Task
 from dfs_rl.evaluation.evaluator import evaluate_gate, evaluate_static_table
 from dfs_rl.evaluation.records import GateRecords
 from dfs_rl.gating.networks import LearnedGate, LSTMGate, MLPGate, exit_info
-from dfs_rl.gating.registry import GateKind
 from dfs_rl.gating.reward import RewardWeights
 
 LAYERS = 2
