@@ -120,8 +120,10 @@ def test_errors_name_the_line(tmp_path, old, new, line, message):
             "take a lower seed",
         ),
         (
-            "command: train_agent\nsettings: [1]\nsearch: "
-            "{algorithm.ent_coef: {uniform: [0, 1]}}\n",
+            (
+                "command: train_agent\nsettings: [1]\nsearch: "
+                "{algorithm.ent_coef: {uniform: [0, 1]}}\n"
+            ),
             "settings is .1.; allowed is a mapping",
         ),
     ],
