@@ -11,7 +11,7 @@ from torch import Tensor
 from dfs_rl.agents.algorithms import build_algorithm
 from dfs_rl.agents.callbacks import Schedules
 from dfs_rl.agents.gate_export import deploy
-from dfs_rl.agents.hyperparameters import AlgorithmConfig, GateKind
+from dfs_rl.agents.hyperparameters import AlgorithmConfig
 from dfs_rl.agents.supervised.trainer import GateTask, GateTrainer
 from dfs_rl.agents.validation import rewards_of
 from dfs_rl.backbones.interfaces import GatedLayer, WalkableBackbone
@@ -148,7 +148,7 @@ def gate_of(model: BaseAlgorithm, config: AlgorithmConfig, **settings: Any) -> L
 
 
 def make_gate(
-    kind: GateKind = "ff",
+    kind: str = "ff",
     backbone: WalkableBackbone | None = None,
     *,
     hidden: int = 16,
