@@ -16,6 +16,7 @@ from dfs_rl import train_gumbel
 from dfs_rl.backbones import load_backbone
 from dfs_rl.compare import main as compare_main
 from dfs_rl.errors import ConfigError
+from dfs_rl.evaluation.budgets import exceeds_budget
 from dfs_rl.evaluation.comparison_records import ComparisonOfRuns
 from dfs_rl.experiments.agent_training import TrainAgentConfig
 from dfs_rl.experiments.benchmark import (
@@ -211,6 +212,7 @@ def test_a_gate_that_cannot_go_as_low_is_told_of_where_it_is(
     path = folder / "comparison.json"
     comparison = config_from_dict(read_json(path), ComparisonOfRuns, str(path))
     low = next(p for p in comparison.points if p.kind == "gate" and p.budget == 0.5)
+    assert exceeds_budget(low)
     gate = load_gate(folder / "gates" / "gumbel-ff-seed0" / "gate")
     assert gate.budget_conditioning is not None
     assert low.selection_computation == pytest.approx(
