@@ -1,6 +1,7 @@
 """Creation of run folders, safe against kills and against other processes."""
 
 import hashlib
+import shutil
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -8,7 +9,6 @@ from pathlib import Path
 from dfs_rl.errors import BusyError, RunFolderError
 from dfs_rl.utils.config import config_to_dict
 from dfs_rl.utils.io import (
-    LOCK,
     file_lock,
     remove_stale_temporaries,
     sync,
@@ -22,34 +22,35 @@ METRICS = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
 _BACKBONES = ("backbone", "backbone.json")
 """Entries that mark a folder with a stored backbone, which a run would overwrite or hide."""
-_UNFINISHED = f".{RECORD}.new"
-"""Name of the record while the other initial files are written."""
+NEW_RUN = ".new-run"
+"""Hidden folder inside a run folder while its initial files are written."""
 _MAX_FILE_BYTES = 2**26
 """Size limit in bytes of checksummed files; the initial files of a run are far smaller."""
 
 
 def write_run(path: Path, record: RunRecord, contents: Mapping[str, bytes]) -> None:
     """Write the initial files of a run; the record becomes visible when the others are complete."""
-    unfinished = path / _UNFINISHED
-    if not unfinished.is_file():
+    new = path / NEW_RUN  # has a lock of its own, since callers may lock the run's folder
+    if new.is_symlink() or not new.is_dir():
         _check_free(path, contents)
     created = not path.exists()
     try:
-        with file_lock(path):
-            _remove_unfinished(path)
-            _check_free(path, contents)
+        with file_lock(new):
             try:
-                write_json(unfinished, config_to_dict(record))
+                _remove_unfinished(path)
+                _check_free(path, contents)
+                write_json(new / RECORD, config_to_dict(record))
                 for file, content in contents.items():
                     write_bytes_atomic(path / file, content)
-                unfinished.rename(path / RECORD)
+                (new / RECORD).rename(path / RECORD)
             except BaseException:
                 _remove_unfinished(path)
+                shutil.rmtree(new, ignore_errors=True)
                 if created:
                     with suppress(OSError):  # other files appeared
-                        (path / LOCK).unlink()
                         path.rmdir()
                 raise
+            shutil.rmtree(new)
     except BusyError as error:
         raise BusyError(
             f"another process is creating a run in {path}; wait until it ends."
@@ -61,7 +62,7 @@ def write_run(path: Path, record: RunRecord, contents: Mapping[str, bytes]) -> N
 def _remove_unfinished(path: Path) -> None:
     """Delete what a killed process left of a run that it was creating."""
     remove_stale_temporaries(path)
-    unfinished = path / _UNFINISHED
+    unfinished = path / NEW_RUN / RECORD
     if unfinished.is_file():
         for file, expected in read_record(unfinished, RunRecord).files.items():
             if file == Path(file).name and has_digest(path / file, expected):

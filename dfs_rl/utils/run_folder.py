@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -26,6 +27,7 @@ from dfs_rl.utils.io import (
 from dfs_rl.utils.run_creation import (
     CHECKPOINTS,
     METRICS,
+    NEW_RUN,
     RECORD,
     check_no_links,
     digest,
@@ -219,6 +221,7 @@ class RunFolder:
             BusyError: If another process has the lock and ``on_wait`` is ``None``.
         """
         with file_lock(self.path, on_wait=on_wait):
+            shutil.rmtree(self.path / NEW_RUN, ignore_errors=True)
             for folder in (self.path, *(self.path / name for name in _OWN_FOLDERS)):
                 remove_stale_temporaries(folder)
             try:

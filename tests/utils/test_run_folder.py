@@ -14,6 +14,7 @@ import torch
 import dfs_rl
 from dfs_rl.errors import BusyError, CheckpointError, RunFolderError
 from dfs_rl.utils.config import load_config
+from dfs_rl.utils.io import file_lock
 from dfs_rl.utils.run_folder import RunFolder
 from tests.helpers.disks import full_disk
 
@@ -68,6 +69,11 @@ def test_a_folder_that_holds_a_run_is_refused_untouched(tmp_path, entry):
         create(tmp_path)
     assert (tmp_path / entry).read_text() == "mine"
     assert [path.name for path in tmp_path.iterdir()] == [entry]
+
+
+def test_a_locked_folder_can_become_a_run(tmp_path):
+    with file_lock(tmp_path):
+        assert RunFolder.open(create(tmp_path).path).kind == "train"
 
 
 def test_a_folder_with_other_files_is_taken(tmp_path):
