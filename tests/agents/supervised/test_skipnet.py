@@ -160,7 +160,7 @@ def test_bit_options_without_skip_or_run(bits: tuple[int, ...], missing: int) ->
     assert skip_or_run(BitOptions((0, 2, 32))) == (0, 2)
 
 
-def test_entropy_has_a_gradient_where_choices_are_missing() -> None:
+def test_entropy_has_finite_gradients() -> None:
     logits = torch.tensor([[[0.0, -torch.inf, 0.0], [0.0, -torch.inf, 1.0]]], requires_grad=True)
     bonus = entropy(logits.softmax(dim=2), CHOICES)
     chance = 1 / (1 + math.e)
