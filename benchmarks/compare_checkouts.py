@@ -51,7 +51,8 @@ GUMBEL = "--timesteps 1500 --eval-every 600"
 STATIC = "--budget 3 --images 200"
 RUNS = {
     "supernet": "train_backbone --epochs 2 --backbone resnet8 --training.calibration-rounds 1",
-    "adn": "train_backbone --epochs 1 --backbone resnet14 --recipe adn --width 8 --training.calibration-rounds 1",
+    "adn": "train_backbone --epochs 1 --backbone resnet14 --recipe adn --width 8 "
+    "--training.calibration-rounds 1",
     "exits": "train_exits --after 1 2",
     "ppo": f"train_agent {AGENT} --checkpoint-every 300",
     "ppo_grouped": f"train_agent {AGENT} --start indifferent --group-size 8",

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from dfs_rl.costs import BitOptions as BitOptions
     from dfs_rl.costs import register_cost_model as register_cost_model
     from dfs_rl.data import load_dataset as load_dataset
+    from dfs_rl.data import register_dataset as register_dataset
     from dfs_rl.experiments.api import compare as compare
     from dfs_rl.experiments.api import evaluate as evaluate
     from dfs_rl.experiments.api import train_backbone as train_backbone
@@ -48,6 +49,7 @@ _PUBLIC = {
     "load_dataset": "data",
     "register_backbone": "backbones",
     "register_cost_model": "costs",
+    "register_dataset": "data",
     "register_gate": "gating.networks",
     "register_method": "agents.hyperparameters",
     "register_reward_term": "gating.reward",

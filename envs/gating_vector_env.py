@@ -1,14 +1,14 @@
 """Gymnasium vector environment that runs all its environments as one batch."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import gymnasium
 import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
-from pydantic import SkipValidation
+from pydantic import Field
 
 from dfs_rl.envs.batched_episodes import BatchedEpisodes
 from dfs_rl.envs.sampling import ALL, StreamIndices
@@ -24,6 +24,8 @@ from dfs_rl.envs.task import check_types, make_task
 from dfs_rl.errors import ConfigError
 from dfs_rl.utils.config import PositiveInt
 
+# JSON has the values of the enumeration.
+_Autoreset = Annotated[AutoresetMode, Field(strict=False)]
 StepReturn = tuple[
     ObservationBatch, NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]
 ]
@@ -59,13 +61,13 @@ class FractionalSkippingVectorEnv(VectorEnv[ObservationBatch, NDArray[np.int64],
         num_envs: PositiveInt = 1,
         *,
         max_episode_steps: PositiveInt | None = None,
-        autoreset_mode: SkipValidation[AutoresetMode | str] = AutoresetMode.NEXT_STEP,
+        autoreset_mode: _Autoreset = AutoresetMode.NEXT_STEP,
         render_mode: RenderMode | None = None,
         **keywords: Any,  # noqa: ANN401
     ) -> None:
         super().__init__()
         self._max_steps = max_episode_steps
-        self.autoreset_mode = _autoreset_mode(autoreset_mode)
+        self.autoreset_mode = autoreset_mode
         self.metadata = {**METADATA, "autoreset_mode": self.autoreset_mode}
         self.render_mode = render_mode
         self.task = make_task(**keywords)
@@ -205,12 +207,3 @@ class FractionalSkippingVectorEnv(VectorEnv[ObservationBatch, NDArray[np.int64],
                 "least one, and all at the first reset."
             )
         return which
-
-
-def _autoreset_mode(mode: AutoresetMode | str) -> AutoresetMode:
-    try:
-        return AutoresetMode(mode)
-    except ValueError:
-        raise ConfigError(
-            f"autoreset_mode is {mode!r}; allowed are {[m.value for m in AutoresetMode]}."
-        ) from None

@@ -2,48 +2,28 @@
 
 import re
 import shlex
+from importlib import import_module
 from pathlib import Path
 
 import pytest
-
-from dfs_rl import (
-    compare,
-    evaluate,
-    sweep,
-    train_agent,
-    train_backbone,
-    train_cascade,
-    train_exits,
-    train_gumbel,
-    train_static,
-)
 
 README = Path(__file__).parent.parent / "README.md"
 EXAMPLES = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
 COMMANDS = re.findall(
     r"^python -m (dfs_rl\.\w+) (.*)$", README.read_text(encoding="utf-8"), re.MULTILINE
 )
-MAINS = {
-    f"dfs_rl.{module.__name__.rpartition('.')[2]}": module.main
-    for module in (
-        compare,
-        evaluate,
-        sweep,
-        train_agent,
-        train_backbone,
-        train_cascade,
-        train_exits,
-        train_gumbel,
-        train_static,
-    )
-}
+NAMES = (
+    *("train_backbone", "train_agent", "train_gumbel", "train_static", "train_cascade"),
+    *("train_exits", "evaluate", "compare", "sweep"),
+)
+MAINS = {name: import_module(name).main for name in map("dfs_rl.{}".format, NAMES)}
 
 
 @pytest.fixture
 def demo(tmp_path, monkeypatch):
     """A short run in place of the demo's."""
     monkeypatch.chdir(tmp_path)
-    assert train_agent.main(["--timesteps", "3000", "--run-dir", "runs/demo"]) == 0
+    assert MAINS["dfs_rl.train_agent"](["--timesteps", "3000", "--run-dir", "runs/demo"]) == 0
 
 
 @pytest.mark.parametrize("example", EXAMPLES)

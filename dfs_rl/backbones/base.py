@@ -219,7 +219,7 @@ class Backbone(nn.Module, ABC):
 
     @property
     def meaningful_bits(self) -> tuple[int, ...]:
-        """Bit options that leave a network if all layers run at them: skipping all layers rarely does."""
+        """Bit options that all layers can run at together: skipping all layers rarely works."""
         return tuple(bits for bits in self.options if bits != SKIP)
 
     @torch.no_grad()

@@ -18,7 +18,7 @@ from dfs_rl.quantization.modules import FractionalLinear
 GRIDS = (4, 2, 1)
 """Grids of parts over which a probe averages each channel, finest first."""
 PROBE_SHARE = 0.0002
-"""Bound on the probes' cost, as a share of the gated layers at 32 bit, but for the coarsest grid."""
+"""Bound on the probes' cost, a share of the gated layers at 32 bit; the coarsest grid is exempt."""
 EXIT_GRID = max(GRIDS)
 """Rows and columns into which a head cuts an activation at most."""
 

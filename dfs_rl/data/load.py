@@ -3,7 +3,9 @@
 import re
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -17,13 +19,37 @@ from dfs_rl.data.sources import Source, Sources, folder_sources, hub_sources
 from dfs_rl.data.splits import SplitFractions, drop_repeats, plan_splits
 from dfs_rl.errors import ConfigError, DataError
 from dfs_rl.utils.constants import DIGITS
+from dfs_rl.utils.registry import Registry
 
+LoaderT = TypeVar("LoaderT", bound=Callable[[], Dataset])
+
+DATASETS: Registry[Callable[[], Dataset]] = Registry("data set")
+"""Loaders of registered data sets."""
 DIGITS_FRACTIONS = SplitFractions(agent=0.25, val=0.12, test=0.23)
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(:[\w.-]+)?")
 _FORMS = (
     f"{DIGITS!r}, a folder with train*.parquet, a folder of class folders with images, or a hub id "
     "such as 'uoft-cs/cifar10'"
 )
+
+
+def register_dataset(name: str) -> Callable[[LoaderT], LoaderT]:
+    """Register a function that returns a ``Dataset``, as a name that ``--dataset`` takes.
+
+    Args:
+        name: Its name: lower-case letters, digits and underscores.
+
+    Raises:
+        ConfigError: If the name is taken or malformed.
+    """
+
+    def register(loader: LoaderT) -> LoaderT:
+        if name == DIGITS:
+            raise ConfigError(f"data set {name!r} is already registered; choose another name.")
+        DATASETS.add(name, loader)
+        return loader
+
+    return register
 
 
 def load_dataset(
@@ -46,7 +72,8 @@ def load_dataset(
     which Python prints by default.
 
     Args:
-        spec: ``digits`` (scikit-learn's 1,797 images of 8 x 8 pixels); a folder of parquet files
+        spec: ``digits`` (scikit-learn's 1,797 images of 8 x 8 pixels); a name of
+            ``register_dataset``; a folder of parquet files
             or of images; or a hub id ``owner/name`` or ``owner/name:config``, read with the
             ``datasets`` library. Splits are recognized by that library's words in any case (train,
             training; test, testing, eval, evaluation; val, valid, validation, dev):
@@ -77,6 +104,13 @@ def load_dataset(
         raise ConfigError(
             f"image_size is {image_size!r}; allowed are whole numbers of pixels from {MIN_SIDE} on."
         )
+    if spec in DATASETS:
+        if splits is not None or limit is not None:
+            raise ConfigError(
+                f"splits is {splits} and limit is {limit}, but the registered data set {spec!r} "
+                "has its own splits; leave them out."
+            )
+        return _load_registered(spec, image_size=image_size, flip=flip)
     sources = _find_sources(spec)
     check_text(sources.name)
     names = _agree_on_classes(sources)
@@ -115,8 +149,26 @@ def load_dataset(
 
 
 def flips_by_default(spec: str) -> bool:
-    """Return the default of ``flip`` for a data set: True except for the digits."""
-    return spec != DIGITS
+    """Return the default of ``flip``: False for the digits, otherwise True.
+
+    A registered data set has its own.
+    """
+    return DATASETS[spec]().flip if spec in DATASETS else spec != DIGITS
+
+
+def _load_registered(name: str, *, image_size: int | None, flip: bool | None) -> Dataset:
+    dataset = DATASETS[name]()
+    if not isinstance(dataset, Dataset):
+        raise DataError(
+            f"the function of data set {name!r} returns a {type(dataset).__name__}; needed is a "
+            "Dataset."
+        )
+    if image_size not in (None, dataset.image_size):
+        raise ConfigError(
+            f"image_size is {image_size}, but the registered data set {name!r} has images of "
+            f"{dataset.train.image_shape[1]} x {dataset.train.image_shape[2]} pixels; leave it out."
+        )
+    return dataset if flip is None else replace(dataset, flip=flip)
 
 
 def _digits_sources() -> Sources:

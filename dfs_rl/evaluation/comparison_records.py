@@ -329,7 +329,8 @@ class ComparisonOfRuns:
                 row[f"{name}_mean"] = None if value is None else value.mean
                 row[f"{name}_sd"] = None if value is None else value.deviation
             rows.append(row)
-        return pd.DataFrame(rows)
+        frame = pd.DataFrame(rows)  # None becomes NaN
+        return frame.astype({name: float for name in frame if name.endswith(("_mean", "_sd"))})
 
     @property
     def families(self) -> list[str]:

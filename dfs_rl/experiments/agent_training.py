@@ -196,11 +196,11 @@ def _with_resolved_defaults(config: TrainAgentConfig) -> TrainAgentConfig:
 
 COMMAND = GateTrainingCommand(
     kind="train_agent",
-    description="""Train a gate by reinforcement learning: it picks the bits of each layer for each image.
+    description="""Train a gate by reinforcement learning to pick the bits of each layer and image.
 
 Examples:
   python -m dfs_rl.train_agent --budget 0.8
-  python -m dfs_rl.train_agent --dataset uoft-cs/cifar10 --backbone runs/supernet --timesteps 3000000
+  python -m dfs_rl.train_agent --dataset uoft-cs/cifar10 --backbone runs/net --timesteps 3000000
   python -m dfs_rl.train_agent --algo maskable_ppo --per-input-budget 1.5 --cost-weight 0.1""",
     config_type=TrainAgentConfig,
     module="dfs_rl.experiments.gate_training",

@@ -177,7 +177,7 @@ def train_gate(
             names, and stand beside the others or in ``algorithm``.
 
     Returns:
-        The trained gate. With the same settings, seed and threads it is bitwise that of the command.
+        The trained gate. The command trains the same bits with the same settings and threads.
 
     Raises:
         ConfigError: If the method or a setting is unknown or not allowed.

@@ -181,7 +181,8 @@ def build(config: TrainBackboneConfig, dataset: Dataset) -> Backbone:
             config.plain or config.is_set("bits")
         ) and backbone.options.values != config.bit_options:
             raise ConfigError(
-                f"{config.backbone} returns a backbone with the bit options {_words(backbone.options)}, "
+                f"{config.backbone} returns a backbone with the bit options "
+                f"{_words(backbone.options)}, "
                 f"but asked for are {_words(config.bit_options)}; "
                 f"leave out {'--plain' if config.plain else '--bits'}, or let it return a model."
             )

@@ -5,7 +5,7 @@ The test split is evaluated once: for an unchanged run the stored summary is ret
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -149,23 +149,13 @@ def evaluate_run(  # noqa: PLR0913 - each is one choice of the caller's
             return found
         if path.exists():
             progress(f"{path} belongs to other weights, images or settings and is replaced")
-        backbone, model = loaded.backbone, loaded.model
+        backbone = loaded.backbone
         _check_memory(backbone, data, split, batch_size, search)
         digest = weights_digest(folder.path / BACKBONE_FOLDER, exits=True)
         key = f"{digest} {data.fingerprint} {precision} {batch_size}"
         cache = {} if cache is None else cache
-        methods = evaluate_methods(
-            backbone,
-            None if model is None else model.gate,
-            data,
-            split,
-            per_input_budget=None if model is None else model.budget,
-            before_cotraining=loaded.before,
-            search=search,
-            batch_size=batch_size,
-            progress=progress,
-            shared=cache.setdefault(key, SharedResults()),
-        )
+        shared = cache.setdefault(key, SharedResults())
+        methods = _evaluate_methods(loaded, data, split, search, batch_size, progress, shared)
         summary = summarize(
             methods,
             backbone.costs,
@@ -176,7 +166,7 @@ def evaluate_run(  # noqa: PLR0913 - each is one choice of the caller's
             class_names=data.class_names,
         )
         examples = None
-        if model is not None:
+        if loaded.model is not None:
             images, (records,) = data.split(split).images, methods[0].records
             examples = cheapest_and_most_expensive(
                 records, images, backbone.costs, data.class_names
@@ -191,39 +181,17 @@ def evaluate_run(  # noqa: PLR0913 - each is one choice of the caller's
         return Evaluation(summary, path, _results_path(path), stored=False)
 
 
-def evaluate_methods(  # noqa: PLR0913 - each is one choice of the caller's
-    backbone: WalkableBackbone,
-    gate: Gate | None,
+def _evaluate_methods(
+    loaded: _Loaded,
     data: Dataset,
-    split: ReportedSplit = "test",
-    *,
-    baselines: Iterable[str] | None = None,
-    per_input_budget: float | None = None,
-    before_cotraining: WalkableBackbone | None = None,
-    search: SearchConfig | None = None,
-    batch_size: int = 128,
-    progress: Callable[[str], None] = lambda _: None,
-    shared: SharedResults | None = None,
+    split: ReportedSplit,
+    search: SearchConfig,
+    batch_size: int,
+    progress: Callable[[str], None],
+    shared: SharedResults,
 ) -> list[MethodResult]:
-    """Evaluate a gate and its baselines.
-
-    Args:
-        backbone: Backbone in its inference form.
-        gate: Gate on the device of the backbone; None evaluates the uniform options alone.
-        data: Data set; its val split chooses the parameters of baselines.
-        split: Split to report on.
-        baselines: Names in ``BASELINES``; None for all that apply.
-        per_input_budget: Upper bound on each image's computation in percent; None for no bound.
-        before_cotraining: Backbone before it was trained with the gate, None if it was not.
-        search: As in ``evaluate_run``.
-        batch_size: As in ``evaluate_run``.
-        progress: As in ``evaluate_run``.
-        shared: Results shared with evaluations of other gates at the same batch size.
-
-    Returns:
-        Result of the gate, if there is one, followed by those of the baselines.
-    """
-    shared = shared or SharedResults()
+    """Return the results of the gate, if there is one, and of the baselines."""
+    backbone, model = loaded.backbone, loaded.model
     device = backbone.feature_mean.device
     reported, selection = (data.split(name).to(device) for name in (split, _SELECTION))
     if split not in shared.uniform:
@@ -232,11 +200,11 @@ def evaluate_methods(  # noqa: PLR0913 - each is one choice of the caller's
             backbone, reported, selection=selection, batch_size=batch_size
         )
     uniform = shared.uniform[split]
-    if gate is None:
+    if model is None:
         return uniform
     progress("the gate")
     records, on_selection = (
-        evaluate_gate(backbone, gate, images, batch_size=batch_size, budget=per_input_budget)
+        evaluate_gate(backbone, model.gate, images, batch_size=batch_size, budget=model.budget)
         for images in (reported, selection)
     )
     setup = EvaluationSetup(
@@ -248,21 +216,21 @@ def evaluate_methods(  # noqa: PLR0913 - each is one choice of the caller's
         selection=selection,
         reported_name=split,
         selection_name=_SELECTION,
-        before_cotraining=before_cotraining,
+        before_cotraining=loaded.before,
         search=search,
         batch_size=batch_size,
         progress=progress,
         cached_scores=shared.scores.__getitem__,
     )
-    result = MethodResult(
+    gate = MethodResult(
         key="gate",
         label=records.name,
         role="gate",
         records=(records,),
         selection=on_selection,
-        detail=_gate_text(gate),
+        detail=_gate_text(model.gate),
     )
-    return [result, *run_baselines(setup, baselines)]
+    return [gate, *run_baselines(setup)]
 
 
 def _gate_text(gate: Gate) -> str:

@@ -124,7 +124,7 @@ class TrainGumbelConfig(GateTrainingConfig):
 
 COMMAND = GateTrainingCommand(
     kind="train_gumbel",
-    description="Learn by supervision which bits each layer of a backbone should spend on each image.",
+    description="Learn by supervision which bits each layer of a backbone uses for each image.",
     config_type=TrainGumbelConfig,
     module="dfs_rl.experiments.gumbel_training",
     with_resolved_defaults=lambda config: replace(config, start=config.resolved_start),

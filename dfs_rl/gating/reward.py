@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # help pages read the defaults without importing torch
 
 CostTiming = Literal["step", "terminal"]
 RewardTerm = Callable[["PredictionScores", "Tensor"], "Tensor"]
-"""Function of scores and spent cost fraction of a batch of episodes; see ``register_reward_term``."""
+"""Function of the scores and spent cost fractions of a batch; see ``register_reward_term``."""
 REWARD_TERMS: Registry[RewardTerm] = Registry("reward term")
 
 

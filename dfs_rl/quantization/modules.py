@@ -1,4 +1,4 @@
-"""Modules that run at any of several bit widths: shared weights, one scale and one norm per width."""
+"""Modules of several bit widths: shared weights, one scale and one norm per width."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -1,6 +1,6 @@
 """Placement of labels next to points without overlaps.
 
-Labels of adjustText cover markers and lines of the same figures, and leave the frame.
+adjustText, tried on these figures, covers markers and lines and places labels outside the frame.
 """
 
 import itertools

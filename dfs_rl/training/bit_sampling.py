@@ -46,8 +46,8 @@ def sample_student_mix(
         options: Bit options of the gated layers.
         n_layers: Number of gated layers.
         generator: Random generator of the draws.
-        recipe: ``"supernet"`` uses ``sample_low_mix``; ``"adn"`` skips all paths, or with equal odds
-            uses ``sample_low_mix`` too if ``quantized``.
+        recipe: ``"supernet"`` uses ``sample_low_mix``; ``"adn"`` skips all paths, or with equal
+            odds uses ``sample_low_mix`` too if ``quantized``.
         quantized: True if there are low mixes whose quantizers are already initialized.
     """
     if recipe == "adn" and not (quantized and bool(torch.randint(2, (), generator=generator))):

@@ -102,8 +102,9 @@ def _cluster(address: str) -> Iterator[None]:
     import ray
 
     try:
-        if address != _AUTO:
-            _check_reachable(address)
+        if address != _AUTO:  # Ray itself would retry for minutes
+            host, _, port = address.rpartition(":")
+            socket.create_connection((host, int(port)), timeout=_CONNECT_TIMEOUT).close()
         ray.init(address=address, **_QUIET)
     except (OSError, ValueError) as error:
         raise ConfigError(
@@ -131,41 +132,26 @@ def _local_ray(cpus: int | None, gpus: int | None, store_bytes: int) -> Iterator
         token.write_text(_TOKEN)
         os.environ[_TOKEN_FILE] = str(token)
         try:
-            _start(
-                num_cpus=cpus,
-                num_gpus=gpus,
-                include_dashboard=False,
-                object_store_memory=_MIN_STORE_BYTES + store_bytes,
-                _temp_dir=str(Path(private) / "ray"),  # Ray makes this folder open to everybody
-            )
+            try:
+                ray.init(
+                    address=_LOCAL,
+                    **_QUIET,
+                    num_cpus=cpus,
+                    num_gpus=gpus,
+                    include_dashboard=False,
+                    object_store_memory=_MIN_STORE_BYTES + store_bytes,
+                    _temp_dir=str(Path(private) / "ray"),  # Ray makes this folder open to everybody
+                )
+            except Exception as error:  # Ray has no specific class for a start that times out
+                reason = " ".join(str(error).split()).split(". ")[0].rstrip(".")
+                raise TrainingError(
+                    f"Ray does not start on this machine: {reason}. Try again when the machine is "
+                    "less busy."
+                ) from error
             yield
         finally:
             ray.shutdown()
             del os.environ[_TOKEN_FILE]
-
-
-def _start(**settings: Any) -> None:  # noqa: ANN401 - settings of Ray are of many types
-    import ray
-
-    try:
-        ray.init(address=_LOCAL, **_QUIET, **settings)
-    except Exception as error:  # Ray has no specific class for a start that times out
-        reason = " ".join(str(error).split()).split(". ")[0].rstrip(".")
-        raise TrainingError(
-            f"Ray does not start on this machine: {reason}. Try again when the machine is less "
-            "busy."
-        ) from error
-
-
-def _check_reachable(address: str) -> None:
-    """Check that ``host:port`` accepts connections, since Ray itself retries for minutes.
-
-    Raises:
-        OSError: If nothing listens there.
-        ValueError: If the port is not a number.
-    """
-    host, _, port = address.rpartition(":")
-    socket.create_connection((host, int(port)), timeout=_CONNECT_TIMEOUT).close()
 
 
 @contextmanager

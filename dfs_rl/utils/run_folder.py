@@ -239,8 +239,8 @@ class RunFolder:
         if run_fingerprint not in (None, fingerprint):
             raise DataError(
                 f"{self.path} was begun on other images or splits than those of data set "
-                f"{name!r} (fingerprint {run_fingerprint}, not {fingerprint}); it can only continue "
-                "with its own."
+                f"{name!r} (fingerprint {run_fingerprint}, not {fingerprint}); it can only "
+                "continue with its own."
             )
 
     def log(self, record: Mapping[str, object]) -> None:
@@ -313,7 +313,7 @@ class RunFolder:
     def save_checkpoint(
         self, name: str, tensors: Mapping[str, "Tensor"], state: Mapping[str, object]
     ) -> None:
-        """Write or replace the checkpoint ``name`` atomically; see ``checkpoint.save_checkpoint``."""
+        """Write or replace a checkpoint atomically; see ``checkpoint.save_checkpoint``."""
         remove_stale_temporaries(self.checkpoint_dir)
         save_checkpoint(self._checkpoint_path(name), tensors, state)
         if self.after_save is not None:

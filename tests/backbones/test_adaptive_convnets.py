@@ -1,4 +1,4 @@
-"""ResNets and MobileNetV2 of adaptive depth: structure, norms of both modes, counts and both forms."""
+"""ResNets and MobileNetV2 of adaptive depth: structure, norms, counts and both forms."""
 
 import functools
 import itertools

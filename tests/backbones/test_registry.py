@@ -22,7 +22,7 @@ from dfs_rl.backbones.registry import network_of
 from dfs_rl.data import ChannelStatistics
 from dfs_rl.errors import ConfigError
 
-PAGE = Path(__file__).parents[2] / "docs" / "new_backbone.md"
+PAGE = Path(__file__).parents[2] / "docs" / "extending.md"
 RGB = ChannelStatistics(mean=(0.5, 0.4, 0.3), std=(0.3, 0.2, 0.1))
 
 
@@ -104,15 +104,15 @@ def test_registered_backbone_is_made_stored_and_loaded(tmp_path):
 
 @pytest.mark.usefixtures("names")
 def test_page_on_new_backbones_works():
-    text = re.search(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
-    assert text is not None
-    exec(compile(text[1], str(PAGE), "exec"), {"__name__": "page"})
-    net = network_of("plain8").make(RGB, width=3, image_size=(8, 8), bits=(0, 4, 32)).eval()
-    assert len(net.layers) == 8
+    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    (text,) = (block for block in blocks if "@dfs_rl.register_backbone" in block)
+    exec(compile(text, str(PAGE), "exec"), {"__name__": "page"})
+    net = network_of("toy_plain").make(RGB, width=3, image_size=(8, 8), bits=(0, 4, 32)).eval()
+    assert len(net.layers) == 2
     images = torch.randint(0, 256, (5, 3, 8, 8), dtype=torch.uint8)
     expected = net(images, 32)
     frozen = net.to_inference()
-    logits = frozen.head(run_layers(frozen, frozen.stem(images), (32,) * 8))
+    logits = frozen.head(run_layers(frozen, frozen.stem(images), (32,) * 2))
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
 
 

@@ -1,4 +1,4 @@
-"""A comparison that trains its gates: all on the same terms, each once, and none of them lost by another's failure."""
+"""Comparisons that train gates: equal settings, one training each, isolated failures."""
 
 import math
 import shutil

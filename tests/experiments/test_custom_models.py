@@ -1,4 +1,4 @@
-"""Users' networks on disk and as --backbone: made again by their constructor, and only if the user names it."""
+"""Users' networks on disk and as --backbone, made by a constructor that the user names."""
 
 import json
 import logging

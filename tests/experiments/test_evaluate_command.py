@@ -16,7 +16,7 @@ from dfs_rl.errors import CheckpointError, ConfigError, DataError, RunFolderErro
 from dfs_rl.evaluate import main
 from dfs_rl.evaluation.static_tables import SearchConfig
 from dfs_rl.evaluation.summary import FORMAT
-from dfs_rl.experiments.evaluation import EvaluationCache, evaluate_methods, evaluate_run
+from dfs_rl.experiments.evaluation import EvaluationCache, evaluate_run
 from dfs_rl.gating.budget_conditioning import BudgetConditioning
 from dfs_rl.gating.model import load
 from dfs_rl.gating.networks import MLPGate
@@ -232,9 +232,3 @@ def test_cache_changes_no_figure(make_run, tmp_path, digits):
         found = evaluate_run(run, dataset=digits, search=SHORT, cache=cache)
         assert not found.stored
         assert found.summary == summary
-
-
-def test_named_baselines_run_alone(evaluated, digits):
-    model = load(evaluated[0].path)
-    methods = evaluate_methods(model.backbone, model.gate, digits, baselines=["oracle", "cascade"])
-    assert [method.key for method in methods] == ["gate", "cascade", "oracle"]

@@ -1,4 +1,4 @@
-"""Pictures of many sizes, from the first command to the deployed gate: only the first is told what to make of them."""
+"""Images of several sizes, from the first command to the deployed gate."""
 
 from collections.abc import Callable
 from pathlib import Path

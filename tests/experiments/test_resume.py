@@ -223,7 +223,10 @@ def test_kill_loses_only_what_came_after_the_checkpoint(tmp_path: Path) -> None:
     whole = new_run(tmp_path / "whole")
     result = train(whole, config)
     # In the sixth update: later than the checkpoint of the third, with records of the fifth.
-    code = "import runpy, sys; runpy.run_path(sys.argv[1])['train_and_be_killed'](sys.argv[2], int(sys.argv[3]))"
+    code = (
+        "import runpy, sys; module = runpy.run_path(sys.argv[1]); "
+        "module['train_and_be_killed'](sys.argv[2], int(sys.argv[3]))"
+    )
     at = 5 * STEPS_PER_UPDATE + 16
     child = subprocess.run(
         [sys.executable, "-c", code, __file__, str(tmp_path / "parts"), str(at)], check=False

@@ -107,7 +107,8 @@ def test_a_budget_is_held_on_the_images_it_was_measured_on(tmp_path: Path) -> No
 
 def test_images_seen_are_counted(finished: Path) -> None:
     record = read_json(finished / "training.json")
-    # 32 walks of 6 layers are 192 steps, so 800 steps take 5 updates. Before them, 2,048 images were tried at each of six options and
+    # 32 walks of 6 layers are 192 steps, so 800 steps take 5 updates. Before them, 2,048
+    # images were tried at each of six options and
     # walked once.
     assert record["images_seen"] == {"gate": 5 * 32 + 7 * 2048, "backbone": 0}
 

@@ -67,7 +67,8 @@ def test_a_run_folder_holds_all_that_is_needed_to_use_the_gate(finished: Path) -
     assert stored.start == "uniform"  # what the default came to
     made = {"ff": MLPGate, "lstm": LSTMGate}[stored.gate]
     assert isinstance(load_gate(finished / "gate"), made)
-    # 32 images of 6 layers are 192 timesteps, so 1000 take 6 batches; six options were tried and one walk was imitated before.
+    # 32 images of 6 layers are 192 timesteps, so 1000 take 6 batches; six options were tried
+    # and one walk was imitated before.
     seen = {"gate": 6 * 32 + 7 * 2048, "backbone": 0}
     assert read_json(finished / "training.json")["images_seen"] == seen
 
@@ -165,11 +166,13 @@ def test_gates_of_the_literature_are_trained_evaluated_and_loaded(
 def test_cotraining_counts_its_images_and_keeps_the_backbone_that_was(tmp_path: Path) -> None:
     path = tmp_path / "run"
     flags = ["--method", "dfs", "--backbone-mode", "co-train", "--cotrain.batch-size", "32"]
-    # Everything is within this budget, so that the gate is kept that comes last; three steps lead it through the first phase.
+    # Everything is within this budget, so that the gate is kept that comes last; three steps
+    # lead it through the first phase.
     eager = ["--training.learning-rate", "0.1", "--training.multiplier", "1", "--budget", "101"]
     longer = ["4000" if word == "1000" else word for word in TINY]
     assert main([*longer, *flags, *eager, "--run-dir", str(path)]) == 0
-    # Half of 4000 are the gate's, in batches of 192: 11, of which those after the first phase teach the backbone.
+    # Half of 4000 are the gate's, in batches of 192: 11, of which those after the first phase
+    # teach the backbone.
     seen = read_json(path / "training.json")["images_seen"]
     taught = [update["backbone"] is not None for update in updates_of(path)]
     assert seen == {"gate": 11 * 32, "backbone": sum(taught) * 32}

@@ -1,4 +1,4 @@
-"""Networks by name on the command line: what fails in a user's code is said in a sentence, and nothing runs without its name."""
+"""Constructors on the command line: errors of their code, and no code without trust."""
 
 from pathlib import Path
 

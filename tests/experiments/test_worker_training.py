@@ -31,7 +31,7 @@ TINY = ["--backbone", "resnet8", "--width", "2", "--bits", "0", "4", "32", "--ep
 
 
 def _workers() -> list[int]:
-    """Process ids of the workers that belong to this process, in the order in which they started."""
+    """Return the process ids of this process's workers, in the order of their start."""
     parents, found = {}, []
     for path in Path("/proc").iterdir():
         if path.name.isdecimal():
@@ -102,7 +102,7 @@ def test_workers_make_the_run_that_one_process_makes(whole, tmp_path, capsys):
     ours, theirs = RunFolder.open(whole).read_metrics(), RunFolder.open(run).read_metrics()
     assert [record["epoch"] for record in ours] == list(range(1, EPOCHS + 1))
     for name in ("loss/labels", "loss/distillation"):
-        # Rounding to codes enlarges differences of summation; over an epoch of 8 steps they stay small.
+        # Rounding to codes enlarges differences of summation; over 8 steps they stay small.
         assert ours[0][name] == pytest.approx(theirs[0][name], abs=0.02)
         assert ours[-1][name] == pytest.approx(theirs[-1][name], abs=0.2)
 

@@ -33,7 +33,8 @@ def make(n_classes={classes}):
 def backbone():
     from dfs_rl import fractionalize
 
-    return fractionalize(make(), torch.rand(8, {channels}, 8, 8), bits=(0, 4, 32), mean=[0.5], std=[0.25])
+    images = torch.rand(8, {channels}, 8, 8)
+    return fractionalize(make(), images, bits=(0, 4, 32), mean=[0.5], std=[0.25])
 
 
 def leaving():

@@ -29,7 +29,8 @@ def test_values_and_gradients_equal_torch_per_tensor(seed, bits, signed, scale):
     torch.testing.assert_close(output, expected, rtol=1e-6, atol=1e-7)
     output.sum().backward()
     expected.sum().backward()
-    # At the very ends of the range torch lets a gradient pass for values that round onto it, LSQ for
+    # At the very ends of the range torch lets a gradient pass for values that round onto it,
+    # LSQ for
     # those that lie within: they differ within half a scale beyond the ends.
     scaled = ours.detach() / scale
     inside = (scaled >= quant_range.qmin) & (scaled <= quant_range.qmax)

@@ -21,13 +21,14 @@ from dfs_rl.utils.ray import start_ray
 with start_ray(cpus=1):
     import ray
     ray.get(ray.remote(lambda: 0).remote())  # so that a worker listens as well
-    print(json.dumps([ray.get_runtime_context().gcs_address, os.environ["RAY_AUTH_TOKEN_PATH"]]), flush=True)
+    address = ray.get_runtime_context().gcs_address
+    print(json.dumps([address, os.environ["RAY_AUTH_TOKEN_PATH"]]), flush=True)
     sys.stdin.read()
 """
 
 
 def listeners(pid: int) -> dict[int, set[str]]:
-    """Return the hexadecimal addresses that a process and all its descendants listen on, by process."""
+    """Return the hexadecimal addresses that a process and its descendants listen on."""
     family, generation = {pid}, [pid]
     while generation:
         children = (Path(f"/proc/{parent}/task").glob("*/children") for parent in generation)

@@ -120,7 +120,10 @@ def test_errors_name_the_line(tmp_path, old, new, line, message):
             "take a lower seed",
         ),
         (
-            "command: train_agent\nsettings: [1]\nsearch: {algorithm.ent_coef: {uniform: [0, 1]}}\n",
+            (
+                "command: train_agent\nsettings: [1]\nsearch: "
+                "{algorithm.ent_coef: {uniform: [0, 1]}}\n"
+            ),
             "settings is .1.; allowed is a mapping",
         ),
     ],
@@ -138,7 +141,10 @@ def test_settings_without_a_valid_trial_are_refused(tmp_path, text, message):
     ],
 )
 def test_grids_need_all_combinations(tmp_path, rest, message):
-    text = "command: train_gumbel\nsearcher: random\nsearch: {method: {grid: [gumbel, dfs, skipnet]}}\n"
+    text = (
+        "command: train_gumbel\nsearcher: random\n"
+        "search: {method: {grid: [gumbel, dfs, skipnet]}}\n"
+    )
     with pytest.raises(ConfigError, match=message):
         load(tmp_path, f"{text}{rest}\n")
     assert load(tmp_path, f"{text}trials: 3\n").combinations == 3
@@ -186,7 +192,8 @@ def test_invalid_overrides_are_refused(words, message):
     [
         (
             (
-                "command: train_gumbel\nsettings: {fixed_budget: true}\nsearch:\n  budget: {uniform: "
+                "command: train_gumbel\nsettings: {fixed_budget: true}\nsearch:\n  budget: "
+                "{uniform: "
                 "[0.001, 1]}\n"
             ),
             "line 4: budget may be 0.001, which is not allowed: budget ",
@@ -194,7 +201,8 @@ def test_invalid_overrides_are_refused(words, message):
         (
             "command: train_agent\nsearch:\n  cost_weight_range.0: {loguniform: [0.1, 50]}\n",
             (
-                "line 3: cost_weight_range.0 may be 50.0, which is not allowed: the cost weights run "
+                "line 3: cost_weight_range.0 may be 50.0, which is not allowed: the cost weights "
+                "run "
                 "from 50"
             ),
         ),

@@ -117,7 +117,7 @@ def test_run_folder_is_complete(finished):
 def test_tensorboard_has_hparams_of_each_trial(finished):
     for trial in (finished / "tune" / "search").glob("trial_*"):
         (events,) = trial.glob("events*")
-        assert b"reward/log_likelihood" in events.read_bytes()
+        assert b"reward.log_likelihood" in events.read_bytes()
 
 
 def test_finished_sweep_resumes_unchanged(finished, capsys):
@@ -162,7 +162,7 @@ def test_populations_copy_weights(tmp_path, capfd, scheduler, kind):
     # There are more trials than cores, so that trials alternate at every interval.
     text = f"""\
 command: train_agent
-settings: {{timesteps: 384, num_envs: 32, eval_every: 96}}
+settings: {{timesteps: 768, num_envs: 32, eval_every: 96}}
 search:
   algorithm.learning_rate: {{{kind}: [0.0001, 0.05]}}
   reward.log_likelihood: {{uniform: [0, 1]}}

@@ -293,7 +293,8 @@ class Config:
     seed: int = 0
 
 def main(invocation):
-    print(json.dumps([invocation.config.seed, "torch" in sys.modules, os.environ["OMP_WAIT_POLICY"]]))
+    policy = os.environ["OMP_WAIT_POLICY"]
+    print(json.dumps([invocation.config.seed, "torch" in sys.modules, policy]))
 
 sys.exit(run_command(main, Config, prog="p", description="d"))
 """

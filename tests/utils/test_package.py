@@ -85,7 +85,10 @@ def test_make_by_module_prefix(foreign):
 )
 def test_commands_beside_foreign_packages(foreign, command):
     """Only the settings of ``train_backbone`` need torch."""
-    code = f"import sys, dfs_rl.{command} as c; c.main(['--help']); print('torch' in sys.modules)"
+    code = (
+        f"import sys; from dfs_rl.{command} import main; main(['--help']); "
+        "print('torch' in sys.modules)"
+    )
     page = python("-c", code, cwd=foreign)
     assert f"usage: python -m dfs_rl.{command}" in page
     assert page.endswith(str(command == "train_backbone"))

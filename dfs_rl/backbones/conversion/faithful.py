@@ -31,7 +31,8 @@ def returned(model: nn.Module, images: Tensor, what: str, wanted: str) -> list[T
     except Exception as error:
         raise ConfigError(
             f"the model does not accept {what}, float32 {list(images.shape)}: module "
-            f"{innermost(model, running)!r} raises {error_words(error)}; give {wanted}, and a model in "
+            f"{innermost(model, running)!r} raises {error_words(error)}; give {wanted}, and a "
+            f"model in "
             "float32."
         ) from error
     finally:
@@ -93,7 +94,8 @@ def check_faithful(
         alone, together = torch.cat([first, last]), expected[[0, -1]]
         if not is_close(alone, together):
             raise ConfigError(
-                f"an image's logits change by {gap(alone, together)} with the other images of its batch, "
+                f"an image's logits change by {gap(alone, together)} with the other images of its "
+                f"batch, "
                 f"but a gate runs some of them at a time: does {name} normalise over a batch?"
             )
 

@@ -99,7 +99,8 @@ def trace(model: nn.Module, images: Tensor) -> Traced:
         model = copy.deepcopy(model).eval().cpu().requires_grad_(requires_grad=False)
     except Exception as error:
         raise ConfigError(
-            f"the model cannot be copied ({error_words(error)}); it must have parameters and buffers, "
+            f"the model cannot be copied ({error_words(error)}); it must have parameters and "
+            f"buffers, "
             "nothing that was computed from them."
         ) from error
     answers = returned(model, images, "the example images", AS_TAKEN)
@@ -180,7 +181,8 @@ def _export_strictly(
         return _export(model, example, strict=True)
     except Exception as error:
         raise ConfigError(
-            f"module {where!r} cannot be traced by torch.export ({error_words(first)}); write it without "
+            f"module {where!r} cannot be traced by torch.export ({error_words(first)}); write it "
+            f"without "
             "choices that depend on values or on the batch size."
         ) from error
 
@@ -204,7 +206,8 @@ def _without_shared_writes(program: ExportedProgram) -> ExportedProgram:
     except Exception as error:
         raise ConfigError(
             f"{_place_of(write)} writes into a view by {name_of(write)}, which torch cannot trace "
-            f"({error_words(error).partition('. ')[0]}); compute a new tensor instead, as torch.cat and "
+            f"({error_words(error).partition('. ')[0]}); compute a new tensor instead, as "
+            f"torch.cat and "
             "torch.where do."
         ) from error
 

@@ -16,7 +16,6 @@ from dfs_rl.utils.config.records import (
     fields_from_dict,
     flat_settings,
     load_config,
-    required_fields,
     save_config,
     usual_settings,
 )
@@ -42,7 +41,6 @@ __all__ = [
     "load_config",
     "parse_value",
     "read_yaml",
-    "required_fields",
     "save_config",
     "usual_settings",
 ]

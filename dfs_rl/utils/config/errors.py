@@ -89,7 +89,7 @@ def _dataclass_in(hint: object) -> type | None:
 
 def allowed(fault: ErrorDetails) -> str:
     """Describe the allowed values of a setting for one of pydantic's errors."""
-    if fault["type"] == "literal_error":
+    if fault["type"] in ("literal_error", "enum"):
         expected = str(fault["ctx"]["expected"]).replace(" or ", ", ")
         return f"one of {expected}" if "," in expected else expected
     if fault["type"] == "too_long":

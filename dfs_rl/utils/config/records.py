@@ -29,6 +29,7 @@ NonNegativeFloat = Annotated[float, Field(ge=0)]
 UnitInterval = Annotated[float, Field(ge=0, le=1)]
 PositiveUnitInterval = Annotated[float, Field(gt=0, le=1)]
 
+_NO_DEFAULT = dataclasses.MISSING
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
@@ -81,9 +82,10 @@ def config_from_dict(data: Mapping[str, object], cls: type[T], source: str) -> T
         ConfigError: If a key is unknown or missing, or a value is not allowed.
     """
     values = fields_from_dict(data, cls, source)
-    missing = [name for name in required_fields(cls) if name not in values]
-    if missing:
-        raise ConfigError(f"{source}: {missing[0]} is missing and has no default.")
+    for field in dataclasses.fields(cls):  # type: ignore[arg-type] # of a dataclass
+        has_default = field.default is not _NO_DEFAULT or field.default_factory is not _NO_DEFAULT
+        if field.init and not has_default and field.name not in values:
+            raise ConfigError(f"{source}: {field.name} is missing and has no default.")
     try:
         return cls(**values)
     except ConfigError as error:
@@ -116,16 +118,6 @@ def fields_from_dict(data: Mapping[str, object], cls: type, source: str) -> dict
     if empty:  # Path("") is the current folder
         raise ConfigError(f"{source}: {empty[0]} is ''; allowed is a path that is not empty.")
     return checked
-
-
-def required_fields(cls: type) -> tuple[str, ...]:
-    """Return the names of the fields that have no default."""
-    none = dataclasses.MISSING
-    return tuple(
-        field.name
-        for field in dataclasses.fields(cls)
-        if field.init and field.default is none and field.default_factory is none
-    )
 
 
 def config_to_dict(config: object) -> dict[str, Any]:

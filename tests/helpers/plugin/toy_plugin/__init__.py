@@ -1,0 +1,1 @@
+"""Small third-party package: one extension of each kind, each in one file."""
