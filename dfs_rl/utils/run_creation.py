@@ -82,8 +82,7 @@ def _check_free(path: Path, files: Collection[str]) -> None:
     if held:
         raise RunFolderError(
             f"{path} holds a run already (it has {RECORD}); choose another folder, or continue "
-            f"with "
-            f"--resume {path}."
+            f"with --resume {path}."
         )
     if path.is_dir():
         check_no_links(path)

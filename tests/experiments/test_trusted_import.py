@@ -5,17 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dfs_rl import (
-    compare,
-    evaluate,
-    sweep,
-    train_agent,
-    train_backbone,
-    train_cascade,
-    train_exits,
-    train_gumbel,
-    train_static,
-)
+from dfs_rl import train_agent, train_static
 from dfs_rl.utils.trusted_import import call_constructor, trust_constructor
 from tests.helpers.custom_models import write
 
