@@ -61,7 +61,7 @@ def test_policy_starts_as_the_gate(config: AlgorithmConfig, all_budgets: bool) -
     torch.testing.assert_close(logits(again, context), logits(gate, context))
 
 
-def test_gate_for_one_budget_is_equal_at_all_preferences() -> None:
+def test_gate_for_one_budget_has_no_preference() -> None:
     gate = make_gate()
     again = through_a_policy(PPOConfig(), gate, all_budgets=True)
     context = torch.rand(9, 4)

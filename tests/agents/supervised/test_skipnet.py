@@ -132,11 +132,13 @@ def test_reinforce_uses_returns_to_go() -> None:
     """Two images, two layers: the loss by hand, from rewards after each decision."""
     logits = torch.zeros(2, 2)  # equal classes: a cross-entropy of log 2 for both
     options = torch.tensor([[0, 2], [2, 2]])
-    probabilities = torch.tensor([[[0.5, 0.0, 0.5], [0.25, 0.0, 0.75]]] * 2)
+    probabilities = torch.tensor(
+        [[[0.5, 0.0, 0.5], [0.25, 0.0, 0.75]], [[0.2, 0.0, 0.8], [0.5, 0.0, 0.5]]]
+    )
     rollout = StraightThroughRollout(logits, torch.zeros(2), options, probabilities)
     loss = hybrid_loss(rollout, torch.tensor([0, 1]), option_penalties=PENALTIES)
-    # Only image 0 skips, and only layer 0: its return there is 0.9 above the other's.
-    reinforce = -(math.log(0.5) * 0.9 + math.log(0.5) * -0.9) / 2
+    # Image 0 skips layer 0 and earns 0.9 there; after layer 0 both images earn the same.
+    reinforce = -0.9 * (math.log(0.5) - math.log(0.8)) / 2
     assert float(loss) == pytest.approx(math.log(2) + reinforce)
     returns = torch.tensor([[6.0, 5.0, 3.0], [11.0, 11.0, 11.0]])
     assert leave_one_out_advantages(returns).tolist() == [[-5.0, -6.0, -8.0], [5.0, 6.0, 8.0]]
@@ -160,7 +162,7 @@ def test_bit_options_without_skip_or_run(bits: tuple[int, ...], missing: int) ->
     assert skip_or_run(BitOptions((0, 2, 32))) == (0, 2)
 
 
-def test_entropy_has_a_gradient_where_choices_are_missing() -> None:
+def test_entropy_has_finite_gradients() -> None:
     logits = torch.tensor([[[0.0, -torch.inf, 0.0], [0.0, -torch.inf, 1.0]]], requires_grad=True)
     bonus = entropy(logits.softmax(dim=2), CHOICES)
     chance = 1 / (1 + math.e)
