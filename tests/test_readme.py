@@ -42,5 +42,5 @@ def test_command_parses(module, arguments, tmp_path, monkeypatch, capsys):
 
 
 def test_there_is_something_to_test():
-    assert len(EXAMPLES) == 3
+    assert len(EXAMPLES) == 4
     assert {module for module, _ in COMMANDS} == set(MAINS)

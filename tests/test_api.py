@@ -1,0 +1,156 @@
+"""The Python API makes what the commands make, and raises errors instead of exit codes."""
+
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import dfs_rl
+from dfs_rl.backbones import load_backbone
+from dfs_rl.data import load_dataset
+from dfs_rl.errors import ConfigError
+from dfs_rl.train_agent import main as train_agent_main
+from dfs_rl.utils.run_folder import RunFolder
+from tests.helpers.pictures import no_pictures
+
+pytestmark = pytest.mark.usefixtures(no_pictures.__name__)
+
+SETTINGS = {"timesteps": 600, "num_envs": 32, "eval_every": 200, "fixed_budget": True, "seed": 3}
+
+
+def validations(path):
+    return [r for r in RunFolder.open(path).read_metrics() if r["kind"] == "validation"]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A gate, the records that its callback got, and the folder of all runs."""
+    folder, records = tmp_path_factory.mktemp("api"), []
+    gate = dfs_rl.train_gate(
+        None, "digits", n_epochs=2, callback=records.append, run_dir=folder / "gate", **SETTINGS
+    )
+    return SimpleNamespace(gate=gate, records=records, folder=folder)
+
+
+# --- training
+
+
+def test_gate_equals_that_of_the_command(made):
+    flags = [f"--{name.replace('_', '-')}={v}" for name, v in SETTINGS.items() if v is not True]
+    path = made.folder / "command"
+    assert (
+        train_agent_main(
+            [*flags, "--fixed-budget", "--algorithm.n-epochs=2", "--run-dir", str(path)]
+        )
+        == 0
+    )
+    ours, theirs = (load_file(p / "gate" / "gate.safetensors") for p in (made.gate.path, path))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert validations(made.gate.path) == validations(path)
+
+
+def test_callback_gets_each_validation(made):
+    stored = validations(made.gate.path)
+    assert [r["timesteps"] for r in made.records] == [r["timesteps"] for r in stored]
+    assert len(stored) >= 3
+    best = made.gate.validation
+    assert (best["computation"], best["accuracy"]) == made.gate.points[0]
+    assert best["accuracy"] in [r["accuracy"] for r in made.records]
+
+
+def test_exception_in_a_callback_ends_the_training(tmp_path):
+    def stop(record):
+        raise LookupError(record["timesteps"])
+
+    with pytest.raises(LookupError, match="0"):
+        dfs_rl.train_gate(None, "digits", callback=stop, run_dir=tmp_path / "run", **SETTINGS)
+
+
+def test_backbone_in_memory_equals_the_stored_one(tmp_path):
+    digits = load_dataset("digits")
+    epochs = []
+    backbone = dfs_rl.train_backbone(
+        "resnet8", digits, epochs=1, width=4, callback=epochs.append, run_dir=tmp_path / "net"
+    )
+    assert [record["epoch"] for record in epochs] == [1]
+    stored = load_backbone(tmp_path / "net").state_dict()
+    assert all(torch.equal(value, stored[n]) for n, value in backbone.state_dict().items())
+    gates = [
+        dfs_rl.train_gate(source, digits, method="static_greedy", budget=8.0, run_dir=tmp_path / n)
+        for n, source in (("a", backbone), ("b", tmp_path / "net"))
+    ]
+    tables = [gate.load().gate.table for gate in gates]
+    assert tables[0] == tables[1]
+
+
+def test_threads_of_the_process_stay(tmp_path):
+    before = torch.get_num_threads()
+    with pytest.raises(ConfigError, match=r"budget 0\.01 %"):
+        dfs_rl.train_gate(
+            None, "digits", method="cascade", budget=0.01, threads=2, run_dir=tmp_path / "run"
+        )
+    assert torch.get_num_threads() == before
+    assert not (tmp_path / "run").exists()
+
+
+# --- results
+
+
+def test_evaluation_has_a_row_per_method(made):
+    every = dfs_rl.evaluate(made.gate).to_frame()
+    methods = dfs_rl.evaluate(made.gate).summary.methods
+    assert every["accuracy"].tolist() == [method.accuracy for method in methods]
+    two = dfs_rl.evaluate(made.gate, baselines=["cascade", "static_table"]).to_frame()
+    assert sorted(two["key"]) == ["cascade", "gate", "static_table"]
+    row = two.set_index("key").loc["cascade"]
+    gate = two.set_index("key").loc["gate"]
+    assert row["difference"] == pytest.approx(gate["accuracy"] - row["accuracy"])
+
+
+def test_comparison_has_the_rows_of_points_csv(made):
+    found = dfs_rl.compare(made.gate, run_dir=made.folder / "report")
+    stored = pd.read_csv(found.path / "points.csv")
+    assert found.to_frame()["label"].tolist() == stored["label"].tolist()
+    assert found.to_frame()["accuracy_mean"].tolist() == stored["accuracy_mean"].tolist()
+
+
+# --- errors
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"method": "reinforce"}, "method is 'reinforce'"),
+        ({"timestep": 3}, "timestep is not a setting"),
+        ({"timesteps": -1}, "timesteps is -1"),
+        ({"method": "gumbel", "n_epochs": 3}, "n_epochs is not a setting"),
+        ({"n_epochs": 3, "algorithm": {"n_epochs": 2}}, "n_epochs is given twice"),
+        ({"reward": {"terms": [["novelty", 1.0]]}}, "novelty"),
+    ],
+)
+def test_bad_settings_are_refused(settings, named, tmp_path):
+    with pytest.raises(ConfigError, match=named):
+        dfs_rl.train_gate(None, "digits", run_dir=tmp_path / "run", **settings)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"baselines": ["nearest"]}, "baselines has 'nearest'"),
+        ({"split": "train"}, "split is 'train'"),
+        ({"precision": "int8"}, "precision is 'int8'"),
+    ],
+)
+def test_bad_evaluations_are_refused(settings, named, made):
+    with pytest.raises(ConfigError, match=named):
+        dfs_rl.evaluate(made.gate, **settings)
+
+
+def test_commands_do_not_hide_functions():
+    assert callable(dfs_rl.compare)
+    assert callable(dfs_rl.evaluate)
+    assert callable(dfs_rl.train_backbone)
