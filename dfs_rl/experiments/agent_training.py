@@ -16,8 +16,8 @@ from dfs_rl.agents.hyperparameters import (
     resolved_group_size,
 )
 from dfs_rl.errors import ConfigError
+from dfs_rl.experiments.command import GateTrainingCommand
 from dfs_rl.experiments.config import GateTrainingConfig
-from dfs_rl.experiments.gate_run import GateTrainingCommand
 from dfs_rl.gating.reward import RewardTerms, RewardWeights
 from dfs_rl.utils.config import NonNegativeFloat, PositiveFloat, PositiveInt, configuration
 

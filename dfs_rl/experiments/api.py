@@ -27,10 +27,12 @@ from dfs_rl.evaluation.summary import EvaluationSummary
 from dfs_rl.experiments import comparison, supernet_training
 from dfs_rl.experiments.backbone_config import TrainBackboneConfig
 from dfs_rl.experiments.backbone_resolver import load_data
-from dfs_rl.experiments.benchmark import COMMANDS, command_line
+from dfs_rl.experiments.benchmark import command_line
+from dfs_rl.experiments.command import GateTrainingCommand
 from dfs_rl.experiments.comparison_config import CompareConfig
 from dfs_rl.experiments.evaluation import Precision, ReportedSplit, evaluate_run
-from dfs_rl.experiments.gate_run import GateTrainingCommand, create_run, train_run
+from dfs_rl.experiments.gate_kinds import COMMANDS
+from dfs_rl.experiments.gate_run import create_run, train_run
 from dfs_rl.gating.model import GatedModel, load
 from dfs_rl.training.supernet import uniform_accuracies
 from dfs_rl.utils.config import config_from_dict, config_to_dict

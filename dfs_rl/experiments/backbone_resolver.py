@@ -1,24 +1,40 @@
 """Selection of a gate's backbone: a given one, the included one, or one that is trained first."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from dfs_rl.costs import COMPUTATION
+import torch
+
+from dfs_rl.backbones import (
+    PRETRAINED_DIGITS,
+    Backbone,
+    BackboneInfo,
+    StoredBackbone,
+    load_stored_backbone,
+    save_backbone,
+)
+from dfs_rl.backbones.storage import STRUCTURE_FILE, load_info
+from dfs_rl.costs import COMPUTATION, BitOptions
+from dfs_rl.data import Dataset, load_dataset
 from dfs_rl.errors import ConfigError, DataError
+from dfs_rl.experiments import supernet_training
+from dfs_rl.experiments.backbone_config import TrainBackboneConfig, build
 from dfs_rl.experiments.config import BackboneSettings
+from dfs_rl.gating.base import TableGate
+from dfs_rl.gating.model import BACKBONE_FOLDER, BEFORE_FOLDER, GATE_FOLDER
+from dfs_rl.gating.networks import LearnedGate
+from dfs_rl.gating.storage import load_gate
+from dfs_rl.training.custom_model import build_calibrated_backbone, build_custom_backbone
+from dfs_rl.training.supernet import SupernetConfig
+from dfs_rl.utils.config import config_to_dict
 from dfs_rl.utils.constants import DIGITS
+from dfs_rl.utils.io import file_lock
 from dfs_rl.utils.logging import print_status
+from dfs_rl.utils.run_creation import RECORD
 from dfs_rl.utils.run_folder import RunFolder
 from dfs_rl.utils.trusted_import import is_constructor
-
-if TYPE_CHECKING:
-    from dfs_rl.backbones import Backbone, BackboneInfo, StoredBackbone
-    from dfs_rl.costs import BitOptions
-    from dfs_rl.data import Dataset
-    from dfs_rl.experiments.backbone_config import TrainBackboneConfig
-    from dfs_rl.gating.networks import LearnedGate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,11 +84,8 @@ class BackboneSpec:
         """True if the backbone is a default supernet, trained now or by an earlier run."""
         return self.folder is None and self.dataset != DIGITS
 
-    def supernet_config(self, dataset: "Dataset") -> "TrainBackboneConfig":
+    def supernet_config(self, dataset: Dataset) -> TrainBackboneConfig:
         """Return the configuration of the default supernet, with batches of at most all images."""
-        from dfs_rl.experiments.backbone_config import TrainBackboneConfig
-        from dfs_rl.training.supernet import SupernetConfig
-
         usual = SupernetConfig()
         return TrainBackboneConfig(
             dataset=self.dataset,
@@ -85,7 +98,7 @@ class BackboneSpec:
         )
 
 
-def load_data(config: BackboneSettings, run: RunFolder | None = None) -> "Dataset":
+def load_data(config: BackboneSettings, run: RunFolder | None = None) -> Dataset:
     """Load the data set of a configuration, with images as the backbone takes them.
 
     A stored backbone records how its images were resized and mirrored; for any other the
@@ -100,14 +113,10 @@ def load_data(config: BackboneSettings, run: RunFolder | None = None) -> "Datase
         CheckpointError: If the backbone cannot be read.
         DataError: If the data set cannot be read.
     """
-    from dfs_rl.data import load_dataset
-
     assert config.dataset is not None
     image_size, flip = config.image_size, config.flip
     folder = _stored_folder(config, run)
     if folder is not None:
-        from dfs_rl.backbones.storage import load_info
-
         info = load_info(folder)
         if image_size not in (None, info.image_size):
             own = "as they come" if info.image_size is None else f"at {info.image_size} pixels"
@@ -127,10 +136,6 @@ def load_data(config: BackboneSettings, run: RunFolder | None = None) -> "Datase
 
 def _stored_folder(config: BackboneSettings, run: RunFolder | None) -> Path | None:
     """Return the folder of a configuration's stored backbone, ``None`` if not yet made."""
-    from dfs_rl.backbones import PRETRAINED_DIGITS
-    from dfs_rl.backbones.storage import STRUCTURE_FILE
-    from dfs_rl.gating.model import BACKBONE_FOLDER
-
     if run is not None and (run.path / BACKBONE_FOLDER / STRUCTURE_FILE).is_file():
         return run.path / BACKBONE_FOLDER
     folder = config.backbone or getattr(config, "init_gate", None)
@@ -140,20 +145,16 @@ def _stored_folder(config: BackboneSettings, run: RunFolder | None) -> Path | No
     return None if gone or is_constructor(folder) else folder
 
 
-def load_or_train_backbone(spec: BackboneSpec, dataset: "Dataset") -> "StoredBackbone":
+def load_or_train_backbone(spec: BackboneSpec, dataset: Dataset) -> StoredBackbone:
     """Load the specified backbone; train it first if necessary.
 
     Raises:
         CheckpointError: If it cannot be read.
         DataError: If it was made for other data.
     """
-    from dfs_rl.backbones import PRETRAINED_DIGITS, load_stored_backbone
-
     if spec.needs_supernet:
         stored = _default_supernet(spec, dataset)
     elif spec.constructor is not None:
-        from dfs_rl.training.custom_model import build_calibrated_backbone
-
         stored = build_calibrated_backbone(
             spec.constructor, dataset, weights=spec.weights, device=spec.device
         )
@@ -167,7 +168,7 @@ def load_or_train_backbone(spec: BackboneSpec, dataset: "Dataset") -> "StoredBac
     return stored
 
 
-def preview_backbone(spec: BackboneSpec, dataset: "Dataset") -> "Backbone":
+def preview_backbone(spec: BackboneSpec, dataset: Dataset) -> Backbone:
     """Return a backbone of the right shape, trained or not, to validate settings early.
 
     It prints a notice if exits are left out, since a later error may result from that.
@@ -175,27 +176,23 @@ def preview_backbone(spec: BackboneSpec, dataset: "Dataset") -> "Backbone":
     Raises:
         ConfigError: If the backbone has only one bit option.
     """
-    from dfs_rl.experiments.backbone_config import build
-
     if spec.needs_supernet:
         backbone = build(spec.supernet_config(dataset), dataset)  # same cost as the trained one
     elif spec.constructor is not None:
-        from dfs_rl.training.custom_model import build_custom_backbone
-
         backbone = build_custom_backbone(spec.constructor, dataset, weights=spec.weights)
     else:
         backbone = load_or_train_backbone(replace(spec, exits=True), dataset).backbone
     backbone.set_cost_model(spec.cost_model)
     _check_menu(backbone.options, str(spec.folder))
     if not spec.exits and backbone.costs.exits:
-        print_status("The backbone's exits are left out: this gate walks every image to the end.")
+        print_status("This gate does not use the backbone's exits; every image runs to the end.")
         backbone.set_exits(())
     return backbone
 
 
 def backbone_of_run(
-    run: RunFolder, spec: BackboneSpec, dataset: "Dataset", *, keep_original: bool = False
-) -> "StoredBackbone":
+    run: RunFolder, spec: BackboneSpec, dataset: Dataset, *, keep_original: bool = False
+) -> StoredBackbone:
     """Return the copy of the backbone in a run's folder; the first call makes it.
 
     Args:
@@ -204,10 +201,6 @@ def backbone_of_run(
         dataset: Data set that the backbone must match.
         keep_original: True to keep a second copy, because training changes the first.
     """
-    from dfs_rl.backbones import load_stored_backbone, save_backbone
-    from dfs_rl.backbones.storage import STRUCTURE_FILE
-    from dfs_rl.gating.model import BACKBONE_FOLDER, BEFORE_FOLDER
-
     folder = run.path / BACKBONE_FOLDER
     if (folder / STRUCTURE_FILE).is_file():
         stored = load_stored_backbone(folder)
@@ -220,18 +213,13 @@ def backbone_of_run(
     return stored
 
 
-def load_learned_gate(run: Path) -> "LearnedGate":
+def load_learned_gate(run: Path) -> LearnedGate:
     """Load the learned gate of a run.
 
     Raises:
         CheckpointError: If it has none.
         ConfigError: If it is a static bit table or a cascade, which cannot initialize a gate.
     """
-    from dfs_rl.gating.base import TableGate
-    from dfs_rl.gating.model import GATE_FOLDER
-    from dfs_rl.gating.networks import LearnedGate
-    from dfs_rl.gating.storage import load_gate
-
     gate = load_gate(run / GATE_FOLDER)
     if not isinstance(gate, LearnedGate):
         raise ConfigError(
@@ -243,17 +231,12 @@ def load_learned_gate(run: Path) -> "LearnedGate":
     return gate
 
 
-def check_same_backbone(run: Path, dataset: "Dataset", spec: BackboneSpec) -> None:
+def check_same_backbone(run: Path, dataset: Dataset, spec: BackboneSpec) -> None:
     """Check that a run's gate was learned on the chosen backbone and on the same images.
 
     Raises:
         DataError: If images or weights differ.
     """
-    import torch
-
-    from dfs_rl.backbones import load_stored_backbone
-    from dfs_rl.gating.model import BACKBONE_FOLDER
-
     theirs = load_stored_backbone(run / BACKBONE_FOLDER)
     check_match(theirs.info, theirs.backbone, dataset, str(run))
     ours = load_or_train_backbone(spec, dataset).backbone.state_dict()
@@ -267,9 +250,7 @@ def check_same_backbone(run: Path, dataset: "Dataset", spec: BackboneSpec) -> No
         )
 
 
-def check_match(
-    info: "BackboneInfo", backbone: "Backbone", dataset: "Dataset", source: str
-) -> None:
+def check_match(info: BackboneInfo, backbone: Backbone, dataset: Dataset, source: str) -> None:
     """Check that a backbone was made for a data set.
 
     Raises:
@@ -297,18 +278,8 @@ def check_match(
         )
 
 
-def _default_supernet(spec: BackboneSpec, dataset: "Dataset") -> "StoredBackbone":
+def _default_supernet(spec: BackboneSpec, dataset: Dataset) -> StoredBackbone:
     """Return the default supernet of a data set: from an earlier run, or newly trained."""
-    import hashlib
-
-    from dfs_rl.backbones import load_stored_backbone
-    from dfs_rl.backbones.storage import STRUCTURE_FILE
-    from dfs_rl.experiments import supernet_training
-    from dfs_rl.gating.model import BACKBONE_FOLDER
-    from dfs_rl.utils.config import config_to_dict
-    from dfs_rl.utils.io import file_lock
-    from dfs_rl.utils.run_creation import RECORD
-
     wanted = spec.supernet_config(dataset)
     settings = config_to_dict(wanted)
     relevant = {
@@ -335,7 +306,7 @@ def _default_supernet(spec: BackboneSpec, dataset: "Dataset") -> "StoredBackbone
             return stored
         trainer = supernet_training.make_trainer(wanted, dataset)
         if (path / RECORD).is_file():
-            print_status(f"No backbone given: going on with the one begun in {path}.")
+            print_status(f"No backbone given: resuming the training in {path}.")
             folder = RunFolder.open(path, supernet_training.KIND)
         else:
             print_status(
@@ -354,7 +325,7 @@ def _default_supernet(spec: BackboneSpec, dataset: "Dataset") -> "StoredBackbone
         return supernet_training.train_supernet(wanted, trainer, dataset, folder)
 
 
-def _check_menu(options: "BitOptions", source: str) -> None:
+def _check_menu(options: BitOptions, source: str) -> None:
     if len(options) == 1:
         raise ConfigError(
             f"backbone {source} runs at {options[0]} bit only; a gate needs two options to choose "

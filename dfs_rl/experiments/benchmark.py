@@ -1,22 +1,19 @@
-"""Training of the gates that ``compare`` compares: kinds of gates, settings and jobs."""
+"""Training of the gates that ``compare`` compares: settings and jobs."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args
+from typing import Any, TypeVar
 
-from dfs_rl.agents.hyperparameters import ALGORITHM_CONFIGS, StaticMethod
-from dfs_rl.agents.supervised.config import Method
 from dfs_rl.costs import COMPUTATION
+from dfs_rl.data import Dataset
 from dfs_rl.errors import BusyError, ConfigError, DfsRlError
 from dfs_rl.experiments import (
-    agent_training,
-    cascade_training,
-    static_training,
     supervised_training,
 )
-from dfs_rl.experiments.gate_run import GateTrainingCommand, create_run, train_run
-from dfs_rl.gating.registry import GATES, ONE_SHOT
+from dfs_rl.experiments.command import GateTrainingCommand
+from dfs_rl.experiments.gate_kinds import GateName, GateSpec, gate_specs
+from dfs_rl.experiments.gate_run import create_run, train_run
 from dfs_rl.utils.config import (
     config_to_dict,
     fields_from_dict,
@@ -24,27 +21,13 @@ from dfs_rl.utils.config import (
     read_yaml,
     usual_settings,
 )
+from dfs_rl.utils.device import resolve_device
 from dfs_rl.utils.io import OnWait, file_lock
 from dfs_rl.utils.logging import print_status
-from dfs_rl.utils.registry import NameIn
 from dfs_rl.utils.run_creation import RECORD
 from dfs_rl.utils.run_folder import RunFolder
 
-if TYPE_CHECKING:
-    from dfs_rl.data import Dataset
-
 PartT = TypeVar("PartT")
-
-COMMANDS: Mapping[str, GateTrainingCommand[Any]] = {
-    command.kind: command
-    for command in (
-        agent_training.COMMAND,
-        supervised_training.COMMAND,
-        static_training.COMMAND,
-        cascade_training.COMMAND,
-    )
-}
-"""Commands that train gates, by the kind of their run folders."""
 
 _SHARED_SETTINGS = (
     "dataset",
@@ -68,71 +51,6 @@ _SHARED_SETTINGS = (
     "gate",
 )
 """Settings that a comparison sets for all gates alike."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class GateSpec:
-    """Kind of gate in a comparison.
-
-    Attributes:
-        command: Command that trains it.
-        settings: Settings that select this kind.
-        budget: Name of the setting that receives the budget; ``None`` for a gate of which one
-            training serves all budgets.
-        uses_timesteps: True if ``timesteps`` sets the length of its training; otherwise its
-            command's default does.
-        is_seeded: True if the gate depends on the seed.
-    """
-
-    command: GateTrainingCommand[Any]
-    settings: Mapping[str, object]
-    budget: Literal["budget", "per_input_budget"] | None
-    uses_timesteps: bool = True
-    is_seeded: bool = True
-
-
-def _rl_spec(algorithm: str) -> GateSpec:
-    if ALGORITHM_CONFIGS[algorithm].needs_budget:
-        # The budget limits the computation; a small cost weight breaks ties.
-        settings = {"algo": algorithm, "fixed_budget": True, "cost_weight": 0.1}
-        return GateSpec(
-            command=agent_training.COMMAND, settings=settings, budget="per_input_budget"
-        )
-    return GateSpec(command=agent_training.COMMAND, settings={"algo": algorithm}, budget=None)
-
-
-def _supervised_spec(method: Method, gate: str) -> GateSpec:
-    return GateSpec(
-        command=supervised_training.COMMAND,
-        settings={"method": method, "gate": gate},
-        # Other methods learn one budget: by one cost weight, or a sign change at the budget.
-        budget=None if method == "gumbel" else "budget",
-    )
-
-
-def _static_spec(method: StaticMethod) -> GateSpec:
-    return GateSpec(
-        command=static_training.COMMAND,
-        settings={"method": method},
-        budget="budget",
-        uses_timesteps=False,
-        is_seeded=method != "greedy",
-    )
-
-
-def gate_specs() -> dict[str, GateSpec]:
-    """Return every kind of gate that a comparison can train, by name."""
-    specs = {name.replace("_", "-"): _rl_spec(name) for name in ALGORITHM_CONFIGS}
-    layerwise = [name for name in GATES if name != ONE_SHOT]
-    for method in get_args(Method):
-        if method == "blockdrop":
-            specs[method] = _supervised_spec(method, "ff")
-        else:
-            specs |= {f"{method}-{kind}": _supervised_spec(method, kind) for kind in layerwise}
-    return specs | {f"static-{method}": _static_spec(method) for method in ("ddpg", "greedy")}
-
-
-GateName = Annotated[str, NameIn(gate_specs)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -284,7 +202,7 @@ def command_line(prog: str, config: object) -> tuple[str, ...]:
     return tuple(words)
 
 
-def run_jobs(jobs: Sequence[TrainingJob], dataset: "Dataset") -> dict[str, str]:
+def run_jobs(jobs: Sequence[TrainingJob], dataset: Dataset) -> dict[str, str]:
     """Run every training that is not finished.
 
     A gate that fails does not stop the others. Several processes can run the same comparison at
@@ -332,17 +250,15 @@ def distribute_jobs(parts: Sequence[PartT], do: Callable[[PartT, OnWait], None])
             try:
                 do(part, None)
             except BusyError:  # noqa: PERF203 - a part takes minutes
-                print_status("  another process is at it")
+                print_status("  locked by another process")
                 busy.append(part)
         if len(busy) == len(left):  # all are locked: wait for one
-            do(busy.pop(0), lambda: print_status("  waiting for the process that is at it ..."))
+            do(busy.pop(0), lambda: print_status("  waiting for the other process ..."))
         left = busy
 
 
-def _train(job: TrainingJob, dataset: "Dataset", on_wait: OnWait) -> None:
+def _train(job: TrainingJob, dataset: Dataset, on_wait: OnWait) -> None:
     """Run one training, unless it is finished."""
-    from dfs_rl.utils.device import resolve_device
-
     device = str(resolve_device(job.config.device))
     with file_lock(job.config.run_dir.parent, on_wait=lambda: None):  # avoid creating it twice
         run = _create_or_open_run(job, dataset, device=device)
@@ -350,7 +266,7 @@ def _train(job: TrainingJob, dataset: "Dataset", on_wait: OnWait) -> None:
         train_run(job.command, job.config, dataset, run, device=device)
 
 
-def _create_or_open_run(job: TrainingJob, dataset: "Dataset", *, device: str) -> RunFolder:
+def _create_or_open_run(job: TrainingJob, dataset: Dataset, *, device: str) -> RunFolder:
     """Create a job's run folder, or open the existing one.
 
     Raises:

@@ -1,7 +1,7 @@
 """Configuration and command record of ``train_cascade``."""
 
+from dfs_rl.experiments.command import GateTrainingCommand
 from dfs_rl.experiments.config import GateRunConfig
-from dfs_rl.experiments.gate_run import GateTrainingCommand
 from dfs_rl.utils.config import PositiveFloat, configuration
 
 

@@ -10,8 +10,8 @@ import tyro
 from dfs_rl.costs import COMPUTATION, CostModelName
 from dfs_rl.errors import ConfigError
 from dfs_rl.evaluation.static_tables import SearchConfig
-from dfs_rl.experiments.benchmark import GateName
 from dfs_rl.experiments.config import BackboneSettings
+from dfs_rl.experiments.gate_kinds import GateName
 from dfs_rl.utils.config import PositiveFloat, PositiveInt, configuration
 
 KIND = "compare"

@@ -12,9 +12,9 @@ from dfs_rl.errors import BusyError, CheckpointError, ConfigError, RunFolderErro
 from dfs_rl.evaluation.comparison_records import EvaluatedRun
 from dfs_rl.evaluation.curves import COMPUTATIONS
 from dfs_rl.evaluation.per_image_results import load_per_image_results
-from dfs_rl.experiments.benchmark import COMMANDS
 from dfs_rl.experiments.comparison_config import CompareConfig
 from dfs_rl.experiments.evaluation import EvaluationCache, evaluate_run, figure_prefix
+from dfs_rl.experiments.gate_kinds import COMMANDS
 from dfs_rl.experiments.gate_run import TRAINING_FILE, TrainingRecord
 from dfs_rl.gating.budget_conditioning import BudgetConditioning
 from dfs_rl.gating.model import BACKBONE_FOLDER, BEFORE_FOLDER, GATE_FOLDER

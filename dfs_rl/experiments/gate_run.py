@@ -1,31 +1,28 @@
-"""Base of the commands that train gates: run, training record and budget calibration."""
+"""Runs that train gates: creation, training record and budget calibration."""
 
-import sys
 import time
 from dataclasses import dataclass
-from pkgutil import resolve_name
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import Any, Protocol
 
-from dfs_rl.experiments.backbone_resolver import BackboneSpec, load_data
+from dfs_rl.backbones import load_backbone
+from dfs_rl.data import Dataset
+from dfs_rl.evaluation.budget_conditioning import calibrate_budget_conditioning
+from dfs_rl.experiments.backbone_resolver import BackboneSpec
+from dfs_rl.experiments.command import GateTrainingCommand, SettingsT
 from dfs_rl.experiments.config import GateRunConfig
-from dfs_rl.utils.cli import Invocation
+from dfs_rl.gating.model import BACKBONE_FOLDER, GATE_FOLDER
+from dfs_rl.gating.networks import LearnedGate
+from dfs_rl.gating.storage import load_gate, save_gate
 from dfs_rl.utils.config import NonNegativeInt, config_to_dict
+from dfs_rl.utils.io import write_json
 from dfs_rl.utils.logging import print_status
 from dfs_rl.utils.run_folder import RunFolder
 from dfs_rl.utils.run_records import read_record
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from dfs_rl.data import Dataset
-    from dfs_rl.experiments.session import TrainingResult
 
 N_VALIDATIONS = 20
 """Default number of validations in a run."""
 TRAINING_FILE = "training.json"
 """File that marks a training as finished."""
-
-SettingsT = TypeVar("SettingsT", bound=GateRunConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,73 +71,10 @@ def backbone_spec(config: GateRunConfig, device: str) -> BackboneSpec:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class GateTrainingCommand(Generic[SettingsT]):
-    """Command that trains gates.
-
-    Attributes:
-        kind: Name of the command, and kind of its run folders.
-        description: One sentence for its help page.
-        config_type: Configuration class.
-        module: Name of the module with its functions ``validate`` and ``train``, imported at their
-            first use to keep help pages quick.
-        with_resolved_defaults: Function that fills in defaults that depend on other settings. A run
-            stores the result, so that it resumes unchanged after a version changes the defaults.
-    """
-
-    kind: str
-    description: str
-    config_type: type[SettingsT]
-    module: str
-    with_resolved_defaults: "Callable[[SettingsT], SettingsT]" = lambda config: config
-
-    @property
-    def prog(self) -> str:
-        """Command line prefix that runs the command."""
-        return f"python -m dfs_rl.{self.kind}"
-
-    @property
-    def validate(self) -> "Callable[[SettingsT, Dataset, str], str]":
-        """Function of config, data set and device: validates them and returns the run's name."""
-        function: Callable[[SettingsT, Dataset, str], str] = resolve_name(f"{self.module}:validate")
-        return function
-
-    @property
-    def train(self) -> "Callable[[SettingsT, Dataset, RunFolder, str], TrainingResult]":
-        """Function of config, data set, run and device: trains a gate or resumes its training."""
-        function: Callable[..., TrainingResult] = resolve_name(f"{self.module}:train")
-        return function
-
-    def run(self, invocation: Invocation[SettingsT]) -> None:
-        """Train a gate, unless the run is finished, evaluate it and print the results."""
-        from dfs_rl.experiments.evaluation import evaluate_run
-        from dfs_rl.reporting.tables import summary_text
-        from dfs_rl.utils.device import resolve_device, set_threads
-
-        config, resume = invocation.config, invocation.resume
-        set_threads(config.threads, resumed=resume is not None)
-        device = str(resolve_device(config.device))
-        dataset = load_data(config, resume)
-        run = resume or create_run(self, config, dataset, device=device, argv=invocation.command)
-        with run.lock():
-            train_run(self, config, dataset, run, device=device)
-            evaluation = evaluate_run(
-                run,
-                dataset=dataset,
-                device=device,
-                progress=lambda text: print_status(f"Evaluating: {text} ..."),
-            )
-        sys.stdout.write(summary_text(evaluation.summary))
-        sys.stdout.flush()
-        print_status(f"Everything is in {run.path}; pictures:")
-        for picture in sorted(run.plots_dir.glob("*.png")):
-            print_status(f"  {picture}")
-
-
 def create_run(
     command: GateTrainingCommand[SettingsT],
     config: SettingsT,
-    dataset: "Dataset",
+    dataset: Dataset,
     *,
     device: str,
     argv: tuple[str, ...],
@@ -167,7 +101,7 @@ def create_run(
 def train_run(
     command: GateTrainingCommand[SettingsT],
     config: SettingsT,
-    dataset: "Dataset",
+    dataset: Dataset,
     run: RunFolder,
     *,
     device: str,
@@ -187,8 +121,6 @@ def train_run(
     Raises:
         KeyboardInterrupt: After Ctrl-C, once everything is saved.
     """
-    from dfs_rl.utils.io import write_json
-
     run.check_data(dataset.fingerprint, dataset.name)
     if (run.path / TRAINING_FILE).exists():
         print_status(f"The training in {run.path} is finished.")
@@ -221,20 +153,14 @@ def train_run(
 
 
 def _calibrate_budgets(
-    run: RunFolder, dataset: "Dataset", device: str, *, budget: float | None
-) -> "tuple[tuple[float, float], ...]":
+    run: RunFolder, dataset: Dataset, device: str, *, budget: float | None
+) -> tuple[tuple[float, float], ...]:
     """Measure the cost of a gate over its range of budgets, and set it to ``budget`` if given.
 
     Returns:
         Computation and accuracy in percent at each measured preference; empty for a gate with one
         budget.
     """
-    from dfs_rl.backbones import load_backbone
-    from dfs_rl.evaluation.budget_conditioning import calibrate_budget_conditioning
-    from dfs_rl.gating.model import BACKBONE_FOLDER, GATE_FOLDER
-    from dfs_rl.gating.networks import LearnedGate
-    from dfs_rl.gating.storage import load_gate, save_gate
-
     gate = load_gate(run.path / GATE_FOLDER)
     if not isinstance(gate, LearnedGate) or gate.budget_conditioning is None:
         return ()

@@ -1,8 +1,8 @@
 """Configuration and command record of ``train_static``."""
 
 from dfs_rl.agents.hyperparameters import StaticMethod
+from dfs_rl.experiments.command import GateTrainingCommand
 from dfs_rl.experiments.config import GateRunConfig
-from dfs_rl.experiments.gate_run import GateTrainingCommand
 from dfs_rl.utils.config import PositiveFloat, PositiveInt, Seed, configuration
 
 

@@ -13,8 +13,8 @@ from dfs_rl.agents.supervised.config import (
     SupervisedConfig,
 )
 from dfs_rl.errors import ConfigError
+from dfs_rl.experiments.command import GateTrainingCommand
 from dfs_rl.experiments.config import GateTrainingConfig
-from dfs_rl.experiments.gate_run import GateTrainingCommand
 from dfs_rl.gating.registry import ONE_SHOT, GateKind
 from dfs_rl.utils.config import PositiveFloat, configuration
 

@@ -128,7 +128,7 @@ def _budget_conditioning_of(record: Mapping[str, object]) -> dict[str, Any]:
         or "computations" not in budget_conditioning
         or not all(isinstance(part, list) for part in budget_conditioning.values())
     ):
-        raise TypeError(f"{budget_conditioning!r} describes no dial.")
+        raise TypeError(f"{budget_conditioning!r} describes no budget conditioning.")
     figures = {
         name: tuple(_number(figure) for figure in part)
         for name, part in budget_conditioning.items()

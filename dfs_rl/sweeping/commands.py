@@ -6,8 +6,8 @@ from dfs_rl.data import Dataset
 from dfs_rl.evaluation.curves import CurvePoint
 from dfs_rl.experiments import supernet_training
 from dfs_rl.experiments.backbone_config import TrainBackboneConfig
-from dfs_rl.experiments.benchmark import COMMANDS as GATE_COMMANDS
 from dfs_rl.experiments.benchmark import command_line
+from dfs_rl.experiments.gate_kinds import COMMANDS as GATE_COMMANDS
 from dfs_rl.experiments.gate_run import TRAINING_FILE, TrainingRecord, create_run, train_run
 from dfs_rl.utils.device import resolve_device
 from dfs_rl.utils.run_folder import RunFolder

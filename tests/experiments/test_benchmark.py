@@ -20,12 +20,11 @@ from dfs_rl.evaluation.budgets import exceeds_budget
 from dfs_rl.evaluation.comparison_records import ComparisonOfRuns
 from dfs_rl.experiments.agent_training import TrainAgentConfig
 from dfs_rl.experiments.benchmark import (
-    COMMANDS,
     BenchmarkSettings,
-    gate_specs,
     load_extra_settings,
     plan_jobs,
 )
+from dfs_rl.experiments.gate_kinds import COMMANDS, gate_specs
 from dfs_rl.experiments.static_training import TrainStaticConfig
 from dfs_rl.experiments.supervised_training import TrainGumbelConfig
 from dfs_rl.gating.storage import load_gate
@@ -277,10 +276,10 @@ def test_what_another_process_is_at_is_left_for_the_end(
     said = [line.strip() for line in again.err.splitlines()]
     first = said.index("[1 of 2] static-greedy-seed0-at-1")
     assert said[first + 1 : first + 3] == [
-        "another process is at it",
+        "locked by another process",
         "[2 of 2] static-greedy-seed0-at-3",
     ]
-    waited = said.index("waiting for the process that is at it ...")
+    waited = said.index("waiting for the other process ...")
     assert said[waited - 1] == "[1 of 2] static-greedy-seed0-at-1"
     assert waited > first + 3
 
