@@ -140,6 +140,16 @@ class TrainAgentConfig(GateTrainingConfig):
             )
 
     @property
+    def backbone_source(self) -> Path | None:
+        """Place of the backbone, by default that of the initial gate."""
+        return self.backbone or self.init_gate
+
+    @property
+    def uses_exits(self) -> bool:
+        """True if the gate may take a backbone's exits."""
+        return self.exits
+
+    @property
     def _can_start_uniform(self) -> bool:
         has_actor = isinstance(self.algorithm, OnPolicyConfig)
         return has_actor and self.backbone_mode == "frozen" and self.init_gate is None

@@ -138,7 +138,7 @@ def _stored_folder(config: BackboneSettings, run: RunFolder | None) -> Path | No
     """Return the folder of a configuration's stored backbone, ``None`` if not yet made."""
     if run is not None and (run.path / BACKBONE_FOLDER / STRUCTURE_FILE).is_file():
         return run.path / BACKBONE_FOLDER
-    folder = config.backbone or getattr(config, "init_gate", None)
+    folder = config.backbone_source
     if folder is None:
         return PRETRAINED_DIGITS if config.dataset == DIGITS else None
     gone = run is not None and not folder.exists()  # a resumed run may not need it

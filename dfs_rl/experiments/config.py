@@ -53,6 +53,11 @@ class BackboneSettings(DataSettings):
 
     backbone: Path | None = None
 
+    @property
+    def backbone_source(self) -> Path | None:
+        """Place of the backbone; ``None`` for the default of the data set."""
+        return self.backbone
+
 
 @configuration
 class RunConfig(BackboneSettings):
@@ -78,6 +83,11 @@ class GateRunConfig(RunConfig):
 
     budget: PositiveFloat | None = None
     cost_model: CostModelName = COMPUTATION
+
+    @property
+    def uses_exits(self) -> bool:
+        """True if the gate may take a backbone's exits."""
+        return False
 
 
 @configuration

@@ -59,7 +59,7 @@ def backbone_spec(config: GateRunConfig, device: str) -> BackboneSpec:
     """Return the backbone specification of a configuration."""
     return BackboneSpec(
         dataset=config.dataset,
-        folder=config.backbone,
+        folder=config.backbone_source,
         weights=config.weights,
         image_size=config.image_size,
         flip=config.flip,
@@ -67,7 +67,7 @@ def backbone_spec(config: GateRunConfig, device: str) -> BackboneSpec:
         device=device,
         threads=config.threads,
         cost_model=config.cost_model,
-        exits=getattr(config, "exits", False),  # only train_agent has the setting
+        exits=config.uses_exits,
     )
 
 

@@ -1,6 +1,6 @@
 """Training of a gate by reinforcement learning: environment, algorithm and callbacks."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
 
@@ -48,7 +48,6 @@ from dfs_rl.experiments.agent_training import (
     reward_weights_of,
 )
 from dfs_rl.experiments.backbone_resolver import (
-    BackboneSpec,
     backbone_of_run,
     check_same_backbone,
     load_learned_gate,
@@ -94,18 +93,10 @@ class LearningState:
     replay: NonNegativeInt | None = None
 
 
-def _backbone_spec(config: TrainAgentConfig, device: str) -> BackboneSpec:
-    """Return the backbone specification; by default the backbone of the initial gate."""
-    spec = backbone_spec(config, device)
-    if spec.folder is None and config.init_gate is not None:
-        return replace(spec, folder=config.init_gate)
-    return spec
-
-
 def validate(config: TrainAgentConfig, dataset: Dataset, device: str) -> str:
     """Validate the configuration against the data and the backbone, and return the run's name."""
     initial = None if config.init_gate is None else load_learned_gate(config.init_gate)
-    spec = _backbone_spec(config, device)
+    spec = backbone_spec(config, device)
     backbone = preview_backbone(spec, dataset)
     if backbone.costs.exits:
         _check_exits(config)
@@ -185,7 +176,7 @@ def train(
         TrainingError: If a figure is no longer finite.
         CheckpointError: If the checkpoint does not fit.
     """
-    spec = _backbone_spec(config, device)
+    spec = backbone_spec(config, device)
     stored = backbone_of_run(run, spec, dataset, keep_original=config.cotrains)
     total = steps_made(config, stored.backbone.costs)
     bar = ProgressBar(total, print_status=print_status)
