@@ -110,7 +110,7 @@ def test_computation_and_bitops_equal_a_loop(table, seed, gate):
 
 
 @given(table=tables())
-def test_cost_grows_with_bits_and_everything_full_costs_one(table):
+def test_cost_grows_with_bits_up_to_one(table):
     costs = table.option_costs()
     assert bool((costs.diff(dim=1) > 0).all())
     if 32 in table.options:
@@ -125,7 +125,7 @@ def test_macs_of_a_convolution_and_a_linear_layer():
 
 
 @pytest.mark.parametrize("settings", [{}, {"is_causal": True}, {"attn_mask": torch.ones(16, 16)}])
-def test_macs_of_attention_are_those_of_its_two_products(settings):
+def test_macs_of_attention_are_two_products(settings):
     query, key, value = torch.zeros(3, 1, 2, 16, 16)
     written = count_macs(lambda: (query @ key.mT).softmax(-1) @ value)
     assert written == 2 * (2 * 16 * 16 * 16) == 16_384
@@ -135,9 +135,7 @@ def test_macs_of_attention_are_those_of_its_two_products(settings):
 
 @pytest.mark.parametrize("need_weights", [False, True])
 @pytest.mark.parametrize("batch_first", [False, True])
-def test_macs_of_torchs_attention_are_the_same_whatever_operator_it_takes(
-    need_weights, batch_first
-):
+def test_macs_of_attention_do_not_depend_on_the_kernel(need_weights, batch_first):
     tokens, width = 12, 16
     x = torch.zeros((1, tokens, width) if batch_first else (tokens, 1, width))
     layer = nn.MultiheadAttention(width, 4, batch_first=batch_first)
@@ -176,6 +174,6 @@ class Product(nn.Module):
         (lambda w: torch.zeros(4, 2), lambda w: w.view(2, 40), 4 * 2 * 40),
     ],
 )
-def test_macs_of_a_module_that_is_given_views_of_a_parameter(first, second, macs):
+def test_macs_with_views_of_a_parameter(first, second, macs):
     weight, product = nn.Parameter(torch.zeros(2, 5, 8)), Product()
     assert count_macs(lambda: product(first(weight), second(weight))) == macs

@@ -25,7 +25,7 @@ def table(bit_options=(0, 4, 32), after=(1, 3), head=16):
     )
 
 
-def test_an_image_that_leaves_is_spared_what_runs_with_later_layers():
+def test_image_that_exits_skips_later_fixed_parts():
     parts = (
         FixedCost(name="stem", macs=64, bits=32),
         *(FixedCost(name="mandatory", macs=10 * 2**n, bits=32, layer=n) for n in range(4)),
@@ -37,7 +37,7 @@ def test_an_image_that_leaves_is_spared_what_runs_with_later_layers():
     assert (costs.computation(options) * 10).tolist() == pytest.approx(by_hand)
 
 
-def test_an_image_that_leaves_pays_for_its_exit_and_not_for_what_comes_after():
+def test_image_that_exits_costs_its_exit_alone():
     costs = table()
     options = torch.tensor([[2, LEAVE, LEAVE, LEAVE], [1, 2, 0, LEAVE], [1, 1, 1, 1]])
     stem, quarter, small = 64 / 16, 1 / 4, 1 / 64

@@ -26,7 +26,7 @@ def epoch(seed: int, number: int) -> list[int]:
     return torch.cat(list(epoch_batches(100, 7, seed=seed, epoch=number, drop_last=False))).tolist()
 
 
-def test_the_order_is_a_function_of_seed_and_epoch_alone():
+def test_order_depends_on_seed_and_epoch_alone():
     first = epoch(1, 2)
     torch.rand(3)  # the global generator plays no part
     assert epoch(1, 2) == first

@@ -103,7 +103,7 @@ def test_gates_of_the_same_cost_are_paired_over_images():
     assert (pair.difference, pair.low, pair.high) == pytest.approx(expected)
 
 
-def test_significant_gains_exceed_twice_their_deviation():
+def test_significant_gains_exceed_two_deviations():
     assert is_significant_over_seeds(Spread(mean=1.0, deviation=0.49))
     assert not is_significant_over_seeds(Spread(mean=1.0, deviation=0.51))
     assert not is_significant_over_seeds(Spread(mean=-1.0, deviation=0.0))
@@ -233,7 +233,7 @@ def test_curves_above_ten_percent_computation():
     assert {at: value.mean for at, value in gate.accuracy_at.items()} == {"20": 85.0, "50": 90.0}
 
 
-def test_a_tie_of_one_image_in_every_seed_proves_nothing():
+def test_one_image_per_seed_is_not_significant():
     runs = [fake_run(f"r{i}", (151, 0.8), seed=i) for i in range(3)]
     comparison = compare_runs(runs)
     gate = next(p for p in comparison.points if p.kind == "gate")
@@ -247,7 +247,7 @@ def test_the_same_seed_twice_is_refused():
         compare_runs(runs)
 
 
-def test_a_setting_that_is_none_is_one_that_is_left_out():
+def test_none_stands_for_a_missing_setting():
     runs = [fake_run("a", (150, 0.8)), fake_run("b", (150, 0.8), seed=1, hidden=None)]
     (gate,) = [p for p in compare_runs(runs).points if p.kind == "gate"]
     assert gate.seeds == (0, 1)
@@ -298,7 +298,7 @@ def curves_of_two(seeds=(0, 1), gap=12):
     ]
 
 
-def test_points_of_one_curve_are_one_family_and_not_paired():
+def test_points_of_one_curve_are_not_paired():
     comparison = compare_runs(curves_of_two())
     gates = [p for p in comparison.points if p.kind == "gate"]
     assert {(p.label, p.family, p.budget) for p in gates} == {
@@ -326,7 +326,7 @@ def test_curves_are_compared_over_the_same_draws():
     assert comparison.verdict[-1].endswith("tied with confidence cascades at the costs of B.")
 
 
-def test_the_interval_is_what_the_normal_approximation_gives():
+def test_interval_is_the_normal_approximation():
     runs = curves_of_two(seeds=(0,))
     curve = compare_runs(runs).curves[0]
     # 70 % right of 200 images at 0.6 %: the binomial standard error is 3.24 points.
@@ -352,7 +352,7 @@ def test_difficulty_is_the_cheapest_correct_setting():
     )
 
 
-def test_a_run_evaluated_at_many_budgets_was_trained_once():
+def test_run_at_many_budgets_counts_one_training():
     runs = [
         replace(fake_run("r", (140, budget), budget=budget), seconds=60.0) for budget in (0.6, 1.2)
     ]
@@ -427,7 +427,7 @@ def differs(first, second):
 
 @settings(max_examples=40, deadline=None)
 @given(any_runs())
-def test_marks_and_recommendations_follow_from_the_rows(runs):
+def test_marks_follow_from_the_rows(runs):
     comparison = compare_runs(runs)
     assert len(comparison.verdict) <= 5
     for gate in (point for point in comparison.points if point.kind == "gate"):

@@ -67,7 +67,7 @@ def test_outcome_weighs_accuracy_with_cost(difference, ratio, expected):
         (UP, UP, ZERO, False),
     ],
 )
-def test_gate_adapts_only_if_it_beats_all_its_marginals(mode, random, patterns, expected):
+def test_gate_adapts_only_beyond_its_marginals(mode, random, patterns, expected):
     keys = ("mode_table", "random", "patterns")
     found = [comparison(k, d) for k, d in zip(keys, (mode, random, patterns), strict=True)]
     assert beyond_marginals([comparison("static_table", DOWN), *found]) is expected
@@ -79,7 +79,7 @@ def test_no_marginals_no_statement():
     assert verdict_sentences([uniform], 85.0, 40.0) == ()
 
 
-def test_searched_wins_count_if_uniform_bits_are_beaten():
+def test_searched_wins_must_beat_uniform_bits():
     searched = [comparison(key, UP) for key in SEARCHED]
     for uniform in (FLAT, ZERO, DOWN):
         assert wins(comparison("uniform_3", uniform, 1.02, "fixed"), *searched) == []

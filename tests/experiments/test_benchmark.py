@@ -59,7 +59,7 @@ def benchmark_settings(**changes) -> BenchmarkSettings:
     return BenchmarkSettings(**(settings | changes))  # type: ignore[arg-type]
 
 
-def test_every_gate_learns_from_as_many_images_for_all_budgets_together(tmp_path: Path) -> None:
+def test_gates_learn_from_equally_many_images(tmp_path: Path) -> None:
     jobs = [
         job
         for job in plan_jobs(tuple(gate_specs()), benchmark_settings(), tmp_path)
@@ -111,7 +111,7 @@ def test_all_gates_have_one_seed_before_any_has_two(tmp_path: Path) -> None:
     assert seeds == sorted(seeds)
 
 
-def test_further_settings_reach_their_gates_but_not_what_all_have_in_common(tmp_path: Path) -> None:
+def test_extra_settings_reach_only_their_gates(tmp_path: Path) -> None:
     file = tmp_path / "agent.yaml"
     file.write_text("algorithm: {n_epochs: 2}\n")
     given = {"train_agent": load_extra_settings(file, COMMANDS["train_agent"])}
@@ -141,7 +141,7 @@ def test_further_settings_reach_their_gates_but_not_what_all_have_in_common(tmp_
         load_extra_settings(file, COMMANDS["train_agent"])
 
 
-def test_a_comparison_trains_reports_failures_and_goes_on_where_it_was(
+def test_comparison_trains_reports_failures_and_resumes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "agent.yaml").write_text(AGENT)
@@ -188,7 +188,7 @@ def small_contest(tmp_path: Path, settings: str = GUMBEL) -> Path:
     return folder
 
 
-def test_a_contest_goes_on_wherever_it_is_and_whatever_became_of_its_files(
+def test_comparison_resumes_after_moves_and_lost_files(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = small_contest(tmp_path)
@@ -199,7 +199,7 @@ def test_a_contest_goes_on_wherever_it_is_and_whatever_became_of_its_files(
     assert figures(capsys.readouterr().out) == figures(first)
 
 
-def test_a_gate_that_cannot_go_as_low_is_told_of_where_it_is(
+def test_gate_above_its_budget_is_marked(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # From no preference at all, nothing is learned in 200 steps, least of all to spend little.
@@ -219,7 +219,7 @@ def test_a_gate_that_cannot_go_as_low_is_told_of_where_it_is(
     )
 
 
-def test_a_gate_that_needs_no_more_is_evaluated_once_for_all_higher_budgets(
+def test_gate_is_evaluated_once_for_high_budgets(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = small_contest(tmp_path) / "gates" / "gumbel-ff-seed0"
@@ -253,9 +253,7 @@ with file_lock(run):
 """
 
 
-def test_what_another_process_is_at_is_left_for_the_end(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_locked_jobs_come_last(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "contest"
     flags = ["--dataset", "digits", "--budgets", "1", "3", "--gates", "static-greedy"]
     flags += ["--device", "cpu", "--search.tables", "4"]
@@ -284,7 +282,7 @@ def test_what_another_process_is_at_is_left_for_the_end(
     assert waited > first + 3
 
 
-def test_two_processes_share_a_contest_and_each_writes_the_whole_report(
+def test_two_processes_share_a_comparison(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "contest"
@@ -302,7 +300,7 @@ def test_two_processes_share_a_contest_and_each_writes_the_whole_report(
     assert len(list(folder.glob("gates/*/training.json"))) == 3
 
 
-def test_gates_of_other_settings_are_not_taken_for_its_own(
+def test_gates_of_other_settings_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = small_contest(tmp_path)
@@ -313,7 +311,7 @@ def test_gates_of_other_settings_are_not_taken_for_its_own(
     assert "trained with other settings than this comparison asks for" in capsys.readouterr().err
 
 
-def test_each_gate_can_be_made_again_by_the_command_that_stands_in_its_record(
+def test_recorded_command_makes_the_gate_again(
     tmp_path: Path,
 ) -> None:
     folder = small_contest(tmp_path)
@@ -358,7 +356,7 @@ def test_gates_of_dfs_are_compared_at_its_budgets(
 
 
 @pytest.mark.usefixtures("no_allowed_constructors")
-def test_the_weights_of_a_users_network_reach_every_gate_and_are_kept_for_later() -> None:
+def test_custom_weights_reach_every_gate() -> None:
     write("ownnets")
     trust_constructor("ownnets:make")
     network = call_constructor("ownnets:make")

@@ -65,7 +65,7 @@ def test_finished_runs_become_a_report(
     assert RunFolder.open(report).kind == "compare"
 
 
-def test_a_run_without_stored_outcomes_is_evaluated_again(
+def test_run_without_stored_results_is_evaluated(
     tmp_path: Path, runs: list[Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
@@ -110,7 +110,7 @@ def test_a_comparison_inside_a_run_is_refused(
     assert not inside.exists()
 
 
-def test_a_gate_that_cannot_be_read_does_not_lose_the_others(
+def test_unreadable_gate_does_not_lose_the_others(
     tmp_path: Path, runs: list[Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     broken = tmp_path / "broken"
@@ -174,7 +174,7 @@ def test_bad_input_is_one_sentence_and_exit_code_2(
         ("3", "not a mapping"),
     ],
 )
-def test_a_run_whose_training_record_is_damaged_is_named(
+def test_run_with_a_damaged_record_is_named(
     tmp_path: Path, runs: list[Path], capsys: pytest.CaptureFixture[str], content: str, named: str
 ) -> None:
     run = tmp_path / "run"

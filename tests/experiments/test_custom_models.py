@@ -69,7 +69,7 @@ def test_nothing_is_called_unless_the_user_names_it(tmp_path):
             load_backbone(tmp_path)  # trust ends with the call
 
 
-def test_a_backbone_without_constructor_cannot_be_stored(tmp_path):
+def test_backbone_without_constructor_is_not_stored(tmp_path):
     backbone = fractionalize(lived_in(NETS["resnet"]), examples())
     with pytest.raises(ConfigError, match="constructor='module:function'"):
         save_backbone(backbone, INFO, tmp_path)
@@ -143,7 +143,7 @@ def test_calibration_brings_low_bits_near_the_model(name, shrinks):
 
 
 @torch.no_grad()
-def test_calibrated_norms_return_what_full_precision_has_in_mean_and_deviation():
+def test_calibrated_norms_match_full_precision():
     backbone = fractionalize(lived_in(NETS["resnet"]), examples(), bits=(0, 2, 32))
     images = pictures(256)  # as many as a batch, so that every batch has the same statistics
     calibrate(backbone, images)
@@ -181,7 +181,7 @@ def test_calibration_needs_a_backbone():
         calibrate(lived_in(NETS["resnet"]), pictures())
 
 
-def test_calibration_takes_float_images_as_it_takes_bytes():
+def test_calibration_takes_float_images():
     made = []
     for images in (pictures(64), pictures(64).float() / 255):
         backbone = fractionalize(lived_in(NETS["preactivation"]), examples())
@@ -246,7 +246,7 @@ def test_code_that_a_file_names_runs_only_if_trusted(own, monkeypatch, capsys):
     assert "remove --backbone" in capsys.readouterr().err
 
 
-def test_a_gate_is_trained_on_a_folder_that_a_constructor_made(own, monkeypatch, tmp_path, capsys):
+def test_gate_trains_on_a_stored_custom_backbone(own, monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(own)
     flags = ["--backbone", "run", "--method", "greedy", "--images", "50", "--budget", "40"]
     run = ["--run-dir", str(tmp_path / "gate")]
@@ -282,7 +282,7 @@ def test_what_others_log_is_heard_again_after_tracing(capsys, caplog):
         warnings.warn("heard too", stacklevel=1)
 
 
-def test_what_a_constructor_draws_is_the_same_every_time():
+def test_constructor_draws_are_reproducible():
     write("ownnets")
     trusted_import.trust_constructor("ownnets:drawn")
     state = torch.get_rng_state()
@@ -318,7 +318,7 @@ def test_a_constructor_may_return_a_backbone(capsys):
     assert stored.backbone.statistics.mean == (0.5,)
 
 
-def test_exits_of_a_users_backbone_are_left_out_for_a_table(capsys):
+def test_static_tables_use_no_exits(capsys):
     write("ownnets")
     flags = ["--method", "greedy", "--images", "50", "--budget", "40", "--run-dir", "run"]
     assert train_static.main(["--backbone", "ownnets:leaving", *flags]) == 0

@@ -100,21 +100,19 @@ def test_a_contradiction_is_refused(
     assert words in refusal(train_agent.main, [*TINY, *named, *flags])
 
 
-def test_images_of_several_sizes_are_refused_with_the_way_out(
-    folder: Path, refusal: Callable[..., str]
-) -> None:
+def test_images_of_several_sizes_are_refused(folder: Path, refusal: Callable[..., str]) -> None:
     said = refusal(train_backbone_main, [*SHAPE, "--dataset", str(folder)])
     assert "--image-size N" in said
     assert "20 x 12" in said
 
 
-def test_the_backbone_that_ships_takes_images_as_they_come(refusal: Callable[..., str]) -> None:
+def test_included_backbone_takes_original_images(refusal: Callable[..., str]) -> None:
     said = refusal(train_agent.main, [*TINY, "--image-size", "16"])
     assert "image_size is 16, but the backbone in" in said
     assert "as they come" in said
 
 
-def test_a_backbone_that_is_trained_on_the_way_has_the_size_that_is_asked_for(
+def test_default_supernet_has_the_given_image_size(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

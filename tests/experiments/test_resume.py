@@ -204,9 +204,7 @@ def assert_equal_runs(first: RunFolder, second: RunFolder) -> None:
         "qrdqn-dial",
     ],
 )
-def test_ctrl_c_saves_and_the_run_goes_on_as_if_nothing_had_happened(
-    tmp_path: Path, config: TrainAgentConfig
-) -> None:
+def test_interrupted_run_resumes_exactly(tmp_path: Path, config: TrainAgentConfig) -> None:
     whole = new_run(tmp_path / "whole")
     result = train(whole, config)
     parts = new_run(tmp_path / "parts")
@@ -218,7 +216,7 @@ def test_ctrl_c_saves_and_the_run_goes_on_as_if_nothing_had_happened(
     assert_equal_runs(whole, parts)
 
 
-def test_kill_loses_only_what_came_after_the_checkpoint(tmp_path: Path) -> None:
+def test_kill_loses_only_work_after_the_checkpoint(tmp_path: Path) -> None:
     config = make_config(PPOConfig())
     whole = new_run(tmp_path / "whole")
     result = train(whole, config)
@@ -239,7 +237,7 @@ def test_kill_loses_only_what_came_after_the_checkpoint(tmp_path: Path) -> None:
     assert_equal_runs(whole, parts)
 
 
-def test_a_run_killed_before_its_first_checkpoint_begins_anew(tmp_path: Path) -> None:
+def test_run_killed_before_a_checkpoint_starts_anew(tmp_path: Path) -> None:
     config = make_config(PPOConfig(), timesteps=2 * STEPS_PER_UPDATE)
     whole = new_run(tmp_path / "whole")
     train(whole, config)
@@ -258,7 +256,7 @@ def test_a_finished_run_stays_as_it_is(tmp_path: Path) -> None:
     assert run.metrics_path.read_text() == before
 
 
-def test_same_seed_same_metrics_other_seed_other_metrics(tmp_path: Path) -> None:
+def test_metrics_depend_on_the_seed_alone(tmp_path: Path) -> None:
     texts = []
     for name, seed in (("a", 5), ("b", 5), ("c", 6)):
         run = new_run(tmp_path / name)
@@ -268,14 +266,14 @@ def test_same_seed_same_metrics_other_seed_other_metrics(tmp_path: Path) -> None
     assert texts[0] != texts[2]
 
 
-def test_a_checkpoint_of_another_gate_is_refused_in_a_sentence(tmp_path: Path) -> None:
+def test_checkpoint_of_another_gate_is_refused(tmp_path: Path) -> None:
     run = new_run(tmp_path / "run")
     train(run, make_config(PPOConfig(), timesteps=STEPS_PER_UPDATE))
     with pytest.raises(CheckpointError, match="does not fit this run's configuration"):
         train(run, make_config(PPOConfig(), timesteps=2 * STEPS_PER_UPDATE, hidden=5))
 
 
-def test_a_checkpoint_of_something_else_is_refused_in_a_sentence(tmp_path: Path) -> None:
+def test_checkpoint_of_another_kind_is_refused(tmp_path: Path) -> None:
     run = new_run(tmp_path / "run")
     run.save_checkpoint(LAST_CHECKPOINT, {"weight": torch.zeros(1)}, {"timesteps": 3, "epoch": 1})
     with pytest.raises(CheckpointError, match="damaged or of something else: epoch"):
@@ -313,7 +311,7 @@ def test_metrics_hold_updates_and_validations(tmp_path: Path) -> None:
         ({"validation": {"validated_at": 0, "best": {"reward": 1}}}, "validation.best"),
     ],
 )
-def test_a_state_of_other_types_is_refused_before_a_step_is_made(
+def test_state_of_other_types_is_refused(
     tmp_path: Path, changes: dict[str, Any], named: str
 ) -> None:
     config = make_config(PPOConfig(), timesteps=STEPS_PER_UPDATE)
@@ -331,9 +329,7 @@ def test_a_state_of_other_types_is_refused_before_a_step_is_made(
 
 @pytest.mark.parametrize("prefix", ["policy.", "optimizer.0.exp_avg", "best_gate.", "validation."])
 @pytest.mark.parametrize("change", ["nan", "shape"])
-def test_tensors_that_nothing_can_go_on_from_are_refused(
-    tmp_path: Path, prefix: str, change: str
-) -> None:
+def test_tensors_not_finite_are_refused_on_resume(tmp_path: Path, prefix: str, change: str) -> None:
     run = new_run(tmp_path / "run")
     train(run, make_config(PPOConfig(), timesteps=STEPS_PER_UPDATE))
     tensors, state = run.load_checkpoint(LAST_CHECKPOINT)

@@ -65,7 +65,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_a_run_folder_holds_all_that_is_needed_to_use_the_gate(finished: Path) -> None:
+def test_run_folder_suffices_to_use_the_gate(finished: Path) -> None:
     model = dfs_rl.load(finished)
     digits = load_dataset("digits")
     logits, trace = model(digits.test.images[:5])
@@ -77,7 +77,7 @@ def test_a_run_folder_holds_all_that_is_needed_to_use_the_gate(finished: Path) -
     assert (stored.cost_weight, stored.start, stored.group_size) == (20.0, "uniform", 1)
 
 
-def test_the_gate_is_turned_to_its_price_and_can_be_turned_to_others(finished: Path) -> None:
+def test_gate_can_be_set_to_other_budgets(finished: Path) -> None:
     gate = load_gate(finished / "gate")
     assert gate.budget_conditioning is not None
     cost_weight_range = CostWeightRange(lowest=0.1, highest=30.0)
@@ -89,7 +89,7 @@ def test_the_gate_is_turned_to_its_price_and_can_be_turned_to_others(finished: P
     assert least <= float(trace.computation.mean()) <= most + 1e-6
 
 
-def test_a_budget_is_held_on_the_images_it_was_measured_on(tmp_path: Path) -> None:
+def test_budget_holds_on_val(tmp_path: Path) -> None:
     path = tmp_path / "run"
     assert main([*TINY, "--run-dir", str(path), "--budget", "20"]) == 0
     gate, (_, trace) = (
@@ -118,7 +118,7 @@ def test_a_folder_with_a_run_is_refused(finished: Path, capsys: pytest.CaptureFi
     assert "holds a run already" in sentence(capsys)
 
 
-def test_a_finished_run_says_so_and_shows_its_table_again(
+def test_finished_run_prints_its_table_again(
     finished: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     metrics = (finished / "metrics.jsonl").read_text()
@@ -143,7 +143,7 @@ def test_a_run_never_goes_on_with_other_images(
     assert "was trained on other images or splits" in sentence(capsys)
 
 
-def test_cotraining_sees_as_many_images_and_changes_the_backbone(tmp_path: Path) -> None:
+def test_cotraining_shares_timesteps_and_trains_backbone(tmp_path: Path) -> None:
     path = tmp_path / "run"
     flags = ["--backbone-mode", "co-train", "--cotrain.batch-size", "32"]
     assert main([*TINY, *flags, "--run-dir", str(path)]) == 0
@@ -197,7 +197,7 @@ def test_cotraining_sees_as_many_images_and_changes_the_backbone(tmp_path: Path)
         ),
     ],
 )
-def test_bad_input_is_one_sentence_and_leaves_no_folder(
+def test_bad_input_leaves_no_folder(
     refusal: Callable[..., str], flags: list[str], words: str
 ) -> None:
     assert words in refusal(main, [*TINY, *flags])
@@ -259,7 +259,7 @@ def test_reward_defaults_are_the_environments() -> None:
     assert reward_weights_of(TrainAgentConfig()) == RewardWeights()
 
 
-def test_a_gate_is_turned_to_the_usual_price_or_the_middle_of_prices_that_leave_it_out() -> None:
+def test_default_cost_weight_lies_in_the_range() -> None:
     assert reward_weights_of(TrainAgentConfig(cost_weight_range=(1.0, 10.0))).cost == 10.0
     assert reward_weights_of(
         TrainAgentConfig(cost_weight_range=(0.01, 0.04))
@@ -272,7 +272,7 @@ def test_a_gate_is_turned_to_the_usual_price_or_the_middle_of_prices_that_leave_
     assert make_gate(config, default_digits()).preference == pytest.approx(0.5)
 
 
-def test_few_images_make_one_batch_of_the_backbone_that_is_trained_first() -> None:
+def test_default_supernet_batch_fits_few_images() -> None:
     digits = load_dataset("digits")
     few = replace(digits, train=digits.train.subset(torch.arange(60)))
     choice = BackboneSpec(dataset="x", folder=None, epochs=1, device="cpu", threads=1)
@@ -280,13 +280,13 @@ def test_few_images_make_one_batch_of_the_backbone_that_is_trained_first() -> No
     assert choice.supernet_config(digits).training.batch_size == SupernetConfig.batch_size
 
 
-def test_every_algorithm_has_its_settings_and_its_entry() -> None:
+def test_every_algorithm_has_its_configuration() -> None:
     for name in ALGORITHM_CONFIGS:
         config = TrainAgentConfig(algo=name, per_input_budget=5.0)
         assert type(config.algorithm) is ALGORITHM_CONFIGS[name]
 
 
-def test_no_test_image_of_a_masked_gate_exceeds_the_budget(tmp_path: Path) -> None:
+def test_masked_gate_keeps_every_image_within_budget(tmp_path: Path) -> None:
     flags = ["--algo", "maskable_ppo", "--per-input-budget", "4", "--cost-weight", "0.1"]
     # Uniform options stay below the budget; a gate that begins indifferent is stopped by it.
     flags += ["--start", "indifferent"]
@@ -329,7 +329,7 @@ def test_flags_reach_the_training() -> None:
         ({"algo": "dqn"}, 1),
     ],
 )
-def test_images_are_walked_as_often_as_suits_where_a_gate_begins(settings, expected: int) -> None:
+def test_group_size_follows_the_start(settings, expected: int) -> None:
     assert TrainAgentConfig(**settings).resolved_group_size == expected
 
 
@@ -353,7 +353,7 @@ def test_a_run_stores_what_its_defaults_came_to(settings, stored) -> None:
     assert replace(resolved, start=config.start, group_size=config.group_size) == config
 
 
-def test_stored_settings_hold_the_chosen_algorithm_alone() -> None:
+def test_stored_settings_have_one_algorithm() -> None:
     stored = config_to_dict(TrainAgentConfig(algo="dqn"))
     assert set(stored["algorithm"]) == {field.name for field in fields(DQNConfig)}
     assert not set(stored) & ALGORITHM_CONFIGS.keys()
@@ -361,7 +361,7 @@ def test_stored_settings_hold_the_chosen_algorithm_alone() -> None:
         TrainAgentConfig(algo="dqn", algorithm=PPOConfig())
 
 
-def test_help_shows_the_chosen_algorithm_after_one_screen(capsys, monkeypatch) -> None:
+def test_help_shows_the_chosen_algorithm_late(capsys, monkeypatch) -> None:
     monkeypatch.setenv("COLUMNS", "120")
     for algo, flag in (("ppo", "--algorithm.clip-range"), ("dqn", "--algorithm.buffer-size")):
         assert main(["--algo", algo, "--help"]) == 0

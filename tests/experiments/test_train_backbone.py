@@ -109,7 +109,7 @@ def test_transformers_are_trained_by_their_name(flags, kind, layers, tmp_path):
         ("swin_tiny", "adn", 96),
     ],
 )
-def test_a_name_stands_for_the_papers_width_and_another_may_be_given(name, recipe, width):
+def test_name_fixes_the_papers_width_by_default(name, recipe, width):
     config = network_of(name, recipe).config
     assert config().width == width
     assert config(width=96).width == 96
@@ -129,7 +129,7 @@ def test_plain_has_no_quantizer_anywhere(tmp_path):
     ("flags", "bits"),
     [(["--bits", "0", "4", "32"], (0, 4, 32)), (["--plain", "--granularity", "block"], (0, 32))],
 )
-def test_adaptive_depth_measures_the_network_that_skips_every_path(tmp_path, flags, bits):
+def test_adaptive_depth_measures_the_shortest_network(tmp_path, flags, bits):
     run = tmp_path / "run"
     command = ["--recipe", "adn", "--backbone", "cifar_resnet26", "--width", "2", *flags]
     rounds = ["--training.calibration-rounds", "1"]
@@ -288,7 +288,7 @@ def test_what_is_set_to_what_is_done_anyway_is_taken(settings, bit_options):
 @pytest.mark.parametrize(
     ("how", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130), (signal.SIGTERM, 143)]
 )
-def test_a_stopped_run_resumes_to_the_uninterrupted_result(tmp_path, how, code, capsys):
+def test_stopped_run_resumes_exactly(tmp_path, how, code, capsys):
     epochs = 12
     stopped, whole = tmp_path / "stopped", tmp_path / "whole"
     process = start(stopped, epochs)
@@ -321,7 +321,7 @@ def test_a_finished_run_is_shown_again_and_not_trained(tmp_path, capsys):
     assert (run / "backbone" / "backbone.safetensors").stat().st_mtime_ns == written
 
 
-def test_a_run_goes_on_where_its_data_moved_to_but_not_on_other_data(tmp_path, capsys):
+def test_run_resumes_on_moved_but_not_on_other_data(tmp_path, capsys):
     run, first = tmp_path / "run", write_image_folder(tmp_path / "first")
     flags = [*TINY, "--dataset", str(first), "--run-dir", str(run)]
     assert main([*flags, "--epochs", "1"]) == 0

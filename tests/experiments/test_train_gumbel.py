@@ -53,7 +53,7 @@ def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     return path
 
 
-def test_a_run_folder_holds_all_that_is_needed_to_use_the_gate(finished: Path) -> None:
+def test_run_folder_suffices_to_use_the_gate(finished: Path) -> None:
     model = dfs_rl.load(finished)
     digits = load_dataset("digits")
     logits, trace = model(digits.test.images[:5])
@@ -73,7 +73,7 @@ def test_a_run_folder_holds_all_that_is_needed_to_use_the_gate(finished: Path) -
     assert read_json(finished / "training.json")["images_seen"] == seen
 
 
-def test_a_finished_run_says_so_and_shows_its_table_again(
+def test_finished_run_prints_its_table_again(
     finished: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     metrics = (finished / "metrics.jsonl").read_text()
@@ -119,7 +119,7 @@ def test_a_finished_run_says_so_and_shows_its_table_again(
         (["--backbone", "nowhere"], "nowhere"),
     ],
 )
-def test_bad_input_is_one_sentence_and_leaves_no_folder(
+def test_bad_input_leaves_no_folder(
     refusal: Callable[..., str], flags: list[str], words: str
 ) -> None:
     assert words in refusal(main, [*TINY, *flags])
@@ -147,7 +147,7 @@ def test_flags_reach_the_training() -> None:
     ],
     ids=["skipnet", "blockdrop"],
 )
-def test_gates_of_the_literature_are_trained_evaluated_and_loaded(
+def test_literature_gates_train_evaluate_and_load(
     tmp_path: Path, flags: list[str], kind: type[LearnedGate], bits: set[int], name: str
 ) -> None:
     path = tmp_path / "run"
@@ -163,7 +163,7 @@ def test_gates_of_the_literature_are_trained_evaluated_and_loaded(
     assert {m["label"] for m in summary["methods"]} >= {name}
 
 
-def test_cotraining_counts_its_images_and_keeps_the_backbone_that_was(tmp_path: Path) -> None:
+def test_cotraining_counts_images_and_keeps_the_original(tmp_path: Path) -> None:
     path = tmp_path / "run"
     flags = ["--method", "dfs", "--backbone-mode", "co-train", "--cotrain.batch-size", "32"]
     # Everything is within this budget, so that the gate is kept that comes last; three steps
@@ -189,7 +189,7 @@ def updates_of(run: Path) -> list[dict[str, Any]]:
     return [r for r in RunFolder.open(run).read_metrics() if r["kind"] == "update"]
 
 
-def test_the_backbone_learns_from_labels_alone_unless_asked_otherwise(tmp_path: Path) -> None:
+def test_cotraining_uses_labels_alone_by_default(tmp_path: Path) -> None:
     config = TrainGumbelConfig(method="dfs", backbone_mode="co-train")
     assert config.cotrain == LabelCoTrainConfig()
     # A file that sets one of a block's settings leaves the others at the command's own defaults.
@@ -198,7 +198,7 @@ def test_the_backbone_learns_from_labels_alone_unless_asked_otherwise(tmp_path: 
     assert read == LabelCoTrainConfig(full_precision=2.0)
 
 
-def test_a_backbone_that_cannot_skip_or_run_in_full_is_refused(
+def test_backbone_without_skip_or_full_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dataset = load_dataset("digits")

@@ -37,7 +37,7 @@ def test_every_command_can_trust_code(command, capsys):
         (["--weights", "none.pt"], "weights go with a constructor"),
     ],
 )
-def test_bad_constructors_and_weights_are_refused_in_a_sentence(flags, sentence, capsys):
+def test_bad_constructors_and_weights_are_refused(flags, sentence, capsys):
     write("ownnets")
     assert train_agent.main([*flags, "--run-dir", "run"]) == 2
     said = capsys.readouterr().err
@@ -68,7 +68,7 @@ def test_bad_constructors_and_weights_are_refused_in_a_sentence(flags, sentence,
         ),
     ],
 )
-def test_weights_that_do_not_fit_are_told_of_by_whole_names(changes, reason, refusal):
+def test_misfit_weights_are_named_in_full(changes, reason, refusal):
     prefix, drop = changes.get("prefix", "net."), changes.get("drop", ())
     write("othernets", classes=changes.get("classes", 10))
     trust_constructor("othernets:make")
@@ -90,7 +90,7 @@ def test_weights_that_do_not_fit_are_told_of_by_whole_names(changes, reason, ref
         ("three", "TypeError: 'int' object is not callable", None),
     ],
 )
-def test_a_constructor_that_fails_is_told_of_in_a_sentence(function, reason, culprit, refusal):
+def test_failing_constructor_is_one_sentence(function, reason, culprit, refusal):
     write("ownnets")
     lines = Path("ownnets.py").read_text(encoding="utf-8").splitlines()
     numbers = [n for n, line in enumerate(lines, start=1) if culprit and culprit in line]
@@ -110,7 +110,7 @@ def test_a_constructor_that_fails_is_told_of_in_a_sentence(function, reason, cul
         ("1 / 0\n", "ZeroDivisionError: division by zero", 1),
     ],
 )
-def test_a_module_that_cannot_be_imported_is_told_of_in_a_sentence(text, reason, line, refusal):
+def test_missing_module_is_one_sentence(text, reason, line, refusal):
     path = Path("ownnets.py").resolve()
     path.write_text(text, encoding="utf-8")
     assert refusal(train_static.main, ["--backbone", "ownnets:make"]) == (

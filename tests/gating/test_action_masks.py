@@ -37,7 +37,7 @@ def test_masks_allow_what_some_completion_allows(bits, after, budget, gate_macs)
             assert np.flatnonzero(mask).tolist() == expected
 
 
-def test_without_budget_all_existing_actions_are_allowed():
+def test_all_actions_are_allowed_without_a_budget():
     spent = torch.zeros(2, dtype=torch.float64)
     costs = ToyBackbone(exits=(1, 3)).costs
     for layer in range(4):

@@ -197,7 +197,7 @@ def test_hover_points_lie_on_their_markers(comparison: ComparisonOfRuns) -> None
     assert np.abs(found.astype(int) - colour).max() < 8
 
 
-def test_page_is_well_formed_self_contained_and_escaped(page: str) -> None:
+def test_page_is_self_contained_and_escaped(page: str) -> None:
     outline = outline_of(page)
     assert outline.images == 3
     assert MARKUP in outline.cells

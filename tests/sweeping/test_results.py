@@ -66,7 +66,7 @@ PAIRS = st.lists(st.tuples(st.integers(0, 5), st.integers(1, 5)), min_size=1, ma
 
 
 @given(PAIRS)
-def test_best_trials_of_two_objectives_are_not_dominated(points):
+def test_best_trials_of_two_objectives_are_optimal(points):
     trials = [
         trial(f"{i:03d}", {"accuracy": float(a), "computation": float(c)})
         for i, (a, c) in enumerate(points)

@@ -142,7 +142,7 @@ def test_foreign_files_are_one_sentence(tmp_path, content):
     assert "\n" not in str(caught.value)
 
 
-def test_missing_files_and_files_without_state_are_named(tmp_path):
+def test_missing_and_empty_files_are_named(tmp_path):
     with pytest.raises(CheckpointError, match="does not exist or is not a file"):
         load_tensors(tmp_path)
     save_tensors(tmp_path / "t", {"a": torch.ones(1)})
@@ -169,7 +169,7 @@ def test_nan_is_refused_by_the_name_of_its_tensor(tmp_path, dtype):
         load_tensors(tmp_path / "t")
 
 
-def test_a_file_that_cannot_be_read_is_not_called_damaged(tmp_path):
+def test_unreadable_file_is_not_called_damaged(tmp_path):
     (tmp_path / "c").symlink_to("c")  # the system refuses this to the superuser as well
     with pytest.raises(CheckpointError, match="cannot be read: Too many levels") as caught:
         load_tensors(tmp_path / "c")

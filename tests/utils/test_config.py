@@ -177,7 +177,7 @@ def test_text_that_is_not_unicode_is_refused():
         config_from_dict({"dataset": "\ud800"}, Train, "here")
 
 
-def test_a_fault_in_a_block_stands_in_the_line_of_its_key(tmp_path):
+def test_error_in_a_block_names_its_line(tmp_path):
     with pytest.raises(ConfigError, match=r"train.yaml, line 4: limits.b is 'x'"):
         load(tmp_path, "steps: 2\nlimits:\n  a: 1\n  b: x\n")
     with pytest.raises(ConfigError, match=r"train.yaml, line 3: bits\[1\] is 'x'"):
@@ -220,7 +220,7 @@ configs = st.builds(
 
 
 @given(config=configs)
-def test_any_configuration_comes_back_equal_from_its_file(tmp_path_factory, config):
+def test_configuration_round_trips_through_its_file(tmp_path_factory, config):
     path = tmp_path_factory.mktemp("config") / "config.yaml"
     save_config(config, path)
     assert load_config(path, Train) == config

@@ -49,7 +49,7 @@ def test_failed_write_keeps_the_previous_content(tmp_path):
     assert names(tmp_path) == ["file"]
 
 
-def test_files_get_the_permissions_that_the_umask_allows(tmp_path):
+def test_files_get_the_umasks_permissions(tmp_path):
     before = os.umask(0o027)
     try:
         write_bytes_atomic(tmp_path / "file", b"")
@@ -131,7 +131,7 @@ def test_numbers_past_a_machine_word_are_refused(tmp_path, content, complaint):
         read_json(tmp_path / "x.json")
 
 
-def test_pipes_devices_and_files_without_end_are_refused(tmp_path):
+def test_pipes_and_devices_are_refused(tmp_path):
     os.mkfifo(tmp_path / "pipe")  # opening it would wait for a writer
     with (tmp_path / "large").open("wb") as file:
         file.truncate(2**40)  # takes no space

@@ -62,7 +62,7 @@ def test_default_folders_differ(tmp_path, monkeypatch):
     "entry",
     ["run.json", "config.yaml", "metrics.jsonl", "checkpoints", "backbone", "backbone.json"],
 )
-def test_a_folder_that_holds_a_run_is_refused_untouched(tmp_path, entry):
+def test_folder_with_a_run_is_refused_untouched(tmp_path, entry):
     (tmp_path / entry).write_text("mine")
     message = "holds a run already" if entry == "run.json" else f"has {entry} but no run.json"
     with pytest.raises(RunFolderError, match=message):

@@ -30,7 +30,7 @@ from dfs_rl.utils.config import read_yaml
         (b"a: !!binary aGk=", "is not valid YAML: "),
     ],
 )
-def test_what_is_not_plain_yaml_is_refused_in_one_sentence(tmp_path, content, complaint):
+def test_yaml_beyond_plain_values_is_refused(tmp_path, content, complaint):
     path = tmp_path / "c.yaml"
     path.write_bytes(content)
     with pytest.raises(ConfigError) as caught:

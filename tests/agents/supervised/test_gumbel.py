@@ -94,7 +94,7 @@ def test_dfs_executes_everything_first() -> None:
     assert {round(losses.multiplier, 9) for losses in history[full + 1 :]} == {0.3, -0.3}
 
 
-def test_dfs_ends_its_first_phase_without_full_precision() -> None:
+def test_dfs_first_phase_ends_below_full_precision() -> None:
     backbone = SmoothPlantedBackbone()
     backbone.options = BitOptions((0, 16))
     backbone.costs = CostTable(options=backbone.options, layer_macs=(100, 100))

@@ -108,7 +108,7 @@ def test_results_agree_with_their_parameters(backbone, test_set, look_setup, met
         assert not torch.equal(records.options, gate.options)
 
 
-def test_baselines_run_on_the_backbone_before_cotraining(backbone, look_setup):
+def test_baselines_run_on_the_original_backbone(backbone, look_setup):
     before = MixBackbone((0, 2, 32), seed=4)
     setup = replace(look_setup, before_cotraining=before)
     names = ["cascade", "static_table", "static_table_before", "cascade_before"]
