@@ -329,7 +329,7 @@ def test_state_of_other_types_is_refused(
 
 @pytest.mark.parametrize("prefix", ["policy.", "optimizer.0.exp_avg", "best_gate.", "validation."])
 @pytest.mark.parametrize("change", ["nan", "shape"])
-def test_tensors_not_finite_are_refused_on_resume(tmp_path: Path, prefix: str, change: str) -> None:
+def test_unusable_tensors_are_refused_on_resume(tmp_path: Path, prefix: str, change: str) -> None:
     run = new_run(tmp_path / "run")
     train(run, make_config(PPOConfig(), timesteps=STEPS_PER_UPDATE))
     tensors, state = run.load_checkpoint(LAST_CHECKPOINT)
