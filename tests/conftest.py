@@ -24,6 +24,9 @@ import torch
 from hypothesis import HealthCheck, settings
 
 from tests.helpers.custom_models import forgotten_trust
+from tests.helpers.halves import halves, together
+
+__all__ = ["halves", "together"]
 
 torch.set_num_threads(1)
 

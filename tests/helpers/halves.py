@@ -92,7 +92,7 @@ def _serve(store: str, connection) -> None:
     distributed.destroy_process_group()
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")  # a process can join one group only
 def together(tmp_path_factory) -> Iterator[Callable]:
     """Return a function that calls another in both processes and returns both results."""
     store = str(tmp_path_factory.mktemp("group") / "store")

@@ -1,3 +1,0 @@
-from tests.helpers.halves import halves, together
-
-__all__ = ["halves", "together"]
