@@ -237,7 +237,7 @@ def test_only_agents_keep_the_exits(
     costs = backbone_of_run(run, choice, dataset).backbone.costs
     exits = config == TrainAgentConfig()
     assert costs.exits_after == ((1, 3) if exits else ())
-    assert capsys.readouterr().err.count("exits are left out") == (0 if exits else 1)
+    assert capsys.readouterr().err.count("does not use the backbone's exits") == (0 if exits else 1)
     assert preview.costs == load_backbone(run.path).costs == costs
 
 
@@ -249,7 +249,7 @@ def test_notice_of_exits_precedes_the_refusal(
     flags = ["--backbone", str(backbone), "--budget", "0.05", "--run-dir", str(run)]
     assert command.main(flags) == 2
     notice, error = capsys.readouterr().err.splitlines()
-    assert "exits are left out" in notice
+    assert "does not use the backbone's exits" in notice
     assert "is not enough" in error
     assert not run.exists()
 
