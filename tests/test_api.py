@@ -10,9 +10,10 @@ from safetensors.torch import load_file
 import dfs_rl
 from dfs_rl.backbones import load_backbone
 from dfs_rl.data import load_dataset
-from dfs_rl.errors import ConfigError
+from dfs_rl.errors import CheckpointError, ConfigError
 from dfs_rl.train_agent import main as train_agent_main
 from dfs_rl.utils.run_folder import RunFolder
+from tests.helpers.custom_models import write
 from tests.helpers.pictures import no_pictures
 
 pytestmark = pytest.mark.usefixtures(no_pictures.__name__)
@@ -94,6 +95,20 @@ def test_threads_of_the_process_stay(tmp_path):
         )
     assert torch.get_num_threads() == before
     assert not (tmp_path / "run").exists()
+
+
+def test_constructors_run_only_where_trusted(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write("ownnets")
+    settings = {"method": "static_greedy", "images": 50, "budget": 40.0}
+    gate = dfs_rl.train_gate("ownnets:backbone", "digits", run_dir="run", **settings)
+    with pytest.raises(ConfigError, match="ownnets:backbone"):
+        dfs_rl.evaluate("run")
+    with pytest.raises(CheckpointError, match="ownnets:backbone"):
+        dfs_rl.compare("run", run_dir="report")
+    evaluated = dfs_rl.evaluate("run", trust_code=True)
+    assert evaluated.summary == dfs_rl.evaluate(gate).summary
+    assert len(dfs_rl.compare(gate, run_dir="report").figures.points) >= 1
 
 
 # --- results

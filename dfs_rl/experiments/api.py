@@ -216,6 +216,7 @@ def evaluate(
     batch_size: int = 128,
     precision: Precision = "float32",
     search: SearchConfig | None = None,
+    trust_code: bool = False,
 ) -> Evaluation:
     """Evaluate a gate and the baselines that it should beat, once, on the test split.
 
@@ -229,6 +230,8 @@ def evaluate(
         batch_size: Number of images per batch.
         precision: Number format of the backbone; float32 for figures to report.
         search: Limits of the search for the best static bit table.
+        trust_code: True to import the constructor that a run folder names, see ``load``; that of
+            a ``TrainedGate`` is trusted.
 
     Raises:
         ConfigError: If a setting or baseline is unknown or not allowed.
@@ -241,8 +244,7 @@ def evaluate(
     ):
         if value not in allowed:
             raise ConfigError(f"{name} is {value!r}; allowed are {', '.join(allowed)}.")
-    trained = isinstance(gate, TrainedGate)
-    with trusting(code=trained):
+    with trusting(code=trust_code or isinstance(gate, TrainedGate)):
         found = evaluate_run(
             gate.path if isinstance(gate, TrainedGate) else Path(gate),
             dataset=dataset,
@@ -265,6 +267,7 @@ def compare(
     dataset: Dataset | str | None = None,
     run_dir: str | Path | None = None,
     kinds: Sequence[str] | None = None,
+    trust_code: bool = False,
     **settings: Any,  # noqa: ANN401 - fields of CompareConfig
 ) -> Comparison:
     """Compare trained gates with each other and their baselines, or train kinds of gates first.
@@ -274,6 +277,8 @@ def compare(
         dataset: Data set; with gates, only if it moved.
         run_dir: New folder for the report; default ``runs/DATE-TIME-compare``.
         kinds: Kinds of gates to train, as ``compare --gates`` takes them.
+        trust_code: True to import the constructors that run folders name, see ``load``; those of
+            ``TrainedGate`` are trusted.
         settings: Settings of ``compare``, for example ``budgets``, ``seeds`` or ``timesteps``.
 
     Raises:
@@ -285,7 +290,9 @@ def compare(
     if kinds is not None:
         settings["gates"] = list(kinds)
     config = _config(CompareConfig, dataset, runs=paths, run_dir=run_dir, **settings)
-    with _threads(config.threads, settings):
+    trained = bool(gates) and all(isinstance(gate, TrainedGate) for gate in gates)
+    with _threads(config.threads, settings), trusting(code=trust_code or trained):
+        _trust(None if config.backbone is None else str(config.backbone))
         folder, figures = comparison.compare(
             config,
             dataset if isinstance(dataset, Dataset) else None,

@@ -194,14 +194,14 @@ def assert_equal_runs(first: RunFolder, second: RunFolder) -> None:
         "ppo-critic",
         "a2c",
         "ppo-cotrain",
-        "ppo-dial",
-        "ppo-dial-cotrain",
+        "ppo-all-budgets",
+        "ppo-all-budgets-cotrain",
         "maskable-ppo-cotrain",
         "trpo",
-        "recurrent-ppo-dial",
+        "recurrent-ppo-all-budgets",
         "recurrent-ppo-critic",
         "dqn",
-        "qrdqn-dial",
+        "qrdqn-all-budgets",
     ],
 )
 def test_interrupted_run_resumes_exactly(tmp_path: Path, config: TrainAgentConfig) -> None:

@@ -107,7 +107,7 @@ def test_budget_holds_on_val(tmp_path: Path) -> None:
 
 def test_images_seen_are_counted(finished: Path) -> None:
     record = read_json(finished / "training.json")
-    # 32 walks of 6 layers are 192 steps, so 800 steps take 5 updates. Before them, 2,048
+    # 32 episodes of 6 layers are 192 steps, so 800 steps take 5 updates. Before them, 2,048
     # images were tried at each of six options and
     # walked once.
     assert record["images_seen"] == {"gate": 5 * 32 + 7 * 2048, "backbone": 0}

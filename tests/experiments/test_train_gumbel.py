@@ -59,7 +59,7 @@ def test_run_folder_suffices_to_use_the_gate(finished: Path) -> None:
     logits, trace = model(digits.test.images[:5])
     assert logits.shape == (5, 10)
     again, _ = model(digits.test.images[:5])
-    assert torch.equal(logits, again)  # no noise, no memory from walk to walk
+    assert torch.equal(logits, again)  # no noise, no memory between rollouts
     assert set(trace.bits.flatten().tolist()) <= set(BitOptions((0, 2, 3, 4, 8, 32)))
     summary = read_json(finished / "summary.json")
     assert {"gate", "static_table", "cascade", "patterns"} <= {m["key"] for m in summary["methods"]}
@@ -68,7 +68,7 @@ def test_run_folder_suffices_to_use_the_gate(finished: Path) -> None:
     made = {"ff": MLPGate, "lstm": LSTMGate}[stored.gate]
     assert isinstance(load_gate(finished / "gate"), made)
     # 32 images of 6 layers are 192 timesteps, so 1000 take 6 batches; six options were tried
-    # and one walk was imitated before.
+    # and one pass was imitated before.
     seen = {"gate": 6 * 32 + 7 * 2048, "backbone": 0}
     assert read_json(finished / "training.json")["images_seen"] == seen
 
