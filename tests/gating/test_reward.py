@@ -8,7 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dfs_rl.errors import ConfigError
-from dfs_rl.gating.reward import RewardWeights, score_predictions, step_cost, terminal_reward
+from dfs_rl.gating.reward import (
+    REWARD_TERMS,
+    RewardWeights,
+    reward_weights,
+    score_predictions,
+    step_cost,
+    terminal_reward,
+)
 
 LOGITS = torch.tensor([[2.0, 0.0], [0.0, 0.0], [-50.0, 50.0]])
 LABELS = torch.tensor([0, 1, 0])
@@ -107,3 +114,19 @@ def test_numpy_numbers():
         RewardWeights(cost=np.float32(5.0))
     with pytest.raises(ConfigError, match="cost is"):
         RewardWeights(cost=10**400)
+
+
+def test_registered_terms_count_by_their_weights(monkeypatch):
+    monkeypatch.setitem(
+        REWARD_TERMS._entries, "thrift", lambda scores, spent: scores.correct.double() * (1 - spent)
+    )
+    scores = score_predictions(torch.tensor([[2.0, 0.0], [2.0, 0.0]]), torch.tensor([0, 1]))
+    spent = torch.tensor([0.25, 0.5], dtype=torch.float64)
+    plain, weighted = (
+        terminal_reward(RewardWeights(terms=terms), scores, spent, gated_budget=None)
+        for terms in ((), (("thrift", 0.4),))
+    )
+    assert (weighted - plain).tolist() == pytest.approx([0.4 * 0.75, 0.0])
+    assert reward_weights({"terms": {"thrift": 0.4}}).terms == (("thrift", 0.4),)
+    with pytest.raises(ConfigError, match="novelty"):
+        RewardWeights(terms=(("novelty", 1.0),))
