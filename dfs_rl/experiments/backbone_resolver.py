@@ -21,7 +21,7 @@ from dfs_rl.data import Dataset, load_dataset
 from dfs_rl.errors import ConfigError, DataError
 from dfs_rl.experiments import supernet_training
 from dfs_rl.experiments.backbone_config import TrainBackboneConfig, build
-from dfs_rl.experiments.config import BackboneSettings
+from dfs_rl.experiments.config import BackboneSettings, GateRunConfig, RunConfig
 from dfs_rl.gating.base import TableGate
 from dfs_rl.gating.model import BACKBONE_FOLDER, BEFORE_FOLDER, GATE_FOLDER
 from dfs_rl.gating.networks import LearnedGate
@@ -96,6 +96,23 @@ class BackboneSpec:
             threads=self.threads,
             training=replace(usual, batch_size=min(usual.batch_size, len(dataset.train))),
         )
+
+
+def backbone_spec(config: RunConfig, device: str) -> BackboneSpec:
+    """Return the backbone specification of a configuration."""
+    spec = BackboneSpec(
+        dataset=config.dataset,
+        folder=config.backbone_source,
+        weights=config.weights,
+        image_size=config.image_size,
+        flip=config.flip,
+        epochs=config.supernet_epochs,
+        device=device,
+        threads=config.threads,
+    )
+    if isinstance(config, GateRunConfig):
+        return replace(spec, cost_model=config.cost_model, exits=config.uses_exits)
+    return spec
 
 
 def load_data(config: BackboneSettings, run: RunFolder | None = None) -> Dataset:

@@ -3,9 +3,8 @@
 from dfs_rl.data import Dataset
 from dfs_rl.evaluation.baselines.cascade import cascade_text, choose_cascade, run_cascade
 from dfs_rl.evaluation.baselines.methods import uniform_baselines
-from dfs_rl.experiments.backbone_resolver import backbone_of_run, preview_backbone
+from dfs_rl.experiments.backbone_resolver import backbone_of_run, backbone_spec, preview_backbone
 from dfs_rl.experiments.cascade_training import TrainCascadeConfig
-from dfs_rl.experiments.gate_run import backbone_spec
 from dfs_rl.experiments.session import TrainingResult
 from dfs_rl.gating.action_masks import gated_budget
 from dfs_rl.gating.cascade import CascadeGate

@@ -12,7 +12,7 @@ from dfs_rl.evaluation.comparison import compare_runs
 from dfs_rl.evaluation.comparison_records import GATE, ComparisonOfRuns, EvaluatedRun
 from dfs_rl.evaluation.curves import COMPUTATIONS
 from dfs_rl.evaluation.grouping import check_comparable
-from dfs_rl.experiments.backbone_resolver import load_data, preview_backbone
+from dfs_rl.experiments.backbone_resolver import backbone_spec, load_data, preview_backbone
 from dfs_rl.experiments.benchmark import (
     BenchmarkSettings,
     distribute_jobs,
@@ -24,7 +24,6 @@ from dfs_rl.experiments.comparison_config import KIND, PROG, CompareConfig
 from dfs_rl.experiments.evaluated_runs import evaluate_at_budgets
 from dfs_rl.experiments.evaluation import EvaluationCache
 from dfs_rl.experiments.gate_kinds import COMMANDS
-from dfs_rl.experiments.gate_run import backbone_spec
 from dfs_rl.reporting.comparison_figures import comparison_figures
 from dfs_rl.reporting.comparison_report import GateSection, html_report
 from dfs_rl.utils.config import config_to_dict, dump_yaml, read_yaml

@@ -12,7 +12,7 @@ from dfs_rl.costs import check_exits
 from dfs_rl.data import Dataset, augment
 from dfs_rl.data.batching import epoch_batches
 from dfs_rl.evaluation.baselines.early_exit import run_exit_outputs
-from dfs_rl.experiments.backbone_resolver import BackboneSpec, load_data, load_or_train_backbone
+from dfs_rl.experiments.backbone_resolver import backbone_spec, load_data, load_or_train_backbone
 from dfs_rl.experiments.exit_training import TrainExitsConfig
 from dfs_rl.experiments.supernet_training import is_finished
 from dfs_rl.gating.model import BACKBONE_FOLDER
@@ -146,17 +146,7 @@ def _batches(dataset: Dataset, *, seed: int, device: str) -> Iterator[Tensor]:
 
 def _load_backbone(config: TrainExitsConfig, dataset: Dataset, device: str) -> StoredBackbone:
     """Return the chosen backbone, after a check that it has the layers of the exits."""
-    spec = BackboneSpec(
-        dataset=config.dataset,
-        folder=config.backbone,
-        weights=config.weights,
-        image_size=config.image_size,
-        flip=config.flip,
-        epochs=config.supernet_epochs,
-        device=device,
-        threads=config.threads,
-    )
-    stored = load_or_train_backbone(spec, dataset)
+    stored = load_or_train_backbone(backbone_spec(config, device), dataset)
     check_exits(config.after, stored.backbone.costs.n_layers)
     return stored
 

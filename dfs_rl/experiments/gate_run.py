@@ -7,9 +7,7 @@ from typing import Any, Protocol
 from dfs_rl.backbones import load_backbone
 from dfs_rl.data import Dataset
 from dfs_rl.evaluation.budget_conditioning import calibrate_budget_conditioning
-from dfs_rl.experiments.backbone_resolver import BackboneSpec
 from dfs_rl.experiments.command import GateTrainingCommand, SettingsT
-from dfs_rl.experiments.config import GateRunConfig
 from dfs_rl.gating.model import BACKBONE_FOLDER, GATE_FOLDER
 from dfs_rl.gating.networks import LearnedGate
 from dfs_rl.gating.storage import load_gate, save_gate
@@ -53,22 +51,6 @@ class _Schedule(Protocol):
 def validation_interval(config: _Schedule) -> int:
     """Return the timesteps between two validations; by default there are ``N_VALIDATIONS``."""
     return config.eval_every or max(1, config.timesteps // N_VALIDATIONS)
-
-
-def backbone_spec(config: GateRunConfig, device: str) -> BackboneSpec:
-    """Return the backbone specification of a configuration."""
-    return BackboneSpec(
-        dataset=config.dataset,
-        folder=config.backbone_source,
-        weights=config.weights,
-        image_size=config.image_size,
-        flip=config.flip,
-        epochs=config.supernet_epochs,
-        device=device,
-        threads=config.threads,
-        cost_model=config.cost_model,
-        exits=config.uses_exits,
-    )
 
 
 def create_run(

@@ -49,11 +49,12 @@ from dfs_rl.experiments.agent_training import (
 )
 from dfs_rl.experiments.backbone_resolver import (
     backbone_of_run,
+    backbone_spec,
     check_same_backbone,
     load_learned_gate,
     preview_backbone,
 )
-from dfs_rl.experiments.gate_run import backbone_spec, validation_interval
+from dfs_rl.experiments.gate_run import validation_interval
 from dfs_rl.experiments.session import RunSession, TrainingResult
 from dfs_rl.gating.action_masks import gated_budget
 from dfs_rl.gating.budget_conditioning import BudgetConditioning

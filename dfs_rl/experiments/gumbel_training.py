@@ -25,8 +25,8 @@ from dfs_rl.costs import SKIP, CostTable
 from dfs_rl.data import Dataset
 from dfs_rl.errors import ConfigError
 from dfs_rl.evaluation.records import GateRecords
-from dfs_rl.experiments.backbone_resolver import backbone_of_run, preview_backbone
-from dfs_rl.experiments.gate_run import backbone_spec, validation_interval
+from dfs_rl.experiments.backbone_resolver import backbone_of_run, backbone_spec, preview_backbone
+from dfs_rl.experiments.gate_run import validation_interval
 from dfs_rl.experiments.session import RunSession, TrainingResult
 from dfs_rl.experiments.supervised_training import TrainGumbelConfig
 from dfs_rl.gating.action_masks import gated_budget

@@ -21,8 +21,8 @@ from dfs_rl.evaluation.static_tables.scoring import (
     StaticTableScorer,
     is_within_budget,
 )
-from dfs_rl.experiments.backbone_resolver import backbone_of_run, preview_backbone
-from dfs_rl.experiments.gate_run import N_VALIDATIONS, backbone_spec
+from dfs_rl.experiments.backbone_resolver import backbone_of_run, backbone_spec, preview_backbone
+from dfs_rl.experiments.gate_run import N_VALIDATIONS
 from dfs_rl.experiments.session import RunSession, TrainingResult
 from dfs_rl.experiments.static_training import TrainStaticConfig
 from dfs_rl.gating.action_masks import gated_budget

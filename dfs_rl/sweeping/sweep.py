@@ -17,8 +17,7 @@ from dfs_rl.data import Dataset, load_dataset
 from dfs_rl.errors import ConfigError, TrainingError
 from dfs_rl.evaluation.baselines.methods import uniform_points
 from dfs_rl.evaluation.curves import REFERENCE_COMPUTATION, CurvePoint, hypervolume_reference_point
-from dfs_rl.experiments.backbone_resolver import load_data, load_or_train_backbone
-from dfs_rl.experiments.gate_run import backbone_spec
+from dfs_rl.experiments.backbone_resolver import backbone_spec, load_data, load_or_train_backbone
 from dfs_rl.sweeping.commands import command_of
 from dfs_rl.sweeping.config import KIND, PROG, SweepConfig
 from dfs_rl.sweeping.figures import sweep_figures

@@ -28,8 +28,7 @@ from dfs_rl.costs import BitOptions, CostTable, ExitCost
 from dfs_rl.data import ImageSet, load_dataset
 from dfs_rl.evaluation.evaluator import evaluate_gate, evaluate_static_table
 from dfs_rl.experiments.agent_training import TrainAgentConfig
-from dfs_rl.experiments.backbone_resolver import backbone_of_run, preview_backbone
-from dfs_rl.experiments.gate_run import backbone_spec
+from dfs_rl.experiments.backbone_resolver import backbone_of_run, backbone_spec, preview_backbone
 from dfs_rl.experiments.supervised_training import TrainGumbelConfig
 from dfs_rl.train_exits import main as train_exits
 from dfs_rl.utils.io import read_json
