@@ -23,7 +23,7 @@ from dfs_rl.gating.action_masks import gated_budget
 from dfs_rl.gating.budget_conditioning import CostWeightRange
 from dfs_rl.gating.reward import RewardWeights, reward_weights
 from dfs_rl.training.custom_model import build_calibrated_backbone
-from dfs_rl.utils.config.errors import error_message
+from dfs_rl.utils.config import error_message
 from dfs_rl.utils.constants import DIGITS
 from dfs_rl.utils.device import resolve_device
 from dfs_rl.utils.trusted_import import is_constructor, trust_constructor, trusting

@@ -16,9 +16,15 @@ from dfs_rl.backbones.registry import FAMILIES
 from dfs_rl.costs import COMPUTATION
 from dfs_rl.data import ChannelStatistics
 from dfs_rl.errors import CheckpointError, ConfigError
-from dfs_rl.utils.checkpoint import check_finite, load_tensors, save_tensors, shared_names
+from dfs_rl.utils.checkpoint import (
+    check_finite,
+    load_tensors,
+    read_manifest,
+    save_tensors,
+    shared_names,
+    write_manifest,
+)
 from dfs_rl.utils.config import config_from_dict, config_to_dict
-from dfs_rl.utils.manifest import read_manifest, write_manifest
 from dfs_rl.utils.trusted_import import trusting
 
 FORMAT = 3

@@ -14,18 +14,12 @@ from dfs_rl.experiments import (
 from dfs_rl.experiments.command import GateTrainingCommand
 from dfs_rl.experiments.gate_kinds import GateName, GateSpec, gate_specs
 from dfs_rl.experiments.gate_run import create_run, train_run
-from dfs_rl.utils.config import (
-    config_to_dict,
-    fields_from_dict,
-    flat_settings,
-    read_yaml,
-    usual_settings,
-)
+from dfs_rl.utils.config import config_to_dict, fields_from_dict, flat_settings, usual_settings
 from dfs_rl.utils.device import resolve_device
 from dfs_rl.utils.io import OnWait, file_lock
 from dfs_rl.utils.logging import print_status
-from dfs_rl.utils.run_creation import RECORD
-from dfs_rl.utils.run_folder import RunFolder
+from dfs_rl.utils.run_folder import RECORD, RunFolder
+from dfs_rl.utils.yaml_core import read_yaml
 
 PartT = TypeVar("PartT")
 

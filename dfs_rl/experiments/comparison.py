@@ -26,10 +26,11 @@ from dfs_rl.experiments.evaluation import EvaluationCache
 from dfs_rl.experiments.gate_kinds import COMMANDS
 from dfs_rl.reporting.comparison_figures import comparison_figures
 from dfs_rl.reporting.comparison_report import GateSection, html_report
-from dfs_rl.utils.config import config_to_dict, dump_yaml, read_yaml
+from dfs_rl.utils.config import config_to_dict
 from dfs_rl.utils.device import check_memory, resolve_device
 from dfs_rl.utils.io import OnWait, write_bytes_atomic, write_json
 from dfs_rl.utils.run_folder import RunFolder
+from dfs_rl.utils.yaml_core import dump_yaml, read_yaml
 
 GATES_FOLDER = "gates"
 EVALUATIONS_FOLDER = "evaluations"

@@ -19,11 +19,12 @@ from dfs_rl.experiments.gate_run import TRAINING_FILE, TrainingRecord
 from dfs_rl.gating.budget_conditioning import BudgetConditioning
 from dfs_rl.gating.model import BACKBONE_FOLDER, BEFORE_FOLDER, GATE_FOLDER
 from dfs_rl.gating.storage import load_gate
-from dfs_rl.utils.config import flat_settings, read_yaml
+from dfs_rl.utils.config import flat_settings
 from dfs_rl.utils.io import OnWait, file_lock
 from dfs_rl.utils.logging import print_status
 from dfs_rl.utils.run_folder import RunFolder
 from dfs_rl.utils.run_records import read_record
+from dfs_rl.utils.yaml_core import read_yaml
 
 
 def evaluate_at_budgets(

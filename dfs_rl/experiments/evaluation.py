@@ -29,11 +29,12 @@ from dfs_rl.gating.model import BACKBONE_FOLDER, BEFORE_FOLDER, GATE_FOLDER, Gat
 from dfs_rl.gating.networks import LearnedGate
 from dfs_rl.reporting.figures import write_figures
 from dfs_rl.reporting.images_plot import cheapest_and_most_expensive
-from dfs_rl.utils.config import config_from_dict, config_to_dict, read_yaml
+from dfs_rl.utils.config import config_from_dict, config_to_dict
 from dfs_rl.utils.device import check_memory, resolve_device
 from dfs_rl.utils.io import read_json, write_json
 from dfs_rl.utils.precision import resolve_frozen
 from dfs_rl.utils.run_folder import RunFolder
+from dfs_rl.utils.yaml_core import read_yaml
 
 ReportedSplit = Literal["test", "val"]
 Precision = Literal["auto", "float32", "bfloat16"]

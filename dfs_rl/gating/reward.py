@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 from pydantic import Field
 
 from dfs_rl.errors import ConfigError
-from dfs_rl.utils.config import NonNegativeFloat, configuration
-from dfs_rl.utils.config.errors import field_names
+from dfs_rl.utils.config import NonNegativeFloat, configuration, field_names
 from dfs_rl.utils.registry import NameIn, Registry
 
 if TYPE_CHECKING:  # help pages read the defaults without importing torch

@@ -15,8 +15,13 @@ from dfs_rl.gating.networks import (
     LearnedGate,
 )
 from dfs_rl.gating.registry import GATES, gate_kind
-from dfs_rl.utils.checkpoint import check_finite, load_tensors, save_tensors
-from dfs_rl.utils.manifest import read_manifest, write_manifest
+from dfs_rl.utils.checkpoint import (
+    check_finite,
+    load_tensors,
+    read_manifest,
+    save_tensors,
+    write_manifest,
+)
 
 TABLE = "table"
 """Kind of a static bit table, which has no weights."""

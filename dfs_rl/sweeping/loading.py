@@ -10,16 +10,9 @@ from dfs_rl.errors import ConfigError
 from dfs_rl.sweeping.commands import command_of
 from dfs_rl.sweeping.space import get_setting, with_settings
 from dfs_rl.sweeping.spec import FIRST_RETRAIN_SEED, SweepFile
-from dfs_rl.utils.config import (
-    SEEDS,
-    YamlSettings,
-    config_from_dict,
-    fields_from_dict,
-    flat_settings,
-    parse_value,
-    read_yaml,
-)
+from dfs_rl.utils.config import SEEDS, config_from_dict, fields_from_dict, flat_settings
 from dfs_rl.utils.constants import DIGITS
+from dfs_rl.utils.yaml_core import YamlSettings, parse_value, read_yaml
 
 _NOT_SEARCHED = (
     *("seed", "run_dir", "dataset", "image_size", "flip"),

@@ -38,7 +38,7 @@ from dfs_rl.sweeping.spec import FIRST_RETRAIN_SEED, SweepFile
 from dfs_rl.sweeping.trial import TRACEBACK, TrialPlan, run_name
 from dfs_rl.sweeping.tuner import check_resources, check_storage, retrain_best, run_search
 from dfs_rl.utils.cli import Invocation
-from dfs_rl.utils.config import config_to_dict, dump_yaml
+from dfs_rl.utils.config import config_to_dict
 from dfs_rl.utils.constants import DIGITS
 from dfs_rl.utils.device import check_cpus, check_memory, resolve_device
 from dfs_rl.utils.io import json_bytes, write_bytes_atomic, write_json
@@ -47,6 +47,7 @@ from dfs_rl.utils.ray import start_ray
 from dfs_rl.utils.run_folder import RunFolder
 from dfs_rl.utils.run_records import read_record
 from dfs_rl.utils.trusted_import import trusted_code
+from dfs_rl.utils.yaml_core import dump_yaml
 
 FILE = "sweep.yaml"
 """Name of the resolved sweep file in the run folder."""

@@ -1,4 +1,4 @@
-"""Checksummed safetensors files, and checkpoints with JSON state in the file's header.
+"""Checksummed safetensors files, checkpoints with state in their header, and JSON manifests.
 
 A checkpoint is a single file that a single rename replaces, so its tensors and its state always
 belong together. Loading executes no code.
@@ -8,55 +8,40 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-from dfs_rl.errors import CheckpointError
-from dfs_rl.utils.io import atomic_write, check_not_stream, to_json_value
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
-if TYPE_CHECKING:
-    from torch import Tensor, nn
-    from torch.optim import Optimizer
+from dfs_rl.errors import CheckpointError, DfsRlError
+from dfs_rl.utils.io import atomic_write, check_not_stream, read_json, to_json_value, write_json
 
 _CHECKSUM = "sha256"
 _STATE = "state"
 
 
 class Checkpoint(NamedTuple):
-    """State from which a training resumes.
+    """State from which a training resumes: tensors by name, on the CPU, and JSON values."""
 
-    Attributes:
-        tensors: Weights and optimizer moments by name, on the CPU.
-        state: All other state as JSON values, such as counters and the best score.
-    """
-
-    tensors: dict[str, "Tensor"]
+    tensors: dict[str, Tensor]
     state: dict[str, object]
 
 
-class _Stored(NamedTuple):
-    tensors: dict[str, "Tensor"]
-    metadata: dict[str, str]
-
-
 def save_tensors(
-    path: Path, tensors: Mapping[str, "Tensor"], metadata: Mapping[str, str] | None = None
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
     """Write tensors of any dtype, device and memory format to a safetensors file, atomically.
 
-    Args:
-        path: File to create or replace.
-        tensors: Tensors by name; tensors that share memory are stored separately.
-        metadata: Text for the file's header.
+    Tensors that share memory are stored separately; ``metadata`` is text for the file's header.
 
     Raises:
         OSError: If the disk is full or not writable; a previous file stays.
     """
-    import torch
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
     owned = {
         name: tensor.detach().to("cpu").clone(memory_format=torch.contiguous_format)
         for name, tensor in tensors.items()
@@ -74,7 +59,7 @@ def save_tensors(
             raise OSError(int(found[1]), os.strerror(int(found[1]))) from error
 
 
-def load_tensors(path: Path, *, ours: bool = True) -> dict[str, "Tensor"]:
+def load_tensors(path: Path, *, ours: bool = True) -> dict[str, Tensor]:
     """Load the tensors of a safetensors file to the CPU.
 
     Args:
@@ -85,44 +70,11 @@ def load_tensors(path: Path, *, ours: bool = True) -> dict[str, "Tensor"]:
         CheckpointError: If the file is missing, unreadable, truncated, altered, not safetensors, or
             contains NaN.
     """
-    return _read(path, ours=ours).tensors
+    return _read(path, ours=ours)[0]
 
 
-def check_finite(module: "nn.Module", source: Path | str) -> None:
-    """Check that all parameters are finite; buffers, such as masks, may contain infinities.
-
-    Args:
-        module: Module to check.
-        source: Origin of the module, for the error message.
-
-    Raises:
-        CheckpointError: If a parameter is not finite.
-    """
-    for name, parameter in module.named_parameters():
-        if not bool(parameter.isfinite().all()):
-            raise CheckpointError(f"{source} contains values of {name} that are not finite.")
-
-
-def shared_names(module: "nn.Module") -> list[list[str]]:
-    """Return the groups of names in a state dict that refer to the same tensor."""
-    import torch
-
-    names: dict[int, list[str]] = {}
-    for name, value in module.state_dict(keep_vars=True).items():
-        if isinstance(value, torch.Tensor):
-            names.setdefault(id(value), []).append(name)
-    return [group for group in names.values() if len(group) > 1]
-
-
-def save_checkpoint(
-    path: Path, tensors: Mapping[str, "Tensor"], state: Mapping[str, object]
-) -> None:
+def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, object]) -> None:
     """Write tensors and JSON state to one file, atomically.
-
-    Args:
-        path: File to create or replace.
-        tensors: Tensors by name.
-        state: JSON values, all numbers finite.
 
     Raises:
         CheckpointError: If the state contains NaN or infinity, which JSON cannot restore.
@@ -142,42 +94,52 @@ def load_checkpoint(path: Path) -> Checkpoint:
     Raises:
         CheckpointError: If the file is missing, damaged, or has no training state.
     """
-    stored = _read(path, ours=True)
-    if _STATE not in stored.metadata:
+    tensors, metadata = _read(path, ours=True)
+    if _STATE not in metadata:
         raise CheckpointError(
             f"{path} contains tensors but no training state, so it is no checkpoint."
         )
-    try:
-        state = json.loads(stored.metadata[_STATE])
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is damaged: its training state is not JSON.") from error
-    if not isinstance(state, dict):
-        raise CheckpointError(f"{path} is damaged: its training state is not a mapping.")
-    return Checkpoint(tensors=stored.tensors, state=state)
+    return Checkpoint(tensors, json.loads(metadata[_STATE]))  # as it was stored: it has a checksum
 
 
-def module_tensors(module: "nn.Module", prefix: str) -> dict[str, "Tensor"]:
+def check_finite(module: nn.Module, source: Path | str) -> None:
+    """Check that all parameters are finite; buffers, such as masks, may contain infinities.
+
+    Raises:
+        CheckpointError: If a parameter is not finite; it names the ``source`` of the module.
+    """
+    for name, parameter in module.named_parameters():
+        if not bool(parameter.isfinite().all()):
+            raise CheckpointError(f"{source} contains values of {name} that are not finite.")
+
+
+def shared_names(module: nn.Module) -> list[list[str]]:
+    """Return the groups of names in a state dict that refer to the same tensor."""
+    names: dict[int, list[str]] = {}
+    for name, value in module.state_dict(keep_vars=True).items():
+        if isinstance(value, Tensor):
+            names.setdefault(id(value), []).append(name)
+    return [group for group in names.values() if len(group) > 1]
+
+
+def module_tensors(module: nn.Module, prefix: str) -> dict[str, Tensor]:
     """Return a module's state as tensors named ``prefix.<name>``."""
     return {f"{prefix}.{name}": tensor for name, tensor in module.state_dict().items()}
 
 
-def restore_module(module: "nn.Module", tensors: Mapping[str, "Tensor"], prefix: str) -> None:
+def restore_module(module: nn.Module, tensors: Mapping[str, Tensor], prefix: str) -> None:
     """Restore a module's state from ``module_tensors``; names with other prefixes are ignored.
 
     Raises:
         RuntimeError: If the tensors do not fit the module.
         CheckpointError: If a parameter is not finite.
     """
-    start = f"{prefix}."
-    own = {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}
-    module.load_state_dict(own)
+    module.load_state_dict(_without_prefix(tensors, prefix))
     check_finite(module, "the checkpoint")
 
 
-def optimizer_tensors(optimizer: "Optimizer", prefix: str) -> dict[str, "Tensor"]:
+def optimizer_tensors(optimizer: Optimizer, prefix: str) -> dict[str, Tensor]:
     """Return an optimizer's state, without hyperparameters, as ``prefix.<parameter>.<slot>``."""
-    import torch
-
     return {
         f"{prefix}.{index}.{slot}": torch.as_tensor(value)
         for index, slots in optimizer.state_dict()["state"].items()
@@ -186,33 +148,66 @@ def optimizer_tensors(optimizer: "Optimizer", prefix: str) -> dict[str, "Tensor"
     }
 
 
-def restore_optimizer(optimizer: "Optimizer", tensors: Mapping[str, "Tensor"], prefix: str) -> None:
+def restore_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor], prefix: str) -> None:
     """Restore an optimizer's state from ``optimizer_tensors``, ignoring other prefixes.
 
     Raises:
         LookupError: If a tensor belongs to a parameter that the optimizer does not have.
         ValueError: If a name or a shape does not fit the optimizer.
     """
-    import torch
-
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     optimizer.state.clear()
-    for name, value in tensors.items():
-        if not name.startswith(f"{prefix}."):
-            continue
-        index, slot = name.removeprefix(f"{prefix}.").split(".")
+    for name, value in _without_prefix(tensors, prefix).items():
+        index, slot = name.split(".")
         parameter = parameters[int(index)]
         if value.dim() and value.shape != parameter.shape:
-            raise ValueError(f"{name} has the shape {list(value.shape)}")
+            raise ValueError(f"{prefix}.{name} has the shape {list(value.shape)}")
         # Step counts are scalars on the CPU; other slots have their parameter's memory layout.
         like = parameter if value.dim() else value
         kept = torch.empty_like(like, memory_format=torch.preserve_format)
         optimizer.state[parameter][slot] = kept.copy_(value)
 
 
-def _read(path: Path, *, ours: bool) -> _Stored:
-    from safetensors import SafetensorError, safe_open
+def write_manifest(path: Path, *, kind: str, version: int, parts: Mapping[str, object]) -> None:
+    """Describe a stored model in a JSON file: ``parts``, after its format and kind."""
+    write_json(path, {"format": version, "kind": kind, **parts})
 
+
+def read_manifest(
+    path: Path, *, what: str, kinds: Sequence[str], version: int
+) -> dict[str, object]:
+    """Read a manifest and check its kind and format.
+
+    Args:
+        path: Manifest file.
+        what: Noun for error messages, such as ``"backbone"`` or ``"gate"``.
+        kinds: Allowed kinds.
+        version: Required format.
+
+    Raises:
+        CheckpointError: If the file is missing, damaged or of another kind or format.
+    """
+    try:
+        record = read_json(path)
+    except DfsRlError as error:
+        raise CheckpointError(f"no {what} can be read from {path.parent}: {error}") from error
+    if not (
+        isinstance(record, dict) and record.get("kind") in kinds and record.get("format") == version
+    ):
+        allowed = " or ".join(repr(kind) for kind in kinds)
+        raise CheckpointError(
+            f"{path} does not describe a {what} of kind {allowed} in format {version}."
+        )
+    return record
+
+
+def _without_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    start = f"{prefix}."
+    return {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}
+
+
+def _read(path: Path, *, ours: bool) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return tensors and metadata of a file after checking both."""
     try:
         check_not_stream(path)
         path.open("rb").close()  # raises OSError, which the reader reports as damage
@@ -240,13 +235,11 @@ def _read(path: Path, *, ours: bool) -> _Stored:
             raise CheckpointError(
                 f"{path} contains NaN in {name}, from which nothing can continue."
             )
-    return _Stored(tensors=tensors, metadata=metadata)
+    return tensors, metadata
 
 
-def _checksum(tensors: Mapping[str, "Tensor"], metadata: Mapping[str, str]) -> str:
+def _checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
     """Return the SHA-256 of metadata and of names, dtypes, shapes and values of CPU tensors."""
-    import torch
-
     digest = hashlib.sha256(json.dumps(dict(metadata), sort_keys=True).encode())
     for name in sorted(tensors):
         tensor = tensors[name]

@@ -19,6 +19,7 @@ such as ``--reward.accuracy``. A class variable ``FIRST`` names the settings on 
 the help page; the others follow the blocks.
 """
 
+import argparse
 import dataclasses
 import io
 import os
@@ -30,19 +31,19 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Annotated, Any, Generic, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import docstring_parser
 import tyro
 
 from dfs_rl.errors import ConfigError, DfsRlError
-from dfs_rl.utils.config import YamlSettings, chosen_blocks, fields_from_dict, read_yaml
+from dfs_rl.utils.config import chosen_blocks, fields_from_dict
 from dfs_rl.utils.logging import print_status
 from dfs_rl.utils.registry import NameIn
 from dfs_rl.utils.run_folder import RunFolder
 from dfs_rl.utils.signals import sigterm_as_interrupt
 from dfs_rl.utils.trusted_import import is_constructor, is_trusted, trust_constructor, trusting
+from dfs_rl.utils.yaml_core import YamlSettings, read_yaml
 
 ConfigT = TypeVar("ConfigT")
 
@@ -51,7 +52,10 @@ EXIT_INTERRUPTED = 130
 EXIT_TERMINATED = 143
 
 _TRUST = "--trust-code"
-
+_TRUST_HELP = (
+    "Import the module:function that made the network in a folder or file that is read; it may be "
+    "anyone's code."
+)
 _SHARED_FLAGS = {
     "config": Annotated[
         Path | None,
@@ -66,13 +70,9 @@ _SHARED_FLAGS = {
         ),
     ],
 }
-_TRUST_HELP = (
-    "Import the module:function that made the network in a folder or file that is read; it may be "
-    "anyone's code."
-)
 _ADVANCED = "advanced"
 _Field = tuple[str, Any, Any]
-_FLAGS_WITH_RESUME = ("--dataset", "--address")
+_FLAGS_WITH_RESUME = {"dataset", "address"}
 """Flags allowed with --resume: the current location of the data or of a cluster."""
 
 _BOX_LINE = re.compile(r"[╭╰]|[\s│]*[─-]{3,}[\s│]*$")
@@ -116,9 +116,6 @@ def run_command(
         description: One or two sentences for the help page.
         kind: Kind of the command's run folders, which enables ``--resume``; ``None`` without them.
         argv: Arguments after the program's name; ``None`` uses those of the process.
-
-    Returns:
-        Exit code of the command.
     """
     # OpenMP reads this variable once, when torch loads it. Threads that spin while another process
     # needs their core slow torch down by an order of magnitude. An existing value stays.
@@ -152,32 +149,48 @@ def _parse(
 ) -> Invocation[ConfigT]:
     command = (*prog.split(), *arguments)
     _check_once(arguments, config_type)
-    resume = _value_of("--resume", arguments) if kind is not None else None
-    if resume is not None and not {"-h", "--help"} & set(arguments):
-        fields = {f.name for f in dataclasses.fields(config_type)}  # type: ignore[arg-type]
-        movable = [flag for flag in _FLAGS_WITH_RESUME if flag.removeprefix("--") in fields]
-        moved = {flag.removeprefix("--"): _value_of(flag, arguments) for flag in movable}
-        folder = _resumable(Path(resume), kind, arguments, movable)
-        changes = {name: value for name, value in moved.items() if value is not None}
-        config = dataclasses.replace(folder.config(config_type), **changes)  # type: ignore[type-var]
-        _check_trust(config)
-        return Invocation(config=config, resume=folder, command=command)
+    if kind is not None and not {"-h", "--help"} & set(arguments):
+        movable = _FLAGS_WITH_RESUME & {f.name for f in dataclasses.fields(config_type)}  # type: ignore[arg-type]
+        moved, others = _peek(arguments, "resume", *sorted(movable))
+        if path := moved.pop("resume", None):
+            if unwanted := [word for word in others if word != _TRUST]:
+                raise ConfigError(
+                    f"--resume {path} continues with the settings of that run; remove "
+                    f"{unwanted[0]}."
+                )
+            folder = RunFolder.open(Path(path), kind)
+            config = dataclasses.replace(folder.config(config_type), **moved)  # type: ignore[type-var]
+            _check_trust(config)
+            return Invocation(config=config, resume=folder, command=command)
 
-    file = _value_of("--config", arguments)
+    choices = getattr(config_type, "CHOICES", {}).values()
+    given, _ = _peek(arguments, "config", "backbone", *(setting for setting, _ in choices))
+    file = given.get("config")
     data = read_yaml(Path(file)) if file is not None else YamlSettings({}, {})
-    for setting, types in getattr(config_type, "CHOICES", {}).values():
-        asked = _value_of(f"--{setting}", arguments)  # it selects the type of a block
-        if asked in types:
-            data[setting] = asked
-    given = fields_from_dict(data, config_type, str(file))
-    given = {name: kind() for name, kind in chosen_blocks(config_type, given).items()} | given
+    for setting, types in choices:
+        if given.get(setting) in types:  # it selects the type of a block
+            data[setting] = given[setting]
+    values = fields_from_dict(data, config_type, str(file))
+    values = {name: kind() for name, kind in chosen_blocks(config_type, values).items()} | values
     shared = {name: _SHARED_FLAGS[name] for name in _SHARED_FLAGS if name != "resume" or kind}
-    parsed = _parse_flags(arguments, _flags_of(config_type, given, shared), prog, description)
+    parsed = _parse_flags(arguments, _flags_of(config_type, values, shared), prog, description)
     config = _build(config_type, parsed)
-    if is_constructor(named := _value_of("--backbone", arguments)):
+    if is_constructor(named := given.get("backbone")):
         trust_constructor(str(named))
     _check_trust(config)
     return Invocation(config=config, resume=None, command=command)
+
+
+def _peek(arguments: Sequence[str], *names: str) -> tuple[dict[str, str], list[str]]:
+    """Return the values of some flags before all flags are parsed, and the other arguments."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    for name in names:
+        parser.add_argument(f"--{name}", default=argparse.SUPPRESS)
+    try:
+        found, others = parser.parse_known_args(arguments)
+    except argparse.ArgumentError as error:
+        raise ConfigError(f"{error.argument_name} needs a value after it.") from error
+    return vars(found), others
 
 
 def _check_trust(config: object) -> None:
@@ -188,22 +201,6 @@ def _check_trust(config: object) -> None:
             f"the backbone is made by {code}, code that a file asks to run; if you trust it, give "
             f"{_TRUST}."
         )
-
-
-def _resumable(
-    path: Path, kind: str | None, arguments: tuple[str, ...], movable: Sequence[str]
-) -> RunFolder:
-    others = [argument for argument in arguments if argument != _TRUST]
-    for flag in ("--resume", *movable):
-        if flag in others:
-            place = others.index(flag)
-            del others[place : place + 2]
-        others = [argument for argument in others if not argument.startswith(f"{flag}=")]
-    if others:
-        raise ConfigError(
-            f"--resume {path} continues with the settings of that run; remove {others[0]}."
-        )
-    return RunFolder.open(path, kind)
 
 
 def _check_once(arguments: Sequence[str], config_type: type) -> None:
@@ -220,22 +217,7 @@ def _check_once(arguments: Sequence[str], config_type: type) -> None:
             raise ConfigError(f"{flag} is given {times} times; once is allowed.")
 
 
-def _value_of(flag: str, arguments: Sequence[str]) -> str | None:
-    """Return the value of a flag before all flags are parsed, or ``None`` without the flag."""
-    for place, argument in enumerate(arguments):
-        if argument.startswith(f"{flag}="):
-            return argument.partition("=")[2]
-        if argument == flag:
-            following = arguments[place + 1 : place + 2]
-            if not following or following[0].startswith("--"):
-                raise ConfigError(f"{flag} needs a value after it.")
-            return following[0]
-    return None
-
-
-def _flags_of(
-    cls: type, values: Mapping[str, object], extra: Mapping[str, object] = MappingProxyType({})
-) -> type:
+def _flags_of(cls: type, values: Mapping[str, object], extra: Mapping[str, object]) -> type:
     """Build the plain dataclass that tyro parses; the configuration itself is checked later.
 
     ``values`` are defaults that replace those of ``cls``; ``extra`` are the types of further flags,
@@ -253,7 +235,7 @@ def _flags_of(
         field, hint, value = given[name], hints[name], values.get(name, tyro.MISSING)
         about = tyro.conf.arg(help=texts.get(name, ""))
         if isinstance(hint, type) and dataclasses.is_dataclass(hint):
-            part = _flags_of(hint, {} if value is tyro.MISSING else vars(value))
+            part = _flags_of(hint, {} if value is tyro.MISSING else vars(value), {})
             blocks.append((name, Annotated[part, about], dataclasses.field(default_factory=part)))
             continue
         if value is tyro.MISSING and field.default is not dataclasses.MISSING:

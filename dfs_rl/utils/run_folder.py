@@ -1,52 +1,61 @@
 """Run folders: configuration, versions, metrics, checkpoints and plots of a command."""
 
+import hashlib
 import itertools
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import IO, TYPE_CHECKING, TypeVar
 
-from dfs_rl.errors import CheckpointError, DataError, RunFolderError
-from dfs_rl.utils.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from dfs_rl.utils.config import config_to_dict, dump_yaml, load_config
+from dfs_rl.errors import BusyError, CheckpointError, DataError, RunFolderError
+from dfs_rl.utils.config import config_to_dict, load_config
 from dfs_rl.utils.io import (
     OnWait,
     add_path_to_errors,
     file_lock,
     read_json,
     remove_stale_temporaries,
+    sync,
     to_json_value,
     write_bytes_atomic,
     write_json,
 )
-from dfs_rl.utils.run_creation import (
-    CHECKPOINTS,
-    METRICS,
-    NEW_RUN,
-    RECORD,
-    check_no_links,
-    digest,
-    has_digest,
-    write_run,
-)
-from dfs_rl.utils.run_records import FORMAT, RunRecord, Timing, new_record, read_record
+from dfs_rl.utils.run_records import FORMAT, RunRecord, new_record, read_record
+from dfs_rl.utils.yaml_core import dump_yaml
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from dfs_rl.utils.checkpoint import Checkpoint
+
+RECORD = "run.json"
 LAST_CHECKPOINT = "last"
 """Name of the latest checkpoint, from which a training resumes."""
 _CONFIG = "config.yaml"
+_METRICS = "metrics.jsonl"
 _TIMING = "timing.json"
+_NEW_RUN = ".new-run"
+"""Hidden folder inside a run folder while its initial files are written."""
 _OWN_FOLDERS = ("checkpoints", "gate", "backbone", "backbone-before", "plots", "tensorboard")
 """Sub-folders of a single run; other sub-folders contain runs, which may be in use."""
+_RESERVED = (_METRICS, "checkpoints", "backbone", "backbone.json")
+"""Entries of a folder that a run would overwrite or hide."""
+_MAX_FILE_BYTES = 2**26
+"""Size limit in bytes of checksummed files; the initial files of a run are far smaller."""
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """Content of ``timing.json``: seconds spent on the run, over all of its resumptions."""
+
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -88,8 +97,7 @@ class RunFolder:
         call cleans up.
 
         Args:
-            path: Folder of the run, created if missing; ``None`` creates a new folder
-                ``runs/<date>-<time>-<name>``.
+            path: Folder of the run; ``None`` creates ``runs/<date>-<time>-<name>``.
             kind: Command that writes the run.
             name: Last part of the default folder's name.
             config: Resolved configuration, a dataclass; its ``seed`` and ``device`` are recorded if
@@ -98,19 +106,16 @@ class RunFolder:
             fingerprint: ``Dataset.fingerprint`` of the run's images; see ``check_data``.
             files: Contents of further initial files, by name.
 
-        Returns:
-            The new run.
-
         Raises:
             RunFolderError: If the folder already contains a run, or is not writable.
             BusyError: If another process is creating a run there.
         """
         contents = {_CONFIG: _config_bytes(config), **(files or {})}
-        digests = {file: digest(content) for file, content in contents.items()}
+        digests = {file: _digest(content) for file, content in contents.items()}
         record = new_record(kind, config, command, files=digests, fingerprint=fingerprint)
         for place in [path] if path is not None else _default_folders(name):
             try:
-                write_run(place, record, contents)
+                _write_run(place, record, contents)
             except OSError as error:  # noqa: PERF203 - rarely twice
                 raise RunFolderError(f"cannot write a run to {place}: {error.strerror}.") from error
             except RunFolderError:
@@ -122,11 +127,7 @@ class RunFolder:
 
     @classmethod
     def open(cls, path: Path, kind: str | None = None) -> "RunFolder":
-        """Open an existing run and check its initial files.
-
-        Args:
-            path: Folder of the run.
-            kind: Required kind; ``None`` accepts any.
+        """Open an existing run, of ``kind`` if given, and check its initial files.
 
         Raises:
             RunFolderError: If the folder is no run, is damaged, or is of another kind or format.
@@ -135,7 +136,7 @@ class RunFolder:
             raise RunFolderError(f"{path} is not a folder, so it holds no run.")
         if not (path / RECORD).is_file():
             raise RunFolderError(f"{path} holds no run: it has no {RECORD}.")
-        check_no_links(path)
+        _check_no_links(path)
         described = read_json(path / RECORD)
         found = described.get("kind") if isinstance(described, dict) else None
         if not isinstance(described, dict) or not isinstance(found, str):
@@ -149,13 +150,13 @@ class RunFolder:
             raise RunFolderError(f"{path} is a run of kind {found}; kind {kind} is needed here.")
         run = cls(path, found)
         for file, expected in run.record().files.items():
-            if not has_digest(path / file, expected):
+            if not _has_digest(path / file, expected):
                 raise RunFolderError(
                     f"{path / file} is not what the run stored there: it is missing, cut off or "
                     "edited. A run continues with its own settings alone; restore the file, or "
                     "start another run."
                 )
-        run._timing()
+        run._seconds()
         return run
 
     @property
@@ -166,7 +167,7 @@ class RunFolder:
     @property
     def metrics_path(self) -> Path:
         """Path of the metrics, one JSON record per line."""
-        return self.path / METRICS
+        return self.path / _METRICS
 
     @property
     def tensorboard_dir(self) -> Path:
@@ -181,7 +182,7 @@ class RunFolder:
     @property
     def checkpoint_dir(self) -> Path:
         """Folder of checkpoints."""
-        return self.path / CHECKPOINTS
+        return self.path / "checkpoints"
 
     def record(self) -> RunRecord:
         """Read ``run.json``.
@@ -207,21 +208,14 @@ class RunFolder:
         # A process killed between these writes leaves one configuration without a wrong digest.
         write_json(self.path / RECORD, config_to_dict(replace(record, files=files)))
         write_bytes_atomic(self.config_path, content)
-        files[_CONFIG] = digest(content)
+        files[_CONFIG] = _digest(content)
         write_json(self.path / RECORD, config_to_dict(replace(record, files=files)))
 
     @contextmanager
     def lock(self, *, on_wait: OnWait = None) -> Iterator[None]:
-        """Lock the run until the block ends, and delete temporary files of killed processes.
-
-        Args:
-            on_wait: Called once before waiting for another process's lock; ``None`` raises instead.
-
-        Raises:
-            BusyError: If another process has the lock and ``on_wait`` is ``None``.
-        """
+        """Lock the run like ``file_lock``, and delete temporary files of killed processes."""
         with file_lock(self.path, on_wait=on_wait):
-            shutil.rmtree(self.path / NEW_RUN, ignore_errors=True)
+            shutil.rmtree(self.path / _NEW_RUN, ignore_errors=True)
             for folder in (self.path, *(self.path / name for name in _OWN_FOLDERS)):
                 remove_stale_temporaries(folder)
             try:
@@ -250,13 +244,13 @@ class RunFolder:
         """Append one record to the metrics; NaN and infinities become ``null``."""
         line = json.dumps(to_json_value(record), allow_nan=False, ensure_ascii=False) + "\n"
         with add_path_to_errors(self.metrics_path):
-            with self.metrics_path.open("ab"):  # creates the file if missing
-                _drop_partial_line(self.metrics_path)
             try:
-                with self.metrics_path.open("ab") as file:
+                with self.metrics_path.open("ab+") as file:  # creates the file if missing
+                    _drop_partial_line(file)
                     file.write(line.encode())
             except OSError:  # a full disk may have stored a part of the line
-                _drop_partial_line(self.metrics_path)
+                with self.metrics_path.open("rb+") as file:
+                    _drop_partial_line(file)
                 raise
         if self.after_log is not None:
             self.after_log(record)
@@ -267,19 +261,7 @@ class RunFolder:
         Raises:
             RunFolderError: If a complete line is damaged.
         """
-        return self._parsed(self._complete_lines())
-
-    def _parsed(self, lines: Sequence[bytes]) -> list[dict[str, object]]:
-        records = []
-        for number, line in enumerate(lines, start=1):
-            try:
-                record = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise RunFolderError(f"{self.metrics_path} is damaged in line {number}.") from error
-            if not isinstance(record, dict):
-                raise RunFolderError(f"{self.metrics_path} is damaged in line {number}.")
-            records.append(record)
-        return records
+        return [record for _, record in self._metrics()]
 
     def truncate_metrics(self, n_lines: int) -> None:
         """Keep the first ``n_lines`` records, those logged before the checkpoint of a resumed run.
@@ -287,27 +269,40 @@ class RunFolder:
         Raises:
             RunFolderError: If there are fewer records, or one of them is damaged.
         """
-        lines = self._complete_lines()
-        if len(lines) < n_lines:
+        kept = [line for line, _ in itertools.islice(self._metrics(), n_lines)]
+        if len(kept) < n_lines:
             raise RunFolderError(
-                f"{self.metrics_path} has {len(lines)} records, but the checkpoint was made after "
+                f"{self.metrics_path} has {len(kept)} records, but the checkpoint was made after "
                 f"{n_lines}."
             )
-        self._parsed(lines[:n_lines])
-        write_bytes_atomic(self.metrics_path, b"".join(lines[:n_lines]))
+        write_bytes_atomic(self.metrics_path, b"".join(kept))
+
+    def _metrics(self) -> Iterator[tuple[bytes, dict[str, object]]]:
+        """Yield each complete line of the metrics and its record."""
+        content = self.metrics_path.read_bytes() if self.metrics_path.exists() else b""
+        for number, line in enumerate(content.splitlines(keepends=True), start=1):
+            if not line.endswith(b"\n"):
+                return
+            try:
+                record = json.loads(line)
+            except (ValueError, RecursionError):
+                record = None
+            if not isinstance(record, dict):
+                raise RunFolderError(f"{self.metrics_path} is damaged in line {number}.")
+            yield line, record
 
     def add_seconds(self, seconds: float) -> float:
         """Add time spent on the run, and return the total in seconds over all resumptions.
 
         The time of a killed process is lost.
         """
-        total = self._timing().seconds + seconds
-        write_json(self.path / _TIMING, config_to_dict(Timing(seconds=total)))
+        total = self._seconds() + seconds
+        write_json(self.path / _TIMING, {"seconds": total})
         return total
 
-    def _timing(self) -> Timing:
+    def _seconds(self) -> float:
         path = self.path / _TIMING
-        return read_record(path, Timing) if path.exists() else Timing(seconds=0.0)
+        return read_record(path, Timing).seconds if path.exists() else 0.0
 
     def has_checkpoint(self, name: str) -> bool:
         """Return whether the checkpoint ``name`` exists."""
@@ -317,32 +312,27 @@ class RunFolder:
         self, name: str, tensors: Mapping[str, "Tensor"], state: Mapping[str, object]
     ) -> None:
         """Write or replace a checkpoint atomically; see ``checkpoint.save_checkpoint``."""
+        from dfs_rl.utils.checkpoint import save_checkpoint
+
         remove_stale_temporaries(self.checkpoint_dir)
         save_checkpoint(self._checkpoint_path(name), tensors, state)
         if self.after_save is not None:
             self.after_save()
 
-    def load_checkpoint(self, name: str) -> Checkpoint:
+    def load_checkpoint(self, name: str) -> "Checkpoint":
         """Load the checkpoint ``name``.
 
         Raises:
             CheckpointError: If the checkpoint is missing or damaged.
         """
+        from dfs_rl.utils.checkpoint import load_checkpoint
+
         if not self.has_checkpoint(name):
             raise CheckpointError(f"{self.path} has no checkpoint {name!r}.")
         return load_checkpoint(self._checkpoint_path(name))
 
     def _checkpoint_path(self, name: str) -> Path:
         return self.checkpoint_dir / f"{name}.safetensors"
-
-    def _complete_lines(self) -> list[bytes]:
-        if not self.metrics_path.exists():
-            return []
-        return [
-            line
-            for line in self.metrics_path.read_bytes().splitlines(keepends=True)
-            if line.endswith(b"\n")
-        ]
 
 
 def _default_folders(name: str) -> Iterator[Path]:
@@ -355,14 +345,89 @@ def _config_bytes(config: object) -> bytes:
     return dump_yaml(config_to_dict(config)).encode()
 
 
-def _drop_partial_line(path: Path) -> None:
+def _drop_partial_line(file: IO[bytes]) -> None:
     """Truncate a file after its last newline, where a killed writer may have left a part."""
-    with path.open("rb+") as file:
-        size = file.seek(0, os.SEEK_END)
-        if size == 0:
-            return
-        file.seek(size - 1)
-        if file.read(1) == b"\n":
-            return
+    file.seek(max(file.seek(0, os.SEEK_END) - 1, 0))
+    if file.read(1) not in (b"", b"\n"):
         file.seek(0)
         file.truncate(file.read().rfind(b"\n") + 1)
+
+
+def _write_run(path: Path, record: RunRecord, contents: Mapping[str, bytes]) -> None:
+    """Write the initial files of a run; the record becomes visible when the others are complete."""
+    new = path / _NEW_RUN  # has a lock of its own, since callers may lock the run's folder
+    if new.is_symlink() or not new.is_dir():
+        _check_free(path, contents)
+    created = not path.exists()
+    try:
+        with file_lock(new):
+            try:
+                _remove_unfinished(path)
+                _check_free(path, contents)
+                write_json(new / RECORD, config_to_dict(record))
+                for file, content in contents.items():
+                    write_bytes_atomic(path / file, content)
+                (new / RECORD).rename(path / RECORD)
+            except BaseException:
+                _remove_unfinished(path)
+                shutil.rmtree(new, ignore_errors=True)
+                if created:
+                    with suppress(OSError):  # other files appeared
+                        path.rmdir()
+                raise
+            shutil.rmtree(new)
+    except BusyError as error:
+        raise BusyError(
+            f"another process is creating a run in {path}; wait until it ends."
+        ) from error
+    sync(path)
+    sync(path.parent)
+
+
+def _remove_unfinished(path: Path) -> None:
+    """Delete what a killed process left of a run that it was creating."""
+    remove_stale_temporaries(path)
+    unfinished = path / _NEW_RUN / RECORD
+    if unfinished.is_file():
+        for file, expected in read_record(unfinished, RunRecord).files.items():
+            if file == Path(file).name and _has_digest(path / file, expected):
+                (path / file).unlink()
+        unfinished.unlink()
+
+
+def _check_free(path: Path, files: Collection[str]) -> None:
+    if path.exists() and not path.is_dir():
+        raise RunFolderError(f"{path} is a file; a run needs a folder.")
+    if (path / RECORD).exists():
+        raise RunFolderError(
+            f"{path} holds a run already (it has {RECORD}); choose another folder, or continue "
+            f"with --resume {path}."
+        )
+    for entry in (*files, *_RESERVED):
+        if (path / entry).exists():  # of the user
+            raise RunFolderError(
+                f"{path} has {entry} but no {RECORD}, so it is neither a run nor free for one; "
+                "choose another folder."
+            )
+    if path.is_dir():
+        _check_no_links(path)
+
+
+def _check_no_links(path: Path) -> None:
+    """Check that a run folder has no symbolic links, which lead writes and deletes elsewhere."""
+    for entry in path.iterdir():
+        if entry.is_symlink():
+            raise RunFolderError(
+                f"{entry} is a symbolic link, but a run stores its files inside its own folder; "
+                "replace the link by its target, or choose another folder."
+            )
+
+
+def _has_digest(path: Path, expected: str) -> bool:
+    # A file that was changed later may have any size.
+    fits = path.is_file() and path.stat().st_size <= _MAX_FILE_BYTES
+    return fits and _digest(path.read_bytes()) == expected
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

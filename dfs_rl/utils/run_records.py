@@ -49,17 +49,6 @@ class RunRecord:
     files: dict[str, str]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Timing:
-    """Content of ``timing.json``.
-
-    Attributes:
-        seconds: Time spent on the run, over all of its resumptions.
-    """
-
-    seconds: float
-
-
 def new_record(
     kind: str,
     config: object,
@@ -115,22 +104,13 @@ def read_record(path: Path, cls: type[T]) -> T:
 
 
 def parse_record(
-    record: object,
-    cls: type[T],
-    *,
-    source: str,
-    error: type[DfsRlError] = CheckpointError,
+    record: object, cls: type[T], *, source: str, error: type[DfsRlError] = CheckpointError
 ) -> T:
     """Check plain values against the dataclass that describes them.
 
-    Args:
-        record: Plain values.
-        cls: Dataclass that describes them.
-        source: Origin of the values, for error messages.
-        error: Class of the raised error.
-
     Raises:
-        DfsRlError: Of class ``error``, with the field's name, if the values do not match ``cls``.
+        DfsRlError: Of class ``error``, with ``source`` and the field's name, if the values do not
+            match ``cls``.
     """
     if not isinstance(record, Mapping):
         raise error(f"{source} is damaged or of something else: it is not a mapping.")

@@ -15,8 +15,8 @@ from dfs_rl.data import load_dataset
 from dfs_rl.envs.task import make_task
 from dfs_rl.experiments import evaluation
 from dfs_rl.train_backbone import main as train_backbone_main
-from dfs_rl.utils.config import read_yaml
 from dfs_rl.utils.run_folder import RunFolder
+from dfs_rl.utils.yaml_core import read_yaml
 from tests.helpers.images import write_image_folder
 
 SHAPE = ["--backbone", "resnet8", "--width", "4", "--bits", "0", "4", "32"]

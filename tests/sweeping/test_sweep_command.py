@@ -10,7 +10,8 @@ import pytest
 from dfs_rl.data import load_dataset
 from dfs_rl.experiments.agent_training import TrainAgentConfig
 from dfs_rl.sweep import main
-from dfs_rl.utils.config import load_config, read_yaml
+from dfs_rl.utils.config import load_config
+from dfs_rl.utils.yaml_core import read_yaml
 
 pytestmark = [pytest.mark.usefixtures("ray_here"), pytest.mark.timeout(300)]
 

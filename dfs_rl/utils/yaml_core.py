@@ -6,7 +6,7 @@ code.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,35 +16,35 @@ from dfs_rl.errors import ConfigError
 from dfs_rl.utils.io import read_limited
 
 _LIMIT = 2**20  # bytes; a configuration has a few thousand
-_FAULTS = (yaml.YAMLError, ValueError, RecursionError, KeyError)  # PyYAML does not wrap all of them
+_FAULTS = (yaml.YAMLError, ValueError, RecursionError)  # PyYAML does not wrap all of them
 _TAG = "tag:yaml.org,2002:"
 _FLOAT = (
-    r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?"
-    r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)"
+    r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?"
+    r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"
 )
-_CORE_TYPES = {  # pattern and first characters of each type's scalars
-    "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
-    "bool": (r"true|True|TRUE|false|False|FALSE", list("tTfF")),
-    "int": (r"[-+]?[0-9]+|0x[0-9a-fA-F]+|0o[0-7]+", list("-+0123456789")),
-    "float": (_FLOAT, list("-+.0123456789")),
+_SCALARS: dict[str, tuple[str, Callable[[str], object]]] = {
+    "null": (r"~|null|Null|NULL|", lambda _: None),
+    "bool": (r"true|True|TRUE|false|False|FALSE", lambda text: text.lower() == "true"),
+    "int": (
+        r"[-+]?[0-9]+|0x[0-9a-fA-F]+|0o[0-7]+",
+        lambda text: int(text, 0 if text.startswith(("0x", "0o")) else 10),
+    ),
+    "float": (_FLOAT, lambda text: float(re.sub(r"\.(?=[iInN])", "", text))),  # .inf and .nan
 }
+"""Pattern and conversion of the scalars of each type; all others are text."""
 KeyPath = tuple[str | int, ...]
 """Keys and list positions that lead to a value."""
 
 
 class YamlSettings(dict[str, Any]):
-    """Settings of a YAML file with their line numbers.
-
-    Attributes:
-        lines: Line number of each value, from 1, by its path of keys.
-    """
+    """Settings of a YAML file, with the line number of each value by its path of keys."""
 
     def __init__(self, settings: Mapping[str, Any], lines: Mapping[KeyPath, int]) -> None:
         super().__init__(settings)
         self.lines = lines
 
     def line(self, place: KeyPath) -> int | None:
-        """Return the line of the value at ``place`` or of its nearest parent, else ``None``."""
+        """Return the line, from 1, of the value at ``place`` or of its nearest parent."""
         while place and place not in self.lines:
             place = place[:-1]
         return self.lines.get(place)
@@ -61,21 +61,19 @@ def read_yaml(path: Path) -> YamlSettings:
     Raises:
         ConfigError: If the file cannot be read, is not valid YAML, or is not a mapping.
     """
+    lines: dict[KeyPath, int] = {}
     try:
-        text = read_limited(path, limit=_LIMIT)
-        data = yaml.load(text, Loader=_Loader)
+        data = _load(read_limited(path, limit=_LIMIT), lines)
     except FileNotFoundError as error:
         raise ConfigError(f"{path} does not exist.") from error
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}.") from error
     except _FAULTS as error:
         raise ConfigError(f"{path} is not valid YAML: {_one_line(error)}.") from error
-    if data is None:
-        return YamlSettings({}, {})
-    if not isinstance(data, dict):
+    if not isinstance(data, dict | None):
         kind = "a list" if isinstance(data, list) else "a single value"
         raise ConfigError(f"{path} contains {kind}; a configuration is a mapping of settings.")
-    return YamlSettings(data, dict(_lines(yaml.compose(text, Loader=_Loader), ())))
+    return YamlSettings(data or {}, lines)
 
 
 def parse_value(text: str) -> object:
@@ -85,7 +83,7 @@ def parse_value(text: str) -> object:
         ConfigError: If it is not valid.
     """
     try:
-        return yaml.load(text, Loader=_Loader)
+        return _load(text, {})
     except _FAULTS as error:
         raise ConfigError(f"{text!r} is not a value: {_one_line(error)}.") from error
 
@@ -98,39 +96,17 @@ def dump_yaml(data: Mapping[str, object]) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    # The signatures of both methods are those of PyYAML.
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:  # noqa: ANN401
+    """Loader of nodes; ``_plain`` converts them."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:  # noqa: ANN401 - PyYAML's signature
         if self.check_event(yaml.events.AliasEvent):
-            raise yaml.constructor.ConstructorError(problem="aliases are not allowed")
+            raise yaml.MarkedYAMLError(problem="aliases are not allowed")
         return super().compose_node(parent, index)
-
-    def construct_mapping(
-        self,
-        node: yaml.MappingNode,
-        deep: bool = False,  # noqa: FBT001, FBT002
-    ) -> dict[Any, Any]:
-        seen = set()
-        for key, _ in node.value:
-            shown = repr(key.value) if isinstance(key, yaml.ScalarNode) else f"of kind {key.id}"
-            problem = None
-            if not isinstance(key, yaml.ScalarNode) or key.tag != f"{_TAG}str":
-                problem = f"key {shown} is not text"
-            elif key.value in seen:
-                problem = f"key {shown} is given twice"
-            if problem:
-                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
-            seen.add(key.value)
-        return super().construct_mapping(node, deep=deep)
-
-    def construct_core_int(self, node: yaml.ScalarNode) -> int:
-        text = str(self.construct_scalar(node))
-        return int(text, 0 if text.startswith(("0x", "0o")) else 10)
 
 
 class _Dumper(yaml.SafeDumper):
     def ignore_aliases(self, data: object) -> bool:  # noqa: ARG002 - PyYAML's signature
-        """Write repeated objects in full, because the loader rejects aliases."""
-        return True
+        return True  # the loader rejects aliases
 
     def represent_items(self, items: Sequence[object]) -> yaml.Node:
         """Write lists of plain values on one line."""
@@ -145,37 +121,54 @@ class _Dumper(yaml.SafeDumper):
 
 for _handler in (_Loader, _Dumper):
     _handler.yaml_implicit_resolvers = {}
-    for _name, (_pattern, _first) in _CORE_TYPES.items():
-        _handler.add_implicit_resolver(f"{_TAG}{_name}", re.compile(rf"(?:{_pattern})\Z"), _first)
-# Without constructors for dates, sets and binary data, their tags are errors.
-_Loader.yaml_constructors = {
-    tag: build
-    for tag, build in yaml.SafeLoader.yaml_constructors.items()
-    if tag is None or tag.removeprefix(_TAG) in {"null", "bool", "str", "seq", "map", "float"}
-}
-_Loader.add_constructor(f"{_TAG}int", _Loader.construct_core_int)
+    for _name, (_pattern, _) in _SCALARS.items():
+        _handler.add_implicit_resolver(f"{_TAG}{_name}", re.compile(rf"({_pattern})\Z"), None)
 _Dumper.add_representer(list, _Dumper.represent_items)
 _Dumper.add_representer(str, _Dumper.represent_text)
 
 
-def _lines(node: yaml.Node | None, place: KeyPath) -> Iterator[tuple[KeyPath, int]]:
-    """Yield the path and line of every value; in a mapping, the line of its key."""
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            yield (*place, key.value), key.start_mark.line + 1
-            yield from _lines(value, (*place, key.value))
-    elif isinstance(node, yaml.SequenceNode):
-        for index, item in enumerate(node.value):
-            yield (*place, index), item.start_mark.line + 1
-            yield from _lines(item, (*place, index))
+def _load(text: str | bytes, lines: dict[KeyPath, int]) -> Any:  # noqa: ANN401 - any YAML value
+    node = yaml.compose(text, Loader=_Loader)
+    return None if node is None else _plain(node, (), lines)
+
+
+def _plain(node: yaml.Node, place: KeyPath, lines: dict[KeyPath, int]) -> Any:  # noqa: ANN401
+    """Convert a node at ``place`` to plain values and note the line of every value in it."""
+    match node, node.tag.removeprefix(_TAG):
+        case yaml.SequenceNode(), "seq":
+            items = []
+            for index, item in enumerate(node.value):
+                lines[(*place, index)] = item.start_mark.line + 1
+                items.append(_plain(item, (*place, index), lines))
+            return items
+        case yaml.MappingNode(), "map":
+            settings: dict[str, Any] = {}
+            for key, value in node.value:
+                shown = repr(key.value) if isinstance(key, yaml.ScalarNode) else f"of kind {key.id}"
+                if not isinstance(key, yaml.ScalarNode) or key.tag != f"{_TAG}str":
+                    raise _fault(key, f"key {shown} is not text")
+                if key.value in settings:
+                    raise _fault(key, f"key {shown} is given twice")
+                lines[(*place, key.value)] = key.start_mark.line + 1
+                settings[key.value] = _plain(value, (*place, key.value), lines)
+            return settings
+        case yaml.ScalarNode(value=text), "str":
+            return text
+        case yaml.ScalarNode(value=text), name if name in _SCALARS:
+            pattern, convert = _SCALARS[name]
+            if re.fullmatch(pattern, text):
+                return convert(text)
+    raise _fault(node, f"the tag {node.tag} is not allowed here")
+
+
+def _fault(node: yaml.Node, problem: str) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
 
 
 def _one_line(error: Exception) -> str:
     """Return PyYAML's problem and line number, without its excerpt of the file."""
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
-    if isinstance(error, KeyError):
-        return f"{error} is not what its tag says"
     if isinstance(error, yaml.MarkedYAMLError) and error.problem:
         mark = error.problem_mark
         return error.problem + (f" (line {mark.line + 1})" if mark else "")
