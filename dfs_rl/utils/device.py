@@ -67,14 +67,10 @@ _GROUP_LIMITS = (  # of control groups, versions 2 and 1
 
 
 def check_cpus(name: str, cpus: int) -> None:
-    """Check that a number of CPUs does not exceed the machine's.
-
-    Args:
-        name: Name of the setting.
-        cpus: Value of the setting.
+    """Check that the machine has the CPUs that the setting ``name`` asks for.
 
     Raises:
-        ConfigError: If the machine has fewer CPUs.
+        ConfigError: If it has fewer.
     """
     here = os.cpu_count() or 1
     if cpus > here:
@@ -86,10 +82,8 @@ def check_cpus(name: str, cpus: int) -> None:
 def set_threads(threads: int, *, resumed: bool = False) -> None:
     """Set the number of CPU threads of torch.
 
-    Args:
-        threads: Number of threads.
-        resumed: Whether a run resumes, perhaps from a larger machine; then all CPUs are used if
-            there are fewer than ``threads``, and a status message reports it.
+    A ``resumed`` run may come from a larger machine: it uses all CPUs, and a status message says so
+    if there are fewer than ``threads``.
 
     Raises:
         ConfigError: If the machine has fewer CPUs and no run resumes.

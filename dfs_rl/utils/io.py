@@ -21,18 +21,13 @@ OnWait = Callable[[], None] | None
 """Callback of ``file_lock`` before it waits; ``None`` raises instead of waiting."""
 
 _JSON_LIMIT = 2**26  # bytes; files of this project are far smaller
-_TEMPORARY_SUFFIX = ".tmp"
-_SAFETENSORS_TEMPORARY = ".tmp" + 6 * "[0-9A-Za-z]"
-"""Pattern of the temporary files that safetensors writes."""
-LOCK = ".lock"
-"""Name of the file that ``file_lock`` locks."""
+_TEMPORARY_FILES = (".*.tmp", ".tmp" + 6 * "[0-9A-Za-z]")
+"""Patterns of the temporary files of ``atomic_write`` and of safetensors."""
 
 
 @contextmanager
 def file_lock(folder: Path, *, on_wait: OnWait = None) -> Iterator[None]:
-    """Lock ``folder`` for this process until the block ends.
-
-    The lock of a killed process is released.
+    """Lock ``folder`` for this process until the block ends, at the latest when the process does.
 
     Args:
         folder: Folder to lock, created if missing.
@@ -42,7 +37,7 @@ def file_lock(folder: Path, *, on_wait: OnWait = None) -> Iterator[None]:
         BusyError: If another process has the lock and ``on_wait`` is ``None``.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / LOCK)
+    lock = FileLock(folder / ".lock")
     try:
         lock.acquire(blocking=False)
     except Timeout:
@@ -64,22 +59,14 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
     The content is flushed to disk before the rename, and the rename before the block ends, so
     neither a killed process nor a crashed machine leaves a half-written file. A killed process
-    leaves a hidden temporary file that nothing reads.
-
-    Args:
-        path: File to create or replace; its folder is created if missing.
-
-    Yields:
-        Path of the temporary file.
+    leaves a hidden temporary file that nothing reads. The folder of ``path`` is created if missing.
 
     Raises:
         OSError: With ``path``, if the disk is full or not writable.
     """
     with add_path_to_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(
-            dir=path.parent, prefix=f".{path.name}.", suffix=_TEMPORARY_SUFFIX
-        )
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
         os.close(handle)
         temporary = Path(name)
         try:
@@ -96,10 +83,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def add_path_to_errors(path: Path) -> Iterator[None]:
-    """Set the file name of an OSError in the block to ``path``.
-
-    The error of a full disk names no file, or a temporary one.
-    """
+    """Set the file name of an OSError in the block, which a full disk leaves out, to ``path``."""
     try:
         yield
     except OSError as error:
@@ -187,7 +171,7 @@ def to_json_value(value: object) -> object:
         case float():
             return value if math.isfinite(value) else None
         case Mapping():
-            return {_key(key): to_json_value(item) for key, item in value.items()}
+            return {_json_key(key): to_json_value(item) for key, item in value.items()}
         case list() | tuple():
             return [to_json_value(item) for item in value]
         case Path():
@@ -199,18 +183,16 @@ def to_json_value(value: object) -> object:
 
 def remove_stale_temporaries(folder: Path) -> None:
     """Delete temporary files of killed writers in a folder with a single writer."""
-    for pattern in (f".*{_TEMPORARY_SUFFIX}", _SAFETENSORS_TEMPORARY):
+    for pattern in _TEMPORARY_FILES:
         for path in folder.glob(pattern):
             if path.is_file():
                 path.unlink(missing_ok=True)
 
 
-def _key(key: object) -> str:
-    if isinstance(key, str):
-        return key
-    if isinstance(key, int | float):
-        return str(key)
-    raise TypeError(f"a {type(key).__name__} cannot be a JSON key: {key!r}")
+def _json_key(key: object) -> str:
+    if not isinstance(key, str | int | float):
+        raise TypeError(f"a {type(key).__name__} cannot be a JSON key: {key!r}")
+    return str(key)
 
 
 def _parse_int64(text: str) -> int:

@@ -9,10 +9,7 @@ Precision = Literal["auto", "float32", "bfloat16"]
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:
-    """Return whether the device multiplies bfloat16 in hardware.
-
-    Elsewhere bfloat16 is emulated, which is slower than float32.
-    """
+    """Return whether the device multiplies bfloat16 in hardware; emulation is slow."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type == "cpu":

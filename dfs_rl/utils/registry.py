@@ -2,10 +2,11 @@
 
 import re
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections import UserDict
+from collections.abc import Callable, Collection, Mapping
 from importlib.metadata import entry_points
 from pkgutil import resolve_name
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 from pydantic import GetCoreSchemaHandler
 from pydantic_core import CoreSchema, PydanticKnownError, core_schema
@@ -18,7 +19,7 @@ GROUP = "dfs_rl.plugins"
 _NAME = re.compile("[a-z][a-z0-9_]*")
 
 
-class Registry(Mapping[str, T], Generic[T]):
+class Registry(UserDict[str, T]):
     """Objects by name, in the order of registration.
 
     An entry may be a string ``"module:attribute"``, which is imported at its first use: names are
@@ -30,8 +31,8 @@ class Registry(Mapping[str, T], Generic[T]):
     """
 
     def __init__(self, kind: str, entries: Mapping[str, T | str] | None = None) -> None:
+        super().__init__(entries)  # type: ignore[arg-type] # __getitem__ replaces the strings
         self.kind = kind
-        self._entries: dict[str, T | str] = dict(entries or {})
 
     def add(self, name: str, entry: T) -> None:
         """Register an object.
@@ -44,37 +45,22 @@ class Registry(Mapping[str, T], Generic[T]):
                 f"{self.kind} has name {name!r}; allowed are lower-case letters, digits and '_', "
                 "with a letter first."
             )
-        if name in self._entries:
+        if name in self:
             raise ConfigError(f"{self.kind} {name!r} is already registered; choose another name.")
-        self._entries[name] = entry
+        self[name] = entry
 
     def __getitem__(self, name: str) -> T:
-        if name not in self._entries:
-            raise KeyError(name)
-        entry = self._entries[name]
+        entry = self.data[name]
         if isinstance(entry, str):
-            self._entries[name] = found = resolve_name(entry)
-            return found  # type: ignore[no-any-return] # of the registry's type, as it promises
+            self.data[name] = entry = resolve_name(entry)
         return entry
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._entries
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._entries)
-
-    def __len__(self) -> int:
-        return len(self._entries)
 
 
 class NameIn:
-    """Annotation of a setting that holds a name; pydantic checks it, help pages list the names.
+    """Annotation of a setting that holds a name of a registry, or one that a function returns.
 
     ``Annotated[str, NameIn(REGISTRY)]`` is checked when a configuration is made, so it knows
     plugins; a ``Literal`` would know only the names at the time of its import.
-
-    Args:
-        names: Registry, or a function that returns the names.
     """
 
     def __init__(self, names: Collection[str] | Callable[[], Collection[str]]) -> None:

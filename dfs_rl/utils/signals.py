@@ -3,18 +3,15 @@
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from types import FrameType
 
 
+@dataclass
 class StopRequest:
-    """Flag set by a stop signal.
+    """Flag that a stop signal sets."""
 
-    Attributes:
-        requested: True once a stop was requested.
-    """
-
-    def __init__(self) -> None:
-        self.requested = False
+    requested: bool = False
 
 
 @contextmanager
@@ -22,9 +19,6 @@ def stop_on_interrupt() -> Iterator[StopRequest]:
     """Turn the first Ctrl-C within the block into a stop request; a second one interrupts as usual.
 
     Only the main thread receives signals; in other threads the request is never made.
-
-    Yields:
-        The stop request.
     """
     request = StopRequest()
     before = signal.getsignal(signal.SIGINT)
@@ -42,11 +36,8 @@ def stop_on_interrupt() -> Iterator[StopRequest]:
 def sigterm_as_interrupt() -> Iterator[StopRequest]:
     """Handle SIGTERM like Ctrl-C within the block.
 
-    Batch systems and containers end jobs with SIGTERM. Outside the main thread its handling does
-    not change.
-
-    Yields:
-        The stop request, set once SIGTERM arrives.
+    Batch systems and containers end jobs with SIGTERM, which sets the request. Outside the main
+    thread its handling does not change.
     """
     request = StopRequest()
 

@@ -34,10 +34,7 @@ def is_constructor(text: object) -> bool:
 
 
 def trust_constructor(name: str) -> None:
-    """Add a constructor that the user named to the trusted ones.
-
-    Args:
-        name: Constructor as ``module:function``.
+    """Add a constructor, ``module:function``, that the user named to the trusted ones.
 
     Raises:
         ConfigError: If ``name`` does not have this form.
@@ -82,9 +79,6 @@ def call_constructor(name: str) -> object:
     """Import ``module`` and return the result of ``function()``.
 
     The current folder is on the import path.
-
-    Args:
-        name: Constructor as ``module:function``.
 
     Raises:
         ConfigError: If the constructor is not trusted, cannot be imported, or fails.
