@@ -32,7 +32,8 @@ from dfs_rl.utils.config import config_to_dict
 from dfs_rl.utils.constants import DIGITS
 from dfs_rl.utils.io import file_lock
 from dfs_rl.utils.logging import print_status
-from dfs_rl.utils.run_folder import RECORD, RunFolder
+from dfs_rl.utils.run_folder import RunFolder
+from dfs_rl.utils.run_records import RECORD
 from dfs_rl.utils.trusted_import import is_constructor
 
 

@@ -18,7 +18,8 @@ from dfs_rl.utils.config import config_to_dict, fields_from_dict, flat_settings,
 from dfs_rl.utils.device import resolve_device
 from dfs_rl.utils.io import OnWait, file_lock
 from dfs_rl.utils.logging import print_status
-from dfs_rl.utils.run_folder import RECORD, RunFolder
+from dfs_rl.utils.run_folder import RunFolder
+from dfs_rl.utils.run_records import RECORD
 from dfs_rl.utils.yaml_core import read_yaml
 
 PartT = TypeVar("PartT")

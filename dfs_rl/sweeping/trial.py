@@ -22,7 +22,8 @@ from dfs_rl.sweeping.commands import SweepCommand, command_of
 from dfs_rl.sweeping.space import decode_value
 from dfs_rl.sweeping.spec import SweepFile
 from dfs_rl.utils.device import resolve_device, set_threads
-from dfs_rl.utils.run_folder import LAST_CHECKPOINT, RECORD, RunFolder
+from dfs_rl.utils.run_folder import LAST_CHECKPOINT, RunFolder
+from dfs_rl.utils.run_records import RECORD
 from dfs_rl.utils.trusted_import import trusting
 
 PROGRESS = "progress"

@@ -1,18 +1,17 @@
 """Run folders: configuration, versions, metrics, checkpoints and plots of a command."""
 
-import hashlib
 import itertools
 import json
 import os
 import shutil
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, TypeVar
 
-from dfs_rl.errors import BusyError, CheckpointError, DataError, RunFolderError
+from dfs_rl.errors import CheckpointError, DataError, RunFolderError
 from dfs_rl.utils.config import config_to_dict, load_config
 from dfs_rl.utils.io import (
     OnWait,
@@ -20,12 +19,24 @@ from dfs_rl.utils.io import (
     file_lock,
     read_json,
     remove_stale_temporaries,
-    sync,
     to_json_value,
     write_bytes_atomic,
     write_json,
 )
-from dfs_rl.utils.run_records import FORMAT, RunRecord, new_record, read_record
+from dfs_rl.utils.run_records import (
+    FORMAT,
+    METRICS,
+    NEW_RUN,
+    RECORD,
+    RunRecord,
+    Timing,
+    check_no_links,
+    digest,
+    has_digest,
+    new_record,
+    read_record,
+    write_run,
+)
 from dfs_rl.utils.yaml_core import dump_yaml
 
 if TYPE_CHECKING:
@@ -33,29 +44,14 @@ if TYPE_CHECKING:
 
     from dfs_rl.utils.checkpoint import Checkpoint
 
-RECORD = "run.json"
 LAST_CHECKPOINT = "last"
 """Name of the latest checkpoint, from which a training resumes."""
 _CONFIG = "config.yaml"
-_METRICS = "metrics.jsonl"
 _TIMING = "timing.json"
-_NEW_RUN = ".new-run"
-"""Hidden folder inside a run folder while its initial files are written."""
 _OWN_FOLDERS = ("checkpoints", "gate", "backbone", "backbone-before", "plots", "tensorboard")
 """Sub-folders of a single run; other sub-folders contain runs, which may be in use."""
-_RESERVED = (_METRICS, "checkpoints", "backbone", "backbone.json")
-"""Entries of a folder that a run would overwrite or hide."""
-_MAX_FILE_BYTES = 2**26
-"""Size limit in bytes of checksummed files; the initial files of a run are far smaller."""
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Timing:
-    """Content of ``timing.json``: seconds spent on the run, over all of its resumptions."""
-
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -111,11 +107,10 @@ class RunFolder:
             BusyError: If another process is creating a run there.
         """
         contents = {_CONFIG: _config_bytes(config), **(files or {})}
-        digests = {file: _digest(content) for file, content in contents.items()}
-        record = new_record(kind, config, command, files=digests, fingerprint=fingerprint)
+        record = new_record(kind, config, command, contents, fingerprint)
         for place in [path] if path is not None else _default_folders(name):
             try:
-                _write_run(place, record, contents)
+                write_run(place, record, contents)
             except OSError as error:  # noqa: PERF203 - rarely twice
                 raise RunFolderError(f"cannot write a run to {place}: {error.strerror}.") from error
             except RunFolderError:
@@ -136,7 +131,7 @@ class RunFolder:
             raise RunFolderError(f"{path} is not a folder, so it holds no run.")
         if not (path / RECORD).is_file():
             raise RunFolderError(f"{path} holds no run: it has no {RECORD}.")
-        _check_no_links(path)
+        check_no_links(path)
         described = read_json(path / RECORD)
         found = described.get("kind") if isinstance(described, dict) else None
         if not isinstance(described, dict) or not isinstance(found, str):
@@ -150,7 +145,7 @@ class RunFolder:
             raise RunFolderError(f"{path} is a run of kind {found}; kind {kind} is needed here.")
         run = cls(path, found)
         for file, expected in run.record().files.items():
-            if not _has_digest(path / file, expected):
+            if not has_digest(path / file, expected):
                 raise RunFolderError(
                     f"{path / file} is not what the run stored there: it is missing, cut off or "
                     "edited. A run continues with its own settings alone; restore the file, or "
@@ -167,7 +162,7 @@ class RunFolder:
     @property
     def metrics_path(self) -> Path:
         """Path of the metrics, one JSON record per line."""
-        return self.path / _METRICS
+        return self.path / METRICS
 
     @property
     def tensorboard_dir(self) -> Path:
@@ -185,19 +180,11 @@ class RunFolder:
         return self.path / "checkpoints"
 
     def record(self) -> RunRecord:
-        """Read ``run.json``.
-
-        Raises:
-            RunFolderError: If it is missing or damaged.
-        """
+        """Read ``run.json``."""
         return read_record(self.path / RECORD, RunRecord)
 
     def config(self, cls: type[T]) -> T:
-        """Return the stored configuration of the run.
-
-        Raises:
-            ConfigError: If the file is not a configuration of class ``cls``.
-        """
+        """Return the stored configuration of the run, of class ``cls``."""
         return load_config(self.config_path, cls)
 
     def replace_config(self, config: object) -> None:
@@ -208,14 +195,14 @@ class RunFolder:
         # A process killed between these writes leaves one configuration without a wrong digest.
         write_json(self.path / RECORD, config_to_dict(replace(record, files=files)))
         write_bytes_atomic(self.config_path, content)
-        files[_CONFIG] = _digest(content)
+        files[_CONFIG] = digest(content)
         write_json(self.path / RECORD, config_to_dict(replace(record, files=files)))
 
     @contextmanager
     def lock(self, *, on_wait: OnWait = None) -> Iterator[None]:
         """Lock the run like ``file_lock``, and delete temporary files of killed processes."""
         with file_lock(self.path, on_wait=on_wait):
-            shutil.rmtree(self.path / _NEW_RUN, ignore_errors=True)
+            shutil.rmtree(self.path / NEW_RUN, ignore_errors=True)
             for folder in (self.path, *(self.path / name for name in _OWN_FOLDERS)):
                 remove_stale_temporaries(folder)
             try:
@@ -320,11 +307,7 @@ class RunFolder:
             self.after_save()
 
     def load_checkpoint(self, name: str) -> "Checkpoint":
-        """Load the checkpoint ``name``.
-
-        Raises:
-            CheckpointError: If the checkpoint is missing or damaged.
-        """
+        """Load the checkpoint ``name``; see ``checkpoint.load_checkpoint``."""
         from dfs_rl.utils.checkpoint import load_checkpoint
 
         if not self.has_checkpoint(name):
@@ -351,83 +334,3 @@ def _drop_partial_line(file: IO[bytes]) -> None:
     if file.read(1) not in (b"", b"\n"):
         file.seek(0)
         file.truncate(file.read().rfind(b"\n") + 1)
-
-
-def _write_run(path: Path, record: RunRecord, contents: Mapping[str, bytes]) -> None:
-    """Write the initial files of a run; the record becomes visible when the others are complete."""
-    new = path / _NEW_RUN  # has a lock of its own, since callers may lock the run's folder
-    if new.is_symlink() or not new.is_dir():
-        _check_free(path, contents)
-    created = not path.exists()
-    try:
-        with file_lock(new):
-            try:
-                _remove_unfinished(path)
-                _check_free(path, contents)
-                write_json(new / RECORD, config_to_dict(record))
-                for file, content in contents.items():
-                    write_bytes_atomic(path / file, content)
-                (new / RECORD).rename(path / RECORD)
-            except BaseException:
-                _remove_unfinished(path)
-                shutil.rmtree(new, ignore_errors=True)
-                if created:
-                    with suppress(OSError):  # other files appeared
-                        path.rmdir()
-                raise
-            shutil.rmtree(new)
-    except BusyError as error:
-        raise BusyError(
-            f"another process is creating a run in {path}; wait until it ends."
-        ) from error
-    sync(path)
-    sync(path.parent)
-
-
-def _remove_unfinished(path: Path) -> None:
-    """Delete what a killed process left of a run that it was creating."""
-    remove_stale_temporaries(path)
-    unfinished = path / _NEW_RUN / RECORD
-    if unfinished.is_file():
-        for file, expected in read_record(unfinished, RunRecord).files.items():
-            if file == Path(file).name and _has_digest(path / file, expected):
-                (path / file).unlink()
-        unfinished.unlink()
-
-
-def _check_free(path: Path, files: Collection[str]) -> None:
-    if path.exists() and not path.is_dir():
-        raise RunFolderError(f"{path} is a file; a run needs a folder.")
-    if (path / RECORD).exists():
-        raise RunFolderError(
-            f"{path} holds a run already (it has {RECORD}); choose another folder, or continue "
-            f"with --resume {path}."
-        )
-    for entry in (*files, *_RESERVED):
-        if (path / entry).exists():  # of the user
-            raise RunFolderError(
-                f"{path} has {entry} but no {RECORD}, so it is neither a run nor free for one; "
-                "choose another folder."
-            )
-    if path.is_dir():
-        _check_no_links(path)
-
-
-def _check_no_links(path: Path) -> None:
-    """Check that a run folder has no symbolic links, which lead writes and deletes elsewhere."""
-    for entry in path.iterdir():
-        if entry.is_symlink():
-            raise RunFolderError(
-                f"{entry} is a symbolic link, but a run stores its files inside its own folder; "
-                "replace the link by its target, or choose another folder."
-            )
-
-
-def _has_digest(path: Path, expected: str) -> bool:
-    # A file that was changed later may have any size.
-    fits = path.is_file() and path.stat().st_size <= _MAX_FILE_BYTES
-    return fits and _digest(path.read_bytes()) == expected
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()

@@ -1,22 +1,40 @@
-"""JSON records of a run, each checked against the dataclass that describes it."""
+"""JSON records of a run, and its creation, safe against kills and against other processes."""
 
+import hashlib
 import os
 import platform
+import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
 
-from dfs_rl.errors import CheckpointError, ConfigError, DfsRlError, RunFolderError
-from dfs_rl.utils.config import config_from_dict
-from dfs_rl.utils.io import read_json
+from dfs_rl.errors import BusyError, CheckpointError, ConfigError, DfsRlError, RunFolderError
+from dfs_rl.utils.config import config_from_dict, config_to_dict
+from dfs_rl.utils.io import (
+    file_lock,
+    read_json,
+    remove_stale_temporaries,
+    sync,
+    write_bytes_atomic,
+    write_json,
+)
 
 T = TypeVar("T")
 FORMAT = 1
 """Format version of run folders."""
+RECORD = "run.json"
+METRICS = "metrics.jsonl"
+NEW_RUN = ".new-run"
+"""Hidden folder inside a run folder while its initial files are written."""
+_RESERVED = (METRICS, "checkpoints", "backbone", "backbone.json")
+"""Entries of a folder that a run would overwrite or hide."""
+_MAX_FILE_BYTES = 2**26
+"""Size limit in bytes of checksummed files; the initial files of a run are far smaller."""
 _RECORDED_PACKAGES = ("dfs-rl", "torch", "numpy", "gymnasium", "stable-baselines3")
 
 
@@ -49,15 +67,21 @@ class RunRecord:
     files: dict[str, str]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """Content of ``timing.json``: seconds spent on the run, over all of its resumptions."""
+
+    seconds: float
+
+
 def new_record(
     kind: str,
     config: object,
     command: Sequence[str],
-    *,
-    files: dict[str, str],
+    contents: Mapping[str, bytes],
     fingerprint: str | None,
 ) -> RunRecord:
-    """Return the record of a run that starts now on this machine."""
+    """Return the record of a run that starts now on this machine with the files ``contents``."""
     return RunRecord(
         format=FORMAT,
         kind=kind,
@@ -76,7 +100,7 @@ def new_record(
             "gpu": _gpu_name(),
         },
         data=fingerprint,
-        files=files,
+        files={file: digest(content) for file, content in contents.items()},
     )
 
 
@@ -118,3 +142,85 @@ def parse_record(
         return config_from_dict(record, cls, f"{source} is damaged or of something else")
     except ConfigError as fault:
         raise error(str(fault)) from fault
+
+
+def write_run(path: Path, record: RunRecord, contents: Mapping[str, bytes]) -> None:
+    """Write the initial files of a run; the record becomes visible when the others are complete."""
+    new = path / NEW_RUN  # has a lock of its own, since callers may lock the run's folder
+    if new.is_symlink() or not new.is_dir():
+        _check_free(path, contents)
+    created = not path.exists()
+    try:
+        with file_lock(new):
+            try:
+                _remove_unfinished(path)
+                _check_free(path, contents)
+                write_json(new / RECORD, config_to_dict(record))
+                for file, content in contents.items():
+                    write_bytes_atomic(path / file, content)
+                (new / RECORD).rename(path / RECORD)
+            except BaseException:
+                _remove_unfinished(path)
+                shutil.rmtree(new, ignore_errors=True)
+                if created:
+                    with suppress(OSError):  # other files appeared
+                        path.rmdir()
+                raise
+            shutil.rmtree(new)
+    except BusyError as error:
+        raise BusyError(
+            f"another process is creating a run in {path}; wait until it ends."
+        ) from error
+    sync(path)
+    sync(path.parent)
+
+
+def _remove_unfinished(path: Path) -> None:
+    """Delete what a killed process left of a run that it was creating."""
+    remove_stale_temporaries(path)
+    unfinished = path / NEW_RUN / RECORD
+    if unfinished.is_file():
+        for file, expected in read_record(unfinished, RunRecord).files.items():
+            if file == Path(file).name and has_digest(path / file, expected):
+                (path / file).unlink()
+        unfinished.unlink()
+
+
+def _check_free(path: Path, files: Collection[str]) -> None:
+    if path.exists() and not path.is_dir():
+        raise RunFolderError(f"{path} is a file; a run needs a folder.")
+    if (path / RECORD).exists():
+        raise RunFolderError(
+            f"{path} holds a run already (it has {RECORD}); choose another folder, or continue "
+            f"with --resume {path}."
+        )
+    for entry in (*files, *_RESERVED):
+        if (path / entry).exists():  # of the user
+            raise RunFolderError(
+                f"{path} has {entry} but no {RECORD}, so it is neither a run nor free for one; "
+                "choose another folder."
+            )
+    if path.is_dir():
+        check_no_links(path)
+
+
+def check_no_links(path: Path) -> None:
+    """Check that a run folder has no symbolic links, which lead writes and deletes elsewhere."""
+    for entry in path.iterdir():
+        if entry.is_symlink():
+            raise RunFolderError(
+                f"{entry} is a symbolic link, but a run stores its files inside its own folder; "
+                "replace the link by its target, or choose another folder."
+            )
+
+
+def has_digest(path: Path, expected: str) -> bool:
+    """Return whether a file exists and has the SHA-256 ``expected``."""
+    # A file that was changed later may have any size.
+    fits = path.is_file() and path.stat().st_size <= _MAX_FILE_BYTES
+    return fits and digest(path.read_bytes()) == expected
+
+
+def digest(content: bytes) -> str:
+    """Return the SHA-256 of a file's content."""
+    return hashlib.sha256(content).hexdigest()
