@@ -1,18 +1,45 @@
-"""A process that saves in a loop is killed at random moments; what it leaves must be whole."""
+"""Processes that are killed at any moment, or race: what they leave is whole."""
 
 import subprocess
 import sys
 
-# One process imports torch and forks a child per kill, so that 12 kills take a second.
-SCRIPT = """
-import os, random, signal, sys, time
+START = """
+import itertools, os, random, signal, sys, time
+from dataclasses import dataclass
 from pathlib import Path
-import torch
+from dfs_rl.errors import RunFolderError
 from dfs_rl.utils.run_folder import RunFolder
 
+place = Path(sys.argv[1])
+
+@dataclass(frozen=True)
+class Config:
+    seed: int = 5
+
+def create(path, seed=5):
+    return RunFolder.create(
+        path, kind="t", name="t", config=Config(seed), command=[], files={"own.yaml": b"a: 1"}
+    )
+"""
+
+
+def run(script: str, *arguments: object) -> list[str]:
+    process = subprocess.run(
+        [sys.executable, "-c", START + script, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert process.returncode == 0, process.stderr
+    return process.stdout.split()
+
+
+# One process imports torch and forks a child per kill, so that 12 kills take a second.
+SAVES = """
+import torch
+
 torch.set_num_threads(1)
-folder = RunFolder(Path(sys.argv[1]), "train")
-folder.path.mkdir()
+folder = RunFolder(place, "train")
 chance = random.Random(0)
 newest = 0
 folder.save_checkpoint("last", {"w": torch.zeros(20_000)}, {"step": newest})
@@ -39,38 +66,16 @@ for kill in range(12):
     assert steps == list(range(1, len(steps) + 1)), steps
     assert len(steps) >= step, "a checkpoint knows a record that was never written"
     folder.truncate_metrics(step)
-
-print("saved", newest)
+print(newest)
 """
 
 
 def test_kill_leaves_the_old_or_the_new_checkpoint(tmp_path):
-    run = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(tmp_path / "run")],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr
-    assert int(run.stdout.removeprefix("saved ")) > 0
+    (newest,) = run(SAVES, tmp_path)
+    assert int(newest) > 0
 
 
-BIRTHS = """
-import itertools, os, signal, sys
-from dataclasses import dataclass
-from pathlib import Path
-from dfs_rl.errors import RunFolderError
-from dfs_rl.utils.run_folder import RunFolder
-
-@dataclass(frozen=True)
-class Config:
-    seed: int = 5
-
-def create(path):
-    return RunFolder.create(
-        path, kind="train", name="demo", config=Config(), command=["x"], files={"own.yaml": b"a: 1"}
-    )
-
+CREATIONS = """
 EVENTS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.chmod", "os.scandir"}
 
 def kill_before(event):
@@ -93,19 +98,19 @@ def killed(path, event):
             os._exit(0)
     return os.waitpid(child, 0)[1] != 0
 
-born, unborn = 0, 0
+complete, incomplete = 0, 0
 for existing in (False, True):
     for event in itertools.count():
-        path = Path(sys.argv[1]) / f"{existing}{event}"
+        path = place / f"{existing}{event}"
         if existing:
             path.mkdir()
             (path / "notes.txt").write_text("mine")
         more = killed(path, event)
         if (path / "run.json").exists():
-            born += 1
+            complete += 1
             run = RunFolder.open(path)
         else:
-            unborn += 1
+            incomplete += 1
             run = create(path)
         assert RunFolder.open(path).config(Config) == Config()
         with run.lock():
@@ -114,33 +119,19 @@ for existing in (False, True):
         assert {file.name for file in path.parent.iterdir() if file.name.startswith(".")} == set()
         if not more:
             break
-print(born, unborn)
+print(complete, incomplete)
 """
 
 
 def test_kill_during_creation_leaves_a_run_or_none(tmp_path):
-    run = subprocess.run(
-        [sys.executable, "-c", BIRTHS, str(tmp_path)], capture_output=True, text=True, check=False
-    )
-    assert run.returncode == 0, run.stderr
-    born, unborn = map(int, run.stdout.split())
-    assert born > 2
-    assert unborn > 20
+    complete, incomplete = map(int, run(CREATIONS, tmp_path))
+    assert complete > 2
+    assert incomplete > 20
 
 
 RACE = """
-import os, sys
-from dataclasses import dataclass
-from pathlib import Path
-from dfs_rl.errors import RunFolderError
-from dfs_rl.utils.run_folder import RunFolder
-
-@dataclass(frozen=True)
-class Config:
-    seed: int
-
 for turn in range(8):
-    path = Path(sys.argv[1]) / str(turn)
+    path = place / str(turn)
     if turn % 2:
         path.mkdir()
         (path / "notes.txt").touch()
@@ -152,7 +143,7 @@ for turn in range(8):
             os.close(gate[1])
             os.read(gate[0], 1)
             try:
-                RunFolder.create(path, kind="t", name="t", config=Config(number), command=[])
+                create(path, number)
             except RunFolderError:
                 os._exit(1)
             os._exit(0)
@@ -166,7 +157,4 @@ for turn in range(8):
 
 
 def test_one_of_several_creators_of_a_run_wins(tmp_path):
-    run = subprocess.run(
-        [sys.executable, "-c", RACE, str(tmp_path)], capture_output=True, text=True, check=False
-    )
-    assert run.returncode == 0, run.stderr
+    run(RACE, tmp_path)

@@ -1,4 +1,7 @@
+"""The package beside others, in new processes: what imports load, and what a wheel holds."""
+
 import importlib.metadata
+import re
 import subprocess
 import sys
 import zipfile
@@ -12,6 +15,17 @@ ROOT = Path(__file__).parents[2]
 ENVIRONMENT = "dfs_rl/FractionalSkipping-v0"
 # What stands in a user's folder, or is installed by openai-agents and by PyPI's envs.
 FOREIGN = ("agents", "envs")
+HELP_PAGES = """
+import sys
+from importlib import import_module
+
+for command in (
+    "train_agent train_gumbel train_static train_cascade train_exits evaluate compare sweep "
+    "train_backbone"  # its settings alone need torch
+).split():
+    import_module(f"dfs_rl.{command}").main(["--help"])
+    print(command, "torch" in sys.modules)
+"""
 
 
 def python(*arguments: str, cwd: Path) -> str:
@@ -32,14 +46,12 @@ def foreign(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_import_needs_no_torch(tmp_path):
-    code = "import sys, dfs_rl, dfs_rl.envs, dfs_rl.utils.config; print('torch' in sys.modules)"
-    assert python("-c", code, cwd=tmp_path) == "False"
-
-
-def test_import_leaves_the_environment_alone(tmp_path):
-    code = "import os; before = dict(os.environ); import dfs_rl; print(before == dict(os.environ))"
-    assert python("-c", code, cwd=tmp_path) == "True"
+def test_import_needs_no_torch_and_changes_no_variable(tmp_path):
+    code = (
+        "import os, sys; before = dict(os.environ); import dfs_rl.envs, dfs_rl.utils.config; "
+        "print('torch' in sys.modules, before == dict(os.environ))"
+    )
+    assert python("-c", code, cwd=tmp_path) == "False True"
 
 
 def test_version_is_the_installed_one():
@@ -54,44 +66,18 @@ def test_public_names_load_on_first_use():
         dfs_rl.laod  # noqa: B018
 
 
-@pytest.mark.parametrize(
-    "found_before", ["", "import importlib.util; importlib.util.find_spec('gymnasium')"]
-)
-def test_make_beside_foreign_packages(foreign, found_before):
-    code = (
-        f"{found_before}\nimport gymnasium, dfs_rl\nprint(gymnasium.make({ENVIRONMENT!r}).spec.id)"
-    )
-    assert python("-c", code, cwd=foreign) == ENVIRONMENT
+def test_make_beside_foreign_packages(foreign):
+    """By module prefix, which imports the package, and then without it."""
+    code = "import gymnasium, sys; print(*(gymnasium.make(name).spec.id for name in sys.argv[1:]))"
+    made = python("-c", code, f"dfs_rl:{ENVIRONMENT}", ENVIRONMENT, cwd=foreign)
+    assert made.split() == [ENVIRONMENT, ENVIRONMENT]
 
 
-def test_make_by_module_prefix(foreign):
-    code = f"import gymnasium; print(gymnasium.make('dfs_rl:{ENVIRONMENT}').spec.id)"
-    assert python("-c", code, cwd=foreign) == ENVIRONMENT
-
-
-@pytest.mark.parametrize(
-    "command",
-    [
-        "train_backbone",
-        "train_agent",
-        "train_gumbel",
-        "train_static",
-        "train_cascade",
-        "train_exits",
-        "evaluate",
-        "compare",
-        "sweep",
-    ],
-)
-def test_commands_beside_foreign_packages(foreign, command):
-    """Only the settings of ``train_backbone`` need torch."""
-    code = (
-        f"import sys; from dfs_rl.{command} import main; main(['--help']); "
-        "print('torch' in sys.modules)"
-    )
-    page = python("-c", code, cwd=foreign)
-    assert f"usage: python -m dfs_rl.{command}" in page
-    assert page.endswith(str(command == "train_backbone"))
+def test_commands_beside_foreign_packages(foreign):
+    pages = python("-c", HELP_PAGES, cwd=foreign)
+    needs_torch = dict(re.findall(r"^(\w+) (True|False)$", pages, re.MULTILINE))
+    assert [name for name in needs_torch if f"usage: python -m dfs_rl.{name}" not in pages] == []
+    assert list(needs_torch.values()) == [*["False"] * 8, "True"]
 
 
 def test_wheel_holds_every_module_under_one_name(tmp_path):
