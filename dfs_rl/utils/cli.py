@@ -1,22 +1,7 @@
 """Command-line interface shared by all commands: flags, YAML files, resuming, exit codes.
 
-A command is a configuration and a function::
-
-    @configuration
-    class TrainConfig:  # the "Attributes" of its docstring become the help page
-        dataset: str = "digits"
-        seed: int = 0
-        run_dir: Path | None = None
-
-
-    def main(argv: Sequence[str] | None = None) -> int:
-        return run_command(
-            train, TrainConfig, prog="python -m x", description="Train.", kind=KIND, argv=argv
-        )
-
-A positional argument is a field of type ``tyro.conf.Positional[Path]``. Nested blocks give flags
-such as ``--reward.accuracy``. A class variable ``FIRST`` names the settings on the first screen of
-the help page; the others follow the blocks.
+The "Attributes" of a configuration's docstring become the help page. A class variable ``FIRST``
+names the settings on its first screen; the others follow the blocks.
 """
 
 import argparse
@@ -80,13 +65,7 @@ _BOX_LINE = re.compile(r"[╭╰]|[\s│]*[─-]{3,}[\s│]*$")
 
 @dataclass(frozen=True, kw_only=True)
 class Invocation(Generic[ConfigT]):
-    """A parsed command line.
-
-    Attributes:
-        config: Resolved configuration.
-        resume: Run to resume, or ``None`` for a new one.
-        command: Command line, for the run's record.
-    """
+    """A parsed command line: the resolved configuration, and the run to resume if there is one."""
 
     config: ConfigT
     resume: RunFolder | None
@@ -111,7 +90,7 @@ def run_command(
 
     Args:
         main: Function that does the command's work.
-        config_type: Frozen dataclass whose docstring documents its fields.
+        config_type: Configuration of the command.
         prog: Program name in help texts, for example ``"python -m dfs_rl.train_agent"``.
         description: One or two sentences for the help page.
         kind: Kind of the command's run folders, which enables ``--resume``; ``None`` without them.
@@ -324,7 +303,6 @@ def _error_summary(complaint: str) -> str:
 
 
 def _error_path(error: OSError) -> str:
-    """Return the path of a system error, for its message."""
     if error.filename:
         return f" {error.filename}"
     try:

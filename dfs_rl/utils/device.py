@@ -35,12 +35,7 @@ def resolve_device(name: str | torch.device) -> torch.device:
 
 
 def check_devices(device: torch.device, *, workers: int, gpus: int) -> None:
-    """Check that the machine has a device for each worker process.
-
-    Args:
-        device: Device that each process requests.
-        workers: Number of processes.
-        gpus: Number of GPUs of the machine.
+    """Check that the machine, with ``gpus`` GPUs, has a device for each worker process.
 
     Raises:
         ConfigError: If there are too few GPUs, or several workers request the same one.
@@ -114,7 +109,7 @@ def free_bytes(device: torch.device) -> int:
 
 
 def check_memory(needs: Mapping[str, float], device: torch.device) -> None:
-    """Check that settings need no more memory than is free.
+    """Check that settings need no more memory than is free on a device.
 
     Args:
         needs: Approximate bytes by setting and value, such as ``{"num_envs is 512": 1e9}``.

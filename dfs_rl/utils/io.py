@@ -27,10 +27,10 @@ _TEMPORARY_FILES = (".*.tmp", ".tmp" + 6 * "[0-9A-Za-z]")
 
 @contextmanager
 def file_lock(folder: Path, *, on_wait: OnWait = None) -> Iterator[None]:
-    """Lock ``folder`` for this process until the block ends, at the latest when the process does.
+    """Lock ``folder``, created if missing, until the block or this process ends.
 
     Args:
-        folder: Folder to lock, created if missing.
+        folder: Folder to lock.
         on_wait: Called once before waiting for another process's lock; ``None`` raises instead.
 
     Raises:

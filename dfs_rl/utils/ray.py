@@ -28,11 +28,8 @@ _ENVIRONMENT = {
 # default on Windows and macOS only. On Linux, Ray listens on every interface by default and ignores
 # ``_node_ip_address="127.0.0.1"``.
 _LOCALHOST_ENVIRONMENT = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "token"}
-_TOKEN_FILE = "RAY_AUTH_TOKEN_PATH"
 _TOKEN = secrets.token_hex(32)  # one per process: Ray keeps the first token it reads
 _MIN_STORE_BYTES = 2**27
-_LOCAL = "local"  # makes Ray start a new instance, even if RAY_ADDRESS is set
-_AUTO = "auto"
 _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
 _CONNECT_TIMEOUT = 5.0  # seconds
 
@@ -53,10 +50,9 @@ def start_ray(
     Args:
         address: Running cluster, ``host:port`` or ``auto``, which keeps its own settings; ``None``
             starts an instance on this machine that ends with the block.
-        cpus: CPUs of the local instance; ``None`` uses all CPUs.
-        gpus: GPUs of the local instance; ``None`` uses all GPUs.
-        store_bytes: Capacity in bytes that the object store of the local instance needs for large
-            objects; room for small ones is added.
+        cpus: CPUs of the local instance; ``None`` uses all.
+        gpus: GPUs of the local instance; ``None`` uses all.
+        store_bytes: Bytes of large objects in the store of the local instance.
 
     Raises:
         ConfigError: If no cluster answers at ``address``.
@@ -88,7 +84,7 @@ def restrict_ray_to_localhost() -> None:
     if "ray" in sys.modules and any(
         os.environ.get(k) != v for k, v in _LOCALHOST_ENVIRONMENT.items()
     ):
-        settings = " ".join(f"{name}={value}" for name, value in _LOCALHOST_ENVIRONMENT.items())
+        settings = " ".join(map("=".join, _LOCALHOST_ENVIRONMENT.items()))
         raise TrainingError(
             f"Ray was imported before DFS-RL could close it to other machines; set {settings} "
             "before it is imported."
@@ -98,11 +94,10 @@ def restrict_ray_to_localhost() -> None:
 
 @contextmanager
 def _cluster(address: str) -> Iterator[None]:
-    """Connect to the cluster at ``address`` for the duration of the block."""
     import ray
 
     try:
-        if address != _AUTO:  # Ray itself would retry for minutes
+        if address != "auto":  # Ray itself would retry for minutes
             host, _, port = address.rpartition(":")
             socket.create_connection((host, int(port)), timeout=_CONNECT_TIMEOUT).close()
         ray.init(address=address, **_QUIET)
@@ -119,7 +114,6 @@ def _cluster(address: str) -> Iterator[None]:
 
 @contextmanager
 def _local_ray(cpus: int | None, gpus: int | None, store_bytes: int) -> Iterator[None]:
-    """Start a private Ray instance on this machine for the duration of the block."""
     import ray
 
     # Base folder as in Ray: the length of socket paths is limited, so the base must be short.
@@ -130,11 +124,11 @@ def _local_ray(cpus: int | None, gpus: int | None, store_bytes: int) -> Iterator
         token = Path(private) / "token"
         token.touch(mode=0o600)
         token.write_text(_TOKEN)
-        os.environ[_TOKEN_FILE] = str(token)
+        os.environ["RAY_AUTH_TOKEN_PATH"] = str(token)
         try:
             try:
                 ray.init(
-                    address=_LOCAL,
+                    address="local",  # even if RAY_ADDRESS is set
                     **_QUIET,
                     num_cpus=cpus,
                     num_gpus=gpus,
@@ -151,15 +145,12 @@ def _local_ray(cpus: int | None, gpus: int | None, store_bytes: int) -> Iterator
             yield
         finally:
             ray.shutdown()
-            del os.environ[_TOKEN_FILE]
+            del os.environ["RAY_AUTH_TOKEN_PATH"]
 
 
 @contextmanager
 def ray_deprecations_ignored() -> Iterator[None]:
-    """Ignore Ray's deprecation warnings about its own settings.
-
-    Ray's libraries set deprecated settings when they are imported and used.
-    """
+    """Ignore the warnings of Ray's libraries about their own deprecated settings."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"ray\.")
         yield

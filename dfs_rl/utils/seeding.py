@@ -16,8 +16,6 @@ import random
 import numpy as np
 import torch
 
-_SEED_BITS = 63  # torch expects a signed 64-bit seed
-
 
 def _sequence(keys: tuple[int | str, ...]) -> np.random.SeedSequence:
     """Return the seed sequence of keys; (1,) and ("1",), or ("ab", "c") and ("a", "bc"), differ."""
@@ -29,15 +27,13 @@ def _sequence(keys: tuple[int | str, ...]) -> np.random.SeedSequence:
 def stream_seed(*keys: int | str) -> int:
     """Return the seed of the stream named by ``keys``, below 2**63."""
     state = _sequence(keys).generate_state(1, np.uint64)
-    return int(state[0]) >> (64 - _SEED_BITS)
+    return int(state[0]) >> 1  # torch expects a signed 64-bit seed
 
 
 def torch_generator(*keys: int | str, device: str | torch.device = "cpu") -> torch.Generator:
     """Return a new torch generator at the start of the stream named by ``keys``.
 
-    Args:
-        *keys: Name of the stream, for example ``(seed, "augment", epoch)``.
-        device: Device of the generator; the stream differs between kinds of devices.
+    The stream differs between kinds of devices.
     """
     generator = torch.Generator(device=device)
     generator.manual_seed(stream_seed(*keys))

@@ -23,9 +23,7 @@ _LIBRARY_PATHS = (
     *(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")),
     str(Path(__file__).parents[1]),
 )
-"""Folders of the standard library, of installed packages and of this package."""
-_MAX_ERROR_LENGTH = 300
-"""Largest length in characters of a quoted error text; torch's can fill screens."""
+_MAX_ERROR_LENGTH = 300  # characters; torch's texts can fill screens
 
 
 def is_constructor(text: object) -> bool:
@@ -60,8 +58,7 @@ def trusted_code() -> frozenset[str]:
 def trusting(code: bool | frozenset[str]) -> Iterator[None]:  # noqa: FBT001 - as trust_code=True
     """Trust constructors within the block.
 
-    A stored backbone may come from anyone, so the constructor that it names is imported only if the
-    user trusts it. The end of the block also ends trust that starts inside it.
+    The end of the block also ends trust that starts inside it.
 
     Args:
         code: True for every constructor, False for no further one, or the names that
@@ -111,10 +108,9 @@ def _as_config_error(what: str, allowed: str) -> Iterator[None]:
         yield
     except (Exception, SystemExit) as error:
         said = error.msg if isinstance(error, SyntaxError) else str(error)
-        reason = " ".join([f"{type(error).__name__}:", *said.split()])[:_MAX_ERROR_LENGTH].rstrip(
-            ":"
-        )
-        raise ConfigError(f"{what}: {reason}{_error_location(error)}; {allowed}.") from error
+        reason = " ".join([f"{type(error).__name__}:", *said.split()])[:_MAX_ERROR_LENGTH]
+        place = _error_location(error)
+        raise ConfigError(f"{what}: {reason.rstrip(':')}{place}; {allowed}.") from error
 
 
 def _error_location(error: BaseException) -> str:

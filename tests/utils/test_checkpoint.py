@@ -142,9 +142,7 @@ def test_foreign_files_are_one_sentence(tmp_path, content):
     assert "\n" not in str(caught.value)
 
 
-def test_missing_and_empty_files_are_named(tmp_path):
-    with pytest.raises(CheckpointError, match="does not exist or is not a file"):
-        load_tensors(tmp_path)
+def test_tensors_alone_are_no_checkpoint(tmp_path):
     save_tensors(tmp_path / "t", {"a": torch.ones(1)})
     with pytest.raises(CheckpointError, match="no training state, so it is no checkpoint"):
         load_checkpoint(tmp_path / "t")
@@ -169,14 +167,17 @@ def test_nan_is_refused_by_the_name_of_its_tensor(tmp_path, dtype):
         load_tensors(tmp_path / "t")
 
 
-def test_unreadable_file_is_not_called_damaged(tmp_path):
-    (tmp_path / "c").symlink_to("c")  # the system refuses this to the superuser as well
-    with pytest.raises(CheckpointError, match="cannot be read: Too many levels") as caught:
-        load_tensors(tmp_path / "c")
+@pytest.mark.parametrize(
+    ("name", "complaint"),
+    [
+        ("", "does not exist or is not a file"),
+        ("link", "cannot be read: Too many levels"),  # even by the superuser
+        ("pipe", "cannot be read: it is a pipe"),
+    ],
+)
+def test_what_is_no_file_is_not_called_damaged(tmp_path, name, complaint):
+    (tmp_path / "link").symlink_to("link")
+    os.mkfifo(tmp_path / "pipe")  # opening it would wait for a writer
+    with pytest.raises(CheckpointError, match=complaint) as caught:
+        load_tensors(tmp_path / name)
     assert "damaged" not in str(caught.value)
-
-
-def test_a_pipe_is_not_waited_for(tmp_path):
-    os.mkfifo(tmp_path / "c")
-    with pytest.raises(CheckpointError, match="pipe"):
-        load_tensors(tmp_path / "c")

@@ -1,6 +1,7 @@
 import math
 import os
-import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dfs_rl.errors import RunFolderError
+from dfs_rl.errors import BusyError, RunFolderError
 from dfs_rl.utils.io import (
     atomic_write,
+    file_lock,
     read_json,
     remove_stale_temporaries,
     to_json_value,
@@ -120,15 +122,25 @@ def test_json_comes_back_equal(tmp_path_factory, value):
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [
-        ("[1e400]", "1e400 is not a finite number"),
-        ("[-9223372036854775809]", "20 characters has more than 64 bits"),
-        ("9" * 5000, "Exceeds the limit"),
+        (b"", ""),
+        (b"{", ""),
+        (b'{"a": NaN}', "NaN is not a finite number"),
+        (b"\xff\x00", ""),
+        (b"[" * 100_000, ""),
+        (b"[1e400]", "1e400 is not a finite number"),
+        (b"[-9223372036854775809]", "20 characters has more than 64 bits"),
+        (b"9" * 5000, "Exceeds the limit"),
     ],
 )
-def test_numbers_past_a_machine_word_are_refused(tmp_path, content, complaint):
-    (tmp_path / "x.json").write_text(content)
-    with pytest.raises(RunFolderError, match=re.escape(complaint)):
-        read_json(tmp_path / "x.json")
+def test_damaged_json_is_one_sentence(tmp_path, content, complaint):
+    path = tmp_path / "a.json"
+    path.write_bytes(content)
+    with pytest.raises(RunFolderError) as caught:
+        read_json(path)
+    sentence = str(caught.value)
+    assert sentence.startswith(f"{path} is not valid JSON, so it is damaged or not ours: ")
+    assert complaint in sentence
+    assert "\n" not in sentence
 
 
 def test_pipes_and_devices_are_refused(tmp_path):
@@ -148,17 +160,51 @@ def test_full_disk_names_the_requested_file(tmp_path):
     assert names(path.parent) == []
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b'{"a": NaN}', b"\xff\x00", b"[" * 100_000])
-def test_damaged_json_is_one_sentence(tmp_path, content):
-    path = tmp_path / "a.json"
-    path.write_bytes(content)
-    with pytest.raises(
-        RunFolderError, match="is not valid JSON, so it is damaged or not ours: "
-    ) as caught:
-        read_json(path)
-    assert "\n" not in str(caught.value)
-
-
 def test_missing_json_is_named(tmp_path):
     with pytest.raises(RunFolderError, match=r"a\.json does not exist\.$"):
         read_json(tmp_path / "a.json")
+
+
+# --- locks
+
+HOLDER = """
+import sys
+from pathlib import Path
+from dfs_rl.utils.io import file_lock
+
+with file_lock(Path(sys.argv[1])):
+    print("in", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """Another process that holds ``tmp_path / "run"`` until its standard input closes."""
+    command = [sys.executable, "-c", HOLDER, str(tmp_path / "run")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"in\n"
+        yield process
+        process.kill()
+
+
+def test_a_second_process_is_refused_or_waits(holder, tmp_path):
+    waited = []
+
+    def on_wait():
+        waited.append(True)
+        holder.stdin.close()
+
+    refused = pytest.raises(BusyError, match=r"another process is writing to .*run")
+    with refused, file_lock(tmp_path / "run"):
+        pass
+    with file_lock(tmp_path / "run", on_wait=on_wait):
+        assert holder.wait(timeout=30) == 0
+    assert waited == [True]
+
+
+def test_a_killed_process_keeps_nobody_out(holder, tmp_path):
+    holder.kill()
+    holder.wait(timeout=30)
+    with file_lock(tmp_path / "run"):
+        pass

@@ -1,5 +1,4 @@
 import os
-from pathlib import Path
 
 import pytest
 
@@ -47,18 +46,19 @@ def test_reading_never_executes_code(tmp_path):
     assert not proof.exists()
 
 
-def test_missing_files_and_folders_are_named(tmp_path):
-    with pytest.raises(ConfigError, match=r"nope\.yaml does not exist\.$"):
-        read_yaml(tmp_path / "nope.yaml")
-    with pytest.raises(ConfigError, match=r"cannot be read: Is a directory\.$"):
-        read_yaml(tmp_path)
-
-
-def test_pipes_and_devices_are_refused_unread(tmp_path):
-    os.mkfifo(tmp_path / "pipe")  # opening it would wait for a writer
-    for path in (tmp_path / "pipe", Path("/dev/zero")):
-        with pytest.raises(ConfigError, match=f"{path} cannot be read: it is a pipe or a device"):
-            read_yaml(path)
+@pytest.mark.parametrize(
+    ("name", "complaint"),
+    [
+        ("nope.yaml", "does not exist."),
+        ("", "cannot be read: Is a directory."),
+        ("pipe", "cannot be read: it is a pipe or a device"),  # opening it would wait for a writer
+    ],
+)
+def test_what_is_no_file_is_named(tmp_path, name, complaint):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ConfigError) as caught:
+        read_yaml(tmp_path / name)
+    assert str(caught.value).startswith(f"{tmp_path / name} {complaint}")
 
 
 @pytest.mark.parametrize(
