@@ -17,7 +17,7 @@ from pydantic_core import ErrorDetails
 from typing_extensions import TypedDict
 
 from dfs_rl.errors import ConfigError
-from dfs_rl.utils.io import write_bytes_atomic
+from dfs_rl.utils.io import to_json_value, write_bytes_atomic
 from dfs_rl.utils.yaml_core import KeyPath, YamlSettings, dump_yaml, read_yaml
 
 T = TypeVar("T")
@@ -130,12 +130,12 @@ def config_to_dict(config: object) -> dict[str, Any]:
     """Convert a dataclass to plain values that ``config_from_dict`` accepts.
 
     Raises:
-        TypeError: If it is not a dataclass, or contains a value that YAML cannot express.
+        TypeError: If it is not a dataclass, or contains a value without plain form.
     """
-    plain = _plain(config)
-    if not isinstance(plain, dict):
+    if not dataclasses.is_dataclass(config):
         raise TypeError(f"a configuration is a dataclass, not a {type(config).__name__}")
-    return plain
+    settings: dict[str, Any] = to_json_value(config, finite=False)
+    return settings
 
 
 def usual_settings(config: object) -> dict[str, Any]:
@@ -185,21 +185,6 @@ def _checker(cls: type, chosen: tuple[tuple[str, type], ...]) -> TypeAdapter[dic
     )
     settings.__pydantic_config__ = _STRICT  # type: ignore[attr-defined]
     return TypeAdapter(cast("type[dict[str, Any]]", settings))
-
-
-def _plain(value: object) -> Any:  # noqa: ANN401 - plain values are any of YAML's types
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {name: _plain(getattr(value, name)) for name in field_names(value)}
-    match value:
-        case None | bool() | int() | float() | str():
-            return value
-        case Path():
-            return str(value)
-        case list() | tuple():
-            return [_plain(item) for item in value]
-        case Mapping():
-            return {str(key): _plain(item) for key, item in value.items()}
-    raise TypeError(f"a {type(value).__name__} cannot be written to a configuration: {value!r}")
 
 
 def error_message(

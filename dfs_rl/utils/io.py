@@ -3,6 +3,7 @@
 A reader of an atomic file sees either all of the previous content or all of the new content.
 """
 
+import dataclasses
 import errno
 import json
 import math
@@ -12,6 +13,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -157,10 +159,10 @@ def read_json(path: Path) -> object:
         ) from error
 
 
-def to_json_value(value: object) -> object:
-    """Convert mappings, sequences, paths, scalars and small arrays to plain JSON values.
+def to_json_value(value: object, *, finite: bool = True) -> Any:  # noqa: ANN401 - any JSON value
+    """Convert dataclasses, mappings, sequences, paths, scalars and small arrays to plain values.
 
-    NaN and infinities, which JSON lacks, become ``null``.
+    If ``finite``, NaN and infinities, which JSON lacks, become ``null``.
 
     Raises:
         TypeError: If a value has no JSON form, or a key is not a string, number or bool.
@@ -169,15 +171,18 @@ def to_json_value(value: object) -> object:
         case None | bool() | int() | str():
             return value
         case float():
-            return value if math.isfinite(value) else None
+            return value if math.isfinite(value) or not finite else None
         case Mapping():
-            return {_json_key(key): to_json_value(item) for key, item in value.items()}
+            return {_key(key): to_json_value(item, finite=finite) for key, item in value.items()}
         case list() | tuple():
-            return [to_json_value(item) for item in value]
+            return [to_json_value(item, finite=finite) for item in value]
         case Path():
             return str(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        settings = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.init}
+        return to_json_value(settings, finite=finite)
     if hasattr(value, "tolist"):  # NumPy and torch scalars and arrays
-        return to_json_value(value.tolist())
+        return to_json_value(value.tolist(), finite=finite)
     raise TypeError(f"a {type(value).__name__} has no JSON form: {value!r}")
 
 
@@ -189,7 +194,7 @@ def remove_stale_temporaries(folder: Path) -> None:
                 path.unlink(missing_ok=True)
 
 
-def _json_key(key: object) -> str:
+def _key(key: object) -> str:
     if not isinstance(key, str | int | float):
         raise TypeError(f"a {type(key).__name__} cannot be a JSON key: {key!r}")
     return str(key)

@@ -193,10 +193,10 @@ class RunFolder:
         record = self.record()
         files = {name: value for name, value in record.files.items() if name != _CONFIG}
         # A process killed between these writes leaves one configuration without a wrong digest.
-        write_json(self.path / RECORD, config_to_dict(replace(record, files=files)))
+        write_json(self.path / RECORD, replace(record, files=files))
         write_bytes_atomic(self.config_path, content)
         files[_CONFIG] = digest(content)
-        write_json(self.path / RECORD, config_to_dict(replace(record, files=files)))
+        write_json(self.path / RECORD, replace(record, files=files))
 
     @contextmanager
     def lock(self, *, on_wait: OnWait = None) -> Iterator[None]:

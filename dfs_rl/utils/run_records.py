@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from dfs_rl.errors import BusyError, CheckpointError, ConfigError, DfsRlError, RunFolderError
-from dfs_rl.utils.config import config_from_dict, config_to_dict
+from dfs_rl.utils.config import config_from_dict
 from dfs_rl.utils.io import (
     file_lock,
     read_json,
@@ -155,7 +155,7 @@ def write_run(path: Path, record: RunRecord, contents: Mapping[str, bytes]) -> N
             try:
                 _remove_unfinished(path)
                 _check_free(path, contents)
-                write_json(new / RECORD, config_to_dict(record))
+                write_json(new / RECORD, record)
                 for file, content in contents.items():
                     write_bytes_atomic(path / file, content)
                 (new / RECORD).rename(path / RECORD)
