@@ -34,24 +34,13 @@ def per_image_results(right: int, computation: float) -> PerImageResults:
 
 
 def mcnemar(won: int, lost: int) -> float:
-    """Return the p-value of McNemar's exact two-sided test.
-
-    Args:
-        won: Number of images that only the first method gets right.
-        lost: Number of images that only the second method gets right.
-    """
+    """Return the p-value of McNemar's exact two-sided test on images that one method gets right."""
     n, fewer = won + lost, min(won, lost)
     return min(1.0, 2 * sum(math.comb(n, k) for k in range(fewer + 1)) / 2**n)
 
 
 def with_right(run: EvaluatedRun, split: str, right: dict[str, torch.Tensor]) -> EvaluatedRun:
-    """Replace the correct images of some methods of a run.
-
-    Args:
-        run: Synthetic run.
-        split: ``"reported"`` or ``"selection"``.
-        right: Mask of the correct images, bool ``[n]``, by method.
-    """
+    """Replace the correct images, bool ``[n]``, of some methods on the split of a run."""
     results = dict(getattr(run.results, split))
     for key, correct in right.items():
         cost = float(results[key].computation.mean())
@@ -76,21 +65,8 @@ def fake_run(
 ) -> EvaluatedRun:
     """Return a synthetic run with given results of every method.
 
-    Results are pairs: number of correct images of 200, and computation in percent.
-
-    Args:
-        name: Folder of the run.
-        gate: Result of the gate.
-        label: Kind of gate.
-        seed: Seed of the run.
-        static: Result of the best static table.
-        cascade: Result of the cascade.
-        exits: Result of the confidence exits, if the network has any.
-        selection: Results on the selection split that differ from the reported split, by method.
-        fingerprint: Fingerprint of the images.
-        backbone: Digest of the backbone.
-        options: Bit options.
-        settings: Further settings of the run.
+    Results are pairs: number of correct images of 200, and computation in percent. ``selection``
+    has those, by method, that are different on the selection split.
     """
     figures = {"gate": gate, **FIXED, "static_table": static, "cascade": cascade}
     if exits is not None:

@@ -24,14 +24,7 @@ from dfs_rl.data import ChannelStatistics
 from dfs_rl.training.calibration import calibrate_scales
 
 GREY = ChannelStatistics((0.4,), (0.3,))
-_SIZES: dict[type[Backbone], tuple[int, int]] = {
-    ResNet: (8, 8),
-    AdaptiveResNet: (8, 8),
-    AdaptiveMobileNet: (16, 16),
-    VisionTransformer: (8, 8),
-    AdaptiveVisionTransformer: (8, 8),
-    AdaptiveSwin: (8, 12),
-}
+_SIZES: dict[type[Backbone], tuple[int, int]] = {AdaptiveMobileNet: (16, 16), AdaptiveSwin: (8, 12)}
 TOKENS = {"width": 12, "heads": 2, "patch": 2}
 _SHAPES = {
     ResNet: (ResNetConfig, {"depth": 8, "width": 4, "bits": (0, 2, 4, 8, 32)}),
@@ -55,13 +48,16 @@ _SHAPES = {
 def pictures_for(kind: type[Backbone], n: int = 8) -> Tensor:
     """Return random images of the input size of a kind of network."""
     generator = torch.Generator().manual_seed(2)
-    return torch.randint(0, 256, (n, 1, *_SIZES[kind]), dtype=torch.uint8, generator=generator)
+    return torch.randint(
+        0, 256, (n, 1, *_SIZES.get(kind, (8, 8))), dtype=torch.uint8, generator=generator
+    )
 
 
 def network(kind: type[Backbone], **changes: object) -> Backbone:
     """Build a calibrated network with random norms and biases, in evaluation mode."""
     config, shape = _SHAPES[kind]
-    settings = {"in_channels": 1, "n_classes": 3, "image_size": _SIZES[kind], **shape, **changes}
+    size = {"image_size": _SIZES.get(kind, (8, 8))}
+    settings = {"in_channels": 1, "n_classes": 3, **size, **shape, **changes}
     torch.manual_seed(0)
     net = kind(config(**settings), GREY)  # type: ignore[call-arg, arg-type]
     tokens = net.optimizer == "adamw"
