@@ -17,7 +17,6 @@ from dfs_rl.utils.io import (
     OnWait,
     add_path_to_errors,
     file_lock,
-    read_json,
     remove_stale_temporaries,
     to_json_value,
     write_bytes_atomic,
@@ -132,26 +131,25 @@ class RunFolder:
         if not (path / RECORD).is_file():
             raise RunFolderError(f"{path} holds no run: it has no {RECORD}.")
         check_no_links(path)
-        described = read_json(path / RECORD)
-        found = described.get("kind") if isinstance(described, dict) else None
-        if not isinstance(described, dict) or not isinstance(found, str):
-            raise RunFolderError(f"{path / RECORD} is damaged: it has no kind of run.")
-        if described.get("format") != FORMAT:
+        record = read_record(path / RECORD, RunRecord)
+        if record.format != FORMAT:
             raise RunFolderError(
-                f"{path} has run format {described.get('format')!r}; this version of dfs-rl reads "
-                f"format {FORMAT}."
+                f"{path} has run format {record.format}; this version of dfs-rl reads format "
+                f"{FORMAT}."
             )
-        if kind is not None and found != kind:
-            raise RunFolderError(f"{path} is a run of kind {found}; kind {kind} is needed here.")
-        run = cls(path, found)
-        for file, expected in run.record().files.items():
+        if kind not in (None, record.kind):
+            raise RunFolderError(
+                f"{path} is a run of kind {record.kind}; kind {kind} is needed here."
+            )
+        for file, expected in record.files.items():
             if not has_digest(path / file, expected):
                 raise RunFolderError(
                     f"{path / file} is not what the run stored there: it is missing, cut off or "
                     "edited. A run continues with its own settings alone; restore the file, or "
                     "start another run."
                 )
-        run._seconds()
+        run = cls(path, record.kind)
+        run._seconds()  # raises if it is damaged
         return run
 
     @property

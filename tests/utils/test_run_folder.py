@@ -212,10 +212,10 @@ def test_kill_while_the_configuration_is_replaced(tmp_path, monkeypatch, write):
         ("timing.json", "[3]", "not a mapping"),
         ("timing.json", "", "not valid JSON"),
         ("run.json", "{", "is not valid JSON"),
-        ("run.json", "[]", "is damaged: it has no kind"),
+        ("run.json", "[]", "is not a mapping"),
         (
             "run.json",
-            '{"kind": "t", "format": 2}',
+            '{"kind": "t", "format": 2, "command": [], "created": "", "files": {}}',
             "has run format 2; this version",
         ),
         ("run.json", '{"kind": "train", "format": 1}', "command is missing"),
