@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import shutil
 from importlib import import_module
 from pathlib import Path
 
@@ -19,11 +20,19 @@ NAMES = (
 MAINS = {name: import_module(name).main for name in map("dfs_rl.{}".format, NAMES)}
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder with a short run in place of the demo's."""
+    path = tmp_path_factory.mktemp("demo")
+    flags = ["--timesteps", "3000", "--run-dir", str(path / "runs" / "demo")]
+    assert MAINS["dfs_rl.train_agent"](flags) == 0
+    return path
+
+
 @pytest.fixture
-def demo(tmp_path, monkeypatch):
-    """A short run in place of the demo's."""
+def demo(trained, tmp_path, monkeypatch):
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
-    assert MAINS["dfs_rl.train_agent"](["--timesteps", "3000", "--run-dir", "runs/demo"]) == 0
 
 
 @pytest.mark.parametrize("example", EXAMPLES)

@@ -19,10 +19,8 @@ _NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 _ALL = "*"
 _trusted: ContextVar[frozenset[str]] = ContextVar("trusted", default=frozenset())
 """Names of trusted constructors; ``_ALL`` trusts every one."""
-_LIBRARY_PATHS = (
-    *(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")),
-    str(Path(__file__).parents[1]),
-)
+_LIBRARY_PATHS = (sysconfig.get_path("stdlib"), str(Path(__file__).parents[1]))
+_INSTALLED = {"site-packages", "dist-packages"}  # of any environment that this one builds on
 _MAX_ERROR_LENGTH = 300  # characters; torch's texts can fill screens
 
 
@@ -119,7 +117,10 @@ def _error_location(error: BaseException) -> str:
         return f" ({error.filename}, line {error.lineno})"
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         path = Path(frame.filename)
-        if path.is_file() and not any(path.is_relative_to(others) for others in _LIBRARY_PATHS):
+        library = _INSTALLED.intersection(path.parts) or any(
+            map(path.is_relative_to, _LIBRARY_PATHS)
+        )
+        if path.is_file() and not library:
             return f" ({path}, line {frame.lineno})"
     return ""
 
