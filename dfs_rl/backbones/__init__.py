@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from dfs_rl.backbones.base import Backbone, InferenceBackbone
-from dfs_rl.backbones.conversion.backbone import FractionalizeConfig, Fractionalized
+from dfs_rl.backbones.conversion.backbone import Fractionalized
 from dfs_rl.backbones.conversion.convert import fractionalize
-from dfs_rl.backbones.conversion.report import FractionalizeReport
+from dfs_rl.backbones.conversion.selection import FractionalizeConfig, FractionalizeReport
 from dfs_rl.backbones.interfaces import GatedLayer, WalkableBackbone
 from dfs_rl.backbones.mobilenet import AdaptiveMobileNet, AdaptiveMobileNetConfig
 from dfs_rl.backbones.network import Network, NetworkConfig

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import pairwise
 from typing import cast
 
@@ -10,25 +10,23 @@ import torch
 from torch import Tensor, fx, nn
 
 from dfs_rl.backbones.base import Backbone
-from dfs_rl.backbones.conversion.report import FractionalizeReport, describe_parts, describe_rest
 from dfs_rl.backbones.conversion.residual_search import Span, find
-from dfs_rl.backbones.conversion.selection import Granularity, choose_parts
-from dfs_rl.backbones.conversion.submodules import (
-    Piece,
-    Widths,
-    make_piece,
-    make_swaps,
-    operators_of,
+from dfs_rl.backbones.conversion.selection import (
+    FractionalizeConfig,
+    FractionalizeReport,
+    GatedPart,
+    choose_parts,
+    describe_parts,
+    describe_rest,
 )
+from dfs_rl.backbones.conversion.submodules import Piece, make_piece, make_swaps
 from dfs_rl.backbones.conversion.tracing import Traced, name_of
-from dfs_rl.backbones.network import check_precision
 from dfs_rl.backbones.probe import pool_grid
-from dfs_rl.costs import FULL, SKIP
+from dfs_rl.costs import SKIP
 from dfs_rl.data import ChannelStatistics
 from dfs_rl.errors import ConfigError
 from dfs_rl.quantization.modules import FractionalLayer
 
-CONVERSION_BITS = (0, 2, 4, 8, 32)
 _MAP, _TOKENS = 4, 3
 _CHANNELS_LAST = ("layer_norm", "linear")
 _SHAPES = {
@@ -36,49 +34,6 @@ _SHAPES = {
     *("contiguous", "clone", "sym_size", "select", "slice", "expand", "alias", "detach", "chunk"),
     *("split", "unbind"),
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class FractionalizeConfig:
-    """Settings of the conversion of a model, and the result to expect when it is repeated.
-
-    Attributes:
-        image_shape: Channels, height and width of the images.
-        n_classes: Columns of the logits.
-        bits: Bit options of every gated layer, see ``BitOptions``.
-        layers: Names of the modules to gate; ``None`` for every residual block that is found.
-        granularity: ``"block"`` gates the branches of one module, such as attention and MLP,
-            together; ``"branch"`` each by itself.
-        stem_bits: Precision of everything that is never gated; 32 leaves it as it was.
-        per_channel: One weight scale per output channel instead of one per layer.
-        constructor: ``module:function`` that makes the model; needed to store the backbone.
-        signed: Whether the input of each fractional operator can be negative, as measured on
-            example images; empty before.
-        digest: Digest of the model's structure; empty before it is known.
-
-    Raises:
-        ConfigError: If a value is outside its range.
-    """
-
-    image_shape: tuple[int, int, int]
-    n_classes: int
-    bits: tuple[int, ...] = CONVERSION_BITS
-    layers: tuple[str, ...] | None = None
-    granularity: Granularity = "block"
-    stem_bits: int = FULL
-    per_channel: bool = True
-    constructor: str | None = None
-    signed: tuple[bool, ...] = ()
-    digest: str = ""
-
-    def __post_init__(self) -> None:
-        check_precision(self.bits, self.stem_bits)
-        if self.granularity not in ("block", "branch"):
-            raise ConfigError(
-                f"granularity is {self.granularity!r}; allowed are 'block' and 'branch'."
-            )
-        if self.layers is not None and not self.layers:
-            raise ConfigError("layers is empty; name at least one module, or leave it out.")
 
 
 class Fractionalized(Backbone):
@@ -114,52 +69,31 @@ class Fractionalized(Backbone):
             n_classes=config.n_classes,
             stem_bits=config.stem_bits,
         )
-        can_skip = SKIP in config.bits
         findings = find(traced)
-        parts = choose_parts(
-            findings,
-            traced,
-            layers=config.layers,
-            granularity=config.granularity,
-            can_skip=can_skip,
-        )
-        run_bits = tuple(bits for bits in config.bits if bits != SKIP)
-        swaps = make_swaps(traced, parts, Widths(run_bits, config.stem_bits, config.per_channel))
+        parts = choose_parts(findings, traced, config)
+        swaps = make_swaps(traced, parts, config)
         starts = [parts[0].span.start, *(part.span.end for part in parts)]
-        spans = [Span(a, b) for a, b in pairwise(starts)]
-        fixed = config.stem_bits
 
-        def always(span: Span) -> Piece:
-            return make_piece(traced, swaps, span, None, fixed=fixed)
+        def piece(start: fx.Node, end: fx.Node, part: GatedPart | None = None) -> Piece:
+            return make_piece(swaps, Span(start, end), part, fixed=config.stem_bits)
 
-        self.before = always(Span(traced.images, starts[0]))
+        self.before = piece(traced.images, starts[0])
         self.blocks = nn.ModuleList(
-            make_piece(traced, swaps, span, part, fixed=fixed)
-            for span, part in zip(spans, parts, strict=True)
+            piece(*ends, part) for ends, part in zip(pairwise(starts), parts, strict=True)
         )
-        self.after = always(Span(starts[-1], traced.logits))
+        self.after = piece(starts[-1], traced.logits)
         self.has_class_token = _reads_first_token(starts[-1])
         self.channels_last = any(_is_channels_last(start) for start in starts[:-1])
         if config.signed:
             self._set_signs(config.signed)
         self.finish_making(signed=True)
+        can_skip = SKIP in config.bits
         self.report = FractionalizeReport(
             gated=describe_parts(parts, self.costs.layer_macs, can_skip=can_skip),
             left_alone=describe_rest(findings, traced, parts),
             fixed_macs=sum(part.macs for part in self.costs.fixed),
-            traced_by="torch.export",
         )
         self._check_digest(_digest(self, traced))
-
-    @property
-    def layers(self) -> Sequence[Piece]:
-        """The gated layers, in order."""
-        return cast("Sequence[Piece]", self.blocks)
-
-    @property
-    def never_gated(self) -> Sequence[nn.Module]:
-        """The pieces before the first gated layer and after the last one."""
-        return [self.before, self.after]
 
     def parts(self, hidden: Tensor, *, grid: int | None = None) -> Tensor:
         """Pool an activation of any shape, float32 ``[batch, channels, parts]``.
@@ -186,15 +120,9 @@ class Fractionalized(Backbone):
 
     @torch.no_grad()
     def measure(self, images: Tensor) -> None:
-        """Measure on example images which inputs can be negative, and set all quantizer scales.
-
-        Args:
-            images: uint8 or float in [0, 1], ``[batch, c, h, w]``.
-        """
-        operators = operators_of([self.before, *self.blocks, self.after])
+        """Measure on images which inputs can be negative, and set all quantizer scales."""
+        operators = self._operators()
         hooks = [module.register_forward_pre_hook(_measure_sign) for module in operators]
-        was_training = self.training
-        self.eval()
         for module in operators:
             module.calibrate_scales(on=True)
         self.run(images, self.options[self.options.full])
@@ -202,7 +130,6 @@ class Fractionalized(Backbone):
             module.calibrate_scales(on=False)
         for hook in hooks:
             hook.remove()
-        self.train(was_training)
         signed = tuple(module.quantizers.signed_input for module in operators)
         self.config = replace(self.config, signed=signed)
 
@@ -217,8 +144,13 @@ class Fractionalized(Backbone):
         self._check_digest(digest)
         self._set_signs(config.signed)
 
+    def _operators(self) -> list[FractionalLayer]:
+        """Return the operators that quantize, in order."""
+        pieces = [self.before, *self.blocks, self.after]
+        return [m for piece in pieces for m in piece.modules() if isinstance(m, FractionalLayer)]
+
     def _set_signs(self, signed: Sequence[bool]) -> None:
-        operators = operators_of([self.before, *self.blocks, self.after])
+        operators = self._operators()
         if len(operators) != len(signed):
             raise ConfigError(
                 f"the model has {len(operators)} operators to quantize, but the description tells "
@@ -270,7 +202,7 @@ def _digest(backbone: Fractionalized, traced: Traced) -> str:
     shapes = sorted((name, tuple(t.shape)) for name, t in backbone.state_dict().items())
     operators = [
         name_of(node)
-        for node in traced.graph.nodes
+        for node in traced.nodes
         if node.op == "call_function" and node.meta["flows"] and name_of(node) not in _SHAPES
     ]
     text = repr((shapes, operators, backbone.costs.layer_macs))

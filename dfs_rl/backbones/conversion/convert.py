@@ -3,19 +3,19 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from dfs_rl.backbones.base import Backbone
-from dfs_rl.backbones.conversion.backbone import (
+from dfs_rl.backbones.conversion.backbone import Fractionalized
+from dfs_rl.backbones.conversion.faithful import gap, is_close
+from dfs_rl.backbones.conversion.selection import (
     CONVERSION_BITS,
     FractionalizeConfig,
-    Fractionalized,
+    Granularity,
 )
-from dfs_rl.backbones.conversion.faithful import gap, is_close
-from dfs_rl.backbones.conversion.selection import Granularity
 from dfs_rl.backbones.conversion.tracing import Traced, name_of, trace
 from dfs_rl.backbones.registry import Family, register_family
 from dfs_rl.costs import FULL, SKIP
@@ -23,8 +23,6 @@ from dfs_rl.data import ChannelStatistics
 from dfs_rl.errors import CheckpointError, ConfigError
 from dfs_rl.utils.checkpoint import check_finite, load_tensors, shared_names
 from dfs_rl.utils.trusted_import import call_constructor, trust_constructor
-
-ItemT = TypeVar("ItemT")
 
 _IMAGE_RANK = 4
 _EXAMPLES = 64
@@ -76,12 +74,6 @@ def fractionalize(
         DataError: If ``mean`` is not finite, or ``std`` not positive.
     """
     _check_given(model, example_input)
-    bit_options = _tuple_of(int, bits)
-    if bit_options is None:
-        raise ConfigError(f"bits is {bits!r}; give a list of bit widths, as {CONVERSION_BITS}.")
-    names = None if layers is None else _tuple_of(str, layers)
-    if names is None and layers is not None:
-        raise ConfigError(f"layers is {layers!r}; give a list of modules' names, as ['layer1.0'].")
     channels = example_input.shape[1]
     statistics = ChannelStatistics(
         _per_channel("mean", (0.0,) * channels if mean is None else mean, channels),
@@ -94,17 +86,17 @@ def fractionalize(
     _check_logits(traced, type(model).__name__)
     config = FractionalizeConfig(
         image_shape=cast("tuple[int, int, int]", tuple(example.shape[1:])),
-        n_classes=traced.n_classes,
-        bits=bit_options,
-        layers=names,
+        n_classes=traced.answer.shape[1],
+        bits=_as_tuple(bits),
+        layers=_as_tuple(layers),
         granularity=granularity,
         stem_bits=stem_bits,
         per_channel=per_channel,
         constructor=constructor,
     )
     backbone = full = Fractionalized(traced, config, statistics).eval()
-    if stem_bits != FULL or FULL not in bit_options:  # something of it is always quantized
-        unquantized = (SKIP, FULL) if SKIP in bit_options else (FULL,)
+    if stem_bits != FULL or FULL not in config.bits:  # something of it is always quantized
+        unquantized = (SKIP, FULL) if SKIP in config.bits else (FULL,)
         config = replace(config, bits=unquantized, stem_bits=FULL)
         full = Fractionalized(traced, config, statistics).eval()
     pixels = example * backbone.image_std + backbone.image_mean
@@ -294,11 +286,9 @@ def _check_given(model: object, example_input: object) -> None:
         )
 
 
-def _tuple_of(kind: type[ItemT], values: object) -> tuple[ItemT, ...] | None:
-    if isinstance(values, str) or not isinstance(values, Iterable):
-        return None
-    found = tuple(values)
-    return found if all(isinstance(value, kind) for value in found) else None
+def _as_tuple(values: Any) -> Any:  # noqa: ANN401 - the configuration checks it
+    listed = isinstance(values, Iterable) and not isinstance(values, str)
+    return tuple(values) if listed else values
 
 
 def _per_channel(name: str, values: Iterable[float], channels: int) -> tuple[float, ...]:

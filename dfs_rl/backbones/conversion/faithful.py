@@ -1,75 +1,42 @@
 """Check that the graph of a model computes the same as the model."""
 
-from collections.abc import Mapping, Sequence
+import traceback
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
-from torch.utils.hooks import RemovableHandle
 
 from dfs_rl.errors import ConfigError
 
 _TOLERANCE = 1e-4
 """Share of the largest logit: rounding changes less, a lost write changes more."""
 _OTHERS = 3
-AS_TAKEN = "images as it takes them"
 _WAY_OUT = "write it so that its operators return new tensors."
 
 
 @torch.no_grad()
-def returned(model: nn.Module, images: Tensor, what: str, wanted: str) -> list[Tensor]:
+def returned(
+    model: nn.Module, images: Tensor, what: str, wanted: str = "images as it takes them"
+) -> list[Tensor]:
     """Return the tensors of a plain call of a model.
 
     Raises:
         ConfigError: If the call fails.
     """
-    running: list[str] = []
-    hooks = follow(model, running)
     try:
         result = model(images.clone())  # which some models write into
     except Exception as error:
         raise ConfigError(
             f"the model does not accept {what}, float32 {list(images.shape)}: module "
-            f"{innermost(model, running)!r} raises {error_words(error)}; give {wanted}, and a "
-            f"model in "
-            "float32."
+            f"{innermost(model, error)!r} raises {error_words(error)}; give {wanted}, and a model "
+            "in float32."
         ) from error
-    finally:
-        for hook in hooks:
-            hook.remove()
     return [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
 
 
-class _Runner(fx.Interpreter):
-    """Runs a graph and collects the tensors of every module in ``values``, if given."""
-
-    def __init__(
-        self,
-        graph: fx.Graph,
-        tensors: Mapping[str, Tensor],
-        values: dict[str, list[Tensor]] | None = None,
-    ) -> None:
-        super().__init__(nn.Module(), graph=graph)
-        self.tensors = tensors
-        self.values = values
-
-    def get_attr(self, target: Any, *_: object) -> Tensor:  # noqa: ANN401 - torch's signature
-        """Return a parameter or constant."""
-        return self.tensors[str(target)]
-
-    def run_node(self, n: fx.Node) -> Any:  # noqa: ANN401 - whatever the operator returns
-        """Run an operator."""
-        value = super().run_node(n)
-        if self.values is not None and n.op == "call_function" and isinstance(value, Tensor):
-            self.values.setdefault(n.meta["module"], []).append(value)
-        return value
-
-
 @torch.no_grad()
-def check_faithful(
-    model: nn.Module, graph: fx.Graph, tensors: Mapping[str, Tensor], images: Tensor
-) -> None:
+def check_faithful(model: nn.Module, graph: fx.GraphModule, images: Tensor) -> None:
     """Check that a graph computes the same as its model, on the example images and on others.
 
     Raises:
@@ -80,50 +47,33 @@ def check_faithful(
     others = low + drawn * torch.where(high > low, high - low, 1)
     name = type(model).__name__
     for what, batch in (("the example images", images), ("random images", others)):
-        expected = returned(model, batch, what, AS_TAKEN)[0]
+        (expected, *_) = returned(model, batch, what)
         try:
-            parts = (batch, batch[:1], batch[-1:])
-            ours, first, last = (_Runner(graph, tensors).run(part.clone()) for part in parts)
+            ours, first, last = (graph(x.clone()) for x in (batch, batch[:1], batch[-1:]))
         except Exception as error:
             raise ConfigError(
                 f"{name} cannot be traced faithfully by torch.export: for {what} its graph fails "
                 f"({error_words(error)}); {_WAY_OUT}"
             ) from error
         if not is_close(ours, expected):
-            raise ConfigError(_why_other(model, graph, tensors, batch, what, ours, expected))
+            (again, *_) = returned(model, batch, what)
+            if not is_close(again, expected):
+                raise ConfigError(
+                    f"{name} returns other logits for {what} when it is called again, by "
+                    f"{gap(again, expected)}; does {name} depend on more than its images, as on "
+                    "random numbers or on what it saw before?"
+                )
+            raise ConfigError(
+                f"{name} cannot be traced faithfully by torch.export: for {what} its graph differs "
+                f"by {gap(ours, expected)}{_first_wrong(model, graph, batch[:2])}; {_WAY_OUT}"
+            )
         alone, together = torch.cat([first, last]), expected[[0, -1]]
         if not is_close(alone, together):
             raise ConfigError(
                 f"an image's logits change by {gap(alone, together)} with the other images of its "
-                f"batch, "
-                f"but a gate runs some of them at a time: does {name} normalise over a batch?"
+                f"batch, but a gate runs some of them at a time: does {name} normalise over a "
+                "batch?"
             )
-
-
-def _why_other(
-    model: nn.Module,
-    graph: fx.Graph,
-    tensors: Mapping[str, Tensor],
-    batch: Tensor,
-    what: str,
-    ours: Tensor,
-    expected: Tensor,
-) -> str:
-    """Return why a graph computes something else than its model."""
-    name = type(model).__name__
-    again = returned(model, batch, what, AS_TAKEN)[0]
-    if not is_close(again, expected):
-        return (
-            f"{name} returns other logits for {what} when it is called again, by "
-            f"{gap(again, expected)}; does {name} depend on more than its images, as on random "
-            "numbers or on what it saw before?"
-        )
-    module = _first_wrong(model, graph, tensors, batch[:2])
-    where = "" if module is None else f", first in what module {module!r} returns"
-    return (
-        f"{name} cannot be traced faithfully by torch.export: for {what} its graph differs by "
-        f"{gap(ours, expected)}{where}; {_WAY_OUT}"
-    )
 
 
 def gap(ours: Tensor, theirs: Tensor) -> str:
@@ -139,12 +89,26 @@ def is_close(ours: Tensor, theirs: Tensor) -> bool:
     return torch.allclose(ours, theirs, rtol=0, atol=bound, equal_nan=True)
 
 
-def _first_wrong(
-    model: nn.Module, graph: fx.Graph, tensors: Mapping[str, Tensor], images: Tensor
-) -> str | None:
-    """Return the first module whose output no operator of it in the graph computes, if any."""
-    values: dict[str, list[Tensor]] = {}
-    _Runner(graph, tensors, values).run(images.clone())
+class _Watcher(fx.Interpreter):
+    """Runs a graph and collects the tensors that each module computes in ``values``."""
+
+    def run_node(self, n: fx.Node) -> Any:  # noqa: ANN401 - whatever the operator returns
+        """Run an operator."""
+        value = super().run_node(n)
+        if n.op == "call_function" and isinstance(value, Tensor):
+            self.values.setdefault(n.meta["module"], []).append(value)
+        return value
+
+    def watch(self, images: Tensor) -> dict[str, list[Tensor]]:
+        """Run the graph, and return all values."""
+        self.values: dict[str, list[Tensor]] = {}
+        self.run(images.clone())
+        return self.values
+
+
+def _first_wrong(model: nn.Module, graph: fx.GraphModule, images: Tensor) -> str:
+    """Name the first module whose output no operator of it in the graph computes, if any."""
+    values = _Watcher(graph).watch(images)
     wrong: list[str] = []
 
     def compare(name: str, output: object) -> None:
@@ -161,7 +125,7 @@ def _first_wrong(
     model(images.clone())
     for hook in hooks:
         hook.remove()
-    return next(iter(wrong), None)
+    return f", first in what module {wrong[0]!r} returns" if wrong else ""
 
 
 def error_words(error: Exception) -> str:
@@ -171,19 +135,12 @@ def error_words(error: Exception) -> str:
     return f"{type(error).__name__}: {said}" if said else type(error).__name__
 
 
-def follow(model: nn.Module, running: list[str]) -> list[RemovableHandle]:
-    """Keep the names of the running modules in ``running``, outermost first."""
-
-    def leave(*_: object) -> None:
-        running.pop()
-
-    hooks = []
-    for name, module in model.named_modules():
-        hooks.append(module.register_forward_pre_hook(lambda *_, name=name: running.append(name)))
-        hooks.append(module.register_forward_hook(leave))
-    return hooks
-
-
-def innermost(model: nn.Module, running: Sequence[str]) -> str:
-    """Return the name of the innermost running module, or the model's type."""
-    return running[-1] if running and running[-1] else type(model).__name__
+def innermost(model: nn.Module, error: BaseException) -> str:
+    """Return the name of the innermost module that raised an error, or the model's type."""
+    # torch.export runs copies of modules that have the same attributes.
+    names = {id(vars(module)): name for name, module in model.named_modules()}
+    selves = [frame.f_locals.get("self") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    inside = [
+        names[id(vars(m))] for m in selves if isinstance(m, nn.Module) and id(vars(m)) in names
+    ]
+    return (inside and inside[-1]) or type(model).__name__

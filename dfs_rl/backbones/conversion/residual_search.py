@@ -1,9 +1,11 @@
 """Search of a traced model for places to cut it and for residual branches."""
 
 import functools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from operator import attrgetter
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -127,6 +129,11 @@ def is_costly(node: fx.Node) -> bool:
     return node.op == "call_function" and (is_swappable(node) or name_of(node) in _COSTLY)
 
 
+def costly(nodes: Iterable[fx.Node]) -> list[fx.Node]:
+    """Return the operators that multiply and add what depends on the images."""
+    return [node for node in nodes if node.meta["flows"] and is_costly(node)]
+
+
 def is_swappable(node: fx.Node) -> bool:
     """Return whether the operator has a quantized form."""
     name = name_of(node)
@@ -140,16 +147,20 @@ def has_stored_tensors(node: fx.Node) -> bool:
     return all(source.op == "get_attr" for source in node.all_input_nodes[1:])
 
 
-def ancestors(end: fx.Node, *, of: fx.Node) -> set[fx.Node]:
+def ancestors(
+    end: fx.Node,
+    *,
+    of: fx.Node,
+    sources: Callable[[fx.Node], Iterable[fx.Node]] = attrgetter("all_input_nodes"),
+) -> set[fx.Node]:
     """Return ``end`` and everything that it is computed from, up to and without ``of``."""
     seen: set[fx.Node] = set()
     waiting = [end]
     while waiting:
         node = waiting.pop()
-        if node is of or node in seen:
-            continue
-        seen.add(node)
-        waiting.extend(node.all_input_nodes)
+        if node is not of and node not in seen:
+            seen.add(node)
+            waiting.extend(sources(node))
     return seen
 
 
@@ -159,21 +170,15 @@ def _all_ancestors(ends: Iterable[fx.Node], *, of: fx.Node) -> frozenset[fx.Node
 
 def _alone(traced: Traced) -> Iterator[fx.Node]:
     """Yield every activation that is at some point the only one needed later."""
-    flowing = [node for node in traced.graph.nodes if node.meta.get("flows")]
-    place = {node: i for i, node in enumerate(flowing)}
-    last = {
-        node: max(
-            (place.get(user, len(flowing)) for user in node.users if batch_factor(user) is None),
-            default=-1,
-        )
-        for node in flowing
-    }
-    alive: set[fx.Node] = set()
+    alive: dict[fx.Node, fx.Node] = {}  # with the last operator that reads each
     previous = None
-    for i, node in enumerate(flowing):
-        alive = {n for n in alive if last[n] > i}
-        if last[node] > i:
-            alive.add(node)
+    for node in traced.nodes:
+        if not node.meta["flows"]:
+            continue
+        alive = {n: last for n, last in alive.items() if last > node}
+        readers = [user for user in node.users if batch_factor(user) is None]
+        if readers:
+            alive[node] = max(readers)
         if len(alive) == 1:
             (only,) = alive
             if only is not previous and _is_activation(only):
@@ -196,10 +201,10 @@ def _branch(span: Span, logits: fx.Node) -> Branch | LeftAlone | None:
     """Return the branch of a span, why it cannot be gated, or ``None`` without a branch."""
     start, end = span
     inside = ancestors(end, of=start)
-    weighted = [node for node in inside if node.meta.get("flows") and is_costly(node)]
+    weighted = costly(inside)
     terms = list(_terms(end, start))
     if not terms:
-        if weighted and sum(bool(user.meta.get("flows")) for user in start.users) > 1:
+        if weighted and sum(bool(user.meta["flows"]) for user in start.users) > 1:
             return LeftAlone(common_module(weighted), "its paths do not end in a plain sum")
         return None
     if not weighted:
@@ -207,11 +212,11 @@ def _branch(span: Span, logits: fx.Node) -> Branch | LeftAlone | None:
     kept = _shortcut(terms, start)
     around = _all_ancestors(kept, of=start)
     nodes = inside - around - {end}
-    costly = [node for node in nodes if node.meta.get("flows") and is_costly(node)]
-    name = common_module(costly or weighted)
+    gated = costly(nodes)
+    name = common_module(gated or weighted)
     if kept and all(term.meta["val"].shape != end.meta["val"].shape for term in kept):
         return LeftAlone(name, "its shortcut has another shape than its sum")
-    for node in costly if kept else ():
+    for node in gated if kept else ():
         if not is_swappable(node):
             operator = name_of(node)
             reason = f"there is no {operator} at fewer bits"
@@ -219,7 +224,7 @@ def _branch(span: Span, logits: fx.Node) -> Branch | LeftAlone | None:
                 reason = f"the weight or bias of its {operator} is computed while it runs"
             return LeftAlone(common_module([node]), reason)
     projected = _macs(around)
-    if not kept or (projected and projected * _PROJECTION_RATIO > _macs(costly)):
+    if not kept or (projected and projected * _PROJECTION_RATIO > _macs(gated)):
         return LeftAlone(
             common_module(weighted),
             f"none of its {len(terms)} paths is plainly the shortcut, an identity or a projection "
@@ -335,16 +340,18 @@ def _is_residual(sides: Sequence[fx.Node], start: fx.Node) -> bool:
 
 def _sides(total: fx.Node) -> list[fx.Node]:
     """Return both sides of a plain sum of activations, and nothing for any other operator."""
-    sides = [n for n in total.args if isinstance(n, fx.Node) and n.meta.get("flows")]
+    sides = [n for n in total.args if isinstance(n, fx.Node) and n.meta["flows"]]
     plain = name_of(total) == "add" and "alpha" not in total.kwargs
     return sides if plain and len(total.args) == len(sides) == _SIDES else []
 
 
 def common_module(nodes: Iterable[fx.Node]) -> str:
     """Return the innermost module of all these operators; the model itself is ``""``."""
-    paths = [weighted_module(node).split(".") for node in nodes]
-    common = paths[0]
-    for path in paths[1:]:
-        same = [a == b for a, b in zip(common, path, strict=False)]
-        common = common[: same.index(False) if False in same else len(same)]
-    return ".".join(common)
+    return shared_path([weighted_module(node) for node in nodes])
+
+
+def shared_path(names: Sequence[str]) -> str:
+    """Return the innermost module that has all these modules in it."""
+    paths = zip(*(name.split(".") for name in names), strict=False)
+    shared = itertools.takewhile(lambda parts: len(set(parts)) == 1, paths)
+    return ".".join(part for part, *_ in shared)

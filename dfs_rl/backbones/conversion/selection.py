@@ -1,4 +1,4 @@
-"""Choice of the branches of a model that become gated layers."""
+"""Choice of the branches of a model that become gated layers, and the report on it."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -11,18 +11,68 @@ from dfs_rl.backbones.conversion.residual_search import (
     ACTIVATIONS,
     Branch,
     Findings,
+    LeftAlone,
     Span,
     ancestors,
     common_module,
-    is_costly,
+    costly,
     is_swappable,
     is_within,
+    shared_path,
     weighted_module,
 )
 from dfs_rl.backbones.conversion.tracing import Traced, name_of
+from dfs_rl.backbones.network import check_precision
+from dfs_rl.costs import FULL, SKIP
 from dfs_rl.errors import ConfigError
+from dfs_rl.utils.config import configuration
 
+CONVERSION_BITS = (0, 2, 4, 8, 32)
 Granularity = Literal["block", "branch"]
+
+
+@configuration
+class FractionalizeConfig:
+    """Settings of the conversion of a model, and the result to expect when it is repeated.
+
+    Attributes:
+        image_shape: Channels, height and width of the images.
+        n_classes: Columns of the logits.
+        bits: Bit options of every gated layer, see ``BitOptions``.
+        layers: Names of the modules to gate; ``None`` for every residual block that is found.
+        granularity: ``"block"`` gates the branches of one module, such as attention and MLP,
+            together; ``"branch"`` each by itself.
+        stem_bits: Precision of everything that is never gated; 32 leaves it as it was.
+        per_channel: One weight scale per output channel instead of one per layer.
+        constructor: ``module:function`` that makes the model; needed to store the backbone.
+        signed: Whether the input of each fractional operator can be negative, as measured on
+            example images; empty before.
+        digest: Digest of the model's structure; empty before it is known.
+
+    Raises:
+        ConfigError: If a value is outside its range.
+    """
+
+    image_shape: tuple[int, int, int]
+    n_classes: int
+    bits: tuple[int, ...] = CONVERSION_BITS
+    layers: tuple[str, ...] | None = None
+    granularity: Granularity = "block"
+    stem_bits: int = FULL
+    per_channel: bool = True
+    constructor: str | None = None
+    signed: tuple[bool, ...] = ()
+    digest: str = ""
+
+    def __post_init__(self) -> None:
+        check_precision(self.bits, self.stem_bits)
+        if self.layers == ():
+            raise ConfigError("layers is empty; name at least one module, or leave it out.")
+
+    @property
+    def run_bits(self) -> tuple[int, ...]:
+        """Bit options without 0, at which a gated layer runs."""
+        return tuple(bits for bits in self.bits if bits != SKIP)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,21 +88,56 @@ class GatedPart:
     nodes: frozenset[fx.Node]
 
 
+@dataclass(frozen=True, kw_only=True)
+class GatedModule:
+    """A gated layer of a user's model: its module, and the modules that multiply in it.
+
+    ``shortcut`` is ``"identity"``, the modules on it, or ``None`` if the layer always runs.
+    """
+
+    name: str
+    modules: tuple[str, ...]
+    shortcut: str | None
+    macs: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class FractionalizeReport:
+    """Report of ``fractionalize``; printable.
+
+    Attributes:
+        gated: The gated layers, in order.
+        left_alone: Everything else that multiplies, and why it is not gated.
+        fixed_macs: Multiply-accumulates that always run.
+    """
+
+    gated: tuple[GatedModule, ...]
+    left_alone: tuple[LeftAlone, ...]
+    fixed_macs: int
+
+    def __str__(self) -> str:
+        total = self.fixed_macs + sum(layer.macs for layer in self.gated)
+        lines = [f"{len(self.gated)} gated layers, found by torch.export:"]
+        for i, layer in enumerate(self.gated):
+            around = "always runs" if layer.shortcut is None else f"0 bit leaves: {layer.shortcut}"
+            lines.append(
+                f"  {i:>3}  {layer.name}  {100 * layer.macs / total:.1f} % of MACs, {around}"
+            )
+        lines.append(f"Left alone, {100 * self.fixed_macs / total:.1f} % of MACs:")
+        lines += [f"  {name or 'the model itself'}: {reason}" for name, reason in self.left_alone]
+        return "\n".join(lines)
+
+
 def choose_parts(
-    findings: Findings,
-    traced: Traced,
-    *,
-    layers: Sequence[str] | None,
-    granularity: Granularity,
-    can_skip: bool,
+    findings: Findings, traced: Traced, config: FractionalizeConfig
 ) -> tuple[GatedPart, ...]:
-    """Return the parts to gate, in order; ``can_skip`` (0 bit is an option) needs shortcuts.
+    """Return the parts to gate, in order; 0 bit as an option needs shortcuts.
 
     Raises:
         ConfigError: If there is nothing to gate, or a named module cannot be.
     """
-    if layers is not None:
-        return _named_parts(findings, traced, layers, can_skip=can_skip)
+    if config.layers is not None:
+        return _named_parts(findings, traced, config.layers, can_skip=SKIP in config.bits)
     if not findings.branches:
         blocked = "".join(f" {name!r}: {reason}." for name, reason in findings.left_alone[:1])
         raise ConfigError(
@@ -60,9 +145,16 @@ def choose_parts(
             "with layers=[...] and bit options without 0, which needs a shortcut."
         )
     groups = [[branch] for branch in findings.branches]
-    if granularity == "block":
+    if config.granularity == "block":
         groups = list(_merged(findings.branches))
-    return _unique_names([_part(group) for group in groups])
+    parts = [_part(group) for group in groups]
+    names = [part.name for part in parts]
+    return tuple(
+        replace(part, name=f"{part.name}#{names[: i + 1].count(part.name)}")
+        if names.count(part.name) > 1
+        else part
+        for i, part in enumerate(parts)
+    )
 
 
 def _merged(branches: Sequence[Branch]) -> Iterator[list[Branch]]:
@@ -77,30 +169,22 @@ def _merged(branches: Sequence[Branch]) -> Iterator[list[Branch]]:
 
 
 def _belongs(branch: Branch, group: Sequence[Branch], branches: Sequence[Branch]) -> bool:
-    shared = _shared_path(branch.owner, *(other.owner for other in group))
+    owners = [branch.owner, *(other.owner for other in group)]
+    shared = shared_path(owners)
     inside = [b for b in branches if is_within(b.owner, shared)]
     return (
         bool(shared)
         and branch.identity
         and all(other.identity for other in group[1:])
-        and shared in {branch.owner, *(other.owner for other in group)}
+        and shared in owners
         and (len(inside) < len(branches) or len(branches) <= len(group) + 1)
     )
-
-
-def _shared_path(*names: str) -> str:
-    paths = [name.split(".") for name in names]
-    length = next(
-        (i for i, parts in enumerate(zip(*paths, strict=False)) if len(set(parts)) > 1),
-        min(map(len, paths)),
-    )
-    return ".".join(paths[0][:length])
 
 
 def _part(branches: Sequence[Branch], name: str | None = None) -> GatedPart:
     first, last = branches[0], branches[-1]
     if name is None:
-        name = first.name if len(branches) == 1 else _shared_path(*(b.owner for b in branches))
+        name = first.name if len(branches) == 1 else shared_path([b.owner for b in branches])
     return GatedPart(
         name=name or "block",
         branches=tuple(branches),
@@ -111,33 +195,19 @@ def _part(branches: Sequence[Branch], name: str | None = None) -> GatedPart:
 
 def _with_activation(end: fx.Node) -> fx.Node:
     """Return the output of the activation function that follows, if one does."""
-    users = [user for user in end.users if user.meta.get("flows")]
+    users = [user for user in end.users if user.meta["flows"]]
     if len(users) == 1 and name_of(users[0]) in ACTIVATIONS:
         return users[0]
     return end
 
 
-def _unique_names(parts: Sequence[GatedPart]) -> tuple[GatedPart, ...]:
-    names = [part.name for part in parts]
-    counts: dict[str, int] = {}
-    unique = []
-    for part in parts:
-        name = part.name
-        if names.count(name) > 1:
-            counts[name] = counts.get(name, 0) + 1
-            name = f"{name}#{counts[part.name]}"
-        unique.append(replace(part, name=name))
-    return tuple(unique)
-
-
 def _named_parts(
     findings: Findings, traced: Traced, layers: Sequence[str], *, can_skip: bool
 ) -> tuple[GatedPart, ...]:
-    order = {node: i for i, node in enumerate(traced.graph.nodes)}
     parts = [_named_part(name, findings, traced, can_skip=can_skip) for name in layers]
-    parts.sort(key=lambda part: order[part.span.start])
+    parts.sort(key=lambda part: part.span.start)
     for earlier, later in pairwise(parts):
-        if order[later.span.start] < order[earlier.span.end]:
+        if later.span.start < earlier.span.end:
             raise ConfigError(
                 f"layers has {earlier.name!r} and {later.name!r}, which overlap; name one of them."
             )
@@ -145,18 +215,17 @@ def _named_parts(
 
 
 def _named_part(name: str, findings: Findings, traced: Traced, *, can_skip: bool) -> GatedPart:
-    costly = [n for n in traced.graph.nodes if n.meta.get("flows") and is_costly(n)]
-    own = [node for node in costly if is_within(weighted_module(node), name)]
+    known = costly(traced.nodes)
+    own = [node for node in known if is_within(weighted_module(node), name)]
     if not own:
-        known = sorted({common_module([node]) for node in costly})
+        modules = sorted({common_module([node]) for node in known})
         raise ConfigError(
             f"layers has {name!r}, in which no convolution or linear layer runs; modules with one "
-            f"are {', '.join(known[:6])}, ..."
+            f"are {', '.join(modules[:6])}, ..."
         )
     branches = [b for b in findings.branches if is_within(b.name, name)]
     covered = frozenset().union(*(b.nodes for b in branches))
-    outside = [node for node in own if node not in covered]
-    if branches and (can_skip or not outside):
+    if branches and (can_skip or covered.issuperset(own)):
         return _part(branches, name)
     if can_skip:
         reasons = (r for n, r in findings.left_alone if is_within(n, name))
@@ -170,23 +239,76 @@ def _named_part(name: str, findings: Findings, traced: Traced, *, can_skip: bool
 
 def _whole_part(name: str, own: Sequence[fx.Node], findings: Findings, traced: Traced) -> GatedPart:
     """Return a part without a shortcut, which always runs, at the gate's bits."""
-    order = {node: i for i, node in enumerate(traced.graph.nodes)}
-    first, last = min(order[n] for n in own), max(order[n] for n in own)
-    start = [cut for cut in findings.cuts if order[cut] < first][-1]
-    ends = [cut for cut in findings.cuts if order[cut] >= last]
-    span = Span(start, _with_activation(ends[0]))
-    nodes = frozenset(ancestors(ends[0], of=start))
-    foreign = [n for n in nodes if n.meta.get("flows") and is_costly(n) and n not in own]
-    odd = [node for node in own if not is_swappable(node)]
-    if foreign or odd or ends[0] is traced.logits:
-        why = (
-            f"{weighted_module(foreign[0])!r} runs next to it"
-            if foreign
-            else "it has an operator that does not exist at fewer bits"
-            if odd
-            else "it ends in the logits"
-        )
+    start = [cut for cut in findings.cuts if cut < min(own)][-1]
+    end = next(cut for cut in findings.cuts if cut >= max(own))
+    nodes = frozenset(ancestors(end, of=start))
+    foreign = [node for node in costly(nodes) if node not in own]
+    why = None
+    if foreign:
+        why = f"{weighted_module(foreign[0])!r} runs next to it"
+    elif not all(map(is_swappable, own)):
+        why = "it has an operator that does not exist at fewer bits"
+    elif end is traced.logits:
+        why = "it ends in the logits"
+    if why is not None:
         raise ConfigError(
             f"layers has {name!r}, which cannot be gated: {why}; name another module."
         )
-    return GatedPart(name=name, branches=(), span=span, nodes=nodes)
+    return GatedPart(name=name, branches=(), span=Span(start, _with_activation(end)), nodes=nodes)
+
+
+def describe_parts(
+    parts: Sequence[GatedPart], macs: Sequence[int], *, can_skip: bool
+) -> tuple[GatedModule, ...]:
+    """Describe gated layers that cost ``macs``."""
+    return tuple(
+        GatedModule(
+            name=part.name,
+            modules=_modules(part.nodes),
+            shortcut=_shortcut(part) if can_skip else None,
+            macs=cost,
+        )
+        for part, cost in zip(parts, macs, strict=True)
+    )
+
+
+def describe_rest(
+    findings: Findings, traced: Traced, parts: Sequence[GatedPart]
+) -> tuple[LeftAlone, ...]:
+    """Return everything that multiplies and is not gated, with the reason."""
+    gated = frozenset().union(*(part.nodes for part in parts))
+    named = [part.name for part in parts if not part.branches]
+    reasons = {
+        name: reason
+        for name, reason in findings.left_alone
+        if not any(is_within(name, module) for module in named)
+    }
+    for node in costly(traced.nodes):
+        name = weighted_module(node)
+        known = name in reasons or any(is_within(name, module) for module in reasons if module)
+        if node not in gated and not known:
+            reasons[name] = _reason(node, parts)
+    return tuple(LeftAlone(name, reason) for name, reason in reasons.items())
+
+
+def _reason(node: fx.Node, parts: Sequence[GatedPart]) -> str:
+    for part in parts:
+        if any(node in branch.on_shortcut for branch in part.branches):
+            return f"the shortcut of {part.name}"
+    following = next((part for part in parts if node < part.span.end), None)
+    if following is None:
+        return "runs after the last gated layer"
+    if following is parts[0]:
+        return "runs before the first gated layer"
+    return f"no shortcut leads around it; always runs, with {following.name}"
+
+
+def _modules(nodes: frozenset[fx.Node]) -> tuple[str, ...]:
+    return tuple(sorted({weighted_module(node) for node in costly(nodes)}))
+
+
+def _shortcut(part: GatedPart) -> str:
+    names = {name for branch in part.branches for name in _modules(branch.on_shortcut)}
+    if names:
+        return ", ".join(sorted(names))
+    return "identity" if all(branch.identity for branch in part.branches) else "its shortcut"

@@ -9,14 +9,14 @@ from torch import Tensor, fx, nn
 
 from dfs_rl.backbones.conversion.residual_search import (
     ATTENTION,
-    PRODUCTS,
     Span,
+    ancestors,
     has_stored_tensors,
     is_swappable,
     weighted_module,
 )
-from dfs_rl.backbones.conversion.selection import GatedPart
-from dfs_rl.backbones.conversion.tracing import Traced, batch_factor, name_of
+from dfs_rl.backbones.conversion.selection import FractionalizeConfig, GatedPart
+from dfs_rl.backbones.conversion.tracing import Traced, arguments_of, batch_factor, name_of
 from dfs_rl.costs import SKIP
 from dfs_rl.errors import ConfigError
 from dfs_rl.quantization.inference import copy_for_inference, inference_form
@@ -25,7 +25,6 @@ from dfs_rl.quantization.modules import (
     ConvGeometry,
     FractionalAttention,
     FractionalConv2d,
-    FractionalLayer,
     FractionalLinear,
     FractionalMatmul,
 )
@@ -42,150 +41,142 @@ class Swap(NamedTuple):
     gated: bool
 
 
-class Widths(NamedTuple):
-    """Non-zero bit widths of the gated layers, that of everything else, weight scales."""
-
-    gated: tuple[int, ...]
-    fixed: int
-    per_channel: bool
-
-
-def make_swaps(traced: Traced, parts: Sequence[GatedPart], widths: Widths) -> dict[fx.Node, Swap]:
+def make_swaps(
+    traced: Traced, parts: Sequence[GatedPart], config: FractionalizeConfig
+) -> dict[fx.Node, Swap]:
     """Make the fractional form of every operator that has one."""
-    gated = frozenset().union(*(part.nodes for part in parts))
+    all_gated = frozenset().union(*(part.nodes for part in parts))
     swaps: dict[fx.Node, Swap] = {}
     taken: set[str] = set()
-    maker = _Maker(traced, widths)
-    for node in traced.graph.nodes:
-        if node.op != "call_function" or not node.meta["flows"]:
+    for node in traced.nodes:
+        gated = node in all_gated
+        module = _fractional(node, config.run_bits if gated else (config.stem_bits,), config)
+        if module is None:
             continue
-        made = maker.make(node, gated=node in gated)
-        if made is None:
-            continue
-        module, inputs = made
-        name = _free_name(weighted_module(node), taken)
-        swaps[node] = Swap(name, module, inputs, node in gated)
-        if isinstance(module, BatchNormPerBits) and maker.fold(node, inputs[0], swaps):
-            taken.discard(name)
+        inputs = _inputs_of(node)
+        before = swaps.get(inputs[0])
+        if (
+            isinstance(module, BatchNormPerBits)
+            and before is not None
+            and isinstance(before.module, FractionalConv2d)
+            and before.gated == gated
+            and len(inputs[0].users) == 1
+        ):  # a batch norm joins the convolution before it
+            before.module.norm = module
+            swaps[node] = swaps.pop(inputs[0])
+        else:
+            swaps[node] = Swap(_free_name(weighted_module(node), taken), module, inputs, gated)
     return swaps
 
 
-class _Maker:
-    """Makes fractional forms of a model's operators."""
+def _inputs_of(node: fx.Node) -> tuple[fx.Node, ...]:
+    """Return the tensors that the fractional form of an operator takes."""
+    if name_of(node) in ("batch_norm", "conv2d", "linear"):
+        return (cast("fx.Node", node.args[0]),)
+    if name_of(node) == ATTENTION:
+        named = arguments_of(node)
+        tensors = [named[key] for key in ("query", "key", "value", "attn_mask")]
+        return tuple(tensor for tensor in tensors if tensor is not None)
+    return cast("tuple[fx.Node, fx.Node]", node.args[:2])
 
-    def __init__(self, traced: Traced, widths: Widths) -> None:
-        self.traced = traced
-        self.widths = widths
 
-    def make(self, node: fx.Node, *, gated: bool) -> tuple[nn.Module, tuple[fx.Node, ...]] | None:
-        """Return an operator's fractional form and its arguments, ``None`` if it stays."""
-        bits = self.widths.gated if gated else (self.widths.fixed,)
-        name = name_of(node)
-        if name == "batch_norm" and has_stored_tensors(node):
-            return self._norm(_arguments(node), bits)
-        if not is_swappable(node):
-            return None
-        arguments = _arguments(node)
-        if name == "conv2d":
-            return self._convolution(node, arguments, bits)
-        if name == "linear":
-            return self._linear(arguments, bits)
-        if name == ATTENTION:
-            tensors = [arguments[key] for key in ("query", "key", "value", "attn_mask")]
-            attention = FractionalAttention(
-                bits,
-                scale=arguments["scale"],
-                causal=arguments["is_causal"],
-                grouped=arguments["enable_gqa"],
-            )
-            return attention, tuple(t for t in tensors if t is not None)
-        assert name in PRODUCTS
-        return FractionalMatmul(bits), cast("tuple[fx.Node, fx.Node]", node.args[:2])
-
-    def fold(self, node: fx.Node, source: fx.Node, swaps: dict[fx.Node, Swap]) -> bool:
-        """Join a batch norm to the convolution before it, if nothing else reads its output."""
-        before = swaps.get(source)
-        after = swaps[node]
-        fits = (
-            before is not None
-            and isinstance(before.module, FractionalConv2d)
-            and before.gated == after.gated
-            and len(source.users) == 1
-        )
-        if not fits or before is None:
-            return False
-        cast("FractionalConv2d", before.module).norm = cast("BatchNormPerBits", after.module)
-        swaps[node] = before
-        del swaps[source]
-        return True
-
-    def _tensor(self, node: fx.Node | None) -> Tensor | None:
-        return None if node is None else self.traced.tensors[str(node.target)]
-
-    def _norm(
-        self, arguments: Mapping[str, Any], bits: Sequence[int]
-    ) -> tuple[nn.Module, tuple[fx.Node, ...]] | None:
-        mean, variance = (self._tensor(arguments[k]) for k in ("running_mean", "running_var"))
-        if mean is None or variance is None or arguments["training"]:
-            return None
-        norm = BatchNormPerBits(len(mean), bits, epsilon=arguments["eps"])
-        weight, bias = (self._tensor(arguments[key]) for key in ("weight", "bias"))
-        with torch.no_grad():
-            for ours, theirs in zip(
-                norm.norm_tensors(), (weight, bias, mean, variance), strict=True
-            ):
-                if theirs is not None:
-                    ours.copy_(theirs.expand_as(ours))
-        return norm, (arguments["input"],)
-
-    def _convolution(
-        self, node: fx.Node, arguments: Mapping[str, Any], bits: Sequence[int]
-    ) -> tuple[nn.Module, tuple[fx.Node, ...]]:
-        weight, bias = self._parameters(arguments)
-        padding = arguments["padding"]
-        if isinstance(padding, str):
-            kernel = weight.shape[2:]
-            same = [d * (k - 1) for d, k in zip(_pair(arguments["dilation"]), kernel, strict=True)]
-            padding = [0, 0] if padding == "valid" else [total // 2 for total in same]
-            if padding != [0, 0] and any(total % 2 for total in same):
-                raise ConfigError(
-                    f"module {weighted_module(node)!r} pads one side more than the other; pad with "
-                    "torch.nn.ZeroPad2d before it instead."
-                )
-        geometry = ConvGeometry(
-            stride=_pair(arguments["stride"]),
-            padding=_pair(padding),
-            dilation=_pair(arguments["dilation"]),
-            groups=arguments["groups"],
-        )
-        module = FractionalConv2d(
-            weight,
+def _fractional(
+    node: fx.Node, bits: Sequence[int], config: FractionalizeConfig
+) -> nn.Module | None:
+    """Return an operator's fractional form, ``None`` if it stays."""
+    if not node.meta["flows"] or node.op != "call_function":
+        return None
+    name, named = name_of(node), arguments_of(node)
+    if name == "batch_norm" and has_stored_tensors(node):
+        return _norm(named, bits)
+    if not is_swappable(node):
+        return None
+    if name == ATTENTION:
+        return FractionalAttention(
             bits,
-            geometry=geometry,
-            bias=bias,
-            per_channel=self.widths.per_channel,
+            scale=named["scale"],
+            causal=named["is_causal"],
+            grouped=named["enable_gqa"],
         )
-        return module, (arguments["input"],)
-
-    def _linear(
-        self, arguments: Mapping[str, Any], bits: Sequence[int]
-    ) -> tuple[nn.Module, tuple[fx.Node, ...]]:
-        weight, bias = self._parameters(arguments)
-        module = FractionalLinear(
-            weight.shape[1],
-            weight.shape[0],
-            bits=bits,
-            signed_input=True,
-            bias=False,
-            per_channel=self.widths.per_channel,
+    if name not in ("conv2d", "linear"):
+        return FractionalMatmul(bits)
+    # The model's own, so that all operators share them.
+    weight, bias = (
+        None if named[key] is None else _trained(named[key].meta["val"])
+        for key in ("weight", "bias")
+    )
+    assert weight is not None, "every convolution has one"
+    if name == "conv2d":
+        return FractionalConv2d(
+            weight, bits, geometry=_geometry(node), bias=bias, per_channel=config.per_channel
         )
-        module.weight, module.bias = weight, bias
-        return module, (arguments["input"],)
+    linear = FractionalLinear(
+        weight.shape[1],
+        weight.shape[0],
+        bits=bits,
+        signed_input=True,
+        bias=False,
+        per_channel=config.per_channel,
+    )
+    linear.weight, linear.bias = weight, bias
+    return linear
 
-    def _parameters(self, arguments: Mapping[str, Any]) -> tuple[nn.Parameter, nn.Parameter | None]:
-        """Return weight and bias, the model's own, so that all operators share them."""
-        weight, bias = (self._tensor(arguments[key]) for key in ("weight", "bias"))
-        return _trained(cast("Tensor", weight)), None if bias is None else _trained(bias)
+
+def _norm(named: Mapping[str, Any], bits: Sequence[int]) -> nn.Module | None:
+    weight, bias, mean, variance = (
+        None if named[key] is None else named[key].meta["val"]
+        for key in ("weight", "bias", "running_mean", "running_var")
+    )
+    if mean is None or variance is None or named["training"]:
+        return None
+    norm = BatchNormPerBits(len(mean), bits, epsilon=named["eps"])
+    with torch.no_grad():
+        for ours, theirs in zip(norm.norm_tensors(), (weight, bias, mean, variance), strict=True):
+            if theirs is not None:
+                ours.copy_(theirs.expand_as(ours))
+    return norm
+
+
+def _geometry(node: fx.Node) -> ConvGeometry:
+    named = arguments_of(node)
+    padding, dilation = named["padding"], _pair(named["dilation"])
+    if isinstance(padding, str):
+        kernel = named["weight"].meta["val"].shape[2:]
+        same = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+        padding = [0, 0] if padding == "valid" else [total // 2 for total in same]
+        if padding != [0, 0] and any(total % 2 for total in same):
+            raise ConfigError(
+                f"module {weighted_module(node)!r} pads one side more than the other; pad with "
+                "torch.nn.ZeroPad2d before it instead."
+            )
+    return ConvGeometry(
+        stride=_pair(named["stride"]),
+        padding=_pair(padding),
+        dilation=dilation,
+        groups=named["groups"],
+    )
+
+
+def _pair(value: Sequence[int]) -> tuple[int, int]:
+    return (value[0], value[-1])
+
+
+def _trained(tensor: Tensor) -> nn.Parameter:
+    """Return a parameter of the model to train, or a constant, such as a fixed filter, as it is."""
+    if isinstance(tensor, nn.Parameter):
+        tensor.requires_grad_()
+        return tensor
+    return nn.Parameter(tensor.detach().clone(), requires_grad=False)
+
+
+def _free_name(module: str, taken: set[str]) -> str:
+    base = module.replace(".", "_") or "operator"
+    name, n = base, 1
+    while name in taken or not name.isidentifier() or hasattr(nn.ModuleDict, name):
+        n += 1
+        name = f"{base}_{n}" if base.isidentifier() else f"operator_{base}_{n}"
+    taken.add(name)
+    return name
 
 
 Run = Callable[["Piece", Tensor, int], Tensor]
@@ -234,10 +225,10 @@ def _piece(source: Piece, dtype: torch.dtype) -> Piece:
 
 
 def make_piece(
-    traced: Traced, swaps: Mapping[fx.Node, Swap], span: Span, part: GatedPart | None, *, fixed: int
+    swaps: Mapping[fx.Node, Swap], span: Span, part: GatedPart | None, *, fixed: int
 ) -> Piece:
     """Make the piece of a span, all of it at ``fixed`` bits, or with a gated part in it."""
-    emitter = _Emitter(traced, swaps, fixed)
+    emitter = _Emitter(swaps, fixed)
     run = emitter.emit(span, _NOTHING)
     shortcut, runs = None, True
     if part is not None:
@@ -249,7 +240,7 @@ def make_piece(
             around[span.end] = span.start
         shortcut = emitter.emit(span, around)
         runs = not emitter.nothing_runs
-    operators = {name: swap.module for name, swap in sorted(emitter.operators.items())}
+    operators = dict(sorted(emitter.operators.items()))
     return Piece(operators, emitter.held, run, shortcut, runs_when_skipped=runs)
 
 
@@ -267,84 +258,73 @@ def _changes_nothing_twice(span: Span, part: GatedPart) -> bool:
 class _Emitter:
     """Compiles spans of a traced model to functions of a piece, an activation and bits."""
 
-    def __init__(self, traced: Traced, swaps: Mapping[fx.Node, Swap], fixed: int) -> None:
-        self.traced = traced
+    def __init__(self, swaps: Mapping[fx.Node, Swap], fixed: int) -> None:
         self.swaps = swaps
         self.fixed = fixed
         self.held = nn.Module()
         self.names: dict[str, str] = {}
-        self.operators: dict[str, Swap] = {}
+        self.operators: dict[str, nn.Module] = {}
         self.nothing_runs = False
 
     def emit(self, span: Span, instead: Mapping[fx.Node, fx.Node]) -> Run:
         """Compile a span; a node in ``instead`` has the value of the node that it maps to."""
-        needed = self._needed(span, instead)
+
+        def sources(node: fx.Node) -> Iterable[fx.Node]:
+            if node in instead:
+                return [instead[node]]
+            if batch_factor(node) is not None:
+                return []
+            return self.swaps[node].inputs if node in self.swaps else node.all_input_nodes
+
         graph = fx.Graph()
         hidden, bits = graph.placeholder("hidden"), graph.placeholder("bits")
         values: dict[fx.Node, fx.Node] = {span.start: hidden}
-        for node in self.traced.graph.nodes:
-            if node in needed and node is not span.start:
-                values[node] = self._value(node, graph, values, instead, bits)
+        for node in sorted(ancestors(span.end, of=span.start, sources=sources)):
+            if node in instead:
+                values[node] = values[instead[node]]
+            else:
+                values[node] = self._value(node, graph, hidden, bits, values)
         graph.output(values[span.end])
         self.nothing_runs = values[span.end] is hidden
         # Only the function: it finds parameters in the piece that it is called with.
-        module = fx.GraphModule(_Stub(self.held, self.operators), graph)
-        return cast("Run", type(module).forward)
+        held = self.held.state_dict(keep_vars=True)
+        named = {f"ops.{name}": module for name, module in self.operators.items()}
+        named |= {f"held.{name}": tensor for name, tensor in held.items()}
+        return cast("Run", type(fx.GraphModule(named, graph)).forward)
 
     def _value(
         self,
         node: fx.Node,
         graph: fx.Graph,
-        values: Mapping[fx.Node, fx.Node],
-        instead: Mapping[fx.Node, fx.Node],
+        hidden: fx.Node,
         bits: fx.Node,
+        values: Mapping[fx.Node, fx.Node],
     ) -> fx.Node:
-        if node in instead:
-            return values[instead[node]]
         factor = batch_factor(node)
         if factor is not None:
-            size = graph.call_function(
-                torch.ops.aten.sym_size.int, (next(iter(values.values())), 0)
-            )
+            size = graph.call_function(torch.ops.aten.sym_size.int, (hidden, 0))
             return graph.call_function(_times, (size, factor)) if factor > 1 else size
         if node.op == "get_attr":
-            return graph.get_attr(f"held.{self._hold(str(node.target))}")
+            return graph.get_attr(f"held.{self._hold(node)}")
         if node in self.swaps:
-            swap = self.swaps[node]
-            self.operators[swap.name] = swap
-            arguments = [values[n] for n in swap.inputs]
-            return graph.call_module(
-                f"ops.{swap.name}", (*arguments, bits if swap.gated else self.fixed)
-            )
+            name, module, inputs, gated = self.swaps[node]
+            self.operators[name] = module
+            arguments = (*(values[n] for n in inputs), bits if gated else self.fixed)
+            return graph.call_module(f"ops.{name}", arguments)
         args, kwargs = node.args, node.kwargs
-        named = _arguments(node)
+        named = arguments_of(node)
         if "device" in named and (named["device"] is not None or not node.meta["flows"]):
-            device = graph.call_function(getattr, (next(iter(values.values())), "device"))
+            device = graph.call_function(getattr, (hidden, "device"))
             args, kwargs = (), {**named, "device": device}  # it may be given by position
         args, kwargs = fx.map_arg((args, kwargs), lambda n: values.get(n, n))
         return graph.call_function(cast("Any", node.target), args, kwargs)
 
-    def _needed(self, span: Span, instead: Mapping[fx.Node, fx.Node]) -> set[fx.Node]:
-        seen = {span.start}
-        waiting = [span.end]
-        while waiting:
-            node = waiting.pop()
-            if node in seen:
-                continue
-            seen.add(node)
-            if node in instead:
-                waiting.append(instead[node])
-            elif batch_factor(node) is None:
-                swap = self.swaps.get(node)
-                waiting.extend(node.all_input_nodes if swap is None else swap.inputs)
-        return seen
-
-    def _hold(self, target: str) -> str:
+    def _hold(self, node: fx.Node) -> str:
+        target, tensor = str(node.target), node.meta["val"]
         name = target.replace(".", "_")
         while self.names.setdefault(name, target) != target:
             name += "_"
         if not hasattr(self.held, name):
-            tensor = self.traced.tensors[target]
             if isinstance(tensor, nn.Parameter):
                 self.held.register_parameter(name, _trained(tensor))
             else:
@@ -352,50 +332,5 @@ class _Emitter:
         return name
 
 
-class _Stub(nn.Module):
-    """The module in which torch.fx looks up the names of a graph."""
-
-    def __init__(self, held: nn.Module, operators: Mapping[str, Swap]) -> None:
-        super().__init__()
-        self.held = held
-        self.ops = nn.ModuleDict({name: swap.module for name, swap in operators.items()})
-
-
-def _trained(tensor: Tensor) -> nn.Parameter:
-    """Return a parameter of the model to train, or a constant, such as a fixed filter, as it is."""
-    if isinstance(tensor, nn.Parameter):
-        tensor.requires_grad_()
-        return tensor
-    return nn.Parameter(tensor.detach().clone(), requires_grad=False)
-
-
 def _times(size: int, factor: int) -> int:
     return size * factor
-
-
-def _arguments(node: fx.Node) -> dict[str, Any]:
-    """Return an operator's arguments by name, defaults included; none of Python's own."""
-    schema = getattr(node.target, "_schema", None)
-    parameters = [] if schema is None else schema.arguments
-    values = {a.name: a.default_value for a in parameters}
-    values.update(zip((a.name for a in parameters), node.args, strict=False))
-    return values | dict(node.kwargs)
-
-
-def _pair(value: Sequence[int]) -> tuple[int, int]:
-    return (value[0], value[-1])
-
-
-def _free_name(module: str, taken: set[str]) -> str:
-    base = module.replace(".", "_") or "operator"
-    name, n = base, 1
-    while name in taken or not name.isidentifier() or hasattr(nn.ModuleDict, name):
-        n += 1
-        name = f"{base}_{n}" if base.isidentifier() else f"operator_{base}_{n}"
-    taken.add(name)
-    return name
-
-
-def operators_of(pieces: Iterable[nn.Module]) -> list[FractionalLayer]:
-    """Return the operators of pieces that quantize, in order."""
-    return [m for piece in pieces for m in piece.modules() if isinstance(m, FractionalLayer)]

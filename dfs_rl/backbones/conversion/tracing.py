@@ -6,67 +6,69 @@ import io
 import logging
 import operator
 import warnings
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram, export
-from torch.export.graph_signature import InputKind, InputSpec, OutputKind
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_any, tree_leaves
 
-from dfs_rl.backbones.conversion.faithful import (
-    AS_TAKEN,
-    check_faithful,
-    error_words,
-    follow,
-    innermost,
-    returned,
-)
+from dfs_rl.backbones.conversion.faithful import check_faithful, error_words, innermost, returned
 from dfs_rl.costs.mac_counter import split_encoders
 from dfs_rl.errors import ConfigError
 
 _LOGITS_RANK = 2
 _FEWEST_CLASSES = 2
 _BATCH = 37
-_NOT_CONSTANT = (InputKind.USER_INPUT, InputKind.PARAMETER)
+_IDENTITIES = ("dropout", "dropout_", "feature_dropout", "alpha_dropout")  # in evaluation
 _BASIC_NORM = "_native_batch_norm_legit_no_training"
+_ATEN = torch.ops.aten
 
 
 class Traced(NamedTuple):
     """A model as a graph.
 
     Attributes:
-        graph: Operators in order. Every node has ``meta["val"]`` (a fake tensor, or a number that
-            depends on the batch size), ``meta["module"]`` (the name of its module) and
-            ``meta["flows"]`` (whether its values depend on the images). The only placeholder is the
-            normalised images.
-        tensors: Parameters and constants by the names in the graph's ``get_attr`` nodes.
-        n_classes: Columns of the logits.
+        module: Its operators in order. Every node has ``meta["val"]`` (a parameter or constant, a
+            fake tensor, or a number that depends on the batch size) and ``meta["flows"]`` (whether
+            its values depend on the images), every operator ``meta["module"]`` (the name of its
+            module). The only placeholder is the normalised images, the output the logits.
         answer: The model's own logits for the images, ``[batch, classes]``.
     """
 
-    graph: fx.Graph
-    tensors: Mapping[str, Tensor]
-    n_classes: int
+    module: fx.GraphModule
     answer: Tensor
+
+    @property
+    def nodes(self) -> Sequence[fx.Node]:
+        """All nodes in order; fx compares them by their places."""
+        return cast("Sequence[fx.Node]", self.module.graph.nodes)
 
     @property
     def images(self) -> fx.Node:
         """The input."""
-        return cast("fx.Node", next(n for n in self.graph.nodes if n.op == "placeholder"))
+        return next(node for node in self.nodes if node.op == "placeholder")
 
     @property
     def logits(self) -> fx.Node:
         """The output."""
-        output = next(node for node in self.graph.nodes if node.op == "output")
-        return cast("fx.Node", output.args[0])
+        return cast("fx.Node", self.module.graph.output_node().args[0])
 
 
 def name_of(node: fx.Node) -> str:
     """Return an operator's name without overload: ``"conv2d"``."""
     return str(node.target).removeprefix("aten.").partition(".")[0]
+
+
+def arguments_of(node: fx.Node) -> dict[str, Any]:
+    """Return an operator's arguments by name, defaults included; none of Python's own."""
+    schema = getattr(node.target, "_schema", None)
+    parameters = [] if schema is None else schema.arguments
+    values = {a.name: a.default_value for a in parameters}
+    values.update(zip((a.name for a in parameters), node.args, strict=False))
+    return values | dict(node.kwargs)
 
 
 def batch_factor(node: fx.Node) -> int | None:
@@ -92,31 +94,28 @@ def trace(model: nn.Module, images: Tensor) -> Traced:
             f"the model is a {type(model).__name__}, which torch.export cannot read; give the "
             "torch.nn.Module that it was made of."
         )
-    # A size that no dimension of an activation is likely to have, or torch confuses the two.
-    example = torch.cat([images[:1]] * _BATCH)
     try:
         # With gradients torch forbids some writes into views that it allows in evaluation.
         model = copy.deepcopy(model).eval().cpu().requires_grad_(requires_grad=False)
     except Exception as error:
         raise ConfigError(
             f"the model cannot be copied ({error_words(error)}); it must have parameters and "
-            f"buffers, "
-            "nothing that was computed from them."
+            "buffers, nothing that was computed from them."
         ) from error
-    answers = returned(model, images, "the example images", AS_TAKEN)
+    answers = returned(model, images, "the example images")
     _check_returned(answers)
-    alone = returned(model, images[:1], "a single image", "a model for any number of images")
+    (alone, *_) = returned(model, images[:1], "a single image", "a model for any number of images")
     wanted = [1, answers[0].shape[1]]
-    if list(alone[0].shape) != wanted:
+    if list(alone.shape) != wanted:
         raise ConfigError(
-            f"the model returns {list(alone[0].shape)} for one image, where {wanted} is needed; "
-            "does it squeeze all dimensions of size 1?"
+            f"the model returns {list(alone.shape)} for one image, where {wanted} is needed; does "
+            "it squeeze all dimensions of size 1?"
         )
     with _silence():
-        program = _without_shared_writes(_read(model, example))
-    traced = _Recorder(program, answers[0]).run()
-    check_faithful(model, traced.graph, traced.tensors, images)
-    return traced
+        # A size that no dimension of an activation is likely to have, or torch confuses the two.
+        module = _record(_read(copy.deepcopy(model), torch.cat([images[:1]] * _BATCH)))
+    check_faithful(model, module, images)
+    return Traced(module, answers[0])
 
 
 def _check_returned(answers: Sequence[Tensor]) -> None:
@@ -151,254 +150,187 @@ def _silence() -> Iterator[None]:
 
 
 def _read(model: nn.Module, example: Tensor) -> ExportedProgram:
-    running: list[str] = []
-    hooks = follow(model, running)
-    try:
-        return _export(model, example, strict=False)
-    except Exception as error:  # noqa: BLE001 - any error of the user's code, reported below
-        where = innermost(model, running)
-        for hook in hooks:
-            hook.remove()
-        return _export_strictly(model, example, where, error)
-
-
-def _export(model: nn.Module, example: Tensor, *, strict: bool) -> ExportedProgram:
     (first, *_) = inspect.signature(model.forward).parameters.values()
     shape = {0: Dim("batch")}
     shapes = ((shape,),) if first.kind is first.VAR_POSITIONAL else (shape,)
-    return export(model, (example,), dynamic_shapes=shapes, strict=strict)
-
-
-def _export_strictly(
-    model: nn.Module, example: Tensor, where: str, first: Exception
-) -> ExportedProgram:
-    """Read the model's code instead of running it: slower, but ``len(x)`` is the batch size.
-
-    Raises:
-        ConfigError: If that fails as well.
-    """
     try:
-        return _export(model, example, strict=True)
+        return export(model, (example,), dynamic_shapes=shapes, strict=False)
+    except Exception as error:  # noqa: BLE001 - any error of the user's code, reported below
+        where, told = innermost(model, error), error_words(error)
+    try:  # to read the code instead of running it: slower, but ``len(x)`` is the batch size
+        return export(model, (example,), dynamic_shapes=shapes, strict=True)
     except Exception as error:
         raise ConfigError(
-            f"module {where!r} cannot be traced by torch.export ({error_words(first)}); write it "
-            f"without "
-            "choices that depend on values or on the batch size."
+            f"module {where!r} cannot be traced by torch.export ({told}); write it without choices "
+            "that depend on values or on the batch size."
         ) from error
 
 
-def _without_shared_writes(program: ExportedProgram) -> ExportedProgram:
-    """Return a program without writes into memory that several tensors share.
+class _LostWriteError(Exception):
+    """An operator writes into memory that later operators read by another name."""
 
-    Raises:
-        ConfigError: If torch cannot do without such a write.
-    """
-    write = _shared_write(program)
-    if write is None:
-        return program  # the pass below would replace some operators by more basic ones
-    for node in program.graph.nodes:
-        if name_of(node) == "unbind":  # of which that pass makes one for this batch size alone
-            for part in tuple(node.users):
-                part.target = torch.ops.aten.select.int
-                part.args = (node.args[0], *(node.args[1:] or (0,)), part.args[1])
+    def __init__(self, node: fx.Node) -> None:
+        super().__init__()
+        self.node = node
+
+
+def _record(program: ExportedProgram) -> fx.GraphModule:
+    """Return a program as a graph without in-place writes and with fixed constants."""
     try:
-        return cast("ExportedProgram", program.run_decompositions({}))
+        return _Recorder(program.module(check_guards=False)).record()
+    except _LostWriteError as lost:
+        write = lost.node
+    for node in program.graph.nodes:
+        if name_of(node) == "unbind":  # of which the pass makes one for this batch size alone
+            for part in tuple(node.users):
+                part.target = _ATEN.select.int
+                part.args = (node.args[0], *(node.args[1:] or (0,)), part.args[1])
+    try:  # last, since the pass replaces some operators by more basic ones
+        module = program.run_decompositions({}).module(check_guards=False)
     except Exception as error:
         raise ConfigError(
             f"{_place_of(write)} writes into a view by {name_of(write)}, which torch cannot trace "
             f"({error_words(error).partition('. ')[0]}); compute a new tensor instead, as "
-            f"torch.cat and "
-            "torch.where do."
+            "torch.cat and torch.where do."
         ) from error
+    for node in module.graph.find_nodes(op="call_function", target=_ATEN.copy_.default):
+        module.graph.erase_node(node)  # the new values of buffers and images
+    return _Recorder(module).record()
 
 
-def _shared_write(program: ExportedProgram) -> fx.Node | None:
-    """Return the first operator whose write ``_Recorder`` would lose."""
-    constants = {node for node, spec in _inputs(program) if spec.kind not in _NOT_CONSTANT}
-    place = {node: i for i, node in enumerate(program.graph.nodes)}
-    sharing: dict[int, list[fx.Node]] = {}
-    read: set[int] = set()
-    for node in program.graph.nodes:
-        written = _storages([target.meta.get("val") for target in _written(node)])
-        if node.op == "call_function" and _is_constant(node, constants):
-            constants.add(node)  # computed once, by really writing
-            lost = bool(written & read)
+class _Recorder(fx.Transformer):
+    """Copies an exported program without in-place writes.
+
+    What depends on neither images nor parameters is computed: its environment has the constants
+    themselves, and proxies of everything else.
+    """
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module)
+        self.new_graph.set_codegen(fx.graph.CodeGen())  # takes images, returns logits
+        self.sharing: dict[int, list[fx.Node]] = {}
+        self.read: set[int] = set()
+
+    def record(self) -> fx.GraphModule:
+        """Copy all nodes and describe them."""
+        made = self.transform()
+        made.graph.eliminate_dead_code()
+        made.recompile()
+        for node in made.graph.nodes:
+            if node.op == "get_attr":
+                node.meta = {"val": operator.attrgetter(node.target)(made)}
+            node.meta["flows"] = node.op == "placeholder" or (
+                node.op == "call_function"
+                and batch_factor(node) is None
+                and any(source.meta["flows"] for source in node.all_input_nodes)
+            )
+        return made
+
+    def run_node(self, n: fx.Node) -> Any:  # noqa: ANN401 - proxies and constants
+        """Copy or compute a node."""
+        name = name_of(n)
+        if n.op == "output":
+            (logits,) = (self.env[node] for node in n.all_input_nodes)
+            return self.tracer.create_arg(logits)
+        if n.op == "get_attr":
+            value = self.fetch_attr(str(n.target))
+            if isinstance(value, nn.Module):
+                raise ConfigError(
+                    f"{_place_of(n)} switches gradients or autocast inside forward, which cannot "
+                    "be split into layers; take that out of its forward."
+                )
+            result = super().run_node(n) if isinstance(value, nn.Parameter) else value
+        elif n.op == "placeholder":
+            result = self._described(super().run_node(n), n)
+        elif name.startswith("_assert"):
+            return None
         else:
-            changed = _changed_in_place(node)
-            others = [n for storage in written for n in sharing[storage] if n is not changed]
-            read_later = any(place[user] > place[node] for n in others for user in n.users)
+            result = self._call(n, name)
+        for storage in _storages(n.meta.get("val")):
+            self.sharing.setdefault(storage, []).append(n)
+        return result
+
+    def _call(self, n: fx.Node, name: str) -> Any:  # noqa: ANN401
+        args, kwargs = self.fetch_args_kwargs_from_env(n)
+        kwargs = {key: value for key, value in kwargs.items() if key != "device"}
+        used = args[1:] if name in ("new_zeros", "new_ones", "new_full") else args
+        constant = not tree_any(lambda value: isinstance(value, fx.Proxy), (used, kwargs))
+        changed = _changed_in_place(n)
+        self._check_write(n, changed, constant=constant)
+        first = n.args[0] if n.args else None
+        if name in _IDENTITIES or (isinstance(first, fx.Node) and name_of(first) == _BASIC_NORM):
+            return args[0]
+        if constant:
+            values = fx.node.map_aggregate(
+                args, lambda a: torch.empty(0) if isinstance(a, fx.Proxy) else a
+            )
+            with torch.no_grad():
+                return cast("Any", n.target)(*values, **kwargs)
+        if name in ("copy", "copy_"):
+            value = self._copied(n, args[1])
+        else:
+            target = n.target if changed is None else _functional(n.target)
+            value = self._emit(n, target, args, kwargs)
+        if changed is not None:
+            self.env[changed] = value
+        return value
+
+    def _emit(self, n: fx.Node, target: Any, args: Any, kwargs: Any) -> fx.Proxy:  # noqa: ANN401
+        if target is _ATEN.view.default:  # a channels_last activation has no such view
+            target = _ATEN.reshape.default
+        if name_of(n) == _BASIC_NORM:  # as models write it
+            target, args = _ATEN.batch_norm.default, (*args[:5], False, *args[5:], False)
+        return self._described(self.tracer.create_proxy("call_function", target, args, kwargs), n)
+
+    def _copied(self, n: fx.Node, source: Any) -> Any:  # noqa: ANN401
+        """Return the values that ``copy_`` writes, by operators that have gradients."""
+        target = self.env[cast("fx.Node", n.args[0])]
+        wanted, given = (cast("fx.Node", node).meta["val"] for node in n.args[:2])
+        if given.shape != wanted.shape:
+            source = self._emit(n, _ATEN.expand_as.default, (source, target), {})
+        if given.dtype != wanted.dtype:
+            source = self._emit(n, _ATEN.type_as.default, (source, target), {})
+        return source
+
+    def _described(self, proxy: fx.Proxy, n: fx.Node) -> fx.Proxy:
+        value = n.meta.get("val")
+        if name_of(n) == _BASIC_NORM:
+            value, *_ = cast("Sequence[Tensor]", value)
+        proxy.node.meta = {"val": value, "module": _module_of(n)}
+        return proxy
+
+    def _check_write(self, n: fx.Node, changed: fx.Node | None, *, constant: bool) -> None:
+        """Check that no other node shows what an operator writes.
+
+        Raises:
+            _LostWriteError: If one does.
+        """
+        written = _storages([target.meta.get("val") for target in _written(n)])
+        if constant:  # computed once, by really writing
+            lost = bool(written & self.read)
+        else:
+            others = [o for storage in written for o in self.sharing[storage] if o is not changed]
+            read_later = any(user > n for other in others for user in other.users)
             lost = read_later or (bool(written) and changed is None)
-            read |= _storages([source.meta.get("val") for source in node.all_input_nodes])
+            self.read |= _storages([source.meta.get("val") for source in n.all_input_nodes])
         if lost:
-            return cast("fx.Node", node)
-        for storage in _storages(node.meta.get("val")):
-            sharing.setdefault(storage, []).append(node)
-    return None
+            raise _LostWriteError(n)
 
 
 def _written(node: fx.Node) -> list[fx.Node]:
     """Return the tensors that an operator writes into."""
     schema = getattr(node.target, "_schema", None)
-    parameters = [] if schema is None else schema.arguments
-    values = dict(zip((p.name for p in parameters), node.args, strict=False)) | dict(node.kwargs)
-    names = [p.name for p in parameters if p.alias_info is not None and p.alias_info.is_write]
-    leaves = tree_leaves([values.get(name) for name in names])
-    return [leaf for leaf in leaves if isinstance(leaf, fx.Node)]
+    values = arguments_of(node)
+    written = [
+        values[p.name]
+        for p in ([] if schema is None else schema.arguments)
+        if p.alias_info is not None and p.alias_info.is_write
+    ]
+    return [leaf for leaf in tree_leaves(written) if isinstance(leaf, fx.Node)]
 
 
 def _storages(values: object) -> set[int]:
     return {t.untyped_storage()._cdata for t in tree_leaves(values) if isinstance(t, Tensor)}
-
-
-class _Recorder:
-    """Copies an exported program into a graph without in-place writes and with fixed constants."""
-
-    def __init__(self, program: ExportedProgram, answer: Tensor) -> None:
-        self.program = program
-        self.answer = answer
-        self.graph = fx.Graph()
-        self.tensors: dict[str, Tensor] = {}
-        self.constants: dict[fx.Node, Any] = {}
-        self.new: dict[fx.Node, fx.Node] = {}
-
-    def run(self) -> Traced:
-        """Copy all nodes."""
-        specs = dict(_inputs(self.program))
-        for node in self.program.graph.nodes:
-            if node.op == "placeholder":
-                self._copy_input(node, specs[node])
-            elif node.op == "call_function":
-                self._copy_operator(node)
-            elif node.op == "get_attr":
-                raise ConfigError(
-                    f"{_place_of(node)} switches gradients or autocast inside forward, which "
-                    "cannot be split into layers; take that out of its forward."
-                )
-        (logits,) = (self._get(node) for node in _outputs(self.program))
-        self.graph.output(logits)
-        self.graph.eliminate_dead_code()
-        used = {str(node.target) for node in self.graph.nodes if node.op == "get_attr"}
-        tensors = {name: tensor for name, tensor in self.tensors.items() if name in used}
-        return Traced(self.graph, tensors, self.answer.shape[1], self.answer)
-
-    def _copy_input(self, node: fx.Node, spec: InputSpec) -> None:
-        program = self.program
-        if spec.kind == InputKind.USER_INPUT:
-            self._describe(self._set(node, self.graph.placeholder("hidden")), node, flows=True)
-            return
-        name = str(spec.target)
-        if spec.kind == InputKind.PARAMETER:
-            self.tensors[name] = program.state_dict[name]
-            self._describe(self._set(node, self.graph.get_attr(name)), node, flows=False)
-            return
-        value = program.constants.get(name)
-        value = program.state_dict[name] if value is None else value
-        self.constants[node] = value.detach().clone() if isinstance(value, Tensor) else value
-        self.tensors[name] = self.constants[node]
-
-    def _copy_operator(self, node: fx.Node) -> None:
-        name = name_of(node)
-        if name.startswith("_assert") or name == "_guards_fn":
-            return
-        if name in ("dropout", "dropout_", "feature_dropout", "alpha_dropout"):  # identities here
-            self._alias(node, node.args[0])
-            return
-        if node.target is operator.getitem and name_of(node.all_input_nodes[0]) == _BASIC_NORM:
-            self._alias(node, node.args[0])
-            return
-        if _is_constant(node, self.constants):
-            self.constants[node] = self._compute(node)
-            return
-        changed = _changed_in_place(node)
-        if name.removesuffix("_") == "copy":
-            self.new[node] = self._copy_values(node)
-        else:
-            self._emit(node, node.target if changed is None else _functional(node.target))
-        if changed is not None:
-            self.new[changed] = self.new[node]
-            self.constants.pop(changed, None)
-
-    def _emit(self, node: fx.Node, target: Any) -> None:  # noqa: ANN401 - as fx has it
-        args, kwargs = node.args, dict(node.kwargs)
-        if target is torch.ops.aten.view.default:  # a channels_last activation has no such view
-            target = torch.ops.aten.reshape.default
-        if name_of(node) == _BASIC_NORM:  # as models write it
-            target, args = torch.ops.aten.batch_norm.default, (*args[:5], False, *args[5:], False)
-        kwargs.pop("device", None)
-        self._call(node, target, fx.map_arg(args, self._get), fx.map_arg(kwargs, self._get))
-
-    def _copy_values(self, node: fx.Node) -> fx.Node:
-        """Return the values that ``copy_`` writes, by operators that have gradients."""
-        target, source = (self._get(cast("fx.Node", argument)) for argument in node.args[:2])
-        wanted, given = target.meta["val"], source.meta["val"]
-        if given.shape != wanted.shape:
-            source = self._call(node, torch.ops.aten.expand_as.default, (source, target), {})
-        if given.dtype != wanted.dtype:
-            source = self._call(node, torch.ops.aten.type_as.default, (source, target), {})
-        return source
-
-    def _call(self, node: fx.Node, target: Any, args: Any, kwargs: Any) -> fx.Node:  # noqa: ANN401
-        copied = self._set(node, self.graph.call_function(target, args, kwargs))
-        flows = batch_factor(node) is None and any(n.meta["flows"] for n in copied.all_input_nodes)
-        self._describe(copied, node, flows=flows)
-        return copied
-
-    def _compute(self, node: fx.Node) -> Any:  # noqa: ANN401 - whatever the operator returns
-        def value(n: fx.Node) -> Any:  # noqa: ANN401
-            return self.constants.get(n, torch.empty(0))
-
-        args = fx.map_arg(node.args, value)
-        kwargs = dict(cast("Any", fx.map_arg(node.kwargs, value)))
-        if "device" in kwargs:
-            kwargs["device"] = torch.device("cpu")
-        with torch.no_grad():
-            return cast("Any", node.target)(*args, **kwargs)
-
-    def _get(self, node: fx.Node) -> fx.Node:
-        if node not in self.new and node in self.constants:
-            name = self._name_of_constant(node)
-            self._describe(self._set(node, self.graph.get_attr(name)), node, flows=False)
-        return self.new[node]
-
-    def _name_of_constant(self, node: fx.Node) -> str:
-        value = self.constants[node]
-        known = (name for name, tensor in self.tensors.items() if tensor is value)
-        name = next(known, f"constant_{len(self.tensors)}")
-        self.tensors[name] = value
-        return name
-
-    def _alias(self, node: fx.Node, source: Any) -> None:  # noqa: ANN401 - an argument of a node
-        if source in self.constants:
-            self.constants[node] = self.constants[source]
-        else:
-            self.new[node] = self.new[source]
-
-    def _set(self, node: fx.Node, copied: fx.Node) -> fx.Node:
-        self.new[node] = copied
-        return copied
-
-    def _describe(self, copied: fx.Node, node: fx.Node, *, flows: bool) -> None:
-        value = node.meta.get("val")
-        if name_of(node) == _BASIC_NORM:
-            value, *_ = cast("Sequence[Tensor]", value)
-        copied.meta = {"val": value, "module": _module_of(node), "flows": flows}
-
-
-def _inputs(program: ExportedProgram) -> list[tuple[fx.Node, InputSpec]]:
-    """Return the program's inputs, parameters and constants with torch's description of each."""
-    specs = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
-    return [(n, specs[n.name]) for n in program.graph.nodes if n.op == "placeholder"]
-
-
-def _is_constant(node: fx.Node, constants: Container[fx.Node]) -> bool:
-    """Return whether an operator's result depends on neither images nor parameters."""
-    inputs = node.all_input_nodes
-    if node.target in (operator.mul, operator.add, operator.floordiv) or any(
-        isinstance(n.meta.get("val"), torch.SymInt) for n in [*inputs, node]
-    ):
-        return False
-    shape_alone = name_of(node) in {f"new_{kind}" for kind in ("zeros", "ones", "full")}
-    return all(n in constants for n in (inputs[1:] if shape_alone else inputs))
 
 
 def _changed_in_place(node: fx.Node) -> fx.Node | None:
@@ -412,8 +344,7 @@ def _changed_in_place(node: fx.Node) -> fx.Node | None:
 def _functional(target: Any) -> Any:  # noqa: ANN401 - operators have no common type
     """Return the out-of-place form of an in-place operator, or ``None``."""
     name, _, overload = str(target).removeprefix("aten.").partition(".")
-    packet = getattr(torch.ops.aten, name.removesuffix("_"), None)
-    return getattr(packet, overload, None)
+    return getattr(getattr(_ATEN, name.removesuffix("_"), None), overload, None)
 
 
 def _place_of(node: fx.Node) -> str:
@@ -422,17 +353,4 @@ def _place_of(node: fx.Node) -> str:
 
 def _module_of(node: fx.Node) -> str:
     stack = node.meta.get("nn_module_stack") or {}
-    path = next(reversed(stack.values()))[0] if stack else ""
-    return str(path)
-
-
-def _outputs(program: ExportedProgram) -> list[fx.Node]:
-    """Return the model's outputs, without its writes into buffers and images."""
-    output = next(node for node in program.graph.nodes if node.op == "output")
-    specs = program.graph_signature.output_specs
-    results = [
-        node
-        for node, spec in zip(output.args[0], specs, strict=True)
-        if spec.kind == OutputKind.USER_OUTPUT
-    ]
-    return [node for node in results if isinstance(node, fx.Node)]
+    return str(next(reversed(stack.values()))[0]) if stack else ""
