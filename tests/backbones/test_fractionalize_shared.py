@@ -177,10 +177,10 @@ def test_contradicting_shared_weights_are_refused(tmp_path):
     kept = {n: t.clone() for n, t in recurrent().state_dict().items() if n[0] not in "12"}
     del kept["3.conv.0.weight"]
     save_tensors(path, kept)
-    with pytest.raises(CheckpointError, match=r"lacks 1\.conv\.0\.weight"):
+    with pytest.raises(CheckpointError, match=r'Missing key.*"1\.conv\.0\.weight"'):
         load_weights(recurrent(), path)
     names_kept(recurrent(), path)
-    with pytest.raises(CheckpointError, match="lacks"):
+    with pytest.raises(CheckpointError, match="Missing key"):
         load_weights(three, path)
     save_tensors(path, three.state_dict())
     with pytest.raises(CheckpointError, match=r"1\.conv\.0\.weight and 2\.conv\.0\.weight differ"):

@@ -31,7 +31,10 @@ def test_every_command_can_trust_code(command, capsys):
         (["--backbone", "nonets:make"], "nonets:make cannot be imported"),
         (["--backbone", "ownnets:nothing"], "no attribute 'nothing'"),
         (["--backbone", "ownnets:number"], "returns a int"),
-        (["--backbone", "ownnets:make", "--weights", "none.pt"], "none.pt does not exist"),
+        (
+            ["--backbone", "ownnets:make", "--weights", "none.pt"],
+            "none.pt cannot be read: No such file",
+        ),
         (["--backbone", "ownnets:make", "--weights", "ownnets.py"], "cannot be read as weights"),
         (["--backbone", "ownnets:backbone", "--weights", "none.pt"], "returns a backbone"),
         (["--weights", "none.pt"], "weights go with a constructor"),
@@ -46,38 +49,23 @@ def test_bad_constructors_and_weights_are_refused(flags, sentence, capsys):
 
 
 @pytest.mark.parametrize(
-    ("changes", "reason"),
+    ("changes", "reasons"),
     [
-        (
-            {},
-            (
-                "it lacks 0.weight, 0.bias, 1.conv.weight and 15 more; it has, but the model has "
-                "not, net.0.weight, net.0.bias, "
-                "net.1.conv.weight and 15 more"
-            ),
-        ),
-        ({"prefix": "", "drop": ("5.bias",)}, "it lacks 5.bias"),
-        (
-            {"prefix": "", "classes": 7},
-            "; ".join(
-                f"size mismatch for {name}: copying a param with shape torch.Size({theirs}) from "
-                "checkpoint, the shape in current model "
-                f"is torch.Size({ours})"
-                for name, theirs, ours in (("5.weight", [7, 4], [10, 4]), ("5.bias", [7], [10]))
-            ),
-        ),
+        ({}, ["Missing key(s)", '"0.weight", "0.bias", "1.conv.weight"', '"net.0.weight"']),
+        ({"prefix": "", "drop": ("5.bias",)}, ['Missing key(s) in state_dict: "5.bias".']),
+        ({"prefix": "", "classes": 7}, ["size mismatch for 5.weight", "for 5.bias"]),
     ],
 )
-def test_misfit_weights_are_named_in_full(changes, reason, refusal):
+def test_misfit_weights_are_named(changes, reasons, refusal):
     prefix, drop = changes.get("prefix", "net."), changes.get("drop", ())
     write("othernets", classes=changes.get("classes", 10))
     trust_constructor("othernets:make")
     state = call_constructor("othernets:make").state_dict()
     torch.save({prefix + name: v for name, v in state.items() if name not in drop}, "net.pt")
     write("ownnets")
-    flags = ["--backbone", "ownnets:make", "--weights", "net.pt"]
-    sentence = f"error: the weights in net.pt do not fit the model: {reason}."
-    assert refusal(train_agent.main, flags) == sentence
+    sentence = refusal(train_agent.main, ["--backbone", "ownnets:make", "--weights", "net.pt"])
+    assert sentence.startswith("error: the weights in net.pt do not fit the model: ")
+    assert all(reason in sentence for reason in reasons)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Conversion of a user's model: by ``fractionalize``, by its constructor, and from storage."""
 
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +27,7 @@ from dfs_rl.utils.trusted_import import call_constructor, trust_constructor
 
 _IMAGE_RANK = 4
 _EXAMPLES = 64
-_MOST_SHOWN = 3
+_MOST_SHOWN, _LONGEST = 3, 150  # of torch's reasons, and characters of each
 _ROUNDING = 1e-3
 """Rounding error of a sum of probabilities."""
 
@@ -101,7 +102,14 @@ def fractionalize(
         full = Fractionalized(traced, config, statistics).eval()
     pixels = example * backbone.image_std + backbone.image_mean
     backbone.measure(pixels)
-    _check_same(traced.answer, full, pixels, type(model).__name__)
+    with torch.no_grad():
+        ours = full.run(pixels, FULL)
+    if not is_close(ours, traced.answer):
+        raise ConfigError(
+            f"{type(model).__name__} cannot be cut into gated layers faithfully: their logits "
+            f"differ from its own by {gap(ours, traced.answer)}; name other modules with "
+            "layers=[...]."
+        )
     return backbone
 
 
@@ -121,9 +129,9 @@ def construct(
         name: ``module:function``, see ``trust_constructor``.
         example_input: Images normalised by ``statistics``, float ``[batch, c, h, w]``.
         statistics: Statistics of the images.
-        bits: Bit options, for a model.
-        stem_bits: Precision of everything that is never gated, for a model.
-        per_channel: See ``fractionalize``, for a model.
+        bits: Bit options, for a model, as the following settings, see ``fractionalize``.
+        stem_bits: Precision of everything that is never gated.
+        per_channel: One weight scale per output channel instead of one per layer.
         weights: A safetensors file or state dict for the model.
 
     Raises:
@@ -188,20 +196,20 @@ def load_weights(model: nn.Module, path: Path) -> None:
     Raises:
         CheckpointError: If the file cannot be read or does not fit.
     """
-    if path.suffix == ".safetensors":
-        state: object = load_tensors(path, ours=False)
-    elif not path.is_file():
-        raise CheckpointError(f"{path} does not exist or is not a file.")
-    else:
-        try:
+    try:
+        if path.suffix == ".safetensors":
+            state: object = load_tensors(path, ours=False)
+        else:
             state = torch.load(path, map_location="cpu", weights_only=True)
-        except OSError as error:
-            raise CheckpointError(f"{path} cannot be read: {error.strerror or error}.") from error
-        except Exception as error:
-            raise CheckpointError(
-                f"{path} cannot be read as weights alone ({type(error).__name__}); save "
-                "model.state_dict()."
-            ) from error
+    except CheckpointError:
+        raise
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}.") from error
+    except Exception as error:
+        raise CheckpointError(
+            f"{path} cannot be read as weights alone ({type(error).__name__}); save "
+            "model.state_dict()."
+        ) from error
     if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
         state = state["state_dict"]
     try:
@@ -209,8 +217,10 @@ def load_weights(model: nn.Module, path: Path) -> None:
             state = _with_shared(model, state, path)
         model.load_state_dict(cast("Mapping[str, Tensor]", state))
     except (RuntimeError, TypeError, AttributeError) as error:
+        lines = str(error).splitlines()[1:] or [str(error)]
+        reasons = [textwrap.shorten(line, _LONGEST, placeholder=" ...") for line in lines]
         raise CheckpointError(
-            f"the weights in {path} do not fit the model: {_misfit(model, state, error)}."
+            f"the weights in {path} do not fit the model: {' '.join(reasons[:_MOST_SHOWN])}"
         ) from error
     check_finite(model, path)
 
@@ -232,25 +242,6 @@ def _with_shared(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> M
                 )
         whole |= {name: state[given[0]] for name in names if given}
     return whole
-
-
-def _misfit(model: nn.Module, state: object, error: Exception) -> str:
-    """Return why weights do not fit: names on one side only, or else torch's own reason."""
-    needed, given = model.state_dict().keys(), state.keys() if isinstance(state, Mapping) else None
-    if given is not None and given != needed:
-        sides = (
-            ("it lacks", [name for name in needed if name not in given]),
-            ("it has, but the model has not,", [str(name) for name in given if name not in needed]),
-        )
-        return "; ".join(f"{side} {_first(names, ', ')}" for side, names in sides if names)
-    heading, *lines = (" ".join(line.split()).rstrip(".") for line in str(error).splitlines())
-    return _first(lines or [heading], "; ")
-
-
-def _first(parts: Sequence[str], separator: str) -> str:
-    more = len(parts) - _MOST_SHOWN
-    shown = separator.join(parts[:_MOST_SHOWN])
-    return f"{shown} and {more} more" if more > 0 else shown
 
 
 def _made_by(name: str) -> nn.Module:
@@ -319,15 +310,4 @@ def _check_logits(traced: Traced, name: str) -> None:
         raise ConfigError(
             f"{name} returns probabilities, but gates learn from logits; leave out the softmax or "
             "sigmoid that it ends in, or return their logarithm."
-        )
-
-
-@torch.no_grad()
-def _check_same(expected: Tensor, backbone: Fractionalized, pixels: Tensor, name: str) -> None:
-    """Check that a backbone computes the same as the model in full precision."""
-    ours = backbone.run(pixels, FULL)
-    if not is_close(ours, expected):
-        raise ConfigError(
-            f"{name} cannot be cut into gated layers faithfully: their logits differ from its own "
-            f"by {gap(ours, expected)}; name other modules with layers=[...]."
         )
