@@ -32,9 +32,6 @@ class AdaptiveConfig(NetworkConfig):
             blocks; after a skip the later blocks can still run, on an activation that was
             normalised for a skipped path, which only training with bit mixes prepares for.
         bits: Bit options of every gated layer; 0, which skips the layer, must be among them.
-
-    Raises:
-        ConfigError: If a value is outside its range.
     """
 
     blocks: tuple[int, ...]
@@ -126,45 +123,50 @@ class AdaptiveNetwork(Network):
         return [layer.path if isinstance(layer, AdaptiveLayer) else layer for layer in self.blocks]
 
 
-def make_stage(
-    make_block: Callable[[int, Sequence[int], int], nn.Module],
-    n_blocks: int,
-    config: AdaptiveConfig,
-) -> list[nn.Module]:
-    """Make the gated layers of a stage: one, or one per block of its path.
+def make_stages(
+    make_block: Callable[[int, int, Sequence[int], int], nn.Module], config: AdaptiveConfig
+) -> nn.ModuleList:
+    """Make the gated layers of all stages: one each, or one per block of its path.
 
     Args:
-        make_block: Makes a block from its place in the stage, its bits and its sets of norms.
-        n_blocks: Number of blocks, at least 2.
+        make_block: Makes a block from its stage, its place there, its bits and its sets of norms.
         config: The network's configuration.
     """
-    n_mandatory = mandatory_count(n_blocks)
-    mandatory = [make_block(n, (config.stem_bits,), NORM_SETS) for n in range(n_mandatory)]
-    path = [make_block(n, config.run_bits, 1) for n in range(n_mandatory, n_blocks)]
-    together = len(path) if config.granularity == "path" else 1
-    first = AdaptiveLayer(mandatory, path[:together], mandatory_bits=config.stem_bits)
-    return [first, *path[together:]]
+    layers = nn.ModuleList()
+    for stage, n_blocks in enumerate(config.blocks):
+        n_mandatory = mandatory_count(n_blocks)
+        always = (config.stem_bits,)
+        mandatory = [make_block(stage, n, always, NORM_SETS) for n in range(n_mandatory)]
+        path = [make_block(stage, n, config.run_bits, 1) for n in range(n_mandatory, n_blocks)]
+        together = len(path) if config.granularity == "path" else 1
+        first = AdaptiveLayer(mandatory, path[:together], mandatory_bits=config.stem_bits)
+        layers.extend([first, *path[together:]])
+    return layers
 
 
-def make_conv_stage(
+def make_conv_stages(
     block: Callable[..., nn.Module],
-    in_channels: int,
-    out_channels: int,
-    n_blocks: int,
+    channels: Sequence[int],
+    strides: Sequence[int],
     config: AdaptiveConfig,
-    *,
-    stride: int,
-) -> list[nn.Module]:
-    """Make the gated layers of a stage of ``block``, see ``ResidualBlock``; the first strides."""
+) -> nn.ModuleList:
+    """Make the gated layers of all stages of ``block``, see ``ResidualBlock``.
 
-    def make_block(n: int, bits: Sequence[int], norm_sets: int) -> nn.Module:
+    Args:
+        block: Makes a block.
+        channels: Those before the first stage, then those of each stage.
+        strides: Stride of each stage's first block.
+        config: The network's configuration.
+    """
+
+    def make_block(stage: int, n: int, bits: Sequence[int], norm_sets: int) -> nn.Module:
         return block(
-            in_channels if n == 0 else out_channels,
-            out_channels,
+            channels[stage if n == 0 else stage + 1],
+            channels[stage + 1],
             bits,
-            stride=stride if n == 0 else 1,
+            stride=strides[stage] if n == 0 else 1,
             per_channel=config.per_channel,
             norm_sets=norm_sets,
         )
 
-    return make_stage(make_block, n_blocks, config)
+    return make_stages(make_block, config)

@@ -6,7 +6,7 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from dfs_rl.backbones.adaptive import AdaptiveConfig, AdaptiveNetwork, Stem, make_conv_stage
+from dfs_rl.backbones.adaptive import AdaptiveConfig, AdaptiveNetwork, Stem, make_conv_stages
 from dfs_rl.backbones.network import stem_convolution
 from dfs_rl.backbones.registry import register_backbone
 from dfs_rl.costs import SKIP
@@ -33,9 +33,6 @@ class AdaptiveMobileNetConfig(AdaptiveConfig):
         blocks: Blocks of each of the five stages that have several, at least 2.
         stem: ``"imagenet"`` halves images five times, ``"cifar"`` three times.
         width: Channels of the first convolution, 32 in the paper; all others are in proportion.
-
-    Raises:
-        ConfigError: If a value is outside its range.
     """
 
     blocks: tuple[int, ...] = (2, 3, 4, 3, 3)
@@ -68,17 +65,11 @@ def relu6(x: Tensor) -> Tensor:
 class InvertedResidual(nn.Module):
     """Widening, depthwise and narrowing convolution, a shortcut where the shape stays (figure 4).
 
-    0 bit leaves the shortcut alone. The output can be negative.
+    0 bit leaves the shortcut alone. The output can be negative. Arguments as for ``ResidualBlock``.
 
     Args:
-        in_channels: Input channels.
-        out_channels: Output channels.
-        bits: The non-zero bit widths of the block.
         expansion: Ratio of inner to input channels; 1 leaves the first convolution out.
-        stride: 1, or 2 to halve height and width.
         signed_input: Whether the input can be negative.
-        per_channel: One weight scale per output channel instead of one per layer.
-        norm_sets: Number of sets of norms, see ``NormPerBits``.
     """
 
     def __init__(
@@ -94,18 +85,18 @@ class InvertedResidual(nn.Module):
         norm_sets: int = 1,
     ) -> None:
         super().__init__()
-        inside, widens = in_channels * expansion, expansion > 1
+        inside = in_channels * expansion
         make = partial(FractionalConvNorm, bits=bits, per_channel=per_channel, norm_sets=norm_sets)
-        first = (
-            make(in_channels, inside, kernel_size=1, signed_input=signed_input) if widens else None
+        self.convolutions = nn.ModuleList()
+        if expansion > 1:
+            self.convolutions.append(
+                make(in_channels, inside, kernel_size=1, signed_input=signed_input)
+            )
+            signed_input = False
+        self.convolutions.append(
+            make(inside, inside, stride=stride, groups=inside, signed_input=signed_input)
         )
-        depthwise = make(
-            inside, inside, stride=stride, groups=inside, signed_input=signed_input and not widens
-        )
-        last = make(inside, out_channels, kernel_size=1)
-        self.convolutions = nn.ModuleList(
-            [depthwise, last] if first is None else [first, depthwise, last]
-        )
+        self.convolutions.append(make(inside, out_channels, kernel_size=1))
         self.has_shortcut = stride == 1 and in_channels == out_channels
 
     def forward(self, hidden: Tensor, bits: int, norm_set: int = 0) -> Tensor:
@@ -131,25 +122,22 @@ class AdaptiveMobileNet(AdaptiveNetwork):
         super().__init__(config, statistics)
         always, per_channel = (config.stem_bits,), config.per_channel
         stem_stride, *strides = _STRIDES[config.stem]
+        channels = [config.channels(full) for full in (_BEFORE, *_STAGES, _AFTER, _LAST)]
         self.stem_conv = stem_convolution(config, stride=stem_stride)
-        channels = config.channels(_BEFORE)
         self.before = InvertedResidual(
-            config.width, channels, always, expansion=1, signed_input=False, per_channel=per_channel
+            config.width,
+            channels[0],
+            always,
+            expansion=1,
+            signed_input=False,
+            per_channel=per_channel,
         )
-        layers: list[nn.Module] = []
-        for full, n_blocks, stride in zip(_STAGES, config.blocks, strides, strict=True):
-            inputs, channels = channels, config.channels(full)
-            layers += make_conv_stage(
-                InvertedResidual, inputs, channels, n_blocks, config, stride=stride
-            )
-        self.blocks = nn.ModuleList(layers)
-        inputs, channels = channels, config.channels(_AFTER)
-        self.after = InvertedResidual(inputs, channels, always, per_channel=per_channel)
-        inputs, channels = channels, config.channels(_LAST)
+        self.blocks = make_conv_stages(InvertedResidual, channels[:-2], strides, config)
+        self.after = InvertedResidual(*channels[-3:-1], always, per_channel=per_channel)
         self.last_conv = FractionalConvNorm(
-            inputs, channels, always, kernel_size=1, signed_input=True, per_channel=per_channel
+            *channels[-2:], always, kernel_size=1, signed_input=True, per_channel=per_channel
         )
-        self.classifier = FractionalLinear(channels, config.n_classes, bits=config.stem_bits)
+        self.classifier = FractionalLinear(channels[-1], config.n_classes, bits=config.stem_bits)
         self.finish_making(signed=True)
 
     def stem(self, images: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from dfs_rl.backbones.adaptive import (
     AdaptiveConfig,
     AdaptiveNetwork,
     Stem,
-    make_conv_stage,
+    make_conv_stages,
 )
 from dfs_rl.backbones.network import Network, NetworkConfig, stem_convolution
 from dfs_rl.backbones.registry import register_backbone
@@ -42,9 +42,6 @@ class ResNetConfig(NetworkConfig):
         width: Channels of the first stage; the next two have twice and four times as many.
         first_block: ``"gated"`` like the others, or ``"always"``: it runs as part of the stem, as
             in SkipNet and DFS.
-
-    Raises:
-        ConfigError: If a value is outside its range.
     """
 
     depth: int = 20
@@ -72,9 +69,6 @@ class AdaptiveResNetConfig(AdaptiveConfig):
         stem: ``"cifar"``, a 3 x 3 convolution, or ``"imagenet"``, a 7 x 7 one with stride 2 and max
             pooling.
         width: Channels of the first stage's 3 x 3 convolutions; each stage doubles them.
-
-    Raises:
-        ConfigError: If a value is outside its range.
     """
 
     blocks: tuple[int, ...] = (3, 3, 3)
@@ -106,20 +100,18 @@ class AdaptiveResNetConfig(AdaptiveConfig):
         return (3 if self.block == "bottleneck" else 2) * sum(self.blocks) + 2
 
 
-def shortcut_of(hidden: Tensor, *, stride: int, extra_channels: int) -> Tensor:
-    """Subsample and pad with zero channels (option A): no weights and no MACs."""
-    if stride == 1 and extra_channels == 0:
-        return hidden
-    return functional.pad(hidden[:, :, ::stride, ::stride], (0, 0, 0, 0, 0, extra_channels))
-
-
 class ResidualBlock(nn.Module):
     """Two convolutions and a parameter-free shortcut; 0 bit leaves the shortcut alone.
 
+    A bottleneck has three, and a projection where the shape changes (figure 5). Its 3 x 3
+    convolution has the stride, as in torchvision. The projection has one set of norms.
+
     Args:
         in_channels: Input channels.
-        out_channels: Output channels, at least ``in_channels``.
+        out_channels: Output channels, at least ``in_channels``; of a bottleneck a multiple of
+            ``EXPANSION``.
         bits: The non-zero bit widths of the block.
+        bottleneck: Whether it is a bottleneck.
         stride: 1, or 2 to halve height and width.
         per_channel: One weight scale per output channel instead of one per layer.
         norm_sets: Number of sets of norms, see ``NormPerBits``.
@@ -131,6 +123,7 @@ class ResidualBlock(nn.Module):
         out_channels: int,
         bits: Sequence[int],
         *,
+        bottleneck: bool = False,
         stride: int = 1,
         per_channel: bool = False,
         norm_sets: int = 1,
@@ -138,54 +131,32 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.stride = stride
         self.extra_channels = out_channels - in_channels
-        make = partial(FractionalConvNorm, bits=bits, per_channel=per_channel, norm_sets=norm_sets)
-        self.conv1 = make(in_channels, out_channels, stride=stride)
-        self.conv2 = make(out_channels, out_channels)
-
-    def forward(self, hidden: Tensor, bits: int, norm_set: int = 0) -> Tensor:
-        """Map ``[batch, in, h, w]`` to ``[batch, out, h / stride, w / stride]`` at ``bits``."""
-        shortcut = shortcut_of(hidden, stride=self.stride, extra_channels=self.extra_channels)
-        if bits == SKIP:
-            return shortcut
-        branch = convolve_in_turn((self.conv1, self.conv2), hidden, bits, norm_set)
-        return branch.add_(shortcut).relu_()
-
-
-class BottleneckBlock(nn.Module):
-    """Three convolutions and a shortcut, a projection where the shape changes (figure 5).
-
-    0 bit leaves the shortcut alone. The 3 x 3 convolution has the stride, as in torchvision. The
-    projection has one set of norms. Arguments as for ``ResidualBlock``; ``out_channels`` is a
-    multiple of ``EXPANSION``.
-    """
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        bits: Sequence[int],
-        *,
-        stride: int = 1,
-        per_channel: bool = False,
-        norm_sets: int = 1,
-    ) -> None:
-        super().__init__()
+        self.conv3: FractionalConvNorm | None = None
+        self.projection: FractionalConvNorm | None = None
         middle = out_channels // EXPANSION
         make = partial(FractionalConvNorm, bits=bits, per_channel=per_channel)
-        self.conv1 = make(in_channels, middle, kernel_size=1, norm_sets=norm_sets)
-        self.conv2 = make(middle, middle, stride=stride, norm_sets=norm_sets)
-        self.conv3 = make(middle, out_channels, kernel_size=1, norm_sets=norm_sets)
-        self.projection: FractionalConvNorm | None = None
-        if stride > 1 or in_channels != out_channels:
-            self.projection = make(in_channels, out_channels, kernel_size=1, stride=stride)
+        if bottleneck:
+            self.conv1 = make(in_channels, middle, kernel_size=1, norm_sets=norm_sets)
+            self.conv2 = make(middle, middle, stride=stride, norm_sets=norm_sets)
+            self.conv3 = make(middle, out_channels, kernel_size=1, norm_sets=norm_sets)
+            if stride > 1 or self.extra_channels:
+                self.projection = make(in_channels, out_channels, kernel_size=1, stride=stride)
+        else:
+            self.conv1 = make(in_channels, out_channels, stride=stride, norm_sets=norm_sets)
+            self.conv2 = make(out_channels, out_channels, norm_sets=norm_sets)
 
     def forward(self, hidden: Tensor, bits: int, norm_set: int = 0) -> Tensor:
         """Map ``[batch, in, h, w]`` to ``[batch, out, h / stride, w / stride]`` at ``bits``."""
-        shortcut = hidden if self.projection is None else self.projection(hidden, bits)
+        shortcut = hidden
+        if self.projection is not None:
+            shortcut = self.projection(hidden, bits)
+        elif self.stride > 1 or self.extra_channels:  # option A: no weights and no MACs
+            subsampled = hidden[:, :, :: self.stride, :: self.stride]
+            shortcut = functional.pad(subsampled, (0, 0, 0, 0, 0, self.extra_channels))
         if bits == SKIP:
             return shortcut
-        branch = convolve_in_turn((self.conv1, self.conv2, self.conv3), hidden, bits, norm_set)
-        return branch.add_(shortcut).relu_()
+        convolutions = [self.conv1, self.conv2, *([] if self.conv3 is None else [self.conv3])]
+        return convolve_in_turn(convolutions, hidden, bits, norm_set).add_(shortcut).relu_()
 
 
 class ResNet(Network):
@@ -235,21 +206,13 @@ class AdaptiveResNet(AdaptiveNetwork):
         self.pools = config.stem == "imagenet"
         shape = {"kernel_size": 7, "stride": 2} if self.pools else {}
         self.stem_conv = stem_convolution(config, **shape)
-        basic = config.block == "basic"
-        channels = config.width
-        layers: list[nn.Module] = []
-        for stage, n_blocks in enumerate(config.blocks):
-            inputs, channels = channels, config.width * 2**stage * (1 if basic else EXPANSION)
-            layers += make_conv_stage(
-                ResidualBlock if basic else BottleneckBlock,
-                inputs,
-                channels,
-                n_blocks,
-                config,
-                stride=2 if stage else 1,
-            )
-        self.blocks = nn.ModuleList(layers)
-        self.classifier = FractionalLinear(channels, config.n_classes, bits=config.stem_bits)
+        bottleneck = config.block == "bottleneck"
+        first = config.width * (EXPANSION if bottleneck else 1)
+        channels = [config.width, *(first << stage for stage in range(len(config.blocks)))]
+        block = partial(ResidualBlock, bottleneck=bottleneck)
+        strides = [2 if stage else 1 for stage in range(len(config.blocks))]
+        self.blocks = make_conv_stages(block, channels, strides, config)
+        self.classifier = FractionalLinear(channels[-1], config.n_classes, bits=config.stem_bits)
         self.finish_making()
 
     def stem(self, images: Tensor) -> Tensor:

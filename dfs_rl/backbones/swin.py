@@ -1,14 +1,13 @@
 """Swin transformers (Liu et al., ICCV 2021) of adaptive depth, at any bit option."""
 
 from collections.abc import Sequence
-from functools import partial
 from math import gcd, isqrt
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from dfs_rl.backbones.adaptive import AdaptiveConfig, AdaptiveNetwork, make_stage
+from dfs_rl.backbones.adaptive import AdaptiveConfig, AdaptiveNetwork, make_stages
 from dfs_rl.backbones.registry import register_backbone
 from dfs_rl.backbones.transformer import (
     Branch,
@@ -43,9 +42,6 @@ class AdaptiveSwinConfig(TokenConfig, AdaptiveConfig):
         patch: Height and width of a token in pixels; by default about 4, and fewer where images
             would have fewer than 16 tokens in a column.
         blocks: Blocks of each stage, at least 2: (2, 2, 6, 2) in Swin-T, (2, 2, 18, 2) in Swin-S.
-
-    Raises:
-        ConfigError: If a value is outside its range.
     """
 
     width: PositiveInt = 96
@@ -216,10 +212,7 @@ class AdaptiveSwin(TokenBackbone, AdaptiveNetwork):
     def __init__(self, config: AdaptiveSwinConfig, statistics: ChannelStatistics) -> None:
         super().__init__(config, statistics)
         self.first_norm = LayerNormPerBits(config.width, (config.stem_bits,))
-        layers: list[nn.Module] = []
-        for stage, n_blocks in enumerate(config.blocks):
-            layers += make_stage(partial(self._make_block, stage), n_blocks, config)
-        self.blocks = nn.ModuleList(layers)
+        self.blocks = make_stages(self._make_block, config)
         self.finish_making(signed=True)
 
     def _make_block(

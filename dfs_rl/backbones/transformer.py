@@ -37,9 +37,6 @@ class TokenConfig(NetworkConfig):
         heads: Heads of the attention, a divisor of the width: 3 in ViT-Tiny, 6 in ViT-Small.
         patch: Height and width of a token in pixels; by default about an eighth of the height.
         image_size: Height and width of the images in pixels, multiples of the patch.
-
-    Raises:
-        ConfigError: If a value is outside its range.
     """
 
     width: PositiveInt = 192

@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dfs_rl.backbones.adaptive import AdaptiveConfig, AdaptiveNetwork, make_stage
+from dfs_rl.backbones.adaptive import AdaptiveConfig, AdaptiveNetwork, make_stages
 from dfs_rl.backbones.registry import register_backbone
 from dfs_rl.backbones.transformer import (
     Branch,
@@ -35,9 +35,6 @@ class VisionTransformerConfig(TokenConfig):
     Attributes:
         depth: Number of blocks, 12 in the paper's small ones.
         gate_branches: Whether attention and MLP of a block are gated layers of their own.
-
-    Raises:
-        ConfigError: If a value is outside its range.
     """
 
     depth: Annotated[int, Field(ge=1, le=MAX_DEPTH)] = 12
@@ -49,9 +46,6 @@ class AdaptiveVisionTransformerConfig(TokenConfig, AdaptiveConfig):
     """Shape and precision of a vision transformer of adaptive depth.
 
     See ``TokenConfig`` and ``AdaptiveConfig`` for the settings.
-
-    Raises:
-        ConfigError: If a value is outside its range.
     """
 
     blocks: tuple[int, ...] = (STAGE,) * 4
@@ -118,13 +112,10 @@ class AdaptiveVisionTransformer(_PositionedTokens, AdaptiveNetwork):
     ) -> None:
         super().__init__(config, statistics)
 
-        def make_block(_: int, bits: Sequence[int], norm_sets: int) -> TransformerBlock:
+        def make_block(_: int, __: int, bits: Sequence[int], norm_sets: int) -> nn.Module:
             return TransformerBlock(make_branches(config, bits, norm_sets=norm_sets))
 
-        layers: list[nn.Module] = []
-        for n_blocks in config.blocks:
-            layers += make_stage(make_block, n_blocks, config)
-        self.blocks = nn.ModuleList(layers)
+        self.blocks = make_stages(make_block, config)
         self.finish_making(signed=True)
 
 
