@@ -58,11 +58,7 @@ class AdaptiveConfig(NetworkConfig):
 
 
 def check_skippable(bits: Sequence[int]) -> None:
-    """Check that 0 bit is an option.
-
-    Raises:
-        ConfigError: If it is not.
-    """
+    """Raise ``ConfigError`` unless 0 bit is an option."""
     if SKIP not in bits:
         raise ConfigError(
             f"bits is {list(bits)}, but a network of adaptive depth skips paths; add 0."

@@ -48,20 +48,15 @@ class Backbone(nn.Module, ABC):
     ``__init__``, and calls ``finish_making`` last.
 
     Args:
-        config: Shape and precision, a frozen dataclass that is stored with the weights.
+        config: Shape and precision, a frozen dataclass that is stored with the weights; its
+            ``bits``, ``n_classes`` and ``stem_bits`` are those of ``NetworkConfig``.
         statistics: Mean and deviation of the training images' channels, in [0, 1] units.
-        bits: Bit options of every gated layer.
         image_shape: Channels, height and width of the images.
-        n_classes: Number of classes.
-        stem_bits: Precision of the parts that are never gated.
 
     Attributes:
         family: Name of the class in storage.
         optimizer: Default optimizer of networks of this class.
         feature_weight: Default weight of the distance of activations, see ``SupernetConfig``.
-        options: Bit options.
-        costs: Costs of every option.
-        blocks: The gated layers.
         probes: One linear classifier of the activation before each gated layer.
         probe_grid: Rows and columns into which a probe cuts an activation, see ``pool_grid``.
         feature_sizes: Sizes of ``feature`` before each gated layer.
@@ -96,11 +91,7 @@ class Backbone(nn.Module, ABC):
         self,
         config: Any,  # noqa: ANN401 - each family has its own
         statistics: ChannelStatistics,
-        *,
-        bits: Sequence[int],
         image_shape: tuple[int, int, int],
-        n_classes: int,
-        stem_bits: int,
     ) -> None:
         super().__init__()
         if len(statistics.mean) != image_shape[0]:
@@ -110,10 +101,10 @@ class Backbone(nn.Module, ABC):
             )
         self.config = config
         self.statistics = statistics
-        self.options = BitOptions(tuple(bits))
+        self.options = BitOptions(config.bits)
         self.image_shape = image_shape
-        self.n_classes = n_classes
-        self.stem_bits = stem_bits
+        self.n_classes: int = config.n_classes
+        self.stem_bits: int = config.stem_bits
         self.register_buffer("image_mean", torch.tensor(statistics.mean).reshape(1, -1, 1, 1))
         self.register_buffer("image_std", torch.tensor(statistics.std).reshape(1, -1, 1, 1))
         self.register_buffer("image_scale", None)  # the inference form has these two instead
@@ -271,26 +262,17 @@ class Backbone(nn.Module, ABC):
         """
         check_exits(after, len(self.blocks))
         sizes = {layer: self._exit_sizes[layer] for layer in after}
-        inputs = [sizes.get(layer, size) for layer, size in enumerate(self.probe_sizes)]
-        self._count_features(inputs)
-        self.costs = replace(
-            self.costs,
-            exits=tuple(
-                ExitCost(after=layer, macs=size * self.n_classes, bits=self.stem_bits)
-                for layer, size in sizes.items()
-            ),
+        exits = tuple(
+            ExitCost(after=layer, macs=size * self.n_classes, bits=self.stem_bits)
+            for layer, size in sizes.items()
         )
+        self.costs = replace(self.costs, exits=exits)
+        self._count_features()
         self.exit_heads = None
         if sizes:
             # Measured, not trained, like the probes.
             heads = [self._classifier(size) for size in sizes.values()]
             self.exit_heads = ExitHeads(after, heads).requires_grad_(requires_grad=False)
-
-    def _count_features(self, sizes: Sequence[int]) -> None:
-        """Count the MACs of a gate's features, from the inputs of each layer's classifier."""
-        each = self.n_classes * self.costs.cost(1.0, self.stem_bits)
-        self.layer_feature_macs = tuple(size * each for size in sizes)
-        self.feature_macs = sum(sizes) * each
 
     def set_cost_model(self, name: str) -> None:
         """Count all costs by another cost model.
@@ -299,22 +281,28 @@ class Backbone(nn.Module, ABC):
             ConfigError: If no cost model has the name.
         """
         self.costs = replace(self.costs, cost_model=name)
-        exits = {exit_.after: self._exit_sizes[exit_.after] for exit_ in self.costs.exits}
-        self._count_features(
-            [exits.get(layer, size) for layer, size in enumerate(self.probe_sizes)]
-        )
+        self._count_features()
+
+    def _count_features(self) -> None:
+        """Count the MACs of a gate's features: the classifier of each layer, or of its exit."""
+        each = self.n_classes * self.costs.cost(1.0, self.stem_bits)
+        sizes = [
+            self._exit_sizes[layer] if layer in self.costs.exits_after else size
+            for layer, size in enumerate(self.probe_sizes)
+        ]
+        self.layer_feature_macs = tuple(size * each for size in sizes)
+        self.feature_macs = sum(sizes) * each
 
     def _classifier(self, size: int) -> FractionalLinear:
         """Return an untrained classifier of ``size`` numbers of an activation."""
-        return FractionalLinear(
-            size, self.n_classes, bits=self.stem_bits, signed_input=self._signed
-        )
+        signed = self._signed
+        return FractionalLinear(size, self.n_classes, bits=self.stem_bits, signed_input=signed)
 
     def _make_probes(self, seen: Sequence[Tensor]) -> None:
         """Choose the finest grid of probes that is cheap enough, and add a probe per layer."""
         for self.probe_grid in GRIDS:
             self.probe_sizes = tuple(prod(self.parts(hidden).shape[1:]) for hidden in seen)
-            self._count_features(self.probe_sizes)
+            self._count_features()
             if self.feature_macs <= PROBE_SHARE * self.costs.total_macs:
                 break
         # Measured, not trained: gradients never reach them.

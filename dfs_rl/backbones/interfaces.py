@@ -44,7 +44,6 @@ class WalkableBackbone(Protocol):
     Attributes:
         options: Bit options of every gated layer.
         costs: Costs of every option.
-        layers: The gated layers, in order.
         feature_sizes: Sizes of ``feature`` before each gated layer.
         feature_macs: MACs of all features per image; one at b bits counts (b / 32)**2.
     """
@@ -88,7 +87,7 @@ class WalkableBackbone(Protocol):
         ...
 
     def feature(self, hidden: Tensor, layer: int) -> Tensor:
-        """Return the features of the activation before gated layer ``layer``.
+        """Return the features of the activation before a gated layer.
 
         Returns:
             float32 ``[batch, feature_sizes[layer]]``: the confidence of a classifier, see

@@ -122,7 +122,8 @@ class AdaptiveMobileNet(AdaptiveNetwork):
         super().__init__(config, statistics)
         always, per_channel = (config.stem_bits,), config.per_channel
         stem_stride, *strides = _STRIDES[config.stem]
-        channels = [config.channels(full) for full in (_BEFORE, *_STAGES, _AFTER, _LAST)]
+        channels = [config.channels(full) for full in (_BEFORE, *_STAGES)]
+        after, last = config.channels(_AFTER), config.channels(_LAST)
         self.stem_conv = stem_convolution(config, stride=stem_stride)
         self.before = InvertedResidual(
             config.width,
@@ -132,12 +133,12 @@ class AdaptiveMobileNet(AdaptiveNetwork):
             signed_input=False,
             per_channel=per_channel,
         )
-        self.blocks = make_conv_stages(InvertedResidual, channels[:-2], strides, config)
-        self.after = InvertedResidual(*channels[-3:-1], always, per_channel=per_channel)
+        self.blocks = make_conv_stages(InvertedResidual, channels, strides, config)
+        self.after = InvertedResidual(channels[-1], after, always, per_channel=per_channel)
         self.last_conv = FractionalConvNorm(
-            *channels[-2:], always, kernel_size=1, signed_input=True, per_channel=per_channel
+            after, last, always, kernel_size=1, signed_input=True, per_channel=per_channel
         )
-        self.classifier = FractionalLinear(channels[-1], config.n_classes, bits=config.stem_bits)
+        self.classifier = FractionalLinear(last, config.n_classes, bits=config.stem_bits)
         self.finish_making(signed=True)
 
     def stem(self, images: Tensor) -> Tensor:

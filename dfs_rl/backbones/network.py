@@ -16,11 +16,7 @@ from dfs_rl.utils.config import PositiveInt, configuration
 
 
 def check_precision(bits: tuple[int, ...], stem_bits: int) -> None:
-    """Check bit options, and the bits of everything that is never gated.
-
-    Raises:
-        ConfigError: If no layer ever runs, or a bit width does not exist.
-    """
+    """Check that the bit widths exist, and that gated layers can run."""
     if BitOptions(bits).values == (SKIP,):
         raise ConfigError("bits is [0], with which no layer ever runs; add a bit width above 0.")
     if stem_bits == SKIP or stem_bits not in ALLOWED_BITS:
@@ -66,24 +62,12 @@ class NetworkConfig:
 
 
 class Network(Backbone):
-    """A backbone that its configuration describes completely; it has a ``classifier``.
-
-    Args:
-        config: Shape and precision.
-        statistics: Mean and deviation of the training images' channels, in [0, 1] units.
-    """
+    """A backbone that its configuration describes completely; it has a ``classifier``."""
 
     classifier: nn.Module
 
     def __init__(self, config: NetworkConfig, statistics: ChannelStatistics) -> None:
-        super().__init__(
-            config,
-            statistics,
-            bits=config.bits,
-            image_shape=(config.in_channels, *config.image_size),
-            n_classes=config.n_classes,
-            stem_bits=config.stem_bits,
-        )
+        super().__init__(config, statistics, (config.in_channels, *config.image_size))
 
     def head(self, hidden: Tensor) -> Tensor:
         """Average over positions and classify: logits, float32 ``[batch, classes]``."""

@@ -28,14 +28,10 @@ _ITERATIONS = 100
 
 
 def pool_grid(hidden: Tensor, *, grid: int) -> Tensor:
-    """Average an activation over the parts of a grid.
-
-    Args:
-        hidden: ``[batch, channels, h, w]``.
-        grid: Rows and columns, fewer where the activation is smaller.
+    """Average ``[batch, channels, h, w]`` over the parts of a grid of rows and columns.
 
     Returns:
-        float32 ``[batch, channels, parts]``.
+        float32 ``[batch, channels, parts]``; fewer parts where the activation is smaller.
     """
     height, width = hidden.shape[2:]
     rows, columns = min(grid, height), min(grid, width)
@@ -47,11 +43,7 @@ def pool_grid(hidden: Tensor, *, grid: int) -> Tensor:
 
 
 def describe(parts: Tensor, logits: Tensor) -> Tensor:
-    """Return the features of a gate.
-
-    Args:
-        parts: Result of ``pool_grid``.
-        logits: Logits of the probe, ``[batch, classes]``.
+    """Return the features of a gate from the result of ``pool_grid`` and the probe's logits.
 
     Returns:
         The probe's confidence and the mean of every channel, float32 ``[batch, 3 + channels]``.
@@ -60,10 +52,7 @@ def describe(parts: Tensor, logits: Tensor) -> Tensor:
 
 
 def confidence(logits: Tensor) -> Tensor:
-    """Return the confidence of a classifier.
-
-    Args:
-        logits: ``[batch, classes]``, at least 2 classes.
+    """Return the confidence of a classifier from its logits, ``[batch, classes]``.
 
     Returns:
         float32 ``[batch, 3]``: the highest probability, its lead over the second, the entropy in
@@ -137,15 +126,7 @@ class ExitHeads(nn.Module):
         return layer in self.after
 
     def answer(self, parts: Tensor, layer: int) -> Tensor:
-        """Classify the pooled activation before a gated layer with an exit.
-
-        Args:
-            parts: float32 ``[batch, channels, parts of EXIT_GRID]``.
-            layer: Number of the layer.
-
-        Returns:
-            Logits, float32 ``[batch, classes]``.
-        """
+        """Return logits from an activation, pooled on ``EXIT_GRID``, before a gated layer."""
         return cast("Tensor", self.heads[self.after.index(layer)](parts.flatten(1)))
 
     def sureness(self, logits: Tensor, layer: int) -> Tensor:

@@ -28,12 +28,7 @@ _MOST_LISTED = 3  # names of a series, such as vit1, vit2, ...
 
 
 class Family(NamedTuple):
-    """A class of backbones in storage.
-
-    Attributes:
-        config: Its configuration, a dataclass.
-        make: Makes one from a configuration and channel statistics.
-    """
+    """A class of backbones in storage: its configuration, a dataclass, and what makes one."""
 
     config: type[Any]
     make: Callable[[Any, ChannelStatistics], Backbone]
@@ -64,11 +59,7 @@ class NamedBackbone(NamedTuple):
         return self.family.config(**{**self.defaults, **given, **self.fixed})
 
     def make(self, statistics: ChannelStatistics, **settings: Any) -> Backbone:  # noqa: ANN401
-        """Make the network, untrained.
-
-        Raises:
-            ConfigError: If a setting is outside its range.
-        """
+        """Make the network, untrained, see ``config``."""
         return self.family.make(self.config(**settings), statistics)
 
 
@@ -78,11 +69,7 @@ _NAMES: dict[Recipe, dict[str, NamedBackbone]] = {recipe: {} for recipe in get_a
 
 
 def register_family(name: str, family: Family) -> None:
-    """Register a class of backbones for storage.
-
-    Raises:
-        ConfigError: If another family has the name.
-    """
+    """Register a class of backbones for storage; ``ConfigError`` if another has the name."""
     if FAMILIES.setdefault(name, family) != family:
         raise ConfigError(f"family is {name!r}, which {FAMILIES[name].make.__name__} has already.")
 
@@ -123,11 +110,7 @@ def register_backbone(
 
 
 def network_of(name: str, recipe: Recipe = "supernet") -> NamedBackbone:
-    """Return the network of a name.
-
-    Raises:
-        ConfigError: If there is none, or the recipe does not train it.
-    """
+    """Return the network of a name; ``ConfigError`` if the recipe trains no such one."""
     found = _NAMES[recipe].get(name)
     if found is not None:
         return found

@@ -8,6 +8,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -26,6 +27,8 @@ from dfs_rl.utils.checkpoint import (
 )
 from dfs_rl.utils.config import config_from_dict, config_to_dict
 from dfs_rl.utils.trusted_import import trusting
+
+T = TypeVar("T")
 
 FORMAT = 3
 STRUCTURE_FILE = "backbone.json"
@@ -60,12 +63,7 @@ class BackboneInfo:
 
 @dataclass(frozen=True, kw_only=True)
 class StoredBackbone:
-    """A loaded backbone.
-
-    Attributes:
-        backbone: The training form, in evaluation mode.
-        info: Its provenance.
-    """
+    """A loaded backbone in training form and evaluation mode, with its provenance."""
 
     backbone: Backbone
     info: BackboneInfo
@@ -73,11 +71,6 @@ class StoredBackbone:
 
 def save_backbone(backbone: Backbone, info: BackboneInfo, folder: str | Path) -> None:
     """Write ``backbone.json``, ``backbone.safetensors`` and for exits ``exits.safetensors``.
-
-    Args:
-        backbone: The training form.
-        info: Its provenance.
-        folder: Where to; made if missing.
 
     Raises:
         ConfigError: If it was made of a model without a constructor.
@@ -123,11 +116,10 @@ def load_stored_backbone(folder: str | Path, *, trust_code: bool = False) -> Sto
     folder = _own_folder(folder)
     path = folder / STRUCTURE_FILE
     record = _described(path)
-    config_part, statistics_part = (_part(record, name, path) for name in ("config", "statistics"))
     family = FAMILIES[str(record["kind"])]
-    config = config_from_dict(config_part, family.config, source=str(path))
-    statistics = config_from_dict(statistics_part, ChannelStatistics, source=str(path))
-    info = _info(record, path)
+    config = _part(record, "config", family.config, path)
+    statistics = _part(record, "statistics", ChannelStatistics, path)
+    info = _part(record, "info", BackboneInfo, path)
     weights = load_tensors(folder / WEIGHTS_FILE)
     exits = record.get("exits", [])
     if exits:
@@ -159,16 +151,9 @@ def load_stored_backbone(folder: str | Path, *, trust_code: bool = False) -> Sto
 
 
 def load_info(folder: str | Path) -> BackboneInfo:
-    """Read the provenance of a stored backbone, without its weights.
-
-    Args:
-        folder: As for ``load_stored_backbone``.
-
-    Raises:
-        CheckpointError: If there is no backbone, or its description is damaged.
-    """
+    """Read the provenance of a stored backbone, see ``load_stored_backbone``, without weights."""
     path = _own_folder(folder) / STRUCTURE_FILE
-    return _info(_described(path), path)
+    return _part(_described(path), "info", BackboneInfo, path)
 
 
 def _own_folder(folder: str | Path) -> Path:
@@ -196,10 +181,8 @@ def load_backbone(folder: str | Path, *, trust_code: bool = False) -> Backbone:
 
 def _share(backbone: Backbone, names: Sequence[str], path: Path) -> None:
     """Make the tensors of these names, which were loaded one by one, the same tensor again."""
-    places = [
-        (backbone.get_submodule(module), leaf)
-        for module, _, leaf in (n.rpartition(".") for n in names)
-    ]
+    parted = [name.rpartition(".") for name in names]
+    places = [(backbone.get_submodule(module), leaf) for module, _, leaf in parted]
     first, *others = (getattr(module, leaf) for module, leaf in places)
     for name, other in zip(names[1:], others, strict=True):
         if not torch.equal(first, other):
@@ -211,24 +194,15 @@ def _share(backbone: Backbone, names: Sequence[str], path: Path) -> None:
         setattr(module, leaf, first)
 
 
-def _part(record: Mapping[str, object], name: str, path: Path) -> dict[str, object]:
+def _part(record: Mapping[str, object], name: str, kind: type[T], path: Path) -> T:
     part = record.get(name)
     if not isinstance(part, dict):
         raise CheckpointError(f"{path} is damaged: it lacks a part of the description.")
-    return part
-
-
-def _info(record: Mapping[str, object], path: Path) -> BackboneInfo:
-    return config_from_dict(_part(record, "info", path), BackboneInfo, source=str(path))
+    return config_from_dict(part, kind, source=str(path))
 
 
 def weights_digest(folder: Path, *, exits: bool = False) -> str:
-    """Return a short digest of a stored backbone's weights, which identifies it.
-
-    Args:
-        folder: Where it is stored.
-        exits: Whether the digest covers the exits too.
-    """
+    """Return a short digest of a stored backbone's weights, with its exits if wanted."""
     digest = hashlib.sha256((folder / WEIGHTS_FILE).read_bytes())
     if exits and (folder / EXITS_FILE).is_file():
         digest.update((folder / EXITS_FILE).read_bytes())

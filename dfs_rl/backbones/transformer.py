@@ -96,12 +96,7 @@ class TokenConfig(NetworkConfig):
 
 
 class TokenBackbone(Network):
-    """A transformer; a subclass adds ``begin`` and the gated layers.
-
-    Args:
-        config: Shape and precision.
-        statistics: Mean and deviation of the training images' channels, in [0, 1] units.
-    """
+    """A transformer; a subclass adds ``begin`` and the gated layers."""
 
     optimizer = "adamw"
     feature_weight = 0.1
@@ -177,15 +172,9 @@ class SelfAttention(nn.Module):
         return self.attend(tokens.flatten(1, 2), bits).reshape(tokens.shape)
 
     def attend(self, tokens: Tensor, bits: int, *mask: Tensor) -> Tensor:
-        """Attend to the tokens of the same group.
+        """Attend to the tokens of the same group: ``[batch, ..., n, width]`` to the same shape.
 
-        Args:
-            tokens: ``[batch, ..., n, width]``.
-            bits: Bit width of all products.
-            mask: Addend of the scores, ``[..., heads, n, n]``, if there is one.
-
-        Returns:
-            The same shape.
+        ``mask`` is an addend of the scores, ``[..., heads, n, n]``, if there is one.
         """
         bias = torch.cat([self.query_bias, torch.zeros_like(self.query_bias), self.value_bias])
         together = self.queries_keys_values(tokens, bits) + bias  # [..., n, 3 width]

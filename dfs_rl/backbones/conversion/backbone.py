@@ -61,14 +61,7 @@ class Fractionalized(Backbone):
     def __init__(
         self, traced: Traced, config: FractionalizeConfig, statistics: ChannelStatistics
     ) -> None:
-        super().__init__(
-            config,
-            statistics,
-            bits=config.bits,
-            image_shape=config.image_shape,
-            n_classes=config.n_classes,
-            stem_bits=config.stem_bits,
-        )
+        super().__init__(config, statistics, config.image_shape)
         findings = find(traced)
         parts = choose_parts(findings, traced, config)
         swaps = make_swaps(traced, parts, config)
